@@ -1,0 +1,57 @@
+//! What a use case can answer.
+
+use crate::bucket::BucketError;
+use crate::catalog::CatalogError;
+use crate::chunk::ChunkError;
+use crate::fs::FsError;
+use crate::types::{Class, Classify};
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ControlError {
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    OutOfRange(String),
+    #[error("{what} does not exist")]
+    NotFound { what: String },
+    #[error("{what} exists and differs: {why}")]
+    Exists { what: String, why: String },
+    #[error("{0}")]
+    Precondition(String),
+    #[error("another call for {what} is running: repeat")]
+    InProgress { what: String },
+    #[error("{0}")]
+    Exhausted(String),
+    #[error("{0}")]
+    Unavailable(String),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Classify for ControlError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Invalid(_) => Class::Invalid,
+            Self::OutOfRange(_) => Class::OutOfRange,
+            Self::NotFound { .. } => Class::NotFound,
+            Self::Exists { .. } => Class::Exists,
+            Self::Precondition(_) => Class::Precondition,
+            Self::InProgress { .. } => Class::InProgress,
+            Self::Exhausted(_) => Class::Exhausted,
+            Self::Unavailable(_) => Class::Unavailable,
+            Self::Catalog(error) => error.class(),
+            Self::Fs(error) => error.class(),
+            Self::Chunk(error) => error.class(),
+            Self::Bucket(error) => error.class(),
+            Self::Internal(_) => Class::Internal,
+        }
+    }
+}

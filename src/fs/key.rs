@@ -1,0 +1,185 @@
+//! The database's keys. One tag byte, then big-endian numbers, so that scans come in order.
+//!
+//! ```text
+//! S                                   superblock
+//! I <inode:8>                         inode
+//! D <dir:8> <hash:6> <n:2>            directory entry (R21: `n` tells names of one hash apart and is never compacted)
+//! X <data id:8> <record:8>            record of a file's data
+//! O <data id:8>                       data to be reclaimed
+//! U <creator:16> <epoch:8> <seq:8>    references held into a pack
+//! R <slot:4>                          duplicate-reply ring
+//! ```
+//! Keys are readable in SlateDB's indexes whatever the encryption, so no name is ever part of one: directory keys hold
+//! a keyed hash.
+
+use super::api::DirCookie;
+use crate::types::{Epoch, Incarnation, InodeNo, PackId};
+use bytes::Bytes;
+
+/// A data id: names the content of a file through one of its lives (R5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct DataId(pub u64);
+
+/// 47 bits of keyed hash of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NameHash(u64);
+
+impl NameHash {
+    pub fn of(key: &[u8; 16], name: &[u8]) -> Self {
+        use std::hash::Hasher;
+        let mut hasher = siphasher::sip::SipHasher24::new_with_key(key);
+        hasher.write(name);
+        Self(hasher.finish() >> 17)
+    }
+
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// Cookies 0, 1 and 2 are taken (start, `.`, `..`): an entry's cookie is hash and n, moved up by this.
+const COOKIE_BASE: u64 = 3;
+
+/// The cookie of an entry: one zero bit, 47 bits of hash, 16 bits of n, offset past the reserved ones.
+/// The very last `n`s of the last hash would overflow the zero bit; they saturate nowhere, as 2^63 + 2 still fits.
+pub fn cookie(hash: NameHash, n: u16) -> DirCookie {
+    DirCookie(((hash.0 << 16) | u64::from(n)) + COOKIE_BASE)
+}
+
+/// The first entry after a cookie, as its key; `None` when the cookie was never given out.
+pub fn dir_after(dir: InodeNo, after: DirCookie) -> Option<Bytes> {
+    let position = match after.0 {
+        0..COOKIE_BASE => 0,
+        given => given.checked_sub(COOKIE_BASE)?.checked_add(1)?,
+    };
+    (position <= 1 << 63).then(|| dir_position(dir, position))
+}
+
+fn dir_position(dir: InodeNo, position: u64) -> Bytes {
+    build(b'D', &[&dir.0.to_be_bytes(), &position.to_be_bytes()])
+}
+
+fn build(tag: u8, parts: &[&[u8]]) -> Bytes {
+    let mut key = Vec::with_capacity(1 + parts.iter().map(|p| p.len()).sum::<usize>());
+    key.push(tag);
+    parts.iter().for_each(|p| key.extend_from_slice(p));
+    key.into()
+}
+
+pub fn superblock() -> Bytes {
+    Bytes::from_static(b"S")
+}
+
+pub fn inode(ino: InodeNo) -> Bytes {
+    build(b'I', &[&ino.0.to_be_bytes()])
+}
+
+pub fn dir_entry(dir: InodeNo, hash: NameHash, n: u16) -> Bytes {
+    dir_position(dir, (hash.0 << 16) | u64::from(n))
+}
+
+/// All entries of a directory.
+pub fn dir(dir: InodeNo) -> Bytes {
+    build(b'D', &[&dir.0.to_be_bytes()])
+}
+
+/// All entries of a directory whose names have this hash.
+pub fn dir_hash(dir: InodeNo, hash: NameHash) -> Bytes {
+    build(b'D', &[&dir.0.to_be_bytes(), &hash.0.to_be_bytes()[2..]])
+}
+
+pub fn record(data: DataId, record: u64) -> Bytes {
+    build(b'X', &[&data.0.to_be_bytes(), &record.to_be_bytes()])
+}
+
+/// All records of a data id.
+pub fn records(data: DataId) -> Bytes {
+    build(b'X', &[&data.0.to_be_bytes()])
+}
+
+pub fn orphan(data: DataId) -> Bytes {
+    build(b'O', &[&data.0.to_be_bytes()])
+}
+
+pub fn usage(pack: PackId) -> Bytes {
+    build(b'U', &[pack.creator.as_bytes(), &pack.epoch.0.to_be_bytes(), &pack.seq.to_be_bytes()])
+}
+
+pub fn ring(slot: u32) -> Bytes {
+    build(b'R', &[&slot.to_be_bytes()])
+}
+
+/// A key, read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    Superblock,
+    Inode(InodeNo),
+    DirEntry { dir: InodeNo, hash: NameHash, n: u16 },
+    Record(DataId, u64),
+    Orphan(DataId),
+    Usage(PackId),
+    Ring(u32),
+}
+
+impl Key {
+    /// `None` for bytes that are no key of ours.
+    pub fn parse(key: &[u8]) -> Option<Self> {
+        fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+            Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+        }
+        let (tag, rest) = key.split_first()?;
+        match (tag, rest.len()) {
+            (b'S', 0) => Some(Self::Superblock),
+            (b'I', 8) => Some(Self::Inode(InodeNo(u64_at(rest, 0)?))),
+            (b'D', 16) => {
+                let position = u64_at(rest, 8)?;
+                let (hash, n) = (NameHash(position >> 16), (position & 0xffff) as u16);
+                (position < 1 << 63).then_some(Self::DirEntry { dir: InodeNo(u64_at(rest, 0)?), hash, n })
+            }
+            (b'X', 16) => Some(Self::Record(DataId(u64_at(rest, 0)?), u64_at(rest, 8)?)),
+            (b'O', 8) => Some(Self::Orphan(DataId(u64_at(rest, 0)?))),
+            (b'U', 32) => {
+                let creator = Incarnation::from_bytes(rest.get(..16)?.try_into().ok()?);
+                Some(Self::Usage(PackId { creator, epoch: Epoch(u64_at(rest, 16)?), seq: u64_at(rest, 24)? }))
+            }
+            (b'R', 4) => Some(Self::Ring(u32::from_be_bytes(rest.try_into().ok()?))),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_parse_back() {
+        let pack = PackId { creator: Incarnation::from_bytes([9; 16]), epoch: Epoch(2), seq: 3 };
+        let hash = NameHash::of(&[1; 16], b"name");
+        let cases = [
+            (superblock(), Key::Superblock),
+            (inode(InodeNo(7)), Key::Inode(InodeNo(7))),
+            (dir_entry(InodeNo(7), hash, 5), Key::DirEntry { dir: InodeNo(7), hash, n: 5 }),
+            (record(DataId(4), 9), Key::Record(DataId(4), 9)),
+            (orphan(DataId(4)), Key::Orphan(DataId(4))),
+            (usage(pack), Key::Usage(pack)),
+            (ring(11), Key::Ring(11)),
+        ];
+        for (bytes, key) in cases {
+            assert_eq!(Key::parse(&bytes), Some(key));
+            assert_eq!(Key::parse(&bytes[..bytes.len() - 1]).filter(|_| bytes.len() > 2), None);
+        }
+        assert_eq!(Key::parse(b""), None);
+    }
+
+    #[test]
+    fn a_cookie_continues_after_its_entry() {
+        let hash = NameHash::of(&[1; 16], b"name");
+        let after = dir_after(InodeNo(7), cookie(hash, 5)).unwrap();
+        assert!(after > dir_entry(InodeNo(7), hash, 5));
+        assert_eq!(after, dir_entry(InodeNo(7), hash, 6));
+        assert_eq!(dir_after(InodeNo(7), DirCookie(2)).unwrap(), dir_entry(InodeNo(7), NameHash(0), 0));
+        assert!(dir_after(InodeNo(7), cookie(NameHash((1 << 47) - 1), u16::MAX)).is_some());
+        assert_eq!(dir_after(InodeNo(7), DirCookie(u64::MAX)), None);
+    }
+}

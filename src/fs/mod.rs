@@ -1,0 +1,19 @@
+//! The file system of one dataset: inodes, directories, file data and counters in one SlateDB database, chunk data in the
+//! family's packs.
+//!
+//! `api` is what an edge sees: operations with POSIX meaning, free of any protocol. `key` and `row` are the database's
+//! format. The committer is the only writer (R4).
+
+pub mod api;
+mod committer;
+mod content;
+mod dataset;
+pub mod db;
+mod error;
+pub mod key;
+mod node;
+pub mod row;
+
+pub use committer::{Batch, Committer, Ticket, Totals};
+pub use dataset::{Fs, FsOptions, RootAttr, SyncMode};
+pub use error::FsError;

@@ -1,0 +1,59 @@
+//! The small trait behind which mount(2) and umount2(2) are.
+
+use crate::types::{Class, Classify};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MountError {
+    #[error("{path}: is already a mount point of {device}")]
+    Busy { path: PathBuf, device: String },
+    #[error("{path}: not a directory")]
+    NotDirectory { path: PathBuf },
+    #[error("{path}: {doing}: {why}")]
+    Kernel { path: PathBuf, doing: &'static str, why: String },
+    #[error("{path}: {doing} did not finish within {secs} s")]
+    Timeout { path: PathBuf, doing: &'static str, secs: u64 },
+}
+
+impl Classify for MountError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Busy { .. } | Self::NotDirectory { .. } => Class::Precondition,
+            Self::Kernel { .. } => Class::Internal,
+            Self::Timeout { .. } => Class::Unavailable,
+        }
+    }
+}
+
+/// An NFSv3 mount of one volume from its own loopback endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NfsMount {
+    /// Shown as the device in mountinfo, and recognised there after a restart.
+    pub device: String,
+    pub endpoint: SocketAddr,
+    pub export: String,
+    pub read_only: bool,
+    /// Mount options asked for beyond the driver's own; checked against the list of those allowed.
+    pub options: Vec<String>,
+}
+
+/// A line of /proc/self/mountinfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountPoint {
+    pub target: PathBuf,
+    pub device: String,
+    pub kind: String,
+    pub read_only: bool,
+}
+
+/// What the node needs of the kernel. Nothing here ever touches the file system under a mount point of ours.
+pub trait Mounter: Send + Sync + 'static {
+    fn mount_nfs(&self, what: &NfsMount, target: &Path) -> impl Future<Output = Result<(), MountError>> + Send;
+    fn bind(&self, source: &Path, target: &Path, read_only: bool) -> impl Future<Output = Result<(), MountError>> + Send;
+    /// An absent mount counts as unmounted. Never blocks longer than its limits: umount2, then MNT_FORCE, then MNT_DETACH.
+    fn unmount(&self, target: &Path) -> impl Future<Output = Result<(), MountError>> + Send;
+    fn list(&self) -> impl Future<Output = Result<Vec<MountPoint>, MountError>> + Send;
+    /// Writes the mount's dirty pages to the server (syncfs), within a time limit.
+    fn sync(&self, target: &Path) -> impl Future<Output = Result<(), MountError>> + Send;
+}

@@ -1,0 +1,46 @@
+//! Named durable steps.
+//!
+//! Every step after which a crash must leave a state that the next open understands calls [`Failpoints::step`] with its
+//! name. Without the `failpoints` feature the call compiles to nothing.
+
+use std::sync::Arc;
+
+/// A failure that a test asked for at a named step.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("failure injected at {step}")]
+pub struct Injected {
+    pub step: String,
+}
+
+/// The failpoints of one pool handle: tests in one process do not disturb each other.
+#[derive(Clone, Default)]
+pub struct Failpoints {
+    registry: Arc<fail_parallel::FailPointRegistry>,
+}
+
+impl Failpoints {
+    /// Passes the step called `name`, or fails where a test said so. The actions are those of `fail_parallel`:
+    /// `return` fails the step, `sleep(ms)` delays it, `pause` holds it until the action is changed, `1*off->return`
+    /// fails the second time.
+    #[allow(unused_variables, clippy::unused_async, reason = "nothing is left of a step without the feature")]
+    pub async fn step(&self, name: &str) -> Result<(), Injected> {
+        #[cfg(feature = "failpoints")]
+        fail_parallel::fail_point_async!(self.registry.clone(), name, |_| Err(Injected { step: name.to_owned() }));
+        Ok(())
+    }
+
+    /// Sets what happens at a step.
+    ///
+    /// # Errors
+    /// When `action` is not in the language of `fail_parallel`.
+    #[cfg(feature = "failpoints")]
+    pub fn set(&self, name: &str, action: &str) -> Result<(), String> {
+        fail_parallel::cfg(self.registry.clone(), name, action)
+    }
+}
+
+impl std::fmt::Debug for Failpoints {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Failpoints")
+    }
+}

@@ -1,0 +1,37 @@
+//! What the caller of a failed operation should do about it.
+
+/// The class of an error: each edge maps classes to its protocol once, in one exhaustive match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// The request itself is wrong; repeating it cannot help.
+    Invalid,
+    /// The object named does not exist.
+    NotFound,
+    /// An object of that name exists and differs from what was asked for.
+    Exists,
+    /// Another operation on the same object is running; repeat later.
+    InProgress,
+    /// The object is in a state that forbids the operation until something else is done.
+    Precondition,
+    /// A number lies outside what is supported.
+    OutOfRange,
+    /// A quota or a limit is used up.
+    Exhausted,
+    /// The caller may not do this.
+    Denied,
+    /// A service that is needed does not answer; repeat later.
+    Unavailable,
+    /// Another owner has taken over; this instance must never acknowledge again.
+    Fenced,
+    /// Stored bytes are not what was written.
+    Corrupt,
+    /// Not supported, now or ever.
+    Unsupported,
+    /// A defect of this program.
+    Internal,
+}
+
+/// Every error of every layer answers what the caller should do about it.
+pub trait Classify {
+    fn class(&self) -> Class;
+}

@@ -1,0 +1,17 @@
+//! The vocabulary that every floor shares: identifiers, names, time and error classes.
+//!
+//! Nothing here does I/O or knows of any other module. Every newtype has one parsing constructor and private fields, so
+//! that a value of the type is proof that it was checked.
+
+mod class;
+mod id;
+mod name;
+mod time;
+
+pub use class::{Class, Classify};
+pub use id::{
+    ChunkHash, DatasetId, Epoch, FamilyId, IdError, Incarnation, InodeNo, NameKey, PackId, PoolId, SessionId, SnapshotHandle,
+    SnapshotId, VolumeHandle,
+};
+pub use name::{DatasetName, EntryName, NameError, SnapshotName};
+pub use time::Timestamp;

@@ -1,0 +1,123 @@
+//! The tree is the diagram: imports point down only, and siblings on one floor never meet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// From the ground up; modules of one floor must not import each other.
+const FLOORS: &[&[&str]] = &[
+    &["types", "telemetry"],
+    &["bucket", "crypto"],
+    &["chunk"],
+    &["fs", "catalog"],
+    &["volume", "mount"],
+    &["control"],
+    &["nfs", "csi"],
+    &["app"],
+    &["cli"],
+];
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The modules of this crate that a source names, by `crate::module` or `use crate::{module…, module…}`.
+fn imports(text: &str) -> BTreeSet<String> {
+    let code: String = text.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let word = |s: &str| s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut found = BTreeSet::new();
+    for (at, found_here) in code.match_indices("crate::") {
+        if code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$') {
+            continue;
+        }
+        let rest = &code[at + found_here.len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            found.insert(word(rest));
+            continue;
+        };
+        let mut depth = 0;
+        let mut start = true;
+        for (i, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => start = true,
+                c if start && !c.is_whitespace() => {
+                    found.insert(word(&group[i..]));
+                    start = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    found.remove("");
+    found
+}
+
+fn floor_of(module: &str) -> Option<usize> {
+    FLOORS.iter().position(|floor| floor.contains(&module))
+}
+
+fn graph() -> BTreeMap<String, BTreeMap<String, PathBuf>> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    let mut graph: BTreeMap<String, BTreeMap<String, PathBuf>> = BTreeMap::new();
+    for file in files {
+        let relative = file.strip_prefix(&src).unwrap();
+        let module = relative.components().next().unwrap().as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned();
+        if module == "lib" || module == "main" {
+            continue;
+        }
+        for import in imports(&fs::read_to_string(&file).unwrap()) {
+            if import != module {
+                graph.entry(module.clone()).or_default().insert(import, relative.to_owned());
+            }
+        }
+    }
+    graph
+}
+
+#[test]
+fn imports_point_down() {
+    let mut wrong = Vec::new();
+    for (module, imports) in graph() {
+        let Some(floor) = floor_of(&module) else {
+            wrong.push(format!("src/{module} has no floor: give it one in FLOORS"));
+            continue;
+        };
+        for (import, file) in imports {
+            match floor_of(&import) {
+                None => wrong.push(format!("src/{}: crate::{import} has no floor", file.display())),
+                Some(other) if other >= floor => wrong.push(format!("src/{}: {module} must not import {import}", file.display())),
+                Some(_) => {}
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_folder_explains_itself() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    for file in files.iter().filter(|f| f.ends_with("mod.rs")) {
+        assert!(fs::read_to_string(file).unwrap().starts_with("//!"), "{} opens with no module doc", file.display());
+    }
+}
+
+#[test]
+fn the_reader_of_imports_sees_all_forms() {
+    let text = "use crate::fs::Fs;\nuse crate::{bucket::{self, Bucket}, types::*,\n catalog};\nlet x = crate::chunk::f(); // crate::no\nuse $crate::y;";
+    let seen: Vec<_> = imports(text).into_iter().collect();
+    assert_eq!(seen, ["bucket", "catalog", "chunk", "fs", "no", "types"].map(String::from));
+}
