@@ -1,8 +1,14 @@
 //! Content-addressed chunks in packs.
 
+mod cache;
+mod error;
+mod packer;
 mod store;
 
-pub use store::{ChunkError, ChunkStore, PackSummary, Packer, Packing};
+pub use cache::ChunkCache;
+pub use error::ChunkError;
+pub use packer::{Packer, Packing, Stored};
+pub use store::{ChunkStore, PackSummary};
 
 use crate::types::{ChunkHash, PackId};
 use serde::{Deserialize, Serialize};

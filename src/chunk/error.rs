@@ -1,0 +1,46 @@
+//! What can go wrong between a chunk and its pack.
+
+use crate::bucket::BucketError;
+use crate::types::{ChunkHash, Class, Classify, FamilyId, PackId};
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ChunkError {
+    #[error("{doing} pack {pack}: {source}")]
+    Bucket {
+        doing: &'static str,
+        pack: PackId,
+        #[source]
+        source: BucketError,
+    },
+    #[error("listing the packs of family {family}: {source}")]
+    List {
+        family: FamilyId,
+        #[source]
+        source: BucketError,
+    },
+    /// What refers to the chunk is intact, what it refers to is not.
+    #[error("chunk {hash} in pack {pack} is corrupt: {why}")]
+    Corrupt { hash: ChunkHash, pack: PackId, why: String },
+    #[error("pack {pack} is corrupt: {why}")]
+    CorruptPack { pack: PackId, why: String },
+    /// The pack's object is not in the bucket, or the key below `packs/` is no pack's.
+    #[error("pack {pack} is not in the bucket: something outside this program removed it; restore the object from a backup")]
+    Missing { pack: PackId },
+    #[error("a chunk of {bytes} bytes is larger than the {max} allowed")]
+    TooLarge { bytes: usize, max: usize },
+    /// The work was cut off: the runtime is going down.
+    #[error("{doing} pack {pack} was cut off: the program is shutting down")]
+    CutOff { doing: &'static str, pack: PackId },
+}
+
+impl Classify for ChunkError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Bucket { source, .. } | Self::List { source, .. } => source.class(),
+            // Not NotFound: what was asked for exists, its bytes are lost.
+            Self::Corrupt { .. } | Self::CorruptPack { .. } | Self::Missing { .. } => Class::Corrupt,
+            Self::TooLarge { .. } => Class::Internal,
+            Self::CutOff { .. } => Class::Unavailable,
+        }
+    }
+}
