@@ -54,9 +54,27 @@ impl Contents {
         todo!()
     }
 
-    /// Buffers a write: reserves space, raises `row.size`. The caller holds the node's lock, has set the times in `row`, and stores `row` afterwards.
-    /// Waits for room by bytes; flushes are started here, never by a COMMIT alone (R22).
-    pub async fn write(&self, _node: &Arc<Node>, _row: &mut Inode, _offset: u64, _data: Bytes) -> Result<(), FsError> {
+    /// Waits for room by bytes, for a write of `bytes`. Called BEFORE the node's lock is taken: the flush that makes room may need that very lock.
+    ///
+    /// # Errors
+    /// [`FsError::Unavailable`] when the store took nothing for a long while.
+    pub async fn admit(&self, _bytes: usize) -> Result<Admission, FsError> {
+        todo!()
+    }
+
+    /// Buffers a write: reserves space, raises `row.size` and `row.allocated`. The caller holds the node's lock, has set the times in `row`, and stores
+    /// `row` afterwards. Flushes are started here, never by a COMMIT alone (R22).
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`] beyond the quota, [`FsError::TooBig`]; nothing has changed then.
+    pub async fn write(
+        &self,
+        _node: &Arc<Node>,
+        _row: &mut Inode,
+        _offset: u64,
+        _data: Bytes,
+        _room: Admission,
+    ) -> Result<(), FsError> {
         todo!()
     }
 
@@ -66,7 +84,8 @@ impl Contents {
         todo!()
     }
 
-    /// Changes the size both ways (R5). The caller holds the node's lock and puts `node.stored(row)` into `batch` itself afterwards.
+    /// Changes the size both ways (R5). The caller holds the node's lock, puts `node.stored(row)` into `batch` itself afterwards, submits, and stores `row`.
+    /// It has called [`Self::flush`] before it took the lock where [`Content::is_dirty`], so that the new size is not ahead of older data.
     pub async fn truncate(&self, _node: &Node, _row: &mut Inode, _size: u64, _batch: &mut Batch) -> Result<(), FsError> {
         todo!()
     }
@@ -81,8 +100,25 @@ impl Contents {
         todo!()
     }
 
-    /// Starts flush timer, reclaim of `O` and migration of inline data; ends with the tasks' tracker.
-    pub fn start(self: &Arc<Self>, _tasks: &tokio_util::task::TaskTracker, _stop: tokio_util::sync::CancellationToken) {
+    /// Starts flush timer, reclaim of `O` and migration of inline data; ends with the tasks' tracker. `nodes` finds the inodes whose cut-off records
+    /// are reclaimed.
+    pub fn start(
+        self: &Arc<Self>,
+        _nodes: std::sync::Weak<dyn NodeSource>,
+        _tasks: &tokio_util::task::TaskTracker,
+        _stop: tokio_util::sync::CancellationToken,
+    ) {
         todo!()
     }
+}
+
+/// Room for one write among the volume's dirty bytes; given back when dropped.
+#[must_use = "room is for a write that follows"]
+pub struct Admission {}
+
+/// Where the data path finds an inode that it knows only by number: the namespace's inode table.
+#[async_trait::async_trait]
+pub trait NodeSource: Send + Sync {
+    /// The one [`Node`] of this inode in this process, loaded if need be; `None` when there is no such inode any more.
+    async fn node(&self, ino: crate::types::InodeNo) -> Result<Option<Arc<Node>>, FsError>;
 }
