@@ -1,9 +1,33 @@
-//! One open file system and its life: who owns a dataset, opening, closing.
+//! One open file system and its life: who owns a dataset, opening it, watching it, closing it.
+//!
+//! ```text
+//!             claim (CAS)           Fs::open fences
+//!  released ─────────────▶ claimed ─────────────▶ open ──┬── close: Fs::close, then the owner goes: released
+//!     ▲                       │ open failed              │
+//!     └───────────────────────┘                          └── fenced: dropped and reported; the record is the new owner's
+//! ```
+//!
+//! Nouns: an **owner** is a node's session, written into the dataset's record; **released** means no owner, and only that
+//! means cleanly closed (R16); a **caretaker** is a controller that holds a released dataset for the length of one
+//! checkpoint.
+//!
+//! Invariants: a process opens a database only while the record names it; a dataset is opened at most once in a process;
+//! a dataset owned by another node is never opened here, because its journal may hold what is not in the store yet.
+//!
+//! A crash leaves the owner in the record: the same node opens it again (its journal is there), a caretaker's claim
+//! yields to anyone (it has no journal). Taking over from a node that is gone is not done here: that needs leases.
 
-use crate::catalog::{Catalog, CatalogError, Dataset};
-use crate::fs::{Fs, FsError};
-use crate::types::{Class, Classify, DatasetId};
-use std::sync::Arc;
+mod caretaker;
+mod ownership;
+mod volumes;
+
+pub use caretaker::checkpoint_released;
+pub use ownership::is_caretaker;
+pub use volumes::{Lost, Volume, VolumeSettings, Volumes, place};
+
+use crate::catalog::CatalogError;
+use crate::fs::FsError;
+use crate::types::{Class, Classify};
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum VolumeError {
@@ -13,9 +37,13 @@ pub enum VolumeError {
     Owned { dataset: String, node: String },
     #[error("dataset {dataset} is being deleted")]
     Deleting { dataset: String },
+    #[error("dataset {dataset} is still being created: repeat its creation, or wait")]
+    Creating { dataset: String },
+    #[error("dataset {dataset}: {max} volumes are open already, which is this process's limit: close one, or raise volumesMax")]
+    Full { dataset: String, max: usize },
     #[error(transparent)]
     Catalog(#[from] CatalogError),
-    #[error("dataset {dataset}")]
+    #[error("dataset {dataset}: {source}")]
     Fs {
         dataset: String,
         #[source]
@@ -30,41 +58,11 @@ impl Classify for VolumeError {
         match self {
             Self::NotFound { .. } => Class::NotFound,
             Self::Owned { .. } | Self::Deleting { .. } => Class::Precondition,
+            Self::Creating { .. } => Class::InProgress,
+            Self::Full { .. } => Class::Exhausted,
             Self::Catalog(error) => error.class(),
             Self::Fs { source, .. } => source.class(),
             Self::Io(_) => Class::Internal,
         }
-    }
-}
-
-/// A dataset opened by its owner, this process.
-pub struct Volume {
-    pub dataset: Dataset,
-    pub fs: Fs,
-    /// What file handles are authenticated with (R7).
-    pub handle_key: [u8; 16],
-}
-
-/// The volumes that this process has open, over all its pools.
-pub struct Volumes {}
-
-impl Volumes {
-    /// Opens a volume, or answers the open one. Concurrent calls share one opening.
-    pub async fn open(&self, _pool: &Catalog, _dataset: DatasetId) -> Result<Arc<Volume>, VolumeError> {
-        todo!()
-    }
-
-    /// The volume if it is open.
-    pub fn get(&self, _dataset: DatasetId) -> Option<Arc<Volume>> {
-        todo!()
-    }
-
-    /// Flushes, closes and releases the ownership. Not open counts as closed.
-    pub async fn close(&self, _dataset: DatasetId) -> Result<(), VolumeError> {
-        todo!()
-    }
-
-    pub async fn close_all(&self) -> Result<(), VolumeError> {
-        todo!()
     }
 }

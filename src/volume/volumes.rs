@@ -1,0 +1,356 @@
+//! The volumes that one process has open.
+
+use super::VolumeError;
+use super::ownership::{self, Before};
+use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
+use crate::chunk::ChunkStore;
+use crate::fs::db::{DbCache, DbPlace};
+use crate::fs::{Fs, FsError, FsOptions, RootAttr, SyncMode};
+use crate::types::{DatasetId, FamilyId, Incarnation, PoolId, SessionId};
+use futures::StreamExt;
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+/// Volumes closed at once by [`Volumes::close_all`].
+const CLOSES_AT_ONCE: usize = 8;
+/// Reports of lost volumes kept for a slow listener.
+const LOST_QUEUED: usize = 256;
+
+/// How this process opens volumes.
+#[derive(Clone)]
+pub struct VolumeSettings {
+    /// The node's name: a restart under the same name takes its own volumes back.
+    pub node: String,
+    /// This run of the process.
+    pub session: SessionId,
+    /// Where journals are kept; none: every change waits for the store.
+    pub journal_dir: Option<PathBuf>,
+    /// Shared by every database of the process.
+    pub cache: DbCache,
+    pub flush_interval: Duration,
+    /// Most bytes of written data held in memory, for each volume.
+    pub dirty_bytes_max: u64,
+    /// Bytes for inode, directory and extent caches, for each volume.
+    pub cache_bytes: u64,
+    /// Most volumes open at once.
+    pub volumes_max: usize,
+}
+
+impl VolumeSettings {
+    pub(super) fn options(&self, dataset: &Dataset, journal: Option<PathBuf>) -> FsOptions {
+        let properties = &dataset.properties;
+        FsOptions {
+            sync: sync_mode(dataset),
+            quota_bytes: dataset.size,
+            quota_inodes: properties.quota_inodes,
+            record_bytes: properties.record_bytes,
+            codec: properties.codec,
+            flush_interval: self.flush_interval,
+            dirty_bytes_max: self.dirty_bytes_max,
+            cache_bytes: self.cache_bytes,
+            journal,
+            root: RootAttr { uid: properties.root_uid, gid: properties.root_gid, mode: properties.root_mode },
+        }
+    }
+}
+
+/// The property, or the default of the access modes: `always` as soon as one of them is multi-node.
+fn sync_mode(dataset: &Dataset) -> SyncMode {
+    match dataset.properties.sync.as_deref() {
+        Some("standard") => SyncMode::Standard,
+        Some("disabled") => SyncMode::Disabled,
+        Some(_) => SyncMode::Always,
+        None if dataset.access_modes.iter().any(|mode| mode.starts_with("MULTI_NODE")) => SyncMode::Always,
+        None => SyncMode::Standard,
+    }
+}
+
+/// Where a dataset's database is.
+pub fn place(pool: &Catalog, family: FamilyId, incarnation: Incarnation, cache: &DbCache) -> DbPlace {
+    let sealer = pool.keyring().database_sealer(family);
+    DbPlace { bucket: pool.bucket().clone(), incarnation, sealer, cache: cache.clone() }
+}
+
+/// A dataset opened by its owner, this process.
+pub struct Volume {
+    pub dataset: Dataset,
+    pub fs: Arc<Fs>,
+    /// What file handles are authenticated with (R7).
+    pub handle_key: [u8; 16],
+    chunks: ChunkStore,
+}
+
+/// A volume that another owner took, or that failed for good.
+#[derive(Clone, Debug)]
+pub struct Lost {
+    pub pool: PoolId,
+    pub dataset: DatasetId,
+    pub why: FsError,
+}
+
+/// The volumes that this process has open, over all its pools. Cheap to clone.
+#[derive(Clone)]
+pub struct Volumes {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: VolumeSettings,
+    /// A slot stays while its volume is open or someone is opening or closing it.
+    slots: Mutex<HashMap<DatasetId, Arc<Slot>>>,
+    lost: broadcast::Sender<Lost>,
+}
+
+#[derive(Default)]
+struct Slot {
+    /// Held while opening or closing. Taken before `open`.
+    gate: tokio::sync::Mutex<()>,
+    open: RwLock<Option<Open>>,
+}
+
+#[derive(Clone)]
+struct Open {
+    volume: Arc<Volume>,
+    pool: Catalog,
+    /// Ends the watcher.
+    closed: CancellationToken,
+}
+
+impl Volumes {
+    pub fn new(settings: VolumeSettings) -> Self {
+        let inner = Inner { settings, slots: Mutex::default(), lost: broadcast::Sender::new(LOST_QUEUED) };
+        Self { inner: Arc::new(inner) }
+    }
+
+    pub fn settings(&self) -> &VolumeSettings {
+        &self.inner.settings
+    }
+
+    /// This process, as it is written into records.
+    pub fn owner(&self) -> Owner {
+        Owner { node: self.inner.settings.node.clone(), session: self.inner.settings.session }
+    }
+
+    /// Reports of volumes lost from now on. They are gone from here when they are reported.
+    pub fn lost(&self) -> broadcast::Receiver<Lost> {
+        self.inner.lost.subscribe()
+    }
+
+    /// Opens a volume, or answers the open one. Concurrent calls share one opening.
+    ///
+    /// # Errors
+    /// [`VolumeError::Owned`] when another node has it.
+    pub async fn open(&self, pool: &Catalog, dataset: DatasetId) -> Result<Arc<Volume>, VolumeError> {
+        loop {
+            if let Some(volume) = self.get(dataset) {
+                return Ok(volume);
+            }
+            let slot = self.slot(dataset)?;
+            let _gate = slot.gate.lock().await;
+            if !self.is_current(dataset, &slot) {
+                continue;
+            }
+            if let Some(volume) = slot.volume() {
+                return Ok(volume);
+            }
+            let opened = self.open_now(pool, dataset).await;
+            match &opened {
+                Ok(volume) => self.keep(&slot, pool, volume.clone()),
+                Err(_) => self.forget(dataset, &slot),
+            }
+            return opened;
+        }
+    }
+
+    /// The volume if it is open.
+    pub fn get(&self, dataset: DatasetId) -> Option<Arc<Volume>> {
+        self.inner.slots.lock().get(&dataset)?.volume()
+    }
+
+    /// Every open volume.
+    pub fn list(&self) -> Vec<Arc<Volume>> {
+        self.inner.slots.lock().values().filter_map(|slot| slot.volume()).collect()
+    }
+
+    /// Applies the byte and inode quota of a dataset's record, as it is now, to the open volume.
+    pub fn set_quota(&self, dataset: &Dataset) {
+        if let Some(volume) = self.get(dataset.id()) {
+            volume.fs.set_quota(dataset.size, dataset.properties.quota_inodes);
+        }
+    }
+
+    /// Flushes, closes and releases the ownership. Not open counts as closed. After a failure it is still open: repeat.
+    pub async fn close(&self, dataset: DatasetId) -> Result<(), VolumeError> {
+        let Some(slot) = self.inner.slots.lock().get(&dataset).cloned() else { return Ok(()) };
+        let _gate = slot.gate.lock().await;
+        let Some(open) = slot.open.read().clone() else { return Ok(()) };
+        let name = open.volume.dataset.name.to_string();
+        open.volume.fs.close().await.map_err(|source| VolumeError::Fs { dataset: name, source })?;
+        open.closed.cancel();
+        self.forget(dataset, &slot);
+        let me = self.owner();
+        release(&open.pool, dataset, &me).await
+    }
+
+    /// Closes everything; answers the first failure after having tried all.
+    pub async fn close_all(&self) -> Result<(), VolumeError> {
+        let ids: Vec<DatasetId> = self.inner.slots.lock().keys().copied().collect();
+        let closes = futures::stream::iter(ids).map(|id| self.close(id)).buffer_unordered(CLOSES_AT_ONCE);
+        let results: Vec<_> = closes.collect().await;
+        results.into_iter().collect()
+    }
+
+    fn slot(&self, dataset: DatasetId) -> Result<Arc<Slot>, VolumeError> {
+        let mut slots = self.inner.slots.lock();
+        let max = self.inner.settings.volumes_max;
+        if let Some(slot) = slots.get(&dataset) {
+            return Ok(slot.clone());
+        }
+        if slots.len() >= max {
+            return Err(VolumeError::Full { dataset: dataset.to_string(), max });
+        }
+        Ok(slots.entry(dataset).or_default().clone())
+    }
+
+    fn is_current(&self, dataset: DatasetId, slot: &Arc<Slot>) -> bool {
+        self.inner.slots.lock().get(&dataset).is_some_and(|current| Arc::ptr_eq(current, slot))
+    }
+
+    fn forget(&self, dataset: DatasetId, slot: &Arc<Slot>) {
+        *slot.open.write() = None;
+        let mut slots = self.inner.slots.lock();
+        if slots.get(&dataset).is_some_and(|current| Arc::ptr_eq(current, slot)) {
+            slots.remove(&dataset);
+        }
+    }
+
+    async fn open_now(&self, pool: &Catalog, id: DatasetId) -> Result<Arc<Volume>, VolumeError> {
+        let me = self.owner();
+        let (dataset, before) = claim(pool, id, &me).await?;
+        let step = pool.bucket().failpoints().step("volume.open.claimed").await;
+        let opened = match step {
+            Ok(()) => self.open_fs(pool, &dataset).await,
+            Err(injected) => return Err(VolumeError::Io(injected.to_string())),
+        };
+        match opened {
+            Ok(volume) => Ok(Arc::new(volume)),
+            Err(error) => {
+                if before == Before::Released
+                    && let Err(error) = release(pool, id, &me).await
+                {
+                    tracing::warn!(dataset = %dataset.name, %error, "a failed opening leaves its claim; opening it here again clears it");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_fs(&self, pool: &Catalog, dataset: &Dataset) -> Result<Volume, VolumeError> {
+        let settings = &self.inner.settings;
+        let journal = match &settings.journal_dir {
+            Some(dir) => Some(journal_path(dir, dataset).await?),
+            None => None,
+        };
+        let place = place(pool, dataset.family, dataset.incarnation, &settings.cache);
+        let chunks = self.chunks(pool, dataset.family);
+        let fs = Fs::open(&place, chunks.clone(), settings.options(dataset, journal))
+            .await
+            .map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?;
+        let handle_key = pool.keyring().handle_key(dataset.incarnation, &dataset.handle_secret);
+        Ok(Volume { dataset: dataset.clone(), fs: Arc::new(fs), handle_key, chunks })
+    }
+
+    /// Open volumes of one family share one store, and with it its caches.
+    fn chunks(&self, pool: &Catalog, family: FamilyId) -> ChunkStore {
+        let slots = self.inner.slots.lock();
+        let shared = slots.values().filter_map(|slot| slot.volume()).find(|volume| volume.dataset.family == family);
+        match shared {
+            Some(volume) => volume.chunks.clone(),
+            None => ChunkStore::new(pool.bucket().clone(), family, pool.keyring()),
+        }
+    }
+
+    fn keep(&self, slot: &Arc<Slot>, pool: &Catalog, volume: Arc<Volume>) {
+        let closed = CancellationToken::new();
+        *slot.open.write() = Some(Open { volume: volume.clone(), pool: pool.clone(), closed: closed.clone() });
+        let (volumes, slot, pool) = (self.clone(), Arc::downgrade(slot), pool.pool().id);
+        tokio::spawn(async move {
+            let why = tokio::select! {
+                () = closed.cancelled() => return,
+                why = volume.fs.stopped() => why,
+            };
+            let Some(slot) = slot.upgrade() else { return };
+            let _gate = slot.gate.lock().await;
+            if closed.is_cancelled() {
+                return;
+            }
+            let dataset = volume.dataset.id();
+            tracing::error!(dataset = %volume.dataset.name, error = %why, "the volume is lost to this process: its mounts answer ESTALE until they are unmounted");
+            volumes.forget(dataset, &slot);
+            // Nobody listens in a process without mounts.
+            let _ = volumes.inner.lost.send(Lost { pool, dataset, why });
+        });
+    }
+}
+
+impl Slot {
+    fn volume(&self) -> Option<Arc<Volume>> {
+        self.open.read().as_ref().map(|open| open.volume.clone())
+    }
+}
+
+async fn journal_path(dir: &std::path::Path, dataset: &Dataset) -> Result<PathBuf, VolumeError> {
+    tokio::fs::create_dir_all(dir).await.map_err(|error| {
+        VolumeError::Io(format!("journal folder {}: {error}: make it writable, or give another --state-dir", dir.display()))
+    })?;
+    Ok(dir.join(format!("{}.journal", dataset.incarnation)))
+}
+
+/// Writes `me` into the record.
+pub(super) async fn claim(pool: &Catalog, id: DatasetId, me: &Owner) -> Result<(Dataset, Before), VolumeError> {
+    let mut answer = None;
+    let swapped = pool
+        .update_dataset(id, |dataset| match ownership::take(dataset, me) {
+            Ok(before) => {
+                answer = Some(Ok(before));
+                Ok(())
+            }
+            Err(error) => {
+                answer = Some(Err(error));
+                Err(CatalogError::Precondition { what: format!("dataset {}", dataset.name), why: "it cannot be opened".into() })
+            }
+        })
+        .await;
+    match (answer, swapped) {
+        (Some(Ok(before)), Ok(at)) => Ok((at.record, before)),
+        (Some(Err(refused)), _) => Err(refused),
+        (_, Err(CatalogError::NotFound { what })) => Err(VolumeError::NotFound { what }),
+        (_, Err(error)) => Err(error.into()),
+        (None, Ok(at)) => Err(VolumeError::Io(format!("dataset {} was not claimed", at.record.name))),
+    }
+}
+
+/// Takes `me` out of the record: the dataset is cleanly closed (R16). A record that names someone else stays.
+pub(super) async fn release(pool: &Catalog, id: DatasetId, me: &Owner) -> Result<(), VolumeError> {
+    let mut ours = true;
+    let swapped = pool
+        .update_dataset(id, |dataset| {
+            ours = ownership::holds(dataset, me);
+            if !ours {
+                return Err(CatalogError::Precondition { what: format!("dataset {}", dataset.name), why: "another owns it".into() });
+            }
+            dataset.owner = None;
+            Ok(())
+        })
+        .await;
+    match swapped {
+        Ok(_) | Err(CatalogError::NotFound { .. }) => Ok(()),
+        Err(_) if !ours => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
