@@ -1,8 +1,8 @@
 //! A checkpoint of a dataset that nobody has open, made by a controller.
 
+use super::VolumeError;
 use super::ownership;
 use super::volumes::{VolumeSettings, claim, place, release};
-use super::VolumeError;
 use crate::catalog::{Catalog, Dataset};
 use crate::chunk::ChunkStore;
 use crate::fs::db::{self, CheckpointId};
@@ -34,7 +34,7 @@ async fn checkpoint(settings: &VolumeSettings, pool: &Catalog, dataset: &Dataset
         return db::checkpoint_closed(&place, name).await;
     }
     // Never opened: it has no root directory yet.
-    let chunks = ChunkStore::new(pool.bucket().clone(), dataset.family, pool.keyring());
+    let chunks = ChunkStore::new(pool.bucket().clone(), dataset.family, pool.keyring(), settings.chunk_cache.clone());
     let fs = Fs::open(&place, chunks, settings.options(dataset, None)).await?;
     let made = fs.snapshot(name).await;
     let closed = fs.close().await;

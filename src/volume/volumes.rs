@@ -3,7 +3,7 @@
 use super::VolumeError;
 use super::ownership::{self, Before};
 use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
-use crate::chunk::ChunkStore;
+use crate::chunk::{ChunkCache, ChunkStore};
 use crate::fs::db::{DbCache, DbPlace};
 use crate::fs::{Fs, FsError, FsOptions, RootAttr, SyncMode};
 use crate::types::{DatasetId, FamilyId, Incarnation, PoolId, SessionId};
@@ -32,6 +32,8 @@ pub struct VolumeSettings {
     pub journal_dir: Option<PathBuf>,
     /// Shared by every database of the process.
     pub cache: DbCache,
+    /// Shared by every family's chunks.
+    pub chunk_cache: ChunkCache,
     pub flush_interval: Duration,
     /// Most bytes of written data held in memory, for each volume.
     pub dirty_bytes_max: u64,
@@ -271,7 +273,7 @@ impl Volumes {
         let shared = slots.values().filter_map(|slot| slot.volume()).find(|volume| volume.dataset.family == family);
         match shared {
             Some(volume) => volume.chunks.clone(),
-            None => ChunkStore::new(pool.bucket().clone(), family, pool.keyring()),
+            None => ChunkStore::new(pool.bucket().clone(), family, pool.keyring(), self.inner.settings.chunk_cache.clone()),
         }
     }
 
@@ -342,7 +344,10 @@ pub(super) async fn release(pool: &Catalog, id: DatasetId, me: &Owner) -> Result
         .update_dataset(id, |dataset| {
             ours = ownership::holds(dataset, me);
             if !ours {
-                return Err(CatalogError::Precondition { what: format!("dataset {}", dataset.name), why: "another owns it".into() });
+                return Err(CatalogError::Precondition {
+                    what: format!("dataset {}", dataset.name),
+                    why: "another owns it".into(),
+                });
             }
             dataset.owner = None;
             Ok(())
