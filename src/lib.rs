@@ -18,6 +18,7 @@ pub mod catalog;
 pub mod chunk;
 pub mod control;
 pub mod crypto;
+pub mod csi;
 pub mod fs;
 pub mod mount;
 pub mod telemetry;

@@ -10,6 +10,8 @@ pub enum MountError {
     Busy { path: PathBuf, device: String },
     #[error("{path}: not a directory")]
     NotDirectory { path: PathBuf },
+    #[error("mount option {option:?} is not allowed: use only {allowed}")]
+    Option { option: String, allowed: &'static str },
     #[error("{path}: {doing}: {why}")]
     Kernel { path: PathBuf, doing: &'static str, why: String },
     #[error("{path}: {doing} did not finish within {secs} s")]
@@ -19,6 +21,7 @@ pub enum MountError {
 impl Classify for MountError {
     fn class(&self) -> Class {
         match self {
+            Self::Option { .. } => Class::Invalid,
             Self::Busy { .. } | Self::NotDirectory { .. } => Class::Precondition,
             Self::Kernel { .. } => Class::Internal,
             Self::Timeout { .. } => Class::Unavailable,

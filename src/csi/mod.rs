@@ -1,0 +1,3 @@
+//! The CSI edge: kubelet and the sidecars speak gRPC to it over a unix socket.
+
+pub mod proto;

@@ -1,0 +1,203 @@
+//! mount(2), umount2(2), syncfs(2) and mountinfo of this machine.
+
+use super::limited::{self, Late};
+use super::target::{kernel_error, must_be_free};
+use super::{MountError, MountPoint, Mounter, NfsMount, mountinfo, options};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Long enough for a server that is busy, short of kubelet's two minutes.
+const MOUNT_SECS: u64 = 60;
+const BIND_SECS: u64 = 10;
+/// Dirty pages were written by [`Mounter::sync`] before: what is left is little.
+const UNMOUNT_SECS: u64 = 10;
+/// MNT_FORCE and MNT_DETACH do not wait for a server.
+const FORCE_SECS: u64 = 5;
+const SYNC_SECS: u64 = 30;
+const LIST_SECS: u64 = 10;
+/// Mounts stacked on one target that an unmount takes away.
+const STACK_MAX: usize = 8;
+
+/// The real one: needs CAP_SYS_ADMIN, and the kernel's NFS client.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KernelMounter;
+
+/// One blocking call with its limit; `undo` when it succeeds after having been given up.
+async fn call<T: Send + 'static>(
+    path: &Path,
+    doing: &'static str,
+    secs: u64,
+    work: impl FnOnce(&Path) -> Result<T, Errno> + Send + 'static,
+    undo: impl FnOnce(&Path) + Send + 'static,
+) -> Result<Result<T, Errno>, MountError> {
+    let (target, again) = (path.to_owned(), path.to_owned());
+    let unwanted = move |result: Result<T, Errno>| {
+        if result.is_ok() {
+            undo(&again);
+        }
+    };
+    let done = limited::run(Duration::from_secs(secs), move || work(&target), unwanted).await;
+    done.map_err(|Late| MountError::Timeout { path: path.to_owned(), doing, secs })
+}
+
+fn failed(path: &Path, doing: &'static str, errno: Errno) -> MountError {
+    let mut error = kernel_error(path, doing, &errno.into());
+    if let MountError::Kernel { why, .. } = &mut error {
+        match errno {
+            Errno::NODEV => why.push_str(": the kernel has no NFSv3 client: load the modules nfs and nfsv3"),
+            Errno::PERM => why.push_str(": the process needs CAP_SYS_ADMIN (a privileged container)"),
+            _ => {}
+        }
+    }
+    error
+}
+
+/// Of a mount that came after its caller had gone.
+fn detach(target: &Path) {
+    if let Err(error) = rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        tracing::warn!(target = %target.display(), %error, "a mount that came too late stays: unmount it by hand");
+    }
+}
+
+impl Mounter for KernelMounter {
+    async fn mount_nfs(&self, what: &NfsMount, target: &Path) -> Result<(), MountError> {
+        const DOING: &str = "mounting";
+        let options = options::kernel(what)?;
+        must_be_free(target, &self.list().await?).await?;
+        let nul = |_| MountError::Kernel { path: target.to_owned(), doing: DOING, why: "options hold a NUL byte".into() };
+        let data = CString::new(options.data).map_err(nul)?;
+        let device = what.device.clone();
+        let mount = move |path: &Path| rustix::mount::mount(device, path, "nfs", options.flags, data.as_c_str());
+        call(target, DOING, MOUNT_SECS, mount, detach).await?.map_err(|errno| failed(target, DOING, errno))
+    }
+
+    async fn bind(&self, source: &Path, target: &Path, read_only: bool) -> Result<(), MountError> {
+        const DOING: &str = "binding";
+        must_be_free(target, &self.list().await?).await?;
+        let from = source.to_owned();
+        let bind = move |path: &Path| {
+            rustix::mount::mount_bind(from, path)?;
+            if !read_only {
+                return Ok(());
+            }
+            // A bind takes its flags only from a remount of it.
+            let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+            rustix::mount::mount_remount(path, flags, c"").inspect_err(|_| detach(path))
+        };
+        call(target, DOING, BIND_SECS, bind, detach).await?.map_err(|errno| failed(target, DOING, errno))
+    }
+
+    async fn unmount(&self, target: &Path) -> Result<(), MountError> {
+        for _ in 0..STACK_MAX {
+            let mounts = self.list().await?;
+            let Some(top) = mounts.iter().rev().find(|mount| mount.target == target) else { return Ok(()) };
+            // MNT_FORCE aborts the calls of every mount of the file system, those of other pods too.
+            let last = mounts.iter().filter(|mount| mount.device == top.device).count() == 1;
+            unmount_top(target, last).await?;
+        }
+        Err(MountError::Kernel { path: target.to_owned(), doing: "unmounting", why: "too many mounts on one target".into() })
+    }
+
+    async fn list(&self) -> Result<Vec<MountPoint>, MountError> {
+        const DOING: &str = "reading";
+        let path = PathBuf::from("/proc/self/mountinfo");
+        let file = path.clone();
+        let read = limited::run(Duration::from_secs(LIST_SECS), move || std::fs::read(file), drop).await;
+        match read {
+            Ok(Ok(text)) => Ok(mountinfo::parse(&text)),
+            Ok(Err(error)) => Err(kernel_error(&path, DOING, &error)),
+            Err(Late) => Err(MountError::Timeout { path, doing: DOING, secs: LIST_SECS }),
+        }
+    }
+
+    async fn sync(&self, target: &Path) -> Result<(), MountError> {
+        const DOING: &str = "writing out dirty pages";
+        let sync = |path: &Path| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::syncfs(rustix::fs::open(path, flags, Mode::empty())?)
+        };
+        call(target, DOING, SYNC_SECS, sync, |_| {}).await?.map_err(|errno| failed(target, DOING, errno))
+    }
+}
+
+/// umount2, then MNT_FORCE (which aborts the calls in flight of a dead server), then MNT_DETACH.
+async fn unmount_top(target: &Path, last: bool) -> Result<(), MountError> {
+    const DOING: &str = "unmounting";
+    let steps: &[(UnmountFlags, u64)] = match last {
+        true => &[(UnmountFlags::empty(), UNMOUNT_SECS), (UnmountFlags::FORCE, FORCE_SECS), (UnmountFlags::DETACH, FORCE_SECS)],
+        false => &[(UnmountFlags::empty(), UNMOUNT_SECS), (UnmountFlags::DETACH, FORCE_SECS)],
+    };
+    let mut error = None;
+    for (flags, secs) in steps {
+        let flags = *flags | UnmountFlags::NOFOLLOW;
+        let step = call(target, DOING, *secs, move |path| rustix::mount::unmount(path, flags), |_| {}).await;
+        match step {
+            // EINVAL: no mount point any more, an earlier step ended after all.
+            Ok(Ok(()) | Err(Errno::INVAL)) => return Ok(()),
+            Ok(Err(errno)) => error = Some(failed(target, DOING, errno)),
+            Err(late) => error = Some(late),
+        }
+        tracing::debug!(target = %target.display(), ?flags, ?error, "an unmount step did not do it");
+    }
+    error.map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_not_mounted_is_unmounted() {
+        let dir = tempfile::tempdir().unwrap();
+        KernelMounter.unmount(dir.path()).await.unwrap();
+        KernelMounter.unmount(Path::new("/no/such/place")).await.unwrap();
+    }
+
+    /// As root only: everything but NFS itself works on any kernel.
+    #[tokio::test]
+    async fn binds_come_and_go_read_only_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, target) = (dir.path().join("source"), dir.path().join("target folder"));
+        std::fs::create_dir(&source).unwrap();
+        std::fs::create_dir(&target).unwrap();
+        std::fs::write(source.join("file"), "x").unwrap();
+        match KernelMounter.bind(&source, &target, true).await {
+            Err(MountError::Kernel { why, .. }) if why.contains("CAP_SYS_ADMIN") => return,
+            bound => bound.unwrap(),
+        }
+        assert_eq!(std::fs::read(target.join("file")).unwrap(), b"x");
+        assert!(std::fs::write(target.join("new"), "y").is_err(), "the bind is read-only");
+        std::fs::write(source.join("new"), "y").unwrap();
+        let seen = KernelMounter.list().await.unwrap();
+        assert!(seen.iter().any(|mount| mount.target == target && mount.read_only));
+        let again = KernelMounter.bind(&source, &target, false).await;
+        assert!(matches!(again, Err(MountError::Busy { .. })), "{again:?}");
+        KernelMounter.sync(&target).await.unwrap();
+        // Busy: an open file keeps it, and it is detached all the same.
+        let held = std::fs::File::open(target.join("file")).unwrap();
+        KernelMounter.unmount(&target).await.unwrap();
+        assert!(!KernelMounter.list().await.unwrap().iter().any(|mount| mount.target == target));
+        drop(held);
+        assert_eq!(std::fs::read_dir(&target).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_nfs_mount_of_nothing_fails_and_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let what = NfsMount {
+            device: "d:/e".into(),
+            endpoint: "127.0.0.1:1".parse().unwrap(),
+            export: "/e".into(),
+            read_only: false,
+            options: vec![],
+        };
+        let refused = KernelMounter.mount_nfs(&what, dir.path()).await.unwrap_err();
+        assert!(matches!(refused, MountError::Kernel { .. }), "{refused}");
+        let what = NfsMount { options: vec!["soft".into()], ..what };
+        assert!(matches!(KernelMounter.mount_nfs(&what, dir.path()).await, Err(MountError::Option { .. })));
+    }
+}
