@@ -11,6 +11,7 @@ mod dataset;
 pub mod db;
 mod error;
 pub mod key;
+mod names;
 mod node;
 pub mod row;
 

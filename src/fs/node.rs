@@ -1,13 +1,23 @@
 //! Inodes in memory.
 //!
-//! Lock order: [`Node::lock`] of directories before that of their children, by inode number among equals, the volume's rename lock before any; then
-//! [`Node::row`], then the content's own lock. `lock` is held across awaits, the others never.
+//! Lock order, for every task of a volume:
+//! 1. the volume's rename lock (only for a directory that moves to another directory);
+//! 2. [`Node::lock`] of all nodes that the operation changes, in ascending order of inode number, files and directories alike. Who needs a node
+//!    that a name leads to looks the name up without locks, takes all locks in order, and looks the name up again ([`super::names`]);
+//! 3. [`Node::row`] or the directory's entries: one at a time;
+//! 4. the content's own lock.
+//!
+//! `lock` is held across awaits, what comes after it never.
 
-use super::api::FileRef;
+use super::api::{Attr, FileKind, FileRef};
+use super::committer::Ticket;
 use super::content::Content;
+use super::names::Entries;
 use super::row::Inode;
+use crate::types::InodeNo;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// One inode in memory: the row as of the last submitted batch or accepted WRITE.
+/// One inode in memory: the row as of the last submitted batch or accepted WRITE. There is at most one of an inode in a process.
 pub struct Node {
     pub file: FileRef,
     /// Held for the length of every operation that changes the inode.
@@ -16,11 +26,58 @@ pub struct Node {
     pub row: parking_lot::RwLock<Inode>,
     /// A regular file's data that is not in the database yet.
     pub content: Content,
+    /// What is known of a directory's entries; absent for other kinds.
+    pub entries: Option<Box<Entries>>,
+    last: AtomicU64,
 }
 
 impl Node {
+    pub fn new(ino: InodeNo, row: Inode) -> Self {
+        Self {
+            file: FileRef { ino, generation: row.generation },
+            lock: tokio::sync::Mutex::default(),
+            content: Content::default(),
+            entries: (row.kind == FileKind::Directory).then(|| Box::new(Entries::of(&row))),
+            row: parking_lot::RwLock::new(row),
+            last: AtomicU64::new(0),
+        }
+    }
+
     /// The row to put into a batch: `row` with the size and allocation that the batches so far back, because a size is never ahead of the data.
     pub fn stored(&self, row: &Inode) -> Inode {
         self.content.stored(row)
+    }
+
+    /// What stat(2) shows now.
+    pub fn attr(&self) -> Attr {
+        attr(self.file, &self.row.read())
+    }
+
+    /// Remembers that a batch changed what this node shows (R15). Called by whoever submits one.
+    pub fn submitted(&self, ticket: Ticket) {
+        self.last.fetch_max(ticket.0, Ordering::AcqRel);
+    }
+
+    /// The last batch that changed what this node shows; the zeroth when none did since it was loaded.
+    pub fn last(&self) -> Ticket {
+        Ticket(self.last.load(Ordering::Acquire))
+    }
+}
+
+/// What stat(2) shows of a row.
+pub fn attr(file: FileRef, row: &Inode) -> Attr {
+    Attr {
+        file,
+        kind: row.kind,
+        mode: row.mode,
+        uid: row.uid,
+        gid: row.gid,
+        nlink: row.nlink,
+        size: row.size,
+        allocated: row.allocated,
+        rdev: row.rdev,
+        atime: row.atime,
+        mtime: row.mtime,
+        ctime: row.ctime,
     }
 }

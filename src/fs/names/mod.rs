@@ -1,0 +1,4 @@
+//! Directories.
+mod entries;
+
+pub use entries::Entries;
