@@ -6,9 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint, Uri};
-use zerofs_csi::csi::v1::controller_client::ControllerClient;
-use zerofs_csi::csi::v1::node_client::NodeClient;
-use zerofs_csi::csi::v1::{self as csi, volume_capability, volume_content_source};
+use zerofs_csi::csi::proto::v1::controller_client::ControllerClient;
+use zerofs_csi::csi::proto::v1::node_client::NodeClient;
+use zerofs_csi::csi::proto::v1::{self as csi, volume_capability, volume_content_source};
 
 /// A controller and a node plugin, on a pool in a folder of their own.
 pub struct Driver {
@@ -187,8 +187,10 @@ impl Driver {
                 ..Default::default()
             };
             let mut controller = ControllerClient::new(self.connect("controller").await?);
-            let answer =
-                controller.controller_expand_volume(request).await.map_err(|e| format!("ControllerExpandVolume: {}", status(&e)))?;
+            let answer = controller
+                .controller_expand_volume(request)
+                .await
+                .map_err(|e| format!("ControllerExpandVolume: {}", status(&e)))?;
             if !answer.into_inner().node_expansion_required {
                 return Ok(());
             }

@@ -173,7 +173,10 @@ fn quota() -> Outcome {
         "#,
     )?;
     driver.expand(&volume, 64 << 20)?;
-    sh(&volume.path, "dd if=/dev/urandom of=d bs=1M count=40 conv=fsync status=none; [ $(df -B1 --output=size . | tail -n 1) = 67108864 ]")?;
+    sh(
+        &volume.path,
+        "dd if=/dev/urandom of=d bs=1M count=40 conv=fsync status=none; [ $(df -B1 --output=size . | tail -n 1) = 67108864 ]",
+    )?;
     driver.remove(&volume)?;
     driver.stop()?;
     Ok(note)
@@ -183,7 +186,10 @@ fn snapshot() -> Outcome {
     let mut driver = Driver::start("snapshot")?;
     let volume = driver.volume("source", 1 << 30)?;
     // Not synced by the program: what the kernel still holds must be in the snapshot all the same.
-    sh(&volume.path, "mkdir d; for i in $(seq 200); do echo $i > d/$i; done; dd if=/dev/urandom of=big bs=1M count=8 status=none; sha256sum big > sum")?;
+    sh(
+        &volume.path,
+        "mkdir d; for i in $(seq 200); do echo $i > d/$i; done; dd if=/dev/urandom of=big bs=1M count=8 status=none; sha256sum big > sum",
+    )?;
     let snapshot = driver.snapshot(&volume, "snap")?;
     sh(&volume.path, "rm -rf d; echo new > big")?;
     let clone = driver.volume_from(&snapshot, "clone", 1 << 30)?;
