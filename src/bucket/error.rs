@@ -1,0 +1,198 @@
+//! What can go wrong with an object store, and which of it is worth another attempt.
+
+use crate::types::{Class, Classify};
+use std::error::Error as StdError;
+use std::io;
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BucketError {
+    #[error("{url}: {why}")]
+    Url { url: String, why: String },
+    #[error("{url}: {why}")]
+    Options { url: String, why: String },
+    #[error("{key}: not found")]
+    NotFound { key: String },
+    /// The bucket, container or folder itself.
+    #[error("{url}: there is no such bucket, container or folder: create it first, or correct the URL ({why})")]
+    Missing { url: String, why: String },
+    #[error("{key}: access denied: {why}")]
+    Denied { key: String, why: String },
+    /// After all retries.
+    #[error("{key}: the object store does not answer: {why}")]
+    Unavailable { key: String, why: String },
+    /// The store understood the request and will refuse it again.
+    #[error("{key}: the object store refuses the request: {why}")]
+    Refused { key: String, why: String },
+    #[error("{key}: {why}")]
+    Unsupported { key: String, why: String },
+    #[error("{key}: object of {bytes} bytes is larger than the {max} allowed")]
+    TooLarge { key: String, bytes: u64, max: u64 },
+    /// A range was asked for that the object does not have.
+    #[error("{key}: object of {bytes} bytes is too short: {wanted} bytes were to be there")]
+    Short { key: String, bytes: u64, wanted: u64 },
+    #[error("{0}")]
+    Injected(#[from] crate::telemetry::Injected),
+}
+
+impl Classify for BucketError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Url { .. } | Self::Options { .. } => Class::Invalid,
+            Self::NotFound { .. } | Self::Missing { .. } => Class::NotFound,
+            Self::Denied { .. } => Class::Denied,
+            Self::Unavailable { .. } | Self::Injected(_) => Class::Unavailable,
+            Self::Refused { .. } => Class::Precondition,
+            Self::Unsupported { .. } => Class::Unsupported,
+            Self::TooLarge { .. } | Self::Short { .. } => Class::Corrupt,
+        }
+    }
+}
+
+/// What an error of the store means to whoever must decide on another attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    Absent,
+    /// The bucket itself is absent.
+    Missing,
+    /// A condition of the request did not hold.
+    Conflict,
+    Denied,
+    Refused,
+    Unsupported,
+    /// Worth another attempt; the request may or may not have had its effect.
+    Passing,
+    /// Not worth another attempt soon; the request may or may not have had its effect.
+    Failing,
+}
+
+/// An attempt that did not end in time.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer within {0:?}")]
+pub(super) struct TimedOut(pub std::time::Duration);
+
+/// A read that brought fewer bytes than it should.
+#[derive(Debug, thiserror::Error)]
+#[error("{got} bytes arrived where {wanted} were to come")]
+pub(super) struct Truncated {
+    pub got: u64,
+    pub wanted: u64,
+}
+
+pub(super) fn generic(source: impl StdError + Send + Sync + 'static) -> object_store::Error {
+    object_store::Error::Generic { store: "bucket", source: Box::new(source) }
+}
+
+pub(super) fn meaning(error: &object_store::Error) -> Meaning {
+    use object_store::Error as E;
+    match error {
+        E::NotFound { .. } if text(error).contains("NoSuchBucket") || text(error).contains("ContainerNotFound") => Meaning::Missing,
+        E::NotFound { .. } => Meaning::Absent,
+        E::AlreadyExists { .. } | E::Precondition { .. } | E::NotModified { .. } => Meaning::Conflict,
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => Meaning::Denied,
+        E::NotSupported { .. } | E::NotImplemented { .. } => Meaning::Unsupported,
+        E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } => Meaning::Refused,
+        E::Generic { store: "LocalFileSystem" | "InMemory", .. } => local(error),
+        _ => status(error).map_or(Meaning::Passing, |status| match status {
+            // 408 and 429 ask for another attempt (RFC 9110 §15.5.9, RFC 6585 §4).
+            408 | 429 | 500.. => Meaning::Passing,
+            _ => Meaning::Refused,
+        }),
+    }
+}
+
+/// A local store's errors are the kernel's or its own: another attempt a moment later meets the same one.
+fn local(error: &object_store::Error) -> Meaning {
+    match io_kind(error) {
+        Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => Meaning::Denied,
+        // A folder that was removed because it was empty, while an object was being put into it.
+        Some(io::ErrorKind::NotFound | io::ErrorKind::Interrupted) => Meaning::Passing,
+        _ => Meaning::Failing,
+    }
+}
+
+fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
+    let mut at = Some(error);
+    while let Some(error) = at {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return Some(io.kind());
+        }
+        at = error.source();
+    }
+    None
+}
+
+/// The HTTP status in an error: the type that holds it is private to the store's crate, its text is not.
+fn status(error: &object_store::Error) -> Option<u16> {
+    let text = text(error);
+    let rest = text.split_once("status code: ")?.1;
+    rest.get(..3)?.parse().ok()
+}
+
+/// The error and everything below it, in one line of bounded length.
+pub(super) fn text(error: &object_store::Error) -> String {
+    const CHARS_MAX: usize = 600;
+    let mut text = error.to_string();
+    let mut at = error.source();
+    while let Some(below) = at {
+        let more = below.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        at = below.source();
+    }
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+/// The error of a request about `key` (or about the whole bucket).
+pub(super) fn of_store(url: &str, key: &str, error: &object_store::Error) -> BucketError {
+    let key = if key.is_empty() { url.to_owned() } else { format!("{url}: {key}") };
+    let why = text(error);
+    match meaning(error) {
+        Meaning::Absent => BucketError::NotFound { key },
+        Meaning::Missing => BucketError::Missing { url: url.to_owned(), why },
+        Meaning::Denied => BucketError::Denied { key, why },
+        Meaning::Conflict | Meaning::Refused => BucketError::Refused { key, why },
+        Meaning::Unsupported => BucketError::Unsupported { key, why },
+        Meaning::Passing | Meaning::Failing => BucketError::Unavailable { key, why },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn http(status: &str) -> object_store::Error {
+        generic(io::Error::other(format!("Error performing PUT: Server returned non-2xx status code: {status}: body")))
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        for passing in ["503 Service Unavailable", "500 Internal Server Error", "429 Too Many Requests", "408 Request Timeout"] {
+            assert_eq!(meaning(&http(passing)), Meaning::Passing, "{passing}");
+        }
+        for refused in ["400 Bad Request", "416 Range Not Satisfiable", "301 Moved Permanently"] {
+            assert_eq!(meaning(&http(refused)), Meaning::Refused, "{refused}");
+        }
+        assert_eq!(meaning(&generic(TimedOut(std::time::Duration::from_secs(1)))), Meaning::Passing);
+        let denied = io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
+        let local = |io| object_store::Error::Generic { store: "LocalFileSystem", source: Box::new(io) };
+        assert_eq!(meaning(&local(denied)), Meaning::Denied);
+        assert_eq!(meaning(&local(io::Error::from(io::ErrorKind::StorageFull))), Meaning::Failing);
+    }
+
+    #[test]
+    fn the_text_of_an_error_is_bounded() {
+        assert!(text(&generic(io::Error::other("é".repeat(5000)))).chars().count() <= 601);
+    }
+
+    #[test]
+    fn a_missing_bucket_is_not_a_missing_object() {
+        let absent = |body: &str| object_store::Error::NotFound { path: "k".into(), source: body.to_owned().into() };
+        assert_eq!(meaning(&absent("<Code>NoSuchKey</Code>")), Meaning::Absent);
+        assert_eq!(meaning(&absent("<Code>NoSuchBucket</Code>")), Meaning::Missing);
+    }
+}

@@ -1,0 +1,253 @@
+//! Limits on requests, and their counts.
+
+use super::error::{Meaning, TimedOut, generic, meaning};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+/// Keys in a page of a listing, and in one delete request (S3's limits for both).
+pub(super) const PAGE_KEYS: u64 = 1000;
+/// For one attempt of a whole listing.
+const LISTING_MAX: Duration = Duration::from_secs(600);
+
+/// Limits on every request to a store. An outage ends in an error after `total`, never in a hang.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// For one attempt of a request without a body.
+    pub attempt: Duration,
+    /// For all attempts of a request and the pauses between them.
+    pub total: Duration,
+    /// Both grow by the time that a body takes at this rate.
+    pub bytes_per_sec: u64,
+    /// Pause before the second attempt; doubles with each further one up to `pause_max`, with jitter.
+    pub pause: Duration,
+    pub pause_max: Duration,
+    /// Requests in flight.
+    pub concurrent: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            attempt: Duration::from_secs(10),
+            total: Duration::from_secs(30),
+            bytes_per_sec: 1 << 20,
+            pause: Duration::from_millis(50),
+            pause_max: Duration::from_secs(3),
+            concurrent: 256,
+        }
+    }
+}
+
+impl Limits {
+    fn body(&self, bytes: u64) -> Duration {
+        Duration::from_millis(bytes.saturating_mul(1000) / self.bytes_per_sec.max(1))
+    }
+
+    /// The pause after attempt number `attempt` (from 0): between half and all of the exponential one, so that clients
+    /// that failed together do not come back together.
+    fn pause_after(&self, attempt: u32) -> Duration {
+        let full = self.pause.saturating_mul(1u32.checked_shl(attempt).unwrap_or(u32::MAX)).min(self.pause_max);
+        full.mul_f64(rand::random_range(0.5..=1.0))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Get,
+    Put,
+    List,
+    Delete,
+    Head,
+}
+
+/// Counts of requests to the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    pub get: u64,
+    pub put: u64,
+    /// One for each page of 1,000 keys.
+    pub list: u64,
+    /// One for each 1,000 keys.
+    pub delete: u64,
+    pub head: u64,
+}
+
+impl Requests {
+    pub fn total(&self) -> u64 {
+        self.get + self.put + self.list + self.delete + self.head
+    }
+}
+
+impl std::ops::Sub for Requests {
+    type Output = Self;
+    fn sub(self, before: Self) -> Self {
+        Self {
+            get: self.get - before.get,
+            put: self.put - before.put,
+            list: self.list - before.list,
+            delete: self.delete - before.delete,
+            head: self.head - before.head,
+        }
+    }
+}
+
+/// Whether an earlier attempt of a request that then failed may have had its effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Earlier {
+    None,
+    Unknown,
+}
+
+/// Runs requests within the limits, and counts them.
+#[derive(Debug)]
+pub(super) struct Gate {
+    limits: Limits,
+    permits: Semaphore,
+    counts: [AtomicU64; 5],
+}
+
+impl Gate {
+    pub fn new(limits: Limits) -> Self {
+        let permits = Semaphore::new(limits.concurrent.clamp(1, Semaphore::MAX_PERMITS));
+        Self { limits, permits, counts: Default::default() }
+    }
+
+    pub fn count(&self, kind: Kind, n: u64) {
+        self.counts[kind as usize].fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub fn requests(&self) -> Requests {
+        let [get, put, list, delete, head] = [0, 1, 2, 3, 4].map(|i: usize| self.counts[i].load(Ordering::Relaxed));
+        Requests { get, put, list, delete, head }
+    }
+
+    /// One attempt, within its own limit.
+    pub async fn once<T>(
+        &self,
+        kind: Kind,
+        bytes: u64,
+        request: impl Future<Output = object_store::Result<T>>,
+    ) -> object_store::Result<T> {
+        self.attempt(kind, self.limits.attempt + self.limits.body(bytes), request).await
+    }
+
+    async fn attempt<T>(
+        &self,
+        kind: Kind,
+        limit: Duration,
+        request: impl Future<Output = object_store::Result<T>>,
+    ) -> object_store::Result<T> {
+        let bounded = async {
+            let _permit = self.permits.acquire().await;
+            request.await
+        };
+        let result = tokio::time::timeout(limit, bounded).await.unwrap_or_else(|_| Err(generic(TimedOut(limit))));
+        // What a store does not implement it answers without a request.
+        if !matches!(result, Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. })) {
+            self.count(kind, 1);
+        }
+        result
+    }
+
+    /// Attempts until one succeeds, fails for good, or time is up. `bytes`: what is expected to be moved.
+    pub async fn run<T, F: Future<Output = object_store::Result<T>>>(
+        &self,
+        kind: Kind,
+        bytes: u64,
+        request: impl FnMut() -> F,
+    ) -> (object_store::Result<T>, Earlier) {
+        let body = self.limits.body(bytes);
+        let deadline = Instant::now() + self.limits.total + body;
+        let within = self.limits.attempt + body;
+        self.repeat(kind, deadline, |left| within.min(left), request).await
+    }
+
+    /// Like [`Self::run`] for a listing, whose length nobody knows: each page has an attempt's time, and none is begun
+    /// anew after `total`.
+    pub async fn run_paged<T: Send + 'static>(
+        &self,
+        pages: impl Fn() -> BoxStream<'static, object_store::Result<T>>,
+    ) -> object_store::Result<Vec<T>> {
+        let page = self.limits.attempt;
+        let collect = || async {
+            let mut pages = pages();
+            let mut found = Vec::new();
+            while let Some(next) = tokio::time::timeout(page, pages.next()).await.map_err(|_| generic(TimedOut(page)))? {
+                found.push(next?);
+            }
+            Ok(found)
+        };
+        let found = self.repeat(Kind::List, Instant::now() + self.limits.total, |_| LISTING_MAX, collect).await.0?;
+        self.count(Kind::List, (found.len() as u64).saturating_sub(1) / PAGE_KEYS);
+        Ok(found)
+    }
+
+    async fn repeat<T, F: Future<Output = object_store::Result<T>>>(
+        &self,
+        kind: Kind,
+        deadline: Instant,
+        limit: impl Fn(Duration) -> Duration,
+        mut request: impl FnMut() -> F,
+    ) -> (object_store::Result<T>, Earlier) {
+        let mut earlier = Earlier::None;
+        let mut attempt = 0u32;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let result = self.attempt(kind, limit(left), request()).await;
+            let Err(error) = result else { return (result, earlier) };
+            match meaning(&error) {
+                Meaning::Passing => {}
+                Meaning::Failing => return (Err(error), Earlier::Unknown),
+                _ => return (Err(error), earlier),
+            }
+            earlier = Earlier::Unknown;
+            let pause = self.limits.pause_after(attempt);
+            if Instant::now() + pause >= deadline {
+                return (Err(error), earlier);
+            }
+            tracing::debug!(?kind, attempt, ?pause, error = %error, "a request to the object store failed: trying again");
+            tokio::time::sleep(pause).await;
+            attempt = attempt.saturating_add(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_ends_in_an_error() {
+        let gate = Gate::new(Limits::default());
+        let start = Instant::now();
+        let (result, earlier) = gate.run(Kind::Get, 0, || std::future::pending::<object_store::Result<()>>()).await;
+        assert!(result.is_err());
+        assert_eq!(earlier, Earlier::Unknown);
+        assert!(start.elapsed() <= Duration::from_secs(31), "{:?}", start.elapsed());
+        assert!((3..=4).contains(&gate.requests().get), "{:?}", gate.requests());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_body_has_more_time() {
+        let gate = Gate::new(Limits::default());
+        let slow = || async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            Ok(())
+        };
+        assert!(gate.run(Kind::Put, 0, slow).await.0.is_err());
+        assert!(gate.run(Kind::Put, 64 << 20, slow).await.0.is_ok());
+    }
+
+    #[test]
+    fn pauses_grow_and_end() {
+        let limits = Limits::default();
+        for attempt in [0, 5, 40, u32::MAX] {
+            let pause = limits.pause_after(attempt);
+            assert!(pause >= Duration::from_millis(25) && pause <= limits.pause_max, "{attempt}: {pause:?}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! One conformance suite, run on every store.
+
+use bytes::Bytes;
+use zerofs_csi::bucket::{Bucket, BucketError, Credentials, Folder, Limits, PutNew};
+
+async fn conformance(bucket: Bucket) {
+    objects(&bucket).await;
+    conditional_puts(&bucket).await;
+    ranges(&bucket).await;
+    listings(&bucket).await;
+}
+
+async fn objects(bucket: &Bucket) {
+    assert_eq!(bucket.get("o/none", 10).await.unwrap(), None);
+    bucket.put("o/a", Bytes::from_static(b"one")).await.unwrap();
+    assert_eq!(bucket.get("o/a", 3).await.unwrap().unwrap(), "one");
+    assert!(matches!(bucket.get("o/a", 2).await, Err(BucketError::TooLarge { bytes: 3, max: 2, .. })));
+    bucket.put("o/a", Bytes::from_static(b"other")).await.unwrap();
+    assert_eq!(bucket.get("o/a", 99).await.unwrap().unwrap(), "other");
+    bucket.put("o/empty", Bytes::new()).await.unwrap();
+    assert_eq!(bucket.get("o/empty", 0).await.unwrap().unwrap(), "");
+    bucket.delete(&["o/a".to_owned(), "o/none".to_owned(), "o/empty".to_owned()]).await.unwrap();
+    assert_eq!(bucket.get("o/a", 99).await.unwrap(), None);
+    bucket.delete(&[]).await.unwrap();
+}
+
+async fn conditional_puts(bucket: &Bucket) {
+    assert_eq!(bucket.put_new("c/1", Bytes::from_static(b"mine")).await.unwrap(), PutNew::Created);
+    assert_eq!(bucket.put_new("c/1", Bytes::from_static(b"yours")).await.unwrap(), PutNew::Exists);
+    assert_eq!(bucket.get("c/1", 99).await.unwrap().unwrap(), "mine");
+    let racers = (0..16).map(|n| async move { bucket.put_new("c/2", Bytes::from(format!("{n}"))).await.unwrap() });
+    let won = futures::future::join_all(racers).await.into_iter().filter(|r| *r == PutNew::Created).count();
+    assert_eq!(won, 1);
+    bucket.delete(&["c/1".to_owned()]).await.unwrap();
+    assert_eq!(bucket.put_new("c/1", Bytes::from_static(b"again")).await.unwrap(), PutNew::Created);
+}
+
+async fn ranges(bucket: &Bucket) {
+    let body: Bytes = (0..100_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>().into();
+    bucket.put("r/big", body.clone()).await.unwrap();
+    for range in [0..1, 5..5, 4096..70_000, 399_999..400_000, 0..400_000] {
+        let wanted = body.slice(range.start as usize..range.end as usize);
+        assert_eq!(bucket.get_range("r/big", range.clone()).await.unwrap(), wanted, "{range:?}");
+    }
+    for short in [399_999..400_001, 400_000..400_001, 500_000..500_010] {
+        let error = bucket.get_range("r/big", short.clone()).await.unwrap_err();
+        assert!(matches!(error, BucketError::Short { bytes: 400_000, .. }), "{short:?}: {error}");
+    }
+    assert!(matches!(bucket.get_range("r/none", 0..1).await, Err(BucketError::NotFound { .. })));
+    let (tail, size) = bucket.get_tail("r/big", 100).await.unwrap();
+    assert_eq!((tail, size), (body.slice(399_900..), 400_000));
+    let (tail, size) = bucket.get_tail("r/big", 1 << 20).await.unwrap();
+    assert_eq!((tail.len(), size), (400_000, 400_000));
+    bucket.put("r/empty", Bytes::new()).await.unwrap();
+    assert_eq!(bucket.get_tail("r/empty", 10).await.unwrap(), (Bytes::new(), 0));
+    assert!(matches!(bucket.get_tail("r/none", 1).await, Err(BucketError::NotFound { .. })));
+}
+
+async fn listings(bucket: &Bucket) {
+    let keys: Vec<String> = (0..1100).map(|n| format!("l/d{}/{n:05}", n % 3)).collect();
+    for some in keys.chunks(50) {
+        let puts = some.iter().map(|key| bucket.put(key, Bytes::from_static(b"x")));
+        futures::future::try_join_all(puts).await.unwrap();
+    }
+    bucket.put("l2/beside", Bytes::from_static(b"x")).await.unwrap();
+    let found: Vec<_> = bucket.list("l").await.unwrap().into_iter().map(|l| (l.key, l.bytes)).collect();
+    let mut wanted: Vec<_> = keys.iter().map(|k| (k.clone(), 1)).collect();
+    wanted.sort();
+    assert_eq!(found, wanted);
+    assert_eq!(bucket.list("l/d1").await.unwrap().len(), 367);
+    assert_eq!(bucket.list("l/none").await.unwrap(), []);
+    bucket.delete(&keys).await.unwrap();
+    assert_eq!(bucket.list("l").await.unwrap(), []);
+    assert_eq!(bucket.list("l2").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn memory_conforms() {
+    conformance(Bucket::memory()).await;
+}
+
+#[tokio::test]
+async fn a_folder_conforms() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("file://{}/pool", dir.path().display()).parse().unwrap();
+    conformance(Bucket::open(&url, &Credentials::none(), Folder::Create, Limits::default()).unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_prefix_conforms_and_is_kept() {
+    let store = std::sync::Arc::new(object_store::memory::InMemory::new());
+    conformance(Bucket::on(store.clone(), "pools/one".into())).await;
+    let all = Bucket::on(store, "".into()).list("").await.unwrap();
+    assert!(!all.is_empty() && all.iter().all(|l| l.key.starts_with("pools/one/")));
+}
