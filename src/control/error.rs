@@ -5,6 +5,7 @@ use crate::catalog::CatalogError;
 use crate::chunk::ChunkError;
 use crate::fs::FsError;
 use crate::types::{Class, Classify};
+use crate::volume::VolumeError;
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ControlError {
@@ -27,6 +28,8 @@ pub enum ControlError {
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error(transparent)]
     Fs(#[from] FsError),
     #[error(transparent)]
     Chunk(#[from] ChunkError),
@@ -48,6 +51,7 @@ impl Classify for ControlError {
             Self::Exhausted(_) => Class::Exhausted,
             Self::Unavailable(_) => Class::Unavailable,
             Self::Catalog(error) => error.class(),
+            Self::Volume(error) => error.class(),
             Self::Fs(error) => error.class(),
             Self::Chunk(error) => error.class(),
             Self::Bucket(error) => error.class(),

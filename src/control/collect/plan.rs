@@ -1,0 +1,233 @@
+//! What may go: a pure function of what was listed and read.
+
+use super::Listing;
+use crate::catalog::{Dataset, Snapshot, State};
+use crate::types::{DatasetId, Epoch, Incarnation, PackId, SnapshotId};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+/// A pack object, as listed before any root was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PackObject {
+    pub(super) key: String,
+    pub(super) pack: PackId,
+    pub(super) bytes: u64,
+}
+
+/// What every root said.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Mark {
+    /// Packs with references from any root.
+    pub(super) referenced: HashSet<PackId>,
+    /// Durable `S` of every head that has a database: its writer epoch and settled pack (R9).
+    pub(super) creators: BTreeMap<Incarnation, (Epoch, u64)>,
+    /// Heads whose `S` could not be read, though nothing needs it but their packs.
+    pub(super) unknown: BTreeSet<Incarnation>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeadPack {
+    pub key: String,
+    pub bytes: u64,
+}
+
+/// A tombstone that waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    pub what: String,
+    pub why: String,
+}
+
+/// One pass: packs to sweep, then snapshots, then datasets to remove.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    pub packs: Vec<DeadPack>,
+    pub pack_bytes: u64,
+    pub snapshots: Vec<SnapshotId>,
+    pub datasets: Vec<DatasetId>,
+    pub kept: Vec<Kept>,
+}
+
+impl Plan {
+    pub fn is_empty(&self) -> bool {
+        self.packs.is_empty() && self.snapshots.is_empty() && self.datasets.is_empty()
+    }
+}
+
+/// `None`: the catalog changed between the listings in a way that matters, so the mark proves nothing (R11).
+pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark: &Mark) -> Option<Plan> {
+    if shape(before) != shape(after) {
+        return None;
+    }
+    let mut plan = Plan::default();
+    for object in packs.iter().filter(|object| is_dead(after, mark, object.pack)) {
+        plan.pack_bytes = plan.pack_bytes.saturating_add(object.bytes);
+        plan.packs.push(DeadPack { key: object.key.clone(), bytes: object.bytes });
+    }
+    let lives: BTreeSet<Incarnation> = after.datasets.iter().map(|d| d.incarnation).collect();
+    for snapshot in after.snapshots.iter().filter(|s| is_tombstoned(&s.state)) {
+        match needed_by(snapshot, &lives, after) {
+            0 => plan.snapshots.push(snapshot.id()),
+            clones => plan.kept.push(Kept {
+                what: format!("snapshot {} of {}", snapshot.name, dataset_name(after, snapshot.dataset.incarnation)),
+                why: format!("{clones} clones or readers depend on it"),
+            }),
+        }
+    }
+    for dataset in after.datasets.iter().filter(|d| is_tombstoned(&d.state)) {
+        let mine = after.snapshots.iter().filter(|s| s.dataset.incarnation == dataset.incarnation);
+        match mine.filter(|s| !plan.snapshots.contains(&s.id())).count() {
+            0 => plan.datasets.push(dataset.id()),
+            n => plan.kept.push(Kept { what: format!("dataset {}", dataset.name), why: format!("it has {n} snapshots") }),
+        }
+    }
+    Some(plan)
+}
+
+fn is_tombstoned(state: &State) -> bool {
+    matches!(state, State::Deleting | State::Dead)
+}
+
+/// What of a listing decides which roots there are.
+fn shape(listing: &Listing) -> BTreeSet<(String, &'static str, bool)> {
+    let state = |state: &State| match state {
+        State::Creating => "creating",
+        State::Ready => "ready",
+        State::Deleting => "deleting",
+        State::Dead => "dead",
+    };
+    let datasets = listing.datasets.iter().map(|d| (d.id().to_string(), state(&d.state), true));
+    let snapshots = listing.snapshots.iter().map(|s| (s.id().to_string(), state(&s.state), s.checkpoint.is_some()));
+    datasets.chain(snapshots).collect()
+}
+
+/// R9: unreferenced, and its creator will never refer to it: settled, of an earlier epoch, or gone (which it is only after it was fenced).
+fn is_dead(catalog: &Listing, mark: &Mark, pack: PackId) -> bool {
+    if mark.referenced.contains(&pack) || mark.unknown.contains(&pack.creator) {
+        return false;
+    }
+    match mark.creators.get(&pack.creator) {
+        Some((epoch, settled)) => pack.epoch < *epoch || (pack.epoch == *epoch && pack.seq <= *settled),
+        // A record without a database in the mark: dead ones were fenced, others may be about to be opened.
+        None => !catalog.datasets.iter().any(|d| d.incarnation == pack.creator && d.state != State::Dead),
+    }
+}
+
+/// Dependants that still exist, and intents of clones that are not counted among them yet.
+fn needed_by(snapshot: &Snapshot, lives: &BTreeSet<Incarnation>, catalog: &Listing) -> usize {
+    let intents = |d: &&Dataset| {
+        d.state == State::Creating && d.origin == Some(snapshot.id()) && !snapshot.dependants.contains(&d.incarnation)
+    };
+    snapshot.dependants.iter().filter(|d| lives.contains(d)).count() + catalog.datasets.iter().filter(intents).count()
+}
+
+fn dataset_name(catalog: &Listing, incarnation: Incarnation) -> String {
+    let found = catalog.datasets.iter().find(|d| d.incarnation == incarnation);
+    found.map_or_else(|| incarnation.to_string(), |d| format!("dataset {}", d.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::Properties;
+    use crate::types::{FamilyId, NameKey, Timestamp};
+
+    fn dataset(n: u8, state: State, origin: Option<SnapshotId>) -> Dataset {
+        let incarnation = Incarnation::from_bytes([n; 16]);
+        Dataset {
+            name: format!("d{n}").parse().unwrap(),
+            incarnation,
+            family: FamilyId::from(Incarnation::from_bytes([1; 16])),
+            origin,
+            state,
+            created: Timestamp::from_nanos(0),
+            size: None,
+            properties: Properties::default(),
+            access_modes: vec![],
+            owner: None,
+            handle_secret: [0; 16],
+            parameters: Default::default(),
+        }
+    }
+
+    fn snapshot(n: u8, of: &Dataset, state: State, dependants: &[u8]) -> Snapshot {
+        Snapshot {
+            name: format!("s{n}").parse().unwrap(),
+            incarnation: Incarnation::from_bytes([n; 16]),
+            dataset: of.id(),
+            family: of.family,
+            state,
+            created: Timestamp::from_nanos(0),
+            checkpoint: Some([n; 16]),
+            size: None,
+            referenced: None,
+            properties: Properties::default(),
+            dependants: dependants.iter().map(|d| Incarnation::from_bytes([*d; 16])).collect(),
+            serial: u32::from(n),
+            implied: false,
+        }
+    }
+
+    fn pack(creator: u8, epoch: u64, seq: u64) -> PackObject {
+        let pack = PackId { creator: Incarnation::from_bytes([creator; 16]), epoch: Epoch(epoch), seq };
+        PackObject { key: format!("packs/f/{pack}"), pack, bytes: 10 }
+    }
+
+    fn swept(listing: &Listing, mark: &Mark, object: &PackObject) -> bool {
+        plan(listing, listing, std::slice::from_ref(object), mark).unwrap().packs.len() == 1
+    }
+
+    #[test]
+    fn a_pack_goes_only_on_its_creators_word() {
+        let listing = Listing { datasets: vec![dataset(1, State::Ready, None), dataset(2, State::Dead, None)], snapshots: vec![] };
+        let mut mark = Mark::default();
+        mark.creators.insert(Incarnation::from_bytes([1; 16]), (Epoch(3), 5));
+        assert!(swept(&listing, &mark, &pack(1, 2, 99)), "an earlier epoch");
+        assert!(swept(&listing, &mark, &pack(1, 3, 5)), "settled");
+        assert!(!swept(&listing, &mark, &pack(1, 3, 6)), "not settled yet");
+        assert!(!swept(&listing, &mark, &pack(1, 4, 0)), "an epoch that S does not know yet");
+        assert!(swept(&listing, &mark, &pack(2, 1, 1)), "the creator is dead");
+        assert!(swept(&listing, &mark, &pack(9, 1, 1)), "the creator has no record");
+        mark.referenced.insert(pack(1, 2, 99).pack);
+        assert!(!swept(&listing, &mark, &pack(1, 2, 99)), "referenced");
+        mark.creators.clear();
+        assert!(!swept(&listing, &mark, &pack(1, 1, 1)), "a live creator whose S is not in the mark");
+    }
+
+    #[test]
+    fn any_record_that_comes_goes_or_turns_restarts_the_mark() {
+        let one = dataset(1, State::Ready, None);
+        let before = Listing { datasets: vec![one.clone()], snapshots: vec![] };
+        let mark = Mark::default();
+        let born = Listing { datasets: vec![one.clone(), dataset(2, State::Ready, None)], snapshots: vec![] };
+        let gone = Listing::default();
+        let turned = Listing { datasets: vec![dataset(1, State::Deleting, None)], snapshots: vec![] };
+        let taken = Listing { snapshots: vec![snapshot(7, &one, State::Creating, &[])], ..before.clone() };
+        for after in [born, gone, turned, taken] {
+            assert_eq!(plan(&before, &after, &[], &mark), None);
+        }
+        assert!(plan(&before, &before, &[], &mark).is_some());
+    }
+
+    #[test]
+    fn tombstones_wait_for_what_depends() {
+        let source = dataset(1, State::Deleting, None);
+        let cut = snapshot(7, &source, State::Deleting, &[2]);
+        let clone = dataset(2, State::Ready, Some(cut.id()));
+        let mark = Mark::default();
+        let held = Listing { datasets: vec![source.clone(), clone], snapshots: vec![cut.clone()] };
+        let planned = plan(&held, &held, &[], &mark).unwrap();
+        assert!(planned.is_empty());
+        assert_eq!(planned.kept.len(), 2);
+
+        let freed = Listing { datasets: vec![source.clone()], snapshots: vec![cut.clone()] };
+        let planned = plan(&freed, &freed, &[], &mark).unwrap();
+        assert_eq!((planned.snapshots, planned.datasets), (vec![cut.id()], vec![source.id()]));
+
+        let bare = snapshot(7, &source, State::Deleting, &[]);
+        let intent = dataset(3, State::Creating, Some(bare.id()));
+        let begun = Listing { datasets: vec![source, intent], snapshots: vec![bare] };
+        assert!(plan(&begun, &begun, &[], &mark).unwrap().is_empty(), "a clone that is being made needs its source");
+        assert_ne!(NameKey::of("dataset", "d1"), NameKey::of("snapshot", "d1"));
+    }
+}

@@ -1,0 +1,157 @@
+//! Doing what the plan says. Every removal is repeatable.
+
+use super::{Collected, Collector, Kept, Plan};
+use crate::catalog::{CatalogError, Dataset, Snapshot, State};
+use crate::control::ControlError;
+use crate::fs::db::{self, CheckpointId};
+use crate::types::{DatasetId, Incarnation, SnapshotId};
+use std::collections::BTreeSet;
+
+/// Packs removed with one call.
+const PACKS_AT_ONCE: usize = 1000;
+
+/// What became of a tombstone.
+pub(in crate::control) enum Reaped {
+    Gone,
+    /// Something still holds it.
+    Waits(String),
+}
+
+impl Collector {
+    /// Whether anything was removed, so that another pass may find more.
+    pub(super) async fn sweep(&self, plan: Plan, done: &mut Collected) -> Result<bool, ControlError> {
+        let mut removed = !plan.packs.is_empty();
+        for packs in plan.packs.chunks(PACKS_AT_ONCE) {
+            let keys: Vec<String> = packs.iter().map(|pack| pack.key.clone()).collect();
+            self.pool.step("collect.packs").await?;
+            self.pool.catalog.bucket().delete(&keys).await?;
+            done.packs += packs.len();
+            done.pack_bytes += packs.iter().map(|pack| pack.bytes).sum::<u64>();
+        }
+        for id in plan.snapshots {
+            match self.reap_snapshot(id).await? {
+                Reaped::Gone => {
+                    removed = true;
+                    done.snapshots.push(id.to_string());
+                }
+                Reaped::Waits(why) => done.kept.push(Kept { what: format!("snapshot {id}"), why }),
+            }
+        }
+        for id in plan.datasets {
+            match self.reap_dataset(id).await? {
+                Reaped::Gone => {
+                    removed = true;
+                    done.datasets.push(id.to_string());
+                }
+                Reaped::Waits(why) => done.kept.push(Kept { what: format!("dataset {id}"), why }),
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes a tombstoned snapshot: dead, checkpoint dropped, record forgotten.
+    pub(in crate::control) async fn reap_snapshot(&self, id: SnapshotId) -> Result<Reaped, ControlError> {
+        let catalog = &self.pool.catalog;
+        let datasets = catalog.datasets().await?;
+        let lives: BTreeSet<Incarnation> = datasets.iter().map(|at| at.record.incarnation).collect();
+        let swapped = catalog.update_snapshot(id, |snapshot| bury_snapshot(snapshot, &lives)).await;
+        let snapshot = match swapped {
+            Ok(at) => at.record,
+            Err(CatalogError::NotFound { .. }) => return Ok(Reaped::Gone),
+            Err(CatalogError::Precondition { why, .. }) => return Ok(Reaped::Waits(why)),
+            Err(error) => return Err(error.into()),
+        };
+        self.pool.step("collect.snapshot.dead").await?;
+        let place = self.place(snapshot.family, snapshot.dataset.incarnation);
+        let checkpoint = match snapshot.checkpoint {
+            Some(checkpoint) => Some(CheckpointId(checkpoint)),
+            None => self.checkpoint_named(&place, &snapshot).await?,
+        };
+        if let Some(checkpoint) = checkpoint {
+            db::drop_checkpoint(&place, checkpoint).await?;
+        }
+        self.pool.step("collect.snapshot.dropped").await?;
+        catalog.release_csi_snapshot_name(snapshot.name.as_str(), id).await?;
+        catalog.remove_snapshot(id).await?;
+        self.pool.step("collect.snapshot.removed").await?;
+        Ok(Reaped::Gone)
+    }
+
+    /// Removes a tombstoned dataset: nothing holds it, dead, fenced, database deleted, its origin told, record forgotten.
+    pub(in crate::control) async fn reap_dataset(&self, id: DatasetId) -> Result<Reaped, ControlError> {
+        let catalog = &self.pool.catalog;
+        let Some(at) = catalog.dataset_by_id(id).await? else { return Ok(Reaped::Gone) };
+        let snapshots = catalog.snapshots(Some(id.incarnation)).await?;
+        if !snapshots.is_empty() {
+            return Ok(Reaped::Waits(format!("it has {} snapshots", snapshots.len())));
+        }
+        let place = self.place(at.record.family, id.incarnation);
+        let exists = db::exists(&place).await?;
+        if exists {
+            let holds = db::holds(&place).await?;
+            if holds.clone_pins > 0 {
+                return Ok(Reaped::Waits(format!("{} clones read its database", holds.clone_pins)));
+            }
+            // Checkpoints without a record: of snapshots whose making was given up.
+            for (_, checkpoint) in holds.named {
+                db::drop_checkpoint(&place, checkpoint).await?;
+            }
+        }
+        let dataset = match catalog.update_dataset(id, bury_dataset).await {
+            Ok(at) => at.record,
+            Err(CatalogError::NotFound { .. }) => return Ok(Reaped::Gone),
+            Err(CatalogError::Precondition { why, .. }) => return Ok(Reaped::Waits(why)),
+            Err(error) => return Err(error.into()),
+        };
+        self.pool.step("collect.dataset.dead").await?;
+        if exists {
+            db::fence(&place).await?;
+            self.pool.step("collect.dataset.fenced").await?;
+            db::delete(&place).await?;
+        }
+        self.pool.step("collect.dataset.deleted").await?;
+        if let Some(origin) = dataset.origin {
+            self.forget_dependant(origin, id.incarnation).await?;
+        }
+        catalog.remove_dataset(id).await?;
+        self.pool.step("collect.dataset.removed").await?;
+        Ok(Reaped::Gone)
+    }
+
+    async fn forget_dependant(&self, origin: SnapshotId, clone: Incarnation) -> Result<(), ControlError> {
+        let told = self.pool.catalog.update_snapshot(origin, |snapshot| {
+            let before = snapshot.dependants.len();
+            snapshot.dependants.retain(|d| *d != clone);
+            if snapshot.dependants.len() == before {
+                return Err(CatalogError::NotFound { what: "the dependant".into() });
+            }
+            Ok(())
+        });
+        match told.await {
+            Ok(_) | Err(CatalogError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A tombstone takes no new dependants, so those that are alive are all there will ever be.
+fn bury_snapshot(snapshot: &mut Snapshot, lives: &BTreeSet<Incarnation>) -> Result<(), CatalogError> {
+    let refuse = |why: &str| Err(CatalogError::Precondition { what: format!("snapshot {}", snapshot.name), why: why.to_owned() });
+    if matches!(snapshot.state, State::Ready | State::Creating) {
+        return refuse("it is not tombstoned");
+    }
+    if snapshot.dependants.iter().any(|d| lives.contains(d)) {
+        return refuse("clones or readers depend on it");
+    }
+    snapshot.state = State::Dead;
+    Ok(())
+}
+
+fn bury_dataset(dataset: &mut Dataset) -> Result<(), CatalogError> {
+    if matches!(dataset.state, State::Ready | State::Creating) {
+        let why = "it is not tombstoned".to_owned();
+        return Err(CatalogError::Precondition { what: format!("dataset {}", dataset.name), why });
+    }
+    dataset.state = State::Dead;
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! From a clone's intent to a ready volume. Every step may be repeated: the intent in the dataset's record says which
+//! snapshot it is of.
+
+use super::{ANCESTORS_MAX, CLONES_MAX, Controller, check};
+use crate::catalog::{CatalogError, Dataset, Snapshot, State, Versioned};
+use crate::control::{ControlError, Pool};
+use crate::fs::db::{self, CheckpointId};
+use crate::types::{Class, Classify, DatasetId, Incarnation, SnapshotId};
+use crate::volume::place;
+
+impl Controller {
+    pub(super) async fn finish_clone(&self, pool: &Pool, at: Versioned<Dataset>) -> Result<Dataset, ControlError> {
+        let name = at.record.name.clone();
+        let intent = at.record.clone();
+        match self.clone_steps(pool, at).await {
+            Err(error) if error.class() == Class::NotFound => {
+                // The source went away: without it the intent can never be fulfilled, and the caller may give up for good.
+                self.abandon(pool, &intent).await.map_err(|error| after_intent(&name, error))?;
+                Err(error)
+            }
+            finished => finished.map_err(|error| after_intent(&name, error)),
+        }
+    }
+
+    async fn clone_steps(&self, pool: &Pool, mut at: Versioned<Dataset>) -> Result<Dataset, ControlError> {
+        let clone = at.record.clone();
+        let origin =
+            clone.origin.ok_or_else(|| ControlError::Internal(format!("volume {} is an intent without a source", clone.name)))?;
+        let snapshot = self.clone_source(pool, &clone, origin).await?;
+        let checkpoint =
+            snapshot.checkpoint.ok_or_else(|| ControlError::InProgress { what: format!("snapshot {}", snapshot.name) })?;
+        depend(pool, origin, clone.incarnation).await?;
+        pool.step("control.create.dependant").await?;
+        let cache = &self.volumes.settings().cache;
+        let source_place = place(&pool.catalog, clone.family, origin.dataset, cache);
+        if db::ancestors(&source_place).await? >= ANCESTORS_MAX {
+            return Err(ControlError::Unavailable(format!(
+                "volume {}: its source reads {ANCESTORS_MAX} ancestors' databases already, which is the limit: repeat once it is detached",
+                clone.name
+            )));
+        }
+        let clone_place = place(&pool.catalog, clone.family, clone.incarnation, cache);
+        db::clone_from(&clone_place, origin.dataset, CheckpointId(checkpoint)).await?;
+        pool.step("control.create.cloned").await?;
+        let ready = Dataset { state: State::Ready, ..clone };
+        pool.catalog.swap_dataset(&mut at, ready).await?;
+        pool.step("control.create.ready").await?;
+        if snapshot.implied {
+            self.tombstone_snapshot(pool, origin).await?;
+        }
+        Ok(at.record)
+    }
+
+    /// The snapshot to clone; the implied one is made here, under the id that the intent gave it.
+    async fn clone_source(&self, pool: &Pool, clone: &Dataset, origin: SnapshotId) -> Result<Snapshot, ControlError> {
+        let implied = check::implied_name(clone.incarnation)?;
+        let found = pool.catalog.snapshot_by_id(origin).await?.map(|at| at.record);
+        match found {
+            Some(snapshot) if snapshot.state == State::Ready => Ok(snapshot),
+            // A tombstone still serves a clone that it already counts as its dependant.
+            Some(snapshot) if snapshot.dependants.contains(&clone.incarnation) => Ok(snapshot),
+            None | Some(Snapshot { state: State::Creating, .. })
+                if crate::types::NameKey::of("snapshot", implied.as_str()) == origin.snapshot.key =>
+            {
+                let source = self.dataset_of_life(pool, origin.dataset).await?;
+                Ok(self.make_snapshot(pool, &source, origin, implied, true).await?.record)
+            }
+            Some(Snapshot { state: State::Creating, name, .. }) => {
+                Err(ControlError::InProgress { what: format!("snapshot {name}") })
+            }
+            _ => Err(ControlError::NotFound { what: format!("the source snapshot {}", origin.snapshot) }),
+        }
+    }
+
+    /// A live dataset by its incarnation alone.
+    async fn dataset_of_life(&self, pool: &Pool, incarnation: Incarnation) -> Result<Dataset, ControlError> {
+        let all = pool.catalog.datasets().await?;
+        all.into_iter()
+            .map(|at| at.record)
+            .find(|dataset| dataset.incarnation == incarnation && dataset.state == State::Ready)
+            .ok_or_else(|| ControlError::NotFound { what: format!("the source volume {incarnation}") })
+    }
+
+    /// Undoes an intent whose source is gone: dead first, then the effect (R3).
+    async fn abandon(&self, pool: &Pool, intent: &Dataset) -> Result<(), ControlError> {
+        let id: DatasetId = intent.id();
+        let dead = pool.catalog.update_dataset(id, |dataset| {
+            match dataset.state {
+                State::Creating => dataset.state = State::Deleting,
+                State::Ready => {
+                    return Err(CatalogError::Precondition {
+                        what: format!("volume {}", dataset.name),
+                        why: "another call finished it".into(),
+                    });
+                }
+                State::Deleting | State::Dead => {}
+            }
+            Ok(())
+        });
+        match dead.await {
+            Ok(_) | Err(CatalogError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.collector(pool).reap_dataset(id).await?;
+        Ok(())
+    }
+}
+
+/// Puts the clone among the snapshot's dependants, which keeps the checkpoint (R14).
+async fn depend(pool: &Pool, origin: SnapshotId, clone: Incarnation) -> Result<(), ControlError> {
+    let mut full = false;
+    let changed = pool
+        .catalog
+        .update_snapshot(origin, |snapshot| {
+            if snapshot.dependants.contains(&clone) {
+                return Ok(());
+            }
+            let what = format!("snapshot {}", snapshot.name);
+            if snapshot.state != State::Ready {
+                return Err(CatalogError::NotFound { what });
+            }
+            full = snapshot.dependants.len() >= CLONES_MAX;
+            if full {
+                return Err(CatalogError::Precondition { what, why: "it has too many clones".into() });
+            }
+            snapshot.dependants.push(clone);
+            Ok(())
+        })
+        .await;
+    match changed {
+        Err(_) if full => Err(ControlError::Exhausted(format!(
+            "snapshot {origin} has {CLONES_MAX} clones, which is the limit: delete some, or clone from another snapshot"
+        ))),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// After a durable step the caller must come again, or a deleted claim would leak the volume: only retryable classes (R30).
+fn after_intent(name: &crate::types::DatasetName, error: ControlError) -> ControlError {
+    match error.class() {
+        Class::Unavailable | Class::InProgress | Class::Exhausted => error,
+        _ => ControlError::Unavailable(format!("volume {name} is begun but not finished: {error}: repeat the call")),
+    }
+}

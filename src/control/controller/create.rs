@@ -1,0 +1,121 @@
+//! CreateVolume: look for the name, write the intent, do the effect, say ready (R3, R30).
+
+use super::{Controller, NewVolume, Source, VolumeInfo, check, volume_info};
+use crate::catalog::{CatalogError, Dataset, State, Versioned};
+use crate::control::{ControlError, Pool};
+use crate::types::{DatasetId, FamilyId, Incarnation, NameKey, SnapshotId, Timestamp};
+
+/// What a new volume is made from.
+struct Origin {
+    snapshot: SnapshotId,
+    family: FamilyId,
+    /// Its byte quota.
+    size: Option<u64>,
+}
+
+impl Controller {
+    /// Creates, or answers the existing volume when it is the same (R30). `pool`: its configured name; `None`: the only or default one.
+    pub async fn create_volume(&self, pool: Option<&str>, new: NewVolume) -> Result<VolumeInfo, ControlError> {
+        let pool = self.pools.get(pool)?;
+        let _call = self.busy.enter(format!("volume {} of pool {}", new.name, pool.name))?;
+        check::properties(&new.properties)?;
+        let at = match self.existing(pool, &new).await? {
+            Some(at) => at,
+            None => self.intend(pool, &new).await?,
+        };
+        let dataset = match at.record.state {
+            State::Creating => self.finish_clone(pool, at).await?,
+            _ => at.record,
+        };
+        Ok(volume_info(pool, dataset))
+    }
+
+    /// The record that the name finds, if it is what is asked for.
+    async fn existing(&self, pool: &Pool, new: &NewVolume) -> Result<Option<Versioned<Dataset>>, ControlError> {
+        let Some(at) = pool.catalog.dataset(&new.name).await? else { return Ok(None) };
+        match at.record.state {
+            State::Ready | State::Creating => {
+                check::same(pool.id(), &at.record, new)?;
+                Ok(Some(at))
+            }
+            State::Deleting | State::Dead => {
+                // The name is free once the earlier life is gone.
+                self.tombstoned.notify_one();
+                let what = format!("the deletion of volume {}, which snapshots or clones may still keep", new.name);
+                Err(ControlError::InProgress { what })
+            }
+        }
+    }
+
+    /// Writes the record: ready at once for an empty volume, whose database is made by its first opening; else an intent.
+    async fn intend(&self, pool: &Pool, new: &NewVolume) -> Result<Versioned<Dataset>, ControlError> {
+        let incarnation = Incarnation::random();
+        let origin = match &new.source {
+            None => None,
+            Some(source) => Some(self.origin(pool, source, incarnation).await?),
+        };
+        let size = check::size(new, origin.as_ref().and_then(|o| o.size))?;
+        let dataset = Dataset {
+            name: new.name.clone(),
+            incarnation,
+            family: origin.as_ref().map_or(FamilyId::from(incarnation), |o| o.family),
+            state: if origin.is_some() { State::Creating } else { State::Ready },
+            origin: origin.map(|o| o.snapshot),
+            created: Timestamp::now(),
+            size: Some(size),
+            properties: new.properties.clone(),
+            access_modes: new.access_modes.clone(),
+            owner: None,
+            handle_secret: rand::random(),
+            parameters: new.parameters.clone(),
+        };
+        pool.step("control.create.begin").await?;
+        match pool.catalog.insert_dataset(dataset).await {
+            Ok(at) => {
+                pool.step("control.create.intent").await?;
+                Ok(at)
+            }
+            // Another controller was faster; the repeated call will compare.
+            Err(CatalogError::Exists { .. }) => Err(ControlError::InProgress { what: format!("volume {}", new.name) }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn origin(&self, pool: &Pool, source: &Source, clone: Incarnation) -> Result<Origin, ControlError> {
+        let elsewhere = |what: &str| {
+            let why = format!("the source {what} is not in pool {}: a volume can only be made from one of its own pool", pool.name);
+            ControlError::Invalid(why)
+        };
+        match source {
+            Source::Snapshot(handle) => {
+                if handle.pool != pool.id() {
+                    // Ids that no pool here has are unknown sources, those of another pool cannot work.
+                    self.known_pool(handle.pool, &format!("snapshot {handle}"))?;
+                    return Err(elsewhere("snapshot"));
+                }
+                let absent = || ControlError::NotFound { what: format!("snapshot {handle}") };
+                let snapshot = pool.catalog.snapshot_by_id(handle.snapshot).await?.ok_or_else(absent)?.record;
+                match snapshot.state {
+                    State::Ready => Ok(Origin { snapshot: handle.snapshot, family: snapshot.family, size: snapshot.size }),
+                    State::Creating => Err(ControlError::InProgress { what: format!("snapshot {}", snapshot.name) }),
+                    State::Deleting | State::Dead => Err(absent()),
+                }
+            }
+            Source::Volume(handle) => {
+                if handle.pool != pool.id() {
+                    self.known_pool(handle.pool, &format!("volume {handle}"))?;
+                    return Err(elsewhere("volume"));
+                }
+                let absent = || ControlError::NotFound { what: format!("volume {handle}") };
+                let dataset = pool.catalog.dataset_by_id(handle.dataset).await?.ok_or_else(absent)?.record;
+                if dataset.state != State::Ready {
+                    return Err(absent());
+                }
+                let key = NameKey::of("snapshot", check::implied_name(clone)?.as_str());
+                let snapshot = DatasetId { key, incarnation: Incarnation::random() };
+                let id = SnapshotId { dataset: dataset.incarnation, snapshot };
+                Ok(Origin { snapshot: id, family: dataset.family, size: dataset.size })
+            }
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! DeleteVolume and DeleteSnapshot: a tombstone, answered at once. The collector does the rest when nothing depends (R14).
+
+use super::Controller;
+use crate::catalog::{CatalogError, State};
+use crate::control::{Collector, ControlError, Pool};
+use crate::types::{SnapshotHandle, SnapshotId, VolumeHandle};
+use crate::volume::is_caretaker;
+
+impl Controller {
+    /// Absent counts as deleted.
+    ///
+    /// # Errors
+    /// [`ControlError::Precondition`] while a node has the volume open.
+    pub async fn delete_volume(&self, volume: VolumeHandle) -> Result<(), ControlError> {
+        let pool = self.pool_to_delete_from(volume.pool)?;
+        let _call = self.enter_volume(volume.dataset)?;
+        let mut owner = None;
+        let changed = pool
+            .catalog
+            .update_dataset(volume.dataset, |dataset| {
+                owner = dataset.owner.clone().filter(|owner| !is_caretaker(owner)).map(|owner| (dataset.name.clone(), owner.node));
+                if owner.is_some() {
+                    return Err(CatalogError::Precondition { what: format!("volume {}", dataset.name), why: "it is open".into() });
+                }
+                if matches!(dataset.state, State::Ready | State::Creating) {
+                    dataset.state = State::Deleting;
+                }
+                Ok(())
+            })
+            .await;
+        match (changed, owner) {
+            (Ok(_), _) | (Err(CatalogError::NotFound { .. }), _) => {}
+            (Err(_), Some((name, node))) => {
+                let why = format!("volume {name} is open on node {node}: unmount it there, then repeat");
+                return Err(ControlError::Precondition(why));
+            }
+            (Err(error), None) => return Err(error.into()),
+        }
+        pool.step("control.delete.tombstone").await?;
+        self.tombstoned.notify_one();
+        Ok(())
+    }
+
+    /// Absent counts as deleted. Clones made from it keep its data, not its name.
+    pub async fn delete_snapshot(&self, snapshot: SnapshotHandle) -> Result<(), ControlError> {
+        let pool = self.pool_to_delete_from(snapshot.pool)?;
+        let _call = self.busy.enter(format!("snapshot {}", snapshot.snapshot))?;
+        self.tombstone_snapshot(pool, snapshot.snapshot).await
+    }
+
+    pub(super) async fn tombstone_snapshot(&self, pool: &Pool, id: SnapshotId) -> Result<(), ControlError> {
+        let changed = pool
+            .catalog
+            .update_snapshot(id, |snapshot| {
+                if matches!(snapshot.state, State::Ready | State::Creating) {
+                    snapshot.state = State::Deleting;
+                }
+                Ok(())
+            })
+            .await;
+        match changed {
+            Ok(at) => {
+                pool.step("control.snapshot-delete.tombstone").await?;
+                pool.catalog.release_csi_snapshot_name(at.record.name.as_str(), id).await?;
+            }
+            Err(CatalogError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.tombstoned.notify_one();
+        Ok(())
+    }
+
+    /// A pool that is not configured here may well exist: answering "deleted" would leak what is in it.
+    fn pool_to_delete_from(&self, id: crate::types::PoolId) -> Result<&Pool, ControlError> {
+        self.pool(id).ok_or_else(|| {
+            ControlError::Precondition(format!("pool {id} is not configured here: configure it, then repeat the deletion"))
+        })
+    }
+
+    /// The collector of one of this controller's pools.
+    pub fn collector(&self, pool: &Pool) -> Collector {
+        Collector::new(pool.clone(), self.volumes.settings().cache.clone())
+    }
+}

@@ -1,0 +1,106 @@
+//! Volumes and snapshots of the configured pools.
+
+mod check;
+mod clone;
+mod create;
+mod delete;
+mod query;
+mod snapshot;
+
+use super::busy::{Busy, Call};
+use super::{ControlError, Pool, Pools};
+use crate::catalog::{Dataset, Properties, Snapshot};
+use crate::types::{DatasetId, DatasetName, PoolId, SnapshotHandle, VolumeHandle};
+use crate::volume::Volumes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+/// Where a new volume's content comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Snapshot(SnapshotHandle),
+    Volume(VolumeHandle),
+}
+
+#[derive(Clone, Debug)]
+pub struct NewVolume {
+    pub name: DatasetName,
+    /// Byte quota; `None`: the default of [`SIZE_DEFAULT`], or the source's.
+    pub size: Option<u64>,
+    /// The largest size acceptable to the caller (CSI's limit_bytes).
+    pub size_limit: Option<u64>,
+    pub source: Option<Source>,
+    pub properties: Properties,
+    pub access_modes: Vec<String>,
+    pub parameters: BTreeMap<String, String>,
+}
+
+pub const SIZE_DEFAULT: u64 = 10 << 30;
+pub const SIZE_MIN: u64 = 1 << 20;
+pub const SIZE_MAX: u64 = 1 << 50;
+
+/// Snapshots of one dataset, tombstoned ones included: each lengthens the database's manifest and every collection.
+const SNAPSHOTS_MAX: usize = 250;
+/// Clones of one snapshot: each keeps a checkpoint in the source's manifest (R13).
+const CLONES_MAX: usize = 128;
+/// Databases that a clone would have to read beside its own (R13).
+const ANCESTORS_MAX: usize = 8;
+
+#[derive(Clone, Debug)]
+pub struct VolumeInfo {
+    pub handle: VolumeHandle,
+    pub dataset: Dataset,
+}
+
+#[derive(Clone, Debug)]
+pub struct SnapshotInfo {
+    pub handle: SnapshotHandle,
+    pub snapshot: Snapshot,
+}
+
+/// The use cases of the controller, over every configured pool. Stateless but for serialising calls on one object; any number may run (R30).
+pub struct Controller {
+    pools: Pools,
+    volumes: Volumes,
+    busy: Busy,
+    /// Something was tombstoned.
+    tombstoned: Arc<Notify>,
+}
+
+impl Controller {
+    /// `volumes`: those of this process, whose snapshots are made right here.
+    pub fn new(pools: Pools, volumes: Volumes) -> Self {
+        Self { pools, volumes, busy: Busy::default(), tombstoned: Arc::default() }
+    }
+
+    pub fn pools(&self) -> &Pools {
+        &self.pools
+    }
+
+    /// Notified after each tombstone, so that a collector need not wait for its time.
+    pub fn tombstoned(&self) -> Arc<Notify> {
+        self.tombstoned.clone()
+    }
+
+    /// The pool of a handle; `None`: not one of ours.
+    fn pool(&self, id: PoolId) -> Option<&Pool> {
+        self.pools.by_id(id)
+    }
+
+    fn known_pool(&self, id: PoolId, what: &str) -> Result<&Pool, ControlError> {
+        self.pool(id).ok_or_else(|| ControlError::NotFound { what: format!("{what} (its pool {id} is not configured here)") })
+    }
+
+    fn enter_volume(&self, id: DatasetId) -> Result<Call, ControlError> {
+        self.busy.enter(format!("volume {id}"))
+    }
+}
+
+fn volume_info(pool: &Pool, dataset: Dataset) -> VolumeInfo {
+    VolumeInfo { handle: VolumeHandle { pool: pool.id(), dataset: dataset.id() }, dataset }
+}
+
+fn snapshot_info(pool: &Pool, snapshot: Snapshot) -> SnapshotInfo {
+    SnapshotInfo { handle: SnapshotHandle { pool: pool.id(), snapshot: snapshot.id() }, snapshot }
+}

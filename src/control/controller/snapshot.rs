@@ -1,0 +1,164 @@
+//! CreateSnapshot: the intent, the checkpoint by whoever may make it, ready (R3).
+
+use super::{Controller, SNAPSHOTS_MAX, SnapshotInfo, snapshot_info};
+use crate::catalog::{CatalogError, Dataset, Snapshot, State, Versioned};
+use crate::control::{ControlError, Pool};
+use crate::fs::api::FileSystem;
+use crate::fs::db::CheckpointId;
+use crate::types::{Classify, DatasetId, Incarnation, NameKey, SnapshotId, SnapshotName, Timestamp, VolumeHandle};
+use crate::volume::{VolumeError, checkpoint_released, is_caretaker};
+
+/// The largest serial: 20 bits of a fileid hold it, 0 is the live file system.
+const SERIAL_MAX: u32 = (1 << 20) - 1;
+
+impl Controller {
+    /// `csi_name`: the name is unique in the pool, as CSI demands; otherwise only in the dataset.
+    pub async fn create_snapshot(
+        &self,
+        volume: VolumeHandle,
+        name: SnapshotName,
+        csi_name: bool,
+    ) -> Result<SnapshotInfo, ControlError> {
+        let absent = || ControlError::NotFound { what: format!("volume {volume}") };
+        let pool = self.pool(volume.pool).ok_or_else(absent)?;
+        let _call = self.busy.enter(format!("snapshot {name} of pool {}", pool.name))?;
+        let dataset = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
+        match dataset.state {
+            State::Ready => {}
+            State::Creating => return Err(VolumeError::Creating { dataset: dataset.name.to_string() }.into()),
+            State::Deleting | State::Dead => return Err(absent()),
+        }
+        let mut id = match pool.catalog.snapshot(dataset.id(), &name).await? {
+            Some(at) => match at.record.state {
+                State::Ready => return Ok(snapshot_info(pool, at.record)),
+                State::Creating => at.record.id(),
+                State::Deleting | State::Dead => {
+                    self.tombstoned.notify_one();
+                    let what = format!("the deletion of snapshot {name}, which clones may still keep");
+                    return Err(ControlError::InProgress { what });
+                }
+            },
+            None => new_id(&dataset, &name),
+        };
+        if csi_name {
+            id = claim_name(pool, &dataset, &name, id).await?;
+            pool.step("control.snapshot.claimed").await?;
+        }
+        let at = self.make_snapshot(pool, &dataset, id, name, false).await?;
+        Ok(snapshot_info(pool, at.record))
+    }
+
+    /// From wherever an earlier attempt left it to ready.
+    pub(super) async fn make_snapshot(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        id: SnapshotId,
+        name: SnapshotName,
+        implied: bool,
+    ) -> Result<Versioned<Snapshot>, ControlError> {
+        let mut at = match pool.catalog.snapshot_by_id(id).await? {
+            Some(at) => at,
+            None => intend(pool, dataset, id, name, implied).await?,
+        };
+        match at.record.state {
+            State::Creating => {}
+            State::Ready => return Ok(at),
+            State::Deleting | State::Dead => return Err(ControlError::NotFound { what: format!("snapshot {}", at.record.name) }),
+        }
+        let (checkpoint, referenced) = self.checkpoint(pool, dataset, &id.snapshot.incarnation.to_string()).await?;
+        pool.step("control.snapshot.checkpoint").await?;
+        let ready = Snapshot { state: State::Ready, checkpoint: Some(checkpoint.0), referenced, ..at.record.clone() };
+        pool.catalog.swap_snapshot(&mut at, ready).await?;
+        pool.step("control.snapshot.ready").await?;
+        Ok(at)
+    }
+
+    /// A checkpoint of everything acknowledged, made by the owner, or by us where there is none. Also the bytes in use, where known.
+    async fn checkpoint(&self, pool: &Pool, dataset: &Dataset, name: &str) -> Result<(CheckpointId, Option<u64>), ControlError> {
+        let id = dataset.id();
+        if let Some(volume) = self.volumes.get(id) {
+            let made = volume.fs.snapshot(name).await?;
+            let stat = volume.fs.statfs().await?;
+            return Ok((made, Some(stat.total_bytes.saturating_sub(stat.free_bytes))));
+        }
+        match &dataset.owner {
+            Some(owner) if owner.node == self.volumes.settings().node => {
+                // Ours from before a restart: only this node may open it, since it has the journal (R16).
+                let volume = self.volumes.open(&pool.catalog, id).await?;
+                let made = volume.fs.snapshot(name).await?;
+                drop(volume);
+                self.volumes.close(id).await?;
+                Ok((made, None))
+            }
+            Some(owner) if !is_caretaker(owner) => Err(ControlError::Unavailable(format!(
+                "snapshot of volume {}: its owner, node {}, cannot be reached from here: repeat when the volume is released",
+                dataset.name, owner.node
+            ))),
+            _ => Ok((checkpoint_released(self.volumes.settings(), &pool.catalog, id, name).await?, None)),
+        }
+    }
+}
+
+fn new_id(dataset: &Dataset, name: &SnapshotName) -> SnapshotId {
+    let snapshot = DatasetId { key: NameKey::of("snapshot", name.as_str()), incarnation: Incarnation::random() };
+    SnapshotId { dataset: dataset.incarnation, snapshot }
+}
+
+/// The id under which the CSI name is reserved: ours, or that of an earlier attempt for the same volume, which is adopted.
+async fn claim_name(pool: &Pool, dataset: &Dataset, name: &SnapshotName, id: SnapshotId) -> Result<SnapshotId, ControlError> {
+    let holder = pool.catalog.claim_csi_snapshot_name(name.as_str(), id).await?;
+    if holder.dataset != dataset.incarnation {
+        let why = "it is of another volume".to_owned();
+        return Err(ControlError::Exists { what: format!("snapshot {name}"), why });
+    }
+    Ok(holder)
+}
+
+async fn intend(
+    pool: &Pool,
+    dataset: &Dataset,
+    id: SnapshotId,
+    name: SnapshotName,
+    implied: bool,
+) -> Result<Versioned<Snapshot>, ControlError> {
+    let others = pool.catalog.snapshots(Some(dataset.incarnation)).await?;
+    if others.len() >= SNAPSHOTS_MAX {
+        return Err(ControlError::Exhausted(format!(
+            "volume {} has {SNAPSHOTS_MAX} snapshots, which is the limit: delete some first",
+            dataset.name
+        )));
+    }
+    let serial = others.iter().map(|at| at.record.serial).max().unwrap_or(0) + 1;
+    if serial > SERIAL_MAX {
+        return Err(ControlError::Exhausted(format!("volume {} has had {SERIAL_MAX} snapshots: clone it to go on", dataset.name)));
+    }
+    let snapshot = Snapshot {
+        name,
+        incarnation: id.snapshot.incarnation,
+        dataset: dataset.id(),
+        family: dataset.family,
+        state: State::Creating,
+        created: Timestamp::now(),
+        checkpoint: None,
+        size: dataset.size,
+        referenced: None,
+        properties: dataset.properties.clone(),
+        dependants: vec![],
+        serial,
+        implied,
+    };
+    let what = format!("snapshot {}", snapshot.name);
+    pool.step("control.snapshot.begin").await?;
+    match pool.catalog.insert_snapshot(snapshot).await {
+        Ok(at) => {
+            pool.step("control.snapshot.intent").await?;
+            Ok(at)
+        }
+        Err(CatalogError::Exists { .. }) => Err(ControlError::InProgress { what }),
+        Err(error) => {
+            tracing::debug!(%what, class = ?error.class(), %error, "the intent was not written");
+            Err(error.into())
+        }
+    }
+}
