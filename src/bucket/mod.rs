@@ -199,6 +199,12 @@ impl Bucket {
         put.map(drop).map_err(|e| self.error(key, &e))
     }
 
+    /// As [`Self::put`], of a body in parts, which are not copied into one.
+    pub async fn put_parts(&self, key: &str, parts: Vec<Bytes>) -> Result<(), BucketError> {
+        let put = self.store.put_attempts(&self.path(key), parts.into_iter().collect(), PutOptions::default()).await.0;
+        put.map(drop).map_err(|e| self.error(key, &e))
+    }
+
     /// Absent ones count as deleted.
     pub async fn delete(&self, keys: &[String]) -> Result<(), BucketError> {
         let paths: Vec<Path> = keys.iter().map(|key| self.path(key)).collect();

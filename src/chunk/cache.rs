@@ -1,20 +1,229 @@
-//! Chunks kept near: what all chunk stores of a process share.
+//! What all chunk stores of a process share: chunks kept near, and the memory that chunks on their way may take.
 
+use super::room::Room;
+use crate::types::ChunkHash;
+use bytes::Bytes;
+use foyer::{
+    BlockEngineConfig, Cache, CacheBuilder, CacheProperties, DeviceBuilder, FsDeviceBuilder, Hint, HybridCache, HybridCacheBuilder,
+    LruConfig, PsyncIoEngineConfig, RecoverMode,
+};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Semaphore;
+
+/// What an entry costs beyond its bytes: key, links, counts.
+const ENTRY_OVERHEAD: usize = 160;
+/// Written chunks from this size on are kept without a copy.
+const SHARED_FROM: usize = 256 << 10;
+/// Shards of the memory tier: fewer than a chunk of the largest size would be crowded out by in a small cache.
+const SHARD_BYTES_MIN: u64 = 16 << 20;
+const SHARDS_MAX: u64 = 16;
+/// Bytes of packs being filled and stored, over all packers of the process.
+const WRITE_ROOM_BYTES: u32 = 64 << 20;
+/// Bytes (of data, decompressed) of range requests on their way.
+pub(super) const READ_ROOM_BYTES: usize = 64 << 20;
+/// The part of it that read-ahead may take, so that it never keeps a reader waiting.
+pub(super) const AHEAD_ROOM_BYTES: usize = 32 << 20;
+/// Requests on their way at once.
+pub(super) const READS_MAX: usize = 64;
+/// Files that the disk tier divides its room into; each must hold the largest stored chunk with foyer's header.
+const DISK_BLOCK_BYTES: usize = 16 << 20;
+/// What the disk tier may hold in memory: it hands over what it reads at once.
+const DISK_MEMORY_BYTES: usize = 1 << 20;
 
 /// Verified chunks in memory, and if a folder is given their stored form on disk. One for the process; cheap to clone.
+///
+/// A chunk's hash is keyed by pool and family, so that one map serves them all.
 #[derive(Clone)]
-pub struct ChunkCache {}
+pub struct ChunkCache(pub(super) Arc<Shared>);
+
+pub(super) struct Shared {
+    memory: Cache<ChunkHash, Bytes>,
+    disk: Option<HybridCache<ChunkHash, OnDisk>>,
+    pub(super) write_room: Room,
+    pub(super) read_room: Arc<Semaphore>,
+    pub(super) ahead_room: Arc<Semaphore>,
+    pub(super) reads: Arc<Semaphore>,
+    pub(super) counts: Counts,
+}
+
+/// What was asked of a cache so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    pub memory_hits: u64,
+    pub memory_misses: u64,
+    pub disk_hits: u64,
+    /// Chunks that the disk gave back changed: counted, dropped, and read from the bucket.
+    pub disk_corrupt: u64,
+    /// Chunks and packs of the bucket that failed verification.
+    pub bucket_corrupt: u64,
+    /// Read-ahead that found no room and was dropped.
+    pub ahead_dropped: u64,
+    pub memory_bytes: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Counts {
+    pub(super) memory_hits: AtomicU64,
+    pub(super) memory_misses: AtomicU64,
+    pub(super) disk_hits: AtomicU64,
+    pub(super) disk_corrupt: AtomicU64,
+    pub(super) bucket_corrupt: AtomicU64,
+    pub(super) ahead_dropped: AtomicU64,
+}
+
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
 
 impl ChunkCache {
     /// In memory only, at most `bytes`.
-    pub fn memory(_bytes: u64) -> Self {
-        todo!()
+    pub fn memory(bytes: u64) -> Self {
+        Self::new(bytes, None)
     }
 
     /// In memory and in files below `dir`, which this cache owns: at most `disk_bytes` there. What is read from the disk is opened and
-    /// verified like what is read from the bucket, and encrypted pools are encrypted there too.
-    pub async fn with_disk(_bytes: u64, _dir: &Path, _disk_bytes: u64) -> std::io::Result<Self> {
-        todo!()
+    /// verified like what is read from the bucket, and encrypted pools are encrypted there too. What an earlier process left is used again.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or written.
+    pub async fn with_disk(bytes: u64, dir: &Path, disk_bytes: u64) -> std::io::Result<Self> {
+        Ok(Self::new(bytes, Some(open_disk(dir, disk_bytes).await?)))
+    }
+
+    fn new(bytes: u64, disk: Option<HybridCache<ChunkHash, OnDisk>>) -> Self {
+        let shards = (bytes / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX);
+        let memory = CacheBuilder::new(usize::try_from(bytes).unwrap_or(usize::MAX))
+            .with_name("chunks")
+            .with_shards(shards as usize)
+            .with_eviction_config(LruConfig::default())
+            .with_weighter(|_: &ChunkHash, data: &Bytes| data.len() + ENTRY_OVERHEAD)
+            .build();
+        Self(Arc::new(Shared {
+            memory,
+            disk,
+            write_room: Room::new(WRITE_ROOM_BYTES),
+            read_room: Arc::new(Semaphore::new(READ_ROOM_BYTES)),
+            ahead_room: Arc::new(Semaphore::new(AHEAD_ROOM_BYTES)),
+            reads: Arc::new(Semaphore::new(READS_MAX)),
+            counts: Counts::default(),
+        }))
+    }
+
+    pub fn stats(&self) -> CacheStats {
+        let counts = &self.0.counts;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        CacheStats {
+            memory_hits: get(&counts.memory_hits),
+            memory_misses: get(&counts.memory_misses),
+            disk_hits: get(&counts.disk_hits),
+            disk_corrupt: get(&counts.disk_corrupt),
+            bucket_corrupt: get(&counts.bucket_corrupt),
+            ahead_dropped: get(&counts.ahead_dropped),
+            memory_bytes: self.0.memory.usage() as u64,
+        }
+    }
+
+    /// Writes out what the disk tier still holds in memory. Not needed for anything but a warm start.
+    pub async fn close(&self) {
+        if let Some(disk) = &self.0.disk
+            && let Err(error) = disk.close().await
+        {
+            tracing::warn!(%error, "the chunk cache on disk was not closed cleanly; the next start reads those chunks from the bucket");
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn get(&self, hash: &ChunkHash) -> Option<Bytes> {
+        self.memory.get(hash).map(|entry| entry.value().clone())
+    }
+
+    /// `data` must own its memory: a slice of a larger buffer would keep all of it.
+    pub(super) fn insert(&self, hash: ChunkHash, data: Bytes) {
+        self.memory.insert(hash, data);
+    }
+
+    /// A chunk that was just written: it makes place before what was read does, so that a long write leaves the readers' chunks alone.
+    pub(super) fn insert_written(&self, hash: ChunkHash, data: &Bytes) {
+        // A small chunk may be a slice of a large buffer, a large one hardly is.
+        let data = if data.len() < SHARED_FROM { Bytes::copy_from_slice(data) } else { data.clone() };
+        self.memory.insert_with_properties(hash, data, CacheProperties::default().with_hint(Hint::Low));
+    }
+
+    pub(super) fn has_disk(&self) -> bool {
+        self.disk.is_some()
+    }
+
+    /// The stored bytes of a chunk, unverified.
+    pub(super) async fn disk_get(&self, hash: &ChunkHash) -> Option<Bytes> {
+        match self.disk.as_ref()?.get(hash).await {
+            Ok(entry) => entry.map(|entry| entry.value().0.clone()),
+            Err(error) => {
+                tracing::debug!(%error, "a chunk cannot be read from the cache on disk; reading it from the bucket");
+                None
+            }
+        }
+    }
+
+    pub(super) fn disk_insert(&self, hash: ChunkHash, stored: &Bytes) {
+        if let Some(disk) = &self.disk {
+            // Owned, because `stored` may be a slice of a range request.
+            disk.storage_writer(hash).insert(OnDisk(Bytes::copy_from_slice(stored)));
+        }
+    }
+
+    pub(super) fn disk_remove(&self, hash: &ChunkHash) {
+        if let Some(disk) = &self.disk {
+            disk.remove(hash);
+        }
+    }
+}
+
+async fn open_disk(dir: &Path, bytes: u64) -> std::io::Result<HybridCache<ChunkHash, OnDisk>> {
+    let failed = |error: foyer::Error| std::io::Error::other(format!("chunk cache in {}: {error}", dir.display()));
+    let blocks = usize::try_from(bytes).unwrap_or(usize::MAX) / DISK_BLOCK_BYTES;
+    let device = FsDeviceBuilder::new(dir).with_capacity(blocks.max(2) * DISK_BLOCK_BYTES).build().map_err(failed)?;
+    HybridCacheBuilder::new()
+        .with_name("chunks-on-disk")
+        .memory(DISK_MEMORY_BYTES)
+        .with_weighter(|_: &ChunkHash, stored: &OnDisk| stored.0.len() + ENTRY_OVERHEAD)
+        .storage()
+        .with_io_engine_config(PsyncIoEngineConfig::new())
+        .with_engine_config(BlockEngineConfig::new(device).with_block_size(DISK_BLOCK_BYTES))
+        .with_recover_mode(RecoverMode::Quiet)
+        .build()
+        .await
+        .map_err(failed)
+}
+
+/// A chunk as it is stored in its pack: compressed and sealed.
+#[derive(Clone)]
+struct OnDisk(Bytes);
+
+impl Serialize for OnDisk {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for OnDisk {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = OnDisk;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a chunk's stored bytes")
+            }
+            fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<OnDisk, E> {
+                Ok(OnDisk(bytes.into()))
+            }
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<OnDisk, E> {
+                Ok(OnDisk(Bytes::copy_from_slice(bytes)))
+            }
+        }
+        deserializer.deserialize_byte_buf(Visitor)
     }
 }

@@ -12,8 +12,9 @@ pub enum ChunkError {
         #[source]
         source: BucketError,
     },
-    #[error("listing the packs of family {family}: {source}")]
-    List {
+    #[error("{doing} packs of family {family}: {source}")]
+    Family {
+        doing: &'static str,
         family: FamilyId,
         #[source]
         source: BucketError,
@@ -23,20 +24,20 @@ pub enum ChunkError {
     Corrupt { hash: ChunkHash, pack: PackId, why: String },
     #[error("pack {pack} is corrupt: {why}")]
     CorruptPack { pack: PackId, why: String },
-    /// The pack's object is not in the bucket, or the key below `packs/` is no pack's.
+    /// The pack's object is not in the bucket.
     #[error("pack {pack} is not in the bucket: something outside this program removed it; restore the object from a backup")]
     Missing { pack: PackId },
     #[error("a chunk of {bytes} bytes is larger than the {max} allowed")]
     TooLarge { bytes: usize, max: usize },
     /// The work was cut off: the runtime is going down.
-    #[error("{doing} pack {pack} was cut off: the program is shutting down")]
-    CutOff { doing: &'static str, pack: PackId },
+    #[error("{doing} was cut off: the program is shutting down")]
+    CutOff { doing: &'static str },
 }
 
 impl Classify for ChunkError {
     fn class(&self) -> Class {
         match self {
-            Self::Bucket { source, .. } | Self::List { source, .. } => source.class(),
+            Self::Bucket { source, .. } | Self::Family { source, .. } => source.class(),
             // Not NotFound: what was asked for exists, its bytes are lost.
             Self::Corrupt { .. } | Self::CorruptPack { .. } | Self::Missing { .. } => Class::Corrupt,
             Self::TooLarge { .. } => Class::Internal,

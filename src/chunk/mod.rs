@@ -1,12 +1,45 @@
 //! Content-addressed chunks in packs.
+//!
+//! A **chunk** is at most 1 MiB of file data, named by its keyed BLAKE3 hash ([`ChunkRef::hash`]). A **pack** is an immutable object
+//! `packs/<family>/<creator>/<epoch>-<seq>` of many chunks; `pack` gives its bytes. A [`Packer`] belongs to one writable open of a dataset and
+//! writes packs; a [`ChunkStore`] reads, lists and deletes those of a family; the [`ChunkCache`] and its memory limits are the process's.
+//!
+//! # Invariants
+//! - What a read answers has the hash that was asked for, whether it came from the bucket or from the cache on disk: never wrong bytes, never
+//!   zeros. The memory cache holds verified data only.
+//! - A pack's name is given once (R9) and its bytes never change.
+//! - No reference is handed out as [`Stored`] before its pack's PUT was answered (R10).
+//! - `settled` never passes a pack that someone may still refer to (`ledger`, R9). A pack above it may be referred to freely; any other only if the
+//!   dataset says so, at the hit and again at the commit (R10): see [`Packer::deduplicate_into`] and [`Packer::is_unsettled`].
+//!
+//! # What a crash may leave
+//! Packs that nothing refers to: they were stored, or a lost PUT arrived later, and no batch was committed. The collector finds them below `settled`
+//! or below a later epoch. Never a reference without its pack.
+//!
+//! # Memory
+//! The cache's bytes, 64 MiB for packs being filled and stored, 96 MiB for requests on their way: at most, for all stores of the process. A
+//! caller waits for room; read-ahead is dropped instead.
+//!
+//! # What this does not do
+//! It does not know which packs are in use: the file system counts (`U`), the collector decides. It does not retry: the bucket does.
 
 mod cache;
+mod coder;
+mod cpu;
 mod error;
+mod filling;
+mod known;
+mod ledger;
+mod pack;
 mod packer;
+mod plan;
+mod reader;
+mod room;
 mod store;
 
-pub use cache::ChunkCache;
+pub use cache::{CacheStats, ChunkCache};
 pub use error::ChunkError;
+pub use pack::{Entry, PackError, Sealing, Trailer, decode_footer};
 pub use packer::{Packer, Packing, Stored};
 pub use store::{ChunkStore, PackSummary};
 

@@ -1,46 +1,73 @@
 //! Fills packs and keeps the books of who may still refer to them (R9, R10).
 
-use super::{ChunkError, ChunkRef};
+use super::filling::{Filling, Holds};
+use super::{CHUNK_BYTES_MAX, ChunkError, ChunkRef, cpu};
+use crate::crypto::Sealer;
 use crate::types::PackId;
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// Data that one CPU job takes: long enough to be worth handing over, short enough that an add uses all cores.
+const JOB_BYTES: usize = 1 << 20;
+/// Jobs of one add at once.
+const JOBS_MAX: usize = 4;
+/// How long a pack waits for more from [`Packing::stored_unhurried`].
+const LINGER: Duration = Duration::from_millis(200);
 
 /// Fills packs for one writable open of a dataset. Several callers add at once; a pack is closed and stored when it is full or when someone
 /// waits for it.
+///
+/// Chunks known for deduplication are kept per packer and not per family: what a sibling dataset has stored is of no use here, because this
+/// dataset holds no `U` on it (R10).
 #[derive(Clone)]
-pub struct Packer {}
+pub struct Packer(pub(super) Arc<Filling>);
 
 /// Chunks that were handed to a packer. Nothing may refer to them yet. Dropping it gives them up.
 #[must_use = "dropping it gives the chunks up"]
-pub struct Packing {}
+pub struct Packing {
+    refs: Vec<ChunkRef>,
+    holds: Holds,
+}
 
 /// Chunks whose packs are in the bucket. While it lives, the packs that it touches are not settled (R9): keep it until the batch that refers to
 /// its chunks is submitted to the committer, then [`Self::settle`] or drop it. To drop it before is to promise that nothing will ever refer to
 /// these chunks through it.
 #[must_use = "dropping it before the batch is submitted lets the collector sweep the chunks"]
-pub struct Stored {}
+pub struct Stored {
+    refs: Vec<ChunkRef>,
+    _holds: Holds,
+}
 
 impl Packing {
     /// Where the chunks will be, in the order they were added.
     pub fn refs(&self) -> &[ChunkRef] {
-        todo!()
+        &self.refs
     }
 
     /// Closes the packs that hold the chunks and waits until they are stored: for COMMIT and whoever waits for an answer.
-    pub async fn stored(self) -> Result<Stored, ChunkError> {
-        todo!()
+    pub async fn stored(mut self) -> Result<Stored, ChunkError> {
+        self.holds.hurry();
+        self.holds.stored().await?;
+        Ok(Stored { refs: self.refs, _holds: self.holds })
     }
 
     /// Waits until the packs are stored without closing them before they are full, for at most a short while: for flushes in the background,
     /// so that a long sequential write makes full packs.
-    pub async fn stored_unhurried(self) -> Result<Stored, ChunkError> {
-        todo!()
+    pub async fn stored_unhurried(mut self) -> Result<Stored, ChunkError> {
+        match tokio::time::timeout(LINGER, self.holds.stored()).await {
+            Ok(stored) => stored?,
+            Err(_) => return self.stored().await,
+        }
+        Ok(Stored { refs: self.refs, _holds: self.holds })
     }
 }
 
 impl Stored {
     pub fn refs(&self) -> &[ChunkRef] {
-        todo!()
+        &self.refs
     }
 
     /// Every batch that will ever refer to these chunks through this value has been submitted.
@@ -50,32 +77,87 @@ impl Stored {
 impl Packer {
     /// Hashes, looks up among known chunks of the dataset, compresses, seals and appends. Runs the CPU work off the async threads.
     /// Waits when too many bytes are on their way. When [`Packing::stored`] fails, the caller may add the same data again.
-    pub async fn add(&self, _raw: Vec<Bytes>) -> Result<Packing, ChunkError> {
-        todo!()
+    pub async fn add(&self, raw: Vec<Bytes>) -> Result<Packing, ChunkError> {
+        if let Some(bytes) = raw.iter().map(Bytes::len).find(|len| *len > CHUNK_BYTES_MAX) {
+            return Err(ChunkError::TooLarge { bytes, max: CHUNK_BYTES_MAX });
+        }
+        let mut packing = Packing { refs: Vec::with_capacity(raw.len()), holds: Holds::new(self.0.clone()) };
+        let mut jobs = stream::iter(jobs(raw)).map(|job| self.place(job)).buffered(JOBS_MAX);
+        while let Some(mut placed) = jobs.try_next().await? {
+            packing.refs.append(&mut placed.refs);
+            packing.holds.absorb(placed.holds);
+        }
+        Ok(packing)
+    }
+
+    async fn place(&self, job: Vec<Bytes>) -> Result<Packing, ChunkError> {
+        let bytes: usize = job.iter().map(|raw| raw.len() + Sealer::OVERHEAD).sum();
+        // A job has a few MiB at most.
+        let room = self.0.cache.0.write_room.take(bytes as u32).await;
+        let filling = self.0.clone();
+        let placed = cpu::run(bytes, move || place(&filling, &job, room)).await;
+        placed.ok_or(ChunkError::CutOff { doing: "packing" })
     }
 
     /// Every pack of this packer up to this number is referenced by the batches submitted so far, or never will be (R9). The committer reads it
     /// *before* it takes the batches that it writes together with the superblock: a pack may be called settled by no state that lacks the batch
     /// which refers to it.
     pub fn settled(&self) -> u64 {
-        todo!()
+        self.0.settled()
     }
 
-    /// Whether `pack` is of this packer and not settled. At submit the committer refuses a new reference into a pack unless this holds, or
-    /// `U` of the pack is above 0 and it is not sealed (R10); the caller then adds the data again.
-    pub fn is_unsettled(&self, _pack: PackId) -> bool {
-        todo!()
+    /// Whether `pack` is this packer's, stored, and not settled. At submit the committer refuses a new reference into a pack unless this holds,
+    /// or `U` of the pack is above 0 and it is not sealed (R10); the caller then adds the data again.
+    pub fn is_unsettled(&self, pack: PackId) -> bool {
+        self.0.is_unsettled(pack)
     }
 
     /// Sets who says whether the dataset may make new references into a settled pack, or one of another creator or epoch: `U` above 0 and not
     /// sealed (R10). Until it is set, deduplication finds only chunks in this packer's own unsettled packs. It is called at every such hit,
     /// with no lock held; hold the committer by a `Weak` in it.
-    pub fn deduplicate_into(&self, _may_refer: Arc<dyn Fn(PackId) -> bool + Send + Sync>) {
-        todo!()
+    pub fn deduplicate_into(&self, may_refer: Arc<dyn Fn(PackId) -> bool + Send + Sync>) {
+        *self.0.may_refer.write() = Some(may_refer);
     }
 
     /// Tells the packer of chunks that the dataset refers to already, for deduplication.
-    pub fn known(&self, _chunks: &[ChunkRef]) {
-        todo!()
+    pub fn known(&self, chunks: &[ChunkRef]) {
+        self.0.known(chunks);
     }
+}
+
+/// Cuts what is added into jobs.
+fn jobs(raw: Vec<Bytes>) -> Vec<Vec<Bytes>> {
+    let mut jobs: Vec<Vec<Bytes>> = Vec::new();
+    let mut bytes = usize::MAX;
+    for raw in raw {
+        bytes = bytes.saturating_add(raw.len() + Sealer::OVERHEAD);
+        match jobs.last_mut() {
+            Some(job) if bytes <= JOB_BYTES => job.push(raw),
+            _ => {
+                bytes = raw.len();
+                jobs.push(vec![raw]);
+            }
+        }
+    }
+    jobs
+}
+
+/// The CPU work on some chunks.
+fn place(filling: &Arc<Filling>, job: &[Bytes], mut room: OwnedSemaphorePermit) -> Packing {
+    let mut holds = Holds::new(filling.clone());
+    let mut refs = Vec::with_capacity(job.len());
+    for raw in job {
+        let hash = filling.coder.hash(raw);
+        let chunk = match filling.find(&hash, &mut holds) {
+            Some(chunk) => chunk,
+            None => {
+                let encoded = filling.coder.encode(raw, &hash, filling.codec);
+                filling.cache.0.insert_written(hash, raw);
+                // At most CHUNK_BYTES_MAX.
+                filling.append(hash, raw.len() as u32, encoded, &mut room, &mut holds)
+            }
+        };
+        refs.push(chunk);
+    }
+    Packing { refs, holds }
 }

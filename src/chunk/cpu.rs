@@ -1,0 +1,23 @@
+//! CPU work of this floor: off the threads that serve connections, at most one job per core for the whole process.
+
+use std::sync::LazyLock;
+use tokio::sync::Semaphore;
+
+static CORES: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)));
+
+/// Work on fewer bytes than this is done where the caller is: handing it over costs more than it takes (about 20 µs).
+const INLINE_BYTES: usize = 16 << 10;
+
+/// Runs `job`, which works on about `bytes` bytes. `None`: it was cut off, the runtime is going down.
+pub(super) async fn run<T: Send + 'static>(bytes: usize, job: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    if bytes < INLINE_BYTES {
+        return Some(job());
+    }
+    let _core = CORES.acquire().await.ok()?;
+    match tokio::task::spawn_blocking(job).await {
+        Ok(done) => Some(done),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => None,
+    }
+}

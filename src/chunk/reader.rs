@@ -1,0 +1,280 @@
+//! Reads chunks: from memory, from the disk cache, from the bucket; each only once at a time.
+//!
+//! A request runs in a task of its own: a caller that goes away leaves those who share the request alone.
+
+use super::cache::{ChunkCache, count};
+use super::coder::{Backing, Coder};
+use super::pack::HEADER_BYTES;
+use super::plan::{Fetch, plan};
+use super::{CHUNK_BYTES_MAX, ChunkError, ChunkRef, cpu};
+use crate::bucket::{Bucket, BucketError};
+use crate::crypto::Sealer;
+use crate::types::FamilyId;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+type Outcome = Result<Bytes, ChunkError>;
+type Flight = watch::Receiver<Option<Outcome>>;
+
+/// Reads from the disk cache at once, per read.
+const DISK_READS_MAX: usize = 8;
+
+pub(super) struct Reader {
+    pub(super) family: FamilyId,
+    pub(super) bucket: Bucket,
+    pub(super) coder: Arc<Coder>,
+    pub(super) cache: ChunkCache,
+    /// By the whole reference: a second one to the same data must not fail because the first is broken.
+    pub(super) flights: Mutex<HashMap<ChunkRef, Flight>>,
+}
+
+/// The duty to say what became of a chunk.
+struct Landing {
+    reader: Arc<Reader>,
+    chunk: ChunkRef,
+    waiters: watch::Sender<Option<Outcome>>,
+}
+
+impl Landing {
+    fn land(self, outcome: Outcome) {
+        if let Ok(data) = &outcome {
+            self.reader.cache.0.insert(self.chunk.hash, data.clone());
+        }
+        self.waiters.send_replace(Some(outcome));
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.reader.flights.lock().remove(&self.chunk);
+    }
+}
+
+impl Reader {
+    pub(super) async fn read(self: &Arc<Self>, chunks: &[ChunkRef]) -> Result<Vec<Bytes>, ChunkError> {
+        let mut data = Vec::with_capacity(chunks.len());
+        let mut missing = Vec::new();
+        for (index, chunk) in chunks.iter().enumerate() {
+            let hit = self.from_memory(chunk)?;
+            if hit.is_none() {
+                missing.push((index, *chunk));
+            }
+            data.push(hit.unwrap_or_default());
+        }
+        if missing.is_empty() {
+            return Ok(data);
+        }
+        let flights = self.join(&missing);
+        for ((index, _), mut flight) in missing.into_iter().zip(flights) {
+            let outcome = match flight.wait_for(Option::is_some).await {
+                Ok(outcome) => outcome.clone(),
+                Err(_) => None,
+            };
+            let landed = outcome.unwrap_or(Err(ChunkError::CutOff { doing: "reading a pack" }))?;
+            if let Some(slot) = data.get_mut(index) {
+                *slot = landed;
+            }
+        }
+        Ok(data)
+    }
+
+    fn from_memory(&self, chunk: &ChunkRef) -> Result<Option<Bytes>, ChunkError> {
+        let counts = &self.cache.0.counts;
+        let Some(data) = self.cache.0.get(&chunk.hash) else {
+            count(&counts.memory_misses);
+            return check(chunk).map(|()| None);
+        };
+        count(&counts.memory_hits);
+        if data.len() != chunk.raw_len as usize {
+            return Err(corrupt(chunk, format!("it has {} bytes, its reference says {}", data.len(), chunk.raw_len)));
+        }
+        Ok(Some(data))
+    }
+
+    /// A flight for each chunk: one that is in the air, or a new one.
+    fn join(self: &Arc<Self>, chunks: &[(usize, ChunkRef)]) -> Vec<Flight> {
+        let mut flights = self.flights.lock();
+        let mut landings = Vec::new();
+        let joined = chunks.iter().map(|(_, chunk)| self.board(&mut flights, chunk, &mut landings)).collect();
+        drop(flights);
+        if self.cache.0.has_disk() {
+            tokio::spawn(self.clone().take_off_by_disk(landings));
+        } else {
+            self.take_off(landings);
+        }
+        joined
+    }
+
+    fn board(self: &Arc<Self>, flights: &mut HashMap<ChunkRef, Flight>, chunk: &ChunkRef, landings: &mut Vec<Landing>) -> Flight {
+        if let Some(flight) = flights.get(chunk) {
+            return flight.clone();
+        }
+        let waiters = watch::Sender::new(None);
+        let flight = waiters.subscribe();
+        // It may have landed between the look into memory and the lock.
+        if let Some(data) = self.cache.0.get(&chunk.hash).filter(|data| data.len() == chunk.raw_len as usize) {
+            waiters.send_replace(Some(Ok(data)));
+            return flight;
+        }
+        flights.insert(*chunk, flight.clone());
+        landings.push(Landing { reader: self.clone(), chunk: *chunk, waiters });
+        flight
+    }
+
+    async fn take_off_by_disk(self: Arc<Self>, landings: Vec<Landing>) {
+        let tried = stream::iter(landings).map(|landing| self.try_disk(landing)).buffer_unordered(DISK_READS_MAX);
+        let missed: Vec<Landing> = tried.filter_map(|missed| async { missed }).collect().await;
+        self.take_off(missed);
+    }
+
+    /// Gives the landing back when the disk cannot serve it.
+    async fn try_disk(&self, landing: Landing) -> Option<Landing> {
+        let shared = &self.cache.0;
+        let Some(stored) = shared.disk_get(&landing.chunk.hash).await else { return Some(landing) };
+        let (coder, chunk) = (self.coder.clone(), landing.chunk);
+        match cpu::run(stored.len(), move || coder.decode(&chunk, stored, Backing::Whole)).await {
+            Some(Ok(data)) => {
+                count(&shared.counts.disk_hits);
+                landing.land(Ok(data));
+                None
+            }
+            Some(Err(why)) => {
+                count(&shared.counts.disk_corrupt);
+                tracing::debug!(chunk = %chunk.hash, why, "the cache on disk gave a chunk back changed; reading it from the bucket");
+                shared.disk_remove(&chunk.hash);
+                Some(landing)
+            }
+            None => None,
+        }
+    }
+
+    fn take_off(self: &Arc<Self>, landings: Vec<Landing>) {
+        let mut landings: HashMap<ChunkRef, Landing> = landings.into_iter().map(|landing| (landing.chunk, landing)).collect();
+        for fetch in plan(landings.keys().copied().collect()) {
+            let landings = fetch.chunks.iter().filter_map(|chunk| landings.remove(chunk)).collect();
+            tokio::spawn(self.clone().fetch(fetch, landings, None));
+        }
+    }
+
+    /// Fetches what is not in memory or on its way, as far as there is room.
+    pub(super) fn prefetch(self: &Arc<Self>, chunks: &[ChunkRef]) {
+        let mut flights = self.flights.lock();
+        let wanted = chunks.iter().filter(|chunk| check(chunk).is_ok() && !flights.contains_key(chunk));
+        let wanted: Vec<ChunkRef> = wanted.filter(|chunk| self.cache.0.get(&chunk.hash).is_none()).copied().collect();
+        for fetch in plan(dedup(wanted)) {
+            let Ok(room) = self.cache.0.ahead_room.clone().try_acquire_many_owned(weight(&fetch)) else {
+                count(&self.cache.0.counts.ahead_dropped);
+                return;
+            };
+            let mut landings = Vec::new();
+            for chunk in &fetch.chunks {
+                self.board(&mut flights, chunk, &mut landings);
+            }
+            tokio::spawn(self.clone().fetch_ahead(fetch, landings, room));
+        }
+    }
+
+    async fn fetch_ahead(self: Arc<Self>, fetch: Fetch, landings: Vec<Landing>, room: OwnedSemaphorePermit) {
+        if !self.cache.0.has_disk() {
+            return self.fetch(fetch, landings, Some(room)).await;
+        }
+        let tried = stream::iter(landings).map(|landing| self.try_disk(landing)).buffer_unordered(DISK_READS_MAX);
+        let missed: Vec<Landing> = tried.filter_map(|missed| async { missed }).collect().await;
+        let mut missed: HashMap<ChunkRef, Landing> = missed.into_iter().map(|landing| (landing.chunk, landing)).collect();
+        for fetch in plan(missed.keys().copied().collect()) {
+            let landings = fetch.chunks.iter().filter_map(|chunk| missed.remove(chunk)).collect();
+            self.clone().fetch(fetch, landings, None).await;
+        }
+        drop(room);
+    }
+
+    async fn fetch(self: Arc<Self>, fetch: Fetch, landings: Vec<Landing>, room: Option<OwnedSemaphorePermit>) {
+        let shared = &self.cache.0;
+        // Neither semaphore is ever closed.
+        let _slot = shared.reads.acquire().await;
+        let _room = match room {
+            Some(room) => Some(room),
+            None => shared.read_room.clone().acquire_many_owned(weight(&fetch)).await.ok(),
+        };
+        let Some(pack) = fetch.chunks.first().map(|chunk| chunk.pack) else { return };
+        let bytes = match self.get(pack, &fetch).await {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                landings.into_iter().for_each(|landing| landing.land(Err(error.clone())));
+                return;
+            }
+        };
+        cpu::run(weight(&fetch) as usize, move || {
+            for landing in landings {
+                let outcome = landing.reader.open(&fetch, &bytes, &landing.chunk);
+                landing.land(outcome);
+            }
+        })
+        .await;
+    }
+
+    async fn get(&self, pack: crate::types::PackId, fetch: &Fetch) -> Result<Bytes, ChunkError> {
+        if fetch.range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let key = super::store::key(self.family, pack);
+        self.bucket.get_range(&key, fetch.range.clone()).await.map_err(|source| reading(pack, source))
+    }
+
+    /// One chunk out of the range that was fetched, verified.
+    fn open(&self, fetch: &Fetch, bytes: &Bytes, chunk: &ChunkRef) -> Outcome {
+        let counts = &self.cache.0.counts;
+        let start = (u64::from(chunk.offset) - fetch.range.start) as usize;
+        let end = start + chunk.stored_len as usize;
+        if end > bytes.len() {
+            count(&counts.bucket_corrupt);
+            return Err(corrupt(chunk, "the pack ends before it".to_owned()));
+        }
+        let stored = bytes.slice(start..end);
+        let backing = if stored.len() == bytes.len() { Backing::Whole } else { Backing::Part };
+        let data = self.coder.decode(chunk, stored.clone(), backing).map_err(|why| {
+            count(&counts.bucket_corrupt);
+            corrupt(chunk, why)
+        })?;
+        self.cache.0.disk_insert(chunk.hash, &stored);
+        Ok(data)
+    }
+}
+
+/// Memory that a request takes, at most: both limits of a range are well below 4 GiB.
+fn weight(fetch: &Fetch) -> u32 {
+    fetch.raw_bytes.max(fetch.range.end - fetch.range.start) as u32
+}
+
+fn dedup(mut chunks: Vec<ChunkRef>) -> Vec<ChunkRef> {
+    let mut seen = std::collections::HashSet::new();
+    chunks.retain(|chunk| seen.insert(*chunk));
+    chunks
+}
+
+pub(super) fn reading(pack: crate::types::PackId, source: BucketError) -> ChunkError {
+    match source {
+        BucketError::NotFound { .. } => ChunkError::Missing { pack },
+        BucketError::Short { bytes, wanted, .. } => {
+            ChunkError::CorruptPack { pack, why: format!("it ends after {bytes} bytes, {wanted} are needed") }
+        }
+        source => ChunkError::Bucket { doing: "reading", pack, source },
+    }
+}
+
+fn corrupt(chunk: &ChunkRef, why: String) -> ChunkError {
+    ChunkError::Corrupt { hash: chunk.hash, pack: chunk.pack, why }
+}
+
+/// References come from the database, which is on the bucket too: an impossible one is not asked for.
+fn check(chunk: &ChunkRef) -> Result<(), ChunkError> {
+    let (raw, stored) = (chunk.raw_len as usize, chunk.stored_len as usize);
+    if chunk.offset < HEADER_BYTES || raw > CHUNK_BYTES_MAX || stored > raw + Sealer::OVERHEAD {
+        return Err(corrupt(chunk, "its reference is impossible".to_owned()));
+    }
+    Ok(())
+}
