@@ -21,6 +21,7 @@ pub mod crypto;
 pub mod csi;
 pub mod fs;
 pub mod mount;
+pub mod nfs;
 pub mod telemetry;
 pub mod types;
 pub mod volume;

@@ -1,0 +1,368 @@
+//! One connection: reads records, starts calls, lets replies leave in the order they are done.
+//!
+//! A call is polled once where it is read: most are answered from memory, and cost no task. One that must wait becomes a
+//! task of its own, which writes its reply itself. A call that has begun is never cancelled: its client may have gone, but
+//! it would repeat the call on another connection.
+
+use super::args::{Args, Procedure};
+use super::budget::{Bytes as ByteBudget, Count, Taken};
+use super::call::{Call, Reply};
+use super::dispatch::{Answer, dispatch};
+use super::duplicate::First;
+use super::export::ExportTable;
+use super::mount::{self, MountArgs};
+use super::outbox::{Message, Outbox, SMALL_BYTES};
+use super::record::RecordReader;
+use super::rpc::{self, AUTH_NONE, AUTH_SYS, AuthStat, Identity, MOUNT_PROGRAM, NFS_PROGRAM, Received, Refusal};
+use super::server::{Shared, Squash};
+use crate::fs::api::Caller;
+use bytes::{BufMut, Bytes, BytesMut};
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// Replies collected while records remain in the buffer, in bytes.
+const BATCH_BYTES: usize = 64 << 10;
+/// How long a stopping server waits for the peer to close after it, so that no reply is lost to a reset.
+const LINGER: Duration = Duration::from_millis(500);
+const PROGRAM_VERSION: u32 = 3;
+
+pub struct Connection<T> {
+    stream: Arc<TcpStream>,
+    peer: SocketAddr,
+    shared: Arc<Shared<T>>,
+    records: RecordReader,
+    outbox: Arc<Outbox>,
+    /// Replies that will leave together.
+    batch: BytesMut,
+    read_bytes: ByteBudget,
+    write_bytes: ByteBudget,
+    /// What the record being received will take.
+    receiving: Option<Taken>,
+    reads: Count,
+    calls: Count,
+    /// The last credentials and what they say: a client's calls mostly carry the same.
+    identity: Option<(Box<[u8]>, Arc<Identity>)>,
+}
+
+/// What became of a record.
+enum Begun {
+    Reply(Reply),
+    /// The answer goes where it must when it is there.
+    Later,
+}
+
+/// How reading ended.
+enum End {
+    Peer,
+    Stop,
+}
+
+impl<T: ExportTable> Connection<T> {
+    pub fn new(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared<T>>) -> Self {
+        let stream = Arc::new(stream);
+        Self {
+            outbox: Arc::new(Outbox::new(stream.clone())),
+            stream,
+            peer,
+            records: RecordReader::default(),
+            batch: BytesMut::new(),
+            read_bytes: shared.read_bytes.share(),
+            write_bytes: shared.write_bytes.share(),
+            receiving: None,
+            reads: Count::default(),
+            calls: Count::default(),
+            identity: None,
+            shared,
+        }
+    }
+
+    pub async fn run(mut self) {
+        let outbox = self.outbox.clone();
+        let stall = self.shared.options.stall;
+        let ended = tokio::select! {
+            ended = self.receive() => ended,
+            // The peer has not taken a reply for too long, or the socket broke.
+            () = outbox.writer(stall) => Ok(End::Peer),
+        };
+        match ended {
+            Ok(End::Stop) => {
+                let drain = self.drain();
+                tokio::select! { () = drain => {}, () = outbox.writer(stall) => {} }
+            }
+            Ok(End::Peer) => {}
+            Err(error) => tracing::debug!(peer = %self.peer, %error, "an NFS connection ended"),
+        }
+        self.outbox.close();
+    }
+
+    async fn receive(&mut self) -> io::Result<End> {
+        loop {
+            while let Some(record) = self.records.next().map_err(io::Error::other)? {
+                self.begin(record).await?;
+            }
+            self.send_batch();
+            self.wait_for_room().await;
+            if let Some(end) = self.read().await? {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// Stops reading while too much of this connection is under way.
+    async fn wait_for_room(&mut self) {
+        let limits = &self.shared.options.limits;
+        if self.outbox.waiting_bytes() >= limits.reply_bytes {
+            self.outbox.room(limits.reply_bytes).await;
+        }
+        let large = self.records.large_bytes();
+        if large > 0 && self.receiving.is_none() {
+            self.receiving = self.write_bytes.take(large).await;
+        }
+    }
+
+    async fn read(&mut self) -> io::Result<Option<End>> {
+        loop {
+            if self.shared.stop.is_cancelled() {
+                return Ok(Some(End::Stop));
+            }
+            let room = self.records.room();
+            match self.stream.try_read_buf(&mut self.records.spare().limit(room)) {
+                Ok(0) => return Ok(Some(End::Peer)),
+                Ok(len) => {
+                    self.records.received(len);
+                    return Ok(None);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            let idle = !self.records.mid_record();
+            if idle {
+                self.records.rest();
+            }
+            tokio::select! {
+                ready = self.stream.readable() => ready?,
+                () = self.shared.stop.cancelled() => return Ok(Some(End::Stop)),
+                () = tokio::time::sleep(self.shared.options.stall), if !idle => {
+                    return Err(io::Error::other("a record was begun and not finished"));
+                }
+            }
+        }
+    }
+
+    /// Starts the call in a record.
+    async fn begin(&mut self, record: Bytes) -> io::Result<()> {
+        let received = match rpc::decode(&record).map_err(io::Error::other)? {
+            Received::Call(call) => call,
+            Received::Refused { xid, why } => return Ok(self.put(Reply::whole(rpc::refuse(xid, why)), None)),
+        };
+        let begun = match (received.program, received.version) {
+            (NFS_PROGRAM, PROGRAM_VERSION) => self.nfs(received).await,
+            (MOUNT_PROGRAM, PROGRAM_VERSION) => self.mount(received).await,
+            (NFS_PROGRAM | MOUNT_PROGRAM, _) => {
+                let why = Refusal::ProgramMismatch { low: PROGRAM_VERSION, high: PROGRAM_VERSION };
+                Begun::Reply(Reply::whole(rpc::refuse(received.xid, why)))
+            }
+            _ => Begun::Reply(Reply::whole(rpc::refuse(received.xid, Refusal::ProgramUnavailable))),
+        };
+        self.receiving = None;
+        if let Begun::Reply(reply) = begun {
+            self.put(reply, None);
+        }
+        Ok(())
+    }
+
+    async fn nfs(&mut self, mut received: rpc::Call<'_>) -> Begun {
+        let xid = received.xid;
+        let refuse = |why| Begun::Reply(Reply::whole(rpc::refuse(xid, why)));
+        let Some(procedure) = Procedure::from_wire(received.procedure) else {
+            return refuse(Refusal::ProcedureUnavailable);
+        };
+        let identity = match self.identify(&received, procedure) {
+            Ok(identity) => identity,
+            Err(stat) => return refuse(Refusal::Auth(stat)),
+        };
+        let raw = received.args.rest();
+        let Ok(args) = Args::decode(procedure, &mut received.args) else {
+            return refuse(Refusal::GarbageArgs);
+        };
+        let id = match &identity {
+            Some(identity) if procedure.once() => Some(identity.call_id(xid, received.procedure, raw)),
+            _ => None,
+        };
+        let first = match id {
+            Some(id) => match self.shared.duplicates.begin(id, &self.outbox) {
+                Some(first) => Some(first),
+                None => return Begun::Later,
+            },
+            None => None,
+        };
+        let caller = self.squash(identity.map_or_else(nobody, |identity| identity.caller(id)));
+        self.carry_out(Call { shared: self.shared.clone(), xid, caller }, args, first).await
+    }
+
+    async fn carry_out(&mut self, call: Call<T>, args: Args, first: Option<First>) -> Begun {
+        let mut taken = self.receiving.take();
+        let payload = args.payload_bytes();
+        if payload > 0 && taken.is_none() {
+            taken = match self.write_bytes.try_take(payload) {
+                Some(taken) => Some(taken),
+                None => {
+                    self.send_batch();
+                    self.write_bytes.take(payload).await
+                }
+            };
+        }
+        if let Some(bytes) = args.reply_bytes() {
+            match self.read_bytes.try_take(bytes) {
+                Some(now) => taken = Some(now),
+                None => return self.wait_for_bytes(call, args, bytes).await,
+            }
+        }
+        self.poll_once(dispatch(call, args), taken, first).await
+    }
+
+    /// A READ beyond the budget: waits by itself, so that what follows it does not.
+    async fn wait_for_bytes(&mut self, call: Call<T>, args: Args, bytes: usize) -> Begun {
+        self.send_batch();
+        self.reads.below(self.shared.options.limits.reads_waiting).await;
+        let counted = self.reads.enter();
+        let (outbox, budget) = (self.outbox.clone(), self.read_bytes.clone());
+        tokio::spawn(async move {
+            let taken = budget.take(bytes).await;
+            let reply = dispatch(call, args).await;
+            outbox.send(Message { taken, ..reply.into_message() });
+            drop(counted);
+        });
+        Begun::Later
+    }
+
+    /// Carries a call on as far as it goes without waiting.
+    async fn poll_once(&mut self, mut answer: Answer, taken: Option<Taken>, first: Option<First>) -> Begun {
+        let polled = {
+            // Whether the call can go on is up to the file system, not to how long this task has been running.
+            let mut answer = std::pin::pin!(tokio::task::unconstrained(&mut answer));
+            poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx))).await
+        };
+        if let Poll::Ready(reply) = polled {
+            if let Some(first) = first {
+                first.done(&reply);
+            }
+            self.put(reply, taken);
+            return Begun::Later;
+        }
+        let counted = self.calls.enter();
+        let outbox = self.outbox.clone();
+        tokio::spawn(async move {
+            let reply = answer.await;
+            if let Some(first) = first {
+                first.done(&reply);
+            }
+            outbox.send(Message { taken, ..reply.into_message() });
+            drop(counted);
+        });
+        // After the spawn: this task may end while it waits here, the call may not.
+        if self.calls.now() >= self.shared.options.limits.calls {
+            self.send_batch();
+            self.calls.below(self.shared.options.limits.calls).await;
+        }
+        Begun::Later
+    }
+
+    async fn mount(&mut self, mut received: rpc::Call<'_>) -> Begun {
+        let refuse = |why| Begun::Reply(Reply::whole(rpc::refuse(received.xid, why)));
+        match MountArgs::decode(received.procedure, &mut received.args) {
+            Ok(Some(args)) => {
+                let call = Call { shared: self.shared.clone(), xid: received.xid, caller: Caller::default() };
+                self.poll_once(Box::pin(mount::answer(call, args, self.peer)), None, None).await
+            }
+            Ok(None) => refuse(Refusal::ProcedureUnavailable),
+            Err(_) => refuse(Refusal::GarbageArgs),
+        }
+    }
+
+    /// Who calls; `None`: nobody in particular, where that is enough.
+    fn identify(&mut self, received: &rpc::Call<'_>, procedure: Procedure) -> Result<Option<Arc<Identity>>, AuthStat> {
+        match received.flavor {
+            AUTH_SYS => {
+                if let Some((bytes, identity)) = &self.identity
+                    && **bytes == *received.credentials
+                {
+                    return Ok(Some(identity.clone()));
+                }
+                let identity = Identity::decode(received.credentials, self.peer.ip()).map_err(|_| AuthStat::BadCredentials)?;
+                let identity = Arc::new(identity);
+                self.identity = Some((received.credentials.into(), identity.clone()));
+                Ok(Some(identity))
+            }
+            AUTH_NONE if procedure.open_to_all() => Ok(None),
+            _ => Err(AuthStat::TooWeak),
+        }
+    }
+
+    fn squash(&self, mut caller: Caller) -> Caller {
+        match self.shared.options.squash {
+            Squash::Root { uid, gid } if caller.uid == 0 => {
+                (caller.uid, caller.gid) = (uid, gid);
+                caller.groups.clear();
+            }
+            Squash::Root { .. } | Squash::Nobody => {}
+        }
+        caller
+    }
+
+    /// Sends a reply, together with others if it is small.
+    fn put(&mut self, reply: Reply, taken: Option<Taken>) {
+        let message = Message { taken, ..reply.into_message() };
+        if message.len() > SMALL_BYTES {
+            return self.outbox.send(message);
+        }
+        self.batch.extend_from_slice(&message.head);
+        for piece in &message.data {
+            self.batch.extend_from_slice(piece);
+        }
+        if self.batch.len() >= BATCH_BYTES {
+            self.send_batch();
+        }
+    }
+
+    fn send_batch(&mut self) {
+        if !self.batch.is_empty() {
+            self.outbox.send(Message::small(self.batch.split().freeze()));
+        }
+    }
+
+    /// After a stop: the calls under way are finished and answered.
+    async fn drain(&mut self) {
+        self.send_batch();
+        self.reads.below(1).await;
+        self.calls.below(1).await;
+        self.outbox.drained().await;
+        let closed = async {
+            rustix::net::shutdown(&*self.stream, rustix::net::Shutdown::Write)?;
+            let mut rest = BytesMut::with_capacity(BATCH_BYTES);
+            loop {
+                self.stream.readable().await?;
+                rest.clear();
+                match self.stream.try_read_buf(&mut rest) {
+                    Ok(0) => return io::Result::Ok(()),
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        // What fails here has no reader any more.
+        let _closed = tokio::time::timeout(LINGER, closed).await;
+    }
+}
+
+/// Who calls without credentials.
+fn nobody() -> Caller {
+    Caller { uid: 65534, gid: 65534, groups: Vec::new(), call: None }
+}

@@ -1,0 +1,252 @@
+//! What is served: exports, and how a server finds them.
+//!
+//! ```text
+//!            announce                publish              lose (fenced, R25)
+//! (unknown) ──────────► Opening ──────────────► Open ──────────────────────► Lost
+//!     ▲                    │                      │                            │
+//!     └────────────────────┴──────── remove ──────┴────────── remove ──────────┘
+//! ```
+//! A handle of an export that is opening waits (R24); of one that is lost or unknown it is `STALE`. `Lost` is for ever: only
+//! removing the export, at unstage, ends it.
+
+use super::handle::{ExportId, HANDLE_BYTES, Handle, HandleKey};
+use super::status::NfsStat;
+use crate::fs::api::{FileRef, FileSystem};
+use parking_lot::RwLock;
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use tokio::sync::watch;
+
+/// An open file system under the name and the keys that clients know it by.
+pub struct Export<F> {
+    pub id: ExportId,
+    pub fs: Arc<F>,
+    pub(super) fsid: u64,
+    key: HandleKey,
+    lost: AtomicBool,
+}
+
+impl<F: FileSystem> Export<F> {
+    /// `handle_key` is the dataset's, the same on every node (R7).
+    pub fn new(id: ExportId, fs: Arc<F>, handle_key: [u8; 16]) -> Arc<Self> {
+        Arc::new(Self { id, fs, fsid: id.fsid(), key: HandleKey::new(handle_key), lost: AtomicBool::new(false) })
+    }
+
+    pub(super) fn seal(&self, file: FileRef) -> [u8; HANDLE_BYTES] {
+        self.key.seal(self.id, file)
+    }
+
+    pub(super) fn open(&self, handle: &Handle) -> Result<FileRef, NfsStat> {
+        if self.lost.load(Ordering::Relaxed) {
+            return Err(NfsStat::Stale);
+        }
+        self.key.open(handle)
+    }
+
+    /// The handle of the root directory, as MNT answers it.
+    pub fn root_handle(&self) -> [u8; HANDLE_BYTES] {
+        self.seal(self.fs.root())
+    }
+
+    /// Every call is `STALE` from now on (R25).
+    pub fn lose(&self) {
+        if !self.lost.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                export = %data_encoding::HEXLOWER.encode(&self.id.0),
+                "an export is lost to another owner: every call on it is answered with a stale handle until it is unmounted here"
+            );
+        }
+    }
+}
+
+/// What a server knows of an export id.
+pub enum Found<F> {
+    Open(Arc<Export<F>>),
+    /// It will be open, or will not, soon.
+    Opening,
+    Unknown,
+}
+
+/// Why MNT was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MountRefused {
+    #[error("no such export")]
+    NotFound,
+    /// Not during our own mount(2) of the volume (R23).
+    #[error("this export may not be mounted now")]
+    Denied,
+    #[error("the export cannot be opened now: {0}")]
+    Unavailable(String),
+}
+
+/// A line of MOUNT's EXPORT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Starts with `/`.
+    pub path: String,
+}
+
+/// What a server serves. The edge asks; `app` answers with what is open.
+pub trait ExportTable: Send + Sync + 'static {
+    type Fs: FileSystem;
+
+    /// Asked by every call: answers from memory.
+    fn find(&self, id: ExportId) -> Found<Self::Fs>;
+
+    /// Waits for an export that is opening. The caller bounds the wait.
+    fn opened(&self, id: ExportId) -> impl Future<Output = Found<Self::Fs>> + Send;
+
+    /// MNT of a path. May open what it names.
+    fn mount(&self, path: &[u8], peer: SocketAddr) -> impl Future<Output = Result<Arc<Export<Self::Fs>>, MountRefused>> + Send;
+
+    fn list(&self) -> impl Future<Output = Vec<Listed>> + Send;
+}
+
+enum Slot<F> {
+    Opening(watch::Sender<()>),
+    Open(Arc<Export<F>>),
+    Lost,
+}
+
+/// The exports of a process by id: what an [`ExportTable`] usually delegates to.
+pub struct Registry<F> {
+    slots: RwLock<HashMap<ExportId, Slot<F>>>,
+}
+
+impl<F> Default for Registry<F> {
+    fn default() -> Self {
+        Self { slots: RwLock::default() }
+    }
+}
+
+impl<F: FileSystem> Registry<F> {
+    /// Says that this export is being opened: its handles wait. Leaves one that is open or lost alone.
+    pub fn announce(&self, id: ExportId) {
+        self.slots.write().entry(id).or_insert_with(|| Slot::Opening(watch::Sender::new(())));
+    }
+
+    /// Makes an export reachable, replacing an earlier one of its id unless that was lost.
+    pub fn publish(&self, export: Arc<Export<F>>) {
+        let mut slots = self.slots.write();
+        if !matches!(slots.get(&export.id), Some(Slot::Lost)) {
+            slots.insert(export.id, Slot::Open(export));
+        }
+    }
+
+    /// Every handle of this export is `STALE` until it is removed (R25). Its file system is let go.
+    pub fn lose(&self, id: ExportId) {
+        if let Some(Slot::Open(export)) = self.slots.write().insert(id, Slot::Lost) {
+            export.lose();
+        }
+    }
+
+    /// Forgets an export; those who wait for it find it unknown. Answers it if it was open.
+    pub fn remove(&self, id: ExportId) -> Option<Arc<Export<F>>> {
+        match self.slots.write().remove(&id) {
+            Some(Slot::Open(export)) => Some(export),
+            Some(Slot::Opening(_) | Slot::Lost) | None => None,
+        }
+    }
+
+    pub fn find(&self, id: ExportId) -> Found<F> {
+        match self.slots.read().get(&id) {
+            Some(Slot::Open(export)) => Found::Open(export.clone()),
+            Some(Slot::Opening(_)) => Found::Opening,
+            Some(Slot::Lost) | None => Found::Unknown,
+        }
+    }
+
+    /// Waits until the export is no longer opening.
+    pub async fn opened(&self, id: ExportId) -> Found<F> {
+        loop {
+            let mut changed = match self.slots.read().get(&id) {
+                Some(Slot::Open(export)) => return Found::Open(export.clone()),
+                Some(Slot::Opening(changed)) => changed.subscribe(),
+                Some(Slot::Lost) | None => return Found::Unknown,
+            };
+            // Nothing is ever sent: the slot's replacement drops the sender.
+            let _closed = changed.changed().await;
+        }
+    }
+}
+
+/// The table of one staged volume: one export, at its own listener, mountable only while a [`MountPass`] is held (R23).
+pub struct Endpoint<F> {
+    id: ExportId,
+    path: String,
+    registry: Registry<F>,
+    passes: AtomicUsize,
+}
+
+/// MNT is answered while this lives.
+pub struct MountPass<F> {
+    endpoint: Arc<Endpoint<F>>,
+}
+
+impl<F> Drop for MountPass<F> {
+    fn drop(&mut self) {
+        self.endpoint.passes.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<F: FileSystem> Endpoint<F> {
+    /// The export `id`, mounted as `path` (which starts with `/`), still opening.
+    pub fn new(id: ExportId, path: String) -> Arc<Self> {
+        let registry = Registry::default();
+        registry.announce(id);
+        Arc::new(Self { id, path, registry, passes: AtomicUsize::new(0) })
+    }
+
+    /// Opens the gate for our own mount(2).
+    pub fn allow_mount(self: &Arc<Self>) -> MountPass<F> {
+        self.passes.fetch_add(1, Ordering::Relaxed);
+        MountPass { endpoint: self.clone() }
+    }
+
+    /// The file system is open: calls that waited go on.
+    pub fn publish(&self, fs: Arc<F>, handle_key: [u8; 16]) {
+        self.registry.publish(Export::new(self.id, fs, handle_key));
+    }
+
+    /// See [`Registry::lose`].
+    pub fn lose(&self) {
+        self.registry.lose(self.id);
+    }
+
+    /// Lets the file system go: for unstage, and when it cannot be opened after all.
+    pub fn remove(&self) {
+        self.registry.remove(self.id);
+    }
+}
+
+impl<F: FileSystem> ExportTable for Arc<Endpoint<F>> {
+    type Fs = F;
+
+    fn find(&self, id: ExportId) -> Found<F> {
+        self.registry.find(id)
+    }
+
+    async fn opened(&self, id: ExportId) -> Found<F> {
+        self.registry.opened(id).await
+    }
+
+    async fn mount(&self, path: &[u8], _peer: SocketAddr) -> Result<Arc<Export<F>>, MountRefused> {
+        if path != self.path.as_bytes() {
+            return Err(MountRefused::NotFound);
+        }
+        if self.passes.load(Ordering::Relaxed) == 0 {
+            return Err(MountRefused::Denied);
+        }
+        match self.registry.opened(self.id).await {
+            Found::Open(export) => Ok(export),
+            Found::Opening | Found::Unknown => Err(MountRefused::NotFound),
+        }
+    }
+
+    async fn list(&self) -> Vec<Listed> {
+        vec![Listed { path: self.path.clone() }]
+    }
+}

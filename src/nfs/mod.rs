@@ -1,0 +1,48 @@
+//! The NFS edge: NFSv3 and MOUNT (RFC 1813) over TCP, and a client for both.
+//!
+//! **What it is.** Translates calls into operations of [`crate::fs::api::FileSystem`] and answers back into replies; it decides
+//! nothing. Our own XDR: the structs of the known crates allocate from lengths that they have not checked, and encode
+//! replies through a copy.
+//!
+//! **Nouns.** An *export* is an open file system under an id and a handle key. A *table* says which exports there are; `app`
+//! provides it. A *server* is one listener with its connections; an *endpoint* is the table of a server for one staged volume.
+//! A *handle* is a capability for one object of one export.
+//!
+//! **Invariants.** Every length from the wire is checked before anything is allocated. Memory is bounded per connection and
+//! per server ([`Limits`]). A call that has begun is finished, even if its connection is gone. A call that must not be done
+//! twice is never done twice at the same time; the file system recognises it later (R20). A GETATTR never waits behind READs.
+//! The write verifier is the file system's, new for each writable open (R18): a client sends again what was not committed.
+//!
+//! **After a crash** nothing is left: the edge holds no state. Handles stay valid, since they name export, inode and
+//! generation and are checked by MAC (R7).
+//!
+//! **What it does not do.** Locks (NLM), NFSv4, UDP, Kerberos, permission checks (the file system's).
+
+mod args;
+mod attr;
+mod budget;
+mod call;
+pub mod client;
+mod connection;
+mod data;
+mod dispatch;
+mod duplicate;
+mod export;
+mod handle;
+mod listing;
+mod mount;
+mod names;
+mod objects;
+mod outbox;
+mod record;
+mod rpc;
+mod server;
+mod status;
+mod xdr;
+
+pub use attr::{FileAttr, Wcc};
+pub use budget::Limits;
+pub use export::{Endpoint, Export, ExportTable, Found, Listed, MountPass, MountRefused, Registry};
+pub use handle::ExportId;
+pub use server::{Options, Peers, Server, Squash};
+pub use status::NfsStat;

@@ -1,0 +1,7 @@
+//! The NFS edge over real sockets: our server against our client, against broken peers, and against misbehaving back ends.
+
+#[path = "../support/memfs.rs"]
+mod memfs;
+
+mod procedures;
+mod support;
