@@ -4,6 +4,7 @@ use crate::bucket::BucketError;
 use crate::catalog::CatalogError;
 use crate::chunk::ChunkError;
 use crate::fs::FsError;
+use crate::mount::MountError;
 use crate::types::{Class, Classify};
 use crate::volume::VolumeError;
 
@@ -30,6 +31,10 @@ pub enum ControlError {
     #[error(transparent)]
     Volume(#[from] VolumeError),
     #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error(transparent)]
+    Endpoint(#[from] super::node::EndpointError),
+    #[error(transparent)]
     Fs(#[from] FsError),
     #[error(transparent)]
     Chunk(#[from] ChunkError),
@@ -52,6 +57,8 @@ impl Classify for ControlError {
             Self::Unavailable(_) => Class::Unavailable,
             Self::Catalog(error) => error.class(),
             Self::Volume(error) => error.class(),
+            Self::Mount(error) => error.class(),
+            Self::Endpoint(error) => error.class(),
             Self::Fs(error) => error.class(),
             Self::Chunk(error) => error.class(),
             Self::Bucket(error) => error.class(),

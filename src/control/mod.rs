@@ -14,6 +14,7 @@ mod busy;
 mod collect;
 mod controller;
 mod error;
+pub mod node;
 mod pools;
 
 pub use collect::{Collected, Collector, DeadPack, Kept, Plan};

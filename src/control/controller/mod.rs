@@ -8,6 +8,7 @@ mod query;
 mod snapshot;
 
 use super::busy::{Busy, Call};
+use super::node::{Mounts, NoMounts};
 use super::{ControlError, Pool, Pools};
 use crate::catalog::{Dataset, Properties, Snapshot};
 use crate::types::{DatasetId, DatasetName, PoolId, SnapshotHandle, VolumeHandle};
@@ -63,6 +64,8 @@ pub struct SnapshotInfo {
 pub struct Controller {
     pools: Pools,
     volumes: Volumes,
+    /// Of this process, written out before a snapshot.
+    mounts: Arc<dyn Mounts>,
     busy: Busy,
     /// Something was tombstoned.
     tombstoned: Arc<Notify>,
@@ -71,7 +74,14 @@ pub struct Controller {
 impl Controller {
     /// `volumes`: those of this process, whose snapshots are made right here.
     pub fn new(pools: Pools, volumes: Volumes) -> Self {
-        Self { pools, volumes, busy: Busy::default(), tombstoned: Arc::default() }
+        Self { pools, volumes, mounts: Arc::new(NoMounts), busy: Busy::default(), tombstoned: Arc::default() }
+    }
+
+    /// With the mounts of this process, whose dirty pages a snapshot shall hold.
+    #[must_use]
+    pub fn with_mounts(mut self, mounts: Arc<dyn Mounts>) -> Self {
+        self.mounts = mounts;
+        self
     }
 
     pub fn pools(&self) -> &Pools {

@@ -78,6 +78,10 @@ impl Controller {
     async fn checkpoint(&self, pool: &Pool, dataset: &Dataset, name: &str) -> Result<(CheckpointId, Option<u64>), ControlError> {
         let id = dataset.id();
         if let Some(volume) = self.volumes.get(id) {
+            // What is only in the kernel's page cache would not be in the snapshot. A mount that is too slow does not stop it.
+            if let Err(error) = self.mounts.sync(id).await {
+                tracing::warn!(dataset = %dataset.name, %error, "the snapshot may lack what programs wrote and did not sync");
+            }
             let made = volume.fs.snapshot(name).await?;
             let stat = volume.fs.statfs().await?;
             return Ok((made, Some(stat.total_bytes.saturating_sub(stat.free_bytes))));

@@ -1,0 +1,192 @@
+//! The node: what it knows of each volume, and one call at a time for each.
+
+use super::super::busy::{Busy, Call};
+use super::super::{ControlError, Pools};
+use super::endpoint::{Endpoints, MountGate};
+use super::record::{Record, Records};
+use crate::mount::{MountPoint, Mounter};
+use crate::types::{DatasetId, VolumeHandle};
+use crate::volume::{Lost, Volume, Volumes};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{broadcast, watch};
+
+/// How a node plugin works.
+#[derive(Clone, Debug)]
+pub struct NodeSettings {
+    /// Where staged volumes are written down: it must outlive the process, and need not outlive the machine's run.
+    pub state_dir: PathBuf,
+    /// The port of every endpoint: outside of the ephemeral range, so that no client happens to sit on it.
+    pub nfs_port: u16,
+    /// The machine's run: /proc/sys/kernel/random/boot_id.
+    pub boot: String,
+    /// How long a call for a volume that is being reopened is held.
+    pub hold: Duration,
+}
+
+impl NodeSettings {
+    pub const NFS_PORT: u16 = 12_049;
+    /// Within kubelet's two minutes for a call.
+    pub const HOLD: Duration = Duration::from_secs(90);
+
+    /// The settings on this machine.
+    ///
+    /// # Errors
+    /// When the machine does not tell its boot id.
+    pub fn new(state_dir: PathBuf) -> Result<Self, ControlError> {
+        let file = "/proc/sys/kernel/random/boot_id";
+        let boot = std::fs::read_to_string(file).map_err(|error| ControlError::Internal(format!("{file}: {error}")))?;
+        Ok(Self { state_dir, nfs_port: Self::NFS_PORT, boot: boot.trim().to_owned(), hold: Self::HOLD })
+    }
+}
+
+/// Stages and publishes volumes on this machine.
+pub struct NodeAgent<M, E> {
+    pub(super) mounter: M,
+    pub(super) endpoints: E,
+    pub(super) volumes: Volumes,
+    pub(super) pools: Pools,
+    pub(super) settings: NodeSettings,
+    pub(super) records: Records,
+    busy: Busy,
+    slots: Mutex<HashMap<DatasetId, Slot>>,
+}
+
+/// What a volume is to this node. A volume that is idle has no slot.
+type Slot = watch::Sender<State>;
+
+#[derive(Clone)]
+pub(super) enum State {
+    Idle,
+    /// Written down by an earlier run of the process; being reopened.
+    Opening,
+    Staged(Arc<Staged>),
+    /// Not this process's to serve any more; mounted still.
+    Lost(Arc<Record>),
+}
+
+pub(super) struct Staged {
+    pub record: Record,
+    pub volume: Arc<Volume>,
+    pub gate: MountGate,
+}
+
+impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
+    /// Reads what an earlier run wrote down, and begins to reopen it in the background.
+    ///
+    /// # Errors
+    /// When the state folder cannot be used. A volume that cannot be reopened is no error here.
+    pub async fn start(
+        mounter: M,
+        endpoints: E,
+        volumes: Volumes,
+        pools: Pools,
+        settings: NodeSettings,
+    ) -> Result<Arc<Self>, ControlError> {
+        let records = Records::open(&settings.state_dir).await?;
+        let (busy, slots) = Default::default();
+        let agent = Arc::new(Self { mounter, endpoints, volumes, pools, settings, records, busy, slots });
+        agent.watch_losses();
+        agent.recover().await?;
+        Ok(agent)
+    }
+
+    /// The device that names a volume in mountinfo. No colon but the one before the path: the kernel's client splits there.
+    pub(super) fn device(dataset: DatasetId) -> String {
+        format!("{dataset}:{}", Self::export(dataset))
+    }
+
+    pub(super) fn export(dataset: DatasetId) -> String {
+        format!("/{}", dataset.incarnation)
+    }
+
+    /// One call at a time for a volume.
+    pub(super) fn enter(&self, volume: VolumeHandle) -> Result<Call, ControlError> {
+        self.busy.enter(format!("volume {volume}"))
+    }
+
+    pub(super) fn state(&self, dataset: DatasetId) -> State {
+        self.slots.lock().get(&dataset).map_or(State::Idle, |slot| slot.borrow().clone())
+    }
+
+    pub(super) fn set(&self, dataset: DatasetId, state: State) {
+        let mut slots = self.slots.lock();
+        if matches!(state, State::Idle) {
+            if let Some(slot) = slots.remove(&dataset) {
+                slot.send_replace(State::Idle);
+            }
+        } else {
+            slots.entry(dataset).or_insert_with(|| Slot::new(State::Idle)).send_replace(state);
+        }
+    }
+
+    /// The state once the volume is not being reopened any more; held no longer than the settings say.
+    pub(super) async fn settled(&self, volume: VolumeHandle) -> Result<State, ControlError> {
+        let Some(mut changes) = self.slots.lock().get(&volume.dataset).map(Slot::subscribe) else { return Ok(State::Idle) };
+        let settled = changes.wait_for(|state| !matches!(state, State::Opening));
+        match tokio::time::timeout(self.settings.hold, settled).await {
+            Ok(Ok(state)) => Ok(state.clone()),
+            Ok(Err(_)) => Ok(State::Idle),
+            Err(_) => Err(ControlError::Unavailable(format!(
+                "volume {volume} is still being reopened after a restart of the node plugin: see its log; repeat"
+            ))),
+        }
+    }
+
+    /// Every mount of a volume, wherever it is.
+    pub(super) async fn mounts_of(&self, dataset: DatasetId) -> Result<(Vec<MountPoint>, Vec<MountPoint>), ControlError> {
+        let device = Self::device(dataset);
+        Ok(self.mounter.list().await?.into_iter().partition(|mount| mount.device == device))
+    }
+
+    fn watch_losses(self: &Arc<Self>) {
+        let mut losses = self.volumes.lost();
+        let agent = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                let loss = losses.recv().await;
+                let Some(agent) = agent.upgrade() else { return };
+                match loss {
+                    Ok(lost) => agent.lose(&lost).await,
+                    Err(broadcast::error::RecvError::Lagged(_)) => agent.lose_missing().await,
+                    Err(broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        });
+    }
+
+    /// R25: not silent, but stale, until it is unstaged.
+    async fn lose(&self, lost: &Lost) {
+        let State::Staged(staged) = self.state(lost.dataset) else { return };
+        self.go_stale(&staged.record, &lost.why.to_string()).await;
+    }
+
+    /// After reports were missed: whatever is staged must be open.
+    async fn lose_missing(&self) {
+        let slots: Vec<State> = self.slots.lock().values().map(|slot| slot.borrow().clone()).collect();
+        for state in slots {
+            if let State::Staged(staged) = state
+                && self.volumes.get(staged.record.volume.dataset).is_none()
+            {
+                self.go_stale(&staged.record, "it was lost").await;
+            }
+        }
+    }
+
+    pub(super) async fn go_stale(&self, record: &Record, why: &str) {
+        let volume = record.volume;
+        self.set(volume.dataset, State::Lost(Arc::new(record.clone())));
+        let Some(at) = record.endpoint else { return };
+        match self.endpoints.stale(volume.dataset, at).await {
+            Ok(()) => {
+                tracing::error!(%volume, why, "the volume is lost to this node: its files answer ESTALE; delete its pods so that it is staged again")
+            }
+            Err(error) => {
+                tracing::error!(%volume, why, %error, "the volume is lost to this node and its processes may hang: delete its pods")
+            }
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! The node's use cases: a volume is staged (opened, served and mounted once), published (shown at a pod's target), and
+//! the way back.
+//!
+//! ```text
+//!            stage                    lost (fenced, failed)
+//!   idle ────────────▶ staged ────────────────────────────▶ lost
+//!    ▲                  │  ▲                                  │
+//!    │     unstage      │  │ reopened                         │
+//!    ├──────────────────┘  │                                  │
+//!    │                  opening ◀── a record, after a restart │
+//!    │                     │ not ours any more                │
+//!    │     unstage         └─────────────────────────────────▶│
+//!    └────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Nouns: an **endpoint** is the loopback address on which one volume is served; a **record** is the file in the state
+//! folder that says what is staged; a volume is **lost** when this process may not serve it any more: its endpoint answers
+//! ESTALE to everything until it is unstaged (R25).
+//!
+//! Invariants: the record is written before anything else and removed after everything else; MNT is answered only during
+//! our own mount(2) (R23); nothing here looks below a mount of ours: what is mounted is read from mountinfo, and usage
+//! from the open volume's memory; a restart reopens a volume only where R24 allows it.
+//!
+//! A crash leaves records. The next start reopens what is still mounted, and closes what is not.
+
+mod address;
+mod agent;
+mod endpoint;
+mod publish;
+mod record;
+mod recover;
+mod stage;
+mod usage;
+
+pub use agent::{NodeAgent, NodeSettings};
+pub use endpoint::{EndpointError, Endpoints, GateGuard, MountGate, Serve};
+pub use publish::{Publish, Sharing};
+pub use stage::{Access, Stage};
+pub use usage::{Mounts, NoMounts};

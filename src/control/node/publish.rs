@@ -1,0 +1,98 @@
+//! Publish and unpublish: a staged volume shown at a pod's target.
+
+use super::super::ControlError;
+use super::agent::{NodeAgent, State};
+use super::endpoint::Endpoints;
+use super::stage::{Access, foreign};
+use crate::mount::{self, Mounter};
+use crate::types::VolumeHandle;
+use std::path::{Path, PathBuf};
+
+/// How many targets of the node may have the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// CSI's SINGLE_NODE_SINGLE_WRITER.
+    OneTarget,
+    ManyTargets,
+}
+
+/// What NodePublishVolume asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publish {
+    pub volume: VolumeHandle,
+    /// Where it was staged.
+    pub staging: PathBuf,
+    pub target: PathBuf,
+    pub access: Access,
+    pub sharing: Sharing,
+}
+
+impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
+    /// Binds the staged mount to a target, making its folder. A repeat of the same is success.
+    ///
+    /// # Errors
+    /// `Precondition` when it is not staged there, or the target is in use; `Exists` when it is published there in another way.
+    pub async fn publish(&self, wanted: Publish) -> Result<(), ControlError> {
+        let _call = self.enter(wanted.volume)?;
+        let staged = match self.settled(wanted.volume).await? {
+            State::Staged(staged) if staged.record.target == wanted.staging => staged,
+            _ => return Err(not_staged(&wanted)),
+        };
+        let read_only = wanted.access == Access::ReadOnly || staged.record.access == Access::ReadOnly;
+        let (ours, others) = self.mounts_of(wanted.volume.dataset).await?;
+        if let Some(there) = ours.iter().find(|mount| mount.target == wanted.target) {
+            return if there.read_only == read_only { Ok(()) } else { Err(differs(&wanted)) };
+        }
+        if let Some(other) = others.iter().find(|mount| mount.target == wanted.target) {
+            return Err(foreign(&wanted.target, Some(other)));
+        }
+        // Binding a folder with nothing mounted on it would show the node's own disk.
+        if !ours.iter().any(|mount| mount.target == wanted.staging) {
+            return Err(not_staged(&wanted));
+        }
+        if wanted.sharing == Sharing::OneTarget
+            && let Some(other) = ours.iter().find(|mount| mount.target != wanted.staging)
+        {
+            let at = other.target.display();
+            return Err(ControlError::Precondition(format!("volume {} is for one pod and is published at {at}", wanted.volume)));
+        }
+        mount::create_target(&wanted.target).await?;
+        let bound = self.mounter.bind(&wanted.staging, &wanted.target, read_only).await;
+        if bound.is_err()
+            && let Err(error) = mount::remove_target(&wanted.target).await
+        {
+            tracing::debug!(target = %wanted.target.display(), %error, "the folder of a publish that failed stays");
+        }
+        Ok(bound?)
+    }
+
+    /// Unmounts a target and removes its folder. Not published counts as unpublished; works whatever state the volume is in.
+    pub async fn unpublish(&self, volume: VolumeHandle, target: &Path) -> Result<(), ControlError> {
+        let _call = self.enter(volume)?;
+        if let State::Staged(staged) = self.state(volume.dataset)
+            && staged.record.target == target
+        {
+            return Err(ControlError::Precondition(format!("volume {volume} is staged at {}: unstage it", target.display())));
+        }
+        let (ours, others) = self.mounts_of(volume.dataset).await?;
+        if let Some(other) = others.iter().find(|mount| mount.target == target) {
+            return Err(foreign(target, Some(other)));
+        }
+        if ours.iter().any(|mount| mount.target == target) {
+            self.mounter.unmount(target).await?;
+        }
+        Ok(mount::remove_target(target).await?)
+    }
+}
+
+fn not_staged(wanted: &Publish) -> ControlError {
+    let (volume, at) = (wanted.volume, wanted.staging.display());
+    ControlError::Precondition(format!("volume {volume} is not staged at {at}: stage it first"))
+}
+
+fn differs(wanted: &Publish) -> ControlError {
+    ControlError::Exists {
+        what: format!("volume {} at {}", wanted.volume, wanted.target.display()),
+        why: "it is published there with other access (read-only or not)".into(),
+    }
+}

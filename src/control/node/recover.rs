@@ -1,0 +1,167 @@
+//! After a restart: what an earlier run wrote down is reopened, closed, or given up (R24).
+
+use super::super::{ControlError, Pool};
+use super::agent::{NodeAgent, Staged, State};
+use super::endpoint::{EndpointError, Endpoints, MountGate, Serve};
+use super::record::Record;
+use crate::catalog::Dataset;
+use crate::mount::Mounter;
+use crate::types::{Class, Classify};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Volumes reopened at once.
+const AT_ONCE: usize = 8;
+/// Waits between tries while the store does not answer.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(15);
+
+/// What a record asks for, given what the machine and the pool say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Mounted and ours: serve it again.
+    Reopen,
+    /// Ours, not mounted: replay its journal, close it, and release it.
+    Close,
+    /// Mounted, and someone else's now: answer ESTALE.
+    Stale,
+    /// Nothing is left of it.
+    Forget,
+}
+
+/// R24: a restart never steals. `mounted`: in this run of the machine.
+fn step(record: &Record, node: &str, mounted: bool, dataset: Option<&Dataset>) -> Step {
+    let owner = dataset.and_then(|dataset| dataset.owner.as_ref());
+    let ours = owner.is_some_and(|owner| owner.node == node && record.sessions.contains(&owner.session));
+    match (ours, mounted) {
+        (true, true) => Step::Reopen,
+        (true, false) => Step::Close,
+        (false, true) => Step::Stale,
+        (false, false) => Step::Forget,
+    }
+}
+
+impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
+    /// Marks every recorded volume as being reopened, and starts to. Returns at once: no volume keeps the socket waiting.
+    pub(super) async fn recover(self: &Arc<Self>) -> Result<(), ControlError> {
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        for record in self.records.all().await? {
+            self.set(record.volume.dataset, State::Opening);
+            let (agent, turns) = (self.clone(), turns.clone());
+            tokio::spawn(async move { agent.recover_one(&record, &turns).await });
+        }
+        Ok(())
+    }
+
+    /// Repeats while the store does not answer, for as long as it takes: the mount is waiting too.
+    async fn recover_one(&self, record: &Record, turns: &Semaphore) {
+        let volume = record.volume;
+        let mut wait = RETRY_MIN;
+        loop {
+            let tried = {
+                let Ok(_turn) = turns.acquire().await else { return };
+                self.try_recover(record).await
+            };
+            match tried {
+                Ok(state) => return self.set(volume.dataset, state),
+                Err(error) if again(error.class()) => {
+                    tracing::warn!(%volume, %error, retry_secs = wait.as_secs_f32(), "a staged volume cannot be reopened yet");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(RETRY_MAX);
+                }
+                Err(error) => return self.give_up(record, &error).await,
+            }
+        }
+    }
+
+    /// What waiting cannot help. A mount must not hang for it; without one the next stage shows the error.
+    async fn give_up(&self, record: &Record, error: &ControlError) {
+        let volume = record.volume;
+        match self.mounts_of(volume.dataset).await {
+            Ok((ours, _)) if ours.is_empty() => {
+                tracing::error!(%volume, %error, "a volume that was being staged cannot be opened; it is closed the next time it can");
+                self.set(volume.dataset, State::Idle);
+            }
+            _ => self.go_stale(record, &error.to_string()).await,
+        }
+    }
+
+    async fn try_recover(&self, record: &Record) -> Result<State, ControlError> {
+        let volume = record.volume;
+        let (ours, _) = self.mounts_of(volume.dataset).await?;
+        let mounted = record.boot == self.settings.boot && !ours.is_empty();
+        let pool = self.pools.by_id(volume.pool);
+        let dataset = match pool {
+            Some(pool) => pool.catalog.dataset_by_id(volume.dataset).await?.map(|at| at.record),
+            None => None,
+        };
+        let step = step(record, &self.volumes.owner().node, mounted, dataset.as_ref());
+        tracing::info!(%volume, ?step, "a volume was staged when the node plugin stopped");
+        match (step, pool) {
+            (Step::Reopen, Some(pool)) => self.reopen(record, pool).await,
+            (Step::Close, Some(pool)) => self.close_left(record, pool).await,
+            (Step::Forget, _) => self.forget(record).await,
+            (Step::Reopen | Step::Close | Step::Stale, _) => {
+                self.go_stale(record, "another node or session owns it now, or its pool is not configured").await;
+                Ok(State::Lost(Arc::new(record.clone())))
+            }
+        }
+    }
+
+    async fn reopen(&self, record: &Record, pool: &Pool) -> Result<State, ControlError> {
+        let volume = record.volume;
+        let at = record.endpoint.ok_or_else(|| ControlError::Internal(format!("volume {volume} is mounted from no address")))?;
+        let mut record = record.clone();
+        // Before the dataset's record names this session: a crash in between must find it among those that are ours.
+        let session = self.volumes.settings().session;
+        if !record.sessions.contains(&session) {
+            record.sessions.push(session);
+            self.records.write(&record).await?;
+        }
+        let open = self.volumes.open(&pool.catalog, volume.dataset).await?;
+        let gate = MountGate::default();
+        let serve = Serve { volume: open.clone(), export: Self::export(volume.dataset), at, gate: gate.clone() };
+        match self.endpoints.start(serve).await {
+            Ok(()) => {}
+            // The run before this one may take a moment to let go of it.
+            Err(EndpointError::Taken(at)) => {
+                return Err(ControlError::Unavailable(format!("address {at} of volume {volume} is in use")));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        record.sessions = vec![session];
+        self.records.write(&record).await?;
+        Ok(State::Staged(Arc::new(Staged { record, volume: open, gate })))
+    }
+
+    async fn close_left(&self, record: &Record, pool: &Pool) -> Result<State, ControlError> {
+        let dataset = record.volume.dataset;
+        let mut claimed = record.clone();
+        claimed.sessions.push(self.volumes.settings().session);
+        self.records.write(&claimed).await?;
+        self.volumes.open(&pool.catalog, dataset).await?;
+        self.volumes.close(dataset).await?;
+        self.forget(record).await
+    }
+
+    async fn forget(&self, record: &Record) -> Result<State, ControlError> {
+        self.records.remove(record.volume.dataset).await?;
+        Ok(State::Idle)
+    }
+}
+
+/// Whether waiting can help: the store is away, credentials are being changed, the node's disk is full.
+fn again(class: Class) -> bool {
+    match class {
+        Class::Unavailable | Class::InProgress | Class::Exhausted | Class::Denied | Class::Internal => true,
+        Class::Invalid
+        | Class::NotFound
+        | Class::Exists
+        | Class::Precondition
+        | Class::OutOfRange
+        | Class::Fenced
+        | Class::Corrupt
+        | Class::Unsupported => false,
+    }
+}

@@ -1,0 +1,224 @@
+//! Stage and unstage: a volume opened, served and mounted once on this node.
+
+use super::super::ControlError;
+use super::address::candidates;
+use super::agent::{NodeAgent, Staged, State};
+use super::endpoint::{EndpointError, Endpoints, MountGate, Serve};
+use super::record::Record;
+use crate::mount::{self, MountPoint, Mounter, NfsMount};
+use crate::types::{Class, Classify, DatasetId, VolumeHandle};
+use crate::volume::Volume;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    ReadWrite,
+    ReadOnly,
+}
+
+/// What NodeStageVolume asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stage {
+    pub volume: VolumeHandle,
+    pub target: PathBuf,
+    pub access: Access,
+    /// Mount options beyond the driver's own.
+    pub options: Vec<String>,
+}
+
+impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
+    /// Opens, serves and mounts a volume. A repeat of the same is success.
+    ///
+    /// # Errors
+    /// `Exists` when it is staged there in another way; `Precondition` when it is staged elsewhere, or open on another node.
+    pub async fn stage(&self, wanted: Stage) -> Result<(), ControlError> {
+        let _call = self.enter(wanted.volume)?;
+        mount::check_options(&wanted.options)?;
+        match self.settled(wanted.volume).await? {
+            State::Idle => self.stage_new(wanted).await,
+            State::Staged(staged) => self.stage_again(&staged, &wanted).await,
+            State::Opening | State::Lost(_) => Err(ControlError::Precondition(format!(
+                "volume {} was lost to another owner while it was staged here: unstage it first (delete its pods)",
+                wanted.volume
+            ))),
+        }
+    }
+
+    async fn stage_again(&self, staged: &Staged, wanted: &Stage) -> Result<(), ControlError> {
+        let record = &staged.record;
+        if record.target != wanted.target {
+            let (volume, at) = (wanted.volume, record.target.display());
+            return Err(ControlError::Precondition(format!("volume {volume} is staged at {at}: unstage it there first")));
+        }
+        if record.access != wanted.access || record.options != wanted.options {
+            return Err(ControlError::Exists {
+                what: format!("volume {} at {}", wanted.volume, wanted.target.display()),
+                why: "it is staged with other access or mount options".into(),
+            });
+        }
+        let (ours, _) = self.mounts_of(wanted.volume.dataset).await?;
+        if ours.iter().any(|mount| mount.target == wanted.target) {
+            return Ok(());
+        }
+        // Someone else unmounted it: it is still open and served.
+        self.mount(staged).await
+    }
+
+    async fn stage_new(&self, wanted: Stage) -> Result<(), ControlError> {
+        let volume = wanted.volume;
+        let pool = self.pools.by_id(volume.pool).ok_or_else(|| ControlError::NotFound {
+            what: format!("pool {} of volume {volume} (it is not configured on this node)", volume.pool),
+        })?;
+        self.clear_target(volume.dataset, &wanted.target).await?;
+        let session = self.volumes.settings().session;
+        let mut record = Record::new(volume, self.settings.boot.clone(), session, wanted.target, wanted.access, wanted.options);
+        // The intent first: after a crash from here on the next start knows that the volume may be open.
+        self.records.write(&record).await?;
+        let brought = async {
+            let open = self.volumes.open(&pool.catalog, volume.dataset).await?;
+            let gate = MountGate::default();
+            record.endpoint = Some(self.serve(&open, &gate).await?);
+            self.records.write(&record).await?;
+            let staged = Staged { record, volume: open, gate };
+            self.mount(&staged).await?;
+            Ok(staged)
+        };
+        match brought.await {
+            Ok(staged) => {
+                self.set(volume.dataset, State::Staged(Arc::new(staged)));
+                Ok(())
+            }
+            Err(error) => {
+                self.undo(volume.dataset).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// What an earlier life left mounted at the target goes; what is not ours stays.
+    async fn clear_target(&self, dataset: DatasetId, target: &Path) -> Result<(), ControlError> {
+        let (ours, others) = self.mounts_of(dataset).await?;
+        if let Some(other) = others.iter().find(|mount| mount.target == target) {
+            let busy = mount::MountError::Busy { path: target.to_owned(), device: other.device.clone() };
+            return Err(busy.into());
+        }
+        if ours.iter().any(|mount| mount.target == target) {
+            tracing::warn!(target = %target.display(), "unmounting what an earlier run of the node plugin left there");
+            self.mounter.unmount(target).await?;
+        }
+        Ok(mount::create_target(target).await?)
+    }
+
+    /// Starts the endpoint on the first address that is free.
+    async fn serve(&self, volume: &Arc<Volume>, gate: &MountGate) -> Result<SocketAddr, ControlError> {
+        let dataset = volume.dataset.id();
+        let mut no_ipv4 = false;
+        for at in candidates(dataset, self.settings.nfs_port) {
+            if no_ipv4 && at.is_ipv4() {
+                continue;
+            }
+            let serve = Serve { volume: volume.clone(), export: Self::export(dataset), at, gate: gate.clone() };
+            match self.endpoints.start(serve).await {
+                Ok(()) => return Ok(at),
+                Err(EndpointError::Taken(_)) => {}
+                Err(EndpointError::Absent(_)) if at.is_ipv4() => no_ipv4 = true,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(ControlError::Unavailable(format!("no loopback address is free for dataset {}", volume.dataset.name)))
+    }
+
+    async fn mount(&self, staged: &Staged) -> Result<(), ControlError> {
+        let record = &staged.record;
+        let dataset = record.volume.dataset;
+        let endpoint =
+            record.endpoint.ok_or_else(|| ControlError::Internal(format!("volume {} has no endpoint", record.volume)))?;
+        let what = NfsMount {
+            device: Self::device(dataset),
+            endpoint,
+            export: Self::export(dataset),
+            read_only: record.access == Access::ReadOnly,
+            options: record.options.clone(),
+        };
+        // R23: nobody else mounts it.
+        let _open = staged.gate.open();
+        Ok(self.mounter.mount_nfs(&what, &record.target).await?)
+    }
+
+    /// Back to idle after a stage that failed. What cannot be undone now is done by the next try, or the next start.
+    async fn undo(&self, dataset: DatasetId) {
+        self.endpoints.stop(dataset).await;
+        let closed = match self.volumes.close(dataset).await {
+            Ok(()) => self.records.remove(dataset).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = closed {
+            tracing::warn!(%dataset, %error, "a stage that failed left the volume open: the next one goes on from there");
+        }
+    }
+
+    /// Unmounts, stops serving and closes a volume. A volume that is not staged counts as unstaged.
+    ///
+    /// # Errors
+    /// `Precondition` while it is published; `Unavailable` while its data cannot be brought to the store: repeat.
+    pub async fn unstage(&self, volume: VolumeHandle, target: &Path) -> Result<(), ControlError> {
+        let _call = self.enter(volume)?;
+        let state = self.settled(volume).await?;
+        let dataset = volume.dataset;
+        let (ours, others) = self.mounts_of(dataset).await?;
+        let elsewhere = others.iter().find(|mount| mount.target == target);
+        match &state {
+            State::Staged(staged) if staged.record.target != target => return not_there(volume, target, &ours),
+            State::Lost(record) if record.target != target => return not_there(volume, target, &ours),
+            State::Idle if elsewhere.is_some() => return Err(foreign(target, elsewhere)),
+            _ => {}
+        }
+        if let Some(published) = ours.iter().find(|mount| mount.target != target) {
+            let at = published.target.display();
+            return Err(ControlError::Precondition(format!("volume {volume} is still published at {at}: unpublish it first")));
+        }
+        let mounted = ours.iter().any(|mount| mount.target == target);
+        if mounted && matches!(state, State::Staged(_)) {
+            self.write_out(target).await?;
+        }
+        if mounted {
+            self.mounter.unmount(target).await?;
+        }
+        self.endpoints.stop(dataset).await;
+        if matches!(state, State::Staged(_)) {
+            self.volumes.close(dataset).await?;
+        }
+        self.records.remove(dataset).await?;
+        self.set(dataset, State::Idle);
+        Ok(())
+    }
+
+    /// Dirty pages must not be dropped because the store is slow today: a time-out is an answer to repeat. An error is not:
+    /// the kernel has told it to whoever wrote, and will not write those pages again.
+    async fn write_out(&self, target: &Path) -> Result<(), ControlError> {
+        match self.mounter.sync(target).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.class() == Class::Unavailable => Err(error.into()),
+            Err(error) => {
+                tracing::warn!(target = %target.display(), %error, "not every dirty page was written before unmounting");
+                Ok(())
+            }
+        }
+    }
+}
+
+fn not_there(volume: VolumeHandle, target: &Path, ours: &[MountPoint]) -> Result<(), ControlError> {
+    match ours.iter().any(|mount| mount.target == target) {
+        true => Err(ControlError::Precondition(format!("volume {volume} is published at {}: unpublish it", target.display()))),
+        false => Ok(()),
+    }
+}
+
+pub(super) fn foreign(target: &Path, mount: Option<&MountPoint>) -> ControlError {
+    let device = mount.map(|mount| mount.device.clone()).unwrap_or_default();
+    mount::MountError::Busy { path: target.to_owned(), device }.into()
+}

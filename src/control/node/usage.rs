@@ -1,0 +1,77 @@
+//! What a staged volume holds, its size, and the writing out of its dirty pages.
+
+use super::super::ControlError;
+use super::agent::{NodeAgent, Staged, State};
+use super::endpoint::Endpoints;
+use crate::fs::api::{FileSystem, StatFs};
+use crate::mount::Mounter;
+use crate::types::{DatasetId, VolumeHandle};
+use futures::future::BoxFuture;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The mounts of a process, as a snapshot needs them: what is only in the kernel's page cache is in no snapshot.
+pub trait Mounts: Send + Sync + 'static {
+    /// Writes the dirty pages of a volume's mount to it, within a time limit. Not mounted here counts as done.
+    fn sync(&self, dataset: DatasetId) -> BoxFuture<'_, Result<(), ControlError>>;
+}
+
+/// Of a process that mounts nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoMounts;
+
+impl Mounts for NoMounts {
+    fn sync(&self, _: DatasetId) -> BoxFuture<'_, Result<(), ControlError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+impl<M: Mounter, E: Endpoints> Mounts for NodeAgent<M, E> {
+    fn sync(&self, dataset: DatasetId) -> BoxFuture<'_, Result<(), ControlError>> {
+        Box::pin(async move {
+            match self.state(dataset) {
+                State::Staged(staged) => Ok(self.mounter.sync(&staged.record.target).await?),
+                State::Idle | State::Opening | State::Lost(_) => Ok(()),
+            }
+        })
+    }
+}
+
+impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
+    /// Bytes and inodes, from memory: the mount is not touched. `path`: where the volume is staged or published.
+    ///
+    /// # Errors
+    /// `NotFound` when it is not there.
+    pub async fn stats(&self, volume: VolumeHandle, path: &Path) -> Result<StatFs, ControlError> {
+        let staged = self.staged_at(volume, path).await?;
+        Ok(staged.volume.fs.statfs().await?)
+    }
+
+    /// Reads the quota in force from the dataset's record and applies it to the open volume; answers its bytes.
+    ///
+    /// # Errors
+    /// `NotFound` when the volume is not at `path`.
+    pub async fn expand(&self, volume: VolumeHandle, path: &Path) -> Result<u64, ControlError> {
+        let _call = self.enter(volume)?;
+        self.staged_at(volume, path).await?;
+        let missing = || ControlError::NotFound { what: format!("volume {volume}") };
+        let pool = self.pools.by_id(volume.pool).ok_or_else(missing)?;
+        let record = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(missing)?.record;
+        self.volumes.set_quota(&record);
+        Ok(record.size.unwrap_or_default())
+    }
+
+    async fn staged_at(&self, volume: VolumeHandle, path: &Path) -> Result<Arc<Staged>, ControlError> {
+        let missing = || ControlError::NotFound { what: format!("volume {volume} at {}", path.display()) };
+        match self.settled(volume).await? {
+            State::Idle | State::Opening => Err(missing()),
+            State::Lost(_) => Err(ControlError::Precondition(format!(
+                "volume {volume} was lost to another owner while it was staged here: delete its pods"
+            ))),
+            State::Staged(staged) => {
+                let (ours, _) = self.mounts_of(volume.dataset).await?;
+                ours.iter().any(|mount| mount.target == path).then_some(staged).ok_or_else(missing)
+            }
+        }
+    }
+}

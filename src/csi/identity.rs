@@ -1,0 +1,48 @@
+//! The Identity service.
+
+use super::proto::v1::identity_server::Identity;
+use super::proto::v1::plugin_capability::{self, service, volume_expansion};
+use super::proto::v1::*;
+use super::status::ok;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tonic::{Request, Response, Status};
+
+/// Who the driver is, and whether it can be called yet.
+#[derive(Clone, Debug)]
+pub struct IdentityService {
+    /// The driver's name, `zerofs.csi.dev` unless the configuration says otherwise.
+    pub driver: String,
+    pub with_controller: bool,
+    /// False while pools are being opened.
+    pub ready: Arc<AtomicBool>,
+}
+
+#[tonic::async_trait]
+impl Identity for IdentityService {
+    async fn get_plugin_info(&self, _: Request<GetPluginInfoRequest>) -> Result<Response<GetPluginInfoResponse>, Status> {
+        ok(GetPluginInfoResponse {
+            name: self.driver.clone(),
+            vendor_version: env!("CARGO_PKG_VERSION").to_owned(),
+            manifest: Default::default(),
+        })
+    }
+
+    async fn get_plugin_capabilities(
+        &self,
+        _: Request<GetPluginCapabilitiesRequest>,
+    ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
+        use plugin_capability::{Service, Type, VolumeExpansion};
+        let mut types = Vec::new();
+        if self.with_controller {
+            types.push(Type::Service(Service { r#type: service::Type::ControllerService.into() }));
+        }
+        types.push(Type::VolumeExpansion(VolumeExpansion { r#type: volume_expansion::Type::Online.into() }));
+        let capabilities = types.into_iter().map(|kind| PluginCapability { r#type: Some(kind) }).collect();
+        ok(GetPluginCapabilitiesResponse { capabilities })
+    }
+
+    async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        ok(ProbeResponse { ready: Some(self.ready.load(Ordering::Acquire)) })
+    }
+}

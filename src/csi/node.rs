@@ -1,0 +1,214 @@
+//! The Node service: translates, never decides.
+
+use super::capability;
+use super::capacity::{signed, wanted};
+use super::controller::volume_id;
+use super::proto::v1::node_server::Node as NodeApi;
+use super::proto::v1::volume_usage::Unit;
+use super::proto::v1::*;
+use super::status::{RequestError, invalid, ok, run};
+use crate::control::node::{Access, Endpoints, NodeAgent, Publish, Sharing, Stage};
+use crate::mount::Mounter;
+use crate::types::VolumeHandle;
+use node_service_capability::rpc::Type as Rpc;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+
+/// What this service can do. Not VOLUME_CONDITION: version 1.13 removes it.
+const CAPABILITIES: [Rpc; 4] = [Rpc::StageUnstageVolume, Rpc::GetVolumeStats, Rpc::ExpandVolume, Rpc::SingleNodeMultiWriter];
+/// Linux's PATH_MAX.
+const PATH_BYTES_MAX: usize = 4096;
+
+/// Who this node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeInfo {
+    /// Kubernetes' name of the node.
+    pub id: String,
+    /// Each mount takes reserved ports and memory: more than this many volumes are scheduled elsewhere.
+    pub volumes_max: u32,
+}
+
+impl NodeInfo {
+    /// About 359 reserved ports a node, one for each connection, less what the host itself uses.
+    pub const VOLUMES_MAX: u32 = 256;
+}
+
+pub struct NodeService<M, E> {
+    agent: Arc<NodeAgent<M, E>>,
+    info: NodeInfo,
+}
+
+impl<M: Mounter, E: Endpoints> NodeService<M, E> {
+    pub fn new(agent: Arc<NodeAgent<M, E>>, info: NodeInfo) -> Self {
+        Self { agent, info }
+    }
+}
+
+/// A path as kubelet gives it: absolute and without detours.
+fn path(field: &str, value: &str) -> Result<PathBuf, RequestError> {
+    if value.is_empty() {
+        return Err(invalid(format!("{field} is missing")));
+    }
+    let path = Path::new(value);
+    let plain = path.is_absolute() && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if !plain || value.len() > PATH_BYTES_MAX || value.contains('\0') {
+        let shown: String = value.chars().take(160).collect();
+        return Err(invalid(format!("{field} {shown:?} is no absolute path without `..`, of at most {PATH_BYTES_MAX} bytes")));
+    }
+    // As mountinfo writes it: without repeated or trailing slashes.
+    Ok(path.components().collect())
+}
+
+fn stage(request: &NodeStageVolumeRequest) -> Result<Stage, RequestError> {
+    required_id(&request.volume_id)?;
+    let target = path("staging_target_path", &request.staging_target_path)?;
+    let capability = capability::one(request.volume_capability.as_ref())?;
+    let access = if capability.reads_only() { Access::ReadOnly } else { Access::ReadWrite };
+    Ok(Stage { volume: volume_id(&request.volume_id)?, target, access, options: capability.options })
+}
+
+fn publish(request: &NodePublishVolumeRequest) -> Result<Publish, RequestError> {
+    required_id(&request.volume_id)?;
+    let target = path("target_path", &request.target_path)?;
+    let capability = capability::one(request.volume_capability.as_ref())?;
+    let volume = volume_id(&request.volume_id)?;
+    if request.staging_target_path.is_empty() {
+        // CSI: this is not the plugin's to guess (NodePublishVolume errors: staging target path not set).
+        return Err(invalid("staging_target_path is missing"));
+    }
+    let staging = path("staging_target_path", &request.staging_target_path)?;
+    let access = if request.readonly || capability.reads_only() { Access::ReadOnly } else { Access::ReadWrite };
+    let sharing = if capability.single_target() { Sharing::OneTarget } else { Sharing::ManyTargets };
+    Ok(Publish { volume, staging, target, access, sharing })
+}
+
+fn required_id(id: &str) -> Result<(), RequestError> {
+    if id.is_empty() { Err(invalid("volume_id is missing")) } else { Ok(()) }
+}
+
+/// The id and the one path of the calls that have just these.
+fn place(id: &str, field: &str, value: &str) -> Result<(VolumeHandle, PathBuf), RequestError> {
+    required_id(id)?;
+    let path = path(field, value)?;
+    Ok((volume_id(id)?, path))
+}
+
+fn usage(unit: Unit, total: u64, free: u64) -> VolumeUsage {
+    VolumeUsage { available: signed(free), total: signed(total), used: signed(total.saturating_sub(free)), unit: unit.into() }
+}
+
+#[tonic::async_trait]
+impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
+    async fn node_stage_volume(
+        &self,
+        request: Request<NodeStageVolumeRequest>,
+    ) -> Result<Response<NodeStageVolumeResponse>, Status> {
+        let wanted = stage(request.get_ref())?;
+        let agent = self.agent.clone();
+        let about = format!("{} at {}", wanted.volume, wanted.target.display());
+        run("NodeStageVolume", about, async move { agent.stage(wanted).await }).await?;
+        ok(NodeStageVolumeResponse {})
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        request: Request<NodeUnstageVolumeRequest>,
+    ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let (volume, target) = place(&request.volume_id, "staging_target_path", &request.staging_target_path)?;
+        let agent = self.agent.clone();
+        let about = format!("{volume} at {}", target.display());
+        run("NodeUnstageVolume", about, async move { agent.unstage(volume, &target).await }).await?;
+        ok(NodeUnstageVolumeResponse {})
+    }
+
+    async fn node_publish_volume(
+        &self,
+        request: Request<NodePublishVolumeRequest>,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        let wanted = publish(request.get_ref())?;
+        let agent = self.agent.clone();
+        let about = format!("{} at {}", wanted.volume, wanted.target.display());
+        run("NodePublishVolume", about, async move { agent.publish(wanted).await }).await?;
+        ok(NodePublishVolumeResponse {})
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let (volume, target) = place(&request.volume_id, "target_path", &request.target_path)?;
+        let agent = self.agent.clone();
+        let about = format!("{volume} at {}", target.display());
+        run("NodeUnpublishVolume", about, async move { agent.unpublish(volume, &target).await }).await?;
+        ok(NodeUnpublishVolumeResponse {})
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        let request = request.into_inner();
+        let (volume, at) = place(&request.volume_id, "volume_path", &request.volume_path)?;
+        let agent = self.agent.clone();
+        let stat = run("NodeGetVolumeStats", volume.to_string(), async move { agent.stats(volume, &at).await }).await?;
+        let bytes = usage(Unit::Bytes, stat.total_bytes, stat.free_bytes);
+        let inodes = usage(Unit::Inodes, stat.total_inodes, stat.free_inodes);
+        ok(NodeGetVolumeStatsResponse { usage: vec![bytes, inodes], volume_condition: None })
+    }
+
+    async fn node_expand_volume(
+        &self,
+        request: Request<NodeExpandVolumeRequest>,
+    ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let (volume, at) = place(&request.volume_id, "volume_path", &request.volume_path)?;
+        wanted(request.capacity_range.as_ref())?;
+        if request.volume_capability.is_some() {
+            capability::one(request.volume_capability.as_ref())?;
+        }
+        let agent = self.agent.clone();
+        let bytes = run("NodeExpandVolume", volume.to_string(), async move { agent.expand(volume, &at).await }).await?;
+        ok(NodeExpandVolumeResponse { capacity_bytes: signed(bytes) })
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _: Request<NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
+        use node_service_capability::{Rpc as RpcMessage, Type};
+        let capability = |rpc: Rpc| NodeServiceCapability { r#type: Some(Type::Rpc(RpcMessage { r#type: rpc.into() })) };
+        ok(NodeGetCapabilitiesResponse { capabilities: CAPABILITIES.map(capability).to_vec() })
+    }
+
+    async fn node_get_info(&self, _: Request<NodeGetInfoRequest>) -> Result<Response<NodeGetInfoResponse>, Status> {
+        ok(NodeGetInfoResponse {
+            node_id: self.info.id.clone(),
+            max_volumes_per_node: i64::from(self.info.volumes_max),
+            // Every node reaches every pool.
+            accessible_topology: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_absolute_and_plain() {
+        assert_eq!(path("p", "/var//lib/kubelet/").unwrap(), PathBuf::from("/var/lib/kubelet"));
+        for bad in ["", "relative", "./x", "/a/../b", "/a\0b", &format!("/{}", "x".repeat(4096))] {
+            assert!(matches!(path("p", bad), Err(RequestError::Invalid(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn usage_never_underflows() {
+        let usage = usage(Unit::Bytes, 10, 20);
+        assert_eq!((usage.total, usage.used, usage.available), (10, 0, 20));
+        assert_eq!(super::usage(Unit::Inodes, u64::MAX, 0).total, i64::MAX);
+    }
+}

@@ -1,0 +1,216 @@
+//! StorageClass parameters, parsed strictly: a misspelt one must not silently give a volume of another kind. Pure.
+
+use super::status::{RequestError, invalid};
+use crate::catalog::Properties;
+use crate::chunk::Codec;
+use std::collections::{BTreeMap, HashMap};
+
+/// What external-provisioner adds, or keeps for itself.
+const RESERVED: &str = "csi.storage.k8s.io/";
+const ALLOWED: &str = "pool, sync, recordsize, compression, uid, gid, mode, inodeQuota";
+/// R6: a file's records have 4 KiB to 1 MiB, a power of two.
+const RECORD_BYTES_MIN: u32 = 4 << 10;
+const RECORD_BYTES_MAX: u32 = 1 << 20;
+/// Below this not even an image's directories fit.
+const INODES_MIN: u64 = 16;
+/// Inode numbers have 44 bits.
+const INODES_MAX: u64 = 1 << 43;
+/// Parameters are kept in the record, to tell a repeat from a conflict.
+const COUNT_MAX: usize = 64;
+const VALUE_BYTES_MAX: usize = 256;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Parameters {
+    /// The pool's name in the configuration.
+    pub pool: Option<String>,
+    pub properties: Properties,
+    /// As given, without what is reserved for Kubernetes.
+    pub given: BTreeMap<String, String>,
+}
+
+pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, RequestError> {
+    let given: BTreeMap<String, String> = own(parameters)?;
+    let mut pool = None;
+    let mut properties = Properties::default();
+    for (name, value) in &given {
+        let bad = |expected: &str| invalid(format!("parameter {name}: {value:?} is not {expected}"));
+        match name.as_str() {
+            "pool" => pool = Some(value.clone()),
+            "sync" => {
+                let known = ["standard", "always", "disabled"].contains(&value.as_str());
+                properties.sync = Some(known.then(|| value.clone()).ok_or_else(|| bad("standard, always or disabled"))?);
+            }
+            "recordsize" => {
+                properties.record_bytes = record_bytes(value).ok_or_else(|| bad("a power of two from 4k to 1m"))?;
+            }
+            "compression" => properties.codec = codec(value).ok_or_else(|| bad("lz4, zstd or none"))?,
+            "uid" => properties.root_uid = number(value).ok_or_else(|| bad("a user number"))?,
+            "gid" => properties.root_gid = number(value).ok_or_else(|| bad("a group number"))?,
+            "mode" => properties.root_mode = mode(value).ok_or_else(|| bad("an octal mode from 0 to 7777"))?,
+            "inodeQuota" => {
+                let quota = number(value).filter(|quota: &u64| (INODES_MIN..=INODES_MAX).contains(quota));
+                properties.quota_inodes = Some(quota.ok_or_else(|| bad("a number of inodes from 16"))?);
+            }
+            _ => return Err(unknown(name)),
+        }
+    }
+    Ok(Parameters { pool, properties, given })
+}
+
+/// The same for calls that know no parameters: snapshots.
+pub(super) fn none(parameters: &HashMap<String, String>) -> Result<(), RequestError> {
+    match own(parameters)?.keys().next() {
+        None => Ok(()),
+        Some(name) => Err(invalid(format!("unknown parameter {:?}: a snapshot has none", short(name)))),
+    }
+}
+
+/// Of GetCapacity, which names a pool among whatever else the StorageClass says.
+pub(super) fn pool(parameters: &HashMap<String, String>) -> Option<&str> {
+    parameters.get("pool").map(String::as_str)
+}
+
+fn own(parameters: &HashMap<String, String>) -> Result<BTreeMap<String, String>, RequestError> {
+    if parameters.len() > COUNT_MAX {
+        return Err(invalid(format!("{} parameters: at most {COUNT_MAX} are allowed", parameters.len())));
+    }
+    let ours = parameters.iter().filter(|(name, _)| !name.starts_with(RESERVED));
+    let mut own = BTreeMap::new();
+    for (name, value) in ours {
+        if value.len() > VALUE_BYTES_MAX {
+            return Err(invalid(format!("parameter {:?} is longer than {VALUE_BYTES_MAX} bytes", short(name))));
+        }
+        own.insert(name.clone(), value.clone());
+    }
+    Ok(own)
+}
+
+fn unknown(name: &str) -> RequestError {
+    invalid(format!("unknown parameter {:?}: use only {ALLOWED}", short(name)))
+}
+
+/// What is quoted back is bounded.
+fn short(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// `65536`, `64k`, `64K`, `64Ki`, `1m`, `1M`, `1Mi`.
+fn record_bytes(text: &str) -> Option<u32> {
+    let lower = text.to_ascii_lowercase();
+    let plain = lower.strip_suffix('i').filter(|rest| rest.ends_with(['k', 'm'])).unwrap_or(&lower);
+    let (digits, unit) = match plain.strip_suffix('k') {
+        Some(digits) => (digits, 1 << 10),
+        None => plain.strip_suffix('m').map_or((plain, 1), |digits| (digits, 1 << 20)),
+    };
+    let bytes = number::<u32>(digits)?.checked_mul(unit)?;
+    (bytes.is_power_of_two() && (RECORD_BYTES_MIN..=RECORD_BYTES_MAX).contains(&bytes)).then_some(bytes)
+}
+
+fn codec(text: &str) -> Option<Codec> {
+    match text {
+        "none" => Some(Codec::None),
+        "lz4" => Some(Codec::Lz4),
+        "zstd" => Some(Codec::Zstd),
+        _ => None,
+    }
+}
+
+fn mode(text: &str) -> Option<u32> {
+    let octal = !text.is_empty() && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    octal.then(|| u32::from_str_radix(text, 8).ok()).flatten().filter(|mode| *mode <= 0o7777)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn all_of_them_are_understood() {
+        let parsed = parse(&map(&[
+            ("pool", "fast"),
+            ("sync", "always"),
+            ("recordsize", "128Ki"),
+            ("compression", "zstd"),
+            ("uid", "1000"),
+            ("gid", "2000"),
+            ("mode", "2775"),
+            ("inodeQuota", "5000"),
+            ("csi.storage.k8s.io/pvc/name", "claim"),
+        ]))
+        .unwrap();
+        assert_eq!(parsed.pool.as_deref(), Some("fast"));
+        assert_eq!(parsed.given.len(), 8);
+        let expected = Properties {
+            sync: Some("always".into()),
+            record_bytes: 128 << 10,
+            codec: Codec::Zstd,
+            quota_inodes: Some(5000),
+            root_uid: 1000,
+            root_gid: 2000,
+            root_mode: 0o2775,
+        };
+        assert_eq!(parsed.properties, expected);
+        assert_eq!(parse(&HashMap::new()).unwrap().properties, Properties::default());
+    }
+
+    #[test]
+    fn an_unknown_one_is_named_with_those_allowed() {
+        let refused = parse(&map(&[("recordSize", "64k")])).unwrap_err().to_string();
+        assert!(refused.contains("\"recordSize\"") && refused.contains("inodeQuota"), "{refused}");
+        assert!(none(&map(&[("csi.storage.k8s.io/volumesnapshot/name", "s")])).is_ok());
+        assert!(none(&map(&[("x", "y")])).is_err());
+        assert!(parse(&map(&[(&"k".repeat(9000), "")])).unwrap_err().to_string().len() < 300);
+    }
+
+    #[test]
+    fn bad_values_are_refused() {
+        let bad = [
+            ("sync", "Always"),
+            ("sync", ""),
+            ("recordsize", "3k"),
+            ("recordsize", "2k"),
+            ("recordsize", "2m"),
+            ("recordsize", ""),
+            ("recordsize", "k"),
+            ("recordsize", "64i"),
+            ("recordsize", "-4k"),
+            ("recordsize", "99999999999k"),
+            ("compression", "gzip"),
+            ("uid", "-1"),
+            ("uid", "root"),
+            ("uid", "4294967296"),
+            ("uid", ""),
+            ("gid", "1.5"),
+            ("mode", "0o755"),
+            ("mode", "778"),
+            ("mode", "10000"),
+            ("mode", ""),
+            ("inodeQuota", "0"),
+            ("inodeQuota", "x"),
+            ("inodeQuota", "99999999999999999999"),
+        ];
+        for (name, value) in bad {
+            let refused = parse(&map(&[(name, value)])).unwrap_err().to_string();
+            assert!(refused.contains(name) && refused.contains(&format!("{value:?}")), "{refused}");
+        }
+        assert!(parse(&map(&[("pool", &"x".repeat(257))])).is_err());
+    }
+
+    #[test]
+    fn record_sizes_have_many_spellings() {
+        for text in ["65536", "64k", "64K", "64Ki", "64ki"] {
+            assert_eq!(record_bytes(text), Some(64 << 10), "{text}");
+        }
+        for text in ["1m", "1M", "1Mi", "1024k"] {
+            assert_eq!(record_bytes(text), Some(1 << 20), "{text}");
+        }
+    }
+}

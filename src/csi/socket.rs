@@ -1,0 +1,122 @@
+//! Unix sockets that outlive a crash of whoever made them.
+
+use rustix::fs::{Mode, OFlags};
+use std::io::{Error, ErrorKind, Result};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use tokio::net::UnixListener;
+
+/// What to do when another process listens under the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Living {
+    /// It is a mistake to start twice.
+    Refuse,
+    /// It is the one being replaced: its connections go on, new ones come here.
+    Replace,
+}
+
+/// A bound name. Dropped, it goes away if it is still this one.
+#[derive(Debug)]
+pub(super) struct Name {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+/// Binds under another name and renames, so that there is always a socket that answers, or none.
+pub(super) fn bind(path: &Path, living: Living) -> Result<(UnixListener, Name)> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            let why = format!("{}: exists and is no socket: remove it, or give another endpoint", path.display());
+            return Err(Error::new(ErrorKind::AlreadyExists, why));
+        }
+        Ok(_) if living == Living::Refuse && StdStream::connect(path).is_ok() => {
+            let why = format!("{}: another process serves there: stop it first", path.display());
+            return Err(Error::new(ErrorKind::AddrInUse, why));
+        }
+        _ => {}
+    }
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let draft = draft_name(path);
+    remove_if_there(&draft)?;
+    let listener = UnixListener::bind(&draft)?;
+    std::fs::set_permissions(&draft, std::fs::Permissions::from_mode(0o600))?;
+    let inode = inode(&draft)?;
+    std::fs::rename(&draft, path).inspect_err(|_| drop(remove_if_there(&draft)))?;
+    Ok((listener, Name { path: path.to_owned(), inode }))
+}
+
+/// Hidden, so that kubelet's watcher does not take it for a plugin; short, since a socket's path has at most 107 bytes.
+fn draft_name(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".{}", std::process::id()))
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn inode(path: &Path) -> Result<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        if inode(&self.path).is_ok_and(|now| now == self.inode)
+            && let Err(error) = remove_if_there(&self.path)
+        {
+            tracing::warn!(socket = %self.path.display(), %error, "the socket stays; the next start replaces it");
+        }
+    }
+}
+
+/// Whether a folder is one that sockets can be made in; for a clear error at start.
+pub(super) fn check_dir(dir: &Path) -> Result<()> {
+    rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("below/csi.sock");
+        let (first, name) = bind(&path, Living::Refuse).unwrap();
+        assert_eq!(bind(&path, Living::Refuse).unwrap_err().kind(), ErrorKind::AddrInUse);
+        std::mem::forget(name);
+        drop(first);
+        assert!(path.exists(), "as after a crash");
+        let (_second, name) = bind(&path, Living::Refuse).unwrap();
+        drop(name);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn the_one_replaced_leaves_its_successors_name_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("reg.sock");
+        let (_old, old_name) = bind(&path, Living::Replace).unwrap();
+        let (_new, new_name) = bind(&path, Living::Replace).unwrap();
+        drop(old_name);
+        assert!(StdStream::connect(&path).is_ok(), "the new one answers");
+        drop(new_name);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_file_of_that_name_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "x").unwrap();
+        assert_eq!(bind(&path, Living::Replace).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&path).unwrap(), b"x");
+    }
+}

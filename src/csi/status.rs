@@ -1,0 +1,165 @@
+//! From errors to gRPC: the one place where classes become codes.
+
+use crate::types::{Class, Classify};
+use std::error::Error;
+use std::future::Future;
+use std::sync::LazyLock;
+use tokio::sync::Semaphore;
+use tonic::{Code, Response, Status};
+
+/// Use cases running at once, those whose caller has gone included.
+const CALLS_MAX: usize = 256;
+/// gRPC carries messages in a header: long ones are cut.
+const MESSAGE_BYTES_MAX: usize = 2000;
+
+static CALLS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(CALLS_MAX));
+
+/// What is wrong with a request before any use case sees it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum RequestError {
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    OutOfRange(String),
+    #[error("{0}")]
+    NotFound(String),
+    /// CSI: the caller should start again without a token (ListVolumes, ListSnapshots errors).
+    #[error("starting_token {0:?} was not given by this driver: list again from the start")]
+    Token(String),
+}
+
+impl Classify for RequestError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Invalid(_) => Class::Invalid,
+            Self::OutOfRange(_) => Class::OutOfRange,
+            Self::NotFound(_) => Class::NotFound,
+            Self::Token(_) => Class::InProgress,
+        }
+    }
+}
+
+impl From<RequestError> for Status {
+    fn from(error: RequestError) -> Self {
+        status(&error)
+    }
+}
+
+pub(super) fn invalid(why: impl Into<String>) -> RequestError {
+    RequestError::Invalid(why.into())
+}
+
+fn code(class: Class) -> Code {
+    match class {
+        Class::Invalid => Code::InvalidArgument,
+        Class::NotFound => Code::NotFound,
+        Class::Exists => Code::AlreadyExists,
+        Class::InProgress | Class::Fenced => Code::Aborted,
+        Class::Precondition => Code::FailedPrecondition,
+        Class::OutOfRange => Code::OutOfRange,
+        Class::Exhausted => Code::ResourceExhausted,
+        Class::Denied => Code::PermissionDenied,
+        Class::Unavailable => Code::Unavailable,
+        Class::Corrupt => Code::DataLoss,
+        Class::Unsupported => Code::Unimplemented,
+        Class::Internal => Code::Internal,
+    }
+}
+
+pub(super) fn status<E: Classify + Error>(error: &E) -> Status {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // A transparent wrapper says the same as what it wraps.
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    if text.len() > MESSAGE_BYTES_MAX {
+        let end = (0..=MESSAGE_BYTES_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+    }
+    Status::new(code(error.class()), text)
+}
+
+/// Runs a use case to its end even when its caller goes away: half a mount would be nobody's. `about` names the object in
+/// the log; it never holds secrets.
+pub(super) async fn run<T, E>(
+    call: &'static str,
+    about: String,
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, Status>
+where
+    T: Send + 'static,
+    E: Classify + Error + Send + 'static,
+{
+    let permit = CALLS.acquire().await.map_err(|_| Status::unavailable("the driver is stopping"))?;
+    let task = tokio::spawn(async move {
+        let _permit = permit;
+        let started = std::time::Instant::now();
+        let result = work.await;
+        log(call, &about, started.elapsed(), result.as_ref().err());
+        result.map_err(|error| status(&error))
+    });
+    task.await.unwrap_or_else(|error| {
+        tracing::error!(call, %error, "a call ended without an answer: this is a defect, please report it");
+        Err(Status::internal(format!("{call} ended without an answer")))
+    })
+}
+
+fn log<E: Classify + Error>(call: &str, about: &str, took: std::time::Duration, error: Option<&E>) {
+    let millis = took.as_millis();
+    match error.map(|error| (error.class(), status(error))) {
+        None => tracing::info!(call, about, millis, "done"),
+        Some((Class::Internal | Class::Corrupt, status)) => {
+            tracing::error!(call, about, millis, error = status.message(), "failed");
+        }
+        // The caller's to act upon: it repeats, waits, or shows it to the user.
+        Some((_, status)) => tracing::info!(call, about, millis, code = ?status.code(), error = status.message(), "refused"),
+    }
+}
+
+/// For the short way out of a handler.
+pub(super) fn ok<T>(message: T) -> Result<Response<T>, Status> {
+    Ok(Response::new(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::ControlError;
+
+    #[test]
+    fn classes_have_the_codes_of_the_specification() {
+        assert_eq!(code(Class::InProgress), Code::Aborted);
+        assert_eq!(code(Class::Precondition), Code::FailedPrecondition);
+        assert_eq!(code(Class::Corrupt), Code::DataLoss);
+        let missing = ControlError::NotFound { what: "volume v".into() };
+        assert_eq!((status(&missing).code(), status(&missing).message()), (Code::NotFound, "volume v does not exist"));
+        assert_eq!(status(&RequestError::Token("x".into())).code(), Code::Aborted);
+    }
+
+    #[test]
+    fn messages_are_cut_at_a_character() {
+        let long = status(&invalid("é".repeat(4000)));
+        assert!(long.message().len() <= MESSAGE_BYTES_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_call_whose_caller_goes_away_still_ends() {
+        let (done, ended) = tokio::sync::oneshot::channel();
+        let (go, held) = tokio::sync::oneshot::channel::<()>();
+        let work = async move {
+            let _ = held.await;
+            let _ = done.send(());
+            Ok::<(), RequestError>(())
+        };
+        let call = tokio::time::timeout(std::time::Duration::from_millis(20), run("Test", "x".into(), work)).await;
+        assert!(call.is_err(), "the caller gave up");
+        go.send(()).unwrap();
+        ended.await.unwrap();
+    }
+}
