@@ -13,6 +13,7 @@
 //! types   telemetry                     vocabulary
 //! ```
 
+pub mod app;
 pub mod bucket;
 pub mod catalog;
 pub mod chunk;

@@ -1,0 +1,248 @@
+//! The configuration file: YAML, strict. An unknown key is an error that names its line.
+
+use super::ByteSize;
+use crate::bucket::PoolUrl;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The largest configuration file, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// By name. A StorageClass names one.
+    #[serde(default)]
+    pub pools: BTreeMap<String, PoolConfig>,
+    /// The pool of requests that name none; may be left out when there is only one.
+    #[serde(default)]
+    pub default_pool: Option<String>,
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// Unflushed data and changes reach the store after this long.
+    #[serde(default = "flush_interval", with = "human_duration")]
+    pub flush_interval: Duration,
+    /// Time between collections of a controller or server.
+    #[serde(default = "collect_interval", with = "human_duration")]
+    pub collect_interval: Duration,
+    /// How long a snapshot waits for the owner of a volume in another process.
+    #[serde(default = "owner_timeout", with = "human_duration")]
+    pub owner_timeout: Duration,
+    /// How often an owner looks into its mailbox.
+    #[serde(default = "mail_interval", with = "human_duration")]
+    pub mail_interval: Duration,
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PoolConfig {
+    pub url: PoolUrl,
+    /// Options and credentials of the store, by the names its own tools use.
+    #[serde(default)]
+    pub credentials: BTreeMap<String, String>,
+    /// A folder with a file for each of them, as Kubernetes mounts a Secret, or a YAML file of them.
+    #[serde(default)]
+    pub credentials_file: Option<PathBuf>,
+    /// The passphrase of an encrypted pool: the file's first line.
+    #[serde(default)]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Volumes open at once in one process.
+    pub volumes_max: usize,
+    /// Written data of one volume held in memory.
+    pub dirty_bytes: ByteSize,
+    /// Inodes, directories and extents of one volume held in memory.
+    pub metadata_cache: ByteSize,
+    /// Database blocks held in memory, for all volumes together.
+    pub block_cache: ByteSize,
+    /// File data held in memory, for all volumes together.
+    pub data_cache: ByteSize,
+    /// File data held on disk below the state folder, for all volumes together; 0: none.
+    pub disk_cache: ByteSize,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            volumes_max: 256,
+            dirty_bytes: ByteSize(64 << 20),
+            metadata_cache: ByteSize(32 << 20),
+            block_cache: ByteSize(128 << 20),
+            data_cache: ByteSize(256 << 20),
+            disk_cache: ByteSize(0),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LogConfig {
+    pub format: LogFormat,
+    /// As `RUST_LOG`, which goes before it.
+    pub filter: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+fn flush_interval() -> Duration {
+    Duration::from_secs(2)
+}
+
+fn collect_interval() -> Duration {
+    Duration::from_secs(600)
+}
+
+fn owner_timeout() -> Duration {
+    Duration::from_secs(30)
+}
+
+fn mail_interval() -> Duration {
+    Duration::from_secs(2)
+}
+
+mod human_duration {
+    use serde::{Deserialize, Deserializer, de::Error};
+    use std::time::Duration;
+
+    /// The shortest interval: anything below is a busy loop, not a setting.
+    const MIN: Duration = Duration::from_millis(10);
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(from)?;
+        let parsed = humantime::parse_duration(&text)
+            .map_err(|_| D::Error::custom(format!("{text:?} is not a time like 5s, 200ms or 10m")))?;
+        if parsed < MIN {
+            return Err(D::Error::custom(format!("{text:?} is too short: at least 10ms")));
+        }
+        Ok(parsed)
+    }
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("configuration {path}: {why}")]
+    File { path: PathBuf, why: String },
+    #[error("configuration {path}: {why}")]
+    Meaning { path: PathBuf, why: String },
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            pools: BTreeMap::new(),
+            default_pool: None,
+            limits: LimitsConfig::default(),
+            flush_interval: flush_interval(),
+            collect_interval: collect_interval(),
+            owner_timeout: owner_timeout(),
+            mail_interval: mail_interval(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// # Errors
+    /// Names the file, the line and what would be right.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let file = |why: String| ConfigError::File { path: path.to_owned(), why };
+        let size = std::fs::metadata(path).map_err(|error| file(format!("{error}: give a readable file with --config")))?.len();
+        if size > FILE_BYTES_MAX {
+            return Err(file(format!("{size} bytes are too many: at most {FILE_BYTES_MAX}")));
+        }
+        let text = std::fs::read_to_string(path).map_err(|error| file(error.to_string()))?;
+        Self::parse(&text).map_err(|why| ConfigError::Meaning { path: path.to_owned(), why })
+    }
+
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if let Some(name) = &self.default_pool
+            && !self.pools.contains_key(name)
+        {
+            return Err(format!("defaultPool {name:?} is not among the pools"));
+        }
+        if self.limits.volumes_max == 0 {
+            return Err("limits.volumesMax: 0 would open nothing; use at least 1".to_owned());
+        }
+        let floor = ByteSize(4 << 20);
+        for (name, size) in [("dirtyBytes", self.limits.dirty_bytes), ("metadataCache", self.limits.metadata_cache)] {
+            if size < floor {
+                return Err(format!("limits.{name}: {size} is too little; use at least {floor}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_configuration_has_defaults() {
+        let config = Config::parse("pools:\n  default:\n    url: file:///srv/pool\n").unwrap();
+        assert_eq!(config.pools["default"].url.as_str(), "file:///srv/pool");
+        assert_eq!(config.limits.volumes_max, 256);
+        assert_eq!(config.flush_interval, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_full_configuration_is_understood() {
+        let text = "
+defaultPool: fast
+pools:
+  fast:
+    url: s3://bucket/fast
+    credentials: { region: eu-central-1, access_key_id: a }
+    passphraseFile: /run/secrets/pass
+  slow:
+    url: gs://bucket/slow
+    credentialsFile: /run/secrets/gcs
+limits: { volumesMax: 12, dirtyBytes: 128Mi, dataCache: 1Gi, diskCache: 0 }
+flushInterval: 500ms
+log: { format: json, filter: debug }
+";
+        let config = Config::parse(text).unwrap();
+        assert_eq!(config.limits.dirty_bytes, ByteSize(128 << 20));
+        assert_eq!(config.log.format, LogFormat::Json);
+        assert_eq!(config.flush_interval, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        let cases = [
+            ("pools:\n  a:\n    url: file:///x\n    pasphrase: y\n", "pasphrase", "line 4"),
+            ("pools:\n  a:\n    url: ftp://x\n", "ftp", "line 3"),
+            ("limits:\n  dirtyBytes: lots\n", "lots", "line 2"),
+            ("flushInterval: soon\n", "soon", "line 1"),
+            ("flushInterval: 0s\n", "0s", "line 1"),
+            ("pool: x\n", "pool", "line 1"),
+        ];
+        for (text, what, line) in cases {
+            let why = Config::parse(text).unwrap_err();
+            assert!(why.contains(what) && why.contains(line), "{text:?}: {why}");
+        }
+        for text in ["defaultPool: a\n", "limits: { volumesMax: 0 }\n", "limits: { dirtyBytes: 1 }\n", "[", "pools: 3"] {
+            assert!(Config::parse(text).is_err(), "{text:?}");
+        }
+    }
+}

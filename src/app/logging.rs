@@ -1,0 +1,23 @@
+//! Logging: to the standard error, as text for people or JSON for collectors.
+
+use super::config::{LogConfig, LogFormat};
+use anyhow::Context;
+use tracing_subscriber::EnvFilter;
+
+/// SlateDB and the HTTP stack tell much that only their authors need.
+const DEFAULT_FILTER: &str =
+    "info,slatedb=warn,object_store=warn,hyper=warn,h2=warn,foyer=warn,foyer_storage=warn,foyer_memory=warn";
+
+pub fn start(config: &LogConfig, default: Option<&str>) -> anyhow::Result<()> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(filter) if !filter.is_empty() => filter,
+        _ => config.filter.clone().unwrap_or_else(|| default.unwrap_or(DEFAULT_FILTER).to_owned()),
+    };
+    let filter = EnvFilter::try_new(&filter).with_context(|| format!("log filter {filter:?}"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match config.format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!("logging: {error}"))
+}

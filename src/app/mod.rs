@@ -1,0 +1,23 @@
+//! Composition: configuration, wiring of the parts into one process, signals, health.
+//!
+//! A process is a **server** (everything, one machine), a **controller**, or a **node** plugin. Nothing is decided here: this
+//! floor knows all others, and hands each the implementations of the small traits it owns.
+//!
+//! A crash leaves what the parts leave; the state folder holds the journals and the node's name, and one process at a time
+//! has it (a lock).
+
+pub mod config;
+mod logging;
+mod parts;
+mod pools;
+mod runtime;
+mod size;
+mod state_dir;
+
+pub use config::Config;
+pub use logging::start as start_logging;
+pub use parts::Parts;
+pub use pools::{Missing, PASSPHRASE_ENV, open as open_pools};
+pub use runtime::{run, stop_signal};
+pub use size::{ByteSize, SizeError};
+pub use state_dir::StateDir;

@@ -1,0 +1,59 @@
+//! The parts that every process has: pools, caches, volumes, the controller's use cases.
+
+use super::config::Config;
+use super::pools::{self, Missing};
+use super::state_dir::StateDir;
+use crate::chunk::ChunkCache;
+use crate::control::{Controller, Pools};
+use crate::fs::db::DbCache;
+use crate::types::SessionId;
+use crate::volume::{VolumeSettings, Volumes};
+use anyhow::Context;
+use std::sync::Arc;
+
+/// A process's parts, wired.
+pub struct Parts {
+    pub config: Config,
+    pub pools: Pools,
+    pub volumes: Volumes,
+    pub controller: Arc<Controller>,
+}
+
+impl Parts {
+    /// `node`: the name that owns what this process opens. `state`: where journals go; none: changes wait for the store.
+    pub async fn start(config: Config, missing: Missing, node: String, state: Option<&StateDir>) -> anyhow::Result<Self> {
+        let pools = pools::open(&config, missing).await?;
+        Self::over(config, pools, node, state).await
+    }
+
+    /// On pools that are open already.
+    pub async fn over(config: Config, pools: Pools, node: String, state: Option<&StateDir>) -> anyhow::Result<Self> {
+        let limits = config.limits;
+        let settings = VolumeSettings {
+            node,
+            session: SessionId::random(),
+            journal_dir: state.map(StateDir::journals),
+            cache: DbCache::new(limits.block_cache.0),
+            chunk_cache: chunk_cache(&config, state).await?,
+            flush_interval: config.flush_interval,
+            dirty_bytes_max: limits.dirty_bytes.0,
+            cache_bytes: limits.metadata_cache.0,
+            volumes_max: limits.volumes_max,
+        };
+        let volumes = Volumes::new(settings);
+        let controller = Arc::new(Controller::new(pools.clone(), volumes.clone()));
+        Ok(Self { config, pools, volumes, controller })
+    }
+}
+
+async fn chunk_cache(config: &Config, state: Option<&StateDir>) -> anyhow::Result<ChunkCache> {
+    let limits = config.limits;
+    match state {
+        Some(state) if limits.disk_cache.0 > 0 => {
+            let dir = state.path().join("cache");
+            let cache = ChunkCache::with_disk(limits.data_cache.0, &dir, limits.disk_cache.0).await;
+            cache.with_context(|| format!("disk cache {}", dir.display()))
+        }
+        _ => Ok(ChunkCache::memory(limits.data_cache.0)),
+    }
+}

@@ -1,0 +1,57 @@
+//! The process: its threads, and the signals that end it.
+
+use anyhow::Context;
+use std::sync::Once;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// How long the runtime may take to end its blocking threads.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// Runs `main` on a runtime whose threads the kernel does not throttle when it writes back to us: a server of a loopback
+/// mount that waits for its own mount's pages is a deadlock (`PR_SET_IO_FLUSHER`; needs CAP_SYS_RESOURCE).
+pub fn run<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    io_flusher();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("zerofs")
+        .on_thread_start(io_flusher)
+        .build()
+        .context("starting threads")?;
+    let result = runtime.block_on(main);
+    runtime.shutdown_timeout(SHUTDOWN);
+    result
+}
+
+fn io_flusher() {
+    static REFUSED: Once = Once::new();
+    if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
+        REFUSED.call_once(|| {
+            tracing::info!(%error, "not marked as an I/O flusher: under memory pressure a loopback mount may stall; run with CAP_SYS_RESOURCE");
+        });
+    }
+}
+
+/// Cancelled by SIGTERM or SIGINT. A second signal ends the process at once.
+pub fn stop_signal() -> anyhow::Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate()).context("signals")?;
+    let mut int = signal(SignalKind::interrupt()).context("signals")?;
+    let stop = CancellationToken::new();
+    let cancelled = stop.clone();
+    tokio::spawn(async move {
+        for count in 0.. {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            if count > 0 {
+                tracing::warn!("a second signal: ending without waiting; the journals keep what was acknowledged");
+                std::process::exit(130);
+            }
+            tracing::info!("stopping: flushing and releasing volumes");
+            cancelled.cancel();
+        }
+    });
+    Ok(stop)
+}

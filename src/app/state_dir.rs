@@ -1,0 +1,68 @@
+//! The folder that a process keeps on its machine: journals, what is staged, the node's name.
+
+use anyhow::{Context, bail};
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+/// A state folder, locked for this process until it is dropped (R16: a journal has one writer).
+pub struct StateDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl StateDir {
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let at = || format!("state folder {}", path.display());
+        std::fs::create_dir_all(path).with_context(at)?;
+        let lock = File::options().create(true).truncate(false).write(true).open(path.join("lock")).with_context(at)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => {
+                bail!("{}: another process uses it: stop that one, or give another --state-dir", at())
+            }
+            Err(TryLockError::Error(error)) => Err(error).with_context(at),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn journals(&self) -> PathBuf {
+        self.path.join("journal")
+    }
+
+    /// The name under which this folder's journals are owned: made once, the same after a restart, another for another folder.
+    pub fn node_name(&self) -> anyhow::Result<String> {
+        let path = self.path.join("node-name");
+        match std::fs::read_to_string(&path) {
+            Ok(name) if !name.trim().is_empty() => return Ok(name.trim().to_owned()),
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        }
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let name = format!("{host}-{:08x}", rand::random::<u32>());
+        let new = path.with_extension("new");
+        std::fs::write(&new, &name).with_context(|| new.display().to_string())?;
+        File::open(&new).and_then(|file| file.sync_all()).with_context(|| new.display().to_string())?;
+        std::fs::rename(&new, &path).with_context(|| path.display().to_string())?;
+        Ok(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_stays_and_the_folder_has_one_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let name = state.node_name().unwrap();
+        assert_eq!(state.node_name().unwrap(), name);
+        assert!(StateDir::open(dir.path()).is_err());
+        drop(state);
+        assert_eq!(StateDir::open(dir.path()).unwrap().node_name().unwrap(), name);
+    }
+}
