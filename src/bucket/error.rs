@@ -78,6 +78,25 @@ pub(super) struct Truncated {
     pub wanted: u64,
 }
 
+/// An object that ends before the range that was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("the object has {bytes} bytes")]
+pub(super) struct TooShort {
+    pub bytes: u64,
+}
+
+/// Whether an error is one of the above, and which.
+pub(super) fn is<T: StdError + 'static>(error: &object_store::Error) -> bool {
+    source::<T>(error).is_some()
+}
+
+pub(super) fn source<T: StdError + 'static>(error: &object_store::Error) -> Option<&T> {
+    match error {
+        object_store::Error::Generic { source, .. } => source.downcast_ref(),
+        _ => None,
+    }
+}
+
 pub(super) fn generic(source: impl StdError + Send + Sync + 'static) -> object_store::Error {
     object_store::Error::Generic { store: "bucket", source: Box::new(source) }
 }
@@ -92,6 +111,7 @@ pub(super) fn meaning(error: &object_store::Error) -> Meaning {
         E::NotSupported { .. } | E::NotImplemented { .. } => Meaning::Unsupported,
         E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } => Meaning::Refused,
         E::Generic { store: "LocalFileSystem" | "InMemory", .. } => local(error),
+        E::Generic { source, .. } if source.is::<TooShort>() => Meaning::Refused,
         _ => status(error).map_or(Meaning::Passing, |status| match status {
             // 408 and 429 ask for another attempt (RFC 9110 §15.5.9, RFC 6585 §4).
             408 | 429 | 500.. => Meaning::Passing,

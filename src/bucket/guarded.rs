@@ -1,6 +1,6 @@
 //! The store that everything goes through, SlateDB included: limits, retries and counts around any other.
 
-use super::error::{Truncated, generic};
+use super::error::{Meaning, TooShort, Truncated, generic, is, meaning};
 use super::limits::{Earlier, Gate, Kind, Limits, PAGE_KEYS, Requests};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -8,8 +8,8 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 use std::fmt;
 use std::ops::Range;
@@ -45,12 +45,25 @@ impl Guarded {
         self.gate.run(Kind::Put, bytes, || self.inner.put_opts(at, payload.clone(), options.clone())).await
     }
 
-    pub async fn ranges(&self, at: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        let wanted: u64 = ranges.iter().map(|r| r.end.saturating_sub(r.start)).sum();
+    /// Exactly these bytes. An object that ends earlier is [`TooShort`] at once; bytes lost on the way are another attempt.
+    pub async fn range(&self, at: &Path, range: &Range<u64>) -> Result<Bytes> {
+        let wanted = range.end.saturating_sub(range.start);
         let read = || async {
-            let found = self.inner.get_ranges(at, ranges).await?;
-            let got = found.iter().map(|b| b.len() as u64).sum();
-            if got == wanted { Ok(found) } else { Err(generic(Truncated { got, wanted })) }
+            let error = match self.inner.get_ranges(at, std::slice::from_ref(range)).await {
+                Ok(mut found) => match found.pop() {
+                    Some(found) if found.len() as u64 == wanted => return Ok(found),
+                    found => generic(Truncated { got: found.map_or(0, |f| f.len() as u64), wanted }),
+                },
+                Err(error) => error,
+            };
+            // Stores have many ways to say that the object ends earlier: ask for its size.
+            if matches!(meaning(&error), Meaning::Refused | Meaning::Failing) || is::<Truncated>(&error) {
+                let bytes = self.gate.once(Kind::Head, 0, self.inner.head(at)).await?.size;
+                if bytes < range.end {
+                    return Err(generic(TooShort { bytes }));
+                }
+            }
+            Err(error)
         };
         self.gate.run(Kind::Get, wanted, read).await.0
     }

@@ -138,19 +138,10 @@ impl Bucket {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let path = self.path(key);
-        let error = match self.store.ranges(&path, std::slice::from_ref(&range)).await {
-            Ok(mut found) => return Ok(found.pop().unwrap_or_default()),
-            Err(error) => error,
-        };
-        // Stores have many ways to say that the object ends earlier: ask for its size once.
-        if let error::Meaning::Refused | error::Meaning::Passing | error::Meaning::Failing = error::meaning(&error)
-            && let Ok(meta) = self.store.head(&path).await
-            && meta.size < range.end
-        {
-            return Err(BucketError::Short { key: key.to_owned(), bytes: meta.size, wanted: range.end });
-        }
-        Err(self.error(key, &error))
+        self.store.range(&self.path(key), &range).await.map_err(|error| match error::source::<error::TooShort>(&error) {
+            Some(short) => BucketError::Short { key: key.to_owned(), bytes: short.bytes, wanted: range.end },
+            None => self.error(key, &error),
+        })
     }
 
     /// The last `bytes` of an object (all of a smaller one) and the object's size.

@@ -1,8 +1,29 @@
 //! Keys and sealing: what a pool's passphrase becomes, and the one AEAD that everything on the bucket is sealed with.
+//!
+//! Nouns: a pool's **master key** is random, made once, and stored only **wrapped**, that is sealed under a key that the
+//! passphrase gives by Argon2id (RFC 9106) or that was given as it is. A [`Keyring`] holds the master key and derives all
+//! others from it, each by BLAKE3's key derivation with a context of its own; a [`Sealer`] is one of them in use.
+//!
+//! Invariants:
+//! - No two uses share a key: chunk hashing, chunk sealing and database sealing have one for each family, file handles one
+//!   for each dataset. Changing a passphrase wraps the same master key anew and touches nothing else.
+//! - A nonce is random and 192 bits long, so that any number of writers may seal without agreeing on anything.
+//! - A wrong passphrase is known before anything else is done with the pool.
+//! - Keys are wiped when they are dropped, and never appear in `Debug`.
+//!
+//! It stores nothing, so a crash leaves nothing behind. It does not hide how long things are, or how many.
 
-use crate::types::{Class, Classify, FamilyId, Incarnation, PoolId};
+mod keyring;
+mod sealer;
+mod wrap;
 
-#[derive(Debug, Clone, thiserror::Error)]
+pub use keyring::Keyring;
+pub use sealer::Sealer;
+pub use wrap::{Secret, WrappedKey};
+
+use crate::types::{Class, Classify};
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CryptoError {
     #[error("the pool is encrypted: give its passphrase or key")]
     KeyMissing,
@@ -10,6 +31,8 @@ pub enum CryptoError {
     WrongKey,
     #[error("the pool is not encrypted, but a passphrase or key was given: leave it out")]
     NotEncrypted,
+    #[error("the passphrase is not usable: {why}")]
+    Unusable { why: String },
     #[error("sealed bytes do not open: {what}")]
     Broken { what: String },
 }
@@ -19,56 +42,11 @@ impl Classify for CryptoError {
         match self {
             Self::KeyMissing | Self::NotEncrypted => Class::Precondition,
             Self::WrongKey => Class::Denied,
+            Self::Unusable { .. } => Class::Invalid,
             Self::Broken { .. } => Class::Corrupt,
         }
     }
 }
 
-/// The keys of one pool. Separate KDF outputs for hashing, sealing and handles; a pool without encryption still hashes
-/// with a key of its own (derived from the pool id), and seals nothing.
-#[derive(Clone)]
-pub struct Keyring {}
-
-impl Keyring {
-    /// The keys of a pool that is not encrypted.
-    pub fn plain(_pool: PoolId) -> Self {
-        todo!()
-    }
-
-    /// The key that chunk hashes of a family are made with.
-    pub fn chunk_hash_key(&self, _family: FamilyId) -> [u8; 32] {
-        todo!()
-    }
-
-    /// Seals chunks of a family; `None`: the pool is not encrypted.
-    pub fn chunk_sealer(&self, _family: FamilyId) -> Option<Sealer> {
-        todo!()
-    }
-
-    /// Seals the database blocks of a family (clones read their ancestors' blocks); `None`: the pool is not encrypted.
-    pub fn database_sealer(&self, _family: FamilyId) -> Option<Sealer> {
-        todo!()
-    }
-
-    /// The key that the file handles of a dataset are authenticated with, from the dataset's own random secret (R7).
-    pub fn handle_key(&self, _dataset: Incarnation, _secret: &[u8; 16]) -> [u8; 16] {
-        todo!()
-    }
-}
-
-/// An AEAD with a random 192-bit nonce in front of what it seals.
-#[derive(Clone)]
-pub struct Sealer {}
-
-impl Sealer {
-    /// Bytes that sealing adds.
-    pub const OVERHEAD: usize = 24 + 16;
-
-    pub fn seal(&self, _associated: &[u8], _plain: &[u8]) -> Vec<u8> {
-        todo!()
-    }
-
-    pub fn open(&self, _associated: &[u8], _sealed: &[u8]) -> Result<Vec<u8>, CryptoError> {
-        todo!()
-    }
-}
+/// A key, wiped when it is dropped.
+pub(crate) type Key = zeroize::Zeroizing<[u8; 32]>;
