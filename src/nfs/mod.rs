@@ -30,6 +30,7 @@ mod duplicate;
 mod export;
 mod handle;
 mod listing;
+pub mod load;
 mod mount;
 mod names;
 mod objects;

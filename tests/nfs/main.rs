@@ -3,5 +3,6 @@
 #[path = "../support/memfs.rs"]
 mod memfs;
 
+mod load;
 mod procedures;
 mod support;

@@ -1,0 +1,446 @@
+//! The works themselves.
+
+use super::data::BLOCK_BYTES;
+use super::meter::Meter;
+use super::report::Measured;
+use super::session::{Result, Session, Until, during};
+use super::{LoadError, Work};
+use crate::fs::api::{CreateHow, DirCookie, FileKind, SetAttr, Stability};
+use crate::nfs::client::{FileHandle, PageEntry};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const MIB: u64 = 1 << 20;
+const LARGE_NAME: &[u8] = b"large";
+const SMALL_NAME: &[u8] = b"small";
+/// Lanes of the works on large data and of those that create.
+const LARGE_LANES: usize = 8;
+const LIST_BYTES: u32 = 128 << 10;
+
+/// The directory of small files; the handles are those that are there now.
+pub struct Small {
+    pub dir: FileHandle,
+    handles: Mutex<Vec<FileHandle>>,
+}
+
+fn name(number: u64) -> Vec<u8> {
+    format!("file-{number:07}").into_bytes()
+}
+
+fn renamed(number: u64) -> Vec<u8> {
+    format!("renamed-{number:07}").into_bytes()
+}
+
+fn new_file() -> CreateHow {
+    CreateHow::Unchecked(SetAttr { mode: Some(0o644), size: Some(0), ..SetAttr::default() })
+}
+
+/// An even spread over `0..count` for consecutive turns, without a generator to share.
+fn scatter(turn: u64, count: u64) -> u64 {
+    (turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) % count.max(1)
+}
+
+impl Session {
+    fn files(&self) -> u64 {
+        u64::from(self.options.files.max(1))
+    }
+
+    fn large_blocks(&self) -> u64 {
+        u64::from(self.options.file_mib.max(1)) * MIB / BLOCK_BYTES as u64
+    }
+
+    pub fn variants(&self, work: Work) -> &'static [&'static str] {
+        match work {
+            Work::List => &["first", "again"],
+            Work::ReadSequential => &["first", "again"],
+            _ => &[""],
+        }
+    }
+
+    /// Makes what a work needs and an earlier one has not left.
+    pub async fn prepare(&mut self, work: Work) -> Result<()> {
+        match work {
+            Work::ReadSequential | Work::ReadRandom | Work::WriteRandom => {
+                if self.find_large().await? {
+                    return Ok(());
+                }
+                self.write_large().await.map(drop)
+            }
+            Work::WriteSequential | Work::Fsync | Work::WriteSync | Work::Create | Work::CreateCommit => Ok(()),
+            Work::GetAttr | Work::Lookup | Work::List | Work::ReadSmall | Work::Rename | Work::Remove => {
+                if self.find_small().await? {
+                    return Ok(());
+                }
+                self.create(Stability::Unstable).await.map(drop)
+            }
+        }
+    }
+
+    pub async fn work(&mut self, work: Work, variant: &'static str) -> Result<Measured> {
+        let measured = match work {
+            Work::GetAttr => self.getattr().await,
+            Work::Lookup => self.lookup().await,
+            Work::WriteSequential => self.write_large().await,
+            Work::ReadSequential => self.read_large().await,
+            Work::ReadRandom => self.read_random().await,
+            Work::WriteRandom => self.write_random().await,
+            Work::Fsync => self.fsync(Stability::Unstable).await,
+            Work::WriteSync => self.fsync(Stability::FileSync).await,
+            Work::Create => self.create(Stability::Unstable).await,
+            Work::CreateCommit => self.create(Stability::FileSync).await,
+            Work::List => self.list_small().await,
+            Work::ReadSmall => self.read_small().await,
+            Work::Rename => self.rename().await,
+            Work::Remove => self.remove().await,
+        };
+        measured.map(|measured| Measured { variant, ..measured })
+    }
+
+    async fn getattr(&self) -> Result<Measured> {
+        let handles: Arc<[FileHandle]> = self.small()?.handles.lock().clone().into();
+        let meter = self.lanes(self.options.lanes, Until::Time(self.options.time), |client| {
+            let handles = handles.clone();
+            move |turn| {
+                let (client, handles) = (client.clone(), handles.clone());
+                async move {
+                    let Some(file) = handles.get(scatter(turn, handles.len() as u64) as usize) else { return Ok(()) };
+                    during("GETATTR", client.getattr(file).await.map(drop))
+                }
+            }
+        });
+        Ok(Self::done(meter.await?))
+    }
+
+    async fn lookup(&self) -> Result<Measured> {
+        let (small, files) = (self.small()?, self.files());
+        let meter = self.lanes(self.options.lanes, Until::Time(self.options.time), |client| {
+            let small = small.clone();
+            move |turn| {
+                let (client, small) = (client.clone(), small.clone());
+                async move { during("LOOKUP", client.lookup(&small.dir, &name(scatter(turn, files))).await.map(drop)) }
+            }
+        });
+        Ok(Self::done(meter.await?))
+    }
+
+    async fn write_large(&mut self) -> Result<Measured> {
+        let begun = Instant::now();
+        let file = during("CREATE", self.client(0).create(&self.dir, LARGE_NAME, &new_file()).await)?.handle;
+        let source = Arc::new(Mutex::new(self.source.clone()));
+        let pieces = u64::from(self.options.file_mib.max(1));
+        let meter = self.lanes(LARGE_LANES, Until::Count(pieces), |client| {
+            let (file, source) = (file.clone(), source.clone());
+            move |turn| {
+                let (client, file) = (client.clone(), file.clone());
+                let data = source.lock().take(MIB as usize);
+                async move { write_all(&client, &file, turn * MIB, data, Stability::Unstable).await }
+            }
+        });
+        let meter = meter.await?;
+        during("COMMIT", self.client(0).commit(&file, 0, 0).await)?;
+        self.source = source.lock().clone();
+        self.file = Some(file);
+        Ok(Measured { variant: "", meter, took: begun.elapsed(), bytes: Some(pieces * MIB) })
+    }
+
+    async fn read_large(&self) -> Result<Measured> {
+        let file = self.large()?;
+        let pieces = u64::from(self.options.file_mib.max(1));
+        let source = Arc::new(self.source.clone());
+        // A file of an earlier run has other bytes; one written at random since has other blocks.
+        let verify = self.options.directory.is_none();
+        let meter = self.lanes(LARGE_LANES, Until::Count(pieces), |client| {
+            let (file, source) = (file.clone(), source.clone());
+            move |turn| {
+                let (client, file, source) = (client.clone(), file.clone(), source.clone());
+                async move {
+                    let read = during("READ", client.read(&file, turn * MIB, MIB as u32).await)?;
+                    let sample = read.data.get(..BLOCK_BYTES).unwrap_or(&read.data);
+                    if read.data.len() as u64 != MIB || verify && !source.made(sample) {
+                        return Err(LoadError::Different { what: format!("MiB {turn} of the large file") });
+                    }
+                    Ok(())
+                }
+            }
+        });
+        let meter = meter.await?;
+        let took = meter.elapsed();
+        Ok(Measured { variant: "", meter, took, bytes: Some(pieces * MIB) })
+    }
+
+    async fn read_random(&self) -> Result<Measured> {
+        let (file, blocks) = (self.large()?, self.large_blocks());
+        let meter = self.lanes(self.options.lanes, Until::Time(self.options.time), |client| {
+            let file = file.clone();
+            move |turn| {
+                let (client, file) = (client.clone(), file.clone());
+                async move {
+                    let offset = scatter(turn, blocks) * BLOCK_BYTES as u64;
+                    let read = during("READ", client.read(&file, offset, BLOCK_BYTES as u32).await)?;
+                    if read.data.len() != BLOCK_BYTES {
+                        return Err(LoadError::Different { what: format!("byte {offset} of the large file") });
+                    }
+                    Ok(())
+                }
+            }
+        });
+        let meter = meter.await?;
+        let (took, bytes) = (meter.elapsed(), meter.operations * BLOCK_BYTES as u64);
+        Ok(Measured { variant: "", meter, took, bytes: Some(bytes) })
+    }
+
+    async fn write_random(&mut self) -> Result<Measured> {
+        let (file, blocks) = (self.large()?, self.large_blocks());
+        let source = Arc::new(Mutex::new(self.source.clone()));
+        let begun = Instant::now();
+        let meter = self.lanes(self.options.lanes, Until::Time(self.options.time), |client| {
+            let (file, source) = (file.clone(), source.clone());
+            move |turn| {
+                let (client, file) = (client.clone(), file.clone());
+                let data = source.lock().take(BLOCK_BYTES);
+                let offset = scatter(turn, blocks) * BLOCK_BYTES as u64;
+                async move { write_all(&client, &file, offset, data, Stability::Unstable).await }
+            }
+        });
+        let meter = meter.await?;
+        during("COMMIT", self.client(0).commit(&file, 0, 0).await)?;
+        self.source = source.lock().clone();
+        let bytes = meter.operations * BLOCK_BYTES as u64;
+        Ok(Measured { variant: "", meter, took: begun.elapsed(), bytes: Some(bytes) })
+    }
+
+    /// One at a time, as a database's log is written; `Unstable` data is committed by a call of its own.
+    async fn fsync(&mut self, stability: Stability) -> Result<Measured> {
+        let client = self.client(0);
+        let file = during("CREATE", client.create(&self.dir, b"log", &new_file()).await)?.handle;
+        let mut meter = Meter::default();
+        let begun = Instant::now();
+        while begun.elapsed() < self.options.time {
+            let data = self.source.take(BLOCK_BYTES);
+            let offset = meter.operations * BLOCK_BYTES as u64;
+            let started = Instant::now();
+            write_all(&client, &file, offset, data, stability).await?;
+            if stability == Stability::Unstable {
+                during("COMMIT", client.commit(&file, offset, BLOCK_BYTES as u32).await)?;
+            }
+            meter.add(started.elapsed());
+        }
+        Ok(Self::done(meter))
+    }
+
+    /// `FileSync`: each file is committed; `Unstable`: the last one.
+    async fn create(&mut self, stability: Stability) -> Result<Measured> {
+        let dir = self.small_dir().await?;
+        let (files, source) = (self.files(), Arc::new(Mutex::new(self.source.clone())));
+        let handles = Arc::new(Mutex::new(Vec::new()));
+        let begun = Instant::now();
+        let meter = self.lanes(LARGE_LANES, Until::Count(files), |client| {
+            let (dir, source, handles) = (dir.clone(), source.clone(), handles.clone());
+            move |turn| {
+                let (client, dir, handles) = (client.clone(), dir.clone(), handles.clone());
+                let data = source.lock().take(BLOCK_BYTES);
+                async move {
+                    let file = during("CREATE", client.create(&dir, &name(turn), &new_file()).await)?.handle;
+                    write_all(&client, &file, 0, data, Stability::Unstable).await?;
+                    if stability == Stability::FileSync {
+                        during("COMMIT", client.commit(&file, 0, 0).await)?;
+                    }
+                    handles.lock().push(file);
+                    Ok(())
+                }
+            }
+        });
+        let meter = meter.await?;
+        let handles = std::mem::take(&mut *handles.lock());
+        if let Some(last) = handles.last() {
+            during("COMMIT", self.client(0).commit(last, 0, 0).await)?;
+        }
+        let took = begun.elapsed();
+        self.source = source.lock().clone();
+        self.small = Some(Arc::new(Small { dir, handles: Mutex::new(handles) }));
+        Ok(Measured { variant: "", meter, took, bytes: None })
+    }
+
+    async fn list_small(&self) -> Result<Measured> {
+        let small = self.small()?;
+        let mut meter = Meter::default();
+        let begun = Instant::now();
+        let entries = self.list(&small.dir).await?;
+        meter.add(begun.elapsed());
+        if entries.len() as u64 != self.files() {
+            return Err(LoadError::Different { what: format!("a directory of {} entries", self.files()) });
+        }
+        Ok(Self::done(meter))
+    }
+
+    async fn read_small(&self) -> Result<Measured> {
+        let small = self.small()?;
+        let meter = self.lanes(self.options.lanes, Until::Count(self.files()), |client| {
+            let small = small.clone();
+            move |turn| {
+                let (client, small) = (client.clone(), small.clone());
+                async move {
+                    let file = during("LOOKUP", client.lookup(&small.dir, &name(turn)).await)?;
+                    let read = during("READ", client.read(&file.handle, 0, BLOCK_BYTES as u32).await)?;
+                    if read.data.len() != BLOCK_BYTES {
+                        return Err(LoadError::Different { what: format!("small file {turn}") });
+                    }
+                    Ok(())
+                }
+            }
+        });
+        Ok(Self::done(meter.await?))
+    }
+
+    async fn rename(&self) -> Result<Measured> {
+        let small = self.small()?;
+        let forth = |small: Arc<Small>, back: bool| {
+            self.lanes(self.options.lanes, Until::Count(self.files()), move |client| {
+                let small = small.clone();
+                move |turn| {
+                    let (client, small) = (client.clone(), small.clone());
+                    async move {
+                        let (from, to) = if back { (renamed(turn), name(turn)) } else { (name(turn), renamed(turn)) };
+                        during("RENAME", client.rename((&small.dir, &from), (&small.dir, &to)).await.map(drop))
+                    }
+                }
+            })
+        };
+        let mut meter = forth(small.clone(), false).await?;
+        // Both ways count; the second one leaves the names as they were.
+        meter.merge(forth(small, true).await?);
+        Ok(Self::done(meter))
+    }
+
+    async fn remove(&mut self) -> Result<Measured> {
+        let small = self.small()?;
+        let meter = self.lanes(self.options.lanes, Until::Count(self.files()), |client| {
+            let small = small.clone();
+            move |turn| {
+                let (client, small) = (client.clone(), small.clone());
+                async move { during("REMOVE", client.remove(&small.dir, &name(turn)).await.map(drop)) }
+            }
+        });
+        let meter = meter.await?;
+        self.small = None;
+        Ok(Self::done(meter))
+    }
+
+    fn large(&self) -> Result<FileHandle> {
+        self.file.clone().ok_or_else(|| LoadError::Thread("the large file is missing".into()))
+    }
+
+    fn small(&self) -> Result<Arc<Small>> {
+        self.small.clone().ok_or_else(|| LoadError::Thread("the small files are missing".into()))
+    }
+
+    /// Finds the large file of an earlier run, if it is as large as asked for.
+    async fn find_large(&mut self) -> Result<bool> {
+        if self.file.is_none()
+            && let Ok(found) = self.client(0).lookup(&self.dir, LARGE_NAME).await
+            && found.attr.is_some_and(|attr| attr.size >= u64::from(self.options.file_mib) * MIB)
+        {
+            self.file = Some(found.handle);
+        }
+        Ok(self.file.is_some())
+    }
+
+    /// Finds the small files of an earlier run, if they are as many as asked for.
+    async fn find_small(&mut self) -> Result<bool> {
+        if self.small.is_none()
+            && let Ok(found) = self.client(0).lookup(&self.dir, SMALL_NAME).await
+        {
+            // The names are known: listing them would warm what is to be measured cold.
+            let last = self.client(0).lookup(&found.handle, &name(self.files() - 1)).await;
+            if let Ok(last) = last {
+                self.small = Some(Arc::new(Small { dir: found.handle, handles: Mutex::new(vec![last.handle]) }));
+            }
+        }
+        Ok(self.small.is_some())
+    }
+
+    /// An empty directory for small files.
+    async fn small_dir(&mut self) -> Result<FileHandle> {
+        self.small = None;
+        let client = self.client(0);
+        if let Ok(old) = client.lookup(&self.dir, SMALL_NAME).await {
+            self.clear(old.handle.clone(), false).await?;
+            return Ok(old.handle);
+        }
+        let set = SetAttr { mode: Some(0o755), ..SetAttr::default() };
+        Ok(during("MKDIR", client.mkdir(&self.dir, SMALL_NAME, &set).await)?.handle)
+    }
+
+    /// All entries of a directory but `.` and `..`.
+    async fn list(&self, dir: &FileHandle) -> Result<Vec<PageEntry>> {
+        let (client, mut found) = (self.client(0), Vec::new());
+        let (mut after, mut verifier) = (DirCookie::default(), [0; 8]);
+        loop {
+            let page = during("READDIRPLUS", client.readdirplus(dir, after, verifier, LIST_BYTES).await)?;
+            let last = page.entries.last().map(|entry| entry.cookie);
+            found.extend(page.entries.into_iter().filter(|entry| *entry.name != *b"." && *entry.name != *b".."));
+            match last {
+                Some(last) if !page.eof => (after, verifier) = (last, page.verifier),
+                _ => return Ok(found),
+            }
+        }
+    }
+
+    /// Removes everything in a directory; directories in it too, one level down.
+    pub async fn clear(&self, dir: FileHandle, deep: bool) -> Result<()> {
+        let entries = self.list(&dir).await?;
+        let is_dir = |entry: &PageEntry| entry.attr.is_some_and(|attr| attr.kind == FileKind::Directory);
+        if deep {
+            for entry in entries.iter().filter(|entry| is_dir(entry)) {
+                let found = during("LOOKUP", self.client(0).lookup(&dir, &entry.name).await)?;
+                Box::pin(self.clear(found.handle, false)).await?;
+                during("RMDIR", self.client(0).rmdir(&dir, &entry.name).await)?;
+            }
+        }
+        let names: Arc<[Bytes]> = entries.into_iter().filter(|entry| !is_dir(entry)).map(|entry| entry.name).collect();
+        let count = names.len() as u64;
+        self.lanes(LARGE_LANES, Until::Count(count), |client| {
+            let (dir, names) = (dir.clone(), names.clone());
+            move |turn| {
+                let (client, dir, names) = (client.clone(), dir.clone(), names.clone());
+                async move {
+                    let Some(name) = names.get(turn as usize) else { return Ok(()) };
+                    during("REMOVE", client.remove(&dir, name).await.map(drop))
+                }
+            }
+        })
+        .await
+        .map(drop)
+    }
+}
+
+/// Pauses of a server that answers "try again later".
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// A server may write less than it was given, and may ask to come again.
+async fn write_all(
+    client: &crate::nfs::client::Client,
+    file: &FileHandle,
+    mut offset: u64,
+    mut data: Bytes,
+    stability: Stability,
+) -> Result<()> {
+    while !data.is_empty() {
+        let written = match client.write(file, offset, data.clone(), stability).await {
+            Err(error) if error.status() == Some(crate::nfs::NfsStat::Jukebox) => {
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+            written => during("WRITE", written)?,
+        };
+        let count = written.count as usize;
+        if count == 0 || count > data.len() {
+            return Err(LoadError::Different { what: format!("a WRITE of {} bytes", data.len()) });
+        }
+        data = data.slice(count..);
+        offset += count as u64;
+    }
+    Ok(())
+}
