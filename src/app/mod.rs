@@ -7,6 +7,7 @@
 //! has it (a lock).
 
 pub mod config;
+mod endpoints;
 mod logging;
 mod parts;
 mod pools;
@@ -15,6 +16,7 @@ mod size;
 mod state_dir;
 
 pub use config::Config;
+pub use endpoints::NfsEndpoints;
 pub use logging::start as start_logging;
 pub use parts::Parts;
 pub use pools::{Missing, PASSPHRASE_ENV, open as open_pools};

@@ -2,7 +2,7 @@
 
 use super::super::busy::{Busy, Call};
 use super::super::{ControlError, Pools};
-use super::endpoint::{Endpoints, MountGate};
+use super::endpoint::Endpoints;
 use super::record::{Record, Records};
 use crate::mount::{MountPoint, Mounter};
 use crate::types::{DatasetId, VolumeHandle};
@@ -71,7 +71,6 @@ pub(super) enum State {
 pub(super) struct Staged {
     pub record: Record,
     pub volume: Arc<Volume>,
-    pub gate: MountGate,
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
@@ -179,14 +178,13 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     pub(super) async fn go_stale(&self, record: &Record, why: &str) {
         let volume = record.volume;
         self.set(volume.dataset, State::Lost(Arc::new(record.clone())));
-        let Some(at) = record.endpoint else { return };
-        match self.endpoints.stale(volume.dataset, at).await {
-            Ok(()) => {
-                tracing::error!(%volume, why, "the volume is lost to this node: its files answer ESTALE; delete its pods so that it is staged again")
-            }
-            Err(error) => {
-                tracing::error!(%volume, why, %error, "the volume is lost to this node and its processes may hang: delete its pods")
-            }
+        tracing::error!(%volume, why, "the volume is lost to this node: its files answer ESTALE; delete its pods so that it is staged again");
+        // After a restart nobody listens yet.
+        if let Some(at) = record.endpoint
+            && let Err(error) = self.endpoints.listen(volume.dataset, &Self::export(volume.dataset), at).await
+        {
+            tracing::error!(%volume, %error, "nobody answers its mount: processes that use it hang until its pods are deleted");
         }
+        self.endpoints.stale(volume.dataset);
     }
 }

@@ -3,51 +3,6 @@
 use crate::types::{Class, Classify, DatasetId};
 use crate::volume::Volume;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Whether MNT is answered now (R23): the handles that a mount obtained are its capability afterwards.
-#[derive(Clone, Debug, Default)]
-pub struct MountGate {
-    open: Arc<AtomicUsize>,
-}
-
-impl MountGate {
-    pub fn is_open(&self) -> bool {
-        self.open.load(Ordering::Acquire) > 0
-    }
-
-    /// Open until the guard goes.
-    #[must_use]
-    pub fn open(&self) -> GateGuard {
-        self.open.fetch_add(1, Ordering::AcqRel);
-        GateGuard { gate: self.clone() }
-    }
-}
-
-/// Keeps a gate open.
-#[derive(Debug)]
-pub struct GateGuard {
-    gate: MountGate,
-}
-
-impl Drop for GateGuard {
-    fn drop(&mut self) {
-        self.gate.open.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// What is to be served.
-#[derive(Clone)]
-pub struct Serve {
-    pub volume: Arc<Volume>,
-    /// The one path that MNT knows, with its leading slash.
-    pub export: String,
-    /// On this address and no other.
-    pub at: SocketAddr,
-    /// MNT is refused while it is closed.
-    pub gate: MountGate,
-}
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum EndpointError {
@@ -59,43 +14,40 @@ pub enum EndpointError {
     Absent(SocketAddr),
     #[error("serving on {at}: {why}")]
     Failed { at: SocketAddr, why: String },
+    #[error("dataset {0} has no endpoint")]
+    Unknown(DatasetId),
 }
 
 impl Classify for EndpointError {
     fn class(&self) -> Class {
         match self {
             Self::Taken(_) | Self::Absent(_) => Class::Unavailable,
-            Self::Failed { .. } => Class::Internal,
+            Self::Failed { .. } | Self::Unknown(_) => Class::Internal,
         }
     }
 }
 
-/// Serves volumes on endpoints of their own; `app` provides it.
+/// Serves volumes, each on an endpoint of its own; `app` provides it.
+///
+/// An endpoint listens, then serves, and may go stale; it does so until it is stopped.
 pub trait Endpoints: Send + Sync + 'static {
-    /// Serves a volume; when it answers `Ok`, the address accepts connections.
-    fn start(&self, what: Serve) -> impl Future<Output = Result<(), EndpointError>> + Send;
+    /// MNT is answered as long as one exists (R23): the handles that a mount obtained are its capability afterwards.
+    type Pass: Send;
 
-    /// From now on every call at `at` is answered with `NFS3ERR_STALE`, whether the volume was served there before or not
-    /// (R25): a silent server would hold processes for ever.
-    fn stale(&self, dataset: DatasetId, at: SocketAddr) -> impl Future<Output = Result<(), EndpointError>> + Send;
+    /// Accepts connections at `at`; calls wait until the volume is served. `export` is the one path that MNT knows.
+    /// Already listening there is success.
+    fn listen(&self, dataset: DatasetId, export: &str, at: SocketAddr) -> impl Future<Output = Result<(), EndpointError>> + Send;
+
+    /// The volume is open: calls that waited go on.
+    fn serve(&self, volume: &Volume) -> Result<(), EndpointError>;
+
+    /// Opens the gate for our own mount(2).
+    fn allow_mount(&self, dataset: DatasetId) -> Result<Self::Pass, EndpointError>;
+
+    /// From now on every call is answered with `NFS3ERR_STALE`, whether the volume was served before or not (R25): a silent
+    /// server would hold processes for ever.
+    fn stale(&self, dataset: DatasetId);
 
     /// Answers what was read, closes the connections, frees the address. Absent counts as stopped.
     fn stop(&self, dataset: DatasetId) -> impl Future<Output = ()> + Send;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_gate_is_open_as_long_as_anyone_holds_it() {
-        let gate = MountGate::default();
-        assert!(!gate.is_open());
-        let first = gate.open();
-        let second = gate.clone().open();
-        drop(first);
-        assert!(gate.is_open());
-        drop(second);
-        assert!(!gate.is_open());
-    }
 }

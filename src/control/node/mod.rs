@@ -33,7 +33,7 @@ mod stage;
 mod usage;
 
 pub use agent::{NodeAgent, NodeSettings};
-pub use endpoint::{EndpointError, Endpoints, GateGuard, MountGate, Serve};
+pub use endpoint::{EndpointError, Endpoints};
 pub use publish::{Publish, Sharing};
 pub use stage::{Access, Stage};
 pub use usage::{Mounts, NoMounts};

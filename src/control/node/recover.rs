@@ -2,11 +2,12 @@
 
 use super::super::{ControlError, Pool};
 use super::agent::{NodeAgent, Staged, State};
-use super::endpoint::{EndpointError, Endpoints, MountGate, Serve};
+use super::endpoint::{EndpointError, Endpoints};
 use super::record::Record;
 use crate::catalog::Dataset;
 use crate::mount::Mounter;
 use crate::types::{Class, Classify};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -91,6 +92,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         let volume = record.volume;
         let (ours, _) = self.mounts_of(volume.dataset).await?;
         let mounted = record.boot == self.settings.boot && !ours.is_empty();
+        if let Some(at) = record.endpoint.filter(|_| mounted) {
+            self.listen_again(record, at).await?;
+        }
         let pool = self.pools.by_id(volume.pool);
         let dataset = match pool {
             Some(pool) => pool.catalog.dataset_by_id(volume.dataset).await?.map(|at| at.record),
@@ -120,19 +124,23 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             self.records.write(&record).await?;
         }
         let open = self.volumes.open(&pool.catalog, volume.dataset).await?;
-        let gate = MountGate::default();
-        let serve = Serve { volume: open.clone(), export: Self::export(volume.dataset), at, gate: gate.clone() };
-        match self.endpoints.start(serve).await {
-            Ok(()) => {}
-            // The run before this one may take a moment to let go of it.
-            Err(EndpointError::Taken(at)) => {
-                return Err(ControlError::Unavailable(format!("address {at} of volume {volume} is in use")));
-            }
-            Err(error) => return Err(error.into()),
-        }
+        self.listen_again(&record, at).await?;
+        self.endpoints.serve(&open)?;
         record.sessions = vec![session];
         self.records.write(&record).await?;
-        Ok(State::Staged(Arc::new(Staged { record, volume: open, gate })))
+        Ok(State::Staged(Arc::new(Staged { record, volume: open })))
+    }
+
+    /// The kernel's client is quicker to come back to a socket that listens, and its calls wait there.
+    async fn listen_again(&self, record: &Record, at: SocketAddr) -> Result<(), ControlError> {
+        let dataset = record.volume.dataset;
+        match self.endpoints.listen(dataset, &Self::export(dataset), at).await {
+            // The run before this one may take a moment to let go of it.
+            Err(EndpointError::Taken(at)) => {
+                Err(ControlError::Unavailable(format!("address {at} of volume {} is in use", record.volume)))
+            }
+            listening => Ok(listening?),
+        }
     }
 
     async fn close_left(&self, record: &Record, pool: &Pool) -> Result<State, ControlError> {

@@ -3,7 +3,7 @@
 use super::super::ControlError;
 use super::address::candidates;
 use super::agent::{NodeAgent, Staged, State};
-use super::endpoint::{EndpointError, Endpoints, MountGate, Serve};
+use super::endpoint::{EndpointError, Endpoints};
 use super::record::Record;
 use crate::mount::{self, MountPoint, Mounter, NfsMount};
 use crate::types::{Class, Classify, DatasetId, VolumeHandle};
@@ -80,10 +80,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         self.records.write(&record).await?;
         let brought = async {
             let open = self.volumes.open(&pool.catalog, volume.dataset).await?;
-            let gate = MountGate::default();
-            record.endpoint = Some(self.serve(&open, &gate).await?);
+            record.endpoint = Some(self.serve(&open).await?);
             self.records.write(&record).await?;
-            let staged = Staged { record, volume: open, gate };
+            let staged = Staged { record, volume: open };
             self.mount(&staged).await?;
             Ok(staged)
         };
@@ -114,16 +113,18 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     }
 
     /// Starts the endpoint on the first address that is free.
-    async fn serve(&self, volume: &Arc<Volume>, gate: &MountGate) -> Result<SocketAddr, ControlError> {
+    async fn serve(&self, volume: &Volume) -> Result<SocketAddr, ControlError> {
         let dataset = volume.dataset.id();
         let mut no_ipv4 = false;
         for at in candidates(dataset, self.settings.nfs_port) {
             if no_ipv4 && at.is_ipv4() {
                 continue;
             }
-            let serve = Serve { volume: volume.clone(), export: Self::export(dataset), at, gate: gate.clone() };
-            match self.endpoints.start(serve).await {
-                Ok(()) => return Ok(at),
+            match self.endpoints.listen(dataset, &Self::export(dataset), at).await {
+                Ok(()) => {
+                    self.endpoints.serve(volume)?;
+                    return Ok(at);
+                }
                 Err(EndpointError::Taken(_)) => {}
                 Err(EndpointError::Absent(_)) if at.is_ipv4() => no_ipv4 = true,
                 Err(error) => return Err(error.into()),
@@ -145,7 +146,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             options: record.options.clone(),
         };
         // R23: nobody else mounts it.
-        let _open = staged.gate.open();
+        let _pass = self.endpoints.allow_mount(dataset)?;
         Ok(self.mounter.mount_nfs(&what, &record.target).await?)
     }
 

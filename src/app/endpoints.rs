@@ -1,0 +1,89 @@
+//! NFS endpoints for the node's use cases: one listener for each staged volume.
+
+use crate::control::node::{EndpointError, Endpoints};
+use crate::fs::Fs;
+use crate::nfs::{Endpoint, ExportId, Limits, MountPass, Options, Server};
+use crate::types::DatasetId;
+use crate::volume::Volume;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// One kernel client has at most 16 connections to its volume; a few more are closing.
+const CONNECTIONS_MAX: usize = 64;
+/// How long calls under way may take when an endpoint stops: it does so after the unmount, when there are none left.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Every endpoint of a node plugin.
+#[derive(Default)]
+pub struct NfsEndpoints {
+    running: Mutex<HashMap<DatasetId, Running>>,
+}
+
+struct Running {
+    endpoint: Arc<Endpoint<Fs>>,
+    server: Server<Arc<Endpoint<Fs>>>,
+}
+
+impl NfsEndpoints {
+    fn options() -> Options {
+        // Peers come from this machine and a reserved port (R23).
+        Options { limits: Limits { connections: CONNECTIONS_MAX, ..Limits::default() }, ..Options::default() }
+    }
+
+    fn endpoint(&self, dataset: DatasetId) -> Result<Arc<Endpoint<Fs>>, EndpointError> {
+        let running = self.running.lock();
+        running.get(&dataset).map(|found| found.endpoint.clone()).ok_or(EndpointError::Unknown(dataset))
+    }
+}
+
+fn export_id(dataset: DatasetId) -> ExportId {
+    ExportId(*dataset.incarnation.as_bytes())
+}
+
+impl Endpoints for NfsEndpoints {
+    type Pass = MountPass<Fs>;
+
+    async fn listen(&self, dataset: DatasetId, export: &str, at: SocketAddr) -> Result<(), EndpointError> {
+        if self.running.lock().get(&dataset).is_some_and(|found| found.server.local_addr() == at) {
+            return Ok(());
+        }
+        let listener = TcpListener::bind(at).await.map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => EndpointError::Taken(at),
+            ErrorKind::AddrNotAvailable => EndpointError::Absent(at),
+            _ => EndpointError::Failed { at, why: error.to_string() },
+        })?;
+        let endpoint = Endpoint::new(export_id(dataset), export.to_owned());
+        let server = Server::start(listener, endpoint.clone(), Self::options())
+            .map_err(|error| EndpointError::Failed { at, why: error.to_string() })?;
+        self.running.lock().insert(dataset, Running { endpoint, server });
+        Ok(())
+    }
+
+    fn serve(&self, volume: &Volume) -> Result<(), EndpointError> {
+        self.endpoint(volume.dataset.id())?.publish(volume.fs.clone(), volume.handle_key);
+        Ok(())
+    }
+
+    fn allow_mount(&self, dataset: DatasetId) -> Result<Self::Pass, EndpointError> {
+        Ok(self.endpoint(dataset)?.allow_mount())
+    }
+
+    fn stale(&self, dataset: DatasetId) {
+        if let Ok(endpoint) = self.endpoint(dataset) {
+            endpoint.lose();
+        }
+    }
+
+    async fn stop(&self, dataset: DatasetId) {
+        let Some(running) = self.running.lock().remove(&dataset) else { return };
+        if !running.server.stop(STOP_GRACE).await {
+            tracing::warn!(%dataset, "calls were still running when the endpoint stopped: their clients get no answer");
+        }
+        running.endpoint.remove();
+    }
+}
