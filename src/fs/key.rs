@@ -66,6 +66,14 @@ fn build(tag: u8, parts: &[&[u8]]) -> Bytes {
     key.into()
 }
 
+/// The first key after `key`: where a scan that ended at `key` goes on.
+pub fn after(key: &[u8]) -> Bytes {
+    let mut next = Vec::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.push(0);
+    next.into()
+}
+
 pub fn superblock() -> Bytes {
     Bytes::from_static(b"S")
 }

@@ -1,0 +1,365 @@
+//! The only writer of a dataset's database (R4): orders batches, computes `U` and `S` from their deltas, logs them to the node's journal (R16),
+//! and flushes with group commit.
+//!
+//! ```text
+//!  submit ──> queue + overlay ──> drain task: journal, then one SlateDB write ──> flush task: one WAL object ──> store
+//!     │            │                  │                                              │
+//!  ordered,    visible to          applied                                       durable
+//!  Ticket      get and scan
+//! ```
+//!
+//! A batch is visible to [`Committer::get`] when [`Committer::submit`] returns, applied (it survives the process: in the journal) a little
+//! later, durable (in the object store) after a flush. All three happen in the order of submission, and whole batches at a time.
+//!
+//! - `state`: what changes at a submit, pure and under one short mutex.
+//! - `overlay`: the rows on their way to SlateDB.
+//! - `clock`: ctimes and their reserved ceiling (R8).
+//! - `start`: taking over a database: replay, epoch.
+//! - `tasks`: the drain and flush tasks.
+//! - `reads`: reading through the overlay.
+//!
+//! Invariants. `S` in any durable state agrees with exactly the batches up to its `batch_seq`: both are in one WAL object. One flush is in
+//! flight at a time; who waits meanwhile joins the next. Once [`Committer::stopped`] has resolved, no ticket is acknowledged any more, not
+//! even one that was durable.
+//!
+//! A crash of the process loses what was not applied; with a journal the rest comes back at the next [`Committer::start`] on the same node. A
+//! crash of the node loses what was not durable. Numbers given out by [`Committer::new_inode`] and [`Committer::new_data`] may be given out
+//! again by the next epoch, if nothing that holds them was kept; generations differ then (R7).
+//!
+//! It does not know what rows mean, and it has no timer: the owner flushes what stays [dirty](Committer::is_dirty) for too long.
+
+mod clock;
+mod overlay;
+mod reads;
+mod start;
+mod state;
+mod tasks;
+
+use super::FsError;
+use super::db::{CheckpointId, Database, View};
+use super::key::DataId;
+use super::row::{Superblock, Usage};
+use crate::telemetry::Failpoints;
+use crate::types::{Epoch, InodeNo, PackId, Timestamp};
+use bytes::Bytes;
+use clock::Clock;
+use parking_lot::Mutex;
+use state::State;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+/// One atomic change of a dataset. Never holds `S` or `U` rows: those are deltas here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Rows to set or (`None`) delete, in order; the last for a key wins.
+    pub rows: Vec<(Bytes, Option<Bytes>)>,
+    /// Change of references into packs.
+    pub refs: Vec<(PackId, i64)>,
+    /// Change of the number of inodes in use.
+    pub inodes: i64,
+    /// Change of the sum of allocated bytes.
+    pub allocated: i64,
+    /// A new presentation group for older inodes (R28).
+    pub fs_group: Option<u32>,
+}
+
+impl Batch {
+    pub fn put(&mut self, key: Bytes, row: &impl super::row::Row) {
+        self.rows.push((key, Some(row.encode())));
+    }
+
+    pub fn delete(&mut self, key: Bytes) {
+        self.rows.push((key, None));
+    }
+
+    /// Bytes that the batch occupies while it waits.
+    fn bytes(&self) -> usize {
+        let rows = self.rows.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len) + 64);
+        rows.sum::<usize>() + self.refs.len() * 64 + 64
+    }
+}
+
+/// A submitted batch's place in the order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// The totals that statfs shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    pub inodes: u64,
+    pub allocated: u64,
+}
+
+/// Longest that [`Committer::applied`], [`Committer::durable`] and [`Committer::ready`] wait for the store. The work goes on: a later call
+/// may find it done.
+const WAIT_LIMIT: Duration = Duration::from_secs(60);
+
+/// [`Committer::ready`] waits while this many bytes are queued …
+const QUEUE_BYTES_HIGH: usize = 8 << 20;
+/// … and [`Committer::submit`] refuses beyond this many, which only callers that never wait for `ready` reach.
+const QUEUE_BYTES_MAX: usize = 64 << 20;
+
+/// See the module's documentation.
+pub struct Committer {
+    shared: Arc<Shared>,
+    tasks: Mutex<Option<tasks::Tasks>>,
+}
+
+/// What the committer and its tasks share.
+struct Shared {
+    db: Database,
+    state: Mutex<State>,
+    clock: Clock,
+    next_inode: AtomicU64,
+    next_data: AtomicU64,
+    generations: AtomicU64,
+    /// The time ceiling in the newest `S` that SlateDB has.
+    written_ceiling: AtomicI64,
+    /// Whether an `applied` means the journal, or has to wait for the store. Cleared by a journal that fails.
+    journaled: AtomicBool,
+    settled: Box<dyn Fn() -> u64 + Send + Sync>,
+    failpoints: Failpoints,
+    /// Wakes the drain task: something is queued.
+    queued: Notify,
+    /// The highest ticket that somebody wants durable; wakes the flush task.
+    wanted: watch::Sender<u64>,
+    /// The highest ticket in the journal.
+    applied: watch::Sender<u64>,
+    /// The highest ticket in SlateDB's memory.
+    written: watch::Sender<u64>,
+    /// The highest ticket in the store.
+    durable: watch::Sender<u64>,
+    stopped: watch::Sender<Option<FsError>>,
+    write_verifier: [u8; 8],
+    is_new: bool,
+}
+
+impl Committer {
+    /// Puts a batch in order. Fails when the committer has stopped, and then nothing of the batch happens.
+    ///
+    /// # Errors
+    /// [`FsError::Corrupt`] when a count would become negative: that stops the committer for good (R4). [`FsError::Busy`] when far too much
+    /// is queued, or the batch adds references to a sealed pack (R12): nothing of the batch happens, and the committer goes on.
+    pub fn submit(&self, batch: Batch) -> Result<Ticket, FsError> {
+        let submitted = self.shared.state.lock().submit(batch);
+        match submitted {
+            Ok(ticket) => {
+                self.shared.queued.notify_one();
+                Ok(ticket)
+            }
+            Err(error @ FsError::Corrupt(_)) => {
+                self.shared.stop(error.clone());
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until there is room for another batch, and until a ctime of now may be shown (R8). Every operation that changes something
+    /// awaits this before it takes locks; it returns at once except under load, and once in five idle minutes.
+    pub async fn ready(&self) -> Result<(), FsError> {
+        if !self.shared.clock.is_covered() {
+            // Any batch renews the ceiling; it counts once it is durable.
+            let ticket = self.submit(Batch::default())?;
+            self.durable(ticket).await?;
+        }
+        if self.shared.state.lock().queue_bytes() < QUEUE_BYTES_HIGH {
+            return self.shared.check();
+        }
+        let mut written = self.shared.written.subscribe();
+        self.shared
+            .wait("room for changes", async {
+                while self.shared.state.lock().queue_bytes() >= QUEUE_BYTES_HIGH {
+                    if written.changed().await.is_err() {
+                        break;
+                    }
+                }
+            })
+            .await
+    }
+
+    /// Waits until the batch survives the death of this process. Without a journal that means [`Self::durable`].
+    pub async fn applied(&self, ticket: Ticket) -> Result<(), FsError> {
+        if !self.shared.journaled.load(Ordering::Acquire) {
+            return self.durable(ticket).await;
+        }
+        let applied = self.shared.reached(&self.shared.applied, ticket, "the journal").await;
+        // The journal may have failed meanwhile: `applied` moved because of the store, or not at all.
+        match self.shared.journaled.load(Ordering::Acquire) {
+            true => applied,
+            false => self.durable(ticket).await,
+        }
+    }
+
+    /// Waits until the batch is in the object store, starting a flush if none will cover it: one flush in flight, waiters join the next (R17).
+    pub async fn durable(&self, ticket: Ticket) -> Result<(), FsError> {
+        self.shared.want_durable(ticket);
+        self.shared.reached(&self.shared.durable, ticket, "the object store").await
+    }
+
+    /// The last batch submitted.
+    pub fn last(&self) -> Ticket {
+        self.shared.state.lock().last()
+    }
+
+    /// Whether a batch is not durable yet: the owner calls [`Self::durable`] with [`Self::last`] within its flush interval.
+    pub fn is_dirty(&self) -> bool {
+        self.last().0 > *self.shared.durable.borrow()
+    }
+
+    /// Whether the dataset has no root directory yet: the file system above writes one.
+    pub fn is_new(&self) -> bool {
+        self.shared.is_new
+    }
+
+    /// The epoch that this committer writes in.
+    pub fn epoch(&self) -> Epoch {
+        self.shared.db.epoch()
+    }
+
+    /// An inode number never given out before in this epoch (R7), and its generation: the epoch in the upper half, a counter in the lower.
+    /// The number may have been given out in an earlier epoch that was lost with its node; the generation is new all the same.
+    pub fn new_inode(&self) -> Result<(InodeNo, u64), FsError> {
+        let ino = InodeNo(self.shared.next_inode.fetch_add(1, Ordering::Relaxed));
+        if ino > InodeNo::MAX {
+            return Err(FsError::NoInodes);
+        }
+        let counter = self.shared.generations.fetch_add(1, Ordering::Relaxed) & u64::from(u32::MAX);
+        Ok((ino, (self.epoch().0 << 32) | counter))
+    }
+
+    /// A data id that no row of the database has (R5).
+    pub fn new_data(&self) -> Result<DataId, FsError> {
+        Ok(DataId(self.shared.next_data.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// A ctime for an object whose last one was `last`: above it, at least now, and below the reserved ceiling (R8).
+    pub fn ctime(&self, last: Timestamp) -> Result<Timestamp, FsError> {
+        self.shared.clock.ctime(last)
+    }
+
+    pub fn superblock(&self) -> Superblock {
+        self.shared.state.lock().superblock().clone()
+    }
+
+    pub fn totals(&self) -> Totals {
+        self.shared.state.lock().totals()
+    }
+
+    /// Current references into a pack (for R10's check and for tests).
+    pub fn usage(&self, pack: PackId) -> Usage {
+        self.shared.state.lock().usage(pack)
+    }
+
+    /// Takes no new references into these packs from now on (R12). The flag counts once the ticket is durable.
+    pub fn seal(&self, packs: &[PackId]) -> Result<Ticket, FsError> {
+        self.shared.state.lock().seal(packs);
+        self.submit(Batch::default())
+    }
+
+    /// A checkpoint that holds every batch submitted before the call.
+    pub async fn checkpoint(&self, name: &str) -> Result<CheckpointId, FsError> {
+        self.shared.settle_written().await?;
+        self.shared.step("fs.commit.before-checkpoint").await?;
+        let checkpoint = self.shared.db.checkpoint(name).await?;
+        self.shared.step("fs.commit.after-checkpoint").await?;
+        self.shared.check().map(|()| checkpoint)
+    }
+
+    /// All rows, `S` and `U` included, as of one moment at or after the call.
+    pub async fn view(&self) -> Result<View, FsError> {
+        self.shared.settle_written().await?;
+        self.shared.db.view()
+    }
+
+    /// Random for this opening (R18).
+    pub fn write_verifier(&self) -> [u8; 8] {
+        self.shared.write_verifier
+    }
+
+    /// Whether this is still the owner's database; asks the store. [`FsError::Fenced`] stops the committer.
+    pub async fn verify_owner(&self) -> Result<(), FsError> {
+        let verified = self.shared.db.verify_owner().await;
+        if let Err(FsError::Fenced) = verified {
+            self.shared.stop(FsError::Fenced);
+        }
+        verified.and(self.shared.check())
+    }
+
+    /// Resolves when the committer has stopped for good (fenced, closed, corrupt), with the reason.
+    pub async fn stopped(&self) -> FsError {
+        let mut stopped = self.shared.stopped.subscribe();
+        match stopped.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_else(closed),
+            Err(_) => closed(),
+        }
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        // The tasks end; what was applied stays in the journal.
+        self.shared.stop(closed());
+    }
+}
+
+fn closed() -> FsError {
+    FsError::Unavailable("the dataset is closed".into())
+}
+
+impl Shared {
+    /// Stops for good. The first reason stays.
+    fn stop(&self, reason: FsError) {
+        self.state.lock().stop(reason.clone());
+        self.stopped.send_if_modified(|stopped| {
+            let first = stopped.is_none();
+            if first {
+                *stopped = Some(reason);
+            }
+            first
+        });
+    }
+
+    fn check(&self) -> Result<(), FsError> {
+        self.stopped.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    fn want_durable(&self, ticket: Ticket) {
+        self.wanted.send_if_modified(|wanted| {
+            let more = ticket.0 > *wanted;
+            *wanted = (*wanted).max(ticket.0);
+            more
+        });
+    }
+
+    /// Waits for `progress` to reach the ticket, the committer to stop, or the time limit. A stop wins over everything.
+    async fn reached(&self, progress: &watch::Sender<u64>, ticket: Ticket, what: &str) -> Result<(), FsError> {
+        if *progress.borrow() >= ticket.0 {
+            return self.check();
+        }
+        let mut progress = progress.subscribe();
+        self.wait(what, async { progress.wait_for(|reached| *reached >= ticket.0).await.map(drop).unwrap_or(()) }).await
+    }
+
+    async fn wait(&self, what: &str, done: impl Future<Output = ()>) -> Result<(), FsError> {
+        let mut stopped = self.stopped.subscribe();
+        tokio::select! {
+            biased;
+            reason = stopped.wait_for(Option::is_some) => Err(reason.ok().and_then(|r| r.clone()).unwrap_or_else(closed)),
+            () = done => self.check(),
+            () = tokio::time::sleep(WAIT_LIMIT) => Err(FsError::Unavailable(format!("{what}: no answer within {} s", WAIT_LIMIT.as_secs()))),
+        }
+    }
+
+    /// Waits until everything submitted so far is in SlateDB's memory.
+    async fn settle_written(&self) -> Result<(), FsError> {
+        let last = self.state.lock().last();
+        self.reached(&self.written, last, "the database").await
+    }
+
+    async fn step(&self, name: &str) -> Result<(), FsError> {
+        self.failpoints.step(name).await.map_err(|error| FsError::Unavailable(error.to_string()))
+    }
+}

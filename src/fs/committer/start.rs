@@ -1,0 +1,128 @@
+//! Taking over a database: what it holds, the journal's replay, the new epoch.
+//!
+//! 1. Opening the database has fenced every earlier owner.
+//! 2. The journal is replayed if it is this database's and of the epoch in `S`, and flushed. An owner between then and now would have raised
+//!    the epoch in `S` before anything else, so equal epochs mean that nothing was written in between (R16).
+//! 3. The new epoch enters `S` and is flushed. Only then is anything accepted, and only then may the old epoch's unsettled packs go (R9).
+//!
+//! A crash between the steps repeats them: replay skips what `S` already contains.
+
+use super::clock::Clock;
+use super::state::{Marks, State};
+use super::tasks::Tasks;
+use super::{Committer, Shared};
+use crate::fs::db::Database;
+use crate::fs::key::{self, Key};
+use crate::fs::row::{Row, Superblock, Usage};
+use crate::fs::{FsError, committer::Batch};
+use crate::telemetry::Failpoints;
+use crate::types::{InodeNo, PackId, Timestamp};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+use tokio::sync::{Notify, watch};
+
+/// Rows of `U` read at a time.
+const USAGE_PAGE: usize = 4096;
+
+/// The `S` of a dataset that never had one.
+pub(super) fn first_superblock(name_key: [u8; 16]) -> Superblock {
+    Superblock {
+        next_inode: InodeNo::ROOT.0 + 1,
+        next_data: 1,
+        inodes: 0,
+        allocated: 0,
+        time_ceiling: Timestamp::from_nanos(0),
+        name_key,
+        writer_epoch: 0,
+        settled: 0,
+        batch_seq: 0,
+        fs_group: None,
+        fs_group_epoch: 0,
+    }
+}
+
+impl Committer {
+    /// Takes over an open database: writes the first superblock if it is new; replays the journal if it is this database's and of its last epoch, then
+    /// raises the epoch in `S`. `journal`: the node's file for this dataset; without one, [`Self::applied`] waits as [`Self::durable`] does.
+    /// `settled` tells the packer's settled pack when a superblock is written.
+    pub async fn start(
+        db: Database,
+        _journal: Option<&Path>,
+        settled: Box<dyn Fn() -> u64 + Send + Sync>,
+        failpoints: Failpoints,
+    ) -> Result<Self, FsError> {
+        let superblock = match db.get(&key::superblock()).await? {
+            Some(row) => Superblock::decode(&row)?,
+            None => first_superblock(rand::random()),
+        };
+        let mut state = State::new(superblock, read_usage(&db).await?);
+        step(&failpoints, "fs.commit.before-epoch").await?;
+        let clock = Clock::above(state.superblock().time_ceiling);
+        raise_epoch(&db, &mut state, &clock).await?;
+        step(&failpoints, "fs.commit.after-epoch").await?;
+        let is_new = db.get(&key::inode(InodeNo::ROOT)).await?.is_none();
+        let last = state.last().0;
+        let progress = || watch::Sender::new(last);
+        let shared = Arc::new(Shared {
+            next_inode: AtomicU64::new(state.superblock().next_inode),
+            next_data: AtomicU64::new(state.superblock().next_data),
+            generations: AtomicU64::new(0),
+            journaled: AtomicBool::new(false),
+            written_ceiling: AtomicI64::new(state.superblock().time_ceiling.as_nanos()),
+            state: Mutex::new(state),
+            clock,
+            settled,
+            failpoints,
+            queued: Notify::new(),
+            wanted: progress(),
+            applied: progress(),
+            written: progress(),
+            durable: progress(),
+            stopped: watch::Sender::new(None),
+            write_verifier: rand::random(),
+            is_new,
+            db,
+        });
+        let tasks = Mutex::new(Some(Tasks::start(&shared)));
+        Ok(Self { shared, tasks })
+    }
+}
+
+/// Writes `S` with the database's epoch, and waits until it is in the store.
+async fn raise_epoch(db: &Database, state: &mut State, clock: &Clock) -> Result<(), FsError> {
+    state.raise_epoch(db.epoch().0);
+    state.submit(Batch::default())?;
+    let ceiling = clock.ceiling();
+    let Some(group) = state.take(Marks { next_inode: 0, next_data: 0, time_ceiling: ceiling, settled: 0 }) else { return Ok(()) };
+    db.write(group.ops()).await?;
+    db.flush().await?;
+    state.written(&group);
+    clock.raised(ceiling);
+    Ok(())
+}
+
+async fn read_usage(db: &Database) -> Result<HashMap<PackId, Usage>, FsError> {
+    let mut usage = HashMap::new();
+    let (mut from, to) = (Bytes::from_static(b"U"), Bytes::from_static(b"V"));
+    loop {
+        let rows = db.scan(from, to.clone(), USAGE_PAGE).await?;
+        for (row_key, row) in &rows {
+            match Key::parse(row_key) {
+                Some(Key::Usage(pack)) => usage.insert(pack, Usage::decode(row)?),
+                _ => return Err(FsError::Corrupt(format!("a key of {} bytes among the pack usages", row_key.len()))),
+            };
+        }
+        match rows.last() {
+            Some((last, _)) if rows.len() == USAGE_PAGE => from = key::after(last),
+            _ => return Ok(usage),
+        }
+    }
+}
+
+pub(super) async fn step(failpoints: &Failpoints, name: &str) -> Result<(), FsError> {
+    failpoints.step(name).await.map_err(|error| FsError::Unavailable(error.to_string()))
+}

@@ -1,0 +1,107 @@
+//! What is done to a database that nobody needs to have open.
+
+use super::{CheckpointId, Database, DbPlace, compaction::admin, limited, settings};
+use crate::fs::FsError;
+use crate::types::Incarnation;
+use slatedb::admin::CloneSourceSpec;
+use slatedb::{Checkpoint, VersionedManifest};
+use std::collections::BTreeSet;
+
+async fn manifest(place: &DbPlace) -> Result<Option<VersionedManifest>, FsError> {
+    limited("reading the manifest", settings::READ_LIMIT, admin(place).read_manifest(None)).await
+}
+
+/// Whether a database exists at the place. One that is half cloned does not.
+pub async fn exists(place: &DbPlace) -> Result<bool, FsError> {
+    Ok(manifest(place).await?.is_some_and(|manifest| manifest.initialized()))
+}
+
+/// Makes `clone`'s database from a checkpoint of `source`. Repeating it after it was done is harmless, also after the clone was detached
+/// (SlateDB itself would refuse then).
+pub async fn clone_from(clone: &DbPlace, source: Incarnation, checkpoint: CheckpointId) -> Result<(), FsError> {
+    if exists(clone).await? {
+        return Ok(());
+    }
+    let failpoints = clone.bucket.failpoints();
+    step(failpoints, "fs.db.before-clone").await?;
+    let spec = CloneSourceSpec::with_checkpoint(clone.path_of(source), checkpoint.uuid());
+    let admin = admin(clone);
+    limited("cloning the database", settings::CHANGE_LIMIT, admin.create_clone_builder_from_source(spec).build()).await?;
+    step(failpoints, "fs.db.after-clone").await
+}
+
+/// A named checkpoint on a database that nobody has open: opens (fences, replays), checkpoints, closes. A checkpoint from outside
+/// (`create_detached_checkpoint`) would miss what only the WAL holds.
+pub async fn checkpoint_closed(place: &DbPlace, name: &str) -> Result<CheckpointId, FsError> {
+    let existing = manifest(place).await?.ok_or_else(|| missing(place))?;
+    if let Some(checkpoint) = existing.checkpoints().iter().find(|c| c.name.as_deref() == Some(name)) {
+        return Ok(checkpoint.id.into());
+    }
+    let database = Database::open(place, None).await?;
+    let checkpoint = database.checkpoint(name).await;
+    let closed = database.close().await;
+    let checkpoint = checkpoint?;
+    closed.map(|()| checkpoint)
+}
+
+/// Drops a checkpoint. An absent one counts as dropped.
+pub async fn drop_checkpoint(place: &DbPlace, checkpoint: CheckpointId) -> Result<(), FsError> {
+    let Some(manifest) = manifest(place).await? else { return Ok(()) };
+    if !manifest.checkpoints().iter().any(|c| c.id == checkpoint.uuid()) {
+        return Ok(());
+    }
+    limited("dropping a checkpoint", settings::CHANGE_LIMIT, admin(place).delete_checkpoint(checkpoint.uuid())).await
+}
+
+/// The checkpoints that keep a database: named ones (snapshots) and unnamed ones that never expire (clones' pins).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holds {
+    pub named: Vec<(String, CheckpointId)>,
+    pub clone_pins: usize,
+}
+
+pub async fn holds(place: &DbPlace) -> Result<Holds, FsError> {
+    let Some(manifest) = manifest(place).await? else { return Ok(Holds::default()) };
+    let pin = |c: &&Checkpoint| c.name.is_none() && c.expire_time.is_none();
+    Ok(Holds {
+        named: manifest.checkpoints().iter().filter_map(|c| Some((c.name.clone()?, c.id.into()))).collect(),
+        clone_pins: manifest.checkpoints().iter().filter(pin).count(),
+    })
+}
+
+/// How many ancestors' databases a clone's database still reads (R13).
+pub async fn ancestors(place: &DbPlace) -> Result<usize, FsError> {
+    let manifest = manifest(place).await?.ok_or_else(|| missing(place))?;
+    Ok(manifest.external_dbs().iter().map(|external| external.path.as_str()).collect::<BTreeSet<_>>().len())
+}
+
+/// Opens and closes, so that no earlier owner can write any more. The first step of deletion. An absent database has no owner.
+pub async fn fence(place: &DbPlace) -> Result<(), FsError> {
+    if !exists(place).await? {
+        return Ok(());
+    }
+    Database::open(place, None).await?.close().await
+}
+
+/// Removes a fenced database's objects, its pins on ancestors first. Refuses while anything holds it: SlateDB itself would not.
+pub async fn delete(place: &DbPlace) -> Result<(), FsError> {
+    let holds = holds(place).await?;
+    if !holds.named.is_empty() {
+        return Err(FsError::Busy("the database still has snapshots: delete them first"));
+    }
+    if holds.clone_pins > 0 {
+        return Err(FsError::Busy("clones still read the database: they are detached first"));
+    }
+    let failpoints = place.bucket.failpoints();
+    step(failpoints, "fs.db.before-delete").await?;
+    limited("deleting the database", settings::DELETE_LIMIT, admin(place).delete_db(true)).await?;
+    step(failpoints, "fs.db.after-delete").await
+}
+
+fn missing(place: &DbPlace) -> FsError {
+    FsError::Corrupt(format!("database vol/{} does not exist", place.incarnation))
+}
+
+async fn step(failpoints: &crate::telemetry::Failpoints, name: &str) -> Result<(), FsError> {
+    failpoints.step(name).await.map_err(|error| FsError::Unavailable(error.to_string()))
+}

@@ -1,0 +1,200 @@
+//! A database open for writing.
+
+use super::{CheckpointId, DbPlace, Ops, compaction, fs_error, limited, sealing, settings};
+use crate::fs::FsError;
+use crate::types::{Epoch, Incarnation};
+use bytes::Bytes;
+use slatedb::config::{CheckpointOptions, CheckpointScope, CloseOptions, FlushOptions, FlushType};
+use slatedb::{CloseReason, Db, DbSnapshot, WriteBatch};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A database open for writing. Only the committer holds one (R4).
+pub struct Database {
+    db: Db,
+    place: DbPlace,
+    epoch: Epoch,
+    /// WAL flushes since the last MemTable flush.
+    flushes: AtomicU32,
+    compaction: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Database {
+    /// Opens, creating it if absent; fences every earlier opener. `expected`: fail unless the writer epoch is still this one (R16).
+    pub async fn open(place: &DbPlace, expected: Option<Epoch>) -> Result<Self, FsError> {
+        let mut builder = Db::builder(place.path(), place.bucket.store())
+            .with_settings(settings::writer())
+            .with_db_cache(place.cache.cache.clone(), place.cache_id());
+        if let Some(Epoch(expected)) = expected {
+            builder = builder.with_expected_epoch(expected);
+        }
+        if let Some(sealer) = &place.sealer {
+            builder = builder.with_block_transformer(sealing::transformer(sealer.clone()));
+        }
+        let db = limited("opening the database", settings::OPEN_LIMIT, builder.build()).await?;
+        let epoch = Epoch(db.manifest().writer_epoch());
+        let (compaction, stop) = (TaskTracker::new(), CancellationToken::new());
+        compaction.spawn(compaction::keep(db.clone(), place.clone(), stop.clone()));
+        Ok(Self { db, place: place.clone(), epoch, flushes: AtomicU32::new(0), compaction, stop })
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Whose database it is.
+    pub fn incarnation(&self) -> Incarnation {
+        self.place.incarnation
+    }
+
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, FsError> {
+        limited("reading a row", settings::READ_LIMIT, self.db.get_with_options(key, &settings::get())).await
+    }
+
+    /// Rows of `from..to` in order, at most `limit`.
+    pub async fn scan(&self, from: Bytes, to: Bytes, limit: usize) -> Result<Vec<(Bytes, Bytes)>, FsError> {
+        if from >= to || limit == 0 {
+            return Ok(Vec::new());
+        }
+        limited("scanning rows", settings::READ_LIMIT, async {
+            collect(self.db.scan_with_options(from..to, &settings::scan()).await?, limit).await
+        })
+        .await
+    }
+
+    /// All rows as of now, whatever is written later. Not for long: a view keeps compacted tables alive for 15 minutes only.
+    pub fn view(&self) -> Result<View, FsError> {
+        self.db.snapshot().map(|snapshot| View { snapshot }).map_err(|error| fs_error("taking a view", &error))
+    }
+
+    /// In memory when it returns; the order of calls is the order of effects. Waits while too much is unflushed, without a limit: a write
+    /// that was given up could still take effect.
+    pub async fn write(&self, ops: Ops) -> Result<(), FsError> {
+        if ops.is_empty() {
+            return Ok(());
+        }
+        let mut batch = WriteBatch::new();
+        for (key, value) in ops {
+            match value {
+                Some(value) => batch.put_bytes(key, value),
+                None => batch.delete(key),
+            }
+        }
+        self.db.write(batch).await.map(drop).map_err(|error| fs_error("writing rows", &error))
+    }
+
+    /// Everything written before the call is in the object store when it returns: one PUT when there is something to write, else none.
+    /// Waits through an outage of the store; the callers' waiting has limits.
+    pub async fn flush(&self) -> Result<(), FsError> {
+        self.db.flush().await.map_err(|error| fs_error("flushing", &error))?;
+        if self.flushes.fetch_add(1, Ordering::Relaxed) + 1 >= settings::ROLL_FLUSHES {
+            self.flushes.store(0, Ordering::Relaxed);
+            self.roll();
+        }
+        Ok(())
+    }
+
+    /// Starts a MemTable flush, which bounds what the next opening replays. Nobody waits for it; a failure shows at the next write.
+    pub fn roll(&self) {
+        let db = self.db.clone();
+        tokio::spawn(async move {
+            let options = FlushOptions { flush_type: FlushType::MemTable };
+            let flushed = tokio::time::timeout(settings::OPEN_LIMIT, db.flush_with_options(options)).await;
+            if !matches!(flushed, Ok(Ok(()))) {
+                tracing::debug!("a MemTable flush did not finish; the next one covers it");
+            }
+        });
+    }
+
+    /// A named checkpoint of everything written so far; the existing one when there is one of that name (R14).
+    pub async fn checkpoint(&self, name: &str) -> Result<CheckpointId, FsError> {
+        // Others delete checkpoints: what this process remembers of the manifest may be old.
+        limited("reading the manifest", settings::READ_LIMIT, self.db.refresh_manifest()).await?;
+        let manifest = self.db.manifest();
+        if let Some(existing) = manifest.checkpoints().iter().find(|c| c.name.as_deref() == Some(name)) {
+            return Ok(existing.id.into());
+        }
+        compaction::wait_for_room(&self.db).await?;
+        let options = CheckpointOptions { name: Some(name.to_owned()), ..CheckpointOptions::default() };
+        let created = self.db.create_checkpoint(CheckpointScope::All, &options);
+        limited("taking a checkpoint", settings::CHANGE_LIMIT, created).await.map(|created| created.id.into())
+    }
+
+    /// Asks the store whether another opener has fenced this one; normally only the next write finds out.
+    pub async fn verify_owner(&self) -> Result<(), FsError> {
+        limited("reading the manifest", settings::READ_LIMIT, self.db.refresh_manifest()).await
+    }
+
+    /// Fenced or failed: nothing may be acknowledged any more. Resolves at once when that happens.
+    pub async fn closed(&self) -> FsError {
+        let mut status = self.db.subscribe();
+        let reason = match status.wait_for(|status| status.close_reason.is_some()).await {
+            Ok(status) => status.close_reason,
+            Err(_) => None,
+        };
+        match reason {
+            Some(CloseReason::Fenced) => FsError::Fenced,
+            // SlateDB calls every other failure a panic; the failure itself comes with the next call.
+            Some(CloseReason::Panic) => match self.db.snapshot() {
+                Err(error) => fs_error("the database stopped", &error),
+                Ok(_) => FsError::Internal("the database stopped".into()),
+            },
+            _ => FsError::Unavailable("the database is closed".into()),
+        }
+    }
+
+    /// Flushes to L0, so that the next opening replays nothing, or to the WAL where L0 is full; then lets go.
+    pub async fn close(&self) -> Result<(), FsError> {
+        self.stop.cancel();
+        self.compaction.close();
+        if tokio::time::timeout(settings::CHANGE_LIMIT, self.compaction.wait()).await.is_err() {
+            tracing::debug!("the compactor did not stop in time; the next owner's fences it");
+        }
+        let room = self.db.manifest().l0().len() + settings::L0_ROOM <= settings::L0_MAX;
+        let flush_type = if room { FlushType::MemTable } else { FlushType::Wal };
+        let options = CloseOptions::default().with_flush_type(Some(flush_type));
+        limited("closing the database", settings::CHANGE_LIMIT, self.db.close_with_options(options)).await
+    }
+}
+
+/// All rows of a database at one moment.
+pub struct View {
+    snapshot: Arc<DbSnapshot>,
+}
+
+impl View {
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, FsError> {
+        limited("reading a row", settings::READ_LIMIT, self.snapshot.get_with_options(key, &settings::get())).await
+    }
+
+    /// Rows of `from..to` in order, at most `limit`.
+    pub async fn scan(&self, from: Bytes, to: Bytes, limit: usize) -> Result<Vec<(Bytes, Bytes)>, FsError> {
+        if from >= to || limit == 0 {
+            return Ok(Vec::new());
+        }
+        limited("scanning rows", settings::READ_LIMIT, async {
+            collect(self.snapshot.scan_with_options(from..to, &settings::scan()).await?, limit).await
+        })
+        .await
+    }
+}
+
+pub(super) async fn collect(mut rows: slatedb::DbIterator, limit: usize) -> Result<Vec<(Bytes, Bytes)>, slatedb::Error> {
+    let mut found = Vec::new();
+    while found.len() < limit {
+        match rows.next().await? {
+            Some(row) => found.push((row.key, row.value)),
+            None => break,
+        }
+    }
+    Ok(found)
+}

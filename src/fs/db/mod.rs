@@ -1,0 +1,131 @@
+//! The thin module around SlateDB: nothing else in the tree names the crate.
+//!
+//! - `settings`: every option of the engine, with the measurement that chose it.
+//! - `database`: a database open for writing. Only the committer holds one (R4).
+//! - `compaction`: a compactor that runs only while there is something to compact, so that an idle volume makes no request.
+//! - `reader`: reading at a checkpoint, or at the newest durable state, without an owner and without writing.
+//! - `admin`: what is done to a database that nobody needs to have open: clones, checkpoints, fencing, deletion, collection.
+//! - `sealing`: encrypts SlateDB's blocks.
+//!
+//! Invariants. A database's path is literal in the store (`vol/<incarnation>` below the pool's prefix) and never changes: clones name
+//! their ancestors by path. Checkpoint names are not unique in SlateDB; here they are, because every creation lists first. Every call
+//! that waits for the store has a time limit, except [`Database::write`] and [`Database::flush`], whose callers keep waiting through an
+//! outage on purpose (R17).
+//!
+//! A crash leaves at most: a clone that is half made (its creation is repeated), a checkpoint whose id nobody noted (found by its name),
+//! a deletion half done (repeated; SlateDB's `.deleting` marker remembers that this was a database).
+//!
+//! It does not know what rows mean.
+
+mod admin;
+mod compaction;
+mod database;
+mod reader;
+mod sealing;
+mod settings;
+
+pub use admin::{Holds, ancestors, checkpoint_closed, clone_from, delete, drop_checkpoint, exists, fence, holds};
+pub use database::{Database, View};
+pub use reader::Reader;
+
+use super::FsError;
+use crate::bucket::Bucket;
+use crate::crypto::Sealer;
+use crate::types::Incarnation;
+use bytes::Bytes;
+use slatedb::object_store::path::Path;
+use slatedb::{CloseReason, ErrorKind};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where a database is and how its blocks are sealed.
+#[derive(Clone)]
+pub struct DbPlace {
+    pub bucket: Bucket,
+    /// `vol/<incarnation>` (R2).
+    pub incarnation: Incarnation,
+    /// The family's: a clone reads its ancestors' blocks.
+    pub sealer: Option<Sealer>,
+    /// Shared by all databases of the process.
+    pub cache: DbCache,
+}
+
+impl DbPlace {
+    fn path(&self) -> Path {
+        self.path_of(self.incarnation)
+    }
+
+    fn path_of(&self, incarnation: Incarnation) -> Path {
+        self.bucket.path(&format!("vol/{incarnation}"))
+    }
+
+    /// Separates the databases that share the block cache; the same for every opening of one database. Incarnations are random, so eight
+    /// of their bytes do not collide.
+    fn cache_id(&self) -> u64 {
+        self.incarnation.as_bytes().iter().take(8).fold(0, |id, byte| (id << 8) | u64::from(*byte))
+    }
+
+    /// The same place for another incarnation of the same family.
+    fn sibling(&self, incarnation: Incarnation) -> Self {
+        Self { incarnation, ..self.clone() }
+    }
+}
+
+/// The block cache that all databases of a process share.
+#[derive(Clone)]
+pub struct DbCache {
+    cache: Arc<dyn slatedb::db_cache::DbCache>,
+}
+
+impl DbCache {
+    /// A cache of at most `bytes`: one quarter for indexes and filters, the rest for blocks. SlateDB's own default would be 640 MiB for
+    /// each database.
+    pub fn new(bytes: u64) -> Self {
+        let part = |bytes| {
+            let options = slatedb::db_cache::foyer::FoyerCacheOptions { max_capacity: bytes, shards: settings::CACHE_SHARDS };
+            Some(Arc::new(slatedb::db_cache::foyer::FoyerCache::new_with_opts(options)) as Arc<dyn slatedb::db_cache::DbCache>)
+        };
+        let meta = bytes / 4;
+        let split = slatedb::db_cache::SplitCache::new().with_block_cache(part(bytes - meta)).with_meta_cache(part(meta)).build();
+        Self { cache: Arc::new(split) }
+    }
+}
+
+/// A checkpoint, by SlateDB's id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct CheckpointId(pub [u8; 16]);
+
+impl CheckpointId {
+    fn uuid(self) -> uuid::Uuid {
+        uuid::Uuid::from_bytes(self.0)
+    }
+}
+
+impl From<uuid::Uuid> for CheckpointId {
+    fn from(id: uuid::Uuid) -> Self {
+        Self(*id.as_bytes())
+    }
+}
+
+/// What is written together.
+pub type Ops = Vec<(Bytes, Option<Bytes>)>;
+
+/// What an error of the engine means to a file system. Always said with what was being done.
+fn fs_error(doing: &str, error: &slatedb::Error) -> FsError {
+    match error.kind() {
+        ErrorKind::Closed(CloseReason::Fenced) => FsError::Fenced,
+        ErrorKind::Closed(_) => FsError::Unavailable(format!("{doing}: the database is closed")),
+        ErrorKind::Unavailable => FsError::Unavailable(format!("{doing}: {error}")),
+        ErrorKind::Data => FsError::Corrupt(format!("{doing}: {error}")),
+        _ => FsError::Internal(format!("{doing}: {error}")),
+    }
+}
+
+/// Runs a call of the engine with a time limit: some of its calls retry for ever (see `settings`).
+async fn limited<T>(doing: &str, limit: Duration, call: impl Future<Output = Result<T, slatedb::Error>>) -> Result<T, FsError> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(result) => result.map_err(|error| fs_error(doing, &error)),
+        Err(_) => Err(FsError::Unavailable(format!("{doing}: no answer within {} s", limit.as_secs()))),
+    }
+}
