@@ -23,6 +23,8 @@ mod database;
 mod reader;
 mod sealing;
 mod settings;
+#[cfg(test)]
+mod tests;
 
 pub use admin::{Holds, ancestors, checkpoint_closed, clone_from, delete, drop_checkpoint, exists, fence, holds};
 pub use database::{Database, View};
