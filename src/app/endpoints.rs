@@ -19,8 +19,8 @@ const CONNECTIONS_MAX: usize = 64;
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// Every endpoint of a node plugin.
-#[derive(Default)]
 pub struct NfsEndpoints {
+    options: Options,
     running: Mutex<HashMap<DatasetId, Running>>,
 }
 
@@ -30,9 +30,10 @@ struct Running {
 }
 
 impl NfsEndpoints {
-    fn options() -> Options {
-        // Peers come from this machine and a reserved port (R23).
-        Options { limits: Limits { connections: CONNECTIONS_MAX, ..Limits::default() }, ..Options::default() }
+    /// The limits of `options` are those of each endpoint; its number of connections is what one client needs.
+    pub fn new(options: Options) -> Self {
+        let limits = Limits { connections: CONNECTIONS_MAX, ..options.limits };
+        Self { options: Options { limits, ..options }, running: Mutex::default() }
     }
 
     fn endpoint(&self, dataset: DatasetId) -> Result<Arc<Endpoint<Fs>>, EndpointError> {
@@ -58,7 +59,7 @@ impl Endpoints for NfsEndpoints {
             _ => EndpointError::Failed { at, why: error.to_string() },
         })?;
         let endpoint = Endpoint::new(export_id(dataset), export.to_owned());
-        let server = Server::start(listener, endpoint.clone(), Self::options())
+        let server = Server::start(listener, endpoint.clone(), self.options)
             .map_err(|error| EndpointError::Failed { at, why: error.to_string() })?;
         self.running.lock().insert(dataset, Running { endpoint, server });
         Ok(())

@@ -17,8 +17,9 @@ use tokio::sync::{broadcast, watch};
 /// How a node plugin works.
 #[derive(Clone, Debug)]
 pub struct NodeSettings {
-    /// Where staged volumes are written down: it must outlive the process, and need not outlive the machine's run.
-    pub state_dir: PathBuf,
+    /// Where staged volumes are written down, a file each, and nothing else: it must outlive the process, and need not outlive
+    /// the machine's run.
+    pub staged_dir: PathBuf,
     /// The port of every endpoint: outside of the ephemeral range, so that no client happens to sit on it.
     pub nfs_port: u16,
     /// The machine's run: /proc/sys/kernel/random/boot_id.
@@ -36,10 +37,10 @@ impl NodeSettings {
     ///
     /// # Errors
     /// When the machine does not tell its boot id.
-    pub fn new(state_dir: PathBuf) -> Result<Self, ControlError> {
+    pub fn new(staged_dir: PathBuf) -> Result<Self, ControlError> {
         let file = "/proc/sys/kernel/random/boot_id";
         let boot = std::fs::read_to_string(file).map_err(|error| ControlError::Internal(format!("{file}: {error}")))?;
-        Ok(Self { state_dir, nfs_port: Self::NFS_PORT, boot: boot.trim().to_owned(), hold: Self::HOLD })
+        Ok(Self { staged_dir, nfs_port: Self::NFS_PORT, boot: boot.trim().to_owned(), hold: Self::HOLD })
     }
 }
 
@@ -85,7 +86,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         pools: Pools,
         settings: NodeSettings,
     ) -> Result<Arc<Self>, ControlError> {
-        let records = Records::open(&settings.state_dir).await?;
+        let records = Records::open(&settings.staged_dir).await?;
         let (busy, slots) = Default::default();
         let agent = Arc::new(Self { mounter, endpoints, volumes, pools, settings, records, busy, slots });
         agent.watch_losses();

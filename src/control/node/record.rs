@@ -77,11 +77,11 @@ pub(super) struct Records {
 
 impl Records {
     /// Opens the folder, making it if it is not there.
-    pub async fn open(state_dir: &Path) -> Result<Self, ControlError> {
-        let dir = state_dir.join("staged");
-        tokio::fs::create_dir_all(&dir)
-            .await
-            .map_err(|error| failed(&dir, "making the state folder", &error, "make it writable, or give another --state-dir"))?;
+    pub async fn open(dir: &Path) -> Result<Self, ControlError> {
+        let dir = dir.to_owned();
+        tokio::fs::create_dir_all(&dir).await.map_err(|error| {
+            failed(&dir, "making the folder of staged volumes", &error, "make it writable, or give another --state-dir")
+        })?;
         Ok(Self { dir })
     }
 
@@ -204,9 +204,9 @@ mod tests {
         let records = Records::open(dir.path()).await.unwrap();
         assert_eq!(records.all().await.unwrap(), []);
         records.write(&record()).await.unwrap();
-        let bad = dir.path().join("staged/bad.json");
+        let bad = dir.path().join("bad.json");
         std::fs::write(&bad, "{").unwrap();
-        std::fs::write(dir.path().join("staged/half.draft"), "{").unwrap();
+        std::fs::write(dir.path().join("half.draft"), "{").unwrap();
         assert_eq!(Records::open(dir.path()).await.unwrap().all().await.unwrap(), [record()]);
         records.remove(record().volume.dataset).await.unwrap();
         records.remove(record().volume.dataset).await.unwrap();
