@@ -17,6 +17,7 @@ pub mod app;
 pub mod bucket;
 pub mod catalog;
 pub mod chunk;
+pub mod cli;
 pub mod control;
 pub mod crypto;
 pub mod csi;

@@ -6,11 +6,14 @@
 //! A crash leaves what the parts leave; the state folder holds the journals and the node's name, and one process at a time
 //! has it (a lock).
 
+mod collecting;
 pub mod config;
 mod endpoints;
+mod exports;
 mod logging;
 mod parts;
 mod pools;
+mod processes;
 mod runtime;
 mod size;
 mod state_dir;
@@ -20,6 +23,7 @@ pub use endpoints::NfsEndpoints;
 pub use logging::start as start_logging;
 pub use parts::Parts;
 pub use pools::{Missing, PASSPHRASE_ENV, open as open_pools};
+pub use processes::{NodeOptions, Ready, ServeOptions, controller, node, serve};
 pub use runtime::{run, stop_signal};
 pub use size::{ByteSize, SizeError};
 pub use state_dir::StateDir;

@@ -1,22 +1,20 @@
-//! The parts that every process has: pools, caches, volumes, the controller's use cases.
+//! The parts that every process has: pools, caches, volumes.
 
 use super::config::Config;
 use super::pools::{self, Missing};
 use super::state_dir::StateDir;
 use crate::chunk::ChunkCache;
-use crate::control::{Controller, Pools};
+use crate::control::Pools;
 use crate::fs::db::DbCache;
 use crate::types::SessionId;
 use crate::volume::{VolumeSettings, Volumes};
 use anyhow::Context;
-use std::sync::Arc;
 
 /// A process's parts, wired.
 pub struct Parts {
     pub config: Config,
     pub pools: Pools,
     pub volumes: Volumes,
-    pub controller: Arc<Controller>,
 }
 
 impl Parts {
@@ -41,8 +39,7 @@ impl Parts {
             volumes_max: limits.volumes_max,
         };
         let volumes = Volumes::new(settings);
-        let controller = Arc::new(Controller::new(pools.clone(), volumes.clone()));
-        Ok(Self { config, pools, volumes, controller })
+        Ok(Self { config, pools, volumes })
     }
 }
 

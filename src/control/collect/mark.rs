@@ -42,13 +42,15 @@ impl Collector {
     /// # Errors
     /// When a root cannot be read: nothing may be swept then (R11).
     pub(super) async fn mark(&self, catalog: &Listing) -> Result<Mark, ControlError> {
-        let heads = catalog.datasets.iter().filter(|d| matches!(d.state, State::Ready | State::Deleting));
         let mut mark = Mark::default();
+        let mut heads: Vec<Dataset> = catalog.datasets.clone();
+        heads.retain(|d| matches!(d.state, State::Ready | State::Deleting));
         let heads = futures::stream::iter(heads).map(|dataset| self.read_head(dataset)).buffer_unordered(ROOTS_AT_ONCE);
         let heads: Vec<Option<Said>> = heads.try_collect().await?;
         heads.into_iter().flatten().for_each(|said| mark.hear(said));
         // After the heads: a checkpoint that is not there yet will hold no more references than the head that was read (R10).
-        let cuts = catalog.snapshots.iter().filter(|s| s.state != State::Dead);
+        let mut cuts: Vec<Snapshot> = catalog.snapshots.clone();
+        cuts.retain(|s| s.state != State::Dead);
         let cuts = futures::stream::iter(cuts).map(|snapshot| self.read_snapshot(snapshot)).buffer_unordered(ROOTS_AT_ONCE);
         let cuts: Vec<Option<Said>> = cuts.try_collect().await?;
         cuts.into_iter().flatten().for_each(|said| mark.hear(said));
@@ -60,7 +62,7 @@ impl Collector {
     }
 
     /// A tombstoned head is nobody's root any more (it can be opened by nobody), but it still speaks for the packs it made.
-    async fn read_head(&self, dataset: &Dataset) -> Result<Option<Said>, ControlError> {
+    async fn read_head(&self, dataset: Dataset) -> Result<Option<Said>, ControlError> {
         let place = self.place(dataset.family, dataset.incarnation);
         let incarnation = dataset.incarnation;
         match read_head(&place, incarnation, dataset.state == State::Ready).await {
@@ -73,12 +75,12 @@ impl Collector {
         }
     }
 
-    async fn read_snapshot(&self, snapshot: &Snapshot) -> Result<Option<Said>, ControlError> {
+    async fn read_snapshot(&self, snapshot: Snapshot) -> Result<Option<Said>, ControlError> {
         let what = format!("snapshot {} ({})", snapshot.name, snapshot.id());
         let place = self.place(snapshot.family, snapshot.dataset.incarnation);
         let checkpoint = match snapshot.checkpoint {
             Some(id) => Some(CheckpointId(id)),
-            None => self.checkpoint_named(&place, snapshot).await.map_err(|error| unreadable(&what, error))?,
+            None => self.checkpoint_named(&place, &snapshot).await.map_err(|error| unreadable(&what, error))?,
         };
         let Some(checkpoint) = checkpoint else { return Ok(None) };
         let read = async {

@@ -1,0 +1,341 @@
+//! What can be typed.
+
+use crate::app::{ByteSize, SizeError};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Kubernetes volumes that are POSIX file systems living entirely in an object store.
+#[derive(Parser)]
+#[command(name = "zerofs-csi", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Pools: a bucket and prefix that hold datasets
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Datasets and their snapshots
+    #[command(subcommand)]
+    Dataset(DatasetCommand),
+    /// One process for one machine: every dataset over NFS, both CSI services on one socket
+    Serve(ServeArgs),
+    /// The CSI controller
+    Controller(ControllerArgs),
+    /// The CSI node plugin
+    Node(NodeArgs),
+    /// Load an NFSv3 server and measure it
+    Bench(BenchArgs),
+    /// Verify datasets: structure, counts, and that every pack exists
+    Check(CheckArgs),
+    /// Remove what nothing refers to any more
+    Gc(GcArgs),
+    /// Play a volume's whole life and compare every byte
+    Demo(DemoArgs),
+}
+
+/// Which pool.
+#[derive(Args, Clone, Debug)]
+pub struct PoolArgs {
+    /// Where the pool is: s3://BUCKET/PREFIX, gs://…, az://…, file:///FOLDER
+    #[arg(long, value_name = "URL", required_unless_present = "config")]
+    pub pool: Option<String>,
+    /// Configuration with pools, credentials and limits; --pool may then be the name of one of its pools
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The passphrase of an encrypted pool, on the first line (or the variable ZEROFS_PASSPHRASE)
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Output {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum PoolCommand {
+    /// Make a pool in an empty place
+    Create {
+        #[command(flatten)]
+        pool: PoolArgs,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show a pool
+    Info {
+        #[command(flatten)]
+        pool: PoolArgs,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum DatasetCommand {
+    /// Make an empty dataset
+    Create {
+        name: String,
+        #[command(flatten)]
+        new: NewArgs,
+        #[command(flatten)]
+        pool: PoolArgs,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List datasets
+    List {
+        #[command(flatten)]
+        pool: PoolArgs,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show one dataset
+    Info {
+        name: String,
+        #[command(flatten)]
+        pool: PoolArgs,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Delete a dataset; its snapshots and clones stay until they are deleted too
+    Delete {
+        name: String,
+        #[command(flatten)]
+        pool: PoolArgs,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Snapshots of a dataset
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Make a writable dataset from a snapshot (DATASET@SNAPSHOT) or from a dataset as it is now
+    Clone {
+        /// DATASET@SNAPSHOT, or DATASET
+        source: String,
+        name: String,
+        #[command(flatten)]
+        new: NewArgs,
+        #[command(flatten)]
+        pool: PoolArgs,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Copy a file or folder out of a snapshot
+    Restore(RestoreArgs),
+}
+
+#[derive(Subcommand)]
+pub enum SnapshotCommand {
+    /// Take a snapshot of everything acknowledged
+    Create {
+        dataset: String,
+        name: String,
+        #[command(flatten)]
+        pool: PoolArgs,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List snapshots, of all datasets or one
+    List {
+        dataset: Option<String>,
+        #[command(flatten)]
+        pool: PoolArgs,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show one snapshot
+    Info {
+        dataset: String,
+        name: String,
+        #[command(flatten)]
+        pool: PoolArgs,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Delete a snapshot; clones made from it stay
+    Delete {
+        dataset: String,
+        name: String,
+        #[command(flatten)]
+        pool: PoolArgs,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SyncArg {
+    Standard,
+    Always,
+    Disabled,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum CodecArg {
+    None,
+    Lz4,
+    Zstd,
+}
+
+fn size(text: &str) -> Result<ByteSize, SizeError> {
+    text.parse()
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o7777)
+        .ok_or_else(|| format!("{text:?} is not an octal mode like 755"))
+}
+
+/// How a new dataset is.
+#[derive(Args, Clone, Debug)]
+pub struct NewArgs {
+    /// Most bytes it may hold, like 20Gi (default 10Gi, or the source's)
+    #[arg(long, value_parser = size)]
+    pub size: Option<ByteSize>,
+    /// What an acknowledgement means
+    #[arg(long, value_enum)]
+    pub sync: Option<SyncArg>,
+    /// Record size of new files, 4k to 1m
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    pub recordsize: Option<ByteSize>,
+    #[arg(long, value_enum)]
+    pub compression: Option<CodecArg>,
+    /// Most inodes it may hold
+    #[arg(long, value_name = "COUNT")]
+    pub inodes: Option<u64>,
+    /// Owner of the root folder
+    #[arg(long)]
+    pub uid: Option<u32>,
+    /// Group of the root folder
+    #[arg(long)]
+    pub gid: Option<u32>,
+    /// Mode of the root folder, octal
+    #[arg(long, value_parser = octal)]
+    pub mode: Option<u32>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct RestoreArgs {
+    /// DATASET@SNAPSHOT
+    pub snapshot: String,
+    /// Path in the snapshot; `/` is all of it
+    pub path: String,
+    /// Where to put it
+    pub target: PathBuf,
+    /// Replace existing files
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub pool: PoolArgs,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub pool: PoolArgs,
+    /// Journals and what is staged are kept here; one process at a time
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// Socket of the CSI services, unix:///PATH
+    #[arg(long, value_name = "ENDPOINT", env = "CSI_ENDPOINT")]
+    pub csi_endpoint: Option<String>,
+    /// Where to serve NFS and MOUNT
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:12049")]
+    pub nfs_listen: SocketAddr,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ControllerArgs {
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    #[arg(long, value_name = "ENDPOINT", env = "CSI_ENDPOINT")]
+    pub csi_endpoint: String,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct NodeArgs {
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    #[arg(long, value_name = "ENDPOINT", env = "CSI_ENDPOINT")]
+    pub csi_endpoint: String,
+    /// Kubernetes' name of this node
+    #[arg(long, value_name = "NAME", env = "NODE_ID")]
+    pub node_id: String,
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// Register with kubelet in this folder, as it is mounted here (<kubeletDir>/plugins_registry)
+    #[arg(long, value_name = "DIR", requires = "kubelet_endpoint")]
+    pub registry_dir: Option<PathBuf>,
+    /// The CSI socket as kubelet sees it
+    #[arg(long, value_name = "PATH")]
+    pub kubelet_endpoint: Option<PathBuf>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct BenchArgs {
+    /// The server, HOST:PORT
+    #[arg(long, value_name = "HOST:PORT")]
+    pub target: String,
+    /// The export, /NAME
+    #[arg(long, value_name = "/NAME")]
+    pub export: String,
+    /// Only these workloads
+    #[arg(long, value_name = "WORK,…", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Length of each workload
+    #[arg(long, default_value_t = 10)]
+    pub seconds: u64,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// A dataset, or DATASET@SNAPSHOT; all datasets and snapshots if left out
+    pub dataset: Option<String>,
+    #[command(flatten)]
+    pub pool: PoolArgs,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct GcArgs {
+    /// Print what would be removed, and remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub pool: PoolArgs,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct DemoArgs {
+    /// Play in this pool instead of a temporary folder
+    #[arg(long, value_name = "URL")]
+    pub pool: Option<String>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_tree_holds_together() {
+        Cli::command().debug_assert();
+    }
+}

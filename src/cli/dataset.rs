@@ -1,0 +1,167 @@
+//! `dataset …`.
+
+use super::args::{CodecArg, DatasetCommand, NewArgs, Output, PoolArgs, SnapshotCommand, SyncArg};
+use super::exit::Wrong;
+use super::info::{self, DatasetShown, SnapshotShown};
+use super::restore;
+use super::target::{Opened, dataset_name, snapshot_name, split_snapshot};
+use crate::app;
+use crate::catalog::{Properties, State};
+use crate::chunk::Codec;
+use crate::control::{NewVolume, Source};
+use crate::types::{Class, SnapshotHandle, VolumeHandle};
+use std::collections::BTreeMap;
+
+pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
+    app::start_logging(&Default::default(), Some("warn"))?;
+    app::run(async move {
+        match command {
+            DatasetCommand::Create { name, new, pool, output } => create(&name, &new, None, &pool, output).await,
+            DatasetCommand::Clone { source, name, new, pool, output } => create(&name, &new, Some(&source), &pool, output).await,
+            DatasetCommand::List { pool, output } => list(&pool, output).await,
+            DatasetCommand::Info { name, pool, output } => show(&name, &pool, output).await,
+            DatasetCommand::Delete { name, pool, output } => delete(&name, &pool, output).await,
+            DatasetCommand::Snapshot(command) => snapshot(command).await,
+            DatasetCommand::Restore(args) => restore::run(args).await,
+        }
+    })
+}
+
+fn properties(new: &NewArgs) -> anyhow::Result<Properties> {
+    let mut properties = Properties::default();
+    if let Some(size) = new.recordsize {
+        let too_large = |_| Wrong::new(Class::Invalid, "--recordsize: at most 1m");
+        properties.record_bytes = u32::try_from(size.0).map_err(too_large)?;
+    }
+    properties.sync = new.sync.map(|sync| {
+        match sync {
+            SyncArg::Standard => "standard",
+            SyncArg::Always => "always",
+            SyncArg::Disabled => "disabled",
+        }
+        .to_owned()
+    });
+    properties.codec = match new.compression {
+        Some(CodecArg::None) => Codec::None,
+        Some(CodecArg::Zstd) => Codec::Zstd,
+        Some(CodecArg::Lz4) | None => Codec::Lz4,
+    };
+    properties.quota_inodes = new.inodes;
+    properties.root_uid = new.uid.unwrap_or(properties.root_uid);
+    properties.root_gid = new.gid.unwrap_or(properties.root_gid);
+    properties.root_mode = new.mode.unwrap_or(properties.root_mode);
+    Ok(properties)
+}
+
+async fn create(name: &str, new: &NewArgs, source: Option<&str>, pool: &PoolArgs, output: Output) -> anyhow::Result<()> {
+    let name = dataset_name(name)?;
+    let properties = properties(new)?;
+    let opened = pool.open().await?;
+    let source = match source {
+        Some(text) => Some(find_source(&opened, text).await?),
+        None => None,
+    };
+    let wanted = NewVolume {
+        name,
+        size: new.size.map(|size| size.0),
+        size_limit: None,
+        source,
+        properties,
+        access_modes: vec![],
+        parameters: BTreeMap::new(),
+    };
+    let made = opened.controller.create_volume(None, wanted).await?;
+    output.print(&DatasetShown::of(&opened.pool, &made.dataset), DatasetShown::text)
+}
+
+/// `DATASET@SNAPSHOT`, unless a dataset has that very name.
+async fn find_source(opened: &Opened, text: &str) -> anyhow::Result<Source> {
+    let pool = opened.pool.id();
+    if let Some((dataset, snapshot)) = split_snapshot(text)
+        && opened.pool.catalog.dataset(&dataset_name(text)?).await?.is_none()
+    {
+        let snapshot = opened.snapshot(dataset, snapshot).await?;
+        return Ok(Source::Snapshot(SnapshotHandle { pool, snapshot: snapshot.id() }));
+    }
+    let dataset = opened.dataset(text).await?;
+    Ok(Source::Volume(VolumeHandle { pool, dataset: dataset.id() }))
+}
+
+async fn list(pool: &PoolArgs, output: Output) -> anyhow::Result<()> {
+    let opened = pool.open().await?;
+    let records = opened.pool.catalog.datasets().await?;
+    let mut shown: Vec<DatasetShown> =
+        records.iter().filter(|at| at.record.state != State::Dead).map(|at| DatasetShown::of(&opened.pool, &at.record)).collect();
+    shown.sort_by(|a, b| a.name.cmp(&b.name));
+    output.print(&shown, |shown| info::datasets(shown))
+}
+
+async fn show(name: &str, pool: &PoolArgs, output: Output) -> anyhow::Result<()> {
+    let opened = pool.open().await?;
+    let dataset = opened.dataset(name).await?;
+    output.print(&DatasetShown::of(&opened.pool, &dataset), DatasetShown::text)
+}
+
+/// Deleting what is absent succeeds.
+async fn delete(name: &str, pool: &PoolArgs, output: Output) -> anyhow::Result<()> {
+    let opened = pool.open().await?;
+    let found = opened.pool.catalog.dataset(&dataset_name(name)?).await?;
+    if let Some(at) = found {
+        opened.controller.delete_volume(VolumeHandle { pool: opened.pool.id(), dataset: at.record.id() }).await?;
+    }
+    let report = serde_json::json!({ "deleted": name });
+    output.print(&report, |_| format!("deleted dataset {name}; `zerofs-csi gc` or a running controller frees its space\n"))
+}
+
+async fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
+    match command {
+        SnapshotCommand::Create { dataset, name, pool, output } => {
+            let opened = pool.open().await?;
+            let handle = VolumeHandle { pool: opened.pool.id(), dataset: opened.dataset(&dataset).await?.id() };
+            let made = opened.controller.create_snapshot(handle, snapshot_name(&name)?, false).await?;
+            print_snapshot(output, &SnapshotShown::of(&opened.pool, &dataset, &made.snapshot))
+        }
+        SnapshotCommand::List { dataset, pool, output } => list_snapshots(dataset.as_deref(), &pool, output).await,
+        SnapshotCommand::Info { dataset, name, pool, output } => {
+            let opened = pool.open().await?;
+            let found = opened.snapshot(&dataset, &name).await?;
+            print_snapshot(output, &SnapshotShown::of(&opened.pool, &dataset, &found))
+        }
+        SnapshotCommand::Delete { dataset, name, pool, output } => {
+            let opened = pool.open().await?;
+            let of = opened.pool.catalog.dataset(&dataset_name(&dataset)?).await?;
+            let found = match of {
+                Some(of) => opened.pool.catalog.snapshot(of.record.id(), &snapshot_name(&name)?).await?,
+                None => None,
+            };
+            if let Some(at) = found {
+                let handle = SnapshotHandle { pool: opened.pool.id(), snapshot: at.record.id() };
+                opened.controller.delete_snapshot(handle).await?;
+            }
+            let report = serde_json::json!({ "deleted": format!("{dataset}@{name}") });
+            output.print(&report, |_| format!("deleted snapshot {dataset}@{name}\n"))
+        }
+    }
+}
+
+async fn list_snapshots(dataset: Option<&str>, pool: &PoolArgs, output: Output) -> anyhow::Result<()> {
+    let opened = pool.open().await?;
+    let datasets = opened.pool.catalog.datasets().await?;
+    let of = match dataset {
+        Some(name) => Some(opened.dataset(name).await?.incarnation),
+        None => None,
+    };
+    let name_of = |incarnation| {
+        let found = datasets.iter().find(|at| at.record.incarnation == incarnation);
+        found.map_or_else(|| format!("{incarnation}"), |at| at.record.name.to_string())
+    };
+    let records = opened.pool.catalog.snapshots(of).await?;
+    let live = records.iter().map(|at| &at.record).filter(|s| s.state != State::Dead && !s.implied);
+    let mut shown: Vec<SnapshotShown> = live.map(|s| SnapshotShown::of(&opened.pool, &name_of(s.dataset.incarnation), s)).collect();
+    shown.sort_by(|a, b| (&a.dataset, &a.created, &a.name).cmp(&(&b.dataset, &b.created, &b.name)));
+    output.print(&shown, |shown| info::snapshots(shown))
+}
+
+fn print_snapshot(output: Output, shown: &SnapshotShown) -> anyhow::Result<()> {
+    output.print(shown, |shown| info::snapshots(std::slice::from_ref(shown)))
+}

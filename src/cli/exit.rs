@@ -1,0 +1,86 @@
+//! Errors as exit codes and text.
+
+use crate::bucket::BucketError;
+use crate::catalog::CatalogError;
+use crate::control::ControlError;
+use crate::fs::FsError;
+use crate::types::{Class, Classify};
+use crate::volume::VolumeError;
+use std::process::ExitCode;
+
+/// A command that was typed wrong.
+pub const USAGE: u8 = 2;
+
+/// The exit code of a class.
+pub fn code(class: Class) -> u8 {
+    match class {
+        Class::Invalid | Class::OutOfRange => USAGE,
+        Class::NotFound => 10,
+        Class::Exists => 11,
+        Class::InProgress => 12,
+        Class::Precondition => 13,
+        Class::Exhausted => 14,
+        Class::Denied => 15,
+        Class::Unavailable => 16,
+        Class::Fenced => 17,
+        Class::Corrupt => 18,
+        Class::Unsupported => 19,
+        Class::Internal => 1,
+    }
+}
+
+/// An error of the command line itself.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct Wrong {
+    pub class: Class,
+    pub message: String,
+}
+
+impl Wrong {
+    pub fn new(class: Class, message: impl Into<String>) -> anyhow::Error {
+        Self { class, message: message.into() }.into()
+    }
+}
+
+fn class_of(error: &anyhow::Error) -> Class {
+    error.chain().find_map(class_of_one).unwrap_or(Class::Internal)
+}
+
+fn class_of_one(error: &(dyn std::error::Error + 'static)) -> Option<Class> {
+    fn of<E: Classify + std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> Option<Class> {
+        error.downcast_ref::<E>().map(Classify::class)
+    }
+    let ours = of::<ControlError>(error).or_else(|| of::<VolumeError>(error)).or_else(|| of::<CatalogError>(error));
+    let ours = ours.or_else(|| of::<FsError>(error)).or_else(|| of::<BucketError>(error));
+    ours.or_else(|| error.downcast_ref::<Wrong>().map(|wrong| wrong.class))
+        .or_else(|| error.downcast_ref::<crate::app::config::ConfigError>().map(|_| Class::Invalid))
+}
+
+/// Prints the error with its causes, none of them twice, and answers its code.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &cause;
+        }
+    }
+    eprintln!("error: {text}");
+    ExitCode::from(code(class_of(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn the_innermost_class_we_know_decides() {
+        let missing = ControlError::NotFound { what: "volume x".into() };
+        let error = Err::<(), _>(missing).context("deleting").unwrap_err();
+        assert_eq!(class_of(&error), Class::NotFound);
+        assert_eq!(code(class_of(&anyhow::anyhow!("?"))), 1);
+        assert_eq!(class_of(&Wrong::new(Class::Denied, "no")), Class::Denied);
+    }
+}

@@ -1,0 +1,54 @@
+//! `gc`.
+
+use super::args::GcArgs;
+use super::report::Progress;
+use crate::app::{self, ByteSize};
+use crate::control::{Collected, Kept, Plan};
+
+pub fn run(args: GcArgs) -> anyhow::Result<()> {
+    app::start_logging(&Default::default(), Some("warn"))?;
+    app::run(async move {
+        let opened = args.pool.open().await?;
+        let collector = opened.controller.collector(&opened.pool);
+        let progress = Progress::new();
+        progress.say("reading every dataset and snapshot");
+        if args.dry_run {
+            let plan = collector.plan().await?;
+            drop(progress);
+            args.output.print(&plan, plan_text)
+        } else {
+            let done = collector.collect().await?;
+            drop(progress);
+            args.output.print(&done, done_text)
+        }
+    })
+}
+
+fn plan_text(plan: &Plan) -> String {
+    let mut text = format!(
+        "would remove {} packs ({}), {} snapshots, {} datasets; what those keep shows in the next pass\n",
+        plan.packs.len(),
+        ByteSize(plan.pack_bytes),
+        plan.snapshots.len(),
+        plan.datasets.len()
+    );
+    plan.packs.iter().for_each(|pack| text += &format!("pack      {} ({})\n", pack.key, ByteSize(pack.bytes)));
+    plan.snapshots.iter().for_each(|id| text += &format!("snapshot  {id}\n"));
+    plan.datasets.iter().for_each(|id| text += &format!("dataset   {id}\n"));
+    text + &kept_text(&plan.kept)
+}
+
+fn done_text(done: &Collected) -> String {
+    let text = format!(
+        "removed {} packs ({}), {} snapshots, {} datasets\n",
+        done.packs,
+        ByteSize(done.pack_bytes),
+        done.snapshots.len(),
+        done.datasets.len()
+    );
+    text + &kept_text(&done.kept)
+}
+
+fn kept_text(kept: &[Kept]) -> String {
+    kept.iter().map(|kept| format!("kept      {}: {}\n", kept.what, kept.why)).collect()
+}

@@ -1,0 +1,118 @@
+//! Datasets and snapshots as they are shown.
+
+use super::report::table;
+use crate::app::ByteSize;
+use crate::catalog::{Dataset, Snapshot, State};
+use crate::control::Pool;
+use crate::types::{SnapshotHandle, Timestamp, VolumeHandle};
+use serde::Serialize;
+use std::time::SystemTime;
+
+#[derive(Serialize)]
+pub struct DatasetShown {
+    pub name: String,
+    pub handle: String,
+    pub state: String,
+    pub size_bytes: Option<u64>,
+    pub created: String,
+    /// The node that has it open.
+    pub owner: Option<String>,
+    /// The snapshot it was cloned from.
+    pub origin: Option<String>,
+    pub sync: Option<String>,
+    pub record_bytes: u32,
+    pub compression: String,
+    pub quota_inodes: Option<u64>,
+    pub access_modes: Vec<String>,
+}
+
+#[derive(Serialize)]
+pub struct SnapshotShown {
+    pub dataset: String,
+    pub name: String,
+    pub handle: String,
+    pub state: String,
+    pub created: String,
+    /// The dataset's quota when it was taken.
+    pub size_bytes: Option<u64>,
+    /// What the dataset held when it was taken, where that is known.
+    pub referenced_bytes: Option<u64>,
+    /// Clones that keep it.
+    pub dependants: usize,
+}
+
+fn when(at: Timestamp) -> String {
+    humantime::format_rfc3339_seconds(SystemTime::from(at)).to_string()
+}
+
+fn state(state: &State) -> String {
+    format!("{state:?}").to_lowercase()
+}
+
+impl DatasetShown {
+    pub fn of(pool: &Pool, dataset: &Dataset) -> Self {
+        Self {
+            name: dataset.name.to_string(),
+            handle: VolumeHandle { pool: pool.id(), dataset: dataset.id() }.to_string(),
+            state: state(&dataset.state),
+            size_bytes: dataset.size,
+            created: when(dataset.created),
+            owner: dataset.owner.as_ref().map(|owner| owner.node.clone()),
+            origin: dataset.origin.map(|origin| origin.to_string()),
+            sync: dataset.properties.sync.clone(),
+            record_bytes: dataset.properties.record_bytes,
+            compression: format!("{:?}", dataset.properties.codec).to_lowercase(),
+            quota_inodes: dataset.properties.quota_inodes,
+            access_modes: dataset.access_modes.clone(),
+        }
+    }
+
+    pub fn text(&self) -> String {
+        let size = self.size_bytes.map_or("unlimited".to_owned(), |size| ByteSize(size).to_string());
+        let none = || "-".to_owned();
+        let rows = [
+            ("name", self.name.clone()),
+            ("handle", self.handle.clone()),
+            ("state", self.state.clone()),
+            ("size", size),
+            ("created", self.created.clone()),
+            ("owner", self.owner.clone().unwrap_or_else(none)),
+            ("origin", self.origin.clone().unwrap_or_else(none)),
+            ("sync", self.sync.clone().unwrap_or_else(|| "by access modes".to_owned())),
+            ("record size", ByteSize(u64::from(self.record_bytes)).to_string()),
+            ("compression", self.compression.clone()),
+        ];
+        rows.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect()
+    }
+}
+
+pub fn datasets(shown: &[DatasetShown]) -> String {
+    let row = |d: &DatasetShown| {
+        let size = d.size_bytes.map_or("-".to_owned(), |size| ByteSize(size).to_string());
+        vec![d.name.clone(), size, d.state.clone(), d.owner.clone().unwrap_or_else(|| "-".to_owned()), d.created.clone()]
+    };
+    table(&["NAME", "SIZE", "STATE", "OWNER", "CREATED"], &shown.iter().map(row).collect::<Vec<_>>())
+}
+
+impl SnapshotShown {
+    pub fn of(pool: &Pool, dataset: &str, snapshot: &Snapshot) -> Self {
+        Self {
+            dataset: dataset.to_owned(),
+            name: snapshot.name.to_string(),
+            handle: SnapshotHandle { pool: pool.id(), snapshot: snapshot.id() }.to_string(),
+            state: state(&snapshot.state),
+            created: when(snapshot.created),
+            size_bytes: snapshot.size,
+            referenced_bytes: snapshot.referenced,
+            dependants: snapshot.dependants.len(),
+        }
+    }
+}
+
+pub fn snapshots(shown: &[SnapshotShown]) -> String {
+    let row = |s: &SnapshotShown| {
+        let size = s.size_bytes.map_or("-".to_owned(), |size| ByteSize(size).to_string());
+        vec![format!("{}@{}", s.dataset, s.name), size, s.dependants.to_string(), s.state.clone(), s.created.clone()]
+    };
+    table(&["NAME", "SIZE", "CLONES", "STATE", "CREATED"], &shown.iter().map(row).collect::<Vec<_>>())
+}

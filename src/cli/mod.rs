@@ -1,0 +1,57 @@
+//! The command line: what an operator or a script calls.
+//!
+//! Nouns: a **report** is what a command prints, as text for people or as JSON (`--json`); what is on the standard error is
+//! progress and errors only.
+//!
+//! Commands on datasets open the pool directly and take its objects by compare-and-swap, like any controller. None of them
+//! ever opens a dataset that another process owns.
+//!
+//! Exit codes are those of the error classes (`exit`).
+
+mod args;
+mod bench;
+mod check;
+mod dataset;
+mod demo;
+mod exit;
+mod gc;
+mod info;
+mod pool;
+mod report;
+mod restore;
+mod run;
+mod target;
+
+use args::{Cli, Command};
+use clap::Parser;
+use std::process::ExitCode;
+
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { exit::USAGE } else { 0 };
+            // A closed pipe is no reason to complain.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&error),
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Pool(command) => pool::run(command),
+        Command::Dataset(command) => dataset::run(command),
+        Command::Serve(args) => run::serve(args),
+        Command::Controller(args) => run::controller(args),
+        Command::Node(args) => run::node(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Gc(args) => gc::run(args),
+        Command::Demo(args) => demo::run(args),
+    }
+}

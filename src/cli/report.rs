@@ -1,0 +1,72 @@
+//! What commands print.
+
+use super::args::Output;
+use serde::Serialize;
+use std::io::{IsTerminal, Write};
+
+impl Output {
+    /// Prints the JSON of a report, or what `text` writes.
+    pub fn print<T: Serialize>(self, report: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
+        let printed = if self.json { serde_json::to_string_pretty(report)? + "\n" } else { text(report) };
+        match std::io::stdout().write_all(printed.as_bytes()) {
+            // Whoever read us has seen enough.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            written => Ok(written?),
+        }
+    }
+}
+
+/// Columns as wide as their widest cell.
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let mut width: Vec<usize> = header.iter().map(|h| h.chars().count()).collect();
+    for row in rows {
+        for (w, cell) in width.iter_mut().zip(row) {
+            *w = (*w).max(cell.chars().count());
+        }
+    }
+    let line = |cells: Vec<&str>| {
+        let padded: Vec<String> = cells.iter().zip(&width).map(|(cell, w)| format!("{cell:<w$}")).collect();
+        padded.join("  ").trim_end().to_owned() + "\n"
+    };
+    let mut text = line(header.to_vec());
+    for row in rows {
+        text += &line(row.iter().map(String::as_str).collect());
+    }
+    text
+}
+
+/// A line of progress on the standard error, rewritten in place; nothing where that is not a terminal.
+pub struct Progress {
+    shown: bool,
+}
+
+impl Progress {
+    pub fn new() -> Self {
+        Self { shown: std::io::stderr().is_terminal() }
+    }
+
+    pub fn say(&self, text: &str) {
+        if self.shown {
+            eprint!("\r\x1b[K{text}");
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let text = table(&["NAME", "SIZE"], &[vec!["a".into(), "1".into()], vec!["longer".into(), "20".into()]]);
+        assert_eq!(text, "NAME    SIZE\na       1\nlonger  20\n");
+    }
+}

@@ -1,0 +1,61 @@
+//! `serve`, `controller`, `node`: processes that run until they are told to stop.
+
+use super::args::{ControllerArgs, NodeArgs, ServeArgs};
+use super::exit::Wrong;
+use crate::app::{self, Config, NodeOptions, ServeOptions};
+use crate::csi;
+use crate::mount::KernelMounter;
+use crate::nfs::Peers;
+use crate::types::Class;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// The one line that says a process can be called.
+fn ready(line: String) {
+    let mut out = std::io::stdout();
+    // Who started us may not listen.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    tracing::info!("{line}");
+}
+
+fn socket(text: &str) -> anyhow::Result<PathBuf> {
+    csi::endpoint(text).map_err(|why| Wrong::new(Class::Invalid, why))
+}
+
+pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    let config = args.pool.config()?;
+    app::start_logging(&config.log, None)?;
+    let csi_endpoint = args.csi_endpoint.as_deref().map(socket).transpose()?;
+    let options =
+        ServeOptions { state_dir: args.state_dir, csi_endpoint, nfs_listen: Some(args.nfs_listen), peers: Peers::LoopbackReserved };
+    app::run(async move {
+        let stop = app::stop_signal()?;
+        app::serve(config, options, KernelMounter, &ready, stop).await
+    })
+}
+
+pub fn controller(args: ControllerArgs) -> anyhow::Result<()> {
+    let config = Config::read(&args.config)?;
+    app::start_logging(&config.log, None)?;
+    let endpoint = socket(&args.csi_endpoint)?;
+    app::run(async move {
+        let stop = app::stop_signal()?;
+        app::controller(config, &endpoint, &ready, stop).await
+    })
+}
+
+pub fn node(args: NodeArgs) -> anyhow::Result<()> {
+    let config = Config::read(&args.config)?;
+    app::start_logging(&config.log, None)?;
+    let endpoint = socket(&args.csi_endpoint)?;
+    let options = NodeOptions {
+        node_id: Some(args.node_id),
+        state_dir: args.state_dir,
+        registration: args.registry_dir.zip(args.kubelet_endpoint),
+        peers: Peers::LoopbackReserved,
+    };
+    app::run(async move {
+        let stop = app::stop_signal()?;
+        app::node(config, &endpoint, options, KernelMounter, &ready, stop).await
+    })
+}

@@ -1,0 +1,127 @@
+//! From arguments to open pools and named objects.
+
+use super::args::PoolArgs;
+use super::exit::Wrong;
+use crate::app::config::PoolConfig;
+use crate::app::{Config, Missing, Parts, open_pools};
+use crate::bucket::PoolUrl;
+use crate::catalog::{Dataset, Snapshot, State};
+use crate::control::{Controller, Pool};
+use crate::types::{Class, DatasetName, SnapshotName};
+
+/// The name of a pool that is given by its URL alone.
+const UNNAMED: &str = "default";
+
+impl PoolArgs {
+    /// The configuration with exactly one pool left in it.
+    pub fn config(&self) -> anyhow::Result<Config> {
+        let mut config = match &self.config {
+            Some(path) => Config::read(path)?,
+            None => Config::default(),
+        };
+        let url = match self.pool.as_deref() {
+            Some(text) if text.contains("://") => Some(text.parse::<PoolUrl>()?),
+            Some(name) => {
+                if !config.pools.contains_key(name) {
+                    let known: Vec<&str> = config.pools.keys().map(String::as_str).collect();
+                    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                    return Err(Wrong::new(
+                        Class::Invalid,
+                        format!("--pool {name}: neither a URL like file:///FOLDER nor a configured pool; configured are: {known}"),
+                    ));
+                }
+                config.pools.retain(|key, _| key == name);
+                None
+            }
+            None => None,
+        };
+        if let Some(url) = url {
+            // Credentials of a configured pool hold for its URL.
+            let (name, pool) = config
+                .pools
+                .iter()
+                .find(|(_, pool)| pool.url == url)
+                .map_or_else(|| (UNNAMED.to_owned(), PoolConfig::at(url.clone())), |(name, pool)| (name.clone(), pool.clone()));
+            config.pools = [(name, pool)].into();
+        }
+        if config.pools.len() != 1 && config.default_pool.is_none() {
+            let known: Vec<&str> = config.pools.keys().map(String::as_str).collect();
+            return Err(Wrong::new(Class::Invalid, format!("give --pool: the configuration has these: {}", known.join(", "))));
+        }
+        if let Some(default) = config.default_pool.take_if(|_| true) {
+            if config.pools.len() > 1 {
+                config.pools.retain(|key, _| *key == default);
+            }
+        }
+        for pool in config.pools.values_mut() {
+            if let Some(path) = &self.passphrase_file {
+                pool.passphrase_file = Some(path.clone());
+            }
+        }
+        Ok(config)
+    }
+
+    pub async fn open(&self) -> anyhow::Result<Opened> {
+        self.open_or(Missing::Refuse).await
+    }
+
+    pub async fn open_or(&self, missing: Missing) -> anyhow::Result<Opened> {
+        let config = self.config()?;
+        let pools = open_pools(&config, missing).await?;
+        let pool = pools.get(None)?.clone();
+        // Never the name of a node: a command owns no dataset beyond one call.
+        let parts = Parts::over(config, pools.clone(), format!("command-{:08x}", rand::random::<u32>()), None).await?;
+        let controller = Controller::new(pools, parts.volumes.clone());
+        Ok(Opened { pool, parts, controller })
+    }
+}
+
+/// A pool opened by a command.
+pub struct Opened {
+    pub pool: Pool,
+    pub parts: Parts,
+    pub controller: Controller,
+}
+
+impl Opened {
+    /// A live dataset by name.
+    pub async fn dataset(&self, name: &str) -> anyhow::Result<Dataset> {
+        let parsed = dataset_name(name)?;
+        let found = self.pool.catalog.dataset(&parsed).await?.map(|at| at.record);
+        found.filter(|d| matches!(d.state, State::Ready | State::Creating)).ok_or_else(|| {
+            Wrong::new(
+                Class::NotFound,
+                format!("dataset {name} does not exist in this pool: `zerofs-csi dataset list` shows what does"),
+            )
+        })
+    }
+
+    /// A live snapshot of a dataset, which may be deleted itself.
+    pub async fn snapshot(&self, dataset: &str, name: &str) -> anyhow::Result<Snapshot> {
+        let parsed = snapshot_name(name)?;
+        let of = self.pool.catalog.dataset(&dataset_name(dataset)?).await?.map(|at| at.record);
+        let found = match of {
+            Some(of) => self.pool.catalog.snapshot(of.id(), &parsed).await?.map(|at| at.record),
+            None => None,
+        };
+        found.filter(|s| s.state == State::Ready).ok_or_else(|| {
+            Wrong::new(
+                Class::NotFound,
+                format!("snapshot {dataset}@{name} does not exist: `zerofs-csi dataset snapshot list` shows what does"),
+            )
+        })
+    }
+}
+
+pub fn dataset_name(name: &str) -> anyhow::Result<DatasetName> {
+    name.parse().map_err(|error| Wrong::new(Class::Invalid, format!("dataset name: {error}")))
+}
+
+pub fn snapshot_name(name: &str) -> anyhow::Result<SnapshotName> {
+    name.parse().map_err(|error| Wrong::new(Class::Invalid, format!("snapshot name: {error}")))
+}
+
+/// `DATASET@SNAPSHOT`. A dataset's name may hold `@`: the last one counts.
+pub fn split_snapshot(text: &str) -> Option<(&str, &str)> {
+    text.rsplit_once('@').filter(|(dataset, snapshot)| !dataset.is_empty() && !snapshot.is_empty())
+}
