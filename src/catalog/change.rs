@@ -1,0 +1,92 @@
+//! What is done to a record, whichever it is: insert, swap, update, remove. Each repeats a bounded number of times while
+//! others change the record.
+
+use super::CatalogError;
+use super::chain::{Chain, Newest, Put, TRIES, Versioned, pause};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+impl Chain<'_> {
+    /// Writes `record` as the next version. `over` judges a live record that is in the way.
+    pub async fn insert<T: Serialize + DeserializeOwned>(
+        &self,
+        record: T,
+        over: impl Fn(&T) -> Result<(), CatalogError>,
+    ) -> Result<Versioned<T>, CatalogError> {
+        for attempt in 0..TRIES {
+            let newest = self.newest::<T>().await?;
+            if let Newest::Live(at) = &newest {
+                over(&at.record)?;
+            }
+            if let Put::Won { version, floor } = self.put(newest.base(), Some(&record)).await? {
+                return Ok(Versioned { version, record, floor });
+            }
+            pause(attempt).await;
+        }
+        Err(self.contended())
+    }
+
+    /// Replaces exactly the version `at`; on success `at` is the new one.
+    pub async fn swap<T: Serialize>(&self, at: &mut Versioned<T>, next: T) -> Result<(), CatalogError> {
+        match self.put(at.base(), Some(&next)).await? {
+            Put::Won { version, floor } => {
+                *at = Versioned { version, record: next, floor };
+                Ok(())
+            }
+            Put::Lost => Err(CatalogError::Contended { what: self.what.clone(), tries: 1 }),
+        }
+    }
+
+    /// Reads, changes and swaps. `change` may refuse; it is called again when another writer came between. A change that
+    /// changes nothing writes nothing.
+    pub async fn update<T: Serialize + DeserializeOwned + Clone + PartialEq>(
+        &self,
+        mut change: impl FnMut(&mut T) -> Result<(), CatalogError> + Send,
+    ) -> Result<Versioned<T>, CatalogError> {
+        for attempt in 0..TRIES {
+            let Newest::Live(at) = self.newest::<T>().await? else {
+                return Err(CatalogError::NotFound { what: self.what.clone() });
+            };
+            let mut next = at.record.clone();
+            change(&mut next)?;
+            if next == at.record {
+                return Ok(at);
+            }
+            if let Put::Won { version, floor } = self.put(at.base(), Some(&next)).await? {
+                return Ok(Versioned { version, record: next, floor });
+            }
+            pause(attempt).await;
+        }
+        Err(self.contended())
+    }
+
+    /// Ends the chain, if `judge` finds the record to be the one meant and to be removable; absent counts as removed.
+    pub async fn remove<T: Serialize + DeserializeOwned>(
+        &self,
+        judge: impl Fn(&T) -> Result<Removal, CatalogError>,
+    ) -> Result<(), CatalogError> {
+        for attempt in 0..TRIES {
+            let at = match self.newest::<T>().await? {
+                Newest::Absent => return Ok(()),
+                Newest::Ended { version, .. } => return self.clear_ended(version).await,
+                Newest::Live(at) => at,
+            };
+            if judge(&at.record)? == Removal::Another {
+                return Ok(());
+            }
+            if let Put::Won { .. } = self.put::<T>(at.base(), None).await? {
+                return Ok(());
+            }
+            pause(attempt).await;
+        }
+        Err(self.contended())
+    }
+}
+
+/// Whether a record found is the one to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Removal {
+    This,
+    /// Another life has taken the name: the one meant is gone.
+    Another,
+}

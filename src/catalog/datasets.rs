@@ -1,0 +1,84 @@
+//! Datasets: one chain for each name, one incarnation for each life (R2).
+
+use super::chain::{Chain, Versioned};
+use super::change::Removal;
+use super::{Catalog, CatalogError, Dataset, State};
+use crate::types::{DatasetId, DatasetName, NameKey};
+
+impl Catalog {
+    fn dataset_chain(&self, key: NameKey, what: String) -> Chain<'_> {
+        self.chain(format!("datasets/{key}"), what)
+    }
+
+    fn dataset_by_name(&self, name: &DatasetName) -> Chain<'_> {
+        self.dataset_chain(NameKey::of("dataset", name.as_str()), format!("dataset {name}"))
+    }
+
+    fn dataset_of(&self, id: DatasetId) -> Chain<'_> {
+        self.dataset_chain(id.key, format!("dataset {id}"))
+    }
+
+    /// The record found by a dataset's name, whatever its state (`Dead` and absent are `None`).
+    pub async fn dataset(&self, name: &DatasetName) -> Result<Option<Versioned<Dataset>>, CatalogError> {
+        let found = self.dataset_by_name(name).newest::<Dataset>().await?.live();
+        Ok(found.filter(|at| at.record.state != State::Dead))
+    }
+
+    /// The record of exactly this life; `None` when it is gone.
+    pub async fn dataset_by_id(&self, id: DatasetId) -> Result<Option<Versioned<Dataset>>, CatalogError> {
+        let found = self.dataset_of(id).newest::<Dataset>().await?.live();
+        Ok(found.filter(|at| at.record.incarnation == id.incarnation))
+    }
+
+    /// In the order of keys; every state but absent.
+    pub async fn datasets(&self) -> Result<Vec<Versioned<Dataset>>, CatalogError> {
+        self.all("datasets", "dataset").await
+    }
+
+    /// Writes the first version of a dataset's record (or the next after a `Dead` one). [`CatalogError::Exists`] when a live one is there.
+    pub async fn insert_dataset(&self, dataset: Dataset) -> Result<Versioned<Dataset>, CatalogError> {
+        let chain = self.dataset_by_name(&dataset.name);
+        chain
+            .insert(dataset, |there| match there.state {
+                State::Dead => Ok(()),
+                _ => Err(CatalogError::Exists { what: format!("dataset {}", there.name), why: format!("it is {}", there.id()) }),
+            })
+            .await
+    }
+
+    /// Compare-and-swap: fails with `Contended` when it is not the newest any more. On success `at` is the new version.
+    pub async fn swap_dataset(&self, at: &mut Versioned<Dataset>, next: Dataset) -> Result<(), CatalogError> {
+        self.dataset_by_name(&at.record.name).swap(at, next).await
+    }
+
+    /// Read, change, swap; repeated a bounded number of times while others change it. `change` may refuse.
+    pub async fn update_dataset(
+        &self,
+        id: DatasetId,
+        mut change: impl FnMut(&mut Dataset) -> Result<(), CatalogError> + Send,
+    ) -> Result<Versioned<Dataset>, CatalogError> {
+        let chain = self.dataset_of(id);
+        let changed = chain.update(|dataset: &mut Dataset| {
+            if dataset.incarnation != id.incarnation {
+                return Err(CatalogError::NotFound { what: format!("dataset {id}") });
+            }
+            change(dataset)
+        });
+        changed.await
+    }
+
+    /// Forgets a `Dead` record: the name is free.
+    pub async fn remove_dataset(&self, id: DatasetId) -> Result<(), CatalogError> {
+        let judge = |dataset: &Dataset| match dataset.state {
+            _ if dataset.incarnation != id.incarnation => Ok(Removal::Another),
+            State::Dead => Ok(Removal::This),
+            _ => Err(not_dead(format!("dataset {}", dataset.name))),
+        };
+        self.dataset_of(id).remove(judge).await
+    }
+}
+
+/// R3: what is not dead may still have an effect that must be cleaned up first.
+pub(super) fn not_dead(what: String) -> CatalogError {
+    CatalogError::Precondition { what, why: "its record is removed only once it is dead: delete it first".to_owned() }
+}

@@ -1,0 +1,215 @@
+//! A pool: made once, opened by everyone.
+
+use super::CatalogError;
+use super::chain::{Cache, Chain, Newest, Versioned, parts_of};
+use super::record::PoolRecord;
+use crate::bucket::{Bucket, BucketError, PutNew};
+use crate::crypto::{CryptoError, Keyring, Secret, WrappedKey};
+use crate::types::{Class, Classify, PoolId, Timestamp};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Features of pools that this program knows.
+const FEATURES: &[&str] = &[];
+/// Writers that try one put-if-absent at once when a store is tried.
+const RIVALS: usize = 4;
+/// Records read at once for a listing.
+const READS: usize = 32;
+
+/// A pool, opened. Cheap to clone.
+#[derive(Clone)]
+pub struct Catalog {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    bucket: Bucket,
+    pool: PoolRecord,
+    keyring: Keyring,
+    cache: Cache,
+}
+
+fn pool_chain<'a>(bucket: &'a Bucket, cache: &'a Cache) -> Chain<'a> {
+    Chain { bucket, cache, prefix: "pool".to_owned(), what: format!("the pool at {}", bucket.url()) }
+}
+
+impl Catalog {
+    /// Checks that the store keeps put-if-absent (R3) and writes the pool record. An existing pool is [`CatalogError::Exists`].
+    pub async fn create(bucket: Bucket, secret: Option<&Secret>) -> Result<Self, CatalogError> {
+        let cache = Cache::default();
+        let url = bucket.url().to_owned();
+        let exists = || CatalogError::Exists { what: format!("a pool at {url}"), why: "open it, or choose another place".into() };
+        let newest = pool_chain(&bucket, &cache).newest::<PoolRecord>().await;
+        match newest {
+            Ok(Newest::Absent) => {}
+            Ok(_) => return Err(exists()),
+            Err(error) => return Err(error),
+        }
+        let id = PoolId::random();
+        let (encryption, keyring) = match secret.cloned() {
+            None => (None, Keyring::plain(id)),
+            Some(secret) => {
+                let (wrapped, keyring) = slowly(move || WrappedKey::create(id, &secret)).await?;
+                (Some(wrapped), keyring)
+            }
+        };
+        check_store(&bucket).await?;
+        let pool = PoolRecord { id, created: Timestamp::now(), features: Vec::new(), encryption };
+        let pool = pool_chain(&bucket, &cache).insert(pool, |_| Err(exists())).await?.record;
+        Ok(Self { inner: Arc::new(Inner { bucket, pool, keyring, cache }) })
+    }
+
+    /// Opens an existing pool; checks format, features and key before anything is touched.
+    pub async fn open(bucket: Bucket, secret: Option<&Secret>) -> Result<Self, CatalogError> {
+        let cache = Cache::default();
+        let newest = pool_chain(&bucket, &cache).newest::<PoolRecord>().await?;
+        let Newest::Live(Versioned { record: pool, .. }) = newest else {
+            let url = bucket.url();
+            return Err(CatalogError::NotFound {
+                what: format!("a pool at {url} (`zerofs-csi pool create --pool {url}` makes one)"),
+            });
+        };
+        let unknown: Vec<_> = pool.features.iter().filter(|f| !FEATURES.contains(&f.as_str())).map(String::as_str).collect();
+        if !unknown.is_empty() {
+            let why = format!("it has features that this program does not know ({}): use a newer one", unknown.join(", "));
+            return Err(CatalogError::Precondition { what: format!("the pool at {}", bucket.url()), why });
+        }
+        let keyring = match (pool.encryption.clone(), secret.cloned()) {
+            (None, None) => Keyring::plain(pool.id),
+            (None, Some(_)) => return Err(CryptoError::NotEncrypted.into()),
+            (Some(_), None) => return Err(CryptoError::KeyMissing.into()),
+            (Some(wrapped), Some(secret)) => {
+                let id = pool.id;
+                slowly(move || wrapped.open(id, &secret)).await?
+            }
+        };
+        Ok(Self { inner: Arc::new(Inner { bucket, pool, keyring, cache }) })
+    }
+
+    /// Wraps the master key under another secret: from now on the pool opens with that one only. Data stays as it is.
+    pub async fn change_secret(&self, secret: &Secret) -> Result<(), CatalogError> {
+        let (id, keyring, secret) = (self.inner.pool.id, self.inner.keyring.clone(), secret.clone());
+        let wrapped = slowly(move || WrappedKey::rewrap(id, &secret, &keyring)).await?;
+        let chain = pool_chain(&self.inner.bucket, &self.inner.cache);
+        chain
+            .update(|pool: &mut PoolRecord| {
+                pool.encryption = Some(wrapped.clone());
+                Ok(())
+            })
+            .await
+            .map(drop)
+    }
+
+    pub fn pool(&self) -> &PoolRecord {
+        &self.inner.pool
+    }
+
+    pub fn bucket(&self) -> &Bucket {
+        &self.inner.bucket
+    }
+
+    pub fn keyring(&self) -> &Keyring {
+        &self.inner.keyring
+    }
+
+    pub(super) fn chain(&self, prefix: String, what: String) -> Chain<'_> {
+        Chain { bucket: &self.inner.bucket, cache: &self.inner.cache, prefix, what }
+    }
+
+    /// The newest version of every chain below a prefix that has not ended, in the order of keys: one listing, and a read
+    /// for each version not read before.
+    pub(super) async fn all<T: DeserializeOwned + Send>(
+        &self,
+        prefix: &str,
+        kind: &str,
+    ) -> Result<Vec<Versioned<T>>, CatalogError> {
+        let doing = || format!("listing the {kind}s of the pool at {}", self.inner.bucket.url());
+        let listed = self.inner.bucket.list(prefix).await.map_err(|e| CatalogError::bucket(doing(), e))?;
+        let mut newest = BTreeMap::new();
+        for object in listed {
+            if let Some((chain, version)) = parts_of(&object.key) {
+                // Keys come in order: a later one of a chain is a newer version.
+                newest.insert(chain.to_owned(), (version, object));
+            }
+        }
+        let reads = newest.into_iter().map(|(prefix, (version, object))| async move {
+            let chain = self.chain(prefix, format!("a {kind} record"));
+            match chain.read(version, &object).await? {
+                Some(found) => Ok::<_, CatalogError>(found),
+                None => chain.newest().await,
+            }
+        });
+        let found: Vec<Newest<T>> = futures::stream::iter(reads).buffered(READS).try_collect().await?;
+        Ok(found.into_iter().filter_map(Newest::live).collect())
+    }
+
+    /// Removes what is left of names that were given up long ago. For the collector; how many it removed.
+    pub async fn sweep(&self, now: std::time::SystemTime) -> Result<usize, CatalogError> {
+        let mut swept = 0;
+        for prefix in ["datasets", "snapshots", "names"] {
+            let doing = || format!("listing {prefix} of the pool at {}", self.inner.bucket.url());
+            let listed = self.inner.bucket.list(prefix).await.map_err(|e| CatalogError::bucket(doing(), e))?;
+            let mut chains: Vec<_> = listed.iter().filter_map(|l| parts_of(&l.key)).map(|(chain, _)| chain).collect();
+            chains.dedup();
+            for chain in chains {
+                swept += usize::from(self.chain(chain.to_owned(), format!("a record at {chain}")).sweep(now).await?);
+            }
+        }
+        Ok(swept)
+    }
+}
+
+impl std::fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Catalog({})", self.inner.bucket.url())
+    }
+}
+
+/// Runs a key derivation, which takes a tenth of a second on purpose, beside the threads that serve.
+async fn slowly<T: Send + 'static>(work: impl FnOnce() -> Result<T, CryptoError> + Send + 'static) -> Result<T, CatalogError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done?),
+        Err(_) => Err(CatalogError::Stopped { what: "the derivation of the pool's key".to_owned() }),
+    }
+}
+
+/// Sees that the store does what the records' safety rests on: put-if-absent, and reading what was written.
+async fn check_store(bucket: &Bucket) -> Result<(), CatalogError> {
+    let key = format!("probe/{}", PoolId::random());
+    let checked = probe(bucket, &key).await;
+    // What the probe wrote is removed whatever it found; a store that cannot delete has said so already, or says so here.
+    let removed = bucket.delete(std::slice::from_ref(&key)).await;
+    checked?;
+    removed.map_err(|e| CatalogError::bucket(format!("deleting an object in {}", bucket.url()), e))
+}
+
+async fn probe(bucket: &Bucket, key: &str) -> Result<(), CatalogError> {
+    let unfit = |why: &str| CatalogError::Unfit { url: bucket.url().to_owned(), why: why.to_owned() };
+    let writing = |error: BucketError| match error.class() {
+        Class::Unsupported => unfit("it does not support put-if-absent (`If-None-Match: *`), which keeps two writers apart"),
+        Class::Denied => {
+            CatalogError::bucket(format!("{} is read-only for these credentials: a pool must be written", bucket.url()), error)
+        }
+        _ => CatalogError::bucket(format!("writing to {}", bucket.url()), error),
+    };
+    let bytes = |n: usize| Bytes::from(format!("zerofs-csi tries this store: {n}"));
+    let rivals = (0..RIVALS).map(|n| bucket.put_new(key, bytes(n)));
+    let won: Vec<PutNew> = futures::future::try_join_all(rivals).await.map_err(writing)?;
+    let late = bucket.put_new(key, bytes(RIVALS)).await.map_err(writing)?;
+    if late == PutNew::Created || won.iter().filter(|w| **w == PutNew::Created).count() != 1 {
+        return Err(unfit(
+            "it ignores the condition of a put-if-absent (`If-None-Match: *`), so that two writers would overwrite each \
+             other: use a store, or a version of it, that keeps it",
+        ));
+    }
+    let winner = won.iter().position(|w| *w == PutNew::Created).unwrap_or_default();
+    let read = bucket.get(key, 1 << 10).await.map_err(|e| CatalogError::bucket(format!("reading from {}", bucket.url()), e))?;
+    let listed = bucket.list("probe").await.map_err(|e| CatalogError::bucket(format!("listing {}", bucket.url()), e))?;
+    if read != Some(bytes(winner)) || !listed.iter().any(|l| l.key == key) {
+        return Err(unfit("an object that was written is not what is read or listed afterwards"));
+    }
+    Ok(())
+}
