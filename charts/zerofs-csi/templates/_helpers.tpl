@@ -1,0 +1,117 @@
+{{- define "zerofs.name" -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "zerofs.labels" -}}
+app.kubernetes.io/name: zerofs-csi
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "zerofs.selector" -}}
+app.kubernetes.io/name: zerofs-csi
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "zerofs.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{- /* Whether the snapshot sidecar and class are there: "true" or "". */ -}}
+{{- define "zerofs.snapshots" -}}
+{{- $wanted := toString .Values.snapshots.enabled -}}
+{{- $there := .Capabilities.APIVersions.Has "snapshot.storage.k8s.io/v1/VolumeSnapshotClass" -}}
+{{- if or (eq $wanted "true") (and (eq $wanted "auto") $there) }}true{{ end -}}
+{{- end }}
+
+{{- define "zerofs.stateDir" -}}
+{{ .Values.node.stateDir | default (printf "/var/lib/%s" .Values.driverName) }}
+{{- end }}
+
+{{- define "zerofs.runDir" -}}
+{{ .Values.node.runDir | default (printf "/run/%s" .Values.driverName) }}
+{{- end }}
+
+{{- /* The driver's configuration. Secrets are files beside it, never in it. */ -}}
+{{- define "zerofs.config" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- $pools := dict -}}
+{{- range $name, $pool := .Values.pools }}
+{{- if $pool }}
+{{- $entry := dict "url" $pool.url -}}
+{{- with $pool.options }}{{- $_ := set $entry "credentials" . }}{{- end }}
+{{- if or $pool.credentialsSecret $pool.credentials }}{{- $_ := set $entry "credentialsFile" (printf "/etc/zerofs/pools/%s/credentials" $name) }}{{- end }}
+{{- if or $pool.passphraseSecret $pool.passphrase }}{{- $_ := set $entry "passphraseFile" (printf "/etc/zerofs/pools/%s/passphrase/passphrase" $name) }}{{- end }}
+{{- $_ := set $pools $name $entry }}
+{{- end }}
+{{- end }}
+{{- $_ := set $config "pools" $pools -}}
+{{- with .Values.defaultPool }}
+{{- if not (hasKey $pools .) }}{{- fail (printf "defaultPool %q is not among the pools" .) }}{{- end }}
+{{- $_ := set $config "defaultPool" . }}
+{{- end }}
+{{- toYaml $config -}}
+{{- end }}
+
+{{- define "zerofs.mounts" -}}
+- { name: config, mountPath: /etc/zerofs/config.yaml, subPath: config.yaml, readOnly: true }
+{{- range $name, $pool := .Values.pools }}
+{{- if $pool }}
+{{- if or $pool.credentialsSecret $pool.credentials }}
+- { name: credentials-{{ $name }}, mountPath: /etc/zerofs/pools/{{ $name }}/credentials, readOnly: true }
+{{- end }}
+{{- if or $pool.passphraseSecret $pool.passphrase }}
+- { name: passphrase-{{ $name }}, mountPath: /etc/zerofs/pools/{{ $name }}/passphrase, readOnly: true }
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range $name, $pool := .Values.pools }}
+{{- if and $pool (hasPrefix "file://" $pool.url) }}
+- { name: folder-{{ $name }}, mountPath: {{ trimPrefix "file://" $pool.url }} }
+{{- end }}
+{{- end }}
+{{- if .Values.caBundleConfigMap }}
+- { name: ca-bundle, mountPath: /etc/zerofs/ca, readOnly: true }
+{{- end }}
+- { name: tmp, mountPath: /tmp }
+{{- end }}
+
+{{- define "zerofs.volumes" -}}
+- name: config
+  configMap: { name: {{ include "zerofs.name" . }}-config }
+{{- $release := include "zerofs.name" . }}
+{{- range $name, $pool := .Values.pools }}
+{{- if $pool }}
+{{- if or $pool.credentialsSecret $pool.credentials }}
+- name: credentials-{{ $name }}
+  secret: { secretName: {{ $pool.credentialsSecret | default (printf "%s-credentials-%s" $release $name) }}, defaultMode: 0400 }
+{{- end }}
+{{- if or $pool.passphraseSecret $pool.passphrase }}
+- name: passphrase-{{ $name }}
+  secret: { secretName: {{ $pool.passphraseSecret | default (printf "%s-passphrase-%s" $release $name) }}, defaultMode: 0400 }
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range $name, $pool := .Values.pools }}
+{{- if and $pool (hasPrefix "file://" $pool.url) }}
+# For one machine: a folder that every node would have to share.
+- name: folder-{{ $name }}
+  hostPath: { path: {{ trimPrefix "file://" $pool.url }}, type: Directory }
+{{- end }}
+{{- end }}
+{{- with .Values.caBundleConfigMap }}
+- name: ca-bundle
+  configMap: { name: {{ . }} }
+{{- end }}
+- name: tmp
+  emptyDir: { medium: Memory, sizeLimit: 64Mi }
+{{- end }}
+
+
+{{- define "zerofs.sidecarSecurity" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: { drop: [ALL] }
+{{- end }}
