@@ -10,6 +10,7 @@ mod content;
 mod dataset;
 pub mod db;
 mod error;
+pub mod journal;
 pub mod key;
 mod names;
 mod node;

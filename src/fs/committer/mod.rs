@@ -16,6 +16,7 @@
 //! - `clock`: ctimes and their reserved ceiling (R8).
 //! - `start`: taking over a database: replay, epoch.
 //! - `tasks`: the drain and flush tasks.
+//! - `redo`: the journal, and doing without when it fails.
 //! - `reads`: reading through the overlay.
 //!
 //! Invariants. `S` in any durable state agrees with exactly the batches up to its `batch_seq`: both are in one WAL object. One flush is in
@@ -31,9 +32,12 @@
 mod clock;
 mod overlay;
 mod reads;
+mod redo;
 mod start;
 mod state;
 mod tasks;
+#[cfg(test)]
+mod tests;
 
 use super::FsError;
 use super::db::{CheckpointId, Database, View};
@@ -46,7 +50,7 @@ use clock::Clock;
 use parking_lot::Mutex;
 use state::State;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
@@ -117,15 +121,15 @@ struct Shared {
     generations: AtomicU64,
     /// The time ceiling in the newest `S` that SlateDB has.
     written_ceiling: AtomicI64,
-    /// Whether an `applied` means the journal, or has to wait for the store. Cleared by a journal that fails.
-    journaled: AtomicBool,
+    /// There is a journal, though it may be failing.
+    journaled: bool,
     settled: Box<dyn Fn() -> u64 + Send + Sync>,
     failpoints: Failpoints,
     /// Wakes the drain task: something is queued.
     queued: Notify,
     /// The highest ticket that somebody wants durable; wakes the flush task.
     wanted: watch::Sender<u64>,
-    /// The highest ticket in the journal.
+    /// The highest ticket in the journal; while the journal fails, in the store.
     applied: watch::Sender<u64>,
     /// The highest ticket in SlateDB's memory.
     written: watch::Sender<u64>,
@@ -180,17 +184,13 @@ impl Committer {
             .await
     }
 
-    /// Waits until the batch survives the death of this process. Without a journal that means [`Self::durable`].
+    /// Waits until the batch survives the death of this process. Without a journal that means [`Self::durable`], and so it does while a
+    /// journal fails.
     pub async fn applied(&self, ticket: Ticket) -> Result<(), FsError> {
-        if !self.shared.journaled.load(Ordering::Acquire) {
+        if !self.shared.journaled {
             return self.durable(ticket).await;
         }
-        let applied = self.shared.reached(&self.shared.applied, ticket, "the journal").await;
-        // The journal may have failed meanwhile: `applied` moved because of the store, or not at all.
-        match self.shared.journaled.load(Ordering::Acquire) {
-            true => applied,
-            false => self.durable(ticket).await,
-        }
+        self.shared.reached(&self.shared.applied, ticket, "the journal").await
     }
 
     /// Waits until the batch is in the object store, starting a flush if none will cover it: one flush in flight, waiters join the next (R17).

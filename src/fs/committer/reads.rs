@@ -49,7 +49,7 @@ impl Committer {
         let to = pending.until.clone().unwrap_or_else(|| to.clone());
         // A pending row can hide one stored row at most.
         let stored = match view {
-            Some(view) => view.scan(from.clone(), to, want + pending.rows.len()).await?,
+            Some(view) => view.scan(from.clone(), to, want.saturating_add(pending.rows.len())).await?,
             None => self.shared.db.scan(from.clone(), to, want).await?,
         };
         let until = pending.until.clone();

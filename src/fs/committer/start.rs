@@ -8,21 +8,23 @@
 //! A crash between the steps repeats them: replay skips what `S` already contains.
 
 use super::clock::Clock;
+use super::redo::Redo;
 use super::state::{Marks, State};
 use super::tasks::Tasks;
 use super::{Committer, Shared};
 use crate::fs::db::Database;
+use crate::fs::journal::{Locked, Record};
 use crate::fs::key::{self, Key};
 use crate::fs::row::{Row, Superblock, Usage};
 use crate::fs::{FsError, committer::Batch};
 use crate::telemetry::Failpoints;
-use crate::types::{InodeNo, PackId, Timestamp};
+use crate::types::{Epoch, InodeNo, PackId, Timestamp};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use tokio::sync::{Notify, watch};
 
 /// Rows of `U` read at a time.
@@ -51,7 +53,7 @@ impl Committer {
     /// `settled` tells the packer's settled pack when a superblock is written.
     pub async fn start(
         db: Database,
-        _journal: Option<&Path>,
+        journal: Option<&Path>,
         settled: Box<dyn Fn() -> u64 + Send + Sync>,
         failpoints: Failpoints,
     ) -> Result<Self, FsError> {
@@ -59,11 +61,21 @@ impl Committer {
             Some(row) => Superblock::decode(&row)?,
             None => first_superblock(rand::random()),
         };
+        let locked = journal.map(Locked::lock).transpose()?;
         let mut state = State::new(superblock, read_usage(&db).await?);
+        if let Some(locked) = &locked {
+            let superblock = state.superblock();
+            let records = locked.recover(db.incarnation(), Epoch(superblock.writer_epoch), superblock.batch_seq)?;
+            step(&failpoints, "fs.commit.before-replay").await?;
+            replay(&db, &mut state, records).await?;
+            step(&failpoints, "fs.commit.after-replay").await?;
+        }
         step(&failpoints, "fs.commit.before-epoch").await?;
         let clock = Clock::above(state.superblock().time_ceiling);
         raise_epoch(&db, &mut state, &clock).await?;
         step(&failpoints, "fs.commit.after-epoch").await?;
+        let first = state.last().0 + 1;
+        let redo = Redo::new(locked.map(|locked| locked.begin(db.incarnation(), db.epoch(), first)).transpose()?);
         let is_new = db.get(&key::inode(InodeNo::ROOT)).await?.is_none();
         let last = state.last().0;
         let progress = || watch::Sender::new(last);
@@ -71,7 +83,7 @@ impl Committer {
             next_inode: AtomicU64::new(state.superblock().next_inode),
             next_data: AtomicU64::new(state.superblock().next_data),
             generations: AtomicU64::new(0),
-            journaled: AtomicBool::new(false),
+            journaled: journal.is_some(),
             written_ceiling: AtomicI64::new(state.superblock().time_ceiling.as_nanos()),
             state: Mutex::new(state),
             clock,
@@ -87,9 +99,34 @@ impl Committer {
             is_new,
             db,
         });
-        let tasks = Mutex::new(Some(Tasks::start(&shared)));
+        let tasks = Mutex::new(Some(Tasks::start(&shared, redo)));
         Ok(Self { shared, tasks })
     }
+}
+
+/// Bytes of replayed batches that are written together.
+const REPLAY_BYTES: usize = 8 << 20;
+
+/// Does the batches again that the store does not have, and waits until it has them. The epoch in `S` stays what it was.
+async fn replay(db: &Database, state: &mut State, records: Vec<Record>) -> Result<(), FsError> {
+    let Some(last) = records.last().map(|record| record.seq) else { return Ok(()) };
+    tracing::info!(batches = records.len(), last, incarnation = %db.incarnation(), "replaying the journal");
+    let mut marks = Marks { next_inode: 0, next_data: 0, time_ceiling: Timestamp::from_nanos(0), settled: 0 };
+    for record in records {
+        let Record { seq, next_inode, next_data, rows, refs, inodes, allocated, fs_group } = record;
+        marks.next_inode = marks.next_inode.max(next_inode);
+        marks.next_data = marks.next_data.max(next_data);
+        let done = state.submit(Batch { rows, refs, inodes, allocated, fs_group })?;
+        if done.0 != seq {
+            return Err(FsError::Corrupt(format!("journal batch {seq} where batch {} belongs", done.0)));
+        }
+        if seq == last || state.queue_bytes() >= REPLAY_BYTES {
+            let Some(group) = state.take(marks) else { continue };
+            db.write(group.ops()).await?;
+            state.written(&group);
+        }
+    }
+    db.flush().await
 }
 
 /// Writes `S` with the database's epoch, and waits until it is in the store.

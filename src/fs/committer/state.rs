@@ -42,6 +42,7 @@ pub(super) struct Group {
 }
 
 /// What only the moment of writing knows of `S`.
+#[derive(Clone, Copy)]
 pub(super) struct Marks {
     pub next_inode: u64,
     pub next_data: u64,

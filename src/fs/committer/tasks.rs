@@ -1,5 +1,6 @@
 //! The drain task, the flush task, and closing.
 
+use super::redo::Redo;
 use super::state::{Group, Marks};
 use super::{Committer, Shared, Ticket, closed};
 use crate::fs::FsError;
@@ -9,22 +10,23 @@ use tokio::task::JoinHandle;
 
 /// The committer's tasks. They end when the committer stops.
 pub(super) struct Tasks {
-    drain: JoinHandle<()>,
+    drain: JoinHandle<Redo>,
     flush: JoinHandle<()>,
     watch: JoinHandle<()>,
 }
 
 impl Tasks {
-    pub fn start(shared: &Arc<Shared>) -> Self {
+    pub fn start(shared: &Arc<Shared>, redo: Redo) -> Self {
         let task = || shared.clone();
-        Self { drain: tokio::spawn(drain(task())), flush: tokio::spawn(flush(task())), watch: tokio::spawn(watch(task())) }
+        Self { drain: tokio::spawn(drain(task(), redo)), flush: tokio::spawn(flush(task())), watch: tokio::spawn(watch(task())) }
     }
 
-    async fn ended(self) {
-        for task in [self.drain, self.flush, self.watch] {
-            // A panic of a task was a stop of the committer: its waiters have their time limits.
+    /// Waits for the end, and gives the journal back.
+    async fn ended(self) -> Option<Redo> {
+        for task in [self.flush, self.watch] {
             let _ = task.await;
         }
+        self.drain.await.ok()
     }
 }
 
@@ -38,17 +40,18 @@ async fn watch(shared: Arc<Shared>) {
 }
 
 /// Writes what is queued, all that is queued at a time: batches that came while one group was being written are the next.
-async fn drain(shared: Arc<Shared>) {
+async fn drain(shared: Arc<Shared>, mut redo: Redo) -> Redo {
     let mut stopped = shared.stopped.subscribe();
     loop {
         while let Some(group) = shared.take() {
-            if let Err(error) = shared.write(group).await {
-                return shared.stop(error);
+            if let Err(error) = shared.write(group, &mut redo).await {
+                shared.stop(error);
+                return redo;
             }
         }
         tokio::select! {
             () = shared.queued.notified() => {}
-            _ = stopped.wait_for(Option::is_some) => return,
+            _ = stopped.wait_for(Option::is_some) => return redo,
         }
     }
 }
@@ -91,7 +94,8 @@ impl Shared {
         })
     }
 
-    async fn write(&self, group: Group) -> Result<(), FsError> {
+    async fn write(&self, group: Group, redo: &mut Redo) -> Result<(), FsError> {
+        redo.log(self, &group).await?;
         self.step("fs.commit.before-write").await?;
         self.db.write(group.ops()).await?;
         self.step("fs.commit.after-write").await?;
@@ -109,11 +113,33 @@ impl Shared {
         self.step("fs.commit.after-flush").await?;
         self.clock.raised(crate::types::Timestamp::from_nanos(ceiling));
         self.durable.send_replace(covered);
+        self.raise_applied(covered);
         Ok(())
     }
 }
 
+impl Shared {
+    /// What is in the store survives this process, whatever the journal does.
+    pub(super) fn raise_applied(&self, to: u64) {
+        self.applied.send_if_modified(|applied| {
+            let more = to > *applied;
+            *applied = to.max(*applied);
+            more
+        });
+    }
+}
+
 impl Committer {
+    /// Stops at once and writes nothing more, as the death of the process would: for an owner that lost its dataset. What was applied stays
+    /// in the journal. Returns when nothing of this committer runs any more.
+    pub async fn abandon(&self) {
+        self.shared.stop(closed());
+        let tasks = self.tasks.lock().take();
+        if let Some(tasks) = tasks {
+            drop(tasks.ended().await);
+        }
+    }
+
     /// Flushes everything, closes the database, and removes the journal. Batches submitted from now on are refused.
     pub async fn close(&self) -> Result<(), FsError> {
         self.shared.check()?;
@@ -122,12 +148,14 @@ impl Committer {
         let flushed = self.durable(last).await;
         self.shared.stop(closed());
         let tasks = self.tasks.lock().take();
-        if let Some(tasks) = tasks {
-            tasks.ended().await;
-        }
+        let redo = match tasks {
+            Some(tasks) => tasks.ended().await,
+            None => None,
+        };
         flushed?;
         self.shared.step("fs.commit.before-close").await?;
         self.shared.db.close().await?;
-        self.shared.step("fs.commit.after-close").await
+        self.shared.step("fs.commit.after-close").await?;
+        redo.map_or(Ok(()), Redo::remove)
     }
 }

@@ -1,0 +1,250 @@
+//! The committer over a database in memory.
+
+use super::*;
+use crate::bucket::{Bucket, Requests};
+use crate::fs::db::{DbCache, DbPlace};
+use crate::fs::key;
+use crate::types::Incarnation;
+use std::path::{Path, PathBuf};
+
+struct Home {
+    place: DbPlace,
+    folder: tempfile::TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        let place = DbPlace {
+            bucket: Bucket::memory(),
+            incarnation: Incarnation::from_bytes([5; 16]),
+            sealer: None,
+            cache: DbCache::new(8 << 20),
+        };
+        Self { place, folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.folder.path().join("journal")
+    }
+
+    async fn open(&self, journal: Option<&Path>) -> Result<Committer, FsError> {
+        let db = Database::open(&self.place, None).await?;
+        Committer::start(db, journal, Box::new(|| 0), Failpoints::default()).await
+    }
+
+    async fn plain(&self) -> Committer {
+        self.open(None).await.unwrap()
+    }
+
+    async fn journaled(&self) -> Committer {
+        self.open(Some(&self.journal())).await.unwrap()
+    }
+}
+
+fn row(n: u64, value: u64) -> Batch {
+    let mut batch = Batch { inodes: 1, allocated: 10, refs: vec![(pack(n % 3), 1)], ..Batch::default() };
+    batch.rows.push((key::inode(InodeNo(n)), Some(Bytes::from(value.to_string()))));
+    batch
+}
+
+fn pack(seq: u64) -> PackId {
+    PackId { creator: Incarnation::from_bytes([5; 16]), epoch: Epoch(1), seq }
+}
+
+async fn inodes(committer: &Committer) -> usize {
+    committer.scan(Bytes::from_static(b"I"), Bytes::from_static(b"J"), usize::MAX).await.unwrap().len()
+}
+
+#[tokio::test]
+async fn a_batch_is_visible_at_once_and_durable_when_it_says_so() {
+    let home = Home::new();
+    let committer = home.plain().await;
+    assert!(committer.is_new() && !committer.is_dirty());
+    let first = committer.submit(row(2, 20)).unwrap();
+    assert_eq!(committer.get(&key::inode(InodeNo(2))).await.unwrap().unwrap(), "20");
+    assert_eq!(inodes(&committer).await, 1);
+    assert!(committer.is_dirty());
+    committer.durable(first).await.unwrap();
+    assert!(!committer.is_dirty());
+    committer.submit(row(3, 30)).unwrap();
+    committer.abandon().await;
+    assert!(committer.submit(row(4, 40)).is_err());
+    assert!(committer.durable(first).await.is_err(), "nothing is acknowledged after a stop");
+
+    let again = home.plain().await;
+    assert_eq!((inodes(&again).await, again.totals()), (1, Totals { inodes: 1, allocated: 10 }));
+    assert_eq!((again.usage(pack(2)).refs, again.usage(pack(0)).refs), (1, 0));
+    assert!(again.epoch() > committer.epoch());
+    assert_eq!(again.superblock().writer_epoch, again.epoch().0);
+}
+
+#[tokio::test]
+async fn a_lone_durable_is_one_put_and_waiters_share() {
+    let home = Home::new();
+    let committer = home.plain().await;
+    committer.durable(committer.submit(row(2, 1)).unwrap()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let before = home.place.bucket.requests();
+    committer.durable(committer.submit(row(3, 1)).unwrap()).await.unwrap();
+    assert_eq!(home.place.bucket.requests(), Requests { put: before.put + 1, ..before });
+    let waiters = (10..74).map(|n| {
+        let committer = &committer;
+        async move { committer.durable(committer.submit(row(n, 1)).unwrap()).await.unwrap() }
+    });
+    futures::future::join_all(waiters).await;
+    let puts = home.place.bucket.requests().put - before.put;
+    assert!(puts <= 4, "{puts} PUTs for 64 waiters");
+}
+
+#[tokio::test]
+async fn scans_merge_what_is_pending() {
+    let home = Home::new();
+    let committer = home.plain().await;
+    for n in 2..200 {
+        committer.submit(row(n, n)).unwrap();
+    }
+    committer.durable(committer.last()).await.unwrap();
+    let mut batch = Batch::default();
+    (2..200).step_by(2).for_each(|n| batch.delete(key::inode(InodeNo(n))));
+    batch.rows.push((key::inode(InodeNo(1000)), Some(Bytes::from_static(b"new"))));
+    committer.submit(batch).unwrap();
+    for limit in [1, 2, 7, 99, 100, 1000] {
+        let mut from = key::inode(InodeNo(0));
+        let mut found = Vec::new();
+        loop {
+            let page = committer.scan(from.clone(), Bytes::from_static(b"J"), limit).await.unwrap();
+            assert!(page.len() <= limit);
+            let Some((last, _)) = page.last() else { break };
+            from = key::after(last);
+            found.extend(page);
+        }
+        let expected: Vec<_> = (3..200).step_by(2).chain([1000]).map(|n| key::inode(InodeNo(n))).collect();
+        assert_eq!(found.into_iter().map(|(k, _)| k).collect::<Vec<_>>(), expected, "pages of {limit}");
+    }
+}
+
+#[tokio::test]
+async fn the_journal_brings_back_what_was_applied() {
+    let home = Home::new();
+    let committer = home.journaled().await;
+    let first = committer.submit(row(2, 1)).unwrap();
+    committer.durable(first).await.unwrap();
+    let before = home.place.bucket.requests();
+    let mut last = first;
+    for n in 3..50 {
+        last = committer.submit(row(n, n)).unwrap();
+    }
+    let (ino, generation) = committer.new_inode().unwrap();
+    committer.submit(Batch { fs_group: Some(7), ..Batch::default() }).unwrap();
+    last = last.max(committer.last());
+    committer.applied(last).await.unwrap();
+    assert_eq!(home.place.bucket.requests(), before, "applied needs no request");
+    committer.abandon().await;
+
+    let again = home.journaled().await;
+    assert_eq!((inodes(&again).await, again.totals().inodes), (48, 48));
+    assert_eq!((again.superblock().fs_group, again.usage(pack(0)).refs), (Some(7), 16));
+    assert!(again.superblock().batch_seq >= last.0);
+    let (next, another) = again.new_inode().unwrap();
+    assert!((next, another) != (ino, generation) && another >> 32 > generation >> 32);
+    again.close().await.unwrap();
+    assert!(!home.journal().exists());
+    assert_eq!(inodes(&home.plain().await).await, 48);
+}
+
+#[tokio::test]
+async fn a_journal_of_a_lost_epoch_is_discarded() {
+    let home = Home::new();
+    let committer = home.journaled().await;
+    committer.applied(committer.submit(row(2, 1)).unwrap()).await.unwrap();
+    committer.abandon().await;
+    // Another node takes over meanwhile, without this journal.
+    let other = home.plain().await;
+    other.durable(other.submit(row(3, 1)).unwrap()).await.unwrap();
+    other.close().await.unwrap();
+    let again = home.journaled().await;
+    assert_eq!((inodes(&again).await, again.totals().inodes), (1, 1));
+    assert!(again.get(&key::inode(InodeNo(2))).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_failing_journal_means_waiting_for_the_store() {
+    let home = Home::new();
+    let db = Database::open(&home.place, None).await.unwrap();
+    let failpoints = Failpoints::default();
+    let committer = Committer::start(db, Some(&home.journal()), Box::new(|| 0), failpoints.clone()).await.unwrap();
+    committer.applied(committer.submit(row(2, 1)).unwrap()).await.unwrap();
+    failpoints.set("fs.journal.disk", "return").unwrap();
+    let before = home.place.bucket.requests().put;
+    let full = committer.submit(row(3, 1)).unwrap();
+    committer.applied(full).await.unwrap();
+    assert!(home.place.bucket.requests().put > before, "applied has waited for the store");
+    failpoints.set("fs.journal.disk", "off").unwrap();
+    let before = home.place.bucket.requests().put;
+    committer.applied(committer.submit(row(4, 1)).unwrap()).await.unwrap();
+    assert_eq!(home.place.bucket.requests().put, before, "the journal works again");
+    committer.abandon().await;
+    assert_eq!(inodes(&home.journaled().await).await, 3);
+}
+
+#[tokio::test]
+async fn a_fenced_committer_stops_for_good() {
+    let home = Home::new();
+    let committer = home.plain().await;
+    let ticket = committer.submit(row(2, 1)).unwrap();
+    committer.durable(ticket).await.unwrap();
+    let other = home.plain().await;
+    let lost = committer.submit(row(3, 1)).unwrap();
+    assert!(matches!(committer.durable(lost).await, Err(FsError::Fenced)));
+    assert!(matches!(committer.stopped().await, FsError::Fenced));
+    assert!(matches!(committer.submit(row(4, 1)), Err(FsError::Fenced)));
+    assert!(matches!(committer.durable(ticket).await, Err(FsError::Fenced)));
+    assert_eq!(inodes(&other).await, 1);
+}
+
+#[tokio::test]
+async fn a_negative_count_stops_the_committer() {
+    let home = Home::new();
+    let committer = home.plain().await;
+    assert!(matches!(committer.submit(Batch { refs: vec![(pack(1), -1)], ..Batch::default() }), Err(FsError::Corrupt(_))));
+    assert!(matches!(committer.submit(Batch::default()), Err(FsError::Corrupt(_))));
+    assert!(matches!(committer.stopped().await, FsError::Corrupt(_)));
+}
+
+#[tokio::test]
+async fn ctimes_of_a_new_owner_are_above_all_that_were_shown() {
+    let home = Home::new();
+    let committer = home.plain().await;
+    committer.ready().await.unwrap();
+    let shown = committer.ctime(Timestamp::from_nanos(0)).unwrap();
+    committer.abandon().await;
+    let after_crash = home.plain().await;
+    let next = after_crash.ctime(Timestamp::from_nanos(0)).unwrap();
+    assert!(next > shown);
+    after_crash.close().await.unwrap();
+    let after_close = home.plain().await;
+    assert!(after_close.ctime(Timestamp::from_nanos(0)).unwrap() > next);
+    // A clean close gave the reservation back: the clock has not run away.
+    let ahead = after_close.superblock().time_ceiling.as_nanos() - next.as_nanos();
+    assert!(ahead <= 301 * 1_000_000_000, "{ahead}");
+}
+
+#[tokio::test]
+async fn a_snapshot_holds_every_batch_before_it_and_its_clone_is_a_dataset_of_its_own() {
+    let home = Home::new();
+    let committer = home.plain().await;
+    for n in 2..12 {
+        committer.submit(row(n, n)).unwrap();
+    }
+    let checkpoint = committer.checkpoint("snap").await.unwrap();
+    committer.submit(row(99, 1)).unwrap();
+    let clone = DbPlace { incarnation: Incarnation::from_bytes([6; 16]), ..home.place.clone() };
+    crate::fs::db::clone_from(&clone, home.place.incarnation, checkpoint).await.unwrap();
+    let cloned = Database::open(&clone, None).await.unwrap();
+    let cloned = Committer::start(cloned, None, Box::new(|| 0), Failpoints::default()).await.unwrap();
+    assert_eq!((inodes(&cloned).await, cloned.totals().inodes), (10, 10));
+    assert_eq!(cloned.superblock().name_key, committer.superblock().name_key);
+    assert_eq!(cloned.superblock().writer_epoch, cloned.epoch().0);
+    let view = committer.view().await.unwrap();
+    assert!(view.get(&key::inode(InodeNo(99))).await.unwrap().is_some());
+}
