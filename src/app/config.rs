@@ -13,6 +13,9 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
+    /// What CSI knows the driver by.
+    #[serde(default = "driver_name")]
+    pub driver_name: String,
     /// By name. A StorageClass names one.
     #[serde(default)]
     pub pools: BTreeMap<String, PoolConfig>,
@@ -98,6 +101,10 @@ pub enum LogFormat {
     Json,
 }
 
+fn driver_name() -> String {
+    crate::csi::DRIVER.to_owned()
+}
+
 fn flush_interval() -> Duration {
     Duration::from_secs(2)
 }
@@ -143,6 +150,7 @@ pub enum ConfigError {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            driver_name: driver_name(),
             pools: BTreeMap::new(),
             default_pool: None,
             limits: LimitsConfig::default(),
@@ -175,6 +183,9 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), String> {
+        if !crate::csi::is_driver_name(&self.driver_name) {
+            return Err(format!("driverName {:?} is no domain name of at most 63 characters", self.driver_name));
+        }
         if let Some(name) = &self.default_pool
             && !self.pools.contains_key(name)
         {
@@ -241,7 +252,14 @@ log: { format: json, filter: debug }
             let why = Config::parse(text).unwrap_err();
             assert!(why.contains(what) && why.contains(line), "{text:?}: {why}");
         }
-        for text in ["defaultPool: a\n", "limits: { volumesMax: 0 }\n", "limits: { dirtyBytes: 1 }\n", "[", "pools: 3"] {
+        for text in [
+            "driverName: no/slash\n",
+            "defaultPool: a\n",
+            "limits: { volumesMax: 0 }\n",
+            "limits: { dirtyBytes: 1 }\n",
+            "[",
+            "pools: 3",
+        ] {
             assert!(Config::parse(text).is_err(), "{text:?}");
         }
     }

@@ -10,7 +10,7 @@ use super::pools::Missing;
 use super::state_dir::StateDir;
 use crate::control::Controller;
 use crate::control::node::{NodeAgent, NodeSettings};
-use crate::csi::{ControllerService, CsiServices, DRIVER, IdentityService, NodeInfo, NodeService, Registrar};
+use crate::csi::{ControllerService, CsiServices, IdentityService, NodeInfo, NodeService, Registrar};
 use crate::mount::Mounter;
 use crate::nfs::{Options, Peers, Server};
 use anyhow::{Context, bail};
@@ -75,9 +75,9 @@ pub async fn serve<M: Mounter>(
     let csi = match &options.csi_endpoint {
         Some(path) => {
             line += &format!(" csi unix://{}", path.display());
-            let info = NodeInfo { id: parts.volumes.settings().node.clone(), volumes_max: NodeInfo::VOLUMES_MAX };
+            let info = node_info(&parts, parts.volumes.settings().node.clone());
             let services = CsiServices {
-                identity: identity(true),
+                identity: identity(&parts, true),
                 controller: Some(ControllerService::new(controller)),
                 node: Some(NodeService::new(agent.clone(), info)),
             };
@@ -104,7 +104,7 @@ pub async fn controller(config: Config, csi_endpoint: &Path, ready: Ready<'_>, s
     let controller = Arc::new(parts.controller());
     tasks.spawn(collecting::run(controller.clone(), parts.config.collect_interval, stop.child_token()));
     let services: CsiServices<crate::mount::KernelMounter, NfsEndpoints> =
-        CsiServices { identity: identity(true), controller: Some(ControllerService::new(controller)), node: None };
+        CsiServices { identity: identity(&parts, true), controller: Some(ControllerService::new(controller)), node: None };
     let csi = tasks.spawn(crate::csi::serve(csi_endpoint, services, stop.child_token())?);
     ready(format!("ready: csi unix://{}", csi_endpoint.display()));
     until_stopped(&stop, Some(csi)).await?;
@@ -129,11 +129,12 @@ pub async fn node<M: Mounter>(
     let parts = Parts::start(config, Missing::Refuse, id.clone(), Some(&state)).await?;
     let tasks = TaskTracker::new();
     let agent = start_agent(&parts, mounter, &state, options.peers).await?;
-    let info = NodeInfo { id, volumes_max: NodeInfo::VOLUMES_MAX };
-    let services = CsiServices { identity: identity(false), controller: None, node: Some(NodeService::new(agent.clone(), info)) };
+    let info = node_info(&parts, id);
+    let services =
+        CsiServices { identity: identity(&parts, false), controller: None, node: Some(NodeService::new(agent.clone(), info)) };
     let csi = tasks.spawn(crate::csi::serve(csi_endpoint, services, stop.child_token())?);
     if let Some((registry_dir, endpoint)) = options.registration {
-        let registrar = Registrar { driver: DRIVER.to_owned(), registry_dir, endpoint };
+        let registrar = Registrar { driver: parts.config.driver_name.clone(), registry_dir, endpoint };
         let stop = stop.clone();
         tasks.spawn(async move {
             if let Err(error) = registrar.serve(stop.child_token()).await {
@@ -148,8 +149,13 @@ pub async fn node<M: Mounter>(
     flush_staged(&parts).await
 }
 
-fn identity(with_controller: bool) -> IdentityService {
-    IdentityService { driver: DRIVER.to_owned(), with_controller, ready: Arc::new(AtomicBool::new(true)) }
+fn node_info(parts: &Parts, id: String) -> NodeInfo {
+    let limit = u32::try_from(parts.config.limits.volumes_max).unwrap_or(u32::MAX);
+    NodeInfo { id, volumes_max: limit.min(NodeInfo::VOLUMES_MAX) }
+}
+
+fn identity(parts: &Parts, with_controller: bool) -> IdentityService {
+    IdentityService { driver: parts.config.driver_name.clone(), with_controller, ready: Arc::new(AtomicBool::new(true)) }
 }
 
 async fn start_agent<M: Mounter>(

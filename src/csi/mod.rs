@@ -30,3 +30,24 @@ pub use server::{CsiServices, endpoint, serve};
 
 /// The driver's name, unless the configuration says otherwise.
 pub const DRIVER: &str = "zerofs.csi.dev";
+
+/// CSI, GetPluginInfo: at most 63 characters, alphanumeric at both ends, with dashes, dots and alphanumerics between.
+pub fn is_driver_name(name: &str) -> bool {
+    let ends = |c: Option<u8>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let (first, last) = (name.bytes().next(), name.bytes().last());
+    let inside = name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'.');
+    name.len() <= 63 && ends(first) && ends(last) && inside
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn driver_names_are_those_of_the_specification() {
+        assert!(is_driver_name(DRIVER) && is_driver_name("a") && is_driver_name(&"a".repeat(63)));
+        for bad in ["", "-a", "a.", "a/b", "a b", "a_b", "é", &"a".repeat(64)] {
+            assert!(!is_driver_name(bad), "{bad:?}");
+        }
+    }
+}

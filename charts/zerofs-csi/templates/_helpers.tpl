@@ -47,6 +47,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- end }}
 {{- $_ := set $config "pools" $pools -}}
+{{- $_ := set $config "driverName" .Values.driverName -}}
 {{- with .Values.defaultPool }}
 {{- if not (hasKey $pools .) }}{{- fail (printf "defaultPool %q is not among the pools" .) }}{{- end }}
 {{- $_ := set $config "defaultPool" . }}
