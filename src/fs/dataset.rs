@@ -1,12 +1,29 @@
-//! One open file system: [`FileSystem`] over a committer and a chunk store.
+//! One open file system: opening, closing, and what an acknowledgement waits for. The calls themselves are in [`super::calls`].
 
 use super::FsError;
-use super::api::*;
-use super::db::{CheckpointId, DbPlace};
-use crate::chunk::{ChunkStore, Codec};
-use crate::types::{EntryName, Timestamp};
-use bytes::Bytes;
+use super::api::{FileKind, FileRef, StatFs};
+use super::committer::{Batch, Committer, Ticket};
+use super::content::{ContentLimits, Contents, NodeSource};
+use super::db::{CheckpointId, Database, DbPlace};
+use super::gate::Gate;
+use super::key::{self, DataId};
+use super::names::{Names, Outcome, Ring};
+use super::node::Node;
+use super::row::{Inode, Row};
+use crate::chunk::{ChunkStore, Codec, Packer};
+use crate::types::InodeNo;
+use parking_lot::Mutex;
 use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What statfs shows where there is no quota: 1 PiB, which tools still print well, and as many inodes as have numbers.
+const BYTES_UNLIMITED: u64 = 1 << 50;
+const INODES_UNLIMITED: u64 = InodeNo::MAX.0;
+/// Of [`FsOptions::cache_bytes`], the part for inodes and directory entries; the rest is the file data's.
+const NAMES_SHARE: u64 = 2;
 
 /// What an acknowledgement means, in ZFS's words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -48,114 +65,252 @@ pub struct RootAttr {
 }
 
 /// A dataset open for reading and writing.
-pub struct Fs {}
+pub struct Fs {
+    pub(super) names: Arc<Names>,
+    pub(super) ring: Arc<Ring>,
+    pub(super) gate: Arc<Gate>,
+    sync: SyncMode,
+    root: FileRef,
+    quota_bytes: Mutex<Option<u64>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// What has to be safe before a change is acknowledged (the table of sync modes in the README).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Promise {
+    /// The change survives the death of this process: CREATE, MKDIR, SYMLINK, MKNOD, SETATTR.
+    Applied,
+    /// The change is in the store: data that was synced, REMOVE, RMDIR, RENAME, LINK. Linux sends nothing for fsync of a directory.
+    Durable,
+}
 
 impl Fs {
     /// Opens the dataset, creating its database if it is new: fences earlier owners, replays the journal, starts background work.
-    pub async fn open(_place: &DbPlace, _chunks: ChunkStore, _options: FsOptions) -> Result<Self, FsError> {
-        todo!()
+    pub async fn open(place: &DbPlace, chunks: ChunkStore, options: FsOptions) -> Result<Self, FsError> {
+        let record_bits = record_bits(options.record_bytes)?;
+        let database = Database::open(place, None).await?;
+        let packer = chunks.packer(place.incarnation, database.epoch(), options.codec);
+        let settled = packer.clone();
+        let settled = Box::new(move || settled.settled());
+        let failpoints = place.bucket.failpoints().clone();
+        let committer = Arc::new(Committer::start(database, options.journal.as_deref(), settled, failpoints).await?);
+        deduplicate(&packer, &committer);
+        let root = ensure_root(&committer, &options).await?;
+        let ring = Arc::new(Ring::load(&committer).await?);
+        let names_bytes = options.cache_bytes / NAMES_SHARE;
+        let limits = ContentLimits {
+            dirty_bytes_max: options.dirty_bytes_max,
+            cache_bytes: options.cache_bytes - names_bytes,
+            flush_interval: options.flush_interval,
+        };
+        let contents = Arc::new(Contents::new(committer.clone(), chunks, packer, limits));
+        contents.set_quota(options.quota_bytes);
+        let names = Arc::new(Names::new(committer, contents, names_bytes, record_bits, options.quota_inodes));
+        let fs = Self {
+            names,
+            ring,
+            gate: Arc::default(),
+            sync: options.sync,
+            root,
+            quota_bytes: Mutex::new(options.quota_bytes),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        };
+        fs.start(options.flush_interval);
+        Ok(fs)
+    }
+
+    fn start(&self, flush_interval: Duration) {
+        let nodes: Arc<dyn NodeSource> = self.names.clone();
+        let nodes: Weak<dyn NodeSource> = Arc::downgrade(&nodes);
+        self.names.contents.start(nodes, &self.tasks, self.stop.clone());
+        let (committer, stop) = (self.names.committer.clone(), self.stop.clone());
+        self.tasks.spawn(async move { flush_by_time(&committer, flush_interval, &stop).await });
+        let (committer, stop, gate) = (self.names.committer.clone(), self.stop.clone(), self.gate.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                // Nothing may be answered any more, not even from memory: another owner may have changed it.
+                reason = committer.stopped() => gate.shut(reason),
+            }
+        });
     }
 
     /// Writes out everything acknowledged and buffered, then takes a checkpoint. Exact: holds every call answered before this one began.
-    pub async fn snapshot(&self, _name: &str) -> Result<CheckpointId, FsError> {
-        todo!()
+    pub async fn snapshot(&self, name: &str) -> Result<CheckpointId, FsError> {
+        let _call = self.gate.enter()?;
+        self.names.contents.flush_all().await?;
+        self.names.committer.checkpoint(name).await
     }
 
     /// Everything written so far is in the object store.
     pub async fn sync(&self) -> Result<(), FsError> {
-        todo!()
+        let _call = self.gate.enter()?;
+        let ticket = self.names.contents.flush_all().await?;
+        self.names.committer.durable(ticket).await
     }
 
-    pub fn set_quota(&self, _bytes: Option<u64>, _inodes: Option<u64>) {
-        todo!()
+    pub fn set_quota(&self, bytes: Option<u64>, inodes: Option<u64>) {
+        *self.quota_bytes.lock() = bytes;
+        self.names.contents.set_quota(bytes);
+        self.names.set_quota_inodes(inodes);
     }
 
     /// Resolves when the file system can serve no more: fenced or failed.
     pub async fn stopped(&self) -> FsError {
-        todo!()
+        self.names.committer.stopped().await
     }
 
-    /// Flushes and closes. Calls in flight finish or fail with [`FsError::Stale`].
+    /// Flushes and closes. Calls in flight finish or fail with [`FsError::Stale`]. May be repeated after an error.
     pub async fn close(&self) -> Result<(), FsError> {
-        todo!()
+        self.gate.shut(FsError::Stale);
+        self.gate.idle().await;
+        let flushed = self.names.contents.flush_all().await;
+        if let Err(error) = flushed {
+            // A fenced or failed committer takes nothing any more; there is nothing left to save then.
+            if !matches!(error, FsError::Fenced | FsError::Stale) {
+                return Err(error);
+            }
+        }
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.names.committer.close().await
+    }
+
+    pub(super) fn root_ref(&self) -> FileRef {
+        self.root
+    }
+
+    pub(super) fn totals(&self) -> StatFs {
+        let totals = self.names.committer.totals();
+        let used = totals.allocated.saturating_add(self.names.contents.reserved());
+        let total_bytes = (*self.quota_bytes.lock()).unwrap_or(BYTES_UNLIMITED);
+        let total_inodes = self.names.quota_inodes().unwrap_or(INODES_UNLIMITED);
+        StatFs {
+            total_bytes,
+            free_bytes: total_bytes.saturating_sub(used),
+            total_inodes,
+            free_inodes: total_inodes.saturating_sub(totals.inodes),
+        }
+    }
+
+    /// Waits until a batch is as safe as the sync mode promises.
+    pub(super) async fn keep(&self, promise: Promise, ticket: Ticket) -> Result<(), FsError> {
+        match (self.sync, promise) {
+            (SyncMode::Disabled, _) | (SyncMode::Standard, Promise::Applied) => self.names.committer.applied(ticket).await,
+            (SyncMode::Standard, Promise::Durable) | (SyncMode::Always, _) => self.names.committer.durable(ticket).await,
+        }
+    }
+
+    /// Whether every WRITE is answered as if it had been asked to be synchronous.
+    pub(super) fn writes_through(&self) -> bool {
+        self.sync == SyncMode::Always
+    }
+
+    /// With `always`, waits until everything that `node` shows is in the store (R15).
+    pub(super) async fn observe(&self, node: &Arc<Node>) -> Result<(), FsError> {
+        if self.sync != SyncMode::Always {
+            return Ok(());
+        }
+        if node.content.is_dirty() {
+            self.names.contents.flush(node).await?;
+        }
+        self.names.committer.durable(node.last()).await
+    }
+
+    /// Turns an operation's outcome into its answer: waits for what the operation changed and, with `always`, for what it saw, be it by failing.
+    pub(super) async fn settle<T>(
+        &self,
+        outcome: Result<Outcome<T>, FsError>,
+        promise: Promise,
+        seen: &[FileRef],
+    ) -> Result<T, FsError> {
+        if let Ok(Outcome { ticket: Some(ticket), .. }) = &outcome {
+            self.keep(promise, *ticket).await?;
+        }
+        if self.sync == SyncMode::Always {
+            for file in seen {
+                if let Some(node) = self.names.table.peek(file.ino) {
+                    self.observe(&node).await?;
+                }
+            }
+        }
+        outcome.map(|outcome| outcome.answer)
     }
 }
 
-impl FileSystem for Fs {
-    fn root(&self) -> FileRef {
-        todo!()
+fn record_bits(record_bytes: u32) -> Result<u8, FsError> {
+    match record_bytes.trailing_zeros() {
+        bits @ 12..=20 if record_bytes.is_power_of_two() => Ok(bits as u8),
+        _ => Err(FsError::Invalid("the record size must be a power of two from 4 KiB to 1 MiB")),
     }
-    fn write_verifier(&self) -> [u8; 8] {
-        todo!()
+}
+
+/// New chunks may be told from old ones in packs that the dataset refers to already (R10).
+fn deduplicate(packer: &Packer, committer: &Arc<Committer>) {
+    let committer = Arc::downgrade(committer);
+    packer.deduplicate_into(Arc::new(move |pack| {
+        committer.upgrade().is_some_and(|committer| {
+            let usage = committer.usage(pack);
+            usage.refs > 0 && !usage.sealed
+        })
+    }));
+}
+
+/// The root directory, made when the dataset is new.
+async fn ensure_root(committer: &Committer, options: &FsOptions) -> Result<FileRef, FsError> {
+    let ino = InodeNo::ROOT;
+    if let Some(row) = committer.get(&key::inode(ino)).await? {
+        return Ok(FileRef { ino, generation: Inode::decode(&row)?.generation });
     }
-    async fn getattr(&self, _file: FileRef) -> Result<Attr, FsError> {
-        todo!()
+    if committer.totals().inodes > 0 {
+        return Err(FsError::Corrupt("the dataset has inodes but no root directory".to_owned()));
     }
-    async fn setattr(&self, _caller: &Caller, _file: FileRef, _set: SetAttr, _guard: Option<Timestamp>) -> Result<Change, FsError> {
-        todo!()
-    }
-    async fn lookup(&self, _caller: &Caller, _dir: FileRef, _name: &[u8]) -> Result<(Attr, Attr), FsError> {
-        todo!()
-    }
-    async fn access(&self, _caller: &Caller, _file: FileRef, _want: u32) -> Result<(u32, Attr), FsError> {
-        todo!()
-    }
-    async fn readlink(&self, _caller: &Caller, _file: FileRef) -> Result<(Bytes, Attr), FsError> {
-        todo!()
-    }
-    async fn read(&self, _caller: &Caller, _file: FileRef, _offset: u64, _count: u32) -> Result<ReadOut, FsError> {
-        todo!()
-    }
-    async fn write(
-        &self,
-        _caller: &Caller,
-        _file: FileRef,
-        _offset: u64,
-        _data: Bytes,
-        _stability: Stability,
-    ) -> Result<Written, FsError> {
-        todo!()
-    }
-    async fn commit(&self, _caller: &Caller, _file: FileRef, _offset: u64, _count: u32) -> Result<Change, FsError> {
-        todo!()
-    }
-    async fn create(&self, _caller: &Caller, _dir: FileRef, _name: &EntryName, _how: CreateHow) -> Result<Created, FsError> {
-        todo!()
-    }
-    async fn mkdir(&self, _caller: &Caller, _dir: FileRef, _name: &EntryName, _set: SetAttr) -> Result<Created, FsError> {
-        todo!()
-    }
-    async fn make(
-        &self,
-        _caller: &Caller,
-        _dir: FileRef,
-        _name: &EntryName,
-        _what: Special,
-        _set: SetAttr,
-    ) -> Result<Created, FsError> {
-        todo!()
-    }
-    async fn remove(&self, _caller: &Caller, _dir: FileRef, _name: &EntryName) -> Result<Change, FsError> {
-        todo!()
-    }
-    async fn rmdir(&self, _caller: &Caller, _dir: FileRef, _name: &EntryName) -> Result<Change, FsError> {
-        todo!()
-    }
-    async fn rename(
-        &self,
-        _caller: &Caller,
-        _from: (FileRef, &EntryName),
-        _to: (FileRef, &EntryName),
-    ) -> Result<(Change, Change), FsError> {
-        todo!()
-    }
-    async fn link(&self, _caller: &Caller, _file: FileRef, _dir: FileRef, _name: &EntryName) -> Result<(Attr, Change), FsError> {
-        todo!()
-    }
-    async fn readdir(&self, _caller: &Caller, _dir: FileRef, _after: DirCookie, _limit: ListLimit) -> Result<Listing, FsError> {
-        todo!()
-    }
-    async fn statfs(&self) -> Result<StatFs, FsError> {
-        todo!()
+    let now = committer.ctime(crate::types::Timestamp::default())?;
+    let root = Inode {
+        kind: FileKind::Directory,
+        mode: options.root.mode & super::permission::MODE_BITS,
+        uid: options.root.uid,
+        gid: options.root.gid,
+        nlink: 2,
+        size: 0,
+        allocated: 0,
+        rdev: (0, 0),
+        atime: now,
+        mtime: now,
+        ctime: now,
+        generation: committer.superblock().writer_epoch,
+        parent: ino,
+        data: DataId(0),
+        record_bits: 12,
+        cut: 0,
+        masks: Vec::new(),
+        exclusive: None,
+        fs_group_epoch: committer.superblock().fs_group_epoch,
+        target: None,
+    };
+    let mut batch = Batch { inodes: 1, ..Batch::default() };
+    batch.put(key::inode(ino), &root);
+    committer.durable(committer.submit(batch)?).await?;
+    Ok(FileRef { ino, generation: root.generation })
+}
+
+/// What was acknowledged without waiting for the store reaches it within the flush interval. An idle dataset makes no request.
+async fn flush_by_time(committer: &Committer, interval: Duration, stop: &CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(interval) => {}
+        }
+        if committer.is_dirty()
+            && let Err(error) = committer.durable(committer.last()).await
+        {
+            if matches!(error, FsError::Fenced) {
+                return;
+            }
+            tracing::warn!(%error, "changes stay in the journal and are sent to the object store again later");
+        }
     }
 }

@@ -35,6 +35,11 @@ impl NameHash {
     pub fn get(self) -> u64 {
         self.0
     }
+
+    /// Only some of the bits: for tests of names that share a hash.
+    pub(super) fn masked(self, keep: u64) -> Self {
+        Self(self.0 & keep)
+    }
 }
 
 /// Cookies 0, 1 and 2 are taken (start, `.`, `..`): an entry's cookie is hash and n, moved up by this.
@@ -46,13 +51,23 @@ pub fn cookie(hash: NameHash, n: u16) -> DirCookie {
     DirCookie(((hash.0 << 16) | u64::from(n)) + COOKIE_BASE)
 }
 
+/// The position of the first entry after a cookie; `None` when the cookie was never given out.
+pub fn position_after(after: DirCookie) -> Option<(NameHash, u16)> {
+    let position = position(after)?;
+    Some((NameHash(position >> 16), (position & 0xffff) as u16))
+}
+
 /// The first entry after a cookie, as its key; `None` when the cookie was never given out.
 pub fn dir_after(dir: InodeNo, after: DirCookie) -> Option<Bytes> {
+    position(after).map(|position| dir_position(dir, position))
+}
+
+fn position(after: DirCookie) -> Option<u64> {
     let position = match after.0 {
         0..COOKIE_BASE => 0,
         given => given.checked_sub(COOKIE_BASE)?.checked_add(1)?,
     };
-    (position <= 1 << 63).then(|| dir_position(dir, position))
+    (position <= 1 << 63).then_some(position)
 }
 
 fn dir_position(dir: InodeNo, position: u64) -> Bytes {

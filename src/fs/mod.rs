@@ -5,15 +5,20 @@
 //! format. The committer is the only writer (R4).
 
 pub mod api;
+mod attributes;
+mod calls;
 mod committer;
 mod content;
+mod data;
 mod dataset;
 pub mod db;
 mod error;
 pub mod journal;
+mod gate;
 pub mod key;
 mod names;
 mod node;
+mod permission;
 pub mod row;
 
 pub use committer::{Batch, Committer, Ticket, Totals};

@@ -171,6 +171,8 @@ pub struct Reply {
     pub checksum: u64,
     /// The object that the call made or changed; its attributes are read anew for the repeated answer.
     pub object: Option<(InodeNo, u64)>,
+    /// Counts the calls: the slot is this number modulo the ring's size, and the highest is the newest.
+    pub seq: u64,
 }
 
 impl Row for Superblock {

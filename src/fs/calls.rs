@@ -1,0 +1,248 @@
+//! The calls of a file system, one by one: through the gate, with the duplicate-reply ring around those that must not be done twice, and each
+//! answer after what it promises (see [`Promise`]).
+
+use super::FsError;
+use super::api::*;
+use super::dataset::{Fs, Promise};
+use super::names::{Done, Removal, Turn};
+use super::permission;
+use crate::types::{EntryName, Timestamp};
+use bytes::Bytes;
+
+/// The answer of a repeated call: attributes as they are now, nothing known of before (R20).
+fn again(after: Attr) -> Change {
+    Change { before: None, after }
+}
+
+impl Fs {
+    async fn attr(&self, file: FileRef) -> Result<Attr, FsError> {
+        Ok(self.names.node(file).await?.attr())
+    }
+
+    /// Waits for room, then for the call's turn. A repeated call's first batch is as safe as it was promised to be.
+    async fn turn(&self, caller: &Caller, promise: Promise) -> Result<Turn, FsError> {
+        self.names.committer.ready().await?;
+        let turn = self.ring.turn(caller.call).await;
+        if let Turn::Repeated(done) = &turn {
+            self.keep(promise, done.ticket).await?;
+        }
+        Ok(turn)
+    }
+
+    async fn created_again(&self, done: Done, dir: FileRef) -> Result<Created, FsError> {
+        let object = done.object.ok_or(FsError::Stale)?;
+        Ok(Created { attr: self.attr(object).await?, dir: again(self.attr(dir).await?) })
+    }
+
+    async fn removal(&self, caller: &Caller, dir: FileRef, name: &EntryName, what: Removal) -> Result<Change, FsError> {
+        let _call = self.gate.enter()?;
+        match self.turn(caller, Promise::Durable).await? {
+            Turn::Repeated(_) => Ok(again(self.attr(dir).await?)),
+            Turn::First(turn) => {
+                let outcome = self.names.remove(caller, dir, name, what, turn).await;
+                self.settle(outcome, Promise::Durable, &[dir]).await
+            }
+        }
+    }
+}
+
+impl FileSystem for Fs {
+    fn root(&self) -> FileRef {
+        self.root_ref()
+    }
+
+    fn write_verifier(&self) -> [u8; 8] {
+        self.names.committer.write_verifier()
+    }
+
+    async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {
+        let _call = self.gate.enter()?;
+        let node = self.names.node(file).await?;
+        let attr = node.attr();
+        self.observe(&node).await?;
+        Ok(attr)
+    }
+
+    async fn setattr(&self, caller: &Caller, file: FileRef, set: SetAttr, guard: Option<Timestamp>) -> Result<Change, FsError> {
+        let _call = self.gate.enter()?;
+        // Only the guard makes a repeat fail; the rest may be done twice.
+        let repeatable = Caller { call: caller.call.filter(|_| guard.is_some()), ..caller.clone() };
+        match self.turn(&repeatable, Promise::Applied).await? {
+            Turn::Repeated(_) => Ok(again(self.attr(file).await?)),
+            Turn::First(turn) => {
+                let outcome = self.names.setattr(caller, file, set, guard, turn).await;
+                self.settle(outcome, Promise::Applied, &[file]).await
+            }
+        }
+    }
+
+    async fn lookup(&self, caller: &Caller, dir: FileRef, name: &[u8]) -> Result<(Attr, Attr), FsError> {
+        let _call = self.gate.enter()?;
+        let found = self.names.lookup(caller, dir, name).await;
+        if self.writes_through()
+            && let Some(dir) = self.names.table.peek(dir.ino)
+        {
+            self.observe(&dir).await?;
+        }
+        let (node, dir) = found?;
+        let answer = (node.attr(), dir.attr());
+        self.observe(&node).await?;
+        Ok(answer)
+    }
+
+    async fn access(&self, caller: &Caller, file: FileRef, want: u32) -> Result<(u32, Attr), FsError> {
+        let _call = self.gate.enter()?;
+        let node = self.names.node(file).await?;
+        let (granted, attr) = {
+            let row = node.row.read();
+            (permission::granted(caller, &row, want), super::node::attr(file, &row))
+        };
+        self.observe(&node).await?;
+        Ok((granted, attr))
+    }
+
+    async fn readlink(&self, _caller: &Caller, file: FileRef) -> Result<(Bytes, Attr), FsError> {
+        let _call = self.gate.enter()?;
+        let node = self.names.node(file).await?;
+        let target = node.row.read().target.clone().ok_or(FsError::Invalid("not a symbolic link"))?;
+        let attr = node.attr();
+        self.observe(&node).await?;
+        Ok((target.into(), attr))
+    }
+
+    async fn read(&self, caller: &Caller, file: FileRef, offset: u64, count: u32) -> Result<ReadOut, FsError> {
+        let _call = self.gate.enter()?;
+        let node = self.names.node(file).await?;
+        let read = self.names.read(caller, &node, offset, count).await?;
+        self.observe(&node).await?;
+        Ok(read)
+    }
+
+    async fn write(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        offset: u64,
+        data: Bytes,
+        stability: Stability,
+    ) -> Result<Written, FsError> {
+        let _call = self.gate.enter()?;
+        self.names.committer.ready().await?;
+        let node = self.names.node(file).await?;
+        let count = data.len() as u32;
+        let change = self.names.write(caller, &node, offset, data).await?;
+        if stability == Stability::Unstable && !self.writes_through() {
+            return Ok(Written { count, committed: Stability::Unstable, change });
+        }
+        self.flush(&node).await?;
+        Ok(Written { count, committed: Stability::FileSync, change })
+    }
+
+    async fn commit(&self, _caller: &Caller, file: FileRef, _offset: u64, _count: u32) -> Result<Change, FsError> {
+        let _call = self.gate.enter()?;
+        let node = self.names.node(file).await?;
+        self.names.committed(file, &node)?;
+        self.flush(&node).await?;
+        self.names.committed(file, &node)
+    }
+
+    async fn create(&self, caller: &Caller, dir: FileRef, name: &EntryName, how: CreateHow) -> Result<Created, FsError> {
+        let _call = self.gate.enter()?;
+        match self.turn(caller, Promise::Applied).await? {
+            Turn::Repeated(done) => self.created_again(done, dir).await,
+            Turn::First(turn) => {
+                let outcome = self.names.create(caller, dir, name, how, turn).await;
+                self.settle(outcome, Promise::Applied, &[dir]).await
+            }
+        }
+    }
+
+    async fn mkdir(&self, caller: &Caller, dir: FileRef, name: &EntryName, set: SetAttr) -> Result<Created, FsError> {
+        let _call = self.gate.enter()?;
+        match self.turn(caller, Promise::Applied).await? {
+            Turn::Repeated(done) => self.created_again(done, dir).await,
+            Turn::First(turn) => {
+                let outcome = self.names.mkdir(caller, dir, name, set, turn).await;
+                self.settle(outcome, Promise::Applied, &[dir]).await
+            }
+        }
+    }
+
+    async fn make(&self, caller: &Caller, dir: FileRef, name: &EntryName, what: Special, set: SetAttr) -> Result<Created, FsError> {
+        let _call = self.gate.enter()?;
+        match self.turn(caller, Promise::Applied).await? {
+            Turn::Repeated(done) => self.created_again(done, dir).await,
+            Turn::First(turn) => {
+                let outcome = self.names.make(caller, dir, name, what, set, turn).await;
+                self.settle(outcome, Promise::Applied, &[dir]).await
+            }
+        }
+    }
+
+    async fn remove(&self, caller: &Caller, dir: FileRef, name: &EntryName) -> Result<Change, FsError> {
+        self.removal(caller, dir, name, Removal::File).await
+    }
+
+    async fn rmdir(&self, caller: &Caller, dir: FileRef, name: &EntryName) -> Result<Change, FsError> {
+        self.removal(caller, dir, name, Removal::Directory).await
+    }
+
+    async fn rename(
+        &self,
+        caller: &Caller,
+        from: (FileRef, &EntryName),
+        to: (FileRef, &EntryName),
+    ) -> Result<(Change, Change), FsError> {
+        let _call = self.gate.enter()?;
+        match self.turn(caller, Promise::Durable).await? {
+            Turn::Repeated(_) => Ok((again(self.attr(from.0).await?), again(self.attr(to.0).await?))),
+            Turn::First(turn) => {
+                let outcome = self.names.rename(caller, from, to, turn).await;
+                self.settle(outcome, Promise::Durable, &[from.0, to.0]).await
+            }
+        }
+    }
+
+    async fn link(&self, caller: &Caller, file: FileRef, dir: FileRef, name: &EntryName) -> Result<(Attr, Change), FsError> {
+        let _call = self.gate.enter()?;
+        match self.turn(caller, Promise::Durable).await? {
+            Turn::Repeated(_) => Ok((self.attr(file).await?, again(self.attr(dir).await?))),
+            Turn::First(turn) => {
+                let outcome = self.names.link(caller, file, dir, name, turn).await;
+                self.settle(outcome, Promise::Durable, &[file, dir]).await
+            }
+        }
+    }
+
+    async fn readdir(&self, caller: &Caller, dir: FileRef, after: DirCookie, limit: ListLimit) -> Result<Listing, FsError> {
+        let _call = self.gate.enter()?;
+        let (listing, dir) = self.names.readdir(caller, dir, after, limit).await?;
+        self.observe(&dir).await?;
+        if self.writes_through() && limit.with_attr {
+            self.observe_all(&listing.entries).await?;
+        }
+        Ok(listing)
+    }
+
+    async fn statfs(&self) -> Result<StatFs, FsError> {
+        let _call = self.gate.enter()?;
+        Ok(self.totals())
+    }
+}
+
+impl Fs {
+    /// Data of the file in the store, and what else it shows: WRITE(FILE_SYNC) and COMMIT.
+    async fn flush(&self, node: &std::sync::Arc<super::node::Node>) -> Result<(), FsError> {
+        let ticket = self.names.contents.flush(node).await?;
+        self.keep(Promise::Durable, ticket.unwrap_or_default().max(node.last())).await
+    }
+
+    async fn observe_all(&self, entries: &[DirEntry]) -> Result<(), FsError> {
+        for entry in entries {
+            if let Some(node) = self.names.table.peek(entry.ino) {
+                self.observe(&node).await?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! Lets calls in until the file system closes or fails, and tells when the last has gone.
+
+use super::FsError;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Notify;
+
+/// The bit of [`Gate::state`] that says that it is shut; the others count the calls inside.
+const SHUT: u64 = 1 << 63;
+
+#[derive(Default)]
+pub struct Gate {
+    state: AtomicU64,
+    reason: OnceLock<FsError>,
+    left: Notify,
+}
+
+/// One call inside.
+pub struct Inside<'a>(&'a Gate);
+
+impl Gate {
+    /// # Errors
+    /// The reason why it is shut.
+    pub fn enter(&self) -> Result<Inside<'_>, FsError> {
+        let before = self.state.fetch_add(1, Ordering::AcqRel);
+        let inside = Inside(self);
+        if before & SHUT == 0 { Ok(inside) } else { Err(self.reason.get().cloned().unwrap_or(FsError::Stale)) }
+    }
+
+    /// Lets nobody in any more. The first reason counts.
+    pub fn shut(&self, reason: FsError) {
+        let _first = self.reason.set(reason);
+        self.state.fetch_or(SHUT, Ordering::AcqRel);
+    }
+
+    /// Waits until nobody is inside. To be called after [`Self::shut`].
+    pub async fn idle(&self) {
+        loop {
+            let left = self.left.notified();
+            if self.state.load(Ordering::Acquire) & !SHUT == 0 {
+                return;
+            }
+            left.await;
+        }
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        if self.0.state.fetch_sub(1, Ordering::AcqRel) == SHUT + 1 {
+            self.0.left.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[tokio::test]
+    async fn who_is_inside_finishes_and_nobody_else_comes_in() {
+        let gate = Arc::new(Gate::default());
+        let inside = gate.enter().unwrap();
+        gate.shut(FsError::Fenced);
+        gate.shut(FsError::Stale);
+        assert!(matches!(gate.enter().map(|_| ()), Err(FsError::Fenced)));
+        let waiting = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.idle().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(inside);
+        waiting.await.unwrap();
+    }
+}
