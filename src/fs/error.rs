@@ -1,5 +1,6 @@
 //! What an operation on a file system can answer.
 
+use crate::chunk::ChunkError;
 use crate::types::{Class, Classify};
 
 /// Errors with POSIX meaning. Where two apply, operations answer the one POSIX lists for that call.
@@ -78,6 +79,27 @@ impl Classify for FsError {
             Self::Fenced => Class::Fenced,
             Self::Corrupt(_) => Class::Corrupt,
             Self::Internal(_) => Class::Internal,
+        }
+    }
+}
+
+impl From<ChunkError> for FsError {
+    /// Whatever keeps the store from taking or giving a chunk now may be mended: only bytes that are wrong stay wrong.
+    fn from(error: ChunkError) -> Self {
+        match error.class() {
+            Class::Corrupt => Self::Corrupt(error.to_string()),
+            Class::Internal => Self::Internal(error.to_string()),
+            Class::Invalid
+            | Class::NotFound
+            | Class::Exists
+            | Class::InProgress
+            | Class::Precondition
+            | Class::OutOfRange
+            | Class::Exhausted
+            | Class::Denied
+            | Class::Unavailable
+            | Class::Fenced
+            | Class::Unsupported => Self::Unavailable(error.to_string()),
         }
     }
 }

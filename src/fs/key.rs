@@ -20,6 +20,13 @@ use bytes::Bytes;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct DataId(pub u64);
 
+impl DataId {
+    /// Where the range of this id's keys ends. Ids are given out from 1 upwards and never come near the end of the range.
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
 /// 47 bits of keyed hash of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NameHash(u64);

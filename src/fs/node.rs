@@ -53,9 +53,10 @@ impl Node {
         attr(self.file, &self.row.read())
     }
 
-    /// Remembers that a batch changed what this node shows (R15). Called by whoever submits one.
+    /// Remembers that a batch changed what this node shows (R15), and that a truncation in it is done. Called under `lock` by whoever submits one.
     pub fn submitted(&self, ticket: Ticket) {
         self.last.fetch_max(ticket.0, Ordering::AcqRel);
+        self.content.submitted();
     }
 
     /// The last batch that changed what this node shows; the zeroth when none did since it was loaded.

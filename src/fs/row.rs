@@ -141,9 +141,46 @@ pub struct Segment {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     /// The bytes themselves: small data rides in the batch until it moves to a pack.
-    Inline(Vec<u8>),
+    Inline(#[serde(with = "raw_bytes")] Bytes),
     /// Bytes `from..from + len` of a chunk. Counts as one reference in `U`.
     Chunk { chunk: ChunkRef, from: u32 },
+}
+
+/// Bytes are written as postcard writes a `Vec<u8>`: length, then the bytes.
+mod raw_bytes {
+    use bytes::Bytes;
+    use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+    use serde::ser::Serializer;
+
+    pub fn serialize<S: Serializer>(bytes: &Bytes, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_bytes(bytes)
+    }
+
+    struct Raw;
+
+    impl<'de> Visitor<'de> for Raw {
+        type Value = Bytes;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("bytes")
+        }
+
+        fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
+            Ok(Bytes::copy_from_slice(bytes))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Bytes, A::Error> {
+            let mut bytes = Vec::new();
+            while let Some(byte) = seq.next_element::<u8>()? {
+                bytes.push(byte);
+            }
+            Ok(bytes.into())
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Bytes, D::Error> {
+        d.deserialize_bytes(Raw)
+    }
 }
 
 /// `O`: content that no inode refers to, or a file's records past a cut.

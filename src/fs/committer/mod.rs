@@ -145,7 +145,7 @@ impl Committer {
     ///
     /// # Errors
     /// [`FsError::Corrupt`] when a count would become negative: that stops the committer for good (R4). [`FsError::Busy`] when far too much
-    /// is queued, or the batch adds references to a sealed pack (R12): nothing of the batch happens, and the committer goes on.
+    /// is queued, or the batch adds references to a sealed pack (R12) or to one given up (R10): nothing of the batch happens, and the committer goes on.
     pub fn submit(&self, batch: Batch) -> Result<Ticket, FsError> {
         let submitted = self.shared.state.lock().submit(batch);
         match submitted {
@@ -251,6 +251,12 @@ impl Committer {
     /// Current references into a pack (for R10's check and for tests).
     pub fn usage(&self, pack: PackId) -> Usage {
         self.shared.state.lock().usage(pack)
+    }
+
+    /// From now on the first reference into a pack is refused unless `is_unsettled` says that this opening stored it and has not settled it
+    /// (R10). It is called under the committer's lock and must not call back.
+    pub fn refer_only_to(&self, is_unsettled: Arc<dyn Fn(PackId) -> bool + Send + Sync>) {
+        self.shared.state.lock().refer_only_to(is_unsettled);
     }
 
     /// Takes no new references into these packs from now on (R12). The flag counts once the ticket is durable.

@@ -24,7 +24,12 @@ pub(super) struct State {
     queue: Vec<Queued>,
     /// Bytes of queued batches, and of those that are being written.
     queue_bytes: usize,
+    /// Says of a pack without references whether this opening stored it and has not settled it (R10).
+    is_unsettled: Option<PackCheck>,
 }
+
+/// Answers a question about a pack.
+pub(super) type PackCheck = std::sync::Arc<dyn Fn(PackId) -> bool + Send + Sync>;
 
 /// A batch with its place in the order.
 pub(super) struct Queued {
@@ -61,7 +66,12 @@ impl State {
             overlay: Overlay::default(),
             queue: Vec::new(),
             queue_bytes: 0,
+            is_unsettled: None,
         }
+    }
+
+    pub fn refer_only_to(&mut self, is_unsettled: PackCheck) {
+        self.is_unsettled = Some(is_unsettled);
     }
 
     pub fn stop(&mut self, reason: FsError) {
@@ -142,7 +152,8 @@ impl State {
         });
         let after = |(pack, delta): (PackId, i64)| {
             let usage = self.usage(pack);
-            if delta > 0 && usage.sealed {
+            let is_gone = || self.is_unsettled.as_ref().is_some_and(|is_unsettled| usage.refs == 0 && !is_unsettled(pack));
+            if delta > 0 && (usage.sealed || is_gone()) {
                 return Err(FsError::Busy("the pack takes no new references: store the data again"));
             }
             let refs = usage.refs.checked_add_signed(delta);
@@ -291,6 +302,19 @@ mod tests {
         state.submit(Batch { refs: vec![(pack(1), -1)], ..Batch::default() }).unwrap();
         assert_eq!(state.usage(pack(1)), Usage { refs: 1, sealed: true });
         assert_eq!(state.usage(pack(2)), Usage::default());
+    }
+
+    #[test]
+    fn only_an_unsettled_pack_takes_its_first_reference() {
+        let mut state = state();
+        state.refer_only_to(std::sync::Arc::new(|asked| asked == pack(1)));
+        let one = |n: u64, delta: i64| Batch { refs: vec![(pack(n), delta)], ..Batch::default() };
+        assert!(matches!(state.submit(one(2, 1)), Err(FsError::Busy(_))));
+        state.submit(one(1, 1)).unwrap();
+        state.refer_only_to(std::sync::Arc::new(|_| false));
+        state.submit(one(1, 1)).unwrap();
+        state.submit(one(1, -2)).unwrap();
+        assert!(matches!(state.submit(one(1, 1)), Err(FsError::Busy(_))), "what was given up is never referred to again");
     }
 
     #[test]

@@ -1,0 +1,415 @@
+//! From the write buffer into packs and a batch.
+//!
+//! A flush takes what is dirty (it stays readable), reads the records below, plans the new ones, stores what goes to packs, and only then takes the
+//! inode's lock to put one batch in order. Whoever cuts the file meanwhile raises its version, and the flush starts over with what is left. Until
+//! the batch is submitted every way out puts the data back.
+
+use super::Contents;
+use super::buffer::{Buffer, Pieces};
+use super::plan::{self, Allowance, Part, Placement, Plan};
+use super::records::visible;
+use super::segments::Delta;
+use crate::chunk::{ChunkError, ChunkRef, Packing, Stored};
+use crate::fs::FsError;
+use crate::fs::committer::{Batch, Ticket};
+use crate::fs::key;
+use crate::fs::node::Node;
+use crate::fs::row::{Inode, Record, Segment};
+use crate::types::{Class, Classify};
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// Records are planned and packed in groups of about this many bytes, several at a time.
+const GROUP_BYTES: u64 = 4 << 20;
+const GROUP_RECORDS: usize = 1024;
+const GROUPS_AT_ONCE: usize = 4;
+/// After so many starts over the inode's lock is held throughout: a file that is cut all the time is flushed all the same.
+const FREE_ROUNDS: u32 = 3;
+/// So many times a batch may be refused for a chunk whose pack was given up meanwhile (R10).
+const REFUSALS_MAX: u32 = 8;
+
+/// Which of the dirty records a flush takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Select {
+    All,
+    /// Those written from end to end, if they are most of it: the last record of a file that is being appended to waits for its rest.
+    Whole,
+}
+
+/// What a flush works on.
+struct Taken {
+    buffer: Buffer,
+    row: Inode,
+    version: u64,
+    /// Records from this one on are not in the database.
+    absent_from: u64,
+}
+
+/// A record as it will be.
+struct Planned {
+    n: u64,
+    old: Option<Arc<Record>>,
+    parts: Vec<Part>,
+}
+
+/// A part of the taken records, on its way into packs.
+#[derive(Default)]
+struct Group {
+    planned: Vec<Planned>,
+    packing: Option<Packing>,
+    lost: Vec<(u64, FsError)>,
+}
+
+/// Everything that the batch needs.
+#[derive(Default)]
+pub(super) struct Prepared {
+    pub records: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)>,
+    /// Dropped when the batch has been submitted: then their packs may settle (R9).
+    pub stored: Vec<Stored>,
+    lost: Vec<(u64, FsError)>,
+}
+
+/// Puts the taken data back unless the batch was submitted: errors and dropped calls lose nothing (R17).
+struct InFlight<'a> {
+    node: &'a Node,
+    error: Option<FsError>,
+    done: bool,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.node.content.state().put_back(self.error.take());
+        }
+    }
+}
+
+enum Outcome {
+    Submitted(Ticket),
+    /// The file was cut while the flush was prepared.
+    Changed,
+    /// A chunk found by deduplication may not be referred to any more (R10).
+    Refused,
+}
+
+impl Contents {
+    /// Submits everything buffered of the file to the committer: small data inside the batch, large data in packs first. The caller must NOT hold
+    /// the node's lock; it is taken inside for the short parts. `None`: nothing was ever flushed; else the ticket whose durability covers the data.
+    ///
+    /// # Errors
+    /// [`FsError::Unavailable`] and the like when the store does not take the data now: it stays buffered and is tried again. [`FsError::Corrupt`]
+    /// once when some of the data could not ever be written and is lost (R17).
+    pub async fn flush(&self, node: &Arc<Node>) -> Result<Option<Ticket>, FsError> {
+        self.flush_as(node, Placement::Waited, Select::All).await
+    }
+
+    pub(super) async fn flush_as(&self, node: &Arc<Node>, placement: Placement, select: Select) -> Result<Option<Ticket>, FsError> {
+        let wanted = {
+            let mut state = node.content.state();
+            match placement {
+                _ if state.is_clean() => return state.outcome(placement),
+                Placement::Waited => Some(state.wanted()),
+                Placement::Background | Placement::Migration => None,
+            }
+        };
+        let _turn = node.content.turn.lock().await;
+        if let Some(answer) = wanted.and_then(|wanted| node.content.state().answered(wanted)) {
+            return answer;
+        }
+        let outcome = self.flush_in_turn(node, placement, select).await;
+        self.forget_if_clean(node);
+        outcome
+    }
+
+    async fn flush_in_turn(&self, node: &Arc<Node>, placement: Placement, select: Select) -> Result<Option<Ticket>, FsError> {
+        let (mut round, mut refusals) = (0, 0);
+        loop {
+            // Room in the committer's queue is waited for before any lock is taken.
+            self.committer.ready().await?;
+            let held = if round >= FREE_ROUNDS { Some(node.lock.lock().await) } else { None };
+            if held.is_some() {
+                // Whoever cut the file had the lock and has submitted.
+                node.content.submitted();
+            }
+            let taken = match take(node, select) {
+                Take::Taken(taken) => taken,
+                Take::Nothing => return node.content.state().outcome(placement),
+                Take::Cutting => {
+                    round = FREE_ROUNDS;
+                    continue;
+                }
+            };
+            let mut flight = InFlight { node, error: None, done: false };
+            let prepared = match self.prepare(node, &taken, placement).await {
+                Ok(prepared) => prepared,
+                Err(error) => {
+                    flight.error = Some(error.clone());
+                    return Err(error);
+                }
+            };
+            let _held = match held {
+                Some(held) => held,
+                None => node.lock.lock().await,
+            };
+            match self.submit_flush(node, &taken, prepared) {
+                Ok(Outcome::Submitted(_)) => {
+                    flight.done = true;
+                    return node.content.state().outcome(placement);
+                }
+                Ok(Outcome::Changed) => round += 1,
+                Ok(Outcome::Refused) if refusals < REFUSALS_MAX => refusals += 1,
+                Ok(Outcome::Refused) => return Err(FsError::Busy("packs are being collected under a flush")),
+                Err(error) => {
+                    flight.error = Some(error.clone());
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn prepare(&self, node: &Node, taken: &Taken, placement: Placement) -> Result<Prepared, FsError> {
+        let groups = stream::iter(groups(&taken.buffer)).map(|group| self.pack_group(node, taken, placement, group).boxed());
+        let groups: Vec<Group> = groups.buffered(GROUPS_AT_ONCE).try_collect().await?;
+        self.settle_groups(groups, placement).await
+    }
+
+    /// Waits for the packs and puts the references in the place of the bytes.
+    async fn settle_groups(&self, groups: Vec<Group>, placement: Placement) -> Result<Prepared, FsError> {
+        let mut prepared = Prepared::default();
+        let waits = groups.into_iter().map(|mut group| async move {
+            let stored = match (group.packing.take(), placement) {
+                (None, _) => None,
+                (Some(packing), Placement::Waited) => Some(packing.stored().await?),
+                (Some(packing), _) => Some(packing.stored_unhurried().await?),
+            };
+            Ok::<_, ChunkError>((group, stored))
+        });
+        for (group, stored) in futures::future::try_join_all(waits).await? {
+            prepared.lost.extend(group.lost);
+            let refs: Vec<ChunkRef> = stored.as_ref().map(|s| s.refs().to_vec()).unwrap_or_default();
+            let mut refs = refs.into_iter();
+            for planned in group.planned {
+                let segments = plan::finish(planned.parts, &mut refs)
+                    .ok_or_else(|| FsError::Internal("a packing answered fewer chunks than were added".to_owned()))?;
+                prepared.records.push((planned.n, planned.old, segments));
+            }
+            prepared.stored.extend(stored);
+        }
+        Ok(prepared)
+    }
+
+    /// Plans the records of a group and hands what goes to packs to the packer.
+    async fn pack_group(
+        &self,
+        node: &Node,
+        taken: &Taken,
+        placement: Placement,
+        group: Vec<(u64, Pieces)>,
+    ) -> Result<Group, FsError> {
+        let mut allowance = Allowance::new(placement, taken.buffer.charge());
+        let old = self.old_records(node, taken, &group).await;
+        let mut out = Group::default();
+        let mut rewrites = Vec::new();
+        for (n, pieces) in group {
+            let old = match &old {
+                Ok(old) => old.get(&n).cloned().flatten(),
+                Err(error) if is_permanent(error) => {
+                    out.lost.push((n, error.clone()));
+                    continue;
+                }
+                Err(error) => return Err(error.clone()),
+            };
+            let below = visible(&taken.row.masks, n, old.as_ref()).map_or(&[][..], |r| &r.segments);
+            match plan::overlay(below, pieces.runs(), &mut allowance) {
+                Plan::Parts(parts) => out.planned.push(Planned { n, old, parts }),
+                Plan::Rewrite(segments) => rewrites.push((n, old, segments)),
+            }
+        }
+        self.rewrite(rewrites, &mut out).await?;
+        self.pack(&mut out).await?;
+        Ok(out)
+    }
+
+    async fn pack(&self, group: &mut Group) -> Result<(), FsError> {
+        let raw: Vec<Bytes> = group
+            .planned
+            .iter()
+            .flat_map(|planned| &planned.parts)
+            .filter_map(|part| match part {
+                Part::Pack { bytes, .. } => Some(bytes.clone()),
+                Part::Ready(_) => None,
+            })
+            .collect();
+        if !raw.is_empty() {
+            group.packing = Some(self.packer.add(raw).await?);
+        }
+        Ok(())
+    }
+
+    /// The rows that will be replaced.
+    async fn old_records(
+        &self,
+        node: &Node,
+        taken: &Taken,
+        group: &[(u64, Pieces)],
+    ) -> Result<BTreeMap<u64, Option<Arc<Record>>>, FsError> {
+        let mut old = BTreeMap::new();
+        let numbers: Vec<u64> = group.iter().map(|(n, _)| *n).filter(|n| *n < taken.absent_from).collect();
+        let mut numbers = numbers.into_iter().peekable();
+        while let Some(first) = numbers.next() {
+            let mut last = first;
+            // One scan for records that are near each other, none for what lies far between.
+            while let Some(next) = numbers.next_if(|next| next - last <= 64) {
+                last = next;
+            }
+            old.extend(self.load(node, &taken.row, first..=last).await?);
+        }
+        Ok(old)
+    }
+
+    async fn rewrite(&self, rewrites: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)>, out: &mut Group) -> Result<(), FsError> {
+        for (n, old, segments) in rewrites {
+            let chunks = plan::chunks_of(&segments);
+            let parts = match self.chunks.read(&chunks).await {
+                Ok(data) => {
+                    let data: HashMap<_, _> = chunks.iter().map(|c| c.hash).zip(data).collect();
+                    plan::rewrite(&segments, &data).ok_or_else(|| FsError::Corrupt(format!("record {n} refers past its chunks")))
+                }
+                Err(error) => Err(FsError::from(error)),
+            };
+            match parts {
+                Ok(parts) => out.planned.push(Planned { n, old, parts }),
+                Err(error) if is_permanent(&error) => out.lost.push((n, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Under the node's lock: checks that nothing was cut meanwhile, and puts the batch in order.
+    fn submit_flush(&self, node: &Node, taken: &Taken, prepared: Prepared) -> Result<Outcome, FsError> {
+        let mut row = node.row.read().clone();
+        {
+            let mut state = node.content.state();
+            if state.version != taken.version || row.data != taken.row.data {
+                return Ok(Outcome::Changed);
+            }
+            for (n, error) in &prepared.lost {
+                tracing::error!(
+                    inode = %node.file.ino, record = n, %error,
+                    "written data is lost because what it was to be merged with cannot be read: restore the file from a snapshot"
+                );
+                let freed = state.lose(*n, error.clone());
+                self.freed(freed);
+            }
+        }
+        let (batch, cached, known) = {
+            let (mut batch, cached, delta) = self.batch(&row, prepared.records);
+            let known = node.content.state().known_after(&row, delta.allocated)?;
+            batch.allocated = delta.allocated;
+            batch.refs = delta.refs();
+            batch.put(key::inode(node.file.ino), &Inode { size: known.size, allocated: known.allocated, ..row.clone() });
+            (batch, cached, known)
+        };
+        let ticket = match self.committer.submit(batch) {
+            Ok(ticket) => ticket,
+            Err(error) if is_refusal(&error) => return Ok(Outcome::Refused),
+            Err(error) => return Err(error),
+        };
+        let freed = {
+            let mut state = node.content.state();
+            self.note_inline(node, row.data, &cached);
+            cached.into_iter().for_each(|(n, entry)| self.records.put(row.data, n, entry));
+            state.submitted(&mut row, known, ticket)
+        };
+        node.row.write().allocated = row.allocated;
+        node.submitted(ticket);
+        self.freed(freed);
+        Ok(Outcome::Submitted(ticket))
+    }
+
+    /// Rows of a batch that replaces records, what the cache will hold of them, and what they change.
+    #[expect(clippy::type_complexity, reason = "three parts of one step")]
+    pub(super) fn batch(
+        &self,
+        row: &Inode,
+        records: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)>,
+    ) -> (Batch, Vec<(u64, Option<Arc<Record>>)>, Delta) {
+        let (mut batch, mut delta) = (Batch::default(), Delta::default());
+        let mut cached = Vec::with_capacity(records.len());
+        for (n, old, segments) in records {
+            if let Some(old) = &old {
+                delta.gone(old);
+            }
+            let new = (!segments.is_empty()).then(|| Arc::new(Record { cut: row.cut, segments }));
+            match &new {
+                Some(new) => {
+                    delta.come(new);
+                    batch.put(key::record(row.data, n), &**new);
+                }
+                None if old.is_some() => batch.delete(key::record(row.data, n)),
+                None => {}
+            }
+            cached.push((n, new));
+        }
+        (batch, cached, delta)
+    }
+}
+
+enum Take {
+    Taken(Box<Taken>),
+    Nothing,
+    /// A truncation has yet to submit its batch: the rows below are about to change.
+    Cutting,
+}
+
+fn take(node: &Node, select: Select) -> Take {
+    let row = node.row.read().clone();
+    let size = 1_u64 << row.record_bits;
+    let mut state = node.content.state();
+    if state.is_cutting() {
+        return Take::Cutting;
+    }
+    let whole = |pieces: &Pieces| pieces.is_whole(1 << row.record_bits);
+    let mostly_whole = select == Select::Whole && {
+        let (all, full) = state.dirty().records().fold((0_u64, 0_u64), |(all, full), (_, p)| (all + 1, full + u64::from(whole(p))));
+        full * 2 >= all
+    };
+    let buffer = state.take(|_, pieces| !mostly_whole || whole(pieces)).clone();
+    if buffer.is_empty() {
+        return Take::Nothing;
+    }
+    let known = state.known(&row);
+    // A record past the end is in the database only where a truncation left a mask.
+    let absent_from = if row.masks.is_empty() { known.size.div_ceil(size) } else { u64::MAX };
+    let version = state.version;
+    Take::Taken(Box::new(Taken { buffer, row, version, absent_from }))
+}
+
+fn groups(buffer: &Buffer) -> Vec<Vec<(u64, Pieces)>> {
+    let mut groups: Vec<Vec<(u64, Pieces)>> = vec![Vec::new()];
+    let mut bytes = 0;
+    for (n, pieces) in buffer.records() {
+        if bytes >= GROUP_BYTES || groups.last().is_some_and(|g| g.len() >= GROUP_RECORDS) {
+            groups.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += pieces.charge();
+        if let Some(group) = groups.last_mut() {
+            group.push((n, pieces.clone()));
+        }
+    }
+    groups
+}
+
+/// The committer took nothing of the batch, and goes on: a pack takes no new references, or too much is queued.
+fn is_refusal(error: &FsError) -> bool {
+    matches!(error, FsError::Busy(_))
+}
+
+/// Errors that no repetition mends: what the data was to be merged with is gone.
+fn is_permanent(error: &FsError) -> bool {
+    matches!(error.class(), Class::Corrupt)
+}

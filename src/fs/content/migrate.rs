@@ -1,0 +1,170 @@
+//! Small data that rode inside a batch moves to a pack later, together with much of its kind, so that the database's compaction does not carry it
+//! for ever. What is remembered for this is only in memory: data inlined before a restart stays where it is until it is overwritten.
+
+use super::plan::{self, Allowance, CHUNK_BYTES_MIN, Part, Placement, Plan};
+use super::records::is_visible;
+use super::segments::inline_bytes;
+use super::{Contents, NodeSource};
+use crate::fs::FsError;
+use crate::fs::key::DataId;
+use crate::fs::node::Node;
+use crate::fs::row::{Record, Segment};
+use crate::types::InodeNo;
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, stream};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+/// So much inlined data makes a pack of its own.
+const ENOUGH_BYTES: u64 = 4 << 20;
+/// So much is worth a pack when it has waited for [`LONG`].
+const WORTH_BYTES: u64 = 256 << 10;
+const LONG: Duration = Duration::from_secs(10);
+/// Records remembered; those beyond stay inline.
+const RECORDS_MAX: usize = 32 << 10;
+const FILES_AT_ONCE: usize = 64;
+
+/// Records that were inlined lately.
+#[derive(Default)]
+pub(super) struct Inlined {
+    files: BTreeMap<(InodeNo, DataId), BTreeSet<u64>>,
+    records: usize,
+    bytes: u64,
+    since: Option<Instant>,
+}
+
+impl Inlined {
+    fn is_ready(&self) -> bool {
+        self.bytes >= ENOUGH_BYTES || (self.bytes >= WORTH_BYTES && self.since.is_some_and(|at| at.elapsed() >= LONG))
+    }
+}
+
+impl Contents {
+    /// Notes which of the records just submitted hold bytes worth a chunk.
+    pub(super) fn note_inline(&self, node: &Node, data: DataId, records: &[(u64, Option<Arc<Record>>)]) {
+        let worth = |r: &&Arc<Record>| inline_bytes(&r.segments) >= CHUNK_BYTES_MIN;
+        let mut records = records.iter().filter_map(|(n, r)| r.as_ref().filter(worth).map(|r| (*n, r))).peekable();
+        if records.peek().is_none() {
+            return;
+        }
+        let mut inlined = self.inlined.lock();
+        inlined.since.get_or_insert_with(Instant::now);
+        for (n, record) in records {
+            if inlined.records < RECORDS_MAX && inlined.files.entry((node.file.ino, data)).or_default().insert(n) {
+                inlined.records += 1;
+                inlined.bytes += inline_bytes(&record.segments) as u64;
+            }
+        }
+        if inlined.bytes >= ENOUGH_BYTES {
+            self.migrate.notify_one();
+        }
+    }
+
+    /// Moves inlined data when enough of it has gathered, until told to stop.
+    pub(super) async fn migrate_forever(&self, nodes: std::sync::Weak<dyn NodeSource>, stop: CancellationToken) {
+        loop {
+            // Without inlined data nothing is to be waited for but the next of it.
+            let waits = self.inlined.lock().since.is_some();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.migrate.notified() => {}
+                () = tokio::time::sleep(LONG), if waits => {}
+                () = tokio::time::sleep(LONG * 6), if !waits => {}
+            }
+            if !self.inlined.lock().is_ready() {
+                continue;
+            }
+            let Some(nodes) = nodes.upgrade() else { return };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.migrate_round(&*nodes) => {}
+            }
+        }
+    }
+
+    pub(super) async fn migrate_round(&self, nodes: &dyn NodeSource) {
+        let inlined = std::mem::take(&mut *self.inlined.lock());
+        let moves = stream::iter(inlined.files).map(|((ino, data), records)| async move {
+            let moved = match nodes.node(ino).await {
+                Ok(Some(node)) => self.migrate_file(&node, data, records).await,
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = moved {
+                tracing::warn!(inode = %ino, %error, "small data stays in the database, it is moved to a pack when it is written again");
+            }
+        }
+        .boxed());
+        moves.buffer_unordered(FILES_AT_ONCE).collect::<()>().await;
+    }
+
+    async fn migrate_file(&self, node: &Arc<Node>, data: DataId, records: BTreeSet<u64>) -> Result<(), FsError> {
+        let _turn = node.content.turn.lock().await;
+        let row = node.row.read().clone();
+        let version = {
+            let state = node.content.state();
+            if row.data != data || state.is_cutting() {
+                return Ok(());
+            }
+            state.version
+        };
+        let mut plans: Vec<(u64, Arc<Record>, Vec<Part>)> = Vec::new();
+        for n in records {
+            let Some(old) = self.load(node, &row, n..=n).await?.remove(&n).flatten() else { continue };
+            let plan = plan::overlay(&old.segments, Vec::new(), &mut Allowance::new(Placement::Migration, 0));
+            match plan {
+                Plan::Parts(parts)
+                    if is_visible(&row.masks, n, old.cut) && parts.iter().any(|p| matches!(p, Part::Pack { .. })) =>
+                {
+                    plans.push((n, old, parts));
+                }
+                Plan::Parts(_) | Plan::Rewrite(_) => {}
+            }
+        }
+        let packs = |parts: &[Part]| -> Vec<Bytes> {
+            parts.iter().filter_map(|p| if let Part::Pack { bytes, .. } = p { Some(bytes.clone()) } else { None }).collect()
+        };
+        let raw: Vec<Bytes> = plans.iter().flat_map(|(_, _, parts)| packs(parts)).collect();
+        if raw.is_empty() {
+            return Ok(());
+        }
+        let stored = self.packer.add(raw).await?.stored_unhurried().await?;
+        let mut refs = stored.refs().iter().copied();
+        let mut moved: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)> = Vec::with_capacity(plans.len());
+        for (n, old, parts) in plans {
+            let segments = plan::finish(parts, &mut refs)
+                .ok_or_else(|| FsError::Internal("a packing answered fewer chunks than were added".to_owned()))?;
+            moved.push((n, Some(old), segments));
+        }
+        let _lock = node.lock.lock().await;
+        self.submit_migration(node, version, data, moved)
+    }
+
+    /// Under the node's lock. What was written or cut meanwhile wins: the move is dropped.
+    fn submit_migration(
+        &self,
+        node: &Node,
+        version: u64,
+        data: DataId,
+        moved: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)>,
+    ) -> Result<(), FsError> {
+        let mut row = node.row.read().clone();
+        if row.data != data || node.content.state().version != version {
+            return Ok(());
+        }
+        let (mut batch, cached, delta) = self.batch(&row, moved);
+        debug_assert_eq!(delta.allocated, 0, "a move changes no byte");
+        batch.allocated = delta.allocated;
+        batch.refs = delta.refs();
+        let ticket = self.committer.submit(batch)?;
+        let mut state = node.content.state();
+        cached.into_iter().for_each(|(n, entry)| self.records.put(data, n, entry));
+        let known = state.known(&row);
+        state.changed(&mut row, known);
+        drop(state);
+        node.submitted(ticket);
+        Ok(())
+    }
+}

@@ -1,0 +1,217 @@
+//! What files hold: reads, buffered writes, flushes, truncation, reclaim.
+//!
+//! Nouns: a **record** is a fixed-size part of a file, one row of `X`; a **segment** a part of a record, inline bytes or a slice of a chunk; a
+//! **piece** received bytes that are not in the database yet; a **mask** hides the records that a truncation cut off (R5); an **orphan** is a data
+//! id, or part of one, whose records are to be deleted.
+//!
+//! Invariants:
+//! - A read shows what is buffered over what is being flushed over the records. Data leaves the buffer in the same step that makes its batch visible.
+//! - The size in the database is never ahead of what writes have put there: a batch holds [`Content::stored`], not the presented row.
+//! - An inode's `allocated` in the database is the sum of its rows' segments, masked ones included, and the superblock's the sum over inodes. What
+//!   is presented adds what is reserved.
+//! - Every batch that changes rows of `X` carries the references of the segments that came and went; rows change only under the inode's lock, or
+//!   when no inode refers to their data id any more.
+//! - Bounded: dirty bytes by [`ContentLimits::dirty_bytes_max`], decoded records by `cache_bytes`, segments and inline bytes of a record, rows of a
+//!   batch, flushes at once, masks of an inode.
+//!
+//! A crash loses what was not flushed (R17: the client sends it again, or it was never synced), may leave chunks in packs that nothing refers to
+//! (swept when their pack is settled, R9), and leaves `O` rows from which reclaim goes on. It never leaves a row that refers to a pack not stored.
+//!
+//! Not here: who may read or write, times, and the durability that an answer waits for; that is the namespace's.
+
+mod buffer;
+mod flush;
+mod migrate;
+mod plan;
+mod read;
+mod reclaim;
+mod records;
+mod segments;
+mod space;
+mod state;
+mod tasks;
+#[cfg(test)]
+mod tests;
+mod truncate;
+
+pub use space::Admission;
+pub use state::Content;
+
+use super::FsError;
+use super::api::FILE_BYTES_MAX;
+use super::committer::{Committer, Ticket};
+use super::node::Node;
+use super::row::Inode;
+use crate::chunk::{ChunkStore, Packer};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use space::{Room, Space};
+use state::Freed;
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+/// Limits of one volume's data path.
+#[derive(Clone, Copy, Debug)]
+pub struct ContentLimits {
+    pub dirty_bytes_max: u64,
+    pub cache_bytes: u64,
+    pub flush_interval: std::time::Duration,
+}
+
+/// The data path of one open dataset.
+pub struct Contents {
+    committer: Arc<Committer>,
+    chunks: ChunkStore,
+    packer: Packer,
+    limits: ContentLimits,
+    records: records::Records,
+    space: Space,
+    room: Arc<Room>,
+    dirty: tasks::DirtyFiles,
+    inlined: Mutex<migrate::Inlined>,
+    /// Something is to be flushed before its time.
+    flush: Notify,
+    reclaim: Notify,
+    migrate: Notify,
+}
+
+/// Where the data path finds an inode that it knows only by number: the namespace's inode table.
+#[async_trait::async_trait]
+pub trait NodeSource: Send + Sync {
+    /// The one [`Node`] of this inode in this process, loaded if need be; `None` when there is no such inode any more.
+    async fn node(&self, ino: crate::types::InodeNo) -> Result<Option<Arc<Node>>, FsError>;
+}
+
+impl Contents {
+    pub fn new(committer: Arc<Committer>, chunks: ChunkStore, packer: Packer, limits: ContentLimits) -> Self {
+        let counts = Arc::downgrade(&committer);
+        packer.deduplicate_into(Arc::new(move |pack| {
+            counts.upgrade().is_some_and(|committer| {
+                let usage = committer.usage(pack);
+                usage.refs > 0 && !usage.sealed
+            })
+        }));
+        let own = packer.clone();
+        committer.refer_only_to(Arc::new(move |pack| own.is_unsettled(pack)));
+        Self {
+            committer,
+            chunks,
+            packer,
+            limits,
+            records: records::Records::new(limits.cache_bytes),
+            space: Space::default(),
+            room: Arc::new(Room::new(limits.dirty_bytes_max)),
+            dirty: tasks::DirtyFiles::default(),
+            inlined: Mutex::default(),
+            flush: Notify::new(),
+            reclaim: Notify::new(),
+            migrate: Notify::new(),
+        }
+    }
+
+    pub fn set_quota(&self, bytes: Option<u64>) {
+        self.space.set_quota(bytes);
+    }
+
+    /// Bytes that accepted writes may still need beyond what the superblock counts (R19).
+    pub fn reserved(&self) -> u64 {
+        self.space.reserved()
+    }
+
+    fn allocated(&self) -> u64 {
+        self.committer.totals().allocated
+    }
+
+    /// Waits for room by bytes, for a write of `bytes`. Called BEFORE the node's lock is taken: the flush that makes room may need that very lock.
+    ///
+    /// # Errors
+    /// [`FsError::Unavailable`] when the store took nothing for a long while.
+    pub async fn admit(&self, bytes: usize) -> Result<Admission, FsError> {
+        let bytes = bytes as u64;
+        let room = self.room.admit(bytes, || self.flush.notify_one()).await?;
+        if self.reserved() > 0 && !self.space.fits(bytes, self.allocated()) {
+            // What is reserved is more than what will be needed: when space is short it is made exact before a write is refused.
+            self.flush_all().await?;
+        }
+        Ok(room)
+    }
+
+    /// Buffers a write: reserves space, raises `row.size` and `row.allocated`. The caller holds the node's lock, has set the times in `row`, and
+    /// stores `row` afterwards. Flushes are started here, never by a COMMIT alone (R22).
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`] beyond the quota, [`FsError::TooBig`]; nothing has changed then.
+    pub async fn write(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        row: &mut Inode,
+        offset: u64,
+        data: Bytes,
+        room: Admission,
+    ) -> Result<(), FsError> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let len = data.len() as u64;
+        if offset.checked_add(len).is_none_or(|end| end > FILE_BYTES_MAX) {
+            return Err(FsError::TooBig);
+        }
+        let reserved = self.reserve(node, row, offset, len).await?;
+        let (freed, charge) = {
+            let mut state = node.content.state();
+            let freed = state.write(row, offset, &data, reserved);
+            (freed, state.dirty().charge())
+        };
+        self.room.change(-freed.charge);
+        drop(room);
+        self.wrote(node, charge);
+        Ok(())
+    }
+
+    /// Reserves what a write may allocate (R19).
+    async fn reserve(&self, node: &Node, row: &Inode, offset: u64, len: u64) -> Result<u64, FsError> {
+        let most = node.content.state().dirty().uncovered(offset, len, row.record_bits);
+        if self.space.reserve(most, self.allocated()).is_ok() {
+            return Ok(most);
+        }
+        let exact = self.growth(node, row, offset, len).await?.min(most);
+        self.space.reserve(exact, self.allocated())?;
+        Ok(exact)
+    }
+
+    /// Bytes of a range that nothing holds: no buffered piece and no record.
+    async fn growth(&self, node: &Node, row: &Inode, offset: u64, len: u64) -> Result<u64, FsError> {
+        let range = (offset >> row.record_bits)..=((offset + len - 1) >> row.record_bits);
+        let records = self.load(node, row, range).await?;
+        let state = node.content.state();
+        let mut growth = 0;
+        for (n, start, part) in buffer::by_record(offset, len, row.record_bits) {
+            let base = records::visible(&row.masks, n, records.get(&n).and_then(Option::as_ref));
+            let segments = base.map_or(&[][..], |r| &r.segments);
+            let holes = |growth: &mut u64, from, to| {
+                *growth += segments::spans(segments, from, to)
+                    .iter()
+                    .map(|s| if let segments::Span::Hole(len) = s { u64::from(*len) } else { 0 })
+                    .sum::<u64>();
+            };
+            let below = |growth: &mut u64, from, to| state.flushing().overlay(n, (from, to), growth, |_, _| {}, holes);
+            state.dirty().overlay(n, (start, start + part), &mut growth, |_, _| {}, below);
+        }
+        Ok(growth)
+    }
+
+    /// Gives back what a change of a write buffer freed.
+    fn freed(&self, freed: Freed) {
+        self.room.change(-freed.charge);
+        self.space.release(u64::try_from(freed.reserved).unwrap_or(0));
+    }
+
+    /// Flushes every file. When it returns, everything written before the call is covered by the ticket.
+    ///
+    /// # Errors
+    /// When the store does not take some file's data now; the others are flushed all the same.
+    pub async fn flush_all(&self) -> Result<Ticket, FsError> {
+        self.flush_dirty().await?;
+        Ok(self.committer.last())
+    }
+}

@@ -1,0 +1,333 @@
+//! What becomes of a record when dirty data is flushed over it: which bytes ride inside the batch, which go to a pack, and when the record is
+//! rewritten as a whole. Pure, but for the data of old chunks, which a rewrite asks for.
+
+use super::segments::{self, INLINE_BYTES_MAX, SEGMENTS_MAX, Span};
+use crate::chunk::ChunkRef;
+use crate::fs::row::{Segment, Source};
+use bytes::{Bytes, BytesMut};
+use std::collections::HashMap;
+
+/// Where small data goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Someone waits: small data rides in the batch, so that a lone fsync is one PUT.
+    Waited,
+    /// Nobody waits: only data too small for a chunk of its own stays in the database.
+    Background,
+    /// What rode in a batch earlier moves to a pack.
+    Migration,
+}
+
+/// A shorter run stays inside the database whatever happens: a reference to a chunk and its keeping cost a good part of its bytes.
+pub const CHUNK_BYTES_MIN: usize = 4 << 10;
+/// Most bytes that one flush puts inside its batch when someone waits: beyond, the PUT of a pack costs less than sending the bytes through log
+/// and compaction.
+const WAITED_INLINE_MAX: usize = 64 << 10;
+const BACKGROUND_INLINE_MAX: usize = 256 << 10;
+
+/// How many bytes a flush may still put inside its batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowance {
+    placement: Placement,
+    left: usize,
+}
+
+impl Allowance {
+    /// `dirty`: all bytes that the flush takes.
+    pub fn new(placement: Placement, dirty: u64) -> Self {
+        let left = match placement {
+            Placement::Waited if dirty <= WAITED_INLINE_MAX as u64 => WAITED_INLINE_MAX,
+            Placement::Waited | Placement::Background => BACKGROUND_INLINE_MAX,
+            Placement::Migration => 0,
+        };
+        let large = placement == Placement::Waited && dirty > WAITED_INLINE_MAX as u64;
+        Self { placement: if large { Placement::Background } else { placement }, left }
+    }
+
+    fn inline(&mut self, bytes: usize) -> bool {
+        let fits = bytes <= self.left && (self.placement == Placement::Waited || bytes < CHUNK_BYTES_MIN);
+        if fits {
+            self.left -= bytes;
+        }
+        fits
+    }
+}
+
+/// A part of the record to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    Ready(Segment),
+    /// Bytes that go to a pack first.
+    Pack {
+        start: u32,
+        bytes: Bytes,
+    },
+}
+
+impl Part {
+    fn start(&self) -> u32 {
+        match self {
+            Self::Ready(segment) => segment.start,
+            Self::Pack { start, .. } => *start,
+        }
+    }
+}
+
+/// A record to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    Parts(Vec<Part>),
+    /// Too many parts: rewrite these segments as a whole. The chunks they need are read first.
+    Rewrite(Vec<Segment>),
+}
+
+fn inline(start: u32, bytes: Bytes) -> Segment {
+    Segment { start, len: u32::try_from(bytes.len()).expect("a record is at most 1 MiB"), source: Source::Inline(bytes) }
+}
+
+/// Puts `runs` over `old`.
+pub fn overlay(old: &[Segment], runs: Vec<(u32, Bytes)>, allowance: &mut Allowance) -> Plan {
+    let mut merged = old.to_vec();
+    let mut fresh = Vec::new();
+    for (start, bytes) in runs {
+        let stop = start + u32::try_from(bytes.len()).expect("a record is at most 1 MiB");
+        if segments::is_zero(&bytes) {
+            segments::punch(&mut merged, start, stop);
+        } else {
+            if !allowance.inline(bytes.len()) {
+                fresh.push((start, stop));
+            }
+            // New bytes are inline segments until it is decided which of them go to a pack.
+            segments::put(&mut merged, inline(start, bytes));
+        }
+    }
+    decide(merged, &fresh, allowance)
+}
+
+/// Which inline segments go to a pack: those in `fresh`, and all when there are too many bytes of them.
+fn decide(mut merged: Vec<Segment>, fresh: &[(u32, u32)], allowance: &Allowance) -> Plan {
+    let is_fresh = |s: &Segment| fresh.iter().any(|(from, to)| s.start >= *from && segments::end(s) <= *to);
+    let kept: usize = merged
+        .iter()
+        .filter(|s| matches!(s.source, Source::Inline(_)) && (allowance.placement == Placement::Migration || !is_fresh(s)))
+        .map(|s| s.len as usize)
+        .sum();
+    if kept > INLINE_BYTES_MAX || allowance.placement == Placement::Migration {
+        segments::join_inline(&mut merged);
+        let migrates = |s: &Segment| kept > INLINE_BYTES_MAX || s.len as usize >= CHUNK_BYTES_MIN || is_fresh(s);
+        return limit(parts(merged, migrates));
+    }
+    // Fresh segments and kept ones that touch stay apart: joining would copy what is large for the sake of what is small.
+    let mut parts = parts(merged, is_fresh);
+    join_ready(&mut parts);
+    limit(parts)
+}
+
+fn parts(merged: Vec<Segment>, packs: impl Fn(&Segment) -> bool) -> Vec<Part> {
+    let part = |segment: Segment| match segment.source {
+        Source::Inline(ref bytes) if packs(&segment) => Part::Pack { start: segment.start, bytes: bytes.clone() },
+        _ => Part::Ready(segment),
+    };
+    merged.into_iter().map(part).collect()
+}
+
+/// Joins inline segments that touch, between the parts that go to packs.
+fn join_ready(parts: &mut Vec<Part>) {
+    let mut out = Vec::with_capacity(parts.len());
+    let mut ready: Vec<Segment> = Vec::new();
+    for part in parts.drain(..) {
+        match part {
+            Part::Ready(segment) => ready.push(segment),
+            pack @ Part::Pack { .. } => {
+                segments::join_inline(&mut ready);
+                out.extend(ready.drain(..).map(Part::Ready));
+                out.push(pack);
+            }
+        }
+    }
+    segments::join_inline(&mut ready);
+    out.extend(ready.into_iter().map(Part::Ready));
+    *parts = out;
+}
+
+fn limit(parts: Vec<Part>) -> Plan {
+    if parts.len() <= SEGMENTS_MAX {
+        return Plan::Parts(parts);
+    }
+    let segment = |part| match part {
+        Part::Ready(segment) => segment,
+        Part::Pack { start, bytes } => inline(start, bytes),
+    };
+    Plan::Rewrite(parts.into_iter().map(segment).collect())
+}
+
+/// The chunks that a rewrite reads.
+pub fn chunks_of(segments: &[Segment]) -> Vec<ChunkRef> {
+    let chunk = |s: &Segment| match &s.source {
+        Source::Chunk { chunk, .. } => Some(*chunk),
+        Source::Inline(_) => None,
+    };
+    let mut chunks: Vec<_> = segments.iter().filter_map(chunk).collect();
+    chunks.dedup_by_key(|c| c.hash);
+    chunks
+}
+
+/// Segments as few whole pieces of data; `None` when a chunk is not among `data`.
+pub fn rewrite(segments: &[Segment], data: &HashMap<crate::types::ChunkHash, Bytes>) -> Option<Vec<Part>> {
+    let (from, to) = (segments.first()?.start, segments::end(segments.last()?));
+    let mut runs: Vec<(u32, BytesMut)> = Vec::new();
+    let mut at = from;
+    for span in segments::spans(segments, from, to) {
+        match span {
+            Span::Hole(len) => at += len,
+            Span::Part { segment, skip, len } => {
+                let bytes = match &segment.source {
+                    Source::Inline(bytes) => bytes.get(skip as usize..(skip + len) as usize)?,
+                    Source::Chunk { chunk, from } => {
+                        data.get(&chunk.hash)?.get((from + skip) as usize..(from + skip + len) as usize)?
+                    }
+                };
+                match runs.last_mut() {
+                    Some((start, run)) if *start as usize + run.len() == at as usize => run.extend_from_slice(bytes),
+                    _ => runs.push((at, BytesMut::from(bytes))),
+                }
+                at += len;
+            }
+        }
+    }
+    if runs.len() > SEGMENTS_MAX {
+        runs = vec![fill(runs, from, to)];
+    }
+    Some(runs.into_iter().map(|(start, bytes)| Part::Pack { start, bytes: bytes.freeze() }).collect())
+}
+
+/// One run out of many: the holes between become zeros.
+fn fill(runs: Vec<(u32, BytesMut)>, from: u32, to: u32) -> (u32, BytesMut) {
+    let mut all = BytesMut::zeroed((to - from) as usize);
+    for (start, bytes) in runs {
+        let at = (start - from) as usize;
+        all[at..at + bytes.len()].copy_from_slice(&bytes);
+    }
+    (from, all)
+}
+
+/// The segments when the packed parts have their chunks, given in the order of the parts. `None` when there are too few.
+pub fn finish(parts: Vec<Part>, chunks: &mut impl Iterator<Item = ChunkRef>) -> Option<Vec<Segment>> {
+    debug_assert!(parts.is_sorted_by_key(Part::start));
+    parts
+        .into_iter()
+        .map(|part| match part {
+            Part::Ready(segment) => Some(segment),
+            Part::Pack { start, bytes } => {
+                let chunk = chunks.next()?;
+                Some(Segment { start, len: u32::try_from(bytes.len()).ok()?, source: Source::Chunk { chunk, from: 0 } })
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::Codec;
+    use crate::fs::row::Record;
+    use crate::types::{ChunkHash, Epoch, Incarnation, PackId};
+    use proptest::prelude::*;
+
+    const SIZE: u32 = 64 << 10;
+
+    #[derive(Default)]
+    struct Packs {
+        data: HashMap<ChunkHash, Bytes>,
+    }
+
+    impl Packs {
+        fn store(&mut self, bytes: &Bytes) -> ChunkRef {
+            let hash = ChunkHash(*blake3::hash(bytes).as_bytes());
+            self.data.insert(hash, bytes.clone());
+            let pack = PackId { creator: Incarnation::from_bytes([1; 16]), epoch: Epoch(1), seq: 1 };
+            ChunkRef { hash, pack, offset: 0, stored_len: 1, raw_len: bytes.len() as u32, codec: Codec::None }
+        }
+
+        fn apply(&mut self, old: &[Segment], runs: Vec<(u32, Bytes)>, placement: Placement) -> Vec<Segment> {
+            let dirty = runs.iter().map(|(_, b)| b.len() as u64).sum();
+            let parts = match overlay(old, runs, &mut Allowance::new(placement, dirty)) {
+                Plan::Parts(parts) => parts,
+                Plan::Rewrite(segments) => rewrite(&segments, &self.data).unwrap(),
+            };
+            let mut chunks = vec![];
+            for part in &parts {
+                if let Part::Pack { bytes, .. } = part {
+                    chunks.push(self.store(bytes));
+                }
+            }
+            finish(parts, &mut chunks.into_iter()).unwrap()
+        }
+
+        fn render(&self, record: &[Segment]) -> Vec<u8> {
+            let mut out = vec![];
+            for span in segments::spans(record, 0, SIZE) {
+                match span {
+                    Span::Hole(len) => out.extend(vec![0; len as usize]),
+                    Span::Part { segment, skip, len } => out.extend_from_slice(&match &segment.source {
+                        Source::Inline(bytes) => bytes.slice(skip as usize..(skip + len) as usize),
+                        Source::Chunk { chunk, from } => {
+                            self.data[&chunk.hash].slice((from + skip) as usize..(from + skip + len) as usize)
+                        }
+                    }),
+                }
+            }
+            out
+        }
+    }
+
+    fn write() -> impl Strategy<Value = (u32, Vec<u8>)> {
+        let len = prop_oneof![1..64_u32, 4000..4200_u32, 1..20_000_u32];
+        (0..SIZE, len, any::<u8>()).prop_map(|(at, len, byte)| (at, vec![byte % 4; len.min(SIZE - at) as usize]))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+        #[test]
+        fn a_record_keeps_its_limits_and_its_bytes(
+            writes in prop::collection::vec((write(), 0..3_u8), 1..80)
+        ) {
+            let mut packs = Packs::default();
+            let (mut record, mut model) = (vec![], vec![0; SIZE as usize]);
+            for ((at, bytes), placement) in writes {
+                let placement = [Placement::Waited, Placement::Background, Placement::Migration][placement as usize];
+                model[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
+                record = packs.apply(&record, vec![(at, bytes.into())], placement);
+                segments::check(&Record { cut: 0, segments: record.clone() }, SIZE).unwrap();
+                prop_assert!(segments::inline_bytes(&record) <= INLINE_BYTES_MAX);
+                prop_assert!(packs.render(&record) == model);
+            }
+            let moved = packs.apply(&record, vec![], Placement::Migration);
+            prop_assert!(packs.render(&moved) == model);
+            let large = |s: &&Segment| matches!(s.source, Source::Inline(_)) && s.len as usize >= CHUNK_BYTES_MIN;
+            prop_assert_eq!(moved.iter().filter(large).count(), 0);
+        }
+    }
+
+    #[test]
+    fn a_lone_small_write_stays_inside_the_batch_and_a_large_one_does_not() {
+        let data = |n: usize| vec![(0, Bytes::from(vec![1; n]))];
+        let is_inline = |plan| matches!(plan, Plan::Parts(parts) if matches!(&parts[..], [Part::Ready(s)] if matches!(s.source, Source::Inline(_))));
+        assert!(is_inline(overlay(&[], data(4096), &mut Allowance::new(Placement::Waited, 4096))));
+        assert!(!is_inline(overlay(&[], data(20_000), &mut Allowance::new(Placement::Waited, 20_000))));
+        assert!(!is_inline(overlay(&[], data(4096), &mut Allowance::new(Placement::Waited, 1 << 20))));
+        assert!(!is_inline(overlay(&[], data(4096), &mut Allowance::new(Placement::Background, 4096))));
+        assert!(is_inline(overlay(&[], data(4095), &mut Allowance::new(Placement::Background, 4095))));
+    }
+
+    #[test]
+    fn a_whole_new_record_is_not_copied_and_zeros_are_a_hole() {
+        let bytes = Bytes::from(vec![3; SIZE as usize]);
+        let plan = overlay(&[], vec![(0, bytes.clone())], &mut Allowance::new(Placement::Background, 1 << 20));
+        let Plan::Parts(parts) = plan else { panic!() };
+        assert!(matches!(&parts[..], [Part::Pack { start: 0, bytes: packed }] if packed.as_ptr() == bytes.as_ptr()));
+        let old = [inline(10, Bytes::from_static(b"abc"))];
+        let zero = vec![(0, Bytes::from(vec![0; SIZE as usize]))];
+        assert_eq!(overlay(&old, zero, &mut Allowance::new(Placement::Waited, 1)), Plan::Parts(vec![]));
+    }
+}

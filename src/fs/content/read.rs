@@ -1,0 +1,193 @@
+//! Reads: what is buffered over what is being flushed over the records, holes as zeros, a fetch ahead for readers in order.
+
+use super::buffer::by_record;
+use super::records::visible;
+use super::state::State;
+use super::{Contents, segments};
+use crate::chunk::ChunkRef;
+use crate::fs::FsError;
+use crate::fs::node::Node;
+use crate::fs::row::{Inode, Record, Source};
+use bytes::Bytes;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A piece of the answer.
+enum Span {
+    Data(Bytes),
+    Zeros(usize),
+    Chunk {
+        chunk: ChunkRef,
+        from: u32,
+        len: u32,
+    },
+    /// The record has to be read first.
+    Unknown {
+        record: u64,
+        from: u32,
+        to: u32,
+    },
+}
+
+impl Contents {
+    /// Bytes `offset..offset + count`, cut at the file's size, holes as zeros. `row`: a copy of the node's row. Does not need the node's lock.
+    pub async fn read(self: &Arc<Self>, node: &Arc<Node>, row: &Inode, offset: u64, count: u32) -> Result<Vec<Bytes>, FsError> {
+        let end = row.size.min(offset.saturating_add(u64::from(count)));
+        if offset >= end {
+            return Ok(Vec::new());
+        }
+        let (spans, version, ahead) = {
+            let mut state = node.content.state();
+            let spans = self.gather(&state, row, offset, end);
+            (spans, state.version, state.reader.saw(offset, end, row.size))
+        };
+        if let Some(range) = ahead {
+            self.fetch_ahead(node, row, range);
+        }
+        if spans.iter().all(|s| matches!(s, Span::Data(_) | Span::Zeros(_))) {
+            return Ok(answer(spans));
+        }
+        match self.complete(node, row, spans).await {
+            // The records changed under the read, and what they referred to before may be gone.
+            Err(FsError::Corrupt(_)) if node.content.state().version != version => {
+                let row = node.row.read().clone();
+                let end = end.min(row.size);
+                let spans = self.gather(&node.content.state(), &row, offset, end);
+                Ok(answer(self.complete(node, &row, spans).await?))
+            }
+            spans => Ok(answer(spans?)),
+        }
+    }
+
+    /// What is at hand of a range, without waiting.
+    fn gather(&self, state: &State, row: &Inode, offset: u64, end: u64) -> Vec<Span> {
+        let mut spans = Vec::new();
+        for (record, start, len) in by_record(offset, end.saturating_sub(offset), row.record_bits) {
+            state.dirty().overlay(
+                record,
+                (start, start + len),
+                &mut spans,
+                |spans, bytes| spans.push(Span::Data(bytes)),
+                |spans, from, to| {
+                    state.flushing().overlay(
+                        record,
+                        (from, to),
+                        spans,
+                        |spans, bytes| spans.push(Span::Data(bytes)),
+                        |spans, from, to| match self.records.get(row.data, record) {
+                            Some(entry) => self.base(visible(&row.masks, record, entry.as_ref()), from, to, spans),
+                            None => spans.push(Span::Unknown { record, from, to }),
+                        },
+                    );
+                },
+            );
+        }
+        spans
+    }
+
+    /// Bytes `from..to` of a record.
+    fn base(&self, record: Option<&Arc<Record>>, from: u32, to: u32, spans: &mut Vec<Span>) {
+        let segments = record.map_or(&[][..], |r| &r.segments);
+        for span in segments::spans(segments, from, to) {
+            spans.push(match span {
+                segments::Span::Hole(len) => Span::Zeros(len as usize),
+                segments::Span::Part { segment, skip, len } => match &segment.source {
+                    Source::Inline(bytes) => Span::Data(bytes.slice(skip as usize..(skip + len) as usize)),
+                    Source::Chunk { chunk, from } => {
+                        let from = from + skip;
+                        let cached = self.chunks.cached(&chunk.hash).filter(|b| b.len() >= (from + len) as usize);
+                        cached.map_or(Span::Chunk { chunk: *chunk, from, len }, |b| Span::Data(slice(&b, from, len)))
+                    }
+                },
+            });
+        }
+    }
+
+    /// Reads the records and chunks that are not at hand.
+    async fn complete(&self, node: &Node, row: &Inode, spans: Vec<Span>) -> Result<Vec<Span>, FsError> {
+        let unknown = || spans.iter().filter_map(|s| if let Span::Unknown { record, .. } = s { Some(*record) } else { None });
+        let mut spans = match (unknown().min(), unknown().max()) {
+            (Some(first), Some(last)) => {
+                let records = self.load(node, row, first..=last).await?;
+                let mut known = Vec::with_capacity(spans.len());
+                for span in spans {
+                    match span {
+                        Span::Unknown { record, from, to } => {
+                            let entry = records.get(&record).and_then(Option::as_ref);
+                            self.base(visible(&row.masks, record, entry), from, to, &mut known);
+                        }
+                        other => known.push(other),
+                    }
+                }
+                known
+            }
+            _ => spans,
+        };
+        let mut chunks: Vec<ChunkRef> = Vec::new();
+        for span in &spans {
+            match span {
+                Span::Chunk { chunk, .. } if chunks.last() != Some(chunk) => chunks.push(*chunk),
+                _ => {}
+            }
+        }
+        if chunks.is_empty() {
+            return Ok(spans);
+        }
+        let data = self.chunks.read(&chunks).await.map_err(FsError::from)?;
+        let mut data = chunks.iter().zip(data);
+        let mut current: Option<(&ChunkRef, Bytes)> = None;
+        for span in &mut spans {
+            let Span::Chunk { chunk, from, len } = span else { continue };
+            if current.as_ref().is_none_or(|(at, _)| *at != chunk) {
+                current = data.next();
+            }
+            let bytes = current.as_ref().map(|(_, b)| b).filter(|b| b.len() >= (*from + *len) as usize);
+            let bytes = bytes.ok_or_else(|| FsError::Corrupt(format!("chunk {} is shorter than its record says", chunk.hash)))?;
+            *span = Span::Data(slice(bytes, *from, *len));
+        }
+        Ok(spans)
+    }
+
+    /// Starts bringing a range into the caches. Errors show at the read.
+    fn fetch_ahead(self: &Arc<Self>, node: &Arc<Node>, row: &Inode, range: Range<u64>) {
+        let (contents, node, row) = (self.clone(), node.clone(), row.clone());
+        tokio::spawn(async move {
+            let records = (range.start >> row.record_bits)..=((range.end - 1) >> row.record_bits);
+            let Ok(records) = contents.load(&node, &row, records).await else { return };
+            let chunks: Vec<ChunkRef> = records
+                .iter()
+                .filter_map(|(n, entry)| visible(&row.masks, *n, entry.as_ref()))
+                .flat_map(|r| &r.segments)
+                .filter_map(|s| match &s.source {
+                    Source::Chunk { chunk, .. } if contents.chunks.cached(&chunk.hash).is_none() => Some(*chunk),
+                    _ => None,
+                })
+                .collect();
+            if !chunks.is_empty() {
+                contents.chunks.prefetch(chunks);
+            }
+        });
+    }
+}
+
+fn slice(bytes: &Bytes, from: u32, len: u32) -> Bytes {
+    bytes.slice(from as usize..(from + len) as usize)
+}
+
+fn answer(spans: Vec<Span>) -> Vec<Bytes> {
+    let mut out = Vec::with_capacity(spans.len());
+    for span in spans {
+        match span {
+            Span::Data(bytes) => out.push(bytes),
+            Span::Zeros(mut len) => {
+                while len > 0 {
+                    let zeros = segments::zeros(len);
+                    len -= zeros.len();
+                    out.push(zeros);
+                }
+            }
+            Span::Chunk { .. } | Span::Unknown { .. } => unreachable!("completed before"),
+        }
+    }
+    out
+}

@@ -1,0 +1,201 @@
+//! Reclaim of `O`: the records of unlinked and emptied files, and what truncations masked (R5).
+//!
+//! In bounded batches, each of which carries the references that its rows held; a crash leaves an `O` row that says where to go on.
+
+use super::records::{decode, is_visible};
+use super::segments::Delta;
+use super::state::Known;
+use super::{Contents, NodeSource};
+use crate::fs::FsError;
+use crate::fs::committer::Batch;
+use crate::fs::key::{self, DataId, Key};
+use crate::fs::node::Node;
+use crate::fs::row::{Inode, Orphan, Record, Row};
+use bytes::Bytes;
+use std::collections::HashSet;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Rows of one batch.
+const STEP_ROWS: usize = 1024;
+/// Orphans looked at in one round.
+const ROUND_ORPHANS: usize = 256;
+/// A breath between batches: reclaim never takes more than a part of the committer's time.
+const PAUSE: Duration = Duration::from_millis(2);
+/// After an error, and at least this often without being asked: an orphan may be left from before the volume was opened.
+const RETRY: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    More,
+    Done,
+}
+
+impl Contents {
+    /// Reclaims until told to stop.
+    pub(super) async fn reclaim_forever(&self, nodes: std::sync::Weak<dyn NodeSource>, stop: CancellationToken) {
+        // Orphans that cannot be reclaimed (a row is corrupt) are left, and said so once.
+        let mut broken = HashSet::new();
+        loop {
+            let again = match nodes.upgrade() {
+                None => return,
+                Some(nodes) => tokio::select! {
+                    () = stop.cancelled() => return,
+                    outcome = self.reclaim_round(&*nodes, &mut broken) => outcome,
+                },
+            };
+            match again {
+                Ok(Progress::More) => continue,
+                Ok(Progress::Done) => tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = self.reclaim.notified() => {}
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "space of deleted files is not reclaimed now, it will be tried again");
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(RETRY) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) async fn reclaim_round(&self, nodes: &dyn NodeSource, broken: &mut HashSet<DataId>) -> Result<Progress, FsError> {
+        let (from, to) = (key::orphan(DataId(0)), key::orphan(DataId(u64::MAX)));
+        let rows = self.committer.scan(from, to, ROUND_ORPHANS + broken.len()).await?;
+        let mut progress = Progress::Done;
+        for (key, value) in rows {
+            let Some(Key::Orphan(data)) = Key::parse(&key) else { continue };
+            if broken.contains(&data) {
+                continue;
+            }
+            progress = Progress::More;
+            match self.reclaim_orphan(nodes, data, &value).await {
+                Err(FsError::Corrupt(why)) => {
+                    tracing::error!(
+                        data = data.0,
+                        why,
+                        "the space of a deleted file cannot be reclaimed: run `check` on the dataset"
+                    );
+                    broken.insert(data);
+                }
+                outcome => outcome?,
+            }
+        }
+        Ok(progress)
+    }
+
+    async fn reclaim_orphan(&self, nodes: &dyn NodeSource, data: DataId, row: &Bytes) -> Result<(), FsError> {
+        let orphan = Orphan::decode(row)?;
+        if let Some(ino) = orphan.inode
+            && let Some(node) = nodes.node(ino).await?
+        {
+            loop {
+                let lock = node.lock.lock().await;
+                if node.row.read().data != data {
+                    // Emptied meanwhile: the orphan has been queued anew without its inode.
+                    return Ok(());
+                }
+                let progress = self.reclaim_masked(&node).await?;
+                drop(lock);
+                if progress == Progress::Done {
+                    return Ok(());
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+        self.reclaim_whole(data).await
+    }
+
+    /// All records of a data id that no inode refers to.
+    async fn reclaim_whole(&self, data: DataId) -> Result<(), FsError> {
+        loop {
+            let Some(row) = self.committer.get(&key::orphan(data)).await? else { return Ok(()) };
+            let orphan = Orphan::decode(&row)?;
+            let rows = self.committer.scan(key::record(data, orphan.from), key::records(data.next()), STEP_ROWS).await?;
+            let (mut batch, mut delta) = (Batch::default(), Delta::default());
+            let mut next = orphan.from;
+            let done = rows.len() < STEP_ROWS;
+            for (key, value) in rows {
+                if let Some(Key::Record(_, n)) = Key::parse(&key) {
+                    next = n + 1;
+                }
+                delta.gone(&decode_any(&value)?);
+                batch.delete(key);
+            }
+            if done {
+                batch.delete(key::orphan(data));
+            } else {
+                batch.put(key::orphan(data), &Orphan { from: next, inode: None });
+            }
+            // Its space was given back when it became an orphan; only the references go now.
+            batch.refs = delta.refs();
+            self.submit_calmly(batch).await?;
+            if done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One step over the masked records of a file whose lock the caller holds. When all are gone, so are the masks.
+    pub(super) async fn reclaim_masked(&self, node: &Node) -> Result<Progress, FsError> {
+        let mut row = node.row.read().clone();
+        let data = row.data;
+        let queued = self.committer.get(&key::orphan(data)).await?;
+        let Some(queued) = queued.as_ref().map(|row| Orphan::decode(row)).transpose()? else { return Ok(Progress::Done) };
+        let rows = self.committer.scan(key::record(data, queued.from), key::records(data.next()), STEP_ROWS).await?;
+        let done = rows.len() < STEP_ROWS;
+        let (mut batch, mut delta, mut gone, mut next) = (Batch::default(), Delta::default(), Vec::new(), queued.from);
+        for (key, value) in rows {
+            let Some(Key::Record(_, n)) = Key::parse(&key) else { continue };
+            next = n + 1;
+            let record = decode(&value, row.record_bits)?;
+            if !is_visible(&row.masks, n, record.cut) {
+                delta.gone(&record);
+                gone.push(n);
+                batch.delete(key);
+            }
+        }
+        if done {
+            batch.delete(key::orphan(data));
+            row.masks.clear();
+        } else {
+            batch.put(key::orphan(data), &Orphan { from: next, inode: Some(node.file.ino) });
+        }
+        let known = node.content.state().known(&row);
+        let allocated = known.allocated.checked_add_signed(delta.allocated);
+        let allocated = allocated.ok_or_else(|| FsError::Corrupt("a file's allocated bytes would be negative (R4)".to_owned()))?;
+        let known = Known { allocated, ..known };
+        batch.allocated = delta.allocated;
+        batch.refs = delta.refs();
+        batch.put(key::inode(node.file.ino), &Inode { size: known.size, allocated, ..row.clone() });
+        let ticket = self.committer.submit(batch)?;
+        {
+            let mut state = node.content.state();
+            gone.into_iter().for_each(|n| self.records.put(data, n, None));
+            state.changed(&mut row, known);
+        }
+        let mut shown = node.row.write();
+        (shown.masks, shown.allocated) = (row.masks, row.allocated);
+        drop(shown);
+        node.submitted(ticket);
+        Ok(if done { Progress::Done } else { Progress::More })
+    }
+
+    /// Tells the reclaim task that there is something to do.
+    pub(super) fn reclaim_later(&self) {
+        self.reclaim.notify_one();
+    }
+
+    async fn submit_calmly(&self, batch: Batch) -> Result<(), FsError> {
+        self.committer.submit(batch)?;
+        tokio::time::sleep(PAUSE).await;
+        Ok(())
+    }
+}
+
+/// A record of a file whose record size is not known any more: any size it may have had.
+fn decode_any(row: &Bytes) -> Result<Record, FsError> {
+    decode(row, 20)
+}

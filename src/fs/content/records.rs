@@ -1,0 +1,121 @@
+//! Decoded records, cached for the volume.
+
+use super::{Contents, segments};
+use crate::fs::key::{self, DataId, Key};
+use crate::fs::node::Node;
+use crate::fs::row::{Inode, Mask, Record, Row, Source};
+use crate::fs::{FsError, content::segments::inline_bytes};
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+/// What a cached record costs beside its segments.
+const RECORD_BYTES: usize = 160;
+const SEGMENT_BYTES: usize = 112;
+/// Rows are read in aligned groups of this many: a neighbour costs a tenth of a lookup of its own.
+const GROUP: u64 = 16;
+/// Most rows of one scan.
+const SCAN_ROWS: u64 = 2048;
+
+type Entry = Option<Arc<Record>>;
+
+/// Records by data id and number; the absence of one is remembered too.
+pub(super) struct Records {
+    cache: foyer::Cache<(DataId, u64), Entry>,
+}
+
+impl Records {
+    pub fn new(bytes: u64) -> Self {
+        let weight = |_: &(DataId, u64), entry: &Entry| {
+            RECORD_BYTES + entry.as_ref().map_or(0, |r| r.segments.len() * SEGMENT_BYTES + inline_bytes(&r.segments))
+        };
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        Self { cache: foyer::CacheBuilder::new(bytes).with_name("records").with_weighter(weight).build() }
+    }
+
+    pub fn get(&self, data: DataId, n: u64) -> Option<Entry> {
+        self.cache.get(&(data, n)).map(|entry| entry.value().clone())
+    }
+
+    pub fn put(&self, data: DataId, n: u64, entry: Entry) {
+        self.cache.insert((data, n), entry);
+    }
+}
+
+/// Whether a record written at `cut` shows, or a truncation has made it a hole (R5).
+pub(super) fn is_visible(masks: &[Mask], n: u64, cut: u32) -> bool {
+    !masks.iter().any(|mask| mask.first <= n && cut < mask.cut)
+}
+
+/// A record as the file shows it.
+pub(super) fn visible<'a>(masks: &[Mask], n: u64, record: Option<&'a Arc<Record>>) -> Option<&'a Arc<Record>> {
+    record.filter(|r| is_visible(masks, n, r.cut))
+}
+
+/// Decodes and checks a row of `X`.
+pub(super) fn decode(row: &[u8], bits: u8) -> Result<Record, FsError> {
+    let record = Record::decode(row)?;
+    segments::check(&record, 1 << bits)?;
+    Ok(record)
+}
+
+impl Contents {
+    /// Records of a file, present or not, from the cache or the database.
+    pub(super) async fn load(&self, node: &Node, row: &Inode, range: RangeInclusive<u64>) -> Result<BTreeMap<u64, Entry>, FsError> {
+        let mut found = BTreeMap::new();
+        let mut missing = None;
+        for n in range.clone() {
+            match self.records.get(row.data, n) {
+                Some(entry) => {
+                    found.insert(n, entry);
+                }
+                None => {
+                    let (first, _) = missing.unwrap_or((n, n));
+                    missing = Some((first, n));
+                }
+            }
+        }
+        let Some((first, last)) = missing else { return Ok(found) };
+        let mut at = first & !(GROUP - 1);
+        while at <= last {
+            let stop = (last | (GROUP - 1)).min(at + SCAN_ROWS - 1);
+            let scanned = self.scan_records(node, row, at, stop).await?;
+            found.extend(scanned.into_iter().filter(|(n, _)| range.contains(n)));
+            at = stop + 1;
+        }
+        Ok(found)
+    }
+
+    async fn scan_records(&self, node: &Node, row: &Inode, first: u64, last: u64) -> Result<BTreeMap<u64, Entry>, FsError> {
+        let version = node.content.state().version;
+        let count = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
+        let rows = self.committer.scan(key::record(row.data, first), key::record(row.data, last + 1), count).await?;
+        let mut entries: BTreeMap<u64, Entry> = (first..=last).map(|n| (n, None)).collect();
+        for (key, value) in rows {
+            let Some(Key::Record(_, n)) = Key::parse(&key) else { continue };
+            entries.insert(n, Some(Arc::new(decode(&value, row.record_bits)?)));
+        }
+        self.tell_known(entries.values());
+        let state = node.content.state();
+        if state.version == version && !state.is_cutting() {
+            entries.iter().for_each(|(n, entry)| self.records.put(row.data, *n, entry.clone()));
+        }
+        drop(state);
+        Ok(entries)
+    }
+
+    /// Chunks that the dataset refers to already are found again by deduplication.
+    fn tell_known<'a>(&self, entries: impl Iterator<Item = &'a Entry>) {
+        let chunks: Vec<_> = entries
+            .flatten()
+            .flat_map(|r| &r.segments)
+            .filter_map(|s| match &s.source {
+                Source::Chunk { chunk, .. } => Some(*chunk),
+                Source::Inline(_) => None,
+            })
+            .collect();
+        if !chunks.is_empty() {
+            self.packer.known(&chunks);
+        }
+    }
+}

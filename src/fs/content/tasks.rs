@@ -1,0 +1,158 @@
+//! What runs beside the calls: flushing by time and by pressure, reclaim, migration.
+
+use super::flush::Select;
+use super::plan::Placement;
+use super::{Contents, NodeSource};
+use crate::fs::FsError;
+use crate::fs::node::Node;
+use crate::types::{Class, Classify, InodeNo};
+use futures::{FutureExt, StreamExt, stream};
+use parking_lot::Mutex;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A file with so many dirty bytes is flushed without waiting for its time: a long write streams out.
+const FILE_BYTES: u64 = 8 << 20;
+/// Flushes at once. Many, because small files share packs: they all wait for the same PUT.
+const FILES_AT_ONCE: usize = 512;
+/// After a failed flush: first and longest wait.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// The files that have something to flush. Holding the node keeps it in memory.
+#[derive(Default)]
+pub(super) struct DirtyFiles {
+    files: Mutex<HashMap<InodeNo, Arc<Node>>>,
+    /// Files whose data grew past [`FILE_BYTES`].
+    large: Mutex<HashMap<InodeNo, Arc<Node>>>,
+}
+
+impl DirtyFiles {
+    fn all(&self) -> Vec<Arc<Node>> {
+        self.files.lock().values().cloned().collect()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.files.lock().is_empty()
+    }
+}
+
+impl Contents {
+    /// After each write: remembers the file, and starts its flush when there is much of it or of all.
+    pub(super) fn wrote(&self, node: &Arc<Node>, charge: u64) {
+        self.dirty.files.lock().entry(node.file.ino).or_insert_with(|| node.clone());
+        if charge >= FILE_BYTES {
+            self.dirty.large.lock().insert(node.file.ino, node.clone());
+            self.flush.notify_one();
+        } else if self.room.is_low() {
+            self.flush.notify_one();
+        }
+    }
+
+    pub(super) fn forget_if_clean(&self, node: &Node) {
+        let mut files = self.dirty.files.lock();
+        // Under the registry's lock: a write marks its file first and registers it then.
+        if node.content.state().is_clean() {
+            files.remove(&node.file.ino);
+        }
+    }
+
+    pub(super) fn forget(&self, node: &Node) {
+        self.dirty.files.lock().remove(&node.file.ino);
+        self.dirty.large.lock().remove(&node.file.ino);
+    }
+
+    /// Flushes every file that is dirty now.
+    pub(super) async fn flush_dirty(&self) -> Result<(), FsError> {
+        let flushes = stream::iter(self.dirty.all())
+            .map(|node| async move { self.flush_as(&node, Placement::Background, Select::All).await.map(|_| ()) }.boxed());
+        let outcomes: Vec<Result<(), FsError>> = flushes.buffer_unordered(FILES_AT_ONCE).collect().await;
+        outcomes.into_iter().collect()
+    }
+
+    async fn sync_dirty(&self) -> Result<(), FsError> {
+        self.flush_dirty().await?;
+        self.committer.durable(self.committer.last()).await
+    }
+
+    /// Starts flush timer, reclaim of `O` and migration of inline data; ends with the tasks' tracker. `nodes` finds the inodes whose cut-off records
+    /// are reclaimed.
+    pub fn start(self: &Arc<Self>, nodes: Weak<dyn NodeSource>, tasks: &TaskTracker, stop: CancellationToken) {
+        let (reclaim, migrate, flush) = (self.clone(), self.clone(), self.clone());
+        let (its_nodes, its_stop) = (nodes.clone(), stop.clone());
+        tasks.spawn(async move { reclaim.reclaim_forever(its_nodes, its_stop).await });
+        let its_stop = stop.clone();
+        tasks.spawn(async move { migrate.migrate_forever(nodes, its_stop).await });
+        let its_stop = stop.clone();
+        tasks.spawn(async move { flush.flush_by_time(its_stop).await });
+        let large = self.clone();
+        tasks.spawn(async move { large.flush_by_pressure(stop).await });
+    }
+
+    /// Written data, and every other change, reaches the store after the flush interval. An idle volume makes no request.
+    async fn flush_by_time(&self, stop: CancellationToken) {
+        let mut wait = self.limits.flush_interval;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            wait = self.limits.flush_interval;
+            if self.dirty.is_empty() && !self.committer.is_dirty() {
+                continue;
+            }
+            let started = Instant::now();
+            if let Err(error) = self.sync_dirty().await {
+                if error.class() == Class::Fenced {
+                    return;
+                }
+                wait = (started.elapsed() * 2).clamp(RETRY_FIRST, RETRY_MAX);
+                tracing::warn!(%error, wait_secs = wait.as_secs(), "written data stays in memory and is flushed again later");
+            }
+        }
+    }
+
+    /// Large files stream out as they are written, and all files when memory runs low (R22).
+    async fn flush_by_pressure(self: &Arc<Self>, stop: CancellationToken) {
+        let mut flushes = JoinSet::new();
+        let mut busy = HashSet::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.flush.notified() => {}
+                Some(done) = flushes.join_next() => {
+                    // A flush that panicked has put its data back; its file is found again by time.
+                    let Ok((ino, outcome)) = done else { busy.clear(); continue };
+                    busy.remove(&ino);
+                    if let Err(error) = outcome {
+                        // The flush by time says so and waits longer each time.
+                        tracing::debug!(%error, "a flush under pressure failed");
+                        tokio::time::sleep(RETRY_FIRST).await;
+                    }
+                }
+            }
+            for (node, select) in self.pressing() {
+                let ino = node.file.ino;
+                if flushes.len() < FILES_AT_ONCE && busy.insert(ino) {
+                    let contents = self.clone();
+                    flushes.spawn(async move { (ino, contents.flush_as(&node, Placement::Background, select).await.map(|_| ())) });
+                }
+            }
+        }
+    }
+
+    /// The files that are to be flushed before their time.
+    fn pressing(&self) -> Vec<(Arc<Node>, Select)> {
+        if self.room.is_low() {
+            self.dirty.large.lock().clear();
+            return self.dirty.all().into_iter().map(|node| (node, Select::Whole)).collect();
+        }
+        let mut large = self.dirty.large.lock();
+        large.retain(|_, node| node.content.state().dirty().charge() >= FILE_BYTES);
+        large.values().cloned().map(|node| (node, Select::Whole)).collect()
+    }
+}

@@ -1,0 +1,424 @@
+//! One file against a model: bytes, allocation and references after every step.
+
+use super::*;
+use crate::bucket::Bucket;
+use crate::chunk::{ChunkCache, Codec};
+use crate::crypto::{Keyring, Secret, WrappedKey};
+use crate::fs::api::FileKind;
+use crate::fs::committer::Batch;
+use crate::fs::content::plan::Placement;
+use crate::fs::content::reclaim::Progress;
+use crate::fs::db::{Database, DbCache, DbPlace};
+use crate::fs::key::{self, DataId, Key};
+use crate::fs::row::{Orphan, Row, Source};
+use crate::telemetry::Failpoints;
+use crate::types::{FamilyId, Incarnation, InodeNo, PackId, PoolId, Timestamp};
+use proptest::prelude::*;
+use std::collections::HashMap;
+use std::time::Duration;
+
+pub(super) const INO: InodeNo = InodeNo(7);
+
+pub(super) struct Rig {
+    place: DbPlace,
+    family: FamilyId,
+    keyring: Keyring,
+    cache: ChunkCache,
+    limits: ContentLimits,
+    pub committer: Arc<Committer>,
+    pub contents: Arc<Contents>,
+    pub node: Arc<Node>,
+}
+
+pub(super) fn file(committer: &Committer, bits: u8) -> Inode {
+    Inode {
+        kind: FileKind::Regular,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        nlink: 1,
+        size: 0,
+        allocated: 0,
+        rdev: (0, 0),
+        atime: Timestamp::from_nanos(0),
+        mtime: Timestamp::from_nanos(0),
+        ctime: Timestamp::from_nanos(0),
+        generation: 1,
+        parent: InodeNo::ROOT,
+        data: committer.new_data().unwrap(),
+        record_bits: bits,
+        cut: 0,
+        masks: vec![],
+        exclusive: None,
+        fs_group_epoch: 0,
+        target: None,
+    }
+}
+
+async fn open(
+    place: &DbPlace,
+    family: FamilyId,
+    keyring: &Keyring,
+    cache: &ChunkCache,
+    limits: ContentLimits,
+) -> (Arc<Committer>, Arc<Contents>) {
+    let db = Database::open(place, None).await.unwrap();
+    let chunks = ChunkStore::new(place.bucket.clone(), family, keyring, cache.clone());
+    let packer = chunks.packer(place.incarnation, db.epoch(), Codec::Lz4);
+    let settled = packer.clone();
+    let committer = Committer::start(db, None, Box::new(move || settled.settled()), Failpoints::default()).await.unwrap();
+    let committer = Arc::new(committer);
+    let contents = Arc::new(Contents::new(committer.clone(), chunks, packer, limits));
+    (committer, contents)
+}
+
+impl Rig {
+    pub async fn new(bits: u8, keyring: Keyring, limits: ContentLimits) -> Self {
+        let incarnation = Incarnation::random();
+        let family = FamilyId::from(incarnation);
+        let sealer = keyring.database_sealer(family);
+        let place = DbPlace { bucket: Bucket::memory(), incarnation, sealer, cache: DbCache::new(16 << 20) };
+        let cache = ChunkCache::memory(16 << 20);
+        let (committer, contents) = open(&place, family, &keyring, &cache, limits).await;
+        let row = file(&committer, bits);
+        let mut batch = Batch { inodes: 1, ..Batch::default() };
+        batch.put(key::inode(INO), &row);
+        committer.submit(batch).unwrap();
+        let node = Arc::new(Node::new(INO, row));
+        Self { place, family, keyring, cache, limits, committer, contents, node }
+    }
+
+    /// Closes cleanly and opens again, with nothing cached.
+    pub async fn reopen(&mut self) {
+        self.contents.flush_all().await.unwrap();
+        self.committer.close().await.unwrap();
+        self.cache = ChunkCache::memory(16 << 20);
+        (self.committer, self.contents) = open(&self.place, self.family, &self.keyring, &self.cache, self.limits).await;
+        let row = self.committer.get(&key::inode(INO)).await.unwrap().unwrap();
+        self.node = Arc::new(Node::new(INO, Inode::decode(&row).unwrap()));
+    }
+
+    pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), FsError> {
+        let room = self.contents.admit(data.len()).await?;
+        let _lock = self.node.lock.lock().await;
+        let mut row = self.node.row.read().clone();
+        self.contents.write(&self.node, &mut row, offset, data, room).await?;
+        *self.node.row.write() = row;
+        Ok(())
+    }
+
+    pub async fn truncate(&self, size: u64) -> Result<(), FsError> {
+        let _lock = self.node.lock.lock().await;
+        let mut row = self.node.row.read().clone();
+        let mut batch = Batch::default();
+        self.contents.truncate(&self.node, &mut row, size, &mut batch).await?;
+        batch.put(key::inode(INO), &self.node.stored(&row));
+        let ticket = self.committer.submit(batch)?;
+        *self.node.row.write() = row;
+        self.node.submitted(ticket);
+        Ok(())
+    }
+
+    pub async fn read(&self, offset: u64, count: u32) -> Vec<u8> {
+        let row = self.node.row.read().clone();
+        self.contents.read(&self.node, &row, offset, count).await.unwrap().concat()
+    }
+
+    async fn rows(&self, from: Bytes, to: Bytes) -> Vec<(Bytes, Bytes)> {
+        self.committer.scan(from, to, usize::MAX).await.unwrap()
+    }
+
+    /// What a full scan counts agrees with the counters.
+    pub async fn exact(&self) {
+        let row = self.node.stored(&self.node.row.read());
+        let mut by_data: HashMap<DataId, u64> = HashMap::new();
+        let mut refs: HashMap<PackId, u64> = HashMap::new();
+        for (key, value) in self.rows(key::records(DataId(0)), key::records(DataId(u64::MAX))).await {
+            let Some(Key::Record(data, _)) = Key::parse(&key) else { panic!("{key:?}") };
+            let record = records::decode(&value, 20).unwrap();
+            assert!(!record.segments.is_empty());
+            *by_data.entry(data).or_default() += segments::bytes(&record);
+            for segment in &record.segments {
+                if let Source::Chunk { chunk, .. } = &segment.source {
+                    *refs.entry(chunk.pack).or_default() += 1;
+                }
+            }
+        }
+        assert_eq!(by_data.remove(&row.data).unwrap_or(0), row.allocated);
+        assert_eq!(self.committer.totals().allocated, row.allocated);
+        for (pack, refs) in &refs {
+            assert_eq!(self.committer.usage(*pack).refs, *refs, "{pack}");
+        }
+        for data in by_data.keys() {
+            assert!(self.committer.get(&key::orphan(*data)).await.unwrap().is_some(), "{data:?} is neither used nor an orphan");
+        }
+        for (key, value) in self.rows(key::orphan(DataId(0)), key::orphan(DataId(u64::MAX))).await {
+            let orphan = Orphan::decode(&value).unwrap();
+            assert!(orphan.inode.is_none() || Key::parse(&key) == Some(Key::Orphan(row.data)));
+        }
+        let presented = self.node.row.read().allocated;
+        assert_eq!(presented, row.allocated + self.contents.reserved());
+        if !self.node.content.is_dirty() {
+            assert_eq!(self.contents.reserved(), 0);
+            assert_eq!(self.contents.room.used(), 0);
+        }
+        let durable = Inode::decode(&self.committer.get(&key::inode(INO)).await.unwrap().unwrap()).unwrap();
+        assert_eq!((durable.size, durable.allocated), (row.size, row.allocated));
+    }
+
+    pub async fn reclaim(&self) {
+        let source = Source1(self.node.clone());
+        let mut broken = Default::default();
+        while self.contents.reclaim_round(&source, &mut broken).await.unwrap() == Progress::More {}
+        assert!(broken.is_empty());
+    }
+}
+
+/// A table of one inode.
+pub(super) struct Source1(pub Arc<Node>);
+
+#[async_trait::async_trait]
+impl NodeSource for Source1 {
+    async fn node(&self, ino: InodeNo) -> Result<Option<Arc<Node>>, FsError> {
+        Ok((ino == INO).then(|| self.0.clone()))
+    }
+}
+
+pub(super) fn limits() -> ContentLimits {
+    ContentLimits { dirty_bytes_max: 32 << 20, cache_bytes: 1 << 20, flush_interval: Duration::from_secs(3600) }
+}
+
+pub(super) fn plain() -> Keyring {
+    Keyring::plain(PoolId::random())
+}
+
+fn encrypted() -> Keyring {
+    WrappedKey::create(PoolId::random(), &Secret::new("correct horse battery staple")).unwrap().1
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write { at: u64, len: usize, seed: u8 },
+    Truncate(u64),
+    Flush(Placement),
+    Migrate,
+    Reclaim,
+    Reopen,
+}
+
+const SPACE: u64 = 600 << 10;
+
+fn op() -> impl Strategy<Value = Op> {
+    let len = prop_oneof![1..5000_usize, Just(4096), 1..150_000_usize];
+    prop_oneof![
+        12 => (0..SPACE, len, any::<u8>()).prop_map(|(at, len, seed)| Op::Write { at, len, seed }),
+        4 => (0..SPACE / 4096, 1..9_usize, any::<u8>())
+            .prop_map(|(at, n, seed)| Op::Write { at: at * 4096, len: n * 4096, seed }),
+        2 => (0..SPACE).prop_map(Op::Truncate),
+        1 => Just(Op::Truncate(0)),
+        3 => Just(Op::Flush(Placement::Waited)),
+        3 => Just(Op::Flush(Placement::Background)),
+        1 => Just(Op::Migrate),
+        1 => Just(Op::Reclaim),
+        1 => Just(Op::Reopen),
+    ]
+}
+
+/// A sixth of all data is zeros, the rest compresses a little.
+fn bytes(len: usize, seed: u8) -> Vec<u8> {
+    if seed % 6 == 0 {
+        return vec![0; len];
+    }
+    let mut state = u64::from(seed) + 1;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 60) as u8
+        })
+        .collect()
+}
+
+async fn play(bits: u8, keyring: Keyring, ops: Vec<Op>) {
+    let mut rig = Rig::new(bits, keyring, limits()).await;
+    let mut model: Vec<u8> = vec![];
+    for (step, op) in ops.into_iter().enumerate() {
+        match op {
+            Op::Write { at, len, seed } => {
+                let data = bytes(len, seed);
+                model.resize(model.len().max(at as usize + len), 0);
+                model[at as usize..at as usize + len].copy_from_slice(&data);
+                rig.write(at, data.into()).await.unwrap();
+            }
+            Op::Truncate(size) => match rig.truncate(size).await {
+                Ok(()) => model.resize(size as usize, 0),
+                Err(error) => assert!(matches!(error, FsError::Busy(_)), "{error}"),
+            },
+            Op::Flush(placement) => {
+                rig.contents.flush_as(&rig.node, placement, flush::Select::All).await.unwrap();
+                assert!(!rig.node.content.is_dirty());
+            }
+            Op::Migrate => rig.contents.migrate_round(&Source1(rig.node.clone())).await,
+            Op::Reclaim => rig.reclaim().await,
+            Op::Reopen => rig.reopen().await,
+        }
+        assert_eq!(rig.node.row.read().size, model.len() as u64);
+        rig.exact().await;
+        let (from, len) = ((step * 7919) % (model.len() + 1), 50_000);
+        let some = rig.read(from as u64, len as u32).await;
+        assert!(some == model[from..(from + len).min(model.len())], "step {step}");
+    }
+    let all = rig.read(0, u32::MAX).await;
+    assert!(all == model);
+    rig.reopen().await;
+    assert!(rig.read(0, u32::MAX).await == model);
+    let row = rig.node.row.read().clone();
+    let mut batch = Batch::default();
+    rig.contents.discard(&rig.node, &row, &mut batch).unwrap();
+    assert!(batch.rows.len() <= 1, "O(1)");
+    batch.inodes = -1;
+    batch.delete(key::inode(INO));
+    rig.committer.submit(batch).unwrap();
+    assert_eq!(rig.committer.totals().allocated, 0);
+    rig.reclaim().await;
+    assert!(rig.rows(key::records(DataId(0)), key::records(DataId(u64::MAX))).await.is_empty());
+    assert!(rig.rows(key::orphan(DataId(0)), key::orphan(DataId(u64::MAX))).await.is_empty());
+    assert_eq!(rig.contents.reserved(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #[test]
+    fn a_file_is_what_was_written(bits in prop_oneof![Just(12_u8), Just(14), Just(16), Just(20)], sealed in any::<bool>(), ops in prop::collection::vec(op(), 1..50)) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(play(bits, if sealed { encrypted() } else { plain() }, ops));
+    }
+}
+
+/// As a lone step of one test would: many truncations of a file of many records.
+#[tokio::test(flavor = "multi_thread")]
+async fn masks_hide_at_once_and_are_reclaimed() {
+    let rig = Rig::new(12, plain(), limits()).await;
+    let records = 1000_u64;
+    rig.write(0, vec![1; (records << 12) as usize].into()).await.unwrap();
+    rig.contents.flush(&rig.node).await.unwrap();
+    for keep in (100..records).rev().step_by(100) {
+        rig.truncate((keep << 12) + 5).await.unwrap();
+        rig.truncate(records << 12).await.unwrap();
+        rig.exact().await;
+        let tail = rig.read(keep << 12, 1 << 20).await;
+        assert!(tail[..5] == [1; 5] && tail[5..].iter().all(|b| *b == 0), "cut at {keep}");
+        assert!(rig.node.row.read().masks.len() <= 8);
+    }
+    assert!(!rig.node.row.read().masks.is_empty());
+    rig.write(500 << 12, vec![2; 4096].into()).await.unwrap();
+    rig.contents.flush(&rig.node).await.unwrap();
+    rig.reclaim().await;
+    rig.exact().await;
+    let row = rig.node.row.read().clone();
+    assert_eq!((row.masks.len(), row.allocated), (0, (99 << 12) + 4096 + 5 + 4096));
+    assert_eq!(rig.read(500 << 12, 8192).await, [vec![2; 4096], vec![0; 4096]].concat());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_huge_sparse_file_costs_what_it_holds() {
+    let rig = Rig::new(16, plain(), limits()).await;
+    let far = FILE_BYTES_MAX - 4096;
+    rig.write(far, vec![9; 4096].into()).await.unwrap();
+    assert!(matches!(rig.write(far + 1, vec![9; 4096].into()).await, Err(FsError::TooBig)));
+    rig.contents.flush(&rig.node).await.unwrap();
+    rig.exact().await;
+    assert_eq!(rig.node.row.read().allocated, 4096);
+    assert_eq!(rig.read(far - 10, 20).await, [[0; 10], [9; 10]].concat());
+    assert!(rig.read(1 << 40, 1 << 20).await.iter().all(|b| *b == 0));
+    rig.truncate(far).await.unwrap();
+    rig.truncate(FILE_BYTES_MAX).await.unwrap();
+    assert_eq!(rig.read(far, 4096).await, vec![0; 4096]);
+    rig.exact().await;
+    assert_eq!(rig.node.row.read().allocated, 0);
+    assert!(matches!(rig.truncate(FILE_BYTES_MAX + 1).await, Err(FsError::TooBig)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_dataset_refuses_growth_and_takes_overwrites() {
+    let rig = Rig::new(12, plain(), limits()).await;
+    rig.contents.set_quota(Some(100 << 10));
+    rig.write(0, vec![1; 64 << 10].into()).await.unwrap();
+    // Reserved at once, exact after the flush: overwriting dirty bytes needs nothing more.
+    assert_eq!(rig.contents.reserved(), 64 << 10);
+    rig.write(0, vec![2; 64 << 10].into()).await.unwrap();
+    assert_eq!(rig.contents.reserved(), 64 << 10);
+    assert!(matches!(rig.write(64 << 10, vec![1; 37 << 10].into()).await, Err(FsError::NoSpace)));
+    rig.write(64 << 10, vec![1; 36 << 10].into()).await.unwrap();
+    rig.contents.flush(&rig.node).await.unwrap();
+    assert_eq!((rig.contents.reserved(), rig.committer.totals().allocated), (0, 100 << 10));
+    assert!(matches!(rig.write(100 << 10, vec![1; 1].into()).await, Err(FsError::NoSpace)));
+    rig.write(1, vec![3; 90 << 10].into()).await.unwrap();
+    rig.contents.flush(&rig.node).await.unwrap();
+    rig.exact().await;
+    assert!(matches!(rig.write(100 << 10, vec![1; 1].into()).await, Err(FsError::NoSpace)));
+    rig.truncate(50 << 10).await.unwrap();
+    rig.write(50 << 10, vec![1; 50 << 10].into()).await.unwrap();
+    // Zeros need no space once they are flushed.
+    rig.contents.flush(&rig.node).await.unwrap();
+    rig.write(0, vec![0; 40 << 10].into()).await.unwrap();
+    rig.contents.flush(&rig.node).await.unwrap();
+    assert_eq!(rig.committer.totals().allocated, 60 << 10);
+    rig.exact().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_sync_of_a_little_is_one_request() {
+    let rig = Rig::new(16, plain(), limits()).await;
+    rig.write(0, vec![1; 4096].into()).await.unwrap();
+    let ticket = rig.contents.flush(&rig.node).await.unwrap().unwrap();
+    rig.committer.durable(ticket).await.unwrap();
+    for i in 1..4_u64 {
+        let before = rig.place.bucket.requests();
+        rig.write(i * 8192, vec![i as u8; 4096].into()).await.unwrap();
+        let ticket = rig.contents.flush(&rig.node).await.unwrap().unwrap();
+        rig.committer.durable(ticket).await.unwrap();
+        let after = rig.place.bucket.requests();
+        assert_eq!((after.put - before.put, after.total() - before.total()), (1, 1));
+    }
+    assert_eq!(rig.contents.flush(&rig.node).await.unwrap().is_some(), true, "what is on its way has a ticket");
+}
+
+/// Writers, cutters and flushers of one file at once: the last state is a whole one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cuts_under_flushes_lose_nothing_and_bring_nothing_back() {
+    let rig = Arc::new(Rig::new(12, plain(), limits()).await);
+    let flusher = tokio::spawn({
+        let rig = rig.clone();
+        async move {
+            for i in 0..200 {
+                let placement = if i % 2 == 0 { Placement::Waited } else { Placement::Background };
+                rig.contents.flush_as(&rig.node, placement, flush::Select::All).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    let reader = tokio::spawn({
+        let rig = rig.clone();
+        async move {
+            for _ in 0..300 {
+                let _ = rig.read(0, 1 << 20).await;
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    for round in 1..60_u64 {
+        rig.write(0, vec![round as u8; 300 << 10].into()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(round % 3)).await;
+        rig.truncate(round * 1111).await.unwrap();
+        rig.write(200 << 10, vec![round as u8; 100].into()).await.unwrap();
+        let seen = rig.read(0, 1 << 20).await;
+        let kept = (round * 1111) as usize;
+        assert!(seen.len() == (200 << 10) + 100);
+        assert!(seen[..kept].iter().all(|b| *b == round as u8), "round {round}");
+        assert!(seen[kept..200 << 10].iter().all(|b| *b == 0), "round {round}");
+    }
+    flusher.await.unwrap();
+    reader.await.unwrap();
+    rig.contents.flush(&rig.node).await.unwrap();
+    rig.exact().await;
+}
