@@ -292,9 +292,30 @@ pub struct BenchArgs {
     /// Only these workloads
     #[arg(long, value_name = "WORK,…", value_delimiter = ',')]
     pub only: Vec<String>,
-    /// Length of each workload
-    #[arg(long, default_value_t = 10)]
+    /// Length of each workload that has no natural end
+    #[arg(long, default_value_t = 5)]
     pub seconds: u64,
+    /// Size of the large file, MiB
+    #[arg(long, default_value_t = 1024, value_name = "MIB")]
+    pub file_mib: u32,
+    /// Number of small files
+    #[arg(long, default_value_t = 10_000, value_name = "COUNT")]
+    pub files: u32,
+    /// Calls in flight of the workloads on small things
+    #[arg(long, default_value_t = 16, value_name = "COUNT")]
+    pub lanes: usize,
+    /// TCP connections that they share
+    #[arg(long, default_value_t = 1, value_name = "COUNT")]
+    pub connections: usize,
+    /// The server's process, when it is local: show its CPU time and memory
+    #[arg(long, value_name = "PID")]
+    pub server_pid: Option<u32>,
+    /// Work in this directory of the export; one that exists is used as it is
+    #[arg(long, value_name = "NAME")]
+    pub directory: Option<String>,
+    /// Leave the directory behind
+    #[arg(long)]
+    pub keep: bool,
     #[command(flatten)]
     pub output: Output,
 }

@@ -20,7 +20,9 @@ mod names;
 mod node;
 mod permission;
 pub mod row;
+mod view;
 
 pub use committer::{Batch, Committer, Ticket, Totals};
 pub use dataset::{Fs, FsOptions, RootAttr, SyncMode};
 pub use error::FsError;
+pub use view::{SnapshotView, Viewed};
