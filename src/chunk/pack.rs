@@ -29,8 +29,6 @@ const ENTRY_BYTES: usize = 45;
 pub(super) const PACK_BYTES: u32 = 16 << 20;
 /// Most chunks of one pack, so that a footer has a bound (1.4 MiB) when they are tiny.
 pub(super) const PACK_CHUNKS_MAX: usize = 32 << 10;
-/// The largest stored chunk: one that did not compress, sealed.
-pub(super) const STORED_BYTES_MAX: usize = CHUNK_BYTES_MAX + Sealer::OVERHEAD;
 /// The longest footer as stored.
 pub(super) const FOOTER_BYTES_MAX: usize = PACK_CHUNKS_MAX * ENTRY_BYTES + Sealer::OVERHEAD;
 

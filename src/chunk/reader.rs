@@ -9,7 +9,7 @@ use super::plan::{Fetch, plan};
 use super::{CHUNK_BYTES_MAX, ChunkError, ChunkRef, cpu};
 use crate::bucket::{Bucket, BucketError};
 use crate::crypto::Sealer;
-use crate::types::FamilyId;
+use crate::types::{FamilyId, PackId};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
@@ -217,7 +217,7 @@ impl Reader {
         .await;
     }
 
-    async fn get(&self, pack: crate::types::PackId, fetch: &Fetch) -> Result<Bytes, ChunkError> {
+    async fn get(&self, pack: PackId, fetch: &Fetch) -> Result<Bytes, ChunkError> {
         if fetch.range.is_empty() {
             return Ok(Bytes::new());
         }
@@ -256,7 +256,7 @@ fn dedup(mut chunks: Vec<ChunkRef>) -> Vec<ChunkRef> {
     chunks
 }
 
-pub(super) fn reading(pack: crate::types::PackId, source: BucketError) -> ChunkError {
+pub(super) fn reading(pack: PackId, source: BucketError) -> ChunkError {
     match source {
         BucketError::NotFound { .. } => ChunkError::Missing { pack },
         BucketError::Short { bytes, wanted, .. } => {
@@ -277,4 +277,35 @@ fn check(chunk: &ChunkRef) -> Result<(), ChunkError> {
         return Err(corrupt(chunk, "its reference is impossible".to_owned()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::{ChunkStore, Codec};
+    use crate::crypto::Keyring;
+    use crate::types::{Epoch, Incarnation, PoolId};
+
+    /// foyer has checksums of its own; this is what happens when they hold and the bytes are still not the chunk.
+    #[tokio::test]
+    async fn a_wrong_chunk_on_disk_is_dropped_and_read_from_the_bucket() {
+        let dir = tempfile::tempdir().expect("a folder");
+        // Room for one chunk in memory.
+        let cache = ChunkCache::with_disk(0, dir.path(), 64 << 20).await.expect("a cache");
+        let family = FamilyId::from_bytes([2; 16]);
+        let store = ChunkStore::new(Bucket::memory(), family, &Keyring::plain(PoolId::from_bytes([1; 16])), cache.clone());
+        let packer = store.packer(Incarnation::from_bytes([3; 16]), Epoch(1), Codec::None);
+        let raw = Bytes::from_static(b"what was written");
+        let stored = packer.add(vec![raw.clone()]).await.expect("added").stored().await.expect("stored");
+        let chunk = *stored.refs().first().expect("one chunk");
+        cache.0.disk_insert(chunk.hash, &Bytes::from_static(b"what is not it!!"));
+        let crowd_out = || cache.0.insert(store.hash(b"another"), Bytes::from_static(b"another"));
+        crowd_out();
+        assert_eq!(store.read(&[chunk]).await.expect("read"), [raw.clone()]);
+        let stats = cache.stats();
+        assert_eq!((stats.disk_corrupt, stats.disk_hits), (1, 0));
+        crowd_out();
+        assert_eq!(store.read(&[chunk]).await.expect("read"), [raw]);
+        assert_eq!(cache.stats().disk_hits, 1, "the right one has taken its place");
+    }
 }
