@@ -115,6 +115,9 @@ pub(super) fn meaning(error: &object_store::Error) -> Meaning {
         _ => status(error).map_or(Meaning::Passing, |status| match status {
             // 408 and 429 ask for another attempt (RFC 9110 §15.5.9, RFC 6585 §4).
             408 | 429 | 500.. => Meaning::Passing,
+            401 | 403 => Meaning::Denied,
+            // Of an object the store's crate makes a `NotFound`; what is left is the bucket.
+            404 => Meaning::Missing,
             _ => Meaning::Refused,
         }),
     }
@@ -211,6 +214,8 @@ mod tests {
 
     #[test]
     fn a_missing_bucket_is_not_a_missing_object() {
+        assert_eq!(meaning(&http("404 Not Found")), Meaning::Missing);
+        assert_eq!(meaning(&http("403 Forbidden")), Meaning::Denied);
         let absent = |body: &str| object_store::Error::NotFound { path: "k".into(), source: body.to_owned().into() };
         assert_eq!(meaning(&absent("<Code>NoSuchKey</Code>")), Meaning::Absent);
         assert_eq!(meaning(&absent("<Code>NoSuchBucket</Code>")), Meaning::Missing);

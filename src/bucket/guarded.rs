@@ -102,9 +102,6 @@ impl Guarded {
 /// Reads the body within the attempt, and sees that all of it came.
 async fn buffered(found: GetResult) -> Result<GetResult> {
     let wanted = found.range.end.saturating_sub(found.range.start);
-    if wanted > BUFFERED_BYTES_MAX {
-        return Ok(found);
-    }
     let (meta, range) = (found.meta.clone(), found.range.clone());
     let (attributes, extensions) = (found.attributes.clone(), found.extensions.clone());
     let body = found.bytes().await?;
@@ -148,16 +145,15 @@ impl ObjectStore for Guarded {
 
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
         let kind = if options.head { Kind::Head } else { Kind::Get };
-        let expected = match &options.range {
-            Some(object_store::GetRange::Bounded(range)) => range.end.saturating_sub(range.start),
-            Some(object_store::GetRange::Suffix(bytes)) => *bytes,
-            _ => BUFFERED_BYTES_MAX,
-        };
         let read = || async {
-            let found = self.inner.get_opts(at, options.clone()).await?;
-            if options.head { Ok(found) } else { buffered(found).await }
+            let found = self.gate.step(0, self.inner.get_opts(at, options.clone())).await?;
+            let wanted = found.range.end.saturating_sub(found.range.start);
+            if options.head || wanted > BUFFERED_BYTES_MAX {
+                return Ok(found);
+            }
+            self.gate.step(wanted, buffered(found)).await
         };
-        self.gate.run(kind, if options.head { 0 } else { expected.min(BUFFERED_BYTES_MAX) }, read).await.0
+        self.gate.run_stepped(kind, read).await
     }
 
     async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {

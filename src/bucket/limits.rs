@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 /// Keys in a page of a listing, and in one delete request (S3's limits for both).
 pub(super) const PAGE_KEYS: u64 = 1000;
-/// For one attempt of a whole listing.
-const LISTING_MAX: Duration = Duration::from_secs(600);
+/// For one attempt that has many steps.
+const STEPS_MAX: Duration = Duration::from_secs(600);
 
 /// Limits on every request to a store. An outage ends in an error after `total`, never in a hang.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,22 +166,36 @@ impl Gate {
         self.repeat(kind, deadline, |left| within.min(left), request).await
     }
 
-    /// Like [`Self::run`] for a listing, whose length nobody knows: each page has an attempt's time, and none is begun
-    /// anew after `total`.
+    /// A step of an attempt, within the limit for what it moves.
+    pub async fn step<T>(&self, bytes: u64, step: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
+        let limit = self.limits.attempt + self.limits.body(bytes);
+        tokio::time::timeout(limit, step).await.unwrap_or_else(|_| Err(generic(TimedOut(limit))))
+    }
+
+    /// Like [`Self::run`] for a request whose steps have limits of their own, and whose length nobody knows before: none is
+    /// begun anew after `total`.
+    pub async fn run_stepped<T, F: Future<Output = object_store::Result<T>>>(
+        &self,
+        kind: Kind,
+        request: impl FnMut() -> F,
+    ) -> object_store::Result<T> {
+        self.repeat(kind, Instant::now() + self.limits.total, |_| STEPS_MAX, request).await.0
+    }
+
+    /// Like [`Self::run`] for a listing, of which each page is a step.
     pub async fn run_paged<T: Send + 'static>(
         &self,
         pages: impl Fn() -> BoxStream<'static, object_store::Result<T>>,
     ) -> object_store::Result<Vec<T>> {
-        let page = self.limits.attempt;
         let collect = || async {
             let mut pages = pages();
             let mut found = Vec::new();
-            while let Some(next) = tokio::time::timeout(page, pages.next()).await.map_err(|_| generic(TimedOut(page)))? {
-                found.push(next?);
+            while let Some(next) = self.step(0, async { pages.next().await.transpose() }).await? {
+                found.push(next);
             }
             Ok(found)
         };
-        let found = self.repeat(Kind::List, Instant::now() + self.limits.total, |_| LISTING_MAX, collect).await.0?;
+        let found = self.run_stepped(Kind::List, collect).await?;
         self.count(Kind::List, (found.len() as u64).saturating_sub(1) / PAGE_KEYS);
         Ok(found)
     }

@@ -124,7 +124,7 @@ impl Bucket {
         let options = GetOptions::default();
         let found = match self.store.get_opts(&self.path(key), options).await {
             Ok(found) => found,
-            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(error) if error::meaning(&error) == error::Meaning::Absent => return Ok(None),
             Err(error) => return Err(self.error(key, &error)),
         };
         if found.meta.size > max {

@@ -35,7 +35,7 @@ use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 /// Versions below the newest that are kept.
-pub const KEEP: u64 = 4;
+pub const KEEP: u64 = 8;
 /// Versions below the floor that are removed in one request.
 const TRIM: usize = 4;
 /// Tries of anything that others can disturb.

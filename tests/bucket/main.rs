@@ -1,5 +1,9 @@
 //! One conformance suite, run on every store.
 
+mod faults;
+#[path = "../support/mod.rs"]
+mod support;
+
 use bytes::Bytes;
 use zerofs_csi::bucket::{Bucket, BucketError, Credentials, Folder, Limits, PutNew};
 
@@ -92,4 +96,35 @@ async fn a_prefix_conforms_and_is_kept() {
     conformance(Bucket::on(store.clone(), "pools/one".into())).await;
     let all = Bucket::on(store, "".into()).list("").await.unwrap();
     assert!(!all.is_empty() && all.iter().all(|l| l.key.starts_with("pools/one/")));
+}
+
+/// A real S3 server over HTTP: `ZEROFS_TEST_S3` is its endpoint (`tests/bucket/s3-server start` prints one). Where the tier is
+/// asked for (`ZEROFS_CI`) by name, a missing server is a failure, never a silent pass: `.ci/run` sets the variable.
+#[tokio::test]
+async fn an_s3_server_conforms() {
+    let Ok(endpoint) = std::env::var("ZEROFS_TEST_S3") else {
+        eprintln!("skipped: ZEROFS_TEST_S3 names no server (start one: tests/bucket/s3-server start)");
+        return;
+    };
+    assert!(endpoint.starts_with("http"), "ZEROFS_TEST_S3 must be the URL of an S3 endpoint, not {endpoint:?}");
+    let options = [
+        ("endpoint", endpoint.as_str()),
+        ("access_key_id", "test"),
+        ("secret_access_key", "test"),
+        ("region", "us-east-1"),
+        ("allow_http", "true"),
+    ];
+    let open = |url: &str| {
+        let url = url.parse().unwrap();
+        Bucket::open(&url, &Credentials::none().with(options), Folder::MustExist, support::fault::quick()).unwrap()
+    };
+    let run = format!("s3://zerofs-test/run-{}", rand::random::<u64>());
+    let limits = Limits { total: std::time::Duration::from_secs(20), ..Limits::default() };
+    conformance(open(&run).with_limits(limits)).await;
+
+    let missing = open("s3://zerofs-no-such-bucket/p");
+    assert!(matches!(missing.list("").await, Err(BucketError::Missing { .. })), "{:?}", missing.list("").await);
+    let put = missing.put_new("a", Bytes::new()).await;
+    assert!(matches!(put, Err(BucketError::Missing { .. })), "{put:?}");
+    assert!(missing.get("a", 1).await.is_err(), "a missing bucket is not a missing object");
 }

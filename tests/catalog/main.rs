@@ -1,5 +1,9 @@
 //! Pools and their records, on stores that work and stores that do not.
 
+mod faults;
+#[path = "../support/mod.rs"]
+mod support;
+
 use std::collections::BTreeMap;
 use zerofs_csi::bucket::Bucket;
 use zerofs_csi::catalog::{Catalog, CatalogError, Dataset, Owner, Properties, Secret, Snapshot, State};

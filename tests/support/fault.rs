@@ -1,0 +1,416 @@
+//! An object store that fails on purpose: by a script, at random from a seed, or altogether.
+//!
+//! ```text
+//! let store = FaultStore::over(Arc::new(InMemory::new()));
+//! store.script(Rule::on(Op::PutNew).at("datasets/").skip(1).times(1).then(Fault::LostAck));
+//! let bucket = Bucket::on(store.clone(), Path::default()).with_limits(quick());
+//! ```
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use zerofs_csi::bucket::Limits;
+
+/// Limits for tests: failures end soon.
+pub fn quick() -> Limits {
+    Limits {
+        attempt: Duration::from_millis(500),
+        total: Duration::from_secs(2),
+        pause: Duration::from_millis(1),
+        pause_max: Duration::from_millis(10),
+        ..Limits::default()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    Get,
+    Put,
+    /// A conditional put.
+    PutNew,
+    List,
+    Delete,
+}
+
+impl Op {
+    fn mutates(self) -> bool {
+        matches!(self, Self::Put | Self::PutNew | Self::Delete)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// An error, and nothing was done.
+    Before,
+    /// It was done, and its answer is an error.
+    LostAck,
+    /// It is done after a while.
+    Delay(Duration),
+    /// It is never answered; nothing was done.
+    Hang,
+    /// A read brings so many bytes less.
+    Truncate(usize),
+    /// A read brings one bit (counted from the first) changed; counted round if there are fewer.
+    FlipBit(usize),
+    /// The store forbids it.
+    Denied,
+    /// The store says that the object is not there.
+    Absent,
+}
+
+/// What happens to which requests.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    op: Option<Op>,
+    key: String,
+    skip: usize,
+    times: usize,
+    fault: Fault,
+}
+
+impl Rule {
+    /// Every request of a kind.
+    pub fn on(op: Op) -> Self {
+        Self { op: Some(op), key: String::new(), skip: 0, times: usize::MAX, fault: Fault::Before }
+    }
+
+    pub fn any() -> Self {
+        Self { op: None, ..Self::on(Op::Get) }
+    }
+
+    /// Only those whose key contains this.
+    #[must_use]
+    pub fn at(mut self, key: &str) -> Self {
+        key.clone_into(&mut self.key);
+        self
+    }
+
+    /// Not the first so many.
+    #[must_use]
+    pub fn skip(mut self, n: usize) -> Self {
+        self.skip = n;
+        self
+    }
+
+    #[must_use]
+    pub fn times(mut self, n: usize) -> Self {
+        self.times = n;
+        self
+    }
+
+    #[must_use]
+    pub fn then(mut self, fault: Fault) -> Self {
+        self.fault = fault;
+        self
+    }
+}
+
+/// Chances of random faults, each in 1,000 requests that it can befall.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Chances {
+    pub before: u32,
+    pub lost_ack: u32,
+    pub truncate: u32,
+    pub flip_bit: u32,
+    /// A pause of up to `delay_max`, so that requests overtake each other.
+    pub delay: u32,
+    pub delay_max: Duration,
+}
+
+#[derive(Default)]
+struct State {
+    rules: Vec<Rule>,
+    random: Option<(StdRng, Chances)>,
+    latency: Option<Duration>,
+    dead: bool,
+    dies_after: Option<usize>,
+    read_only: bool,
+    ignores_conditions: bool,
+    log: Vec<(Op, String)>,
+}
+
+/// See the module's text. Cheap to clone: all clones are one store.
+#[derive(Clone)]
+pub struct FaultStore {
+    inner: Arc<dyn ObjectStore>,
+    state: Arc<Mutex<State>>,
+}
+
+impl FaultStore {
+    pub fn over(inner: Arc<dyn ObjectStore>) -> Arc<Self> {
+        Arc::new(Self { inner, state: Arc::default() })
+    }
+
+    pub fn memory() -> Arc<Self> {
+        Self::over(Arc::new(object_store::memory::InMemory::new()))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub fn script(&self, rule: Rule) {
+        self.state().rules.push(rule);
+    }
+
+    /// No scripted and no random faults any more, and alive again.
+    pub fn heal(&self) {
+        let mut state = self.state();
+        let log = std::mem::take(&mut state.log);
+        *state = State { log, ..State::default() };
+    }
+
+    pub fn random(&self, seed: u64, chances: Chances) {
+        self.state().random = Some((StdRng::seed_from_u64(seed), chances));
+    }
+
+    /// Every request takes so long.
+    pub fn latency(&self, each: Duration) {
+        self.state().latency = Some(each);
+    }
+
+    /// Nothing is done any more, and nothing answered but errors.
+    pub fn die(&self) {
+        self.state().dead = true;
+    }
+
+    /// Dies after so many more changes; of the last one the answer is lost.
+    pub fn die_after(&self, changes: usize) {
+        self.state().dies_after = Some(changes);
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.state().dead
+    }
+
+    pub fn read_only(&self) {
+        self.state().read_only = true;
+    }
+
+    /// A put-if-absent overwrites.
+    pub fn ignore_conditions(&self) {
+        self.state().ignores_conditions = true;
+    }
+
+    /// Requests so far, with their keys.
+    pub fn log(&self) -> Vec<(Op, String)> {
+        self.state().log.clone()
+    }
+
+    pub fn clear_log(&self) {
+        self.state().log.clear();
+    }
+
+    fn decide(&self, op: Op, key: &str) -> (Option<Fault>, Option<Duration>) {
+        let mut state = self.state();
+        state.log.push((op, key.to_owned()));
+        if state.dead {
+            return (Some(Fault::Before), None);
+        }
+        if let (true, Some(left)) = (op.mutates(), state.dies_after) {
+            state.dies_after = Some(left.saturating_sub(1));
+            if left <= 1 {
+                state.dead = true;
+                return (Some(if left == 0 { Fault::Before } else { Fault::LostAck }), None);
+            }
+        }
+        if state.read_only && op.mutates() {
+            return (Some(Fault::Denied), None);
+        }
+        let latency = state.latency;
+        (scripted(&mut state.rules, op, key).or_else(|| drawn(state.random.as_mut(), op)), latency)
+    }
+
+    /// Runs a request as the faults have it.
+    async fn run<T>(&self, op: Op, key: &str, request: impl Future<Output = Result<T>>) -> (Result<T>, Option<Fault>) {
+        let (fault, latency) = self.decide(op, key);
+        if let Some(latency) = latency {
+            tokio::time::sleep(latency).await;
+        }
+        let result = match fault {
+            Some(Fault::Before) => Err(failed("before its effect")),
+            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Denied) => Err(Error::PermissionDenied { path: key.to_owned(), source: "denied on purpose".into() }),
+            Some(Fault::Absent) => Err(Error::NotFound { path: key.to_owned(), source: "absent on purpose".into() }),
+            Some(Fault::Delay(delay)) => {
+                tokio::time::sleep(delay).await;
+                request.await
+            }
+            Some(Fault::LostAck) => match request.await {
+                Ok(_) => Err(failed("after its effect")),
+                failed => failed,
+            },
+            Some(Fault::Truncate(_) | Fault::FlipBit(_)) | None => request.await,
+        };
+        (result, fault)
+    }
+}
+
+fn scripted(rules: &mut [Rule], op: Op, key: &str) -> Option<Fault> {
+    for rule in rules {
+        if rule.op.is_some_and(|o| o != op) || !key.contains(&rule.key) || rule.times == 0 {
+            continue;
+        }
+        if rule.skip > 0 {
+            rule.skip -= 1;
+            continue;
+        }
+        rule.times -= 1;
+        return Some(rule.fault);
+    }
+    None
+}
+
+fn drawn(random: Option<&mut (StdRng, Chances)>, op: Op) -> Option<Fault> {
+    let (rng, chances) = random?;
+    let mut hit = |chance: u32| rng.random_range(0..1000) < chance;
+    if hit(chances.before) {
+        return Some(Fault::Before);
+    }
+    if op.mutates() && hit(chances.lost_ack) {
+        return Some(Fault::LostAck);
+    }
+    if op == Op::Get && hit(chances.truncate) {
+        return Some(Fault::Truncate(1));
+    }
+    if op == Op::Get && hit(chances.flip_bit) {
+        return Some(Fault::FlipBit(rng.random_range(0..1 << 20)));
+    }
+    let delays = hit(chances.delay);
+    delays.then(|| Fault::Delay(chances.delay_max.mul_f64(rng.random_range(0.0..1.0))))
+}
+
+fn failed(when: &str) -> Error {
+    Error::Generic { store: "fault", source: format!("failed on purpose {when}").into() }
+}
+
+/// What is left of bytes that were read.
+fn damaged(bytes: Bytes, fault: Option<Fault>) -> Bytes {
+    match fault {
+        Some(Fault::Truncate(n)) => bytes.slice(..bytes.len().saturating_sub(n)),
+        Some(Fault::FlipBit(bit)) if !bytes.is_empty() => {
+            let mut bytes = BytesMut::from(bytes);
+            let at = (bit / 8) % bytes.len();
+            bytes[at] ^= 1 << (bit % 8);
+            bytes.freeze()
+        }
+        _ => bytes,
+    }
+}
+
+impl fmt::Debug for FaultStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FaultStore")
+    }
+}
+
+impl fmt::Display for FaultStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FaultStore({})", self.inner)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for FaultStore {
+    async fn put_opts(&self, at: &Path, payload: PutPayload, mut options: PutOptions) -> Result<PutResult> {
+        let op = if options.mode == PutMode::Overwrite { Op::Put } else { Op::PutNew };
+        if self.state().ignores_conditions {
+            options.mode = PutMode::Overwrite;
+        }
+        self.run(op, at.as_ref(), self.inner.put_opts(at, payload, options)).await.0
+    }
+
+    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        let inner = self.inner.put_multipart_opts(at, options).await?;
+        Ok(Box::new(FaultUpload { store: self.clone(), at: at.to_string(), inner }))
+    }
+
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+        let head = options.head;
+        let (found, fault) = self.run(Op::Get, at.as_ref(), self.inner.get_opts(at, options)).await;
+        let found = found?;
+        if head || !matches!(fault, Some(Fault::Truncate(_) | Fault::FlipBit(_))) {
+            return Ok(found);
+        }
+        let (meta, range) = (found.meta.clone(), found.range.clone());
+        let (attributes, extensions) = (found.attributes.clone(), found.extensions.clone());
+        let body = damaged(found.bytes().await?, fault);
+        let payload = GetResultPayload::Stream(futures::stream::once(async move { Ok(body) }).boxed());
+        Ok(GetResult { payload, meta, range, attributes, extensions })
+    }
+
+    async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        let (found, fault) = self.run(Op::Get, at.as_ref(), self.inner.get_ranges(at, ranges)).await;
+        Ok(found?.into_iter().map(|bytes| damaged(bytes, fault)).collect())
+    }
+
+    fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        let this = self.clone();
+        keys.and_then(move |key| {
+            let this = this.clone();
+            async move {
+                let one = futures::stream::once({
+                    let key = key.clone();
+                    async move { Ok(key) }
+                });
+                let mut deleted = this.inner.delete_stream(one.boxed());
+                let request = async move { deleted.next().await.unwrap_or_else(|| Err(failed("without an answer"))) };
+                this.run(Op::Delete, key.as_ref(), request).await.0
+            }
+        })
+        .boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let (this, key) = (self.clone(), prefix.map(ToString::to_string).unwrap_or_default());
+        let listed = self.inner.list(prefix);
+        let whole = async move { this.run(Op::List, &key, listed.try_collect::<Vec<_>>()).await.0 };
+        futures::stream::once(whole).map_ok(|found| futures::stream::iter(found).map(Ok)).try_flatten().boxed()
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        let key = prefix.map(ToString::to_string).unwrap_or_default();
+        self.run(Op::List, &key, self.inner.list_with_delimiter(prefix)).await.0
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.run(Op::Put, to.as_ref(), self.inner.copy_opts(from, to, options)).await.0
+    }
+}
+
+/// A multipart upload: each part and the completion are puts.
+#[derive(Debug)]
+struct FaultUpload {
+    store: FaultStore,
+    at: String,
+    inner: Box<dyn MultipartUpload>,
+}
+
+#[async_trait]
+impl MultipartUpload for FaultUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        let (store, at, part) = (self.store.clone(), self.at.clone(), self.inner.put_part(data));
+        Box::pin(async move { store.run(Op::Put, &at, part).await.0 })
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let (store, at) = (self.store.clone(), self.at.clone());
+        store.run(Op::Put, &at, self.inner.complete()).await.0
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.inner.abort().await
+    }
+}

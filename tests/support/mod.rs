@@ -1,0 +1,4 @@
+//! What tests of several kinds share. Include it with `#[path = "../support/mod.rs"] mod support;`.
+#![allow(dead_code, reason = "no test uses all of it")]
+
+pub mod fault;
