@@ -73,6 +73,7 @@ pub(super) struct Prepared {
 
 /// Puts the taken data back unless the batch was submitted: errors and dropped calls lose nothing (R17).
 struct InFlight<'a> {
+    contents: &'a Contents,
     node: &'a Node,
     error: Option<FsError>,
     done: bool,
@@ -81,7 +82,8 @@ struct InFlight<'a> {
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         if !self.done {
-            self.node.content.state().put_back(self.error.take());
+            let freed = self.node.content.state().put_back(self.error.take());
+            self.contents.freed(freed);
         }
     }
 }
@@ -141,7 +143,7 @@ impl Contents {
                     continue;
                 }
             };
-            let mut flight = InFlight { node, error: None, done: false };
+            let mut flight = InFlight { contents: self, node, error: None, done: false };
             let prepared = match self.prepare(node, &taken, placement).await {
                 Ok(prepared) => prepared,
                 Err(error) => {

@@ -140,13 +140,16 @@ impl State {
     }
 
     /// The flush in flight did not happen: its data waits again, below what came meanwhile.
-    pub fn put_back(&mut self, error: Option<FsError>) {
-        let taken = std::mem::take(&mut self.flushing);
-        self.dirty.over(taken);
+    pub fn put_back(&mut self, error: Option<FsError>) -> Freed {
+        let freed = self.change(|s| {
+            let taken = std::mem::take(&mut s.flushing);
+            s.dirty.over(taken);
+        });
         self.taken = self.flushed;
         if let Some(error) = error {
             self.failed = Some((self.attempt, error));
         }
+        freed
     }
 
     /// Data of a record in flight cannot ever be written: it is given up and the next waiter is told.

@@ -315,7 +315,7 @@ async fn masks_hide_at_once_and_are_reclaimed() {
     rig.reclaim().await;
     rig.exact().await;
     let row = rig.node.row.read().clone();
-    assert_eq!((row.masks.len(), row.allocated), (0, (99 << 12) + 4096 + 5 + 4096));
+    assert_eq!((row.masks.len(), row.allocated), (0, (199 << 12) + 5 + 4096));
     assert_eq!(rig.read(500 << 12, 8192).await, [vec![2; 4096], vec![0; 4096]].concat());
 }
 
