@@ -241,6 +241,13 @@ impl Fs {
     }
 }
 
+/// What is dropped without [`Fs::close`] stops like a process that dies: what was acknowledged is in the journal or the store.
+impl Drop for Fs {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
 fn record_bits(record_bytes: u32) -> Result<u8, FsError> {
     match record_bytes.trailing_zeros() {
         bits @ 12..=20 if record_bytes.is_power_of_two() => Ok(bits as u8),

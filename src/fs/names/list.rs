@@ -136,8 +136,7 @@ impl Names {
         inos: impl Iterator<Item = InodeNo>,
     ) -> Result<std::collections::HashMap<InodeNo, Arc<Node>>, FsError> {
         let mut claim = self.table.claim(inos);
-        let mut claimed = claim.inos().to_vec();
-        claimed.sort_unstable();
+        let claimed = claim.inos();
         let mut loaded = std::collections::HashMap::with_capacity(claimed.len());
         for (first, last) in clusters(&claimed) {
             let rows = self.committer.scan(key::inode(first), key::inode(InodeNo(last.0 + 1)), CLUSTER_ROWS as usize).await?;

@@ -25,15 +25,19 @@ pub struct NameHasher {
     keep: u64,
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Bits of the hash that file systems opened by this thread use.
+    pub static HASH_BITS: std::cell::Cell<u32> = const { std::cell::Cell::new(47) };
+}
+
 impl NameHasher {
     pub fn new(key: [u8; 16]) -> Self {
-        Self { key, keep: u64::MAX }
-    }
-
-    /// A hash of a few bits.
-    #[cfg(test)]
-    pub fn weak(key: [u8; 16], bits: u32) -> Self {
-        Self { key, keep: (1 << bits) - 1 }
+        #[cfg(test)]
+        let keep = (1 << HASH_BITS.get()) - 1;
+        #[cfg(not(test))]
+        let keep = u64::MAX;
+        Self { key, keep }
     }
 
     pub fn hash(&self, name: &[u8]) -> NameHash {

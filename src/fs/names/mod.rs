@@ -27,6 +27,8 @@ mod remove;
 mod rename;
 mod ring;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use entries::Entries;
 pub use lookup::NameHasher;

@@ -108,11 +108,6 @@ impl Ring {
 }
 
 impl First {
-    /// A call that nobody can repeat.
-    pub fn unrepeated() -> Self {
-        Self { entry: None }
-    }
-
     /// Puts the answer into the call's batch. Answers its number for [`Self::done`].
     pub fn record(&self, batch: &mut Batch, object: Option<FileRef>) -> u64 {
         let Some((ring, id, _)) = &self.entry else { return 0 };

@@ -7,7 +7,7 @@ use super::entries::Forget;
 use crate::fs::node::Node;
 use crate::types::InodeNo;
 use parking_lot::Mutex;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -72,19 +72,22 @@ pub enum Slotted {
 /// The right to load inodes. What was not [filled](Self::fill) when it is dropped is free to be loaded by another.
 pub struct Claim {
     table: Arc<Table>,
-    inos: Vec<InodeNo>,
+    inos: HashSet<InodeNo>,
     ended: CancellationToken,
 }
 
 impl Claim {
     /// Puts a loaded node in its place.
     pub fn fill(&mut self, node: Node) -> Arc<Node> {
-        self.inos.retain(|ino| *ino != node.file.ino);
+        self.inos.remove(&node.file.ino);
         self.table.insert(node)
     }
 
-    pub fn inos(&self) -> &[InodeNo] {
-        &self.inos
+    /// What is still to be loaded, in ascending order.
+    pub fn inos(&self) -> Vec<InodeNo> {
+        let mut inos: Vec<_> = self.inos.iter().copied().collect();
+        inos.sort_unstable();
+        inos
     }
 }
 
@@ -136,19 +139,19 @@ impl Table {
             None => {
                 let ended = CancellationToken::new();
                 shard.slots.insert(ino.0, Slot::Loading(ended.clone()));
-                Slotted::Mine(Claim { table: self.clone(), inos: vec![ino], ended })
+                Slotted::Mine(Claim { table: self.clone(), inos: HashSet::from([ino]), ended })
             }
         }
     }
 
     /// Claims those of the inodes that are neither in memory nor being loaded.
     pub fn claim(self: &Arc<Self>, inos: impl Iterator<Item = InodeNo>) -> Claim {
-        let mut claim = Claim { table: self.clone(), inos: Vec::new(), ended: CancellationToken::new() };
+        let mut claim = Claim { table: self.clone(), inos: HashSet::new(), ended: CancellationToken::new() };
         for ino in inos {
             let mut shard = self.shard(ino).lock();
             if let std::collections::hash_map::Entry::Vacant(slot) = shard.slots.entry(ino.0) {
                 slot.insert(Slot::Loading(claim.ended.clone()));
-                claim.inos.push(ino);
+                claim.inos.insert(ino);
             }
         }
         claim

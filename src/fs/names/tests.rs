@@ -1,0 +1,97 @@
+//! Names that share a hash, which never happens with all 47 bits.
+
+use super::lookup::HASH_BITS;
+use crate::bucket::Bucket;
+use crate::chunk::{ChunkCache, ChunkStore, Codec};
+use crate::crypto::Keyring;
+use crate::fs::api::*;
+use crate::fs::db::{DbCache, DbPlace};
+use crate::fs::{Fs, FsError, FsOptions, RootAttr, SyncMode};
+use crate::types::{EntryName, FamilyId, Incarnation, PoolId};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+fn name(text: &str) -> EntryName {
+    EntryName::try_from(text.as_bytes()).unwrap()
+}
+
+struct Place(DbPlace, Keyring);
+
+impl Place {
+    async fn open(&self) -> Fs {
+        let Self(place, keyring) = self;
+        let options = FsOptions {
+            sync: SyncMode::Disabled,
+            quota_bytes: None,
+            quota_inodes: None,
+            record_bytes: 4096,
+            codec: Codec::Lz4,
+            flush_interval: Duration::from_secs(1),
+            dirty_bytes_max: 1 << 20,
+            cache_bytes: 1 << 20,
+            journal: None,
+            root: RootAttr { uid: 0, gid: 0, mode: 0o755 },
+        };
+        let chunks = ChunkStore::new(place.bucket.clone(), FamilyId::from(place.incarnation), keyring, ChunkCache::memory(1 << 20));
+        Fs::open(place, chunks, options).await.unwrap()
+    }
+}
+
+async fn names(fs: &Fs) -> BTreeSet<Vec<u8>> {
+    let limit = ListLimit { entries: 2, bytes: 1000, entry_bytes: 10, with_attr: false };
+    let (mut names, mut after) = (BTreeSet::new(), DirCookie(0));
+    loop {
+        let listing = fs.readdir(&Caller::root(), fs.root(), after, limit).await.unwrap();
+        for entry in listing.entries {
+            assert!(entry.cookie > after);
+            after = entry.cookie;
+            assert!(names.insert(entry.name.to_vec()), "listed twice");
+        }
+        if listing.eof {
+            names.retain(|name| !name.starts_with(b"."));
+            return names;
+        }
+    }
+}
+
+#[tokio::test]
+async fn names_of_one_hash_live_side_by_side() {
+    HASH_BITS.set(1);
+    let bucket = Bucket::memory();
+    let place = DbPlace { bucket, incarnation: Incarnation::random(), sealer: None, cache: DbCache::new(1 << 20) };
+    let place = Place(place, Keyring::plain(PoolId::random()));
+    let mut fs = place.open().await;
+    let (root, caller) = (fs.root(), Caller::root());
+    let mut model: BTreeSet<Vec<u8>> = BTreeSet::new();
+    for step in 0..120u32 {
+        let (a, b) = (format!("{}", step * 7 % 13), format!("{}", step * 5 % 11));
+        if step % 3 == 0 {
+            let removed = fs.remove(&caller, root, &name(&a)).await;
+            assert_eq!(removed.is_ok(), model.remove(a.as_bytes()), "{removed:?}");
+        } else if step % 3 == 1 {
+            let renamed = fs.rename(&caller, (root, &name(&a)), (root, &name(&b))).await;
+            let existed = model.remove(a.as_bytes());
+            assert_eq!(renamed.is_ok(), existed, "{renamed:?}");
+            if existed {
+                model.insert(b.into_bytes());
+            }
+        } else {
+            let how = CreateHow::Guarded(SetAttr::default());
+            let created = fs.create(&caller, root, &name(&b), how).await;
+            assert_eq!(created.is_ok(), model.insert(b.into_bytes()), "{created:?}");
+        }
+        if step % 10 == 9 {
+            fs.close().await.unwrap();
+            fs = place.open().await;
+        }
+        // Before the listing on every other step, so that single buckets are looked up too.
+        for n in 0..13 {
+            let text = n.to_string();
+            let found = fs.lookup(&caller, root, text.as_bytes()).await;
+            assert_eq!(found.is_ok(), model.contains(text.as_bytes()), "{text}: {found:?}");
+            assert!(found.is_ok() || matches!(found, Err(FsError::NotFound)));
+        }
+        assert_eq!(names(&fs).await, model, "after step {step}");
+    }
+    fs.close().await.unwrap();
+}

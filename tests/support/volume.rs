@@ -1,0 +1,65 @@
+//! A dataset on a bucket in memory, to be opened again and again, and cloned.
+
+use std::path::PathBuf;
+use std::time::Duration;
+use zerofs_csi::bucket::Bucket;
+use zerofs_csi::chunk::{ChunkCache, ChunkStore, Codec};
+use zerofs_csi::crypto::Keyring;
+use zerofs_csi::fs::db::{self, CheckpointId, DbCache, DbPlace};
+use zerofs_csi::fs::{Fs, FsError, FsOptions, RootAttr, SyncMode};
+use zerofs_csi::types::{FamilyId, Incarnation, PoolId};
+
+/// What there is of a dataset while it is closed.
+#[derive(Clone)]
+pub struct Dataset {
+    pub place: DbPlace,
+    pub options: FsOptions,
+    family: FamilyId,
+    keyring: Keyring,
+    chunks: ChunkCache,
+    journals: PathBuf,
+}
+
+impl Dataset {
+    pub fn new(bucket: Bucket, journals: PathBuf) -> Self {
+        let incarnation = Incarnation::random();
+        let place = DbPlace { bucket, incarnation, sealer: None, cache: DbCache::new(16 << 20) };
+        let options = FsOptions {
+            sync: SyncMode::Standard,
+            quota_bytes: None,
+            quota_inodes: None,
+            record_bytes: 4096,
+            codec: Codec::Lz4,
+            flush_interval: Duration::from_millis(100),
+            dirty_bytes_max: 16 << 20,
+            cache_bytes: 16 << 20,
+            journal: Some(journals.join(incarnation.to_string())),
+            root: RootAttr { uid: 0, gid: 0, mode: 0o755 },
+        };
+        let (family, keyring) = (FamilyId::from(incarnation), Keyring::plain(PoolId::random()));
+        Self { place, options, family, keyring, chunks: ChunkCache::memory(16 << 20), journals }
+    }
+
+    /// Opens it, waiting a little for an earlier opening that was dropped to let go of the journal.
+    pub async fn open(&self) -> Fs {
+        let chunks = || ChunkStore::new(self.place.bucket.clone(), self.family, &self.keyring, self.chunks.clone());
+        for _ in 0..200 {
+            match Fs::open(&self.place, chunks(), self.options.clone()).await {
+                Ok(fs) => return fs,
+                Err(FsError::Busy(_)) => tokio::time::sleep(Duration::from_millis(25)).await,
+                Err(error) => panic!("the dataset does not open: {error}"),
+            }
+        }
+        panic!("the journal stays locked");
+    }
+
+    /// A clone of a snapshot of this dataset.
+    pub async fn clone_from(&self, checkpoint: CheckpointId) -> Self {
+        let incarnation = Incarnation::random();
+        let mut clone = self.clone();
+        clone.place.incarnation = incarnation;
+        clone.options.journal = Some(self.journals.join(incarnation.to_string()));
+        db::clone_from(&clone.place, self.place.incarnation, checkpoint).await.expect("a clone");
+        clone
+    }
+}
