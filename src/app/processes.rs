@@ -8,8 +8,8 @@ use super::exports::{Exports, ServeTable};
 use super::parts::Parts;
 use super::pools::Missing;
 use super::state_dir::StateDir;
-use crate::control::Controller;
-use crate::control::node::{NodeAgent, NodeSettings};
+use crate::control::node::{Mounts, NodeAgent, NodeSettings};
+use crate::control::{Controller, mail};
 use crate::csi::{ControllerService, CsiServices, IdentityService, NodeInfo, NodeService, Registrar};
 use crate::mount::Mounter;
 use crate::nfs::{Options, Peers, Server};
@@ -67,6 +67,7 @@ pub async fn serve<M: Mounter>(
     };
     let agent = start_agent(&parts, mounter, &state, options.peers).await?;
     let controller = Arc::new(parts.controller().with_mounts(agent.clone()));
+    tasks.spawn(parts.mail(agent.clone(), &stop));
     tasks.spawn(collecting::run(controller.clone(), parts.config.collect_interval, stop.child_token()));
     let mut line = String::from("ready:");
     if let Some(server) = &nfs {
@@ -224,6 +225,10 @@ async fn flush_staged(parts: &Parts) -> anyhow::Result<()> {
 
 impl Parts {
     fn controller(&self) -> Controller {
-        Controller::new(self.pools.clone(), self.volumes.clone())
+        Controller::new(self.pools.clone(), self.volumes.clone()).with_owner_timeout(self.config.owner_timeout)
+    }
+
+    fn mail(&self, mounts: Arc<dyn Mounts>, stop: &CancellationToken) -> impl Future<Output = ()> + Send + use<> {
+        mail::serve(self.pools.clone(), self.volumes.clone(), mounts, self.config.mail_interval, stop.child_token())
     }
 }

@@ -14,6 +14,7 @@ mod busy;
 mod collect;
 mod controller;
 mod error;
+pub mod mail;
 pub mod node;
 mod pools;
 

@@ -80,6 +80,7 @@ pub fn place(pool: &Catalog, family: FamilyId, incarnation: Incarnation, cache: 
 
 /// A dataset opened by its owner, this process.
 pub struct Volume {
+    pub pool: PoolId,
     pub dataset: Dataset,
     pub fs: Arc<Fs>,
     /// What file handles are authenticated with (R7).
@@ -264,7 +265,7 @@ impl Volumes {
             .await
             .map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?;
         let handle_key = pool.keyring().handle_key(dataset.incarnation, &dataset.handle_secret);
-        Ok(Volume { dataset: dataset.clone(), fs: Arc::new(fs), handle_key, chunks })
+        Ok(Volume { pool: pool.pool().id, dataset: dataset.clone(), fs: Arc::new(fs), handle_key, chunks })
     }
 
     /// Open volumes of one family share one store, and with it its caches.

@@ -322,11 +322,11 @@ async fn restore_one(opened: &Opened, room: &Room, tree: &Tree) -> anyhow::Resul
     let restored = restore::copy_out(opened, &snapshot, &path, &target, Overwrite::Refuse, &|_| {}).await?;
     let entry = &tree.entries[&path];
     let What::File { size, pieces } = &entry.what else { anyhow::bail!("/{path} is no file") };
-    let kept = KernelFiles { root: target.clone() };
+    let kept = KernelFiles { root: room.path.clone() };
     let mut at = 0;
     while at < *size {
         let expected = model::content(*size, pieces, at, 1 << 20);
-        ensure!(kept.read("", at, expected.len()).await? == expected, "the restored file differs near byte {at}");
+        ensure!(kept.read("restored", at, expected.len()).await? == expected, "the restored file differs near byte {at}");
         at += expected.len() as u64;
     }
     let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::symlink_metadata(&target)?) & 0o777;

@@ -67,10 +67,17 @@ impl Collector {
             let before = self.list().await?;
             let packs = self.packs().await?;
             self.pool.step("collect.listed").await?;
-            let mark = self.mark(&before).await?;
+            let mark = self.mark(&before).await;
             let after = self.list().await?;
-            if let Some(plan) = plan::plan(&before, &after, &packs, &mark) {
-                return Ok(plan);
+            match mark {
+                Ok(mark) => {
+                    if let Some(plan) = plan::plan(&before, &after, &packs, &mark) {
+                        return Ok(plan);
+                    }
+                }
+                // What could not be read may just have been removed by another collector.
+                Err(_) if plan::changed(&before, &after) => {}
+                Err(error) => return Err(error),
             }
         }
         Err(ControlError::InProgress {

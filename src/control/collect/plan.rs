@@ -56,7 +56,7 @@ impl Plan {
 
 /// `None`: the catalog changed between the listings in a way that matters, so the mark proves nothing (R11).
 pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark: &Mark) -> Option<Plan> {
-    if shape(before) != shape(after) {
+    if changed(before, after) {
         return None;
     }
     let mut plan = Plan::default();
@@ -82,6 +82,11 @@ pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark
         }
     }
     Some(plan)
+}
+
+/// Whether a record that decides about roots came, went or turned.
+pub(super) fn changed(before: &Listing, after: &Listing) -> bool {
+    shape(before) != shape(after)
 }
 
 fn is_tombstoned(state: &State) -> bool {

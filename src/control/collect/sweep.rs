@@ -3,7 +3,7 @@
 use super::{Collected, Collector, Kept, Plan};
 use crate::catalog::{CatalogError, Dataset, Snapshot, State};
 use crate::control::ControlError;
-use crate::fs::db::{self, CheckpointId};
+use crate::fs::db::{self, CheckpointId, DbPlace};
 use crate::types::{DatasetId, Incarnation, SnapshotId};
 use std::collections::BTreeSet;
 
@@ -86,16 +86,13 @@ impl Collector {
             return Ok(Reaped::Waits(format!("it has {} snapshots", snapshots.len())));
         }
         let place = self.place(at.record.family, id.incarnation);
-        let exists = db::exists(&place).await?;
-        if exists {
-            let holds = db::holds(&place).await?;
-            if holds.clone_pins > 0 {
-                return Ok(Reaped::Waits(format!("{} clones read its database", holds.clone_pins)));
-            }
-            // Checkpoints without a record: of snapshots whose making was given up.
-            for (_, checkpoint) in holds.named {
-                db::drop_checkpoint(&place, checkpoint).await?;
-            }
+        let holds = db::holds(&place).await?;
+        if holds.clone_pins > 0 {
+            return Ok(Reaped::Waits(format!("{} clones read its database", holds.clone_pins)));
+        }
+        // Checkpoints without a record: of snapshots whose making was given up.
+        for (_, checkpoint) in holds.named {
+            db::drop_checkpoint(&place, checkpoint).await?;
         }
         let dataset = match catalog.update_dataset(id, bury_dataset).await {
             Ok(at) => at.record,
@@ -104,11 +101,9 @@ impl Collector {
             Err(error) => return Err(error.into()),
         };
         self.pool.step("collect.dataset.dead").await?;
-        if exists {
-            db::fence(&place).await?;
-            self.pool.step("collect.dataset.fenced").await?;
-            db::delete(&place).await?;
-        }
+        db::fence(&place).await?;
+        self.pool.step("collect.dataset.fenced").await?;
+        self.remove_database(&place).await?;
         self.pool.step("collect.dataset.deleted").await?;
         if let Some(origin) = dataset.origin {
             self.forget_dependant(origin, id.incarnation).await?;
@@ -116,6 +111,18 @@ impl Collector {
         catalog.remove_dataset(id).await?;
         self.pool.step("collect.dataset.removed").await?;
         Ok(Reaped::Gone)
+    }
+
+    /// Also what a deletion or a cloning that did not finish left behind.
+    async fn remove_database(&self, place: &DbPlace) -> Result<(), ControlError> {
+        let bucket = self.pool.catalog.bucket();
+        let prefix = format!("vol/{}/", place.incarnation);
+        if bucket.list(&prefix).await?.is_empty() {
+            return Ok(());
+        }
+        db::delete(place).await?;
+        let left: Vec<String> = bucket.list(&prefix).await?.into_iter().map(|object| object.key).collect();
+        Ok(bucket.delete(&left).await?)
     }
 
     async fn forget_dependant(&self, origin: SnapshotId, clone: Incarnation) -> Result<(), ControlError> {

@@ -15,6 +15,7 @@ use crate::types::{DatasetId, DatasetName, PoolId, SnapshotHandle, VolumeHandle}
 use crate::volume::Volumes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// Where a new volume's content comes from.
@@ -41,6 +42,8 @@ pub const SIZE_DEFAULT: u64 = 10 << 30;
 pub const SIZE_MIN: u64 = 1 << 20;
 pub const SIZE_MAX: u64 = 1 << 50;
 
+/// How long an owner in another process may take, unless the configuration says otherwise.
+const OWNER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Snapshots of one dataset, tombstoned ones included: each lengthens the database's manifest and every collection.
 const SNAPSHOTS_MAX: usize = 250;
 /// Clones of one snapshot: each keeps a checkpoint in the source's manifest (R13).
@@ -66,6 +69,8 @@ pub struct Controller {
     volumes: Volumes,
     /// Of this process, written out before a snapshot.
     mounts: Arc<dyn Mounts>,
+    /// How long the owner of a volume in another process may take to answer.
+    owner_timeout: Duration,
     busy: Busy,
     /// Something was tombstoned.
     tombstoned: Arc<Notify>,
@@ -74,13 +79,20 @@ pub struct Controller {
 impl Controller {
     /// `volumes`: those of this process, whose snapshots are made right here.
     pub fn new(pools: Pools, volumes: Volumes) -> Self {
-        Self { pools, volumes, mounts: Arc::new(NoMounts), busy: Busy::default(), tombstoned: Arc::default() }
+        let (mounts, owner_timeout) = (Arc::new(NoMounts), OWNER_TIMEOUT);
+        Self { pools, volumes, mounts, owner_timeout, busy: Busy::default(), tombstoned: Arc::default() }
     }
 
     /// With the mounts of this process, whose dirty pages a snapshot shall hold.
     #[must_use]
     pub fn with_mounts(mut self, mounts: Arc<dyn Mounts>) -> Self {
         self.mounts = mounts;
+        self
+    }
+
+    #[must_use]
+    pub fn with_owner_timeout(mut self, limit: Duration) -> Self {
+        self.owner_timeout = limit;
         self
     }
 

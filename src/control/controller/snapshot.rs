@@ -2,7 +2,7 @@
 
 use super::{Controller, SNAPSHOTS_MAX, SnapshotInfo, snapshot_info};
 use crate::catalog::{CatalogError, Dataset, Snapshot, State, Versioned};
-use crate::control::{ControlError, Pool};
+use crate::control::{ControlError, Pool, mail};
 use crate::fs::api::FileSystem;
 use crate::fs::db::CheckpointId;
 use crate::types::{Classify, DatasetId, Incarnation, NameKey, SnapshotId, SnapshotName, Timestamp, VolumeHandle};
@@ -66,7 +66,7 @@ impl Controller {
             State::Ready => return Ok(at),
             State::Deleting | State::Dead => return Err(ControlError::NotFound { what: format!("snapshot {}", at.record.name) }),
         }
-        let (checkpoint, referenced) = self.checkpoint(pool, dataset, &id.snapshot.incarnation.to_string()).await?;
+        let (checkpoint, referenced) = self.checkpoint(pool, dataset, id.snapshot.incarnation).await?;
         pool.step("control.snapshot.checkpoint").await?;
         let ready = Snapshot { state: State::Ready, checkpoint: Some(checkpoint.0), referenced, ..at.record.clone() };
         pool.catalog.swap_snapshot(&mut at, ready).await?;
@@ -75,31 +75,32 @@ impl Controller {
     }
 
     /// A checkpoint of everything acknowledged, made by the owner, or by us where there is none. Also the bytes in use, where known.
-    async fn checkpoint(&self, pool: &Pool, dataset: &Dataset, name: &str) -> Result<(CheckpointId, Option<u64>), ControlError> {
+    async fn checkpoint(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        name: Incarnation,
+    ) -> Result<(CheckpointId, Option<u64>), ControlError> {
         let id = dataset.id();
         if let Some(volume) = self.volumes.get(id) {
             // What is only in the kernel's page cache would not be in the snapshot. A mount that is too slow does not stop it.
             if let Err(error) = self.mounts.sync(id).await {
                 tracing::warn!(dataset = %dataset.name, %error, "the snapshot may lack what programs wrote and did not sync");
             }
-            let made = volume.fs.snapshot(name).await?;
+            let made = volume.fs.snapshot(&name.to_string()).await?;
             let stat = volume.fs.statfs().await?;
             return Ok((made, Some(stat.total_bytes.saturating_sub(stat.free_bytes))));
         }
         match &dataset.owner {
-            Some(owner) if owner.node == self.volumes.settings().node => {
-                // Ours from before a restart: only this node may open it, since it has the journal (R16).
-                let volume = self.volumes.open(&pool.catalog, id).await?;
-                let made = volume.fs.snapshot(name).await?;
-                drop(volume);
-                self.volumes.close(id).await?;
-                Ok((made, None))
-            }
-            Some(owner) if !is_caretaker(owner) => Err(ControlError::Unavailable(format!(
-                "snapshot of volume {}: its owner, node {}, cannot be reached from here: repeat when the volume is released",
-                dataset.name, owner.node
+            Some(owner) if owner.node == self.volumes.settings().node => Err(ControlError::Unavailable(format!(
+                "snapshot of volume {}: it is being reopened after a restart here: repeat",
+                dataset.name
             ))),
-            _ => Ok((checkpoint_released(self.volumes.settings(), &pool.catalog, id, name).await?, None)),
+            Some(owner) if !is_caretaker(owner) => {
+                let made = mail::ask(pool, dataset, owner, name, self.owner_timeout).await?;
+                Ok((CheckpointId(made.checkpoint), Some(made.referenced)))
+            }
+            _ => Ok((checkpoint_released(self.volumes.settings(), &pool.catalog, id, &name.to_string()).await?, None)),
         }
     }
 }

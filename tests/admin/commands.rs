@@ -1,0 +1,117 @@
+//! Commands that open the pool themselves.
+
+use super::{Cli, answer};
+use std::process::Command;
+
+fn names(list: &serde_json::Value) -> Vec<String> {
+    list.as_array().unwrap().iter().map(|d| d["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_dataset_lives_and_dies_by_the_command_line() {
+    let cli = Cli::with_pool();
+    assert_eq!(cli.json(&["dataset", "list"]), serde_json::json!([]));
+    let made = cli.json(&["dataset", "create", "web", "--size", "20Gi", "--recordsize", "128k"]);
+    assert_eq!((made["size_bytes"].as_u64(), made["record_bytes"].as_u64()), (Some(20 << 30), Some(128 << 10)));
+    assert_eq!(cli.json(&["dataset", "create", "web", "--size", "20Gi", "--recordsize", "128k"])["handle"], made["handle"]);
+    let cut = cli.json(&["dataset", "snapshot", "create", "web", "before"]);
+    assert_eq!(cut["state"], "ready");
+    assert_eq!(cli.json(&["dataset", "snapshot", "create", "web", "before"])["handle"], cut["handle"]);
+    let clone = cli.json(&["dataset", "clone", "web@before", "copy"]);
+    assert_eq!(clone["size_bytes"].as_u64(), Some(20 << 30));
+    cli.json(&["dataset", "clone", "web", "live"]);
+    assert_eq!(names(&cli.json(&["dataset", "list"])), ["copy", "live", "web"]);
+
+    // Source first, then the snapshot, then the clones; space goes when nothing depends.
+    cli.ok(&["dataset", "delete", "web"]);
+    cli.ok(&["dataset", "snapshot", "delete", "web", "before"]);
+    let kept = cli.json(&["gc"]);
+    assert!(!kept["kept"].as_array().unwrap().is_empty(), "{kept}");
+    cli.ok(&["dataset", "delete", "copy"]);
+    cli.ok(&["dataset", "delete", "live"]);
+    let plan = cli.json(&["gc", "--dry-run"]);
+    assert_eq!(plan["datasets"].as_array().unwrap().len(), 2, "{plan}");
+    assert_eq!(cli.json(&["gc", "--dry-run"]), plan, "a dry run changes nothing");
+    cli.ok(&["gc"]);
+    assert_eq!(cli.json(&["dataset", "list"]), serde_json::json!([]));
+    for folder in ["vol", "packs"] {
+        assert_eq!(files_below(&cli.path().join("pool").join(folder)), Vec::<String>::new());
+    }
+    cli.ok(&["dataset", "create", "web"]);
+}
+
+fn files_below(dir: &std::path::Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return vec![] };
+    entries
+        .flat_map(|e| {
+            let p = e.unwrap().path();
+            if p.is_dir() { files_below(&p) } else { vec![p.display().to_string()] }
+        })
+        .collect()
+}
+
+#[test]
+fn errors_have_codes_and_name_the_object() {
+    let cli = Cli::with_pool();
+    cli.ok(&["dataset", "create", "a", "--size", "1Gi"]);
+    cli.ok(&["dataset", "snapshot", "create", "a", "s"]);
+    let long = "x".repeat(129);
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["dataset", "info", "none"], 10, "none"),
+        (&["dataset", "snapshot", "create", "none", "s"], 10, "none"),
+        (&["dataset", "clone", "a@none", "b"], 10, "a@none"),
+        (&["dataset", "create", "a", "--size", "2Gi"], 11, "a"),
+        (&["pool", "create"], 11, "pool"),
+        (&["dataset", "create", &long], 2, "129"),
+        (&["dataset", "create", ".."], 2, ".."),
+        (&["dataset", "create", "b", "--size", "-1"], 2, "-1"),
+        (&["dataset", "create", "b", "--size", "lots"], 2, "lots"),
+        (&["dataset", "create", "b", "--size", "2Pi"], 2, "supported"),
+        (&["dataset", "create", "b", "--recordsize", "5000"], 2, "recordsize"),
+        (&["dataset", "create", "b", "--mode", "999"], 2, "999"),
+        (&["dataset", "clone", "a@s", "b", "--size", "1Mi"], 2, "source"),
+        (&["dataset", "restore", "a@s", "no/such", "/tmp/never"], 10, "no/such"),
+        (&["dataset", "restore", "a", "x", "/tmp/never"], 2, "DATASET@SNAPSHOT"),
+        (&["dataset", "nonsense"], 2, "nonsense"),
+    ];
+    for (args, code, named) in cases {
+        let answer = cli.run(args);
+        assert_eq!(answer.code, *code, "{args:?}: {answer:?}");
+        assert!(answer.err.contains(named) && answer.out.is_empty(), "{args:?}: {answer:?}");
+    }
+    for args in [
+        &["dataset", "delete", "none"][..],
+        &["dataset", "snapshot", "delete", "a", "none"],
+        &["dataset", "snapshot", "delete", "none", "none"],
+    ] {
+        cli.ok(args);
+    }
+    assert!(cli.run(&["dataset", "create", &"x".repeat(128)]).code == 0);
+}
+
+#[test]
+fn a_pool_that_is_missing_or_elsewhere_is_refused() {
+    let cli = Cli::new();
+    let missing = cli.run(&["dataset", "list"]);
+    assert_eq!(missing.code, 10, "{missing:?}");
+    let bin = env!("CARGO_BIN_EXE_zerofs-csi");
+    for (url, code) in [("ftp://x", 2), ("file:///no/such/folder", 10), ("nonsense", 2)] {
+        let answer = answer(Command::new(bin).args(["dataset", "list", "--pool", url]).output().unwrap());
+        assert_eq!(answer.code, code, "{url}: {answer:?}");
+    }
+    let config = cli.path().join("config.yaml");
+    std::fs::write(&config, "pools:\n  a: { url: file:///x }\nlimit: {}\n").unwrap();
+    let answer = answer(Command::new(bin).args(["dataset", "list", "--config"]).arg(&config).output().unwrap());
+    assert!(answer.code == 2 && answer.err.contains("limit") && answer.err.contains("line 3"), "{answer:?}");
+}
+
+#[test]
+fn an_encrypted_pool_wants_its_passphrase() {
+    let cli = Cli::new();
+    let with = |args: &[&str], pass: &str| answer(cli.command(args).env("ZEROFS_PASSPHRASE", pass).output().unwrap());
+    assert_eq!(with(&["pool", "create"], "correct horse").code, 0);
+    assert_eq!(with(&["dataset", "create", "a"], "correct horse").code, 0);
+    assert_eq!(with(&["dataset", "snapshot", "create", "a", "s"], "correct horse").code, 0);
+    assert_eq!(with(&["dataset", "list"], "wrong").code, 15);
+    assert_eq!(cli.run(&["dataset", "list"]).code, 13);
+}

@@ -1,0 +1,90 @@
+//! `serve` as a process, and commands beside it.
+
+use super::Cli;
+use bytes::Bytes;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Stdio};
+use zerofs_csi::fs::api::{CreateHow, SetAttr, Special, Stability};
+use zerofs_csi::nfs::client::{Client, Credentials};
+
+struct Serving {
+    child: Child,
+    nfs: SocketAddr,
+}
+
+impl Serving {
+    fn start(cli: &Cli) -> Self {
+        let state = cli.path().join("state").display().to_string();
+        let mut child =
+            cli.command(&["serve", "--state-dir", &state, "--nfs-listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let nfs = line.split_whitespace().skip_while(|word| *word != "nfs").nth(1).unwrap_or_else(|| panic!("{line:?}"));
+        Self { nfs: nfs.parse().unwrap(), child }
+    }
+
+    fn stop(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+async fn write(client: &Client, dir: &zerofs_csi::nfs::client::FileHandle, name: &str, data: Vec<u8>) {
+    let how = CreateHow::Unchecked(SetAttr { mode: Some(0o640), ..SetAttr::default() });
+    let file = client.create(dir, name.as_bytes(), &how).await.unwrap().handle;
+    for (i, part) in data.chunks(1 << 20).enumerate() {
+        client.write(&file, (i as u64) << 20, Bytes::copy_from_slice(part), Stability::Unstable).await.unwrap();
+    }
+    client.commit(&file, 0, 0).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
+    let cli = Cli::with_pool();
+    cli.ok(&["dataset", "create", "web"]);
+    let data: Vec<u8> = (0..3_000_000u32).map(|i| (i / 7) as u8 ^ (i >> 13) as u8).collect();
+
+    let serving = Serving::start(&cli);
+    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
+    let root = client.mount("/web").await.unwrap();
+    let etc = client.mkdir(&root, b"etc", &SetAttr { mode: Some(0o755), ..SetAttr::default() }).await.unwrap().handle;
+    write(&client, &etc, "app.conf", data.clone()).await;
+    client.make(&etc, b"link", &Special::Symlink(Bytes::from_static(b"app.conf")), &SetAttr::default()).await.unwrap();
+    // Owned by the server: a command must not touch it, and says who has it.
+    let refused = cli.run(&["dataset", "delete", "web"]);
+    assert!(refused.code == 13 && refused.err.contains("open on node"), "{refused:?}");
+    serving.kill();
+
+    let serving = Serving::start(&cli);
+    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
+    // The handle from before the kill is still good: nobody sends MNT again.
+    let file = client.lookup(&etc, b"app.conf").await.unwrap().handle;
+    assert!(client.read(&file, 1_000_000, 500_000).await.unwrap().data[..] == data[1_000_000..1_500_000]);
+    serving.stop();
+    assert_eq!(cli.json(&["dataset", "info", "web"])["owner"], serde_json::Value::Null);
+
+    cli.ok(&["dataset", "snapshot", "create", "web", "cut"]);
+    let (file, tree) = (cli.path().join("app.conf"), cli.path().join("tree"));
+    cli.ok(&["dataset", "restore", "web@cut", "etc/app.conf", &file.display().to_string()]);
+    assert!(std::fs::read(&file).unwrap() == data);
+    cli.ok(&["dataset", "restore", "web@cut", "/", &tree.display().to_string()]);
+    assert!(std::fs::read(tree.join("etc/app.conf")).unwrap() == data);
+    assert_eq!(std::fs::read_link(tree.join("etc/link")).unwrap(), std::path::Path::new("app.conf"));
+    let again = cli.run(&["dataset", "restore", "web@cut", "etc/app.conf", &file.display().to_string()]);
+    assert_eq!(again.code, 11, "{again:?}");
+    cli.ok(&["dataset", "restore", "web@cut", "etc/app.conf", &file.display().to_string(), "--force"]);
+}
