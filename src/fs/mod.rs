@@ -7,6 +7,7 @@
 pub mod api;
 mod attributes;
 mod calls;
+pub mod check;
 mod committer;
 mod content;
 mod data;

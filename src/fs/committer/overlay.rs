@@ -43,6 +43,7 @@ impl Overlay {
         }
     }
 
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.rows.len()
     }

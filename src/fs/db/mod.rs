@@ -69,6 +69,7 @@ impl DbPlace {
     }
 
     /// The same place for another incarnation of the same family.
+    #[cfg(test)]
     fn sibling(&self, incarnation: Incarnation) -> Self {
         Self { incarnation, ..self.clone() }
     }

@@ -1,0 +1,110 @@
+//! Records: whose they are, what they hold, and what they refer to.
+
+use super::{Known, Part, Problem, Report, Rows, scan};
+use crate::fs::FsError;
+use crate::fs::api::FileKind;
+use crate::fs::key::{DataId, Key};
+use crate::fs::row::{Inode, Record, Row, Source, Superblock};
+use crate::types::InodeNo;
+use std::collections::HashMap;
+
+/// Reads the records, and verifies the part's allocated bytes. With the first part, orphans' records and references too.
+pub(super) async fn check(
+    rows: &impl Rows,
+    mut part: Part,
+    superblock: &Superblock,
+    report: &mut Report,
+    known: &mut Known,
+) -> Result<(), FsError> {
+    let owners = owners(&part, report, known);
+    let first = part.first;
+    scan(rows, b'X', report, |report, key, row| {
+        let Key::Record(data, n) = key else { return };
+        let owner = owners.get(&data).and_then(|ino| Some((*ino, part.inodes.get_mut(ino)?)));
+        let decoded = Record::decode(row);
+        if first {
+            report.records += 1;
+            if data.0 >= superblock.next_data {
+                report.add(
+                    Problem::Reservation,
+                    format!("data {}, but the next to be given out is {}", data.0, superblock.next_data),
+                );
+            }
+            match &decoded {
+                Ok(record) => count_references(record, known),
+                Err(error) => report.add(Problem::Row, format!("record {n} of data {}: {error}", data.0)),
+            }
+        }
+        let orphan = known.orphans.get(&data).is_some_and(|orphan| orphan.inode.is_none());
+        let Some((ino, seen)) = owner else {
+            known.owned_records += u64::from(first && orphan);
+            return;
+        };
+        known.owned_records += 1;
+        let Ok(record) = decoded else { return };
+        seen.held = seen.held.saturating_add(record.segments.iter().map(|segment| u64::from(segment.len)).sum());
+        check_record(ino, &seen.row, n, &record, report);
+    })
+    .await?;
+    for (ino, seen) in part.inodes.iter().filter(|(_, seen)| seen.row.allocated != seen.held) {
+        report.add(
+            Problem::Allocated,
+            format!("inode {ino} counts {} allocated bytes, its records hold {}", seen.row.allocated, seen.held),
+        );
+    }
+    Ok(())
+}
+
+/// Whose each data id is, of the part's files.
+fn owners(part: &Part, report: &mut Report, known: &Known) -> HashMap<DataId, InodeNo> {
+    let mut owners = HashMap::new();
+    for (ino, seen) in part.inodes.iter().filter(|(_, seen)| seen.row.kind == FileKind::Regular) {
+        let data = seen.row.data;
+        if let Some(other) = owners.insert(data, *ino) {
+            report.add(Problem::Records, format!("inodes {ino} and {other} share data {}", data.0));
+        }
+        let orphan = known.orphans.get(&data);
+        match orphan {
+            Some(orphan) if orphan.inode != Some(*ino) => {
+                report.add(Problem::Reclaim, format!("data {} of inode {ino} is queued to be reclaimed", data.0));
+            }
+            None if !seen.row.masks.is_empty() => {
+                report.add(Problem::Reclaim, format!("inode {ino} has masks, and its data {} is not queued", data.0));
+            }
+            _ => {}
+        }
+    }
+    owners
+}
+
+fn count_references(record: &Record, known: &mut Known) {
+    for segment in &record.segments {
+        if let Source::Chunk { chunk, .. } = &segment.source {
+            *known.found.entry(chunk.pack).or_default() += 1;
+        }
+    }
+}
+
+fn check_record(ino: InodeNo, row: &Inode, n: u64, record: &Record, report: &mut Report) {
+    let mut end = 0;
+    for segment in &record.segments {
+        let (start, len) = (u64::from(segment.start), u64::from(segment.len));
+        let backed = match &segment.source {
+            Source::Inline(bytes) => bytes.len() as u64 == len,
+            Source::Chunk { chunk, from } => u64::from(*from) + len <= u64::from(chunk.raw_len),
+        };
+        if start < end || len == 0 || start + len > 1 << row.record_bits.min(32) || !backed {
+            report.add(Problem::Records, format!("inode {ino}, record {n}: impossible segment at {start}"));
+            return;
+        }
+        end = start + len;
+    }
+    if record.cut > row.cut {
+        report.add(Problem::Records, format!("inode {ino}, record {n}: written after truncation {}, of {}", record.cut, row.cut));
+    }
+    let hidden = row.masks.iter().any(|mask| mask.first <= n && record.cut < mask.cut);
+    let behind = n.checked_shl(row.record_bits.into()).and_then(|start| start.checked_add(end)).is_none_or(|end| end > row.size);
+    if end > 0 && !hidden && behind {
+        report.add(Problem::BehindEnd, format!("inode {ino}, record {n}: bytes behind the file's {}", row.size));
+    }
+}

@@ -1,0 +1,85 @@
+//! What a check has found.
+
+use crate::fs::row::Row;
+use serde::Serialize;
+use std::fmt;
+
+/// Findings kept; further ones are counted.
+const FINDINGS_MAX: usize = 1000;
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Problem {
+    /// Bytes that are no key of this format.
+    Key,
+    /// A row that cannot be read.
+    Row,
+    Superblock,
+    /// The superblock's totals.
+    Counts,
+    /// A number that was not given out yet, or a ctime above the ceiling.
+    Reservation,
+    /// An entry at the wrong place, of the wrong kind, twice, or of an inode that is not there.
+    Entry,
+    /// An inode that no entry names, or fewer or more than its link count.
+    Links,
+    /// A directory's number of entries.
+    DirectorySize,
+    /// A directory whose parent is not where its entry is, or from which no way leads to the root.
+    Parent,
+    /// An inode whose own fields contradict each other.
+    Inode,
+    /// An inode's allocated bytes.
+    Allocated,
+    /// A record that is no inode's, or whose segments are impossible.
+    Records,
+    /// Visible bytes behind the end of a file.
+    BehindEnd,
+    /// Masks and the reclaim queue.
+    Reclaim,
+    /// References counted for a pack.
+    Usage,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    pub problem: Problem,
+    pub what: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.problem, self.what)
+    }
+}
+
+/// The outcome of a check.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    pub findings: Vec<Finding>,
+    /// Findings beyond those kept.
+    pub further: u64,
+    pub inodes: u64,
+    pub entries: u64,
+    pub records: u64,
+    pub allocated: u64,
+}
+
+impl Report {
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty()
+    }
+
+    pub(super) fn add(&mut self, problem: Problem, what: impl Into<String>) {
+        if self.findings.len() < FINDINGS_MAX {
+            self.findings.push(Finding { problem, what: what.into() });
+        } else {
+            self.further += 1;
+        }
+    }
+
+    pub(super) fn decoded<R: Row>(&mut self, what: &str, row: &[u8]) -> Option<R> {
+        R::decode(row).map_err(|error| self.add(Problem::Row, format!("{what}: {error}"))).ok()
+    }
+}
