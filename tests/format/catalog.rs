@@ -1,0 +1,137 @@
+//! The catalog's records and the pool's keys.
+//!
+//! To renew after a deliberate change of format: run with `ZEROFS_GOLDEN=print`, and raise the format's version.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use zerofs_csi::catalog::*;
+use zerofs_csi::chunk::Codec;
+use zerofs_csi::crypto::WrappedKey;
+use zerofs_csi::types::*;
+
+fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(key: &str, record: Option<T>, golden: &str) {
+    let header = Header { nonce: Incarnation::from_bytes([0xa5; 16]), floor: 3, gone: record.is_none() };
+    let bytes = encode_record(key, &header, record.as_ref()).unwrap();
+    if std::env::var("ZEROFS_GOLDEN").is_ok_and(|v| v == "print") {
+        println!("{key}\n{}", String::from_utf8_lossy(&bytes));
+        return;
+    }
+    assert_eq!(String::from_utf8_lossy(&bytes), golden, "{key}");
+    assert_eq!(decode_record::<T>(key, golden.as_bytes()).unwrap(), (header, record), "{key}");
+}
+
+const WRAPPED_PASSPHRASE: &str = include_str!("golden/wrapped-passphrase.json");
+const WRAPPED_KEY: &str = include_str!("golden/wrapped-key.json");
+
+fn pool_id() -> PoolId {
+    PoolId::from_bytes([1; 16])
+}
+
+fn dataset() -> Dataset {
+    Dataset {
+        name: "pvc-1 \"ü\"".parse().unwrap(),
+        incarnation: Incarnation::from_bytes([2; 16]),
+        family: FamilyId::from_bytes([3; 16]),
+        origin: Some(snapshot_id()),
+        state: State::Ready,
+        created: Timestamp::from_nanos(1_790_000_000_123_456_789),
+        size: Some(1 << 40),
+        properties: Properties {
+            sync: Some("always".into()),
+            record_bytes: 1 << 16,
+            codec: Codec::Zstd,
+            quota_inodes: Some(5),
+            root_uid: 1000,
+            root_gid: 1001,
+            root_mode: 0o2775,
+        },
+        access_modes: vec!["SINGLE_NODE_WRITER".into()],
+        owner: Some(Owner { node: "node-1".into(), session: SessionId::from_bytes([4; 16]) }),
+        handle_secret: [5; 16],
+        parameters: BTreeMap::from([("sync".into(), "always".into())]),
+    }
+}
+
+fn snapshot_id() -> SnapshotId {
+    let snapshot = DatasetId { key: NameKey::of("snapshot", "s"), incarnation: Incarnation::from_bytes([6; 16]) };
+    SnapshotId { dataset: Incarnation::from_bytes([7; 16]), snapshot }
+}
+
+fn snapshot() -> Snapshot {
+    Snapshot {
+        name: "s".parse().unwrap(),
+        incarnation: Incarnation::from_bytes([6; 16]),
+        dataset: DatasetId { key: NameKey::of("dataset", "d"), incarnation: Incarnation::from_bytes([7; 16]) },
+        family: FamilyId::from_bytes([3; 16]),
+        state: State::Deleting,
+        created: Timestamp::from_nanos(-1),
+        checkpoint: Some([8; 16]),
+        size: None,
+        referenced: Some(12345),
+        properties: Properties::default(),
+        dependants: vec![Incarnation::from_bytes([9; 16])],
+        serial: 17,
+        implied: true,
+    }
+}
+
+#[test]
+fn records() {
+    let pool = |encryption| PoolRecord { id: pool_id(), created: Timestamp::from_nanos(42), features: vec![], encryption };
+    check("pool/00000000000000000001", Some(pool(None)), include_str!("golden/pool.json"));
+    let wrapped: WrappedKey = serde_json::from_str(WRAPPED_PASSPHRASE).unwrap();
+    check("pool/00000000000000000002", Some(pool(Some(wrapped))), include_str!("golden/pool-encrypted.json"));
+    check("datasets/k/00000000000000000007", Some(dataset()), include_str!("golden/dataset.json"));
+    check("snapshots/d/k/00000000000000000007", Some(snapshot()), include_str!("golden/snapshot.json"));
+    let claim = SnapshotNameClaim { name: "snapshot-1".into(), snapshot: snapshot_id() };
+    check("names/snapshot/k/00000000000000000001", Some(claim), include_str!("golden/name-claim.json"));
+    check::<Dataset>("datasets/k/00000000000000000008", None, include_str!("golden/end.json"));
+}
+
+/// Where the records are is as much of the format as what they hold.
+#[tokio::test]
+async fn keys() {
+    let pool = Catalog::create(zerofs_csi::bucket::Bucket::memory(), None).await.unwrap();
+    pool.insert_dataset(Dataset { name: "d".parse().unwrap(), ..dataset() }).await.unwrap();
+    pool.insert_snapshot(snapshot()).await.unwrap();
+    pool.claim_csi_snapshot_name("snapshot-1", snapshot_id()).await.unwrap();
+    let keys: Vec<_> = pool.bucket().list("").await.unwrap().into_iter().map(|l| l.key).collect();
+    assert_eq!(
+        keys,
+        [
+            format!("datasets/{}/00000000000000000001", NameKey::of("dataset", "d")),
+            format!("names/snapshot/{}/00000000000000000001", NameKey::of("csi-snapshot", "snapshot-1")),
+            "pool/00000000000000000001".to_owned(),
+            format!("snapshots/{}/{}/00000000000000000001", Incarnation::from_bytes([7; 16]), NameKey::of("snapshot", "s")),
+        ]
+    );
+    assert_eq!(NameKey::of("dataset", "d").to_string(), include_str!("golden/name-key.txt"));
+}
+
+#[test]
+fn wrapped_keys_and_what_they_seal() {
+    let key = "CQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk=";
+    for (stored, secret, golden) in [
+        (WRAPPED_PASSPHRASE, "correct horse", include_str!("golden/sealed-passphrase.hex")),
+        (WRAPPED_KEY, key, include_str!("golden/sealed-key.hex")),
+    ] {
+        let wrapped: WrappedKey = serde_json::from_str(stored).unwrap();
+        assert_eq!(serde_json::to_string(&wrapped).unwrap(), stored);
+        let keyring = wrapped.open(pool_id(), &Secret::new(secret)).unwrap();
+        let family = FamilyId::from_bytes([3; 16]);
+        let mut lines =
+            vec![keyring.chunk_hash_key(family).to_vec(), keyring.handle_key(Incarnation::from_bytes([2; 16]), &[5; 16]).to_vec()];
+        for sealer in [keyring.chunk_sealer(family), keyring.database_sealer(family)] {
+            let mut sealed = Vec::new();
+            sealer.unwrap().seal_with([0x24; 24], b"associated", b"a block of plain text", &mut sealed);
+            lines.push(sealed);
+        }
+        let lines: String = lines.iter().map(|l| data_encoding::HEXLOWER.encode(l) + "\n").collect();
+        if std::env::var("ZEROFS_GOLDEN").is_ok_and(|v| v == "print") {
+            println!("sealed {secret}\n{lines}");
+        } else {
+            assert_eq!(lines, golden);
+        }
+    }
+}
