@@ -206,8 +206,14 @@ fn snapshot() -> Outcome {
 
 /// Runs a script while the node plugin is killed and started again `times` times; answers the longest time that a small probe on the volume took.
 fn under_kills(driver: &mut Driver, volume: &Volume, script: &str, times: u32) -> Result<Duration, String> {
-    let child = Command::new("bash").args(["-euo", "pipefail", "-c", script]).current_dir(&volume.path).stdin(Stdio::null());
-    let mut child = child_output(child)?;
+    let mut child = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", script])
+        .current_dir(&volume.path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| e.to_string())?;
     let mut longest = Duration::ZERO;
     for _ in 0..times {
         std::thread::sleep(Duration::from_millis(1500));
@@ -225,10 +231,6 @@ fn under_kills(driver: &mut Driver, volume: &Volume, script: &str, times: u32) -
         return Err(format!("{}: {}", out.status, String::from_utf8_lossy(&out.stderr)));
     }
     Ok(longest)
-}
-
-fn child_output(command: &mut Command) -> Result<std::process::Child, String> {
-    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(|e| e.to_string())
 }
 
 fn kill_during_dd() -> Outcome {
