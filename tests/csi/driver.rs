@@ -1,0 +1,178 @@
+//! A whole driver in this process: the real services on a real socket, over a pool in a folder, with a mounter that mounts
+//! nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Response, Status};
+use zerofs_csi::app::{self, Config, ServeOptions};
+use zerofs_csi::csi::proto::v1::controller_client::ControllerClient;
+use zerofs_csi::csi::proto::v1::identity_client::IdentityClient;
+use zerofs_csi::csi::proto::v1::node_client::NodeClient;
+use zerofs_csi::csi::proto::v1::volume_capability::access_mode::Mode;
+use zerofs_csi::csi::proto::v1::volume_capability::{AccessMode, AccessType, MountVolume};
+use zerofs_csi::csi::proto::v1::*;
+use zerofs_csi::mount::FakeMounter;
+use zerofs_csi::nfs::Peers;
+
+pub const GIB: i64 = 1 << 30;
+
+pub struct Driver {
+    pub dir: Arc<TempDir>,
+    pub mounter: FakeMounter,
+    stop: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+    channel: Channel,
+}
+
+impl Driver {
+    pub async fn start() -> Self {
+        Self::with(FakeMounter::new()).await
+    }
+
+    pub async fn with(mounter: FakeMounter) -> Self {
+        Self::run(Arc::new(tempfile::tempdir().unwrap()), mounter).await
+    }
+
+    /// On a pool and a state folder that may have been used before.
+    pub async fn run(dir: Arc<TempDir>, mounter: FakeMounter) -> Self {
+        let pool = dir.path().join("pool");
+        let config = Config::parse(&format!("pools:\n  default:\n    url: file://{}\n", pool.display())).unwrap();
+        let socket = dir.path().join("csi.sock");
+        let options = ServeOptions {
+            state_dir: dir.path().join("state"),
+            csi_endpoint: Some(socket.clone()),
+            nfs_listen: None,
+            peers: Peers::Loopback,
+        };
+        let stop = CancellationToken::new();
+        let (ready, is_ready) = oneshot::channel();
+        let task = tokio::spawn({
+            let (mounter, stop) = (mounter.clone(), stop.clone());
+            async move {
+                let ready = parking_lot::Mutex::new(Some(ready));
+                let tell = move |line: String| {
+                    let _ = ready.lock().take().map(|ready| ready.send(line));
+                };
+                app::serve(config, options, mounter, &tell, stop).await
+            }
+        });
+        if is_ready.await.is_err() {
+            panic!("the driver does not start: {:?}", task.await);
+        }
+        let channel = connect(&socket).await;
+        Self { dir, mounter, stop, task, channel }
+    }
+
+    /// Ends the process in order; what is mounted stays mounted.
+    pub async fn stop(self) -> (Arc<TempDir>, FakeMounter) {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap();
+        (self.dir, self.mounter)
+    }
+
+    pub fn controller(&self) -> ControllerClient<Channel> {
+        ControllerClient::new(self.channel.clone())
+    }
+
+    pub fn node(&self) -> NodeClient<Channel> {
+        NodeClient::new(self.channel.clone())
+    }
+
+    pub fn identity(&self) -> IdentityClient<Channel> {
+        IdentityClient::new(self.channel.clone())
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub async fn create(&self, name: &str) -> Volume {
+        let made = self.controller().create_volume(new_volume(name)).await.unwrap();
+        made.into_inner().volume.unwrap()
+    }
+
+    pub async fn snapshot(&self, name: &str, of: &str) -> Result<Snapshot, Status> {
+        let request = CreateSnapshotRequest { source_volume_id: of.into(), name: name.into(), ..Default::default() };
+        Ok(self.controller().create_snapshot(request).await?.into_inner().snapshot.unwrap())
+    }
+
+    pub async fn delete(&self, id: &str) {
+        self.controller().delete_volume(DeleteVolumeRequest { volume_id: id.into(), ..Default::default() }).await.unwrap();
+    }
+
+    pub async fn stage(&self, id: &str, at: &Path) -> Result<Response<NodeStageVolumeResponse>, Status> {
+        self.node().node_stage_volume(stage(id, at)).await
+    }
+
+    pub async fn publish(&self, id: &str, staging: &Path, at: &Path) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        self.node().node_publish_volume(publish(id, staging, at)).await
+    }
+
+    pub async fn unpublish(&self, id: &str, at: &Path) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let request = NodeUnpublishVolumeRequest { volume_id: id.into(), target_path: text(at) };
+        self.node().node_unpublish_volume(request).await
+    }
+
+    pub async fn unstage(&self, id: &str, at: &Path) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
+        let request = NodeUnstageVolumeRequest { volume_id: id.into(), staging_target_path: text(at) };
+        self.node().node_unstage_volume(request).await
+    }
+}
+
+async fn connect(socket: &Path) -> Channel {
+    let socket = socket.to_owned();
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+    });
+    Endpoint::from_static("http://socket").connect_with_connector(connector).await.unwrap()
+}
+
+pub fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+pub fn capability(mode: Mode) -> VolumeCapability {
+    let access_type = Some(AccessType::Mount(MountVolume::default()));
+    VolumeCapability { access_mode: Some(AccessMode { mode: mode.into() }), access_type }
+}
+
+pub fn new_volume(name: &str) -> CreateVolumeRequest {
+    CreateVolumeRequest {
+        name: name.into(),
+        capacity_range: Some(CapacityRange { required_bytes: GIB, limit_bytes: 0 }),
+        volume_capabilities: vec![capability(Mode::SingleNodeWriter)],
+        ..Default::default()
+    }
+}
+
+pub fn stage(id: &str, at: &Path) -> NodeStageVolumeRequest {
+    NodeStageVolumeRequest {
+        volume_id: id.into(),
+        staging_target_path: text(at),
+        volume_capability: Some(capability(Mode::SingleNodeWriter)),
+        ..Default::default()
+    }
+}
+
+pub fn publish(id: &str, staging: &Path, at: &Path) -> NodePublishVolumeRequest {
+    NodePublishVolumeRequest {
+        volume_id: id.into(),
+        staging_target_path: text(staging),
+        target_path: text(at),
+        volume_capability: Some(capability(Mode::SingleNodeWriter)),
+        ..Default::default()
+    }
+}
+
+/// The answer must be this error, and say this.
+#[track_caller]
+pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, needle: &str) {
+    let status = answer.expect_err("must be refused");
+    assert!(status.code() == code && status.message().contains(needle), "{:?}: {}", status.code(), status.message());
+}
