@@ -5,6 +5,7 @@ use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::net::UnixListener;
 
 /// What to do when another process listens under the name.
@@ -48,9 +49,11 @@ pub(super) fn bind(path: &Path, living: Living) -> Result<(UnixListener, Name)> 
     Ok((listener, Name { path: path.to_owned(), inode }))
 }
 
-/// Hidden, so that kubelet's watcher does not take it for a plugin; short, since a socket's path has at most 107 bytes.
+/// Hidden, so that kubelet's watcher does not take it for a plugin; short, since a socket's path has at most 107 bytes; one
+/// for each call.
 fn draft_name(path: &Path) -> PathBuf {
-    path.with_file_name(format!(".{}", std::process::id()))
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    path.with_file_name(format!(".{:x}-{:x}", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed)))
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {
