@@ -3,7 +3,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +28,17 @@ pub struct Driver {
     pub mounter: FakeMounter,
     stop: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
+    /// Of this run of the driver alone: when it goes, so does everything that a process's end would end.
+    runtime: Option<Runtime>,
     channel: Channel,
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Driver {
@@ -51,7 +63,8 @@ impl Driver {
         };
         let stop = CancellationToken::new();
         let (ready, is_ready) = oneshot::channel();
-        let task = tokio::spawn({
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let task = runtime.spawn({
             let (mounter, stop) = (mounter.clone(), stop.clone());
             async move {
                 let ready = parking_lot::Mutex::new(Some(ready));
@@ -65,14 +78,16 @@ impl Driver {
             panic!("the driver does not start: {:?}", task.await);
         }
         let channel = connect(&socket).await;
-        Self { dir, mounter, stop, task, channel }
+        Self { dir, mounter, stop, task, runtime: Some(runtime), channel }
     }
 
     /// Ends the process in order; what is mounted stays mounted.
-    pub async fn stop(self) -> (Arc<TempDir>, FakeMounter) {
+    pub async fn stop(mut self) -> (Arc<TempDir>, FakeMounter) {
         self.stop.cancel();
-        self.task.await.unwrap().unwrap();
-        (self.dir, self.mounter)
+        (&mut self.task).await.unwrap().unwrap();
+        let runtime = self.runtime.take().unwrap();
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(Duration::from_secs(10))).await.unwrap();
+        (self.dir.clone(), self.mounter.clone())
     }
 
     pub fn controller(&self) -> ControllerClient<Channel> {
@@ -94,6 +109,17 @@ impl Driver {
     pub async fn create(&self, name: &str) -> Volume {
         let made = self.controller().create_volume(new_volume(name)).await.unwrap();
         made.into_inner().volume.unwrap()
+    }
+
+    /// A name is free again when the collector has been there, which it is told at once; until then the answer is to repeat.
+    pub async fn create_once_free(&self, name: &str) -> Volume {
+        for _ in 0..400 {
+            match self.controller().create_volume(new_volume(name)).await {
+                Err(status) if status.code() == Code::Aborted => tokio::time::sleep(Duration::from_millis(50)).await,
+                made => return made.unwrap().into_inner().volume.unwrap(),
+            }
+        }
+        panic!("the name {name} stays taken")
     }
 
     pub async fn snapshot(&self, name: &str, of: &str) -> Result<Snapshot, Status> {

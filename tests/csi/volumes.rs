@@ -30,7 +30,7 @@ async fn a_volume_is_created_once_and_deleted_once() {
     refused(driver.controller().create_volume(differs).await, Code::AlreadyExists, "pvc-1");
     driver.delete(&first.volume_id).await;
     driver.delete(&first.volume_id).await;
-    let next = driver.create("pvc-1").await;
+    let next = driver.create_once_free("pvc-1").await;
     assert_ne!(next.volume_id, first.volume_id, "another life has another id (R2)");
 }
 
