@@ -209,7 +209,7 @@ fn write(args: &mut Cursor<'_>) -> Result<Args> {
 fn symlink(args: &mut Cursor<'_>) -> Result<Args> {
     let at = place(args)?;
     let set = set_attr(args)?;
-    let target = args.payload(SYMLINK_BYTES_MAX + 1, usize::MAX)?;
+    let target = Bytes::copy_from_slice(args.opaque(SYMLINK_BYTES_MAX + 1)?);
     Ok(Args::Symlink { at, set, target })
 }
 

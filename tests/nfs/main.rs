@@ -3,6 +3,9 @@
 #[path = "../support/memfs.rs"]
 mod memfs;
 
+mod faults;
 mod load;
+mod malformed;
 mod procedures;
 mod support;
+mod wire;
