@@ -98,8 +98,8 @@ async fn a_prefix_conforms_and_is_kept() {
     assert!(!all.is_empty() && all.iter().all(|l| l.key.starts_with("pools/one/")));
 }
 
-/// A real S3 server over HTTP: `ZEROFS_TEST_S3` is its endpoint (`tests/bucket/s3-server start` prints one). Where the tier is
-/// asked for (`ZEROFS_CI`) by name, a missing server is a failure, never a silent pass: `.ci/run` sets the variable.
+/// A real S3 server over HTTP. `ZEROFS_TEST_S3` is its endpoint, as `tests/bucket/s3-server start` prints it; unset, this is
+/// skipped and says so. The tier of `.ci/run` always sets it, and an empty value fails: a server that did not start is no pass.
 #[tokio::test]
 async fn an_s3_server_conforms() {
     let Ok(endpoint) = std::env::var("ZEROFS_TEST_S3") else {
