@@ -341,12 +341,13 @@ async fn a_huge_sparse_file_costs_what_it_holds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_dataset_refuses_growth_and_takes_overwrites() {
     let rig = Rig::new(12, plain(), limits()).await;
-    rig.contents.set_quota(Some(100 << 10));
     rig.write(0, vec![1; 64 << 10].into()).await.unwrap();
-    // Reserved at once, exact after the flush: overwriting dirty bytes needs nothing more.
+    // Reserved at once: overwriting dirty bytes needs nothing more.
     assert_eq!(rig.contents.reserved(), 64 << 10);
     rig.write(0, vec![2; 64 << 10].into()).await.unwrap();
     assert_eq!(rig.contents.reserved(), 64 << 10);
+    // Near the quota what is reserved is made exact before a write is refused.
+    rig.contents.set_quota(Some(100 << 10));
     assert!(matches!(rig.write(64 << 10, vec![1; 37 << 10].into()).await, Err(FsError::NoSpace)));
     rig.write(64 << 10, vec![1; 36 << 10].into()).await.unwrap();
     rig.contents.flush(&rig.node).await.unwrap();
