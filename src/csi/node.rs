@@ -94,6 +94,16 @@ fn place(id: &str, field: &str, value: &str) -> Result<(VolumeHandle, PathBuf), 
     Ok((volume_id(id)?, path))
 }
 
+/// The same for calls that touch no path, only compare it with where the volume is: nothing is at an odd one.
+fn volume_at(id: &str, value: &str) -> Result<(VolumeHandle, PathBuf), RequestError> {
+    required_id(id)?;
+    if value.is_empty() {
+        return Err(invalid("volume_path is missing"));
+    }
+    let at = path("volume_path", value).map_err(|error| RequestError::NotFound(format!("no volume is there: {error}")))?;
+    Ok((volume_id(id)?, at))
+}
+
 fn usage(unit: Unit, total: u64, free: u64) -> VolumeUsage {
     VolumeUsage { available: signed(free), total: signed(total), used: signed(total.saturating_sub(free)), unit: unit.into() }
 }
@@ -151,7 +161,7 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let request = request.into_inner();
-        let (volume, at) = place(&request.volume_id, "volume_path", &request.volume_path)?;
+        let (volume, at) = volume_at(&request.volume_id, &request.volume_path)?;
         let agent = self.agent.clone();
         let stat = run("NodeGetVolumeStats", volume.to_string(), async move { agent.stats(volume, &at).await }).await?;
         let bytes = usage(Unit::Bytes, stat.total_bytes, stat.free_bytes);
@@ -164,7 +174,7 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         let request = request.into_inner();
-        let (volume, at) = place(&request.volume_id, "volume_path", &request.volume_path)?;
+        let (volume, at) = volume_at(&request.volume_id, &request.volume_path)?;
         wanted(request.capacity_range.as_ref())?;
         if request.volume_capability.is_some() {
             capability::one(request.volume_capability.as_ref())?;
