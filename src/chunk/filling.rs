@@ -15,8 +15,25 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-/// Packs that may be on their way when one is closed before it is full: further waiters share the next one (group commit).
-const HURRIED_MAX: usize = 4;
+/// How much someone who waits for a pack is in a hurry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Haste {
+    /// The pack is closed early only when nothing else is on its way.
+    Calm,
+    /// A caller waits for an answer. So many packs may be on their way at once; further waiters share the next one (group commit).
+    Now,
+}
+
+impl Haste {
+    /// A pack is closed early when fewer packs than this are on their way.
+    fn lanes(self) -> usize {
+        match self {
+            Self::Calm => 1,
+            Self::Now => 4,
+        }
+    }
+}
+
 /// Chunks known for deduplication, per open dataset: 13 MB when full; at 128 KiB a chunk they cover the last 16 GiB.
 const KNOWN_MAX: usize = 128 << 10;
 /// Stored chunks smaller than this are gathered into one buffer, so that a request's body does not consist of crumbs.
@@ -56,8 +73,8 @@ struct OpenPack {
     entries: Vec<Entry>,
     /// Header and chunks so far.
     bytes: u32,
-    /// Someone waits for it to be stored.
-    hurried: bool,
+    /// Closed before it is full when fewer packs than this are on their way; 0: nobody waits for it.
+    lanes: usize,
     fate: watch::Sender<Fate>,
     room: Option<OwnedSemaphorePermit>,
 }
@@ -70,7 +87,7 @@ impl OpenPack {
             crumbs: BytesMut::new(),
             entries: Vec::new(),
             bytes: HEADER_BYTES,
-            hurried: false,
+            lanes: 0,
             fate: watch::Sender::new(None),
             room: None,
         }
@@ -145,10 +162,10 @@ impl Holds {
         Ok(())
     }
 
-    /// Asks for every pack held to be stored now.
-    pub(super) fn hurry(&self) {
+    /// Asks for every pack held to be stored.
+    pub(super) fn hurry(&self, haste: Haste) {
         for (seq, _) in &self.held {
-            self.filling.hurry(*seq);
+            self.filling.hurry(*seq, haste);
         }
     }
 }
@@ -293,19 +310,19 @@ impl Filling {
         let chunk = ChunkRef { hash, pack: self.pack(open.seq), offset, stored_len, raw_len, codec };
         let full = open.is_full();
         state.known.insert(chunk);
-        if full || self.cache.0.write_room.is_wanted() {
+        if full || self.cache.0.write_room.is_stuck() {
             self.close(&mut state);
         }
         chunk
     }
 
     /// Someone waits for a pack.
-    fn hurry(self: &Arc<Self>, seq: u64) {
+    fn hurry(self: &Arc<Self>, seq: u64, haste: Haste) {
         let mut state = self.state.lock();
         let moving = state.moving;
         if let Some(open) = state.open.as_mut().filter(|open| open.seq == seq) {
-            open.hurried = true;
-            if moving < HURRIED_MAX {
+            open.lanes = open.lanes.max(haste.lanes());
+            if moving < open.lanes {
                 self.close(&mut state);
             }
         }
@@ -313,10 +330,11 @@ impl Filling {
 
     /// Sends the open pack on its way.
     fn close(self: &Arc<Self>, state: &mut State) {
-        if let Some(open) = state.open.take() {
+        if let Some(mut open) = state.open.take() {
             state.ledger.close(open.seq);
             state.moving += 1;
-            let moving = Moving { filling: self.clone(), seq: open.seq, stored: false };
+            self.cache.0.write_room.departed();
+            let moving = Moving { filling: self.clone(), seq: open.seq, stored: false, room: open.room.take() };
             tokio::spawn(self.clone().put(open, moving));
         }
     }
@@ -348,6 +366,7 @@ struct Moving {
     filling: Arc<Filling>,
     seq: u64,
     stored: bool,
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for Moving {
@@ -358,10 +377,14 @@ impl Drop for Moving {
         state.fates.remove(&self.seq);
         state.moving -= 1;
         // Waiters that could not have a pack of their own share this one. (When the runtime goes down nobody is left to be served.)
-        let hurried = state.open.as_ref().is_some_and(|open| open.hurried);
-        if hurried && state.moving < HURRIED_MAX && tokio::runtime::Handle::try_current().is_ok() {
+        let moving = state.moving;
+        let awaited = state.open.as_ref().is_some_and(|open| moving < open.lanes);
+        if awaited && tokio::runtime::Handle::try_current().is_ok() {
             filling.close(&mut state);
         }
+        drop(state);
+        drop(self.room.take());
+        filling.cache.0.write_room.arrived();
     }
 }
 

@@ -1,6 +1,6 @@
 //! Fills packs and keeps the books of who may still refer to them (R9, R10).
 
-use super::filling::{Filling, Holds};
+use super::filling::{Filling, Haste, Holds};
 use super::{CHUNK_BYTES_MAX, ChunkError, ChunkRef, cpu};
 use crate::crypto::Sealer;
 use crate::types::PackId;
@@ -49,17 +49,20 @@ impl Packing {
 
     /// Closes the packs that hold the chunks and waits until they are stored: for COMMIT and whoever waits for an answer.
     pub async fn stored(mut self) -> Result<Stored, ChunkError> {
-        self.holds.hurry();
+        self.holds.hurry(Haste::Now);
         self.holds.stored().await?;
         Ok(Stored { refs: self.refs, _holds: self.holds })
     }
 
-    /// Waits until the packs are stored without closing them before they are full, for at most a short while: for flushes in the background,
-    /// so that a long sequential write makes full packs.
+    /// Waits until the packs are stored. One that is not full is closed only after a short while, and when nothing else is on its way: for
+    /// flushes in the background, so that a long sequential write makes full packs.
     pub async fn stored_unhurried(mut self) -> Result<Stored, ChunkError> {
         match tokio::time::timeout(LINGER, self.holds.stored()).await {
             Ok(stored) => stored?,
-            Err(_) => return self.stored().await,
+            Err(_) => {
+                self.holds.hurry(Haste::Calm);
+                self.holds.stored().await?;
+            }
         }
         Ok(Stored { refs: self.refs, _holds: self.holds })
     }

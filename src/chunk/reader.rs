@@ -59,7 +59,7 @@ impl Reader {
         let mut data = Vec::with_capacity(chunks.len());
         let mut missing = Vec::new();
         for (index, chunk) in chunks.iter().enumerate() {
-            let hit = self.from_memory(chunk)?;
+            let hit = self.in_memory(chunk)?;
             if hit.is_none() {
                 missing.push((index, *chunk));
             }
@@ -82,7 +82,7 @@ impl Reader {
         Ok(data)
     }
 
-    fn from_memory(&self, chunk: &ChunkRef) -> Result<Option<Bytes>, ChunkError> {
+    fn in_memory(&self, chunk: &ChunkRef) -> Result<Option<Bytes>, ChunkError> {
         let counts = &self.cache.0.counts;
         let Some(data) = self.cache.0.get(&chunk.hash) else {
             count(&counts.memory_misses);
@@ -161,10 +161,10 @@ impl Reader {
     }
 
     /// Fetches what is not in memory or on its way, as far as there is room.
-    pub(super) fn prefetch(self: &Arc<Self>, chunks: &[ChunkRef]) {
+    pub(super) fn prefetch(self: &Arc<Self>, chunks: Vec<ChunkRef>) {
         let mut flights = self.flights.lock();
-        let wanted = chunks.iter().filter(|chunk| check(chunk).is_ok() && !flights.contains_key(chunk));
-        let wanted: Vec<ChunkRef> = wanted.filter(|chunk| self.cache.0.get(&chunk.hash).is_none()).copied().collect();
+        let wanted = chunks.into_iter().filter(|chunk| check(chunk).is_ok() && !flights.contains_key(chunk));
+        let wanted: Vec<ChunkRef> = wanted.filter(|chunk| self.cache.0.get(&chunk.hash).is_none()).collect();
         for fetch in plan(dedup(wanted)) {
             let Ok(room) = self.cache.0.ahead_room.clone().try_acquire_many_owned(weight(&fetch)) else {
                 count(&self.cache.0.counts.ahead_dropped);

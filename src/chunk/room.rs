@@ -1,7 +1,8 @@
 //! Memory for packs that are filled and stored, shared by all packers of the process.
 //!
-//! Bytes in packs on their way come back by themselves; bytes in packs that are still open come back only when someone closes them. So whoever
-//! finds no room asks every packer to close, and packers close at once what they fill while anyone waits: a waiter always gets its room.
+//! Bytes in packs on their way come back by themselves; bytes in packs that are still open come back only when someone closes them. So when someone
+//! waits and nothing is on its way, every packer is asked to close, and closes at once what it fills from then on: a waiter always gets its room.
+//! While something is on its way nobody is asked, so that a bucket slower than its writers still gets full packs.
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,6 +19,8 @@ pub(super) struct Room {
     bytes: u32,
     free: Arc<Semaphore>,
     waiting: AtomicUsize,
+    /// Packs on their way. With `waiting` in one order for all: who begins to wait and who arrives last, one of them sees the other.
+    moving: AtomicUsize,
     fillers: Mutex<Vec<Weak<dyn Filler>>>,
 }
 
@@ -27,6 +30,7 @@ impl Room {
             bytes,
             free: Arc::new(Semaphore::new(bytes as usize)),
             waiting: AtomicUsize::new(0),
+            moving: AtomicUsize::new(0),
             fillers: Mutex::new(Vec::new()),
         }
     }
@@ -44,9 +48,8 @@ impl Room {
             return permit;
         }
         let _waiting = Waiting::on(&self.waiting);
-        let fillers: Vec<_> = self.fillers.lock().iter().filter_map(Weak::upgrade).collect();
-        for filler in fillers {
-            filler.close();
+        if self.is_stuck() {
+            self.press();
         }
         match self.free.clone().acquire_many_owned(bytes).await {
             Ok(permit) => permit,
@@ -54,14 +57,30 @@ impl Room {
         }
     }
 
-    /// Whether someone waits for room.
-    pub(super) fn is_wanted(&self) -> bool {
-        self.waiting.load(Ordering::Acquire) > 0
+    /// Whether someone waits and nothing will give room back by itself.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0 && self.moving.load(Ordering::SeqCst) == 0
     }
 
-    #[cfg(test)]
-    pub(super) fn free(&self) -> usize {
-        self.free.available_permits()
+    /// A pack is on its way.
+    pub(super) fn departed(&self) {
+        self.moving.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A pack was stored or lost, and its room given back.
+    pub(super) fn arrived(&self) {
+        self.moving.fetch_sub(1, Ordering::SeqCst);
+        // When the runtime goes down nobody is left to be served, and nothing can be sent.
+        if self.is_stuck() && tokio::runtime::Handle::try_current().is_ok() {
+            self.press();
+        }
+    }
+
+    fn press(&self) {
+        let fillers: Vec<_> = self.fillers.lock().iter().filter_map(Weak::upgrade).collect();
+        for filler in fillers {
+            filler.close();
+        }
     }
 }
 
@@ -70,13 +89,13 @@ struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
     fn on(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
+        count.fetch_add(1, Ordering::SeqCst);
         Self(count)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }

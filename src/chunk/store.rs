@@ -62,7 +62,7 @@ impl ChunkStore {
 
     /// Starts fetching chunks that will be read soon into the cache. Bounded: what finds no room is dropped; errors show at the read.
     pub fn prefetch(&self, chunks: Vec<ChunkRef>) {
-        self.0.prefetch(&chunks);
+        self.0.prefetch(chunks);
     }
 
     /// A packer for one writable open of a dataset. `codec`: for new chunks.

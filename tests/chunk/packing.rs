@@ -192,6 +192,27 @@ async fn who_adds_faster_than_the_bucket_stores_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slow_bucket_still_gets_full_packs() {
+    let bucket = Bucket::memory();
+    bucket.failpoints().set("chunk.before-pack-put", "sleep(400)").unwrap();
+    let writer = packer(&store(&bucket, &plain()));
+    let flushes: Vec<_> = (0..64)
+        .map(|n| {
+            let writer = writer.clone();
+            tokio::spawn(async move {
+                let raw = (0..4).map(|i| noise(n * 4 + i, 1 << 20)).collect();
+                writer.add(raw).await.unwrap().stored_unhurried().await.unwrap().settle();
+            })
+        })
+        .collect();
+    for flush in flushes {
+        flush.await.unwrap();
+    }
+    let packs = store(&bucket, &plain()).list().await.unwrap().len();
+    assert!(packs <= 20, "256 MiB made {packs} packs: more than 80 PUTs a GiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn open_packs_of_others_give_way_to_who_needs_room() {
     let bucket = Bucket::memory();
     let cache = ChunkCache::memory(1 << 20);
