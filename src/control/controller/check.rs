@@ -36,11 +36,11 @@ pub(super) fn size(new: &NewVolume, source: Option<u64>) -> Result<u64, ControlE
         Some(size) => size,
         None => source.unwrap_or(SIZE_DEFAULT).min(limit).max(floor),
     };
-    if new.size.is_some_and(|size| size > limit) {
-        return out(format!("{wanted} bytes are required, but at most {limit} allowed"));
-    }
     if wanted > SIZE_MAX {
         return out(format!("{wanted} bytes are more than the {SIZE_MAX} supported"));
+    }
+    if new.size.is_some_and(|size| size > limit) {
+        return out(format!("{wanted} bytes are required, but at most {limit} allowed"));
     }
     // A request for less than the least volume gets the least one, where its limit allows that.
     let given = wanted.max(SIZE_MIN);

@@ -1,0 +1,122 @@
+//! Datasets, snapshots and clones through the use cases: any order of creation and deletion, a failure at every durable
+//! step, and requests that do not depend on how much a volume holds.
+
+mod mailbox;
+mod orders;
+mod requests;
+mod steps;
+
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use zerofs_csi::bucket::Bucket;
+use zerofs_csi::catalog::{Catalog, Properties};
+use zerofs_csi::chunk::ChunkCache;
+use zerofs_csi::control::{ControlError, Controller, NewVolume, Pools, Source, VolumeInfo};
+use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
+use zerofs_csi::fs::db::DbCache;
+use zerofs_csi::types::{EntryName, SessionId, VolumeHandle};
+use zerofs_csi::volume::{VolumeSettings, Volumes};
+
+/// A process on a pool in memory.
+pub struct World {
+    pub catalog: Catalog,
+    pub volumes: Volumes,
+    pub controller: Arc<Controller>,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
+        Self::on(catalog, "node-a")
+    }
+
+    /// Another process on the same pool.
+    pub fn on(catalog: Catalog, node: &str) -> Self {
+        let volumes = Volumes::new(VolumeSettings {
+            node: node.to_owned(),
+            session: SessionId::random(),
+            journal_dir: None,
+            cache: DbCache::new(16 << 20),
+            chunk_cache: ChunkCache::memory(16 << 20),
+            flush_interval: Duration::from_millis(200),
+            dirty_bytes_max: 16 << 20,
+            cache_bytes: 8 << 20,
+            volumes_max: 64,
+        });
+        let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());
+        Self { catalog, volumes, controller: Arc::new(controller.with_owner_timeout(Duration::from_secs(20))) }
+    }
+
+    pub async fn create(&self, name: &str, source: Option<Source>) -> Result<VolumeInfo, ControlError> {
+        let new = NewVolume {
+            name: name.parse().unwrap(),
+            size: None,
+            size_limit: None,
+            source,
+            properties: Properties::default(),
+            access_modes: vec![],
+            parameters: BTreeMap::new(),
+        };
+        self.controller.create_volume(None, new).await
+    }
+
+    /// Writes a file durably and releases the volume.
+    pub async fn write(&self, volume: VolumeHandle, name: &str, data: &[u8]) {
+        let open = self.volumes.open(&self.catalog, volume.dataset).await.unwrap();
+        let (caller, name) = (Caller::root(), EntryName::try_from(name.as_bytes()).unwrap());
+        let how = CreateHow::Unchecked(SetAttr { mode: Some(0o644), size: Some(0), ..SetAttr::default() });
+        let file = open.fs.create(&caller, open.fs.root(), &name, how).await.unwrap().attr.file;
+        for (i, part) in data.chunks(1 << 20).enumerate() {
+            open.fs.write(&caller, file, (i as u64) << 20, Bytes::copy_from_slice(part), Stability::Unstable).await.unwrap();
+        }
+        open.fs.commit(&caller, file, 0, 0).await.unwrap();
+        drop(open);
+        self.volumes.close(volume.dataset).await.unwrap();
+    }
+
+    /// Every file of the root, whole.
+    pub async fn read(&self, volume: VolumeHandle) -> BTreeMap<String, Vec<u8>> {
+        let open = self.volumes.open(&self.catalog, volume.dataset).await.unwrap();
+        let (caller, root) = (Caller::root(), open.fs.root());
+        let limit = zerofs_csi::fs::api::ListLimit { entries: 1000, bytes: 1 << 20, entry_bytes: 32, with_attr: false };
+        let listing = open.fs.readdir(&caller, root, Default::default(), limit).await.unwrap();
+        assert!(listing.eof);
+        let mut found = BTreeMap::new();
+        for entry in listing.entries.iter().filter(|e| e.name != "." && e.name != "..") {
+            let (attr, _) = open.fs.lookup(&caller, root, &entry.name).await.unwrap();
+            let mut data = Vec::new();
+            while (data.len() as u64) < attr.size {
+                let read = open.fs.read(&caller, attr.file, data.len() as u64, 1 << 20).await.unwrap();
+                read.data.iter().for_each(|part| data.extend_from_slice(part));
+            }
+            found.insert(String::from_utf8(entry.name.to_vec()).unwrap(), data);
+        }
+        drop(open);
+        self.volumes.close(volume.dataset).await.unwrap();
+        found
+    }
+
+    pub async fn collect(&self) -> zerofs_csi::control::Collected {
+        let pool = self.controller.pools().get(None).unwrap();
+        self.controller.collector(pool).collect().await.unwrap()
+    }
+
+    /// Nothing of any volume is left.
+    pub async fn assert_empty(&self, when: &str) {
+        let bucket = self.catalog.bucket();
+        for prefix in ["packs/", "vol/", "names/"] {
+            let left: Vec<String> = bucket.list(prefix).await.unwrap().into_iter().map(|o| o.key).collect();
+            let left: Vec<&String> = left.iter().filter(|key| prefix != "names/" || !key.is_empty()).collect();
+            assert!(prefix == "names/" || left.is_empty(), "{when}: {left:?}");
+        }
+        assert!(self.catalog.datasets().await.unwrap().is_empty(), "{when}");
+        assert!(self.catalog.snapshots(None).await.unwrap().is_empty(), "{when}");
+    }
+}
+
+/// Bytes that are a function of a seed.
+pub fn data(seed: u64, len: usize) -> Vec<u8> {
+    (0..len as u64).map(|i| ((i ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+}

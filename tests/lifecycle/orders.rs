@@ -1,0 +1,108 @@
+//! Random orders of everything, against a model, with collections in between.
+
+use super::{World, data};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
+use zerofs_csi::control::Source;
+use zerofs_csi::types::{SnapshotHandle, VolumeHandle};
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+#[derive(Default)]
+struct Model {
+    volumes: Vec<(VolumeHandle, Files)>,
+    snapshots: Vec<(SnapshotHandle, Files)>,
+    made: usize,
+}
+
+async fn step(world: &World, model: &mut Model, rng: &mut StdRng) -> String {
+    model.made += 1;
+    let name = format!("v{}", model.made);
+    match rng.random_range(0..100) {
+        0..15 => {
+            let made = world.create(&name, None).await.unwrap();
+            model.volumes.push((made.handle, Files::new()));
+            format!("create {name}")
+        }
+        15..40 if !model.volumes.is_empty() => {
+            let at = rng.random_range(0..model.volumes.len());
+            let (handle, files) = &mut model.volumes[at];
+            let (file, bytes) = (format!("f{}", rng.random_range(0..4)), data(rng.random(), rng.random_range(0..200_000)));
+            world.write(*handle, &file, &bytes).await;
+            files.insert(file.clone(), bytes);
+            format!("write {file} to {handle}")
+        }
+        40..55 if !model.volumes.is_empty() => {
+            let (handle, files) = model.volumes.choose(rng).cloned().unwrap();
+            let cut = world.controller.create_snapshot(handle, name.parse().unwrap(), rng.random()).await.unwrap();
+            model.snapshots.push((cut.handle, files));
+            format!("snapshot {name} of {handle}")
+        }
+        55..67 if !model.snapshots.is_empty() => {
+            let (cut, files) = model.snapshots.choose(rng).cloned().unwrap();
+            let made = world.create(&name, Some(Source::Snapshot(cut))).await.unwrap();
+            model.volumes.push((made.handle, files));
+            format!("clone {name} from {cut}")
+        }
+        67..73 if !model.volumes.is_empty() => {
+            let (source, files) = model.volumes.choose(rng).cloned().unwrap();
+            let made = world.create(&name, Some(Source::Volume(source))).await.unwrap();
+            model.volumes.push((made.handle, files));
+            format!("clone {name} from volume {source}")
+        }
+        73..83 if !model.volumes.is_empty() => {
+            let (handle, _) = model.volumes.swap_remove(rng.random_range(0..model.volumes.len()));
+            world.controller.delete_volume(handle).await.unwrap();
+            format!("delete {handle}")
+        }
+        83..93 if !model.snapshots.is_empty() => {
+            let (handle, _) = model.snapshots.swap_remove(rng.random_range(0..model.snapshots.len()));
+            world.controller.delete_snapshot(handle).await.unwrap();
+            format!("delete snapshot {handle}")
+        }
+        _ => format!("collect: {:?}", world.collect().await.packs),
+    }
+}
+
+async fn verify(world: &World, model: &Model, history: &[String]) {
+    for (handle, files) in &model.volumes {
+        let found = world.read(*handle).await;
+        assert!(found == *files, "{handle} differs after\n{}", history.join("\n"));
+    }
+}
+
+async fn story(seed: u64) {
+    let (world, mut model, mut rng) = (World::new().await, Model::default(), StdRng::seed_from_u64(seed));
+    let mut history = vec![format!("seed {seed}")];
+    for i in 0..40 {
+        history.push(step(&world, &mut model, &mut rng).await);
+        if i % 10 == 9 {
+            verify(&world, &model, &history).await;
+        }
+    }
+    // What is left of snapshots is still whole: every one can be cloned.
+    for (i, (cut, files)) in model.snapshots.clone().into_iter().enumerate() {
+        let made = world.create(&format!("last{i}"), Some(Source::Snapshot(cut))).await.unwrap();
+        model.volumes.push((made.handle, files));
+    }
+    verify(&world, &model, &history).await;
+    for (handle, _) in model.volumes.drain(..) {
+        world.controller.delete_volume(handle).await.unwrap();
+    }
+    for (handle, _) in model.snapshots.drain(..) {
+        world.controller.delete_snapshot(handle).await.unwrap();
+    }
+    let done = world.collect().await;
+    assert!(done.kept.is_empty(), "{done:?} after\n{}", history.join("\n"));
+    world.assert_empty(&history.join("\n")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_order_keeps_what_is_needed_and_nothing_else() {
+    let size: u64 = std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    for seed in 0..6 * size {
+        story(seed).await;
+    }
+}
