@@ -5,6 +5,8 @@ use std::sync::Once;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+/// The database's futures are large, and unoptimised builds keep many copies of them on the stack.
+const STACK_BYTES: usize = 8 << 20;
 /// How long the runtime may take to end its blocking threads.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
@@ -16,6 +18,7 @@ pub fn run<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T
         .enable_all()
         .thread_name("zerofs")
         .on_thread_start(io_flusher)
+        .thread_stack_size(STACK_BYTES)
         .build()
         .context("starting threads")?;
     let result = runtime.block_on(main);

@@ -1,9 +1,150 @@
-//! `check`.
+//! `check`: the structure and counts of datasets and snapshots, and that every pack they refer to exists.
+//!
+//! A dataset that is open somewhere is checked at a snapshot made for this, and deleted afterwards: its rows must be of one
+//! moment.
 
 use super::args::CheckArgs;
 use super::exit::Wrong;
-use crate::types::Class;
+use super::report::{Progress, table};
+use super::target::{Opened, snapshot_name, split_snapshot};
+use crate::app;
+use crate::catalog::{Dataset, Snapshot, State};
+use crate::fs::FsError;
+use crate::fs::check::{self, Report};
+use crate::fs::db::{self, CheckpointId, Reader};
+use crate::fs::key::{self, Key};
+use crate::fs::row::{Row, Usage};
+use crate::types::{Class, PackId, SnapshotHandle, VolumeHandle};
+use crate::volume::place;
+use bytes::Bytes;
+use serde::Serialize;
+use std::collections::HashSet;
 
-pub fn run(_args: CheckArgs) -> anyhow::Result<()> {
-    Err(Wrong::new(Class::Unsupported, "not built yet"))
+/// Rows of one scan.
+const SCAN_ROWS: usize = 4096;
+
+#[derive(Serialize)]
+struct Checked {
+    /// `DATASET` or `DATASET@SNAPSHOT`.
+    what: String,
+    clean: bool,
+    report: Report,
+    missing_packs: Vec<String>,
+}
+
+pub fn run(args: CheckArgs) -> anyhow::Result<()> {
+    app::start_logging(&Default::default(), Some("warn"))?;
+    app::run(async move {
+        let opened = args.pool.open().await?;
+        let progress = Progress::new();
+        let checked = Box::pin(check_all(&opened, args.dataset.as_deref(), &progress)).await?;
+        drop(progress);
+        let bad: Vec<&str> = checked.iter().filter(|c| !c.clean).map(|c| c.what.as_str()).collect();
+        let verdict = if bad.is_empty() { Ok(()) } else { Err(format!("not clean: {}", bad.join(", "))) };
+        args.output.print(&checked, |checked| text(checked))?;
+        verdict.map_err(|why| Wrong::new(Class::Corrupt, why))
+    })
+}
+
+async fn check_all(opened: &Opened, only: Option<&str>, progress: &Progress) -> anyhow::Result<Vec<Checked>> {
+    let mut checked = Vec::new();
+    if let Some((dataset, snapshot)) = only.and_then(split_snapshot) {
+        let snapshot = opened.snapshot(dataset, snapshot).await?;
+        checked.push(check_snapshot(opened, dataset, &snapshot).await?);
+        return Ok(checked);
+    }
+    let datasets: Vec<Dataset> = match only {
+        Some(name) => vec![opened.dataset(name).await?],
+        None => opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect(),
+    };
+    for dataset in datasets.iter().filter(|d| d.state == State::Ready) {
+        progress.say(&format!("checking dataset {}", dataset.name));
+        checked.extend(check_dataset(opened, dataset).await?);
+        for at in opened.pool.catalog.snapshots(Some(dataset.incarnation)).await? {
+            if at.record.state == State::Ready {
+                checked.push(check_snapshot(opened, dataset.name.as_str(), &at.record).await?);
+            }
+        }
+    }
+    Ok(checked)
+}
+
+async fn packs(opened: &Opened) -> anyhow::Result<HashSet<PackId>> {
+    let listed = opened.pool.catalog.bucket().list("packs/").await?;
+    let name = |key: &str| key.strip_prefix("packs/")?.split_once('/')?.1.parse().ok();
+    Ok(listed.iter().filter_map(|object| name(&object.key)).collect())
+}
+
+/// `None`: never opened, so there is nothing to check.
+async fn check_dataset(opened: &Opened, dataset: &Dataset) -> anyhow::Result<Option<Checked>> {
+    let place = place(&opened.pool.catalog, dataset.family, dataset.incarnation, &opened.parts.volumes.settings().cache);
+    if !db::exists(&place).await? {
+        return Ok(None);
+    }
+    if dataset.owner.is_none() {
+        let reader = Reader::newest(&place).await?;
+        return Ok(Some(check_reader(opened, dataset.name.to_string(), reader).await?));
+    }
+    let pool = opened.pool.id();
+    let name = snapshot_name(&format!("check-{:016x}", rand::random::<u64>()))?;
+    let cut = opened.controller.create_snapshot(VolumeHandle { pool, dataset: dataset.id() }, name, false).await?;
+    let checked = check_snapshot(opened, dataset.name.as_str(), &cut.snapshot).await;
+    opened.controller.delete_snapshot(SnapshotHandle { pool, snapshot: cut.snapshot.id() }).await?;
+    Ok(Some(Checked { what: dataset.name.to_string(), ..checked? }))
+}
+
+async fn check_snapshot(opened: &Opened, dataset: &str, snapshot: &Snapshot) -> anyhow::Result<Checked> {
+    let what = format!("{dataset}@{}", snapshot.name);
+    let place = place(&opened.pool.catalog, snapshot.family, snapshot.dataset.incarnation, &opened.parts.volumes.settings().cache);
+    let Some(checkpoint) = snapshot.checkpoint else {
+        return Err(Wrong::new(Class::Corrupt, format!("snapshot {what} is ready but names no checkpoint")));
+    };
+    let reader = Reader::at_checkpoint(&place, CheckpointId(checkpoint)).await?;
+    check_reader(opened, what, reader).await
+}
+
+async fn check_reader(opened: &Opened, what: String, reader: Reader) -> anyhow::Result<Checked> {
+    let read = async { Ok::<_, FsError>((check::check(&reader).await?, referenced(&reader).await?)) }.await;
+    let closed = reader.close().await;
+    let (report, referenced) = read?;
+    closed?;
+    // Listed after the rows were read: a pack is stored before anything refers to it (R10).
+    let packs = packs(opened).await?;
+    let missing_packs: Vec<String> = referenced.iter().filter(|pack| !packs.contains(pack)).map(ToString::to_string).collect();
+    Ok(Checked { what, clean: report.is_clean() && missing_packs.is_empty(), report, missing_packs })
+}
+
+/// Packs with references.
+async fn referenced(reader: &Reader) -> Result<Vec<PackId>, FsError> {
+    let (mut from, to) = (Bytes::from_static(b"U"), Bytes::from_static(b"V"));
+    let mut found = Vec::new();
+    loop {
+        let rows = reader.scan(from.clone(), to.clone(), SCAN_ROWS).await?;
+        for (row_key, row) in &rows {
+            // What is no usage row is a finding of the check itself.
+            if let (Some(Key::Usage(pack)), Ok(usage)) = (Key::parse(row_key), Usage::decode(row))
+                && usage.refs > 0
+            {
+                found.push(pack);
+            }
+        }
+        match rows.last() {
+            Some((last, _)) if rows.len() == SCAN_ROWS => from = key::after(last),
+            _ => return Ok(found),
+        }
+    }
+}
+
+fn text(checked: &[Checked]) -> String {
+    let row = |c: &Checked| {
+        let verdict =
+            if c.clean { "clean".to_owned() } else { format!("{} findings", c.report.findings.len() + c.missing_packs.len()) };
+        vec![c.what.clone(), c.report.inodes.to_string(), c.report.records.to_string(), verdict]
+    };
+    let mut text = table(&["NAME", "INODES", "RECORDS", "RESULT"], &checked.iter().map(row).collect::<Vec<_>>());
+    for c in checked {
+        c.report.findings.iter().for_each(|finding| text += &format!("{}: {finding}\n", c.what));
+        c.missing_packs.iter().for_each(|pack| text += &format!("{}: pack {pack} is missing\n", c.what));
+    }
+    text
 }

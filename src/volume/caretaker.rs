@@ -22,7 +22,7 @@ pub async fn checkpoint_released(
 ) -> Result<CheckpointId, VolumeError> {
     let me = ownership::caretaker(settings.session);
     let (dataset, _) = claim(pool, id, &me).await?;
-    let made = checkpoint(settings, pool, &dataset, name).await;
+    let made = Box::pin(checkpoint(settings, pool, &dataset, name)).await;
     let released = release(pool, id, &me).await;
     let made = made.map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?;
     released.map(|()| made)

@@ -161,7 +161,7 @@ impl Volumes {
             if let Some(volume) = slot.volume() {
                 return Ok(volume);
             }
-            let opened = self.open_now(pool, dataset).await;
+            let opened = Box::pin(self.open_now(pool, dataset)).await;
             match &opened {
                 Ok(volume) => self.keep(&slot, pool, volume.clone()),
                 Err(_) => self.forget(dataset, &slot),
@@ -193,7 +193,7 @@ impl Volumes {
         let _gate = slot.gate.lock().await;
         let Some(open) = slot.open.read().clone() else { return Ok(()) };
         let name = open.volume.dataset.name.to_string();
-        open.volume.fs.close().await.map_err(|source| VolumeError::Fs { dataset: name, source })?;
+        Box::pin(open.volume.fs.close()).await.map_err(|source| VolumeError::Fs { dataset: name, source })?;
         open.closed.cancel();
         self.forget(dataset, &slot);
         let me = self.owner();

@@ -78,6 +78,9 @@ async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
     assert_eq!(cli.json(&["dataset", "info", "web"])["owner"], serde_json::Value::Null);
 
     cli.ok(&["dataset", "snapshot", "create", "web", "cut"]);
+    let checked = cli.json(&["check"]);
+    assert!(checked.as_array().unwrap().iter().all(|c| c["clean"] == true), "{checked}");
+    assert_eq!(checked.as_array().unwrap().len(), 2, "{checked}");
     let (file, tree) = (cli.path().join("app.conf"), cli.path().join("tree"));
     cli.ok(&["dataset", "restore", "web@cut", "etc/app.conf", &file.display().to_string()]);
     assert!(std::fs::read(&file).unwrap() == data);

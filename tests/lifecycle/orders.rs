@@ -77,9 +77,9 @@ async fn story(seed: u64) {
     let (world, mut model, mut rng) = (World::new().await, Model::default(), StdRng::seed_from_u64(seed));
     let mut history = vec![format!("seed {seed}")];
     for i in 0..40 {
-        history.push(step(&world, &mut model, &mut rng).await);
+        history.push(Box::pin(step(&world, &mut model, &mut rng)).await);
         if i % 10 == 9 {
-            verify(&world, &model, &history).await;
+            Box::pin(verify(&world, &model, &history)).await;
         }
     }
     // What is left of snapshots is still whole: every one can be cloned.
@@ -87,7 +87,7 @@ async fn story(seed: u64) {
         let made = world.create(&format!("last{i}"), Some(Source::Snapshot(cut))).await.unwrap();
         model.volumes.push((made.handle, files));
     }
-    verify(&world, &model, &history).await;
+    Box::pin(verify(&world, &model, &history)).await;
     for (handle, _) in model.volumes.drain(..) {
         world.controller.delete_volume(handle).await.unwrap();
     }
@@ -103,6 +103,6 @@ async fn story(seed: u64) {
 async fn any_order_keeps_what_is_needed_and_nothing_else() {
     let size: u64 = std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
     for seed in 0..6 * size {
-        story(seed).await;
+        Box::pin(story(seed)).await;
     }
 }

@@ -79,8 +79,8 @@ async fn life(step: &str, from_volume: bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_at_any_step_is_repaired_by_the_repeated_call() {
     for step in [CREATE, SNAPSHOT, DELETE, COLLECT].concat() {
-        life(step, false).await;
-        life(step, true).await;
+        Box::pin(life(step, false)).await;
+        Box::pin(life(step, true)).await;
     }
 }
 

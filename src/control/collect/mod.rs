@@ -67,7 +67,7 @@ impl Collector {
             let before = self.list().await?;
             let packs = self.packs().await?;
             self.pool.step("collect.listed").await?;
-            let mark = self.mark(&before).await;
+            let mark = Box::pin(self.mark(&before)).await;
             let after = self.list().await?;
             match mark {
                 Ok(mark) => {
@@ -89,9 +89,9 @@ impl Collector {
     pub async fn collect(&self) -> Result<Collected, ControlError> {
         let mut done = Collected::default();
         for _ in 0..PASSES_MAX {
-            let plan = self.plan().await?;
+            let plan = Box::pin(self.plan()).await?;
             done.kept = plan.kept.clone();
-            if !self.sweep(plan, &mut done).await? {
+            if !Box::pin(self.sweep(plan, &mut done)).await? {
                 break;
             }
         }

@@ -12,10 +12,10 @@ impl Controller {
     pub(super) async fn finish_clone(&self, pool: &Pool, at: Versioned<Dataset>) -> Result<Dataset, ControlError> {
         let name = at.record.name.clone();
         let intent = at.record.clone();
-        match self.clone_steps(pool, at).await {
+        match Box::pin(self.clone_steps(pool, at)).await {
             Err(error) if error.class() == Class::NotFound => {
                 // The source went away: without it the intent can never be fulfilled, and the caller may give up for good.
-                self.abandon(pool, &intent).await.map_err(|error| after_intent(&name, error))?;
+                Box::pin(self.abandon(pool, &intent)).await.map_err(|error| after_intent(&name, error))?;
                 Err(error)
             }
             finished => finished.map_err(|error| after_intent(&name, error)),

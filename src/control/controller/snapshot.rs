@@ -66,7 +66,7 @@ impl Controller {
             State::Ready => return Ok(at),
             State::Deleting | State::Dead => return Err(ControlError::NotFound { what: format!("snapshot {}", at.record.name) }),
         }
-        let (checkpoint, referenced) = self.checkpoint(pool, dataset, id.snapshot.incarnation).await?;
+        let (checkpoint, referenced) = Box::pin(self.checkpoint(pool, dataset, id.snapshot.incarnation)).await?;
         pool.step("control.snapshot.checkpoint").await?;
         let ready = Snapshot { state: State::Ready, checkpoint: Some(checkpoint.0), referenced, ..at.record.clone() };
         pool.catalog.swap_snapshot(&mut at, ready).await?;
