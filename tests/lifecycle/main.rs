@@ -19,6 +19,17 @@ use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::types::{EntryName, SessionId, VolumeHandle};
 use zerofs_csi::volume::{VolumeSettings, Volumes};
 
+/// The stack of the program's own threads: unoptimised futures of the database are large.
+const STACK_BYTES: usize = 8 << 20;
+
+/// Runs a test as the program runs.
+pub fn run(test: impl Future<Output = ()> + Send + 'static) {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().thread_stack_size(STACK_BYTES).build().unwrap();
+    let done = runtime.spawn(test);
+    runtime.block_on(done).unwrap();
+}
+
 /// A process on a pool in memory.
 pub struct World {
     pub catalog: Catalog,

@@ -99,10 +99,12 @@ async fn story(seed: u64) {
     world.assert_empty(&history.join("\n")).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn any_order_keeps_what_is_needed_and_nothing_else() {
-    let size: u64 = std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-    for seed in 0..6 * size {
-        Box::pin(story(seed)).await;
-    }
+#[test]
+fn any_order_keeps_what_is_needed_and_nothing_else() {
+    super::run(async {
+        let size: u64 = std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+        for seed in 0..6 * size {
+            Box::pin(story(seed)).await;
+        }
+    });
 }

@@ -76,32 +76,36 @@ async fn life(step: &str, from_volume: bool) {
     world.assert_empty(step).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_failure_at_any_step_is_repaired_by_the_repeated_call() {
-    for step in [CREATE, SNAPSHOT, DELETE, COLLECT].concat() {
-        Box::pin(life(step, false)).await;
-        Box::pin(life(step, true)).await;
-    }
+#[test]
+fn a_failure_at_any_step_is_repaired_by_the_repeated_call() {
+    super::run(async {
+        for step in [CREATE, SNAPSHOT, DELETE, COLLECT].concat() {
+            Box::pin(life(step, false)).await;
+            Box::pin(life(step, true)).await;
+        }
+    });
 }
 
 /// A claim that is deleted while its volume is half made leaks nothing (R30).
-#[tokio::test(flavor = "multi_thread")]
-async fn a_creation_that_is_given_up_is_deleted_whole() {
-    for step in CREATE {
-        let world = World::new().await;
-        let source = world.create("source", None).await.unwrap().handle;
-        world.write(source, "a", &data(1, 100_000)).await;
-        let cut = world.controller.create_snapshot(source, "cut".parse().unwrap(), false).await.unwrap().handle;
-        world.catalog.bucket().failpoints().set(step, "return").unwrap();
-        let refused = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap_err();
-        assert!(matches!(refused.class(), Class::Unavailable | Class::InProgress), "{step}: {refused}");
-        world.catalog.bucket().failpoints().set(step, "off").unwrap();
-        for at in world.catalog.datasets().await.unwrap() {
-            let handle = zerofs_csi::types::VolumeHandle { pool: world.catalog.pool().id, dataset: at.record.id() };
-            world.controller.delete_volume(handle).await.unwrap();
+#[test]
+fn a_creation_that_is_given_up_is_deleted_whole() {
+    super::run(async {
+        for step in CREATE {
+            let world = World::new().await;
+            let source = world.create("source", None).await.unwrap().handle;
+            world.write(source, "a", &data(1, 100_000)).await;
+            let cut = world.controller.create_snapshot(source, "cut".parse().unwrap(), false).await.unwrap().handle;
+            world.catalog.bucket().failpoints().set(step, "return").unwrap();
+            let refused = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap_err();
+            assert!(matches!(refused.class(), Class::Unavailable | Class::InProgress), "{step}: {refused}");
+            world.catalog.bucket().failpoints().set(step, "off").unwrap();
+            for at in world.catalog.datasets().await.unwrap() {
+                let handle = zerofs_csi::types::VolumeHandle { pool: world.catalog.pool().id, dataset: at.record.id() };
+                world.controller.delete_volume(handle).await.unwrap();
+            }
+            world.controller.delete_snapshot(cut).await.unwrap();
+            world.collect().await;
+            world.assert_empty(step).await;
         }
-        world.controller.delete_snapshot(cut).await.unwrap();
-        world.collect().await;
-        world.assert_empty(step).await;
-    }
+    });
 }
