@@ -18,7 +18,7 @@ pub mod mail;
 pub mod node;
 mod pools;
 
-pub use collect::{Collected, Collector, DeadPack, Kept, Plan};
+pub use collect::{Collected, Collector, DeadPack, Kept, Plan, StrayDatabase};
 pub use controller::{Controller, NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, VolumeInfo};
 pub use error::ControlError;
 pub use pools::{Pool, Pools};

@@ -117,10 +117,17 @@ impl World {
     /// Nothing of any volume is left.
     pub async fn assert_empty(&self, when: &str) {
         let bucket = self.catalog.bucket();
-        for prefix in ["packs/", "vol/", "names/"] {
+        // What a database's compactor writes after it was closed is a stray of a later collection.
+        for _ in 0..20 {
+            if bucket.list("vol/").await.unwrap().is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            self.collect().await;
+        }
+        for prefix in ["packs/", "vol/"] {
             let left: Vec<String> = bucket.list(prefix).await.unwrap().into_iter().map(|o| o.key).collect();
-            let left: Vec<&String> = left.iter().filter(|key| prefix != "names/" || !key.is_empty()).collect();
-            assert!(prefix == "names/" || left.is_empty(), "{when}: {left:?}");
+            assert!(left.is_empty(), "{when}: {left:?}");
         }
         assert!(self.catalog.datasets().await.unwrap().is_empty(), "{when}");
         assert!(self.catalog.snapshots(None).await.unwrap().is_empty(), "{when}");

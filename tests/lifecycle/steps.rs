@@ -9,6 +9,7 @@ const CREATE: &[&str] = &[
     "control.create.intent",
     "control.create.dependant",
     "control.create.cloned",
+    "control.create.implied",
     "control.create.ready",
     "fs.db.before-clone",
     "fs.db.after-clone",
@@ -90,13 +91,16 @@ fn a_failure_at_any_step_is_repaired_by_the_repeated_call() {
 #[test]
 fn a_creation_that_is_given_up_is_deleted_whole() {
     super::run(async {
-        for step in CREATE {
+        let both = CREATE.iter().flat_map(|step| [(step, false), (step, true)]);
+        // Only a clone of a volume has an implied snapshot.
+        for (step, from_volume) in both.filter(|(step, from_volume)| **step != "control.create.implied" || *from_volume) {
             let world = World::new().await;
             let source = world.create("source", None).await.unwrap().handle;
             world.write(source, "a", &data(1, 100_000)).await;
             let cut = world.controller.create_snapshot(source, "cut".parse().unwrap(), false).await.unwrap().handle;
             world.catalog.bucket().failpoints().set(step, "return").unwrap();
-            let refused = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap_err();
+            let from = if from_volume { Source::Volume(source) } else { Source::Snapshot(cut) };
+            let refused = world.create("clone", Some(from)).await.unwrap_err();
             assert!(matches!(refused.class(), Class::Unavailable | Class::InProgress), "{step}: {refused}");
             world.catalog.bucket().failpoints().set(step, "off").unwrap();
             for at in world.catalog.datasets().await.unwrap() {

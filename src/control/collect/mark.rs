@@ -11,6 +11,7 @@ use crate::types::{Epoch, Incarnation, PackId};
 use crate::volume::place;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use std::collections::BTreeMap;
 
 /// Roots read at once.
 const ROOTS_AT_ONCE: usize = 8;
@@ -37,6 +38,18 @@ impl Collector {
             }
         }
         Ok(packs)
+    }
+
+    /// The objects of every database of the pool.
+    pub(super) async fn databases(&self) -> Result<BTreeMap<Incarnation, Vec<String>>, ControlError> {
+        let mut databases = BTreeMap::<Incarnation, Vec<String>>::new();
+        for object in self.pool.catalog.bucket().list("vol/").await? {
+            let name = object.key.strip_prefix("vol/").and_then(|rest| rest.split_once('/')).map(|(name, _)| name);
+            if let Some(incarnation) = name.and_then(|name| name.parse().ok()) {
+                databases.entry(incarnation).or_default().push(object.key);
+            }
+        }
+        Ok(databases)
     }
 
     /// # Errors

@@ -20,7 +20,7 @@ mod mark;
 mod plan;
 mod sweep;
 
-pub use plan::{DeadPack, Kept, Plan};
+pub use plan::{DeadPack, Kept, Plan, StrayDatabase};
 
 use super::{ControlError, Pool};
 use crate::catalog::{Dataset, Snapshot};
@@ -64,6 +64,7 @@ impl Collector {
     /// What a pass would do now.
     pub async fn plan(&self) -> Result<Plan, ControlError> {
         for _ in 0..MARK_TRIES {
+            let databases = self.databases().await?;
             let before = self.list().await?;
             let packs = self.packs().await?;
             self.pool.step("collect.listed").await?;
@@ -72,7 +73,7 @@ impl Collector {
             match mark {
                 Ok(mark) => {
                     if let Some(plan) = plan::plan(&before, &after, &packs, &mark) {
-                        return Ok(plan);
+                        return Ok(Plan { databases: plan::strays(databases, &after), ..plan });
                     }
                 }
                 // What could not be read may just have been removed by another collector.

@@ -38,11 +38,19 @@ pub struct Kept {
     pub why: String,
 }
 
+/// Objects of a database whose dataset has no record: what a writer put there after its deletion.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StrayDatabase {
+    pub incarnation: Incarnation,
+    pub keys: Vec<String>,
+}
+
 /// One pass: packs to sweep, then snapshots, then datasets to remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Plan {
     pub packs: Vec<DeadPack>,
     pub pack_bytes: u64,
+    pub databases: Vec<StrayDatabase>,
     pub snapshots: Vec<SnapshotId>,
     pub datasets: Vec<DatasetId>,
     pub kept: Vec<Kept>,
@@ -50,7 +58,7 @@ pub struct Plan {
 
 impl Plan {
     pub fn is_empty(&self) -> bool {
-        self.packs.is_empty() && self.snapshots.is_empty() && self.datasets.is_empty()
+        self.packs.is_empty() && self.databases.is_empty() && self.snapshots.is_empty() && self.datasets.is_empty()
     }
 }
 
@@ -82,6 +90,12 @@ pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark
         }
     }
     Some(plan)
+}
+
+/// Databases without a record. They were listed before the records, and a record is always there before its database (R3).
+pub(super) fn strays(databases: BTreeMap<Incarnation, Vec<String>>, after: &Listing) -> Vec<StrayDatabase> {
+    let stray = |incarnation: &Incarnation| !after.datasets.iter().any(|d| d.incarnation == *incarnation);
+    databases.into_iter().filter(|(id, _)| stray(id)).map(|(incarnation, keys)| StrayDatabase { incarnation, keys }).collect()
 }
 
 /// Whether a record that decides about roots came, went or turned.

@@ -28,6 +28,11 @@ impl Collector {
             done.packs += packs.len();
             done.pack_bytes += packs.iter().map(|pack| pack.bytes).sum::<u64>();
         }
+        for database in plan.databases {
+            removed = true;
+            self.pool.step("collect.database").await?;
+            self.pool.catalog.bucket().delete(&database.keys).await?;
+        }
         for id in plan.snapshots {
             match self.reap_snapshot(id).await? {
                 Reaped::Gone => {
@@ -129,7 +134,12 @@ impl Collector {
         let told = self.pool.catalog.update_snapshot(origin, |snapshot| {
             let before = snapshot.dependants.len();
             snapshot.dependants.retain(|d| *d != clone);
-            if snapshot.dependants.len() == before {
+            // Made for this clone alone, which may have been given up before it was ready.
+            let forgotten = snapshot.implied && matches!(snapshot.state, State::Ready | State::Creating);
+            if forgotten {
+                snapshot.state = State::Deleting;
+            }
+            if snapshot.dependants.len() == before && !forgotten {
                 return Err(CatalogError::NotFound { what: "the dependant".into() });
             }
             Ok(())

@@ -42,12 +42,14 @@ impl Controller {
         let clone_place = place(&pool.catalog, clone.family, clone.incarnation, cache);
         db::clone_from(&clone_place, origin.dataset, CheckpointId(checkpoint)).await?;
         pool.step("control.create.cloned").await?;
+        // Before the clone is ready, so that no repeated call finds it ready and the snapshot forgotten. The clone keeps the tombstone.
+        if snapshot.implied {
+            self.tombstone_snapshot(pool, origin).await?;
+            pool.step("control.create.implied").await?;
+        }
         let ready = Dataset { state: State::Ready, ..clone };
         pool.catalog.swap_dataset(&mut at, ready).await?;
         pool.step("control.create.ready").await?;
-        if snapshot.implied {
-            self.tombstone_snapshot(pool, origin).await?;
-        }
         Ok(at.record)
     }
 
