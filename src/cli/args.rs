@@ -289,6 +289,9 @@ pub struct BenchArgs {
     /// The export, /NAME
     #[arg(long, value_name = "/NAME")]
     pub export: String,
+    /// MOUNT's port, where it is not the server's and no portmapper tells it
+    #[arg(long, value_name = "PORT")]
+    pub mount_port: Option<u16>,
     /// Only these workloads
     #[arg(long, value_name = "WORK,…", value_delimiter = ',')]
     pub only: Vec<String>,

@@ -26,6 +26,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
     let only = args.only.iter().map(|name| name.parse::<Work>().map_err(invalid)).collect::<Result<Vec<_>, _>>()?;
     let options = LoadOptions {
         only,
+        mount_port: args.mount_port,
         time: Duration::from_secs(args.seconds),
         server_pid: args.server_pid,
         files: args.files,

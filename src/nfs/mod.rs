@@ -39,6 +39,8 @@ mod record;
 mod rpc;
 mod server;
 mod status;
+#[doc(hidden)]
+pub mod untrusted;
 mod xdr;
 
 pub use attr::{FileAttr, Wcc};
