@@ -6,6 +6,8 @@
 //! address space is limited, so that the packet cannot take the machine along. With a number as argument, only ours is
 //! served, at that port (to try another load generator on it).
 
+#![allow(clippy::unwrap_used, clippy::cast_sign_loss, reason = "a bench fails by panicking")]
+
 #[path = "../../tests/support/memfs.rs"]
 #[allow(dead_code, reason = "the tests use what the bench does not")]
 mod memfs;
@@ -168,7 +170,7 @@ async fn moved(server: &Other, client: &Client, file: &FileHandle, write: bool) 
 fn packet() -> Vec<u8> {
     let words: [u32; 19] = [1, 0, 2, 100_003, 3, 0, 1, 20, 0, 0, 0, 0, 1 << 31, 0, 0, 0, 0, 0, 0];
     let body: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
-    [&(1 << 31 | body.len() as u32).to_be_bytes(), &body[..]].concat()
+    [&((1 << 31) | body.len() as u32).to_be_bytes(), &body[..]].concat()
 }
 
 fn send_packet(server: &mut Other) -> String {

@@ -159,7 +159,10 @@ impl<T: ExportTable> Connection<T> {
     async fn begin(&mut self, record: Bytes) -> io::Result<()> {
         let received = match rpc::decode(&record).map_err(io::Error::other)? {
             Received::Call(call) => call,
-            Received::Refused { xid, why } => return Ok(self.put(Reply::whole(rpc::refuse(xid, why)), None)),
+            Received::Refused { xid, why } => {
+                self.put(Reply::whole(rpc::refuse(xid, why)), None);
+                return Ok(());
+            }
         };
         let begun = match (received.program, received.version) {
             (NFS_PROGRAM, PROGRAM_VERSION) => self.nfs(received).await,

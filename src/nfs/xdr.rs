@@ -103,10 +103,6 @@ impl Encoder {
         self.out.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.out.is_empty()
-    }
-
     pub fn into_vec(self) -> Vec<u8> {
         self.out
     }

@@ -262,7 +262,7 @@ async fn a_client_that_takes_no_replies_is_bounded_and_given_up() {
     let file = client.create(&root, b"f", &new_file()).await.unwrap().handle;
     client.write(&file, 0, Bytes::from(vec![1; 1 << 20]), Stability::Unstable).await.unwrap();
     let read = nfs(1, 6, &pack(&READ3args { file: fh(file.as_bytes()), offset: 0, count: 1 << 20 }));
-    let mark = (read.len() as u32 | 1 << 31).to_be_bytes();
+    let mark = (read.len() as u32 | (1 << 31)).to_be_bytes();
     let mut wire = Wire::connect(edge.server.local_addr()).await;
     let flood = async {
         // Ends when the server closes: it stops reading long before.

@@ -40,8 +40,8 @@ async fn another_codec_understands_every_reply() {
             2 => assert!(matches!(unpack::<SETATTR3res>(&results), Nfs3Result::Err((nfsstat3::NFS3ERR_NOT_SYNC, _)))),
             3 => drop(unpack::<LOOKUP3res>(&results).unwrap()),
             4 => assert_eq!(unpack::<ACCESS3res>(&results).unwrap().access, 13),
-            5 => assert!(matches!(unpack::<READLINK3res>(&results), Nfs3Result::Err((nfsstat3::NFS3ERR_INVAL, _)))),
-            6 => drop(unpack::<READ3res>(&results).unwrap()),
+            5 => assert!(matches!(unpack::<READLINK3res<'_>>(&results), Nfs3Result::Err((nfsstat3::NFS3ERR_INVAL, _)))),
+            6 => drop(unpack::<READ3res<'_>>(&results).unwrap()),
             7 => assert_eq!(unpack::<WRITE3res>(&results).unwrap().count, 8),
             8 => assert!(unpack::<CREATE3res>(&results).unwrap().obj.is_some()),
             9 => assert!(unpack::<MKDIR3res>(&results).unwrap().obj.is_some()),
@@ -51,8 +51,8 @@ async fn another_codec_understands_every_reply() {
             13 => assert!(matches!(unpack::<RMDIR3res>(&results), Nfs3Result::Err((nfsstat3::NFS3ERR_NOENT, _)))),
             14 => assert!(matches!(unpack::<RENAME3res>(&results), Nfs3Result::Err((nfsstat3::NFS3ERR_NOENT, _)))),
             15 => drop(unpack::<LINK3res>(&results).unwrap()),
-            16 => assert!(unpack::<READDIR3res>(&results).unwrap().reply.eof),
-            17 => assert!(unpack::<READDIRPLUS3res>(&results).unwrap().reply.eof),
+            16 => assert!(unpack::<READDIR3res<'_>>(&results).unwrap().reply.eof),
+            17 => assert!(unpack::<READDIRPLUS3res<'_>>(&results).unwrap().reply.eof),
             18 => assert_eq!(unpack::<FSSTAT3res>(&results).unwrap().tbytes, 1 << 40),
             19 => assert_eq!(unpack::<FSINFO3res>(&results).unwrap().rtmax, 1 << 20),
             20 => assert_eq!(unpack::<PATHCONF3res>(&results).unwrap().name_max, 255),
@@ -163,12 +163,12 @@ async fn credentials_are_checked_before_anything_else() {
 #[tokio::test]
 async fn a_connection_that_makes_no_sense_is_closed() {
     let (edge, ..) = setup().await;
-    let long = ((1u32 << 20) + 4097 | 1 << 31).to_be_bytes().to_vec();
+    let long = (((1u32 << 20) + 4097) | (1 << 31)).to_be_bytes().to_vec();
     let endless: Vec<u8> = (0..3000).flat_map(|_| 0u32.to_be_bytes()).collect();
-    let short = [&(1u32 << 31 | 3).to_be_bytes()[..], b"abc"].concat();
+    let short = [&((1u32 << 31) | 3).to_be_bytes()[..], b"abc"].concat();
     let mut answer = nfs(1, 0, &[]);
     answer[7] = 1;
-    let answer = [&(1u32 << 31 | answer.len() as u32).to_be_bytes()[..], &answer].concat();
+    let answer = [&((1u32 << 31) | answer.len() as u32).to_be_bytes()[..], &answer].concat();
     for (what, bytes) in [
         ("a long record", long),
         ("fragments without end", endless),
@@ -255,7 +255,7 @@ async fn a_record_that_never_ends_is_given_up() {
     let options = zerofs_csi::nfs::Options { stall: std::time::Duration::from_millis(300), ..crate::support::options() };
     let edge = Edge::with(options).await;
     let mut wire = Wire::connect(edge.server.local_addr()).await;
-    wire.0.write_all(&(1u32 << 31 | 1 << 20).to_be_bytes()).await.unwrap();
+    wire.0.write_all(&((1u32 << 31) | (1 << 20)).to_be_bytes()).await.unwrap();
     wire.0.write_all(&[0; 1000]).await.unwrap();
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(std::time::Duration::from_secs(10), wire.0.read_to_end(&mut rest)).await;

@@ -14,7 +14,7 @@ async fn files_are_written_read_and_committed() {
     let client = edge.client().await;
     let root = edge.root(&client).await;
     let file = client.create(&root, b"f", &new_file()).await.unwrap();
-    let data: Vec<u8> = (0..3_000_001u32).map(|i| (i * 31 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..3_000_001u32).map(|i| ((i * 31) >> 3) as u8).collect();
     // Out of order, as write-back sends them, and one past the end.
     let verifier = client
         .write(&file.handle, 1 << 20, Bytes::copy_from_slice(&data[1 << 20..2 << 20]), Stability::Unstable)

@@ -66,7 +66,7 @@ impl Wire {
     }
 
     pub async fn send(&mut self, record: &[u8]) {
-        let mark = u32::try_from(record.len()).unwrap() | 1 << 31;
+        let mark = u32::try_from(record.len()).unwrap() | (1 << 31);
         self.0.write_all(&[&mark.to_be_bytes(), record].concat()).await.unwrap();
     }
 
@@ -74,7 +74,7 @@ impl Wire {
     pub async fn receive(&mut self) -> Option<Vec<u8>> {
         let receive = async {
             let mark = self.0.read_u32().await.ok()?;
-            assert!(mark & 1 << 31 != 0, "a reply in fragments");
+            assert!(mark & (1 << 31) != 0, "a reply in fragments");
             let mut record = vec![0; (mark & !(1 << 31)) as usize];
             self.0.read_exact(&mut record).await.ok()?;
             Some(record)

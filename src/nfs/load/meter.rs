@@ -36,10 +36,10 @@ impl Meter {
         self.started.elapsed()
     }
 
-    /// The time that `share` of the operations stayed below.
-    pub fn quantile(&mut self, share: f64) -> Duration {
+    /// The time that so many per mille of the operations stayed below.
+    pub fn quantile(&mut self, per_mille: usize) -> Duration {
         self.micros.sort_unstable();
-        let at = ((self.micros.len() as f64 - 1.0) * share).round().max(0.0) as usize;
+        let at = (self.micros.len().saturating_sub(1) * per_mille + 500) / 1000;
         Duration::from_micros(self.micros.get(at).copied().unwrap_or(0).into())
     }
 }
@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn quantiles_are_of_all_lanes() {
         let mut all = Meter::default();
-        assert_eq!(all.quantile(0.5), Duration::ZERO);
+        assert_eq!(all.quantile(500), Duration::ZERO);
         for lane in 0..2 {
             let mut meter = Meter::default();
             for i in 0..50u64 {
@@ -60,8 +60,8 @@ mod tests {
             all.merge(meter);
         }
         assert_eq!(all.operations, 100);
-        assert_eq!(all.quantile(0.5), Duration::from_micros(50));
-        assert_eq!(all.quantile(0.99), Duration::from_micros(98));
-        assert_eq!(all.quantile(1.0), Duration::from_micros(99));
+        assert_eq!(all.quantile(500), Duration::from_micros(50));
+        assert_eq!(all.quantile(990), Duration::from_micros(98));
+        assert_eq!(all.quantile(1000), Duration::from_micros(99));
     }
 }

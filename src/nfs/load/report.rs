@@ -53,7 +53,7 @@ impl Row {
     pub(super) fn new(work: Work, mut measured: Measured, spent: Spent) -> Self {
         let secs = measured.took.as_secs_f64().max(1e-9);
         let operations = measured.meter.operations;
-        let mut ms = |share| measured.meter.quantile(share).as_secs_f64() * 1e3;
+        let mut ms = |per_mille| measured.meter.quantile(per_mille).as_secs_f64() * 1e3;
         let cpu = spent.cpu.map(|cpu| cpu.as_secs_f64());
         Self {
             work: work.name(),
@@ -62,9 +62,9 @@ impl Row {
             secs,
             per_sec: operations as f64 / secs,
             mb_per_sec: measured.bytes.map(|bytes| bytes as f64 / 1e6 / secs),
-            p50_ms: ms(0.5),
-            p99_ms: ms(0.99),
-            max_ms: ms(1.0),
+            p50_ms: ms(500),
+            p99_ms: ms(990),
+            max_ms: ms(1000),
             cpu_us_per_op: cpu.map(|cpu| cpu * 1e6 / operations.max(1) as f64),
             cpu_secs: cpu,
             peak_rss_mb: spent.peak_bytes.map(|bytes| bytes as f64 / 1e6),
