@@ -141,7 +141,7 @@ async fn getattrs(server: &Other, client: &Client, file: &FileHandle) -> (f64, f
     let (client, file) = (client.clone(), file.clone());
     lanes(64, CALLS, move |_| {
         let (client, file) = (client.clone(), file.clone());
-        async move { drop(client.getattr(&file).await.unwrap()) }
+        async move { _ = client.getattr(&file).await.unwrap() }
     })
     .await;
     ((server.cpu() - cpu) * 1e6 / CALLS as f64, CALLS as f64 / begun.elapsed().as_secs_f64())

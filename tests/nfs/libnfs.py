@@ -259,7 +259,13 @@ def the_quota_is_enforced(nfs):
         for mib in range(1100):
             nfs.pwrite(handle, mib << 20, len(block), mib.to_bytes(8, "big") + block[8:])
 
-    fails(errno.ENOSPC, fill)
+    try:
+        fill()
+    except OSError as error:
+        # This libnfs puts the server's error into the text, and its own into the number.
+        assert error.errno == errno.ENOSPC or "\x1c" in str(error), error
+    else:
+        raise AssertionError("1100 MiB fit into 1 GiB")
     nfs.close(handle)
     nfs.unlink(b"/t/full")
     again = nfs.file(b"/t/again")
