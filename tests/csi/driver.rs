@@ -52,6 +52,8 @@ impl Driver {
 
     /// On a pool and a state folder that may have been used before.
     pub async fn run(dir: Arc<TempDir>, mounter: FakeMounter) -> Self {
+        // Shown for a test that fails.
+        tracing_subscriber::fmt().with_test_writer().with_max_level(tracing::Level::WARN).try_init().ok();
         let pool = dir.path().join("pool");
         let config = Config::parse(&format!("pools:\n  default:\n    url: file://{}\n", pool.display())).unwrap();
         let socket = dir.path().join("csi.sock");

@@ -62,11 +62,18 @@ async fn counted(files: usize) -> [Requests; 3] {
     [create, snapshot, since(at)]
 }
 
+/// Two GETs more or less depend on the random ids of a pool, whatever the size of the dataset: this many small ones show both.
+const SMALL: usize = 24;
+
 #[test]
 fn requests_do_not_depend_on_the_number_of_files() {
     super::run(async {
-        let (few, many) = (counted(10).await, counted(100_000).await);
-        println!("CreateVolume, CreateSnapshot, CreateVolume from snapshot: {few:#?}");
-        assert_eq!(few, many);
+        let mut few = Vec::new();
+        for _ in 0..SMALL {
+            few.push(counted(10).await);
+        }
+        let many = counted(100_000).await;
+        println!("CreateVolume, CreateSnapshot, CreateVolume from snapshot: {many:#?}");
+        assert!(few.contains(&many), "a large dataset: {many:?}; small ones: {few:?}");
     });
 }

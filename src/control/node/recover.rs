@@ -4,7 +4,7 @@ use super::super::{ControlError, Pool};
 use super::agent::{NodeAgent, Staged, State};
 use super::endpoint::{EndpointError, Endpoints};
 use super::record::Record;
-use crate::catalog::Dataset;
+use crate::catalog::{Dataset, Owner};
 use crate::mount::Mounter;
 use crate::types::{Class, Classify};
 use std::net::SocketAddr;
@@ -31,10 +31,11 @@ enum Step {
     Forget,
 }
 
-/// R24: a restart never steals. `mounted`: in this run of the machine.
-fn step(record: &Record, node: &str, mounted: bool, dataset: Option<&Dataset>) -> Step {
+/// R24: a restart never steals. `mounted`: in this run of the machine. What this very run has claimed in an earlier try is ours too.
+fn step(record: &Record, me: &Owner, mounted: bool, dataset: Option<&Dataset>) -> Step {
     let owner = dataset.and_then(|dataset| dataset.owner.as_ref());
-    let ours = owner.is_some_and(|owner| owner.node == node && record.sessions.contains(&owner.session));
+    let ours = owner
+        .is_some_and(|owner| owner.node == me.node && (owner.session == me.session || record.sessions.contains(&owner.session)));
     match (ours, mounted) {
         (true, true) => Step::Reopen,
         (true, false) => Step::Close,
@@ -100,14 +101,20 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             Some(pool) => pool.catalog.dataset_by_id(volume.dataset).await?.map(|at| at.record),
             None => None,
         };
-        let step = step(record, &self.volumes.owner().node, mounted, dataset.as_ref());
+        let step = step(record, &self.volumes.owner(), mounted, dataset.as_ref());
         tracing::info!(%volume, ?step, "a volume was staged when the node plugin stopped");
         match (step, pool) {
             (Step::Reopen, Some(pool)) => self.reopen(record, pool).await,
             (Step::Close, Some(pool)) => self.close_left(record, pool).await,
             (Step::Forget, _) => self.forget(record).await,
             (Step::Reopen | Step::Close | Step::Stale, _) => {
-                self.go_stale(record, "another node or session owns it now, or its pool is not configured").await;
+                let why = match (pool, dataset.map(|dataset| dataset.owner)) {
+                    (None, _) => "its pool is not configured".to_owned(),
+                    (_, None) => "its dataset is gone".to_owned(),
+                    (_, Some(None)) => "its dataset was released".to_owned(),
+                    (_, Some(Some(owner))) => format!("node {} owns it in session {}", owner.node, owner.session),
+                };
+                self.go_stale(record, &why).await;
                 Ok(State::Lost(Arc::new(record.clone())))
             }
         }
