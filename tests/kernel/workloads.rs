@@ -87,7 +87,7 @@ fn git() -> Outcome {
 
 fn sqlite(mode: &str) -> Outcome {
     on_volume(
-        "sqlite",
+        &format!("sqlite-{mode}"),
         &format!(
             r#"
         sqlite3 db "PRAGMA journal_mode={mode}; CREATE TABLE t(id INTEGER PRIMARY KEY, body TEXT);" >/dev/null
