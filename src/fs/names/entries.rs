@@ -255,8 +255,8 @@ impl Entries {
         known.complete.then(|| rest.take(max).map(|(hash, e)| (hash, e.clone())).collect())
     }
 
-    /// Whether so many single looks missed that reading all of the directory would have cost no more. A row of a scan costs about a sixteenth of
-    /// a look (measured on SlateDB's warm cache).
+    /// Whether so many single looks missed that reading all of the directory would have cost no more. A row of a scan is taken to
+    /// cost a sixteenth of a look: an estimate, not measured.
     pub fn worth_reading_all(&self, entries: u64) -> bool {
         let known = self.known.read();
         !known.complete && known.misses.saturating_mul(16) >= entries
