@@ -379,7 +379,7 @@ async fn a_lone_sync_of_a_little_is_one_request() {
         let ticket = rig.contents.flush(&rig.node).await.unwrap().unwrap();
         rig.committer.durable(ticket).await.unwrap();
         let after = rig.place.bucket.requests();
-        assert_eq!((after.put - before.put, after.total() - before.total()), (1, 1));
+        assert_eq!((after.put - before.put, after.total() - before.total()), (1, 1), "{before:?} {after:?}");
     }
     assert_eq!(rig.contents.flush(&rig.node).await.unwrap().is_some(), true, "what is on its way has a ticket");
 }
