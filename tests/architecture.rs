@@ -1,5 +1,7 @@
 //! The tree is the diagram: imports point down only, and siblings on one floor never meet.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -109,8 +109,11 @@ pub(super) enum Put {
 /// The bytes of versions read before. A version's bytes never change, and the store's tag tells another life's apart.
 #[derive(Default)]
 pub(super) struct Cache {
-    kept: Mutex<(HashMap<String, (String, Bytes)>, usize)>,
+    kept: Mutex<Kept>,
 }
+
+/// Tag and bytes by key, and how many bytes these are.
+type Kept = (HashMap<String, (String, Bytes)>, usize);
 
 impl Cache {
     const BYTES_MAX: usize = 8 << 20;

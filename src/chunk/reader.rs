@@ -301,7 +301,7 @@ mod tests {
         cache.0.disk_insert(chunk.hash, &Bytes::from_static(b"what is not it!!"));
         let crowd_out = || cache.0.insert(store.hash(b"another"), Bytes::from_static(b"another"));
         crowd_out();
-        assert_eq!(store.read(&[chunk]).await.expect("read"), [raw.clone()]);
+        assert_eq!(store.read(&[chunk]).await.expect("read"), std::slice::from_ref(&raw));
         let stats = cache.stats();
         assert_eq!((stats.disk_corrupt, stats.disk_hits), (1, 0));
         crowd_out();

@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Longer than anyone waits for one line.
 const SECONDS_MAX: u64 = 3600;
 
-pub fn run(args: BenchArgs) -> anyhow::Result<()> {
+pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
     let invalid = |why: String| Wrong::new(Class::Invalid, why);
     if !args.export.starts_with('/') {
@@ -53,6 +53,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
     })
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn failed(error: LoadError) -> anyhow::Error {
     let class = match &error {
         LoadError::Client { source, .. } => source.class(),

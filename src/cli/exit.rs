@@ -38,6 +38,7 @@ pub struct Wrong {
 }
 
 impl Wrong {
+    #[expect(clippy::new_ret_no_self, reason = "it is only ever raised")]
     pub fn new(class: Class, message: impl Into<String>) -> anyhow::Error {
         Self { class, message: message.into() }.into()
     }

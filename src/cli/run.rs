@@ -11,6 +11,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 /// The one line that says a process can be called.
+#[expect(clippy::needless_pass_by_value, reason = "the callback of app gives it away")]
 fn ready(line: String) {
     let mut out = std::io::stdout();
     // Who started us may not listen.
@@ -34,7 +35,7 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
     })
 }
 
-pub fn controller(args: ControllerArgs) -> anyhow::Result<()> {
+pub fn controller(args: &ControllerArgs) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
     app::start_logging(&config.log, None)?;
     let endpoint = socket(&args.csi_endpoint)?;

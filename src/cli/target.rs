@@ -48,10 +48,10 @@ impl PoolArgs {
             let known: Vec<&str> = config.pools.keys().map(String::as_str).collect();
             return Err(Wrong::new(Class::Invalid, format!("give --pool: the configuration has these: {}", known.join(", "))));
         }
-        if let Some(default) = config.default_pool.take_if(|_| true) {
-            if config.pools.len() > 1 {
-                config.pools.retain(|key, _| *key == default);
-            }
+        if let Some(default) = config.default_pool.take_if(|_| true)
+            && config.pools.len() > 1
+        {
+            config.pools.retain(|key, _| *key == default);
         }
         for pool in config.pools.values_mut() {
             if let Some(path) = &self.passphrase_file {

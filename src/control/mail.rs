@@ -196,7 +196,7 @@ impl Desk {
         let old: Vec<String> = self.answered.iter().filter(|(_, at)| at.elapsed() > KEPT).map(|(key, _)| key.clone()).collect();
         if !old.is_empty() {
             bucket.delete(&old).await?;
-            old.iter().for_each(|key| drop(self.answered.remove(key)));
+            self.answered.retain(|key, _| !old.contains(key));
         }
         Ok(())
     }

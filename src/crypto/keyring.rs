@@ -60,7 +60,7 @@ impl Keyring {
     }
 
     fn sealer(&self, context: &str, family: FamilyId) -> Option<Sealer> {
-        self.is_encrypted().then(|| Sealer::new(self.derive(context, &[family.as_bytes()])))
+        self.is_encrypted().then(|| Sealer::new(&self.derive(context, &[family.as_bytes()])))
     }
 
     /// The key that chunk hashes of a family are made with.

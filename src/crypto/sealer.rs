@@ -62,8 +62,8 @@ impl Sealer {
     /// Bytes that sealing adds.
     pub const OVERHEAD: usize = NONCE + TAG;
 
-    pub(super) fn new(key: Key) -> Self {
-        Self { schedule: Arc::new(Schedule::new(&key)) }
+    pub(super) fn new(key: &Key) -> Self {
+        Self { schedule: Arc::new(Schedule::new(key)) }
     }
 
     pub fn seal(&self, associated: &[u8], plain: &[u8]) -> Vec<u8> {
@@ -105,7 +105,10 @@ fn broken(what: &str) -> CryptoError {
     CryptoError::Broken { what: what.to_owned() }
 }
 
-fn split(sealed: &[u8]) -> Result<(&[u8; NONCE], &[u8], &[u8; TAG]), CryptoError> {
+/// Nonce, body and tag.
+type Parts<'a> = (&'a [u8; NONCE], &'a [u8], &'a [u8; TAG]);
+
+fn split(sealed: &[u8]) -> Result<Parts<'_>, CryptoError> {
     let short = || broken("they are too short");
     let (nonce, rest) = sealed.split_first_chunk::<NONCE>().ok_or_else(short)?;
     let (body, tag) = rest.split_last_chunk::<TAG>().ok_or_else(short)?;
@@ -123,13 +126,13 @@ mod tests {
     use super::*;
 
     fn sealer(n: u8) -> Sealer {
-        Sealer::new(Key::new([n; 32]))
+        Sealer::new(&Key::new([n; 32]))
     }
 
     #[test]
     fn what_is_sealed_opens() {
         for len in [0, 1, 63, 64, 65, 4096, 100_000] {
-            let plain: Vec<u8> = (0..len).map(|i| i as u8).collect();
+            let plain: Vec<u8> = (0..len).map(|i: u32| i as u8).collect();
             let sealed = sealer(1).seal(b"here", &plain);
             assert_eq!(sealed.len(), plain.len() + Sealer::OVERHEAD);
             assert_eq!(sealer(1).open(b"here", &sealed).unwrap(), plain);

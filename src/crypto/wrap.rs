@@ -110,14 +110,14 @@ impl WrappedKey {
             }
             None => Kdf::Argon2id { memory_kib: MEMORY_KIB, passes: PASSES, lanes: LANES },
         };
-        let sealer = Sealer::new(kdf.wrapping_key(&salt, secret)?);
+        let sealer = Sealer::new(&kdf.wrapping_key(&salt, secret)?);
         let wrapped = sealer.seal(pool.as_bytes(), &keyring.master()[..]);
         Ok(Self { kdf, salt: salt.to_vec(), wrapped })
     }
 
     /// Opens it. Slow on purpose, like [`Self::create`].
     pub fn open(&self, pool: PoolId, secret: &Secret) -> Result<Keyring, CryptoError> {
-        let sealer = Sealer::new(self.kdf.wrapping_key(&self.salt, secret)?);
+        let sealer = Sealer::new(&self.kdf.wrapping_key(&self.salt, secret)?);
         // The record's checksum was right, so that a seal that does not open means another key.
         let master = sealer.open(pool.as_bytes(), &self.wrapped).map_err(|_| CryptoError::WrongKey)?;
         let master = Zeroizing::new(master);

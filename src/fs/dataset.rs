@@ -46,7 +46,7 @@ pub struct FsOptions {
     pub record_bytes: u32,
     pub codec: Codec,
     /// Unflushed data and changes reach the store after this long.
-    pub flush_interval: std::time::Duration,
+    pub flush_interval: Duration,
     /// Most bytes of written data held in memory.
     pub dirty_bytes_max: u64,
     /// Bytes for inode, directory and extent caches.

@@ -119,7 +119,7 @@ pub fn mode_after_write(caller: &Caller, mode: u32) -> u32 {
 /// Order of checks and errors as in Linux' `setattr_prepare`. `now` becomes ctime.
 pub fn apply(caller: &Caller, row: &mut Inode, set: &SetAttr, now: Timestamp) -> Result<(), FsError> {
     let owner = is_root(caller) || caller.uid == row.uid;
-    if set.uid.is_some_and(|uid| !is_root(caller) && !(owner && uid == row.uid)) {
+    if set.uid.is_some_and(|uid| !(is_root(caller) || owner && uid == row.uid)) {
         return Err(FsError::NotOwner);
     }
     if set.gid.is_some_and(|gid| !is_root(caller) && !(owner && (gid == row.gid || in_group(caller, gid)))) {

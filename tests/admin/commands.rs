@@ -91,7 +91,7 @@ fn errors_have_codes_and_name_the_object() {
 
 #[test]
 fn a_pool_that_is_missing_or_elsewhere_is_refused() {
-    let cli = Cli::new();
+    let cli = Cli::empty();
     let missing = cli.run(&["dataset", "list"]);
     assert_eq!(missing.code, 10, "{missing:?}");
     let bin = env!("CARGO_BIN_EXE_zerofs-csi");
@@ -107,7 +107,7 @@ fn a_pool_that_is_missing_or_elsewhere_is_refused() {
 
 #[test]
 fn an_encrypted_pool_wants_its_passphrase() {
-    let cli = Cli::new();
+    let cli = Cli::empty();
     let with = |args: &[&str], pass: &str| answer(cli.command(args).env("ZEROFS_PASSPHRASE", pass).output().unwrap());
     assert_eq!(with(&["pool", "create"], "correct horse").code, 0);
     assert_eq!(with(&["dataset", "create", "a"], "correct horse").code, 0);

@@ -1,5 +1,7 @@
 //! One conformance suite, run on every store.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod faults;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,5 +1,7 @@
 //! Pools and their records, on stores that work and stores that do not.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod faults;
 #[path = "../support/mod.rs"]
 mod support;

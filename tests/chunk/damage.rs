@@ -31,8 +31,8 @@ impl Victim {
         let reader = store(&self.bucket, &self.keyring);
         let mut whole = Vec::new();
         for (chunk, raw) in self.refs.iter().zip(&self.raw) {
-            match reader.read(&[*chunk]).await {
-                Ok(data) => assert_eq!(data, [raw.clone()], "{what}"),
+            match reader.read(std::slice::from_ref(chunk)).await {
+                Ok(data) => assert_eq!(data, std::slice::from_ref(raw), "{what}"),
                 Err(error) => {
                     assert_eq!(error.class(), Class::Corrupt, "{what}: {error}");
                     assert!(error.to_string().contains(&pack(1).to_string()), "{error}");

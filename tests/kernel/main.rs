@@ -2,6 +2,8 @@
 //! sidecars do, and ordinary programs at work on what they mount. `tests/kernel/run` starts this program in a guest; elsewhere it says so and
 //! runs nothing, because it mounts as root.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 #[path = "driver.rs"]
 mod driver;
 #[path = "workloads.rs"]

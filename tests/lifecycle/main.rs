@@ -1,6 +1,8 @@
 //! Datasets, snapshots and clones through the use cases: any order of creation and deletion, a failure at every durable
 //! step, and requests that do not depend on how much a volume holds.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod mailbox;
 mod orders;
 mod requests;

@@ -301,9 +301,9 @@ fn fill(seed: u64, at: u64, bytes: &mut [u8]) {
     let mut word = [0; 8];
     for (i, byte) in bytes.iter_mut().enumerate() {
         let position = at + i as u64;
-        if i == 0 || position % 8 == 0 {
+        if i == 0 || position.is_multiple_of(8) {
             let block = position / 8;
-            let index = if (position / 4096) % 2 == 0 { block } else { block % 16 };
+            let index = if (position / 4096).is_multiple_of(2) { block } else { block % 16 };
             word = mix(seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes();
         }
         *byte = word[(position % 8) as usize];

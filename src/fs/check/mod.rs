@@ -24,7 +24,7 @@ pub use finding::{Finding, Problem, Report};
 use super::FsError;
 use super::db::{Reader, View};
 use super::key::{self, DataId, Key};
-use super::row::{Inode, Orphan, Reply, Row, Superblock, Usage};
+use super::row::{Inode, Orphan, Reply, Superblock, Usage};
 use crate::types::{InodeNo, PackId};
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -80,7 +80,7 @@ async fn check_parts(rows: &impl Rows, part: usize) -> Result<Report, FsError> {
         }
     }
     tree::check_parents(&known.parents, &mut report);
-    finish(&superblock, known, &mut report);
+    finish(&superblock, &known, &mut report);
     Ok(report)
 }
 
@@ -195,7 +195,7 @@ async fn read_inodes(
     }
 }
 
-fn finish(superblock: &Superblock, known: Known, report: &mut Report) {
+fn finish(superblock: &Superblock, known: &Known, report: &mut Report) {
     if superblock.inodes != report.inodes {
         report.add(Problem::Counts, format!("the superblock counts {} inodes, there are {}", superblock.inodes, report.inodes));
     }

@@ -4,7 +4,7 @@ use super::*;
 use crate::chunk::{ChunkRef, Codec};
 use crate::fs::api::FileKind;
 use crate::fs::key::NameHash;
-use crate::fs::row::{DirEntryRow, Mask, Record, Segment, Source};
+use crate::fs::row::{DirEntryRow, Mask, Record, Row, Segment, Source};
 use crate::types::{ChunkHash, EntryName, Epoch, Incarnation, Timestamp};
 use std::collections::BTreeMap;
 

@@ -88,7 +88,7 @@ fn count(part: &mut Part, dir: InodeNo, entry: &DirEntryRow, report: &mut Report
             }
         }
         None if part.whole => {
-            report.add(Problem::Entry, format!("directory {dir} names inode {}, which does not exist", entry.ino))
+            report.add(Problem::Entry, format!("directory {dir} names inode {}, which does not exist", entry.ino));
         }
         None => {}
     }

@@ -173,6 +173,7 @@ impl Buffer {
         self.records.iter().map(|(n, pieces)| (*n, pieces))
     }
 
+    #[cfg(test)]
     pub fn get(&self, record: u64) -> Option<&Pieces> {
         self.records.get(&record)
     }

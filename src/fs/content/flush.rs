@@ -89,7 +89,7 @@ impl Drop for InFlight<'_> {
 }
 
 enum Outcome {
-    Submitted(Ticket),
+    Submitted,
     /// The file was cut while the flush was prepared.
     Changed,
     /// A chunk found by deduplication may not be referred to any more (R10).
@@ -156,7 +156,7 @@ impl Contents {
                 None => node.lock.lock().await,
             };
             match self.submit_flush(node, &taken, prepared) {
-                Ok(Outcome::Submitted(_)) => {
+                Ok(Outcome::Submitted) => {
                     flight.done = true;
                     return node.content.state().outcome(placement);
                 }
@@ -329,7 +329,7 @@ impl Contents {
         node.row.write().allocated = row.allocated;
         node.submitted(ticket);
         self.freed(freed);
-        Ok(Outcome::Submitted(ticket))
+        Ok(Outcome::Submitted)
     }
 
     /// Rows of a batch that replaces records, what the cache will hold of them, and what they change.

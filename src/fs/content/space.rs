@@ -128,6 +128,7 @@ impl Room {
         }
     }
 
+    #[cfg(test)]
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Acquire)
     }

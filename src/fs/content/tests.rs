@@ -226,7 +226,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 /// A sixth of all data is zeros, the rest compresses a little.
 fn bytes(len: usize, seed: u8) -> Vec<u8> {
-    if seed % 6 == 0 {
+    if seed.is_multiple_of(6) {
         return vec![0; len];
     }
     let mut state = u64::from(seed) + 1;
@@ -381,7 +381,7 @@ async fn a_lone_sync_of_a_little_is_one_request() {
         let after = rig.place.bucket.requests();
         assert_eq!((after.put - before.put, after.total() - before.total()), (1, 1), "{before:?} {after:?}");
     }
-    assert_eq!(rig.contents.flush(&rig.node).await.unwrap().is_some(), true, "what is on its way has a ticket");
+    assert!(rig.contents.flush(&rig.node).await.unwrap().is_some(), "what is on its way has a ticket");
 }
 
 /// Writers, cutters and flushers of one file at once: the last state is a whole one.

@@ -111,14 +111,12 @@ impl Locked {
         }
         segments.sort_by_key(|records| records.first().map_or(u64::MAX, |record| record.seq));
         let mut found = Vec::new();
-        let mut next = contained + 1;
-        for record in segments.into_iter().flatten().filter(|record| record.seq > contained) {
-            if record.seq != next {
-                tracing::error!(expected = next, found = record.seq, path = %self.base.display(),
+        for (expected, record) in (contained + 1..).zip(segments.into_iter().flatten().filter(|record| record.seq > contained)) {
+            if record.seq != expected {
+                tracing::error!(expected, found = record.seq, path = %self.base.display(),
                     "the journal has a gap: what follows it is not applied; run check on the dataset");
                 break;
             }
-            next += 1;
             found.push(record);
         }
         Ok(found)

@@ -108,7 +108,7 @@ impl Names {
         turn: First,
     ) -> Result<Outcome<(Change, Change)>, FsError> {
         let (from_edit, to_edit) = (DirEdit::new(from.dir)?, DirEdit::new(to.dir)?);
-        let source = alive(&found.source)?;
+        let source = alive(found.source)?;
         if found.target.is_some_and(|target| target.file == found.source.file) {
             return Ok(Outcome { answer: (from_edit.unchanged(), to_edit.unchanged()), ticket: None });
         }

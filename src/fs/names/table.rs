@@ -228,16 +228,6 @@ impl Table {
     pub fn directory_max(&self) -> usize {
         self.entries_max / 2
     }
-
-    /// Directory entries known, for tests and metrics.
-    pub fn entries(&self) -> usize {
-        self.entries.load(Ordering::Relaxed)
-    }
-
-    /// Nodes in memory, for tests and metrics.
-    pub fn nodes(&self) -> usize {
-        self.shards.iter().map(|s| s.lock().slots.len()).sum()
-    }
 }
 
 impl Shard {
