@@ -5,14 +5,10 @@ use super::api::{Before, Caller, Change, FILE_BYTES_MAX, FileKind, FileRef, SetA
 use super::committer::Batch;
 use super::key;
 use super::names::{First, Names, Outcome};
-use super::node::{Node, attr};
+use super::node::attr;
 use super::permission;
 use super::row::Inode;
 use crate::types::Timestamp;
-use std::sync::Arc;
-
-/// How often a truncation flushes a file that somebody keeps writing to, before it goes ahead.
-const FLUSHES_MAX: usize = 8;
 
 fn changes_nothing(set: &SetAttr) -> bool {
     let SetAttr { mode, uid, gid, size, atime, mtime } = set;
@@ -36,7 +32,11 @@ impl Names {
         if set.size.is_some_and(|size| size > FILE_BYTES_MAX) {
             return Err(FsError::TooBig);
         }
-        let _lock = if set.size.is_some() { self.lock_flushed(&node).await? } else { node.lock.lock().await };
+        let _lock = match set.size {
+            // What is buffered goes with the rest.
+            None | Some(0) => node.lock.lock().await,
+            Some(_) => self.contents.lock_flushed(&node).await?,
+        };
         let old = node.row.read().clone();
         if old.nlink == 0 {
             return Err(FsError::Stale);
@@ -52,27 +52,14 @@ impl Names {
         let mut row = old;
         permission::apply(caller, &mut row, &set, now)?;
         let mut batch = Batch::default();
-        if let Some(size) = set.size.filter(|_| row.kind == FileKind::Regular) {
-            self.contents.truncate(&node, &mut row, size, &mut batch).await?;
-        }
-        batch.put(key::inode(file.ino), &node.stored(&row));
-        let after = attr(file, &row);
-        let ticket = self.change_row(&node, batch, row, turn)?;
-        Ok(Outcome { answer: Change { before, after }, ticket: Some(ticket) })
-    }
-
-    /// Locks a file with nothing waiting to be flushed, so that a new size is not ahead of older data.
-    async fn lock_flushed<'a>(&self, node: &'a Arc<Node>) -> Result<tokio::sync::MutexGuard<'a, ()>, FsError> {
-        for _ in 0..FLUSHES_MAX {
-            if node.content.is_dirty() {
-                self.contents.flush(node).await?;
-            }
-            let lock = node.lock.lock().await;
-            if !node.content.is_dirty() {
-                return Ok(lock);
-            }
-        }
-        Ok(node.lock.lock().await)
+        let resize = match set.size.filter(|_| row.kind == FileKind::Regular) {
+            Some(size) => self.contents.truncate(&node, &mut row, size, &mut batch).await?,
+            None => None,
+        };
+        let stored = resize.as_ref().map_or_else(|| node.stored(&row), |resize| resize.stored(&row));
+        batch.put(key::inode(file.ino), &stored);
+        let ticket = self.change_row(&node, batch, row, resize, turn)?;
+        Ok(Outcome { answer: Change { before, after: node.attr() }, ticket: Some(ticket) })
     }
 }
 

@@ -10,7 +10,7 @@ use super::key::{self, DataId};
 use super::names::{Names, Outcome, Ring};
 use super::node::Node;
 use super::row::{Inode, Row};
-use crate::chunk::{ChunkStore, Codec, Packer};
+use crate::chunk::{ChunkStore, Codec};
 use crate::types::InodeNo;
 use parking_lot::Mutex;
 use std::path::PathBuf;
@@ -95,7 +95,6 @@ impl Fs {
         let settled = Box::new(move || settled.settled());
         let failpoints = place.bucket.failpoints().clone();
         let committer = Arc::new(Committer::start(database, options.journal.as_deref(), settled, failpoints).await?);
-        deduplicate(&packer, &committer);
         let root = ensure_root(&committer, &options).await?;
         let ring = Arc::new(Ring::load(&committer).await?);
         let names_bytes = options.cache_bytes / NAMES_SHARE;
@@ -253,17 +252,6 @@ fn record_bits(record_bytes: u32) -> Result<u8, FsError> {
         bits @ 12..=20 if record_bytes.is_power_of_two() => Ok(bits as u8),
         _ => Err(FsError::Invalid("the record size must be a power of two from 4 KiB to 1 MiB")),
     }
-}
-
-/// New chunks may be told from old ones in packs that the dataset refers to already (R10).
-fn deduplicate(packer: &Packer, committer: &Arc<Committer>) {
-    let committer = Arc::downgrade(committer);
-    packer.deduplicate_into(Arc::new(move |pack| {
-        committer.upgrade().is_some_and(|committer| {
-            let usage = committer.usage(pack);
-            usage.refs > 0 && !usage.sealed
-        })
-    }));
 }
 
 /// The root directory, made when the dataset is new.

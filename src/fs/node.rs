@@ -5,7 +5,7 @@
 //! 2. [`Node::lock`] of all nodes that the operation changes, in ascending order of inode number, files and directories alike. Who needs a node
 //!    that a name leads to looks the name up without locks, takes all locks in order, and looks the name up again ([`super::names`]);
 //! 3. [`Node::row`] or the directory's entries: one at a time;
-//! 4. the content's own lock.
+//! 4. the content's own lock, with the row's where both must be of one moment.
 //!
 //! `lock` is held across awaits, what comes after it never.
 
@@ -53,10 +53,9 @@ impl Node {
         attr(self.file, &self.row.read())
     }
 
-    /// Remembers that a batch changed what this node shows (R15), and that a truncation in it is done. Called under `lock` by whoever submits one.
+    /// Remembers that a batch changed what this node shows (R15). Called under `lock` by whoever submits one.
     pub fn submitted(&self, ticket: Ticket) {
         self.last.fetch_max(ticket.0, Ordering::AcqRel);
-        self.content.submitted();
     }
 
     /// The last batch that changed what this node shows; the zeroth when none did since it was loaded.

@@ -115,6 +115,11 @@ impl Pieces {
         out.into_iter().map(|p| (p.start, p.bytes)).collect()
     }
 
+    /// The start of the first piece.
+    fn start(&self) -> u32 {
+        self.list.first().map_or(0, |p| p.start)
+    }
+
     /// The end of the last piece.
     fn end(&self) -> u32 {
         self.list.last().map_or(0, Piece::end)
@@ -181,6 +186,11 @@ impl Buffer {
     /// Where the data ends, in the file.
     pub fn end(&self, bits: u8) -> u64 {
         self.records.last_key_value().map_or(0, |(n, pieces)| (n << bits) + u64::from(pieces.end()))
+    }
+
+    /// Whether any of the data lies before `size`.
+    pub fn begins_below(&self, size: u64, bits: u8) -> bool {
+        self.records.first_key_value().is_some_and(|(n, pieces)| (n << bits) + u64::from(pieces.start()) < size)
     }
 
     /// Bytes of a range that nothing here covers: what a write there needs reserved at most.

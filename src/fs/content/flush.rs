@@ -20,6 +20,7 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use tokio::sync::MutexGuard;
 
 /// Records are planned and packed in groups of about this many bytes, several at a time.
 const GROUP_BYTES: u64 = 4 << 20;
@@ -29,6 +30,7 @@ const GROUPS_AT_ONCE: usize = 4;
 const FREE_ROUNDS: u32 = 3;
 /// So many times a batch may be refused for a chunk whose pack was given up meanwhile (R10).
 const REFUSALS_MAX: u32 = 8;
+const REFUSED: FsError = FsError::Busy("packs are being collected under a flush");
 
 /// Which of the dirty records a flush takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,8 +90,11 @@ impl Drop for InFlight<'_> {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Submitted,
+    /// There was nothing to take.
+    Nothing,
     /// The file was cut while the flush was prepared.
     Changed,
     /// A chunk found by deduplication may not be referred to any more (R10).
@@ -126,47 +131,65 @@ impl Contents {
     }
 
     async fn flush_in_turn(&self, node: &Arc<Node>, placement: Placement, select: Select) -> Result<Option<Ticket>, FsError> {
-        let (mut round, mut refusals) = (0, 0);
+        let (mut changes, mut refusals) = (0, 0);
         loop {
             // Room in the committer's queue is waited for before any lock is taken.
             self.committer.ready().await?;
-            let held = if round >= FREE_ROUNDS { Some(node.lock.lock().await) } else { None };
-            if held.is_some() {
-                // Whoever cut the file had the lock and has submitted.
-                node.content.submitted();
+            let mut held = if changes >= FREE_ROUNDS { Some(node.lock.lock().await) } else { None };
+            match self.try_flush(node, placement, select, &mut held).await? {
+                Outcome::Submitted | Outcome::Nothing => return node.content.state().outcome(placement),
+                Outcome::Changed => changes += 1,
+                Outcome::Refused if refusals < REFUSALS_MAX => refusals += 1,
+                Outcome::Refused => return Err(REFUSED),
             }
-            let taken = match take(node, select) {
-                Take::Taken(taken) => taken,
-                Take::Nothing => return node.content.state().outcome(placement),
-                Take::Cutting => {
-                    round = FREE_ROUNDS;
-                    continue;
-                }
-            };
-            let mut flight = InFlight { contents: self, node, error: None, done: false };
-            let prepared = match self.prepare(node, &taken, placement).await {
-                Ok(prepared) => prepared,
-                Err(error) => {
-                    flight.error = Some(error.clone());
-                    return Err(error);
-                }
-            };
-            let _held = match held {
-                Some(held) => held,
-                None => node.lock.lock().await,
-            };
-            match self.submit_flush(node, &taken, prepared) {
-                Ok(Outcome::Submitted) => {
-                    flight.done = true;
-                    return node.content.state().outcome(placement);
-                }
-                Ok(Outcome::Changed) => round += 1,
-                Ok(Outcome::Refused) if refusals < REFUSALS_MAX => refusals += 1,
-                Ok(Outcome::Refused) => return Err(FsError::Busy("packs are being collected under a flush")),
-                Err(error) => {
-                    flight.error = Some(error.clone());
-                    return Err(error);
-                }
+        }
+    }
+
+    /// Flushes with the node's lock held throughout, and gives the lock: nothing is buffered then.
+    pub(super) async fn flush_and_lock<'a>(&self, node: &'a Arc<Node>) -> Result<MutexGuard<'a, ()>, FsError> {
+        let _turn = node.content.turn.lock().await;
+        for _ in 0..=REFUSALS_MAX {
+            self.committer.ready().await?;
+            let lock = node.lock.lock().await;
+            let mut held = Some(lock);
+            let tried = self.try_flush(node, Placement::Waited, Select::All, &mut held).await?;
+            if let (Outcome::Submitted | Outcome::Nothing, Some(lock)) = (tried, held) {
+                node.content.state().outcome(Placement::Waited)?;
+                self.forget_if_clean(node);
+                return Ok(lock);
+            }
+        }
+        Err(REFUSED)
+    }
+
+    /// One try. The node's lock is taken for the last step only, where it is not `held` already.
+    async fn try_flush<'a>(
+        &self,
+        node: &'a Arc<Node>,
+        placement: Placement,
+        select: Select,
+        held: &mut Option<MutexGuard<'a, ()>>,
+    ) -> Result<Outcome, FsError> {
+        let Some(taken) = take(node, select) else { return Ok(Outcome::Nothing) };
+        let mut flight = InFlight { contents: self, node, error: None, done: false };
+        let prepared = match self.prepare(node, &taken, placement).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                flight.error = Some(error.clone());
+                return Err(error);
+            }
+        };
+        if held.is_none() {
+            *held = Some(node.lock.lock().await);
+        }
+        match self.submit_flush(node, &taken, prepared) {
+            Ok(outcome) => {
+                flight.done = outcome == Outcome::Submitted;
+                Ok(outcome)
+            }
+            Err(error) => {
+                flight.error = Some(error.clone());
+                Err(error)
             }
         }
     }
@@ -360,20 +383,19 @@ impl Contents {
     }
 }
 
-enum Take {
-    Taken(Box<Taken>),
-    Nothing,
-    /// A truncation has yet to submit its batch: the rows below are about to change.
-    Cutting,
+/// A file's row and the version of its content, of one moment.
+pub(super) fn seen(node: &Node) -> (Inode, u64) {
+    let shown = node.row.read();
+    let version = node.content.state().version;
+    (shown.clone(), version)
 }
 
-fn take(node: &Node, select: Select) -> Take {
-    let row = node.row.read().clone();
-    let size = 1_u64 << row.record_bits;
+fn take(node: &Node, select: Select) -> Option<Box<Taken>> {
+    // Of one moment with the version: a row from before a truncation would bring back what was cut.
+    let shown = node.row.read();
     let mut state = node.content.state();
-    if state.is_cutting() {
-        return Take::Cutting;
-    }
+    let row = shown.clone();
+    let size = 1_u64 << row.record_bits;
     let whole = |pieces: &Pieces| pieces.is_whole(1 << row.record_bits);
     let mostly_whole = select == Select::Whole && {
         let (all, full) = state.dirty().records().fold((0_u64, 0_u64), |(all, full), (_, p)| (all + 1, full + u64::from(whole(p))));
@@ -381,13 +403,13 @@ fn take(node: &Node, select: Select) -> Take {
     };
     let buffer = state.take(|_, pieces| !mostly_whole || whole(pieces)).clone();
     if buffer.is_empty() {
-        return Take::Nothing;
+        return None;
     }
     let known = state.known(&row);
     // A record past the end is in the database only where a truncation left a mask.
     let absent_from = if row.masks.is_empty() { known.size.div_ceil(size) } else { u64::MAX };
     let version = state.version;
-    Take::Taken(Box::new(Taken { buffer, row, version, absent_from }))
+    Some(Box::new(Taken { buffer, row, version, absent_from }))
 }
 
 fn groups(buffer: &Buffer) -> Vec<Vec<(u64, Pieces)>> {

@@ -4,7 +4,7 @@
 use super::plan::{self, Allowance, CHUNK_BYTES_MIN, Part, Placement, Plan};
 use super::records::is_visible;
 use super::segments::inline_bytes;
-use super::{Contents, NodeSource};
+use super::{Contents, NodeSource, flush};
 use crate::fs::FsError;
 use crate::fs::key::DataId;
 use crate::fs::node::Node;
@@ -102,14 +102,10 @@ impl Contents {
 
     async fn migrate_file(&self, node: &Arc<Node>, data: DataId, records: BTreeSet<u64>) -> Result<(), FsError> {
         let _turn = node.content.turn.lock().await;
-        let row = node.row.read().clone();
-        let version = {
-            let state = node.content.state();
-            if row.data != data || state.is_cutting() {
-                return Ok(());
-            }
-            state.version
-        };
+        let (row, version) = flush::seen(node);
+        if row.data != data {
+            return Ok(());
+        }
         let mut plans: Vec<(u64, Arc<Record>, Vec<Part>)> = Vec::new();
         for n in records {
             let Some(old) = self.load(node, &row, n..=n).await?.remove(&n).flatten() else { continue };

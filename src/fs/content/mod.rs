@@ -36,6 +36,7 @@ mod truncate;
 
 pub use space::Admission;
 pub use state::Content;
+pub use truncate::Resize;
 
 use super::FsError;
 use super::api::FILE_BYTES_MAX;

@@ -93,8 +93,9 @@ impl Contents {
         {
             loop {
                 let lock = node.lock.lock().await;
-                if node.row.read().data != data {
-                    // Emptied meanwhile: the orphan has been queued anew without its inode.
+                let is_its_own = |row: &Inode| row.data == data && row.nlink > 0;
+                if !is_its_own(&node.row.read()) {
+                    // Emptied or unlinked meanwhile: the orphan has been queued anew without its inode.
                     return Ok(());
                 }
                 let progress = self.reclaim_masked(&node).await?;

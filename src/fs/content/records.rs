@@ -97,7 +97,7 @@ impl Contents {
         }
         self.tell_known(entries.values());
         let state = node.content.state();
-        if state.version == version && !state.is_cutting() {
+        if state.version == version {
             entries.iter().for_each(|(n, entry)| self.records.put(row.data, *n, entry.clone()));
         }
         drop(state);

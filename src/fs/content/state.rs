@@ -47,8 +47,6 @@ pub(super) struct State {
     /// Data was lost for good: told to the next flush that someone waits for (R17).
     lost: Option<FsError>,
     pub reader: Reader,
-    /// A truncation has cut what is here but has not submitted its batch yet: rows that are read now may be cut already.
-    cutting: bool,
 }
 
 /// How much room and reserved space a change frees (or, negative, needs).
@@ -77,11 +75,6 @@ impl Content {
             Some(known) => Inode { size: known.size, allocated: known.allocated, ..row.clone() },
             None => row.clone(),
         }
-    }
-
-    /// A batch that changes the node was submitted, under the node's lock.
-    pub fn submitted(&self) {
-        self.state.lock().cut();
     }
 
     /// Whether anything is waiting to be flushed (the node must stay in memory).
@@ -191,35 +184,26 @@ impl State {
         self.known = (!self.is_clean()).then_some(known);
     }
 
-    /// The size changes by decree: what is buffered past it is gone, and the database learns this size. Sets `row`'s size and allocation.
-    pub fn resize(&mut self, row: &mut Inode, size: u64, allocated: u64) -> Freed {
+    /// Whether anything before `size` is still to be flushed.
+    pub fn buffers_below(&self, size: u64, bits: u8) -> bool {
+        self.dirty.begins_below(size, bits) || self.flushing.begins_below(size, bits)
+    }
+
+    /// The size has changed by decree, in a batch that is submitted: what is buffered past it is gone. Sets `row`'s size and allocation.
+    pub fn resize(&mut self, row: &mut Inode, size: u64, known: Known) -> Freed {
         self.version += 1;
-        self.cutting = true;
         let bits = row.record_bits;
         let freed = self.change(|s| {
             s.dirty.cut(size, bits);
             s.flushing.cut(size, bits);
         });
         row.size = size;
-        self.set_known(row, Known { size, allocated });
+        self.set_known(row, known);
         if self.is_clean() {
             self.flushed = self.accepted;
             self.taken = self.accepted;
         }
         freed
-    }
-
-    /// Whether a truncation may still have to submit its batch: only who takes the node's lock knows that it has.
-    pub fn is_cutting(&self) -> bool {
-        self.cutting
-    }
-
-    /// The truncation's batch is submitted: rows read from now on are what they will stay, those read before are not.
-    pub fn cut(&mut self) {
-        if self.cutting {
-            self.cutting = false;
-            self.version += 1;
-        }
     }
 
     /// What a flush must cover for who asks now.

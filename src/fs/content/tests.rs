@@ -1,5 +1,7 @@
 //! One file against a model: bytes, allocation and references after every step.
 
+mod refusals;
+
 use super::*;
 use crate::bucket::Bucket;
 use crate::chunk::{ChunkCache, Codec};
@@ -108,13 +110,32 @@ impl Rig {
     }
 
     pub async fn truncate(&self, size: u64) -> Result<(), FsError> {
+        self.truncate_with(size, Batch::default()).await
+    }
+
+    /// Truncates in a batch that has something else in it.
+    pub async fn truncate_with(&self, size: u64, mut batch: Batch) -> Result<(), FsError> {
         let _lock = self.node.lock.lock().await;
         let mut row = self.node.row.read().clone();
-        let mut batch = Batch::default();
-        self.contents.truncate(&self.node, &mut row, size, &mut batch).await?;
-        batch.put(key::inode(INO), &self.node.stored(&row));
+        let Some(resize) = self.contents.truncate(&self.node, &mut row, size, &mut batch).await? else { return Ok(()) };
+        batch.put(key::inode(INO), &resize.stored(&row));
         let ticket = self.committer.submit(batch)?;
+        self.contents.resized(&self.node, row, resize);
+        self.node.submitted(ticket);
+        Ok(())
+    }
+
+    /// Removes the file, in a batch that has something else in it.
+    pub fn unlink_with(&self, mut batch: Batch) -> Result<(), FsError> {
+        let mut row = self.node.row.read().clone();
+        self.contents.discard(&self.node, &row, &mut batch);
+        assert!(batch.rows.len() <= 1, "O(1)");
+        batch.inodes = -1;
+        batch.delete(key::inode(INO));
+        let ticket = self.committer.submit(batch)?;
+        row.nlink = 0;
         *self.node.row.write() = row;
+        self.contents.discarded(&self.node);
         self.node.submitted(ticket);
         Ok(())
     }
@@ -271,13 +292,7 @@ async fn play(bits: u8, keyring: Keyring, ops: Vec<Op>) {
     assert!(all == model);
     rig.reopen().await;
     assert!(rig.read(0, u32::MAX).await == model);
-    let row = rig.node.row.read().clone();
-    let mut batch = Batch::default();
-    rig.contents.discard(&rig.node, &row, &mut batch).unwrap();
-    assert!(batch.rows.len() <= 1, "O(1)");
-    batch.inodes = -1;
-    batch.delete(key::inode(INO));
-    rig.committer.submit(batch).unwrap();
+    rig.unlink_with(Batch::default()).unwrap();
     assert_eq!(rig.committer.totals().allocated, 0);
     rig.reclaim().await;
     assert!(rig.rows(key::records(DataId(0)), key::records(DataId(u64::MAX))).await.is_empty());

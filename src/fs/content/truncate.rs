@@ -7,7 +7,7 @@ use super::state::Known;
 use crate::fs::FsError;
 use crate::fs::api::FILE_BYTES_MAX;
 use crate::fs::committer::Batch;
-use crate::fs::key::{self, Key};
+use crate::fs::key::{self, DataId, Key};
 use crate::fs::node::Node;
 use crate::fs::row::{Inode, MASKS_MAX, Mask, Orphan, Record};
 use std::sync::Arc;
@@ -16,80 +16,136 @@ use std::sync::Arc;
 const DELETE_MAX: usize = 64;
 /// So many steps of reclaim are done while a truncation waits for a mask to be free, before its caller is asked to come again.
 const RECLAIM_WAITED_STEPS: usize = 8;
+/// So often a file is flushed while others may write to it, before it is flushed with its lock held.
+const FLUSHES_FREE: usize = 8;
+
+/// A change of size that is decided, and is in a batch, but not in memory yet: dropping it changes nothing.
+#[must_use = "once its batch is submitted it must be shown, see Contents::resized"]
+pub struct Resize {
+    size: u64,
+    /// What the database knows once the batch is submitted.
+    known: Known,
+    /// Whose records changed, and what the cache is to hold of them.
+    data: DataId,
+    records: Vec<(u64, Option<Arc<Record>>)>,
+    reclaim: bool,
+}
+
+impl Resize {
+    /// The row to put into the batch.
+    pub fn stored(&self, row: &Inode) -> Inode {
+        Inode { size: self.known.size, allocated: self.known.allocated, ..row.clone() }
+    }
+}
 
 impl Contents {
-    /// Changes the size both ways (R5). The caller holds the node's lock, puts `node.stored(row)` into `batch` itself afterwards, submits, and
-    /// stores `row`. It has called [`Self::flush`] before it took the lock where [`super::Content::is_dirty`], so that the new size is not ahead of
-    /// older data.
+    /// Decides a change of size, either way (R5): fills `batch`, changes `row`, and nothing else. `None`: the size is this already. The caller
+    /// holds the node's lock throughout, puts [`Resize::stored`] into `batch`, submits it, and then, without waiting for anything in between,
+    /// calls [`Self::resized`]. Who gives up before that, or is refused by the committer, has changed nothing.
+    ///
+    /// The size in the database is not ahead of data that is still buffered. A caller that promises the new size takes the lock with
+    /// [`Self::lock_flushed`].
     ///
     /// # Errors
-    /// Nothing has changed then, but that masks may have been reclaimed. [`FsError::Busy`] when there is no mask left and reclaim will take long.
-    pub async fn truncate(&self, node: &Node, row: &mut Inode, size: u64, batch: &mut Batch) -> Result<(), FsError> {
+    /// [`FsError::Busy`] when there is no mask left and reclaim will take long. Masks may have been reclaimed, nothing else has changed.
+    pub async fn truncate(&self, node: &Node, row: &mut Inode, size: u64, batch: &mut Batch) -> Result<Option<Resize>, FsError> {
         if size > FILE_BYTES_MAX {
             return Err(FsError::TooBig);
         }
         if size == row.size {
-            return Ok(());
+            return Ok(None);
         }
-        let known = node.content.state().known(row);
         if size == 0 {
-            return self.empty(node, row, known, batch);
+            return self.empty(node, row, batch).map(Some);
         }
+        let mut resize =
+            Resize { size, known: node.content.state().known(row), data: row.data, records: Vec::new(), reclaim: false };
         let mut delta = Delta::default();
-        let mut changed = Vec::new();
-        if size < row.size && known.allocated > 0 {
+        if size < row.size && resize.known.allocated > 0 {
             self.make_mask_free(node, row).await?;
-            self.cut_boundary(node, row, size, batch, &mut delta, &mut changed).await?;
-            self.cut_behind(node, row, size, batch, &mut delta, &mut changed).await?;
+            self.cut_boundary(node, row, batch, &mut delta, &mut resize).await?;
+            self.cut_behind(node, row, batch, &mut delta, &mut resize).await?;
         }
-        let known = node.content.state().known(row);
+        // Only now: reclaim may have changed it above, a flush cannot have (it needs the lock).
+        let state = node.content.state();
+        let (known, buffered) = (state.known(row), state.buffers_below(size, row.record_bits));
+        drop(state);
         let allocated = known.allocated.checked_add_signed(delta.allocated);
         let allocated = allocated.ok_or_else(|| FsError::Corrupt("a file's allocated bytes would be negative (R4)".to_owned()))?;
+        resize.known = Known { size: if buffered { size.min(known.size) } else { size }, allocated };
         batch.allocated += delta.allocated;
         batch.refs.extend(delta.refs());
+        row.size = size;
+        Ok(Some(resize))
+    }
+
+    /// The batch of a [`Self::truncate`] was submitted: shows it. The caller still holds the node's lock.
+    pub fn resized(&self, node: &Node, mut row: Inode, resize: Resize) {
         let freed = {
+            // Row and buffers change in one step for a flush that takes both (see `flush::take`).
+            let mut shown = node.row.write();
             let mut state = node.content.state();
-            changed.into_iter().for_each(|(n, entry)| self.records.put(row.data, n, entry));
-            state.resize(row, size, allocated)
+            let freed = state.resize(&mut row, resize.size, resize.known);
+            resize.records.into_iter().for_each(|(n, entry)| self.records.put(resize.data, n, entry));
+            *shown = row;
+            freed
         };
         self.freed(freed);
-        Ok(())
+        if resize.reclaim {
+            self.reclaim_later();
+        }
     }
 
     /// To nothing: the records become an orphan's, the file gets a data id of its own again. O(1).
-    fn empty(&self, node: &Node, row: &mut Inode, known: Known, batch: &mut Batch) -> Result<(), FsError> {
+    fn empty(&self, node: &Node, row: &mut Inode, batch: &mut Batch) -> Result<Resize, FsError> {
+        let (known, data) = (node.content.state().known(row), row.data);
         if known.allocated > 0 {
             let fresh = self.committer.new_data()?;
-            self.orphan(row, known, batch);
+            orphan(row, known, batch);
             row.data = fresh;
             row.masks.clear();
         }
-        let freed = node.content.state().resize(row, 0, 0);
-        self.freed(freed);
-        Ok(())
+        row.size = 0;
+        Ok(Resize { size: 0, known: Known { size: 0, allocated: 0 }, data, records: Vec::new(), reclaim: known.allocated > 0 })
     }
 
-    /// The last link went: drops what is buffered, queues the data under `O`, releases the space. O(1). The caller holds the node's lock and
-    /// deletes the inode's row.
-    pub fn discard(&self, node: &Node, row: &Inode, batch: &mut Batch) -> Result<(), FsError> {
+    /// The last link goes: queues the data under `O` and releases its space, in the batch. O(1). The caller holds the node's lock, deletes the
+    /// inode's row, submits, and then calls [`Self::discarded`] without waiting in between. Until then nothing has changed.
+    pub fn discard(&self, node: &Node, row: &Inode, batch: &mut Batch) {
+        let known = node.content.state().known(row);
+        if known.allocated > 0 {
+            orphan(row, known, batch);
+        }
+    }
+
+    /// The batch of a [`Self::discard`] was submitted: drops what is buffered. The caller still holds the node's lock.
+    pub fn discarded(&self, node: &Node) {
+        let nothing = Known { size: 0, allocated: 0 };
         let freed = {
-            let mut state = node.content.state();
-            let known = state.known(row);
-            if known.allocated > 0 {
-                self.orphan(row, known, batch);
-            }
-            state.resize(&mut row.clone(), 0, 0)
+            let mut row = node.row.read().clone();
+            node.content.state().resize(&mut row, 0, nothing)
         };
         self.freed(freed);
         self.forget(node);
-        Ok(())
+        self.reclaim_later();
     }
 
-    /// Queues all records of the file for reclaim. Their space counts as free from now on.
-    fn orphan(&self, row: &Inode, known: Known, batch: &mut Batch) {
-        batch.put(key::orphan(row.data), &Orphan { from: 0, inode: None });
-        batch.allocated -= known.allocated.cast_signed();
-        self.reclaim_later();
+    /// Locks a file with nothing waiting to be flushed, so that a new size may be promised: it is not ahead of older data. A file that somebody
+    /// keeps writing to is flushed under the lock in the end.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub async fn lock_flushed<'a>(&self, node: &'a Arc<Node>) -> Result<tokio::sync::MutexGuard<'a, ()>, FsError> {
+        for _ in 0..FLUSHES_FREE {
+            if node.content.is_dirty() {
+                self.flush(node).await?;
+            }
+            let lock = node.lock.lock().await;
+            if !node.content.is_dirty() {
+                return Ok(lock);
+            }
+        }
+        self.flush_and_lock(node).await
     }
 
     /// Trims the record that the new end lies in, so that what is cut reads as zeros for ever.
@@ -97,12 +153,11 @@ impl Contents {
         &self,
         node: &Node,
         row: &Inode,
-        size: u64,
         batch: &mut Batch,
         delta: &mut Delta,
-        changed: &mut Vec<(u64, Option<Arc<Record>>)>,
+        resize: &mut Resize,
     ) -> Result<(), FsError> {
-        let (n, within) = (size >> row.record_bits, (size & ((1 << row.record_bits) - 1)) as u32);
+        let (n, within) = (resize.size >> row.record_bits, (resize.size & ((1 << row.record_bits) - 1)) as u32);
         if within == 0 {
             return Ok(());
         }
@@ -118,10 +173,10 @@ impl Contents {
         delta.come(&record);
         if record.segments.is_empty() {
             batch.delete(key::record(row.data, n));
-            changed.push((n, None));
+            resize.records.push((n, None));
         } else {
             batch.put(key::record(row.data, n), &record);
-            changed.push((n, Some(Arc::new(record))));
+            resize.records.push((n, Some(Arc::new(record))));
         }
         Ok(())
     }
@@ -131,12 +186,11 @@ impl Contents {
         &self,
         node: &Node,
         row: &mut Inode,
-        size: u64,
         batch: &mut Batch,
         delta: &mut Delta,
-        changed: &mut Vec<(u64, Option<Arc<Record>>)>,
+        resize: &mut Resize,
     ) -> Result<(), FsError> {
-        let first = size.div_ceil(1 << row.record_bits);
+        let first = resize.size.div_ceil(1 << row.record_bits);
         let (from, to) = (key::record(row.data, first), key::records(row.data.next()));
         let rows = self.committer.scan(from, to, DELETE_MAX + 1).await?;
         if rows.len() > DELETE_MAX {
@@ -145,13 +199,13 @@ impl Contents {
             row.masks.push(Mask { first, cut: row.cut });
             let from = row.masks.iter().map(|m| m.first).min().unwrap_or(first);
             batch.put(key::orphan(row.data), &Orphan { from, inode: Some(node.file.ino) });
-            self.reclaim_later();
+            resize.reclaim = true;
             return Ok(());
         }
         for (key, value) in rows {
             delta.gone(&decode(&value, row.record_bits)?);
             if let Some(Key::Record(_, n)) = Key::parse(&key) {
-                changed.push((n, None));
+                resize.records.push((n, None));
             }
             batch.delete(key);
         }
@@ -175,4 +229,10 @@ impl Contents {
         self.reclaim_later();
         Err(FsError::Busy("the file was cut many times and what was cut off is still being reclaimed"))
     }
+}
+
+/// Queues all records of the file for reclaim. Their space counts as free from this batch on.
+fn orphan(row: &Inode, known: Known, batch: &mut Batch) {
+    batch.put(key::orphan(row.data), &Orphan { from: 0, inode: None });
+    batch.allocated -= known.allocated.cast_signed();
 }

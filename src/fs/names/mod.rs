@@ -39,7 +39,7 @@ pub use table::Table;
 use super::FsError;
 use super::api::{Before, Change, FileKind, FileRef};
 use super::committer::{Batch, Committer, Ticket};
-use super::content::{Contents, NodeSource};
+use super::content::{Contents, NodeSource, Resize};
 use super::key;
 use super::node::{Node, attr};
 use super::row::{Inode, Row};
@@ -149,9 +149,19 @@ impl Names {
     }
 
     /// A changed row of a node that is locked, for the operations on single inodes beside this module.
-    pub fn change_row(&self, node: &Node, batch: Batch, row: Inode, turn: First) -> Result<Ticket, FsError> {
+    pub fn change_row(
+        &self,
+        node: &Node,
+        batch: Batch,
+        row: Inode,
+        resize: Option<Resize>,
+        turn: First,
+    ) -> Result<Ticket, FsError> {
         let ticket = self.submit(batch, turn, Some(node.file), &[node])?;
-        *node.row.write() = row;
+        match resize {
+            Some(resize) => self.contents.resized(node, row, resize),
+            None => *node.row.write() = row,
+        }
         Ok(ticket)
     }
 }

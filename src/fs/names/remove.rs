@@ -88,18 +88,21 @@ impl Names {
             return Ok(row);
         }
         if row.kind == FileKind::Regular {
-            self.contents.discard(node, &row, batch)?;
+            self.contents.discard(node, &row, batch);
         }
         batch.inodes -= 1;
         batch.delete(key::inode(node.file.ino));
         Ok(row)
     }
 
-    /// After the batch was submitted and the directory's entries were changed (see [`Names::child`]).
+    /// After the batch was submitted (only now is buffered data dropped: a batch that is refused must lose nothing) and the directory's entries were changed (see [`Names::child`]).
     pub(super) fn unlinked(&self, node: &Node, row: Inode) {
-        let gone = row.nlink == 0;
+        let (gone, regular) = (row.nlink == 0, row.kind == FileKind::Regular);
         *node.row.write() = row;
         if gone {
+            if regular {
+                self.contents.discarded(node);
+            }
             self.table.forget(node.file.ino);
         }
     }
