@@ -130,6 +130,8 @@ pub async fn node<M: Mounter>(
     let parts = Parts::start(config, Missing::Refuse, id.clone(), Some(&state)).await?;
     let tasks = TaskTracker::new();
     let agent = start_agent(&parts, mounter, &state, options.peers).await?;
+    // The controller is another process: it asks for a snapshot of what is open here by mail.
+    tasks.spawn(parts.mail(agent.clone(), &stop));
     let info = node_info(&parts, id);
     let services =
         CsiServices { identity: identity(&parts, false), controller: None, node: Some(NodeService::new(agent.clone(), info)) };

@@ -152,7 +152,7 @@ impl Driver {
     }
 }
 
-async fn connect(socket: &Path) -> Channel {
+pub async fn connect(socket: &Path) -> Channel {
     let socket = socket.to_owned();
     let connector = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();

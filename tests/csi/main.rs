@@ -7,5 +7,6 @@ mod driver;
 mod node;
 mod registration;
 mod restart;
+mod roles;
 mod snapshots;
 mod volumes;
