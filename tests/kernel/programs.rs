@@ -1,0 +1,162 @@
+//! Ordinary programs on a mounted volume.
+
+use super::driver::Driver;
+use super::step::{Outcome, sh};
+
+/// A script on a fresh volume of its own, which must unstage and delete cleanly afterwards.
+fn on_volume(name: &str, secs: u64, script: &str) -> Outcome {
+    let driver = Driver::start(name)?;
+    let volume = driver.volume("data", 20 << 30)?;
+    let note = sh(&volume.path, secs, script)?;
+    driver.remove(&volume)?;
+    driver.stop()?;
+    Ok(note)
+}
+
+pub fn posix() -> Outcome {
+    on_volume(
+        "posix",
+        120,
+        r#"
+        echo hello > f; ln f g; equal "$(stat -c %h f)" 2 links; equal "$(stat -c %i f)" "$(stat -c %i g)" inode
+        ln -s f s; equal "$(readlink s)" f link; equal "$(cat s)" hello link
+        mkfifo p; [ -p p ]; mknod c c 1 3; equal "$(stat -c %t:%T c)" 1:3 device; mknod b b 7 0; [ -b b ]
+        truncate -s 1T big; equal "$(stat -c %s big)" 1099511627776 size; [ "$(du -k big | cut -f 1)" -lt 64 ]
+        printf end | dd of=big bs=1 seek=1099511627000 conv=notrunc status=none; equal "$(tail -c 776 big | head -c 3)" end sparse
+        truncate -s 8796093022208 huge; rm huge
+        touch -d '2001-02-03 04:05:06.123456789 UTC' f; equal "$(stat -c %.9Y f)" 981173106.123456789 time
+        chmod 4755 f; equal "$(stat -c %a f)" 4755 mode; chown 123:456 f; equal "$(stat -c %u:%g f)" 123:456 owner
+        mkdir -p d/e; chmod 2775 d; chgrp 77 d; touch d/x; equal "$(stat -c %g d/x)" 77 setgid; mkdir d/y; equal "$(stat -c %a d/y)" 2755 setgid
+        user() { setpriv --reuid 1000 --regid 1000 "$@"; }
+        mkdir t; chmod 1777 t; touch t/root; fails user --clear-groups rm -f t/root; user --clear-groups touch t/own; user --clear-groups rm t/own
+        echo a > a; echo z > z; mv a z; equal "$(cat z)" a rename; [ ! -e a ]
+        fails mv d d/e; fails rmdir d; fails rmdir f; fails ln d hard
+        exec 5<> open; rm open; echo still >&5; equal "$(cat /proc/self/fd/5)" still unlinked; exec 5>&-
+        name=$(printf 'x%.0s' $(seq 255)); touch "$name"; fails touch "${name}x"
+        touch $'odd \n\377 name'; ls | wc -l
+        echo secret > own; chmod 600 own; fails user --groups 55 cat own; equal "$(cat own)" secret root
+        mkdir grp; chgrp 55 grp; chmod 770 grp; user --groups 55 touch grp/mine; equal "$(stat -c %u:%g grp/mine)" 1000:1000 creator
+        fails user --clear-groups touch grp/other
+        "#,
+    )
+}
+
+pub fn git() -> Outcome {
+    let source = env!("CARGO_MANIFEST_DIR");
+    on_volume(
+        "git",
+        420,
+        &format!(
+            r#"
+        export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
+        git clone -q --no-local "file://{source}" copy; cd copy; git fsck --full --no-progress
+        git -c user.name=n -c user.email=e@example.com commit -q --allow-empty -m change; git gc -q; uncached
+        git fsck --full --no-progress; equal "$(git status --porcelain)" '' status; git rev-list --count HEAD
+        "#
+        ),
+    )
+}
+
+fn sqlite(mode: &str) -> Outcome {
+    on_volume(
+        &format!("sqlite-{mode}"),
+        300,
+        &format!(
+            r#"
+        sqlite3 db "PRAGMA journal_mode={mode}; CREATE TABLE t(id INTEGER PRIMARY KEY, body TEXT);" >/dev/null
+        for i in $(seq 10); do
+          sqlite3 db "BEGIN; WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200) INSERT INTO t(body) SELECT hex(randomblob(200)) FROM n; COMMIT;"
+        done
+        equal "$(sqlite3 db 'SELECT count(*) FROM t')" 2000 rows; sqlite3 db 'DELETE FROM t WHERE id % 3 = 0; VACUUM;'; uncached
+        equal "$(sqlite3 db 'PRAGMA integrity_check')" ok integrity; equal "$(sqlite3 db 'PRAGMA journal_mode')" {mode} mode
+        equal "$(sqlite3 db 'SELECT count(*) FROM t')" 1334 rows
+        "#
+        ),
+    )
+}
+
+pub fn sqlite_rollback() -> Outcome {
+    sqlite("delete")
+}
+
+pub fn sqlite_wal() -> Outcome {
+    sqlite("wal")
+}
+
+pub fn c_build() -> Outcome {
+    on_volume(
+        "make",
+        300,
+        r#"
+        for i in $(seq 10); do echo "int f$i(int x) { return x + $i; }" > f$i.c; done
+        { for i in $(seq 10); do echo "int f$i(int);"; done; echo 'int main(void) { int x = 0;'; for i in $(seq 10); do echo "x = f$i(x);"; done; echo 'return x == 55 ? 0 : 1; }'; } > main.c
+        printf 'prog: $(patsubst %%.c,%%.o,$(wildcard *.c))\n\t$(CC) -o $@ $^\n' > Makefile
+        make -s -j2; ./prog; make -q; touch f3.c; fails make -q; rm f4.o; make -s; ./prog; make -q; ls *.o | wc -l
+        "#,
+    )
+}
+
+pub fn tar() -> Outcome {
+    on_volume(
+        "tar",
+        420,
+        r#"
+        src=$(mktemp -d); set +x
+        for d in $(seq 50); do mkdir $src/$d; for f in $(seq 100); do echo "$d $f $RANDOM" > $src/$d/$f; done; done; set -x
+        (cd $src && find . -type f | sort | xargs sha256sum) > $src.sum
+        tar -C $src -cf all.tar .; mkdir out; tar -C out -xf all.tar; uncached
+        (cd out && sha256sum --quiet -c $src.sum); equal "$(find out -type f | wc -l)" 5000 files
+        tar -C out -cf again.tar .; back=$(mktemp -d); tar -C $back -xf again.tar; (cd $back && sha256sum --quiet -c $src.sum)
+        equal "$(find $back -type f | wc -l)" 5000 'files that came back'; rm -rf $src $back $src.sum; wc -c < again.tar
+        "#,
+    )
+}
+
+pub fn mmap() -> Outcome {
+    on_volume(
+        "mmap",
+        120,
+        r#"
+        cat > w.py <<'P'
+import mmap, os
+f = os.open("m", os.O_RDWR | os.O_CREAT); os.ftruncate(f, 1 << 20)
+m = mmap.mmap(f, 1 << 20)
+for i in range(0, 1 << 20, 4096): m[i:i + 8] = i.to_bytes(8, "little")
+m.flush(); m.close(); os.close(f)
+P
+        cat > r.py <<'P'
+import mmap
+with open("m", "rb") as f:
+    m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
+    assert len(m) == 1 << 20
+    for i in range(0, 1 << 20, 4096): assert m[i:i + 8] == i.to_bytes(8, "little") and not any(m[i + 8:i + 4096]), i
+P
+        /usr/bin/python3 w.py; uncached; /usr/bin/python3 r.py
+        # What another process writes is seen through a mapping that is there already.
+        cat > see.py <<'P'
+import mmap, subprocess
+with open("m", "rb") as f:
+    m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
+    assert m[8:12] == bytes(4)
+    subprocess.run("printf seen | dd of=m bs=1 seek=8 conv=notrunc,fsync status=none", shell=True, check=True)
+    assert m[8:12] == b"seen", m[8:12]
+P
+        /usr/bin/python3 see.py
+        "#,
+    )
+}
+
+pub fn listing() -> Outcome {
+    on_volume(
+        "listing",
+        240,
+        r#"
+        before=$(df --output=iused . | tail -n 1)
+        mkdir many; (cd many; seq 5000 | xargs touch); uncached
+        equal "$(ls -U many | wc -l)" 5000 names; equal "$(ls many | sort -n | uniq | sha256sum)" "$(seq 5000 | sha256sum)" 'the names'
+        equal "$(df --output=iused . | tail -n 1)" $((before + 5001)) inodes
+        ls -lU many >/dev/null; rm -rf many; [ ! -e many ]
+        equal "$(df --output=iused . | tail -n 1)" "$before" 'inodes after rm -rf'; df -h . | tail -n 1
+        "#,
+    )
+}

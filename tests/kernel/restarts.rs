@@ -1,0 +1,257 @@
+//! The node plugin goes away, in order or not, while programs are at work: a pause, never a loss, and never a pod that cannot end.
+
+use super::driver::{Driver, Role, mounts_below};
+use super::kubelet::Volume;
+use super::step::{Outcome, Script, awaiting, sh, text, until};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tonic::Code;
+
+/// The longest pause of a program across a restart, here: seconds on a real processor.
+const PAUSE_LIMIT: Duration = Duration::from_secs(90);
+/// A program that makes no progress for this long waits for the server, and is not just slow.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// What a program tells of its progress, in a file that is on no volume of ours: a line for each step that is done.
+struct Progress {
+    file: PathBuf,
+    enough: PathBuf,
+}
+
+impl Progress {
+    fn new(name: &str) -> Result<Self, String> {
+        let at = |kind: &str| std::env::temp_dir().join(format!("{name}.{kind}"));
+        let progress = Self { file: at("progress"), enough: at("enough") };
+        fs::write(&progress.file, "").map_err(text)?;
+        fs::remove_file(&progress.enough).ok();
+        Ok(progress)
+    }
+
+    /// Shell text: `begun`, `done_`, and `more`, which says no once there is enough.
+    fn prelude(&self) -> String {
+        let (file, enough) = (self.file.display(), self.enough.display());
+        format!("begun() {{ echo begun >> {file}; }}; ended() {{ echo ended >> {file}; }}; more() {{ [ ! -e {enough} ]; }}\n")
+    }
+
+    fn count(&self, word: &str) -> Result<usize, String> {
+        Ok(fs::read_to_string(&self.file).map_err(text)?.lines().filter(|line| *line == word).count())
+    }
+
+    fn steps(&self) -> Result<usize, String> {
+        self.count("ended")
+    }
+
+    /// Between begin and end of a step.
+    fn within(&self) -> Result<bool, String> {
+        Ok(self.count("begun")? > self.count("ended")?)
+    }
+
+    fn wait(&self, steps: usize, limit: Duration, script: &mut Script) -> Result<Duration, String> {
+        until(&format!("step {steps} of a program on the volume"), limit, || {
+            if script.ended()? {
+                return Err("the program ended before its time".into());
+            }
+            Ok(self.steps()? >= steps)
+        })
+    }
+
+    fn enough(&self) -> Result<(), String> {
+        fs::write(&self.enough, "").map_err(text)
+    }
+}
+
+/// Kills the node plugin and starts it again until it has hit the program `hits` times within a step. Answers the longest
+/// time until a small change of another program was in the store again.
+fn under_kills(driver: &mut Driver, volume: &Volume, progress: &Progress, script: Script, hits: usize, secs: u64) -> Outcome {
+    let (mut script, mut longest, mut kills, mut hit) = (script, Duration::ZERO, 0, 0);
+    while hit < hits {
+        if kills > 10 * hits {
+            return Err(format!("{kills} kills, of which only {hit} came within a step"));
+        }
+        let steps = progress.steps()?;
+        until("the program's next step", PAUSE_LIMIT, || Ok(progress.within()? || script.ended().unwrap_or(true)))?;
+        // Not always at the same point of the step.
+        std::thread::sleep(Duration::from_millis(300 * (1 + kills as u64 % 4)));
+        if script.ended()? {
+            break;
+        }
+        let within = progress.within()?;
+        driver.kill_node()?;
+        kills += 1;
+        hit += usize::from(within && progress.within()?);
+        let since = Instant::now();
+        driver.start_node()?;
+        sh(&volume.path, PAUSE_LIMIT.as_secs(), "echo probe > .probe; sync .probe; equal $(cat .probe) probe probe")?;
+        longest = longest.max(since.elapsed());
+        progress.wait(steps + 1, PAUSE_LIMIT, &mut script)?;
+    }
+    progress.enough()?;
+    let note = script.wait(secs)?;
+    if hit < hits {
+        return Err(format!("the program ended after {hit} kills within its steps: {note}"));
+    }
+    Ok(format!("{kills} kills, {hit} of them within a step, longest pause {longest:.1?}, {} steps", progress.steps()?))
+}
+
+pub fn kill_during_dd() -> Outcome {
+    let mut driver = Driver::start("kill-dd")?;
+    let volume = driver.volume("data", 1 << 30)?;
+    let source = std::env::temp_dir().join("kill-dd.bin");
+    let from = source.display();
+    sh(Path::new("/tmp"), 60, &format!("dd if=/dev/urandom of={from} bs=1M count=24 status=none"))?;
+    let progress = Progress::new("kill-dd")?;
+    let copy = format!(
+        "i=0; while more; do begun; dd if={from} of=copy.$i bs=256k conv=fsync status=none; ended; i=$(((i + 1) % 8)); done"
+    );
+    let script = Script::start(&volume.path, &(progress.prelude() + &copy))?;
+    let note = under_kills(&mut driver, &volume, &progress, script, 3, 120)?;
+    // Through a fresh server, not from any cache: every copy whose dd ended with 0.
+    driver.kill_node()?;
+    driver.start_node()?;
+    let compared =
+        sh(&volume.path, 180, &format!("uncached; for f in copy.*; do cmp {from} $f; done; ls copy.* | wc -l; rm {from}"))?;
+    driver.remove(&volume)?;
+    driver.stop()?;
+    Ok(format!("{note}; {compared} copies are equal"))
+}
+
+pub fn kill_under_programs() -> Outcome {
+    let mut driver = Driver::start("kill-programs")?;
+    let volume = driver.volume("data", 1 << 30)?;
+    let progress = Progress::new("kill-programs")?;
+    let work = r#"
+        export GIT_CONFIG_GLOBAL=/dev/null
+        git init -q repo 2>/dev/null; cd repo; i=0
+        sqlite3 db 'CREATE TABLE t(id INTEGER PRIMARY KEY, body TEXT);'
+        while more; do
+          begun; i=$((i + 1))
+          echo $i > f$i; git add f$i; git -c user.name=n -c user.email=e@example.com commit -q -m $i
+          sqlite3 db "INSERT INTO t(body) VALUES(hex(randomblob(2000)));"; mv f$i g$i; mkdir d$i; rmdir d$i; ended
+        done
+        uncached; git fsck --full --no-progress; equal "$(git rev-list --count HEAD)" $i commits; equal "$(ls g* | wc -l)" $i renames
+        equal "$(sqlite3 db 'PRAGMA integrity_check')" ok integrity; equal "$(sqlite3 db 'SELECT count(*) FROM t')" $i rows; echo $i"#;
+    let script = Script::start(&volume.path, &(progress.prelude() + work))?;
+    let note = under_kills(&mut driver, &volume, &progress, script, 3, 180)?;
+    driver.remove(&volume)?;
+    driver.stop()?;
+    Ok(note)
+}
+
+/// An open file, one that is unlinked and open, and a folder that is somebody's working directory, across a restart in order.
+pub fn stop_under_open_files() -> Outcome {
+    let mut driver = Driver::start("sigterm")?;
+    let volume = driver.volume("data", 1 << 30)?;
+    let progress = Progress::new("sigterm")?;
+    let work = r#"
+        mkdir cwd; cd cwd; exec 5>> log 6<> gone; rm gone; i=0
+        while more; do begun; i=$((i + 1)); echo line $i >&5; sync log; echo $i >&6; ended; done
+        uncached; equal "$(sha256sum < log)" "$(seq -f 'line %g' $i | sha256sum)" 'the log'
+        equal "$(sha256sum < /proc/self/fd/6)" "$(seq $i | sha256sum)" 'the unlinked file'; wc -l < log"#;
+    let mut script = Script::start(&volume.path, &(progress.prelude() + work))?;
+    let mut pauses = Vec::new();
+    for _ in 0..2 {
+        progress.wait(progress.steps()? + 5, PAUSE_LIMIT, &mut script)?;
+        driver.stop_node()?;
+        // What was under way may just have ended; then it waits, and does not fail.
+        std::thread::sleep(Duration::from_secs(1));
+        let before = progress.steps()?;
+        awaiting("no step of a program while the node plugin is stopped");
+        std::thread::sleep(QUIET);
+        if progress.steps()? != before || script.ended()? {
+            return Err("the program went on, or ended, without a server".into());
+        }
+        driver.start_node()?;
+        pauses.push(format!("{:.1?}", progress.wait(before + 5, PAUSE_LIMIT, &mut script)?));
+    }
+    progress.enough()?;
+    let lines = script.wait(120)?;
+    driver.remove(&volume)?;
+    driver.stop()?;
+    Ok(format!("{lines} synced lines; went on after {}", pauses.join(" and ")))
+}
+
+/// A pod ends right after the node plugin was killed with its data unwritten, and while the store is away: it must not get stuck.
+pub fn unpublish_after_restart() -> Outcome {
+    let mut driver = Driver::start("terminating")?;
+    let volume = driver.volume("data", 1 << 30)?;
+    sh(
+        &volume.path,
+        60,
+        "dd if=/dev/urandom of=whole bs=1M count=4 conv=fsync status=none; sha256sum whole > /tmp/terminating.sum",
+    )?;
+    // Dirty pages, which only the kernel has; a program that the end of its pod has not killed yet.
+    let dirty = "exec 5>> open; echo open >&5; dd if=/dev/urandom of=late bs=1M count=4 status=none; sha256sum late >> /tmp/terminating.sum; sleep 3600";
+    let mut holder = Script::start(&volume.path, dirty)?;
+    until("dirty pages", Duration::from_secs(60), || {
+        let sums = fs::read_to_string("/tmp/terminating.sum").map_err(text)?;
+        Ok(sums.lines().count() == 2 || holder.ended()?)
+    })?;
+    driver.kill_node()?;
+    let (pool, away) = (driver.root.join("pool"), driver.root.join("pool.away"));
+    // The plugin opens its pools before it serves: the store goes away just after that.
+    driver.start_node()?;
+    fs::rename(&pool, &away).map_err(text)?;
+    drop(holder);
+    let unpublished = driver.unpublish(&volume)?;
+    let (answer, refused) = driver.try_unstage(&volume)?;
+    fs::rename(&away, &pool).map_err(text)?;
+    let said = match answer {
+        Ok(()) => "was done".to_owned(),
+        Err(error) if error.code() == Code::Unavailable => format!("was to be repeated after {refused:.1?}"),
+        Err(error) => return Err(format!("NodeUnstageVolume without a store: {:?}: {}", error.code(), error.message())),
+    };
+    let mut tries = 0;
+    let unstaged = until("NodeUnstageVolume with the store back", Duration::from_secs(150), || {
+        tries += 1;
+        match driver.try_unstage(&volume)? {
+            (Ok(()), _) => Ok(true),
+            (Err(error), _) if error.code() == Code::Unavailable || error.code() == Code::Aborted => Ok(false),
+            (Err(error), _) => Err(format!("NodeUnstageVolume: {:?}: {}{}", error.code(), error.message(), driver.log(Role::Node))),
+        }
+    })?;
+    // The next pod finds it all.
+    driver.stage(&volume)?;
+    sh(&volume.path, 60, "sha256sum --quiet -c /tmp/terminating.sum; equal $(cat open) open content; rm /tmp/terminating.sum")?;
+    driver.remove(&volume)?;
+    driver.stop()?;
+    Ok(format!("unpublished in {unpublished:.1?}; without a store unstage {said}; with it in {unstaged:.1?}, {tries} tries"))
+}
+
+/// An administrator unmounts while no node plugin runs; the next one closes and releases what was left.
+pub fn umount_without_plugin() -> Outcome {
+    let mut driver = Driver::start("umount")?;
+    let (idle, busy) = (driver.volume("idle", 1 << 30)?, driver.volume("busy", 1 << 30)?);
+    sh(&idle.path, 60, "echo content > f; sync f")?;
+    let mut holder =
+        Script::start(&busy.path, "echo content > f; sync f; exec 5>> f; echo dirty >&5; touch /tmp/umount.busy; sleep 3600")?;
+    until("an open file", Duration::from_secs(60), || Ok(Path::new("/tmp/umount.busy").exists() || holder.ended()?))?;
+    driver.kill_node()?;
+    // umount(8) looks at the path first and would hang; --no-canonicalize and -i leave that out. A busy one is detached.
+    let unmount = |volume: &Volume, options: &str| {
+        let (path, staging) = (volume.path.display(), volume.staging.display());
+        sh(Path::new("/"), 60, &format!("for at in {path} {staging}; do umount -i -c {options} $at; done"))
+    };
+    let started = Instant::now();
+    unmount(&idle, "-f")?;
+    unmount(&busy, "-l")?;
+    let took = started.elapsed();
+    drop(holder);
+    for volume in [&idle, &busy] {
+        if mounts_below(&volume.path)? + mounts_below(&volume.staging)? > 0 {
+            return Err("still mounted after umount".into());
+        }
+    }
+    driver.start_node()?;
+    for volume in [&idle, &busy] {
+        driver.unpublish(volume)?;
+        driver.unstage(volume)?;
+        driver.stage(volume)?;
+    }
+    sh(&idle.path, 60, "equal $(cat f) content content")?;
+    sh(&busy.path, 60, "equal $(head -n 1 f) content content; rm /tmp/umount.busy")?;
+    driver.remove(&idle)?;
+    driver.remove(&busy)?;
+    driver.stop()?;
+    Ok(format!("umount took {took:.1?}"))
+}

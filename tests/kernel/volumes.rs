@@ -1,0 +1,146 @@
+//! Volumes beside each other, their size, their snapshots, and a pool whose bytes rot.
+
+use super::driver::{Driver, Role};
+use super::step::{Outcome, Script, sh, text};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub fn two_at_once() -> Outcome {
+    let driver = Driver::start("two")?;
+    let (a, b) = (driver.volume("a", 1 << 30)?, driver.volume("b", 1 << 30)?);
+    let fill = |name: &str| {
+        format!(
+            "mkdir d; for i in $(seq 100); do echo {name} $i > d/$i; done; dd if=/dev/urandom of=big bs=1M count=8 conv=fsync status=none
+             find d big -type f | sort | xargs sha256sum > /tmp/two.{name}; wc -l < /tmp/two.{name}"
+        )
+    };
+    // Both at work at one time, then each copied into the other.
+    let (first, second) = (Script::start(&a.path, &fill("a"))?, Script::start(&b.path, &fill("b"))?);
+    first.wait(120)?;
+    second.wait(120)?;
+    let (at_a, at_b) = (a.path.display(), b.path.display());
+    sh(
+        Path::new("/"),
+        180,
+        &format!(
+            "mkdir {at_a}/from-b {at_b}/from-a; cp -a {at_b}/d {at_b}/big {at_a}/from-b/ & cp -a {at_a}/d {at_a}/big {at_b}/from-a/; wait $!
+             equal \"$(stat -c %d {at_a} {at_b} | sort -u | wc -l)\" 2 'file systems'
+             cd {at_a}; uncached; sha256sum --quiet -c /tmp/two.a; cd from-b; sha256sum --quiet -c /tmp/two.b
+             cd {at_b}; uncached; sha256sum --quiet -c /tmp/two.b; cd from-a; sha256sum --quiet -c /tmp/two.a"
+        ),
+    )?;
+    // One goes while the other has an open file and is written to.
+    let mut other =
+        Script::start(&b.path, "exec 5>> log; until [ -e /tmp/two.gone ]; do echo line >&5; sync log; done; wc -l < log")?;
+    driver.remove(&a)?;
+    if other.ended()? {
+        return Err(format!("volume b failed when volume a was unmounted: {:?}", other.wait(1)));
+    }
+    fs::write("/tmp/two.gone", "").map_err(text)?;
+    let lines = other.wait(60)?;
+    sh(&b.path, 60, "uncached; sha256sum --quiet -c /tmp/two.b; rm -f /tmp/two.*")?;
+    driver.remove(&b)?;
+    driver.stop()?;
+    Ok(format!("{lines} synced lines while the other was unmounted"))
+}
+
+pub fn quota() -> Outcome {
+    let driver = Driver::start("quota")?;
+    let volume = driver.volume("small", 16 << 20)?;
+    let note = sh(
+        &volume.path,
+        90,
+        r#"
+        equal "$(df -B1 --output=size . | tail -n 1)" 16777216 size
+        dd if=/dev/urandom of=a bs=1M count=12 conv=fsync status=none
+        if dd if=/dev/urandom of=b bs=1M count=12 conv=fsync status=none 2>/tmp/quota.err; then echo 'more was written than fits' >&2; exit 1; fi
+        grep -q 'No space left' /tmp/quota.err
+        rm -f b a; dd if=/dev/urandom of=c bs=1M count=12 conv=fsync status=none; df -B1 --output=used . | tail -n 1
+        "#,
+    )?;
+    driver.expand(&volume, 64 << 20)?;
+    sh(
+        &volume.path,
+        60,
+        "dd if=/dev/urandom of=d bs=1M count=40 conv=fsync status=none; equal $(df -B1 --output=size . | tail -n 1) 67108864 size",
+    )?;
+    driver.remove(&volume)?;
+    driver.stop()?;
+    Ok(format!("{note} bytes used after rm and 12 MiB"))
+}
+
+pub fn snapshot() -> Outcome {
+    let driver = Driver::start("snapshot")?;
+    let volume = driver.volume("source", 1 << 30)?;
+    // Not synced by the program: what the kernel still holds must be in the snapshot all the same.
+    let write = "mkdir d; for i in $(seq 200); do echo $i > d/$i; done; dd if=/dev/urandom of=big bs=1M count=8 status=none; sha256sum big > sum";
+    sh(&volume.path, 60, write)?;
+    let snapshot = driver.snapshot(&volume, "snap").map_err(|error| format!("{error}{}", driver.log(Role::Node)))?;
+    sh(&volume.path, 60, "rm -rf d; echo new > big")?;
+    let clone = driver.volume_from(&snapshot, "clone", 1 << 30)?;
+    sh(
+        &clone.path,
+        60,
+        "equal $(ls d | wc -l) 200 names; for i in $(seq 200); do equal $(cat d/$i) $i content; done; sha256sum --quiet -c sum; echo mine > d/77",
+    )?;
+    sh(&volume.path, 60, "uncached; [ ! -e d ]; equal $(cat big) new content")?;
+    // Awkward order: the source first, then the snapshot, the clone last.
+    driver.remove(&volume)?;
+    driver.delete_snapshot(&snapshot)?;
+    sh(&clone.path, 60, "uncached; sha256sum --quiet -c sum; equal $(cat d/77) mine content; equal $(cat d/78) 78 content")?;
+    driver.remove(&clone)?;
+    driver.stop()?;
+    Ok(String::new())
+}
+
+/// Every file below a folder.
+fn files(dir: &Path) -> Result<Vec<PathBuf>, String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(|e| format!("{}: {e}", dir.display()))? {
+        let entry = entry.map_err(text)?;
+        match entry.file_type().map_err(text)?.is_dir() {
+            true => found.extend(files(&entry.path())?),
+            false => found.push(entry.path()),
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// One bit of every pack is turned: what was written there must be refused, never shown. The rest of the volume goes on.
+pub fn rot() -> Outcome {
+    let mut driver = Driver::start("rot")?;
+    let volume = driver.volume("data", 1 << 30)?;
+    sh(
+        &volume.path,
+        60,
+        "echo small > small; dd if=/dev/urandom of=/tmp/rot.bin bs=1M count=8 status=none; cp /tmp/rot.bin big; sync big small",
+    )?;
+    // Neither the kernel's cache nor the plugin's may know the right bytes.
+    driver.stop_node()?;
+    let packs = files(&driver.root.join("pool/packs"))?;
+    for pack in &packs {
+        let mut bytes = fs::read(pack).map_err(text)?;
+        let at = bytes.len() / 2;
+        *bytes.get_mut(at).ok_or("an empty pack")? ^= 1;
+        fs::write(pack, bytes).map_err(text)?;
+    }
+    driver.start_node()?;
+    let note = sh(
+        &volume.path,
+        120,
+        r#"
+        uncached; if cat big > /tmp/rot.read 2>/tmp/rot.err; then echo 'rotten bytes were read' >&2; exit 1; fi
+        grep -q 'Input/output error' /tmp/rot.err
+        # What came before the error is right.
+        cmp -n "$(stat -c %s /tmp/rot.read)" /tmp/rot.bin /tmp/rot.read; equal "$(cat small)" small 'the other file'
+        echo more > more; sync more; uncached; equal "$(cat more)" more 'a new file'; stat -c %s /tmp/rot.read; rm /tmp/rot.*
+        "#,
+    )?;
+    if !driver.log(Role::Node).contains("ERROR") && !driver.log(Role::Node).contains("WARN") {
+        return Err(format!("the node plugin says nothing about it:{}", driver.log(Role::Node)));
+    }
+    driver.remove(&volume)?;
+    driver.stop()?;
+    Ok(format!("{} packs spoilt; {note} of 8388608 bytes were read before the error", packs.len()))
+}
