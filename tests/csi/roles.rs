@@ -27,7 +27,9 @@ async fn ready(heard: oneshot::Receiver<()>) {
 
 fn tell(heard: oneshot::Sender<()>) -> impl Fn(String) + Send + Sync {
     let heard = parking_lot::Mutex::new(Some(heard));
-    move |_| drop(heard.lock().take().map(|heard| heard.send(())))
+    move |_| {
+        let _ = heard.lock().take().map(|heard| heard.send(()));
+    }
 }
 
 impl Roles {
