@@ -35,12 +35,16 @@ impl Catalog {
         self.all("datasets", "dataset").await
     }
 
-    /// Writes the first version of a dataset's record (or the next after a `Dead` one). [`CatalogError::Exists`] when a live one is there.
+    /// Writes the first version of a dataset's record.
+    ///
+    /// # Errors
+    /// [`CatalogError::Exists`] when a live one is there, [`CatalogError::InProgress`] when a `Dead` one is: only that record says what
+    /// its cleaner has still to remove (R3).
     pub async fn insert_dataset(&self, dataset: Dataset) -> Result<Versioned<Dataset>, CatalogError> {
         let chain = self.dataset_by_name(&dataset.name);
         chain
             .insert(dataset, |there| match there.state {
-                State::Dead => Ok(()),
+                State::Dead => Err(CatalogError::InProgress { what: format!("the removal of dataset {}", there.name) }),
                 _ => Err(CatalogError::Exists { what: format!("dataset {}", there.name), why: format!("it is {}", there.id()) }),
             })
             .await

@@ -18,6 +18,8 @@ pub enum CatalogError {
     NotFound { what: String },
     #[error("{what} exists and differs: {why}")]
     Exists { what: String, why: String },
+    #[error("{what} is not done yet: repeat")]
+    InProgress { what: String },
     #[error("{what}: {why}")]
     Precondition { what: String, why: String },
     #[error("{key} is corrupt: {why}")]
@@ -43,7 +45,7 @@ impl Classify for CatalogError {
             Self::Corrupt { .. } => Class::Corrupt,
             Self::Version { .. } => Class::Precondition,
             Self::Unfit { .. } => Class::Unsupported,
-            Self::Contended { .. } => Class::InProgress,
+            Self::InProgress { .. } | Self::Contended { .. } => Class::InProgress,
             Self::Stopped { .. } => Class::Unavailable,
         }
     }

@@ -39,12 +39,16 @@ impl Catalog {
         }
     }
 
-    /// Writes the first version of a snapshot's record (or the next after a `Dead` one). [`CatalogError::Exists`] when a live one is there.
+    /// Writes the first version of a snapshot's record.
+    ///
+    /// # Errors
+    /// [`CatalogError::Exists`] when a live one is there, [`CatalogError::InProgress`] when a `Dead` one is: only that record says what
+    /// its cleaner has still to remove (R3).
     pub async fn insert_snapshot(&self, snapshot: Snapshot) -> Result<Versioned<Snapshot>, CatalogError> {
         let chain = self.snapshot_by_name(snapshot.dataset.incarnation, &snapshot.name);
         chain
             .insert(snapshot, |there| match there.state {
-                State::Dead => Ok(()),
+                State::Dead => Err(CatalogError::InProgress { what: format!("the removal of snapshot {}", there.name) }),
                 _ => Err(CatalogError::Exists { what: format!("snapshot {}", there.name), why: format!("it is {}", there.id()) }),
             })
             .await

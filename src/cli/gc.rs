@@ -34,6 +34,7 @@ fn plan_text(plan: &Plan) -> String {
     );
     plan.packs.iter().for_each(|pack| text += &format!("pack      {} ({})\n", pack.key, ByteSize(pack.bytes)));
     plan.databases.iter().for_each(|db| text += &format!("stray     vol/{} ({} objects)\n", db.incarnation, db.keys.len()));
+    plan.abandoned.iter().for_each(|id| text += &format!("give up   snapshot {id}, which nobody finished\n"));
     plan.snapshots.iter().for_each(|id| text += &format!("snapshot  {id}\n"));
     plan.datasets.iter().for_each(|id| text += &format!("dataset   {id}\n"));
     text + &kept_text(&plan.kept)

@@ -107,6 +107,10 @@ mod lives {
         .await
         .unwrap();
         let second = dataset("again");
+        let early = pool.insert_dataset(second.clone()).await.unwrap_err();
+        assert_eq!(early.class(), Class::InProgress, "only the dead record says what is left to remove");
+        assert_eq!(pool.dataset_by_id(first.id()).await.unwrap().unwrap().record.state, State::Dead);
+        pool.remove_dataset(first.id()).await.unwrap();
         pool.insert_dataset(second.clone()).await.unwrap();
         assert!(pool.dataset_by_id(first.id()).await.unwrap().is_none());
         assert!(matches!(pool.update_dataset(first.id(), |_| Ok(())).await, Err(CatalogError::NotFound { .. })));
@@ -138,6 +142,8 @@ mod lives {
         })
         .await
         .unwrap();
+        let early = pool.insert_snapshot(snapshot(&a, "s")).await.unwrap_err();
+        assert_eq!(early.class(), Class::InProgress);
         pool.remove_snapshot(one.id()).await.unwrap();
         assert!(pool.snapshot_by_id(one.id()).await.unwrap().is_none());
         assert_eq!(pool.snapshots(None).await.unwrap().len(), 1);

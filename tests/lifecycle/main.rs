@@ -7,6 +7,7 @@ mod mailbox;
 mod orders;
 mod requests;
 mod steps;
+mod unfinished;
 
 use bytes::Bytes;
 use std::collections::BTreeMap;

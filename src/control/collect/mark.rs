@@ -7,7 +7,7 @@ use crate::control::ControlError;
 use crate::fs::db::{self, CheckpointId, DbPlace, Reader};
 use crate::fs::row::{Row, Superblock, Usage};
 use crate::fs::{FsError, key};
-use crate::types::{Epoch, Incarnation, PackId};
+use crate::types::{Epoch, FamilyId, Incarnation, PackId, SnapshotId};
 use crate::volume::place;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -23,6 +23,7 @@ enum Said {
     Head { dataset: Incarnation, superblock: Option<Superblock>, referenced: Vec<PackId> },
     Snapshot { referenced: Vec<PackId> },
     Unknown(Incarnation),
+    Unborn(FamilyId, SnapshotId),
 }
 
 impl Collector {
@@ -31,9 +32,9 @@ impl Collector {
         let listed = self.pool.catalog.bucket().list("packs/").await?;
         let mut packs = Vec::with_capacity(listed.len());
         for object in listed {
-            let name = object.key.strip_prefix("packs/").and_then(|rest| rest.split_once('/')).map(|(_family, pack)| pack);
-            match name.and_then(|name| name.parse::<PackId>().ok()) {
-                Some(pack) => packs.push(PackObject { key: object.key, pack, bytes: object.bytes }),
+            let parts = object.key.strip_prefix("packs/").and_then(|rest| rest.split_once('/'));
+            match parts.and_then(|(family, pack)| Some((family.parse().ok()?, pack.parse().ok()?))) {
+                Some((family, pack)) => packs.push(PackObject { key: object.key, family, pack, bytes: object.bytes }),
                 None => tracing::warn!(key = %object.key, "not a pack of ours: left alone; remove it by hand if nobody knows it"),
             }
         }
@@ -61,7 +62,6 @@ impl Collector {
         let heads = futures::stream::iter(heads).map(|dataset| self.read_head(dataset)).buffer_unordered(ROOTS_AT_ONCE);
         let heads: Vec<Option<Said>> = heads.try_collect().await?;
         heads.into_iter().flatten().for_each(|said| mark.hear(said));
-        // After the heads: a checkpoint that is not there yet will hold no more references than the head that was read (R10).
         let mut cuts: Vec<Snapshot> = catalog.snapshots.clone();
         cuts.retain(|s| s.state != State::Dead);
         let cuts = futures::stream::iter(cuts).map(|snapshot| self.read_snapshot(snapshot)).buffer_unordered(ROOTS_AT_ONCE);
@@ -70,7 +70,7 @@ impl Collector {
         Ok(mark)
     }
 
-    pub(super) fn place(&self, family: crate::types::FamilyId, incarnation: Incarnation) -> DbPlace {
+    pub(super) fn place(&self, family: FamilyId, incarnation: Incarnation) -> DbPlace {
         place(&self.pool.catalog, family, incarnation, &self.cache)
     }
 
@@ -95,7 +95,11 @@ impl Collector {
             Some(id) => Some(CheckpointId(id)),
             None => self.checkpoint_named(&place, &snapshot).await.map_err(|error| unreadable(&what, error))?,
         };
-        let Some(checkpoint) = checkpoint else { return Ok(None) };
+        let Some(checkpoint) = checkpoint else {
+            // What is tombstoned without a checkpoint becomes nobody's source, even if one still comes.
+            let unborn = || Said::Unborn(snapshot.family, snapshot.id());
+            return Ok((snapshot.state == State::Creating).then(unborn));
+        };
         let read = async {
             let reader = Reader::at_checkpoint(&place, checkpoint).await?;
             let referenced = referenced(&reader).await;
@@ -126,6 +130,9 @@ impl Mark {
                 self.referenced.extend(referenced);
             }
             Said::Snapshot { referenced } => self.referenced.extend(referenced),
+            Said::Unborn(family, snapshot) => {
+                self.unborn.insert(family, snapshot);
+            }
             Said::Unknown(dataset) => {
                 self.unknown.insert(dataset);
             }

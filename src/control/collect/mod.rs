@@ -10,8 +10,9 @@
 //! snapshot's checkpoint; a **creator** is the dataset that wrote a pack, and its own word says whether it may still refer
 //! to it (R9).
 //!
-//! Invariants: an unreadable root aborts the pass (R11); a record is swapped to `dead` before its effect is touched (R3);
-//! age plays no part. A dry run prints the very plan that would be swept.
+//! Invariants: an unreadable root aborts the pass (R11); while a snapshot of a family is being made and shows no checkpoint,
+//! no pack of the family goes; a record is swapped to `dead` before its effect is touched (R3);
+//! age plays no part in what a root may need. A dry run prints the very plan that would be swept.
 //!
 //! A crash leaves dead records, which the next pass finishes, and packs, which it finds again. Not done here: rewriting
 //! packs that are mostly dead (R12).
@@ -25,6 +26,7 @@ pub use plan::{DeadPack, Kept, Plan, StrayDatabase};
 use super::{ControlError, Pool};
 use crate::catalog::{Dataset, Snapshot};
 use crate::fs::db::DbCache;
+use crate::types::Timestamp;
 use serde::Serialize;
 
 /// Passes of one collection: each frees what the one before made free. A chain of clones as long as R13 allows needs fewer.
@@ -72,7 +74,7 @@ impl Collector {
             let after = self.list().await?;
             match mark {
                 Ok(mark) => {
-                    if let Some(plan) = plan::plan(&before, &after, &packs, &mark) {
+                    if let Some(plan) = plan::plan(&before, &after, &packs, &mark, Timestamp::now()) {
                         return Ok(Plan { databases: plan::strays(databases, &after), ..plan });
                     }
                 }

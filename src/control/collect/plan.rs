@@ -2,14 +2,20 @@
 
 use super::Listing;
 use crate::catalog::{Dataset, Snapshot, State};
-use crate::types::{DatasetId, Epoch, Incarnation, PackId, SnapshotId};
+use crate::types::{DatasetId, Epoch, FamilyId, Incarnation, PackId, SnapshotId, Timestamp};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::Duration;
+
+/// A snapshot that nobody has finished for this long is given up, because its family's packs wait for it. Whoever is still making it
+/// fails at its last step and begins anew, so that a wrong clock costs a repetition and no data.
+const INTENT_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A pack object, as listed before any root was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PackObject {
     pub(super) key: String,
+    pub(super) family: FamilyId,
     pub(super) pack: PackId,
     pub(super) bytes: u64,
 }
@@ -23,6 +29,9 @@ pub(super) struct Mark {
     pub(super) creators: BTreeMap<Incarnation, (Epoch, u64)>,
     /// Heads whose `S` could not be read, though nothing needs it but their packs.
     pub(super) unknown: BTreeSet<Incarnation>,
+    /// Snapshots that are being made and show no checkpoint yet, by family. What one will refer to was fixed when it was asked for, which
+    /// may be long before it shows, and may be more than the head refers to by now (R11).
+    pub(super) unborn: BTreeMap<FamilyId, SnapshotId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -51,6 +60,8 @@ pub struct Plan {
     pub packs: Vec<DeadPack>,
     pub pack_bytes: u64,
     pub databases: Vec<StrayDatabase>,
+    /// Snapshots that are being made and can never be finished, or were given up: they are tombstoned.
+    pub abandoned: Vec<SnapshotId>,
     pub snapshots: Vec<SnapshotId>,
     pub datasets: Vec<DatasetId>,
     pub kept: Vec<Kept>,
@@ -58,17 +69,21 @@ pub struct Plan {
 
 impl Plan {
     pub fn is_empty(&self) -> bool {
-        self.packs.is_empty() && self.databases.is_empty() && self.snapshots.is_empty() && self.datasets.is_empty()
+        let records = self.abandoned.is_empty() && self.snapshots.is_empty() && self.datasets.is_empty();
+        records && self.packs.is_empty() && self.databases.is_empty()
     }
 }
 
 /// `None`: the catalog changed between the listings in a way that matters, so the mark proves nothing (R11).
-pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark: &Mark) -> Option<Plan> {
+pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark: &Mark, now: Timestamp) -> Option<Plan> {
     if changed(before, after) {
         return None;
     }
-    let mut plan = Plan::default();
-    for object in packs.iter().filter(|object| is_dead(after, mark, object.pack)) {
+    let mut plan = Plan { abandoned: abandoned(after, now), ..Plan::default() };
+    for (family, id) in &mark.unborn {
+        plan.kept.push(Kept { what: format!("packs of family {family}"), why: format!("snapshot {id} is being made") });
+    }
+    for object in packs.iter().filter(|object| is_dead(after, mark, object)) {
         plan.pack_bytes = plan.pack_bytes.saturating_add(object.bytes);
         plan.packs.push(DeadPack { key: object.key.clone(), bytes: object.bytes });
     }
@@ -121,8 +136,9 @@ fn shape(listing: &Listing) -> BTreeSet<(String, &'static str, bool)> {
 }
 
 /// R9: unreferenced, and its creator will never refer to it: settled, of an earlier epoch, or gone (which it is only after it was fenced).
-fn is_dead(catalog: &Listing, mark: &Mark, pack: PackId) -> bool {
-    if mark.referenced.contains(&pack) || mark.unknown.contains(&pack.creator) {
+fn is_dead(catalog: &Listing, mark: &Mark, object: &PackObject) -> bool {
+    let pack = object.pack;
+    if mark.referenced.contains(&pack) || mark.unknown.contains(&pack.creator) || mark.unborn.contains_key(&object.family) {
         return false;
     }
     match mark.creators.get(&pack.creator) {
@@ -140,6 +156,17 @@ fn needed_by(snapshot: &Snapshot, lives: &BTreeSet<Incarnation>, catalog: &Listi
     snapshot.dependants.iter().filter(|d| lives.contains(d)).count() + catalog.datasets.iter().filter(intents).count()
 }
 
+/// Only snapshots of a live dataset are ever finished, and only while somebody repeats the call.
+fn abandoned(catalog: &Listing, now: Timestamp) -> Vec<SnapshotId> {
+    let ready: BTreeSet<Incarnation> = catalog.datasets.iter().filter(|d| d.state == State::Ready).map(|d| d.incarnation).collect();
+    let kept = i64::try_from(INTENT_KEPT.as_nanos()).unwrap_or(i64::MAX);
+    let given_up = |s: &&Snapshot| {
+        let age = now.as_nanos().saturating_sub(s.created.as_nanos());
+        s.state == State::Creating && (age > kept || !ready.contains(&s.dataset.incarnation))
+    };
+    catalog.snapshots.iter().filter(given_up).map(Snapshot::id).collect()
+}
+
 fn dataset_name(catalog: &Listing, incarnation: Incarnation) -> String {
     let found = catalog.datasets.iter().find(|d| d.incarnation == incarnation);
     found.map_or_else(|| incarnation.to_string(), |d| format!("dataset {}", d.name))
@@ -151,12 +178,18 @@ mod tests {
     use crate::catalog::Properties;
     use crate::types::{FamilyId, NameKey, Timestamp};
 
+    const NOW: Timestamp = Timestamp::from_nanos(1_000_000_000);
+
+    fn family(n: u8) -> FamilyId {
+        FamilyId::from(Incarnation::from_bytes([n; 16]))
+    }
+
     fn dataset(n: u8, state: State, origin: Option<SnapshotId>) -> Dataset {
         let incarnation = Incarnation::from_bytes([n; 16]);
         Dataset {
             name: format!("d{n}").parse().unwrap(),
             incarnation,
-            family: FamilyId::from(Incarnation::from_bytes([1; 16])),
+            family: family(1),
             origin,
             state,
             created: Timestamp::from_nanos(0),
@@ -189,11 +222,11 @@ mod tests {
 
     fn pack(creator: u8, epoch: u64, seq: u64) -> PackObject {
         let pack = PackId { creator: Incarnation::from_bytes([creator; 16]), epoch: Epoch(epoch), seq };
-        PackObject { key: format!("packs/f/{pack}"), pack, bytes: 10 }
+        PackObject { key: format!("packs/f/{pack}"), family: family(1), pack, bytes: 10 }
     }
 
     fn swept(listing: &Listing, mark: &Mark, object: &PackObject) -> bool {
-        plan(listing, listing, std::slice::from_ref(object), mark).unwrap().packs.len() == 1
+        plan(listing, listing, std::slice::from_ref(object), mark, NOW).unwrap().packs.len() == 1
     }
 
     #[test]
@@ -223,9 +256,9 @@ mod tests {
         let turned = Listing { datasets: vec![dataset(1, State::Deleting, None)], snapshots: vec![] };
         let taken = Listing { snapshots: vec![snapshot(7, &one, State::Creating, &[])], ..before.clone() };
         for after in [born, gone, turned, taken] {
-            assert_eq!(plan(&before, &after, &[], &mark), None);
+            assert_eq!(plan(&before, &after, &[], &mark, NOW), None);
         }
-        assert!(plan(&before, &before, &[], &mark).is_some());
+        assert!(plan(&before, &before, &[], &mark, NOW).is_some());
     }
 
     #[test]
@@ -235,18 +268,53 @@ mod tests {
         let clone = dataset(2, State::Ready, Some(cut.id()));
         let mark = Mark::default();
         let held = Listing { datasets: vec![source.clone(), clone], snapshots: vec![cut.clone()] };
-        let planned = plan(&held, &held, &[], &mark).unwrap();
+        let planned = plan(&held, &held, &[], &mark, NOW).unwrap();
         assert!(planned.is_empty());
         assert_eq!(planned.kept.len(), 2);
 
         let freed = Listing { datasets: vec![source.clone()], snapshots: vec![cut.clone()] };
-        let planned = plan(&freed, &freed, &[], &mark).unwrap();
+        let planned = plan(&freed, &freed, &[], &mark, NOW).unwrap();
         assert_eq!((planned.snapshots, planned.datasets), (vec![cut.id()], vec![source.id()]));
 
         let bare = snapshot(7, &source, State::Deleting, &[]);
         let intent = dataset(3, State::Creating, Some(bare.id()));
         let begun = Listing { datasets: vec![source, intent], snapshots: vec![bare] };
-        assert!(plan(&begun, &begun, &[], &mark).unwrap().is_empty(), "a clone that is being made needs its source");
+        assert!(plan(&begun, &begun, &[], &mark, NOW).unwrap().is_empty(), "a clone that is being made needs its source");
         assert_ne!(NameKey::of("dataset", "d1"), NameKey::of("snapshot", "d1"));
+    }
+
+    #[test]
+    fn a_snapshot_that_may_still_become_a_root_keeps_its_familys_packs() {
+        let source = dataset(1, State::Ready, None);
+        let cut = Snapshot { checkpoint: None, ..snapshot(7, &source, State::Creating, &[]) };
+        let listing = Listing { datasets: vec![source.clone(), dataset(2, State::Dead, None)], snapshots: vec![cut.clone()] };
+        let mut mark = Mark::default();
+        mark.creators.insert(source.incarnation, (Epoch(3), 5));
+        assert!(swept(&listing, &mark, &pack(1, 2, 9)));
+        mark.unborn.insert(cut.family, cut.id());
+        assert!(!swept(&listing, &mark, &pack(1, 2, 9)));
+        let elsewhere = PackObject { family: family(9), ..pack(2, 1, 1) };
+        assert!(swept(&listing, &mark, &elsewhere), "another family's");
+        assert_eq!(plan(&listing, &listing, &[], &mark, NOW).unwrap().kept.len(), 1, "the report says what is waited for");
+    }
+
+    #[test]
+    fn only_intents_that_cannot_be_finished_or_are_old_are_given_up() {
+        let mark = Mark::default();
+        let abandoned = |datasets: Vec<Dataset>, cut: &Snapshot, now| {
+            let listing = Listing { datasets, snapshots: vec![cut.clone()] };
+            plan(&listing, &listing, &[], &mark, now).unwrap().abandoned
+        };
+        let (live, gone) = (dataset(1, State::Ready, None), dataset(1, State::Deleting, None));
+        let cut = Snapshot { checkpoint: None, ..snapshot(7, &live, State::Creating, &[]) };
+        assert_eq!(abandoned(vec![live.clone()], &cut, NOW), []);
+        assert_eq!(abandoned(vec![gone.clone()], &cut, NOW), [cut.id()]);
+        assert_eq!(abandoned(vec![], &cut, NOW), [cut.id()]);
+        let late = Timestamp::from_nanos(0).saturating_add(INTENT_KEPT + Duration::from_secs(1));
+        assert_eq!(abandoned(vec![live.clone()], &cut, late), [cut.id()]);
+        for state in [State::Ready, State::Deleting, State::Dead] {
+            let done = Snapshot { state, ..cut.clone() };
+            assert_eq!(abandoned(vec![gone.clone()], &done, late), []);
+        }
     }
 }

@@ -33,6 +33,9 @@ impl Collector {
             self.pool.step("collect.database").await?;
             self.pool.catalog.bucket().delete(&database.keys).await?;
         }
+        for id in plan.abandoned {
+            removed |= self.give_up_snapshot(id).await?;
+        }
         for id in plan.snapshots {
             match self.reap_snapshot(id).await? {
                 Reaped::Gone => {
@@ -52,6 +55,28 @@ impl Collector {
             }
         }
         Ok(removed)
+    }
+
+    /// Tombstones a snapshot that was being made; `false`: it was finished after all, or is gone. Its CSI name is free at once.
+    async fn give_up_snapshot(&self, id: SnapshotId) -> Result<bool, ControlError> {
+        let catalog = &self.pool.catalog;
+        let swapped = catalog.update_snapshot(id, |snapshot| {
+            if snapshot.state != State::Creating {
+                let what = format!("snapshot {}", snapshot.name);
+                return Err(CatalogError::Precondition { what, why: "it is not being made any more".to_owned() });
+            }
+            snapshot.state = State::Deleting;
+            Ok(())
+        });
+        let name = match swapped.await {
+            Ok(at) => at.record.name,
+            Err(CatalogError::NotFound { .. } | CatalogError::Precondition { .. }) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        tracing::info!(snapshot = %name, "a snapshot that nobody finished is given up");
+        self.pool.step("collect.snapshot.given-up").await?;
+        catalog.release_csi_snapshot_name(name.as_str(), id).await?;
+        Ok(true)
     }
 
     /// Removes a tombstoned snapshot: dead, checkpoint dropped, record forgotten.

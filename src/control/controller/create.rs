@@ -75,6 +75,11 @@ impl Controller {
                 pool.step("control.create.intent").await?;
                 Ok(at)
             }
+            Err(error @ CatalogError::InProgress { .. }) => {
+                // A collector that was stopped at the earlier life's removal: the next one finishes it.
+                self.tombstoned.notify_one();
+                Err(error.into())
+            }
             // Another controller was faster; the repeated call will compare.
             Err(CatalogError::Exists { .. }) => Err(ControlError::InProgress { what: format!("volume {}", new.name) }),
             Err(error) => Err(error.into()),

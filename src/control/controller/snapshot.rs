@@ -64,7 +64,11 @@ impl Controller {
         match at.record.state {
             State::Creating => {}
             State::Ready => return Ok(at),
-            State::Deleting | State::Dead => return Err(ControlError::NotFound { what: format!("snapshot {}", at.record.name) }),
+            // Its name may still be reserved for it; the collector gives it back.
+            State::Deleting | State::Dead => {
+                self.tombstoned.notify_one();
+                return Err(ControlError::InProgress { what: format!("the deletion of snapshot {}", at.record.name) });
+            }
         }
         let (checkpoint, referenced) = Box::pin(self.checkpoint(pool, dataset, id.snapshot.incarnation)).await?;
         pool.step("control.snapshot.checkpoint").await?;

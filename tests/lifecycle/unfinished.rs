@@ -1,0 +1,93 @@
+//! What is begun and not finished: it keeps what it may still need, and nothing for ever.
+
+use super::{World, data};
+use std::time::Duration;
+use zerofs_csi::catalog::State;
+use zerofs_csi::control::Plan;
+use zerofs_csi::types::{Class, Classify, VolumeHandle};
+
+async fn plan(world: &World) -> Plan {
+    let pool = world.controller.pools().get(None).unwrap();
+    world.controller.collector(pool).plan().await.unwrap()
+}
+
+/// Overwrites a file until a pack of its is dead: the old data is reclaimed in the background.
+async fn make_garbage(world: &World, volume: VolumeHandle) {
+    for seed in 0..100 {
+        world.write(volume, "a", &data(seed, 300_000)).await;
+        if !plan(world).await.packs.is_empty() {
+            return;
+        }
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(open);
+    }
+    panic!("nothing is reclaimed");
+}
+
+/// Writes the intent of a snapshot and no more.
+async fn begin_snapshot(world: &World, volume: VolumeHandle) {
+    let failpoints = world.catalog.bucket().failpoints();
+    failpoints.set("control.snapshot.intent", "return").unwrap();
+    let stopped = world.controller.create_snapshot(volume, "cut".parse().unwrap(), true).await;
+    assert_eq!(stopped.unwrap_err().class(), Class::Unavailable);
+    failpoints.set("control.snapshot.intent", "off").unwrap();
+    assert_eq!(world.catalog.snapshots(None).await.unwrap()[0].record.state, State::Creating);
+}
+
+/// Its checkpoint holds what was there when it was asked for, and may show long after the head has given that up (R11).
+#[test]
+fn a_snapshot_on_its_way_keeps_the_packs_that_the_head_gave_up() {
+    super::run(async {
+        let world = World::new().await;
+        let volume = world.create("v", None).await.unwrap().handle;
+        make_garbage(&world, volume).await;
+        begin_snapshot(&world, volume).await;
+        let held = plan(&world).await;
+        assert!(held.packs.is_empty() && held.abandoned.is_empty(), "{held:?}");
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), true).await.unwrap();
+        assert!(!plan(&world).await.packs.is_empty(), "the snapshot shows what it needs");
+        world.controller.delete_snapshot(cut.handle).await.unwrap();
+        world.controller.delete_volume(volume).await.unwrap();
+        world.collect().await;
+        world.assert_empty("deleted").await;
+    });
+}
+
+#[test]
+fn a_snapshot_that_was_given_up_does_not_keep_its_volume() {
+    super::run(async {
+        let world = World::new().await;
+        let volume = world.create("v", None).await.unwrap().handle;
+        world.write(volume, "a", &data(1, 300_000)).await;
+        begin_snapshot(&world, volume).await;
+        world.controller.delete_volume(volume).await.unwrap();
+        let done = world.collect().await;
+        assert!(done.kept.is_empty(), "{done:?}");
+        world.assert_empty("given up").await;
+        // Its name is free.
+        let again = world.create("v", None).await.unwrap().handle;
+        world.controller.create_snapshot(again, "cut".parse().unwrap(), true).await.unwrap();
+    });
+}
+
+/// Only the dead record knows the database that has still to be removed.
+#[test]
+fn a_name_is_free_once_its_earlier_life_is_removed() {
+    super::run(async {
+        for step in ["collect.dataset.dead", "collect.dataset.fenced", "collect.dataset.deleted"] {
+            let world = World::new().await;
+            let volume = world.create("v", None).await.unwrap().handle;
+            world.write(volume, "a", &data(1, 300_000)).await;
+            world.controller.delete_volume(volume).await.unwrap();
+            world.catalog.bucket().failpoints().set(step, "1*return").unwrap();
+            let pool = world.controller.pools().get(None).unwrap();
+            assert!(world.controller.collector(pool).collect().await.is_err());
+            let early = world.create("v", None).await.unwrap_err();
+            assert_eq!(early.class(), Class::InProgress, "{step}: {early}");
+            world.collect().await;
+            world.assert_empty(step).await;
+            world.create("v", None).await.unwrap();
+        }
+    });
+}
