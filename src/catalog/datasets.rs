@@ -24,9 +24,12 @@ impl Catalog {
         Ok(found.filter(|at| at.record.state != State::Dead))
     }
 
-    /// The record of exactly this life; `None` when it is gone.
+    /// The record of exactly this life; `None` when it is gone and the pool is not.
     pub async fn dataset_by_id(&self, id: DatasetId) -> Result<Option<Versioned<Dataset>>, CatalogError> {
         let found = self.dataset_of(id).newest::<Dataset>().await?.live();
+        if found.is_none() {
+            self.confirm().await?;
+        }
         Ok(found.filter(|at| at.record.incarnation == id.incarnation))
     }
 
@@ -55,7 +58,8 @@ impl Catalog {
         self.dataset_by_name(&at.record.name).swap(at, next).await
     }
 
-    /// Read, change, swap; repeated a bounded number of times while others change it. `change` may refuse.
+    /// Read, change, swap; repeated a bounded number of times while others change it. `change` may refuse. `NotFound` only when the pool is
+    /// there.
     pub async fn update_dataset(
         &self,
         id: DatasetId,
@@ -68,7 +72,11 @@ impl Catalog {
             }
             change(dataset)
         });
-        changed.await
+        let changed = changed.await;
+        if let Err(CatalogError::NotFound { .. }) = &changed {
+            self.confirm().await?;
+        }
+        changed
     }
 
     /// Forgets a `Dead` record: the name is free.

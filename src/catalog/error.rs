@@ -16,6 +16,9 @@ pub enum CatalogError {
     Crypto(#[from] CryptoError),
     #[error("{what} does not exist")]
     NotFound { what: String },
+    /// Everything is gone at once: a folder that is not mounted, a bucket that was emptied or is another one. Not an answer about a record.
+    #[error("the pool at {url} is not there any more: mount or restore it; until then nothing is known of what was in it")]
+    PoolGone { url: String },
     #[error("{what} exists and differs: {why}")]
     Exists { what: String, why: String },
     #[error("{what} is not done yet: repeat")]
@@ -40,6 +43,7 @@ impl Classify for CatalogError {
             Self::Bucket { source, .. } => source.class(),
             Self::Crypto(error) => error.class(),
             Self::NotFound { .. } => Class::NotFound,
+            Self::PoolGone { .. } => Class::Unavailable,
             Self::Exists { .. } => Class::Exists,
             Self::Precondition { .. } => Class::Precondition,
             Self::Corrupt { .. } => Class::Corrupt,

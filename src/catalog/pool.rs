@@ -103,6 +103,17 @@ impl Catalog {
             .map(drop)
     }
 
+    /// Before the absence of a record is believed: the pool itself must be there still, and be this one. A volume would be given up, or
+    /// taken for deleted, because a folder is not mounted.
+    pub(super) async fn confirm(&self) -> Result<(), CatalogError> {
+        // Not from memory: it is asked whether the store has it now.
+        let cache = Cache::default();
+        match pool_chain(&self.inner.bucket, &cache).newest::<PoolRecord>().await? {
+            Newest::Live(at) if at.record.id == self.inner.pool.id => Ok(()),
+            _ => Err(CatalogError::PoolGone { url: self.inner.bucket.url().to_owned() }),
+        }
+    }
+
     pub fn pool(&self) -> &PoolRecord {
         &self.inner.pool
     }

@@ -55,6 +55,36 @@ async fn pool() -> Catalog {
 mod lives {
     use super::*;
 
+    /// A folder that is not mounted, or a bucket that is another one, must not look like a deletion of everything in it.
+    #[tokio::test]
+    async fn a_pool_that_is_not_there_says_nothing_of_its_datasets() {
+        let (pool, other) = (pool().await, pool().await);
+        let made = pool.insert_dataset(dataset("a")).await.unwrap().record.id();
+        let never = dataset("b").id();
+        assert!(pool.dataset_by_id(never).await.unwrap().is_none(), "the pool is there: it is gone");
+        let delete = async |id| {
+            pool.update_dataset(id, |dataset| {
+                dataset.state = State::Deleting;
+                Ok(())
+            })
+            .await
+        };
+        assert_eq!(delete(never).await.unwrap_err().class(), Class::NotFound);
+        let bucket = pool.bucket();
+        let emptied: Vec<String> = bucket.list("").await.unwrap().into_iter().map(|object| object.key).collect();
+        bucket.delete(&emptied).await.unwrap();
+        for id in [made, never] {
+            assert_eq!(pool.dataset_by_id(id).await.unwrap_err().class(), Class::Unavailable);
+            assert_eq!(delete(id).await.unwrap_err().class(), Class::Unavailable);
+        }
+        // Another pool's record in its place.
+        for object in other.bucket().list("").await.unwrap() {
+            let bytes = other.bucket().get(&object.key, 1 << 20).await.unwrap().unwrap();
+            bucket.put_new(&object.key, bytes).await.unwrap();
+        }
+        assert!(matches!(pool.dataset_by_id(made).await, Err(CatalogError::PoolGone { .. })));
+    }
+
     #[tokio::test]
     async fn a_dataset_from_creation_to_removal() {
         let pool = pool().await;
