@@ -388,14 +388,16 @@ async fn a_lone_sync_of_a_little_is_one_request() {
     rig.write(0, vec![1; 4096].into()).await.unwrap();
     let ticket = rig.contents.flush(&rig.node).await.unwrap().unwrap();
     rig.committer.durable(ticket).await.unwrap();
-    for i in 1..4_u64 {
-        let before = rig.place.bucket.requests();
-        rig.write(i * 8192, vec![i as u8; 4096].into()).await.unwrap();
+    let before = rig.place.bucket.requests();
+    for i in 1..9_u64 {
+        rig.write(i << 16, vec![i as u8; 4096].into()).await.unwrap();
         let ticket = rig.contents.flush(&rig.node).await.unwrap().unwrap();
         rig.committer.durable(ticket).await.unwrap();
-        let after = rig.place.bucket.requests();
-        assert_eq!((after.put - before.put, after.total() - before.total()), (1, 1), "{before:?} {after:?}");
     }
+    let after = rig.place.bucket.requests();
+    assert_eq!(after.put - before.put, 8);
+    // An opened database looks at its manifest once by itself, when its task comes to it.
+    assert!(after.total() - before.total() <= 10, "{before:?} {after:?}");
     assert!(rig.contents.flush(&rig.node).await.unwrap().is_some(), "what is on its way has a ticket");
 }
 
