@@ -32,14 +32,16 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(ino: InodeNo, row: Inode) -> Self {
+    /// `last`: a batch that the row is not younger than. Of a row that was read it is not known which batch wrote it, nor whether that one is
+    /// durable: the last one submitted when it had been read is surely no earlier, and to wait for it costs nothing when all is durable.
+    pub fn new(ino: InodeNo, row: Inode, last: Ticket) -> Self {
         Self {
             file: FileRef { ino, generation: row.generation },
             lock: tokio::sync::Mutex::default(),
             content: Content::default(),
             entries: (row.kind == FileKind::Directory).then(|| Box::new(Entries::of(&row))),
             row: parking_lot::RwLock::new(row),
-            last: AtomicU64::new(0),
+            last: AtomicU64::new(last.0),
         }
     }
 
@@ -58,7 +60,7 @@ impl Node {
         self.last.fetch_max(ticket.0, Ordering::AcqRel);
     }
 
-    /// The last batch that changed what this node shows; the zeroth when none did since it was loaded.
+    /// The last batch that changed what this node shows, or a later one.
     pub fn last(&self) -> Ticket {
         Ticket(self.last.load(Ordering::Acquire))
     }

@@ -23,12 +23,20 @@ pub trait Row: Serialize + DeserializeOwned {
         Bytes::from(row.expect("a Vec takes any row"))
     }
 
+    /// What no encoding forbids and the program relies on.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// # Errors
     /// [`FsError::Corrupt`] when the bytes are no such row, or of a version that this program does not know.
     fn decode(bytes: &[u8]) -> Result<Self, FsError> {
         match bytes.split_first() {
-            Some((&VERSION, rest)) => match postcard::take_from_bytes(rest) {
-                Ok((row, [])) => Ok(row),
+            Some((&VERSION, rest)) => match postcard::take_from_bytes::<Self>(rest) {
+                Ok((row, [])) => match row.check() {
+                    Ok(()) => Ok(row),
+                    Err(why) => Err(FsError::Corrupt(format!("{} row: {why}", Self::WHAT))),
+                },
                 Ok((_, rest)) => Err(FsError::Corrupt(format!("{} row with {} bytes too many", Self::WHAT, rest.len()))),
                 Err(error) => Err(FsError::Corrupt(format!("{} row: {error}", Self::WHAT))),
             },
@@ -217,6 +225,13 @@ impl Row for Superblock {
 }
 impl Row for Inode {
     const WHAT: &'static str = "inode";
+
+    fn check(&self) -> Result<(), String> {
+        if self.kind == FileKind::Regular && !(12..=20).contains(&self.record_bits) {
+            return Err(format!("records of 2^{} bytes", self.record_bits));
+        }
+        Ok(())
+    }
 }
 impl Row for DirEntryRow {
     const WHAT: &'static str = "directory entry";

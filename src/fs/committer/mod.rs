@@ -127,6 +127,8 @@ struct Shared {
     failpoints: Failpoints,
     /// Wakes the drain task: something is queued.
     queued: Notify,
+    /// Wakes the flush task: the drain task waits for room in the journal.
+    room: Notify,
     /// The highest ticket that somebody wants durable; wakes the flush task.
     wanted: watch::Sender<u64>,
     /// The highest ticket in the journal; while the journal fails, in the store.

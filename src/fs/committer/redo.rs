@@ -46,6 +46,10 @@ impl Redo {
         }
     }
 
+    pub fn is_some(&self) -> bool {
+        self.journal.is_some()
+    }
+
     /// The dataset was closed cleanly.
     pub fn remove(self) -> Result<(), FsError> {
         self.journal.map_or(Ok(()), Journal::remove)
@@ -79,6 +83,7 @@ async fn append(journal: &mut Journal, shared: &Shared, group: &Group) -> Result
         let durable = *shared.durable.borrow();
         let Appended::FullUntil(needed) = journal.append(&records, durable)? else { return Ok(()) };
         shared.want_durable(super::Ticket(needed));
+        shared.room.notify_one();
         let (mut durable, mut stopped) = (shared.durable.subscribe(), shared.stopped.subscribe());
         tokio::select! {
             reached = durable.wait_for(|durable| *durable >= needed) => { reached.map_err(|_| closed())?; }

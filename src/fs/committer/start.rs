@@ -13,7 +13,7 @@ use super::state::{Marks, State};
 use super::tasks::Tasks;
 use super::{Committer, Shared};
 use crate::fs::db::Database;
-use crate::fs::journal::{Locked, Record};
+use crate::fs::journal::{self, Journal, Locked, Record};
 use crate::fs::key::{self, Key};
 use crate::fs::row::{Row, Superblock, Usage};
 use crate::fs::{FsError, committer::Batch};
@@ -61,7 +61,7 @@ impl Committer {
             Some(row) => Superblock::decode(&row)?,
             None => first_superblock(rand::random()),
         };
-        let locked = journal.map(Locked::lock).transpose()?;
+        let locked = journal.map(lock).transpose()?.flatten();
         let mut state = State::new(superblock, read_usage(&db).await?);
         if let Some(locked) = &locked {
             let superblock = state.superblock();
@@ -75,7 +75,7 @@ impl Committer {
         raise_epoch(&db, &mut state, &clock).await?;
         step(&failpoints, "fs.commit.after-epoch").await?;
         let first = state.last().0 + 1;
-        let redo = Redo::new(locked.map(|locked| locked.begin(db.incarnation(), db.epoch(), first)).transpose()?);
+        let redo = Redo::new(locked.and_then(|locked| begin(locked, &db, first)));
         let is_new = db.get(&key::inode(InodeNo::ROOT)).await?.is_none();
         let last = state.last().0;
         let progress = || watch::Sender::new(last);
@@ -83,13 +83,14 @@ impl Committer {
             next_inode: AtomicU64::new(state.superblock().next_inode),
             next_data: AtomicU64::new(state.superblock().next_data),
             generations: AtomicU64::new(0),
-            journaled: journal.is_some(),
+            journaled: redo.is_some(),
             written_ceiling: AtomicI64::new(state.superblock().time_ceiling.as_nanos()),
             state: Mutex::new(state),
             clock,
             settled,
             failpoints,
             queued: Notify::new(),
+            room: Notify::new(),
             wanted: progress(),
             applied: progress(),
             written: progress(),
@@ -102,6 +103,29 @@ impl Committer {
         let tasks = Mutex::new(Some(Tasks::start(&shared, redo)));
         Ok(Self { shared, tasks })
     }
+}
+
+/// The journal's lock; `None` where the disk takes no new journal. One that is there and cannot be opened may hold what was acknowledged.
+fn lock(base: &Path) -> Result<Option<Locked>, FsError> {
+    match Locked::lock(base) {
+        Ok(locked) => Ok(Some(locked)),
+        Err(error @ FsError::Internal(_)) if !journal::exists(base) => {
+            tracing::warn!(%error, "no journal can be made: while this volume is open every change waits for the object store; free space on the node");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The journal of this opening, unless the disk has no room for it: a full disk must not keep a volume from its pods. An older epoch's records
+/// may stay on the disk; they are never replayed again (R16).
+fn begin(locked: Locked, db: &Database, first: u64) -> Option<Journal> {
+    let begun = locked.begin(db.incarnation(), db.epoch(), first);
+    if let Err(error) = &begun {
+        tracing::warn!(%error, incarnation = %db.incarnation(),
+            "the journal cannot be begun: while this volume is open every change waits for the object store; free space on the node");
+    }
+    begun.ok()
 }
 
 /// Bytes of replayed batches that are written together.

@@ -71,7 +71,13 @@ async fn flush_until_error(shared: &Shared) -> FsError {
     loop {
         let durable = *shared.durable.borrow();
         let Ok(target) = wanted.wait_for(|wanted| *wanted > durable).await.map(|wanted| *wanted) else { return closed() };
-        if written.wait_for(|written| *written >= target).await.is_err() {
+        let all = written.wait_for(|written| *written >= target);
+        let written = tokio::select! {
+            written = all => written.is_ok(),
+            // What is wanted is behind a full journal, which has room again when what was written before is durable.
+            () = shared.room.notified() => true,
+        };
+        if !written {
             return closed();
         }
         if let Err(error) = shared.flush().await {

@@ -187,6 +187,44 @@ async fn a_failing_journal_means_waiting_for_the_store() {
     assert_eq!(inodes(&home.journaled().await).await, 3);
 }
 
+/// What is wanted durable may be behind a full journal, and the journal has room only when what is before it is durable.
+#[tokio::test]
+async fn a_full_journal_makes_room_for_who_waits_behind_it() {
+    let home = Home::new();
+    let committer = home.journaled().await;
+    // More than a segment, and little for the database: one row again and again.
+    let large = || {
+        let row = |n: u8| (key::inode(InodeNo(2)), Some(Bytes::from(vec![n; 4 << 20])));
+        Batch { rows: (0..9).map(row).collect(), ..Batch::default() }
+    };
+    for _ in 0..2 {
+        committer.applied(committer.submit(large()).unwrap()).await.unwrap();
+    }
+    let behind = committer.submit(large()).unwrap();
+    tokio::time::timeout(Duration::from_secs(30), committer.durable(behind)).await.expect("no deadlock").unwrap();
+}
+
+/// A disk with no room for a journal costs speed, not the volume (R16).
+#[tokio::test]
+async fn without_room_for_a_journal_every_change_waits_for_the_store() {
+    let home = Home::new();
+    std::os::unix::fs::symlink("/no/such/folder/segment", home.folder.path().join("journal.0")).unwrap();
+    let committer = home.journaled().await;
+    let before = home.place.bucket.requests().put;
+    committer.applied(committer.submit(row(2, 1)).unwrap()).await.unwrap();
+    assert!(home.place.bucket.requests().put > before, "applied has waited for the store");
+    committer.close().await.unwrap();
+    // Not even for the lock; but a journal that is there and cannot be opened holds what was acknowledged.
+    let file = home.folder.path().join("a file");
+    std::fs::write(&file, "").unwrap();
+    let committer = home.open(Some(&file.join("journal"))).await.unwrap();
+    committer.applied(committer.submit(row(3, 1)).unwrap()).await.unwrap();
+    committer.close().await.unwrap();
+    let folder = home.folder.path().join("folder");
+    std::fs::create_dir(&folder).unwrap();
+    assert!(home.open(Some(&folder)).await.is_err());
+}
+
 #[tokio::test]
 async fn a_fenced_committer_stops_for_good() {
     let home = Home::new();

@@ -101,6 +101,7 @@ impl Contents {
                 let progress = self.reclaim_masked(&node).await?;
                 drop(lock);
                 if progress == Progress::Done {
+                    // What the file left behind when it was removed meanwhile is an orphan of the next round.
                     return Ok(());
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -145,6 +146,10 @@ impl Contents {
         let data = row.data;
         let queued = self.committer.get(&key::orphan(data)).await?;
         let Some(queued) = queued.as_ref().map(|row| Orphan::decode(row)).transpose()? else { return Ok(Progress::Done) };
+        if row.nlink == 0 || queued.inode != Some(node.file.ino) {
+            // Removed meanwhile: the orphan has been queued anew without its inode, which is no more.
+            return Ok(Progress::Done);
+        }
         let rows = self.committer.scan(key::record(data, queued.from), key::records(data.next()), STEP_ROWS).await?;
         let done = rows.len() < STEP_ROWS;
         let (mut batch, mut delta, mut gone, mut next) = (Batch::default(), Delta::default(), Vec::new(), queued.from);

@@ -86,7 +86,7 @@ impl Rig {
         let mut batch = Batch { inodes: 1, ..Batch::default() };
         batch.put(key::inode(INO), &row);
         committer.submit(batch).unwrap();
-        let node = Arc::new(Node::new(INO, row));
+        let node = Arc::new(Node::new(INO, row, Ticket::default()));
         Self { place, family, keyring, cache, limits, committer, contents, node }
     }
 
@@ -97,7 +97,7 @@ impl Rig {
         self.cache = ChunkCache::memory(16 << 20);
         (self.committer, self.contents) = open(&self.place, self.family, &self.keyring, &self.cache, self.limits).await;
         let row = self.committer.get(&key::inode(INO)).await.unwrap().unwrap();
-        self.node = Arc::new(Node::new(INO, Inode::decode(&row).unwrap()));
+        self.node = Arc::new(Node::new(INO, Inode::decode(&row).unwrap(), Ticket::default()));
     }
 
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), FsError> {
@@ -187,11 +187,27 @@ impl Rig {
         assert_eq!((durable.size, durable.allocated), (row.size, row.allocated));
     }
 
+    pub async fn reclaim_of_nobody(&self) {
+        let mut broken = Default::default();
+        while self.contents.reclaim_round(&Nobody, &mut broken).await.unwrap() == Progress::More {}
+        assert!(broken.is_empty());
+    }
+
     pub async fn reclaim(&self) {
         let source = Source1(self.node.clone());
         let mut broken = Default::default();
         while self.contents.reclaim_round(&source, &mut broken).await.unwrap() == Progress::More {}
         assert!(broken.is_empty());
+    }
+}
+
+/// A table where every inode is gone.
+struct Nobody;
+
+#[async_trait::async_trait]
+impl NodeSource for Nobody {
+    async fn node(&self, _: InodeNo) -> Result<Option<Arc<Node>>, FsError> {
+        Ok(None)
     }
 }
 
@@ -332,6 +348,31 @@ async fn masks_hide_at_once_and_are_reclaimed() {
     let row = rig.node.row.read().clone();
     assert_eq!((row.masks.len(), row.allocated), (0, (199 << 12) + 5 + 4096));
     assert_eq!(rig.read(500 << 12, 8192).await, [vec![2; 4096], vec![0; 4096]].concat());
+}
+
+/// A removal between two steps over a file's masks: the file stays removed, and its space is given back once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_removed_while_its_masks_are_reclaimed_stays_removed() {
+    let rig = Rig::new(12, plain(), limits()).await;
+    rig.write(0, vec![1; 3000 << 12].into()).await.unwrap();
+    rig.contents.flush(&rig.node).await.unwrap();
+    rig.truncate(1 << 12).await.unwrap();
+    assert_eq!(rig.contents.reclaim_masked(&rig.node).await.unwrap(), Progress::More);
+    {
+        let _lock = rig.node.lock.lock().await;
+        let mut batch = Batch { inodes: -1, ..Batch::default() };
+        let row = rig.node.row.read().clone();
+        rig.contents.discard(&rig.node, &row, &mut batch).unwrap();
+        batch.delete(key::inode(INO));
+        rig.node.submitted(rig.committer.submit(batch).unwrap());
+        rig.node.row.write().nlink = 0;
+    }
+    assert_eq!(rig.contents.reclaim_masked(&rig.node).await.unwrap(), Progress::Done);
+    rig.reclaim_of_nobody().await;
+    assert!(rig.committer.get(&key::inode(INO)).await.unwrap().is_none());
+    assert_eq!(rig.committer.totals().allocated, 0);
+    assert!(rig.rows(key::orphan(DataId(0)), key::orphan(DataId(u64::MAX))).await.is_empty());
+    assert!(rig.rows(key::records(DataId(0)), key::records(DataId(u64::MAX))).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

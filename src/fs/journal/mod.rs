@@ -68,6 +68,15 @@ fn segment_path(base: &Path, index: usize) -> PathBuf {
     name.into()
 }
 
+/// Whether there is anything of a journal at `base`, or no telling.
+pub fn exists(base: &Path) -> bool {
+    let is_absent = |path: &Path| match path.symlink_metadata() {
+        Ok(_) => false,
+        Err(error) => matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory),
+    };
+    !(is_absent(base) && (0..2).all(|index| is_absent(&segment_path(base, index))))
+}
+
 impl Locked {
     /// Locks the journal at `base`, creating its lock file and folder.
     ///

@@ -178,7 +178,7 @@ impl Names {
         batch.put(key::inode(ino), &row);
         let hash = self.hash(name);
         batch.put(key::dir_entry(dir.file.ino, hash, n), &DirEntryRow { ino, kind, name: name.clone() });
-        let (node, ticket) = self.publish_new(batch, turn, Node::new(ino, row), dir)?;
+        let (node, ticket) = self.publish_new(batch, turn, Node::new(ino, row, Ticket::default()), dir)?;
         let grown = dir.entries.as_ref().map_or(0, |entries| entries.change(hash, n, Some(entry)));
         self.table.count_entries(dir, grown);
         Ok(Outcome { answer: Created { attr: node.attr(), dir: edit.publish() }, ticket: Some(ticket) })

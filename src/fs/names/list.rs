@@ -140,12 +140,13 @@ impl Names {
         let mut loaded = std::collections::HashMap::with_capacity(claimed.len());
         for (first, last) in clusters(&claimed) {
             let rows = self.committer.scan(key::inode(first), key::inode(InodeNo(last.0 + 1)), CLUSTER_ROWS as usize).await?;
+            let last = self.committer.last();
             for (key, row) in rows {
                 let Some(Key::Inode(ino)) = Key::parse(&key) else {
                     return Err(FsError::Corrupt("a key among the inodes is none of them".to_owned()));
                 };
                 if claimed.binary_search(&ino).is_ok() {
-                    loaded.insert(ino, claim.fill(Node::new(ino, Inode::decode(&row)?)));
+                    loaded.insert(ino, claim.fill(Node::new(ino, Inode::decode(&row)?, last)));
                 }
             }
         }

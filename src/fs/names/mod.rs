@@ -101,7 +101,7 @@ impl Names {
                 Slotted::Wait(ended) => ended.cancelled().await,
                 Slotted::Mine(mut claim) => {
                     let Some(row) = self.committer.get(&key::inode(ino)).await? else { return Ok(None) };
-                    return Ok(Some(claim.fill(Node::new(ino, Inode::decode(&row)?))));
+                    return Ok(Some(claim.fill(Node::new(ino, Inode::decode(&row)?, self.committer.last()))));
                 }
             }
         }

@@ -54,6 +54,27 @@ async fn names(fs: &Fs) -> BTreeSet<Vec<u8>> {
     }
 }
 
+/// Background flushes submit without waiting: when the node has left memory and comes back, a COMMIT must still wait for them.
+#[tokio::test]
+async fn a_node_that_comes_back_waits_for_what_was_submitted() {
+    let bucket = Bucket::memory();
+    let place = DbPlace { bucket, incarnation: Incarnation::random(), sealer: None, cache: DbCache::new(1 << 20) };
+    let fs = Place(place, Keyring::plain(PoolId::random())).open().await;
+    let created = fs.create(&Caller::root(), fs.root(), &name("file"), CreateHow::Guarded(SetAttr::default())).await.unwrap();
+    let file = created.attr.file;
+    let submitted = fs.names.committer.last();
+    fs.names.table.forget(file.ino);
+    let node = fs.names.load(file.ino).await.unwrap().unwrap();
+    assert!(node.last() >= submitted, "{:?} {submitted:?}", node.last());
+    // And so does a listing, which loads many.
+    fs.names.table.forget(file.ino);
+    drop(node);
+    let limit = ListLimit { entries: 10, bytes: 1000, entry_bytes: 10, with_attr: true };
+    fs.readdir(&Caller::root(), fs.root(), DirCookie(0), limit).await.unwrap();
+    let node = fs.names.table.peek(file.ino).unwrap();
+    assert!(node.last() >= submitted, "{:?} {submitted:?}", node.last());
+}
+
 #[tokio::test]
 async fn names_of_one_hash_live_side_by_side() {
     HASH_BITS.set(1);
