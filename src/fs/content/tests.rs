@@ -360,12 +360,7 @@ async fn what_is_removed_while_its_masks_are_reclaimed_stays_removed() {
     assert_eq!(rig.contents.reclaim_masked(&rig.node).await.unwrap(), Progress::More);
     {
         let _lock = rig.node.lock.lock().await;
-        let mut batch = Batch { inodes: -1, ..Batch::default() };
-        let row = rig.node.row.read().clone();
-        rig.contents.discard(&rig.node, &row, &mut batch).unwrap();
-        batch.delete(key::inode(INO));
-        rig.node.submitted(rig.committer.submit(batch).unwrap());
-        rig.node.row.write().nlink = 0;
+        rig.unlink_with(Batch::default()).unwrap();
     }
     assert_eq!(rig.contents.reclaim_masked(&rig.node).await.unwrap(), Progress::Done);
     rig.reclaim_of_nobody().await;
