@@ -154,12 +154,12 @@ pub fn listing() -> Outcome {
         "listing",
         240,
         r#"
-        before=$(df --output=iused . | tail -n 1)
+        before=$(figure iused)
         mkdir many; (cd many; seq 5000 | xargs touch); uncached
         equal "$(ls -U many | wc -l)" 5000 names; equal "$(ls many | sort -n | uniq | sha256sum)" "$(seq 5000 | sha256sum)" 'the names'
-        equal "$(df --output=iused . | tail -n 1)" $((before + 5001)) inodes
+        equal "$(figure iused)" $((before + 5001)) inodes
         ls -lU many >/dev/null; rm -rf many; [ ! -e many ]
-        equal "$(df --output=iused . | tail -n 1)" "$before" 'inodes after rm -rf'; df -h . | tail -n 1
+        equal "$(figure iused)" "$before" 'inodes after rm -rf'; df -h . | tail -n 1
         "#,
     )
 }

@@ -16,10 +16,12 @@ static AWAITED: Mutex<String> = Mutex::new(String::new());
 static STARTED: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
 /// `fails`: bash does not stop at a failing `! command`, so that nothing would be tested by one.
+/// `figure`: one of df's.
 /// `uncached`: what is read afterwards comes from the server, not from the client's cache.
 const PRELUDE: &str = r#"
 fails() { if "$@" 2>/dev/null; then echo "must fail, and does not: $*" >&2; exit 1; fi; }
 equal() { [ "$1" = "$2" ] || { echo "must be equal: $1 and $2 ($3)" >&2; exit 1; }; }
+figure() { df -B1 --output="$1" . | tail -n 1 | tr -d ' '; }
 uncached() { sync -f .; echo 3 > /proc/sys/vm/drop_caches; }
 "#;
 /// Scripts give seconds that suit an emulated processor with the machine to itself; it may have to share.

@@ -51,19 +51,15 @@ pub fn quota() -> Outcome {
         &volume.path,
         90,
         r#"
-        equal "$(df -B1 --output=size . | tail -n 1)" 16777216 size
+        equal "$(figure size)" 16777216 size
         dd if=/dev/urandom of=a bs=1M count=12 conv=fsync status=none
         if dd if=/dev/urandom of=b bs=1M count=12 conv=fsync status=none 2>/tmp/quota.err; then echo 'more was written than fits' >&2; exit 1; fi
         grep -q 'No space left' /tmp/quota.err
-        rm -f b a; dd if=/dev/urandom of=c bs=1M count=12 conv=fsync status=none; df -B1 --output=used . | tail -n 1
+        rm -f b a; dd if=/dev/urandom of=c bs=1M count=12 conv=fsync status=none; figure used
         "#,
     )?;
     driver.expand(&volume, 64 << 20)?;
-    sh(
-        &volume.path,
-        60,
-        "dd if=/dev/urandom of=d bs=1M count=40 conv=fsync status=none; equal $(df -B1 --output=size . | tail -n 1) 67108864 size",
-    )?;
+    sh(&volume.path, 60, "dd if=/dev/urandom of=d bs=1M count=40 conv=fsync status=none; equal $(figure size) 67108864 size")?;
     driver.remove(&volume)?;
     driver.stop()?;
     Ok(format!("{note} bytes used after rm and 12 MiB"))
