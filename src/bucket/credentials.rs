@@ -1,6 +1,7 @@
 //! What a store wants to know beside the URL.
 
 use super::BucketError;
+use super::folder::FolderStore;
 use super::url::{Place, PoolUrl};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
@@ -145,7 +146,7 @@ fn open_folder(url: &PoolUrl, path: &std::path::Path, folder: Folder) -> Result<
     }
     let store = LocalFileSystem::new_with_prefix(path).map_err(|e| super::error::of_store(url.as_str(), "", &e))?;
     // Without fsync an acknowledgement means nothing; without clean-up the folders of what was deleted would stay.
-    Ok(Arc::new(store.with_fsync(true).with_automatic_cleanup(true)))
+    Ok(Arc::new(FolderStore::new(store.with_fsync(true).with_automatic_cleanup(true), path)))
 }
 
 #[cfg(test)]

@@ -10,13 +10,14 @@
 //!   object's bytes are compared. What is written must therefore differ between writers (R1's nonce).
 //! - A read answers all bytes asked for or an error. What the bytes mean is for the layers above to verify.
 //!
-//! A crash may leave a staged file `<name>#<n>` beside an object of a folder store; listings do not show it, and the object
+//! A crash may leave a staged file `<name>#<n>` beside an object of a folder store (where [`folder`] stages any); listings do not show it, and the object
 //! itself is whole or absent. A cancelled put may still take effect.
 //!
 //! It does not cache, and knows nothing of what is stored.
 
 mod credentials;
 mod error;
+mod folder;
 mod guarded;
 mod limits;
 mod url;
