@@ -4,8 +4,8 @@
 //! ```text
 //!  submit ──> queue + overlay ──> drain task: journal, then one SlateDB write ──> flush task: one WAL object ──> store
 //!     │            │                  │                                              │
-//!  ordered,    visible to          applied                                       durable
-//!  Ticket      get and scan
+//!  ordered,    visible to          applied (who waits for it appends to          durable
+//!  Ticket      get and scan        the journal itself, if nobody else does)
 //! ```
 //!
 //! A batch is visible to [`Committer::get`] when [`Committer::submit`] returns, applied (it survives the process: in the journal) a little
@@ -16,6 +16,7 @@
 //! - `clock`: ctimes and their reserved ceiling (R8).
 //! - `start`: taking over a database: replay, epoch.
 //! - `tasks`: the drain and flush tasks.
+//! - `gather`: when the next flush begins.
 //! - `redo`: the journal, and doing without when it fails.
 //! - `reads`: reading through the overlay.
 //!
@@ -30,6 +31,7 @@
 //! It does not know what rows mean, and it has no timer: the owner flushes what stays [dirty](Committer::is_dirty) for too long.
 
 mod clock;
+mod gather;
 mod overlay;
 mod reads;
 mod redo;
@@ -50,7 +52,7 @@ use clock::Clock;
 use parking_lot::Mutex;
 use state::State;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering, fence};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
@@ -115,6 +117,8 @@ pub struct Committer {
 struct Shared {
     db: Database,
     state: Mutex<State>,
+    /// Locked before `state`, and for one write(2) to the journal at a time. Absent once the committer has ended.
+    redo: Mutex<Option<redo::Redo>>,
     clock: Clock,
     next_inode: AtomicU64,
     next_data: AtomicU64,
@@ -127,10 +131,13 @@ struct Shared {
     failpoints: Failpoints,
     /// Wakes the drain task: something is queued.
     queued: Notify,
+    /// The highest ticket that somebody wants durable.
+    wanted: AtomicU64,
+    demand: gather::Demand,
+    /// Wakes the flush task: something that is wanted is in SlateDB's memory.
+    due: Notify,
     /// Wakes the flush task: the drain task waits for room in the journal.
     room: Notify,
-    /// The highest ticket that somebody wants durable; wakes the flush task.
-    wanted: watch::Sender<u64>,
     /// The highest ticket in the journal; while the journal fails, in the store.
     applied: watch::Sender<u64>,
     /// The highest ticket in SlateDB's memory.
@@ -192,11 +199,18 @@ impl Committer {
         if !self.shared.journaled {
             return self.durable(ticket).await;
         }
+        if *self.shared.applied.borrow() < ticket.0 {
+            self.shared.log_now().await?;
+        }
         self.shared.reached(&self.shared.applied, ticket, "the journal").await
     }
 
     /// Waits until the batch is in the object store, starting a flush if none will cover it: one flush in flight, waiters join the next (R17).
     pub async fn durable(&self, ticket: Ticket) -> Result<(), FsError> {
+        if *self.shared.durable.borrow() >= ticket.0 {
+            return self.shared.check();
+        }
+        let _waiting = self.shared.demand.ask();
         self.shared.want_durable(ticket);
         self.shared.reached(&self.shared.durable, ticket, "the object store").await
     }
@@ -334,12 +348,14 @@ impl Shared {
         self.stopped.borrow().clone().map_or(Ok(()), Err)
     }
 
+    /// Has a flush cover the ticket. One that is not in SlateDB's memory yet is left to the drain task, which looks at what is wanted after
+    /// each write: waking the flush task for nothing would cost more than the rest of the call.
     fn want_durable(&self, ticket: Ticket) {
-        self.wanted.send_if_modified(|wanted| {
-            let more = ticket.0 > *wanted;
-            *wanted = (*wanted).max(ticket.0);
-            more
-        });
+        self.wanted.fetch_max(ticket.0, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if *self.written.borrow() >= ticket.0 {
+            self.due.notify_one();
+        }
     }
 
     /// Waits for `progress` to reach the ticket, the committer to stop, or the time limit. A stop wins over everything.

@@ -75,7 +75,7 @@ impl Committer {
         raise_epoch(&db, &mut state, &clock).await?;
         step(&failpoints, "fs.commit.after-epoch").await?;
         let first = state.last().0 + 1;
-        let redo = Redo::new(locked.and_then(|locked| begin(locked, &db, first)));
+        let redo = Redo::new(locked.and_then(|locked| begin(locked, &db, first)), first - 1);
         let is_new = db.get(&key::inode(InodeNo::ROOT)).await?.is_none();
         let last = state.last().0;
         let progress = || watch::Sender::new(last);
@@ -86,12 +86,15 @@ impl Committer {
             journaled: redo.is_some(),
             written_ceiling: AtomicI64::new(state.superblock().time_ceiling.as_nanos()),
             state: Mutex::new(state),
+            redo: Mutex::new(Some(redo)),
             clock,
             settled,
             failpoints,
             queued: Notify::new(),
+            wanted: AtomicU64::new(last),
+            demand: super::gather::Demand::default(),
+            due: Notify::new(),
             room: Notify::new(),
-            wanted: progress(),
             applied: progress(),
             written: progress(),
             durable: progress(),
@@ -100,7 +103,7 @@ impl Committer {
             is_new,
             db,
         });
-        let tasks = Mutex::new(Some(Tasks::start(&shared, redo)));
+        let tasks = Mutex::new(Some(Tasks::start(&shared)));
         Ok(Self { shared, tasks })
     }
 }

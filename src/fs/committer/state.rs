@@ -197,6 +197,12 @@ impl State {
         Some(Group { batches, last, bytes, superblock, usage })
     }
 
+    /// Queued batches after `seq`; none if batches between the two were taken from the queue.
+    pub fn queued_after(&self, seq: u64) -> &[Queued] {
+        let skipped = self.queue.first().and_then(|first| (seq + 1).checked_sub(first.seq)).and_then(|n| usize::try_from(n).ok());
+        skipped.and_then(|skipped| self.queue.get(skipped..)).unwrap_or_default()
+    }
+
     /// The group has reached SlateDB.
     pub fn written(&mut self, group: &Group) {
         let keys = group.batches.iter().flat_map(|queued| queued.batch.rows.iter().map(|(key, _)| key));
@@ -224,6 +230,12 @@ impl State {
 }
 
 impl Group {
+    /// The batches after `seq`.
+    pub fn after(&self, seq: u64) -> &[Queued] {
+        let from = self.batches.partition_point(|queued| queued.seq <= seq);
+        self.batches.get(from..).unwrap_or_default()
+    }
+
     /// The rows of the one SlateDB write: where batches set one row several times, in order.
     pub fn ops(&self) -> Ops {
         let rows = self.batches.iter().flat_map(|queued| queued.batch.rows.iter().cloned());
@@ -315,6 +327,20 @@ mod tests {
         state.submit(one(1, 1)).unwrap();
         state.submit(one(1, -2)).unwrap();
         assert!(matches!(state.submit(one(1, 1)), Err(FsError::Busy(_))), "what was given up is never referred to again");
+    }
+
+    #[test]
+    fn what_is_queued_after_a_batch_has_no_gap() {
+        let mut state = state();
+        for _ in 0..3 {
+            state.submit(Batch::default()).unwrap();
+        }
+        let after = |state: &State, seq| state.queued_after(seq).iter().map(|queued| queued.seq).collect::<Vec<_>>();
+        assert_eq!((after(&state, 0), after(&state, 2), after(&state, 3)), (vec![1, 2, 3], vec![3], vec![]));
+        let group = state.take(marks()).unwrap();
+        assert_eq!(group.after(1).iter().map(|queued| queued.seq).collect::<Vec<_>>(), [2, 3]);
+        state.submit(Batch::default()).unwrap();
+        assert_eq!((after(&state, 1), after(&state, 3)), (vec![], vec![4]), "batches 2 and 3 are being written and come first");
     }
 
     #[test]

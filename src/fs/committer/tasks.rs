@@ -1,32 +1,31 @@
 //! The drain task, the flush task, and closing.
 
+use super::gather::Gather;
 use super::redo::Redo;
 use super::state::{Group, Marks};
 use super::{Committer, Shared, Ticket, closed};
 use crate::fs::FsError;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use tokio::task::JoinHandle;
 
 /// The committer's tasks. They end when the committer stops.
 pub(super) struct Tasks {
-    drain: JoinHandle<Redo>,
+    drain: JoinHandle<()>,
     flush: JoinHandle<()>,
     watch: JoinHandle<()>,
 }
 
 impl Tasks {
-    pub fn start(shared: &Arc<Shared>, redo: Redo) -> Self {
+    pub fn start(shared: &Arc<Shared>) -> Self {
         let task = || shared.clone();
-        Self { drain: tokio::spawn(drain(task(), redo)), flush: tokio::spawn(flush(task())), watch: tokio::spawn(watch(task())) }
+        Self { drain: tokio::spawn(drain(task())), flush: tokio::spawn(flush(task())), watch: tokio::spawn(watch(task())) }
     }
 
-    /// Waits for the end, and gives the journal back.
-    async fn ended(self) -> Option<Redo> {
-        for task in [self.flush, self.watch] {
+    async fn ended(self) {
+        for task in [self.flush, self.watch, self.drain] {
             let _ = task.await;
         }
-        self.drain.await.ok()
     }
 }
 
@@ -40,18 +39,18 @@ async fn watch(shared: Arc<Shared>) {
 }
 
 /// Writes what is queued, all that is queued at a time: batches that came while one group was being written are the next.
-async fn drain(shared: Arc<Shared>, mut redo: Redo) -> Redo {
+async fn drain(shared: Arc<Shared>) {
     let mut stopped = shared.stopped.subscribe();
     loop {
         while let Some(group) = shared.take() {
-            if let Err(error) = shared.write(group, &mut redo).await {
+            if let Err(error) = shared.write(group).await {
                 shared.stop(error);
-                return redo;
+                return;
             }
         }
         tokio::select! {
             () = shared.queued.notified() => {}
-            _ = stopped.wait_for(Option::is_some) => return redo,
+            _ = stopped.wait_for(Option::is_some) => return,
         }
     }
 }
@@ -66,21 +65,16 @@ async fn flush(shared: Arc<Shared>) {
 }
 
 async fn flush_until_error(shared: &Shared) -> FsError {
-    let mut wanted = shared.wanted.subscribe();
-    let mut written = shared.written.subscribe();
+    let mut gather = Gather::new();
     loop {
-        let durable = *shared.durable.borrow();
-        let Ok(target) = wanted.wait_for(|wanted| *wanted > durable).await.map(|wanted| *wanted) else { return closed() };
-        let all = written.wait_for(|written| *written >= target);
-        let written = tokio::select! {
-            written = all => written.is_ok(),
-            // What is wanted is behind a full journal, which has room again when what was written before is durable.
-            () = shared.room.notified() => true,
-        };
-        if !written {
-            return closed();
+        let target = shared.wanted.load(Ordering::SeqCst);
+        if target <= *shared.durable.borrow() {
+            shared.due.notified().await;
+            continue;
         }
-        if let Err(error) = shared.flush().await {
+        shared.wait_until_written(target).await;
+        gather.wait(&shared.demand).await;
+        if let Err(error) = shared.flush(&mut gather).await {
             return error;
         }
     }
@@ -100,24 +94,43 @@ impl Shared {
         })
     }
 
-    async fn write(&self, group: Group, redo: &mut Redo) -> Result<(), FsError> {
-        redo.log(self, &group).await?;
+    /// Waits until SlateDB has a batch; what is wanted meanwhile does not put that off.
+    async fn wait_until_written(&self, target: u64) {
+        while *self.written.borrow() < target {
+            tokio::select! {
+                // The drain task tells.
+                () = self.due.notified() => {}
+                // What is wanted is behind a full journal, which has room again when what was written before is durable.
+                () = self.room.notified() => return,
+            }
+        }
+    }
+
+    async fn write(&self, group: Group) -> Result<(), FsError> {
+        self.log(&group).await?;
         self.step("fs.commit.before-write").await?;
         self.db.write(group.ops()).await?;
         self.step("fs.commit.after-write").await?;
         self.state.lock().written(&group);
         self.written_ceiling.store(group.superblock.time_ceiling.as_nanos(), Ordering::Release);
         self.written.send_replace(group.last);
+        // Either this sees what is wanted, or who wants it sees what is written.
+        fence(Ordering::SeqCst);
+        if self.wanted.load(Ordering::SeqCst) > *self.durable.borrow() {
+            self.due.notify_one();
+        }
         Ok(())
     }
 
-    async fn flush(&self) -> Result<(), FsError> {
+    async fn flush(&self, gather: &mut Gather) -> Result<(), FsError> {
+        gather.begin(&self.demand);
         let ceiling = self.written_ceiling.load(Ordering::Acquire);
         let covered = *self.written.borrow();
         self.step("fs.commit.before-flush").await?;
         self.db.flush().await?;
         self.step("fs.commit.after-flush").await?;
         self.clock.raised(crate::types::Timestamp::from_nanos(ceiling));
+        gather.end(&self.demand);
         self.durable.send_replace(covered);
         self.raise_applied(covered);
         Ok(())
@@ -142,7 +155,9 @@ impl Committer {
         self.shared.stop(closed());
         let tasks = self.tasks.lock().take();
         if let Some(tasks) = tasks {
-            drop(tasks.ended().await);
+            tasks.ended().await;
+            // Lets go of the journal for the next opening on this node.
+            self.shared.redo.lock().take();
         }
     }
 
@@ -154,10 +169,10 @@ impl Committer {
         let flushed = self.durable(last).await;
         self.shared.stop(closed());
         let tasks = self.tasks.lock().take();
-        let redo = match tasks {
-            Some(tasks) => tasks.ended().await,
-            None => None,
-        };
+        if let Some(tasks) = tasks {
+            tasks.ended().await;
+        }
+        let redo = self.shared.redo.lock().take();
         flushed?;
         self.shared.step("fs.commit.before-close").await?;
         self.shared.db.close().await?;

@@ -152,6 +152,31 @@ async fn the_journal_brings_back_what_was_applied() {
     assert_eq!(inodes(&home.plain().await).await, 48);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_many_tasks_applied_at_once_is_in_the_journal_without_a_gap() {
+    let home = Home::new();
+    let committer = Arc::new(home.journaled().await);
+    let before = committer.last();
+    let task = |first: u64| {
+        let committer = committer.clone();
+        async move {
+            for n in first..first + 50 {
+                committer.applied(committer.submit(row(n, n)).unwrap()).await.unwrap();
+                if n % 20 == 0 {
+                    committer.durable(committer.last()).await.unwrap();
+                }
+            }
+        }
+    };
+    let tasks: Vec<_> = (0..8).map(|n| tokio::spawn(task(1000 * (n + 1)))).collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(committer.last().0, before.0 + 400);
+    committer.abandon().await;
+    assert_eq!(inodes(&home.journaled().await).await, 400);
+}
+
 #[tokio::test]
 async fn a_journal_of_a_lost_epoch_is_discarded() {
     let home = Home::new();
@@ -198,8 +223,10 @@ async fn a_full_journal_makes_room_for_who_waits_behind_it() {
         Batch { rows: (0..9).map(row).collect(), ..Batch::default() }
     };
     for _ in 0..2 {
+        committer.ready().await.unwrap();
         committer.applied(committer.submit(large()).unwrap()).await.unwrap();
     }
+    committer.ready().await.unwrap();
     let behind = committer.submit(large()).unwrap();
     tokio::time::timeout(Duration::from_secs(30), committer.durable(behind)).await.expect("no deadlock").unwrap();
 }

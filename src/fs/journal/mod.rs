@@ -24,6 +24,7 @@ pub use record::{Record, RecordRef, decode_record};
 use super::FsError;
 use crate::types::{Epoch, Incarnation};
 use rustix::fs::FlockOperation;
+pub(in crate::fs) use segment::Encoded;
 use segment::{Header, Segment};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
@@ -147,19 +148,40 @@ impl Journal {
     /// The disk's. The journal then ends before these records, and takes no more until [`Self::restart`].
     pub fn append(&mut self, records: &[RecordRef<'_>], durable: u64) -> Result<Appended, FsError> {
         let Some(first) = records.first() else { return Ok(Appended::Done) };
-        if self.active.bytes() >= SEGMENT_BYTES_MAX {
-            if self.other_last > durable {
-                return Ok(Appended::FullUntil(self.other_last));
-            }
-            let header = Header { incarnation: self.incarnation, epoch: self.epoch, first: first.seq };
-            let index = 1 - self.index;
-            let next = Segment::create(&segment_path(&self.base, index), &header)?;
-            self.other_last = self.active.last();
-            self.active = next;
-            self.index = index;
+        match self.make_room(first.seq, durable)? {
+            Appended::Done => {}
+            full @ Appended::FullUntil(_) => return Ok(full),
         }
-        self.active.append(records)?;
+        let encoded = self.encode(records)?;
+        self.write(encoded)?;
         Ok(Appended::Done)
+    }
+
+    /// The first step of an append: a segment to append to, the next one if need be. `first`: the batch that is appended next.
+    pub fn make_room(&mut self, first: u64, durable: u64) -> Result<Appended, FsError> {
+        if self.active.bytes() < SEGMENT_BYTES_MAX {
+            return Ok(Appended::Done);
+        }
+        if self.other_last > durable {
+            return Ok(Appended::FullUntil(self.other_last));
+        }
+        let header = Header { incarnation: self.incarnation, epoch: self.epoch, first };
+        let index = 1 - self.index;
+        let next = Segment::create(&segment_path(&self.base, index), &header)?;
+        self.other_last = self.active.last();
+        self.active = next;
+        self.index = index;
+        Ok(Appended::Done)
+    }
+
+    /// The second step: the bytes of the records. Touches no disk.
+    pub fn encode(&self, records: &[RecordRef<'_>]) -> Result<Encoded, FsError> {
+        self.active.encode(records)
+    }
+
+    /// The last step. Between the steps nothing else is appended.
+    pub fn write(&mut self, encoded: Encoded) -> Result<(), FsError> {
+        self.active.write(encoded)
     }
 
     /// Empties a journal that had failed. The object store has every batch before `first`.

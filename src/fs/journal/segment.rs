@@ -40,6 +40,13 @@ pub(super) struct Segment {
     last: u64,
 }
 
+/// Records as bytes, to be written where the segment they were encoded for ends.
+pub(in crate::fs) struct Encoded {
+    bytes: Vec<u8>,
+    chain: Checksum,
+    last: u64,
+}
+
 fn checksum(parts: &[&[u8]]) -> Checksum {
     let mut hasher = blake3::Hasher::new();
     for part in parts {
@@ -77,8 +84,8 @@ impl Segment {
         self.last
     }
 
-    /// All of the records with one write, or none.
-    pub fn append(&mut self, records: &[RecordRef<'_>]) -> Result<(), FsError> {
+    /// The bytes of records that follow what is in the segment.
+    pub fn encode(&self, records: &[RecordRef<'_>]) -> Result<Encoded, FsError> {
         let mut out = Vec::new();
         let mut chain = self.chain;
         for record in records {
@@ -92,14 +99,20 @@ impl Segment {
             head.put_u32_le(length);
             head.put_slice(&chain);
         }
-        if let Err(error) = self.file.write_all_at(&out, self.bytes) {
+        Ok(Encoded { bytes: out, chain, last: records.last().map_or(self.last, |record| record.seq) })
+    }
+
+    /// All of the records with one write, or none.
+    pub fn write(&mut self, encoded: Encoded) -> Result<(), FsError> {
+        let Encoded { bytes, chain, last } = encoded;
+        if let Err(error) = self.file.write_all_at(&bytes, self.bytes) {
             // What was written of it ends nowhere: a torn tail, should cutting it off fail too.
             let _ = self.file.set_len(self.bytes);
             return Err(io("appending to", &self.path, &error));
         }
-        self.bytes += out.len() as u64;
+        self.bytes += bytes.len() as u64;
         self.chain = chain;
-        self.last = records.last().map_or(self.last, |record| record.seq);
+        self.last = last;
         Ok(())
     }
 }
