@@ -4,7 +4,7 @@
 use super::FsError;
 use super::api::*;
 use super::dataset::{Fs, Promise};
-use super::names::{Done, Removal, Turn};
+use super::names::{Done, Listed, Removal, Turn};
 use super::permission;
 use crate::types::{EntryName, Timestamp};
 use bytes::Bytes;
@@ -216,10 +216,11 @@ impl FileSystem for Fs {
 
     async fn readdir(&self, caller: &Caller, dir: FileRef, after: DirCookie, limit: ListLimit) -> Result<Listing, FsError> {
         let _call = self.gate.enter()?;
-        let (listing, dir) = self.names.readdir(caller, dir, after, limit).await?;
+        let Listed { listing, dir, seen } = self.names.readdir(caller, dir, after, limit).await?;
         self.observe(&dir).await?;
         if self.writes_through() && limit.with_attr {
             self.observe_all(&listing.entries).await?;
+            self.names.committer.durable(seen).await?;
         }
         Ok(listing)
     }

@@ -45,6 +45,11 @@ impl Node {
         }
     }
 
+    /// What stays of a node that leaves memory: nothing of its content is waiting to be flushed.
+    pub fn into_parts(self) -> (Inode, Ticket, Option<Box<Entries>>) {
+        (self.row.into_inner(), Ticket(self.last.into_inner()), self.entries)
+    }
+
     /// The row to put into a batch: `row` with the size and allocation that the batches so far back, because a size is never ahead of the data.
     pub fn stored(&self, row: &Inode) -> Inode {
         self.content.stored(row)

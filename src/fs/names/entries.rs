@@ -255,6 +255,19 @@ impl Entries {
         known.complete.then(|| rest.take(max).map(|(hash, e)| (hash, e.clone())).collect())
     }
 
+    /// Whether all entries are known.
+    pub fn is_complete(&self) -> bool {
+        self.known.read().complete
+    }
+
+    /// The inodes of up to `max` entries from a position on, when the directory is complete.
+    pub fn list_inos(&self, from: Position, max: usize) -> Option<Vec<InodeNo>> {
+        let known = self.known.read();
+        let buckets = known.complete.then(|| known.buckets.range(from.0..))?;
+        let entries = buckets.flat_map(|(hash, bucket)| bucket.entries().iter().map(|e| (*hash, e)));
+        Some(entries.skip_while(|(hash, e)| (*hash, e.n) < from).take(max).map(|(_, e)| e.ino).collect())
+    }
+
     /// Whether so many single looks missed that reading all of the directory would have cost no more. A row of a scan is taken to
     /// cost a sixteenth of a look: an estimate, not measured.
     pub fn worth_reading_all(&self, entries: u64) -> bool {

@@ -1,19 +1,26 @@
 //! READDIR and READDIRPLUS.
 //!
 //! Entries come in the order of their cookies, which is that of their keys (R21): an entry that is there all the time is listed exactly once
-//! whatever is created and removed meanwhile. A directory read from end to end without a change becomes complete in memory.
+//! whatever is created and removed meanwhile. A directory read from end to end without a change becomes complete in memory; one of usual size
+//! is read whole when its listing begins.
+//!
+//! Attributes come from memory, and otherwise from the inodes' rows. Names are in the order of their hashes, inode numbers are not, so that the
+//! inodes of one page lie all over a large directory: rows are read for as many entries ahead as memory holds, in order of inode number, where
+//! neighbours share a scan.
 
 use super::Names;
 use super::entries::{Entry, Position};
-use super::lookup::decode_entry;
+use super::lookup::{READ_ALL_MAX, decode_entry};
 use crate::fs::FsError;
-use crate::fs::api::{Caller, DirCookie, DirEntry, FileRef, ListLimit, Listing};
+use crate::fs::api::{Attr, Caller, DirCookie, DirEntry, FileRef, ListLimit, Listing};
+use crate::fs::committer::Ticket;
 use crate::fs::key::{self, Key, NameHash};
-use crate::fs::node::Node;
+use crate::fs::node::{Node, attr};
 use crate::fs::permission;
 use crate::fs::row::{Inode, Row};
 use crate::types::InodeNo;
 use bytes::Bytes;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Inodes whose numbers are no further apart are read with one scan: a row that is read in vain costs less than another look.
@@ -22,6 +29,8 @@ const CLUSTER_GAP: u64 = 16;
 const CLUSTER_ROWS: u64 = 4096;
 /// Most entries fetched at a time, whatever the caller's limit.
 const FETCH_MAX: usize = 8192;
+/// Most inodes whose rows are read ahead of a listing: what one call of it waits for.
+const AHEAD_MAX: usize = 16_384;
 
 /// The entries of one answer, up to its limit.
 struct Page {
@@ -53,14 +62,16 @@ impl Page {
     }
 }
 
+/// What a page of a directory is answered with.
+pub struct Listed {
+    pub listing: Listing,
+    pub dir: Arc<Node>,
+    /// The last batch that the attributes may show, where no node in memory tells (R15).
+    pub seen: Ticket,
+}
+
 impl Names {
-    pub async fn readdir(
-        &self,
-        caller: &Caller,
-        dir: FileRef,
-        after: DirCookie,
-        limit: ListLimit,
-    ) -> Result<(Listing, Arc<Node>), FsError> {
+    pub async fn readdir(&self, caller: &Caller, dir: FileRef, after: DirCookie, limit: ListLimit) -> Result<Listed, FsError> {
         let dir = self.directory(dir).await?;
         permission::require(caller, &dir.row.read(), permission::READ)?;
         let mut from = key::position_after(after).ok_or(FsError::BadCookie)?;
@@ -70,6 +81,9 @@ impl Names {
         }
         if after.0 < 2 {
             page.add(Bytes::from_static(b".."), dir.row.read().parent, DirCookie(2));
+            if self.is_worth_reading_whole(&dir, page.wanted()) {
+                self.read_all(&dir).await?;
+            }
         }
         let mut more = true;
         while more && !page.full {
@@ -82,11 +96,16 @@ impl Names {
                 from = key::position_after(cookie).unwrap_or(from);
             }
         }
-        if limit.with_attr {
-            self.attach(&mut page.entries).await?;
-        }
+        let seen = if limit.with_attr { self.attach(&dir, from, &mut page.entries).await? } else { Ticket::default() };
         let listing = Listing { entries: page.entries, eof: !page.full, dir: dir.attr() };
-        Ok((listing, dir))
+        Ok(Listed { listing, dir, seen })
+    }
+
+    /// Whether a listing that begins reads the directory at once: one that has more pages, and that memory holds.
+    fn is_worth_reading_whole(&self, dir: &Node, page: usize) -> bool {
+        let size = dir.row.read().size;
+        let fits = size <= READ_ALL_MAX.min(self.table.directory_max() as u64);
+        size > page as u64 && fits && dir.entries.as_ref().is_some_and(|entries| !entries.is_complete())
     }
 
     /// Up to `max` entries from a position on; fewer at the end of the directory.
@@ -105,52 +124,67 @@ impl Names {
         Ok(fetched)
     }
 
-    /// Gives entries their objects' attributes: from memory, the others with as few scans as their numbers allow.
-    async fn attach(&self, entries: &mut [DirEntry]) -> Result<(), FsError> {
-        let shown = |node: &Node| Some(node.attr()).filter(|attr| attr.nlink > 0);
+    /// Gives entries their objects' attributes: from memory, the others with as few scans as their numbers allow. `next`: where the page ends.
+    async fn attach(&self, dir: &Node, next: Position, entries: &mut [DirEntry]) -> Result<Ticket, FsError> {
+        let mut seen = Ticket::default();
         let mut missing = Vec::new();
         for (at, entry) in entries.iter_mut().enumerate() {
-            match self.table.peek(entry.ino) {
-                Some(node) => entry.attr = shown(&node),
+            match self.table.shown(entry.ino) {
+                Some(shown) => {
+                    entry.attr = shown.attr;
+                    seen = seen.max(shown.last);
+                }
                 None => missing.push(at),
             }
         }
         if missing.is_empty() {
-            return Ok(());
+            return Ok(seen);
         }
-        let loaded = self.load_many(missing.iter().map(|at| entries[*at].ino)).await?;
+        let wanted: Vec<InodeNo> = missing.iter().map(|at| entries[*at].ino).collect();
+        let found = self.read_rows(&wanted, self.ahead(dir, next, wanted.len())).await?;
         for at in missing {
-            // What another task was loading, or was thrown out again at once.
             let entry = &mut entries[at];
-            let node = match loaded.get(&entry.ino) {
-                Some(node) => Some(node.clone()),
-                None => self.load(entry.ino).await?,
-            };
-            entry.attr = node.and_then(|node| shown(&node));
+            // A row that is not there is an object that was removed meanwhile. One that is there may have several names here.
+            entry.attr = found.get(&entry.ino).copied();
         }
-        Ok(())
+        // What the rows show was submitted by now.
+        Ok(self.committer.last())
     }
 
-    async fn load_many(
-        &self,
-        inos: impl Iterator<Item = InodeNo>,
-    ) -> Result<std::collections::HashMap<InodeNo, Arc<Node>>, FsError> {
-        let mut claim = self.table.claim(inos);
-        let claimed = claim.inos();
-        let mut loaded = std::collections::HashMap::with_capacity(claimed.len());
-        for (first, last) in clusters(&claimed) {
+    /// The inodes that a listing is going to want next, if the directory is complete in memory: as many as may rest beside the page's own
+    /// without driving each other out.
+    fn ahead(&self, dir: &Node, next: Position, page: usize) -> Vec<InodeNo> {
+        let room = (self.table.rows_max() / 4 * 3).saturating_sub(page).min(AHEAD_MAX);
+        dir.entries.as_ref().and_then(|entries| entries.list_inos(next, room)).unwrap_or_default()
+    }
+
+    /// Attributes of `wanted`. Reads the rows of the inodes `ahead` too, which then rest in memory.
+    async fn read_rows(&self, wanted: &[InodeNo], ahead: Vec<InodeNo>) -> Result<HashMap<InodeNo, Attr>, FsError> {
+        let asker = self.table.asker();
+        let mut inos = ahead;
+        inos.retain(|ino| self.table.ask(*ino, asker));
+        for ino in wanted {
+            self.table.ask(*ino, asker);
+        }
+        inos.extend_from_slice(wanted);
+        inos.sort_unstable();
+        inos.dedup();
+        let mut found: HashMap<InodeNo, Attr> = HashMap::with_capacity(wanted.len());
+        for (first, last) in clusters(&inos) {
             let rows = self.committer.scan(key::inode(first), key::inode(InodeNo(last.0 + 1)), CLUSTER_ROWS as usize).await?;
-            let last = self.committer.last();
+            let submitted = self.committer.last();
             for (key, row) in rows {
                 let Some(Key::Inode(ino)) = Key::parse(&key) else {
                     return Err(FsError::Corrupt("a key among the inodes is none of them".to_owned()));
                 };
-                if claimed.binary_search(&ino).is_ok() {
-                    loaded.insert(ino, claim.fill(Node::new(ino, Inode::decode(&row)?, last)));
+                if inos.binary_search(&ino).is_ok() {
+                    let row = Inode::decode(&row)?;
+                    found.insert(ino, attr(FileRef { ino, generation: row.generation }, &row));
+                    self.table.rest(ino, asker, row, submitted);
                 }
             }
         }
-        Ok(loaded)
+        Ok(found)
     }
 }
 

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 
 /// The largest directory that is read whole because looks at single names missed often, in entries; beyond, the wait would be felt.
-const READ_ALL_MAX: u64 = 65_536;
+pub(super) const READ_ALL_MAX: u64 = 65_536;
 /// Rows asked of the database at a time.
 pub(super) const SCAN_ROWS: usize = 4096;
 
@@ -96,7 +96,7 @@ impl Names {
     }
 
     /// Makes a directory complete in memory, unless it changes meanwhile or somebody reads it already.
-    async fn read_all(&self, dir: &Node) -> Result<(), FsError> {
+    pub(super) async fn read_all(&self, dir: &Node) -> Result<(), FsError> {
         let Some(entries) = &dir.entries else { return Ok(()) };
         let Some(_reading) = entries.start_reading() else { return Ok(()) };
         let version = entries.version();

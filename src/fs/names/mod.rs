@@ -1,6 +1,6 @@
 //! The name space of a dataset: inodes by number, directories by name, and every operation that changes either.
 //!
-//! Nouns: a *node* is an inode in memory, one at most of each ([`table`]); an *entry* leads from a directory and a name to an inode, and is kept
+//! Nouns: a *node* is an inode in memory, one at most of each ([`table`]), a *resting* row one of an inode without a node ([`rested`]); an *entry* leads from a directory and a name to an inode, and is kept
 //! under the name's keyed hash and a number `n` that tells names of one hash apart (R21, [`entries`]); a *turn* is the right to do a call that
 //! must not be done twice (R20, [`ring`]).
 //!
@@ -25,12 +25,14 @@ mod list;
 mod lookup;
 mod remove;
 mod rename;
+mod rested;
 mod ring;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub use entries::Entries;
+pub use list::Listed;
 pub use lookup::NameHasher;
 pub use remove::Removal;
 pub use ring::{Done, First, Ring, Turn};
@@ -99,9 +101,11 @@ impl Names {
             match self.table.slot(ino) {
                 Slotted::Ready(node) => return Ok(Some(node)),
                 Slotted::Wait(ended) => ended.cancelled().await,
-                Slotted::Mine(mut claim) => {
+                Slotted::Mine(claim) => {
                     let Some(row) = self.committer.get(&key::inode(ino)).await? else { return Ok(None) };
-                    return Ok(Some(claim.fill(Node::new(ino, Inode::decode(&row)?, self.committer.last()))));
+                    // What changed it was submitted by now.
+                    let last = self.committer.last();
+                    return Ok(Some(claim.fill(Node::new(ino, Inode::decode(&row)?, last))));
                 }
             }
         }

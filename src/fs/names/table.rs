@@ -1,16 +1,20 @@
-//! The inode table: at most one [`Node`] of an inode in this process, found by number.
+//! The inode table: at most one [`Node`] of an inode in this process, found by number, and the rows of inodes without one ([`super::rested`]).
 //!
-//! Bounded: a clock per shard drops nodes that nobody uses. A node that somebody holds, or whose content waits to be flushed, stays: a second
-//! node of the same inode would lose its changes.
+//! Bounded: a clock per shard drops nodes that nobody uses, and keeps their rows a while longer. A node that somebody holds, or whose content
+//! waits to be flushed, stays: a second node of the same inode would lose its changes.
 
-use super::entries::Forget;
-use crate::fs::node::Node;
+use super::entries::{Entries, Forget};
+use super::rested::{ROW_BYTES, Rested, Resting};
+use crate::fs::api::{Attr, FileRef};
+use crate::fs::committer::Ticket;
+use crate::fs::node::{Node, attr};
+use crate::fs::row::Inode;
 use crate::types::InodeNo;
 use parking_lot::Mutex;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio_util::sync::CancellationToken;
 
 const SHARDS: usize = 32;
@@ -23,7 +27,7 @@ pub const ENTRY_BYTES: u64 = 128;
 
 /// Inode numbers are counted up: they need no hashing beyond spreading over the map's upper bits.
 #[derive(Default)]
-struct Spread(u64);
+pub struct Spread(u64);
 
 impl Hasher for Spread {
     fn finish(&self) -> u64 {
@@ -46,15 +50,17 @@ enum Slot {
     Loading(CancellationToken),
 }
 
-#[derive(Default)]
 struct Shard {
     slots: HashMap<u64, Slot, BuildHasherDefault<Spread>>,
     clock: VecDeque<u64>,
+    rested: Rested,
 }
 
 pub struct Table {
     shards: Vec<Mutex<Shard>>,
     shard_nodes_max: usize,
+    rows_max: usize,
+    askers: AtomicU64,
     /// Directory entries known, over all directories.
     entries: AtomicUsize,
     entries_max: usize,
@@ -69,44 +75,50 @@ pub enum Slotted {
     Wait(CancellationToken),
 }
 
-/// The right to load inodes. What was not [filled](Self::fill) when it is dropped is free to be loaded by another.
+/// The right to load an inode. Dropped before it is [filled](Self::fill), it is free to be loaded by another.
 pub struct Claim {
     table: Arc<Table>,
-    inos: HashSet<InodeNo>,
+    ino: InodeNo,
     ended: CancellationToken,
+    filled: bool,
 }
 
 impl Claim {
-    /// Puts a loaded node in its place.
-    pub fn fill(&mut self, node: Node) -> Arc<Node> {
-        self.inos.remove(&node.file.ino);
+    /// Puts the loaded node in its place.
+    pub fn fill(mut self, node: Node) -> Arc<Node> {
+        self.filled = true;
         self.table.insert(node)
-    }
-
-    /// What is still to be loaded, in ascending order.
-    pub fn inos(&self) -> Vec<InodeNo> {
-        let mut inos: Vec<_> = self.inos.iter().copied().collect();
-        inos.sort_unstable();
-        inos
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        for ino in &self.inos {
-            self.table.shard(*ino).lock().slots.remove(&ino.0);
+        if !self.filled {
+            self.table.shard(self.ino).lock().slots.remove(&self.ino.0);
         }
         self.ended.cancel();
     }
 }
 
+/// What a listing shows of an inode.
+pub struct Shown {
+    /// Absent: the inode is no more.
+    pub attr: Option<Attr>,
+    /// The last batch that changed it, where no node tells (R15).
+    pub last: Ticket,
+}
+
 impl Table {
-    /// Half of `bytes` for nodes, half for directory entries.
+    /// Half of `bytes` for directory entries, a quarter for nodes, a quarter for rows without one.
     pub fn new(bytes: u64) -> Self {
         let count = |bytes: u64, each: u64| usize::try_from(bytes / each).unwrap_or(usize::MAX);
+        let shard_rows = (count(bytes / 4, ROW_BYTES) / SHARDS).max(16);
+        let shard = || Shard { slots: HashMap::default(), clock: VecDeque::new(), rested: Rested::new(shard_rows) };
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            shard_nodes_max: (count(bytes / 2, NODE_BYTES) / SHARDS).max(16),
+            shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
+            shard_nodes_max: (count(bytes / 4, NODE_BYTES) / SHARDS).max(16),
+            rows_max: shard_rows * SHARDS,
+            askers: AtomicU64::new(0),
             entries: AtomicUsize::new(0),
             entries_max: count(bytes / 2, ENTRY_BYTES).max(1024),
         }
@@ -127,61 +139,86 @@ impl Table {
         }
     }
 
-    /// The node, or the right or the wait for loading it.
+    /// The node, or the right or the wait for loading it. A row at rest becomes a node without a look at the database.
     pub fn slot(self: &Arc<Self>, ino: InodeNo) -> Slotted {
         let mut shard = self.shard(ino).lock();
         match shard.slots.get_mut(&ino.0) {
             Some(Slot::Ready { node, used }) => {
                 *used = true;
-                Slotted::Ready(node.clone())
+                return Slotted::Ready(node.clone());
             }
-            Some(Slot::Loading(ended)) => Slotted::Wait(ended.clone()),
-            None => {
-                let ended = CancellationToken::new();
-                shard.slots.insert(ino.0, Slot::Loading(ended.clone()));
-                Slotted::Mine(Claim { table: self.clone(), inos: HashSet::from([ino]), ended })
+            Some(Slot::Loading(ended)) => return Slotted::Wait(ended.clone()),
+            None => {}
+        }
+        if let Some(Resting { row, last }) = shard.rested.take(ino.0) {
+            let (node, dropped) = shard.insert(Node::new(ino, row, last), self.shard_nodes_max);
+            drop(shard);
+            self.left(&dropped);
+            return Slotted::Ready(node);
+        }
+        let ended = CancellationToken::new();
+        shard.slots.insert(ino.0, Slot::Loading(ended.clone()));
+        Slotted::Mine(Claim { table: self.clone(), ino, ended, filled: false })
+    }
+
+    /// What is known of an inode without making a node of it; `None`: look at the database. Does not count as use: a long listing would
+    /// otherwise drive out the nodes that are worked with.
+    pub fn shown(&self, ino: InodeNo) -> Option<Shown> {
+        let shard = self.shard(ino).lock();
+        match shard.slots.get(&ino.0) {
+            Some(Slot::Ready { node, .. }) => {
+                Some(Shown { attr: Some(node.attr()).filter(|attr| attr.nlink > 0), last: Ticket::default() })
             }
+            Some(Slot::Loading(_)) => None,
+            None => shard.rested.get(ino.0).map(|resting| Shown { attr: Some(row_attr(ino, &resting.row)), last: resting.last }),
         }
     }
 
-    /// Claims those of the inodes that are neither in memory nor being loaded.
-    pub fn claim(self: &Arc<Self>, inos: impl Iterator<Item = InodeNo>) -> Claim {
-        let mut claim = Claim { table: self.clone(), inos: HashSet::new(), ended: CancellationToken::new() };
-        for ino in inos {
-            let mut shard = self.shard(ino).lock();
-            if let std::collections::hash_map::Entry::Vacant(slot) = shard.slots.entry(ino.0) {
-                slot.insert(Slot::Loading(claim.ended.clone()));
-                claim.inos.insert(ino);
-            }
-        }
-        claim
+    /// A number for who is about to read rows for [`Self::rest`].
+    pub fn asker(&self) -> u64 {
+        self.askers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Before an inode's row is read by `asker`. `false`: it is in memory, or somebody loads it.
+    pub fn ask(&self, ino: InodeNo, asker: u64) -> bool {
+        let mut shard = self.shard(ino).lock();
+        !shard.slots.contains_key(&ino.0) && shard.rested.ask(ino.0, asker)
+    }
+
+    /// Takes over a row that `asker` has read, if it is still what the inode is.
+    pub fn rest(&self, ino: InodeNo, asker: u64, row: Inode, last: Ticket) {
+        self.shard(ino).lock().rested.answer(ino.0, asker, Resting { row, last });
+    }
+
+    /// Most rows that rest at a time.
+    pub fn rows_max(&self) -> usize {
+        self.rows_max
     }
 
     /// Adds a node that is new or was claimed.
     pub fn insert(&self, node: Node) -> Arc<Node> {
-        let node = Arc::new(node);
-        let ino = node.file.ino.0;
         let mut shard = self.shard(node.file.ino).lock();
-        let dropped = shard.make_room(self.shard_nodes_max);
-        shard.slots.insert(ino, Slot::Ready { node: node.clone(), used: false });
-        shard.clock.push_back(ino);
-        shard.prune_clock();
+        let (node, dropped) = shard.insert(node, self.shard_nodes_max);
         drop(shard);
-        dropped.iter().for_each(|node| self.left(node));
+        self.left(&dropped);
         node
     }
 
     /// The inode is no more. Its number may still be asked for; the database then says that it does not exist.
     pub fn forget(&self, ino: InodeNo) {
         let mut shard = self.shard(ino).lock();
-        if let Some(Slot::Ready { node, .. }) = shard.slots.remove(&ino.0) {
-            drop(shard);
-            self.left(&node);
+        shard.rested.take(ino.0);
+        let removed = shard.slots.remove(&ino.0);
+        drop(shard);
+        if let Some(Slot::Ready { node, .. }) = removed
+            && let Some(entries) = &node.entries
+        {
+            self.entries.fetch_sub(entries.forget(Forget::Gone), Ordering::Relaxed);
         }
     }
 
-    fn left(&self, node: &Node) {
-        if let Some(entries) = &node.entries {
+    fn left(&self, directories: &[Entries]) {
+        for entries in directories {
             self.entries.fetch_sub(entries.forget(Forget::Gone), Ordering::Relaxed);
         }
     }
@@ -228,9 +265,36 @@ impl Table {
     pub fn directory_max(&self) -> usize {
         self.entries_max / 2
     }
+
+    /// Nodes in memory.
+    #[cfg(test)]
+    pub fn nodes(&self) -> usize {
+        self.shards.iter().map(|s| s.lock().slots.len()).sum()
+    }
+
+    /// Rows at rest.
+    #[cfg(test)]
+    pub fn rows(&self) -> usize {
+        self.shards.iter().map(|s| s.lock().rested.len()).sum()
+    }
+}
+
+fn row_attr(ino: InodeNo, row: &Inode) -> Attr {
+    attr(FileRef { ino, generation: row.generation }, row)
 }
 
 impl Shard {
+    /// Answers the node, and what the nodes knew of directories that had to leave for it.
+    fn insert(&mut self, node: Node, max: usize) -> (Arc<Node>, Vec<Entries>) {
+        let (ino, node) = (node.file.ino.0, Arc::new(node));
+        let dropped = self.make_room(max);
+        self.rested.take(ino);
+        self.slots.insert(ino, Slot::Ready { node: node.clone(), used: false });
+        self.clock.push_back(ino);
+        self.prune_clock();
+        (node, dropped)
+    }
+
     /// The clock keeps the numbers of what was forgotten until it comes by; where much is made and removed, that is too late.
     fn prune_clock(&mut self) {
         if self.clock.len() > 2 * self.slots.len() + CLOCK_STEPS {
@@ -239,9 +303,9 @@ impl Shard {
         }
     }
 
-    /// Takes out nodes that nobody uses until there is room for one more, or for now too many are in use.
-    fn make_room(&mut self, max: usize) -> Vec<Arc<Node>> {
-        let mut dropped = Vec::new();
+    /// Takes out nodes that nobody uses until there is room for one more, or for now too many are in use. Their rows stay.
+    fn make_room(&mut self, max: usize) -> Vec<Entries> {
+        let mut directories = Vec::new();
         for _ in 0..CLOCK_STEPS {
             if self.slots.len() < max {
                 break;
@@ -252,10 +316,14 @@ impl Shard {
             // Clones are made under this shard's lock only, so that a count of one is final.
             if std::mem::take(used) || Arc::strong_count(node) > 1 || node.content.is_dirty() {
                 self.clock.push_back(ino);
-            } else if let Some(Slot::Ready { node, .. }) = self.slots.remove(&ino) {
-                dropped.push(node);
+            } else if let Some(Slot::Ready { node, .. }) = self.slots.remove(&ino)
+                && let Some(node) = Arc::into_inner(node)
+            {
+                let (row, last, entries) = node.into_parts();
+                self.rested.rest(ino, Resting { row, last });
+                directories.extend(entries.map(|entries| *entries));
             }
         }
-        dropped
+        directories
     }
 }
