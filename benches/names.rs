@@ -1,7 +1,7 @@
 //! Rates of the name space, called directly: no protocol, a folder as the store with fsync on, a journal. Prints operations per second and the
 //! process' CPU per operation.
 //!
-//! `cargo bench --bench names [-- FILES]`
+//! `cargo bench --bench names [-- FILES]`; TMPDIR chooses the disk.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a bench stops by panicking")]
 
@@ -9,11 +9,10 @@
 #[path = "../tests/support/volume.rs"]
 mod volume;
 
-use object_store::local::LocalFileSystem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use volume::Dataset;
-use zerofs_csi::bucket::Bucket;
+use zerofs_csi::bucket::{Bucket, Credentials, Folder, Limits};
 use zerofs_csi::fs::Fs;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::types::EntryName;
@@ -151,8 +150,8 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let folder = tempfile::tempdir().expect("a folder");
-        let store = LocalFileSystem::new_with_prefix(folder.path()).expect("a store").with_fsync(true);
-        let bucket = Bucket::on(Arc::new(store), object_store::path::Path::default());
+        let url = format!("file://{}", folder.path().display()).parse().expect("a URL");
+        let bucket = Bucket::open(&url, &Credentials::none(), Folder::MustExist, Limits::default()).expect("a bucket");
         let journals = tempfile::tempdir().expect("a folder");
         let mut dataset = Dataset::new(bucket, journals.path().to_owned());
         dataset.options.record_bytes = 65536;
