@@ -178,6 +178,11 @@ impl Fs {
         self.names.committer.close().await
     }
 
+    /// Whether a failed [`Self::close`] will do when it is repeated; otherwise there is nothing left to close.
+    pub async fn may_close_again(&self) -> bool {
+        self.names.committer.is_flushed().await || self.names.committer.has_not_stopped()
+    }
+
     pub(super) fn root_ref(&self) -> FileRef {
         self.root
     }
@@ -197,10 +202,12 @@ impl Fs {
 
     /// Waits until a batch is as safe as the sync mode promises.
     pub(super) async fn keep(&self, promise: Promise, ticket: Ticket) -> Result<(), FsError> {
+        self.names.committer.step("fs.call.submitted").await?;
         match (self.sync, promise) {
             (SyncMode::Disabled, _) | (SyncMode::Standard, Promise::Applied) => self.names.committer.applied(ticket).await,
             (SyncMode::Standard, Promise::Durable) | (SyncMode::Always, _) => self.names.committer.durable(ticket).await,
-        }
+        }?;
+        self.names.committer.step("fs.call.kept").await
     }
 
     /// Whether every WRITE is answered as if it had been asked to be synchronous.

@@ -3,6 +3,10 @@
 //! Every step after which a crash must leave a state that the next open understands calls [`Failpoints::step`] with its
 //! name. Without the `failpoints` feature the call compiles to nothing.
 
+#[cfg(feature = "failpoints")]
+use parking_lot::Mutex;
+#[cfg(feature = "failpoints")]
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A failure that a test asked for at a named step.
@@ -16,6 +20,9 @@ pub struct Injected {
 #[derive(Clone, Default)]
 pub struct Failpoints {
     registry: Arc<fail_parallel::FailPointRegistry>,
+    /// How often each step was passed or failed: how a test sees that it meets every step there is.
+    #[cfg(feature = "failpoints")]
+    passed: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 impl Failpoints {
@@ -25,8 +32,22 @@ impl Failpoints {
     #[allow(unused_variables, clippy::unused_async, reason = "nothing is left of a step without the feature")]
     pub async fn step(&self, name: &str) -> Result<(), Injected> {
         #[cfg(feature = "failpoints")]
+        {
+            let mut passed = self.passed.lock();
+            match passed.get_mut(name) {
+                Some(times) => *times += 1,
+                None => drop(passed.insert(name.to_owned(), 1)),
+            }
+        }
+        #[cfg(feature = "failpoints")]
         fail_parallel::fail_point_async!(self.registry.clone(), name, |_| Err(Injected { step: name.to_owned() }));
         Ok(())
+    }
+
+    /// The steps reached so far, and how often.
+    #[cfg(feature = "failpoints")]
+    pub fn passed(&self) -> BTreeMap<String, u64> {
+        self.passed.lock().clone()
     }
 
     /// Sets what happens at a step.

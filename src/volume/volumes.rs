@@ -12,6 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -122,6 +123,8 @@ struct Open {
     pool: Catalog,
     /// Ends the watcher.
     closed: CancellationToken,
+    /// Its closing has begun: it answers nothing any more, and is closed to the end before it is opened again.
+    closing: Arc<AtomicBool>,
 }
 
 impl Volumes {
@@ -154,12 +157,17 @@ impl Volumes {
                 return Ok(volume);
             }
             let slot = self.slot(dataset)?;
-            let _gate = slot.gate.lock().await;
+            let gate = slot.gate.lock().await;
             if !self.is_current(dataset, &slot) {
                 continue;
             }
             if let Some(volume) = slot.volume() {
                 return Ok(volume);
+            }
+            if slot.open.read().is_some() {
+                drop(gate);
+                self.close(dataset).await?;
+                continue;
             }
             let opened = Box::pin(self.open_now(pool, dataset)).await;
             match &opened {
@@ -187,13 +195,21 @@ impl Volumes {
         }
     }
 
-    /// Flushes, closes and releases the ownership. Not open counts as closed. After a failure it is still open: repeat.
+    /// Flushes, closes and releases the ownership. Not open counts as closed. After a failure: repeat; until then the volume answers nothing.
     pub async fn close(&self, dataset: DatasetId) -> Result<(), VolumeError> {
         let Some(slot) = self.inner.slots.lock().get(&dataset).cloned() else { return Ok(()) };
         let _gate = slot.gate.lock().await;
         let Some(open) = slot.open.read().clone() else { return Ok(()) };
         let name = open.volume.dataset.name.to_string();
-        Box::pin(open.volume.fs.close()).await.map_err(|source| VolumeError::Fs { dataset: name, source })?;
+        open.closing.store(true, Ordering::Release);
+        if let Err(source) = Box::pin(open.volume.fs.close()).await {
+            if !open.volume.fs.may_close_again().await {
+                // What was acknowledged is in the store and the journal; the next opening here brings it back.
+                open.closed.cancel();
+                self.forget(dataset, &slot);
+            }
+            return Err(VolumeError::Fs { dataset: name, source });
+        }
         open.closed.cancel();
         self.forget(dataset, &slot);
         let me = self.owner();
@@ -238,7 +254,10 @@ impl Volumes {
         let step = pool.bucket().failpoints().step("volume.open.claimed").await;
         let opened = match step {
             Ok(()) => self.open_fs(pool, &dataset).await,
-            Err(injected) => return Err(VolumeError::Io(injected.to_string())),
+            Err(injected) => {
+                let source = FsError::Unavailable(injected.to_string());
+                return Err(VolumeError::Fs { dataset: dataset.name.to_string(), source });
+            }
         };
         match opened {
             Ok(volume) => Ok(Arc::new(volume)),
@@ -280,7 +299,9 @@ impl Volumes {
 
     fn keep(&self, slot: &Arc<Slot>, pool: &Catalog, volume: Arc<Volume>) {
         let closed = CancellationToken::new();
-        *slot.open.write() = Some(Open { volume: volume.clone(), pool: pool.clone(), closed: closed.clone() });
+        let closing = Arc::new(AtomicBool::new(false));
+        let open = Open { volume: volume.clone(), pool: pool.clone(), closed: closed.clone(), closing: closing.clone() };
+        *slot.open.write() = Some(open);
         let (volumes, slot, pool) = (self.clone(), Arc::downgrade(slot), pool.pool().id);
         tokio::spawn(async move {
             let why = tokio::select! {
@@ -289,7 +310,8 @@ impl Volumes {
             };
             let Some(slot) = slot.upgrade() else { return };
             let _gate = slot.gate.lock().await;
-            if closed.is_cancelled() {
+            // Whoever closes it sees to the rest.
+            if closed.is_cancelled() || closing.load(Ordering::Acquire) {
                 return;
             }
             let dataset = volume.dataset.id();
@@ -303,7 +325,9 @@ impl Volumes {
 
 impl Slot {
     fn volume(&self) -> Option<Arc<Volume>> {
-        self.open.read().as_ref().map(|open| open.volume.clone())
+        let open = self.open.read();
+        let open = open.as_ref().filter(|open| !open.closing.load(Ordering::Acquire));
+        open.map(|open| open.volume.clone())
     }
 }
 

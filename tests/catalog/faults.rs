@@ -128,7 +128,8 @@ async fn another_format_version_says_what_to_do() {
 }
 
 /// Two handles on one store: `slow` is held at its put while `fast` goes on.
-async fn held_writer(changes: usize) -> (Arc<FaultStore>, Catalog, Result<(), CatalogError>, Dataset) {
+/// `void`: what happens at the step that clears a version which came too late.
+async fn held_writer(changes: usize, void: &str) -> (Arc<FaultStore>, Catalog, Result<(), CatalogError>, Dataset) {
     let store = FaultStore::memory();
     let fast = Catalog::create(on(&store), None).await.unwrap();
     let slow = Catalog::open(on(&store), None).await.unwrap();
@@ -145,6 +146,7 @@ async fn held_writer(changes: usize) -> (Arc<FaultStore>, Catalog, Result<(), Ca
         let next = Dataset { size: Some(n as u64), ..new.clone() };
         fast.swap_dataset(&mut at, next).await.unwrap();
     }
+    slow.bucket().failpoints().set("catalog.void", void).unwrap();
     slow.bucket().failpoints().set("catalog.put", "off").unwrap();
     let result = held.await.unwrap();
     (store, fast, result, at.record)
@@ -153,13 +155,33 @@ async fn held_writer(changes: usize) -> (Arc<FaultStore>, Catalog, Result<(), Ca
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_writer_never_wins_a_number_that_was_cleaned_away() {
     for changes in [1, 5, 9, 12, 30] {
-        let (_, pool, result, newest) = held_writer(changes).await;
+        let (_, pool, result, newest) = held_writer(changes, "off").await;
         assert_eq!(result.unwrap_err().class(), Class::InProgress, "{changes}");
         assert_eq!(pool.dataset(&newest.name).await.unwrap().unwrap().record, newest, "{changes}");
         let kept = pool.bucket().list("datasets").await.unwrap();
         assert!(kept.len() <= 14, "{changes} changes leave {} versions", kept.len());
         assert!(kept.iter().all(|l| !l.key.ends_with("/00000000000000000002")) || changes < 14, "its version is gone");
     }
+}
+
+/// The version that came too late stays when its writer dies before it has cleared it: it counts as little as before, and no change is lost to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_version_that_was_not_cleared_never_counts() {
+    let (store, _, result, newest) = held_writer(30, "return").await;
+    assert!(result.is_err());
+    let fresh = Catalog::open(on(&store), None).await.unwrap();
+    assert_eq!(fresh.dataset(&newest.name).await.unwrap().unwrap().record, newest);
+    for size in 0..20 {
+        let changed = fresh
+            .update_dataset(newest.id(), |d| {
+                d.size = Some(size);
+                Ok(())
+            })
+            .await
+            .unwrap();
+        assert_eq!(changed.record.size, Some(size));
+    }
+    assert_eq!(fresh.datasets().await.unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -307,6 +329,8 @@ async fn the_end_of_a_chain_goes_when_it_is_old() {
     let now = std::time::SystemTime::now();
     assert_eq!(pool.sweep(now).await.unwrap(), 0);
     let later = now + zerofs_csi::catalog::END_AGE_MIN + std::time::Duration::from_secs(60);
+    pool.bucket().failpoints().set("catalog.sweep", "1*return->off").unwrap();
+    assert!(pool.sweep(later).await.is_err());
     assert_eq!(pool.sweep(later).await.unwrap(), 1);
     assert_eq!(pool.sweep(later).await.unwrap(), 0);
     assert_eq!(pool.datasets().await.unwrap()[0].record, kept);

@@ -34,6 +34,10 @@ async fn what_is_added_is_read_back() {
             assert_eq!(packs.len(), 1);
             assert_eq!(packs[0].pack, PackId { creator: CREATOR, epoch: Epoch(7), seq: 1 });
             assert_eq!(reader.contents(packs[0].pack).await.unwrap(), once);
+            for step in ["chunk.before-pack-delete", "chunk.after-pack-delete"] {
+                bucket.failpoints().set(step, "1*return->off").unwrap();
+                assert!(reader.delete(&[packs[0].pack, pack(99)]).await.is_err(), "{step}");
+            }
             reader.delete(&[packs[0].pack, pack(99)]).await.unwrap();
             assert_eq!(reader.list().await.unwrap(), []);
         }

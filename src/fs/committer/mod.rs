@@ -111,6 +111,7 @@ const QUEUE_BYTES_MAX: usize = 64 << 20;
 pub struct Committer {
     shared: Arc<Shared>,
     tasks: Mutex<Option<tasks::Tasks>>,
+    closing: tokio::sync::Mutex<tasks::Closing>,
 }
 
 /// What the committer and its tasks share.
@@ -296,6 +297,11 @@ impl Committer {
         self.shared.db.view()
     }
 
+    /// Passes a durable step of those above the committer, whose failpoints are the same.
+    pub(in crate::fs) async fn step(&self, name: &str) -> Result<(), FsError> {
+        self.shared.step(name).await
+    }
+
     /// Random for this opening (R18).
     pub fn write_verifier(&self) -> [u8; 8] {
         self.shared.write_verifier
@@ -308,6 +314,11 @@ impl Committer {
             self.shared.stop(FsError::Fenced);
         }
         verified.and(self.shared.check())
+    }
+
+    /// Whether it still serves, or still closes.
+    pub fn has_not_stopped(&self) -> bool {
+        self.shared.check().is_ok()
     }
 
     /// Resolves when the committer has stopped for good (fenced, closed, corrupt), with the reason.

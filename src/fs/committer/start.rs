@@ -104,7 +104,7 @@ impl Committer {
             db,
         });
         let tasks = Mutex::new(Some(Tasks::start(&shared)));
-        Ok(Self { shared, tasks })
+        Ok(Self { shared, tasks, closing: Default::default() })
     }
 }
 

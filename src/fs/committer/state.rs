@@ -216,8 +216,11 @@ impl State {
         self.superblock.settled = 0;
     }
 
-    /// Puts the last batch in order, and refuses all later ones.
+    /// Puts the last batch in order, and refuses all later ones. May be repeated.
     pub fn finish(&mut self, reason: FsError) -> Result<Ticket, FsError> {
+        if self.closing {
+            return Ok(self.last());
+        }
         let last = self.submit(Batch::default())?;
         self.closing = true;
         self.stop(reason);

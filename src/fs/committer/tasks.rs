@@ -29,6 +29,15 @@ impl Tasks {
     }
 }
 
+/// How far a close has come.
+#[derive(Default)]
+pub(super) enum Closing {
+    #[default]
+    Open,
+    /// The store has everything; the journal is of no use any more and is still there.
+    Flushed(Option<Redo>),
+}
+
 /// Stops the committer when its database does.
 async fn watch(shared: Arc<Shared>) {
     let mut stopped = shared.stopped.subscribe();
@@ -161,22 +170,38 @@ impl Committer {
         }
     }
 
-    /// Flushes everything, closes the database, and removes the journal. Batches submitted from now on are refused.
+    /// Flushes everything, closes the database, and removes the journal. Batches submitted from now on are refused. After a failure it may be
+    /// repeated, unless the committer has stopped: an outage of the store must not leave a dataset that can neither be used nor closed (R17).
     pub async fn close(&self) -> Result<(), FsError> {
+        let mut closing = self.closing.lock().await;
+        if let Closing::Open = *closing {
+            *closing = Closing::Flushed(self.finish().await?);
+        }
+        self.shared.step("fs.commit.before-close").await?;
+        self.shared.db.close().await?;
+        self.shared.step("fs.commit.after-close").await?;
+        match std::mem::replace(&mut *closing, Closing::Flushed(None)) {
+            Closing::Flushed(Some(redo)) => redo.remove(),
+            Closing::Flushed(None) | Closing::Open => Ok(()),
+        }
+    }
+
+    /// Everything in the store, and the tasks ended.
+    async fn finish(&self) -> Result<Option<Redo>, FsError> {
         self.shared.check()?;
         let last: Ticket = self.shared.state.lock().finish(closed())?;
         self.shared.queued.notify_one();
-        let flushed = self.durable(last).await;
+        self.durable(last).await?;
         self.shared.stop(closed());
         let tasks = self.tasks.lock().take();
         if let Some(tasks) = tasks {
             tasks.ended().await;
         }
-        let redo = self.shared.redo.lock().take();
-        flushed?;
-        self.shared.step("fs.commit.before-close").await?;
-        self.shared.db.close().await?;
-        self.shared.step("fs.commit.after-close").await?;
-        redo.map_or(Ok(()), Redo::remove)
+        Ok(self.shared.redo.lock().take())
+    }
+
+    /// Whether [`Self::close`] has put everything into the store, and what is left of it only needs repeating.
+    pub async fn is_flushed(&self) -> bool {
+        matches!(*self.closing.lock().await, Closing::Flushed(_))
     }
 }

@@ -195,9 +195,12 @@ impl Contents {
     }
 
     async fn prepare(&self, node: &Node, taken: &Taken, placement: Placement) -> Result<Prepared, FsError> {
+        self.committer.step("fs.content.before-pack").await?;
         let groups = stream::iter(groups(&taken.buffer)).map(|group| self.pack_group(node, taken, placement, group).boxed());
         let groups: Vec<Group> = groups.buffered(GROUPS_AT_ONCE).try_collect().await?;
-        self.settle_groups(groups, placement).await
+        let prepared = self.settle_groups(groups, placement).await?;
+        self.committer.step("fs.content.before-submit").await?;
+        Ok(prepared)
     }
 
     /// Waits for the packs and puts the references in the place of the bytes.

@@ -134,6 +134,7 @@ impl Contents {
                 .ok_or_else(|| FsError::Internal("a packing answered fewer chunks than were added".to_owned()))?;
             moved.push((n, Some(old), segments));
         }
+        self.committer.step("fs.content.before-migrate").await?;
         let _lock = node.lock.lock().await;
         self.submit_migration(node, version, data, moved)
     }

@@ -176,6 +176,7 @@ impl Contents {
         batch.allocated = delta.allocated;
         batch.refs = delta.refs();
         batch.put(key::inode(node.file.ino), &Inode { size: known.size, allocated, ..row.clone() });
+        self.committer.step("fs.content.before-unmask").await?;
         let ticket = self.committer.submit(batch)?;
         {
             let mut state = node.content.state();
@@ -195,7 +196,9 @@ impl Contents {
     }
 
     async fn submit_calmly(&self, batch: Batch) -> Result<(), FsError> {
+        self.committer.step("fs.content.before-reclaim").await?;
         self.committer.submit(batch)?;
+        self.committer.step("fs.content.after-reclaim").await?;
         tokio::time::sleep(PAUSE).await;
         Ok(())
     }

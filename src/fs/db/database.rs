@@ -152,8 +152,12 @@ impl Database {
         }
     }
 
-    /// Flushes to L0, so that the next opening replays nothing, or to the WAL where L0 is full; then lets go.
+    /// Flushes to L0, so that the next opening replays nothing, or to the WAL where L0 is full; then lets go. May be repeated.
     pub async fn close(&self) -> Result<(), FsError> {
+        // SlateDB counts itself closed before it flushes, and does not flush again: the WAL has everything, or its caller has not flushed.
+        if let Some(CloseReason::Clean) = self.db.subscribe().borrow().close_reason {
+            return Ok(());
+        }
         self.stop.cancel();
         self.compaction.close();
         if tokio::time::timeout(settings::CHANGE_LIMIT, self.compaction.wait()).await.is_err() {

@@ -1,0 +1,14 @@
+//! Crash tier: death at every named durable step, outages of the store, torn journals, damaged and sealed databases. What was acknowledged is
+//! there afterwards, nothing is half done, and the repeated call does.
+//!
+//! `ZEROFS_TEST_SIZE` (1) scales how many times of each step are met; `CRASH_SEEDS` the random histories of the committer.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod committer;
+mod process;
+mod script;
+mod steps;
+
+fn size() -> u64 {
+    std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
