@@ -5,9 +5,17 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod committer;
+#[path = "../support/fault.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod fault;
+mod journal;
+mod outage;
 mod process;
 mod script;
 mod steps;
+#[path = "../support/volume.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod volume;
 
 fn size() -> u64 {
     std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)

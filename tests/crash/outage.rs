@@ -1,0 +1,245 @@
+//! The store fails for a while under writers. What was acknowledged is kept, a COMMIT never succeeds without the store, and afterwards all goes on
+//! in the same opening (R17, R18).
+
+use crate::fault::{Chances, FaultStore, quick};
+use crate::script::bytes;
+use crate::volume::Dataset;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use zerofs_csi::bucket::Bucket;
+use zerofs_csi::fs::api::*;
+use zerofs_csi::fs::{Fs, FsError};
+use zerofs_csi::types::{Class, Classify, EntryName};
+
+const WRITERS: u64 = 6;
+const PLAIN: CreateHow =
+    CreateHow::Guarded(SetAttr { mode: None, uid: None, gid: None, size: None, atime: SetTime::Keep, mtime: SetTime::Keep });
+
+fn dataset(store: &Arc<FaultStore>, journals: &Path) -> Dataset {
+    Dataset::new(Bucket::on(store.clone(), Default::default()).with_limits(quick()), journals.to_owned())
+}
+
+fn name(n: u64) -> EntryName {
+    EntryName::try_from(format!("file {n}").as_bytes()).unwrap()
+}
+
+async fn files(fs: &Fs) -> Vec<FileRef> {
+    let mut files = Vec::new();
+    for n in 0..WRITERS {
+        files.push(fs.create(&Caller::root(), fs.root(), &name(n), PLAIN).await.unwrap().attr.file);
+    }
+    files
+}
+
+/// Repeats a call as a client does for as long as the store is away; any other error is a defect.
+async fn persist<T, F: Future<Output = Result<T, FsError>>>(what: &str, mut call: impl FnMut() -> F) -> T {
+    loop {
+        match call().await {
+            Ok(done) => return done,
+            Err(error) => {
+                assert!(matches!(error.class(), Class::Unavailable | Class::InProgress), "{what}: {error}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+async fn content(fs: &Fs, file: FileRef) -> Vec<u8> {
+    let (size, caller) = (fs.getattr(file).await.unwrap().size, Caller::root());
+    let mut data = Vec::new();
+    while (data.len() as u64) < size {
+        let read = persist("reading", || fs.read(&caller, file, data.len() as u64, 1 << 20)).await;
+        read.data.iter().for_each(|part| data.extend_from_slice(part));
+    }
+    data
+}
+
+/// Sizes on both sides of what rides in the database and what goes to packs.
+fn piece(writer: u64, n: u64) -> Vec<u8> {
+    bytes(writer << 20 | n, [700, 5_000, 90_000, 20_000][(writer + n) as usize % 4])
+}
+
+/// What one writer knows.
+struct Wrote {
+    all: Vec<u8>,
+    /// Bytes whose COMMIT succeeded.
+    committed: usize,
+}
+
+/// Appends and commits until told to stop. `away`: no COMMIT that began while it is set may succeed while it is set.
+async fn write(
+    fs: Arc<Fs>,
+    file: FileRef,
+    writer: u64,
+    away: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+) -> Wrote {
+    let mut wrote = Wrote { all: Vec::new(), committed: 0 };
+    let caller = Caller::root();
+    for n in 0.. {
+        let (at, data) = (wrote.all.len() as u64, piece(writer, n));
+        persist("writing", || fs.write(&caller, file, at, data.clone().into(), Stability::Unstable)).await;
+        wrote.all.extend_from_slice(&data);
+        if n % 3 != 2 {
+            let began_away = away.load(Ordering::SeqCst);
+            persist("committing", || fs.commit(&caller, file, 0, 0)).await;
+            assert!(!(began_away && away.load(Ordering::SeqCst)), "a COMMIT succeeded without the store");
+            wrote.committed = wrote.all.len();
+            done.fetch_add(1, Ordering::SeqCst);
+        }
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+    }
+    wrote
+}
+
+/// Writers through `trouble`, then: everything is there, in the same opening; after a clean close; and what was committed without the journal.
+async fn through(trouble: impl AsyncFnOnce(&FaultStore, &AtomicBool)) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FaultStore::memory();
+    let mut dataset = dataset(&store, folder.path());
+    let fs = Arc::new(dataset.open().await);
+    let (files, verifier) = (files(&fs).await, fs.write_verifier());
+    persist("syncing", || fs.sync()).await;
+    let (away, stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let writers: Vec<_> = files
+        .iter()
+        .zip(0..)
+        .map(|(file, n)| tokio::spawn(write(fs.clone(), *file, n, away.clone(), stop.clone(), done.clone())))
+        .collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    trouble(&store, &away).await;
+    away.store(false, Ordering::SeqCst);
+    store.heal();
+    let before = done.load(Ordering::SeqCst);
+    let healed = Instant::now();
+    while done.load(Ordering::SeqCst) < before + 2 * WRITERS {
+        assert!(healed.elapsed() < Duration::from_secs(60), "nothing goes on after the outage");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    let mut wrote = Vec::new();
+    for writer in writers {
+        wrote.push(writer.await.unwrap());
+    }
+    assert_eq!(fs.write_verifier(), verifier, "the opening is the same, so nothing needs to be sent again (R18)");
+    for (file, wrote) in files.iter().zip(&wrote) {
+        assert!(content(&fs, *file).await == wrote.all, "what was written is shown");
+    }
+    // The node dies: what was committed is in the store.
+    drop(fs);
+    dataset.options.journal = None;
+    let fs = dataset.open().await;
+    assert_ne!(fs.write_verifier(), verifier, "(R18)");
+    for (file, wrote) in files.iter().zip(&wrote) {
+        let found = content(&fs, *file).await;
+        assert!(
+            found.len() >= wrote.committed && found[..wrote.committed] == wrote.all[..wrote.committed],
+            "a committed byte is lost"
+        );
+    }
+    fs.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_loses_nothing_and_ends_by_itself() {
+    through(async |store, away| {
+        store.die();
+        // What was on its way when it began may still be answered.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        away.store(true, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_secs(4)).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_only_reads_loses_nothing() {
+    through(async |store, away| {
+        store.script(crate::fault::Rule::on(crate::fault::Op::Put));
+        store.script(crate::fault::Rule::on(crate::fault::Op::PutNew));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        away.store(true, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_secs(4)).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_answers_and_random_failures_lose_nothing() {
+    for seed in 0..crate::size() {
+        through(async |store, _| {
+            let chances =
+                Chances { before: 150, lost_ack: 150, delay: 100, delay_max: Duration::from_millis(30), ..Chances::default() };
+            store.random(seed, chances);
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        })
+        .await;
+    }
+}
+
+/// What is only buffered when the outage begins stays readable, and the COMMIT that comes after it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn buffered_data_outlives_an_outage() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FaultStore::memory();
+    let mut dataset = dataset(&store, folder.path());
+    dataset.options.flush_interval = Duration::from_millis(50);
+    let fs = dataset.open().await;
+    let files = files(&fs).await;
+    persist("syncing", || fs.sync()).await;
+    store.die();
+    for (file, n) in files.iter().zip(0..) {
+        fs.write(&Caller::root(), *file, 0, piece(n, n).into(), Stability::Unstable).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for (file, n) in files.iter().zip(0..) {
+        assert!(content(&fs, *file).await == piece(n, n));
+    }
+    store.heal();
+    let caller = Caller::root();
+    for file in &files {
+        persist("committing", || fs.commit(&caller, *file, 0, 0)).await;
+    }
+    drop(fs);
+    dataset.options.journal = None;
+    let fs = dataset.open().await;
+    for (file, n) in files.iter().zip(0..) {
+        assert!(content(&fs, *file).await == piece(n, n));
+    }
+    fs.close().await.unwrap();
+}
+
+/// A volume that is closed during an outage is closed when that is repeated afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_during_an_outage_may_be_repeated() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FaultStore::memory();
+    let dataset = dataset(&store, folder.path());
+    let fs = Arc::new(dataset.open().await);
+    let files = files(&fs).await;
+    for (file, n) in files.iter().zip(0..) {
+        fs.write(&Caller::root(), *file, 0, piece(n, n).into(), Stability::Unstable).await.unwrap();
+    }
+    store.die();
+    let closing = tokio::spawn({
+        let fs = fs.clone();
+        async move { fs.close().await }
+    });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    store.heal();
+    if let Err(error) = closing.await.unwrap() {
+        assert!(matches!(error.class(), Class::Unavailable | Class::InProgress), "{error}");
+        persist("closing", || fs.close()).await;
+    }
+    drop(fs);
+    let fs = dataset.open().await;
+    for (file, n) in files.iter().zip(0..) {
+        assert!(content(&fs, *file).await == piece(n, n));
+    }
+    fs.close().await.unwrap();
+}
