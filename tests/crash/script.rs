@@ -125,10 +125,11 @@ pub fn apply(tree: &mut Tree, op: &Op) {
                 data.resize(*size, 0);
             }
         }
-        Op::Mode(path, to) => match tree.get_mut(*path) {
-            Some(Object::File { mode, .. } | Object::Dir { mode }) => *mode = *to,
-            _ => {}
-        },
+        Op::Mode(path, to) => {
+            if let Some(Object::File { mode, .. } | Object::Dir { mode }) = tree.get_mut(*path) {
+                *mode = *to;
+            }
+        }
         Op::Rename(from, to) => {
             let object = tree.remove(*from).expect("the script renames what is there");
             tree.insert((*to).into(), object);
