@@ -28,6 +28,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     // Two writers of one record that overtake each other; a sweep of what ended a day ago.
     ("catalog.void", "tests/catalog/faults.rs"),
     ("catalog.sweep", "tests/catalog/faults.rs"),
+    // A snapshot whose creation nobody finished.
+    ("collect.snapshot.given-up", "tests/lifecycle/unfinished.rs"),
     // Collection deletes through the bucket.
     ("chunk.before-pack-delete", "tests/chunk/packing.rs"),
     ("chunk.after-pack-delete", "tests/chunk/packing.rs"),

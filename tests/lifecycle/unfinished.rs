@@ -62,6 +62,9 @@ fn a_snapshot_that_was_given_up_does_not_keep_its_volume() {
         world.write(volume, "a", &data(1, 300_000)).await;
         begin_snapshot(&world, volume).await;
         world.controller.delete_volume(volume).await.unwrap();
+        world.catalog.bucket().failpoints().set("collect.snapshot.given-up", "1*return->off").unwrap();
+        let pool = world.controller.pools().get(None).unwrap();
+        assert!(world.controller.collector(pool).collect().await.is_err());
         let done = world.collect().await;
         assert!(done.kept.is_empty(), "{done:?}");
         world.assert_empty("given up").await;
