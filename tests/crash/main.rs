@@ -12,6 +12,7 @@ mod journal;
 mod outage;
 mod process;
 mod script;
+mod sealed;
 mod steps;
 #[path = "../support/volume.rs"]
 #[allow(dead_code, reason = "shared with other tests")]

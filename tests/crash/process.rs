@@ -2,6 +2,7 @@
 
 use crate::script::{Object, Op, Promise, Script, Tree, agrees, bytes, difference, small_name};
 use bytes::Bytes;
+use object_store::memory::InMemory;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +11,8 @@ use zerofs_csi::bucket::{Bucket, Credentials, Folder, Limits};
 use zerofs_csi::catalog::{Catalog, Properties, State};
 use zerofs_csi::chunk::ChunkCache;
 use zerofs_csi::control::{ControlError, Controller, NewVolume, Pools, Source};
+use zerofs_csi::crypto::Secret;
+use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::check::check;
 use zerofs_csi::fs::db::{self, DbCache, DbPlace, Reader};
@@ -45,20 +48,36 @@ pub fn run<T: Send + 'static>(name: &str, process: impl Future<Output = T> + Sen
 /// What outlives a process: the pool and the node's disk.
 #[derive(Clone)]
 pub struct Home {
-    store: Option<Arc<object_store::memory::InMemory>>,
+    store: Option<Arc<InMemory>>,
     folder: PathBuf,
+    secret: Option<Secret>,
 }
 
 impl Home {
     /// A pool in memory; only the journals are on the disk.
     pub fn memory(folder: &Path) -> Self {
-        Self { store: Some(Arc::default()), folder: folder.to_owned() }
+        Self { store: Some(Arc::default()), folder: folder.to_owned(), secret: None }
     }
 
     /// A pool in a folder, that processes share.
     pub fn folder(folder: &Path) -> Self {
         std::fs::create_dir_all(folder.join("pool")).unwrap();
-        Self { store: None, folder: folder.to_owned() }
+        Self { store: None, folder: folder.to_owned(), secret: None }
+    }
+
+    /// With a pool that is encrypted if there is a secret.
+    pub fn sealed(mut self, secret: Option<Secret>) -> Self {
+        self.secret = secret;
+        self
+    }
+
+    /// A copy of a pool in memory.
+    pub fn fork(&self) -> Self {
+        Self { store: Some(Arc::new(self.store().fork())), ..self.clone() }
+    }
+
+    pub fn store(&self) -> &InMemory {
+        self.store.as_ref().expect("a pool in memory")
     }
 
     pub fn journals(&self) -> PathBuf {
@@ -76,7 +95,7 @@ impl Home {
     }
 
     pub async fn create(&self) {
-        Catalog::create(self.bucket(), None).await.unwrap();
+        Catalog::create(self.bucket(), self.secret.as_ref()).await.unwrap();
     }
 }
 
@@ -134,7 +153,7 @@ fn repeatable(what: &dyn std::fmt::Debug, error: &(impl Classify + std::fmt::Dis
 
 impl Process {
     pub async fn start(home: &Home, failpoints: impl FnOnce(&Failpoints), script: Script) -> Self {
-        let catalog = Catalog::open(home.bucket(), None).await.expect("the pool opens");
+        let catalog = Catalog::open(home.bucket(), home.secret.as_ref()).await.expect("the pool opens");
         failpoints(catalog.bucket().failpoints());
         let volumes = Volumes::new(VolumeSettings {
             node: "node".to_owned(),
@@ -162,8 +181,8 @@ impl Process {
         self.catalog.bucket().failpoints()
     }
 
-    /// Opens, compares what is there with what is expected, and does the rest of the script.
-    pub async fn run(&mut self, expected: Expected, mut answered: impl FnMut(usize)) -> Result<(), Died> {
+    /// Opens, compares what is there with what is expected, and does the rest of the script's calls.
+    pub async fn play(&mut self, expected: Expected, mut answered: impl FnMut(usize)) -> Result<(), Died> {
         let died = |at| move |why| Died { at, why };
         let found = self.persist(|process| Box::pin(process.opened())).await.map_err(died(expected.next))?;
         let from = self.matched(expected, &found);
@@ -171,7 +190,22 @@ impl Process {
             self.persist(|process| Box::pin(process.perform(at))).await.map_err(died(at))?;
             answered(at + 1);
         }
-        self.persist(|process| Box::pin(process.finish())).await.map_err(died(self.script.ops.len()))
+        Ok(())
+    }
+
+    /// As [`Self::play`], then to the end: collected, and deleted.
+    pub async fn run(&mut self, expected: Expected, answered: impl FnMut(usize)) -> Result<(), Died> {
+        self.play(expected, answered).await?;
+        let at = self.script.ops.len();
+        self.persist(|process| Box::pin(process.finish())).await.map_err(|why| Died { at, why })
+    }
+
+    /// What is there, or why it cannot be shown.
+    pub async fn look(&self) -> Result<Tree, (Class, String)> {
+        let listed = self.controller.volumes().await.map_err(|error| (error.class(), error.to_string()))?;
+        let handle = listed.first().expect("there is a volume").handle;
+        let volume = self.volumes.open(&self.catalog, handle.dataset).await.map_err(|error| (error.class(), error.to_string()))?;
+        walk(&volume).await.map_err(|error| (error.class(), error.to_string()))
     }
 
     /// Repeats what fails, as a client does.
@@ -206,7 +240,7 @@ impl Process {
         let handle = self.handle(VOLUME, None).await?;
         self.check_rows(handle).await?;
         let volume = self.open(handle).await?;
-        let found = walk(&volume).await?;
+        let found = walk(&volume).await.map_err(|error| repeatable(&"looking", &error))?;
         self.volume = Some(volume);
         Ok(found)
     }
@@ -299,7 +333,7 @@ impl Process {
     async fn compare(&self, name: &str, source: Source, expected: &Tree) -> Done<()> {
         let handle = self.handle(name, Some(source)).await?;
         let volume = self.open(handle).await?;
-        let found = walk(&volume).await?;
+        let found = walk(&volume).await.map_err(|error| repeatable(&"looking", &error))?;
         assert!(agrees(expected, &found), "{name}: {}", difference(expected, &found));
         drop(volume);
         self.volumes.close(handle.dataset).await.map_err(|error| repeatable(&name, &error))?;
@@ -336,7 +370,7 @@ impl Process {
     async fn finish(&mut self) -> Done<()> {
         if let Some(handle) = self.handle_of(VOLUME).await? {
             let volume = self.open(handle).await?;
-            let found = walk(&volume).await?;
+            let found = walk(&volume).await.map_err(|error| repeatable(&"looking", &error))?;
             let expected = self.script.trees.last().expect("there is one");
             assert!(agrees(expected, &found), "at the end: {}", difference(expected, &found));
             self.volume = Some(volume);
@@ -413,7 +447,7 @@ fn entry(text: &str) -> EntryName {
 }
 
 /// The directory and the name in it.
-async fn parent(volume: &Volume, path: &str) -> Result<(FileRef, EntryName), zerofs_csi::fs::FsError> {
+async fn parent(volume: &Volume, path: &str) -> Result<(FileRef, EntryName), FsError> {
     match path.split_once('/') {
         None => Ok((volume.fs.root(), entry(path))),
         Some((dir, name)) => {
@@ -423,7 +457,7 @@ async fn parent(volume: &Volume, path: &str) -> Result<(FileRef, EntryName), zer
     }
 }
 
-async fn file(volume: &Volume, path: &str) -> Result<FileRef, zerofs_csi::fs::FsError> {
+async fn file(volume: &Volume, path: &str) -> Result<FileRef, FsError> {
     let (dir, name) = parent(volume, path).await?;
     Ok(volume.fs.lookup(&Caller::root(), dir, name.as_bytes()).await?.0.file)
 }
@@ -497,13 +531,12 @@ async fn call(volume: &Volume, at: usize, op: &Op) -> Done<()> {
 }
 
 /// Everything that is there.
-async fn walk(volume: &Volume) -> Done<Tree> {
+async fn walk(volume: &Volume) -> Result<Tree, FsError> {
     let mut tree = Tree::new();
     let mut todo = vec![(volume.fs.root(), String::new())];
     while let Some((dir, path)) = todo.pop() {
         let limit = ListLimit { entries: 1000, bytes: 1 << 20, entry_bytes: 32, with_attr: true };
-        let listing = volume.fs.readdir(&Caller::root(), dir, DirCookie(0), limit).await;
-        let listing = listing.map_err(|error| repeatable(&"listing", &error))?;
+        let listing = volume.fs.readdir(&Caller::root(), dir, DirCookie(0), limit).await?;
         assert!(listing.eof, "the directories are small");
         for found in listing.entries.iter().filter(|e| !matches!(&e.name[..], b"." | b"..")) {
             let path = format!("{path}{}", String::from_utf8_lossy(&found.name));
@@ -514,7 +547,7 @@ async fn walk(volume: &Volume) -> Done<Tree> {
                     Object::Dir { mode: attr.mode }
                 }
                 FileKind::Symlink => {
-                    let target = volume.fs.readlink(&Caller::root(), attr.file).await.map_err(|e| repeatable(&path, &e))?.0;
+                    let target = volume.fs.readlink(&Caller::root(), attr.file).await?.0;
                     Object::Link(String::from_utf8_lossy(&target).into_owned())
                 }
                 _ => Object::File { mode: attr.mode, data: content(volume, attr).await?, loose: None },
@@ -525,11 +558,10 @@ async fn walk(volume: &Volume) -> Done<Tree> {
     Ok(tree)
 }
 
-async fn content(volume: &Volume, attr: Attr) -> Done<Vec<u8>> {
+async fn content(volume: &Volume, attr: Attr) -> Result<Vec<u8>, FsError> {
     let mut data = Vec::new();
     while (data.len() as u64) < attr.size {
-        let read = volume.fs.read(&Caller::root(), attr.file, data.len() as u64, 1 << 20).await;
-        let read = read.map_err(|error| repeatable(&"reading", &error))?;
+        let read = volume.fs.read(&Caller::root(), attr.file, data.len() as u64, 1 << 20).await?;
         let before = data.len();
         read.data.iter().for_each(|part| data.extend_from_slice(part));
         assert!(data.len() > before, "a read within the file brings nothing");

@@ -205,6 +205,7 @@ impl Script {
         match name {
             "life" => life(),
             "small" => small(),
+            "short" => short(),
             other => panic!("there is no script {other}"),
         }
     }
@@ -267,5 +268,21 @@ fn small() -> Script {
         Op::Delete("clone"),
         Op::DeleteSnapshot("s"),
         Op::Collect,
+    ])
+}
+
+/// A little of everything that is stored: for what does not depend on how it came about.
+fn short() -> Script {
+    Script::new(vec![
+        Op::Create("a-name-to-be-hidden"),
+        Op::Write { path: "a-name-to-be-hidden", at: 0, len: 5_000, seed: 1 },
+        Op::Mkdir("d"),
+        Op::Create("d/big"),
+        Op::Write { path: "d/big", at: 0, len: 120_000, seed: 2 },
+        Op::Reopen,
+        Op::Symlink("l", "d/big"),
+        Op::Rename("d/big", "big"),
+        Op::Create("last"),
+        Op::Write { path: "last", at: 0, len: 80_000, seed: 3 },
     ])
 }

@@ -7,7 +7,8 @@ use rand::rngs::StdRng;
 use std::collections::{BTreeMap, BTreeSet};
 use zerofs_csi::bucket::Bucket;
 use zerofs_csi::fs::api::*;
-use zerofs_csi::fs::db::CheckpointId;
+use zerofs_csi::fs::check::check;
+use zerofs_csi::fs::db::{CheckpointId, Reader};
 use zerofs_csi::fs::{Fs, FsError};
 use zerofs_csi::types::{EntryName, Timestamp};
 
@@ -190,7 +191,8 @@ impl Harness {
                 fs.setattr(&Caller::root(), self.files[id], all, None).await.map_err(|e| format!("changing the clone: {e}"))?;
             }
         }
-        fs.close().await.map_err(|e| format!("closing the clone: {e}"))
+        fs.close().await.map_err(|e| format!("closing the clone: {e}"))?;
+        check_rows(&clone).await.map_err(|what| format!("in the clone: {what}"))
     }
 
     async fn verify(&mut self) -> Checked {
@@ -212,8 +214,17 @@ impl Harness {
         fs.close().await.map_err(|error| format!("closing: {error}"))?;
         let fs = self.dataset.open().await;
         compare(&fs, &self.reference, &self.files).await?;
-        fs.close().await.map_err(|error| format!("closing: {error}"))
+        fs.close().await.map_err(|error| format!("closing: {error}"))?;
+        check_rows(&self.dataset).await
     }
+}
+
+/// The rows of a closed dataset hold together: what calls do not show (counts, references, what is queued for reclaim) is right as well.
+async fn check_rows(dataset: &Dataset) -> Checked {
+    let reader = Reader::newest(&dataset.place).await.map_err(|error| format!("reading the rows: {error}"))?;
+    let report = check(&reader).await.map_err(|error| format!("reading the rows: {error}"))?;
+    reader.close().await.map_err(|error| format!("closing the reader: {error}"))?;
+    if report.is_clean() { Ok(()) } else { Err(format!("the rows do not hold together: {:#?}", report.findings)) }
 }
 
 /// Compares every object that was ever made.

@@ -37,7 +37,7 @@ pub(super) async fn keep(db: Db, place: DbPlace, stop: CancellationToken) {
 }
 
 pub(super) fn admin(place: &DbPlace) -> Admin {
-    let builder = AdminBuilder::new(place.path(), place.bucket.store());
+    let builder = AdminBuilder::new(place.path(), place.store());
     match &place.sealer {
         Some(sealer) => builder.with_block_transformer(sealing::transformer(sealer.clone())).build(),
         None => builder.build(),
@@ -45,7 +45,7 @@ pub(super) fn admin(place: &DbPlace) -> Admin {
 }
 
 async fn run(db: &Db, place: &DbPlace, stop: &CancellationToken) -> Result<(), FsError> {
-    let mut builder = CompactorBuilder::new(place.path(), place.bucket.store()).with_options(settings::compactor());
+    let mut builder = CompactorBuilder::new(place.path(), place.store()).with_options(settings::compactor());
     if let Some(sealer) = &place.sealer {
         builder = builder.with_block_transformer(sealing::transformer(sealer.clone()));
     }

@@ -31,7 +31,7 @@ impl Drop for Database {
 impl Database {
     /// Opens, creating it if absent; fences every earlier opener. `expected`: fail unless the writer epoch is still this one (R16).
     pub async fn open(place: &DbPlace, expected: Option<Epoch>) -> Result<Self, FsError> {
-        let mut builder = Db::builder(place.path(), place.bucket.store())
+        let mut builder = Db::builder(place.path(), place.store())
             .with_settings(settings::writer())
             .with_db_cache(place.cache.cache.clone(), place.cache_id());
         if let Some(Epoch(expected)) = expected {

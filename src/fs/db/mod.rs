@@ -6,6 +6,7 @@
 //! - `reader`: reading at a checkpoint, or at the newest durable state, without an owner and without writing.
 //! - `admin`: what is done to a database that nobody needs to have open: clones, checkpoints, fencing, deletion, collection.
 //! - `sealing`: encrypts SlateDB's blocks.
+//! - `summed`: checksums for what SlateDB keeps without one.
 //!
 //! Invariants. A database's path is literal in the store (`vol/<incarnation>` below the pool's prefix) and never changes: clones name
 //! their ancestors by path. Checkpoint names are not unique in SlateDB; here they are, because every creation lists first. Every call
@@ -23,6 +24,7 @@ mod database;
 mod reader;
 mod sealing;
 mod settings;
+mod summed;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +37,7 @@ use crate::bucket::Bucket;
 use crate::crypto::Sealer;
 use crate::types::Incarnation;
 use bytes::Bytes;
+use slatedb::object_store::ObjectStore;
 use slatedb::object_store::path::Path;
 use slatedb::{CloseReason, ErrorKind};
 use std::future::Future;
@@ -54,6 +57,10 @@ pub struct DbPlace {
 }
 
 impl DbPlace {
+    fn store(&self) -> Arc<dyn ObjectStore> {
+        Arc::new(summed::Summed(self.bucket.store()))
+    }
+
     fn path(&self) -> Path {
         self.path_of(self.incarnation)
     }

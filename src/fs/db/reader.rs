@@ -39,7 +39,7 @@ impl Reader {
     }
 
     async fn open(place: &DbPlace, mode: DbReaderMode) -> Result<Self, FsError> {
-        let mut builder = DbReader::builder(place.path(), place.bucket.store())
+        let mut builder = DbReader::builder(place.path(), place.store())
             .with_reader_mode(mode)
             .with_options(settings::reader())
             .with_db_cache(place.cache.cache.clone(), place.cache_id());
