@@ -43,6 +43,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- with $pool.options }}{{- $_ := set $entry "credentials" . }}{{- end }}
 {{- if or $pool.credentialsSecret $pool.credentials }}{{- $_ := set $entry "credentialsFile" (printf "/etc/zerofs/pools/%s/credentials" $name) }}{{- end }}
 {{- if or $pool.passphraseSecret $pool.passphrase }}{{- $_ := set $entry "passphraseFile" (printf "/etc/zerofs/pools/%s/passphrase/passphrase" $name) }}{{- end }}
+{{- if $pool.keySecret }}{{- $_ := set $entry "keyFile" (printf "/etc/zerofs/pools/%s/key/key" $name) }}{{- end }}
+{{- if $pool.requestSecrets }}{{- $_ := set $entry "requestSecrets" true }}{{- end }}
 {{- $_ := set $pools $name $entry }}
 {{- end }}
 {{- end }}
@@ -64,6 +66,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- if or $pool.passphraseSecret $pool.passphrase }}
 - { name: passphrase-{{ $name }}, mountPath: /etc/zerofs/pools/{{ $name }}/passphrase, readOnly: true }
+{{- end }}
+{{- if $pool.keySecret }}
+- { name: key-{{ $name }}, mountPath: /etc/zerofs/pools/{{ $name }}/key, readOnly: true }
 {{- end }}
 {{- end }}
 {{- end }}
@@ -92,6 +97,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 - name: passphrase-{{ $name }}
   secret: { secretName: {{ $pool.passphraseSecret | default (printf "%s-passphrase-%s" $release $name) }}, defaultMode: 0400 }
 {{- end }}
+{{- if $pool.keySecret }}
+- name: key-{{ $name }}
+  secret: { secretName: {{ $pool.keySecret }}, defaultMode: 0400 }
+{{- end }}
 {{- end }}
 {{- end }}
 {{- range $name, $pool := .Values.pools }}
@@ -115,4 +124,35 @@ securityContext:
   allowPrivilegeEscalation: false
   readOnlyRootFilesystem: true
   capabilities: { drop: [ALL] }
+{{- end }}
+
+{{- /* No pool is asked for liveness: a restart would not bring its store back, and would be a pause for every mount. */ -}}
+{{- define "zerofs.probes" -}}
+{{- $host := eq .address "127.0.0.1" }}
+livenessProbe:
+  httpGet: { path: /healthz, port: {{ .port }}{{ if $host }}, host: 127.0.0.1{{ end }} }
+  initialDelaySeconds: 15
+  periodSeconds: 15
+  timeoutSeconds: 5
+  failureThreshold: 8
+readinessProbe:
+  httpGet: { path: /readyz, port: {{ .port }}{{ if $host }}, host: 127.0.0.1{{ end }} }
+  periodSeconds: 5
+  timeoutSeconds: 5
+{{- end }}
+
+{{- /* The Secrets in the release's namespace that classes name for the sidecars; kubelet reads the node's by itself. */ -}}
+{{- define "zerofs.secretNames" -}}
+{{- $names := list }}
+{{- $release := .Release.Namespace }}
+{{- range $class := concat (.Values.storageClasses | default list) (.Values.snapshots.classes | default list) }}
+{{- $parameters := $class.parameters | default dict }}
+{{- range $key, $name := $parameters }}
+{{- if and (hasPrefix "csi.storage.k8s.io/" $key) (hasSuffix "-secret-name" $key) (not (hasPrefix "csi.storage.k8s.io/node-" $key)) }}
+{{- $namespace := get $parameters (printf "%s-namespace" (trimSuffix "-name" $key)) }}
+{{- if and (eq $namespace $release) (not (contains "$" $name)) }}{{- $names = append $names $name }}{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $names | uniq | sortAlpha | toJson }}
 {{- end }}
