@@ -23,6 +23,7 @@ fn main() -> anyhow::Result<()> {
         csi_endpoint: Some(socket),
         nfs_listen: None,
         peers: Peers::Loopback,
+        health_listen: None,
     };
     app::run(async move {
         let stop = app::stop_signal()?;

@@ -33,13 +33,15 @@ pub async fn run(controller: Arc<Controller>, interval: Duration, stop: Cancella
 
 async fn collect(controller: &Controller, pool: &Pool) {
     match controller.collector(pool).collect().await {
-        Ok(done) if done.packs + done.datasets.len() + done.snapshots.len() > 0 => {
+        Ok(done) if done.packs + done.datasets.len() + done.snapshots.len() + done.detached.len() + done.databases > 0 => {
             tracing::info!(
                 pool = pool.name,
                 packs = done.packs,
                 bytes = done.pack_bytes,
                 datasets = done.datasets.len(),
                 snapshots = done.snapshots.len(),
+                detached = done.detached.len(),
+                databases = done.databases,
                 "collected"
             );
         }

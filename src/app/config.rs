@@ -36,6 +36,9 @@ pub struct Config {
     /// How often an owner looks into its mailbox.
     #[serde(default = "mail_interval", with = "human_duration")]
     pub mail_interval: Duration,
+    /// `serve` closes what no client has used for so long; the next call on it opens it again.
+    #[serde(default = "export_idle", with = "human_duration")]
+    pub export_idle: Duration,
     #[serde(default)]
     pub log: LogConfig,
 }
@@ -53,6 +56,12 @@ pub struct PoolConfig {
     /// The passphrase of an encrypted pool: the file's first line.
     #[serde(default)]
     pub passphrase_file: Option<PathBuf>,
+    /// The key of an encrypted pool, instead of a passphrase: 32 bytes in base 64, the file's first line.
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
+    /// Credentials and passphrase come with the secrets of CSI requests, on top of what is configured here.
+    #[serde(default)]
+    pub request_secrets: bool,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -117,6 +126,10 @@ fn owner_timeout() -> Duration {
     Duration::from_secs(30)
 }
 
+fn export_idle() -> Duration {
+    Duration::from_secs(600)
+}
+
 fn mail_interval() -> Duration {
     Duration::from_secs(2)
 }
@@ -158,6 +171,7 @@ impl Default for Config {
             collect_interval: collect_interval(),
             owner_timeout: owner_timeout(),
             mail_interval: mail_interval(),
+            export_idle: export_idle(),
             log: LogConfig::default(),
         }
     }
@@ -190,6 +204,11 @@ impl Config {
             && !self.pools.contains_key(name)
         {
             return Err(format!("defaultPool {name:?} is not among the pools"));
+        }
+        for (name, pool) in &self.pools {
+            if pool.key_file.is_some() && pool.passphrase_file.is_some() {
+                return Err(format!("pool {name}: keyFile and passphraseFile exclude each other: a pool has one secret"));
+            }
         }
         if self.limits.volumes_max == 0 {
             return Err("limits.volumesMax: 0 would open nothing; use at least 1".to_owned());
@@ -228,6 +247,8 @@ pools:
   slow:
     url: gs://bucket/slow
     credentialsFile: /run/secrets/gcs
+    keyFile: /run/secrets/key
+    requestSecrets: true
 limits: { volumesMax: 12, dirtyBytes: 128Mi, dataCache: 1Gi, diskCache: 0 }
 flushInterval: 500ms
 log: { format: json, filter: debug }
@@ -257,6 +278,7 @@ log: { format: json, filter: debug }
             "defaultPool: a\n",
             "limits: { volumesMax: 0 }\n",
             "limits: { dirtyBytes: 1 }\n",
+            "pools: { a: { url: \"file:///x\", keyFile: /a, passphraseFile: /b } }\n",
             "[",
             "pools: 3",
         ] {

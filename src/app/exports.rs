@@ -1,38 +1,72 @@
-//! The exports of `serve`: every dataset as `/<name>`, opened by its first MNT.
+//! The exports of `serve`: every dataset as `/<name>`.
 //!
-//! What this process's name owns already is opened at start, because a client that mounted it before a restart sends no
-//! MNT again. A volume that is also staged through CSI is closed by its unstaging; its handles are stale here until it is
-//! mounted again.
+//! ```text
+//!            MNT, or a call with a handle               no call for `exportIdle`
+//!  parked ───────────────────────────────▶ open ───────────────────────────────────▶ parked
+//! ```
+//! A **parked** dataset is one that nobody has open: closed and released, so that it may be deleted, or opened elsewhere. Its
+//! handles stay good: clients that mounted it send no MNT again, so a call on one opens it, and waits. For the same reason
+//! what this process's name owns already is opened at start, and every released dataset counts as parked then.
+//!
+//! Whether an export is idle is told by the time of its last call, which is written *before* the call looks the export up: who
+//! finds it before it is parked is seen by whoever parks it.
+//!
+//! A volume that is also staged through CSI is in use, and not parked; it is closed by its unstaging.
 
 use crate::catalog::State;
 use crate::control::{Pool, Pools};
 use crate::fs::Fs;
 use crate::nfs::{Export, ExportId, ExportTable, Found, Listed, MountRefused, Registry};
-use crate::types::{Class, Classify, DatasetId, DatasetName, PoolId};
-use crate::volume::{VolumeError, Volumes};
-use parking_lot::Mutex;
+use crate::types::{Class, Classify, DatasetId, DatasetName};
+use crate::volume::{Closing, VolumeError, Volumes};
+use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
 
 /// Volumes opened at once after a restart.
 const REOPENS_AT_ONCE: usize = 8;
+/// Between tries to open a parked dataset for the calls that wait for it.
+const REOPEN_MIN: Duration = Duration::from_millis(500);
+const REOPEN_MAX: Duration = Duration::from_secs(15);
+/// How often within the idle time exports are looked at.
+const LOOKS: u32 = 4;
 
 pub struct Exports {
     pools: Pools,
     volumes: Volumes,
     registry: Registry<Fs>,
-    /// What was opened for a MNT, and must be closed at the end.
-    opened: Mutex<HashMap<DatasetId, PoolId>>,
+    /// What was opened for clients, and must be closed when it is idle, or at the end.
+    opened: Mutex<HashMap<DatasetId, Arc<Used>>>,
+    /// By what the calls know.
+    used: RwLock<HashMap<ExportId, Arc<Used>>>,
+    parked: Mutex<HashMap<ExportId, DatasetId>>,
+    started: Instant,
 }
+
+/// The time of the last call, in milliseconds since the start.
+#[derive(Default)]
+struct Used(AtomicU64);
 
 impl Exports {
     /// Serves the default pool, and begins to open what this node owned before.
-    pub async fn start(pools: Pools, volumes: Volumes) -> anyhow::Result<Arc<Self>> {
-        let exports = Arc::new(Self { pools, volumes, registry: Registry::default(), opened: Mutex::default() });
+    pub async fn start(pools: Pools, volumes: Volumes, idle: Duration, stop: CancellationToken) -> anyhow::Result<Arc<Self>> {
+        let exports = Arc::new(Self {
+            pools,
+            volumes,
+            registry: Registry::default(),
+            opened: Mutex::default(),
+            used: RwLock::default(),
+            parked: Mutex::default(),
+            started: Instant::now(),
+        });
         exports.watch_losses();
         exports.clone().reopen().await?;
+        tokio::spawn(exports.clone().park_idle(idle, stop));
         Ok(exports)
     }
 
@@ -40,38 +74,136 @@ impl Exports {
         self.pools.get(None).ok()
     }
 
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     async fn reopen(self: Arc<Self>) -> anyhow::Result<()> {
         let Some(pool) = self.pool().cloned() else { return Ok(()) };
         let node = self.volumes.settings().node.clone();
-        let datasets = pool.catalog.datasets().await?.into_iter().map(|at| at.record);
-        let ours: Vec<DatasetId> = datasets
-            .filter(|d| d.state == State::Ready && d.owner.as_ref().is_some_and(|o| o.node == node))
-            .map(|d| d.id())
-            .collect();
+        let mut ours: Vec<DatasetId> = Vec::new();
+        for dataset in pool.catalog.datasets().await?.into_iter().map(|at| at.record).filter(|d| d.state == State::Ready) {
+            match &dataset.owner {
+                Some(owner) if owner.node == node => ours.push(dataset.id()),
+                Some(_) => {}
+                None => {
+                    self.parked.lock().insert(export_id(dataset.id()), dataset.id());
+                }
+            }
+        }
         ours.iter().for_each(|id| self.registry.announce(export_id(*id)));
         let exports = self.clone();
         tokio::spawn(async move {
             use futures::StreamExt;
-            let opens = futures::stream::iter(ours).map(|id| {
-                let (exports, pool) = (exports.clone(), pool.clone());
-                async move {
-                    if let Err(error) = exports.open(&pool, id).await {
-                        tracing::error!(dataset = %id, %error, "a dataset served before the restart cannot be opened: its clients get stale handles");
-                        exports.registry.remove(export_id(id));
-                    }
-                }
-            });
+            let opens = futures::stream::iter(ours).map(|id| exports.clone().open_for_waiting(pool.clone(), id));
             opens.buffer_unordered(REOPENS_AT_ONCE).collect::<Vec<()>>().await;
         });
         Ok(())
     }
 
+    /// Opens what is announced, for as long as it takes: its clients wait.
+    async fn open_for_waiting(self: Arc<Self>, pool: Pool, id: DatasetId) {
+        let mut wait = REOPEN_MIN;
+        loop {
+            match self.open(&pool, id).await {
+                Ok(_) => return,
+                Err(error) if waiting_helps(error.class()) => {
+                    tracing::warn!(dataset = %id, %error, retry_secs = wait.as_secs_f32(), "a dataset that clients have mounted cannot be opened yet");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(REOPEN_MAX);
+                }
+                Err(error) => {
+                    tracing::warn!(dataset = %id, %error, "a dataset that clients have mounted cannot be opened: they get stale handles");
+                    self.registry.remove(export_id(id));
+                    return;
+                }
+            }
+        }
+    }
+
     async fn open(&self, pool: &Pool, id: DatasetId) -> Result<Arc<Export<Fs>>, VolumeError> {
+        // Held until the export is known: nobody parks it meanwhile.
         let volume = self.volumes.open(&pool.catalog, id).await?;
         let export = Export::new(export_id(id), volume.fs.clone(), volume.handle_key);
+        let used = Arc::new(Used(AtomicU64::new(self.now())));
+        self.used.write().insert(export.id, used.clone());
+        self.opened.lock().insert(id, used);
+        self.parked.lock().remove(&export.id);
         self.registry.publish(export.clone());
-        self.opened.lock().insert(id, pool.id());
+        drop(volume);
         Ok(export)
+    }
+
+    async fn park_idle(self: Arc<Self>, idle: Duration, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(idle / LOOKS) => {}
+            }
+            let idle_millis = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
+            let since = self.now().saturating_sub(idle_millis);
+            let old: Vec<(DatasetId, Arc<Used>)> =
+                self.opened.lock().iter().map(|(id, used)| (*id, used.clone())).collect();
+            for (id, used) in old {
+                let last = used.0.load(Ordering::SeqCst);
+                if last < since {
+                    self.park(id, &used, last).await;
+                }
+            }
+        }
+    }
+
+    /// Closes and releases an export, unless a call comes between, or somebody else uses the volume.
+    async fn park(&self, id: DatasetId, used: &Used, last: u64) {
+        // First: a call that does not find it open must find it parked. It opens it again, which waits for what is done here.
+        self.parked.lock().insert(export_id(id), id);
+        let Some(export) = self.registry.remove(export_id(id)) else {
+            // Lost.
+            self.parked.lock().remove(&export_id(id));
+            self.opened.lock().remove(&id);
+            return;
+        };
+        let closing = if used.0.load(Ordering::SeqCst) == last {
+            self.volumes.close_unused(id).await
+        } else {
+            Ok(Closing::InUse)
+        };
+        match closing {
+            Ok(Closing::Closed) => {
+                tracing::info!(dataset = %id, "nobody has used the dataset for a while: it is closed until somebody does");
+                let mut opened = self.opened.lock();
+                // Somebody may have opened it again by now.
+                if opened.get(&id).is_some_and(|now| std::ptr::eq(Arc::as_ptr(now), used)) {
+                    opened.remove(&id);
+                    self.used.write().remove(&export.id);
+                }
+            }
+            Ok(Closing::InUse) => {
+                self.parked.lock().remove(&export.id);
+                self.registry.publish(export);
+            }
+            Err(error) => {
+                tracing::warn!(dataset = %id, %error, "an idle dataset could not be closed: it is tried again");
+                self.parked.lock().remove(&export.id);
+                self.registry.publish(export);
+            }
+        }
+    }
+
+    /// What a call finds that names this export.
+    fn find(self: &Arc<Self>, id: ExportId) -> Found<Fs> {
+        if let Some(used) = self.used.read().get(&id) {
+            used.0.store(self.now(), Ordering::SeqCst);
+        }
+        match self.registry.find(id) {
+            Found::Unknown => {}
+            found => return found,
+        }
+        let Some(dataset) = self.parked.lock().remove(&id) else { return Found::Unknown };
+        let Some(pool) = self.pool().cloned() else { return Found::Unknown };
+        self.registry.announce(id);
+        tokio::spawn(self.clone().open_for_waiting(pool, dataset));
+        Found::Opening
     }
 
     fn watch_losses(self: &Arc<Self>) {
@@ -99,6 +231,7 @@ impl Exports {
 
     /// Flushes, closes and releases what was opened here. Answers the first failure after having tried all.
     pub async fn close(&self) -> Result<(), VolumeError> {
+        self.parked.lock().clear();
         let opened: Vec<DatasetId> = self.opened.lock().drain().map(|(id, _)| id).collect();
         let mut result = Ok(());
         for id in opened {
@@ -121,6 +254,21 @@ impl Exports {
     }
 }
 
+/// Whether a dataset that cannot be opened may be later: the store is away, credentials are being changed.
+fn waiting_helps(class: Class) -> bool {
+    match class {
+        Class::Unavailable | Class::InProgress | Class::Exhausted | Class::Denied | Class::Internal => true,
+        Class::Invalid
+        | Class::NotFound
+        | Class::Exists
+        | Class::Precondition
+        | Class::OutOfRange
+        | Class::Fenced
+        | Class::Corrupt
+        | Class::Unsupported => false,
+    }
+}
+
 fn export_id(dataset: DatasetId) -> ExportId {
     ExportId(*dataset.incarnation.as_bytes())
 }
@@ -133,7 +281,7 @@ impl ExportTable for ServeTable {
     type Fs = Fs;
 
     fn find(&self, id: ExportId) -> Found<Fs> {
-        self.0.registry.find(id)
+        self.0.find(id)
     }
 
     async fn opened(&self, id: ExportId) -> Found<Fs> {

@@ -10,6 +10,7 @@ mod collecting;
 pub mod config;
 mod endpoints;
 mod exports;
+mod health;
 mod logging;
 mod parts;
 mod pools;
@@ -17,6 +18,7 @@ mod processes;
 mod runtime;
 mod size;
 mod state_dir;
+mod unlock;
 
 pub use config::Config;
 pub use endpoints::NfsEndpoints;

@@ -9,6 +9,7 @@ use crate::fs::db::DbCache;
 use crate::types::SessionId;
 use crate::volume::{VolumeSettings, Volumes};
 use anyhow::Context;
+use tokio_util::sync::CancellationToken;
 
 /// A process's parts, wired.
 pub struct Parts {
@@ -24,7 +25,18 @@ impl Parts {
         Self::over(config, pools, node, state).await
     }
 
-    /// On pools that are open already.
+    /// On pools that are opened when their stores answer.
+    pub async fn start_patiently(
+        config: Config,
+        node: String,
+        state: Option<&StateDir>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let pools = pools::open_patiently(&config, stop).await?;
+        Self::over(config, pools, node, state).await
+    }
+
+    /// On pools that are open, or will be.
     pub async fn over(config: Config, pools: Pools, node: String, state: Option<&StateDir>) -> anyhow::Result<Self> {
         let limits = config.limits;
         let settings = VolumeSettings {

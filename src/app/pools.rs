@@ -3,16 +3,28 @@
 use super::config::{Config, PoolConfig};
 use crate::bucket::{Bucket, Credentials, Folder, Limits, PoolUrl};
 use crate::catalog::{Catalog, CatalogError, Secret};
+use crate::control::secrets::RequestSecrets;
 use crate::control::{Pool, Pools};
 use crate::types::{Class, Classify};
 use anyhow::{Context, bail};
 use std::path::Path;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 /// The variable that a passphrase may be in, for the command line.
 pub const PASSPHRASE_ENV: &str = "ZEROFS_PASSPHRASE";
 /// The longest passphrase or credential file, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
+
+/// A pool's key.
+const KEY_BYTES: usize = 32;
+/// How long a start waits for the first try of each pool.
+const FIRST_TRY: Duration = Duration::from_secs(5);
+/// Between tries to open a pool.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// What to do where there is no pool yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,29 +37,45 @@ pub enum Missing {
 impl PoolConfig {
     /// A pool that is given by its URL alone: credentials from the environment.
     pub fn at(url: PoolUrl) -> Self {
-        Self { url, credentials: Default::default(), credentials_file: None, passphrase_file: None }
+        Self { url, credentials: Default::default(), credentials_file: None, passphrase_file: None, key_file: None, request_secrets: false }
     }
 
     pub fn bucket(&self, folder: Folder) -> anyhow::Result<Bucket> {
+        self.bucket_with(folder, None)
+    }
+
+    fn bucket_with(&self, folder: Folder, request: Option<&RequestSecrets>) -> anyhow::Result<Bucket> {
         let mut credentials = Credentials::from_env();
         if let Some(path) = &self.credentials_file {
             credentials = credentials.with(read_credentials(path)?);
         }
-        let credentials = credentials.with(self.credentials.clone());
+        let mut credentials = credentials.with(self.credentials.clone());
+        if let Some(request) = request {
+            credentials = credentials.with(request.options());
+        }
         Ok(Bucket::open(&self.url, &credentials, folder, Limits::default())?)
     }
 
     pub fn secret(&self) -> anyhow::Result<Option<Secret>> {
-        match &self.passphrase_file {
-            Some(path) => Ok(Some(read_secret(path)?)),
-            None => Ok(std::env::var(PASSPHRASE_ENV).ok().filter(|p| !p.is_empty()).map(|p| Secret(Zeroizing::new(p)))),
+        match (&self.passphrase_file, &self.key_file) {
+            (Some(path), _) => Ok(Some(read_secret(path)?)),
+            (None, Some(path)) => Ok(Some(read_key(path)?)),
+            (None, None) => Ok(std::env::var(PASSPHRASE_ENV).ok().filter(|p| !p.is_empty()).map(|p| Secret(Zeroizing::new(p)))),
         }
     }
 
     pub async fn open(&self, missing: Missing) -> anyhow::Result<Catalog> {
-        let secret = self.secret()?;
+        self.open_with(missing, None).await
+    }
+
+    /// With what a request carries, on top of what is configured.
+    pub(super) async fn open_with(&self, missing: Missing, request: Option<&RequestSecrets>) -> anyhow::Result<Catalog> {
+        let secret = match request.and_then(RequestSecrets::passphrase) {
+            Some(passphrase) => Some(Secret::new(passphrase)),
+            None => self.secret()?,
+        };
         let folder = if missing == Missing::Create { Folder::Create } else { Folder::MustExist };
-        let bucket = self.bucket(folder)?;
+        let bucket = self.bucket_with(folder, request)?;
         match Catalog::open(bucket.clone(), secret.as_ref()).await {
             Err(error) if missing == Missing::Create && error.class() == Class::NotFound => {
                 match Catalog::create(bucket.clone(), secret.as_ref()).await {
@@ -79,6 +107,50 @@ pub async fn open(config: &Config, missing: Missing) -> anyhow::Result<Pools> {
     Ok(Pools::new(pools, config.default_pool.clone())?)
 }
 
+/// Opens every configured pool, each for as long as it takes. Answers once each has been tried, or after some seconds.
+pub async fn open_patiently(config: &Config, stop: &CancellationToken) -> anyhow::Result<Pools> {
+    if config.pools.is_empty() {
+        bail!("no pool is configured: write `pools:` into the configuration");
+    }
+    let pools = Pools::waiting(config.pools.keys().cloned(), config.default_pool.clone())?;
+    let mut first = Vec::new();
+    for (name, pool) in config.pools.iter().filter(|(_, pool)| !pool.request_secrets) {
+        let (tried, is_tried) = oneshot::channel();
+        first.push(is_tried);
+        tokio::spawn(keep_opening(pools.clone(), name.clone(), pool.clone(), tried, stop.clone()));
+    }
+    let _ = tokio::time::timeout(FIRST_TRY, futures::future::join_all(first)).await;
+    Ok(pools)
+}
+
+async fn keep_opening(pools: Pools, name: String, pool: PoolConfig, tried: oneshot::Sender<()>, stop: CancellationToken) {
+    let (mut wait, mut tried) = (RETRY_MIN, Some(tried));
+    loop {
+        let opened = tokio::select! {
+            () = stop.cancelled() => return,
+            opened = pool.open(Missing::Refuse) => opened,
+        };
+        let folder = pool.url.folder().map(Path::to_owned);
+        let taken = opened.and_then(|catalog| Ok(pools.opened(Pool { name: name.clone(), catalog, folder })?));
+        let why = taken.err().map(|error| format!("{error:#}"));
+        if let Some(why) = &why {
+            pools.not_yet(&name, why.clone());
+        }
+        // Nobody may wait any more.
+        let _ = tried.take().map(|tried| tried.send(()));
+        let Some(why) = why else {
+            tracing::info!(pool = name, "the pool is open");
+            return;
+        };
+        tracing::warn!(pool = name, why, retry_secs = wait.as_secs_f32(), "the pool cannot be opened yet: its volumes wait");
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = (wait * 2).min(RETRY_MAX);
+    }
+}
+
 fn read_limited(path: &Path) -> anyhow::Result<Zeroizing<String>> {
     let size = std::fs::metadata(path).with_context(|| format!("secret {}", path.display()))?.len();
     if size > SECRET_BYTES_MAX {
@@ -94,6 +166,21 @@ fn read_secret(path: &Path) -> anyhow::Result<Secret> {
         bail!("secret {}: its first line is empty: write the passphrase there", path.display());
     }
     Ok(Secret(Zeroizing::new(line.to_owned())))
+}
+
+/// A key is one only if it is exactly that: anything else would silently be taken for a passphrase.
+fn read_key(path: &Path) -> anyhow::Result<Secret> {
+    let secret = read_secret(path)?;
+    let bytes = data_encoding::BASE64.decode(secret.0.as_bytes()).map(Zeroizing::new);
+    if !bytes.is_ok_and(|bytes| bytes.len() == KEY_BYTES) {
+        bail!("key {}: its first line is not {KEY_BYTES} bytes in base 64: `openssl rand -base64 {KEY_BYTES}` makes one", path.display());
+    }
+    Ok(secret)
+}
+
+/// What an error of opening a pool means to who asked for it.
+pub(super) fn retry_refused(error: &anyhow::Error) -> Class {
+    error.chain().find_map(|cause| cause.downcast_ref::<CatalogError>()).map_or(Class::Invalid, Classify::class)
 }
 
 /// A folder with a file for each credential, or a YAML file of them.

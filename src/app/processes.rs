@@ -5,10 +5,13 @@ use super::collecting;
 use super::config::Config;
 use super::endpoints::NfsEndpoints;
 use super::exports::{Exports, ServeTable};
+use super::health::{self, Health};
 use super::parts::Parts;
 use super::pools::Missing;
 use super::state_dir::StateDir;
+use super::unlock::Unlocker;
 use crate::control::node::{Mounts, NodeAgent, NodeSettings};
+use crate::control::secrets::NoSecrets;
 use crate::control::{Controller, mail};
 use crate::csi::{ControllerService, CsiServices, IdentityService, NodeInfo, NodeService, Registrar};
 use crate::mount::Mounter;
@@ -17,7 +20,6 @@ use anyhow::{Context, bail};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -31,10 +33,14 @@ pub struct NodeOptions {
     /// Kubernetes' name of the node; `None`: one kept in the state folder.
     pub node_id: Option<String>,
     pub state_dir: PathBuf,
+    /// In memory (a tmpfs): secrets of requests are kept there for the next start; none: they are not kept.
+    pub run_dir: Option<PathBuf>,
     /// `<kubeletDir>/plugins_registry`, and the CSI socket as kubelet sees it.
     pub registration: Option<(PathBuf, PathBuf)>,
     /// Who may connect to a staged volume's endpoint.
     pub peers: Peers,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    pub health_listen: Option<SocketAddr>,
 }
 
 #[derive(Clone, Debug)]
@@ -44,6 +50,8 @@ pub struct ServeOptions {
     pub nfs_listen: Option<SocketAddr>,
     /// Who may connect to a staged volume's endpoint.
     pub peers: Peers,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    pub health_listen: Option<SocketAddr>,
 }
 
 /// A process that runs. `Ready` is called once with the line to print.
@@ -57,10 +65,14 @@ pub async fn serve<M: Mounter>(
     ready: Ready<'_>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    if let Some((name, _)) = config.pools.iter().find(|(_, pool)| pool.request_secrets) {
+        bail!("pool {name}: requestSecrets is for `controller` and `node`: write its credentials into the configuration of `serve`");
+    }
     let state = StateDir::open(&options.state_dir)?;
     let parts = Parts::start(config, Missing::Create, state.node_name()?, Some(&state)).await?;
     let tasks = TaskTracker::new();
-    let exports = Exports::start(parts.pools.clone(), parts.volumes.clone()).await?;
+    parts.serve_health(options.health_listen, &tasks, &stop);
+    let exports = Exports::start(parts.pools.clone(), parts.volumes.clone(), parts.config.export_idle, stop.child_token()).await?;
     let nfs = match options.nfs_listen {
         Some(at) => Some(listen(at, &exports).await?),
         None => None,
@@ -79,8 +91,8 @@ pub async fn serve<M: Mounter>(
             let info = node_info(&parts, parts.volumes.settings().node.clone());
             let services = CsiServices {
                 identity: identity(&parts, true),
-                controller: Some(ControllerService::new(controller)),
-                node: Some(NodeService::new(agent.clone(), info)),
+                controller: Some(ControllerService::new(controller, Arc::new(NoSecrets))),
+                node: Some(NodeService::new(agent.clone(), info, Arc::new(NoSecrets))),
             };
             Some(tasks.spawn(crate::csi::serve(path, services, stop.child_token())?))
         }
@@ -98,14 +110,22 @@ pub async fn serve<M: Mounter>(
 }
 
 /// The controller: stateless, owns nothing.
-pub async fn controller(config: Config, csi_endpoint: &Path, ready: Ready<'_>, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn controller(
+    config: Config,
+    csi_endpoint: &Path,
+    health_listen: Option<SocketAddr>,
+    ready: Ready<'_>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let node = format!("controller-{:08x}", rand::random::<u32>());
-    let parts = Parts::start(config, Missing::Refuse, node, None).await?;
+    let parts = Parts::start_patiently(config, node, None, &stop).await?;
+    let unlock = Arc::new(Unlocker::start(&parts.config, parts.pools.clone(), None).await?);
     let tasks = TaskTracker::new();
+    parts.serve_health(health_listen, &tasks, &stop);
     let controller = Arc::new(parts.controller());
     tasks.spawn(collecting::run(controller.clone(), parts.config.collect_interval, stop.child_token()));
     let services: CsiServices<crate::mount::KernelMounter, NfsEndpoints> =
-        CsiServices { identity: identity(&parts, true), controller: Some(ControllerService::new(controller)), node: None };
+        CsiServices { identity: identity(&parts, true), controller: Some(ControllerService::new(controller, unlock)), node: None };
     let csi = tasks.spawn(crate::csi::serve(csi_endpoint, services, stop.child_token())?);
     ready(format!("ready: csi unix://{}", csi_endpoint.display()));
     until_stopped(&stop, Some(csi)).await?;
@@ -127,14 +147,16 @@ pub async fn node<M: Mounter>(
         Some(id) => id,
         None => state.node_name()?,
     };
-    let parts = Parts::start(config, Missing::Refuse, id.clone(), Some(&state)).await?;
+    let parts = Parts::start_patiently(config, id.clone(), Some(&state), &stop).await?;
+    let unlock = Arc::new(Unlocker::start(&parts.config, parts.pools.clone(), options.run_dir.as_deref()).await?);
     let tasks = TaskTracker::new();
+    parts.serve_health(options.health_listen, &tasks, &stop);
     let agent = start_agent(&parts, mounter, &state, options.peers).await?;
     // The controller is another process: it asks for a snapshot of what is open here by mail.
     tasks.spawn(parts.mail(agent.clone(), &stop));
     let info = node_info(&parts, id);
     let services =
-        CsiServices { identity: identity(&parts, false), controller: None, node: Some(NodeService::new(agent.clone(), info)) };
+        CsiServices { identity: identity(&parts, false), controller: None, node: Some(NodeService::new(agent.clone(), info, unlock)) };
     let csi = tasks.spawn(crate::csi::serve(csi_endpoint, services, stop.child_token())?);
     if let Some((registry_dir, endpoint)) = options.registration {
         let registrar = Registrar { driver: parts.config.driver_name.clone(), registry_dir, endpoint };
@@ -158,7 +180,9 @@ fn node_info(parts: &Parts, id: String) -> NodeInfo {
 }
 
 fn identity(parts: &Parts, with_controller: bool) -> IdentityService {
-    IdentityService { driver: parts.config.driver_name.clone(), with_controller, ready: Arc::new(AtomicBool::new(true)) }
+    let pools = parts.pools.clone();
+    let ready: crate::csi::IsReady = Arc::new(move || pools.not_open().is_empty());
+    IdentityService { driver: parts.config.driver_name.clone(), with_controller, ready }
 }
 
 async fn start_agent<M: Mounter>(
@@ -228,6 +252,13 @@ async fn flush_staged(parts: &Parts) -> anyhow::Result<()> {
 impl Parts {
     fn controller(&self) -> Controller {
         Controller::new(self.pools.clone(), self.volumes.clone()).with_owner_timeout(self.config.owner_timeout)
+    }
+
+    fn serve_health(&self, at: Option<SocketAddr>, tasks: &TaskTracker, stop: &CancellationToken) {
+        if let Some(at) = at {
+            let health = Health { pools: self.pools.clone(), volumes: self.volumes.clone() };
+            tasks.spawn(health::serve(at, health, stop.child_token()));
+        }
     }
 
     fn mail(&self, mounts: Arc<dyn Mounts>, stop: &CancellationToken) -> impl Future<Output = ()> + Send + use<> {

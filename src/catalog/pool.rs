@@ -1,14 +1,14 @@
 //! A pool: made once, opened by everyone.
 
 use super::CatalogError;
-use super::chain::{Cache, Chain, Newest, Versioned, parts_of};
+use super::chain::{Cache, Chain, END_AGE_MIN, Newest, Versioned, parts_of};
 use super::record::PoolRecord;
-use crate::bucket::{Bucket, BucketError, PutNew};
+use crate::bucket::{Bucket, BucketError, Listed, PutNew};
 use crate::crypto::{CryptoError, Keyring, Secret, WrappedKey};
 use crate::types::{Class, Classify, PoolId, Timestamp};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -163,10 +163,21 @@ impl Catalog {
         for prefix in ["datasets", "snapshots", "names"] {
             let doing = || format!("listing {prefix} of the pool at {}", self.inner.bucket.url());
             let listed = self.inner.bucket.list(prefix).await.map_err(|e| CatalogError::bucket(doing(), e))?;
-            let mut chains: Vec<_> = listed.iter().filter_map(|l| parts_of(&l.key)).map(|(chain, _)| chain).collect();
-            chains.dedup();
-            for chain in chains {
-                swept += usize::from(self.chain(chain.to_owned(), format!("a record at {chain}")).sweep(now).await?);
+            let mut chains = BTreeMap::<String, Vec<(u64, Listed)>>::new();
+            for object in listed {
+                if let Some((chain, version)) = parts_of(&object.key) {
+                    let chain = chain.to_owned();
+                    chains.entry(chain).or_default().push((version, object));
+                }
+            }
+            for (chain, versions) in chains {
+                // Only what the listing shows to be the old end of a chain is looked at again: the rest costs no request.
+                let [(version, only)] = versions.as_slice() else { continue };
+                let age = now.duration_since(only.modified).unwrap_or_default();
+                let chain = self.chain(chain.clone(), format!("a record at {chain}"));
+                if age >= END_AGE_MIN && matches!(chain.read::<IgnoredAny>(*version, only).await?, Some(Newest::Ended { .. })) {
+                    swept += usize::from(chain.sweep(now).await?);
+                }
             }
         }
         Ok(swept)

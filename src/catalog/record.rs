@@ -83,6 +83,12 @@ pub struct Dataset {
     pub handle_secret: [u8; 16],
     /// Parameters as the CSI caller gave them, to tell a repeat from a conflict.
     pub parameters: BTreeMap<String, String>,
+    /// The serial of the last snapshot begun: serials are never reused, whatever was deleted.
+    #[serde(default)]
+    pub snapshot_serial: u32,
+    /// A clone whose database reads nobody else's any more (R13): its origin may go.
+    #[serde(default)]
+    pub detached: bool,
 }
 
 impl Dataset {

@@ -51,6 +51,15 @@ pub struct PoolArgs {
     pub passphrase_file: Option<PathBuf>,
 }
 
+/// What every command on a pool takes.
+#[derive(Args, Clone, Debug)]
+pub struct Common {
+    #[command(flatten)]
+    pub pool: PoolArgs,
+    #[command(flatten)]
+    pub output: Output,
+}
+
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Output {
     /// Print JSON
@@ -63,16 +72,12 @@ pub enum PoolCommand {
     /// Make a pool in an empty place
     Create {
         #[command(flatten)]
-        pool: PoolArgs,
-        #[command(flatten)]
-        output: Output,
+        common: Common,
     },
     /// Show a pool
     Info {
         #[command(flatten)]
-        pool: PoolArgs,
-        #[command(flatten)]
-        output: Output,
+        common: Common,
     },
 }
 
@@ -84,32 +89,42 @@ pub enum DatasetCommand {
         #[command(flatten)]
         new: NewArgs,
         #[command(flatten)]
-        pool: PoolArgs,
-        #[command(flatten)]
-        output: Output,
+        common: Common,
     },
     /// List datasets
     List {
         #[command(flatten)]
-        pool: PoolArgs,
-        #[command(flatten)]
-        output: Output,
+        common: Common,
     },
     /// Show one dataset
     Info {
         name: String,
         #[command(flatten)]
-        pool: PoolArgs,
-        #[command(flatten)]
-        output: Output,
+        common: Common,
     },
     /// Delete a dataset; its snapshots and clones stay until they are deleted too
     Delete {
         name: String,
         #[command(flatten)]
-        pool: PoolArgs,
+        common: Common,
+    },
+    /// Raise the most bytes a dataset may hold
+    Expand {
+        name: String,
+        /// Like 40Gi; a smaller size changes nothing
+        #[arg(value_parser = size)]
+        size: ByteSize,
         #[command(flatten)]
-        output: Output,
+        common: Common,
+    },
+    /// Take a dataset from a node that is gone for good
+    Release {
+        name: String,
+        /// Give up what only that node's journal holds
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        common: Common,
     },
     /// Snapshots of a dataset
     #[command(subcommand)]
@@ -122,9 +137,7 @@ pub enum DatasetCommand {
         #[command(flatten)]
         new: NewArgs,
         #[command(flatten)]
-        pool: PoolArgs,
-        #[command(flatten)]
-        output: Output,
+        common: Common,
     },
     /// Copy a file or folder out of a snapshot
     Restore(RestoreArgs),
@@ -137,35 +150,27 @@ pub enum SnapshotCommand {
         dataset: String,
         name: String,
         #[command(flatten)]
-        pool: PoolArgs,
-        #[command(flatten)]
-        output: Output,
+        common: Common,
     },
     /// List snapshots, of all datasets or one
     List {
         dataset: Option<String>,
         #[command(flatten)]
-        pool: PoolArgs,
-        #[command(flatten)]
-        output: Output,
+        common: Common,
     },
     /// Show one snapshot
     Info {
         dataset: String,
         name: String,
         #[command(flatten)]
-        pool: PoolArgs,
-        #[command(flatten)]
-        output: Output,
+        common: Common,
     },
     /// Delete a snapshot; clones made from it stay
     Delete {
         dataset: String,
         name: String,
         #[command(flatten)]
-        pool: PoolArgs,
-        #[command(flatten)]
-        output: Output,
+        common: Common,
     },
 }
 
@@ -234,9 +239,7 @@ pub struct RestoreArgs {
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
-    pub pool: PoolArgs,
-    #[command(flatten)]
-    pub output: Output,
+    pub common: Common,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -252,6 +255,9 @@ pub struct ServeArgs {
     /// Where to serve NFS and MOUNT
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:12049")]
     pub nfs_listen: SocketAddr,
+    /// Where to serve /healthz, /readyz and /metrics
+    #[arg(long, value_name = "ADDRESS", env = "HEALTH_LISTEN")]
+    pub health_listen: Option<SocketAddr>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -260,6 +266,9 @@ pub struct ControllerArgs {
     pub config: PathBuf,
     #[arg(long, value_name = "ENDPOINT", env = "CSI_ENDPOINT")]
     pub csi_endpoint: String,
+    /// Where to serve /healthz, /readyz and /metrics
+    #[arg(long, value_name = "ADDRESS", env = "HEALTH_LISTEN")]
+    pub health_listen: Option<SocketAddr>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -273,12 +282,18 @@ pub struct NodeArgs {
     pub node_id: String,
     #[arg(long, value_name = "DIR")]
     pub state_dir: PathBuf,
+    /// A folder in memory (tmpfs), where the secrets of requests are kept for the next start
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
     /// Register with kubelet in this folder, as it is mounted here (<kubeletDir>/plugins_registry)
     #[arg(long, value_name = "DIR", requires = "kubelet_endpoint")]
     pub registry_dir: Option<PathBuf>,
     /// The CSI socket as kubelet sees it
     #[arg(long, value_name = "PATH")]
     pub kubelet_endpoint: Option<PathBuf>,
+    /// Where to serve /healthz, /readyz and /metrics
+    #[arg(long, value_name = "ADDRESS", env = "HEALTH_LISTEN")]
+    pub health_listen: Option<SocketAddr>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -328,9 +343,7 @@ pub struct CheckArgs {
     /// A dataset, or DATASET@SNAPSHOT; all datasets and snapshots if left out
     pub dataset: Option<String>,
     #[command(flatten)]
-    pub pool: PoolArgs,
-    #[command(flatten)]
-    pub output: Output,
+    pub common: Common,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -339,9 +352,7 @@ pub struct GcArgs {
     #[arg(long)]
     pub dry_run: bool,
     #[command(flatten)]
-    pub pool: PoolArgs,
-    #[command(flatten)]
-    pub output: Output,
+    pub common: Common,
 }
 
 #[derive(Args, Clone, Debug)]

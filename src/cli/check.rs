@@ -35,13 +35,13 @@ struct Checked {
 pub fn run(args: CheckArgs) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
     app::run(async move {
-        let opened = args.pool.open().await?;
+        let opened = args.common.pool.open().await?;
         let progress = Progress::new();
         let checked = Box::pin(check_all(&opened, args.dataset.as_deref(), &progress)).await?;
         drop(progress);
         let bad: Vec<&str> = checked.iter().filter(|c| !c.clean).map(|c| c.what.as_str()).collect();
         let verdict = if bad.is_empty() { Ok(()) } else { Err(format!("not clean: {}", bad.join(", "))) };
-        args.output.print(&checked, |checked| text(checked))?;
+        args.common.output.print(&checked, |checked| text(checked))?;
         verdict.map_err(|why| Wrong::new(Class::Corrupt, why))
     })
 }

@@ -1,14 +1,14 @@
 //! `dataset …`.
 
-use super::args::{CodecArg, DatasetCommand, NewArgs, Output, PoolArgs, SnapshotCommand, SyncArg};
+use super::args::{CodecArg, Common, DatasetCommand, NewArgs, Output, SnapshotCommand, SyncArg};
 use super::exit::Wrong;
 use super::info::{self, DatasetShown, SnapshotShown};
 use super::restore;
 use super::target::{Opened, dataset_name, snapshot_name, split_snapshot};
-use crate::app;
+use crate::app::{self, ByteSize};
 use crate::catalog::{Properties, State};
 use crate::chunk::Codec;
-use crate::control::{NewVolume, Source};
+use crate::control::{Journal, NewVolume, Source};
 use crate::types::{Class, SnapshotHandle, VolumeHandle};
 use std::collections::BTreeMap;
 
@@ -16,11 +16,13 @@ pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
     app::run(async move {
         match command {
-            DatasetCommand::Create { name, new, pool, output } => create(&name, &new, None, &pool, output).await,
-            DatasetCommand::Clone { source, name, new, pool, output } => create(&name, &new, Some(&source), &pool, output).await,
-            DatasetCommand::List { pool, output } => list(&pool, output).await,
-            DatasetCommand::Info { name, pool, output } => show(&name, &pool, output).await,
-            DatasetCommand::Delete { name, pool, output } => delete(&name, &pool, output).await,
+            DatasetCommand::Create { name, new, common } => create(&name, &new, None, &common).await,
+            DatasetCommand::Clone { source, name, new, common } => create(&name, &new, Some(&source), &common).await,
+            DatasetCommand::List { common } => list(&common).await,
+            DatasetCommand::Info { name, common } => show(&name, &common).await,
+            DatasetCommand::Delete { name, common } => delete(&name, &common).await,
+            DatasetCommand::Expand { name, size, common } => expand(&name, size, &common).await,
+            DatasetCommand::Release { name, force, common } => release(&name, force, &common).await,
             DatasetCommand::Snapshot(command) => snapshot(command).await,
             DatasetCommand::Restore(args) => restore::run(args).await,
         }
@@ -53,10 +55,10 @@ fn properties(new: &NewArgs) -> anyhow::Result<Properties> {
     Ok(properties)
 }
 
-async fn create(name: &str, new: &NewArgs, source: Option<&str>, pool: &PoolArgs, output: Output) -> anyhow::Result<()> {
+async fn create(name: &str, new: &NewArgs, source: Option<&str>, common: &Common) -> anyhow::Result<()> {
     let name = dataset_name(name)?;
     let properties = properties(new)?;
-    let opened = pool.open().await?;
+    let opened = common.pool.open().await?;
     let source = match source {
         Some(text) => Some(find_source(&opened, text).await?),
         None => None,
@@ -71,7 +73,7 @@ async fn create(name: &str, new: &NewArgs, source: Option<&str>, pool: &PoolArgs
         parameters: BTreeMap::new(),
     };
     let made = opened.controller.create_volume(None, wanted).await?;
-    output.print(&DatasetShown::of(&opened.pool, &made.dataset), DatasetShown::text)
+    common.output.print(&DatasetShown::of(&opened.pool, &made.dataset), DatasetShown::text)
 }
 
 /// `DATASET@SNAPSHOT`, unless a dataset has that very name.
@@ -87,48 +89,68 @@ async fn find_source(opened: &Opened, text: &str) -> anyhow::Result<Source> {
     Ok(Source::Volume(VolumeHandle { pool, dataset: dataset.id() }))
 }
 
-async fn list(pool: &PoolArgs, output: Output) -> anyhow::Result<()> {
-    let opened = pool.open().await?;
+async fn list(common: &Common) -> anyhow::Result<()> {
+    let opened = common.pool.open().await?;
     let records = opened.pool.catalog.datasets().await?;
     let mut shown: Vec<DatasetShown> =
         records.iter().filter(|at| at.record.state != State::Dead).map(|at| DatasetShown::of(&opened.pool, &at.record)).collect();
     shown.sort_by(|a, b| a.name.cmp(&b.name));
-    output.print(&shown, |shown| info::datasets(shown))
+    common.output.print(&shown, |shown| info::datasets(shown))
 }
 
-async fn show(name: &str, pool: &PoolArgs, output: Output) -> anyhow::Result<()> {
-    let opened = pool.open().await?;
+async fn show(name: &str, common: &Common) -> anyhow::Result<()> {
+    let opened = common.pool.open().await?;
     let dataset = opened.dataset(name).await?;
-    output.print(&DatasetShown::of(&opened.pool, &dataset), DatasetShown::text)
+    common.output.print(&DatasetShown::of(&opened.pool, &dataset), DatasetShown::text)
 }
 
 /// Deleting what is absent succeeds.
-async fn delete(name: &str, pool: &PoolArgs, output: Output) -> anyhow::Result<()> {
-    let opened = pool.open().await?;
+async fn delete(name: &str, common: &Common) -> anyhow::Result<()> {
+    let opened = common.pool.open().await?;
     let found = opened.pool.catalog.dataset(&dataset_name(name)?).await?;
     if let Some(at) = found {
         opened.controller.delete_volume(VolumeHandle { pool: opened.pool.id(), dataset: at.record.id() }).await?;
     }
     let report = serde_json::json!({ "deleted": name });
-    output.print(&report, |_| format!("deleted dataset {name}; `zerofs-csi gc` or a running controller frees its space\n"))
+    common.output.print(&report, |_| format!("deleted dataset {name}; `zerofs-csi gc` or a running controller frees its space\n"))
+}
+
+async fn expand(name: &str, size: ByteSize, common: &Common) -> anyhow::Result<()> {
+    let opened = common.pool.open().await?;
+    let handle = VolumeHandle { pool: opened.pool.id(), dataset: opened.dataset(name).await?.id() };
+    opened.controller.expand_volume(handle, size.0).await?;
+    let grown = opened.dataset(name).await?;
+    common.output.print(&DatasetShown::of(&opened.pool, &grown), DatasetShown::text)
+}
+
+async fn release(name: &str, force: bool, common: &Common) -> anyhow::Result<()> {
+    let opened = common.pool.open().await?;
+    let handle = VolumeHandle { pool: opened.pool.id(), dataset: opened.dataset(name).await?.id() };
+    let journal = if force { Journal::GivenUp } else { Journal::MayHoldMore };
+    let from = opened.controller.release_volume(handle, journal).await?;
+    let report = serde_json::json!({ "released": name, "from": from });
+    common.output.print(&report, |_| match &from {
+        Some(node) => format!("released dataset {name} from node {node}\n"),
+        None => format!("dataset {name} is not open anywhere\n"),
+    })
 }
 
 async fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
     match command {
-        SnapshotCommand::Create { dataset, name, pool, output } => {
-            let opened = pool.open().await?;
+        SnapshotCommand::Create { dataset, name, common } => {
+            let opened = common.pool.open().await?;
             let handle = VolumeHandle { pool: opened.pool.id(), dataset: opened.dataset(&dataset).await?.id() };
             let made = opened.controller.create_snapshot(handle, snapshot_name(&name)?, false).await?;
-            print_snapshot(output, &SnapshotShown::of(&opened.pool, &dataset, &made.snapshot))
+            print_snapshot(common.output, &SnapshotShown::of(&opened.pool, &dataset, &made.snapshot))
         }
-        SnapshotCommand::List { dataset, pool, output } => list_snapshots(dataset.as_deref(), &pool, output).await,
-        SnapshotCommand::Info { dataset, name, pool, output } => {
-            let opened = pool.open().await?;
+        SnapshotCommand::List { dataset, common } => list_snapshots(dataset.as_deref(), &common).await,
+        SnapshotCommand::Info { dataset, name, common } => {
+            let opened = common.pool.open().await?;
             let found = opened.snapshot(&dataset, &name).await?;
-            print_snapshot(output, &SnapshotShown::of(&opened.pool, &dataset, &found))
+            print_snapshot(common.output, &SnapshotShown::of(&opened.pool, &dataset, &found))
         }
-        SnapshotCommand::Delete { dataset, name, pool, output } => {
-            let opened = pool.open().await?;
+        SnapshotCommand::Delete { dataset, name, common } => {
+            let opened = common.pool.open().await?;
             let of = opened.pool.catalog.dataset(&dataset_name(&dataset)?).await?;
             let found = match of {
                 Some(of) => opened.pool.catalog.snapshot(of.record.id(), &snapshot_name(&name)?).await?,
@@ -139,13 +161,13 @@ async fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
                 opened.controller.delete_snapshot(handle).await?;
             }
             let report = serde_json::json!({ "deleted": format!("{dataset}@{name}") });
-            output.print(&report, |_| format!("deleted snapshot {dataset}@{name}\n"))
+            common.output.print(&report, |_| format!("deleted snapshot {dataset}@{name}\n"))
         }
     }
 }
 
-async fn list_snapshots(dataset: Option<&str>, pool: &PoolArgs, output: Output) -> anyhow::Result<()> {
-    let opened = pool.open().await?;
+async fn list_snapshots(dataset: Option<&str>, common: &Common) -> anyhow::Result<()> {
+    let opened = common.pool.open().await?;
     let datasets = opened.pool.catalog.datasets().await?;
     let of = match dataset {
         Some(name) => Some(opened.dataset(name).await?.incarnation),
@@ -159,7 +181,7 @@ async fn list_snapshots(dataset: Option<&str>, pool: &PoolArgs, output: Output) 
     let live = records.iter().map(|at| &at.record).filter(|s| s.state != State::Dead && !s.implied);
     let mut shown: Vec<SnapshotShown> = live.map(|s| SnapshotShown::of(&opened.pool, &name_of(s.dataset.incarnation), s)).collect();
     shown.sort_by(|a, b| (&a.dataset, &a.created, &a.name).cmp(&(&b.dataset, &b.created, &b.name)));
-    output.print(&shown, |shown| info::snapshots(shown))
+    common.output.print(&shown, |shown| info::snapshots(shown))
 }
 
 fn print_snapshot(output: Output, shown: &SnapshotShown) -> anyhow::Result<()> {

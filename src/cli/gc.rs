@@ -8,18 +8,18 @@ use crate::control::{Collected, Kept, Plan};
 pub fn run(args: GcArgs) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
     app::run(async move {
-        let opened = args.pool.open().await?;
+        let opened = args.common.pool.open().await?;
         let collector = opened.controller.collector(&opened.pool);
         let progress = Progress::new();
         progress.say("reading every dataset and snapshot");
         if args.dry_run {
             let plan = collector.plan().await?;
             drop(progress);
-            args.output.print(&plan, plan_text)
+            args.common.output.print(&plan, plan_text)
         } else {
             let done = collector.collect().await?;
             drop(progress);
-            args.output.print(&done, done_text)
+            args.common.output.print(&done, done_text)
         }
     })
 }
@@ -37,16 +37,20 @@ fn plan_text(plan: &Plan) -> String {
     plan.abandoned.iter().for_each(|id| text += &format!("give up   snapshot {id}, which nobody finished\n"));
     plan.snapshots.iter().for_each(|id| text += &format!("snapshot  {id}\n"));
     plan.datasets.iter().for_each(|id| text += &format!("dataset   {id}\n"));
+    plan.detach.iter().for_each(|id| text += &format!("detach    {id}\n"));
+    plan.upkeep.iter().for_each(|id| text += &format!("collect   vol/{}\n", id.incarnation));
     text + &kept_text(&plan.kept)
 }
 
 fn done_text(done: &Collected) -> String {
     let text = format!(
-        "removed {} packs ({}), {} snapshots, {} datasets\n",
+        "removed {} packs ({}), {} snapshots, {} datasets; detached {} clones; collected {} databases\n",
         done.packs,
         ByteSize(done.pack_bytes),
         done.snapshots.len(),
-        done.datasets.len()
+        done.datasets.len(),
+        done.detached.len(),
+        done.databases
     );
     text + &kept_text(&done.kept)
 }

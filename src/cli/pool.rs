@@ -1,6 +1,6 @@
 //! `pool create`, `pool info`.
 
-use super::args::{Output, PoolArgs, PoolCommand};
+use super::args::{Common, Output, PoolCommand};
 use crate::app;
 use crate::catalog::{Catalog, PoolRecord};
 use serde_json::{Value, json};
@@ -9,20 +9,20 @@ pub fn run(command: PoolCommand) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
     app::run(async move {
         match command {
-            PoolCommand::Create { pool, output } => create(&pool, output).await,
-            PoolCommand::Info { pool, output } => {
-                let opened = pool.open().await?;
-                print(output, &opened.pool.catalog, "pool")
+            PoolCommand::Create { common } => create(&common).await,
+            PoolCommand::Info { common } => {
+                let opened = common.pool.open().await?;
+                print(common.output, &opened.pool.catalog, "pool")
             }
         }
     })
 }
 
-async fn create(pool: &PoolArgs, output: Output) -> anyhow::Result<()> {
-    let config = pool.config()?;
+async fn create(common: &Common) -> anyhow::Result<()> {
+    let config = common.pool.config()?;
     for pool in config.pools.values() {
         let catalog = pool.create().await?;
-        print(output, &catalog, "created pool")?;
+        print(common.output, &catalog, "created pool")?;
     }
     Ok(())
 }

@@ -48,14 +48,14 @@ pub async fn run(args: RestoreArgs) -> anyhow::Result<()> {
     let Some((dataset, snapshot)) = split_snapshot(&args.snapshot) else {
         return Err(Wrong::new(Class::Invalid, format!("{:?}: write DATASET@SNAPSHOT", args.snapshot)));
     };
-    let opened = args.pool.open().await?;
+    let opened = args.common.pool.open().await?;
     let found = opened.snapshot(dataset, snapshot).await?;
     let progress = Progress::new();
     let overwrite = if args.force { Overwrite::Force } else { Overwrite::Refuse };
     let say = |done: &Restored| progress.say(&format!("{} objects, {}", done.objects, ByteSize(done.bytes)));
     let restored = copy_out(&opened, &found, &args.path, &args.target, overwrite, &say).await;
     drop(progress);
-    args.output.print(&restored?, |restored| {
+    args.common.output.print(&restored?, |restored| {
         let owners = match restored.owners_not_kept {
             0 => String::new(),
             n => format!("; {n} belong to you instead of their owners (run as root to keep those)"),

@@ -27,8 +27,13 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let config = args.pool.config()?;
     app::start_logging(&config.log, None)?;
     let csi_endpoint = args.csi_endpoint.as_deref().map(socket).transpose()?;
-    let options =
-        ServeOptions { state_dir: args.state_dir, csi_endpoint, nfs_listen: Some(args.nfs_listen), peers: Peers::LoopbackReserved };
+    let options = ServeOptions {
+        state_dir: args.state_dir,
+        csi_endpoint,
+        nfs_listen: Some(args.nfs_listen),
+        peers: Peers::LoopbackReserved,
+        health_listen: args.health_listen,
+    };
     app::run(async move {
         let stop = app::stop_signal()?;
         app::serve(config, options, KernelMounter, &ready, stop).await
@@ -41,7 +46,7 @@ pub fn controller(args: &ControllerArgs) -> anyhow::Result<()> {
     let endpoint = socket(&args.csi_endpoint)?;
     app::run(async move {
         let stop = app::stop_signal()?;
-        app::controller(config, &endpoint, &ready, stop).await
+        app::controller(config, &endpoint, args.health_listen, &ready, stop).await
     })
 }
 
@@ -52,8 +57,10 @@ pub fn node(args: NodeArgs) -> anyhow::Result<()> {
     let options = NodeOptions {
         node_id: Some(args.node_id),
         state_dir: args.state_dir,
+        run_dir: args.run_dir,
         registration: args.registry_dir.zip(args.kubelet_endpoint),
         peers: Peers::LoopbackReserved,
+        health_listen: args.health_listen,
     };
     app::run(async move {
         let stop = app::stop_signal()?;

@@ -71,7 +71,7 @@ impl PoolArgs {
         let pool = pools.get(None)?.clone();
         // Never the name of a node: a command owns no dataset beyond one call.
         let parts = Parts::over(config, pools.clone(), format!("command-{:08x}", rand::random::<u32>()), None).await?;
-        let controller = Controller::new(pools, parts.volumes.clone());
+        let controller = Controller::new(pools, parts.volumes.clone()).with_owner_timeout(parts.config.owner_timeout);
         Ok(Opened { pool, parts, controller })
     }
 }

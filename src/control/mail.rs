@@ -12,19 +12,27 @@
 
 use super::node::Mounts;
 use super::{ControlError, Pool, Pools};
-use crate::bucket::{Bucket, PutNew};
+use crate::bucket::{Bucket, Listed, PutNew};
 use crate::catalog::{Dataset, Owner};
 use crate::fs::api::FileSystem;
-use crate::fs::db::CheckpointId;
+use crate::fs::db::{CheckpointId, Detached};
 use crate::types::{Class, Classify, DatasetId, Incarnation, SessionId};
-use crate::volume::Volumes;
+use crate::volume::{Volume, Volumes};
+use futures::FutureExt;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+/// Asks for a checkpoint. Answers have this format too.
 const FORMAT: u32 = 1;
+/// Asks for the detaching of a clone.
+const FORMAT_DETACH: u32 = 2;
+/// Asks whether the volume is open there.
+const FORMAT_PRESENT: u32 = 3;
 /// A letter or answer is far smaller; a larger object is none.
 const BYTES_MAX: u64 = 16 << 10;
 /// The first wait for an answer; it grows to `POLL_MAX`.
@@ -32,6 +40,10 @@ const POLL_MIN: Duration = Duration::from_millis(50);
 const POLL_MAX: Duration = Duration::from_secs(1);
 /// Answers that nobody fetched, and letters that nobody takes back, are removed after this.
 const KEPT: Duration = Duration::from_secs(600);
+/// Letters and answers so old are nobody's, whatever clock says so: askers wait for seconds.
+const ABANDONED: Duration = Duration::from_secs(3600);
+/// Clones that one owner detaches at once.
+const DETACHING_MAX: usize = 2;
 /// Letters of one poll; the rest waits for the next.
 const LETTERS_MAX: usize = 64;
 
@@ -40,14 +52,35 @@ struct Letter {
     format: u32,
     dataset: DatasetId,
     /// The checkpoint's name: the snapshot's incarnation.
-    checkpoint: Incarnation,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    checkpoint: Option<Incarnation>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Answer {
+struct Answer<T> {
     format: u32,
     /// `Err` says why, for people; the asker's caller repeats.
-    result: Result<Made, String>,
+    result: Result<T, String>,
+}
+
+/// What a letter asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Checkpoint(Incarnation),
+    Detach,
+    Present,
+}
+
+impl Letter {
+    fn wish(&self) -> Result<Wish, String> {
+        match (self.format, self.checkpoint) {
+            (FORMAT, Some(checkpoint)) => Ok(Wish::Checkpoint(checkpoint)),
+            (FORMAT_DETACH, None) => Ok(Wish::Detach),
+            (FORMAT_PRESENT, None) => Ok(Wish::Present),
+            (FORMAT | FORMAT_DETACH | FORMAT_PRESENT, _) => Err("it does not understand the request".to_owned()),
+            (format, _) => Err(format!("it does not understand format {format}")),
+        }
+    }
 }
 
 /// What the owner made.
@@ -77,41 +110,67 @@ pub(super) async fn ask(
     checkpoint: Incarnation,
     limit: Duration,
 ) -> Result<Made, ControlError> {
+    let letter = Letter { format: FORMAT, dataset: dataset.id(), checkpoint: Some(checkpoint) };
+    send(pool, &format!("snapshot of volume {}", dataset.name), owner, &letter, limit).await
+}
+
+/// Asks the owner of a clone to make it stand on its own.
+///
+/// # Errors
+/// [`ControlError::Unavailable`] when it does not answer in time: it may be at it still, and says so when it is asked again.
+pub(super) async fn ask_to_detach(pool: &Pool, clone: &Dataset, owner: &Owner, limit: Duration) -> Result<Detached, ControlError> {
+    let letter = Letter { format: FORMAT_DETACH, dataset: clone.id(), checkpoint: None };
+    send(pool, &format!("detaching of volume {}", clone.name), owner, &letter, limit).await
+}
+
+/// Whether the owner has the volume open and answers.
+///
+/// # Errors
+/// [`ControlError::Unavailable`] when it does not answer in time.
+pub(super) async fn ask_for_life(pool: &Pool, dataset: &Dataset, owner: &Owner, limit: Duration) -> Result<(), ControlError> {
+    let letter = Letter { format: FORMAT_PRESENT, dataset: dataset.id(), checkpoint: None };
+    send(pool, &format!("volume {}", dataset.name), owner, &letter, limit).await
+}
+
+async fn send<T: DeserializeOwned>(
+    pool: &Pool,
+    what: &str,
+    owner: &Owner,
+    letter: &Letter,
+    limit: Duration,
+) -> Result<T, ControlError> {
     let bucket = pool.catalog.bucket();
     let id = Incarnation::random().to_string();
     let (letter_key, answer_key) = (letters(owner.session) + &id, answer_key(owner.session, &id));
-    let letter = Letter { format: FORMAT, dataset: dataset.id(), checkpoint };
-    let bytes = serde_json::to_vec(&letter).map_err(|error| ControlError::Internal(error.to_string()))?;
+    let bytes = serde_json::to_vec(letter).map_err(|error| ControlError::Internal(error.to_string()))?;
     if bucket.put_new(&letter_key, bytes.into()).await? == PutNew::Exists {
         return Err(ControlError::Internal(format!("a random name was taken: {letter_key}")));
     }
     let answer = tokio::time::timeout(limit, wait_for(bucket, &answer_key)).await;
-    // What is left behind is removed by the owner when it is old.
+    // What is left behind is removed by the owner, or by the collector, when it is old.
     if let Err(error) = bucket.delete(&[letter_key, answer_key]).await {
         tracing::debug!(%error, "a letter was not taken back");
     }
-    let what = || format!("snapshot of volume {}", dataset.name);
     match answer {
         Ok(Ok(Answer { result: Ok(made), .. })) => Ok(made),
         Ok(Ok(Answer { result: Err(why), .. })) => {
-            Err(ControlError::Unavailable(format!("{}: node {}: {why}", what(), owner.node)))
+            Err(ControlError::Unavailable(format!("{what}: node {}: {why}", owner.node)))
         }
         Ok(Err(error)) => Err(error),
         Err(_) => Err(ControlError::Unavailable(format!(
-            "{}: node {}, which has it open, did not answer within {} s: see its log; repeat",
-            what(),
+            "{what}: node {}, which has it open, did not answer within {} s: see its log; repeat",
             owner.node,
             limit.as_secs()
         ))),
     }
 }
 
-async fn wait_for(bucket: &Bucket, key: &str) -> Result<Answer, ControlError> {
+async fn wait_for<T: DeserializeOwned>(bucket: &Bucket, key: &str) -> Result<Answer<T>, ControlError> {
     let mut pause = POLL_MIN;
     loop {
         tokio::time::sleep(pause).await;
         if let Some(bytes) = bucket.get(key, BYTES_MAX).await? {
-            let answer: Answer = serde_json::from_slice(&bytes)
+            let answer: Answer<T> = serde_json::from_slice(&bytes)
                 .map_err(|error| ControlError::Unavailable(format!("{key} is no answer: {error}")))?;
             if answer.format != FORMAT {
                 return Err(ControlError::Unavailable(format!("{key} has format {}: use programs of one version", answer.format)));
@@ -122,9 +181,22 @@ async fn wait_for(bucket: &Bucket, key: &str) -> Result<Answer, ControlError> {
     }
 }
 
+/// Removes letters and answers that are so old that nobody waits for them: those of sessions that have ended, and of askers
+/// that went away. How many.
+pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<usize, ControlError> {
+    let old = |listed: &Listed| now.duration_since(listed.modified).is_ok_and(|age| age > ABANDONED);
+    let kinds = |key: &str| key.split('/').nth(2).is_some_and(|kind| kind == "mail" || kind == "answer");
+    let found = bucket.list("nodes/").await?.into_iter().filter(|listed| kinds(&listed.key) && old(listed));
+    let keys: Vec<String> = found.map(|listed| listed.key).collect();
+    if !keys.is_empty() {
+        bucket.delete(&keys).await?;
+    }
+    Ok(keys.len())
+}
+
 /// The owner's side: looks into its mailboxes until stopped.
 pub async fn serve(pools: Pools, volumes: Volumes, mounts: Arc<dyn Mounts>, interval: Duration, stop: CancellationToken) {
-    let mut desk = Desk { volumes, mounts, answered: HashMap::new() };
+    let mut desk = Desk { volumes, mounts, answered: HashMap::new(), detaching: HashMap::new() };
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -143,6 +215,12 @@ struct Desk {
     mounts: Arc<dyn Mounts>,
     /// Keys of answers, to be removed when they are old.
     answered: HashMap<String, Instant>,
+    /// Bounded by [`DETACHING_MAX`]; one that nobody asks about any more is forgotten when its volume is.
+    detaching: HashMap<DatasetId, JoinHandle<Result<Detached, String>>>,
+}
+
+fn encode<T: Serialize>(result: Result<T, String>) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&Answer { format: FORMAT, result })
 }
 
 impl Desk {
@@ -155,41 +233,70 @@ impl Desk {
         for listed in bucket.list(&prefix).await?.into_iter().take(LETTERS_MAX) {
             let Some(id) = listed.key.strip_prefix(&prefix) else { continue };
             let Some(bytes) = bucket.get(&listed.key, BYTES_MAX).await? else { continue };
-            let result = match serde_json::from_slice::<Letter>(&bytes) {
-                Ok(letter) if letter.format == FORMAT => match self.make(&letter).await {
-                    Some(result) => result,
-                    None => continue,
-                },
-                Ok(letter) => Err(format!("it does not understand format {}", letter.format)),
+            let wish = match serde_json::from_slice::<Letter>(&bytes) {
+                Ok(letter) => letter.wish().map(|wish| (letter.dataset, wish)),
                 Err(error) => Err(format!("it does not understand the request: {error}")),
             };
+            let bytes = match wish {
+                Ok((dataset, wish)) => match self.answer(dataset, wish).await {
+                    Some(bytes) => bytes,
+                    None => continue,
+                },
+                Err(why) => encode::<Made>(Err(why)),
+            };
             let key = answer_key(self.volumes.settings().session, id);
-            let answer = Answer { format: FORMAT, result };
-            let bytes = serde_json::to_vec(&answer).map_err(|error| ControlError::Internal(error.to_string()))?;
+            let bytes = bytes.map_err(|error| ControlError::Internal(error.to_string()))?;
             bucket.put(&key, bytes.into()).await?;
             bucket.delete(std::slice::from_ref(&listed.key)).await?;
             self.answered.insert(key, Instant::now());
         }
+        self.detaching.retain(|id, running| !running.is_finished() || self.volumes.get(*id).is_some());
         self.tidy(bucket).await
     }
 
     /// `None`: the volume is not open yet, or not any more; the asker waits, and then looks at the record again.
-    async fn make(&self, letter: &Letter) -> Option<Result<Made, String>> {
-        let volume = self.volumes.get(letter.dataset)?;
-        if let Err(error) = self.mounts.sync(letter.dataset).await {
+    async fn answer(&mut self, dataset: DatasetId, wish: Wish) -> Option<serde_json::Result<Vec<u8>>> {
+        let volume = self.volumes.get(dataset)?;
+        Some(match wish {
+            Wish::Checkpoint(name) => encode(self.checkpoint(&volume, name).await),
+            Wish::Detach => encode(self.detach(volume)),
+            Wish::Present => encode(Ok(())),
+        })
+    }
+
+    /// Rewriting a database takes minutes, and other letters must not wait: the first one begins it, a later one hears how it ended.
+    fn detach(&mut self, volume: Arc<Volume>) -> Result<Detached, String> {
+        let id = volume.dataset.id();
+        if let Some(running) = self.detaching.get_mut(&id) {
+            let Some(ended) = running.now_or_never() else {
+                return Err("it is at it: ask again".to_owned());
+            };
+            self.detaching.remove(&id);
+            return ended.unwrap_or_else(|error| Err(error.to_string()));
+        }
+        if self.detaching.len() >= DETACHING_MAX {
+            return Err("it detaches others: ask again".to_owned());
+        }
+        let work = async move { volume.fs.detach().await.map_err(|error| error.to_string()) };
+        self.detaching.insert(id, tokio::spawn(work));
+        Err("it has begun: ask again".to_owned())
+    }
+
+    async fn checkpoint(&self, volume: &Volume, name: Incarnation) -> Result<Made, String> {
+        if let Err(error) = self.mounts.sync(volume.dataset.id()).await {
             tracing::warn!(dataset = %volume.dataset.name, %error, "the mount's dirty pages were not written out in time: a snapshot holds what the server acknowledged");
         }
         let made = async {
-            let CheckpointId(checkpoint) = volume.fs.snapshot(&letter.checkpoint.to_string()).await?;
+            let CheckpointId(checkpoint) = volume.fs.snapshot(&name.to_string()).await?;
             let stat = volume.fs.statfs().await?;
             Ok::<_, crate::fs::FsError>(Made { checkpoint, referenced: stat.total_bytes.saturating_sub(stat.free_bytes) })
         };
-        Some(made.await.map_err(|error| {
+        made.await.map_err(|error| {
             if error.class() != Class::Fenced {
                 tracing::warn!(dataset = %volume.dataset.name, %error, "a snapshot could not be made");
             }
             error.to_string()
-        }))
+        })
     }
 
     async fn tidy(&mut self, bucket: &Bucket) -> Result<(), ControlError> {
@@ -207,14 +314,35 @@ mod tests {
     use super::*;
     use crate::types::NameKey;
 
+    #[tokio::test]
+    async fn old_letters_and_answers_are_swept_and_nothing_else() {
+        let bucket = Bucket::memory();
+        for key in ["nodes/a/mail/1", "nodes/a/answer/1", "nodes/a/heartbeat"] {
+            bucket.put(key, bytes::Bytes::from_static(b"x")).await.unwrap();
+        }
+        assert_eq!(sweep(&bucket, SystemTime::now()).await.unwrap(), 0);
+        assert_eq!(sweep(&bucket, SystemTime::now() + 2 * ABANDONED).await.unwrap(), 2);
+        assert_eq!(bucket.list("nodes").await.unwrap().len(), 1);
+    }
+
     #[test]
     fn the_bytes_are_fixed() {
         let id = DatasetId { key: NameKey::from_bytes([1; 16]), incarnation: Incarnation::from_bytes([2; 16]) };
-        let letter = Letter { format: 1, dataset: id, checkpoint: Incarnation::from_bytes([3; 16]) };
+        let letter = Letter { format: 1, dataset: id, checkpoint: Some(Incarnation::from_bytes([3; 16])) };
         let text = r#"{"format":1,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","checkpoint":"ambqgaydambqgaydambqgaydam"}"#;
         assert_eq!(serde_json::to_string(&letter).unwrap(), text);
         assert_eq!(serde_json::from_str::<Letter>(text).unwrap(), letter);
-        let answer = Answer { format: 1, result: Err("no".into()) };
+        assert_eq!(letter.wish(), Ok(Wish::Checkpoint(Incarnation::from_bytes([3; 16]))));
+        let answer = Answer::<Made> { format: 1, result: Err("no".into()) };
         assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Err":"no"}}"#);
+        let letter = Letter { format: 2, dataset: id, checkpoint: None };
+        let text = r#"{"format":2,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai"}"#;
+        assert_eq!(serde_json::to_string(&letter).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Letter>(text).unwrap().wish(), Ok(Wish::Detach));
+        let answer = Answer { format: 1, result: Ok(Detached::Held) };
+        assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Ok":"held"}}"#);
+        for wrong in [Letter { format: 2, ..serde_json::from_str(text).unwrap() }, Letter { format: 9, dataset: id, checkpoint: None }] {
+            assert_eq!(wrong.wish().is_ok(), wrong.format == 2);
+        }
     }
 }

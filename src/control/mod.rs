@@ -17,8 +17,9 @@ mod error;
 pub mod mail;
 pub mod node;
 mod pools;
+pub mod secrets;
 
 pub use collect::{Collected, Collector, DeadPack, Kept, Plan, StrayDatabase};
-pub use controller::{Controller, NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, VolumeInfo};
+pub use controller::{Controller, Journal, NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, VolumeInfo};
 pub use error::ControlError;
 pub use pools::{Pool, Pools};

@@ -1,10 +1,15 @@
-//! The configured pools, opened.
+//! The configured pools.
+//!
+//! A pool whose store does not answer when a process starts is opened later. Until then it is **waiting**: what asks for it is
+//! told so and why, and never that something does not exist.
 
 use super::ControlError;
 use crate::catalog::Catalog;
 use crate::types::PoolId;
+use parking_lot::Mutex;
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A pool as this process knows it.
 #[derive(Clone)]
@@ -26,56 +31,176 @@ impl Pool {
     }
 }
 
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("name", &self.name).field("catalog", &self.catalog).finish_non_exhaustive()
+    }
+}
+
 /// Every pool of the process. Cheap to clone.
 #[derive(Clone)]
 pub struct Pools {
-    pools: Arc<Vec<Pool>>,
+    slots: Arc<Vec<Slot>>,
     default: Option<String>,
+}
+
+struct Slot {
+    name: String,
+    /// Set once.
+    pool: OnceLock<Pool>,
+    /// Why it is not open yet.
+    why: Mutex<String>,
+}
+
+impl Slot {
+    fn waiting(name: String) -> Self {
+        Self { name, pool: OnceLock::new(), why: Mutex::new("it is being opened".to_owned()) }
+    }
+
+    fn unavailable(&self) -> ControlError {
+        ControlError::Unavailable(format!("pool {} is not open yet: {}; it is tried again by itself", self.name, self.why.lock()))
+    }
+
+    fn open(&self) -> Result<&Pool, ControlError> {
+        self.pool.get().ok_or_else(|| self.unavailable())
+    }
 }
 
 impl Pools {
     /// # Errors
     /// When two pools share a name or an id, or the default is none of them.
     pub fn new(pools: Vec<Pool>, default: Option<String>) -> Result<Self, ControlError> {
-        for (i, pool) in pools.iter().enumerate() {
-            for other in pools.iter().skip(i + 1) {
-                if pool.name == other.name || pool.id() == other.id() {
-                    let why = format!("pools {} and {} have one name or are one pool: configure each once", pool.name, other.name);
-                    return Err(ControlError::Invalid(why));
-                }
+        let all = Self::waiting(pools.iter().map(|pool| pool.name.clone()), default)?;
+        pools.into_iter().try_for_each(|pool| all.opened(pool))?;
+        Ok(all)
+    }
+
+    /// Pools of these names, none of which is open yet.
+    ///
+    /// # Errors
+    /// When two have one name, or the default is none of them.
+    pub fn waiting(names: impl IntoIterator<Item = String>, default: Option<String>) -> Result<Self, ControlError> {
+        let slots: Vec<Slot> = names.into_iter().map(Slot::waiting).collect();
+        for (i, slot) in slots.iter().enumerate() {
+            if slots.iter().skip(i + 1).any(|other| other.name == slot.name) {
+                return Err(ControlError::Invalid(format!("two pools have the name {}: configure each once", slot.name)));
             }
         }
         if let Some(name) = &default
-            && !pools.iter().any(|pool| pool.name == *name)
+            && !slots.iter().any(|slot| slot.name == *name)
         {
             return Err(ControlError::Invalid(format!("the default pool {name} is not among the pools configured")));
         }
-        Ok(Self { pools: Arc::new(pools), default })
+        Ok(Self { slots: Arc::new(slots), default })
     }
 
     /// One pool, which is the default.
     pub fn one(name: &str, catalog: Catalog) -> Self {
-        Self { pools: Arc::new(vec![Pool { name: name.to_owned(), catalog, folder: None }]), default: None }
+        let slot = Slot::waiting(name.to_owned());
+        let _new = slot.pool.set(Pool { name: name.to_owned(), catalog, folder: None });
+        Self { slots: Arc::new(vec![slot]), default: None }
     }
 
+    /// The pool of its name is open from now on.
+    ///
+    /// # Errors
+    /// When no pool of that name is waiting, or another is the same pool.
+    pub fn opened(&self, pool: Pool) -> Result<(), ControlError> {
+        if let Some(other) = self.iter().find(|other| other.id() == pool.id()) {
+            let why = format!("pools {} and {} are one pool: configure it once", other.name, pool.name);
+            return Err(ControlError::Invalid(why));
+        }
+        let slot = self.slots.iter().find(|slot| slot.name == pool.name);
+        match slot.map(|slot| slot.pool.set(pool)) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(pool)) => Err(ControlError::Invalid(format!("pool {} is open already", pool.name))),
+            None => Err(ControlError::Internal("a pool was opened that is not configured".to_owned())),
+        }
+    }
+
+    /// Says why a pool is not open yet.
+    pub fn not_yet(&self, name: &str, why: String) {
+        if let Some(slot) = self.slots.iter().find(|slot| slot.name == name) {
+            *slot.why.lock() = why;
+        }
+    }
+
+    /// The pools that are not open yet, and why.
+    pub fn not_open(&self) -> Vec<(String, String)> {
+        let waiting = self.slots.iter().filter(|slot| slot.pool.get().is_none());
+        waiting.map(|slot| (slot.name.clone(), slot.why.lock().clone())).collect()
+    }
+
+    /// Those that are open.
     pub fn iter(&self) -> impl Iterator<Item = &Pool> {
-        self.pools.iter()
+        self.slots.iter().filter_map(|slot| slot.pool.get())
+    }
+
+    /// Every pool, for answers that would be wrong without one.
+    ///
+    /// # Errors
+    /// [`ControlError::Unavailable`] while one is not open.
+    pub fn all(&self) -> Result<Vec<&Pool>, ControlError> {
+        self.slots.iter().map(Slot::open).collect()
     }
 
     /// By configured name; `None`: the default one, or the only one.
     pub fn get(&self, name: Option<&str>) -> Result<&Pool, ControlError> {
-        let known = || self.pools.iter().map(|pool| pool.name.as_str()).collect::<Vec<_>>().join(", ");
-        match (name.or(self.default.as_deref()), self.pools.as_slice()) {
-            (Some(name), pools) => pools
+        let known = || self.slots.iter().map(|slot| slot.name.as_str()).collect::<Vec<_>>().join(", ");
+        match (name.or(self.default.as_deref()), self.slots.as_slice()) {
+            (Some(name), slots) => slots
                 .iter()
-                .find(|pool| pool.name == name)
-                .ok_or_else(|| ControlError::Invalid(format!("pool {name:?} is not configured; there are: {}", known()))),
-            (None, [only]) => Ok(only),
+                .find(|slot| slot.name == name)
+                .ok_or_else(|| ControlError::Invalid(format!("pool {name:?} is not configured; there are: {}", known())))?
+                .open(),
+            (None, [only]) => only.open(),
             (None, _) => Err(ControlError::Invalid(format!("name a pool; there are: {}", known()))),
         }
     }
 
-    pub fn by_id(&self, id: PoolId) -> Option<&Pool> {
-        self.pools.iter().find(|pool| pool.id() == id)
+    /// `None`: none of the configured ones.
+    ///
+    /// # Errors
+    /// [`ControlError::Unavailable`] while one is not open that may be it.
+    pub fn by_id(&self, id: PoolId) -> Result<Option<&Pool>, ControlError> {
+        if let Some(pool) = self.iter().find(|pool| pool.id() == id) {
+            return Ok(Some(pool));
+        }
+        match self.slots.iter().find(|slot| slot.pool.get().is_none()) {
+            Some(slot) => Err(slot.unavailable()),
+            None => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket::Bucket;
+    use crate::types::{Class, Classify};
+
+    async fn pool(name: &str) -> Pool {
+        Pool { name: name.to_owned(), catalog: Catalog::create(Bucket::memory(), None).await.unwrap(), folder: None }
+    }
+
+    #[tokio::test]
+    async fn a_pool_that_is_not_open_yet_is_never_missing() {
+        let pools = Pools::waiting(["a".to_owned(), "b".to_owned()], Some("a".to_owned())).unwrap();
+        let (a, b) = (pool("a").await, pool("b").await);
+        pools.opened(a.clone()).unwrap();
+        pools.not_yet("b", "the store is away".to_owned());
+        assert_eq!(pools.by_id(a.id()).unwrap().map(Pool::id), Some(a.id()));
+        for refused in [pools.by_id(b.id()).err(), pools.get(Some("b")).err(), pools.all().err()] {
+            let refused = refused.unwrap();
+            assert_eq!(refused.class(), Class::Unavailable);
+            assert!(refused.to_string().contains("the store is away"), "{refused}");
+        }
+        assert_eq!(pools.not_open(), [("b".to_owned(), "the store is away".to_owned())]);
+        assert!(pools.opened(Pool { name: "b".to_owned(), ..a.clone() }).is_err(), "one pool under two names");
+        pools.opened(b.clone()).unwrap();
+        assert!(pools.opened(pool("b").await).is_err() && pools.opened(pool("c").await).is_err());
+        assert!(pools.by_id(PoolId::random()).unwrap().is_none());
+        assert_eq!(pools.all().unwrap().len(), 2);
+        assert_eq!(pools.get(None).unwrap().id(), a.id());
     }
 }

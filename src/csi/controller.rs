@@ -5,8 +5,9 @@ use super::capacity::{signed, wanted};
 use super::proto::v1::controller_server::Controller as ControllerApi;
 use super::proto::v1::volume_content_source::{SnapshotSource, Type as SourceType, VolumeSource};
 use super::proto::v1::*;
-use super::status::{RequestError, invalid, ok, run};
+use super::status::{RequestError, invalid, ok, run, unlocked};
 use super::{page, parameters};
+use crate::control::secrets::{PoolOf, Unlock};
 use crate::control::{Controller, NewVolume, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, VolumeInfo};
 use crate::types::{DatasetName, SnapshotHandle, SnapshotName, VolumeHandle};
 use controller_service_capability::rpc::Type as Rpc;
@@ -29,11 +30,13 @@ const CAPABILITIES: [Rpc; 10] = [
 
 pub struct ControllerService {
     controller: Arc<Controller>,
+    unlock: Arc<dyn Unlock>,
 }
 
 impl ControllerService {
-    pub fn new(controller: Arc<Controller>) -> Self {
-        Self { controller }
+    /// `unlock` judges the secrets of requests.
+    pub fn new(controller: Arc<Controller>, unlock: Arc<dyn Unlock>) -> Self {
+        Self { controller, unlock }
     }
 
     /// The volume of an id, which must be given; a foreign one does not exist.
@@ -127,6 +130,7 @@ impl ControllerApi for ControllerService {
     async fn create_volume(&self, request: Request<CreateVolumeRequest>) -> Result<Response<CreateVolumeResponse>, Status> {
         let request = request.into_inner();
         let (pool, new) = new_volume(&request)?;
+        unlocked(&*self.unlock, "CreateVolume", PoolOf::Name(pool.clone()), request.secrets).await?;
         let controller = self.controller.clone();
         let about = format!("{} in pool {}", new.name, pool.as_deref().unwrap_or("(default)"));
         let create = async move { controller.create_volume(pool.as_deref(), new).await };
@@ -135,10 +139,11 @@ impl ControllerApi for ControllerService {
     }
 
     async fn delete_volume(&self, request: Request<DeleteVolumeRequest>) -> Result<Response<DeleteVolumeResponse>, Status> {
-        let id = request.into_inner().volume_id;
+        let DeleteVolumeRequest { volume_id: id, secrets } = request.into_inner();
         required("volume_id", &id)?;
         // CSI: deleting what does not exist succeeds.
         let Ok(handle) = volume_id(&id) else { return ok(DeleteVolumeResponse {}) };
+        unlocked(&*self.unlock, "DeleteVolume", PoolOf::Id(handle.pool), secrets).await?;
         let controller = self.controller.clone();
         run("DeleteVolume", handle.to_string(), async move { controller.delete_volume(handle).await }).await?;
         ok(DeleteVolumeResponse {})
@@ -221,6 +226,7 @@ impl ControllerApi for ControllerService {
         required("source_volume_id", &request.source_volume_id)?;
         parameters::none(&request.parameters)?;
         let of = volume_id(&request.source_volume_id)?;
+        unlocked(&*self.unlock, "CreateSnapshot", PoolOf::Id(of.pool), request.secrets).await?;
         let controller = self.controller.clone();
         let about = format!("{name} of {of}");
         // CSI: a snapshot's name is unique in the whole driver, not only in its volume.
@@ -229,9 +235,10 @@ impl ControllerApi for ControllerService {
     }
 
     async fn delete_snapshot(&self, request: Request<DeleteSnapshotRequest>) -> Result<Response<DeleteSnapshotResponse>, Status> {
-        let id = request.into_inner().snapshot_id;
+        let DeleteSnapshotRequest { snapshot_id: id, secrets } = request.into_inner();
         required("snapshot_id", &id)?;
         let Ok(handle) = snapshot_id(&id) else { return ok(DeleteSnapshotResponse {}) };
+        unlocked(&*self.unlock, "DeleteSnapshot", PoolOf::Id(handle.pool), secrets).await?;
         let controller = self.controller.clone();
         run("DeleteSnapshot", handle.to_string(), async move { controller.delete_snapshot(handle).await }).await?;
         ok(DeleteSnapshotResponse {})
@@ -267,6 +274,7 @@ impl ControllerApi for ControllerService {
         let size = wanted(request.capacity_range.as_ref())?;
         let bytes = size.size.ok_or_else(|| invalid("capacity_range.required_bytes is missing"))?;
         let handle = volume_id(&request.volume_id)?;
+        unlocked(&*self.unlock, "ControllerExpandVolume", PoolOf::Id(handle.pool), request.secrets).await?;
         let controller = self.controller.clone();
         let about = format!("{handle} to {bytes} bytes");
         let now = run("ControllerExpandVolume", about, async move { controller.expand_volume(handle, bytes).await }).await?;

@@ -5,17 +5,19 @@ use super::proto::v1::plugin_capability::{self, service, volume_expansion};
 use super::proto::v1::*;
 use super::status::ok;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use tonic::{Request, Response, Status};
 
+/// Asked by each Probe.
+pub type IsReady = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// Who the driver is, and whether it can be called yet.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct IdentityService {
     /// The driver's name, `zerofs.csi.dev` unless the configuration says otherwise.
     pub driver: String,
     pub with_controller: bool,
     /// False while pools are being opened.
-    pub ready: Arc<AtomicBool>,
+    pub ready: IsReady,
 }
 
 #[tonic::async_trait]
@@ -43,6 +45,6 @@ impl Identity for IdentityService {
     }
 
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
-        ok(ProbeResponse { ready: Some(self.ready.load(Ordering::Acquire)) })
+        ok(ProbeResponse { ready: Some((self.ready)()) })
     }
 }

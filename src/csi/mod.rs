@@ -23,7 +23,7 @@ mod socket;
 mod status;
 
 pub use controller::ControllerService;
-pub use identity::IdentityService;
+pub use identity::{IdentityService, IsReady};
 pub use node::{NodeInfo, NodeService};
 pub use registration::Registrar;
 pub use server::{CsiServices, endpoint, serve};

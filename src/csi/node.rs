@@ -6,8 +6,9 @@ use super::controller::volume_id;
 use super::proto::v1::node_server::Node as NodeApi;
 use super::proto::v1::volume_usage::Unit;
 use super::proto::v1::*;
-use super::status::{RequestError, invalid, ok, run};
+use super::status::{RequestError, invalid, ok, run, unlocked};
 use crate::control::node::{Access, Endpoints, NodeAgent, Publish, Sharing, Stage};
+use crate::control::secrets::{PoolOf, Unlock};
 use crate::mount::Mounter;
 use crate::types::VolumeHandle;
 use node_service_capability::rpc::Type as Rpc;
@@ -37,11 +38,13 @@ impl NodeInfo {
 pub struct NodeService<M, E> {
     agent: Arc<NodeAgent<M, E>>,
     info: NodeInfo,
+    unlock: Arc<dyn Unlock>,
 }
 
 impl<M: Mounter, E: Endpoints> NodeService<M, E> {
-    pub fn new(agent: Arc<NodeAgent<M, E>>, info: NodeInfo) -> Self {
-        Self { agent, info }
+    /// `unlock` judges the secrets of requests.
+    pub fn new(agent: Arc<NodeAgent<M, E>>, info: NodeInfo, unlock: Arc<dyn Unlock>) -> Self {
+        Self { agent, info, unlock }
     }
 }
 
@@ -115,6 +118,7 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         request: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
         let wanted = stage(request.get_ref())?;
+        unlocked(&*self.unlock, "NodeStageVolume", PoolOf::Id(wanted.volume.pool), request.into_inner().secrets).await?;
         let agent = self.agent.clone();
         let about = format!("{} at {}", wanted.volume, wanted.target.display());
         run("NodeStageVolume", about, async move { agent.stage(wanted).await }).await?;

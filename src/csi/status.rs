@@ -1,6 +1,8 @@
 //! From errors to gRPC: the one place where classes become codes.
 
+use crate::control::secrets::{PoolOf, RequestSecrets, Unlock};
 use crate::types::{Class, Classify};
+use std::collections::HashMap;
 use std::error::Error;
 use std::future::Future;
 use std::sync::LazyLock;
@@ -107,6 +109,23 @@ where
     task.await.unwrap_or_else(|error| {
         tracing::error!(call, %error, "a call ended without an answer: this is a defect, please report it");
         Err(Status::internal(format!("{call} ended without an answer")))
+    })
+}
+
+/// Judges the secrets of a request before it is done. They go no further than here.
+pub(super) async fn unlocked(
+    unlock: &dyn Unlock,
+    call: &'static str,
+    pool: PoolOf,
+    secrets: HashMap<String, String>,
+) -> Result<(), Status> {
+    let judged = match RequestSecrets::new(secrets) {
+        Ok(secrets) => unlock.unlock(pool, secrets).await,
+        Err(error) => Err(error),
+    };
+    judged.map_err(|error| {
+        tracing::info!(call, %error, "refused");
+        status(&error)
     })
 }
 

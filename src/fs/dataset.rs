@@ -4,14 +4,14 @@ use super::FsError;
 use super::api::{FileKind, FileRef, StatFs};
 use super::committer::{Batch, Committer, Ticket};
 use super::content::{ContentLimits, Contents, NodeSource};
-use super::db::{CheckpointId, Database, DbPlace};
+use super::db::{CheckpointId, Database, DbPlace, Detached};
 use super::gate::Gate;
 use super::key::{self, DataId};
 use super::names::{Names, Outcome, Ring};
 use super::node::Node;
 use super::row::{Inode, Row};
 use crate::chunk::{ChunkStore, Codec};
-use crate::types::InodeNo;
+use crate::types::{Epoch, InodeNo};
 use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -88,8 +88,19 @@ pub(super) enum Promise {
 impl Fs {
     /// Opens the dataset, creating its database if it is new: fences earlier owners, replays the journal, starts background work.
     pub async fn open(place: &DbPlace, chunks: ChunkStore, options: FsOptions) -> Result<Self, FsError> {
+        Self::open_at(place, chunks, options, None).await
+    }
+
+    /// As [`Self::open`]; `expected`: only if nobody has opened the database since its writer epoch was this one (0: ever),
+    /// else [`FsError::Fenced`] and nobody is fenced.
+    pub async fn open_at(
+        place: &DbPlace,
+        chunks: ChunkStore,
+        options: FsOptions,
+        expected: Option<Epoch>,
+    ) -> Result<Self, FsError> {
         let record_bits = record_bits(options.record_bytes)?;
-        let database = Database::open(place, None).await?;
+        let database = Database::open(place, expected).await?;
         let packer = chunks.packer(place.incarnation, database.epoch(), options.codec);
         let settled = packer.clone();
         let settled = Box::new(move || settled.settled());
@@ -141,6 +152,13 @@ impl Fs {
         let _call = self.gate.enter()?;
         self.names.contents.flush_all().await?;
         self.names.committer.checkpoint(name).await
+    }
+
+    /// Makes a clone's database read no ancestor's any more (R13). May be repeated.
+    pub async fn detach(&self) -> Result<Detached, FsError> {
+        // Not held: closing need not wait for it, but ends it.
+        drop(self.gate.enter()?);
+        self.names.committer.detach().await
     }
 
     /// Everything written so far is in the object store.

@@ -1,41 +1,135 @@
-//! A checkpoint of a dataset that nobody has open, made by a controller.
+//! What a controller does to a dataset that nobody has open: a checkpoint, the detaching of a clone, the collection of its database.
 
 use super::VolumeError;
 use super::ownership;
 use super::volumes::{VolumeSettings, claim, place, release};
-use crate::catalog::{Catalog, Dataset};
+use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
 use crate::chunk::ChunkStore;
-use crate::fs::db::{self, CheckpointId};
+use crate::fs::db::{self, CheckpointId, DbPlace, Detached};
 use crate::fs::{Fs, FsError};
-use crate::types::DatasetId;
+use crate::types::{DatasetId, Epoch};
 
 /// Takes a released dataset for as long as a checkpoint needs, and gives it back. The checkpoint holds everything that was
 /// ever acknowledged, because released means cleanly closed (R16).
 ///
+/// A node may take a caretaker's claim at any time. The writer epoch is therefore read before the claim and expected at
+/// the opening: whoever opened the database since has raised it, and the opening fails here instead of fencing that owner.
+///
 /// # Errors
-/// [`VolumeError::Owned`] when a node has it: only that owner can make the checkpoint.
+/// [`VolumeError::Owned`] when a node has it, or took it meanwhile: only that owner can make the checkpoint.
 pub async fn checkpoint_released(
     settings: &VolumeSettings,
     pool: &Catalog,
     id: DatasetId,
     name: &str,
 ) -> Result<CheckpointId, VolumeError> {
-    let me = ownership::caretaker(settings.session);
-    let (dataset, _) = claim(pool, id, &me).await?;
-    let made = Box::pin(checkpoint(settings, pool, &dataset, name)).await;
-    let released = release(pool, id, &me).await;
-    let made = made.map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?;
-    released.map(|()| made)
+    let work = async |place: DbPlace, dataset: Dataset, epoch: Epoch| checkpoint(settings, pool, &place, &dataset, epoch, name).await;
+    care(settings, pool, id, work).await
 }
 
-async fn checkpoint(settings: &VolumeSettings, pool: &Catalog, dataset: &Dataset, name: &str) -> Result<CheckpointId, FsError> {
+/// Makes a released clone stand on its own (R13).
+///
+/// # Errors
+/// [`VolumeError::Owned`] when a node has it.
+pub async fn detach_released(settings: &VolumeSettings, pool: &Catalog, id: DatasetId) -> Result<Detached, VolumeError> {
+    care(settings, pool, id, async |place: DbPlace, _: Dataset, epoch: Epoch| db::detach_closed(&place, epoch).await).await
+}
+
+/// Removes what a released dataset's database has outlived.
+///
+/// # Errors
+/// [`VolumeError::Owned`] when a node has it: it collects its own.
+pub async fn collect_released(settings: &VolumeSettings, pool: &Catalog, id: DatasetId) -> Result<(), VolumeError> {
+    care(settings, pool, id, async |place: DbPlace, _: Dataset, _: Epoch| db::collect_garbage(&place).await).await
+}
+
+/// Takes a dataset from an owner that is gone for good, and releases it. What only that owner's journal held is lost, and the owner
+/// is fenced: should it come back, it can neither write nor replay (R16). May be repeated.
+///
+/// # Errors
+/// [`VolumeError::Owned`] when the record names another owner by now.
+pub async fn release_lost(settings: &VolumeSettings, pool: &Catalog, id: DatasetId, lost: &Owner) -> Result<(), VolumeError> {
+    let me = ownership::caretaker(settings.session);
+    let mut other = None;
+    let taken = pool
+        .update_dataset(id, |dataset| {
+            other = dataset.owner.clone().filter(|owner| owner != lost && !ownership::is_caretaker(owner));
+            if other.is_some() {
+                let why = "another owns it".to_owned();
+                return Err(CatalogError::Precondition { what: format!("dataset {}", dataset.name), why });
+            }
+            dataset.owner = Some(me.clone());
+            Ok(())
+        })
+        .await;
+    let dataset = match (taken, other) {
+        (Ok(at), _) => at.record,
+        (Err(_), Some(owner)) => return Err(VolumeError::Owned { dataset: id.to_string(), node: owner.node }),
+        (Err(error), None) => return Err(error.into()),
+    };
+    let step = |name: &'static str| async move {
+        pool.bucket().failpoints().step(name).await.map_err(|injected| VolumeError::Io(injected.to_string()))
+    };
+    step("volume.lost.claimed").await?;
     let place = place(pool, dataset.family, dataset.incarnation, &settings.cache);
-    if db::exists(&place).await? {
-        return db::checkpoint_closed(&place, name).await;
+    db::fence(&place).await.map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?;
+    step("volume.lost.fenced").await?;
+    release(pool, id, &me).await
+}
+
+/// Does `work` on a released dataset under a caretaker's claim. It is given the writer epoch as it was before the claim,
+/// and must open the database with it, or not write to it as its owner at all.
+async fn care<T>(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    id: DatasetId,
+    work: impl AsyncFnOnce(DbPlace, Dataset, Epoch) -> Result<T, FsError>,
+) -> Result<T, VolumeError> {
+    let me = ownership::caretaker(settings.session);
+    let absent = || VolumeError::NotFound { what: format!("dataset {id}") };
+    let family = pool.dataset_by_id(id).await?.ok_or_else(absent)?.record.family;
+    let place = place(pool, family, id.incarnation, &settings.cache);
+    let fs = |source| VolumeError::Fs { dataset: id.to_string(), source };
+    let epoch = db::epoch(&place).await.map_err(fs)?;
+    let (dataset, _) = claim(pool, id, &me).await?;
+    let name = dataset.name.to_string();
+    let step = pool.bucket().failpoints().step("volume.care.claimed").await;
+    let done = match step {
+        Ok(()) => Box::pin(work(place, dataset, epoch)).await,
+        Err(injected) => Err(FsError::Unavailable(injected.to_string())),
+    };
+    let released = release(pool, id, &me).await;
+    match done {
+        Ok(done) => released.map(|()| done),
+        // Somebody opened it: its record says who, unless that one is gone again.
+        Err(FsError::Fenced) => Err(taken(pool, id, name).await?),
+        Err(source) => Err(VolumeError::Fs { dataset: name, source }),
+    }
+}
+
+/// What to say when the database was opened by another.
+async fn taken(pool: &Catalog, id: DatasetId, dataset: String) -> Result<VolumeError, VolumeError> {
+    let owner = pool.dataset_by_id(id).await?.and_then(|at| at.record.owner).filter(|owner| !ownership::is_caretaker(owner));
+    Ok(match owner {
+        Some(owner) => VolumeError::Owned { dataset, node: owner.node },
+        None => VolumeError::Fs { dataset, source: FsError::Busy("it was opened elsewhere meanwhile: try again") },
+    })
+}
+
+async fn checkpoint(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    place: &DbPlace,
+    dataset: &Dataset,
+    epoch: Epoch,
+    name: &str,
+) -> Result<CheckpointId, FsError> {
+    if epoch > Epoch(0) {
+        return db::checkpoint_closed(place, name, epoch).await;
     }
     // Never opened: it has no root directory yet.
     let chunks = ChunkStore::new(pool.bucket().clone(), dataset.family, pool.keyring(), settings.chunk_cache.clone());
-    let fs = Fs::open(&place, chunks, settings.options(dataset, None)).await?;
+    let fs = Fs::open_at(place, chunks, settings.options(dataset, None), Some(epoch)).await?;
     let made = fs.snapshot(name).await;
     let closed = fs.close().await;
     let made = made?;

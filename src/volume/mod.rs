@@ -9,7 +9,7 @@
 //!
 //! Nouns: an **owner** is a node's session, written into the dataset's record; **released** means no owner, and only that
 //! means cleanly closed (R16); a **caretaker** is a controller that holds a released dataset for the length of one
-//! checkpoint.
+//! piece of work: a checkpoint, a clone's detaching, a collection of its database.
 //!
 //! Invariants: a process opens a database only while the record names it; a dataset is opened at most once in a process;
 //! a dataset owned by another node is never opened here, because its journal may hold what is not in the store yet.
@@ -21,9 +21,9 @@ mod caretaker;
 mod ownership;
 mod volumes;
 
-pub use caretaker::checkpoint_released;
+pub use caretaker::{checkpoint_released, collect_released, detach_released, release_lost};
 pub use ownership::is_caretaker;
-pub use volumes::{Lost, Volume, VolumeSettings, Volumes, place};
+pub use volumes::{Closing, Lost, Volume, VolumeSettings, Volumes, place};
 
 use crate::catalog::CatalogError;
 use crate::fs::FsError;

@@ -71,6 +71,8 @@ mod tests {
             owner,
             handle_secret: [0; 16],
             parameters: Default::default(),
+            snapshot_serial: 0,
+            detached: false,
         }
     }
 

@@ -22,6 +22,16 @@ const CLOSES_AT_ONCE: usize = 8;
 /// Reports of lost volumes kept for a slow listener.
 const LOST_QUEUED: usize = 256;
 
+/// The slot, and the task that watches for losses.
+const HOLDERS_OF_OURS: usize = 2;
+
+/// What became of a volume that was to be closed if nobody uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    Closed,
+    InUse,
+}
+
 /// How this process opens volumes.
 #[derive(Clone)]
 pub struct VolumeSettings {
@@ -214,6 +224,31 @@ impl Volumes {
         self.forget(dataset, &slot);
         let me = self.owner();
         release(&open.pool, dataset, &me).await
+    }
+
+    /// As [`Self::close`], unless somebody holds the volume: whoever does has it from [`Self::open`] or [`Self::get`], and keeps it
+    /// for as long as it is used. Nobody gets it while this decides.
+    pub async fn close_unused(&self, dataset: DatasetId) -> Result<Closing, VolumeError> {
+        let Some(slot) = self.inner.slots.lock().get(&dataset).cloned() else { return Ok(Closing::Closed) };
+        let _gate = slot.gate.lock().await;
+        let taken = {
+            let mut open = slot.open.write();
+            match open.as_ref() {
+                None => return Ok(Closing::Closed),
+                Some(found) if Arc::strong_count(&found.volume) > HOLDERS_OF_OURS => return Ok(Closing::InUse),
+                Some(_) => open.take(),
+            }
+        };
+        let Some(open) = taken else { return Ok(Closing::Closed) };
+        let name = open.volume.dataset.name.to_string();
+        if let Err(source) = Box::pin(open.volume.fs.close()).await {
+            *slot.open.write() = Some(open);
+            return Err(VolumeError::Fs { dataset: name, source });
+        }
+        open.closed.cancel();
+        self.forget(dataset, &slot);
+        let me = self.owner();
+        release(&open.pool, dataset, &me).await.map(|()| Closing::Closed)
     }
 
     /// Closes everything; answers the first failure after having tried all.

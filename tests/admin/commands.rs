@@ -25,8 +25,11 @@ fn a_dataset_lives_and_dies_by_the_command_line() {
     // Source first, then the snapshot, then the clones; space goes when nothing depends.
     cli.ok(&["dataset", "delete", "web"]);
     cli.ok(&["dataset", "snapshot", "delete", "web", "before"]);
-    let kept = cli.json(&["gc"]);
-    assert!(!kept["kept"].as_array().unwrap().is_empty(), "{kept}");
+    let plan = cli.json(&["gc", "--dry-run"]);
+    let done = cli.json(&["gc"]);
+    assert_eq!(plan["detach"].as_array().unwrap().len(), 2, "{plan}");
+    assert_eq!(done["detached"].as_array().unwrap().len(), 2, "the clones stand on their own: {done}");
+    assert!(done["kept"].as_array().unwrap().is_empty() && done["datasets"].as_array().unwrap().len() == 1, "{done}");
     cli.ok(&["dataset", "delete", "copy"]);
     cli.ok(&["dataset", "delete", "live"]);
     let plan = cli.json(&["gc", "--dry-run"]);

@@ -15,9 +15,13 @@ struct Serving {
 
 impl Serving {
     fn start(cli: &Cli) -> Self {
+        Self::start_with(cli, &[])
+    }
+
+    fn start_with(cli: &Cli, more: &[&str]) -> Self {
         let state = cli.path().join("state").display().to_string();
-        let mut child =
-            cli.command(&["serve", "--state-dir", &state, "--nfs-listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
+        let args = [&["serve", "--state-dir", &state, "--nfs-listen", "127.0.0.1:0"], more].concat();
+        let mut child = cli.command(&args).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let nfs = line.split_whitespace().skip_while(|word| *word != "nfs").nth(1).unwrap_or_else(|| panic!("{line:?}"));
@@ -90,4 +94,74 @@ async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
     let again = cli.run(&["dataset", "restore", "web@cut", "etc/app.conf", &file.display().to_string()]);
     assert_eq!(again.code, 11, "{again:?}");
     cli.ok(&["dataset", "restore", "web@cut", "etc/app.conf", &file.display().to_string(), "--force"]);
+}
+
+/// A machine that is gone for good must not keep a dataset for ever; one that still answers keeps it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dataset_is_released_from_a_node_that_is_gone() {
+    let cli = Cli::with_pool();
+    cli.ok(&["dataset", "create", "web", "--size", "1Gi"]);
+    let config = cli.path().join("config.yaml");
+    std::fs::write(&config, "ownerTimeout: 3s\nmailInterval: 50ms\n").unwrap();
+    let config = config.display().to_string();
+    let serving = Serving::start_with(&cli, &["--config", &config]);
+    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
+    let root = client.mount("/web").await.unwrap();
+    write(&client, &root, "kept", vec![7; 100_000]).await;
+    let grown = cli.json(&["dataset", "expand", "web", "3Gi"]);
+    assert_eq!(grown["size_bytes"], 3u64 << 30, "{grown}");
+    let refused = cli.run(&["dataset", "release", "web", "--force", "--config", &config]);
+    assert!(refused.code == 13 && refused.err.contains("which answers"), "{refused:?}");
+    serving.kill();
+    let refused = cli.run(&["dataset", "release", "web", "--config", &config]);
+    assert!(refused.code == 13 && refused.err.contains("journal"), "{refused:?}");
+    let released = cli.json(&["dataset", "release", "web", "--force", "--config", &config]);
+    assert!(released["from"].is_string(), "{released}");
+    assert_eq!(cli.json(&["dataset", "info", "web"])["owner"], serde_json::Value::Null);
+    let file = cli.path().join("kept");
+    cli.ok(&["dataset", "snapshot", "create", "web", "cut"]);
+    cli.ok(&["dataset", "restore", "web@cut", "kept", &file.display().to_string()]);
+    assert!(std::fs::read(&file).unwrap() == vec![7; 100_000], "what was synced is there");
+    assert_eq!(cli.json(&["dataset", "release", "web"])["from"], serde_json::Value::Null);
+}
+
+/// What nobody uses is closed, and may be deleted; a client that comes back to it notices nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_export_is_closed_until_it_is_used() {
+    let cli = Cli::with_pool();
+    cli.ok(&["dataset", "create", "web"]);
+    let config = cli.path().join("config.yaml");
+    std::fs::write(&config, "exportIdle: 400ms\n").unwrap();
+    let config = config.display().to_string();
+    let mut serving = Serving::start_with(&cli, &["--config", &config]);
+    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
+    let root = client.mount("/web").await.unwrap();
+    write(&client, &root, "kept", vec![7; 100_000]).await;
+    let file = client.lookup(&root, b"kept").await.unwrap().handle;
+    until_released(&cli);
+    for restart in [false, true] {
+        if restart {
+            serving.stop();
+            serving = Serving::start_with(&cli, &["--config", &config]);
+        }
+        let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
+        // The handle from before; nobody sends MNT again.
+        assert!(client.read(&file, 0, 100_000).await.unwrap().data[..] == [7; 100_000]);
+        until_released(&cli);
+    }
+    cli.ok(&["dataset", "delete", "web"]);
+    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
+    let gone = client.read(&file, 0, 10).await.unwrap_err();
+    assert!(gone.to_string().to_lowercase().contains("stale"), "{gone}");
+    serving.stop();
+}
+
+fn until_released(cli: &Cli) {
+    for _ in 0..300 {
+        if cli.json(&["dataset", "info", "web"])["owner"].is_null() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("an idle dataset stays open");
 }

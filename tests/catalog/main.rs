@@ -27,6 +27,8 @@ fn dataset(name: &str) -> Dataset {
         owner: None,
         handle_secret: [7; 16],
         parameters: BTreeMap::new(),
+        snapshot_serial: 0,
+        detached: false,
     }
 }
 

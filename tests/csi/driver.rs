@@ -62,6 +62,7 @@ impl Driver {
             csi_endpoint: Some(socket.clone()),
             nfs_listen: None,
             peers: Peers::Loopback,
+            health_listen: None,
         };
         let stop = CancellationToken::new();
         let (ready, is_ready) = oneshot::channel();

@@ -10,3 +10,4 @@ mod restart;
 mod roles;
 mod snapshots;
 mod volumes;
+mod waiting;

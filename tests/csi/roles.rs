@@ -42,10 +42,12 @@ impl Roles {
             state_dir: PathBuf::from(root).join("node-state"),
             registration: None,
             peers: Peers::Loopback,
+            run_dir: None,
+            health_listen: None,
         };
         let (said, heard) = oneshot::channel();
         let (config_, stop_) = (config(), stop.clone());
-        let controller = tokio::spawn(async move { app::controller(config_, &at_controller, &tell(said), stop_).await });
+        let controller = tokio::spawn(async move { app::controller(config_, &at_controller, None, &tell(said), stop_).await });
         ready(heard).await;
         let (said, heard) = oneshot::channel();
         let (config_, stop_) = (config(), stop.clone());

@@ -50,6 +50,8 @@ fn dataset() -> Dataset {
         owner: Some(Owner { node: "node-1".into(), session: SessionId::from_bytes([4; 16]) }),
         handle_secret: [5; 16],
         parameters: BTreeMap::from([("sync".into(), "always".into())]),
+        snapshot_serial: 18,
+        detached: true,
     }
 }
 
@@ -83,6 +85,9 @@ fn records() {
     let wrapped: WrappedKey = serde_json::from_str(WRAPPED_PASSPHRASE).unwrap();
     check("pool/00000000000000000002", Some(pool(Some(wrapped))), include_str!("golden/pool-encrypted.json"));
     check("datasets/k/00000000000000000007", Some(dataset()), include_str!("golden/dataset.json"));
+    let before = include_str!("golden/dataset-before-serials.json");
+    let (_, old) = decode_record::<Dataset>("datasets/k/00000000000000000007", before.as_bytes()).unwrap();
+    assert_eq!(old, Some(Dataset { snapshot_serial: 0, detached: false, ..dataset() }), "as written before the fields were added");
     check("snapshots/d/k/00000000000000000007", Some(snapshot()), include_str!("golden/snapshot.json"));
     let claim = SnapshotNameClaim { name: "snapshot-1".into(), snapshot: snapshot_id() };
     check("names/snapshot/k/00000000000000000001", Some(claim), include_str!("golden/name-claim.json"));

@@ -6,7 +6,9 @@
 mod mailbox;
 mod orders;
 mod requests;
+mod standing;
 mod steps;
+mod takeover;
 mod unfinished;
 
 use bytes::Bytes;

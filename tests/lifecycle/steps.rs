@@ -17,6 +17,8 @@ const CREATE: &[&str] = &[
 const SNAPSHOT: &[&str] = &[
     "control.snapshot.begin",
     "control.snapshot.claimed",
+    "control.snapshot.serial",
+    "volume.care.claimed",
     "control.snapshot.intent",
     "control.snapshot.checkpoint",
     "control.snapshot.ready",
@@ -34,7 +36,14 @@ const COLLECT: &[&str] = &[
     "collect.dataset.removed",
     "fs.db.before-delete",
     "fs.db.after-delete",
+    "collect.detach.begin",
+    "collect.detach.whole",
+    "collect.detach.recorded",
+    "fs.db.detach.rewritten",
+    "fs.db.detach.dropped",
 ];
+
+const LIVES_AT_ONCE: usize = 8;
 
 /// Repeats a call until it succeeds; every failure must be one that a caller repeats.
 async fn again<T, F: Future<Output = Result<T, ControlError>>>(step: &str, mut call: impl FnMut() -> F) -> T {
@@ -48,7 +57,7 @@ async fn again<T, F: Future<Output = Result<T, ControlError>>>(step: &str, mut c
 }
 
 /// The whole life, with one failure at `step`; answers whether it happened.
-async fn life(step: &str, from_volume: bool) {
+async fn life(step: &'static str, from_volume: bool) {
     let world = World::new().await;
     let failpoints = world.catalog.bucket().failpoints().clone();
     failpoints.set(step, "1*return").unwrap();
@@ -80,10 +89,15 @@ async fn life(step: &str, from_volume: bool) {
 #[test]
 fn a_failure_at_any_step_is_repaired_by_the_repeated_call() {
     super::run(async {
-        for step in [CREATE, SNAPSHOT, DELETE, COLLECT].concat() {
-            Box::pin(life(step, false)).await;
-            Box::pin(life(step, true)).await;
+        use futures::StreamExt;
+        let steps = [CREATE, SNAPSHOT, DELETE, COLLECT].concat();
+        let mut lives: Vec<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
+        for step in steps {
+            lives.push(Box::pin(life(step, false)));
+            lives.push(Box::pin(life(step, true)));
         }
+        // Each in a pool of its own.
+        futures::stream::iter(lives).buffer_unordered(LIVES_AT_ONCE).collect::<Vec<()>>().await;
     });
 }
 

@@ -199,6 +199,7 @@ async fn play<M: Mounter>(
         csi_endpoint: Some(socket.clone()),
         nfs_listen: None,
         peers: Peers::Loopback,
+        health_listen: None,
     };
     let stop = CancellationToken::new();
     let (ready, mut readied) = mpsc::unbounded_channel();

@@ -1,7 +1,7 @@
 //! Reading the roots.
 
 use super::plan::{Mark, PackObject};
-use super::{Collector, Listing};
+use super::{Collector, Listing, Objects};
 use crate::catalog::{Dataset, Snapshot, State};
 use crate::control::ControlError;
 use crate::fs::db::{self, CheckpointId, DbPlace, Reader};
@@ -11,7 +11,6 @@ use crate::types::{Epoch, FamilyId, Incarnation, PackId, SnapshotId};
 use crate::volume::place;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use std::collections::BTreeMap;
 
 /// Roots read at once.
 const ROOTS_AT_ONCE: usize = 8;
@@ -42,12 +41,12 @@ impl Collector {
     }
 
     /// The objects of every database of the pool.
-    pub(super) async fn databases(&self) -> Result<BTreeMap<Incarnation, Vec<String>>, ControlError> {
-        let mut databases = BTreeMap::<Incarnation, Vec<String>>::new();
+    pub(super) async fn databases(&self) -> Result<Objects, ControlError> {
+        let mut databases = Objects::new();
         for object in self.pool.catalog.bucket().list("vol/").await? {
             let name = object.key.strip_prefix("vol/").and_then(|rest| rest.split_once('/')).map(|(name, _)| name);
             if let Some(incarnation) = name.and_then(|name| name.parse().ok()) {
-                databases.entry(incarnation).or_default().push(object.key);
+                databases.entry(incarnation).or_default().push(object);
             }
         }
         Ok(databases)
@@ -71,7 +70,7 @@ impl Collector {
     }
 
     pub(super) fn place(&self, family: FamilyId, incarnation: Incarnation) -> DbPlace {
-        place(&self.pool.catalog, family, incarnation, &self.cache)
+        place(&self.pool.catalog, family, incarnation, &self.volumes.settings().cache)
     }
 
     /// A tombstoned head is nobody's root any more (it can be opened by nobody), but it still speaks for the packs it made.

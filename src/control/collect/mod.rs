@@ -14,25 +14,36 @@
 //! no pack of the family goes; a record is swapped to `dead` before its effect is touched (R3);
 //! age plays no part in what a root may need. A dry run prints the very plan that would be swept.
 //!
+//! Beside that it looks after databases that stay ([`upkeep`]): clones are detached from origins that wait for it, and
+//! released databases give up what they have outlived.
+//!
 //! A crash leaves dead records, which the next pass finishes, and packs, which it finds again. Not done here: rewriting
 //! packs that are mostly dead (R12).
 
 mod mark;
 mod plan;
 mod sweep;
+mod upkeep;
 
 pub use plan::{DeadPack, Kept, Plan, StrayDatabase};
 
-use super::{ControlError, Pool};
+use super::{ControlError, Pool, mail};
 use crate::catalog::{Dataset, Snapshot};
-use crate::fs::db::DbCache;
-use crate::types::Timestamp;
+use crate::types::{DatasetId, Incarnation, Timestamp};
+use crate::volume::Volumes;
+use parking_lot::Mutex;
 use serde::Serialize;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 /// Passes of one collection: each frees what the one before made free. A chain of clones as long as R13 allows needs fewer.
 const PASSES_MAX: usize = 64;
 /// Restarts of a mark because the catalog changed under it.
 const MARK_TRIES: usize = 8;
+
+/// The objects of every database, as listed.
+pub(super) type Objects = std::collections::BTreeMap<Incarnation, Vec<crate::bucket::Listed>>;
 
 /// The catalog at one moment.
 #[derive(Clone, Debug, Default)]
@@ -48,19 +59,32 @@ pub struct Collected {
     pub pack_bytes: u64,
     pub datasets: Vec<String>,
     pub snapshots: Vec<String>,
+    /// Clones that stand on their own now.
+    pub detached: Vec<String>,
+    /// Databases that gave up what they had outlived.
+    pub databases: usize,
+    /// Ends of names given up long ago, and letters that nobody waits for.
+    pub remnants: usize,
     /// What is tombstoned but still needed, and why.
     pub kept: Vec<Kept>,
 }
 
+/// How many objects each database had when it was last collected: one that has as many still is not worth another try.
+/// Shared by all collections of a process; losing it costs one collection of each.
+pub(super) type Sizes = Arc<Mutex<HashMap<Incarnation, usize>>>;
+
 /// The collector of one pool.
 pub struct Collector {
     pool: Pool,
-    cache: DbCache,
+    volumes: Volumes,
+    owner_timeout: Duration,
+    sizes: Sizes,
 }
 
 impl Collector {
-    pub fn new(pool: Pool, cache: DbCache) -> Self {
-        Self { pool, cache }
+    /// `volumes`: those of this process.
+    pub(super) fn new(pool: Pool, volumes: Volumes, owner_timeout: Duration, sizes: Sizes) -> Self {
+        Self { pool, volumes, owner_timeout, sizes }
     }
 
     /// What a pass would do now.
@@ -75,7 +99,9 @@ impl Collector {
             match mark {
                 Ok(mark) => {
                     if let Some(plan) = plan::plan(&before, &after, &packs, &mark, Timestamp::now()) {
-                        return Ok(Plan { databases: plan::strays(databases, &after), ..plan });
+                        let detach = upkeep::detachable(&after);
+                        let upkeep = self.outgrown(upkeep::overgrown(&after, &databases, SystemTime::now()), &databases);
+                        return Ok(Plan { databases: plan::strays(databases, &after), detach, upkeep, ..plan });
                     }
                 }
                 // What could not be read may just have been removed by another collector.
@@ -88,13 +114,29 @@ impl Collector {
         })
     }
 
+    /// Those that have other sizes than after their last collection.
+    fn outgrown(&self, mut datasets: Vec<DatasetId>, objects: &Objects) -> Vec<DatasetId> {
+        let mut sizes = self.sizes.lock();
+        sizes.retain(|life, _| objects.contains_key(life));
+        let size = |id: &DatasetId| objects.get(&id.incarnation).map_or(0, Vec::len);
+        datasets.retain(|id| sizes.get(&id.incarnation) != Some(&size(id)));
+        datasets
+    }
+
     /// Passes until nothing more can be removed.
     pub async fn collect(&self) -> Result<Collected, ControlError> {
-        let mut done = Collected::default();
+        let now = SystemTime::now();
+        let remnants = self.pool.catalog.sweep(now).await? + mail::sweep(self.pool.catalog.bucket(), now).await?;
+        let mut done = Collected { remnants, ..Collected::default() };
         for _ in 0..PASSES_MAX {
             let plan = Box::pin(self.plan()).await?;
+            let (detach, upkeep) = (plan.detach.clone(), plan.upkeep.clone());
             done.kept = plan.kept.clone();
-            if !Box::pin(self.sweep(plan, &mut done)).await? {
+            let detached = done.detached.len();
+            let removed = Box::pin(self.sweep(plan, &mut done)).await?;
+            self.collect_databases(&upkeep, &mut done).await?;
+            self.detach_all(&detach, &mut done).await?;
+            if !removed && done.detached.len() == detached {
                 break;
             }
         }

@@ -1,6 +1,7 @@
 //! What may go: a pure function of what was listed and read.
 
-use super::Listing;
+use super::{Listing, Objects};
+use crate::bucket::Listed;
 use crate::catalog::{Dataset, Snapshot, State};
 use crate::types::{DatasetId, Epoch, FamilyId, Incarnation, PackId, SnapshotId, Timestamp};
 use serde::Serialize;
@@ -64,6 +65,10 @@ pub struct Plan {
     pub abandoned: Vec<SnapshotId>,
     pub snapshots: Vec<SnapshotId>,
     pub datasets: Vec<DatasetId>,
+    /// Clones to be made to stand on their own.
+    pub detach: Vec<DatasetId>,
+    /// Released datasets whose databases have outlived much.
+    pub upkeep: Vec<DatasetId>,
     pub kept: Vec<Kept>,
 }
 
@@ -87,7 +92,7 @@ pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark
         plan.pack_bytes = plan.pack_bytes.saturating_add(object.bytes);
         plan.packs.push(DeadPack { key: object.key.clone(), bytes: object.bytes });
     }
-    let lives: BTreeSet<Incarnation> = after.datasets.iter().map(|d| d.incarnation).collect();
+    let lives = lives(&after.datasets);
     for snapshot in after.snapshots.iter().filter(|s| is_tombstoned(&s.state)) {
         match needed_by(snapshot, &lives, after) {
             0 => plan.snapshots.push(snapshot.id()),
@@ -108,9 +113,16 @@ pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark
 }
 
 /// Databases without a record. They were listed before the records, and a record is always there before its database (R3).
-pub(super) fn strays(databases: BTreeMap<Incarnation, Vec<String>>, after: &Listing) -> Vec<StrayDatabase> {
+pub(super) fn strays(databases: Objects, after: &Listing) -> Vec<StrayDatabase> {
     let stray = |incarnation: &Incarnation| !after.datasets.iter().any(|d| d.incarnation == *incarnation);
-    databases.into_iter().filter(|(id, _)| stray(id)).map(|(incarnation, keys)| StrayDatabase { incarnation, keys }).collect()
+    let keys = |objects: Vec<Listed>| objects.into_iter().map(|object| object.key).collect();
+    let strays = databases.into_iter().filter(|(id, _)| stray(id));
+    strays.map(|(incarnation, objects)| StrayDatabase { incarnation, keys: keys(objects) }).collect()
+}
+
+/// Whose origin's snapshot is still needed: clones that exist and do not stand on their own.
+pub(super) fn lives<'a>(datasets: impl IntoIterator<Item = &'a Dataset>) -> BTreeSet<Incarnation> {
+    datasets.into_iter().filter(|d| !d.detached).map(|d| d.incarnation).collect()
 }
 
 /// Whether a record that decides about roots came, went or turned.
@@ -173,7 +185,7 @@ fn dataset_name(catalog: &Listing, incarnation: Incarnation) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::catalog::Properties;
     use crate::types::{FamilyId, NameKey, Timestamp};
@@ -184,7 +196,7 @@ mod tests {
         FamilyId::from(Incarnation::from_bytes([n; 16]))
     }
 
-    fn dataset(n: u8, state: State, origin: Option<SnapshotId>) -> Dataset {
+    pub fn dataset(n: u8, state: State, origin: Option<SnapshotId>) -> Dataset {
         let incarnation = Incarnation::from_bytes([n; 16]);
         Dataset {
             name: format!("d{n}").parse().unwrap(),
@@ -199,10 +211,12 @@ mod tests {
             owner: None,
             handle_secret: [0; 16],
             parameters: Default::default(),
+            snapshot_serial: 0,
+            detached: false,
         }
     }
 
-    fn snapshot(n: u8, of: &Dataset, state: State, dependants: &[u8]) -> Snapshot {
+    pub fn snapshot(n: u8, of: &Dataset, state: State, dependants: &[u8]) -> Snapshot {
         Snapshot {
             name: format!("s{n}").parse().unwrap(),
             incarnation: Incarnation::from_bytes([n; 16]),

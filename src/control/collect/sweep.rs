@@ -1,5 +1,6 @@
 //! Doing what the plan says. Every removal is repeatable.
 
+use super::plan::lives;
 use super::{Collected, Collector, Kept, Plan};
 use crate::catalog::{CatalogError, Dataset, Snapshot, State};
 use crate::control::ControlError;
@@ -83,7 +84,7 @@ impl Collector {
     pub(in crate::control) async fn reap_snapshot(&self, id: SnapshotId) -> Result<Reaped, ControlError> {
         let catalog = &self.pool.catalog;
         let datasets = catalog.datasets().await?;
-        let lives: BTreeSet<Incarnation> = datasets.iter().map(|at| at.record.incarnation).collect();
+        let lives = lives(datasets.iter().map(|at| &at.record));
         let swapped = catalog.update_snapshot(id, |snapshot| bury_snapshot(snapshot, &lives)).await;
         let snapshot = match swapped {
             Ok(at) => at.record,
@@ -155,7 +156,7 @@ impl Collector {
         Ok(bucket.delete(&left).await?)
     }
 
-    async fn forget_dependant(&self, origin: SnapshotId, clone: Incarnation) -> Result<(), ControlError> {
+    pub(super) async fn forget_dependant(&self, origin: SnapshotId, clone: Incarnation) -> Result<(), ControlError> {
         let told = self.pool.catalog.update_snapshot(origin, |snapshot| {
             let before = snapshot.dependants.len();
             snapshot.dependants.retain(|d| *d != clone);

@@ -68,6 +68,8 @@ impl Controller {
             owner: None,
             handle_secret: rand::random(),
             parameters: new.parameters.clone(),
+            snapshot_serial: 0,
+            detached: false,
         };
         pool.step("control.create.begin").await?;
         match pool.catalog.insert_dataset(dataset).await {

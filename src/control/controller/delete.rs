@@ -72,13 +72,13 @@ impl Controller {
 
     /// A pool that is not configured here may well exist: answering "deleted" would leak what is in it.
     fn pool_to_delete_from(&self, id: crate::types::PoolId) -> Result<&Pool, ControlError> {
-        self.pool(id).ok_or_else(|| {
+        self.pool(id)?.ok_or_else(|| {
             ControlError::Precondition(format!("pool {id} is not configured here: configure it, then repeat the deletion"))
         })
     }
 
     /// The collector of one of this controller's pools.
     pub fn collector(&self, pool: &Pool) -> Collector {
-        Collector::new(pool.clone(), self.volumes.settings().cache.clone())
+        Collector::new(pool.clone(), self.volumes.clone(), self.owner_timeout, self.sizes.clone())
     }
 }

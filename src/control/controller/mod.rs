@@ -5,9 +5,13 @@ mod clone;
 mod create;
 mod delete;
 mod query;
+mod release;
 mod snapshot;
 
+pub use release::Journal;
+
 use super::busy::{Busy, Call};
+use super::collect::Sizes;
 use super::node::{Mounts, NoMounts};
 use super::{ControlError, Pool, Pools};
 use crate::catalog::{Dataset, Properties, Snapshot};
@@ -74,13 +78,15 @@ pub struct Controller {
     busy: Busy,
     /// Something was tombstoned.
     tombstoned: Arc<Notify>,
+    /// What collections of this process remember of each other.
+    sizes: Sizes,
 }
 
 impl Controller {
     /// `volumes`: those of this process, whose snapshots are made right here.
     pub fn new(pools: Pools, volumes: Volumes) -> Self {
         let (mounts, owner_timeout) = (Arc::new(NoMounts), OWNER_TIMEOUT);
-        Self { pools, volumes, mounts, owner_timeout, busy: Busy::default(), tombstoned: Arc::default() }
+        Self { pools, volumes, mounts, owner_timeout, busy: Busy::default(), tombstoned: Arc::default(), sizes: Sizes::default() }
     }
 
     /// With the mounts of this process, whose dirty pages a snapshot shall hold.
@@ -106,12 +112,12 @@ impl Controller {
     }
 
     /// The pool of a handle; `None`: not one of ours.
-    fn pool(&self, id: PoolId) -> Option<&Pool> {
+    fn pool(&self, id: PoolId) -> Result<Option<&Pool>, ControlError> {
         self.pools.by_id(id)
     }
 
     fn known_pool(&self, id: PoolId, what: &str) -> Result<&Pool, ControlError> {
-        self.pool(id).ok_or_else(|| ControlError::NotFound { what: format!("{what} (its pool {id} is not configured here)") })
+        self.pool(id)?.ok_or_else(|| ControlError::NotFound { what: format!("{what} (its pool {id} is not configured here)") })
     }
 
     fn enter_volume(&self, id: DatasetId) -> Result<Call, ControlError> {

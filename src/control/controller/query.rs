@@ -8,7 +8,7 @@ use crate::types::{SnapshotHandle, VolumeHandle};
 impl Controller {
     pub async fn volume(&self, volume: VolumeHandle) -> Result<VolumeInfo, ControlError> {
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
-        let pool = self.pool(volume.pool).ok_or_else(absent)?;
+        let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
         let dataset = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
         if dataset.state == State::Ready { Ok(volume_info(pool, dataset)) } else { Err(absent()) }
     }
@@ -16,7 +16,7 @@ impl Controller {
     /// Every live volume of every pool, in a stable order.
     pub async fn volumes(&self) -> Result<Vec<VolumeInfo>, ControlError> {
         let mut found = Vec::new();
-        for pool in self.pools.iter() {
+        for pool in self.pools.all()? {
             let datasets = pool.catalog.datasets().await?.into_iter().map(|at| at.record);
             found.extend(datasets.filter(|d| d.state == State::Ready).map(|d| volume_info(pool, d)));
         }
@@ -26,7 +26,7 @@ impl Controller {
     /// Raises the byte quota; a smaller or equal size changes nothing. Answers the quota in force.
     pub async fn expand_volume(&self, volume: VolumeHandle, bytes: u64) -> Result<u64, ControlError> {
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
-        let pool = self.pool(volume.pool).ok_or_else(absent)?;
+        let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
         let _call = self.enter_volume(volume.dataset)?;
         let now = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
         if now.state != State::Ready {
@@ -56,7 +56,7 @@ impl Controller {
 
     pub async fn snapshot(&self, snapshot: SnapshotHandle) -> Result<SnapshotInfo, ControlError> {
         let absent = || ControlError::NotFound { what: format!("snapshot {snapshot}") };
-        let pool = self.pool(snapshot.pool).ok_or_else(absent)?;
+        let pool = self.pool(snapshot.pool)?.ok_or_else(absent)?;
         let record = pool.catalog.snapshot_by_id(snapshot.snapshot).await?.ok_or_else(absent)?.record;
         if record.state == State::Ready { Ok(snapshot_info(pool, record)) } else { Err(absent()) }
     }
@@ -64,7 +64,7 @@ impl Controller {
     /// Every live snapshot of every pool or of one volume, in a stable order. Those implied by clones are not shown.
     pub async fn snapshots(&self, of: Option<VolumeHandle>) -> Result<Vec<SnapshotInfo>, ControlError> {
         let mut found = Vec::new();
-        for pool in self.pools.iter().filter(|pool| of.is_none_or(|volume| volume.pool == pool.id())) {
+        for pool in self.pools.all()?.into_iter().filter(|pool| of.is_none_or(|volume| volume.pool == pool.id())) {
             let snapshots = pool.catalog.snapshots(of.map(|volume| volume.dataset.incarnation)).await?;
             let live = snapshots.into_iter().map(|at| at.record).filter(|s| s.state == State::Ready && !s.implied);
             found.extend(live.map(|s| snapshot_info(pool, s)));

@@ -1,7 +1,7 @@
 //! CreateSnapshot: the intent, the checkpoint by whoever may make it, ready (R3).
 
 use super::{Controller, SNAPSHOTS_MAX, SnapshotInfo, snapshot_info};
-use crate::catalog::{CatalogError, Dataset, Snapshot, State, Versioned};
+use crate::catalog::{CatalogError, Dataset, Owner, Snapshot, State, Versioned};
 use crate::control::{ControlError, Pool, mail};
 use crate::fs::api::FileSystem;
 use crate::fs::db::CheckpointId;
@@ -20,7 +20,7 @@ impl Controller {
         csi_name: bool,
     ) -> Result<SnapshotInfo, ControlError> {
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
-        let pool = self.pool(volume.pool).ok_or_else(absent)?;
+        let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
         let _call = self.busy.enter(format!("snapshot {name} of pool {}", pool.name))?;
         let dataset = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
         match dataset.state {
@@ -96,16 +96,39 @@ impl Controller {
             return Ok((made, Some(stat.total_bytes.saturating_sub(stat.free_bytes))));
         }
         match &dataset.owner {
-            Some(owner) if owner.node == self.volumes.settings().node => Err(ControlError::Unavailable(format!(
-                "snapshot of volume {}: it is being reopened after a restart here: repeat",
-                dataset.name
-            ))),
-            Some(owner) if !is_caretaker(owner) => {
-                let made = mail::ask(pool, dataset, owner, name, self.owner_timeout).await?;
-                Ok((CheckpointId(made.checkpoint), Some(made.referenced)))
-            }
-            _ => Ok((checkpoint_released(self.volumes.settings(), &pool.catalog, id, &name.to_string()).await?, None)),
+            Some(owner) if !is_caretaker(owner) => self.checkpoint_owned(pool, dataset, owner, name).await,
+            _ => match checkpoint_released(self.volumes.settings(), &pool.catalog, id, &name.to_string()).await {
+                Ok(made) => Ok((made, None)),
+                // A node opened it since its record was read: it makes the checkpoint.
+                Err(VolumeError::Owned { .. }) => {
+                    let absent = || ControlError::NotFound { what: format!("volume {}", dataset.name) };
+                    let now = pool.catalog.dataset_by_id(id).await?.ok_or_else(absent)?.record;
+                    match now.owner.as_ref().filter(|owner| !is_caretaker(owner)) {
+                        Some(owner) => self.checkpoint_owned(pool, &now, owner, name).await,
+                        None => Err(ControlError::InProgress { what: format!("volume {}", dataset.name) }),
+                    }
+                }
+                Err(error) => Err(error.into()),
+            },
         }
+    }
+
+    /// Asks a node for the checkpoint.
+    async fn checkpoint_owned(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        owner: &Owner,
+        name: Incarnation,
+    ) -> Result<(CheckpointId, Option<u64>), ControlError> {
+        if owner.node == self.volumes.settings().node {
+            return Err(ControlError::Unavailable(format!(
+                "snapshot of volume {}: it is being opened or closed here: repeat",
+                dataset.name
+            )));
+        }
+        let made = mail::ask(pool, dataset, owner, name, self.owner_timeout).await?;
+        Ok((CheckpointId(made.checkpoint), Some(made.referenced)))
     }
 }
 
@@ -124,6 +147,34 @@ async fn claim_name(pool: &Pool, dataset: &Dataset, name: &SnapshotName, id: Sna
     Ok(holder)
 }
 
+/// A serial that no snapshot of the dataset ever had. One that is not used in the end is lost.
+async fn next_serial(pool: &Pool, dataset: &Dataset) -> Result<u32, ControlError> {
+    let mut full = false;
+    let counted = pool
+        .catalog
+        .update_dataset(dataset.id(), |dataset| {
+            let what = format!("volume {}", dataset.name);
+            if dataset.state != State::Ready {
+                return Err(CatalogError::NotFound { what });
+            }
+            full = dataset.snapshot_serial >= SERIAL_MAX;
+            if full {
+                return Err(CatalogError::Precondition { what, why: "its serials are used up".into() });
+            }
+            dataset.snapshot_serial += 1;
+            Ok(())
+        })
+        .await;
+    match counted {
+        Ok(at) => Ok(at.record.snapshot_serial),
+        Err(_) if full => {
+            let name = &dataset.name;
+            Err(ControlError::Exhausted(format!("volume {name} has had {SERIAL_MAX} snapshots: clone it to go on")))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 async fn intend(
     pool: &Pool,
     dataset: &Dataset,
@@ -138,10 +189,8 @@ async fn intend(
             dataset.name
         )));
     }
-    let serial = others.iter().map(|at| at.record.serial).max().unwrap_or(0) + 1;
-    if serial > SERIAL_MAX {
-        return Err(ControlError::Exhausted(format!("volume {} has had {SERIAL_MAX} snapshots: clone it to go on", dataset.name)));
-    }
+    let serial = next_serial(pool, dataset).await?;
+    pool.step("control.snapshot.serial").await?;
     let snapshot = Snapshot {
         name,
         incarnation: id.snapshot.incarnation,

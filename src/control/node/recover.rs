@@ -96,7 +96,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         if let Some(at) = record.endpoint.filter(|_| mounted) {
             self.listen_again(record, at).await?;
         }
-        let pool = self.pools.by_id(volume.pool);
+        let pool = self.pools.by_id(volume.pool)?;
         let dataset = match pool {
             Some(pool) => pool.catalog.dataset_by_id(volume.dataset).await?.map(|at| at.record),
             None => None,

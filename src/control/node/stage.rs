@@ -70,7 +70,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
 
     async fn stage_new(&self, wanted: Stage) -> Result<(), ControlError> {
         let volume = wanted.volume;
-        let pool = self.pools.by_id(volume.pool).ok_or_else(|| ControlError::NotFound {
+        let pool = self.pools.by_id(volume.pool)?.ok_or_else(|| ControlError::NotFound {
             what: format!("pool {} of volume {volume} (it is not configured on this node)", volume.pool),
         })?;
         self.clear_target(volume.dataset, &wanted.target).await?;

@@ -55,7 +55,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         let _call = self.enter(volume)?;
         self.staged_at(volume, path).await?;
         let missing = || ControlError::NotFound { what: format!("volume {volume}") };
-        let pool = self.pools.by_id(volume.pool).ok_or_else(missing)?;
+        let pool = self.pools.by_id(volume.pool)?.ok_or_else(missing)?;
         let record = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(missing)?.record;
         self.volumes.set_quota(&record);
         Ok(record.size.unwrap_or_default())

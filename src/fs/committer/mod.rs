@@ -42,7 +42,7 @@ mod tasks;
 mod tests;
 
 use super::FsError;
-use super::db::{CheckpointId, Database, View};
+use super::db::{CheckpointId, Database, Detached, View};
 use super::key::DataId;
 use super::row::{Superblock, Usage};
 use crate::telemetry::Failpoints;
@@ -289,6 +289,11 @@ impl Committer {
         let checkpoint = self.shared.db.checkpoint(name).await?;
         self.shared.step("fs.commit.after-checkpoint").await?;
         self.shared.check().map(|()| checkpoint)
+    }
+
+    /// See [`Database::detach`].
+    pub async fn detach(&self) -> Result<Detached, FsError> {
+        self.shared.db.detach().await
     }
 
     /// All rows, `S` and `U` included, as of one moment at or after the call.

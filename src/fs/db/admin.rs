@@ -1,8 +1,10 @@
 //! What is done to a database that nobody needs to have open.
 
-use super::{CheckpointId, Database, DbPlace, compaction::admin, limited, settings};
+use super::collection::{self, Ages};
+use super::detach::{Detached, Readers};
+use super::{CheckpointId, Database, DbPlace, compaction::admin, limited, settings, step};
 use crate::fs::FsError;
-use crate::types::Incarnation;
+use crate::types::{Epoch, Incarnation};
 use slatedb::admin::CloneSourceSpec;
 use slatedb::{Checkpoint, VersionedManifest};
 use std::collections::BTreeSet;
@@ -30,18 +32,49 @@ pub async fn clone_from(clone: &DbPlace, source: Incarnation, checkpoint: Checkp
     step(failpoints, "fs.db.after-clone").await
 }
 
-/// A named checkpoint on a database that nobody has open: opens (fences, replays), checkpoints, closes. A checkpoint from outside
-/// (`create_detached_checkpoint`) would miss what only the WAL holds.
-pub async fn checkpoint_closed(place: &DbPlace, name: &str) -> Result<CheckpointId, FsError> {
+/// The writer epoch: how often the database was opened for writing. 0: never.
+pub async fn epoch(place: &DbPlace) -> Result<Epoch, FsError> {
+    let manifest = manifest(place).await?.filter(|manifest| manifest.initialized());
+    Ok(manifest.map_or(Epoch(0), |manifest| Epoch(manifest.writer_epoch())))
+}
+
+/// A named checkpoint on a database that nobody has open: opens (replays), checkpoints, closes. A checkpoint from outside
+/// (`create_detached_checkpoint`) would miss what only the WAL holds. [`FsError::Fenced`], and nobody is fenced, when its
+/// writer epoch is not `expected` any more.
+pub async fn checkpoint_closed(place: &DbPlace, name: &str, expected: Epoch) -> Result<CheckpointId, FsError> {
     let existing = manifest(place).await?.ok_or_else(|| missing(place))?;
     if let Some(checkpoint) = existing.checkpoints().iter().find(|c| c.name.as_deref() == Some(name)) {
         return Ok(checkpoint.id.into());
     }
-    let database = Database::open(place, None).await?;
+    let database = Database::open(place, Some(expected)).await?;
     let checkpoint = database.checkpoint(name).await;
     let closed = database.close().await;
     let checkpoint = checkpoint?;
     closed.map(|()| checkpoint)
+}
+
+/// Removes what the database has outlived. Only of one that nobody has open, or whose owner cannot have begun before this call's caller
+/// claimed it: an owner collects its own.
+pub async fn collect_garbage(place: &DbPlace) -> Result<(), FsError> {
+    if !exists(place).await? {
+        return Ok(());
+    }
+    step(place.bucket.failpoints(), "fs.db.before-collect").await?;
+    collection::collect(place, Ages::of(place)).await
+}
+
+/// Makes a clone's database that nobody has open stand on its own (R13). [`FsError::Fenced`], and nobody is fenced, when its writer epoch
+/// is not `expected` any more.
+pub async fn detach_closed(place: &DbPlace, expected: Epoch) -> Result<Detached, FsError> {
+    let existing = manifest(place).await?.ok_or_else(|| missing(place))?;
+    if existing.external_dbs().is_empty() {
+        return Ok(Detached::Whole);
+    }
+    let database = Database::open(place, Some(expected)).await?;
+    let detached = database.detach_for(Readers::None).await;
+    let closed = database.close().await;
+    let detached = detached?;
+    closed.map(|()| detached)
 }
 
 /// Drops a checkpoint. An absent one counts as dropped.
@@ -100,8 +133,4 @@ pub async fn delete(place: &DbPlace) -> Result<(), FsError> {
 
 fn missing(place: &DbPlace) -> FsError {
     FsError::Corrupt(format!("database vol/{} does not exist", place.incarnation))
-}
-
-async fn step(failpoints: &crate::telemetry::Failpoints, name: &str) -> Result<(), FsError> {
-    failpoints.step(name).await.map_err(|error| FsError::Unavailable(error.to_string()))
 }

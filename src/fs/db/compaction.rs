@@ -7,18 +7,26 @@
 use super::{DbPlace, fs_error, limited, sealing, settings};
 use crate::fs::FsError;
 use slatedb::admin::{Admin, AdminBuilder};
+use slatedb::compactor::{Compaction, Compactor};
+use slatedb::config::CompactorOptions;
 use slatedb::{CompactorBuilder, Db};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// How often a running compaction is looked at.
-const LOOK: Duration = Duration::from_millis(500);
+pub(super) const LOOK: Duration = Duration::from_millis(500);
 /// After a compactor failed, the next one starts no sooner.
 const PAUSE: Duration = Duration::from_secs(10);
+/// How often a compactor is told to stop.
+const STOP_TRIES: u32 = 60;
+
+/// Held by whoever runs a compactor for a database: one at a time in this process.
+pub(super) type Turn = Arc<tokio::sync::Mutex<()>>;
 
 /// Runs until the database closes or `stop`.
-pub(super) async fn keep(db: Db, place: DbPlace, stop: CancellationToken) {
+pub(super) async fn keep(db: Db, place: DbPlace, turn: Turn, stop: CancellationToken) {
     let mut status = db.subscribe();
     loop {
         let due = status.wait_for(|s| s.close_reason.is_some() || s.current_manifest.l0().len() >= settings::COMPACT_L0);
@@ -29,7 +37,7 @@ pub(super) async fn keep(db: Db, place: DbPlace, stop: CancellationToken) {
         if !open {
             return;
         }
-        if let Err(error) = run(&db, &place, &stop).await {
+        if let Err(error) = make_room(&db, &place, &turn, &stop).await {
             tracing::info!(%error, incarnation = %place.incarnation, "compaction stopped early; it starts again by itself");
             let _ = tokio::time::timeout(PAUSE, stop.cancelled()).await;
         }
@@ -44,26 +52,65 @@ pub(super) fn admin(place: &DbPlace) -> Admin {
     }
 }
 
-async fn run(db: &Db, place: &DbPlace, stop: &CancellationToken) -> Result<(), FsError> {
-    let mut builder = CompactorBuilder::new(place.path(), place.store()).with_options(settings::compactor());
-    if let Some(sealer) = &place.sealer {
-        builder = builder.with_block_transformer(sealing::transformer(sealer.clone()));
+async fn make_room(db: &Db, place: &DbPlace, turn: &Turn, stop: &CancellationToken) -> Result<(), FsError> {
+    let _turn = turn.lock().await;
+    let done = Running::start(place, settings::compactor()).until(until_done(db, place), stop).await;
+    // What the compactor did last is not in the writer's memory yet, and a collection would take the tables that it replaced.
+    let seen = limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await;
+    done.and(seen)
+}
+
+/// A compactor of this process.
+pub(super) struct Running {
+    compactor: Arc<Compactor>,
+    task: JoinHandle<Result<(), slatedb::Error>>,
+}
+
+impl Running {
+    pub(super) fn start(place: &DbPlace, options: CompactorOptions) -> Self {
+        let mut builder = CompactorBuilder::new(place.path(), place.store()).with_options(options);
+        if let Some(sealer) = &place.sealer {
+            builder = builder.with_block_transformer(sealing::transformer(sealer.clone()));
+        }
+        let compactor = Arc::new(builder.build());
+        let task = tokio::spawn({
+            let compactor = compactor.clone();
+            async move { compactor.run().await }
+        });
+        Self { compactor, task }
     }
-    let compactor = Arc::new(builder.build());
-    let mut running = tokio::spawn({
-        let compactor = compactor.clone();
-        async move { compactor.run().await }
-    });
-    let done = tokio::select! {
-        ended = &mut running => return match ended {
-            Ok(ended) => ended.map_err(|error| fs_error("compacting", &error)),
-            Err(error) => Err(FsError::Internal(format!("compacting: {error}"))),
-        },
-        done = until_done(db, place) => done,
-        () = stop.cancelled() => Ok(()),
-    };
-    let stopped = limited("stopping the compactor", settings::CHANGE_LIMIT, compactor.stop()).await;
-    done.and(stopped)
+
+    /// Runs until `done` or `stop`; nothing of it runs any more when this returns.
+    pub(super) async fn until<T: Default>(
+        mut self,
+        done: impl Future<Output = Result<T, FsError>>,
+        stop: &CancellationToken,
+    ) -> Result<T, FsError> {
+        let done = tokio::select! {
+            ended = &mut self.task => return Err(match ended {
+                Ok(Err(error)) => fs_error("compacting", &error),
+                Ok(Ok(())) => FsError::Internal("the compactor ended by itself".to_owned()),
+                Err(error) => FsError::Internal(format!("compacting: {error}")),
+            }),
+            done = done => done,
+            () = stop.cancelled() => Ok(T::default()),
+        };
+        let stopped = self.end().await;
+        done.and_then(|done| stopped.map(|()| done))
+    }
+
+    /// SlateDB's `stop` finds nothing to stop while its `run` is still starting, and that compactor would then poll for ever:
+    /// so it is repeated until `run` has ended.
+    async fn end(mut self) -> Result<(), FsError> {
+        for _ in 0..STOP_TRIES {
+            limited("stopping the compactor", settings::CHANGE_LIMIT, self.compactor.stop()).await?;
+            if tokio::time::timeout(LOOK, &mut self.task).await.is_ok() {
+                return Ok(());
+            }
+        }
+        self.task.abort();
+        Err(FsError::Unavailable("stopping the compactor: it still runs".to_owned()))
+    }
 }
 
 /// Looks until there is nothing left to compact.
@@ -80,7 +127,7 @@ async fn until_done(db: &Db, place: &DbPlace) -> Result<(), FsError> {
 
 async fn busy(admin: &Admin) -> Result<bool, FsError> {
     let compactions = limited("reading the compactions", settings::READ_LIMIT, admin.read_compactions(None)).await?;
-    Ok(compactions.is_some_and(|c| c.recent_compactions().any(slatedb::compactor::Compaction::active)))
+    Ok(compactions.is_some_and(|c| c.recent_compactions().any(Compaction::active)))
 }
 
 /// Waits until L0 can take what a checkpoint puts there.

@@ -1,6 +1,7 @@
 //! A database open for writing.
 
-use super::{CheckpointId, DbPlace, Ops, compaction, fs_error, limited, sealing, settings};
+use super::detach::{self, Detached, Readers};
+use super::{CheckpointId, DbPlace, Ops, collection, compaction, fs_error, limited, sealing, settings};
 use crate::fs::FsError;
 use crate::types::{Epoch, Incarnation};
 use bytes::Bytes;
@@ -18,7 +19,8 @@ pub struct Database {
     epoch: Epoch,
     /// WAL flushes since the last MemTable flush.
     flushes: AtomicU32,
-    compaction: TaskTracker,
+    upkeep: TaskTracker,
+    turn: compaction::Turn,
     stop: CancellationToken,
 }
 
@@ -42,9 +44,11 @@ impl Database {
         }
         let db = limited("opening the database", settings::OPEN_LIMIT, builder.build()).await?;
         let epoch = Epoch(db.manifest().writer_epoch());
-        let (compaction, stop) = (TaskTracker::new(), CancellationToken::new());
-        compaction.spawn(compaction::keep(db.clone(), place.clone(), stop.clone()));
-        Ok(Self { db, place: place.clone(), epoch, flushes: AtomicU32::new(0), compaction, stop })
+        let (upkeep, stop) = (TaskTracker::new(), CancellationToken::new());
+        let turn = compaction::Turn::default();
+        upkeep.spawn(compaction::keep(db.clone(), place.clone(), turn.clone(), stop.clone()));
+        upkeep.spawn(collection::keep(db.clone(), place.clone(), stop.clone()));
+        Ok(Self { db, place: place.clone(), epoch, flushes: AtomicU32::new(0), upkeep, turn, stop })
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -129,6 +133,21 @@ impl Database {
         limited("taking a checkpoint", settings::CHANGE_LIMIT, created).await.map(|created| created.id.into())
     }
 
+    /// Makes a clone stand on its own (R13). While the volume is mounted the first call rewrites, and a call some minutes later finds it
+    /// whole. May be repeated at any time.
+    pub async fn detach(&self) -> Result<Detached, FsError> {
+        self.detach_for(Readers::Some).await
+    }
+
+    pub(super) async fn detach_for(&self, readers: Readers) -> Result<Detached, FsError> {
+        detach::detach(&self.db, &self.place, readers, &self.turn, &self.stop).await
+    }
+
+    #[cfg(test)]
+    pub(super) async fn collect(&self, ages: collection::Ages) -> Result<(), FsError> {
+        collection::collect_open(&self.db, &self.place, ages).await
+    }
+
     /// Asks the store whether another opener has fenced this one; normally only the next write finds out.
     pub async fn verify_owner(&self) -> Result<(), FsError> {
         limited("reading the manifest", settings::READ_LIMIT, self.db.refresh_manifest()).await
@@ -159,9 +178,9 @@ impl Database {
             return Ok(());
         }
         self.stop.cancel();
-        self.compaction.close();
-        if tokio::time::timeout(settings::CHANGE_LIMIT, self.compaction.wait()).await.is_err() {
-            tracing::debug!("the compactor did not stop in time; the next owner's fences it");
+        self.upkeep.close();
+        if tokio::time::timeout(settings::CHANGE_LIMIT, self.upkeep.wait()).await.is_err() {
+            tracing::debug!("compaction or collection did not stop in time; the next owner's compactor fences this one");
         }
         let room = self.db.manifest().l0().len() + settings::L0_ROOM <= settings::L0_MAX;
         let flush_type = if room { FlushType::MemTable } else { FlushType::Wal };

@@ -3,6 +3,7 @@
 //! - `settings`: every option of the engine, with the measurement that chose it.
 //! - `database`: a database open for writing. Only the committer holds one (R4).
 //! - `compaction`: a compactor that runs only while there is something to compact, so that an idle volume makes no request.
+//! - `collection`: removing what a database has outlived; `detach`: making a clone stand on its own.
 //! - `reader`: reading at a checkpoint, or at the newest durable state, without an owner and without writing.
 //! - `admin`: what is done to a database that nobody needs to have open: clones, checkpoints, fencing, deletion, collection.
 //! - `sealing`: encrypts SlateDB's blocks.
@@ -19,8 +20,10 @@
 //! It does not know what rows mean.
 
 mod admin;
+mod collection;
 mod compaction;
 mod database;
+mod detach;
 mod reader;
 mod sealing;
 mod settings;
@@ -28,8 +31,12 @@ mod summed;
 #[cfg(test)]
 mod tests;
 
-pub use admin::{Holds, ancestors, checkpoint_closed, clone_from, delete, drop_checkpoint, exists, fence, holds};
+pub use admin::{
+    Holds, ancestors, checkpoint_closed, clone_from, collect_garbage, delete, detach_closed, drop_checkpoint, epoch, exists, fence,
+    holds,
+};
 pub use database::{Database, View};
+pub use detach::Detached;
 pub use reader::Reader;
 
 use super::FsError;
@@ -138,4 +145,8 @@ async fn limited<T>(doing: &str, limit: Duration, call: impl Future<Output = Res
         Ok(result) => result.map_err(|error| fs_error(doing, &error)),
         Err(_) => Err(FsError::Unavailable(format!("{doing}: no answer within {} s", limit.as_secs()))),
     }
+}
+
+async fn step(failpoints: &crate::telemetry::Failpoints, name: &str) -> Result<(), FsError> {
+    failpoints.step(name).await.map_err(|error| FsError::Unavailable(error.to_string()))
 }

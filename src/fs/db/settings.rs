@@ -1,5 +1,6 @@
 //! Every option of the engine. Figures are from measurements on SlateDB 0.18.0 over a store that takes 20 ms a request.
 
+use super::detach::Readers;
 use slatedb::Settings;
 use slatedb::config::{CompactionWorkerOptions, CompactorOptions, CompressionCodec, DbReaderOptions, ReadOptions, ScanOptions};
 use std::time::Duration;
@@ -21,13 +22,18 @@ pub(super) const COMPACT_L0: usize = 8;
 pub(super) const L0_ROOM: usize = 4;
 pub(super) const L0_MAX: usize = 32;
 
+/// How long tables that a compaction replaced are kept for those who read them; far longer than any call takes.
+pub(super) const COMPACTOR_HOLD: Duration = Duration::from_secs(900);
+/// The same where nobody reads: a database that was opened to be rewritten.
+pub(super) const REWRITER_HOLD: Duration = Duration::from_millis(100);
+
 pub(super) const CACHE_SHARDS: usize = 8;
 
 /// A background request is repeated for about this many seconds before the database gives up for good: an outage of the store must not
 /// cost a volume its unsynced data (R17). Callers have shorter limits of their own.
 const RETRIES_WRITER: u32 = 3600;
 /// Readers and compactions can simply be started again.
-const RETRIES_OTHERS: u32 = 8;
+pub(super) const RETRIES_OTHERS: u32 = 8;
 
 /// Polls that would cost an idle volume requests happen once a day: fencing is noticed by the next write, and by the owner's lease;
 /// while L0 is full SlateDB polls by itself.
@@ -64,6 +70,7 @@ pub(super) fn compactor() -> CompactorOptions {
         poll_interval: Duration::from_millis(500),
         commit_compacted_interval: Duration::from_millis(250),
         max_concurrent_compactions: 2,
+        checkpoint_lifetime: COMPACTOR_HOLD,
         // A moved table would still be the ancestor's: a clone could never be detached (R13).
         enable_trivial_move: false,
         object_store_max_retries: Some(RETRIES_OTHERS),
@@ -79,6 +86,15 @@ pub(super) fn compactor() -> CompactorOptions {
         }),
         ..CompactorOptions::default()
     }
+}
+
+/// For the rewriting of a whole database.
+pub(super) fn rewriter(readers: Readers) -> CompactorOptions {
+    let checkpoint_lifetime = match readers {
+        Readers::Some => COMPACTOR_HOLD,
+        Readers::None => REWRITER_HOLD,
+    };
+    CompactorOptions { checkpoint_lifetime, ..compactor() }
 }
 
 pub(super) fn reader() -> DbReaderOptions {

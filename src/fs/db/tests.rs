@@ -142,8 +142,8 @@ async fn a_checkpoint_stays_as_it_was_and_its_name_is_unique() {
         reader.close().await.unwrap();
         assert_eq!(holds(&place).await.unwrap().named, vec![("one".to_owned(), checkpoint)]);
         db.close().await.unwrap();
-        assert_eq!(checkpoint_closed(&place, "one").await.unwrap(), checkpoint);
-        let two = checkpoint_closed(&place, "two").await.unwrap();
+        assert_eq!(checkpoint_closed(&place, "one", epoch(&place).await.unwrap()).await.unwrap(), checkpoint);
+        let two = checkpoint_closed(&place, "two", epoch(&place).await.unwrap()).await.unwrap();
         assert_ne!(two, checkpoint);
         drop_checkpoint(&place, checkpoint).await.unwrap();
         drop_checkpoint(&place, checkpoint).await.unwrap();
@@ -225,4 +225,148 @@ async fn compaction_keeps_l0_open_and_then_stops() {
     };
     tokio::time::timeout(Duration::from_secs(60), quiet).await.expect("the compactor stops when it is done");
     db.close().await.unwrap();
+}
+
+async fn objects(place: &DbPlace, below: &str) -> usize {
+    place.bucket.list(&format!("vol/{}/{below}", place.incarnation)).await.unwrap().len()
+}
+
+const AT_ONCE: collection::Ages = collection::Ages { data: Duration::ZERO, records: Duration::ZERO };
+
+/// A database that is written, snapshotted and cloned without end keeps a bounded number of objects, and all that is named stays readable.
+#[tokio::test]
+async fn a_busy_database_keeps_no_more_than_it_needs() {
+    for (place, _folder) in places() {
+        let db = Database::open(&place, None).await.unwrap();
+        db.write(rows(0, 100)).await.unwrap();
+        let kept = db.checkpoint("kept").await.unwrap();
+        let clone = place.sibling(Incarnation::random());
+        clone_from(&clone, place.incarnation, kept).await.unwrap();
+        let mut most = 0;
+        for round in 0..6u64 {
+            for n in 0..30 {
+                db.write(rows(1000 + n * 10, 1000 + n * 10 + 20)).await.unwrap();
+                db.flush().await.unwrap();
+            }
+            let passing = db.checkpoint(&format!("passing {round}")).await.unwrap();
+            db.write(rows(0, 50)).await.unwrap();
+            db.checkpoint(&format!("fill {round}")).await.unwrap();
+            drop_checkpoint(&place, passing).await.unwrap();
+            let before = objects(&place, "").await;
+            db.collect(AT_ONCE).await.unwrap();
+            let after = objects(&place, "").await;
+            assert!(after < before, "round {round}: {before} and then {after}");
+            most = if round < 2 { most.max(after) } else { most };
+            // One checkpoint a round stays, with a manifest and at most two tables of its own; and one WAL object each that it begins with.
+            assert!(after <= most + 4 * 6, "round {round}: {after} objects, at first {most}");
+        }
+        assert_eq!(count(async |a, b, n| db.scan(a, b, n).await).await, 100 + 310);
+        let reader = Reader::at_checkpoint(&place, kept).await.unwrap();
+        assert_eq!(count(async |a, b, n| reader.scan(a, b, n).await).await, 100);
+        reader.close().await.unwrap();
+        let cloned = Database::open(&clone, None).await.unwrap();
+        assert_eq!(count(async |a, b, n| cloned.scan(a, b, n).await).await, 100);
+        cloned.close().await.unwrap();
+        let fences = |place: &DbPlace| {
+            let (bucket, prefix) = (place.bucket.clone(), format!("vol/{}/wal", place.incarnation));
+            async move { bucket.list(&prefix).await.unwrap().into_iter().filter(|o| o.bytes == 0).count() }
+        };
+        let fenced = fences(&place).await;
+        db.close().await.unwrap();
+        let again = Database::open(&place, None).await.unwrap();
+        again.collect(AT_ONCE).await.unwrap();
+        assert!(fences(&place).await >= fenced, "fences stay");
+        assert_eq!(count(async |a, b, n| again.scan(a, b, n).await).await, 100 + 310);
+        again.close().await.unwrap();
+    }
+}
+
+/// A clone that was detached reads nothing of its origin, with a failure at each step before.
+#[tokio::test]
+async fn a_detached_clone_stands_on_its_own() {
+    for failing in [None, Some("fs.db.detach.rewritten"), Some("fs.db.detach.dropped")] {
+        let place = place(Bucket::memory());
+        let db = Database::open(&place, None).await.unwrap();
+        for n in 0..4 {
+            db.write(rows(n * 100, n * 100 + 150)).await.unwrap();
+            db.checkpoint(&format!("c{n}")).await.unwrap();
+        }
+        let last = db.checkpoint("last").await.unwrap();
+        let middle = place.sibling(Incarnation::random());
+        clone_from(&middle, place.incarnation, last).await.unwrap();
+        let between = Database::open(&middle, None).await.unwrap();
+        between.write(rows(1000, 1050)).await.unwrap();
+        let cut = between.checkpoint("cut").await.unwrap();
+        between.close().await.unwrap();
+        let clone = place.sibling(Incarnation::random());
+        clone_from(&clone, middle.incarnation, cut).await.unwrap();
+        assert_eq!(ancestors(&clone).await.unwrap(), 2);
+
+        if let Some(step) = failing {
+            place.bucket.failpoints().set(step, "1*return").unwrap();
+            let at = epoch(&clone).await.unwrap();
+            assert!(matches!(detach_closed(&clone, at).await, Err(FsError::Unavailable(_))), "{step}");
+        }
+        let at = epoch(&clone).await.unwrap();
+        assert_eq!(detach_closed(&clone, at).await.unwrap(), Detached::Whole, "{failing:?}");
+        assert_eq!(ancestors(&clone).await.unwrap(), 0);
+        for source in [&middle, &place] {
+            for (_, checkpoint) in holds(source).await.unwrap().named {
+                drop_checkpoint(source, checkpoint).await.unwrap();
+            }
+        }
+        let at = epoch(&middle).await.unwrap();
+        assert_eq!(detach_closed(&middle, at).await.unwrap(), Detached::Whole);
+        db.close().await.unwrap();
+        for source in [&middle, &place] {
+            fence(source).await.unwrap();
+            delete(source).await.unwrap();
+            assert_eq!(objects(source, "").await, 0, "{failing:?}");
+        }
+        let alone = Database::open(&clone, None).await.unwrap();
+        assert_eq!(count(async |a, b, n| alone.scan(a, b, n).await).await, 450 + 50);
+        alone.close().await.unwrap();
+    }
+}
+
+/// While it is mounted the tables stay for those who read them; its own snapshots from before keep them too.
+#[tokio::test]
+async fn an_open_clone_is_rewritten_at_once_and_detached_later() {
+    let place = place(Bucket::memory());
+    let db = Database::open(&place, None).await.unwrap();
+    db.write(rows(0, 100)).await.unwrap();
+    let cut = db.checkpoint("cut").await.unwrap();
+    let clone = place.sibling(Incarnation::random());
+    clone_from(&clone, place.incarnation, cut).await.unwrap();
+    let open = Database::open(&clone, None).await.unwrap();
+    open.write(rows(200, 250)).await.unwrap();
+    assert_eq!(open.detach().await.unwrap(), Detached::Held);
+    assert_eq!(holds(&place).await.unwrap().clone_pins, 1);
+    let requests = place.bucket.requests().put;
+    assert_eq!(open.detach().await.unwrap(), Detached::Held);
+    assert!(place.bucket.requests().put <= requests + 1, "nothing is rewritten twice");
+    assert_eq!(count(async |a, b, n| open.scan(a, b, n).await).await, 150);
+    open.close().await.unwrap();
+    db.close().await.unwrap();
+}
+
+/// A compactor that had just been started must not outlive the database that started it.
+#[tokio::test]
+async fn nothing_runs_after_closing() {
+    let place = place(Bucket::memory());
+    let db = Database::open(&place, None).await.unwrap();
+    for n in 0..7 {
+        db.write(rows(n * 100, n * 100 + 200)).await.unwrap();
+        db.checkpoint(&format!("c{n}")).await.unwrap();
+    }
+    db.close().await.unwrap();
+    for _ in 0..5 {
+        // With L0 as full as this the compactor starts with the opening.
+        let db = Database::open(&place, None).await.unwrap();
+        tokio::task::yield_now().await;
+        db.close().await.unwrap();
+    }
+    let before = place.bucket.requests();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(place.bucket.requests(), before);
 }

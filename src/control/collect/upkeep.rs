@@ -1,0 +1,223 @@
+//! What is done to databases that stay: clones are detached from origins that wait for it (R13), and released databases give
+//! up what they have outlived. What to do is decided from listings alone, so that idle volumes cost nothing.
+
+use super::{Collected, Collector, Kept, Listing};
+use crate::bucket::Listed;
+use crate::catalog::{CatalogError, Dataset, State};
+use crate::control::{ControlError, mail};
+use crate::fs::db::Detached;
+use crate::types::{DatasetId, Incarnation, SessionId};
+use crate::volume::{VolumeError, collect_released, detach_released, is_caretaker};
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, SystemTime};
+
+/// Ancestors that a clone reads before it is detached although nothing waits for it.
+const DEPTH_MAX: usize = 4;
+/// Snapshots of one dataset, tombstoned ones included, before clones are detached from the tombstoned ones.
+const SNAPSHOTS_CROWDED: usize = 100;
+/// Chains of clones are followed so far; creation stops long before.
+const CHAIN_MAX: usize = 64;
+/// Clones detached in one pass: each is a rewriting of a whole database.
+const DETACHED_MAX: usize = 8;
+/// Objects that a database has certainly outlived before it is collected.
+const GARBAGE_MIN: usize = 16;
+/// Younger objects are not counted: a collection leaves them too.
+const YOUNG: Duration = Duration::from_secs(3600);
+
+/// The clones that should stand on their own, in the order of their creation.
+pub(super) fn detachable(catalog: &Listing) -> Vec<DatasetId> {
+    let by_life: BTreeMap<Incarnation, &Dataset> = catalog.datasets.iter().map(|d| (d.incarnation, d)).collect();
+    let mut snapshots = BTreeMap::<Incarnation, usize>::new();
+    for snapshot in &catalog.snapshots {
+        *snapshots.entry(snapshot.dataset.incarnation).or_default() += 1;
+    }
+    let crowded = |clone: &Dataset| {
+        clone.origin.is_some_and(|origin| {
+            let tombstoned = catalog.snapshots.iter().any(|s| s.id() == origin && s.state == State::Deleting);
+            tombstoned && snapshots.get(&origin.dataset).is_some_and(|n| *n > SNAPSHOTS_CROWDED)
+        })
+    };
+    let attached = catalog.datasets.iter().filter(|d| d.state == State::Ready && d.origin.is_some() && !d.detached);
+    let mut found: Vec<&Dataset> = attached.filter(|clone| must_leave(clone, &by_life) || crowded(clone)).collect();
+    found.sort_by_key(|clone| clone.created);
+    found.into_iter().map(Dataset::id).collect()
+}
+
+/// Whether an ancestor is tombstoned, or there are too many that it may read. A detached ancestor may still have been read by
+/// a clone that was made of it before, and one without a record too.
+fn must_leave(clone: &Dataset, by_life: &BTreeMap<Incarnation, &Dataset>) -> bool {
+    let (mut depth, mut counts, mut at) = (0, true, clone);
+    for _ in 0..CHAIN_MAX {
+        let Some(origin) = at.origin else { return false };
+        let Some(next) = by_life.get(&origin.dataset) else { return true };
+        depth += usize::from(counts);
+        if next.state != State::Ready || depth > DEPTH_MAX {
+            return true;
+        }
+        counts &= !next.detached;
+        at = next;
+    }
+    true
+}
+
+/// The released datasets whose databases have outlived enough to be collected. `objects`: of every database, as listed.
+pub(super) fn overgrown(catalog: &Listing, objects: &BTreeMap<Incarnation, Vec<Listed>>, now: SystemTime) -> Vec<DatasetId> {
+    let released = |d: &&Dataset| d.state == State::Ready && d.owner.as_ref().is_none_or(is_caretaker);
+    let mut found = Vec::new();
+    for dataset in catalog.datasets.iter().filter(released) {
+        let Some(objects) = objects.get(&dataset.incarnation) else { continue };
+        let mine = catalog.snapshots.iter().filter(|s| s.dataset.incarnation == dataset.incarnation);
+        // Each snapshot keeps a manifest, and so does the pin of each clone.
+        let pins: usize = mine.map(|snapshot| 1 + snapshot.dependants.len()).sum();
+        if outlived(objects, now).saturating_sub(pins) >= GARBAGE_MIN {
+            found.push(dataset.id());
+        }
+    }
+    found
+}
+
+/// Manifests, compaction records and WAL objects that are not the newest. Fences, which are empty, stay for ever.
+fn outlived(objects: &[Listed], now: SystemTime) -> usize {
+    let old = |listed: &&Listed| now.duration_since(listed.modified).is_ok_and(|age| age > YOUNG);
+    let in_folder = |folder: &str| {
+        let inside = |l: &&Listed| l.bytes > 0 && l.key.split('/').nth(2) == Some(folder);
+        objects.iter().filter(inside).filter(old).count().saturating_sub(1)
+    };
+    in_folder("manifest") + in_folder("compactions") + in_folder("wal")
+}
+
+impl Collector {
+    /// Detaches clones. Whether one was, so that another pass may find more.
+    pub(super) async fn detach_all(&self, clones: &[DatasetId], done: &mut Collected) -> Result<bool, ControlError> {
+        let mut silent = HashSet::new();
+        for id in clones {
+            if done.detached.len() >= DETACHED_MAX {
+                break;
+            }
+            let Some(at) = self.pool.catalog.dataset_by_id(*id).await? else { continue };
+            match Box::pin(self.detach(&at.record, &mut silent)).await {
+                Ok(Detached::Whole) => done.detached.push(id.to_string()),
+                Ok(Detached::Held) => {
+                    let why = "states from before its detaching still read its origin's database: its own snapshots, or readers for some minutes";
+                    done.kept.push(Kept { what: format!("dataset {} attached to its origin", at.record.name), why: why.to_owned() });
+                }
+                Err(error) => {
+                    done.kept.push(Kept {
+                        what: format!("dataset {} attached to its origin", at.record.name),
+                        why: error.to_string(),
+                    });
+                }
+            }
+        }
+        Ok(!done.detached.is_empty())
+    }
+
+    /// Whoever may write to the clone's database rewrites it; then its record says so, and it is its origin's dependant no more.
+    async fn detach(&self, clone: &Dataset, silent: &mut HashSet<SessionId>) -> Result<Detached, ControlError> {
+        let id = clone.id();
+        self.pool.step("collect.detach.begin").await?;
+        let detached = match (self.volumes.get(id), clone.owner.as_ref().filter(|owner| !is_caretaker(owner))) {
+            (Some(volume), _) => volume.fs.detach().await?,
+            (None, Some(owner)) => {
+                // One that did not answer for one volume is not waited for again.
+                if silent.contains(&owner.session) {
+                    return Err(ControlError::Unavailable(format!("node {} does not answer", owner.node)));
+                }
+                let asked = mail::ask_to_detach(&self.pool, clone, owner, self.owner_timeout).await;
+                if asked.is_err() {
+                    silent.insert(owner.session);
+                }
+                asked?
+            }
+            (None, None) => detach_released(self.volumes.settings(), &self.pool.catalog, id).await?,
+        };
+        if detached == Detached::Whole {
+            self.pool.step("collect.detach.whole").await?;
+            let marked = self.pool.catalog.update_dataset(id, |dataset| {
+                dataset.detached = true;
+                Ok(())
+            });
+            match marked.await {
+                Ok(_) | Err(CatalogError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            self.pool.step("collect.detach.recorded").await?;
+            if let Some(origin) = clone.origin {
+                self.forget_dependant(origin, id.incarnation).await?;
+            }
+        }
+        Ok(detached)
+    }
+
+    /// Collects the databases of released datasets; one that a node has opened meanwhile is its owner's to collect.
+    pub(super) async fn collect_databases(&self, datasets: &[DatasetId], done: &mut Collected) -> Result<(), ControlError> {
+        for id in datasets {
+            self.pool.step("collect.upkeep").await?;
+            match collect_released(self.volumes.settings(), &self.pool.catalog, *id).await {
+                Ok(()) => {
+                    done.databases += 1;
+                    let left = self.pool.catalog.bucket().list(&format!("vol/{}", id.incarnation)).await?.len();
+                    self.sizes.lock().insert(id.incarnation, left);
+                }
+                Err(VolumeError::Owned { .. } | VolumeError::NotFound { .. } | VolumeError::Deleting { .. }) => {}
+                Err(error) => done.kept.push(Kept { what: format!("what the database of {id} has outlived"), why: error.to_string() }),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::tests::{dataset, snapshot};
+    use super::*;
+
+    #[test]
+    fn clones_leave_origins_that_go_and_chains_that_grow() {
+        let mut all = vec![dataset(1, State::Ready, None)];
+        for n in 2..=6 {
+            let origin = all.last().map(|d| snapshot(n + 100, d, State::Ready, &[]).id());
+            all.push(dataset(n, State::Ready, origin));
+        }
+        let listing = |datasets: &[Dataset]| Listing { datasets: datasets.to_vec(), snapshots: vec![] };
+        let ids = |n: &[usize]| n.iter().map(|n| all[*n].id()).collect::<Vec<_>>();
+        assert_eq!(detachable(&listing(&all)), ids(&[5]), "five ancestors are too many");
+        let mut shorter = all.clone();
+        shorter[1].detached = true;
+        assert_eq!(detachable(&listing(&shorter)), []);
+        let mut gone = all.clone();
+        gone[0].state = State::Deleting;
+        assert_eq!(detachable(&listing(&gone)), ids(&[1, 2, 3, 4, 5]), "all that may read it");
+        gone[1].detached = true;
+        assert_eq!(detachable(&listing(&gone)), ids(&[2, 3, 4, 5]), "one that was cloned before too");
+        assert_eq!(detachable(&listing(&all[1..3])), ids(&[1, 2]), "nobody knows what one without a record held");
+    }
+
+    #[test]
+    fn databases_are_collected_once_it_is_worth_it() {
+        let owner = dataset(1, State::Ready, None);
+        let now = SystemTime::UNIX_EPOCH + 10 * YOUNG;
+        let object = |folder: &str, n: u64, bytes: u64, modified: SystemTime| Listed {
+            key: format!("vol/{}/{folder}/{n:020}", owner.incarnation),
+            bytes,
+            modified,
+            tag: None,
+        };
+        let grown = |snapshots: Vec<_>, objects: Vec<Listed>| {
+            let listing = Listing { datasets: vec![owner.clone()], snapshots };
+            overgrown(&listing, &BTreeMap::from([(owner.incarnation, objects)]), now).len()
+        };
+        let many = |folder: &str, bytes: u64, at: SystemTime| (0..17).map(|n| object(folder, n, bytes, at)).collect::<Vec<_>>();
+        assert_eq!(grown(vec![], many("wal", 5, SystemTime::UNIX_EPOCH)), 1);
+        assert_eq!(grown(vec![], many("wal", 0, SystemTime::UNIX_EPOCH)), 0, "fences");
+        assert_eq!(grown(vec![], many("wal", 5, now)), 0, "young");
+        assert_eq!(grown(vec![], many("compacted", 5, SystemTime::UNIX_EPOCH)), 0, "may all be needed");
+        let kept = snapshot(7, &owner, State::Ready, &[2]);
+        assert_eq!(grown(vec![kept], many("manifest", 5, SystemTime::UNIX_EPOCH)), 0, "a snapshot and its clone keep two");
+        let mut taken = owner.clone();
+        taken.owner = Some(crate::catalog::Owner { node: "n".into(), session: SessionId::from_bytes([1; 16]) });
+        let listing = Listing { datasets: vec![taken], snapshots: vec![] };
+        let objects = BTreeMap::from([(owner.incarnation, many("wal", 5, SystemTime::UNIX_EPOCH))]);
+        assert!(overgrown(&listing, &objects, now).is_empty(), "its owner does it");
+    }
+}

@@ -1,0 +1,134 @@
+//! Removing what a database has outlived: WAL objects whose rows are in tables, manifests and compaction records that newer ones replaced,
+//! tables that compaction rewrote, pins on ancestors that nothing reads any more.
+//!
+//! Whatever a checkpoint names stays: that is what snapshots, clones and pins are. WAL fences stay for ever: a writer that was held up since
+//! before it was fenced would find its number free. Every collection of a database uses the same settings, whoever runs it.
+//!
+//! An open database is collected by its owner only, who renews the manifest in its memory first: the tables that a writer reads are those
+//! of that manifest. One that nobody has open is collected under a caretaker's claim, and whoever opens it meanwhile begins with the newest
+//! manifest. A crash leaves garbage that the next collection finds.
+
+use super::{DbPlace, compaction::admin, limited, settings};
+use crate::fs::FsError;
+use slatedb::config::{GarbageCollectorDirectoryOptions, GarbageCollectorOptions, GarbageCollectorScheduleOptions};
+use slatedb::{Db, DbStatus};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Between collections of a database that is written to …
+const INTERVAL: Duration = Duration::from_secs(300);
+/// … or longer, because each reads the manifests of all checkpoints: so much for each.
+const INTERVAL_CHECKPOINT: Duration = Duration::from_secs(5);
+
+/// How old garbage must be. Work under way is protected by SlateDB's own marks; the age is for readers without a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ages {
+    /// Of WAL objects and tables.
+    pub data: Duration,
+    /// Of manifests and compaction records.
+    pub records: Duration,
+}
+
+impl Ages {
+    /// What every collection uses.
+    pub(super) fn of(place: &DbPlace) -> Self {
+        let data = Duration::from_secs(300);
+        // Without a boundary a process that is stopped between choosing a number and using it may think that it has written
+        // a manifest that was removed long ago. In one machine's folder it does not stop for an hour alone.
+        Self { data, records: if has_boundaries(place) { data } else { Duration::from_secs(3600) } }
+    }
+}
+
+/// Whether the store can replace an object on condition, which boundaries of collected numbers need. A folder cannot.
+fn has_boundaries(place: &DbPlace) -> bool {
+    !["file://", "LocalFileSystem"].iter().any(|folder| place.bucket.url().starts_with(folder))
+}
+
+fn nothing() -> GarbageCollectorOptions {
+    GarbageCollectorOptions {
+        manifest_options: None,
+        wal_options: None,
+        wal_fence_options: None,
+        compacted_options: None,
+        compactions_options: None,
+        detach_options: None,
+        metric_level: None,
+        boundary_files_enabled: true,
+        object_store_max_retries: Some(settings::RETRIES_OTHERS),
+    }
+}
+
+async fn run(place: &DbPlace, options: GarbageCollectorOptions) -> Result<(), FsError> {
+    let options = GarbageCollectorOptions { boundary_files_enabled: has_boundaries(place), ..options };
+    limited("collecting the database", settings::DELETE_LIMIT, admin(place).run_gc_once(options)).await
+}
+
+pub(super) async fn collect(place: &DbPlace, ages: Ages) -> Result<(), FsError> {
+    let older = |min_age| Some(GarbageCollectorDirectoryOptions { interval: None, min_age, dry_run: false });
+    let options = GarbageCollectorOptions {
+        manifest_options: older(ages.records),
+        wal_options: older(ages.data),
+        compacted_options: older(ages.data),
+        compactions_options: older(ages.records),
+        detach_options: Some(GarbageCollectorScheduleOptions { interval: None }),
+        ..nothing()
+    };
+    run(place, options).await
+}
+
+/// Drops a clone's pins on ancestors whose tables nothing of it reads any more.
+pub(super) async fn drop_pins(place: &DbPlace) -> Result<(), FsError> {
+    let detach_options = Some(GarbageCollectorScheduleOptions { interval: None });
+    run(place, GarbageCollectorOptions { detach_options, ..nothing() }).await
+}
+
+/// Collects an open database while it is written to, and for as long afterwards as there can be something left: an idle one makes no
+/// request. Runs until the database closes or `stop`.
+pub(super) async fn keep(db: Db, place: DbPlace, stop: CancellationToken) {
+    let mut status = db.subscribe();
+    // Opening replays: that alone is no reason.
+    let (mut seen, _) = position(&mut status);
+    loop {
+        let changed = status.wait_for(|s| s.close_reason.is_some() || s.durable_seq != seen);
+        let open = tokio::select! {
+            changed = changed => changed.is_ok_and(|s| s.close_reason.is_none()),
+            () = stop.cancelled() => false,
+        };
+        if !open {
+            return;
+        }
+        let mut last_change = Instant::now();
+        // What the last compaction replaced is kept for readers, and then must grow old enough.
+        let settled = settings::COMPACTOR_HOLD + Ages::of(&place).records;
+        while last_change.elapsed() < settled {
+            let checkpoints = u32::try_from(db.manifest().checkpoints().len()).unwrap_or(u32::MAX);
+            let interval = INTERVAL.max(INTERVAL_CHECKPOINT.saturating_mul(checkpoints));
+            if tokio::time::timeout(interval, stop.cancelled()).await.is_ok() {
+                return;
+            }
+            let (now, closed) = position(&mut status);
+            if closed {
+                return;
+            }
+            if now != seen {
+                (seen, last_change) = (now, Instant::now());
+            }
+            if let Err(error) = collect_open(&db, &place, Ages::of(&place)).await {
+                tracing::info!(%error, incarnation = %place.incarnation, "the database was not collected; it is tried again later");
+            }
+        }
+    }
+}
+
+/// How far the database is written, and whether it is closed.
+fn position(status: &mut watch::Receiver<DbStatus>) -> (u64, bool) {
+    let now = status.borrow_and_update();
+    (now.durable_seq, now.close_reason.is_some())
+}
+
+pub(super) async fn collect_open(db: &Db, place: &DbPlace, ages: Ages) -> Result<(), FsError> {
+    limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await?;
+    collect(place, ages).await
+}

@@ -1,0 +1,108 @@
+//! Making a clone stand on its own (R13).
+//!
+//! ```text
+//! compact every table into tables of the clone's own ─▶ the last manifest that reads an ancestor's goes ─▶ drop the pins
+//! ```
+//! A clone's database reads its ancestors' tables, which its pins (unnamed checkpoints in their manifests) keep. Every step may be
+//! repeated, and a crash between any two leaves pins, never a table that is read and not pinned: SlateDB drops a pin only once no manifest
+//! that a live checkpoint names reads that ancestor's tables.
+//!
+//! It is done by whoever has the database open for writing: the tables that a writer reads are those of the manifest in its memory, which
+//! only its own process can renew before they go.
+
+use super::compaction::{LOOK, Running, Turn, admin};
+use super::{DbPlace, collection, limited, settings};
+use crate::fs::FsError;
+use slatedb::compactor::{CompactionSpec, CompactionStatus, SourceId};
+use slatedb::{Db, VersionedManifest};
+use tokio_util::sync::CancellationToken;
+
+/// Other compactions may take tables of the plan before it is accepted: it is made anew so often.
+const PLANS: u32 = 8;
+
+/// Whether a database reads ancestors'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Detached {
+    /// It stands on its own.
+    Whole,
+    /// All is rewritten, but states still read ancestors': its own snapshots from before, or what readers may hold for some minutes.
+    Held,
+}
+
+/// How long the tables that the rewriting replaced are kept for those who read them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Readers {
+    /// The volume is mounted.
+    Some,
+    /// Opened for this alone.
+    None,
+}
+
+pub(super) async fn detach(
+    db: &Db,
+    place: &DbPlace,
+    readers: Readers,
+    turn: &Turn,
+    stop: &CancellationToken,
+) -> Result<Detached, FsError> {
+    let failpoints = place.bucket.failpoints();
+    let newest = async || {
+        limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await?;
+        Ok::<_, FsError>(db.manifest())
+    };
+    if newest().await?.external_dbs().is_empty() {
+        return Ok(Detached::Whole);
+    }
+    let inherits = |manifest: &VersionedManifest| manifest.external_dbs().iter().any(|db| !db.sst_ids.is_empty());
+    if inherits(&newest().await?) {
+        let _turn = turn.lock().await;
+        for _ in 0..PLANS {
+            Running::start(place, settings::rewriter(readers)).until(rewrite(db, place), stop).await?;
+            if stop.is_cancelled() {
+                return Err(FsError::Unavailable("detaching: the database is being closed: repeat".to_owned()));
+            }
+            if !inherits(&newest().await?) {
+                break;
+            }
+        }
+        super::step(failpoints, "fs.db.detach.rewritten").await?;
+    }
+    if inherits(&newest().await?) {
+        return Err(FsError::Busy("detaching: other compactions came between each time: repeat"));
+    }
+    if readers == Readers::None {
+        tokio::time::sleep(settings::REWRITER_HOLD * 2).await;
+    }
+    collection::drop_pins(place).await?;
+    super::step(failpoints, "fs.db.detach.dropped").await?;
+    Ok(if newest().await?.external_dbs().is_empty() { Detached::Whole } else { Detached::Held })
+}
+
+/// Every table and run, as one run. Tables that are written meanwhile are the clone's own.
+fn whole(manifest: &VersionedManifest) -> CompactionSpec {
+    let tables = manifest.l0().iter().map(|view| SourceId::SstView(view.id));
+    let runs = manifest.compacted().iter().map(|run| SourceId::SortedRun(run.id));
+    let lowest = manifest.compacted().iter().map(|run| run.id).min().unwrap_or(0);
+    CompactionSpec::new(tables.chain(runs).collect(), lowest)
+}
+
+/// Submits the plan and waits for its end, whichever that is.
+async fn rewrite(db: &Db, place: &DbPlace) -> Result<(), FsError> {
+    let admin = admin(place);
+    // The record of compactions is made by a compactor's first start.
+    while limited("reading the compactions", settings::READ_LIMIT, admin.read_compactions(None)).await?.is_none() {
+        tokio::time::sleep(LOOK).await;
+    }
+    limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await?;
+    let submitted = admin.submit_compaction(whole(&db.manifest()));
+    let id = limited("submitting a compaction", settings::CHANGE_LIMIT, submitted).await?.id();
+    loop {
+        let found = limited("reading a compaction", settings::READ_LIMIT, admin.read_compaction(id, None)).await?;
+        // One that is not in the record any more has ended.
+        if found.is_none_or(|found| matches!(found.status(), CompactionStatus::Completed | CompactionStatus::Failed)) {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

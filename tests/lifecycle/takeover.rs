@@ -1,0 +1,92 @@
+//! A node opens a volume while a controller works on it: the node is never fenced, and the controller's work is still done.
+
+use super::{World, data};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use zerofs_csi::control::node::NoMounts;
+use zerofs_csi::control::{Source, mail};
+use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
+use zerofs_csi::types::EntryName;
+
+/// The controller stands between its claim and its opening of the database while a node takes the volume over.
+async fn race(opened_before: bool) {
+    let node = World::new().await;
+    let elsewhere = World::on(node.catalog.clone(), "controller-1");
+    let volume = elsewhere.create("v", None).await.unwrap().handle;
+    if opened_before {
+        node.write(volume, "old", &data(1, 70_000)).await;
+    }
+    let stop = CancellationToken::new();
+    let desk = mail::serve(
+        node.controller.pools().clone(),
+        node.volumes.clone(),
+        Arc::new(NoMounts),
+        Duration::from_millis(20),
+        stop.clone(),
+    );
+    let desk = tokio::spawn(desk);
+
+    let failpoints = node.catalog.bucket().failpoints().clone();
+    failpoints.set("volume.care.claimed", "pause").unwrap();
+    let controller = elsewhere.controller.clone();
+    let cutting = tokio::spawn(async move { controller.create_snapshot(volume, "cut".parse().unwrap(), true).await });
+    loop {
+        let record = node.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
+        if record.owner.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let open = node.volumes.open(&node.catalog, volume.dataset).await.unwrap();
+    let name = EntryName::try_from(&b"new"[..]).unwrap();
+    let how = CreateHow::Unchecked(SetAttr { mode: Some(0o644), ..SetAttr::default() });
+    let file = open.fs.create(&Caller::root(), open.fs.root(), &name, how).await.unwrap().attr.file;
+    let bytes = data(2, 90_000);
+    open.fs.write(&Caller::root(), file, 0, Bytes::from(bytes.clone()), Stability::Unstable).await.unwrap();
+    failpoints.set("volume.care.claimed", "off").unwrap();
+
+    let cut = cutting.await.unwrap().unwrap().handle;
+    open.fs.commit(&Caller::root(), file, 0, 0).await.unwrap();
+    open.fs.write(&Caller::root(), file, 0, Bytes::from_static(b"later"), Stability::FileSync).await.unwrap();
+    assert!(node.volumes.get(volume.dataset).is_some(), "the node still has it");
+    drop(open);
+    node.volumes.close(volume.dataset).await.unwrap();
+    stop.cancel();
+    desk.await.unwrap();
+
+    let clone = elsewhere.create("c", Some(Source::Snapshot(cut))).await.unwrap().handle;
+    let found = elsewhere.read(clone).await;
+    assert_eq!(found.contains_key("old"), opened_before);
+    assert!(found["new"] == bytes, "what the node acknowledged before the call ended");
+}
+
+#[test]
+fn a_node_that_takes_over_from_a_controller_is_not_fenced() {
+    super::run(race(true));
+}
+
+#[test]
+fn nor_is_one_that_opens_a_new_volume_for_the_first_time() {
+    super::run(race(false));
+}
+
+#[test]
+fn the_serial_of_a_deleted_snapshot_is_not_used_again() {
+    super::run(async {
+        let world = World::new().await;
+        let volume = world.create("v", None).await.unwrap().handle;
+        let mut serials = Vec::new();
+        for name in ["a", "b", "a"] {
+            let made = world.controller.create_snapshot(volume, name.parse().unwrap(), true).await.unwrap();
+            serials.push(made.snapshot.serial);
+            world.controller.delete_snapshot(made.handle).await.unwrap();
+            world.collect().await;
+        }
+        assert_eq!(serials, [1, 2, 3]);
+        let again = world.controller.create_snapshot(volume, "c".parse().unwrap(), false).await.unwrap();
+        let repeat = world.controller.create_snapshot(volume, "c".parse().unwrap(), false).await.unwrap();
+        assert_eq!((again.snapshot.serial, repeat.snapshot.serial), (4, 4), "a repeated call takes no other");
+    });
+}
