@@ -142,8 +142,7 @@ impl Exports {
             }
             let idle_millis = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
             let since = self.now().saturating_sub(idle_millis);
-            let old: Vec<(DatasetId, Arc<Used>)> =
-                self.opened.lock().iter().map(|(id, used)| (*id, used.clone())).collect();
+            let old: Vec<(DatasetId, Arc<Used>)> = self.opened.lock().iter().map(|(id, used)| (*id, used.clone())).collect();
             for (id, used) in old {
                 let last = used.0.load(Ordering::SeqCst);
                 if last < since {
@@ -163,11 +162,7 @@ impl Exports {
             self.opened.lock().remove(&id);
             return;
         };
-        let closing = if used.0.load(Ordering::SeqCst) == last {
-            self.volumes.close_unused(id).await
-        } else {
-            Ok(Closing::InUse)
-        };
+        let closing = if used.0.load(Ordering::SeqCst) == last { self.volumes.close_unused(id).await } else { Ok(Closing::InUse) };
         match closing {
             Ok(Closing::Closed) => {
                 tracing::info!(dataset = %id, "nobody has used the dataset for a while: it is closed until somebody does");

@@ -37,7 +37,14 @@ pub enum Missing {
 impl PoolConfig {
     /// A pool that is given by its URL alone: credentials from the environment.
     pub fn at(url: PoolUrl) -> Self {
-        Self { url, credentials: Default::default(), credentials_file: None, passphrase_file: None, key_file: None, request_secrets: false }
+        Self {
+            url,
+            credentials: Default::default(),
+            credentials_file: None,
+            passphrase_file: None,
+            key_file: None,
+            request_secrets: false,
+        }
     }
 
     pub fn bucket(&self, folder: Folder) -> anyhow::Result<Bucket> {
@@ -173,7 +180,10 @@ fn read_key(path: &Path) -> anyhow::Result<Secret> {
     let secret = read_secret(path)?;
     let bytes = data_encoding::BASE64.decode(secret.0.as_bytes()).map(Zeroizing::new);
     if !bytes.is_ok_and(|bytes| bytes.len() == KEY_BYTES) {
-        bail!("key {}: its first line is not {KEY_BYTES} bytes in base 64: `openssl rand -base64 {KEY_BYTES}` makes one", path.display());
+        bail!(
+            "key {}: its first line is not {KEY_BYTES} bytes in base 64: `openssl rand -base64 {KEY_BYTES}` makes one",
+            path.display()
+        );
     }
     Ok(secret)
 }

@@ -66,7 +66,9 @@ pub async fn serve<M: Mounter>(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     if let Some((name, _)) = config.pools.iter().find(|(_, pool)| pool.request_secrets) {
-        bail!("pool {name}: requestSecrets is for `controller` and `node`: write its credentials into the configuration of `serve`");
+        bail!(
+            "pool {name}: requestSecrets is for `controller` and `node`: write its credentials into the configuration of `serve`"
+        );
     }
     let state = StateDir::open(&options.state_dir)?;
     let parts = Parts::start(config, Missing::Create, state.node_name()?, Some(&state)).await?;
@@ -155,8 +157,11 @@ pub async fn node<M: Mounter>(
     // The controller is another process: it asks for a snapshot of what is open here by mail.
     tasks.spawn(parts.mail(agent.clone(), &stop));
     let info = node_info(&parts, id);
-    let services =
-        CsiServices { identity: identity(&parts, false), controller: None, node: Some(NodeService::new(agent.clone(), info, unlock)) };
+    let services = CsiServices {
+        identity: identity(&parts, false),
+        controller: None,
+        node: Some(NodeService::new(agent.clone(), info, unlock)),
+    };
     let csi = tasks.spawn(crate::csi::serve(csi_endpoint, services, stop.child_token())?);
     if let Some((registry_dir, endpoint)) = options.registration {
         let registrar = Registrar { driver: parts.config.driver_name.clone(), registry_dir, endpoint };

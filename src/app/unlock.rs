@@ -41,8 +41,7 @@ impl Unlocker {
             Some(path) => Some(RunDir::open(path)?),
             None => None,
         };
-        let unlocker =
-            Self { pools, configs, default: config.default_pool.clone().or(only), run_dir, known: Mutex::default() };
+        let unlocker = Self { pools, configs, default: config.default_pool.clone().or(only), run_dir, known: Mutex::default() };
         for name in unlocker.configs.keys() {
             unlocker.pools.not_yet(name, "its credentials come with requests, and none has come yet".to_owned());
             if let Some(kept) = unlocker.run_dir.as_ref().and_then(|dir| dir.read(name))

@@ -153,9 +153,7 @@ async fn send<T: DeserializeOwned>(
     }
     match answer {
         Ok(Ok(Answer { result: Ok(made), .. })) => Ok(made),
-        Ok(Ok(Answer { result: Err(why), .. })) => {
-            Err(ControlError::Unavailable(format!("{what}: node {}: {why}", owner.node)))
-        }
+        Ok(Ok(Answer { result: Err(why), .. })) => Err(ControlError::Unavailable(format!("{what}: node {}: {why}", owner.node))),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(ControlError::Unavailable(format!(
             "{what}: node {}, which has it open, did not answer within {} s: see its log; repeat",
@@ -341,7 +339,9 @@ mod tests {
         assert_eq!(serde_json::from_str::<Letter>(text).unwrap().wish(), Ok(Wish::Detach));
         let answer = Answer { format: 1, result: Ok(Detached::Held) };
         assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Ok":"held"}}"#);
-        for wrong in [Letter { format: 2, ..serde_json::from_str(text).unwrap() }, Letter { format: 9, dataset: id, checkpoint: None }] {
+        for wrong in
+            [Letter { format: 2, ..serde_json::from_str(text).unwrap() }, Letter { format: 9, dataset: id, checkpoint: None }]
+        {
             assert_eq!(wrong.wish().is_ok(), wrong.format == 2);
         }
     }

@@ -23,7 +23,8 @@ pub async fn checkpoint_released(
     id: DatasetId,
     name: &str,
 ) -> Result<CheckpointId, VolumeError> {
-    let work = async |place: DbPlace, dataset: Dataset, epoch: Epoch| checkpoint(settings, pool, &place, &dataset, epoch, name).await;
+    let work =
+        async |place: DbPlace, dataset: Dataset, epoch: Epoch| checkpoint(settings, pool, &place, &dataset, epoch, name).await;
     care(settings, pool, id, work).await
 }
 

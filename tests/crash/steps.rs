@@ -30,6 +30,16 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("catalog.sweep", "tests/catalog/faults.rs"),
     // A snapshot whose creation nobody finished.
     ("collect.snapshot.given-up", "tests/lifecycle/unfinished.rs"),
+    // A clone whose origin goes; a controller's claim; an owner that is gone for good.
+    ("collect.detach.begin", "tests/lifecycle/standing.rs"),
+    ("collect.detach.whole", "tests/lifecycle/standing.rs"),
+    ("collect.detach.recorded", "tests/lifecycle/standing.rs"),
+    ("fs.db.detach.rewritten", "tests/lifecycle/standing.rs"),
+    ("fs.db.detach.dropped", "tests/lifecycle/standing.rs"),
+    ("volume.care.claimed", "tests/lifecycle/steps.rs"),
+    ("control.release.begin", "tests/lifecycle/takeover.rs"),
+    ("volume.lost.claimed", "tests/lifecycle/takeover.rs"),
+    ("volume.lost.fenced", "tests/lifecycle/takeover.rs"),
     // Collection deletes through the bucket.
     ("chunk.before-pack-delete", "tests/chunk/packing.rs"),
     ("chunk.after-pack-delete", "tests/chunk/packing.rs"),

@@ -49,8 +49,7 @@ async fn origin_goes(step: Option<&str>) {
     let done = world.collect().await;
     assert!(done.kept.is_empty(), "{step:?}: {done:?}");
     assert_eq!(objects(&world, source).await, 0, "{step:?}: the origin's database is gone");
-    let names: Vec<String> =
-        world.catalog.datasets().await.unwrap().into_iter().map(|at| at.record.name.to_string()).collect();
+    let names: Vec<String> = world.catalog.datasets().await.unwrap().into_iter().map(|at| at.record.name.to_string()).collect();
     assert_eq!(names.len(), 2, "{step:?}: {names:?}");
     assert!(world.catalog.snapshots(Some(source.dataset.incarnation)).await.unwrap().is_empty(), "{step:?}");
     assert_whole(&world, clone).await;
@@ -87,7 +86,8 @@ fn the_owner_detaches_what_it_has_open() {
         // It begins at once, and keeps the origin for its readers for some minutes: until it is closed here.
         let held = loop {
             let done = world.collect().await;
-            let why = done.kept.iter().find(|kept| kept.what == "dataset clone attached to its origin").map(|kept| kept.why.clone());
+            let why =
+                done.kept.iter().find(|kept| kept.what == "dataset clone attached to its origin").map(|kept| kept.why.clone());
             match why {
                 Some(why) if why.contains("ask again") => tokio::time::sleep(Duration::from_millis(100)).await,
                 Some(why) => break why,

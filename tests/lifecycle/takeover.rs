@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Source, mail};
+use zerofs_csi::control::{Controller, Journal, Source, mail};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::EntryName;
+use zerofs_csi::volume::is_caretaker;
 
 /// The controller stands between its claim and its opening of the database while a node takes the volume over.
 async fn race(opened_before: bool) {
@@ -88,5 +89,38 @@ fn the_serial_of_a_deleted_snapshot_is_not_used_again() {
         let again = world.controller.create_snapshot(volume, "c".parse().unwrap(), false).await.unwrap();
         let repeat = world.controller.create_snapshot(volume, "c".parse().unwrap(), false).await.unwrap();
         assert_eq!((again.snapshot.serial, repeat.snapshot.serial), (4, 4), "a repeated call takes no other");
+    });
+}
+
+/// A release that stops at any of its steps is finished by the repeated call, and loses nothing that was durable.
+#[test]
+fn a_volume_of_a_lost_node_is_released_by_the_repeated_call() {
+    super::run(async {
+        for step in ["control.release.begin", "volume.lost.claimed", "volume.lost.fenced"] {
+            let lost = World::new().await;
+            let volume = lost.create("v", None).await.unwrap().handle;
+            let open = lost.volumes.open(&lost.catalog, volume.dataset).await.unwrap();
+            let name = EntryName::try_from(&b"kept"[..]).unwrap();
+            let how = CreateHow::Unchecked(SetAttr { mode: Some(0o644), ..SetAttr::default() });
+            let file = open.fs.create(&Caller::root(), open.fs.root(), &name, how).await.unwrap().attr.file;
+            let bytes = data(3, 50_000);
+            open.fs.write(&Caller::root(), file, 0, Bytes::from(bytes.clone()), Stability::FileSync).await.unwrap();
+
+            let elsewhere = World::on(lost.catalog.clone(), "controller-1");
+            let failpoints = lost.catalog.bucket().failpoints().clone();
+            failpoints.set(step, "1*return").unwrap();
+            // Nobody reads the lost node's mail.
+            let controller = Controller::new(elsewhere.controller.pools().clone(), elsewhere.volumes.clone());
+            let controller = controller.with_owner_timeout(Duration::from_millis(300));
+            let release = || controller.release_volume(volume, Journal::GivenUp);
+            release().await.expect_err(step);
+            release().await.unwrap_or_else(|error| panic!("{step}: {error}"));
+            let record = lost.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
+            assert!(record.owner.as_ref().is_none_or(is_caretaker), "{step}: {:?}", record.owner);
+            assert!(elsewhere.read(volume).await["kept"] == bytes, "{step}");
+            // Whoever was given up learns it from the store.
+            let late = open.fs.write(&Caller::root(), file, 0, Bytes::from_static(b"late"), Stability::FileSync).await;
+            assert!(late.is_err(), "{step}: the old owner is fenced");
+        }
     });
 }

@@ -99,13 +99,12 @@ impl Collector {
                 Ok(Detached::Whole) => done.detached.push(id.to_string()),
                 Ok(Detached::Held) => {
                     let why = "states from before its detaching still read its origin's database: its own snapshots, or readers for some minutes";
-                    done.kept.push(Kept { what: format!("dataset {} attached to its origin", at.record.name), why: why.to_owned() });
+                    done.kept
+                        .push(Kept { what: format!("dataset {} attached to its origin", at.record.name), why: why.to_owned() });
                 }
                 Err(error) => {
-                    done.kept.push(Kept {
-                        what: format!("dataset {} attached to its origin", at.record.name),
-                        why: error.to_string(),
-                    });
+                    done.kept
+                        .push(Kept { what: format!("dataset {} attached to its origin", at.record.name), why: error.to_string() });
                 }
             }
         }
@@ -152,7 +151,6 @@ impl Collector {
     /// Collects the databases of released datasets; one that a node has opened meanwhile is its owner's to collect.
     pub(super) async fn collect_databases(&self, datasets: &[DatasetId], done: &mut Collected) -> Result<(), ControlError> {
         for id in datasets {
-            self.pool.step("collect.upkeep").await?;
             match collect_released(self.volumes.settings(), &self.pool.catalog, *id).await {
                 Ok(()) => {
                     done.databases += 1;
@@ -160,7 +158,9 @@ impl Collector {
                     self.sizes.lock().insert(id.incarnation, left);
                 }
                 Err(VolumeError::Owned { .. } | VolumeError::NotFound { .. } | VolumeError::Deleting { .. }) => {}
-                Err(error) => done.kept.push(Kept { what: format!("what the database of {id} has outlived"), why: error.to_string() }),
+                Err(error) => {
+                    done.kept.push(Kept { what: format!("what the database of {id} has outlived"), why: error.to_string() })
+                }
             }
         }
         Ok(())
