@@ -159,7 +159,7 @@ impl Collector {
                 }
                 Err(VolumeError::Owned { .. } | VolumeError::NotFound { .. } | VolumeError::Deleting { .. }) => {}
                 Err(error) => {
-                    done.kept.push(Kept { what: format!("what the database of {id} has outlived"), why: error.to_string() })
+                    done.kept.push(Kept { what: format!("what the database of {id} has outlived"), why: error.to_string() });
                 }
             }
         }
