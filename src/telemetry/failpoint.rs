@@ -7,6 +7,7 @@
 use parking_lot::Mutex;
 #[cfg(feature = "failpoints")]
 use std::collections::BTreeMap;
+#[cfg(feature = "failpoints")]
 use std::sync::Arc;
 
 /// A failure that a test asked for at a named step.
@@ -19,6 +20,7 @@ pub struct Injected {
 /// The failpoints of one pool handle: tests in one process do not disturb each other.
 #[derive(Clone, Default)]
 pub struct Failpoints {
+    #[cfg(feature = "failpoints")]
     registry: Arc<fail_parallel::FailPointRegistry>,
     /// How often each step was passed or failed: how a test sees that it meets every step there is.
     #[cfg(feature = "failpoints")]
