@@ -19,25 +19,34 @@ impl Fs {
         Ok(self.names.node(file).await?.attr())
     }
 
-    /// Waits for room, then for the call's turn. A repeated call's first batch is as safe as it was promised to be.
+    /// Waits for the call's turn, then for room. A repeated call's first batch is as safe as it was promised to be; it needs no room.
     async fn turn(&self, caller: &Caller, promise: Promise) -> Result<Turn, FsError> {
-        self.names.committer.ready().await?;
         let turn = self.ring.turn(caller.call).await;
-        if let Turn::Repeated(done) = &turn {
-            self.keep(promise, done.ticket).await?;
+        match &turn {
+            Turn::Repeated(done) => self.insist(|| self.keep(promise, done.ticket)).await?,
+            Turn::First(_) => self.names.committer.ready().await?,
         }
         Ok(turn)
     }
 
+    /// The attributes of an object of a repeated call, which was done.
+    async fn attr_again(&self, file: FileRef) -> Result<Attr, FsError> {
+        self.insist(|| self.attr(file)).await
+    }
+
+    async fn changed_again(&self, file: FileRef) -> Result<Change, FsError> {
+        self.attr_again(file).await.map(again)
+    }
+
     async fn created_again(&self, done: Done, dir: FileRef) -> Result<Created, FsError> {
         let object = done.object.ok_or(FsError::Stale)?;
-        Ok(Created { attr: self.attr(object).await?, dir: again(self.attr(dir).await?) })
+        Ok(Created { attr: self.attr_again(object).await?, dir: self.changed_again(dir).await? })
     }
 
     async fn removal(&self, caller: &Caller, dir: FileRef, name: &EntryName, what: Removal) -> Result<Change, FsError> {
         let _call = self.gate.enter()?;
         match self.turn(caller, Promise::Durable).await? {
-            Turn::Repeated(_) => Ok(again(self.attr(dir).await?)),
+            Turn::Repeated(_) => self.changed_again(dir).await,
             Turn::First(turn) => {
                 let outcome = self.names.remove(caller, dir, name, what, turn).await;
                 self.settle(outcome, Promise::Durable, &[dir]).await
@@ -68,7 +77,7 @@ impl FileSystem for Fs {
         // Only the guard makes a repeat fail; the rest may be done twice.
         let repeatable = Caller { call: caller.call.filter(|_| guard.is_some()), ..caller.clone() };
         match self.turn(&repeatable, Promise::Applied).await? {
-            Turn::Repeated(_) => Ok(again(self.attr(file).await?)),
+            Turn::Repeated(_) => self.changed_again(file).await,
             Turn::First(turn) => {
                 let outcome = self.names.setattr(caller, file, set, guard, turn).await;
                 self.settle(outcome, Promise::Applied, &[file]).await
@@ -195,7 +204,7 @@ impl FileSystem for Fs {
     ) -> Result<(Change, Change), FsError> {
         let _call = self.gate.enter()?;
         match self.turn(caller, Promise::Durable).await? {
-            Turn::Repeated(_) => Ok((again(self.attr(from.0).await?), again(self.attr(to.0).await?))),
+            Turn::Repeated(_) => Ok((self.changed_again(from.0).await?, self.changed_again(to.0).await?)),
             Turn::First(turn) => {
                 let outcome = self.names.rename(caller, from, to, turn).await;
                 self.settle(outcome, Promise::Durable, &[from.0, to.0]).await
@@ -206,7 +215,7 @@ impl FileSystem for Fs {
     async fn link(&self, caller: &Caller, file: FileRef, dir: FileRef, name: &EntryName) -> Result<(Attr, Change), FsError> {
         let _call = self.gate.enter()?;
         match self.turn(caller, Promise::Durable).await? {
-            Turn::Repeated(_) => Ok((self.attr(file).await?, again(self.attr(dir).await?))),
+            Turn::Repeated(_) => Ok((self.attr_again(file).await?, self.changed_again(dir).await?)),
             Turn::First(turn) => {
                 let outcome = self.names.link(caller, file, dir, name, turn).await;
                 self.settle(outcome, Promise::Durable, &[file, dir]).await

@@ -22,6 +22,10 @@ use tokio_util::task::TaskTracker;
 /// What statfs shows where there is no quota: 1 PiB, which tools still print well, and as many inodes as have numbers.
 const BYTES_UNLIMITED: u64 = 1 << 50;
 const INODES_UNLIMITED: u64 = InodeNo::MAX.0;
+/// Between tries to answer for what is done.
+const INSIST_PAUSE: Duration = Duration::from_millis(200);
+/// How long closing waits for calls that wait for the store.
+const CALLS_LIMIT: Duration = Duration::from_secs(60);
 /// Of [`FsOptions::cache_bytes`], the part for inodes and directory entries; the rest is the file data's.
 const NAMES_SHARE: u64 = 2;
 
@@ -182,7 +186,9 @@ impl Fs {
     /// Flushes and closes. Calls in flight finish or fail with [`FsError::Stale`]. May be repeated after an error.
     pub async fn close(&self) -> Result<(), FsError> {
         self.gate.shut(FsError::Stale);
-        self.gate.idle().await;
+        if tokio::time::timeout(CALLS_LIMIT, self.gate.idle()).await.is_err() {
+            return Err(FsError::Unavailable("calls are still waiting for the object store".to_owned()));
+        }
         let flushed = self.names.contents.flush_all().await;
         if let Err(error) = flushed {
             // A fenced or failed committer takes nothing any more; there is nothing left to save then.
@@ -228,6 +234,19 @@ impl Fs {
         self.names.committer.step("fs.call.kept").await
     }
 
+    /// Waits for what a change needs that is already in its order: for as long as the store is away, or until nothing can be answered any
+    /// more. A client that is told to come again comes as a new call, which the ring does not know, and would have the change done twice:
+    /// NOENT for a REMOVE that was done. Here its mount waits, as a hard mount does.
+    pub(super) async fn insist<T, F: Future<Output = Result<T, FsError>>>(&self, work: impl Fn() -> F) -> Result<T, FsError> {
+        loop {
+            match work().await {
+                // Once it has stopped, whether it was done is not known here any more; the volume is lost to this process (R25).
+                Err(FsError::Unavailable(_)) if self.names.committer.has_not_stopped() => tokio::time::sleep(INSIST_PAUSE).await,
+                done => return done,
+            }
+        }
+    }
+
     /// Whether every WRITE is answered as if it had been asked to be synchronous.
     pub(super) fn writes_through(&self) -> bool {
         self.sync == SyncMode::Always
@@ -251,13 +270,20 @@ impl Fs {
         promise: Promise,
         seen: &[FileRef],
     ) -> Result<T, FsError> {
-        if let Ok(Outcome { ticket: Some(ticket), .. }) = &outcome {
-            self.keep(promise, *ticket).await?;
+        let changed = match &outcome {
+            Ok(Outcome { ticket, .. }) => *ticket,
+            Err(_) => None,
+        };
+        if let Some(ticket) = changed {
+            self.insist(|| self.keep(promise, ticket)).await?;
         }
         if self.sync == SyncMode::Always {
             for file in seen {
                 if let Some(node) = self.names.table.peek(file.ino) {
-                    self.observe(&node).await?;
+                    match changed {
+                        Some(_) => self.insist(|| self.observe(&node)).await?,
+                        None => self.observe(&node).await?,
+                    }
                 }
             }
         }

@@ -151,6 +151,8 @@ impl Hold {
     /// [`crate::fs::api::CallId`] by which the file system knows it.
     pub async fn judge<T: ExportTable>(&mut self, call: &Call<T>, export: &Export<T::Fs>, error: FsError) -> Option<NfsStat> {
         match &error {
+            // What was under way when its volume stopped may have been done: it is not to be made again as another call.
+            FsError::Unavailable(_) if export.is_lost() => return Some(NfsStat::Stale),
             FsError::Unavailable(_) => {
                 let since = *self.since.get_or_insert_with(Instant::now);
                 self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);

@@ -40,7 +40,7 @@ impl<F: FileSystem> Export<F> {
     }
 
     pub(super) fn open(&self, handle: &Handle) -> Result<FileRef, NfsStat> {
-        if self.lost.load(Ordering::Relaxed) {
+        if self.is_lost() {
             return Err(NfsStat::Stale);
         }
         self.key.open(handle)
@@ -49,6 +49,10 @@ impl<F: FileSystem> Export<F> {
     /// The handle of the root directory, as MNT answers it.
     pub fn root_handle(&self) -> [u8; HANDLE_BYTES] {
         self.seal(self.fs.root())
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Every call is `STALE` from now on (R25).

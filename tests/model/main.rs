@@ -6,6 +6,7 @@
 mod directed;
 mod harness;
 mod ops;
+mod outage;
 mod reference;
 #[path = "../support/volume.rs"]
 mod volume;

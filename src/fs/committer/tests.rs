@@ -317,3 +317,28 @@ async fn a_snapshot_holds_every_batch_before_it_and_its_clone_is_a_dataset_of_it
     let view = committer.view().await.unwrap();
     assert!(view.get(&key::inode(InodeNo(99))).await.unwrap().is_some());
 }
+
+/// A close that met an outage longer than it waits has stopped nothing, and ends when it is repeated after it.
+#[tokio::test]
+async fn closing_in_an_outage_may_be_repeated() {
+    let (home, failpoints) = (Home::new(), Failpoints::default());
+    let db = Database::open(&home.place, None).await.unwrap();
+    let committer = Committer::start(db, Some(&home.journal()), Box::new(|| 0), failpoints.clone()).await.unwrap();
+    failpoints.set("fs.commit.before-flush", "pause").unwrap();
+    let applied = committer.submit(row(2, 20)).unwrap();
+    committer.applied(applied).await.unwrap();
+    for _ in 0..2 {
+        let closing = committer.close();
+        tokio::pin!(closing);
+        assert!(futures::poll!(&mut closing).is_pending());
+        tokio::time::pause();
+        tokio::time::advance(WAIT_LIMIT * 2).await;
+        tokio::time::resume();
+        assert!(matches!(closing.await, Err(FsError::Unavailable(_))));
+        assert!(committer.has_not_stopped() && committer.submit(row(3, 30)).is_err());
+        assert!(home.journal().exists());
+    }
+    failpoints.set("fs.commit.before-flush", "off").unwrap();
+    committer.close().await.unwrap();
+    assert!(!home.journal().exists(), "the store has it all");
+}
