@@ -44,7 +44,7 @@ const KEPT: Duration = Duration::from_secs(600);
 const ABANDONED: Duration = Duration::from_secs(3600);
 /// Clones that one owner detaches at once.
 const DETACHING_MAX: usize = 2;
-/// Letters of one poll; the rest waits for the next.
+/// Letters of one poll, the newest first: those are still waited for. The rest waits for the next.
 const LETTERS_MAX: usize = 64;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,7 +228,9 @@ impl Desk {
         }
         let bucket = pool.catalog.bucket();
         let prefix = letters(self.volumes.settings().session);
-        for listed in bucket.list(&prefix).await?.into_iter().take(LETTERS_MAX) {
+        let mut waiting = bucket.list(&prefix).await?;
+        waiting.sort_by_key(|listed| std::cmp::Reverse(listed.modified));
+        for listed in waiting.into_iter().take(LETTERS_MAX) {
             let Some(id) = listed.key.strip_prefix(&prefix) else { continue };
             let Some(bytes) = bucket.get(&listed.key, BYTES_MAX).await? else { continue };
             let wish = match serde_json::from_slice::<Letter>(&bytes) {

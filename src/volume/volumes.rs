@@ -392,6 +392,13 @@ pub(super) async fn claim(pool: &Catalog, id: DatasetId, me: &Owner) -> Result<(
         (Some(Ok(before)), Ok(at)) => Ok((at.record, before)),
         (Some(Err(refused)), _) => Err(refused),
         (_, Err(CatalogError::NotFound { what })) => Err(VolumeError::NotFound { what }),
+        (Some(Ok(Before::Released)), Err(error)) => {
+            // The record may have been written although its writer was not told. Nothing was opened under it.
+            if let Err(error) = release(pool, id, me).await {
+                tracing::warn!(dataset = %id, %error, "a claim that failed may have been written: opening it here again clears it");
+            }
+            Err(error.into())
+        }
         (_, Err(error)) => Err(error.into()),
         (None, Ok(at)) => Err(VolumeError::Io(format!("dataset {} was not claimed", at.record.name))),
     }

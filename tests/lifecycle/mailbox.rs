@@ -54,3 +54,31 @@ fn the_owner_makes_the_snapshot_that_another_process_asks_for() {
         node.volumes.close(volume.dataset).await.unwrap();
     });
 }
+
+/// Letters about a volume that is not open here, whose writers are gone, may sort before all others.
+#[test]
+fn stale_letters_keep_no_new_one_waiting() {
+    super::run(async {
+        let node = World::new().await;
+        let elsewhere = World::on(node.catalog.clone(), "controller-1");
+        let volume = elsewhere.create("v", None).await.unwrap().handle;
+        let other = elsewhere.create("other", None).await.unwrap().handle;
+        let open = node.volumes.open(&node.catalog, volume.dataset).await.unwrap();
+        let (bucket, session) = (node.catalog.bucket(), node.volumes.settings().session);
+        for n in 0..80 {
+            let checkpoint = other.dataset.incarnation;
+            let letter = format!(r#"{{"format":1,"dataset":"{}","checkpoint":"{checkpoint}"}}"#, other.dataset);
+            bucket.put(&format!("nodes/{session}/mail/{n:04}"), letter.into()).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let stop = CancellationToken::new();
+        let (pools, volumes) = (node.controller.pools().clone(), node.volumes.clone());
+        let desk = mail::serve(pools, volumes, Arc::new(NoMounts), Duration::from_millis(50), stop.clone());
+        let desk = tokio::spawn(desk);
+        elsewhere.controller.create_snapshot(volume, "cut".parse().unwrap(), true).await.unwrap();
+        stop.cancel();
+        desk.await.unwrap();
+        drop(open);
+        node.volumes.close(volume.dataset).await.unwrap();
+    });
+}

@@ -103,6 +103,11 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         format!("/{}", dataset.incarnation)
     }
 
+    /// Whether a volume is staged here, or was when the process started and is not given up yet.
+    pub fn is_staged(&self, dataset: DatasetId) -> bool {
+        !matches!(self.state(dataset), State::Idle)
+    }
+
     /// One call at a time for a volume.
     pub(super) fn enter(&self, volume: VolumeHandle) -> Result<Call, ControlError> {
         self.busy.enter(format!("volume {volume}"))
@@ -150,36 +155,51 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 let loss = losses.recv().await;
                 let Some(agent) = agent.upgrade() else { return };
                 match loss {
-                    Ok(lost) => agent.lose(&lost).await,
-                    Err(broadcast::error::RecvError::Lagged(_)) => agent.lose_missing().await,
+                    Ok(lost) => agent.lose(&lost),
+                    Err(broadcast::error::RecvError::Lagged(_)) => agent.lose_missing(),
                     Err(broadcast::error::RecvError::Closed) => return,
                 }
             }
         });
     }
 
-    /// R25: not silent, but stale, until it is unstaged.
-    async fn lose(&self, lost: &Lost) {
+    fn lose(&self, lost: &Lost) {
         let State::Staged(staged) = self.state(lost.dataset) else { return };
-        self.go_stale(&staged.record, &lost.why.to_string()).await;
+        self.lose_staged(&staged, &lost.why.to_string());
+    }
+
+    /// R25: not silent, but stale, until it is unstaged. Nothing if it is being unstaged and that was faster: the endpoint and the slot
+    /// may be those of the next stage by now.
+    pub(super) fn lose_staged(&self, staged: &Arc<Staged>, why: &str) {
+        let volume = staged.record.volume;
+        let slots = self.slots.lock();
+        let Some(slot) = slots.get(&volume.dataset) else { return };
+        if !matches!(&*slot.borrow(), State::Staged(now) if Arc::ptr_eq(now, staged)) {
+            return;
+        }
+        self.endpoints.stale(volume.dataset);
+        slot.send_replace(State::Lost(Arc::new(staged.record.clone())));
+        drop(slots);
+        complain(volume, why);
     }
 
     /// After reports were missed: whatever is staged must be open.
-    async fn lose_missing(&self) {
+    fn lose_missing(&self) {
         let slots: Vec<State> = self.slots.lock().values().map(|slot| slot.borrow().clone()).collect();
         for state in slots {
             if let State::Staged(staged) = state
                 && self.volumes.get(staged.record.volume.dataset).is_none()
             {
-                self.go_stale(&staged.record, "it was lost").await;
+                self.lose_staged(&staged, "it was lost");
             }
         }
     }
 
+    /// As [`Self::lose_staged`], for what an earlier run staged and this one cannot serve.
     pub(super) async fn go_stale(&self, record: &Record, why: &str) {
         let volume = record.volume;
         self.set(volume.dataset, State::Lost(Arc::new(record.clone())));
-        tracing::error!(%volume, why, "the volume is lost to this node: its files answer ESTALE; delete its pods so that it is staged again");
+        complain(volume, why);
         // After a restart nobody listens yet.
         if let Some(at) = record.endpoint
             && let Err(error) = self.endpoints.listen(volume.dataset, &Self::export(volume.dataset), at).await
@@ -188,4 +208,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
         self.endpoints.stale(volume.dataset);
     }
+}
+
+fn complain(volume: VolumeHandle, why: &str) {
+    tracing::error!(%volume, why, "the volume is lost to this node: its files answer ESTALE; delete its pods so that it is staged again");
 }

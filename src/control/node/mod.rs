@@ -26,10 +26,13 @@
 mod address;
 mod agent;
 mod endpoint;
+mod let_go;
 mod publish;
 mod record;
 mod recover;
 mod stage;
+#[cfg(test)]
+mod tests;
 mod usage;
 
 pub use agent::{NodeAgent, NodeSettings};

@@ -114,6 +114,12 @@ impl Records {
         .await
     }
 
+    /// One volume's record, if there is one that can be read.
+    pub async fn get(&self, dataset: DatasetId) -> Result<Option<Record>, ControlError> {
+        let path = self.path(dataset);
+        blocking(move || Ok(path.exists().then(|| read(&path)).flatten())).await
+    }
+
     /// Every record that can be read. One that cannot is reported and left where it is: its mount may be in use.
     pub async fn all(&self) -> Result<Vec<Record>, ControlError> {
         let dir = self.dir.clone();

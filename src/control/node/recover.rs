@@ -3,6 +3,7 @@
 use super::super::{ControlError, Pool};
 use super::agent::{NodeAgent, Staged, State};
 use super::endpoint::{EndpointError, Endpoints};
+use super::let_go::is_ours;
 use super::record::Record;
 use crate::catalog::{Dataset, Owner};
 use crate::mount::Mounter;
@@ -33,9 +34,7 @@ enum Step {
 
 /// R24: a restart never steals. `mounted`: in this run of the machine. What this very run has claimed in an earlier try is ours too.
 fn step(record: &Record, me: &Owner, mounted: bool, dataset: Option<&Dataset>) -> Step {
-    let owner = dataset.and_then(|dataset| dataset.owner.as_ref());
-    let ours = owner
-        .is_some_and(|owner| owner.node == me.node && (owner.session == me.session || record.sessions.contains(&owner.session)));
+    let ours = dataset.is_some_and(|dataset| is_ours(record, me, dataset));
     match (ours, mounted) {
         (true, true) => Step::Reopen,
         (true, false) => Step::Close,
@@ -151,12 +150,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     }
 
     async fn close_left(&self, record: &Record, pool: &Pool) -> Result<State, ControlError> {
-        let dataset = record.volume.dataset;
-        let mut claimed = record.clone();
-        claimed.sessions.push(self.volumes.settings().session);
-        self.records.write(&claimed).await?;
-        self.volumes.open(&pool.catalog, dataset).await?;
-        self.volumes.close(dataset).await?;
+        self.close_again(record, pool).await?;
         self.forget(record).await
     }
 
@@ -167,7 +161,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
 }
 
 /// Whether waiting can help: the store is away, credentials are being changed, the node's disk is full.
-fn again(class: Class) -> bool {
+pub(super) fn again(class: Class) -> bool {
     match class {
         Class::Unavailable | Class::InProgress | Class::Exhausted | Class::Denied | Class::Internal => true,
         Class::Invalid

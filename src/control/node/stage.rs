@@ -92,7 +92,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 Ok(())
             }
             Err(error) => {
-                self.undo(volume.dataset).await;
+                self.undo(volume).await;
                 Err(error)
             }
         }
@@ -151,14 +151,10 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     }
 
     /// Back to idle after a stage that failed. What cannot be undone now is done by the next try, or the next start.
-    async fn undo(&self, dataset: DatasetId) {
-        self.endpoints.stop(dataset).await;
-        let closed = match self.volumes.close(dataset).await {
-            Ok(()) => self.records.remove(dataset).await,
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = closed {
-            tracing::warn!(%dataset, %error, "a stage that failed left the volume open: the next one goes on from there");
+    async fn undo(&self, volume: VolumeHandle) {
+        self.endpoints.stop(volume.dataset).await;
+        if let Err(error) = self.let_go(volume).await {
+            tracing::warn!(%volume, %error, "a stage that failed left the volume open: the next one goes on from there");
         }
     }
 
@@ -190,10 +186,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             self.mounter.unmount(target).await?;
         }
         self.endpoints.stop(dataset).await;
-        if matches!(state, State::Staged(_)) {
-            self.volumes.close(dataset).await?;
-        }
-        self.records.remove(dataset).await?;
+        drop(state);
+        self.let_go(volume).await?;
         self.set(dataset, State::Idle);
         Ok(())
     }
