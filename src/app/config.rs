@@ -43,7 +43,7 @@ pub struct Config {
     pub log: LogConfig,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PoolConfig {
     pub url: PoolUrl,
@@ -62,6 +62,18 @@ pub struct PoolConfig {
     /// Credentials and passphrase come with the secrets of CSI requests, on top of what is configured here.
     #[serde(default)]
     pub request_secrets: bool,
+}
+
+/// Without the values of credentials.
+impl std::fmt::Debug for PoolConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PoolConfig")
+            .field("url", &self.url)
+            .field("credentials", &self.credentials.keys())
+            .field("credentials_file", &self.credentials_file)
+            .field("passphrase_file", &self.passphrase_file)
+            .finish()
+    }
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -191,7 +203,9 @@ impl Config {
     }
 
     pub fn parse(text: &str) -> Result<Self, String> {
-        let config: Self = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        // Without the lines around a mistake: they may hold credentials.
+        let options = serde_saphyr::options! { with_snippet: false };
+        let config: Self = serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())?;
         config.check()?;
         Ok(config)
     }
@@ -257,6 +271,27 @@ log: { format: json, filter: debug }
         assert_eq!(config.limits.dirty_bytes, ByteSize(128 << 20));
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.flush_interval, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let pool = |rest: &str| format!("pools:\n  a:\n    url: s3://b\n    credentials:\n      key: hunter2\n{rest}");
+        let mistakes = [
+            pool("    pasphrase: y\n"),
+            pool("      key: hunter2\n"),
+            pool("limits: { volumesMax: many }\n"),
+            pool("     bad indent: [\n"),
+            "pools:\n  a:\n    url: s3://b\n    credentials: hunter2\n".to_owned(),
+            "pools:\n  a:\n    url: s3://b\n    credentials: [hunter2]\n".to_owned(),
+            "pools:\n  a:\n    url: s3://b\n    credentials: { key: [hunter2] }\n".to_owned(),
+        ];
+        for text in mistakes {
+            let why = Config::parse(&text).unwrap_err();
+            assert!(!why.contains("hunter2") && why.contains("line"), "{text}: {why}");
+        }
+        let config = Config::parse(&pool("")).unwrap();
+        let shown = format!("{config:?}");
+        assert!(shown.contains("key") && !shown.contains("hunter2"), "{shown}");
     }
 
     #[test]
