@@ -22,6 +22,7 @@ fn main() -> anyhow::Result<()> {
         state_dir: PathBuf::from(option(&args, "--state-dir")?),
         csi_endpoint: Some(socket),
         nfs_listen: None,
+        nfs_peers: Peers::Privileged,
         peers: Peers::Loopback,
         health_listen: None,
     };

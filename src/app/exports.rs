@@ -11,7 +11,8 @@
 //! Whether an export is idle is told by the time of its last call, which is written *before* the call looks the export up: who
 //! finds it before it is parked is seen by whoever parks it.
 //!
-//! A volume that is also staged through CSI is in use, and not parked; it is closed by its unstaging.
+//! A volume that is also staged through CSI is in use, and not parked. Its mount outlives this process, so it is reopened, closed
+//! and released by the node's use cases alone; after a restart its handles are stale here until it is mounted again.
 
 use crate::catalog::State;
 use crate::control::{Pool, Pools};
@@ -36,9 +37,13 @@ const REOPEN_MAX: Duration = Duration::from_secs(15);
 /// How often within the idle time exports are looked at.
 const LOOKS: u32 = 4;
 
+/// Whether a dataset is staged through CSI, or was by an earlier run and is being reopened.
+pub type IsStaged = Box<dyn Fn(DatasetId) -> bool + Send + Sync>;
+
 pub struct Exports {
     pools: Pools,
     volumes: Volumes,
+    is_staged: IsStaged,
     registry: Registry<Fs>,
     /// What was opened for clients, and must be closed when it is idle, or at the end.
     opened: Mutex<HashMap<DatasetId, Arc<Used>>>,
@@ -54,10 +59,17 @@ struct Used(AtomicU64);
 
 impl Exports {
     /// Serves the default pool, and begins to open what this node owned before.
-    pub async fn start(pools: Pools, volumes: Volumes, idle: Duration, stop: CancellationToken) -> anyhow::Result<Arc<Self>> {
+    pub async fn start(
+        pools: Pools,
+        volumes: Volumes,
+        is_staged: IsStaged,
+        idle: Duration,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Arc<Self>> {
         let exports = Arc::new(Self {
             pools,
             volumes,
+            is_staged,
             registry: Registry::default(),
             opened: Mutex::default(),
             used: RwLock::default(),
@@ -84,7 +96,7 @@ impl Exports {
         let mut ours: Vec<DatasetId> = Vec::new();
         for dataset in pool.catalog.datasets().await?.into_iter().map(|at| at.record).filter(|d| d.state == State::Ready) {
             match &dataset.owner {
-                Some(owner) if owner.node == node => ours.push(dataset.id()),
+                Some(owner) if owner.node == node && !(self.is_staged)(dataset.id()) => ours.push(dataset.id()),
                 Some(_) => {}
                 None => {
                     self.parked.lock().insert(export_id(dataset.id()), dataset.id());
@@ -231,6 +243,9 @@ impl Exports {
         let mut result = Ok(());
         for id in opened {
             self.registry.remove(export_id(id));
+            if (self.is_staged)(id) {
+                continue;
+            }
             if let Err(error) = self.volumes.close(id).await {
                 tracing::error!(dataset = %id, %error, "a volume was not closed cleanly: the next start on this state folder recovers it");
                 result = Err(error);

@@ -48,6 +48,8 @@ pub struct ServeOptions {
     pub state_dir: PathBuf,
     pub csi_endpoint: Option<PathBuf>,
     pub nfs_listen: Option<SocketAddr>,
+    /// Who may connect there.
+    pub nfs_peers: Peers,
     /// Who may connect to a staged volume's endpoint.
     pub peers: Peers,
     /// Where `/healthz`, `/readyz` and `/metrics` are served.
@@ -74,12 +76,16 @@ pub async fn serve<M: Mounter>(
     let parts = Parts::start(config, Missing::Create, state.node_name()?, Some(&state)).await?;
     let tasks = TaskTracker::new();
     parts.serve_health(options.health_listen, &tasks, &stop);
-    let exports = Exports::start(parts.pools.clone(), parts.volumes.clone(), parts.config.export_idle, stop.child_token()).await?;
+    // First: what is staged is the agent's to reopen.
+    let agent = start_agent(&parts, mounter, &state, options.peers).await?;
+    let staged = agent.clone();
+    let is_staged = Box::new(move |id| staged.is_staged(id));
+    let (pools, volumes) = (parts.pools.clone(), parts.volumes.clone());
+    let exports = Exports::start(pools, volumes, is_staged, parts.config.export_idle, stop.child_token()).await?;
     let nfs = match options.nfs_listen {
-        Some(at) => Some(listen(at, &exports).await?),
+        Some(at) => Some(listen(at, options.nfs_peers, &exports).await?),
         None => None,
     };
-    let agent = start_agent(&parts, mounter, &state, options.peers).await?;
     let controller = Arc::new(parts.controller().with_mounts(agent.clone()));
     tasks.spawn(parts.mail(agent.clone(), &stop));
     tasks.spawn(collecting::run(controller.clone(), parts.config.collect_interval, stop.child_token()));
@@ -201,11 +207,9 @@ async fn start_agent<M: Mounter>(
     Ok(NodeAgent::start(mounter, endpoints, parts.volumes.clone(), parts.pools.clone(), settings).await?)
 }
 
-async fn listen(at: SocketAddr, exports: &Arc<Exports>) -> anyhow::Result<Server<ServeTable>> {
+async fn listen(at: SocketAddr, peers: Peers, exports: &Arc<Exports>) -> anyhow::Result<Server<ServeTable>> {
     let listener =
         tokio::net::TcpListener::bind(at).await.with_context(|| format!("NFS listener {at}: give another --nfs-listen"))?;
-    // Only this machine, unless the administrator listens elsewhere on purpose.
-    let peers = if at.ip().is_loopback() { Peers::Loopback } else { Peers::Any };
     Ok(Server::start(listener, ServeTable(exports.clone()), Options { peers, ..Options::default() })?)
 }
 

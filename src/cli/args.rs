@@ -258,6 +258,9 @@ pub struct ServeArgs {
     /// Where to serve /healthz, /readyz and /metrics
     #[arg(long, value_name = "ADDRESS", env = "HEALTH_LISTEN")]
     pub health_listen: Option<SocketAddr>,
+    /// Serve NFS clients with an unprivileged source port too, with their root as nobody; any of them may pose as any other user
+    #[arg(long)]
+    pub insecure_ports: bool,
 }
 
 #[derive(Args, Clone, Debug)]

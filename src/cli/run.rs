@@ -31,6 +31,7 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
         state_dir: args.state_dir,
         csi_endpoint,
         nfs_listen: Some(args.nfs_listen),
+        nfs_peers: if args.insecure_ports { Peers::Everybody } else { Peers::Privileged },
         peers: Peers::LoopbackReserved,
         health_listen: args.health_listen,
     };

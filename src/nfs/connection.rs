@@ -35,6 +35,7 @@ pub struct Connection<T> {
     stream: Arc<TcpStream>,
     peer: SocketAddr,
     shared: Arc<Shared<T>>,
+    squash: Squash,
     records: RecordReader,
     outbox: Arc<Outbox>,
     /// Replies that will leave together.
@@ -63,7 +64,7 @@ enum End {
 }
 
 impl<T: ExportTable> Connection<T> {
-    pub fn new(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared<T>>) -> Self {
+    pub fn new(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared<T>>, squash: Squash) -> Self {
         let stream = Arc::new(stream);
         Self {
             outbox: Arc::new(Outbox::new(stream.clone())),
@@ -77,6 +78,7 @@ impl<T: ExportTable> Connection<T> {
             reads: Count::default(),
             calls: Count::default(),
             identity: None,
+            squash,
             shared,
         }
     }
@@ -309,12 +311,18 @@ impl<T: ExportTable> Connection<T> {
     }
 
     fn squash(&self, mut caller: Caller) -> Caller {
-        match self.shared.options.squash {
+        match self.squash {
             Squash::Root { uid, gid } if caller.uid == 0 => {
                 (caller.uid, caller.gid) = (uid, gid);
                 caller.groups.clear();
             }
-            Squash::Root { .. } | Squash::Nobody => {}
+            Squash::Root { gid, .. } => {
+                if caller.gid == 0 {
+                    caller.gid = gid;
+                }
+                caller.groups.retain(|group| *group != 0);
+            }
+            Squash::Nobody => {}
         }
         caller
     }

@@ -35,6 +35,7 @@ mod mount;
 mod names;
 mod objects;
 mod outbox;
+mod peer;
 mod record;
 mod rpc;
 mod server;

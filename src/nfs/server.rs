@@ -5,6 +5,7 @@ use super::connection::Connection;
 use super::duplicate::Duplicates;
 use super::export::ExportTable;
 use super::mount::Mounts;
+use super::peer;
 use crate::fs::FsError;
 use std::io;
 use std::net::SocketAddr;
@@ -23,16 +24,36 @@ pub enum Peers {
     LoopbackReserved,
     /// From this machine.
     Loopback,
-    Any,
+    /// From a reserved port; on this machine also root, and the user that this process runs as, from any port.
+    Privileged,
+    /// As `Privileged`, and everybody else without root's rights.
+    Everybody,
+}
+
+/// What a connection may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admission {
+    Whole,
+    /// Its root is nobody.
+    Squashed,
+    Refused,
 }
 
 impl Peers {
-    fn admits(self, peer: SocketAddr) -> bool {
-        let loopback = peer.ip().to_canonical().is_loopback();
-        match self {
-            Self::LoopbackReserved => loopback && peer.port() < 1024,
-            Self::Loopback => loopback,
-            Self::Any => true,
+    /// `local` is our end of the connection. What listens on loopback serves this machine alone, whatever the kernel routes there
+    /// (`route_localnet`).
+    async fn admit(self, peer: SocketAddr, local: SocketAddr) -> Admission {
+        let is_loopback = |at: SocketAddr| at.ip().to_canonical().is_loopback();
+        let outside = is_loopback(local) && !is_loopback(peer);
+        let whole = match self {
+            Self::LoopbackReserved => is_loopback(peer) && peer.port() < peer::RESERVED_BELOW,
+            Self::Loopback => is_loopback(peer),
+            Self::Privileged | Self::Everybody => !outside && peer::is_privileged(peer, local).await,
+        };
+        match (whole, self) {
+            (true, _) => Admission::Whole,
+            (false, Self::Everybody) if !outside => Admission::Squashed,
+            (false, _) => Admission::Refused,
         }
     }
 }
@@ -42,8 +63,13 @@ impl Peers {
 pub enum Squash {
     #[default]
     Nobody,
-    /// The superuser becomes this user and group.
+    /// The superuser becomes this user and group, and root's group this group.
     Root { uid: u32, gid: u32 },
+}
+
+impl Squash {
+    /// The superuser becomes the user and group that own nothing.
+    pub const NOBODY: Self = Self::Root { uid: 65534, gid: 65534 };
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -161,7 +187,7 @@ async fn accept<T: ExportTable>(listener: TcpListener, shared: Arc<Shared<T>>, t
             () = shared.stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, peer)) if admit(&shared, &open, peer) => {
+            Ok((stream, peer)) if has_room(&shared, &open, peer) => {
                 start(stream, peer, &shared, &tasks, &open);
             }
             Ok(_) => {}
@@ -173,11 +199,7 @@ async fn accept<T: ExportTable>(listener: TcpListener, shared: Arc<Shared<T>>, t
     }
 }
 
-fn admit<T>(shared: &Shared<T>, open: &Count, peer: SocketAddr) -> bool {
-    if !shared.options.peers.admits(peer) {
-        tracing::info!(%peer, peers = ?shared.options.peers, "an NFS connection was refused");
-        return false;
-    }
+fn has_room<T>(shared: &Shared<T>, open: &Count, peer: SocketAddr) -> bool {
     if open.now() >= shared.options.limits.connections {
         tracing::warn!(%peer, limit = shared.options.limits.connections, "too many NFS connections: one was refused");
         return false;
@@ -191,10 +213,60 @@ fn start<T: ExportTable>(stream: TcpStream, peer: SocketAddr, shared: &Arc<Share
         tracing::debug!(%peer, %error, "a connection ended at once");
         return;
     }
-    let counted = open.enter();
-    let connection = Connection::new(stream, peer, shared.clone());
+    let (counted, shared) = (open.enter(), shared.clone());
     tasks.spawn(async move {
-        connection.run().await;
+        let peers = shared.options.peers;
+        let admission = match stream.local_addr() {
+            Ok(local) => peers.admit(peer, local).await,
+            Err(_) => Admission::Refused,
+        };
+        let squash = match admission {
+            Admission::Whole => shared.options.squash,
+            Admission::Squashed => Squash::NOBODY,
+            Admission::Refused => {
+                tracing::info!(%peer, ?peers, "an NFS connection was refused: it needs a source port below 1024");
+                return;
+            }
+        };
+        Connection::new(stream, peer, shared, squash).run().await;
         drop(counted);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpSocket;
+
+    /// A connection whose socket is `uid`'s: its two ends.
+    async fn connected(listener: &TcpListener, uid: Option<u32>) -> (TcpStream, SocketAddr, SocketAddr) {
+        let socket = TcpSocket::new_v4().unwrap();
+        std::os::unix::fs::fchown(&socket, uid, None).unwrap();
+        let stream = socket.connect(listener.local_addr().unwrap()).await.unwrap();
+        let ends = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+        (stream, ends.0, ends.1)
+    }
+
+    #[tokio::test]
+    async fn only_who_may_be_root_is_served_in_full() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (_ours, peer, local) = connected(&listener, None).await;
+        assert_eq!(Peers::Privileged.admit(peer, local).await, Admission::Whole);
+        assert_eq!(Peers::Everybody.admit(peer, local).await, Admission::Whole);
+        assert_eq!(Peers::LoopbackReserved.admit(peer, local).await, Admission::Refused);
+        let reserved = SocketAddr::new(peer.ip(), 1023);
+        assert_eq!(Peers::Privileged.admit(reserved, local).await, Admission::Whole);
+        assert_eq!(Peers::LoopbackReserved.admit(reserved, local).await, Admission::Whole);
+        // Only root may give a socket away.
+        if rustix::process::geteuid().is_root() {
+            let (_theirs, peer, local) = connected(&listener, Some(65534)).await;
+            assert_eq!(Peers::Privileged.admit(peer, local).await, Admission::Refused);
+            assert_eq!(Peers::Everybody.admit(peer, local).await, Admission::Squashed);
+        }
+        let far: SocketAddr = "192.0.2.1:700".parse().unwrap();
+        for peers in [Peers::Privileged, Peers::Everybody] {
+            assert_eq!(peers.admit(far, local).await, Admission::Refused, "loopback is this machine's alone");
+            assert_eq!(peers.admit(far, "192.0.2.9:12049".parse().unwrap()).await, Admission::Whole);
+        }
+    }
 }

@@ -61,6 +61,7 @@ impl Driver {
             state_dir: dir.path().join("state"),
             csi_endpoint: Some(socket.clone()),
             nfs_listen: None,
+            nfs_peers: Peers::Privileged,
             peers: Peers::Loopback,
             health_listen: None,
         };

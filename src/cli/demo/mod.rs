@@ -198,6 +198,7 @@ async fn play<M: Mounter>(
         state_dir: room.path.join("state"),
         csi_endpoint: Some(socket.clone()),
         nfs_listen: None,
+        nfs_peers: Peers::Privileged,
         peers: Peers::Loopback,
         health_listen: None,
     };
