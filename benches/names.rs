@@ -155,8 +155,7 @@ fn main() {
         let journals = tempfile::tempdir().expect("a folder");
         let mut dataset = Dataset::new(bucket, journals.path().to_owned());
         dataset.options.record_bytes = 65536;
-        dataset.options.cache_bytes = 64 << 20;
-        dataset.options.dirty_bytes_max = 64 << 20;
+        dataset.options.memory = zerofs_csi::fs::FsMemory::new(64 << 20, 64 << 20);
         let fs = Arc::new(dataset.open().await);
         let dir = fs.mkdir(&Caller::root(), fs.root(), &name(0), SetAttr::default()).await.expect("a directory").attr.file;
         creates(&fs, dir, files).await;

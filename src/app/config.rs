@@ -81,14 +81,16 @@ impl std::fmt::Debug for PoolConfig {
 pub struct LimitsConfig {
     /// Volumes open at once in one process.
     pub volumes_max: usize,
-    /// Written data of one volume held in memory.
-    pub dirty_bytes: ByteSize,
-    /// Inodes, directories and extents of one volume held in memory.
-    pub metadata_cache: ByteSize,
+    /// What the process may take in memory. The sizes below are shares of it where they are not given, and then not counted in it.
+    pub memory: ByteSize,
+    /// Written data held in memory, for all volumes together.
+    pub dirty_bytes: Option<ByteSize>,
+    /// Inodes and directories of one volume, and extents of all volumes, held in memory.
+    pub metadata_cache: Option<ByteSize>,
     /// Database blocks held in memory, for all volumes together.
-    pub block_cache: ByteSize,
+    pub block_cache: Option<ByteSize>,
     /// File data held in memory, for all volumes together.
-    pub data_cache: ByteSize,
+    pub data_cache: Option<ByteSize>,
     /// File data held on disk below the state folder, for all volumes together; 0: none.
     pub disk_cache: ByteSize,
 }
@@ -97,10 +99,11 @@ impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
             volumes_max: 256,
-            dirty_bytes: ByteSize(64 << 20),
-            metadata_cache: ByteSize(32 << 20),
-            block_cache: ByteSize(128 << 20),
-            data_cache: ByteSize(256 << 20),
+            memory: super::memory::DEFAULT,
+            dirty_bytes: None,
+            metadata_cache: None,
+            block_cache: None,
+            data_cache: None,
             disk_cache: ByteSize(0),
         }
     }
@@ -227,9 +230,12 @@ impl Config {
         if self.limits.volumes_max == 0 {
             return Err("limits.volumesMax: 0 would open nothing; use at least 1".to_owned());
         }
+        if self.limits.memory < super::memory::MIN {
+            return Err(format!("limits.memory: {} is too little; use at least {}", self.limits.memory, super::memory::MIN));
+        }
         let floor = ByteSize(4 << 20);
         for (name, size) in [("dirtyBytes", self.limits.dirty_bytes), ("metadataCache", self.limits.metadata_cache)] {
-            if size < floor {
+            if let Some(size) = size.filter(|size| *size < floor) {
                 return Err(format!("limits.{name}: {size} is too little; use at least {floor}"));
             }
         }
@@ -268,7 +274,7 @@ flushInterval: 500ms
 log: { format: json, filter: debug }
 ";
         let config = Config::parse(text).unwrap();
-        assert_eq!(config.limits.dirty_bytes, ByteSize(128 << 20));
+        assert_eq!(config.limits.dirty_bytes, Some(ByteSize(128 << 20)));
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.flush_interval, Duration::from_millis(500));
     }
@@ -314,6 +320,7 @@ log: { format: json, filter: debug }
             "limits: { volumesMax: 0 }\n",
             "limits: { dirtyBytes: 1 }\n",
             "pools: { a: { url: \"file:///x\", keyFile: /a, passphraseFile: /b } }\n",
+            "limits: { memory: 32Mi }\n",
             "[",
             "pools: 3",
         ] {

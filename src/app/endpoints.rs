@@ -2,7 +2,7 @@
 
 use crate::control::node::{EndpointError, Endpoints};
 use crate::fs::Fs;
-use crate::nfs::{Endpoint, ExportId, Limits, MountPass, Options, Server};
+use crate::nfs::{Budget, Endpoint, ExportId, Limits, MountPass, Options, Server};
 use crate::types::DatasetId;
 use crate::volume::Volume;
 use parking_lot::Mutex;
@@ -21,6 +21,8 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Every endpoint of a node plugin.
 pub struct NfsEndpoints {
     options: Options,
+    /// Payload of the calls of all of them.
+    budget: Budget,
     running: Mutex<HashMap<DatasetId, Running>>,
 }
 
@@ -30,10 +32,10 @@ struct Running {
 }
 
 impl NfsEndpoints {
-    /// The limits of `options` are those of each endpoint; its number of connections is what one client needs.
-    pub fn new(options: Options) -> Self {
+    /// The limits of `options` are those of each endpoint; its number of connections is what one client needs, its bytes come from `budget`.
+    pub fn new(options: Options, budget: Budget) -> Self {
         let limits = Limits { connections: CONNECTIONS_MAX, ..options.limits };
-        Self { options: Options { limits, ..options }, running: Mutex::default() }
+        Self { options: Options { limits, ..options }, budget, running: Mutex::default() }
     }
 
     fn endpoint(&self, dataset: DatasetId) -> Result<Arc<Endpoint<Fs>>, EndpointError> {
@@ -59,7 +61,7 @@ impl Endpoints for NfsEndpoints {
             _ => EndpointError::Failed { at, why: error.to_string() },
         })?;
         let endpoint = Endpoint::new(export_id(dataset), export.to_owned());
-        let server = Server::start(listener, endpoint.clone(), self.options)
+        let server = Server::start_within(listener, endpoint.clone(), self.options, &self.budget)
             .map_err(|error| EndpointError::Failed { at, why: error.to_string() })?;
         self.running.lock().insert(dataset, Running { endpoint, server });
         Ok(())

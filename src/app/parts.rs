@@ -1,11 +1,12 @@
 //! The parts that every process has: pools, caches, volumes.
 
 use super::config::Config;
+use super::memory::Shares;
 use super::pools::{self, Missing};
 use super::state_dir::StateDir;
-use crate::chunk::ChunkCache;
+use crate::chunk::{ChunkCache, ChunkLimits};
 use crate::control::Pools;
-use crate::fs::db::DbCache;
+use crate::nfs::Limits;
 use crate::types::SessionId;
 use crate::volume::{VolumeSettings, Volumes};
 use anyhow::Context;
@@ -16,6 +17,8 @@ pub struct Parts {
     pub config: Config,
     pub pools: Pools,
     pub volumes: Volumes,
+    /// For all NFS endpoints together.
+    pub nfs: Limits,
 }
 
 impl Parts {
@@ -39,30 +42,30 @@ impl Parts {
     /// On pools that are open, or will be.
     pub async fn over(config: Config, pools: Pools, node: String, state: Option<&StateDir>) -> anyhow::Result<Self> {
         let limits = config.limits;
+        let shares = Shares::of(&limits);
         let settings = VolumeSettings {
             node,
             session: SessionId::random(),
             journal_dir: state.map(StateDir::journals),
-            cache: DbCache::new(limits.block_cache.0),
-            chunk_cache: chunk_cache(&config, state).await?,
+            cache: shares.blocks,
+            chunk_cache: chunk_cache(&config, shares.chunks, state).await?,
             flush_interval: config.flush_interval,
-            dirty_bytes_max: limits.dirty_bytes.0,
-            cache_bytes: limits.metadata_cache.0,
+            memory: shares.fs,
             volumes_max: limits.volumes_max,
         };
         let volumes = Volumes::new(settings);
-        Ok(Self { config, pools, volumes })
+        Ok(Self { config, pools, volumes, nfs: shares.nfs })
     }
 }
 
-async fn chunk_cache(config: &Config, state: Option<&StateDir>) -> anyhow::Result<ChunkCache> {
-    let limits = config.limits;
+async fn chunk_cache(config: &Config, limits: ChunkLimits, state: Option<&StateDir>) -> anyhow::Result<ChunkCache> {
+    let disk_bytes = config.limits.disk_cache.0;
     match state {
-        Some(state) if limits.disk_cache.0 > 0 => {
+        Some(state) if disk_bytes > 0 => {
             let dir = state.path().join("cache");
-            let cache = ChunkCache::with_disk(limits.data_cache.0, &dir, limits.disk_cache.0).await;
+            let cache = ChunkCache::with_disk(limits, &dir, disk_bytes).await;
             cache.with_context(|| format!("disk cache {}", dir.display()))
         }
-        _ => Ok(ChunkCache::memory(limits.data_cache.0)),
+        _ => Ok(ChunkCache::limited(limits)),
     }
 }

@@ -15,7 +15,7 @@ use crate::control::secrets::NoSecrets;
 use crate::control::{Controller, mail};
 use crate::csi::{ControllerService, CsiServices, IdentityService, NodeInfo, NodeService, Registrar};
 use crate::mount::Mounter;
-use crate::nfs::{Options, Peers, Server};
+use crate::nfs::{Budget, Options, Peers, Server};
 use anyhow::{Context, bail};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -76,14 +76,15 @@ pub async fn serve<M: Mounter>(
     let parts = Parts::start(config, Missing::Create, state.node_name()?, Some(&state)).await?;
     let tasks = TaskTracker::new();
     parts.serve_health(options.health_listen, &tasks, &stop);
+    let budget = Budget::new(&parts.nfs);
     // First: what is staged is the agent's to reopen.
-    let agent = start_agent(&parts, mounter, &state, options.peers).await?;
+    let agent = start_agent(&parts, mounter, &state, options.peers, &budget).await?;
     let staged = agent.clone();
     let is_staged = Box::new(move |id| staged.is_staged(id));
     let (pools, volumes) = (parts.pools.clone(), parts.volumes.clone());
     let exports = Exports::start(pools, volumes, is_staged, parts.config.export_idle, stop.child_token()).await?;
     let nfs = match options.nfs_listen {
-        Some(at) => Some(listen(at, options.nfs_peers, &exports).await?),
+        Some(at) => Some(listen(at, options.nfs_peers, &exports, &parts, &budget).await?),
         None => None,
     };
     let controller = Arc::new(parts.controller().with_mounts(agent.clone()));
@@ -159,7 +160,7 @@ pub async fn node<M: Mounter>(
     let unlock = Arc::new(Unlocker::start(&parts.config, parts.pools.clone(), options.run_dir.as_deref()).await?);
     let tasks = TaskTracker::new();
     parts.serve_health(options.health_listen, &tasks, &stop);
-    let agent = start_agent(&parts, mounter, &state, options.peers).await?;
+    let agent = start_agent(&parts, mounter, &state, options.peers, &Budget::new(&parts.nfs)).await?;
     // The controller is another process: it asks for a snapshot of what is open here by mail.
     tasks.spawn(parts.mail(agent.clone(), &stop));
     let info = node_info(&parts, id);
@@ -201,16 +202,24 @@ async fn start_agent<M: Mounter>(
     mounter: M,
     state: &StateDir,
     peers: Peers,
+    budget: &Budget,
 ) -> anyhow::Result<Arc<NodeAgent<M, NfsEndpoints>>> {
     let settings = NodeSettings::new(state.path().join("staged"))?;
-    let endpoints = NfsEndpoints::new(Options { peers, ..Options::default() });
+    let endpoints = NfsEndpoints::new(Options { peers, limits: parts.nfs, ..Options::default() }, budget.clone());
     Ok(NodeAgent::start(mounter, endpoints, parts.volumes.clone(), parts.pools.clone(), settings).await?)
 }
 
-async fn listen(at: SocketAddr, peers: Peers, exports: &Arc<Exports>) -> anyhow::Result<Server<ServeTable>> {
+async fn listen(
+    at: SocketAddr,
+    peers: Peers,
+    exports: &Arc<Exports>,
+    parts: &Parts,
+    budget: &Budget,
+) -> anyhow::Result<Server<ServeTable>> {
     let listener =
         tokio::net::TcpListener::bind(at).await.with_context(|| format!("NFS listener {at}: give another --nfs-listen"))?;
-    Ok(Server::start(listener, ServeTable(exports.clone()), Options { peers, ..Options::default() })?)
+    let options = Options { peers, limits: parts.nfs, ..Options::default() };
+    Ok(Server::start_within(listener, ServeTable(exports.clone()), options, budget)?)
 }
 
 /// Until the token is cancelled, or the socket's service ends by itself, which is an error.

@@ -13,6 +13,7 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 /// Runs `main` on a runtime whose threads the kernel does not throttle when it writes back to us: a server of a loopback
 /// mount that waits for its own mount's pages is a deadlock (`PR_SET_IO_FLUSHER`; needs CAP_SYS_RESOURCE).
 pub fn run<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    super::bound_allocator();
     io_flusher();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -1,5 +1,7 @@
 //! What all chunk stores of a process share: chunks kept near, and the memory that chunks on their way may take.
 
+use super::known::Known;
+use super::plan::RANGE_BYTES_MAX;
 use super::room::Room;
 use crate::types::ChunkHash;
 use bytes::Bytes;
@@ -7,6 +9,7 @@ use foyer::{
     BlockEngineConfig, Cache, CacheBuilder, CacheProperties, DeviceBuilder, FsDeviceBuilder, Hint, HybridCache, HybridCacheBuilder,
     LruConfig, PsyncIoEngineConfig, RecoverMode,
 };
+use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,18 +23,36 @@ const SHARED_FROM: usize = 256 << 10;
 /// Shards of the memory tier: fewer than a chunk of the largest size would be crowded out by in a small cache.
 const SHARD_BYTES_MIN: u64 = 16 << 20;
 const SHARDS_MAX: u64 = 16;
-/// Bytes of packs being filled and stored, over all packers of the process.
-const WRITE_ROOM_BYTES: u32 = 64 << 20;
-/// Bytes (of data, decompressed) of range requests on their way.
-pub(super) const READ_ROOM_BYTES: usize = 64 << 20;
-/// The part of it that read-ahead may take, so that it never keeps a reader waiting.
-pub(super) const AHEAD_ROOM_BYTES: usize = 32 << 20;
+/// One chunk of the largest size, sealed, must find room.
+const WRITE_BYTES_MIN: u64 = 4 << 20;
+/// One request of the largest size must find room in either half.
+const READ_BYTES_MIN: u64 = 2 * RANGE_BYTES_MAX;
 /// Requests on their way at once.
 pub(super) const READS_MAX: usize = 64;
 /// Files that the disk tier divides its room into; each must hold the largest stored chunk with foyer's header.
 const DISK_BLOCK_BYTES: usize = 16 << 20;
 /// What the disk tier may hold in memory: it hands over what it reads at once.
 const DISK_MEMORY_BYTES: usize = 1 << 20;
+
+/// Memory of all chunk stores of a process.
+#[derive(Clone, Copy, Debug)]
+pub struct ChunkLimits {
+    /// Verified chunks kept near.
+    pub cache_bytes: u64,
+    /// Packs being filled and stored.
+    pub write_bytes: u64,
+    /// Range requests on their way (of data, decompressed): half of it readers', half read-ahead's, which so never keeps a reader waiting.
+    pub read_bytes: u64,
+    /// What deduplication knows.
+    pub known_bytes: u64,
+}
+
+impl ChunkLimits {
+    /// A cache of this size beside what is on its way at most.
+    pub fn cache(cache_bytes: u64) -> Self {
+        Self { cache_bytes, write_bytes: 64 << 20, read_bytes: 64 << 20, known_bytes: 16 << 20 }
+    }
+}
 
 /// Verified chunks in memory, and if a folder is given their stored form on disk. One for the process; cheap to clone.
 ///
@@ -46,6 +67,9 @@ pub(super) struct Shared {
     pub(super) read_room: Arc<Semaphore>,
     pub(super) ahead_room: Arc<Semaphore>,
     pub(super) reads: Arc<Semaphore>,
+    pub(super) known: Mutex<Known>,
+    /// Counts packers.
+    pub(super) packers: AtomicU64,
     pub(super) counts: Counts,
 }
 
@@ -81,7 +105,12 @@ pub(super) fn count(counter: &AtomicU64) {
 impl ChunkCache {
     /// In memory only, at most `bytes`.
     pub fn memory(bytes: u64) -> Self {
-        Self::new(bytes, None)
+        Self::limited(ChunkLimits::cache(bytes))
+    }
+
+    /// In memory only.
+    pub fn limited(limits: ChunkLimits) -> Self {
+        Self::new(limits, None)
     }
 
     /// In memory and in files below `dir`, which this cache owns: at most `disk_bytes` there. What is read from the disk is opened and
@@ -89,11 +118,14 @@ impl ChunkCache {
     ///
     /// # Errors
     /// When the folder cannot be made or written.
-    pub async fn with_disk(bytes: u64, dir: &Path, disk_bytes: u64) -> std::io::Result<Self> {
-        Ok(Self::new(bytes, Some(open_disk(dir, disk_bytes).await?)))
+    pub async fn with_disk(limits: ChunkLimits, dir: &Path, disk_bytes: u64) -> std::io::Result<Self> {
+        Ok(Self::new(limits, Some(open_disk(dir, disk_bytes).await?)))
     }
 
-    fn new(bytes: u64, disk: Option<HybridCache<ChunkHash, OnDisk>>) -> Self {
+    fn new(limits: ChunkLimits, disk: Option<HybridCache<ChunkHash, OnDisk>>) -> Self {
+        let bytes = limits.cache_bytes;
+        let read_bytes = usize::try_from(limits.read_bytes.max(READ_BYTES_MIN)).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let write_bytes = u32::try_from(limits.write_bytes.max(WRITE_BYTES_MIN)).unwrap_or(u32::MAX);
         let shards = (bytes / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX);
         let memory = CacheBuilder::new(usize::try_from(bytes).unwrap_or(usize::MAX))
             .with_name("chunks")
@@ -104,9 +136,11 @@ impl ChunkCache {
         Self(Arc::new(Shared {
             memory,
             disk,
-            write_room: Room::new(WRITE_ROOM_BYTES),
-            read_room: Arc::new(Semaphore::new(READ_ROOM_BYTES)),
-            ahead_room: Arc::new(Semaphore::new(AHEAD_ROOM_BYTES)),
+            write_room: Room::new(write_bytes),
+            read_room: Arc::new(Semaphore::new(read_bytes / 2)),
+            ahead_room: Arc::new(Semaphore::new(read_bytes / 2)),
+            known: Mutex::new(Known::new(limits.known_bytes)),
+            packers: AtomicU64::new(0),
             reads: Arc::new(Semaphore::new(READS_MAX)),
             counts: Counts::default(),
         }))

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 
 /// A chunk of at least this size is tried on samples first: data that does not compress (media, archives, encrypted files) then costs a few
 /// microseconds and not a whole run of the compressor.
-const SAMPLE_FROM: usize = 64 << 10;
-const SAMPLE_BYTES: usize = 4 << 10;
+const SAMPLE_FROM: usize = 16 << 10;
+const SAMPLE_BYTES: usize = 2 << 10;
 /// Stored compressed only when that saves at least this part of the chunk: less does not pay for decompressing it at each read.
 const WORTH_PART: usize = 16;
 /// The library's default: stronger levels cost more CPU than a network store saves.

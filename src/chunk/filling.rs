@@ -2,7 +2,7 @@
 
 use super::cache::ChunkCache;
 use super::coder::{Coder, Encoded};
-use super::known::Known;
+use super::known;
 use super::ledger::{Ledger, Left};
 use super::pack::{self, Entry, HEADER_BYTES, PACK_BYTES, PACK_CHUNKS_MAX, Trailer};
 use super::room::Filler;
@@ -34,8 +34,6 @@ impl Haste {
     }
 }
 
-/// Chunks known for deduplication, per open dataset: 13 MB when full; at 128 KiB a chunk they cover the last 16 GiB.
-const KNOWN_MAX: usize = 128 << 10;
 /// Stored chunks smaller than this are gathered into one buffer, so that a request's body does not consist of crumbs.
 const GATHER_BELOW: usize = 32 << 10;
 const GATHER_BYTES: usize = 256 << 10;
@@ -52,6 +50,8 @@ pub(super) struct Filling {
     pub(super) bucket: Bucket,
     pub(super) coder: Arc<Coder>,
     pub(super) cache: ChunkCache,
+    /// Its number among the process's.
+    id: known::Packer,
     pub(super) may_refer: RwLock<Option<MayRefer>>,
     state: Mutex<State>,
 }
@@ -62,7 +62,6 @@ struct State {
     /// Of the open pack and those on their way.
     fates: BTreeMap<u64, watch::Receiver<Fate>>,
     moving: usize,
-    known: Known,
 }
 
 struct OpenPack {
@@ -232,10 +231,10 @@ impl Filling {
         coder: Arc<Coder>,
         cache: ChunkCache,
     ) -> Arc<Self> {
-        let state =
-            State { ledger: Ledger::default(), open: None, fates: BTreeMap::new(), moving: 0, known: Known::new(KNOWN_MAX) };
-        let state = Mutex::new(state);
-        let filling = Arc::new(Self { family, creator, epoch, codec, bucket, coder, cache, may_refer: RwLock::new(None), state });
+        let state = Mutex::new(State { ledger: Ledger::default(), open: None, fates: BTreeMap::new(), moving: 0 });
+        let id = cache.0.packers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let filling =
+            Arc::new(Self { family, creator, epoch, codec, bucket, coder, cache, id, may_refer: RwLock::new(None), state });
         let filler: Weak<dyn Filler> = Arc::downgrade(&(filling.clone() as Arc<dyn Filler>));
         filling.cache.0.write_room.register(filler);
         filling
@@ -258,9 +257,9 @@ impl Filling {
     }
 
     pub(super) fn known(&self, chunks: &[ChunkRef]) {
-        let mut state = self.state.lock();
+        let mut known = self.cache.0.known.lock();
         for chunk in chunks {
-            state.known.insert(*chunk);
+            known.insert(self.id, *chunk);
         }
     }
 
@@ -275,14 +274,14 @@ impl Filling {
         if may_refer.is_some_and(|may_refer| may_refer(chunk.pack)) {
             return Some(chunk);
         }
-        self.state.lock().known.forget(&chunk);
+        self.cache.0.known.lock().forget(self.id, &chunk);
         None
     }
 
     fn look(&self, hash: &ChunkHash, holds: &mut Holds) -> Found {
-        let mut state = self.state.lock();
-        match state.known.get(hash) {
-            Some(chunk) if self.is_own(chunk.pack) && state.hold(chunk.pack.seq, holds) => Found::Held(chunk),
+        let known = self.cache.0.known.lock().get(self.id, hash);
+        match known {
+            Some(chunk) if self.is_own(chunk.pack) && self.state.lock().hold(chunk.pack.seq, holds) => Found::Held(chunk),
             Some(chunk) => Found::Elsewhere(chunk),
             None => Found::Nothing,
         }
@@ -298,7 +297,8 @@ impl Filling {
         holds: &mut Holds,
     ) -> ChunkRef {
         let mut state = self.state.lock();
-        if let Some(chunk) = state.known.get(&hash)
+        let known = self.cache.0.known.lock().get(self.id, &hash);
+        if let Some(chunk) = known
             && self.is_own(chunk.pack)
             && state.hold(chunk.pack.seq, holds)
         {
@@ -309,7 +309,7 @@ impl Filling {
         let Entry { hash, offset, stored_len, raw_len, codec } = open.push(hash, raw_len, encoded, room);
         let chunk = ChunkRef { hash, pack: self.pack(open.seq), offset, stored_len, raw_len, codec };
         let full = open.is_full();
-        state.known.insert(chunk);
+        self.cache.0.known.lock().insert(self.id, chunk);
         if full || self.cache.0.write_room.is_stuck() {
             self.close(&mut state);
         }

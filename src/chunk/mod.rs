@@ -17,7 +17,7 @@
 //! or below a later epoch. Never a reference without its pack.
 //!
 //! # Memory
-//! The cache's bytes, 64 MiB for packs being filled and stored, 96 MiB for requests on their way: at most, for all stores of the process. A
+//! [`ChunkLimits`], for all stores of the process: the cache, packs being filled and stored, requests on their way, what deduplication knows. A
 //! caller waits for room; read-ahead is dropped instead.
 //!
 //! # What this does not do
@@ -37,9 +37,9 @@ mod reader;
 mod room;
 mod store;
 
-pub use cache::{CacheStats, ChunkCache};
+pub use cache::{CacheStats, ChunkCache, ChunkLimits};
 pub use error::ChunkError;
-pub use pack::{Entry, PackError, Sealing, Trailer, decode_footer};
+pub use pack::{Entry, PACK_BYTES, PackError, Sealing, Trailer, decode_footer};
 pub use packer::{Packer, Packing, Stored};
 pub use store::{ChunkStore, PackSummary};
 

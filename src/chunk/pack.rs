@@ -26,7 +26,7 @@ pub(super) const TRAILER_BYTES: usize = 44;
 const ENTRY_BYTES: usize = 45;
 
 /// A pack is closed when it holds this much: large enough that a GiB takes 64 PUTs, small enough that few are held in memory.
-pub(super) const PACK_BYTES: u32 = 16 << 20;
+pub const PACK_BYTES: u32 = 16 << 20;
 /// Most chunks of one pack, so that a footer has a bound (1.4 MiB) when they are tiny.
 pub(super) const PACK_CHUNKS_MAX: usize = 32 << 10;
 /// The longest footer as stored.

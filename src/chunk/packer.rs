@@ -54,6 +54,14 @@ impl Packing {
         Ok(Stored { refs: self.refs, _holds: self.holds })
     }
 
+    /// Waits until the packs are stored. One that is not full is closed as soon as nothing else is on its way: for large flushes, which fill packs
+    /// by themselves, and where writers wait for the memory.
+    pub async fn stored_soon(mut self) -> Result<Stored, ChunkError> {
+        self.holds.hurry(Haste::Calm);
+        self.holds.stored().await?;
+        Ok(Stored { refs: self.refs, _holds: self.holds })
+    }
+
     /// Waits until the packs are stored. One that is not full is closed only after a short while, and when nothing else is on its way: for
     /// flushes in the background, so that a long sequential write makes full packs.
     pub async fn stored_unhurried(mut self) -> Result<Stored, ChunkError> {

@@ -282,7 +282,7 @@ fn check(chunk: &ChunkRef) -> Result<(), ChunkError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::{ChunkStore, Codec};
+    use crate::chunk::{ChunkLimits, ChunkStore, Codec};
     use crate::crypto::Keyring;
     use crate::types::{Epoch, Incarnation, PoolId};
 
@@ -291,7 +291,7 @@ mod tests {
     async fn a_wrong_chunk_on_disk_is_dropped_and_read_from_the_bucket() {
         let dir = tempfile::tempdir().expect("a folder");
         // Room for one chunk in memory.
-        let cache = ChunkCache::with_disk(0, dir.path(), 64 << 20).await.expect("a cache");
+        let cache = ChunkCache::with_disk(ChunkLimits::cache(0), dir.path(), 64 << 20).await.expect("a cache");
         let family = FamilyId::from_bytes([2; 16]);
         let store = ChunkStore::new(Bucket::memory(), family, &Keyring::plain(PoolId::from_bytes([1; 16])), cache.clone());
         let packer = store.packer(Incarnation::from_bytes([3; 16]), Epoch(1), Codec::None);

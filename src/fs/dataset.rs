@@ -3,7 +3,7 @@
 use super::FsError;
 use super::api::{FileKind, FileRef, StatFs};
 use super::committer::{Batch, Committer, Ticket};
-use super::content::{ContentLimits, Contents, NodeSource};
+use super::content::{ContentMemory, Contents, NodeSource};
 use super::db::{CheckpointId, Database, DbPlace, Detached};
 use super::gate::Gate;
 use super::key::{self, DataId};
@@ -26,8 +26,8 @@ const INODES_UNLIMITED: u64 = InodeNo::MAX.0;
 const INSIST_PAUSE: Duration = Duration::from_millis(200);
 /// How long closing waits for calls that wait for the store.
 const CALLS_LIMIT: Duration = Duration::from_secs(60);
-/// Of [`FsOptions::cache_bytes`], the part for inodes and directory entries; the rest is the file data's.
-const NAMES_SHARE: u64 = 2;
+/// The part of a cache that is for decoded records: 300 bytes describe 32 KiB, a kilobyte an inode.
+const RECORDS_SHARE: u64 = 4;
 
 /// What an acknowledgement means, in ZFS's words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -37,6 +37,28 @@ pub enum SyncMode {
     Standard,
     Always,
     Disabled,
+}
+
+/// Memory that the datasets opened with it share: written data that is not in the store yet, and what is known of files' records. Inodes and
+/// directories have a cache for each dataset.
+#[derive(Clone)]
+pub struct FsMemory {
+    content: ContentMemory,
+    names_bytes: u64,
+}
+
+impl FsMemory {
+    /// `dirty_bytes`: most bytes of written data. `cache_bytes`: for records, inodes and directories.
+    pub fn new(dirty_bytes: u64, cache_bytes: u64) -> Self {
+        let records_bytes = cache_bytes / RECORDS_SHARE;
+        Self { content: ContentMemory::new(dirty_bytes, records_bytes), names_bytes: cache_bytes - records_bytes }
+    }
+}
+
+impl std::fmt::Debug for FsMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FsMemory").field("names_bytes", &self.names_bytes).finish_non_exhaustive()
+    }
 }
 
 /// How a dataset is opened.
@@ -51,10 +73,7 @@ pub struct FsOptions {
     pub codec: Codec,
     /// Unflushed data and changes reach the store after this long.
     pub flush_interval: Duration,
-    /// Most bytes of written data held in memory.
-    pub dirty_bytes_max: u64,
-    /// Bytes for inode, directory and extent caches.
-    pub cache_bytes: u64,
+    pub memory: FsMemory,
     /// The node's journal file of this dataset; none: every change waits for the store.
     pub journal: Option<PathBuf>,
     /// Owner, group and mode of the root directory when the dataset is new.
@@ -112,15 +131,10 @@ impl Fs {
         let committer = Arc::new(Committer::start(database, options.journal.as_deref(), settled, failpoints).await?);
         let root = ensure_root(&committer, &options).await?;
         let ring = Arc::new(Ring::load(&committer).await?);
-        let names_bytes = options.cache_bytes / NAMES_SHARE;
-        let limits = ContentLimits {
-            dirty_bytes_max: options.dirty_bytes_max,
-            cache_bytes: options.cache_bytes - names_bytes,
-            flush_interval: options.flush_interval,
-        };
-        let contents = Arc::new(Contents::new(committer.clone(), chunks, packer, limits));
+        let FsMemory { content, names_bytes } = &options.memory;
+        let contents = Arc::new(Contents::new(committer.clone(), chunks, packer, content, options.flush_interval));
         contents.set_quota(options.quota_bytes);
-        let names = Arc::new(Names::new(committer, contents, names_bytes, record_bits, options.quota_inodes));
+        let names = Arc::new(Names::new(committer, contents, *names_bytes, record_bits, options.quota_inodes));
         let fs = Self {
             names,
             ring,

@@ -24,6 +24,6 @@ pub mod row;
 mod view;
 
 pub use committer::{Batch, Committer, Ticket, Totals};
-pub use dataset::{Fs, FsOptions, RootAttr, SyncMode};
+pub use dataset::{Fs, FsMemory, FsOptions, RootAttr, SyncMode};
 pub use error::FsError;
 pub use view::{SnapshotView, Viewed};

@@ -13,9 +13,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub struct Limits {
     /// Connections served at a time; a further one is closed.
     pub connections: usize,
-    /// Bytes of READ replies that are being made or have not left yet, over all connections.
+    /// Bytes of READ replies that are being made or have not left yet, over all connections (of all servers that share a [`Budget`]).
     pub read_bytes: usize,
-    /// Bytes of WRITE payload received and not answered, over all connections.
+    /// Bytes of WRITE payload received and not answered, likewise.
     pub write_bytes: usize,
     /// READs of one connection that wait for bytes.
     pub reads_waiting: usize,
@@ -38,8 +38,8 @@ impl Default for Limits {
     }
 }
 
-/// The part of a server's bytes that one connection may take: one that does not read its replies stops itself, not others.
-const CONNECTION_SHARE: usize = 4;
+/// The part of the bytes that one connection may take: one that does not read its replies stops itself, not others.
+const CONNECTION_SHARE: usize = 2;
 
 /// A budget of bytes, of one server and of one connection of it.
 #[derive(Clone, Debug)]
@@ -47,6 +47,19 @@ pub struct Bytes {
     all: Arc<Semaphore>,
     own: Arc<Semaphore>,
     own_max: usize,
+}
+
+/// Bytes of calls in flight, which several servers of a process may share.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    pub(super) read: Bytes,
+    pub(super) write: Bytes,
+}
+
+impl Budget {
+    pub fn new(limits: &Limits) -> Self {
+        Self { read: Bytes::new(limits.read_bytes), write: Bytes::new(limits.write_bytes) }
+    }
 }
 
 /// Bytes taken; given back when dropped.
@@ -132,7 +145,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_cannot_take_what_belongs_to_all() {
-        let bytes = Bytes::new(400);
+        let bytes = Bytes::new(200);
         let (one, two) = (bytes.share(), bytes.share());
         let _held = one.try_take(100).unwrap();
         assert!(one.try_take(1).is_none());
@@ -144,7 +157,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_ends_when_bytes_come_back() {
-        let bytes = Bytes::new(400).share();
+        let bytes = Bytes::new(200).share();
         let held = bytes.try_take(100).unwrap();
         let waiting = tokio::spawn({
             let bytes = bytes.clone();

@@ -45,7 +45,7 @@ pub mod untrusted;
 mod xdr;
 
 pub use attr::{FileAttr, Wcc};
-pub use budget::Limits;
+pub use budget::{Budget, Limits};
 pub use export::{Endpoint, Export, ExportTable, Found, Listed, MountPass, MountRefused, Registry};
 pub use handle::ExportId;
 pub use server::{Options, Peers, Server, Squash};

@@ -1,6 +1,6 @@
 //! A listener and the connections it accepted.
 
-use super::budget::{Bytes, Count, Limits};
+use super::budget::{Budget, Bytes, Count, Limits};
 use super::connection::Connection;
 use super::duplicate::Duplicates;
 use super::export::ExportTable;
@@ -146,11 +146,19 @@ impl<T: ExportTable> Server<T> {
     /// # Errors
     /// The socket has no address.
     pub fn start(listener: TcpListener, table: T, options: Options) -> io::Result<Self> {
+        Self::start_within(listener, table, options, &Budget::new(&options.limits))
+    }
+
+    /// As [`Self::start`], within bytes that other servers of the process share.
+    ///
+    /// # Errors
+    /// The socket has no address.
+    pub fn start_within(listener: TcpListener, table: T, options: Options, budget: &Budget) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             table,
-            read_bytes: Bytes::new(options.limits.read_bytes),
-            write_bytes: Bytes::new(options.limits.write_bytes),
+            read_bytes: budget.read.clone(),
+            write_bytes: budget.write.clone(),
             options,
             duplicates: Arc::default(),
             mounts: Mounts::default(),

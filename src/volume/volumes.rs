@@ -5,7 +5,7 @@ use super::ownership::{self, Before};
 use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
 use crate::chunk::{ChunkCache, ChunkStore};
 use crate::fs::db::{DbCache, DbPlace};
-use crate::fs::{Fs, FsError, FsOptions, RootAttr, SyncMode};
+use crate::fs::{Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
 use crate::types::{DatasetId, FamilyId, Incarnation, PoolId, SessionId};
 use futures::StreamExt;
 use parking_lot::{Mutex, RwLock};
@@ -46,10 +46,8 @@ pub struct VolumeSettings {
     /// Shared by every family's chunks.
     pub chunk_cache: ChunkCache,
     pub flush_interval: Duration,
-    /// Most bytes of written data held in memory, for each volume.
-    pub dirty_bytes_max: u64,
-    /// Bytes for inode, directory and extent caches, for each volume.
-    pub cache_bytes: u64,
+    /// Shared by every open volume.
+    pub memory: FsMemory,
     /// Most volumes open at once.
     pub volumes_max: usize,
 }
@@ -64,8 +62,7 @@ impl VolumeSettings {
             record_bytes: properties.record_bytes,
             codec: properties.codec,
             flush_interval: self.flush_interval,
-            dirty_bytes_max: self.dirty_bytes_max,
-            cache_bytes: self.cache_bytes,
+            memory: self.memory.clone(),
             journal,
             root: RootAttr { uid: properties.root_uid, gid: properties.root_gid, mode: properties.root_mode },
         }

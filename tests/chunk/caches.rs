@@ -3,9 +3,10 @@
 use super::*;
 use std::fs;
 use std::path::Path;
+use zerofs_csi::chunk::ChunkLimits;
 
 async fn on_disk(bucket: &Bucket, keyring: &Keyring, dir: &Path) -> (ChunkStore, ChunkCache) {
-    let cache = ChunkCache::with_disk(4 << 20, dir, 256 << 20).await.unwrap();
+    let cache = ChunkCache::with_disk(ChunkLimits::cache(4 << 20), dir, 256 << 20).await.unwrap();
     (ChunkStore::new(bucket.clone(), FAMILY, keyring, cache.clone()), cache)
 }
 

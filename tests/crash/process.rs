@@ -162,8 +162,7 @@ impl Process {
             cache: DbCache::new(8 << 20),
             chunk_cache: ChunkCache::memory(8 << 20),
             flush_interval: Duration::from_millis(100),
-            dirty_bytes_max: 16 << 20,
-            cache_bytes: 8 << 20,
+            memory: zerofs_csi::fs::FsMemory::new(16 << 20, 8 << 20),
             volumes_max: 8,
         });
         let controller = Controller::new(Pools::one("pool", catalog.clone()), volumes.clone());

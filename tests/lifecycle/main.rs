@@ -19,6 +19,7 @@ use zerofs_csi::bucket::Bucket;
 use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::chunk::ChunkCache;
 use zerofs_csi::control::{ControlError, Controller, NewVolume, Pools, Source, VolumeInfo};
+use zerofs_csi::fs::FsMemory;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
 use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::types::{EntryName, SessionId, VolumeHandle};
@@ -57,8 +58,7 @@ impl World {
             cache: DbCache::new(16 << 20),
             chunk_cache: ChunkCache::memory(16 << 20),
             flush_interval: Duration::from_millis(200),
-            dirty_bytes_max: 16 << 20,
-            cache_bytes: 8 << 20,
+            memory: FsMemory::new(16 << 20, 8 << 20),
             volumes_max: 64,
         });
         let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());

@@ -6,7 +6,7 @@ use zerofs_csi::bucket::Bucket;
 use zerofs_csi::chunk::{ChunkCache, ChunkStore, Codec};
 use zerofs_csi::crypto::Keyring;
 use zerofs_csi::fs::db::{self, CheckpointId, DbCache, DbPlace};
-use zerofs_csi::fs::{Fs, FsError, FsOptions, RootAttr, SyncMode};
+use zerofs_csi::fs::{Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
 use zerofs_csi::types::{FamilyId, Incarnation, PoolId};
 
 /// What there is of a dataset while it is closed.
@@ -31,8 +31,7 @@ impl Dataset {
             record_bytes: 4096,
             codec: Codec::Lz4,
             flush_interval: Duration::from_millis(100),
-            dirty_bytes_max: 16 << 20,
-            cache_bytes: 16 << 20,
+            memory: FsMemory::new(16 << 20, 16 << 20),
             journal: Some(journals.join(incarnation.to_string())),
             root: RootAttr { uid: 0, gid: 0, mode: 0o755 },
         };

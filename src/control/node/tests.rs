@@ -65,8 +65,7 @@ impl Node {
             cache: DbCache::new(16 << 20),
             chunk_cache: ChunkCache::memory(16 << 20),
             flush_interval: Duration::from_millis(200),
-            dirty_bytes_max: 16 << 20,
-            cache_bytes: 8 << 20,
+            memory: crate::fs::FsMemory::new(16 << 20, 8 << 20),
             volumes_max: 8,
         });
         let pools = Pools::one("p", catalog.clone());

@@ -93,6 +93,11 @@ impl Pieces {
         self.list.iter().map(|p| p.bytes.len() as u64).sum()
     }
 
+    /// Bytes of data.
+    pub fn bytes(&self) -> u64 {
+        self.covered()
+    }
+
     pub fn charge(&self) -> u64 {
         self.covered() + PIECE_BYTES * self.list.len() as u64
     }

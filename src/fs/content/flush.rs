@@ -9,7 +9,7 @@ use super::buffer::{Buffer, Pieces};
 use super::plan::{self, Allowance, Part, Placement, Plan};
 use super::records::visible;
 use super::segments::Delta;
-use crate::chunk::{ChunkError, ChunkRef, Packing, Stored};
+use crate::chunk::{ChunkError, ChunkRef, PACK_BYTES, Packing, Stored};
 use crate::fs::FsError;
 use crate::fs::committer::{Batch, Ticket};
 use crate::fs::key;
@@ -31,6 +31,17 @@ const FREE_ROUNDS: u32 = 3;
 /// So many times a batch may be refused for a chunk whose pack was given up meanwhile (R10).
 const REFUSALS_MAX: u32 = 8;
 const REFUSED: FsError = FsError::Busy("packs are being collected under a flush");
+
+/// A flush of so much closes its packs without waiting for others to fill them.
+const SOON_BYTES: u64 = 4 << 20;
+
+/// How long a flush waits for its packs to be filled by others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Haste {
+    Now,
+    Soon,
+    Unhurried,
+}
 
 /// Which of the dirty records a flush takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,19 +209,26 @@ impl Contents {
         self.committer.step("fs.content.before-pack").await?;
         let groups = stream::iter(groups(&taken.buffer)).map(|group| self.pack_group(node, taken, placement, group).boxed());
         let groups: Vec<Group> = groups.buffered(GROUPS_AT_ONCE).try_collect().await?;
-        let prepared = self.settle_groups(groups, placement).await?;
+        // Packs of small files wait a little for each other, unless writers wait for the memory.
+        let haste = match placement {
+            Placement::Waited => Haste::Now,
+            _ if taken.buffer.charge() >= SOON_BYTES || self.room.is_low() => Haste::Soon,
+            _ => Haste::Unhurried,
+        };
+        let prepared = self.settle_groups(groups, haste).await?;
         self.committer.step("fs.content.before-submit").await?;
         Ok(prepared)
     }
 
     /// Waits for the packs and puts the references in the place of the bytes.
-    async fn settle_groups(&self, groups: Vec<Group>, placement: Placement) -> Result<Prepared, FsError> {
+    async fn settle_groups(&self, groups: Vec<Group>, haste: Haste) -> Result<Prepared, FsError> {
         let mut prepared = Prepared::default();
         let waits = groups.into_iter().map(|mut group| async move {
-            let stored = match (group.packing.take(), placement) {
+            let stored = match (group.packing.take(), haste) {
                 (None, _) => None,
-                (Some(packing), Placement::Waited) => Some(packing.stored().await?),
-                (Some(packing), _) => Some(packing.stored_unhurried().await?),
+                (Some(packing), Haste::Now) => Some(packing.stored().await?),
+                (Some(packing), Haste::Soon) => Some(packing.stored_soon().await?),
+                (Some(packing), Haste::Unhurried) => Some(packing.stored_unhurried().await?),
             };
             Ok::<_, ChunkError>((group, stored))
         });
@@ -404,7 +422,15 @@ fn take(node: &Node, select: Select) -> Option<Box<Taken>> {
         let (all, full) = state.dirty().records().fold((0_u64, 0_u64), |(all, full), (_, p)| (all + 1, full + u64::from(whole(p))));
         full * 2 >= all
     };
-    let buffer = state.take(|_, pieces| !mostly_whole || whole(pieces)).clone();
+    // Of a long write only what fills packs: a rest would be a small pack of its own, or be waited for.
+    let most = if mostly_whole { whole_packs(state.dirty().charge()) } else { u64::MAX };
+    let mut bytes = 0;
+    let buffer = state.take(|_, pieces| {
+        let wanted = !mostly_whole || (whole(pieces) && bytes < most);
+        bytes += if wanted { pieces.bytes() } else { 0 };
+        wanted
+    });
+    let buffer = buffer.clone();
     if buffer.is_empty() {
         return None;
     }
@@ -413,6 +439,12 @@ fn take(node: &Node, select: Select) -> Option<Box<Taken>> {
     let absent_from = if row.masks.is_empty() { known.size.div_ceil(size) } else { u64::MAX };
     let version = state.version;
     Some(Box::new(Taken { buffer, row, version, absent_from }))
+}
+
+/// So many bytes as fill packs; all when they do not fill one.
+fn whole_packs(bytes: u64) -> u64 {
+    let pack = u64::from(PACK_BYTES);
+    if bytes < pack { u64::MAX } else { bytes - bytes % pack }
 }
 
 fn groups(buffer: &Buffer) -> Vec<Vec<(u64, Pieces)>> {

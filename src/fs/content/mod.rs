@@ -11,7 +11,7 @@
 //!   is presented adds what is reserved.
 //! - Every batch that changes rows of `X` carries the references of the segments that came and went; rows change only under the inode's lock, or
 //!   when no inode refers to their data id any more.
-//! - Bounded: dirty bytes by [`ContentLimits::dirty_bytes_max`], decoded records by `cache_bytes`, segments and inline bytes of a record, rows of a
+//! - Bounded: dirty bytes and decoded records by [`ContentMemory`], for the process, segments and inline bytes of a record, rows of a
 //!   batch, flushes at once, masks of an inode.
 //!
 //! A crash loses what was not flushed (R17: the client sends it again, or it was never synced), may leave chunks in packs that nothing refers to
@@ -46,17 +46,24 @@ use super::row::Inode;
 use crate::chunk::{ChunkStore, Packer};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use space::{Room, Space};
+use records::RecordCache;
+use space::{DirtyMemory, Room, Space};
 use state::Freed;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Limits of one volume's data path.
-#[derive(Clone, Copy, Debug)]
-pub struct ContentLimits {
-    pub dirty_bytes_max: u64,
-    pub cache_bytes: u64,
-    pub flush_interval: std::time::Duration,
+/// Memory that the data paths of all volumes of a process share.
+#[derive(Clone)]
+pub struct ContentMemory {
+    dirty: Arc<DirtyMemory>,
+    records: RecordCache,
+}
+
+impl ContentMemory {
+    pub fn new(dirty_bytes_max: u64, records_bytes: u64) -> Self {
+        Self { dirty: DirtyMemory::new(dirty_bytes_max), records: RecordCache::new(records_bytes) }
+    }
 }
 
 /// The data path of one open dataset.
@@ -64,14 +71,14 @@ pub struct Contents {
     committer: Arc<Committer>,
     chunks: ChunkStore,
     packer: Packer,
-    limits: ContentLimits,
+    flush_interval: Duration,
     records: records::Records,
     space: Space,
     room: Arc<Room>,
     dirty: tasks::DirtyFiles,
     inlined: Mutex<migrate::Inlined>,
     /// Something is to be flushed before its time.
-    flush: Notify,
+    flush: Arc<Notify>,
     reclaim: Notify,
     migrate: Notify,
 }
@@ -84,7 +91,13 @@ pub trait NodeSource: Send + Sync {
 }
 
 impl Contents {
-    pub fn new(committer: Arc<Committer>, chunks: ChunkStore, packer: Packer, limits: ContentLimits) -> Self {
+    pub fn new(
+        committer: Arc<Committer>,
+        chunks: ChunkStore,
+        packer: Packer,
+        memory: &ContentMemory,
+        flush_interval: Duration,
+    ) -> Self {
         let counts = Arc::downgrade(&committer);
         packer.deduplicate_into(Arc::new(move |pack| {
             counts.upgrade().is_some_and(|committer| {
@@ -94,17 +107,18 @@ impl Contents {
         }));
         let own = packer.clone();
         committer.refer_only_to(Arc::new(move |pack| own.is_unsettled(pack)));
+        let flush = Arc::new(Notify::new());
         Self {
             committer,
             chunks,
             packer,
-            limits,
-            records: records::Records::new(limits.cache_bytes),
+            flush_interval,
+            records: memory.records.volume(),
             space: Space::default(),
-            room: Arc::new(Room::new(limits.dirty_bytes_max)),
+            room: Arc::new(Room::new(memory.dirty.clone(), &flush)),
             dirty: tasks::DirtyFiles::default(),
             inlined: Mutex::default(),
-            flush: Notify::new(),
+            flush,
             reclaim: Notify::new(),
             migrate: Notify::new(),
         }
@@ -129,7 +143,7 @@ impl Contents {
     /// [`FsError::Unavailable`] when the store took nothing for a long while.
     pub async fn admit(&self, bytes: usize) -> Result<Admission, FsError> {
         let bytes = bytes as u64;
-        let room = self.room.admit(bytes, || self.flush.notify_one()).await?;
+        let room = self.room.admit(bytes).await?;
         if self.reserved() > 0 && !self.space.fits(bytes, self.allocated()) {
             // What is reserved is more than what will be needed: when space is short it is made exact before a write is refused.
             self.flush_all().await?;

@@ -1,4 +1,4 @@
-//! Decoded records, cached for the volume.
+//! Decoded records, cached for all volumes of the process.
 
 use super::{Contents, segments};
 use crate::fs::key::{self, DataId, Key};
@@ -8,6 +8,7 @@ use crate::fs::{FsError, content::segments::inline_bytes};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a cached record costs beside its segments.
 const RECORD_BYTES: usize = 160;
@@ -19,26 +20,45 @@ const SCAN_ROWS: u64 = 2048;
 
 type Entry = Option<Arc<Record>>;
 
-/// Records by data id and number; the absence of one is remembered too.
-pub(super) struct Records {
-    cache: foyer::Cache<(DataId, u64), Entry>,
+/// An open volume's number, data id, record number.
+type Place = (u64, DataId, u64);
+
+/// Decoded records of all volumes of a process; the absence of one is remembered too.
+#[derive(Clone)]
+pub(super) struct RecordCache {
+    cache: foyer::Cache<Place, Entry>,
+    volumes: Arc<AtomicU64>,
 }
 
-impl Records {
+/// One open volume's part of it.
+pub(super) struct Records {
+    cache: foyer::Cache<Place, Entry>,
+    volume: u64,
+}
+
+impl RecordCache {
     pub fn new(bytes: u64) -> Self {
-        let weight = |_: &(DataId, u64), entry: &Entry| {
+        let weight = |_: &Place, entry: &Entry| {
             RECORD_BYTES + entry.as_ref().map_or(0, |r| r.segments.len() * SEGMENT_BYTES + inline_bytes(&r.segments))
         };
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        Self { cache: foyer::CacheBuilder::new(bytes).with_name("records").with_weighter(weight).build() }
+        let cache = foyer::CacheBuilder::new(bytes).with_name("records").with_weighter(weight).build();
+        Self { cache, volumes: Arc::default() }
     }
 
+    /// For one opening: what an earlier one has left in the cache is not found.
+    pub fn volume(&self) -> Records {
+        Records { cache: self.cache.clone(), volume: self.volumes.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Records {
     pub fn get(&self, data: DataId, n: u64) -> Option<Entry> {
-        self.cache.get(&(data, n)).map(|entry| entry.value().clone())
+        self.cache.get(&(self.volume, data, n)).map(|entry| entry.value().clone())
     }
 
     pub fn put(&self, data: DataId, n: u64, entry: Entry) {
-        self.cache.insert((data, n), entry);
+        self.cache.insert((self.volume, data, n), entry);
     }
 }
 

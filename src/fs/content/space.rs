@@ -1,8 +1,9 @@
 //! Space (R19) and memory that written data takes before it is in the database.
 
 use crate::fs::FsError;
-use std::sync::Arc;
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -55,18 +56,29 @@ impl Space {
     }
 }
 
-/// Room for dirty bytes in memory.
+/// Memory for written data of all volumes of a process.
 #[derive(Debug)]
-pub(super) struct Room {
+pub struct DirtyMemory {
     max: u64,
     used: AtomicU64,
     freed: Notify,
+    /// Who can free some: each volume's flush task.
+    flushers: Mutex<Vec<Weak<Notify>>>,
 }
+
+/// One volume's part of it. A volume whose store takes nothing must not stop the others: it gets [`SHARE_PERCENT`] at most.
+#[derive(Debug)]
+pub(super) struct Room {
+    all: Arc<DirtyMemory>,
+    used: AtomicU64,
+}
+
+const SHARE_PERCENT: u64 = 90;
 
 /// A writer that found no room for this long is told that the store does not answer: its client asks again.
 const ADMIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Room for one write among the volume's dirty bytes; given back when dropped.
+/// Room for one write among the dirty bytes; given back when dropped.
 #[must_use = "room is for a write that follows"]
 pub struct Admission {
     room: Arc<Room>,
@@ -79,36 +91,67 @@ impl Drop for Admission {
     }
 }
 
+/// Takes `bytes` more of `max`; what is larger than all there is gets its turn alone.
+fn take(used: &AtomicU64, bytes: u64, max: u64) -> bool {
+    let fits = |used: u64| (used == 0 || used + bytes <= max).then_some(used + bytes);
+    used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
+}
+
+impl DirtyMemory {
+    pub fn new(max: u64) -> Arc<Self> {
+        Arc::new(Self { max, used: AtomicU64::new(0), freed: Notify::new(), flushers: Mutex::default() })
+    }
+
+    fn press(&self) {
+        self.flushers.lock().iter().filter_map(Weak::upgrade).for_each(|flush| flush.notify_one());
+    }
+}
+
 impl Room {
-    pub fn new(max: u64) -> Self {
-        Self { max, used: AtomicU64::new(0), freed: Notify::new() }
+    /// `flush` is notified when there is no room left.
+    pub fn new(all: Arc<DirtyMemory>, flush: &Arc<Notify>) -> Self {
+        let mut flushers = all.flushers.lock();
+        flushers.retain(|flush| flush.strong_count() > 0);
+        flushers.push(Arc::downgrade(flush));
+        drop(flushers);
+        Self { all, used: AtomicU64::new(0) }
+    }
+
+    fn own_max(&self) -> u64 {
+        self.all.max / 100 * SHARE_PERCENT
     }
 
     /// Flushing begins here: before writers have to wait.
     pub fn is_low(&self) -> bool {
-        self.used.load(Ordering::Acquire) > self.max / 4
+        self.all.used.load(Ordering::Acquire) > self.all.max / 2
     }
 
     fn try_take(&self, bytes: u64) -> bool {
-        let fits = |used: u64| (used == 0 || used + bytes <= self.max).then_some(used + bytes);
-        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
+        if !take(&self.used, bytes, self.own_max()) {
+            return false;
+        }
+        let taken = take(&self.all.used, bytes, self.all.max);
+        if !taken {
+            self.used.fetch_sub(bytes, Ordering::AcqRel);
+        }
+        taken
     }
 
-    /// Waits for room; `full` is called when there is none at once.
-    pub async fn admit(self: &Arc<Self>, bytes: u64, full: impl Fn()) -> Result<Admission, FsError> {
+    /// Waits for room. Flushes are started when there is none at once.
+    pub async fn admit(self: &Arc<Self>, bytes: u64) -> Result<Admission, FsError> {
         let admitted = || Admission { room: self.clone(), bytes };
         if self.try_take(bytes) {
             return Ok(admitted());
         }
         let wait = async {
             loop {
-                let freed = self.freed.notified();
+                let freed = self.all.freed.notified();
                 tokio::pin!(freed);
                 freed.as_mut().enable();
                 if self.try_take(bytes) {
                     return;
                 }
-                full();
+                self.all.press();
                 freed.await;
             }
         };
@@ -120,17 +163,29 @@ impl Room {
 
     /// Takes (or, negative, frees) bytes without asking.
     pub fn change(&self, bytes: i64) {
+        let size = bytes.unsigned_abs();
         if bytes >= 0 {
-            self.used.fetch_add(bytes.unsigned_abs(), Ordering::AcqRel);
+            self.used.fetch_add(size, Ordering::AcqRel);
+            self.all.used.fetch_add(size, Ordering::AcqRel);
         } else {
-            self.used.fetch_sub(bytes.unsigned_abs(), Ordering::AcqRel);
-            self.freed.notify_waiters();
+            self.used.fetch_sub(size, Ordering::AcqRel);
+            self.all.used.fetch_sub(size, Ordering::AcqRel);
+            self.all.freed.notify_waiters();
         }
     }
 
     #[cfg(test)]
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Acquire)
+    }
+}
+
+/// What a volume that is dropped still held is free again.
+impl Drop for Room {
+    fn drop(&mut self) {
+        let held = self.used.load(Ordering::Acquire);
+        self.all.used.fetch_sub(held, Ordering::AcqRel);
+        self.all.freed.notify_waiters();
     }
 }
 
@@ -152,21 +207,47 @@ mod tests {
         space.reserve(70, 30).unwrap();
     }
 
+    fn room(all: &Arc<DirtyMemory>) -> (Arc<Room>, Arc<Notify>) {
+        let flush = Arc::new(Notify::new());
+        (Arc::new(Room::new(all.clone(), &flush)), flush)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_writer_waits_for_room_and_not_for_ever() {
-        let room = Arc::new(Room::new(100));
-        let first = room.admit(80, || {}).await.unwrap();
+        let all = DirtyMemory::new(1000);
+        let (one, _one) = room(&all);
+        let first = one.admit(800).await.unwrap();
         let second = tokio::spawn({
-            let room = room.clone();
-            async move { room.admit(80, || {}).await.map(|_| ()) }
+            let room = one.clone();
+            async move { room.admit(800).await.map(|_| ()) }
         });
         tokio::task::yield_now().await;
         assert!(!second.is_finished());
         drop(first);
         second.await.unwrap().unwrap();
-        let large = room.admit(1000, || {}).await.unwrap();
-        assert!(matches!(room.admit(1, || {}).await, Err(FsError::Unavailable(_))));
+        let large = one.admit(10_000).await.unwrap();
+        assert!(matches!(one.admit(1).await, Err(FsError::Unavailable(_))));
         drop(large);
-        assert_eq!(room.used(), 0);
+        assert_eq!((one.used(), all.used.load(Ordering::Acquire)), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn volumes_share_the_memory_and_press_each_other() {
+        let all = DirtyMemory::new(1000);
+        let ((one, flush_one), (two, _two)) = (room(&all), room(&all));
+        let held = one.admit(900).await.unwrap();
+        assert!(one.admit(1).await.is_err(), "not all of it is for one volume");
+        let small = two.admit(100).await.unwrap();
+        drop(small);
+        let waiting = tokio::spawn({
+            let two = two.clone();
+            async move { two.admit(500).await.map(|_| ()) }
+        });
+        flush_one.notified().await;
+        drop(held);
+        waiting.await.unwrap().unwrap();
+        one.change(300);
+        drop(one);
+        assert_eq!(all.used.load(Ordering::Acquire), 0, "a volume that is gone holds nothing");
     }
 }

@@ -3,6 +3,7 @@
 use super::flush::Select;
 use super::plan::Placement;
 use super::{Contents, NodeSource};
+use crate::chunk::PACK_BYTES;
 use crate::fs::FsError;
 use crate::fs::node::Node;
 use crate::types::{Class, Classify, InodeNo};
@@ -15,8 +16,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// A file with so many dirty bytes is flushed without waiting for its time: a long write streams out.
-const FILE_BYTES: u64 = 8 << 20;
+/// A file with so many dirty bytes is flushed without waiting for its time: a long write streams out, a pack at a time. With less, its pack would
+/// wait for more while the file's next flush waits for the pack.
+const FILE_BYTES: u64 = PACK_BYTES as u64;
 /// Flushes at once. Many, because small files share packs: they all wait for the same PUT.
 const FILES_AT_ONCE: usize = 512;
 /// After a failed flush: first and longest wait.
@@ -95,13 +97,13 @@ impl Contents {
 
     /// Written data, and every other change, reaches the store after the flush interval. An idle volume makes no request.
     async fn flush_by_time(&self, stop: CancellationToken) {
-        let mut wait = self.limits.flush_interval;
+        let mut wait = self.flush_interval;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
-            wait = self.limits.flush_interval;
+            wait = self.flush_interval;
             if self.dirty.is_empty() && !self.committer.is_dirty() {
                 continue;
             }

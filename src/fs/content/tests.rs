@@ -26,7 +26,7 @@ pub(super) struct Rig {
     family: FamilyId,
     keyring: Keyring,
     cache: ChunkCache,
-    limits: ContentLimits,
+    memory: ContentMemory,
     pub committer: Arc<Committer>,
     pub contents: Arc<Contents>,
     pub node: Arc<Node>,
@@ -62,7 +62,7 @@ async fn open(
     family: FamilyId,
     keyring: &Keyring,
     cache: &ChunkCache,
-    limits: ContentLimits,
+    memory: &ContentMemory,
 ) -> (Arc<Committer>, Arc<Contents>) {
     let db = Database::open(place, None).await.unwrap();
     let chunks = ChunkStore::new(place.bucket.clone(), family, keyring, cache.clone());
@@ -70,24 +70,24 @@ async fn open(
     let settled = packer.clone();
     let committer = Committer::start(db, None, Box::new(move || settled.settled()), Failpoints::default()).await.unwrap();
     let committer = Arc::new(committer);
-    let contents = Arc::new(Contents::new(committer.clone(), chunks, packer, limits));
+    let contents = Arc::new(Contents::new(committer.clone(), chunks, packer, memory, Duration::from_secs(3600)));
     (committer, contents)
 }
 
 impl Rig {
-    pub async fn new(bits: u8, keyring: Keyring, limits: ContentLimits) -> Self {
+    pub async fn new(bits: u8, keyring: Keyring, memory: ContentMemory) -> Self {
         let incarnation = Incarnation::random();
         let family = FamilyId::from(incarnation);
         let sealer = keyring.database_sealer(family);
         let place = DbPlace { bucket: Bucket::memory(), incarnation, sealer, cache: DbCache::new(16 << 20) };
         let cache = ChunkCache::memory(16 << 20);
-        let (committer, contents) = open(&place, family, &keyring, &cache, limits).await;
+        let (committer, contents) = open(&place, family, &keyring, &cache, &memory).await;
         let row = file(&committer, bits);
         let mut batch = Batch { inodes: 1, ..Batch::default() };
         batch.put(key::inode(INO), &row);
         committer.submit(batch).unwrap();
         let node = Arc::new(Node::new(INO, row, Ticket::default()));
-        Self { place, family, keyring, cache, limits, committer, contents, node }
+        Self { place, family, keyring, cache, memory, committer, contents, node }
     }
 
     /// Closes cleanly and opens again, with nothing cached.
@@ -95,7 +95,7 @@ impl Rig {
         self.contents.flush_all().await.unwrap();
         self.committer.close().await.unwrap();
         self.cache = ChunkCache::memory(16 << 20);
-        (self.committer, self.contents) = open(&self.place, self.family, &self.keyring, &self.cache, self.limits).await;
+        (self.committer, self.contents) = open(&self.place, self.family, &self.keyring, &self.cache, &self.memory).await;
         let row = self.committer.get(&key::inode(INO)).await.unwrap().unwrap();
         self.node = Arc::new(Node::new(INO, Inode::decode(&row).unwrap(), Ticket::default()));
     }
@@ -221,8 +221,8 @@ impl NodeSource for Source1 {
     }
 }
 
-pub(super) fn limits() -> ContentLimits {
-    ContentLimits { dirty_bytes_max: 32 << 20, cache_bytes: 1 << 20, flush_interval: Duration::from_secs(3600) }
+pub(super) fn limits() -> ContentMemory {
+    ContentMemory::new(32 << 20, 1 << 20)
 }
 
 pub(super) fn plain() -> Keyring {

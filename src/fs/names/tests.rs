@@ -6,7 +6,7 @@ use crate::chunk::{ChunkCache, ChunkStore, Codec};
 use crate::crypto::Keyring;
 use crate::fs::api::*;
 use crate::fs::db::{DbCache, DbPlace};
-use crate::fs::{Fs, FsError, FsOptions, RootAttr, SyncMode};
+use crate::fs::{Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
 use crate::types::{EntryName, FamilyId, Incarnation, PoolId};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -27,8 +27,7 @@ impl Place {
             record_bytes: 4096,
             codec: Codec::Lz4,
             flush_interval: Duration::from_secs(1),
-            dirty_bytes_max: 1 << 20,
-            cache_bytes: 1 << 20,
+            memory: FsMemory::new(1 << 20, 1 << 20),
             journal: None,
             root: RootAttr { uid: 0, gid: 0, mode: 0o755 },
         };

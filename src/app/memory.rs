@@ -1,0 +1,101 @@
+//! What a process may take in memory, and who gets how much of it.
+//!
+//! Every buffer and cache of the process has a limit of its own, and all of them are shares of one setting, so that an administrator sets one
+//! figure and it holds. What is not a share here: threads, code, the databases' tables that are being filled (16 MiB for a busy volume), and what
+//! the allocator loses; they live in what the shares leave.
+
+use super::ByteSize;
+use super::config::LimitsConfig;
+use crate::chunk::ChunkLimits;
+use crate::fs::FsMemory;
+use crate::fs::db::DbCache;
+use crate::nfs::Limits;
+
+/// Below 300 MB after every workload of `bench` (a file of 1 GiB, 10,000 small files).
+pub const DEFAULT: ByteSize = ByteSize(280 << 20);
+/// Less would not hold two packs, a few calls of the largest size and the caches' smallest shards.
+pub const MIN: ByteSize = ByteSize(96 << 20);
+
+/// The setting is cut into so many parts; these are given out, the others are the process's own.
+const PARTS: u64 = 32;
+/// Two packs and what comes while they are sent: below, a long write waits for the store at every pack.
+const DIRTY: u64 = 6;
+const PACKS: u64 = 4;
+const READS: u64 = 2;
+const CHUNKS: u64 = 4;
+const KNOWN: u64 = 1;
+const BLOCKS: u64 = 2;
+const METADATA: u64 = 5;
+/// Payload of calls, for each direction.
+const CALLS: u64 = 2;
+
+/// The limits of a process.
+pub struct Shares {
+    pub fs: FsMemory,
+    pub chunks: ChunkLimits,
+    pub blocks: DbCache,
+    /// For all endpoints together.
+    pub nfs: Limits,
+}
+
+impl Shares {
+    pub fn of(limits: &LimitsConfig) -> Self {
+        let part = |parts: u64| limits.memory.0 / PARTS * parts;
+        let or = |given: Option<ByteSize>, parts: u64| given.map_or(part(parts), |given| given.0);
+        let calls = usize::try_from(part(CALLS)).unwrap_or(usize::MAX);
+        Self {
+            fs: FsMemory::new(or(limits.dirty_bytes, DIRTY), or(limits.metadata_cache, METADATA)),
+            chunks: ChunkLimits {
+                cache_bytes: or(limits.data_cache, CHUNKS),
+                write_bytes: part(PACKS),
+                read_bytes: part(READS),
+                known_bytes: part(KNOWN),
+            },
+            blocks: DbCache::new(or(limits.block_cache, BLOCKS)),
+            nfs: Limits { read_bytes: calls, write_bytes: calls, ..Limits::default() },
+        }
+    }
+}
+
+/// Keeps the allocator from holding much more than is in use. glibc gives each thread that allocates an arena of its own, up to eight for each
+/// core, and memory freed in one serves no other: the same load took 369 MB with as many arenas as threads, 199 MB with two, and no more CPU time
+/// (fewer pages are touched for the first time). Buffers of a few MiB stay in the arenas: mapping each anew costs more than filling it.
+///
+/// To be called before there are threads.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub fn bound_allocator() {
+    const ARENAS: libc::c_int = 2;
+    const MAPPED_FROM: libc::c_int = 4 << 20;
+    const KEPT_FREE: libc::c_int = 16 << 20;
+    for (parameter, value) in
+        [(libc::M_ARENA_MAX, ARENAS), (libc::M_MMAP_THRESHOLD, MAPPED_FROM), (libc::M_TRIM_THRESHOLD, KEPT_FREE)]
+    {
+        #[expect(unsafe_code, reason = "there is no safe binding; mallopt(3) takes any two numbers")]
+        // SAFETY: it changes parameters of the allocator under its own lock, and reads no memory of ours.
+        let set = unsafe { libc::mallopt(parameter, value) };
+        debug_assert_eq!(set, 1, "mallopt({parameter}, {value})");
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn bound_allocator() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_out_leaves_room_for_the_rest() {
+        let given = DIRTY + PACKS + READS + CHUNKS + KNOWN + BLOCKS + METADATA + 2 * CALLS;
+        assert!(given <= PARTS * 7 / 8, "{given} of {PARTS}");
+        let shares = Shares::of(&LimitsConfig::default());
+        assert!(shares.chunks.write_bytes >= 2 * u64::from(crate::chunk::PACK_BYTES));
+        assert_eq!(shares.nfs.read_bytes as u64, DEFAULT.0 / 16);
+    }
+
+    #[test]
+    fn what_is_set_by_itself_is_no_share() {
+        let limits = LimitsConfig { data_cache: Some(ByteSize(1 << 30)), ..LimitsConfig::default() };
+        assert_eq!(Shares::of(&limits).chunks.cache_bytes, 1 << 30);
+    }
+}
