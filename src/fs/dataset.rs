@@ -272,7 +272,7 @@ impl Fs {
             return Ok(());
         }
         if node.content.is_dirty() {
-            self.names.contents.flush(node).await?;
+            self.names.contents.flush_for_order(node).await?;
         }
         self.names.committer.durable(node.last()).await
     }

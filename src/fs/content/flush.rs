@@ -118,16 +118,25 @@ impl Contents {
     ///
     /// # Errors
     /// [`FsError::Unavailable`] and the like when the store does not take the data now: it stays buffered and is tried again. [`FsError::Corrupt`]
-    /// once when some of the data could not ever be written and is lost (R17).
+    /// once when some of the data could not ever be written and is lost: only for a call that promises its caller the data (R17).
     pub async fn flush(&self, node: &Arc<Node>) -> Result<Option<Ticket>, FsError> {
+        let ticket = self.flush_for_order(node).await?;
+        match node.content.state().take_lost() {
+            Some(lost) => Err(lost),
+            None => Ok(ticket),
+        }
+    }
+
+    /// As [`Self::flush`], for a call that promises nothing about the data: the news of what was lost stays for the one that does.
+    pub async fn flush_for_order(&self, node: &Arc<Node>) -> Result<Option<Ticket>, FsError> {
         self.flush_as(node, Placement::Waited, Select::All).await
     }
 
     pub(super) async fn flush_as(&self, node: &Arc<Node>, placement: Placement, select: Select) -> Result<Option<Ticket>, FsError> {
         let wanted = {
-            let mut state = node.content.state();
+            let state = node.content.state();
             match placement {
-                _ if state.is_clean() => return state.outcome(placement),
+                _ if state.is_clean() => return Ok(state.last()),
                 Placement::Waited => Some(state.wanted()),
                 Placement::Background | Placement::Migration => None,
             }
@@ -148,7 +157,7 @@ impl Contents {
             self.committer.ready().await?;
             let mut held = if changes >= FREE_ROUNDS { Some(node.lock.lock().await) } else { None };
             match self.try_flush(node, placement, select, &mut held).await? {
-                Outcome::Submitted | Outcome::Nothing => return node.content.state().outcome(placement),
+                Outcome::Submitted | Outcome::Nothing => return Ok(node.content.state().last()),
                 Outcome::Changed => changes += 1,
                 Outcome::Refused if refusals < REFUSALS_MAX => refusals += 1,
                 Outcome::Refused => return Err(REFUSED),
@@ -165,7 +174,6 @@ impl Contents {
             let mut held = Some(lock);
             let tried = self.try_flush(node, Placement::Waited, Select::All, &mut held).await?;
             if let (Outcome::Submitted | Outcome::Nothing, Some(lock)) = (tried, held) {
-                node.content.state().outcome(Placement::Waited)?;
                 self.forget_if_clean(node);
                 return Ok(lock);
             }

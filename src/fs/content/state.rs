@@ -1,7 +1,6 @@
 //! What one open file keeps in memory beside its row.
 
 use super::buffer::{Buffer, Pieces};
-use super::plan::Placement;
 use crate::fs::FsError;
 use crate::fs::committer::Ticket;
 use crate::fs::row::Inode;
@@ -44,7 +43,7 @@ pub(super) struct State {
     /// Counts flushes begun, and the outcome of the last that failed.
     attempt: u64,
     failed: Option<(u64, FsError)>,
-    /// Data was lost for good: told to the next flush that someone waits for (R17).
+    /// Data was lost for good: told to the next call that promises its caller the data (R17).
     lost: Option<FsError>,
     pub reader: Reader,
 }
@@ -212,9 +211,9 @@ impl State {
     }
 
     /// Whether another's flush, begun after the waiter came, has answered for it.
-    pub fn answered(&mut self, wanted: Wanted) -> Option<Result<Option<Ticket>, FsError>> {
+    pub fn answered(&self, wanted: Wanted) -> Option<Result<Option<Ticket>, FsError>> {
         if self.flushed >= wanted.accepted {
-            return Some(self.outcome(Placement::Waited));
+            return Some(Ok(self.last));
         }
         match &self.failed {
             Some((attempt, error)) if *attempt > wanted.attempt => Some(Err(error.clone())),
@@ -222,10 +221,14 @@ impl State {
         }
     }
 
-    /// What a finished flush tells the one who asked for it. The news of lost data is for a call that waits.
-    pub fn outcome(&mut self, placement: Placement) -> Result<Option<Ticket>, FsError> {
-        let lost = (placement == Placement::Waited).then(|| self.lost.take()).flatten();
-        lost.map_or(Ok(self.last), Err)
+    /// The batch whose durability covers what was flushed.
+    pub fn last(&self) -> Option<Ticket> {
+        self.last
+    }
+
+    /// The news of lost data, for the one call that tells it.
+    pub fn take_lost(&mut self) -> Option<FsError> {
+        self.lost.take()
     }
 }
 

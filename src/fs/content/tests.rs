@@ -350,6 +350,20 @@ async fn masks_hide_at_once_and_are_reclaimed() {
     assert_eq!(rig.read(500 << 12, 8192).await, [vec![2; 4096], vec![0; 4096]].concat());
 }
 
+/// Whoever flushes for the sake of order leaves the news of lost data to COMMIT (R17).
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_data_is_told_to_the_call_that_promises_it() {
+    let rig = Rig::new(12, plain(), limits()).await;
+    rig.write(0, vec![1; 100].into()).await.unwrap();
+    let freed = rig.node.content.state().lose(7, FsError::Corrupt("lost".into()));
+    rig.contents.freed(freed);
+    drop(rig.contents.lock_flushed(&rig.node).await.unwrap());
+    assert!(rig.contents.flush_for_order(&rig.node).await.unwrap().is_some());
+    assert!(rig.node.content.is_dirty(), "the node stays in memory until it is told");
+    assert!(matches!(rig.contents.flush(&rig.node).await, Err(FsError::Corrupt(_))));
+    assert!(rig.contents.flush(&rig.node).await.unwrap().is_some(), "once");
+}
+
 /// A removal between two steps over a file's masks: the file stays removed, and its space is given back once.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_removed_while_its_masks_are_reclaimed_stays_removed() {

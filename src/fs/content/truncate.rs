@@ -134,14 +134,12 @@ impl Contents {
     /// keeps writing to is flushed under the lock in the end.
     ///
     /// # Errors
-    /// As [`Self::flush`].
+    /// As [`Self::flush_for_order`].
     pub async fn lock_flushed<'a>(&self, node: &'a Arc<Node>) -> Result<tokio::sync::MutexGuard<'a, ()>, FsError> {
         for _ in 0..FLUSHES_FREE {
-            if node.content.is_dirty() {
-                self.flush(node).await?;
-            }
+            self.flush_for_order(node).await?;
             let lock = node.lock.lock().await;
-            if !node.content.is_dirty() {
+            if node.content.state().is_clean() {
                 return Ok(lock);
             }
         }
