@@ -119,7 +119,7 @@ impl Exports {
         loop {
             match self.open(&pool, id).await {
                 Ok(_) => return,
-                Err(error) if waiting_helps(error.class()) => {
+                Err(error) if error.class().may_pass() => {
                     tracing::warn!(dataset = %id, %error, retry_secs = wait.as_secs_f32(), "a dataset that clients have mounted cannot be opened yet");
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(REOPEN_MAX);
@@ -261,21 +261,6 @@ impl Exports {
         let found = pool.catalog.dataset(&name).await.map_err(|error| MountRefused::Unavailable(error.to_string()))?;
         let dataset = found.map(|at| at.record).filter(|d| d.state == State::Ready).ok_or(MountRefused::NotFound)?;
         Ok((pool.clone(), dataset.id()))
-    }
-}
-
-/// Whether a dataset that cannot be opened may be later: the store is away, credentials are being changed.
-fn waiting_helps(class: Class) -> bool {
-    match class {
-        Class::Unavailable | Class::InProgress | Class::Exhausted | Class::Denied | Class::Internal => true,
-        Class::Invalid
-        | Class::NotFound
-        | Class::Exists
-        | Class::Precondition
-        | Class::OutOfRange
-        | Class::Fenced
-        | Class::Corrupt
-        | Class::Unsupported => false,
     }
 }
 

@@ -31,6 +31,24 @@ pub enum Class {
     Internal,
 }
 
+impl Class {
+    /// Whether the same operation can succeed later by itself or by what an administrator mends outside it: the store is away, credentials are
+    /// being changed, the node's disk is full.
+    pub const fn may_pass(self) -> bool {
+        match self {
+            Self::Unavailable | Self::InProgress | Self::Exhausted | Self::Denied | Self::Internal => true,
+            Self::Invalid
+            | Self::NotFound
+            | Self::Exists
+            | Self::Precondition
+            | Self::OutOfRange
+            | Self::Fenced
+            | Self::Corrupt
+            | Self::Unsupported => false,
+        }
+    }
+}
+
 /// Every error of every layer answers what the caller should do about it.
 pub trait Classify {
     fn class(&self) -> Class;

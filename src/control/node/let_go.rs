@@ -4,7 +4,6 @@ use super::super::{ControlError, Pool};
 use super::agent::{NodeAgent, State};
 use super::endpoint::Endpoints;
 use super::record::Record;
-use super::recover::again;
 use crate::catalog::{Dataset, Owner};
 use crate::mount::Mounter;
 use crate::types::{Classify, VolumeHandle};
@@ -23,7 +22,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         };
         match Box::pin(self.release(&record)).await {
             Ok(()) => self.records.remove(volume.dataset).await,
-            Err(error) if again(error.class()) => Err(error),
+            Err(error) if error.class().may_pass() => Err(error),
             Err(error) => {
                 tracing::error!(%volume, %error, "a volume that is not used here any more cannot be closed: it stays this node's; run check on its dataset");
                 Ok(())

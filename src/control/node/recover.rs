@@ -7,7 +7,7 @@ use super::let_go::is_ours;
 use super::record::Record;
 use crate::catalog::{Dataset, Owner};
 use crate::mount::Mounter;
-use crate::types::{Class, Classify};
+use crate::types::Classify;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +66,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             };
             match tried {
                 Ok(state) => return self.set(volume.dataset, state),
-                Err(error) if again(error.class()) => {
+                Err(error) if error.class().may_pass() => {
                     tracing::warn!(%volume, %error, retry_secs = wait.as_secs_f32(), "a staged volume cannot be reopened yet");
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(RETRY_MAX);
@@ -157,20 +157,5 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     async fn forget(&self, record: &Record) -> Result<State, ControlError> {
         self.records.remove(record.volume.dataset).await?;
         Ok(State::Idle)
-    }
-}
-
-/// Whether waiting can help: the store is away, credentials are being changed, the node's disk is full.
-pub(super) fn again(class: Class) -> bool {
-    match class {
-        Class::Unavailable | Class::InProgress | Class::Exhausted | Class::Denied | Class::Internal => true,
-        Class::Invalid
-        | Class::NotFound
-        | Class::Exists
-        | Class::Precondition
-        | Class::OutOfRange
-        | Class::Fenced
-        | Class::Corrupt
-        | Class::Unsupported => false,
     }
 }

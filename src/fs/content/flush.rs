@@ -8,7 +8,7 @@ use super::Contents;
 use super::buffer::{Buffer, Pieces};
 use super::plan::{self, Allowance, Part, Placement, Plan};
 use super::records::visible;
-use super::segments::Delta;
+use super::segments::{Delta, INLINE_BYTES_MAX, SEGMENTS_MAX};
 use crate::chunk::{ChunkError, ChunkRef, PACK_BYTES, Packing, Stored};
 use crate::fs::FsError;
 use crate::fs::committer::{Batch, Ticket};
@@ -26,7 +26,7 @@ use tokio::sync::MutexGuard;
 const GROUP_BYTES: u64 = 4 << 20;
 const GROUP_RECORDS: usize = 1024;
 const GROUPS_AT_ONCE: usize = 4;
-/// After so many starts over the inode's lock is held throughout: a file that is cut all the time is flushed all the same.
+/// After so many starts over, or steps, the inode's lock is held throughout: a file that is cut or written all the time is flushed all the same.
 const FREE_ROUNDS: u32 = 3;
 /// So many times a batch may be refused for a chunk whose pack was given up meanwhile (R10).
 const REFUSALS_MAX: u32 = 8;
@@ -42,6 +42,12 @@ enum Haste {
     Soon,
     Unhurried,
 }
+
+/// Rows of one batch: what is more is flushed in several, because the committer refuses a batch that its queue cannot hold. With this, and what
+/// [`Committer::ready`](crate::fs::committer::Committer::ready) lets others queue before, it always can; so can a replay.
+const BATCH_ROWS_MAX: usize = 32 << 20;
+/// What a segment takes in its row beside inline bytes: a chunk's reference.
+const SEGMENT_BYTES_MAX: usize = 96;
 
 /// Which of the dirty records a flush takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +118,15 @@ enum Outcome {
     Refused,
 }
 
+/// Who sees to the node's lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lock {
+    /// It is taken for the last step only.
+    Taken,
+    /// The caller holds it.
+    Held,
+}
+
 impl Contents {
     /// Submits everything buffered of the file to the committer: small data inside the batch, large data in packs first. The caller must NOT hold
     /// the node's lock; it is taken inside for the short parts. `None`: nothing was ever flushed; else the ticket whose durability covers the data.
@@ -151,44 +166,51 @@ impl Contents {
     }
 
     async fn flush_in_turn(&self, node: &Arc<Node>, placement: Placement, select: Select) -> Result<Option<Ticket>, FsError> {
-        let (mut changes, mut refusals) = (0, 0);
-        loop {
+        let wanted = node.content.state().wanted();
+        let (mut rounds, mut refusals) = (0, 0);
+        while rounds < FREE_ROUNDS {
             // Room in the committer's queue is waited for before any lock is taken.
             self.committer.ready().await?;
-            let mut held = if changes >= FREE_ROUNDS { Some(node.lock.lock().await) } else { None };
-            match self.try_flush(node, placement, select, &mut held).await? {
+            match self.try_flush(node, placement, select, Lock::Taken).await? {
+                Outcome::Submitted if select == Select::All && !node.content.state().has_flushed(wanted) => rounds += 1,
                 Outcome::Submitted | Outcome::Nothing => return Ok(node.content.state().last()),
-                Outcome::Changed => changes += 1,
+                Outcome::Changed => rounds += 1,
                 Outcome::Refused if refusals < REFUSALS_MAX => refusals += 1,
                 Outcome::Refused => return Err(REFUSED),
             }
         }
+        self.committer.ready().await?;
+        let _held = node.lock.lock().await;
+        self.flush_locked(node, placement, select).await?;
+        Ok(node.content.state().last())
     }
 
     /// Flushes with the node's lock held throughout, and gives the lock: nothing is buffered then.
     pub(super) async fn flush_and_lock<'a>(&self, node: &'a Arc<Node>) -> Result<MutexGuard<'a, ()>, FsError> {
         let _turn = node.content.turn.lock().await;
-        for _ in 0..=REFUSALS_MAX {
-            self.committer.ready().await?;
-            let lock = node.lock.lock().await;
-            let mut held = Some(lock);
-            let tried = self.try_flush(node, Placement::Waited, Select::All, &mut held).await?;
-            if let (Outcome::Submitted | Outcome::Nothing, Some(lock)) = (tried, held) {
-                self.forget_if_clean(node);
-                return Ok(lock);
-            }
-        }
-        Err(REFUSED)
+        self.committer.ready().await?;
+        let held = node.lock.lock().await;
+        self.flush_locked(node, Placement::Waited, Select::All).await?;
+        self.forget_if_clean(node);
+        Ok(held)
     }
 
-    /// One try. The node's lock is taken for the last step only, where it is not `held` already.
-    async fn try_flush<'a>(
-        &self,
-        node: &'a Arc<Node>,
-        placement: Placement,
-        select: Select,
-        held: &mut Option<MutexGuard<'a, ()>>,
-    ) -> Result<Outcome, FsError> {
+    /// With the node's lock held, so that nothing comes to what is there: step by step until nothing is left. The caller awaited room for the first.
+    async fn flush_locked(&self, node: &Arc<Node>, placement: Placement, select: Select) -> Result<(), FsError> {
+        let mut refusals = 0;
+        loop {
+            match self.try_flush(node, placement, select, Lock::Held).await? {
+                Outcome::Submitted if select == Select::All && !node.content.state().is_clean() => {}
+                Outcome::Submitted | Outcome::Nothing => return Ok(()),
+                Outcome::Changed | Outcome::Refused if refusals < REFUSALS_MAX => refusals += 1,
+                Outcome::Changed | Outcome::Refused => return Err(REFUSED),
+            }
+            self.committer.ready().await?;
+        }
+    }
+
+    /// One try at one step: at most [`BATCH_ROWS_MAX`].
+    async fn try_flush(&self, node: &Arc<Node>, placement: Placement, select: Select, lock: Lock) -> Result<Outcome, FsError> {
         let Some(taken) = take(node, select) else { return Ok(Outcome::Nothing) };
         let mut flight = InFlight { contents: self, node, error: None, done: false };
         let prepared = match self.prepare(node, &taken, placement).await {
@@ -198,9 +220,10 @@ impl Contents {
                 return Err(error);
             }
         };
-        if held.is_none() {
-            *held = Some(node.lock.lock().await);
-        }
+        let _held = match lock {
+            Lock::Taken => Some(node.lock.lock().await),
+            Lock::Held => None,
+        };
         match self.submit_flush(node, &taken, prepared) {
             Ok(outcome) => {
                 flight.done = outcome == Outcome::Submitted;
@@ -432,10 +455,13 @@ fn take(node: &Node, select: Select) -> Option<Box<Taken>> {
     };
     // Of a long write only what fills packs: a rest would be a small pack of its own, or be waited for.
     let most = if mostly_whole { whole_packs(state.dirty().charge()) } else { u64::MAX };
-    let mut bytes = 0;
+    let (mut bytes, mut rows) = (0, 0);
     let buffer = state.take(|_, pieces| {
-        let wanted = !mostly_whole || (whole(pieces) && bytes < most);
-        bytes += if wanted { pieces.bytes() } else { 0 };
+        let wanted = rows < BATCH_ROWS_MAX && (!mostly_whole || (whole(pieces) && bytes < most));
+        if wanted {
+            bytes += pieces.bytes();
+            rows += row_max(whole(pieces), row.record_bits);
+        }
         wanted
     });
     let buffer = buffer.clone();
@@ -447,6 +473,12 @@ fn take(node: &Node, select: Select) -> Option<Box<Taken>> {
     let absent_from = if row.masks.is_empty() { known.size.div_ceil(size) } else { u64::MAX };
     let version = state.version;
     Some(Box::new(Taken { buffer, row, version, absent_from }))
+}
+
+/// The most that a record's row takes in a batch: what is written from end to end goes to packs.
+fn row_max(whole: bool, bits: u8) -> usize {
+    let inline = if whole { 0 } else { INLINE_BYTES_MAX.min(1 << bits) };
+    inline + SEGMENTS_MAX * SEGMENT_BYTES_MAX
 }
 
 /// So many bytes as fill packs; all when they do not fill one.

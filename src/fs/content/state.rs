@@ -210,9 +210,14 @@ impl State {
         Wanted { accepted: self.accepted, attempt: self.attempt }
     }
 
+    /// Whether submitted batches hold all that was accepted by then.
+    pub fn has_flushed(&self, wanted: Wanted) -> bool {
+        self.flushed >= wanted.accepted
+    }
+
     /// Whether another's flush, begun after the waiter came, has answered for it.
     pub fn answered(&self, wanted: Wanted) -> Option<Result<Option<Ticket>, FsError>> {
-        if self.flushed >= wanted.accepted {
+        if self.has_flushed(wanted) {
             return Some(Ok(self.last));
         }
         match &self.failed {

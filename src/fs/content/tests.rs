@@ -350,6 +350,32 @@ async fn masks_hide_at_once_and_are_reclaimed() {
     assert_eq!(rig.read(500 << 12, 8192).await, [vec![2; 4096], vec![0; 4096]].concat());
 }
 
+/// Small changes of very many records are more than the committer's queue may hold: they are flushed in steps, as one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_batch_can_hold_is_flushed_in_steps() {
+    let rig = Rig::new(16, plain(), limits()).await;
+    let records = 4000_u64;
+    for n in 0..records {
+        rig.write(n << 16, vec![n as u8 | 1; 10].into()).await.unwrap();
+    }
+    let before = rig.committer.last().0;
+    let ticket = rig.contents.flush(&rig.node).await.unwrap().unwrap();
+    assert!(ticket.0 - before > 1, "in one batch");
+    assert_eq!(ticket, rig.committer.last());
+    assert!(!rig.node.content.is_dirty());
+    rig.exact().await;
+    for n in (0..records).step_by(97) {
+        assert_eq!(rig.read(n << 16, 10).await, vec![n as u8 | 1; 10]);
+    }
+    // The same for who needs the lock as well.
+    for n in 0..records {
+        rig.write((n << 16) + 20, vec![7; 10].into()).await.unwrap();
+    }
+    drop(rig.contents.flush_and_lock(&rig.node).await.unwrap());
+    assert!(!rig.node.content.is_dirty());
+    rig.exact().await;
+}
+
 /// Whoever flushes for the sake of order leaves the news of lost data to COMMIT (R17).
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_data_is_told_to_the_call_that_promises_it() {
