@@ -1,10 +1,9 @@
 //! NFS endpoints for the node's use cases: one listener for each staged volume.
 
 use crate::control::node::{EndpointError, Endpoints};
-use crate::fs::Fs;
 use crate::nfs::{Budget, Endpoint, ExportId, Limits, MountPass, Options, Server};
 use crate::types::DatasetId;
-use crate::volume::Volume;
+use crate::volume::{Served, Volume};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -27,8 +26,8 @@ pub struct NfsEndpoints {
 }
 
 struct Running {
-    endpoint: Arc<Endpoint<Fs>>,
-    server: Server<Arc<Endpoint<Fs>>>,
+    endpoint: Arc<Endpoint<Served>>,
+    server: Server<Arc<Endpoint<Served>>>,
 }
 
 impl NfsEndpoints {
@@ -38,7 +37,7 @@ impl NfsEndpoints {
         Self { options: Options { limits, ..options }, budget, running: Mutex::default() }
     }
 
-    fn endpoint(&self, dataset: DatasetId) -> Result<Arc<Endpoint<Fs>>, EndpointError> {
+    fn endpoint(&self, dataset: DatasetId) -> Result<Arc<Endpoint<Served>>, EndpointError> {
         let running = self.running.lock();
         running.get(&dataset).map(|found| found.endpoint.clone()).ok_or(EndpointError::Unknown(dataset))
     }
@@ -49,7 +48,7 @@ fn export_id(dataset: DatasetId) -> ExportId {
 }
 
 impl Endpoints for NfsEndpoints {
-    type Pass = MountPass<Fs>;
+    type Pass = MountPass<Served>;
 
     async fn listen(&self, dataset: DatasetId, export: &str, at: SocketAddr) -> Result<(), EndpointError> {
         if self.running.lock().get(&dataset).is_some_and(|found| found.server.local_addr() == at) {
@@ -68,7 +67,7 @@ impl Endpoints for NfsEndpoints {
     }
 
     fn serve(&self, volume: &Volume) -> Result<(), EndpointError> {
-        self.endpoint(volume.dataset.id())?.publish(volume.fs.clone(), volume.handle_key);
+        self.endpoint(volume.dataset.id())?.publish(volume.served.clone(), volume.handle_key);
         Ok(())
     }
 

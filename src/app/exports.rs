@@ -16,10 +16,9 @@
 
 use crate::catalog::State;
 use crate::control::{Pool, Pools};
-use crate::fs::Fs;
 use crate::nfs::{Export, ExportId, ExportTable, Found, Listed, MountRefused, Registry};
 use crate::types::{Class, Classify, DatasetId, DatasetName};
-use crate::volume::{Closing, VolumeError, Volumes};
+use crate::volume::{Closing, Served, VolumeError, Volumes};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -44,7 +43,7 @@ pub struct Exports {
     pools: Pools,
     volumes: Volumes,
     is_staged: IsStaged,
-    registry: Registry<Fs>,
+    registry: Registry<Served>,
     /// What was opened for clients, and must be closed when it is idle, or at the end.
     opened: Mutex<HashMap<DatasetId, Arc<Used>>>,
     /// By what the calls know.
@@ -133,10 +132,10 @@ impl Exports {
         }
     }
 
-    async fn open(&self, pool: &Pool, id: DatasetId) -> Result<Arc<Export<Fs>>, VolumeError> {
+    async fn open(&self, pool: &Pool, id: DatasetId) -> Result<Arc<Export<Served>>, VolumeError> {
         // Held until the export is known: nobody parks it meanwhile.
         let volume = self.volumes.open(&pool.catalog, id).await?;
-        let export = Export::new(export_id(id), volume.fs.clone(), volume.handle_key);
+        let export = Export::new(export_id(id), volume.served.clone(), volume.handle_key);
         let used = Arc::new(Used(AtomicU64::new(self.now())));
         self.used.write().insert(export.id, used.clone());
         self.opened.lock().insert(id, used);
@@ -198,7 +197,7 @@ impl Exports {
     }
 
     /// What a call finds that names this export.
-    fn find(self: &Arc<Self>, id: ExportId) -> Found<Fs> {
+    fn find(self: &Arc<Self>, id: ExportId) -> Found<Served> {
         if let Some(used) = self.used.read().get(&id) {
             used.0.store(self.now(), Ordering::SeqCst);
         }
@@ -273,17 +272,17 @@ fn export_id(dataset: DatasetId) -> ExportId {
 pub struct ServeTable(pub Arc<Exports>);
 
 impl ExportTable for ServeTable {
-    type Fs = Fs;
+    type Fs = Served;
 
-    fn find(&self, id: ExportId) -> Found<Fs> {
+    fn find(&self, id: ExportId) -> Found<Served> {
         self.0.find(id)
     }
 
-    async fn opened(&self, id: ExportId) -> Found<Fs> {
+    async fn opened(&self, id: ExportId) -> Found<Served> {
         self.0.registry.opened(id).await
     }
 
-    async fn mount(&self, path: &[u8], peer: SocketAddr) -> Result<Arc<Export<Fs>>, MountRefused> {
+    async fn mount(&self, path: &[u8], peer: SocketAddr) -> Result<Arc<Export<Served>>, MountRefused> {
         let (pool, id) = self.0.find_named(path).await?;
         let opened = self.0.open(&pool, id).await;
         opened.map_err(|error| match error.class() {

@@ -114,6 +114,7 @@ pub async fn serve<M: Mounter>(
     }
     finish(&tasks).await;
     let closed = exports.close().await;
+    parts.volumes.views().close().await;
     flush_staged(&parts).await?;
     Ok(closed?)
 }
@@ -183,6 +184,7 @@ pub async fn node<M: Mounter>(
     ready(format!("ready: csi unix://{}", csi_endpoint.display()));
     until_stopped(&stop, Some(csi)).await?;
     finish(&tasks).await;
+    parts.volumes.views().close().await;
     flush_staged(&parts).await
 }
 

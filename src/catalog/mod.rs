@@ -5,6 +5,7 @@
 //! datasets/<name key>/<version>                                  a dataset
 //! snapshots/<dataset incarnation>/<snapshot name key>/<version>  a snapshot
 //! names/snapshot/<name key>/<version>                            which snapshot has a CSI name
+//! readers/<snapshot incarnation>/<reader>                        somebody reads the snapshot: no record, see [`readers`]
 //! ```
 //! Nouns: a **record** is what is known of one thing, a **version** one object with its fields at a time, a **chain** all
 //! versions of a record, the **floor** the version below which a chain may have been cleaned, the **end** of a chain a
@@ -27,6 +28,7 @@ mod datasets;
 mod error;
 mod frame;
 mod pool;
+mod readers;
 mod record;
 mod snapshots;
 
@@ -35,4 +37,5 @@ pub use chain::{END_AGE_MIN, Versioned};
 pub use error::CatalogError;
 pub use frame::{Header, RECORD_BYTES_MAX, RECORD_FORMAT, decode_record, encode_record};
 pub use pool::Catalog;
+pub use readers::{READING_KEPT, READING_RENEWED, Readers, Reading};
 pub use record::*;

@@ -28,6 +28,21 @@ pub struct Properties {
     pub root_uid: u32,
     pub root_gid: u32,
     pub root_mode: u32,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub snapdir: Snapdir,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Whether the root directory lists `.snapshots`, in ZFS's words. The name leads there either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Snapdir {
+    #[default]
+    Hidden,
+    Visible,
 }
 
 /// By `cargo bench --bench content -- 256 16,32,64,128 folder` (two shared cores, encrypted), for 16, 32, 64 and 128 KiB: sequential write 2.5, 2.0,
@@ -45,6 +60,7 @@ impl Default for Properties {
             root_uid: 0,
             root_gid: 0,
             root_mode: 0o755,
+            snapdir: Snapdir::Hidden,
         }
     }
 }

@@ -25,9 +25,12 @@ impl Catalog {
         Ok(found.filter(|at| at.record.state != State::Dead))
     }
 
-    /// The record of exactly this life; `None` when it is gone.
+    /// The record of exactly this life; `None` when it is gone and the pool is not.
     pub async fn snapshot_by_id(&self, id: SnapshotId) -> Result<Option<Versioned<Snapshot>>, CatalogError> {
         let found = self.snapshot_of(id).newest::<Snapshot>().await?.live();
+        if found.is_none() {
+            self.confirm().await?;
+        }
         Ok(found.filter(|at| at.record.incarnation == id.snapshot.incarnation))
     }
 

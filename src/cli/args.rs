@@ -182,6 +182,12 @@ pub enum SyncArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SnapdirArg {
+    Hidden,
+    Visible,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum CodecArg {
     None,
     Lz4,
@@ -213,6 +219,9 @@ pub struct NewArgs {
     pub recordsize: Option<ByteSize>,
     #[arg(long, value_enum)]
     pub compression: Option<CodecArg>,
+    /// Whether a listing of the root folder shows .snapshots, which leads to the snapshots either way
+    #[arg(long, value_enum)]
+    pub snapdir: Option<SnapdirArg>,
     /// Most inodes it may hold
     #[arg(long, value_name = "COUNT")]
     pub inodes: Option<u64>,

@@ -1,12 +1,12 @@
 //! `dataset …`.
 
-use super::args::{CodecArg, Common, DatasetCommand, NewArgs, Output, SnapshotCommand, SyncArg};
+use super::args::{CodecArg, Common, DatasetCommand, NewArgs, Output, SnapdirArg, SnapshotCommand, SyncArg};
 use super::exit::Wrong;
 use super::info::{self, DatasetShown, SnapshotShown};
 use super::restore;
 use super::target::{Opened, dataset_name, snapshot_name, split_snapshot};
 use crate::app::{self, ByteSize};
-use crate::catalog::{Properties, State};
+use crate::catalog::{Properties, Snapdir, State};
 use crate::chunk::Codec;
 use crate::control::{Journal, NewVolume, Source};
 use crate::types::{Class, SnapshotHandle, VolumeHandle};
@@ -47,6 +47,10 @@ fn properties(new: &NewArgs) -> anyhow::Result<Properties> {
         Some(CodecArg::None) => Codec::None,
         Some(CodecArg::Zstd) => Codec::Zstd,
         Some(CodecArg::Lz4) | None => Codec::Lz4,
+    };
+    properties.snapdir = match new.snapdir {
+        Some(SnapdirArg::Visible) => Snapdir::Visible,
+        Some(SnapdirArg::Hidden) | None => Snapdir::Hidden,
     };
     properties.quota_inodes = new.inodes;
     properties.root_uid = new.uid.unwrap_or(properties.root_uid);

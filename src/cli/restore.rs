@@ -9,13 +9,11 @@ use super::report::Progress;
 use super::target::{Opened, split_snapshot};
 use crate::app::ByteSize;
 use crate::catalog::Snapshot;
-use crate::chunk::ChunkStore;
 use crate::fs::FsError;
 use crate::fs::api::FileKind;
-use crate::fs::db::{CheckpointId, Reader};
 use crate::fs::{SnapshotView, Viewed};
 use crate::types::{Class, EntryName, InodeNo, Timestamp};
-use crate::volume::place;
+use crate::volume::ReadSnapshot;
 use anyhow::{Context, bail};
 use serde::Serialize;
 use std::collections::HashMap;
@@ -73,24 +71,19 @@ pub async fn copy_out(
     overwrite: Overwrite,
     say: &(dyn Fn(&Restored) + Sync),
 ) -> anyhow::Result<Restored> {
-    let settings = opened.parts.volumes.settings();
-    let place = place(&opened.pool.catalog, snapshot.family, snapshot.dataset.incarnation, &settings.cache);
-    let checkpoint = snapshot.checkpoint.context("the snapshot has no checkpoint")?;
-    let reader = Reader::at_checkpoint(&place, CheckpointId(checkpoint)).await?;
-    let catalog = &opened.pool.catalog;
-    let chunks = ChunkStore::new(catalog.bucket().clone(), snapshot.family, catalog.keyring(), settings.chunk_cache.clone());
-    let view = SnapshotView::new(reader, chunks).await?;
-    let mut copy = Copy { view, overwrite, links: HashMap::new(), done: Restored::default(), say };
+    // Kept for as long as it takes, whoever deletes it meanwhile (R14).
+    let reading = ReadSnapshot::open(opened.parts.volumes.settings(), &opened.pool.catalog, snapshot.id()).await?;
+    let mut copy = Copy { view: reading.view(), overwrite, links: HashMap::new(), done: Restored::default(), say };
     let copied = copy.path(path, target).await;
-    let Copy { view, done, .. } = copy;
-    let closed = view.close().await;
+    let done = copy.done;
+    let closed = reading.close().await;
     copied?;
     closed?;
     Ok(done)
 }
 
 struct Copy<'a> {
-    view: SnapshotView,
+    view: &'a SnapshotView,
     overwrite: Overwrite,
     /// Where a file with several names was put first.
     links: HashMap<InodeNo, PathBuf>,

@@ -1,13 +1,13 @@
 //! StorageClass parameters, parsed strictly: a misspelt one must not silently give a volume of another kind. Pure.
 
 use super::status::{RequestError, invalid};
-use crate::catalog::Properties;
+use crate::catalog::{Properties, Snapdir};
 use crate::chunk::Codec;
 use std::collections::{BTreeMap, HashMap};
 
 /// What external-provisioner adds, or keeps for itself.
 const RESERVED: &str = "csi.storage.k8s.io/";
-const ALLOWED: &str = "pool, sync, recordsize, compression, uid, gid, mode, inodeQuota";
+const ALLOWED: &str = "pool, sync, recordsize, compression, uid, gid, mode, inodeQuota, snapdir";
 /// R6: a file's records have 4 KiB to 1 MiB, a power of two.
 const RECORD_BYTES_MIN: u32 = 4 << 10;
 const RECORD_BYTES_MAX: u32 = 1 << 20;
@@ -50,6 +50,13 @@ pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, 
             "inodeQuota" => {
                 let quota = number(value).filter(|quota: &u64| (INODES_MIN..=INODES_MAX).contains(quota));
                 properties.quota_inodes = Some(quota.ok_or_else(|| bad("a number of inodes from 16"))?);
+            }
+            "snapdir" => {
+                properties.snapdir = match value.as_str() {
+                    "hidden" => Snapdir::Hidden,
+                    "visible" => Snapdir::Visible,
+                    _ => return Err(bad("hidden or visible")),
+                };
             }
             _ => return Err(unknown(name)),
         }
@@ -143,11 +150,12 @@ mod tests {
             ("gid", "2000"),
             ("mode", "2775"),
             ("inodeQuota", "5000"),
+            ("snapdir", "visible"),
             ("csi.storage.k8s.io/pvc/name", "claim"),
         ]))
         .unwrap();
         assert_eq!(parsed.pool.as_deref(), Some("fast"));
-        assert_eq!(parsed.given.len(), 8);
+        assert_eq!(parsed.given.len(), 9);
         let expected = Properties {
             sync: Some("always".into()),
             record_bytes: 128 << 10,
@@ -156,6 +164,7 @@ mod tests {
             root_uid: 1000,
             root_gid: 2000,
             root_mode: 0o2775,
+            snapdir: Snapdir::Visible,
         };
         assert_eq!(parsed.properties, expected);
         assert_eq!(parse(&HashMap::new()).unwrap().properties, Properties::default());
@@ -196,6 +205,7 @@ mod tests {
             ("inodeQuota", "0"),
             ("inodeQuota", "x"),
             ("inodeQuota", "99999999999999999999"),
+            ("snapdir", "yes"),
         ];
         for (name, value) in bad {
             let refused = parse(&map(&[(name, value)])).unwrap_err().to_string();

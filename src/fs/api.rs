@@ -168,7 +168,7 @@ pub struct Written {
 }
 
 /// A position in a directory that stays valid whatever is created or removed (R21): 0 before the first entry, 1 after
-/// `.`, 2 after `..`.
+/// `.`, 2 after `..`, 3 after `.snapshots`, which only a root directory may show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DirCookie(pub u64);
 
@@ -210,6 +210,9 @@ pub struct StatFs {
     pub total_inodes: u64,
     pub free_inodes: u64,
 }
+
+/// The name in a live root directory that always leads to the directory of snapshots, as `.zfs` does in ZFS. Nobody else may have it.
+pub const SNAPSHOTS_NAME: &[u8] = b".snapshots";
 
 /// Bits of ACCESS, as RFC 1813 §3.3.4 numbers them.
 pub mod access {

@@ -5,13 +5,14 @@ use super::api::{FileKind, FileRef, StatFs};
 use super::committer::{Batch, Committer, Ticket};
 use super::content::{ContentMemory, Contents, NodeSource};
 use super::db::{CheckpointId, Database, DbPlace, Detached};
+use super::frozen::FrozenMemory;
 use super::gate::Gate;
 use super::key::{self, DataId};
 use super::names::{Names, Outcome, Ring};
 use super::node::Node;
 use super::row::{Inode, Row};
 use crate::chunk::{ChunkStore, Codec};
-use crate::types::{Epoch, InodeNo};
+use crate::types::{Epoch, InodeNo, Timestamp};
 use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -28,6 +29,8 @@ const INSIST_PAUSE: Duration = Duration::from_millis(200);
 const CALLS_LIMIT: Duration = Duration::from_secs(60);
 /// The part of a cache that is for decoded records: 300 bytes describe 32 KiB, a kilobyte an inode.
 const RECORDS_SHARE: u64 = 4;
+/// The part that is for inodes of snapshots: they are read in passing.
+const FROZEN_SHARE: u64 = 16;
 
 /// What an acknowledgement means, in ZFS's words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -45,13 +48,21 @@ pub enum SyncMode {
 pub struct FsMemory {
     content: ContentMemory,
     names_bytes: u64,
+    frozen: FrozenMemory,
 }
 
 impl FsMemory {
     /// `dirty_bytes`: most bytes of written data. `cache_bytes`: for records, inodes and directories.
     pub fn new(dirty_bytes: u64, cache_bytes: u64) -> Self {
         let records_bytes = cache_bytes / RECORDS_SHARE;
-        Self { content: ContentMemory::new(dirty_bytes, records_bytes), names_bytes: cache_bytes - records_bytes }
+        let frozen = FrozenMemory::new(cache_bytes / FROZEN_SHARE);
+        let names_bytes = cache_bytes - records_bytes - cache_bytes / FROZEN_SHARE;
+        Self { content: ContentMemory::new(dirty_bytes, records_bytes), names_bytes, frozen }
+    }
+
+    /// For snapshots that are read.
+    pub fn frozen(&self) -> &FrozenMemory {
+        &self.frozen
     }
 }
 
@@ -131,7 +142,7 @@ impl Fs {
         let committer = Arc::new(Committer::start(database, options.journal.as_deref(), settled, failpoints).await?);
         let root = ensure_root(&committer, &options).await?;
         let ring = Arc::new(Ring::load(&committer).await?);
-        let FsMemory { content, names_bytes } = &options.memory;
+        let FsMemory { content, names_bytes, .. } = &options.memory;
         let contents = Arc::new(Contents::new(committer.clone(), chunks, packer, content, options.flush_interval));
         contents.set_quota(options.quota_bytes);
         let names = Arc::new(Names::new(committer, contents, *names_bytes, record_bits, options.quota_inodes));
@@ -184,6 +195,17 @@ impl Fs {
         let _call = self.gate.enter()?;
         let ticket = self.names.contents.flush_all().await?;
         self.names.committer.durable(ticket).await
+    }
+
+    /// From now on the root directory lists `.snapshots`; whoever serves it answers for what that leads to.
+    pub fn show_snapshots(&self) {
+        self.names.show_snapshots();
+    }
+
+    /// A ctime above `last` for what is shown beside this file system's own objects; as theirs it never goes back, not by a restart (R8).
+    /// Where the reserved time is used up it is above `last` at least.
+    pub fn ctime_after(&self, last: Timestamp) -> Timestamp {
+        self.names.committer.ctime(last).unwrap_or_else(|_| Timestamp::from_nanos(last.as_nanos().saturating_add(1)))
     }
 
     pub fn set_quota(&self, bytes: Option<u64>, inodes: Option<u64>) {
@@ -328,7 +350,7 @@ async fn ensure_root(committer: &Committer, options: &FsOptions) -> Result<FileR
     if committer.totals().inodes > 0 {
         return Err(FsError::Corrupt("the dataset has inodes but no root directory".to_owned()));
     }
-    let now = committer.ctime(crate::types::Timestamp::default())?;
+    let now = committer.ctime(Timestamp::default())?;
     let root = Inode {
         kind: FileKind::Directory,
         mode: options.root.mode & super::permission::MODE_BITS,

@@ -49,11 +49,13 @@ impl NameHash {
     }
 }
 
-/// Cookies 0, 1 and 2 are taken (start, `.`, `..`): an entry's cookie is hash and n, moved up by this.
-const COOKIE_BASE: u64 = 3;
+/// The cookie of `.snapshots` in a root directory that shows it.
+pub const COOKIE_SNAPSHOTS: DirCookie = DirCookie(3);
+/// Cookies 0 to 3 are taken (start, `.`, `..`, `.snapshots`): an entry's cookie is hash and n, moved up by this.
+const COOKIE_BASE: u64 = COOKIE_SNAPSHOTS.0 + 1;
 
 /// The cookie of an entry: one zero bit, 47 bits of hash, 16 bits of n, offset past the reserved ones.
-/// The very last `n`s of the last hash would overflow the zero bit; they saturate nowhere, as 2^63 + 2 still fits.
+/// The very last `n`s of the last hash would overflow the zero bit; they saturate nowhere, as 2^63 + 3 still fits.
 pub fn cookie(hash: NameHash, n: u16) -> DirCookie {
     DirCookie(((hash.0 << 16) | u64::from(n)) + COOKIE_BASE)
 }
@@ -208,7 +210,9 @@ mod tests {
         let after = dir_after(InodeNo(7), cookie(hash, 5)).unwrap();
         assert!(after > dir_entry(InodeNo(7), hash, 5));
         assert_eq!(after, dir_entry(InodeNo(7), hash, 6));
-        assert_eq!(dir_after(InodeNo(7), DirCookie(2)).unwrap(), dir_entry(InodeNo(7), NameHash(0), 0));
+        for before in [DirCookie(2), COOKIE_SNAPSHOTS] {
+            assert_eq!(dir_after(InodeNo(7), before).unwrap(), dir_entry(InodeNo(7), NameHash(0), 0));
+        }
         assert!(dir_after(InodeNo(7), cookie(NameHash((1 << 47) - 1), u16::MAX)).is_some());
         assert_eq!(dir_after(InodeNo(7), DirCookie(u64::MAX)), None);
     }

@@ -1,13 +1,14 @@
-//! A file system as it was at a checkpoint: read only, without an owner, without caches of its own. For restores; bounded
-//! memory whatever the file's size.
+//! The rows of a file system as it was at a checkpoint: read only, without an owner, without caches of its own. Bounded memory whatever
+//! the file's size. What serves it to clients is [`super::Frozen`].
 
 use super::FsError;
 use super::api::FileKind;
 use super::db::Reader;
-use super::key::{self, NameHash};
+use super::key::{self, DataId, NameHash};
+use super::names::{Entry, NameHasher, decode_entry};
 use super::row::{DirEntryRow, Inode, Record, Row, Source, Superblock};
 use crate::chunk::{ChunkRef, ChunkStore};
-use crate::types::{Class, Classify, EntryName, InodeNo};
+use crate::types::{EntryName, InodeNo};
 use bytes::Bytes;
 
 /// Entries of one page of a directory.
@@ -25,7 +26,15 @@ pub struct Viewed {
 pub struct SnapshotView {
     reader: Reader,
     chunks: ChunkStore,
-    name_key: [u8; 16],
+    hasher: NameHasher,
+    superblock: Superblock,
+}
+
+/// A part of what a read answers.
+enum Part {
+    Hole(u64),
+    Data(Bytes),
+    Chunk { chunk: ChunkRef, from: usize, len: usize },
 }
 
 impl SnapshotView {
@@ -33,22 +42,45 @@ impl SnapshotView {
     /// [`FsError::Corrupt`] when the database has no superblock.
     pub async fn new(reader: Reader, chunks: ChunkStore) -> Result<Self, FsError> {
         let row = reader.get(&key::superblock()).await?.ok_or_else(|| FsError::Corrupt("no superblock".to_owned()))?;
-        let name_key = Superblock::decode(&row)?.name_key;
-        Ok(Self { reader, chunks, name_key })
+        let superblock = Superblock::decode(&row)?;
+        Ok(Self { reader, chunks, hasher: NameHasher::new(superblock.name_key), superblock })
     }
 
-    pub async fn close(self) -> Result<(), FsError> {
+    pub async fn close(&self) -> Result<(), FsError> {
         self.reader.close().await
+    }
+
+    /// Counters, as they were.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
     }
 
     pub async fn root(&self) -> Result<Viewed, FsError> {
         self.inode(InodeNo::ROOT).await
     }
 
+    /// # Errors
+    /// [`FsError::Corrupt`] when there is none: only what an entry names is asked for.
     pub async fn inode(&self, ino: InodeNo) -> Result<Viewed, FsError> {
-        let row = self.reader.get(&key::inode(ino)).await?;
+        let row = self.find(ino).await?;
         let row = row.ok_or_else(|| FsError::Corrupt(format!("inode {ino} is named by an entry but does not exist")))?;
-        Ok(Viewed { ino, row: Inode::decode(&row)? })
+        Ok(Viewed { ino, row })
+    }
+
+    /// The row of an inode, if there is one.
+    pub async fn find(&self, ino: InodeNo) -> Result<Option<Inode>, FsError> {
+        let row = self.reader.get(&key::inode(ino)).await?;
+        row.map(|row| Inode::decode(&row)).transpose()
+    }
+
+    /// The rows of the inodes `first..=last` that exist.
+    pub async fn find_all(&self, first: InodeNo, last: InodeNo, limit: usize) -> Result<Vec<(InodeNo, Inode)>, FsError> {
+        let rows = self.reader.scan(key::inode(first), key::after(&key::inode(last)), limit).await?;
+        let row = |(row_key, row): &(Bytes, Bytes)| match key::Key::parse(row_key) {
+            Some(key::Key::Inode(ino)) => Ok((ino, Inode::decode(row)?)),
+            _ => Err(FsError::Corrupt("a key among the inodes is none of them".to_owned())),
+        };
+        rows.iter().map(row).collect()
     }
 
     /// # Errors
@@ -57,16 +89,41 @@ impl SnapshotView {
         if dir.row.kind != FileKind::Directory {
             return Err(FsError::NotDirectory);
         }
-        let hash = NameHash::of(&self.name_key, name.as_bytes());
-        let from = key::dir_entry(dir.ino, hash, 0);
-        let rows = self.reader.scan(from, after(&key::dir_entry(dir.ino, hash, u16::MAX)), COLLISIONS_MAX).await?;
+        match self.entry(dir.ino, name).await? {
+            Some(ino) => self.inode(ino).await,
+            None => Err(FsError::NotFound),
+        }
+    }
+
+    /// What a name in a directory leads to.
+    pub async fn entry(&self, dir: InodeNo, name: &EntryName) -> Result<Option<InodeNo>, FsError> {
+        let hash = self.hasher.hash(name.as_bytes());
+        let from = key::dir_entry(dir, hash, 0);
+        let rows = self.reader.scan(from, key::after(&key::dir_entry(dir, hash, u16::MAX)), COLLISIONS_MAX).await?;
         for (_, row) in rows {
             let entry = DirEntryRow::decode(&row)?;
             if entry.name == *name {
-                return self.inode(entry.ino).await;
+                return Ok(Some(entry.ino));
             }
         }
-        Err(FsError::NotFound)
+        Ok(None)
+    }
+
+    /// Up to `limit` entries of a directory from a position on, in the order of their cookies.
+    pub async fn entries(&self, dir: InodeNo, from: (NameHash, u16), limit: usize) -> Result<Vec<(NameHash, Entry)>, FsError> {
+        let start = key::dir_entry(dir, from.0, from.1);
+        let rows = self.reader.scan(start, key::dir(InodeNo(dir.0.saturating_add(1))), limit).await?;
+        rows.iter().map(|(row_key, row)| decode_entry(row_key, row, dir)).collect()
+    }
+
+    /// Up to `limit` records of a file's data from `first` on, masked ones included.
+    pub async fn records(&self, data: DataId, first: u64, limit: usize) -> Result<Vec<(u64, Record)>, FsError> {
+        let rows = self.reader.scan(key::record(data, first), key::records(data.next()), limit).await?;
+        let record = |(row_key, row): &(Bytes, Bytes)| match key::Key::parse(row_key) {
+            Some(key::Key::Record(_, n)) => Ok((n, Record::decode(row)?)),
+            _ => Err(FsError::Corrupt(format!("key {} among records", row_key.escape_ascii()))),
+        };
+        rows.iter().map(record).collect()
     }
 
     /// A page of a directory's entries after the key of an earlier page; the second value continues it.
@@ -74,33 +131,58 @@ impl SnapshotView {
         let from = from.unwrap_or_else(|| key::dir(dir.ino));
         let end = key::dir(InodeNo(dir.ino.0.saturating_add(1)));
         let rows = self.reader.scan(from, end, PAGE_ENTRIES).await?;
-        let next = (rows.len() == PAGE_ENTRIES).then(|| rows.last().map(|(last, _)| after(last))).flatten();
+        let next = (rows.len() == PAGE_ENTRIES).then(|| rows.last().map(|(last, _)| key::after(last))).flatten();
         let entries = rows.iter().map(|(_, row)| DirEntryRow::decode(row)).collect::<Result<_, _>>()?;
         Ok((entries, next))
     }
 
     /// Bytes `offset..offset + len` as pieces in order; `None` is a hole of that many bytes. Cut at the file's size.
     pub async fn read(&self, file: &Viewed, offset: u64, len: u32) -> Result<Vec<(u64, Option<Bytes>)>, FsError> {
+        let parts = self.parts(file, offset, len).await?;
+        let mut chunks: Vec<ChunkRef> = Vec::new();
+        for part in &parts {
+            match part {
+                Part::Chunk { chunk, .. } if chunks.last() != Some(chunk) => chunks.push(*chunk),
+                _ => {}
+            }
+        }
+        // Asked for together: what is adjacent in a pack is one request.
+        let data = if chunks.is_empty() { vec![] } else { self.chunks.read(&chunks).await? };
+        let mut data = chunks.iter().zip(data);
+        let mut current: Option<(&ChunkRef, Bytes)> = None;
+        let mut pieces = Vec::with_capacity(parts.len());
+        for part in parts {
+            pieces.push(match part {
+                Part::Hole(len) => (len, None),
+                Part::Data(bytes) => (bytes.len() as u64, Some(bytes)),
+                Part::Chunk { chunk, from, len } => {
+                    if current.as_ref().is_none_or(|(at, _)| **at != chunk) {
+                        current = data.next();
+                    }
+                    let end = from.saturating_add(len);
+                    let bytes = current.as_ref().map(|(_, bytes)| bytes).filter(|bytes| bytes.len() >= end);
+                    let bytes =
+                        bytes.ok_or_else(|| FsError::Corrupt(format!("chunk {} is shorter than a reference to it", chunk.hash)))?;
+                    (len as u64, Some(bytes.slice(from..end)))
+                }
+            });
+        }
+        Ok(pieces)
+    }
+
+    async fn parts(&self, file: &Viewed, offset: u64, len: u32) -> Result<Vec<Part>, FsError> {
         let row = &file.row;
         let end = row.size.min(offset.saturating_add(u64::from(len)));
         if row.kind != FileKind::Regular || offset >= end {
             return Ok(vec![]);
         }
         let bits = u32::from(row.record_bits);
-        if !(12..=20).contains(&bits) {
-            return Err(FsError::Corrupt(format!("inode {}: records of 2^{bits} bytes", file.ino)));
-        }
         let (first, last) = (offset >> bits, (end - 1) >> bits);
         let limit = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
-        let rows = self.reader.scan(key::record(row.data, first), after(&key::record(row.data, last)), limit).await?;
         let (mut parts, mut at) = (Vec::new(), offset);
-        for (record_key, record) in rows {
-            let Some(key::Key::Record(_, n)) = key::Key::parse(&record_key) else {
-                return Err(FsError::Corrupt(format!("key {} among records", record_key.escape_ascii())));
-            };
-            let record = Record::decode(&record)?;
+        for (n, record) in self.records(row.data, first, limit).await? {
             // R5: records from `first` on that were written before the cut are holes.
-            if row.masks.iter().any(|mask| n >= mask.first && record.cut < mask.cut) {
+            if n > last || row.masks.iter().any(|mask| n >= mask.first && record.cut < mask.cut) {
                 continue;
             }
             for segment in record.segments {
@@ -110,52 +192,26 @@ impl SnapshotView {
                     continue;
                 }
                 if from > at {
-                    parts.push((from - at, None));
+                    parts.push(Part::Hole(from - at));
                 }
                 let skip = usize::try_from(from - start).unwrap_or(usize::MAX);
-                let bytes = self.segment(&segment.source).await?;
-                let wanted = usize::try_from(to - from).unwrap_or(usize::MAX);
-                let range = skip..skip.saturating_add(wanted);
-                if bytes.len() < range.end {
-                    return Err(FsError::Corrupt(format!(
-                        "inode {}: record {n} refers to bytes that its chunk does not have",
-                        file.ino
-                    )));
-                }
-                parts.push((to - from, Some(bytes.slice(range))));
+                let len = usize::try_from(to - from).unwrap_or(usize::MAX);
+                parts.push(match segment.source {
+                    Source::Inline(bytes) if bytes.len() >= skip.saturating_add(len) => Part::Data(bytes.slice(skip..skip + len)),
+                    Source::Inline(_) => {
+                        return Err(FsError::Corrupt(format!("inode {}: record {n} lacks bytes that it should hold", file.ino)));
+                    }
+                    Source::Chunk { chunk, from } => {
+                        let from = usize::try_from(from).unwrap_or(usize::MAX).saturating_add(skip);
+                        Part::Chunk { chunk, from, len }
+                    }
+                });
                 at = to;
             }
         }
         if at < end {
-            parts.push((end - at, None));
+            parts.push(Part::Hole(end - at));
         }
         Ok(parts)
     }
-
-    async fn segment(&self, source: &Source) -> Result<Bytes, FsError> {
-        match source {
-            Source::Inline(bytes) => Ok(Bytes::copy_from_slice(bytes)),
-            Source::Chunk { chunk, from } => {
-                let bytes = self.chunk(chunk).await?;
-                let from = usize::try_from(*from).unwrap_or(usize::MAX);
-                if from > bytes.len() {
-                    return Err(FsError::Corrupt(format!("chunk {} is shorter than a reference to it", chunk.hash)));
-                }
-                Ok(bytes.slice(from..))
-            }
-        }
-    }
-
-    async fn chunk(&self, chunk: &ChunkRef) -> Result<Bytes, FsError> {
-        let read = self.chunks.read(std::slice::from_ref(chunk)).await.map_err(|error| match error.class() {
-            Class::Corrupt => FsError::Corrupt(error.to_string()),
-            _ => FsError::Unavailable(error.to_string()),
-        })?;
-        read.into_iter().next().ok_or_else(|| FsError::Internal(format!("chunk {} was not read", chunk.hash)))
-    }
-}
-
-/// The key right after this one.
-fn after(key: &[u8]) -> Bytes {
-    [key, b"\0"].concat().into()
 }

@@ -242,9 +242,28 @@ pub struct InodeNo(pub u64);
 impl InodeNo {
     /// The root directory of every dataset.
     pub const ROOT: Self = Self(1);
+    /// The directory of snapshots, `/.snapshots`: no dataset has a row of it.
+    pub const SNAPSHOTS: Self = Self((1 << Self::BITS) - 1);
     /// The largest inode number.
-    pub const MAX: Self = Self((1 << 44) - 1);
+    pub const MAX: Self = Self(Self::SNAPSHOTS.0 - 1);
+    /// Bits of a number; a snapshot's serial is above them.
+    pub const BITS: u32 = 44;
+
+    /// The serial of the snapshot that a fileid is in (0: the live file system), and the number there.
+    pub fn split(self) -> (u32, Self) {
+        // 20 bits are left.
+        ((self.0 >> Self::BITS) as u32, Self(self.0 & ((1 << Self::BITS) - 1)))
+    }
+
+    /// The fileid of this inode in a snapshot; `None` when either does not fit.
+    pub fn in_snapshot(self, serial: u32) -> Option<Self> {
+        let fits = self <= Self::MAX && (1..=SNAPSHOT_SERIAL_MAX).contains(&serial);
+        fits.then(|| Self((u64::from(serial) << Self::BITS) | self.0))
+    }
 }
+
+/// The largest serial of a snapshot: 20 bits of a fileid hold it, and 0 is the live file system.
+pub const SNAPSHOT_SERIAL_MAX: u32 = (1 << 20) - 1;
 
 impl fmt::Display for InodeNo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -335,6 +354,17 @@ mod tests {
         assert_eq!(pack.to_string().parse(), Ok(pack));
         assert!(pack.to_string().to_uppercase().parse::<PackId>().is_err());
         assert!(pack.to_string().replace("-0", "-+").parse::<PackId>().is_err());
+    }
+
+    #[test]
+    fn a_fileid_holds_serial_and_inode() {
+        for (serial, ino) in [(1, InodeNo::ROOT), (SNAPSHOT_SERIAL_MAX, InodeNo::MAX), (77, InodeNo(1 << 40))] {
+            assert_eq!(ino.in_snapshot(serial).map(InodeNo::split), Some((serial, ino)));
+        }
+        assert_eq!(InodeNo::SNAPSHOTS.split(), (0, InodeNo::SNAPSHOTS));
+        assert_eq!(InodeNo::MAX.split(), (0, InodeNo::MAX));
+        assert!(InodeNo(1).in_snapshot(0).is_none() && InodeNo(1).in_snapshot(SNAPSHOT_SERIAL_MAX + 1).is_none());
+        assert!(InodeNo::SNAPSHOTS.in_snapshot(1).is_none());
     }
 
     #[test]

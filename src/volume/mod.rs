@@ -9,7 +9,8 @@
 //!
 //! Nouns: an **owner** is a node's session, written into the dataset's record; **released** means no owner, and only that
 //! means cleanly closed (R16); a **caretaker** is a controller that holds a released dataset for the length of one
-//! piece of work: a checkpoint, a clone's detaching, a collection of its database.
+//! piece of work: a checkpoint, a clone's detaching, a collection of its database; a **view** is a snapshot that is being read, which needs
+//! no owner.
 //!
 //! Invariants: a process opens a database only while the record names it; a dataset is opened at most once in a process;
 //! a dataset owned by another node is never opened here, because its journal may hold what is not in the store yet.
@@ -19,10 +20,17 @@
 
 mod caretaker;
 mod ownership;
+mod reading;
+mod served;
+mod snapdir;
+mod views;
 mod volumes;
 
 pub use caretaker::{checkpoint_released, collect_released, detach_released, release_lost};
 pub use ownership::is_caretaker;
+pub use reading::ReadSnapshot;
+pub use served::{Live, OneSnapshot, Served};
+pub use views::{Keeper, View, Views};
 pub use volumes::{Closing, Lost, Volume, VolumeSettings, Volumes, place};
 
 use crate::catalog::CatalogError;

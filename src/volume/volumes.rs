@@ -2,7 +2,9 @@
 
 use super::VolumeError;
 use super::ownership::{self, Before};
-use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
+use super::served::{Live, Served};
+use super::views::Views;
+use crate::catalog::{Catalog, CatalogError, Dataset, Owner, Snapdir};
 use crate::chunk::{ChunkCache, ChunkStore};
 use crate::fs::db::{DbCache, DbPlace};
 use crate::fs::{Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
@@ -91,6 +93,8 @@ pub struct Volume {
     pub pool: PoolId,
     pub dataset: Dataset,
     pub fs: Arc<Fs>,
+    /// The same with its snapshots, for clients.
+    pub served: Arc<Served>,
     /// What file handles are authenticated with (R7).
     pub handle_key: [u8; 16],
     chunks: ChunkStore,
@@ -115,6 +119,7 @@ struct Inner {
     /// A slot stays while its volume is open or someone is opening or closing it.
     slots: Mutex<HashMap<DatasetId, Arc<Slot>>>,
     lost: broadcast::Sender<Lost>,
+    views: Views,
 }
 
 #[derive(Default)]
@@ -136,12 +141,18 @@ struct Open {
 
 impl Volumes {
     pub fn new(settings: VolumeSettings) -> Self {
-        let inner = Inner { settings, slots: Mutex::default(), lost: broadcast::Sender::new(LOST_QUEUED) };
+        let views = Views::new(settings.clone());
+        let inner = Inner { settings, slots: Mutex::default(), lost: broadcast::Sender::new(LOST_QUEUED), views };
         Self { inner: Arc::new(inner) }
     }
 
     pub fn settings(&self) -> &VolumeSettings {
         &self.inner.settings
+    }
+
+    /// The snapshots that this process reads.
+    pub fn views(&self) -> &Views {
+        &self.inner.views
     }
 
     /// This process, as it is written into records.
@@ -316,7 +327,12 @@ impl Volumes {
             .await
             .map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?;
         let handle_key = pool.keyring().handle_key(dataset.incarnation, &dataset.handle_secret);
-        Ok(Volume { pool: pool.pool().id, dataset: dataset.clone(), fs: Arc::new(fs), handle_key, chunks })
+        let fs = Arc::new(fs);
+        if dataset.properties.snapdir == Snapdir::Visible {
+            fs.show_snapshots();
+        }
+        let served = Served::Live(Live::new(fs.clone(), pool.clone(), dataset.incarnation, self.views().clone()));
+        Ok(Volume { pool: pool.pool().id, dataset: dataset.clone(), fs, served: Arc::new(served), handle_key, chunks })
     }
 
     /// Open volumes of one family share one store, and with it its caches.

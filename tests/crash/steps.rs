@@ -30,6 +30,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("catalog.sweep", "tests/catalog/faults.rs"),
     // A snapshot whose creation nobody finished.
     ("collect.snapshot.given-up", "tests/lifecycle/unfinished.rs"),
+    // A snapshot that is read.
+    ("catalog.reading", "tests/lifecycle/snapdir.rs"),
+    ("catalog.reading-ended", "tests/lifecycle/snapdir.rs"),
+    ("volume.view.announced", "tests/lifecycle/snapdir.rs"),
     // A clone whose origin goes; a controller's claim; an owner that is gone for good.
     ("collect.detach.begin", "tests/lifecycle/standing.rs"),
     ("collect.detach.whole", "tests/lifecycle/standing.rs"),

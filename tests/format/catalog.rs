@@ -45,6 +45,7 @@ fn dataset() -> Dataset {
             root_uid: 1000,
             root_gid: 1001,
             root_mode: 0o2775,
+            snapdir: Snapdir::Hidden,
         },
         access_modes: vec!["SINGLE_NODE_WRITER".into()],
         owner: Some(Owner { node: "node-1".into(), session: SessionId::from_bytes([4; 16]) }),
@@ -88,6 +89,9 @@ fn records() {
     let before = include_str!("golden/dataset-before-serials.json");
     let (_, old) = decode_record::<Dataset>("datasets/k/00000000000000000007", before.as_bytes()).unwrap();
     assert_eq!(old, Some(Dataset { snapshot_serial: 0, detached: false, ..dataset() }), "as written before the fields were added");
+    let shown = Properties { snapdir: Snapdir::Visible, ..dataset().properties };
+    let text = serde_json::to_string(&shown).unwrap();
+    assert!(text.ends_with(r#","root_mode":1533,"snapdir":"visible"}"#), "{text}");
     check("snapshots/d/k/00000000000000000007", Some(snapshot()), include_str!("golden/snapshot.json"));
     let claim = SnapshotNameClaim { name: "snapshot-1".into(), snapshot: snapshot_id() };
     check("names/snapshot/k/00000000000000000001", Some(claim), include_str!("golden/name-claim.json"));

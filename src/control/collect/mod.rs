@@ -33,7 +33,7 @@ use crate::types::{DatasetId, Incarnation, Timestamp};
 use crate::volume::Volumes;
 use parking_lot::Mutex;
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -43,13 +43,15 @@ const PASSES_MAX: usize = 64;
 const MARK_TRIES: usize = 8;
 
 /// The objects of every database, as listed.
-pub(super) type Objects = std::collections::BTreeMap<Incarnation, Vec<crate::bucket::Listed>>;
+pub(super) type Objects = BTreeMap<Incarnation, Vec<crate::bucket::Listed>>;
 
 /// The catalog at one moment.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listing {
     pub(super) datasets: Vec<Dataset>,
     pub(super) snapshots: Vec<Snapshot>,
+    /// How many read a snapshot at the moment, by its incarnation.
+    pub(super) readers: BTreeMap<Incarnation, usize>,
 }
 
 /// What a collection removed.
@@ -63,7 +65,7 @@ pub struct Collected {
     pub detached: Vec<String>,
     /// Databases that gave up what they had outlived.
     pub databases: usize,
-    /// Ends of names given up long ago, and letters that nobody waits for.
+    /// Ends of names given up long ago, letters that nobody waits for, readers that died.
     pub remnants: usize,
     /// What is tombstoned but still needed, and why.
     pub kept: Vec<Kept>,
@@ -126,7 +128,8 @@ impl Collector {
     /// Passes until nothing more can be removed.
     pub async fn collect(&self) -> Result<Collected, ControlError> {
         let now = SystemTime::now();
-        let remnants = self.pool.catalog.sweep(now).await? + mail::sweep(self.pool.catalog.bucket(), now).await?;
+        let catalog = &self.pool.catalog;
+        let remnants = catalog.sweep(now).await? + catalog.sweep_readers(now).await? + mail::sweep(catalog.bucket(), now).await?;
         let mut done = Collected { remnants, ..Collected::default() };
         for _ in 0..PASSES_MAX {
             let plan = Box::pin(self.plan()).await?;
@@ -146,6 +149,7 @@ impl Collector {
     async fn list(&self) -> Result<Listing, ControlError> {
         let datasets = self.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
         let snapshots = self.pool.catalog.snapshots(None).await?.into_iter().map(|at| at.record).collect();
-        Ok(Listing { datasets, snapshots })
+        let readers = self.pool.catalog.readers(None, SystemTime::now()).await?.live;
+        Ok(Listing { datasets, snapshots, readers })
     }
 }

@@ -96,9 +96,9 @@ pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark
     for snapshot in after.snapshots.iter().filter(|s| is_tombstoned(&s.state)) {
         match needed_by(snapshot, &lives, after) {
             0 => plan.snapshots.push(snapshot.id()),
-            clones => plan.kept.push(Kept {
+            dependants => plan.kept.push(Kept {
                 what: format!("snapshot {} of {}", snapshot.name, dataset_name(after, snapshot.dataset.incarnation)),
-                why: format!("{clones} clones or readers depend on it"),
+                why: format!("{dependants} clones, read-only volumes or readers depend on it"),
             }),
         }
     }
@@ -160,12 +160,13 @@ fn is_dead(catalog: &Listing, mark: &Mark, object: &PackObject) -> bool {
     }
 }
 
-/// Dependants that still exist, and intents of clones that are not counted among them yet.
+/// Dependants that still exist, intents of clones that are not counted among them yet, and whoever reads it now (R14).
 fn needed_by(snapshot: &Snapshot, lives: &BTreeSet<Incarnation>, catalog: &Listing) -> usize {
     let intents = |d: &&Dataset| {
         d.state == State::Creating && d.origin == Some(snapshot.id()) && !snapshot.dependants.contains(&d.incarnation)
     };
-    snapshot.dependants.iter().filter(|d| lives.contains(d)).count() + catalog.datasets.iter().filter(intents).count()
+    let readers = if snapshot.state == State::Dead { 0 } else { catalog.readers.get(&snapshot.incarnation).copied().unwrap_or(0) };
+    snapshot.dependants.iter().filter(|d| lives.contains(d)).count() + catalog.datasets.iter().filter(intents).count() + readers
 }
 
 /// Only snapshots of a live dataset are ever finished, and only while somebody repeats the call.
@@ -245,7 +246,11 @@ pub(super) mod tests {
 
     #[test]
     fn a_pack_goes_only_on_its_creators_word() {
-        let listing = Listing { datasets: vec![dataset(1, State::Ready, None), dataset(2, State::Dead, None)], snapshots: vec![] };
+        let listing = Listing {
+            datasets: vec![dataset(1, State::Ready, None), dataset(2, State::Dead, None)],
+            snapshots: vec![],
+            ..Listing::default()
+        };
         let mut mark = Mark::default();
         mark.creators.insert(Incarnation::from_bytes([1; 16]), (Epoch(3), 5));
         assert!(swept(&listing, &mark, &pack(1, 2, 99)), "an earlier epoch");
@@ -263,11 +268,11 @@ pub(super) mod tests {
     #[test]
     fn any_record_that_comes_goes_or_turns_restarts_the_mark() {
         let one = dataset(1, State::Ready, None);
-        let before = Listing { datasets: vec![one.clone()], snapshots: vec![] };
+        let before = Listing { datasets: vec![one.clone()], snapshots: vec![], ..Listing::default() };
         let mark = Mark::default();
-        let born = Listing { datasets: vec![one.clone(), dataset(2, State::Ready, None)], snapshots: vec![] };
+        let born = Listing { datasets: vec![one.clone(), dataset(2, State::Ready, None)], snapshots: vec![], ..Listing::default() };
         let gone = Listing::default();
-        let turned = Listing { datasets: vec![dataset(1, State::Deleting, None)], snapshots: vec![] };
+        let turned = Listing { datasets: vec![dataset(1, State::Deleting, None)], snapshots: vec![], ..Listing::default() };
         let taken = Listing { snapshots: vec![snapshot(7, &one, State::Creating, &[])], ..before.clone() };
         for after in [born, gone, turned, taken] {
             assert_eq!(plan(&before, &after, &[], &mark, NOW), None);
@@ -281,18 +286,24 @@ pub(super) mod tests {
         let cut = snapshot(7, &source, State::Deleting, &[2]);
         let clone = dataset(2, State::Ready, Some(cut.id()));
         let mark = Mark::default();
-        let held = Listing { datasets: vec![source.clone(), clone], snapshots: vec![cut.clone()] };
+        let held = Listing { datasets: vec![source.clone(), clone], snapshots: vec![cut.clone()], ..Listing::default() };
         let planned = plan(&held, &held, &[], &mark, NOW).unwrap();
         assert!(planned.is_empty());
         assert_eq!(planned.kept.len(), 2);
 
-        let freed = Listing { datasets: vec![source.clone()], snapshots: vec![cut.clone()] };
+        let freed = Listing { datasets: vec![source.clone()], snapshots: vec![cut.clone()], ..Listing::default() };
         let planned = plan(&freed, &freed, &[], &mark, NOW).unwrap();
         assert_eq!((planned.snapshots, planned.datasets), (vec![cut.id()], vec![source.id()]));
 
+        let readers = BTreeMap::from([(cut.incarnation, 1)]);
+        let read = Listing { readers, ..freed.clone() };
+        assert!(plan(&read, &read, &[], &mark, NOW).unwrap().is_empty(), "somebody reads it");
+        let dead = Listing { snapshots: vec![Snapshot { state: State::Dead, ..cut.clone() }], ..read };
+        assert_eq!(plan(&dead, &dead, &[], &mark, NOW).unwrap().snapshots, [cut.id()], "its removal has begun");
+
         let bare = snapshot(7, &source, State::Deleting, &[]);
         let intent = dataset(3, State::Creating, Some(bare.id()));
-        let begun = Listing { datasets: vec![source, intent], snapshots: vec![bare] };
+        let begun = Listing { datasets: vec![source, intent], snapshots: vec![bare], ..Listing::default() };
         assert!(plan(&begun, &begun, &[], &mark, NOW).unwrap().is_empty(), "a clone that is being made needs its source");
         assert_ne!(NameKey::of("dataset", "d1"), NameKey::of("snapshot", "d1"));
     }
@@ -301,7 +312,11 @@ pub(super) mod tests {
     fn a_snapshot_that_may_still_become_a_root_keeps_its_familys_packs() {
         let source = dataset(1, State::Ready, None);
         let cut = Snapshot { checkpoint: None, ..snapshot(7, &source, State::Creating, &[]) };
-        let listing = Listing { datasets: vec![source.clone(), dataset(2, State::Dead, None)], snapshots: vec![cut.clone()] };
+        let listing = Listing {
+            datasets: vec![source.clone(), dataset(2, State::Dead, None)],
+            snapshots: vec![cut.clone()],
+            ..Listing::default()
+        };
         let mut mark = Mark::default();
         mark.creators.insert(source.incarnation, (Epoch(3), 5));
         assert!(swept(&listing, &mark, &pack(1, 2, 9)));
@@ -316,7 +331,7 @@ pub(super) mod tests {
     fn only_intents_that_cannot_be_finished_or_are_old_are_given_up() {
         let mark = Mark::default();
         let abandoned = |datasets: Vec<Dataset>, cut: &Snapshot, now| {
-            let listing = Listing { datasets, snapshots: vec![cut.clone()] };
+            let listing = Listing { datasets, snapshots: vec![cut.clone()], ..Listing::default() };
             plan(&listing, &listing, &[], &mark, now).unwrap().abandoned
         };
         let (live, gone) = (dataset(1, State::Ready, None), dataset(1, State::Deleting, None));

@@ -85,7 +85,10 @@ impl Collector {
         let catalog = &self.pool.catalog;
         let datasets = catalog.datasets().await?;
         let lives = lives(datasets.iter().map(|at| &at.record));
-        let swapped = catalog.update_snapshot(id, |snapshot| bury_snapshot(snapshot, &lives)).await;
+        // It is a tombstone since it was listed: who announces itself after this sees that, and does not read (R14).
+        let incarnation = id.snapshot.incarnation;
+        let readers = catalog.readers(Some(incarnation), std::time::SystemTime::now()).await?.live.get(&incarnation).copied();
+        let swapped = catalog.update_snapshot(id, |snapshot| bury_snapshot(snapshot, &lives, readers.unwrap_or(0))).await;
         let snapshot = match swapped {
             Ok(at) => at.record,
             Err(CatalogError::NotFound { .. }) => return Ok(Reaped::Gone),
@@ -178,13 +181,16 @@ impl Collector {
 }
 
 /// A tombstone takes no new dependants, so those that are alive are all there will ever be.
-fn bury_snapshot(snapshot: &mut Snapshot, lives: &BTreeSet<Incarnation>) -> Result<(), CatalogError> {
+fn bury_snapshot(snapshot: &mut Snapshot, lives: &BTreeSet<Incarnation>, readers: usize) -> Result<(), CatalogError> {
     let refuse = |why: &str| Err(CatalogError::Precondition { what: format!("snapshot {}", snapshot.name), why: why.to_owned() });
     if matches!(snapshot.state, State::Ready | State::Creating) {
         return refuse("it is not tombstoned");
     }
     if snapshot.dependants.iter().any(|d| lives.contains(d)) {
-        return refuse("clones or readers depend on it");
+        return refuse("clones or read-only volumes depend on it");
+    }
+    if snapshot.state == State::Deleting && readers > 0 {
+        return refuse("somebody reads it");
     }
     snapshot.state = State::Dead;
     Ok(())

@@ -179,7 +179,7 @@ mod tests {
             let origin = all.last().map(|d| snapshot(n + 100, d, State::Ready, &[]).id());
             all.push(dataset(n, State::Ready, origin));
         }
-        let listing = |datasets: &[Dataset]| Listing { datasets: datasets.to_vec(), snapshots: vec![] };
+        let listing = |datasets: &[Dataset]| Listing { datasets: datasets.to_vec(), snapshots: vec![], ..Listing::default() };
         let ids = |n: &[usize]| n.iter().map(|n| all[*n].id()).collect::<Vec<_>>();
         assert_eq!(detachable(&listing(&all)), ids(&[5]), "five ancestors are too many");
         let mut shorter = all.clone();
@@ -204,7 +204,7 @@ mod tests {
             tag: None,
         };
         let grown = |snapshots: Vec<_>, objects: Vec<Listed>| {
-            let listing = Listing { datasets: vec![owner.clone()], snapshots };
+            let listing = Listing { datasets: vec![owner.clone()], snapshots, ..Listing::default() };
             overgrown(&listing, &BTreeMap::from([(owner.incarnation, objects)]), now).len()
         };
         let many = |folder: &str, bytes: u64, at: SystemTime| (0..17).map(|n| object(folder, n, bytes, at)).collect::<Vec<_>>();
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(grown(vec![kept], many("manifest", 5, SystemTime::UNIX_EPOCH)), 0, "a snapshot and its clone keep two");
         let mut taken = owner.clone();
         taken.owner = Some(crate::catalog::Owner { node: "n".into(), session: SessionId::from_bytes([1; 16]) });
-        let listing = Listing { datasets: vec![taken], snapshots: vec![] };
+        let listing = Listing { datasets: vec![taken], snapshots: vec![], ..Listing::default() };
         let objects = BTreeMap::from([(owner.incarnation, many("wal", 5, SystemTime::UNIX_EPOCH))]);
         assert!(overgrown(&listing, &objects, now).is_empty(), "its owner does it");
     }

@@ -5,11 +5,10 @@ use crate::catalog::{CatalogError, Dataset, Owner, Snapshot, State, Versioned};
 use crate::control::{ControlError, Pool, mail};
 use crate::fs::api::FileSystem;
 use crate::fs::db::CheckpointId;
-use crate::types::{Classify, DatasetId, Incarnation, NameKey, SnapshotId, SnapshotName, Timestamp, VolumeHandle};
+use crate::types::{
+    Classify, DatasetId, Incarnation, NameKey, SNAPSHOT_SERIAL_MAX as SERIAL_MAX, SnapshotId, SnapshotName, Timestamp, VolumeHandle,
+};
 use crate::volume::{VolumeError, checkpoint_released, is_caretaker};
-
-/// The largest serial: 20 bits of a fileid hold it, 0 is the live file system.
-const SERIAL_MAX: u32 = (1 << 20) - 1;
 
 impl Controller {
     /// `csi_name`: the name is unique in the pool, as CSI demands; otherwise only in the dataset.

@@ -12,7 +12,7 @@ use super::Names;
 use super::entries::{Entry, Position};
 use super::lookup::{READ_ALL_MAX, decode_entry};
 use crate::fs::FsError;
-use crate::fs::api::{Attr, Caller, DirCookie, DirEntry, FileRef, ListLimit, Listing};
+use crate::fs::api::{Attr, Caller, DirCookie, DirEntry, FileRef, ListLimit, Listing, SNAPSHOTS_NAME};
 use crate::fs::committer::Ticket;
 use crate::fs::key::{self, Key, NameHash};
 use crate::fs::node::{Node, attr};
@@ -33,19 +33,20 @@ const FETCH_MAX: usize = 8192;
 const AHEAD_MAX: usize = 16_384;
 
 /// The entries of one answer, up to its limit.
-struct Page {
-    entries: Vec<DirEntry>,
+pub struct Page {
+    pub entries: Vec<DirEntry>,
     limit: ListLimit,
     bytes: usize,
-    full: bool,
+    /// An entry did not fit any more.
+    pub full: bool,
 }
 
 impl Page {
-    fn new(limit: ListLimit) -> Self {
+    pub fn new(limit: ListLimit) -> Self {
         Self { entries: Vec::new(), limit, bytes: 0, full: false }
     }
 
-    fn add(&mut self, name: Bytes, ino: InodeNo, cookie: DirCookie) {
+    pub fn add(&mut self, name: Bytes, ino: InodeNo, cookie: DirCookie) {
         let bytes = self.bytes + name.len() + self.limit.entry_bytes;
         self.full = self.full || self.entries.len() >= self.limit.entries.max(1);
         self.full = self.full || (bytes > self.limit.bytes && !self.entries.is_empty());
@@ -56,7 +57,7 @@ impl Page {
     }
 
     /// How many more entries could fit, and one more to tell whether that is all.
-    fn wanted(&self) -> usize {
+    pub fn wanted(&self) -> usize {
         let by_bytes = self.limit.bytes.saturating_sub(self.bytes) / (self.limit.entry_bytes + 1);
         by_bytes.min(self.limit.entries.saturating_sub(self.entries.len())).saturating_add(1).min(FETCH_MAX)
     }
@@ -81,9 +82,12 @@ impl Names {
         }
         if after.0 < 2 {
             page.add(Bytes::from_static(b".."), dir.row.read().parent, DirCookie(2));
-            if self.is_worth_reading_whole(&dir, page.wanted()) {
-                self.read_all(&dir).await?;
-            }
+        }
+        if after < key::COOKIE_SNAPSHOTS && dir.file.ino == InodeNo::ROOT && self.shows_snapshots() {
+            page.add(Bytes::from_static(SNAPSHOTS_NAME), InodeNo::SNAPSHOTS, key::COOKIE_SNAPSHOTS);
+        }
+        if after.0 < 2 && self.is_worth_reading_whole(&dir, page.wanted()) {
+            self.read_all(&dir).await?;
         }
         let mut more = true;
         while more && !page.full {
@@ -140,6 +144,8 @@ impl Names {
         if missing.is_empty() {
             return Ok(seen);
         }
+        // Whoever serves snapshots knows their directory's attributes.
+        missing.retain(|at| entries[*at].ino != InodeNo::SNAPSHOTS);
         let wanted: Vec<InodeNo> = missing.iter().map(|at| entries[*at].ino).collect();
         let found = self.read_rows(&wanted, self.ahead(dir, next, wanted.len())).await?;
         for at in missing {
@@ -189,7 +195,7 @@ impl Names {
 }
 
 /// Ranges, both ends included, that cover ascending numbers without going through large gaps.
-fn clusters(inos: &[InodeNo]) -> Vec<(InodeNo, InodeNo)> {
+pub fn clusters(inos: &[InodeNo]) -> Vec<(InodeNo, InodeNo)> {
     let mut clusters: Vec<(InodeNo, InodeNo)> = Vec::new();
     for ino in inos {
         match clusters.last_mut() {

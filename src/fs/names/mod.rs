@@ -31,9 +31,9 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use entries::Entries;
-pub use list::Listed;
-pub use lookup::NameHasher;
+pub use entries::{Entries, Entry};
+pub use list::{Listed, Page, clusters};
+pub use lookup::{NameHasher, decode_entry, entry_name};
 pub use remove::Removal;
 pub use ring::{Done, First, Ring, Turn};
 pub use table::Table;
@@ -48,6 +48,7 @@ use super::row::{Inode, Row};
 use crate::types::{InodeNo, Timestamp};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use table::Slotted;
 
 /// How often an operation starts over because a name led elsewhere once its nodes were locked.
@@ -71,6 +72,8 @@ pub struct Names {
     rename: tokio::sync::Mutex<()>,
     /// Held while a batch that adds inodes is counted and submitted, so that two together do not pass the quota.
     quota_inodes: Mutex<Option<u64>>,
+    /// Whether the root lists `.snapshots`.
+    shows_snapshots: AtomicBool,
 }
 
 impl Names {
@@ -84,7 +87,17 @@ impl Names {
             record_bits,
             rename: tokio::sync::Mutex::default(),
             quota_inodes: Mutex::new(inodes),
+            shows_snapshots: AtomicBool::new(false),
         }
+    }
+
+    /// See [`crate::fs::Fs::show_snapshots`].
+    pub fn show_snapshots(&self) {
+        self.shows_snapshots.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn shows_snapshots(&self) -> bool {
+        self.shows_snapshots.load(Ordering::Relaxed)
     }
 
     pub fn set_quota_inodes(&self, inodes: Option<u64>) {

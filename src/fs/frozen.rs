@@ -1,0 +1,289 @@
+//! A file system as it was at a checkpoint, served: the calls of [`FileSystem`] that only read. Every other call is `ROFS`.
+//!
+//! Inode numbers, generations, cookies and times are those of the live file system at that moment, so that whoever compares the two sees
+//! what differs and nothing else. Permissions are those of the live file system, too; nobody is granted a change by ACCESS.
+//!
+//! Bounded: rows of inodes are kept in one cache for the process ([`FrozenMemory`]); tables' blocks and chunks in the caches that all share.
+
+use super::FsError;
+use super::api::*;
+use super::db::{CheckpointId, DbPlace, Reader};
+use super::key;
+use super::names::{Page, clusters, entry_name};
+use super::node::attr;
+use super::permission;
+use super::row::Inode;
+use super::view::{SnapshotView, Viewed};
+use crate::chunk::ChunkStore;
+use crate::types::{EntryName, InodeNo, Timestamp};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a cached inode takes, about.
+const INODE_BYTES: usize = 320;
+/// Inodes of one page that are read with one scan at most.
+const CLUSTER_ROWS: usize = 4096;
+/// Zeros of holes are handed out in pieces of this buffer.
+const ZEROS: &[u8] = &[0; 64 << 10];
+
+/// An opened snapshot's number, inode number.
+type Place = (u64, u64);
+
+/// Inodes of all snapshots that a process reads. Cheap to clone.
+#[derive(Clone)]
+pub struct FrozenMemory {
+    inodes: foyer::Cache<Place, Arc<Inode>>,
+    opened: Arc<AtomicU64>,
+}
+
+impl FrozenMemory {
+    pub fn new(bytes: u64) -> Self {
+        let weight = |_: &Place, row: &Arc<Inode>| INODE_BYTES + row.target.as_ref().map_or(0, Vec::len);
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let inodes = foyer::CacheBuilder::new(bytes).with_name("frozen").with_weighter(weight).build();
+        Self { inodes, opened: Arc::default() }
+    }
+}
+
+/// One snapshot, open for reading.
+pub struct Frozen {
+    view: SnapshotView,
+    root: FileRef,
+    memory: FrozenMemory,
+    number: u64,
+}
+
+impl Frozen {
+    /// # Errors
+    /// [`FsError::Corrupt`] when the checkpoint holds no file system.
+    pub async fn open(
+        place: &DbPlace,
+        checkpoint: CheckpointId,
+        chunks: ChunkStore,
+        memory: &FrozenMemory,
+    ) -> Result<Self, FsError> {
+        let view = SnapshotView::new(Reader::at_checkpoint(place, checkpoint).await?, chunks).await?;
+        let root = view.root().await?;
+        let number = memory.opened.fetch_add(1, Ordering::Relaxed);
+        let root = FileRef { ino: root.ino, generation: root.row.generation };
+        Ok(Self { view, root, memory: memory.clone(), number })
+    }
+
+    pub fn view(&self) -> &SnapshotView {
+        &self.view
+    }
+
+    pub async fn close(&self) -> Result<(), FsError> {
+        self.view.close().await
+    }
+
+    async fn row(&self, ino: InodeNo) -> Result<Option<Arc<Inode>>, FsError> {
+        if let Some(hit) = self.memory.inodes.get(&(self.number, ino.0)) {
+            return Ok(Some(hit.value().clone()));
+        }
+        Ok(self.view.find(ino).await?.map(|row| self.keep(ino, row)))
+    }
+
+    fn keep(&self, ino: InodeNo, row: Inode) -> Arc<Inode> {
+        let row = Arc::new(row);
+        self.memory.inodes.insert((self.number, ino.0), row.clone());
+        row
+    }
+
+    /// What a handle names.
+    async fn object(&self, file: FileRef) -> Result<Arc<Inode>, FsError> {
+        let row = self.row(file.ino).await?.ok_or(FsError::Stale)?;
+        if row.generation != file.generation || row.nlink == 0 { Err(FsError::Stale) } else { Ok(row) }
+    }
+
+    async fn directory(&self, file: FileRef) -> Result<Arc<Inode>, FsError> {
+        let row = self.object(file).await?;
+        if row.kind == FileKind::Directory { Ok(row) } else { Err(FsError::NotDirectory) }
+    }
+
+    /// What an entry or a directory's parent names.
+    async fn named(&self, ino: InodeNo) -> Result<Attr, FsError> {
+        let row = self.row(ino).await?;
+        let row = row.ok_or_else(|| FsError::Corrupt(format!("inode {ino} is named by an entry but does not exist")))?;
+        Ok(attr(FileRef { ino, generation: row.generation }, &row))
+    }
+
+    /// Gives a page's entries their attributes, with as few scans as their numbers allow.
+    async fn attach(&self, entries: &mut [DirEntry]) -> Result<(), FsError> {
+        let mut found: HashMap<InodeNo, Attr> = HashMap::with_capacity(entries.len());
+        let mut missing = Vec::new();
+        for entry in entries.iter() {
+            match self.memory.inodes.get(&(self.number, entry.ino.0)) {
+                Some(hit) => {
+                    let row = hit.value();
+                    found.insert(entry.ino, attr(FileRef { ino: entry.ino, generation: row.generation }, row));
+                }
+                None => missing.push(entry.ino),
+            }
+        }
+        missing.sort_unstable();
+        missing.dedup();
+        for (first, last) in clusters(&missing) {
+            for (ino, row) in self.view.find_all(first, last, CLUSTER_ROWS).await? {
+                if missing.binary_search(&ino).is_ok() {
+                    let row = self.keep(ino, row);
+                    found.insert(ino, attr(FileRef { ino, generation: row.generation }, &row));
+                }
+            }
+        }
+        entries.iter_mut().for_each(|entry| entry.attr = found.get(&entry.ino).copied());
+        Ok(())
+    }
+}
+
+fn regular(row: &Inode) -> Result<(), FsError> {
+    match row.kind {
+        FileKind::Regular => Ok(()),
+        FileKind::Directory => Err(FsError::IsDirectory),
+        _ => Err(FsError::Invalid("only a regular file holds data")),
+    }
+}
+
+fn zeros(mut len: u64, out: &mut Vec<Bytes>) {
+    while len > 0 {
+        let part = Bytes::from_static(ZEROS).slice(..usize::try_from(len).unwrap_or(usize::MAX).min(ZEROS.len()));
+        len -= part.len() as u64;
+        out.push(part);
+    }
+}
+
+impl FileSystem for Frozen {
+    fn root(&self) -> FileRef {
+        self.root
+    }
+
+    /// Nothing is ever written.
+    fn write_verifier(&self) -> [u8; 8] {
+        [0; 8]
+    }
+
+    async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {
+        Ok(attr(file, &*self.object(file).await?))
+    }
+
+    async fn setattr(&self, _: &Caller, _: FileRef, _: SetAttr, _: Option<Timestamp>) -> Result<Change, FsError> {
+        Err(FsError::ReadOnly)
+    }
+
+    async fn lookup(&self, caller: &Caller, dir: FileRef, name: &[u8]) -> Result<(Attr, Attr), FsError> {
+        let row = self.directory(dir).await?;
+        permission::require(caller, &row, permission::EXECUTE)?;
+        let shown = attr(dir, &row);
+        let found = match name {
+            b"." => shown,
+            b".." => self.named(row.parent).await?,
+            name => match self.view.entry(dir.ino, &entry_name(name)?).await? {
+                Some(ino) => self.named(ino).await?,
+                None => return Err(FsError::NotFound),
+            },
+        };
+        Ok((found, shown))
+    }
+
+    async fn access(&self, caller: &Caller, file: FileRef, want: u32) -> Result<(u32, Attr), FsError> {
+        const CHANGES: u32 = access::MODIFY | access::EXTEND | access::DELETE;
+        let row = self.object(file).await?;
+        Ok((permission::granted(caller, &row, want & !CHANGES), attr(file, &row)))
+    }
+
+    async fn readlink(&self, _: &Caller, file: FileRef) -> Result<(Bytes, Attr), FsError> {
+        let row = self.object(file).await?;
+        let target = row.target.clone().ok_or(FsError::Invalid("not a symbolic link"))?;
+        Ok((target.into(), attr(file, &row)))
+    }
+
+    async fn read(&self, caller: &Caller, file: FileRef, offset: u64, count: u32) -> Result<ReadOut, FsError> {
+        let row = self.object(file).await?;
+        regular(&row)?;
+        permission::may_read_data(caller, &row)?;
+        let viewed = Viewed { ino: file.ino, row: Inode::clone(&row) };
+        let pieces = self.view.read(&viewed, offset, count.min(IO_BYTES_MAX as u32)).await?;
+        let (mut data, mut end) = (Vec::with_capacity(pieces.len()), offset);
+        for (len, bytes) in pieces {
+            end = end.saturating_add(len);
+            match bytes {
+                Some(bytes) => data.push(bytes),
+                None => zeros(len, &mut data),
+            }
+        }
+        Ok(ReadOut { data, eof: end >= row.size, attr: attr(file, &row) })
+    }
+
+    async fn write(&self, _: &Caller, _: FileRef, _: u64, _: Bytes, _: Stability) -> Result<Written, FsError> {
+        Err(FsError::ReadOnly)
+    }
+
+    async fn commit(&self, _: &Caller, _: FileRef, _: u64, _: u32) -> Result<Change, FsError> {
+        Err(FsError::ReadOnly)
+    }
+
+    async fn create(&self, _: &Caller, _: FileRef, _: &EntryName, _: CreateHow) -> Result<Created, FsError> {
+        Err(FsError::ReadOnly)
+    }
+
+    async fn mkdir(&self, _: &Caller, _: FileRef, _: &EntryName, _: SetAttr) -> Result<Created, FsError> {
+        Err(FsError::ReadOnly)
+    }
+
+    async fn make(&self, _: &Caller, _: FileRef, _: &EntryName, _: Special, _: SetAttr) -> Result<Created, FsError> {
+        Err(FsError::ReadOnly)
+    }
+
+    async fn remove(&self, _: &Caller, _: FileRef, _: &EntryName) -> Result<Change, FsError> {
+        Err(FsError::ReadOnly)
+    }
+
+    async fn rmdir(&self, _: &Caller, _: FileRef, _: &EntryName) -> Result<Change, FsError> {
+        Err(FsError::ReadOnly)
+    }
+
+    async fn rename(&self, _: &Caller, _: (FileRef, &EntryName), _: (FileRef, &EntryName)) -> Result<(Change, Change), FsError> {
+        Err(FsError::ReadOnly)
+    }
+
+    async fn link(&self, _: &Caller, _: FileRef, _: FileRef, _: &EntryName) -> Result<(Attr, Change), FsError> {
+        Err(FsError::ReadOnly)
+    }
+
+    async fn readdir(&self, caller: &Caller, dir: FileRef, after: DirCookie, limit: ListLimit) -> Result<Listing, FsError> {
+        let row = self.directory(dir).await?;
+        permission::require(caller, &row, permission::READ)?;
+        let mut from = key::position_after(after).ok_or(FsError::BadCookie)?;
+        let mut page = Page::new(limit);
+        if after.0 < 1 {
+            page.add(Bytes::from_static(b"."), dir.ino, DirCookie(1));
+        }
+        if after.0 < 2 {
+            page.add(Bytes::from_static(b".."), row.parent, DirCookie(2));
+        }
+        let mut more = true;
+        while more && !page.full {
+            let wanted = page.wanted();
+            let fetched = self.view.entries(dir.ino, from, wanted).await?;
+            more = fetched.len() == wanted;
+            for (hash, entry) in fetched {
+                let cookie = key::cookie(hash, entry.n);
+                page.add(Vec::from(entry.name).into(), entry.ino, cookie);
+                from = key::position_after(cookie).unwrap_or(from);
+            }
+        }
+        if limit.with_attr {
+            self.attach(&mut page.entries).await?;
+        }
+        Ok(Listing { entries: page.entries, eof: !page.full, dir: attr(dir, &row) })
+    }
+
+    /// Full, with what was in use.
+    async fn statfs(&self) -> Result<StatFs, FsError> {
+        let superblock = self.view.superblock();
+        let (total_bytes, total_inodes) = (superblock.allocated, superblock.inodes);
+        Ok(StatFs { total_bytes, free_bytes: 0, total_inodes, free_inodes: 0 })
+    }
+}

@@ -1,0 +1,122 @@
+//! Reading a snapshot from one end to the other: restores and comparisons. The snapshot is kept for as long as that takes, whoever deletes it
+//! meanwhile (R14); that is the difference to a [`View`](super::View), which clients would keep for ever.
+
+use super::VolumeError;
+use super::volumes::{VolumeSettings, place};
+use crate::catalog::{Catalog, CatalogError, Owner, READING_RENEWED, Reading, Snapshot};
+use crate::chunk::ChunkStore;
+use crate::fs::db::{CheckpointId, Reader};
+use crate::fs::{FsError, SnapshotView};
+use crate::types::SnapshotId;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// How often it is looked whether the announcement has to be renewed.
+const UPKEEP: Duration = Duration::from_secs(30);
+
+/// Who reads a snapshot, said in the catalog. Taken back when it is dropped.
+pub(super) struct Announced {
+    pool: Catalog,
+    /// Taken when it is given up.
+    reading: Mutex<Option<Reading>>,
+    renewed: Mutex<Instant>,
+}
+
+impl Announced {
+    /// # Errors
+    /// [`CatalogError::NotFound`] when the snapshot is not ready, or not any more.
+    pub async fn begin(pool: &Catalog, settings: &VolumeSettings, id: SnapshotId) -> Result<(Self, Snapshot), CatalogError> {
+        let me = Owner { node: settings.node.clone(), session: settings.session };
+        let (reading, snapshot) = pool.begin_reading(id, &me).await?;
+        let reading = Mutex::new(Some(reading));
+        Ok((Self { pool: pool.clone(), reading, renewed: Mutex::new(Instant::now()) }, snapshot))
+    }
+
+    /// Says it again when it is time. What the store does not take now is tried again the next time.
+    pub async fn renew(&self) {
+        if self.renewed.lock().elapsed() < READING_RENEWED {
+            return;
+        }
+        let Some(reading) = self.reading.lock().clone() else { return };
+        match self.pool.go_on_reading(&reading).await {
+            Ok(()) => *self.renewed.lock() = Instant::now(),
+            Err(error) => tracing::debug!(%error, "the reader of a snapshot was not announced anew"),
+        }
+    }
+
+    /// Takes it back.
+    pub async fn end(&self) {
+        let reading = self.reading.lock().take();
+        if let Some(reading) = reading {
+            end(&self.pool, &reading).await;
+        }
+    }
+}
+
+async fn end(pool: &Catalog, reading: &Reading) {
+    if let Err(error) = pool.end_reading(reading).await {
+        tracing::debug!(%error, "the announcement of a reader stays for an hour");
+    }
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        let (Ok(runtime), Some(reading)) = (tokio::runtime::Handle::try_current(), self.reading.get_mut().take()) else { return };
+        let pool = self.pool.clone();
+        runtime.spawn(async move { end(&pool, &reading).await });
+    }
+}
+
+/// A snapshot that is being read.
+pub struct ReadSnapshot {
+    view: SnapshotView,
+    snapshot: Snapshot,
+    announced: Arc<Announced>,
+    _renewing: DropGuard,
+}
+
+impl ReadSnapshot {
+    /// # Errors
+    /// [`CatalogError::NotFound`] when the snapshot is not ready, or not any more.
+    pub async fn open(settings: &VolumeSettings, pool: &Catalog, id: SnapshotId) -> Result<Self, VolumeError> {
+        let (announced, snapshot) = Announced::begin(pool, settings, id).await?;
+        let name = snapshot.name.to_string();
+        let view = Self::view_of(settings, pool, &snapshot).await.map_err(|source| VolumeError::Fs { dataset: name, source })?;
+        let (announced, stop) = (Arc::new(announced), CancellationToken::new());
+        tokio::spawn({
+            let (announced, stop) = (Arc::downgrade(&announced), stop.clone());
+            async move {
+                while tokio::time::timeout(UPKEEP, stop.cancelled()).await.is_err() {
+                    let Some(announced) = announced.upgrade() else { return };
+                    announced.renew().await;
+                }
+            }
+        });
+        Ok(Self { view, snapshot, announced, _renewing: stop.drop_guard() })
+    }
+
+    async fn view_of(settings: &VolumeSettings, pool: &Catalog, snapshot: &Snapshot) -> Result<SnapshotView, FsError> {
+        let checkpoint =
+            snapshot.checkpoint.ok_or_else(|| FsError::Internal("a ready snapshot without a checkpoint".to_owned()))?;
+        let at = place(pool, snapshot.family, snapshot.dataset.incarnation, &settings.cache);
+        let chunks = ChunkStore::new(pool.bucket().clone(), snapshot.family, pool.keyring(), settings.chunk_cache.clone());
+        SnapshotView::new(Reader::at_checkpoint(&at, CheckpointId(checkpoint)).await?, chunks).await
+    }
+
+    pub fn view(&self) -> &SnapshotView {
+        &self.view
+    }
+
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Lets the snapshot go.
+    pub async fn close(self) -> Result<(), FsError> {
+        let closed = self.view.close().await;
+        self.announced.end().await;
+        closed
+    }
+}

@@ -1,0 +1,366 @@
+//! What clients are shown: a live file system with its snapshots below `/.snapshots`, or one snapshot by itself.
+//!
+//! ```text
+//! fileid   20 bits: serial (0: live)   44 bits: inode
+//!
+//! /                         live, inode 1
+//! /.snapshots               serial 0, the inode that no file system has
+//! /.snapshots/<name>        serial of the snapshot, inode 1
+//! /.snapshots/<name>/…      serial of the snapshot, inode as it was
+//! ```
+//! A handle holds the fileid and the generation, so it names snapshot and inode, after restarts too (R7). One that is in a deleted snapshot is
+//! stale.
+//!
+//! The name `.snapshots` in the live root always leads to the directory of snapshots, whether the root lists it or not
+//! ([`Snapdir`](crate::catalog::Snapdir)), as `.zfs` does in ZFS. So nobody can make, remove or rename an entry of that name there.
+
+use super::snapdir::SnapDir;
+use super::views::{Keeper, View, Views};
+use crate::catalog::Catalog;
+use crate::fs::api::*;
+use crate::fs::{Fs, FsError};
+use crate::types::{EntryName, InodeNo, SnapshotId, Timestamp};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// A file system as an edge serves it.
+pub enum Served {
+    Live(Live),
+    Snapshot(OneSnapshot),
+}
+
+/// A live file system and its snapshots.
+pub struct Live {
+    fs: Arc<Fs>,
+    snapshots: SnapDir,
+}
+
+/// One snapshot, as the root of an export or a read-only volume.
+pub struct OneSnapshot {
+    pool: Catalog,
+    id: SnapshotId,
+    keeper: Keeper,
+    views: Views,
+    root: FileRef,
+}
+
+/// Where in the tree of a live export a handle is.
+enum Spot {
+    Live,
+    Directory,
+    /// In the snapshot of this serial; the handle is as the snapshot itself knows it.
+    Inside(u32, FileRef),
+}
+
+fn spot(file: FileRef) -> Spot {
+    match file.ino.split() {
+        (0, InodeNo::SNAPSHOTS) => Spot::Directory,
+        (0, _) => Spot::Live,
+        (serial, ino) => Spot::Inside(serial, FileRef { ino, ..file }),
+    }
+}
+
+/// An inode number of a snapshot, as the live export shows it.
+fn shown(serial: u32, ino: InodeNo) -> Result<InodeNo, FsError> {
+    ino.in_snapshot(serial)
+        .ok_or_else(|| FsError::Corrupt(format!("inode {ino} of the snapshot of serial {serial} does not fit a fileid")))
+}
+
+fn attr(serial: u32, attr: Attr) -> Result<Attr, FsError> {
+    let ino = shown(serial, attr.file.ino)?;
+    Ok(Attr { file: FileRef { ino, ..attr.file }, ..attr })
+}
+
+fn is_root(file: FileRef) -> bool {
+    file.ino == InodeNo::ROOT
+}
+
+/// Only what is live can be changed.
+fn live(files: &[FileRef]) -> Result<(), FsError> {
+    if files.iter().all(|file| matches!(spot(*file), Spot::Live)) { Ok(()) } else { Err(FsError::ReadOnly) }
+}
+
+fn is_reserved(dir: FileRef, name: &EntryName) -> bool {
+    is_root(dir) && name.as_bytes() == SNAPSHOTS_NAME
+}
+
+/// A name to be made in a live directory.
+fn new_name(dir: FileRef, name: &EntryName) -> Result<(), FsError> {
+    live(&[dir])?;
+    if is_reserved(dir, name) { Err(FsError::Exists) } else { Ok(()) }
+}
+
+/// A name to be taken out of a live directory.
+fn old_name(dir: FileRef, name: &EntryName) -> Result<(), FsError> {
+    live(&[dir])?;
+    if is_reserved(dir, name) { Err(FsError::ReadOnly) } else { Ok(()) }
+}
+
+impl Live {
+    pub(super) fn new(fs: Arc<Fs>, pool: Catalog, dataset: crate::types::Incarnation, views: Views) -> Self {
+        Self { fs, snapshots: SnapDir::new(pool, dataset, views) }
+    }
+
+    async fn view(&self, serial: u32) -> Result<Arc<View>, FsError> {
+        self.snapshots.view(&self.fs, serial).await
+    }
+
+    async fn directory(&self, file: FileRef) -> Result<Attr, FsError> {
+        if file == SnapDir::FILE { self.snapshots.attr(&self.fs).await } else { Err(FsError::Stale) }
+    }
+
+    async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {
+        match spot(file) {
+            Spot::Live => self.fs.getattr(file).await,
+            Spot::Directory => self.directory(file).await,
+            Spot::Inside(serial, file) => attr(serial, self.view(serial).await?.fs().getattr(file).await?),
+        }
+    }
+
+    async fn lookup(&self, caller: &Caller, dir: FileRef, name: &[u8]) -> Result<(Attr, Attr), FsError> {
+        match spot(dir) {
+            Spot::Live if is_root(dir) && name == SNAPSHOTS_NAME => {
+                // May the caller look names up here?
+                let (root, _) = self.fs.lookup(caller, dir, b".").await?;
+                Ok((self.snapshots.attr(&self.fs).await?, root))
+            }
+            Spot::Live => self.fs.lookup(caller, dir, name).await,
+            Spot::Directory => self.lookup_snapshot(dir, name).await,
+            Spot::Inside(serial, inner) => {
+                let view = self.view(serial).await?;
+                let (found, shown) = view.fs().lookup(caller, inner, name).await?;
+                let shown = attr(serial, shown)?;
+                match is_root(inner) && name == b".." {
+                    true => Ok((self.snapshots.attr(&self.fs).await?, shown)),
+                    false => Ok((attr(serial, found)?, shown)),
+                }
+            }
+        }
+    }
+
+    async fn lookup_snapshot(&self, dir: FileRef, name: &[u8]) -> Result<(Attr, Attr), FsError> {
+        match name {
+            b"." => self.directory(dir).await.map(|attr| (attr, attr)),
+            b".." => Ok((self.fs.getattr(self.fs.root()).await?, self.directory(dir).await?)),
+            name => {
+                let (serial, view, shown) = self.snapshots.lookup(&self.fs, name).await?;
+                let fs = view.fs();
+                Ok((attr(serial, fs.getattr(fs.root()).await?)?, shown))
+            }
+        }
+    }
+
+    async fn access(&self, caller: &Caller, file: FileRef, want: u32) -> Result<(u32, Attr), FsError> {
+        match spot(file) {
+            Spot::Live => self.fs.access(caller, file, want).await,
+            Spot::Directory => Ok((want & (access::READ | access::LOOKUP), self.directory(file).await?)),
+            Spot::Inside(serial, file) => {
+                let (granted, shown) = self.view(serial).await?.fs().access(caller, file, want).await?;
+                Ok((granted, attr(serial, shown)?))
+            }
+        }
+    }
+
+    async fn readlink(&self, caller: &Caller, file: FileRef) -> Result<(Bytes, Attr), FsError> {
+        match spot(file) {
+            Spot::Live => self.fs.readlink(caller, file).await,
+            Spot::Directory => Err(FsError::Invalid("not a symbolic link")),
+            Spot::Inside(serial, file) => {
+                let (target, shown) = self.view(serial).await?.fs().readlink(caller, file).await?;
+                Ok((target, attr(serial, shown)?))
+            }
+        }
+    }
+
+    async fn read(&self, caller: &Caller, file: FileRef, offset: u64, count: u32) -> Result<ReadOut, FsError> {
+        match spot(file) {
+            Spot::Live => self.fs.read(caller, file, offset, count).await,
+            Spot::Directory => Err(FsError::IsDirectory),
+            Spot::Inside(serial, file) => {
+                let read = self.view(serial).await?.fs().read(caller, file, offset, count).await?;
+                Ok(ReadOut { attr: attr(serial, read.attr)?, ..read })
+            }
+        }
+    }
+
+    async fn readdir(&self, caller: &Caller, dir: FileRef, after: DirCookie, limit: ListLimit) -> Result<Listing, FsError> {
+        let mut listing = match spot(dir) {
+            Spot::Live => self.fs.readdir(caller, dir, after, limit).await?,
+            Spot::Directory => {
+                let live = self.fs.getattr(self.fs.root()).await?;
+                let mut listing = self.snapshots.list(&self.fs, after, limit).await?;
+                let dots = listing.entries.iter_mut().filter(|entry| entry.ino == InodeNo::ROOT);
+                dots.for_each(|entry| entry.attr = limit.with_attr.then_some(live));
+                listing
+            }
+            Spot::Inside(serial, inner) => self.list_inside(caller, (serial, inner), after, limit).await?,
+        };
+        // The directory of snapshots, wherever it is shown: in the root, as itself, as the parent of a snapshot's root.
+        if limit.with_attr && listing.entries.iter().any(|entry| entry.ino == InodeNo::SNAPSHOTS) {
+            let snapshots = self.snapshots.attr(&self.fs).await?;
+            let shown = listing.entries.iter_mut().filter(|entry| entry.ino == InodeNo::SNAPSHOTS);
+            shown.for_each(|entry| entry.attr = Some(snapshots));
+        }
+        Ok(listing)
+    }
+
+    async fn list_inside(
+        &self,
+        caller: &Caller,
+        (serial, dir): (u32, FileRef),
+        after: DirCookie,
+        limit: ListLimit,
+    ) -> Result<Listing, FsError> {
+        let mut listing = self.view(serial).await?.fs().readdir(caller, dir, after, limit).await?;
+        for entry in &mut listing.entries {
+            if is_root(dir) && entry.name == ".." {
+                (entry.ino, entry.attr) = (InodeNo::SNAPSHOTS, None);
+            } else {
+                entry.ino = shown(serial, entry.ino)?;
+                entry.attr = entry.attr.map(|of| attr(serial, of)).transpose()?;
+            }
+        }
+        listing.dir = attr(serial, listing.dir)?;
+        Ok(listing)
+    }
+}
+
+impl OneSnapshot {
+    /// # Errors
+    /// [`FsError::Stale`] when the snapshot is not there, or the keeper does not keep it.
+    pub async fn open(views: &Views, pool: &Catalog, id: SnapshotId, keeper: Keeper) -> Result<Self, FsError> {
+        let root = views.get(pool, id, keeper).await?.fs().root();
+        Ok(Self { pool: pool.clone(), id, keeper, views: views.clone(), root })
+    }
+
+    async fn view(&self) -> Result<Arc<View>, FsError> {
+        self.views.get(&self.pool, self.id, self.keeper).await
+    }
+}
+
+/// A call that a snapshot answers as the live file system does.
+macro_rules! either {
+    ($self:ident, $call:ident($($argument:expr),*)) => {
+        match $self {
+            Self::Live(live) => live.$call($($argument),*).await,
+            Self::Snapshot(one) => one.view().await?.fs().$call($($argument),*).await,
+        }
+    };
+}
+
+/// The live file system, for a call that changes it; `check` says whether what the call names may be changed.
+macro_rules! changing {
+    ($self:ident, $check:expr) => {
+        match $self {
+            Self::Live(live) => {
+                $check?;
+                &live.fs
+            }
+            Self::Snapshot(_) => return Err(FsError::ReadOnly),
+        }
+    };
+}
+
+impl FileSystem for Served {
+    fn root(&self) -> FileRef {
+        match self {
+            Self::Live(live) => live.fs.root(),
+            Self::Snapshot(one) => one.root,
+        }
+    }
+
+    fn write_verifier(&self) -> [u8; 8] {
+        match self {
+            Self::Live(live) => live.fs.write_verifier(),
+            Self::Snapshot(_) => [0; 8],
+        }
+    }
+
+    async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {
+        either!(self, getattr(file))
+    }
+
+    async fn setattr(&self, caller: &Caller, file: FileRef, set: SetAttr, guard: Option<Timestamp>) -> Result<Change, FsError> {
+        changing!(self, live(&[file])).setattr(caller, file, set, guard).await
+    }
+
+    async fn lookup(&self, caller: &Caller, dir: FileRef, name: &[u8]) -> Result<(Attr, Attr), FsError> {
+        either!(self, lookup(caller, dir, name))
+    }
+
+    async fn access(&self, caller: &Caller, file: FileRef, want: u32) -> Result<(u32, Attr), FsError> {
+        either!(self, access(caller, file, want))
+    }
+
+    async fn readlink(&self, caller: &Caller, file: FileRef) -> Result<(Bytes, Attr), FsError> {
+        either!(self, readlink(caller, file))
+    }
+
+    async fn read(&self, caller: &Caller, file: FileRef, offset: u64, count: u32) -> Result<ReadOut, FsError> {
+        either!(self, read(caller, file, offset, count))
+    }
+
+    async fn write(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        offset: u64,
+        data: Bytes,
+        stability: Stability,
+    ) -> Result<Written, FsError> {
+        changing!(self, live(&[file])).write(caller, file, offset, data, stability).await
+    }
+
+    async fn commit(&self, caller: &Caller, file: FileRef, offset: u64, count: u32) -> Result<Change, FsError> {
+        changing!(self, live(&[file])).commit(caller, file, offset, count).await
+    }
+
+    async fn create(&self, caller: &Caller, dir: FileRef, name: &EntryName, how: CreateHow) -> Result<Created, FsError> {
+        changing!(self, new_name(dir, name)).create(caller, dir, name, how).await
+    }
+
+    async fn mkdir(&self, caller: &Caller, dir: FileRef, name: &EntryName, set: SetAttr) -> Result<Created, FsError> {
+        changing!(self, new_name(dir, name)).mkdir(caller, dir, name, set).await
+    }
+
+    async fn make(&self, caller: &Caller, dir: FileRef, name: &EntryName, what: Special, set: SetAttr) -> Result<Created, FsError> {
+        changing!(self, new_name(dir, name)).make(caller, dir, name, what, set).await
+    }
+
+    async fn remove(&self, caller: &Caller, dir: FileRef, name: &EntryName) -> Result<Change, FsError> {
+        changing!(self, old_name(dir, name)).remove(caller, dir, name).await
+    }
+
+    async fn rmdir(&self, caller: &Caller, dir: FileRef, name: &EntryName) -> Result<Change, FsError> {
+        changing!(self, old_name(dir, name)).rmdir(caller, dir, name).await
+    }
+
+    async fn rename(
+        &self,
+        caller: &Caller,
+        from: (FileRef, &EntryName),
+        to: (FileRef, &EntryName),
+    ) -> Result<(Change, Change), FsError> {
+        changing!(self, old_name(from.0, from.1).and_then(|()| new_name(to.0, to.1))).rename(caller, from, to).await
+    }
+
+    async fn link(&self, caller: &Caller, file: FileRef, dir: FileRef, name: &EntryName) -> Result<(Attr, Change), FsError> {
+        let check = || {
+            new_name(dir, name)?;
+            // So that `ln` and `cp -l` of what is in a snapshot fall back to a copy.
+            live(&[file]).map_err(|_| FsError::CrossDevice)
+        };
+        changing!(self, check()).link(caller, file, dir, name).await
+    }
+
+    async fn readdir(&self, caller: &Caller, dir: FileRef, after: DirCookie, limit: ListLimit) -> Result<Listing, FsError> {
+        either!(self, readdir(caller, dir, after, limit))
+    }
+
+    async fn statfs(&self) -> Result<StatFs, FsError> {
+        match self {
+            Self::Live(live) => live.fs.statfs().await,
+            Self::Snapshot(one) => one.view().await?.fs().statfs().await,
+        }
+    }
+}
