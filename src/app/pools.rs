@@ -30,7 +30,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
     Refuse,
-    /// `serve` makes a pool in an empty place.
+    /// For a play or a test, whose place is its own. Never where a mistyped URL, or a folder that is not mounted, would become a pool.
     Create,
 }
 
@@ -87,7 +87,7 @@ impl PoolConfig {
             Err(error) if missing == Missing::Create && error.class() == Class::NotFound => {
                 match Catalog::create(bucket.clone(), secret.as_ref()).await {
                     // Another process was faster.
-                    Err(CatalogError::Exists { .. }) => Ok(Catalog::open(bucket, secret.as_ref()).await?),
+                    Err(CatalogError::PoolExists) => Ok(Catalog::open(bucket, secret.as_ref()).await?),
                     created => Ok(created?),
                 }
             }

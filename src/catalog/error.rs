@@ -16,6 +16,10 @@ pub enum CatalogError {
     Crypto(#[from] CryptoError),
     #[error("{what} does not exist")]
     NotFound { what: String },
+    #[error("no pool is there: correct the URL, or mount the folder; `zerofs-csi pool create --pool {url}` makes a new one")]
+    NoPool { url: String },
+    #[error("a pool is there already: use it as it is, or choose another place")]
+    PoolExists,
     /// Everything is gone at once: a folder that is not mounted, a bucket that was emptied or is another one. Not an answer about a record.
     #[error("the pool at {url} is not there any more: mount or restore it; until then nothing is known of what was in it")]
     PoolGone { url: String },
@@ -42,9 +46,9 @@ impl Classify for CatalogError {
         match self {
             Self::Bucket { source, .. } => source.class(),
             Self::Crypto(error) => error.class(),
-            Self::NotFound { .. } => Class::NotFound,
+            Self::NotFound { .. } | Self::NoPool { .. } => Class::NotFound,
             Self::PoolGone { .. } => Class::Unavailable,
-            Self::Exists { .. } => Class::Exists,
+            Self::Exists { .. } | Self::PoolExists => Class::Exists,
             Self::Precondition { .. } => Class::Precondition,
             Self::Corrupt { .. } => Class::Corrupt,
             Self::Version { .. } => Class::Precondition,

@@ -37,15 +37,13 @@ fn pool_chain<'a>(bucket: &'a Bucket, cache: &'a Cache) -> Chain<'a> {
 }
 
 impl Catalog {
-    /// Checks that the store keeps put-if-absent (R3) and writes the pool record. An existing pool is [`CatalogError::Exists`].
+    /// Checks that the store keeps put-if-absent (R3) and writes the pool record. An existing pool is [`CatalogError::PoolExists`].
     pub async fn create(bucket: Bucket, secret: Option<&Secret>) -> Result<Self, CatalogError> {
         let cache = Cache::default();
-        let url = bucket.url().to_owned();
-        let exists = || CatalogError::Exists { what: format!("a pool at {url}"), why: "open it, or choose another place".into() };
         let newest = pool_chain(&bucket, &cache).newest::<PoolRecord>().await;
         match newest {
             Ok(Newest::Absent) => {}
-            Ok(_) => return Err(exists()),
+            Ok(_) => return Err(CatalogError::PoolExists),
             Err(error) => return Err(error),
         }
         let id = PoolId::random();
@@ -58,7 +56,7 @@ impl Catalog {
         };
         check_store(&bucket).await?;
         let pool = PoolRecord { id, created: Timestamp::now(), features: Vec::new(), encryption };
-        let pool = pool_chain(&bucket, &cache).insert(pool, |_| Err(exists())).await?.record;
+        let pool = pool_chain(&bucket, &cache).insert(pool, |_| Err(CatalogError::PoolExists)).await?.record;
         Ok(Self { inner: Arc::new(Inner { bucket, pool, keyring, cache }) })
     }
 
@@ -67,10 +65,7 @@ impl Catalog {
         let cache = Cache::default();
         let newest = pool_chain(&bucket, &cache).newest::<PoolRecord>().await?;
         let Newest::Live(Versioned { record: pool, .. }) = newest else {
-            let url = bucket.url();
-            return Err(CatalogError::NotFound {
-                what: format!("a pool at {url} (`zerofs-csi pool create --pool {url}` makes one)"),
-            });
+            return Err(CatalogError::NoPool { url: bucket.url().to_owned() });
         };
         let unknown: Vec<_> = pool.features.iter().filter(|f| !FEATURES.contains(&f.as_str())).map(String::as_str).collect();
         if !unknown.is_empty() {
