@@ -41,7 +41,9 @@ use crate::types::{Class, Classify};
 pub enum VolumeError {
     #[error("{what} does not exist")]
     NotFound { what: String },
-    #[error("dataset {dataset} is open on node {node}: unmount it there first, or wait for its lease to end")]
+    #[error(
+        "dataset {dataset} is open on node {node}: unmount it there first; if that machine is gone for good, `zerofs-csi dataset release {dataset} --force` takes it"
+    )]
     Owned { dataset: String, node: String },
     #[error("dataset {dataset} is being deleted")]
     Deleting { dataset: String },

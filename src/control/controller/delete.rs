@@ -31,7 +31,10 @@ impl Controller {
         match (changed, owner) {
             (Ok(_), _) | (Err(CatalogError::NotFound { .. }), _) => {}
             (Err(_), Some((name, node))) => {
-                let why = format!("volume {name} is open on node {node}: unmount it there, then repeat");
+                let why = format!(
+                    "volume {name} is open on node {node}: unmount it there (`serve` closes it some minutes later, or when it stops), then \
+                     repeat; if that machine is gone for good, `zerofs-csi dataset release {name} --force` first"
+                );
                 return Err(ControlError::Precondition(why));
             }
             (Err(error), None) => return Err(error.into()),

@@ -39,8 +39,8 @@ impl Controller {
         if journal == Journal::MayHoldMore {
             return Err(ControlError::Precondition(format!(
                 "volume {name} belongs to node {node}, which does not answer: start it again, and nothing is lost; or, if that \
-                 machine is gone for good, release the volume by force, which gives up what only its journal holds (up to some \
-                 seconds of changes that were not synced)"
+                 machine is gone for good, repeat with --force, which gives up what only its journal holds (up to some seconds of \
+                 changes that were not synced)"
             )));
         }
         pool.step("control.release.begin").await?;
