@@ -28,6 +28,6 @@ pub use memory::bound_allocator;
 pub use parts::Parts;
 pub use pools::{Missing, PASSPHRASE_ENV, open as open_pools};
 pub use processes::{NodeOptions, Ready, ServeOptions, controller, node, serve};
-pub use runtime::{run, stop_signal};
+pub use runtime::{keep_private, run, stop_signal};
 pub use size::{ByteSize, SizeError};
 pub use state_dir::StateDir;

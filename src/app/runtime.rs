@@ -36,6 +36,12 @@ fn io_flusher() {
     }
 }
 
+/// What this process writes from now on is for its own user alone: journals, caches and a pool in a folder hold files of volumes, whose
+/// owners and modes the machine does not know.
+pub fn keep_private() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+}
+
 /// Cancelled by SIGTERM or SIGINT. A second signal ends the process at once.
 pub fn stop_signal() -> anyhow::Result<CancellationToken> {
     use tokio::signal::unix::{SignalKind, signal};

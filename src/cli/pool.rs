@@ -19,6 +19,7 @@ pub fn run(command: PoolCommand) -> anyhow::Result<()> {
 }
 
 async fn create(common: &Common) -> anyhow::Result<()> {
+    app::keep_private();
     let config = common.pool.config()?;
     for pool in config.pools.values() {
         let catalog = pool.create().await?;

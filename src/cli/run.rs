@@ -36,6 +36,7 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
         health_listen: args.health_listen,
         missing: Missing::Refuse,
     };
+    app::keep_private();
     app::run(async move {
         let stop = app::stop_signal()?;
         app::serve(config, options, KernelMounter, &ready, stop).await
@@ -46,6 +47,7 @@ pub fn controller(args: &ControllerArgs) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
     app::start_logging(&config.log, None)?;
     let endpoint = socket(&args.csi_endpoint)?;
+    app::keep_private();
     app::run(async move {
         let stop = app::stop_signal()?;
         app::controller(config, &endpoint, args.health_listen, &ready, stop).await
@@ -64,6 +66,7 @@ pub fn node(args: NodeArgs) -> anyhow::Result<()> {
         peers: Peers::LoopbackReserved,
         health_listen: args.health_listen,
     };
+    app::keep_private();
     app::run(async move {
         let stop = app::stop_signal()?;
         app::node(config, &endpoint, options, KernelMounter, &ready, stop).await
