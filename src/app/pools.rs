@@ -158,10 +158,15 @@ async fn keep_opening(pools: Pools, name: String, pool: PoolConfig, tried: onesh
     }
 }
 
+/// A file that is there and does not hold what it should.
+fn unusable(why: String) -> anyhow::Error {
+    std::io::Error::new(std::io::ErrorKind::InvalidData, why).into()
+}
+
 fn read_limited(path: &Path) -> anyhow::Result<Zeroizing<String>> {
     let size = std::fs::metadata(path).with_context(|| format!("secret {}", path.display()))?.len();
     if size > SECRET_BYTES_MAX {
-        bail!("secret {}: {size} bytes are too many for a secret", path.display());
+        return Err(unusable(format!("secret {}: {size} bytes are too many for a secret", path.display())));
     }
     Ok(Zeroizing::new(std::fs::read_to_string(path).with_context(|| format!("secret {}", path.display()))?))
 }
@@ -170,7 +175,7 @@ fn read_secret(path: &Path) -> anyhow::Result<Secret> {
     let text = read_limited(path)?;
     let line = text.lines().next().unwrap_or_default();
     if line.is_empty() {
-        bail!("secret {}: its first line is empty: write the passphrase there", path.display());
+        return Err(unusable(format!("secret {}: its first line is empty: write the passphrase there", path.display())));
     }
     Ok(Secret(Zeroizing::new(line.to_owned())))
 }
@@ -180,10 +185,10 @@ fn read_key(path: &Path) -> anyhow::Result<Secret> {
     let secret = read_secret(path)?;
     let bytes = data_encoding::BASE64.decode(secret.0.as_bytes()).map(Zeroizing::new);
     if !bytes.is_ok_and(|bytes| bytes.len() == KEY_BYTES) {
-        bail!(
+        return Err(unusable(format!(
             "key {}: its first line is not {KEY_BYTES} bytes in base 64: `openssl rand -base64 {KEY_BYTES}` makes one",
             path.display()
-        );
+        )));
     }
     Ok(secret)
 }

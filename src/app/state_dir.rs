@@ -1,7 +1,8 @@
 //! The folder that a process keeps on its machine: journals, what is staged, the node's name.
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use std::fs::{File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// A state folder, locked for this process until it is dropped (R16: a journal has one writer).
@@ -18,7 +19,8 @@ impl StateDir {
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => {
-                bail!("{}: another process uses it: stop that one, or give another --state-dir", at())
+                let why = "another process uses it: stop that one, or give another --state-dir";
+                Err(io::Error::new(io::ErrorKind::ResourceBusy, why)).with_context(at)
             }
             Err(TryLockError::Error(error)) => Err(error).with_context(at),
         }
@@ -38,7 +40,7 @@ impl StateDir {
         match std::fs::read_to_string(&path) {
             Ok(name) if !name.trim().is_empty() => return Ok(name.trim().to_owned()),
             Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
         }
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();

@@ -56,6 +56,20 @@ fn class_of_one(error: &(dyn std::error::Error + 'static)) -> Option<Class> {
     let ours = ours.or_else(|| of::<FsError>(error)).or_else(|| of::<BucketError>(error));
     ours.or_else(|| error.downcast_ref::<Wrong>().map(|wrong| wrong.class))
         .or_else(|| error.downcast_ref::<crate::app::config::ConfigError>().map(|_| Class::Invalid))
+        .or_else(|| error.downcast_ref().map(class_of_io))
+}
+
+/// Of files and addresses that the command line names.
+fn class_of_io(error: &std::io::Error) -> Class {
+    use std::io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::NotFound => Class::NotFound,
+        Kind::InvalidInput | Kind::InvalidData | Kind::IsADirectory | Kind::NotADirectory => Class::Invalid,
+        Kind::PermissionDenied | Kind::ReadOnlyFilesystem => Class::Denied,
+        Kind::AddrInUse | Kind::ResourceBusy => Class::Precondition,
+        Kind::StorageFull | Kind::QuotaExceeded => Class::Exhausted,
+        _ => Class::Internal,
+    }
 }
 
 /// Prints the error with its causes, none of them twice, and answers its code.
@@ -82,6 +96,8 @@ mod tests {
         let error = Err::<(), _>(missing).context("deleting").unwrap_err();
         assert_eq!(class_of(&error), Class::NotFound);
         assert_eq!(code(class_of(&anyhow::anyhow!("?"))), 1);
+        let taken = Err::<(), _>(std::io::Error::from(std::io::ErrorKind::AddrInUse)).context("listening").unwrap_err();
+        assert_eq!(code(class_of(&taken)), 13);
         assert_eq!(class_of(&Wrong::new(Class::Denied, "no")), Class::Denied);
     }
 }
