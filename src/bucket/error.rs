@@ -112,6 +112,7 @@ pub(super) fn meaning(error: &object_store::Error) -> Meaning {
         E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } => Meaning::Refused,
         E::Generic { store: "LocalFileSystem" | "InMemory", .. } => local(error),
         E::Generic { source, .. } if source.is::<TooShort>() => Meaning::Refused,
+        E::Generic { .. } if text(error).contains(NO_HTTP) => Meaning::Refused,
         _ => status(error).map_or(Meaning::Passing, |status| match status {
             // 408 and 429 ask for another attempt (RFC 9110 §15.5.9, RFC 6585 §4).
             408 | 429 | 500.. => Meaning::Passing,
@@ -132,6 +133,9 @@ fn local(error: &object_store::Error) -> Meaning {
         _ => Meaning::Failing,
     }
 }
+
+/// What the client says of an endpoint that it may not speak to in the clear.
+const NO_HTTP: &str = "URL scheme is not allowed";
 
 fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
     let mut at = Some(error);
@@ -164,10 +168,26 @@ pub(super) fn text(error: &object_store::Error) -> String {
         at = below.source();
     }
     let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(CHARS_MAX) {
+    let line = match line.char_indices().nth(CHARS_MAX) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
+    };
+    match hint(&line) {
+        Some(hint) => format!("{hint} ({line})"),
+        None => line,
     }
+}
+
+/// What to do about errors that everybody meets once, and whose text does not tell.
+fn hint(text: &str) -> Option<&'static str> {
+    // Where every cloud's machines ask for credentials of their own.
+    const METADATA: [&str; 2] = ["169.254.169.254", "metadata.google.internal"];
+    if text.contains(NO_HTTP) {
+        return Some("the endpoint is http://, which needs the option allow_http (or AWS_ALLOW_HTTP, …) to be true");
+    }
+    METADATA.iter().any(|at| text.contains(at)).then_some(
+        "no credentials were given, and this machine has none of its own: set them in the environment, the configuration or the Secret",
+    )
 }
 
 /// The error of a request about `key` (or about the whole bucket).
@@ -216,6 +236,9 @@ mod tests {
     fn a_missing_bucket_is_not_a_missing_object() {
         assert_eq!(meaning(&http("404 Not Found")), Meaning::Missing);
         assert_eq!(meaning(&http("403 Forbidden")), Meaning::Denied);
+        let in_the_clear = generic(io::Error::other("builder error: URL scheme is not allowed"));
+        assert_eq!(meaning(&in_the_clear), Meaning::Refused);
+        assert!(text(&in_the_clear).starts_with("the endpoint is http://"));
         let absent = |body: &str| object_store::Error::NotFound { path: "k".into(), source: body.to_owned().into() };
         assert_eq!(meaning(&absent("<Code>NoSuchKey</Code>")), Meaning::Absent);
         assert_eq!(meaning(&absent("<Code>NoSuchBucket</Code>")), Meaning::Missing);
