@@ -44,10 +44,12 @@ pub enum Until {
 
 async fn mount(options: &LoadOptions, credentials: &Credentials) -> Result<FileHandle> {
     let host = options.host();
-    if options.mount_port.is_none()
-        && let Ok(root) = client::mount_at(options.target, &options.export, credentials).await
-    {
-        return Ok(root);
+    if options.mount_port.is_none() {
+        match client::mount_at(options.target, &options.export, credentials).await {
+            // MOUNT may be elsewhere.
+            Err(ClientError::Status(_) | ClientError::Disconnected | ClientError::TimedOut(_) | ClientError::Reply(_)) => {}
+            answered => return during("MOUNT", answered),
+        }
     }
     during("MOUNT", client::mount(host, options.mount_port, &options.export, credentials).await)
 }
