@@ -1,13 +1,18 @@
 //! What can be typed.
 
 use crate::app::{ByteSize, SizeError};
+use crate::control::SIZE_MIN;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+const EXIT_CODES: &str = "Exit status: 0 done, 1 failed, 2 wrong arguments or configuration, 10 not found, 11 exists already, 12 busy: repeat, \
+    13 not now: the message says what must happen first, 14 no room, 15 denied, 16 the store or a node does not answer, 17 taken over, \
+    18 damaged, 19 not supported";
+
 /// Kubernetes volumes that are POSIX file systems living entirely in an object store.
 #[derive(Parser)]
-#[command(name = "zerofs-csi", version, propagate_version = true)]
+#[command(name = "zerofs-csi", version, propagate_version = true, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -69,7 +74,7 @@ pub struct Output {
 
 #[derive(Subcommand)]
 pub enum PoolCommand {
-    /// Make a pool in an empty place
+    /// Make a pool in a bucket and prefix, or folder, that holds nothing else; tries what the store must be able to do
     Create {
         #[command(flatten)]
         common: Common,
@@ -85,6 +90,7 @@ pub enum PoolCommand {
 pub enum DatasetCommand {
     /// Make an empty dataset
     Create {
+        /// Name of the dataset, which is /NAME over NFS; without '/'
         name: String,
         #[command(flatten)]
         new: NewArgs,
@@ -98,27 +104,31 @@ pub enum DatasetCommand {
     },
     /// Show one dataset
     Info {
+        /// Name of the dataset
         name: String,
         #[command(flatten)]
         common: Common,
     },
     /// Delete a dataset; its snapshots and clones stay until they are deleted too
     Delete {
+        /// Name of the dataset
         name: String,
         #[command(flatten)]
         common: Common,
     },
     /// Raise the most bytes a dataset may hold
     Expand {
+        /// Name of the dataset
         name: String,
         /// Like 40Gi; a smaller size changes nothing
-        #[arg(value_parser = size)]
+        #[arg(value_parser = quota)]
         size: ByteSize,
         #[command(flatten)]
         common: Common,
     },
-    /// Take a dataset from a node that is gone for good
+    /// Take a dataset from a node that is gone for good, and fence that node
     Release {
+        /// Name of the dataset; of a PersistentVolume it is the volume's name
         name: String,
         /// Give up what only that node's journal holds
         #[arg(long)]
@@ -133,6 +143,7 @@ pub enum DatasetCommand {
     Clone {
         /// DATASET@SNAPSHOT, or DATASET
         source: String,
+        /// Name of the new dataset
         name: String,
         #[command(flatten)]
         new: NewArgs,
@@ -147,27 +158,34 @@ pub enum DatasetCommand {
 pub enum SnapshotCommand {
     /// Take a snapshot of everything acknowledged
     Create {
+        /// Name of the dataset
         dataset: String,
+        /// Name of the snapshot
         name: String,
         #[command(flatten)]
         common: Common,
     },
     /// List snapshots, of all datasets or one
     List {
+        /// Name of the dataset; all of them if left out
         dataset: Option<String>,
         #[command(flatten)]
         common: Common,
     },
     /// Show one snapshot
     Info {
+        /// Name of the dataset
         dataset: String,
+        /// Name of the snapshot
         name: String,
         #[command(flatten)]
         common: Common,
     },
     /// Delete a snapshot; clones made from it stay
     Delete {
+        /// Name of the dataset
         dataset: String,
+        /// Name of the snapshot
         name: String,
         #[command(flatten)]
         common: Common,
@@ -198,6 +216,15 @@ fn size(text: &str) -> Result<ByteSize, SizeError> {
     text.parse()
 }
 
+/// What is meant to hold something: a size without its unit is a mistake.
+fn quota(text: &str) -> Result<ByteSize, String> {
+    let size = size(text).map_err(|error| error.to_string())?;
+    if size.0 < SIZE_MIN {
+        return Err(format!("{size} is too little: use at least {}, and a unit, like 20Gi", ByteSize(SIZE_MIN)));
+    }
+    Ok(size)
+}
+
 fn octal(text: &str) -> Result<u32, String> {
     u32::from_str_radix(text, 8)
         .ok()
@@ -209,14 +236,15 @@ fn octal(text: &str) -> Result<u32, String> {
 #[derive(Args, Clone, Debug)]
 pub struct NewArgs {
     /// Most bytes it may hold, like 20Gi (default 10Gi, or the source's)
-    #[arg(long, value_parser = size)]
+    #[arg(long, value_parser = quota)]
     pub size: Option<ByteSize>,
-    /// What an acknowledgement means
+    /// What an acknowledgement means (default standard; always for a dataset that several nodes use)
     #[arg(long, value_enum)]
     pub sync: Option<SyncArg>,
-    /// Record size of new files, 4k to 1m
+    /// Record size of new files, a power of two from 4k to 1m (default 64k)
     #[arg(long, value_parser = size, value_name = "SIZE")]
     pub recordsize: Option<ByteSize>,
+    /// Compression of file data (default lz4)
     #[arg(long, value_enum)]
     pub compression: Option<CodecArg>,
     /// Whether a listing of the root folder shows .snapshots, which leads to the snapshots either way
@@ -225,24 +253,24 @@ pub struct NewArgs {
     /// Most inodes it may hold
     #[arg(long, value_name = "COUNT")]
     pub inodes: Option<u64>,
-    /// Owner of the root folder
+    /// Owner of the root folder (default 0)
     #[arg(long)]
     pub uid: Option<u32>,
-    /// Group of the root folder
+    /// Group of the root folder (default 0)
     #[arg(long)]
     pub gid: Option<u32>,
-    /// Mode of the root folder, octal
+    /// Mode of the root folder, octal (default 755)
     #[arg(long, value_parser = octal)]
     pub mode: Option<u32>,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct RestoreArgs {
-    /// DATASET@SNAPSHOT
+    /// What to copy from: DATASET@SNAPSHOT
     pub snapshot: String,
     /// Path in the snapshot; `/` is all of it
     pub path: String,
-    /// Where to put it
+    /// Where to put it: the copy's own path, not the folder around it
     pub target: PathBuf,
     /// Replace existing files
     #[arg(long)]
@@ -255,17 +283,17 @@ pub struct RestoreArgs {
 pub struct ServeArgs {
     #[command(flatten)]
     pub pool: PoolArgs,
-    /// Journals and what is staged are kept here; one process at a time
+    /// Journals, the cache and what is staged are kept here, over restarts; one process at a time
     #[arg(long, value_name = "DIR")]
     pub state_dir: PathBuf,
     /// Socket of the CSI services, unix:///PATH
     #[arg(long, value_name = "ENDPOINT", env = "CSI_ENDPOINT")]
     pub csi_endpoint: Option<String>,
     /// Where to serve NFS and MOUNT
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:12049")]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:12049")]
     pub nfs_listen: SocketAddr,
     /// Where to serve /healthz, /readyz and /metrics
-    #[arg(long, value_name = "ADDRESS", env = "HEALTH_LISTEN")]
+    #[arg(long, value_name = "IP:PORT", env = "HEALTH_LISTEN")]
     pub health_listen: Option<SocketAddr>,
     /// Serve NFS clients with an unprivileged source port too, with their root as nobody; any of them may pose as any other user
     #[arg(long)]
@@ -274,24 +302,29 @@ pub struct ServeArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct ControllerArgs {
+    /// Configuration with pools, credentials and limits
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// Socket of the CSI services, unix:///PATH
     #[arg(long, value_name = "ENDPOINT", env = "CSI_ENDPOINT")]
     pub csi_endpoint: String,
     /// Where to serve /healthz, /readyz and /metrics
-    #[arg(long, value_name = "ADDRESS", env = "HEALTH_LISTEN")]
+    #[arg(long, value_name = "IP:PORT", env = "HEALTH_LISTEN")]
     pub health_listen: Option<SocketAddr>,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct NodeArgs {
+    /// Configuration with pools, credentials and limits
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// Socket of the CSI services, unix:///PATH
     #[arg(long, value_name = "ENDPOINT", env = "CSI_ENDPOINT")]
     pub csi_endpoint: String,
     /// Kubernetes' name of this node
     #[arg(long, value_name = "NAME", env = "NODE_ID")]
     pub node_id: String,
+    /// Journals, the cache and what is staged are kept here; one process at a time
     #[arg(long, value_name = "DIR")]
     pub state_dir: PathBuf,
     /// A folder in memory (tmpfs), where the secrets of requests are kept for the next start
@@ -304,7 +337,7 @@ pub struct NodeArgs {
     #[arg(long, value_name = "PATH")]
     pub kubelet_endpoint: Option<PathBuf>,
     /// Where to serve /healthz, /readyz and /metrics
-    #[arg(long, value_name = "ADDRESS", env = "HEALTH_LISTEN")]
+    #[arg(long, value_name = "IP:PORT", env = "HEALTH_LISTEN")]
     pub health_listen: Option<SocketAddr>,
 }
 
@@ -319,7 +352,7 @@ pub struct BenchArgs {
     /// MOUNT's port, where it is not the server's and no portmapper tells it
     #[arg(long, value_name = "PORT")]
     pub mount_port: Option<u16>,
-    /// Only these workloads
+    /// Only these workloads; a wrong name lists them
     #[arg(long, value_name = "WORK,…", value_delimiter = ',')]
     pub only: Vec<String>,
     /// Length of each workload that has no natural end

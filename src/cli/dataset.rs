@@ -112,11 +112,15 @@ async fn show(name: &str, common: &Common) -> anyhow::Result<()> {
 async fn delete(name: &str, common: &Common) -> anyhow::Result<()> {
     let opened = common.pool.open().await?;
     let found = opened.pool.catalog.dataset(&dataset_name(name)?).await?;
+    let existed = found.is_some();
     if let Some(at) = found {
         opened.controller.delete_volume(VolumeHandle { pool: opened.pool.id(), dataset: at.record.id() }).await?;
     }
-    let report = serde_json::json!({ "deleted": name });
-    common.output.print(&report, |_| format!("deleted dataset {name}; `zerofs-csi gc` or a running controller frees its space\n"))
+    let report = serde_json::json!({ "deleted": name, "existed": existed });
+    common.output.print(&report, |_| match existed {
+        true => format!("deleted dataset {name}; `zerofs-csi gc` or a running controller frees its space\n"),
+        false => format!("there is no dataset {name}: nothing to delete\n"),
+    })
 }
 
 async fn expand(name: &str, size: ByteSize, common: &Common) -> anyhow::Result<()> {
@@ -160,12 +164,16 @@ async fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
                 Some(of) => opened.pool.catalog.snapshot(of.record.id(), &snapshot_name(&name)?).await?,
                 None => None,
             };
+            let existed = found.is_some();
             if let Some(at) = found {
                 let handle = SnapshotHandle { pool: opened.pool.id(), snapshot: at.record.id() };
                 opened.controller.delete_snapshot(handle).await?;
             }
-            let report = serde_json::json!({ "deleted": format!("{dataset}@{name}") });
-            common.output.print(&report, |_| format!("deleted snapshot {dataset}@{name}\n"))
+            let report = serde_json::json!({ "deleted": format!("{dataset}@{name}"), "existed": existed });
+            common.output.print(&report, |_| match existed {
+                true => format!("deleted snapshot {dataset}@{name}; `zerofs-csi gc` or a running controller frees its space\n"),
+                false => format!("there is no snapshot {dataset}@{name}: nothing to delete\n"),
+            })
         }
     }
 }

@@ -27,7 +27,9 @@ impl PoolArgs {
                     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                     return Err(Wrong::new(
                         Class::Invalid,
-                        format!("--pool {name}: neither a URL like file:///FOLDER nor a configured pool; configured are: {known}"),
+                        format!(
+                            "--pool {name}: neither a URL like file:///FOLDER or s3://BUCKET/PREFIX nor a configured pool; configured are: {known}"
+                        ),
                     ));
                 }
                 config.pools.retain(|key, _| key == name);
@@ -46,7 +48,8 @@ impl PoolArgs {
         }
         if config.pools.len() != 1 && config.default_pool.is_none() {
             let known: Vec<&str> = config.pools.keys().map(String::as_str).collect();
-            return Err(Wrong::new(Class::Invalid, format!("give --pool: the configuration has these: {}", known.join(", "))));
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return Err(Wrong::new(Class::Invalid, format!("give --pool: the configuration has these: {known}")));
         }
         if let Some(default) = config.default_pool.take_if(|_| true)
             && config.pools.len() > 1
