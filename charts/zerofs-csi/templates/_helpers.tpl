@@ -25,6 +25,18 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if or (eq $wanted "true") (and (eq $wanted "auto") $there) }}true{{ end -}}
 {{- end }}
 
+{{- /* A value of null takes away a pool of an earlier values file. */ -}}
+{{- define "zerofs.poolNames" -}}
+{{- $names := list }}
+{{- range $name, $pool := .Values.pools }}{{- if $pool }}{{- $names = append $names $name }}{{- end }}{{- end }}
+{{- $names | sortAlpha | toJson }}
+{{- end }}
+
+{{- /* Whether a pool is a folder of the node: "true" or "". */ -}}
+{{- define "zerofs.folders" -}}
+{{- range $name, $pool := .Values.pools }}{{- if and $pool (hasPrefix "file://" $pool.url) }}true{{- end }}{{- end }}
+{{- end }}
+
 {{- define "zerofs.stateDir" -}}
 {{ .Values.node.stateDir | default (printf "/var/lib/%s" .Values.driverName) }}
 {{- end }}
@@ -128,15 +140,17 @@ securityContext:
 
 {{- /* No pool is asked for liveness: a restart would not bring its store back, and would be a pause for every mount. */ -}}
 {{- define "zerofs.probes" -}}
-{{- $host := eq .address "127.0.0.1" }}
+{{- /* Loopback is the node's: kubelet would otherwise ask the pod's own address. */}}
+{{- $host := "" }}
+{{- if hasPrefix "127." .address }}{{- $host = .address }}{{- else if eq .address "[::1]" }}{{- $host = "::1" }}{{- end }}
 livenessProbe:
-  httpGet: { path: /healthz, port: {{ .port }}{{ if $host }}, host: 127.0.0.1{{ end }} }
+  httpGet: { path: /healthz, port: {{ .port }}{{ if $host }}, host: {{ $host | quote }}{{ end }} }
   initialDelaySeconds: 15
   periodSeconds: 15
   timeoutSeconds: 5
   failureThreshold: 8
 readinessProbe:
-  httpGet: { path: /readyz, port: {{ .port }}{{ if $host }}, host: 127.0.0.1{{ end }} }
+  httpGet: { path: /readyz, port: {{ .port }}{{ if $host }}, host: {{ $host | quote }}{{ end }} }
   periodSeconds: 5
   timeoutSeconds: 5
 {{- end }}
