@@ -37,21 +37,27 @@ pub fn run(args: CheckArgs) -> anyhow::Result<()> {
     app::run(async move {
         let opened = args.common.pool.open().await?;
         let progress = Progress::new();
-        let checked = Box::pin(check_all(&opened, args.dataset.as_deref(), &progress)).await?;
+        let (checked, failed) = Box::pin(check_all(&opened, args.dataset.as_deref(), &progress)).await?;
         drop(progress);
         let bad: Vec<&str> = checked.iter().filter(|c| !c.clean).map(|c| c.what.as_str()).collect();
         let verdict = if bad.is_empty() { Ok(()) } else { Err(format!("not clean: {}", bad.join(", "))) };
         args.common.output.print(&checked, |checked| text(checked))?;
-        verdict.map_err(|why| Wrong::new(Class::Corrupt, why))
+        verdict.map_err(|why| Wrong::new(Class::Corrupt, why))?;
+        failed.map_or(Ok(()), Err)
     })
 }
 
-async fn check_all(opened: &Opened, only: Option<&str>, progress: &Progress) -> anyhow::Result<Vec<Checked>> {
-    let mut checked = Vec::new();
+/// What was checked, and the first of what could not be: a dataset whose owner does not answer keeps nobody from checking the others.
+async fn check_all(
+    opened: &Opened,
+    only: Option<&str>,
+    progress: &Progress,
+) -> anyhow::Result<(Vec<Checked>, Option<anyhow::Error>)> {
+    let (mut checked, mut failed) = (Vec::new(), None);
     if let Some((dataset, snapshot)) = only.and_then(split_snapshot) {
         let snapshot = opened.snapshot(dataset, snapshot).await?;
         checked.push(check_snapshot(opened, dataset, &snapshot).await?);
-        return Ok(checked);
+        return Ok((checked, None));
     }
     let datasets: Vec<Dataset> = match only {
         Some(name) => vec![opened.dataset(name).await?],
@@ -59,14 +65,20 @@ async fn check_all(opened: &Opened, only: Option<&str>, progress: &Progress) -> 
     };
     for dataset in datasets.iter().filter(|d| d.state == State::Ready) {
         progress.say(&format!("checking dataset {}", dataset.name));
-        checked.extend(check_dataset(opened, dataset).await?);
+        match check_dataset(opened, dataset).await {
+            Ok(found) => checked.extend(found),
+            Err(error) => {
+                eprintln!("not checked: dataset {}: {error:#}", dataset.name);
+                failed.get_or_insert(error);
+            }
+        }
         for at in opened.pool.catalog.snapshots(Some(dataset.incarnation)).await? {
             if at.record.state == State::Ready {
                 checked.push(check_snapshot(opened, dataset.name.as_str(), &at.record).await?);
             }
         }
     }
-    Ok(checked)
+    Ok((checked, failed))
 }
 
 async fn packs(opened: &Opened) -> anyhow::Result<HashSet<PackId>> {

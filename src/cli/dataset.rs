@@ -182,7 +182,11 @@ async fn list_snapshots(dataset: Option<&str>, common: &Common) -> anyhow::Resul
     let opened = common.pool.open().await?;
     let datasets = opened.pool.catalog.datasets().await?;
     let of = match dataset {
-        Some(name) => Some(opened.dataset(name).await?.incarnation),
+        // One that is deleted may have left snapshots.
+        Some(name) => match opened.pool.catalog.dataset(&dataset_name(name)?).await? {
+            Some(at) => Some(at.record.incarnation),
+            None => Some(opened.dataset(name).await?.incarnation),
+        },
         None => None,
     };
     let name_of = |incarnation| {

@@ -91,12 +91,14 @@ impl Opened {
     pub async fn dataset(&self, name: &str) -> anyhow::Result<Dataset> {
         let parsed = dataset_name(name)?;
         let found = self.pool.catalog.dataset(&parsed).await?.map(|at| at.record);
-        found.filter(|d| matches!(d.state, State::Ready | State::Creating)).ok_or_else(|| {
-            Wrong::new(
-                Class::NotFound,
-                format!("dataset {name} does not exist in this pool: `zerofs-csi dataset list` shows what does"),
-            )
-        })
+        let why = match &found {
+            Some(dataset) if dataset.state == State::Deleting => {
+                "is deleted: only what its snapshots and clones need of it is left"
+            }
+            _ => "does not exist in this pool: `zerofs-csi dataset list` shows what does",
+        };
+        let live = found.filter(|d| matches!(d.state, State::Ready | State::Creating));
+        live.ok_or_else(|| Wrong::new(Class::NotFound, format!("dataset {name} {why}")))
     }
 
     /// A live snapshot of a dataset, which may be deleted itself.

@@ -22,6 +22,9 @@ pub enum ControlError {
     Precondition(String),
     #[error("another call for {what} is running: repeat")]
     InProgress { what: String },
+    /// What had the name before is deleted, and not gone.
+    #[error("the name of {what} is not free yet: an earlier one is deleted, but {why}")]
+    NameInUse { what: String, why: &'static str },
     #[error("{0}")]
     Exhausted(String),
     #[error("{0}")]
@@ -52,7 +55,7 @@ impl Classify for ControlError {
             Self::NotFound { .. } => Class::NotFound,
             Self::Exists { .. } => Class::Exists,
             Self::Precondition(_) => Class::Precondition,
-            Self::InProgress { .. } => Class::InProgress,
+            Self::InProgress { .. } | Self::NameInUse { .. } => Class::InProgress,
             Self::Exhausted(_) => Class::Exhausted,
             Self::Unavailable(_) => Class::Unavailable,
             Self::Catalog(error) => error.class(),

@@ -41,8 +41,8 @@ impl Controller {
             State::Deleting | State::Dead => {
                 // The name is free once the earlier life is gone.
                 self.tombstoned.notify_one();
-                let what = format!("the deletion of volume {}, which snapshots or clones may still keep", new.name);
-                Err(ControlError::InProgress { what })
+                let why = "snapshots or clones may still keep it: delete those, repeat after a collection, or choose another name";
+                Err(ControlError::NameInUse { what: format!("volume {}", new.name), why })
             }
         }
     }

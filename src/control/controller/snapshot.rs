@@ -66,7 +66,8 @@ impl Controller {
             // Its name may still be reserved for it; the collector gives it back.
             State::Deleting | State::Dead => {
                 self.tombstoned.notify_one();
-                return Err(ControlError::InProgress { what: format!("the deletion of snapshot {}", at.record.name) });
+                let why = "clones may still keep it: repeat after a collection, or choose another name";
+                return Err(ControlError::NameInUse { what: format!("snapshot {}", at.record.name), why });
             }
         }
         let (checkpoint, referenced) = Box::pin(self.checkpoint(pool, dataset, id.snapshot.incarnation)).await?;
