@@ -63,9 +63,11 @@ async fn check_all(
         Some(name) => vec![opened.dataset(name).await?],
         None => opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect(),
     };
-    for dataset in datasets.iter().filter(|d| d.state == State::Ready) {
+    // One that is deleted may have left snapshots.
+    for dataset in datasets.iter().filter(|d| matches!(d.state, State::Ready | State::Deleting)) {
         progress.say(&format!("checking dataset {}", dataset.name));
-        match check_dataset(opened, dataset).await {
+        let found = if dataset.state == State::Ready { check_dataset(opened, dataset).await } else { Ok(None) };
+        match found {
             Ok(found) => checked.extend(found),
             Err(error) => {
                 eprintln!("not checked: dataset {}: {error:#}", dataset.name);
