@@ -356,7 +356,7 @@ impl Filling {
         let failed = |source| ChunkError::Bucket { doing: "storing", pack, source };
         let failpoints = self.bucket.failpoints();
         failpoints.step("chunk.before-pack-put").await.map_err(|error| failed(error.into()))?;
-        self.bucket.put_parts(&super::store::key(self.family, pack), parts).await.map_err(failed)?;
+        self.bucket.put_parts(&super::moved::key(self.family, pack, 0), parts).await.map_err(failed)?;
         failpoints.step("chunk.after-pack-put").await.map_err(|error| failed(error.into()))
     }
 }

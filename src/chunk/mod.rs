@@ -1,13 +1,13 @@
 //! Content-addressed chunks in packs.
 //!
 //! A **chunk** is at most 1 MiB of file data, named by its keyed BLAKE3 hash ([`ChunkRef::hash`]). A **pack** is an immutable object
-//! `packs/<family>/<creator>/<epoch>-<seq>` of many chunks; `pack` gives its bytes. A [`Packer`] belongs to one writable open of a dataset and
+//! `packs/<family>/<creator>/<epoch>-<seq>` of many chunks; `pack` gives its bytes, `moved` what it is called once most of it is dead. A [`Packer`] belongs to one writable open of a dataset and
 //! writes packs; a [`ChunkStore`] reads, lists and deletes those of a family; the [`ChunkCache`] and its memory limits are the process's.
 //!
 //! # Invariants
 //! - What a read answers has the hash that was asked for, whether it came from the bucket or from the cache on disk: never wrong bytes, never
 //!   zeros. The memory cache holds verified data only.
-//! - A pack's name is given once (R9) and its bytes never change.
+//! - A pack's name is given once (R9) and the bytes of an object never change; a pack that was rewritten is another object (R12).
 //! - No reference is handed out as [`Stored`] before its pack's PUT was answered (R10).
 //! - `settled` never passes a pack that someone may still refer to (`ledger`, R9). A pack above it may be referred to freely; any other only if the
 //!   dataset says so, at the hit and again at the commit (R10): see [`Packer::deduplicate_into`] and [`Packer::is_unsettled`].
@@ -30,17 +30,21 @@ mod error;
 mod filling;
 mod known;
 mod ledger;
+mod moved;
 mod pack;
 mod packer;
 mod plan;
 mod reader;
+mod rewrite;
 mod room;
 mod store;
 
 pub use cache::{CacheStats, ChunkCache, ChunkLimits};
 pub use error::ChunkError;
+pub use moved::{Generation, parse as parse_object};
 pub use pack::{Entry, PACK_BYTES, PackError, Sealing, Trailer, decode_footer};
 pub use packer::{Packer, Packing, Stored};
+pub use rewrite::Rewritten;
 pub use store::{ChunkStore, PackSummary};
 
 use crate::types::{ChunkHash, PackId};

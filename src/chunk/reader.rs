@@ -4,6 +4,7 @@
 
 use super::cache::{ChunkCache, count};
 use super::coder::{Backing, Coder};
+use super::moved::{self, Generation, Place, Places};
 use super::pack::HEADER_BYTES;
 use super::plan::{Fetch, plan};
 use super::{CHUNK_BYTES_MAX, ChunkError, ChunkRef, cpu};
@@ -22,6 +23,8 @@ type Flight = watch::Receiver<Option<Outcome>>;
 
 /// Reads from the disk cache at once, per read.
 const DISK_READS_MAX: usize = 8;
+/// So many generations of a pack may be rewritten while one read looks for the newest.
+const MOVES_MAX: u32 = 4;
 
 pub(super) struct Reader {
     pub(super) family: FamilyId,
@@ -30,6 +33,8 @@ pub(super) struct Reader {
     pub(super) cache: ChunkCache,
     /// By the whole reference: a second one to the same data must not fail because the first is broken.
     pub(super) flights: Mutex<HashMap<ChunkRef, Flight>>,
+    /// Of packs that were rewritten.
+    pub(super) places: Mutex<Places>,
 }
 
 /// The duty to say what became of a chunk.
@@ -201,12 +206,13 @@ impl Reader {
             None => shared.read_room.clone().acquire_many_owned(weight(&fetch)).await.ok(),
         };
         let Some(pack) = fetch.chunks.first().map(|chunk| chunk.pack) else { return };
-        let bytes = match self.get(pack, &fetch).await {
+        if self.places.lock().get(pack).is_some() {
+            return self.fetch_moved(pack, landings).await;
+        }
+        let bytes = match self.get(pack, 0, &fetch).await {
             Ok(bytes) => bytes,
-            Err(error) => {
-                landings.into_iter().for_each(|landing| landing.land(Err(error.clone())));
-                return;
-            }
+            Err(ChunkError::Missing { .. }) => return self.fetch_moved(pack, landings).await,
+            Err(error) => return fail(landings, &error),
         };
         cpu::run(weight(&fetch) as usize, move || {
             for landing in landings {
@@ -217,11 +223,87 @@ impl Reader {
         .await;
     }
 
-    async fn get(&self, pack: PackId, fetch: &Fetch) -> Result<Bytes, ChunkError> {
+    /// Out of a pack that was rewritten (R12).
+    async fn fetch_moved(&self, pack: PackId, mut landings: Vec<Landing>) {
+        for _ in 0..MOVES_MAX {
+            let place = match self.place(pack).await {
+                Ok(place) => place,
+                Err(error) => return fail(landings, &error),
+            };
+            match self.fetch_at(pack, &place, landings).await {
+                None => return,
+                Some(left) => landings = left,
+            }
+            // It was rewritten once more.
+            self.places.lock().forget(pack);
+        }
+        fail(landings, &ChunkError::Missing { pack });
+    }
+
+    async fn place(&self, pack: PackId) -> Result<Arc<Place>, ChunkError> {
+        if let Some(place) = self.places.lock().get(pack) {
+            return Ok(place);
+        }
+        for _ in 0..MOVES_MAX {
+            match self.find_place(pack).await {
+                Ok(Some(place)) => {
+                    let place = Arc::new(place);
+                    self.places.lock().insert(pack, place.clone());
+                    return Ok(place);
+                }
+                // Gone between the listing and the reading: a newer one is there.
+                Err(ChunkError::Missing { .. }) => {}
+                Ok(None) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ChunkError::Missing { pack })
+    }
+
+    /// Those that are left when the generation is not there any more.
+    async fn fetch_at(&self, pack: PackId, place: &Place, landings: Vec<Landing>) -> Option<Vec<Landing>> {
+        let mut waiting: HashMap<ChunkRef, Vec<Landing>> = HashMap::new();
+        for landing in landings {
+            match place.of(&landing.chunk) {
+                Some(moved) => waiting.entry(moved).or_default().push(landing),
+                None => {
+                    count(&self.cache.0.counts.bucket_corrupt);
+                    let why = "its pack was rewritten without it".to_owned();
+                    let chunk = landing.chunk;
+                    landing.land(Err(corrupt(&chunk, why)));
+                }
+            }
+        }
+        for fetch in plan(waiting.keys().copied().collect()) {
+            let bytes = match self.get(pack, place.generation, &fetch).await {
+                Ok(bytes) => bytes,
+                Err(ChunkError::Missing { .. }) => return Some(waiting.into_values().flatten().collect()),
+                Err(error) => {
+                    let failed = fetch.chunks.iter().filter_map(|chunk| waiting.remove(chunk)).flatten().collect();
+                    fail(failed, &error);
+                    continue;
+                }
+            };
+            let mut landed: Vec<(ChunkRef, Vec<Landing>)> =
+                fetch.chunks.iter().filter_map(|chunk| Some((*chunk, waiting.remove(chunk)?))).collect();
+            cpu::run(weight(&fetch) as usize, move || {
+                for (moved, landings) in landed.drain(..) {
+                    for landing in landings {
+                        let outcome = landing.reader.open(&fetch, &bytes, &moved);
+                        landing.land(outcome);
+                    }
+                }
+            })
+            .await;
+        }
+        None
+    }
+
+    async fn get(&self, pack: PackId, generation: Generation, fetch: &Fetch) -> Result<Bytes, ChunkError> {
         if fetch.range.is_empty() {
             return Ok(Bytes::new());
         }
-        let key = super::store::key(self.family, pack);
+        let key = moved::key(self.family, pack, generation);
         self.bucket.get_range(&key, fetch.range.clone()).await.map_err(|source| reading(pack, source))
     }
 
@@ -243,6 +325,10 @@ impl Reader {
         self.cache.0.disk_insert(chunk.hash, &stored);
         Ok(data)
     }
+}
+
+fn fail(landings: Vec<Landing>, error: &ChunkError) {
+    landings.into_iter().for_each(|landing| landing.land(Err(error.clone())));
 }
 
 /// Memory that a request takes, at most: both limits of a range are well below 4 GiB.

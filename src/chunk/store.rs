@@ -3,6 +3,7 @@
 use super::cache::count;
 use super::coder::Coder;
 use super::filling::Filling;
+use super::moved::{self, Generation, Place};
 use super::pack::{HEADER_BYTES, PackError, TRAILER_BYTES, Trailer};
 use super::reader::{Reader, reading};
 use super::{ChunkCache, ChunkError, ChunkRef, Codec, Packer};
@@ -19,11 +20,13 @@ const TAIL_BYTES: u64 = 32 << 10;
 
 /// The chunks of one family. Cheap to clone; all clones share requests on their way.
 #[derive(Clone)]
-pub struct ChunkStore(Arc<Reader>);
+pub struct ChunkStore(pub(super) Arc<Reader>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackSummary {
     pub pack: PackId,
+    /// 0 is what the packer wrote (R12).
+    pub generation: Generation,
     pub bytes: u64,
 }
 
@@ -31,15 +34,11 @@ fn prefix(family: FamilyId) -> String {
     format!("packs/{family}/")
 }
 
-pub(super) fn key(family: FamilyId, pack: PackId) -> String {
-    format!("packs/{family}/{pack}")
-}
-
 impl ChunkStore {
     /// Does no request.
     pub fn new(bucket: Bucket, family: FamilyId, keyring: &Keyring, cache: ChunkCache) -> Self {
         let coder = Arc::new(Coder::new(keyring, family));
-        Self(Arc::new(Reader { family, bucket, coder, cache, flights: Mutex::new(HashMap::new()) }))
+        Self(Arc::new(Reader { family, bucket, coder, cache, flights: Mutex::new(HashMap::new()), places: Mutex::default() }))
     }
 
     /// The name that `raw` would be stored under.
@@ -79,26 +78,76 @@ impl ChunkStore {
         ))
     }
 
-    /// Every pack of the family, by LIST.
+    /// Every object of the family's packs, by LIST.
     pub async fn list(&self) -> Result<Vec<PackSummary>, ChunkError> {
         let prefix = prefix(self.0.family);
         let listed = self.0.bucket.list(&prefix).await.map_err(|source| self.failed("listing", source))?;
-        let packs =
-            listed.into_iter().filter_map(|object| match object.key.strip_prefix(&prefix).and_then(|name| name.parse().ok()) {
-                Some(pack) => Some(PackSummary { pack, bytes: object.bytes }),
-                None => {
-                    tracing::warn!(key = object.key, "this object is no pack and is left alone; remove it if it is not needed");
-                    None
-                }
-            });
+        let packs = listed.into_iter().filter_map(|object| match object.key.strip_prefix(&prefix).and_then(moved::parse) {
+            Some((pack, generation)) => Some(PackSummary { pack, generation, bytes: object.bytes }),
+            None => {
+                tracing::warn!(key = object.key, "this object is no pack and is left alone; remove it if it is not needed");
+                None
+            }
+        });
         Ok(packs.collect())
     }
 
-    /// The footer of a pack: what chunks it holds.
+    /// What chunks a pack holds: the footer of its newest generation.
     pub async fn contents(&self, pack: PackId) -> Result<Vec<ChunkRef>, ChunkError> {
-        let key = key(self.0.family, pack);
+        let generation = self.newest_generation(pack).await?.unwrap_or(0);
+        self.contents_of(pack, generation).await.map(|(chunks, _)| chunks)
+    }
+
+    /// The newest generation of a pack that was rewritten (R12).
+    pub(super) async fn newest_generation(&self, pack: PackId) -> Result<Option<Generation>, ChunkError> {
+        self.0.newest_generation(pack).await
+    }
+
+    /// The footer of one generation, and the bytes of its object.
+    pub(super) async fn contents_of(&self, pack: PackId, generation: Generation) -> Result<(Vec<ChunkRef>, u64), ChunkError> {
+        self.0.contents(pack, generation).await
+    }
+
+    /// Removes packs, all generations of each. Absent ones count as removed.
+    pub async fn delete(&self, packs: &[PackId]) -> Result<(), ChunkError> {
+        let mut keys = Vec::with_capacity(packs.len());
+        for pack in packs {
+            let newest = self.newest_generation(*pack).await?.unwrap_or(0);
+            keys.extend((0..=newest).map(|generation| moved::key(self.0.family, *pack, generation)));
+        }
+        let failpoints = self.0.bucket.failpoints();
+        let failed = |source| self.failed("deleting", source);
+        failpoints.step("chunk.before-pack-delete").await.map_err(|error| failed(error.into()))?;
+        self.0.bucket.delete(&keys).await.map_err(failed)?;
+        failpoints.step("chunk.after-pack-delete").await.map_err(|error| failed(error.into()))
+    }
+
+    fn failed(&self, doing: &'static str, source: BucketError) -> ChunkError {
+        ChunkError::Family { doing, family: self.0.family, source }
+    }
+}
+
+impl Reader {
+    pub(super) async fn newest_generation(&self, pack: PackId) -> Result<Option<Generation>, ChunkError> {
+        let listed = self.bucket.list(&moved::folder(self.family, pack)).await.map_err(|source| reading(pack, source))?;
+        let generations = listed.iter().filter_map(|object| {
+            let name = object.key.strip_prefix(&prefix(self.family))?;
+            moved::parse(name).map(|(_, generation)| generation)
+        });
+        Ok(generations.max())
+    }
+
+    /// Where the chunks of a pack are whose first object is gone. `None`: nowhere.
+    pub(super) async fn find_place(&self, pack: PackId) -> Result<Option<Place>, ChunkError> {
+        let Some(generation) = self.newest_generation(pack).await? else { return Ok(None) };
+        let (chunks, _) = self.contents(pack, generation).await?;
+        Ok(Some(Place::new(generation, &chunks)))
+    }
+
+    pub(super) async fn contents(&self, pack: PackId, generation: Generation) -> Result<(Vec<ChunkRef>, u64), ChunkError> {
+        let key = moved::key(self.family, pack, generation);
         let broken = |error: PackError| self.corrupt(pack, error.to_string());
-        let (mut tail, size) = self.0.bucket.get_tail(&key, TAIL_BYTES).await.map_err(|source| reading(pack, source))?;
+        let (mut tail, size) = self.bucket.get_tail(&key, TAIL_BYTES).await.map_err(|source| reading(pack, source))?;
         let trailer = Trailer::decode(&tail).map_err(broken)?;
         let footer_len = trailer.footer_len as usize;
         let end_bytes = footer_len + TRAILER_BYTES;
@@ -107,12 +156,12 @@ impl ChunkStore {
         }
         let footer_at = size - end_bytes as u64;
         if tail.len() < end_bytes {
-            tail = self.0.bucket.get_range(&key, footer_at..size).await.map_err(|source| reading(pack, source))?;
+            tail = self.bucket.get_range(&key, footer_at..size).await.map_err(|source| reading(pack, source))?;
         }
         let footer = tail.len().checked_sub(end_bytes).map(|at| tail.slice(at..at + footer_len));
         let footer = footer.ok_or_else(|| broken(PackError::Short { bytes: tail.len() as u64 }))?;
         trailer.check(&footer).map_err(broken)?;
-        let entries = self.0.coder.decode_footer(pack, trailer.sealing, &footer).map_err(|why| self.corrupt(pack, why))?;
+        let entries = self.coder.decode_footer(pack, trailer.sealing, &footer).map_err(|why| self.corrupt(pack, why))?;
         let chunks = entries.last().map_or(HEADER_BYTES, |last| last.offset + last.stored_len);
         if u64::from(chunks) != footer_at {
             return Err(broken(PackError::Gap { chunks, footer: footer_at }));
@@ -125,25 +174,11 @@ impl ChunkStore {
             raw_len: entry.raw_len,
             codec: entry.codec,
         });
-        Ok(located.collect())
-    }
-
-    /// Removes packs. Absent ones count as removed.
-    pub async fn delete(&self, packs: &[PackId]) -> Result<(), ChunkError> {
-        let keys: Vec<_> = packs.iter().map(|pack| key(self.0.family, *pack)).collect();
-        let failpoints = self.0.bucket.failpoints();
-        let failed = |source| self.failed("deleting", source);
-        failpoints.step("chunk.before-pack-delete").await.map_err(|error| failed(error.into()))?;
-        self.0.bucket.delete(&keys).await.map_err(failed)?;
-        failpoints.step("chunk.after-pack-delete").await.map_err(|error| failed(error.into()))
-    }
-
-    fn failed(&self, doing: &'static str, source: BucketError) -> ChunkError {
-        ChunkError::Family { doing, family: self.0.family, source }
+        Ok((located.collect(), size))
     }
 
     fn corrupt(&self, pack: PackId, why: String) -> ChunkError {
-        count(&self.0.cache.0.counts.bucket_corrupt);
+        count(&self.cache.0.counts.bucket_corrupt);
         ChunkError::CorruptPack { pack, why }
     }
 }

@@ -9,6 +9,7 @@ use super::report::{Progress, table};
 use super::target::{Opened, snapshot_name, split_snapshot};
 use crate::app;
 use crate::catalog::{Dataset, Snapshot, State};
+use crate::chunk::parse_object;
 use crate::fs::FsError;
 use crate::fs::check::{self, Report};
 use crate::fs::db::{self, CheckpointId, Reader};
@@ -85,7 +86,7 @@ async fn check_all(
 
 async fn packs(opened: &Opened) -> anyhow::Result<HashSet<PackId>> {
     let listed = opened.pool.catalog.bucket().list("packs/").await?;
-    let name = |key: &str| key.strip_prefix("packs/")?.split_once('/')?.1.parse().ok();
+    let name = |key: &str| parse_object(key.strip_prefix("packs/")?.split_once('/')?.1).map(|(pack, _)| pack);
     Ok(listed.iter().filter_map(|object| name(&object.key)).collect())
 }
 

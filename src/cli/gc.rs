@@ -38,17 +38,22 @@ fn plan_text(plan: &Plan) -> String {
     plan.snapshots.iter().for_each(|id| text += &format!("snapshot  {id}\n"));
     plan.datasets.iter().for_each(|id| text += &format!("dataset   {id}\n"));
     plan.detach.iter().for_each(|id| text += &format!("detach    {id}\n"));
+    plan.rewrite
+        .iter()
+        .for_each(|c| text += &format!("rewrite   pack {} ({}), if a reading of every record agrees\n", c.pack, ByteSize(c.bytes)));
     plan.upkeep.iter().for_each(|id| text += &format!("collect   vol/{}\n", id.incarnation));
     text + &kept_text(&plan.kept)
 }
 
 fn done_text(done: &Collected) -> String {
     let text = format!(
-        "removed {} packs ({}), {} snapshots, {} datasets; detached {} clones; collected {} databases\n",
+        "removed {} packs ({}), {} snapshots, {} datasets; rewrote {} packs ({} freed); detached {} clones; collected {} databases\n",
         done.packs,
         ByteSize(done.pack_bytes),
         done.snapshots.len(),
         done.datasets.len(),
+        done.rewritten,
+        ByteSize(done.rewritten_bytes),
         done.detached.len(),
         done.databases
     );

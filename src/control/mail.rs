@@ -16,7 +16,7 @@ use crate::bucket::{Bucket, Listed, PutNew};
 use crate::catalog::{Dataset, Owner};
 use crate::fs::api::FileSystem;
 use crate::fs::db::{CheckpointId, Detached};
-use crate::types::{Class, Classify, DatasetId, Incarnation, SessionId};
+use crate::types::{Class, Classify, DatasetId, Incarnation, PackId, SessionId};
 use crate::volume::{Volume, Volumes};
 use futures::FutureExt;
 use serde::de::DeserializeOwned;
@@ -33,6 +33,8 @@ const FORMAT: u32 = 1;
 const FORMAT_DETACH: u32 = 2;
 /// Asks whether the volume is open there.
 const FORMAT_PRESENT: u32 = 3;
+/// Asks for the sealing of packs (R12).
+const FORMAT_SEAL: u32 = 7;
 /// A letter or answer is far smaller; a larger object is none.
 const BYTES_MAX: u64 = 16 << 10;
 /// The first wait for an answer; it grows to `POLL_MAX`.
@@ -54,6 +56,9 @@ struct Letter {
     /// The checkpoint's name: the snapshot's incarnation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     checkpoint: Option<Incarnation>,
+    /// Packs, as they are called behind their family.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    packs: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,11 +69,12 @@ struct Answer<T> {
 }
 
 /// What a letter asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Wish {
     Checkpoint(Incarnation),
     Detach,
     Present,
+    Seal(Vec<PackId>),
 }
 
 impl Letter {
@@ -77,7 +83,11 @@ impl Letter {
             (FORMAT, Some(checkpoint)) => Ok(Wish::Checkpoint(checkpoint)),
             (FORMAT_DETACH, None) => Ok(Wish::Detach),
             (FORMAT_PRESENT, None) => Ok(Wish::Present),
-            (FORMAT | FORMAT_DETACH | FORMAT_PRESENT, _) => Err("it does not understand the request".to_owned()),
+            (FORMAT_SEAL, None) => {
+                let packs: Result<_, _> = self.packs.iter().map(|pack| pack.parse()).collect();
+                packs.map(Wish::Seal).map_err(|error| format!("it does not understand the request: {error}"))
+            }
+            (FORMAT | FORMAT_DETACH | FORMAT_PRESENT | FORMAT_SEAL, _) => Err("it does not understand the request".to_owned()),
             (format, _) => Err(format!("it does not understand format {format}")),
         }
     }
@@ -110,7 +120,7 @@ pub(super) async fn ask(
     checkpoint: Incarnation,
     limit: Duration,
 ) -> Result<Made, ControlError> {
-    let letter = Letter { format: FORMAT, dataset: dataset.id(), checkpoint: Some(checkpoint) };
+    let letter = Letter { format: FORMAT, dataset: dataset.id(), checkpoint: Some(checkpoint), packs: vec![] };
     send(pool, &format!("snapshot of volume {}", dataset.name), owner, &letter, limit).await
 }
 
@@ -119,7 +129,7 @@ pub(super) async fn ask(
 /// # Errors
 /// [`ControlError::Unavailable`] when it does not answer in time: it may be at it still, and says so when it is asked again.
 pub(super) async fn ask_to_detach(pool: &Pool, clone: &Dataset, owner: &Owner, limit: Duration) -> Result<Detached, ControlError> {
-    let letter = Letter { format: FORMAT_DETACH, dataset: clone.id(), checkpoint: None };
+    let letter = Letter { format: FORMAT_DETACH, dataset: clone.id(), checkpoint: None, packs: vec![] };
     send(pool, &format!("detaching of volume {}", clone.name), owner, &letter, limit).await
 }
 
@@ -128,8 +138,24 @@ pub(super) async fn ask_to_detach(pool: &Pool, clone: &Dataset, owner: &Owner, l
 /// # Errors
 /// [`ControlError::Unavailable`] when it does not answer in time.
 pub(super) async fn ask_for_life(pool: &Pool, dataset: &Dataset, owner: &Owner, limit: Duration) -> Result<(), ControlError> {
-    let letter = Letter { format: FORMAT_PRESENT, dataset: dataset.id(), checkpoint: None };
+    let letter = Letter { format: FORMAT_PRESENT, dataset: dataset.id(), checkpoint: None, packs: vec![] };
     send(pool, &format!("volume {}", dataset.name), owner, &letter, limit).await
+}
+
+/// Asks the owner to make no new use of packs (R12). Answered when that is durable.
+///
+/// # Errors
+/// [`ControlError::Unavailable`] when it does not answer in time.
+pub(super) async fn ask_to_seal(
+    pool: &Pool,
+    dataset: &Dataset,
+    owner: &Owner,
+    packs: &[PackId],
+    limit: Duration,
+) -> Result<(), ControlError> {
+    let packs = packs.iter().map(ToString::to_string).collect();
+    let letter = Letter { format: FORMAT_SEAL, dataset: dataset.id(), checkpoint: None, packs };
+    send(pool, &format!("sealing of packs of volume {}", dataset.name), owner, &letter, limit).await
 }
 
 async fn send<T: DeserializeOwned>(
@@ -261,6 +287,7 @@ impl Desk {
             Wish::Checkpoint(name) => encode(self.checkpoint(&volume, name).await),
             Wish::Detach => encode(self.detach(volume)),
             Wish::Present => encode(Ok(())),
+            Wish::Seal(packs) => encode(volume.fs.seal(&packs).await.map_err(|error| error.to_string())),
         })
     }
 
@@ -312,7 +339,7 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::NameKey;
+    use crate::types::{Epoch, NameKey};
 
     #[tokio::test]
     async fn old_letters_and_answers_are_swept_and_nothing_else() {
@@ -328,22 +355,30 @@ mod tests {
     #[test]
     fn the_bytes_are_fixed() {
         let id = DatasetId { key: NameKey::from_bytes([1; 16]), incarnation: Incarnation::from_bytes([2; 16]) };
-        let letter = Letter { format: 1, dataset: id, checkpoint: Some(Incarnation::from_bytes([3; 16])) };
+        let letter = Letter { format: 1, dataset: id, checkpoint: Some(Incarnation::from_bytes([3; 16])), packs: vec![] };
         let text = r#"{"format":1,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","checkpoint":"ambqgaydambqgaydambqgaydam"}"#;
         assert_eq!(serde_json::to_string(&letter).unwrap(), text);
         assert_eq!(serde_json::from_str::<Letter>(text).unwrap(), letter);
         assert_eq!(letter.wish(), Ok(Wish::Checkpoint(Incarnation::from_bytes([3; 16]))));
         let answer = Answer::<Made> { format: 1, result: Err("no".into()) };
         assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Err":"no"}}"#);
-        let letter = Letter { format: 2, dataset: id, checkpoint: None };
+        let letter = Letter { format: 2, dataset: id, checkpoint: None, packs: vec![] };
         let text = r#"{"format":2,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai"}"#;
         assert_eq!(serde_json::to_string(&letter).unwrap(), text);
         assert_eq!(serde_json::from_str::<Letter>(text).unwrap().wish(), Ok(Wish::Detach));
         let answer = Answer { format: 1, result: Ok(Detached::Held) };
         assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Ok":"held"}}"#);
-        for wrong in
-            [Letter { format: 2, ..serde_json::from_str(text).unwrap() }, Letter { format: 9, dataset: id, checkpoint: None }]
-        {
+        let pack = PackId { creator: Incarnation::from_bytes([3; 16]), epoch: Epoch(4), seq: 5 };
+        let letter = Letter { format: 7, dataset: id, checkpoint: None, packs: vec![pack.to_string()] };
+        let text = r#"{"format":7,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","packs":["ambqgaydambqgaydambqgaydam/0000000000000004-0000000000000005"]}"#;
+        assert_eq!(serde_json::to_string(&letter).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Letter>(text).unwrap().wish(), Ok(Wish::Seal(vec![pack])));
+        assert!(Letter { packs: vec!["x".to_owned()], ..letter }.wish().is_err());
+        let text = r#"{"format":2,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai"}"#;
+        for wrong in [
+            Letter { format: 2, ..serde_json::from_str(text).unwrap() },
+            Letter { format: 9, dataset: id, checkpoint: None, packs: vec![] },
+        ] {
             assert_eq!(wrong.wish().is_ok(), wrong.format == 2);
         }
     }

@@ -19,7 +19,7 @@ pub mod node;
 mod pools;
 pub mod secrets;
 
-pub use collect::{Collected, Collector, DeadPack, Kept, Plan, StrayDatabase};
+pub use collect::{Candidate, Collected, Collector, DeadPack, Kept, Plan, StrayDatabase};
 pub use controller::{Controller, Journal, NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, VolumeInfo};
 pub use error::ControlError;
 pub use pools::{Pool, Pools};

@@ -12,7 +12,7 @@ use super::names::{Names, Outcome, Ring};
 use super::node::Node;
 use super::row::{Inode, Row};
 use crate::chunk::{ChunkStore, Codec};
-use crate::types::{Epoch, InodeNo, Timestamp};
+use crate::types::{Epoch, InodeNo, PackId, Timestamp};
 use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -188,6 +188,13 @@ impl Fs {
         // Not held: closing need not wait for it, but ends it.
         drop(self.gate.enter()?);
         self.names.committer.detach().await
+    }
+
+    /// From now on nothing in these packs comes into use that is not already (R12), as far as they are settled: one that is not yet takes what was
+    /// stored in it. Durable when answered; the rows say which are sealed.
+    pub async fn seal(&self, packs: &[PackId]) -> Result<(), FsError> {
+        let _call = self.gate.enter()?;
+        self.names.contents.seal(packs).await
     }
 
     /// Everything written so far is in the object store.

@@ -7,7 +7,7 @@ use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
 use crate::chunk::ChunkStore;
 use crate::fs::db::{self, CheckpointId, DbPlace, Detached};
 use crate::fs::{Fs, FsError};
-use crate::types::{DatasetId, Epoch};
+use crate::types::{DatasetId, Epoch, PackId};
 
 /// Takes a released dataset for as long as a checkpoint needs, and gives it back. The checkpoint holds everything that was
 /// ever acknowledged, because released means cleanly closed (R16).
@@ -42,6 +42,20 @@ pub async fn detach_released(settings: &VolumeSettings, pool: &Catalog, id: Data
 /// [`VolumeError::Owned`] when a node has it: it collects its own.
 pub async fn collect_released(settings: &VolumeSettings, pool: &Catalog, id: DatasetId) -> Result<(), VolumeError> {
     care(settings, pool, id, async |place: DbPlace, _: Dataset, _: Epoch| db::collect_garbage(&place).await).await
+}
+
+/// Seals packs that a released dataset refers to (R12). Durable when answered.
+///
+/// # Errors
+/// [`VolumeError::Owned`] when a node has it: its owner can.
+pub async fn seal_released(settings: &VolumeSettings, pool: &Catalog, id: DatasetId, packs: &[PackId]) -> Result<(), VolumeError> {
+    let work = async |place: DbPlace, dataset: Dataset, epoch: Epoch| {
+        let fs = open(settings, pool, &place, &dataset, epoch).await?;
+        let sealed = fs.seal(packs).await;
+        fs.close().await?;
+        sealed
+    };
+    care(settings, pool, id, work).await
 }
 
 /// Takes a dataset from an owner that is gone for good, and releases it. What only that owner's journal held is lost, and the owner
@@ -129,10 +143,14 @@ async fn checkpoint(
         return db::checkpoint_closed(place, name, epoch).await;
     }
     // Never opened: it has no root directory yet.
-    let chunks = ChunkStore::new(pool.bucket().clone(), dataset.family, pool.keyring(), settings.chunk_cache.clone());
-    let fs = Fs::open_at(place, chunks, settings.options(dataset, None), Some(epoch)).await?;
+    let fs = open(settings, pool, place, dataset, epoch).await?;
     let made = fs.snapshot(name).await;
     let closed = fs.close().await;
     let made = made?;
     closed.map(|()| made)
+}
+
+async fn open(settings: &VolumeSettings, pool: &Catalog, place: &DbPlace, dataset: &Dataset, epoch: Epoch) -> Result<Fs, FsError> {
+    let chunks = ChunkStore::new(pool.bucket().clone(), dataset.family, pool.keyring(), settings.chunk_cache.clone());
+    Fs::open_at(place, chunks, settings.options(dataset, None), Some(epoch)).await
 }

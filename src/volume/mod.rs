@@ -26,7 +26,7 @@ mod snapdir;
 mod views;
 mod volumes;
 
-pub use caretaker::{checkpoint_released, collect_released, detach_released, release_lost};
+pub use caretaker::{checkpoint_released, collect_released, detach_released, release_lost, seal_released};
 pub use ownership::is_caretaker;
 pub use reading::ReadSnapshot;
 pub use served::{Live, OneSnapshot, Served};

@@ -8,6 +8,7 @@ mod damage;
 mod format;
 mod packing;
 mod reads;
+mod rewriting;
 
 use bytes::Bytes;
 use std::sync::LazyLock;

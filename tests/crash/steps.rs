@@ -44,6 +44,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("control.release.begin", "tests/lifecycle/takeover.rs"),
     ("volume.lost.claimed", "tests/lifecycle/takeover.rs"),
     ("volume.lost.fenced", "tests/lifecycle/takeover.rs"),
+    // Packs that are mostly dead.
+    ("collect.sealed", "tests/lifecycle/rewriting.rs"),
+    ("chunk.before-rewrite", "tests/lifecycle/rewriting.rs"),
+    ("chunk.rewritten", "tests/lifecycle/rewriting.rs"),
     // Collection deletes through the bucket.
     ("chunk.before-pack-delete", "tests/chunk/packing.rs"),
     ("chunk.after-pack-delete", "tests/chunk/packing.rs"),

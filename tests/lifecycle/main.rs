@@ -6,6 +6,7 @@
 mod mailbox;
 mod orders;
 mod requests;
+mod rewriting;
 mod snapdir;
 mod standing;
 mod steps;

@@ -1,16 +1,18 @@
 //! Reading the roots.
 
-use super::plan::{Mark, PackObject};
+use super::plan::{Mark, PackObject, PackUse};
 use super::{Collector, Listing, Objects};
 use crate::catalog::{Dataset, Snapshot, State};
+use crate::chunk::parse_object;
 use crate::control::ControlError;
 use crate::fs::db::{self, CheckpointId, DbPlace, Reader};
-use crate::fs::row::{Row, Superblock, Usage};
+use crate::fs::row::{Record, Row, Source, Superblock, Usage};
 use crate::fs::{FsError, key};
-use crate::types::{Epoch, FamilyId, Incarnation, PackId, SnapshotId};
+use crate::types::{ChunkHash, Epoch, FamilyId, Incarnation, PackId, SnapshotId};
 use crate::volume::place;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use std::collections::{HashMap, HashSet};
 
 /// Roots read at once.
 const ROOTS_AT_ONCE: usize = 8;
@@ -19,8 +21,8 @@ const SCAN_ROWS: usize = 4096;
 
 /// What one root said.
 enum Said {
-    Head { dataset: Incarnation, superblock: Option<Superblock>, referenced: Vec<PackId> },
-    Snapshot { referenced: Vec<PackId> },
+    Head { dataset: Incarnation, superblock: Option<Superblock>, usage: Vec<(PackId, Usage)> },
+    Snapshot { usage: Vec<(PackId, Usage)> },
     Unknown(Incarnation),
     Unborn(FamilyId, SnapshotId),
 }
@@ -32,8 +34,10 @@ impl Collector {
         let mut packs = Vec::with_capacity(listed.len());
         for object in listed {
             let parts = object.key.strip_prefix("packs/").and_then(|rest| rest.split_once('/'));
-            match parts.and_then(|(family, pack)| Some((family.parse().ok()?, pack.parse().ok()?))) {
-                Some((family, pack)) => packs.push(PackObject { key: object.key, family, pack, bytes: object.bytes }),
+            match parts.and_then(|(family, name)| Some((family.parse().ok()?, parse_object(name)?))) {
+                Some((family, (pack, generation))) => {
+                    packs.push(PackObject { key: object.key, family, pack, generation, bytes: object.bytes });
+                }
                 None => tracing::warn!(key = %object.key, "not a pack of ours: left alone; remove it by hand if nobody knows it"),
             }
         }
@@ -101,12 +105,12 @@ impl Collector {
         };
         let read = async {
             let reader = Reader::at_checkpoint(&place, checkpoint).await?;
-            let referenced = referenced(&reader).await;
+            let usage = usage(&reader).await;
             reader.close().await?;
-            referenced
+            usage
         };
-        let referenced = read.await.map_err(|error| unreadable(&what, error))?;
-        Ok(Some(Said::Snapshot { referenced }))
+        let usage = read.await.map_err(|error| unreadable(&what, error))?;
+        Ok(Some(Said::Snapshot { usage }))
     }
 
     /// The checkpoint of a snapshot whose record does not know it yet.
@@ -120,15 +124,30 @@ impl Collector {
 }
 
 impl Mark {
+    fn refer(&mut self, pack: PackId, usage: Usage) -> &mut PackUse {
+        let used = self.referenced.entry(pack).or_default();
+        used.refs = used.refs.max(usage.refs);
+        used
+    }
+
     fn hear(&mut self, said: Said) {
         match said {
-            Said::Head { dataset, superblock, referenced } => {
+            Said::Head { dataset, superblock, usage } => {
                 if let Some(s) = superblock {
                     self.creators.insert(dataset, (Epoch(s.writer_epoch), s.settled));
                 }
-                self.referenced.extend(referenced);
+                for (pack, usage) in usage {
+                    let used = self.refer(pack, usage);
+                    if !usage.sealed {
+                        used.unsealed.push(dataset);
+                    }
+                }
             }
-            Said::Snapshot { referenced } => self.referenced.extend(referenced),
+            Said::Snapshot { usage } => {
+                for (pack, usage) in usage {
+                    self.refer(pack, usage);
+                }
+            }
             Said::Unborn(family, snapshot) => {
                 self.unborn.insert(family, snapshot);
             }
@@ -154,28 +173,116 @@ async fn read_head(place: &DbPlace, dataset: Incarnation, is_root: bool) -> Resu
         Some(bytes) => Some(Superblock::decode(&bytes)?),
         None => None,
     };
-    let referenced = if is_root { referenced(&reader).await? } else { vec![] };
+    let usage = if is_root { usage(&reader).await? } else { vec![] };
     reader.close().await?;
-    Ok(Some(Said::Head { dataset, superblock, referenced }))
+    Ok(Some(Said::Head { dataset, superblock, usage }))
 }
 
 /// Every pack with references, by its `U` row.
-async fn referenced(reader: &Reader) -> Result<Vec<PackId>, FsError> {
-    let (mut from, to) = (Bytes::from_static(b"U"), Bytes::from_static(b"V"));
+async fn usage(reader: &Reader) -> Result<Vec<(PackId, Usage)>, FsError> {
     let mut packs = Vec::new();
+    scan(reader, b'U', |row_key, row| {
+        let Some(key::Key::Usage(pack)) = key::Key::parse(row_key) else {
+            return Err(FsError::Corrupt(format!("key {} among pack usage", row_key.escape_ascii())));
+        };
+        let usage = Usage::decode(row)?;
+        if usage.refs > 0 {
+            packs.push((pack, usage));
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(packs)
+}
+
+async fn scan(reader: &Reader, tag: u8, mut each: impl FnMut(&Bytes, &Bytes) -> Result<(), FsError>) -> Result<(), FsError> {
+    let (mut from, to) = (Bytes::copy_from_slice(&[tag]), Bytes::copy_from_slice(&[tag + 1]));
     loop {
         let rows = reader.scan(from.clone(), to.clone(), SCAN_ROWS).await?;
         for (row_key, row) in &rows {
-            let Some(key::Key::Usage(pack)) = key::Key::parse(row_key) else {
-                return Err(FsError::Corrupt(format!("key {} among pack usage", row_key.escape_ascii())));
-            };
-            if Usage::decode(row)?.refs > 0 {
-                packs.push(pack);
-            }
+            each(row_key, row)?;
         }
         match rows.last() {
-            Some((last, _)) if rows.len() == SCAN_ROWS => from = [last, &b"\0"[..]].concat().into(),
-            _ => return Ok(packs),
+            Some((last, _)) if rows.len() == SCAN_ROWS => from = key::after(last),
+            _ => return Ok(()),
         }
     }
+}
+
+/// What the roots of some families use of some packs, chunk by chunk.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub(super) live: HashMap<PackId, HashSet<ChunkHash>>,
+    /// Packs that a head refers to and has not sealed.
+    pub(super) unsealed: HashSet<PackId>,
+    /// Families with a snapshot that is being made and shows no checkpoint.
+    pub(super) unborn: HashSet<FamilyId>,
+}
+
+impl Collector {
+    /// Reads every record of every root of a family. Anything unreadable ends it (R11).
+    pub(super) async fn mark_chunks(
+        &self,
+        catalog: &Listing,
+        family: FamilyId,
+        wanted: &HashSet<PackId>,
+        seen: &mut Seen,
+    ) -> Result<(), ControlError> {
+        for head in catalog.datasets.iter().filter(|d| d.family == family && d.state == State::Ready) {
+            let place = self.place(family, head.incarnation);
+            let what = format!("dataset {}", head.name);
+            let read = async {
+                if !db::exists(&place).await? {
+                    return Ok(());
+                }
+                let reader = Reader::newest(&place).await?;
+                let done = async {
+                    let unsealed = usage(&reader).await?.into_iter().filter(|(pack, usage)| wanted.contains(pack) && !usage.sealed);
+                    seen.unsealed.extend(unsealed.map(|(pack, _)| pack));
+                    chunks(&reader, wanted, &mut seen.live).await
+                };
+                let done = done.await;
+                reader.close().await?;
+                done
+            };
+            Box::pin(read).await.map_err(|error| unreadable(&what, error))?;
+        }
+        for cut in catalog.snapshots.iter().filter(|s| s.family == family && s.state != State::Dead) {
+            let place = self.place(family, cut.dataset.incarnation);
+            let what = format!("snapshot {} ({})", cut.name, cut.id());
+            let checkpoint = match cut.checkpoint {
+                Some(id) => Some(CheckpointId(id)),
+                None => self.checkpoint_named(&place, cut).await.map_err(|error| unreadable(&what, error))?,
+            };
+            let Some(checkpoint) = checkpoint else {
+                if cut.state == State::Creating {
+                    seen.unborn.insert(family);
+                }
+                continue;
+            };
+            let read = async {
+                let reader = Reader::at_checkpoint(&place, checkpoint).await?;
+                let done = chunks(&reader, wanted, &mut seen.live).await;
+                reader.close().await?;
+                done
+            };
+            Box::pin(read).await.map_err(|error| unreadable(&what, error))?;
+        }
+        Ok(())
+    }
+}
+
+/// Chunks of `wanted` packs that any record names, a hidden one too.
+async fn chunks(reader: &Reader, wanted: &HashSet<PackId>, live: &mut HashMap<PackId, HashSet<ChunkHash>>) -> Result<(), FsError> {
+    scan(reader, b'X', |_, row| {
+        for segment in Record::decode(row)?.segments {
+            if let Source::Chunk { chunk, .. } = segment.source
+                && wanted.contains(&chunk.pack)
+            {
+                live.entry(chunk.pack).or_default().insert(chunk.hash);
+            }
+        }
+        Ok(())
+    })
+    .await
 }

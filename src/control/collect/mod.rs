@@ -17,21 +17,24 @@
 //! Beside that it looks after databases that stay ([`upkeep`]): clones are detached from origins that wait for it, and
 //! released databases give up what they have outlived.
 //!
-//! A crash leaves dead records, which the next pass finishes, and packs, which it finds again. Not done here: rewriting
-//! packs that are mostly dead (R12).
+//! Packs that are mostly dead are written anew without what is dead ([`rewrite`], R12).
+//!
+//! A crash leaves dead records, which the next pass finishes, and packs, which it finds again.
 
 mod mark;
 mod plan;
+mod rewrite;
 mod sweep;
 mod upkeep;
 
-pub use plan::{DeadPack, Kept, Plan, StrayDatabase};
+pub use plan::{Candidate, DeadPack, Kept, Plan, StrayDatabase};
 
 use super::{ControlError, Pool, mail};
 use crate::catalog::{Dataset, Snapshot};
-use crate::types::{DatasetId, Incarnation, Timestamp};
+use crate::chunk::Generation;
+use crate::types::{DatasetId, Incarnation, PackId, Timestamp};
 use crate::volume::Volumes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -59,6 +62,9 @@ pub(super) struct Listing {
 pub struct Collected {
     pub packs: usize,
     pub pack_bytes: u64,
+    /// Packs that were mostly dead, and the bytes that their rewriting freed.
+    pub rewritten: usize,
+    pub rewritten_bytes: u64,
     pub datasets: Vec<String>,
     pub snapshots: Vec<String>,
     /// Clones that stand on their own now.
@@ -71,22 +77,44 @@ pub struct Collected {
     pub kept: Vec<Kept>,
 }
 
-/// How many objects each database had when it was last collected: one that has as many still is not worth another try.
-/// Shared by all collections of a process; losing it costs one collection of each.
-pub(super) type Sizes = Arc<Mutex<HashMap<Incarnation, usize>>>;
+/// What the collections of a process remember of each other, so that none repeats in vain what another did. Losing it costs one repetition.
+#[derive(Clone, Default)]
+pub(super) struct Memory(Arc<Mutex<Remembered>>);
+
+#[derive(Default)]
+pub(super) struct Remembered {
+    /// How many objects each database had when it was last collected.
+    sizes: HashMap<Incarnation, usize>,
+    /// Chunks in the newest generation of a pack; 0 where it cannot be read.
+    footers: HashMap<PackId, (Generation, usize)>,
+    /// Packs that had too much in use to be rewritten, when they had so many references.
+    fruitless: HashMap<PackId, u64>,
+}
+
+impl Memory {
+    fn lock(&self) -> MutexGuard<'_, Remembered> {
+        self.0.lock()
+    }
+}
+
+impl Remembered {
+    fn chunks_of(&self, candidate: &Candidate) -> Option<usize> {
+        self.footers.get(&candidate.pack).filter(|(generation, _)| *generation == candidate.generation).map(|(_, chunks)| *chunks)
+    }
+}
 
 /// The collector of one pool.
 pub struct Collector {
     pool: Pool,
     volumes: Volumes,
     owner_timeout: Duration,
-    sizes: Sizes,
+    memory: Memory,
 }
 
 impl Collector {
     /// `volumes`: those of this process.
-    pub(super) fn new(pool: Pool, volumes: Volumes, owner_timeout: Duration, sizes: Sizes) -> Self {
-        Self { pool, volumes, owner_timeout, sizes }
+    pub(super) fn new(pool: Pool, volumes: Volumes, owner_timeout: Duration, memory: Memory) -> Self {
+        Self { pool, volumes, owner_timeout, memory }
     }
 
     /// What a pass would do now.
@@ -103,7 +131,9 @@ impl Collector {
                     if let Some(plan) = plan::plan(&before, &after, &packs, &mark, Timestamp::now()) {
                         let detach = upkeep::detachable(&after);
                         let upkeep = self.outgrown(upkeep::overgrown(&after, &databases, SystemTime::now()), &databases);
-                        return Ok(Plan { databases: plan::strays(databases, &after), detach, upkeep, ..plan });
+                        let (candidates, stored) = plan::candidates(&after, &packs, &mark);
+                        let rewrite = self.mostly_dead(candidates, &stored).await?;
+                        return Ok(Plan { databases: plan::strays(databases, &after), detach, upkeep, rewrite, ..plan });
                     }
                 }
                 // What could not be read may just have been removed by another collector.
@@ -118,7 +148,8 @@ impl Collector {
 
     /// Those that have other sizes than after their last collection.
     fn outgrown(&self, mut datasets: Vec<DatasetId>, objects: &Objects) -> Vec<DatasetId> {
-        let mut sizes = self.sizes.lock();
+        let mut memory = self.memory.lock();
+        let sizes = &mut memory.sizes;
         sizes.retain(|life, _| objects.contains_key(life));
         let size = |id: &DatasetId| objects.get(&id.incarnation).map_or(0, Vec::len);
         datasets.retain(|id| sizes.get(&id.incarnation) != Some(&size(id)));
@@ -133,13 +164,14 @@ impl Collector {
         let mut done = Collected { remnants, ..Collected::default() };
         for _ in 0..PASSES_MAX {
             let plan = Box::pin(self.plan()).await?;
-            let (detach, upkeep) = (plan.detach.clone(), plan.upkeep.clone());
+            let (detach, upkeep, rewrite) = (plan.detach.clone(), plan.upkeep.clone(), plan.rewrite.clone());
             done.kept = plan.kept.clone();
             let detached = done.detached.len();
             let removed = Box::pin(self.sweep(plan, &mut done)).await?;
             self.collect_databases(&upkeep, &mut done).await?;
             self.detach_all(&detach, &mut done).await?;
             if !removed && done.detached.len() == detached {
+                self.rewrite_packs(&rewrite, &mut done).await?;
                 break;
             }
         }

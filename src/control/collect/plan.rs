@@ -3,9 +3,10 @@
 use super::{Listing, Objects};
 use crate::bucket::Listed;
 use crate::catalog::{Dataset, Snapshot, State};
+use crate::chunk::Generation;
 use crate::types::{DatasetId, Epoch, FamilyId, Incarnation, PackId, SnapshotId, Timestamp};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 /// A snapshot that nobody has finished for this long is given up, because its family's packs wait for it. Whoever is still making it
@@ -18,14 +19,24 @@ pub(super) struct PackObject {
     pub(super) key: String,
     pub(super) family: FamilyId,
     pub(super) pack: PackId,
+    pub(super) generation: Generation,
     pub(super) bytes: u64,
+}
+
+/// How the roots use a pack.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PackUse {
+    /// The most references of one root.
+    pub(super) refs: u64,
+    /// Heads that may still find new uses for it.
+    pub(super) unsealed: Vec<Incarnation>,
 }
 
 /// What every root said.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mark {
     /// Packs with references from any root.
-    pub(super) referenced: HashSet<PackId>,
+    pub(super) referenced: HashMap<PackId, PackUse>,
     /// Durable `S` of every head that has a database: its writer epoch and settled pack (R9).
     pub(super) creators: BTreeMap<Incarnation, (Epoch, u64)>,
     /// Heads whose `S` could not be read, though nothing needs it but their packs.
@@ -39,6 +50,23 @@ pub(super) struct Mark {
 pub struct DeadPack {
     pub key: String,
     pub bytes: u64,
+}
+
+/// A pack in use that is to be written anew without what is dead of it (R12).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Candidate {
+    pub family: FamilyId,
+    #[serde(serialize_with = "as_text")]
+    pub pack: PackId,
+    pub generation: Generation,
+    pub bytes: u64,
+    pub refs: u64,
+    /// Heads that seal it first.
+    pub unsealed: Vec<Incarnation>,
+}
+
+fn as_text<S: serde::Serializer>(pack: &PackId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(pack)
 }
 
 /// A tombstone that waits.
@@ -69,6 +97,8 @@ pub struct Plan {
     pub detach: Vec<DatasetId>,
     /// Released datasets whose databases have outlived much.
     pub upkeep: Vec<DatasetId>,
+    /// Packs that are mostly dead by what is known without reading every record.
+    pub rewrite: Vec<Candidate>,
     pub kept: Vec<Kept>,
 }
 
@@ -88,7 +118,9 @@ pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark
     for (family, id) in &mark.unborn {
         plan.kept.push(Kept { what: format!("packs of family {family}"), why: format!("snapshot {id} is being made") });
     }
-    for object in packs.iter().filter(|object| is_dead(after, mark, object)) {
+    let newest = newest(packs);
+    let superseded = |object: &PackObject| newest.get(&object.pack).is_some_and(|generation| object.generation < *generation);
+    for object in packs.iter().filter(|object| superseded(object) || is_dead(after, mark, object)) {
         plan.pack_bytes = plan.pack_bytes.saturating_add(object.bytes);
         plan.packs.push(DeadPack { key: object.key.clone(), bytes: object.bytes });
     }
@@ -147,10 +179,16 @@ fn shape(listing: &Listing) -> BTreeSet<(String, &'static str, bool)> {
     datasets.chain(snapshots).collect()
 }
 
-/// R9: unreferenced, and its creator will never refer to it: settled, of an earlier epoch, or gone (which it is only after it was fenced).
+/// Unreferenced, and nobody will ever refer to it.
 fn is_dead(catalog: &Listing, mark: &Mark, object: &PackObject) -> bool {
+    !mark.referenced.contains_key(&object.pack) && is_settled(catalog, mark, object)
+}
+
+/// R9: its creator will make no use of it that the mark does not show: settled, of an earlier epoch, or gone (which it is only after it was
+/// fenced).
+fn is_settled(catalog: &Listing, mark: &Mark, object: &PackObject) -> bool {
     let pack = object.pack;
-    if mark.referenced.contains(&pack) || mark.unknown.contains(&pack.creator) || mark.unborn.contains_key(&object.family) {
+    if mark.unknown.contains(&pack.creator) || mark.unborn.contains_key(&object.family) {
         return false;
     }
     match mark.creators.get(&pack.creator) {
@@ -158,6 +196,41 @@ fn is_dead(catalog: &Listing, mark: &Mark, object: &PackObject) -> bool {
         // A record without a database in the mark: dead ones were fenced, others may be about to be opened.
         None => !catalog.datasets.iter().any(|d| d.incarnation == pack.creator && d.state != State::Dead),
     }
+}
+
+/// The newest generation of each pack: it holds all that is in use of it (R12).
+fn newest(packs: &[PackObject]) -> HashMap<PackId, Generation> {
+    let mut newest = HashMap::new();
+    for object in packs.iter().filter(|object| object.generation > 0) {
+        let generation = newest.entry(object.pack).or_default();
+        *generation = object.generation.max(*generation);
+    }
+    newest
+}
+
+/// Smaller packs are not worth rewriting.
+const REWRITTEN_MIN: u64 = 1 << 20;
+
+/// The packs in use to which nothing is added any more, and the bytes that each family stores.
+pub(super) fn candidates(catalog: &Listing, packs: &[PackObject], mark: &Mark) -> (Vec<Candidate>, BTreeMap<FamilyId, u64>) {
+    let newest = newest(packs);
+    let (mut found, mut stored) = (Vec::new(), BTreeMap::<FamilyId, u64>::new());
+    for object in packs {
+        *stored.entry(object.family).or_default() += object.bytes;
+        let Some(used) = mark.referenced.get(&object.pack) else { continue };
+        let is_newest = newest.get(&object.pack).copied().unwrap_or(0) == object.generation;
+        if is_newest && object.bytes >= REWRITTEN_MIN && is_settled(catalog, mark, object) {
+            found.push(Candidate {
+                family: object.family,
+                pack: object.pack,
+                generation: object.generation,
+                bytes: object.bytes,
+                refs: used.refs,
+                unsealed: used.unsealed.clone(),
+            });
+        }
+    }
+    (found, stored)
 }
 
 /// Dependants that still exist, intents of clones that are not counted among them yet, and whoever reads it now (R14).
@@ -237,7 +310,7 @@ pub(super) mod tests {
 
     fn pack(creator: u8, epoch: u64, seq: u64) -> PackObject {
         let pack = PackId { creator: Incarnation::from_bytes([creator; 16]), epoch: Epoch(epoch), seq };
-        PackObject { key: format!("packs/f/{pack}"), family: family(1), pack, bytes: 10 }
+        PackObject { key: format!("packs/f/{pack}"), family: family(1), pack, generation: 0, bytes: 10 }
     }
 
     fn swept(listing: &Listing, mark: &Mark, object: &PackObject) -> bool {
@@ -259,7 +332,7 @@ pub(super) mod tests {
         assert!(!swept(&listing, &mark, &pack(1, 4, 0)), "an epoch that S does not know yet");
         assert!(swept(&listing, &mark, &pack(2, 1, 1)), "the creator is dead");
         assert!(swept(&listing, &mark, &pack(9, 1, 1)), "the creator has no record");
-        mark.referenced.insert(pack(1, 2, 99).pack);
+        mark.referenced.insert(pack(1, 2, 99).pack, PackUse { refs: 1, unsealed: vec![] });
         assert!(!swept(&listing, &mark, &pack(1, 2, 99)), "referenced");
         mark.creators.clear();
         assert!(!swept(&listing, &mark, &pack(1, 1, 1)), "a live creator whose S is not in the mark");

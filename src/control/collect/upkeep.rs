@@ -155,7 +155,7 @@ impl Collector {
                 Ok(()) => {
                     done.databases += 1;
                     let left = self.pool.catalog.bucket().list(&format!("vol/{}", id.incarnation)).await?.len();
-                    self.sizes.lock().insert(id.incarnation, left);
+                    self.memory.lock().sizes.insert(id.incarnation, left);
                 }
                 Err(VolumeError::Owned { .. } | VolumeError::NotFound { .. } | VolumeError::Deleting { .. }) => {}
                 Err(error) => {

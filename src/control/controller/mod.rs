@@ -11,7 +11,7 @@ mod snapshot;
 pub use release::Journal;
 
 use super::busy::{Busy, Call};
-use super::collect::Sizes;
+use super::collect::Memory;
 use super::node::{Mounts, NoMounts};
 use super::{ControlError, Pool, Pools};
 use crate::catalog::{Dataset, Properties, Snapshot};
@@ -79,14 +79,14 @@ pub struct Controller {
     /// Something was tombstoned.
     tombstoned: Arc<Notify>,
     /// What collections of this process remember of each other.
-    sizes: Sizes,
+    memory: Memory,
 }
 
 impl Controller {
     /// `volumes`: those of this process, whose snapshots are made right here.
     pub fn new(pools: Pools, volumes: Volumes) -> Self {
         let (mounts, owner_timeout) = (Arc::new(NoMounts), OWNER_TIMEOUT);
-        Self { pools, volumes, mounts, owner_timeout, busy: Busy::default(), tombstoned: Arc::default(), sizes: Sizes::default() }
+        Self { pools, volumes, mounts, owner_timeout, busy: Busy::default(), tombstoned: Arc::default(), memory: Memory::default() }
     }
 
     /// With the mounts of this process, whose dirty pages a snapshot shall hold.

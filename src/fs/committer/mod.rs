@@ -63,6 +63,9 @@ pub struct Batch {
     pub rows: Vec<(Bytes, Option<Bytes>)>,
     /// Change of references into packs.
     pub refs: Vec<(PackId, i64)>,
+    /// Packs of chunks that no row had that this batch replaces: found by deduplication, or just stored. A sealed pack takes none (R12), but a
+    /// chunk that is in use there may come to have two references for one, when the middle of it is overwritten.
+    pub fresh: Vec<PackId>,
     /// Change of the number of inodes in use.
     pub inodes: i64,
     /// Change of the sum of allocated bytes.
@@ -155,7 +158,7 @@ impl Committer {
     ///
     /// # Errors
     /// [`FsError::Corrupt`] when a count would become negative: that stops the committer for good (R4). [`FsError::Busy`] when far too much
-    /// is queued, or the batch adds references to a sealed pack (R12) or to one given up (R10): nothing of the batch happens, and the committer goes on.
+    /// is queued, or the batch refers to new chunks of a sealed pack (R12) or of one given up (R10): nothing of the batch happens, and the committer goes on.
     pub fn submit(&self, batch: Batch) -> Result<Ticket, FsError> {
         let submitted = self.shared.state.lock().submit(batch);
         match submitted {
@@ -276,7 +279,7 @@ impl Committer {
         self.shared.state.lock().refer_only_to(is_unsettled);
     }
 
-    /// Takes no new references into these packs from now on (R12). The flag counts once the ticket is durable.
+    /// Takes no references to chunks of these packs from now on that are not in use already (R12). The flag counts once the ticket is durable.
     pub fn seal(&self, packs: &[PackId]) -> Result<Ticket, FsError> {
         self.shared.state.lock().seal(packs);
         self.submit(Batch::default())

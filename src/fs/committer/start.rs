@@ -143,7 +143,7 @@ async fn replay(db: &Database, state: &mut State, records: Vec<Record>) -> Resul
         let Record { seq, next_inode, next_data, rows, refs, inodes, allocated, fs_group } = record;
         marks.next_inode = marks.next_inode.max(next_inode);
         marks.next_data = marks.next_data.max(next_data);
-        let done = state.submit(Batch { rows, refs, inodes, allocated, fs_group })?;
+        let done = state.submit(Batch { rows, refs, fresh: vec![], inodes, allocated, fs_group })?;
         if done.0 != seq {
             return Err(FsError::Corrupt(format!("journal batch {seq} where batch {} belongs", done.0)));
         }

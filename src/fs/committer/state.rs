@@ -28,6 +28,8 @@ pub(super) struct State {
     is_unsettled: Option<PackCheck>,
 }
 
+const TAKES_NONE: FsError = FsError::Busy("the pack takes no new references: store the data again");
+
 /// Answers a question about a pack.
 pub(super) type PackCheck = std::sync::Arc<dyn Fn(PackId) -> bool + Send + Sync>;
 
@@ -116,6 +118,9 @@ impl State {
         if self.queue_bytes + bytes > QUEUE_BYTES_MAX {
             return Err(FsError::Busy("too many changes are waiting for the store"));
         }
+        if batch.fresh.iter().any(|pack| self.usage(*pack).sealed) {
+            return Err(TAKES_NONE);
+        }
         let usage = self.counted(&batch.refs)?;
         let inodes = count("inodes in use", self.superblock.inodes, batch.inodes)?;
         let allocated = count("allocated bytes", self.superblock.allocated, batch.allocated)?;
@@ -153,8 +158,8 @@ impl State {
         let after = |(pack, delta): (PackId, i64)| {
             let usage = self.usage(pack);
             let is_gone = || self.is_unsettled.as_ref().is_some_and(|is_unsettled| usage.refs == 0 && !is_unsettled(pack));
-            if delta > 0 && (usage.sealed || is_gone()) {
-                return Err(FsError::Busy("the pack takes no new references: store the data again"));
+            if delta > 0 && is_gone() {
+                return Err(TAKES_NONE);
             }
             let refs = usage.refs.checked_add_signed(delta);
             let refs =
@@ -313,8 +318,12 @@ mod tests {
         let mut state = state();
         state.submit(Batch { refs: vec![(pack(1), 2)], ..Batch::default() }).unwrap();
         state.seal(&[pack(1), pack(2)]);
-        assert!(matches!(state.submit(Batch { refs: vec![(pack(1), 1)], ..Batch::default() }), Err(FsError::Busy(_))));
-        state.submit(Batch { refs: vec![(pack(1), -1)], ..Batch::default() }).unwrap();
+        let found = Batch { refs: vec![(pack(1), 1)], fresh: vec![pack(1)], ..Batch::default() };
+        assert!(matches!(state.submit(found), Err(FsError::Busy(_))));
+        let exchanged = Batch { fresh: vec![pack(1)], ..Batch::default() };
+        assert!(matches!(state.submit(exchanged), Err(FsError::Busy(_))), "one chunk of it for another");
+        state.submit(Batch { refs: vec![(pack(1), 1)], ..Batch::default() }).expect("a chunk that was cut in two");
+        state.submit(Batch { refs: vec![(pack(1), -2)], ..Batch::default() }).unwrap();
         assert_eq!(state.usage(pack(1)), Usage { refs: 1, sealed: true });
         assert_eq!(state.usage(pack(2)), Usage::default());
     }

@@ -387,6 +387,7 @@ impl Contents {
             let known = node.content.state().known_after(&row, delta.allocated)?;
             batch.allocated = delta.allocated;
             batch.refs = delta.refs();
+            batch.fresh = delta.fresh();
             batch.put(key::inode(node.file.ino), &Inode { size: known.size, allocated: known.allocated, ..row.clone() });
             (batch, cached, known)
         };

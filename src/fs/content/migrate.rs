@@ -155,6 +155,7 @@ impl Contents {
         debug_assert_eq!(delta.allocated, 0, "a move changes no byte");
         batch.allocated = delta.allocated;
         batch.refs = delta.refs();
+        batch.fresh = delta.fresh();
         let ticket = self.committer.submit(batch)?;
         let mut state = node.content.state();
         cached.into_iter().for_each(|(n, entry)| self.records.put(data, n, entry));

@@ -44,6 +44,7 @@ use super::committer::{Committer, Ticket};
 use super::node::Node;
 use super::row::Inode;
 use crate::chunk::{ChunkStore, Packer};
+use crate::types::PackId;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use records::RecordCache;
@@ -122,6 +123,13 @@ impl Contents {
             reclaim: Notify::new(),
             migrate: Notify::new(),
         }
+    }
+
+    /// See [`Fs::seal`](crate::fs::Fs::seal).
+    pub async fn seal(&self, packs: &[PackId]) -> Result<(), FsError> {
+        let settled: Vec<PackId> = packs.iter().copied().filter(|pack| !self.packer.is_unsettled(*pack)).collect();
+        let ticket = self.committer.seal(&settled)?;
+        self.committer.durable(ticket).await
     }
 
     pub fn set_quota(&self, bytes: Option<u64>) {

@@ -90,30 +90,50 @@ pub fn inline_bytes(segments: &[Segment]) -> usize {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Delta {
     refs: BTreeMap<PackId, i64>,
+    /// Chunks, by pack and offset, of records that went and that came.
+    gone: Vec<(PackId, u32)>,
+    come: Vec<(PackId, u32)>,
     pub allocated: i64,
 }
 
 impl Delta {
     pub fn gone(&mut self, record: &Record) {
         self.count(record, -1);
+        self.gone.extend(chunks(record));
     }
 
     pub fn come(&mut self, record: &Record) {
         self.count(record, 1);
+        self.come.extend(chunks(record));
     }
 
     fn count(&mut self, record: &Record, sign: i64) {
         self.allocated += sign * i64::try_from(bytes(record)).expect("a record is at most 1 MiB");
-        for segment in &record.segments {
-            if let Source::Chunk { chunk, .. } = &segment.source {
-                *self.refs.entry(chunk.pack).or_default() += sign;
-            }
+        for (pack, _) in chunks(record) {
+            *self.refs.entry(pack).or_default() += sign;
         }
     }
 
-    pub fn refs(self) -> Vec<(PackId, i64)> {
-        self.refs.into_iter().filter(|(_, n)| *n != 0).collect()
+    pub fn refs(&self) -> Vec<(PackId, i64)> {
+        self.refs.iter().filter(|(_, n)| **n != 0).map(|(pack, n)| (*pack, *n)).collect()
     }
+
+    /// Packs with a chunk that none of the replaced records referred to.
+    pub fn fresh(mut self) -> Vec<PackId> {
+        self.gone.sort_unstable();
+        let fresh = self.come.into_iter().filter(|chunk| self.gone.binary_search(chunk).is_err());
+        let mut fresh: Vec<PackId> = fresh.map(|(pack, _)| pack).collect();
+        fresh.sort_unstable();
+        fresh.dedup();
+        fresh
+    }
+}
+
+fn chunks(record: &Record) -> impl Iterator<Item = (PackId, u32)> {
+    record.segments.iter().filter_map(|segment| match &segment.source {
+        Source::Chunk { chunk, .. } => Some((chunk.pack, chunk.offset)),
+        Source::Inline(_) => None,
+    })
 }
 
 /// A piece of the answer to a read of a record.

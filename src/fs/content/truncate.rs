@@ -75,6 +75,7 @@ impl Contents {
         resize.known = Known { size: if buffered { size.min(known.size) } else { size }, allocated };
         batch.allocated += delta.allocated;
         batch.refs.extend(delta.refs());
+        batch.fresh.extend(delta.fresh());
         row.size = size;
         Ok(Some(resize))
     }

@@ -1,0 +1,184 @@
+//! Packs of which most is dead are written anew (R12): space comes back under volumes that are open, and under snapshots.
+
+use super::World;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use zerofs_csi::control::node::NoMounts;
+use zerofs_csi::control::{Source, mail};
+use zerofs_csi::fs::api::{Caller, FileSystem, Stability};
+use zerofs_csi::types::VolumeHandle;
+use zerofs_csi::volume::Volume;
+
+const RECORD: usize = 64 << 10;
+const RECORDS: usize = 384;
+
+/// Incompressible.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut noise = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut noise);
+    noise
+}
+
+fn content() -> Vec<u8> {
+    noise(0, RECORD * RECORDS)
+}
+
+async fn stored(world: &World) -> u64 {
+    world.catalog.bucket().list("packs/").await.unwrap().iter().map(|object| object.bytes).sum()
+}
+
+async fn open(world: &World, volume: VolumeHandle) -> Arc<Volume> {
+    world.volumes.open(&world.catalog, volume.dataset).await.unwrap()
+}
+
+/// Reads with nothing in memory: what was rewritten away is not hidden by a cache.
+async fn read(world: &World, volume: VolumeHandle) -> Vec<u8> {
+    let cold = World::on(world.catalog.clone(), "node-cold");
+    cold.read(volume).await.remove("a").unwrap()
+}
+
+/// The same of a volume that stays open, by way of a snapshot.
+async fn read_cold(world: &World, open: &Volume) -> Vec<u8> {
+    let volume = VolumeHandle { pool: open.pool, dataset: open.dataset.id() };
+    let cut = world.controller.create_snapshot(volume, "cold".parse().unwrap(), true).await.unwrap().handle;
+    let clone = world.create("cold", Some(Source::Snapshot(cut))).await.unwrap().handle;
+    let content = read(world, clone).await;
+    world.controller.delete_volume(clone).await.unwrap();
+    world.controller.delete_snapshot(cut).await.unwrap();
+    content
+}
+
+/// Overwrites all records but every fourth, so that they leave their packs mostly dead, one record at a time.
+async fn overwrite(volume: &Volume, content: &mut [u8], seed: u64) {
+    let caller = Caller::root();
+    let file = volume.fs.lookup(&caller, volume.fs.root(), b"a").await.unwrap().0.file;
+    for n in (0..RECORDS).filter(|n| !(n + seed as usize).is_multiple_of(4)) {
+        let new = noise(seed * 1000 + n as u64, RECORD);
+        content[n * RECORD..(n + 1) * RECORD].copy_from_slice(&new);
+        volume.fs.write(&caller, file, (n * RECORD) as u64, Bytes::from(new), Stability::Unstable).await.unwrap();
+    }
+    volume.fs.commit(&caller, file, 0, 0).await.unwrap();
+}
+
+/// A write in the middle of a record that stayed: its chunk comes to have two references.
+async fn split(volume: &Volume, content: &mut [u8]) {
+    let caller = Caller::root();
+    let file = volume.fs.lookup(&caller, volume.fs.root(), b"a").await.unwrap().0.file;
+    for n in (0..RECORDS).step_by(8) {
+        let at = n * RECORD + 20_000;
+        content[at..at + 100].fill(7);
+        volume.fs.write(&caller, file, at as u64, Bytes::from(vec![7; 100]), Stability::Unstable).await.unwrap();
+    }
+    volume.fs.commit(&caller, file, 0, 0).await.unwrap();
+}
+
+#[test]
+fn a_released_volumes_space_comes_back() {
+    super::run(async {
+        for step in
+            [None, Some("collect.sealed"), Some("chunk.before-rewrite"), Some("chunk.rewritten"), Some("volume.care.claimed")]
+        {
+            Box::pin(released(step)).await;
+        }
+    });
+}
+
+async fn released(step: Option<&'static str>) {
+    let world = World::new().await;
+    let volume = world.create("v", None).await.unwrap().handle;
+    let mut content = content();
+    world.write(volume, "a", &content).await;
+    let open = open(&world, volume).await;
+    overwrite(&open, &mut content, 1).await;
+    drop(open);
+    world.volumes.close(volume.dataset).await.unwrap();
+    let before = stored(&world).await;
+    if let Some(step) = step {
+        world.catalog.bucket().failpoints().set(step, "1*return").unwrap();
+        let pool = world.controller.pools().get(None).unwrap();
+        let failed = Box::pin(world.controller.collector(pool).collect()).await;
+        assert!(failed.is_err() || failed.is_ok_and(|done| !done.kept.is_empty()), "{step:?}");
+    }
+    let done = world.collect().await;
+    let after = stored(&world).await;
+    assert!(done.rewritten > 0 || step.is_some(), "{done:?}");
+    // What is in use, and what packs have beside it.
+    assert!(after < content.len() as u64 * 11 / 10, "{step:?}: {before} to {after} for {}: {done:?}", content.len());
+    assert!(read(&world, volume).await == content, "{step:?}");
+    let again = world.collect().await;
+    assert_eq!((again.rewritten, again.packs), (0, 0), "{step:?}: nothing is left to do");
+    world.controller.delete_volume(volume).await.unwrap();
+    world.collect().await;
+    world.assert_empty("rewritten").await;
+}
+
+#[test]
+fn an_open_volume_seals_its_packs_and_goes_on() {
+    super::run(async {
+        let world = World::new().await;
+        let volume = world.create("v", None).await.unwrap().handle;
+        let mut content = content();
+        world.write(volume, "a", &content).await;
+        let open = open(&world, volume).await;
+        overwrite(&open, &mut content, 1).await;
+        // Asked by its own process, and by another one through its mailbox.
+        let other = World::on(world.catalog.clone(), "node-b");
+        let stop = CancellationToken::new();
+        let pools = world.controller.pools().clone();
+        let serving =
+            tokio::spawn(mail::serve(pools, world.volumes.clone(), Arc::new(NoMounts), Duration::from_millis(20), stop.clone()));
+        // The last write is of what was stored and overwritten before: it is known still, and must not be found in packs that were rewritten
+        // without it.
+        for (seed, collector) in [(2, &other), (1, &world)] {
+            let done = collector.collect().await;
+            assert!(done.rewritten > 0 && done.kept.is_empty(), "{done:?}");
+            // Of this opening's own packs, too; and what stayed is cut in two although its pack is sealed.
+            overwrite(&open, &mut content, seed).await;
+            split(&open, &mut content).await;
+        }
+        assert!(read_cold(&world, &open).await == content);
+        world.collect().await;
+        assert!(stored(&world).await < content.len() as u64 * 12 / 10);
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+        stop.cancel();
+        serving.await.unwrap();
+        assert!(read(&world, volume).await == content);
+    });
+}
+
+#[test]
+fn what_a_snapshot_or_a_clone_uses_stays() {
+    super::run(async {
+        let world = World::new().await;
+        let volume = world.create("v", None).await.unwrap().handle;
+        let first = content();
+        world.write(volume, "a", &first).await;
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), true).await.unwrap().handle;
+        let clone = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap().handle;
+        let (mut ours, mut theirs) = (first.clone(), first.clone());
+        for (handle, content, seed) in [(volume, &mut ours, 1), (clone, &mut theirs, 2)] {
+            let open = open(&world, handle).await;
+            overwrite(&open, content, seed).await;
+            drop(open);
+            world.volumes.close(handle.dataset).await.unwrap();
+        }
+        let held = world.collect().await;
+        assert_eq!(held.rewritten, 0, "the snapshot uses all of it: {held:?}");
+        assert!(read(&world, volume).await == ours && read(&world, clone).await == theirs);
+        let second = world.create("second", Some(Source::Snapshot(cut))).await.unwrap().handle;
+        assert!(read(&world, second).await == first);
+        world.controller.delete_volume(second).await.unwrap();
+        // The clone's database still reads the snapshot's.
+        world.controller.delete_snapshot(cut).await.unwrap();
+        world.controller.delete_volume(clone).await.unwrap();
+        world.collect().await;
+        assert!(stored(&world).await < ours.len() as u64 * 11 / 10);
+        assert!(read(&world, volume).await == ours);
+        world.controller.delete_volume(volume).await.unwrap();
+        world.collect().await;
+        world.assert_empty("a family whose packs were rewritten").await;
+    });
+}
