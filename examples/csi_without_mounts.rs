@@ -3,7 +3,7 @@
 //! the script gives. Never for real volumes: nothing is ever mounted.
 
 use std::path::PathBuf;
-use zerofs_csi::app::{self, Config, Missing, ServeOptions};
+use zerofs_csi::app::{self, Config, ServeOptions};
 use zerofs_csi::mount::FakeMounter;
 use zerofs_csi::nfs::Peers;
 
@@ -25,7 +25,6 @@ fn main() -> anyhow::Result<()> {
         nfs_peers: Peers::Privileged,
         peers: Peers::Loopback,
         health_listen: None,
-        missing: Missing::Create,
     };
     app::run(async move {
         let stop = app::stop_signal()?;

@@ -30,7 +30,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
     Refuse,
-    /// For a play or a test, whose place is its own. Never where a mistyped URL, or a folder that is not mounted, would become a pool.
+    /// `serve` makes a pool in an empty place, and says so: a mistyped URL is one too.
     Create,
 }
 
@@ -85,10 +85,18 @@ impl PoolConfig {
         let bucket = self.bucket_with(folder, request)?;
         match Catalog::open(bucket.clone(), secret.as_ref()).await {
             Err(error) if missing == Missing::Create && error.class() == Class::NotFound => {
+                if bucket.list("").await?.first().is_some() {
+                    return Err(error)
+                        .with_context(|| format!("pool {}: the place holds other things, and is not made a pool", self.url));
+                }
                 match Catalog::create(bucket.clone(), secret.as_ref()).await {
                     // Another process was faster.
                     Err(CatalogError::PoolExists) => Ok(Catalog::open(bucket, secret.as_ref()).await?),
-                    created => Ok(created?),
+                    Ok(created) => {
+                        tracing::warn!(url = %self.url, "nothing was there: a new pool was made; if there should have been one, stop, and correct the URL or mount the folder");
+                        Ok(created)
+                    }
+                    Err(error) => Err(error.into()),
                 }
             }
             opened => opened.with_context(|| format!("pool {}", self.url)),

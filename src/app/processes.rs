@@ -54,8 +54,6 @@ pub struct ServeOptions {
     pub peers: Peers,
     /// Where `/healthz`, `/readyz` and `/metrics` are served.
     pub health_listen: Option<SocketAddr>,
-    /// What to do where there is no pool.
-    pub missing: Missing,
 }
 
 /// A process that runs. `Ready` is called once with the line to print.
@@ -75,7 +73,7 @@ pub async fn serve<M: Mounter>(
         );
     }
     let state = StateDir::open(&options.state_dir)?;
-    let parts = Parts::start(config, options.missing, state.node_name()?, Some(&state)).await?;
+    let parts = Parts::start(config, Missing::Create, state.node_name()?, Some(&state)).await?;
     let tasks = TaskTracker::new();
     parts.serve_health(options.health_listen, &tasks, &stop);
     let budget = Budget::new(&parts.nfs);

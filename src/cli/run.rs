@@ -2,7 +2,7 @@
 
 use super::args::{ControllerArgs, NodeArgs, ServeArgs};
 use super::exit::Wrong;
-use crate::app::{self, Config, Missing, NodeOptions, ServeOptions};
+use crate::app::{self, Config, NodeOptions, ServeOptions};
 use crate::csi;
 use crate::mount::KernelMounter;
 use crate::nfs::Peers;
@@ -34,7 +34,6 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
         nfs_peers: if args.insecure_ports { Peers::Everybody } else { Peers::Privileged },
         peers: Peers::LoopbackReserved,
         health_listen: args.health_listen,
-        missing: Missing::Refuse,
     };
     app::keep_private();
     app::run(async move {

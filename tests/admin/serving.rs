@@ -165,3 +165,23 @@ fn until_released(cli: &Cli) {
     }
     panic!("an idle dataset stays open");
 }
+
+#[test]
+fn serve_makes_a_pool_in_an_empty_folder_and_in_no_other() {
+    let cli = Cli::empty();
+    let serving = Serving::start(&cli);
+    cli.ok(&["dataset", "create", "web"]);
+    serving.stop();
+    let serving = Serving::start(&cli);
+    assert_eq!(cli.json(&["dataset", "info", "web"])["name"], "web", "the same pool");
+    serving.stop();
+
+    let cli = Cli::empty();
+    let folder = std::path::PathBuf::from(cli.url().strip_prefix("file://").unwrap());
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("a"), "of somebody else").unwrap();
+    let state = cli.path().join("state").display().to_string();
+    let refused = cli.run(&["serve", "--state-dir", &state, "--nfs-listen", "127.0.0.1:0"]);
+    assert!(refused.code == 10 && refused.err.contains("holds other things"), "{refused:?}");
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+}

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
-use zerofs_csi::app::{self, Config, Missing, ServeOptions};
+use zerofs_csi::app::{self, Config, ServeOptions};
 use zerofs_csi::csi::proto::v1::controller_client::ControllerClient;
 use zerofs_csi::csi::proto::v1::identity_client::IdentityClient;
 use zerofs_csi::csi::proto::v1::node_client::NodeClient;
@@ -64,7 +64,6 @@ impl Driver {
             nfs_peers: Peers::Privileged,
             peers: Peers::Loopback,
             health_listen: None,
-            missing: Missing::Create,
         };
         let stop = CancellationToken::new();
         let (ready, is_ready) = oneshot::channel();

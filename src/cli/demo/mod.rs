@@ -15,7 +15,7 @@ use super::exit::Wrong;
 use super::report::{Progress, table};
 use super::restore::{self, Overwrite};
 use super::target::Opened;
-use crate::app::{self, ByteSize, Missing, ServeOptions};
+use crate::app::{self, ByteSize, ServeOptions};
 use crate::mount::{FakeMounter, KernelMounter, MountError, Mounter};
 use crate::nfs::Peers;
 use crate::nfs::client::{Client, Credentials};
@@ -201,7 +201,6 @@ async fn play<M: Mounter>(
         nfs_peers: Peers::Privileged,
         peers: Peers::Loopback,
         health_listen: None,
-        missing: Missing::Create,
     };
     let stop = CancellationToken::new();
     let (ready, mut readied) = mpsc::unbounded_channel();
