@@ -85,7 +85,7 @@ impl PoolConfig {
         let bucket = self.bucket_with(folder, request)?;
         match Catalog::open(bucket.clone(), secret.as_ref()).await {
             Err(error) if missing == Missing::Create && error.class() == Class::NotFound => {
-                if bucket.list("").await?.first().is_some() {
+                if !bucket.list("").await?.is_empty() {
                     return Err(error)
                         .with_context(|| format!("pool {}: the place holds other things, and is not made a pool", self.url));
                 }
