@@ -38,6 +38,7 @@ mod reader;
 mod rewrite;
 mod room;
 mod store;
+mod verify;
 
 pub use cache::{CacheStats, ChunkCache, ChunkLimits};
 pub use error::ChunkError;
@@ -46,6 +47,7 @@ pub use pack::{Entry, PACK_BYTES, PackError, Sealing, Trailer, decode_footer};
 pub use packer::{Packer, Packing, Stored};
 pub use rewrite::Rewritten;
 pub use store::{ChunkStore, PackSummary};
+pub use verify::Verified;
 
 use crate::types::{ChunkHash, PackId};
 use serde::{Deserialize, Serialize};

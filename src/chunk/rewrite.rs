@@ -3,10 +3,12 @@
 //! The caller has marked which chunks are in use, after no head could make another of them live again. Garbage stays garbage from then on, so that
 //! any generation holds all that any later mark finds: two collectors, and one that was held up for a day, do no harm to each other.
 
+use super::coder::Backing;
 use super::moved::{self, Generation};
 use super::pack::{self, Entry, HEADER_BYTES, Trailer};
 use super::reader::reading;
 use super::store::ChunkStore;
+use super::verify::stored;
 use super::{ChunkError, ChunkRef, cpu};
 use crate::bucket::PutNew;
 use crate::types::{ChunkHash, PackId};
@@ -77,10 +79,8 @@ impl ChunkStore {
             let mut entries = Vec::with_capacity(kept.len());
             for chunk in kept {
                 let corrupt = |why| ChunkError::Corrupt { hash: chunk.hash, pack, why };
-                let range = chunk.offset as usize..(chunk.offset + chunk.stored_len) as usize;
-                let stored = old.get(range).map(|_| old.slice(chunk.offset as usize..(chunk.offset + chunk.stored_len) as usize));
-                let stored = stored.ok_or_else(|| corrupt("the pack ends before it".to_owned()))?;
-                coder.decode(&chunk, stored.clone(), super::coder::Backing::Part).map_err(corrupt)?;
+                let stored = stored(&old, &chunk).map_err(corrupt)?;
+                coder.decode(&chunk, stored.clone(), Backing::Part).map_err(corrupt)?;
                 // Smaller than the pack it comes from.
                 let offset = object.len() as u32;
                 entries.push(Entry {

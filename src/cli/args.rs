@@ -36,6 +36,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Verify datasets: structure, counts, and that every pack exists
     Check(CheckArgs),
+    /// Read and verify every chunk that datasets and snapshots refer to
+    Scrub(ScrubArgs),
     /// Remove what nothing refers to any more
     Gc(GcArgs),
     /// Play a volume's whole life and compare every byte
@@ -387,6 +389,20 @@ pub struct BenchArgs {
 pub struct CheckArgs {
     /// A dataset, or DATASET@SNAPSHOT; all datasets and snapshots if left out
     pub dataset: Option<String>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ScrubArgs {
+    /// A dataset with its snapshots; all if left out
+    pub dataset: Option<String>,
+    /// Read at most so much a second, like 50Mi
+    #[arg(long, value_name = "SIZE")]
+    pub rate: Option<ByteSize>,
+    /// Remember in this file what was read, and do not read it again: a scrub that was ended goes on where it was. Removed at the end
+    #[arg(long, value_name = "FILE")]
+    pub state_file: Option<PathBuf>,
     #[command(flatten)]
     pub common: Common,
 }

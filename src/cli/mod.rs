@@ -20,6 +20,7 @@ mod pool;
 mod report;
 mod restore;
 mod run;
+mod scrub;
 mod target;
 
 use args::{Cli, Command};
@@ -51,6 +52,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Node(args) => run::node(args),
         Command::Bench(args) => bench::run(&args),
         Command::Check(args) => check::run(args),
+        Command::Scrub(args) => scrub::run(args),
         Command::Gc(args) => gc::run(args),
         Command::Demo(args) => demo::run(args),
     }

@@ -94,6 +94,27 @@ async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
     let again = cli.run(&["dataset", "restore", "web@cut", "etc/app.conf", &file.display().to_string()]);
     assert_eq!(again.code, 11, "{again:?}");
     cli.ok(&["dataset", "restore", "web@cut", "etc/app.conf", &file.display().to_string(), "--force"]);
+
+    let state = cli.path().join("scrubbing").display().to_string();
+    let scrubbed = cli.json(&["scrub", "web", "--rate", "1Gi", "--state-file", &state]);
+    assert_eq!(scrubbed["damaged"], serde_json::json!([]), "{scrubbed}");
+    assert!(scrubbed["bytes"].as_u64().unwrap() > 0 && !std::path::Path::new(&state).exists());
+    let pack = cli.path().join("pool/packs");
+    let pack = walk(&pack).into_iter().max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
+    let mut bent = std::fs::read(&pack).unwrap();
+    bent[1000] ^= 1;
+    std::fs::write(&pack, bent).unwrap();
+    let damaged = cli.run(&["scrub"]);
+    assert!(
+        damaged.code == 18 && damaged.out.contains("web:/etc/app.conf at ") && damaged.out.contains("web@cut:/etc/app.conf at "),
+        "{damaged:?}"
+    );
+}
+
+/// Every file below a folder.
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
 /// A machine that is gone for good must not keep a dataset for ever; one that still answers keeps it.

@@ -7,6 +7,7 @@ mod mailbox;
 mod orders;
 mod requests;
 mod rewriting;
+mod scrubbing;
 mod snapdir;
 mod standing;
 mod steps;

@@ -1,0 +1,130 @@
+//! `scrub`.
+
+use super::args::ScrubArgs;
+use super::exit::Wrong;
+use super::report::Progress;
+use crate::app::{self, ByteSize};
+use crate::control::{Damaged, Scrub, Scrubbed};
+use crate::types::Class;
+use anyhow::Context;
+use serde::Serialize;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How often the state is written.
+const STATE_EVERY: Duration = Duration::from_secs(10);
+/// A state of more than this is none: 100 bytes a pack.
+const STATE_BYTES_MAX: u64 = 1 << 30;
+
+/// A [`Scrubbed`] without what only a resumption needs.
+#[derive(Serialize)]
+struct Shown<'a> {
+    roots: &'a [String],
+    chunks: u64,
+    packs: usize,
+    bytes: u64,
+    damaged: &'a [Damaged],
+    more: u64,
+}
+
+pub fn run(args: ScrubArgs) -> anyhow::Result<()> {
+    app::start_logging(&Default::default(), Some("warn"))?;
+    app::run(async move {
+        let opened = args.common.pool.open().await?;
+        let only = match &args.dataset {
+            Some(name) => Some(opened.dataset(name).await?.id()),
+            None => None,
+        };
+        let resumed = match &args.state_file {
+            Some(file) => load(file)?,
+            None => None,
+        };
+        let stop = app::stop_signal()?;
+        let rate = args.rate.map(|rate| rate.0);
+        let mut scrub = Scrub::new(&opened.pool, &opened.parts.volumes, rate, resumed)?;
+        let (progress, mut written) = (Progress::new(), Instant::now());
+        let each = |root: &str, found: &Scrubbed| {
+            progress.say(&format!("{root}: {} packs, {} read", found.packs.len(), ByteSize(found.bytes)));
+            if let Some(file) = &args.state_file
+                && written.elapsed() >= STATE_EVERY
+            {
+                written = Instant::now();
+                if let Err(error) = save(file, found) {
+                    tracing::warn!(%error, "the state is not written: this scrub cannot be resumed");
+                }
+            }
+        };
+        let ended = tokio::select! {
+            ended = Box::pin(scrub.run(only, each)) => Some(ended),
+            () = stop.cancelled() => None,
+        };
+        drop(progress);
+        match (ended, &args.state_file) {
+            (Some(Ok(())), Some(file)) => remove(file)?,
+            (Some(Ok(())), None) => {}
+            (failed, file) => {
+                if let Some(file) = file {
+                    save(file, scrub.found())?;
+                }
+                failed.unwrap_or(Ok(()))?;
+                return Err(Wrong::new(Class::Unavailable, "ended before everything was read".to_owned()));
+            }
+        }
+        let found = scrub.found();
+        let Scrubbed { roots, chunks, bytes, damaged, more, .. } = found;
+        let shown = Shown { roots, chunks: *chunks, packs: found.packs.len(), bytes: *bytes, damaged, more: *more };
+        args.common.output.print(&shown, text)?;
+        if found.damaged.is_empty() {
+            Ok(())
+        } else {
+            Err(Wrong::new(Class::Corrupt, "some data is damaged: restore these files".to_owned()))
+        }
+    })
+}
+
+fn load(file: &Path) -> anyhow::Result<Option<Scrubbed>> {
+    let reading = || format!("reading the state from {}", file.display());
+    let bytes = match std::fs::metadata(file) {
+        Ok(found) if found.len() > STATE_BYTES_MAX => anyhow::bail!("{} is no state of a scrub", file.display()),
+        Ok(_) => std::fs::read(file).with_context(reading)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(reading),
+    };
+    let state = serde_json::from_slice(&bytes);
+    state.map(Some).map_err(|error| Wrong::new(Class::Invalid, format!("{} is no state of a scrub: {error}", file.display())))
+}
+
+/// Whole or not at all.
+fn save(file: &Path, found: &Scrubbed) -> anyhow::Result<()> {
+    let beside = file.with_extension("tmp");
+    std::fs::write(&beside, serde_json::to_vec(found)?).with_context(|| format!("writing {}", beside.display()))?;
+    std::fs::rename(&beside, file).with_context(|| format!("writing {}", file.display()))
+}
+
+fn remove(file: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| format!("removing {}", file.display())),
+        _ => Ok(()),
+    }
+}
+
+fn text(found: &Shown<'_>) -> String {
+    let mut text = format!(
+        "{} datasets and snapshots, {} chunks in {} packs ({} read): {}\n",
+        found.roots.len(),
+        found.chunks,
+        found.packs,
+        ByteSize(found.bytes),
+        if found.damaged.is_empty() {
+            "all whole".to_owned()
+        } else {
+            format!("{} damaged", found.damaged.len() as u64 + found.more)
+        }
+    );
+    for damaged in found.damaged {
+        text +=
+            &format!("{} at {}: chunk {} in pack {}: {}\n", damaged.file, damaged.offset, damaged.chunk, damaged.pack, damaged.why);
+    }
+    text
+}

@@ -1,0 +1,413 @@
+//! Scrubbing: every chunk that datasets and snapshots refer to is read from the bucket and verified.
+//!
+//! ```text
+//! root ─▶ its records ─▶ pack of each chunk: read once, whole ─▶ chunk damaged or absent? ─▶ the files that use it
+//! ```
+//!
+//! Records are read, not packs listed: so that a chunk that should be in a pack and is not is found too. A pack is read once, whoever refers to it.
+//! Of a dataset that is being written, what looks damaged is looked up once more: its pack may have gone because the record did.
+//!
+//! [`Scrubbed`] is also what a scrub resumes from: packs that were read are not read again.
+
+use super::{ControlError, Pool};
+use crate::catalog::{Dataset, READING_RENEWED, Reading, Snapshot, State};
+use crate::chunk::{ChunkError, ChunkRef, ChunkStore};
+use crate::fs::FsError;
+use crate::fs::api::FileKind;
+use crate::fs::db::{self, CheckpointId, Reader};
+use crate::fs::key::{self, DataId, Key};
+use crate::fs::row::{DirEntryRow, Inode, Record, Row, Source};
+use crate::types::{ChunkHash, DatasetId, FamilyId, InodeNo, PackId};
+use crate::volume::{Volumes, place};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+const FORMAT: u32 = 1;
+/// Rows of one scan.
+const ROWS: usize = 4096;
+/// Names of chunks remembered from packs: about 40 bytes each. Beyond, footers are read again.
+const HASHES_MAX: usize = 1 << 20;
+/// Damaged uses that are told one by one; more are counted.
+const USES_MAX: usize = 1000;
+/// Longest way from a file to the root that is named.
+const DEPTH_MAX: usize = 256;
+
+/// What a scrub found so far.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Scrubbed {
+    pub format: u32,
+    /// Datasets and snapshots whose records were all read.
+    pub roots: Vec<String>,
+    pub chunks: u64,
+    pub bytes: u64,
+    pub damaged: Vec<Damaged>,
+    /// Damaged uses beyond those.
+    pub more: u64,
+    /// What the packs that were read hold that is damaged; nothing of most.
+    pub packs: BTreeMap<String, Vec<String>>,
+}
+
+impl Default for Scrubbed {
+    fn default() -> Self {
+        Self { format: FORMAT, roots: vec![], chunks: 0, bytes: 0, damaged: vec![], more: 0, packs: BTreeMap::new() }
+    }
+}
+
+/// A chunk that cannot be read, and who uses it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damaged {
+    pub pack: String,
+    pub chunk: String,
+    pub why: String,
+    /// `DATASET:/PATH` or `DATASET@SNAPSHOT:/PATH`, from this byte on.
+    pub file: String,
+    pub offset: u64,
+}
+
+/// A state whose records are read.
+struct Root {
+    name: String,
+    family: FamilyId,
+    reader: Reader,
+    /// Of a snapshot, announced so that it stays (R14).
+    reading: Option<(Reading, Instant)>,
+}
+
+/// A use of a chunk that cannot be read.
+struct Suspect {
+    data: DataId,
+    record: u64,
+    start: u32,
+    chunk: ChunkRef,
+    why: String,
+}
+
+/// Reads and verifies what one pool refers to.
+pub struct Scrub<'a> {
+    pool: &'a Pool,
+    volumes: &'a Volumes,
+    /// Bytes a second.
+    rate: Option<u64>,
+    begun: Instant,
+    /// Of this run.
+    read: u64,
+    found: Scrubbed,
+    /// Whole chunks of packs read lately.
+    whole: HashMap<PackId, HashSet<ChunkHash>>,
+    hashes: usize,
+}
+
+impl<'a> Scrub<'a> {
+    /// `resumed`: what an earlier one found before it was ended.
+    ///
+    /// # Errors
+    /// When that is of another version.
+    pub fn new(pool: &'a Pool, volumes: &'a Volumes, rate: Option<u64>, resumed: Option<Scrubbed>) -> Result<Self, ControlError> {
+        let mut found = resumed.unwrap_or_default();
+        if found.format != FORMAT {
+            return Err(ControlError::Invalid(format!("the state to resume from has format {}: begin anew", found.format)));
+        }
+        // Records are read again, so that what was written since is verified too; packs are not.
+        found.roots.clear();
+        found.damaged.clear();
+        (found.chunks, found.more) = (0, 0);
+        Ok(Self { pool, volumes, rate, begun: Instant::now(), read: 0, found, whole: HashMap::new(), hashes: 0 })
+    }
+
+    pub fn found(&self) -> &Scrubbed {
+        &self.found
+    }
+
+    /// Scrubs a dataset with its snapshots, or all. `each` is called after every pack.
+    pub async fn run(&mut self, only: Option<DatasetId>, mut each: impl FnMut(&str, &Scrubbed)) -> Result<(), ControlError> {
+        let catalog = &self.pool.catalog;
+        let wanted = |id: DatasetId| only.is_none_or(|only| only.incarnation == id.incarnation);
+        for at in catalog.datasets().await? {
+            if at.record.state == State::Ready
+                && wanted(at.record.id())
+                && let Some(root) = self.head(&at.record).await?
+            {
+                self.scrub(root, Some(&at.record), &mut each).await?;
+            }
+        }
+        let names: HashMap<_, _> =
+            catalog.datasets().await?.into_iter().map(|at| (at.record.incarnation, at.record.name)).collect();
+        for at in catalog.snapshots(only.map(|id| id.incarnation)).await? {
+            let dataset =
+                names.get(&at.record.dataset.incarnation).map_or_else(|| at.record.dataset.to_string(), ToString::to_string);
+            if at.record.state == State::Ready
+                && let Some(root) = self.snapshot(&at.record, &dataset).await?
+            {
+                self.scrub(root, None, &mut each).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `None`: never opened.
+    async fn head(&self, dataset: &Dataset) -> Result<Option<Root>, ControlError> {
+        let place = place(&self.pool.catalog, dataset.family, dataset.incarnation, &self.volumes.settings().cache);
+        if !db::exists(&place).await? {
+            return Ok(None);
+        }
+        let reader = Reader::newest(&place).await?;
+        Ok(Some(Root { name: dataset.name.to_string(), family: dataset.family, reader, reading: None }))
+    }
+
+    /// `None`: removed meanwhile.
+    async fn snapshot(&self, snapshot: &Snapshot, dataset: &str) -> Result<Option<Root>, ControlError> {
+        let (reading, snapshot) = match self.pool.catalog.begin_reading(snapshot.id(), &self.volumes.owner()).await {
+            Ok(begun) => begun,
+            Err(crate::catalog::CatalogError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let name = format!("{dataset}@{}", snapshot.name);
+        let place = place(&self.pool.catalog, snapshot.family, snapshot.dataset.incarnation, &self.volumes.settings().cache);
+        let opened = match snapshot.checkpoint {
+            Some(checkpoint) => Reader::at_checkpoint(&place, CheckpointId(checkpoint)).await,
+            None => Err(FsError::Corrupt(format!("snapshot {name} is ready but names no checkpoint"))),
+        };
+        match opened {
+            Ok(reader) => Ok(Some(Root { name, family: snapshot.family, reader, reading: Some((reading, Instant::now())) })),
+            Err(error) => {
+                self.pool.catalog.end_reading(&reading).await?;
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn scrub(
+        &mut self,
+        mut root: Root,
+        head: Option<&Dataset>,
+        each: &mut impl FnMut(&str, &Scrubbed),
+    ) -> Result<(), ControlError> {
+        let suspects = self.suspects(&mut root, each).await;
+        let told = match suspects {
+            Ok(suspects) => self.tell(&root, head, suspects).await,
+            Err(error) => Err(error),
+        };
+        let closed = root.reader.close().await;
+        if let Some((reading, _)) = &root.reading {
+            self.pool.catalog.end_reading(reading).await?;
+        }
+        told?;
+        closed?;
+        self.found.roots.push(root.name);
+        Ok(())
+    }
+
+    /// Reads every record of a root, and the packs it refers to.
+    async fn suspects(&mut self, root: &mut Root, each: &mut impl FnMut(&str, &Scrubbed)) -> Result<Vec<Suspect>, ControlError> {
+        let store = self.store(root.family);
+        let (mut suspects, mut from) = (Vec::new(), Bytes::from_static(b"X"));
+        loop {
+            if let Some((reading, renewed)) = &mut root.reading
+                && renewed.elapsed() > READING_RENEWED
+            {
+                self.pool.catalog.go_on_reading(reading).await?;
+                *renewed = Instant::now();
+            }
+            let rows = root.reader.scan(from, Bytes::from_static(b"Y"), ROWS).await?;
+            for (row_key, row) in &rows {
+                let Some(Key::Record(data, record)) = Key::parse(row_key) else { continue };
+                for segment in Record::decode(row)?.segments {
+                    let Source::Chunk { chunk, .. } = segment.source else { continue };
+                    self.found.chunks += 1;
+                    if let Some(why) = self.wrong(&store, &chunk, &root.name, each).await? {
+                        suspects.push(Suspect { data, record, start: segment.start, chunk, why });
+                    }
+                }
+            }
+            match rows.last() {
+                Some((last, _)) if rows.len() == ROWS => from = key::after(last),
+                _ => return Ok(suspects),
+            }
+        }
+    }
+
+    /// Why a chunk cannot be read, if it cannot.
+    async fn wrong(
+        &mut self,
+        store: &ChunkStore,
+        chunk: &ChunkRef,
+        root: &str,
+        each: &mut impl FnMut(&str, &Scrubbed),
+    ) -> Result<Option<String>, ControlError> {
+        if !self.whole.contains_key(&chunk.pack) {
+            match self.load(store, chunk.pack).await {
+                Ok(whole) => self.remember(chunk.pack, whole),
+                Err(ChunkError::Missing { .. }) => return Ok(Some("its pack is not in the bucket".to_owned())),
+                // Its footer is damaged; the chunk itself may be whole.
+                Err(ChunkError::CorruptPack { .. }) => {
+                    return match store.read(std::slice::from_ref(chunk)).await {
+                        Ok(_) => Ok(None),
+                        Err(error @ (ChunkError::Corrupt { .. } | ChunkError::CorruptPack { .. })) => Ok(Some(error.to_string())),
+                        Err(error) => Err(ControlError::Unavailable(error.to_string())),
+                    };
+                }
+                Err(error) => return Err(ControlError::Unavailable(error.to_string())),
+            }
+            each(root, &self.found);
+            self.pace().await;
+        }
+        let whole = self.whole.get(&chunk.pack).is_some_and(|whole| whole.contains(&chunk.hash));
+        let damaged =
+            || self.found.packs.get(&chunk.pack.to_string()).is_some_and(|damaged| damaged.contains(&chunk.hash.to_string()));
+        Ok((!whole).then(|| {
+            if damaged() { "its bytes are not what was written".to_owned() } else { "its pack does not hold it".to_owned() }
+        }))
+    }
+
+    /// The whole chunks of a pack: it is read if it was not yet, else only its footer is.
+    async fn load(&mut self, store: &ChunkStore, pack: PackId) -> Result<HashSet<ChunkHash>, ChunkError> {
+        if let Some(damaged) = self.found.packs.get(&pack.to_string()) {
+            let chunks = store.contents(pack).await?;
+            return Ok(chunks.into_iter().map(|chunk| chunk.hash).filter(|hash| !damaged.contains(&hash.to_string())).collect());
+        }
+        let verified = store.verify(pack).await?;
+        for (hash, why) in &verified.damaged {
+            tracing::error!(pack = %pack, chunk = %hash, why, "a chunk is damaged");
+        }
+        self.read += verified.bytes;
+        self.found.bytes += verified.bytes;
+        self.found.packs.insert(pack.to_string(), verified.damaged.iter().map(|(hash, _)| hash.to_string()).collect());
+        Ok(verified.whole.into_iter().collect())
+    }
+
+    fn remember(&mut self, pack: PackId, whole: HashSet<ChunkHash>) {
+        if self.hashes + whole.len() > HASHES_MAX {
+            self.whole.clear();
+            self.hashes = 0;
+        }
+        self.hashes += whole.len();
+        self.whole.insert(pack, whole);
+    }
+
+    async fn pace(&self) {
+        if let Some(rate) = self.rate.filter(|rate| *rate > 0) {
+            let due = Duration::from_secs_f64(self.read as f64 / rate as f64);
+            tokio::time::sleep(due.saturating_sub(self.begun.elapsed())).await;
+        }
+    }
+
+    fn store(&self, family: FamilyId) -> ChunkStore {
+        let (catalog, cache) = (&self.pool.catalog, &self.volumes.settings().chunk_cache);
+        ChunkStore::new(catalog.bucket().clone(), family, catalog.keyring(), cache.clone())
+    }
+
+    /// Names the files of what cannot be read.
+    async fn tell(&mut self, root: &Root, head: Option<&Dataset>, mut suspects: Vec<Suspect>) -> Result<(), ControlError> {
+        if let Some(dataset) = head
+            && !suspects.is_empty()
+            && let Some(now) = self.head(dataset).await?
+        {
+            let still = still_used(&now.reader, suspects).await;
+            now.reader.close().await?;
+            suspects = still?;
+        }
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        let names = names(&root.reader, suspects.iter().map(|suspect| suspect.data).collect()).await?;
+        for suspect in suspects {
+            if self.found.damaged.len() >= USES_MAX {
+                self.found.more += 1;
+                continue;
+            }
+            let (path, bits) = names.get(&suspect.data).cloned().unwrap_or_else(|| ("(a file that is deleted)".to_owned(), 0));
+            self.found.damaged.push(Damaged {
+                pack: suspect.chunk.pack.to_string(),
+                chunk: suspect.chunk.hash.to_string(),
+                why: suspect.why,
+                file: format!("{}:{path}", root.name),
+                offset: suspect.record.checked_shl(bits).unwrap_or(u64::MAX).saturating_add(u64::from(suspect.start)),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Those that the dataset refers to still.
+async fn still_used(reader: &Reader, suspects: Vec<Suspect>) -> Result<Vec<Suspect>, FsError> {
+    let mut still = Vec::new();
+    for suspect in suspects {
+        let Some(row) = reader.get(&key::record(suspect.data, suspect.record)).await? else { continue };
+        let uses = |source: &Source| matches!(source, Source::Chunk { chunk, .. } if *chunk == suspect.chunk);
+        if Record::decode(&row)?.segments.iter().any(|segment| uses(&segment.source)) {
+            still.push(suspect);
+        }
+    }
+    Ok(still)
+}
+
+/// The path and record size of the file that each data id belongs to. Reads every inode, and the entries on the way.
+async fn names(reader: &Reader, wanted: BTreeSet<DataId>) -> Result<HashMap<DataId, (String, u32)>, FsError> {
+    let mut files = HashMap::new();
+    let mut from = key::inode(InodeNo(0));
+    loop {
+        let rows = reader.scan(from, Bytes::from_static(b"J"), ROWS).await?;
+        for (row_key, row) in &rows {
+            if let (Some(Key::Inode(ino)), Ok(row)) = (Key::parse(row_key), Inode::decode(row))
+                && row.kind == FileKind::Regular
+                && wanted.contains(&row.data)
+            {
+                files.insert(ino, row);
+            }
+        }
+        match rows.last() {
+            Some((last, _)) if rows.len() == ROWS => from = key::after(last),
+            _ => break,
+        }
+    }
+    let entries = entries_of(reader, Bytes::from_static(b"D"), Bytes::from_static(b"E"), &files.keys().copied().collect()).await?;
+    let mut names = HashMap::new();
+    for (ino, row) in files {
+        let path = match entries.get(&ino) {
+            Some((dir, name)) => format!("{}/{name}", path(reader, *dir).await?),
+            None => format!("(inode {ino})"),
+        };
+        names.insert(row.data, (path, u32::from(row.record_bits)));
+    }
+    Ok(names)
+}
+
+/// One name of each of these inodes, and its directory.
+async fn entries_of(
+    reader: &Reader,
+    mut from: Bytes,
+    to: Bytes,
+    wanted: &HashSet<InodeNo>,
+) -> Result<HashMap<InodeNo, (InodeNo, String)>, FsError> {
+    let mut found = HashMap::new();
+    loop {
+        let rows = reader.scan(from, to.clone(), ROWS).await?;
+        for (row_key, row) in &rows {
+            if let (Some(Key::DirEntry { dir, .. }), Ok(entry)) = (Key::parse(row_key), DirEntryRow::decode(row))
+                && wanted.contains(&entry.ino)
+            {
+                found.insert(entry.ino, (dir, String::from_utf8_lossy(entry.name.as_bytes()).into_owned()));
+            }
+        }
+        match rows.last() {
+            Some((last, _)) if rows.len() == ROWS && found.len() < wanted.len() => from = key::after(last),
+            _ => return Ok(found),
+        }
+    }
+}
+
+/// The path of a directory, without a slash at its end.
+async fn path(reader: &Reader, mut dir: InodeNo) -> Result<String, FsError> {
+    let mut parts = Vec::new();
+    while dir != InodeNo::ROOT && parts.len() < DEPTH_MAX {
+        let Some(row) = reader.get(&key::inode(dir)).await? else { break };
+        let parent = Inode::decode(&row)?.parent;
+        let (from, to) = (key::dir(parent), key::dir(InodeNo(parent.0.saturating_add(1))));
+        let name = entries_of(reader, from, to, &HashSet::from([dir])).await?.remove(&dir).map(|(_, name)| name);
+        parts.push(name.unwrap_or_else(|| format!("(inode {dir})")));
+        dir = parent;
+    }
+    Ok(parts.iter().rev().map(|part| format!("/{part}")).collect())
+}

@@ -1,0 +1,121 @@
+//! Every chunk is verified, and what is damaged is told by the names of its files.
+
+use super::World;
+use zerofs_csi::control::{Scrub, Scrubbed, Source};
+use zerofs_csi::types::{PackId, VolumeHandle};
+
+/// Incompressible.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut noise = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut noise);
+    noise
+}
+
+async fn scrub(world: &World, resumed: Option<Scrubbed>) -> Scrubbed {
+    // A process of its own: nothing is in its memory.
+    let cold = World::on(world.catalog.clone(), "node-cold");
+    let pool = cold.controller.pools().get(None).unwrap();
+    let mut scrub = Scrub::new(pool, &cold.volumes, None, resumed).unwrap();
+    scrub.run(None, |_, _| {}).await.unwrap();
+    scrub.found().clone()
+}
+
+fn files(found: &Scrubbed) -> Vec<(String, u64)> {
+    let mut files: Vec<_> = found.damaged.iter().map(|d| (d.file.clone(), d.offset)).collect();
+    files.sort();
+    files
+}
+
+/// A volume with a file of its own and one that its snapshot and clone share.
+async fn family(world: &World) -> (VolumeHandle, String) {
+    let source = world.create("source", None).await.unwrap().handle;
+    world.write(source, "shared", &noise(1, 300_000)).await;
+    let packs = world.catalog.bucket().list("packs/").await.unwrap();
+    assert_eq!(packs.len(), 1);
+    let cut = world.controller.create_snapshot(source, "cut".parse().unwrap(), true).await.unwrap().handle;
+    let clone = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap().handle;
+    world.write(clone, "own", &noise(2, 200_000)).await;
+    (source, packs[0].key.clone())
+}
+
+#[test]
+fn what_is_damaged_is_told_by_every_name_it_has() {
+    super::run(async {
+        let world = World::new().await;
+        let (source, pack) = family(&world).await;
+        let clean = scrub(&world, None).await;
+        assert_eq!(clean.damaged, []);
+        let mut roots = clean.roots.clone();
+        roots.sort();
+        assert_eq!(roots, ["clone", "source", "source@cut"]);
+        assert_eq!((clean.packs.len(), clean.chunks), (2, 3 * 5 + 3));
+
+        let bucket = world.catalog.bucket();
+        let whole = bucket.get(&pack, 1 << 30).await.unwrap().unwrap();
+        let mut bent = whole.to_vec();
+        // In the second record.
+        bent[8 + (64 << 10) + 5] ^= 4;
+        bucket.put(&pack, bent.into()).await.unwrap();
+        let found = scrub(&world, None).await;
+        let wanted: Vec<_> = ["clone:/shared", "source:/shared", "source@cut:/shared"].map(|f| (f.to_owned(), 64 << 10)).into();
+        assert_eq!(files(&found), wanted, "{found:?}");
+
+        // A footer that cannot be read hides nothing, and damages nothing.
+        let mut bent = whole.to_vec();
+        let at = bent.len() - 60;
+        bent[at] ^= 1;
+        bucket.put(&pack, bent.into()).await.unwrap();
+        assert_eq!(scrub(&world, None).await.damaged, []);
+
+        bucket.delete(std::slice::from_ref(&pack)).await.unwrap();
+        let found = scrub(&world, None).await;
+        assert_eq!(found.damaged.len(), 15, "{found:?}");
+        assert!(found.damaged.iter().all(|d| d.why.contains("not in the bucket")), "{found:?}");
+        bucket.put(&pack, whole).await.unwrap();
+        assert_eq!(scrub(&world, None).await.damaged, []);
+        // What is dead needs nothing.
+        world.controller.delete_volume(source).await.unwrap();
+        assert_eq!(scrub(&world, None).await.roots.len(), 2);
+    });
+}
+
+#[test]
+fn a_chunk_that_its_pack_does_not_hold_is_found() {
+    super::run(async {
+        let world = World::new().await;
+        let (_, pack) = family(&world).await;
+        let store = zerofs_csi::chunk::ChunkStore::new(
+            world.catalog.bucket().clone(),
+            pack.split('/').nth(1).unwrap().parse().unwrap(),
+            world.catalog.keyring(),
+            zerofs_csi::chunk::ChunkCache::memory(1 << 20),
+        );
+        let id: PackId = pack.splitn(3, '/').nth(2).unwrap().parse().unwrap();
+        // A rewriting that knew of one chunk only.
+        let first = store.contents(id).await.unwrap()[0].hash;
+        store.rewrite(id, &[first].into()).await.unwrap();
+        let found = scrub(&world, None).await;
+        assert_eq!(found.damaged.len(), 12, "{found:?}");
+        assert!(found.damaged.iter().all(|d| d.why.contains("does not hold it") && d.offset > 0), "{found:?}");
+    });
+}
+
+#[test]
+fn an_ended_scrub_goes_on_without_reading_packs_again() {
+    super::run(async {
+        let world = World::new().await;
+        let (_, pack) = family(&world).await;
+        let bucket = world.catalog.bucket();
+        let mut bent = bucket.get(&pack, 1 << 30).await.unwrap().unwrap().to_vec();
+        bent[100] ^= 4;
+        bucket.put(&pack, bent.into()).await.unwrap();
+        let first = scrub(&world, None).await;
+        let state = serde_json::to_vec(&first).unwrap();
+        let again = scrub(&world, Some(serde_json::from_slice(&state).unwrap())).await;
+        assert_eq!(again.bytes, first.bytes, "nothing was read again");
+        assert_eq!(files(&again), files(&first));
+        assert_eq!(again.damaged.len(), 3);
+        let pool = world.controller.pools().get(None).unwrap();
+        assert!(Scrub::new(pool, &world.volumes, None, Some(Scrubbed { format: 9, ..first })).is_err());
+    });
+}
