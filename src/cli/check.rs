@@ -13,16 +13,13 @@ use crate::chunk::parse_object;
 use crate::fs::FsError;
 use crate::fs::check::{self, Report};
 use crate::fs::db::{self, CheckpointId, Reader};
-use crate::fs::key::{self, Key};
+use crate::fs::key::Key;
 use crate::fs::row::{Row, Usage};
 use crate::types::{Class, PackId, SnapshotHandle, VolumeHandle};
 use crate::volume::place;
 use bytes::Bytes;
 use serde::Serialize;
 use std::collections::HashSet;
-
-/// Rows of one scan.
-const SCAN_ROWS: usize = 4096;
 
 #[derive(Serialize)]
 struct Checked {
@@ -131,10 +128,9 @@ async fn check_reader(opened: &Opened, what: String, reader: Reader) -> anyhow::
 
 /// Packs with references.
 async fn referenced(reader: &Reader) -> Result<Vec<PackId>, FsError> {
-    let (mut from, to) = (Bytes::from_static(b"U"), Bytes::from_static(b"V"));
+    let mut pages = reader.pages(Bytes::from_static(b"U"), Bytes::from_static(b"V"));
     let mut found = Vec::new();
-    loop {
-        let rows = reader.scan(from.clone(), to.clone(), SCAN_ROWS).await?;
+    while let Some(rows) = pages.next().await? {
         for (row_key, row) in &rows {
             // What is no usage row is a finding of the check itself.
             if let (Some(Key::Usage(pack)), Ok(usage)) = (Key::parse(row_key), Usage::decode(row))
@@ -143,11 +139,8 @@ async fn referenced(reader: &Reader) -> Result<Vec<PackId>, FsError> {
                 found.push(pack);
             }
         }
-        match rows.last() {
-            Some((last, _)) if rows.len() == SCAN_ROWS => from = key::after(last),
-            _ => return Ok(found),
-        }
     }
+    Ok(found)
 }
 
 fn text(checked: &[Checked]) -> String {

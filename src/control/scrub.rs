@@ -25,8 +25,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 const FORMAT: u32 = 1;
-/// Rows of one scan.
-const ROWS: usize = 4096;
 /// Names of chunks remembered from packs: about 40 bytes each. Beyond, footers are read again.
 const HASHES_MAX: usize = 1 << 20;
 /// Damaged uses that are told one by one; more are counted.
@@ -202,15 +200,15 @@ impl<'a> Scrub<'a> {
     /// Reads every record of a root, and the packs it refers to.
     async fn suspects(&mut self, root: &mut Root, each: &mut impl FnMut(&str, &Scrubbed)) -> Result<Vec<Suspect>, ControlError> {
         let store = self.store(root.family);
-        let (mut suspects, mut from) = (Vec::new(), Bytes::from_static(b"X"));
-        loop {
+        let mut suspects = Vec::new();
+        let mut pages = root.reader.pages(Bytes::from_static(b"X"), Bytes::from_static(b"Y"));
+        while let Some(rows) = pages.next().await? {
             if let Some((reading, renewed)) = &mut root.reading
                 && renewed.elapsed() > READING_RENEWED
             {
                 self.pool.catalog.go_on_reading(reading).await?;
                 *renewed = Instant::now();
             }
-            let rows = root.reader.scan(from, Bytes::from_static(b"Y"), ROWS).await?;
             for (row_key, row) in &rows {
                 let Some(Key::Record(data, record)) = Key::parse(row_key) else { continue };
                 for segment in Record::decode(row)?.segments {
@@ -221,11 +219,8 @@ impl<'a> Scrub<'a> {
                     }
                 }
             }
-            match rows.last() {
-                Some((last, _)) if rows.len() == ROWS => from = key::after(last),
-                _ => return Ok(suspects),
-            }
         }
+        Ok(suspects)
     }
 
     /// Why a chunk cannot be read, if it cannot.
@@ -346,9 +341,8 @@ async fn still_used(reader: &Reader, suspects: Vec<Suspect>) -> Result<Vec<Suspe
 /// The path and record size of the file that each data id belongs to. Reads every inode, and the entries on the way.
 async fn names(reader: &Reader, wanted: BTreeSet<DataId>) -> Result<HashMap<DataId, (String, u32)>, FsError> {
     let mut files = HashMap::new();
-    let mut from = key::inode(InodeNo(0));
-    loop {
-        let rows = reader.scan(from, Bytes::from_static(b"J"), ROWS).await?;
+    let mut pages = reader.pages(key::inode(InodeNo(0)), Bytes::from_static(b"J"));
+    while let Some(rows) = pages.next().await? {
         for (row_key, row) in &rows {
             if let (Some(Key::Inode(ino)), Ok(row)) = (Key::parse(row_key), Inode::decode(row))
                 && row.kind == FileKind::Regular
@@ -356,10 +350,6 @@ async fn names(reader: &Reader, wanted: BTreeSet<DataId>) -> Result<HashMap<Data
             {
                 files.insert(ino, row);
             }
-        }
-        match rows.last() {
-            Some((last, _)) if rows.len() == ROWS => from = key::after(last),
-            _ => break,
         }
     }
     let entries = entries_of(reader, Bytes::from_static(b"D"), Bytes::from_static(b"E"), &files.keys().copied().collect()).await?;
@@ -377,13 +367,15 @@ async fn names(reader: &Reader, wanted: BTreeSet<DataId>) -> Result<HashMap<Data
 /// One name of each of these inodes, and its directory.
 async fn entries_of(
     reader: &Reader,
-    mut from: Bytes,
+    from: Bytes,
     to: Bytes,
     wanted: &HashSet<InodeNo>,
 ) -> Result<HashMap<InodeNo, (InodeNo, String)>, FsError> {
     let mut found = HashMap::new();
-    loop {
-        let rows = reader.scan(from, to.clone(), ROWS).await?;
+    let mut pages = reader.pages(from, to);
+    while found.len() < wanted.len()
+        && let Some(rows) = pages.next().await?
+    {
         for (row_key, row) in &rows {
             if let (Some(Key::DirEntry { dir, .. }), Ok(entry)) = (Key::parse(row_key), DirEntryRow::decode(row))
                 && wanted.contains(&entry.ino)
@@ -391,11 +383,8 @@ async fn entries_of(
                 found.insert(entry.ino, (dir, String::from_utf8_lossy(entry.name.as_bytes()).into_owned()));
             }
         }
-        match rows.last() {
-            Some((last, _)) if rows.len() == ROWS && found.len() < wanted.len() => from = key::after(last),
-            _ => return Ok(found),
-        }
     }
+    Ok(found)
 }
 
 /// The path of a directory, without a slash at its end.

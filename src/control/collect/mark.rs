@@ -16,8 +16,6 @@ use std::collections::{HashMap, HashSet};
 
 /// Roots read at once.
 const ROOTS_AT_ONCE: usize = 8;
-/// Rows of one scan.
-const SCAN_ROWS: usize = 4096;
 
 /// What one root said.
 enum Said {
@@ -181,32 +179,19 @@ async fn read_head(place: &DbPlace, dataset: Incarnation, is_root: bool) -> Resu
 /// Every pack with references, by its `U` row.
 async fn usage(reader: &Reader) -> Result<Vec<(PackId, Usage)>, FsError> {
     let mut packs = Vec::new();
-    scan(reader, b'U', |row_key, row| {
-        let Some(key::Key::Usage(pack)) = key::Key::parse(row_key) else {
-            return Err(FsError::Corrupt(format!("key {} among pack usage", row_key.escape_ascii())));
-        };
-        let usage = Usage::decode(row)?;
-        if usage.refs > 0 {
-            packs.push((pack, usage));
-        }
-        Ok(())
-    })
-    .await?;
-    Ok(packs)
-}
-
-async fn scan(reader: &Reader, tag: u8, mut each: impl FnMut(&Bytes, &Bytes) -> Result<(), FsError>) -> Result<(), FsError> {
-    let (mut from, to) = (Bytes::copy_from_slice(&[tag]), Bytes::copy_from_slice(&[tag + 1]));
-    loop {
-        let rows = reader.scan(from.clone(), to.clone(), SCAN_ROWS).await?;
+    let mut pages = reader.pages(Bytes::from_static(b"U"), Bytes::from_static(b"V"));
+    while let Some(rows) = pages.next().await? {
         for (row_key, row) in &rows {
-            each(row_key, row)?;
-        }
-        match rows.last() {
-            Some((last, _)) if rows.len() == SCAN_ROWS => from = key::after(last),
-            _ => return Ok(()),
+            let Some(key::Key::Usage(pack)) = key::Key::parse(row_key) else {
+                return Err(FsError::Corrupt(format!("key {} among pack usage", row_key.escape_ascii())));
+            };
+            let usage = Usage::decode(row)?;
+            if usage.refs > 0 {
+                packs.push((pack, usage));
+            }
         }
     }
+    Ok(packs)
 }
 
 /// What the roots of some families use of some packs, chunk by chunk.
@@ -274,15 +259,17 @@ impl Collector {
 
 /// Chunks of `wanted` packs that any record names, a hidden one too.
 async fn chunks(reader: &Reader, wanted: &HashSet<PackId>, live: &mut HashMap<PackId, HashSet<ChunkHash>>) -> Result<(), FsError> {
-    scan(reader, b'X', |_, row| {
-        for segment in Record::decode(row)?.segments {
-            if let Source::Chunk { chunk, .. } = segment.source
-                && wanted.contains(&chunk.pack)
-            {
-                live.entry(chunk.pack).or_default().insert(chunk.hash);
+    let mut pages = reader.pages(Bytes::from_static(b"X"), Bytes::from_static(b"Y"));
+    while let Some(rows) = pages.next().await? {
+        for (_, row) in &rows {
+            for segment in Record::decode(row)?.segments {
+                if let Source::Chunk { chunk, .. } = segment.source
+                    && wanted.contains(&chunk.pack)
+                {
+                    live.entry(chunk.pack).or_default().insert(chunk.hash);
+                }
             }
         }
-        Ok(())
-    })
-    .await
+    }
+    Ok(())
 }

@@ -2,12 +2,15 @@
 
 use super::database::collect;
 use super::{CheckpointId, DbPlace, compaction, limited, sealing, settings};
-use crate::fs::FsError;
+use crate::fs::{FsError, key};
 use bytes::Bytes;
 use slatedb::{DbReader, DbReaderMode};
 
 /// How often a reader of the newest state starts again because the state moved on under it.
 const NEWEST_TRIES: u32 = 5;
+
+/// Rows of one page.
+const PAGE_ROWS: usize = 4096;
 
 /// A database read at a checkpoint (or, for the collector, at its newest durable state, WAL tail included: R11), without an owner and without writing.
 pub struct Reader {
@@ -65,7 +68,30 @@ impl Reader {
         .await
     }
 
+    /// All rows of `from..to` in order, some at a time.
+    pub fn pages(&self, from: Bytes, to: Bytes) -> Pages<'_> {
+        Pages { reader: self, from: Some(from), to }
+    }
+
     pub async fn close(&self) -> Result<(), FsError> {
         limited("closing the reader", settings::CHANGE_LIMIT, self.reader.close()).await
+    }
+}
+
+/// See [`Reader::pages`].
+pub struct Pages<'a> {
+    reader: &'a Reader,
+    /// `None` after the last page.
+    from: Option<Bytes>,
+    to: Bytes,
+}
+
+impl Pages<'_> {
+    /// The next rows; `None` after the last.
+    pub async fn next(&mut self) -> Result<Option<Vec<(Bytes, Bytes)>>, FsError> {
+        let Some(from) = self.from.take() else { return Ok(None) };
+        let rows = self.reader.scan(from, self.to.clone(), PAGE_ROWS).await?;
+        self.from = rows.last().filter(|_| rows.len() == PAGE_ROWS).map(|(last, _)| key::after(last));
+        Ok(Some(rows))
     }
 }
