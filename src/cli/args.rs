@@ -36,6 +36,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Verify datasets: structure, counts, and that every pack exists
     Check(CheckArgs),
+    /// Show what datasets and snapshots take, and what deleting them would free
+    Space(SpaceArgs),
     /// Read and verify every chunk that datasets and snapshots refer to
     Scrub(ScrubArgs),
     /// Remove what nothing refers to any more
@@ -389,6 +391,17 @@ pub struct BenchArgs {
 pub struct CheckArgs {
     /// A dataset, or DATASET@SNAPSHOT; all datasets and snapshots if left out
     pub dataset: Option<String>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct SpaceArgs {
+    /// A dataset with its snapshots; all if left out
+    pub dataset: Option<String>,
+    /// Read every record for exact figures: takes time, and about 1.6 GiB of memory for a TiB in records of 64 KiB
+    #[arg(long)]
+    pub exact: bool,
     #[command(flatten)]
     pub common: Common,
 }

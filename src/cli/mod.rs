@@ -21,6 +21,7 @@ mod report;
 mod restore;
 mod run;
 mod scrub;
+mod space;
 mod target;
 
 use args::{Cli, Command};
@@ -52,6 +53,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Node(args) => run::node(args),
         Command::Bench(args) => bench::run(&args),
         Command::Check(args) => check::run(args),
+        Command::Space(args) => space::run(args),
         Command::Scrub(args) => scrub::run(args),
         Command::Gc(args) => gc::run(args),
         Command::Demo(args) => demo::run(args),

@@ -17,11 +17,14 @@ mod error;
 pub mod mail;
 pub mod node;
 mod pools;
+mod roots;
 mod scrub;
 pub mod secrets;
+mod space;
 
 pub use collect::{Candidate, Collected, Collector, DeadPack, Kept, Plan, StrayDatabase};
 pub use controller::{Controller, Journal, NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, VolumeInfo};
 pub use error::ControlError;
 pub use pools::{Pool, Pools};
 pub use scrub::{Damaged, Scrub, Scrubbed};
+pub use space::{Accuracy, Space, SpaceOf, space};

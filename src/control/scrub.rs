@@ -9,16 +9,16 @@
 //!
 //! [`Scrubbed`] is also what a scrub resumes from: packs that were read are not read again.
 
+use super::roots::{self, Root};
 use super::{ControlError, Pool};
-use crate::catalog::{Dataset, READING_RENEWED, Reading, Snapshot, State};
 use crate::chunk::{ChunkError, ChunkRef, ChunkStore};
 use crate::fs::FsError;
 use crate::fs::api::FileKind;
-use crate::fs::db::{self, CheckpointId, Reader};
+use crate::fs::db::Reader;
 use crate::fs::key::{self, DataId, Key};
 use crate::fs::row::{DirEntryRow, Inode, Record, Row, Source};
 use crate::types::{ChunkHash, DatasetId, FamilyId, InodeNo, PackId};
-use crate::volume::{Volumes, place};
+use crate::volume::Volumes;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -62,15 +62,6 @@ pub struct Damaged {
     /// `DATASET:/PATH` or `DATASET@SNAPSHOT:/PATH`, from this byte on.
     pub file: String,
     pub offset: u64,
-}
-
-/// A state whose records are read.
-struct Root {
-    name: String,
-    family: FamilyId,
-    reader: Reader,
-    /// Of a snapshot, announced so that it stays (R14).
-    reading: Option<(Reading, Instant)>,
 }
 
 /// A use of a chunk that cannot be read.
@@ -120,95 +111,41 @@ impl<'a> Scrub<'a> {
 
     /// Scrubs a dataset with its snapshots, or all. `each` is called after every pack.
     pub async fn run(&mut self, only: Option<DatasetId>, mut each: impl FnMut(&str, &Scrubbed)) -> Result<(), ControlError> {
-        let catalog = &self.pool.catalog;
-        let wanted = |id: DatasetId| only.is_none_or(|only| only.incarnation == id.incarnation);
-        for at in catalog.datasets().await? {
-            if at.record.state == State::Ready
-                && wanted(at.record.id())
-                && let Some(root) = self.head(&at.record).await?
+        for source in roots::list(self.pool).await? {
+            if only.is_none_or(|only| only.incarnation == source.dataset().incarnation)
+                && let Some(root) = Root::open(self.pool, self.volumes, &source).await?
             {
-                self.scrub(root, Some(&at.record), &mut each).await?;
-            }
-        }
-        let names: HashMap<_, _> =
-            catalog.datasets().await?.into_iter().map(|at| (at.record.incarnation, at.record.name)).collect();
-        for at in catalog.snapshots(only.map(|id| id.incarnation)).await? {
-            let dataset =
-                names.get(&at.record.dataset.incarnation).map_or_else(|| at.record.dataset.to_string(), ToString::to_string);
-            if at.record.state == State::Ready
-                && let Some(root) = self.snapshot(&at.record, &dataset).await?
-            {
-                self.scrub(root, None, &mut each).await?;
+                self.scrub(root, &source, &mut each).await?;
             }
         }
         Ok(())
-    }
-
-    /// `None`: never opened.
-    async fn head(&self, dataset: &Dataset) -> Result<Option<Root>, ControlError> {
-        let place = place(&self.pool.catalog, dataset.family, dataset.incarnation, &self.volumes.settings().cache);
-        if !db::exists(&place).await? {
-            return Ok(None);
-        }
-        let reader = Reader::newest(&place).await?;
-        Ok(Some(Root { name: dataset.name.to_string(), family: dataset.family, reader, reading: None }))
-    }
-
-    /// `None`: removed meanwhile.
-    async fn snapshot(&self, snapshot: &Snapshot, dataset: &str) -> Result<Option<Root>, ControlError> {
-        let (reading, snapshot) = match self.pool.catalog.begin_reading(snapshot.id(), &self.volumes.owner()).await {
-            Ok(begun) => begun,
-            Err(crate::catalog::CatalogError::NotFound { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let name = format!("{dataset}@{}", snapshot.name);
-        let place = place(&self.pool.catalog, snapshot.family, snapshot.dataset.incarnation, &self.volumes.settings().cache);
-        let opened = match snapshot.checkpoint {
-            Some(checkpoint) => Reader::at_checkpoint(&place, CheckpointId(checkpoint)).await,
-            None => Err(FsError::Corrupt(format!("snapshot {name} is ready but names no checkpoint"))),
-        };
-        match opened {
-            Ok(reader) => Ok(Some(Root { name, family: snapshot.family, reader, reading: Some((reading, Instant::now())) })),
-            Err(error) => {
-                self.pool.catalog.end_reading(&reading).await?;
-                Err(error.into())
-            }
-        }
     }
 
     async fn scrub(
         &mut self,
-        mut root: Root,
-        head: Option<&Dataset>,
+        root: Root,
+        source: &roots::Source,
         each: &mut impl FnMut(&str, &Scrubbed),
     ) -> Result<(), ControlError> {
-        let suspects = self.suspects(&mut root, each).await;
+        let suspects = self.suspects(&root, each).await;
         let told = match suspects {
-            Ok(suspects) => self.tell(&root, head, suspects).await,
+            Ok(suspects) => self.tell(&root, source, suspects).await,
             Err(error) => Err(error),
         };
-        let closed = root.reader.close().await;
-        if let Some((reading, _)) = &root.reading {
-            self.pool.catalog.end_reading(reading).await?;
-        }
+        let name = root.name.clone();
+        root.close(self.pool).await?;
         told?;
-        closed?;
-        self.found.roots.push(root.name);
+        self.found.roots.push(name);
         Ok(())
     }
 
     /// Reads every record of a root, and the packs it refers to.
-    async fn suspects(&mut self, root: &mut Root, each: &mut impl FnMut(&str, &Scrubbed)) -> Result<Vec<Suspect>, ControlError> {
+    async fn suspects(&mut self, root: &Root, each: &mut impl FnMut(&str, &Scrubbed)) -> Result<Vec<Suspect>, ControlError> {
         let store = self.store(root.family);
         let mut suspects = Vec::new();
         let mut pages = root.reader.pages(Bytes::from_static(b"X"), Bytes::from_static(b"Y"));
         while let Some(rows) = pages.next().await? {
-            if let Some((reading, renewed)) = &mut root.reading
-                && renewed.elapsed() > READING_RENEWED
-            {
-                self.pool.catalog.go_on_reading(reading).await?;
-                *renewed = Instant::now();
-            }
+            root.renew(self.pool).await?;
             for (row_key, row) in &rows {
                 let Some(Key::Record(data, record)) = Key::parse(row_key) else { continue };
                 for segment in Record::decode(row)?.segments {
@@ -294,13 +231,13 @@ impl<'a> Scrub<'a> {
     }
 
     /// Names the files of what cannot be read.
-    async fn tell(&mut self, root: &Root, head: Option<&Dataset>, mut suspects: Vec<Suspect>) -> Result<(), ControlError> {
-        if let Some(dataset) = head
+    async fn tell(&mut self, root: &Root, source: &roots::Source, mut suspects: Vec<Suspect>) -> Result<(), ControlError> {
+        if source.is_head()
             && !suspects.is_empty()
-            && let Some(now) = self.head(dataset).await?
+            && let Some(now) = Root::open(self.pool, self.volumes, source).await?
         {
             let still = still_used(&now.reader, suspects).await;
-            now.reader.close().await?;
+            now.close(self.pool).await?;
             suspects = still?;
         }
         if suspects.is_empty() {

@@ -95,6 +95,10 @@ async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
     assert_eq!(again.code, 11, "{again:?}");
     cli.ok(&["dataset", "restore", "web@cut", "etc/app.conf", &file.display().to_string(), "--force"]);
 
+    let space = cli.json(&["space", "--exact"]);
+    assert_eq!(space["of"].as_array().unwrap().len(), 2, "{space}");
+    assert!(space["of"][0]["logical_bytes"].as_u64().unwrap() >= 3_000_000, "{space}");
+    assert!(cli.ok(&["space", "web"]).contains("web@cut"));
     let state = cli.path().join("scrubbing").display().to_string();
     let scrubbed = cli.json(&["scrub", "web", "--rate", "1Gi", "--state-file", &state]);
     assert_eq!(scrubbed["damaged"], serde_json::json!([]), "{scrubbed}");

@@ -9,6 +9,7 @@ mod requests;
 mod rewriting;
 mod scrubbing;
 mod snapdir;
+mod space;
 mod standing;
 mod steps;
 mod takeover;
@@ -140,6 +141,13 @@ impl World {
         assert!(self.catalog.datasets().await.unwrap().is_empty(), "{when}");
         assert!(self.catalog.snapshots(None).await.unwrap().is_empty(), "{when}");
     }
+}
+
+/// Bytes that do not compress.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut noise = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut noise);
+    noise
 }
 
 /// Bytes that are a function of a seed.

@@ -1,6 +1,6 @@
 //! Packs of which most is dead are written anew (R12): space comes back under volumes that are open, and under snapshots.
 
-use super::World;
+use super::{World, noise};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +13,6 @@ use zerofs_csi::volume::Volume;
 
 const RECORD: usize = 64 << 10;
 const RECORDS: usize = 384;
-
-/// Incompressible.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut noise = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut noise);
-    noise
-}
 
 fn content() -> Vec<u8> {
     noise(0, RECORD * RECORDS)

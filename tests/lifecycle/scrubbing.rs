@@ -1,15 +1,8 @@
 //! Every chunk is verified, and what is damaged is told by the names of its files.
 
-use super::World;
+use super::{World, noise};
 use zerofs_csi::control::{Scrub, Scrubbed, Source};
 use zerofs_csi::types::{PackId, VolumeHandle};
-
-/// Incompressible.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut noise = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut noise);
-    noise
-}
 
 async fn scrub(world: &World, resumed: Option<Scrubbed>) -> Scrubbed {
     // A process of its own: nothing is in its memory.

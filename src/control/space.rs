@@ -1,0 +1,245 @@
+//! What datasets and snapshots take.
+//!
+//! - **referenced**: bytes of data that it refers to, as its users see them; **logical**: the lengths of its files, holes included.
+//! - **unique**: stored bytes that nothing else refers to, which is what its deletion frees. By packs that is an estimate, and too little where a
+//!   pack is shared; chunk by chunk it is exact, but for what is inside databases.
+//!
+//! An estimate reads a row for each pack; exact figures read every record of the family, and remember each chunk.
+
+use super::roots::{self, Root, Source};
+use super::{ControlError, Pool};
+use crate::chunk::parse_object;
+use crate::fs::FsError;
+use crate::fs::api::FileKind;
+use crate::fs::db::Reader;
+use crate::fs::key::{self, Key};
+use crate::fs::row::{self, Inode, Record, Row, Superblock, Usage};
+use crate::types::{DatasetId, FamilyId, InodeNo, PackId};
+use crate::volume::Volumes;
+use bytes::Bytes;
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Chunks of one family that exact figures remember: about 100 bytes each, so 1.6 GiB for a TiB in records of 64 KiB.
+const CHUNKS_MAX: usize = 16 << 20;
+
+/// Of one dataset or snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SpaceOf {
+    /// `DATASET` or `DATASET@SNAPSHOT`.
+    pub name: String,
+    pub referenced_bytes: u64,
+    /// Known where every inode was read.
+    pub logical_bytes: Option<u64>,
+    pub unique_bytes: u64,
+    /// Whether `unique_bytes` is an estimate.
+    pub estimated: bool,
+}
+
+/// Of a pool, or of what was asked for in it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Space {
+    pub of: Vec<SpaceOf>,
+    /// Everything in the pool.
+    pub packs: u64,
+    pub pack_bytes: u64,
+    pub database_bytes: u64,
+    /// Data that datasets refer to, by data that is stored for them: what clones and equal chunks save. Where every record was read.
+    pub dedup_ratio: Option<f64>,
+    /// The data of these chunks by their stored bytes.
+    pub compression_ratio: Option<f64>,
+}
+
+/// How well the figures are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accuracy {
+    Estimate,
+    Exact,
+}
+
+/// What is known of a chunk.
+struct Chunk {
+    root: u32,
+    shared: bool,
+    stored: u32,
+    raw: u32,
+    in_head: bool,
+}
+
+/// By where it was put: equal data that was stored twice takes twice the space.
+type Chunks = HashMap<(PackId, u32), Chunk>;
+
+#[derive(Default)]
+struct Sums {
+    /// Bytes of heads.
+    referred: u64,
+    raw: u64,
+    stored: u64,
+}
+
+/// Measures a dataset with its snapshots, or all.
+///
+/// # Errors
+/// [`ControlError::Exhausted`] when exact figures would take too much memory.
+pub async fn space(pool: &Pool, volumes: &Volumes, only: Option<DatasetId>, accuracy: Accuracy) -> Result<Space, ControlError> {
+    let bucket = pool.catalog.bucket();
+    let (mut space, mut sizes) = (Space::default(), HashMap::<PackId, u64>::new());
+    for object in bucket.list("packs/").await? {
+        let name = object.key.strip_prefix("packs/").and_then(|rest| rest.split_once('/')).and_then(|(_, name)| parse_object(name));
+        if let Some((pack, _)) = name {
+            *sizes.entry(pack).or_default() += object.bytes;
+            space.packs += 1;
+            space.pack_bytes += object.bytes;
+        }
+    }
+    space.database_bytes = bucket.list("vol/").await?.iter().map(|object| object.bytes).sum();
+    let sources = roots::list(pool).await?;
+    let wanted = |source: &Source| only.is_none_or(|only| only.incarnation == source.dataset().incarnation);
+    let mut families: BTreeMap<FamilyId, Vec<&Source>> = BTreeMap::new();
+    for source in &sources {
+        families.entry(source.family()).or_default().push(source);
+    }
+    let mut sums = Sums::default();
+    for family in families.into_values().filter(|family| family.iter().any(|source| wanted(source))) {
+        let of = match accuracy {
+            Accuracy::Estimate => by_packs(pool, volumes, &family, &sizes).await?,
+            Accuracy::Exact => by_chunks(pool, volumes, &family, &mut sums).await?,
+        };
+        let asked = family.iter().zip(of).filter(|(source, _)| wanted(source));
+        space.of.extend(asked.filter_map(|(_, of)| of));
+    }
+    space.of.sort_by(|a, b| a.name.cmp(&b.name));
+    if accuracy == Accuracy::Exact && sums.raw > 0 && sums.stored > 0 {
+        space.dedup_ratio = Some(sums.referred as f64 / sums.raw as f64);
+        space.compression_ratio = Some(sums.raw as f64 / sums.stored as f64);
+    }
+    Ok(space)
+}
+
+/// In the order of the sources; `None` for what holds nothing yet.
+async fn by_packs(
+    pool: &Pool,
+    volumes: &Volumes,
+    family: &[&Source],
+    sizes: &HashMap<PackId, u64>,
+) -> Result<Vec<Option<SpaceOf>>, ControlError> {
+    let (mut of, mut used) = (Vec::with_capacity(family.len()), HashMap::<PackId, (usize, bool)>::new());
+    for (n, source) in family.iter().enumerate() {
+        let Some(root) = Root::open(pool, volumes, source).await? else {
+            of.push(None);
+            continue;
+        };
+        let read = async { Ok::<_, FsError>((referenced(&root.reader).await?, packs(&root.reader).await?)) }.await;
+        let name = root.name.clone();
+        root.close(pool).await?;
+        let (referenced_bytes, packs) = read?;
+        for pack in packs {
+            used.entry(pack).and_modify(|(_, shared)| *shared = true).or_insert((n, false));
+        }
+        of.push(Some(SpaceOf { name, referenced_bytes, logical_bytes: None, unique_bytes: 0, estimated: true }));
+    }
+    for (pack, (n, shared)) in used {
+        if let (false, Some(Some(of))) = (shared, of.get_mut(n)) {
+            of.unique_bytes += sizes.get(&pack).copied().unwrap_or(0);
+        }
+    }
+    Ok(of)
+}
+
+async fn by_chunks(
+    pool: &Pool,
+    volumes: &Volumes,
+    family: &[&Source],
+    sums: &mut Sums,
+) -> Result<Vec<Option<SpaceOf>>, ControlError> {
+    let (mut of, mut chunks) = (Vec::with_capacity(family.len()), Chunks::new());
+    for (n, source) in family.iter().enumerate() {
+        let Some(root) = Root::open(pool, volumes, source).await? else {
+            of.push(None);
+            continue;
+        };
+        let n = u32::try_from(n).unwrap_or(u32::MAX);
+        let read = read_chunks(pool, &root, n, source.is_head(), &mut chunks).await;
+        let measured = match read {
+            Ok(referred) => async { Ok((referred, referenced(&root.reader).await?, logical(&root.reader).await?)) }.await,
+            Err(error) => Err(error),
+        };
+        let name = root.name.clone();
+        root.close(pool).await?;
+        let (referred, referenced_bytes, logical) = measured?;
+        sums.referred += if source.is_head() { referred } else { 0 };
+        of.push(Some(SpaceOf { name, referenced_bytes, logical_bytes: Some(logical), unique_bytes: 0, estimated: false }));
+    }
+    for chunk in chunks.into_values() {
+        if chunk.in_head {
+            sums.raw += u64::from(chunk.raw);
+            sums.stored += u64::from(chunk.stored);
+        }
+        if let (false, Some(Some(of))) = (chunk.shared, of.get_mut(chunk.root as usize)) {
+            of.unique_bytes += u64::from(chunk.stored);
+        }
+    }
+    Ok(of)
+}
+
+/// Bytes of chunks that the root's records show.
+async fn read_chunks(pool: &Pool, root: &Root, n: u32, in_head: bool, chunks: &mut Chunks) -> Result<u64, ControlError> {
+    let mut referred = 0;
+    let mut pages = root.reader.pages(Bytes::from_static(b"X"), Bytes::from_static(b"Y"));
+    while let Some(rows) = pages.next().await? {
+        root.renew(pool).await?;
+        let records = rows.iter().map(|(_, row)| Record::decode(row)).collect::<Result<Vec<_>, _>>()?;
+        for segment in records.into_iter().flat_map(|record| record.segments) {
+            let row::Source::Chunk { chunk, .. } = segment.source else { continue };
+            referred += u64::from(segment.len);
+            let known = chunks.entry((chunk.pack, chunk.offset)).or_insert(Chunk {
+                root: n,
+                shared: false,
+                stored: chunk.stored_len,
+                raw: chunk.raw_len,
+                in_head,
+            });
+            known.shared |= known.root != n;
+            known.in_head |= in_head;
+        }
+        if chunks.len() > CHUNKS_MAX {
+            let why = "too many chunks for exact figures: ask for one dataset of another family, or for an estimate";
+            return Err(ControlError::Exhausted(why.to_owned()));
+        }
+    }
+    Ok(referred)
+}
+
+async fn referenced(reader: &Reader) -> Result<u64, FsError> {
+    let row = reader.get(&key::superblock()).await?.ok_or_else(|| FsError::Corrupt("no superblock".to_owned()))?;
+    Ok(Superblock::decode(&row)?.allocated)
+}
+
+async fn packs(reader: &Reader) -> Result<HashSet<PackId>, FsError> {
+    let mut pages = reader.pages(Bytes::from_static(b"U"), Bytes::from_static(b"V"));
+    let mut packs = HashSet::new();
+    while let Some(rows) = pages.next().await? {
+        for (row_key, row) in &rows {
+            if let Some(Key::Usage(pack)) = Key::parse(row_key)
+                && Usage::decode(row)?.refs > 0
+            {
+                packs.insert(pack);
+            }
+        }
+    }
+    Ok(packs)
+}
+
+async fn logical(reader: &Reader) -> Result<u64, FsError> {
+    let mut pages = reader.pages(key::inode(InodeNo(0)), Bytes::from_static(b"J"));
+    let mut bytes = 0_u64;
+    while let Some(rows) = pages.next().await? {
+        for (_, row) in &rows {
+            let inode = Inode::decode(row)?;
+            if inode.kind == FileKind::Regular {
+                bytes = bytes.saturating_add(inode.size);
+            }
+        }
+    }
+    Ok(bytes)
+}
