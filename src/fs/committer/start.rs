@@ -57,7 +57,7 @@ impl Committer {
         settled: Box<dyn Fn() -> u64 + Send + Sync>,
         failpoints: Failpoints,
     ) -> Result<Self, FsError> {
-        let superblock = match db.get(&key::superblock()).await? {
+        let superblock = match db.get_newest(&key::superblock()).await? {
             Some(row) => Superblock::decode(&row)?,
             None => first_superblock(rand::random()),
         };

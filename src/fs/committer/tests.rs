@@ -342,3 +342,21 @@ async fn closing_in_an_outage_may_be_repeated() {
     committer.close().await.unwrap();
     assert!(!home.journal().exists(), "the store has it all");
 }
+
+/// A node whose clock is far behind that of the last owner writes all the same.
+#[test]
+fn an_owner_with_a_slow_clock_goes_on() {
+    let home = Home::new();
+    for hours in [3, 1, 2, 0] {
+        // Time that is passed in one runtime has not passed in the next.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let committer = home.plain().await;
+            tokio::time::advance(Duration::from_secs(3600 * hours)).await;
+            committer.durable(committer.submit(row(hours + 2, 1)).unwrap()).await.unwrap();
+            if hours == 2 {
+                committer.close().await.unwrap();
+            }
+        });
+    }
+}

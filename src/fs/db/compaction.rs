@@ -4,6 +4,7 @@
 //! the writer has in memory, starts a compactor when L0 has grown to [`settings::COMPACT_L0`] tables, and stops it when the compactor has
 //! nothing left. Compactors fence each other by an epoch of their own, so that a fenced owner's compactor stops by itself.
 
+use super::clock::Clock;
 use super::{DbPlace, fs_error, limited, sealing, settings};
 use crate::fs::FsError;
 use slatedb::admin::{Admin, AdminBuilder};
@@ -22,8 +23,22 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// How often a compactor is told to stop.
 const STOP_TRIES: u32 = 60;
 
-/// Held by whoever runs a compactor for a database: one at a time in this process.
-pub(super) type Turn = Arc<tokio::sync::Mutex<()>>;
+/// Held by whoever runs a compactor for a database: one at a time in this process. Its time is the writer's.
+#[derive(Clone)]
+pub(super) struct Turn {
+    one: Arc<tokio::sync::Mutex<()>>,
+    clock: Arc<Clock>,
+}
+
+impl Turn {
+    pub(super) fn new(clock: Arc<Clock>) -> Self {
+        Self { one: Arc::default(), clock }
+    }
+
+    pub(super) async fn lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.one.lock().await
+    }
+}
 
 /// Runs until the database closes or `stop`.
 pub(super) async fn keep(db: Db, place: DbPlace, turn: Turn, stop: CancellationToken) {
@@ -54,7 +69,7 @@ pub(super) fn admin(place: &DbPlace) -> Admin {
 
 async fn make_room(db: &Db, place: &DbPlace, turn: &Turn, stop: &CancellationToken) -> Result<(), FsError> {
     let _turn = turn.lock().await;
-    let done = Running::start(place, settings::compactor()).until(until_done(db, place), stop).await;
+    let done = Running::start(place, settings::compactor(), turn).until(until_done(db, place), stop).await;
     // What the compactor did last is not in the writer's memory yet, and a collection would take the tables that it replaced.
     let seen = limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await;
     done.and(seen)
@@ -67,8 +82,9 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) fn start(place: &DbPlace, options: CompactorOptions) -> Self {
-        let mut builder = CompactorBuilder::new(place.path(), place.store()).with_options(options);
+    pub(super) fn start(place: &DbPlace, options: CompactorOptions, turn: &Turn) -> Self {
+        let builder = CompactorBuilder::new(place.path(), place.store()).with_options(options);
+        let mut builder = builder.with_system_clock(turn.clock.clone());
         if let Some(sealer) = &place.sealer {
             builder = builder.with_block_transformer(sealing::transformer(sealer.clone()));
         }

@@ -1,12 +1,13 @@
 //! A database open for writing.
 
+use super::clock::Clock;
 use super::detach::{self, Detached, Readers};
 use super::{CheckpointId, DbPlace, Ops, collection, compaction, fs_error, limited, sealing, settings};
 use crate::fs::FsError;
 use crate::types::{Epoch, Incarnation};
 use bytes::Bytes;
 use slatedb::config::{CheckpointOptions, CheckpointScope, CloseOptions, FlushOptions, FlushType};
-use slatedb::{CloseReason, Db, DbSnapshot, WriteBatch};
+use slatedb::{CloseReason, Db, DbSnapshot, VersionedManifest, WriteBatch};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +18,7 @@ pub struct Database {
     db: Db,
     place: DbPlace,
     epoch: Epoch,
+    clock: Arc<Clock>,
     /// WAL flushes since the last MemTable flush.
     flushes: AtomicU32,
     upkeep: TaskTracker,
@@ -33,22 +35,20 @@ impl Drop for Database {
 impl Database {
     /// Opens, creating it if absent; fences every earlier opener. `expected`: fail unless the writer epoch is still this one (R16).
     pub async fn open(place: &DbPlace, expected: Option<Epoch>) -> Result<Self, FsError> {
-        let mut builder = Db::builder(place.path(), place.store())
-            .with_settings(settings::writer())
-            .with_db_cache(place.cache.cache.clone(), place.cache_id());
-        if let Some(Epoch(expected)) = expected {
-            builder = builder.with_expected_epoch(expected);
+        let clock = Arc::new(Clock::default());
+        let mut db = build(place, expected, &clock).await?;
+        if clock.go_on_from(last_time(&db.manifest())) {
+            // It may have named a table by a time that is refused already.
+            let opened = Epoch(db.manifest().writer_epoch());
+            drop(db);
+            db = build(place, Some(opened), &clock).await?;
         }
-        if let Some(sealer) = &place.sealer {
-            builder = builder.with_block_transformer(sealing::transformer(sealer.clone()));
-        }
-        let db = limited("opening the database", settings::OPEN_LIMIT, builder.build()).await?;
         let epoch = Epoch(db.manifest().writer_epoch());
         let (upkeep, stop) = (TaskTracker::new(), CancellationToken::new());
-        let turn = compaction::Turn::default();
+        let turn = compaction::Turn::new(clock.clone());
         upkeep.spawn(compaction::keep(db.clone(), place.clone(), turn.clone(), stop.clone()));
         upkeep.spawn(collection::keep(db.clone(), place.clone(), stop.clone()));
-        Ok(Self { db, place: place.clone(), epoch, flushes: AtomicU32::new(0), upkeep, turn, stop })
+        Ok(Self { db, place: place.clone(), epoch, clock, flushes: AtomicU32::new(0), upkeep, turn, stop })
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -62,6 +62,16 @@ impl Database {
 
     pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, FsError> {
         limited("reading a row", settings::READ_LIMIT, self.db.get_with_options(key, &settings::get())).await
+    }
+
+    /// As [`Self::get`], of a row that is part of every write. To be called once, before the first write of an opening: the time of its writes
+    /// goes on from the time of the last one.
+    pub async fn get_newest(&self, key: &[u8]) -> Result<Option<Bytes>, FsError> {
+        let options = settings::get();
+        let row = limited("reading a row", settings::READ_LIMIT, self.db.get_key_value_with_options(key, &options)).await?;
+        let written = row.as_ref().map_or(i64::MIN, |row| row.create_ts);
+        self.clock.go_on_from(written);
+        Ok(row.map(|row| row.value))
     }
 
     /// Rows of `from..to` in order, at most `limit`.
@@ -187,6 +197,28 @@ impl Database {
         let options = CloseOptions::default().with_flush_type(Some(flush_type));
         limited("closing the database", settings::CHANGE_LIMIT, self.db.close_with_options(options)).await
     }
+}
+
+async fn build(place: &DbPlace, expected: Option<Epoch>, clock: &Arc<Clock>) -> Result<Db, FsError> {
+    let mut builder = Db::builder(place.path(), place.store())
+        .with_settings(settings::writer())
+        .with_system_clock(clock.clone())
+        .with_db_cache(place.cache.cache.clone(), place.cache_id());
+    if let Some(Epoch(expected)) = expected {
+        builder = builder.with_expected_epoch(expected);
+    }
+    if let Some(sealer) = &place.sealer {
+        builder = builder.with_block_transformer(sealing::transformer(sealer.clone()));
+    }
+    limited("opening the database", settings::OPEN_LIMIT, builder.build()).await
+}
+
+/// The latest time that a manifest knows of, in milliseconds since 1970: no write and no new table may be of an earlier one.
+fn last_time(manifest: &VersionedManifest) -> i64 {
+    let tables = manifest.l0().iter().flat_map(|view| [view.id, view.sst.id.value()]);
+    let compacted = [manifest.last_compacted_l0_sst_view_id(), manifest.last_compacted_l0_sst_id()];
+    let millis = tables.chain(compacted.into_iter().flatten()).map(|id| i64::try_from(id.timestamp_ms()).unwrap_or(0)).max();
+    manifest.last_l0_clock_tick().max(millis.unwrap_or(i64::MIN))
 }
 
 /// All rows of a database at one moment.

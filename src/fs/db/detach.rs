@@ -58,7 +58,7 @@ pub(super) async fn detach(
     if inherits(&newest().await?) {
         let _turn = turn.lock().await;
         for _ in 0..PLANS {
-            Running::start(place, settings::rewriter(readers)).until(rewrite(db, place), stop).await?;
+            Running::start(place, settings::rewriter(readers), turn).until(rewrite(db, place), stop).await?;
             if stop.is_cancelled() {
                 return Err(FsError::Unavailable("detaching: the database is being closed: repeat".to_owned()));
             }

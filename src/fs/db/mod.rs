@@ -2,6 +2,7 @@
 //!
 //! - `settings`: every option of the engine, with the measurement that chose it.
 //! - `database`: a database open for writing. Only the committer holds one (R4).
+//! - `clock`: the time that its writes carry.
 //! - `compaction`: a compactor that runs only while there is something to compact, so that an idle volume makes no request.
 //! - `collection`: removing what a database has outlived; `detach`: making a clone stand on its own.
 //! - `reader`: reading at a checkpoint, or at the newest durable state, without an owner and without writing.
@@ -20,6 +21,7 @@
 //! It does not know what rows mean.
 
 mod admin;
+mod clock;
 mod collection;
 mod compaction;
 mod database;
