@@ -11,6 +11,7 @@ mod fault;
 mod journal;
 mod outage;
 mod process;
+mod random;
 mod script;
 mod sealed;
 mod steps;

@@ -56,8 +56,10 @@ pub enum Fault {
     Before,
     /// It was done, and its answer is an error.
     LostAck,
-    /// It is done after a while.
+    /// It is done after a while. Of a put that nobody waits for any more by then, see [`FaultStore::arrive`].
     Delay(Duration),
+    /// A put is answered and not done: what no store may do, for tests of tests.
+    Lie,
     /// It is never answered; nothing was done.
     Hang,
     /// A read brings so many bytes less.
@@ -126,6 +128,8 @@ pub struct Chances {
     pub flip_bit: u32,
     /// A pause of up to `delay_max`, so that requests overtake each other.
     pub delay: u32,
+    /// Of puts: answered and not done.
+    pub lie: u32,
     pub delay_max: Duration,
 }
 
@@ -139,7 +143,10 @@ struct State {
     read_only: bool,
     ignores_conditions: bool,
     log: Vec<(Op, String)>,
+    late: Vec<Put>,
 }
+
+type Put = (Path, PutPayload, PutOptions);
 
 /// See the module's text. Cheap to clone: all clones are one store.
 #[derive(Clone)]
@@ -168,8 +175,8 @@ impl FaultStore {
     /// No scripted and no random faults any more, and alive again.
     pub fn heal(&self) {
         let mut state = self.state();
-        let log = std::mem::take(&mut state.log);
-        *state = State { log, ..State::default() };
+        let (log, late) = (std::mem::take(&mut state.log), std::mem::take(&mut state.late));
+        *state = State { log, late, ..State::default() };
     }
 
     pub fn random(&self, seed: u64, chances: Chances) {
@@ -233,9 +240,35 @@ impl FaultStore {
         (scripted(&mut state.rules, op, key).or_else(|| drawn(state.random.as_mut(), op)), latency)
     }
 
+    /// Puts on their way whose sender has gone: given up after a time limit, or dead.
+    pub fn late(&self) -> usize {
+        self.state().late.len()
+    }
+
+    /// One of the late puts arrives: its request is done now. `n` chooses; counted round if there are fewer.
+    pub async fn arrive(&self, n: usize) {
+        let put = {
+            let late = &mut self.state().late;
+            let at = n.checked_rem(late.len());
+            at.map(|at| late.swap_remove(at))
+        };
+        if let Some((at, payload, options)) = put {
+            let _nobody_waits = self.inner.put_opts(&at, payload, options).await;
+        }
+    }
+
     /// Runs a request as the faults have it.
     async fn run<T>(&self, op: Op, key: &str, request: impl Future<Output = Result<T>>) -> (Result<T>, Option<Fault>) {
-        let (fault, latency) = self.decide(op, key);
+        let decided = self.decide(op, key);
+        self.run_as(decided, key, request).await
+    }
+
+    async fn run_as<T>(
+        &self,
+        (fault, latency): (Option<Fault>, Option<Duration>),
+        key: &str,
+        request: impl Future<Output = Result<T>>,
+    ) -> (Result<T>, Option<Fault>) {
         if let Some(latency) = latency {
             tokio::time::sleep(latency).await;
         }
@@ -252,7 +285,7 @@ impl FaultStore {
                 Ok(_) => Err(failed("after its effect")),
                 failed => failed,
             },
-            Some(Fault::Truncate(_) | Fault::FlipBit(_)) | None => request.await,
+            Some(Fault::Truncate(_) | Fault::FlipBit(_) | Fault::Lie) | None => request.await,
         };
         (result, fault)
     }
@@ -278,6 +311,9 @@ fn drawn(random: Option<&mut (StdRng, Chances)>, op: Op) -> Option<Fault> {
     let mut hit = |chance: u32| rng.random_range(0..1000) < chance;
     if hit(chances.before) {
         return Some(Fault::Before);
+    }
+    if matches!(op, Op::Put | Op::PutNew) && hit(chances.lie) {
+        return Some(Fault::Lie);
     }
     if op.mutates() && hit(chances.lost_ack) {
         return Some(Fault::LostAck);
@@ -329,7 +365,19 @@ impl ObjectStore for FaultStore {
         if self.state().ignores_conditions {
             options.mode = PutMode::Overwrite;
         }
-        self.run(op, at.as_ref(), self.inner.put_opts(at, payload, options)).await.0
+        let decided = self.decide(op, at.as_ref());
+        match decided.0 {
+            Some(Fault::Lie) => Ok(PutResult { e_tag: None, version: None, extensions: Default::default() }),
+            Some(Fault::Delay(delay)) => {
+                let mut sent = Sent { store: self, put: Some((at.clone(), payload, options)) };
+                tokio::time::sleep(delay).await;
+                match sent.put.take() {
+                    Some((at, payload, options)) => self.inner.put_opts(&at, payload, options).await,
+                    None => Err(failed("twice")),
+                }
+            }
+            _ => self.run_as(decided, at.as_ref(), self.inner.put_opts(at, payload, options)).await.0,
+        }
     }
 
     async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
@@ -387,6 +435,20 @@ impl ObjectStore for FaultStore {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.run(Op::Put, to.as_ref(), self.inner.copy_opts(from, to, options)).await.0
+    }
+}
+
+/// A put on its way. Dropped before it arrived, it arrives when the test says so.
+struct Sent<'a> {
+    store: &'a FaultStore,
+    put: Option<Put>,
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        if let Some(put) = self.put.take() {
+            self.store.state().late.push(put);
+        }
     }
 }
 

@@ -39,11 +39,24 @@ impl Dataset {
         Self { place, options, family, keyring, chunks: ChunkCache::memory(16 << 20), journals }
     }
 
+    /// As a new process has it: on `bucket`, with nothing in memory, its journal in `journals` or without one.
+    pub fn reborn(&mut self, bucket: Bucket, journals: Option<&std::path::Path>) {
+        self.place = DbPlace { bucket, cache: DbCache::new(4 << 20), ..self.place.clone() };
+        self.chunks = ChunkCache::memory(4 << 20);
+        self.options.memory = FsMemory::new(8 << 20, 4 << 20);
+        self.options.journal = journals.map(|folder| folder.join(self.place.incarnation.to_string()));
+    }
+
+    /// Opens it, once.
+    pub async fn try_open(&self) -> Result<Fs, FsError> {
+        let chunks = ChunkStore::new(self.place.bucket.clone(), self.family, &self.keyring, self.chunks.clone());
+        Fs::open(&self.place, chunks, self.options.clone()).await
+    }
+
     /// Opens it, waiting a little for an earlier opening that was dropped to let go of the journal.
     pub async fn open(&self) -> Fs {
-        let chunks = || ChunkStore::new(self.place.bucket.clone(), self.family, &self.keyring, self.chunks.clone());
         for _ in 0..200 {
-            match Fs::open(&self.place, chunks(), self.options.clone()).await {
+            match self.try_open().await {
                 Ok(fs) => return fs,
                 Err(FsError::Busy(_)) => tokio::time::sleep(Duration::from_millis(25)).await,
                 Err(error) => panic!("the dataset does not open: {error}"),

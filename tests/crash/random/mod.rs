@@ -1,0 +1,102 @@
+//! Random crash points: clients work on a dataset that goes from process to process, over a store that dies, loses answers, delays and reorders,
+//! and each process ends at a random request, a random durable step, or when another node takes the dataset away. After each death what is there
+//! is held against what the clients were told, by the table in docs/durability.md.
+//!
+//! - `history`: what a client did and was told, and from it what may be there.
+//! - `compare`: what is there, and the judgement.
+//! - `work`: the clients.
+//! - `life`: the processes and their deaths.
+//!
+//! `CRASH_SEED` repeats one history; `CRASH_HISTORIES` sets how many there are, otherwise `ZEROFS_TEST_SIZE` multiplies them.
+
+mod compare;
+mod history;
+mod life;
+mod work;
+
+use life::{Lies, World};
+use std::panic::AssertUnwindSafe;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use zerofs_csi::fs::SyncMode;
+
+/// Processes that a dataset goes through.
+const PROCESSES: usize = 20;
+const HISTORIES: u64 = 60;
+/// The machine's cores are shared with other tests.
+const LANES: usize = 2;
+const STACK_BYTES: usize = 16 << 20;
+
+/// Plays one dataset's history. Answers its deaths, or what was wrong.
+fn play(seed: u64, lies: Lies) -> Result<usize, String> {
+    let played = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(seed, lies);
+        for _ in 0..PROCESSES {
+            world.process()?;
+        }
+        world.finish().map(|()| world.deaths)
+    }));
+    let text = |panic: Box<dyn std::any::Any + Send>| match panic.downcast::<String>() {
+        Ok(text) => *text,
+        Err(panic) => panic.downcast::<&str>().map_or_else(|_| "a panic".to_owned(), |text| (*text).to_owned()),
+    };
+    played.unwrap_or_else(|panic| Err(text(panic)))
+}
+
+/// Plays many histories, a few at a time. Answers the deaths, and what was wrong by seed.
+fn play_all(seeds: &[u64], lies: Lies) -> (usize, Vec<(u64, String)>) {
+    let (next, deaths, wrong) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|threads| {
+        for lane in 0..LANES {
+            let lane = std::thread::Builder::new().name(format!("lane {lane}")).stack_size(STACK_BYTES);
+            let work = || {
+                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    match play(*seed, lies) {
+                        Ok(died) => drop(deaths.fetch_add(died, Ordering::Relaxed)),
+                        Err(what) => wrong.lock().unwrap().push((*seed, what)),
+                    }
+                }
+            };
+            lane.spawn_scoped(threads, work).unwrap();
+        }
+    });
+    (deaths.into_inner(), wrong.into_inner().unwrap())
+}
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+#[test]
+fn random_deaths_lose_nothing_that_was_promised() {
+    let first = setting("CRASH_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
+    let histories = match setting("CRASH_SEED") {
+        Some(_) => 1,
+        None => setting("CRASH_HISTORIES").unwrap_or(HISTORIES * crate::size()),
+    };
+    let seeds: Vec<u64> = (first..first + histories).collect();
+    println!("seeds {first} to {}", first + histories - 1);
+    let (deaths, wrong) = play_all(&seeds, Lies::default());
+    println!("{deaths} deaths");
+    for (seed, what) in &wrong {
+        println!("CRASH_SEED={seed}: {what}\n");
+    }
+    assert!(wrong.is_empty(), "{} of {histories} histories", wrong.len());
+    assert!(histories < HISTORIES || deaths >= 1000, "{deaths} deaths");
+}
+
+/// The oracle finds what it is there to find: of histories over a liar, one at least is called wrong, for what is missing.
+fn is_caught(lies: Lies) {
+    let caught = (0..40).any(|seed| play(seed, lies).is_err_and(|what| what.contains("is of no state since change")));
+    assert!(caught, "{lies:?} goes unnoticed");
+}
+
+#[test]
+fn a_store_that_answers_before_it_has_the_bytes_is_caught() {
+    is_caught(Lies { puts: 20, sync: None });
+}
+
+#[test]
+fn a_dataset_that_answers_before_the_store_does_is_caught() {
+    is_caught(Lies { puts: 0, sync: Some(SyncMode::Disabled) });
+}
