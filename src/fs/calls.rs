@@ -74,8 +74,9 @@ impl FileSystem for Fs {
 
     async fn setattr(&self, caller: &Caller, file: FileRef, set: SetAttr, guard: Option<Timestamp>) -> Result<Change, FsError> {
         let _call = self.gate.enter()?;
-        // Only the guard makes a repeat fail; the rest may be done twice.
-        let repeatable = Caller { call: caller.call.filter(|_| guard.is_some()), ..caller.clone() };
+        // A guard makes a repeat fail, and a repeat that comes late would cut off what was written since. The rest may be done twice.
+        let once = guard.is_some() || set.size.is_some();
+        let repeatable = Caller { call: caller.call.filter(|_| once), ..caller.clone() };
         match self.turn(&repeatable, Promise::Applied).await? {
             Turn::Repeated(_) => self.changed_again(file).await,
             Turn::First(turn) => {

@@ -1,0 +1,211 @@
+//! Calls that must not be done twice, sent again with their transaction ids (R20): after a restart, after the loss of the node, and to another node
+//! that has taken the dataset from one that lives. Each gets its first answer, and what others did meanwhile stays.
+
+use crate::served::{Death, Home, Served};
+use crate::wire::{Wire, accepted, fh, nfs, pack, place};
+use nfs3_types::nfs3::*;
+use nfs3_types::xdr_codec::Opaque;
+use zerofs_csi::fs::SyncMode;
+use zerofs_csi::fs::api::{Attr, Caller, CreateHow, FileSystem, SetAttr, Stability};
+use zerofs_csi::nfs::client::{Credentials, FileHandle};
+use zerofs_csi::types::EntryName;
+
+/// Where the second sending arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Restarted,
+    NodeLost,
+    /// The old owner is still there, and has not noticed.
+    Overtaken,
+}
+
+struct Call {
+    what: &'static str,
+    record: Vec<u8>,
+    /// A name that it takes away, and that somebody else makes again before it is repeated.
+    takes: Option<&'static str>,
+    /// Whether its answer outlives the node with `sync=standard`.
+    durable: bool,
+}
+
+fn no_change() -> sattr3 {
+    sattr3 {
+        mode: Nfs3Option::None,
+        uid: Nfs3Option::None,
+        gid: Nfs3Option::None,
+        size: Nfs3Option::None,
+        atime: set_atime::DONT_CHANGE,
+        mtime: set_mtime::DONT_CHANGE,
+    }
+}
+
+fn with_mode(mode: u32) -> sattr3 {
+    sattr3 { mode: Nfs3Option::Some(mode), ..no_change() }
+}
+
+fn entry(name: &str) -> EntryName {
+    EntryName::try_from(name.as_bytes()).unwrap()
+}
+
+async fn found(served: &Served, name: &str) -> Option<Attr> {
+    let fs = &served.fs;
+    fs.lookup(&Caller::root(), fs.root(), name.as_bytes()).await.ok().map(|(attr, _)| attr)
+}
+
+async fn make(served: &Served, name: &str) {
+    let (fs, caller) = (&served.fs, Caller::root());
+    if name.starts_with("dir") {
+        fs.mkdir(&caller, fs.root(), &entry(name), SetAttr::default()).await.unwrap();
+    } else {
+        fs.create(&caller, fs.root(), &entry(name), CreateHow::Guarded(SetAttr::default())).await.unwrap();
+    }
+}
+
+/// One of each call that must not be done twice.
+async fn calls(served: &Served, root: &FileHandle) -> Vec<Call> {
+    for name in ["file", "gone", "dir gone", "from", "guarded", "opened", "over"] {
+        make(served, name).await;
+    }
+    served.fs.sync().await.unwrap();
+    let client = served.client(&Credentials::root()).await;
+    let file = client.lookup(root, b"file").await.unwrap().handle;
+    let guarded = client.lookup(root, b"guarded").await.unwrap();
+    let ctime = guarded.attr.unwrap().ctime;
+    let guard = nfstime3 { seconds: u32::try_from(ctime.secs()).unwrap(), nseconds: ctime.subsec_nanos() };
+    let at = |name: &'static str| place(root.as_bytes(), name.as_bytes());
+    let mut xid = 4711;
+    let mut call = |what, procedure, arguments: Vec<u8>, takes, durable| {
+        xid += 1;
+        Call { what, record: nfs(xid, procedure, &arguments), takes, durable }
+    };
+    let setattr = SETATTR3args { object: fh(guarded.handle.as_bytes()), new_attributes: with_mode(0o611), guard: Nfs3Option::Some(guard) };
+    let link = symlinkdata3 { symlink_attributes: no_change(), symlink_data: nfspath3(Opaque::borrowed(b"target")) };
+    let create = |name, how| pack(&CREATE3args { where_: at(name), how });
+    vec![
+        call("SETATTR with a guard", 2, pack(&setattr), None, false),
+        call("CREATE unchecked", 8, create("made", createhow3::UNCHECKED(with_mode(0o600))), None, false),
+        call("CREATE of what is there", 8, create("opened", createhow3::UNCHECKED(with_mode(0o600))), None, false),
+        call("CREATE guarded", 8, create("made guarded", createhow3::GUARDED(with_mode(0o600))), None, false),
+        call("CREATE exclusive", 8, create("made alone", createhow3::EXCLUSIVE(createverf3([3; 8]))), None, false),
+        call("MKDIR", 9, pack(&MKDIR3args { where_: at("made dir"), attributes: with_mode(0o700) }), None, false),
+        call("SYMLINK", 10, pack(&SYMLINK3args { where_: at("made link"), symlink: link }), None, false),
+        call("MKNOD", 11, pack(&MKNOD3args { where_: at("made pipe"), what: mknoddata3::NF3FIFO(with_mode(0o600)) }), None, false),
+        call("REMOVE", 12, pack(&REMOVE3args { object: at("gone") }), Some("gone"), true),
+        call("RMDIR", 13, pack(&RMDIR3args { object: at("dir gone") }), Some("dir gone"), true),
+        call("RENAME", 14, pack(&RENAME3args { from: at("from"), to: at("over") }), Some("from"), true),
+        call("LINK", 15, pack(&LINK3args { file: fh(file.as_bytes()), link: at("linked") }), None, true),
+    ]
+}
+
+/// The status, and the handle of what was made.
+fn answer(record: &[u8]) -> (u32, Option<Vec<u8>>) {
+    let (_, results) = accepted(record);
+    let number = |at: usize| results.get(at..at + 4).map(|bytes| u32::from_be_bytes(bytes.try_into().unwrap()));
+    let handle = match (number(4), number(8)) {
+        (Some(1), Some(len @ 8..=64)) => results.get(12..12 + len as usize).map(<[u8]>::to_vec),
+        _ => None,
+    };
+    (number(0).unwrap(), handle)
+}
+
+async fn send(served: &Served, record: &[u8]) -> (u32, Option<Vec<u8>>) {
+    let mut wire = Wire::connect(served.server.local_addr()).await;
+    answer(&wire.ask(record).await.expect("an answer"))
+}
+
+async fn play(sync: SyncMode, then: Then) {
+    let mut home = Home::new();
+    home.dataset.options.sync = sync;
+    let served = home.serve().await;
+    let client = served.client(&Credentials::root()).await;
+    let root = served.root(&client).await;
+    let calls = calls(&served, &root).await;
+    let mut firsts = Vec::new();
+    for call in &calls {
+        let first = send(&served, &call.record).await;
+        assert_eq!(first.0, 0, "{}", call.what);
+        firsts.push(first);
+    }
+    drop(client);
+    // Held to the end, or it would have noticed.
+    let mut old = None;
+    let served = match then {
+        Then::Restarted => home.again(served, Death::Process).await,
+        Then::NodeLost => home.again(served, Death::Node).await,
+        Then::Overtaken => {
+            let other = home.serve_elsewhere().await;
+            old = Some(served);
+            other
+        }
+    };
+    let remembered = |call: &Call| then == Then::Restarted || sync == SyncMode::Always || call.durable;
+    let mut made = Vec::new();
+    for call in &calls {
+        if let Some(name) = call.takes {
+            assert!(found(&served, name).await.is_none(), "{sync:?}, {then:?}: {} was answered and is not done", call.what);
+            make(&served, name).await;
+            made.push((name, found(&served, name).await.unwrap().file));
+        }
+    }
+    for (call, (_, handle)) in calls.iter().zip(firsts) {
+        let what = format!("{sync:?}, {then:?}: {}", call.what);
+        let (status, again) = send(&served, &call.record).await;
+        assert_eq!(status, 0, "{what}");
+        if remembered(call) && call.what != "LINK" && !call.durable {
+            assert_eq!(again, handle, "{what} names another object");
+        }
+    }
+    for (name, file) in made {
+        let there = found(&served, name).await.map(|attr| attr.file);
+        assert_eq!(there, Some(file), "{sync:?}, {then:?}: what has the name {name} now was taken away");
+    }
+    assert_eq!(found(&served, "file").await.unwrap().nlink, 2);
+    assert_eq!(found(&served, "guarded").await.unwrap().mode, 0o611);
+    served.fs.close().await.unwrap();
+    drop(old);
+    home.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_call_gets_its_first_answer_after_a_restart() {
+    play(SyncMode::Standard, Then::Restarted).await;
+    play(SyncMode::Disabled, Then::Restarted).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_call_gets_its_first_answer_from_another_node() {
+    play(SyncMode::Standard, Then::NodeLost).await;
+    play(SyncMode::Standard, Then::Overtaken).await;
+    play(SyncMode::Always, Then::NodeLost).await;
+    play(SyncMode::Always, Then::Overtaken).await;
+}
+
+/// A truncation that comes late must not take what was written since: its first sending was answered before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_truncation_takes_nothing_that_was_written_since() {
+    for restarts in [false, true] {
+        let mut home = Home::new();
+        let mut served = home.serve().await;
+        let client = served.client(&Credentials::root()).await;
+        let root = served.root(&client).await;
+        make(&served, "file").await;
+        let file = client.lookup(&root, b"file").await.unwrap().handle;
+        let cut = sattr3 { size: Nfs3Option::Some(0), ..no_change() };
+        let by_setattr = SETATTR3args { object: fh(file.as_bytes()), new_attributes: cut.clone(), guard: Nfs3Option::None };
+        let by_create = CREATE3args { where_: place(root.as_bytes(), b"file"), how: createhow3::UNCHECKED(cut) };
+        let records = [nfs(5, 2, &pack(&by_setattr)), nfs(6, 8, &pack(&by_create))];
+        for record in &records {
+            assert_eq!(send(&served, record).await.0, 0);
+        }
+        if restarts {
+            served = home.again(served, Death::Process).await;
+        }
+        let client = served.client(&Credentials::root()).await;
+        client.write(&file, 0, bytes::Bytes::from_static(b"since then"), Stability::FileSync).await.unwrap();
+        for record in &records {
+            assert_eq!(send(&served, record).await.0, 0);
+        }
+        assert_eq!(client.read(&file, 0, 100).await.unwrap().data, "since then", "restarts: {restarts}");
+        served.fs.close().await.unwrap();
+    }
+}
