@@ -128,14 +128,12 @@ pub fn apply(caller: &Caller, row: &mut Inode, set: &SetAttr, now: Timestamp) ->
     if set.mode.is_some() && !owner {
         return Err(FsError::NotOwner);
     }
-    for time in [set.atime, set.mtime] {
-        match time {
-            SetTime::Keep => {}
-            SetTime::To(_) if !owner => return Err(FsError::NotOwner),
-            SetTime::To(_) => {}
-            SetTime::Now if owner => {}
-            SetTime::Now => require(caller, row, WRITE)?,
-        }
+    let times = [set.atime, set.mtime];
+    if !owner && times.iter().any(|time| matches!(time, SetTime::To(_))) {
+        return Err(FsError::NotOwner);
+    }
+    if !owner && times.contains(&SetTime::Now) {
+        require(caller, row, WRITE)?;
     }
     if set.size.is_some() {
         resizable(row.kind)?;

@@ -78,7 +78,8 @@ async fn calls(served: &Served, root: &FileHandle) -> Vec<Call> {
         xid += 1;
         Call { what, record: nfs(xid, procedure, &arguments), takes, durable }
     };
-    let setattr = SETATTR3args { object: fh(guarded.handle.as_bytes()), new_attributes: with_mode(0o611), guard: Nfs3Option::Some(guard) };
+    let setattr =
+        SETATTR3args { object: fh(guarded.handle.as_bytes()), new_attributes: with_mode(0o611), guard: Nfs3Option::Some(guard) };
     let link = symlinkdata3 { symlink_attributes: no_change(), symlink_data: nfspath3(Opaque::borrowed(b"target")) };
     let create = |name, how| pack(&CREATE3args { where_: at(name), how });
     vec![

@@ -1,8 +1,13 @@
-//! The NFS edge over the real file system, as one user-space client sees it: calls that come again after a restart or a take-over.
+//! The NFS edge over the real file system, as one user-space client sees it: calls that come again after a restart or a take-over, one file under
+//! random use through restarts, and POSIX's rules as a table.
+//!
+//! `ZEROFS_TEST_SIZE` multiplies the random ones.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod again;
+mod exerciser;
+mod posix;
 mod served;
 #[path = "../support/volume.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
@@ -11,3 +16,6 @@ mod volume;
 #[allow(dead_code, reason = "shared with other tests")]
 mod wire;
 
+fn size() -> u64 {
+    std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}

@@ -73,7 +73,6 @@ impl Home {
         reader.close().await.unwrap();
         assert!(report.is_clean(), "{:#?}", report.findings);
     }
-
 }
 
 pub struct Served {
