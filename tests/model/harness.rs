@@ -1,7 +1,7 @@
 //! Does each operation on the file system and on the reference, and compares everything.
 
-use crate::ops::{Ending, How, Kind, Op, Set, generate};
-use crate::reference::{Id, ROOT, Reference, bytes};
+use crate::ops::{Ending, How, Kind, Op, Set, caller, generate};
+use crate::reference::{Id, ROOT, ROOT_MODE, Reference, bytes};
 use crate::volume::Dataset;
 use rand::rngs::StdRng;
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,6 +65,7 @@ impl Harness {
         let journals = tempfile::tempdir().unwrap();
         let mut dataset = Dataset::new(Bucket::memory(), journals.path().to_owned());
         dataset.options.quota_inodes = Some(100_000);
+        dataset.options.root.mode = ROOT_MODE;
         let fs = dataset.open().await;
         Self {
             files: vec![fs.root()],
@@ -83,15 +84,15 @@ impl Harness {
         self.fs.as_ref().expect("open between steps")
     }
 
-    pub fn generate(&self, rng: &mut StdRng) -> Op {
+    pub fn generate(&self, rng: &mut StdRng) -> (Caller, Op) {
         let kind = |id: &Id| self.reference.objects[*id].kind;
         let dirs: Vec<Id> = self.reference.alive().filter(|id| kind(id) == FileKind::Directory).collect();
-        generate(rng, self.reference.objects.len(), &dirs)
+        (caller(rng), generate(rng, self.reference.objects.len(), &dirs))
     }
 
-    pub async fn step(&mut self, op: &Op) -> Checked {
-        let expected = self.reference.apply(op);
-        let got = self.perform(op).await?;
+    pub async fn step(&mut self, who: &Caller, op: &Op) -> Checked {
+        let expected = self.reference.apply(who, op);
+        let got = self.perform(who, op).await?;
         match (&expected, &got) {
             (Ok(id), Ok(file)) => self.remember(*id, *file)?,
             (Err(expected), Err(got)) if *expected == class(got) => {}
@@ -117,38 +118,37 @@ impl Harness {
         }
     }
 
-    async fn perform(&mut self, op: &Op) -> Result<Result<Option<FileRef>, FsError>, String> {
-        let root = Caller::root();
+    async fn perform(&mut self, who: &Caller, op: &Op) -> Result<Result<Option<FileRef>, FsError>, String> {
         let files = &self.files;
         let made = |created: Created| Some(created.attr.file);
         Ok(match op {
-            Op::Create { dir, name: n, how: h } => self.fs().create(&root, files[*dir], &name(n), how(h)).await.map(made),
+            Op::Create { dir, name: n, how: h } => self.fs().create(who, files[*dir], &name(n), how(h)).await.map(made),
             Op::Make { dir, name: n, kind: Kind::Directory { mode } } => {
                 let set = SetAttr { mode: Some(*mode), ..SetAttr::default() };
-                self.fs().mkdir(&root, files[*dir], &name(n), set).await.map(made)
+                self.fs().mkdir(who, files[*dir], &name(n), set).await.map(made)
             }
             Op::Make { dir, name: n, kind: Kind::Special(special) } => {
-                self.fs().make(&root, files[*dir], &name(n), special.clone(), SetAttr::default()).await.map(made)
+                self.fs().make(who, files[*dir], &name(n), special.clone(), SetAttr::default()).await.map(made)
             }
-            Op::Remove { dir, name: n } => self.fs().remove(&root, files[*dir], &name(n)).await.map(|_| None),
-            Op::Rmdir { dir, name: n } => self.fs().rmdir(&root, files[*dir], &name(n)).await.map(|_| None),
+            Op::Remove { dir, name: n } => self.fs().remove(who, files[*dir], &name(n)).await.map(|_| None),
+            Op::Rmdir { dir, name: n } => self.fs().rmdir(who, files[*dir], &name(n)).await.map(|_| None),
             Op::Rename { from, to } => {
                 let (from_name, to_name) = (name(&from.1), name(&to.1));
-                self.fs().rename(&root, (files[from.0], &from_name), (files[to.0], &to_name)).await.map(|_| None)
+                self.fs().rename(who, (files[from.0], &from_name), (files[to.0], &to_name)).await.map(|_| None)
             }
-            Op::Link { file, dir, name: n } => self.fs().link(&root, files[*file], files[*dir], &name(n)).await.map(|_| None),
+            Op::Link { file, dir, name: n } => self.fs().link(who, files[*file], files[*dir], &name(n)).await.map(|_| None),
             Op::SetAttr { file, set } => {
                 let guard = set.wrong_guard.then(|| Timestamp::from_nanos(1));
-                self.fs().setattr(&root, files[*file], set_attr(set), guard).await.map(|_| None)
+                self.fs().setattr(who, files[*file], set_attr(set), guard).await.map(|_| None)
             }
             Op::Write { file, offset, len, fill, stability } => {
-                let written = self.fs().write(&root, files[*file], *offset, bytes(*fill, *len).into(), *stability).await;
+                let written = self.fs().write(who, files[*file], *offset, bytes(*fill, *len).into(), *stability).await;
                 if written.as_ref().is_ok_and(|w| w.committed < *stability || w.count != *len) {
                     return Err(format!("less was written than asked for: {written:?}"));
                 }
                 written.map(|_| None)
             }
-            Op::Commit { file } => self.fs().commit(&root, files[*file], 0, 0).await.map(|_| None),
+            Op::Commit { file } => self.fs().commit(who, files[*file], 0, 0).await.map(|_| None),
             Op::Reopen(ending) => self.reopen(*ending).await,
             Op::Snapshot => self.snapshot().await,
             Op::Clone => return self.compare_clone().await.map(|()| Ok(None)),

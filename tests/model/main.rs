@@ -1,4 +1,4 @@
-//! Random histories of the file system against a plain reference, compared after every step, with reopenings, deaths, snapshots and clones among
+//! Random histories of the file system by root and users against a plain reference, compared after every step, with reopenings, deaths, snapshots and clones among
 //! them. `MODEL_SEED` repeats one history; `MODEL_HISTORIES` and `MODEL_STEPS` set how much is done.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
@@ -9,6 +9,7 @@ mod ops;
 mod outage;
 mod reference;
 #[path = "../support/volume.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
 mod volume;
 
 use harness::Harness;
@@ -26,12 +27,12 @@ fn history(seed: u64, steps: u64) {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut harness = Harness::new().await;
         for step in 0..steps {
-            let op = harness.generate(&mut rng);
+            let (who, op) = harness.generate(&mut rng);
             let limit = std::time::Duration::from_secs(60);
-            let done = tokio::time::timeout(limit, harness.step(&op)).await;
+            let done = tokio::time::timeout(limit, harness.step(&who, &op)).await;
             assert!(done.is_ok(), "MODEL_SEED={seed} step {step}: {op:?} hangs");
             if let Err(what) = done.unwrap() {
-                panic!("MODEL_SEED={seed} step {step}: {op:?}: {what}");
+                panic!("MODEL_SEED={seed} step {step}: {op:?} by user {}: {what}", who.uid);
             }
         }
         harness.finish().await.unwrap_or_else(|what| panic!("MODEL_SEED={seed} at the end: {what}"));

@@ -4,7 +4,7 @@ use crate::reference::Id;
 use bytes::Bytes;
 use rand::Rng;
 use rand::rngs::StdRng;
-use zerofs_csi::fs::api::{Special, Stability};
+use zerofs_csi::fs::api::{Caller, Special, Stability};
 
 #[derive(Clone, Debug)]
 pub enum How {
@@ -104,7 +104,7 @@ fn name(rng: &mut StdRng) -> Vec<u8> {
 }
 
 fn mode(rng: &mut StdRng) -> u32 {
-    [0o644, 0o755, 0o600, 0o1777, 0o2755, 0o4711, 0][rng.random_range(0..7)]
+    [0o644, 0o755, 0o600, 0o1777, 0o2755, 0o4711, 0, 0o777, 0o2777, 0o6775][rng.random_range(0..10)]
 }
 
 fn special(rng: &mut StdRng) -> Special {
@@ -127,6 +127,17 @@ fn set(rng: &mut StdRng) -> Set {
         mtime: has_mtime.then(|| rng.random_range(0..1i64 << 61)),
         wrong_guard,
     }
+}
+
+/// Root more often than each of three users, of whom two share a group and one is in two.
+pub fn caller(rng: &mut StdRng) -> Caller {
+    let (uid, gid, groups) = match rng.random_range(0..10) {
+        0..2 => (1, 1, vec![2, 7]),
+        2..4 => (2, 2, vec![]),
+        4 => (3, 1, vec![]),
+        _ => return Caller::root(),
+    };
+    Caller { uid, gid, groups, call: None }
 }
 
 /// A random operation on objects `0..objects`, dead ones included; `dirs` are directories.

@@ -1,12 +1,14 @@
-//! The reference: a file system as plain maps, for the superuser.
+//! The reference: a file system as plain maps, for the superuser and for users.
 
 use crate::ops::{How, Kind, Op, Set};
 use std::collections::BTreeMap;
-use zerofs_csi::fs::api::{FileKind, LINKS_MAX, Special};
+use zerofs_csi::fs::api::{Caller, FileKind, LINKS_MAX, Special};
 
 /// An object ever made, by its place in [`Reference::objects`].
 pub type Id = usize;
 pub const ROOT: Id = 0;
+/// Everybody may make objects there.
+pub const ROOT_MODE: u32 = 0o1777;
 
 #[derive(Clone, Debug)]
 pub struct Object {
@@ -26,12 +28,12 @@ pub struct Object {
 }
 
 impl Object {
-    fn new(kind: FileKind, mode: u32, gid: u32, parent: Id) -> Self {
+    fn new(kind: FileKind, mode: u32, parent: Id) -> Self {
         Self {
             kind,
             mode,
             uid: 0,
-            gid,
+            gid: 0,
             links: 1,
             data: Vec::new(),
             target: Vec::new(),
@@ -48,6 +50,54 @@ impl Object {
     }
 }
 
+/// Rights, as in one digit of a mode.
+const READ_ALL_OF: u32 = 0o7;
+const WRITE: u32 = 2;
+const SEARCH: u32 = 1;
+
+fn is_root(who: &Caller) -> bool {
+    who.uid == 0
+}
+
+fn is_member(who: &Caller, gid: u32) -> bool {
+    who.gid == gid || who.groups.contains(&gid)
+}
+
+/// Set-id bits are gone when another than root has changed what they vouch for; that of a group that may not execute means locking.
+fn without_set_id(mode: u32) -> u32 {
+    mode & if mode & 0o010 != 0 { 0o1777 } else { 0o3777 }
+}
+
+impl Object {
+    fn may(&self, who: &Caller, rights: u32) -> Result<(), &'static str> {
+        let class = if who.uid == self.uid {
+            self.mode >> 6
+        } else if is_member(who, self.gid) {
+            self.mode >> 3
+        } else {
+            self.mode
+        };
+        if is_root(who) || class & READ_ALL_OF & rights == rights { Ok(()) } else { Err("Access") }
+    }
+
+    /// A file's data: its owner had it open (RFC 1813 §4.4).
+    fn may_write(&self, who: &Caller) -> Result<(), &'static str> {
+        if who.uid == self.uid { Ok(()) } else { self.may(who, WRITE) }
+    }
+
+    fn may_lose(&self, who: &Caller, child: &Self) -> Result<(), &'static str> {
+        self.may(who, WRITE | SEARCH)?;
+        let theirs = is_root(who) || who.uid == child.uid || who.uid == self.uid;
+        if self.mode & 0o1000 == 0 || theirs { Ok(()) } else { Err("NotOwner") }
+    }
+
+    fn written_by(&mut self, who: &Caller) {
+        if !is_root(who) {
+            self.mode = without_set_id(self.mode);
+        }
+    }
+}
+
 /// What an operation answers: the object it made or looked at, or the name of an error.
 pub type Answer = Result<Option<Id>, &'static str>;
 
@@ -58,7 +108,7 @@ pub struct Reference {
 
 impl Reference {
     pub fn new() -> Self {
-        Self { objects: vec![Object::new(FileKind::Directory, 0o755, 0, ROOT)] }
+        Self { objects: vec![Object::new(FileKind::Directory, ROOT_MODE, ROOT)] }
     }
 
     pub fn alive(&self) -> impl Iterator<Item = Id> + '_ {
@@ -94,17 +144,22 @@ impl Reference {
         self.objects[dir].mtime = None;
     }
 
-    fn add(&mut self, dir: Id, name: &[u8], mut object: Object) -> Id {
+    fn add(&mut self, who: &Caller, dir: Id, name: &[u8], mut object: Object) -> Answer {
         let parent = &self.objects[dir];
+        parent.may(who, WRITE | SEARCH)?;
+        (object.uid, object.gid) = (who.uid, who.gid);
         if parent.mode & 0o2000 != 0 {
             object.gid = parent.gid;
             object.mode |= if object.kind == FileKind::Directory { 0o2000 } else { 0 };
+        }
+        if object.kind != FileKind::Directory && !is_root(who) && !is_member(who, object.gid) {
+            object.mode &= !0o2000;
         }
         let id = self.objects.len();
         self.objects.push(object);
         self.objects[dir].entries.insert(name.to_vec(), id);
         self.touch(dir);
-        id
+        Ok(Some(id))
     }
 
     fn unlink(&mut self, id: Id) {
@@ -124,28 +179,36 @@ impl Reference {
         }
     }
 
-    pub fn apply(&mut self, op: &Op) -> Answer {
+    pub fn apply(&mut self, who: &Caller, op: &Op) -> Answer {
         match op {
-            Op::Create { dir, name, how } => self.create(*dir, name, how),
-            Op::Make { dir, name, kind } => self.make(*dir, name, kind),
-            Op::Remove { dir, name } => self.remove(*dir, name),
-            Op::Rmdir { dir, name } => self.rmdir(*dir, name),
-            Op::Rename { from, to } => self.rename((from.0, &from.1), (to.0, &to.1)),
-            Op::Link { file, dir, name } => self.link(*file, *dir, name),
-            Op::SetAttr { file, set } => self.setattr(*file, set),
-            Op::Write { file, offset, len, fill, .. } => self.write(*file, *offset, *len, *fill),
+            Op::Create { dir, name, how } => self.create(who, *dir, name, how),
+            Op::Make { dir, name, kind } => self.make(who, *dir, name, kind),
+            Op::Remove { dir, name } => self.remove(who, *dir, name),
+            Op::Rmdir { dir, name } => self.rmdir(who, *dir, name),
+            Op::Rename { from, to } => self.rename(who, (from.0, &from.1), (to.0, &to.1)),
+            Op::Link { file, dir, name } => self.link(who, *file, *dir, name),
+            Op::SetAttr { file, set } => self.setattr(who, *file, set),
+            Op::Write { file, offset, len, fill, .. } => self.write(who, *file, *offset, *len, *fill),
             Op::Commit { file } => self.regular(*file).map(|_| None),
             Op::Reopen(_) | Op::Snapshot | Op::Clone => Ok(None),
         }
     }
 
-    fn create(&mut self, dir: Id, name: &[u8], how: &How) -> Answer {
-        if let Some(&id) = self.dir(dir)?.entries.get(name) {
+    /// A directory that the caller may look names up in.
+    fn searched(&self, who: &Caller, id: Id) -> Result<&Object, &'static str> {
+        let dir = self.dir(id)?;
+        dir.may(who, SEARCH).map(|()| dir)
+    }
+
+    fn create(&mut self, who: &Caller, dir: Id, name: &[u8], how: &How) -> Answer {
+        if let Some(&id) = self.searched(who, dir)?.entries.get(name) {
             let regular = self.objects[id].kind == FileKind::Regular;
             return match how {
                 How::Unchecked { size, .. } if regular => {
                     if let Some(size) = size {
+                        self.objects[id].may_write(who)?;
                         self.resize(id, *size);
+                        self.objects[id].written_by(who);
                     }
                     Ok(Some(id))
                 }
@@ -153,7 +216,7 @@ impl Reference {
                 _ => Err("Exists"),
             };
         }
-        let mut file = Object::new(FileKind::Regular, 0o600, 0, dir);
+        let mut file = Object::new(FileKind::Regular, 0o600, dir);
         match how {
             How::Unchecked { mode, size } => {
                 file.mode = *mode;
@@ -162,15 +225,19 @@ impl Reference {
             How::Guarded { mode } => file.mode = *mode,
             How::Exclusive(verifier) => file.exclusive = Some(*verifier),
         }
-        Ok(Some(self.add(dir, name, file)))
+        self.add(who, dir, name, file)
     }
 
-    fn make(&mut self, dir: Id, name: &[u8], kind: &Kind) -> Answer {
-        if self.dir(dir)?.entries.contains_key(name) {
+    fn make(&mut self, who: &Caller, dir: Id, name: &[u8], kind: &Kind) -> Answer {
+        let device = matches!(kind, Kind::Special(Special::BlockDevice(..) | Special::CharDevice(..)));
+        if device && !is_root(who) {
+            return Err("NotOwner");
+        }
+        if self.searched(who, dir)?.entries.contains_key(name) {
             return Err("Exists");
         }
         let object = match kind {
-            Kind::Directory { mode } => Object::new(FileKind::Directory, *mode, 0, dir),
+            Kind::Directory { mode } => Object::new(FileKind::Directory, *mode, dir),
             Kind::Special(special) => {
                 let (kind, mode) = match special {
                     Special::Symlink(_) => (FileKind::Symlink, 0o777),
@@ -179,7 +246,7 @@ impl Reference {
                     Special::Fifo => (FileKind::Fifo, 0o644),
                     Special::Socket => (FileKind::Socket, 0o644),
                 };
-                let mut object = Object::new(kind, mode, 0, dir);
+                let mut object = Object::new(kind, mode, dir);
                 match special {
                     Special::Symlink(target) => object.target = target.to_vec(),
                     Special::BlockDevice(major, minor) | Special::CharDevice(major, minor) => object.rdev = (*major, *minor),
@@ -188,11 +255,12 @@ impl Reference {
                 object
             }
         };
-        Ok(Some(self.add(dir, name, object)))
+        self.add(who, dir, name, object)
     }
 
-    fn remove(&mut self, dir: Id, name: &[u8]) -> Answer {
-        let id = *self.dir(dir)?.entries.get(name).ok_or("NotFound")?;
+    fn remove(&mut self, who: &Caller, dir: Id, name: &[u8]) -> Answer {
+        let id = *self.searched(who, dir)?.entries.get(name).ok_or("NotFound")?;
+        self.objects[dir].may_lose(who, &self.objects[id])?;
         if self.objects[id].kind == FileKind::Directory {
             return Err("IsDirectory");
         }
@@ -202,8 +270,9 @@ impl Reference {
         Ok(None)
     }
 
-    fn rmdir(&mut self, dir: Id, name: &[u8]) -> Answer {
-        let id = *self.dir(dir)?.entries.get(name).ok_or("NotFound")?;
+    fn rmdir(&mut self, who: &Caller, dir: Id, name: &[u8]) -> Answer {
+        let id = *self.searched(who, dir)?.entries.get(name).ok_or("NotFound")?;
+        self.objects[dir].may_lose(who, &self.objects[id])?;
         if self.objects[id].kind != FileKind::Directory {
             return Err("NotDirectory");
         }
@@ -216,9 +285,11 @@ impl Reference {
         Ok(None)
     }
 
-    fn rename(&mut self, from: (Id, &[u8]), to: (Id, &[u8])) -> Answer {
+    fn rename(&mut self, who: &Caller, from: (Id, &[u8]), to: (Id, &[u8])) -> Answer {
         self.dir(from.0)?;
         self.dir(to.0)?;
+        self.searched(who, from.0)?;
+        self.searched(who, to.0)?;
         let source = *self.objects[from.0].entries.get(from.1).ok_or("NotFound")?;
         let target = self.objects[to.0].entries.get(to.1).copied();
         let is_dir = |id: Id| self.objects[id].kind == FileKind::Directory;
@@ -228,12 +299,23 @@ impl Reference {
         if target == Some(source) {
             return Ok(None);
         }
+        self.objects[from.0].may_lose(who, &self.objects[source])?;
+        match target {
+            Some(target) => self.objects[to.0].may_lose(who, &self.objects[target])?,
+            None => self.objects[to.0].may(who, WRITE | SEARCH)?,
+        }
+        let moves_directory = is_dir(source) && from.0 != to.0;
         match target {
             Some(target) if is_dir(source) && !is_dir(target) => return Err("NotDirectory"),
             Some(target) if !is_dir(source) && is_dir(target) => return Err("IsDirectory"),
             Some(target) if is_dir(source) && !self.objects[target].entries.is_empty() => return Err("NotEmpty"),
-            Some(target) => self.unlink(target),
-            None => {}
+            Some(_) | None => {}
+        }
+        if moves_directory {
+            self.objects[source].may(who, WRITE)?;
+        }
+        if let Some(target) = target {
+            self.unlink(target);
         }
         self.objects[from.0].entries.remove(from.1);
         self.objects[to.0].entries.insert(to.1.to_vec(), source);
@@ -243,17 +325,18 @@ impl Reference {
         Ok(None)
     }
 
-    fn link(&mut self, file: Id, dir: Id, name: &[u8]) -> Answer {
+    fn link(&mut self, who: &Caller, file: Id, dir: Id, name: &[u8]) -> Answer {
         if !self.objects[file].alive() {
             return Err("Stale");
         }
-        self.dir(dir)?;
+        self.searched(who, dir)?;
         if self.objects[file].kind == FileKind::Directory {
             return Err("NotOwner");
         }
         if self.objects[dir].entries.contains_key(name) {
             return Err("Exists");
         }
+        self.objects[dir].may(who, WRITE | SEARCH)?;
         if self.objects[file].links >= LINKS_MAX {
             return Err("TooManyLinks");
         }
@@ -268,7 +351,7 @@ impl Reference {
         self.objects[id].mtime = None;
     }
 
-    fn setattr(&mut self, id: Id, set: &Set) -> Answer {
+    fn setattr(&mut self, who: &Caller, id: Id, set: &Set) -> Answer {
         if !self.objects[id].alive() {
             return Err("Stale");
         }
@@ -278,15 +361,30 @@ impl Reference {
                 None => Err("NotSync"),
             };
         }
-        if let Some(size) = set.size {
+        if set.size.is_some() {
             self.regular(id)?;
+        }
+        let object = &self.objects[id];
+        let owner = is_root(who) || who.uid == object.uid;
+        if set.uid.is_some_and(|uid| !is_root(who) && (!owner || uid != object.uid))
+            || (set.mode.is_some() || set.mtime.is_some()) && !owner
+        {
+            return Err("NotOwner");
+        }
+        if let Some(size) = set.size {
+            object.may_write(who)?;
             self.resize(id, size);
         }
         let object = &mut self.objects[id];
-        object.mode = set.mode.unwrap_or(object.mode);
         object.uid = set.uid.unwrap_or(object.uid);
-        if set.uid.is_some() && object.kind != FileKind::Directory {
-            object.mode &= if object.mode & 0o010 != 0 { 0o1777 } else { 0o3777 };
+        let directory = object.kind == FileKind::Directory;
+        if let Some(mode) = set.mode {
+            object.mode = mode & if is_root(who) || is_member(who, object.gid) || directory { 0o7777 } else { 0o5777 };
+        }
+        if set.uid.is_some() && !directory {
+            object.mode = without_set_id(object.mode);
+        } else if set.size.is_some() && set.mode.is_none() {
+            object.written_by(who);
         }
         if set.mtime.is_some() {
             object.mtime = set.mtime;
@@ -294,10 +392,11 @@ impl Reference {
         Ok(None)
     }
 
-    fn write(&mut self, id: Id, offset: u64, len: u32, fill: u8) -> Answer {
-        self.regular(id)?;
+    fn write(&mut self, who: &Caller, id: Id, offset: u64, len: u32, fill: u8) -> Answer {
+        self.regular(id)?.may_write(who)?;
         let object = &mut self.objects[id];
         if len > 0 {
+            object.written_by(who);
             let end = offset as usize + len as usize;
             let size = object.data.len().max(end);
             object.data.resize(size, 0);

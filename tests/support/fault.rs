@@ -66,6 +66,8 @@ pub enum Fault {
     Truncate(usize),
     /// A read brings one bit (counted from the first) changed; counted round if there are fewer.
     FlipBit(usize),
+    /// The store asks to be asked less: S3's 503 Slow Down.
+    Throttled,
     /// The store forbids it.
     Denied,
     /// The store says that the object is not there.
@@ -274,6 +276,7 @@ impl FaultStore {
         }
         let result = match fault {
             Some(Fault::Before) => Err(failed("before its effect")),
+            Some(Fault::Throttled) => Err(failed("with status code: 503 Service Unavailable: SlowDown")),
             Some(Fault::Hang) => std::future::pending().await,
             Some(Fault::Denied) => Err(Error::PermissionDenied { path: key.to_owned(), source: "denied on purpose".into() }),
             Some(Fault::Absent) => Err(Error::NotFound { path: key.to_owned(), source: "absent on purpose".into() }),
