@@ -1,5 +1,6 @@
 //! NFS endpoints for the node's use cases: one listener for each staged volume.
 
+use super::handover::{Listening, Service, Sockets};
 use crate::control::node::{EndpointError, Endpoints};
 use crate::nfs::{Budget, Endpoint, ExportId, Limits, MountPass, Options, Server};
 use crate::types::DatasetId;
@@ -23,6 +24,8 @@ pub struct NfsEndpoints {
     /// Payload of the calls of all of them.
     budget: Budget,
     running: Mutex<HashMap<DatasetId, Running>>,
+    /// Of the process before this one: where it listened.
+    inherited: Arc<Sockets>,
 }
 
 struct Running {
@@ -32,9 +35,26 @@ struct Running {
 
 impl NfsEndpoints {
     /// The limits of `options` are those of each endpoint; its number of connections is what one client needs, its bytes come from `budget`.
-    pub fn new(options: Options, budget: Budget) -> Self {
+    pub fn new(options: Options, budget: Budget, inherited: Arc<Sockets>) -> Self {
         let limits = Limits { connections: CONNECTIONS_MAX, ..options.limits };
-        Self { options: Options { limits, ..options }, budget, running: Mutex::default() }
+        Self { options: Options { limits, ..options }, budget, running: Mutex::default(), inherited }
+    }
+
+    /// Brings every endpoint to rest, for the next process to go on with. Nothing is answered any more when this returns.
+    pub async fn rest(&self, limit: Duration) -> Vec<Listening> {
+        let running: Vec<(DatasetId, Running)> = self.running.lock().drain().collect();
+        let rests = running.into_iter().map(|(dataset, Running { endpoint, server })| async move {
+            let connections = server.rest(limit).await;
+            endpoint.remove();
+            match server.listener() {
+                Ok(listener) => Some(Listening::on_tcp(Service::Volume, server.local_addr(), listener, connections)),
+                Err(error) => {
+                    tracing::warn!(%dataset, %error, "its socket cannot be handed over: its client connects again");
+                    None
+                }
+            }
+        });
+        futures::future::join_all(rests).await.into_iter().flatten().collect()
     }
 
     fn endpoint(&self, dataset: DatasetId) -> Result<Arc<Endpoint<Served>>, EndpointError> {
@@ -54,7 +74,12 @@ impl Endpoints for NfsEndpoints {
         if self.running.lock().get(&dataset).is_some_and(|found| found.server.local_addr() == at) {
             return Ok(());
         }
-        let listener = TcpListener::bind(at).await.map_err(|error| match error.kind() {
+        let inherited = self.inherited.take(Service::Volume, at);
+        let bound = match &inherited {
+            Some(inherited) => inherited.listener(),
+            None => TcpListener::bind(at).await,
+        };
+        let listener = bound.map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => EndpointError::Taken(at),
             ErrorKind::AddrNotAvailable => EndpointError::Absent(at),
             _ => EndpointError::Failed { at, why: error.to_string() },
@@ -62,6 +87,11 @@ impl Endpoints for NfsEndpoints {
         let endpoint = Endpoint::new(export_id(dataset), export.to_owned());
         let server = Server::start_within(listener, endpoint.clone(), self.options, &self.budget)
             .map_err(|error| EndpointError::Failed { at, why: error.to_string() })?;
+        for connection in inherited.into_iter().flat_map(|inherited| inherited.connections) {
+            if let Err(error) = server.adopt(connection) {
+                tracing::debug!(%dataset, %error, "a connection has ended meanwhile");
+            }
+        }
         self.running.lock().insert(dataset, Running { endpoint, server });
         Ok(())
     }

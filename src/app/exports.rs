@@ -118,6 +118,8 @@ impl Exports {
         loop {
             match self.open(&pool, id).await {
                 Ok(_) => return,
+                // The process that took this one's place opens it.
+                Err(_) if self.volumes.have_left() => return,
                 Err(error) if error.class().may_pass() => {
                     tracing::warn!(dataset = %id, %error, retry_secs = wait.as_secs_f32(), "a dataset that clients have mounted cannot be opened yet");
                     tokio::time::sleep(wait).await;

@@ -1,59 +1,152 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 //!
 //! A process is healthy while it can answer at all: restarting it helps against nothing else, and a node plugin's restart is a
-//! pause for its mounts. It is ready once every pool is open.
+//! pause for its mounts. It is ready once it serves and every pool is open.
+//!
+//! On one machine the address is passed from process to process, and who asks there is answered by the one that serves. Whether *this*
+//! process is ready is told on a socket of its own ([`Health::serve_own`]), where no other process can answer for it.
 
+use super::handover::{Listening, Service, Sockets};
 use crate::bucket::Requests;
 use crate::control::Pools;
 use crate::volume::Volumes;
+use anyhow::Context;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use parking_lot::{Mutex, RwLock};
 use std::fmt::Write;
+use std::io::{Read, Write as _};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// The process before this one may still have the address: it is asked for again after this.
 const BIND_AGAIN: Duration = Duration::from_secs(5);
+/// How long a process may take to say whether it is ready, and how much it may say.
+const ASK_LIMIT: Duration = Duration::from_secs(4);
+const ANSWER_BYTES_MAX: u64 = 64 << 10;
 
+/// How far a process is. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Health {
-    pub pools: Pools,
-    pub volumes: Volumes,
+pub struct Health {
+    phase: Arc<RwLock<Phase>>,
+    /// The socket at the machine's address, once there is one.
+    listener: Arc<Mutex<Option<(SocketAddr, OwnedFd)>>>,
 }
 
-/// Serves until stopped. A process works without: an address that is taken is no reason to end.
-pub(super) async fn serve(at: SocketAddr, health: Health, stop: CancellationToken) {
-    let app = Router::new()
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .with_state(health);
-    loop {
-        match tokio::net::TcpListener::bind(at).await {
-            Ok(listener) => {
-                let served = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await;
-                if let Err(error) = served {
-                    tracing::error!(%at, %error, "health is not served any more");
+enum Phase {
+    /// It does not serve, and why.
+    Waiting(String),
+    Serving(Pools, Volumes),
+}
+
+impl Health {
+    pub fn new() -> Self {
+        Self { phase: Arc::new(RwLock::new(Phase::Waiting("it is starting".to_owned()))), listener: Arc::default() }
+    }
+
+    pub fn wait(&self, why: String) {
+        *self.phase.write() = Phase::Waiting(why);
+    }
+
+    pub fn serving(&self, pools: Pools, volumes: Volumes) {
+        *self.phase.write() = Phase::Serving(pools, volumes);
+    }
+
+    fn router(&self) -> Router {
+        Router::new()
+            .route("/healthz", get(async || "ok\n"))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(metrics))
+            .with_state(self.clone())
+    }
+
+    /// Serves at the machine's address until stopped: on the socket of the process before this one, if it gave one. A process works
+    /// without: an address that is taken is no reason to end.
+    pub async fn serve(self, at: SocketAddr, sockets: Arc<Sockets>, stop: CancellationToken) {
+        loop {
+            let listener = match sockets.take(Service::Health, at) {
+                Some(inherited) => inherited.listener(),
+                None => TcpListener::bind(at).await,
+            };
+            match listener.and_then(|listener| Ok((listener.local_addr()?, listener.as_fd().try_clone_to_owned()?, listener))) {
+                Ok((bound, fd, listener)) => {
+                    *self.listener.lock() = Some((bound, fd));
+                    let served = axum::serve(listener, self.router()).with_graceful_shutdown(stop.cancelled_owned()).await;
+                    if let Err(error) = served {
+                        tracing::error!(%at, %error, "health is not served any more");
+                    }
+                    return;
                 }
-                return;
+                Err(error) => {
+                    tracing::warn!(%at, %error, "health cannot be served there yet: free the address, or give another --health-listen");
+                }
             }
-            Err(error) => {
-                tracing::warn!(%at, %error, "health cannot be served there yet: free the address, or give another --health-listen");
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(BIND_AGAIN) => {}
             }
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(BIND_AGAIN) => {}
+    }
+
+    /// The socket at the machine's address, for the next process.
+    pub fn give(&self) -> Option<Listening> {
+        let (at, listener) = self.listener.lock().take()?;
+        Some(Listening::on_tcp(Service::Health, at, listener, Vec::new()))
+    }
+
+    /// Serves on a unix socket that only this process has, until the runtime ends.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn serve_own(&self, path: &Path) -> anyhow::Result<()> {
+        let at = || format!("health socket {}", path.display());
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(at),
+            _ => {}
         }
+        let listener = tokio::net::UnixListener::bind(path).with_context(at)?;
+        let router = self.router();
+        tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%error, "the health socket is not served any more");
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Asks the process that has this health socket whether it is ready, and answers what it says.
+///
+/// # Errors
+/// It is not ready, or does not answer.
+pub fn ask_ready(path: &Path) -> anyhow::Result<String> {
+    let at = || format!("health socket {}: is the process running?", path.display());
+    let mut stream = std::os::unix::net::UnixStream::connect(path).with_context(at)?;
+    stream.set_read_timeout(Some(ASK_LIMIT)).and_then(|()| stream.set_write_timeout(Some(ASK_LIMIT))).with_context(at)?;
+    stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").with_context(at)?;
+    let mut answer = String::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer).with_context(at)?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let body = body.trim_end().to_owned();
+    match head.split_ascii_whitespace().nth(1) {
+        Some("200") => Ok(body),
+        _ => Err(anyhow::anyhow!("not ready: {body}")),
     }
 }
 
 async fn ready(State(health): State<Health>) -> impl IntoResponse {
-    let waiting = health.pools.not_open();
+    let waiting = match &*health.phase.read() {
+        Phase::Waiting(why) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+        Phase::Serving(pools, _) => pools.not_open(),
+    };
     if waiting.is_empty() {
         return (StatusCode::OK, "ok\n".to_owned());
     }
@@ -62,7 +155,11 @@ async fn ready(State(health): State<Health>) -> impl IntoResponse {
 }
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
-    ([("content-type", "text/plain; version=0.0.4")], text(&health))
+    let text = match &*health.phase.read() {
+        Phase::Waiting(_) => String::new(),
+        Phase::Serving(pools, volumes) => text(pools, volumes),
+    };
+    ([("content-type", "text/plain; version=0.0.4")], text)
 }
 
 /// A label's value, as the text format wants it.
@@ -70,18 +167,18 @@ fn label(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-fn text(health: &Health) -> String {
+fn text(pools: &Pools, volumes: &Volumes) -> String {
     let mut text = String::from("# HELP zerofs_pool_open Whether the pool is open.\n# TYPE zerofs_pool_open gauge\n");
     let mut line = |line: std::fmt::Arguments<'_>| {
         // Writing to a string does not fail.
         let _ = text.write_fmt(line);
     };
-    health.pools.iter().for_each(|pool| line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 1\n", label(&pool.name))));
-    health.pools.not_open().iter().for_each(|(pool, _)| line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 0\n", label(pool))));
+    pools.iter().for_each(|pool| line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 1\n", label(&pool.name))));
+    pools.not_open().iter().for_each(|(pool, _)| line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 0\n", label(pool))));
     line(format_args!("# HELP zerofs_volumes_open Volumes that this process has open.\n# TYPE zerofs_volumes_open gauge\n"));
-    line(format_args!("zerofs_volumes_open {}\n", health.volumes.list().len()));
+    line(format_args!("zerofs_volumes_open {}\n", volumes.list().len()));
     line(format_args!("# HELP zerofs_requests_total Requests to the pool's object store.\n# TYPE zerofs_requests_total counter\n"));
-    for pool in health.pools.iter() {
+    for pool in pools.iter() {
         let Requests { get, put, list, delete, head } = pool.catalog.bucket().requests();
         for (kind, count) in [("get", get), ("put", put), ("list", list), ("delete", delete), ("head", head)] {
             let pool = label(&pool.name);
@@ -103,18 +200,31 @@ mod tests {
         let config = crate::app::Config::default();
         let pools = Pools::waiting(["a\"b".to_owned()], None).unwrap();
         let parts = crate::app::Parts::over(config, pools.clone(), "n".to_owned(), None).await.unwrap();
-        let health = Health { pools: pools.clone(), volumes: parts.volumes };
+        let health = Health::new();
+        assert_eq!(ready(State(health.clone())).await.into_response().status(), StatusCode::SERVICE_UNAVAILABLE);
+        let room = tempfile::tempdir().unwrap();
+        let own = room.path().join("health.sock");
+        health.serve_own(&own).unwrap();
+        health.wait("another process serves".to_owned());
+        let asked = || {
+            let own = own.clone();
+            tokio::task::spawn_blocking(move || ask_ready(&own))
+        };
+        assert!(asked().await.unwrap().unwrap_err().to_string().contains("another process serves"));
+        health.serving(pools.clone(), parts.volumes.clone());
+        let text = || text(&pools, &parts.volumes);
         pools.not_yet("a\"b", "no answer".to_owned());
         let answer = ready(State(health.clone())).await.into_response();
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
         let body = axum::body::to_bytes(answer.into_body(), 1000).await.unwrap();
         assert_eq!(body, "pool a\"b is not open yet: no answer\n");
-        assert!(text(&health).contains("zerofs_pool_open{pool=\"a\\\"b\"} 0\n"));
+        assert!(text().contains("zerofs_pool_open{pool=\"a\\\"b\"} 0\n"));
 
         let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
         pools.opened(Pool { name: "a\"b".to_owned(), catalog, folder: None }).unwrap();
         assert_eq!(ready(State(health.clone())).await.into_response().status(), StatusCode::OK);
-        let text = text(&health);
+        let text = text();
+        assert_eq!(asked().await.unwrap().unwrap(), "ok");
         assert!(text.contains("zerofs_pool_open{pool=\"a\\\"b\"} 1\n") && text.contains("kind=\"put\"} "), "{text}");
     }
 }

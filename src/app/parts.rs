@@ -2,7 +2,6 @@
 
 use super::config::Config;
 use super::memory::Shares;
-use super::pools::{self, Missing};
 use super::state_dir::StateDir;
 use crate::chunk::{ChunkCache, ChunkLimits};
 use crate::control::Pools;
@@ -10,7 +9,6 @@ use crate::nfs::Limits;
 use crate::types::SessionId;
 use crate::volume::{VolumeSettings, Volumes};
 use anyhow::Context;
-use tokio_util::sync::CancellationToken;
 
 /// A process's parts, wired.
 pub struct Parts {
@@ -22,24 +20,8 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// `node`: the name that owns what this process opens. `state`: where journals go; none: changes wait for the store.
-    pub async fn start(config: Config, missing: Missing, node: String, state: Option<&StateDir>) -> anyhow::Result<Self> {
-        let pools = pools::open(&config, missing).await?;
-        Self::over(config, pools, node, state).await
-    }
-
-    /// On pools that are opened when their stores answer.
-    pub async fn start_patiently(
-        config: Config,
-        node: String,
-        state: Option<&StateDir>,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<Self> {
-        let pools = pools::open_patiently(&config, stop).await?;
-        Self::over(config, pools, node, state).await
-    }
-
-    /// On pools that are open, or will be.
+    /// On pools that are open, or will be. `node`: the name that owns what this process opens. `state`: where journals go; none: changes
+    /// wait for the store.
     pub async fn over(config: Config, pools: Pools, node: String, state: Option<&StateDir>) -> anyhow::Result<Self> {
         let limits = config.limits;
         let shares = Shares::of(&limits);

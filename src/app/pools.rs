@@ -122,8 +122,22 @@ pub async fn open(config: &Config, missing: Missing) -> anyhow::Result<Pools> {
     Ok(Pools::new(pools, config.default_pool.clone())?)
 }
 
-/// Opens every configured pool, each for as long as it takes. Answers once each has been tried, or after some seconds.
-pub async fn open_patiently(config: &Config, stop: &CancellationToken) -> anyhow::Result<Pools> {
+/// Pools that are being opened, each for as long as it takes.
+pub struct Opening {
+    pub pools: Pools,
+    first: Vec<oneshot::Receiver<()>>,
+}
+
+impl Opening {
+    /// Waits until each has been tried, or for some seconds.
+    pub async fn tried(&mut self) {
+        let first = futures::future::join_all(std::mem::take(&mut self.first));
+        let _ = tokio::time::timeout(FIRST_TRY, first).await;
+    }
+}
+
+/// Begins to open every configured pool.
+pub fn open_patiently(config: &Config, stop: &CancellationToken) -> anyhow::Result<Opening> {
     if config.pools.is_empty() {
         bail!("no pool is configured: write `pools:` into the configuration");
     }
@@ -134,8 +148,7 @@ pub async fn open_patiently(config: &Config, stop: &CancellationToken) -> anyhow
         first.push(is_tried);
         tokio::spawn(keep_opening(pools.clone(), name.clone(), pool.clone(), tried, stop.clone()));
     }
-    let _ = tokio::time::timeout(FIRST_TRY, futures::future::join_all(first)).await;
-    Ok(pools)
+    Ok(Opening { pools, first })
 }
 
 async fn keep_opening(pools: Pools, name: String, pool: PoolConfig, tried: oneshot::Sender<()>, stop: CancellationToken) {

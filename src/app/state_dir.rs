@@ -5,27 +5,42 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// A state folder, whoever has it locked.
+#[derive(Clone, Debug)]
+pub struct StateFolder {
+    path: PathBuf,
+}
+
 /// A state folder, locked for this process until it is dropped (R16: a journal has one writer).
 pub struct StateDir {
     path: PathBuf,
     _lock: File,
 }
 
-impl StateDir {
+impl StateFolder {
+    /// Makes the folder if it is not there.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let at = || format!("state folder {}", path.display());
-        std::fs::create_dir_all(path).with_context(at)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(path.join("lock")).with_context(at)?;
+        std::fs::create_dir_all(path).with_context(|| format!("state folder {}", path.display()))?;
+        Ok(Self { path: path.to_owned() })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `None`: another process has it.
+    pub fn try_lock(&self) -> anyhow::Result<Option<StateDir>> {
+        let at = || format!("state folder {}", self.path.display());
+        let lock = File::options().create(true).truncate(false).write(true).open(self.path.join("lock")).with_context(at)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err(TryLockError::WouldBlock) => {
-                let why = "another process uses it: stop that one, or give another --state-dir";
-                Err(io::Error::new(io::ErrorKind::ResourceBusy, why)).with_context(at)
-            }
+            Ok(()) => Ok(Some(StateDir { path: self.path.clone(), _lock: lock })),
+            Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error).with_context(at),
         }
     }
+}
 
+impl StateDir {
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -60,11 +75,12 @@ mod tests {
     #[test]
     fn the_name_stays_and_the_folder_has_one_user() {
         let dir = tempfile::tempdir().unwrap();
-        let state = StateDir::open(dir.path()).unwrap();
+        let folder = StateFolder::open(dir.path()).unwrap();
+        let state = folder.try_lock().unwrap().unwrap();
         let name = state.node_name().unwrap();
         assert_eq!(state.node_name().unwrap(), name);
-        assert!(StateDir::open(dir.path()).is_err());
+        assert!(folder.try_lock().unwrap().is_none());
         drop(state);
-        assert_eq!(StateDir::open(dir.path()).unwrap().node_name().unwrap(), name);
+        assert_eq!(folder.try_lock().unwrap().unwrap().node_name().unwrap(), name);
     }
 }

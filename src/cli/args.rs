@@ -32,6 +32,8 @@ pub enum Command {
     Controller(ControllerArgs),
     /// The CSI node plugin
     Node(NodeArgs),
+    /// Ask a node plugin whether it is ready
+    Ready(ReadyArgs),
     /// Load an NFSv3 server and measure it
     Bench(BenchArgs),
     /// Verify datasets: structure, counts, and that every pack exists
@@ -340,9 +342,19 @@ pub struct NodeArgs {
     /// The CSI socket as kubelet sees it
     #[arg(long, value_name = "PATH")]
     pub kubelet_endpoint: Option<PathBuf>,
-    /// Where to serve /healthz, /readyz and /metrics
+    /// Where to serve /healthz, /readyz and /metrics; passed on to the process that takes over
     #[arg(long, value_name = "IP:PORT", env = "HEALTH_LISTEN")]
     pub health_listen: Option<SocketAddr>,
+    /// Where this very process says whether it is ready: a path that no other process has
+    #[arg(long, value_name = "PATH", env = "HEALTH_SOCKET")]
+    pub health_socket: Option<PathBuf>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ReadyArgs {
+    /// The --health-socket of the process
+    #[arg(long, value_name = "PATH", env = "HEALTH_SOCKET")]
+    pub health_socket: PathBuf,
 }
 
 #[derive(Args, Clone, Debug)]

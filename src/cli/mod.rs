@@ -51,6 +51,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => run::serve(args),
         Command::Controller(args) => run::controller(&args),
         Command::Node(args) => run::node(args),
+        Command::Ready(args) => run::ask_ready(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Check(args) => check::run(args),
         Command::Space(args) => space::run(args),

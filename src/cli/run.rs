@@ -1,6 +1,6 @@
 //! `serve`, `controller`, `node`: processes that run until they are told to stop.
 
-use super::args::{ControllerArgs, NodeArgs, ServeArgs};
+use super::args::{ControllerArgs, NodeArgs, ReadyArgs, ServeArgs};
 use super::exit::Wrong;
 use crate::app::{self, Config, NodeOptions, ServeOptions};
 use crate::csi;
@@ -64,10 +64,22 @@ pub fn node(args: NodeArgs) -> anyhow::Result<()> {
         registration: args.registry_dir.zip(args.kubelet_endpoint),
         peers: Peers::LoopbackReserved,
         health_listen: args.health_listen,
+        health_socket: args.health_socket,
     };
     app::keep_private();
     app::run(async move {
         let stop = app::stop_signal()?;
         app::node(config, &endpoint, options, KernelMounter, &ready, stop).await
     })
+}
+
+/// Asks another process whether it is ready: a probe that no third process can answer.
+pub fn ask_ready(args: &ReadyArgs) -> anyhow::Result<()> {
+    match app::ask_ready(&args.health_socket) {
+        Ok(answer) => {
+            println!("{answer}");
+            Ok(())
+        }
+        Err(error) => Err(Wrong::new(Class::Unavailable, format!("{error:#}"))),
+    }
 }

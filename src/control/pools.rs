@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use tokio::sync::watch;
 
 /// A pool as this process knows it.
 #[derive(Clone)]
@@ -42,6 +43,8 @@ impl fmt::Debug for Pool {
 pub struct Pools {
     slots: Arc<Vec<Slot>>,
     default: Option<String>,
+    /// How many are open.
+    open: watch::Sender<usize>,
 }
 
 struct Slot {
@@ -91,14 +94,14 @@ impl Pools {
         {
             return Err(ControlError::Invalid(format!("the default pool {name} is not among the pools configured")));
         }
-        Ok(Self { slots: Arc::new(slots), default })
+        Ok(Self { slots: Arc::new(slots), default, open: watch::Sender::new(0) })
     }
 
     /// One pool, which is the default.
     pub fn one(name: &str, catalog: Catalog) -> Self {
         let slot = Slot::waiting(name.to_owned());
         let _new = slot.pool.set(Pool { name: name.to_owned(), catalog, folder: None });
-        Self { slots: Arc::new(vec![slot]), default: None }
+        Self { slots: Arc::new(vec![slot]), default: None, open: watch::Sender::new(1) }
     }
 
     /// The pool of its name is open from now on.
@@ -112,10 +115,18 @@ impl Pools {
         }
         let slot = self.slots.iter().find(|slot| slot.name == pool.name);
         match slot.map(|slot| slot.pool.set(pool)) {
-            Some(Ok(())) => Ok(()),
+            Some(Ok(())) => {
+                self.open.send_modify(|open| *open += 1);
+                Ok(())
+            }
             Some(Err(pool)) => Err(ControlError::Invalid(format!("pool {} is open already", pool.name))),
             None => Err(ControlError::Internal("a pool was opened that is not configured".to_owned())),
         }
+    }
+
+    /// Changes whenever a pool is opened.
+    pub fn watch(&self) -> watch::Receiver<usize> {
+        self.open.subscribe()
     }
 
     /// Says why a pool is not open yet.

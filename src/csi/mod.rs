@@ -25,8 +25,9 @@ mod status;
 pub use controller::ControllerService;
 pub use identity::{IdentityService, IsReady};
 pub use node::{NodeInfo, NodeService};
-pub use registration::Registrar;
+pub use registration::{Registering, Registrar, RegistrationSocket};
 pub use server::{CsiServices, endpoint, serve};
+pub use socket::Living;
 
 /// The driver's name, unless the configuration says otherwise.
 pub const DRIVER: &str = "zerofs.csi.dev";

@@ -6,8 +6,11 @@
 
 use super::proto::registration::registration_server::{Registration, RegistrationServer};
 use super::proto::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
-use super::socket::{self, Living};
-use std::path::PathBuf;
+use super::socket::{self, Living, Name};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -22,21 +25,73 @@ pub struct Registrar {
     pub endpoint: PathBuf,
 }
 
+/// The socket that kubelet finds.
+pub struct Registering {
+    listener: UnixListener,
+    name: Arc<Name>,
+}
+
+/// The same, for the process that takes over.
+pub struct RegistrationSocket {
+    listener: OwnedFd,
+    name: Arc<Name>,
+}
+
+impl RegistrationSocket {
+    pub fn path(&self) -> &Path {
+        self.name.path()
+    }
+
+    /// The name stays when this process ends.
+    pub fn give(self) -> OwnedFd {
+        self.name.give();
+        self.listener
+    }
+}
+
+impl Registering {
+    /// # Errors
+    /// Out of file descriptors.
+    pub fn socket(&self) -> std::io::Result<RegistrationSocket> {
+        Ok(RegistrationSocket { listener: self.listener.as_fd().try_clone_to_owned()?, name: self.name.clone() })
+    }
+}
+
 impl Registrar {
-    /// Registers until `shutdown`.
+    pub fn path(&self) -> PathBuf {
+        self.registry_dir.join(format!("{}-reg.sock", self.driver))
+    }
+
+    /// Makes the socket. `inherited`: that of the process before this one, with its name: kubelet does not even notice then, where a new
+    /// socket would have it forget the driver and learn of it again.
     ///
     /// # Errors
     /// When the socket cannot be made.
-    pub async fn serve(self, shutdown: CancellationToken) -> std::io::Result<()> {
+    pub fn listen(&self, inherited: Option<OwnedFd>) -> std::io::Result<Registering> {
         socket::check_dir(&self.registry_dir)?;
-        let path = self.registry_dir.join(format!("{}-reg.sock", self.driver));
-        let (listener, _name) = socket::bind(&path, Living::Replace)?;
+        let path = self.path();
+        if let Some(fd) = inherited
+            && let Ok(name) = Name::of(&path)
+        {
+            let listener = std::os::unix::net::UnixListener::from(fd);
+            listener.set_nonblocking(true)?;
+            return Ok(Registering { listener: UnixListener::from_std(listener)?, name: Arc::new(name) });
+        }
+        let (listener, name) = socket::bind(&path, Living::Replace)?;
         tracing::info!(socket = %path.display(), endpoint = %self.endpoint.display(), "kubelet may register the driver");
-        tonic::transport::Server::builder()
-            .add_service(RegistrationServer::new(self))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled_owned())
-            .await
-            .map_err(std::io::Error::other)
+        Ok(Registering { listener, name: Arc::new(name) })
+    }
+
+    /// Registers until `shutdown`.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub async fn serve(self, registering: Registering, shutdown: CancellationToken) -> std::io::Result<()> {
+        let Registering { listener, name } = registering;
+        let router = tonic::transport::Server::builder().add_service(RegistrationServer::new(self));
+        let served = router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled_owned()).await;
+        drop(name);
+        served.map_err(std::io::Error::other)
     }
 }
 

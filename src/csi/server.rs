@@ -34,18 +34,19 @@ pub fn endpoint(text: &str) -> std::result::Result<PathBuf, String> {
     Ok(PathBuf::from(path))
 }
 
-/// Binds the socket at once, so that a caller knows when it can be called; the answer serves it until `shutdown`, and
+/// `living`: what to do about a process that serves there. Binds the socket at once, so that a caller knows when it can be called; the answer serves it until `shutdown`, and
 /// then finishes the calls that run.
 ///
 /// # Errors
 /// When another process serves there, or the socket cannot be made.
 pub fn serve<M: Mounter, E: Endpoints>(
     path: &Path,
+    living: Living,
     services: CsiServices<M, E>,
     shutdown: CancellationToken,
 ) -> Result<impl Future<Output = Result<()>> + Send + use<M, E>> {
-    let (listener, name) = socket::bind(path, Living::Refuse)
-        .map_err(|error| Error::new(error.kind(), format!("CSI socket {}: {error}", path.display())))?;
+    let (listener, name) =
+        socket::bind(path, living).map_err(|error| Error::new(error.kind(), format!("CSI socket {}: {error}", path.display())))?;
     let CsiServices { identity, controller, node } = services;
     if controller.is_none() && node.is_none() {
         return Err(Error::new(ErrorKind::InvalidInput, "neither a controller nor a node service"));

@@ -5,23 +5,40 @@ use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tokio::net::UnixListener;
 
 /// What to do when another process listens under the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Living {
+pub enum Living {
     /// It is a mistake to start twice.
     Refuse,
     /// It is the one being replaced: its connections go on, new ones come here.
     Replace,
 }
 
-/// A bound name. Dropped, it goes away if it is still this one.
+/// A bound name. Dropped, it goes away if it is still this one, and nobody else was given the socket.
 #[derive(Debug)]
 pub(super) struct Name {
     path: PathBuf,
     inode: (u64, u64),
+    given: AtomicBool,
+}
+
+impl Name {
+    /// The name of a socket that somebody else bound, and gave away.
+    pub fn of(path: &Path) -> Result<Self> {
+        Ok(Self { path: path.to_owned(), inode: inode(path)?, given: AtomicBool::new(false) })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// From now on it is another's.
+    pub fn give(&self) {
+        self.given.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Binds under another name and renames, so that there is always a socket that answers, or none.
@@ -46,7 +63,7 @@ pub(super) fn bind(path: &Path, living: Living) -> Result<(UnixListener, Name)> 
     std::fs::set_permissions(&draft, std::fs::Permissions::from_mode(0o600))?;
     let inode = inode(&draft)?;
     std::fs::rename(&draft, path).inspect_err(|_| drop(remove_if_there(&draft)))?;
-    Ok((listener, Name { path: path.to_owned(), inode }))
+    Ok((listener, Name { path: path.to_owned(), inode, given: AtomicBool::new(false) }))
 }
 
 /// Hidden, so that kubelet's watcher does not take it for a plugin; short, since a socket's path has at most 107 bytes; one
@@ -70,7 +87,8 @@ fn inode(path: &Path) -> Result<(u64, u64)> {
 
 impl Drop for Name {
     fn drop(&mut self) {
-        if inode(&self.path).is_ok_and(|now| now == self.inode)
+        if !self.given.load(Ordering::Relaxed)
+            && inode(&self.path).is_ok_and(|now| now == self.inode)
             && let Err(error) = remove_if_there(&self.path)
         {
             tracing::warn!(socket = %self.path.display(), %error, "the socket stays; the next start replaces it");

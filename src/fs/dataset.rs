@@ -245,6 +245,35 @@ impl Fs {
         self.names.committer.close().await
     }
 
+    /// Brings everything written so far to where the next opening finds it fastest, while this one goes on serving.
+    pub async fn prepare_to_leave(&self) -> Result<(), FsError> {
+        self.sync().await?;
+        let _call = self.gate.enter()?;
+        self.names.committer.prepare_to_leave().await
+    }
+
+    /// Lets go of the dataset for another process of this node, which goes on as after a crash of this one, with little to do again: the
+    /// journal stays (R16). Nobody may be told of calls that fail from here on: what they changed may have been done.
+    pub async fn leave(&self, limit: Duration) -> Result<(), FsError> {
+        self.gate.shut(FsError::Unavailable("another process of this node goes on with the volume".to_owned()));
+        let flushed = async {
+            self.gate.idle().await;
+            let ticket = self.names.contents.flush_all().await?;
+            self.names.committer.durable(ticket).await
+        };
+        // Clients send unstable data again that is not in the store, and the journal has the rest (R17, R18).
+        match tokio::time::timeout(limit, flushed).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::info!(%error, "not everything reached the store before the hand-over: the journal has it"),
+            Err(_) => tracing::info!("not everything reached the store in time before the hand-over: the journal has it"),
+        }
+        self.stop.cancel();
+        self.tasks.close();
+        self.names.committer.leave().await?;
+        self.tasks.wait().await;
+        Ok(())
+    }
+
     /// Whether a failed [`Self::close`] will do when it is repeated; otherwise there is nothing left to close.
     pub async fn may_close_again(&self) -> bool {
         self.names.committer.is_flushed().await || self.names.committer.has_not_stopped()

@@ -51,7 +51,7 @@ pub struct MountPoint {
 }
 
 /// What the node needs of the kernel. Nothing here ever touches the file system under a mount point of ours.
-pub trait Mounter: Send + Sync + 'static {
+pub trait Mounter: Clone + Send + Sync + 'static {
     fn mount_nfs(&self, what: &NfsMount, target: &Path) -> impl Future<Output = Result<(), MountError>> + Send;
     fn bind(&self, source: &Path, target: &Path, read_only: bool) -> impl Future<Output = Result<(), MountError>> + Send;
     /// An absent mount counts as unmounted. Never blocks longer than its limits: umount2, then MNT_FORCE, then MNT_DETACH.

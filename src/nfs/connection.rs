@@ -14,12 +14,13 @@ use super::mount::{self, MountArgs};
 use super::outbox::{Message, Outbox, SMALL_BYTES};
 use super::record::RecordReader;
 use super::rpc::{self, AUTH_NONE, AUTH_SYS, AuthStat, Identity, MOUNT_PROGRAM, NFS_PROGRAM, Received, Refusal};
-use super::server::{Shared, Squash};
+use super::server::{Kept, Shared, Squash, Trust};
 use crate::fs::api::Caller;
 use bytes::{BufMut, Bytes, BytesMut};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -35,6 +36,7 @@ pub struct Connection<T> {
     stream: Arc<TcpStream>,
     peer: SocketAddr,
     shared: Arc<Shared<T>>,
+    trust: Trust,
     squash: Squash,
     records: RecordReader,
     outbox: Arc<Outbox>,
@@ -64,8 +66,12 @@ enum End {
 }
 
 impl<T: ExportTable> Connection<T> {
-    pub fn new(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared<T>>, squash: Squash) -> Self {
+    pub fn new(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared<T>>, trust: Trust) -> Self {
         let stream = Arc::new(stream);
+        let squash = match trust {
+            Trust::Whole => shared.options.squash,
+            Trust::Squashed => Squash::NOBODY,
+        };
         Self {
             outbox: Arc::new(Outbox::new(stream.clone())),
             stream,
@@ -78,28 +84,77 @@ impl<T: ExportTable> Connection<T> {
             reads: Count::default(),
             calls: Count::default(),
             identity: None,
+            trust,
             squash,
             shared,
         }
     }
 
     pub async fn run(mut self) {
-        let outbox = self.outbox.clone();
+        let (outbox, cut) = (self.outbox.clone(), self.shared.cut.clone());
         let stall = self.shared.options.stall;
+        let served = async {
+            match self.receive().await? {
+                End::Stop if self.shared.keeps() => self.rest().await,
+                End::Stop => {
+                    self.drain().await;
+                    Ok(End::Peer)
+                }
+                end => Ok(end),
+            }
+        };
         let ended = tokio::select! {
-            ended = self.receive() => ended,
+            ended = served => ended,
             // The peer has not taken a reply for too long, or the socket broke.
             () = outbox.writer(stall) => Ok(End::Peer),
+            () = cut.cancelled() => Ok(End::Peer),
         };
+        outbox.close();
         match ended {
-            Ok(End::Stop) => {
-                let drain = self.drain();
-                tokio::select! { () = drain => {}, () = outbox.writer(stall) => {} }
-            }
+            Ok(End::Stop) => self.keep(),
             Ok(End::Peer) => {}
             Err(error) => tracing::debug!(peer = %self.peer, %error, "an NFS connection ended"),
         }
-        self.outbox.close();
+    }
+
+    /// Gives the connection away, for another server to go on with.
+    fn keep(self) {
+        match self.stream.as_fd().try_clone_to_owned() {
+            Ok(stream) => self.shared.keep(Kept { stream, trust: self.trust }),
+            Err(error) => tracing::warn!(peer = %self.peer, %error, "a connection cannot be kept: its client connects again"),
+        }
+    }
+
+    /// After a stop: receives no more than the rest of a call that has begun to arrive, and answers all there are.
+    async fn rest(&mut self) -> io::Result<End> {
+        loop {
+            while let Some(record) = self.records.next().map_err(io::Error::other)? {
+                self.begin(record).await?;
+            }
+            let missing = self.records.missing();
+            if missing == 0 {
+                break;
+            }
+            self.send_batch();
+            self.wait_for_room().await;
+            match self.stream.try_read_buf(&mut self.records.spare().limit(missing)) {
+                Ok(0) => return Ok(End::Peer),
+                Ok(len) => self.records.received(len),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.stream.readable().await?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.answered().await;
+        Ok(End::Stop)
+    }
+
+    /// Every call that was begun is answered, and the answers have left.
+    async fn answered(&mut self) {
+        self.send_batch();
+        self.reads.below(1).await;
+        self.calls.below(1).await;
+        self.outbox.drained().await;
     }
 
     async fn receive(&mut self) -> io::Result<End> {
@@ -201,7 +256,7 @@ impl<T: ExportTable> Connection<T> {
             _ => None,
         };
         let first = match id {
-            Some(id) => match self.shared.duplicates.begin(id, &self.outbox) {
+            Some(id) => match self.shared.duplicates.begin(id, &self.outbox, &self.calls) {
                 Some(first) => Some(first),
                 None => return Begun::Later,
             },
@@ -350,10 +405,7 @@ impl<T: ExportTable> Connection<T> {
 
     /// After a stop: the calls under way are finished and answered.
     async fn drain(&mut self) {
-        self.send_batch();
-        self.reads.below(1).await;
-        self.calls.below(1).await;
-        self.outbox.drained().await;
+        self.answered().await;
         let closed = async {
             rustix::net::shutdown(&*self.stream, rustix::net::Shutdown::Write)?;
             let mut rest = BytesMut::with_capacity(BATCH_BYTES);

@@ -3,6 +3,7 @@
 //! The file system remembers what was done; here a repetition that arrives before the first is done joins it and gets the
 //! same reply. It is never dropped: the kernel's client would wait a minute or more.
 
+use super::budget::{Count, Counted};
 use super::call::Reply;
 use super::outbox::Outbox;
 use crate::fs::api::CallId;
@@ -14,7 +15,14 @@ use std::sync::Arc;
 const JOINED_MAX: usize = 16;
 
 #[derive(Debug, Default)]
-pub struct Duplicates(Mutex<HashMap<CallId, Vec<Arc<Outbox>>>>);
+pub struct Duplicates(Mutex<HashMap<CallId, Vec<Joined>>>);
+
+/// A connection that waits for a call of another, or of its own, and has a call under way as long as it does.
+#[derive(Debug)]
+struct Joined {
+    outbox: Arc<Outbox>,
+    _call: Counted,
+}
 
 /// A call that is being done for the first time.
 #[derive(Debug)]
@@ -25,12 +33,12 @@ pub struct First {
 }
 
 impl Duplicates {
-    /// `None`: it is already being done, and its reply will go to `outbox` too.
-    pub fn begin(self: &Arc<Self>, id: CallId, outbox: &Arc<Outbox>) -> Option<First> {
+    /// `None`: it is already being done, and its reply will go to `outbox` too. `calls`: those under way of the connection.
+    pub fn begin(self: &Arc<Self>, id: CallId, outbox: &Arc<Outbox>, calls: &Count) -> Option<First> {
         match self.0.lock().entry(id) {
             std::collections::hash_map::Entry::Occupied(mut joined) => {
                 if joined.get().len() < JOINED_MAX {
-                    joined.get_mut().push(outbox.clone());
+                    joined.get_mut().push(Joined { outbox: outbox.clone(), _call: calls.enter() });
                 }
                 None
             }
@@ -47,7 +55,7 @@ impl First {
     pub fn done(mut self, reply: &Reply) {
         self.open = false;
         let joined = self.all.0.lock().remove(&self.id).unwrap_or_default();
-        for outbox in joined {
+        for Joined { outbox, _call } in joined {
             outbox.send(reply.clone().into_message());
         }
     }

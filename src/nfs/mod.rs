@@ -48,5 +48,5 @@ pub use attr::{FileAttr, Wcc};
 pub use budget::{Budget, Limits};
 pub use export::{Endpoint, Export, ExportTable, Found, Listed, MountPass, MountRefused, Registry};
 pub use handle::ExportId;
-pub use server::{Options, Peers, Server, Squash};
+pub use server::{Kept, Options, Peers, Server, Squash, Trust};
 pub use status::NfsStat;

@@ -87,6 +87,19 @@ impl RecordReader {
         }
     }
 
+    /// Bytes without which what has begun to arrive cannot go on; 0: nothing has begun. To be asked after [`RecordReader::next`]
+    /// has answered none.
+    pub fn missing(&self) -> usize {
+        let of_mark = 4usize.saturating_sub(self.buffer.len());
+        match &self.large {
+            Some(large) if large.missing > 0 => large.missing,
+            Some(_) => of_mark.max(1),
+            None if self.buffer.is_empty() => 0,
+            None if of_mark > 0 => of_mark,
+            None => self.header().ok().flatten().map_or(1, |(len, _)| (4 + len).saturating_sub(self.buffer.len()).max(1)),
+        }
+    }
+
     /// Whether a record has begun and not ended.
     pub fn mid_record(&self) -> bool {
         self.large.is_some() || !self.buffer.is_empty()
@@ -254,6 +267,42 @@ mod tests {
             sum.extend(body(RECORD_BYTES_MAX / 2 + 1));
         }
         assert_eq!(feed(&sum, 65536), Err(RecordError::TooLong));
+    }
+
+    /// Whoever goes on with a connection must find it between two records.
+    #[test]
+    fn what_is_missing_ends_where_the_record_ends() {
+        let (mut stream, mut ends) = (Vec::new(), vec![0]);
+        for len in [0, 1, 40, 3, LARGE_RECORD_BYTES, 7] {
+            stream.extend(mark(len, true));
+            stream.extend(body(len));
+            ends.push(stream.len());
+        }
+        for parts in [[5, 0, 3], [LARGE_RECORD_BYTES, 2, 0]] {
+            for (i, len) in parts.into_iter().enumerate() {
+                stream.extend(mark(len, i == 2));
+                stream.extend(body(len));
+            }
+            ends.push(stream.len());
+        }
+        stream.extend(mark(9, true));
+        stream.extend(body(9));
+        let near = |end: &usize| end.saturating_sub(12)..(end + 12).min(stream.len());
+        for begun in ends.iter().flat_map(near) {
+            let (mut reader, mut at) = (RecordReader::default(), 0);
+            loop {
+                while reader.next().unwrap().is_some() {}
+                let wanted = if at < begun { begun - at } else { reader.missing() };
+                if wanted == 0 {
+                    break;
+                }
+                let take = wanted.min(reader.room()).min(stream.len() - at);
+                put(&mut reader, &stream[at..at + take]);
+                at += take;
+            }
+            let end = ends.iter().copied().find(|end| *end >= begun).unwrap_or(stream.len());
+            assert_eq!(at, end, "begun up to {begun}");
+        }
     }
 
     #[test]

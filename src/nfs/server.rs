@@ -7,10 +7,12 @@ use super::export::ExportTable;
 use super::mount::Mounts;
 use super::peer;
 use crate::fs::FsError;
+use parking_lot::Mutex;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -30,19 +32,11 @@ pub enum Peers {
     Everybody,
 }
 
-/// What a connection may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Admission {
-    Whole,
-    /// Its root is nobody.
-    Squashed,
-    Refused,
-}
-
 impl Peers {
     /// `local` is our end of the connection. What listens on loopback serves this machine alone, whatever the kernel routes there
     /// (`route_localnet`).
-    async fn admit(self, peer: SocketAddr, local: SocketAddr) -> Admission {
+    /// `None`: it is refused.
+    async fn admit(self, peer: SocketAddr, local: SocketAddr) -> Option<Trust> {
         let is_loopback = |at: SocketAddr| at.ip().to_canonical().is_loopback();
         let outside = is_loopback(local) && !is_loopback(peer);
         let whole = match self {
@@ -51,11 +45,28 @@ impl Peers {
             Self::Privileged | Self::Everybody => !outside && peer::is_privileged(peer, local).await,
         };
         match (whole, self) {
-            (true, _) => Admission::Whole,
-            (false, Self::Everybody) if !outside => Admission::Squashed,
-            (false, _) => Admission::Refused,
+            (true, _) => Some(Trust::Whole),
+            (false, Self::Everybody) if !outside => Some(Trust::Squashed),
+            (false, _) => None,
         }
     }
+}
+
+/// As whom a connection that was let in is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trust {
+    Whole,
+    /// Its root is nobody.
+    Squashed,
+}
+
+/// A connection at rest: nothing has begun to arrive, and every call that did is answered. Whoever holds it may go on with it, in
+/// this process or another.
+#[derive(Debug)]
+pub struct Kept {
+    pub stream: OwnedFd,
+    pub trust: Trust,
 }
 
 /// Whose calls are carried out as somebody else.
@@ -105,6 +116,11 @@ pub struct Shared<T> {
     pub(super) duplicates: Arc<Duplicates>,
     pub(super) mounts: Mounts,
     pub(super) stop: CancellationToken,
+    /// Connections end at once, and answer nothing any more.
+    pub(super) cut: CancellationToken,
+    /// Connections that come to rest after a stop are kept here instead of being closed.
+    kept: Mutex<Vec<Kept>>,
+    keeps: AtomicBool,
     started: Instant,
     complained: AtomicU64,
 }
@@ -113,6 +129,15 @@ pub struct Shared<T> {
 const COMPLAIN_SECS: u64 = 10;
 
 impl<T> Shared<T> {
+    /// Whether a connection that comes to rest is to be given to [`Self::keep`].
+    pub(super) fn keeps(&self) -> bool {
+        self.keeps.load(Ordering::Acquire)
+    }
+
+    pub(super) fn keep(&self, kept: Kept) {
+        self.kept.lock().push(kept);
+    }
+
     /// Logs an error that no client can do anything about.
     pub(super) fn complain(&self, error: &FsError) {
         let now = self.started.elapsed().as_secs() + COMPLAIN_SECS;
@@ -129,6 +154,9 @@ pub struct Server<T> {
     shared: Arc<Shared<T>>,
     tasks: TaskTracker,
     address: SocketAddr,
+    /// Kept when the server rests, so that who connects meanwhile waits instead of being refused; none once it is stopped.
+    listener: Mutex<Option<Arc<TcpListener>>>,
+    open: Count,
 }
 
 impl<T> Drop for Server<T> {
@@ -163,12 +191,53 @@ impl<T: ExportTable> Server<T> {
             duplicates: Arc::default(),
             mounts: Mounts::default(),
             stop: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            kept: Mutex::default(),
+            keeps: AtomicBool::new(false),
             started: Instant::now(),
             complained: AtomicU64::new(0),
         });
         let tasks = TaskTracker::new();
-        tasks.spawn(accept(listener, shared.clone(), tasks.clone()));
-        Ok(Self { shared, tasks, address })
+        let (listener, open) = (Arc::new(listener), Count::default());
+        tasks.spawn(accept(listener.clone(), shared.clone(), tasks.clone(), open.clone()));
+        Ok(Self { shared, tasks, address, listener: Mutex::new(Some(listener)), open })
+    }
+
+    /// Goes on with a connection that another server had let in. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// It is no connection, or has ended.
+    pub fn adopt(&self, kept: Kept) -> io::Result<()> {
+        let stream = std::net::TcpStream::from(kept.stream);
+        stream.set_nonblocking(true)?;
+        let stream = TcpStream::from_std(stream)?;
+        let peer = stream.peer_addr()?;
+        let (counted, shared) = (self.open.enter(), self.shared.clone());
+        self.tasks.spawn(async move {
+            Connection::new(stream, peer, shared, kept.trust).run().await;
+            drop(counted);
+        });
+        Ok(())
+    }
+
+    /// The listening socket, for another server to go on with after [`Self::rest`].
+    ///
+    /// # Errors
+    /// It is stopped, or out of file descriptors.
+    pub fn listener(&self) -> io::Result<OwnedFd> {
+        let listener = self.listener.lock().clone();
+        listener.ok_or(io::ErrorKind::NotConnected)?.as_fd().try_clone_to_owned()
+    }
+
+    /// Accepts nobody any more, brings every connection to rest, and answers them. What has not come to rest within `limit` is cut: its client
+    /// connects again and repeats what was not answered. No reply leaves after this returns.
+    pub async fn rest(&self, limit: Duration) -> Vec<Kept> {
+        self.shared.keeps.store(true, Ordering::Release);
+        if !self.end(limit).await {
+            self.shared.cut.cancel();
+            self.tasks.wait().await;
+        }
+        std::mem::take(&mut self.shared.kept.lock())
     }
 
     pub fn local_addr(&self) -> SocketAddr {
@@ -181,18 +250,23 @@ impl<T: ExportTable> Server<T> {
 
     /// Stops reading, finishes the calls under way, sends their replies and closes. False: `grace` was not enough.
     pub async fn stop(&self, grace: Duration) -> bool {
+        self.listener.lock().take();
+        self.end(grace).await
+    }
+
+    async fn end(&self, grace: Duration) -> bool {
         self.shared.stop.cancel();
         self.tasks.close();
         tokio::time::timeout(grace, self.tasks.wait()).await.is_ok()
     }
 }
 
-async fn accept<T: ExportTable>(listener: TcpListener, shared: Arc<Shared<T>>, tasks: TaskTracker) {
-    let open = Count::default();
+async fn accept<T: ExportTable>(listener: Arc<TcpListener>, shared: Arc<Shared<T>>, tasks: TaskTracker, open: Count) {
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            biased;
             () = shared.stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) if has_room(&shared, &open, peer) => {
@@ -224,19 +298,15 @@ fn start<T: ExportTable>(stream: TcpStream, peer: SocketAddr, shared: &Arc<Share
     let (counted, shared) = (open.enter(), shared.clone());
     tasks.spawn(async move {
         let peers = shared.options.peers;
-        let admission = match stream.local_addr() {
+        let trust = match stream.local_addr() {
             Ok(local) => peers.admit(peer, local).await,
-            Err(_) => Admission::Refused,
+            Err(_) => None,
         };
-        let squash = match admission {
-            Admission::Whole => shared.options.squash,
-            Admission::Squashed => Squash::NOBODY,
-            Admission::Refused => {
-                tracing::info!(%peer, ?peers, "an NFS connection was refused: it needs a source port below 1024");
-                return;
-            }
+        let Some(trust) = trust else {
+            tracing::info!(%peer, ?peers, "an NFS connection was refused: it needs a source port below 1024");
+            return;
         };
-        Connection::new(stream, peer, shared, squash).run().await;
+        Connection::new(stream, peer, shared, trust).run().await;
         drop(counted);
     });
 }
@@ -259,22 +329,22 @@ mod tests {
     async fn only_who_may_be_root_is_served_in_full() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (_ours, peer, local) = connected(&listener, None).await;
-        assert_eq!(Peers::Privileged.admit(peer, local).await, Admission::Whole);
-        assert_eq!(Peers::Everybody.admit(peer, local).await, Admission::Whole);
-        assert_eq!(Peers::LoopbackReserved.admit(peer, local).await, Admission::Refused);
+        assert_eq!(Peers::Privileged.admit(peer, local).await, Some(Trust::Whole));
+        assert_eq!(Peers::Everybody.admit(peer, local).await, Some(Trust::Whole));
+        assert_eq!(Peers::LoopbackReserved.admit(peer, local).await, None);
         let reserved = SocketAddr::new(peer.ip(), 1023);
-        assert_eq!(Peers::Privileged.admit(reserved, local).await, Admission::Whole);
-        assert_eq!(Peers::LoopbackReserved.admit(reserved, local).await, Admission::Whole);
+        assert_eq!(Peers::Privileged.admit(reserved, local).await, Some(Trust::Whole));
+        assert_eq!(Peers::LoopbackReserved.admit(reserved, local).await, Some(Trust::Whole));
         // Only root may give a socket away.
         if rustix::process::geteuid().is_root() {
             let (_theirs, peer, local) = connected(&listener, Some(65534)).await;
-            assert_eq!(Peers::Privileged.admit(peer, local).await, Admission::Refused);
-            assert_eq!(Peers::Everybody.admit(peer, local).await, Admission::Squashed);
+            assert_eq!(Peers::Privileged.admit(peer, local).await, None);
+            assert_eq!(Peers::Everybody.admit(peer, local).await, Some(Trust::Squashed));
         }
         let far: SocketAddr = "192.0.2.1:700".parse().unwrap();
         for peers in [Peers::Privileged, Peers::Everybody] {
-            assert_eq!(peers.admit(far, local).await, Admission::Refused, "loopback is this machine's alone");
-            assert_eq!(peers.admit(far, "192.0.2.9:12049".parse().unwrap()).await, Admission::Whole);
+            assert_eq!(peers.admit(far, local).await, None, "loopback is this machine's alone");
+            assert_eq!(peers.admit(far, "192.0.2.9:12049".parse().unwrap()).await, Some(Trust::Whole));
         }
     }
 }

@@ -4,7 +4,8 @@
 //!             claim (CAS)           Fs::open fences
 //!  released ─────────────▶ claimed ─────────────▶ open ──┬── close: Fs::close, then the owner goes: released
 //!     ▲                       │ open failed              │
-//!     └───────────────────────┘                          └── fenced: dropped and reported; the record is the new owner's
+//!     └───────────────────────┘                          ├── left: another process of this node goes on; the owner stays
+//!                                                        └── fenced: dropped and reported; the record is the new owner's
 //! ```
 //!
 //! Nouns: an **owner** is a node's session, written into the dataset's record; **released** means no owner, and only that
@@ -19,6 +20,7 @@
 //! yields to anyone (it has no journal). Taking over from a node that is gone is not done here: that needs leases.
 
 mod caretaker;
+mod leave;
 mod ownership;
 mod reading;
 mod served;
@@ -51,6 +53,8 @@ pub enum VolumeError {
     Creating { dataset: String },
     #[error("dataset {dataset}: {max} volumes are open already, which is this process's limit: close one, or raise volumesMax")]
     Full { dataset: String, max: usize },
+    #[error("dataset {dataset}: another process of this node goes on with it: repeat")]
+    Left { dataset: String },
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error("dataset {dataset}: {source}")]
@@ -70,6 +74,7 @@ impl Classify for VolumeError {
             Self::Owned { .. } | Self::Deleting { .. } => Class::Precondition,
             Self::Creating { .. } => Class::InProgress,
             Self::Full { .. } => Class::Exhausted,
+            Self::Left { .. } => Class::Unavailable,
             Self::Catalog(error) => error.class(),
             Self::Fs { source, .. } => source.class(),
             Self::Io(_) => Class::Internal,

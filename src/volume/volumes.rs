@@ -20,7 +20,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 /// Volumes closed at once by [`Volumes::close_all`].
-const CLOSES_AT_ONCE: usize = 8;
+pub(super) const CLOSES_AT_ONCE: usize = 8;
 /// Reports of lost volumes kept for a slow listener.
 const LOST_QUEUED: usize = 256;
 
@@ -111,38 +111,41 @@ pub struct Lost {
 /// The volumes that this process has open, over all its pools. Cheap to clone.
 #[derive(Clone)]
 pub struct Volumes {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(super) struct Inner {
     settings: VolumeSettings,
     /// A slot stays while its volume is open or someone is opening or closing it.
-    slots: Mutex<HashMap<DatasetId, Arc<Slot>>>,
+    pub(super) slots: Mutex<HashMap<DatasetId, Arc<Slot>>>,
     lost: broadcast::Sender<Lost>,
     views: Views,
+    /// Another process of this node goes on with the volumes: none is opened here any more.
+    pub(super) left: AtomicBool,
 }
 
 #[derive(Default)]
-struct Slot {
+pub(super) struct Slot {
     /// Held while opening or closing. Taken before `open`.
-    gate: tokio::sync::Mutex<()>,
-    open: RwLock<Option<Open>>,
+    pub(super) gate: tokio::sync::Mutex<()>,
+    pub(super) open: RwLock<Option<Open>>,
 }
 
 #[derive(Clone)]
-struct Open {
-    volume: Arc<Volume>,
+pub(super) struct Open {
+    pub(super) volume: Arc<Volume>,
     pool: Catalog,
     /// Ends the watcher.
-    closed: CancellationToken,
+    pub(super) closed: CancellationToken,
     /// Its closing has begun: it answers nothing any more, and is closed to the end before it is opened again.
-    closing: Arc<AtomicBool>,
+    pub(super) closing: Arc<AtomicBool>,
 }
 
 impl Volumes {
     pub fn new(settings: VolumeSettings) -> Self {
         let views = Views::new(settings.clone());
-        let inner = Inner { settings, slots: Mutex::default(), lost: broadcast::Sender::new(LOST_QUEUED), views };
+        let lost = broadcast::Sender::new(LOST_QUEUED);
+        let inner = Inner { settings, slots: Mutex::default(), lost, views, left: AtomicBool::new(false) };
         Self { inner: Arc::new(inner) }
     }
 
@@ -176,7 +179,7 @@ impl Volumes {
             }
             let slot = self.slot(dataset)?;
             let gate = slot.gate.lock().await;
-            if !self.is_current(dataset, &slot) {
+            if !self.is_current(dataset, &slot) || self.inner.left.load(Ordering::SeqCst) {
                 continue;
             }
             if let Some(volume) = slot.volume() {
@@ -268,6 +271,9 @@ impl Volumes {
     }
 
     fn slot(&self, dataset: DatasetId) -> Result<Arc<Slot>, VolumeError> {
+        if self.inner.left.load(Ordering::SeqCst) {
+            return Err(VolumeError::Left { dataset: dataset.to_string() });
+        }
         let mut slots = self.inner.slots.lock();
         let max = self.inner.settings.volumes_max;
         if let Some(slot) = slots.get(&dataset) {
@@ -283,7 +289,7 @@ impl Volumes {
         self.inner.slots.lock().get(&dataset).is_some_and(|current| Arc::ptr_eq(current, slot))
     }
 
-    fn forget(&self, dataset: DatasetId, slot: &Arc<Slot>) {
+    pub(super) fn forget(&self, dataset: DatasetId, slot: &Arc<Slot>) {
         *slot.open.write() = None;
         let mut slots = self.inner.slots.lock();
         if slots.get(&dataset).is_some_and(|current| Arc::ptr_eq(current, slot)) {

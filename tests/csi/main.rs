@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod driver;
+mod handover;
 mod node;
 mod registration;
 mod restart;

@@ -44,6 +44,7 @@ impl Roles {
             peers: Peers::Loopback,
             run_dir: None,
             health_listen: None,
+            health_socket: None,
         };
         let (said, heard) = oneshot::channel();
         let (config_, stop_) = (config(), stop.clone());

@@ -58,6 +58,7 @@ async fn controller_and_node_start_before_their_pool() {
                 registration: None,
                 peers: Peers::Loopback,
                 health_listen: None,
+                health_socket: None,
             };
             app::node(config, &endpoint, options, FakeMounter::new(), &tell, stop).await
         }));

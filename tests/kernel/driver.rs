@@ -14,6 +14,8 @@ use tonic::transport::{Channel, Endpoint, Uri};
 const START_LIMIT: Duration = Duration::from_secs(90);
 /// Calls under way have 20 s, and the flush comes on top.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// Longer than a node plugin needs to be ready.
+const BROKEN: Duration = Duration::from_secs(6);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -35,6 +37,8 @@ pub struct Driver {
     pub root: PathBuf,
     controller: Option<Child>,
     node: Option<Child>,
+    /// How many node plugins were started: each has a health socket of its own.
+    nodes: usize,
     pub(super) runtime: Runtime,
 }
 
@@ -50,16 +54,51 @@ impl Driver {
             return Err(format!("pool create: {}", String::from_utf8_lossy(&create.stderr)));
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(text)?;
-        let mut driver = Self { root, controller: None, node: None, runtime };
-        driver.controller = Some(driver.spawn(Role::Controller)?);
+        let mut driver = Self { root, controller: None, node: None, nodes: 0, runtime };
+        driver.controller = Some(driver.spawn(Role::Controller, "config.yaml")?);
         driver.start_node()?;
         driver.wait_for(Role::Controller)?;
         Ok(driver)
     }
 
     pub fn start_node(&mut self) -> Result<(), String> {
-        self.node = Some(self.spawn(Role::Node)?);
-        self.wait_for(Role::Node)
+        self.node = Some(self.spawn(Role::Node, "config.yaml")?);
+        self.wait_for_node()
+    }
+
+    /// As a DaemonSet with surge does: the new one is started, becomes ready, and then the old one is stopped.
+    pub fn replace_node(&mut self) -> Result<(), String> {
+        let old = self.node.take().ok_or("the node plugin does not run")?;
+        self.start_node()?;
+        self.terminate(Role::Node, old)
+    }
+
+    /// New processes that cannot take over: one ends by itself, one waits for ever.
+    pub fn start_broken_node(&mut self) -> Result<(), String> {
+        let old = self.node.take();
+        for config in ["nonsense: 1\n", "pools:\n  other:\n    url: file:///no/such/folder\n"] {
+            fs::write(self.root.join("broken.yaml"), config).map_err(text)?;
+            let mut broken = self.spawn(Role::Node, "broken.yaml")?;
+            std::thread::sleep(BROKEN);
+            if self.is_ready(self.nodes)? {
+                return Err("a broken node plugin says that it is ready".to_owned());
+            }
+            broken.kill().map_err(text)?;
+            broken.wait().map_err(text)?;
+        }
+        self.node = old;
+        Ok(())
+    }
+
+    /// The new one is killed once it serves, while the old one still stands by, and goes on.
+    pub fn replace_node_and_kill(&mut self) -> Result<(), String> {
+        let (old, number) = (self.node.take(), self.nodes);
+        self.start_node()?;
+        let mut new = std::mem::replace(&mut self.node, old).ok_or("the node plugin does not run")?;
+        new.kill().map_err(text)?;
+        new.wait().map_err(text)?;
+        let back = until("the readiness of the node plugin that stood by", START_LIMIT, || self.is_ready(number));
+        back.map(drop).map_err(|error| format!("{error}: {}", self.log(Role::Node)))
     }
 
     /// kill -9, as the kernel's memory killer does.
@@ -108,14 +147,16 @@ impl Driver {
         }
     }
 
-    fn spawn(&self, role: Role) -> Result<Child, String> {
+    fn spawn(&mut self, role: Role, config: &str) -> Result<Child, String> {
         let name = role.name();
         let log = fs::File::options().create(true).append(true).open(self.root.join(format!("{name}.log"))).map_err(text)?;
         let mut command = Command::new(binary()?);
-        command.args([name, "--config", &self.root.join("config.yaml").display().to_string()]);
+        command.args([name, "--config", &self.root.join(config).display().to_string()]);
         command.args(["--csi-endpoint", &format!("unix://{}", self.socket(role).display())]);
         if role == Role::Node {
+            self.nodes += 1;
             command.args(["--node-id", "guest", "--state-dir", &self.root.join("state").display().to_string()]);
+            command.args(["--health-socket", &self.health_socket(self.nodes).display().to_string()]);
         }
         let child = command
             .process_group(0)
@@ -133,6 +174,23 @@ impl Driver {
         until(&format!("the {}'s socket", role.name()), START_LIMIT, || Ok(UnixStream::connect(&socket).is_ok()))
             .map(drop)
             .map_err(|error| format!("{error}: {}", self.log(role)))
+    }
+
+    /// Of one of the node plugins, in the order of their start.
+    fn health_socket(&self, number: usize) -> PathBuf {
+        self.root.join(format!("health-{number}.sock"))
+    }
+
+    /// As the chart's probe asks it.
+    fn is_ready(&self, number: usize) -> Result<bool, String> {
+        let socket = self.health_socket(number).display().to_string();
+        let asked = Command::new(binary()?).args(["ready", "--health-socket", &socket]).output().map_err(text)?;
+        Ok(asked.status.success())
+    }
+
+    fn wait_for_node(&self) -> Result<(), String> {
+        let ready = until("the node plugin's readiness", START_LIMIT, || self.is_ready(self.nodes));
+        ready.map(drop).map_err(|error| format!("{error}: {}", self.log(Role::Node)))
     }
 
     fn socket(&self, role: Role) -> PathBuf {

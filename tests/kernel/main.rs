@@ -17,6 +17,8 @@ mod programs;
 mod restarts;
 #[path = "step.rs"]
 mod step;
+#[path = "upgrades.rs"]
+mod upgrades;
 #[path = "volumes.rs"]
 mod volumes;
 
@@ -52,7 +54,8 @@ const CASES: &[Case] = &[
     case("snapshot: of a mounted volume, clone, both right", volumes::snapshot),
     case("rot: a turned bit in a pack is an error, never wrong bytes", volumes::rot),
     case("kill-dd: kill -9 of the node plugin during dd conv=fsync", restarts::kill_during_dd),
-    case("kill-programs: kill -9 of the node plugin under git and sqlite", restarts::kill_under_programs),
+    case("killed: kill -9 of the node plugin 20 times under a verifier, git and sqlite", upgrades::killed),
+    case("upgrade: another node plugin takes over under a verifier, git and sqlite", upgrades::handed_over),
     case("sigterm: the node plugin stopped under open files, started again", restarts::stop_under_open_files),
     case("terminating: unpublish and unstage after kill -9, without the store", restarts::unpublish_after_restart),
     case("umount: by hand while no node plugin runs", restarts::umount_without_plugin),

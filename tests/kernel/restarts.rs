@@ -116,28 +116,6 @@ pub fn kill_during_dd() -> Outcome {
     Ok(format!("{note}; {compared} copies are equal"))
 }
 
-pub fn kill_under_programs() -> Outcome {
-    let mut driver = Driver::start("kill-programs")?;
-    let volume = driver.volume("data", 1 << 30)?;
-    let progress = Progress::new("kill-programs")?;
-    let work = r#"
-        export GIT_CONFIG_GLOBAL=/dev/null
-        git init -q repo 2>/dev/null; cd repo; i=0
-        sqlite3 db 'CREATE TABLE t(id INTEGER PRIMARY KEY, body TEXT);'
-        while more; do
-          begun; i=$((i + 1))
-          echo $i > f$i; git add f$i; git -c user.name=n -c user.email=e@example.com commit -q -m $i
-          sqlite3 db "INSERT INTO t(body) VALUES(hex(randomblob(2000)));"; mv f$i g$i; mkdir d$i; rmdir d$i; ended
-        done
-        uncached; git fsck --full --no-progress; equal "$(git rev-list --count HEAD)" $i commits; equal "$(ls g* | wc -l)" $i renames
-        equal "$(sqlite3 db 'PRAGMA integrity_check')" ok integrity; equal "$(sqlite3 db 'SELECT count(*) FROM t')" $i rows; echo $i"#;
-    let script = Script::start(&volume.path, &(progress.prelude() + work))?;
-    let note = under_kills(&mut driver, &volume, &progress, script, 3, 180)?;
-    driver.remove(&volume)?;
-    driver.stop()?;
-    Ok(note)
-}
-
 /// An open file, one that is unlinked and open, and a folder that is somebody's working directory, across a restart in order.
 pub fn stop_under_open_files() -> Outcome {
     let mut driver = Driver::start("sigterm")?;

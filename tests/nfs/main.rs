@@ -9,5 +9,6 @@ mod faults;
 mod load;
 mod malformed;
 mod procedures;
+mod rest;
 mod support;
 mod wire;

@@ -140,19 +140,25 @@ securityContext:
 
 {{- /* No pool is asked for liveness: a restart would not bring its store back, and would be a pause for every mount. */ -}}
 {{- define "zerofs.probes" -}}
-{{- /* Loopback is the node's: kubelet would otherwise ask the pod's own address. */}}
-{{- $host := "" }}
-{{- if hasPrefix "127." .address }}{{- $host = .address }}{{- else if eq .address "[::1]" }}{{- $host = "::1" }}{{- end }}
+{{ include "zerofs.liveness" . }}
+readinessProbe:
+  httpGet: { path: /readyz, port: {{ .port }}{{ include "zerofs.probeHost" . }} }
+  periodSeconds: 5
+  timeoutSeconds: 5
+{{- end }}
+
+{{- /* Loopback is the node's: kubelet would otherwise ask the pod's own address. */ -}}
+{{- define "zerofs.probeHost" -}}
+{{- if hasPrefix "127." .address }}, host: {{ .address | quote }}{{- else if eq .address "[::1]" }}, host: "::1"{{- end }}
+{{- end }}
+
+{{- define "zerofs.liveness" -}}
 livenessProbe:
-  httpGet: { path: /healthz, port: {{ .port }}{{ if $host }}, host: {{ $host | quote }}{{ end }} }
+  httpGet: { path: /healthz, port: {{ .port }}{{ include "zerofs.probeHost" . }} }
   initialDelaySeconds: 15
   periodSeconds: 15
   timeoutSeconds: 5
   failureThreshold: 8
-readinessProbe:
-  httpGet: { path: /readyz, port: {{ .port }}{{ if $host }}, host: {{ $host | quote }}{{ end }} }
-  periodSeconds: 5
-  timeoutSeconds: 5
 {{- end }}
 
 {{- /* The Secrets in the release's namespace that classes name for the sidecars; kubelet reads the node's by itself. */ -}}

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, broadcast, watch};
 
 /// How a node plugin works.
 #[derive(Clone, Debug)]
@@ -54,6 +54,23 @@ pub struct NodeAgent<M, E> {
     pub(super) records: Records,
     busy: Busy,
     slots: Mutex<HashMap<DatasetId, Slot>>,
+    /// Read by whatever may open, close or mount a volume; written once, by [`Self::leave`].
+    pub(super) stay: Arc<tokio::sync::RwLock<Stay>>,
+}
+
+/// Whether this process still is the node's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Stay {
+    #[default]
+    Here,
+    /// Another process goes on with the volumes.
+    Left,
+}
+
+/// A call for a volume. While there is one the node is not left.
+pub(super) struct Entered {
+    _stay: OwnedRwLockReadGuard<Stay>,
+    _call: Call,
 }
 
 /// What a volume is to this node. A volume that is idle has no slot.
@@ -74,6 +91,16 @@ pub(super) struct Staged {
     pub volume: Arc<Volume>,
 }
 
+/// No call is under way, and none begins.
+pub struct Leaving(OwnedRwLockWriteGuard<Stay>);
+
+impl Leaving {
+    /// For good: calls that wait are to be repeated, and find the process that took this one's place.
+    pub fn leave(mut self) {
+        *self.0 = Stay::Left;
+    }
+}
+
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// Reads what an earlier run wrote down, and begins to reopen it in the background.
     ///
@@ -87,8 +114,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         settings: NodeSettings,
     ) -> Result<Arc<Self>, ControlError> {
         let records = Records::open(&settings.staged_dir).await?;
-        let (busy, slots) = Default::default();
-        let agent = Arc::new(Self { mounter, endpoints, volumes, pools, settings, records, busy, slots });
+        let (busy, slots, stay) = Default::default();
+        let agent = Arc::new(Self { mounter, endpoints, volumes, pools, settings, records, busy, slots, stay });
         agent.watch_losses();
         agent.recover().await?;
         Ok(agent)
@@ -103,14 +130,41 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         format!("/{}", dataset.incarnation)
     }
 
+    /// Where volumes are served.
+    pub fn endpoints(&self) -> &E {
+        &self.endpoints
+    }
+
     /// Whether a volume is staged here, or was when the process started and is not given up yet.
     pub fn is_staged(&self, dataset: DatasetId) -> bool {
         !matches!(self.state(dataset), State::Idle)
     }
 
     /// One call at a time for a volume.
-    pub(super) fn enter(&self, volume: VolumeHandle) -> Result<Call, ControlError> {
-        self.busy.enter(format!("volume {volume}"))
+    pub(super) async fn enter(&self, volume: VolumeHandle) -> Result<Entered, ControlError> {
+        let _stay = self.stay().await?;
+        Ok(Entered { _stay, _call: self.busy.enter(format!("volume {volume}"))? })
+    }
+
+    /// While this is held the node is not left. Held back while it is being left.
+    pub(super) async fn stay(&self) -> Result<OwnedRwLockReadGuard<Stay>, ControlError> {
+        let stay = self.stay.clone().read_owned().await;
+        match *stay {
+            Stay::Here => Ok(stay),
+            Stay::Left => {
+                Err(ControlError::Unavailable("another process of the node plugin has taken this one's place: repeat".to_owned()))
+            }
+        }
+    }
+
+    /// Lets calls end, and begins none any more, for another process to go on with the volumes once the answer is dropped, or
+    /// [`Leaving::leave`] is called: without that, everything goes on here.
+    ///
+    /// # Errors
+    /// When calls do not end within `limit`.
+    pub async fn hold(&self, limit: Duration) -> Result<Leaving, ControlError> {
+        let held = tokio::time::timeout(limit, self.stay.clone().write_owned()).await;
+        held.map(Leaving).map_err(|_| ControlError::Unavailable("calls for volumes do not end in time: repeat".to_owned()))
     }
 
     pub(super) fn state(&self, dataset: DatasetId) -> State {

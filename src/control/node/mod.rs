@@ -21,6 +21,9 @@
 //! our own mount(2) (R23); nothing here looks below a mount of ours: what is mounted is read from mountinfo, and usage
 //! from the open volume's memory; a restart reopens a volume only where R24 allows it.
 //!
+//! A process that is replaced **leaves** (see [`NodeAgent::hold`]): no call is under way then, none begins, and the next process does with
+//! the records what it would do after a crash.
+//!
 //! A crash leaves records. The next start reopens what is still mounted, and closes what is not.
 
 mod address;
@@ -35,7 +38,7 @@ mod stage;
 mod tests;
 mod usage;
 
-pub use agent::{NodeAgent, NodeSettings};
+pub use agent::{Leaving, NodeAgent, NodeSettings};
 pub use endpoint::{EndpointError, Endpoints};
 pub use publish::{Publish, Sharing};
 pub use stage::{Access, Stage};

@@ -33,7 +33,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// # Errors
     /// `Precondition` when it is not staged there, or the target is in use; `Exists` when it is published there in another way.
     pub async fn publish(&self, wanted: Publish) -> Result<(), ControlError> {
-        let _call = self.enter(wanted.volume)?;
+        let _call = self.enter(wanted.volume).await?;
         let staged = match self.settled(wanted.volume).await? {
             State::Staged(staged) if staged.record.target == wanted.staging => staged,
             _ => return Err(not_staged(&wanted)),
@@ -68,7 +68,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
 
     /// Unmounts a target and removes its folder. Not published counts as unpublished; works whatever state the volume is in.
     pub async fn unpublish(&self, volume: VolumeHandle, target: &Path) -> Result<(), ControlError> {
-        let _call = self.enter(volume)?;
+        let _call = self.enter(volume).await?;
         if let State::Staged(staged) = self.state(volume.dataset)
             && staged.record.target == target
         {

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// Volumes reopened at once.
-const AT_ONCE: usize = 8;
+/// Volumes reopened at once: an opening mostly waits for the store, and mounts wait for it.
+const AT_ONCE: usize = 32;
 /// Waits between tries while the store does not answer.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
@@ -44,28 +44,56 @@ fn step(record: &Record, me: &Owner, mounted: bool, dataset: Option<&Dataset>) -
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
-    /// Marks every recorded volume as being reopened, and starts to. Returns at once: no volume keeps the socket waiting.
+    /// Marks every recorded volume as being reopened, listens for what is mounted, and starts to reopen it all. Returns at once: no volume
+    /// keeps the socket waiting.
     pub(super) async fn recover(self: &Arc<Self>) -> Result<(), ControlError> {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
-        for record in self.records.all().await? {
-            self.set(record.volume.dataset, State::Opening);
+        let records = self.records.all().await?;
+        records.iter().for_each(|record| self.set(record.volume.dataset, State::Opening));
+        self.listen_first(&records).await;
+        for record in records {
             let (agent, turns) = (self.clone(), turns.clone());
             tokio::spawn(async move { agent.recover_one(&record, &turns).await });
         }
         Ok(())
     }
 
+    /// Before anything else, the pools included: a client that is refused comes back only after seconds.
+    async fn listen_first(&self, records: &[Record]) {
+        let Ok(mounts) = self.mounter.list().await else { return };
+        for record in records.iter().filter(|record| record.boot == self.settings.boot) {
+            let device = Self::device(record.volume.dataset);
+            if let Some(at) = record.endpoint
+                && mounts.iter().any(|mount| mount.device == device)
+                && let Err(error) = self.listen_again(record, at).await
+            {
+                tracing::warn!(volume = %record.volume, %error, "nobody answers its mount yet: it is tried again");
+            }
+        }
+    }
+
     /// Repeats while the store does not answer, for as long as it takes: the mount is waiting too.
     async fn recover_one(&self, record: &Record, turns: &Semaphore) {
         let volume = record.volume;
         let mut wait = RETRY_MIN;
+        let mut pools = self.pools.watch();
         loop {
+            pools.mark_unchanged();
             let tried = {
                 let Ok(_turn) = turns.acquire().await else { return };
+                // Left: the process that took this one's place reopens it.
+                let Ok(_stay) = self.stay().await else { return };
                 self.try_recover(record).await
             };
             match tried {
                 Ok(state) => return self.set(volume.dataset, state),
+                Err(ControlError::Unavailable(why)) if self.pools.by_id(volume.pool).is_err() => {
+                    tracing::info!(%volume, why, "a staged volume waits for its pool");
+                    tokio::select! {
+                        () = tokio::time::sleep(RETRY_MAX) => {}
+                        Ok(()) = pools.changed() => {}
+                    }
+                }
                 Err(error) if error.class().may_pass() => {
                     tracing::warn!(%volume, %error, retry_secs = wait.as_secs_f32(), "a staged volume cannot be reopened yet");
                     tokio::time::sleep(wait).await;

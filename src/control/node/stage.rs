@@ -36,7 +36,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// # Errors
     /// `Exists` when it is staged there in another way; `Precondition` when it is staged elsewhere, or open on another node.
     pub async fn stage(&self, wanted: Stage) -> Result<(), ControlError> {
-        let _call = self.enter(wanted.volume)?;
+        let _call = self.enter(wanted.volume).await?;
         mount::check_options(&wanted.options)?;
         match self.settled(wanted.volume).await? {
             State::Idle => self.stage_new(wanted).await,
@@ -163,7 +163,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// # Errors
     /// `Precondition` while it is published; `Unavailable` while its data cannot be brought to the store: repeat.
     pub async fn unstage(&self, volume: VolumeHandle, target: &Path) -> Result<(), ControlError> {
-        let _call = self.enter(volume)?;
+        let _call = self.enter(volume).await?;
         let state = self.settled(volume).await?;
         let dataset = volume.dataset;
         let (ours, others) = self.mounts_of(dataset).await?;

@@ -43,6 +43,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// # Errors
     /// `NotFound` when it is not there.
     pub async fn stats(&self, volume: VolumeHandle, path: &Path) -> Result<StatFs, ControlError> {
+        let _stay = self.stay().await?;
         let staged = self.staged_at(volume, path).await?;
         Ok(staged.volume.fs.statfs().await?)
     }
@@ -52,7 +53,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// # Errors
     /// `NotFound` when the volume is not at `path`.
     pub async fn expand(&self, volume: VolumeHandle, path: &Path) -> Result<u64, ControlError> {
-        let _call = self.enter(volume)?;
+        let _call = self.enter(volume).await?;
         self.staged_at(volume, path).await?;
         let missing = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pools.by_id(volume.pool)?.ok_or_else(missing)?;

@@ -170,6 +170,18 @@ impl Committer {
         }
     }
 
+    /// Puts what is durable where the next opening finds it fastest, while this one still serves.
+    pub async fn prepare_to_leave(&self) -> Result<(), FsError> {
+        self.shared.db.rolled().await
+    }
+
+    /// As [`Self::abandon`], and lets go of the database: another process of this node goes on with it. The journal stays for that one,
+    /// which does again what the store does not have (R16).
+    pub async fn leave(&self) -> Result<(), FsError> {
+        self.abandon().await;
+        self.shared.db.leave().await
+    }
+
     /// Flushes everything, closes the database, and removes the journal. Batches submitted from now on are refused. After a failure it may be
     /// repeated, unless the committer has stopped: an outage of the store must not leave a dataset that can neither be used nor closed (R17).
     pub async fn close(&self) -> Result<(), FsError> {

@@ -10,6 +10,7 @@ use slatedb::config::{CheckpointOptions, CheckpointScope, CloseOptions, FlushOpt
 use slatedb::{CloseReason, Db, DbSnapshot, VersionedManifest, WriteBatch};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -117,6 +118,17 @@ impl Database {
         Ok(())
     }
 
+    /// As [`Self::roll`], and waits for it: the next opening has little to replay.
+    pub async fn rolled(&self) -> Result<(), FsError> {
+        if self.db.manifest().l0().len() + settings::L0_ROOM > settings::L0_MAX {
+            // It would wait for a compaction.
+            return Ok(());
+        }
+        let options = FlushOptions { flush_type: FlushType::MemTable };
+        self.flushes.store(0, Ordering::Relaxed);
+        limited("flushing the MemTable", settings::CHANGE_LIMIT, self.db.flush_with_options(options)).await
+    }
+
     /// Starts a MemTable flush, which bounds what the next opening replays. Nobody waits for it; a failure shows at the next write.
     pub fn roll(&self) {
         let db = self.db.clone();
@@ -183,17 +195,26 @@ impl Database {
 
     /// Flushes to L0, so that the next opening replays nothing, or to the WAL where L0 is full; then lets go. May be repeated.
     pub async fn close(&self) -> Result<(), FsError> {
+        let room = self.db.manifest().l0().len() + settings::L0_ROOM <= settings::L0_MAX;
+        self.close_with(if room { FlushType::MemTable } else { FlushType::Wal }, settings::CHANGE_LIMIT).await
+    }
+
+    /// Lets go as fast as can be of what is flushed: the next opening replays what [`Self::rolled`] has left.
+    pub async fn leave(&self) -> Result<(), FsError> {
+        self.close_with(FlushType::Wal, settings::LEAVE_LIMIT).await
+    }
+
+    /// `upkeep_limit`: how long compaction and collection may take to stop.
+    async fn close_with(&self, flush_type: FlushType, upkeep_limit: Duration) -> Result<(), FsError> {
         // SlateDB counts itself closed before it flushes, and does not flush again: the WAL has everything, or its caller has not flushed.
         if let Some(CloseReason::Clean) = self.db.subscribe().borrow().close_reason {
             return Ok(());
         }
         self.stop.cancel();
         self.upkeep.close();
-        if tokio::time::timeout(settings::CHANGE_LIMIT, self.upkeep.wait()).await.is_err() {
+        if tokio::time::timeout(upkeep_limit, self.upkeep.wait()).await.is_err() {
             tracing::debug!("compaction or collection did not stop in time; the next owner's compactor fences this one");
         }
-        let room = self.db.manifest().l0().len() + settings::L0_ROOM <= settings::L0_MAX;
-        let flush_type = if room { FlushType::MemTable } else { FlushType::Wal };
         let options = CloseOptions::default().with_flush_type(Some(flush_type));
         limited("closing the database", settings::CHANGE_LIMIT, self.db.close_with_options(options)).await
     }

@@ -10,6 +10,8 @@ pub(super) const OPEN_LIMIT: Duration = Duration::from_secs(120);
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(30);
 /// Checkpoints, clones and closing wait for L0 room and for uploads.
 pub(super) const CHANGE_LIMIT: Duration = Duration::from_secs(60);
+/// Who hands a database over does not wait longer for its compaction: the next owner's fences it.
+pub(super) const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 /// Deleting removes objects one after another.
 pub(super) const DELETE_LIMIT: Duration = Duration::from_secs(600);
 

@@ -1,0 +1,113 @@
+//! What is said. JSON, so that another version reads what it knows and leaves out what it does not.
+
+use super::HandoverError;
+use super::sockets::Service;
+use crate::nfs::Trust;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The version of the protocol that this program speaks, and the oldest that it still understands.
+pub(super) const VERSION: u16 = 1;
+pub(super) const VERSION_MIN: u16 = 1;
+
+/// The largest message, in bytes: a Hello with as many pools as anybody configures, or the description of [`FDS_MAX`] sockets.
+pub(super) const BYTES_MAX: usize = 64 << 10;
+/// Descriptors of one message.
+pub(super) const FDS_MAX: usize = 64;
+/// Sockets of one hand-over: 256 volumes with 16 connections each.
+pub(super) const SOCKETS_MAX: usize = 8192;
+/// What is shown of the other side's words.
+const SHOWN_MAX: usize = 300;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    Node,
+    Serve,
+}
+
+/// What the new process says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The oldest and the newest version that it speaks.
+    pub versions: (u16, u16),
+    /// The program's version, for people.
+    pub program: String,
+    pub role: Role,
+    /// Under which name it owns volumes, if that is not the state folder's.
+    pub node: Option<String>,
+    /// The ids of the pools that it has open.
+    pub pools: Vec<String>,
+}
+
+impl Hello {
+    pub fn new(role: Role, node: Option<String>, pools: Vec<String>) -> Self {
+        Self { versions: (VERSION_MIN, VERSION), program: env!("CARGO_PKG_VERSION").to_owned(), role, node, pools }
+    }
+
+    /// The newest version that both speak.
+    pub(super) fn common(&self) -> Result<u16, String> {
+        let (oldest, newest) = self.versions;
+        let common = newest.min(VERSION);
+        if common < VERSION_MIN || common < oldest {
+            return Err(format!(
+                "it speaks hand-over versions {oldest} to {newest}, this process (zerofs-csi {}) {VERSION_MIN} to {VERSION}: \
+                 stop this process first, or upgrade by way of a version between",
+                env!("CARGO_PKG_VERSION")
+            ));
+        }
+        Ok(common)
+    }
+}
+
+/// A socket; its descriptor comes with the message, in the same place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Item {
+    pub service: Service,
+    /// Our end.
+    pub at: SocketAddr,
+    /// Of a unix socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Of a connection; none: it listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<Trust>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Message {
+    Hello(Hello),
+    Accepted { version: u16, program: String },
+    Refused { why: String },
+    Sockets(Vec<Item>),
+    Yours,
+    Taken,
+    Serving,
+}
+
+impl Message {
+    pub fn encode(&self) -> Result<Vec<u8>, HandoverError> {
+        let bytes = serde_json::to_vec(self).map_err(|error| HandoverError::Unintelligible(error.to_string()))?;
+        if bytes.len() > BYTES_MAX {
+            return Err(HandoverError::Unintelligible(format!("a message of {} bytes", bytes.len())));
+        }
+        Ok(bytes)
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, HandoverError> {
+        serde_json::from_slice(bytes).map_err(|error| HandoverError::Unintelligible(error.to_string()))
+    }
+
+    /// What was said where something else belongs.
+    pub fn unexpected(self, wanted: &str) -> HandoverError {
+        match self {
+            Self::Refused { why } => HandoverError::Refused(why.chars().take(SHOWN_MAX).collect()),
+            other => {
+                let said = format!("{other:?}").chars().take(SHOWN_MAX).collect::<String>();
+                HandoverError::Unintelligible(format!("{said} where {wanted} belongs"))
+            }
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Leaving the volumes to the next process of this node.
+//!
+//! It goes on with them as after a crash of this one (R24): the records name this process until it claims them, the journals stay. What
+//! makes it shorter than a crash is that everything is in the store before, and where the next opening finds it fastest.
+
+use super::VolumeError;
+use super::volumes::{CLOSES_AT_ONCE, Slot, Volumes};
+use crate::types::DatasetId;
+use futures::StreamExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+impl Volumes {
+    /// Brings every volume to where the next opening finds it fastest, while all go on serving.
+    ///
+    /// # Errors
+    /// The first failure: the store is away.
+    pub async fn prepare_to_leave(&self) -> Result<(), VolumeError> {
+        let all = self.list().into_iter().map(|volume| async move {
+            let dataset = volume.dataset.name.to_string();
+            volume.fs.prepare_to_leave().await.map_err(|source| VolumeError::Fs { dataset, source })
+        });
+        let results: Vec<_> = futures::stream::iter(all).buffer_unordered(CLOSES_AT_ONCE).collect().await;
+        results.into_iter().collect()
+    }
+
+    /// Lets go of every volume, and opens none any more: the next process of this node goes on with them, as after a crash of this one (R24).
+    /// The records go on to name this process until the next one claims them. Nobody may be answered from a volume meanwhile.
+    ///
+    /// `limit`: for bringing what is left to the store, and as long again for letting go.
+    ///
+    /// # Errors
+    /// When something of a volume is still at work: the next process waits for its journal, until this one ends.
+    pub async fn leave(&self, limit: Duration) -> Result<(), VolumeError> {
+        self.inner.left.store(true, Ordering::SeqCst);
+        let slots: Vec<(DatasetId, Arc<Slot>)> = self.inner.slots.lock().iter().map(|(id, slot)| (*id, slot.clone())).collect();
+        let leaves = slots.into_iter().map(|(id, slot)| async move {
+            let left = tokio::time::timeout(limit * 2, self.leave_one(id, slot, limit)).await;
+            left.unwrap_or_else(|_| Err(VolumeError::Io(format!("dataset {id}: the store does not let go of it in time"))))
+        });
+        let results: Vec<_> = futures::future::join_all(leaves).await;
+        results.into_iter().collect()
+    }
+
+    /// Whether [`Self::leave`] was called: nothing is ever opened here again.
+    pub fn have_left(&self) -> bool {
+        self.inner.left.load(Ordering::SeqCst)
+    }
+
+    async fn leave_one(&self, dataset: DatasetId, slot: Arc<Slot>, limit: Duration) -> Result<(), VolumeError> {
+        // Waits for an opening that had begun.
+        let _gate = slot.gate.lock().await;
+        let Some(open) = slot.open.read().clone() else { return Ok(()) };
+        open.closing.store(true, Ordering::Release);
+        open.closed.cancel();
+        let name = open.volume.dataset.name.to_string();
+        let left = Box::pin(open.volume.fs.leave(limit)).await;
+        self.forget(dataset, &slot);
+        left.map_err(|source| VolumeError::Fs { dataset: name, source })
+    }
+}

@@ -1,0 +1,76 @@
+//! Hand-overs that succeed, and new processes that break: what clients see.
+
+use super::load::Load;
+use super::process::Room;
+use std::time::Duration;
+use zerofs_csi::nfs::client::{Client, Credentials};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_under_load_is_a_pause() {
+    let room = Room::new();
+    let mut server = room.start(&[]);
+    let at = server.ready();
+    let load = Load::start(at, 4).await;
+    load.more(200).await;
+    for _ in 0..3 {
+        let next = room.start(&[]);
+        assert_eq!(next.ready(), at, "it serves on the same socket");
+        assert!(server.ends().success(), "who has handed over ends");
+        server = next;
+        load.more(200).await;
+    }
+    println!(
+        "longest call over 3 upgrades: {:?}, {} calls",
+        load.seen.longest(),
+        load.seen.calls.load(std::sync::atomic::Ordering::Relaxed)
+    );
+    load.finish().await;
+    server.stop();
+    let checked: serde_json::Value = serde_json::from_str(&room.ok(&["check", "--json"])).unwrap();
+    assert!(checked.as_array().unwrap().iter().all(|dataset| dataset["clean"] == true), "{checked}");
+}
+
+/// The write verifier is new with each opening (R18): it tells whether anybody has taken over.
+async fn verifier(client: &Client) -> [u8; 8] {
+    let root = client.mount("/web").await.unwrap();
+    let file = client.lookup(&root, b"worker-0").await.unwrap().handle;
+    let file = client.lookup(&file, b"file").await.unwrap().handle;
+    client.commit(&file, 0, 0).await.unwrap().verifier
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_new_process_is_no_pause() {
+    let room = Room::new();
+    let mut server = room.start(&[]);
+    let at = server.ready();
+    let load = Load::start(at, 2).await;
+    let client = Client::connect(at, &Credentials::root()).await.unwrap();
+    let before = verifier(&client).await;
+
+    let config = |text: &str| {
+        let path = room.path("config.yaml");
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    // A configuration that is none, one whose pool is not there, one that cannot open what is in use.
+    assert!(!room.start(&["--config", &config("limits: { volumesMax: none }\n")]).ends().success());
+    let (here, other) = (room.path("pool"), room.path("other"));
+    std::fs::create_dir(&other).unwrap();
+    for (url, more) in [(&here, ", keyFile: /no/such"), (&other, "")] {
+        let pools = config(&format!("pools: {{ a: {{ url: \"file://{}\"{more} }} }}\n", url.display()));
+        assert!(!room.start_on(&["--config", &pools]).ends().success(), "it cannot open the pool in use: {}{more}", url.display());
+    }
+    // One that is killed while it starts.
+    let early = room.start(&[]);
+    std::thread::sleep(Duration::from_millis(5));
+    early.kill();
+
+    load.more(100).await;
+    if verifier(&client).await != before {
+        // The one that was killed had been fast; then it took over, and the old one went on.
+        println!("the killed process had begun to take over");
+    }
+    assert!(server.runs());
+    load.finish().await;
+    server.stop();
+}
