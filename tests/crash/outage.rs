@@ -243,3 +243,125 @@ async fn a_close_during_an_outage_may_be_repeated() {
     }
     fs.close().await.unwrap();
 }
+
+/// Waits that nobody has to wait for: time passes when everybody waits for it.
+fn in_no_time(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(Box::pin(test));
+}
+
+/// Bytes of written data that may wait for the store.
+const DIRTY_BYTES: u64 = 4 << 20;
+
+/// Writes on without ever asking for a COMMIT.
+async fn write_on(fs: Arc<Fs>, file: FileRef, writer: u64, told: Arc<AtomicU64>, stop: Arc<AtomicBool>) -> Vec<u8> {
+    let (mut wrote, caller): (Vec<u8>, _) = (Vec::new(), Caller::root());
+    while !stop.load(Ordering::SeqCst) {
+        let data = bytes(writer << 20 | wrote.len() as u64, 40_000);
+        persist("writing", || fs.write(&caller, file, wrote.len() as u64, data.clone().into(), Stability::Unstable)).await;
+        wrote.extend_from_slice(&data);
+        told.fetch_add(data.len() as u64, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    wrote
+}
+
+/// SlateDB's writer, given a number of tries of a request, gives up for good after them: it must not be given one.
+#[test]
+fn an_outage_of_hours_takes_no_more_memory_than_one_of_minutes() {
+    in_no_time(async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = FaultStore::memory();
+        // The limits of production: what is tried again is tried as often as there.
+        let mut dataset = Dataset::new(Bucket::on(store.clone(), Default::default()), folder.path().to_owned());
+        dataset.options.memory = zerofs_csi::fs::FsMemory::new(DIRTY_BYTES, 4 << 20);
+        let fs = Arc::new(dataset.open().await);
+        let files = files(&fs).await;
+        fs.sync().await.unwrap();
+        store.die();
+        store.clear_log();
+        let (told, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let writers: Vec<_> = files
+            .iter()
+            .zip(0..)
+            .map(|(file, n)| tokio::spawn(write_on(fs.clone(), *file, n, told.clone(), stop.clone())))
+            .collect();
+        // A row is on its way all the time: its request is what must not be given up.
+        let caller = Caller::root();
+        fs.create(&caller, fs.root(), &name(WRITERS), PLAIN).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let early = told.load(Ordering::SeqCst);
+        assert!(early > 0 && early <= DIRTY_BYTES, "{early} bytes of data wait for the store");
+        let requests = store.log().len();
+        tokio::time::sleep(Duration::from_secs(150 * 60)).await;
+        assert_eq!(told.load(Ordering::SeqCst), early, "more is taken the longer it lasts");
+        let tried = store.log().len() - requests;
+        println!("{early} bytes told, {requests} requests in the first 10 minutes, {tried} in 150");
+        assert!(tried < 150 * 60 * 8, "{tried} requests in 150 minutes");
+        store.heal();
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        let now = told.load(Ordering::SeqCst);
+        assert!(now > early, "it does not go on by itself: {early} bytes told before, {now} after the outage");
+        stop.store(true, Ordering::SeqCst);
+        let mut wrote = Vec::new();
+        for writer in writers {
+            wrote.push(writer.await.unwrap());
+        }
+        fs.sync().await.unwrap();
+        drop(fs);
+        dataset.options.journal = None;
+        let fs = dataset.open().await;
+        for (file, wrote) in files.iter().zip(&wrote) {
+            assert!(content(&fs, *file).await == *wrote, "what was written is there");
+        }
+        fs.lookup(&caller, fs.root(), name(WRITERS).as_bytes()).await.unwrap();
+        fs.close().await.unwrap();
+    });
+}
+
+/// A store that is asked for too much is asked less, however many wait, and afterwards everything goes on.
+#[test]
+fn a_store_that_throttles_is_asked_less() {
+    in_no_time(async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = FaultStore::memory();
+        let mut dataset = Dataset::new(Bucket::on(store.clone(), Default::default()), folder.path().to_owned());
+        let fs = Arc::new(dataset.open().await);
+        let files = files(&fs).await;
+        fs.sync().await.unwrap();
+        store.script(crate::fault::Rule::any().then(crate::fault::Fault::Throttled));
+        store.clear_log();
+        let commits: Vec<_> = files
+            .iter()
+            .zip(0..)
+            .map(|(file, n)| {
+                let (fs, file) = (fs.clone(), *file);
+                tokio::spawn(async move {
+                    let caller = Caller::root();
+                    persist("writing", || fs.write(&caller, file, 0, piece(n, n).into(), Stability::Unstable)).await;
+                    persist("committing", || fs.commit(&caller, file, 0, 0)).await;
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let first = store.log().len();
+        store.clear_log();
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let then = store.log().len();
+        println!("{first} requests in the first minute, {then} in the ten that follow");
+        // Six files and the rows of all of them: a request every few seconds for each.
+        assert!(then < 10 * 240, "{then} requests in ten minutes for {WRITERS} writers");
+        assert!(commits.iter().all(|commit| !commit.is_finished()), "a COMMIT succeeded without the store");
+        store.heal();
+        for commit in commits {
+            tokio::time::timeout(Duration::from_secs(120), commit).await.expect("it goes on by itself").unwrap();
+        }
+        drop(fs);
+        dataset.options.journal = None;
+        let fs = dataset.open().await;
+        for (file, n) in files.iter().zip(0..) {
+            assert!(content(&fs, *file).await == piece(n, n));
+        }
+        fs.close().await.unwrap();
+    });
+}

@@ -31,9 +31,6 @@ pub(super) const REWRITER_HOLD: Duration = Duration::from_millis(100);
 
 pub(super) const CACHE_SHARDS: usize = 8;
 
-/// A background request is repeated for about this many seconds before the database gives up for good: an outage of the store must not
-/// cost a volume its unsynced data (R17). Callers have shorter limits of their own.
-const RETRIES_WRITER: u32 = 3600;
 /// Readers and compactions can simply be started again.
 pub(super) const RETRIES_OTHERS: u32 = 8;
 
@@ -62,7 +59,8 @@ pub(super) fn writer() -> Settings {
         compactor_options: None,
         // WAL fences must never go, and every collection must use the same settings: only `admin::collect_garbage` collects.
         garbage_collector_options: None,
-        object_store_max_retries: Some(RETRIES_WRITER),
+        // Without end: no outage of the store, however long, must cost a volume its unsynced data (R17). Callers have limits of their own.
+        object_store_max_retries: None,
         ..Settings::default()
     }
 }
