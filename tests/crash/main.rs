@@ -4,6 +4,7 @@
 //! `ZEROFS_TEST_SIZE` (1) scales how many times of each step are met; `CRASH_SEEDS` the random histories of the committer.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod commits;
 mod committer;
 #[path = "../support/fault.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
