@@ -403,6 +403,10 @@ pub struct BenchArgs {
 pub struct CheckArgs {
     /// A dataset, or DATASET@SNAPSHOT; all datasets and snapshots if left out
     pub dataset: Option<String>,
+    /// Put right what follows from the rest without a choice: counts, link counts, sizes of directories, what is queued for reclaim.
+    /// Only in datasets that nobody has open; snapshots stay as they are
+    #[arg(long)]
+    pub repair: bool,
     #[command(flatten)]
     pub common: Common,
 }

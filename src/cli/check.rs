@@ -1,7 +1,7 @@
 //! `check`: the structure and counts of datasets and snapshots, and that every pack they refer to exists.
 //!
 //! A dataset that is open somewhere is checked at a snapshot made for this, and deleted afterwards: its rows must be of one
-//! moment.
+//! moment. What can be mended (`--repair`) is mended by this process as the owner of a dataset that nobody else has open.
 
 use super::args::CheckArgs;
 use super::exit::Wrong;
@@ -16,7 +16,7 @@ use crate::fs::db::{self, CheckpointId, Reader};
 use crate::fs::key::Key;
 use crate::fs::row::{Row, Usage};
 use crate::types::{Class, PackId, SnapshotHandle, VolumeHandle};
-use crate::volume::place;
+use crate::volume::{place, repair_released};
 use bytes::Bytes;
 use serde::Serialize;
 use std::collections::HashSet;
@@ -26,8 +26,13 @@ struct Checked {
     /// `DATASET` or `DATASET@SNAPSHOT`.
     what: String,
     clean: bool,
+    /// Of the rows as they are now.
     report: Report,
     missing_packs: Vec<String>,
+    /// What could be put right by `--repair`.
+    mendable: usize,
+    /// What was put right.
+    mended: u64,
 }
 
 pub fn run(args: CheckArgs) -> anyhow::Result<()> {
@@ -35,7 +40,7 @@ pub fn run(args: CheckArgs) -> anyhow::Result<()> {
     app::run(async move {
         let opened = args.common.pool.open().await?;
         let progress = Progress::new();
-        let (checked, failed) = Box::pin(check_all(&opened, args.dataset.as_deref(), &progress)).await?;
+        let (checked, failed) = Box::pin(check_all(&opened, &args, &progress)).await?;
         drop(progress);
         let bad: Vec<&str> = checked.iter().filter(|c| !c.clean).map(|c| c.what.as_str()).collect();
         let verdict = if bad.is_empty() { Ok(()) } else { Err(format!("not clean: {}", bad.join(", "))) };
@@ -48,10 +53,10 @@ pub fn run(args: CheckArgs) -> anyhow::Result<()> {
 /// What was checked, and the first of what could not be: a dataset whose owner does not answer keeps nobody from checking the others.
 async fn check_all(
     opened: &Opened,
-    only: Option<&str>,
+    args: &CheckArgs,
     progress: &Progress,
 ) -> anyhow::Result<(Vec<Checked>, Option<anyhow::Error>)> {
-    let (mut checked, mut failed) = (Vec::new(), None);
+    let (mut checked, mut failed, only) = (Vec::new(), None, args.dataset.as_deref());
     if let Some((dataset, snapshot)) = only.and_then(split_snapshot) {
         let snapshot = opened.snapshot(dataset, snapshot).await?;
         checked.push(check_snapshot(opened, dataset, &snapshot).await?);
@@ -64,7 +69,7 @@ async fn check_all(
     // One that is deleted may have left snapshots.
     for dataset in datasets.iter().filter(|d| matches!(d.state, State::Ready | State::Deleting)) {
         progress.say(&format!("checking dataset {}", dataset.name));
-        let found = if dataset.state == State::Ready { check_dataset(opened, dataset).await } else { Ok(None) };
+        let found = if dataset.state == State::Ready { check_or_repair(opened, dataset, args.repair).await } else { Ok(None) };
         match found {
             Ok(found) => checked.extend(found),
             Err(error) => {
@@ -85,6 +90,18 @@ async fn packs(opened: &Opened) -> anyhow::Result<HashSet<PackId>> {
     let listed = opened.pool.catalog.bucket().list("packs/").await?;
     let name = |key: &str| parse_object(key.strip_prefix("packs/")?.split_once('/')?.1).map(|(pack, _)| pack);
     Ok(listed.iter().filter_map(|object| name(&object.key)).collect())
+}
+
+async fn check_or_repair(opened: &Opened, dataset: &Dataset, repair: bool) -> anyhow::Result<Option<Checked>> {
+    let found = check_dataset(opened, dataset).await?;
+    match found {
+        Some(found) if repair && found.mendable > 0 => {
+            let repaired = repair_released(opened.parts.volumes.settings(), &opened.pool.catalog, dataset.id()).await?;
+            let again = check_dataset(opened, dataset).await?;
+            Ok(again.map(|again| Checked { mended: repaired.mended, ..again }))
+        }
+        found => Ok(found),
+    }
 }
 
 /// `None`: never opened, so there is nothing to check.
@@ -123,7 +140,8 @@ async fn check_reader(opened: &Opened, what: String, reader: Reader) -> anyhow::
     // Listed after the rows were read: a pack is stored before anything refers to it (R10).
     let packs = packs(opened).await?;
     let missing_packs: Vec<String> = referenced.iter().filter(|pack| !packs.contains(pack)).map(ToString::to_string).collect();
-    Ok(Checked { what, clean: report.is_clean() && missing_packs.is_empty(), report, missing_packs })
+    let (clean, mendable) = (report.is_clean() && missing_packs.is_empty(), report.mends.len());
+    Ok(Checked { what, clean, report, missing_packs, mendable, mended: 0 })
 }
 
 /// Packs with references.
@@ -145,8 +163,13 @@ async fn referenced(reader: &Reader) -> Result<Vec<PackId>, FsError> {
 
 fn text(checked: &[Checked]) -> String {
     let row = |c: &Checked| {
-        let verdict =
-            if c.clean { "clean".to_owned() } else { format!("{} findings", c.report.findings.len() + c.missing_packs.len()) };
+        let findings = c.report.findings.len() + c.missing_packs.len();
+        let verdict = match (c.clean, c.mended, c.mendable) {
+            (true, 0, _) => "clean".to_owned(),
+            (true, mended, _) => format!("clean, {mended} mended"),
+            (false, _, 0) => format!("{findings} findings"),
+            (false, _, _) => format!("{findings} findings, some for --repair"),
+        };
         vec![c.what.clone(), c.report.inodes.to_string(), c.report.records.to_string(), verdict]
     };
     let mut text = table(&["NAME", "INODES", "RECORDS", "RESULT"], &checked.iter().map(row).collect::<Vec<_>>());

@@ -1,12 +1,14 @@
-//! What a controller does to a dataset that nobody has open: a checkpoint, the detaching of a clone, the collection of its database.
+//! What a controller does to a dataset that nobody has open: a checkpoint, the detaching of a clone, the collection of its database; and what an
+//! administrator does: mending its rows.
 
 use super::VolumeError;
 use super::ownership;
 use super::volumes::{VolumeSettings, claim, place, release};
 use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
 use crate::chunk::ChunkStore;
-use crate::fs::db::{self, CheckpointId, DbPlace, Detached};
-use crate::fs::{Fs, FsError};
+use crate::fs::check::{self, Repaired};
+use crate::fs::db::{self, CheckpointId, Database, DbPlace, Detached};
+use crate::fs::{Committer, Fs, FsError};
 use crate::types::{DatasetId, Epoch, PackId};
 
 /// Takes a released dataset for as long as a checkpoint needs, and gives it back. The checkpoint holds everything that was
@@ -56,6 +58,22 @@ pub async fn seal_released(settings: &VolumeSettings, pool: &Catalog, id: Datase
         sealed
     };
     care(settings, pool, id, work).await
+}
+
+/// Mends what can be mended of a released dataset's rows without a choice (see [`crate::fs::check`]).
+///
+/// # Errors
+/// [`VolumeError::Owned`] when a node has it: what its memory holds would not be mended.
+pub async fn repair_released(settings: &VolumeSettings, pool: &Catalog, id: DatasetId) -> Result<Repaired, VolumeError> {
+    care(settings, pool, id, async |place: DbPlace, _: Dataset, epoch: Epoch| repair(&place, epoch).await).await
+}
+
+async fn repair(place: &DbPlace, epoch: Epoch) -> Result<Repaired, FsError> {
+    let database = Database::open(place, Some(epoch)).await?;
+    // It stores no packs, so that none is settled.
+    let committer = Committer::start(database, None, Box::new(|| 0), place.bucket.failpoints().clone()).await?;
+    let repaired = check::repair(&committer).await?;
+    committer.close().await.map(|()| repaired)
 }
 
 /// Takes a dataset from an owner that is gone for good, and releases it. What only that owner's journal held is lost, and the owner

@@ -28,7 +28,7 @@ mod snapdir;
 mod views;
 mod volumes;
 
-pub use caretaker::{checkpoint_released, collect_released, detach_released, release_lost, seal_released};
+pub use caretaker::{checkpoint_released, collect_released, detach_released, release_lost, repair_released, seal_released};
 pub use ownership::is_caretaker;
 pub use reading::ReadSnapshot;
 pub use served::{Live, OneSnapshot, Served};

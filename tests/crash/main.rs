@@ -13,6 +13,7 @@ mod journal;
 mod outage;
 mod process;
 mod random;
+mod repair;
 mod script;
 mod sealed;
 mod steps;

@@ -48,6 +48,9 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("collect.sealed", "tests/lifecycle/rewriting.rs"),
     ("chunk.before-rewrite", "tests/lifecycle/rewriting.rs"),
     ("chunk.rewritten", "tests/lifecycle/rewriting.rs"),
+    // An administrator's repair.
+    ("fs.check.before-mend", "tests/crash/repair.rs"),
+    ("fs.check.mended", "tests/crash/repair.rs"),
     // Collection deletes through the bucket.
     ("chunk.before-pack-delete", "tests/chunk/packing.rs"),
     ("chunk.after-pack-delete", "tests/chunk/packing.rs"),

@@ -1,10 +1,11 @@
 //! Records: whose they are, what they hold, and what they refer to.
 
+use super::repair::{MENDS_MAX, Mend};
 use super::{Known, Part, Problem, Report, Rows, scan};
 use crate::fs::FsError;
 use crate::fs::api::FileKind;
 use crate::fs::key::{DataId, Key};
-use crate::fs::row::{Inode, Record, Row, Source, Superblock};
+use crate::fs::row::{Inode, Orphan, Record, Row, Source, Superblock};
 use crate::types::InodeNo;
 use std::collections::HashMap;
 
@@ -38,6 +39,10 @@ pub(super) async fn check(
         let orphan = known.orphans.get(&data).is_some_and(|orphan| orphan.inode.is_none());
         let Some((ino, seen)) = owner else {
             known.owned_records += u64::from(first && orphan);
+            // An inode of a later part may own it.
+            if part.whole && !orphan && known.lost.len() < MENDS_MAX {
+                known.lost.insert(data);
+            }
             return;
         };
         known.owned_records += 1;
@@ -46,7 +51,9 @@ pub(super) async fn check(
         check_record(ino, &seen.row, n, &record, report);
     })
     .await?;
+    known.held = part.inodes.values().fold(known.held, |sum, seen| sum.saturating_add(seen.held));
     for (ino, seen) in part.inodes.iter().filter(|(_, seen)| seen.row.allocated != seen.held) {
+        report.mend(Mend::Allocated(*ino, seen.held));
         report.add(
             Problem::Allocated,
             format!("inode {ino} counts {} allocated bytes, its records hold {}", seen.row.allocated, seen.held),
@@ -66,15 +73,25 @@ fn owners(part: &Part, report: &mut Report, known: &Known) -> HashMap<DataId, In
         let orphan = known.orphans.get(&data);
         match orphan {
             Some(orphan) if orphan.inode != Some(*ino) => {
+                report.mend(reclaim(*ino, &seen.row));
                 report.add(Problem::Reclaim, format!("data {} of inode {ino} is queued to be reclaimed", data.0));
             }
             None if !seen.row.masks.is_empty() => {
+                report.mend(reclaim(*ino, &seen.row));
                 report.add(Problem::Reclaim, format!("inode {ino} has masks, and its data {} is not queued", data.0));
             }
             _ => {}
         }
     }
     owners
+}
+
+/// What belongs into the queue for the data of an inode.
+fn reclaim(ino: InodeNo, row: &Inode) -> Mend {
+    match row.masks.iter().map(|mask| mask.first).min() {
+        Some(from) => Mend::Queue(row.data, Orphan { from, inode: Some(ino) }),
+        None => Mend::Unqueue(row.data),
+    }
 }
 
 fn count_references(record: &Record, known: &mut Known) {

@@ -1,7 +1,9 @@
 //! What a check has found.
 
+use super::repair::Mend;
 use crate::fs::row::Row;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Findings kept; further ones are counted.
@@ -64,6 +66,12 @@ pub struct Report {
     pub entries: u64,
     pub records: u64,
     pub allocated: u64,
+    /// What can be mended of it without a choice, see [`super::repair`].
+    #[serde(skip)]
+    pub mends: Vec<Mend>,
+    /// Of all findings, also of those that are not kept.
+    #[serde(skip)]
+    pub(super) problems: BTreeSet<Problem>,
 }
 
 impl Report {
@@ -72,6 +80,7 @@ impl Report {
     }
 
     pub(super) fn add(&mut self, problem: Problem, what: impl Into<String>) {
+        self.problems.insert(problem);
         if self.findings.len() < FINDINGS_MAX {
             self.findings.push(Finding { problem, what: what.into() });
         } else {

@@ -13,13 +13,17 @@
 //! Memory: inodes are taken [`PART`] at a time, entries and records are read once for each part; beside that the directories' parents, the
 //! orphans, and one count for each pack. It does not read packs: that is scrubbing.
 //!
+//! What of a problem can be mended without a choice, [`repair`] mends.
+//!
 //! The rows must be of one moment: a checkpoint, a database that nobody writes, or a [`View`] of an open one.
 
 mod data;
 mod finding;
+mod repair;
 mod tree;
 
 pub use finding::{Finding, Problem, Report};
+pub use repair::{Mend, Repaired, repair};
 
 use super::FsError;
 use super::db::{Reader, View};
@@ -27,7 +31,7 @@ use super::key::{self, DataId, Key};
 use super::row::{Inode, Orphan, Reply, Superblock, Usage};
 use crate::types::{InodeNo, PackId};
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// Inodes held in memory at a time: about 100 bytes each.
 const PART: usize = 1 << 19;
@@ -81,6 +85,7 @@ async fn check_parts(rows: &impl Rows, part: usize) -> Result<Report, FsError> {
     }
     tree::check_parents(&known.parents, &mut report);
     finish(&superblock, &known, &mut report);
+    report.keep_safe_mends();
     Ok(report)
 }
 
@@ -93,8 +98,12 @@ struct Known {
     orphans: HashMap<DataId, Orphan>,
     parents: HashMap<InodeNo, InodeNo>,
     allocated: u64,
+    /// What the inodes' records hold.
+    held: u64,
     /// Records that belong to an inode of some part, or to an orphan.
     owned_records: u64,
+    /// Whose records belong to nobody, where all inodes are seen at once.
+    lost: BTreeSet<DataId>,
 }
 
 /// Some of the inodes.
@@ -204,18 +213,24 @@ fn finish(superblock: &Superblock, known: &Known, report: &mut Report) {
         report.add(Problem::Counts, text);
     }
     report.allocated = known.allocated;
+    report.mend_counts(superblock, known.held);
     let lost = report.records.saturating_sub(known.owned_records);
     if lost > 0 {
         report.add(Problem::Records, format!("{lost} records belong to no inode and are not queued for reclaim"));
+    }
+    for data in &known.lost {
+        report.mend(Mend::Queue(*data, Orphan { from: 0, inode: None }));
     }
     for (pack, usage) in &known.usage {
         let found = known.found.get(pack).copied().unwrap_or_default();
         if usage.refs != found {
             report.add(Problem::Usage, format!("pack {pack}: {} references are counted, {found} are there", usage.refs));
+            report.mend_usage(*pack, usage.refs, found);
         }
     }
     for (pack, found) in known.found.iter().filter(|(pack, _)| !known.usage.contains_key(pack)) {
         report.add(Problem::Usage, format!("pack {pack}: no references are counted, {found} are there"));
+        report.mend_usage(*pack, 0, *found);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Inodes and the entries that name them.
 
+use super::repair::Mend;
 use super::{Part, Problem, Report, Rows, scan};
 use crate::fs::FsError;
 use crate::fs::api::FileKind;
@@ -59,6 +60,10 @@ pub(super) async fn check(rows: &impl Rows, mut part: Part, superblock: &Superbl
             check_directory(*ino, seen, report);
         } else if seen.entries != u64::from(row.nlink) {
             report.add(Problem::Links, format!("inode {ino} has {} links, and {} entries name it", row.nlink, seen.entries));
+            // What nothing names is the only trace of a file: nobody but its owner can say whether it may go.
+            if seen.entries > 0 {
+                report.mend_links(*ino, seen.entries);
+            }
         }
     }
     Ok(part)
@@ -97,16 +102,21 @@ fn count(part: &mut Part, dir: InodeNo, entry: &DirEntryRow, report: &mut Report
 fn check_directory(ino: InodeNo, seen: &super::Seen, report: &mut Report) {
     let row = &seen.row;
     if row.size != seen.children {
+        report.mend(Mend::DirectorySize(ino, seen.children));
         report.add(Problem::DirectorySize, format!("directory {ino} counts {} entries and has {}", row.size, seen.children));
     }
     if u64::from(row.nlink) != 2 + seen.subdirectories {
+        report.mend_links(ino, 2 + seen.subdirectories);
         report.add(Problem::Links, format!("directory {ino} has {} links and {} subdirectories", row.nlink, seen.subdirectories));
     }
     let expected = u64::from(ino != InodeNo::ROOT);
     if seen.entries != expected {
         report.add(Problem::Links, format!("{} entries name directory {ino}, not {expected}", seen.entries));
     }
-    if seen.named_in.is_some_and(|named| named != row.parent) {
+    if let Some(named) = seen.named_in.filter(|named| *named != row.parent) {
+        if seen.entries == 1 {
+            report.mend(Mend::Parent(ino, named));
+        }
         report.add(Problem::Parent, format!("directory {ino} says that its parent is {}", row.parent));
     }
 }

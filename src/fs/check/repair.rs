@@ -1,0 +1,199 @@
+//! Mending what a check has found, where what is there says how, and no choice is to be made.
+//!
+//! Every figure that is derived from others (counts, link counts, sizes of directories, parents, allocated bytes, references to packs) is set to
+//! what the rows that it is derived from say. Records that no inode refers to are queued for reclaim; what an inode still refers to is taken out of
+//! that queue before it is lost.
+//!
+//! It is safe because nothing that a name leads to is changed but such figures, and because nothing is concluded from rows that are missing: while
+//! one row cannot be read, nothing at all is mended, and while an entry and its inode contradict each other, nothing of the tree, and no record is
+//! queued. Not mended, because only their owner can choose: inodes that nothing names, entries of inodes that are not there, names that are
+//! there twice, circles of directories, bytes behind the end of a file, impossible records, rows that cannot be read. A file or a tree is put back
+//! from a snapshot instead.
+//!
+//! All goes through the committer (R4), in batches that each leave less to mend: what a crash leaves is mended by the next time.
+
+use super::finding::{Problem, Report};
+use crate::fs::FsError;
+use crate::fs::committer::{Batch, Committer, Ticket};
+use crate::fs::key::{self, DataId};
+use crate::fs::row::{Inode, Orphan, Row, Superblock};
+use crate::types::{InodeNo, PackId};
+use std::collections::BTreeMap;
+
+/// Kept of one check; what is more is mended by the next.
+pub(super) const MENDS_MAX: usize = 100_000;
+/// Of one batch.
+const BATCH_MENDS: usize = 1000;
+/// One is enough unless there are more than [`MENDS_MAX`].
+const PASSES_MAX: usize = 64;
+
+/// One thing to be put right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mend {
+    Links(InodeNo, u32),
+    DirectorySize(InodeNo, u64),
+    Parent(InodeNo, InodeNo),
+    Allocated(InodeNo, u64),
+    Queue(DataId, Orphan),
+    Unqueue(DataId),
+    /// Changes of the superblock's totals.
+    Counts {
+        inodes: i64,
+        allocated: i64,
+    },
+    /// Change of a pack's count.
+    Usage(PackId, i64),
+}
+
+impl Mend {
+    /// Whether it concludes from entries.
+    fn is_of_the_tree(&self) -> bool {
+        match self {
+            Self::Links(..) | Self::DirectorySize(..) | Self::Parent(..) => true,
+            // An inode that is missing may own them.
+            Self::Queue(_, orphan) => orphan.inode.is_none(),
+            Self::Allocated(..) | Self::Unqueue(_) | Self::Counts { .. } | Self::Usage(..) => false,
+        }
+    }
+
+    /// The inode whose row it changes.
+    fn inode(&self) -> Option<InodeNo> {
+        match self {
+            Self::Links(ino, _) | Self::DirectorySize(ino, _) | Self::Parent(ino, _) | Self::Allocated(ino, _) => Some(*ino),
+            Self::Queue(..) | Self::Unqueue(_) | Self::Counts { .. } | Self::Usage(..) => None,
+        }
+    }
+}
+
+/// What was done.
+#[derive(Clone, Debug)]
+pub struct Repaired {
+    pub before: Report,
+    pub after: Report,
+    pub mended: u64,
+}
+
+impl Report {
+    pub(super) fn mend(&mut self, mend: Mend) {
+        if self.mends.len() < MENDS_MAX {
+            self.mends.push(mend);
+        }
+    }
+
+    pub(super) fn mend_links(&mut self, ino: InodeNo, links: u64) {
+        if let Ok(links) = u32::try_from(links) {
+            self.mend(Mend::Links(ino, links));
+        }
+    }
+
+    pub(super) fn mend_usage(&mut self, pack: PackId, counted: u64, found: u64) {
+        if let Some(delta) = difference(counted, found) {
+            self.mend(Mend::Usage(pack, delta));
+        }
+    }
+
+    /// `held`: what all records of inodes hold, which their rows' allocated bytes are set to.
+    pub(super) fn mend_counts(&mut self, superblock: &Superblock, held: u64) {
+        let deltas = (difference(superblock.inodes, self.inodes), difference(superblock.allocated, held));
+        if let (Some(inodes), Some(allocated)) = deltas
+            && (inodes, allocated) != (0, 0)
+        {
+            self.mend(Mend::Counts { inodes, allocated });
+        }
+    }
+
+    /// Keeps what does not conclude from rows that may be missing.
+    pub(super) fn keep_safe_mends(&mut self) {
+        let has = |problem| self.problems.contains(&problem);
+        if has(Problem::Key) || has(Problem::Row) || has(Problem::Superblock) {
+            self.mends.clear();
+        }
+        if has(Problem::Entry) {
+            self.mends.retain(|mend| !mend.is_of_the_tree());
+        }
+    }
+}
+
+fn difference(from: u64, to: u64) -> Option<i64> {
+    i64::try_from(i128::from(to) - i128::from(from)).ok()
+}
+
+/// Checks, mends what can be mended, and checks again. The caller has the dataset's database open alone, with nothing above the committer.
+///
+/// # Errors
+/// When the rows cannot be read or written; what was mended until then stays mended.
+pub async fn repair(committer: &Committer) -> Result<Repaired, FsError> {
+    let before = super::check(&committer.view().await?).await?;
+    let (mut after, mut mended) = (before.clone(), 0);
+    for _ in 0..PASSES_MAX {
+        if after.mends.is_empty() {
+            break;
+        }
+        mended += after.mends.len() as u64;
+        mend(committer, &after.mends).await?;
+        after = super::check(&committer.view().await?).await?;
+    }
+    Ok(Repaired { before, after, mended })
+}
+
+async fn mend(committer: &Committer, mends: &[Mend]) -> Result<(), FsError> {
+    // All of one inode go together.
+    let mut inodes: BTreeMap<InodeNo, Vec<&Mend>> = BTreeMap::new();
+    for mend in mends {
+        if let Some(ino) = mend.inode() {
+            inodes.entry(ino).or_default().push(mend);
+        }
+    }
+    let mut last = Ticket::default();
+    for some in inodes.into_iter().collect::<Vec<_>>().chunks(BATCH_MENDS) {
+        let mut batch = Batch::default();
+        for (ino, mends) in some {
+            mend_inode(committer, *ino, mends, &mut batch).await?;
+        }
+        last = submit(committer, batch).await?;
+    }
+    let others: Vec<&Mend> = mends.iter().filter(|mend| mend.inode().is_none()).collect();
+    for some in others.chunks(BATCH_MENDS) {
+        let mut batch = Batch::default();
+        some.iter().for_each(|mend| mend_other(mend, &mut batch));
+        last = submit(committer, batch).await?;
+    }
+    committer.durable(last).await?;
+    committer.step("fs.check.mended").await
+}
+
+async fn submit(committer: &Committer, batch: Batch) -> Result<Ticket, FsError> {
+    committer.step("fs.check.before-mend").await?;
+    committer.ready().await?;
+    committer.submit(batch)
+}
+
+async fn mend_inode(committer: &Committer, ino: InodeNo, mends: &[&Mend], batch: &mut Batch) -> Result<(), FsError> {
+    let gone = || FsError::Corrupt(format!("inode {ino} is gone while it is mended: check again"));
+    let mut row = Inode::decode(&committer.get(&key::inode(ino)).await?.ok_or_else(gone)?)?;
+    for mend in mends {
+        match mend {
+            Mend::Links(_, links) => row.nlink = *links,
+            Mend::DirectorySize(_, size) => row.size = *size,
+            Mend::Parent(_, parent) => row.parent = *parent,
+            Mend::Allocated(_, allocated) => row.allocated = *allocated,
+            Mend::Queue(..) | Mend::Unqueue(_) | Mend::Counts { .. } | Mend::Usage(..) => {}
+        }
+    }
+    row.ctime = committer.ctime(row.ctime)?;
+    batch.put(key::inode(ino), &row);
+    Ok(())
+}
+
+fn mend_other(mend: &Mend, batch: &mut Batch) {
+    match mend {
+        Mend::Queue(data, orphan) => batch.put(key::orphan(*data), orphan),
+        Mend::Unqueue(data) => batch.delete(key::orphan(*data)),
+        Mend::Counts { inodes, allocated } => {
+            batch.inodes += inodes;
+            batch.allocated += allocated;
+        }
+        Mend::Usage(pack, delta) => batch.refs.push((*pack, *delta)),
+        Mend::Links(..) | Mend::DirectorySize(..) | Mend::Parent(..) | Mend::Allocated(..) => {}
+    }
+}

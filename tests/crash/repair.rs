@@ -1,0 +1,307 @@
+//! `check` finds every damage of a row, and `--repair` mends what follows from the rest, through deaths at each of its steps; what it may not
+//! decide it leaves as it is, and it changes nothing that a name leads to.
+
+use crate::script::bytes;
+use crate::volume::Dataset;
+use std::collections::BTreeMap;
+use zerofs_csi::bucket::Bucket;
+use zerofs_csi::fs::api::*;
+use zerofs_csi::fs::check::{Mend, Problem, Report, check, repair};
+use zerofs_csi::fs::db::{Database, Reader};
+use zerofs_csi::fs::key::{self, Key};
+use zerofs_csi::fs::row::{DirEntryRow, Inode, Mask, Orphan, Row};
+use zerofs_csi::fs::{Batch, Committer, Fs, FsError};
+use zerofs_csi::types::{EntryName, InodeNo};
+
+const PLAIN: CreateHow =
+    CreateHow::Guarded(SetAttr { mode: None, uid: None, gid: None, size: None, atime: SetTime::Keep, mtime: SetTime::Keep });
+
+fn name(text: &str) -> EntryName {
+    EntryName::try_from(text.as_bytes()).unwrap()
+}
+
+/// A tree with data in rows and in packs; answers its inodes.
+async fn make(dataset: &Dataset) -> BTreeMap<&'static str, InodeNo> {
+    let fs = dataset.open().await;
+    let (caller, root) = (Caller::root(), fs.root());
+    let dir = fs.mkdir(&caller, root, &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+    let sub = fs.mkdir(&caller, dir, &name("sub"), SetAttr::default()).await.unwrap().attr.file;
+    let mut made = BTreeMap::from([("root", root.ino), ("dir", dir.ino), ("sub", sub.ino)]);
+    for (text, at, len) in [("small", root, 900), ("large", dir, 200_000), ("linked", sub, 5000)] {
+        let file = fs.create(&caller, at, &name(text), PLAIN).await.unwrap().attr.file;
+        fs.write(&caller, file, 0, bytes(len as u64, len).into(), Stability::FileSync).await.unwrap();
+        made.insert(text, file.ino);
+        if text == "linked" {
+            fs.link(&caller, file, root, &name("again")).await.unwrap();
+        }
+    }
+    fs.close().await.unwrap();
+    made
+}
+
+/// What every name leads to.
+async fn look(fs: &Fs) -> BTreeMap<String, (InodeNo, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    let mut todo = vec![(String::new(), fs.root())];
+    while let Some((path, dir)) = todo.pop() {
+        let limit = ListLimit { entries: 100, bytes: 1 << 16, entry_bytes: 32, with_attr: true };
+        for entry in fs.readdir(&Caller::root(), dir, DirCookie(0), limit).await.unwrap().entries {
+            let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
+            let attr = entry.attr.unwrap();
+            match attr.kind {
+                _ if matches!(&entry.name[..], b"." | b"..") => {}
+                FileKind::Directory => todo.push((path, attr.file)),
+                _ => {
+                    let read = fs.read(&Caller::root(), attr.file, 0, 1 << 20).await.unwrap();
+                    found.insert(path, (attr.file.ino, read.data.concat()));
+                }
+            }
+        }
+    }
+    found
+}
+
+async fn committer(dataset: &Dataset) -> Result<Committer, FsError> {
+    let database = Database::open(&dataset.place, None).await?;
+    Committer::start(database, None, Box::new(|| 0), dataset.place.bucket.failpoints().clone()).await
+}
+
+async fn report(dataset: &Dataset) -> Report {
+    let reader = Reader::newest(&dataset.place).await.unwrap();
+    let report = check(&reader).await.unwrap();
+    reader.close().await.unwrap();
+    report
+}
+
+async fn damage(dataset: &Dataset, how: &Damage, made: &BTreeMap<&'static str, InodeNo>) {
+    let committer = committer(dataset).await.unwrap();
+    let batch = how(&committer, made).await;
+    committer.durable(committer.submit(batch).unwrap()).await.unwrap();
+    committer.close().await.unwrap();
+}
+
+type Made = BTreeMap<&'static str, InodeNo>;
+type Damage = Box<dyn for<'a> Fn(&'a Committer, &'a Made) -> futures::future::BoxFuture<'a, Batch>>;
+
+/// A change of one inode's row.
+fn inode(which: &'static str, change: fn(&mut Inode)) -> Damage {
+    Box::new(move |committer, made| {
+        Box::pin(async move {
+            let at = key::inode(made[which]);
+            let mut row = Inode::decode(&committer.get(&at).await.unwrap().unwrap()).unwrap();
+            change(&mut row);
+            let mut batch = Batch::default();
+            batch.put(at, &row);
+            batch
+        })
+    })
+}
+
+fn batch(make: impl for<'a> Fn(&'a Committer, &'a Made) -> futures::future::BoxFuture<'a, Batch> + 'static) -> Damage {
+    Box::new(make)
+}
+
+async fn row_of(committer: &Committer, ino: InodeNo) -> Inode {
+    Inode::decode(&committer.get(&key::inode(ino)).await.unwrap().unwrap()).unwrap()
+}
+
+/// A row of a scan whose key and value are wanted.
+async fn first(committer: &Committer, tag: u8, wanted: fn(&Key, &[u8]) -> bool) -> (bytes::Bytes, Vec<u8>) {
+    let rows =
+        committer.scan(bytes::Bytes::copy_from_slice(&[tag]), bytes::Bytes::copy_from_slice(&[tag + 1]), 1000).await.unwrap();
+    let found = rows.into_iter().find(|(at, row)| wanted(&Key::parse(at).unwrap(), row)).expect("such a row");
+    (found.0, found.1.to_vec())
+}
+
+/// What can be mended.
+fn mendable() -> Vec<(&'static str, Damage)> {
+    vec![
+        ("the count of inodes", batch(|_, _| Box::pin(async { Batch { inodes: 7, ..Batch::default() } }))),
+        ("the count of bytes", batch(|_, _| Box::pin(async { Batch { allocated: 12_345, ..Batch::default() } }))),
+        ("a link too many", inode("linked", |row| row.nlink = 3)),
+        ("a link too few", inode("linked", |row| row.nlink = 1)),
+        ("a directory's links", inode("dir", |row| row.nlink = 9)),
+        ("a directory's size", inode("dir", |row| row.size = 0)),
+        ("a directory's parent", inode("sub", |row| row.parent = InodeNo::ROOT)),
+        ("a file's allocated bytes", inode("large", |row| row.allocated = 1)),
+        (
+            "a mask that is not queued",
+            inode("large", |row| {
+                row.cut = 1;
+                row.masks = vec![Mask { first: 1 << 20, cut: 1 }];
+            }),
+        ),
+        (
+            "live data that is queued for reclaim",
+            batch(|committer, made| {
+                Box::pin(async move {
+                    let mut batch = Batch::default();
+                    let row = row_of(committer, made["small"]).await;
+                    batch.put(key::orphan(row.data), &Orphan { from: 0, inode: None });
+                    batch
+                })
+            }),
+        ),
+        (
+            "references counted that are not there",
+            batch(|committer, _| {
+                Box::pin(async move {
+                    let (at, _) = first(committer, b'U', |_, _| true).await;
+                    let Some(Key::Usage(pack)) = Key::parse(&at) else { panic!("a usage") };
+                    Batch { refs: vec![(pack, 5)], ..Batch::default() }
+                })
+            }),
+        ),
+        (
+            "references there that are not counted",
+            batch(|committer, _| {
+                Box::pin(async move {
+                    let (at, _) = first(committer, b'U', |_, _| true).await;
+                    let Some(Key::Usage(pack)) = Key::parse(&at) else { panic!("a usage") };
+                    Batch { refs: vec![(pack, -1)], ..Batch::default() }
+                })
+            }),
+        ),
+        (
+            "records of no inode",
+            batch(|committer, _| {
+                Box::pin(async move {
+                    let (at, row) = first(committer, b'X', |_, row| row.len() > 100).await;
+                    let Some(Key::Record(_, n)) = Key::parse(&at) else { panic!("a record") };
+                    let data = committer.new_data().unwrap();
+                    let mut batch = Batch::default();
+                    batch.rows.push((key::record(data, n), Some(row.into())));
+                    batch
+                })
+            }),
+        ),
+    ]
+}
+
+/// What only an owner can decide.
+fn undecidable() -> Vec<(&'static str, Damage)> {
+    vec![
+        (
+            "an inode that nothing names",
+            batch(|committer, made| {
+                Box::pin(async move {
+                    let (at, _) = first(committer, b'D', |key, row| {
+                        let entry = DirEntryRow::decode(row).unwrap();
+                        matches!(key, Key::DirEntry { .. }) && entry.name.as_bytes() == b"small"
+                    })
+                    .await;
+                    let _ = made;
+                    let mut batch = Batch::default();
+                    batch.delete(at);
+                    batch
+                })
+            }),
+        ),
+        (
+            "an entry of nothing",
+            batch(|_, made| {
+                Box::pin(async move {
+                    let mut batch = Batch { inodes: -1, ..Batch::default() };
+                    batch.delete(key::inode(made["small"]));
+                    batch
+                })
+            }),
+        ),
+        (
+            "a row that cannot be read",
+            batch(|_, made| {
+                Box::pin(async move {
+                    Batch {
+                        rows: vec![(key::inode(made["small"]), Some(bytes::Bytes::from_static(b"\x01\xff\xff")))],
+                        ..Batch::default()
+                    }
+                })
+            }),
+        ),
+        ("bytes behind the end", inode("large", |row| row.size = 100)),
+    ]
+}
+
+fn dataset(folder: &std::path::Path) -> Dataset {
+    Dataset::new(Bucket::memory(), folder.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_follows_from_the_rest_is_mended() {
+    for (what, how) in mendable() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut dataset = dataset(folder.path());
+        let made = make(&dataset).await;
+        let (before, clean) = {
+            let fs = dataset.open().await;
+            let found = look(&fs).await;
+            fs.close().await.unwrap();
+            (found, report(&dataset).await)
+        };
+        assert!(clean.is_clean() && clean.mends.is_empty(), "{what}: {:?}", clean.findings);
+        damage(&dataset, &how, &made).await;
+        let damaged = report(&dataset).await;
+        assert!(!damaged.is_clean(), "{what} goes unnoticed");
+        assert!(!damaged.mends.is_empty(), "{what} is not mended: {:?}", damaged.findings);
+        let committer = committer(&dataset).await.unwrap();
+        let repaired = repair(&committer).await.unwrap();
+        committer.close().await.unwrap();
+        assert!(repaired.after.is_clean(), "{what}, mended by {:?}: {:?}", damaged.mends, repaired.after.findings);
+        assert!(report(&dataset).await.is_clean(), "{what}: in the store too");
+        dataset.options.journal = None;
+        let fs = dataset.open().await;
+        assert_eq!(look(&fs).await, before, "{what}: what names lead to has changed");
+        fs.close().await.unwrap();
+        assert!(report(&dataset).await.is_clean(), "{what}: after its reclaim");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_its_owner_can_decide_is_left_alone() {
+    for (what, how) in undecidable() {
+        let folder = tempfile::tempdir().unwrap();
+        let dataset = dataset(folder.path());
+        let made = make(&dataset).await;
+        damage(&dataset, &how, &made).await;
+        let damaged = report(&dataset).await;
+        assert!(!damaged.is_clean(), "{what} goes unnoticed");
+        let deletes = |mend: &Mend| matches!(mend, Mend::Queue(_, Orphan { inode: None, .. }));
+        assert!(!damaged.mends.iter().any(deletes), "{what}: {:?}", damaged.mends);
+        let rows = async |committer: &Committer| {
+            let all = committer.scan(bytes::Bytes::from_static(b"D"), bytes::Bytes::from_static(b"Y"), 1000).await.unwrap();
+            all.into_iter().filter(|(at, _)| matches!(at[0], b'D' | b'X')).collect::<Vec<_>>()
+        };
+        let committer = committer(&dataset).await.unwrap();
+        let before = rows(&committer).await;
+        let repaired = repair(&committer).await.unwrap();
+        assert!(!repaired.after.is_clean(), "{what} was decided: {:?}", repaired.before.findings);
+        assert_eq!(rows(&committer).await, before, "{what}: entries or records were changed");
+        assert_eq!(repaired.after.findings.iter().any(|f| f.problem == Problem::Row), what.contains("read"), "{what}");
+        committer.close().await.unwrap();
+    }
+}
+
+/// A repair that is interrupted leaves less to mend, and is finished by the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_repair_is_finished_by_the_next() {
+    for step in ["fs.check.before-mend", "fs.check.mended"] {
+        for after in 0..3 {
+            let folder = tempfile::tempdir().unwrap();
+            let dataset = dataset(folder.path());
+            let made = make(&dataset).await;
+            for (_, how) in mendable().into_iter().take(8) {
+                damage(&dataset, &how, &made).await;
+            }
+            let first = committer(&dataset).await.unwrap();
+            dataset.place.bucket.failpoints().set(step, &format!("{after}*off->1*return->off")).unwrap();
+            let interrupted = repair(&first).await;
+            first.abandon().await;
+            drop(first);
+            dataset.place.bucket.failpoints().set(step, "off").unwrap();
+            let second = committer(&dataset).await.unwrap();
+            let repaired = repair(&second).await.unwrap();
+            second.close().await.unwrap();
+            assert!(repaired.after.is_clean(), "{step} after {after}, {interrupted:?}: {:?}", repaired.after.findings);
+        }
+    }
+}
