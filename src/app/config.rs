@@ -10,6 +10,9 @@ use std::time::Duration;
 /// The largest configuration file, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// Below, a busy machine loses its leases; above, NodeStage could not wait for one within kubelet's two minutes.
+const LEASE_RANGE: std::ops::RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(60);
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
@@ -36,6 +39,10 @@ pub struct Config {
     /// How often an owner looks into its mailbox.
     #[serde(default = "mail_interval", with = "human_duration")]
     pub mail_interval: Duration,
+    /// How long a node that shows no sign of life keeps its volumes from other nodes, between 5 and 60 seconds. A longer one lets calls go on
+    /// through longer outages of the store; NodeStage waits for it inside one call.
+    #[serde(default = "lease", with = "human_duration")]
+    pub lease: Duration,
     /// `serve` closes what no client has used for so long; the next call on it opens it again.
     #[serde(default = "export_idle", with = "human_duration")]
     pub export_idle: Duration,
@@ -145,6 +152,10 @@ fn export_idle() -> Duration {
     Duration::from_secs(600)
 }
 
+fn lease() -> Duration {
+    crate::volume::LeaseSettings::LEASE
+}
+
 fn mail_interval() -> Duration {
     Duration::from_secs(2)
 }
@@ -186,6 +197,7 @@ impl Default for Config {
             collect_interval: collect_interval(),
             owner_timeout: owner_timeout(),
             mail_interval: mail_interval(),
+            lease: lease(),
             export_idle: export_idle(),
             log: LogConfig::default(),
         }
@@ -226,6 +238,10 @@ impl Config {
             if pool.key_file.is_some() && pool.passphrase_file.is_some() {
                 return Err(format!("pool {name}: keyFile and passphraseFile exclude each other: a pool has one secret"));
             }
+        }
+        if !LEASE_RANGE.contains(&self.lease) {
+            let (lease, least, most) = (self.lease.as_secs_f32(), LEASE_RANGE.start().as_secs(), LEASE_RANGE.end().as_secs());
+            return Err(format!("lease: {lease} s is out of range; use {least}s to {most}s"));
         }
         if self.limits.volumes_max == 0 {
             return Err("limits.volumesMax: 0 would open nothing; use at least 1".to_owned());
@@ -321,6 +337,8 @@ log: { format: json, filter: debug }
             "limits: { dirtyBytes: 1 }\n",
             "pools: { a: { url: \"file:///x\", keyFile: /a, passphraseFile: /b } }\n",
             "limits: { memory: 32Mi }\n",
+            "lease: 4s\n",
+            "lease: 2m\n",
             "[",
             "pools: 3",
         ] {

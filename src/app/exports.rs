@@ -15,10 +15,12 @@
 //! and released by the node's use cases alone; after a restart its handles are stale here until it is mounted again.
 
 use crate::catalog::State;
-use crate::control::{Pool, Pools};
+use crate::control::node::Mounts;
+use crate::control::{ControlError, Pool, Pools, take};
 use crate::nfs::{Export, ExportId, ExportTable, Found, Listed, MountRefused, Registry};
 use crate::types::{Class, Classify, DatasetId, DatasetName};
 use crate::volume::{Closing, Served, VolumeError, Volumes};
+use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -33,6 +35,10 @@ const REOPENS_AT_ONCE: usize = 8;
 /// Between tries to open a parked dataset for the calls that wait for it.
 const REOPEN_MIN: Duration = Duration::from_millis(500);
 const REOPEN_MAX: Duration = Duration::from_secs(15);
+/// How long a client or a call waits for a dataset that another node has: its lease, and some seconds for the opening.
+const TAKE_LIMIT: Duration = Duration::from_secs(100);
+/// Another node that asks for a dataset gets it when no client here has used it for so long.
+const HAND_OVER_IDLE: Duration = Duration::from_secs(30);
 /// How often within the idle time exports are looked at.
 const LOOKS: u32 = 4;
 
@@ -134,9 +140,9 @@ impl Exports {
         }
     }
 
-    async fn open(&self, pool: &Pool, id: DatasetId) -> Result<Arc<Export<Served>>, VolumeError> {
+    async fn open(&self, pool: &Pool, id: DatasetId) -> Result<Arc<Export<Served>>, ControlError> {
         // Held until the export is known: nobody parks it meanwhile.
-        let volume = self.volumes.open(&pool.catalog, id).await?;
+        let volume = take::open(pool, &self.volumes, id, TAKE_LIMIT).await?;
         let export = Export::new(export_id(id), volume.served.clone(), volume.handle_key);
         let used = Arc::new(Used(AtomicU64::new(self.now())));
         self.used.write().insert(export.id, used.clone());
@@ -159,24 +165,35 @@ impl Exports {
             for (id, used) in old {
                 let last = used.0.load(Ordering::SeqCst);
                 if last < since {
-                    self.park(id, &used, last).await;
+                    // It has said what went wrong.
+                    let _closing = self.park(id, &used, last).await;
                 }
             }
         }
     }
 
+    /// Closes and releases a dataset that another node asks for, unless it is in use (R27).
+    async fn hand_over(&self, id: DatasetId) -> Result<Closing, VolumeError> {
+        let Some(used) = self.opened.lock().get(&id).cloned() else { return self.volumes.close_unused(id).await };
+        let (last, idle) = (used.0.load(Ordering::SeqCst), HAND_OVER_IDLE.as_millis());
+        if u128::from(self.now().saturating_sub(last)) < idle {
+            return Ok(Closing::InUse);
+        }
+        self.park(id, &used, last).await
+    }
+
     /// Closes and releases an export, unless a call comes between, or somebody else uses the volume.
-    async fn park(&self, id: DatasetId, used: &Used, last: u64) {
+    async fn park(&self, id: DatasetId, used: &Used, last: u64) -> Result<Closing, VolumeError> {
         // First: a call that does not find it open must find it parked. It opens it again, which waits for what is done here.
         self.parked.lock().insert(export_id(id), id);
         let Some(export) = self.registry.remove(export_id(id)) else {
             // Lost.
             self.parked.lock().remove(&export_id(id));
             self.opened.lock().remove(&id);
-            return;
+            return Ok(Closing::InUse);
         };
         let closing = if used.0.load(Ordering::SeqCst) == last { self.volumes.close_unused(id).await } else { Ok(Closing::InUse) };
-        match closing {
+        match &closing {
             Ok(Closing::Closed) => {
                 tracing::info!(dataset = %id, "nobody has used the dataset for a while: it is closed until somebody does");
                 let mut opened = self.opened.lock();
@@ -196,6 +213,7 @@ impl Exports {
                 self.registry.publish(export);
             }
         }
+        closing
     }
 
     /// What a call finds that names this export.
@@ -267,6 +285,25 @@ impl Exports {
 
 fn export_id(dataset: DatasetId) -> ExportId {
     ExportId(*dataset.incarnation.as_bytes())
+}
+
+/// What uses volumes in `serve`: what is staged, and exports.
+pub struct Uses {
+    pub mounts: Arc<dyn Mounts>,
+    pub exports: Arc<Exports>,
+}
+
+impl Mounts for Uses {
+    fn sync(&self, dataset: DatasetId) -> BoxFuture<'_, Result<(), ControlError>> {
+        self.mounts.sync(dataset)
+    }
+
+    fn hand_over<'a>(&'a self, volumes: &'a Volumes, dataset: DatasetId) -> BoxFuture<'a, Result<Closing, ControlError>> {
+        if (self.exports.is_staged)(dataset) {
+            return self.mounts.hand_over(volumes, dataset);
+        }
+        Box::pin(async move { Ok(self.exports.hand_over(dataset).await?) })
+    }
 }
 
 /// The table that the NFS server asks.

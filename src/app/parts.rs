@@ -7,7 +7,7 @@ use crate::chunk::{ChunkCache, ChunkLimits};
 use crate::control::Pools;
 use crate::nfs::Limits;
 use crate::types::SessionId;
-use crate::volume::{VolumeSettings, Volumes};
+use crate::volume::{LeaseSettings, VolumeSettings, Volumes};
 use anyhow::Context;
 
 /// A process's parts, wired.
@@ -35,7 +35,7 @@ impl Parts {
             memory: shares.fs,
             volumes_max: limits.volumes_max,
         };
-        let volumes = Volumes::new(settings);
+        let volumes = Volumes::with_lease(settings, LeaseSettings { lease: config.lease, ..LeaseSettings::default() });
         Ok(Self { config, pools, volumes, nfs: shares.nfs })
     }
 }

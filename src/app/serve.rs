@@ -3,7 +3,7 @@
 use super::collecting;
 use super::config::Config;
 use super::endpoints::NfsEndpoints;
-use super::exports::{Exports, ServeTable};
+use super::exports::{Exports, ServeTable, Uses};
 use super::handover::{Door, Hello, Listening, Role, Service, Sockets, Turn, wait_for_turn};
 use super::health::Health;
 use super::life::{self, Ended, Estate, Handed, Life, Ports, REST_LIMIT, STOP_GRACE};
@@ -114,7 +114,8 @@ impl<M: Mounter> Serving<'_, M> {
             None => None,
         };
         let controller = Arc::new(parts.controller().with_mounts(agent.clone()));
-        life.work_tasks.spawn(parts.mail(agent.clone(), &life.work));
+        let uses = Uses { mounts: agent.clone(), exports: exports.clone() };
+        life.work_tasks.spawn(parts.mail(Arc::new(uses), &life.work));
         life.work_tasks.spawn(collecting::run(controller.clone(), parts.config.collect_interval, life.work.clone()));
         let mut line = String::from("ready:");
         if let Some(server) = &nfs {

@@ -6,6 +6,8 @@
 //! snapshots/<dataset incarnation>/<snapshot name key>/<version>  a snapshot
 //! names/snapshot/<name key>/<version>                            which snapshot has a CSI name
 //! readers/<snapshot incarnation>/<reader>                        somebody reads the snapshot: no record, see [`readers`]
+//! nodes/<session>/heartbeat/<number>                             a node session's signs of life, of which the newest counts
+//! nodes/<session>/grant/<dataset>                                what the session is told to give up
 //! ```
 //! Nouns: a **record** is what is known of one thing, a **version** one object with its fields at a time, a **chain** all
 //! versions of a record, the **floor** the version below which a chain may have been cleaned, the **end** of a chain a
@@ -27,6 +29,7 @@ mod change;
 mod datasets;
 mod error;
 mod frame;
+mod nodes;
 mod pool;
 mod readers;
 mod record;
@@ -36,6 +39,7 @@ pub use crate::crypto::Secret;
 pub use chain::{END_AGE_MIN, Versioned};
 pub use error::CatalogError;
 pub use frame::{Header, RECORD_BYTES_MAX, RECORD_FORMAT, decode_record, encode_record};
+pub use nodes::Signs;
 pub use pool::Catalog;
 pub use readers::{READING_KEPT, READING_RENEWED, Readers, Reading};
 pub use record::*;

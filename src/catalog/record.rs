@@ -82,6 +82,22 @@ pub enum State {
 pub struct Owner {
     pub node: String,
     pub session: SessionId,
+    /// Where its journals are: only a process on that folder takes the dataset back without waiting. None: it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<HomeId>,
+    /// How long others must see no heartbeat of the session before it counts as dead (R26), in milliseconds; 0: a program that had no leases.
+    #[serde(default)]
+    pub lease_millis: u64,
+    /// How often the owner came back after its lease had lapsed. Each time is a change of the record, so that one who judged it dead from before cannot swap it.
+    #[serde(default)]
+    pub regained: u64,
+}
+
+impl Owner {
+    /// An owner without journals and without a lease of its own.
+    pub fn new(node: &str, session: SessionId) -> Self {
+        Self { node: node.to_owned(), session, home: None, lease_millis: 0, regained: 0 }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,4 +170,35 @@ impl Snapshot {
 pub struct SnapshotNameClaim {
     pub name: String,
     pub snapshot: SnapshotId,
+}
+
+/// A sign of life of a node session. What it holds is for people: that there is a new one is what counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    pub node: String,
+    pub lease_millis: u64,
+}
+
+/// Why an owner that may be alive has to give a dataset up (R27).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GrantReason {
+    /// A person said so.
+    Administrator,
+    /// Kubernetes does not know the node any more.
+    NodeGone,
+    /// The node has the out-of-service taint.
+    OutOfService,
+    /// No pod that uses the claim is on the node.
+    NoPods,
+}
+
+/// Tells a session to give a dataset up, and others that they may take it once it must have read this. Never changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    pub dataset: DatasetId,
+    pub why: GrantReason,
+    /// Who wrote it, for people.
+    pub by: String,
+    pub created: Timestamp,
 }

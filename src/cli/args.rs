@@ -132,11 +132,12 @@ pub enum DatasetCommand {
         #[command(flatten)]
         common: Common,
     },
-    /// Take a dataset from a node that is gone for good, and fence that node
+    /// Have a dataset released by the node that has it open, if nothing uses it there
     Release {
         /// Name of the dataset; of a PersistentVolume it is the volume's name
         name: String,
-        /// Give up what only that node's journal holds
+        /// Take it from a node that is gone, does not answer, or uses it: what only that node's journal holds may be lost, and its mounts there
+        /// answer ESTALE. Waits for the node, at most for its lease
         #[arg(long)]
         force: bool,
         #[command(flatten)]

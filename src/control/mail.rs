@@ -17,7 +17,7 @@ use crate::catalog::{Dataset, Owner};
 use crate::fs::api::FileSystem;
 use crate::fs::db::{CheckpointId, Detached};
 use crate::types::{Class, Classify, DatasetId, Incarnation, PackId, SessionId};
-use crate::volume::{Volume, Volumes};
+use crate::volume::{Closing, Volume, Volumes};
 use futures::FutureExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,8 @@ const FORMAT_DETACH: u32 = 2;
 const FORMAT_PRESENT: u32 = 3;
 /// Asks for the sealing of packs (R12).
 const FORMAT_SEAL: u32 = 7;
+/// Asks for a volume that is not used there any more (R27).
+const FORMAT_HAND_OVER: u32 = 4;
 /// A letter or answer is far smaller; a larger object is none.
 const BYTES_MAX: u64 = 16 << 10;
 /// The first wait for an answer; it grows to `POLL_MAX`.
@@ -44,6 +46,10 @@ const POLL_MAX: Duration = Duration::from_secs(1);
 const KEPT: Duration = Duration::from_secs(600);
 /// Letters and answers so old are nobody's, whatever clock says so: askers wait for seconds.
 const ABANDONED: Duration = Duration::from_secs(3600);
+/// Heartbeats and grants so old are of sessions that have ended: a session that lives has younger ones.
+const SIGNS_ABANDONED: Duration = Duration::from_secs(24 * 3600);
+/// How long other letters wait for a volume to be closed for one; it is closed to the end all the same.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(5);
 /// Clones that one owner detaches at once.
 const DETACHING_MAX: usize = 2;
 /// Letters of one poll, the newest first: those are still waited for. The rest waits for the next.
@@ -75,6 +81,7 @@ enum Wish {
     Detach,
     Present,
     Seal(Vec<PackId>),
+    HandOver,
 }
 
 impl Letter {
@@ -83,11 +90,14 @@ impl Letter {
             (FORMAT, Some(checkpoint)) => Ok(Wish::Checkpoint(checkpoint)),
             (FORMAT_DETACH, None) => Ok(Wish::Detach),
             (FORMAT_PRESENT, None) => Ok(Wish::Present),
+            (FORMAT_HAND_OVER, None) => Ok(Wish::HandOver),
             (FORMAT_SEAL, None) => {
                 let packs: Result<_, _> = self.packs.iter().map(|pack| pack.parse()).collect();
                 packs.map(Wish::Seal).map_err(|error| format!("it does not understand the request: {error}"))
             }
-            (FORMAT | FORMAT_DETACH | FORMAT_PRESENT | FORMAT_SEAL, _) => Err("it does not understand the request".to_owned()),
+            (FORMAT | FORMAT_DETACH | FORMAT_PRESENT | FORMAT_HAND_OVER | FORMAT_SEAL, _) => {
+                Err("it does not understand the request".to_owned())
+            }
             (format, _) => Err(format!("it does not understand format {format}")),
         }
     }
@@ -158,6 +168,21 @@ pub(super) async fn ask_to_seal(
     send(pool, &format!("sealing of packs of volume {}", dataset.name), owner, &letter, limit).await
 }
 
+/// Asks the owner to close and release a volume that is not used there. It has done so when this succeeds.
+///
+/// # Errors
+/// [`ControlError::Unavailable`] when it uses it, or does not answer in time.
+pub(super) async fn ask_to_hand_over(
+    pool: &Pool,
+    name: &str,
+    dataset: DatasetId,
+    owner: &Owner,
+    limit: Duration,
+) -> Result<(), ControlError> {
+    let letter = Letter { format: FORMAT_HAND_OVER, dataset, checkpoint: None, packs: vec![] };
+    send(pool, &format!("handing over of volume {name}"), owner, &letter, limit).await
+}
+
 async fn send<T: DeserializeOwned>(
     pool: &Pool,
     what: &str,
@@ -206,11 +231,16 @@ async fn wait_for<T: DeserializeOwned>(bucket: &Bucket, key: &str) -> Result<Ans
 }
 
 /// Removes letters and answers that are so old that nobody waits for them: those of sessions that have ended, and of askers
-/// that went away. How many.
+/// that went away; and heartbeats and grants of sessions that have ended. How many.
 pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<usize, ControlError> {
-    let old = |listed: &Listed| now.duration_since(listed.modified).is_ok_and(|age| age > ABANDONED);
-    let kinds = |key: &str| key.split('/').nth(2).is_some_and(|kind| kind == "mail" || kind == "answer");
-    let found = bucket.list("nodes/").await?.into_iter().filter(|listed| kinds(&listed.key) && old(listed));
+    let kept = |key: &str| match key.split('/').nth(2) {
+        Some("mail" | "answer") => Some(ABANDONED),
+        Some("heartbeat" | "grant") => Some(SIGNS_ABANDONED),
+        _ => None,
+    };
+    let age = |listed: &Listed| now.duration_since(listed.modified).unwrap_or_default();
+    let old = |listed: &Listed| kept(&listed.key).is_some_and(|kept| age(listed) > kept);
+    let found = bucket.list("nodes/").await?.into_iter().filter(old);
     let keys: Vec<String> = found.map(|listed| listed.key).collect();
     if !keys.is_empty() {
         bucket.delete(&keys).await?;
@@ -288,7 +318,25 @@ impl Desk {
             Wish::Detach => encode(self.detach(volume)),
             Wish::Present => encode(Ok(())),
             Wish::Seal(packs) => encode(volume.fs.seal(&packs).await.map_err(|error| error.to_string())),
+            Wish::HandOver => {
+                // Who holds it uses it.
+                drop(volume);
+                encode(self.hand_over(dataset).await)
+            }
         })
+    }
+
+    async fn hand_over(&self, dataset: DatasetId) -> Result<(), String> {
+        let (mounts, volumes) = (self.mounts.clone(), self.volumes.clone());
+        // Of its own: a closing that is half done must not be given up.
+        let closing = tokio::spawn(async move { mounts.hand_over(&volumes, dataset).await });
+        match tokio::time::timeout(HAND_OVER_LIMIT, closing).await {
+            Ok(Ok(Ok(Closing::Closed))) => Ok(()),
+            Ok(Ok(Ok(Closing::InUse))) => Err("it is in use there".to_owned()),
+            Ok(Ok(Err(error))) => Err(error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("it is closing it: ask again".to_owned()),
+        }
     }
 
     /// Rewriting a database takes minutes, and other letters must not wait: the first one begins it, a later one hears how it ended.
@@ -344,12 +392,13 @@ mod tests {
     #[tokio::test]
     async fn old_letters_and_answers_are_swept_and_nothing_else() {
         let bucket = Bucket::memory();
-        for key in ["nodes/a/mail/1", "nodes/a/answer/1", "nodes/a/heartbeat"] {
+        for key in ["nodes/a/mail/1", "nodes/a/answer/1", "nodes/a/heartbeat/1", "nodes/a/grant/1", "nodes/a/other"] {
             bucket.put(key, bytes::Bytes::from_static(b"x")).await.unwrap();
         }
         assert_eq!(sweep(&bucket, SystemTime::now()).await.unwrap(), 0);
         assert_eq!(sweep(&bucket, SystemTime::now() + 2 * ABANDONED).await.unwrap(), 2);
-        assert_eq!(bucket.list("nodes").await.unwrap().len(), 1);
+        assert_eq!(bucket.list("nodes").await.unwrap().len(), 3);
+        assert_eq!(sweep(&bucket, SystemTime::now() + 2 * SIGNS_ABANDONED).await.unwrap(), 2);
     }
 
     #[test]
@@ -366,6 +415,9 @@ mod tests {
         let text = r#"{"format":2,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai"}"#;
         assert_eq!(serde_json::to_string(&letter).unwrap(), text);
         assert_eq!(serde_json::from_str::<Letter>(text).unwrap().wish(), Ok(Wish::Detach));
+        let ask = Letter { format: 4, dataset: id, checkpoint: None, packs: vec![] };
+        assert_eq!(serde_json::to_string(&ask).unwrap(), text.replace("2,", "4,"));
+        assert_eq!(ask.wish(), Ok(Wish::HandOver));
         let answer = Answer { format: 1, result: Ok(Detached::Held) };
         assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Ok":"held"}}"#);
         let pack = PackId { creator: Incarnation::from_bytes([3; 16]), epoch: Epoch(4), seq: 5 };

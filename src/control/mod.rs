@@ -21,6 +21,7 @@ mod roots;
 mod scrub;
 pub mod secrets;
 mod space;
+pub mod take;
 
 pub use collect::{Candidate, Collected, Collector, DeadPack, Kept, Plan, StrayDatabase};
 pub use controller::{Controller, Journal, NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, VolumeInfo};

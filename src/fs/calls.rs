@@ -1,4 +1,4 @@
-//! The calls of a file system, one by one: through the gate, with the duplicate-reply ring around those that must not be done twice, and each
+//! The calls of a file system, one by one: each as [`Fs::answer`] lets it, with the duplicate-reply ring around those that must not be done twice, and each
 //! answer after what it promises (see [`Promise`]).
 
 use super::FsError;
@@ -44,14 +44,16 @@ impl Fs {
     }
 
     async fn removal(&self, caller: &Caller, dir: FileRef, name: &EntryName, what: Removal) -> Result<Change, FsError> {
-        let _call = self.gate.enter()?;
-        match self.turn(caller, Promise::Durable).await? {
-            Turn::Repeated(_) => self.changed_again(dir).await,
-            Turn::First(turn) => {
-                let outcome = self.names.remove(caller, dir, name, what, turn).await;
-                self.settle(outcome, Promise::Durable, &[dir]).await
+        self.answer(async {
+            match self.turn(caller, Promise::Durable).await? {
+                Turn::Repeated(_) => self.changed_again(dir).await,
+                Turn::First(turn) => {
+                    let outcome = self.names.remove(caller, dir, name, what, turn).await;
+                    self.settle(outcome, Promise::Durable, &[dir]).await
+                }
             }
-        }
+        })
+        .await
     }
 }
 
@@ -65,67 +67,79 @@ impl FileSystem for Fs {
     }
 
     async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {
-        let _call = self.gate.enter()?;
-        let node = self.names.node(file).await?;
-        let attr = node.attr();
-        self.observe(&node).await?;
-        Ok(attr)
+        self.answer(async {
+            let node = self.names.node(file).await?;
+            let attr = node.attr();
+            self.observe(&node).await?;
+            Ok(attr)
+        })
+        .await
     }
 
     async fn setattr(&self, caller: &Caller, file: FileRef, set: SetAttr, guard: Option<Timestamp>) -> Result<Change, FsError> {
-        let _call = self.gate.enter()?;
-        // A guard makes a repeat fail, and a repeat that comes late would cut off what was written since. The rest may be done twice.
-        let once = guard.is_some() || set.size.is_some();
-        let repeatable = Caller { call: caller.call.filter(|_| once), ..caller.clone() };
-        match self.turn(&repeatable, Promise::Applied).await? {
-            Turn::Repeated(_) => self.changed_again(file).await,
-            Turn::First(turn) => {
-                let outcome = self.names.setattr(caller, file, set, guard, turn).await;
-                self.settle(outcome, Promise::Applied, &[file]).await
+        self.answer(async {
+            // A guard makes a repeat fail, and a repeat that comes late would cut off what was written since. The rest may be done twice.
+            let once = guard.is_some() || set.size.is_some();
+            let repeatable = Caller { call: caller.call.filter(|_| once), ..caller.clone() };
+            match self.turn(&repeatable, Promise::Applied).await? {
+                Turn::Repeated(_) => self.changed_again(file).await,
+                Turn::First(turn) => {
+                    let outcome = self.names.setattr(caller, file, set, guard, turn).await;
+                    self.settle(outcome, Promise::Applied, &[file]).await
+                }
             }
-        }
+        })
+        .await
     }
 
     async fn lookup(&self, caller: &Caller, dir: FileRef, name: &[u8]) -> Result<(Attr, Attr), FsError> {
-        let _call = self.gate.enter()?;
-        let found = self.names.lookup(caller, dir, name).await;
-        if self.writes_through()
-            && let Some(dir) = self.names.table.peek(dir.ino)
-        {
-            self.observe(&dir).await?;
-        }
-        let (node, dir) = found?;
-        let answer = (node.attr(), dir.attr());
-        self.observe(&node).await?;
-        Ok(answer)
+        self.answer(async {
+            let found = self.names.lookup(caller, dir, name).await;
+            if self.writes_through()
+                && let Some(dir) = self.names.table.peek(dir.ino)
+            {
+                self.observe(&dir).await?;
+            }
+            let (node, dir) = found?;
+            let answer = (node.attr(), dir.attr());
+            self.observe(&node).await?;
+            Ok(answer)
+        })
+        .await
     }
 
     async fn access(&self, caller: &Caller, file: FileRef, want: u32) -> Result<(u32, Attr), FsError> {
-        let _call = self.gate.enter()?;
-        let node = self.names.node(file).await?;
-        let (granted, attr) = {
-            let row = node.row.read();
-            (permission::granted(caller, &row, want), super::node::attr(file, &row))
-        };
-        self.observe(&node).await?;
-        Ok((granted, attr))
+        self.answer(async {
+            let node = self.names.node(file).await?;
+            let (granted, attr) = {
+                let row = node.row.read();
+                (permission::granted(caller, &row, want), super::node::attr(file, &row))
+            };
+            self.observe(&node).await?;
+            Ok((granted, attr))
+        })
+        .await
     }
 
     async fn readlink(&self, _caller: &Caller, file: FileRef) -> Result<(Bytes, Attr), FsError> {
-        let _call = self.gate.enter()?;
-        let node = self.names.node(file).await?;
-        let target = node.row.read().target.clone().ok_or(FsError::Invalid("not a symbolic link"))?;
-        let attr = node.attr();
-        self.observe(&node).await?;
-        Ok((target.into(), attr))
+        self.answer(async {
+            let node = self.names.node(file).await?;
+            let target = node.row.read().target.clone().ok_or(FsError::Invalid("not a symbolic link"))?;
+            let attr = node.attr();
+            self.observe(&node).await?;
+            Ok((target.into(), attr))
+        })
+        .await
     }
 
     async fn read(&self, caller: &Caller, file: FileRef, offset: u64, count: u32) -> Result<ReadOut, FsError> {
-        let _call = self.gate.enter()?;
-        let node = self.names.node(file).await?;
-        let read = self.names.read(caller, &node, offset, count).await?;
-        self.observe(&node).await?;
-        Ok(read)
+        self.answer(async {
+            let node = self.names.node(file).await?;
+            let read = self.names.read(caller, &node, offset, count).await?;
+            self.observe(&node).await?;
+            Ok(read)
+        })
+        .await
     }
 
     async fn write(
@@ -136,57 +150,67 @@ impl FileSystem for Fs {
         data: Bytes,
         stability: Stability,
     ) -> Result<Written, FsError> {
-        let _call = self.gate.enter()?;
-        self.names.committer.ready().await?;
-        let node = self.names.node(file).await?;
-        let count = data.len() as u32;
-        let change = self.names.write(caller, &node, offset, data).await?;
-        if stability == Stability::Unstable && !self.writes_through() {
-            return Ok(Written { count, committed: Stability::Unstable, change });
-        }
-        self.flush(&node).await?;
-        Ok(Written { count, committed: Stability::FileSync, change })
+        self.answer(async {
+            self.names.committer.ready().await?;
+            let node = self.names.node(file).await?;
+            let count = data.len() as u32;
+            let change = self.names.write(caller, &node, offset, data).await?;
+            if stability == Stability::Unstable && !self.writes_through() {
+                return Ok(Written { count, committed: Stability::Unstable, change });
+            }
+            self.flush(&node).await?;
+            Ok(Written { count, committed: Stability::FileSync, change })
+        })
+        .await
     }
 
     async fn commit(&self, _caller: &Caller, file: FileRef, _offset: u64, _count: u32) -> Result<Change, FsError> {
-        let _call = self.gate.enter()?;
-        let node = self.names.node(file).await?;
-        self.names.committed(file, &node)?;
-        self.flush(&node).await?;
-        self.names.committed(file, &node)
+        self.answer(async {
+            let node = self.names.node(file).await?;
+            self.names.committed(file, &node)?;
+            self.flush(&node).await?;
+            self.names.committed(file, &node)
+        })
+        .await
     }
 
     async fn create(&self, caller: &Caller, dir: FileRef, name: &EntryName, how: CreateHow) -> Result<Created, FsError> {
-        let _call = self.gate.enter()?;
-        match self.turn(caller, Promise::Applied).await? {
-            Turn::Repeated(done) => self.created_again(done, dir).await,
-            Turn::First(turn) => {
-                let outcome = self.names.create(caller, dir, name, how, turn).await;
-                self.settle(outcome, Promise::Applied, &[dir]).await
+        self.answer(async {
+            match self.turn(caller, Promise::Applied).await? {
+                Turn::Repeated(done) => self.created_again(done, dir).await,
+                Turn::First(turn) => {
+                    let outcome = self.names.create(caller, dir, name, how, turn).await;
+                    self.settle(outcome, Promise::Applied, &[dir]).await
+                }
             }
-        }
+        })
+        .await
     }
 
     async fn mkdir(&self, caller: &Caller, dir: FileRef, name: &EntryName, set: SetAttr) -> Result<Created, FsError> {
-        let _call = self.gate.enter()?;
-        match self.turn(caller, Promise::Applied).await? {
-            Turn::Repeated(done) => self.created_again(done, dir).await,
-            Turn::First(turn) => {
-                let outcome = self.names.mkdir(caller, dir, name, set, turn).await;
-                self.settle(outcome, Promise::Applied, &[dir]).await
+        self.answer(async {
+            match self.turn(caller, Promise::Applied).await? {
+                Turn::Repeated(done) => self.created_again(done, dir).await,
+                Turn::First(turn) => {
+                    let outcome = self.names.mkdir(caller, dir, name, set, turn).await;
+                    self.settle(outcome, Promise::Applied, &[dir]).await
+                }
             }
-        }
+        })
+        .await
     }
 
     async fn make(&self, caller: &Caller, dir: FileRef, name: &EntryName, what: Special, set: SetAttr) -> Result<Created, FsError> {
-        let _call = self.gate.enter()?;
-        match self.turn(caller, Promise::Applied).await? {
-            Turn::Repeated(done) => self.created_again(done, dir).await,
-            Turn::First(turn) => {
-                let outcome = self.names.make(caller, dir, name, what, set, turn).await;
-                self.settle(outcome, Promise::Applied, &[dir]).await
+        self.answer(async {
+            match self.turn(caller, Promise::Applied).await? {
+                Turn::Repeated(done) => self.created_again(done, dir).await,
+                Turn::First(turn) => {
+                    let outcome = self.names.make(caller, dir, name, what, set, turn).await;
+                    self.settle(outcome, Promise::Applied, &[dir]).await
+                }
             }
-        }
+        })
+        .await
     }
 
     async fn remove(&self, caller: &Caller, dir: FileRef, name: &EntryName) -> Result<Change, FsError> {
@@ -203,41 +227,46 @@ impl FileSystem for Fs {
         from: (FileRef, &EntryName),
         to: (FileRef, &EntryName),
     ) -> Result<(Change, Change), FsError> {
-        let _call = self.gate.enter()?;
-        match self.turn(caller, Promise::Durable).await? {
-            Turn::Repeated(_) => Ok((self.changed_again(from.0).await?, self.changed_again(to.0).await?)),
-            Turn::First(turn) => {
-                let outcome = self.names.rename(caller, from, to, turn).await;
-                self.settle(outcome, Promise::Durable, &[from.0, to.0]).await
+        self.answer(async {
+            match self.turn(caller, Promise::Durable).await? {
+                Turn::Repeated(_) => Ok((self.changed_again(from.0).await?, self.changed_again(to.0).await?)),
+                Turn::First(turn) => {
+                    let outcome = self.names.rename(caller, from, to, turn).await;
+                    self.settle(outcome, Promise::Durable, &[from.0, to.0]).await
+                }
             }
-        }
+        })
+        .await
     }
 
     async fn link(&self, caller: &Caller, file: FileRef, dir: FileRef, name: &EntryName) -> Result<(Attr, Change), FsError> {
-        let _call = self.gate.enter()?;
-        match self.turn(caller, Promise::Durable).await? {
-            Turn::Repeated(_) => Ok((self.attr_again(file).await?, self.changed_again(dir).await?)),
-            Turn::First(turn) => {
-                let outcome = self.names.link(caller, file, dir, name, turn).await;
-                self.settle(outcome, Promise::Durable, &[file, dir]).await
+        self.answer(async {
+            match self.turn(caller, Promise::Durable).await? {
+                Turn::Repeated(_) => Ok((self.attr_again(file).await?, self.changed_again(dir).await?)),
+                Turn::First(turn) => {
+                    let outcome = self.names.link(caller, file, dir, name, turn).await;
+                    self.settle(outcome, Promise::Durable, &[file, dir]).await
+                }
             }
-        }
+        })
+        .await
     }
 
     async fn readdir(&self, caller: &Caller, dir: FileRef, after: DirCookie, limit: ListLimit) -> Result<Listing, FsError> {
-        let _call = self.gate.enter()?;
-        let Listed { listing, dir, seen } = self.names.readdir(caller, dir, after, limit).await?;
-        self.observe(&dir).await?;
-        if self.writes_through() && limit.with_attr {
-            self.observe_all(&listing.entries).await?;
-            self.names.committer.durable(seen).await?;
-        }
-        Ok(listing)
+        self.answer(async {
+            let Listed { listing, dir, seen } = self.names.readdir(caller, dir, after, limit).await?;
+            self.observe(&dir).await?;
+            if self.writes_through() && limit.with_attr {
+                self.observe_all(&listing.entries).await?;
+                self.names.committer.durable(seen).await?;
+            }
+            Ok(listing)
+        })
+        .await
     }
 
     async fn statfs(&self) -> Result<StatFs, FsError> {
-        let _call = self.gate.enter()?;
-        Ok(self.totals())
+        self.answer(async { Ok(self.totals()) }).await
     }
 }
 

@@ -11,6 +11,7 @@ use super::key::{self, DataId};
 use super::names::{Names, Outcome, Ring};
 use super::node::Node;
 use super::row::{Inode, Row};
+use super::tenure::{Tenure, Unrivalled};
 use crate::chunk::{ChunkStore, Codec};
 use crate::types::{Epoch, InodeNo, PackId, Timestamp};
 use parking_lot::Mutex;
@@ -103,6 +104,7 @@ pub struct Fs {
     pub(super) names: Arc<Names>,
     pub(super) ring: Arc<Ring>,
     pub(super) gate: Arc<Gate>,
+    pub(super) tenure: Arc<dyn Tenure>,
     sync: SyncMode,
     root: FileRef,
     quota_bytes: Mutex<Option<u64>>,
@@ -125,6 +127,16 @@ impl Fs {
         Self::open_at(place, chunks, options, None).await
     }
 
+    /// As [`Self::open`], answering only while `tenure` holds.
+    pub async fn open_under(
+        place: &DbPlace,
+        chunks: ChunkStore,
+        options: FsOptions,
+        tenure: Arc<dyn Tenure>,
+    ) -> Result<Self, FsError> {
+        Self::open_with(place, chunks, options, None, tenure).await
+    }
+
     /// As [`Self::open`]; `expected`: only if nobody has opened the database since its writer epoch was this one (0: ever),
     /// else [`FsError::Fenced`] and nobody is fenced.
     pub async fn open_at(
@@ -132,6 +144,16 @@ impl Fs {
         chunks: ChunkStore,
         options: FsOptions,
         expected: Option<Epoch>,
+    ) -> Result<Self, FsError> {
+        Self::open_with(place, chunks, options, expected, Arc::new(Unrivalled)).await
+    }
+
+    async fn open_with(
+        place: &DbPlace,
+        chunks: ChunkStore,
+        options: FsOptions,
+        expected: Option<Epoch>,
+        tenure: Arc<dyn Tenure>,
     ) -> Result<Self, FsError> {
         let record_bits = record_bits(options.record_bytes)?;
         let database = Database::open(place, expected).await?;
@@ -150,6 +172,7 @@ impl Fs {
             names,
             ring,
             gate: Arc::default(),
+            tenure,
             sync: options.sync,
             root,
             quota_bytes: Mutex::new(options.quota_bytes),
@@ -178,9 +201,11 @@ impl Fs {
 
     /// Writes out everything acknowledged and buffered, then takes a checkpoint. Exact: holds every call answered before this one began.
     pub async fn snapshot(&self, name: &str) -> Result<CheckpointId, FsError> {
-        let _call = self.gate.enter()?;
-        self.names.contents.flush_all().await?;
-        self.names.committer.checkpoint(name).await
+        let cut = async {
+            self.names.contents.flush_all().await?;
+            self.names.committer.checkpoint(name).await
+        };
+        self.answer(cut).await
     }
 
     /// Makes a clone's database read no ancestor's any more (R13). May be repeated.

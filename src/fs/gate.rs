@@ -33,6 +33,19 @@ impl Gate {
         self.state.fetch_or(SHUT, Ordering::AcqRel);
     }
 
+    /// Why nothing may be answered any more, not even to who is inside; a file system that closes, or is left to another process of its node, answers
+    /// those.
+    pub fn lost(&self) -> Option<FsError> {
+        if self.state.load(Ordering::Acquire) & SHUT == 0 {
+            return None;
+        }
+        self.reason.get().filter(|reason| !matches!(reason, FsError::Stale | FsError::Unavailable(_))).cloned()
+    }
+
+    pub fn is_lost(&self) -> bool {
+        self.state.load(Ordering::Acquire) & SHUT != 0 && self.lost().is_some()
+    }
+
     /// Waits until nobody is inside. To be called after [`Self::shut`].
     pub async fn idle(&self) {
         loop {

@@ -4,6 +4,7 @@
 //! `api` is what an edge sees: operations with POSIX meaning, free of any protocol. `key` and `row` are the database's
 //! format. The committer is the only writer (R4).
 
+mod answer;
 pub mod api;
 mod attributes;
 mod calls;
@@ -22,6 +23,7 @@ mod names;
 mod node;
 mod permission;
 pub mod row;
+mod tenure;
 mod view;
 
 pub use committer::{Batch, Committer, Ticket, Totals};
@@ -29,4 +31,5 @@ pub use dataset::{Fs, FsMemory, FsOptions, RootAttr, SyncMode};
 pub use error::FsError;
 pub use frozen::{Frozen, FrozenMemory};
 pub use names::Page;
+pub use tenure::{Tenure, Unrivalled};
 pub use view::{SnapshotView, Viewed};

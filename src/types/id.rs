@@ -104,6 +104,10 @@ id128! {
     /// One run of a node plugin or server process.
     SessionId, "session id"
 }
+id128! {
+    /// A folder of journals, whoever uses it: a restart of the process on it finds what the run before it left (R16).
+    HomeId, "home id"
+}
 
 impl NameKey {
     /// The key of a name of a kind (`dataset`, `snapshot`, …). Names of different kinds never share a key.

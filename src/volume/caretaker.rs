@@ -2,9 +2,10 @@
 //! administrator does: mending its rows.
 
 use super::VolumeError;
+use super::lease::Forfeit;
 use super::ownership;
 use super::volumes::{VolumeSettings, claim, place, release};
-use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
+use crate::catalog::{Catalog, CatalogError, Dataset};
 use crate::chunk::ChunkStore;
 use crate::fs::check::{self, Repaired};
 use crate::fs::db::{self, CheckpointId, Database, DbPlace, Detached};
@@ -76,17 +77,17 @@ async fn repair(place: &DbPlace, epoch: Epoch) -> Result<Repaired, FsError> {
     committer.close().await.map(|()| repaired)
 }
 
-/// Takes a dataset from an owner that is gone for good, and releases it. What only that owner's journal held is lost, and the owner
+/// Takes a dataset from an owner that must have stopped, and releases it. What only that owner's journal held is lost, and the owner
 /// is fenced: should it come back, it can neither write nor replay (R16). May be repeated.
 ///
 /// # Errors
-/// [`VolumeError::Owned`] when the record names another owner by now.
-pub async fn release_lost(settings: &VolumeSettings, pool: &Catalog, id: DatasetId, lost: &Owner) -> Result<(), VolumeError> {
+/// [`VolumeError::Owned`] when the record names another owner by now, or that one came back.
+pub async fn release_lost(settings: &VolumeSettings, pool: &Catalog, id: DatasetId, forfeit: &Forfeit) -> Result<(), VolumeError> {
     let me = ownership::caretaker(settings.session);
     let mut other = None;
     let taken = pool
         .update_dataset(id, |dataset| {
-            other = dataset.owner.clone().filter(|owner| owner != lost && !ownership::is_caretaker(owner));
+            other = dataset.owner.clone().filter(|owner| !forfeit.covers(id, owner) && !ownership::is_caretaker(owner));
             if other.is_some() {
                 let why = "another owns it".to_owned();
                 return Err(CatalogError::Precondition { what: format!("dataset {}", dataset.name), why });
@@ -97,7 +98,9 @@ pub async fn release_lost(settings: &VolumeSettings, pool: &Catalog, id: Dataset
         .await;
     let dataset = match (taken, other) {
         (Ok(at), _) => at.record,
-        (Err(_), Some(owner)) => return Err(VolumeError::Owned { dataset: id.to_string(), node: owner.node }),
+        (Err(_), Some(owner)) => {
+            return Err(VolumeError::Owned { dataset: id.to_string(), node: owner.node.clone(), owner: Box::new(owner) });
+        }
         (Err(error), None) => return Err(error.into()),
     };
     let step = |name: &'static str| async move {
@@ -124,7 +127,7 @@ async fn care<T>(
     let place = place(pool, family, id.incarnation, &settings.cache);
     let fs = |source| VolumeError::Fs { dataset: id.to_string(), source };
     let epoch = db::epoch(&place).await.map_err(fs)?;
-    let (dataset, _) = claim(pool, id, &me).await?;
+    let (dataset, _) = claim(pool, id, &me, None).await?;
     let name = dataset.name.to_string();
     let step = pool.bucket().failpoints().step("volume.care.claimed").await;
     let done = match step {
@@ -144,7 +147,7 @@ async fn care<T>(
 async fn taken(pool: &Catalog, id: DatasetId, dataset: String) -> Result<VolumeError, VolumeError> {
     let owner = pool.dataset_by_id(id).await?.and_then(|at| at.record.owner).filter(|owner| !ownership::is_caretaker(owner));
     Ok(match owner {
-        Some(owner) => VolumeError::Owned { dataset, node: owner.node },
+        Some(owner) => VolumeError::Owned { dataset, node: owner.node.clone(), owner: Box::new(owner) },
         None => VolumeError::Fs { dataset, source: FsError::Busy("it was opened elsewhere meanwhile: try again") },
     })
 }

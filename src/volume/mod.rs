@@ -1,11 +1,12 @@
 //! One open file system and its life: who owns a dataset, opening it, watching it, closing it.
 //!
 //! ```text
-//!             claim (CAS)           Fs::open fences
+//!   heartbeat, claim (CAS)          Fs::open fences
 //!  released ─────────────▶ claimed ─────────────▶ open ──┬── close: Fs::close, then the owner goes: released
-//!     ▲                       │ open failed              │
-//!     └───────────────────────┘                          ├── left: another process of this node goes on; the owner stays
-//!                                                        └── fenced: dropped and reported; the record is the new owner's
+//!     ▲        ▲              │ open failed              ├── granted away: reported, then closed and released
+//!     └────────┼──────────────┘                          ├── left: another process of this node goes on; the owner stays
+//!   another's ─┘ with a forfeit: its lease must          └── fenced, or taken: dropped and reported; the record is the new owner's
+//!                have ended ([`lease`])
 //! ```
 //!
 //! Nouns: an **owner** is a node's session, written into the dataset's record; **released** means no owner, and only that
@@ -14,12 +15,15 @@
 //! no owner.
 //!
 //! Invariants: a process opens a database only while the record names it; a dataset is opened at most once in a process;
-//! a dataset owned by another node is never opened here, because its journal may hold what is not in the store yet.
+//! what another node owns is opened here only once that owner must have stopped answering (R26): what only its journal holds is
+//! lost then, as with the machine itself.
 //!
-//! A crash leaves the owner in the record: the same node opens it again (its journal is there), a caretaker's claim
-//! yields to anyone (it has no journal). Taking over from a node that is gone is not done here: that needs leases.
+//! A crash leaves the owner in the record: a process on the same folder of journals opens it again at once, others once its lease
+//! has ended; a caretaker's claim yields to anyone (it has no journal).
 
 mod caretaker;
+mod home;
+mod lease;
 mod leave;
 mod ownership;
 mod reading;
@@ -29,13 +33,14 @@ mod views;
 mod volumes;
 
 pub use caretaker::{checkpoint_released, collect_released, detach_released, release_lost, repair_released, seal_released};
+pub use lease::{BootClock, Clock, Forfeit, LeaseSettings, Verdict, Watch};
 pub use ownership::is_caretaker;
 pub use reading::ReadSnapshot;
 pub use served::{Live, OneSnapshot, Served};
 pub use views::{Keeper, View, Views};
 pub use volumes::{Closing, Lost, Volume, VolumeSettings, Volumes, place};
 
-use crate::catalog::CatalogError;
+use crate::catalog::{CatalogError, Owner};
 use crate::fs::FsError;
 use crate::types::{Class, Classify};
 
@@ -44,9 +49,9 @@ pub enum VolumeError {
     #[error("{what} does not exist")]
     NotFound { what: String },
     #[error(
-        "dataset {dataset} is open on node {node}: unmount it there first; if that machine is gone for good, `zerofs-csi dataset release {dataset} --force` takes it"
+        "dataset {dataset} is open on node {node}: unmount it there first, or wait for its lease to end; `zerofs-csi dataset release {dataset} --force` takes it"
     )]
-    Owned { dataset: String, node: String },
+    Owned { dataset: String, node: String, owner: Box<Owner> },
     #[error("dataset {dataset} is being deleted")]
     Deleting { dataset: String },
     #[error("dataset {dataset} is still being created: repeat its creation, or wait")]

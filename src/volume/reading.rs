@@ -28,7 +28,7 @@ impl Announced {
     /// # Errors
     /// [`CatalogError::NotFound`] when the snapshot is not ready, or not any more.
     pub async fn begin(pool: &Catalog, settings: &VolumeSettings, id: SnapshotId) -> Result<(Self, Snapshot), CatalogError> {
-        let me = Owner { node: settings.node.clone(), session: settings.session };
+        let me = Owner::new(&settings.node, settings.session);
         let (reading, snapshot) = pool.begin_reading(id, &me).await?;
         let reading = Mutex::new(Some(reading));
         Ok((Self { pool: pool.clone(), reading, renewed: Mutex::new(Instant::now()) }, snapshot))

@@ -1,14 +1,15 @@
 //! The volumes that one process has open.
 
-use super::VolumeError;
+use super::lease::{End, Forfeit, Held, Keeper, LeaseSettings, Watch};
 use super::ownership::{self, Before};
 use super::served::{Live, Served};
 use super::views::Views;
+use super::{VolumeError, home};
 use crate::catalog::{Catalog, CatalogError, Dataset, Owner, Snapdir};
 use crate::chunk::{ChunkCache, ChunkStore};
 use crate::fs::db::{DbCache, DbPlace};
 use crate::fs::{Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
-use crate::types::{DatasetId, FamilyId, Incarnation, PoolId, SessionId};
+use crate::types::{DatasetId, FamilyId, HomeId, Incarnation, PoolId, SessionId};
 use futures::StreamExt;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -23,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 pub(super) const CLOSES_AT_ONCE: usize = 8;
 /// Reports of lost volumes kept for a slow listener.
 const LOST_QUEUED: usize = 256;
+/// Between tries to close what is given up.
+const HAND_OVER_RETRY: Duration = Duration::from_millis(500);
 
 /// The slot, and the task that watches for losses.
 const HOLDERS_OF_OURS: usize = 2;
@@ -116,6 +119,11 @@ pub struct Volumes {
 
 pub(super) struct Inner {
     settings: VolumeSettings,
+    lease: LeaseSettings,
+    /// Of the folder of journals, once it was asked for.
+    home: tokio::sync::OnceCell<HomeId>,
+    /// One for each pool that a volume was opened in.
+    keepers: Mutex<HashMap<PoolId, Keeper>>,
     /// A slot stays while its volume is open or someone is opening or closing it.
     pub(super) slots: Mutex<HashMap<DatasetId, Arc<Slot>>>,
     lost: broadcast::Sender<Lost>,
@@ -135,6 +143,8 @@ pub(super) struct Slot {
 pub(super) struct Open {
     pub(super) volume: Arc<Volume>,
     pool: Catalog,
+    /// What lets it answer, until it is dropped.
+    _held: Arc<Held>,
     /// Ends the watcher.
     pub(super) closed: CancellationToken,
     /// Its closing has begun: it answers nothing any more, and is closed to the end before it is opened again.
@@ -143,10 +153,13 @@ pub(super) struct Open {
 
 impl Volumes {
     pub fn new(settings: VolumeSettings) -> Self {
-        let views = Views::new(settings.clone());
-        let lost = broadcast::Sender::new(LOST_QUEUED);
-        let inner = Inner { settings, slots: Mutex::default(), lost, views, left: AtomicBool::new(false) };
-        Self { inner: Arc::new(inner) }
+        Self::with_lease(settings, LeaseSettings::default())
+    }
+
+    pub fn with_lease(settings: VolumeSettings, lease: LeaseSettings) -> Self {
+        let (lost, views) = (broadcast::Sender::new(LOST_QUEUED), Views::new(settings.clone()));
+        let (home, keepers, slots, left) = Default::default();
+        Self { inner: Arc::new(Inner { settings, lease, home, keepers, slots, lost, views, left }) }
     }
 
     pub fn settings(&self) -> &VolumeSettings {
@@ -158,9 +171,27 @@ impl Volumes {
         &self.inner.views
     }
 
-    /// This process, as it is written into records.
+    /// This process, as it is written into records, but for its home.
     pub fn owner(&self) -> Owner {
-        Owner { node: self.inner.settings.node.clone(), session: self.inner.settings.session }
+        let settings = &self.inner.settings;
+        Owner { lease_millis: self.inner.lease.millis(), ..Owner::new(&settings.node, settings.session) }
+    }
+
+    async fn owner_at_home(&self) -> Result<Owner, VolumeError> {
+        let home = match &self.inner.settings.journal_dir {
+            Some(dir) => Some(*self.inner.home.get_or_try_init(|| home::of(dir)).await?),
+            None => None,
+        };
+        Ok(Owner { home, ..self.owner() })
+    }
+
+    pub fn lease(&self) -> &LeaseSettings {
+        &self.inner.lease
+    }
+
+    /// Watches a dataset's owner, as its record names it.
+    pub fn watch(&self, pool: &Catalog, dataset: DatasetId, owner: &Owner) -> Watch {
+        Watch::new(pool, dataset, owner, &self.inner.lease)
     }
 
     /// Reports of volumes lost from now on. They are gone from here when they are reported.
@@ -173,6 +204,18 @@ impl Volumes {
     /// # Errors
     /// [`VolumeError::Owned`] when another node has it.
     pub async fn open(&self, pool: &Catalog, dataset: DatasetId) -> Result<Arc<Volume>, VolumeError> {
+        self.open_over(pool, dataset, None).await
+    }
+
+    /// As [`Self::open`], from an owner that must have stopped. What only that owner's journal holds is lost, and it is fenced.
+    ///
+    /// # Errors
+    /// [`VolumeError::Owned`] when another has it by now, or that one came back.
+    pub async fn take_over(&self, pool: &Catalog, dataset: DatasetId, forfeit: &Forfeit) -> Result<Arc<Volume>, VolumeError> {
+        self.open_over(pool, dataset, Some(forfeit)).await
+    }
+
+    async fn open_over(&self, pool: &Catalog, dataset: DatasetId, forfeit: Option<&Forfeit>) -> Result<Arc<Volume>, VolumeError> {
         loop {
             if let Some(volume) = self.get(dataset) {
                 return Ok(volume);
@@ -190,12 +233,16 @@ impl Volumes {
                 self.close(dataset).await?;
                 continue;
             }
-            let opened = Box::pin(self.open_now(pool, dataset)).await;
-            match &opened {
-                Ok(volume) => self.keep(&slot, pool, volume.clone()),
-                Err(_) => self.forget(dataset, &slot),
-            }
-            return opened;
+            return match Box::pin(self.open_now(pool, dataset, forfeit)).await {
+                Ok((volume, held)) => {
+                    self.keep(&slot, pool, volume.clone(), held);
+                    Ok(volume)
+                }
+                Err(error) => {
+                    self.forget(dataset, &slot);
+                    Err(error)
+                }
+            };
         }
     }
 
@@ -297,19 +344,39 @@ impl Volumes {
         }
     }
 
-    async fn open_now(&self, pool: &Catalog, id: DatasetId) -> Result<Arc<Volume>, VolumeError> {
-        let me = self.owner();
-        let (dataset, before) = claim(pool, id, &me).await?;
+    fn keeper(&self, pool: &Catalog) -> Keeper {
+        let mut keepers = self.inner.keepers.lock();
+        let new = || Keeper::new(pool.clone(), &self.owner(), self.inner.lease.clone());
+        keepers.entry(pool.pool().id).or_insert_with(new).clone()
+    }
+
+    async fn open_now(
+        &self,
+        pool: &Catalog,
+        id: DatasetId,
+        forfeit: Option<&Forfeit>,
+    ) -> Result<(Arc<Volume>, Arc<Held>), VolumeError> {
+        let me = self.owner_at_home().await?;
+        let absent = || VolumeError::NotFound { what: format!("dataset {id}") };
+        // Before a heartbeat is written for nothing.
+        let record = pool.dataset_by_id(id).await?.ok_or_else(absent)?.record;
+        ownership::may_take(&record, &me, forfeit)?;
+        let begun = self.keeper(pool).begin(id).await?;
+        let (dataset, before) = claim(pool, id, &me, forfeit).await?;
+        if let (Before::Another, Some(owner)) = (before, &record.owner) {
+            tracing::warn!(dataset = %dataset.name, from = owner.node, session = %owner.session, "taking the dataset over from a node that has stopped: changes that were only in its journal are lost");
+        }
+        begun.held.claimed(begun.life);
         let step = pool.bucket().failpoints().step("volume.open.claimed").await;
         let opened = match step {
-            Ok(()) => self.open_fs(pool, &dataset).await,
+            Ok(()) => self.open_fs(pool, &dataset, &begun.held).await,
             Err(injected) => {
                 let source = FsError::Unavailable(injected.to_string());
                 return Err(VolumeError::Fs { dataset: dataset.name.to_string(), source });
             }
         };
         match opened {
-            Ok(volume) => Ok(Arc::new(volume)),
+            Ok(volume) => Ok((Arc::new(volume), Arc::new(begun.held))),
             Err(error) => {
                 if before == Before::Released
                     && let Err(error) = release(pool, id, &me).await
@@ -321,7 +388,7 @@ impl Volumes {
         }
     }
 
-    async fn open_fs(&self, pool: &Catalog, dataset: &Dataset) -> Result<Volume, VolumeError> {
+    async fn open_fs(&self, pool: &Catalog, dataset: &Dataset, held: &Held) -> Result<Volume, VolumeError> {
         let settings = &self.inner.settings;
         let journal = match &settings.journal_dir {
             Some(dir) => Some(journal_path(dir, dataset).await?),
@@ -329,7 +396,7 @@ impl Volumes {
         };
         let place = place(pool, dataset.family, dataset.incarnation, &settings.cache);
         let chunks = self.chunks(pool, dataset.family);
-        let fs = Fs::open(&place, chunks.clone(), settings.options(dataset, journal))
+        let fs = Fs::open_under(&place, chunks.clone(), settings.options(dataset, journal), held.tenure().clone())
             .await
             .map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?;
         let handle_key = pool.keyring().handle_key(dataset.incarnation, &dataset.handle_secret);
@@ -351,16 +418,26 @@ impl Volumes {
         }
     }
 
-    fn keep(&self, slot: &Arc<Slot>, pool: &Catalog, volume: Arc<Volume>) {
+    fn keep(&self, slot: &Arc<Slot>, pool: &Catalog, volume: Arc<Volume>, held: Arc<Held>) {
         let closed = CancellationToken::new();
         let closing = Arc::new(AtomicBool::new(false));
-        let open = Open { volume: volume.clone(), pool: pool.clone(), closed: closed.clone(), closing: closing.clone() };
+        let tenure = held.tenure().clone();
+        let open =
+            Open { volume: volume.clone(), pool: pool.clone(), _held: held, closed: closed.clone(), closing: closing.clone() };
         *slot.open.write() = Some(open);
-        let (volumes, slot, pool) = (self.clone(), Arc::downgrade(slot), pool.pool().id);
+        let (volumes, slot, pool) = (self.clone(), Arc::downgrade(slot), pool.clone());
         tokio::spawn(async move {
             let why = tokio::select! {
                 () = closed.cancelled() => return,
                 why = volume.fs.stopped() => why,
+                end = tenure.ended() => match end {
+                    End::Granted => return volumes.hand_over(&pool, &volume).await,
+                    // Whoever has it now may not have fenced this one yet.
+                    End::Taken => {
+                        volume.fs.give_up(FsError::Fenced);
+                        FsError::Fenced
+                    }
+                },
             };
             let Some(slot) = slot.upgrade() else { return };
             let _gate = slot.gate.lock().await;
@@ -372,8 +449,26 @@ impl Volumes {
             tracing::error!(dataset = %volume.dataset.name, error = %why, "the volume is lost to this process: its mounts answer ESTALE until they are unmounted");
             volumes.forget(dataset, &slot);
             // Nobody listens in a process without mounts.
-            let _ = volumes.inner.lost.send(Lost { pool, dataset, why });
+            let _ = volumes.inner.lost.send(Lost { pool: pool.pool().id, dataset, why });
         });
+    }
+
+    /// What this session was told to give up (R27): nothing is answered any more, and what was is brought to the store while there is time.
+    async fn hand_over(&self, pool: &Catalog, volume: &Volume) {
+        let dataset = volume.dataset.id();
+        let _ = self.inner.lost.send(Lost { pool: pool.pool().id, dataset, why: FsError::Fenced });
+        let closed = tokio::time::timeout(self.inner.lease.lease, async {
+            while let Err(error) = self.close(dataset).await {
+                tracing::warn!(dataset = %volume.dataset.name, %error, "a volume that is given up could not be closed yet");
+                tokio::time::sleep(HAND_OVER_RETRY).await;
+            }
+        });
+        if closed.await.is_err() {
+            volume.fs.give_up(FsError::Fenced);
+            tracing::error!(dataset = %volume.dataset.name, "a volume that was given up could not be closed in time: who takes it does not find what only this node's journal has");
+        } else if let Err(error) = pool.remove_grant(self.inner.settings.session, dataset).await {
+            tracing::debug!(%error, "a grant that was heeded stays until the dataset is opened here again");
+        }
     }
 }
 
@@ -393,10 +488,15 @@ async fn journal_path(dir: &std::path::Path, dataset: &Dataset) -> Result<PathBu
 }
 
 /// Writes `me` into the record.
-pub(super) async fn claim(pool: &Catalog, id: DatasetId, me: &Owner) -> Result<(Dataset, Before), VolumeError> {
+pub(super) async fn claim(
+    pool: &Catalog,
+    id: DatasetId,
+    me: &Owner,
+    forfeit: Option<&Forfeit>,
+) -> Result<(Dataset, Before), VolumeError> {
     let mut answer = None;
     let swapped = pool
-        .update_dataset(id, |dataset| match ownership::take(dataset, me) {
+        .update_dataset(id, |dataset| match ownership::take(dataset, me, forfeit) {
             Ok(before) => {
                 answer = Some(Ok(before));
                 Ok(())

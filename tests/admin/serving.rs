@@ -127,7 +127,7 @@ async fn a_dataset_is_released_from_a_node_that_is_gone() {
     let cli = Cli::with_pool();
     cli.ok(&["dataset", "create", "web", "--size", "1Gi"]);
     let config = cli.path().join("config.yaml");
-    std::fs::write(&config, "ownerTimeout: 3s\nmailInterval: 50ms\n").unwrap();
+    std::fs::write(&config, "ownerTimeout: 3s\nmailInterval: 50ms\nlease: 5s\n").unwrap();
     let config = config.display().to_string();
     let serving = Serving::start_with(&cli, &["--config", &config]);
     let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
@@ -135,8 +135,8 @@ async fn a_dataset_is_released_from_a_node_that_is_gone() {
     write(&client, &root, "kept", vec![7; 100_000]).await;
     let grown = cli.json(&["dataset", "expand", "web", "3Gi"]);
     assert_eq!(grown["size_bytes"], 3u64 << 30, "{grown}");
-    let refused = cli.run(&["dataset", "release", "web", "--force", "--config", &config]);
-    assert!(refused.code == 13 && refused.err.contains("which answers"), "{refused:?}");
+    let refused = cli.run(&["dataset", "release", "web", "--config", &config]);
+    assert!(refused.code == 13 && refused.err.contains("in use"), "{refused:?}");
     serving.kill();
     let refused = cli.run(&["dataset", "release", "web", "--config", &config]);
     assert!(refused.code == 13 && refused.err.contains("journal"), "{refused:?}");

@@ -104,7 +104,7 @@ mod lives {
         assert_eq!(lost.class(), Class::InProgress);
         assert!(matches!(pool.remove_dataset(id).await, Err(CatalogError::Precondition { .. })));
 
-        let owner = Owner { node: "n1".into(), session: SessionId::random() };
+        let owner = Owner::new("n1", SessionId::random());
         let owned = pool.update_dataset(id, |d| {
             d.owner = Some(owner.clone());
             Ok(())
@@ -205,11 +205,11 @@ mod pools {
         let bucket = Bucket::memory();
         let missing = Catalog::open(bucket.clone(), None).await.unwrap_err();
         assert!(
-            matches!(&missing, CatalogError::NotFound { .. }) && missing.to_string().contains("zerofs-csi pool create"),
+            matches!(&missing, CatalogError::NoPool { .. }) && missing.to_string().contains("zerofs-csi pool create"),
             "{missing}"
         );
         let made = Catalog::create(bucket.clone(), None).await.unwrap();
-        assert!(matches!(Catalog::create(bucket.clone(), None).await, Err(CatalogError::Exists { .. })));
+        assert!(matches!(Catalog::create(bucket.clone(), None).await, Err(CatalogError::PoolExists)));
         assert_eq!(Catalog::open(bucket.clone(), None).await.unwrap().pool(), made.pool());
         assert!(bucket.list("probe").await.unwrap().is_empty());
     }

@@ -80,6 +80,15 @@ impl Home {
         self.store.as_ref().expect("a pool in memory")
     }
 
+    /// As when the node is lost. The folder's identity stays: a node without it takes its volumes back only when its own lease has ended, which is
+    /// tested elsewhere.
+    pub fn lose_journals(&self) {
+        let entries = std::fs::read_dir(self.journals()).map(|found| found.flatten().map(|entry| entry.path()).collect::<Vec<_>>());
+        for path in entries.unwrap_or_default().into_iter().filter(|path| path.file_name().is_none_or(|name| name != "home")) {
+            let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        }
+    }
+
     pub fn journals(&self) -> PathBuf {
         self.folder.join("journals")
     }

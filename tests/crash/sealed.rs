@@ -35,7 +35,7 @@ fn pool(folder: &std::path::Path, secret: Option<Secret>) -> (Home, Tree) {
         let mut process = Process::start(&the_home, |_| {}, script).await;
         process.play(Expected { first: 0, last: 0, next: 0 }, |_| {}).await.unwrap();
     });
-    std::fs::remove_dir_all(home.journals()).unwrap();
+    home.lose_journals();
     (home, tree)
 }
 
@@ -46,7 +46,7 @@ fn look(home: &Home) -> Result<Tree, (Class, String)> {
         let process = Process::start(&the_home, |_| {}, script).await;
         process.look().await
     });
-    let _ = std::fs::remove_dir_all(home.journals());
+    home.lose_journals();
     seen
 }
 

@@ -42,6 +42,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("fs.db.detach.dropped", "tests/lifecycle/standing.rs"),
     ("volume.care.claimed", "tests/lifecycle/steps.rs"),
     ("control.release.begin", "tests/lifecycle/takeover.rs"),
+    ("control.release.granted", "tests/lifecycle/takeover.rs"),
     ("volume.lost.claimed", "tests/lifecycle/takeover.rs"),
     ("volume.lost.fenced", "tests/lifecycle/takeover.rs"),
     // Packs that are mostly dead.
@@ -51,6 +52,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     // An administrator's repair.
     ("fs.check.before-mend", "tests/crash/repair.rs"),
     ("fs.check.mended", "tests/crash/repair.rs"),
+    // A lease that lapsed.
+    ("volume.lease.before-confirm", "tests/lifecycle/leases.rs"),
     // Collection deletes through the bucket.
     ("chunk.before-pack-delete", "tests/chunk/packing.rs"),
     ("chunk.after-pack-delete", "tests/chunk/packing.rs"),
@@ -201,7 +204,7 @@ fn play(case: &Case) -> bool {
     }
     let expected = match case.death {
         Death::LostNode => {
-            let _ = std::fs::remove_dir_all(home.journals());
+            home.lose_journals();
             Expected { first: progress.durable(&script), last: progress.acked + 1, next: progress.acked }
         }
         Death::Failed | Death::Killed => Expected { first: progress.acked, last: progress.acked + 1, next: progress.acked },

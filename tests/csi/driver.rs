@@ -52,13 +52,18 @@ impl Driver {
 
     /// On a pool and a state folder that may have been used before.
     pub async fn run(dir: Arc<TempDir>, mounter: FakeMounter) -> Self {
+        Self::seated(dir, "", mounter, "").await
+    }
+
+    /// One of several machines on the pool of a folder; `settings` are lines of its configuration.
+    pub async fn seated(dir: Arc<TempDir>, seat: &str, mounter: FakeMounter, settings: &str) -> Self {
         // Shown for a test that fails.
         tracing_subscriber::fmt().with_test_writer().with_max_level(tracing::Level::WARN).try_init().ok();
         let pool = dir.path().join("pool");
-        let config = Config::parse(&format!("pools:\n  default:\n    url: file://{}\n", pool.display())).unwrap();
-        let socket = dir.path().join("csi.sock");
+        let config = Config::parse(&format!("pools:\n  default:\n    url: file://{}\n{settings}", pool.display())).unwrap();
+        let socket = dir.path().join(format!("{seat}csi.sock"));
         let options = ServeOptions {
-            state_dir: dir.path().join("state"),
+            state_dir: dir.path().join(format!("{seat}state")),
             csi_endpoint: Some(socket.clone()),
             nfs_listen: None,
             nfs_peers: Peers::Privileged,

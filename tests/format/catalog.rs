@@ -48,7 +48,12 @@ fn dataset() -> Dataset {
             snapdir: Snapdir::Hidden,
         },
         access_modes: vec!["SINGLE_NODE_WRITER".into()],
-        owner: Some(Owner { node: "node-1".into(), session: SessionId::from_bytes([4; 16]) }),
+        owner: Some(Owner {
+            home: Some(HomeId::from_bytes([10; 16])),
+            lease_millis: 45_000,
+            regained: 2,
+            ..Owner::new("node-1", SessionId::from_bytes([4; 16]))
+        }),
         handle_secret: [5; 16],
         parameters: BTreeMap::from([("sync".into(), "always".into())]),
         snapshot_serial: 18,
@@ -79,6 +84,11 @@ fn snapshot() -> Snapshot {
     }
 }
 
+fn grant() -> Grant {
+    let dataset = DatasetId { key: NameKey::of("dataset", "d"), incarnation: Incarnation::from_bytes([7; 16]) };
+    Grant { dataset, why: GrantReason::OutOfService, by: "controller-1".into(), created: Timestamp::from_nanos(42) }
+}
+
 #[test]
 fn records() {
     let pool = |encryption| PoolRecord { id: pool_id(), created: Timestamp::from_nanos(42), features: vec![], encryption };
@@ -88,7 +98,9 @@ fn records() {
     check("datasets/k/00000000000000000007", Some(dataset()), include_str!("golden/dataset.json"));
     let before = include_str!("golden/dataset-before-serials.json");
     let (_, old) = decode_record::<Dataset>("datasets/k/00000000000000000007", before.as_bytes()).unwrap();
-    assert_eq!(old, Some(Dataset { snapshot_serial: 0, detached: false, ..dataset() }), "as written before the fields were added");
+    let owner = Some(Owner::new("node-1", SessionId::from_bytes([4; 16])));
+    let then = Dataset { snapshot_serial: 0, detached: false, owner, ..dataset() };
+    assert_eq!(old, Some(then), "as written before the fields were added");
     let shown = Properties { snapdir: Snapdir::Visible, ..dataset().properties };
     let text = serde_json::to_string(&shown).unwrap();
     assert!(text.ends_with(r#","root_mode":1533,"snapdir":"visible"}"#), "{text}");
@@ -96,6 +108,9 @@ fn records() {
     let claim = SnapshotNameClaim { name: "snapshot-1".into(), snapshot: snapshot_id() };
     check("names/snapshot/k/00000000000000000001", Some(claim), include_str!("golden/name-claim.json"));
     check::<Dataset>("datasets/k/00000000000000000008", None, include_str!("golden/end.json"));
+    let heartbeat = Heartbeat { node: "node-1".into(), lease_millis: 45_000 };
+    check("nodes/s/heartbeat/00000000000000000001", Some(heartbeat), include_str!("golden/heartbeat.json"));
+    check("nodes/s/grant/d", Some(grant()), include_str!("golden/grant.json"));
 }
 
 /// Where the records are is as much of the format as what they hold.
@@ -105,12 +120,17 @@ async fn keys() {
     pool.insert_dataset(Dataset { name: "d".parse().unwrap(), ..dataset() }).await.unwrap();
     pool.insert_snapshot(snapshot()).await.unwrap();
     pool.claim_csi_snapshot_name("snapshot-1", snapshot_id()).await.unwrap();
+    let session = SessionId::from_bytes([4; 16]);
+    pool.put_heartbeat(session, 3, &Heartbeat { node: "node-1".into(), lease_millis: 45_000 }).await.unwrap();
+    pool.put_grant(session, &grant()).await.unwrap();
     let keys: Vec<_> = pool.bucket().list("").await.unwrap().into_iter().map(|l| l.key).collect();
     assert_eq!(
         keys,
         [
             format!("datasets/{}/00000000000000000001", NameKey::of("dataset", "d")),
             format!("names/snapshot/{}/00000000000000000001", NameKey::of("csi-snapshot", "snapshot-1")),
+            format!("nodes/{session}/grant/{}", grant().dataset),
+            format!("nodes/{session}/heartbeat/00000000000000000003"),
             "pool/00000000000000000001".to_owned(),
             format!("snapshots/{}/{}/00000000000000000001", Incarnation::from_bytes([7; 16]), NameKey::of("snapshot", "s")),
         ]

@@ -3,6 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "../support/fault.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod fault;
+mod handing_over;
+mod leases;
 mod leaving;
 mod mailbox;
 mod orders;
@@ -14,11 +19,14 @@ mod space;
 mod standing;
 mod steps;
 mod takeover;
+mod two_owners;
 mod unfinished;
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use zerofs_csi::bucket::Bucket;
 use zerofs_csi::catalog::{Catalog, Properties};
@@ -28,7 +36,7 @@ use zerofs_csi::fs::FsMemory;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
 use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::types::{EntryName, SessionId, VolumeHandle};
-use zerofs_csi::volume::{VolumeSettings, Volumes};
+use zerofs_csi::volume::{BootClock, Clock, LeaseSettings, VolumeSettings, Volumes};
 
 /// The stack of the program's own threads: unoptimised futures of the database are large.
 const STACK_BYTES: usize = 8 << 20;
@@ -56,16 +64,22 @@ impl World {
 
     /// Another process on the same pool.
     pub fn on(catalog: Catalog, node: &str) -> Self {
-        let volumes = Volumes::new(VolumeSettings {
+        Self::under(catalog, node, None, LeaseSettings::default())
+    }
+
+    /// With its journals in a folder, and with its own idea of time.
+    pub fn under(catalog: Catalog, node: &str, journal_dir: Option<PathBuf>, lease: LeaseSettings) -> Self {
+        let settings = VolumeSettings {
             node: node.to_owned(),
             session: SessionId::random(),
-            journal_dir: None,
+            journal_dir,
             cache: DbCache::new(16 << 20),
             chunk_cache: ChunkCache::memory(16 << 20),
             flush_interval: Duration::from_millis(200),
             memory: FsMemory::new(16 << 20, 8 << 20),
             volumes_max: 64,
-        });
+        };
+        let volumes = Volumes::with_lease(settings, lease);
         let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());
         Self { catalog, volumes, controller: Arc::new(controller.with_owner_timeout(Duration::from_secs(20))) }
     }
@@ -154,4 +168,29 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 /// Bytes that are a function of a seed.
 pub fn data(seed: u64, len: usize) -> Vec<u8> {
     (0..len as u64).map(|i| ((i ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+}
+
+/// A clock that goes on when it is told to.
+#[derive(Default)]
+pub struct Driven(AtomicU64);
+
+impl Driven {
+    pub fn advance(&self, by: Duration) {
+        self.0.fetch_add(u64::try_from(by.as_nanos()).unwrap(), Ordering::SeqCst);
+    }
+}
+
+impl Clock for Driven {
+    fn now(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// A clock that goes so many times faster.
+pub struct Fast(pub u32);
+
+impl Clock for Fast {
+    fn now(&self) -> Duration {
+        BootClock.now() * self.0
+    }
 }

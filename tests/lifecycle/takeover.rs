@@ -1,15 +1,16 @@
 //! A node opens a volume while a controller works on it: the node is never fenced, and the controller's work is still done.
 
-use super::{World, data};
+use super::{Fast, World, data};
+use crate::leases::{LEASE, Pool, patiently, write};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Controller, Journal, Source, mail};
+use zerofs_csi::control::{Journal, Source, mail};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::EntryName;
-use zerofs_csi::volume::is_caretaker;
+use zerofs_csi::volume::{LeaseSettings, is_caretaker};
 
 /// The controller stands between its claim and its opening of the database while a node takes the volume over.
 async fn race(opened_before: bool) {
@@ -96,31 +97,29 @@ fn the_serial_of_a_deleted_snapshot_is_not_used_again() {
 #[test]
 fn a_volume_of_a_lost_node_is_released_by_the_repeated_call() {
     super::run(async {
-        for step in ["control.release.begin", "volume.lost.claimed", "volume.lost.fenced"] {
-            let lost = World::new().await;
-            let volume = lost.create("v", None).await.unwrap().handle;
-            let open = lost.volumes.open(&lost.catalog, volume.dataset).await.unwrap();
-            let name = EntryName::try_from(&b"kept"[..]).unwrap();
-            let how = CreateHow::Unchecked(SetAttr { mode: Some(0o644), ..SetAttr::default() });
-            let file = open.fs.create(&Caller::root(), open.fs.root(), &name, how).await.unwrap().attr.file;
+        for step in ["control.release.begin", "control.release.granted", "volume.lost.claimed", "volume.lost.fenced"] {
+            let pool = Pool::new().await;
+            let (lost, later) = (pool.node("node-a").await, pool.node("node-b").await);
+            let volume = lost.world.create("v", None).await.unwrap().handle;
+            let open = lost.open(volume).await;
             let bytes = data(3, 50_000);
-            open.fs.write(&Caller::root(), file, 0, Bytes::from(bytes.clone()), Stability::FileSync).await.unwrap();
-
-            let elsewhere = World::on(lost.catalog.clone(), "controller-1");
-            let failpoints = lost.catalog.bucket().failpoints().clone();
-            failpoints.set(step, "1*return").unwrap();
-            // Nobody reads the lost node's mail.
-            let controller = Controller::new(elsewhere.controller.pools().clone(), elsewhere.volumes.clone());
-            let controller = controller.with_owner_timeout(Duration::from_millis(300));
-            let release = || controller.release_volume(volume, Journal::GivenUp);
+            let file = write(&open, "kept", &bytes).await;
+            lost.store.die();
+            // Time goes fast where the release is asked for.
+            let lease = LeaseSettings { clock: Arc::new(Fast(100)), ..LeaseSettings::default() };
+            let elsewhere = World::under(later.world.catalog.clone(), "controller-1", None, lease);
+            elsewhere.catalog.bucket().failpoints().set(step, "1*return").unwrap();
+            let release = || elsewhere.controller.release_volume(volume, Journal::GivenUp);
             release().await.expect_err(step);
             release().await.unwrap_or_else(|error| panic!("{step}: {error}"));
-            let record = lost.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
+            let record = later.world.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
             assert!(record.owner.as_ref().is_none_or(is_caretaker), "{step}: {:?}", record.owner);
-            assert!(elsewhere.read(volume).await["kept"] == bytes, "{step}");
+            assert!(later.world.read(volume).await["kept"] == bytes, "{step}");
             // Whoever was given up learns it from the store.
-            let late = open.fs.write(&Caller::root(), file, 0, Bytes::from_static(b"late"), Stability::FileSync).await;
-            assert!(late.is_err(), "{step}: the old owner is fenced");
+            lost.store.heal();
+            lost.clock.advance(LEASE);
+            let late = || async { open.fs.write(&Caller::root(), file, 0, Bytes::from_static(b"late"), Stability::FileSync).await };
+            assert!(patiently(late).await.is_err(), "{step}: the old owner is fenced");
         }
     });
 }

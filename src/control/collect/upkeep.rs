@@ -215,7 +215,7 @@ mod tests {
         let kept = snapshot(7, &owner, State::Ready, &[2]);
         assert_eq!(grown(vec![kept], many("manifest", 5, SystemTime::UNIX_EPOCH)), 0, "a snapshot and its clone keep two");
         let mut taken = owner.clone();
-        taken.owner = Some(crate::catalog::Owner { node: "n".into(), session: SessionId::from_bytes([1; 16]) });
+        taken.owner = Some(crate::catalog::Owner::new("n", SessionId::from_bytes([1; 16])));
         let listing = Listing { datasets: vec![taken], snapshots: vec![], ..Listing::default() };
         let objects = BTreeMap::from([(owner.incarnation, many("wal", 5, SystemTime::UNIX_EPOCH))]);
         assert!(overgrown(&listing, &objects, now).is_empty(), "its owner does it");

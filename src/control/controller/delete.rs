@@ -1,25 +1,44 @@
 //! DeleteVolume and DeleteSnapshot: a tombstone, answered at once. The collector does the rest when nothing depends (R14).
 
 use super::Controller;
-use crate::catalog::{CatalogError, State};
+use crate::catalog::{CatalogError, Dataset, Owner, State};
 use crate::control::{Collector, ControlError, Pool};
-use crate::types::{SnapshotHandle, SnapshotId, VolumeHandle};
+use crate::types::{DatasetId, SnapshotHandle, SnapshotId, VolumeHandle};
 use crate::volume::is_caretaker;
 
 impl Controller {
-    /// Absent counts as deleted.
+    /// Absent counts as deleted. What a node has that died is taken from it first.
     ///
     /// # Errors
     /// [`ControlError::Precondition`] while a node has the volume open.
     pub async fn delete_volume(&self, volume: VolumeHandle) -> Result<(), ControlError> {
         let pool = self.pool_to_delete_from(volume.pool)?;
         let _call = self.enter_volume(volume.dataset)?;
-        let mut owner = None;
+        if let Some((dataset, owner)) = self.tombstone_volume(pool, volume.dataset).await? {
+            let released = self.release_dead(pool, &dataset, &owner).await?;
+            let still = if released { self.tombstone_volume(pool, volume.dataset).await? } else { Some((dataset, owner)) };
+            if let Some((dataset, owner)) = still {
+                let (name, node) = (&dataset.name, &owner.node);
+                let why = format!(
+                    "volume {name} is open on node {node}: unmount it there (`serve` closes it some minutes later, or when it stops), then \
+                     repeat; or take it from there with `zerofs-csi dataset release {name} --force`"
+                );
+                return Err(ControlError::Precondition(why));
+            }
+        }
+        pool.step("control.delete.tombstone").await?;
+        self.tombstoned.notify_one();
+        Ok(())
+    }
+
+    /// Answers who has it open, if somebody has.
+    async fn tombstone_volume(&self, pool: &Pool, id: DatasetId) -> Result<Option<(Dataset, Owner)>, ControlError> {
+        let mut open = None;
         let changed = pool
             .catalog
-            .update_dataset(volume.dataset, |dataset| {
-                owner = dataset.owner.clone().filter(|owner| !is_caretaker(owner)).map(|owner| (dataset.name.clone(), owner.node));
-                if owner.is_some() {
+            .update_dataset(id, |dataset| {
+                open = dataset.owner.clone().filter(|owner| !is_caretaker(owner)).map(|owner| (dataset.clone(), owner));
+                if open.is_some() {
                     return Err(CatalogError::Precondition { what: format!("volume {}", dataset.name), why: "it is open".into() });
                 }
                 if matches!(dataset.state, State::Ready | State::Creating) {
@@ -28,20 +47,11 @@ impl Controller {
                 Ok(())
             })
             .await;
-        match (changed, owner) {
-            (Ok(_), _) | (Err(CatalogError::NotFound { .. }), _) => {}
-            (Err(_), Some((name, node))) => {
-                let why = format!(
-                    "volume {name} is open on node {node}: unmount it there (`serve` closes it some minutes later, or when it stops), then \
-                     repeat; if that machine is gone for good, `zerofs-csi dataset release {name} --force` first"
-                );
-                return Err(ControlError::Precondition(why));
-            }
-            (Err(error), None) => return Err(error.into()),
+        match (changed, open) {
+            (Ok(_), _) | (Err(CatalogError::NotFound { .. }), _) => Ok(None),
+            (Err(_), Some(open)) => Ok(Some(open)),
+            (Err(error), None) => Err(error.into()),
         }
-        pool.step("control.delete.tombstone").await?;
-        self.tombstoned.notify_one();
-        Ok(())
     }
 
     /// Absent counts as deleted. Clones made from it keep its data, not its name.

@@ -1,10 +1,19 @@
-//! Releasing a volume whose owner is gone for good.
+//! Taking a volume from its owner: by asking it, or by a grant (R27).
+//!
+//! A grant is how whoever knows that nothing uses a volume on a node any more says so: an administrator, or what watches the cluster (the node is gone,
+//! or tainted out-of-service, or no pod with the claim is left there). It is written into the owner's own folder. An owner that is alive reads it with
+//! its next renewal, serves the volume no more, closes and releases it. One that is not has stopped when its lease is over.
 
 use super::Controller;
-use crate::catalog::State;
-use crate::control::{ControlError, mail};
-use crate::types::VolumeHandle;
+use crate::catalog::{Dataset, Grant, GrantReason, Owner, State};
+use crate::control::take::{self, Life, Outcome};
+use crate::control::{ControlError, Pool, mail};
+use crate::types::{Timestamp, VolumeHandle};
 use crate::volume::{is_caretaker, release_lost};
+use std::time::Duration;
+
+/// How long a deletion waits for the lease of a node that is silent: within the minute of csi-provisioner's call.
+const DELETE_PATIENCE: Duration = Duration::from_secs(50);
 
 /// Whether the caller knows that what only the owner's journal holds is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,37 +23,105 @@ pub enum Journal {
 }
 
 impl Controller {
-    /// Takes the volume from its owner, which must not answer; the name of the node that had it. Not owned counts as released.
+    /// Tells the volume's owner to give it up, and lets other nodes take it once it must have. Returns at once; the name of that node. Not
+    /// owned counts as granted.
+    pub async fn grant_volume(&self, volume: VolumeHandle, why: GrantReason) -> Result<Option<String>, ControlError> {
+        let (pool, dataset) = self.dataset_to_release(volume).await?;
+        let Some(owner) = owner_of(&dataset) else { return Ok(None) };
+        self.grant(pool, &dataset, owner, why).await?;
+        Ok(Some(owner.node.clone()))
+    }
+
+    /// Has the volume released by its owner; the name of the node that had it. Not owned counts as released. With the journal given up
+    /// this waits until the owner has heeded a grant, or must have stopped: its lease at most.
     ///
     /// # Errors
-    /// [`ControlError::Precondition`] while the owner answers, or unless its journal is given up.
+    /// [`ControlError::Precondition`] unless its journal is given up: while the owner uses it, or does not answer.
     pub async fn release_volume(&self, volume: VolumeHandle, journal: Journal) -> Result<Option<String>, ControlError> {
-        let absent = || ControlError::NotFound { what: format!("volume {volume}") };
-        let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
         let _call = self.enter_volume(volume.dataset)?;
-        let dataset = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
-        if dataset.state != State::Ready {
-            return Err(absent());
-        }
-        let Some(owner) = dataset.owner.clone().filter(|owner| !is_caretaker(owner)) else { return Ok(None) };
-        let (name, node) = (&dataset.name, &owner.node);
+        let (pool, dataset) = self.dataset_to_release(volume).await?;
+        let Some(owner) = owner_of(&dataset) else { return Ok(None) };
         if self.volumes.get(volume.dataset).is_some() {
+            let name = &dataset.name;
             return Err(ControlError::Precondition(format!("volume {name} is open in this process: unmount it, then repeat")));
         }
-        if mail::ask_for_life(pool, &dataset, &owner, self.owner_timeout).await.is_ok() {
-            return Err(ControlError::Precondition(format!(
-                "volume {name} is open on node {node}, which answers: unmount it there, then repeat"
-            )));
+        match journal {
+            Journal::MayHoldMore => self.release_kindly(pool, &dataset, owner).await?,
+            Journal::GivenUp => self.release_by_force(pool, &dataset, owner).await?,
         }
-        if journal == Journal::MayHoldMore {
+        Ok(Some(owner.node.clone()))
+    }
+
+    async fn dataset_to_release(&self, volume: VolumeHandle) -> Result<(&Pool, Dataset), ControlError> {
+        let absent = || ControlError::NotFound { what: format!("volume {volume}") };
+        let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
+        let dataset = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
+        if dataset.state == State::Ready { Ok((pool, dataset)) } else { Err(absent()) }
+    }
+
+    async fn release_kindly(&self, pool: &Pool, dataset: &Dataset, owner: &Owner) -> Result<(), ControlError> {
+        let (name, node) = (&dataset.name, &owner.node);
+        if mail::ask_for_life(pool, dataset, owner, self.owner_timeout).await.is_err() {
             return Err(ControlError::Precondition(format!(
                 "volume {name} belongs to node {node}, which does not answer: start it again, and nothing is lost; or, if that \
                  machine is gone for good, repeat with --force, which gives up what only its journal holds (up to some seconds of \
                  changes that were not synced)"
             )));
         }
-        pool.step("control.release.begin").await?;
-        release_lost(self.volumes.settings(), &pool.catalog, volume.dataset, &owner).await?;
-        Ok(Some(owner.node))
+        let asked = mail::ask_to_hand_over(pool, name.as_str(), dataset.id(), owner, self.owner_timeout).await;
+        asked.map_err(|error| {
+            ControlError::Precondition(format!(
+                "volume {name} is open on node {node}, which answers ({error}): unmount it there, then repeat; or release it by force, \
+                 and its mounts there answer ESTALE"
+            ))
+        })
     }
+
+    async fn release_by_force(&self, pool: &Pool, dataset: &Dataset, owner: &Owner) -> Result<(), ControlError> {
+        pool.step("control.release.begin").await?;
+        self.grant(pool, dataset, owner, GrantReason::Administrator).await?;
+        pool.step("control.release.granted").await?;
+        let lease_secs = self.volumes.lease().lease.as_secs().max(owner.lease_millis / 1000);
+        tracing::warn!(volume = %dataset.name, node = owner.node, lease_secs, "the node is told to give the volume up: waiting until it has, or until its lease must have ended");
+        let waited = take::until_stopped(pool, &self.volumes, dataset.id(), owner, Life::Tolerated).await?;
+        if let Outcome::Stopped(forfeit) = waited {
+            release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &forfeit).await?;
+        }
+        if let Err(error) = pool.catalog.remove_grant(owner.session, dataset.id()).await {
+            tracing::debug!(%error, "a grant that has done its work stays until it is collected");
+        }
+        Ok(())
+    }
+
+    /// Before a deletion, which needs nothing of the owner's journal: whether the volume is nobody's any more. One that is alive keeps it.
+    pub(super) async fn release_dead(&self, pool: &Pool, dataset: &Dataset, owner: &Owner) -> Result<bool, ControlError> {
+        if self.volumes.get(dataset.id()).is_some() {
+            return Ok(false);
+        }
+        let waited = tokio::select! {
+            // It answers sooner than it shows.
+            Ok(()) = mail::ask_for_life(pool, dataset, owner, self.owner_timeout) => return Ok(false),
+            waited = take::until_stopped(pool, &self.volumes, dataset.id(), owner, Life::Decides) => waited?,
+            () = tokio::time::sleep(DELETE_PATIENCE) => return Ok(false),
+        };
+        match waited {
+            Outcome::Released => Ok(true),
+            Outcome::Alive => Ok(false),
+            Outcome::Stopped(forfeit) => {
+                release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &forfeit).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn grant(&self, pool: &Pool, dataset: &Dataset, owner: &Owner, why: GrantReason) -> Result<(), ControlError> {
+        let by = self.volumes.settings().node.clone();
+        let grant = Grant { dataset: dataset.id(), why, by, created: Timestamp::now() };
+        Ok(pool.catalog.put_grant(owner.session, &grant).await?)
+    }
+}
+
+/// Who has it, a caretaker left out.
+fn owner_of(dataset: &Dataset) -> Option<&Owner> {
+    dataset.owner.as_ref().filter(|owner| !is_caretaker(owner))
 }

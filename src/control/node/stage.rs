@@ -1,6 +1,6 @@
 //! Stage and unstage: a volume opened, served and mounted once on this node.
 
-use super::super::ControlError;
+use super::super::{ControlError, take};
 use super::address::candidates;
 use super::agent::{NodeAgent, Staged, State};
 use super::endpoint::{EndpointError, Endpoints};
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -38,8 +39,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     pub async fn stage(&self, wanted: Stage) -> Result<(), ControlError> {
         let _call = self.enter(wanted.volume).await?;
         mount::check_options(&wanted.options)?;
+        let deadline = Instant::now() + self.settings.hold;
         match self.settled(wanted.volume).await? {
-            State::Idle => self.stage_new(wanted).await,
+            State::Idle => self.stage_new(wanted, deadline).await,
             State::Staged(staged) => self.stage_again(&staged, &wanted).await,
             State::Opening | State::Lost(_) => Err(ControlError::Precondition(format!(
                 "volume {} was lost to another owner while it was staged here: unstage it first (delete its pods)",
@@ -68,7 +70,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         self.mount(staged).await
     }
 
-    async fn stage_new(&self, wanted: Stage) -> Result<(), ControlError> {
+    async fn stage_new(&self, wanted: Stage, deadline: Instant) -> Result<(), ControlError> {
         let volume = wanted.volume;
         let pool = self.pools.by_id(volume.pool)?.ok_or_else(|| ControlError::NotFound {
             what: format!("pool {} of volume {volume} (it is not configured on this node)", volume.pool),
@@ -79,7 +81,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         // The intent first: after a crash from here on the next start knows that the volume may be open.
         self.records.write(&record).await?;
         let brought = async {
-            let open = self.volumes.open(&pool.catalog, volume.dataset).await?;
+            // Kubelet asks again after minutes: waiting for another node's lease in here is the faster way (R27).
+            let patience = deadline.saturating_duration_since(Instant::now());
+            let open = take::open(pool, &self.volumes, volume.dataset, patience).await?;
             record.endpoint = Some(self.serve(&open).await?);
             self.records.write(&record).await?;
             let staged = Staged { record, volume: open };

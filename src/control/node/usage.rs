@@ -6,6 +6,7 @@ use super::endpoint::Endpoints;
 use crate::fs::api::{FileSystem, StatFs};
 use crate::mount::Mounter;
 use crate::types::{DatasetId, VolumeHandle};
+use crate::volume::{Closing, Volumes};
 use futures::future::BoxFuture;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +15,11 @@ use std::sync::Arc;
 pub trait Mounts: Send + Sync + 'static {
     /// Writes the dirty pages of a volume's mount to it, within a time limit. Not mounted here counts as done.
     fn sync(&self, dataset: DatasetId) -> BoxFuture<'_, Result<(), ControlError>>;
+
+    /// Closes and releases a volume that nothing here uses: another node asks for it (R27). What is staged is held, and so in use.
+    fn hand_over<'a>(&'a self, volumes: &'a Volumes, dataset: DatasetId) -> BoxFuture<'a, Result<Closing, ControlError>> {
+        Box::pin(async move { Ok(volumes.close_unused(dataset).await?) })
+    }
 }
 
 /// Of a process that mounts nothing.

@@ -324,6 +324,11 @@ impl Committer {
         verified.and(self.shared.check())
     }
 
+    /// Stops for good: somebody else is known to have the dataset.
+    pub fn give_up(&self, reason: FsError) {
+        self.shared.stop(reason);
+    }
+
     /// Whether it still serves, or still closes.
     pub fn has_not_stopped(&self) -> bool {
         self.shared.check().is_ok()

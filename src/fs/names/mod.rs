@@ -49,7 +49,7 @@ use crate::types::{InodeNo, Timestamp};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use table::Slotted;
+use table::{Filled, Slotted};
 
 /// How often an operation starts over because a name led elsewhere once its nodes were locked.
 const TRIES: usize = 64;
@@ -118,7 +118,9 @@ impl Names {
                     let Some(row) = self.committer.get(&key::inode(ino)).await? else { return Ok(None) };
                     // What changed it was submitted by now.
                     let last = self.committer.last();
-                    return Ok(Some(claim.fill(Node::new(ino, Inode::decode(&row)?, last))));
+                    if let Filled::Ready(node) = claim.fill(Node::new(ino, Inode::decode(&row)?, last)) {
+                        return Ok(Some(node));
+                    }
                 }
             }
         }

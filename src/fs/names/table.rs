@@ -46,8 +46,11 @@ enum Slot {
         node: Arc<Node>,
         used: bool,
     },
-    /// Cancelled when the load has ended, well or not.
-    Loading(CancellationToken),
+    /// Being loaded under the claim of this number. The token is cancelled when the load has ended, well or not.
+    Loading {
+        claim: u64,
+        ended: CancellationToken,
+    },
 }
 
 struct Shard {
@@ -60,6 +63,7 @@ pub struct Table {
     shards: Vec<Mutex<Shard>>,
     shard_nodes_max: usize,
     rows_max: usize,
+    claims: AtomicU64,
     askers: AtomicU64,
     /// Directory entries known, over all directories.
     entries: AtomicUsize,
@@ -76,25 +80,46 @@ pub enum Slotted {
 }
 
 /// The right to load an inode. Dropped before it is [filled](Self::fill), it is free to be loaded by another.
+///
+/// It ends unnoticed when the inode is made meanwhile: an old handle may name a number that was lost with its node and is given out anew (R7).
+/// Then the node that was made is the inode's, and what the claim has loaded is none.
 pub struct Claim {
     table: Arc<Table>,
     ino: InodeNo,
+    number: u64,
     ended: CancellationToken,
     filled: bool,
 }
 
+/// What became of a node that was loaded.
+pub enum Filled {
+    Ready(Arc<Node>),
+    /// The inode was made, or made and removed, since the load began: ask again.
+    Overtaken,
+}
+
 impl Claim {
     /// Puts the loaded node in its place.
-    pub fn fill(mut self, node: Node) -> Arc<Node> {
+    pub fn fill(mut self, node: Node) -> Filled {
+        let mut shard = self.table.shard(self.ino).lock();
+        if !shard.is_claimed(self.ino, self.number) {
+            return Filled::Overtaken;
+        }
         self.filled = true;
-        self.table.insert(node)
+        let (node, dropped) = shard.insert(node, self.table.shard_nodes_max);
+        drop(shard);
+        self.table.left(&dropped);
+        Filled::Ready(node)
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         if !self.filled {
-            self.table.shard(self.ino).lock().slots.remove(&self.ino.0);
+            let mut shard = self.table.shard(self.ino).lock();
+            if shard.is_claimed(self.ino, self.number) {
+                shard.slots.remove(&self.ino.0);
+            }
         }
         self.ended.cancel();
     }
@@ -118,6 +143,7 @@ impl Table {
             shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
             shard_nodes_max: (count(bytes / 4, NODE_BYTES) / SHARDS).max(16),
             rows_max: shard_rows * SHARDS,
+            claims: AtomicU64::new(0),
             askers: AtomicU64::new(0),
             entries: AtomicUsize::new(0),
             entries_max: count(bytes / 2, ENTRY_BYTES).max(1024),
@@ -147,7 +173,7 @@ impl Table {
                 *used = true;
                 return Slotted::Ready(node.clone());
             }
-            Some(Slot::Loading(ended)) => return Slotted::Wait(ended.clone()),
+            Some(Slot::Loading { ended, .. }) => return Slotted::Wait(ended.clone()),
             None => {}
         }
         if let Some(Resting { row, last }) = shard.rested.take(ino.0) {
@@ -156,9 +182,9 @@ impl Table {
             self.left(&dropped);
             return Slotted::Ready(node);
         }
-        let ended = CancellationToken::new();
-        shard.slots.insert(ino.0, Slot::Loading(ended.clone()));
-        Slotted::Mine(Claim { table: self.clone(), ino, ended, filled: false })
+        let (number, ended) = (self.claims.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
+        shard.slots.insert(ino.0, Slot::Loading { claim: number, ended: ended.clone() });
+        Slotted::Mine(Claim { table: self.clone(), ino, number, ended, filled: false })
     }
 
     /// What is known of an inode without making a node of it; `None`: look at the database. Does not count as use: a long listing would
@@ -169,7 +195,7 @@ impl Table {
             Some(Slot::Ready { node, .. }) => {
                 Some(Shown { attr: Some(node.attr()).filter(|attr| attr.nlink > 0), last: Ticket::default() })
             }
-            Some(Slot::Loading(_)) => None,
+            Some(Slot::Loading { .. }) => None,
             None => shard.rested.get(ino.0).map(|resting| Shown { attr: Some(row_attr(ino, &resting.row)), last: resting.last }),
         }
     }
@@ -195,7 +221,7 @@ impl Table {
         self.rows_max
     }
 
-    /// Adds a node that is new or was claimed.
+    /// Adds a node that is new.
     pub fn insert(&self, node: Node) -> Arc<Node> {
         let mut shard = self.shard(node.file.ino).lock();
         let (node, dropped) = shard.insert(node, self.shard_nodes_max);
@@ -284,6 +310,10 @@ fn row_attr(ino: InodeNo, row: &Inode) -> Attr {
 }
 
 impl Shard {
+    fn is_claimed(&self, ino: InodeNo, number: u64) -> bool {
+        matches!(self.slots.get(&ino.0), Some(Slot::Loading { claim, .. }) if *claim == number)
+    }
+
     /// Answers the node, and what the nodes knew of directories that had to leave for it.
     fn insert(&mut self, node: Node, max: usize) -> (Arc<Node>, Vec<Entries>) {
         let (ino, node) = (node.file.ino.0, Arc::new(node));

@@ -1,13 +1,16 @@
 //! Names that share a hash, which never happens with all 47 bits; listings of more than memory holds.
 
 use super::lookup::HASH_BITS;
+use super::table::{Filled, Slotted};
 use crate::bucket::Bucket;
 use crate::chunk::{ChunkCache, ChunkStore, Codec};
 use crate::crypto::Keyring;
 use crate::fs::api::*;
+use crate::fs::committer::Ticket;
 use crate::fs::db::{DbCache, DbPlace};
+use crate::fs::node::Node;
 use crate::fs::{Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
-use crate::types::{EntryName, FamilyId, Incarnation, PoolId};
+use crate::types::{EntryName, FamilyId, Incarnation, InodeNo, PoolId};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -189,4 +192,37 @@ async fn a_listing_shows_what_getattr_shows_and_makes_no_nodes() {
         }
     }
     fs.close().await.unwrap();
+}
+
+/// A handle of a create that was lost with its node names a number that is given out anew (R7). Who asks for it while the inode is made must not
+/// end up with a second node of it: changes made through one would be unknown to the other.
+#[tokio::test]
+async fn an_inode_made_while_an_old_handle_is_looked_up_has_one_node() {
+    let bucket = Bucket::memory();
+    let place = DbPlace { bucket, incarnation: Incarnation::random(), sealer: None, cache: DbCache::new(1 << 20) };
+    let fs = Place(place, Keyring::plain(PoolId::random())).open().await;
+    let (next, _) = fs.names.committer.new_inode().unwrap();
+    for (n, looked_up) in ["finds the new row", "finds nothing"].into_iter().enumerate() {
+        // The number that the create takes.
+        let ino = InodeNo(next.0 + 1 + n as u64);
+        let Slotted::Mine(claim) = fs.names.table.slot(ino) else { panic!("nobody knows it yet") };
+        let Slotted::Wait(waiting) = fs.names.table.slot(ino) else { panic!("it is being loaded") };
+        let how = CreateHow::Guarded(SetAttr::default());
+        let made = fs.create(&Caller::root(), fs.root(), &name(&format!("file{n}")), how).await.unwrap().attr.file;
+        assert_eq!(made.ino, ino, "the number is the one that was asked for");
+        let node = fs.names.table.peek(ino).unwrap();
+        if n == 0 {
+            let row = node.row.read().clone();
+            assert!(matches!(claim.fill(Node::new(ino, row, Ticket::default())), Filled::Overtaken), "{looked_up}");
+        } else {
+            drop(claim);
+        }
+        assert!(waiting.is_cancelled(), "{looked_up}: nobody waits for ever");
+        let found = fs.names.load(ino).await.unwrap().unwrap();
+        assert!(std::sync::Arc::ptr_eq(&node, &found), "{looked_up}: a second node of one inode");
+        assert!(
+            matches!(fs.getattr(FileRef { generation: made.generation ^ 1, ..made }).await, Err(FsError::Stale)),
+            "{looked_up}"
+        );
+    }
 }

@@ -1,0 +1,110 @@
+//! Node sessions: their heartbeats, and the grants that tell them to give a dataset up.
+//!
+//! A heartbeat is an object of its own, put if absent under a number that only grows, never an overwrite (R1). One writer per
+//! session would make an overwrite safe against others, but not against itself: a put that was given up may arrive late, and
+//! bring an old heartbeat back over a newer one. Whoever watches would then see no change although there was one. Of numbered
+//! objects the largest counts, which no late put makes smaller. What is below it is removed by the next renewal.
+
+use super::frame::{Header, RECORD_BYTES_MAX, decode_record, encode_record};
+use super::{Catalog, CatalogError, Grant, Heartbeat};
+use crate::bucket::PutNew;
+use crate::types::{DatasetId, Incarnation, SessionId};
+use serde::Serialize;
+
+/// What a listing of a session's folder shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Signs {
+    /// Numbers of the heartbeats, ascending.
+    pub heartbeats: Vec<u64>,
+    /// The datasets that the session is told to give up.
+    pub grants: Vec<DatasetId>,
+}
+
+impl Signs {
+    pub fn newest(&self) -> Option<u64> {
+        self.heartbeats.last().copied()
+    }
+}
+
+fn folder(session: SessionId) -> String {
+    format!("nodes/{session}")
+}
+
+fn heartbeat_key(session: SessionId, number: u64) -> String {
+    format!("{}/heartbeat/{number:020}", folder(session))
+}
+
+fn grant_key(session: SessionId, dataset: DatasetId) -> String {
+    format!("{}/grant/{dataset}", folder(session))
+}
+
+impl Catalog {
+    /// Writes a heartbeat. `number` is larger than that of every earlier call of this session, whatever became of it.
+    pub async fn put_heartbeat(&self, session: SessionId, number: u64, heartbeat: &Heartbeat) -> Result<(), CatalogError> {
+        let key = heartbeat_key(session, number);
+        match self.put_sign(&key, heartbeat).await? {
+            PutNew::Created => Ok(()),
+            PutNew::Exists => {
+                let why = "another process writes under this session".to_owned();
+                Err(CatalogError::Precondition { what: key, why })
+            }
+        }
+    }
+
+    /// The session's heartbeats and grants, by one request.
+    pub async fn node_signs(&self, session: SessionId) -> Result<Signs, CatalogError> {
+        let prefix = folder(session);
+        let listed = self.bucket().list(&prefix).await;
+        let listed = listed.map_err(|e| CatalogError::bucket(format!("listing the signs of session {session}"), e))?;
+        let mut signs = Signs::default();
+        for key in listed.iter().map(|listed| listed.key.as_str()) {
+            let Some((kind, name)) = key.strip_prefix(&prefix).and_then(|rest| rest.strip_prefix('/')?.split_once('/')) else {
+                continue;
+            };
+            match kind {
+                "heartbeat" => signs.heartbeats.extend(super::chain::version_of(name)),
+                "grant" => signs.grants.extend(name.parse::<DatasetId>().ok()),
+                _ => {}
+            }
+        }
+        Ok(signs)
+    }
+
+    /// Absent ones count as removed.
+    pub async fn remove_heartbeats(&self, session: SessionId, numbers: &[u64]) -> Result<(), CatalogError> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<String> = numbers.iter().map(|number| heartbeat_key(session, *number)).collect();
+        let removed = self.bucket().delete(&keys).await;
+        removed.map_err(|e| CatalogError::bucket(format!("removing heartbeats of session {session}"), e))
+    }
+
+    /// Tells `session` to give a dataset up. One that is there already stays as it is.
+    pub async fn put_grant(&self, session: SessionId, grant: &Grant) -> Result<(), CatalogError> {
+        self.put_sign(&grant_key(session, grant.dataset), grant).await.map(drop)
+    }
+
+    /// The grant, if there is one that can be read.
+    pub async fn grant(&self, session: SessionId, dataset: DatasetId) -> Result<Option<Grant>, CatalogError> {
+        let key = grant_key(session, dataset);
+        let found = self.bucket().get(&key, RECORD_BYTES_MAX).await;
+        match found.map_err(|e| CatalogError::bucket(format!("reading {key}"), e))? {
+            Some(bytes) => Ok(decode_record(&key, &bytes)?.1),
+            None => Ok(None),
+        }
+    }
+
+    /// Absent counts as removed.
+    pub async fn remove_grant(&self, session: SessionId, dataset: DatasetId) -> Result<(), CatalogError> {
+        let key = grant_key(session, dataset);
+        let removed = self.bucket().delete(std::slice::from_ref(&key)).await;
+        removed.map_err(|e| CatalogError::bucket(format!("removing {key}"), e))
+    }
+
+    async fn put_sign<T: Serialize>(&self, key: &str, sign: &T) -> Result<PutNew, CatalogError> {
+        let header = Header { nonce: Incarnation::random(), floor: 0, gone: false };
+        let bytes = encode_record(key, &header, Some(sign))?;
+        self.bucket().put_new(key, bytes.into()).await.map_err(|e| CatalogError::bucket(format!("writing {key}"), e))
+    }
+}

@@ -1,0 +1,279 @@
+//! Keeps this session's lease in one pool: renews it while volumes are open there, and has tenures confirmed after a lapse.
+
+use super::LeaseSettings;
+use super::tenure::{End, Held, Tenure};
+use crate::bucket::BucketError;
+use crate::catalog::{Catalog, CatalogError, Heartbeat, Owner, Signs};
+use crate::types::{Classify, DatasetId, SessionId};
+use futures::StreamExt;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+/// Records confirmed at once after a lapse.
+const CONFIRMS_AT_ONCE: usize = 8;
+
+/// The lease of this session in one pool. Cheap to clone.
+#[derive(Clone)]
+pub struct Keeper(Arc<Shared>);
+
+/// What the keeper, its task and its tenures share.
+pub struct Shared {
+    catalog: Catalog,
+    settings: LeaseSettings,
+    session: SessionId,
+    heartbeat: Heartbeat,
+    /// Answers may be given before this moment of the clock, in nanoseconds.
+    until: AtomicU64,
+    /// Counts the times that the lease began, or began again after a lapse. Raised before `until` is.
+    life: AtomicU64,
+    tenures: Mutex<HashMap<DatasetId, Arc<Tenure>>>,
+    turn: tokio::sync::Mutex<Turn>,
+    wake: Notify,
+    renewed: watch::Sender<()>,
+}
+
+/// Held for one renewal at a time.
+#[derive(Default)]
+struct Turn {
+    /// Of the last heartbeat tried. Never used twice: what was given up may land late.
+    number: u64,
+    /// The task runs.
+    runs: bool,
+}
+
+/// What [`Keeper::begin`] hands out: the tenure, and the lease's life that a claim is good for.
+pub struct Begun {
+    pub held: Held,
+    pub life: u64,
+}
+
+impl Keeper {
+    pub fn new(catalog: Catalog, owner: &Owner, settings: LeaseSettings) -> Self {
+        let heartbeat = Heartbeat { node: owner.node.clone(), lease_millis: owner.lease_millis };
+        Self(Arc::new(Shared {
+            catalog,
+            settings,
+            session: owner.session,
+            heartbeat,
+            until: AtomicU64::new(0),
+            life: AtomicU64::new(0),
+            tenures: Mutex::default(),
+            turn: Default::default(),
+            wake: Notify::new(),
+            renewed: watch::Sender::new(()),
+        }))
+    }
+
+    /// Before a dataset is claimed: the session has a heartbeat that others can see, and no grant of an earlier tenure of the dataset is left.
+    pub async fn begin(&self, dataset: DatasetId) -> Result<Begun, CatalogError> {
+        let shared = &self.0;
+        let mut turn = shared.turn.lock().await;
+        let signs = shared.renew(&mut turn).await?;
+        if signs.grants.contains(&dataset) {
+            shared.catalog.remove_grant(shared.session, dataset).await?;
+        }
+        let life = shared.life();
+        let tenure = Arc::new(Tenure::new(shared.clone(), dataset));
+        shared.tenures.lock().insert(dataset, tenure.clone());
+        let held = Held::new(tenure);
+        if !std::mem::replace(&mut turn.runs, true) {
+            tokio::spawn(keep(shared.clone()));
+        }
+        Ok(Begun { held, life })
+    }
+}
+
+/// Renews until no volume of the pool is open.
+async fn keep(shared: Arc<Shared>) {
+    let mut failing = false;
+    loop {
+        shared.wait(failing).await;
+        {
+            let mut turn = shared.turn.lock().await;
+            if shared.tenures.lock().is_empty() {
+                turn.runs = false;
+                return shared.sign_off(&turn).await;
+            }
+            failing = shared.renew_or_warn(&mut turn, failing).await;
+        }
+        failing |= !shared.confirm_all().await;
+    }
+}
+
+impl Shared {
+    fn now(&self) -> u64 {
+        nanos(self.settings.clock.now())
+    }
+
+    pub fn is_valid(&self) -> bool {
+        let until = self.until.load(Ordering::Acquire);
+        self.now() < until
+    }
+
+    pub fn life(&self) -> u64 {
+        self.life.load(Ordering::Acquire)
+    }
+
+    pub fn renew_soon(&self) {
+        self.wake.notify_one();
+    }
+
+    pub fn renewed(&self) -> watch::Receiver<()> {
+        self.renewed.subscribe()
+    }
+
+    /// Its volume is closed.
+    pub fn forget(&self, tenure: &Arc<Tenure>) {
+        let mut tenures = self.tenures.lock();
+        if tenures.get(&tenure.dataset).is_some_and(|now| Arc::ptr_eq(now, tenure)) {
+            tenures.remove(&tenure.dataset);
+        }
+        if tenures.is_empty() {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Until it is time, or somebody asks; who asks while the store is away does not make it asked more often.
+    async fn wait(&self, failing: bool) {
+        if failing {
+            return tokio::time::sleep(self.settings.retry()).await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(self.settings.interval()) => {}
+            () = self.wake.notified() => {}
+        }
+    }
+
+    async fn renew_or_warn(&self, turn: &mut Turn, failing: bool) -> bool {
+        match self.renew(turn).await {
+            Ok(_) => {
+                if failing {
+                    tracing::info!(node = self.heartbeat.node, "the node's lease is renewed again");
+                }
+                false
+            }
+            Err(error) => {
+                if !failing {
+                    tracing::warn!(%error, node = self.heartbeat.node, "the node's lease cannot be renewed: unless it can within seconds, calls wait");
+                }
+                true
+            }
+        }
+    }
+
+    async fn renew(&self, turn: &mut Turn) -> Result<Signs, CatalogError> {
+        let limit = self.settings.renewal_limit();
+        match tokio::time::timeout(limit, self.renew_now(turn)).await {
+            Ok(renewed) => renewed,
+            Err(_) => Err(CatalogError::Stopped { what: format!("the renewal of the lease of node {}", self.heartbeat.node) }),
+        }
+    }
+
+    async fn renew_now(&self, turn: &mut Turn) -> Result<Signs, CatalogError> {
+        turn.number += 1;
+        // Before it is sent (R26).
+        let sent = self.settings.clock.now();
+        self.step("volume.lease.before-renewal").await?;
+        self.catalog.put_heartbeat(self.session, turn.number, &self.heartbeat).await?;
+        self.step("volume.lease.after-renewal").await?;
+        let signs = self.catalog.node_signs(self.session).await?;
+        self.heed(&signs).await?;
+        self.extend(sent);
+        let old: Vec<u64> = signs.heartbeats.iter().copied().filter(|number| *number < turn.number).collect();
+        if let Err(error) = self.catalog.remove_heartbeats(self.session, &old).await {
+            tracing::debug!(%error, "old heartbeats stay until the next renewal");
+        }
+        Ok(signs)
+    }
+
+    /// What is granted away ends before the renewal counts.
+    async fn heed(&self, signs: &Signs) -> Result<(), CatalogError> {
+        for dataset in &signs.grants {
+            let Some(tenure) = self.tenures.lock().get(dataset).cloned() else { continue };
+            if let Some(grant) = self.catalog.grant(self.session, *dataset).await? {
+                tracing::warn!(%dataset, why = ?grant.why, by = grant.by, "this node was told to give the volume up: it serves it no more");
+                tenure.end(End::Granted);
+                self.renewed.send_replace(());
+            }
+        }
+        Ok(())
+    }
+
+    fn extend(&self, sent: Duration) {
+        let until = nanos((sent + self.settings.lease).saturating_sub(self.settings.margin()));
+        let (before, now) = (self.until.load(Ordering::Acquire), self.now());
+        if now >= until {
+            // It took as long as the lease itself.
+            return;
+        }
+        if now >= before {
+            self.life.fetch_add(1, Ordering::AcqRel);
+        }
+        self.until.store(until, Ordering::Release);
+        self.renewed.send_replace(());
+    }
+
+    /// After a lapse: writes every record anew that still names this session. Whether all could be asked.
+    async fn confirm_all(&self) -> bool {
+        let life = self.life();
+        let tenures: Vec<Arc<Tenure>> =
+            self.tenures.lock().values().filter(|tenure| tenure.needs_confirming(life)).cloned().collect();
+        if tenures.is_empty() {
+            return true;
+        }
+        let confirms = futures::stream::iter(tenures).map(|tenure| self.confirm(tenure, life)).buffer_unordered(CONFIRMS_AT_ONCE);
+        let confirmed = confirms.fold(true, async |all, one| all && one).await;
+        self.renewed.send_replace(());
+        confirmed
+    }
+
+    async fn confirm(&self, tenure: Arc<Tenure>, life: u64) -> bool {
+        let dataset = tenure.dataset;
+        if let Err(error) = self.step("volume.lease.before-confirm").await {
+            tracing::debug!(%error, "a tenure is confirmed with the next renewal");
+            return false;
+        }
+        let mut another = false;
+        let written = self.catalog.update_dataset(dataset, |record| match &mut record.owner {
+            Some(owner) if owner.session == self.session => {
+                owner.regained += 1;
+                Ok(())
+            }
+            _ => {
+                another = true;
+                Err(CatalogError::Precondition { what: format!("dataset {}", record.name), why: "another owns it".to_owned() })
+            }
+        });
+        match written.await {
+            Ok(_) => tenure.confirm(life),
+            Err(CatalogError::NotFound { .. }) => tenure.end(End::Taken),
+            Err(_) if another => tenure.end(End::Taken),
+            Err(error) => {
+                tracing::warn!(%dataset, %error, class = ?error.class(), "after the lease had lapsed the volume waits until its record can be written");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Nothing is open any more: an idle node makes no request, and leaves no sign.
+    async fn sign_off(&self, turn: &Turn) {
+        self.until.store(0, Ordering::Release);
+        if let Err(error) = self.catalog.remove_heartbeats(self.session, &[turn.number]).await {
+            tracing::debug!(%error, "the last heartbeat stays until it is collected");
+        }
+    }
+
+    async fn step(&self, name: &str) -> Result<(), CatalogError> {
+        let failed = |injected| CatalogError::Bucket { what: "renewing the lease".to_owned(), source: BucketError::from(injected) };
+        self.catalog.bucket().failpoints().step(name).await.map_err(failed)
+    }
+}
+
+fn nanos(at: Duration) -> u64 {
+    u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)
+}

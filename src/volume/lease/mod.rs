@@ -1,0 +1,87 @@
+//! Leases (R26, R27): a dataset has one node that answers for it, also when that node cannot be asked.
+//!
+//! ```text
+//! owner   ──h1──────h2──────h3─ ─ ─ ×                  (dies, or is cut off)
+//!                           ├─ lease − margin ─┤ answers nothing any more
+//! taker           looks: h3 ├──────── lease ────────┤ no change ──▶ swaps the record, opens, fences
+//! ```
+//! Nouns: a **heartbeat** is an object that a node session writes under a number that grows; a **tenure** is an owner's right to
+//! answer for one dataset; it **lapses** when no renewal succeeded in time, and is **regained**, or **ends**; a **watch** is
+//! what one that wants the dataset knows of the owner's heartbeats; a **forfeit** is its finding that the owner must have
+//! stopped; a **grant** tells an owner that may be alive to give a dataset up.
+//!
+//! Why it is safe. Time is each machine's own, from CLOCK_BOOTTIME, which goes on while a machine sleeps or a guest is held:
+//! no clock of another is believed, only that all run at about one rate (the margin is a sixth of the lease).
+//! - An owner answers until `lease − margin` after the moment *before it sent* its last successful renewal. Who saw that
+//!   renewal's heartbeat as the newest, and still does in a look *sent* a whole lease later, knows that no later one had
+//!   landed by then, so that the owner's time was up.
+//! - An owner whose time was up may find the store again. It answers nothing until it has written itself into the dataset's
+//!   record anew ([`crate::catalog::Owner::regained`]). A taker swaps the owner that it judged, with that count: whichever
+//!   of the two comes first, the other finds out.
+//! - A grant is in the owner's own folder, which each renewal lists after its heartbeat is written, and before the renewal
+//!   counts. So a lease after the grant was seen, the owner has read it, or its time was up.
+//! - Whatever clocks do, the writer epoch fences: what a taken-over owner writes never reaches the dataset.
+//!
+//! Cost: while volumes of a pool are open in a process, one PUT, one LIST and one DELETE in a third of a lease (15 s): 240 of
+//! each an hour, whatever the number of volumes. None while no volume is open. Who wants a dataset lists the owner's folder
+//! every two seconds.
+//!
+//! A crash leaves one heartbeat, or two, which the collector removes when they are a day old; and possibly a grant, which
+//! belongs to a session that is gone.
+
+mod clock;
+mod keeper;
+mod tenure;
+mod watch;
+
+pub use clock::{BootClock, Clock};
+pub(super) use keeper::Keeper;
+pub(super) use tenure::{End, Held};
+pub use watch::{Forfeit, Verdict, Watch};
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a process's leases last, and on which clock.
+#[derive(Clone)]
+pub struct LeaseSettings {
+    pub lease: Duration,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl LeaseSettings {
+    /// Long enough that a store may be away for 20 s before calls wait, short enough that NodeStage can wait for it inside one
+    /// call of kubelet's (two minutes).
+    pub const LEASE: Duration = Duration::from_secs(45);
+
+    /// What an owner stops before its lease is over: for what lies between the check and the answer, and for clocks that do not
+    /// run alike.
+    fn margin(&self) -> Duration {
+        self.lease / 6
+    }
+
+    /// From one renewal to the next: a second one may fail before anything is felt.
+    fn interval(&self) -> Duration {
+        self.lease / 3
+    }
+
+    /// One renewal may take so long; what it still writes later counts for nothing.
+    fn renewal_limit(&self) -> Duration {
+        self.lease / 6
+    }
+
+    /// Between tries of a renewal that failed.
+    fn retry(&self) -> Duration {
+        (self.lease / 30).clamp(Duration::from_millis(10), Duration::from_secs(1))
+    }
+
+    pub(super) fn millis(&self) -> u64 {
+        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Default for LeaseSettings {
+    fn default() -> Self {
+        Self { lease: Self::LEASE, clock: Arc::new(BootClock) }
+    }
+}

@@ -1,0 +1,154 @@
+//! Giving a dataset up: because another asks, or because somebody granted it (R27).
+
+use super::{Fast, World};
+use crate::leases::{LEASE, Pool, patiently, write};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+use zerofs_csi::catalog::GrantReason;
+use zerofs_csi::control::node::NoMounts;
+use zerofs_csi::control::{Journal, mail, take};
+use zerofs_csi::fs::FsError;
+use zerofs_csi::fs::api::{Caller, FileSystem, Stability};
+use zerofs_csi::types::{Class, Classify};
+use zerofs_csi::volume::LeaseSettings;
+
+fn desk(node: &crate::leases::Node, stop: &CancellationToken) -> tokio::task::JoinHandle<()> {
+    let (pools, volumes) = (node.world.controller.pools().clone(), node.world.volumes.clone());
+    tokio::spawn(mail::serve(pools, volumes, Arc::new(NoMounts), Duration::from_millis(20), stop.clone()))
+}
+
+#[test]
+fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
+    super::run(async {
+        let pool = Pool::new().await;
+        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
+        let volume = a.world.create("v", None).await.unwrap().handle;
+        let stop = CancellationToken::new();
+        let desks = [desk(&a, &stop), desk(&b, &stop)];
+        let open = a.open(volume).await;
+        let file = write(&open, "kept", b"in the store").await;
+        // Acknowledged and nowhere but in memory: handing over brings it to the store.
+        open.fs.write(&Caller::root(), file, 0, Bytes::from_static(b"only written"), Stability::Unstable).await.unwrap();
+
+        let pool_b = b.world.controller.pools().get(None).unwrap();
+        let taken = take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_millis(1)).await;
+        let refused = taken.err().expect("it is in use");
+        assert!(refused.class() == Class::Precondition && refused.to_string().contains("node-a"), "{refused}");
+
+        drop(open);
+        let asked = Instant::now();
+        let theirs = take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60)).await.unwrap();
+        println!("handed over in {:?}", asked.elapsed());
+        assert!(a.world.volumes.get(volume.dataset).is_none());
+        let read = theirs.fs.read(&Caller::root(), file, 0, 100).await.unwrap();
+        assert_eq!(read.data.concat(), b"only written");
+        stop.cancel();
+        for desk in desks {
+            desk.await.unwrap();
+        }
+    });
+}
+
+/// An owner that is alive and in use is told to give it up: it answers nothing any more, and nothing it had acknowledged is lost.
+#[test]
+fn a_live_owner_heeds_a_grant() {
+    super::run(async {
+        let pool = Pool::new().await;
+        // A short lease on a clock that stands: it is renewed often, and never lapses.
+        let a = pool.node_at("node-a", Duration::from_millis(600), Arc::new(tempfile::tempdir().unwrap())).await;
+        let b = pool.node("node-b").await;
+        let volume = a.world.create("v", None).await.unwrap().handle;
+        for force in [true, false] {
+            let mut losses = a.world.volumes.lost();
+            let open = a.open(volume).await;
+            let file = write(&open, "kept", b"in the store").await;
+            open.fs.write(&Caller::root(), file, 0, Bytes::from_static(b"only written"), Stability::Unstable).await.unwrap();
+            if force {
+                let from = b.world.controller.release_volume(volume, Journal::GivenUp).await.unwrap();
+                assert_eq!(from.as_deref(), Some("node-a"));
+                assert_eq!(b.owner(volume.dataset).await, None);
+            } else {
+                b.world.controller.grant_volume(volume, GrantReason::OutOfService).await.unwrap();
+            }
+            let lost = tokio::time::timeout(Duration::from_secs(60), losses.recv()).await.unwrap().unwrap();
+            assert_eq!(lost.dataset, volume.dataset, "its mounts are told to go stale");
+            let answer = patiently(|| open.fs.getattr(file)).await;
+            assert!(matches!(answer, Err(FsError::Stale | FsError::Fenced)), "{answer:?}");
+            drop(open);
+            let pool_b = b.world.controller.pools().get(None).unwrap();
+            let theirs = take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60)).await.unwrap();
+            let read = patiently(|| async { theirs.fs.read(&Caller::root(), file, 0, 100).await }).await.unwrap();
+            assert_eq!(read.data.concat(), b"only written");
+            drop(theirs);
+            b.world.volumes.close(volume.dataset).await.unwrap();
+            // The grant was for that time only: the next round opens it here again.
+            let session = a.world.volumes.settings().session;
+            for _ in 0..1000 {
+                if a.world.catalog.grant(session, volume.dataset).await.unwrap().is_none() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(a.world.catalog.grant(session, volume.dataset).await.unwrap(), None);
+        }
+    });
+}
+
+/// A grant does not hurry: an owner that cannot be reached has its time all the same.
+#[test]
+fn a_grant_counts_a_lease_after_it_was_seen() {
+    super::run(async {
+        let pool = Pool::new().await;
+        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
+        let volume = a.world.create("v", None).await.unwrap().handle;
+        let open = a.open(volume).await;
+        let mut watch = b.watch(volume.dataset).await;
+        b.clock.advance(LEASE - Duration::from_secs(1));
+        b.world.controller.grant_volume(volume, GrantReason::NodeGone).await.unwrap();
+        // A heartbeat that comes now moves the end of the lease, and the grant's own time begins.
+        let session = a.world.volumes.settings().session;
+        let beat = zerofs_csi::catalog::Heartbeat { node: "node-a".into(), lease_millis: 45_000 };
+        a.world.catalog.put_heartbeat(session, 1_000, &beat).await.unwrap();
+        let may_live = async |watch: &mut zerofs_csi::volume::Watch| {
+            matches!(watch.look().await.unwrap(), zerofs_csi::volume::Verdict::MayLive { .. })
+        };
+        b.clock.advance(Duration::from_secs(1));
+        assert!(may_live(&mut watch).await, "the grant was just seen");
+        b.clock.advance(LEASE - Duration::from_secs(1));
+        a.world.catalog.put_heartbeat(session, 1_001, &beat).await.unwrap();
+        assert!(may_live(&mut watch).await, "not a whole lease yet");
+        b.clock.advance(Duration::from_secs(1));
+        a.world.catalog.put_heartbeat(session, 1_002, &beat).await.unwrap();
+        crate::leases::forfeit(&mut watch).await;
+        drop(open);
+    });
+}
+
+/// A claim is deleted after its node died: the volume goes without it. One whose node lives stays.
+#[test]
+fn what_a_dead_node_had_is_deleted_without_it() {
+    super::run(async {
+        let pool = Pool::new().await;
+        let (dead, later) = (pool.node("node-a").await, pool.node("node-b").await);
+        let volume = dead.world.create("v", None).await.unwrap().handle;
+        let open = dead.open(volume).await;
+        write(&open, "kept", b"in the store").await;
+        let stop = CancellationToken::new();
+        let mailbox = desk(&dead, &stop);
+        let refused = later.world.controller.delete_volume(volume).await.unwrap_err();
+        assert!(refused.class() == Class::Precondition && refused.to_string().contains("node-a"), "{refused}");
+        stop.cancel();
+        mailbox.await.unwrap();
+        dead.store.die();
+        // Time goes fast where the deletion is asked for.
+        let lease = LeaseSettings { clock: Arc::new(Fast(100)), ..LeaseSettings::default() };
+        let elsewhere = World::under(later.world.catalog.clone(), "controller-1", None, lease);
+        elsewhere.controller.delete_volume(volume).await.unwrap();
+        elsewhere.controller.delete_volume(volume).await.unwrap();
+        drop(open);
+        elsewhere.collect().await;
+        elsewhere.assert_empty("deleted").await;
+    });
+}

@@ -1,0 +1,263 @@
+//! Leases on driven clocks: who may answer, and who may take, in every order of the two (R26).
+
+use super::{Driven, World, data};
+use crate::fault::{Fault, FaultStore, Op, Rule};
+use bytes::Bytes;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use zerofs_csi::bucket::Bucket;
+use zerofs_csi::catalog::{Catalog, Owner};
+use zerofs_csi::fs::FsError;
+use zerofs_csi::fs::api::{Caller, CreateHow, FileRef, FileSystem, SetAttr, Stability};
+use zerofs_csi::types::{DatasetId, EntryName, VolumeHandle};
+use zerofs_csi::volume::{Forfeit, LeaseSettings, Verdict, Volume, VolumeError, Watch};
+
+pub const LEASE: Duration = LeaseSettings::LEASE;
+
+/// A store that several machines reach, each its own way.
+pub struct Pool(Arc<InMemory>);
+
+/// A machine: its way to the store, its clock, its journals.
+pub struct Node {
+    pub world: World,
+    pub store: Arc<FaultStore>,
+    pub clock: Arc<Driven>,
+    pub journals: Arc<TempDir>,
+}
+
+impl Pool {
+    pub async fn new() -> Self {
+        let store = Arc::new(InMemory::new());
+        Catalog::create(Bucket::on(store.clone(), Path::default()), None).await.unwrap();
+        Self(store)
+    }
+
+    pub async fn node(&self, name: &str) -> Node {
+        self.node_at(name, LEASE, Arc::new(tempfile::tempdir().unwrap())).await
+    }
+
+    pub async fn node_at(&self, name: &str, lease: Duration, journals: Arc<TempDir>) -> Node {
+        let store = FaultStore::over(self.0.clone());
+        let catalog = Catalog::open(Bucket::on(store.clone(), Path::default()), None).await.unwrap();
+        let clock = Arc::new(Driven::default());
+        let settings = LeaseSettings { lease, clock: clock.clone() };
+        let world = World::under(catalog, name, Some(journals.path().to_owned()), settings);
+        Node { world, store, clock, journals }
+    }
+}
+
+impl Node {
+    pub async fn open(&self, volume: VolumeHandle) -> Arc<Volume> {
+        self.world.volumes.open(&self.world.catalog, volume.dataset).await.unwrap()
+    }
+
+    pub async fn owner(&self, id: DatasetId) -> Option<Owner> {
+        self.world.catalog.dataset_by_id(id).await.unwrap().unwrap().record.owner
+    }
+
+    /// A watch of whoever has the dataset, that has looked once.
+    pub async fn watch(&self, id: DatasetId) -> Watch {
+        let refused = self.world.volumes.open(&self.world.catalog, id).await.err();
+        let Some(VolumeError::Owned { owner, .. }) = refused else { panic!("not refused: {refused:?}") };
+        let mut watch = self.world.volumes.watch(&self.world.catalog, id, &owner);
+        assert!(matches!(watch.look().await.unwrap(), Verdict::MayLive { .. }), "one look tells nothing");
+        watch
+    }
+
+    pub async fn take(&self, id: DatasetId, forfeit: &Forfeit) -> Result<Arc<Volume>, VolumeError> {
+        self.world.volumes.take_over(&self.world.catalog, id, forfeit).await
+    }
+}
+
+pub async fn forfeit(watch: &mut Watch) -> Forfeit {
+    match watch.look().await.unwrap() {
+        Verdict::Forfeited(forfeit) => forfeit,
+        Verdict::MayLive { wait } => panic!("it may live for {wait:?}"),
+    }
+}
+
+pub fn name(text: &str) -> EntryName {
+    EntryName::try_from(text.as_bytes()).unwrap()
+}
+
+/// A file whose bytes are in the store.
+pub async fn write(volume: &Volume, file: &str, bytes: &[u8]) -> FileRef {
+    let how = CreateHow::Unchecked(SetAttr { mode: Some(0o644), size: Some(0), ..SetAttr::default() });
+    let made = volume.fs.create(&Caller::root(), volume.fs.root(), &name(file), how).await.unwrap().attr.file;
+    volume.fs.write(&Caller::root(), made, 0, Bytes::copy_from_slice(bytes), Stability::FileSync).await.unwrap();
+    made
+}
+
+/// Repeats while the lease is being renewed, as the edge does.
+pub async fn patiently<T, F: Future<Output = Result<T, FsError>>>(call: impl Fn() -> F) -> Result<T, FsError> {
+    for _ in 0..1500 {
+        match call().await {
+            Err(FsError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+            answered => return answered,
+        }
+    }
+    panic!("it does not come back")
+}
+
+/// The owner's calls to the store hang. It stops answering, what it knows by heart included, before another may take; and when the store
+/// is back it has lost.
+#[test]
+fn a_partitioned_owner_stops_answering_before_another_may_take() {
+    super::run(async {
+        let pool = Pool::new().await;
+        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
+        let volume = a.world.create("v", None).await.unwrap().handle;
+        let open = a.open(volume).await;
+        let bytes = data(1, 50_000);
+        let file = write(&open, "kept", &bytes).await;
+        let mut watch = b.watch(volume.dataset).await;
+        a.store.script(Rule::any().then(Fault::Hang));
+        let mut answered = 0;
+        let mut found = None;
+        for secs in 1..=60 {
+            for clock in [&a.clock, &b.clock] {
+                clock.advance(Duration::from_secs(1));
+            }
+            let answer = tokio::time::timeout(Duration::from_secs(20), open.fs.getattr(file)).await;
+            match answer.expect("what is known by heart needs no store") {
+                Ok(_) => answered = secs,
+                Err(error) => assert!(matches!(error, FsError::Unavailable(_)), "{error}"),
+            }
+            if let Verdict::Forfeited(forfeit) = watch.look().await.unwrap() {
+                found = Some((secs, forfeit));
+                break;
+            }
+        }
+        let (taken, forfeit) = found.expect("a dead lease is taken");
+        println!("the owner answered for {answered} s after its last renewal; another might take after {taken} s");
+        assert_eq!((answered, taken), (37, 45));
+        let theirs = b.take(volume.dataset, &forfeit).await.unwrap();
+        assert_ne!(theirs.fs.write_verifier(), open.fs.write_verifier(), "R18: clients send again what was not committed");
+        let read = patiently(|| async { theirs.fs.read(&Caller::root(), file, 0, 100_000).await }).await.unwrap();
+        assert!(read.data.concat() == bytes, "the handle is the same on every node, and so are the bytes");
+
+        let mut losses = a.world.volumes.lost();
+        a.store.heal();
+        let answer = patiently(|| open.fs.getattr(file)).await;
+        assert!(matches!(answer, Err(FsError::Fenced)), "{answer:?}");
+        let lost = tokio::time::timeout(Duration::from_secs(60), losses.recv()).await.unwrap().unwrap();
+        assert_eq!(lost.dataset, volume.dataset);
+        assert!(a.world.volumes.get(volume.dataset).is_none());
+    });
+}
+
+/// An owner that was away too long and comes back before anybody took the dataset goes on, calls under way included; who had judged it dead
+/// from before does not get it.
+#[test]
+fn an_owner_that_comes_back_in_time_keeps_it_and_a_judgement_from_before_is_void() {
+    super::run(async {
+        let pool = Pool::new().await;
+        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
+        let volume = a.world.create("v", None).await.unwrap().handle;
+        let open = a.open(volume).await;
+        let file = write(&open, "kept", &data(2, 10)).await;
+        write(&open, "gone", b"x").await;
+        let mut watch = b.watch(volume.dataset).await;
+        a.store.die();
+        let submitted = || a.world.catalog.bucket().failpoints().passed()["fs.call.submitted"];
+        let before = submitted();
+        let under_way = tokio::spawn({
+            let open = open.clone();
+            async move { open.fs.remove(&Caller::root(), open.fs.root(), &name("gone")).await }
+        });
+        while submitted() == before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        a.clock.advance(LEASE);
+        b.clock.advance(LEASE);
+        let early = forfeit(&mut watch).await;
+        assert!(matches!(open.fs.getattr(file).await, Err(FsError::Unavailable(_))));
+        // A failure on the way back is not the end of it.
+        a.world.catalog.bucket().failpoints().set("volume.lease.before-confirm", "1*return").unwrap();
+        a.store.heal();
+        patiently(|| open.fs.getattr(file)).await.unwrap();
+        under_way.await.unwrap().expect("it was done, and is answered once that is sure");
+        assert_eq!(a.owner(volume.dataset).await.unwrap().regained, 1);
+        let refused = b.take(volume.dataset, &early).await;
+        assert!(matches!(refused, Err(VolumeError::Owned { .. })), "{:?}", refused.err());
+        write(&open, "later", b"y").await;
+    });
+}
+
+/// A machine that slept, or a guest that was held: nothing failed, but time went on.
+#[test]
+fn after_a_sleep_nothing_is_answered_before_the_record_is_written_anew() {
+    super::run(async {
+        let pool = Pool::new().await;
+        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
+        let volume = a.world.create("v", None).await.unwrap().handle;
+        let open = a.open(volume).await;
+        let file = write(&open, "kept", &data(2, 10)).await;
+        let mut watch = b.watch(volume.dataset).await;
+        a.clock.advance(Duration::from_secs(3600));
+        b.clock.advance(Duration::from_secs(3600));
+        let forfeit = forfeit(&mut watch).await;
+        let theirs = b.take(volume.dataset, &forfeit).await.unwrap();
+        write(&theirs, "kept", b"theirs").await;
+        // Not even the first call after it wakes up is answered from memory.
+        let answer = patiently(|| open.fs.getattr(file)).await;
+        assert!(matches!(answer, Err(FsError::Fenced)), "{answer:?}");
+    });
+}
+
+/// One heartbeat for a session, however many volumes; none when nothing is open, and no sign is left.
+#[test]
+fn heartbeats_do_not_grow_with_volumes_and_an_idle_node_sends_none() {
+    super::run(async {
+        let pool = Pool::new().await;
+        // A short one, on a clock that stands: it is renewed often, and never lapses.
+        let a = pool.node_at("node-a", Duration::from_millis(300), Arc::new(tempfile::tempdir().unwrap())).await;
+        let mut volumes = Vec::new();
+        for n in 0..3 {
+            volumes.push(a.world.create(&format!("v{n}"), None).await.unwrap().handle);
+            a.open(volumes[n]).await;
+        }
+        let renewals = || a.world.catalog.bucket().failpoints().passed()["volume.lease.after-renewal"];
+        let beats = || a.store.log().iter().filter(|(op, key)| *op == Op::PutNew && key.contains("/heartbeat/")).count() as u64;
+        let first = renewals();
+        while renewals() < first + 10 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let (after, sent) = (renewals(), beats());
+        assert!(sent.abs_diff(after) <= 1, "{sent} heartbeats by {after} renewals for {} volumes", volumes.len());
+        for volume in &volumes {
+            a.world.volumes.close(volume.dataset).await.unwrap();
+        }
+        let signs = async || a.world.catalog.bucket().list("nodes/").await.unwrap();
+        while !signs().await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let renewed = renewals();
+        a.store.clear_log();
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let asked: Vec<_> = a.store.log().into_iter().filter(|(_, key)| key.contains("nodes")).collect();
+        assert!(asked.is_empty() && renewals() == renewed, "{asked:?}");
+        let interval = LEASE.as_secs() / 3;
+        println!("{} PUTs, as many LISTs and DELETEs an hour while volumes are open; none when none is", 3600 / interval);
+    });
+}
+
+/// A claim is made only under a heartbeat that others can see, and one that cannot be written claims nothing.
+#[test]
+fn without_a_heartbeat_nothing_is_claimed() {
+    super::run(async {
+        let pool = Pool::new().await;
+        let a = pool.node("node-a").await;
+        let volume = a.world.create("v", None).await.unwrap().handle;
+        for step in ["volume.lease.before-renewal", "volume.lease.after-renewal"] {
+            a.world.catalog.bucket().failpoints().set(step, "1*return").unwrap();
+            assert!(a.world.volumes.open(&a.world.catalog, volume.dataset).await.is_err(), "{step}");
+            assert_eq!(a.owner(volume.dataset).await, None, "{step}");
+        }
+        a.open(volume).await;
+        assert_eq!(a.owner(volume.dataset).await.unwrap().node, "node-a");
+    });
+}

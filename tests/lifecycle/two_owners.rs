@@ -1,0 +1,202 @@
+//! Two owners: the first is held at a step of a change, the second takes over, the first goes on. What the first acknowledged is there; after
+//! the take-over it acknowledges nothing, and nothing of it arrives.
+
+use super::data;
+use crate::leases::{LEASE, Node, Pool, forfeit, name, patiently, write};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use zerofs_csi::fs::FsError;
+use zerofs_csi::fs::api::*;
+use zerofs_csi::volume::Volume;
+
+/// Where the first owner is held: every durable step on the way of a change.
+const STEPS: &[&str] = &[
+    "fs.content.before-pack",
+    "chunk.before-pack-put",
+    "chunk.after-pack-put",
+    "fs.content.before-submit",
+    "fs.call.submitted",
+    "fs.journal.before-append",
+    "fs.journal.after-append",
+    "fs.commit.before-write",
+    "fs.commit.after-write",
+    "fs.commit.before-flush",
+    "fs.commit.after-flush",
+    "fs.call.kept",
+];
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    /// A large WRITE that is to be in the store.
+    Write,
+    Remove,
+    Rename,
+    Create,
+}
+
+/// The names and bytes of the root's files.
+async fn state(volume: &Volume) -> BTreeMap<String, Vec<u8>> {
+    let (fs, caller) = (&volume.fs, Caller::root());
+    let limit = ListLimit { entries: 1000, bytes: 1 << 20, entry_bytes: 32, with_attr: false };
+    let listing = patiently(|| fs.readdir(&caller, fs.root(), DirCookie(0), limit)).await.unwrap();
+    let mut found = BTreeMap::new();
+    for entry in listing.entries.iter().filter(|entry| entry.name != "." && entry.name != "..") {
+        let (attr, _) = patiently(|| fs.lookup(&caller, fs.root(), &entry.name)).await.unwrap();
+        let bytes = match attr.kind {
+            FileKind::Regular => patiently(|| fs.read(&caller, attr.file, 0, 1 << 20)).await.unwrap().data.concat(),
+            _ => vec![],
+        };
+        found.insert(String::from_utf8(entry.name.to_vec()).unwrap(), bytes);
+    }
+    found
+}
+
+async fn change(volume: &Volume, what: What, file: FileRef) -> Result<(), FsError> {
+    let (fs, caller, root) = (&volume.fs, Caller::root(), volume.fs.root());
+    match what {
+        What::Write => fs.write(&caller, file, 0, Bytes::from(data(9, 300_000)), Stability::FileSync).await.map(drop),
+        What::Remove => fs.remove(&caller, root, &name("old")).await.map(drop),
+        What::Rename => fs.rename(&caller, (root, &name("old")), (root, &name("new"))).await.map(drop),
+        What::Create => fs.create(&caller, root, &name("new"), CreateHow::Guarded(SetAttr::default())).await.map(drop),
+    }
+}
+
+/// Holds the first owner there; `false`: the change does not come by.
+async fn held_at(step: &'static str, what: What) -> bool {
+    let pool = Pool::new().await;
+    let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
+    let volume = a.world.create("v", None).await.unwrap().handle;
+    let ours = a.open(volume).await;
+    let old = data(3, 200_000);
+    let file = write(&ours, "old", &old).await;
+    let mut watch = b.watch(volume.dataset).await;
+
+    let failpoints = a.world.catalog.bucket().failpoints().clone();
+    let passed = |step| failpoints.passed().get(step).copied().unwrap_or(0);
+    let before = passed(step);
+    failpoints.set(step, "pause").unwrap();
+    let changing = tokio::spawn({
+        let ours = ours.clone();
+        async move { change(&ours, what, file).await }
+    });
+    while passed(step) == before && !changing.is_finished() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let acknowledged = changing.is_finished();
+    for clock in [&a.clock, &b.clock] {
+        clock.advance(LEASE);
+    }
+    let forfeit = forfeit(&mut watch).await;
+    let theirs = b.take(volume.dataset, &forfeit).await.unwrap();
+    let found = state(&theirs).await;
+    if acknowledged {
+        changing.await.unwrap().expect("nothing was in its way");
+        // CREATE promises the journal only, which died with the first owner as far as the second can tell.
+        let expected = match what {
+            What::Write => found["old"][..] == data(9, 300_000)[..],
+            What::Remove => !found.contains_key("old"),
+            What::Rename => found.get("new") == Some(&old) && !found.contains_key("old"),
+            What::Create => found["old"] == old,
+        };
+        assert!(expected, "{what:?} was acknowledged before the take-over");
+        return false;
+    }
+    let is_old_or_new = |bytes: &Vec<u8>| *bytes == old || matches!(what, What::Write) && bytes[..] == data(9, 300_000)[..];
+    let kept = found.get("old").or(found.get("new").filter(|_| matches!(what, What::Rename)));
+    assert!(kept.is_none_or(is_old_or_new) && (kept.is_some() || matches!(what, What::Remove)), "{step} {what:?}");
+    write(&theirs, "theirs", b"after the fence").await;
+    let settled = state(&theirs).await;
+
+    failpoints.set(step, "off").unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(60), changing).await.expect("it ends").unwrap();
+    assert!(ended.is_err(), "{step} {what:?}: acknowledged after the fence");
+    let read = patiently(|| ours.fs.getattr(ours.fs.root())).await;
+    assert!(matches!(read, Err(FsError::Fenced | FsError::Stale)), "{step} {what:?}: it answers {read:?}");
+    assert!(a.world.volumes.close(volume.dataset).await.is_ok() || a.world.volumes.get(volume.dataset).is_none());
+    assert!(state(&theirs).await == settled, "{step} {what:?}: something of the first owner arrived");
+    drop(theirs);
+    b.world.volumes.close(volume.dataset).await.unwrap();
+    let again = b.open(volume).await;
+    assert!(state(&again).await == settled, "{step} {what:?}: and is there after reopening");
+    true
+}
+
+#[test]
+fn the_first_owner_held_at_any_step_acknowledges_nothing_afterwards() {
+    super::run(async {
+        let mut met: BTreeMap<&str, usize> = BTreeMap::new();
+        for step in STEPS {
+            for what in [What::Write, What::Remove, What::Rename, What::Create] {
+                *met.entry(step).or_default() += usize::from(Box::pin(held_at(step, what)).await);
+            }
+        }
+        println!("{met:?}");
+        assert!(met.values().all(|times| *times > 0), "a step that no change comes by: {met:?}");
+    });
+}
+
+/// What only the first owner's journal holds is lost with the take-over, and must not come back with the first owner (R16); what was done
+/// in the store gets its first answer from the second owner (R20).
+#[test]
+fn journals_of_before_are_discarded_and_retransmissions_answered() {
+    super::run(async {
+        let pool = Pool::new().await;
+        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
+        let volume = a.world.create("v", None).await.unwrap().handle;
+        let ours = a.open(volume).await;
+        let root = ours.fs.root();
+        let call = |xid| Caller { call: Some(CallId { client: 7, xid, checksum: 1 }), ..Caller::root() };
+        for file in ["gone", "from"] {
+            write(&ours, file, file.as_bytes()).await;
+        }
+        ours.fs.remove(&call(1), root, &name("gone")).await.unwrap();
+        ours.fs.rename(&call(2), (root, &name("from")), (root, &name("to"))).await.unwrap();
+        let made = ours.fs.mkdir(&call(3), root, &name("made"), SetAttr::default()).await.unwrap().attr.file;
+        ours.fs.sync().await.unwrap();
+        let mut watch = b.watch(volume.dataset).await;
+        // From here on only its journal hears of it.
+        a.store.die();
+        let how = || CreateHow::Guarded(SetAttr::default());
+        ours.fs.create(&call(4), root, &name("unsynced"), how()).await.unwrap();
+        for clock in [&a.clock, &b.clock] {
+            clock.advance(LEASE);
+        }
+        let forfeit = forfeit(&mut watch).await;
+        let theirs = b.take(volume.dataset, &forfeit).await.unwrap();
+        patiently(|| async { theirs.fs.remove(&call(1), root, &name("gone")).await }).await.expect("it was done");
+        theirs.fs.rename(&call(2), (root, &name("from")), (root, &name("to"))).await.expect("it was done");
+        let again = theirs.fs.mkdir(&call(3), root, &name("made"), SetAttr::default()).await.expect("it was done");
+        assert_eq!(again.attr.file, made);
+        let missing = theirs.fs.remove(&call(5), root, &name("gone")).await;
+        assert!(matches!(missing, Err(FsError::NotFound)), "another call: {missing:?}");
+        let anew = theirs.fs.create(&call(4), root, &name("unsynced"), how()).await.unwrap().attr.file;
+        write(&theirs, "theirs", b"theirs").await;
+        drop(theirs);
+        b.world.volumes.close(volume.dataset).await.unwrap();
+
+        // The first machine comes back with its journal.
+        let journals = a.journals.clone();
+        ours.fs.give_up(FsError::Fenced);
+        drop((ours, a));
+        let a = pool.node_at("node-a", LEASE, journals).await;
+        let ours = reopened(&a, volume).await;
+        let found = state(&ours).await;
+        assert_eq!(found.keys().map(String::as_str).collect::<Vec<_>>(), ["made", "theirs", "to", "unsynced"]);
+        let (attr, _) = ours.fs.lookup(&Caller::root(), root, b"unsynced").await.unwrap();
+        assert_eq!(attr.file, anew, "the second owner's, not the one of the journal");
+    });
+}
+
+/// What was given up lets go of its journal in its own time.
+async fn reopened(node: &Node, volume: zerofs_csi::types::VolumeHandle) -> Arc<Volume> {
+    for _ in 0..1000 {
+        match node.world.volumes.open(&node.world.catalog, volume.dataset).await {
+            Ok(open) => return open,
+            Err(error) => assert!(error.to_string().contains("journal"), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the journal stays locked")
+}
