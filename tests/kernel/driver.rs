@@ -75,7 +75,7 @@ impl Driver {
 
     /// New processes that cannot take over: one ends by itself, one waits for ever.
     pub fn start_broken_node(&mut self) -> Result<(), String> {
-        let old = self.node.take();
+        let (old, number) = (self.node.take(), self.nodes);
         for config in ["nonsense: 1\n", "pools:\n  other:\n    url: file:///no/such/folder\n"] {
             fs::write(self.root.join("broken.yaml"), config).map_err(text)?;
             let mut broken = self.spawn(Role::Node, "broken.yaml")?;
@@ -86,7 +86,7 @@ impl Driver {
             broken.kill().map_err(text)?;
             broken.wait().map_err(text)?;
         }
-        self.node = old;
+        (self.node, self.nodes) = (old, number);
         Ok(())
     }
 
