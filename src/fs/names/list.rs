@@ -20,6 +20,7 @@ use crate::fs::permission;
 use crate::fs::row::{Inode, Row};
 use crate::types::InodeNo;
 use bytes::Bytes;
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ use std::sync::Arc;
 const CLUSTER_GAP: u64 = 16;
 /// Most rows of one such scan.
 const CLUSTER_ROWS: u64 = 4096;
+/// Such reads side by side: each may be a request to the store.
+const READS_AT_ONCE: usize = 16;
 /// Most entries fetched at a time, whatever the caller's limit.
 const FETCH_MAX: usize = 8192;
 /// Most inodes whose rows are read ahead of a listing: what one call of it waits for.
@@ -176,21 +179,32 @@ impl Names {
         inos.sort_unstable();
         inos.dedup();
         let mut found: HashMap<InodeNo, Attr> = HashMap::with_capacity(wanted.len());
-        for (first, last) in clusters(&inos) {
-            let rows = self.committer.scan(key::inode(first), key::inode(InodeNo(last.0 + 1)), CLUSTER_ROWS as usize).await?;
-            let submitted = self.committer.last();
-            for (key, row) in rows {
-                let Some(Key::Inode(ino)) = Key::parse(&key) else {
-                    return Err(FsError::Corrupt("a key among the inodes is none of them".to_owned()));
-                };
-                if inos.binary_search(&ino).is_ok() {
-                    let row = Inode::decode(&row)?;
-                    found.insert(ino, attr(FileRef { ino, generation: row.generation }, &row));
-                    self.table.rest(ino, asker, row, submitted);
-                }
+        let reads = stream::iter(clusters(&inos)).map(|cluster| self.read_cluster(cluster).boxed());
+        let mut reads = reads.buffer_unordered(READS_AT_ONCE);
+        while let Some((rows, submitted)) = reads.try_next().await? {
+            for (ino, row) in rows.into_iter().filter(|(ino, _)| inos.binary_search(ino).is_ok()) {
+                found.insert(ino, attr(FileRef { ino, generation: row.generation }, &row));
+                self.table.rest(ino, asker, row, submitted);
             }
         }
         Ok(found)
+    }
+
+    /// The rows of a range, and a batch that they contain.
+    async fn read_cluster(&self, (first, last): (InodeNo, InodeNo)) -> Result<(Vec<(InodeNo, Inode)>, Ticket), FsError> {
+        if first == last {
+            // In a directory that is larger than memory most stand alone: a scan would read a quarter of a MiB ahead for each.
+            let row = self.committer.get(&key::inode(first)).await?;
+            let row = row.map(|row| Ok::<_, FsError>((first, Inode::decode(&row)?))).transpose()?;
+            return Ok((row.into_iter().collect(), self.committer.last()));
+        }
+        let rows = self.committer.scan(key::inode(first), key::inode(InodeNo(last.0 + 1)), CLUSTER_ROWS as usize).await?;
+        let submitted = self.committer.last();
+        let row = |(row_key, row): &(Bytes, Bytes)| match Key::parse(row_key) {
+            Some(Key::Inode(ino)) => Ok((ino, Inode::decode(row)?)),
+            _ => Err(FsError::Corrupt("a key among the inodes is none of them".to_owned())),
+        };
+        Ok((rows.iter().map(row).collect::<Result<_, _>>()?, submitted))
     }
 }
 
