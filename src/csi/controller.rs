@@ -145,7 +145,7 @@ impl ControllerApi for ControllerService {
         let Ok(handle) = volume_id(&id) else { return ok(DeleteVolumeResponse {}) };
         unlocked(&*self.unlock, "DeleteVolume", PoolOf::Id(handle.pool), secrets).await?;
         let controller = self.controller.clone();
-        run("DeleteVolume", handle.to_string(), async move { controller.delete_volume(handle).await }).await?;
+        run("DeleteVolume", handle.to_string(), async move { Box::pin(controller.delete_volume(handle)).await }).await?;
         ok(DeleteVolumeResponse {})
     }
 

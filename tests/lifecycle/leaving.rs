@@ -44,7 +44,7 @@ async fn is_there(volumes: &Volumes, pool: &Catalog, id: VolumeHandle, file: &st
             Ok(volume) => return volume.fs.lookup(&Caller::root(), volume.fs.root(), file.as_bytes()).await.is_ok(),
             // What was left lets go of its journal in its own time.
             Err(error) if error.class().may_pass() && since.elapsed() < LIMIT => {
-                tokio::time::sleep(Duration::from_millis(20)).await
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
             Err(error) => panic!("{error}"),
         }
