@@ -369,8 +369,8 @@ impl History {
         self.steps.last().is_none_or(|step| step.answered.is_some())
     }
 
-    /// Begins anew from what was found: the state after so many of the changes.
-    pub fn rebase(&mut self, changes: usize) {
+    /// Begins anew from what was found: the state after so many of the changes, which that of `least` of them is too.
+    pub fn rebase(&mut self, least: usize, changes: usize) {
         let found = self.found.take().unwrap_or_default();
         let mut tree = self.tree(changes);
         tree.objects.retain(|id, _| found.contains_key(id));
@@ -383,10 +383,12 @@ impl History {
         let last = self.steps.last().filter(|step| step.answered.is_none()).cloned();
         // What it was sent for may be gone with other changes that were lost.
         let needed = |step: &Step| if step.act.is_change() { all - 1 } else { all };
-        self.unanswered = last.filter(|step| changes >= needed(step)).map(|step| {
+        let repeated = last.filter(|step| changes >= needed(step)).map(|step| {
             let done = step.act.is_change() && changes == all;
             (step, done)
         });
+        // A file that is not there was removed, or was never made durable: only who knows which knows the answer to a repeated removal.
+        self.unanswered = repeated.filter(|(_, done)| !done || least == changes);
         self.steps.clear();
     }
 }

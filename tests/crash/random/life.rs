@@ -208,7 +208,7 @@ impl World {
         in_order(&all).map_err(context)?;
         drop(all);
         for (mut history, verdict) in histories.into_iter().zip(verdicts) {
-            history.rebase(verdict.most);
+            history.rebase(verdict.least, verdict.most);
         }
         self.check_rows().await.map_err(|what| format!("{:?}, after {death:?}: {what}", self.contract))
     }
