@@ -104,7 +104,7 @@ impl ChunkStore {
     }
 
     /// The footer of one generation, and the bytes of its object.
-    pub(super) async fn contents_of(&self, pack: PackId, generation: Generation) -> Result<(Vec<ChunkRef>, u64), ChunkError> {
+    pub async fn contents_of(&self, pack: PackId, generation: Generation) -> Result<(Vec<ChunkRef>, u64), ChunkError> {
         self.0.contents(pack, generation).await
     }
 

@@ -16,7 +16,7 @@ use crate::fs::db::{self, CheckpointId, Reader};
 use crate::fs::key::Key;
 use crate::fs::row::{Row, Usage};
 use crate::types::{Class, PackId, SnapshotHandle, VolumeHandle};
-use crate::volume::{place, repair_released};
+use crate::volume::repair_released;
 use bytes::Bytes;
 use serde::Serialize;
 use std::collections::HashSet;
@@ -106,7 +106,7 @@ async fn check_or_repair(opened: &Opened, dataset: &Dataset, repair: bool) -> an
 
 /// `None`: never opened, so there is nothing to check.
 async fn check_dataset(opened: &Opened, dataset: &Dataset) -> anyhow::Result<Option<Checked>> {
-    let place = place(&opened.pool.catalog, dataset.family, dataset.incarnation, &opened.parts.volumes.settings().cache);
+    let place = opened.parts.volumes.settings().place(&opened.pool.catalog, dataset.family, dataset.incarnation);
     if !db::exists(&place).await? {
         return Ok(None);
     }
@@ -124,7 +124,7 @@ async fn check_dataset(opened: &Opened, dataset: &Dataset) -> anyhow::Result<Opt
 
 async fn check_snapshot(opened: &Opened, dataset: &str, snapshot: &Snapshot) -> anyhow::Result<Checked> {
     let what = format!("{dataset}@{}", snapshot.name);
-    let place = place(&opened.pool.catalog, snapshot.family, snapshot.dataset.incarnation, &opened.parts.volumes.settings().cache);
+    let place = opened.parts.volumes.settings().place(&opened.pool.catalog, snapshot.family, snapshot.dataset.incarnation);
     let Some(checkpoint) = snapshot.checkpoint else {
         return Err(Wrong::new(Class::Corrupt, format!("snapshot {what} is ready but names no checkpoint")));
     };

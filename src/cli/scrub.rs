@@ -32,10 +32,7 @@ pub fn run(args: ScrubArgs) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
     app::run(async move {
         let opened = args.common.pool.open().await?;
-        let only = match &args.dataset {
-            Some(name) => Some(opened.dataset(name).await?.id()),
-            None => None,
-        };
+        let only = opened.only(args.dataset.as_deref()).await?;
         let resumed = match &args.state_file {
             Some(file) => load(file)?,
             None => None,

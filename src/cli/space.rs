@@ -9,10 +9,7 @@ pub fn run(args: SpaceArgs) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
     app::run(async move {
         let opened = args.common.pool.open().await?;
-        let only = match &args.dataset {
-            Some(name) => Some(opened.dataset(name).await?.id()),
-            None => None,
-        };
+        let only = opened.only(args.dataset.as_deref()).await?;
         let accuracy = if args.exact { Accuracy::Exact } else { Accuracy::Estimate };
         let progress = Progress::new();
         progress.say("reading datasets and snapshots");

@@ -7,7 +7,7 @@ use crate::app::{Config, Missing, Parts, open_pools};
 use crate::bucket::PoolUrl;
 use crate::catalog::{Dataset, Snapshot, State};
 use crate::control::{Controller, Pool};
-use crate::types::{Class, DatasetName, SnapshotName};
+use crate::types::{Class, DatasetId, DatasetName, SnapshotName};
 
 /// The name of a pool that is given by its URL alone.
 const UNNAMED: &str = "default";
@@ -99,6 +99,14 @@ impl Opened {
         };
         let live = found.filter(|d| matches!(d.state, State::Ready | State::Creating));
         live.ok_or_else(|| Wrong::new(Class::NotFound, format!("dataset {name} {why}")))
+    }
+
+    /// The dataset that a command is limited to, if it is.
+    pub async fn only(&self, name: Option<&str>) -> anyhow::Result<Option<DatasetId>> {
+        Ok(match name {
+            Some(name) => Some(self.dataset(name).await?.id()),
+            None => None,
+        })
     }
 
     /// A live snapshot of a dataset, which may be deleted itself.

@@ -5,8 +5,11 @@ use super::{ControlError, Pool};
 use crate::catalog::{CatalogError, Dataset, READING_RENEWED, Reading, Snapshot, State};
 use crate::fs::FsError;
 use crate::fs::db::{self, CheckpointId, DbPlace, Reader};
-use crate::types::{DatasetId, FamilyId, Incarnation};
-use crate::volume::{Volumes, place};
+use crate::fs::key::Key;
+use crate::fs::row::{Row, Usage};
+use crate::types::{DatasetId, FamilyId, Incarnation, PackId};
+use crate::volume::Volumes;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::time::Instant;
@@ -128,5 +131,23 @@ impl Root {
 }
 
 fn place_of(pool: &Pool, volumes: &Volumes, family: FamilyId, incarnation: Incarnation) -> DbPlace {
-    place(&pool.catalog, family, incarnation, &volumes.settings().cache)
+    volumes.settings().place(&pool.catalog, family, incarnation)
+}
+
+/// Every pack with references, by its `U` row.
+pub(super) async fn usage(reader: &Reader) -> Result<Vec<(PackId, Usage)>, FsError> {
+    let mut packs = Vec::new();
+    let mut pages = reader.pages(Bytes::from_static(b"U"), Bytes::from_static(b"V"));
+    while let Some(rows) = pages.next().await? {
+        for (row_key, row) in &rows {
+            let Some(Key::Usage(pack)) = Key::parse(row_key) else {
+                return Err(FsError::Corrupt(format!("key {} among pack usage", row_key.escape_ascii())));
+            };
+            let usage = Usage::decode(row)?;
+            if usage.refs > 0 {
+                packs.push((pack, usage));
+            }
+        }
+    }
+    Ok(packs)
 }

@@ -17,7 +17,7 @@ use crate::fs::api::FileKind;
 use crate::fs::db::Reader;
 use crate::fs::key::{self, DataId, Key};
 use crate::fs::row::{DirEntryRow, Inode, Record, Row, Source};
-use crate::types::{ChunkHash, DatasetId, FamilyId, InodeNo, PackId};
+use crate::types::{ChunkHash, DatasetId, InodeNo, PackId};
 use crate::volume::Volumes;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -141,7 +141,7 @@ impl<'a> Scrub<'a> {
 
     /// Reads every record of a root, and the packs it refers to.
     async fn suspects(&mut self, root: &Root, each: &mut impl FnMut(&str, &Scrubbed)) -> Result<Vec<Suspect>, ControlError> {
-        let store = self.store(root.family);
+        let store = self.volumes.settings().chunks(&self.pool.catalog, root.family);
         let mut suspects = Vec::new();
         let mut pages = root.reader.pages(Bytes::from_static(b"X"), Bytes::from_static(b"Y"));
         while let Some(rows) = pages.next().await? {
@@ -223,11 +223,6 @@ impl<'a> Scrub<'a> {
             let due = Duration::from_secs_f64(self.read as f64 / rate as f64);
             tokio::time::sleep(due.saturating_sub(self.begun.elapsed())).await;
         }
-    }
-
-    fn store(&self, family: FamilyId) -> ChunkStore {
-        let (catalog, cache) = (&self.pool.catalog, &self.volumes.settings().chunk_cache);
-        ChunkStore::new(catalog.bucket().clone(), family, catalog.keyring(), cache.clone())
     }
 
     /// Names the files of what cannot be read.

@@ -6,19 +6,19 @@
 //!
 //! An estimate reads a row for each pack; exact figures read every record of the family, and remember each chunk.
 
-use super::roots::{self, Root, Source};
+use super::roots::{self, Root, Source, usage};
 use super::{ControlError, Pool};
 use crate::chunk::parse_object;
 use crate::fs::FsError;
 use crate::fs::api::FileKind;
 use crate::fs::db::Reader;
-use crate::fs::key::{self, Key};
-use crate::fs::row::{self, Inode, Record, Row, Superblock, Usage};
+use crate::fs::key;
+use crate::fs::row::{self, Inode, Record, Row, Superblock};
 use crate::types::{DatasetId, FamilyId, InodeNo, PackId};
 use crate::volume::Volumes;
 use bytes::Bytes;
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 /// Chunks of one family that exact figures remember: about 100 bytes each, so 1.6 GiB for a TiB in records of 64 KiB.
 const CHUNKS_MAX: usize = 16 << 20;
@@ -129,11 +129,11 @@ async fn by_packs(
             of.push(None);
             continue;
         };
-        let read = async { Ok::<_, FsError>((referenced(&root.reader).await?, packs(&root.reader).await?)) }.await;
+        let read = async { Ok::<_, FsError>((referenced(&root.reader).await?, usage(&root.reader).await?)) }.await;
         let name = root.name.clone();
         root.close(pool).await?;
-        let (referenced_bytes, packs) = read?;
-        for pack in packs {
+        let (referenced_bytes, usage) = read?;
+        for (pack, _) in usage {
             used.entry(pack).and_modify(|(_, shared)| *shared = true).or_insert((n, false));
         }
         of.push(Some(SpaceOf { name, referenced_bytes, logical_bytes: None, unique_bytes: 0, estimated: true }));
@@ -213,21 +213,6 @@ async fn read_chunks(pool: &Pool, root: &Root, n: u32, in_head: bool, chunks: &m
 async fn referenced(reader: &Reader) -> Result<u64, FsError> {
     let row = reader.get(&key::superblock()).await?.ok_or_else(|| FsError::Corrupt("no superblock".to_owned()))?;
     Ok(Superblock::decode(&row)?.allocated)
-}
-
-async fn packs(reader: &Reader) -> Result<HashSet<PackId>, FsError> {
-    let mut pages = reader.pages(Bytes::from_static(b"U"), Bytes::from_static(b"V"));
-    let mut packs = HashSet::new();
-    while let Some(rows) = pages.next().await? {
-        for (row_key, row) in &rows {
-            if let Some(Key::Usage(pack)) = Key::parse(row_key)
-                && Usage::decode(row)?.refs > 0
-            {
-                packs.insert(pack);
-            }
-        }
-    }
-    Ok(packs)
 }
 
 async fn logical(reader: &Reader) -> Result<u64, FsError> {

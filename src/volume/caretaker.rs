@@ -2,11 +2,11 @@
 //! administrator does: mending its rows.
 
 use super::VolumeError;
+use super::claim::{claim, release};
 use super::lease::Forfeit;
 use super::ownership;
-use super::volumes::{VolumeSettings, claim, place, release};
+use super::settings::VolumeSettings;
 use crate::catalog::{Catalog, CatalogError, Dataset};
-use crate::chunk::ChunkStore;
 use crate::fs::check::{self, Repaired};
 use crate::fs::db::{self, CheckpointId, Database, DbPlace, Detached};
 use crate::fs::{Committer, Fs, FsError};
@@ -107,7 +107,7 @@ pub async fn release_lost(settings: &VolumeSettings, pool: &Catalog, id: Dataset
         pool.bucket().failpoints().step(name).await.map_err(|injected| VolumeError::Io(injected.to_string()))
     };
     step("volume.lost.claimed").await?;
-    let place = place(pool, dataset.family, dataset.incarnation, &settings.cache);
+    let place = settings.place(pool, dataset.family, dataset.incarnation);
     db::fence(&place).await.map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?;
     step("volume.lost.fenced").await?;
     release(pool, id, &me).await
@@ -124,7 +124,7 @@ async fn care<T>(
     let me = ownership::caretaker(settings.session);
     let absent = || VolumeError::NotFound { what: format!("dataset {id}") };
     let family = pool.dataset_by_id(id).await?.ok_or_else(absent)?.record.family;
-    let place = place(pool, family, id.incarnation, &settings.cache);
+    let place = settings.place(pool, family, id.incarnation);
     let fs = |source| VolumeError::Fs { dataset: id.to_string(), source };
     let epoch = db::epoch(&place).await.map_err(fs)?;
     let (dataset, _) = claim(pool, id, &me, None).await?;
@@ -172,6 +172,5 @@ async fn checkpoint(
 }
 
 async fn open(settings: &VolumeSettings, pool: &Catalog, place: &DbPlace, dataset: &Dataset, epoch: Epoch) -> Result<Fs, FsError> {
-    let chunks = ChunkStore::new(pool.bucket().clone(), dataset.family, pool.keyring(), settings.chunk_cache.clone());
-    Fs::open_at(place, chunks, settings.options(dataset, None), Some(epoch)).await
+    Fs::open_at(place, settings.chunks(pool, dataset.family), settings.options(dataset, None), Some(epoch)).await
 }

@@ -22,12 +22,14 @@
 //! has ended; a caretaker's claim yields to anyone (it has no journal).
 
 mod caretaker;
+mod claim;
 mod home;
 mod lease;
 mod leave;
 mod ownership;
 mod reading;
 mod served;
+mod settings;
 mod snapdir;
 mod views;
 mod volumes;
@@ -37,8 +39,9 @@ pub use lease::{BootClock, Clock, Forfeit, LeaseSettings, Verdict, Watch};
 pub use ownership::is_caretaker;
 pub use reading::ReadSnapshot;
 pub use served::{Live, OneSnapshot, Served};
+pub use settings::{VolumeSettings, place};
 pub use views::{Keeper, View, Views};
-pub use volumes::{Closing, Lost, Volume, VolumeSettings, Volumes, place};
+pub use volumes::{Closing, Lost, Volume, Volumes};
 
 use crate::catalog::{CatalogError, Owner};
 use crate::fs::FsError;

@@ -2,9 +2,8 @@
 //! meanwhile (R14); that is the difference to a [`View`](super::View), which clients would keep for ever.
 
 use super::VolumeError;
-use super::volumes::{VolumeSettings, place};
+use super::settings::VolumeSettings;
 use crate::catalog::{Catalog, CatalogError, Owner, READING_RENEWED, Reading, Snapshot};
-use crate::chunk::ChunkStore;
 use crate::fs::db::{CheckpointId, Reader};
 use crate::fs::{FsError, SnapshotView};
 use crate::types::SnapshotId;
@@ -100,8 +99,8 @@ impl ReadSnapshot {
     async fn view_of(settings: &VolumeSettings, pool: &Catalog, snapshot: &Snapshot) -> Result<SnapshotView, FsError> {
         let checkpoint =
             snapshot.checkpoint.ok_or_else(|| FsError::Internal("a ready snapshot without a checkpoint".to_owned()))?;
-        let at = place(pool, snapshot.family, snapshot.dataset.incarnation, &settings.cache);
-        let chunks = ChunkStore::new(pool.bucket().clone(), snapshot.family, pool.keyring(), settings.chunk_cache.clone());
+        let at = settings.place(pool, snapshot.family, snapshot.dataset.incarnation);
+        let chunks = settings.chunks(pool, snapshot.family);
         SnapshotView::new(Reader::at_checkpoint(&at, CheckpointId(checkpoint)).await?, chunks).await
     }
 

@@ -11,9 +11,8 @@
 //! nothing is kept for longer than somebody reads. A process that dies leaves announcements, which count for an hour.
 
 use super::reading::Announced;
-use super::volumes::{VolumeSettings, place};
+use super::settings::VolumeSettings;
 use crate::catalog::{Catalog, CatalogError, Snapshot, State};
-use crate::chunk::ChunkStore;
 use crate::fs::db::CheckpointId;
 use crate::fs::{Frozen, FsError};
 use crate::types::{Class, Classify, Incarnation, SnapshotId};
@@ -236,8 +235,8 @@ impl Views {
         let step = pool.bucket().failpoints().step("volume.view.announced").await;
         step.map_err(|injected| FsError::Unavailable(injected.to_string()))?;
         let checkpoint = snapshot.checkpoint.ok_or(FsError::Stale)?;
-        let at = place(pool, snapshot.family, snapshot.dataset.incarnation, &settings.cache);
-        let chunks = ChunkStore::new(pool.bucket().clone(), snapshot.family, pool.keyring(), settings.chunk_cache.clone());
+        let at = settings.place(pool, snapshot.family, snapshot.dataset.incarnation);
+        let chunks = settings.chunks(pool, snapshot.family);
         let frozen = Frozen::open(&at, CheckpointId(checkpoint), chunks, settings.memory.frozen()).await?;
         Ok(Arc::new(View {
             frozen: Arc::new(frozen),

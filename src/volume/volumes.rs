@@ -1,15 +1,16 @@
 //! The volumes that one process has open.
 
+use super::claim::{claim, release};
 use super::lease::{End, Forfeit, Held, Keeper, LeaseSettings, Watch};
 use super::ownership::{self, Before};
 use super::served::{Live, Served};
+use super::settings::VolumeSettings;
 use super::views::Views;
 use super::{VolumeError, home};
-use crate::catalog::{Catalog, CatalogError, Dataset, Owner, Snapdir};
-use crate::chunk::{ChunkCache, ChunkStore};
-use crate::fs::db::{DbCache, DbPlace};
-use crate::fs::{Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
-use crate::types::{DatasetId, FamilyId, HomeId, Incarnation, PoolId, SessionId};
+use crate::catalog::{Catalog, Dataset, Owner, Snapdir};
+use crate::chunk::ChunkStore;
+use crate::fs::{Fs, FsError};
+use crate::types::{DatasetId, FamilyId, HomeId, PoolId};
 use futures::StreamExt;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -35,60 +36,6 @@ const HOLDERS_OF_OURS: usize = 2;
 pub enum Closing {
     Closed,
     InUse,
-}
-
-/// How this process opens volumes.
-#[derive(Clone)]
-pub struct VolumeSettings {
-    /// The node's name: a restart under the same name takes its own volumes back.
-    pub node: String,
-    /// This run of the process.
-    pub session: SessionId,
-    /// Where journals are kept; none: every change waits for the store.
-    pub journal_dir: Option<PathBuf>,
-    /// Shared by every database of the process.
-    pub cache: DbCache,
-    /// Shared by every family's chunks.
-    pub chunk_cache: ChunkCache,
-    pub flush_interval: Duration,
-    /// Shared by every open volume.
-    pub memory: FsMemory,
-    /// Most volumes open at once.
-    pub volumes_max: usize,
-}
-
-impl VolumeSettings {
-    pub(super) fn options(&self, dataset: &Dataset, journal: Option<PathBuf>) -> FsOptions {
-        let properties = &dataset.properties;
-        FsOptions {
-            sync: sync_mode(dataset),
-            quota_bytes: dataset.size,
-            quota_inodes: properties.quota_inodes,
-            record_bytes: properties.record_bytes,
-            codec: properties.codec,
-            flush_interval: self.flush_interval,
-            memory: self.memory.clone(),
-            journal,
-            root: RootAttr { uid: properties.root_uid, gid: properties.root_gid, mode: properties.root_mode },
-        }
-    }
-}
-
-/// The property, or the default of the access modes: `always` as soon as one of them is multi-node.
-fn sync_mode(dataset: &Dataset) -> SyncMode {
-    match dataset.properties.sync.as_deref() {
-        Some("standard") => SyncMode::Standard,
-        Some("disabled") => SyncMode::Disabled,
-        Some(_) => SyncMode::Always,
-        None if dataset.access_modes.iter().any(|mode| mode.starts_with("MULTI_NODE")) => SyncMode::Always,
-        None => SyncMode::Standard,
-    }
-}
-
-/// Where a dataset's database is.
-pub fn place(pool: &Catalog, family: FamilyId, incarnation: Incarnation, cache: &DbCache) -> DbPlace {
-    let sealer = pool.keyring().database_sealer(family);
-    DbPlace { bucket: pool.bucket().clone(), incarnation, sealer, cache: cache.clone() }
 }
 
 /// A dataset opened by its owner, this process.
@@ -394,7 +341,7 @@ impl Volumes {
             Some(dir) => Some(journal_path(dir, dataset).await?),
             None => None,
         };
-        let place = place(pool, dataset.family, dataset.incarnation, &settings.cache);
+        let place = settings.place(pool, dataset.family, dataset.incarnation);
         let chunks = self.chunks(pool, dataset.family);
         let fs = Fs::open_under(&place, chunks.clone(), settings.options(dataset, journal), held.tenure().clone())
             .await
@@ -414,7 +361,7 @@ impl Volumes {
         let shared = slots.values().filter_map(|slot| slot.volume()).find(|volume| volume.dataset.family == family);
         match shared {
             Some(volume) => volume.chunks.clone(),
-            None => ChunkStore::new(pool.bucket().clone(), family, pool.keyring(), self.inner.settings.chunk_cache.clone()),
+            None => self.inner.settings.chunks(pool, family),
         }
     }
 
@@ -485,63 +432,4 @@ async fn journal_path(dir: &std::path::Path, dataset: &Dataset) -> Result<PathBu
         VolumeError::Io(format!("journal folder {}: {error}: make it writable, or give another --state-dir", dir.display()))
     })?;
     Ok(dir.join(format!("{}.journal", dataset.incarnation)))
-}
-
-/// Writes `me` into the record.
-pub(super) async fn claim(
-    pool: &Catalog,
-    id: DatasetId,
-    me: &Owner,
-    forfeit: Option<&Forfeit>,
-) -> Result<(Dataset, Before), VolumeError> {
-    let mut answer = None;
-    let swapped = pool
-        .update_dataset(id, |dataset| match ownership::take(dataset, me, forfeit) {
-            Ok(before) => {
-                answer = Some(Ok(before));
-                Ok(())
-            }
-            Err(error) => {
-                answer = Some(Err(error));
-                Err(CatalogError::Precondition { what: format!("dataset {}", dataset.name), why: "it cannot be opened".into() })
-            }
-        })
-        .await;
-    match (answer, swapped) {
-        (Some(Ok(before)), Ok(at)) => Ok((at.record, before)),
-        (Some(Err(refused)), _) => Err(refused),
-        (_, Err(CatalogError::NotFound { what })) => Err(VolumeError::NotFound { what }),
-        (Some(Ok(Before::Released)), Err(error)) => {
-            // The record may have been written although its writer was not told. Nothing was opened under it.
-            if let Err(error) = release(pool, id, me).await {
-                tracing::warn!(dataset = %id, %error, "a claim that failed may have been written: opening it here again clears it");
-            }
-            Err(error.into())
-        }
-        (_, Err(error)) => Err(error.into()),
-        (None, Ok(at)) => Err(VolumeError::Io(format!("dataset {} was not claimed", at.record.name))),
-    }
-}
-
-/// Takes `me` out of the record: the dataset is cleanly closed (R16). A record that names someone else stays.
-pub(super) async fn release(pool: &Catalog, id: DatasetId, me: &Owner) -> Result<(), VolumeError> {
-    let mut ours = true;
-    let swapped = pool
-        .update_dataset(id, |dataset| {
-            ours = ownership::holds(dataset, me);
-            if !ours {
-                return Err(CatalogError::Precondition {
-                    what: format!("dataset {}", dataset.name),
-                    why: "another owns it".into(),
-                });
-            }
-            dataset.owner = None;
-            Ok(())
-        })
-        .await;
-    match swapped {
-        Ok(_) | Err(CatalogError::NotFound { .. }) => Ok(()),
-        Err(_) if !ours => Ok(()),
-        Err(error) => Err(error.into()),
-    }
 }

@@ -5,11 +5,11 @@ use super::{Collector, Listing, Objects};
 use crate::catalog::{Dataset, Snapshot, State};
 use crate::chunk::parse_object;
 use crate::control::ControlError;
+use crate::control::roots::usage;
 use crate::fs::db::{self, CheckpointId, DbPlace, Reader};
 use crate::fs::row::{Record, Row, Source, Superblock, Usage};
 use crate::fs::{FsError, key};
 use crate::types::{ChunkHash, Epoch, FamilyId, Incarnation, PackId, SnapshotId};
-use crate::volume::place;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{HashMap, HashSet};
@@ -72,7 +72,7 @@ impl Collector {
     }
 
     pub(super) fn place(&self, family: FamilyId, incarnation: Incarnation) -> DbPlace {
-        place(&self.pool.catalog, family, incarnation, &self.volumes.settings().cache)
+        self.volumes.settings().place(&self.pool.catalog, family, incarnation)
     }
 
     /// A tombstoned head is nobody's root any more (it can be opened by nobody), but it still speaks for the packs it made.
@@ -174,24 +174,6 @@ async fn read_head(place: &DbPlace, dataset: Incarnation, is_root: bool) -> Resu
     let usage = if is_root { usage(&reader).await? } else { vec![] };
     reader.close().await?;
     Ok(Some(Said::Head { dataset, superblock, usage }))
-}
-
-/// Every pack with references, by its `U` row.
-async fn usage(reader: &Reader) -> Result<Vec<(PackId, Usage)>, FsError> {
-    let mut packs = Vec::new();
-    let mut pages = reader.pages(Bytes::from_static(b"U"), Bytes::from_static(b"V"));
-    while let Some(rows) = pages.next().await? {
-        for (row_key, row) in &rows {
-            let Some(key::Key::Usage(pack)) = key::Key::parse(row_key) else {
-                return Err(FsError::Corrupt(format!("key {} among pack usage", row_key.escape_ascii())));
-            };
-            let usage = Usage::decode(row)?;
-            if usage.refs > 0 {
-                packs.push((pack, usage));
-            }
-        }
-    }
-    Ok(packs)
 }
 
 /// What the roots of some families use of some packs, chunk by chunk.

@@ -14,7 +14,7 @@ use super::{Collected, Collector, Kept, Listing, Memory};
 use crate::catalog::{Dataset, State};
 use crate::chunk::{ChunkError, ChunkStore, Rewritten};
 use crate::control::{ControlError, mail};
-use crate::types::{ChunkHash, FamilyId, Incarnation, PackId};
+use crate::types::{ChunkHash, FamilyId, Incarnation, PackId, SessionId};
 use crate::volume::{VolumeError, is_caretaker, seal_released};
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -48,8 +48,8 @@ impl Collector {
             candidates.iter().filter(|c| memory.chunks_of(c).is_none()).take(FOOTERS_MAX).cloned().collect()
         };
         let counted = futures::stream::iter(unknown).map(|candidate| async move {
-            let chunks = match self.store(candidate.family).contents(candidate.pack).await {
-                Ok(chunks) => Some(chunks.len()),
+            let chunks = match self.store(candidate.family).contents_of(candidate.pack, candidate.generation).await {
+                Ok((chunks, _)) => Some(chunks.len()),
                 Err(ChunkError::Missing { .. }) => None,
                 // It is a reader's, or a scrub's, to raise the alarm about a chunk; the collection goes on.
                 Err(error @ (ChunkError::Corrupt { .. } | ChunkError::CorruptPack { .. })) => {
@@ -133,10 +133,11 @@ impl Collector {
                 wanted.entry(*head).or_default().push(candidate.pack);
             }
         }
+        let mut silent = HashSet::new();
         for head in catalog.datasets.iter().filter(|d| d.state == State::Ready) {
             let Some(packs) = wanted.get(&head.incarnation) else { continue };
             for packs in packs.chunks(SEALED_AT_ONCE) {
-                if let Err(error) = self.seal_in(head, packs).await {
+                if let Err(error) = self.seal_in(head, packs, &mut silent).await {
                     let what = format!("packs that dataset {} refers to, mostly dead", head.name);
                     done.kept.push(Kept { what, why: error.to_string() });
                     break;
@@ -146,11 +147,13 @@ impl Collector {
         Ok(())
     }
 
-    async fn seal_in(&self, head: &Dataset, packs: &[PackId]) -> Result<(), ControlError> {
+    async fn seal_in(&self, head: &Dataset, packs: &[PackId], silent: &mut HashSet<SessionId>) -> Result<(), ControlError> {
         let id = head.id();
         match (self.volumes.get(id), head.owner.as_ref().filter(|owner| !is_caretaker(owner))) {
             (Some(volume), _) => Ok(volume.fs.seal(packs).await?),
-            (None, Some(owner)) => mail::ask_to_seal(&self.pool, head, owner, packs, self.owner_timeout).await,
+            (None, Some(owner)) => {
+                self.ask(owner, silent, mail::ask_to_seal(&self.pool, head, owner, packs, self.owner_timeout)).await
+            }
             (None, None) => match seal_released(self.volumes.settings(), &self.pool.catalog, id, packs).await {
                 // Its record is no head's any more: the mark finds that out.
                 Err(VolumeError::NotFound { .. } | VolumeError::Deleting { .. }) => Ok(()),
@@ -160,8 +163,7 @@ impl Collector {
     }
 
     pub(super) fn store(&self, family: FamilyId) -> ChunkStore {
-        let (catalog, cache) = (&self.pool.catalog, &self.volumes.settings().chunk_cache);
-        ChunkStore::new(catalog.bucket().clone(), family, catalog.keyring(), cache.clone())
+        self.volumes.settings().chunks(&self.pool.catalog, family)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::{Collected, Collector, Kept, Listing};
 use crate::bucket::Listed;
-use crate::catalog::{CatalogError, Dataset, State};
+use crate::catalog::{CatalogError, Dataset, Owner, State};
 use crate::control::{ControlError, mail};
 use crate::fs::db::Detached;
 use crate::types::{DatasetId, Incarnation, SessionId};
@@ -118,15 +118,7 @@ impl Collector {
         let detached = match (self.volumes.get(id), clone.owner.as_ref().filter(|owner| !is_caretaker(owner))) {
             (Some(volume), _) => volume.fs.detach().await?,
             (None, Some(owner)) => {
-                // One that did not answer for one volume is not waited for again.
-                if silent.contains(&owner.session) {
-                    return Err(ControlError::Unavailable(format!("node {} does not answer", owner.node)));
-                }
-                let asked = mail::ask_to_detach(&self.pool, clone, owner, self.owner_timeout).await;
-                if asked.is_err() {
-                    silent.insert(owner.session);
-                }
-                asked?
+                self.ask(owner, silent, mail::ask_to_detach(&self.pool, clone, owner, self.owner_timeout)).await?
             }
             (None, None) => detach_released(self.volumes.settings(), &self.pool.catalog, id).await?,
         };
@@ -146,6 +138,23 @@ impl Collector {
             }
         }
         Ok(detached)
+    }
+
+    /// Asks an owner, unless it is `silent`: one that did not answer for one volume is not waited for again.
+    pub(super) async fn ask<T>(
+        &self,
+        owner: &Owner,
+        silent: &mut HashSet<SessionId>,
+        letter: impl Future<Output = Result<T, ControlError>>,
+    ) -> Result<T, ControlError> {
+        if silent.contains(&owner.session) {
+            return Err(ControlError::Unavailable(format!("node {} does not answer", owner.node)));
+        }
+        let asked = letter.await;
+        if asked.is_err() {
+            silent.insert(owner.session);
+        }
+        asked
     }
 
     /// Collects the databases of released datasets; one that a node has opened meanwhile is its owner's to collect.
@@ -215,7 +224,7 @@ mod tests {
         let kept = snapshot(7, &owner, State::Ready, &[2]);
         assert_eq!(grown(vec![kept], many("manifest", 5, SystemTime::UNIX_EPOCH)), 0, "a snapshot and its clone keep two");
         let mut taken = owner.clone();
-        taken.owner = Some(crate::catalog::Owner::new("n", SessionId::from_bytes([1; 16])));
+        taken.owner = Some(Owner::new("n", SessionId::from_bytes([1; 16])));
         let listing = Listing { datasets: vec![taken], snapshots: vec![], ..Listing::default() };
         let objects = BTreeMap::from([(owner.incarnation, many("wal", 5, SystemTime::UNIX_EPOCH))]);
         assert!(overgrown(&listing, &objects, now).is_empty(), "its owner does it");

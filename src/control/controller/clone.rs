@@ -6,7 +6,6 @@ use crate::catalog::{CatalogError, Dataset, Snapshot, State, Versioned};
 use crate::control::{ControlError, Pool};
 use crate::fs::db::{self, CheckpointId};
 use crate::types::{Class, Classify, DatasetId, Incarnation, SnapshotId};
-use crate::volume::place;
 
 impl Controller {
     pub(super) async fn finish_clone(&self, pool: &Pool, at: Versioned<Dataset>) -> Result<Dataset, ControlError> {
@@ -31,15 +30,15 @@ impl Controller {
             snapshot.checkpoint.ok_or_else(|| ControlError::InProgress { what: format!("snapshot {}", snapshot.name) })?;
         depend(pool, origin, clone.incarnation).await?;
         pool.step("control.create.dependant").await?;
-        let cache = &self.volumes.settings().cache;
-        let source_place = place(&pool.catalog, clone.family, origin.dataset, cache);
+        let settings = self.volumes.settings();
+        let source_place = settings.place(&pool.catalog, clone.family, origin.dataset);
         if db::ancestors(&source_place).await? >= ANCESTORS_MAX {
             return Err(ControlError::Unavailable(format!(
                 "volume {}: its source reads {ANCESTORS_MAX} ancestors' databases already, which is the limit: repeat once it is detached",
                 clone.name
             )));
         }
-        let clone_place = place(&pool.catalog, clone.family, clone.incarnation, cache);
+        let clone_place = settings.place(&pool.catalog, clone.family, clone.incarnation);
         db::clone_from(&clone_place, origin.dataset, CheckpointId(checkpoint)).await?;
         pool.step("control.create.cloned").await?;
         // Before the clone is ready, so that no repeated call finds it ready and the snapshot forgotten. The clone keeps the tombstone.

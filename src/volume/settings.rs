@@ -1,0 +1,73 @@
+//! How a process opens volumes, and where their parts are.
+
+use crate::catalog::{Catalog, Dataset};
+use crate::chunk::{ChunkCache, ChunkStore};
+use crate::fs::db::{DbCache, DbPlace};
+use crate::fs::{FsMemory, FsOptions, RootAttr, SyncMode};
+use crate::types::{FamilyId, Incarnation, SessionId};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How this process opens volumes.
+#[derive(Clone)]
+pub struct VolumeSettings {
+    /// The node's name: a restart under the same name takes its own volumes back.
+    pub node: String,
+    /// This run of the process.
+    pub session: SessionId,
+    /// Where journals are kept; none: every change waits for the store.
+    pub journal_dir: Option<PathBuf>,
+    /// Shared by every database of the process.
+    pub cache: DbCache,
+    /// Shared by every family's chunks.
+    pub chunk_cache: ChunkCache,
+    pub flush_interval: Duration,
+    /// Shared by every open volume.
+    pub memory: FsMemory,
+    /// Most volumes open at once.
+    pub volumes_max: usize,
+}
+
+impl VolumeSettings {
+    /// Where a dataset's database is.
+    pub fn place(&self, pool: &Catalog, family: FamilyId, incarnation: Incarnation) -> DbPlace {
+        place(pool, family, incarnation, &self.cache)
+    }
+
+    /// A family's chunks.
+    pub fn chunks(&self, pool: &Catalog, family: FamilyId) -> ChunkStore {
+        ChunkStore::new(pool.bucket().clone(), family, pool.keyring(), self.chunk_cache.clone())
+    }
+
+    pub(super) fn options(&self, dataset: &Dataset, journal: Option<PathBuf>) -> FsOptions {
+        let properties = &dataset.properties;
+        FsOptions {
+            sync: sync_mode(dataset),
+            quota_bytes: dataset.size,
+            quota_inodes: properties.quota_inodes,
+            record_bytes: properties.record_bytes,
+            codec: properties.codec,
+            flush_interval: self.flush_interval,
+            memory: self.memory.clone(),
+            journal,
+            root: RootAttr { uid: properties.root_uid, gid: properties.root_gid, mode: properties.root_mode },
+        }
+    }
+}
+
+/// The property, or the default of the access modes: `always` as soon as one of them is multi-node.
+fn sync_mode(dataset: &Dataset) -> SyncMode {
+    match dataset.properties.sync.as_deref() {
+        Some("standard") => SyncMode::Standard,
+        Some("disabled") => SyncMode::Disabled,
+        Some(_) => SyncMode::Always,
+        None if dataset.access_modes.iter().any(|mode| mode.starts_with("MULTI_NODE")) => SyncMode::Always,
+        None => SyncMode::Standard,
+    }
+}
+
+/// As [`VolumeSettings::place`], with another cache.
+pub fn place(pool: &Catalog, family: FamilyId, incarnation: Incarnation, cache: &DbCache) -> DbPlace {
+    let sealer = pool.keyring().database_sealer(family);
+    DbPlace { bucket: pool.bucket().clone(), incarnation, sealer, cache: cache.clone() }
+}
