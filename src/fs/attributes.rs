@@ -2,9 +2,9 @@
 
 use super::FsError;
 use super::api::{Before, Caller, Change, FILE_BYTES_MAX, FileKind, FileRef, SetAttr, SetTime};
-use super::committer::Batch;
+use super::committer::{Batch, Ticket};
 use super::key;
-use super::names::{First, Names, Outcome};
+use super::names::{Done, First, Names, Outcome};
 use super::node::attr;
 use super::permission;
 use super::row::Inode;
@@ -23,7 +23,7 @@ impl Names {
         file: FileRef,
         set: SetAttr,
         guard: Option<Timestamp>,
-        turn: First,
+        turn: &First,
     ) -> Result<Outcome<Change>, FsError> {
         let node = self.node(file).await?;
         if set.size.is_some() {
@@ -46,6 +46,7 @@ impl Names {
         }
         let before = Some(Before::from(&attr(file, &old)));
         if changes_nothing(&set) {
+            turn.unchanged(Done { ticket: Ticket::default(), object: Some(file) });
             return Ok(Outcome { answer: Change { before, after: attr(file, &old) }, ticket: None });
         }
         let now = self.committer.ctime(old.ctime)?;

@@ -4,7 +4,7 @@
 use super::FsError;
 use super::api::*;
 use super::dataset::{Fs, Promise};
-use super::names::{Done, Listed, Removal, Turn};
+use super::names::{Done, First, Listed, Outcome, Removal, Turn};
 use super::permission;
 use crate::types::{EntryName, Timestamp};
 use bytes::Bytes;
@@ -14,19 +14,50 @@ fn again(after: Attr) -> Change {
     Change { before: None, after }
 }
 
+/// A call that must not be done twice.
+enum Repeatable {
+    First(First),
+    /// It was done.
+    Again(Done),
+}
+
 impl Fs {
     async fn attr(&self, file: FileRef) -> Result<Attr, FsError> {
         Ok(self.names.node(file).await?.attr())
     }
 
-    /// Waits for the call's turn, then for room. A repeated call's first batch is as safe as it was promised to be; it needs no room.
-    async fn turn(&self, caller: &Caller, promise: Promise) -> Result<Turn, FsError> {
-        let turn = self.ring.turn(caller.call).await;
-        match &turn {
-            Turn::Repeated(done) => self.insist(|| self.keep(promise, done.ticket)).await?,
-            Turn::First(_) => self.names.committer.ready().await?,
+    /// Waits for the call's turn, then for room. A repeated call's first batch is as safe as it was promised to be; it needs no room. One that failed
+    /// fails again, under what it saw then.
+    async fn turn(&self, caller: &Caller, promise: Promise, seen: &[FileRef]) -> Result<Repeatable, FsError> {
+        match self.ring.turn(caller.call).await {
+            Turn::Repeated(Ok(done)) => {
+                self.insist(|| self.keep(promise, done.ticket)).await?;
+                Ok(Repeatable::Again(done))
+            }
+            Turn::Repeated(Err(error)) => {
+                self.settle::<()>(Err(error.clone()), promise, seen).await?;
+                Err(error)
+            }
+            Turn::First(first) => {
+                self.names.committer.ready().await?;
+                Ok(Repeatable::First(first))
+            }
         }
-        Ok(turn)
+    }
+
+    /// The answer to a call that is done for the first time. It is remembered before anybody waits, so that it is as true as what it says.
+    async fn settle_first<T>(
+        &self,
+        first: First,
+        outcome: Result<Outcome<T>, FsError>,
+        promise: Promise,
+        seen: &[FileRef],
+    ) -> Result<T, FsError> {
+        if let Err(error) = &outcome {
+            first.failed(error);
+        }
+        drop(first);
+        self.settle(outcome, promise, seen).await
     }
 
     /// The attributes of an object of a repeated call, which was done.
@@ -45,11 +76,11 @@ impl Fs {
 
     async fn removal(&self, caller: &Caller, dir: FileRef, name: &EntryName, what: Removal) -> Result<Change, FsError> {
         self.answer(async {
-            match self.turn(caller, Promise::Durable).await? {
-                Turn::Repeated(_) => self.changed_again(dir).await,
-                Turn::First(turn) => {
-                    let outcome = self.names.remove(caller, dir, name, what, turn).await;
-                    self.settle(outcome, Promise::Durable, &[dir]).await
+            match self.turn(caller, Promise::Durable, &[dir]).await? {
+                Repeatable::Again(_) => self.changed_again(dir).await,
+                Repeatable::First(first) => {
+                    let outcome = self.names.remove(caller, dir, name, what, &first).await;
+                    self.settle_first(first, outcome, Promise::Durable, &[dir]).await
                 }
             }
         })
@@ -81,11 +112,11 @@ impl FileSystem for Fs {
             // A guard makes a repeat fail, and a repeat that comes late would cut off what was written since. The rest may be done twice.
             let once = guard.is_some() || set.size.is_some();
             let repeatable = Caller { call: caller.call.filter(|_| once), ..caller.clone() };
-            match self.turn(&repeatable, Promise::Applied).await? {
-                Turn::Repeated(_) => self.changed_again(file).await,
-                Turn::First(turn) => {
-                    let outcome = self.names.setattr(caller, file, set, guard, turn).await;
-                    self.settle(outcome, Promise::Applied, &[file]).await
+            match self.turn(&repeatable, Promise::Applied, &[file]).await? {
+                Repeatable::Again(_) => self.changed_again(file).await,
+                Repeatable::First(first) => {
+                    let outcome = self.names.setattr(caller, file, set, guard, &first).await;
+                    self.settle_first(first, outcome, Promise::Applied, &[file]).await
                 }
             }
         })
@@ -176,11 +207,11 @@ impl FileSystem for Fs {
 
     async fn create(&self, caller: &Caller, dir: FileRef, name: &EntryName, how: CreateHow) -> Result<Created, FsError> {
         self.answer(async {
-            match self.turn(caller, Promise::Applied).await? {
-                Turn::Repeated(done) => self.created_again(done, dir).await,
-                Turn::First(turn) => {
-                    let outcome = self.names.create(caller, dir, name, how, turn).await;
-                    self.settle(outcome, Promise::Applied, &[dir]).await
+            match self.turn(caller, Promise::Applied, &[dir]).await? {
+                Repeatable::Again(done) => self.created_again(done, dir).await,
+                Repeatable::First(first) => {
+                    let outcome = self.names.create(caller, dir, name, how, &first).await;
+                    self.settle_first(first, outcome, Promise::Applied, &[dir]).await
                 }
             }
         })
@@ -189,11 +220,11 @@ impl FileSystem for Fs {
 
     async fn mkdir(&self, caller: &Caller, dir: FileRef, name: &EntryName, set: SetAttr) -> Result<Created, FsError> {
         self.answer(async {
-            match self.turn(caller, Promise::Applied).await? {
-                Turn::Repeated(done) => self.created_again(done, dir).await,
-                Turn::First(turn) => {
-                    let outcome = self.names.mkdir(caller, dir, name, set, turn).await;
-                    self.settle(outcome, Promise::Applied, &[dir]).await
+            match self.turn(caller, Promise::Applied, &[dir]).await? {
+                Repeatable::Again(done) => self.created_again(done, dir).await,
+                Repeatable::First(first) => {
+                    let outcome = self.names.mkdir(caller, dir, name, set, &first).await;
+                    self.settle_first(first, outcome, Promise::Applied, &[dir]).await
                 }
             }
         })
@@ -202,11 +233,11 @@ impl FileSystem for Fs {
 
     async fn make(&self, caller: &Caller, dir: FileRef, name: &EntryName, what: Special, set: SetAttr) -> Result<Created, FsError> {
         self.answer(async {
-            match self.turn(caller, Promise::Applied).await? {
-                Turn::Repeated(done) => self.created_again(done, dir).await,
-                Turn::First(turn) => {
-                    let outcome = self.names.make(caller, dir, name, what, set, turn).await;
-                    self.settle(outcome, Promise::Applied, &[dir]).await
+            match self.turn(caller, Promise::Applied, &[dir]).await? {
+                Repeatable::Again(done) => self.created_again(done, dir).await,
+                Repeatable::First(first) => {
+                    let outcome = self.names.make(caller, dir, name, what, set, &first).await;
+                    self.settle_first(first, outcome, Promise::Applied, &[dir]).await
                 }
             }
         })
@@ -228,11 +259,11 @@ impl FileSystem for Fs {
         to: (FileRef, &EntryName),
     ) -> Result<(Change, Change), FsError> {
         self.answer(async {
-            match self.turn(caller, Promise::Durable).await? {
-                Turn::Repeated(_) => Ok((self.changed_again(from.0).await?, self.changed_again(to.0).await?)),
-                Turn::First(turn) => {
-                    let outcome = self.names.rename(caller, from, to, turn).await;
-                    self.settle(outcome, Promise::Durable, &[from.0, to.0]).await
+            match self.turn(caller, Promise::Durable, &[from.0, to.0]).await? {
+                Repeatable::Again(_) => Ok((self.changed_again(from.0).await?, self.changed_again(to.0).await?)),
+                Repeatable::First(first) => {
+                    let outcome = self.names.rename(caller, from, to, &first).await;
+                    self.settle_first(first, outcome, Promise::Durable, &[from.0, to.0]).await
                 }
             }
         })
@@ -241,11 +272,11 @@ impl FileSystem for Fs {
 
     async fn link(&self, caller: &Caller, file: FileRef, dir: FileRef, name: &EntryName) -> Result<(Attr, Change), FsError> {
         self.answer(async {
-            match self.turn(caller, Promise::Durable).await? {
-                Turn::Repeated(_) => Ok((self.attr_again(file).await?, self.changed_again(dir).await?)),
-                Turn::First(turn) => {
-                    let outcome = self.names.link(caller, file, dir, name, turn).await;
-                    self.settle(outcome, Promise::Durable, &[file, dir]).await
+            match self.turn(caller, Promise::Durable, &[file, dir]).await? {
+                Repeatable::Again(_) => Ok((self.attr_again(file).await?, self.changed_again(dir).await?)),
+                Repeatable::First(first) => {
+                    let outcome = self.names.link(caller, file, dir, name, &first).await;
+                    self.settle_first(first, outcome, Promise::Durable, &[file, dir]).await
                 }
             }
         })

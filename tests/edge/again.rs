@@ -28,7 +28,7 @@ struct Call {
     durable: bool,
 }
 
-fn no_change() -> sattr3 {
+pub fn no_change() -> sattr3 {
     sattr3 {
         mode: Nfs3Option::None,
         uid: Nfs3Option::None,
@@ -39,20 +39,20 @@ fn no_change() -> sattr3 {
     }
 }
 
-fn with_mode(mode: u32) -> sattr3 {
+pub fn with_mode(mode: u32) -> sattr3 {
     sattr3 { mode: Nfs3Option::Some(mode), ..no_change() }
 }
 
-fn entry(name: &str) -> EntryName {
+pub fn entry(name: &str) -> EntryName {
     EntryName::try_from(name.as_bytes()).unwrap()
 }
 
-async fn found(served: &Served, name: &str) -> Option<Attr> {
+pub async fn found(served: &Served, name: &str) -> Option<Attr> {
     let fs = &served.fs;
     fs.lookup(&Caller::root(), fs.root(), name.as_bytes()).await.ok().map(|(attr, _)| attr)
 }
 
-async fn make(served: &Served, name: &str) {
+pub async fn make(served: &Served, name: &str) {
     let (fs, caller) = (&served.fs, Caller::root());
     if name.starts_with("dir") {
         fs.mkdir(&caller, fs.root(), &entry(name), SetAttr::default()).await.unwrap();
@@ -109,7 +109,7 @@ fn answer(record: &[u8]) -> (u32, Option<Vec<u8>>) {
     (number(0).unwrap(), handle)
 }
 
-async fn send(served: &Served, record: &[u8]) -> (u32, Option<Vec<u8>>) {
+pub async fn send(served: &Served, record: &[u8]) -> (u32, Option<Vec<u8>>) {
     let mut wire = Wire::connect(served.server.local_addr()).await;
     answer(&wire.ask(record).await.expect("an answer"))
 }

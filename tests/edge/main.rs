@@ -8,6 +8,7 @@
 mod again;
 mod exerciser;
 mod posix;
+mod refused;
 mod served;
 #[path = "../support/volume.rs"]
 #[allow(dead_code, reason = "shared with other tests")]

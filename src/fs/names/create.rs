@@ -1,7 +1,7 @@
 //! New objects: CREATE, MKDIR, SYMLINK, MKNOD.
 
 use super::entries::Entry;
-use super::ring::First;
+use super::ring::{Done, First};
 use super::{DirEdit, Names, Outcome, TRIES};
 use crate::fs::FsError;
 use crate::fs::api::*;
@@ -47,7 +47,7 @@ impl Names {
         dir: FileRef,
         name: &EntryName,
         how: CreateHow,
-        turn: First,
+        turn: &First,
     ) -> Result<Outcome<Created>, FsError> {
         let dir = self.directory(dir).await?;
         let (set, exclusive) = match how {
@@ -82,7 +82,7 @@ impl Names {
         dir: &Arc<Node>,
         node: &Arc<Node>,
         how: CreateHow,
-        turn: First,
+        turn: &First,
     ) -> Result<Outcome<Created>, FsError> {
         let ticket = match how {
             CreateHow::Guarded(_) => return Err(FsError::Exists),
@@ -96,6 +96,7 @@ impl Names {
             }
         };
         let dir = DirEdit::new(dir)?.unchanged();
+        turn.unchanged(Done { ticket: ticket.unwrap_or_default(), object: Some(node.file) });
         Ok(Outcome { answer: Created { attr: node.attr(), dir }, ticket })
     }
 
@@ -105,7 +106,7 @@ impl Names {
         dir: FileRef,
         name: &EntryName,
         set: SetAttr,
-        turn: First,
+        turn: &First,
     ) -> Result<Outcome<Created>, FsError> {
         let set = SetAttr { size: None, ..set };
         self.make_new(caller, dir, name, New::of(FileKind::Directory, set, DIR_MODE), turn).await
@@ -119,7 +120,7 @@ impl Names {
         name: &EntryName,
         what: Special,
         set: SetAttr,
-        turn: First,
+        turn: &First,
     ) -> Result<Outcome<Created>, FsError> {
         let set = SetAttr { size: None, ..set };
         let device = |kind, major, minor| New { rdev: (major, minor), ..New::of(kind, set, FILE_MODE) };
@@ -145,7 +146,7 @@ impl Names {
         dir: FileRef,
         name: &EntryName,
         new: New,
-        turn: First,
+        turn: &First,
     ) -> Result<Outcome<Created>, FsError> {
         let dir = self.directory(dir).await?;
         let _lock = dir.lock.lock().await;
@@ -160,7 +161,7 @@ impl Names {
         dir: &Node,
         name: &EntryName,
         new: New,
-        turn: First,
+        turn: &First,
     ) -> Result<Outcome<Created>, FsError> {
         let resolved = self.resolve(dir, name).await?;
         let mut edit = DirEdit::new(dir)?;
@@ -185,7 +186,7 @@ impl Names {
     }
 
     /// The node must be in the table before anybody can find its row in the database, or there might be two of it.
-    fn publish_new(&self, batch: Batch, turn: First, node: Node, dir: &Node) -> Result<(Arc<Node>, Ticket), FsError> {
+    fn publish_new(&self, batch: Batch, turn: &First, node: Node, dir: &Node) -> Result<(Arc<Node>, Ticket), FsError> {
         let node = self.table.insert(node);
         match self.submit(batch, turn, Some(node.file), &[&node, dir]) {
             Ok(ticket) => Ok((node, ticket)),

@@ -19,7 +19,7 @@ impl Names {
         file: FileRef,
         dir: FileRef,
         name: &EntryName,
-        turn: First,
+        turn: &First,
     ) -> Result<Outcome<(Attr, Change)>, FsError> {
         let (node, dir) = (self.node(file).await?, self.directory(dir).await?);
         permission::require(caller, &dir.row.read(), permission::EXECUTE)?;

@@ -142,7 +142,7 @@ impl Names {
     }
 
     /// Submits an operation's batch with its answer for the duplicate-reply ring, and marks the nodes that it changes. Nothing happened if it fails.
-    fn submit(&self, mut batch: Batch, turn: First, object: Option<FileRef>, nodes: &[&Node]) -> Result<Ticket, FsError> {
+    fn submit(&self, mut batch: Batch, turn: &First, object: Option<FileRef>, nodes: &[&Node]) -> Result<Ticket, FsError> {
         let seq = turn.record(&mut batch, object);
         let ticket = self.submit_counted(batch)?;
         nodes.iter().for_each(|node| node.submitted(ticket));
@@ -174,7 +174,7 @@ impl Names {
         batch: Batch,
         row: Inode,
         resize: Option<Resize>,
-        turn: First,
+        turn: &First,
     ) -> Result<Ticket, FsError> {
         let ticket = self.submit(batch, turn, Some(node.file), &[node])?;
         match resize {

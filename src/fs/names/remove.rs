@@ -29,7 +29,7 @@ impl Names {
         dir: FileRef,
         name: &EntryName,
         what: Removal,
-        turn: First,
+        turn: &First,
     ) -> Result<Outcome<Change>, FsError> {
         let dir = self.directory(dir).await?;
         permission::require(caller, &dir.row.read(), permission::EXECUTE)?;
@@ -53,7 +53,7 @@ impl Names {
         (dir, name, place): (&Arc<Node>, &EntryName, Place),
         child: &Arc<Node>,
         what: Removal,
-        turn: First,
+        turn: &First,
     ) -> Result<Outcome<Change>, FsError> {
         let mut edit = DirEdit::new(dir)?;
         let row = super::alive(child)?;

@@ -4,11 +4,11 @@
 
 use super::create::HASH_FULL;
 use super::entries::{Entry, Place, Resolved};
-use super::ring::First;
+use super::ring::{Done, First};
 use super::{DirEdit, Names, Outcome, TRIES, alive, lock_all};
 use crate::fs::FsError;
 use crate::fs::api::{Caller, Change, FileKind, FileRef};
-use crate::fs::committer::Batch;
+use crate::fs::committer::{Batch, Ticket};
 use crate::fs::key::{self, NameHash};
 use crate::fs::node::Node;
 use crate::fs::permission;
@@ -52,7 +52,7 @@ impl Names {
         caller: &Caller,
         from: (FileRef, &EntryName),
         to: (FileRef, &EntryName),
-        turn: First,
+        turn: &First,
     ) -> Result<Outcome<(Change, Change)>, FsError> {
         let (from_dir, to_dir) = (self.directory(from.0).await?, self.directory(to.0).await?);
         for dir in [&from_dir, &to_dir] {
@@ -105,11 +105,12 @@ impl Names {
         from: End<'_>,
         to: End<'_>,
         found: &Found<'_>,
-        turn: First,
+        turn: &First,
     ) -> Result<Outcome<(Change, Change)>, FsError> {
         let (from_edit, to_edit) = (DirEdit::new(from.dir)?, DirEdit::new(to.dir)?);
         let source = alive(found.source)?;
         if found.target.is_some_and(|target| target.file == found.source.file) {
+            turn.unchanged(Done { ticket: Ticket::default(), object: None });
             return Ok(Outcome { answer: (from_edit.unchanged(), to_edit.unchanged()), ticket: None });
         }
         permission::may_remove(caller, &from_edit.row, &source)?;
@@ -135,7 +136,7 @@ impl Names {
         (mut from_edit, mut to_edit): (DirEdit<'_>, DirEdit<'_>),
         found: &Found<'_>,
         (mut source, target): (Inode, Option<Inode>),
-        turn: First,
+        turn: &First,
     ) -> Result<Outcome<(Change, Change)>, FsError> {
         let same_dir = from.dir.file == to.dir.file;
         let mut rows = vec![&from_edit.row, &to_edit.row, &source];

@@ -1,8 +1,13 @@
 //! The duplicate-reply ring (R20): a call that must not be done twice gets its first answer when it comes again.
 //!
 //! The answer is written in the same batch as the change, so that both are there or neither, through restarts, take-overs and clones. A call in
-//! progress is an entry too: its repeat waits for it. A call that failed changed nothing and leaves nothing; its repeat is tried anew. The newest
-//! [`SLOTS`] calls are remembered; a client repeats a call within minutes and has few on the way at a time.
+//! progress is an entry too: its repeat waits for it. The newest [`SLOTS`] calls are remembered; a client repeats a call within minutes and has few
+//! on the way at a time.
+//!
+//! A call that changed nothing is remembered too: a REMOVE that was answered NOENT and comes late must not take the file that was made since. But
+//! only in memory, for the life of the process: it has no batch that an entry could ride in, and one of its own would make each lookup by
+//! MKDIR or exclusive CREATE (lock files, `mkdir -p`) a write to the journal, with `sync=always` a request. After a restart a repeat of such a
+//! call is tried anew. They have [`SLOTS`] of their own, so that no flood of failures makes changes forgotten.
 
 use crate::fs::FsError;
 use crate::fs::api::{CallId, FileRef};
@@ -10,9 +15,10 @@ use crate::fs::committer::{Batch, Committer, Ticket};
 use crate::fs::key::{self, Key};
 use crate::fs::row::{Reply, Row};
 use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio_util::sync::CancellationToken;
 
 /// Calls remembered. A batch carries about 40 bytes for its own.
@@ -29,7 +35,12 @@ pub struct Done {
 
 enum Call {
     Running(CancellationToken),
-    Done { done: Done, seq: u64 },
+    Done {
+        done: Done,
+        seq: u64,
+    },
+    /// Answered without a batch.
+    Unchanged(Result<Done, FsError>),
 }
 
 #[derive(Default)]
@@ -37,6 +48,8 @@ struct Calls {
     calls: HashMap<CallId, Call>,
     slots: HashMap<u64, CallId>,
     next: u64,
+    /// Those that changed nothing, the oldest first.
+    unchanged: VecDeque<CallId>,
 }
 
 impl Calls {
@@ -49,6 +62,16 @@ impl Calls {
         self.calls.insert(id, Call::Done { done, seq });
         self.next = self.next.max(seq + 1);
     }
+
+    fn remember_unchanged(&mut self, id: CallId, answer: Result<Done, FsError>) {
+        self.calls.insert(id, Call::Unchanged(answer));
+        self.unchanged.push_back(id);
+        if self.unchanged.len() > SLOTS as usize
+            && let Some(oldest) = self.unchanged.pop_front()
+        {
+            self.calls.remove(&oldest);
+        }
+    }
 }
 
 /// The calls that were answered or are being answered.
@@ -60,12 +83,48 @@ pub struct Ring {
 /// Whether a call is done for the first time.
 pub enum Turn {
     First(First),
-    Repeated(Done),
+    Repeated(Result<Done, FsError>),
 }
 
-/// A call to be done. Dropped before [`Self::done`], it never happened.
-pub struct First {
-    entry: Option<(Arc<Ring>, CallId, CancellationToken)>,
+/// A call to be done. Dropped without an answer to remember, it never happened.
+pub struct First(Option<Attempt>);
+
+struct Attempt {
+    ring: Arc<Ring>,
+    id: CallId,
+    ended: CancellationToken,
+    remembered: AtomicBool,
+}
+
+/// Whether a call that failed so was answered for good: no repeat of it may be done. Otherwise the client is told to come again, and comes as
+/// another call, or the file handle or the volume is gone for good.
+fn is_final(error: &FsError) -> bool {
+    match error {
+        FsError::NotFound
+        | FsError::Exists
+        | FsError::NotDirectory
+        | FsError::IsDirectory
+        | FsError::NotEmpty
+        | FsError::NameTooLong
+        | FsError::Access
+        | FsError::NotOwner
+        | FsError::NoSpace
+        | FsError::NoInodes
+        | FsError::ReadOnly
+        | FsError::TooBig
+        | FsError::TooManyLinks
+        | FsError::CrossDevice
+        | FsError::Invalid(_)
+        | FsError::NotSync
+        | FsError::BadCookie
+        | FsError::NotSupported => true,
+        FsError::Stale
+        | FsError::Busy(_)
+        | FsError::Unavailable(_)
+        | FsError::Fenced
+        | FsError::Corrupt(_)
+        | FsError::Internal(_) => false,
+    }
 }
 
 impl Ring {
@@ -89,16 +148,18 @@ impl Ring {
 
     /// Waits while the same call is in progress.
     pub async fn turn(self: &Arc<Self>, call: Option<CallId>) -> Turn {
-        let Some(id) = call else { return Turn::First(First { entry: None }) };
+        let Some(id) = call else { return Turn::First(First(None)) };
         loop {
             let ended = match self.calls.lock().calls.entry(id) {
                 Entry::Vacant(free) => {
                     let ended = CancellationToken::new();
                     free.insert(Call::Running(ended.clone()));
-                    return Turn::First(First { entry: Some((self.clone(), id, ended)) });
+                    let remembered = AtomicBool::new(false);
+                    return Turn::First(First(Some(Attempt { ring: self.clone(), id, ended, remembered })));
                 }
                 Entry::Occupied(entry) => match entry.get() {
-                    Call::Done { done, .. } => return Turn::Repeated(*done),
+                    Call::Done { done, .. } => return Turn::Repeated(Ok(*done)),
+                    Call::Unchanged(answer) => return Turn::Repeated(answer.clone()),
                     Call::Running(ended) => ended.clone(),
                 },
             };
@@ -110,7 +171,7 @@ impl Ring {
 impl First {
     /// Puts the answer into the call's batch. Answers its number for [`Self::done`].
     pub fn record(&self, batch: &mut Batch, object: Option<FileRef>) -> u64 {
-        let Some((ring, id, _)) = &self.entry else { return 0 };
+        let Some(Attempt { ring, id, .. }) = &self.0 else { return 0 };
         let mut calls = ring.calls.lock();
         let seq = calls.next;
         calls.next += 1;
@@ -121,19 +182,37 @@ impl First {
     }
 
     /// The batch was submitted.
-    pub fn done(mut self, seq: u64, done: Done) {
-        if let Some((ring, id, ended)) = self.entry.take() {
-            ring.calls.lock().remember(id, done, seq);
+    pub fn done(&self, seq: u64, done: Done) {
+        self.remember(|calls, id| calls.remember(id, done, seq));
+    }
+
+    /// The call succeeded and there was nothing to change.
+    pub fn unchanged(&self, done: Done) {
+        self.remember(|calls, id| calls.remember_unchanged(id, Ok(done)));
+    }
+
+    pub fn failed(&self, error: &FsError) {
+        if is_final(error) {
+            self.remember(|calls, id| calls.remember_unchanged(id, Err(error.clone())));
+        }
+    }
+
+    /// The first answer counts: what fails after its batch was submitted was done.
+    fn remember(&self, remember: impl FnOnce(&mut Calls, CallId)) {
+        if let Some(Attempt { ring, id, ended, remembered }) = &self.0
+            && !remembered.swap(true, Ordering::Relaxed)
+        {
+            remember(&mut ring.calls.lock(), *id);
             ended.cancel();
         }
     }
 }
 
-impl Drop for First {
+impl Drop for Attempt {
     fn drop(&mut self) {
-        if let Some((ring, id, ended)) = self.entry.take() {
-            ring.calls.lock().calls.remove(&id);
-            ended.cancel();
+        if !*self.remembered.get_mut() {
+            self.ring.calls.lock().calls.remove(&self.id);
+            self.ended.cancel();
         }
     }
 }
@@ -170,15 +249,52 @@ mod tests {
         assert!(!again.is_finished());
         let seq = first.record(&mut Batch::default(), None);
         first.done(seq, done(7));
-        assert!(matches!(again.await.unwrap(), Turn::Repeated(answer) if answer == done(7)));
+        assert!(matches!(again.await.unwrap(), Turn::Repeated(Ok(answer)) if answer == done(7)));
+    }
+
+    async fn fail(ring: &Arc<Ring>, xid: u32, error: &FsError) {
+        let Turn::First(first) = ring.turn(call(xid)).await else { panic!("{xid} was answered before") };
+        first.failed(error);
     }
 
     #[tokio::test]
-    async fn a_call_that_failed_is_tried_anew() {
+    async fn a_call_that_failed_for_now_is_tried_anew() {
         let ring = Arc::new(Ring::default());
         drop(ring.turn(call(1)).await);
+        for error in [FsError::Unavailable(String::new()), FsError::Busy("")] {
+            fail(&ring, 1, &error).await;
+        }
         assert!(matches!(ring.turn(call(1)).await, Turn::First(_)));
         assert!(matches!(ring.turn(None).await, Turn::First(_)));
+        assert!(ring.calls.lock().calls.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_changed_nothing_is_answered_as_it_was() {
+        let ring = Arc::new(Ring::default());
+        fail(&ring, 1, &FsError::NotFound).await;
+        let Turn::First(first) = ring.turn(call(2)).await else { panic!() };
+        first.unchanged(done(2));
+        assert!(matches!(ring.turn(call(1)).await, Turn::Repeated(Err(FsError::NotFound))));
+        assert!(matches!(ring.turn(call(2)).await, Turn::Repeated(Ok(answer)) if answer == done(2)));
+        let Turn::First(first) = ring.turn(call(3)).await else { panic!() };
+        let seq = first.record(&mut Batch::default(), None);
+        first.done(seq, done(3));
+        first.failed(&FsError::NoSpace);
+        assert!(matches!(ring.turn(call(3)).await, Turn::Repeated(Ok(_))), "its batch was submitted");
+    }
+
+    #[tokio::test]
+    async fn failures_are_bounded_and_make_no_change_forgotten() {
+        let ring = Arc::new(Ring::default());
+        perform(&ring, u32::MAX).await;
+        for xid in 0..SLOTS as u32 + 3 {
+            fail(&ring, xid, &FsError::Exists).await;
+        }
+        assert_eq!(ring.calls.lock().calls.len(), SLOTS as usize + 1);
+        assert!(matches!(ring.turn(call(2)).await, Turn::First(_)));
+        assert!(matches!(ring.turn(call(3)).await, Turn::Repeated(Err(FsError::Exists))));
+        assert!(matches!(ring.turn(call(u32::MAX)).await, Turn::Repeated(Ok(_))));
     }
 
     #[tokio::test]
@@ -188,7 +304,7 @@ mod tests {
             assert_eq!(perform(&ring, xid).await, u64::from(xid));
         }
         assert_eq!(ring.calls.lock().calls.len(), SLOTS as usize);
-        assert!(matches!(ring.turn(call(3)).await, Turn::Repeated(answer) if answer == done(3)));
+        assert!(matches!(ring.turn(call(3)).await, Turn::Repeated(Ok(answer)) if answer == done(3)));
         assert!(matches!(ring.turn(call(2)).await, Turn::First(_)));
     }
 }
