@@ -256,21 +256,14 @@ impl Exports {
     }
 
     /// Flushes, closes and releases what was opened here. Answers the first failure after having tried all.
-    pub async fn close(&self) -> Result<(), VolumeError> {
+    pub async fn close(&self, limit: Duration) -> Result<(), VolumeError> {
         self.parked.lock().clear();
         let opened: Vec<DatasetId> = self.opened.lock().drain().map(|(id, _)| id).collect();
-        let mut result = Ok(());
-        for id in opened {
-            self.registry.remove(export_id(id));
-            if (self.is_staged)(id) {
-                continue;
-            }
-            if let Err(error) = self.volumes.close(id).await {
-                tracing::error!(dataset = %id, %error, "a volume was not closed cleanly: the next start on this state folder recovers it");
-                result = Err(error);
-            }
+        for id in &opened {
+            self.registry.remove(export_id(*id));
         }
-        result
+        let unused = opened.into_iter().filter(|id| !(self.is_staged)(*id)).collect();
+        self.volumes.close_within(unused, limit).await
     }
 
     async fn find_named(&self, path: &[u8]) -> Result<(Pool, DatasetId), MountRefused> {

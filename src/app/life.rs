@@ -19,8 +19,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long calls under way may take when the process stops.
-pub(super) const STOP_GRACE: Duration = Duration::from_secs(20);
+/// How long calls under way may take when the process stops: of connections, of its own work, and of CSI, one after the other. With
+/// [`FLUSH_LIMIT`] it stays below the minute after which a pod is killed (`terminationGracePeriodSeconds`).
+pub(super) const STOP_GRACE: Duration = Duration::from_secs(10);
+/// How long the store may take then for what it does not have yet.
+pub(super) const FLUSH_LIMIT: Duration = Duration::from_secs(15);
 /// Before a hand-over, while everything is served: for CSI calls to end, …
 const HOLD_LIMIT: Duration = Duration::from_secs(10);
 /// … and for bringing everything to the store.
@@ -306,16 +309,9 @@ pub(super) async fn finish(tasks: &TaskTracker) {
     }
 }
 
-/// What is still mounted stays owned; everything acknowledged is in the store when this returns.
+/// What is still mounted stays owned; everything acknowledged is in the store when this returns, unless that takes too long.
 pub(super) async fn flush_staged(parts: &Parts) -> anyhow::Result<()> {
-    let mut result = Ok(());
-    for volume in parts.volumes.list() {
-        if let Err(error) = volume.fs.sync().await {
-            tracing::error!(dataset = %volume.dataset.name, %error, "not everything is in the store: the journal keeps it for the next start");
-            result = Err(error).with_context(|| format!("flushing dataset {}", volume.dataset.name));
-        }
-    }
-    result
+    parts.volumes.sync_all(FLUSH_LIMIT).await.context("the store does not have everything")
 }
 
 /// Everything that was inherited has somebody who answers, or is closed.

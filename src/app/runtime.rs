@@ -10,10 +10,17 @@ const STACK_BYTES: usize = 8 << 20;
 /// How long the runtime may take to end its blocking threads.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
+/// Files that a process may need open: each volume takes a journal, a listener, its clients' connections and some of the store's, and there are
+/// hundreds of volumes at the most.
+const FILES_WANTED: u64 = 4096;
+/// No more than this where nothing limits it: what walks over all possible file descriptors must end.
+const FILES_MAX: u64 = 1 << 20;
+
 /// Runs `main` on a runtime whose threads the kernel does not throttle when it writes back to us: a server of a loopback
 /// mount that waits for its own mount's pages is a deadlock (`PR_SET_IO_FLUSHER`; needs CAP_SYS_RESOURCE).
 pub fn run<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     super::bound_allocator();
+    raise_files();
     io_flusher();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -25,6 +32,27 @@ pub fn run<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T
     let result = runtime.block_on(main);
     runtime.shutdown_timeout(SHUTDOWN);
     result
+}
+
+/// Many systems give a process 1,024 open files and let it have more for the asking.
+fn raise_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let most = now.maximum.unwrap_or(FILES_MAX);
+    let mut files = now.current.unwrap_or(u64::MAX);
+    if files < most.min(FILES_MAX) {
+        match setrlimit(Resource::Nofile, Rlimit { current: Some(most.min(FILES_MAX)), maximum: now.maximum }) {
+            Ok(()) => files = most.min(FILES_MAX),
+            Err(error) => tracing::debug!(%error, "the limit of open files stays as it is"),
+        }
+    }
+    if files < FILES_WANTED {
+        tracing::warn!(
+            files,
+            "few files may be open in this process: connections and volumes beyond that are refused; raise the hard limit to {FILES_WANTED} or more \
+             (`ulimit -Hn`, LimitNOFILE of systemd or of the container runtime)"
+        );
+    }
 }
 
 fn io_flusher() {

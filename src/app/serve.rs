@@ -6,7 +6,7 @@ use super::endpoints::NfsEndpoints;
 use super::exports::{Exports, ServeTable, Uses};
 use super::handover::{Door, Hello, Listening, Role, Service, Sockets, Turn, wait_for_turn};
 use super::health::Health;
-use super::life::{self, Ended, Estate, Handed, Life, Ports, REST_LIMIT, STOP_GRACE};
+use super::life::{self, Ended, Estate, FLUSH_LIMIT, Handed, Life, Ports, REST_LIMIT, STOP_GRACE};
 use super::parts::Parts;
 use super::pools::{self, Missing};
 use super::processes::{Ready, identity, node_info};
@@ -215,7 +215,7 @@ async fn stop(life: &Life, nfs: Option<Server<ServeTable>>, exports: &Exports, p
         tracing::warn!("NFS calls did not end in time: their connections are cut");
     }
     life.stop().await;
-    let closed = exports.close().await;
+    let closed = exports.close(FLUSH_LIMIT).await;
     parts.volumes.views().close().await;
     life::flush_staged(parts).await?;
     Ok(closed?)

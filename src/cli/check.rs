@@ -78,12 +78,26 @@ async fn check_all(
             }
         }
         for at in opened.pool.catalog.snapshots(Some(dataset.incarnation)).await? {
-            if at.record.state == State::Ready {
-                checked.push(check_snapshot(opened, dataset.name.as_str(), &at.record).await?);
+            if at.record.state != State::Ready {
+                continue;
+            }
+            match check_snapshot(opened, dataset.name.as_str(), &at.record).await {
+                Ok(found) => checked.push(found),
+                // Deleted meanwhile, and what it held with it.
+                Err(_) if is_gone(opened, &at.record).await? => {}
+                Err(error) => {
+                    eprintln!("not checked: snapshot {}@{}: {error:#}", dataset.name, at.record.name);
+                    failed.get_or_insert(error);
+                }
             }
         }
     }
     Ok((checked, failed))
+}
+
+async fn is_gone(opened: &Opened, snapshot: &Snapshot) -> anyhow::Result<bool> {
+    let now = opened.pool.catalog.snapshot_by_id(snapshot.id()).await?;
+    Ok(now.is_none_or(|at| at.record.state != State::Ready))
 }
 
 async fn packs(opened: &Opened) -> anyhow::Result<HashSet<PackId>> {

@@ -1,4 +1,5 @@
-//! Leaving the volumes to the next process of this node.
+//! Leaving the volumes: to the next process of this node, or because this one stops. Neither waits for the store without end: what did not reach it
+//! in time is in the journals, and a process that is told to stop and does not is killed, which is no better.
 //!
 //! It goes on with them as after a crash of this one (R24): the records name this process until it claims them, the journals stay. What
 //! makes it shorter than a crash is that everything is in the store before, and where the next opening finds it fastest.
@@ -23,6 +24,41 @@ impl Volumes {
         });
         let results: Vec<_> = futures::stream::iter(all).buffer_unordered(CLOSES_AT_ONCE).collect().await;
         results.into_iter().collect()
+    }
+
+    /// Everything written so far in the store, of all volumes side by side.
+    ///
+    /// # Errors
+    /// The first failure, each of which is logged: the store is away, or takes longer than `limit`.
+    pub async fn sync_all(&self, limit: Duration) -> Result<(), VolumeError> {
+        let syncs = self.list().into_iter().map(|volume| async move {
+            let dataset = volume.dataset.name.to_string();
+            let synced = match tokio::time::timeout(limit, volume.fs.sync()).await {
+                Ok(synced) => synced.map_err(|source| VolumeError::Fs { dataset: dataset.clone(), source }),
+                Err(_) => Err(too_slow(&dataset)),
+            };
+            if let Err(error) = &synced {
+                tracing::error!(dataset, %error, "not everything is in the store: the journal keeps it for the next start");
+            }
+            synced
+        });
+        futures::future::join_all(syncs).await.into_iter().collect()
+    }
+
+    /// Closes and releases these side by side.
+    ///
+    /// # Errors
+    /// As [`Self::sync_all`]; what is not closed stays this node's, and its journal is replayed by the next process.
+    pub async fn close_within(&self, datasets: Vec<DatasetId>, limit: Duration) -> Result<(), VolumeError> {
+        let closes = datasets.into_iter().map(|dataset| async move {
+            let closed = tokio::time::timeout(limit, self.close(dataset)).await;
+            let closed = closed.unwrap_or_else(|_| Err(too_slow(&dataset.to_string())));
+            if let Err(error) = &closed {
+                tracing::error!(%dataset, %error, "a volume was not closed cleanly: the next start on this state folder recovers it");
+            }
+            closed
+        });
+        futures::future::join_all(closes).await.into_iter().collect()
     }
 
     /// Lets go of every volume, and opens none any more: the next process of this node goes on with them, as after a crash of this one (R24).
@@ -59,4 +95,8 @@ impl Volumes {
         self.forget(dataset, &slot);
         left.map_err(|source| VolumeError::Fs { dataset: name, source })
     }
+}
+
+fn too_slow(dataset: &str) -> VolumeError {
+    VolumeError::Io(format!("dataset {dataset}: the object store is too slow, or away"))
 }

@@ -4,13 +4,13 @@ use super::Cli;
 use bytes::Bytes;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use zerofs_csi::fs::api::{CreateHow, SetAttr, Special, Stability};
 use zerofs_csi::nfs::client::{Client, Credentials};
 
-struct Serving {
+pub struct Serving {
     child: Child,
-    nfs: SocketAddr,
+    pub nfs: SocketAddr,
 }
 
 impl Serving {
@@ -18,17 +18,34 @@ impl Serving {
         Self::start_with(cli, &[])
     }
 
-    fn start_with(cli: &Cli, more: &[&str]) -> Self {
+    pub fn start_with(cli: &Cli, more: &[&str]) -> Self {
         let state = cli.path().join("state").display().to_string();
         let args = [&["serve", "--state-dir", &state, "--nfs-listen", "127.0.0.1:0"], more].concat();
-        let mut child = cli.command(&args).stdout(Stdio::piped()).spawn().unwrap();
+        Self::spawn(cli.command(&args))
+    }
+
+    /// After what a shell does to its own limits.
+    pub fn start_within(cli: &Cli, shell: &str) -> Self {
+        let state = cli.path().join("state").display().to_string();
+        let command = cli.command(&["serve", "--state-dir", &state, "--nfs-listen", "127.0.0.1:0"]);
+        let mut within = Command::new("sh");
+        within.arg("-c").arg(format!("{shell}; exec \"$0\" \"$@\"")).arg(command.get_program()).args(command.get_args());
+        Self::spawn(within)
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let nfs = line.split_whitespace().skip_while(|word| *word != "nfs").nth(1).unwrap_or_else(|| panic!("{line:?}"));
         Self { nfs: nfs.parse().unwrap(), child }
     }
 
-    fn stop(mut self) {
+    pub fn stop(mut self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         assert!(self.child.wait().unwrap().success());
@@ -47,7 +64,7 @@ impl Drop for Serving {
     }
 }
 
-async fn write(client: &Client, dir: &zerofs_csi::nfs::client::FileHandle, name: &str, data: Vec<u8>) {
+pub async fn write(client: &Client, dir: &zerofs_csi::nfs::client::FileHandle, name: &str, data: Vec<u8>) {
     let how = CreateHow::Unchecked(SetAttr { mode: Some(0o640), ..SetAttr::default() });
     let file = client.create(dir, name.as_bytes(), &how).await.unwrap().handle;
     for (i, part) in data.chunks(1 << 20).enumerate() {
@@ -116,7 +133,7 @@ async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
 }
 
 /// Every file below a folder.
-fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+pub fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }

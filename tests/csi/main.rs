@@ -11,5 +11,9 @@ mod registration;
 mod restart;
 mod roles;
 mod snapshots;
+mod stale;
 mod volumes;
 mod waiting;
+#[path = "../nfs/wire.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod wire;

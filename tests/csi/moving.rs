@@ -21,12 +21,12 @@ use zerofs_csi::volume::{VolumeSettings, Volumes};
 /// The shortest lease there may be.
 const SETTINGS: &str = "lease: 5s\nmailInterval: 50ms\n";
 
-async fn machine(dir: &Arc<TempDir>, seat: &str, mounter: FakeMounter) -> Driver {
+pub async fn machine(dir: &Arc<TempDir>, seat: &str, mounter: FakeMounter) -> Driver {
     Driver::seated(dir.clone(), seat, mounter, SETTINGS).await
 }
 
 /// Where a machine serves its one staged volume, as it has written down.
-fn endpoint(dir: &TempDir, seat: &str) -> SocketAddr {
+pub fn endpoint(dir: &TempDir, seat: &str) -> SocketAddr {
     let records: Vec<_> = std::fs::read_dir(dir.path().join(format!("{seat}state/staged"))).unwrap().flatten().collect();
     let [record] = &records[..] else { panic!("{records:?}") };
     let record: serde_json::Value = serde_json::from_slice(&std::fs::read(record.path()).unwrap()).unwrap();
@@ -49,7 +49,7 @@ fn stats(id: &str, at: &Path) -> NodeGetVolumeStatsRequest {
 }
 
 /// Unstaged as kubelet does it: what was lost lets go of its journal in its own time.
-async fn unstage_at_last(driver: &Driver, id: &str, at: &Path) {
+pub async fn unstage_at_last(driver: &Driver, id: &str, at: &Path) {
     for _ in 0..600 {
         match driver.unstage(id, at).await {
             Ok(_) => return,
@@ -129,7 +129,7 @@ async fn a_machine_that_is_told_to_gives_its_volume_up_and_serves_it_no_more() {
 }
 
 /// As a controller that sees the node tainted out-of-service.
-async fn grant(dir: &TempDir, id: &str) {
+pub async fn grant(dir: &TempDir, id: &str) {
     let url = format!("file://{}", dir.path().join("pool").display()).parse().unwrap();
     let bucket = Bucket::open(&url, &Credentials::default(), Folder::MustExist, Limits::default()).unwrap();
     let volumes = Volumes::new(VolumeSettings {

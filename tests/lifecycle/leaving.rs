@@ -1,13 +1,18 @@
 //! A process leaves its volumes to the next one of its node: nothing that was acknowledged is missing there, nothing is opened here any more.
 
 use super::World;
+use crate::fault::{Fault, FaultStore, Rule, quick};
+use object_store::memory::InMemory;
+use object_store::path::Path as Key;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use zerofs_csi::bucket::Bucket;
 use zerofs_csi::catalog::Catalog;
 use zerofs_csi::chunk::ChunkCache;
-use zerofs_csi::fs::FsMemory;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
 use zerofs_csi::fs::db::DbCache;
+use zerofs_csi::fs::{FsError, FsMemory};
 use zerofs_csi::types::{Class, Classify, EntryName, SessionId, VolumeHandle};
 use zerofs_csi::volume::{Volume, VolumeSettings, Volumes};
 
@@ -126,5 +131,53 @@ fn what_is_left_is_opened_with_few_requests() {
         }
         println!("requests to open after closing, after leaving: {counts:?}");
         assert!(counts[1] <= counts[0] + 8, "{counts:?}");
+    });
+}
+
+/// A process that is told to stop while the store hangs, throttles or fails stops all the same, and the next one has what was acknowledged.
+#[test]
+fn a_process_stops_though_the_store_is_away() {
+    super::run(async {
+        for fault in [Fault::Hang, Fault::Throttled, Fault::Before] {
+            for closes in [false, true] {
+                let journals = tempfile::tempdir().unwrap();
+                let store = FaultStore::over(Arc::new(InMemory::new()));
+                let bucket = Bucket::on(store.clone(), Key::default()).with_limits(quick());
+                let world = World::on(Catalog::create(bucket, None).await.unwrap(), "controller-1");
+                let first = process(journals.path());
+                let (mut ids, mut open) = (Vec::new(), Vec::new());
+                for volume in ["a", "b", "c"] {
+                    let id = world.create(volume, None).await.unwrap().handle;
+                    let volume = first.open(&world.catalog, id.dataset).await.unwrap();
+                    make(&volume, "early").await;
+                    volume.fs.sync().await.unwrap();
+                    make(&volume, "late").await;
+                    let (file, _) = volume.fs.lookup(&Caller::root(), volume.fs.root(), b"late").await.unwrap();
+                    volume.fs.write(&Caller::root(), file.file, 0, vec![1; 200_000].into(), Stability::Unstable).await.unwrap();
+                    ids.push(id);
+                    open.push(volume);
+                }
+                store.script(Rule::any().then(fault));
+                let stopping = async {
+                    let limit = Duration::from_millis(700);
+                    let datasets = ids.iter().map(|id| id.dataset).collect();
+                    if closes { first.close_within(datasets, limit).await } else { first.sync_all(limit).await }
+                };
+                let stopped = tokio::time::timeout(LIMIT, stopping).await.expect("it does not wait for the store");
+                let error = stopped.expect_err("the store has not everything");
+                assert!(error.class().may_pass(), "{fault:?}: {error}");
+                // What the end of the process does.
+                open.iter().for_each(|volume| volume.fs.give_up(FsError::Stale));
+                drop((open, first));
+                store.heal();
+                let next = process(journals.path());
+                for id in ids {
+                    for file in ["early", "late"] {
+                        assert!(is_there(&next, &world.catalog, id, file).await, "{fault:?}, closes: {closes}: {file}");
+                    }
+                    next.close(id.dataset).await.unwrap();
+                }
+            }
+        }
     });
 }
