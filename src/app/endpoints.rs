@@ -4,7 +4,7 @@ use super::handover::{Listening, Service, Sockets};
 use crate::control::node::{EndpointError, Endpoints};
 use crate::nfs::{Budget, Endpoint, ExportId, Limits, MountPass, Options, Server};
 use crate::types::DatasetId;
-use crate::volume::{Served, Volume};
+use crate::volume::{Attached, Served};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -96,8 +96,8 @@ impl Endpoints for NfsEndpoints {
         Ok(())
     }
 
-    fn serve(&self, volume: &Volume) -> Result<(), EndpointError> {
-        self.endpoint(volume.dataset.id())?.publish(volume.served.clone(), volume.handle_key);
+    fn serve(&self, volume: &Attached) -> Result<(), EndpointError> {
+        self.endpoint(volume.dataset)?.publish(volume.served.clone(), volume.handle_key);
         Ok(())
     }
 

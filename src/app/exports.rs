@@ -1,4 +1,4 @@
-//! The exports of `serve`: every dataset as `/<name>`.
+//! The exports of `serve`: every dataset as `/<name>`, every snapshot as `/<name>@<snapshot>`.
 //!
 //! ```text
 //!            MNT, or a call with a handle               no call for `exportIdle`
@@ -11,14 +11,17 @@
 //! Whether an export is idle is told by the time of its last call, which is written *before* the call looks the export up: who
 //! finds it before it is parked is seen by whoever parks it.
 //!
+//! What is only read, a snapshot or a dataset that is one, has no owner and is never parked: nothing of it is open but what the process's
+//! views hold, which are closed when they are idle.
+//!
 //! A volume that is also staged through CSI is in use, and not parked. Its mount outlives this process, so it is reopened, closed
 //! and released by the node's use cases alone; after a restart its handles are stale here until it is mounted again.
 
-use crate::catalog::State;
+use crate::catalog::{CatalogError, State};
 use crate::control::node::Mounts;
 use crate::control::{ControlError, Pool, Pools, take};
 use crate::nfs::{Export, ExportId, ExportTable, Found, Listed, MountRefused, Registry};
-use crate::types::{Class, Classify, DatasetId, DatasetName};
+use crate::types::{Class, Classify, DatasetId, DatasetName, SnapshotId, SnapshotName};
 use crate::volume::{Closing, Served, VolumeError, Volumes};
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
@@ -55,6 +58,8 @@ pub struct Exports {
     /// By what the calls know.
     used: RwLock<HashMap<ExportId, Arc<Used>>>,
     parked: Mutex<HashMap<ExportId, DatasetId>>,
+    /// Those that there were at the start, and those mounted since.
+    snapshots: Mutex<HashMap<ExportId, SnapshotId>>,
     started: Instant,
 }
 
@@ -79,6 +84,7 @@ impl Exports {
             opened: Mutex::default(),
             used: RwLock::default(),
             parked: Mutex::default(),
+            snapshots: Mutex::default(),
             started: Instant::now(),
         });
         exports.watch_losses();
@@ -108,45 +114,66 @@ impl Exports {
                 }
             }
         }
+        for snapshot in pool.catalog.snapshots(None).await?.into_iter().map(|at| at.record) {
+            if snapshot.state == State::Ready && !snapshot.implied {
+                self.snapshots.lock().insert(snapshot_export(snapshot.id()), snapshot.id());
+            }
+        }
         ours.iter().for_each(|id| self.registry.announce(export_id(*id)));
         let exports = self.clone();
         tokio::spawn(async move {
             use futures::StreamExt;
-            let opens = futures::stream::iter(ours).map(|id| exports.clone().open_for_waiting(pool.clone(), id));
+            let opens = futures::stream::iter(ours).map(|id| exports.clone().open_for_waiting(pool.clone(), Named::Dataset(id)));
             opens.buffer_unordered(REOPENS_AT_ONCE).collect::<Vec<()>>().await;
         });
         Ok(())
     }
 
     /// Opens what is announced, for as long as it takes: its clients wait.
-    async fn open_for_waiting(self: Arc<Self>, pool: Pool, id: DatasetId) {
+    async fn open_for_waiting(self: Arc<Self>, pool: Pool, what: Named) {
         let mut wait = REOPEN_MIN;
         loop {
-            match self.open(&pool, id).await {
+            match self.open(&pool, what).await {
                 Ok(_) => return,
                 // The process that took this one's place opens it.
                 Err(_) if self.volumes.have_left() => return,
                 Err(error) if error.class().may_pass() => {
-                    tracing::warn!(dataset = %id, %error, retry_secs = wait.as_secs_f32(), "a dataset that clients have mounted cannot be opened yet");
+                    tracing::warn!(dataset = %what, %error, retry_secs = wait.as_secs_f32(), "a dataset that clients have mounted cannot be opened yet");
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(REOPEN_MAX);
                 }
                 Err(error) => {
-                    tracing::warn!(dataset = %id, %error, "a dataset that clients have mounted cannot be opened: they get stale handles");
-                    self.registry.remove(export_id(id));
+                    tracing::warn!(dataset = %what, %error, "a dataset that clients have mounted cannot be opened: they get stale handles");
+                    self.snapshots.lock().remove(&what.export());
+                    self.registry.remove(what.export());
                     return;
                 }
             }
         }
     }
 
-    async fn open(&self, pool: &Pool, id: DatasetId) -> Result<Arc<Export<Served>>, ControlError> {
+    async fn open(&self, pool: &Pool, what: Named) -> Result<Arc<Export<Served>>, ControlError> {
+        match what {
+            Named::Dataset(id) => self.open_dataset(pool, id).await,
+            Named::Snapshot(id) => {
+                let (served, key) = self.volumes.export_snapshot(&pool.catalog, id).await?;
+                let export = Export::new(what.export(), served, key);
+                self.snapshots.lock().insert(export.id, id);
+                self.registry.publish(export.clone());
+                Ok(export)
+            }
+        }
+    }
+
+    async fn open_dataset(&self, pool: &Pool, id: DatasetId) -> Result<Arc<Export<Served>>, ControlError> {
         // Held until the export is known: nobody parks it meanwhile.
         let volume = take::open(pool, &self.volumes, id, TAKE_LIMIT).await?;
         let export = Export::new(export_id(id), volume.served.clone(), volume.handle_key);
-        let used = Arc::new(Used(AtomicU64::new(self.now())));
-        self.used.write().insert(export.id, used.clone());
-        self.opened.lock().insert(id, used);
+        if volume.is_owned() {
+            let used = Arc::new(Used(AtomicU64::new(self.now())));
+            self.used.write().insert(export.id, used.clone());
+            self.opened.lock().insert(id, used);
+        }
         self.parked.lock().remove(&export.id);
         self.registry.publish(export.clone());
         drop(volume);
@@ -225,10 +252,12 @@ impl Exports {
             Found::Unknown => {}
             found => return found,
         }
-        let Some(dataset) = self.parked.lock().remove(&id) else { return Found::Unknown };
+        let dataset = self.parked.lock().remove(&id).map(Named::Dataset);
+        let snapshot = || self.snapshots.lock().get(&id).copied().map(Named::Snapshot);
+        let Some(what) = dataset.or_else(snapshot) else { return Found::Unknown };
         let Some(pool) = self.pool().cloned() else { return Found::Unknown };
         self.registry.announce(id);
-        tokio::spawn(self.clone().open_for_waiting(pool, dataset));
+        tokio::spawn(self.clone().open_for_waiting(pool, what));
         Found::Opening
     }
 
@@ -266,14 +295,55 @@ impl Exports {
         self.volumes.close_within(unused, limit).await
     }
 
-    async fn find_named(&self, path: &[u8]) -> Result<(Pool, DatasetId), MountRefused> {
-        let path = std::str::from_utf8(path).map_err(|_| MountRefused::NotFound)?;
-        let name: DatasetName = path.trim_matches('/').parse().map_err(|_| MountRefused::NotFound)?;
+    /// A dataset's name may hold `@` itself: a dataset of the whole name comes first, then the last `@` counts.
+    async fn find_named(&self, path: &[u8]) -> Result<(Pool, Named), MountRefused> {
+        let path = std::str::from_utf8(path).map_err(|_| MountRefused::NotFound)?.trim_matches('/');
         let pool = self.pool().ok_or(MountRefused::NotFound)?;
-        let found = pool.catalog.dataset(&name).await.map_err(|error| MountRefused::Unavailable(error.to_string()))?;
-        let dataset = found.map(|at| at.record).filter(|d| d.state == State::Ready).ok_or(MountRefused::NotFound)?;
-        Ok((pool.clone(), dataset.id()))
+        let unavailable = |error: CatalogError| MountRefused::Unavailable(error.to_string());
+        let find = async |name: &str| {
+            let name: DatasetName = name.parse().map_err(|_| MountRefused::NotFound)?;
+            Ok::<_, MountRefused>(pool.catalog.dataset(&name).await.map_err(unavailable)?.map(|at| at.record))
+        };
+        if let Some(dataset) = find(path).await?.filter(|dataset| dataset.state == State::Ready) {
+            return Ok((pool.clone(), Named::Dataset(dataset.id())));
+        }
+        let (dataset, snapshot) = path.rsplit_once('@').ok_or(MountRefused::NotFound)?;
+        let dataset = find(dataset).await?.ok_or(MountRefused::NotFound)?;
+        let snapshot: SnapshotName = snapshot.parse().map_err(|_| MountRefused::NotFound)?;
+        let found = pool.catalog.snapshot(dataset.id(), &snapshot).await.map_err(unavailable)?.map(|at| at.record);
+        let found = found.filter(|snapshot| snapshot.state == State::Ready).ok_or(MountRefused::NotFound)?;
+        Ok((pool.clone(), Named::Snapshot(found.id())))
     }
+}
+
+/// What an export is of.
+#[derive(Clone, Copy, Debug)]
+enum Named {
+    Dataset(DatasetId),
+    Snapshot(SnapshotId),
+}
+
+impl Named {
+    fn export(self) -> ExportId {
+        match self {
+            Self::Dataset(id) => export_id(id),
+            Self::Snapshot(id) => snapshot_export(id),
+        }
+    }
+}
+
+impl std::fmt::Display for Named {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dataset(id) => write!(f, "{id}"),
+            Self::Snapshot(id) => write!(f, "{id}"),
+        }
+    }
+}
+
+/// The snapshot's own life: two exports never share a handle.
+fn snapshot_export(snapshot: SnapshotId) -> ExportId {
+    ExportId(*snapshot.snapshot.incarnation.as_bytes())
 }
 
 fn export_id(dataset: DatasetId) -> ExportId {

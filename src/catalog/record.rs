@@ -126,6 +126,22 @@ pub struct Dataset {
     /// A clone whose database reads nobody else's any more (R13): its origin may go.
     #[serde(default)]
     pub detached: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub form: Form,
+    /// Rows of this snapshot are being put back, or were when its owner died: the dataset is one of the snapshot's dependants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restoring: Option<SnapshotId>,
+}
+
+/// Where a dataset's content is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Form {
+    /// In a database of its own, which its one owner writes.
+    #[default]
+    Writable,
+    /// It is the snapshot that it was made from, read only: no database, no owner, read by any number of nodes.
+    Snapshot,
 }
 
 impl Dataset {

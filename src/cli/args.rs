@@ -157,6 +157,8 @@ pub enum DatasetCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// Show what differs between two snapshots, or a snapshot and the dataset as it is
+    Diff(DiffArgs),
     /// Copy a file or folder out of a snapshot
     Restore(RestoreArgs),
 }
@@ -257,6 +259,9 @@ pub struct NewArgs {
     /// Whether a listing of the root folder shows .snapshots, which leads to the snapshots either way
     #[arg(long, value_enum)]
     pub snapdir: Option<SnapdirArg>,
+    /// Make no clone of the snapshot, but a read-only dataset that is the snapshot: any number of nodes may use it
+    #[arg(long)]
+    pub read_only: bool,
     /// Most inodes it may hold
     #[arg(long, value_name = "COUNT")]
     pub inodes: Option<u64>,
@@ -272,13 +277,30 @@ pub struct NewArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+pub struct DiffArgs {
+    /// DATASET@SNAPSHOT
+    pub before: String,
+    /// DATASET@SNAPSHOT, or DATASET as the store has it now (the default)
+    pub after: Option<String>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Args, Clone, Debug)]
 pub struct RestoreArgs {
     /// What to copy from: DATASET@SNAPSHOT
     pub snapshot: String,
     /// Path in the snapshot; `/` is all of it
     pub path: String,
-    /// Where to put it: the copy's own path, not the folder around it
-    pub target: PathBuf,
+    /// Where to put it on this machine: the copy's own path, not the folder around it
+    #[arg(required_unless_present = "in_place", conflicts_with = "in_place")]
+    pub target: Option<PathBuf>,
+    /// Put it back into the dataset itself, where it was: no data is copied
+    #[arg(long)]
+    pub in_place: bool,
+    /// With --in-place: put it at this path of the dataset instead
+    #[arg(long, value_name = "PATH", requires = "in_place")]
+    pub to: Option<String>,
     /// Replace existing files
     #[arg(long)]
     pub force: bool,

@@ -1,12 +1,13 @@
 //! `dataset …`.
 
 use super::args::{CodecArg, Common, DatasetCommand, NewArgs, Output, SnapdirArg, SnapshotCommand, SyncArg};
+use super::diff;
 use super::exit::Wrong;
 use super::info::{self, DatasetShown, SnapshotShown};
 use super::restore;
 use super::target::{Opened, dataset_name, snapshot_name, split_snapshot};
 use crate::app::{self, ByteSize};
-use crate::catalog::{Properties, Snapdir, State};
+use crate::catalog::{Form, Properties, Snapdir, State};
 use crate::chunk::Codec;
 use crate::control::{Journal, NewVolume, Source};
 use crate::types::{Class, SnapshotHandle, VolumeHandle};
@@ -24,6 +25,7 @@ pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
             DatasetCommand::Expand { name, size, common } => expand(&name, size, &common).await,
             DatasetCommand::Release { name, force, common } => release(&name, force, &common).await,
             DatasetCommand::Snapshot(command) => snapshot(command).await,
+            DatasetCommand::Diff(args) => diff::run(args).await,
             DatasetCommand::Restore(args) => restore::run(args).await,
         }
     })
@@ -74,6 +76,7 @@ async fn create(name: &str, new: &NewArgs, source: Option<&str>, common: &Common
         source,
         properties,
         access_modes: vec![],
+        form: if new.read_only { Form::Snapshot } else { Form::Writable },
         parameters: BTreeMap::new(),
     };
     let made = opened.controller.create_volume(None, wanted).await?;

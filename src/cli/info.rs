@@ -2,7 +2,7 @@
 
 use super::report::table;
 use crate::app::ByteSize;
-use crate::catalog::{Dataset, Snapshot, State};
+use crate::catalog::{Dataset, Form, Snapshot, State};
 use crate::control::Pool;
 use crate::types::{SnapshotHandle, Timestamp, VolumeHandle};
 use serde::Serialize;
@@ -22,6 +22,8 @@ pub struct DatasetShown {
     pub sync: Option<String>,
     pub record_bytes: u32,
     pub compression: String,
+    /// It is the snapshot that it was made from.
+    pub read_only: bool,
     pub quota_inodes: Option<u64>,
     pub access_modes: Vec<String>,
 }
@@ -62,6 +64,7 @@ impl DatasetShown {
             sync: dataset.properties.sync.clone(),
             record_bytes: dataset.properties.record_bytes,
             compression: format!("{:?}", dataset.properties.codec).to_lowercase(),
+            read_only: dataset.form == Form::Snapshot,
             quota_inodes: dataset.properties.quota_inodes,
             access_modes: dataset.access_modes.clone(),
         }

@@ -13,6 +13,7 @@ mod bench;
 mod check;
 mod dataset;
 mod demo;
+mod diff;
 mod exit;
 mod gc;
 mod info;

@@ -9,10 +9,11 @@ use super::report::Progress;
 use super::target::{Opened, split_snapshot};
 use crate::app::ByteSize;
 use crate::catalog::Snapshot;
+use crate::control::RestoreInPlace;
 use crate::fs::FsError;
 use crate::fs::api::FileKind;
 use crate::fs::{SnapshotView, Viewed};
-use crate::types::{Class, EntryName, InodeNo, Timestamp};
+use crate::types::{Class, EntryName, Incarnation, InodeNo, Timestamp, VolumeHandle};
 use crate::volume::ReadSnapshot;
 use anyhow::{Context, bail};
 use serde::Serialize;
@@ -48,10 +49,11 @@ pub async fn run(args: RestoreArgs) -> anyhow::Result<()> {
     };
     let opened = args.common.pool.open().await?;
     let found = opened.snapshot(dataset, snapshot).await?;
+    let Some(target) = &args.target else { return in_place(&args, &opened, &found).await };
     let progress = Progress::new();
     let overwrite = if args.force { Overwrite::Force } else { Overwrite::Refuse };
     let say = |done: &Restored| progress.say(&format!("{} objects, {}", done.objects, ByteSize(done.bytes)));
-    let restored = copy_out(&opened, &found, &args.path, &args.target, overwrite, &say).await;
+    let restored = copy_out(&opened, &found, &args.path, target, overwrite, &say).await;
     drop(progress);
     args.common.output.print(&restored?, |restored| {
         let owners = match restored.owners_not_kept {
@@ -60,6 +62,25 @@ pub async fn run(args: RestoreArgs) -> anyhow::Result<()> {
         };
         format!("restored {} objects, {}{owners}\n", restored.objects, ByteSize(restored.bytes))
     })
+}
+
+/// Through the dataset's owner where it has one.
+async fn in_place(args: &RestoreArgs, opened: &Opened, snapshot: &Snapshot) -> anyhow::Result<()> {
+    let volume = VolumeHandle { pool: opened.pool.id(), dataset: snapshot.dataset };
+    let wanted = RestoreInPlace {
+        call: Incarnation::random(),
+        snapshot: snapshot.id(),
+        from: args.path.clone(),
+        to: args.to.clone().unwrap_or_else(|| args.path.clone()),
+        overwrite: args.force,
+    };
+    let progress = Progress::new();
+    let say = |now: crate::fs::Restored| progress.say(&format!("{} objects, {}", now.objects, ByteSize(now.bytes)));
+    let restored = opened.controller.restore_in_place(volume, &wanted, &say).await;
+    drop(progress);
+    args.common
+        .output
+        .print(&restored?, |restored| format!("restored {} objects, {}, in place\n", restored.objects, ByteSize(restored.bytes)))
 }
 
 /// Copies what is at `path` of a snapshot to `target`.

@@ -3,7 +3,7 @@
 use crate::bucket::BucketError;
 use crate::catalog::CatalogError;
 use crate::chunk::ChunkError;
-use crate::fs::FsError;
+use crate::fs::{FsError, RestoreError};
 use crate::mount::MountError;
 use crate::types::{Class, Classify};
 use crate::volume::VolumeError;
@@ -40,6 +40,11 @@ pub enum ControlError {
     #[error(transparent)]
     Fs(#[from] FsError),
     #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// What another process answered.
+    #[error("{why}")]
+    Refused { class: Class, why: String },
+    #[error(transparent)]
     Chunk(#[from] ChunkError),
     #[error(transparent)]
     Bucket(#[from] BucketError),
@@ -63,6 +68,8 @@ impl Classify for ControlError {
             Self::Mount(error) => error.class(),
             Self::Endpoint(error) => error.class(),
             Self::Fs(error) => error.class(),
+            Self::Restore(error) => error.class(),
+            Self::Refused { class, .. } => *class,
             Self::Chunk(error) => error.class(),
             Self::Bucket(error) => error.class(),
             Self::Internal(_) => Class::Internal,

@@ -8,21 +8,23 @@
 //! Invariants: a letter is only about a dataset that the session has open; what it asks for is idempotent, so that it may be
 //! done although nobody waits any more; an owner polls only while it has volumes open in the pool, so an idle node makes no
 //! requests. A crash of either side leaves a letter or an answer of some hundred bytes; the owner removes both when they
-//! are old.
+//! are old. Work that takes long (detaching, restoring) is begun by the first letter, and later ones ask how it is.
 
+use super::controller::{RestoreInPlace, class_name, restore};
 use super::node::Mounts;
 use super::{ControlError, Pool, Pools};
 use crate::bucket::{Bucket, Listed, PutNew};
 use crate::catalog::{Dataset, Owner};
 use crate::fs::api::FileSystem;
 use crate::fs::db::{CheckpointId, Detached};
+use crate::fs::{Progress, Restored};
 use crate::types::{Class, Classify, DatasetId, Incarnation, PackId, SessionId};
 use crate::volume::{Closing, Volume, Volumes};
 use futures::FutureExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +39,8 @@ const FORMAT_PRESENT: u32 = 3;
 const FORMAT_SEAL: u32 = 7;
 /// Asks for a volume that is not used there any more (R27).
 const FORMAT_HAND_OVER: u32 = 4;
+/// Asks for a restore in place, or how far it is.
+const FORMAT_RESTORE: u32 = 8;
 /// A letter or answer is far smaller; a larger object is none.
 const BYTES_MAX: u64 = 16 << 10;
 /// The first wait for an answer; it grows to `POLL_MAX`.
@@ -65,6 +69,8 @@ struct Letter {
     /// Packs, as they are called behind their family.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     packs: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    restore: Option<RestoreInPlace>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,23 +88,25 @@ enum Wish {
     Present,
     Seal(Vec<PackId>),
     HandOver,
+    Restore(RestoreInPlace),
 }
 
 impl Letter {
     fn wish(&self) -> Result<Wish, String> {
-        match (self.format, self.checkpoint) {
-            (FORMAT, Some(checkpoint)) => Ok(Wish::Checkpoint(checkpoint)),
-            (FORMAT_DETACH, None) => Ok(Wish::Detach),
-            (FORMAT_PRESENT, None) => Ok(Wish::Present),
-            (FORMAT_HAND_OVER, None) => Ok(Wish::HandOver),
-            (FORMAT_SEAL, None) => {
+        match (self.format, self.checkpoint, &self.restore) {
+            (FORMAT, Some(checkpoint), None) => Ok(Wish::Checkpoint(checkpoint)),
+            (FORMAT_DETACH, None, None) => Ok(Wish::Detach),
+            (FORMAT_PRESENT, None, None) => Ok(Wish::Present),
+            (FORMAT_HAND_OVER, None, None) => Ok(Wish::HandOver),
+            (FORMAT_SEAL, None, None) => {
                 let packs: Result<_, _> = self.packs.iter().map(|pack| pack.parse()).collect();
                 packs.map(Wish::Seal).map_err(|error| format!("it does not understand the request: {error}"))
             }
-            (FORMAT | FORMAT_DETACH | FORMAT_PRESENT | FORMAT_HAND_OVER | FORMAT_SEAL, _) => {
+            (FORMAT_RESTORE, None, Some(restore)) => Ok(Wish::Restore(restore.clone())),
+            (FORMAT | FORMAT_DETACH | FORMAT_PRESENT | FORMAT_HAND_OVER | FORMAT_SEAL | FORMAT_RESTORE, ..) => {
                 Err("it does not understand the request".to_owned())
             }
-            (format, _) => Err(format!("it does not understand format {format}")),
+            (format, ..) => Err(format!("it does not understand format {format}")),
         }
     }
 }
@@ -109,6 +117,19 @@ pub(super) struct Made {
     pub(super) checkpoint: [u8; 16],
     /// Bytes in use.
     pub(super) referenced: u64,
+}
+
+/// How far a restore is, or how it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RestoreSaid {
+    Running(Restored),
+    Done(Restored),
+    /// `class`: as `class_name` writes it.
+    Refused {
+        class: String,
+        why: String,
+    },
 }
 
 fn letters(session: SessionId) -> String {
@@ -130,7 +151,7 @@ pub(super) async fn ask(
     checkpoint: Incarnation,
     limit: Duration,
 ) -> Result<Made, ControlError> {
-    let letter = Letter { format: FORMAT, dataset: dataset.id(), checkpoint: Some(checkpoint), packs: vec![] };
+    let letter = Letter { format: FORMAT, dataset: dataset.id(), checkpoint: Some(checkpoint), packs: vec![], restore: None };
     send(pool, &format!("snapshot of volume {}", dataset.name), owner, &letter, limit).await
 }
 
@@ -139,7 +160,7 @@ pub(super) async fn ask(
 /// # Errors
 /// [`ControlError::Unavailable`] when it does not answer in time: it may be at it still, and says so when it is asked again.
 pub(super) async fn ask_to_detach(pool: &Pool, clone: &Dataset, owner: &Owner, limit: Duration) -> Result<Detached, ControlError> {
-    let letter = Letter { format: FORMAT_DETACH, dataset: clone.id(), checkpoint: None, packs: vec![] };
+    let letter = Letter { format: FORMAT_DETACH, dataset: clone.id(), checkpoint: None, packs: vec![], restore: None };
     send(pool, &format!("detaching of volume {}", clone.name), owner, &letter, limit).await
 }
 
@@ -148,7 +169,7 @@ pub(super) async fn ask_to_detach(pool: &Pool, clone: &Dataset, owner: &Owner, l
 /// # Errors
 /// [`ControlError::Unavailable`] when it does not answer in time.
 pub(super) async fn ask_for_life(pool: &Pool, dataset: &Dataset, owner: &Owner, limit: Duration) -> Result<(), ControlError> {
-    let letter = Letter { format: FORMAT_PRESENT, dataset: dataset.id(), checkpoint: None, packs: vec![] };
+    let letter = Letter { format: FORMAT_PRESENT, dataset: dataset.id(), checkpoint: None, packs: vec![], restore: None };
     send(pool, &format!("volume {}", dataset.name), owner, &letter, limit).await
 }
 
@@ -164,7 +185,7 @@ pub(super) async fn ask_to_seal(
     limit: Duration,
 ) -> Result<(), ControlError> {
     let packs = packs.iter().map(ToString::to_string).collect();
-    let letter = Letter { format: FORMAT_SEAL, dataset: dataset.id(), checkpoint: None, packs };
+    let letter = Letter { format: FORMAT_SEAL, dataset: dataset.id(), checkpoint: None, packs, restore: None };
     send(pool, &format!("sealing of packs of volume {}", dataset.name), owner, &letter, limit).await
 }
 
@@ -179,8 +200,24 @@ pub(super) async fn ask_to_hand_over(
     owner: &Owner,
     limit: Duration,
 ) -> Result<(), ControlError> {
-    let letter = Letter { format: FORMAT_HAND_OVER, dataset, checkpoint: None, packs: vec![] };
+    let letter = Letter { format: FORMAT_HAND_OVER, dataset, checkpoint: None, packs: vec![], restore: None };
     send(pool, &format!("handing over of volume {name}"), owner, &letter, limit).await
+}
+
+/// Asks the owner of a volume for a restore, or how far it is with it.
+///
+/// # Errors
+/// [`ControlError::Unavailable`] when it does not answer in time.
+pub(super) async fn ask_to_restore(
+    pool: &Pool,
+    dataset: &Dataset,
+    owner: &Owner,
+    wanted: &RestoreInPlace,
+    limit: Duration,
+) -> Result<RestoreSaid, ControlError> {
+    let letter =
+        Letter { format: FORMAT_RESTORE, dataset: dataset.id(), checkpoint: None, packs: vec![], restore: Some(wanted.clone()) };
+    send(pool, &format!("restore into volume {}", dataset.name), owner, &letter, limit).await
 }
 
 async fn send<T: DeserializeOwned>(
@@ -250,7 +287,8 @@ pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<usize, Con
 
 /// The owner's side: looks into its mailboxes until stopped.
 pub async fn serve(pools: Pools, volumes: Volumes, mounts: Arc<dyn Mounts>, interval: Duration, stop: CancellationToken) {
-    let mut desk = Desk { volumes, mounts, answered: HashMap::new(), detaching: HashMap::new() };
+    let (answered, detaching, restoring) = Default::default();
+    let mut desk = Desk { volumes, mounts, answered, detaching, restoring };
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -271,6 +309,15 @@ struct Desk {
     answered: HashMap<String, Instant>,
     /// Bounded by [`DETACHING_MAX`]; one that nobody asks about any more is forgotten when its volume is.
     detaching: HashMap<DatasetId, JoinHandle<Result<Detached, String>>>,
+    /// The last restore of each volume.
+    restoring: HashMap<DatasetId, Restoring>,
+}
+
+/// A restore that runs, or has ended and may be asked about.
+struct Restoring {
+    call: Incarnation,
+    progress: Arc<Progress>,
+    ended: Arc<OnceLock<RestoreSaid>>,
 }
 
 fn encode<T: Serialize>(result: Result<T, String>) -> serde_json::Result<Vec<u8>> {
@@ -294,7 +341,7 @@ impl Desk {
                 Err(error) => Err(format!("it does not understand the request: {error}")),
             };
             let bytes = match wish {
-                Ok((dataset, wish)) => match self.answer(dataset, wish).await {
+                Ok((dataset, wish)) => match self.answer(pool, dataset, wish).await {
                     Some(bytes) => bytes,
                     None => continue,
                 },
@@ -306,12 +353,13 @@ impl Desk {
             bucket.delete(std::slice::from_ref(&listed.key)).await?;
             self.answered.insert(key, Instant::now());
         }
+        self.restoring.retain(|id, running| running.ended.get().is_none() || self.volumes.get(*id).is_some());
         self.detaching.retain(|id, running| !running.is_finished() || self.volumes.get(*id).is_some());
         self.tidy(bucket).await
     }
 
     /// `None`: the volume is not open yet, or not any more; the asker waits, and then looks at the record again.
-    async fn answer(&mut self, dataset: DatasetId, wish: Wish) -> Option<serde_json::Result<Vec<u8>>> {
+    async fn answer(&mut self, pool: &Pool, dataset: DatasetId, wish: Wish) -> Option<serde_json::Result<Vec<u8>>> {
         let volume = self.volumes.get(dataset)?;
         Some(match wish {
             Wish::Checkpoint(name) => encode(self.checkpoint(&volume, name).await),
@@ -323,6 +371,7 @@ impl Desk {
                 drop(volume);
                 encode(self.hand_over(dataset).await)
             }
+            Wish::Restore(wanted) => encode(Ok(self.restore(pool, volume, wanted))),
         })
     }
 
@@ -355,6 +404,35 @@ impl Desk {
         let work = async move { volume.fs.detach().await.map_err(|error| error.to_string()) };
         self.detaching.insert(id, tokio::spawn(work));
         Err("it has begun: ask again".to_owned())
+    }
+
+    /// It may take long, and other letters must not wait: as for [`Self::detach`].
+    fn restore(&mut self, pool: &Pool, volume: Arc<Volume>, wanted: RestoreInPlace) -> RestoreSaid {
+        let id = volume.dataset.id();
+        if let Some(last) = self.restoring.get(&id) {
+            match last.ended.get() {
+                None if last.call == wanted.call => return RestoreSaid::Running(last.progress.now()),
+                None => {
+                    let why = format!("another restore into volume {} is running: repeat", volume.dataset.name);
+                    return RestoreSaid::Refused { class: "in-progress".to_owned(), why };
+                }
+                Some(said) if last.call == wanted.call => return said.clone(),
+                Some(_) => {}
+            }
+        }
+        let (progress, ended) = (Arc::new(Progress::default()), Arc::new(OnceLock::new()));
+        self.restoring.insert(id, Restoring { call: wanted.call, progress: progress.clone(), ended: ended.clone() });
+        let (settings, catalog) = (self.volumes.settings().clone(), pool.catalog.clone());
+        tokio::spawn(async move {
+            let done = Box::pin(restore(&settings, &catalog, &volume.dataset, &volume.fs, &wanted, &progress)).await;
+            let said = match done {
+                Ok(restored) => RestoreSaid::Done(restored),
+                Err(error) => RestoreSaid::Refused { class: class_name(&error).to_owned(), why: error.to_string() },
+            };
+            // Nobody else sets it.
+            let _first = ended.set(said);
+        });
+        RestoreSaid::Running(Restored::default())
     }
 
     async fn checkpoint(&self, volume: &Volume, name: Incarnation) -> Result<Made, String> {
@@ -404,24 +482,39 @@ mod tests {
     #[test]
     fn the_bytes_are_fixed() {
         let id = DatasetId { key: NameKey::from_bytes([1; 16]), incarnation: Incarnation::from_bytes([2; 16]) };
-        let letter = Letter { format: 1, dataset: id, checkpoint: Some(Incarnation::from_bytes([3; 16])), packs: vec![] };
+        let letter =
+            Letter { format: 1, dataset: id, checkpoint: Some(Incarnation::from_bytes([3; 16])), packs: vec![], restore: None };
         let text = r#"{"format":1,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","checkpoint":"ambqgaydambqgaydambqgaydam"}"#;
         assert_eq!(serde_json::to_string(&letter).unwrap(), text);
         assert_eq!(serde_json::from_str::<Letter>(text).unwrap(), letter);
         assert_eq!(letter.wish(), Ok(Wish::Checkpoint(Incarnation::from_bytes([3; 16]))));
         let answer = Answer::<Made> { format: 1, result: Err("no".into()) };
         assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Err":"no"}}"#);
-        let letter = Letter { format: 2, dataset: id, checkpoint: None, packs: vec![] };
+        let letter = Letter { format: 2, dataset: id, checkpoint: None, packs: vec![], restore: None };
         let text = r#"{"format":2,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai"}"#;
         assert_eq!(serde_json::to_string(&letter).unwrap(), text);
         assert_eq!(serde_json::from_str::<Letter>(text).unwrap().wish(), Ok(Wish::Detach));
-        let ask = Letter { format: 4, dataset: id, checkpoint: None, packs: vec![] };
+        let ask = Letter { format: 4, dataset: id, checkpoint: None, packs: vec![], restore: None };
         assert_eq!(serde_json::to_string(&ask).unwrap(), text.replace("2,", "4,"));
         assert_eq!(ask.wish(), Ok(Wish::HandOver));
+        let restore = RestoreInPlace {
+            call: Incarnation::from_bytes([4; 16]),
+            snapshot: crate::types::SnapshotId { dataset: id.incarnation, snapshot: id },
+            from: "etc".to_owned(),
+            to: "/x".to_owned(),
+            overwrite: false,
+        };
+        let letter = Letter { format: 8, dataset: id, checkpoint: None, packs: vec![], restore: Some(restore.clone()) };
+        let ask = serde_json::to_string(&letter).unwrap();
+        let end = r#""restore":{"call":"aqcaibaeaqcaibaeaqcaibaeaq","snapshot":"aibaeaqcaibaeaqcaibaeaqcai:aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","from":"etc","to":"/x","overwrite":false}}"#;
+        assert!(ask.ends_with(end), "{ask}");
+        assert_eq!(serde_json::from_str::<Letter>(&ask).unwrap().wish(), Ok(Wish::Restore(restore)));
+        let answer = Answer { format: 1, result: Ok(RestoreSaid::Done(Restored { objects: 3, bytes: 4 })) };
+        assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Ok":{"done":{"objects":3,"bytes":4}}}}"#);
         let answer = Answer { format: 1, result: Ok(Detached::Held) };
         assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Ok":"held"}}"#);
         let pack = PackId { creator: Incarnation::from_bytes([3; 16]), epoch: Epoch(4), seq: 5 };
-        let letter = Letter { format: 7, dataset: id, checkpoint: None, packs: vec![pack.to_string()] };
+        let letter = Letter { format: 7, dataset: id, checkpoint: None, packs: vec![pack.to_string()], restore: None };
         let text = r#"{"format":7,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","packs":["ambqgaydambqgaydambqgaydam/0000000000000004-0000000000000005"]}"#;
         assert_eq!(serde_json::to_string(&letter).unwrap(), text);
         assert_eq!(serde_json::from_str::<Letter>(text).unwrap().wish(), Ok(Wish::Seal(vec![pack])));
@@ -429,7 +522,7 @@ mod tests {
         let text = r#"{"format":2,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai"}"#;
         for wrong in [
             Letter { format: 2, ..serde_json::from_str(text).unwrap() },
-            Letter { format: 9, dataset: id, checkpoint: None, packs: vec![] },
+            Letter { format: 99, dataset: id, checkpoint: None, packs: vec![], restore: None },
         ] {
             assert_eq!(wrong.wish().is_ok(), wrong.format == 2);
         }

@@ -24,7 +24,9 @@ mod space;
 pub mod take;
 
 pub use collect::{Candidate, Collected, Collector, DeadPack, Kept, Plan, StrayDatabase};
-pub use controller::{Controller, Journal, NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, VolumeInfo};
+pub use controller::{
+    Controller, Journal, NewVolume, RestoreInPlace, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, VolumeInfo,
+};
 pub use error::ControlError;
 pub use pools::{Pool, Pools};
 pub use scrub::{Damaged, Scrub, Scrubbed};

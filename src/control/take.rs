@@ -13,10 +13,9 @@
 use super::{ControlError, Pool, mail};
 use crate::catalog::Owner;
 use crate::types::{Class, Classify, DatasetId};
-use crate::volume::{Forfeit, Verdict, Volume, VolumeError, Volumes, Watch};
+use crate::volume::{Attached, Forfeit, Verdict, VolumeError, Volumes, Watch};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -29,18 +28,18 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// How long an answer is waited for: an owner that is alive looks into its mailbox every few seconds.
 const ASK_LIMIT: Duration = Duration::from_secs(20);
 
-/// Opens a dataset, taking it from another node if that may be.
+/// Opens a dataset, taking it from another node if that may be. One that is a snapshot is read: it has no owner, and needs no lease.
 ///
 /// # Errors
 /// [`ControlError::Precondition`] with the owner's name when `patience` was not enough.
-pub async fn open(pool: &Pool, volumes: &Volumes, id: DatasetId, patience: Duration) -> Result<Arc<Volume>, ControlError> {
+pub async fn open(pool: &Pool, volumes: &Volumes, id: DatasetId, patience: Duration) -> Result<Attached, ControlError> {
     let deadline = Instant::now() + patience;
     let mut taking = Taking::new(pool, volumes, id);
     let mut forfeit: Option<Forfeit> = None;
     loop {
         let opened = match &forfeit {
-            None => Box::pin(volumes.open(&pool.catalog, id)).await,
-            Some(forfeit) => Box::pin(volumes.take_over(&pool.catalog, id, forfeit)).await,
+            None => Box::pin(volumes.attach(&pool.catalog, id)).await,
+            Some(forfeit) => Box::pin(volumes.take_over(&pool.catalog, id, forfeit)).await.map(Attached::from),
         };
         let (dataset, owner) = match opened {
             Err(VolumeError::Owned { dataset, owner, .. }) => (dataset, *owner),

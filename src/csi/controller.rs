@@ -7,6 +7,7 @@ use super::proto::v1::volume_content_source::{SnapshotSource, Type as SourceType
 use super::proto::v1::*;
 use super::status::{RequestError, invalid, ok, run, unlocked};
 use super::{page, parameters};
+use crate::catalog::Form;
 use crate::control::secrets::{PoolOf, Unlock};
 use crate::control::{Controller, NewVolume, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, VolumeInfo};
 use crate::types::{DatasetName, SnapshotHandle, SnapshotName, VolumeHandle};
@@ -78,13 +79,17 @@ fn new_volume(request: &CreateVolumeRequest) -> Result<(Option<String>, NewVolum
     }
     let size = wanted(request.capacity_range.as_ref())?;
     let parameters = parameters::parse(&request.parameters)?;
+    let source = source(request.volume_content_source.as_ref())?;
+    // Nobody will write to it: the snapshot itself will do, on any number of nodes.
+    let reads = capabilities.iter().all(Capability::reads_only) && matches!(source, Some(Source::Snapshot(_)));
     let new = NewVolume {
         name,
         size: size.size,
         size_limit: size.limit,
-        source: source(request.volume_content_source.as_ref())?,
+        source,
         properties: parameters.properties,
         access_modes: capability::mode_names(&capabilities),
+        form: if reads { Form::Snapshot } else { Form::Writable },
         parameters: parameters.given,
     };
     Ok((parameters.pool, new))
@@ -340,6 +345,9 @@ fn same_use(
     }
     if !request.parameters.is_empty() && parameters::parse(&request.parameters)?.given != info.dataset.parameters {
         return Err(invalid("parameters differ from those that the volume was created with"));
+    }
+    if info.dataset.form == Form::Snapshot && !capabilities.iter().all(Capability::reads_only) {
+        return Err(invalid("the volume is a snapshot, read only: nobody can write to it"));
     }
     // A volume made for one node syncs less eagerly (R15): it must not be used from several.
     let multi_node = |name: &str| name.starts_with("MULTI_NODE");

@@ -6,10 +6,11 @@ use super::api::FileKind;
 use super::db::Reader;
 use super::key::{self, DataId, NameHash};
 use super::names::{Entry, NameHasher, decode_entry};
-use super::row::{DirEntryRow, Inode, Record, Row, Source, Superblock};
+use super::row::{DirEntryRow, Inode, Record, Row, Source, Superblock, Usage};
 use crate::chunk::{ChunkRef, ChunkStore};
-use crate::types::{EntryName, InodeNo};
+use crate::types::{EntryName, InodeNo, PackId};
 use bytes::Bytes;
+use std::collections::HashSet;
 
 /// Entries of one page of a directory.
 const PAGE_ENTRIES: usize = 1024;
@@ -114,6 +115,23 @@ impl SnapshotView {
         let start = key::dir_entry(dir, from.0, from.1);
         let rows = self.reader.scan(start, key::dir(InodeNo(dir.0.saturating_add(1))), limit).await?;
         rows.iter().map(|(row_key, row)| decode_entry(row_key, row, dir)).collect()
+    }
+
+    /// Every pack that the snapshot refers to.
+    pub async fn packs(&self) -> Result<HashSet<PackId>, FsError> {
+        let mut pages = self.reader.pages(Bytes::from_static(b"U"), Bytes::from_static(b"V"));
+        let mut packs = HashSet::new();
+        while let Some(rows) = pages.next().await? {
+            for (row_key, row) in &rows {
+                let Some(key::Key::Usage(pack)) = key::Key::parse(row_key) else {
+                    return Err(FsError::Corrupt(format!("key {} among pack usage", row_key.escape_ascii())));
+                };
+                if Usage::decode(row)?.refs > 0 {
+                    packs.insert(pack);
+                }
+            }
+        }
+        Ok(packs)
     }
 
     /// Up to `limit` records of a file's data from `first` on, masked ones included.

@@ -77,6 +77,24 @@ async fn repair(place: &DbPlace, epoch: Epoch) -> Result<Repaired, FsError> {
     committer.close().await.map(|()| repaired)
 }
 
+/// Does `work` on a released dataset as its owner would, and closes it again.
+///
+/// # Errors
+/// [`VolumeError::Owned`] when a node has it.
+pub async fn with_released<T>(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    id: DatasetId,
+    work: impl AsyncFnOnce(&Fs) -> T,
+) -> Result<T, VolumeError> {
+    let opened = async |place: DbPlace, dataset: Dataset, epoch: Epoch| {
+        let fs = open(settings, pool, &place, &dataset, epoch).await?;
+        let done = Box::pin(work(&fs)).await;
+        fs.close().await.map(|()| done)
+    };
+    care(settings, pool, id, opened).await
+}
+
 /// Takes a dataset from an owner that must have stopped, and releases it. What only that owner's journal held is lost, and the owner
 /// is fenced: should it come back, it can neither write nor replay (R16). May be repeated.
 ///

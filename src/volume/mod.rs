@@ -21,6 +21,7 @@
 //! A crash leaves the owner in the record: a process on the same folder of journals opens it again at once, others once its lease
 //! has ended; a caretaker's claim yields to anyone (it has no journal).
 
+mod attached;
 mod caretaker;
 mod claim;
 mod home;
@@ -34,14 +35,17 @@ mod snapdir;
 mod views;
 mod volumes;
 
-pub use caretaker::{checkpoint_released, collect_released, detach_released, release_lost, repair_released, seal_released};
+pub use attached::Attached;
+pub use caretaker::{
+    checkpoint_released, collect_released, detach_released, release_lost, repair_released, seal_released, with_released,
+};
 pub use lease::{BootClock, Clock, Forfeit, LeaseSettings, Verdict, Watch};
 pub use ownership::is_caretaker;
 pub use reading::ReadSnapshot;
 pub use served::{Live, OneSnapshot, Served};
 pub use settings::{VolumeSettings, place};
 pub use views::{Keeper, View, Views};
-pub use volumes::{Closing, Lost, Volume, Volumes};
+pub use volumes::{Closing, Lost, Volume, Volumes, forget_restore};
 
 use crate::catalog::{CatalogError, Owner};
 use crate::fs::FsError;
@@ -63,6 +67,8 @@ pub enum VolumeError {
     Full { dataset: String, max: usize },
     #[error("dataset {dataset}: another process of this node goes on with it: repeat")]
     Left { dataset: String },
+    #[error("dataset {dataset} is a snapshot, read only: it has no owner and is never opened for writing")]
+    ReadOnly { dataset: String },
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error("dataset {dataset}: {source}")]
@@ -79,7 +85,7 @@ impl Classify for VolumeError {
     fn class(&self) -> Class {
         match self {
             Self::NotFound { .. } => Class::NotFound,
-            Self::Owned { .. } | Self::Deleting { .. } => Class::Precondition,
+            Self::Owned { .. } | Self::Deleting { .. } | Self::ReadOnly { .. } => Class::Precondition,
             Self::Creating { .. } => Class::InProgress,
             Self::Full { .. } => Class::Exhausted,
             Self::Left { .. } => Class::Unavailable,

@@ -5,7 +5,7 @@
 
 use super::VolumeError;
 use super::lease::Forfeit;
-use crate::catalog::{Dataset, Owner, State};
+use crate::catalog::{Dataset, Form, Owner, State};
 use crate::types::SessionId;
 
 /// The owner name of a controller that holds a released dataset for one checkpoint. No node can have it: Kubernetes
@@ -48,6 +48,9 @@ pub(super) fn may_take(dataset: &Dataset, me: &Owner, forfeit: Option<&Forfeit>)
         State::Deleting => return Err(VolumeError::Deleting { dataset: name() }),
         State::Dead => return Err(VolumeError::NotFound { what: format!("dataset {}", dataset.name) }),
     }
+    if dataset.form == Form::Snapshot {
+        return Err(VolumeError::ReadOnly { dataset: name() });
+    }
     let id = dataset.id();
     match &dataset.owner {
         None => Ok(Before::Released),
@@ -87,6 +90,8 @@ mod tests {
             parameters: Default::default(),
             snapshot_serial: 0,
             detached: false,
+            form: Form::Writable,
+            restoring: None,
         }
     }
 
@@ -134,6 +139,13 @@ mod tests {
         let mut cared = dataset(State::Ready, Some(caretaker(SessionId::from_bytes([3; 16]))));
         assert_eq!(take(&mut cared, &caretaker(SessionId::from_bytes([4; 16])), None).unwrap(), Before::Released);
         assert_eq!(take(&mut cared, &owner("a", 1), None).unwrap(), Before::Released);
+    }
+
+    #[test]
+    fn a_snapshot_has_no_owner() {
+        let mut frozen = Dataset { form: Form::Snapshot, ..dataset(State::Ready, None) };
+        assert!(matches!(take(&mut frozen, &owner("a", 1), None), Err(VolumeError::ReadOnly { .. })));
+        assert_eq!(frozen.owner, None);
     }
 
     #[test]

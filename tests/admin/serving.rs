@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use zerofs_csi::fs::api::{CreateHow, SetAttr, Special, Stability};
+use zerofs_csi::nfs::NfsStat;
 use zerofs_csi::nfs::client::{Client, Credentials};
 
 pub struct Serving {
@@ -226,4 +227,81 @@ fn serve_makes_a_pool_in_an_empty_folder_and_in_no_other() {
     let refused = cli.run(&["serve", "--state-dir", &state, "--nfs-listen", "127.0.0.1:0"]);
     assert!(refused.code == 10 && refused.err.contains("holds other things"), "{refused:?}");
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+}
+
+/// Over NFS, as the kernel's client sees it: snapshots below the mount, a snapshot as an export of its own, handles that outlive the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_are_served_below_their_dataset_and_by_themselves() {
+    let cli = Cli::with_pool();
+    cli.ok(&["dataset", "create", "web"]);
+    let config = cli.path().join("config.yaml");
+    std::fs::write(&config, "mailInterval: 50ms\n").unwrap();
+    let config = config.display().to_string();
+    let serving = Serving::start_with(&cli, &["--config", &config]);
+    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
+    let root = client.mount("/web").await.unwrap();
+    let etc = client.mkdir(&root, b"etc", &SetAttr { mode: Some(0o755), ..SetAttr::default() }).await.unwrap().handle;
+    write(&client, &etc, "app.conf", vec![7; 300_000]).await;
+    cli.ok(&["dataset", "snapshot", "create", "web", "cut", "--config", &config]);
+    let file = client.lookup(&etc, b"app.conf").await.unwrap().handle;
+    client.write(&file, 100, Bytes::from(vec![8; 1000]), Stability::FileSync).await.unwrap();
+    write(&client, &etc, "new", vec![1; 10]).await;
+
+    let fsid = client.getattr(&root).await.unwrap().fsid;
+    let snapshots = client.lookup(&root, b".snapshots").await.unwrap().handle;
+    let cut = client.lookup(&snapshots, b"cut").await.unwrap().handle;
+    let old_etc = client.lookup(&cut, b"etc").await.unwrap().handle;
+    let old = client.lookup(&old_etc, b"app.conf").await.unwrap();
+    let old = (old.handle, client.getattr(&client.lookup(&old_etc, b"app.conf").await.unwrap().handle).await.unwrap());
+    assert!(old.1.fsid == fsid && old.1.fileid != client.getattr(&file).await.unwrap().fileid, "one file system, other files");
+    assert!(client.read(&old.0, 0, 300_000).await.unwrap().data[..] == [7; 300_000]);
+    let refused = client.write(&old.0, 0, Bytes::from_static(b"x"), Stability::FileSync).await.unwrap_err();
+    assert_eq!(refused.status(), Some(NfsStat::ReadOnly));
+    let refused = client.remove(&old_etc, b"app.conf").await.unwrap_err();
+    assert_eq!(refused.status(), Some(NfsStat::ReadOnly));
+
+    // By itself: another export, whose handles are none of the dataset's.
+    let alone = client.mount("/web@cut").await.unwrap();
+    let alone_etc = client.lookup(&alone, b"etc").await.unwrap().handle;
+    let alone_file = client.lookup(&alone_etc, b"app.conf").await.unwrap().handle;
+    assert_ne!(client.getattr(&alone).await.unwrap().fsid, fsid);
+    assert_eq!(client.mkdir(&alone, b"x", &SetAttr::default()).await.unwrap_err().status(), Some(NfsStat::ReadOnly));
+    assert!(client.mount("/web@none").await.is_err() && client.mount("/none@cut").await.is_err());
+
+    // What differs, while the dataset is mounted.
+    let lines = cli.ok(&["dataset", "diff", "web@cut", "--config", &config]);
+    let mut lines: Vec<&str> = lines.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["+  /etc/new", "M  /etc  (entries)", "M  /etc/app.conf  (content)"]);
+    // Put back by whoever has it open, without the data.
+    let done = cli.json(&["dataset", "restore", "web@cut", "etc/app.conf", "--in-place", "--force", "--config", &config]);
+    assert_eq!((done["objects"].as_u64(), done["bytes"].as_u64()), (Some(1), Some(300_000)), "{done}");
+    let back = client.lookup(&etc, b"app.conf").await.unwrap().handle;
+    assert!(client.read(&back, 0, 300_000).await.unwrap().data[..] == [7; 300_000]);
+    let refused = cli.run(&["dataset", "restore", "web@cut", "etc", "--in-place", "--config", &config]);
+    assert!(refused.code == 11 && refused.err.contains("/etc"), "{refused:?}");
+
+    serving.kill();
+    let serving = Serving::start_with(&cli, &["--config", &config]);
+    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
+    for handle in [&old.0, &alone_file] {
+        assert!(client.read(handle, 0, 300_000).await.unwrap().data[..] == [7; 300_000], "the handles are good for ever");
+    }
+    cli.ok(&["dataset", "snapshot", "delete", "web", "cut"]);
+    for handle in [&old.0, &alone_file] {
+        let mut stale = None;
+        for _ in 0..300 {
+            stale = client.read(handle, 0, 10).await.err().and_then(|error| error.status());
+            if stale.is_some() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        assert_eq!(stale, Some(NfsStat::Stale));
+    }
+    serving.stop();
+    // What is left is the sign of the process that was killed: it counts for an hour.
+    let signs =
+        std::fs::read_dir(cli.path().join("pool/readers")).unwrap().flat_map(|dir| std::fs::read_dir(dir.unwrap().path()).unwrap());
+    assert_eq!(signs.count(), 1);
 }

@@ -29,6 +29,8 @@ fn dataset(name: &str) -> Dataset {
         parameters: BTreeMap::new(),
         snapshot_serial: 0,
         detached: false,
+        form: Default::default(),
+        restoring: None,
     }
 }
 

@@ -275,6 +275,7 @@ impl Process {
             source,
             properties: Properties { record_bytes: 4096, ..Properties::default() },
             access_modes: vec![],
+            form: Default::default(),
             parameters: BTreeMap::new(),
         };
         let made = self.controller.create_volume(None, new).await;

@@ -30,7 +30,16 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("catalog.sweep", "tests/catalog/faults.rs"),
     // A snapshot whose creation nobody finished.
     ("collect.snapshot.given-up", "tests/lifecycle/unfinished.rs"),
-    // A snapshot that is read.
+    // A restore in place.
+    ("control.restore.begin", "tests/lifecycle/restore.rs"),
+    ("control.restore.intent", "tests/lifecycle/restore.rs"),
+    ("control.restore.pinned", "tests/lifecycle/restore.rs"),
+    ("control.restore.durable", "tests/lifecycle/restore.rs"),
+    ("fs.restore.object", "tests/lifecycle/restore.rs"),
+    ("fs.content.copied", "tests/lifecycle/restore.rs"),
+    ("volume.restore.forget", "tests/lifecycle/restore.rs"),
+    // A snapshot that is read, and one that is a volume.
+    ("control.create.reader", "tests/lifecycle/frozen.rs"),
     ("catalog.reading", "tests/lifecycle/snapdir.rs"),
     ("catalog.reading-ended", "tests/lifecycle/snapdir.rs"),
     ("volume.view.announced", "tests/lifecycle/snapdir.rs"),

@@ -2,6 +2,7 @@
 
 use crate::driver::*;
 use tonic::Code;
+use zerofs_csi::csi::proto::v1::volume_capability::access_mode::Mode;
 use zerofs_csi::csi::proto::v1::volume_content_source::{SnapshotSource, Type, VolumeSource};
 use zerofs_csi::csi::proto::v1::*;
 
@@ -91,4 +92,43 @@ async fn a_snapshot_of_a_mounted_volume_writes_its_pages_out_first() {
     driver.snapshot("s", &id).await.unwrap();
     assert!(driver.mounter.asked().contains(&format!("sync {}", at.display())));
     driver.unstage(&id, &at).await.unwrap();
+}
+
+/// ReadOnlyMany from a snapshot: the snapshot itself, without an owner, through a restart of the driver.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_nobody_writes_to_is_a_volume_by_itself() {
+    let driver = Driver::start().await;
+    let source = driver.create("source").await.volume_id;
+    let snapshot = driver.snapshot("snap", &source).await.unwrap().snapshot_id;
+    let many = Mode::MultiNodeReaderOnly;
+    let wanted = CreateVolumeRequest { volume_capabilities: vec![capability(many)], ..from_snapshot("many", &snapshot) };
+    let made = driver.controller().create_volume(wanted.clone()).await.unwrap().into_inner().volume.unwrap();
+    assert_eq!(driver.controller().create_volume(wanted).await.unwrap().into_inner().volume.unwrap(), made);
+    let id = made.volume_id;
+    let clone = driver.controller().create_volume(from_snapshot("many", &snapshot)).await;
+    refused(clone, Code::AlreadyExists, "read only");
+    for (mode, confirmed) in [(many, true), (Mode::MultiNodeMultiWriter, false)] {
+        let ask = ValidateVolumeCapabilitiesRequest {
+            volume_id: id.clone(),
+            volume_capabilities: vec![capability(mode)],
+            ..Default::default()
+        };
+        let answer = driver.controller().validate_volume_capabilities(ask).await.unwrap().into_inner();
+        assert_eq!(answer.confirmed.is_some(), confirmed, "{}", answer.message);
+    }
+    let at = driver.path("staging");
+    refused(driver.stage(&id, &at).await, Code::FailedPrecondition, "read-only access mode");
+    let reader = NodeStageVolumeRequest { volume_capability: Some(capability(many)), ..stage(&id, &at) };
+    driver.node().node_stage_volume(reader.clone()).await.unwrap();
+    driver.node().node_stage_volume(reader).await.unwrap();
+    driver.delete(&source).await;
+    driver.controller().delete_snapshot(DeleteSnapshotRequest { snapshot_id: snapshot, ..Default::default() }).await.unwrap();
+
+    let (dir, mounter) = driver.stop().await;
+    let driver = Driver::run(dir, mounter).await;
+    let stats = NodeGetVolumeStatsRequest { volume_id: id.clone(), volume_path: text(&at), ..Default::default() };
+    let stats = driver.node().node_get_volume_stats(stats).await.unwrap().into_inner();
+    assert!(stats.usage.iter().all(|usage| usage.available == 0), "{stats:?}");
+    driver.unstage(&id, &at).await.unwrap();
+    driver.delete(&id).await;
 }

@@ -58,6 +58,8 @@ fn dataset() -> Dataset {
         parameters: BTreeMap::from([("sync".into(), "always".into())]),
         snapshot_serial: 18,
         detached: true,
+        form: Form::Writable,
+        restoring: None,
     }
 }
 
@@ -104,6 +106,9 @@ fn records() {
     let shown = Properties { snapdir: Snapdir::Visible, ..dataset().properties };
     let text = serde_json::to_string(&shown).unwrap();
     assert!(text.ends_with(r#","root_mode":1533,"snapdir":"visible"}"#), "{text}");
+    let frozen = Dataset { form: Form::Snapshot, restoring: Some(snapshot_id()), ..dataset() };
+    let text = serde_json::to_string(&frozen).unwrap();
+    assert!(text.ends_with(&format!(r#","detached":true,"form":"snapshot","restoring":"{}"}}"#, snapshot_id())), "{text}");
     check("snapshots/d/k/00000000000000000007", Some(snapshot()), include_str!("golden/snapshot.json"));
     let claim = SnapshotNameClaim { name: "snapshot-1".into(), snapshot: snapshot_id() };
     check("names/snapshot/k/00000000000000000001", Some(claim), include_str!("golden/name-claim.json"));

@@ -89,6 +89,54 @@ pub fn snapshot() -> Outcome {
     Ok(String::new())
 }
 
+/// What ordinary programs make of `.snapshots`.
+pub fn snapdir() -> Outcome {
+    let driver = Driver::start("snapdir")?;
+    let volume = driver.volume("data", 1 << 30)?;
+    let write = "mkdir -p d/e; for i in $(seq 300); do echo $i > d/$i; done; dd if=/dev/urandom of=d/e/big bs=1M count=6 status=none; \
+                 truncate -s 50M d/holes; ln d/7 d/seven; ln -s ../7 d/e/link; chmod 2750 d/e; touch -d @1234567 d/e; rm -rf /tmp/snapdir.*; cp -a . /tmp/snapdir.ref";
+    sh(&volume.path, 120, write)?;
+    let before = driver.snapshot(&volume, "before").map_err(|error| format!("{error}{}", driver.log(Role::Node)))?;
+    sh(&volume.path, 60, "rm d/1 d/seven; echo other > d/2; mv d/e d/f; echo new > d/new")?;
+    driver.snapshot(&volume, "after")?;
+    sh(
+        &volume.path,
+        240,
+        r#"
+        uncached; [ -z "$(ls -A | grep snapshots)" ]; equal "$(ls .snapshots | tr '\n' ' ')" "after before " 'the snapshots'
+        diff -r --no-dereference /tmp/snapdir.ref .snapshots/before
+        cp -a .snapshots/before /tmp/snapdir.copy; diff -r --no-dereference /tmp/snapdir.ref /tmp/snapdir.copy
+        # The size of a folder is each file system's own.
+        show() { (cd "$1" && find . -mindepth 1 -printf '%P %y %m %U %G %n %T@ %l ' \( -type d -printf '\n' -o -printf '%s\n' \) | sort); }
+        for tree in /tmp/snapdir.ref .snapshots/before /tmp/snapdir.copy; do show "$tree" >"/tmp/snapdir.$(basename "$tree").list"; done
+        diff /tmp/snapdir.snapdir.ref.list /tmp/snapdir.before.list; diff /tmp/snapdir.snapdir.ref.list /tmp/snapdir.snapdir.copy.list
+        # Every object has a number of its own, here and there; hard links share one.
+        equal "$(find d .snapshots -mindepth 1 -links -2 ! -type d -printf '%i\n' | sort | uniq -d | wc -l)" 0 'numbers met twice'
+        equal "$(stat -c %i .snapshots/before/d/7)" "$(stat -c %i .snapshots/before/d/seven)" 'the number of two names'
+        (cd .snapshots/before/d/e && equal "$(realpath ../../../..)" "$(cd "$OLDPWD" && pwd -P)" 'the way up')
+        equal "$(cat .snapshots/after/d/2)" other content; [ -e .snapshots/after/d/f/big ]; [ ! -e .snapshots/after/d/1 ]
+        for try in 'touch .snapshots/before/x' 'rm .snapshots/before/d/2' 'mkdir .snapshots/x' 'rmdir .snapshots' 'mkdir .snapshots' 'mv d/2 .snapshots/before/'; do
+            if $try 2>/dev/null; then echo "$try succeeded" >&2; exit 1; fi
+        done
+        cp -a .snapshots/before/d/1 d/1; equal "$(cat d/1)" 1 'what was copied back'
+        "#,
+    )?;
+    driver.delete_snapshot(&before)?;
+    // What is open goes stale; the name is gone once the client looks again.
+    let note = sh(
+        &volume.path,
+        120,
+        r#"
+        for i in $(seq 60); do uncached; if ! ls .snapshots/before/d >/dev/null 2>&1; then break; fi; sleep 1; done
+        if cat .snapshots/before/d/2 2>/dev/null; then echo 'a deleted snapshot is read' >&2; exit 1; fi
+        equal "$(cat .snapshots/after/d/2)" other 'the other snapshot'; rm -rf /tmp/snapdir.*; echo "$i s"
+        "#,
+    )?;
+    driver.remove(&volume)?;
+    driver.stop()?;
+    Ok(format!("a deleted snapshot was gone after {}", note.trim()))
+}
+
 /// Every file below a folder.
 fn files(dir: &Path) -> Result<Vec<PathBuf>, String> {
     let mut found = Vec::new();

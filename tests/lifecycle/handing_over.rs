@@ -42,7 +42,7 @@ fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
         let theirs = take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60)).await.unwrap();
         println!("handed over in {:?}", asked.elapsed());
         assert!(a.world.volumes.get(volume.dataset).is_none());
-        let read = theirs.fs.read(&Caller::root(), file, 0, 100).await.unwrap();
+        let read = theirs.served.read(&Caller::root(), file, 0, 100).await.unwrap();
         assert_eq!(read.data.concat(), b"only written");
         stop.cancel();
         for desk in desks {
@@ -79,7 +79,7 @@ fn a_live_owner_heeds_a_grant() {
             drop(open);
             let pool_b = b.world.controller.pools().get(None).unwrap();
             let theirs = take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60)).await.unwrap();
-            let read = patiently(|| async { theirs.fs.read(&Caller::root(), file, 0, 100).await }).await.unwrap();
+            let read = patiently(|| async { theirs.served.read(&Caller::root(), file, 0, 100).await }).await.unwrap();
             assert_eq!(read.data.concat(), b"only written");
             drop(theirs);
             b.world.volumes.close(volume.dataset).await.unwrap();

@@ -3,15 +3,18 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod diff;
 #[path = "../support/fault.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod fault;
+mod frozen;
 mod handing_over;
 mod leases;
 mod leaving;
 mod mailbox;
 mod orders;
 mod requests;
+mod restore;
 mod rewriting;
 mod scrubbing;
 mod snapdir;
@@ -92,6 +95,7 @@ impl World {
             source,
             properties: Properties::default(),
             access_modes: vec![],
+            form: Default::default(),
             parameters: BTreeMap::new(),
         };
         self.controller.create_volume(None, new).await

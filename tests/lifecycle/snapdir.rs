@@ -13,15 +13,15 @@ use zerofs_csi::fs::api::*;
 use zerofs_csi::types::{EntryName, InodeNo, SnapshotHandle, VolumeHandle};
 use zerofs_csi::volume::{Served, Volume};
 
-fn name(text: &str) -> EntryName {
+pub(super) fn name(text: &str) -> EntryName {
     EntryName::try_from(text.as_bytes()).unwrap()
 }
 
-fn root() -> Caller {
+pub(super) fn root() -> Caller {
     Caller::root()
 }
 
-async fn child(fs: &Served, dir: FileRef, name: &str) -> Result<Attr, FsError> {
+pub(super) async fn child(fs: &Served, dir: FileRef, name: &str) -> Result<Attr, FsError> {
     fs.lookup(&root(), dir, name.as_bytes()).await.map(|(attr, _)| attr)
 }
 
@@ -42,7 +42,7 @@ async fn list(fs: &Served, dir: FileRef, with_attr: bool) -> Vec<DirEntry> {
     }
 }
 
-async fn read(fs: &Served, file: FileRef) -> Vec<u8> {
+pub(super) async fn read(fs: &Served, file: FileRef) -> Vec<u8> {
     let mut got = Vec::new();
     loop {
         let read = fs.read(&root(), file, got.len() as u64, 100_000).await.unwrap();
@@ -53,7 +53,7 @@ async fn read(fs: &Served, file: FileRef) -> Vec<u8> {
     }
 }
 
-async fn write(fs: &Served, dir: FileRef, text: &str, content: &[u8]) -> FileRef {
+pub(super) async fn write(fs: &Served, dir: FileRef, text: &str, content: &[u8]) -> FileRef {
     let how = CreateHow::Unchecked(SetAttr { mode: Some(0o640), size: Some(0), ..SetAttr::default() });
     let file = fs.create(&root(), dir, &name(text), how).await.unwrap().attr.file;
     fs.write(&root(), file, 0, Bytes::copy_from_slice(content), Stability::Unstable).await.unwrap();
@@ -329,6 +329,7 @@ fn a_root_that_shows_its_snapshots_lists_them_once() {
             source: None,
             properties: Properties { snapdir: Snapdir::Visible, ..Properties::default() },
             access_modes: vec![],
+            form: Default::default(),
             parameters: BTreeMap::new(),
         };
         let volume = world.controller.create_volume(None, new).await.unwrap().handle;

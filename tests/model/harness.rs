@@ -179,9 +179,12 @@ impl Harness {
         Ok(None)
     }
 
-    /// Opens a clone of the newest snapshot beside the dataset, compares it, changes it, and compares both again (the dataset by the caller).
+    /// Reads the newest snapshot; opens a clone of it beside the dataset, compares it, changes it, and compares both again (the dataset by the caller).
     async fn compare_clone(&mut self) -> Checked {
         let Some(snapshot) = self.snapshots.pop() else { return Ok(()) };
+        let frozen = self.dataset.frozen(snapshot.checkpoint).await;
+        compare(&frozen, &snapshot.reference, &self.files).await.map_err(|what| format!("in the snapshot: {what}"))?;
+        frozen.close().await.map_err(|e| format!("closing the snapshot: {e}"))?;
         let clone = self.dataset.clone_from(snapshot.checkpoint).await;
         let fs = clone.open().await;
         let seen = compare(&fs, &snapshot.reference, &self.files).await.map_err(|what| format!("in the clone: {what}"))?;
@@ -228,7 +231,7 @@ async fn check_rows(dataset: &Dataset) -> Checked {
 }
 
 /// Compares every object that was ever made.
-async fn compare(fs: &Fs, reference: &Reference, files: &[FileRef]) -> Result<BTreeMap<Id, Attr>, String> {
+async fn compare(fs: &impl FileSystem, reference: &Reference, files: &[FileRef]) -> Result<BTreeMap<Id, Attr>, String> {
     let mut seen = BTreeMap::new();
     for (id, object) in reference.objects.iter().enumerate() {
         let attr = fs.getattr(files[id]).await;
@@ -270,7 +273,7 @@ async fn compare(fs: &Fs, reference: &Reference, files: &[FileRef]) -> Result<BT
     Ok(seen)
 }
 
-async fn compare_data(fs: &Fs, file: FileRef, expected: &[u8]) -> Checked {
+async fn compare_data(fs: &impl FileSystem, file: FileRef, expected: &[u8]) -> Checked {
     let mut at = 0;
     loop {
         let read = fs.read(&Caller::root(), file, at as u64, 100_000).await.map_err(|error| format!("{file:?}: {error}"))?;
@@ -290,7 +293,7 @@ async fn compare_data(fs: &Fs, file: FileRef, expected: &[u8]) -> Checked {
     }
 }
 
-async fn compare_dir(fs: &Fs, reference: &Reference, files: &[FileRef], id: Id) -> Checked {
+async fn compare_dir(fs: &impl FileSystem, reference: &Reference, files: &[FileRef], id: Id) -> Checked {
     let root = Caller::root();
     let object = &reference.objects[id];
     let limit = ListLimit { entries: 3, bytes: 4096, entry_bytes: 64, with_attr: true };

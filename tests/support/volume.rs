@@ -6,7 +6,7 @@ use zerofs_csi::bucket::Bucket;
 use zerofs_csi::chunk::{ChunkCache, ChunkStore, Codec};
 use zerofs_csi::crypto::Keyring;
 use zerofs_csi::fs::db::{self, CheckpointId, DbCache, DbPlace};
-use zerofs_csi::fs::{Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
+use zerofs_csi::fs::{Frozen, Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
 use zerofs_csi::types::{FamilyId, Incarnation, PoolId};
 
 /// What there is of a dataset while it is closed.
@@ -63,6 +63,13 @@ impl Dataset {
             }
         }
         panic!("the journal stays locked");
+    }
+
+    /// A snapshot of this dataset, read as `.snapshots` shows it.
+    #[allow(dead_code, reason = "not every test program reads one")]
+    pub async fn frozen(&self, checkpoint: CheckpointId) -> Frozen {
+        let chunks = ChunkStore::new(self.place.bucket.clone(), self.family, &self.keyring, self.chunks.clone());
+        Frozen::open(&self.place, checkpoint, chunks, self.options.memory.frozen()).await.expect("a snapshot")
     }
 
     /// A clone of a snapshot of this dataset.

@@ -157,6 +157,11 @@ pub(super) fn lives<'a>(datasets: impl IntoIterator<Item = &'a Dataset>) -> BTre
     datasets.into_iter().filter(|d| !d.detached).map(|d| d.incarnation).collect()
 }
 
+/// Whether a dataset can still be opened. One that restores from its own snapshot depends on it, until it is deleted itself.
+pub(super) fn is_ready<'a>(datasets: impl IntoIterator<Item = &'a Dataset>, incarnation: Incarnation) -> bool {
+    datasets.into_iter().any(|d| d.incarnation == incarnation && d.state == State::Ready)
+}
+
 /// Whether a record that decides about roots came, went or turned.
 pub(super) fn changed(before: &Listing, after: &Listing) -> bool {
     shape(before) != shape(after)
@@ -239,7 +244,8 @@ fn needed_by(snapshot: &Snapshot, lives: &BTreeSet<Incarnation>, catalog: &Listi
         d.state == State::Creating && d.origin == Some(snapshot.id()) && !snapshot.dependants.contains(&d.incarnation)
     };
     let readers = if snapshot.state == State::Dead { 0 } else { catalog.readers.get(&snapshot.incarnation).copied().unwrap_or(0) };
-    snapshot.dependants.iter().filter(|d| lives.contains(d)).count() + catalog.datasets.iter().filter(intents).count() + readers
+    let keeps = |d: &&Incarnation| lives.contains(d) && (**d != snapshot.dataset.incarnation || is_ready(&catalog.datasets, **d));
+    snapshot.dependants.iter().filter(keeps).count() + catalog.datasets.iter().filter(intents).count() + readers
 }
 
 /// Only snapshots of a live dataset are ever finished, and only while somebody repeats the call.
@@ -261,7 +267,7 @@ fn dataset_name(catalog: &Listing, incarnation: Incarnation) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::catalog::Properties;
+    use crate::catalog::{Form, Properties};
     use crate::types::{FamilyId, NameKey, Timestamp};
 
     const NOW: Timestamp = Timestamp::from_nanos(1_000_000_000);
@@ -287,6 +293,8 @@ pub(super) mod tests {
             parameters: Default::default(),
             snapshot_serial: 0,
             detached: false,
+            form: Form::Writable,
+            restoring: None,
         }
     }
 
@@ -373,6 +381,12 @@ pub(super) mod tests {
         assert!(plan(&read, &read, &[], &mark, NOW).unwrap().is_empty(), "somebody reads it");
         let dead = Listing { snapshots: vec![Snapshot { state: State::Dead, ..cut.clone() }], ..read };
         assert_eq!(plan(&dead, &dead, &[], &mark, NOW).unwrap().snapshots, [cut.id()], "its removal has begun");
+
+        let itself = snapshot(7, &source, State::Deleting, &[1]);
+        let both = Listing { snapshots: vec![itself.clone()], ..freed.clone() };
+        assert_eq!(plan(&both, &both, &[], &mark, NOW).unwrap().snapshots, [itself.id()], "a restore that never ended");
+        let live = Listing { datasets: vec![dataset(1, State::Ready, None)], ..both };
+        assert!(plan(&live, &live, &[], &mark, NOW).unwrap().is_empty(), "a restore that may go on");
 
         let bare = snapshot(7, &source, State::Deleting, &[]);
         let intent = dataset(3, State::Creating, Some(bare.id()));

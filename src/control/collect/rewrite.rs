@@ -6,7 +6,8 @@
 //!
 //! Why nothing is lost: a chunk in use comes from an earlier use of it, from deduplication, or from what was just stored. The pack is settled, so that
 //! nothing is stored in it any more (R9), and sealed by every head that knows it, so that deduplication does not find it: what no root uses at a mark
-//! that began after that, nothing ever uses again. A head or snapshot that came or went during the mark makes it void (R11).
+//! that began after that, nothing ever uses again. A head or snapshot that came or went during the mark makes it void (R11). A restore in place uses a
+//! snapshot's chunks, which are in use by that snapshot: it stays a root until the restored rows are durable (R10).
 
 use super::mark::Seen;
 use super::plan::{Candidate, changed};

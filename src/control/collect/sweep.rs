@@ -1,6 +1,6 @@
 //! Doing what the plan says. Every removal is repeatable.
 
-use super::plan::lives;
+use super::plan::{is_ready, lives};
 use super::{Collected, Collector, Kept, Plan};
 use crate::catalog::{CatalogError, Dataset, Snapshot, State};
 use crate::control::ControlError;
@@ -84,7 +84,10 @@ impl Collector {
     pub(in crate::control) async fn reap_snapshot(&self, id: SnapshotId) -> Result<Reaped, ControlError> {
         let catalog = &self.pool.catalog;
         let datasets = catalog.datasets().await?;
-        let lives = lives(datasets.iter().map(|at| &at.record));
+        let mut lives = lives(datasets.iter().map(|at| &at.record));
+        if !is_ready(datasets.iter().map(|at| &at.record), id.dataset) {
+            lives.remove(&id.dataset);
+        }
         // It is a tombstone since it was listed: who announces itself after this sees that, and does not read (R14).
         let incarnation = id.snapshot.incarnation;
         let readers = catalog.readers(Some(incarnation), std::time::SystemTime::now()).await?.live.get(&incarnation).copied();

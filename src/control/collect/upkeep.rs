@@ -3,7 +3,7 @@
 
 use super::{Collected, Collector, Kept, Listing};
 use crate::bucket::Listed;
-use crate::catalog::{CatalogError, Dataset, Owner, State};
+use crate::catalog::{CatalogError, Dataset, Form, Owner, State};
 use crate::control::{ControlError, mail};
 use crate::fs::db::Detached;
 use crate::types::{DatasetId, Incarnation, SessionId};
@@ -37,7 +37,9 @@ pub(super) fn detachable(catalog: &Listing) -> Vec<DatasetId> {
             tombstoned && snapshots.get(&origin.dataset).is_some_and(|n| *n > SNAPSHOTS_CROWDED)
         })
     };
-    let attached = catalog.datasets.iter().filter(|d| d.state == State::Ready && d.origin.is_some() && !d.detached);
+    // A read-only volume is its origin's snapshot: it never leaves it.
+    let clone = |d: &&Dataset| d.form == Form::Writable && d.origin.is_some() && !d.detached;
+    let attached = catalog.datasets.iter().filter(|d| d.state == State::Ready).filter(clone);
     let mut found: Vec<&Dataset> = attached.filter(|clone| must_leave(clone, &by_life) || crowded(clone)).collect();
     found.sort_by_key(|clone| clone.created);
     found.into_iter().map(Dataset::id).collect()

@@ -1,7 +1,7 @@
 //! What a request may ask for, and whether an existing volume is what it asks for: pure.
 
 use super::{NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, Source};
-use crate::catalog::{Dataset, Properties};
+use crate::catalog::{Dataset, Form, Properties};
 use crate::control::ControlError;
 use crate::types::{Incarnation, NameKey, PoolId, SnapshotName};
 
@@ -25,6 +25,27 @@ pub(super) fn properties(properties: &Properties) -> Result<(), ControlError> {
         return invalid("an inode quota of 0 leaves no room for the root directory".to_owned());
     }
     Ok(())
+}
+
+/// Only a snapshot can be a volume by itself.
+pub(super) fn form(new: &NewVolume) -> Result<(), ControlError> {
+    match (new.form, &new.source) {
+        (Form::Writable, _) | (Form::Snapshot, Some(Source::Snapshot(_))) => Ok(()),
+        (Form::Snapshot, _) => {
+            Err(ControlError::Invalid(format!("volume {}: a read-only volume is made from a snapshot", new.name)))
+        }
+    }
+}
+
+/// What is only a snapshot under another name is no source of others.
+pub(super) fn has_database(dataset: &Dataset) -> Result<(), ControlError> {
+    match dataset.form {
+        Form::Writable => Ok(()),
+        Form::Snapshot => Err(ControlError::Precondition(format!(
+            "volume {} is a snapshot, read only: use the snapshot that it was made from",
+            dataset.name
+        ))),
+    }
 }
 
 /// The byte quota of a new volume. `source`: the quota of what it is made from, which must fit.
@@ -69,6 +90,9 @@ pub(super) fn same(pool: PoolId, existing: &Dataset, new: &NewVolume) -> Result<
     if existing.parameters != new.parameters {
         return differs(format!("it was made with parameters {:?}, not {:?}", existing.parameters, new.parameters));
     }
+    if existing.form != new.form {
+        return differs("one of them is the snapshot itself, read only, the other a clone of it".to_owned());
+    }
     if existing.properties != new.properties {
         return differs("it has other properties".to_owned());
     }
@@ -106,6 +130,7 @@ mod tests {
             source: None,
             properties: Properties::default(),
             access_modes: vec![],
+            form: Form::Writable,
             parameters: Default::default(),
         }
     }

@@ -2,7 +2,7 @@
 //! snapshot it is of.
 
 use super::{ANCESTORS_MAX, CLONES_MAX, Controller, check};
-use crate::catalog::{CatalogError, Dataset, Snapshot, State, Versioned};
+use crate::catalog::{CatalogError, Dataset, Form, Snapshot, State, Versioned};
 use crate::control::{ControlError, Pool};
 use crate::fs::db::{self, CheckpointId};
 use crate::types::{Class, Classify, DatasetId, Incarnation, SnapshotId};
@@ -30,6 +30,13 @@ impl Controller {
             snapshot.checkpoint.ok_or_else(|| ControlError::InProgress { what: format!("snapshot {}", snapshot.name) })?;
         depend(pool, origin, clone.incarnation).await?;
         pool.step("control.create.dependant").await?;
+        if clone.form == Form::Snapshot {
+            // The snapshot is the volume: its dependants say so, and there is nothing to make.
+            let ready = Dataset { state: State::Ready, ..clone };
+            pool.catalog.swap_dataset(&mut at, ready).await?;
+            pool.step("control.create.reader").await?;
+            return Ok(at.record);
+        }
         let settings = self.volumes.settings();
         let source_place = settings.place(&pool.catalog, clone.family, origin.dataset);
         if db::ancestors(&source_place).await? >= ANCESTORS_MAX {

@@ -19,6 +19,7 @@ impl Controller {
         let pool = self.pools.get(pool)?;
         let _call = self.busy.enter(format!("volume {} of pool {}", new.name, pool.name))?;
         check::properties(&new.properties)?;
+        check::form(&new)?;
         let at = match self.existing(pool, &new).await? {
             Some(at) => at,
             None => self.intend(pool, &new).await?,
@@ -70,6 +71,8 @@ impl Controller {
             parameters: new.parameters.clone(),
             snapshot_serial: 0,
             detached: false,
+            form: new.form,
+            restoring: None,
         };
         pool.step("control.create.begin").await?;
         match pool.catalog.insert_dataset(dataset).await {
@@ -118,6 +121,7 @@ impl Controller {
                 if dataset.state != State::Ready {
                     return Err(absent());
                 }
+                check::has_database(&dataset)?;
                 let key = NameKey::of("snapshot", check::implied_name(clone)?.as_str());
                 let snapshot = DatasetId { key, incarnation: Incarnation::random() };
                 let id = SnapshotId { dataset: dataset.incarnation, snapshot };

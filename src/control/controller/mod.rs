@@ -6,15 +6,18 @@ mod create;
 mod delete;
 mod query;
 mod release;
+mod restore;
 mod snapshot;
 
 pub use release::Journal;
+pub use restore::RestoreInPlace;
+pub(super) use restore::{class_name, restore};
 
 use super::busy::{Busy, Call};
 use super::collect::Memory;
 use super::node::{Mounts, NoMounts};
 use super::{ControlError, Pool, Pools};
-use crate::catalog::{Dataset, Properties, Snapshot};
+use crate::catalog::{Dataset, Form, Properties, Snapshot};
 use crate::types::{DatasetId, DatasetName, PoolId, SnapshotHandle, VolumeHandle};
 use crate::volume::Volumes;
 use std::collections::BTreeMap;
@@ -39,6 +42,8 @@ pub struct NewVolume {
     pub source: Option<Source>,
     pub properties: Properties,
     pub access_modes: Vec<String>,
+    /// [`Form::Snapshot`] only of a snapshot.
+    pub form: Form,
     pub parameters: BTreeMap<String, String>,
 }
 

@@ -1,6 +1,6 @@
 //! CreateSnapshot: the intent, the checkpoint by whoever may make it, ready (R3).
 
-use super::{Controller, SNAPSHOTS_MAX, SnapshotInfo, snapshot_info};
+use super::{Controller, SNAPSHOTS_MAX, SnapshotInfo, check, snapshot_info};
 use crate::catalog::{CatalogError, Dataset, Owner, Snapshot, State, Versioned};
 use crate::control::{ControlError, Pool, mail};
 use crate::fs::api::FileSystem;
@@ -27,6 +27,7 @@ impl Controller {
             State::Creating => return Err(VolumeError::Creating { dataset: dataset.name.to_string() }.into()),
             State::Deleting | State::Dead => return Err(absent()),
         }
+        check::has_database(&dataset)?;
         let mut id = match pool.catalog.snapshot(dataset.id(), &name).await? {
             Some(at) => match at.record.state {
                 State::Ready => return Ok(snapshot_info(pool, at.record)),

@@ -6,7 +6,7 @@ use super::endpoint::Endpoints;
 use super::record::{Record, Records};
 use crate::mount::{MountPoint, Mounter};
 use crate::types::{DatasetId, VolumeHandle};
-use crate::volume::{Lost, Volume, Volumes};
+use crate::volume::{Attached, Lost, Volumes};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -88,7 +88,7 @@ pub(super) enum State {
 
 pub(super) struct Staged {
     pub record: Record,
-    pub volume: Arc<Volume>,
+    pub volume: Attached,
 }
 
 /// No call is under way, and none begins.
@@ -242,6 +242,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         let slots: Vec<State> = self.slots.lock().values().map(|slot| slot.borrow().clone()).collect();
         for state in slots {
             if let State::Staged(staged) = state
+                && staged.volume.is_owned()
                 && self.volumes.get(staged.record.volume.dataset).is_none()
             {
                 self.lose_staged(&staged, "it was lost");

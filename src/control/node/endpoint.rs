@@ -1,7 +1,7 @@
 //! Where one volume is served: what the node needs of an NFS server.
 
 use crate::types::{Class, Classify, DatasetId};
-use crate::volume::Volume;
+use crate::volume::Attached;
 use std::net::SocketAddr;
 
 #[derive(Debug, Clone, thiserror::Error)]
@@ -39,7 +39,7 @@ pub trait Endpoints: Send + Sync + 'static {
     fn listen(&self, dataset: DatasetId, export: &str, at: SocketAddr) -> impl Future<Output = Result<(), EndpointError>> + Send;
 
     /// The volume is open: calls that waited go on.
-    fn serve(&self, volume: &Volume) -> Result<(), EndpointError>;
+    fn serve(&self, volume: &Attached) -> Result<(), EndpointError>;
 
     /// Opens the gate for our own mount(2).
     fn allow_mount(&self, dataset: DatasetId) -> Result<Self::Pass, EndpointError>;

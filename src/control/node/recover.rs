@@ -5,7 +5,7 @@ use super::agent::{NodeAgent, Staged, State};
 use super::endpoint::{EndpointError, Endpoints};
 use super::let_go::is_ours;
 use super::record::Record;
-use crate::catalog::{Dataset, Owner};
+use crate::catalog::{Dataset, Form, Owner, State as DatasetState};
 use crate::mount::Mounter;
 use crate::types::Classify;
 use std::net::SocketAddr;
@@ -34,8 +34,10 @@ enum Step {
 
 /// R24: a restart never steals. `mounted`: in this run of the machine. What this very run has claimed in an earlier try is ours too.
 fn step(record: &Record, me: &Owner, mounted: bool, dataset: Option<&Dataset>) -> Step {
+    // A snapshot has no owner: whoever mounted it goes on reading.
+    let frozen = dataset.is_some_and(|dataset| dataset.form == Form::Snapshot && dataset.state == DatasetState::Ready);
     let ours = dataset.is_some_and(|dataset| is_ours(record, me, dataset));
-    match (ours, mounted) {
+    match (ours || frozen && mounted, mounted) {
         (true, true) => Step::Reopen,
         (true, false) => Step::Close,
         (false, true) => Step::Stale,
@@ -157,7 +159,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             record.sessions.push(session);
             self.records.write(&record).await?;
         }
-        let open = self.volumes.open(&pool.catalog, volume.dataset).await?;
+        let open = self.volumes.attach(&pool.catalog, volume.dataset).await?;
         self.listen_again(&record, at).await?;
         self.endpoints.serve(&open)?;
         record.sessions = vec![session];

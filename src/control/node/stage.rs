@@ -7,7 +7,7 @@ use super::endpoint::{EndpointError, Endpoints};
 use super::record::Record;
 use crate::mount::{self, MountPoint, Mounter, NfsMount};
 use crate::types::{Class, Classify, DatasetId, VolumeHandle};
-use crate::volume::Volume;
+use crate::volume::Attached;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -84,6 +84,11 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             // Kubelet asks again after minutes: waiting for another node's lease in here is the faster way (R27).
             let patience = deadline.saturating_duration_since(Instant::now());
             let open = take::open(pool, &self.volumes, volume.dataset, patience).await?;
+            if !open.is_owned() && record.access == Access::ReadWrite {
+                return Err(ControlError::Precondition(format!(
+                    "volume {volume} is a snapshot, read only: use it with a read-only access mode (ReadOnlyMany)"
+                )));
+            }
             record.endpoint = Some(self.serve(&open).await?);
             self.records.write(&record).await?;
             let staged = Staged { record, volume: open };
@@ -117,8 +122,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     }
 
     /// Starts the endpoint on the first address that is free.
-    async fn serve(&self, volume: &Volume) -> Result<SocketAddr, ControlError> {
-        let dataset = volume.dataset.id();
+    async fn serve(&self, volume: &Attached) -> Result<SocketAddr, ControlError> {
+        let dataset = volume.dataset;
         let mut no_ipv4 = false;
         for at in candidates(dataset, self.settings.nfs_port) {
             if no_ipv4 && at.is_ipv4() {
@@ -134,7 +139,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(ControlError::Unavailable(format!("no loopback address is free for dataset {}", volume.dataset.name)))
+        Err(ControlError::Unavailable(format!("no loopback address is free for dataset {dataset}")))
     }
 
     async fn mount(&self, staged: &Staged) -> Result<(), ControlError> {

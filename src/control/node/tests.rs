@@ -9,7 +9,7 @@ use crate::control::{Controller, NewVolume, Pools};
 use crate::fs::db::DbCache;
 use crate::mount::FakeMounter;
 use crate::types::{Class, Classify, DatasetId, SessionId, VolumeHandle};
-use crate::volume::{Volume, VolumeSettings, Volumes};
+use crate::volume::{Attached, VolumeSettings, Volumes};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ impl Endpoints for Nowhere {
         Ok(())
     }
 
-    fn serve(&self, _: &Volume) -> Result<(), EndpointError> {
+    fn serve(&self, _: &Attached) -> Result<(), EndpointError> {
         Ok(())
     }
 
@@ -76,6 +76,7 @@ impl Node {
             source: None,
             properties: Properties::default(),
             access_modes: vec![],
+            form: Default::default(),
             parameters: Default::default(),
         };
         let volume = Controller::new(pools.clone(), volumes.clone()).create_volume(None, new).await.unwrap().handle;

@@ -51,7 +51,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     pub async fn stats(&self, volume: VolumeHandle, path: &Path) -> Result<StatFs, ControlError> {
         let _stay = self.stay().await?;
         let staged = self.staged_at(volume, path).await?;
-        Ok(staged.volume.fs.statfs().await?)
+        Ok(staged.volume.served.statfs().await?)
     }
 
     /// Reads the quota in force from the dataset's record and applies it to the open volume; answers its bytes.

@@ -51,6 +51,7 @@ use bytes::Bytes;
 use clock::Clock;
 use parking_lot::Mutex;
 use state::State;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering, fence};
 use std::time::Duration;
@@ -279,6 +280,13 @@ impl Committer {
         self.shared.state.lock().refer_only_to(is_unsettled);
     }
 
+    /// As long as the answer lives, batches may refer to these packs (R10). They are those of a snapshot that is pinned in the catalog until
+    /// every such batch is durable: the caller's promise.
+    pub fn pin(&self, packs: HashSet<PackId>) -> Pin {
+        let pin = self.shared.state.lock().pin(Arc::new(packs));
+        Pin { shared: self.shared.clone(), pin }
+    }
+
     /// Takes no references to chunks of these packs from now on that are not in use already (R12). The flag counts once the ticket is durable.
     pub fn seal(&self, packs: &[PackId]) -> Result<Ticket, FsError> {
         self.shared.state.lock().seal(packs);
@@ -341,6 +349,18 @@ impl Committer {
             Ok(reason) => reason.clone().unwrap_or_else(closed),
             Err(_) => closed(),
         }
+    }
+}
+
+/// See [`Committer::pin`].
+pub struct Pin {
+    shared: Arc<Shared>,
+    pin: u64,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.shared.state.lock().unpin(self.pin);
     }
 }
 

@@ -7,7 +7,8 @@ use crate::fs::row::{Row, Superblock, Usage};
 use crate::fs::{FsError, key};
 use crate::types::{PackId, Timestamp};
 use bytes::Bytes;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 /// The state as of the last submitted batch.
 ///
@@ -26,12 +27,15 @@ pub(super) struct State {
     queue_bytes: usize,
     /// Says of a pack without references whether this opening stored it and has not settled it (R10).
     is_unsettled: Option<PackCheck>,
+    /// Packs of snapshots that are pinned in the catalog (R10), by pin.
+    pins: Vec<(u64, Arc<HashSet<PackId>>)>,
+    pinned: u64,
 }
 
 const TAKES_NONE: FsError = FsError::Busy("the pack takes no new references: store the data again");
 
 /// Answers a question about a pack.
-pub(super) type PackCheck = std::sync::Arc<dyn Fn(PackId) -> bool + Send + Sync>;
+pub(super) type PackCheck = Arc<dyn Fn(PackId) -> bool + Send + Sync>;
 
 /// A batch with its place in the order.
 pub(super) struct Queued {
@@ -69,11 +73,24 @@ impl State {
             queue: Vec::new(),
             queue_bytes: 0,
             is_unsettled: None,
+            pins: Vec::new(),
+            pinned: 0,
         }
     }
 
     pub fn refer_only_to(&mut self, is_unsettled: PackCheck) {
         self.is_unsettled = Some(is_unsettled);
+    }
+
+    /// Answers the pin's number.
+    pub fn pin(&mut self, packs: Arc<HashSet<PackId>>) -> u64 {
+        self.pinned += 1;
+        self.pins.push((self.pinned, packs));
+        self.pinned
+    }
+
+    pub fn unpin(&mut self, pin: u64) {
+        self.pins.retain(|(at, _)| *at != pin);
     }
 
     pub fn stop(&mut self, reason: FsError) {
@@ -157,7 +174,11 @@ impl State {
         });
         let after = |(pack, delta): (PackId, i64)| {
             let usage = self.usage(pack);
-            let is_gone = || self.is_unsettled.as_ref().is_some_and(|is_unsettled| usage.refs == 0 && !is_unsettled(pack));
+            let is_pinned = || self.pins.iter().any(|(_, packs)| packs.contains(&pack));
+            let is_gone = || {
+                let unknown = self.is_unsettled.as_ref().is_some_and(|is_unsettled| usage.refs == 0 && !is_unsettled(pack));
+                unknown && !is_pinned()
+            };
             if delta > 0 && is_gone() {
                 return Err(TAKES_NONE);
             }
@@ -331,14 +352,19 @@ mod tests {
     #[test]
     fn only_an_unsettled_pack_takes_its_first_reference() {
         let mut state = state();
-        state.refer_only_to(std::sync::Arc::new(|asked| asked == pack(1)));
+        state.refer_only_to(Arc::new(|asked| asked == pack(1)));
         let one = |n: u64, delta: i64| Batch { refs: vec![(pack(n), delta)], ..Batch::default() };
         assert!(matches!(state.submit(one(2, 1)), Err(FsError::Busy(_))));
         state.submit(one(1, 1)).unwrap();
-        state.refer_only_to(std::sync::Arc::new(|_| false));
+        state.refer_only_to(Arc::new(|_| false));
         state.submit(one(1, 1)).unwrap();
         state.submit(one(1, -2)).unwrap();
         assert!(matches!(state.submit(one(1, 1)), Err(FsError::Busy(_))), "what was given up is never referred to again");
+        let pin = state.pin(Arc::new([pack(2)].into()));
+        state.submit(one(2, 1)).expect("a pack of a pinned snapshot");
+        state.submit(one(2, -1)).unwrap();
+        state.unpin(pin);
+        assert!(matches!(state.submit(one(2, 1)), Err(FsError::Busy(_))));
     }
 
     #[test]

@@ -20,6 +20,7 @@
 //! Not here: who may read or write, times, and the durability that an answer waits for; that is the namespace's.
 
 mod buffer;
+mod copied;
 mod flush;
 mod migrate;
 mod plan;
@@ -34,6 +35,8 @@ mod tasks;
 mod tests;
 mod truncate;
 
+pub use copied::Copied;
+pub use segments::punch;
 pub use space::Admission;
 pub use state::Content;
 pub use truncate::Resize;
@@ -41,6 +44,7 @@ pub use truncate::Resize;
 use super::FsError;
 use super::api::FILE_BYTES_MAX;
 use super::committer::{Committer, Ticket};
+use super::key::DataId;
 use super::node::Node;
 use super::row::Inode;
 use crate::chunk::{ChunkStore, Packer};
@@ -50,6 +54,7 @@ use parking_lot::Mutex;
 use records::RecordCache;
 use space::{DirtyMemory, Room, Space};
 use state::Freed;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -82,6 +87,8 @@ pub struct Contents {
     flush: Arc<Notify>,
     reclaim: Notify,
     migrate: Notify,
+    /// Data ids that are being filled and have no inode yet: queued for reclaim, and left alone by it.
+    copying: Mutex<HashSet<DataId>>,
 }
 
 /// Where the data path finds an inode that it knows only by number: the namespace's inode table.
@@ -122,6 +129,7 @@ impl Contents {
             flush,
             reclaim: Notify::new(),
             migrate: Notify::new(),
+            copying: Mutex::default(),
         }
     }
 

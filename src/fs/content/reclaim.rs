@@ -67,7 +67,7 @@ impl Contents {
         let mut progress = Progress::Done;
         for (key, value) in rows {
             let Some(Key::Orphan(data)) = Key::parse(&key) else { continue };
-            if broken.contains(&data) {
+            if broken.contains(&data) || self.copying.lock().contains(&data) {
                 continue;
             }
             progress = Progress::More;

@@ -169,6 +169,11 @@ impl Ring {
 }
 
 impl First {
+    /// Of a call that nobody sends again.
+    pub fn unrepeated() -> Self {
+        Self(None)
+    }
+
     /// Puts the answer into the call's batch. Answers its number for [`Self::done`].
     pub fn record(&self, batch: &mut Batch, object: Option<FileRef>) -> u64 {
         let Some(Attempt { ring, id, .. }) = &self.0 else { return 0 };

@@ -1,0 +1,203 @@
+//! `dataset diff`: what differs between two snapshots, or between a snapshot and the dataset as it is. Printed as it is found.
+
+use super::args::DiffArgs;
+use super::exit::Wrong;
+use super::target::{Opened, split_snapshot};
+use crate::catalog::Snapshot;
+use crate::chunk::ChunkStore;
+use crate::fs::api::FileKind;
+use crate::fs::db::{self, Reader};
+use crate::fs::{Aspect, Difference, Found, FsError, SnapshotView, compare};
+use crate::types::{Class, DatasetId};
+use crate::volume::{ReadSnapshot, place};
+use serde::Serialize;
+use std::io::{BufWriter, ErrorKind, Write};
+
+/// One side, kept while it is read.
+enum Side {
+    Snapshot(Box<ReadSnapshot>),
+    Live(Box<SnapshotView>),
+}
+
+impl Side {
+    fn view(&self) -> &SnapshotView {
+        match self {
+            Self::Snapshot(reading) => reading.view(),
+            Self::Live(view) => view,
+        }
+    }
+
+    async fn close(self) -> Result<(), FsError> {
+        match self {
+            Self::Snapshot(reading) => reading.close().await,
+            Self::Live(view) => view.close().await,
+        }
+    }
+}
+
+/// A line of `--json`.
+#[derive(Serialize)]
+struct Line<'a> {
+    change: &'static str,
+    path: String,
+    /// Where the path is no UTF-8: its bytes, in base 64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_bytes: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from_bytes: Option<String>,
+    kind: &'static str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    aspects: &'a [Aspect],
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Stopped {
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error("writing the output: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+pub async fn run(args: DiffArgs) -> anyhow::Result<()> {
+    let opened = args.common.pool.open().await?;
+    let before = snapshot(&opened, &args.before).await?;
+    let after = match &args.after {
+        None => None,
+        Some(text) => match opened.pool.catalog.dataset(&super::target::dataset_name(text)?).await? {
+            // `DATASET@SNAPSHOT`, unless a dataset has that very name.
+            None if split_snapshot(text).is_some() => Some(snapshot(&opened, text).await?),
+            _ => {
+                let live = opened.dataset(text).await?;
+                if live.id() != before.dataset {
+                    return Err(apart(&args.before, text));
+                }
+                None
+            }
+        },
+    };
+    if after.as_ref().is_some_and(|after| after.dataset != before.dataset) {
+        return Err(apart(&args.before, args.after.as_deref().unwrap_or_default()));
+    }
+    let side = |of: Snapshot| {
+        let opened = &opened;
+        async move {
+            ReadSnapshot::open(opened.parts.volumes.settings(), &opened.pool.catalog, of.id())
+                .await
+                .map(|reading| Side::Snapshot(Box::new(reading)))
+        }
+    };
+    let dataset = before.dataset;
+    let before = side(before).await?;
+    let after = match after {
+        Some(after) => side(after).await?,
+        None => Side::Live(Box::new(live(&opened, dataset).await?)),
+    };
+    let mut out = BufWriter::new(std::io::stdout());
+    let json = args.common.output.json;
+    let told = Box::pin(compare(before.view(), after.view(), |found| tell(&mut out, &found, json))).await;
+    let told = told.and_then(|()| Ok(out.flush()?));
+    let closed = before.close().await.and(after.close().await);
+    match told {
+        // Whoever read us has seen enough.
+        Err(Stopped::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        Err(Stopped::Output(error)) => Err(error.into()),
+        Err(Stopped::Fs(error)) => Err(error.into()),
+        Ok(()) => Ok(closed?),
+    }
+}
+
+async fn snapshot(opened: &Opened, text: &str) -> anyhow::Result<Snapshot> {
+    match split_snapshot(text) {
+        Some((dataset, name)) => opened.snapshot(dataset, name).await,
+        None => Err(Wrong::new(Class::Invalid, format!("{text:?}: write DATASET@SNAPSHOT"))),
+    }
+}
+
+fn apart(before: &str, after: &str) -> anyhow::Error {
+    Wrong::new(Class::Invalid, format!("{before} and {after} are of different datasets: only states of one dataset are compared"))
+}
+
+/// The dataset as the store has it. What a node holds that was not synced yet is not in it.
+async fn live(opened: &Opened, id: DatasetId) -> anyhow::Result<SnapshotView> {
+    let catalog = &opened.pool.catalog;
+    let gone = || Wrong::new(Class::NotFound, "the dataset is deleted: give a second snapshot".to_owned());
+    let dataset = catalog.dataset_by_id(id).await?.map(|at| at.record).ok_or_else(gone)?;
+    let settings = opened.parts.volumes.settings();
+    let at = place(catalog, dataset.family, dataset.incarnation, &settings.cache);
+    if !db::exists(&at).await? {
+        return Err(gone());
+    }
+    let chunks = ChunkStore::new(catalog.bucket().clone(), dataset.family, catalog.keyring(), settings.chunk_cache.clone());
+    Ok(SnapshotView::new(Reader::newest(&at).await?, chunks).await?)
+}
+
+fn tell(out: &mut impl Write, found: &Found, json: bool) -> Result<(), Stopped> {
+    if json {
+        let (change, from, aspects): (_, Option<&[u8]>, &[Aspect]) = match &found.difference {
+            Difference::Added => ("added", None, &[]),
+            Difference::Removed => ("removed", None, &[]),
+            Difference::Changed(aspects) => ("changed", None, aspects),
+            Difference::Renamed(from, aspects) => ("renamed", Some(from), aspects),
+        };
+        let text = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
+        let bytes = |path: &[u8]| std::str::from_utf8(path).is_err().then(|| data_encoding::BASE64.encode(path));
+        let line = Line {
+            change,
+            path: text(&found.path),
+            path_bytes: bytes(&found.path),
+            from: from.map(text),
+            from_bytes: from.and_then(bytes),
+            kind: kind(found.kind),
+            aspects,
+        };
+        let mut line = serde_json::to_vec(&line).map_err(std::io::Error::other)?;
+        line.push(b'\n');
+        return Ok(out.write_all(&line)?);
+    }
+    // A name may hold a line feed: nobody shall take it for two lines.
+    let path = shown(&found.path);
+    let aspects = |aspects: &[Aspect]| match aspects {
+        [] => String::new(),
+        some => format!("  ({})", some.iter().map(|aspect| name(*aspect)).collect::<Vec<_>>().join(", ")),
+    };
+    match &found.difference {
+        Difference::Added => writeln!(out, "+  {path}")?,
+        Difference::Removed => writeln!(out, "-  {path}")?,
+        Difference::Changed(what) => writeln!(out, "M  {path}{}", aspects(what))?,
+        Difference::Renamed(from, what) => writeln!(out, "R  {} -> {path}{}", shown(from), aspects(what))?,
+    }
+    Ok(())
+}
+
+fn shown(path: &[u8]) -> String {
+    match std::str::from_utf8(path) {
+        Ok(text) if !text.contains(|c: char| c.is_control() || c == '\\') => text.to_owned(),
+        _ => path.escape_ascii().to_string(),
+    }
+}
+
+fn name(aspect: Aspect) -> &'static str {
+    match aspect {
+        Aspect::Content => "content",
+        Aspect::Entries => "entries",
+        Aspect::Mode => "mode",
+        Aspect::Owner => "owner",
+        Aspect::Times => "times",
+        Aspect::Links => "links",
+        Aspect::Replaced => "replaced",
+    }
+}
+
+fn kind(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::Regular => "file",
+        FileKind::Directory => "folder",
+        FileKind::Symlink => "link",
+        FileKind::BlockDevice => "block device",
+        FileKind::CharDevice => "character device",
+        FileKind::Fifo => "fifo",
+        FileKind::Socket => "socket",
+    }
+}

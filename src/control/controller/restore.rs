@@ -1,0 +1,233 @@
+//! Restore in place: a file or a tree of a snapshot back into its live dataset, by whoever has that open.
+//!
+//! ```text
+//! record: restoring ─▶ snapshot: the dataset depends on it ─▶ rows, all durable ─▶ it does not any more ─▶ record: not restoring
+//! ```
+//! The dataset itself is the dependant (R14): until the restored rows are durable the snapshot's packs stay, whoever deletes the snapshot, also when
+//! this process dies and its journal brings the rows back a week later (R10). What a crash leaves is undone by the next opening of the
+//! dataset, after its replay; a dataset that is deleted instead keeps nothing.
+
+use super::{ControlError, Controller, check};
+use crate::catalog::{Catalog, CatalogError, Dataset, State};
+use crate::control::{Pool, mail};
+use crate::fs::{Fs, Overwrite, Progress, Restored, Route};
+use crate::types::{Class, Classify, EntryName, Incarnation, SnapshotId, VolumeHandle};
+use crate::volume::{ReadSnapshot, VolumeError, VolumeSettings, forget_restore, is_caretaker, with_released};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Between questions whether the owner is done.
+const ASK: Duration = Duration::from_millis(300);
+/// The longest path.
+const PATH_BYTES_MAX: usize = 4096;
+
+/// What is to be restored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreInPlace {
+    /// Of this one call: its repeats are told how far it is.
+    pub call: Incarnation,
+    pub snapshot: SnapshotId,
+    /// In the snapshot; `/` is all of it.
+    pub from: String,
+    /// In the dataset: the object's own path.
+    pub to: String,
+    /// Replace files that are there, and put things into folders that are.
+    pub overwrite: bool,
+}
+
+impl RestoreInPlace {
+    /// # Errors
+    /// [`ControlError::Invalid`] for a path that no object has, or one that leaves the tree.
+    pub fn route(&self) -> Result<Route, ControlError> {
+        let overwrite = if self.overwrite { Overwrite::Replace } else { Overwrite::Refuse };
+        Ok(Route { from: names(&self.from)?, to: names(&self.to)?, overwrite })
+    }
+}
+
+/// The names of a path, one by one.
+fn names(path: &str) -> Result<Vec<EntryName>, ControlError> {
+    let wrong = |why: &str| ControlError::Invalid(format!("path {:?}: {why}", path.chars().take(200).collect::<String>()));
+    if path.len() > PATH_BYTES_MAX {
+        return Err(wrong("it is longer than 4096 bytes"));
+    }
+    let parts = path.split('/').filter(|part| !part.is_empty() && *part != ".");
+    let name = |part: &str| match part {
+        ".." => Err(wrong("`..` would leave the tree: write the path without it")),
+        part => EntryName::try_from(part.as_bytes()).map_err(|error| wrong(&error.to_string())),
+    };
+    parts.map(name).collect()
+}
+
+/// Does it. `fs`: the open dataset.
+///
+/// # Errors
+/// As [`Fs::restore`]; `Unavailable` where the catalog could not be told.
+pub(in crate::control) async fn restore(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    dataset: &Dataset,
+    fs: &Fs,
+    wanted: &RestoreInPlace,
+    progress: &Progress,
+) -> Result<Restored, ControlError> {
+    let route = wanted.route()?;
+    begin(pool, dataset, wanted.snapshot).await?;
+    step(pool, "control.restore.pinned").await?;
+    let restored = async {
+        let reading = ReadSnapshot::open(settings, pool, wanted.snapshot).await?;
+        let restored = Box::pin(fs.restore(reading.view(), &route, progress)).await;
+        if let Err(error) = reading.close().await {
+            tracing::debug!(%error, "the reader of a restored snapshot did not close");
+        }
+        Ok::<_, ControlError>(restored?)
+    };
+    let restored = restored.await;
+    step(pool, "control.restore.durable").await?;
+    // Rows that may be in the journal alone keep the snapshot until the dataset is opened again; after any other error all that was restored
+    // before it is durable.
+    let unsure =
+        |error: &ControlError| matches!(error.class(), Class::Unavailable | Class::Fenced | Class::Corrupt | Class::Internal);
+    if !restored.as_ref().is_err_and(unsure) {
+        forget_restore(pool, dataset.id(), wanted.snapshot).await?;
+    }
+    restored
+}
+
+async fn step(pool: &Catalog, name: &str) -> Result<(), ControlError> {
+    Ok(pool.bucket().failpoints().step(name).await.map_err(crate::bucket::BucketError::from)?)
+}
+
+/// The intent, then the dependant: a crash after either is found by the intent (R3).
+async fn begin(pool: &Catalog, dataset: &Dataset, snapshot: SnapshotId) -> Result<(), ControlError> {
+    step(pool, "control.restore.begin").await?;
+    let mut other = false;
+    let marked = pool.update_dataset(dataset.id(), |record| {
+        other = record.restoring.is_some_and(|restoring| restoring != snapshot);
+        if other {
+            let why = "another restore is not done yet".to_owned();
+            return Err(CatalogError::Precondition { what: format!("dataset {}", record.name), why });
+        }
+        record.restoring = Some(snapshot);
+        Ok(())
+    });
+    match marked.await {
+        Err(_) if other => return Err(ControlError::InProgress { what: format!("a restore into volume {}", dataset.name) }),
+        marked => drop(marked?),
+    }
+    step(pool, "control.restore.intent").await?;
+    let life = dataset.incarnation;
+    pool.update_snapshot(snapshot, |record| {
+        if record.state != State::Ready && !record.dependants.contains(&life) {
+            return Err(CatalogError::NotFound { what: format!("snapshot {}", record.name) });
+        }
+        if !record.dependants.contains(&life) {
+            record.dependants.push(life);
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(())
+}
+
+impl Controller {
+    /// Restores through the volume's owner, or as its caretaker where it has none. `say` is told how far it is.
+    ///
+    /// # Errors
+    /// `NotFound` for what is not in the snapshot, `Exists` for what is in the way, `Invalid` for a path that is none.
+    pub async fn restore_in_place(
+        &self,
+        volume: VolumeHandle,
+        wanted: &RestoreInPlace,
+        say: &(dyn Fn(Restored) + Sync),
+    ) -> Result<Restored, ControlError> {
+        let absent = || ControlError::NotFound { what: format!("volume {volume}") };
+        let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
+        wanted.route()?;
+        let _call = self.enter_volume(volume.dataset)?;
+        let dataset = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
+        if dataset.state != State::Ready {
+            return Err(absent());
+        }
+        check::has_database(&dataset)?;
+        if wanted.snapshot.dataset != dataset.incarnation {
+            return Err(ControlError::Invalid(format!("the snapshot is not one of volume {}", dataset.name)));
+        }
+        let progress = Progress::default();
+        let settings = self.volumes.settings();
+        if let Some(open) = self.volumes.get(volume.dataset) {
+            return restore(settings, &pool.catalog, &dataset, &open.fs, wanted, &progress).await;
+        }
+        match dataset.owner.as_ref().filter(|owner| !is_caretaker(owner)) {
+            Some(owner) => loop {
+                match mail::ask_to_restore(pool, &dataset, owner, wanted, self.owner_timeout).await? {
+                    mail::RestoreSaid::Running(now) => say(now),
+                    mail::RestoreSaid::Done(restored) => return Ok(restored),
+                    mail::RestoreSaid::Refused { class, why } => return Err(refused(&class, why)),
+                }
+                tokio::time::sleep(ASK).await;
+            },
+            None => self.restore_released(pool, &dataset, wanted, &progress).await,
+        }
+    }
+
+    async fn restore_released(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        wanted: &RestoreInPlace,
+        progress: &Progress,
+    ) -> Result<Restored, ControlError> {
+        let settings = self.volumes.settings();
+        let work = async |fs: &Fs| restore(settings, &pool.catalog, dataset, fs, wanted, progress).await;
+        match with_released(settings, &pool.catalog, dataset.id(), work).await {
+            Ok(restored) => restored,
+            Err(VolumeError::Owned { .. }) => {
+                Err(ControlError::InProgress { what: format!("volume {}, which was just opened", dataset.name) })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// What an owner answers, as it would have been said here.
+fn refused(class: &str, why: String) -> ControlError {
+    match class {
+        "not-found" => ControlError::Refused { class: Class::NotFound, why },
+        "exists" => ControlError::Refused { class: Class::Exists, why },
+        "invalid" => ControlError::Invalid(why),
+        "exhausted" => ControlError::Exhausted(why),
+        "in-progress" => ControlError::Refused { class: Class::InProgress, why },
+        _ => ControlError::Unavailable(why),
+    }
+}
+
+/// A class, as a letter names it.
+pub(in crate::control) fn class_name(error: &ControlError) -> &'static str {
+    match error.class() {
+        Class::NotFound => "not-found",
+        Class::Exists => "exists",
+        Class::Invalid => "invalid",
+        Class::Exhausted => "exhausted",
+        Class::InProgress => "in-progress",
+        _ => "unavailable",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_stay_in_the_tree() {
+        let text = |path: &str| names(path).map(|names| names.iter().map(|n| n.as_bytes().to_vec()).collect::<Vec<_>>());
+        assert_eq!(text("/etc//app.conf/").unwrap(), [b"etc".to_vec(), b"app.conf".to_vec()]);
+        assert_eq!(text("./a/./b").unwrap(), [b"a".to_vec(), b"b".to_vec()]);
+        for root in ["", "/", "//", "."] {
+            assert!(text(root).unwrap().is_empty());
+        }
+        let long = "x".repeat(256);
+        for bad in ["..", "/a/../b", "../../etc/passwd", "a\0b", &long, &"a/".repeat(3000)] {
+            assert_eq!(names(bad).unwrap_err().class(), Class::Invalid, "{bad:?}");
+        }
+    }
+}

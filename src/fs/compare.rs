@@ -1,0 +1,390 @@
+//! What differs between two states of one file system: two snapshots, or a snapshot and what is live. Reads inodes, directories and, of files
+//! whose times differ, records; never data.
+//!
+//! The trees are walked side by side, a page of a directory at a time, from the root down. An inode whose ctime is the same in both is the same
+//! (R8). An object that is gone from one place and is at another, the same inode of the same generation, was renamed.
+//!
+//! Bounded memory: one page of entries on both sides for each level of the tree, and names that are waited for because their object was moved
+//! ([`WAITING_MAX`], about 200 bytes each): what is more than that is told as removed and added instead of renamed.
+
+use super::FsError;
+use super::api::FileKind;
+use super::key::{self, NameHash};
+use super::names::{Entry, clusters};
+use super::row::{Inode, Record, Segment};
+use super::view::SnapshotView;
+use crate::types::InodeNo;
+use serde::Serialize;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Entries read of a directory at a time.
+const PAGE: usize = 1024;
+/// Records compared at a time.
+const RECORDS: usize = 512;
+/// Names of moved objects whose other place was not met yet.
+const WAITING_MAX: usize = 100_000;
+/// Folders within folders.
+const DEPTH_MAX: usize = 4096;
+/// Rows of one scan of inodes.
+const ROWS: usize = 4096;
+
+/// How an object differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Aspect {
+    /// A file's bytes, a link's target, a device's numbers.
+    Content,
+    /// A directory's entries came or went.
+    Entries,
+    Mode,
+    Owner,
+    /// Times were set, and nothing else.
+    Times,
+    /// It has more names or fewer.
+    Links,
+    /// Another object has its name.
+    Replaced,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    Added,
+    Removed,
+    Changed(Vec<Aspect>),
+    /// From this path; it may have changed, too.
+    Renamed(Arc<[u8]>, Vec<Aspect>),
+}
+
+/// One difference, at a path that begins with `/`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub path: Arc<[u8]>,
+    pub kind: FileKind,
+    pub difference: Difference,
+}
+
+type Position = (NameHash, u16);
+
+/// A directory that is being walked, from a position on.
+struct Walk {
+    dir: InodeNo,
+    /// Its path in the earlier state, where it may have had another name.
+    old: Arc<[u8]>,
+    path: Arc<[u8]>,
+    depth: usize,
+    from: Position,
+    sides: Sides,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sides {
+    Both,
+    /// Only in the earlier state.
+    Before,
+    /// Only in the later one.
+    After,
+}
+
+/// A name of an object that is in both states, but not at this place.
+struct Moved {
+    path: Arc<[u8]>,
+    kind: FileKind,
+    depth: usize,
+}
+
+struct Comparison<'a, F> {
+    before: &'a SnapshotView,
+    after: &'a SnapshotView,
+    stack: Vec<Walk>,
+    /// Taken away, put in; by inode.
+    taken: HashMap<InodeNo, Vec<Moved>>,
+    put: HashMap<InodeNo, Vec<Moved>>,
+    waiting: usize,
+    tell: F,
+}
+
+/// Tells every difference, in no order that means anything.
+///
+/// # Errors
+/// What reading the rows says, and what `tell` answers.
+pub async fn compare<E: From<FsError>>(
+    before: &SnapshotView,
+    after: &SnapshotView,
+    tell: impl FnMut(Found) -> Result<(), E>,
+) -> Result<(), E> {
+    let (stack, taken, put) = Default::default();
+    let mut all = Comparison { before, after, stack, taken, put, waiting: 0, tell };
+    let (old, new) = (before.root().await?, after.root().await?);
+    let root: Arc<[u8]> = Arc::from(&b"/"[..]);
+    all.changed(&root, (&old.row, &new.row)).await?;
+    let top: Arc<[u8]> = Arc::from(&b""[..]);
+    all.walk(InodeNo::ROOT, (top.clone(), top), 0, Sides::Both);
+    loop {
+        while let Some(walk) = all.stack.pop() {
+            if walk.depth > DEPTH_MAX {
+                return Err(FsError::Invalid("folders are nested deeper than 4096").into());
+            }
+            match walk.sides {
+                Sides::Both => all.step_both(walk).await?,
+                Sides::Before | Sides::After => all.step_one(walk).await?,
+            }
+        }
+        if !all.settle()? {
+            return Ok(());
+        }
+    }
+}
+
+impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
+    /// `paths`: the earlier and the later one.
+    fn walk(&mut self, dir: InodeNo, (old, path): (Arc<[u8]>, Arc<[u8]>), depth: usize, sides: Sides) {
+        let from = key::position_after(super::api::DirCookie(0)).expect("the start is a position");
+        self.stack.push(Walk { dir, old, path, depth, from, sides });
+    }
+
+    fn say(&mut self, path: &Arc<[u8]>, kind: FileKind, difference: Difference) -> Result<(), E> {
+        (self.tell)(Found { path: path.clone(), kind, difference })
+    }
+
+    /// One page of a directory that is in both states.
+    async fn step_both(&mut self, walk: Walk) -> Result<(), E> {
+        let old = self.before.entries(walk.dir, walk.from, PAGE).await?;
+        let new = self.after.entries(walk.dir, walk.from, PAGE).await?;
+        // Beyond the end of a full page nothing is known of that side.
+        let end = |page: &[(NameHash, Entry)]| if page.len() == PAGE { page.last().map(|(hash, e)| (*hash, e.n)) } else { None };
+        let end = match (end(&old), end(&new)) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let within = |(hash, e): &(NameHash, Entry)| end.is_none_or(|end| (*hash, e.n) <= end);
+        let (mut old, mut new) = (old, new);
+        old.retain(within);
+        new.retain(within);
+        if let Some((hash, n)) = end
+            && let Some(from) = key::position_after(key::cookie(hash, n))
+        {
+            self.stack.push(Walk { old: walk.old.clone(), path: walk.path.clone(), from, ..walk });
+        }
+        let (same, gone, come) = pair(old, new);
+        let inos = |of: fn(&(Entry, Entry)) -> InodeNo| same.iter().map(of).collect::<Vec<_>>();
+        let (old_rows, new_rows) = (rows(self.before, inos(|(a, _)| a.ino)).await?, rows(self.after, inos(|(_, b)| b.ino)).await?);
+        for (a, b) in same {
+            let (was, path) = (join(&walk.old, a.name.as_bytes()), join(&walk.path, b.name.as_bytes()));
+            let (Some(old), Some(new)) = (old_rows.get(&a.ino), new_rows.get(&b.ino)) else {
+                return Err(
+                    FsError::Corrupt(format!("an entry of directory {} names an inode that does not exist", walk.dir)).into()
+                );
+            };
+            if a.ino == b.ino && old.generation == new.generation {
+                self.changed(&path, (old, new)).await?;
+                if new.kind == FileKind::Directory {
+                    self.walk(b.ino, (was, path), walk.depth + 1, Sides::Both);
+                }
+            } else if old.kind == new.kind
+                && new.kind != FileKind::Directory
+                && !self.is_moved(&a, old.generation, Sides::Before).await?
+                && !self.is_moved(&b, new.generation, Sides::After).await?
+            {
+                let mut aspects = self.aspects(old, new).await?;
+                aspects.insert(0, Aspect::Replaced);
+                self.say(&path, new.kind, Difference::Changed(aspects))?;
+            } else {
+                self.one(a, was, walk.depth, old.generation, Sides::Before).await?;
+                self.one(b, path, walk.depth, new.generation, Sides::After).await?;
+            }
+        }
+        self.ones(gone, &walk, Sides::Before).await?;
+        self.ones(come, &walk, Sides::After).await
+    }
+
+    /// One page of a directory that is in one state only.
+    async fn step_one(&mut self, walk: Walk) -> Result<(), E> {
+        let page = self.side(walk.sides).entries(walk.dir, walk.from, PAGE).await?;
+        if let Some((hash, e)) = page.last().filter(|_| page.len() == PAGE)
+            && let Some(from) = key::position_after(key::cookie(*hash, e.n))
+        {
+            self.stack.push(Walk { old: walk.old.clone(), path: walk.path.clone(), from, ..walk });
+        }
+        let sides = walk.sides;
+        self.ones(page.into_iter().map(|(_, entry)| entry).collect(), &walk, sides).await
+    }
+
+    fn side(&self, sides: Sides) -> &SnapshotView {
+        if sides == Sides::Before { self.before } else { self.after }
+    }
+
+    async fn ones(&mut self, entries: Vec<Entry>, walk: &Walk, sides: Sides) -> Result<(), E> {
+        let found = rows(self.side(sides), entries.iter().map(|e| e.ino).collect()).await?;
+        for entry in entries {
+            let what =
+                || FsError::Corrupt(format!("an entry of directory {} names inode {}, which does not exist", walk.dir, entry.ino));
+            let generation = found.get(&entry.ino).ok_or_else(what)?.generation;
+            let path = join(if sides == Sides::Before { &walk.old } else { &walk.path }, entry.name.as_bytes());
+            self.one(entry, path, walk.depth, generation, sides).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the object of an entry of one state is in the other one as well.
+    async fn is_moved(&self, entry: &Entry, generation: u64, sides: Sides) -> Result<bool, FsError> {
+        let other = if sides == Sides::Before { self.after } else { self.before };
+        Ok(other.find(entry.ino).await?.is_some_and(|row| row.generation == generation && row.nlink > 0))
+    }
+
+    /// An entry of one state only.
+    async fn one(&mut self, entry: Entry, path: Arc<[u8]>, depth: usize, generation: u64, sides: Sides) -> Result<(), E> {
+        if self.waiting >= WAITING_MAX || !self.is_moved(&entry, generation, sides).await? {
+            return self.tell_one(entry.ino, Moved { path, kind: entry.kind, depth }, sides);
+        }
+        let here = Moved { path, kind: entry.kind, depth };
+        let (others, mine) = match sides {
+            Sides::Before => (&mut self.put, &mut self.taken),
+            Sides::Both | Sides::After => (&mut self.taken, &mut self.put),
+        };
+        let Some(there) = others.get_mut(&entry.ino).and_then(Vec::pop) else {
+            mine.entry(entry.ino).or_default().push(here);
+            self.waiting += 1;
+            return Ok(());
+        };
+        if others.get(&entry.ino).is_some_and(Vec::is_empty) {
+            others.remove(&entry.ino);
+        }
+        self.waiting -= 1;
+        let (from, to) = if sides == Sides::Before { (here, there) } else { (there, here) };
+        let (old, new) = (self.before.inode(entry.ino).await?.row, self.after.inode(entry.ino).await?.row);
+        let mut aspects = self.aspects(&old, &new).await?;
+        // A rename sets the ctime alone.
+        aspects.retain(|aspect| *aspect != Aspect::Times || old.mtime != new.mtime);
+        if from.path != to.path {
+            self.say(&to.path, to.kind, Difference::Renamed(from.path.clone(), aspects))?;
+        } else if !aspects.is_empty() {
+            self.say(&to.path, to.kind, Difference::Changed(aspects))?;
+        }
+        if to.kind == FileKind::Directory {
+            self.walk(entry.ino, (from.path, to.path), to.depth + 1, Sides::Both);
+        }
+        Ok(())
+    }
+
+    fn tell_one(&mut self, ino: InodeNo, what: Moved, sides: Sides) -> Result<(), E> {
+        let difference = if sides == Sides::Before { Difference::Removed } else { Difference::Added };
+        self.say(&what.path, what.kind, difference)?;
+        if what.kind == FileKind::Directory {
+            self.walk(ino, (what.path.clone(), what.path), what.depth + 1, sides);
+        }
+        Ok(())
+    }
+
+    /// Names whose objects were at no other place: links that came or went. Whether there is more to walk.
+    fn settle(&mut self) -> Result<bool, E> {
+        for (sides, waiting) in [(Sides::Before, std::mem::take(&mut self.taken)), (Sides::After, std::mem::take(&mut self.put))] {
+            for (ino, all) in waiting {
+                all.into_iter().try_for_each(|one| self.tell_one(ino, one, sides))?;
+            }
+        }
+        self.waiting = 0;
+        Ok(!self.stack.is_empty())
+    }
+
+    async fn changed(&mut self, path: &Arc<[u8]>, (old, new): (&Inode, &Inode)) -> Result<(), E> {
+        let aspects = self.aspects(old, new).await?;
+        if aspects.is_empty() { Ok(()) } else { self.say(path, new.kind, Difference::Changed(aspects)) }
+    }
+
+    async fn aspects(&self, old: &Inode, new: &Inode) -> Result<Vec<Aspect>, FsError> {
+        let mut aspects = Vec::new();
+        if old.ctime == new.ctime && old.generation == new.generation {
+            return Ok(aspects);
+        }
+        match new.kind {
+            FileKind::Directory if (old.size, old.mtime) != (new.size, new.mtime) => aspects.push(Aspect::Entries),
+            FileKind::Directory => {}
+            FileKind::Regular if self.other_data(old, new).await? => aspects.push(Aspect::Content),
+            _ if (&old.target, old.rdev) != (&new.target, new.rdev) => aspects.push(Aspect::Content),
+            _ => {}
+        }
+        if old.mode != new.mode {
+            aspects.push(Aspect::Mode);
+        }
+        if (old.uid, old.gid) != (new.uid, new.gid) {
+            aspects.push(Aspect::Owner);
+        }
+        if new.kind != FileKind::Directory && old.nlink != new.nlink {
+            aspects.push(Aspect::Links);
+        }
+        if aspects.is_empty() && (old.atime, old.mtime) != (new.atime, new.mtime) {
+            aspects.push(Aspect::Times);
+        }
+        Ok(aspects)
+    }
+
+    /// Whether two files hold other bytes, as far as their records tell: what was stored anew with the same bytes may count as other.
+    async fn other_data(&self, old: &Inode, new: &Inode) -> Result<bool, FsError> {
+        if old.size != new.size || old.record_bits != new.record_bits {
+            return Ok(true);
+        }
+        if old.mtime == new.mtime && old.data == new.data {
+            return Ok(false);
+        }
+        let (mut from, end) = (0, new.size.div_ceil(1 << new.record_bits));
+        while from < end {
+            let (a, more_a) = records(self.before, old, from, end).await?;
+            let (b, more_b) = records(self.after, new, from, end).await?;
+            // Each side may end at another record: what both have read is compared.
+            let to = more_a.unwrap_or(end).min(more_b.unwrap_or(end));
+            let read = |all: Vec<(u64, Vec<Segment>)>| all.into_iter().filter(|(n, _)| *n < to).collect::<Vec<_>>();
+            if read(a) != read(b) {
+                return Ok(true);
+            }
+            from = to;
+        }
+        Ok(false)
+    }
+}
+
+/// The visible segments of a file's records from one on, and the record where the next page begins, if there may be one.
+async fn records(
+    view: &SnapshotView,
+    row: &Inode,
+    from: u64,
+    end: u64,
+) -> Result<(Vec<(u64, Vec<Segment>)>, Option<u64>), FsError> {
+    let page = view.records(row.data, from, RECORDS).await?;
+    let next = page.last().filter(|_| page.len() == RECORDS).map(|(n, _)| n + 1);
+    let visible = |n: u64, record: &Record| n < end && !row.masks.iter().any(|mask| n >= mask.first && record.cut < mask.cut);
+    let shown = page.into_iter().filter(|(n, record)| visible(*n, record)).map(|(n, record)| (n, record.segments));
+    Ok((shown.collect(), next))
+}
+
+/// Entries of the same name on both sides, and those of one side.
+fn pair(old: Vec<(NameHash, Entry)>, new: Vec<(NameHash, Entry)>) -> (Vec<(Entry, Entry)>, Vec<Entry>, Vec<Entry>) {
+    let (mut same, mut gone, mut come) = (Vec::new(), Vec::new(), Vec::new());
+    // A name that came back may have another number among those of its hash.
+    let mut new: HashMap<_, _> = new.into_iter().map(|(_, entry)| (entry.name.clone(), entry)).collect();
+    for (_, entry) in old {
+        match new.remove(&entry.name) {
+            Some(other) => same.push((entry, other)),
+            None => gone.push(entry),
+        }
+    }
+    come.extend(new.into_values());
+    come.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    (same, gone, come)
+}
+
+/// The rows of inodes, with as few scans as their numbers allow.
+async fn rows(view: &SnapshotView, mut inos: Vec<InodeNo>) -> Result<HashMap<InodeNo, Inode>, FsError> {
+    inos.sort_unstable();
+    inos.dedup();
+    let mut found = HashMap::with_capacity(inos.len());
+    for (first, last) in clusters(&inos) {
+        let rows = view.find_all(first, last, ROWS).await?;
+        found.extend(rows.into_iter().filter(|(ino, _)| inos.binary_search(ino).is_ok()));
+    }
+    Ok(found)
+}
+
+fn join(path: &[u8], name: &[u8]) -> Arc<[u8]> {
+    [path, b"/", name].concat().into()
+}

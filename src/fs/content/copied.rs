@@ -1,0 +1,107 @@
+//! Content by reference: the records of a file to be, which refer to chunks that are stored already (R10). No data is read or written.
+//!
+//! The records of a small file ride in the batch that makes the file. Those of a larger one are put first, under a data id that is queued for
+//! reclaim until the file is there: a crash in between leaves an orphan like any other, and nothing is ever seen half.
+
+use super::segments::Delta;
+use super::{Contents, segments};
+use crate::fs::FsError;
+use crate::fs::committer::Batch;
+use crate::fs::key::{self, DataId};
+use crate::fs::row::{Orphan, Record, Row};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// Records of one batch …
+const STEP_ROWS: usize = 512;
+/// … and bytes of them: what is small is in the record itself.
+const STEP_BYTES: usize = 1 << 20;
+
+/// The content of a file to be. Dropped before [`Self::placed`], it never was.
+pub struct Copied {
+    contents: Arc<Contents>,
+    data: DataId,
+    rows: Vec<(Bytes, Option<Bytes>)>,
+    bytes: usize,
+    delta: Delta,
+    allocated: u64,
+    /// Some records are put already, and the data id is queued.
+    begun: bool,
+    placed: bool,
+    reserved: u64,
+}
+
+impl Contents {
+    /// Reserves space for at most `bytes` (R19).
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`].
+    pub fn begin_copy(self: &Arc<Self>, bytes: u64) -> Result<Copied, FsError> {
+        let data = self.committer.new_data()?;
+        self.space.reserve(bytes, self.allocated())?;
+        let (rows, delta) = Default::default();
+        let contents = self.clone();
+        Ok(Copied { contents, data, rows, bytes: 0, delta, allocated: 0, begun: false, placed: false, reserved: bytes })
+    }
+}
+
+impl Copied {
+    /// Adds a record; `record_bytes` is the file's.
+    pub async fn add(&mut self, n: u64, record: &Record, record_bytes: u32) -> Result<(), FsError> {
+        segments::check(record, record_bytes)?;
+        if self.rows.len() >= STEP_ROWS || self.bytes >= STEP_BYTES {
+            self.put().await?;
+        }
+        let row = record.encode();
+        self.bytes += row.len();
+        self.allocated += segments::bytes(record);
+        self.delta.come(record);
+        self.rows.push((key::record(self.data, n), Some(row)));
+        Ok(())
+    }
+
+    async fn put(&mut self) -> Result<(), FsError> {
+        let committer = &self.contents.committer;
+        committer.ready().await?;
+        committer.step("fs.content.copied").await?;
+        let mut batch = Batch::default();
+        if !self.begun {
+            // Before the row is there: reclaim leaves it alone.
+            self.contents.copying.lock().insert(self.data);
+            self.begun = true;
+            batch.put(key::orphan(self.data), &Orphan { from: 0, inode: None });
+        }
+        batch.rows.append(&mut self.rows);
+        batch.refs = std::mem::take(&mut self.delta).refs();
+        self.bytes = 0;
+        committer.submit(batch).map(drop)
+    }
+
+    /// Puts what is left into the batch that makes the file. Answers the data id and the bytes that it accounts for.
+    pub fn finish(&mut self, batch: &mut Batch) -> (DataId, u64) {
+        batch.rows.extend(self.rows.iter().cloned());
+        batch.refs.extend(std::mem::take(&mut self.delta).refs());
+        if self.begun {
+            batch.delete(key::orphan(self.data));
+        }
+        batch.allocated += self.allocated.cast_signed();
+        (self.data, self.allocated)
+    }
+
+    /// That batch was submitted.
+    pub fn placed(&mut self) {
+        self.placed = true;
+    }
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        self.contents.space.release(self.reserved);
+        if self.begun {
+            self.contents.copying.lock().remove(&self.data);
+            if !self.placed {
+                self.contents.reclaim_later();
+            }
+        }
+    }
+}

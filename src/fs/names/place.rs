@@ -1,0 +1,127 @@
+//! An object that is made as it shall be, at once, and where there is one already in its place: what a restore does.
+
+use super::create::HASH_FULL;
+use super::entries::Entry;
+use super::ring::First;
+use super::{DirEdit, Names, TRIES, alive, lock_all};
+use crate::fs::FsError;
+use crate::fs::api::{FileKind, FileRef};
+use crate::fs::committer::{Batch, Ticket};
+use crate::fs::content::Copied;
+use crate::fs::key::{self, DataId};
+use crate::fs::node::Node;
+use crate::fs::row::{DirEntryRow, Inode};
+use crate::types::EntryName;
+use std::sync::Arc;
+
+/// What may be in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overwrite {
+    /// Nothing.
+    Refuse,
+    /// Anything but a directory.
+    Replace,
+}
+
+impl Names {
+    /// Makes an object with the attributes of `like`, but for inode, generation and ctime, in one batch with the removal of what has the name.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`], [`FsError::IsDirectory`] for what is in the way.
+    pub async fn place(
+        &self,
+        dir: FileRef,
+        name: &EntryName,
+        like: &Inode,
+        mut content: Option<Copied>,
+        overwrite: Overwrite,
+    ) -> Result<FileRef, FsError> {
+        let dir = self.directory(dir).await?;
+        for _ in 0..TRIES {
+            let there = self.child(&dir, name).await?.map(|(_, node)| node);
+            if let Some(there) = &there {
+                if there.entries.is_some() {
+                    return Err(FsError::IsDirectory);
+                }
+                if overwrite == Overwrite::Refuse {
+                    return Err(FsError::Exists);
+                }
+            }
+            let mut nodes = vec![&dir];
+            nodes.extend(&there);
+            let _locks = lock_all(&nodes).await;
+            let resolved = self.resolve(&dir, name).await?;
+            if resolved.at.map(|place| place.ino) != there.as_ref().map(|node| node.file.ino) {
+                continue;
+            }
+            let n = resolved.at.map(|place| place.n).or(resolved.next).ok_or(HASH_FULL)?;
+            return self.place_locked(&dir, (name, n), like, content.as_mut(), there.as_ref());
+        }
+        Err(FsError::Busy("the name changes faster than it can be replaced"))
+    }
+
+    /// The caller holds the locks of the directory and of what is replaced.
+    fn place_locked(
+        &self,
+        dir: &Arc<Node>,
+        (name, n): (&EntryName, u16),
+        like: &Inode,
+        mut content: Option<&mut Copied>,
+        there: Option<&Arc<Node>>,
+    ) -> Result<FileRef, FsError> {
+        let mut edit = DirEdit::new(dir)?;
+        let old = there.map(|node| alive(node)).transpose()?;
+        let now = match &old {
+            Some(old) => self.time(&[&edit.row, old])?,
+            None => self.time(&[&edit.row])?,
+        };
+        let mut batch = Batch { inodes: 1, ..Batch::default() };
+        let (data, allocated) = content.as_mut().map_or((DataId(0), 0), |content| content.finish(&mut batch));
+        let (ino, generation) = self.committer.new_inode()?;
+        let row = Inode {
+            nlink: 1,
+            allocated,
+            ctime: now,
+            generation,
+            parent: dir.file.ino,
+            data,
+            cut: 0,
+            masks: Vec::new(),
+            exclusive: None,
+            fs_group_epoch: self.committer.superblock().fs_group_epoch,
+            ..like.clone()
+        };
+        if let Some(old) = &old {
+            edit.count(-1, old.kind)?;
+        }
+        edit.count(1, FileKind::Regular)?;
+        edit.put(now, &mut batch);
+        let (hash, kind) = (self.hash(name), row.kind);
+        batch.put(key::inode(ino), &row);
+        batch.put(key::dir_entry(dir.file.ino, hash, n), &DirEntryRow { ino, kind, name: name.clone() });
+        let mut gone = None;
+        if let (Some(node), Some(old)) = (there, old) {
+            gone = Some((node, self.unlink(node, old, now, &mut batch)?));
+        }
+        // In the table before anybody can find its row, or there might be two of it.
+        let node = self.table.insert(Node::new(ino, row, Ticket::default()));
+        let mut changed: Vec<&Node> = vec![&node, dir];
+        changed.extend(there.map(|node| &**node));
+        if let Err(error) = self.submit(batch, &First::unrepeated(), Some(node.file), &changed) {
+            self.table.forget(ino);
+            return Err(error);
+        }
+        if let Some(content) = content {
+            content.placed();
+        }
+        if let Some(entries) = &dir.entries {
+            let entry = Entry { n, name: name.clone(), ino, kind };
+            self.table.count_entries(dir, entries.change(hash, n, Some(entry)));
+        }
+        if let Some((node, old)) = gone {
+            self.unlinked(node, old);
+        }
+        edit.publish();
+        Ok(node.file)
+    }
+}

@@ -1,0 +1,231 @@
+//! What differs between two snapshots, against trees that were read whole.
+
+use super::{World, data, run};
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::collections::{BTreeMap, BTreeSet};
+use zerofs_csi::fs::api::*;
+use zerofs_csi::fs::{Aspect, Difference, Found, FsError, compare};
+use zerofs_csi::types::{EntryName, SnapshotHandle};
+use zerofs_csi::volume::{ReadSnapshot, Served};
+
+#[derive(Clone, Debug, PartialEq)]
+struct Object {
+    file: FileRef,
+    kind: FileKind,
+    mode: u32,
+    uid: u32,
+    content: Vec<u8>,
+}
+
+type Tree = BTreeMap<String, Object>;
+
+fn name(text: &str) -> EntryName {
+    EntryName::try_from(text.as_bytes()).unwrap()
+}
+
+async fn tree(fs: &Served) -> Tree {
+    let (caller, mut found) = (Caller::root(), Tree::new());
+    let mut waiting = vec![(String::new(), fs.root())];
+    let limit = ListLimit { entries: 1000, bytes: 1 << 20, entry_bytes: 32, with_attr: false };
+    while let Some((path, dir)) = waiting.pop() {
+        for entry in fs.readdir(&caller, dir, DirCookie(0), limit).await.unwrap().entries {
+            if entry.name == "." || entry.name == ".." {
+                continue;
+            }
+            let (attr, _) = fs.lookup(&caller, dir, &entry.name).await.unwrap();
+            let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
+            let content = match attr.kind {
+                FileKind::Regular => fs.read(&caller, attr.file, 0, 1 << 20).await.unwrap().data.concat(),
+                _ => Vec::new(),
+            };
+            if attr.kind == FileKind::Directory {
+                waiting.push((path.clone(), attr.file));
+            }
+            found.insert(path, Object { file: attr.file, kind: attr.kind, mode: attr.mode, uid: attr.uid, content });
+        }
+    }
+    found
+}
+
+async fn differences(world: &World, before: SnapshotHandle, after: SnapshotHandle) -> Vec<Found> {
+    let open = |of: SnapshotHandle| ReadSnapshot::open(world.volumes.settings(), &world.catalog, of.snapshot);
+    let (before, after) = (open(before).await.unwrap(), open(after).await.unwrap());
+    let mut found = Vec::new();
+    let tell = |one: Found| {
+        found.push(one);
+        Ok::<_, FsError>(())
+    };
+    compare(before.view(), after.view(), tell).await.unwrap();
+    before.close().await.unwrap();
+    after.close().await.unwrap();
+    found
+}
+
+fn text(path: &[u8]) -> String {
+    String::from_utf8(path.to_vec()).unwrap()
+}
+
+/// Every object of the later tree is added, or comes from one place of the earlier tree; what came is told as far as it differs, and every
+/// object of the earlier tree went somewhere or is removed.
+fn check(before: &Tree, after: &Tree, found: &[Found], what: &str) {
+    let mut renamed = BTreeMap::new();
+    let (mut added, mut removed, mut changed) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+    for one in found {
+        let path = text(&one.path);
+        let fresh = match &one.difference {
+            Difference::Added => added.insert(path),
+            Difference::Removed => removed.insert(path),
+            Difference::Changed(aspects) => changed.insert(path, aspects.clone()).is_none(),
+            Difference::Renamed(from, aspects) => {
+                changed.insert(path.clone(), aspects.clone());
+                renamed.insert(path, text(from)).is_none()
+            }
+        };
+        assert!(fresh, "{what}: told twice: {one:?}");
+    }
+    fn origin(path: &str, renamed: &BTreeMap<String, String>) -> String {
+        match (renamed.get(path), path.rsplit_once('/')) {
+            (Some(from), _) => from.clone(),
+            (None, Some((parent, name))) => format!("{}/{name}", origin(parent, renamed)),
+            (None, None) => String::new(),
+        }
+    }
+    let mut gone: BTreeSet<&String> = before.keys().collect();
+    for (path, now) in after {
+        if added.contains(path) {
+            continue;
+        }
+        let from = origin(path, &renamed);
+        let then = before.get(&from).unwrap_or_else(|| panic!("{what}: {path} comes from {from}, which was not there: {found:#?}"));
+        assert!(gone.remove(&from), "{what}: {from} went to two places: {found:#?}");
+        let told = changed.get(path).cloned().unwrap_or_default();
+        let must = [
+            (then.content != now.content, Aspect::Content),
+            (then.mode != now.mode, Aspect::Mode),
+            (then.uid != now.uid, Aspect::Owner),
+            (then.file != now.file, Aspect::Replaced),
+        ];
+        for (differs, aspect) in must {
+            assert_eq!(told.contains(&aspect), differs, "{what}: {path} ({aspect:?}): {found:#?}");
+        }
+    }
+    let gone: BTreeSet<String> = gone.into_iter().cloned().collect();
+    assert_eq!(gone, removed, "{what}: removed: {found:#?}");
+}
+
+/// One random change; what cannot be done is not done.
+async fn change(fs: &Served, rng: &mut StdRng, seed: u64) {
+    let now = tree(fs).await;
+    let caller = Caller::root();
+    let mut dirs = vec![(String::new(), fs.root())];
+    dirs.extend(now.iter().filter(|(_, o)| o.kind == FileKind::Directory).map(|(path, o)| (path.clone(), o.file)));
+    let any = |rng: &mut StdRng| now.iter().nth(rng.random_range(0..now.len().max(1))).map(|(path, o)| (path.clone(), o.clone()));
+    let dir = dirs[rng.random_range(0..dirs.len())].1;
+    let new = name(&format!("n{}", rng.random_range(0..12)));
+    let place = |path: &str| {
+        let (parent, last) = path.rsplit_once('/').unwrap();
+        (dirs.iter().find(|(path, _)| path == parent).unwrap().1, name(last))
+    };
+    match (rng.random_range(0..10), any(rng)) {
+        (0..=2, _) => {
+            let how = CreateHow::Unchecked(SetAttr { mode: Some(0o600), size: Some(0), ..SetAttr::default() });
+            if let Ok(made) = fs.create(&caller, dir, &new, how).await {
+                let len = rng.random_range(1..9000);
+                fs.write(&caller, made.attr.file, 0, Bytes::from(data(seed, len)), Stability::Unstable).await.unwrap();
+            }
+        }
+        (3, _) => drop(fs.mkdir(&caller, dir, &new, SetAttr::default()).await),
+        (4, Some((path, object))) => {
+            let (at, last) = place(&path);
+            match object.kind {
+                FileKind::Directory => drop(fs.rmdir(&caller, at, &last).await),
+                _ => drop(fs.remove(&caller, at, &last).await),
+            }
+        }
+        (5..=6, Some((path, _))) => {
+            let (at, last) = place(&path);
+            drop(fs.rename(&caller, (at, &last), (dir, &new)).await);
+        }
+        (7, Some((_, object))) => {
+            let set =
+                SetAttr { mode: Some(0o600 | rng.random_range(0..0o100)), uid: Some(rng.random_range(0..3)), ..SetAttr::default() };
+            drop(fs.setattr(&caller, object.file, set, None).await);
+        }
+        (8, Some((_, object))) if object.kind == FileKind::Regular => {
+            fs.write(&caller, object.file, rng.random_range(0..5000), Bytes::from(data(seed + 7, 50)), Stability::Unstable)
+                .await
+                .unwrap();
+        }
+        (_, Some((_, object))) if object.kind == FileKind::Regular => drop(fs.link(&caller, object.file, dir, &new).await),
+        _ => {}
+    }
+}
+
+#[test]
+fn random_changes_are_told_wholly() {
+    run(async {
+        for seed in 0..4 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let world = World::new().await;
+            let volume = world.create("a", None).await.unwrap().handle;
+            let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+            let mut last: Option<(SnapshotHandle, Tree)> = None;
+            for round in 0..5 {
+                for n in 0..25 {
+                    change(&open.served, &mut rng, seed * 1000 + n).await;
+                }
+                let cut = format!("s{round}").parse().unwrap();
+                let cut = world.controller.create_snapshot(volume, cut, false).await.unwrap().handle;
+                let now = tree(&open.served).await;
+                if let Some((before, then)) = &last {
+                    let what = format!("seed {seed}, round {round}");
+                    check(then, &now, &differences(&world, *before, cut).await, &what);
+                    check(&now, then, &differences(&world, cut, *before).await, &format!("{what}, backwards"));
+                    assert_eq!(differences(&world, cut, cut).await, [], "{what}");
+                }
+                last = Some((cut, now));
+            }
+            drop(open);
+            world.volumes.close(volume.dataset).await.unwrap();
+        }
+    });
+}
+
+/// A directory of more than one page, changed at its ends and in between.
+#[test]
+fn a_large_directory_is_compared_in_pages() {
+    run(async {
+        let world = World::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let (fs, caller) = (&open.served, Caller::root());
+        let how = CreateHow::Unchecked(SetAttr { mode: Some(0o600), ..SetAttr::default() });
+        let mut made = Vec::new();
+        for n in 0..2500 {
+            made.push(fs.create(&caller, fs.root(), &name(&format!("file {n}")), how).await.unwrap().attr.file);
+        }
+        let first = world.controller.create_snapshot(volume, "first".parse().unwrap(), false).await.unwrap().handle;
+        for n in (0..2500).step_by(50) {
+            fs.remove(&caller, fs.root(), &name(&format!("file {n}"))).await.unwrap();
+            fs.create(&caller, fs.root(), &name(&format!("new {n}")), how).await.unwrap();
+            let set = SetAttr { mode: Some(0o640), ..SetAttr::default() };
+            fs.setattr(&caller, made[n + 1], set, None).await.unwrap();
+            let (from, to) = (name(&format!("file {}", n + 2)), name(&format!("moved {n}")));
+            fs.rename(&caller, (fs.root(), &from), (fs.root(), &to)).await.unwrap();
+        }
+        let second = world.controller.create_snapshot(volume, "second".parse().unwrap(), false).await.unwrap().handle;
+        let requests = world.catalog.bucket().requests().get;
+        let found = differences(&world, first, second).await;
+        println!("{} GETs for 2 x 2,500 entries", world.catalog.bucket().requests().get - requests);
+        let count = |is: fn(&Difference) -> bool| found.iter().filter(|one| is(&one.difference)).count();
+        assert_eq!(count(|d| matches!(d, Difference::Added)), 50);
+        assert_eq!(count(|d| matches!(d, Difference::Removed)), 50);
+        assert_eq!(count(|d| matches!(d, Difference::Renamed(_, aspects) if aspects.is_empty())), 50);
+        assert_eq!(count(|d| *d == Difference::Changed(vec![Aspect::Mode])), 50);
+        assert_eq!(found.len(), 201, "and the directory itself");
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+    });
+}

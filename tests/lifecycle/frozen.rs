@@ -1,0 +1,101 @@
+//! Read-only volumes: a snapshot on any number of nodes, without an owner.
+
+use super::{World, data, run};
+use std::sync::Arc;
+use zerofs_csi::catalog::{Form, Properties};
+use zerofs_csi::control::{ControlError, NewVolume, Source, VolumeInfo};
+use zerofs_csi::fs::FsError;
+use zerofs_csi::fs::api::*;
+use zerofs_csi::types::{Class, Classify, SnapshotHandle, VolumeHandle};
+use zerofs_csi::volume::{Attached, VolumeError};
+
+async fn create(world: &World, name: &str, from: SnapshotHandle) -> Result<VolumeInfo, ControlError> {
+    let new = NewVolume {
+        name: name.parse().unwrap(),
+        size: None,
+        size_limit: None,
+        source: Some(Source::Snapshot(from)),
+        properties: Properties::default(),
+        access_modes: vec!["MULTI_NODE_READER_ONLY".into()],
+        form: Form::Snapshot,
+        parameters: Default::default(),
+    };
+    world.controller.create_volume(None, new).await
+}
+
+async fn read(attached: &Attached, name: &str) -> Result<Vec<u8>, FsError> {
+    let fs = &attached.served;
+    let (attr, _) = fs.lookup(&Caller::root(), fs.root(), name.as_bytes()).await?;
+    let mut got = Vec::new();
+    while (got.len() as u64) < attr.size {
+        let read = fs.read(&Caller::root(), attr.file, got.len() as u64, 1 << 20).await?;
+        read.data.iter().for_each(|part| got.extend_from_slice(part));
+    }
+    Ok(got)
+}
+
+async fn attach(world: &World, volume: VolumeHandle) -> Attached {
+    world.volumes.attach(&world.catalog, volume.dataset).await.unwrap()
+}
+
+#[test]
+fn a_snapshot_is_a_volume_on_every_node_at_once() {
+    run(async {
+        let world = World::new().await;
+        let source = world.create("source", None).await.unwrap().handle;
+        let content = data(3, 700_000);
+        world.write(source, "file", &content).await;
+        let cut = world.controller.create_snapshot(source, "cut".parse().unwrap(), false).await.unwrap().handle;
+        world.write(source, "file", b"other").await;
+        // The call fails once after it was done: its repeat answers the same volume.
+        world.catalog.bucket().failpoints().set("control.create.reader", "1*return->off").unwrap();
+        let failed = create(&world, "reader", cut).await.unwrap_err();
+        assert_eq!(failed.class(), Class::Unavailable, "{failed}");
+        let requests = world.catalog.bucket().requests();
+        let made = create(&world, "reader", cut).await.unwrap();
+        assert_eq!(world.catalog.bucket().requests().put, requests.put, "nothing is made: {made:?}");
+        assert!(world.catalog.bucket().list(&format!("vol/{}", made.handle.dataset.incarnation)).await.unwrap().is_empty());
+
+        let others: Vec<Arc<World>> =
+            ["node-b", "node-c"].map(|node| Arc::new(World::on(world.catalog.clone(), node))).into_iter().collect();
+        let mut all = vec![attach(&world, made.handle).await];
+        for other in &others {
+            all.push(attach(other, made.handle).await);
+        }
+        // The source, its snapshot: gone. The volume is what keeps them (R14).
+        world.controller.delete_snapshot(cut).await.unwrap();
+        world.controller.delete_volume(source).await.unwrap();
+        let collected = world.collect().await;
+        assert!(collected.packs == 0 && collected.kept.len() == 2, "{collected:?}");
+        for attached in &all {
+            assert!(!attached.is_owned());
+            assert!(read(attached, "file").await.unwrap() == content);
+            let fs = &attached.served;
+            let how = CreateHow::Unchecked(SetAttr::default());
+            let name = zerofs_csi::types::EntryName::try_from(&b"new"[..]).unwrap();
+            assert!(matches!(fs.create(&Caller::root(), fs.root(), &name, how).await, Err(FsError::ReadOnly)));
+            let stat = fs.statfs().await.unwrap();
+            assert!(stat.free_bytes == 0 && stat.total_bytes >= content.len() as u64, "{stat:?}");
+        }
+        assert_eq!(world.catalog.dataset_by_id(made.handle.dataset).await.unwrap().unwrap().record.owner, None);
+        let refused = world.volumes.open(&world.catalog, made.handle.dataset).await.map(drop).unwrap_err();
+        assert!(matches!(refused, VolumeError::ReadOnly { .. }), "{refused}");
+        let refused = world.controller.create_snapshot(made.handle, "s".parse().unwrap(), false).await.unwrap_err();
+        assert_eq!(refused.class(), Class::Precondition);
+        let refused = world.create("clone", Some(Source::Volume(made.handle))).await.map(drop).unwrap_err();
+        assert_eq!(refused.class(), Class::Precondition);
+
+        // With the volume goes everything.
+        world.controller.delete_volume(made.handle).await.unwrap();
+        for other in &others {
+            other.volumes.views().close().await;
+        }
+        world.volumes.views().close().await;
+        world.collect().await;
+        for attached in &all {
+            let gone = read(attached, "file").await;
+            assert!(matches!(gone, Err(FsError::Stale)), "{gone:?}");
+        }
+        world.assert_empty("all is deleted").await;
+    });
+}

@@ -1,0 +1,324 @@
+//! Restores in place: by reference, through whoever has the volume, and whatever fails.
+
+use super::snapdir::{child, name, read, root, write};
+use super::{World, data, run};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use zerofs_csi::control::node::NoMounts;
+use zerofs_csi::control::{ControlError, RestoreInPlace, mail};
+use zerofs_csi::fs::Restored;
+use zerofs_csi::fs::api::*;
+use zerofs_csi::fs::check::check;
+use zerofs_csi::fs::db::{DbCache, Reader};
+use zerofs_csi::types::{Class, Classify, Incarnation, SnapshotHandle, Timestamp, VolumeHandle};
+use zerofs_csi::volume::{Served, place};
+
+/// Kind, mode, owner, mtime, links, content.
+type Object = (FileKind, u32, u32, Timestamp, u32, Vec<u8>);
+
+async fn tree(fs: &Served, top: FileRef) -> BTreeMap<String, Object> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![(String::new(), top)];
+    let limit = ListLimit { entries: 5000, bytes: 1 << 20, entry_bytes: 32, with_attr: false };
+    while let Some((path, dir)) = waiting.pop() {
+        for entry in fs.readdir(&root(), dir, DirCookie(0), limit).await.unwrap().entries {
+            if entry.name == "." || entry.name == ".." {
+                continue;
+            }
+            let attr = child(fs, dir, std::str::from_utf8(&entry.name).unwrap()).await.unwrap();
+            let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
+            let content = match attr.kind {
+                FileKind::Regular => read(fs, attr.file).await,
+                FileKind::Symlink => fs.readlink(&root(), attr.file).await.unwrap().0.to_vec(),
+                _ => Vec::new(),
+            };
+            if attr.kind == FileKind::Directory {
+                waiting.push((path.clone(), attr.file));
+            }
+            found.insert(path, (attr.kind, attr.mode, attr.uid, attr.mtime, attr.nlink, content));
+        }
+    }
+    found
+}
+
+fn wanted(snapshot: SnapshotHandle, from: &str, to: &str, overwrite: bool) -> RestoreInPlace {
+    RestoreInPlace { call: Incarnation::random(), snapshot: snapshot.snapshot, from: from.into(), to: to.into(), overwrite }
+}
+
+async fn restore(world: &World, volume: VolumeHandle, wanted: &RestoreInPlace) -> Result<Restored, ControlError> {
+    Box::pin(world.controller.restore_in_place(volume, wanted, &|_| ())).await
+}
+
+/// A tree with what there is: large and small files, holes, links, modes, owners, times.
+async fn fill(fs: &Served) {
+    let top = fs.root();
+    let dir = fs.mkdir(&root(), top, &name("dir"), SetAttr { mode: Some(0o2750), ..SetAttr::default() }).await.unwrap().attr.file;
+    let inner = fs.mkdir(&root(), dir, &name("inner"), SetAttr::default()).await.unwrap().attr.file;
+    for (n, len) in [0, 3_000, 70_000, 400_000].into_iter().enumerate() {
+        write(fs, inner, &format!("file {n}"), &data(n as u64, len)).await;
+    }
+    // More records than one batch holds.
+    let large = write(fs, dir, "large", b"").await;
+    for at in 0..40u64 {
+        let part = Bytes::from(data(at + 50, 1 << 20));
+        fs.write(&root(), large, at << 20, part, Stability::Unstable).await.unwrap();
+    }
+    fs.write(&root(), large, 200 << 20, Bytes::from_static(b"behind a hole"), Stability::Unstable).await.unwrap();
+    fs.commit(&root(), large, 0, 0).await.unwrap();
+    fs.setattr(&root(), large, SetAttr { size: Some((36 << 20) + 77), ..SetAttr::default() }, None).await.unwrap();
+    fs.setattr(&root(), large, SetAttr { size: Some(50 << 20), ..SetAttr::default() }, None).await.unwrap();
+    fs.link(&root(), large, inner, &name("second name")).await.unwrap();
+    fs.make(&root(), dir, &name("link"), Special::Symlink("inner/file 2".into()), SetAttr::default()).await.unwrap();
+    fs.make(&root(), dir, &name("fifo"), Special::Fifo, SetAttr::default()).await.unwrap();
+    let set = SetAttr { uid: Some(5), mtime: SetTime::To(Timestamp::from_nanos(1_234_567_890)), ..SetAttr::default() };
+    fs.setattr(&root(), inner, set, None).await.unwrap();
+    fs.setattr(&root(), dir, SetAttr { mtime: SetTime::To(Timestamp::from_nanos(99)), ..SetAttr::default() }, None).await.unwrap();
+}
+
+async fn is_sound(world: &World, volume: VolumeHandle, when: &str) {
+    let record = world.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
+    let at = place(&world.catalog, record.family, record.incarnation, &DbCache::new(8 << 20));
+    let reader = Reader::newest(&at).await.unwrap();
+    let report = check(&reader).await.unwrap();
+    reader.close().await.unwrap();
+    assert!(report.is_clean(), "{when}: {:#?}", report.findings);
+    assert_eq!(record.restoring, None, "{when}");
+    for at in world.catalog.snapshots(Some(record.incarnation)).await.unwrap() {
+        assert_eq!(at.record.dependants, [], "{when}");
+    }
+}
+
+/// Every pack is unreadable while something is done.
+async fn without_packs<T>(world: &World, work: impl Future<Output = T>) -> T {
+    let bucket = world.catalog.bucket();
+    let mut packs = Vec::new();
+    for listed in bucket.list("packs/").await.unwrap() {
+        let bytes = bucket.get(&listed.key, 1 << 30).await.unwrap().unwrap();
+        bucket.put(&listed.key, Bytes::from_static(b"away")).await.unwrap();
+        packs.push((listed.key, bytes));
+    }
+    assert!(!packs.is_empty());
+    let done = work.await;
+    let now: Vec<_> = bucket.list("packs/").await.unwrap().into_iter().map(|l| (l.key, l.bytes)).collect();
+    let before: Vec<_> = packs.iter().map(|(key, _)| (key.clone(), 4)).collect();
+    assert_eq!(now, before, "no pack is written");
+    for (key, bytes) in packs {
+        bucket.put(&key, bytes).await.unwrap();
+    }
+    done
+}
+
+#[test]
+fn a_tree_is_put_back_by_reference_through_any_owner() {
+    run(async {
+        let world = World::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        fill(&open.served).await;
+        open.fs.sync().await.unwrap();
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let before = tree(&open.served, open.served.root()).await;
+        let spoil = async |fs: &Served| {
+            let dir = child(fs, fs.root(), "dir").await.unwrap().file;
+            let inner = child(fs, dir, "inner").await.unwrap().file;
+            for gone in ["file 1", "file 3", "second name"] {
+                fs.remove(&root(), inner, &name(gone)).await.unwrap();
+            }
+            write(fs, inner, "file 2", b"other").await;
+            fs.remove(&root(), dir, &name("large")).await.unwrap();
+            fs.remove(&root(), dir, &name("link")).await.unwrap();
+            fs.setattr(&root(), dir, SetAttr { mode: Some(0o700), ..SetAttr::default() }, None).await.unwrap();
+        };
+        let same = |now: &BTreeMap<String, Object>, when: &str| {
+            for (path, object) in &before {
+                let found = now.get(path).unwrap_or_else(|| panic!("{when}: {path} is not there"));
+                let differs = (found.0, found.1, found.2, found.3, found.4) != (object.0, object.1, object.2, object.3, object.4);
+                assert!(!differs && found.5 == object.5, "{when}: {path}");
+            }
+        };
+
+        // The volume is open in this process.
+        spoil(&open.served).await;
+        let objects = without_packs(&world, restore(&world, volume, &wanted(cut, "dir", "dir", true))).await.unwrap().objects;
+        assert_eq!(objects, 10);
+        same(&tree(&open.served, open.served.root()).await, "open here");
+        // Beside what is there, under another name.
+        without_packs(&world, restore(&world, volume, &wanted(cut, "/dir/inner", "/copy", false))).await.unwrap();
+        let copy = child(&open.served, open.served.root(), "copy").await.unwrap();
+        assert_eq!((copy.uid, copy.mtime), (5, Timestamp::from_nanos(1_234_567_890)));
+
+        // The volume is open in another process.
+        spoil(&open.served).await;
+        let elsewhere = World::on(world.catalog.clone(), "controller-1");
+        let stop = CancellationToken::new();
+        let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
+        let desk = tokio::spawn(mail::serve(pools, volumes, Arc::new(NoMounts), Duration::from_millis(50), stop.clone()));
+        let again = wanted(cut, "dir", "dir", true);
+        assert_eq!(without_packs(&world, restore(&elsewhere, volume, &again)).await.unwrap().objects, 10);
+        same(&tree(&open.served, open.served.root()).await, "open elsewhere");
+        let missing = restore(&elsewhere, volume, &wanted(cut, "dir/none", "x", false)).await.unwrap_err();
+        assert!(missing.class() == Class::NotFound && missing.to_string().contains("/dir/none"), "{missing}");
+        stop.cancel();
+        desk.await.unwrap();
+
+        // Nobody has it open.
+        spoil(&open.served).await;
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+        without_packs(&world, restore(&elsewhere, volume, &wanted(cut, "/", "/", true))).await.unwrap();
+        let open = elsewhere.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        same(&tree(&open.served, open.served.root()).await, "released");
+        drop(open);
+        elsewhere.volumes.close(volume.dataset).await.unwrap();
+        is_sound(&world, volume, "at the end").await;
+
+        // What was restored needs the snapshot no more.
+        world.controller.delete_snapshot(cut).await.unwrap();
+        world.collect().await;
+        let open = elsewhere.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        same(&tree(&open.served, open.served.root()).await, "without the snapshot");
+        drop(open);
+        elsewhere.volumes.close(volume.dataset).await.unwrap();
+        world.controller.delete_volume(volume).await.unwrap();
+        world.collect().await;
+        world.assert_empty("all is deleted").await;
+    });
+}
+
+#[test]
+fn what_is_in_the_way_or_nowhere_is_said() {
+    run(async {
+        let world = World::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let fs = &open.served;
+        write(fs, fs.root(), "file", b"content").await;
+        let dir = fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        write(fs, dir, "in", b"inside").await;
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        write(fs, dir, "new", b"new").await;
+        write(fs, fs.root(), "file", b"changed").await;
+        let cases = [
+            (wanted(cut, "file", "file", false), Class::Exists, "/file"),
+            (wanted(cut, "dir", "dir", false), Class::Exists, "/dir"),
+            (wanted(cut, "file", "dir", true), Class::Exists, "a folder is in the way"),
+            (wanted(cut, "dir", "file", true), Class::Exists, "a file is in the way"),
+            (wanted(cut, "file", "/", true), Class::Exists, "root"),
+            (wanted(cut, "/", "/", false), Class::Exists, "root"),
+            (wanted(cut, "none", "x", false), Class::NotFound, "/none is not in the snapshot"),
+            (wanted(cut, "file/below", "x", false), Class::NotFound, "/file/below"),
+            (wanted(cut, "file", "none/x", false), Class::NotFound, "the folder /none"),
+            (wanted(cut, "file", ".snapshots/x", false), Class::Exists, ".snapshots"),
+            (wanted(cut, "../file", "x", false), Class::Invalid, ".."),
+            (wanted(cut, "file", "dir/../../x", false), Class::Invalid, ".."),
+        ];
+        for (wanted, class, why) in cases {
+            let refused = restore(&world, volume, &wanted).await.unwrap_err();
+            assert!(refused.class() == class && refused.to_string().contains(why), "{wanted:?}: {refused}");
+            assert_eq!(read(fs, child(fs, fs.root(), "file").await.unwrap().file).await, b"changed");
+        }
+        // By force: the file is replaced, the folder keeps what else is in it.
+        restore(&world, volume, &wanted(cut, "file", "file", true)).await.unwrap();
+        restore(&world, volume, &wanted(cut, "dir", "dir", true)).await.unwrap();
+        assert_eq!(read(fs, child(fs, fs.root(), "file").await.unwrap().file).await, b"content");
+        assert_eq!(read(fs, child(fs, dir, "new").await.unwrap().file).await, b"new");
+        let other = world.create("b", None).await.unwrap().handle;
+        let refused = restore(&world, other, &wanted(cut, "file", "file", false)).await.unwrap_err();
+        assert_eq!(refused.class(), Class::Invalid, "{refused}");
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+        is_sound(&world, volume, "at the end").await;
+    });
+}
+
+/// A failure at any step: the repeated restore does, and nothing is kept for ever.
+#[test]
+fn a_restore_that_fails_anywhere_is_mended_by_repeating_it() {
+    run(async {
+        let steps = [
+            ("control.restore.begin", 0),
+            ("control.restore.intent", 0),
+            ("control.restore.pinned", 0),
+            ("fs.restore.object", 4),
+            ("fs.content.copied", 0),
+            ("control.restore.durable", 0),
+            ("volume.restore.forget", 0),
+        ];
+        let world = World::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        fill(&open.served).await;
+        open.fs.sync().await.unwrap();
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        drop(open);
+        for (n, (step, after)) in steps.into_iter().enumerate() {
+            let to = format!("copy {n}");
+            let action = if after > 0 { format!("{after}*off->1*return->off") } else { "1*return->off".to_owned() };
+            world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+            world.catalog.bucket().failpoints().set(step, &action).unwrap();
+            let failed = restore(&world, volume, &wanted(cut, "dir", &to, true)).await;
+            assert!(failed.is_err(), "{step}");
+            // As after a crash: the next opening mends what is left.
+            world.volumes.close(volume.dataset).await.unwrap();
+            drop(world.volumes.open(&world.catalog, volume.dataset).await.unwrap());
+            world.volumes.close(volume.dataset).await.unwrap();
+            is_sound(&world, volume, step).await;
+            let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+            restore(&world, volume, &wanted(cut, "dir", &to, true)).await.unwrap();
+            let copy = child(&open.served, open.served.root(), &to).await.unwrap().file;
+            let original = child(&open.served, open.served.root(), "dir").await.unwrap().file;
+            let (copy, original) = (tree(&open.served, copy).await, tree(&open.served, original).await);
+            assert!(copy == original, "{step}");
+            drop(open);
+            world.volumes.close(volume.dataset).await.unwrap();
+            is_sound(&world, volume, step).await;
+        }
+        // The snapshot is deleted while a restore from it was cut short: it stays until the rows that may refer to it are settled (R10).
+        world.catalog.bucket().failpoints().set("control.restore.durable", "1*return->off").unwrap();
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        restore(&world, volume, &wanted(cut, "dir", "last", false)).await.unwrap_err();
+        world.controller.delete_snapshot(cut).await.unwrap();
+        assert_eq!(world.collect().await.snapshots, Vec::<String>::new());
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+        drop(world.volumes.open(&world.catalog, volume.dataset).await.unwrap());
+        world.volumes.close(volume.dataset).await.unwrap();
+        assert_eq!(world.collect().await.snapshots.len(), 1);
+        is_sound(&world, volume, "without the snapshot").await;
+        world.controller.delete_volume(volume).await.unwrap();
+        world.collect().await;
+        world.assert_empty("all is deleted").await;
+    });
+}
+
+/// A tree of many files: what it costs.
+#[test]
+fn requests_of_a_restore_are_few() {
+    run(async {
+        const FILES: usize = 1000;
+        let world = World::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let fs = &open.served;
+        let dir = fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let how = CreateHow::Unchecked(SetAttr { mode: Some(0o640), ..SetAttr::default() });
+        for n in 0..FILES {
+            let file = fs.create(&root(), dir, &name(&format!("file {n}")), how).await.unwrap().attr.file;
+            fs.write(&root(), file, 0, Bytes::from(data(n as u64, 6_000)), Stability::Unstable).await.unwrap();
+        }
+        open.fs.sync().await.unwrap();
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let (before, began) = (world.catalog.bucket().requests(), std::time::Instant::now());
+        let restored = restore(&world, volume, &wanted(cut, "dir", "copy", false)).await.unwrap();
+        let (after, took) = (world.catalog.bucket().requests(), began.elapsed());
+        let (gets, puts) = (after.get - before.get, after.put - before.put);
+        println!("{FILES} files of 6,000 bytes in place: {gets} GETs, {puts} PUTs, {took:?} (unoptimised)");
+        assert_eq!((restored.objects, restored.bytes), (FILES as u64 + 1, 6_000 * FILES as u64));
+        assert!(gets + puts < FILES as u64 / 4, "{gets} GETs, {puts} PUTs");
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+    });
+}
