@@ -6,6 +6,7 @@
 //! A crash leaves what the parts leave; the state folder holds the journals and the node's name, and one process at a time
 //! has it (a lock). The next process may take it over from the one that serves ([`handover`]).
 
+pub mod cluster;
 mod collecting;
 pub mod config;
 mod endpoints;

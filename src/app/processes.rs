@@ -1,6 +1,7 @@
 //! What the three processes share: server, controller, node plugin. Each runs until its token is cancelled, then stops in order: no
 //! new calls, calls under way finish, data is flushed, ownership is released where nothing is mounted any more.
 
+use super::cluster;
 use super::collecting;
 use super::config::Config;
 use super::endpoints::NfsEndpoints;
@@ -42,6 +43,7 @@ pub async fn controller(
     }
     let controller = Arc::new(parts.controller());
     tasks.spawn(collecting::run(controller.clone(), parts.config.collect_interval, stop.child_token()));
+    watch_cluster(&controller, &tasks, &stop);
     let services: CsiServices<crate::mount::KernelMounter, NfsEndpoints> =
         CsiServices { identity: identity(&parts, true), controller: Some(ControllerService::new(controller, unlock)), node: None };
     let serve = crate::csi::serve(csi_endpoint, crate::csi::Living::Refuse, services, stop.child_token())?;
@@ -53,6 +55,17 @@ pub async fn controller(
     }
     life::finish(&tasks).await;
     Ok(())
+}
+
+/// In a cluster, what happens to its nodes is watched. What keeps this from working keeps nothing else from it.
+fn watch_cluster(controller: &Arc<Controller>, tasks: &TaskTracker, stop: &CancellationToken) {
+    match cluster::Api::in_cluster() {
+        Ok(Some(api)) => drop(tasks.spawn(cluster::watch(api, controller.clone(), stop.child_token()))),
+        Ok(None) => tracing::info!(
+            "not in a Kubernetes cluster: volumes of lost nodes wait for their leases, or for `dataset release --force`"
+        ),
+        Err(error) => tracing::warn!(%error, "nodes cannot be watched: volumes of lost nodes wait for their leases"),
+    }
 }
 
 pub(super) fn node_info(parts: &Parts, id: String) -> NodeInfo {

@@ -81,8 +81,19 @@ impl Catalog {
     }
 
     /// Tells `session` to give a dataset up. One that is there already stays as it is.
-    pub async fn put_grant(&self, session: SessionId, grant: &Grant) -> Result<(), CatalogError> {
-        self.put_sign(&grant_key(session, grant.dataset), grant).await.map(drop)
+    pub async fn put_grant(&self, session: SessionId, grant: &Grant) -> Result<PutNew, CatalogError> {
+        self.put_sign(&grant_key(session, grant.dataset), grant).await
+    }
+
+    /// What the session last said of itself, if it is there and can be read.
+    pub async fn newest_heartbeat(&self, session: SessionId) -> Result<Option<Heartbeat>, CatalogError> {
+        let Some(newest) = self.node_signs(session).await?.newest() else { return Ok(None) };
+        let key = heartbeat_key(session, newest);
+        // Absent: the next one has taken its place.
+        match self.bucket().get(&key, RECORD_BYTES_MAX).await.map_err(|e| CatalogError::bucket(format!("reading {key}"), e))? {
+            Some(bytes) => Ok(decode_record(&key, &bytes)?.1),
+            None => Ok(None),
+        }
     }
 
     /// The grant, if there is one that can be read.

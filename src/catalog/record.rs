@@ -188,11 +188,14 @@ pub struct SnapshotNameClaim {
     pub snapshot: SnapshotId,
 }
 
-/// A sign of life of a node session. What it holds is for people: that there is a new one is what counts.
+/// A sign of life of a node session. That there is a new one is what counts for the lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     pub node: String,
     pub lease_millis: u64,
+    /// The run of the machine, as Kubernetes shows it of a Node: what tells this machine from another of its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<String>,
 }
 
 /// Why an owner that may be alive has to give a dataset up (R27).

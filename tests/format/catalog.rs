@@ -113,7 +113,7 @@ fn records() {
     let claim = SnapshotNameClaim { name: "snapshot-1".into(), snapshot: snapshot_id() };
     check("names/snapshot/k/00000000000000000001", Some(claim), include_str!("golden/name-claim.json"));
     check::<Dataset>("datasets/k/00000000000000000008", None, include_str!("golden/end.json"));
-    let heartbeat = Heartbeat { node: "node-1".into(), lease_millis: 45_000 };
+    let heartbeat = Heartbeat { node: "node-1".into(), lease_millis: 45_000, boot: None };
     check("nodes/s/heartbeat/00000000000000000001", Some(heartbeat), include_str!("golden/heartbeat.json"));
     check("nodes/s/grant/d", Some(grant()), include_str!("golden/grant.json"));
 }
@@ -126,7 +126,7 @@ async fn keys() {
     pool.insert_snapshot(snapshot()).await.unwrap();
     pool.claim_csi_snapshot_name("snapshot-1", snapshot_id()).await.unwrap();
     let session = SessionId::from_bytes([4; 16]);
-    pool.put_heartbeat(session, 3, &Heartbeat { node: "node-1".into(), lease_millis: 45_000 }).await.unwrap();
+    pool.put_heartbeat(session, 3, &Heartbeat { node: "node-1".into(), lease_millis: 45_000, boot: None }).await.unwrap();
     pool.put_grant(session, &grant()).await.unwrap();
     let keys: Vec<_> = pool.bucket().list("").await.unwrap().into_iter().map(|l| l.key).collect();
     assert_eq!(

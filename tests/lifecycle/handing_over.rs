@@ -109,7 +109,7 @@ fn a_grant_counts_a_lease_after_it_was_seen() {
         b.world.controller.grant_volume(volume, GrantReason::NodeGone).await.unwrap();
         // A heartbeat that comes now moves the end of the lease, and the grant's own time begins.
         let session = a.world.volumes.settings().session;
-        let beat = zerofs_csi::catalog::Heartbeat { node: "node-a".into(), lease_millis: 45_000 };
+        let beat = zerofs_csi::catalog::Heartbeat { node: "node-a".into(), lease_millis: 45_000, boot: None };
         a.world.catalog.put_heartbeat(session, 1_000, &beat).await.unwrap();
         let may_live = async |watch: &mut zerofs_csi::volume::Watch| {
             matches!(watch.look().await.unwrap(), zerofs_csi::volume::Verdict::MayLive { .. })

@@ -5,10 +5,11 @@
 //! its next renewal, serves the volume no more, closes and releases it. One that is not has stopped when its lease is over.
 
 use super::Controller;
+use crate::bucket::PutNew;
 use crate::catalog::{Dataset, Grant, GrantReason, Owner, State};
 use crate::control::take::{self, Life, Outcome};
 use crate::control::{ControlError, Pool, mail};
-use crate::types::{Timestamp, VolumeHandle};
+use crate::types::{SessionId, Timestamp, VolumeHandle};
 use crate::volume::{is_caretaker, release_lost};
 use std::time::Duration;
 
@@ -30,6 +31,18 @@ impl Controller {
         let Some(owner) = owner_of(&dataset) else { return Ok(None) };
         self.grant(pool, &dataset, owner, why).await?;
         Ok(Some(owner.node.clone()))
+    }
+
+    /// As [`Self::grant_volume`], if this session is still the owner. Whether there was no such grant before.
+    pub async fn grant_session(&self, volume: VolumeHandle, session: SessionId, why: GrantReason) -> Result<bool, ControlError> {
+        let (pool, dataset) = match self.dataset_to_release(volume).await {
+            Err(ControlError::NotFound { .. }) => return Ok(false),
+            found => found?,
+        };
+        match owner_of(&dataset).filter(|owner| owner.session == session) {
+            Some(owner) => Ok(self.grant(pool, &dataset, owner, why).await? == PutNew::Created),
+            None => Ok(false),
+        }
     }
 
     /// Has the volume released by its owner; the name of the node that had it. Not owned counts as released. With the journal given up
@@ -114,7 +127,7 @@ impl Controller {
         }
     }
 
-    async fn grant(&self, pool: &Pool, dataset: &Dataset, owner: &Owner, why: GrantReason) -> Result<(), ControlError> {
+    async fn grant(&self, pool: &Pool, dataset: &Dataset, owner: &Owner, why: GrantReason) -> Result<PutNew, ControlError> {
         let by = self.volumes.settings().node.clone();
         let grant = Grant { dataset: dataset.id(), why, by, created: Timestamp::now() };
         Ok(pool.catalog.put_grant(owner.session, &grant).await?)

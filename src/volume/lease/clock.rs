@@ -5,6 +5,11 @@ use std::time::Duration;
 /// Time since some moment that stays the same while the process lives. It must go on while the machine sleeps.
 pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Duration;
+
+    /// What names this run of the machine, if anything does.
+    fn boot(&self) -> Option<String> {
+        None
+    }
 }
 
 /// CLOCK_BOOTTIME: monotonic, and goes on while the machine is suspended or its guest is held, unlike CLOCK_MONOTONIC.
@@ -15,6 +20,11 @@ impl Clock for BootClock {
     fn now(&self) -> Duration {
         let at = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         Duration::new(u64::try_from(at.tv_sec).unwrap_or(0), u32::try_from(at.tv_nsec).unwrap_or(0))
+    }
+
+    fn boot(&self) -> Option<String> {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        Some(boot.trim().to_owned()).filter(|boot| !boot.is_empty())
     }
 }
 

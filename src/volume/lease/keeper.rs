@@ -53,7 +53,7 @@ pub struct Begun {
 
 impl Keeper {
     pub fn new(catalog: Catalog, owner: &Owner, settings: LeaseSettings) -> Self {
-        let heartbeat = Heartbeat { node: owner.node.clone(), lease_millis: owner.lease_millis };
+        let heartbeat = Heartbeat { node: owner.node.clone(), lease_millis: owner.lease_millis, boot: settings.clock.boot() };
         Self(Arc::new(Shared {
             catalog,
             settings,

@@ -1,0 +1,168 @@
+//! What is known of the cluster's machines. Pure: events in, condemned machines out.
+
+use super::api::{Change, Node};
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// Nodes remembered. Kubernetes itself is made for 5,000.
+const NODES_MAX: usize = 20_000;
+/// A Node that is gone may come back at once, when somebody makes it anew: only after this it is condemned.
+const GONE_FOR: Duration = Duration::from_secs(5);
+/// A Node that is gone is forgotten after this at the latest.
+const GONE_KEPT: Duration = Duration::from_secs(600);
+/// Any effect: who sets it says that the machine is off, or will not come back as it was.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+
+/// A machine that must give up what it owns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condemned {
+    pub name: String,
+    /// The run of the machine that is meant: a later one is another owner.
+    pub boot: String,
+    pub gone: bool,
+}
+
+#[derive(Debug)]
+struct Known {
+    boot: String,
+    out_of_service: bool,
+}
+
+#[derive(Debug)]
+struct Gone {
+    boot: String,
+    since: Instant,
+}
+
+#[derive(Debug, Default)]
+pub struct Nodes {
+    there: HashMap<String, Known>,
+    gone: HashMap<String, Gone>,
+}
+
+impl Nodes {
+    /// What a list shows is all there is: what is missing went while nobody watched.
+    pub fn replace(&mut self, listed: Vec<Node>, now: Instant) {
+        let before: Vec<String> = self.there.keys().cloned().collect();
+        let names: std::collections::HashSet<String> = listed.iter().map(|node| node.name().to_owned()).collect();
+        for name in before.into_iter().filter(|name| !names.contains(name)) {
+            self.remove(&name, now);
+        }
+        for node in listed {
+            self.put(&node);
+        }
+    }
+
+    pub fn apply(&mut self, change: Change, now: Instant) {
+        match change {
+            Change::Put(node) => self.put(&node),
+            Change::Removed(node) => {
+                // Its last state: what was missed is in it.
+                self.put(&node);
+                self.remove(node.name(), now);
+            }
+            Change::Nothing => {}
+        }
+    }
+
+    fn put(&mut self, node: &Node) {
+        let Some(boot) = node.boot() else { return };
+        if !self.there.contains_key(node.name()) && self.there.len() >= NODES_MAX {
+            return;
+        }
+        self.gone.remove(node.name());
+        let known = Known { boot: boot.to_owned(), out_of_service: node.has_taint(OUT_OF_SERVICE) };
+        let change = known.out_of_service && !self.there.get(node.name()).is_some_and(|before| before.out_of_service);
+        if change {
+            tracing::warn!(node = node.name(), "the node is tainted out-of-service: it is told to give up its volumes");
+        }
+        self.there.insert(node.name().to_owned(), known);
+    }
+
+    fn remove(&mut self, name: &str, now: Instant) {
+        if let Some(Known { boot, .. }) = self.there.remove(name)
+            && self.gone.len() < NODES_MAX
+        {
+            self.gone.insert(name.to_owned(), Gone { boot, since: now });
+        }
+    }
+
+    pub fn any_condemned(&self) -> bool {
+        !self.gone.is_empty() || self.there.values().any(|node| node.out_of_service)
+    }
+
+    /// Those that must give up what they own, and whether there are some that may be among them soon.
+    pub fn condemned(&mut self, now: Instant) -> (Vec<Condemned>, bool) {
+        self.gone.retain(|_, gone| now.saturating_duration_since(gone.since) < GONE_KEPT);
+        let is_due = |gone: &Gone| now.saturating_duration_since(gone.since) >= GONE_FOR;
+        let tainted = self.there.iter().filter(|(_, node)| node.out_of_service).map(|(name, node)| (name, &node.boot, false));
+        let gone = self.gone.iter().filter(|(_, gone)| is_due(gone)).map(|(name, gone)| (name, &gone.boot, true));
+        let all =
+            tainted.chain(gone).map(|(name, boot, gone)| Condemned { name: name.clone(), boot: boot.clone(), gone }).collect();
+        (all, self.gone.values().any(|gone| !is_due(gone)))
+    }
+
+    /// Those that were condemned then own nothing any more; what is gone stays gone.
+    pub fn done(&mut self, then: Instant) {
+        self.gone.retain(|_, gone| then.saturating_duration_since(gone.since) < GONE_FOR);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, boot: &str, taint: Option<&str>) -> Node {
+        let taints: Vec<_> = taint.iter().map(|key| serde_json::json!({"key": key, "effect": "NoExecute"})).collect();
+        let status = serde_json::json!({"nodeInfo": {"bootID": boot}});
+        serde_json::from_value(serde_json::json!({"metadata": {"name": name}, "spec": {"taints": taints}, "status": status}))
+            .unwrap()
+    }
+
+    fn of(nodes: &mut Nodes, now: Instant) -> Vec<(String, bool)> {
+        let mut found: Vec<_> = nodes.condemned(now).0.into_iter().map(|node| (node.name + "/" + &node.boot, node.gone)).collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn only_the_taint_and_going_condemn() {
+        let (mut nodes, start) = (Nodes::default(), Instant::now());
+        nodes.replace(
+            vec![node("a", "1", None), node("b", "2", Some("node.kubernetes.io/unreachable")), node("c", "3", None)],
+            start,
+        );
+        assert!(!nodes.any_condemned());
+        nodes.apply(Change::Put(node("a", "1", Some(OUT_OF_SERVICE))), start);
+        nodes.apply(Change::Removed(node("b", "2", None)), start);
+        assert_eq!(nodes.condemned(start), (vec![Condemned { name: "a".into(), boot: "1".into(), gone: false }], true));
+        let later = start + GONE_FOR;
+        assert_eq!(of(&mut nodes, later), [("a/1".into(), false), ("b/2".into(), true)]);
+        nodes.done(later);
+        assert_eq!(of(&mut nodes, later), [("a/1".into(), false)]);
+        nodes.apply(Change::Put(node("a", "1", None)), later);
+        assert!(!nodes.any_condemned());
+    }
+
+    #[test]
+    fn what_a_list_does_not_show_went_and_what_comes_back_stays() {
+        let (mut nodes, start) = (Nodes::default(), Instant::now());
+        nodes.replace(vec![node("a", "1", None), node("b", "2", None)], start);
+        nodes.replace(vec![], start);
+        // Made anew, by the same run of the machine; and by another.
+        nodes.apply(Change::Put(node("b", "2", None)), start);
+        let later = start + GONE_FOR;
+        assert_eq!(of(&mut nodes, later), [("a/1".into(), true)]);
+        nodes.apply(Change::Put(node("a", "7", None)), later);
+        assert_eq!(of(&mut nodes, later), []);
+        assert_eq!(of(&mut nodes, later + GONE_KEPT), []);
+    }
+
+    #[test]
+    fn a_node_that_was_never_seen_is_not_gone() {
+        let (mut nodes, start) = (Nodes::default(), Instant::now());
+        nodes.replace(vec![], start);
+        nodes.replace(vec![], start + GONE_KEPT);
+        assert!(!nodes.any_condemned());
+    }
+}

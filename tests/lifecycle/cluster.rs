@@ -1,0 +1,312 @@
+//! The watch of Kubernetes' nodes, against a small server that speaks its list and watch: pages, bookmarks, watches that end or are too old, tokens
+//! that change. Machines are told to give up what they own when they are out of service or gone, and no others (R27).
+
+use super::World;
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use zerofs_csi::app::cluster::{Api, watch};
+use zerofs_csi::bucket::Bucket;
+use zerofs_csi::catalog::{Catalog, GrantReason};
+use zerofs_csi::types::VolumeHandle;
+use zerofs_csi::volume::{BootClock, Clock, LeaseSettings, Volume};
+
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How the server treats a watch of a version that it has forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Forgets {
+    ByStatus,
+    ByEvent,
+}
+
+#[derive(Default)]
+struct Server {
+    version: u64,
+    nodes: BTreeMap<String, Value>,
+    log: Vec<(u64, Value)>,
+    /// Watches from before this are too old.
+    oldest: u64,
+    by_event: bool,
+    watchers: Vec<mpsc::UnboundedSender<std::io::Result<Bytes>>>,
+    token: String,
+    is_down: bool,
+    lists: u64,
+    watches: u64,
+    denied: u64,
+}
+
+#[derive(Clone, Default)]
+struct Cluster(Arc<Mutex<Server>>);
+
+fn line(event: &Value) -> std::io::Result<Bytes> {
+    Ok(Bytes::from(format!("{event}\n")))
+}
+
+impl Cluster {
+    async fn start() -> (Self, String) {
+        let cluster = Self::default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = format!("http://{}", listener.local_addr().unwrap());
+        let app = axum::Router::new().route("/api/v1/nodes", axum::routing::get(answer)).with_state(cluster.clone());
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        (cluster, at)
+    }
+
+    fn happens(&self, kind: &str, name: &str, object: Value) {
+        let mut server = self.0.lock();
+        server.version += 1;
+        let version = server.version;
+        let mut object = object;
+        object["metadata"]["resourceVersion"] = json!(version.to_string());
+        match kind {
+            "DELETED" => drop(server.nodes.remove(name)),
+            _ => drop(server.nodes.insert(name.to_owned(), object.clone())),
+        }
+        let event = json!({"type": kind, "object": object});
+        server.log.push((version, event.clone()));
+        // In two parts, as the network has it.
+        let whole = line(&event).unwrap();
+        let (first, rest) = (whole.slice(..whole.len() / 2), whole.slice(whole.len() / 2..));
+        server.watchers.retain(|watcher| watcher.send(Ok(first.clone())).is_ok() && watcher.send(Ok(rest.clone())).is_ok());
+    }
+
+    fn put(&self, name: &str, boot: &str, taints: &[&str]) {
+        let taints: Vec<Value> = taints.iter().map(|key| json!({"key": key, "effect": "NoExecute"})).collect();
+        let status = json!({"nodeInfo": {"bootID": boot}});
+        self.happens("MODIFIED", name, json!({"metadata": {"name": name}, "spec": {"taints": taints}, "status": status}));
+    }
+
+    fn delete(&self, name: &str) {
+        let object = self.0.lock().nodes[name].clone();
+        self.happens("DELETED", name, object);
+    }
+
+    /// The server ends all watches, or breaks them in the middle of a line.
+    fn drop_watches(&self) {
+        for watcher in std::mem::take(&mut self.0.lock().watchers) {
+            watcher.send(Ok(Bytes::from_static(b"{\"type\":\"MOD"))).ok();
+            watcher.send(Err(std::io::Error::other("gone"))).ok();
+        }
+    }
+
+    fn down(&self, is_down: bool) {
+        self.0.lock().is_down = is_down;
+        self.drop_watches();
+    }
+
+    fn forget(&self, how: Forgets) {
+        let mut server = self.0.lock();
+        server.oldest = server.version;
+        server.by_event = how == Forgets::ByEvent;
+        server.log.clear();
+    }
+
+    fn counts(&self) -> (u64, u64) {
+        let server = self.0.lock();
+        (server.lists, server.watches)
+    }
+}
+
+async fn answer(State(cluster): State<Cluster>, Query(query): Query<HashMap<String, String>>, headers: HeaderMap) -> Response {
+    let mut server = cluster.0.lock();
+    if server.is_down {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    if headers.get("authorization").and_then(|value| value.to_str().ok()) != Some(&format!("Bearer {}", server.token)) {
+        server.denied += 1;
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    let number = |key: &str| query.get(key).map(|value| value.parse::<u64>().unwrap());
+    if query.get("watch").is_none_or(|value| value != "true") {
+        // A page has two, whatever was asked for.
+        let from = number("continue").unwrap_or(0) as usize;
+        let items: Vec<Value> = server.nodes.values().skip(from).take(2).cloned().collect();
+        let more = if from + items.len() < server.nodes.len() { (from + items.len()).to_string() } else { String::new() };
+        server.lists += u64::from(more.is_empty());
+        let metadata = json!({"resourceVersion": server.version.to_string(), "continue": more});
+        return axum::Json(json!({"kind": "NodeList", "metadata": metadata, "items": items})).into_response();
+    }
+    server.watches += 1;
+    let from = number("resourceVersion").unwrap();
+    let (send, receive) = mpsc::unbounded_channel();
+    if from < server.oldest {
+        if !server.by_event {
+            return StatusCode::GONE.into_response();
+        }
+        send.send(line(&json!({"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired"}}))).unwrap();
+    } else {
+        for (_, event) in server.log.iter().filter(|(version, _)| *version > from) {
+            send.send(line(event)).unwrap();
+        }
+        let bookmark = json!({"metadata": {"resourceVersion": server.version.to_string()}});
+        send.send(line(&json!({"type": "BOOKMARK", "object": bookmark}))).unwrap();
+        server.watchers.push(send);
+    }
+    let lines = futures::stream::unfold(receive, |mut receive| async { receive.recv().await.map(|line| (line, receive)) });
+    Body::from_stream(lines).into_response()
+}
+
+/// A machine's run.
+struct Boot(&'static str);
+
+impl Clock for Boot {
+    fn now(&self) -> Duration {
+        BootClock.now()
+    }
+
+    fn boot(&self) -> Option<String> {
+        Some(self.0.to_owned())
+    }
+}
+
+/// A machine with a volume open.
+struct Machine {
+    world: World,
+    volume: VolumeHandle,
+    _open: Arc<Volume>,
+}
+
+impl Machine {
+    async fn new(catalog: &Catalog, name: &str, boot: &'static str) -> Self {
+        let world =
+            World::under(catalog.clone(), name, None, LeaseSettings { clock: Arc::new(Boot(boot)), ..LeaseSettings::default() });
+        let volume = world.create(&format!("v-{boot}"), None).await.unwrap().handle;
+        let open = world.volumes.open(catalog, volume.dataset).await.unwrap();
+        Self { world, volume, _open: open }
+    }
+
+    async fn granted(&self) -> Option<GrantReason> {
+        let session = self.world.volumes.settings().session;
+        self.world.catalog.grant(session, self.volume.dataset).await.unwrap().map(|grant| grant.why)
+    }
+
+    async fn until_granted(&self, what: &str) -> GrantReason {
+        let found = async {
+            loop {
+                match self.granted().await {
+                    Some(why) => break why,
+                    None => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("{what}: no grant"))
+    }
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+/// A cluster that is watched by a controller on a pool.
+async fn watched(token: &Path) -> (Cluster, Catalog, CancellationToken, impl Future<Output = ()> + use<>) {
+    let (cluster, at) = Cluster::start().await;
+    cluster.0.lock().token = "first".to_owned();
+    std::fs::write(token, "first\n").unwrap();
+    let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
+    let controller = World::on(catalog.clone(), "controller-1").controller;
+    let stop = CancellationToken::new();
+    let watching = watch(Api::at(&at, Some(token.to_owned()), None).unwrap(), controller, stop.clone());
+    (cluster, catalog, stop, watching)
+}
+
+#[test]
+fn a_machine_that_is_out_of_service_is_told_to_give_its_volumes_up() {
+    super::run(async {
+        let room = tempfile::tempdir().unwrap();
+        let token = room.path().join("token");
+        let (cluster, catalog, stop, watching) = watched(&token).await;
+        for n in 0..5 {
+            cluster.put(&format!("other-{n}"), "other", &[]);
+        }
+        cluster.put("a", "boot-a", &[]);
+        cluster.put("b", "boot-b", &["node.kubernetes.io/unreachable"]);
+        // Tainted before anybody watched.
+        cluster.put("c", "boot-c", &[OUT_OF_SERVICE]);
+        let (a, b, c) = (
+            Machine::new(&catalog, "a", "boot-a").await,
+            Machine::new(&catalog, "b", "boot-b").await,
+            Machine::new(&catalog, "c", "boot-c").await,
+        );
+        // Of another cluster, with a name that this one has too; and the run of the machine before this one.
+        let alike = Machine::new(&catalog, "a", "boot-elsewhere").await;
+        let watching = tokio::spawn(watching);
+        assert_eq!(c.until_granted("tainted before").await, GrantReason::OutOfService);
+        until("it watches", || cluster.counts().1 > 0).await;
+        cluster.put("a", "boot-a", &[OUT_OF_SERVICE]);
+        assert_eq!(a.until_granted("tainted while it watched").await, GrantReason::OutOfService);
+
+        // A token that changes with the watch that breaks.
+        std::fs::write(&token, "second").unwrap();
+        cluster.0.lock().token = "second".to_owned();
+        cluster.drop_watches();
+        cluster.put("b", "boot-b", &[OUT_OF_SERVICE]);
+        assert_eq!(b.until_granted("tainted while the watch was broken").await, GrantReason::OutOfService);
+        assert_eq!(alike.granted().await, None, "another machine of that name");
+        assert_eq!(cluster.0.lock().denied, 0);
+        assert_eq!(cluster.counts().0, 1, "a watch that broke goes on where it was");
+        stop.cancel();
+        watching.await.unwrap();
+    });
+}
+
+#[test]
+fn a_machine_whose_node_went_is_told_even_if_nobody_watched() {
+    super::run(async {
+        let room = tempfile::tempdir().unwrap();
+        let (cluster, catalog, stop, watching) = watched(&room.path().join("token")).await;
+        let names =
+            [("a", "boot-a"), ("b", "boot-b"), ("c", "boot-c"), ("d", "boot-d"), ("back", "boot-back"), ("stranger", "boot-s")];
+        let mut machines = BTreeMap::new();
+        for (name, boot) in names {
+            machines.insert(name, Machine::new(&catalog, name, boot).await);
+            // One is not a node of this cluster.
+            if name != "stranger" {
+                cluster.put(name, boot, &[]);
+            }
+        }
+        let watching = tokio::spawn(watching);
+        until("it watches", || cluster.counts() == (1, 1)).await;
+        cluster.delete("back");
+        cluster.put("back", "boot-back", &[]);
+        cluster.delete("a");
+        for (n, how) in [None, Some(Forgets::ByStatus), Some(Forgets::ByEvent)].into_iter().enumerate() {
+            let before = cluster.counts();
+            cluster.down(true);
+            cluster.delete(["b", "c", "d"][n]);
+            if let Some(how) = how {
+                cluster.happens("MODIFIED", "other", json!({"metadata": {"name": "other"}}));
+                cluster.forget(how);
+            }
+            cluster.down(false);
+            // Too old: a new list, and a watch after it.
+            let (lists, watches) = if how.is_some() { (1, 2) } else { (0, 1) };
+            until(&format!("it watches again: {how:?}"), || cluster.counts() >= (before.0 + lists, before.1 + watches)).await;
+        }
+        for name in ["a", "b", "c", "d"] {
+            assert_eq!(machines[name].until_granted(name).await, GrantReason::NodeGone, "{name}");
+        }
+        // They could have been judged before those.
+        for name in ["back", "stranger"] {
+            assert_eq!(machines[name].granted().await, None, "{name}");
+        }
+        stop.cancel();
+        watching.await.unwrap();
+    });
+}
