@@ -187,7 +187,7 @@ impl FaultStore {
 
     /// Every request takes so long.
     pub fn latency(&self, each: Duration) {
-        self.state().latency = Some(each);
+        self.state().latency = (!each.is_zero()).then_some(each);
     }
 
     /// Nothing is done any more, and nothing answered but errors.
