@@ -244,7 +244,7 @@ impl Filling {
         PackId { creator: self.creator, epoch: self.epoch, seq }
     }
 
-    fn is_own(&self, pack: PackId) -> bool {
+    pub(super) fn is_own(&self, pack: PackId) -> bool {
         pack.creator == self.creator && pack.epoch == self.epoch
     }
 
@@ -261,6 +261,10 @@ impl Filling {
         for chunk in chunks {
             known.insert(self.id, *chunk);
         }
+    }
+
+    pub(super) fn known_at_once(&self) -> usize {
+        self.cache.0.known.lock().chunks_at_once()
     }
 
     /// A chunk that is stored already, or will be with a pack that `holds` then holds (R10).

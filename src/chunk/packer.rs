@@ -134,6 +134,16 @@ impl Packer {
     pub fn known(&self, chunks: &[ChunkRef]) {
         self.0.known(chunks);
     }
+
+    /// So many chunks may be told at once without forgetting some of them. The memory is the process's.
+    pub fn known_at_once(&self) -> usize {
+        self.0.known_at_once()
+    }
+
+    /// Whether this packer makes the pack.
+    pub fn makes(&self, pack: PackId) -> bool {
+        self.0.is_own(pack)
+    }
 }
 
 /// Cuts what is added into jobs.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod cluster;
+mod deduplication;
 mod diff;
 #[path = "../support/fault.rs"]
 #[allow(dead_code, reason = "shared with other tests")]

@@ -274,6 +274,11 @@ impl Committer {
         self.shared.state.lock().usage(pack)
     }
 
+    /// The packs that may come into further use: referred to and not sealed.
+    pub fn open_packs(&self) -> Vec<PackId> {
+        self.shared.state.lock().open_packs()
+    }
+
     /// From now on the first reference into a pack is refused unless `is_unsettled` says that this opening stored it and has not settled it
     /// (R10). It is called under the committer's lock and must not call back.
     pub fn refer_only_to(&self, is_unsettled: Arc<dyn Fn(PackId) -> bool + Send + Sync>) {

@@ -109,6 +109,10 @@ impl State {
         Totals { inodes: self.superblock.inodes, allocated: self.superblock.allocated }
     }
 
+    pub fn open_packs(&self) -> Vec<PackId> {
+        self.usage.iter().filter(|(_, usage)| !usage.sealed).map(|(pack, _)| *pack).collect()
+    }
+
     pub fn usage(&self, pack: PackId) -> Usage {
         self.usage.get(&pack).copied().unwrap_or_default()
     }

@@ -153,7 +153,7 @@ impl Contents {
             match placement {
                 _ if state.is_clean() => return Ok(state.last()),
                 Placement::Waited => Some(state.wanted()),
-                Placement::Background | Placement::Migration => None,
+                Placement::Background | Placement::Everything | Placement::Migration => None,
             }
         };
         let _turn = node.content.turn.lock().await;
@@ -243,6 +243,7 @@ impl Contents {
         // Packs of small files wait a little for each other, unless writers wait for the memory.
         let haste = match placement {
             Placement::Waited => Haste::Now,
+            Placement::Everything => Haste::Soon,
             _ if taken.buffer.charge() >= SOON_BYTES || self.room.is_low() => Haste::Soon,
             _ => Haste::Unhurried,
         };
@@ -320,6 +321,7 @@ impl Contents {
             })
             .collect();
         if !raw.is_empty() {
+            self.recall.stores(&raw);
             group.packing = Some(self.packer.add(raw).await?);
         }
         Ok(())

@@ -25,6 +25,7 @@ mod flush;
 mod migrate;
 mod plan;
 mod read;
+mod recall;
 mod reclaim;
 mod records;
 mod segments;
@@ -51,6 +52,7 @@ use crate::chunk::{ChunkStore, Packer};
 use crate::types::PackId;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use plan::Placement;
 use records::RecordCache;
 use space::{DirtyMemory, Room, Space};
 use state::Freed;
@@ -89,6 +91,7 @@ pub struct Contents {
     migrate: Notify,
     /// Data ids that are being filled and have no inode yet: queued for reclaim, and left alone by it.
     copying: Mutex<HashSet<DataId>>,
+    recall: recall::Recall,
 }
 
 /// Where the data path finds an inode that it knows only by number: the namespace's inode table.
@@ -130,6 +133,7 @@ impl Contents {
             reclaim: Notify::new(),
             migrate: Notify::new(),
             copying: Mutex::default(),
+            recall: recall::Recall::default(),
         }
     }
 
@@ -242,7 +246,7 @@ impl Contents {
     /// # Errors
     /// When the store does not take some file's data now; the others are flushed all the same.
     pub async fn flush_all(&self) -> Result<Ticket, FsError> {
-        self.flush_dirty().await?;
+        self.flush_dirty(Placement::Everything).await?;
         Ok(self.committer.last())
     }
 }

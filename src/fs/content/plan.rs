@@ -14,6 +14,8 @@ pub enum Placement {
     Waited,
     /// Nobody waits: only data too small for a chunk of its own stays in the database.
     Background,
+    /// Someone waits for every file at once: as in the background, but no pack waits for more.
+    Everything,
     /// What rode in a batch earlier moves to a pack.
     Migration,
 }
@@ -37,7 +39,7 @@ impl Allowance {
     pub fn new(placement: Placement, dirty: u64) -> Self {
         let left = match placement {
             Placement::Waited if dirty <= WAITED_INLINE_MAX as u64 => WAITED_INLINE_MAX,
-            Placement::Waited | Placement::Background => BACKGROUND_INLINE_MAX,
+            Placement::Waited | Placement::Background | Placement::Everything => BACKGROUND_INLINE_MAX,
             Placement::Migration => 0,
         };
         let large = placement == Placement::Waited && dirty > WAITED_INLINE_MAX as u64;

@@ -1,4 +1,4 @@
-//! What runs beside the calls: flushing by time and by pressure, reclaim, migration.
+//! What runs beside the calls: flushing by time and by pressure, reclaim, migration, recall.
 
 use super::flush::Select;
 use super::plan::Placement;
@@ -69,19 +69,19 @@ impl Contents {
     }
 
     /// Flushes every file that is dirty now.
-    pub(super) async fn flush_dirty(&self) -> Result<(), FsError> {
+    pub(super) async fn flush_dirty(&self, placement: Placement) -> Result<(), FsError> {
         let flushes = stream::iter(self.dirty.all())
-            .map(|node| async move { self.flush_as(&node, Placement::Background, Select::All).await.map(|_| ()) }.boxed());
+            .map(|node| async move { self.flush_as(&node, placement, Select::All).await.map(|_| ()) }.boxed());
         let outcomes: Vec<Result<(), FsError>> = flushes.buffer_unordered(FILES_AT_ONCE).collect().await;
         outcomes.into_iter().collect()
     }
 
     async fn sync_dirty(&self) -> Result<(), FsError> {
-        self.flush_dirty().await?;
+        self.flush_dirty(Placement::Background).await?;
         self.committer.durable(self.committer.last()).await
     }
 
-    /// Starts flush timer, reclaim of `O` and migration of inline data; ends with the tasks' tracker. `nodes` finds the inodes whose cut-off records
+    /// Starts flush timer, reclaim of `O`, migration of inline data and recall of stored chunks; ends with the tasks' tracker. `nodes` finds the inodes whose cut-off records
     /// are reclaimed.
     pub fn start(self: &Arc<Self>, nodes: Weak<dyn NodeSource>, tasks: &TaskTracker, stop: CancellationToken) {
         let (reclaim, migrate, flush) = (self.clone(), self.clone(), self.clone());
@@ -91,8 +91,10 @@ impl Contents {
         tasks.spawn(async move { migrate.migrate_forever(nodes, its_stop).await });
         let its_stop = stop.clone();
         tasks.spawn(async move { flush.flush_by_time(its_stop).await });
-        let large = self.clone();
-        tasks.spawn(async move { large.flush_by_pressure(stop).await });
+        let (large, its_stop) = (self.clone(), stop.clone());
+        tasks.spawn(async move { large.flush_by_pressure(its_stop).await });
+        let recalling = self.clone();
+        tasks.spawn(async move { recalling.recall_once(stop).await });
     }
 
     /// Written data, and every other change, reaches the store after the flush interval. An idle volume makes no request.
