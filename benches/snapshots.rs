@@ -10,7 +10,7 @@ mod support;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use support::{Measured, Meter, Process, file, folder, median, mkdir, name, requests};
+use support::{Measured, Meter, Process, file, folder, idle, median, mkdir, name, requests};
 use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::control::Source;
 use zerofs_csi::fs::api::{Caller, FileSystem};
@@ -39,6 +39,7 @@ async fn fill(process: &Process, volume: VolumeHandle, files: usize) {
         }
         lanes.join_all().await;
     }
+    idle().await;
     drop(open);
     process.volumes.close(volume.dataset).await.unwrap();
 }

@@ -70,7 +70,7 @@ pub async fn repair_released(settings: &VolumeSettings, pool: &Catalog, id: Data
 }
 
 async fn repair(place: &DbPlace, epoch: Epoch) -> Result<Repaired, FsError> {
-    let database = Database::open(place, Some(epoch)).await?;
+    let database = Database::visit(place, Some(epoch)).await?;
     // It stores no packs, so that none is settled.
     let committer = Committer::start(database, None, Box::new(|| 0), place.bucket.failpoints().clone()).await?;
     let repaired = check::repair(&committer).await?;

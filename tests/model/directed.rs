@@ -283,6 +283,31 @@ async fn always_means_that_every_answer_is_in_the_store() {
     fs.close().await.unwrap();
 }
 
+/// A database's commit: what an fsync costs, in requests and in bytes beyond its data.
+#[tokio::test]
+async fn an_fsync_is_one_small_put() {
+    const DATA: u64 = 4096;
+    let (dataset, _journals) = dataset();
+    let bucket = dataset.place.bucket.clone();
+    let fs = dataset.open().await;
+    let caller = Caller::root();
+    let file = fs.create(&caller, fs.root(), &name("database"), PLAIN).await.unwrap().attr.file;
+    for n in 0..20 {
+        fs.sync().await.unwrap();
+        let (before, had) = (bucket.requests(), bucket.list("").await.unwrap());
+        let mut data = vec![0; DATA as usize];
+        rand::fill(&mut data[..]);
+        fs.write(&caller, file, n * DATA, data.into(), Stability::Unstable).await.unwrap();
+        fs.commit(&caller, file, n * DATA, DATA as u32).await.unwrap();
+        let made = bucket.requests() - before;
+        assert_eq!((made.put, made.get, made.head, made.delete), (1, 0, 0, 0), "fsync {n}");
+        let has = bucket.list("").await.unwrap();
+        let new: Vec<u64> = has.iter().filter(|object| !had.contains(object)).map(|object| object.bytes).collect();
+        assert!(new.len() == 1 && new[0] <= DATA + (16 << 10), "fsync {n}: objects of {new:?} bytes");
+    }
+    fs.close().await.unwrap();
+}
+
 #[tokio::test]
 async fn quotas_and_rights_are_kept() {
     let (mut dataset, _journals) = dataset();

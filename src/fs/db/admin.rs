@@ -46,7 +46,7 @@ pub async fn checkpoint_closed(place: &DbPlace, name: &str, expected: Epoch) -> 
     if let Some(checkpoint) = existing.checkpoints().iter().find(|c| c.name.as_deref() == Some(name)) {
         return Ok(checkpoint.id.into());
     }
-    let database = Database::open(place, Some(expected)).await?;
+    let database = Database::visit(place, Some(expected)).await?;
     let checkpoint = database.checkpoint(name).await;
     let closed = database.close().await;
     let checkpoint = checkpoint?;
@@ -113,7 +113,7 @@ pub async fn fence(place: &DbPlace) -> Result<(), FsError> {
     if !exists(place).await? {
         return Ok(());
     }
-    Database::open(place, None).await?.close().await
+    Database::visit(place, None).await?.close().await
 }
 
 /// Removes a fenced database's objects, its pins on ancestors first. Refuses while anything holds it: SlateDB itself would not.

@@ -1,7 +1,7 @@
 //! A compactor that runs only while there is something to compact.
 //!
 //! SlateDB's embedded compactor polls: at its defaults an idle database makes 3 requests a second. Here a task watches the manifest that
-//! the writer has in memory, starts a compactor when L0 has grown to [`settings::COMPACT_L0`] tables, and stops it when the compactor has
+//! the writer has in memory, starts a compactor when L0 has grown ([`settings::COMPACT_L0`]), and stops it when the compactor has
 //! nothing left. Compactors fence each other by an epoch of their own, so that a fenced owner's compactor stops by itself.
 
 use super::clock::Clock;
@@ -40,11 +40,11 @@ impl Turn {
     }
 }
 
-/// Runs until the database closes or `stop`.
-pub(super) async fn keep(db: Db, place: DbPlace, turn: Turn, stop: CancellationToken) {
+/// Compacts whenever L0 has grown to `from` tables, until the database closes or `stop`.
+pub(super) async fn keep(db: Db, place: DbPlace, turn: Turn, from: usize, stop: CancellationToken) {
     let mut status = db.subscribe();
     loop {
-        let due = status.wait_for(|s| s.close_reason.is_some() || s.current_manifest.l0().len() >= settings::COMPACT_L0);
+        let due = status.wait_for(|s| s.close_reason.is_some() || s.current_manifest.l0().len() >= from);
         let open = tokio::select! {
             due = due => due.is_ok_and(|s| s.close_reason.is_none()),
             () = stop.cancelled() => false,

@@ -36,6 +36,19 @@ impl Drop for Database {
 impl Database {
     /// Opens, creating it if absent; fences every earlier opener. `expected`: fail unless the writer epoch is still this one (R16).
     pub async fn open(place: &DbPlace, expected: Option<Epoch>) -> Result<Self, FsError> {
+        let database = Self::open_with(place, expected, settings::COMPACT_L0).await?;
+        let (db, stop) = (database.db.clone(), database.stop.clone());
+        database.upkeep.spawn(collection::keep(db, place.clone(), stop));
+        Ok(database)
+    }
+
+    /// As [`Self::open`], for one act on a database that nobody has open: its upkeep is left to the next owner, so that the act takes the same few
+    /// requests whatever the size. Only an L0 without room for a checkpoint is compacted.
+    pub async fn visit(place: &DbPlace, expected: Option<Epoch>) -> Result<Self, FsError> {
+        Self::open_with(place, expected, settings::L0_MAX - settings::L0_ROOM + 1).await
+    }
+
+    async fn open_with(place: &DbPlace, expected: Option<Epoch>, compact_l0: usize) -> Result<Self, FsError> {
         let clock = Arc::new(Clock::default());
         let mut db = build(place, expected, &clock).await?;
         if clock.go_on_from(last_time(&db.manifest())) {
@@ -47,8 +60,7 @@ impl Database {
         let epoch = Epoch(db.manifest().writer_epoch());
         let (upkeep, stop) = (TaskTracker::new(), CancellationToken::new());
         let turn = compaction::Turn::new(clock.clone());
-        upkeep.spawn(compaction::keep(db.clone(), place.clone(), turn.clone(), stop.clone()));
-        upkeep.spawn(collection::keep(db.clone(), place.clone(), stop.clone()));
+        upkeep.spawn(compaction::keep(db.clone(), place.clone(), turn.clone(), compact_l0, stop.clone()));
         Ok(Self { db, place: place.clone(), epoch, clock, flushes: AtomicU32::new(0), upkeep, turn, stop })
     }
 
