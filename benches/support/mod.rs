@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zerofs_csi::bucket::{Bucket, Requests};
-use zerofs_csi::catalog::{Catalog, Properties};
+use zerofs_csi::catalog::{Catalog, Form, Properties};
 use zerofs_csi::chunk::{ChunkCache, ChunkLimits};
 use zerofs_csi::control::{Controller, NewVolume, Pools, Source};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileRef, FileSystem, SetAttr, Stability};
@@ -53,6 +53,7 @@ impl Process {
             size: None,
             size_limit: None,
             source,
+            form: Form::Writable,
             properties,
             access_modes: vec![],
             parameters: BTreeMap::new(),
