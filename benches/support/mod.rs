@@ -56,7 +56,6 @@ impl Process {
             form: Form::Writable,
             properties,
             access_modes: vec![],
-            form: zerofs_csi::catalog::Form::Writable,
             parameters: BTreeMap::new(),
         };
         self.controller.create_volume(None, new).await.expect("a volume").handle
