@@ -110,6 +110,8 @@ pub struct Fs {
     quota_bytes: Mutex<Option<u64>>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Held by the one restore in place that there may be.
+    pub(super) restoring: tokio::sync::Mutex<()>,
 }
 
 /// What has to be safe before a change is acknowledged (the table of sync modes in the README).
@@ -178,6 +180,7 @@ impl Fs {
             quota_bytes: Mutex::new(options.quota_bytes),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
+            restoring: tokio::sync::Mutex::default(),
         };
         fs.start(options.flush_interval);
         Ok(fs)

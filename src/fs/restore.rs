@@ -128,6 +128,11 @@ fn at(path: &str) -> impl FnOnce(FsError) -> RestoreError + '_ {
 }
 
 impl Fs {
+    /// For whoever restores, until it is dropped; `None` while another does.
+    pub fn begin_restore(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        self.restoring.try_lock().ok()
+    }
+
     /// Restores from a snapshot of this very dataset, which must be pinned in the catalog until this returns (R10).
     pub async fn restore(&self, view: &SnapshotView, route: &Route, progress: &Progress) -> Result<Restored, RestoreError> {
         let path = shown(&route.to);

@@ -29,6 +29,7 @@ mod lease;
 mod leave;
 mod ownership;
 mod reading;
+mod restoring;
 mod served;
 mod settings;
 mod snapdir;
@@ -42,10 +43,11 @@ pub use caretaker::{
 pub use lease::{BootClock, Clock, Forfeit, LeaseSettings, Verdict, Watch};
 pub use ownership::is_caretaker;
 pub use reading::ReadSnapshot;
+pub use restoring::forget_restore;
 pub use served::{Live, OneSnapshot, Served};
 pub use settings::{VolumeSettings, place};
 pub use views::{Keeper, View, Views};
-pub use volumes::{Closing, Lost, Volume, Volumes, forget_restore};
+pub use volumes::{Closing, Lost, Volume, Volumes};
 
 use crate::catalog::{CatalogError, Owner};
 use crate::fs::FsError;

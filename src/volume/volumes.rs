@@ -3,14 +3,15 @@
 use super::claim::{claim, release};
 use super::lease::{End, Forfeit, Held, Keeper, LeaseSettings, Watch};
 use super::ownership::{self, Before};
+use super::restoring::end_restore;
 use super::served::{Live, Served};
 use super::settings::VolumeSettings;
 use super::views::Views;
 use super::{VolumeError, home};
-use crate::catalog::{Catalog, CatalogError, Dataset, Owner, Snapdir};
+use crate::catalog::{Catalog, Dataset, Owner, Snapdir};
 use crate::chunk::ChunkStore;
 use crate::fs::{Fs, FsError};
-use crate::types::{DatasetId, FamilyId, HomeId, PoolId, SnapshotId};
+use crate::types::{DatasetId, FamilyId, HomeId, PoolId};
 use futures::StreamExt;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -324,7 +325,7 @@ impl Volumes {
         };
         match opened {
             Ok(volume) => {
-                end_restore(pool, &volume).await;
+                end_restore(pool, &volume, me.session).await;
                 Ok((Arc::new(volume), Arc::new(begun.held)))
             }
             Err(error) => {
@@ -428,42 +429,6 @@ impl Slot {
         let open = open.as_ref().filter(|open| !open.closing.load(Ordering::Acquire));
         open.map(|open| open.volume.clone())
     }
-}
-
-/// What a restore that was cut short left: the replay is durable, so the snapshot need not be kept for it. What fails now is done by the next
-/// opening.
-async fn end_restore(pool: &Catalog, volume: &Volume) {
-    let Some(snapshot) = volume.dataset.restoring else { return };
-    let id = volume.dataset.id();
-    let ended = match volume.fs.sync().await {
-        Ok(()) => forget_restore(pool, id, snapshot).await.map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    };
-    if let Err(error) = ended {
-        tracing::warn!(dataset = %volume.dataset.name, error, "a restore that was cut short keeps its snapshot until the next opening");
-    }
-}
-
-/// The dataset depends on the snapshot no more: all that was restored from it is durable.
-pub async fn forget_restore(pool: &Catalog, id: DatasetId, snapshot: SnapshotId) -> Result<(), VolumeError> {
-    let step = pool.bucket().failpoints().step("volume.restore.forget").await;
-    step.map_err(|injected| VolumeError::Io(injected.to_string()))?;
-    let forgotten = pool.update_snapshot(snapshot, |record| {
-        record.dependants.retain(|dependant| *dependant != id.incarnation);
-        Ok(())
-    });
-    match forgotten.await {
-        Ok(_) | Err(CatalogError::NotFound { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
-    pool.update_dataset(id, |record| {
-        if record.restoring == Some(snapshot) {
-            record.restoring = None;
-        }
-        Ok(())
-    })
-    .await?;
-    Ok(())
 }
 
 async fn journal_path(dir: &std::path::Path, dataset: &Dataset) -> Result<PathBuf, VolumeError> {

@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use zerofs_csi::catalog::{Catalog, Dataset};
 use zerofs_csi::control::node::NoMounts;
 use zerofs_csi::control::{ControlError, RestoreInPlace, mail};
 use zerofs_csi::fs::Restored;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::check::check;
 use zerofs_csi::fs::db::{DbCache, Reader};
-use zerofs_csi::types::{Class, Classify, Incarnation, SnapshotHandle, Timestamp, VolumeHandle};
-use zerofs_csi::volume::{Served, place};
+use zerofs_csi::types::{Class, Classify, DatasetId, Incarnation, SnapshotHandle, Timestamp, VolumeHandle};
+use zerofs_csi::volume::{Served, forget_restore, place};
 
 /// Kind, mode, owner, mtime, links, content.
 type Object = (FileKind, u32, u32, Timestamp, u32, Vec<u8>);
@@ -291,6 +292,70 @@ fn a_restore_that_fails_anywhere_is_mended_by_repeating_it() {
         world.controller.delete_volume(volume).await.unwrap();
         world.collect().await;
         world.assert_empty("all is deleted").await;
+    });
+}
+
+async fn edit(catalog: &Catalog, id: DatasetId, mut change: impl FnMut(&mut Dataset) + Send) {
+    let changed = catalog.update_dataset(id, |record| {
+        change(record);
+        Ok(())
+    });
+    changed.await.unwrap();
+}
+
+/// A session that was the owner, and learns late that it is not, takes the snapshot from no restore of the next owner (R10).
+#[test]
+fn only_the_owner_lets_the_snapshot_go() {
+    run(async {
+        let world = World::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        write(&open.served, open.served.root(), "file", &data(1, 100_000)).await;
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let (catalog, failpoints) = (world.catalog.clone(), world.catalog.bucket().failpoints());
+        let (id, life, first) = (volume.dataset, volume.dataset.incarnation, world.volumes.settings().session);
+        failpoints.set("control.restore.durable", "1*return->off").unwrap();
+        restore(&world, volume, &wanted(cut, "file", "copy", false)).await.unwrap_err();
+        // It has seen that it is the owner, and stops before it changes anything.
+        failpoints.set("volume.restore.forget", "1*pause->off").unwrap();
+        let before = failpoints.passed().get("volume.restore.forget").copied();
+        let late = tokio::spawn({
+            let catalog = catalog.clone();
+            async move { forget_restore(&catalog, id, cut.snapshot, first).await }
+        });
+        while failpoints.passed().get("volume.restore.forget").copied() == before {
+            tokio::task::yield_now().await;
+        }
+        // The next owner ends what was left, and restores from the same snapshot.
+        let next = zerofs_csi::types::SessionId::from_bytes([9; 16]);
+        let own = |session| zerofs_csi::catalog::Owner::new("other", session);
+        edit(&catalog, id, |record| record.owner = Some(own(next))).await;
+        forget_restore(&catalog, id, cut.snapshot, next).await.unwrap();
+        let depends = async || catalog.snapshot_by_id(cut.snapshot).await.unwrap().unwrap().record.dependants.contains(&life);
+        assert!(!depends().await);
+        edit(&catalog, id, |record| record.restoring = Some(cut.snapshot)).await;
+        let depend = |record: &mut zerofs_csi::catalog::Snapshot| {
+            record.dependants.push(life);
+            Ok(())
+        };
+        catalog.update_snapshot(cut.snapshot, depend).await.unwrap();
+        failpoints.set("volume.restore.forget", "off").unwrap();
+        late.await.unwrap().unwrap();
+        assert!(depends().await, "the next owner's restore keeps the snapshot");
+        forget_restore(&catalog, id, cut.snapshot, first).await.unwrap();
+        assert!(depends().await);
+        let refused = restore(&world, volume, &wanted(cut, "file", "again", false)).await.unwrap_err();
+        assert_eq!(refused.class(), Class::Unavailable, "{refused}");
+        assert!(depends().await && child(&open.served, open.served.root(), "again").await.is_err());
+
+        // The owner itself makes good what is left, also for another snapshot.
+        edit(&catalog, id, |record| record.owner = Some(world.volumes.owner())).await;
+        let other = world.controller.create_snapshot(volume, "other".parse().unwrap(), false).await.unwrap().handle;
+        restore(&world, volume, &wanted(other, "file", "again", false)).await.unwrap();
+        assert!(!depends().await);
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+        is_sound(&world, volume, "at the end").await;
     });
 }
 

@@ -71,7 +71,9 @@ pub(in crate::control) async fn restore(
     progress: &Progress,
 ) -> Result<Restored, ControlError> {
     let route = wanted.route()?;
-    begin(pool, dataset, wanted.snapshot).await?;
+    let running = || ControlError::InProgress { what: format!("a restore into volume {}", dataset.name) };
+    let _alone = fs.begin_restore().ok_or_else(running)?;
+    begin(settings, pool, dataset, fs, wanted.snapshot).await?;
     step(pool, "control.restore.pinned").await?;
     let restored = async {
         let reading = ReadSnapshot::open(settings, pool, wanted.snapshot).await?;
@@ -88,7 +90,7 @@ pub(in crate::control) async fn restore(
     let unsure =
         |error: &ControlError| matches!(error.class(), Class::Unavailable | Class::Fenced | Class::Corrupt | Class::Internal);
     if !restored.as_ref().is_err_and(unsure) {
-        forget_restore(pool, dataset.id(), wanted.snapshot).await?;
+        forget_restore(pool, dataset.id(), wanted.snapshot, settings.session).await?;
     }
     restored
 }
@@ -97,21 +99,35 @@ async fn step(pool: &Catalog, name: &str) -> Result<(), ControlError> {
     Ok(pool.bucket().failpoints().step(name).await.map_err(crate::bucket::BucketError::from)?)
 }
 
-/// The intent, then the dependant: a crash after either is found by the intent (R3).
-async fn begin(pool: &Catalog, dataset: &Dataset, snapshot: SnapshotId) -> Result<(), ControlError> {
+/// The intent, then the dependant: a crash after either is found by the intent (R3). What an earlier restore left is ended first: this one changes
+/// the snapshot's record, so that nobody takes the dependant away who read it before ([`forget_restore`]).
+async fn begin(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    dataset: &Dataset,
+    fs: &Fs,
+    snapshot: SnapshotId,
+) -> Result<(), ControlError> {
     step(pool, "control.restore.begin").await?;
-    let mut other = false;
-    let marked = pool.update_dataset(dataset.id(), |record| {
-        other = record.restoring.is_some_and(|restoring| restoring != snapshot);
-        if other {
-            let why = "another restore is not done yet".to_owned();
+    let (id, me) = (dataset.id(), settings.session);
+    let taken = || ControlError::Unavailable(format!("volume {} has another owner by now: repeat", dataset.name));
+    let left = pool.dataset_by_id(id).await?.ok_or_else(taken)?.record.restoring;
+    if let Some(left) = left {
+        fs.sync().await?;
+        forget_restore(pool, id, left, me).await?;
+    }
+    let mut ours = true;
+    let marked = pool.update_dataset(id, |record| {
+        ours = record.owner.as_ref().is_some_and(|owner| owner.session == me) && record.restoring.is_none();
+        if !ours {
+            let why = "another owner has it by now".to_owned();
             return Err(CatalogError::Precondition { what: format!("dataset {}", record.name), why });
         }
         record.restoring = Some(snapshot);
         Ok(())
     });
     match marked.await {
-        Err(_) if other => return Err(ControlError::InProgress { what: format!("a restore into volume {}", dataset.name) }),
+        Err(_) if !ours => return Err(taken()),
         marked => drop(marked?),
     }
     step(pool, "control.restore.intent").await?;
