@@ -4,12 +4,11 @@ use super::args::DiffArgs;
 use super::exit::Wrong;
 use super::target::{Opened, split_snapshot};
 use crate::catalog::Snapshot;
-use crate::chunk::ChunkStore;
 use crate::fs::api::FileKind;
 use crate::fs::db::{self, Reader};
 use crate::fs::{Aspect, Difference, Found, FsError, SnapshotView, compare};
 use crate::types::{Class, DatasetId};
-use crate::volume::{ReadSnapshot, place};
+use crate::volume::ReadSnapshot;
 use serde::Serialize;
 use std::io::{BufWriter, ErrorKind, Write};
 
@@ -119,17 +118,18 @@ fn apart(before: &str, after: &str) -> anyhow::Error {
     Wrong::new(Class::Invalid, format!("{before} and {after} are of different datasets: only states of one dataset are compared"))
 }
 
-/// The dataset as the store has it. What a node holds that was not synced yet is not in it.
+/// The dataset as the store has it: one state, however long it is read and whatever is written meanwhile. What a node holds that was not synced yet
+/// is not in it. Nothing keeps that state: an hour after it was outlived reading it may fail, and says so.
 async fn live(opened: &Opened, id: DatasetId) -> anyhow::Result<SnapshotView> {
     let catalog = &opened.pool.catalog;
     let gone = || Wrong::new(Class::NotFound, "the dataset is deleted: give a second snapshot".to_owned());
     let dataset = catalog.dataset_by_id(id).await?.map(|at| at.record).ok_or_else(gone)?;
     let settings = opened.parts.volumes.settings();
-    let at = place(catalog, dataset.family, dataset.incarnation, &settings.cache);
+    let at = settings.place(catalog, dataset.family, dataset.incarnation);
     if !db::exists(&at).await? {
         return Err(gone());
     }
-    let chunks = ChunkStore::new(catalog.bucket().clone(), dataset.family, catalog.keyring(), settings.chunk_cache.clone());
+    let chunks = settings.chunks(catalog, dataset.family);
     Ok(SnapshotView::new(Reader::newest(&at).await?, chunks).await?)
 }
 

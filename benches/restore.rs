@@ -1,0 +1,167 @@
+//! A tree of many files put back in place, by reference: requests, time and CPU. The data is in packs, none of which is read or written.
+//!
+//! `cargo bench --bench restore [-- FILES]`: 10,000 files of 6,000 bytes, 100 in a folder, on a store in memory, on a folder, and with 20 ms for each request.
+//! TMPDIR chooses the disk.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a bench stops by panicking")]
+
+#[path = "../tests/support/fault.rs"]
+#[allow(dead_code, reason = "shared with tests")]
+mod fault;
+
+use bytes::Bytes;
+use fault::FaultStore;
+use object_store::ObjectStore;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use zerofs_csi::bucket::Bucket;
+use zerofs_csi::catalog::{Catalog, Form, Properties};
+use zerofs_csi::chunk::ChunkCache;
+use zerofs_csi::control::{Controller, NewVolume, Pools, RestoreInPlace};
+use zerofs_csi::fs::FsMemory;
+use zerofs_csi::fs::api::*;
+use zerofs_csi::fs::db::DbCache;
+use zerofs_csi::types::{EntryName, Incarnation, SessionId, SnapshotHandle, VolumeHandle};
+use zerofs_csi::volume::{Volume, VolumeSettings, Volumes};
+
+const FILE_BYTES: usize = 6_000;
+const FOLDER_FILES: usize = 100;
+const LATENCY: Duration = Duration::from_millis(20);
+/// Files written at once.
+const LANES: usize = 64;
+
+struct Process {
+    store: Arc<FaultStore>,
+    catalog: Catalog,
+    volumes: Volumes,
+    controller: Controller,
+}
+
+impl Process {
+    async fn new(store: Arc<dyn ObjectStore>, journals: &Path) -> Self {
+        let store = FaultStore::over(store);
+        let bucket = Bucket::on(store.clone(), object_store::path::Path::default());
+        let catalog = Catalog::create(bucket, None).await.unwrap();
+        let settings = VolumeSettings {
+            node: "bench".to_owned(),
+            session: SessionId::random(),
+            journal_dir: Some(journals.to_owned()),
+            cache: DbCache::new(16 << 20),
+            chunk_cache: ChunkCache::memory(32 << 20),
+            flush_interval: Duration::from_secs(2),
+            memory: FsMemory::new(64 << 20, 48 << 20),
+            volumes_max: 64,
+        };
+        let volumes = Volumes::new(settings);
+        let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());
+        Self { store, catalog, volumes, controller }
+    }
+
+    async fn create(&self) -> VolumeHandle {
+        let new = NewVolume {
+            name: "a".parse().unwrap(),
+            size: None,
+            size_limit: None,
+            source: None,
+            properties: Properties::default(),
+            access_modes: vec![],
+            form: Form::Writable,
+            parameters: BTreeMap::new(),
+        };
+        self.controller.create_volume(None, new).await.unwrap().handle
+    }
+}
+
+fn name(text: &str) -> EntryName {
+    EntryName::try_from(text.as_bytes()).unwrap()
+}
+
+/// CPU time of this process, all threads.
+fn cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
+
+/// `tree/<folder>/<file>`.
+async fn fill(volume: &Arc<Volume>, files: usize) {
+    let (root, top) = (Caller::root(), volume.fs.root());
+    let tree = volume.fs.mkdir(&root, top, &name("tree"), SetAttr::default()).await.unwrap().attr.file;
+    let mut folders = Vec::new();
+    for n in 0..files.div_ceil(FOLDER_FILES) {
+        let made = volume.fs.mkdir(&root, tree, &name(&format!("folder-{n}")), SetAttr::default()).await.unwrap();
+        folders.push(made.attr.file);
+    }
+    let (mut tasks, folders) = (tokio::task::JoinSet::new(), Arc::new(folders));
+    for lane in 0..LANES {
+        let (volume, folders) = (volume.clone(), folders.clone());
+        tasks.spawn(async move {
+            let root = Caller::root();
+            for n in (lane..files).step_by(LANES) {
+                let how = CreateHow::Guarded(SetAttr { mode: Some(0o640), ..SetAttr::default() });
+                let dir = folders[n / FOLDER_FILES];
+                let file = volume.fs.create(&root, dir, &name(&format!("file-{n}")), how).await.unwrap().attr.file;
+                let mut data = blake3::hash(&n.to_le_bytes()).as_bytes().repeat(FILE_BYTES / 32 + 1);
+                data.truncate(FILE_BYTES);
+                volume.fs.write(&root, file, 0, Bytes::from(data), Stability::Unstable).await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    volume.fs.sync().await.unwrap();
+}
+
+async fn measure(what: &str, process: &Process, volume: VolumeHandle, wanted: &RestoreInPlace) {
+    let logged = process.store.log().len();
+    let (before, wall, busy) = (process.catalog.bucket().requests(), Instant::now(), cpu());
+    let restored = process.controller.restore_in_place(volume, wanted, &|_| ()).await.unwrap();
+    let (took, busy, made) = (wall.elapsed(), cpu().saturating_sub(busy), process.catalog.bucket().requests() - before);
+    let packs = process.store.log()[logged..].iter().filter(|(_, key)| key.starts_with("packs/")).count();
+    println!(
+        "{what:<40} {:>6} objects in {:>8.1} ms, {:>6.1} us CPU each: {:>4} GETs, {:>4} PUTs, {:>3} LISTs, {packs} for data",
+        restored.objects,
+        took.as_secs_f64() * 1e3,
+        busy.as_secs_f64() * 1e6 / restored.objects as f64,
+        made.get,
+        made.put,
+        made.list,
+    );
+    assert_eq!(packs, 0, "a restore in place reads and writes no data");
+}
+
+fn wanted(snapshot: SnapshotHandle, to: &str, overwrite: bool) -> RestoreInPlace {
+    let call = Incarnation::random();
+    RestoreInPlace { call, snapshot: snapshot.snapshot, from: "tree".to_owned(), to: to.to_owned(), overwrite }
+}
+
+async fn suite(what: &str, store: Arc<dyn ObjectStore>, latency: Option<Duration>, files: usize) {
+    let journals = tempfile::tempdir().unwrap();
+    let process = Process::new(store, journals.path()).await;
+    let volume = process.create().await;
+    let open = process.volumes.open(&process.catalog, volume.dataset).await.unwrap();
+    fill(&open, files).await;
+    let cut = process.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+    if let Some(each) = latency {
+        process.store.latency(each);
+    }
+    measure(&format!("{what}: beside the original"), &process, volume, &wanted(cut, "copy", false)).await;
+    measure(&format!("{what}: over the original"), &process, volume, &wanted(cut, "tree", true)).await;
+    drop(open);
+    process.volumes.close(volume.dataset).await.unwrap();
+    measure(&format!("{what}: the volume is open nowhere"), &process, volume, &wanted(cut, "other", false)).await;
+}
+
+fn main() {
+    let files = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(10_000);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().thread_stack_size(8 << 20).build().unwrap();
+    runtime.block_on(async {
+        suite("memory", Arc::new(InMemory::new()), None, files).await;
+        let folder = tempfile::tempdir().unwrap();
+        suite("folder", Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap().with_fsync(true)), None, files).await;
+        suite("20 ms a request", Arc::new(InMemory::new()), Some(LATENCY), files).await;
+    });
+}
