@@ -214,6 +214,15 @@ pub struct Step {
     pub begun: u64,
     /// When it was answered with success.
     pub answered: Option<u64>,
+    /// With `sync=always`: another client was answered with what it had done (R15).
+    pub seen: bool,
+}
+
+impl Step {
+    /// Whether somebody was told that it was done.
+    pub fn is_known(&self) -> bool {
+        self.answered.is_some() || self.seen
+    }
 }
 
 /// A client's history since its dataset was last compared. Only the last step may be without an answer.
@@ -234,6 +243,8 @@ pub struct History {
     pub xids: u32,
     /// What the last comparison found, until the history begins anew from it.
     pub found: Option<Objects>,
+    /// How often others were told that a call was done before it was answered, or just then.
+    pub seen: usize,
     /// The call that had no answer when the last process ended, and whether it was done.
     pub unanswered: Option<(Step, bool)>,
 }
@@ -257,6 +268,7 @@ impl History {
             ids: TOP,
             xids: 0,
             found: None,
+            seen: 0,
             unanswered: None,
         }
     }
@@ -306,7 +318,7 @@ impl History {
             if !matches!(step.act, Act::Commit { .. }) {
                 touched.extend(subject.iter().map(|id| (*id, changes)));
             }
-            if step.answered.is_some() && step.act.survives(contract, death) {
+            if step.is_known() && step.act.survives(contract, death) {
                 let kept = match &step.act {
                     Act::Write { file, .. } | Act::Commit { file } => touched.get(file).copied().unwrap_or(0),
                     _ => changes,
@@ -343,7 +355,7 @@ impl History {
                 Act::Write { file: of, at, len, seed, sync } if *of == file && done <= changes => {
                     content.writes.push((*at, *len, *seed));
                     let kept = *sync || contract.sync == SyncMode::Always;
-                    if kept && step.answered.is_some() && step.act.survives(contract, death) {
+                    if kept && step.is_known() && step.act.survives(contract, death) {
                         content.certain = content.writes.len();
                     }
                 }

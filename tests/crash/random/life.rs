@@ -108,6 +108,11 @@ impl World {
         }))
     }
 
+    /// How often clients were told what others waited to be told.
+    pub fn seen(&self) -> usize {
+        self.clients.iter().map(|client| client.history.lock().seen).sum()
+    }
+
     fn journals(&self) -> PathBuf {
         self.home.path().join(self.node.to_string())
     }
@@ -315,7 +320,14 @@ impl World {
         for number in 0..CLIENTS {
             let top = settle_in(fs, number).await.map_err(|error| format!("making folders: {error}"))?;
             let history = Arc::new(Mutex::new(History::new(top)));
-            self.clients.push(Client { number, history, ticks: ticks.clone() });
+            self.clients.push(Client { number, history, ticks: ticks.clone(), others: Vec::new() });
+        }
+        if self.contract.sync == SyncMode::Always {
+            let histories: Vec<_> = self.clients.iter().map(|client| client.history.clone()).collect();
+            for (n, client) in self.clients.iter_mut().enumerate() {
+                let others = histories.iter().enumerate().filter(|(other, _)| *other != n);
+                client.others = others.map(|(_, history)| history.clone()).collect();
+            }
         }
         Ok(())
     }

@@ -27,14 +27,21 @@ const HISTORIES: u64 = 60;
 const LANES: usize = 2;
 const STACK_BYTES: usize = 16 << 20;
 
-/// Plays one dataset's history. Answers its deaths, or what was wrong.
-fn play(seed: u64, lies: Lies) -> Result<usize, String> {
+/// Deaths, and how often a client was told of a call of another that was being waited for (R15).
+#[derive(Clone, Copy, Debug, Default)]
+struct Met {
+    deaths: usize,
+    seen: usize,
+}
+
+/// Plays one dataset's history. Answers what it met, or what was wrong.
+fn play(seed: u64, lies: Lies) -> Result<Met, String> {
     let played = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(seed, lies);
         for _ in 0..PROCESSES {
             world.process()?;
         }
-        world.finish().map(|()| world.deaths)
+        world.finish().map(|()| Met { deaths: world.deaths, seen: world.seen() })
     }));
     let text = |panic: Box<dyn std::any::Any + Send>| match panic.downcast::<String>() {
         Ok(text) => *text,
@@ -43,16 +50,19 @@ fn play(seed: u64, lies: Lies) -> Result<usize, String> {
     played.unwrap_or_else(|panic| Err(text(panic)))
 }
 
-/// Plays many histories, a few at a time. Answers the deaths, and what was wrong by seed.
-fn play_all(seeds: &[u64], lies: Lies) -> (usize, Vec<(u64, String)>) {
-    let (next, deaths, wrong) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
+/// Plays many histories, a few at a time. Answers what they met, and what was wrong by seed.
+fn play_all(seeds: &[u64], lies: Lies) -> (Met, Vec<(u64, String)>) {
+    let (next, all, wrong) = (AtomicUsize::new(0), Mutex::new(Met::default()), Mutex::new(Vec::new()));
     std::thread::scope(|threads| {
         for lane in 0..LANES {
             let lane = std::thread::Builder::new().name(format!("lane {lane}")).stack_size(STACK_BYTES);
             let work = || {
                 while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
                     match play(*seed, lies) {
-                        Ok(died) => drop(deaths.fetch_add(died, Ordering::Relaxed)),
+                        Ok(met) => {
+                            let mut all = all.lock().unwrap();
+                            *all = Met { deaths: all.deaths + met.deaths, seen: all.seen + met.seen };
+                        }
                         Err(what) => wrong.lock().unwrap().push((*seed, what)),
                     }
                 }
@@ -60,7 +70,7 @@ fn play_all(seeds: &[u64], lies: Lies) -> (usize, Vec<(u64, String)>) {
             lane.spawn_scoped(threads, work).unwrap();
         }
     });
-    (deaths.into_inner(), wrong.into_inner().unwrap())
+    (all.into_inner().unwrap(), wrong.into_inner().unwrap())
 }
 
 fn setting(name: &str) -> Option<u64> {
@@ -76,13 +86,14 @@ fn random_deaths_lose_nothing_that_was_promised() {
     };
     let seeds: Vec<u64> = (first..first + histories).collect();
     println!("seeds {first} to {}", first + histories - 1);
-    let (deaths, wrong) = play_all(&seeds, Lies::default());
-    println!("{deaths} deaths");
+    let (Met { deaths, seen }, wrong) = play_all(&seeds, Lies::default());
+    println!("{deaths} deaths; {seen} calls were seen done while they were waited for");
     for (seed, what) in &wrong {
         println!("CRASH_SEED={seed}: {what}\n");
     }
     assert!(wrong.is_empty(), "{} of {histories} histories", wrong.len());
     assert!(histories < HISTORIES || deaths >= 1000, "{deaths} deaths");
+    assert!(histories < HISTORIES || seen > 0, "nobody looks while others wait");
 }
 
 /// The oracle finds what it is there to find: of histories over a liar, one at least is called wrong, for what is missing.

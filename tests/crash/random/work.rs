@@ -2,8 +2,8 @@
 
 use super::history::{Act, History, Id, Kind, Name, Step, What};
 use parking_lot::Mutex;
-use rand::Rng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -32,6 +32,8 @@ pub struct Client {
     pub number: u64,
     pub history: Arc<Mutex<History>>,
     pub ticks: Ticks,
+    /// With `sync=always`: whom it watches.
+    pub others: Vec<Arc<Mutex<History>>>,
 }
 
 /// Why a client stopped before its time.
@@ -81,7 +83,11 @@ impl Client {
                     break act;
                 }
             };
-            self.perform(&fs, act).await?;
+            let mut eyes = StdRng::seed_from_u64(rng.random());
+            tokio::select! {
+                done = self.perform(&fs, act) => done?,
+                lost = self.watch_on(&fs, &mut eyes) => lost?,
+            }
             if rng.random_bool(0.1) {
                 tokio::time::sleep(Duration::from_millis(rng.random_range(0..200))).await;
             }
@@ -98,11 +104,11 @@ impl Client {
             }
             history.xids
         };
-        self.send(fs, Step { act, xid, begun: 0, answered: None }).await
+        self.send(fs, Step { act, xid, begun: 0, answered: None, seen: false }).await
     }
 
     async fn send(&self, fs: &Fs, mut step: Step) -> Result<(), Stopped> {
-        step.begun = self.ticks.next();
+        (step.begun, step.seen) = (self.ticks.next(), false);
         self.history.lock().steps.push(step.clone());
         let answer = self.insist(fs, &step.act, step.xid).await?;
         self.learn(&step.act, answer)?;
@@ -216,6 +222,35 @@ impl Client {
         Ok(())
     }
 
+    /// While it waits for its own call, the others wait for theirs.
+    async fn watch_on(&self, fs: &Fs, rng: &mut StdRng) -> Result<(), Stopped> {
+        if self.others.is_empty() {
+            std::future::pending::<()>().await;
+        }
+        loop {
+            tokio::time::sleep(Duration::from_millis(rng.random_range(0..10))).await;
+            self.watch(fs, rng).await?;
+        }
+    }
+
+    /// Looks for what another client's call that has no answer yet does: if it is told that it is done, it must stay done (R15).
+    async fn watch(&self, fs: &Fs, rng: &mut StdRng) -> Result<(), Stopped> {
+        let Some(other) = any(rng, &self.others) else { return Ok(()) };
+        let Some((xid, sign)) = sign_of_last(&other.lock()) else { return Ok(()) };
+        match sign.shows(fs).await {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                let mut history = other.lock();
+                history.seen += 1;
+                history.steps.iter_mut().filter(|step| step.xid == xid).for_each(|step| step.seen = true);
+                Ok(())
+            }
+            Err(FsError::Fenced) => Err(Stopped::Lost),
+            // What it looks at may be gone: by a rename or by a removal that came after.
+            Err(_) => Ok(()),
+        }
+    }
+
     /// A file is what was last written, whatever of it is where.
     async fn look(&self, fs: &Fs, rng: &mut StdRng) -> Result<(), Stopped> {
         let file = {
@@ -238,6 +273,55 @@ impl Client {
             Err(error) => Err(Stopped::Wrong(format!("reading file {file}: {error}"))),
         }
     }
+}
+
+/// What tells that a call was done.
+enum Sign {
+    Named(FileRef, Name),
+    Unnamed(FileRef, Name),
+    Mode(FileRef, u32),
+    Size(FileRef, u64),
+    Holds(FileRef, u64, Vec<u8>),
+}
+
+impl Sign {
+    async fn shows(&self, fs: &Fs) -> Result<bool, FsError> {
+        let caller = Caller::root();
+        Ok(match self {
+            Self::Named(dir, name) | Self::Unnamed(dir, name) => {
+                let there = match fs.lookup(&caller, *dir, name.as_bytes()).await {
+                    Ok(_) => true,
+                    Err(FsError::NotFound) => false,
+                    Err(error) => return Err(error),
+                };
+                there == matches!(self, Self::Named(..))
+            }
+            Self::Mode(file, mode) => fs.getattr(*file).await?.mode == *mode,
+            Self::Size(file, size) => fs.getattr(*file).await?.size == *size,
+            Self::Holds(file, at, bytes) => fs.read(&caller, *file, *at, bytes.len() as u32).await?.data.concat() == *bytes,
+        })
+    }
+}
+
+/// Of the call that a client waits for, if what it does can be told from what was before.
+fn sign_of_last(history: &History) -> Option<(u32, Sign)> {
+    let step = history.steps.last().filter(|step| !step.is_known())?;
+    let file = |id: &Id| history.refs.get(id).copied();
+    let sign = match &step.act {
+        Act::Make { dir, name, .. } | Act::Link { dir, name, .. } => Sign::Named(file(dir)?, name),
+        Act::Remove { dir, name } | Act::Rmdir { dir, name } => Sign::Unnamed(file(dir)?, name),
+        Act::Rename { from, .. } => Sign::Unnamed(file(&from.0)?, from.1),
+        Act::Mode { id, mode } if history.now.objects[id].mode != *mode => Sign::Mode(file(id)?, *mode),
+        Act::Truncate { file: of, size, .. } if history.data[of].len() != *size as usize => Sign::Size(file(of)?, u64::from(*size)),
+        Act::Write { file: of, at, len, seed, .. } => {
+            let (old, start) = (&history.data[of], *at as usize);
+            let new = crate::script::bytes(*seed, *len as usize);
+            let is_new = old.get(start..start + new.len()).is_none_or(|old| old != new);
+            Sign::Holds(file(of)?, u64::from(*at), is_new.then_some(new)?)
+        }
+        Act::Mode { .. } | Act::Truncate { .. } | Act::Commit { .. } => return None,
+    };
+    Some((step.xid, sign))
 }
 
 fn any<T: Clone>(rng: &mut StdRng, all: &[T]) -> Option<T> {
