@@ -10,6 +10,7 @@
 
 use super::{DbPlace, compaction::admin, limited, settings};
 use crate::fs::FsError;
+use slatedb::admin::Admin;
 use slatedb::config::{GarbageCollectorDirectoryOptions, GarbageCollectorOptions, GarbageCollectorScheduleOptions};
 use slatedb::{Db, DbStatus};
 use std::time::Duration;
@@ -60,9 +61,9 @@ fn nothing() -> GarbageCollectorOptions {
     }
 }
 
-async fn run(place: &DbPlace, options: GarbageCollectorOptions) -> Result<(), FsError> {
+async fn run(admin: &Admin, place: &DbPlace, options: GarbageCollectorOptions) -> Result<(), FsError> {
     let options = GarbageCollectorOptions { boundary_files_enabled: has_boundaries(place), ..options };
-    limited("collecting the database", settings::DELETE_LIMIT, admin(place).run_gc_once(options)).await
+    limited("collecting the database", settings::DELETE_LIMIT, admin.run_gc_once(options)).await
 }
 
 pub(super) async fn collect(place: &DbPlace, ages: Ages) -> Result<(), FsError> {
@@ -75,13 +76,13 @@ pub(super) async fn collect(place: &DbPlace, ages: Ages) -> Result<(), FsError> 
         detach_options: Some(GarbageCollectorScheduleOptions { interval: None }),
         ..nothing()
     };
-    run(place, options).await
+    run(&admin(place), place, options).await
 }
 
-/// Drops a clone's pins on ancestors whose tables nothing of it reads any more.
-pub(super) async fn drop_pins(place: &DbPlace) -> Result<(), FsError> {
+/// Drops a clone's pins on ancestors whose tables nothing of it reads any more. `admin`: of the clock that says how long what was compacted is held.
+pub(super) async fn drop_pins(admin: &Admin, place: &DbPlace) -> Result<(), FsError> {
     let detach_options = Some(GarbageCollectorScheduleOptions { interval: None });
-    run(place, GarbageCollectorOptions { detach_options, ..nothing() }).await
+    run(admin, place, GarbageCollectorOptions { detach_options, ..nothing() }).await
 }
 
 /// Collects an open database while it is written to, and for as long afterwards as there can be something left: an idle one makes no

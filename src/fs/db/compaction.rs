@@ -7,6 +7,7 @@
 use super::clock::Clock;
 use super::{DbPlace, fs_error, limited, sealing, settings};
 use crate::fs::FsError;
+use object_store::path::Path;
 use slatedb::admin::{Admin, AdminBuilder};
 use slatedb::compactor::{Compaction, Compactor};
 use slatedb::config::CompactorOptions;
@@ -35,6 +36,11 @@ impl Turn {
         Self { one: Arc::default(), clock }
     }
 
+    /// What it asks for is not of an earlier time than what the writer and its compactors did.
+    pub(super) fn admin(&self, place: &DbPlace) -> Admin {
+        admin_builder(place).with_system_clock(self.clock.clone()).build()
+    }
+
     pub(super) async fn lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.one.lock().await
     }
@@ -60,10 +66,14 @@ pub(super) async fn keep(db: Db, place: DbPlace, turn: Turn, from: usize, stop: 
 }
 
 pub(super) fn admin(place: &DbPlace) -> Admin {
+    admin_builder(place).build()
+}
+
+fn admin_builder(place: &DbPlace) -> AdminBuilder<Path> {
     let builder = AdminBuilder::new(place.path(), place.store());
     match &place.sealer {
-        Some(sealer) => builder.with_block_transformer(sealing::transformer(sealer.clone())).build(),
-        None => builder.build(),
+        Some(sealer) => builder.with_block_transformer(sealing::transformer(sealer.clone())),
+        None => builder,
     }
 }
 

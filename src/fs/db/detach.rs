@@ -10,7 +10,7 @@
 //! It is done by whoever has the database open for writing: the tables that a writer reads are those of the manifest in its memory, which
 //! only its own process can renew before they go.
 
-use super::compaction::{LOOK, Running, Turn, admin};
+use super::compaction::{LOOK, Running, Turn};
 use super::{DbPlace, collection, limited, settings};
 use crate::fs::FsError;
 use slatedb::compactor::{CompactionSpec, CompactionStatus, SourceId};
@@ -58,7 +58,7 @@ pub(super) async fn detach(
     if inherits(&newest().await?) {
         let _turn = turn.lock().await;
         for _ in 0..PLANS {
-            Running::start(place, settings::rewriter(readers), turn).until(rewrite(db, place), stop).await?;
+            Running::start(place, settings::rewriter(readers), turn).until(rewrite(db, place, turn), stop).await?;
             if stop.is_cancelled() {
                 return Err(FsError::Unavailable("detaching: the database is being closed: repeat".to_owned()));
             }
@@ -74,7 +74,7 @@ pub(super) async fn detach(
     if readers == Readers::None {
         tokio::time::sleep(settings::REWRITER_HOLD * 2).await;
     }
-    collection::drop_pins(place).await?;
+    collection::drop_pins(&turn.admin(place), place).await?;
     super::step(failpoints, "fs.db.detach.dropped").await?;
     Ok(if newest().await?.external_dbs().is_empty() { Detached::Whole } else { Detached::Held })
 }
@@ -88,8 +88,8 @@ fn whole(manifest: &VersionedManifest) -> CompactionSpec {
 }
 
 /// Submits the plan and waits for its end, whichever that is.
-async fn rewrite(db: &Db, place: &DbPlace) -> Result<(), FsError> {
-    let admin = admin(place);
+async fn rewrite(db: &Db, place: &DbPlace, turn: &Turn) -> Result<(), FsError> {
+    let admin = turn.admin(place);
     // The record of compactions is made by a compactor's first start.
     while limited("reading the compactions", settings::READ_LIMIT, admin.read_compactions(None)).await?.is_none() {
         tokio::time::sleep(LOOK).await;
