@@ -1,9 +1,11 @@
-//! One call at a time for one object, in this process.
+//! One call at a time for one object, in this process: a second one is refused, or waits for its turn.
 
 use super::ControlError;
 use parking_lot::Mutex;
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::{Arc, Weak};
+use tokio::sync::OwnedMutexGuard;
 
 /// The objects that a call is running for.
 #[derive(Clone, Default)]
@@ -35,6 +37,37 @@ impl Drop for Call {
     }
 }
 
+/// Turns at objects, in the order of asking.
+pub(super) struct Queues<K> {
+    /// Of the objects that somebody waits for or has.
+    turns: Mutex<HashMap<K, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl<K> Default for Queues<K> {
+    fn default() -> Self {
+        Self { turns: Mutex::default() }
+    }
+}
+
+impl<K: Eq + Hash> Queues<K> {
+    /// Waits for the turn, which is over when the answer is dropped. Who does not wait to the end has left the queue.
+    pub(super) async fn turn(&self, key: K) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock();
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            match turns.get(&key).and_then(Weak::upgrade) {
+                Some(turn) => turn,
+                None => {
+                    let turn = Arc::default();
+                    turns.insert(key, Arc::downgrade(&turn));
+                    turn
+                }
+            }
+        };
+        turn.lock_owned().await
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,5 +80,19 @@ mod tests {
         assert!(busy.enter("volume b".into()).is_ok());
         drop(first);
         assert!(busy.enter("volume a".into()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn turns_come_one_after_the_other_and_nothing_is_kept_of_them() {
+        let queues = Queues::default();
+        let first = queues.turn("a").await;
+        let other = queues.turn("b").await;
+        let mut second = Box::pin(queues.turn("a"));
+        assert!(futures::poll!(&mut second).is_pending());
+        drop(first);
+        drop(second.await);
+        drop(other);
+        drop(queues.turn("c").await);
+        assert_eq!(queues.turns.lock().len(), 1, "only the last one asked for");
     }
 }

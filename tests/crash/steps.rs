@@ -43,6 +43,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("catalog.reading", "tests/lifecycle/snapdir.rs"),
     ("catalog.reading-ended", "tests/lifecycle/snapdir.rs"),
     ("volume.view.announced", "tests/lifecycle/snapdir.rs"),
+    // A clone that would read too many ancestors.
+    ("control.create.detached", "tests/history/chains.rs"),
     // A clone whose origin goes; a controller's claim; an owner that is gone for good.
     ("collect.detach.begin", "tests/lifecycle/standing.rs"),
     ("collect.detach.whole", "tests/lifecycle/standing.rs"),

@@ -28,6 +28,7 @@ mod sweep;
 mod upkeep;
 
 pub use plan::{Candidate, DeadPack, Kept, Plan, StrayDatabase};
+pub use rewrite::Worth;
 
 use super::{ControlError, Pool, mail};
 use crate::catalog::{Dataset, Snapshot};
@@ -109,12 +110,13 @@ pub struct Collector {
     volumes: Volumes,
     owner_timeout: Duration,
     memory: Memory,
+    worth: Worth,
 }
 
 impl Collector {
     /// `volumes`: those of this process.
-    pub(super) fn new(pool: Pool, volumes: Volumes, owner_timeout: Duration, memory: Memory) -> Self {
-        Self { pool, volumes, owner_timeout, memory }
+    pub(super) fn new(pool: Pool, volumes: Volumes, owner_timeout: Duration, memory: Memory, worth: Worth) -> Self {
+        Self { pool, volumes, owner_timeout, memory, worth }
     }
 
     /// What a pass would do now.
@@ -131,7 +133,7 @@ impl Collector {
                     if let Some(plan) = plan::plan(&before, &after, &packs, &mark, Timestamp::now()) {
                         let detach = upkeep::detachable(&after);
                         let upkeep = self.outgrown(upkeep::overgrown(&after, &databases, SystemTime::now()), &databases);
-                        let (candidates, stored) = plan::candidates(&after, &packs, &mark);
+                        let (candidates, stored) = plan::candidates(&after, &packs, &mark, self.worth.pack_bytes_min);
                         let rewrite = self.mostly_dead(candidates, &stored).await?;
                         return Ok(Plan { databases: plan::strays(databases, &after), detach, upkeep, rewrite, ..plan });
                     }

@@ -213,18 +213,20 @@ fn newest(packs: &[PackObject]) -> HashMap<PackId, Generation> {
     newest
 }
 
-/// Smaller packs are not worth rewriting.
-const REWRITTEN_MIN: u64 = 1 << 20;
-
-/// The packs in use to which nothing is added any more, and the bytes that each family stores.
-pub(super) fn candidates(catalog: &Listing, packs: &[PackObject], mark: &Mark) -> (Vec<Candidate>, BTreeMap<FamilyId, u64>) {
+/// The packs in use of at least `bytes_min` to which nothing is added any more, and the bytes that each family stores.
+pub(super) fn candidates(
+    catalog: &Listing,
+    packs: &[PackObject],
+    mark: &Mark,
+    bytes_min: u64,
+) -> (Vec<Candidate>, BTreeMap<FamilyId, u64>) {
     let newest = newest(packs);
     let (mut found, mut stored) = (Vec::new(), BTreeMap::<FamilyId, u64>::new());
     for object in packs {
         *stored.entry(object.family).or_default() += object.bytes;
         let Some(used) = mark.referenced.get(&object.pack) else { continue };
         let is_newest = newest.get(&object.pack).copied().unwrap_or(0) == object.generation;
-        if is_newest && object.bytes >= REWRITTEN_MIN && is_settled(catalog, mark, object) {
+        if is_newest && object.bytes >= bytes_min && is_settled(catalog, mark, object) {
             found.push(Candidate {
                 family: object.family,
                 pack: object.pack,

@@ -27,12 +27,26 @@ const FOOTERS_AT_ONCE: usize = 8;
 const REFERRED_MAX: u64 = 50;
 /// Chunks whose use is marked at once: about 50 bytes each.
 const CHUNKS_MAX: usize = 512 << 10;
-/// Every row of a family's records is read for a rewriting: it must free so many bytes …
-const FREED_MIN: u64 = 4 << 20;
-/// … and one part of so many of what the family stores.
+/// Every row of a family's records is read for a rewriting: beside [`Worth::freed_bytes_min`] it must free one part of so many of what the
+/// family stores.
 const FREED_PART: u64 = 100;
 /// Packs that an owner is asked to seal with one letter.
 const SEALED_AT_ONCE: usize = 64;
+
+/// What is worth rewriting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Worth {
+    /// Smaller packs are left as they are.
+    pub pack_bytes_min: u64,
+    /// What the packs of a family must free together.
+    pub freed_bytes_min: u64,
+}
+
+impl Default for Worth {
+    fn default() -> Self {
+        Self { pack_bytes_min: 1 << 20, freed_bytes_min: 4 << 20 }
+    }
+}
 
 impl Collector {
     /// Those of the candidates that are mostly dead by their footers. Few of them are no work worth doing.
@@ -75,7 +89,7 @@ impl Collector {
         });
         let freed = |family: FamilyId| -> u64 { candidates.iter().filter(|c| c.family == family).map(|c| c.bytes / 2).sum() };
         let worth: BTreeMap<FamilyId, bool> =
-            stored.iter().map(|(f, bytes)| (*f, freed(*f) >= FREED_MIN.max(bytes / FREED_PART))).collect();
+            stored.iter().map(|(f, bytes)| (*f, freed(*f) >= self.worth.freed_bytes_min.max(bytes / FREED_PART))).collect();
         candidates.retain(|c| worth.get(&c.family) == Some(&true));
         Ok(candidates)
     }

@@ -4,6 +4,7 @@ use super::plan::{is_ready, lives};
 use super::{Collected, Collector, Kept, Plan};
 use crate::catalog::{CatalogError, Dataset, Snapshot, State};
 use crate::control::ControlError;
+use crate::fs::FsError;
 use crate::fs::db::{self, CheckpointId, DbPlace};
 use crate::types::{DatasetId, Incarnation, SnapshotId};
 use std::collections::BTreeSet;
@@ -123,7 +124,10 @@ impl Collector {
             return Ok(Reaped::Waits(format!("it has {} snapshots", snapshots.len())));
         }
         let place = self.place(at.record.family, id.incarnation);
-        let holds = db::holds(&place).await?;
+        let holds = match db::holds(&place).await {
+            Ok(holds) => holds,
+            Err(error) => return waits_for_help(&place, error),
+        };
         if holds.clone_pins > 0 {
             return Ok(Reaped::Waits(format!("{} clones read its database", holds.clone_pins)));
         }
@@ -138,7 +142,9 @@ impl Collector {
             Err(error) => return Err(error.into()),
         };
         self.pool.step("collect.dataset.dead").await?;
-        db::fence(&place).await?;
+        if let Err(error) = db::fence(&place).await {
+            return waits_for_help(&place, error);
+        }
         self.pool.step("collect.dataset.fenced").await?;
         self.remove_database(&place).await?;
         self.pool.step("collect.dataset.deleted").await?;
@@ -180,6 +186,18 @@ impl Collector {
             Ok(_) | Err(CatalogError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// A database that is damaged keeps no other from being removed; neither does one that another collector is at.
+fn waits_for_help(place: &DbPlace, error: FsError) -> Result<Reaped, ControlError> {
+    match error {
+        FsError::Fenced => Ok(Reaped::Waits("another collection is removing it".to_owned())),
+        FsError::Corrupt(why) => Ok(Reaped::Waits(format!(
+            "its database cannot be read: {why}: if that stays so and no node is using it, remove vol/{} by hand, then collect again",
+            place.incarnation
+        ))),
+        error => Err(error.into()),
     }
 }
 

@@ -4,7 +4,8 @@
 use super::{ANCESTORS_MAX, CLONES_MAX, Controller, check};
 use crate::catalog::{CatalogError, Dataset, Form, Snapshot, State, Versioned};
 use crate::control::{ControlError, Pool};
-use crate::fs::db::{self, CheckpointId};
+use crate::fs::FsError;
+use crate::fs::db::{self, CheckpointId, DbPlace, Detached};
 use crate::types::{Class, Classify, DatasetId, Incarnation, SnapshotId};
 
 impl Controller {
@@ -28,6 +29,7 @@ impl Controller {
         let snapshot = self.clone_source(pool, &clone, origin).await?;
         let checkpoint =
             snapshot.checkpoint.ok_or_else(|| ControlError::InProgress { what: format!("snapshot {}", snapshot.name) })?;
+        let turn = self.sources.turn(origin.dataset).await;
         depend(pool, origin, clone.incarnation).await?;
         pool.step("control.create.dependant").await?;
         if clone.form == Form::Snapshot {
@@ -39,15 +41,16 @@ impl Controller {
         }
         let settings = self.volumes.settings();
         let source_place = settings.place(&pool.catalog, clone.family, origin.dataset);
-        if db::ancestors(&source_place).await? >= ANCESTORS_MAX {
-            return Err(ControlError::Unavailable(format!(
-                "volume {}: its source reads {ANCESTORS_MAX} ancestors' databases already, which is the limit: repeat once it is detached",
-                clone.name
-            )));
-        }
+        let attached = db::ancestors_at(&source_place, CheckpointId(checkpoint)).await?;
         let clone_place = settings.place(&pool.catalog, clone.family, clone.incarnation);
         db::clone_from(&clone_place, origin.dataset, CheckpointId(checkpoint)).await?;
+        drop(turn);
         pool.step("control.create.cloned").await?;
+        if attached >= ANCESTORS_MAX {
+            // Refusing would be for ever: what a snapshot reads stays as it was when it was taken.
+            Box::pin(stand_alone(&clone_place)).await?;
+            pool.step("control.create.detached").await?;
+        }
         // Before the clone is ready, so that no repeated call finds it ready and the snapshot forgotten. The clone keeps the tombstone.
         if snapshot.implied {
             self.tombstone_snapshot(pool, origin).await?;
@@ -111,6 +114,14 @@ impl Controller {
         }
         self.collector(pool).reap_dataset(id).await?;
         Ok(())
+    }
+}
+
+/// Rewrites the database of a clone that would read too many (R13), before anybody can open it. The collector finds it detached.
+async fn stand_alone(clone: &DbPlace) -> Result<(), FsError> {
+    match db::detach_closed(clone, db::epoch(clone).await?).await? {
+        Detached::Whole => Ok(()),
+        Detached::Held => Err(FsError::Busy("a reader still holds what the clone inherits: repeat")),
     }
 }
 

@@ -92,6 +92,6 @@ impl Controller {
 
     /// The collector of one of this controller's pools.
     pub fn collector(&self, pool: &Pool) -> Collector {
-        Collector::new(pool.clone(), self.volumes.clone(), self.owner_timeout, self.memory.clone())
+        Collector::new(pool.clone(), self.volumes.clone(), self.owner_timeout, self.memory.clone(), self.worth)
     }
 }

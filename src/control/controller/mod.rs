@@ -13,12 +13,12 @@ pub use release::Journal;
 pub use restore::RestoreInPlace;
 pub(super) use restore::{class_name, restore};
 
-use super::busy::{Busy, Call};
-use super::collect::Memory;
+use super::busy::{Busy, Call, Queues};
+use super::collect::{Memory, Worth};
 use super::node::{Mounts, NoMounts};
 use super::{ControlError, Pool, Pools};
 use crate::catalog::{Dataset, Form, Properties, Snapshot};
-use crate::types::{DatasetId, DatasetName, PoolId, SnapshotHandle, VolumeHandle};
+use crate::types::{DatasetId, DatasetName, Incarnation, PoolId, SnapshotHandle, VolumeHandle};
 use crate::volume::Volumes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -56,8 +56,8 @@ const OWNER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Snapshots of one dataset, tombstoned ones included: each lengthens the database's manifest and every collection.
 const SNAPSHOTS_MAX: usize = 250;
 /// Clones of one snapshot: each keeps a checkpoint in the source's manifest (R13).
-const CLONES_MAX: usize = 128;
-/// Databases that a clone would have to read beside its own (R13).
+const CLONES_MAX: usize = 250;
+/// Databases that a clone may have to read beside its own and its source's (R13): one that would read more is detached before it is ready.
 const ANCESTORS_MAX: usize = 8;
 
 #[derive(Clone, Debug)]
@@ -81,17 +81,30 @@ pub struct Controller {
     /// How long the owner of a volume in another process may take to answer.
     owner_timeout: Duration,
     busy: Busy,
+    /// Clones of one dataset swap its manifest and its snapshot's record one after the other: at once they would repeat each other's (R13).
+    sources: Queues<Incarnation>,
     /// Something was tombstoned.
     tombstoned: Arc<Notify>,
     /// What collections of this process remember of each other.
     memory: Memory,
+    worth: Worth,
 }
 
 impl Controller {
     /// `volumes`: those of this process, whose snapshots are made right here.
     pub fn new(pools: Pools, volumes: Volumes) -> Self {
         let (mounts, owner_timeout) = (Arc::new(NoMounts), OWNER_TIMEOUT);
-        Self { pools, volumes, mounts, owner_timeout, busy: Busy::default(), tombstoned: Arc::default(), memory: Memory::default() }
+        Self {
+            pools,
+            volumes,
+            mounts,
+            owner_timeout,
+            busy: Busy::default(),
+            sources: Queues::default(),
+            tombstoned: Arc::default(),
+            memory: Memory::default(),
+            worth: Worth::default(),
+        }
     }
 
     /// With the mounts of this process, whose dirty pages a snapshot shall hold.
@@ -104,6 +117,13 @@ impl Controller {
     #[must_use]
     pub fn with_owner_timeout(mut self, limit: Duration) -> Self {
         self.owner_timeout = limit;
+        self
+    }
+
+    /// What its collectors rewrite.
+    #[must_use]
+    pub fn with_worth(mut self, worth: Worth) -> Self {
+        self.worth = worth;
         self
     }
 

@@ -9,6 +9,9 @@ use slatedb::admin::CloneSourceSpec;
 use slatedb::{Checkpoint, VersionedManifest};
 use std::collections::BTreeSet;
 
+/// SlateDB's mark of a deletion is empty.
+const MARK_BYTES_MAX: u64 = 64;
+
 async fn manifest(place: &DbPlace) -> Result<Option<VersionedManifest>, FsError> {
     limited("reading the manifest", settings::READ_LIMIT, admin(place).read_manifest(None)).await
 }
@@ -105,18 +108,47 @@ pub async fn holds(place: &DbPlace) -> Result<Holds, FsError> {
 /// How many ancestors' databases a clone's database still reads (R13).
 pub async fn ancestors(place: &DbPlace) -> Result<usize, FsError> {
     let manifest = manifest(place).await?.ok_or_else(|| missing(place))?;
-    Ok(manifest.external_dbs().iter().map(|external| external.path.as_str()).collect::<BTreeSet<_>>().len())
+    Ok(distinct(&manifest))
 }
 
-/// Opens and closes, so that no earlier owner can write any more. The first step of deletion. An absent database has no owner.
+/// How many ancestors a clone of this checkpoint would be attached to, its own source left out (R13): each costs the clone a pin. What the
+/// database itself is attached to may be less by now, or more.
+pub async fn ancestors_at(place: &DbPlace, checkpoint: CheckpointId) -> Result<usize, FsError> {
+    let newest = manifest(place).await?.ok_or_else(|| missing(place))?;
+    let gone = || FsError::Corrupt(format!("database vol/{} has no checkpoint {}", place.incarnation, checkpoint.uuid()));
+    let at = newest.checkpoints().iter().find(|c| c.id == checkpoint.uuid()).ok_or_else(gone)?.manifest_id;
+    let admin = admin(place);
+    let held = limited("reading the manifest", settings::READ_LIMIT, admin.read_manifest(Some(at))).await?.ok_or_else(gone)?;
+    Ok(distinct(&held))
+}
+
+fn distinct(manifest: &VersionedManifest) -> usize {
+    manifest.external_dbs().iter().map(|external| external.path.as_str()).collect::<BTreeSet<_>>().len()
+}
+
+/// Opens and closes, so that no earlier owner can write any more. The first step of deletion. An absent database has no owner; one whose
+/// deletion has begun was fenced before, and may have lost too much to be opened.
 pub async fn fence(place: &DbPlace) -> Result<(), FsError> {
-    if !exists(place).await? {
+    if deletion_begun(place).await? || !exists(place).await? {
         return Ok(());
     }
-    Database::visit(place, None).await?.close().await
+    let fenced = async { Database::visit(place, None).await?.close().await };
+    match Box::pin(fenced).await {
+        // Another's deletion took objects away while they were read.
+        Err(_) if deletion_begun(place).await? || !exists(place).await? => Ok(()),
+        fenced => fenced,
+    }
 }
 
-/// Removes a fenced database's objects, its pins on ancestors first. Refuses while anything holds it: SlateDB itself would not.
+/// Whether [`delete`] was begun and not finished: SlateDB marks that before it removes anything, and removes the mark last.
+async fn deletion_begun(place: &DbPlace) -> Result<bool, FsError> {
+    let mark = format!("vol/{}/.deleting", place.incarnation);
+    let found = place.bucket.get(&mark, MARK_BYTES_MAX).await;
+    Ok(found.map_err(|error| FsError::Unavailable(format!("looking whether the database is being deleted: {error}")))?.is_some())
+}
+
+/// Removes a fenced database's objects, its pins on ancestors first. Refuses while anything holds it: SlateDB itself would not. Objects without
+/// a manifest are no database, only what came after one was removed, or is being removed by another: they are left to the caller.
 pub async fn delete(place: &DbPlace) -> Result<(), FsError> {
     let holds = holds(place).await?;
     if !holds.named.is_empty() {
@@ -127,7 +159,14 @@ pub async fn delete(place: &DbPlace) -> Result<(), FsError> {
     }
     let failpoints = place.bucket.failpoints();
     step(failpoints, "fs.db.before-delete").await?;
-    limited("deleting the database", settings::DELETE_LIMIT, admin(place).delete_db(true)).await?;
+    if manifest(place).await?.is_some() {
+        let deleted = limited("deleting the database", settings::DELETE_LIMIT, admin(place).delete_db(true)).await;
+        if let Err(error) = deleted
+            && manifest(place).await?.is_some()
+        {
+            return Err(error);
+        }
+    }
     step(failpoints, "fs.db.after-delete").await
 }
 

@@ -34,8 +34,8 @@ mod summed;
 mod tests;
 
 pub use admin::{
-    Holds, ancestors, checkpoint_closed, clone_from, collect_garbage, delete, detach_closed, drop_checkpoint, epoch, exists, fence,
-    holds,
+    Holds, ancestors, ancestors_at, checkpoint_closed, clone_from, collect_garbage, delete, detach_closed, drop_checkpoint, epoch,
+    exists, fence, holds,
 };
 pub use database::{Database, View};
 pub use detach::Detached;
