@@ -73,7 +73,8 @@ pub async fn detach_closed(place: &DbPlace, expected: Epoch) -> Result<Detached,
     if existing.external_dbs().is_empty() {
         return Ok(Detached::Whole);
     }
-    let database = Database::open(place, Some(expected)).await?;
+    // A compaction of the upkeep would hold what it replaces for readers that there are not.
+    let database = Database::visit(place, Some(expected)).await?;
     let detached = database.detach_for(Readers::None).await;
     let closed = database.close().await;
     let detached = detached?;
