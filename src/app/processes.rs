@@ -59,13 +59,26 @@ pub async fn controller(
 
 /// In a cluster, what happens to its nodes is watched. What keeps this from working keeps nothing else from it.
 fn watch_cluster(controller: &Arc<Controller>, tasks: &TaskTracker, stop: &CancellationToken) {
-    match cluster::Api::in_cluster() {
-        Ok(Some(api)) => drop(tasks.spawn(cluster::watch(api, controller.clone(), stop.child_token()))),
-        Ok(None) => tracing::info!(
-            "not in a Kubernetes cluster: volumes of lost nodes wait for their leases, or for `dataset release --force`"
-        ),
-        Err(error) => tracing::warn!(%error, "nodes cannot be watched: volumes of lost nodes wait for their leases"),
-    }
+    let server = match cluster::in_cluster() {
+        Ok(Some(server)) => server,
+        Ok(None) => {
+            tracing::info!(
+                "not in a Kubernetes cluster: volumes of lost nodes wait for their leases, or for `dataset release --force`"
+            );
+            return;
+        }
+        Err(error) => return cannot_watch(&*error),
+    };
+    let (controller, stop) = (controller.clone(), stop.child_token());
+    tasks.spawn(async move {
+        if let Err(error) = cluster::watch(server, controller, stop).await {
+            cannot_watch(&error);
+        }
+    });
+}
+
+fn cannot_watch(error: &(dyn std::error::Error + 'static)) {
+    tracing::warn!(error, "nodes cannot be watched: volumes of lost nodes wait for their leases; see the pod's ServiceAccount");
 }
 
 pub(super) fn node_info(parts: &Parts, id: String) -> NodeInfo {

@@ -14,96 +14,114 @@
 //! Any number of replicas may do this at once: a grant is put if absent, names one session, and is read by that session alone. A crash leaves nothing
 //! but grants. The third ground of R27, that no pod with the claim is left on the machine, is not judged here.
 
-mod api;
 mod nodes;
-
-pub use api::{Api, ApiError};
 
 use crate::catalog::GrantReason;
 use crate::control::{ControlError, Controller, Pool};
 use crate::types::{SessionId, VolumeHandle};
-use api::Watch;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Node;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client, Config};
 use nodes::{Condemned, Nodes};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::convert::Infallible;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
+/// Where a pod finds its ServiceAccount.
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// The server ends a watch after this, so that one that is silently dead is noticed soon after.
+const WATCH_SECS: u32 = 90;
+/// Nodes in a page of a list.
+const PAGE: u32 = 200;
+/// The server has forgotten what followed the version that was asked for: part of the protocol.
+const GONE: u16 = 410;
 /// Between tries to reach the API server.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Between looks at what condemned machines own: at first, while there was something to do or it failed, …
 const LOOK_SOON: Duration = Duration::from_secs(2);
-/// … and while a machine stays out of service and owns nothing.
+/// … while a machine stays out of service and owns nothing, …
 const LOOK_LATER: Duration = Duration::from_secs(60);
+/// … and while there is none.
+const LOOK_NEVER: Duration = Duration::from_secs(24 * 3600);
+
+/// How to reach the API server as a pod does; `None`: this is none, or one without a ServiceAccount.
+///
+/// # Errors
+/// When it is one, and what it was given cannot be used.
+pub fn in_cluster() -> Result<Option<Config>, Box<dyn std::error::Error + Send + Sync>> {
+    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none() || !Path::new(ACCOUNT).join("token").exists() {
+        return Ok(None);
+    }
+    Ok(Some(Config::incluster()?))
+}
 
 /// Watches until it is stopped.
-pub async fn watch(api: Api, controller: Arc<Controller>, stop: CancellationToken) {
-    let mut watcher = Watcher { api, controller, nodes: Nodes::default(), version: None, look_at: None };
+///
+/// # Errors
+/// When no client can be made of the configuration.
+pub async fn watch(mut server: Config, controller: Arc<Controller>, stop: CancellationToken) -> Result<(), kube::Error> {
+    server.connect_timeout = Some(CONNECT_LIMIT);
+    let nodes = Api::all(Client::try_from(server)?);
+    let mut watcher = Watcher { controller, nodes: Nodes::default(), look_at: None };
     tokio::select! {
         () = stop.cancelled() => {}
-        () = watcher.run() => {}
+        () = watcher.run(nodes) => {}
     }
+    Ok(())
 }
 
 struct Watcher {
-    api: Api,
     controller: Arc<Controller>,
     nodes: Nodes,
-    /// What was seen last; none: everything has to be listed.
-    version: Option<String>,
     /// When to look at what condemned machines own.
     look_at: Option<Instant>,
 }
 
 impl Watcher {
-    async fn run(&mut self) {
-        let mut pause = PAUSE_MIN;
+    async fn run(&mut self, nodes: Api<Node>) {
+        let begin = || watcher(nodes.clone(), watcher::Config::default().page_size(PAGE).timeout(WATCH_SECS)).boxed();
+        let (mut events, mut pause) = (begin(), PAUSE_MIN);
         loop {
-            let Err(error) = self.follow(&mut pause).await;
-            match error {
-                // Part of the protocol.
-                ApiError::TooOld => self.version = None,
-                ApiError::Ended => {}
-                ApiError::Denied(_) => {
-                    tracing::warn!(%error, "nodes cannot be watched: let the controller's ServiceAccount list and watch them");
+            self.look_if_due().await;
+            // Giving up to wait loses nothing: the stream keeps what it has read.
+            match tokio::time::timeout(self.until_look(), events.next()).await {
+                Ok(Some(Ok(event))) => {
+                    // A list that begins has not been answered.
+                    if !matches!(event, watcher::Event::Init) {
+                        pause = PAUSE_MIN;
+                    }
+                    self.nodes.apply(event, Instant::now());
+                    self.look_soon();
                 }
-                _ => tracing::warn!(%error, "nodes cannot be watched for now: volumes of lost nodes wait for their leases"),
+                Ok(Some(Err(error))) => {
+                    let code = code(&error);
+                    say(&error, code);
+                    if code == Some(GONE) {
+                        // The stream lists anew by itself only where an event says so, not where the watch is refused for it.
+                        events = begin();
+                    }
+                    self.rest(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+                // It never ends by itself.
+                Ok(None) => return,
+                Err(_) => {}
             }
-            // What is condemned stays so meanwhile.
-            let until = Instant::now() + pause.mul_f64(rand::random_range(0.5..1.0));
-            while let Some(left) = until.checked_duration_since(Instant::now()) {
-                tokio::time::sleep(left.min(self.until_look())).await;
-                self.look_if_due().await;
-            }
-            pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 
-    /// Lists where that is needed, then watches until that ends. `pause` begins anew with what is heard.
-    async fn follow(&mut self, pause: &mut Duration) -> Result<Infallible, ApiError> {
-        let version = match self.version.take() {
-            Some(version) => version,
-            None => {
-                let (listed, version) = self.api.list().await?;
-                self.nodes.replace(listed, Instant::now());
-                self.look_at = Some(Instant::now());
-                version
-            }
-        };
-        self.version = Some(version.clone());
-        let mut watch = self.api.watch(&version).await?;
-        loop {
+    /// The API server is not asked for so long; what is condemned stays so meanwhile.
+    async fn rest(&mut self, pause: Duration) {
+        let until = Instant::now() + pause;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            tokio::time::sleep(left.min(self.until_look())).await;
             self.look_if_due().await;
-            // Not cancelled in the middle of a change: `next` keeps what it has read.
-            if let Ok(change) = tokio::time::timeout(self.until_look(), watch.next()).await {
-                self.nodes.apply(change?, Instant::now());
-                self.version = Some(watch.version.clone());
-                *pause = PAUSE_MIN;
-                self.look_soon();
-            }
         }
     }
 
@@ -114,7 +132,7 @@ impl Watcher {
     }
 
     fn until_look(&self) -> Duration {
-        self.look_at.map_or(Watch::SILENCE_MAX, |at| at.saturating_duration_since(Instant::now()))
+        self.look_at.map_or(LOOK_NEVER, |at| at.saturating_duration_since(Instant::now()))
     }
 
     async fn look_if_due(&mut self) {
@@ -172,5 +190,40 @@ impl Watcher {
             }
         }
         Ok(granted)
+    }
+}
+
+/// The status that the API server answered with.
+fn code(error: &watcher::Error) -> Option<u16> {
+    use kube::Error::Api;
+    match error {
+        watcher::Error::WatchError(status) => Some(status.code),
+        watcher::Error::InitialListFailed(Api(status))
+        | watcher::Error::WatchStartFailed(Api(status))
+        | watcher::Error::WatchFailed(Api(status)) => Some(status.code),
+        _ => None,
+    }
+}
+
+fn say(error: &watcher::Error, code: Option<u16>) {
+    match code {
+        Some(GONE) => tracing::debug!(%error, "the nodes are listed anew"),
+        Some(401 | 403) => {
+            tracing::warn!(%error, "nodes cannot be watched: let the controller's ServiceAccount list and watch them");
+        }
+        _ => tracing::warn!(%error, "nodes cannot be watched for now: volumes of lost nodes wait for their leases"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What only a cluster would show otherwise: that there is one provider of cryptography, and not a choice of two.
+    #[tokio::test]
+    async fn a_client_that_speaks_tls_can_be_made() {
+        let mut server = Config::new("https://10.0.0.1".parse().unwrap());
+        server.root_cert = Some(vec![]);
+        Client::try_from(server).unwrap();
     }
 }

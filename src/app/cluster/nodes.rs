@@ -1,7 +1,8 @@
 //! What is known of the cluster's machines. Pure: events in, condemned machines out.
 
-use super::api::{Change, Node};
-use std::collections::HashMap;
+use k8s_openapi::api::core::v1::Node;
+use kube::runtime::watcher::Event;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// Nodes remembered. Kubernetes itself is made for 5,000.
@@ -38,45 +39,53 @@ struct Gone {
 pub struct Nodes {
     there: HashMap<String, Known>,
     gone: HashMap<String, Gone>,
+    /// Names of the list that is being read.
+    listed: HashSet<String>,
 }
 
 impl Nodes {
-    /// What a list shows is all there is: what is missing went while nobody watched.
-    pub fn replace(&mut self, listed: Vec<Node>, now: Instant) {
-        let before: Vec<String> = self.there.keys().cloned().collect();
-        let names: std::collections::HashSet<String> = listed.iter().map(|node| node.name().to_owned()).collect();
-        for name in before.into_iter().filter(|name| !names.contains(name)) {
-            self.remove(&name, now);
-        }
-        for node in listed {
-            self.put(&node);
-        }
-    }
-
-    pub fn apply(&mut self, change: Change, now: Instant) {
-        match change {
-            Change::Put(node) => self.put(&node),
-            Change::Removed(node) => {
-                // Its last state: what was missed is in it.
-                self.put(&node);
-                self.remove(node.name(), now);
+    pub fn apply(&mut self, event: Event<Node>, now: Instant) {
+        match event {
+            Event::Init => self.listed.clear(),
+            Event::InitApply(node) => {
+                if let Some(name) = self.put(node)
+                    && self.listed.len() < NODES_MAX
+                {
+                    self.listed.insert(name);
+                }
             }
-            Change::Nothing => {}
+            Event::InitDone => {
+                // What a list shows is all there is: what is missing went while nobody watched.
+                let listed = std::mem::take(&mut self.listed);
+                let missing: Vec<String> = self.there.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+                missing.iter().for_each(|name| self.remove(name, now));
+            }
+            Event::Apply(node) => drop(self.put(node)),
+            Event::Delete(node) => {
+                // Its last state: what was missed is in it.
+                if let Some(name) = self.put(node) {
+                    self.remove(&name, now);
+                }
+            }
         }
     }
 
-    fn put(&mut self, node: &Node) {
-        let Some(boot) = node.boot() else { return };
-        if !self.there.contains_key(node.name()) && self.there.len() >= NODES_MAX {
-            return;
+    /// Answers its name, if it has one.
+    fn put(&mut self, node: Node) -> Option<String> {
+        let name = node.metadata.name?;
+        let boot = node.status.and_then(|status| status.node_info).map(|info| info.boot_id).unwrap_or_default();
+        // Its kubelet has not said yet which run of the machine it is; or there are too many.
+        if boot.is_empty() || (!self.there.contains_key(&name) && self.there.len() >= NODES_MAX) {
+            return Some(name);
         }
-        self.gone.remove(node.name());
-        let known = Known { boot: boot.to_owned(), out_of_service: node.has_taint(OUT_OF_SERVICE) };
-        let change = known.out_of_service && !self.there.get(node.name()).is_some_and(|before| before.out_of_service);
-        if change {
-            tracing::warn!(node = node.name(), "the node is tainted out-of-service: it is told to give up its volumes");
+        self.gone.remove(&name);
+        let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+        let out_of_service = taints.iter().any(|taint| taint.key == OUT_OF_SERVICE);
+        if out_of_service && !self.there.get(&name).is_some_and(|before| before.out_of_service) {
+            tracing::warn!(node = name, "the node is tainted out-of-service: it is told to give up its volumes");
         }
-        self.there.insert(node.name().to_owned(), known);
+        self.there.insert(name.clone(), Known { boot, out_of_service });
+        Some(name)
     }
 
     fn remove(&mut self, name: &str, now: Instant) {
@@ -114,9 +123,17 @@ mod tests {
 
     fn node(name: &str, boot: &str, taint: Option<&str>) -> Node {
         let taints: Vec<_> = taint.iter().map(|key| serde_json::json!({"key": key, "effect": "NoExecute"})).collect();
-        let status = serde_json::json!({"nodeInfo": {"bootID": boot}});
-        serde_json::from_value(serde_json::json!({"metadata": {"name": name}, "spec": {"taints": taints}, "status": status}))
-            .unwrap()
+        let mut node: Node =
+            serde_json::from_value(serde_json::json!({"metadata": {"name": name}, "spec": {"taints": taints}})).unwrap();
+        let info = k8s_openapi::api::core::v1::NodeSystemInfo { boot_id: boot.to_owned(), ..Default::default() };
+        node.status.get_or_insert_default().node_info = Some(info);
+        node
+    }
+
+    fn list(nodes: &mut Nodes, listed: Vec<Node>, now: Instant) {
+        nodes.apply(Event::Init, now);
+        listed.into_iter().for_each(|node| nodes.apply(Event::InitApply(node), now));
+        nodes.apply(Event::InitDone, now);
     }
 
     fn of(nodes: &mut Nodes, now: Instant) -> Vec<(String, bool)> {
@@ -128,32 +145,33 @@ mod tests {
     #[test]
     fn only_the_taint_and_going_condemn() {
         let (mut nodes, start) = (Nodes::default(), Instant::now());
-        nodes.replace(
+        list(
+            &mut nodes,
             vec![node("a", "1", None), node("b", "2", Some("node.kubernetes.io/unreachable")), node("c", "3", None)],
             start,
         );
         assert!(!nodes.any_condemned());
-        nodes.apply(Change::Put(node("a", "1", Some(OUT_OF_SERVICE))), start);
-        nodes.apply(Change::Removed(node("b", "2", None)), start);
+        nodes.apply(Event::Apply(node("a", "1", Some(OUT_OF_SERVICE))), start);
+        nodes.apply(Event::Delete(node("b", "2", None)), start);
         assert_eq!(nodes.condemned(start), (vec![Condemned { name: "a".into(), boot: "1".into(), gone: false }], true));
         let later = start + GONE_FOR;
         assert_eq!(of(&mut nodes, later), [("a/1".into(), false), ("b/2".into(), true)]);
         nodes.done(later);
         assert_eq!(of(&mut nodes, later), [("a/1".into(), false)]);
-        nodes.apply(Change::Put(node("a", "1", None)), later);
+        nodes.apply(Event::Apply(node("a", "1", None)), later);
         assert!(!nodes.any_condemned());
     }
 
     #[test]
     fn what_a_list_does_not_show_went_and_what_comes_back_stays() {
         let (mut nodes, start) = (Nodes::default(), Instant::now());
-        nodes.replace(vec![node("a", "1", None), node("b", "2", None)], start);
-        nodes.replace(vec![], start);
+        list(&mut nodes, vec![node("a", "1", None), node("b", "2", None)], start);
+        list(&mut nodes, vec![], start);
         // Made anew, by the same run of the machine; and by another.
-        nodes.apply(Change::Put(node("b", "2", None)), start);
+        nodes.apply(Event::Apply(node("b", "2", None)), start);
         let later = start + GONE_FOR;
         assert_eq!(of(&mut nodes, later), [("a/1".into(), true)]);
-        nodes.apply(Change::Put(node("a", "7", None)), later);
+        nodes.apply(Event::Apply(node("a", "7", None)), later);
         assert_eq!(of(&mut nodes, later), []);
         assert_eq!(of(&mut nodes, later + GONE_KEPT), []);
     }
@@ -161,8 +179,8 @@ mod tests {
     #[test]
     fn a_node_that_was_never_seen_is_not_gone() {
         let (mut nodes, start) = (Nodes::default(), Instant::now());
-        nodes.replace(vec![], start);
-        nodes.replace(vec![], start + GONE_KEPT);
+        list(&mut nodes, vec![], start);
+        list(&mut nodes, vec![], start + GONE_KEPT);
         assert!(!nodes.any_condemned());
     }
 }

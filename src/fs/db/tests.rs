@@ -329,6 +329,46 @@ async fn a_detached_clone_stands_on_its_own() {
     }
 }
 
+/// A node whose clock is hours behind that of the last owner detaches a clone all the same, and at once.
+#[test]
+fn a_node_with_a_slow_clock_detaches() {
+    let place = place(Bucket::memory());
+    let clone = place.sibling(Incarnation::random());
+    // Time that is passed in one runtime has not passed in the next.
+    let in_runtime = |hours: u64, work: futures::future::LocalBoxFuture<'_, ()>| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            tokio::time::advance(Duration::from_secs(3600 * hours)).await;
+            work.await;
+        });
+    };
+    in_runtime(
+        3,
+        Box::pin(async {
+            let db = Database::open(&place, None).await.unwrap();
+            db.write(rows(0, 100)).await.unwrap();
+            let cut = db.checkpoint("cut").await.unwrap();
+            clone_from(&clone, place.incarnation, cut).await.unwrap();
+            let owner = Database::open(&clone, None).await.unwrap();
+            owner.write(rows(200, 250)).await.unwrap();
+            owner.close().await.unwrap();
+            db.close().await.unwrap();
+        }),
+    );
+    in_runtime(
+        0,
+        Box::pin(async {
+            let at = epoch(&clone).await.unwrap();
+            assert_eq!(detach_closed(&clone, at).await.unwrap(), Detached::Whole);
+            assert_eq!(ancestors(&clone).await.unwrap(), 0);
+            assert_eq!(holds(&place).await.unwrap().clone_pins, 0);
+            let alone = Database::open(&clone, None).await.unwrap();
+            assert_eq!(count(async |a, b, n| alone.scan(a, b, n).await).await, 150);
+            alone.close().await.unwrap();
+        }),
+    );
+}
+
 /// While it is mounted the tables stay for those who read them; its own snapshots from before keep them too.
 #[tokio::test]
 async fn an_open_clone_is_rewritten_at_once_and_detached_later() {
