@@ -28,7 +28,7 @@ impl File {
         let shorter = self.versions.iter().any(|version| version.len() < found.len());
         let wrong = found.iter().enumerate().position(|(at, byte)| {
             let held = self.versions.iter().any(|version| version.get(at) == Some(byte));
-            !held && !(shorter && *byte == 0)
+            !(held || shorter && *byte == 0)
         });
         wrong.map_or(Ok(()), |at| Err(format!("byte {at} of {} is {} in no version", found.len(), found[at])))
     }
