@@ -128,9 +128,9 @@ fn the_reader_of_imports_sees_all_forms() {
 #[test]
 fn the_tests_that_the_documentation_names_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text = fs::read_to_string(root.join("docs/durability.md")).unwrap();
+    let text = ["docs/durability.md", "docs/snapshots.md"].map(|page| fs::read_to_string(root.join(page)).unwrap()).concat();
     let named: Vec<(&str, &str)> = text.split('`').filter_map(|word| word.split_once(".rs::")).collect();
-    assert!(named.len() > 20, "{named:?}");
+    assert!(named.len() > 30, "{named:?}");
     for (file, test) in named {
         let source = fs::read_to_string(root.join(format!("{file}.rs"))).unwrap_or_else(|error| panic!("{file}.rs: {error}"));
         assert!(source.contains(&format!("fn {test}(")), "{file}.rs has no test {test}");
