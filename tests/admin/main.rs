@@ -4,6 +4,7 @@
 
 mod checking;
 mod commands;
+mod restoring;
 mod serving;
 
 use std::path::Path;

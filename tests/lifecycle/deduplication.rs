@@ -76,9 +76,12 @@ fn who_stores_little_asks_for_nothing() {
     super::run(async {
         let world = World::new().await;
         let volume = world.create("volume", None).await.unwrap().handle;
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         for n in 0..8 {
-            world.write(volume, &format!("file {n}"), &noise(n, BYTES)).await;
+            write(&open.fs, &format!("file {n}"), noise(n, BYTES)).await;
         }
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
         let world = World::on(world.catalog.clone(), "node-a");
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         let before = world.catalog.bucket().requests();

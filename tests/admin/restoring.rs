@@ -1,0 +1,127 @@
+//! `dataset restore` to a local path: everything that a file system keeps of a tree, and refusals that say what to do.
+
+use super::Cli;
+use super::serving::Serving;
+use bytes::Bytes;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use zerofs_csi::fs::api::{CreateHow, SetAttr, SetTime, Special, Stability};
+use zerofs_csi::nfs::client::{Client, Credentials};
+use zerofs_csi::types::Timestamp;
+
+const HOLE: u64 = 32 << 20;
+
+fn at(secs: i64, nanos: i64) -> SetTime {
+    SetTime::To(Timestamp::from_nanos(secs * 1_000_000_000 + nanos))
+}
+
+fn set(mode: u32, (uid, gid): (u32, u32), mtime: i64) -> SetAttr {
+    SetAttr { mode: Some(mode), uid: Some(uid), gid: Some(gid), size: None, atime: at(mtime + 1, 7), mtime: at(mtime, 123_456_789) }
+}
+
+/// A tree with everything in it, in a snapshot `web@cut`.
+async fn tree(cli: &Cli) {
+    cli.ok(&["dataset", "create", "web"]);
+    let serving = Serving::start_with(cli, &[]);
+    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
+    let root = client.mount("/web").await.unwrap();
+    let dir = client.mkdir(&root, b"tree", &SetAttr::default()).await.unwrap().handle;
+    let sub = client.mkdir(&dir, b"sub", &SetAttr::default()).await.unwrap().handle;
+    let how = CreateHow::Guarded(SetAttr::default());
+    let file = client.create(&dir, b"file", &how).await.unwrap().handle;
+    client.write(&file, 0, Bytes::from_static(b"begins"), Stability::Unstable).await.unwrap();
+    client.write(&file, HOLE, Bytes::from_static(b"ends"), Stability::FileSync).await.unwrap();
+    client.link(&file, &sub, b"second name").await.unwrap();
+    let link = Special::Symlink(Bytes::from_static(b"../nowhere"));
+    client.make(&sub, b"link", &link, &set(0o777, (5, 6), 1_500_000_000)).await.unwrap();
+    client.make(&sub, b"fifo", &Special::Fifo, &set(0o620, (7, 8), 1_400_000_000)).await.unwrap();
+    client.create(&sub, b"empty \xff", &how).await.unwrap();
+    // A change of the owner takes the set-id bits away: the mode comes after it.
+    client.setattr(&file, &SetAttr { uid: Some(1234), gid: Some(567), ..SetAttr::default() }, None).await.unwrap();
+    let set_id = SetAttr { uid: None, gid: None, ..set(0o4751, (0, 0), 1_600_000_000) };
+    client.setattr(&file, &set_id, None).await.unwrap();
+    client.setattr(&sub, &set(0o2770, (9, 10), 1_300_000_000), None).await.unwrap();
+    client.setattr(&dir, &set(0o1755, (0, 0), 1_200_000_000), None).await.unwrap();
+    serving.stop();
+    cli.ok(&["dataset", "snapshot", "create", "web", "cut"]);
+}
+
+/// Mode, owner, modification time with nanoseconds, names.
+fn kept(path: &Path) -> (u32, (u32, u32), (i64, i64), u64) {
+    let meta = std::fs::symlink_metadata(path).unwrap();
+    (meta.mode() & 0o7777, (meta.uid(), meta.gid()), (meta.mtime(), meta.mtime_nsec()), meta.nlink())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_is_restored_with_all_that_belongs_to_it() {
+    let cli = Cli::with_pool();
+    tree(&cli).await;
+    let to = cli.path().join("restored");
+    let done = cli.json(&["dataset", "restore", "web@cut", "tree", &to.display().to_string()]);
+    assert_eq!(done["objects"], 7, "{done}");
+
+    let is_root = rustix::process::geteuid().is_root();
+    let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    // Who is not root keeps what it makes, and no set-id bit comes to it.
+    let expected = |mode: u32, owner: (u32, u32)| if is_root { (mode, owner) } else { (mode & 0o1777, me) };
+    assert_eq!(done["owners_not_kept"] == 0, is_root, "{done}");
+    for (name, mode, owner, mtime, nlink) in [
+        ("file", 0o4751, (1234, 567), 1_600_000_000, 2),
+        ("sub/second name", 0o4751, (1234, 567), 1_600_000_000, 2),
+        ("sub/fifo", 0o620, (7, 8), 1_400_000_000, 1),
+    ] {
+        let (mode, owner) = expected(mode, owner);
+        assert_eq!(kept(&to.join(name)), (mode, owner, (mtime, 123_456_789), nlink), "{name}");
+    }
+    for (name, mode, owner, mtime) in [("sub", 0o2770, (9, 10), 1_300_000_000), ("", 0o1755, (0, 0), 1_200_000_000)] {
+        let ((mode, owner), found) = (expected(mode, owner), kept(&to.join(name)));
+        assert_eq!((found.0, found.1, found.2), (mode, owner, (mtime, 123_456_789)), "{name:?}");
+    }
+    assert_eq!(std::fs::read_link(to.join("sub/link")).unwrap(), Path::new("../nowhere"));
+    let link = kept(&to.join("sub/link"));
+    assert_eq!((link.1, link.2), (expected(0, (5, 6)).1, (1_500_000_000, 123_456_789)));
+    assert!(std::fs::symlink_metadata(to.join("sub/fifo")).unwrap().file_type().is_fifo());
+    let meta = std::fs::metadata(to.join("file")).unwrap();
+    assert_eq!(meta.ino(), std::fs::metadata(to.join("sub/second name")).unwrap().ino());
+    assert!(meta.size() == HOLE + 4 && meta.blocks() * 512 < 1 << 20, "a hole became {} blocks", meta.blocks());
+    let content = std::fs::read(to.join("file")).unwrap();
+    assert!(content.starts_with(b"begins") && content.ends_with(b"ends"));
+    assert!(content[6..HOLE as usize].iter().all(|byte| *byte == 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_says_what_is_in_its_way_and_goes_nowhere_else() {
+    let cli = Cli::with_pool();
+    tree(&cli).await;
+    let place = |name: &str| cli.path().join(name).display().to_string();
+    std::fs::write(cli.path().join("a-file"), "mine").unwrap();
+    std::fs::create_dir(cli.path().join("a-folder")).unwrap();
+    std::os::unix::fs::symlink(cli.path().join("a-file"), cli.path().join("a-link")).unwrap();
+    for (from, to, force, code, says) in [
+        // A folder where a file is, a file where a folder is: not even by force.
+        ("tree", "a-file", true, 11, "something is there already"),
+        ("tree/file", "a-folder", true, 11, "something is there already"),
+        ("tree/file", "a-file", false, 11, "--force"),
+        ("tree", "a-folder", false, 11, "--force"),
+        ("tree/none", "new", false, 10, "none"),
+        ("tree/file/below", "new", false, 10, "below"),
+        ("../tree", "new", false, 2, ".."),
+        ("tree/../../etc", "new", false, 2, ".."),
+        ("tree/file", "no/such/folder", false, 10, "no/such"),
+    ] {
+        let to = place(to);
+        let mut args = vec!["dataset", "restore", "web@cut", from, &to];
+        args.extend(force.then_some("--force"));
+        let refused = cli.run(&args);
+        assert_eq!(refused.code, code, "{args:?}: {refused:?}");
+        assert!(refused.err.contains(says), "{args:?}: {refused:?}");
+    }
+    assert_eq!(std::fs::read(cli.path().join("a-file")).unwrap(), b"mine");
+    assert!(!cli.path().join("new").exists());
+    // A link in the way is replaced, not followed.
+    cli.ok(&["dataset", "restore", "web@cut", "tree/file", &place("a-link"), "--force"]);
+    assert_eq!(std::fs::read(cli.path().join("a-file")).unwrap(), b"mine");
+    assert!(!std::fs::symlink_metadata(cli.path().join("a-link")).unwrap().is_symlink());
+    let left: Vec<_> = std::fs::read_dir(cli.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains(".restore-")), "{left:?}");
+}
