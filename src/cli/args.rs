@@ -171,6 +171,9 @@ pub enum SnapshotCommand {
         dataset: String,
         /// Name of the snapshot
         name: String,
+        /// One that can be written to: a clone, named DATASET@NAME, which is listed and deleted with the snapshots
+        #[arg(long)]
+        writable: bool,
         #[command(flatten)]
         common: Common,
     },

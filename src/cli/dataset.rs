@@ -5,6 +5,7 @@ use super::diff;
 use super::exit::Wrong;
 use super::info::{self, DatasetShown, SnapshotShown};
 use super::restore;
+use super::snapshots;
 use super::target::{Opened, dataset_name, snapshot_name, split_snapshot};
 use crate::app::{self, ByteSize};
 use crate::catalog::{Form, Properties, Snapdir, State};
@@ -148,13 +149,16 @@ async fn release(name: &str, force: bool, common: &Common) -> anyhow::Result<()>
 
 async fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
     match command {
-        SnapshotCommand::Create { dataset, name, common } => {
+        SnapshotCommand::Create { dataset, name, writable, common } => {
             let opened = common.pool.open().await?;
-            let handle = VolumeHandle { pool: opened.pool.id(), dataset: opened.dataset(&dataset).await?.id() };
-            let made = opened.controller.create_snapshot(handle, snapshot_name(&name)?, false).await?;
-            print_snapshot(common.output, &SnapshotShown::of(&opened.pool, &dataset, &made.snapshot))
+            let made = if writable {
+                snapshots::make_writable(&opened, &dataset, &snapshot_name(&name)?).await?
+            } else {
+                snapshots::make(&opened, &dataset, snapshot_name(&name)?).await?
+            };
+            print_snapshot(common.output, &made)
         }
-        SnapshotCommand::List { dataset, common } => list_snapshots(dataset.as_deref(), &common).await,
+        SnapshotCommand::List { dataset, common } => snapshots::list(dataset.as_deref(), &common).await,
         SnapshotCommand::Info { dataset, name, common } => {
             let opened = common.pool.open().await?;
             let found = opened.snapshot(&dataset, &name).await?;
@@ -162,16 +166,7 @@ async fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
         }
         SnapshotCommand::Delete { dataset, name, common } => {
             let opened = common.pool.open().await?;
-            let of = opened.pool.catalog.dataset(&dataset_name(&dataset)?).await?;
-            let found = match of {
-                Some(of) => opened.pool.catalog.snapshot(of.record.id(), &snapshot_name(&name)?).await?,
-                None => None,
-            };
-            let existed = found.is_some();
-            if let Some(at) = found {
-                let handle = SnapshotHandle { pool: opened.pool.id(), snapshot: at.record.id() };
-                opened.controller.delete_snapshot(handle).await?;
-            }
+            let existed = snapshots::delete(&opened, &dataset, &snapshot_name(&name)?).await?;
             let report = serde_json::json!({ "deleted": format!("{dataset}@{name}"), "existed": existed });
             common.output.print(&report, |_| match existed {
                 true => format!("deleted snapshot {dataset}@{name}; `zerofs-csi gc` or a running controller frees its space\n"),
@@ -179,28 +174,6 @@ async fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
             })
         }
     }
-}
-
-async fn list_snapshots(dataset: Option<&str>, common: &Common) -> anyhow::Result<()> {
-    let opened = common.pool.open().await?;
-    let datasets = opened.pool.catalog.datasets().await?;
-    let of = match dataset {
-        // One that is deleted may have left snapshots.
-        Some(name) => match opened.pool.catalog.dataset(&dataset_name(name)?).await? {
-            Some(at) => Some(at.record.incarnation),
-            None => Some(opened.dataset(name).await?.incarnation),
-        },
-        None => None,
-    };
-    let name_of = |incarnation| {
-        let found = datasets.iter().find(|at| at.record.incarnation == incarnation);
-        found.map_or_else(|| format!("{incarnation}"), |at| at.record.name.to_string())
-    };
-    let records = opened.pool.catalog.snapshots(of).await?;
-    let live = records.iter().map(|at| &at.record).filter(|s| s.state != State::Dead && !s.implied);
-    let mut shown: Vec<SnapshotShown> = live.map(|s| SnapshotShown::of(&opened.pool, &name_of(s.dataset.incarnation), s)).collect();
-    shown.sort_by(|a, b| (&a.dataset, &a.created, &a.name).cmp(&(&b.dataset, &b.created, &b.name)));
-    common.output.print(&shown, |shown| info::snapshots(shown))
 }
 
 fn print_snapshot(output: Output, shown: &SnapshotShown) -> anyhow::Result<()> {

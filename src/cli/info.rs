@@ -41,6 +41,8 @@ pub struct SnapshotShown {
     pub referenced_bytes: Option<u64>,
     /// Clones that keep it.
     pub dependants: usize,
+    /// A clone that is kept among the snapshots; the handle is a volume's.
+    pub writable: bool,
 }
 
 fn when(at: Timestamp) -> String {
@@ -108,6 +110,23 @@ impl SnapshotShown {
             size_bytes: snapshot.size,
             referenced_bytes: snapshot.referenced,
             dependants: snapshot.dependants.len(),
+            writable: false,
+        }
+    }
+
+    /// A clone named `DATASET@NAME`.
+    pub fn of_writable(pool: &Pool, dataset: &str, clone: &Dataset) -> Self {
+        let name = clone.name.as_str();
+        Self {
+            dataset: dataset.to_owned(),
+            name: name.strip_prefix(dataset).and_then(|rest| rest.strip_prefix('@')).unwrap_or(name).to_owned(),
+            handle: VolumeHandle { pool: pool.id(), dataset: clone.id() }.to_string(),
+            state: state(&clone.state),
+            created: when(clone.created),
+            size_bytes: clone.size,
+            referenced_bytes: None,
+            dependants: 0,
+            writable: true,
         }
     }
 }
@@ -115,7 +134,8 @@ impl SnapshotShown {
 pub fn snapshots(shown: &[SnapshotShown]) -> String {
     let row = |s: &SnapshotShown| {
         let size = s.size_bytes.map_or("-".to_owned(), |size| ByteSize(size).to_string());
-        vec![format!("{}@{}", s.dataset, s.name), size, s.dependants.to_string(), s.state.clone(), s.created.clone()]
+        let kind = if s.writable { "writable" } else { "read-only" }.to_owned();
+        vec![format!("{}@{}", s.dataset, s.name), kind, size, s.dependants.to_string(), s.state.clone(), s.created.clone()]
     };
-    table(&["NAME", "SIZE", "CLONES", "STATE", "CREATED"], &shown.iter().map(row).collect::<Vec<_>>())
+    table(&["NAME", "KIND", "SIZE", "CLONES", "STATE", "CREATED"], &shown.iter().map(row).collect::<Vec<_>>())
 }

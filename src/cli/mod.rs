@@ -22,6 +22,7 @@ mod report;
 mod restore;
 mod run;
 mod scrub;
+mod snapshots;
 mod space;
 mod target;
 

@@ -8,6 +8,37 @@ fn names(list: &serde_json::Value) -> Vec<String> {
 }
 
 #[test]
+fn a_writable_snapshot_is_a_clone_among_the_snapshots() {
+    let cli = Cli::with_pool();
+    cli.ok(&["dataset", "create", "web", "--size", "20Gi"]);
+    cli.ok(&["dataset", "snapshot", "create", "web", "cut"]);
+    let trial = cli.json(&["dataset", "snapshot", "create", "web", "trial", "--writable"]);
+    assert_eq!((&trial["writable"], &trial["state"]), (&true.into(), &"ready".into()), "{trial}");
+    assert_eq!(cli.json(&["dataset", "snapshot", "create", "web", "trial", "--writable"])["handle"], trial["handle"]);
+    // A clone that was not made so is none.
+    cli.ok(&["dataset", "clone", "web", "other"]);
+    let listed = cli.json(&["dataset", "snapshot", "list", "web"]);
+    assert_eq!(names(&listed), ["cut", "trial"]);
+    assert_eq!((&listed[0]["writable"], &listed[1]["writable"]), (&false.into(), &true.into()));
+    assert!(cli.ok(&["dataset", "snapshot", "list"]).contains("writable"));
+    assert_eq!(cli.json(&["dataset", "info", "web@trial"])["handle"], trial["handle"]);
+    cli.ok(&["dataset", "snapshot", "create", "web@trial", "inner"]);
+
+    // One name among both.
+    for again in [&["trial"][..], &["cut", "--writable"]] {
+        let refused = cli.run(&[&["dataset", "snapshot", "create", "web"], again].concat());
+        assert!(refused.code == 11 && refused.err.contains("is there already"), "{again:?}: {refused:?}");
+    }
+    cli.ok(&["dataset", "snapshot", "delete", "web@trial", "inner"]);
+    for existed in [true, false] {
+        assert_eq!(cli.json(&["dataset", "snapshot", "delete", "web", "trial"])["existed"], existed);
+        cli.ok(&["gc"]);
+    }
+    assert_eq!(names(&cli.json(&["dataset", "snapshot", "list", "web"])), ["cut"]);
+    assert_eq!(names(&cli.json(&["dataset", "list"])), ["other", "web"]);
+}
+
+#[test]
 fn a_dataset_lives_and_dies_by_the_command_line() {
     let cli = Cli::with_pool();
     assert_eq!(cli.json(&["dataset", "list"]), serde_json::json!([]));
