@@ -58,6 +58,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("volume.lost.fenced", "tests/lifecycle/takeover.rs"),
     // Packs that are mostly dead.
     ("collect.sealed", "tests/lifecycle/rewriting.rs"),
+    ("collect.rewrite.listed", "tests/history/steps.rs"),
     ("chunk.before-rewrite", "tests/lifecycle/rewriting.rs"),
     ("chunk.rewritten", "tests/lifecycle/rewriting.rs"),
     // An administrator's repair.

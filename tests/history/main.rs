@@ -5,12 +5,14 @@
 //! - `ops`: what can happen, drawn from a seed.
 //! - `world`: the pool, the processes that work on it, and their deaths.
 //! - `play`: one history; `work`: its operations, one by one.
-//! - `deleting`, `chains`, `steps`: histories that chance would not find.
+//! - `deleting`, `chains`, `steps`, `slow`, `aimed`, `seen`: histories that chance would not find.
+//! - `rules`: which rule of the design is met by which test.
 //!
 //! `HISTORY_SEED` repeats one history; `HISTORIES` and `HISTORY_STEPS` set how much is done, otherwise `ZEROFS_TEST_SIZE` multiplies it.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod aimed;
 mod chains;
 mod deleting;
 #[path = "../support/fault.rs"]
@@ -19,6 +21,9 @@ mod fault;
 mod model;
 mod ops;
 mod play;
+mod rules;
+mod seen;
+mod slow;
 mod steps;
 mod work;
 mod world;

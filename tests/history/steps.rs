@@ -24,6 +24,7 @@ const STEPS: &[&str] = &[
     "collect.detach.whole",
     "collect.listed",
     "collect.packs",
+    "collect.rewrite.listed",
     "collect.sealed",
     "collect.snapshot.dead",
     "collect.snapshot.dropped",

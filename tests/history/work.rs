@@ -243,11 +243,11 @@ fn wrong(doing: &str, of: VolumeHandle, file: &str) -> impl Fn(FsError) -> Strin
     move |error| format!("{doing} {file} of {of}: {error}")
 }
 
-fn entry(name: &str) -> EntryName {
+pub fn entry(name: &str) -> EntryName {
     EntryName::try_from(name.as_bytes()).unwrap()
 }
 
-async fn find<F: FileSystem>(fs: &F, file: &str) -> Result<FileRef, FsError> {
+pub async fn find<F: FileSystem>(fs: &F, file: &str) -> Result<FileRef, FsError> {
     Ok(fs.lookup(&Caller::root(), fs.root(), file.as_bytes()).await?.0.file)
 }
 
@@ -278,7 +278,7 @@ pub async fn write(
     Ok(())
 }
 
-async fn sync_file(process: &Process, model: &mut Model, of: VolumeHandle, file: &str) -> Result<(), String> {
+pub async fn sync_file(process: &Process, model: &mut Model, of: VolumeHandle, file: &str) -> Result<(), String> {
     let wrong = wrong("committing", of, file);
     let open = process.open(of).await?;
     let found = find(&*open.fs, file).await.map_err(&wrong)?;
@@ -287,7 +287,7 @@ async fn sync_file(process: &Process, model: &mut Model, of: VolumeHandle, file:
     Ok(())
 }
 
-async fn resize(process: &Process, model: &mut Model, of: VolumeHandle, file: &str, size: usize) -> Result<(), String> {
+pub async fn resize(process: &Process, model: &mut Model, of: VolumeHandle, file: &str, size: usize) -> Result<(), String> {
     let dataset = model.dataset(of).expect("it is there");
     let Some(before) = dataset.files.get(file).map(|file| file.now().clone()) else { return Ok(()) };
     let wrong = wrong("resizing", of, file);
@@ -302,7 +302,7 @@ async fn resize(process: &Process, model: &mut Model, of: VolumeHandle, file: &s
     Ok(())
 }
 
-async fn remove(process: &Process, model: &mut Model, of: VolumeHandle, file: &str) -> Result<(), String> {
+pub async fn remove(process: &Process, model: &mut Model, of: VolumeHandle, file: &str) -> Result<(), String> {
     let dataset = model.dataset(of).expect("it is there");
     if !dataset.files.contains_key(file) {
         return Ok(());

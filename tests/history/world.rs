@@ -12,7 +12,7 @@ use zerofs_csi::bucket::Bucket;
 use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::chunk::ChunkCache;
 use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Collected, ControlError, Controller, NewVolume, Pools, Source, VolumeInfo, Worth, mail};
+use zerofs_csi::control::{Collected, ControlError, Controller, NewVolume, Pools, Source, VolumeInfo, Worth, mail as letters};
 use zerofs_csi::fs::api::{Caller, DirCookie, FileSystem, ListLimit};
 use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::fs::{FsError, FsMemory};
@@ -21,6 +21,8 @@ use zerofs_csi::volume::{Clock, Keeper, LeaseSettings, Volume, VolumeSettings, V
 
 /// So small that reads find little of what they ask for.
 const CHUNK_CACHE: u64 = 64 << 10;
+/// Small packs are worth it, too.
+const WORTH: Worth = Worth { pack_bytes_min: 3 * RECORD as u64, freed_bytes_min: 2 * RECORD as u64 };
 const MAIL: Duration = Duration::from_millis(200);
 
 /// The time of the runtime, which is driven: it goes on from where the last process of the machine was.
@@ -50,13 +52,20 @@ pub struct World {
     pub store: Arc<FaultStore>,
     home: tempfile::TempDir,
     elapsed: Duration,
+    /// How often the owner looks for letters.
+    mail: Duration,
     life: Option<(Runtime, Process)>,
 }
 
 impl World {
     pub fn new() -> Self {
-        let mut world =
-            Self { store: FaultStore::memory(), home: tempfile::tempdir().unwrap(), elapsed: Duration::ZERO, life: None };
+        Self::looking_for_mail(MAIL)
+    }
+
+    /// Hours of driven time are many looks.
+    pub fn looking_for_mail(every: Duration) -> Self {
+        let (store, home) = (FaultStore::memory(), tempfile::tempdir().unwrap());
+        let mut world = Self { store, home, elapsed: Duration::ZERO, mail: every, life: None };
         let runtime = world.runtime();
         let bucket = world.bucket();
         runtime.block_on(async { drop(Catalog::create(bucket, None).await.unwrap()) });
@@ -68,7 +77,7 @@ impl World {
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
     }
 
-    fn bucket(&self) -> Bucket {
+    pub fn bucket(&self) -> Bucket {
         Bucket::on(self.store.clone(), Default::default()).with_limits(quick())
     }
 
@@ -76,7 +85,7 @@ impl World {
         let (runtime, bucket) = (self.runtime(), self.bucket());
         let (base, journals) = (self.elapsed, self.home.path().join("journals"));
         std::fs::create_dir_all(&journals).unwrap();
-        let process = runtime.block_on(Process::start(bucket, base, journals));
+        let process = runtime.block_on(Process::start(bucket, base, journals, self.mail));
         self.life = Some((runtime, process));
     }
 
@@ -105,7 +114,7 @@ impl World {
 }
 
 impl Process {
-    async fn start(bucket: Bucket, base: Duration, journals: PathBuf) -> Self {
+    async fn start(bucket: Bucket, base: Duration, journals: PathBuf, mail: Duration) -> Self {
         let catalog = Catalog::open(bucket, None).await.unwrap();
         let clock = Arc::new(Ticks { base, started: tokio::time::Instant::now() });
         let lease = LeaseSettings { clock: clock.clone(), ..LeaseSettings::default() };
@@ -121,21 +130,23 @@ impl Process {
         };
         let volumes = Volumes::with_lease(settings("node", Some(journals)), lease.clone());
         let others = Volumes::with_lease(settings("controller", None), lease);
-        // Small packs are worth it, too.
-        let worth = Worth { pack_bytes_min: 3 * RECORD as u64, freed_bytes_min: 2 * RECORD as u64 };
         let controller = |volumes: &Volumes| {
             let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());
-            Arc::new(controller.with_owner_timeout(Duration::from_secs(20)).with_worth(worth))
+            Arc::new(controller.with_owner_timeout(Duration::from_secs(20)).with_worth(WORTH))
         };
         let (here, elsewhere) = (controller(&volumes), controller(&others));
-        let desk = mail::serve(here.pools().clone(), volumes.clone(), Arc::new(NoMounts), MAIL, CancellationToken::new());
+        let desk = letters::serve(here.pools().clone(), volumes.clone(), Arc::new(NoMounts), mail, CancellationToken::new());
         tokio::spawn(desk);
         Self { catalog, volumes, controller: here, elsewhere, clock }
     }
 
     /// Another node's process on the same store, with a count of requests of its own.
     pub async fn another(&self, node: &str) -> Self {
-        let bucket = self.catalog.bucket().clone().with_limits(quick());
+        self.on_its_own(node, self.catalog.bucket().clone().with_limits(quick())).await
+    }
+
+    /// Another node's process on a bucket of its own: with a bucket that was made anew its durable steps are its own, too.
+    pub async fn on_its_own(&self, node: &str, bucket: Bucket) -> Self {
         let catalog = Catalog::open(bucket, None).await.unwrap();
         let settings = VolumeSettings {
             node: node.to_owned(),
@@ -146,7 +157,7 @@ impl Process {
             ..self.volumes.settings().clone()
         };
         let volumes = Volumes::with_lease(settings, self.volumes.lease().clone());
-        let controller = Arc::new(Controller::new(Pools::one("p", catalog.clone()), volumes.clone()));
+        let controller = Arc::new(Controller::new(Pools::one("p", catalog.clone()), volumes.clone()).with_worth(WORTH));
         Self { catalog, volumes, elsewhere: controller.clone(), controller, clock: self.clock.clone() }
     }
 

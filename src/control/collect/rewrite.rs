@@ -102,6 +102,7 @@ impl Collector {
         self.seal(&before, candidates, done).await?;
         self.pool.step("collect.sealed").await?;
         let before = self.list().await?;
+        self.pool.step("collect.rewrite.listed").await?;
         let families: HashSet<FamilyId> = candidates.iter().map(|c| c.family).collect();
         let wanted: HashSet<PackId> = candidates.iter().map(|c| c.pack).collect();
         let mut seen = Seen::default();

@@ -1,0 +1,327 @@
+//! Histories aimed at one rule each: what is taken away between the steps of what needs it.
+
+use crate::model::{Model, Origin};
+use crate::ops::{RECORD, Where};
+use crate::slow::{COLLECTIONS, HOUR, collector, end, insist, nothing_is_left, seeds};
+use crate::work::{self, again};
+use crate::world::{Process, World};
+use bytes::Bytes;
+use std::time::Duration;
+use zerofs_csi::catalog::State;
+use zerofs_csi::control::{RestoreInPlace, Source};
+use zerofs_csi::telemetry::Failpoints;
+use zerofs_csi::types::{Class, Classify, Incarnation, SnapshotHandle, VolumeHandle};
+
+/// Records of a file that is restored in more than one batch.
+const MANY: u64 = 600;
+const WRITE: usize = 128 * RECORD;
+
+/// Each case in a world of its own, a few at a time.
+fn each<T: Sync + std::fmt::Debug>(
+    cases: &[T],
+    story: impl AsyncFn(&T, &Process, &Process, &mut Model) -> Result<(), String> + Sync,
+) {
+    let wrong = crate::in_lanes(cases, |case| {
+        let world = World::looking_for_mail(Duration::from_secs(1));
+        let process = world.process().clone();
+        let told = world.run(async {
+            let (mut model, collector) = (Model::default(), collector(&world).await);
+            Box::pin(story(case, &process, &collector, &mut model)).await?;
+            Box::pin(end(&process, &collector, &mut model)).await?;
+            nothing_is_left(&collector).await
+        });
+        told.map_err(|what| format!("{case:?}: {what}"))
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A volume with one file of so many records, closed.
+async fn volume(process: &Process, model: &mut Model, name: &str, records: u64) -> Result<VolumeHandle, String> {
+    work::create(process, model, name, &Origin::Nothing).await?;
+    let volume = model.datasets.last().expect("just made").handle;
+    write(process, model, volume, 0..records).await?;
+    Ok(volume)
+}
+
+async fn write(process: &Process, model: &mut Model, of: VolumeHandle, range: std::ops::Range<u64>) -> Result<(), String> {
+    for (n, part) in seeds(range).chunks(WRITE).enumerate() {
+        work::write(process, model, of, "x", n * WRITE, part).await?;
+    }
+    work::close(process, model, of).await
+}
+
+async fn cut(process: &Process, model: &mut Model, of: VolumeHandle, name: &str) -> Result<SnapshotHandle, String> {
+    work::snapshot(process, model, of, name).await?;
+    Ok(model.snapshots.last().expect("just made").handle)
+}
+
+async fn collect(collector: &Process) -> Result<(), String> {
+    again(async || collector.collect(Where::Here).await).await.map(drop).map_err(|error| format!("collecting: {error}"))
+}
+
+/// Until somebody is held at a step.
+async fn held_at(failpoints: &Failpoints, step: &str, before: u64) -> Result<(), String> {
+    let held = async {
+        while failpoints.passed().get(step).copied().unwrap_or(0) <= before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), held).await.map_err(|_| format!("nobody comes to {step}"))
+}
+
+/// Holds whoever comes to a step next.
+fn hold(failpoints: &Failpoints, step: &str) -> u64 {
+    failpoints.set(step, "1*pause->off").unwrap();
+    failpoints.passed().get(step).copied().unwrap_or(0)
+}
+
+fn release(failpoints: &Failpoints, step: &str) {
+    failpoints.set(step, "off").unwrap();
+}
+
+/// R11: what a snapshot needs that began after the catalog was listed, and of which its head shows nothing any more when it is read.
+#[test]
+fn a_snapshot_made_between_listing_and_marking_keeps_its_packs() {
+    each(&[Where::Here, Where::Elsewhere], async |at, process, collector, model| {
+        let origin = volume(process, model, "origin", 40).await?;
+        let holder = if *at == Where::Here { process } else { collector };
+        let failpoints = holder.catalog.bucket().failpoints();
+        let before = hold(failpoints, "collect.listed");
+        let changes = async {
+            held_at(failpoints, "collect.listed", before).await?;
+            cut(process, model, origin, "cut").await?;
+            write(process, model, origin, 100..140).await?;
+            // Old data is reclaimed in the background.
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            release(failpoints, "collect.listed");
+            Ok::<_, String>(())
+        };
+        let (collected, changed) = tokio::join!(collect(holder), changes);
+        collected.and(changed)?;
+        work::compare(collector, model).await?;
+        work::perform(collector, model, &crate::ops::Op::CloseAll, &Default::default()).await
+    });
+}
+
+/// R11: the same of a pack that is written anew. What is left of it in the head when that is read is less than the snapshot needs.
+#[test]
+fn a_snapshot_made_between_listing_and_rewriting_keeps_its_chunks() {
+    each(&[Where::Here, Where::Elsewhere], async |at, process, collector, model| {
+        let origin = volume(process, model, "origin", 40).await?;
+        write(process, model, origin, 100..130).await?;
+        let holder = if *at == Where::Here { process } else { collector };
+        let failpoints = holder.catalog.bucket().failpoints();
+        let before = hold(failpoints, "collect.rewrite.listed");
+        let changes = async {
+            held_at(failpoints, "collect.rewrite.listed", before).await?;
+            cut(process, model, origin, "cut").await?;
+            write(process, model, origin, 200..239).await?;
+            release(failpoints, "collect.rewrite.listed");
+            Ok::<_, String>(())
+        };
+        let (collected, changed) = tokio::join!(collect(holder), changes);
+        collected.and(changed)?;
+        work::compare(collector, model).await?;
+        work::perform(collector, model, &crate::ops::Op::CloseAll, &Default::default()).await
+    });
+}
+
+/// R14: the source goes between any two steps of a clone. It is whole, or it is refused for good and leaves nothing.
+#[test]
+fn a_snapshot_deleted_between_the_steps_of_a_clone() {
+    let steps = [
+        ("control.create.begin", false),
+        ("control.create.intent", false),
+        ("control.create.dependant", true),
+        ("fs.db.before-clone", true),
+        ("fs.db.after-clone", true),
+        ("control.create.cloned", true),
+        ("control.create.ready", true),
+    ];
+    each(&steps, async |(step, is_made), process, collector, model| {
+        let origin = volume(process, model, "origin", 40).await?;
+        let source = cut(process, model, origin, "cut").await?;
+        let content = model.dataset(origin).expect("it is there").content();
+        write(process, model, origin, 100..140).await?;
+        let failpoints = process.catalog.bucket().failpoints();
+        let before = hold(failpoints, step);
+        let deletions = async {
+            held_at(failpoints, step, before).await?;
+            work::delete_snapshot(collector, model, source).await?;
+            work::delete(collector, model, origin).await?;
+            for _ in 0..COLLECTIONS {
+                collect(collector).await?;
+                tokio::time::sleep(HOUR / COLLECTIONS).await;
+            }
+            release(failpoints, step);
+            Ok::<_, String>(())
+        };
+        let (made, deleted) = tokio::join!(Box::pin(process.create("clone", Some(Source::Snapshot(source)))), deletions);
+        deleted?;
+        match made {
+            Ok(made) if *is_made => {
+                model.made("clone", made.handle, content);
+                Ok(())
+            }
+            Err(error) if !is_made && error.class() == Class::NotFound => {
+                let found = process.catalog.dataset(&"clone".parse().unwrap()).await.map_err(|error| error.to_string())?;
+                let is_left = found.is_some_and(|at| matches!(at.record.state, State::Ready | State::Creating));
+                if is_left { Err("the intent is left".to_owned()) } else { Ok(()) }
+            }
+            other => Err(format!("{other:?}")),
+        }
+    });
+}
+
+/// R10: the source goes between any two steps of a restore by reference. Who depends on it keeps it; who has not begun to read it is refused.
+#[test]
+fn a_snapshot_deleted_between_the_steps_of_a_restore() {
+    let steps = [
+        ("control.restore.begin", false, 0),
+        ("control.restore.intent", false, 0),
+        ("control.restore.pinned", false, 1),
+        ("fs.restore.object", true, 1),
+        ("fs.content.copied", true, 1),
+        ("fs.commit.before-flush", true, 1),
+        ("control.restore.durable", true, 1),
+        ("volume.restore.forget", true, 1),
+    ];
+    each(&steps, async |(step, is_done, kept), process, collector, model| {
+        let volume = volume(process, model, "volume", MANY).await?;
+        let source = cut(process, model, volume, "cut").await?;
+        let content = seeds(0..MANY);
+        write(process, model, volume, 100..140).await?;
+        drop(process.open(volume).await?);
+        let failpoints = process.catalog.bucket().failpoints();
+        let (from, to) = ("x".to_owned(), "x".to_owned());
+        let wanted = RestoreInPlace { call: Incarnation::random(), snapshot: source.snapshot, from, to, overwrite: true };
+        let before = hold(failpoints, step);
+        let deletions = async {
+            held_at(failpoints, step, before).await?;
+            work::delete_snapshot(collector, model, source).await?;
+            for _ in 0..COLLECTIONS {
+                collect(collector).await?;
+                tokio::time::sleep(HOUR / COLLECTIONS).await;
+            }
+            let now = collector.catalog.snapshots(None).await.map_err(|error| error.to_string())?.len();
+            release(failpoints, step);
+            if now != *kept {
+                return Err(format!("{now} snapshots are kept"));
+            }
+            Ok::<_, String>(())
+        };
+        let (restored, deleted) = tokio::join!(Box::pin(process.controller.restore_in_place(volume, &wanted, &|_| ())), deletions);
+        deleted?;
+        let again = || Box::pin(process.controller.restore_in_place(volume, &wanted, &|_| ()));
+        let restored = match restored {
+            // What waits too long for the store is asked for again.
+            Err(error) if *is_done && error.class() == Class::Unavailable => again().await,
+            restored => restored,
+        };
+        match restored {
+            Ok(_) if *is_done => {
+                let dataset = model.dataset(volume).expect("it is there");
+                dataset.begin("x", Some(content));
+                dataset.synced("x");
+            }
+            Err(error) if !is_done && error.class() == Class::NotFound => {}
+            other => return Err(format!("{other:?}")),
+        }
+        work::close(process, model, volume).await?;
+        // What was cut short is ended by the next opening.
+        drop(process.open(volume).await?);
+        work::close(process, model, volume).await?;
+        collect(collector).await?;
+        let left = process.catalog.snapshots(None).await.map_err(|error| error.to_string())?;
+        if left.is_empty() { Ok(()) } else { Err("the snapshot is kept by nothing".to_owned()) }
+    });
+}
+
+/// R5: what was cut off stays away, in the head, in snapshots and in clones of them, though nothing of it was reclaimed yet.
+#[test]
+fn what_was_cut_off_and_grew_again_is_zero_before_and_after_it_is_reclaimed() {
+    // With a mask, with a few rows, and to nothing.
+    each(&[200, 70, 0], async |records: &u64, process, collector, model| {
+        let keep = if *records == 0 { 0 } else { 10 * RECORD + 100 };
+        let origin = volume(process, model, "origin", (*records).max(200)).await?;
+        let failpoints = process.catalog.bucket().failpoints();
+        // What is removed is reclaimed first: it holds up whatever comes after it.
+        work::write(process, model, origin, "gone", 0, &seeds(1000..1200)).await?;
+        work::sync_file(process, model, origin, "gone").await?;
+        let reclaim = "fs.content.before-reclaim";
+        let before = failpoints.passed().get(reclaim).copied().unwrap_or(0);
+        failpoints.set(reclaim, "pause").unwrap();
+        work::remove(process, model, origin, "gone").await?;
+        held_at(failpoints, reclaim, before).await?;
+        if *records == 70 {
+            work::resize(process, model, origin, "x", 70 * RECORD).await?;
+        }
+        work::resize(process, model, origin, "x", keep).await?;
+        collect(collector).await?;
+        let short = cut(process, model, origin, "short").await?;
+        work::resize(process, model, origin, "x", 150 * RECORD + 7).await?;
+        collect(collector).await?;
+        let long = cut(process, model, origin, "long").await?;
+        work::write(process, model, origin, "x", 50 * RECORD, &seeds(900..903)).await?;
+        work::compare(process, model).await?;
+        for (name, of) in [("of-short", short), ("of-long", long)] {
+            work::create(process, model, name, &Origin::Snapshot(of)).await?;
+            let clone = model.datasets.last().expect("just made").handle;
+            insist(async || work::resize(process, model, clone, "x", 160 * RECORD).await).await?;
+            work::write(process, model, clone, "x", 30 * RECORD + 5, &seeds(800..802)).await?;
+        }
+        collect(collector).await?;
+        work::compare(process, model).await?;
+        release(failpoints, reclaim);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        collect(collector).await?;
+        work::compare(process, model).await
+    });
+}
+
+/// R2: a collector that stands still while another ends the life that it collects, and the name's next life begins.
+#[test]
+fn the_next_life_of_a_name_is_not_touched_by_the_collection_of_the_last() {
+    let steps = [
+        "collect.listed",
+        "collect.packs",
+        "collect.dataset.dead",
+        "collect.dataset.fenced",
+        "collect.dataset.deleted",
+        "collect.dataset.removed",
+    ];
+    each(&steps, async |step, process, collector, model| {
+        let first = volume(process, model, "name", 40).await?;
+        let cut = cut(process, model, first, "cut").await?;
+        write(process, model, first, 100..140).await?;
+        work::delete_snapshot(process, model, cut).await?;
+        work::delete(process, model, first).await?;
+        let failpoints = collector.catalog.bucket().failpoints();
+        let before = hold(failpoints, step);
+        let life = async {
+            held_at(failpoints, step, before).await?;
+            insist(async || {
+                process.collect(Where::Here).await.map_err(|error| error.to_string())?;
+                work::create(process, model, "name", &Origin::Nothing).await?;
+                if model.datasets.is_empty() { Err("the name is not free yet".to_owned()) } else { Ok(()) }
+            })
+            .await?;
+            let next = model.datasets[0].handle;
+            write(process, model, next, 0..40).await?;
+            work::write(process, model, next, "y", 0, &seeds(200..240)).await?;
+            release(failpoints, step);
+            Ok::<_, String>(next)
+        };
+        let (collected, next) = tokio::join!(collect(collector), life);
+        let next = next?;
+        collected?;
+        if next == first {
+            return Err("the next life is the last one".to_owned());
+        }
+        // What the last life's writer still sends.
+        let late = format!("vol/{}/wal/00000000000000000099.sst", first.dataset.incarnation);
+        process.catalog.bucket().put(&late, Bytes::from_static(b"late")).await.map_err(|error| error.to_string())?;
+        collect(collector).await?;
+        work::compare(process, model).await
+    });
+}
