@@ -62,6 +62,6 @@ fn every_rule_has_tests_and_they_are_there() {
         let source = std::fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
         assert!(is_test(&source, test), "{file} has no test {test}");
     }
-    assert!(table.len() > RULES && table.iter().all(|(about, tests)| !tests.is_empty() || panic!("{about}")));
+    assert!(table.len() > RULES && table.iter().all(|(_, tests)| !tests.is_empty()));
     assert!(!is_test("/// Text.\nfn helper() {}", "helper") && !is_test("#[test]\nfn one() {}", "two"));
 }

@@ -54,7 +54,7 @@ async fn append(open: Arc<Volume>, w: u64, progress: Arc<Progress>, stop: Arc<At
         open.fs.write(&Caller::root(), file, n * RECORD as u64, data, Stability::Unstable).await.unwrap();
         progress.answered.store(n + 1, Ordering::Relaxed);
         n += 1;
-        if w % 2 == 0 && n % 8 == 0 {
+        if w.is_multiple_of(2) && n.is_multiple_of(8) {
             open.fs.commit(&Caller::root(), file, 0, 0).await.unwrap();
         }
         tokio::time::sleep(Duration::from_millis(1 + (w * 7 + n) % 5)).await;
@@ -188,9 +188,8 @@ fn small_files_and_the_entry_just_before_it_are_in_a_snapshot() {
                     work::write(&process, &mut model, origin, &format!("s{n}"), 0, &content).await?;
                 }
                 work::write(&process, &mut model, origin, &format!("last{round}"), 0, b"").await?;
-                match at {
-                    None => work::close(&process, &mut model, origin).await?,
-                    Some(_) => {}
+                if at.is_none() {
+                    work::close(&process, &mut model, origin).await?;
                 }
                 let by = if *at == Some(Where::Elsewhere) { &collector } else { &process };
                 work::snapshot(by, &mut model, origin, &format!("cut{round}")).await?;
