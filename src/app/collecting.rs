@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 /// Deletions come in crowds: one collection for all that come within this time.
 const GATHER: Duration = Duration::from_secs(5);
 
-/// Collects every pool at each interval, and some seconds after a deletion, until stopped.
-pub async fn run(controller: Arc<Controller>, interval: Duration, stop: CancellationToken) {
+/// Collects every pool at each interval, and some seconds after a deletion, until stopped. `rate`: bytes a second of packs that are rewritten.
+pub async fn run(controller: Arc<Controller>, interval: Duration, rate: u64, stop: CancellationToken) {
     let tombstoned = controller.tombstoned();
     loop {
         tokio::select! {
@@ -25,14 +25,14 @@ pub async fn run(controller: Arc<Controller>, interval: Duration, stop: Cancella
         for pool in controller.pools().iter() {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = collect(&controller, pool) => {}
+                () = collect(&controller, pool, rate) => {}
             }
         }
     }
 }
 
-async fn collect(controller: &Controller, pool: &Pool) {
-    match controller.collector(pool).collect().await {
+async fn collect(controller: &Controller, pool: &Pool, rate: u64) {
+    match controller.collector(pool).at_rate(Some(rate)).collect().await {
         Ok(done) if done.packs + done.datasets.len() + done.snapshots.len() + done.detached.len() + done.databases > 0 => {
             tracing::info!(
                 pool = pool.name,

@@ -33,6 +33,9 @@ pub struct Config {
     /// Time between collections of a controller or server.
     #[serde(default = "collect_interval", with = "human_duration")]
     pub collect_interval: Duration,
+    /// Bytes a second that collections read of packs that they rewrite; 0: as fast as they can.
+    #[serde(default = "collect_rate")]
+    pub collect_rate: ByteSize,
     /// How long a snapshot waits for the owner of a volume in another process.
     #[serde(default = "owner_timeout", with = "human_duration")]
     pub owner_timeout: Duration,
@@ -140,6 +143,11 @@ fn flush_interval() -> Duration {
     Duration::from_secs(2)
 }
 
+/// A disk or a bucket that serves pods hardly notices it, and it is a TiB in nine hours.
+fn collect_rate() -> ByteSize {
+    ByteSize(32 << 20)
+}
+
 fn collect_interval() -> Duration {
     Duration::from_secs(600)
 }
@@ -195,6 +203,7 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             flush_interval: flush_interval(),
             collect_interval: collect_interval(),
+            collect_rate: collect_rate(),
             owner_timeout: owner_timeout(),
             mail_interval: mail_interval(),
             lease: lease(),

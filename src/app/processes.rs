@@ -42,7 +42,12 @@ pub async fn controller(
         tasks.spawn(health.serve(at, Arc::default(), stop.child_token()));
     }
     let controller = Arc::new(parts.controller());
-    tasks.spawn(collecting::run(controller.clone(), parts.config.collect_interval, stop.child_token()));
+    tasks.spawn(collecting::run(
+        controller.clone(),
+        parts.config.collect_interval,
+        parts.config.collect_rate.0,
+        stop.child_token(),
+    ));
     watch_cluster(&controller, &tasks, &stop);
     let services: CsiServices<crate::mount::KernelMounter, NfsEndpoints> =
         CsiServices { identity: identity(&parts, true), controller: Some(ControllerService::new(controller, unlock)), node: None };

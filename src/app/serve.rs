@@ -116,7 +116,12 @@ impl<M: Mounter> Serving<'_, M> {
         let controller = Arc::new(parts.controller().with_mounts(agent.clone()));
         let uses = Uses { mounts: agent.clone(), exports: exports.clone() };
         life.work_tasks.spawn(parts.mail(Arc::new(uses), &life.work));
-        life.work_tasks.spawn(collecting::run(controller.clone(), parts.config.collect_interval, life.work.clone()));
+        life.work_tasks.spawn(collecting::run(
+            controller.clone(),
+            parts.config.collect_interval,
+            parts.config.collect_rate.0,
+            life.work.clone(),
+        ));
         let mut line = String::from("ready:");
         if let Some(server) = &nfs {
             line += &format!(" nfs {}", server.local_addr());

@@ -467,6 +467,9 @@ pub struct GcArgs {
     /// Print what would be removed, and remove nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Read at most so much a second of packs that are rewritten, like 50Mi
+    #[arg(long, value_name = "SIZE")]
+    pub rate: Option<ByteSize>,
     #[command(flatten)]
     pub common: Common,
 }

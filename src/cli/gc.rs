@@ -4,21 +4,30 @@ use super::args::GcArgs;
 use super::report::Progress;
 use crate::app::{self, ByteSize};
 use crate::control::{Collected, Kept, Plan};
+use std::sync::Arc;
 
 pub fn run(args: GcArgs) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
     app::run(async move {
         let opened = args.common.pool.open().await?;
-        let collector = opened.controller.collector(&opened.pool);
-        let progress = Progress::new();
+        let progress = Arc::new(Progress::new());
         progress.say("reading every dataset and snapshot");
+        let shown = progress.clone();
+        let collector = opened.controller.collector(&opened.pool).at_rate(args.rate.map(|rate| rate.0)).telling(move |done| {
+            shown.say(&format!(
+                "{} packs removed, {} rewritten, {} clones detached",
+                done.packs,
+                done.rewritten,
+                done.detached.len()
+            ));
+        });
         if args.dry_run {
             let plan = collector.plan().await?;
-            drop(progress);
+            drop((collector, progress));
             args.common.output.print(&plan, plan_text)
         } else {
             let done = collector.collect().await?;
-            drop(progress);
+            drop((collector, progress));
             args.common.output.print(&done, done_text)
         }
     })

@@ -175,3 +175,34 @@ fn what_a_snapshot_or_a_clone_uses_stays() {
         world.assert_empty("a family whose packs were rewritten").await;
     });
 }
+
+/// Who works with the bucket meanwhile is left most of it, and who waits sees how far it is.
+#[test]
+fn a_collection_keeps_to_its_rate_and_says_how_far_it_is() {
+    super::run(async {
+        let world = World::new().await;
+        let volume = world.create("v", None).await.unwrap().handle;
+        let mut content = content();
+        world.write(volume, "a", &content).await;
+        let open = open(&world, volume).await;
+        overwrite(&open, &mut content, 1).await;
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+        let said = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let its = said.clone();
+        let pool = world.controller.pools().get(None).unwrap();
+        // The packs that are mostly dead have 24 MiB.
+        let rate = 8 << 20;
+        let collector = world.controller.collector(pool).at_rate(Some(rate));
+        let collector = collector.telling(move |done| its.lock().unwrap().push(done.rewritten));
+        let begun = std::time::Instant::now();
+        let done = collector.collect().await.unwrap();
+        let least = Duration::from_secs_f64(done.rewritten_bytes as f64 / rate as f64);
+        assert!(done.rewritten > 0 && least > Duration::from_secs(1), "{done:?}");
+        assert!(begun.elapsed() >= least, "{:?} instead of {least:?}", begun.elapsed());
+        let said = said.lock().unwrap().clone();
+        assert_eq!(said.last(), Some(&done.rewritten));
+        assert!((1..=done.rewritten).all(|n| said.contains(&n)), "{said:?}");
+        assert!(world.read(volume).await["a"] == content);
+    });
+}

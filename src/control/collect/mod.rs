@@ -111,12 +111,33 @@ pub struct Collector {
     owner_timeout: Duration,
     memory: Memory,
     worth: Worth,
+    /// Bytes of packs read for rewriting in a second, at most.
+    rate: Option<u64>,
+    say: Say,
 }
+
+/// Is told what was done so far.
+type Say = Box<dyn Fn(&Collected) + Send + Sync>;
 
 impl Collector {
     /// `volumes`: those of this process.
     pub(super) fn new(pool: Pool, volumes: Volumes, owner_timeout: Duration, memory: Memory, worth: Worth) -> Self {
-        Self { pool, volumes, owner_timeout, memory, worth }
+        Self { pool, volumes, owner_timeout, memory, worth, rate: None, say: Box::new(|_| {}) }
+    }
+
+    /// Reads at most so many bytes a second of packs that it rewrites, so that who works with the bucket does not notice: however long
+    /// that takes, what was sealed before stays as it is (R12).
+    #[must_use]
+    pub fn at_rate(mut self, rate: Option<u64>) -> Self {
+        self.rate = rate.filter(|rate| *rate > 0);
+        self
+    }
+
+    /// Says from time to time how far it is.
+    #[must_use]
+    pub fn telling(mut self, say: impl Fn(&Collected) + Send + Sync + 'static) -> Self {
+        self.say = Box::new(say);
+        self
     }
 
     /// What a pass would do now.
@@ -172,6 +193,7 @@ impl Collector {
             let removed = Box::pin(self.sweep(plan, &mut done)).await?;
             self.collect_databases(&upkeep, &mut done).await?;
             self.detach_all(&detach, &mut done).await?;
+            (self.say)(&done);
             if !removed && done.detached.len() == detached {
                 self.rewrite_packs(&rewrite, &mut done).await?;
                 break;

@@ -19,6 +19,8 @@ use crate::types::{ChunkHash, FamilyId, Incarnation, PackId, SessionId};
 use crate::volume::{VolumeError, is_caretaker, seal_released};
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Footers read in one collection, of the packs with the fewest references for their bytes. What was read is remembered.
 const FOOTERS_MAX: usize = 256;
@@ -116,7 +118,13 @@ impl Collector {
         }
         for candidate in candidates.iter().filter(|c| !seen.unsealed.contains(&c.pack) && !seen.unborn.contains(&c.family)) {
             let Some(live) = seen.live.get(&candidate.pack).filter(|live| !live.is_empty()) else { continue };
+            let begun = Instant::now();
             self.rewrite(candidate, live, done).await?;
+            (self.say)(done);
+            if let Some(rate) = self.rate {
+                let due = Duration::from_secs_f64(candidate.bytes as f64 / rate as f64);
+                tokio::time::sleep(due.saturating_sub(begun.elapsed())).await;
+            }
         }
         Ok(())
     }
