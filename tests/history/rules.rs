@@ -23,7 +23,7 @@
 //! | a snapshot deleted between the steps of a clone | `tests/history/aimed.rs::a_snapshot_deleted_between_the_steps_of_a_clone` |
 //! | a restore by reference while its source is deleted | `tests/history/aimed.rs::a_snapshot_deleted_between_the_steps_of_a_restore`, `tests/lifecycle/restore.rs::a_restore_that_fails_anywhere_is_mended_by_repeating_it` |
 //! | directories with gaps in their cookies | `tests/model/directed.rs::cookies_stay_true_while_names_come_and_go`, `tests/nfs/procedures.rs::directories_are_listed_whatever_changes_meanwhile` |
-//! | more than 100,000 entries in one directory | `tests/model/directed.rs::a_large_directory_lists_each_name_once_cold_and_warm` |
+//! | more than 100,000 entries in one directory | `tests/model/directed.rs::more_than_a_hundred_thousand_names_are_listed_once` |
 //! | files under 32 KiB | `tests/history/seen.rs::small_files_and_the_entry_just_before_it_are_in_a_snapshot`, `tests/edge/exerciser.rs::a_file_of_small_records_is_what_was_written` |
 //! | an entry written just before the snapshot | `tests/history/seen.rs::small_files_and_the_entry_just_before_it_are_in_a_snapshot` |
 //! | a snapshot taken during writes | `tests/history/seen.rs::a_snapshot_during_writes_holds_what_was_answered_and_of_each_writer_a_prefix` |
