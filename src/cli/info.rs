@@ -115,11 +115,10 @@ impl SnapshotShown {
     }
 
     /// A clone named `DATASET@NAME`.
-    pub fn of_writable(pool: &Pool, dataset: &str, clone: &Dataset) -> Self {
-        let name = clone.name.as_str();
+    pub fn of_writable(pool: &Pool, dataset: &str, name: &str, clone: &Dataset) -> Self {
         Self {
             dataset: dataset.to_owned(),
-            name: name.strip_prefix(dataset).and_then(|rest| rest.strip_prefix('@')).unwrap_or(name).to_owned(),
+            name: name.to_owned(),
             handle: VolumeHandle { pool: pool.id(), dataset: clone.id() }.to_string(),
             state: state(&clone.state),
             created: when(clone.created),

@@ -27,7 +27,7 @@ fn a_writable_snapshot_is_a_clone_among_the_snapshots() {
     // One name among both.
     for again in [&["trial"][..], &["cut", "--writable"]] {
         let refused = cli.run(&[&["dataset", "snapshot", "create", "web"], again].concat());
-        assert!(refused.code == 11 && refused.err.contains("is there already"), "{again:?}: {refused:?}");
+        assert!(refused.code == 11 && refused.err.contains("choose another name"), "{again:?}: {refused:?}");
     }
     cli.ok(&["dataset", "snapshot", "delete", "web@trial", "inner"]);
     for existed in [true, false] {

@@ -8,10 +8,12 @@ mod query;
 mod release;
 mod restore;
 mod snapshot;
+mod writable;
 
 pub use release::Journal;
 pub use restore::RestoreInPlace;
 pub(super) use restore::{class_name, restore};
+pub use writable::writable_name;
 
 use super::busy::{Busy, Call, Queues};
 use super::collect::{Memory, Worth};

@@ -38,7 +38,11 @@ impl Controller {
                     return Err(ControlError::InProgress { what });
                 }
             },
-            None => new_id(&dataset, &name),
+            None if csi_name => new_id(&dataset, &name),
+            None => {
+                self.is_free_of_writable(pool, &dataset, &name).await?;
+                new_id(&dataset, &name)
+            }
         };
         if csi_name {
             id = claim_name(pool, &dataset, &name, id).await?;

@@ -1,0 +1,70 @@
+//! Writable snapshots: clones that are kept among a dataset's snapshots.
+//!
+//! The writable snapshot `NAME` of a dataset is a clone of it, called `DATASET@NAME`. A name is given once among a dataset's snapshots and these; not where
+//! snapshots are named by CSI, whose names are unique in the pool.
+
+use super::{Controller, NewVolume, VolumeInfo, volume_info};
+use crate::catalog::{Dataset, Form, Properties, State};
+use crate::control::{ControlError, Pool, Source};
+use crate::types::{DatasetName, SnapshotName, VolumeHandle};
+use std::collections::BTreeMap;
+
+impl Controller {
+    /// Makes a writable snapshot of a volume as it is, or answers the one that is there.
+    pub async fn create_writable_snapshot(&self, volume: VolumeHandle, name: &SnapshotName) -> Result<VolumeInfo, ControlError> {
+        let absent = || ControlError::NotFound { what: format!("volume {volume}") };
+        let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
+        let source = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
+        let snapshot = pool.catalog.snapshot(source.id(), name).await?;
+        if snapshot.is_some_and(|at| at.record.state != State::Dead) {
+            return Err(name_given(&source, name, "it is a read-only snapshot"));
+        }
+        let new = NewVolume {
+            name: full_name(&source, name)?,
+            size: None,
+            size_limit: None,
+            source: Some(Source::Volume(volume)),
+            properties: Properties::default(),
+            access_modes: vec![],
+            form: Form::Writable,
+            parameters: BTreeMap::new(),
+        };
+        self.create_volume(Some(&pool.name), new).await
+    }
+
+    /// The writable snapshot of that name, if there is one.
+    pub async fn writable_snapshot(&self, volume: VolumeHandle, name: &SnapshotName) -> Result<Option<VolumeInfo>, ControlError> {
+        let Some(pool) = self.pool(volume.pool)? else { return Ok(None) };
+        let Some(source) = pool.catalog.dataset_by_id(volume.dataset).await? else { return Ok(None) };
+        Ok(find(pool, &source.record, name).await?.map(|clone| volume_info(pool, clone)))
+    }
+
+    pub(super) async fn is_free_of_writable(&self, pool: &Pool, source: &Dataset, name: &SnapshotName) -> Result<(), ControlError> {
+        match find(pool, source, name).await? {
+            Some(_) => Err(name_given(source, name, "it is a writable snapshot")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a dataset is a writable snapshot of another, and what it is called as such.
+pub fn writable_name<'a>(clone: &'a Dataset, source: &Dataset) -> Option<&'a str> {
+    let of = clone.origin.is_some_and(|origin| origin.dataset == source.incarnation);
+    let lives = clone.form == Form::Writable && clone.state != State::Dead;
+    clone.name.as_str().strip_prefix(source.name.as_str())?.strip_prefix('@').filter(|_| of && lives)
+}
+
+async fn find(pool: &Pool, source: &Dataset, name: &SnapshotName) -> Result<Option<Dataset>, ControlError> {
+    let found = pool.catalog.dataset(&full_name(source, name)?).await?.map(|at| at.record);
+    Ok(found.filter(|clone| writable_name(clone, source).is_some()))
+}
+
+fn full_name(source: &Dataset, name: &SnapshotName) -> Result<DatasetName, ControlError> {
+    let full = format!("{}@{name}", source.name);
+    full.parse().map_err(|error| ControlError::Invalid(format!("writable snapshot {full:?}: {error}: choose a shorter name")))
+}
+
+fn name_given(source: &Dataset, name: &SnapshotName, why: &str) -> ControlError {
+    let why = format!("{why}: delete it, or choose another name");
+    ControlError::Exists { what: format!("{}@{name}", source.name), why }
+}
