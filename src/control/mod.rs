@@ -16,6 +16,7 @@ mod controller;
 mod error;
 pub mod mail;
 pub mod node;
+mod pace;
 mod pools;
 mod roots;
 mod scrub;

@@ -9,6 +9,7 @@
 //!
 //! [`Scrubbed`] is also what a scrub resumes from: packs that were read are not read again.
 
+use super::pace::Pace;
 use super::roots::{self, Root};
 use super::{ControlError, Pool};
 use crate::chunk::{ChunkError, ChunkRef, ChunkStore};
@@ -22,7 +23,6 @@ use crate::volume::Volumes;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::time::{Duration, Instant};
 
 const FORMAT: u32 = 1;
 /// Names of chunks remembered from packs: about 40 bytes each. Beyond, footers are read again.
@@ -77,11 +77,7 @@ struct Suspect {
 pub struct Scrub<'a> {
     pool: &'a Pool,
     volumes: &'a Volumes,
-    /// Bytes a second.
-    rate: Option<u64>,
-    begun: Instant,
-    /// Of this run.
-    read: u64,
+    pace: Pace,
     found: Scrubbed,
     /// Whole chunks of packs read lately.
     whole: HashMap<PackId, HashSet<ChunkHash>>,
@@ -102,7 +98,7 @@ impl<'a> Scrub<'a> {
         found.roots.clear();
         found.damaged.clear();
         (found.chunks, found.more) = (0, 0);
-        Ok(Self { pool, volumes, rate, begun: Instant::now(), read: 0, found, whole: HashMap::new(), hashes: 0 })
+        Ok(Self { pool, volumes, pace: Pace::new(rate), found, whole: HashMap::new(), hashes: 0 })
     }
 
     pub fn found(&self) -> &Scrubbed {
@@ -183,7 +179,6 @@ impl<'a> Scrub<'a> {
                 Err(error) => return Err(ControlError::Unavailable(error.to_string())),
             }
             each(root, &self.found);
-            self.pace().await;
         }
         let whole = self.whole.get(&chunk.pack).is_some_and(|whole| whole.contains(&chunk.hash));
         let damaged =
@@ -203,9 +198,9 @@ impl<'a> Scrub<'a> {
         for (hash, why) in &verified.damaged {
             tracing::error!(pack = %pack, chunk = %hash, why, "a chunk is damaged");
         }
-        self.read += verified.bytes;
         self.found.bytes += verified.bytes;
         self.found.packs.insert(pack.to_string(), verified.damaged.iter().map(|(hash, _)| hash.to_string()).collect());
+        self.pace.spend(verified.bytes).await;
         Ok(verified.whole.into_iter().collect())
     }
 
@@ -216,13 +211,6 @@ impl<'a> Scrub<'a> {
         }
         self.hashes += whole.len();
         self.whole.insert(pack, whole);
-    }
-
-    async fn pace(&self) {
-        if let Some(rate) = self.rate.filter(|rate| *rate > 0) {
-            let due = Duration::from_secs_f64(self.read as f64 / rate as f64);
-            tokio::time::sleep(due.saturating_sub(self.begun.elapsed())).await;
-        }
     }
 
     /// Names the files of what cannot be read.

@@ -129,7 +129,7 @@ impl Collector {
     /// that takes, what was sealed before stays as it is (R12).
     #[must_use]
     pub fn at_rate(mut self, rate: Option<u64>) -> Self {
-        self.rate = rate.filter(|rate| *rate > 0);
+        self.rate = rate;
         self
     }
 

@@ -14,13 +14,12 @@ use super::plan::{Candidate, changed};
 use super::{Collected, Collector, Kept, Listing, Memory};
 use crate::catalog::{Dataset, State};
 use crate::chunk::{ChunkError, ChunkStore, Rewritten};
+use crate::control::pace::Pace;
 use crate::control::{ControlError, mail};
 use crate::types::{ChunkHash, FamilyId, Incarnation, PackId, SessionId};
 use crate::volume::{VolumeError, is_caretaker, seal_released};
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::Duration;
-use tokio::time::Instant;
 
 /// Footers read in one collection, of the packs with the fewest references for their bytes. What was read is remembered.
 const FOOTERS_MAX: usize = 256;
@@ -116,15 +115,12 @@ impl Collector {
             tracing::debug!(pool = self.pool.name, "datasets or snapshots came or went: packs are rewritten next time");
             return Ok(());
         }
+        let mut pace = Pace::new(self.rate);
         for candidate in candidates.iter().filter(|c| !seen.unsealed.contains(&c.pack) && !seen.unborn.contains(&c.family)) {
             let Some(live) = seen.live.get(&candidate.pack).filter(|live| !live.is_empty()) else { continue };
-            let begun = Instant::now();
             self.rewrite(candidate, live, done).await?;
             (self.say)(done);
-            if let Some(rate) = self.rate {
-                let due = Duration::from_secs_f64(candidate.bytes as f64 / rate as f64);
-                tokio::time::sleep(due.saturating_sub(begun.elapsed())).await;
-            }
+            pace.spend(candidate.bytes).await;
         }
         Ok(())
     }
