@@ -92,6 +92,10 @@ enum Wish {
 }
 
 impl Letter {
+    fn about(dataset: DatasetId, format: u32) -> Self {
+        Self { format, dataset, checkpoint: None, packs: vec![], restore: None }
+    }
+
     fn wish(&self) -> Result<Wish, String> {
         match (self.format, self.checkpoint, &self.restore) {
             (FORMAT, Some(checkpoint), None) => Ok(Wish::Checkpoint(checkpoint)),
@@ -151,7 +155,7 @@ pub(super) async fn ask(
     checkpoint: Incarnation,
     limit: Duration,
 ) -> Result<Made, ControlError> {
-    let letter = Letter { format: FORMAT, dataset: dataset.id(), checkpoint: Some(checkpoint), packs: vec![], restore: None };
+    let letter = Letter { checkpoint: Some(checkpoint), ..Letter::about(dataset.id(), FORMAT) };
     send(pool, &format!("snapshot of volume {}", dataset.name), owner, &letter, limit).await
 }
 
@@ -160,7 +164,7 @@ pub(super) async fn ask(
 /// # Errors
 /// [`ControlError::Unavailable`] when it does not answer in time: it may be at it still, and says so when it is asked again.
 pub(super) async fn ask_to_detach(pool: &Pool, clone: &Dataset, owner: &Owner, limit: Duration) -> Result<Detached, ControlError> {
-    let letter = Letter { format: FORMAT_DETACH, dataset: clone.id(), checkpoint: None, packs: vec![], restore: None };
+    let letter = Letter::about(clone.id(), FORMAT_DETACH);
     send(pool, &format!("detaching of volume {}", clone.name), owner, &letter, limit).await
 }
 
@@ -169,7 +173,7 @@ pub(super) async fn ask_to_detach(pool: &Pool, clone: &Dataset, owner: &Owner, l
 /// # Errors
 /// [`ControlError::Unavailable`] when it does not answer in time.
 pub(super) async fn ask_for_life(pool: &Pool, dataset: &Dataset, owner: &Owner, limit: Duration) -> Result<(), ControlError> {
-    let letter = Letter { format: FORMAT_PRESENT, dataset: dataset.id(), checkpoint: None, packs: vec![], restore: None };
+    let letter = Letter::about(dataset.id(), FORMAT_PRESENT);
     send(pool, &format!("volume {}", dataset.name), owner, &letter, limit).await
 }
 
@@ -185,7 +189,7 @@ pub(super) async fn ask_to_seal(
     limit: Duration,
 ) -> Result<(), ControlError> {
     let packs = packs.iter().map(ToString::to_string).collect();
-    let letter = Letter { format: FORMAT_SEAL, dataset: dataset.id(), checkpoint: None, packs, restore: None };
+    let letter = Letter { packs, ..Letter::about(dataset.id(), FORMAT_SEAL) };
     send(pool, &format!("sealing of packs of volume {}", dataset.name), owner, &letter, limit).await
 }
 
@@ -200,7 +204,7 @@ pub(super) async fn ask_to_hand_over(
     owner: &Owner,
     limit: Duration,
 ) -> Result<(), ControlError> {
-    let letter = Letter { format: FORMAT_HAND_OVER, dataset, checkpoint: None, packs: vec![], restore: None };
+    let letter = Letter::about(dataset, FORMAT_HAND_OVER);
     send(pool, &format!("handing over of volume {name}"), owner, &letter, limit).await
 }
 
@@ -215,8 +219,7 @@ pub(super) async fn ask_to_restore(
     wanted: &RestoreInPlace,
     limit: Duration,
 ) -> Result<RestoreSaid, ControlError> {
-    let letter =
-        Letter { format: FORMAT_RESTORE, dataset: dataset.id(), checkpoint: None, packs: vec![], restore: Some(wanted.clone()) };
+    let letter = Letter { restore: Some(wanted.clone()), ..Letter::about(dataset.id(), FORMAT_RESTORE) };
     send(pool, &format!("restore into volume {}", dataset.name), owner, &letter, limit).await
 }
 
@@ -482,19 +485,18 @@ mod tests {
     #[test]
     fn the_bytes_are_fixed() {
         let id = DatasetId { key: NameKey::from_bytes([1; 16]), incarnation: Incarnation::from_bytes([2; 16]) };
-        let letter =
-            Letter { format: 1, dataset: id, checkpoint: Some(Incarnation::from_bytes([3; 16])), packs: vec![], restore: None };
+        let letter = Letter { checkpoint: Some(Incarnation::from_bytes([3; 16])), ..Letter::about(id, 1) };
         let text = r#"{"format":1,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","checkpoint":"ambqgaydambqgaydambqgaydam"}"#;
         assert_eq!(serde_json::to_string(&letter).unwrap(), text);
         assert_eq!(serde_json::from_str::<Letter>(text).unwrap(), letter);
         assert_eq!(letter.wish(), Ok(Wish::Checkpoint(Incarnation::from_bytes([3; 16]))));
         let answer = Answer::<Made> { format: 1, result: Err("no".into()) };
         assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Err":"no"}}"#);
-        let letter = Letter { format: 2, dataset: id, checkpoint: None, packs: vec![], restore: None };
+        let letter = Letter::about(id, 2);
         let text = r#"{"format":2,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai"}"#;
         assert_eq!(serde_json::to_string(&letter).unwrap(), text);
         assert_eq!(serde_json::from_str::<Letter>(text).unwrap().wish(), Ok(Wish::Detach));
-        let ask = Letter { format: 4, dataset: id, checkpoint: None, packs: vec![], restore: None };
+        let ask = Letter::about(id, 4);
         assert_eq!(serde_json::to_string(&ask).unwrap(), text.replace("2,", "4,"));
         assert_eq!(ask.wish(), Ok(Wish::HandOver));
         let restore = RestoreInPlace {
@@ -504,7 +506,7 @@ mod tests {
             to: "/x".to_owned(),
             overwrite: false,
         };
-        let letter = Letter { format: 8, dataset: id, checkpoint: None, packs: vec![], restore: Some(restore.clone()) };
+        let letter = Letter { restore: Some(restore.clone()), ..Letter::about(id, 8) };
         let ask = serde_json::to_string(&letter).unwrap();
         let end = r#""restore":{"call":"aqcaibaeaqcaibaeaqcaibaeaq","snapshot":"aibaeaqcaibaeaqcaibaeaqcai:aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","from":"etc","to":"/x","overwrite":false}}"#;
         assert!(ask.ends_with(end), "{ask}");
@@ -514,16 +516,13 @@ mod tests {
         let answer = Answer { format: 1, result: Ok(Detached::Held) };
         assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Ok":"held"}}"#);
         let pack = PackId { creator: Incarnation::from_bytes([3; 16]), epoch: Epoch(4), seq: 5 };
-        let letter = Letter { format: 7, dataset: id, checkpoint: None, packs: vec![pack.to_string()], restore: None };
+        let letter = Letter { packs: vec![pack.to_string()], ..Letter::about(id, 7) };
         let text = r#"{"format":7,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","packs":["ambqgaydambqgaydambqgaydam/0000000000000004-0000000000000005"]}"#;
         assert_eq!(serde_json::to_string(&letter).unwrap(), text);
         assert_eq!(serde_json::from_str::<Letter>(text).unwrap().wish(), Ok(Wish::Seal(vec![pack])));
         assert!(Letter { packs: vec!["x".to_owned()], ..letter }.wish().is_err());
         let text = r#"{"format":2,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai"}"#;
-        for wrong in [
-            Letter { format: 2, ..serde_json::from_str(text).unwrap() },
-            Letter { format: 99, dataset: id, checkpoint: None, packs: vec![], restore: None },
-        ] {
+        for wrong in [Letter { format: 2, ..serde_json::from_str(text).unwrap() }, Letter::about(id, 99)] {
             assert_eq!(wrong.wish().is_ok(), wrong.format == 2);
         }
     }
