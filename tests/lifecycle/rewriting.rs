@@ -67,6 +67,16 @@ async fn split(volume: &Volume, content: &mut [u8]) {
     volume.fs.commit(&caller, file, 0, 0).await.unwrap();
 }
 
+/// A volume whose packs are mostly dead, open, and what is in it.
+async fn mostly_dead(world: &World) -> (VolumeHandle, Arc<Volume>, Vec<u8>) {
+    let volume = world.create("v", None).await.unwrap().handle;
+    let mut content = content();
+    world.write(volume, "a", &content).await;
+    let open = open(world, volume).await;
+    overwrite(&open, &mut content, 1).await;
+    (volume, open, content)
+}
+
 #[test]
 fn a_released_volumes_space_comes_back() {
     super::run(async {
@@ -80,11 +90,7 @@ fn a_released_volumes_space_comes_back() {
 
 async fn released(step: Option<&'static str>) {
     let world = World::new().await;
-    let volume = world.create("v", None).await.unwrap().handle;
-    let mut content = content();
-    world.write(volume, "a", &content).await;
-    let open = open(&world, volume).await;
-    overwrite(&open, &mut content, 1).await;
+    let (volume, open, content) = mostly_dead(&world).await;
     drop(open);
     world.volumes.close(volume.dataset).await.unwrap();
     let before = stored(&world).await;
@@ -111,11 +117,7 @@ async fn released(step: Option<&'static str>) {
 fn an_open_volume_seals_its_packs_and_goes_on() {
     super::run(async {
         let world = World::new().await;
-        let volume = world.create("v", None).await.unwrap().handle;
-        let mut content = content();
-        world.write(volume, "a", &content).await;
-        let open = open(&world, volume).await;
-        overwrite(&open, &mut content, 1).await;
+        let (volume, open, mut content) = mostly_dead(&world).await;
         // Asked by its own process, and by another one through its mailbox.
         let other = World::on(world.catalog.clone(), "node-b");
         let stop = CancellationToken::new();
@@ -181,11 +183,7 @@ fn what_a_snapshot_or_a_clone_uses_stays() {
 fn a_collection_keeps_to_its_rate_and_says_how_far_it_is() {
     super::run(async {
         let world = World::new().await;
-        let volume = world.create("v", None).await.unwrap().handle;
-        let mut content = content();
-        world.write(volume, "a", &content).await;
-        let open = open(&world, volume).await;
-        overwrite(&open, &mut content, 1).await;
+        let (volume, open, content) = mostly_dead(&world).await;
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
         let said = Arc::new(std::sync::Mutex::new(Vec::new()));

@@ -79,7 +79,7 @@ impl Copied {
 
     /// Puts what is left into the batch that makes the file. Answers the data id and the bytes that it accounts for.
     pub fn finish(&mut self, batch: &mut Batch) -> (DataId, u64) {
-        batch.rows.extend(self.rows.iter().cloned());
+        batch.rows.append(&mut self.rows);
         batch.refs.extend(std::mem::take(&mut self.delta).refs());
         if self.begun {
             batch.delete(key::orphan(self.data));
