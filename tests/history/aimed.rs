@@ -103,6 +103,45 @@ fn a_snapshot_made_between_listing_and_marking_keeps_its_packs() {
     });
 }
 
+/// R11: a head that is remembered refers to nothing, and what it refers to since is in no snapshot any more: it was put back from one that went.
+#[test]
+fn what_is_remembered_of_a_head_is_not_older_than_the_catalog() {
+    each(&[()], async |(), process, collector, model| {
+        let origin = volume(process, model, "origin", 40).await?;
+        let source = cut(process, model, origin, "cut").await?;
+        write(process, model, origin, 100..140).await?;
+        // Opened once more, it ends what waits in the background; then it stays as it is, and is remembered.
+        drop(process.open(origin).await?);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        work::close(process, model, origin).await?;
+        collect(process).await?;
+        collect(process).await?;
+        let failpoints = process.catalog.bucket().failpoints();
+        let before = hold(failpoints, "collect.catalog");
+        let changes = async {
+            held_at(failpoints, "collect.catalog", before).await?;
+            let (from, to) = ("x".to_owned(), "x".to_owned());
+            let wanted = RestoreInPlace { call: Incarnation::random(), snapshot: source.snapshot, from, to, overwrite: true };
+            drop(collector.open(origin).await?);
+            let restored = Box::pin(collector.controller.restore_in_place(origin, &wanted, &|_| ())).await;
+            restored.map_err(|error| error.to_string())?;
+            let dataset = model.dataset(origin).expect("it is there");
+            dataset.begin("x", Some(seeds(0..40)));
+            dataset.synced("x");
+            work::close(collector, model, origin).await?;
+            work::delete_snapshot(collector, model, source).await?;
+            collect(collector).await?;
+            let left = collector.catalog.snapshots(None).await.map_err(|error| error.to_string())?;
+            release(failpoints, "collect.catalog");
+            if left.is_empty() { Ok(()) } else { Err("the snapshot is still there".to_owned()) }
+        };
+        let (collected, changed) = tokio::join!(collect(process), changes);
+        collected.and(changed)?;
+        work::compare(collector, model).await?;
+        work::perform(collector, model, &crate::ops::Op::CloseAll, &Default::default()).await
+    });
+}
+
 /// R11: the same of a pack that is written anew. What is left of it in the head when that is read is less than the snapshot needs.
 #[test]
 fn a_snapshot_made_between_listing_and_rewriting_keeps_its_chunks() {

@@ -22,6 +22,7 @@ const STEPS: &[&str] = &[
     "collect.detach.begin",
     "collect.detach.recorded",
     "collect.detach.whole",
+    "collect.catalog",
     "collect.listed",
     "collect.packs",
     "collect.rewrite.listed",

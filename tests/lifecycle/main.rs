@@ -14,6 +14,7 @@ mod handing_over;
 mod leases;
 mod leaving;
 mod mailbox;
+mod many;
 mod orders;
 mod requests;
 mod restore;

@@ -40,16 +40,7 @@ async fn fill(world: &World, volume: VolumeHandle, files: usize) {
 async fn counted(files: usize) -> [Requests; 3] {
     let world = World::new().await;
     let bucket = world.catalog.bucket().clone();
-    let since = |before: Requests| {
-        let now = bucket.requests();
-        Requests {
-            get: now.get - before.get,
-            put: now.put - before.put,
-            list: now.list - before.list,
-            delete: now.delete - before.delete,
-            head: now.head - before.head,
-        }
-    };
+    let since = |before: Requests| bucket.requests() - before;
     let at = bucket.requests();
     let volume = world.create("source", None).await.unwrap().handle;
     let create = since(at);
@@ -76,5 +67,32 @@ fn requests_do_not_depend_on_the_number_of_files() {
         for (many, few) in many.iter().zip(&few) {
             assert!(many.get.abs_diff(few.get) <= FIRST_POLL, "{many:?} and {few:?}");
         }
+    });
+}
+
+/// What the collections of an idle pool with so many volumes, each with two snapshots, cost when one has been done.
+async fn idle(volumes: usize) -> Requests {
+    let world = World::new().await;
+    for n in 0..volumes {
+        let volume = world.create(&format!("v{n}"), None).await.unwrap().handle;
+        world.create(&format!("v{n}-never-opened"), None).await.unwrap();
+        for name in ["one", "two"] {
+            world.write(volume, name, &super::data(n as u64, 50_000)).await;
+            world.controller.create_snapshot(volume, name.parse().unwrap(), false).await.unwrap();
+        }
+    }
+    world.collect().await;
+    let before = world.catalog.bucket().requests();
+    world.collect().await;
+    world.catalog.bucket().requests() - before
+}
+
+#[test]
+fn a_collection_of_an_idle_pool_is_listings_however_many_volumes_there_are() {
+    super::run(async {
+        let (few, many) = (idle(1).await, idle(12).await);
+        println!("a collection of an idle pool: {many:?}");
+        assert_eq!(many, few);
+        assert_eq!((many.get, many.put, many.head, many.delete), (0, 0, 0, 0), "{many:?}");
     });
 }

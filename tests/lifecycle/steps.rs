@@ -25,6 +25,7 @@ const SNAPSHOT: &[&str] = &[
 ];
 const DELETE: &[&str] = &["control.delete.tombstone", "control.snapshot-delete.tombstone"];
 const COLLECT: &[&str] = &[
+    "collect.catalog",
     "collect.listed",
     "collect.packs",
     "collect.snapshot.dead",

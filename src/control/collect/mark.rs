@@ -1,5 +1,6 @@
 //! Reading the roots.
 
+use super::heard::RootState;
 use super::plan::{Mark, PackObject, PackUse};
 use super::{Collector, Listing, Objects};
 use crate::catalog::{Dataset, Snapshot, State};
@@ -13,16 +14,36 @@ use crate::types::{ChunkHash, Epoch, FamilyId, Incarnation, PackId, SnapshotId};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// Roots read at once.
 const ROOTS_AT_ONCE: usize = 8;
 
 /// What one root said.
-enum Said {
-    Head { dataset: Incarnation, superblock: Option<Superblock>, usage: Vec<(PackId, Usage)> },
-    Snapshot { usage: Vec<(PackId, Usage)> },
+pub(super) enum Said {
+    /// It was never opened, so it has no database.
+    Nothing,
+    /// The head's durable `S`, where it has one: its writer epoch and settled pack (R9).
+    Head {
+        dataset: Incarnation,
+        settled: Option<(Epoch, u64)>,
+        usage: Vec<(PackId, Usage)>,
+    },
+    Snapshot {
+        usage: Vec<(PackId, Usage)>,
+    },
     Unknown(Incarnation),
     Unborn(FamilyId, SnapshotId),
+}
+
+impl Said {
+    /// How much it is to keep.
+    pub(super) fn rows(&self) -> usize {
+        match self {
+            Self::Head { usage, .. } | Self::Snapshot { usage } => usage.len().max(1),
+            Self::Nothing | Self::Unknown(_) | Self::Unborn(..) => 1,
+        }
+    }
 }
 
 impl Collector {
@@ -54,20 +75,26 @@ impl Collector {
         Ok(databases)
     }
 
+    /// `databases`: as listed after the catalog.
+    ///
     /// # Errors
     /// When a root cannot be read: nothing may be swept then (R11).
-    pub(super) async fn mark(&self, catalog: &Listing) -> Result<Mark, ControlError> {
+    pub(super) async fn mark(&self, catalog: &Listing, databases: &Objects) -> Result<Mark, ControlError> {
+        let there: HashSet<Incarnation> =
+            catalog.datasets.iter().map(|d| d.incarnation).chain(catalog.snapshots.iter().map(|s| s.incarnation)).collect();
+        self.memory.lock().heard.retain(|root| there.contains(&root));
         let mut mark = Mark::default();
-        let mut heads: Vec<Dataset> = catalog.datasets.clone();
-        heads.retain(|d| matches!(d.state, State::Ready | State::Deleting));
-        let heads = futures::stream::iter(heads).map(|dataset| self.read_head(dataset)).buffer_unordered(ROOTS_AT_ONCE);
-        let heads: Vec<Option<Said>> = heads.try_collect().await?;
-        heads.into_iter().flatten().for_each(|said| mark.hear(said));
-        let mut cuts: Vec<Snapshot> = catalog.snapshots.clone();
-        cuts.retain(|s| s.state != State::Dead);
-        let cuts = futures::stream::iter(cuts).map(|snapshot| self.read_snapshot(snapshot)).buffer_unordered(ROOTS_AT_ONCE);
-        let cuts: Vec<Option<Said>> = cuts.try_collect().await?;
-        cuts.into_iter().flatten().for_each(|said| mark.hear(said));
+        let heads = catalog.datasets.iter().filter(|d| matches!(d.state, State::Ready | State::Deleting));
+        let heads = futures::stream::iter(heads.cloned().collect::<Vec<_>>());
+        let mut heads = heads.map(|dataset| self.hear_head(dataset, databases)).buffer_unordered(ROOTS_AT_ONCE);
+        while let Some(said) = heads.try_next().await? {
+            mark.hear(&said);
+        }
+        let cuts: Vec<Snapshot> = catalog.snapshots.iter().filter(|s| s.state != State::Dead).cloned().collect();
+        let mut cuts = futures::stream::iter(cuts).map(|snapshot| self.hear_snapshot(snapshot)).buffer_unordered(ROOTS_AT_ONCE);
+        while let Some(said) = cuts.try_next().await? {
+            mark.hear(&said);
+        }
         Ok(mark)
     }
 
@@ -76,20 +103,20 @@ impl Collector {
     }
 
     /// A tombstoned head is nobody's root any more (it can be opened by nobody), but it still speaks for the packs it made.
-    async fn read_head(&self, dataset: Dataset) -> Result<Option<Said>, ControlError> {
+    async fn hear_head(&self, dataset: Dataset, databases: &Objects) -> Result<Arc<Said>, ControlError> {
         let place = self.place(dataset.family, dataset.incarnation);
-        let incarnation = dataset.incarnation;
-        match read_head(&place, incarnation, dataset.state == State::Ready).await {
-            Ok(said) => Ok(said),
-            Err(error) if dataset.state == State::Deleting => {
+        if dataset.state == State::Deleting {
+            return Ok(Arc::new(read_head(&place, dataset.incarnation, false).await.unwrap_or_else(|error| {
                 tracing::warn!(dataset = %dataset.name, %error, "a tombstoned dataset cannot be read: its packs stay until it is removed");
-                Ok(Some(Said::Unknown(incarnation)))
-            }
-            Err(error) => Err(unreadable(&format!("dataset {}", dataset.name), error)),
+                Said::Unknown(dataset.incarnation)
+            })));
         }
+        let read = read_head(&place, dataset.incarnation, true);
+        let said = self.remembered(RootState::of_head(&dataset, databases), read).await;
+        said.map_err(|error| unreadable(&format!("dataset {}", dataset.name), error))
     }
 
-    async fn read_snapshot(&self, snapshot: Snapshot) -> Result<Option<Said>, ControlError> {
+    async fn hear_snapshot(&self, snapshot: Snapshot) -> Result<Arc<Said>, ControlError> {
         let what = format!("snapshot {} ({})", snapshot.name, snapshot.id());
         let place = self.place(snapshot.family, snapshot.dataset.incarnation);
         let checkpoint = match snapshot.checkpoint {
@@ -98,17 +125,26 @@ impl Collector {
         };
         let Some(checkpoint) = checkpoint else {
             // What is tombstoned without a checkpoint becomes nobody's source, even if one still comes.
-            let unborn = || Said::Unborn(snapshot.family, snapshot.id());
-            return Ok((snapshot.state == State::Creating).then(unborn));
+            let is_made = snapshot.state == State::Creating;
+            return Ok(Arc::new(if is_made { Said::Unborn(snapshot.family, snapshot.id()) } else { Said::Nothing }));
         };
         let read = async {
             let reader = Reader::at_checkpoint(&place, checkpoint).await?;
             let usage = usage(&reader).await;
             reader.close().await?;
-            usage
+            Ok(Said::Snapshot { usage: usage? })
         };
-        let usage = read.await.map_err(|error| unreadable(&what, error))?;
-        Ok(Some(Said::Snapshot { usage }))
+        self.remembered(RootState::of_snapshot(&snapshot, checkpoint), read).await.map_err(|error| unreadable(&what, error))
+    }
+
+    /// What a root said in that state, or says now.
+    async fn remembered(&self, at: RootState, read: impl Future<Output = Result<Said, FsError>>) -> Result<Arc<Said>, FsError> {
+        if let Some(said) = self.memory.lock().heard.get(at) {
+            return Ok(said);
+        }
+        let said = Arc::new(read.await?);
+        self.memory.lock().heard.put(at, said.clone());
+        Ok(said)
     }
 
     /// The checkpoint of a snapshot whose record does not know it yet.
@@ -128,29 +164,30 @@ impl Mark {
         used
     }
 
-    fn hear(&mut self, said: Said) {
+    fn hear(&mut self, said: &Said) {
         match said {
-            Said::Head { dataset, superblock, usage } => {
-                if let Some(s) = superblock {
-                    self.creators.insert(dataset, (Epoch(s.writer_epoch), s.settled));
+            Said::Nothing => {}
+            Said::Head { dataset, settled, usage } => {
+                if let Some(settled) = settled {
+                    self.creators.insert(*dataset, *settled);
                 }
                 for (pack, usage) in usage {
-                    let used = self.refer(pack, usage);
+                    let used = self.refer(*pack, *usage);
                     if !usage.sealed {
-                        used.unsealed.push(dataset);
+                        used.unsealed.push(*dataset);
                     }
                 }
             }
             Said::Snapshot { usage } => {
                 for (pack, usage) in usage {
-                    self.refer(pack, usage);
+                    self.refer(*pack, *usage);
                 }
             }
             Said::Unborn(family, snapshot) => {
-                self.unborn.insert(family, snapshot);
+                self.unborn.insert(*family, *snapshot);
             }
             Said::Unknown(dataset) => {
-                self.unknown.insert(dataset);
+                self.unknown.insert(*dataset);
             }
         }
     }
@@ -161,19 +198,19 @@ fn unreadable(what: &str, error: FsError) -> ControlError {
     error.into()
 }
 
-/// `None`: the dataset was never opened, so it has no database. `S` is read before `U`: what `U` says is at least as new.
-async fn read_head(place: &DbPlace, dataset: Incarnation, is_root: bool) -> Result<Option<Said>, FsError> {
+/// `S` is read before `U`: what `U` says is at least as new.
+async fn read_head(place: &DbPlace, dataset: Incarnation, is_root: bool) -> Result<Said, FsError> {
     if !db::exists(place).await? {
-        return Ok(None);
+        return Ok(Said::Nothing);
     }
     let reader = Reader::newest(place).await?;
-    let superblock = match reader.get(&key::superblock()).await? {
-        Some(bytes) => Some(Superblock::decode(&bytes)?),
+    let settled = match reader.get(&key::superblock()).await? {
+        Some(bytes) => Some(Superblock::decode(&bytes)?).map(|s| (Epoch(s.writer_epoch), s.settled)),
         None => None,
     };
     let usage = if is_root { usage(&reader).await? } else { vec![] };
     reader.close().await?;
-    Ok(Some(Said::Head { dataset, superblock, usage }))
+    Ok(Said::Head { dataset, settled, usage })
 }
 
 /// What the roots of some families use of some packs, chunk by chunk.

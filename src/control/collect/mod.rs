@@ -1,9 +1,9 @@
 //! The collector: removes what is tombstoned and the packs that nothing refers to.
 //!
 //! ```text
-//! list catalog ─▶ list packs ─▶ read every root ─▶ list catalog again ─▶ plan (pure) ─▶ sweep
-//!      ▲                                                   │ changed
-//!      └───────────────────────────────────────────────────┘
+//! list catalog ─▶ list packs and databases ─▶ read every root ─▶ list catalog again ─▶ plan (pure) ─▶ sweep
+//!      ▲                                                                 │ changed
+//!      └─────────────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! Nouns: a **root** is a state that somebody can still read: the head of a live dataset, its WAL tail included, and every
@@ -14,6 +14,8 @@
 //! no pack of the family goes; a record is swapped to `dead` before its effect is touched (R3);
 //! age plays no part in what a root may need. A dry run prints the very plan that would be swept.
 //!
+//! A root that is as it was at the last collection is not read again ([`heard`]).
+//!
 //! Beside that it looks after databases that stay ([`upkeep`]): clones are detached from origins that wait for it, and
 //! released databases give up what they have outlived.
 //!
@@ -21,6 +23,7 @@
 //!
 //! A crash leaves dead records, which the next pass finishes, and packs, which it finds again.
 
+mod heard;
 mod mark;
 mod plan;
 mod rewrite;
@@ -84,6 +87,8 @@ pub(super) struct Memory(Arc<Mutex<Remembered>>);
 
 #[derive(Default)]
 pub(super) struct Remembered {
+    /// What roots said, so that those that did not change are not read again.
+    heard: heard::Heard,
     /// How many objects each database had when it was last collected.
     sizes: HashMap<Incarnation, usize>,
     /// Chunks in the newest generation of a pack; 0 where it cannot be read.
@@ -143,11 +148,12 @@ impl Collector {
     /// What a pass would do now.
     pub async fn plan(&self) -> Result<Plan, ControlError> {
         for _ in 0..MARK_TRIES {
-            let databases = self.databases().await?;
             let before = self.list().await?;
+            self.pool.step("collect.catalog").await?;
             let packs = self.packs().await?;
+            let databases = self.databases().await?;
             self.pool.step("collect.listed").await?;
-            let mark = Box::pin(self.mark(&before)).await;
+            let mark = Box::pin(self.mark(&before, &databases)).await;
             let after = self.list().await?;
             match mark {
                 Ok(mark) => {

@@ -144,7 +144,7 @@ pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark
     Some(plan)
 }
 
-/// Databases without a record. They were listed before the records, and a record is always there before its database (R3).
+/// Databases without a record. They were listed before these records, and a record is always there before its database (R3).
 pub(super) fn strays(databases: Objects, after: &Listing) -> Vec<StrayDatabase> {
     let stray = |incarnation: &Incarnation| !after.datasets.iter().any(|d| d.incarnation == *incarnation);
     let keys = |objects: Vec<Listed>| objects.into_iter().map(|object| object.key).collect();
