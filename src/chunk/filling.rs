@@ -314,9 +314,9 @@ impl Filling {
         let chunk = ChunkRef { hash, pack: self.pack(open.seq), offset, stored_len, raw_len, codec };
         let full = open.is_full();
         self.cache.0.known.lock().insert(self.id, chunk);
-        if full || self.cache.0.write_room.is_stuck() {
-            self.close(&mut state);
-        }
+        let closed = if full || self.cache.0.write_room.is_stuck() { self.close(&mut state) } else { None };
+        drop(state);
+        self.send(closed);
         chunk
     }
 
@@ -324,21 +324,26 @@ impl Filling {
     fn hurry(self: &Arc<Self>, seq: u64, haste: Haste) {
         let mut state = self.state.lock();
         let moving = state.moving;
-        if let Some(open) = state.open.as_mut().filter(|open| open.seq == seq) {
-            open.lanes = open.lanes.max(haste.lanes());
-            if moving < open.lanes {
-                self.close(&mut state);
-            }
-        }
+        let Some(open) = state.open.as_mut().filter(|open| open.seq == seq) else { return };
+        open.lanes = open.lanes.max(haste.lanes());
+        let closed = if moving < open.lanes { self.close(&mut state) } else { None };
+        drop(state);
+        self.send(closed);
     }
 
-    /// Sends the open pack on its way.
-    fn close(self: &Arc<Self>, state: &mut State) {
-        if let Some(mut open) = state.open.take() {
-            state.ledger.close(open.seq);
-            state.moving += 1;
-            self.cache.0.write_room.departed();
-            let moving = Moving { filling: self.clone(), seq: open.seq, stored: false, room: open.room.take() };
+    /// Takes the open pack from where it was filled, for [`Self::send`].
+    fn close(self: &Arc<Self>, state: &mut State) -> Option<Closed> {
+        let mut open = state.open.take()?;
+        state.ledger.close(open.seq);
+        state.moving += 1;
+        self.cache.0.write_room.departed();
+        let moving = Moving { filling: self.clone(), seq: open.seq, stored: false, room: open.room.take() };
+        Some(Closed { open, moving })
+    }
+
+    /// Sends a pack on its way, without any lock: a runtime that ends drops it at once, and whoever is dropped keeps the books ([`Moving`]).
+    fn send(self: &Arc<Self>, closed: Option<Closed>) {
+        if let Some(Closed { open, moving }) = closed {
             tokio::spawn(self.clone().put(open, moving));
         }
     }
@@ -365,6 +370,13 @@ impl Filling {
     }
 }
 
+/// A pack that takes nothing more and is still to be sent.
+#[must_use]
+struct Closed {
+    open: OpenPack,
+    moving: Moving,
+}
+
 /// A pack on its way. However the way ends, the books are kept.
 struct Moving {
     filling: Arc<Filling>,
@@ -383,10 +395,10 @@ impl Drop for Moving {
         // Waiters that could not have a pack of their own share this one. (When the runtime goes down nobody is left to be served.)
         let moving = state.moving;
         let awaited = state.open.as_ref().is_some_and(|open| moving < open.lanes);
-        if awaited && tokio::runtime::Handle::try_current().is_ok() {
-            filling.close(&mut state);
-        }
+        let is_served = awaited && tokio::runtime::Handle::try_current().is_ok();
+        let closed = if is_served { filling.close(&mut state) } else { None };
         drop(state);
+        filling.send(closed);
         drop(self.room.take());
         filling.cache.0.write_room.arrived();
     }
@@ -394,7 +406,7 @@ impl Drop for Moving {
 
 impl Filler for Filling {
     fn close(self: Arc<Self>) {
-        let mut state = self.state.lock();
-        Filling::close(&self, &mut state);
+        let closed = Filling::close(&self, &mut self.state.lock());
+        self.send(closed);
     }
 }

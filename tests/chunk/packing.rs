@@ -72,6 +72,30 @@ async fn a_long_write_makes_full_packs_and_footers_of_any_size_are_read() {
     assert_eq!(chunks, 10 * 1024);
 }
 
+/// Whatever a runtime that ends drops first: who waits for a pack of its own is not sent on its way by one that is dropped under a lock.
+#[test]
+fn a_runtime_ends_while_packs_are_on_their_way_and_others_wait() {
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let bucket = Bucket::memory();
+            bucket.failpoints().set("chunk.before-pack-put", "pause").unwrap();
+            let writer = packer(&store(&bucket, &plain()));
+            for n in 0..32 {
+                let packing = writer.add(vec![noise(n, 1000)]).await.unwrap();
+                tokio::spawn(packing.stored());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let moving = bucket.failpoints().passed().get("chunk.before-pack-put").copied().unwrap_or(0);
+            assert!((1..32).contains(&moving), "some wait for a pack of their own: {moving}");
+        });
+        drop(runtime);
+        ended.send(()).unwrap();
+    });
+    end.recv_timeout(Duration::from_secs(60)).expect("the runtime does not end");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_put_fails_everyone_in_the_pack_and_adding_again_works() {
     let bucket = Bucket::memory();
