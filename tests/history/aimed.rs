@@ -55,6 +55,32 @@ async fn cut(process: &Process, model: &mut Model, of: VolumeHandle, name: &str)
     Ok(model.snapshots.last().expect("just made").handle)
 }
 
+/// Opens it once more, so that it ends what waits in the background: what it gave up has no references any more.
+async fn reclaimed(process: &Process, model: &mut Model, of: VolumeHandle) -> Result<(), String> {
+    drop(process.open(of).await?);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    work::close(process, model, of).await
+}
+
+/// Restores the file in place from a snapshot that has such content.
+async fn put_back(
+    process: &Process,
+    model: &mut Model,
+    to: VolumeHandle,
+    from: SnapshotHandle,
+    content: std::ops::Range<u64>,
+) -> Result<(), String> {
+    let (at, x) = ("x".to_owned(), "x".to_owned());
+    let wanted = RestoreInPlace { call: Incarnation::random(), snapshot: from.snapshot, from: at, to: x, overwrite: true };
+    drop(process.open(to).await?);
+    let restored = Box::pin(process.controller.restore_in_place(to, &wanted, &|_| ())).await;
+    restored.map_err(|error| error.to_string())?;
+    let dataset = model.dataset(to).expect("it is there");
+    dataset.begin("x", Some(seeds(content)));
+    dataset.synced("x");
+    work::close(process, model, to).await
+}
+
 async fn collect(collector: &Process) -> Result<(), String> {
     again(async || collector.collect(Where::Here).await).await.map(drop).map_err(|error| format!("collecting: {error}"))
 }
@@ -103,6 +129,34 @@ fn a_snapshot_made_between_listing_and_marking_keeps_its_packs() {
     });
 }
 
+/// R11: what the head gave up before it was read is in a snapshot that comes and goes between the listings, and in the head again.
+#[test]
+fn a_snapshot_that_comes_and_goes_between_the_listings_is_noticed() {
+    each(&[()], async |(), process, collector, model| {
+        let origin = volume(process, model, "origin", 40).await?;
+        let failpoints = process.catalog.bucket().failpoints();
+        let (listed, marked) = (hold(failpoints, "collect.listed"), hold(failpoints, "collect.marked"));
+        let changes = async {
+            held_at(failpoints, "collect.listed", listed).await?;
+            let source = cut(collector, model, origin, "cut").await?;
+            write(collector, model, origin, 100..140).await?;
+            reclaimed(collector, model, origin).await?;
+            release(failpoints, "collect.listed");
+            held_at(failpoints, "collect.marked", marked).await?;
+            put_back(collector, model, origin, source, 0..40).await?;
+            work::delete_snapshot(collector, model, source).await?;
+            collect(collector).await?;
+            let left = collector.catalog.snapshots(None).await.map_err(|error| error.to_string())?;
+            release(failpoints, "collect.marked");
+            if left.is_empty() { Ok(()) } else { Err("the snapshot is still there".to_owned()) }
+        };
+        let (collected, changed) = tokio::join!(collect(process), changes);
+        collected.and(changed)?;
+        work::compare(collector, model).await?;
+        work::perform(collector, model, &crate::ops::Op::CloseAll, &Default::default()).await
+    });
+}
+
 /// R11: a head that is remembered refers to nothing, and what it refers to since is in no snapshot any more: it was put back from one that went.
 #[test]
 fn what_is_remembered_of_a_head_is_not_older_than_the_catalog() {
@@ -110,25 +164,14 @@ fn what_is_remembered_of_a_head_is_not_older_than_the_catalog() {
         let origin = volume(process, model, "origin", 40).await?;
         let source = cut(process, model, origin, "cut").await?;
         write(process, model, origin, 100..140).await?;
-        // Opened once more, it ends what waits in the background; then it stays as it is, and is remembered.
-        drop(process.open(origin).await?);
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        work::close(process, model, origin).await?;
+        reclaimed(process, model, origin).await?;
         collect(process).await?;
         collect(process).await?;
         let failpoints = process.catalog.bucket().failpoints();
         let before = hold(failpoints, "collect.catalog");
         let changes = async {
             held_at(failpoints, "collect.catalog", before).await?;
-            let (from, to) = ("x".to_owned(), "x".to_owned());
-            let wanted = RestoreInPlace { call: Incarnation::random(), snapshot: source.snapshot, from, to, overwrite: true };
-            drop(collector.open(origin).await?);
-            let restored = Box::pin(collector.controller.restore_in_place(origin, &wanted, &|_| ())).await;
-            restored.map_err(|error| error.to_string())?;
-            let dataset = model.dataset(origin).expect("it is there");
-            dataset.begin("x", Some(seeds(0..40)));
-            dataset.synced("x");
-            work::close(collector, model, origin).await?;
+            put_back(collector, model, origin, source, 0..40).await?;
             work::delete_snapshot(collector, model, source).await?;
             collect(collector).await?;
             let left = collector.catalog.snapshots(None).await.map_err(|error| error.to_string())?;
@@ -212,6 +255,18 @@ fn a_snapshot_deleted_between_the_steps_of_a_clone() {
     });
 }
 
+/// A clone of the volume, which goes: what the clone had from it is its own.
+async fn detached_clone(process: &Process, model: &mut Model, of: VolumeHandle) -> Result<VolumeHandle, String> {
+    let source = cut(process, model, of, "origin").await?;
+    work::create(process, model, "detached", &Origin::Snapshot(source)).await?;
+    let clone = model.datasets.last().expect("just made").handle;
+    work::delete_snapshot(process, model, source).await?;
+    work::delete(process, model, of).await?;
+    collect(process).await?;
+    let record = process.catalog.dataset_by_id(clone.dataset).await.map_err(|error| error.to_string())?;
+    if record.is_some_and(|at| at.record.detached) { Ok(clone) } else { Err("the clone still stands on its origin".to_owned()) }
+}
+
 /// R10: the source goes between any two steps of a restore by reference. Who depends on it keeps it; who has not begun to read it is refused.
 #[test]
 fn a_snapshot_deleted_between_the_steps_of_a_restore() {
@@ -225,8 +280,13 @@ fn a_snapshot_deleted_between_the_steps_of_a_restore() {
         ("control.restore.durable", true, 1),
         ("volume.restore.forget", true, 1),
     ];
-    each(&steps, async |(step, is_done, kept), process, collector, model| {
-        let volume = volume(process, model, "volume", MANY).await?;
+    let cases: Vec<_> =
+        steps.into_iter().flat_map(|(step, is_done, kept)| [(step, is_done, kept, false), (step, is_done, kept, true)]).collect();
+    each(&cases, async |(step, is_done, kept, is_detached), process, collector, model| {
+        let mut volume = volume(process, model, "volume", MANY).await?;
+        if *is_detached {
+            volume = detached_clone(process, model, volume).await?;
+        }
         let source = cut(process, model, volume, "cut").await?;
         let content = seeds(0..MANY);
         write(process, model, volume, 100..140).await?;
@@ -238,10 +298,12 @@ fn a_snapshot_deleted_between_the_steps_of_a_restore() {
         let deletions = async {
             held_at(failpoints, step, before).await?;
             work::delete_snapshot(collector, model, source).await?;
+            // Longer than a reader counts that stands still.
             for _ in 0..COLLECTIONS {
                 collect(collector).await?;
-                tokio::time::sleep(HOUR / COLLECTIONS).await;
+                tokio::time::sleep(2 * HOUR / COLLECTIONS).await;
             }
+            collect(collector).await?;
             let now = collector.catalog.snapshots(None).await.map_err(|error| error.to_string())?.len();
             release(failpoints, step);
             if now != *kept {

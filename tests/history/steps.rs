@@ -24,6 +24,7 @@ const STEPS: &[&str] = &[
     "collect.detach.whole",
     "collect.catalog",
     "collect.listed",
+    "collect.marked",
     "collect.packs",
     "collect.rewrite.listed",
     "collect.sealed",

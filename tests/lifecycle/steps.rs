@@ -27,6 +27,7 @@ const DELETE: &[&str] = &["control.delete.tombstone", "control.snapshot-delete.t
 const COLLECT: &[&str] = &[
     "collect.catalog",
     "collect.listed",
+    "collect.marked",
     "collect.packs",
     "collect.snapshot.dead",
     "collect.snapshot.dropped",

@@ -154,6 +154,7 @@ impl Collector {
             let databases = self.databases().await?;
             self.pool.step("collect.listed").await?;
             let mark = Box::pin(self.mark(&before, &databases)).await;
+            self.pool.step("collect.marked").await?;
             let after = self.list().await?;
             match mark {
                 Ok(mark) => {
@@ -208,6 +209,7 @@ impl Collector {
         Ok(done)
     }
 
+    /// Datasets before snapshots: what the former say of the latter is never newer than these (see `plan`).
     async fn list(&self) -> Result<Listing, ControlError> {
         let datasets = self.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
         let snapshots = self.pool.catalog.snapshots(None).await?.into_iter().map(|at| at.record).collect();

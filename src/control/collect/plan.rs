@@ -124,9 +124,8 @@ pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark
         plan.pack_bytes = plan.pack_bytes.saturating_add(object.bytes);
         plan.packs.push(DeadPack { key: object.key.clone(), bytes: object.bytes });
     }
-    let lives = lives(&after.datasets);
     for snapshot in after.snapshots.iter().filter(|s| is_tombstoned(&s.state)) {
-        match needed_by(snapshot, &lives, after) {
+        match needed_by(snapshot, after) {
             0 => plan.snapshots.push(snapshot.id()),
             dependants => plan.kept.push(Kept {
                 what: format!("snapshot {} of {}", snapshot.name, dataset_name(after, snapshot.dataset.incarnation)),
@@ -152,14 +151,14 @@ pub(super) fn strays(databases: Objects, after: &Listing) -> Vec<StrayDatabase> 
     strays.map(|(incarnation, objects)| StrayDatabase { incarnation, keys: keys(objects) }).collect()
 }
 
-/// Whose origin's snapshot is still needed: clones that exist and do not stand on their own.
-pub(super) fn lives<'a>(datasets: impl IntoIterator<Item = &'a Dataset>) -> BTreeSet<Incarnation> {
-    datasets.into_iter().filter(|d| !d.detached).map(|d| d.incarnation).collect()
-}
-
-/// Whether a dataset can still be opened. One that restores from its own snapshot depends on it, until it is deleted itself.
-pub(super) fn is_ready<'a>(datasets: impl IntoIterator<Item = &'a Dataset>, incarnation: Incarnation) -> bool {
-    datasets.into_iter().any(|d| d.incarnation == incarnation && d.state == State::Ready)
+/// Those of a snapshot's dependants that still need it: clones that do not stand on their own, and the dataset that it was taken of while that
+/// restores from it (R14).
+pub(super) fn keepers<'a>(snapshot: SnapshotId, datasets: impl IntoIterator<Item = &'a Dataset>) -> BTreeSet<Incarnation> {
+    let keeps = |d: &&Dataset| match d.incarnation == snapshot.dataset {
+        true => d.state == State::Ready && d.restoring == Some(snapshot),
+        false => !d.detached,
+    };
+    datasets.into_iter().filter(keeps).map(|d| d.incarnation).collect()
 }
 
 /// Whether a record that decides about roots came, went or turned.
@@ -171,16 +170,18 @@ fn is_tombstoned(state: &State) -> bool {
     matches!(state, State::Deleting | State::Dead)
 }
 
-/// What of a listing decides which roots there are.
-fn shape(listing: &Listing) -> BTreeSet<(String, &'static str, bool)> {
+/// What of a listing decides which roots there are: of a snapshot whether it has a checkpoint, of a dataset how many snapshots it has ever had.
+/// That one came and went between two listings shows in nothing else: what it kept may be in the head again, which was read before.
+/// Datasets are listed first: a snapshot that the number counts and the listing does not show went before any root was read.
+fn shape(listing: &Listing) -> BTreeSet<(String, &'static str, u32)> {
     let state = |state: &State| match state {
         State::Creating => "creating",
         State::Ready => "ready",
         State::Deleting => "deleting",
         State::Dead => "dead",
     };
-    let datasets = listing.datasets.iter().map(|d| (d.id().to_string(), state(&d.state), true));
-    let snapshots = listing.snapshots.iter().map(|s| (s.id().to_string(), state(&s.state), s.checkpoint.is_some()));
+    let datasets = listing.datasets.iter().map(|d| (d.id().to_string(), state(&d.state), d.snapshot_serial));
+    let snapshots = listing.snapshots.iter().map(|s| (s.id().to_string(), state(&s.state), s.checkpoint.is_some().into()));
     datasets.chain(snapshots).collect()
 }
 
@@ -241,13 +242,13 @@ pub(super) fn candidates(
 }
 
 /// Dependants that still exist, intents of clones that are not counted among them yet, and whoever reads it now (R14).
-fn needed_by(snapshot: &Snapshot, lives: &BTreeSet<Incarnation>, catalog: &Listing) -> usize {
+fn needed_by(snapshot: &Snapshot, catalog: &Listing) -> usize {
+    let keepers = keepers(snapshot.id(), &catalog.datasets);
     let intents = |d: &&Dataset| {
         d.state == State::Creating && d.origin == Some(snapshot.id()) && !snapshot.dependants.contains(&d.incarnation)
     };
     let readers = if snapshot.state == State::Dead { 0 } else { catalog.readers.get(&snapshot.incarnation).copied().unwrap_or(0) };
-    let keeps = |d: &&Incarnation| lives.contains(d) && (**d != snapshot.dataset.incarnation || is_ready(&catalog.datasets, **d));
-    snapshot.dependants.iter().filter(keeps).count() + catalog.datasets.iter().filter(intents).count() + readers
+    snapshot.dependants.iter().filter(|d| keepers.contains(d)).count() + catalog.datasets.iter().filter(intents).count() + readers
 }
 
 /// Only snapshots of a live dataset are ever finished, and only while somebody repeats the call.
@@ -357,7 +358,9 @@ pub(super) mod tests {
         let gone = Listing::default();
         let turned = Listing { datasets: vec![dataset(1, State::Deleting, None)], snapshots: vec![], ..Listing::default() };
         let taken = Listing { snapshots: vec![snapshot(7, &one, State::Creating, &[])], ..before.clone() };
-        for after in [born, gone, turned, taken] {
+        let mut passed = before.clone();
+        passed.datasets[0].snapshot_serial += 1;
+        for after in [born, gone, turned, taken, passed] {
             assert_eq!(plan(&before, &after, &[], &mark, NOW), None);
         }
         assert!(plan(&before, &before, &[], &mark, NOW).is_some());
@@ -387,8 +390,15 @@ pub(super) mod tests {
         let itself = snapshot(7, &source, State::Deleting, &[1]);
         let both = Listing { snapshots: vec![itself.clone()], ..freed.clone() };
         assert_eq!(plan(&both, &both, &[], &mark, NOW).unwrap().snapshots, [itself.id()], "a restore that never ended");
-        let live = Listing { datasets: vec![dataset(1, State::Ready, None)], ..both };
+        let restoring = |of| Dataset { restoring: of, detached: true, ..dataset(1, State::Ready, None) };
+        let live = Listing { datasets: vec![restoring(Some(itself.id()))], ..both.clone() };
         assert!(plan(&live, &live, &[], &mark, NOW).unwrap().is_empty(), "a restore that may go on");
+        let ended = Listing { datasets: vec![restoring(None)], ..both };
+        assert_eq!(
+            plan(&ended, &ended, &[], &mark, NOW).unwrap().snapshots,
+            [itself.id()],
+            "a restore that was ended by another owner"
+        );
 
         let bare = snapshot(7, &source, State::Deleting, &[]);
         let intent = dataset(3, State::Creating, Some(bare.id()));

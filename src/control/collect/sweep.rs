@@ -1,6 +1,6 @@
 //! Doing what the plan says. Every removal is repeatable.
 
-use super::plan::{is_ready, lives};
+use super::plan::keepers;
 use super::{Collected, Collector, Kept, Plan};
 use crate::catalog::{CatalogError, Dataset, Snapshot, State};
 use crate::control::ControlError;
@@ -85,14 +85,11 @@ impl Collector {
     pub(in crate::control) async fn reap_snapshot(&self, id: SnapshotId) -> Result<Reaped, ControlError> {
         let catalog = &self.pool.catalog;
         let datasets = catalog.datasets().await?;
-        let mut lives = lives(datasets.iter().map(|at| &at.record));
-        if !is_ready(datasets.iter().map(|at| &at.record), id.dataset) {
-            lives.remove(&id.dataset);
-        }
+        let keepers = keepers(id, datasets.iter().map(|at| &at.record));
         // It is a tombstone since it was listed: who announces itself after this sees that, and does not read (R14).
         let incarnation = id.snapshot.incarnation;
         let readers = catalog.readers(Some(incarnation), std::time::SystemTime::now()).await?.live.get(&incarnation).copied();
-        let swapped = catalog.update_snapshot(id, |snapshot| bury_snapshot(snapshot, &lives, readers.unwrap_or(0))).await;
+        let swapped = catalog.update_snapshot(id, |snapshot| bury_snapshot(snapshot, &keepers, readers.unwrap_or(0))).await;
         let snapshot = match swapped {
             Ok(at) => at.record,
             Err(CatalogError::NotFound { .. }) => return Ok(Reaped::Gone),
@@ -202,13 +199,13 @@ fn waits_for_help(place: &DbPlace, error: FsError) -> Result<Reaped, ControlErro
 }
 
 /// A tombstone takes no new dependants, so those that are alive are all there will ever be.
-fn bury_snapshot(snapshot: &mut Snapshot, lives: &BTreeSet<Incarnation>, readers: usize) -> Result<(), CatalogError> {
+fn bury_snapshot(snapshot: &mut Snapshot, keepers: &BTreeSet<Incarnation>, readers: usize) -> Result<(), CatalogError> {
     let refuse = |why: &str| Err(CatalogError::Precondition { what: format!("snapshot {}", snapshot.name), why: why.to_owned() });
     if matches!(snapshot.state, State::Ready | State::Creating) {
         return refuse("it is not tombstoned");
     }
-    if snapshot.dependants.iter().any(|d| lives.contains(d)) {
-        return refuse("clones or read-only volumes depend on it");
+    if snapshot.dependants.iter().any(|d| keepers.contains(d)) {
+        return refuse("clones, read-only volumes or a restore depend on it");
     }
     if snapshot.state == State::Deleting && readers > 0 {
         return refuse("somebody reads it");
