@@ -170,15 +170,21 @@ impl Reader {
         let mut flights = self.flights.lock();
         let wanted = chunks.into_iter().filter(|chunk| check(chunk).is_ok() && !flights.contains_key(chunk));
         let wanted: Vec<ChunkRef> = wanted.filter(|chunk| self.cache.0.get(&chunk.hash).is_none()).collect();
+        let mut leaving = Vec::new();
         for fetch in plan(dedup(wanted)) {
             let Ok(room) = self.cache.0.ahead_room.clone().try_acquire_many_owned(weight(&fetch)) else {
                 count(&self.cache.0.counts.ahead_dropped);
-                return;
+                break;
             };
             let mut landings = Vec::new();
             for chunk in &fetch.chunks {
                 self.board(&mut flights, chunk, &mut landings);
             }
+            leaving.push((fetch, landings, room));
+        }
+        // A runtime that ends drops what is spawned at once, and a landing that is dropped wants the lock.
+        drop(flights);
+        for (fetch, landings, room) in leaving {
             tokio::spawn(self.clone().fetch_ahead(fetch, landings, room));
         }
     }
