@@ -14,6 +14,7 @@ use zerofs_csi::volume::collect_released;
 const STEPS: &[&str] = &[
     "chunk.before-rewrite",
     "chunk.rewritten",
+    "collect.catalog",
     "collect.database",
     "collect.dataset.dead",
     "collect.dataset.deleted",
@@ -22,7 +23,6 @@ const STEPS: &[&str] = &[
     "collect.detach.begin",
     "collect.detach.recorded",
     "collect.detach.whole",
-    "collect.catalog",
     "collect.listed",
     "collect.marked",
     "collect.packs",
