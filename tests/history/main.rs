@@ -18,6 +18,7 @@ mod deleting;
 #[path = "../support/fault.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod fault;
+mod held;
 mod model;
 mod ops;
 mod play;

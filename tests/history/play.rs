@@ -1,5 +1,6 @@
 //! One history: steps drawn one after the other, deaths and what comes after them, and the end.
 
+use crate::held::Held;
 use crate::model::{Model, Pending};
 use crate::ops::{self, Death, Op, Step, Where};
 use crate::work::{self, again};
@@ -66,12 +67,20 @@ struct Player {
     /// Durable steps that processes of this history passed.
     steps: Vec<String>,
     tally: RefCell<Tally>,
+    held: Option<Held>,
 }
 
 pub fn play(seed: u64, steps: u64) -> Result<Tally, String> {
     let rng = StdRng::seed_from_u64(seed);
-    let mut player =
-        Player { world: World::new(), model: Model::default(), rng, told: vec![], steps: vec![], tally: RefCell::default() };
+    let mut player = Player {
+        world: World::new(),
+        model: Model::default(),
+        rng,
+        told: vec![],
+        steps: vec![],
+        tally: RefCell::default(),
+        held: None,
+    };
     let played = player.all(steps);
     played.map_err(|what| format!("{what}\nafter\n{}", player.told.join("\n")))?;
     Ok(player.tally.into_inner())
@@ -88,11 +97,36 @@ impl Player {
         self.world.disorder(self.rng.random());
         for _ in 0..steps {
             let step = ops::draw(&mut self.rng, &self.model, &self.steps);
+            self.hold_a_collector()?;
             self.told.push(step.to_string());
             self.step(&step)?;
             self.tally.get_mut().steps += 1;
         }
         self.finish()
+    }
+
+    /// Beside everything else there may be another process that collects, and stands still over some steps.
+    fn hold_a_collector(&mut self) -> Result<(), String> {
+        let is_over = self.held.as_mut().map(Held::is_over);
+        match is_over {
+            Some(true) => self.let_it_go_on(),
+            None if self.rng.random_bool(0.15) => {
+                let held = Held::begin(&self.world, &mut self.rng);
+                self.told.push(held.to_string());
+                self.held = Some(held);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn let_it_go_on(&mut self) -> Result<(), String> {
+        let Some(held) = self.held.take() else { return Ok(()) };
+        self.told.push("  it goes on".to_owned());
+        let done = held.end(&self.world)?;
+        self.tally.get_mut().collected(&done);
+        let (process, model) = (self.world.process().clone(), &mut self.model);
+        self.world.run(work::compare(&process, model))
     }
 
     fn step(&mut self, step: &Step) -> Result<(), String> {
@@ -166,6 +200,7 @@ impl Player {
         self.told.push("  died".to_owned());
         self.tally.get_mut().deaths += 1;
         self.learn_steps();
+        self.held = None;
         self.world.die();
         self.world.start();
         let store = self.world.store.clone();
@@ -224,6 +259,7 @@ impl Player {
 
     /// Everything is read again by a process that has nothing in memory, then deleted and collected.
     fn finish(&mut self) -> Result<(), String> {
+        self.let_it_go_on()?;
         self.told.push("end".to_owned());
         let (process, model) = (self.world.process().clone(), &mut self.model);
         self.world.run(work::perform(&process, model, &Op::CloseAll, &self.tally))?;

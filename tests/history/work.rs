@@ -14,8 +14,8 @@ use zerofs_csi::fs::api::{Caller, CreateHow, FileRef, FileSystem, SetAttr, Stabi
 use zerofs_csi::types::{Class, Classify, EntryName, SnapshotHandle, VolumeHandle};
 
 /// Repetitions of a call that says that it may be repeated.
-const TRIES: usize = 12;
-const PAUSE: Duration = Duration::from_millis(500);
+pub const TRIES: usize = 12;
+pub const PAUSE: Duration = Duration::from_millis(500);
 /// Repeats a call for as long as it asks for that; a name that is not free yet is an answer.
 pub async fn again<T>(mut call: impl AsyncFnMut() -> Result<T, ControlError>) -> Result<T, ControlError> {
     let mut tries = 0;
@@ -28,7 +28,7 @@ pub async fn again<T>(mut call: impl AsyncFnMut() -> Result<T, ControlError>) ->
     }
 }
 
-fn is_final(error: &ControlError) -> bool {
+pub fn is_final(error: &ControlError) -> bool {
     matches!(error, ControlError::NameInUse { .. }) || !matches!(error.class(), Class::Unavailable | Class::InProgress)
 }
 
