@@ -255,6 +255,38 @@ fn a_snapshot_deleted_between_the_steps_of_a_clone() {
     });
 }
 
+/// R3: a clone whose maker stands still is given up and removed; what is made of it afterwards keeps its origin from nothing.
+#[test]
+fn a_clone_that_is_made_after_it_was_removed_keeps_nothing() {
+    each(&["control.create.dependant", "fs.db.before-clone", "fs.db.after-clone"], async |step, process, collector, model| {
+        let origin = volume(process, model, "origin", 40).await?;
+        let source = cut(process, model, origin, "cut").await?;
+        let failpoints = process.catalog.bucket().failpoints();
+        let before = hold(failpoints, step);
+        let removal = async {
+            held_at(failpoints, step, before).await?;
+            work::give_up(collector, "clone").await?;
+            for _ in 0..COLLECTIONS {
+                collect(collector).await?;
+            }
+            let left = collector.catalog.dataset(&"clone".parse().unwrap()).await.map_err(|error| error.to_string())?;
+            release(failpoints, step);
+            if left.is_none() { Ok(()) } else { Err("the clone is still there".to_owned()) }
+        };
+        let (made, removed) = tokio::join!(Box::pin(process.create("clone", Some(Source::Snapshot(source)))), removal);
+        removed?;
+        match made {
+            Err(_) => Ok(()),
+            // Begun anew after it was removed.
+            Ok(made) => {
+                let content = model.dataset(origin).expect("it is there").content();
+                model.made("clone", made.handle, content);
+                Ok(())
+            }
+        }
+    });
+}
+
 /// A clone of the volume, which goes: what the clone had from it is its own.
 async fn detached_clone(process: &Process, model: &mut Model, of: VolumeHandle) -> Result<VolumeHandle, String> {
     let source = cut(process, model, of, "origin").await?;

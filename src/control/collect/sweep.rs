@@ -1,12 +1,12 @@
 //! Doing what the plan says. Every removal is repeatable.
 
 use super::plan::keepers;
-use super::{Collected, Collector, Kept, Plan};
+use super::{Collected, Collector, Kept, Plan, StrayDatabase};
 use crate::catalog::{CatalogError, Dataset, Snapshot, State};
 use crate::control::ControlError;
 use crate::fs::FsError;
 use crate::fs::db::{self, CheckpointId, DbPlace};
-use crate::types::{DatasetId, Incarnation, SnapshotId};
+use crate::types::{DatasetId, FamilyId, Incarnation, SnapshotId};
 use std::collections::BTreeSet;
 
 /// Packs removed with one call.
@@ -33,7 +33,7 @@ impl Collector {
         for database in plan.databases {
             removed = true;
             self.pool.step("collect.database").await?;
-            self.pool.catalog.bucket().delete(&database.keys).await?;
+            self.remove_stray(&database).await?;
         }
         for id in plan.abandoned {
             removed |= self.give_up_snapshot(id).await?;
@@ -57,6 +57,22 @@ impl Collector {
             }
         }
         Ok(removed)
+    }
+
+    /// What a clone's maker wrote after its record was removed may hold a pin on its origin, which would wait for it for ever.
+    async fn remove_stray(&self, stray: &StrayDatabase) -> Result<(), ControlError> {
+        if stray.keys.iter().any(|key| key.ends_with(".manifest")) {
+            // Its family is not known any more, and not needed: no row of it is read.
+            let place = self.place(FamilyId::from(stray.incarnation), stray.incarnation);
+            match db::delete(&place).await {
+                Err(FsError::Corrupt(why)) => {
+                    tracing::warn!(database = %stray.incarnation, why, "objects without a record are removed, and cannot be read: a dataset that \
+                        they were cloned of may wait for them when it is deleted");
+                }
+                deleted => deleted?,
+            }
+        }
+        Ok(self.pool.catalog.bucket().delete(&stray.keys).await?)
     }
 
     /// Tombstones a snapshot that was being made; `false`: it was finished after all, or is gone. Its CSI name is free at once.
