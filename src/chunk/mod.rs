@@ -1,7 +1,7 @@
 //! Content-addressed chunks in packs.
 //!
 //! A **chunk** is at most 1 MiB of file data, named by its keyed BLAKE3 hash ([`ChunkRef::hash`]). A **pack** is an immutable object
-//! `packs/<family>/<creator>/<epoch>-<seq>` of many chunks; `pack` gives its bytes, `moved` what it is called once most of it is dead. A [`Packer`] belongs to one writable open of a dataset and
+//! `packs/<family>/<creator>/<epoch>-<seq>` of many chunks; `pack` gives its bytes, `moved` what it is called once most of it is dead, `announced` how that is announced. A [`Packer`] belongs to one writable open of a dataset and
 //! writes packs; a [`ChunkStore`] reads, lists and deletes those of a family; the [`ChunkCache`] and its memory limits are the process's.
 //!
 //! # Invariants
@@ -23,6 +23,7 @@
 //! # What this does not do
 //! It does not know which packs are in use: the file system counts (`U`), the collector decides. It does not retry: the bucket does.
 
+mod announced;
 mod cache;
 mod coder;
 mod cpu;
@@ -40,6 +41,7 @@ mod room;
 mod store;
 mod verify;
 
+pub use announced::Announced;
 pub use cache::{CacheStats, ChunkCache, ChunkLimits};
 pub use error::ChunkError;
 pub use moved::{Generation, parse as parse_object};

@@ -50,6 +50,7 @@ fn plan_text(plan: &Plan) -> String {
     plan.rewrite
         .iter()
         .for_each(|c| text += &format!("rewrite   pack {} ({}), if a reading of every record agrees\n", c.pack, ByteSize(c.bytes)));
+    plan.announced.iter().for_each(|key| text += &format!("outlived  {key}\n"));
     plan.upkeep.iter().for_each(|id| text += &format!("collect   vol/{}\n", id.incarnation));
     text + &kept_text(&plan.kept)
 }

@@ -104,3 +104,15 @@ async fn what_this_program_does_not_know_it_says() {
     assert!(matches!(changed(9, 0xff), Err(PackError::FooterLength { .. })));
     assert_eq!(Trailer::decode(&golden[..40]), Err(PackError::Short { bytes: 40 }));
 }
+
+#[tokio::test]
+async fn the_bytes_that_announce_a_pack() {
+    let bucket = Bucket::memory();
+    let store = store(&bucket, &plain());
+    store.announce(&[pack(1), pack(0xabc)]).await.unwrap();
+    let listed: Vec<String> = bucket.list("announced/").await.unwrap().into_iter().map(|object| object.key).collect();
+    let key = |n| format!("announced/{FAMILY}/{CREATOR}/0000000000000001-{n:016x}");
+    assert_eq!(listed, [key(1), key(0xabc)]);
+    assert_eq!(bucket.get(&listed[0], 100).await.unwrap().unwrap(), "{\"format\":1}");
+    assert_eq!(store.announced().await.unwrap(), [pack(1), pack(0xabc)].into());
+}

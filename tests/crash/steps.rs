@@ -57,6 +57,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("volume.lost.claimed", "tests/lifecycle/takeover.rs"),
     ("volume.lost.fenced", "tests/lifecycle/takeover.rs"),
     // Packs that are mostly dead.
+    ("collect.announced", "tests/lifecycle/rewriting.rs"),
+    ("collect.outlived", "tests/history/steps.rs"),
     ("collect.sealed", "tests/lifecycle/rewriting.rs"),
     ("collect.rewrite.listed", "tests/history/steps.rs"),
     ("chunk.before-rewrite", "tests/lifecycle/rewriting.rs"),

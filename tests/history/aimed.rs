@@ -17,7 +17,7 @@ const MANY: u64 = 600;
 const WRITE: usize = 128 * RECORD;
 
 /// Each case in a world of its own, a few at a time.
-fn each<T: Sync + std::fmt::Debug>(
+pub fn each<T: Sync + std::fmt::Debug>(
     cases: &[T],
     story: impl AsyncFn(&T, &Process, &Process, &mut Model) -> Result<(), String> + Sync,
 ) {
@@ -36,7 +36,7 @@ fn each<T: Sync + std::fmt::Debug>(
 }
 
 /// A volume with one file of so many records, closed.
-async fn volume(process: &Process, model: &mut Model, name: &str, records: u64) -> Result<VolumeHandle, String> {
+pub async fn volume(process: &Process, model: &mut Model, name: &str, records: u64) -> Result<VolumeHandle, String> {
     work::create(process, model, name, &Origin::Nothing).await?;
     let volume = model.datasets.last().expect("just made").handle;
     write(process, model, volume, 0..records).await?;
@@ -50,7 +50,7 @@ async fn write(process: &Process, model: &mut Model, of: VolumeHandle, range: st
     work::close(process, model, of).await
 }
 
-async fn cut(process: &Process, model: &mut Model, of: VolumeHandle, name: &str) -> Result<SnapshotHandle, String> {
+pub async fn cut(process: &Process, model: &mut Model, of: VolumeHandle, name: &str) -> Result<SnapshotHandle, String> {
     work::snapshot(process, model, of, name).await?;
     Ok(model.snapshots.last().expect("just made").handle)
 }
@@ -81,12 +81,12 @@ async fn put_back(
     work::close(process, model, to).await
 }
 
-async fn collect(collector: &Process) -> Result<(), String> {
+pub async fn collect(collector: &Process) -> Result<(), String> {
     again(async || collector.collect(Where::Here).await).await.map(drop).map_err(|error| format!("collecting: {error}"))
 }
 
 /// Until somebody is held at a step.
-async fn held_at(failpoints: &Failpoints, step: &str, before: u64) -> Result<(), String> {
+pub async fn held_at(failpoints: &Failpoints, step: &str, before: u64) -> Result<(), String> {
     let held = async {
         while failpoints.passed().get(step).copied().unwrap_or(0) <= before {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -96,12 +96,12 @@ async fn held_at(failpoints: &Failpoints, step: &str, before: u64) -> Result<(),
 }
 
 /// Holds whoever comes to a step next.
-fn hold(failpoints: &Failpoints, step: &str) -> u64 {
+pub fn hold(failpoints: &Failpoints, step: &str) -> u64 {
     failpoints.set(step, "1*pause->off").unwrap();
     failpoints.passed().get(step).copied().unwrap_or(0)
 }
 
-fn release(failpoints: &Failpoints, step: &str) {
+pub fn release(failpoints: &Failpoints, step: &str) {
     failpoints.set(step, "off").unwrap();
 }
 

@@ -5,7 +5,7 @@
 //! - `ops`: what can happen, drawn from a seed.
 //! - `world`: the pool, the processes that work on it, and their deaths.
 //! - `play`: one history; `work`: its operations, one by one.
-//! - `deleting`, `chains`, `steps`, `slow`, `aimed`, `seen`: histories that chance would not find.
+//! - `deleting`, `chains`, `steps`, `slow`, `aimed`, `rewritten`, `seen`: histories that chance would not find.
 //! - `rules`: which rule of the design is met by which test.
 //!
 //! `HISTORY_SEED` repeats one history; `HISTORIES` and `HISTORY_STEPS` set how much is done, otherwise `ZEROFS_TEST_SIZE` multiplies it.
@@ -22,6 +22,7 @@ mod held;
 mod model;
 mod ops;
 mod play;
+mod rewritten;
 mod rules;
 mod seen;
 mod slow;

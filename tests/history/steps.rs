@@ -14,6 +14,7 @@ use zerofs_csi::volume::collect_released;
 const STEPS: &[&str] = &[
     "chunk.before-rewrite",
     "chunk.rewritten",
+    "collect.announced",
     "collect.catalog",
     "collect.database",
     "collect.dataset.dead",
@@ -25,6 +26,7 @@ const STEPS: &[&str] = &[
     "collect.detach.whole",
     "collect.listed",
     "collect.marked",
+    "collect.outlived",
     "collect.packs",
     "collect.rewrite.listed",
     "collect.sealed",

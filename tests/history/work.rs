@@ -335,7 +335,7 @@ async fn sync_if_there(process: &Process, model: &mut Model, of: VolumeHandle, f
 pub async fn left(process: &Process) -> Vec<String> {
     let bucket = process.catalog.bucket();
     let mut left = vec![];
-    for prefix in ["packs/", "vol/"] {
+    for prefix in ["announced/", "packs/", "vol/"] {
         left.extend(bucket.list(prefix).await.unwrap().into_iter().map(|object| object.key));
     }
     left.extend(process.catalog.datasets().await.unwrap().into_iter().map(|at| format!("dataset {}", at.record.name)));

@@ -80,9 +80,8 @@ async fn mostly_dead(world: &World) -> (VolumeHandle, Arc<Volume>, Vec<u8>) {
 #[test]
 fn a_released_volumes_space_comes_back() {
     super::run(async {
-        for step in
-            [None, Some("collect.sealed"), Some("chunk.before-rewrite"), Some("chunk.rewritten"), Some("volume.care.claimed")]
-        {
+        let steps = ["collect.announced", "collect.sealed", "chunk.before-rewrite", "chunk.rewritten", "volume.care.claimed"];
+        for step in [None].into_iter().chain(steps.map(Some)) {
             Box::pin(released(step)).await;
         }
     });

@@ -150,6 +150,7 @@ impl Collector {
         for _ in 0..MARK_TRIES {
             let before = self.list().await?;
             self.pool.step("collect.catalog").await?;
+            let announced = self.announced().await?;
             let packs = self.packs().await?;
             let databases = self.databases().await?;
             self.pool.step("collect.listed").await?;
@@ -163,7 +164,9 @@ impl Collector {
                         let upkeep = self.outgrown(upkeep::overgrown(&after, &databases, SystemTime::now()), &databases);
                         let (candidates, stored) = plan::candidates(&after, &packs, &mark, self.worth.pack_bytes_min);
                         let rewrite = self.mostly_dead(candidates, &stored).await?;
-                        return Ok(Plan { databases: plan::strays(databases, &after), detach, upkeep, rewrite, ..plan });
+                        let announced = rewrite::outlived(announced, &packs);
+                        let databases = plan::strays(databases, &after);
+                        return Ok(Plan { databases, detach, upkeep, rewrite, announced, ..plan });
                     }
                 }
                 // What could not be read may just have been removed by another collector.

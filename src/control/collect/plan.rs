@@ -99,6 +99,8 @@ pub struct Plan {
     pub upkeep: Vec<DatasetId>,
     /// Packs that are mostly dead by what is known without reading every record.
     pub rewrite: Vec<Candidate>,
+    /// What announces packs whose first object is gone.
+    pub announced: Vec<String>,
     pub kept: Vec<Kept>,
 }
 

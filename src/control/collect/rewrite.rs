@@ -1,19 +1,26 @@
 //! Rewriting packs that are mostly dead (R12).
 //!
 //! ```text
-//! few references for its chunks ─▶ every head seals it ─▶ every root is read by chunk ─▶ next generation ─▶ the older one goes
+//! few references for its chunks ─▶ it is announced ─▶ every head seals it ─▶ every root is read by chunk ─▶ next generation ─▶ the older one goes
 //! ```
 //!
 //! Why nothing is lost: a chunk in use comes from an earlier use of it, from deduplication, or from what was just stored. The pack is settled, so that
-//! nothing is stored in it any more (R9), and sealed by every head that knows it, so that deduplication does not find it: what no root uses at a mark
-//! that began after that, nothing ever uses again. A head or snapshot that came or went during the mark makes it void (R11). A restore in place uses a
-//! snapshot's chunks, which are in use by that snapshot: it stays a root until the restored rows are durable (R10).
+//! nothing is stored in it any more (R9). What no root uses at a mark, nothing ever uses again, because deduplication does not find it:
+//! - A head that is ready when the mark lists the catalog has sealed the pack, or refers to nothing in it. Sealed it stays: when its last reference
+//!   goes and a restore in place brings it back, it comes back sealed, also from a journal.
+//! - Any other head is opened after the mark, because one that turned ready during it makes it void (R11). Of a pack that it did not store itself it
+//!   learns only from the footer of the first object, after it has listed what is announced. The pack was announced before the mark, and stays so
+//!   until the first object is gone. Snapshots need not be asked: what they refer to unsealed only their clones could use.
+//!
+//! A snapshot that came or went during the mark makes it void. A restore in place uses a snapshot's chunks, which are in use by that snapshot: it stays
+//! a root until the restored rows are durable (R10). So garbage stays garbage: after a crash at any step, or beside another collector, every
+//! generation holds all that is in use, and older ones may go at any time.
 
 use super::mark::Seen;
-use super::plan::{Candidate, changed};
+use super::plan::{Candidate, PackObject, changed};
 use super::{Collected, Collector, Kept, Listing, Memory};
 use crate::catalog::{Dataset, State};
-use crate::chunk::{ChunkError, ChunkStore, Rewritten};
+use crate::chunk::{Announced, ChunkError, ChunkStore, Rewritten};
 use crate::control::pace::Pace;
 use crate::control::{ControlError, mail};
 use crate::types::{ChunkHash, FamilyId, Incarnation, PackId, SessionId};
@@ -99,6 +106,8 @@ impl Collector {
         if candidates.is_empty() {
             return Ok(());
         }
+        self.announce(candidates).await?;
+        self.pool.step("collect.announced").await?;
         let before = self.list().await?;
         self.seal(&before, candidates, done).await?;
         self.pool.step("collect.sealed").await?;
@@ -123,6 +132,25 @@ impl Collector {
             pace.spend(candidate.bytes).await;
         }
         Ok(())
+    }
+
+    /// Those whose first object is there: nobody learns from later ones.
+    async fn announce(&self, candidates: &[Candidate]) -> Result<(), ControlError> {
+        let mut packs = BTreeMap::<FamilyId, Vec<PackId>>::new();
+        for candidate in candidates.iter().filter(|c| c.generation == 0) {
+            packs.entry(candidate.family).or_default().push(candidate.pack);
+        }
+        for (family, packs) in packs {
+            let announced = self.store(family).announce(&packs).await;
+            announced.map_err(|error| ControlError::Unavailable(error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// What announces the packs of a pool; listed before these.
+    pub(super) async fn announced(&self) -> Result<Vec<Announced>, ControlError> {
+        let listed = self.pool.catalog.bucket().list(Announced::PREFIX).await?;
+        Ok(listed.iter().filter_map(|object| Announced::parse(&object.key)).collect())
     }
 
     async fn rewrite(&self, candidate: &Candidate, live: &HashSet<ChunkHash>, done: &mut Collected) -> Result<(), ControlError> {
@@ -187,6 +215,15 @@ impl Collector {
     }
 }
 
+/// What announces packs whose first object is gone: a pack's name is given once, so that it never comes back (R9).
+pub(super) fn outlived(announced: Vec<Announced>, packs: &[PackObject]) -> Vec<String> {
+    if announced.is_empty() {
+        return vec![];
+    }
+    let first: HashSet<(FamilyId, PackId)> = packs.iter().filter(|p| p.generation == 0).map(|p| (p.family, p.pack)).collect();
+    announced.into_iter().filter(|a| !first.contains(&(a.family, a.pack))).map(|a| a.key).collect()
+}
+
 impl Memory {
     /// Keeps nothing of packs that are not there any more.
     fn forget_others(&self, candidates: &[Candidate]) {
@@ -194,5 +231,29 @@ impl Memory {
         let mut memory = self.lock();
         memory.footers.retain(|pack, _| there.contains(pack));
         memory.fruitless.retain(|pack, _| there.contains(pack));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Epoch;
+
+    #[test]
+    fn a_pack_stays_announced_as_long_as_anybody_could_learn_from_it() {
+        let family = FamilyId::from_bytes([1; 16]);
+        let pack = |seq| PackId { creator: Incarnation::from_bytes([2; 16]), epoch: Epoch(3), seq };
+        let object = |seq, generation| PackObject { key: String::new(), family, pack: pack(seq), generation, bytes: 1 };
+        let announced = |of: FamilyId, seq| Announced::parse(&format!("announced/{of}/{}", pack(seq))).unwrap();
+        let all =
+            vec![announced(family, 1), announced(family, 2), announced(family, 3), announced(FamilyId::from_bytes([9; 16]), 1)];
+        // One as it was stored, and with a later generation beside it; one that has only that; one that is gone.
+        let packs = [object(1, 0), object(1, 1), object(2, 1)];
+        let expected: Vec<String> = all[1..].iter().map(|a| a.key.clone()).collect();
+        assert_eq!(outlived(all.clone(), &packs), expected);
+        assert_eq!(outlived(all[..1].to_vec(), &packs), Vec::<String>::new());
+        for strange in ["announced/x", "announced/x/y", "packs/x/y"] {
+            assert_eq!(Announced::parse(strange), None);
+        }
     }
 }

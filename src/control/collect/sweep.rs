@@ -30,6 +30,10 @@ impl Collector {
             done.packs += packs.len();
             done.pack_bytes += packs.iter().map(|pack| pack.bytes).sum::<u64>();
         }
+        if !plan.announced.is_empty() {
+            self.pool.step("collect.outlived").await?;
+            self.pool.catalog.bucket().delete(&plan.announced).await?;
+        }
         for database in plan.databases {
             removed = true;
             self.pool.step("collect.database").await?;

@@ -138,15 +138,20 @@ const REPLAY_BYTES: usize = 8 << 20;
 async fn replay(db: &Database, state: &mut State, records: Vec<Record>) -> Result<(), FsError> {
     let Some(last) = records.last().map(|record| record.seq) else { return Ok(()) };
     tracing::info!(batches = records.len(), last, incarnation = %db.incarnation(), "replaying the journal");
+    let (creator, epoch, settled) = (db.incarnation(), state.superblock().writer_epoch, state.superblock().settled);
+    let is_settled = |pack: &PackId| (pack.creator, pack.epoch.0) != (creator, epoch) || pack.seq <= settled;
     let mut marks = Marks { next_inode: 0, next_data: 0, time_ceiling: Timestamp::from_nanos(0), settled: 0 };
     for record in records {
         let Record { seq, next_inode, next_data, rows, refs, inodes, allocated, fs_group } = record;
         marks.next_inode = marks.next_inode.max(next_inode);
         marks.next_data = marks.next_data.max(next_data);
+        // What came back by a pin came back sealed.
+        let back: Vec<PackId> = refs.iter().map(|(pack, _)| *pack).filter(|p| is_settled(p) && state.usage(*p).refs == 0).collect();
         let done = state.submit(Batch { rows, refs, fresh: vec![], inodes, allocated, fs_group })?;
         if done.0 != seq {
             return Err(FsError::Corrupt(format!("journal batch {seq} where batch {} belongs", done.0)));
         }
+        state.seal(&back);
         if seq == last || state.queue_bytes() >= REPLAY_BYTES {
             let Some(group) = state.take(marks) else { continue };
             db.write(group.ops()).await?;

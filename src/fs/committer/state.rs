@@ -139,7 +139,7 @@ impl State {
         if self.queue_bytes + bytes > QUEUE_BYTES_MAX {
             return Err(FsError::Busy("too many changes are waiting for the store"));
         }
-        if batch.fresh.iter().any(|pack| self.usage(*pack).sealed) {
+        if batch.fresh.iter().any(|pack| !self.takes_fresh(*pack)) {
             return Err(TAKES_NONE);
         }
         let usage = self.counted(&batch.refs)?;
@@ -178,20 +178,28 @@ impl State {
         });
         let after = |(pack, delta): (PackId, i64)| {
             let usage = self.usage(pack);
-            let is_pinned = || self.pins.iter().any(|(_, packs)| packs.contains(&pack));
-            let is_gone = || {
-                let unknown = self.is_unsettled.as_ref().is_some_and(|is_unsettled| usage.refs == 0 && !is_unsettled(pack));
-                unknown && !is_pinned()
-            };
-            if delta > 0 && is_gone() {
+            let comes_back = delta > 0 && !self.may_begin(pack, usage);
+            if comes_back && !self.pins.iter().any(|(_, packs)| packs.contains(&pack)) {
                 return Err(TAKES_NONE);
             }
             let refs = usage.refs.checked_add_signed(delta);
             let refs =
                 refs.ok_or_else(|| FsError::Corrupt(format!("pack {pack}: {} references changed by {delta}", usage.refs)))?;
-            Ok((pack, Usage { refs, ..usage }))
+            Ok((pack, Usage { refs, sealed: usage.sealed || comes_back }))
         };
         deltas.into_iter().map(after).collect()
+    }
+
+    /// Whether the pack takes references to chunks of which the dataset uses none (R10, R12).
+    fn takes_fresh(&self, pack: PackId) -> bool {
+        let usage = self.usage(pack);
+        !usage.sealed && self.may_begin(pack, usage)
+    }
+
+    /// Whether a first reference may be of any kind. A settled pack to which the dataset refers to nothing may be rewritten without asking it:
+    /// by way of a pinned snapshot it comes back sealed, because nothing of it can be relied on but what that snapshot uses (R12).
+    fn may_begin(&self, pack: PackId, usage: Usage) -> bool {
+        usage.refs > 0 || self.is_unsettled.as_ref().is_none_or(|is_unsettled| is_unsettled(pack))
     }
 
     fn set_usage(&mut self, pack: PackId, usage: Usage) {
@@ -369,6 +377,29 @@ mod tests {
         state.submit(one(2, -1)).unwrap();
         state.unpin(pin);
         assert!(matches!(state.submit(one(2, 1)), Err(FsError::Busy(_))));
+    }
+
+    #[test]
+    fn what_comes_back_by_a_pin_is_sealed() {
+        let mut state = state();
+        let fresh = |n: u64| Batch { refs: vec![(pack(n), 1)], fresh: vec![pack(n)], ..Batch::default() };
+        let refs = |n: u64, delta: i64| Batch { refs: vec![(pack(n), delta)], ..Batch::default() };
+        state.refer_only_to(Arc::new(|asked| asked == pack(1)));
+        let _pin = state.pin(Arc::new([pack(1), pack(2)].into()));
+        assert!(matches!(state.submit(fresh(2)), Err(FsError::Busy(_))), "found before it was given up");
+        state.submit(refs(1, 1)).unwrap();
+        state.submit(fresh(1)).expect("it is not settled");
+        assert_eq!((state.usage(pack(1)), state.usage(pack(2))), (Usage { refs: 2, sealed: false }, Usage::default()));
+        for _ in 0..2 {
+            state.submit(refs(2, 2)).unwrap();
+            assert_eq!(state.usage(pack(2)), Usage { refs: 2, sealed: true });
+            assert!(matches!(state.submit(fresh(2)), Err(FsError::Busy(_))));
+            assert_eq!(state.open_packs(), [pack(1)]);
+            state.submit(refs(2, -2)).unwrap();
+        }
+        state.refer_only_to(Arc::new(|_| false));
+        state.submit(refs(1, 1)).unwrap();
+        assert!(!state.usage(pack(1)).sealed, "it was in use all the time");
     }
 
     #[test]

@@ -152,6 +152,37 @@ async fn the_journal_brings_back_what_was_applied() {
     assert_eq!(inodes(&home.plain().await).await, 48);
 }
 
+/// What the journal brings back by a pin that is gone is sealed, as it was (R12).
+#[tokio::test]
+async fn a_replay_seals_what_came_back_by_a_pin() {
+    let home = Home::new();
+    let db = Database::open(&home.place, None).await.unwrap();
+    let epoch = db.epoch();
+    let own = |seq| PackId { epoch, ..pack(seq) };
+    let older = PackId { epoch: Epoch(epoch.0 - 1), ..pack(1) };
+    let origins = PackId { creator: Incarnation::from_bytes([6; 16]), ..own(9) };
+    let refs = |pack: PackId, delta| Batch { refs: vec![(pack, delta)], ..Batch::default() };
+    let committer = Committer::start(db, Some(&home.journal()), Box::new(|| 2), Failpoints::default()).await.unwrap();
+    let unsettled = own(3);
+    committer.refer_only_to(Arc::new(move |asked| asked == unsettled));
+    let pin = committer.pin([own(1), own(2), older, origins].into());
+    committer.durable(committer.submit(refs(own(2), 1)).unwrap()).await.unwrap();
+    for batch in [refs(own(1), 1), refs(own(2), -1), refs(own(2), 2), refs(own(3), 1), refs(older, 1), refs(origins, 1)] {
+        committer.submit(batch).unwrap();
+    }
+    committer.applied(committer.last()).await.unwrap();
+    drop(pin);
+    committer.abandon().await;
+
+    for replays in [true, false] {
+        let again = if replays { home.journaled().await } else { home.plain().await };
+        let usage = [own(1), own(2), older, origins, own(3)].map(|pack| again.usage(pack));
+        let sealed = |refs| Usage { refs, sealed: true };
+        assert_eq!(usage, [sealed(1), sealed(2), sealed(1), sealed(1), Usage { refs: 1, sealed: false }], "{replays}");
+        again.abandon().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_many_tasks_applied_at_once_is_in_the_journal_without_a_gap() {
     let home = Home::new();

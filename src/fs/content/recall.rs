@@ -3,6 +3,8 @@
 //! count: a clone begins with the references of its origin.
 //!
 //! A footer that cannot be read, or a pack that is sealed meanwhile, costs only space: whether a chunk may be referred to is asked at each hit (R10).
+//! Nothing is learnt of a pack that is announced to be rewritten, or was: a collector that did not know of this dataset has not asked it to seal
+//! the pack, and counts on it to look here (R12). So what is announced is listed before any footer is read, and only first objects are read.
 
 use super::Contents;
 use crate::types::PackId;
@@ -53,6 +55,13 @@ impl Contents {
         let mut packs: Vec<PackId> = self.committer.open_packs().into_iter().filter(|pack| !self.packer.makes(*pack)).collect();
         // What was stored last is the likeliest to come again.
         packs.sort_unstable_by_key(|pack| std::cmp::Reverse((pack.epoch, pack.seq)));
+        match self.chunks.announced().await {
+            Ok(announced) => packs.retain(|pack| !announced.contains(pack)),
+            Err(error) => {
+                tracing::debug!(%error, "what was stored before is not known to deduplication: equal data is stored again");
+                return;
+            }
+        }
         let (mut recalled, at_once) = (0, self.packer.known_at_once());
         let mut footers = stream::iter(packs.into_iter().take(PACKS_MAX))
             .map(|pack| async move { (pack, self.chunks.contents_of(pack, 0).await) })
