@@ -5,26 +5,29 @@
 //! asker: polls the answer, deletes it        │ an owner that does not answer in time: the asker takes its letter back
 //! ```
 //!
-//! Invariants: a letter is only about a dataset that the session has open; what it asks for is idempotent, so that it may be
-//! done although nobody waits any more; an owner polls only while it has volumes open in the pool, so an idle node makes no
+//! Invariants: a letter is only about a dataset that the session has open; what it asks for may be done although nobody waits any more, even an
+//! hour later, but for a restore, which a letter alone does not begin ([`restoring`]); an owner polls only while it has volumes open in the pool, so an idle node makes no
 //! requests. A crash of either side leaves a letter or an answer of some hundred bytes; the owner removes both when they
-//! are old. Work that takes long (detaching, restoring) is begun by the first letter, and later ones ask how it is.
+//! are old. Work that takes long (detaching, restoring) is begun by a letter, and later ones ask how it is.
 
-use super::controller::{RestoreInPlace, class_name, restore};
+mod restoring;
+
+use self::restoring::Restores;
+use super::controller::RestoreInPlace;
 use super::node::Mounts;
 use super::{ControlError, Pool, Pools};
 use crate::bucket::{Bucket, Listed, PutNew};
 use crate::catalog::{Dataset, Owner};
+use crate::fs::Restored;
 use crate::fs::api::FileSystem;
 use crate::fs::db::{CheckpointId, Detached};
-use crate::fs::{Progress, Restored};
 use crate::types::{Class, Classify, DatasetId, Incarnation, PackId, SessionId};
 use crate::volume::{Closing, Volume, Volumes};
 use futures::FutureExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +43,7 @@ const FORMAT_SEAL: u32 = 7;
 /// Asks for a volume that is not used there any more (R27).
 const FORMAT_HAND_OVER: u32 = 4;
 /// Asks for a restore in place, or how far it is.
-const FORMAT_RESTORE: u32 = 8;
+const FORMAT_RESTORE: u32 = 9;
 /// A letter or answer is far smaller; a larger object is none.
 const BYTES_MAX: u64 = 16 << 10;
 /// The first wait for an answer; it grows to `POLL_MAX`.
@@ -71,6 +74,9 @@ struct Letter {
     packs: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     restore: Option<RestoreInPlace>,
+    /// What an answer to the restore gave: whoever asks has heard it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ticket: Option<Incarnation>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,12 +94,12 @@ enum Wish {
     Present,
     Seal(Vec<PackId>),
     HandOver,
-    Restore(RestoreInPlace),
+    Restore(RestoreInPlace, Option<Incarnation>),
 }
 
 impl Letter {
     fn about(dataset: DatasetId, format: u32) -> Self {
-        Self { format, dataset, checkpoint: None, packs: vec![], restore: None }
+        Self { format, dataset, checkpoint: None, packs: vec![], restore: None, ticket: None }
     }
 
     fn wish(&self) -> Result<Wish, String> {
@@ -106,7 +112,7 @@ impl Letter {
                 let packs: Result<_, _> = self.packs.iter().map(|pack| pack.parse()).collect();
                 packs.map(Wish::Seal).map_err(|error| format!("it does not understand the request: {error}"))
             }
-            (FORMAT_RESTORE, None, Some(restore)) => Ok(Wish::Restore(restore.clone())),
+            (FORMAT_RESTORE, None, Some(restore)) => Ok(Wish::Restore(restore.clone(), self.ticket)),
             (FORMAT | FORMAT_DETACH | FORMAT_PRESENT | FORMAT_HAND_OVER | FORMAT_SEAL | FORMAT_RESTORE, ..) => {
                 Err("it does not understand the request".to_owned())
             }
@@ -127,6 +133,8 @@ pub(super) struct Made {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum RestoreSaid {
+    /// Not begun: it is when this comes back with the next letter.
+    Noted(Incarnation),
     Running(Restored),
     Done(Restored),
     /// `class`: as `class_name` writes it.
@@ -216,10 +224,10 @@ pub(super) async fn ask_to_restore(
     pool: &Pool,
     dataset: &Dataset,
     owner: &Owner,
-    wanted: &RestoreInPlace,
+    (wanted, ticket): (&RestoreInPlace, Option<Incarnation>),
     limit: Duration,
 ) -> Result<RestoreSaid, ControlError> {
-    let letter = Letter { restore: Some(wanted.clone()), ..Letter::about(dataset.id(), FORMAT_RESTORE) };
+    let letter = Letter { restore: Some(wanted.clone()), ticket, ..Letter::about(dataset.id(), FORMAT_RESTORE) };
     send(pool, &format!("restore into volume {}", dataset.name), owner, &letter, limit).await
 }
 
@@ -290,8 +298,8 @@ pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<usize, Con
 
 /// The owner's side: looks into its mailboxes until stopped.
 pub async fn serve(pools: Pools, volumes: Volumes, mounts: Arc<dyn Mounts>, interval: Duration, stop: CancellationToken) {
-    let (answered, detaching, restoring) = Default::default();
-    let mut desk = Desk { volumes, mounts, answered, detaching, restoring };
+    let (answered, detaching, restores) = Default::default();
+    let mut desk = Desk { volumes, mounts, answered, detaching, restores };
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -312,15 +320,7 @@ struct Desk {
     answered: HashMap<String, Instant>,
     /// Bounded by [`DETACHING_MAX`]; one that nobody asks about any more is forgotten when its volume is.
     detaching: HashMap<DatasetId, JoinHandle<Result<Detached, String>>>,
-    /// The last restore of each volume.
-    restoring: HashMap<DatasetId, Restoring>,
-}
-
-/// A restore that runs, or has ended and may be asked about.
-struct Restoring {
-    call: Incarnation,
-    progress: Arc<Progress>,
-    ended: Arc<OnceLock<RestoreSaid>>,
+    restores: Restores,
 }
 
 fn encode<T: Serialize>(result: Result<T, String>) -> serde_json::Result<Vec<u8>> {
@@ -356,7 +356,7 @@ impl Desk {
             bucket.delete(std::slice::from_ref(&listed.key)).await?;
             self.answered.insert(key, Instant::now());
         }
-        self.restoring.retain(|id, running| running.ended.get().is_none() || self.volumes.get(*id).is_some());
+        self.restores.tidy(&self.volumes);
         self.detaching.retain(|id, running| !running.is_finished() || self.volumes.get(*id).is_some());
         self.tidy(bucket).await
     }
@@ -374,7 +374,10 @@ impl Desk {
                 drop(volume);
                 encode(self.hand_over(dataset).await)
             }
-            Wish::Restore(wanted) => encode(Ok(self.restore(pool, volume, wanted))),
+            Wish::Restore(wanted, ticket) => {
+                let settings = self.volumes.settings();
+                encode(Ok(self.restores.answer(settings, &pool.catalog, volume, wanted, ticket)))
+            }
         })
     }
 
@@ -407,35 +410,6 @@ impl Desk {
         let work = async move { volume.fs.detach().await.map_err(|error| error.to_string()) };
         self.detaching.insert(id, tokio::spawn(work));
         Err("it has begun: ask again".to_owned())
-    }
-
-    /// It may take long, and other letters must not wait: as for [`Self::detach`].
-    fn restore(&mut self, pool: &Pool, volume: Arc<Volume>, wanted: RestoreInPlace) -> RestoreSaid {
-        let id = volume.dataset.id();
-        if let Some(last) = self.restoring.get(&id) {
-            match last.ended.get() {
-                None if last.call == wanted.call => return RestoreSaid::Running(last.progress.now()),
-                None => {
-                    let why = format!("another restore into volume {} is running: repeat", volume.dataset.name);
-                    return RestoreSaid::Refused { class: "in-progress".to_owned(), why };
-                }
-                Some(said) if last.call == wanted.call => return said.clone(),
-                Some(_) => {}
-            }
-        }
-        let (progress, ended) = (Arc::new(Progress::default()), Arc::new(OnceLock::new()));
-        self.restoring.insert(id, Restoring { call: wanted.call, progress: progress.clone(), ended: ended.clone() });
-        let (settings, catalog) = (self.volumes.settings().clone(), pool.catalog.clone());
-        tokio::spawn(async move {
-            let done = Box::pin(restore(&settings, &catalog, &volume.dataset, &volume.fs, &wanted, &progress)).await;
-            let said = match done {
-                Ok(restored) => RestoreSaid::Done(restored),
-                Err(error) => RestoreSaid::Refused { class: class_name(&error).to_owned(), why: error.to_string() },
-            };
-            // Nobody else sets it.
-            let _first = ended.set(said);
-        });
-        RestoreSaid::Running(Restored::default())
     }
 
     async fn checkpoint(&self, volume: &Volume, name: Incarnation) -> Result<Made, String> {
@@ -506,11 +480,20 @@ mod tests {
             to: "/x".to_owned(),
             overwrite: false,
         };
-        let letter = Letter { restore: Some(restore.clone()), ..Letter::about(id, 8) };
+        let letter = Letter { restore: Some(restore.clone()), ..Letter::about(id, 9) };
         let ask = serde_json::to_string(&letter).unwrap();
         let end = r#""restore":{"call":"aqcaibaeaqcaibaeaqcaibaeaq","snapshot":"aibaeaqcaibaeaqcaibaeaqcai:aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","from":"etc","to":"/x","overwrite":false}}"#;
         assert!(ask.ends_with(end), "{ask}");
-        assert_eq!(serde_json::from_str::<Letter>(&ask).unwrap().wish(), Ok(Wish::Restore(restore)));
+        assert_eq!(serde_json::from_str::<Letter>(&ask).unwrap().wish(), Ok(Wish::Restore(restore.clone(), None)));
+        let ticket = Some(Incarnation::from_bytes([5; 16]));
+        let ask = serde_json::to_string(&Letter { ticket, ..letter }).unwrap();
+        assert!(ask.ends_with(&(end[..end.len() - 1].to_owned() + r#","ticket":"aucqkbifaucqkbifaucqkbifau"}"#)), "{ask}");
+        assert_eq!(serde_json::from_str::<Letter>(&ask).unwrap().wish(), Ok(Wish::Restore(restore, ticket)));
+        let answer = Answer { format: 1, result: Ok(RestoreSaid::Noted(Incarnation::from_bytes([4; 16]))) };
+        assert_eq!(
+            serde_json::to_string(&answer).unwrap(),
+            r#"{"format":1,"result":{"Ok":{"noted":"aqcaibaeaqcaibaeaqcaibaeaq"}}}"#
+        );
         let answer = Answer { format: 1, result: Ok(RestoreSaid::Done(Restored { objects: 3, bytes: 4 })) };
         assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Ok":{"done":{"objects":3,"bytes":4}}}}"#);
         let answer = Answer { format: 1, result: Ok(Detached::Held) };

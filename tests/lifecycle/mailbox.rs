@@ -1,5 +1,6 @@
 //! A controller and the owner of a volume in different processes.
 
+use super::snapdir::{child, read};
 use super::{World, data};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -81,5 +82,94 @@ fn stale_letters_keep_no_new_one_waiting() {
         desk.await.unwrap();
         drop(open);
         node.volumes.close(volume.dataset).await.unwrap();
+    });
+}
+
+/// Puts a letter as an asker does, and waits for what is answered.
+async fn letter(world: &World, id: &str, text: String) -> serde_json::Value {
+    let (bucket, session) = (world.catalog.bucket(), world.volumes.settings().session);
+    let answer = format!("nodes/{session}/answer/{id}");
+    bucket.delete(std::slice::from_ref(&answer)).await.unwrap();
+    bucket.put(&format!("nodes/{session}/mail/{id}"), text.into()).await.unwrap();
+    let answered = async {
+        loop {
+            if let Some(bytes) = bucket.get(&answer, 1 << 20).await.unwrap() {
+                return serde_json::from_slice::<serde_json::Value>(&bytes).unwrap()["result"].clone();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), answered).await.unwrap()
+}
+
+/// A letter that is left behind, or comes late, must not put old files over those that were written since.
+#[test]
+fn a_restore_that_nobody_waits_for_is_not_begun() {
+    super::run(async {
+        let world = World::new().await;
+        let [volume, other] = [world.create("a", None).await.unwrap().handle, world.create("b", None).await.unwrap().handle];
+        world.write(volume, "file", b"old").await;
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        world.write(volume, "file", b"new").await;
+        // The owner looks into its mailbox while it has anything open.
+        let _other = world.volumes.open(&world.catalog, other.dataset).await.unwrap();
+        let stop = CancellationToken::new();
+        let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
+        let desk = tokio::spawn(mail::serve(pools, volumes, Arc::new(NoMounts), Duration::from_millis(20), stop.clone()));
+        let text = |call: u8, ticket: Option<&str>| {
+            let call = zerofs_csi::types::Incarnation::from_bytes([call; 16]);
+            let ticket = ticket.map(|ticket| format!(r#","ticket":"{ticket}""#)).unwrap_or_default();
+            let wanted = format!(r#"{{"call":"{call}","snapshot":"{}","from":"file","to":"file","overwrite":true}}"#, cut.snapshot);
+            format!(r#"{{"format":9,"dataset":"{}","restore":{wanted}{ticket}}}"#, volume.dataset)
+        };
+        let content = async || {
+            let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+            let file = child(&open.served, open.served.root(), "file").await.unwrap().file;
+            read(&open.served, file).await
+        };
+        let is_new = async |when: &str| {
+            // Answered when the mailbox was looked through once more.
+            letter(&world, "present", format!(r#"{{"format":3,"dataset":"{}"}}"#, other.dataset)).await;
+            let begun = world.catalog.bucket().failpoints().passed().get("control.restore.begin").copied();
+            assert_eq!(begun, None, "{when}");
+            assert_eq!(content().await, b"new", "{when}");
+        };
+        let close = async || world.volumes.close(volume.dataset).await.unwrap();
+        let open = async || drop(world.volumes.open(&world.catalog, volume.dataset).await.unwrap());
+        let noted = |said: &serde_json::Value| said["Ok"]["noted"].as_str().unwrap_or_else(|| panic!("{said}")).to_owned();
+
+        // The asker went away while the volume was closed; then it is opened again.
+        let opened = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            open().await;
+        };
+        let (first, ()) = tokio::join!(letter(&world, "left", text(1, None)), opened);
+        is_new("left behind").await;
+        let first = noted(&first);
+        // The same letter once more: its request was repeated on the way.
+        let second = noted(&letter(&world, "left", text(1, None)).await);
+        is_new("twice").await;
+        close().await;
+        open().await;
+        // What was said at another opening, or to another call, is nothing.
+        noted(&letter(&world, "closed", text(1, Some(&first))).await);
+        let third = noted(&letter(&world, "closed", text(1, Some(&second))).await);
+        noted(&letter(&world, "call", text(2, Some(&third))).await);
+        is_new("said to another").await;
+
+        // The asker that heard the answer says so.
+        let heard = noted(&letter(&world, "x", text(3, None)).await);
+        let mut said = letter(&world, "y", text(3, Some(&heard))).await;
+        while said["Ok"]["running"].is_object() {
+            said = letter(&world, "z", text(3, Some(&heard))).await;
+        }
+        assert_eq!(said["Ok"]["done"]["objects"], 1, "{said}");
+        // A ticket is good for one restore.
+        noted(&letter(&world, "again", text(4, Some(&heard))).await);
+        assert_eq!(world.catalog.bucket().failpoints().passed()["control.restore.begin"], 1);
+        stop.cancel();
+        desk.await.unwrap();
+        assert_eq!(content().await, b"old");
+        close().await;
     });
 }

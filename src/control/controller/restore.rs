@@ -5,10 +5,10 @@
 //! ```
 //! The dataset itself is the dependant (R14): until the restored rows are durable the snapshot's packs stay, whoever deletes the snapshot, also when
 //! this process dies and its journal brings the rows back a week later (R10). What a crash leaves is undone by the next opening of the
-//! dataset, after its replay; a dataset that is deleted instead keeps nothing.
+//! dataset, a caretaker's too, after its replay; a dataset that is deleted instead keeps nothing.
 
 use super::{ControlError, Controller, check};
-use crate::catalog::{Catalog, CatalogError, Dataset, State};
+use crate::catalog::{Catalog, CatalogError, Dataset, Owner, State};
 use crate::control::{Pool, mail};
 use crate::fs::{Fs, Overwrite, Progress, Restored, Route};
 use crate::types::{Class, Classify, EntryName, Incarnation, SnapshotId, VolumeHandle};
@@ -174,15 +174,32 @@ impl Controller {
             return restore(settings, &pool.catalog, &dataset, &open.fs, wanted, &progress).await;
         }
         match dataset.owner.as_ref().filter(|owner| !is_caretaker(owner)) {
-            Some(owner) => loop {
-                match mail::ask_to_restore(pool, &dataset, owner, wanted, self.owner_timeout).await? {
-                    mail::RestoreSaid::Running(now) => say(now),
-                    mail::RestoreSaid::Done(restored) => return Ok(restored),
-                    mail::RestoreSaid::Refused { class, why } => return Err(refused(&class, why)),
-                }
-                tokio::time::sleep(ASK).await;
-            },
+            Some(owner) => self.restore_by_owner(pool, &dataset, owner, wanted, say).await,
             None => self.restore_released(pool, &dataset, wanted, &progress).await,
+        }
+    }
+
+    async fn restore_by_owner(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        owner: &Owner,
+        wanted: &RestoreInPlace,
+        say: &(dyn Fn(Restored) + Sync),
+    ) -> Result<Restored, ControlError> {
+        let mut ticket = None;
+        loop {
+            match mail::ask_to_restore(pool, dataset, owner, (wanted, ticket), self.owner_timeout).await? {
+                mail::RestoreSaid::Noted(given) => {
+                    // It waits for nothing but this.
+                    ticket = Some(given);
+                    continue;
+                }
+                mail::RestoreSaid::Running(now) => say(now),
+                mail::RestoreSaid::Done(restored) => return Ok(restored),
+                mail::RestoreSaid::Refused { class, why } => return Err(refused(&class, why)),
+            }
+            tokio::time::sleep(ASK).await;
         }
     }
 
