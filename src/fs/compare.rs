@@ -1,5 +1,5 @@
 //! What differs between two states of one file system: two snapshots, or a snapshot and what is live. Reads inodes, directories and, of files
-//! whose times differ, records; never data.
+//! whose ctime differs, records; never data. A client can set the mtime back: it proves nothing.
 //!
 //! The trees are walked side by side, a page of a directory at a time, from the root down. An inode whose ctime is the same in both is the same
 //! (R8). An object that is gone from one place and is at another, the same inode of the same generation, was renamed.
@@ -11,7 +11,7 @@ use super::FsError;
 use super::api::FileKind;
 use super::key::{self, NameHash};
 use super::names::{Entry, clusters};
-use super::row::{Inode, Record, Segment};
+use super::row::{Inode, Record, Segment, Source};
 use super::view::SnapshotView;
 use crate::types::InodeNo;
 use serde::Serialize;
@@ -319,13 +319,11 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         Ok(aspects)
     }
 
-    /// Whether two files hold other bytes, as far as their records tell: what was stored anew with the same bytes may count as other.
+    /// Whether two files hold other bytes, as far as their records tell: the same bytes cut into other chunks, or moved from a record to a pack,
+    /// count as other.
     async fn other_data(&self, old: &Inode, new: &Inode) -> Result<bool, FsError> {
         if old.size != new.size || old.record_bits != new.record_bits {
             return Ok(true);
-        }
-        if old.mtime == new.mtime && old.data == new.data {
-            return Ok(false);
         }
         let (mut from, end) = (0, new.size.div_ceil(1 << new.record_bits));
         while from < end {
@@ -334,13 +332,24 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
             // Each side may end at another record: what both have read is compared.
             let to = more_a.unwrap_or(end).min(more_b.unwrap_or(end));
             let read = |all: Vec<(u64, Vec<Segment>)>| all.into_iter().filter(|(n, _)| *n < to).collect::<Vec<_>>();
-            if read(a) != read(b) {
+            let (a, b) = (read(a), read(b));
+            if a.len() != b.len() || a.iter().zip(&b).any(|((n, a), (m, b))| n != m || !same_bytes(a, b)) {
                 return Ok(true);
             }
             from = to;
         }
         Ok(false)
     }
+}
+
+/// Whether segments hold the same bytes, wherever those are: a chunk moves to another pack when its own is rewritten (R12).
+fn same_bytes(a: &[Segment], b: &[Segment]) -> bool {
+    let bytes = |(a, b): (&Segment, &Segment)| match (&a.source, &b.source) {
+        (Source::Inline(a), Source::Inline(b)) => a == b,
+        (Source::Chunk { chunk: a, from: x }, Source::Chunk { chunk: b, from: y }) => a.hash == b.hash && x == y,
+        _ => false,
+    };
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a.start, a.len) == (b.start, b.len) && bytes((a, b)))
 }
 
 /// The visible segments of a file's records from one on, and the record where the next page begins, if there may be one.

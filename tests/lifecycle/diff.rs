@@ -229,3 +229,38 @@ fn a_large_directory_is_compared_in_pages() {
         world.volumes.close(volume.dataset).await.unwrap();
     });
 }
+
+/// A client that sets the times back after it wrote hides nothing.
+#[test]
+fn bytes_that_changed_under_an_old_mtime_are_told() {
+    run(async {
+        let world = World::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let (fs, caller) = (&open.served, Caller::root());
+        let how = CreateHow::Unchecked(SetAttr { mode: Some(0o600), ..SetAttr::default() });
+        let mut made = Vec::new();
+        for n in ["written", "touched", "closed"] {
+            let file = fs.create(&caller, fs.root(), &name(n), how).await.unwrap().attr.file;
+            fs.write(&caller, file, 0, Bytes::from(data(3, 300_000)), Stability::FileSync).await.unwrap();
+            made.push(file);
+        }
+        open.fs.sync().await.unwrap();
+        let first = world.controller.create_snapshot(volume, "first".parse().unwrap(), false).await.unwrap().handle;
+        let before = fs.getattr(made[0]).await.unwrap();
+        fs.write(&caller, made[0], 150_000, Bytes::from_static(b"other"), Stability::FileSync).await.unwrap();
+        let back = SetAttr { atime: SetTime::To(before.atime), mtime: SetTime::To(before.mtime), ..SetAttr::default() };
+        fs.setattr(&caller, made[0], back, None).await.unwrap();
+        let touch = SetAttr { mtime: SetTime::Now, ..SetAttr::default() };
+        fs.setattr(&caller, made[1], touch, None).await.unwrap();
+        fs.setattr(&caller, made[2], SetAttr { mode: Some(0o400), ..SetAttr::default() }, None).await.unwrap();
+        let second = world.controller.create_snapshot(volume, "second".parse().unwrap(), false).await.unwrap().handle;
+        let mut found: Vec<_> =
+            differences(&world, first, second).await.into_iter().map(|one| (text(&one.path), one.difference)).collect();
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        let expected = [("/closed", Aspect::Mode), ("/touched", Aspect::Times), ("/written", Aspect::Content)];
+        assert_eq!(found, expected.map(|(path, aspect)| (path.to_owned(), Difference::Changed(vec![aspect]))));
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+    });
+}
