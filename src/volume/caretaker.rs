@@ -5,6 +5,7 @@ use super::VolumeError;
 use super::claim::{claim, release};
 use super::lease::Forfeit;
 use super::ownership;
+use super::restoring::forget_restore;
 use super::settings::VolumeSettings;
 use crate::catalog::{Catalog, CatalogError, Dataset};
 use crate::fs::check::{self, Repaired};
@@ -149,7 +150,10 @@ async fn care<T>(
     let name = dataset.name.to_string();
     let step = pool.bucket().failpoints().step("volume.care.claimed").await;
     let done = match step {
-        Ok(()) => Box::pin(work(place, dataset, epoch)).await,
+        Ok(()) => match Box::pin(end_restore(settings, pool, &place, &dataset, epoch)).await {
+            Ok(epoch) => Box::pin(work(place, dataset, epoch)).await,
+            Err(error) => Err(error),
+        },
         Err(injected) => Err(FsError::Unavailable(injected.to_string())),
     };
     let released = release(pool, id, &me).await;
@@ -159,6 +163,26 @@ async fn care<T>(
         Err(FsError::Fenced) => Err(taken(pool, id, name).await?),
         Err(source) => Err(VolumeError::Fs { dataset: name, source }),
     }
+}
+
+/// Ends a restore that was cut short, which nobody else may do for long: a released dataset may never be opened again (R10). The writer epoch
+/// afterwards. Whoever still restores is fenced by the opening, and its journal, if it had one, was given up when the dataset was released: what is
+/// in the store then is all there will ever be of it. What fails is done by the next caretaker or owner.
+async fn end_restore(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    place: &DbPlace,
+    dataset: &Dataset,
+    epoch: Epoch,
+) -> Result<Epoch, FsError> {
+    let Some(snapshot) = dataset.restoring else { return Ok(epoch) };
+    let database = Database::visit(place, Some(epoch)).await?;
+    let epoch = database.epoch();
+    database.close().await?;
+    if let Err(error) = forget_restore(pool, dataset.id(), snapshot, settings.session).await {
+        tracing::warn!(dataset = %dataset.name, %error, "a restore that was cut short keeps its snapshot until the next caretaker");
+    }
+    Ok(epoch)
 }
 
 /// What to say when the database was opened by another.

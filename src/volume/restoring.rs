@@ -4,7 +4,7 @@
 //! must not take the snapshot from a restore of the next one: a dependant is taken away only from the version of the snapshot's record that was
 //! read *before* this session was seen to be the owner, and whoever is the owner after it changes that record before it refers to anything.
 //!
-//! A crash leaves the dependant and the intent; the next opening ends both.
+//! A crash leaves the dependant and the intent; the next opening, by a node or by a caretaker, ends both.
 
 use super::VolumeError;
 use super::volumes::Volume;

@@ -15,7 +15,7 @@ use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::check::check;
 use zerofs_csi::fs::db::{DbCache, Reader};
 use zerofs_csi::types::{Class, Classify, DatasetId, Incarnation, SnapshotHandle, Timestamp, VolumeHandle};
-use zerofs_csi::volume::{Served, forget_restore, place};
+use zerofs_csi::volume::{Served, collect_released, forget_restore, place};
 
 /// Kind, mode, owner, mtime, links, content.
 type Object = (FileKind, u32, u32, Timestamp, u32, Vec<u8>);
@@ -356,6 +356,37 @@ fn only_the_owner_lets_the_snapshot_go() {
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
         is_sound(&world, volume, "at the end").await;
+    });
+}
+
+/// A volume that is never opened again keeps its snapshot no longer than until the next caretaker.
+#[test]
+fn what_a_killed_restore_left_is_ended_by_the_next_caretaker() {
+    run(async {
+        let world = World::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        world.write(volume, "file", &data(1, 100_000)).await;
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        for (n, care) in ["a collection", "a snapshot"].into_iter().enumerate() {
+            world.catalog.bucket().failpoints().set("control.restore.durable", "1*return->off").unwrap();
+            restore(&world, volume, &wanted(cut, "file", &format!("copy {n}"), false)).await.unwrap_err();
+            // Its process is gone before it gives the volume back.
+            let dead = zerofs_csi::types::SessionId::from_bytes([9; 16]);
+            edit(&world.catalog, volume.dataset, |record| {
+                assert_eq!(record.restoring, Some(cut.snapshot));
+                record.owner = Some(zerofs_csi::catalog::Owner::new("(controller)", dead));
+            })
+            .await;
+            match n {
+                0 => collect_released(world.volumes.settings(), &world.catalog, volume.dataset).await.unwrap(),
+                _ => drop(world.controller.create_snapshot(volume, "next".parse().unwrap(), false).await.unwrap()),
+            }
+            is_sound(&world, volume, care).await;
+        }
+        world.controller.delete_snapshot(cut).await.unwrap();
+        assert_eq!(world.collect().await.snapshots.len(), 1);
+        let found = world.read(volume).await;
+        assert!(found.len() == 3 && found.values().all(|bytes| *bytes == data(1, 100_000)), "{:?}", found.keys());
     });
 }
 
