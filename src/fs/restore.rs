@@ -1,6 +1,6 @@
 //! A file or a tree of a snapshot back into the live file system, by reference: rows are written, no chunk is read or stored (R10).
 //!
-//! Each file appears whole, in one batch with the removal of what had its name; a tree appears file by file, so that one that is interrupted
+//! Each file and each further name of one appears whole, in one batch with the removal of what had the name; a tree appears file by file, so that one that is interrupted
 //! has some of its files restored and the others as they were. Directories that are there are kept, with what else is in them, and get the
 //! snapshot's attributes. Everything is in the store when the restore returns.
 //!
@@ -248,7 +248,8 @@ impl Restore<'_> {
             return Ok(());
         }
         let placed = match self.links.get(&ino) {
-            Some(first) => self.link(*first, dir, name).await,
+            // Another name of a file that was restored before.
+            Some(first) => self.fs.names.place_link(*first, dir, name, self.overwrite).await,
             None => self.place(&source, dir, name).await,
         };
         placed.map_err(|source| match source {
@@ -328,18 +329,6 @@ impl Restore<'_> {
             }
         }
         Ok(content)
-    }
-
-    /// Another name of a file that was restored before.
-    async fn link(&self, first: FileRef, dir: FileRef, name: &EntryName) -> Result<(), FsError> {
-        let (names, root) = (&self.fs.names, Caller::root());
-        match names.link(&root, first, dir, name, &First::unrepeated()).await {
-            Err(FsError::Exists) if self.overwrite == Overwrite::Replace => {
-                names.remove(&root, dir, name, super::names::Removal::File, &First::unrepeated()).await?;
-                names.link(&root, first, dir, name, &First::unrepeated()).await.map(drop)
-            }
-            linked => linked.map(drop),
-        }
     }
 
     async fn attributes(&self, dir: FileRef, like: &Inode) -> Result<(), FsError> {

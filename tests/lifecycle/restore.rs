@@ -390,6 +390,57 @@ fn what_a_killed_restore_left_is_ended_by_the_next_caretaker() {
     });
 }
 
+/// While the names of one file take the place of others, each of them is there.
+#[test]
+fn a_name_that_becomes_a_hard_link_is_never_away() {
+    run(async {
+        const NAMES: usize = 300;
+        let world = World::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let fs = &open.served;
+        let dir = fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let first = write(fs, dir, "name 0", b"one").await;
+        for n in 1..NAMES {
+            fs.link(&root(), first, dir, &name(&format!("name {n}"))).await.unwrap();
+        }
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        // Some keep an old link, the others become files of their own.
+        for n in (0..NAMES).filter(|n| n % 3 != 0) {
+            fs.remove(&root(), dir, &name(&format!("name {n}"))).await.unwrap();
+            write(fs, dir, &format!("name {n}"), b"another").await;
+        }
+        let done = CancellationToken::new();
+        let looking = tokio::spawn({
+            let (open, done) = (open.clone(), done.clone());
+            async move {
+                let (mut looks, mut away) = (0usize, Vec::new());
+                while !done.is_cancelled() {
+                    let n = looks % NAMES;
+                    looks += 1;
+                    if child(&open.served, dir, &format!("name {n}")).await.is_err() {
+                        away.push(n);
+                    }
+                }
+                away
+            }
+        });
+        // Also where all names are the restored file's already.
+        for _ in 0..2 {
+            let restored = restore(&world, volume, &wanted(cut, "dir", "dir", true)).await.unwrap();
+            assert_eq!(restored.objects, NAMES as u64 + 1);
+        }
+        done.cancel();
+        assert_eq!(looking.await.unwrap(), Vec::<usize>::new());
+        let now = tree(fs, dir).await;
+        assert_eq!(now.len(), NAMES);
+        assert!(now.values().all(|object| object.4 == NAMES as u32 && object.5 == b"one"), "{now:?}");
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+        is_sound(&world, volume, "at the end").await;
+    });
+}
+
 /// A tree of many files: what it costs.
 #[test]
 fn requests_of_a_restore_are_few() {

@@ -5,7 +5,7 @@ use super::entries::Entry;
 use super::ring::First;
 use super::{DirEdit, Names, TRIES, alive, lock_all};
 use crate::fs::FsError;
-use crate::fs::api::{FileKind, FileRef};
+use crate::fs::api::{FileKind, FileRef, LINKS_MAX};
 use crate::fs::committer::{Batch, Ticket};
 use crate::fs::content::Copied;
 use crate::fs::key::{self, DataId};
@@ -38,15 +38,7 @@ impl Names {
     ) -> Result<FileRef, FsError> {
         let dir = self.directory(dir).await?;
         for _ in 0..TRIES {
-            let there = self.child(&dir, name).await?.map(|(_, node)| node);
-            if let Some(there) = &there {
-                if there.entries.is_some() {
-                    return Err(FsError::IsDirectory);
-                }
-                if overwrite == Overwrite::Refuse {
-                    return Err(FsError::Exists);
-                }
-            }
+            let there = self.way(&dir, name, overwrite).await?;
             let mut nodes = vec![&dir];
             nodes.extend(&there);
             let _locks = lock_all(&nodes).await;
@@ -58,6 +50,88 @@ impl Names {
             return self.place_locked(&dir, (name, n), like, content.as_mut(), there.as_ref());
         }
         Err(FsError::Busy("the name changes faster than it can be replaced"))
+    }
+
+    /// Gives an object that is there another name, in one batch with the removal of what has the name: nobody ever finds neither.
+    ///
+    /// # Errors
+    /// As [`Self::place`].
+    pub async fn place_link(&self, file: FileRef, dir: FileRef, name: &EntryName, overwrite: Overwrite) -> Result<(), FsError> {
+        let (node, dir) = (self.node(file).await?, self.directory(dir).await?);
+        if node.entries.is_some() {
+            return Err(FsError::NotOwner);
+        }
+        for _ in 0..TRIES {
+            let there = self.way(&dir, name, overwrite).await?;
+            if there.as_ref().is_some_and(|there| there.file == node.file) {
+                return Ok(());
+            }
+            let mut nodes = vec![&node, &dir];
+            nodes.extend(&there);
+            let _locks = lock_all(&nodes).await;
+            let resolved = self.resolve(&dir, name).await?;
+            if resolved.at.map(|place| place.ino) != there.as_ref().map(|node| node.file.ino) {
+                continue;
+            }
+            let n = resolved.at.map(|place| place.n).or(resolved.next).ok_or(HASH_FULL)?;
+            return self.place_link_locked(&node, &dir, (name, n), there.as_ref());
+        }
+        Err(FsError::Busy("the name changes faster than it can be replaced"))
+    }
+
+    /// What has the name, if it may be replaced.
+    async fn way(&self, dir: &Node, name: &EntryName, overwrite: Overwrite) -> Result<Option<Arc<Node>>, FsError> {
+        match self.child(dir, name).await?.map(|(_, node)| node) {
+            Some(there) if there.entries.is_some() => Err(FsError::IsDirectory),
+            Some(_) if overwrite == Overwrite::Refuse => Err(FsError::Exists),
+            there => Ok(there),
+        }
+    }
+
+    /// The caller holds the locks of the object, of the directory and of what is replaced.
+    fn place_link_locked(
+        &self,
+        node: &Arc<Node>,
+        dir: &Arc<Node>,
+        (name, n): (&EntryName, u16),
+        there: Option<&Arc<Node>>,
+    ) -> Result<(), FsError> {
+        let (mut row, mut edit) = (alive(node)?, DirEdit::new(dir)?);
+        if row.nlink >= LINKS_MAX {
+            return Err(FsError::TooManyLinks);
+        }
+        let old = there.map(|node| alive(node)).transpose()?;
+        let mut rows = vec![&row, &edit.row];
+        rows.extend(&old);
+        let now = self.time(&rows)?;
+        row.nlink += 1;
+        row.ctime = now;
+        if let Some(old) = &old {
+            edit.count(-1, old.kind)?;
+        }
+        edit.count(1, FileKind::Regular)?;
+        let mut batch = Batch::default();
+        edit.put(now, &mut batch);
+        let (hash, kind, ino) = (self.hash(name), row.kind, node.file.ino);
+        batch.put(key::inode(ino), &node.stored(&row));
+        batch.put(key::dir_entry(dir.file.ino, hash, n), &DirEntryRow { ino, kind, name: name.clone() });
+        let mut gone = None;
+        if let (Some(there), Some(old)) = (there, old) {
+            gone = Some((there, self.unlink(there, old, now, &mut batch)?));
+        }
+        let mut changed: Vec<&Node> = vec![node, dir];
+        changed.extend(there.map(|there| &**there));
+        self.submit(batch, &First::unrepeated(), Some(node.file), &changed)?;
+        *node.row.write() = row;
+        if let Some(entries) = &dir.entries {
+            let entry = Entry { n, name: name.clone(), ino, kind };
+            self.table.count_entries(dir, entries.change(hash, n, Some(entry)));
+        }
+        if let Some((there, old)) = gone {
+            self.unlinked(there, old);
+        }
+        edit.publish();
+        Ok(())
     }
 
     /// The caller holds the locks of the directory and of what is replaced.

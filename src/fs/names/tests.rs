@@ -1,5 +1,6 @@
 //! Names that share a hash, which never happens with all 47 bits; listings of more than memory holds.
 
+use super::Overwrite;
 use super::lookup::HASH_BITS;
 use super::table::{Filled, Slotted};
 use crate::bucket::Bucket;
@@ -225,4 +226,31 @@ async fn an_inode_made_while_an_old_handle_is_looked_up_has_one_node() {
             "{looked_up}"
         );
     }
+}
+
+/// A file that can have no more names does not take the place of another, which stays.
+#[tokio::test]
+async fn a_link_that_is_refused_leaves_what_has_the_name() {
+    let bucket = Bucket::memory();
+    let place = DbPlace { bucket, incarnation: Incarnation::random(), sealer: None, cache: DbCache::new(1 << 20) };
+    let fs = Place(place, Keyring::plain(PoolId::random())).open().await;
+    let (root, caller) = (fs.root(), Caller::root());
+    let mut made = Vec::new();
+    for n in ["a", "b"] {
+        made.push(fs.create(&caller, root, &name(n), CreateHow::Guarded(SetAttr::default())).await.unwrap().attr.file);
+    }
+    let found = async |n: &str| fs.lookup(&caller, root, n.as_bytes()).await.unwrap().0;
+    let node = fs.names.node(made[0]).await.unwrap();
+    node.row.write().nlink = LINKS_MAX;
+    let refused = fs.names.place_link(made[0], root, &name("b"), Overwrite::Replace).await;
+    assert!(matches!(refused, Err(FsError::TooManyLinks)), "{refused:?}");
+    assert_eq!((found("b").await.file, found("b").await.nlink), (made[1], 1));
+    node.row.write().nlink = 1;
+    let refused = fs.names.place_link(made[0], root, &name("b"), Overwrite::Refuse).await;
+    assert!(matches!(refused, Err(FsError::Exists)), "{refused:?}");
+    fs.names.place_link(made[0], root, &name("a"), Overwrite::Replace).await.expect("it is one already");
+    fs.names.place_link(made[0], root, &name("b"), Overwrite::Replace).await.unwrap();
+    assert_eq!((found("b").await.file, found("a").await.nlink), (made[0], 2));
+    assert!(fs.names.load(made[1].ino).await.unwrap().is_none(), "what was replaced is gone");
+    fs.close().await.unwrap();
 }
