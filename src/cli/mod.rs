@@ -17,6 +17,7 @@ mod diff;
 mod exit;
 mod gc;
 mod info;
+mod local;
 mod pool;
 mod report;
 mod restore;

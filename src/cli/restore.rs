@@ -1,10 +1,12 @@
 //! `dataset restore`: a file or a folder out of a snapshot, to a local path.
 //!
 //! Nothing outside of the target is ever written: names come one by one as directory entries, which hold no `/` and are
-//! never `..`, and every object is made anew (`O_EXCL`) or replaces one by a rename, so that a link in the way is not followed.
+//! never `..`, and every object is made anew (`O_EXCL`) or replaces one by a rename; links in the way are not followed ([`Local`]). What takes
+//! the place of something is on the disk before: a crash leaves the one or the other.
 
 use super::args::RestoreArgs;
 use super::exit::Wrong;
+use super::local::{Attributes, Local, Owner, Safety, beside};
 use super::report::Progress;
 use super::target::{Opened, split_snapshot};
 use crate::app::ByteSize;
@@ -13,15 +15,16 @@ use crate::control::RestoreInPlace;
 use crate::fs::FsError;
 use crate::fs::api::FileKind;
 use crate::fs::{SnapshotView, Viewed};
-use crate::types::{Class, EntryName, Incarnation, InodeNo, Timestamp, VolumeHandle};
+use crate::types::{Class, EntryName, Incarnation, InodeNo, VolumeHandle};
 use crate::volume::ReadSnapshot;
 use anyhow::{Context, bail};
+use rustix::fs::FileType;
 use serde::Serialize;
 use std::collections::HashMap;
-use std::fs::{File, Permissions};
-use std::io::ErrorKind;
+use std::ffi::OsStr;
+use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Bytes read at once.
@@ -94,11 +97,9 @@ pub async fn copy_out(
 ) -> anyhow::Result<Restored> {
     // Kept for as long as it takes, whoever deletes it meanwhile (R14).
     let reading = ReadSnapshot::open(opened.parts.volumes.settings(), &opened.pool.catalog, snapshot.id()).await?;
-    let mut copy = Copy { view: reading.view(), overwrite, links: HashMap::new(), done: Restored::default(), say };
-    let copied = copy.path(path, target).await;
-    let done = copy.done;
+    let copied = Copy::run(reading.view(), path, target, overwrite, say).await;
     let closed = reading.close().await;
-    copied?;
+    let done = copied?;
     closed?;
     Ok(done)
 }
@@ -106,14 +107,34 @@ pub async fn copy_out(
 struct Copy<'a> {
     view: &'a SnapshotView,
     overwrite: Overwrite,
+    local: Local,
+    /// What the target is called, for people: paths are relative to the folder around it.
+    around: &'a Path,
     /// Where a file with several names was put first.
     links: HashMap<InodeNo, PathBuf>,
     done: Restored,
     say: &'a (dyn Fn(&Restored) + Sync),
 }
 
-impl Copy<'_> {
-    async fn path(&mut self, path: &str, target: &Path) -> anyhow::Result<()> {
+impl<'a> Copy<'a> {
+    async fn run(
+        view: &'a SnapshotView,
+        path: &str,
+        target: &'a Path,
+        overwrite: Overwrite,
+        say: &'a (dyn Fn(&Restored) + Sync),
+    ) -> anyhow::Result<Restored> {
+        let (local, top) = Local::around(target).with_context(|| format!("opening the folder around {}", target.display()))?;
+        let around = if top.as_os_str().is_empty() { target } else { target.parent().unwrap_or(target) };
+        let mut copy = Self { view, overwrite, local, around, links: HashMap::new(), done: Restored::default(), say };
+        copy.path(path, top).await.map(|()| copy.done)
+    }
+
+    fn shown(&self, target: &Path) -> String {
+        self.around.join(target).display().to_string()
+    }
+
+    async fn path(&mut self, path: &str, target: PathBuf) -> anyhow::Result<()> {
         let mut at = self.view.root().await?;
         for name in path.split('/').filter(|name| !name.is_empty()) {
             let wrong = |why: String| Wrong::new(Class::Invalid, format!("path {path:?}: {why}"));
@@ -127,10 +148,10 @@ impl Copy<'_> {
         }
         // A stack rather than recursion: the depth is the snapshot's author's choice.
         let mut folders = Vec::new();
-        let mut waiting = vec![(at, target.to_owned(), 0)];
+        let mut waiting = vec![(at, target, 0)];
         while let Some((object, target, depth)) = waiting.pop() {
             if depth > DEPTH_MAX {
-                bail!("{}: folders are nested deeper than {DEPTH_MAX}", target.display());
+                bail!("{}: folders are nested deeper than {DEPTH_MAX}", self.shown(&target));
             }
             if object.row.kind == FileKind::Directory {
                 self.make_folder(&target)?;
@@ -144,7 +165,9 @@ impl Copy<'_> {
         }
         // Deepest last in, first out: making an entry changes its folder's times.
         while let Some((object, target)) = folders.pop() {
-            self.attributes(&object, &target)?;
+            let safety = if self.overwrite == Overwrite::Force { Safety::Now } else { Safety::Later };
+            let owner = self.local.finish_folder(&target, &attributes(&object), safety);
+            self.count(owner).with_context(|| format!("setting the attributes of {}", self.shown(&target)))?;
         }
         Ok(())
     }
@@ -161,7 +184,7 @@ impl Copy<'_> {
             let (entries, next) = self.view.list(dir, from).await?;
             for entry in entries {
                 let child = self.view.inode(entry.ino).await?;
-                waiting.push((child, target.join(std::ffi::OsStr::from_bytes(entry.name.as_bytes())), depth + 1));
+                waiting.push((child, target.join(OsStr::from_bytes(entry.name.as_bytes())), depth + 1));
             }
             match next {
                 Some(next) => from = Some(next),
@@ -170,35 +193,32 @@ impl Copy<'_> {
         }
     }
 
-    fn make_folder(&self, target: &Path) -> anyhow::Result<()> {
-        match std::fs::create_dir(target) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => match std::fs::symlink_metadata(target) {
-                Ok(meta) if meta.is_dir() && self.overwrite == Overwrite::Force => Ok(()),
-                _ => Err(in_the_way(target)),
+    fn make_folder(&mut self, target: &Path) -> anyhow::Result<()> {
+        match self.local.make_folder(target) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => match self.local.kind(target) {
+                Ok(Some(FileType::Directory)) if self.overwrite == Overwrite::Force => Ok(()),
+                _ => Err(in_the_way(&self.shown(target))),
             },
-            made => made.with_context(|| format!("making {}", target.display())),
+            made => made.with_context(|| format!("making {}", self.shown(target))),
         }
     }
 
     async fn object(&mut self, object: &Viewed, target: &Path) -> anyhow::Result<()> {
-        if std::fs::symlink_metadata(target).is_ok_and(|meta| self.overwrite == Overwrite::Refuse || meta.is_dir()) {
-            return Err(in_the_way(target));
+        let there = self.local.kind(target).with_context(|| format!("looking at {}", self.shown(target)))?;
+        if there.is_some_and(|kind| self.overwrite == Overwrite::Refuse || kind == FileType::Directory) {
+            return Err(in_the_way(&self.shown(target)));
         }
+        let safety = if there.is_some() { Safety::Now } else { Safety::Later };
         // Beside the target under a name of its own, then renamed over it.
-        let mut name = target.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".restore-{:08x}", rand::random::<u32>()));
-        let temporary = if target.as_os_str().as_bytes().len() + 20 > 4096 || name.as_bytes().len() > 255 {
-            target.with_file_name(format!(".restore-{:016x}", rand::random::<u64>()))
-        } else {
-            target.with_file_name(name)
-        };
-        let made = self.make(object, &temporary).await;
+        let temporary = beside(target);
+        let made = self.make(object, &temporary, safety).await;
         let made = made.and_then(|()| {
-            std::fs::rename(&temporary, target).with_context(|| format!("renaming {} into place", temporary.display()))
+            let what = || format!("renaming {} into place", self.around.join(&temporary).display());
+            self.local.rename(&temporary, target).with_context(what)
         });
         if made.is_err() {
             // What is left of a failed copy is of no use; the error that is shown is the first one.
-            let _ = std::fs::remove_file(&temporary);
+            let _ = self.local.remove(&temporary);
         }
         made?;
         if object.row.kind == FileKind::Regular && object.row.nlink > 1 {
@@ -207,33 +227,37 @@ impl Copy<'_> {
         Ok(())
     }
 
-    async fn make(&mut self, object: &Viewed, at: &Path) -> anyhow::Result<()> {
-        let what = || format!("making {}", at.display());
-        if let Some(first) = self.links.get(&object.ino) {
-            return std::fs::hard_link(first, at).with_context(what);
+    async fn make(&mut self, object: &Viewed, at: &Path, safety: Safety) -> anyhow::Result<()> {
+        if object.row.kind == FileKind::Regular && !self.links.contains_key(&object.ino) {
+            return self.file(object, at, safety).await;
         }
-        let node =
-            |kind| rustix::fs::mknodat(rustix::fs::CWD, at, kind, rustix::fs::Mode::empty(), device(object)).with_context(what);
-        match object.row.kind {
-            FileKind::Regular => self.file(object, at).await?,
+        let shown = self.shown(at);
+        let attributes = attributes(object);
+        let mut node =
+            |kind| self.local.make_node(at, kind, rustix::fs::makedev(object.row.rdev.0, object.row.rdev.1), &attributes);
+        let made = match object.row.kind {
+            FileKind::Regular => {
+                let first = self.links.get(&object.ino).map_or(at, |first| first);
+                return self.local.link(first, at).with_context(|| format!("making {shown}"));
+            }
             FileKind::Symlink => {
                 let to = object.row.target.as_deref().unwrap_or_default();
-                std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(to), at).with_context(what)?;
+                self.local.make_link(at, OsStr::from_bytes(to), &attributes)
             }
-            FileKind::Fifo => node(rustix::fs::FileType::Fifo)?,
-            FileKind::Socket => node(rustix::fs::FileType::Socket)?,
-            FileKind::CharDevice => node(rustix::fs::FileType::CharacterDevice)?,
-            FileKind::BlockDevice => node(rustix::fs::FileType::BlockDevice)?,
-            FileKind::Directory => bail!("{}: a folder among files", at.display()),
-        }
-        self.attributes(object, at)
+            FileKind::Fifo => node(FileType::Fifo),
+            FileKind::Socket => node(FileType::Socket),
+            FileKind::CharDevice => node(FileType::CharacterDevice),
+            FileKind::BlockDevice => node(FileType::BlockDevice),
+            FileKind::Directory => bail!("{shown}: a folder among files"),
+        };
+        self.count(made).with_context(|| format!("making {shown}"))
     }
 
     /// Holes stay holes.
-    async fn file(&mut self, object: &Viewed, at: &Path) -> anyhow::Result<()> {
-        let what = || format!("writing {}", at.display());
-        let file = File::create_new(at).with_context(what)?;
-        file.set_permissions(Permissions::from_mode(0o600)).with_context(what)?;
+    async fn file(&mut self, object: &Viewed, at: &Path, safety: Safety) -> anyhow::Result<()> {
+        let shown = self.shown(at);
+        let what = || format!("writing {shown}");
+        let file = self.local.make_file(at).with_context(what)?;
         let (mut offset, size) = (0, object.row.size);
         file.set_len(size).with_context(what)?;
         while offset < size {
@@ -246,37 +270,20 @@ impl Copy<'_> {
             }
             (self.say)(&self.done);
         }
+        self.count(Local::finish_file(&file, &attributes(object), safety)).with_context(what)
+    }
+
+    fn count(&mut self, made: io::Result<Owner>) -> io::Result<()> {
+        self.done.owners_not_kept += u64::from(made? == Owner::Mine);
         Ok(())
     }
-
-    fn attributes(&mut self, object: &Viewed, at: &Path) -> anyhow::Result<()> {
-        let (row, what) = (&object.row, || format!("setting the attributes of {}", at.display()));
-        let owned = std::os::unix::fs::lchown(at, Some(row.uid), Some(row.gid));
-        let kept = match owned {
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => false,
-            owned => owned.map(|()| true).with_context(what)?,
-        };
-        if !kept {
-            self.done.owners_not_kept += 1;
-        }
-        if row.kind != FileKind::Symlink {
-            // A set-id bit never goes to someone who is not its owner.
-            let mode = if kept { row.mode & 0o7777 } else { row.mode & 0o1777 };
-            std::fs::set_permissions(at, Permissions::from_mode(mode)).with_context(what)?;
-        }
-        let spec = |at: Timestamp| rustix::fs::Timespec { tv_sec: at.secs(), tv_nsec: i64::from(at.subsec_nanos()) };
-        let times = rustix::fs::Timestamps { last_access: spec(row.atime), last_modification: spec(row.mtime) };
-        rustix::fs::utimensat(rustix::fs::CWD, at, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).with_context(what)
-    }
 }
 
-fn device(object: &Viewed) -> rustix::fs::Dev {
-    rustix::fs::makedev(object.row.rdev.0, object.row.rdev.1)
+fn attributes(object: &Viewed) -> Attributes {
+    let row = &object.row;
+    Attributes { mode: row.mode, uid: row.uid, gid: row.gid, atime: row.atime, mtime: row.mtime }
 }
 
-fn in_the_way(target: &Path) -> anyhow::Error {
-    Wrong::new(
-        Class::Exists,
-        format!("{}: something is there already: give another path, or --force to replace files", target.display()),
-    )
+fn in_the_way(target: &str) -> anyhow::Error {
+    Wrong::new(Class::Exists, format!("{target}: something is there already: give another path, or --force to replace files"))
 }

@@ -125,3 +125,32 @@ async fn a_restore_says_what_is_in_its_way_and_goes_nowhere_else() {
     let left: Vec<_> = std::fs::read_dir(cli.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().contains(".restore-")), "{left:?}");
 }
+
+/// Folders are nobody else's until all that is in them has its mode; one that is left half full stays so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_is_closed_to_others_until_it_is_whole() {
+    let cli = Cli::with_pool();
+    cli.ok(&["dataset", "create", "web"]);
+    let serving = Serving::start_with(&cli, &[]);
+    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
+    let root = client.mount("/web").await.unwrap();
+    let dir = client.mkdir(&root, b"tree", &SetAttr { mode: Some(0o755), ..SetAttr::default() }).await.unwrap().handle;
+    let file = client.create(&dir, b"file", &CreateHow::Guarded(SetAttr::default())).await.unwrap().handle;
+    let mut noise = vec![0; 500_000];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    client.write(&file, 0, Bytes::from(noise), Stability::FileSync).await.unwrap();
+    serving.stop();
+    cli.ok(&["dataset", "snapshot", "create", "web", "cut"]);
+    let (packs, away) = (cli.path().join("pool/packs"), cli.path().join("away"));
+    std::fs::rename(&packs, &away).unwrap();
+    let to = cli.path().join("restored");
+    let args = ["dataset", "restore", "web@cut", "tree", &to.display().to_string()];
+    let failed = cli.run(&args);
+    assert!(failed.code != 0, "{failed:?}");
+    assert_eq!(kept(&to).0, 0o700);
+    assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0);
+    std::fs::rename(&away, &packs).unwrap();
+    cli.ok(&[&args[..], &["--force"]].concat());
+    assert_eq!(kept(&to).0, 0o755);
+    assert_eq!(std::fs::metadata(to.join("file")).unwrap().len(), 500_000);
+}
