@@ -302,9 +302,9 @@ pub struct RestoreArgs {
     #[arg(long)]
     pub in_place: bool,
     /// With --in-place: put it at this path of the dataset instead
-    #[arg(long, value_name = "PATH", requires = "in_place")]
+    #[arg(long, value_name = "PATH", requires = "in_place", conflicts_with = "target")]
     pub to: Option<String>,
-    /// Replace existing files
+    /// Replace existing files and links; never folders, devices, pipes and sockets
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]

@@ -44,7 +44,7 @@ impl Wrong {
     }
 }
 
-fn class_of(error: &anyhow::Error) -> Class {
+pub fn class_of(error: &anyhow::Error) -> Class {
     error.chain().find_map(class_of_one).unwrap_or(Class::Internal)
 }
 

@@ -5,7 +5,7 @@
 //! the place of something is on the disk before: a crash leaves the one or the other.
 
 use super::args::RestoreArgs;
-use super::exit::Wrong;
+use super::exit::{Wrong, class_of};
 use super::local::{Attributes, Local, Owner, Safety, beside};
 use super::report::Progress;
 use super::target::{Opened, split_snapshot};
@@ -26,9 +26,12 @@ use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use tokio_util::sync::CancellationToken;
 
 /// Bytes read at once.
 const PART: u32 = 4 << 20;
+/// Files that could not be read, of which the names are told.
+const DAMAGED_SHOWN: usize = 20;
 /// Folders within folders.
 const DEPTH_MAX: usize = 1024;
 
@@ -50,13 +53,18 @@ pub async fn run(args: RestoreArgs) -> anyhow::Result<()> {
     let Some((dataset, snapshot)) = split_snapshot(&args.snapshot) else {
         return Err(Wrong::new(Class::Invalid, format!("{:?}: write DATASET@SNAPSHOT", args.snapshot)));
     };
+    // An empty variable of a script does not mean everything.
+    if args.path.is_empty() || args.to.as_ref().is_some_and(String::is_empty) {
+        return Err(Wrong::new(Class::Invalid, "the path is empty: `/` is all of it"));
+    }
     let opened = args.common.pool.open().await?;
     let found = opened.snapshot(dataset, snapshot).await?;
     let Some(target) = &args.target else { return in_place(&args, &opened, &found).await };
     let progress = Progress::new();
     let overwrite = if args.force { Overwrite::Force } else { Overwrite::Refuse };
     let say = |done: &Restored| progress.say(&format!("{} objects, {}", done.objects, ByteSize(done.bytes)));
-    let restored = copy_out(&opened, &found, &args.path, target, overwrite, &say).await;
+    let stop = crate::app::stop_signal()?;
+    let restored = copy_out(&opened, &found, &args.path, target, overwrite, &say, &stop).await;
     drop(progress);
     args.common.output.print(&restored?, |restored| {
         let owners = match restored.owners_not_kept {
@@ -86,7 +94,7 @@ async fn in_place(args: &RestoreArgs, opened: &Opened, snapshot: &Snapshot) -> a
         .print(&restored?, |restored| format!("restored {} objects, {}, in place\n", restored.objects, ByteSize(restored.bytes)))
 }
 
-/// Copies what is at `path` of a snapshot to `target`.
+/// Copies what is at `path` of a snapshot to `target`, until it is told to `stop`. A file of a tree that is damaged is left out, and told at the end.
 pub async fn copy_out(
     opened: &Opened,
     snapshot: &Snapshot,
@@ -94,10 +102,11 @@ pub async fn copy_out(
     target: &Path,
     overwrite: Overwrite,
     say: &(dyn Fn(&Restored) + Sync),
+    stop: &CancellationToken,
 ) -> anyhow::Result<Restored> {
     // Kept for as long as it takes, whoever deletes it meanwhile (R14).
     let reading = ReadSnapshot::open(opened.parts.volumes.settings(), &opened.pool.catalog, snapshot.id()).await?;
-    let copied = Copy::run(reading.view(), path, target, overwrite, say).await;
+    let copied = Copy::run(reading.view(), path, target, overwrite, say, stop).await;
     let closed = reading.close().await;
     let done = copied?;
     closed?;
@@ -113,7 +122,11 @@ struct Copy<'a> {
     /// Where a file with several names was put first.
     links: HashMap<InodeNo, PathBuf>,
     done: Restored,
+    /// Files of a tree that could not be read, and how many more.
+    damaged: Vec<String>,
+    more_damaged: u64,
     say: &'a (dyn Fn(&Restored) + Sync),
+    stop: &'a CancellationToken,
 }
 
 impl<'a> Copy<'a> {
@@ -123,11 +136,29 @@ impl<'a> Copy<'a> {
         target: &'a Path,
         overwrite: Overwrite,
         say: &'a (dyn Fn(&Restored) + Sync),
+        stop: &'a CancellationToken,
     ) -> anyhow::Result<Restored> {
-        let (local, top) = Local::around(target).with_context(|| format!("opening the folder around {}", target.display()))?;
+        let what = || format!("opening the folder around {}, which must be there", target.display());
+        let (local, top) = Local::around(target).with_context(what)?;
         let around = if top.as_os_str().is_empty() { target } else { target.parent().unwrap_or(target) };
-        let mut copy = Self { view, overwrite, local, around, links: HashMap::new(), done: Restored::default(), say };
-        copy.path(path, top).await.map(|()| copy.done)
+        let (links, done, damaged) = Default::default();
+        let mut copy = Self { view, overwrite, local, around, links, done, damaged, more_damaged: 0, say, stop };
+        copy.path(path, top).await?;
+        copy.ended()
+    }
+
+    fn ended(self) -> anyhow::Result<Restored> {
+        let (objects, mut damaged) = (self.done.objects, self.damaged);
+        if damaged.is_empty() {
+            return Ok(self.done);
+        }
+        let count = damaged.len() as u64 + self.more_damaged;
+        if self.more_damaged > 0 {
+            damaged.push(format!("and {} more", self.more_damaged));
+        }
+        let files = damaged.join("\n  ");
+        let why = format!("restored {objects} objects, and not {count} files, which are damaged (scrub tells more):\n  {files}");
+        Err(Wrong::new(Class::Corrupt, why))
     }
 
     fn shown(&self, target: &Path) -> String {
@@ -135,21 +166,12 @@ impl<'a> Copy<'a> {
     }
 
     async fn path(&mut self, path: &str, target: PathBuf) -> anyhow::Result<()> {
-        let mut at = self.view.root().await?;
-        for name in path.split('/').filter(|name| !name.is_empty()) {
-            let wrong = |why: String| Wrong::new(Class::Invalid, format!("path {path:?}: {why}"));
-            let name = EntryName::try_from(name.as_bytes()).map_err(|error| wrong(error.to_string()))?;
-            at = match self.view.lookup(&at, &name).await {
-                Err(error @ (FsError::NotFound | FsError::NotDirectory)) => {
-                    return Err(Wrong::new(Class::NotFound, format!("path {path:?} in the snapshot: {name}: {error}")));
-                }
-                found => found?,
-            };
-        }
+        let at = self.source(path).await?;
         // A stack rather than recursion: the depth is the snapshot's author's choice.
         let mut folders = Vec::new();
         let mut waiting = vec![(at, target, 0)];
         while let Some((object, target, depth)) = waiting.pop() {
+            self.go_on()?;
             if depth > DEPTH_MAX {
                 bail!("{}: folders are nested deeper than {DEPTH_MAX}", self.shown(&target));
             }
@@ -158,7 +180,13 @@ impl<'a> Copy<'a> {
                 self.queue_children(&object, &target, depth, &mut waiting).await?;
                 folders.push((object, target));
             } else {
-                self.object(&object, &target).await?;
+                match self.object(&object, &target).await {
+                    Err(error) if depth > 0 && class_of(&error) == Class::Corrupt => {
+                        self.leave_out(&error);
+                        continue;
+                    }
+                    done => done?,
+                }
             }
             self.done.objects += 1;
             (self.say)(&self.done);
@@ -168,6 +196,47 @@ impl<'a> Copy<'a> {
             let safety = if self.overwrite == Overwrite::Force { Safety::Now } else { Safety::Later };
             let owner = self.local.finish_folder(&target, &attributes(&object), safety);
             self.count(owner).with_context(|| format!("setting the attributes of {}", self.shown(&target)))?;
+        }
+        Ok(())
+    }
+
+    async fn source(&self, path: &str) -> anyhow::Result<Viewed> {
+        let mut at = self.view.root().await?;
+        for name in path.split('/').filter(|name| !name.is_empty() && *name != ".") {
+            let wrong = |why: String| Wrong::new(Class::Invalid, format!("path {path:?}: {why}"));
+            if name == ".." {
+                return Err(wrong("`..` would leave the tree: write the path without it".to_owned()));
+            }
+            let name = EntryName::try_from(name.as_bytes()).map_err(|error| wrong(error.to_string()))?;
+            let is_link = at.row.kind == FileKind::Symlink;
+            at = match self.view.lookup(&at, &name).await {
+                Err(error @ (FsError::NotFound | FsError::NotDirectory)) => {
+                    let why = if is_link {
+                        "what it is in is a link: write the path that this leads to".to_owned()
+                    } else {
+                        error.to_string()
+                    };
+                    return Err(Wrong::new(Class::NotFound, format!("path {path:?} in the snapshot: {name}: {why}")));
+                }
+                found => found?,
+            };
+        }
+        Ok(at)
+    }
+
+    fn leave_out(&mut self, error: &anyhow::Error) {
+        if self.damaged.len() < DAMAGED_SHOWN {
+            self.damaged.push(format!("{error:#}"));
+        } else {
+            self.more_damaged += 1;
+        }
+    }
+
+    /// What was made so far stays.
+    fn go_on(&self) -> anyhow::Result<()> {
+        if self.stop.is_cancelled() {
+            let why = format!("stopped after {} objects: repeat it with --force", self.done.objects);
+            return Err(Wrong::new(Class::Unavailable, why));
         }
         Ok(())
     }
@@ -197,7 +266,10 @@ impl<'a> Copy<'a> {
         match self.local.make_folder(target) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => match self.local.kind(target) {
                 Ok(Some(FileType::Directory)) if self.overwrite == Overwrite::Force => Ok(()),
-                _ => Err(in_the_way(&self.shown(target))),
+                Ok(Some(FileType::Directory)) | Err(_) => Err(in_the_way(&self.shown(target), THERE)),
+                Ok(_) => {
+                    Err(in_the_way(&self.shown(target), "a file is in the way of a folder: move it away, or give another path"))
+                }
             },
             made => made.with_context(|| format!("making {}", self.shown(target))),
         }
@@ -205,13 +277,19 @@ impl<'a> Copy<'a> {
 
     async fn object(&mut self, object: &Viewed, target: &Path) -> anyhow::Result<()> {
         let there = self.local.kind(target).with_context(|| format!("looking at {}", self.shown(target)))?;
-        if there.is_some_and(|kind| self.overwrite == Overwrite::Refuse || kind == FileType::Directory) {
-            return Err(in_the_way(&self.shown(target)));
+        let why = match there {
+            None => None,
+            Some(FileType::Directory) => Some("a folder is in the way of a file: give the file's own path, or move it away"),
+            Some(FileType::RegularFile | FileType::Symlink) => (self.overwrite == Overwrite::Refuse).then_some(THERE),
+            Some(_) => Some("a device, a pipe or a socket is in the way, which is never replaced: give another path"),
+        };
+        if let Some(why) = why {
+            return Err(in_the_way(&self.shown(target), why));
         }
         let safety = if there.is_some() { Safety::Now } else { Safety::Later };
         // Beside the target under a name of its own, then renamed over it.
         let temporary = beside(target);
-        let made = self.make(object, &temporary, safety).await;
+        let made = self.make(object, &temporary, target, safety).await;
         let made = made.and_then(|()| {
             let what = || format!("renaming {} into place", self.around.join(&temporary).display());
             self.local.rename(&temporary, target).with_context(what)
@@ -227,9 +305,9 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    async fn make(&mut self, object: &Viewed, at: &Path, safety: Safety) -> anyhow::Result<()> {
+    async fn make(&mut self, object: &Viewed, at: &Path, target: &Path, safety: Safety) -> anyhow::Result<()> {
         if object.row.kind == FileKind::Regular && !self.links.contains_key(&object.ino) {
-            return self.file(object, at, safety).await;
+            return self.file(object, at, target, safety).await;
         }
         let shown = self.shown(at);
         let attributes = attributes(object);
@@ -254,14 +332,20 @@ impl<'a> Copy<'a> {
     }
 
     /// Holes stay holes.
-    async fn file(&mut self, object: &Viewed, at: &Path, safety: Safety) -> anyhow::Result<()> {
+    async fn file(&mut self, object: &Viewed, at: &Path, target: &Path, safety: Safety) -> anyhow::Result<()> {
         let shown = self.shown(at);
         let what = || format!("writing {shown}");
         let file = self.local.make_file(at).with_context(what)?;
         let (mut offset, size) = (0, object.row.size);
         file.set_len(size).with_context(what)?;
         while offset < size {
-            for (len, bytes) in self.view.read(object, offset, PART).await.with_context(what)? {
+            self.go_on()?;
+            for (len, bytes) in self
+                .view
+                .read(object, offset, PART)
+                .await
+                .with_context(|| format!("reading what goes to {}", self.shown(target)))?
+            {
                 if let Some(bytes) = bytes {
                     file.write_all_at(&bytes, offset).with_context(what)?;
                 }
@@ -284,6 +368,8 @@ fn attributes(object: &Viewed) -> Attributes {
     Attributes { mode: row.mode, uid: row.uid, gid: row.gid, atime: row.atime, mtime: row.mtime }
 }
 
-fn in_the_way(target: &str) -> anyhow::Error {
-    Wrong::new(Class::Exists, format!("{target}: something is there already: give another path, or --force to replace files"))
+const THERE: &str = "something is there already: give another path, or --force to replace files";
+
+fn in_the_way(target: &str, why: &str) -> anyhow::Error {
+    Wrong::new(Class::Exists, format!("{target}: {why}"))
 }

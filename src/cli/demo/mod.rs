@@ -321,7 +321,8 @@ async fn restore_one(opened: &Opened, room: &Room, tree: &Tree) -> anyhow::Resul
     let path = largest.context("no file")?;
     let snapshot = opened.snapshot("demo", "demo-cut").await?;
     let target = room.path.join("restored");
-    let restored = restore::copy_out(opened, &snapshot, &path, &target, Overwrite::Refuse, &|_| {}).await?;
+    let restored =
+        restore::copy_out(opened, &snapshot, &path, &target, Overwrite::Refuse, &|_| {}, &CancellationToken::new()).await?;
     let entry = &tree.entries[&path];
     let What::File { size, pieces } = &entry.what else { anyhow::bail!("/{path} is no file") };
     let kept = KernelFiles { root: room.path.clone() };
