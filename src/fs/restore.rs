@@ -1,7 +1,7 @@
 //! A file or a tree of a snapshot back into the live file system, by reference: rows are written, no chunk is read or stored (R10).
 //!
 //! Each file and each further name of one appears whole, in one batch with the removal of what had the name; a tree appears file by file, so that one that is interrupted
-//! has some of its files restored and the others as they were. Directories that are there are kept, with what else is in them, and get the
+//! has some of its files restored and the others as they were. What did not change since the snapshot is left alone. Directories that are there are kept, with what else is in them, and get the
 //! snapshot's attributes. Everything is in the store when the restore returns.
 //!
 //! Memory: a page of entries for each level of the tree, the identities of the snapshot's packs, and of files with several names.
@@ -247,6 +247,9 @@ impl Restore<'_> {
             self.merge(&source, made, path, depth);
             return Ok(());
         }
+        if self.is_unchanged(&source, dir, name).await.map_err(at(&path))? {
+            return Ok(());
+        }
         let placed = match self.links.get(&ino) {
             // Another name of a file that was restored before.
             Some(first) => self.fs.names.place_link(*first, dir, name, self.overwrite).await,
@@ -264,6 +267,20 @@ impl Restore<'_> {
         })?;
         self.progress.add(if source.row.kind == FileKind::Regular { source.row.size } else { 0 });
         Ok(())
+    }
+
+    /// Whether the name still is the very object, with all its names and as it was (R8): whoever has it open goes on with it.
+    async fn is_unchanged(&self, source: &Viewed, dir: FileRef, name: &EntryName) -> Result<bool, FsError> {
+        if self.overwrite == Overwrite::Refuse {
+            return Ok(false);
+        }
+        let there = match self.fs.names.lookup(&Caller::root(), dir, name.as_bytes()).await {
+            Ok((there, _)) => there,
+            Err(FsError::NotFound) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let (old, now) = (&source.row, there.row.read());
+        Ok(there.file.ino == source.ino && now.generation == old.generation && now.ctime == old.ctime)
     }
 
     async fn make_folder(&self, source: &Viewed, dir: FileRef, name: &EntryName, path: &str) -> Result<FileRef, RestoreError> {

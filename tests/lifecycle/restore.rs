@@ -144,7 +144,8 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         // The volume is open in this process.
         spoil(&open.served).await;
         let objects = without_packs(&world, restore(&world, volume, &wanted(cut, "dir", "dir", true))).await.unwrap().objects;
-        assert_eq!(objects, 10);
+        // All but the empty file and the pipe, which nobody touched.
+        assert_eq!(objects, 8);
         same(&tree(&open.served, open.served.root()).await, "open here");
         // Beside what is there, under another name.
         without_packs(&world, restore(&world, volume, &wanted(cut, "/dir/inner", "/copy", false))).await.unwrap();
@@ -158,7 +159,7 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
         let desk = tokio::spawn(mail::serve(pools, volumes, Arc::new(NoMounts), Duration::from_millis(50), stop.clone()));
         let again = wanted(cut, "dir", "dir", true);
-        assert_eq!(without_packs(&world, restore(&elsewhere, volume, &again)).await.unwrap().objects, 10);
+        assert_eq!(without_packs(&world, restore(&elsewhere, volume, &again)).await.unwrap().objects, 8);
         same(&tree(&open.served, open.served.root()).await, "open elsewhere");
         let missing = restore(&elsewhere, volume, &wanted(cut, "dir/none", "x", false)).await.unwrap_err();
         assert!(missing.class() == Class::NotFound && missing.to_string().contains("/dir/none"), "{missing}");
@@ -186,6 +187,37 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         world.controller.delete_volume(volume).await.unwrap();
         world.collect().await;
         world.assert_empty("all is deleted").await;
+    });
+}
+
+#[test]
+fn what_did_not_change_stays_open() {
+    run(async {
+        let world = World::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let fs = &open.served;
+        let dir = fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let (same, linked) = (write(fs, dir, "same", b"same").await, write(fs, dir, "linked", b"linked").await);
+        let (spoilt, set_back) = (write(fs, dir, "spoilt", b"good").await, write(fs, dir, "set back", b"good").await);
+        fs.link(&root(), linked, fs.root(), &name("second name")).await.unwrap();
+        let mtime = child(fs, dir, "set back").await.unwrap().mtime;
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let before = tree(fs, fs.root()).await;
+        for file in [spoilt, set_back] {
+            fs.write(&root(), file, 0, Bytes::from_static(b"evil"), Stability::FileSync).await.unwrap();
+        }
+        fs.setattr(&root(), set_back, SetAttr { mtime: SetTime::To(mtime), ..SetAttr::default() }, None).await.unwrap();
+        let restored = restore(&world, volume, &wanted(cut, "/", "/", true)).await.unwrap();
+        // The root, the folder, and the two files.
+        assert_eq!(restored, Restored { objects: 4, bytes: 8 });
+        assert_eq!(tree(fs, fs.root()).await, before);
+        for (name, was, stays) in
+            [("same", same, true), ("linked", linked, true), ("spoilt", spoilt, false), ("set back", set_back, false)]
+        {
+            assert_eq!(child(fs, dir, name).await.unwrap().file == was, stays, "{name}");
+        }
+        assert_eq!((read(fs, same).await, read(fs, linked).await), (b"same".to_vec(), b"linked".to_vec()));
     });
 }
 
