@@ -8,7 +8,10 @@ use std::path::PathBuf;
 
 const EXIT_CODES: &str = "Exit status: 0 done, 1 failed, 2 wrong arguments or configuration, 10 not found, 11 exists already, 12 busy: repeat, \
     13 not now: the message says what must happen first, 14 no room, 15 denied, 16 the store or a node does not answer, 17 taken over, \
-    18 damaged, 19 not supported";
+    18 damaged, 19 not supported, 130 stopped by a signal";
+
+const SPACE_COLUMNS: &str = "LOGICAL: the lengths of its files, holes included (with --exact). REFERENCED: bytes of data that it refers to. UNIQUE: stored bytes that \
+    nothing else refers to, which its deletion frees; ~ marks an estimate, too little where a pack is shared";
 
 /// Kubernetes volumes that are POSIX file systems living entirely in an object store.
 #[derive(Parser)]
@@ -39,6 +42,7 @@ pub enum Command {
     /// Verify datasets: structure, counts, and that every pack exists
     Check(CheckArgs),
     /// Show what datasets and snapshots take, and what deleting them would free
+    #[command(after_help = SPACE_COLUMNS)]
     Space(SpaceArgs),
     /// Read and verify every chunk that datasets and snapshots refer to
     Scrub(ScrubArgs),
@@ -427,7 +431,7 @@ pub struct BenchArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
-    /// A dataset, or DATASET@SNAPSHOT; all datasets and snapshots if left out
+    /// A dataset with its snapshots, or DATASET@SNAPSHOT; all datasets and snapshots if left out. A writable snapshot is named by itself
     pub dataset: Option<String>,
     /// Put right what follows from the rest without a choice: counts, link counts, sizes of directories, what is queued for reclaim.
     /// Only in datasets that nobody has open; snapshots stay as they are
@@ -439,7 +443,7 @@ pub struct CheckArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct SpaceArgs {
-    /// A dataset with its snapshots; all if left out
+    /// A dataset with its snapshots; all if left out. A writable snapshot is named by itself: DATASET@NAME
     pub dataset: Option<String>,
     /// Read every record for exact figures: takes time, and about 1.6 GiB of memory for a TiB in records of 64 KiB
     #[arg(long)]
@@ -450,7 +454,7 @@ pub struct SpaceArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct ScrubArgs {
-    /// A dataset with its snapshots; all if left out
+    /// A dataset with its snapshots; all if left out. A writable snapshot is named by itself: DATASET@NAME
     pub dataset: Option<String>,
     /// Read at most so much a second, like 50Mi
     #[arg(long, value_name = "SIZE")]
@@ -465,9 +469,9 @@ pub struct ScrubArgs {
 #[derive(Args, Clone, Debug)]
 pub struct GcArgs {
     /// Print what would be removed, and remove nothing
-    #[arg(long)]
+    #[arg(long, conflicts_with = "rate")]
     pub dry_run: bool,
-    /// Read at most so much a second of packs that are rewritten, like 50Mi
+    /// Read at most so much a second of packs that are rewritten, like 50Mi; without it, or with 0, as fast as it goes
     #[arg(long, value_name = "SIZE")]
     pub rate: Option<ByteSize>,
     #[command(flatten)]

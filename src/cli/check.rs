@@ -4,9 +4,10 @@
 //! moment. What can be mended (`--repair`) is mended by this process as the owner of a dataset that nobody else has open.
 
 use super::args::CheckArgs;
-use super::exit::Wrong;
+use super::exit::{Interrupted, Wrong};
 use super::report::{Progress, table};
-use super::target::{Opened, snapshot_name, split_snapshot};
+use super::snapshots;
+use super::target::{Opened, dataset_name, snapshot_name, split_snapshot};
 use crate::app;
 use crate::catalog::{Dataset, Snapshot, State};
 use crate::chunk::parse_object;
@@ -15,11 +16,18 @@ use crate::fs::check::{self, Report};
 use crate::fs::db::{self, CheckpointId, Reader};
 use crate::fs::key::Key;
 use crate::fs::row::{Row, Usage};
-use crate::types::{Class, PackId, SnapshotHandle, VolumeHandle};
+use crate::types::{Class, PackId, SnapshotHandle, SnapshotName, Timestamp, VolumeHandle};
 use crate::volume::repair_released;
 use bytes::Bytes;
 use serde::Serialize;
 use std::collections::HashSet;
+use std::time::{Duration, SystemTime};
+use tokio_util::sync::CancellationToken;
+
+/// Names of the snapshots that it makes: this and 16 digits. None is given to others by the command line.
+const OWN_PREFIX: &str = "check-";
+/// No check of one dataset takes that long: one of that age was left behind.
+const OWN_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Serialize)]
 struct Checked {
@@ -40,7 +48,8 @@ pub fn run(args: CheckArgs) -> anyhow::Result<()> {
     app::run(async move {
         let opened = args.common.pool.open().await?;
         let progress = Progress::new();
-        let (checked, failed) = Box::pin(check_all(&opened, &args, &progress)).await?;
+        let stop = app::stop_signal()?;
+        let (checked, failed) = Box::pin(check_all(&opened, &args, &progress, &stop)).await?;
         drop(progress);
         let bad: Vec<&str> = checked.iter().filter(|c| !c.clean).map(|c| c.what.as_str()).collect();
         let verdict = if bad.is_empty() { Ok(()) } else { Err(format!("not clean: {}", bad.join(", "))) };
@@ -55,11 +64,14 @@ async fn check_all(
     opened: &Opened,
     args: &CheckArgs,
     progress: &Progress,
+    stop: &CancellationToken,
 ) -> anyhow::Result<(Vec<Checked>, Option<anyhow::Error>)> {
     let (mut checked, mut failed, only) = (Vec::new(), None, args.dataset.as_deref());
-    if let Some((dataset, snapshot)) = only.and_then(split_snapshot) {
+    if let Some((dataset, snapshot)) = only.and_then(split_snapshot)
+        && opened.pool.catalog.dataset(&dataset_name(&format!("{dataset}@{snapshot}"))?).await?.is_none()
+    {
         let snapshot = opened.snapshot(dataset, snapshot).await?;
-        checked.push(check_snapshot(opened, dataset, &snapshot).await?);
+        checked.push(check_snapshot(opened, dataset, &snapshot, stop).await?);
         return Ok((checked, None));
     }
     let datasets: Vec<Dataset> = match only {
@@ -69,9 +81,12 @@ async fn check_all(
     // One that is deleted may have left snapshots.
     for dataset in datasets.iter().filter(|d| matches!(d.state, State::Ready | State::Deleting)) {
         progress.say(&format!("checking dataset {}", dataset.name));
-        let found = if dataset.state == State::Ready { check_or_repair(opened, dataset, args.repair).await } else { Ok(None) };
+        remove_leftovers(opened, dataset).await?;
+        let ready = dataset.state == State::Ready;
+        let found = if ready { check_or_repair(opened, dataset, args.repair, stop).await } else { Ok(None) };
         match found {
             Ok(found) => checked.extend(found),
+            Err(error) if stop.is_cancelled() => return Err(error),
             Err(error) => {
                 eprintln!("not checked: dataset {}: {error:#}", dataset.name);
                 failed.get_or_insert(error);
@@ -81,8 +96,9 @@ async fn check_all(
             if at.record.state != State::Ready {
                 continue;
             }
-            match check_snapshot(opened, dataset.name.as_str(), &at.record).await {
+            match check_snapshot(opened, dataset.name.as_str(), &at.record, stop).await {
                 Ok(found) => checked.push(found),
+                Err(error) if stop.is_cancelled() => return Err(error),
                 // Deleted meanwhile, and what it held with it.
                 Err(_) if is_gone(opened, &at.record).await? => {}
                 Err(error) => {
@@ -106,12 +122,17 @@ async fn packs(opened: &Opened) -> anyhow::Result<HashSet<PackId>> {
     Ok(listed.iter().filter_map(|object| name(&object.key)).collect())
 }
 
-async fn check_or_repair(opened: &Opened, dataset: &Dataset, repair: bool) -> anyhow::Result<Option<Checked>> {
-    let found = check_dataset(opened, dataset).await?;
+async fn check_or_repair(
+    opened: &Opened,
+    dataset: &Dataset,
+    repair: bool,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Checked>> {
+    let found = check_dataset(opened, dataset, stop).await?;
     match found {
         Some(found) if repair && found.mendable > 0 => {
             let repaired = repair_released(opened.parts.volumes.settings(), &opened.pool.catalog, dataset.id()).await?;
-            let again = check_dataset(opened, dataset).await?;
+            let again = check_dataset(opened, dataset, stop).await?;
             Ok(again.map(|again| Checked { mended: repaired.mended, ..again }))
         }
         found => Ok(found),
@@ -119,37 +140,72 @@ async fn check_or_repair(opened: &Opened, dataset: &Dataset, repair: bool) -> an
 }
 
 /// `None`: never opened, so there is nothing to check.
-async fn check_dataset(opened: &Opened, dataset: &Dataset) -> anyhow::Result<Option<Checked>> {
+async fn check_dataset(opened: &Opened, dataset: &Dataset, stop: &CancellationToken) -> anyhow::Result<Option<Checked>> {
     let place = opened.parts.volumes.settings().place(&opened.pool.catalog, dataset.family, dataset.incarnation);
     if !db::exists(&place).await? {
         return Ok(None);
     }
     if dataset.owner.is_none() {
         let reader = Reader::newest(&place).await?;
-        return Ok(Some(check_reader(opened, dataset.name.to_string(), reader).await?));
+        return Ok(Some(check_reader(opened, dataset.name.to_string(), reader, stop).await?));
     }
     let pool = opened.pool.id();
-    let name = snapshot_name(&format!("check-{:016x}", rand::random::<u64>()))?;
-    let cut = opened.controller.create_snapshot(VolumeHandle { pool, dataset: dataset.id() }, name, false).await?;
-    let checked = check_snapshot(opened, dataset.name.as_str(), &cut.snapshot).await;
-    opened.controller.delete_snapshot(SnapshotHandle { pool, snapshot: cut.snapshot.id() }).await?;
+    let name = snapshot_name(&format!("{OWN_PREFIX}{:016x}", rand::random::<u64>()))?;
+    let (volume, of) = (VolumeHandle { pool, dataset: dataset.id() }, dataset.name.as_str());
+    let checking = async {
+        let cut = opened.controller.create_snapshot(volume, name.clone(), false).await?;
+        check_snapshot(opened, of, &cut.snapshot, stop).await
+    };
+    let checked = tokio::select! {
+        checked = Box::pin(checking) => checked,
+        () = stop.cancelled() => Err(stopped()),
+    };
+    // However far it came.
+    snapshots::delete(opened, of, &name).await?;
     Ok(Some(Checked { what: dataset.name.to_string(), ..checked? }))
 }
 
-async fn check_snapshot(opened: &Opened, dataset: &str, snapshot: &Snapshot) -> anyhow::Result<Checked> {
+fn stopped() -> anyhow::Error {
+    Interrupted::new("not everything was checked: repeat")
+}
+
+/// Whether a snapshot has the name of one that a check makes.
+pub fn is_own(name: &SnapshotName) -> bool {
+    let digits = name.as_str().strip_prefix(OWN_PREFIX);
+    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Snapshots of checks that died.
+async fn remove_leftovers(opened: &Opened, dataset: &Dataset) -> anyhow::Result<()> {
+    let Some(before) = SystemTime::now().checked_sub(OWN_KEPT).map(Timestamp::from) else { return Ok(()) };
+    for at in opened.pool.catalog.snapshots(Some(dataset.incarnation)).await? {
+        let left = matches!(at.record.state, State::Ready | State::Creating) && at.record.created < before;
+        if left && is_own(&at.record.name) && at.record.dependants.is_empty() {
+            let handle = SnapshotHandle { pool: opened.pool.id(), snapshot: at.record.id() };
+            opened.controller.delete_snapshot(handle).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn check_snapshot(opened: &Opened, dataset: &str, snapshot: &Snapshot, stop: &CancellationToken) -> anyhow::Result<Checked> {
     let what = format!("{dataset}@{}", snapshot.name);
     let place = opened.parts.volumes.settings().place(&opened.pool.catalog, snapshot.family, snapshot.dataset.incarnation);
     let Some(checkpoint) = snapshot.checkpoint else {
         return Err(Wrong::new(Class::Corrupt, format!("snapshot {what} is ready but names no checkpoint")));
     };
     let reader = Reader::at_checkpoint(&place, CheckpointId(checkpoint)).await?;
-    check_reader(opened, what, reader).await
+    check_reader(opened, what, reader, stop).await
 }
 
-async fn check_reader(opened: &Opened, what: String, reader: Reader) -> anyhow::Result<Checked> {
-    let read = async { Ok::<_, FsError>((check::check(&reader).await?, referenced(&reader).await?)) }.await;
+async fn check_reader(opened: &Opened, what: String, reader: Reader, stop: &CancellationToken) -> anyhow::Result<Checked> {
+    let reading = async { Ok::<_, FsError>((check::check(&reader).await?, referenced(&reader).await?)) };
+    let read = tokio::select! {
+        read = Box::pin(reading) => Some(read),
+        () = stop.cancelled() => None,
+    };
     let closed = reader.close().await;
-    let (report, referenced) = read?;
+    let (report, referenced) = read.ok_or_else(stopped)??;
     closed?;
     // Listed after the rows were read: a pack is stored before anything refers to it (R10).
     let packs = packs(opened).await?;

@@ -4,11 +4,12 @@ use super::args::{CodecArg, Common, DatasetCommand, NewArgs, Output, SnapdirArg,
 use super::diff;
 use super::exit::Wrong;
 use super::info::{self, DatasetShown, SnapshotShown};
+use super::names::Names;
 use super::restore;
 use super::snapshots;
 use super::target::{Opened, dataset_name, snapshot_name, split_snapshot};
 use crate::app::{self, ByteSize};
-use crate::catalog::{Form, Properties, Snapdir, State};
+use crate::catalog::{Dataset, Form, Properties, Snapdir, State};
 use crate::chunk::Codec;
 use crate::control::{Journal, NewVolume, Source};
 use crate::types::{Class, SnapshotHandle, VolumeHandle};
@@ -66,6 +67,7 @@ async fn create(name: &str, new: &NewArgs, source: Option<&str>, common: &Common
     let name = dataset_name(name)?;
     let properties = properties(new)?;
     let opened = common.pool.open().await?;
+    opened.is_new(&name).await?;
     let source = match source {
         Some(text) => Some(find_source(&opened, text).await?),
         None => None,
@@ -81,7 +83,12 @@ async fn create(name: &str, new: &NewArgs, source: Option<&str>, common: &Common
         parameters: BTreeMap::new(),
     };
     let made = opened.controller.create_volume(None, wanted).await?;
-    common.output.print(&DatasetShown::of(&opened.pool, &made.dataset), DatasetShown::text)
+    print(&opened, &made.dataset, common.output).await
+}
+
+async fn print(opened: &Opened, dataset: &Dataset, output: Output) -> anyhow::Result<()> {
+    let names = Names::of_origin(&opened.pool, dataset).await?;
+    output.print(&DatasetShown::of(&opened.pool, dataset, &names), DatasetShown::text)
 }
 
 /// `DATASET@SNAPSHOT`, unless a dataset has that very name.
@@ -99,9 +106,10 @@ async fn find_source(opened: &Opened, text: &str) -> anyhow::Result<Source> {
 
 async fn list(common: &Common) -> anyhow::Result<()> {
     let opened = common.pool.open().await?;
-    let records = opened.pool.catalog.datasets().await?;
-    let mut shown: Vec<DatasetShown> =
-        records.iter().filter(|at| at.record.state != State::Dead).map(|at| DatasetShown::of(&opened.pool, &at.record)).collect();
+    let records: Vec<Dataset> = opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
+    let names = Names::all(&opened.pool, &records).await?;
+    let live = records.iter().filter(|dataset| dataset.state != State::Dead);
+    let mut shown: Vec<DatasetShown> = live.map(|dataset| DatasetShown::of(&opened.pool, dataset, &names)).collect();
     shown.sort_by(|a, b| a.name.cmp(&b.name));
     common.output.print(&shown, |shown| info::datasets(shown))
 }
@@ -109,22 +117,21 @@ async fn list(common: &Common) -> anyhow::Result<()> {
 async fn show(name: &str, common: &Common) -> anyhow::Result<()> {
     let opened = common.pool.open().await?;
     let dataset = opened.dataset(name).await?;
-    common.output.print(&DatasetShown::of(&opened.pool, &dataset), DatasetShown::text)
+    print(&opened, &dataset, common.output).await
 }
 
-/// Deleting what is absent succeeds.
+/// Repeating succeeds while there is something left to collect. A name that nothing has is a mistake, unlike for CSI.
 async fn delete(name: &str, common: &Common) -> anyhow::Result<()> {
     let opened = common.pool.open().await?;
     let found = opened.pool.catalog.dataset(&dataset_name(name)?).await?;
-    let existed = found.is_some();
-    if let Some(at) = found {
-        opened.controller.delete_volume(VolumeHandle { pool: opened.pool.id(), dataset: at.record.id() }).await?;
-    }
-    let report = serde_json::json!({ "deleted": name, "existed": existed });
-    common.output.print(&report, |_| match existed {
-        true => format!("deleted dataset {name}; `zerofs-csi gc` or a running controller frees its space\n"),
-        false => format!("there is no dataset {name}: nothing to delete\n"),
-    })
+    let Some(at) = found else { return Err(nothing_to_delete("dataset", name)) };
+    opened.controller.delete_volume(VolumeHandle { pool: opened.pool.id(), dataset: at.record.id() }).await?;
+    let report = serde_json::json!({ "deleted": name });
+    common.output.print(&report, |_| format!("deleted dataset {name}; `zerofs-csi gc` or a running controller frees its space\n"))
+}
+
+fn nothing_to_delete(what: &str, name: &str) -> anyhow::Error {
+    Wrong::new(Class::NotFound, format!("there is no {what} {name}: nothing to delete"))
 }
 
 async fn expand(name: &str, size: ByteSize, common: &Common) -> anyhow::Result<()> {
@@ -132,7 +139,7 @@ async fn expand(name: &str, size: ByteSize, common: &Common) -> anyhow::Result<(
     let handle = VolumeHandle { pool: opened.pool.id(), dataset: opened.dataset(name).await?.id() };
     opened.controller.expand_volume(handle, size.0).await?;
     let grown = opened.dataset(name).await?;
-    common.output.print(&DatasetShown::of(&opened.pool, &grown), DatasetShown::text)
+    print(&opened, &grown, common.output).await
 }
 
 async fn release(name: &str, force: bool, common: &Common) -> anyhow::Result<()> {
@@ -161,17 +168,18 @@ async fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
         SnapshotCommand::List { dataset, common } => snapshots::list(dataset.as_deref(), &common).await,
         SnapshotCommand::Info { dataset, name, common } => {
             let opened = common.pool.open().await?;
-            let found = opened.snapshot(&dataset, &name).await?;
-            print_snapshot(common.output, &SnapshotShown::of(&opened.pool, &dataset, &found))
+            print_snapshot(common.output, &snapshots::show(&opened, &dataset, &name).await?)
         }
         SnapshotCommand::Delete { dataset, name, common } => {
             let opened = common.pool.open().await?;
-            let existed = snapshots::delete(&opened, &dataset, &snapshot_name(&name)?).await?;
-            let report = serde_json::json!({ "deleted": format!("{dataset}@{name}"), "existed": existed });
-            common.output.print(&report, |_| match existed {
-                true => format!("deleted snapshot {dataset}@{name}; `zerofs-csi gc` or a running controller frees its space\n"),
-                false => format!("there is no snapshot {dataset}@{name}: nothing to delete\n"),
-            })
+            let full = format!("{dataset}@{name}");
+            if !snapshots::delete(&opened, &dataset, &snapshot_name(&name)?).await? {
+                return Err(nothing_to_delete("snapshot", &full));
+            }
+            let report = serde_json::json!({ "deleted": full });
+            common
+                .output
+                .print(&report, |_| format!("deleted snapshot {full}; `zerofs-csi gc` or a running controller frees its space\n"))
         }
     }
 }

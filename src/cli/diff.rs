@@ -1,8 +1,9 @@
 //! `dataset diff`: what differs between two snapshots, or between a snapshot and the dataset as it is. Printed as it is found.
 
 use super::args::DiffArgs;
-use super::exit::Wrong;
+use super::exit::{Interrupted, Wrong};
 use super::target::{Opened, split_snapshot};
+use crate::app;
 use crate::catalog::Snapshot;
 use crate::fs::api::FileKind;
 use crate::fs::db::{self, Reader};
@@ -57,9 +58,13 @@ enum Stopped {
     Fs(#[from] FsError),
     #[error("writing the output: {0}")]
     Output(#[from] std::io::Error),
+    #[error("a signal")]
+    Signal,
 }
 
 pub async fn run(args: DiffArgs) -> anyhow::Result<()> {
+    // A process that just died would be taken for a reader for an hour, and keep a snapshot that is deleted meanwhile (R14).
+    let stop = app::stop_signal()?;
     let opened = args.common.pool.open().await?;
     let before = snapshot(&opened, &args.before).await?;
     let after = match &args.after {
@@ -90,12 +95,23 @@ pub async fn run(args: DiffArgs) -> anyhow::Result<()> {
     let dataset = before.dataset;
     let before = side(before).await?;
     let after = match after {
-        Some(after) => side(after).await?,
-        None => Side::Live(Box::new(live(&opened, dataset).await?)),
+        Some(after) => side(after).await.map_err(Into::into),
+        None => live(&opened, dataset).await.map(|view| Side::Live(Box::new(view))),
+    };
+    let after = match after {
+        Ok(after) => after,
+        Err(error) => {
+            before.close().await?;
+            return Err(error);
+        }
     };
     let mut out = BufWriter::new(std::io::stdout());
     let json = args.common.output.json;
-    let told = Box::pin(compare(before.view(), after.view(), |found| tell(&mut out, &found, json))).await;
+    let told = tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(Stopped::Signal),
+        told = Box::pin(compare(before.view(), after.view(), |found| tell(&mut out, &found, json))) => told,
+    };
     let told = told.and_then(|()| Ok(out.flush()?));
     let closed = before.close().await.and(after.close().await);
     match told {
@@ -103,6 +119,7 @@ pub async fn run(args: DiffArgs) -> anyhow::Result<()> {
         Err(Stopped::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         Err(Stopped::Output(error)) => Err(error.into()),
         Err(Stopped::Fs(error)) => Err(error.into()),
+        Err(Stopped::Signal) => Err(Interrupted::new("not all differences were told")),
         Ok(()) => Ok(closed?),
     }
 }

@@ -44,6 +44,28 @@ impl Wrong {
     }
 }
 
+/// A signal ended the command before it was through, and nothing of it is left behind.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("stopped by a signal: {0}")]
+pub struct Interrupted(&'static str);
+
+/// What a shell says of a program that SIGINT ended.
+const INTERRUPTED: u8 = 130;
+
+impl Interrupted {
+    #[expect(clippy::new_ret_no_self, reason = "it is only ever raised")]
+    pub fn new(next: &'static str) -> anyhow::Error {
+        Self(next).into()
+    }
+}
+
+fn code_of(error: &anyhow::Error) -> u8 {
+    match error.is::<Interrupted>() {
+        true => INTERRUPTED,
+        false => code(class_of(error)),
+    }
+}
+
 pub fn class_of(error: &anyhow::Error) -> Class {
     error.chain().find_map(class_of_one).unwrap_or(Class::Internal)
 }
@@ -82,7 +104,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         }
     }
     eprintln!("error: {text}");
-    ExitCode::from(code(class_of(error)))
+    ExitCode::from(code_of(error))
 }
 
 #[cfg(test)]
@@ -98,6 +120,7 @@ mod tests {
         assert_eq!(code(class_of(&anyhow::anyhow!("?"))), 1);
         let taken = Err::<(), _>(std::io::Error::from(std::io::ErrorKind::AddrInUse)).context("listening").unwrap_err();
         assert_eq!(code(class_of(&taken)), 13);
+        assert_eq!(code_of(&Interrupted::new("repeat").context("checking")), 130);
         assert_eq!(class_of(&Wrong::new(Class::Denied, "no")), Class::Denied);
     }
 }

@@ -1,8 +1,10 @@
 //! `gc`.
 
 use super::args::GcArgs;
+use super::names::Names;
 use super::report::Progress;
 use crate::app::{self, ByteSize};
+use crate::catalog::Dataset;
 use crate::control::{Collected, Kept, Plan};
 use std::sync::Arc;
 
@@ -24,7 +26,9 @@ pub fn run(args: GcArgs) -> anyhow::Result<()> {
         if args.dry_run {
             let plan = collector.plan().await?;
             drop((collector, progress));
-            args.common.output.print(&plan, plan_text)
+            let datasets: Vec<Dataset> = opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
+            let names = Names::all(&opened.pool, &datasets).await?;
+            args.common.output.print(&plan, |plan| plan_text(plan, &names))
         } else {
             let done = collector.collect().await?;
             drop((collector, progress));
@@ -33,7 +37,7 @@ pub fn run(args: GcArgs) -> anyhow::Result<()> {
     })
 }
 
-fn plan_text(plan: &Plan) -> String {
+fn plan_text(plan: &Plan, names: &Names) -> String {
     let mut text = format!(
         "would remove {} packs ({}), {} snapshots, {} datasets; what those keep shows in the next pass\n",
         plan.packs.len(),
@@ -43,15 +47,15 @@ fn plan_text(plan: &Plan) -> String {
     );
     plan.packs.iter().for_each(|pack| text += &format!("pack      {} ({})\n", pack.key, ByteSize(pack.bytes)));
     plan.databases.iter().for_each(|db| text += &format!("stray     vol/{} ({} objects)\n", db.incarnation, db.keys.len()));
-    plan.abandoned.iter().for_each(|id| text += &format!("give up   snapshot {id}, which nobody finished\n"));
-    plan.snapshots.iter().for_each(|id| text += &format!("snapshot  {id}\n"));
-    plan.datasets.iter().for_each(|id| text += &format!("dataset   {id}\n"));
-    plan.detach.iter().for_each(|id| text += &format!("detach    {id}\n"));
+    plan.abandoned.iter().for_each(|id| text += &format!("give up   snapshot {}, which nobody finished\n", names.snapshot(*id)));
+    plan.snapshots.iter().for_each(|id| text += &format!("snapshot  {}\n", names.snapshot(*id)));
+    plan.datasets.iter().for_each(|id| text += &format!("dataset   {}\n", names.dataset(*id)));
+    plan.detach.iter().for_each(|id| text += &format!("detach    {}\n", names.dataset(*id)));
     plan.rewrite
         .iter()
         .for_each(|c| text += &format!("rewrite   pack {} ({}), if a reading of every record agrees\n", c.pack, ByteSize(c.bytes)));
     plan.announced.iter().for_each(|key| text += &format!("outlived  {key}\n"));
-    plan.upkeep.iter().for_each(|id| text += &format!("collect   vol/{}\n", id.incarnation));
+    plan.upkeep.iter().for_each(|id| text += &format!("collect   vol/{} ({})\n", id.incarnation, names.dataset(*id)));
     text + &kept_text(&plan.kept)
 }
 

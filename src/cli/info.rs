@@ -1,5 +1,6 @@
 //! Datasets and snapshots as they are shown.
 
+use super::names::Names;
 use super::report::table;
 use crate::app::ByteSize;
 use crate::catalog::{Dataset, Form, Snapshot, State};
@@ -19,6 +20,10 @@ pub struct DatasetShown {
     pub owner: Option<String>,
     /// The snapshot it was cloned from.
     pub origin: Option<String>,
+    /// That snapshot, as an operator knows it.
+    pub origin_name: Option<String>,
+    /// Stands on its own: its origin may go.
+    pub detached: bool,
     pub sync: Option<String>,
     pub record_bytes: u32,
     pub compression: String,
@@ -45,7 +50,7 @@ pub struct SnapshotShown {
     pub writable: bool,
 }
 
-fn when(at: Timestamp) -> String {
+pub fn when(at: Timestamp) -> String {
     humantime::format_rfc3339_seconds(SystemTime::from(at)).to_string()
 }
 
@@ -54,7 +59,7 @@ fn state(state: &State) -> String {
 }
 
 impl DatasetShown {
-    pub fn of(pool: &Pool, dataset: &Dataset) -> Self {
+    pub fn of(pool: &Pool, dataset: &Dataset, names: &Names) -> Self {
         Self {
             name: dataset.name.to_string(),
             handle: VolumeHandle { pool: pool.id(), dataset: dataset.id() }.to_string(),
@@ -63,6 +68,8 @@ impl DatasetShown {
             created: when(dataset.created),
             owner: dataset.owner.as_ref().map(|owner| owner.node.clone()),
             origin: dataset.origin.map(|origin| origin.to_string()),
+            origin_name: dataset.origin.map(|origin| names.snapshot(origin)),
+            detached: dataset.detached,
             sync: dataset.properties.sync.clone(),
             record_bytes: dataset.properties.record_bytes,
             compression: format!("{:?}", dataset.properties.codec).to_lowercase(),
@@ -72,9 +79,17 @@ impl DatasetShown {
         }
     }
 
+    fn form(&self) -> String {
+        if self.read_only { "read-only" } else { "writable" }.to_owned()
+    }
+
     pub fn text(&self) -> String {
         let size = self.size_bytes.map_or("unlimited".to_owned(), |size| ByteSize(size).to_string());
         let none = || "-".to_owned();
+        let origin = match &self.origin_name {
+            Some(name) if self.detached => format!("{name}, which it needs no more"),
+            name => name.clone().unwrap_or_else(none),
+        };
         let rows = [
             ("name", self.name.clone()),
             ("handle", self.handle.clone()),
@@ -82,7 +97,8 @@ impl DatasetShown {
             ("size", size),
             ("created", self.created.clone()),
             ("owner", self.owner.clone().unwrap_or_else(none)),
-            ("origin", self.origin.clone().unwrap_or_else(none)),
+            ("form", self.form()),
+            ("origin", origin),
             ("sync", self.sync.clone().unwrap_or_else(|| "by access modes".to_owned())),
             ("record size", ByteSize(u64::from(self.record_bytes)).to_string()),
             ("compression", self.compression.clone()),
@@ -94,9 +110,13 @@ impl DatasetShown {
 pub fn datasets(shown: &[DatasetShown]) -> String {
     let row = |d: &DatasetShown| {
         let size = d.size_bytes.map_or("-".to_owned(), |size| ByteSize(size).to_string());
-        vec![d.name.clone(), size, d.state.clone(), d.owner.clone().unwrap_or_else(|| "-".to_owned()), d.created.clone()]
+        let none = || "-".to_owned();
+        let owner = d.owner.clone().unwrap_or_else(none);
+        // Of a clone that stands on its own nothing is kept.
+        let origin = d.origin_name.clone().filter(|_| !d.detached).unwrap_or_else(none);
+        vec![d.name.clone(), size, d.form(), d.state.clone(), owner, d.created.clone(), origin]
     };
-    table(&["NAME", "SIZE", "STATE", "OWNER", "CREATED"], &shown.iter().map(row).collect::<Vec<_>>())
+    table(&["NAME", "SIZE", "FORM", "STATE", "OWNER", "CREATED", "ORIGIN"], &shown.iter().map(row).collect::<Vec<_>>())
 }
 
 impl SnapshotShown {

@@ -18,6 +18,7 @@ mod exit;
 mod gc;
 mod info;
 mod local;
+mod names;
 mod pool;
 mod report;
 mod restore;

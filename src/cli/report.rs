@@ -1,6 +1,7 @@
 //! What commands print.
 
 use super::args::Output;
+use anyhow::Context;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 
@@ -11,7 +12,7 @@ impl Output {
         match std::io::stdout().write_all(printed.as_bytes()) {
             // Whoever read us has seen enough.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            written => Ok(written?),
+            written => written.context("what was asked for is done, but its result could not be printed"),
         }
     }
 }

@@ -1,13 +1,14 @@
 //! `scrub`.
 
 use super::args::ScrubArgs;
-use super::exit::Wrong;
+use super::exit::{Interrupted, Wrong};
 use super::report::Progress;
 use crate::app::{self, ByteSize};
 use crate::control::{Damaged, Scrub, Scrubbed};
 use crate::types::Class;
 use anyhow::Context;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -31,6 +32,7 @@ struct Shown<'a> {
 pub fn run(args: ScrubArgs) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
     app::run(async move {
+        args.state_file.as_deref().map_or(Ok(()), writable)?;
         let opened = args.common.pool.open().await?;
         let only = opened.only(args.dataset.as_deref()).await?;
         let resumed = match &args.state_file {
@@ -52,20 +54,21 @@ pub fn run(args: ScrubArgs) -> anyhow::Result<()> {
                 }
             }
         };
-        let ended = tokio::select! {
-            ended = Box::pin(scrub.run(only, each)) => Some(ended),
-            () = stop.cancelled() => None,
-        };
+        let ended = Box::pin(scrub.run(only, &stop, each)).await;
         drop(progress);
         match (ended, &args.state_file) {
-            (Some(Ok(())), Some(file)) => remove(file)?,
-            (Some(Ok(())), None) => {}
+            (Ok(true), Some(file)) => remove(file)?,
+            (Ok(true), None) => {}
             (failed, file) => {
                 if let Some(file) = file {
                     save(file, scrub.found())?;
                 }
-                failed.unwrap_or(Ok(()))?;
-                return Err(Wrong::new(Class::Unavailable, "ended before everything was read".to_owned()));
+                eprintln!("{} read so far", ByteSize(scrub.found().bytes));
+                failed?;
+                return Err(Interrupted::new(match file {
+                    Some(_) => "repeat with the same --state-file, and it goes on where it was",
+                    None => "without --state-file the next scrub begins again",
+                }));
             }
         }
         let found = scrub.found();
@@ -92,6 +95,13 @@ fn load(file: &Path) -> anyhow::Result<Option<Scrubbed>> {
     state.map(Some).map_err(|error| Wrong::new(Class::Invalid, format!("{} is no state of a scrub: {error}", file.display())))
 }
 
+/// Found out before hours are spent on what cannot be remembered.
+fn writable(file: &Path) -> anyhow::Result<()> {
+    let beside = file.with_extension("tmp");
+    let tried = std::fs::OpenOptions::new().create(true).append(true).open(&beside).and_then(|_| std::fs::remove_file(&beside));
+    tried.with_context(|| format!("--state-file {}: its folder cannot be written to", file.display()))
+}
+
 /// Whole or not at all.
 fn save(file: &Path, found: &Scrubbed) -> anyhow::Result<()> {
     let beside = file.with_extension("tmp");
@@ -106,6 +116,15 @@ fn remove(file: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// A chunk is used by each snapshot that has the file, and by other files with the same content.
+fn damage(found: &Shown<'_>) -> String {
+    let chunks: BTreeSet<_> = found.damaged.iter().map(|damaged| (&damaged.pack, &damaged.chunk)).collect();
+    let least = if found.more > 0 { "at least " } else { "" };
+    let plural = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let places = plural(found.damaged.len() as u64 + found.more, "place");
+    format!("{least}{} damaged, in {places}", plural(chunks.len() as u64, "chunk"))
+}
+
 fn text(found: &Shown<'_>) -> String {
     let mut text = format!(
         "{} datasets and snapshots, {} chunks in {} packs ({} read): {}\n",
@@ -113,15 +132,32 @@ fn text(found: &Shown<'_>) -> String {
         found.chunks,
         found.packs,
         ByteSize(found.bytes),
-        if found.damaged.is_empty() {
-            "all whole".to_owned()
-        } else {
-            format!("{} damaged", found.damaged.len() as u64 + found.more)
-        }
+        if found.damaged.is_empty() { "all whole".to_owned() } else { damage(found) }
     );
     for damaged in found.damaged {
         text +=
             &format!("{} at {}: chunk {} in pack {}: {}\n", damaged.file, damaged.offset, damaged.chunk, damaged.pack, damaged.why);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_is_counted_once_however_many_use_it() {
+        let at = |chunk: &str, file: &str| Damaged {
+            pack: "p".to_owned(),
+            chunk: chunk.to_owned(),
+            why: "absent".to_owned(),
+            file: file.to_owned(),
+            offset: 0,
+        };
+        let damaged = [at("a", "web:/x"), at("a", "web@cut:/x"), at("b", "web:/y")];
+        let shown = |damaged, more| Shown { roots: &[], chunks: 3, packs: 1, bytes: 9, damaged, more };
+        assert_eq!(damage(&shown(&damaged, 0)), "2 chunks damaged, in 3 places");
+        assert_eq!(damage(&shown(&damaged[..1], 0)), "1 chunk damaged, in 1 place");
+        assert_eq!(damage(&shown(&damaged, 7)), "at least 2 chunks damaged, in 10 places");
+    }
 }

@@ -1,24 +1,58 @@
 //! `dataset snapshot`: snapshots, and the clones that are kept among them.
 
 use super::args::Common;
+use super::check;
+use super::exit::Wrong;
 use super::info::{self, SnapshotShown};
-use super::target::{Opened, dataset_name};
+use super::target::{Opened, dataset_name, exists, snapshot_name};
 use crate::catalog::{Dataset, State};
 use crate::control::writable_name;
-use crate::types::{SnapshotHandle, SnapshotName, VolumeHandle};
+use crate::types::{Class, SnapshotHandle, SnapshotName, VolumeHandle};
 
 async fn source(opened: &Opened, dataset: &str) -> anyhow::Result<VolumeHandle> {
     Ok(VolumeHandle { pool: opened.pool.id(), dataset: opened.dataset(dataset).await?.id() })
 }
 
+/// Who asks for a snapshot wants one of now: an earlier one of that name is none, unless it is still being made.
+async fn is_new(opened: &Opened, dataset: &str, volume: VolumeHandle, name: &SnapshotName) -> anyhow::Result<()> {
+    if check::is_own(name) {
+        return Err(Wrong::new(
+            Class::Invalid,
+            format!("snapshot name {name}: `check` names its own so, and removes them: choose another"),
+        ));
+    }
+    let snapshot = opened.pool.catalog.snapshot(volume.dataset, name).await?.map(|at| (at.record.state, at.record.created));
+    let writable =
+        opened.controller.writable_snapshot(volume, name).await?.map(|found| (found.dataset.state, found.dataset.created));
+    match snapshot.into_iter().chain(writable).find(|(state, _)| *state == State::Ready) {
+        Some((_, since)) => Err(exists(&format!("{dataset}@{name}"), since)),
+        None => Ok(()),
+    }
+}
+
 pub async fn make(opened: &Opened, dataset: &str, name: SnapshotName) -> anyhow::Result<SnapshotShown> {
-    let made = opened.controller.create_snapshot(source(opened, dataset).await?, name, false).await?;
+    let volume = source(opened, dataset).await?;
+    is_new(opened, dataset, volume, &name).await?;
+    let made = opened.controller.create_snapshot(volume, name, false).await?;
     Ok(SnapshotShown::of(&opened.pool, dataset, &made.snapshot))
 }
 
 pub async fn make_writable(opened: &Opened, dataset: &str, name: &SnapshotName) -> anyhow::Result<SnapshotShown> {
-    let made = opened.controller.create_writable_snapshot(source(opened, dataset).await?, name).await?;
+    let volume = source(opened, dataset).await?;
+    is_new(opened, dataset, volume, name).await?;
+    let made = opened.controller.create_writable_snapshot(volume, name).await?;
     Ok(SnapshotShown::of_writable(&opened.pool, dataset, name.as_str(), &made.dataset))
+}
+
+/// One of either kind.
+pub async fn show(opened: &Opened, dataset: &str, name: &str) -> anyhow::Result<SnapshotShown> {
+    if let Some(source) = opened.pool.catalog.dataset(&dataset_name(dataset)?).await? {
+        let volume = VolumeHandle { pool: opened.pool.id(), dataset: source.record.id() };
+        if let Some(clone) = opened.controller.writable_snapshot(volume, &snapshot_name(name)?).await? {
+            return Ok(SnapshotShown::of_writable(&opened.pool, dataset, name, &clone.dataset));
+        }
+    }
+    Ok(SnapshotShown::of(&opened.pool, dataset, &opened.snapshot(dataset, name).await?))
 }
 
 pub async fn list(dataset: Option<&str>, common: &Common) -> anyhow::Result<()> {

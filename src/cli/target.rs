@@ -2,12 +2,13 @@
 
 use super::args::PoolArgs;
 use super::exit::Wrong;
+use super::info::when;
 use crate::app::config::PoolConfig;
 use crate::app::{Config, Missing, Parts, open_pools};
 use crate::bucket::PoolUrl;
 use crate::catalog::{Dataset, Snapshot, State};
 use crate::control::{Controller, Pool};
-use crate::types::{Class, DatasetId, DatasetName, SnapshotName};
+use crate::types::{Class, DatasetId, DatasetName, SnapshotName, Timestamp};
 
 /// The name of a pool that is given by its URL alone.
 const UNNAMED: &str = "default";
@@ -101,12 +102,27 @@ impl Opened {
         live.ok_or_else(|| Wrong::new(Class::NotFound, format!("dataset {name} {why}")))
     }
 
+    /// Who asks for a new dataset is told when there is one; one that is still being made is made to the end.
+    pub async fn is_new(&self, name: &DatasetName) -> anyhow::Result<()> {
+        match self.pool.catalog.dataset(name).await?.map(|at| at.record).filter(|dataset| dataset.state == State::Ready) {
+            Some(dataset) => Err(exists(name.as_str(), dataset.created)),
+            None => Ok(()),
+        }
+    }
+
     /// The dataset that a command is limited to, if it is.
     pub async fn only(&self, name: Option<&str>) -> anyhow::Result<Option<DatasetId>> {
-        Ok(match name {
-            Some(name) => Some(self.dataset(name).await?.id()),
-            None => None,
-        })
+        let Some(name) = name else { return Ok(None) };
+        if let Some((dataset, snapshot)) = split_snapshot(name)
+            && self.pool.catalog.dataset(&dataset_name(name)?).await?.is_none()
+        {
+            self.snapshot(dataset, snapshot).await?;
+            return Err(Wrong::new(
+                Class::Invalid,
+                format!("{name} is a snapshot: give its dataset, {dataset}, to see it with that"),
+            ));
+        }
+        Ok(Some(self.dataset(name).await?.id()))
     }
 
     /// A live snapshot of a dataset, which may be deleted itself.
@@ -117,13 +133,25 @@ impl Opened {
             Some(of) => self.pool.catalog.snapshot(of.id(), &parsed).await?.map(|at| at.record),
             None => None,
         };
-        found.filter(|s| s.state == State::Ready).ok_or_else(|| {
-            Wrong::new(
-                Class::NotFound,
-                format!("snapshot {dataset}@{name} does not exist: `zerofs-csi dataset snapshot list` shows what does"),
-            )
-        })
+        let full = format!("{dataset}@{name}");
+        let (class, why) = match found {
+            Some(found) if found.state == State::Ready => return Ok(found),
+            Some(found) if found.state == State::Creating => {
+                (Class::InProgress, format!("is not finished: repeat `dataset snapshot create {dataset} {name}`"))
+            }
+            Some(_) => (Class::NotFound, "is deleted: only what its clones and readers need of it is left".to_owned()),
+            None if self.pool.catalog.dataset(&dataset_name(&full)?).await?.is_some_and(|at| at.record.state == State::Ready) => {
+                (Class::Invalid, "is a dataset: name a snapshot of it, like `@NAME` behind that".to_owned())
+            }
+            None => (Class::NotFound, "does not exist: `zerofs-csi dataset snapshot list` shows what does".to_owned()),
+        };
+        Err(Wrong::new(class, format!("snapshot {full} {why}")))
     }
+}
+
+/// Something has that name.
+pub fn exists(name: &str, since: Timestamp) -> anyhow::Error {
+    Wrong::new(Class::Exists, format!("{name} exists since {}: delete it, or choose another name", when(since)))
 }
 
 pub fn dataset_name(name: &str) -> anyhow::Result<DatasetName> {

@@ -255,7 +255,8 @@ async fn send<T: DeserializeOwned>(
         Ok(Ok(Answer { result: Err(why), .. })) => Err(ControlError::Unavailable(format!("{what}: node {}: {why}", owner.node))),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(ControlError::Unavailable(format!(
-            "{what}: node {}, which has it open, did not answer within {} s: see its log; repeat",
+            "{what}: node {}, which has it open, did not answer within {} s: see its log; repeat; if that machine is gone: \
+             `zerofs-csi dataset release NAME --force`",
             owner.node,
             limit.as_secs()
         ))),

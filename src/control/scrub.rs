@@ -23,6 +23,7 @@ use crate::volume::Volumes;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use tokio_util::sync::CancellationToken;
 
 const FORMAT: u32 = 1;
 /// Names of chunks remembered from packs: about 40 bytes each. Beyond, footers are read again.
@@ -105,33 +106,48 @@ impl<'a> Scrub<'a> {
         &self.found
     }
 
-    /// Scrubs a dataset with its snapshots, or all. `each` is called after every pack.
-    pub async fn run(&mut self, only: Option<DatasetId>, mut each: impl FnMut(&str, &Scrubbed)) -> Result<(), ControlError> {
+    /// Scrubs a dataset with its snapshots, or all. `each` is called after every pack. Answers whether it came to the end: who stops it by the
+    /// token leaves no sign of a reader behind, which would keep a snapshot that is deleted (R14).
+    pub async fn run(
+        &mut self,
+        only: Option<DatasetId>,
+        stop: &CancellationToken,
+        mut each: impl FnMut(&str, &Scrubbed),
+    ) -> Result<bool, ControlError> {
         for source in roots::list(self.pool).await? {
             if only.is_none_or(|only| only.incarnation == source.dataset().incarnation)
                 && let Some(root) = Root::open(self.pool, self.volumes, &source).await?
             {
-                self.scrub(root, &source, &mut each).await?;
+                self.scrub(root, &source, stop, &mut each).await?;
+            }
+            if stop.is_cancelled() {
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn scrub(
         &mut self,
         root: Root,
         source: &roots::Source,
+        stop: &CancellationToken,
         each: &mut impl FnMut(&str, &Scrubbed),
     ) -> Result<(), ControlError> {
-        let suspects = self.suspects(&root, each).await;
-        let told = match suspects {
-            Ok(suspects) => self.tell(&root, source, suspects).await,
-            Err(error) => Err(error),
+        let reading = async {
+            let suspects = self.suspects(&root, each).await?;
+            self.tell(&root, source, suspects).await
+        };
+        let told = tokio::select! {
+            told = Box::pin(reading) => Some(told),
+            () = stop.cancelled() => None,
         };
         let name = root.name.clone();
         root.close(self.pool).await?;
-        told?;
-        self.found.roots.push(name);
+        if let Some(told) = told {
+            told?;
+            self.found.roots.push(name);
+        }
         Ok(())
     }
 

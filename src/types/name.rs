@@ -19,6 +19,8 @@ pub enum NameError {
         "the name {name:?} is not allowed: use no '/', no control character, no leading or trailing space, and not '.' or '..'"
     )]
     Forbidden { name: String },
+    #[error("the name {name:?} is not allowed: '@' stands between a dataset and its snapshot")]
+    Separator { name: String },
 }
 
 fn check(name: &str) -> Result<(), NameError> {
@@ -45,6 +47,17 @@ macro_rules! text_name {
         impl $name {
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+
+            /// Whether it may be given to something new. Not asked of records: what has such a name keeps it.
+            ///
+            /// # Errors
+            /// [`NameError::Separator`]: it would read like a snapshot of another dataset, or could not be named at all.
+            pub fn may_be_given(&self) -> Result<(), NameError> {
+                match self.0.contains('@') {
+                    true => Err(NameError::Separator { name: self.0.clone() }),
+                    false => Ok(()),
+                }
             }
         }
 
@@ -151,6 +164,14 @@ mod tests {
         for bad in ["", ".", "..", "a/b", "a\nb", " a", "a "] {
             assert!(bad.parse::<SnapshotName>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn what_separates_names_is_in_no_new_one() {
+        let stored: DatasetName = "web@trial".parse().unwrap();
+        assert_eq!(stored.may_be_given(), Err(NameError::Separator { name: "web@trial".into() }));
+        assert!("a@b".parse::<SnapshotName>().unwrap().may_be_given().is_err());
+        assert_eq!("web".parse::<DatasetName>().unwrap().may_be_given(), Ok(()));
     }
 
     #[test]

@@ -4,8 +4,10 @@
 
 mod checking;
 mod commands;
+mod naming;
 mod restoring;
 mod serving;
+mod stopping;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -9,7 +9,7 @@ async fn scrub(world: &World, resumed: Option<Scrubbed>) -> Scrubbed {
     let cold = World::on(world.catalog.clone(), "node-cold");
     let pool = cold.controller.pools().get(None).unwrap();
     let mut scrub = Scrub::new(pool, &cold.volumes, None, resumed).unwrap();
-    scrub.run(None, |_, _| {}).await.unwrap();
+    assert!(scrub.run(None, &Default::default(), |_, _| {}).await.unwrap());
     scrub.found().clone()
 }
 

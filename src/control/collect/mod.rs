@@ -24,13 +24,15 @@
 //! A crash leaves dead records, which the next pass finishes, and packs, which it finds again.
 
 mod heard;
+mod kept;
 mod mark;
 mod plan;
 mod rewrite;
 mod sweep;
 mod upkeep;
 
-pub use plan::{Candidate, DeadPack, Kept, Plan, StrayDatabase};
+pub use kept::Kept;
+pub use plan::{Candidate, DeadPack, Plan, StrayDatabase};
 pub use rewrite::Worth;
 
 use super::{ControlError, Pool, mail};

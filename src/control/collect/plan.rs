@@ -1,5 +1,6 @@
 //! What may go: a pure function of what was listed and read.
 
+use super::kept::{Kept, Needs, snapshot_name, unborn};
 use super::{Listing, Objects};
 use crate::bucket::Listed;
 use crate::catalog::{Dataset, Snapshot, State};
@@ -69,13 +70,6 @@ fn as_text<S: serde::Serializer>(pack: &PackId, serializer: S) -> Result<S::Ok, 
     serializer.collect_str(pack)
 }
 
-/// A tombstone that waits.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Kept {
-    pub what: String,
-    pub why: String,
-}
-
 /// Objects of a database whose dataset has no record: what a writer put there after its deletion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StrayDatabase {
@@ -118,7 +112,7 @@ pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark
     }
     let mut plan = Plan { abandoned: abandoned(after, now), ..Plan::default() };
     for (family, id) in &mark.unborn {
-        plan.kept.push(Kept { what: format!("packs of family {family}"), why: format!("snapshot {id} is being made") });
+        plan.kept.push(unborn(after, *family, *id, INTENT_KEPT));
     }
     let newest = newest(packs);
     let superseded = |object: &PackObject| newest.get(&object.pack).is_some_and(|generation| object.generation < *generation);
@@ -128,17 +122,15 @@ pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark
     }
     for snapshot in after.snapshots.iter().filter(|s| is_tombstoned(&s.state)) {
         match needed_by(snapshot, after) {
-            0 => plan.snapshots.push(snapshot.id()),
-            dependants => plan.kept.push(Kept {
-                what: format!("snapshot {} of {}", snapshot.name, dataset_name(after, snapshot.dataset.incarnation)),
-                why: format!("{dependants} clones, read-only volumes or readers depend on it"),
-            }),
+            needs if needs.is_empty() => plan.snapshots.push(snapshot.id()),
+            needs => plan.kept.push(Kept { what: snapshot_name(after, snapshot), why: needs.to_string() }),
         }
     }
     for dataset in after.datasets.iter().filter(|d| is_tombstoned(&d.state)) {
         let mine = after.snapshots.iter().filter(|s| s.dataset.incarnation == dataset.incarnation);
         match mine.filter(|s| !plan.snapshots.contains(&s.id())).count() {
             0 => plan.datasets.push(dataset.id()),
+            1 => plan.kept.push(Kept { what: format!("dataset {}", dataset.name), why: "it has 1 snapshot".to_owned() }),
             n => plan.kept.push(Kept { what: format!("dataset {}", dataset.name), why: format!("it has {n} snapshots") }),
         }
     }
@@ -244,13 +236,23 @@ pub(super) fn candidates(
 }
 
 /// Dependants that still exist, intents of clones that are not counted among them yet, and whoever reads it now (R14).
-fn needed_by(snapshot: &Snapshot, catalog: &Listing) -> usize {
+fn needed_by(snapshot: &Snapshot, catalog: &Listing) -> Needs {
     let keepers = keepers(snapshot.id(), &catalog.datasets);
     let intents = |d: &&Dataset| {
         d.state == State::Creating && d.origin == Some(snapshot.id()) && !snapshot.dependants.contains(&d.incarnation)
     };
     let readers = if snapshot.state == State::Dead { 0 } else { catalog.readers.get(&snapshot.incarnation).copied().unwrap_or(0) };
-    snapshot.dependants.iter().filter(|d| keepers.contains(d)).count() + catalog.datasets.iter().filter(intents).count() + readers
+    let mut needs = Needs { readers, ..Needs::default() };
+    for keeper in snapshot.dependants.iter().filter(|d| keepers.contains(d)) {
+        let name =
+            catalog.datasets.iter().find(|d| d.incarnation == *keeper).map_or_else(|| keeper.to_string(), |d| d.name.to_string());
+        match *keeper == snapshot.dataset.incarnation {
+            true => needs.restores = Some(name),
+            false => needs.clones.push(name),
+        }
+    }
+    needs.clones.extend(catalog.datasets.iter().filter(intents).map(|d| d.name.to_string()));
+    needs
 }
 
 /// Only snapshots of a live dataset are ever finished, and only while somebody repeats the call.
@@ -262,11 +264,6 @@ fn abandoned(catalog: &Listing, now: Timestamp) -> Vec<SnapshotId> {
         s.state == State::Creating && (age > kept || !ready.contains(&s.dataset.incarnation))
     };
     catalog.snapshots.iter().filter(given_up).map(Snapshot::id).collect()
-}
-
-fn dataset_name(catalog: &Listing, incarnation: Incarnation) -> String {
-    let found = catalog.datasets.iter().find(|d| d.incarnation == incarnation);
-    found.map_or_else(|| incarnation.to_string(), |d| format!("dataset {}", d.name))
 }
 
 #[cfg(test)]
@@ -377,7 +374,8 @@ pub(super) mod tests {
         let held = Listing { datasets: vec![source.clone(), clone], snapshots: vec![cut.clone()], ..Listing::default() };
         let planned = plan(&held, &held, &[], &mark, NOW).unwrap();
         assert!(planned.is_empty());
-        assert_eq!(planned.kept.len(), 2);
+        let told: Vec<_> = planned.kept.iter().map(|kept| format!("{}: {}", kept.what, kept.why)).collect();
+        assert_eq!(told, ["snapshot s7 of dataset d1: clone d2 stands on it", "dataset d1: it has 1 snapshot"]);
 
         let freed = Listing { datasets: vec![source.clone()], snapshots: vec![cut.clone()], ..Listing::default() };
         let planned = plan(&freed, &freed, &[], &mark, NOW).unwrap();
@@ -425,7 +423,11 @@ pub(super) mod tests {
         assert!(!swept(&listing, &mark, &pack(1, 2, 9)));
         let elsewhere = PackObject { family: family(9), ..pack(2, 1, 1) };
         assert!(swept(&listing, &mark, &elsewhere), "another family's");
-        assert_eq!(plan(&listing, &listing, &[], &mark, NOW).unwrap().kept.len(), 1, "the report says what is waited for");
+        let kept = &plan(&listing, &listing, &[], &mark, NOW).unwrap().kept;
+        let [Kept { what, why }] = kept.as_slice() else { panic!("the report says what is waited for: {kept:?}") };
+        assert!(what.contains("packs of d1"), "{what}");
+        let cure = "snapshot d1@s7 was begun 1970-01-01T00:00:00Z and is not finished: repeat `dataset snapshot create d1 s7`, or delete it";
+        assert_eq!(*why, format!("{cure}; it is given up after 1day"));
     }
 
     #[test]

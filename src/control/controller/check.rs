@@ -3,7 +3,7 @@
 use super::{NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, Source};
 use crate::catalog::{Dataset, Form, Properties};
 use crate::control::ControlError;
-use crate::types::{Incarnation, NameKey, PoolId, SnapshotName};
+use crate::types::{Incarnation, NameError, NameKey, PoolId, SnapshotName};
 
 /// The smallest and largest record of a file (R6).
 const RECORD_BYTES: std::ops::RangeInclusive<u32> = 4 << 10..=1 << 20;
@@ -25,6 +25,11 @@ pub(super) fn properties(properties: &Properties) -> Result<(), ControlError> {
         return invalid("an inode quota of 0 leaves no room for the root directory".to_owned());
     }
     Ok(())
+}
+
+/// Of what is new.
+pub(super) fn name(given: Result<(), NameError>) -> Result<(), ControlError> {
+    given.map_err(|error| ControlError::Invalid(error.to_string()))
 }
 
 /// Only a snapshot can be a volume by itself.

@@ -16,6 +16,12 @@ struct Origin {
 impl Controller {
     /// Creates, or answers the existing volume when it is the same (R30). `pool`: its configured name; `None`: the only or default one.
     pub async fn create_volume(&self, pool: Option<&str>, new: NewVolume) -> Result<VolumeInfo, ControlError> {
+        check::name(new.name.may_be_given())?;
+        self.make_volume(pool, new).await
+    }
+
+    /// Under any name.
+    pub(super) async fn make_volume(&self, pool: Option<&str>, new: NewVolume) -> Result<VolumeInfo, ControlError> {
         let pool = self.pools.get(pool)?;
         let _call = self.busy.enter(format!("volume {} of pool {}", new.name, pool.name))?;
         check::properties(&new.properties)?;

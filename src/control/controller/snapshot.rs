@@ -18,6 +18,7 @@ impl Controller {
         name: SnapshotName,
         csi_name: bool,
     ) -> Result<SnapshotInfo, ControlError> {
+        check::name(name.may_be_given())?;
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
         let _call = self.busy.enter(format!("snapshot {name} of pool {}", pool.name))?;
@@ -32,11 +33,7 @@ impl Controller {
             Some(at) => match at.record.state {
                 State::Ready => return Ok(snapshot_info(pool, at.record)),
                 State::Creating => at.record.id(),
-                State::Deleting | State::Dead => {
-                    self.tombstoned.notify_one();
-                    let what = format!("the deletion of snapshot {name}, which clones may still keep");
-                    return Err(ControlError::InProgress { what });
-                }
+                State::Deleting | State::Dead => return Err(self.name_in_use(&name)),
             },
             None if csi_name => new_id(&dataset, &name),
             None => {
@@ -69,11 +66,7 @@ impl Controller {
             State::Creating => {}
             State::Ready => return Ok(at),
             // Its name may still be reserved for it; the collector gives it back.
-            State::Deleting | State::Dead => {
-                self.tombstoned.notify_one();
-                let why = "clones may still keep it: repeat after a collection, or choose another name";
-                return Err(ControlError::NameInUse { what: format!("snapshot {}", at.record.name), why });
-            }
+            State::Deleting | State::Dead => return Err(self.name_in_use(&at.record.name)),
         }
         let (checkpoint, referenced) = Box::pin(self.checkpoint(pool, dataset, id.snapshot.incarnation)).await?;
         pool.step("control.snapshot.checkpoint").await?;
@@ -81,6 +74,13 @@ impl Controller {
         pool.catalog.swap_snapshot(&mut at, ready).await?;
         pool.step("control.snapshot.ready").await?;
         Ok(at)
+    }
+
+    /// The name is free once the earlier one is gone.
+    fn name_in_use(&self, name: &SnapshotName) -> ControlError {
+        self.tombstoned.notify_one();
+        let why = "clones may still keep it: delete those, repeat after a collection, or choose another name";
+        ControlError::NameInUse { what: format!("snapshot {name}"), why }
     }
 
     /// A checkpoint of everything acknowledged, made by the owner, or by us where there is none. Also the bytes in use, where known.

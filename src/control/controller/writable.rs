@@ -3,7 +3,7 @@
 //! The writable snapshot `NAME` of a dataset is a clone of it, called `DATASET@NAME`. A name is given once among a dataset's snapshots and these; not where
 //! snapshots are named by CSI, whose names are unique in the pool.
 
-use super::{Controller, NewVolume, VolumeInfo, volume_info};
+use super::{Controller, NewVolume, VolumeInfo, check, volume_info};
 use crate::catalog::{Dataset, Form, Properties, State};
 use crate::control::{ControlError, Pool, Source};
 use crate::types::{DatasetName, SnapshotName, VolumeHandle};
@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 impl Controller {
     /// Makes a writable snapshot of a volume as it is, or answers the one that is there.
     pub async fn create_writable_snapshot(&self, volume: VolumeHandle, name: &SnapshotName) -> Result<VolumeInfo, ControlError> {
+        check::name(name.may_be_given())?;
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
         let source = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
@@ -29,7 +30,7 @@ impl Controller {
             form: Form::Writable,
             parameters: BTreeMap::new(),
         };
-        self.create_volume(Some(&pool.name), new).await
+        self.make_volume(Some(&pool.name), new).await
     }
 
     /// The writable snapshot of that name, if there is one.

@@ -61,7 +61,9 @@ pub fn decode_entry(key: &[u8], row: &[u8], of: InodeNo) -> Result<(NameHash, En
 pub fn entry_name(name: &[u8]) -> Result<EntryName, FsError> {
     EntryName::try_from(name).map_err(|error| match error {
         NameError::TooLong { .. } => FsError::NameTooLong,
-        NameError::Empty | NameError::Forbidden { .. } => FsError::Invalid("a name is empty or holds '/' or NUL"),
+        NameError::Empty | NameError::Forbidden { .. } | NameError::Separator { .. } => {
+            FsError::Invalid("a name is empty or holds '/' or NUL")
+        }
     })
 }
 

@@ -1,0 +1,47 @@
+//! Ids as the names that operators gave.
+
+use super::info::when;
+use crate::catalog::{CatalogError, Dataset, Snapshot};
+use crate::control::Pool;
+use crate::types::{DatasetId, Incarnation, SnapshotId};
+use std::collections::HashMap;
+
+#[derive(Default)]
+pub struct Names {
+    datasets: HashMap<Incarnation, String>,
+    snapshots: HashMap<SnapshotId, Snapshot>,
+}
+
+impl Names {
+    /// Everything in the pool; `datasets` were read already.
+    pub async fn all(pool: &Pool, datasets: &[Dataset]) -> Result<Self, CatalogError> {
+        let snapshots = pool.catalog.snapshots(None).await?.into_iter().map(|at| (at.record.id(), at.record)).collect();
+        Ok(Self { datasets: datasets.iter().map(|d| (d.incarnation, d.name.to_string())).collect(), snapshots })
+    }
+
+    /// What one dataset was made from.
+    pub async fn of_origin(pool: &Pool, dataset: &Dataset) -> Result<Self, CatalogError> {
+        let mut names = Self::default();
+        let Some(origin) = dataset.origin else { return Ok(names) };
+        let Some(snapshot) = pool.catalog.snapshot_by_id(origin).await?.map(|at| at.record) else { return Ok(names) };
+        if let Some(of) = pool.catalog.dataset_by_id(snapshot.dataset).await? {
+            names.datasets.insert(origin.dataset, of.record.name.to_string());
+        }
+        names.snapshots.insert(origin, snapshot);
+        Ok(names)
+    }
+
+    /// `DATASET@SNAPSHOT`; the id of what is gone.
+    pub fn snapshot(&self, id: SnapshotId) -> String {
+        match (self.datasets.get(&id.dataset), self.snapshots.get(&id)) {
+            // Nobody gave it a name.
+            (Some(of), Some(snapshot)) if snapshot.implied => format!("{of}, as it was at {}", when(snapshot.created)),
+            (Some(of), Some(snapshot)) => format!("{of}@{}", snapshot.name),
+            _ => id.to_string(),
+        }
+    }
+
+    pub fn dataset(&self, id: DatasetId) -> String {
+        self.datasets.get(&id.incarnation).cloned().unwrap_or_else(|| id.to_string())
+    }
+}

@@ -1,0 +1,66 @@
+//! Commands that a signal ends: they say how it goes on, and leave nothing that keeps space or shows up later.
+
+use super::serving::{Serving, walk, write};
+use super::{Answer, Cli, answer};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+use zerofs_csi::nfs::client::{Client, Credentials};
+
+fn start(cli: &Cli, args: &[&str]) -> Child {
+    cli.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits until it is at work, ends it, and answers what it said.
+async fn interrupt(child: Child, at_work: impl Fn() -> bool) -> Answer {
+    while !at_work() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    answer(child.wait_with_output().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scrub_leaves_no_reader_and_says_how_it_goes_on() {
+    let cli = Cli::with_pool();
+    cli.ok(&["dataset", "create", "web"]);
+    let serving = Serving::start_with(&cli, &[]);
+    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
+    let root = client.mount("/web").await.unwrap();
+    write(&client, &root, "kept", vec![9; 300_000]).await;
+    serving.stop();
+    cli.ok(&["dataset", "snapshot", "create", "web", "cut"]);
+    cli.ok(&["dataset", "delete", "web"]);
+    let readers = || walk(&cli.path().join("pool/readers"));
+    let state = cli.path().join("state").display().to_string();
+    for (with, says) in [(&["--state-file", &state][..], "same --state-file"), (&[], "begins again")] {
+        let scrub = start(&cli, &[&["scrub", "--rate", "1"], with].concat());
+        let ended = interrupt(scrub, || !readers().is_empty()).await;
+        assert!(ended.code == 130 && ended.err.contains(says), "{ended:?}");
+        assert_eq!(readers(), Vec::<std::path::PathBuf>::new());
+    }
+    let nowhere = cli.run(&["scrub", "--state-file", "/no/such/folder/state"]);
+    assert!(nowhere.code == 10 && nowhere.err.contains("--state-file /no/such/folder/state"), "{nowhere:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_leaves_no_snapshot() {
+    let cli = Cli::with_pool();
+    cli.ok(&["dataset", "create", "web"]);
+    let config = cli.path().join("config.yaml");
+    // The owner does not look for letters while the test runs.
+    std::fs::write(&config, "mailInterval: 10m\n").unwrap();
+    let serving = Serving::start_with(&cli, &["--config", &config.display().to_string()]);
+    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
+    let root = client.mount("/web").await.unwrap();
+    write(&client, &root, "kept", vec![9; 300_000]).await;
+    let records = || walk(&cli.path().join("pool/snapshots")).len();
+    let check = start(&cli, &["check", "web"]);
+    let ended = interrupt(check, || records() > 0).await;
+    assert!(ended.code == 130 && ended.err.contains("repeat"), "{ended:?}");
+    let left = cli.json(&["dataset", "snapshot", "list", "web"]);
+    assert!(left.as_array().unwrap().iter().all(|snapshot| snapshot["state"] == "deleting"), "{left}");
+    assert_eq!(left.as_array().unwrap().len(), 1, "it was being made");
+    let own = cli.run(&["dataset", "snapshot", "create", "web", "check-0123456789abcdef"]);
+    assert!(own.code == 2 && own.err.contains("choose another"), "{own:?}");
+    serving.stop();
+}
