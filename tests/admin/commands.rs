@@ -70,7 +70,7 @@ fn a_dataset_lives_and_dies_by_the_command_line() {
     cli.ok(&["dataset", "create", "web"]);
 }
 
-fn files_below(dir: &std::path::Path) -> Vec<String> {
+pub fn files_below(dir: &std::path::Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir) else { return vec![] };
     entries
         .flat_map(|e| {

@@ -1,6 +1,7 @@
 //! Commands that a signal ends: they say how it goes on, and leave nothing that keeps space or shows up later.
 
-use super::serving::{Serving, walk, write};
+use super::commands::files_below;
+use super::serving::{Serving, write};
 use super::{Answer, Cli, answer};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -11,8 +12,9 @@ fn start(cli: &Cli, args: &[&str]) -> Child {
 }
 
 /// Waits until it is at work, ends it, and answers what it said.
-async fn interrupt(child: Child, at_work: impl Fn() -> bool) -> Answer {
+async fn interrupt(mut child: Child, at_work: impl Fn() -> bool) -> Answer {
     while !at_work() {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended by itself");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
@@ -30,13 +32,13 @@ async fn a_scrub_leaves_no_reader_and_says_how_it_goes_on() {
     serving.stop();
     cli.ok(&["dataset", "snapshot", "create", "web", "cut"]);
     cli.ok(&["dataset", "delete", "web"]);
-    let readers = || walk(&cli.path().join("pool/readers"));
-    let state = cli.path().join("state").display().to_string();
+    let readers = || files_below(&cli.path().join("pool/readers"));
+    let state = cli.path().join("scrubbed").display().to_string();
     for (with, says) in [(&["--state-file", &state][..], "same --state-file"), (&[], "begins again")] {
         let scrub = start(&cli, &[&["scrub", "--rate", "1"], with].concat());
         let ended = interrupt(scrub, || !readers().is_empty()).await;
         assert!(ended.code == 130 && ended.err.contains(says), "{ended:?}");
-        assert_eq!(readers(), Vec::<std::path::PathBuf>::new());
+        assert_eq!(readers(), Vec::<String>::new());
     }
     let nowhere = cli.run(&["scrub", "--state-file", "/no/such/folder/state"]);
     assert!(nowhere.code == 10 && nowhere.err.contains("--state-file /no/such/folder/state"), "{nowhere:?}");
@@ -53,7 +55,7 @@ async fn a_check_leaves_no_snapshot() {
     let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
     let root = client.mount("/web").await.unwrap();
     write(&client, &root, "kept", vec![9; 300_000]).await;
-    let records = || walk(&cli.path().join("pool/snapshots")).len();
+    let records = || files_below(&cli.path().join("pool/snapshots")).len();
     let check = start(&cli, &["check", "web"]);
     let ended = interrupt(check, || records() > 0).await;
     assert!(ended.code == 130 && ended.err.contains("repeat"), "{ended:?}");
