@@ -5,7 +5,7 @@
 //! the place of something is on the disk before: a crash leaves the one or the other.
 
 use super::args::RestoreArgs;
-use super::exit::{Wrong, class_of};
+use super::exit::{Interrupted, Wrong, class_of};
 use super::local::{Attributes, Local, Owner, Safety, beside};
 use super::report::Progress;
 use super::target::{Opened, split_snapshot};
@@ -71,7 +71,7 @@ pub async fn run(args: RestoreArgs) -> anyhow::Result<()> {
             0 => String::new(),
             n => format!("; {n} belong to you instead of their owners (run as root to keep those)"),
         };
-        format!("restored {} objects, {}{owners}\n", restored.objects, ByteSize(restored.bytes))
+        format!("restored {}, {}{owners}\n", objects(restored.objects), ByteSize(restored.bytes))
     })
 }
 
@@ -91,7 +91,7 @@ async fn in_place(args: &RestoreArgs, opened: &Opened, snapshot: &Snapshot) -> a
     drop(progress);
     args.common
         .output
-        .print(&restored?, |restored| format!("restored {} objects, {}, in place\n", restored.objects, ByteSize(restored.bytes)))
+        .print(&restored?, |restored| format!("restored {}, {}, in place\n", objects(restored.objects), ByteSize(restored.bytes)))
 }
 
 /// Copies what is at `path` of a snapshot to `target`, until it is told to `stop`. A file of a tree that is damaged is left out, and told at the end.
@@ -235,8 +235,7 @@ impl<'a> Copy<'a> {
     /// What was made so far stays.
     fn go_on(&self) -> anyhow::Result<()> {
         if self.stop.is_cancelled() {
-            let why = format!("stopped after {} objects: repeat it with --force", self.done.objects);
-            return Err(Wrong::new(Class::Unavailable, why));
+            return Err(Interrupted::new("what is restored so far is whole: repeat it with --force for the rest"));
         }
         Ok(())
     }
@@ -366,6 +365,10 @@ impl<'a> Copy<'a> {
 fn attributes(object: &Viewed) -> Attributes {
     let row = &object.row;
     Attributes { mode: row.mode, uid: row.uid, gid: row.gid, atime: row.atime, mtime: row.mtime }
+}
+
+fn objects(n: u64) -> String {
+    format!("{n} object{}", if n == 1 { "" } else { "s" })
 }
 
 const THERE: &str = "something is there already: give another path, or --force to replace files";
