@@ -244,7 +244,7 @@ fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
         world.controller.delete_snapshot(cut).await.unwrap();
         // Whoever reads keeps it (R14), until it is noticed.
         let collected = world.collect().await;
-        assert!(collected.kept.iter().any(|kept| kept.why.contains("readers")), "{collected:?}");
+        assert!(collected.kept.iter().any(|kept| kept.why.contains("1 reader,")), "{collected:?}");
         assert_eq!(world.catalog.snapshots(None).await.unwrap().len(), 2);
         let mut stale = false;
         for _ in 0..200 {

@@ -69,11 +69,12 @@ impl Collector {
             // Its family is not known any more, and not needed: no row of it is read.
             let place = self.place(FamilyId::from(stray.incarnation), stray.incarnation);
             match db::delete(&place).await {
-                Err(FsError::Corrupt(why)) => {
-                    tracing::warn!(database = %stray.incarnation, why, "objects without a record are removed, and cannot be read: a dataset that \
-                        they were cloned of may wait for them when it is deleted");
+                Err(error @ FsError::Unavailable(_)) => return Err(error.into()),
+                // Of a database that was removed, an old manifest may have been late: it names what is long gone.
+                Err(error) => {
+                    tracing::debug!(database = %stray.incarnation, %error, "objects without a record are no database any more")
                 }
-                deleted => deleted?,
+                Ok(()) => {}
             }
         }
         Ok(self.pool.catalog.bucket().delete(&stray.keys).await?)
