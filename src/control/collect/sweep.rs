@@ -72,7 +72,7 @@ impl Collector {
                 Err(error @ FsError::Unavailable(_)) => return Err(error.into()),
                 // Of a database that was removed, an old manifest may have been late: it names what is long gone.
                 Err(error) => {
-                    tracing::debug!(database = %stray.incarnation, %error, "objects without a record are no database any more")
+                    tracing::debug!(database = %stray.incarnation, %error, "objects without a record are no database any more");
                 }
                 Ok(()) => {}
             }
