@@ -8,7 +8,7 @@ use crate::fs::FsError;
 use crate::fs::api::{FileKind, FileRef, LINKS_MAX};
 use crate::fs::committer::{Batch, Ticket};
 use crate::fs::content::Copied;
-use crate::fs::key::{self, DataId};
+use crate::fs::key::{self, DataId, NameHash};
 use crate::fs::node::Node;
 use crate::fs::row::{DirEntryRow, Inode};
 use crate::types::EntryName;
@@ -123,14 +123,7 @@ impl Names {
         changed.extend(there.map(|there| &**there));
         self.submit(batch, &First::unrepeated(), Some(node.file), &changed)?;
         *node.row.write() = row;
-        if let Some(entries) = &dir.entries {
-            let entry = Entry { n, name: name.clone(), ino, kind };
-            self.table.count_entries(dir, entries.change(hash, n, Some(entry)));
-        }
-        if let Some((there, old)) = gone {
-            self.unlinked(there, old);
-        }
-        edit.publish();
+        self.has_name(dir, edit, (hash, Entry { n, name: name.clone(), ino, kind }), gone);
         Ok(())
     }
 
@@ -188,14 +181,18 @@ impl Names {
         if let Some(content) = content {
             content.placed();
         }
+        self.has_name(dir, edit, (hash, Entry { n, name: name.clone(), ino, kind }), gone);
+        Ok(node.file)
+    }
+
+    /// Shows what is written: the new entry, and what it took the place of.
+    fn has_name(&self, dir: &Arc<Node>, edit: DirEdit<'_>, (hash, entry): (NameHash, Entry), gone: Option<(&Arc<Node>, Inode)>) {
         if let Some(entries) = &dir.entries {
-            let entry = Entry { n, name: name.clone(), ino, kind };
-            self.table.count_entries(dir, entries.change(hash, n, Some(entry)));
+            self.table.count_entries(dir, entries.change(hash, entry.n, Some(entry)));
         }
-        if let Some((node, old)) = gone {
-            self.unlinked(node, old);
+        if let Some((node, row)) = gone {
+            self.unlinked(node, row);
         }
         edit.publish();
-        Ok(node.file)
     }
 }
