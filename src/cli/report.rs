@@ -61,6 +61,11 @@ impl Drop for Progress {
     }
 }
 
+/// So many of something.
+pub fn plural(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

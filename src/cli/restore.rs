@@ -7,7 +7,7 @@
 use super::args::RestoreArgs;
 use super::exit::{Interrupted, Wrong, class_of};
 use super::local::{Attributes, Local, Owner, Safety, beside};
-use super::report::Progress;
+use super::report::{Progress, plural};
 use super::target::{Opened, split_snapshot};
 use crate::app::ByteSize;
 use crate::catalog::Snapshot;
@@ -71,7 +71,7 @@ pub async fn run(args: RestoreArgs) -> anyhow::Result<()> {
             0 => String::new(),
             n => format!("; {n} belong to you instead of their owners (run as root to keep those)"),
         };
-        format!("restored {}, {}{owners}\n", objects(restored.objects), ByteSize(restored.bytes))
+        format!("restored {}, {}{owners}\n", plural(restored.objects, "object"), ByteSize(restored.bytes))
     })
 }
 
@@ -89,9 +89,9 @@ async fn in_place(args: &RestoreArgs, opened: &Opened, snapshot: &Snapshot) -> a
     let say = |now: crate::fs::Restored| progress.say(&format!("{} objects, {}", now.objects, ByteSize(now.bytes)));
     let restored = opened.controller.restore_in_place(volume, &wanted, &say).await;
     drop(progress);
-    args.common
-        .output
-        .print(&restored?, |restored| format!("restored {}, {}, in place\n", objects(restored.objects), ByteSize(restored.bytes)))
+    args.common.output.print(&restored?, |restored| {
+        format!("restored {}, {}, in place\n", plural(restored.objects, "object"), ByteSize(restored.bytes))
+    })
 }
 
 /// Copies what is at `path` of a snapshot to `target`, until it is told to `stop`. A file of a tree that is damaged is left out, and told at the end.
@@ -365,10 +365,6 @@ impl<'a> Copy<'a> {
 fn attributes(object: &Viewed) -> Attributes {
     let row = &object.row;
     Attributes { mode: row.mode, uid: row.uid, gid: row.gid, atime: row.atime, mtime: row.mtime }
-}
-
-fn objects(n: u64) -> String {
-    format!("{n} object{}", if n == 1 { "" } else { "s" })
 }
 
 const THERE: &str = "something is there already: give another path, or --force to replace files";

@@ -2,7 +2,7 @@
 
 use super::args::ScrubArgs;
 use super::exit::{Interrupted, Wrong};
-use super::report::Progress;
+use super::report::{Progress, plural};
 use crate::app::{self, ByteSize};
 use crate::control::{Damaged, Scrub, Scrubbed};
 use crate::types::Class;
@@ -120,7 +120,6 @@ fn remove(file: &Path) -> anyhow::Result<()> {
 fn damage(found: &Shown<'_>) -> String {
     let chunks: BTreeSet<_> = found.damaged.iter().map(|damaged| (&damaged.pack, &damaged.chunk)).collect();
     let least = if found.more > 0 { "at least " } else { "" };
-    let plural = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let places = plural(found.damaged.len() as u64 + found.more, "place");
     format!("{least}{} damaged, in {places}", plural(chunks.len() as u64, "chunk"))
 }
