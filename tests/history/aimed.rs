@@ -81,6 +81,15 @@ async fn put_back(
     work::close(process, model, to).await
 }
 
+/// The same, of a snapshot that goes at once and leaves no record.
+async fn put_back_and_delete(process: &Process, model: &mut Model, to: VolumeHandle, from: SnapshotHandle) -> Result<(), String> {
+    put_back(process, model, to, from, 0..40).await?;
+    work::delete_snapshot(process, model, from).await?;
+    collect(process).await?;
+    let left = process.catalog.snapshots(None).await.map_err(|error| error.to_string())?;
+    if left.is_empty() { Ok(()) } else { Err("the snapshot is still there".to_owned()) }
+}
+
 pub async fn collect(collector: &Process) -> Result<(), String> {
     again(async || collector.collect(Where::Here).await).await.map(drop).map_err(|error| format!("collecting: {error}"))
 }
@@ -143,12 +152,9 @@ fn a_snapshot_that_comes_and_goes_between_the_listings_is_noticed() {
             reclaimed(collector, model, origin).await?;
             release(failpoints, "collect.listed");
             held_at(failpoints, "collect.marked", marked).await?;
-            put_back(collector, model, origin, source, 0..40).await?;
-            work::delete_snapshot(collector, model, source).await?;
-            collect(collector).await?;
-            let left = collector.catalog.snapshots(None).await.map_err(|error| error.to_string())?;
+            let gone = put_back_and_delete(collector, model, origin, source).await;
             release(failpoints, "collect.marked");
-            if left.is_empty() { Ok(()) } else { Err("the snapshot is still there".to_owned()) }
+            gone
         };
         let (collected, changed) = tokio::join!(collect(process), changes);
         collected.and(changed)?;
@@ -171,12 +177,9 @@ fn what_is_remembered_of_a_head_is_not_older_than_the_catalog() {
         let before = hold(failpoints, "collect.catalog");
         let changes = async {
             held_at(failpoints, "collect.catalog", before).await?;
-            put_back(collector, model, origin, source, 0..40).await?;
-            work::delete_snapshot(collector, model, source).await?;
-            collect(collector).await?;
-            let left = collector.catalog.snapshots(None).await.map_err(|error| error.to_string())?;
+            let gone = put_back_and_delete(collector, model, origin, source).await;
             release(failpoints, "collect.catalog");
-            if left.is_empty() { Ok(()) } else { Err("the snapshot is still there".to_owned()) }
+            gone
         };
         let (collected, changed) = tokio::join!(collect(process), changes);
         collected.and(changed)?;
