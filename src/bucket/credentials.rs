@@ -3,6 +3,7 @@
 use super::BucketError;
 use super::folder::FolderStore;
 use super::url::{Place, PoolUrl};
+use crate::telemetry::Failpoints;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
@@ -66,7 +67,12 @@ pub enum Folder {
 /// The in-memory stores of this process, by name.
 static MEMORY: LazyLock<Mutex<HashMap<String, Arc<InMemory>>>> = LazyLock::new(Mutex::default);
 
-pub(super) fn open(url: &PoolUrl, credentials: &Credentials, folder: Folder) -> Result<Arc<dyn ObjectStore>, BucketError> {
+pub(super) fn open(
+    url: &PoolUrl,
+    credentials: &Credentials,
+    folder: Folder,
+    failpoints: &Failpoints,
+) -> Result<Arc<dyn ObjectStore>, BucketError> {
     match url.place() {
         Place::S3 { bucket } => {
             let start = if credentials.environment { AmazonS3Builder::from_env() } else { AmazonS3Builder::new() };
@@ -90,7 +96,7 @@ pub(super) fn open(url: &PoolUrl, credentials: &Credentials, folder: Folder) -> 
             let built = apply(url, credentials, start, |b, key: AzureConfigKey, v| b.with_config(key, v))?;
             finish(url, built.build())
         }
-        Place::Folder { path } => open_folder(url, path, folder),
+        Place::Folder { path } => open_folder(url, path, folder, failpoints),
         Place::Memory { name } => Ok(MEMORY.lock().entry(name.clone()).or_default().clone()),
     }
 }
@@ -129,7 +135,12 @@ fn finish(url: &PoolUrl, built: object_store::Result<impl ObjectStore>) -> Resul
     }
 }
 
-fn open_folder(url: &PoolUrl, path: &std::path::Path, folder: Folder) -> Result<Arc<dyn ObjectStore>, BucketError> {
+fn open_folder(
+    url: &PoolUrl,
+    path: &std::path::Path,
+    folder: Folder,
+    failpoints: &Failpoints,
+) -> Result<Arc<dyn ObjectStore>, BucketError> {
     let missing = |why: std::io::Error| BucketError::Missing { url: url.to_string(), why: why.to_string() };
     if folder == Folder::Create {
         std::fs::create_dir_all(path).map_err(|error| match error.kind() {
@@ -146,12 +157,17 @@ fn open_folder(url: &PoolUrl, path: &std::path::Path, folder: Folder) -> Result<
     }
     let store = LocalFileSystem::new_with_prefix(path).map_err(|e| super::error::of_store(url.as_str(), "", &e))?;
     // Without fsync an acknowledgement means nothing; without clean-up the folders of what was deleted would stay.
-    Ok(Arc::new(FolderStore::new(store.with_fsync(true).with_automatic_cleanup(true), path)))
+    let store = store.with_fsync(true).with_automatic_cleanup(true);
+    Ok(Arc::new(FolderStore::new(store, path, failpoints.clone()).map_err(missing)?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn open(url: &PoolUrl, credentials: &Credentials, folder: Folder) -> Result<Arc<dyn ObjectStore>, BucketError> {
+        super::open(url, credentials, folder, &Failpoints::default())
+    }
 
     fn url(text: &str) -> PoolUrl {
         text.parse().unwrap()

@@ -10,25 +10,35 @@
 //!    makes it valid. So whenever a crash keeps the name, it keeps the bytes.
 //! 3. fsync of the file commits. Getting a name changed the inode, in the same transaction as the folder.
 //!
-//! Elsewhere, and for whatever is unusual (a folder that is not there, an object that is replaced), the general way is taken.
+//! An object that is replaced, and one of many parts, is the general store's.
+//!
+//! Invariants (R35):
+//! - Nothing is acknowledged, and nothing is called absent, unless the folder is the one that was opened ([`Mounted`]).
+//! - A put-if-absent that is repeated recognises its own object ([`Unsettled`]).
 
+mod mounted;
+mod staged;
+mod unsettled;
+
+use crate::telemetry::Failpoints;
 use async_trait::async_trait;
+use futures::StreamExt;
 use futures::stream::BoxStream;
+use mounted::{Mounted, id};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions,
     PutOptions, PutPayload, PutResult, RenameOptions, Result,
 };
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
-use rustix::io::Errno;
+use staged::Staged;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind};
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path as FilePath;
+use std::sync::Arc;
+use unsettled::{Unsettled, mark};
 
 /// Of statfs(2).
 const EXT_MAGIC: u64 = 0xef53;
@@ -38,13 +48,25 @@ const XFS_MAGIC: u64 = 0x5846_5342;
 #[derive(Debug)]
 pub(super) struct FolderStore {
     general: LocalFileSystem,
+    disk: Arc<Disk>,
+}
+
+/// What waits for the disk.
+#[derive(Debug)]
+struct Disk {
+    mounted: Mounted,
     /// The device whose log is ordered.
     ordered: Option<u64>,
+    unsettled: Unsettled,
+    failpoints: Failpoints,
 }
 
 impl FolderStore {
     /// Over a store that fsyncs; `folder` is where it is.
-    pub fn new(general: LocalFileSystem, folder: &FilePath) -> Self {
+    ///
+    /// # Errors
+    /// When the folder cannot be looked at.
+    pub fn new(general: LocalFileSystem, folder: &FilePath, failpoints: Failpoints) -> io::Result<Self> {
         let ordered = match device_with_ordered_log(folder) {
             Ok(ordered) => ordered,
             Err(error) => {
@@ -52,7 +74,89 @@ impl FolderStore {
                 None
             }
         };
-        Self { general, ordered }
+        let disk = Disk { mounted: Mounted::of(folder)?, ordered, unsettled: Unsettled::default(), failpoints };
+        Ok(Self { general, disk: Arc::new(disk) })
+    }
+
+    /// An error of the folder that is there in its place, or is not, says nothing.
+    fn seen<T>(&self, found: Result<T>) -> Result<T> {
+        if found.is_err() {
+            self.disk.check()?;
+        }
+        found
+    }
+
+    async fn create(&self, at: &Path, payload: &PutPayload, mark: Option<String>) -> Result<Put> {
+        let (disk, path, payload) = (self.disk.clone(), self.general.path_to_filesystem(at)?, payload.clone());
+        let runtime = tokio::runtime::Handle::current();
+        let step = move |disk: &Disk| runtime.block_on(disk.failpoints.step("bucket.folder.linked")).map_err(io::Error::other);
+        let put = tokio::task::spawn_blocking(move || disk.create(&path, &payload, mark.as_deref(), step)).await;
+        put.map_err(io::Error::other).and_then(|put| put).map_err(failed)
+    }
+
+    /// In place of what may be there.
+    async fn replace(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        let put = self.general.put_opts(at, payload, options).await;
+        // Also of what was put: the folder may have changed before it was, and only then is it known to be in the right one.
+        self.disk.check()?;
+        put
+    }
+}
+
+impl Disk {
+    fn check(&self) -> Result<()> {
+        self.mounted.check().map_err(failed)
+    }
+
+    /// An error after `linked` leaves a whole object of which nobody knows whether it stays; any other leaves none.
+    fn create(
+        &self,
+        path: &FilePath,
+        payload: &PutPayload,
+        mark: Option<&str>,
+        linked: impl FnOnce(&Self) -> io::Result<()>,
+    ) -> io::Result<Put> {
+        // Folders are made for it.
+        self.mounted.check()?;
+        let staged = Staged::write(path, payload, self.ordered)?;
+        // What was opened is in the right folder if that is still there; a name elsewhere could not be given to it any more.
+        self.mounted.check()?;
+        if let Some(mark) = mark {
+            self.unsettled.insert(mark, staged.id());
+        }
+        match staged.link(path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return self.exists(path, &staged, mark),
+            Err(error) => {
+                self.not_named(&staged, mark);
+                return Err(error);
+            }
+            Ok(()) => {}
+        }
+        linked(self)?;
+        staged.settle()?;
+        Ok(Put::Done { tag: tag(&staged.meta) })
+    }
+
+    fn exists(&self, path: &FilePath, staged: &Staged, mark: Option<&str>) -> io::Result<Put> {
+        let there = match std::fs::metadata(path) {
+            Ok(meta) => id(&meta),
+            // It went away just now: the next attempt finds that.
+            Err(error) => {
+                self.not_named(staged, mark);
+                return Err(error);
+            }
+        };
+        let is_own = mark.is_some_and(|mark| self.unsettled.is_own(mark, there));
+        if there != staged.id() {
+            self.not_named(staged, mark);
+        }
+        Ok(if is_own { Put::Own } else { Put::Exists })
+    }
+
+    fn not_named(&self, staged: &Staged, mark: Option<&str>) {
+        if let Some(mark) = mark {
+            self.unsettled.remove(mark, staged.id());
+        }
     }
 }
 
@@ -83,47 +187,8 @@ enum Put {
         tag: String,
     },
     Exists,
-    /// Nothing was done: this needs the general way.
-    General,
-}
-
-/// The one way on an ordered log. An error leaves no name, or, when the last step fails, a whole object of which nobody knows whether it stays.
-fn put_new(path: &FilePath, payload: &PutPayload, device: u64) -> io::Result<Put> {
-    let Some(folder) = path.parent() else { return Ok(Put::General) };
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file: OwnedFd = match rustix::fs::open(folder, flags, Mode::from_raw_mode(0o666)) {
-        Ok(file) => file,
-        Err(Errno::NOENT | Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => return Ok(Put::General),
-        Err(error) => return Err(error.into()),
-    };
-    let mut file = File::from(file);
-    payload.iter().try_for_each(|part| file.write_all(part))?;
-    let meta = file.metadata()?;
-    if meta.dev() != device {
-        return Ok(Put::General);
-    }
-    send_to_device(&file)?;
-    let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
-    match rustix::fs::linkat(CWD, nameless.as_str(), CWD, path, AtFlags::SYMLINK_FOLLOW) {
-        Ok(()) => {}
-        Err(Errno::EXIST) => return Ok(Put::Exists),
-        // The folder was empty and is being removed; or there is no /proc.
-        Err(Errno::NOENT) => return Ok(Put::General),
-        Err(error) => return Err(error.into()),
-    }
-    file.sync_all()?;
-    Ok(Put::Done { tag: tag(&meta) })
-}
-
-/// Starts writing and waits until the device has taken it all; its errors are the next fsync's too.
-#[allow(unsafe_code)]
-fn send_to_device(file: &File) -> io::Result<()> {
-    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-    // SAFETY: takes an open descriptor and numbers, and touches no memory of ours.
-    match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    /// An earlier attempt of this very put has made the object, and nobody knows whether it stays.
+    Own,
 }
 
 /// As the general way gives it to readers.
@@ -146,121 +211,185 @@ impl fmt::Display for FolderStore {
 #[deny(clippy::missing_trait_methods)]
 impl ObjectStore for FolderStore {
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let device = match (self.ordered, &options.mode) {
-            (Some(device), PutMode::Create | PutMode::Overwrite) if options.attributes.is_empty() => device,
-            _ => return self.general.put_opts(at, payload, options).await,
+        let mark = mark(&options.attributes);
+        let plain = PutOptions { attributes: Default::default(), ..options.clone() };
+        let is_short = match &options.mode {
+            PutMode::Create => options.attributes.is_empty() || mark.is_some(),
+            PutMode::Overwrite => options.attributes.is_empty() && self.disk.ordered.is_some(),
+            PutMode::Update(_) => false,
         };
-        let path = self.general.path_to_filesystem(at)?;
-        let (name, body) = (path.clone(), payload.clone());
-        let put = tokio::task::spawn_blocking(move || put_new(&name, &body, device)).await;
-        match put.map_err(io::Error::other).and_then(|put| put) {
-            Ok(Put::Done { tag }) => Ok(PutResult { e_tag: Some(tag), version: None, extensions: Default::default() }),
-            Ok(Put::Exists) if options.mode == PutMode::Create => Err(object_store::Error::AlreadyExists {
-                path: path.to_string_lossy().into_owned(),
-                source: Box::new(io::Error::from(io::ErrorKind::AlreadyExists)),
-            }),
-            Ok(Put::Exists | Put::General) => self.general.put_opts(at, payload, options).await,
-            Err(error) => Err(failed(error)),
+        if !is_short {
+            self.disk.check()?;
+            return self.replace(at, payload, options).await;
         }
+        let put = match self.create(at, &payload, mark.clone()).await? {
+            Put::Done { tag } => Ok(PutResult { e_tag: Some(tag), version: None, extensions: Default::default() }),
+            // After a failed fsync the bytes may be in no memory any more: they are written again.
+            Put::Own => self.replace(at, payload, PutOptions { mode: PutMode::Overwrite, ..plain }).await,
+            Put::Exists if options.mode == PutMode::Create => Err(object_store::Error::AlreadyExists {
+                path: at.to_string(),
+                source: Box::new(io::Error::from(ErrorKind::AlreadyExists)),
+            }),
+            Put::Exists => self.replace(at, payload, plain).await,
+        };
+        if let (Some(mark), Ok(_) | Err(object_store::Error::AlreadyExists { .. })) = (mark, &put) {
+            self.disk.unsettled.settle(&mark);
+        }
+        put
     }
 
     async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        // Its file is opened now, and gets its name from this file system or not at all.
+        self.disk.check()?;
         self.general.put_multipart_opts(at, options).await
     }
 
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
-        self.general.get_opts(at, options).await
+        self.seen(self.general.get_opts(at, options).await)
     }
 
     async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> Result<Vec<bytes::Bytes>> {
-        self.general.get_ranges(at, ranges).await
+        self.seen(self.general.get_ranges(at, ranges).await)
     }
 
     fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.general.delete_stream(keys)
+        let disk = self.disk.clone();
+        let deleted = self.general.delete_stream(keys);
+        deleted.map(move |deleted| deleted.or_else(|error| disk.check().and(Err(error)))).boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.general.list(prefix)
+        whole(&self.disk, self.general.list(prefix))
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.general.list_with_offset(prefix, offset)
+        whole(&self.disk, self.general.list_with_offset(prefix, offset))
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.general.list_with_delimiter(prefix).await
+        let listed = self.general.list_with_delimiter(prefix).await;
+        self.disk.check()?;
+        listed
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.general.copy_opts(from, to, options).await
+        self.disk.check()?;
+        self.seen(self.general.copy_opts(from, to, options).await)
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
-        self.general.rename_opts(from, to, options).await
+        self.disk.check()?;
+        self.seen(self.general.rename_opts(from, to, options).await)
     }
+}
+
+/// A listing that ends in an error where it may lack something: the folder was another one at some time.
+fn whole(disk: &Arc<Disk>, listed: BoxStream<'static, Result<ObjectMeta>>) -> BoxStream<'static, Result<ObjectMeta>> {
+    let disk = disk.clone();
+    let last = futures::stream::once(async move { disk.check() });
+    listed.chain(last.filter_map(|checked| async { checked.err().map(Err) })).boxed()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use object_store::ObjectStoreExt;
+    use object_store::{Attribute, Attributes, ObjectStoreExt};
 
-    fn store(folder: &FilePath) -> FolderStore {
+    fn store_on(folder: &FilePath, ordered: bool) -> FolderStore {
         let general = LocalFileSystem::new_with_prefix(folder).unwrap().with_fsync(true).with_automatic_cleanup(true);
-        // The order of steps does not depend on the file system, only what they are worth does.
-        FolderStore { general, ordered: Some(std::fs::metadata(folder).unwrap().dev()) }
+        let disk = Disk {
+            mounted: Mounted::of(folder).unwrap(),
+            // The order of steps does not depend on the file system, only what they are worth does.
+            ordered: ordered.then(|| std::fs::metadata(folder).unwrap().dev()),
+            unsettled: Unsettled::default(),
+            failpoints: Failpoints::default(),
+        };
+        FolderStore { general, disk: Arc::new(disk) }
     }
 
     async fn read(store: &FolderStore, at: &str) -> bytes::Bytes {
         store.get(&at.into()).await.unwrap().bytes().await.unwrap()
     }
 
+    fn create() -> PutOptions {
+        PutOptions::from(PutMode::Create)
+    }
+
+    fn marked(mark: &'static str) -> PutOptions {
+        PutOptions { attributes: Attributes::from_iter([(Attribute::Metadata("slatedbputid".into()), mark)]), ..create() }
+    }
+
     #[tokio::test]
     async fn an_object_is_created_once_and_replaced_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = store(folder.path());
-        let create = || PutOptions::from(PutMode::Create);
-        for at in ["a/b/c", "a/b/d", "top"] {
-            store.put_opts(&at.into(), "first".into(), create()).await.unwrap();
-            let again = store.put_opts(&at.into(), "again".into(), create()).await;
-            assert!(matches!(again, Err(object_store::Error::AlreadyExists { .. })), "{again:?}");
-            assert_eq!(read(&store, at).await, "first");
-            let put = store.put(&at.into(), "second, and longer".into()).await.unwrap();
-            assert_eq!(read(&store, at).await, "second, and longer");
-            assert_eq!(put.e_tag, store.head(&at.into()).await.unwrap().e_tag);
+        for ordered in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = store_on(folder.path(), ordered);
+            for at in ["a/b/c", "a/b/d", "top"] {
+                store.put_opts(&at.into(), "first".into(), create()).await.unwrap();
+                let again = store.put_opts(&at.into(), "again".into(), create()).await;
+                assert!(matches!(again, Err(object_store::Error::AlreadyExists { .. })), "{again:?}");
+                assert_eq!(read(&store, at).await, "first");
+                let put = store.put(&at.into(), "second, and longer".into()).await.unwrap();
+                assert_eq!(read(&store, at).await, "second, and longer");
+                assert_eq!(put.e_tag, store.head(&at.into()).await.unwrap().e_tag);
+            }
+            let parts: PutPayload = (0..100u8).map(|n| bytes::Bytes::from(vec![n; 5000])).collect();
+            let put = store.put(&"a/b/parts".into(), parts.clone()).await.unwrap();
+            assert_eq!(read(&store, "a/b/parts").await, bytes::Bytes::from(parts));
+            assert_eq!(put.e_tag, store.head(&"a/b/parts".into()).await.unwrap().e_tag);
+            store.put_opts(&"a/b/none".into(), PutPayload::new(), create()).await.unwrap();
+            assert_eq!(read(&store, "a/b/none").await, "");
+            let names = std::fs::read_dir(folder.path().join("a/b")).unwrap().count();
+            assert_eq!(names, 4, "nothing but objects is left behind");
         }
-        let parts: PutPayload = (0..100u8).map(|n| bytes::Bytes::from(vec![n; 5000])).collect();
-        let put = store.put(&"a/b/parts".into(), parts.clone()).await.unwrap();
-        assert_eq!(read(&store, "a/b/parts").await, bytes::Bytes::from(parts));
-        assert_eq!(put.e_tag, store.head(&"a/b/parts".into()).await.unwrap().e_tag);
-        store.put_opts(&"a/b/none".into(), PutPayload::new(), create()).await.unwrap();
-        assert_eq!(read(&store, "a/b/none").await, "");
-        let names = std::fs::read_dir(folder.path().join("a/b")).unwrap().count();
-        assert_eq!(names, 4, "nothing but objects is left behind");
     }
 
     #[tokio::test]
     async fn one_of_many_creators_wins() {
         let folder = tempfile::tempdir().unwrap();
-        let store = store(folder.path());
-        store.put(&"x/0".into(), "".into()).await.unwrap();
+        let store = store_on(folder.path(), true);
         let at = Path::from("x/1");
-        let put = |n: usize| store.put_opts(&at, format!("{n}").into(), PutOptions::from(PutMode::Create));
+        let put = |n: usize| store.put_opts(&at, format!("{n}").into(), create());
         let won = futures::future::join_all((0..16).map(put)).await.into_iter().filter(Result::is_ok).count();
         assert_eq!(won, 1);
     }
 
-    #[test]
-    fn the_general_way_is_taken_where_the_short_one_does_not_go() {
+    #[tokio::test]
+    async fn a_put_that_is_repeated_recognises_its_own_object_and_no_other() {
+        for ordered in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = store_on(folder.path(), ordered);
+            let store = &store;
+            let put = |at: &'static str, mark| async move { store.put_opts(&at.into(), "".into(), marked(mark)).await };
+            store.disk.failpoints.set("bucket.folder.linked", "1*return->off").unwrap();
+            assert!(matches!(put("w/1", "a").await, Err(object_store::Error::Generic { .. })), "nobody knows whether it stays");
+            // An object of the same bytes from somebody else is one all the same.
+            assert!(matches!(put("w/1", "b").await, Err(object_store::Error::AlreadyExists { .. })));
+            put("w/1", "a").await.unwrap();
+            assert_eq!(read(&store, "w/1").await, "");
+            assert!(matches!(put("w/1", "a").await, Err(object_store::Error::AlreadyExists { .. })), "it was answered");
+            // Other attributes are not kept: who gives them learns it.
+            let options = PutOptions { attributes: Attributes::from_iter([(Attribute::ContentType, "x")]), ..create() };
+            let refused = store.put_opts(&"w/2".into(), "".into(), options).await;
+            assert!(matches!(refused, Err(object_store::Error::NotImplemented { .. })), "{refused:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_put_whose_caller_went_away_is_recognised_when_it_comes_again() {
         let folder = tempfile::tempdir().unwrap();
-        let device = std::fs::metadata(folder.path()).unwrap().dev();
-        let put = |path: &str, device| put_new(&folder.path().join(path), &"bytes".into(), device).unwrap();
-        assert_eq!(put("absent/file", device), Put::General);
-        assert_eq!(put("elsewhere", device + 1), Put::General);
-        assert!(!folder.path().join("elsewhere").exists());
-        // On a file system without nameless files this is the general way too.
-        assert!(matches!(put("file", device), Put::Done { .. } | Put::General));
+        let store = store_on(folder.path(), true);
+        store.disk.failpoints.set("bucket.folder.linked", "1*sleep(300)->off").unwrap();
+        let at = Path::from("w/1");
+        let given_up = store.put_opts(&at, "wal".into(), marked("a"));
+        let given_up = tokio::time::timeout(std::time::Duration::from_millis(50), given_up);
+        assert!(given_up.await.is_err());
+        store.put_opts(&at, "wal".into(), marked("a")).await.unwrap();
+        assert_eq!(read(&store, "w/1").await, "wal");
+    }
+
+    #[test]
+    fn only_known_file_systems_keep_one_log() {
         assert!(!is_ordered(FilePath::new("/proc"), 0).unwrap());
     }
 }

@@ -1,7 +1,7 @@
 //! The store that everything goes through, SlateDB included: limits, retries and counts around any other.
 
 use super::error::{Meaning, TooShort, Truncated, generic, is, meaning};
-use super::limits::{Earlier, Gate, Kind, Limits, PAGE_KEYS, Requests};
+use super::limits::{Earlier, Gate, Kind, Limits, PAGE_KEYS, Puts, Requests};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -26,13 +26,13 @@ pub(super) struct Guarded {
 }
 
 impl Guarded {
-    pub fn new(inner: Arc<dyn ObjectStore>, limits: Limits) -> Self {
-        Self { inner, gate: Arc::new(Gate::new(limits)) }
+    pub fn new(inner: Arc<dyn ObjectStore>, limits: Limits, puts: Puts) -> Self {
+        Self { inner, gate: Arc::new(Gate::new(limits, puts)) }
     }
 
     /// The same store with other limits; counts start anew.
     pub fn with_limits(&self, limits: Limits) -> Self {
-        Self::new(self.inner.clone(), limits)
+        Self::new(self.inner.clone(), limits, self.gate.puts())
     }
 
     pub fn requests(&self) -> Requests {

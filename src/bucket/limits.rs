@@ -102,18 +102,30 @@ pub(super) enum Earlier {
     Unknown,
 }
 
+/// Whether an attempt of a put is given up when its time is over. Without a limit its outcome is always known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Puts {
+    Limited,
+    Unlimited,
+}
+
 /// Runs requests within the limits, and counts them.
 #[derive(Debug)]
 pub(super) struct Gate {
     limits: Limits,
+    puts: Puts,
     permits: Semaphore,
     counts: [AtomicU64; 5],
 }
 
 impl Gate {
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, puts: Puts) -> Self {
         let permits = Semaphore::new(limits.concurrent.clamp(1, Semaphore::MAX_PERMITS));
-        Self { limits, permits, counts: Default::default() }
+        Self { limits, puts, permits, counts: Default::default() }
+    }
+
+    pub fn puts(&self) -> Puts {
+        self.puts
     }
 
     pub fn count(&self, kind: Kind, n: u64) {
@@ -145,7 +157,10 @@ impl Gate {
             let _permit = self.permits.acquire().await;
             request.await
         };
-        let result = tokio::time::timeout(limit, bounded).await.unwrap_or_else(|_| Err(generic(TimedOut(limit))));
+        let result = match (kind, self.puts) {
+            (Kind::Put, Puts::Unlimited) => bounded.await,
+            _ => tokio::time::timeout(limit, bounded).await.unwrap_or_else(|_| Err(generic(TimedOut(limit)))),
+        };
         // What a store does not implement it answers without a request.
         if !matches!(result, Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. })) {
             self.count(kind, 1);
@@ -236,7 +251,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_outage_ends_in_an_error() {
-        let gate = Gate::new(Limits::default());
+        let gate = Gate::new(Limits::default(), Puts::Limited);
         let start = Instant::now();
         let (result, earlier) = gate.run(Kind::Get, 0, std::future::pending::<object_store::Result<()>>).await;
         assert!(result.is_err());
@@ -247,7 +262,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_large_body_has_more_time() {
-        let gate = Gate::new(Limits::default());
+        let gate = Gate::new(Limits::default(), Puts::Limited);
         let slow = || async {
             tokio::time::sleep(Duration::from_secs(60)).await;
             Ok(())

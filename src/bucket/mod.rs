@@ -31,7 +31,7 @@ use crate::telemetry::Failpoints;
 use bytes::Bytes;
 use error::of_store;
 use guarded::Guarded;
-use limits::Earlier;
+use limits::{Earlier, Puts};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use std::ops::Range;
@@ -71,8 +71,12 @@ impl Bucket {
     /// # Errors
     /// [`BucketError::Options`] for credentials that the store cannot use, [`BucketError::Missing`] for an absent folder.
     pub fn open(url: &PoolUrl, credentials: &Credentials, folder: Folder, limits: Limits) -> Result<Self, BucketError> {
-        let store = credentials::open(url, credentials, folder)?;
-        Ok(Self::named(url.as_str(), store, url.prefix().clone(), limits))
+        let failpoints = Failpoints::default();
+        let store = credentials::open(url, credentials, folder, &failpoints)?;
+        // A put waits for the disk, however long it takes: given up, it would take effect all the same (R35).
+        let puts = if url.folder().is_some() { Puts::Unlimited } else { Puts::Limited };
+        let store = Arc::new(Guarded::new(store, limits, puts));
+        Ok(Self { url: url.as_str().into(), prefix: url.prefix().clone(), store, failpoints })
     }
 
     /// A new, empty bucket in this process's memory.
@@ -82,11 +86,9 @@ impl Bucket {
 
     /// A bucket on any store; `prefix` is the pool's.
     pub fn on(store: Arc<dyn ObjectStore>, prefix: Path) -> Self {
-        Self::named(&format!("{store}"), store, prefix, Limits::default())
-    }
-
-    fn named(url: &str, store: Arc<dyn ObjectStore>, prefix: Path, limits: Limits) -> Self {
-        Self { url: url.into(), prefix, store: Arc::new(Guarded::new(store, limits)), failpoints: Failpoints::default() }
+        let url = format!("{store}").into();
+        let store = Arc::new(Guarded::new(store, Limits::default(), Puts::Limited));
+        Self { url, prefix, store, failpoints: Failpoints::default() }
     }
 
     /// The same bucket with other limits; counts start anew.
