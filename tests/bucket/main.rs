@@ -8,6 +8,7 @@ mod folder;
 mod support;
 
 use bytes::Bytes;
+use support::s3::{Quirks, S3Server};
 use zerofs_csi::bucket::{Bucket, BucketError, Credentials, Folder, Limits, PutNew};
 
 async fn conformance(bucket: Bucket) {
@@ -99,6 +100,24 @@ async fn a_prefix_conforms_and_is_kept() {
     conformance(Bucket::on(store.clone(), "pools/one".into())).await;
     let all = Bucket::on(store, "".into()).list("").await.unwrap();
     assert!(!all.is_empty() && all.iter().all(|l| l.key.starts_with("pools/one/")));
+}
+
+/// S3 as it is, and as gateways and other stores have it.
+#[tokio::test]
+async fn an_s3_server_of_any_kind_conforms() {
+    let kinds: [(&str, fn(&mut Quirks)); 4] = [
+        ("S3", |_| {}),
+        ("drops user metadata", |quirks| quirks.drops_metadata = true),
+        ("lists in an order of its own", |quirks| quirks.unordered_listings = true),
+        ("short pages", |quirks| quirks.page_keys = 7),
+    ];
+    for (kind, quirk) in kinds {
+        println!("{kind}");
+        let server = S3Server::start();
+        server.quirks(quirk);
+        conformance(server.pool("s3://test/pool")).await;
+        assert!(server.keys().iter().all(|key| key.starts_with("pool/")), "{kind}");
+    }
 }
 
 /// A real S3 server over HTTP. `ZEROFS_TEST_S3` is its endpoint, as `tests/bucket/s3-server start` prints it; unset, this is
