@@ -137,7 +137,7 @@ fn nothing_to_delete(what: &str, name: &str) -> anyhow::Error {
 async fn expand(name: &str, size: ByteSize, common: &Common) -> anyhow::Result<()> {
     let opened = common.pool.open().await?;
     let handle = VolumeHandle { pool: opened.pool.id(), dataset: opened.dataset(name).await?.id() };
-    opened.controller.expand_volume(handle, size.0).await?;
+    opened.controller.expand_volume(handle, size.0, None).await?;
     let grown = opened.dataset(name).await?;
     print(&opened, &grown, common.output).await
 }

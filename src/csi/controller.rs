@@ -282,7 +282,8 @@ impl ControllerApi for ControllerService {
         unlocked(&*self.unlock, "ControllerExpandVolume", PoolOf::Id(handle.pool), request.secrets).await?;
         let controller = self.controller.clone();
         let about = format!("{handle} to {bytes} bytes");
-        let now = run("ControllerExpandVolume", about, async move { controller.expand_volume(handle, bytes).await }).await?;
+        let now =
+            run("ControllerExpandVolume", about, async move { controller.expand_volume(handle, bytes, size.limit).await }).await?;
         // The node that has it open learns of the new quota from NodeExpandVolume.
         ok(ControllerExpandVolumeResponse { capacity_bytes: signed(now), node_expansion_required: true })
     }

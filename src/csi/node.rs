@@ -179,12 +179,12 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         let request = request.into_inner();
         let (volume, at) = volume_at(&request.volume_id, &request.volume_path)?;
-        wanted(request.capacity_range.as_ref())?;
+        let limit = wanted(request.capacity_range.as_ref())?.limit;
         if request.volume_capability.is_some() {
             capability::one(request.volume_capability.as_ref())?;
         }
         let agent = self.agent.clone();
-        let bytes = run("NodeExpandVolume", volume.to_string(), async move { agent.expand(volume, &at).await }).await?;
+        let bytes = run("NodeExpandVolume", volume.to_string(), async move { agent.expand(volume, &at, limit).await }).await?;
         ok(NodeExpandVolumeResponse { capacity_bytes: signed(bytes) })
     }
 

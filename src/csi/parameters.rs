@@ -44,8 +44,10 @@ pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, 
                 properties.record_bytes = record_bytes(value).ok_or_else(|| bad("a power of two from 4k to 1m"))?;
             }
             "compression" => properties.codec = codec(value).ok_or_else(|| bad("lz4, zstd or none"))?,
-            "uid" => properties.root_uid = number(value).ok_or_else(|| bad("a user number"))?,
-            "gid" => properties.root_gid = number(value).ok_or_else(|| bad("a group number"))?,
+            "uid" => properties.root_uid = owner(value).ok_or_else(|| bad("a user number below 4294967295, which means nobody"))?,
+            "gid" => {
+                properties.root_gid = owner(value).ok_or_else(|| bad("a group number below 4294967295, which means no group"))?
+            }
             "mode" => properties.root_mode = mode(value).ok_or_else(|| bad("an octal mode from 0 to 7777"))?,
             "inodeQuota" => {
                 let quota = number(value).filter(|quota: &u64| (INODES_MIN..=INODES_MAX).contains(quota));
@@ -103,6 +105,11 @@ fn short(text: &str) -> String {
 
 fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// (uid_t) -1 is no user: chown(2) takes it for "as it is", and the kernel's client does not show a file of its.
+fn owner(text: &str) -> Option<u32> {
+    number(text).filter(|id| *id != u32::MAX)
 }
 
 /// `65536`, `64k`, `64K`, `64Ki`, `1m`, `1M`, `1Mi`.
@@ -196,6 +203,8 @@ mod tests {
             ("uid", "-1"),
             ("uid", "root"),
             ("uid", "4294967296"),
+            ("uid", "4294967295"),
+            ("gid", "4294967295"),
             ("uid", ""),
             ("gid", "1.5"),
             ("mode", "0o755"),

@@ -304,7 +304,7 @@ impl Process {
             }
             Op::Expand(bytes) => {
                 let handle = self.handle_of(VOLUME).await?.expect("it is there");
-                self.controller.expand_volume(handle, *bytes).await.map(drop).map_err(failed)
+                self.controller.expand_volume(handle, *bytes, None).await.map(drop).map_err(failed)
             }
             Op::Snapshot(name) => {
                 let handle = self.handle_of(VOLUME).await?.expect("it is there");

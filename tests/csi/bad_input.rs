@@ -41,6 +41,8 @@ async fn create_volume_refuses_nonsense() {
         (CreateVolumeRequest { volume_capabilities: vec![block], ..new_volume("v") }, Code::InvalidArgument, "block"),
         (with_parameter("recordSize", "64k"), Code::InvalidArgument, "recordSize"),
         (with_parameter("recordsize", "3k"), Code::InvalidArgument, "power of two"),
+        (with_parameter("uid", "4294967295"), Code::InvalidArgument, "4294967295"),
+        (with_parameter("gid", "4294967295"), Code::InvalidArgument, "4294967295"),
         (with_parameter("pool", "nowhere"), Code::InvalidArgument, "nowhere"),
         (with_range(-1, 0), Code::InvalidArgument, "negative"),
         (with_range(0, i64::MIN), Code::InvalidArgument, "negative"),

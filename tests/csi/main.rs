@@ -10,6 +10,7 @@ mod node;
 mod registration;
 mod restart;
 mod roles;
+mod sizes;
 mod snapshots;
 mod stale;
 mod volumes;

@@ -17,9 +17,9 @@ const STALE: u32 = 70;
 
 /// What the kernel's client keeps of a mount.
 #[derive(Clone)]
-struct Mounted {
-    what: NfsMount,
-    root: FileHandle,
+pub struct Mounted {
+    pub what: NfsMount,
+    pub root: FileHandle,
 }
 
 async fn mount(what: NfsMount) -> anyhow::Result<Mounted> {
@@ -29,7 +29,7 @@ async fn mount(what: NfsMount) -> anyhow::Result<Mounted> {
 }
 
 /// A mounter that speaks MOUNT as the kernel does; what came of it last.
-fn mounter() -> (FakeMounter, Arc<Mutex<Option<Mounted>>>) {
+pub fn mounter() -> (FakeMounter, Arc<Mutex<Option<Mounted>>>) {
     let last: Arc<Mutex<Option<Mounted>>> = Arc::default();
     let keep = last.clone();
     let mounter = FakeMounter::with(move |what, target| {

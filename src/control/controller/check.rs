@@ -21,6 +21,9 @@ pub(super) fn properties(properties: &Properties) -> Result<(), ControlError> {
     if properties.root_mode > 0o7777 {
         return invalid(format!("mode {:o}: use at most 7777, octal", properties.root_mode));
     }
+    if [properties.root_uid, properties.root_gid].contains(&u32::MAX) {
+        return invalid(format!("uid and gid of the root directory: {} stands for none; use a smaller number", u32::MAX));
+    }
     if properties.quota_inodes == Some(0) {
         return invalid("an inode quota of 0 leaves no room for the root directory".to_owned());
     }
@@ -84,6 +87,17 @@ pub(super) fn size(new: &NewVolume, source: Option<u64>) -> Result<u64, ControlE
 /// The name of the snapshot that a clone of a volume is made from, one for each clone.
 pub(super) fn implied_name(clone: Incarnation) -> Result<SnapshotName, ControlError> {
     format!("implied-{clone}").parse().map_err(|error| ControlError::Internal(format!("{error}")))
+}
+
+/// The inode quota of a new volume. `source`: inodes in use in what it is made from.
+pub(super) fn inodes(new: &NewVolume, source: u64) -> Result<(), ControlError> {
+    match new.properties.quota_inodes {
+        Some(quota) if quota < source => Err(ControlError::OutOfRange(format!(
+            "volume {}: an inodeQuota {quota} is less than the {source} inodes of the source: nothing could be created in it",
+            new.name
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the existing volume is what a repeated request asks for.
@@ -169,6 +183,7 @@ mod tests {
         assert!(with(|_| {}));
         assert!(with(|p| p.record_bytes = 4096) && with(|p| p.sync = Some("always".into())));
         assert!(!with(|p| p.record_bytes = 5000) && !with(|p| p.record_bytes = 2 << 20) && !with(|p| p.record_bytes = 0));
+        assert!(!with(|p| p.root_uid = u32::MAX) && !with(|p| p.root_gid = u32::MAX));
         assert!(
             !with(|p| p.sync = Some("never".into())) && !with(|p| p.root_mode = 0o10000) && !with(|p| p.quota_inodes = Some(0))
         );

@@ -1,8 +1,12 @@
 //! CreateVolume: look for the name, write the intent, do the effect, say ready (R3, R30).
 
 use super::{Controller, NewVolume, Source, VolumeInfo, check, volume_info};
-use crate::catalog::{CatalogError, Dataset, State, Versioned};
+use crate::catalog::{CatalogError, Dataset, Form, State, Versioned};
 use crate::control::{ControlError, Pool};
+use crate::fs::api::FileSystem;
+use crate::fs::db::{self, CheckpointId, Reader};
+use crate::fs::key;
+use crate::fs::row::{Row, Superblock};
 use crate::types::{DatasetId, FamilyId, Incarnation, NameKey, SnapshotId, Timestamp};
 
 /// What a new volume is made from.
@@ -11,6 +15,16 @@ struct Origin {
     family: FamilyId,
     /// Its byte quota.
     size: Option<u64>,
+    /// The database to read, and where.
+    dataset: DatasetId,
+    root: Root,
+}
+
+/// Where a source's rows are read.
+enum Root {
+    Checkpoint(Option<CheckpointId>),
+    /// A snapshot is made of it later.
+    Head,
 }
 
 impl Controller {
@@ -62,6 +76,9 @@ impl Controller {
             Some(source) => Some(self.origin(pool, source, incarnation).await?),
         };
         let size = check::size(new, origin.as_ref().and_then(|o| o.size))?;
+        if let Some(origin) = origin.as_ref().filter(|_| new.properties.quota_inodes.is_some() && new.form == Form::Writable) {
+            check::inodes(new, self.inodes(pool, origin).await?)?;
+        }
         let dataset = Dataset {
             name: new.name.clone(),
             incarnation,
@@ -112,7 +129,13 @@ impl Controller {
                 let absent = || ControlError::NotFound { what: format!("snapshot {handle}") };
                 let snapshot = pool.catalog.snapshot_by_id(handle.snapshot).await?.ok_or_else(absent)?.record;
                 match snapshot.state {
-                    State::Ready => Ok(Origin { snapshot: handle.snapshot, family: snapshot.family, size: snapshot.size }),
+                    State::Ready => Ok(Origin {
+                        snapshot: handle.snapshot,
+                        family: snapshot.family,
+                        size: snapshot.size,
+                        dataset: snapshot.dataset,
+                        root: Root::Checkpoint(snapshot.checkpoint.map(CheckpointId)),
+                    }),
                     State::Creating => Err(ControlError::InProgress { what: format!("snapshot {}", snapshot.name) }),
                     State::Deleting | State::Dead => Err(absent()),
                 }
@@ -131,8 +154,31 @@ impl Controller {
                 let key = NameKey::of("snapshot", check::implied_name(clone)?.as_str());
                 let snapshot = DatasetId { key, incarnation: Incarnation::random() };
                 let id = SnapshotId { dataset: dataset.incarnation, snapshot };
-                Ok(Origin { snapshot: id, family: dataset.family, size: dataset.size })
+                let (family, size) = (dataset.family, dataset.size);
+                Ok(Origin { snapshot: id, family, size, dataset: dataset.id(), root: Root::Head })
             }
         }
+    }
+
+    /// Inodes in use in the source; of one that another process has open, those that are in the store.
+    async fn inodes(&self, pool: &Pool, origin: &Origin) -> Result<u64, ControlError> {
+        if let (Root::Head, Some(open)) = (&origin.root, self.volumes.get(origin.dataset)) {
+            let stat = open.fs.statfs().await?;
+            return Ok(stat.total_inodes.saturating_sub(stat.free_inodes));
+        }
+        let place = self.volumes.settings().place(&pool.catalog, origin.family, origin.dataset.incarnation);
+        if !db::exists(&place).await? {
+            return Ok(0);
+        }
+        let reader = match origin.root {
+            Root::Checkpoint(Some(checkpoint)) => Reader::at_checkpoint(&place, checkpoint).await?,
+            Root::Checkpoint(None) | Root::Head => Reader::newest(&place).await?,
+        };
+        let superblock = reader.get(&key::superblock()).await;
+        reader.close().await?;
+        Ok(match superblock? {
+            Some(row) => Superblock::decode(&row)?.inodes,
+            None => 0,
+        })
     }
 }

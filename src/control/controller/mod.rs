@@ -10,6 +10,7 @@ mod restore;
 mod snapshot;
 mod writable;
 
+pub(super) use query::within;
 pub use release::Journal;
 pub use restore::RestoreInPlace;
 pub(super) use restore::{class_name, restore};

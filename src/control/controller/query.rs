@@ -1,7 +1,7 @@
 //! What there is, and growing it.
 
 use super::{Controller, SIZE_MAX, SnapshotInfo, VolumeInfo, snapshot_info, volume_info};
-use crate::catalog::{CatalogError, State};
+use crate::catalog::{CatalogError, Dataset, State};
 use crate::control::ControlError;
 use crate::types::{SnapshotHandle, VolumeHandle};
 
@@ -24,7 +24,10 @@ impl Controller {
     }
 
     /// Raises the byte quota; a smaller or equal size changes nothing. Answers the quota in force.
-    pub async fn expand_volume(&self, volume: VolumeHandle, bytes: u64) -> Result<u64, ControlError> {
+    ///
+    /// # Errors
+    /// `OutOfRange` when the volume has more than `limit` bytes already.
+    pub async fn expand_volume(&self, volume: VolumeHandle, bytes: u64, limit: Option<u64>) -> Result<u64, ControlError> {
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
         let _call = self.enter_volume(volume.dataset)?;
@@ -36,6 +39,7 @@ impl Controller {
             let why = format!("volume {}: {bytes} bytes are more than the {SIZE_MAX} supported", now.name);
             return Err(ControlError::OutOfRange(why));
         }
+        within(&now, limit)?;
         if let Some(size) = now.size.filter(|size| *size >= bytes) {
             return Ok(size);
         }
@@ -51,6 +55,7 @@ impl Controller {
             .await?;
         pool.step("control.expand.recorded").await?;
         self.volumes.set_quota(&grown.record);
+        within(&grown.record, limit)?;
         Ok(grown.record.size.unwrap_or(bytes))
     }
 
@@ -87,5 +92,16 @@ impl Controller {
             }
             Err(error) => Err(ControlError::Internal(format!("pool {}: {error}", pool.name))),
         }
+    }
+}
+
+/// CSI's limit_bytes: a volume never shrinks, so one that has more cannot come to have at most so many.
+pub(in crate::control) fn within(volume: &Dataset, limit: Option<u64>) -> Result<(), ControlError> {
+    match (volume.size, limit) {
+        (Some(size), Some(limit)) if size > limit => Err(ControlError::OutOfRange(format!(
+            "volume {} has {size} bytes already, at most {limit} are asked for, and a volume never shrinks",
+            volume.name
+        ))),
+        _ => Ok(()),
     }
 }

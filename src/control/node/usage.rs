@@ -1,6 +1,7 @@
 //! What a staged volume holds, its size, and the writing out of its dirty pages.
 
 use super::super::ControlError;
+use super::super::controller::within;
 use super::agent::{NodeAgent, Staged, State};
 use super::endpoint::Endpoints;
 use crate::fs::api::{FileSystem, StatFs};
@@ -57,13 +58,14 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// Reads the quota in force from the dataset's record and applies it to the open volume; answers its bytes.
     ///
     /// # Errors
-    /// `NotFound` when the volume is not at `path`.
-    pub async fn expand(&self, volume: VolumeHandle, path: &Path) -> Result<u64, ControlError> {
+    /// `NotFound` when the volume is not at `path`; `OutOfRange` when it has more than `limit` bytes.
+    pub async fn expand(&self, volume: VolumeHandle, path: &Path, limit: Option<u64>) -> Result<u64, ControlError> {
         let _call = self.enter(volume).await?;
         self.staged_at(volume, path).await?;
         let missing = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pools.by_id(volume.pool)?.ok_or_else(missing)?;
         let record = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(missing)?.record;
+        within(&record, limit)?;
         self.volumes.set_quota(&record);
         Ok(record.size.unwrap_or_default())
     }
