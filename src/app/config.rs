@@ -91,6 +91,9 @@ impl std::fmt::Debug for PoolConfig {
 pub struct LimitsConfig {
     /// Volumes open at once in one process.
     pub volumes_max: usize,
+    /// Connections of the usual mount: the largest `nconnect` among the StorageClasses. A node takes fewer volumes where each needs several of its
+    /// reserved ports.
+    pub connections_per_volume: u32,
     /// What the process may take in memory. The sizes below are shares of it where they are not given, and then not counted in it.
     pub memory: ByteSize,
     /// Written data held in memory, for all volumes together.
@@ -109,6 +112,7 @@ impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
             volumes_max: 256,
+            connections_per_volume: 1,
             memory: super::memory::DEFAULT,
             dirty_bytes: None,
             metadata_cache: None,

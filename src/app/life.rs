@@ -285,7 +285,7 @@ pub(super) async fn start_agent<M: Mounter>(
     budget: &Budget,
     sockets: Arc<Sockets>,
 ) -> anyhow::Result<Arc<NodeAgent<M, NfsEndpoints>>> {
-    let settings = NodeSettings::new(state.path().join("staged"))?;
+    let settings = NodeSettings::new(state.path().join("staged"), parts.config.driver_name.clone())?;
     let endpoints = NfsEndpoints::new(Options { peers, limits: parts.nfs, ..Options::default() }, budget.clone(), sockets);
     Ok(NodeAgent::start(mounter, endpoints, parts.volumes.clone(), parts.pools.clone(), settings).await?)
 }

@@ -87,8 +87,9 @@ fn cannot_watch(error: &(dyn std::error::Error + 'static)) {
 }
 
 pub(super) fn node_info(parts: &Parts, id: String) -> NodeInfo {
-    let limit = u32::try_from(parts.config.limits.volumes_max).unwrap_or(u32::MAX);
-    NodeInfo { id, volumes_max: limit.min(NodeInfo::VOLUMES_MAX) }
+    let limits = &parts.config.limits;
+    let volumes_max = u32::try_from(limits.volumes_max).unwrap_or(u32::MAX);
+    NodeInfo { id, volumes_max, connections_per_volume: limits.connections_per_volume }
 }
 
 pub(super) fn identity(parts: &Parts, with_controller: bool) -> IdentityService {

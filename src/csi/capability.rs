@@ -4,7 +4,7 @@ use super::proto::v1::VolumeCapability;
 use super::proto::v1::volume_capability::AccessType;
 use super::proto::v1::volume_capability::access_mode::Mode;
 use super::status::{RequestError, invalid};
-use crate::mount::check_options;
+use crate::mount;
 
 /// File system types that mean ours; empty means none asked for.
 const FS_TYPES: [&str; 3] = ["", "nfs", "zerofs"];
@@ -23,6 +23,11 @@ pub(super) struct Capability {
 impl Capability {
     pub fn reads_only(&self) -> bool {
         matches!(self.mode, Mode::SingleNodeReaderOnly | Mode::MultiNodeReaderOnly)
+    }
+
+    /// The mode or an option says so.
+    pub fn mounts_read_only(&self) -> bool {
+        self.reads_only() || mount::reads_only(&self.options)
     }
 
     /// Only one target on the node may have it (CSI, NodePublishVolume).
@@ -48,25 +53,25 @@ pub(super) fn one(capability: Option<&VolumeCapability>) -> Result<Capability, R
 }
 
 fn check(capability: &VolumeCapability) -> Result<Capability, RequestError> {
-    let mount = match &capability.access_type {
-        Some(AccessType::Mount(mount)) => mount,
+    let volume = match &capability.access_type {
+        Some(AccessType::Mount(volume)) => volume,
         Some(AccessType::Block(_)) => {
             return Err(invalid("block volumes are not supported: use volumeMode: Filesystem"));
         }
         None => return Err(invalid("a volume capability has no access type")),
     };
-    if !FS_TYPES.contains(&mount.fs_type.as_str()) {
-        let given = mount.fs_type.chars().take(40).collect::<String>();
+    if !FS_TYPES.contains(&volume.fs_type.as_str()) {
+        let given = volume.fs_type.chars().take(40).collect::<String>();
         return Err(invalid(format!("fsType {given:?} is not supported: leave csi.storage.k8s.io/fstype out")));
     }
-    if mount.mount_flags.iter().map(String::len).sum::<usize>() > FLAG_BYTES_MAX {
+    if volume.mount_flags.iter().map(String::len).sum::<usize>() > FLAG_BYTES_MAX {
         return Err(invalid(format!("mount options are longer than {FLAG_BYTES_MAX} bytes")));
     }
-    check_options(&mount.mount_flags).map_err(|error| invalid(error.to_string()))?;
+    mount::check_options(&volume.mount_flags).map_err(|error| invalid(error.to_string()))?;
     let mode = capability.access_mode.as_ref().map_or(0, |mode| mode.mode);
     match Mode::try_from(mode) {
         Ok(Mode::Unknown) | Err(_) => Err(invalid(format!("access mode {mode} is unknown or missing"))),
-        Ok(mode) => Ok(Capability { mode, options: mount.mount_flags.clone() }),
+        Ok(mode) => Ok(Capability { mode, options: volume.mount_flags.clone() }),
     }
 }
 

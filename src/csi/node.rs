@@ -26,13 +26,10 @@ const PATH_BYTES_MAX: usize = 4096;
 pub struct NodeInfo {
     /// Kubernetes' name of the node.
     pub id: String,
-    /// Each mount takes reserved ports and memory: more than this many volumes are scheduled elsewhere.
+    /// More than this many volumes are scheduled elsewhere, or fewer where the node's reserved ports do not suffice.
     pub volumes_max: u32,
-}
-
-impl NodeInfo {
-    /// About 359 reserved ports a node, one for each connection, less what the host itself uses.
-    pub const VOLUMES_MAX: u32 = 256;
+    /// Connections of the usual mount (`nconnect`): each takes a reserved port.
+    pub connections_per_volume: u32,
 }
 
 pub struct NodeService<M, E> {
@@ -67,7 +64,7 @@ fn stage(request: &NodeStageVolumeRequest) -> Result<Stage, RequestError> {
     required_id(&request.volume_id)?;
     let target = path("staging_target_path", &request.staging_target_path)?;
     let capability = capability::one(request.volume_capability.as_ref())?;
-    let access = if capability.reads_only() { Access::ReadOnly } else { Access::ReadWrite };
+    let access = if capability.mounts_read_only() { Access::ReadOnly } else { Access::ReadWrite };
     Ok(Stage { volume: volume_id(&request.volume_id)?, target, access, options: capability.options })
 }
 
@@ -81,9 +78,10 @@ fn publish(request: &NodePublishVolumeRequest) -> Result<Publish, RequestError> 
         return Err(invalid("staging_target_path is missing"));
     }
     let staging = path("staging_target_path", &request.staging_target_path)?;
-    let access = if request.readonly || capability.reads_only() { Access::ReadOnly } else { Access::ReadWrite };
+    let read_only = request.readonly || capability.mounts_read_only();
+    let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
     let sharing = if capability.single_target() { Sharing::OneTarget } else { Sharing::ManyTargets };
-    Ok(Publish { volume, staging, target, access, sharing })
+    Ok(Publish { volume, staging, target, access, options: capability.options, sharing })
 }
 
 fn required_id(id: &str) -> Result<(), RequestError> {
@@ -200,7 +198,7 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
     async fn node_get_info(&self, _: Request<NodeGetInfoRequest>) -> Result<Response<NodeGetInfoResponse>, Status> {
         ok(NodeGetInfoResponse {
             node_id: self.info.id.clone(),
-            max_volumes_per_node: i64::from(self.info.volumes_max),
+            max_volumes_per_node: i64::from(self.agent.volumes_max(self.info.volumes_max, self.info.connections_per_volume)),
             // Every node reaches every pool.
             accessible_topology: None,
         })

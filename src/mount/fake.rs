@@ -1,7 +1,7 @@
 //! A mounter that mounts nothing: for tests, and for the user-space mode of `demo`.
 
-use super::target::must_be_free;
-use super::{MountError, MountPoint, Mounter, NfsMount, options};
+use super::target::{must_be_free, resolve};
+use super::{BindMount, MountError, MountPoint, Mounter, NfsMount, options};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -11,7 +11,8 @@ use std::sync::Arc;
 /// What stands in for the kernel's client: given the mount and its target, it speaks MOUNT with the endpoint.
 type OnMount = Arc<dyn Fn(NfsMount, PathBuf) -> BoxFuture<'static, Result<(), MountError>> + Send + Sync>;
 
-/// Keeps a table of mounts in memory, with the checks and errors of the real one. Cheap to clone: clones share the table.
+/// Keeps a table of mounts in memory, with the checks and errors of the real one; as in the kernel's, its paths have no symbolic links.
+/// Cheap to clone: clones share the table.
 #[derive(Clone, Default)]
 pub struct FakeMounter {
     inner: Arc<Inner>,
@@ -71,6 +72,13 @@ impl FakeMounter {
     }
 }
 
+/// Those that mountinfo would show of a mount point.
+fn flags(options: &[String]) -> Vec<String> {
+    let words = options.iter().flat_map(|text| text.split(','));
+    let own = words.filter(|word| ["noexec", "noatime", "nodiratime", "relatime"].contains(word));
+    ["nosuid", "nodev"].into_iter().chain(own).map(str::to_owned).collect()
+}
+
 impl Mounter for FakeMounter {
     async fn mount_nfs(&self, what: &NfsMount, target: &Path) -> Result<(), MountError> {
         let read_only = options::kernel(what)?.read_only;
@@ -79,19 +87,23 @@ impl Mounter for FakeMounter {
         if let Some(on_mount) = &self.inner.on_mount {
             on_mount(what.clone(), target.to_owned()).await?;
         }
-        self.add(MountPoint { target: target.to_owned(), device: what.device.clone(), kind: "nfs".into(), read_only });
+        let (target, device, flags) = (resolve(target).await?, what.device.clone(), flags(&what.options));
+        self.add(MountPoint { target, device, kind: "nfs".into(), read_only, flags });
         Ok(())
     }
 
-    async fn bind(&self, source: &Path, target: &Path, read_only: bool) -> Result<(), MountError> {
+    async fn bind(&self, what: &BindMount, target: &Path) -> Result<(), MountError> {
+        options::bind(what)?;
         let table = self.table();
         must_be_free(target, &table).await?;
         self.ask("bind", target)?;
+        let source = resolve(&what.source).await?;
         let Some(of) = table.iter().rev().find(|mount| mount.target == source) else {
             let why = format!("{} is not mounted", source.display());
             return Err(MountError::Kernel { path: target.to_owned(), doing: "binding", why });
         };
-        self.add(MountPoint { target: target.to_owned(), read_only: read_only || of.read_only, ..of.clone() });
+        let read_only = what.read_only || of.read_only;
+        self.add(MountPoint { target: resolve(target).await?, read_only, flags: flags(&what.options), ..of.clone() });
         Ok(())
     }
 

@@ -2,10 +2,10 @@
 
 use super::limited::{self, Late};
 use super::target::{kernel_error, must_be_free};
-use super::{MountError, MountPoint, Mounter, NfsMount, mountinfo, options};
+use super::{BindMount, MountError, MountPoint, Mounter, NfsMount, mountinfo, options};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::UnmountFlags;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -75,17 +75,14 @@ impl Mounter for KernelMounter {
         call(target, DOING, MOUNT_SECS, mount, detach).await?.map_err(|errno| failed(target, DOING, errno))
     }
 
-    async fn bind(&self, source: &Path, target: &Path, read_only: bool) -> Result<(), MountError> {
+    async fn bind(&self, what: &BindMount, target: &Path) -> Result<(), MountError> {
         const DOING: &str = "binding";
+        let flags = options::bind(what)?;
         must_be_free(target, &self.list().await?).await?;
-        let from = source.to_owned();
+        let from = what.source.clone();
         let bind = move |path: &Path| {
             rustix::mount::mount_bind(from, path)?;
-            if !read_only {
-                return Ok(());
-            }
-            // A bind takes its flags only from a remount of it.
-            let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+            // A bind takes its flags only from a remount of it, and then takes exactly these.
             rustix::mount::mount_remount(path, flags, c"").inspect_err(|_| detach(path))
         };
         call(target, DOING, BIND_SECS, bind, detach).await?.map_err(|errno| failed(target, DOING, errno))
@@ -165,7 +162,12 @@ mod tests {
         std::fs::create_dir(&source).unwrap();
         std::fs::create_dir(&target).unwrap();
         std::fs::write(source.join("file"), "x").unwrap();
-        match KernelMounter.bind(&source, &target, true).await {
+        let what = |read_only, options: &[&str]| BindMount {
+            source: source.clone(),
+            read_only,
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+        };
+        match KernelMounter.bind(&what(true, &["noexec,nodiratime"]), &target).await {
             Err(MountError::Kernel { why, .. }) if why.contains("CAP_SYS_ADMIN") => return,
             bound => bound.unwrap(),
         }
@@ -173,8 +175,11 @@ mod tests {
         assert!(std::fs::write(target.join("new"), "y").is_err(), "the bind is read-only");
         std::fs::write(source.join("new"), "y").unwrap();
         let seen = KernelMounter.list().await.unwrap();
-        assert!(seen.iter().any(|mount| mount.target == target && mount.read_only));
-        let again = KernelMounter.bind(&source, &target, false).await;
+        let bound = seen.iter().find(|mount| mount.target == target).unwrap();
+        assert!(bound.read_only);
+        let flags = ["nosuid", "nodev", "noexec", "nodiratime"];
+        assert!(flags.iter().all(|flag| bound.flags.iter().any(|there| there == flag)), "{:?}", bound.flags);
+        let again = KernelMounter.bind(&what(false, &[]), &target).await;
         assert!(matches!(again, Err(MountError::Busy { .. })), "{again:?}");
         KernelMounter.sync(&target).await.unwrap();
         // Busy: an open file keeps it, and it is detached all the same.

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 pub enum MountError {
     #[error("{path}: is already a mount point of {device}")]
     Busy { path: PathBuf, device: String },
-    #[error("{path}: not a directory")]
+    #[error("{path}: not a directory: move it away, then repeat")]
     NotDirectory { path: PathBuf },
+    #[error("{path}: holds files that are not of the volume: move them away, then the pod can end")]
+    NotEmpty { path: PathBuf },
     #[error("mount option {option:?} is not allowed: use only {allowed}")]
     Option { option: String, allowed: &'static str },
     #[error("{path}: {doing}: {why}")]
@@ -22,7 +24,7 @@ impl Classify for MountError {
     fn class(&self) -> Class {
         match self {
             Self::Option { .. } => Class::Invalid,
-            Self::Busy { .. } | Self::NotDirectory { .. } => Class::Precondition,
+            Self::Busy { .. } | Self::NotDirectory { .. } | Self::NotEmpty { .. } => Class::Precondition,
             Self::Kernel { .. } => Class::Internal,
             Self::Timeout { .. } => Class::Unavailable,
         }
@@ -41,6 +43,17 @@ pub struct NfsMount {
     pub options: Vec<String>,
 }
 
+/// A mount shown at a second target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BindMount {
+    /// Where it is mounted already.
+    pub source: PathBuf,
+    pub read_only: bool,
+    /// All options asked for. Linux keeps `noexec`, `noatime` and the like for each mount point, so that each bind mount is given
+    /// them anew; those of the file system itself are the source's.
+    pub options: Vec<String>,
+}
+
 /// A line of /proc/self/mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPoint {
@@ -48,12 +61,14 @@ pub struct MountPoint {
     pub device: String,
     pub kind: String,
     pub read_only: bool,
+    /// The options of this mount point as the kernel shows them, `ro` and `rw` left out.
+    pub flags: Vec<String>,
 }
 
 /// What the node needs of the kernel. Nothing here ever touches the file system under a mount point of ours.
 pub trait Mounter: Clone + Send + Sync + 'static {
     fn mount_nfs(&self, what: &NfsMount, target: &Path) -> impl Future<Output = Result<(), MountError>> + Send;
-    fn bind(&self, source: &Path, target: &Path, read_only: bool) -> impl Future<Output = Result<(), MountError>> + Send;
+    fn bind(&self, what: &BindMount, target: &Path) -> impl Future<Output = Result<(), MountError>> + Send;
     /// An absent mount counts as unmounted. Never blocks longer than its limits: umount2, then MNT_FORCE, then MNT_DETACH.
     fn unmount(&self, target: &Path) -> impl Future<Output = Result<(), MountError>> + Send;
     fn list(&self) -> impl Future<Output = Result<Vec<MountPoint>, MountError>> + Send;

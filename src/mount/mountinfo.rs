@@ -21,11 +21,13 @@ fn line(line: &[u8]) -> Option<MountPoint> {
     let device = fields.next()?;
     let of_super = fields.next().unwrap_or_default();
     let ro = |options: &[u8]| options.split(|byte| *byte == b',').any(|option| option == b"ro");
+    let flags = options.split(|byte| *byte == b',').filter(|flag| !matches!(*flag, b"ro" | b"rw"));
     Some(MountPoint {
         target: PathBuf::from(OsString::from_vec(unescape(target))),
         device: String::from_utf8_lossy(&unescape(device)).into_owned(),
         kind: String::from_utf8_lossy(kind).into_owned(),
         read_only: ro(options) || ro(of_super),
+        flags: flags.map(|flag| String::from_utf8_lossy(flag).into_owned()).collect(),
     })
 }
 
@@ -64,6 +66,8 @@ mod tests {
         assert_eq!(mounts[1].target, PathBuf::from("/var/lib/kubelet/a b\\c"));
         assert_eq!((mounts[1].device.as_str(), mounts[1].kind.as_str(), mounts[1].read_only), ("id:/x\ty", "nfs", false));
         assert!(mounts[2].read_only && mounts[3].read_only);
+        assert_eq!(mounts[1].flags, ["nosuid", "nodev", "relatime"]);
+        assert_eq!((mounts[2].flags.join(","), mounts[3].flags.join(",")), ("relatime".into(), String::new()));
     }
 
     #[test]

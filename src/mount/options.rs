@@ -1,6 +1,6 @@
 //! Mount options: ours, and those that a StorageClass may add. Pure.
 
-use super::{MountError, NfsMount};
+use super::{BindMount, MountError, NfsMount};
 use rustix::mount::MountFlags;
 use std::fmt::Write;
 use std::ops::RangeInclusive;
@@ -9,6 +9,9 @@ use std::ops::RangeInclusive;
 const DATA_BYTES_MAX: usize = 4095;
 /// The most connections of a mount: each takes one of a node's reserved ports.
 const NCONNECT_MAX: u64 = 16;
+
+/// The longest SELinux context: user, role, type and a level with its categories.
+const CONTEXT_BYTES_MAX: usize = 255;
 
 /// What mount(2) gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +29,8 @@ enum Extra {
     Word,
     Number(RangeInclusive<u64>),
     OneOf(&'static [&'static str]),
+    /// A SELinux context, in double quotes where it holds commas.
+    Context,
 }
 
 /// What may be added, and with what values. Not here: `soft` (loses writes), `noresvport` (only reserved ports are
@@ -48,19 +53,50 @@ fn allowed(name: &str) -> Option<Extra> {
         "timeo" => Extra::Number(50..=6000),
         "retrans" => Extra::Number(1..=10),
         "lookupcache" => Extra::OneOf(&["all", "none", "pos", "positive"]),
+        "context" => Extra::Context,
         _ => return None,
     })
 }
 
 const ALLOWED: &str = "ro, noexec, noatime, nodiratime, relatime, sync, dirsync, ac, noac, cto, nocto, acl, noacl, rdirplus, \
-    nordirplus, acregmin=, acregmax=, acdirmin=, acdirmax=, actimeo=, nconnect=, rsize=, wsize=, timeo=, retrans=, lookupcache=";
+    nordirplus, acregmin=, acregmax=, acdirmin=, acdirmax=, actimeo=, nconnect=, rsize=, wsize=, timeo=, retrans=, lookupcache=, context=";
 
 /// Checks options that a user asked for.
 ///
 /// # Errors
 /// [`MountError::Option`] names the first that is not allowed, and those that are.
 pub fn check(options: &[String]) -> Result<(), MountError> {
-    options.iter().flat_map(|text| text.split(',')).try_for_each(|option| one(option).map(drop))
+    options.iter().flat_map(|text| split(text)).try_for_each(|option| one(option).map(drop))
+}
+
+/// The options of a text. A comma within double quotes belongs to a SELinux context.
+fn split(text: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    text.split(move |c: char| {
+        quoted ^= c == '"';
+        c == ',' && !quoted
+    })
+}
+
+/// `user:role:type` and perhaps `:level`, of characters that cannot end the option.
+fn is_context(value: &str) -> bool {
+    let quoted = value.strip_prefix('"').map(|rest| rest.strip_suffix('"'));
+    let Some(plain) = quoted.unwrap_or(Some(value)) else { return false };
+    let known = |c: char| c.is_ascii_alphanumeric() || "_.:,-".contains(c);
+    plain.len() <= CONTEXT_BYTES_MAX
+        && plain.chars().all(known)
+        && plain.splitn(4, ':').filter(|part| !part.is_empty()).count() >= 3
+}
+
+/// Connections, and so reserved ports, of a mount with these options.
+pub fn connections(options: &[String]) -> u32 {
+    let given = options.iter().flat_map(|text| split(text)).filter_map(|option| option.strip_prefix("nconnect="));
+    given.last().and_then(|value| value.parse().ok()).unwrap_or(1)
+}
+
+/// Whether one of the options asks for a read-only mount.
+pub fn reads_only(options: &[String]) -> bool {
+    options.iter().flat_map(|text| split(text)).any(|option| option == "ro")
 }
 
 fn one(option: &str) -> Result<(Extra, &str), MountError> {
@@ -70,6 +106,7 @@ fn one(option: &str) -> Result<(Extra, &str), MountError> {
     let fits = match (&extra, value) {
         (Extra::Number(range), Some(value)) => number(value).is_some_and(|n| range.contains(&n)),
         (Extra::OneOf(words), Some(value)) => words.contains(&value),
+        (Extra::Context, Some(value)) => is_context(value),
         (Extra::Same | Extra::ReadOnly | Extra::Flag(_) | Extra::Word, None) => true,
         _ => false,
     };
@@ -80,20 +117,36 @@ fn number(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
+/// The flags of one mount point that shows a mount of ours. A remount of it takes exactly these: one that is left out is lost.
+pub(super) fn bind(what: &BindMount) -> Result<MountFlags, MountError> {
+    let mut flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+    for option in what.options.iter().flat_map(|text| split(text)) {
+        match one(option)?.0 {
+            Extra::Flag(flag) => flags |= flag,
+            Extra::ReadOnly => flags |= MountFlags::RDONLY,
+            Extra::Same | Extra::Word | Extra::Number(_) | Extra::OneOf(_) | Extra::Context => {}
+        }
+    }
+    if what.read_only {
+        flags |= MountFlags::RDONLY;
+    }
+    Ok(flags)
+}
+
 /// The flags and the option string of an NFSv3 mount. `nolock`: locks are local to the node, which is right while one
 /// node has the volume; NLM cannot be served on the client's own host. Never `noresvport`: see R23.
 pub(super) fn kernel(what: &NfsMount) -> Result<KernelOptions, MountError> {
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
     let mut read_only = what.read_only;
     let mut extras: Vec<(&str, &str)> = Vec::new();
-    for option in what.options.iter().flat_map(|text| text.split(',')) {
+    for option in what.options.iter().flat_map(|text| split(text)) {
         let (extra, name) = one(option)?;
         match extra {
             Extra::Same => {}
             Extra::ReadOnly => read_only = true,
             Extra::Flag(flag) => flags |= flag,
             // The last of several wins.
-            Extra::Word | Extra::Number(_) | Extra::OneOf(_) => {
+            Extra::Word | Extra::Number(_) | Extra::OneOf(_) | Extra::Context => {
                 extras.retain(|(other, _)| *other != name);
                 extras.push((name, option));
             }
@@ -151,6 +204,8 @@ mod tests {
     #[test]
     fn extras_replace_defaults_and_the_last_one_wins() {
         let options = kernel(&mount(false, &["nconnect=4,noatime", "wsize=4096", "wsize=65536", "ro"])).unwrap();
+        assert_eq!(connections(&["nconnect=8".into(), "noatime,nconnect=4".into()]), 4);
+        assert_eq!(connections(&["noatime".into()]), 1);
         assert!(options.data.ends_with("retrans=2,rsize=1048576,nconnect=4,wsize=65536"), "{}", options.data);
         assert!(options.flags.contains(MountFlags::NOATIME | MountFlags::RDONLY | MountFlags::NOSUID));
         assert!(options.read_only && kernel(&mount(true, &[])).unwrap().flags.contains(MountFlags::RDONLY));
@@ -179,6 +234,13 @@ mod tests {
             "mountport=1",
             "port=1",
             "context=x",
+            "context",
+            "context=",
+            "context=a:b:",
+            "context=\"a:b:c",
+            "context=a:b:c\"",
+            "context=a:b:c d",
+            "context=a:\"b,port=1\":c",
             "timeo=99999999999999999999999",
         ];
         for option in bad {
@@ -187,6 +249,29 @@ mod tests {
             assert!(kernel(&mount(false, &[option])).is_err());
         }
         assert!(check(&["x".repeat(5000)]).unwrap_err().to_string().len() < 500);
+    }
+
+    #[test]
+    fn a_context_keeps_its_commas() {
+        let categories = "context=\"system_u:object_r:container_file_t:s0:c1,c2\"";
+        let options = kernel(&mount(false, &[&format!("noatime,{categories},nconnect=2")])).unwrap();
+        assert!(options.data.ends_with(&format!("wsize=1048576,{categories},nconnect=2")), "{}", options.data);
+        assert!(options.flags.contains(MountFlags::NOATIME));
+        check(&["context=system_u:object_r:nfs_t:s0".into(), "context=\"system_u:object_r:nfs_t\"".into()]).unwrap();
+    }
+
+    fn bound(read_only: bool, options: &[&str]) -> MountFlags {
+        let options = options.iter().map(|o| (*o).to_owned()).collect();
+        bind(&BindMount { source: "/staged".into(), read_only, options }).unwrap() - MountFlags::BIND
+    }
+
+    #[test]
+    fn a_bind_has_the_flags_of_a_mount_point_and_no_others() {
+        let always = MountFlags::NOSUID | MountFlags::NODEV;
+        assert_eq!(bound(false, &[]), always);
+        assert_eq!(bound(true, &["noexec,nconnect=4", "hard"]), always | MountFlags::NOEXEC | MountFlags::RDONLY);
+        assert_eq!(bound(false, &["ro", "noatime", "nodiratime"]), bound(true, &["noatime,nodiratime"]));
+        assert!(reads_only(&["noexec,ro".into()]) && !reads_only(&["rw".into(), "noexec".into()]));
     }
 
     #[test]

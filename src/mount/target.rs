@@ -24,11 +24,29 @@ pub async fn create(path: &Path) -> Result<(), MountError> {
     .await
 }
 
+/// The path as mountinfo writes it: without symbolic links above the target, which is itself not looked at, because it may be a mount of a
+/// dead server. What cannot be resolved stays as it is given: the call that uses it says why.
+///
+/// # Errors
+/// Only [`MountError::Timeout`].
+pub async fn resolve(path: &Path) -> Result<PathBuf, MountError> {
+    let target = path.to_owned();
+    disk(path, "resolving symbolic links", move || {
+        let above = target.ancestors().skip(1).find_map(|above| Some((above, std::fs::canonicalize(above).ok()?)));
+        Ok(match above.and_then(|(above, real)| Some(real.join(target.strip_prefix(above).ok()?))) {
+            Some(real) => real,
+            None => target,
+        })
+    })
+    .await
+}
+
 /// Removes an empty folder. Absent counts as removed. Only when it is no mount point any more.
 pub async fn remove(path: &Path) -> Result<(), MountError> {
     let target = path.to_owned();
     disk(path, "removing the folder", move || match std::fs::remove_dir(&target) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Err(MountError::NotEmpty { path: target }),
         Err(error) if error.kind() == ErrorKind::NotADirectory => Err(MountError::NotDirectory { path: target }),
         gone => gone.map_err(|error| kernel_error(&target, "removing the folder", &error)),
     })
@@ -49,11 +67,11 @@ pub(super) async fn must_be_free(path: &Path, mounts: &[MountPoint]) -> Result<(
     .await
 }
 
-async fn disk(
+pub(super) async fn disk<T: Send + 'static>(
     path: &Path,
     doing: &'static str,
-    work: impl FnOnce() -> Result<(), MountError> + Send + 'static,
-) -> Result<(), MountError> {
+    work: impl FnOnce() -> Result<T, MountError> + Send + 'static,
+) -> Result<T, MountError> {
     let done = limited::run(Duration::from_secs(DISK_SECS), work, drop).await;
     done.unwrap_or_else(|limited::Late| Err(MountError::Timeout { path: PathBuf::from(path), doing, secs: DISK_SECS }))
 }
@@ -82,12 +100,34 @@ mod tests {
         }
         assert!(matches!(must_be_free(&file, &[]).await, Err(MountError::NotDirectory { .. })));
         assert!(matches!(remove(&file).await, Err(MountError::NotDirectory { .. })));
+        assert!(matches!(remove(root.path()).await, Err(MountError::NotEmpty { .. })));
         assert!(file.exists());
     }
 
     #[tokio::test]
+    async fn links_above_a_target_are_resolved_and_the_target_is_not_looked_at() {
+        let root = tempfile::tempdir().unwrap();
+        let root = std::fs::canonicalize(root.path()).unwrap();
+        std::fs::create_dir_all(root.join("disk/kubelet/pods")).unwrap();
+        std::os::unix::fs::symlink("disk/kubelet", root.join("kubelet")).unwrap();
+        std::os::unix::fs::symlink("/proc/self/loop", root.join("kubelet/target")).unwrap();
+        for (given, real) in [
+            ("kubelet/pods/1/mount", "disk/kubelet/pods/1/mount"),
+            ("kubelet/target", "disk/kubelet/target"),
+            ("kubelet", "kubelet"),
+            ("no/such/place", "no/such/place"),
+        ] {
+            assert_eq!(resolve(&root.join(given)).await.unwrap(), root.join(real));
+        }
+        assert_eq!(resolve(Path::new("/")).await.unwrap(), Path::new("/"));
+        let odd = root.join("x".repeat(3000));
+        assert_eq!(resolve(&odd).await.unwrap(), odd);
+    }
+
+    #[tokio::test]
     async fn a_mount_point_is_named_without_looking_into_it() {
-        let mount = MountPoint { target: "/no/such/place".into(), device: "dev".into(), kind: "nfs".into(), read_only: false };
+        let (target, device, kind) = ("/no/such/place".into(), "dev".into(), "nfs".into());
+        let mount = MountPoint { target, device, kind, read_only: false, flags: vec![] };
         let refused = must_be_free(Path::new("/no/such/place"), &[mount]).await;
         assert!(matches!(refused, Err(MountError::Busy { device, .. }) if device == "dev"));
     }

@@ -5,6 +5,7 @@
 mod bad_input;
 mod driver;
 mod handover;
+mod mounting;
 mod moving;
 mod node;
 mod registration;

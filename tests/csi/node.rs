@@ -115,7 +115,8 @@ async fn targets_that_are_taken_are_refused_and_left_alone() {
     let (staging, busy, file) = (driver.path("staging"), driver.path("busy"), driver.path("file"));
     std::fs::create_dir(&busy).unwrap();
     std::fs::write(&file, "mine").unwrap();
-    let foreign = MountPoint { target: busy.clone(), device: "/dev/sdz".into(), kind: "ext4".into(), read_only: false };
+    let (target, device, kind) = (busy.clone(), "/dev/sdz".into(), "ext4".into());
+    let foreign = MountPoint { target, device, kind, read_only: false, flags: vec![] };
     driver.mounter.add(foreign.clone());
     refused(driver.stage(&id, &busy).await, Code::FailedPrecondition, "/dev/sdz");
     refused(driver.stage(&id, &file).await, Code::FailedPrecondition, "not a directory");

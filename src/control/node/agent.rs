@@ -3,8 +3,9 @@
 use super::super::busy::{Busy, Call};
 use super::super::{ControlError, Pools};
 use super::endpoint::Endpoints;
+use super::ports;
 use super::record::{Record, Records};
-use crate::mount::{MountPoint, Mounter};
+use crate::mount::{self, MountPoint, Mounter};
 use crate::types::{DatasetId, VolumeHandle};
 use crate::volume::{Attached, Lost, Volumes};
 use parking_lot::Mutex;
@@ -20,6 +21,8 @@ pub struct NodeSettings {
     /// Where staged volumes are written down, a file each, and nothing else: it must outlive the process, and need not outlive
     /// the machine's run.
     pub staged_dir: PathBuf,
+    /// What kubelet knows the driver by: names the plugin's own folder in kubelet's.
+    pub driver: String,
     /// The port of every endpoint: outside of the ephemeral range, so that no client happens to sit on it.
     pub nfs_port: u16,
     /// The machine's run: /proc/sys/kernel/random/boot_id.
@@ -37,10 +40,10 @@ impl NodeSettings {
     ///
     /// # Errors
     /// When the machine does not tell its boot id.
-    pub fn new(staged_dir: PathBuf) -> Result<Self, ControlError> {
+    pub fn new(staged_dir: PathBuf, driver: String) -> Result<Self, ControlError> {
         let file = "/proc/sys/kernel/random/boot_id";
         let boot = std::fs::read_to_string(file).map_err(|error| ControlError::Internal(format!("{file}: {error}")))?;
-        Ok(Self { staged_dir, nfs_port: Self::NFS_PORT, boot: boot.trim().to_owned(), hold: Self::HOLD })
+        Ok(Self { staged_dir, driver, nfs_port: Self::NFS_PORT, boot: boot.trim().to_owned(), hold: Self::HOLD })
     }
 }
 
@@ -193,6 +196,22 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 "volume {volume} is still being reopened after a restart of the node plugin: see its log; repeat"
             ))),
         }
+    }
+
+    /// Reserved ports that each volume mounted here takes. One that is being reopened counts as one.
+    pub(super) fn connections(&self) -> Vec<u32> {
+        let of = |slot: &Slot| match &*slot.borrow() {
+            State::Idle => 0,
+            State::Opening => 1,
+            State::Staged(staged) => mount::connections(&staged.record.options),
+            State::Lost(record) => mount::connections(&record.options),
+        };
+        self.slots.lock().values().map(of).collect()
+    }
+
+    /// How many volumes the node takes: `limit` at most, and no more than it has reserved ports for, where each new one takes `usual` of them.
+    pub fn volumes_max(&self, limit: u32, usual: u32) -> u32 {
+        ports::volumes_max(limit, mount::reserved_ports(), &self.connections(), usual)
     }
 
     /// Every mount of a volume, wherever it is.

@@ -30,6 +30,7 @@ mod address;
 mod agent;
 mod endpoint;
 mod let_go;
+mod ports;
 mod publish;
 mod record;
 mod recover;

@@ -4,7 +4,7 @@ use super::super::ControlError;
 use super::agent::{NodeAgent, State};
 use super::endpoint::Endpoints;
 use super::stage::{Access, foreign};
-use crate::mount::{self, Mounter};
+use crate::mount::{self, BindMount, Mounter};
 use crate::types::VolumeHandle;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,8 @@ pub struct Publish {
     pub staging: PathBuf,
     pub target: PathBuf,
     pub access: Access,
+    /// Mount options beyond those that it was staged with.
+    pub options: Vec<String>,
     pub sharing: Sharing,
 }
 
@@ -32,8 +34,11 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     ///
     /// # Errors
     /// `Precondition` when it is not staged there, or the target is in use; `Exists` when it is published there in another way.
-    pub async fn publish(&self, wanted: Publish) -> Result<(), ControlError> {
+    pub async fn publish(&self, mut wanted: Publish) -> Result<(), ControlError> {
         let _call = self.enter(wanted.volume).await?;
+        mount::check_options(&wanted.options)?;
+        wanted.staging = mount::resolve_target(&wanted.staging).await?;
+        wanted.target = mount::resolve_target(&wanted.target).await?;
         let staged = match self.settled(wanted.volume).await? {
             State::Staged(staged) if staged.record.target == wanted.staging => staged,
             _ => return Err(not_staged(&wanted)),
@@ -57,7 +62,10 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             return Err(ControlError::Precondition(format!("volume {} is for one pod and is published at {at}", wanted.volume)));
         }
         mount::create_target(&wanted.target).await?;
-        let bound = self.mounter.bind(&wanted.staging, &wanted.target, read_only).await;
+        let more = wanted.options.iter().filter(|option| !staged.record.options.contains(option));
+        let options = staged.record.options.iter().chain(more).cloned().collect();
+        let what = BindMount { source: wanted.staging, read_only, options };
+        let bound = self.mounter.bind(&what, &wanted.target).await;
         if bound.is_err()
             && let Err(error) = mount::remove_target(&wanted.target).await
         {
@@ -69,19 +77,20 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// Unmounts a target and removes its folder. Not published counts as unpublished; works whatever state the volume is in.
     pub async fn unpublish(&self, volume: VolumeHandle, target: &Path) -> Result<(), ControlError> {
         let _call = self.enter(volume).await?;
+        let target = &mount::resolve_target(target).await?;
         if let State::Staged(staged) = self.state(volume.dataset)
-            && staged.record.target == target
+            && staged.record.target == *target
         {
             return Err(ControlError::Precondition(format!("volume {volume} is staged at {}: unstage it", target.display())));
         }
         let (ours, others) = self.mounts_of(volume.dataset).await?;
-        if let Some(other) = others.iter().find(|mount| mount.target == target) {
+        if let Some(other) = others.iter().find(|mount| mount.target == *target) {
             return Err(foreign(target, Some(other)));
         }
-        if ours.iter().any(|mount| mount.target == target) {
+        if ours.iter().any(|mount| mount.target == *target) {
             self.mounter.unmount(target).await?;
         }
-        Ok(mount::remove_target(target).await?)
+        Ok(mount::remove_or_move_away(target, &self.settings.driver).await?)
     }
 }
 

@@ -4,6 +4,7 @@ use super::super::{ControlError, take};
 use super::address::candidates;
 use super::agent::{NodeAgent, Staged, State};
 use super::endpoint::{EndpointError, Endpoints};
+use super::ports;
 use super::record::Record;
 use crate::mount::{self, MountPoint, Mounter, NfsMount};
 use crate::types::{Class, Classify, DatasetId, VolumeHandle};
@@ -36,9 +37,10 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     ///
     /// # Errors
     /// `Exists` when it is staged there in another way; `Precondition` when it is staged elsewhere, or open on another node.
-    pub async fn stage(&self, wanted: Stage) -> Result<(), ControlError> {
+    pub async fn stage(&self, mut wanted: Stage) -> Result<(), ControlError> {
         let _call = self.enter(wanted.volume).await?;
         mount::check_options(&wanted.options)?;
+        wanted.target = mount::resolve_target(&wanted.target).await?;
         let deadline = Instant::now() + self.settings.hold;
         match self.settled(wanted.volume).await? {
             State::Idle => self.stage_new(wanted, deadline).await,
@@ -75,6 +77,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         let pool = self.pools.by_id(volume.pool)?.ok_or_else(|| ControlError::NotFound {
             what: format!("pool {} of volume {volume} (it is not configured on this node)", volume.pool),
         })?;
+        ports::check(mount::reserved_ports(), &self.connections(), mount::connections(&wanted.options))?;
         self.clear_target(volume.dataset, &wanted.target).await?;
         let session = self.volumes.settings().session;
         let mut record = Record::new(volume, self.settings.boot.clone(), session, wanted.target, wanted.access, wanted.options);
@@ -173,6 +176,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// `Precondition` while it is published; `Unavailable` while its data cannot be brought to the store: repeat.
     pub async fn unstage(&self, volume: VolumeHandle, target: &Path) -> Result<(), ControlError> {
         let _call = self.enter(volume).await?;
+        let target: &Path = &mount::resolve_target(target).await?;
         let state = self.settled(volume).await?;
         let dataset = volume.dataset;
         let (ours, others) = self.mounts_of(dataset).await?;

@@ -80,7 +80,7 @@ impl Node {
             parameters: Default::default(),
         };
         let volume = Controller::new(pools.clone(), volumes.clone()).create_volume(None, new).await.unwrap().handle;
-        let settings = NodeSettings::new(dir.path().join("staged")).unwrap();
+        let settings = NodeSettings::new(dir.path().join("staged"), "driver".into()).unwrap();
         let agent = NodeAgent::start(FakeMounter::new(), Nowhere::default(), volumes, pools, settings).await.unwrap();
         Self { agent, catalog, volume, dir }
     }

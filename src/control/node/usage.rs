@@ -5,7 +5,7 @@ use super::super::controller::within;
 use super::agent::{NodeAgent, Staged, State};
 use super::endpoint::Endpoints;
 use crate::fs::api::{FileSystem, StatFs};
-use crate::mount::Mounter;
+use crate::mount::{self, Mounter};
 use crate::types::{DatasetId, VolumeHandle};
 use crate::volume::{Closing, Volumes};
 use futures::future::BoxFuture;
@@ -78,6 +78,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 "volume {volume} was lost to another owner while it was staged here: delete its pods"
             ))),
             State::Staged(staged) => {
+                let path = mount::resolve_target(path).await?;
                 let (ours, _) = self.mounts_of(volume.dataset).await?;
                 ours.iter().any(|mount| mount.target == path).then_some(staged).ok_or_else(missing)
             }
