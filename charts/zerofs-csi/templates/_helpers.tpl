@@ -45,6 +45,36 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ .Values.node.runDir | default (printf "/run/%s" .Values.driverName) }}
 {{- end }}
 
+{{- /* Changes with the Secrets that the chart makes, so that pods get changed ones; "" where it makes none. By way of a slow key derivation, because
+more people read annotations than Secrets, and a passphrase may be short. */ -}}
+{{- define "zerofs.secretsChecksum" -}}
+{{- $secrets := dict -}}
+{{- range $name, $pool := .Values.pools }}
+{{- if and $pool (or $pool.credentials $pool.passphrase) }}
+{{- $_ := set $secrets $name (pick $pool "credentials" "passphrase") }}
+{{- end }}
+{{- end }}
+{{- if $secrets }}{{- derivePassword 1 "maximum" (toJson $secrets) "checksum" .Release.Name | sha256sum }}{{- end }}
+{{- end }}
+
+{{- /* Connections of a usual mount: the largest nconnect of the chart's classes. Each takes one of a node's reserved ports. */ -}}
+{{- define "zerofs.connectionsPerVolume" -}}
+{{- $connections := 1 -}}
+{{- range $class := .Values.storageClasses }}
+{{- range $option := splitList "," (join "," ($class.mountOptions | default list)) }}
+{{- if hasPrefix "nconnect=" $option }}{{- $connections = max $connections (trimPrefix "nconnect=" $option | int) }}{{- end }}
+{{- end }}
+{{- end }}
+{{- $connections -}}
+{{- end }}
+
+{{- /* Whether OpenShift's SecurityContextConstraints have to be used: "true" or "". */ -}}
+{{- define "zerofs.openshift" -}}
+{{- $wanted := toString .Values.openshift.enabled -}}
+{{- $there := .Capabilities.APIVersions.Has "security.openshift.io/v1/SecurityContextConstraints" -}}
+{{- if or (eq $wanted "true") (and (eq $wanted "auto") $there) }}true{{ end -}}
+{{- end }}
+
 {{- /* The driver's configuration. Secrets are files beside it, never in it. */ -}}
 {{- define "zerofs.config" -}}
 {{- $config := deepCopy .Values.config -}}
@@ -62,6 +92,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- $_ := set $config "pools" $pools -}}
 {{- $_ := set $config "driverName" .Values.driverName -}}
+{{- $connections := include "zerofs.connectionsPerVolume" . | int }}
+{{- if gt $connections 1 }}
+{{- $_ := set $config "limits" (merge (deepCopy ($config.limits | default dict)) (dict "connectionsPerVolume" $connections)) }}
+{{- end }}
 {{- with .Values.defaultPool }}
 {{- if not (hasKey $pools .) }}{{- fail (printf "defaultPool %q is not among the pools" .) }}{{- end }}
 {{- $_ := set $config "defaultPool" . }}
