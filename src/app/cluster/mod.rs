@@ -68,7 +68,7 @@ pub fn in_cluster() -> Result<Option<Config>, Box<dyn std::error::Error + Send +
 pub async fn watch(mut server: Config, controller: Arc<Controller>, stop: CancellationToken) -> Result<(), kube::Error> {
     server.connect_timeout = Some(CONNECT_LIMIT);
     let nodes = Api::all(Client::try_from(server)?);
-    let mut watcher = Watcher { controller, nodes: Nodes::default(), look_at: None };
+    let mut watcher = Watcher { controller, nodes: Nodes::default(), look_at: None, reach: Reach::default() };
     tokio::select! {
         () = stop.cancelled() => {}
         () = watcher.run(nodes) => {}
@@ -81,6 +81,24 @@ struct Watcher {
     nodes: Nodes,
     /// When to look at what condemned machines own.
     look_at: Option<Instant>,
+    reach: Reach,
+}
+
+/// Whether the API server answers.
+#[derive(Default)]
+struct Reach {
+    failed_since: Option<Instant>,
+}
+
+impl Reach {
+    fn failed(&mut self, now: Instant) {
+        self.failed_since.get_or_insert(now);
+    }
+
+    /// How long it did not, where it did not.
+    fn answered(&mut self, now: Instant) -> Option<Duration> {
+        self.failed_since.take().map(|since| now.saturating_duration_since(since))
+    }
 }
 
 impl Watcher {
@@ -95,6 +113,9 @@ impl Watcher {
                     // A list that begins has not been answered.
                     if !matches!(event, watcher::Event::Init) {
                         pause = PAUSE_MIN;
+                        if let Some(away) = self.reach.answered(Instant::now()) {
+                            tracing::info!(after_secs = away.as_secs(), "nodes are watched again");
+                        }
                     }
                     self.nodes.apply(event, Instant::now());
                     self.look_soon();
@@ -102,6 +123,9 @@ impl Watcher {
                 Ok(Some(Err(error))) => {
                     let code = code(&error);
                     say(&error, code);
+                    if code != Some(GONE) {
+                        self.reach.failed(Instant::now());
+                    }
                     if code == Some(GONE) {
                         // The stream lists anew by itself only where an event says so, not where the watch is refused for it.
                         events = begin();
@@ -218,6 +242,16 @@ fn say(error: &watcher::Error, code: Option<u16>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn that_nodes_are_watched_again_is_told_once() {
+        let (mut reach, now) = (Reach::default(), Instant::now());
+        assert_eq!(reach.answered(now), None);
+        reach.failed(now);
+        reach.failed(now + Duration::from_secs(5));
+        assert_eq!(reach.answered(now + Duration::from_secs(7)), Some(Duration::from_secs(7)));
+        assert_eq!(reach.answered(now + Duration::from_secs(8)), None);
+    }
 
     /// What only a cluster would show otherwise: that there is one provider of cryptography, and not a choice of two.
     #[tokio::test]

@@ -10,7 +10,7 @@ use crate::control::roots::usage;
 use crate::fs::db::{self, CheckpointId, DbPlace, Reader};
 use crate::fs::row::{Record, Row, Source, Superblock, Usage};
 use crate::fs::{FsError, key};
-use crate::types::{ChunkHash, Epoch, FamilyId, Incarnation, PackId, SnapshotId};
+use crate::types::{ChunkHash, Class, Classify, Epoch, FamilyId, Incarnation, PackId, SnapshotId};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{HashMap, HashSet};
@@ -193,9 +193,29 @@ impl Mark {
     }
 }
 
+/// Nothing may be collected (R11). A store that is slow or away is none of the root's doing: the collection ends, and the next one reads it.
 fn unreadable(what: &str, error: FsError) -> ControlError {
-    tracing::error!(root = what, %error, "a root cannot be read, so nothing may be collected: run check");
+    if is_damage(error.class()) {
+        tracing::error!(root = what, %error, "a root cannot be read, so nothing may be collected: run check");
+    } else {
+        tracing::info!(root = what, %error, "a root cannot be read now: nothing is collected until a later collection can");
+    }
     error.into()
+}
+
+/// Whether what kept a root from being read is in the root itself, so that `check` tells more.
+fn is_damage(class: Class) -> bool {
+    match class {
+        Class::Unavailable | Class::InProgress | Class::Exhausted | Class::Denied | Class::Precondition => false,
+        Class::Invalid
+        | Class::NotFound
+        | Class::Exists
+        | Class::OutOfRange
+        | Class::Fenced
+        | Class::Corrupt
+        | Class::Unsupported
+        | Class::Internal => true,
+    }
 }
 
 /// `S` is read before `U`: what `U` says is at least as new.
@@ -291,4 +311,17 @@ async fn chunks(reader: &Reader, wanted: &HashSet<PackId>, live: &mut HashMap<Pa
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_store_is_no_damage() {
+        let late = FsError::Unavailable("reading the manifest: no answer within 30 s".into());
+        assert!(!is_damage(late.class()) && is_damage(FsError::Corrupt("a table".into()).class()));
+        // The caller is told which of the two it was.
+        assert_eq!(unreadable("dataset d", late).class(), Class::Unavailable);
+    }
 }
