@@ -1,7 +1,11 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 //!
 //! A process is healthy while it can answer at all: restarting it helps against nothing else, and a node plugin's restart is a
-//! pause for its mounts. It is ready once it serves and every pool is open.
+//! pause for its mounts. It is ready once it serves, every pool is open, and kubelet has registered the driver if it shall: before
+//! that no pod can use it.
+//!
+//! A process that has handed over and stands by is ready too: it goes on if the other one ends. A DaemonSet's controller deletes an old pod that
+//! is not ready without waiting for the new one.
 //!
 //! On one machine the address is passed from process to process, and who asks there is answered by the one that serves. Whether *this*
 //! process is ready is told on a socket of its own ([`Health::serve_own`]), where no other process can answer for it.
@@ -9,6 +13,7 @@
 use super::handover::{Listening, Service, Sockets};
 use crate::bucket::Requests;
 use crate::control::Pools;
+use crate::csi::RegistrationState;
 use crate::volume::Volumes;
 use anyhow::Context;
 use axum::Router;
@@ -30,7 +35,8 @@ use tokio_util::sync::CancellationToken;
 /// The process before this one may still have the address: it is asked for again after this.
 const BIND_AGAIN: Duration = Duration::from_secs(5);
 /// How long a process may take to say whether it is ready, and how much it may say.
-const ASK_LIMIT: Duration = Duration::from_secs(4);
+/// It stays below the `timeoutSeconds` of the chart's probe.
+const ASK_LIMIT: Duration = Duration::from_secs(12);
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 
 /// How far a process is. Cheap to clone.
@@ -44,7 +50,17 @@ pub struct Health {
 enum Phase {
     /// It does not serve, and why.
     Waiting(String),
-    Serving(Pools, Volumes),
+    Serving(Serving),
+    /// Another process serves, and this one goes on if that one ends.
+    StandingBy,
+}
+
+/// What a process that serves has.
+struct Serving {
+    pools: Pools,
+    volumes: Volumes,
+    /// Of a plugin that kubelet shall register.
+    registration: Option<RegistrationState>,
 }
 
 impl Health {
@@ -56,8 +72,13 @@ impl Health {
         *self.phase.write() = Phase::Waiting(why);
     }
 
-    pub fn serving(&self, pools: Pools, volumes: Volumes) {
-        *self.phase.write() = Phase::Serving(pools, volumes);
+    /// `registration`: of a plugin that kubelet shall register.
+    pub fn serving(&self, pools: Pools, volumes: Volumes, registration: Option<RegistrationState>) {
+        *self.phase.write() = Phase::Serving(Serving { pools, volumes, registration });
+    }
+
+    pub fn stand_by(&self) {
+        *self.phase.write() = Phase::StandingBy;
     }
 
     fn router(&self) -> Router {
@@ -143,23 +164,29 @@ pub fn ask_ready(path: &Path) -> anyhow::Result<String> {
 }
 
 async fn ready(State(health): State<Health>) -> impl IntoResponse {
-    let waiting = match &*health.phase.read() {
-        Phase::Waiting(why) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-        Phase::Serving(pools, _) => pools.not_open(),
+    let missing = match &*health.phase.read() {
+        Phase::Waiting(why) => format!("{why}\n"),
+        Phase::StandingBy => return (StatusCode::OK, "another process serves; this one stands by\n".to_owned()),
+        Phase::Serving(serving) => serving.missing(),
     };
-    if waiting.is_empty() {
-        return (StatusCode::OK, "ok\n".to_owned());
-    }
-    let lines = waiting.into_iter().map(|(pool, why)| format!("pool {pool} is not open yet: {why}\n")).collect();
-    (StatusCode::SERVICE_UNAVAILABLE, lines)
+    if missing.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, missing) }
 }
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
     let text = match &*health.phase.read() {
-        Phase::Waiting(_) => String::new(),
-        Phase::Serving(pools, volumes) => text(pools, volumes),
+        Phase::Waiting(_) | Phase::StandingBy => String::new(),
+        Phase::Serving(serving) => text(serving),
     };
     ([("content-type", "text/plain; version=0.0.4")], text)
+}
+
+impl Serving {
+    /// What it lacks to be ready, in lines.
+    fn missing(&self) -> String {
+        let pools = self.pools.not_open().into_iter().map(|(pool, why)| format!("pool {pool} is not open yet: {why}\n"));
+        let registration = self.registration.iter().filter_map(RegistrationState::missing).map(|why| format!("{why}\n"));
+        pools.chain(registration).collect()
+    }
 }
 
 /// A label's value, as the text format wants it.
@@ -167,7 +194,8 @@ fn label(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-fn text(pools: &Pools, volumes: &Volumes) -> String {
+fn text(serving: &Serving) -> String {
+    let Serving { pools, volumes, registration } = serving;
     let mut text = String::from("# HELP zerofs_pool_open Whether the pool is open.\n# TYPE zerofs_pool_open gauge\n");
     let mut line = |line: std::fmt::Arguments<'_>| {
         // Writing to a string does not fail.
@@ -177,6 +205,11 @@ fn text(pools: &Pools, volumes: &Volumes) -> String {
     pools.not_open().iter().for_each(|(pool, _)| line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 0\n", label(pool))));
     line(format_args!("# HELP zerofs_volumes_open Volumes that this process has open.\n# TYPE zerofs_volumes_open gauge\n"));
     line(format_args!("zerofs_volumes_open {}\n", volumes.list().len()));
+    if let Some(registration) = registration {
+        line(format_args!("# HELP zerofs_plugin_registered Whether kubelet has registered the driver.\n"));
+        line(format_args!("# TYPE zerofs_plugin_registered gauge\n"));
+        line(format_args!("zerofs_plugin_registered {}\n", u8::from(registration.is_registered())));
+    }
     line(format_args!("# HELP zerofs_requests_total Requests to the pool's object store.\n# TYPE zerofs_requests_total counter\n"));
     for pool in pools.iter() {
         let Requests { get, put, list, delete, head } = pool.catalog.bucket().requests();
@@ -211,20 +244,30 @@ mod tests {
             tokio::task::spawn_blocking(move || ask_ready(&own))
         };
         assert!(asked().await.unwrap().unwrap_err().to_string().contains("another process serves"));
-        health.serving(pools.clone(), parts.volumes.clone());
-        let text = || text(&pools, &parts.volumes);
+        let registration = RegistrationState::default();
+        health.serving(pools.clone(), parts.volumes.clone(), Some(registration.clone()));
+        let serving = |registration| Serving { pools: pools.clone(), volumes: parts.volumes.clone(), registration };
+        let text = || text(&serving(Some(registration.clone())));
         pools.not_yet("a\"b", "no answer".to_owned());
         let answer = ready(State(health.clone())).await.into_response();
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
         let body = axum::body::to_bytes(answer.into_body(), 1000).await.unwrap();
-        assert_eq!(body, "pool a\"b is not open yet: no answer\n");
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        assert!(body.starts_with("pool a\"b is not open yet: no answer\nkubelet has not registered the driver yet"), "{body}");
+        assert!(text().contains("zerofs_plugin_registered 0\n"));
         assert!(text().contains("zerofs_pool_open{pool=\"a\\\"b\"} 0\n"));
 
         let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
         pools.opened(Pool { name: "a\"b".to_owned(), catalog, folder: None }).unwrap();
+        assert_eq!(ready(State(health.clone())).await.into_response().status(), StatusCode::SERVICE_UNAVAILABLE);
+        // As of a server, which kubelet does not know.
+        health.serving(pools.clone(), parts.volumes.clone(), None);
         assert_eq!(ready(State(health.clone())).await.into_response().status(), StatusCode::OK);
-        let text = text();
+        let text = super::text(&serving(None));
         assert_eq!(asked().await.unwrap().unwrap(), "ok");
+        health.stand_by();
+        assert!(asked().await.unwrap().unwrap().contains("stands by"));
+        assert!(!text.contains("zerofs_plugin_registered"));
         assert!(text.contains("zerofs_pool_open{pool=\"a\\\"b\"} 1\n") && text.contains("kind=\"put\"} "), "{text}");
     }
 }

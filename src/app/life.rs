@@ -185,8 +185,7 @@ impl Life {
         }
         let left = begun.elapsed();
         let program = successor.hello.program.clone();
-        // Before the other one can say that it is ready: two at once would be wrong.
-        health.wait("another process has taken over".to_owned());
+        health.stand_by();
         let passed = pass_on(successor, &self.folder, state, kept).await;
         held.leave();
         parts.volumes.views().close().await;

@@ -10,7 +10,7 @@ use super::pools::{self, Opening};
 use super::processes::{Ready, identity, node_info};
 use super::state_dir::StateFolder;
 use super::unlock::Unlocker;
-use crate::csi::{CsiServices, NodeService, Registrar, RegistrationSocket};
+use crate::csi::{CsiServices, NodeService, Registrar, RegistrationSocket, RegistrationState};
 use crate::mount::Mounter;
 use crate::nfs::{Budget, Peers};
 use anyhow::Context;
@@ -117,7 +117,9 @@ impl<M: Mounter> Plugin<'_, M> {
         };
         let life = Life::new(&self.folder, &self.stop);
         let parts = Parts::over(self.config.clone(), opening.pools.clone(), id.clone(), Some(&state)).await?;
-        self.health.serving(parts.pools.clone(), parts.volumes.clone());
+        let kubelet = RegistrationState::default();
+        let expected = self.options.registration.is_some().then(|| kubelet.clone());
+        self.health.serving(parts.pools.clone(), parts.volumes.clone(), expected);
         // First of all: who waits for a staged volume must find somebody who listens.
         let budget = Budget::new(&parts.nfs);
         let agent = life::start_agent(&parts, self.mounter.clone(), &state, self.options.peers, &budget, sockets.clone()).await?;
@@ -141,14 +143,15 @@ impl<M: Mounter> Plugin<'_, M> {
         let living = if replaces { crate::csi::Living::Replace } else { crate::csi::Living::Refuse };
         let serve = crate::csi::serve(self.csi_endpoint, living, services, life.services.clone())?;
         let csi = Some(life.service_tasks.spawn(serve));
-        let registration = self.register(&parts, &life, &sockets)?;
+        let registration = self.register(&parts, &life, &sockets, kubelet.clone())?;
         let door = Door::open(&state)?;
         life::began(&sockets, &predecessor).await;
         (self.ready)(format!("ready: csi unix://{}", self.csi_endpoint.display()));
         let (kept, ports) = (Sockets::default(), Ports { csi, door, state });
         let own = || Hello::new(Role::Node, self.options.node_id.clone(), life::used_pools(&parts));
-        // Taken only when it is awaited.
-        let rest = || async { registration.lock().take().map(listening) }.boxed();
+        // Taken only when it is awaited. A socket by which kubelet has not registered the driver goes on to nobody: the next process makes
+        // a new one, and kubelet begins anew.
+        let rest = || async { registration.lock().take().filter(|_| kubelet.is_registered()).map(listening) }.boxed();
         let estate = Estate { parts: &parts, agent: &agent, health: &self.health, kept: &kept };
         let handed = life.serve_until_ended(&self.stop, ports, own, &estate, rest).await?;
         match handed {
@@ -169,9 +172,15 @@ impl<M: Mounter> Plugin<'_, M> {
     }
 
     /// Kubelet finds the driver by this. Answers the socket, for the next process.
-    fn register(&self, parts: &Parts, life: &Life, sockets: &Sockets) -> anyhow::Result<Mutex<Option<RegistrationSocket>>> {
+    fn register(
+        &self,
+        parts: &Parts,
+        life: &Life,
+        sockets: &Sockets,
+        state: RegistrationState,
+    ) -> anyhow::Result<Mutex<Option<RegistrationSocket>>> {
         let Some((registry_dir, endpoint)) = self.options.registration.clone() else { return Ok(Mutex::default()) };
-        let registrar = Registrar { driver: parts.config.driver_name.clone(), registry_dir, endpoint };
+        let registrar = Registrar { driver: parts.config.driver_name.clone(), registry_dir, endpoint, state };
         let inherited = sockets.take_path(Service::Registration, &registrar.path());
         let registering = registrar.listen(inherited).context("kubelet's registration folder")?;
         let socket = registering.socket()?;

@@ -38,7 +38,7 @@ pub async fn controller(
     let tasks = TaskTracker::new();
     if let Some(at) = health_listen {
         let health = Health::new();
-        health.serving(parts.pools.clone(), parts.volumes.clone());
+        health.serving(parts.pools.clone(), parts.volumes.clone(), None);
         tasks.spawn(health.serve(at, Arc::default(), stop.child_token()));
     }
     let controller = Arc::new(parts.controller());

@@ -25,7 +25,7 @@ mod status;
 pub use controller::ControllerService;
 pub use identity::{IdentityService, IsReady};
 pub use node::{NodeInfo, NodeService};
-pub use registration::{Registering, Registrar, RegistrationSocket};
+pub use registration::{Registering, Registrar, RegistrationSocket, RegistrationState};
 pub use server::{CsiServices, endpoint, serve};
 pub use socket::Living;
 

@@ -3,10 +3,15 @@
 //! The stock registrar unlinks its socket when it is stopped: in a rolling update the old pod would unregister the new one.
 //! Here the socket is made under another name and renamed over the old one, and on the way out it is unlinked only if it is
 //! still ours. CSINode never loses the driver.
+//!
+//! Kubelet dials the socket with its path as gRPC target and sets no authority, so that grpc-go sends the percent-encoded path as
+//! `:authority`. The `http` crate refuses a percent sign there, and h2 resets the stream, unless it stands in the user information,
+//! before an `@`: hence the `@` in the socket's name.
 
 use super::proto::registration::registration_server::{Registration, RegistrationServer};
 use super::proto::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 use super::socket::{self, Living, Name};
+use parking_lot::Mutex;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,13 +21,46 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 /// What kubelet is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Registrar {
     pub driver: String,
     /// The socket's folder, as this process sees it: `<kubeletDir>/plugins_registry`.
     pub registry_dir: PathBuf,
     /// The CSI socket, as kubelet sees it: `<kubeletDir>/plugins/<driver>/csi.sock`.
     pub endpoint: PathBuf,
+    /// What kubelet answers.
+    pub state: RegistrationState,
+}
+
+/// Whether kubelet has registered the driver, as it said last. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct RegistrationState(Arc<Mutex<Said>>);
+
+#[derive(Debug, Default)]
+enum Said {
+    #[default]
+    Nothing,
+    Registered,
+    Refused(String),
+}
+
+impl RegistrationState {
+    /// Why pods of this node cannot use the driver; `None`: kubelet has registered it.
+    pub fn missing(&self) -> Option<String> {
+        match &*self.0.lock() {
+            Said::Registered => None,
+            Said::Nothing => Some("kubelet has not registered the driver yet: see kubelet's log if this lasts".to_owned()),
+            Said::Refused(why) => Some(format!("kubelet refused to register the driver, and tries again: {why}")),
+        }
+    }
+
+    pub fn is_registered(&self) -> bool {
+        self.missing().is_none()
+    }
+
+    fn set(&self, said: Said) {
+        *self.0.lock() = said;
+    }
 }
 
 /// The socket that kubelet finds.
@@ -59,11 +97,11 @@ impl Registering {
 
 impl Registrar {
     pub fn path(&self) -> PathBuf {
-        self.registry_dir.join(format!("{}-reg.sock", self.driver))
+        self.registry_dir.join(format!("{}@reg.sock", self.driver))
     }
 
-    /// Makes the socket. `inherited`: that of the process before this one, with its name: kubelet does not even notice then, where a new
-    /// socket would have it forget the driver and learn of it again.
+    /// Makes the socket. `inherited`: that of the process before this one, with its name, by which kubelet has registered the driver:
+    /// kubelet does not even notice then, where a new socket would have it forget the driver and learn of it again.
     ///
     /// # Errors
     /// When the socket cannot be made.
@@ -75,8 +113,10 @@ impl Registrar {
         {
             let listener = std::os::unix::net::UnixListener::from(fd);
             listener.set_nonblocking(true)?;
+            self.state.set(Said::Registered);
             return Ok(Registering { listener: UnixListener::from_std(listener)?, name: Arc::new(name) });
         }
+        self.state.set(Said::Nothing);
         let (listener, name) = socket::bind(&path, Living::Replace)?;
         tracing::info!(socket = %path.display(), endpoint = %self.endpoint.display(), "kubelet may register the driver");
         Ok(Registering { listener, name: Arc::new(name) })
@@ -114,12 +154,14 @@ impl Registration for Registrar {
         let status = request.into_inner();
         if status.plugin_registered {
             tracing::info!(driver = self.driver, "kubelet has registered the driver");
+            self.state.set(Said::Registered);
         } else {
             tracing::error!(
                 driver = self.driver,
                 error = status.error,
-                "kubelet refused the driver: it tries again when the socket is made anew"
+                "kubelet refused to register the driver, and tries again: pods of this node cannot use it meanwhile"
             );
+            self.state.set(Said::Refused(status.error));
         }
         Ok(Response::new(RegistrationStatusResponse {}))
     }

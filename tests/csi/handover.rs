@@ -11,6 +11,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use zerofs_csi::app::{self, Config, NodeOptions};
+use zerofs_csi::csi::proto::registration::RegistrationStatus;
+use zerofs_csi::csi::proto::registration::registration_client::RegistrationClient;
 use zerofs_csi::csi::proto::v1::node_client::NodeClient;
 use zerofs_csi::csi::proto::v1::*;
 use zerofs_csi::mount::FakeMounter;
@@ -120,7 +122,15 @@ impl Node {
     }
 
     fn registration(&self) -> u64 {
-        std::fs::metadata(self.path("registry/zerofs.csi.dev-reg.sock")).unwrap().ino()
+        std::fs::metadata(self.path("registry/zerofs.csi.dev@reg.sock")).unwrap().ino()
+    }
+
+    /// Kubelet has done its part.
+    async fn is_registered(&self) {
+        let socket = self.path("registry/zerofs.csi.dev@reg.sock");
+        let mut kubelet = RegistrationClient::new(connect(&socket).await);
+        let status = RegistrationStatus { plugin_registered: true, error: String::new() };
+        kubelet.notify_registration_status(status).await.unwrap();
     }
 }
 
@@ -132,12 +142,16 @@ async fn a_plugin_goes_on_with_anothers_volumes() {
     node.kubelet().await.node_stage_volume(stage(&node.id, &node.path("staging"))).await.unwrap();
     let (mounts, registration) = (node.mounter.asked().len(), node.registration());
     let mut early = node.kubelet().await;
+    assert!(old.is_ready().await.unwrap_err().contains("kubelet has not registered"), "no pod can use it yet");
+    node.is_registered().await;
+    assert_eq!(old.is_ready().await.unwrap(), "ok");
 
     let mut new = node.plugin("new");
     new.serves().await;
     assert_eq!(node.registration(), registration, "kubelet does not notice");
     assert_eq!(new.is_ready().await.unwrap(), "ok");
-    assert!(old.is_ready().await.unwrap_err().contains("another process"), "only the one that serves is ready");
+    // It goes on if the new one ends; a DaemonSet's controller would delete it at once if it were not ready.
+    assert!(old.is_ready().await.unwrap().contains("stands by"));
     node.is_served().await;
     // Who has a connection to the old one is told to come again.
     let again = early.node_stage_volume(stage(&node.id, &node.path("staging"))).await;
@@ -153,7 +167,24 @@ async fn a_plugin_goes_on_with_anothers_volumes() {
     let unstage = NodeUnstageVolumeRequest { volume_id: node.id.clone(), staging_target_path };
     node.kubelet().await.node_unstage_volume(unstage).await.unwrap();
     new.stop().await;
-    assert!(!node.path("registry/zerofs.csi.dev-reg.sock").exists());
+    assert!(!node.path("registry/zerofs.csi.dev@reg.sock").exists());
+}
+
+/// Whatever keeps kubelet from registering by the old plugin's socket, the new one makes its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_by_which_kubelet_registered_nothing_is_not_handed_over() {
+    let node = Node::new().await;
+    let mut old = node.plugin("old");
+    old.serves().await;
+    let before = node.registration();
+    let mut new = node.plugin("new");
+    new.serves().await;
+    assert_ne!(node.registration(), before);
+    assert!(new.is_ready().await.unwrap_err().contains("kubelet has not registered"));
+    old.stop().await;
+    node.is_registered().await;
+    assert_eq!(new.is_ready().await.unwrap(), "ok");
+    new.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -161,11 +192,14 @@ async fn the_plugin_that_stands_by_goes_on_when_the_new_one_ends() {
     let node = Node::new().await;
     let mut old = node.plugin("old");
     old.serves().await;
+    node.is_registered().await;
     node.kubelet().await.node_stage_volume(stage(&node.id, &node.path("staging"))).await.unwrap();
     let mut new = node.plugin("new");
     new.serves().await;
     new.kill().await;
     old.serves().await;
+    // Its end took the new one's name for the socket along: kubelet finds another.
+    node.is_registered().await;
     assert_eq!(old.is_ready().await.unwrap(), "ok");
     node.is_served().await;
     // The next try.
@@ -194,6 +228,7 @@ async fn a_plugin_that_cannot_serve_what_is_in_use_waits_and_says_why() {
     };
     tokio::time::timeout(LIMIT, why).await.expect("it says why");
     node.is_served().await;
+    node.is_registered().await;
     assert_eq!(old.is_ready().await.unwrap(), "ok");
     // Nothing keeps it from ending.
     new.stop().await;
