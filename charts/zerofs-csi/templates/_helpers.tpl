@@ -178,7 +178,8 @@ securityContext:
 readinessProbe:
   httpGet: { path: /readyz, port: {{ .port }}{{ include "zerofs.probeHost" . }} }
   periodSeconds: 5
-  timeoutSeconds: 5
+  timeoutSeconds: 15
+  failureThreshold: 6
 {{- end }}
 
 {{- /* Loopback is the node's: kubelet would otherwise ask the pod's own address. */ -}}
@@ -191,7 +192,7 @@ livenessProbe:
   httpGet: { path: /healthz, port: {{ .port }}{{ include "zerofs.probeHost" . }} }
   initialDelaySeconds: 15
   periodSeconds: 15
-  timeoutSeconds: 5
+  timeoutSeconds: 15
   failureThreshold: 8
 {{- end }}
 
