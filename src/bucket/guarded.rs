@@ -1,19 +1,22 @@
 //! The store that everything goes through, SlateDB included: limits, retries and counts around any other.
 
-use super::error::{Meaning, TooShort, Truncated, generic, is, meaning};
+use super::error::{Meaning, TimedOut, TooShort, Truncated, generic, is, meaning};
 use super::limits::{Earlier, Gate, Kind, Limits, PAGE_KEYS, Puts, Requests};
+use super::pages::Pages;
+use super::rate::Rate;
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
-    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
+    CopyOptions, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// A body of at most this many bytes is read within the attempt, so that a broken connection is another attempt; a longer
 /// one is handed on as it comes.
@@ -41,19 +44,53 @@ impl Guarded {
 
     /// A put, and whether an attempt before the last may have had its effect.
     pub async fn put_attempts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> (Result<PutResult>, Earlier) {
-        let bytes = payload.content_length() as u64;
-        self.gate.run(Kind::Put, bytes, || self.inner.put_opts(at, payload.clone(), options.clone())).await
+        let (bytes, rate) = (payload.content_length() as u64, &self.gate.rate);
+        let put = || async {
+            let began = Instant::now();
+            let put = self.inner.put_opts(at, payload.clone(), options.clone()).await?;
+            rate.moved(bytes, began.elapsed());
+            Ok(put)
+        };
+        let mut earlier = Earlier::None;
+        loop {
+            let turn = rate.turn(bytes).await;
+            let at_rate = rate.now();
+            let (result, known) = self.gate.run(Kind::Put, bytes, put).await;
+            drop(turn);
+            if known == Earlier::Unknown {
+                earlier = Earlier::Unknown;
+            }
+            match &result {
+                Err(error) if self.is_slow(at, bytes, error).await && rate.was_too_slow(at_rate) => {
+                    tracing::info!(
+                        bytes,
+                        bytes_per_sec = rate.now(),
+                        "uploads to the object store take longer than expected: they get more time"
+                    );
+                }
+                _ => return (result, earlier),
+            }
+        }
+    }
+
+    /// Whether a large body ran out of time and the store answers: then it is the link.
+    async fn is_slow(&self, at: &Path, bytes: u64, error: &object_store::Error) -> bool {
+        if !Rate::is_large(bytes) || !is::<TimedOut>(error) {
+            return false;
+        }
+        match self.gate.once(Kind::Head, 0, self.inner.head(at)).await {
+            Ok(_) => true,
+            Err(error) => !matches!(meaning(&error), Meaning::Passing | Meaning::Failing),
+        }
     }
 
     /// Exactly these bytes. An object that ends earlier is [`TooShort`] at once; bytes lost on the way are another attempt.
     pub async fn range(&self, at: &Path, range: &Range<u64>) -> Result<Bytes> {
         let wanted = range.end.saturating_sub(range.start);
         let read = || async {
-            let error = match self.inner.get_ranges(at, std::slice::from_ref(range)).await {
-                Ok(mut found) => match found.pop() {
-                    Some(found) if found.len() as u64 == wanted => return Ok(found),
-                    found => generic(Truncated { got: found.map_or(0, |f| f.len() as u64), wanted }),
-                },
+            let error = match self.read(at, range).await {
+                Ok(found) if found.len() as u64 == wanted => return Ok(found),
+                Ok(found) => generic(Truncated { got: found.len() as u64, wanted }),
                 Err(error) => error,
             };
             // Stores have many ways to say that the object ends earlier: ask for its size.
@@ -65,14 +102,60 @@ impl Guarded {
             }
             Err(error)
         };
-        self.gate.run(Kind::Get, wanted, read).await.0
+        match Rate::is_large(wanted) {
+            true => self.gate.run_stepped(Kind::Get, read).await,
+            false => self.gate.run(Kind::Get, wanted, read).await.0,
+        }
     }
 
-    /// Every object below a prefix, in the order of keys: the whole listing is one request with its retries.
-    pub async fn list_all(&self, prefix: Option<&Path>) -> Result<Vec<ObjectMeta>> {
-        let mut found = self.gate.run_paged(|| self.inner.list(prefix)).await?;
-        found.sort_unstable_by(|a, b| a.location.cmp(&b.location));
-        Ok(found)
+    async fn read(&self, at: &Path, range: &Range<u64>) -> Result<Bytes> {
+        if Rate::is_large(range.end.saturating_sub(range.start)) {
+            let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
+            return self.body(self.gate.step(self.inner.get_opts(at, options)).await?).await;
+        }
+        let found = self.inner.get_ranges(at, std::slice::from_ref(range)).await?;
+        Ok(found.into_iter().next_back().unwrap_or_default())
+    }
+
+    /// The whole body, within the attempt: as long as it goes on, it has time.
+    async fn body(&self, found: GetResult) -> Result<Bytes> {
+        if matches!(found.payload, GetResultPayload::File(..)) {
+            return found.bytes().await;
+        }
+        let size = usize::try_from(found.range.end.saturating_sub(found.range.start)).unwrap_or_default();
+        let mut body = found.into_stream();
+        let first = self.part(&mut body).await?.unwrap_or_default();
+        if first.len() >= size {
+            return Ok(first);
+        }
+        let mut whole = BytesMut::with_capacity(size);
+        whole.extend_from_slice(&first);
+        while let Some(part) = self.part(&mut body).await? {
+            whole.extend_from_slice(&part);
+        }
+        Ok(whole.freeze())
+    }
+
+    async fn part(&self, body: &mut BoxStream<'static, Result<Bytes>>) -> Result<Option<Bytes>> {
+        self.gate.step(async { body.next().await.transpose() }).await
+    }
+
+    /// Reads the body within the attempt, and sees that all of it came.
+    async fn buffered(&self, found: GetResult) -> Result<GetResult> {
+        let wanted = found.range.end.saturating_sub(found.range.start);
+        let (meta, range) = (found.meta.clone(), found.range.clone());
+        let (attributes, extensions) = (found.attributes.clone(), found.extensions.clone());
+        let body = self.body(found).await?;
+        if body.len() as u64 != wanted {
+            return Err(generic(Truncated { got: body.len() as u64, wanted }));
+        }
+        let payload = GetResultPayload::Stream(futures::stream::once(async move { Ok(body) }).boxed());
+        Ok(GetResult { payload, meta, range, attributes, extensions })
+    }
+
+    /// Every object below a prefix, some at a time.
+    pub fn pages(&self, prefix: Option<&Path>, after: Option<&Path>) -> Pages {
+        Pages::new(self.inner.clone(), self.gate.clone(), prefix.cloned(), after.cloned())
     }
 
     /// Deletes a page of keys; absent ones count as deleted.
@@ -99,19 +182,6 @@ impl Guarded {
     }
 }
 
-/// Reads the body within the attempt, and sees that all of it came.
-async fn buffered(found: GetResult) -> Result<GetResult> {
-    let wanted = found.range.end.saturating_sub(found.range.start);
-    let (meta, range) = (found.meta.clone(), found.range.clone());
-    let (attributes, extensions) = (found.attributes.clone(), found.extensions.clone());
-    let body = found.bytes().await?;
-    if body.len() as u64 != wanted {
-        return Err(generic(Truncated { got: body.len() as u64, wanted }));
-    }
-    let payload = GetResultPayload::Stream(futures::stream::once(async move { Ok(body) }).boxed());
-    Ok(GetResult { payload, meta, range, attributes, extensions })
-}
-
 impl fmt::Debug for Guarded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Guarded({:?})", self.inner)
@@ -134,7 +204,15 @@ impl ObjectStore for Guarded {
         // One attempt: SlateDB marks its conditional puts and tells a lost acknowledgement from a conflict itself, which
         // it can only where it sees every attempt.
         let bytes = payload.content_length() as u64;
-        self.gate.once(Kind::Put, bytes, self.inner.put_opts(at, payload, options)).await
+        let rate = &self.gate.rate;
+        let (_turn, at_rate) = (rate.turn(bytes).await, rate.now());
+        let put = self.gate.once(Kind::Put, bytes, self.inner.put_opts(at, payload, options)).await;
+        if let Err(error) = &put
+            && self.is_slow(at, bytes, error).await
+        {
+            rate.was_too_slow(at_rate);
+        }
+        put
     }
 
     async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
@@ -146,12 +224,12 @@ impl ObjectStore for Guarded {
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
         let kind = if options.head { Kind::Head } else { Kind::Get };
         let read = || async {
-            let found = self.gate.step(0, self.inner.get_opts(at, options.clone())).await?;
+            let found = self.gate.step(self.inner.get_opts(at, options.clone())).await?;
             let wanted = found.range.end.saturating_sub(found.range.start);
             if options.head || wanted > BUFFERED_BYTES_MAX {
                 return Ok(found);
             }
-            self.gate.step(wanted, buffered(found)).await
+            self.buffered(found).await
         };
         self.gate.run_stepped(kind, read).await
     }
@@ -176,15 +254,11 @@ impl ObjectStore for Guarded {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let (this, prefix) = (self.clone(), prefix.cloned());
-        let listed = async move { this.list_all(prefix.as_ref()).await };
-        futures::stream::once(listed).map_ok(|found| futures::stream::iter(found).map(Ok)).try_flatten().boxed()
+        stream(self.pages(prefix, None))
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
-        let (this, prefix, offset) = (self.clone(), prefix.cloned(), offset.clone());
-        let listed = async move { this.gate.run_paged(|| this.inner.list_with_offset(prefix.as_ref(), &offset)).await };
-        futures::stream::once(listed).map_ok(|found| futures::stream::iter(found).map(Ok)).try_flatten().boxed()
+        stream(self.pages(prefix, Some(offset)))
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
@@ -198,6 +272,12 @@ impl ObjectStore for Guarded {
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
         self.gate.once(Kind::Put, 0, self.inner.rename_opts(from, to, options)).await
     }
+}
+
+/// In the order of keys: SlateDB lists what one database has.
+fn stream(pages: Pages) -> BoxStream<'static, Result<ObjectMeta>> {
+    let listed = futures::stream::once(pages.collect());
+    listed.map_ok(|found| futures::stream::iter(found).map(Ok)).try_flatten().boxed()
 }
 
 /// A multipart upload, each request of it within the limits. A part is tried again by the policy that came with the options.

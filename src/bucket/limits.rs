@@ -1,8 +1,7 @@
 //! Limits on requests, and their counts.
 
 use super::error::{Meaning, TimedOut, generic, meaning};
-use futures::StreamExt;
-use futures::stream::BoxStream;
+use super::rate::Rate;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -20,7 +19,7 @@ pub struct Limits {
     pub attempt: Duration,
     /// For all attempts of a request and the pauses between them.
     pub total: Duration,
-    /// Both grow by the time that a body takes at this rate.
+    /// Both grow by the time that a body takes at this rate, or at the one that uploads are seen to have ([`Rate`]).
     pub bytes_per_sec: u64,
     /// Pause before the second attempt; doubles with each further one up to `pause_max`, with jitter.
     pub pause: Duration,
@@ -114,6 +113,8 @@ pub(super) enum Puts {
 pub(super) struct Gate {
     limits: Limits,
     puts: Puts,
+    /// Of uploads.
+    pub rate: Rate,
     permits: Semaphore,
     counts: [AtomicU64; 5],
 }
@@ -121,11 +122,19 @@ pub(super) struct Gate {
 impl Gate {
     pub fn new(limits: Limits, puts: Puts) -> Self {
         let permits = Semaphore::new(limits.concurrent.clamp(1, Semaphore::MAX_PERMITS));
-        Self { limits, puts, permits, counts: Default::default() }
+        let rate = Rate::new(limits.bytes_per_sec);
+        Self { limits, puts, rate, permits, counts: Default::default() }
     }
 
     pub fn puts(&self) -> Puts {
         self.puts
+    }
+
+    fn body(&self, kind: Kind, bytes: u64) -> Duration {
+        match kind {
+            Kind::Put => self.rate.time(bytes),
+            _ => self.limits.body(bytes),
+        }
     }
 
     pub fn count(&self, kind: Kind, n: u64) {
@@ -144,7 +153,7 @@ impl Gate {
         bytes: u64,
         request: impl Future<Output = object_store::Result<T>>,
     ) -> object_store::Result<T> {
-        self.attempt(kind, self.limits.attempt + self.limits.body(bytes), request).await
+        self.attempt(kind, self.limits.attempt + self.body(kind, bytes), request).await
     }
 
     async fn attempt<T>(
@@ -153,19 +162,28 @@ impl Gate {
         limit: Duration,
         request: impl Future<Output = object_store::Result<T>>,
     ) -> object_store::Result<T> {
-        let bounded = async {
-            let _permit = self.permits.acquire().await;
-            request.await
-        };
-        let result = match (kind, self.puts) {
-            (Kind::Put, Puts::Unlimited) => bounded.await,
-            _ => tokio::time::timeout(limit, bounded).await.unwrap_or_else(|_| Err(generic(TimedOut(limit)))),
-        };
+        let result = self.bounded(kind, limit, request).await;
         // What a store does not implement it answers without a request.
         if !matches!(result, Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. })) {
             self.count(kind, 1);
         }
         result
+    }
+
+    async fn bounded<T>(
+        &self,
+        kind: Kind,
+        limit: Duration,
+        request: impl Future<Output = object_store::Result<T>>,
+    ) -> object_store::Result<T> {
+        let permitted = async {
+            let _permit = self.permits.acquire().await;
+            request.await
+        };
+        match (kind, self.puts) {
+            (Kind::Put, Puts::Unlimited) => permitted.await,
+            _ => tokio::time::timeout(limit, permitted).await.unwrap_or_else(|_| Err(generic(TimedOut(limit)))),
+        }
     }
 
     /// Attempts until one succeeds, fails for good, or time is up. `bytes`: what is expected to be moved.
@@ -175,15 +193,15 @@ impl Gate {
         bytes: u64,
         request: impl FnMut() -> F,
     ) -> (object_store::Result<T>, Earlier) {
-        let body = self.limits.body(bytes);
+        let body = self.body(kind, bytes);
         let deadline = Instant::now() + self.limits.total + body;
         let within = self.limits.attempt + body;
         self.repeat(kind, deadline, |left| within.min(left), request).await
     }
 
-    /// A step of an attempt, within the limit for what it moves.
-    pub async fn step<T>(&self, bytes: u64, step: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
-        let limit = self.limits.attempt + self.limits.body(bytes);
+    /// A step of an attempt, within the limit for a request.
+    pub async fn step<T>(&self, step: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
+        let limit = self.limits.attempt;
         tokio::time::timeout(limit, step).await.unwrap_or_else(|_| Err(generic(TimedOut(limit))))
     }
 
@@ -197,22 +215,28 @@ impl Gate {
         self.repeat(kind, Instant::now() + self.limits.total, |_| STEPS_MAX, request).await.0
     }
 
-    /// Like [`Self::run`] for a listing, of which each page is a step.
-    pub async fn run_paged<T: Send + 'static>(
+    /// When a request that begins now must have ended, pauses included.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.limits.total
+    }
+
+    /// Waits before attempt number `attempt + 1`; `false`: it would begin too late.
+    pub async fn pause(&self, attempt: u32, deadline: Instant) -> bool {
+        let pause = self.limits.pause_after(attempt);
+        if Instant::now() + pause >= deadline {
+            return false;
+        }
+        tokio::time::sleep(pause).await;
+        true
+    }
+
+    /// One attempt within its own limit, which the caller counts.
+    pub async fn uncounted<T>(
         &self,
-        pages: impl Fn() -> BoxStream<'static, object_store::Result<T>>,
-    ) -> object_store::Result<Vec<T>> {
-        let collect = || async {
-            let mut pages = pages();
-            let mut found = Vec::new();
-            while let Some(next) = self.step(0, async { pages.next().await.transpose() }).await? {
-                found.push(next);
-            }
-            Ok(found)
-        };
-        let found = self.run_stepped(Kind::List, collect).await?;
-        self.count(Kind::List, (found.len() as u64).saturating_sub(1) / PAGE_KEYS);
-        Ok(found)
+        kind: Kind,
+        request: impl Future<Output = object_store::Result<T>>,
+    ) -> object_store::Result<T> {
+        self.bounded(kind, self.limits.attempt, request).await
     }
 
     async fn repeat<T, F: Future<Output = object_store::Result<T>>>(
@@ -234,12 +258,10 @@ impl Gate {
                 _ => return (Err(error), earlier),
             }
             earlier = Earlier::Unknown;
-            let pause = self.limits.pause_after(attempt);
-            if Instant::now() + pause >= deadline {
+            if !self.pause(attempt, deadline).await {
                 return (Err(error), earlier);
             }
-            tracing::debug!(?kind, attempt, ?pause, error = %error, "a request to the object store failed: trying again");
-            tokio::time::sleep(pause).await;
+            tracing::debug!(?kind, attempt, error = %error, "a request to the object store failed: trying again");
             attempt = attempt.saturating_add(1);
         }
     }

@@ -20,6 +20,8 @@ mod error;
 mod folder;
 mod guarded;
 mod limits;
+mod pages;
+mod rate;
 mod url;
 
 pub use credentials::{Credentials, Folder};
@@ -206,14 +208,24 @@ impl Bucket {
         self.store.delete_all(&paths).await.map_err(|e| self.error(about, &e))
     }
 
-    /// Every object below a prefix (whole segments: `a/b` is not above `a/bc`), in the order of keys.
+    /// Every object below a prefix (whole segments: `a/b` is not above `a/bc`), in the order of keys: for prefixes that hold thousands at most.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Listed>, BucketError> {
-        let found = self.store.list_all(Some(&self.path(prefix))).await.map_err(|e| match error::meaning(&e) {
-            // A prefix without objects is an empty listing: only the bucket itself can be absent.
-            error::Meaning::Absent => BucketError::Missing { url: self.url.to_string(), why: error::text(&e) },
-            _ => self.error(prefix, &e),
-        })?;
+        let found = self.store.pages(Some(&self.path(prefix)), None).collect().await;
+        let found = found.map_err(|error| self.listing_error(prefix, &error))?;
         Ok(found.into_iter().filter_map(|meta| self.listed(meta)).collect())
+    }
+
+    /// The same, some at a time and in no order, for prefixes that may hold millions.
+    pub fn pages(&self, prefix: &str) -> Pages {
+        Pages { pages: self.store.pages(Some(&self.path(prefix)), None), prefix: prefix.to_owned(), bucket: self.clone() }
+    }
+
+    fn listing_error(&self, prefix: &str, error: &object_store::Error) -> BucketError {
+        match error::meaning(error) {
+            // A prefix without objects is an empty listing: only the bucket itself can be absent.
+            error::Meaning::Absent => BucketError::Missing { url: self.url.to_string(), why: error::text(error) },
+            _ => self.error(prefix, error),
+        }
     }
 
     fn listed(&self, meta: object_store::ObjectMeta) -> Option<Listed> {
@@ -224,6 +236,21 @@ impl Bucket {
     /// Requests made so far, SlateDB's included.
     pub fn requests(&self) -> Requests {
         self.store.requests()
+    }
+}
+
+/// See [`Bucket::pages`].
+pub struct Pages {
+    pages: pages::Pages,
+    prefix: String,
+    bucket: Bucket,
+}
+
+impl Pages {
+    /// The next objects; `None` after the last.
+    pub async fn next(&mut self) -> Result<Option<Vec<Listed>>, BucketError> {
+        let page = self.pages.next().await.map_err(|error| self.bucket.listing_error(&self.prefix, &error))?;
+        Ok(page.map(|page| page.into_iter().filter_map(|meta| self.bucket.listed(meta)).collect()))
     }
 }
 

@@ -44,7 +44,7 @@ mod verify;
 pub use announced::Announced;
 pub use cache::{CacheStats, ChunkCache, ChunkLimits};
 pub use error::ChunkError;
-pub use moved::{Generation, parse as parse_object};
+pub use moved::{Generation, key as object_key, parse as parse_object};
 pub use pack::{Entry, PACK_BYTES, PackError, Sealing, Trailer, decode_footer};
 pub use packer::{Packer, Packing, Stored};
 pub use rewrite::Rewritten;

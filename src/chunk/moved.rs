@@ -18,7 +18,7 @@ pub type Generation = u32;
 /// Chunks whose places are remembered: about 100 bytes each.
 const CHUNKS_MAX: usize = 32 << 10;
 
-pub(super) fn key(family: FamilyId, pack: PackId, generation: Generation) -> String {
+pub fn key(family: FamilyId, pack: PackId, generation: Generation) -> String {
     match generation {
         0 => format!("packs/{family}/{pack}"),
         later => format!("{}{later:08x}", folder(family, pack)),

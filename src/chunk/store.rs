@@ -81,15 +81,19 @@ impl ChunkStore {
     /// Every object of the family's packs, by LIST.
     pub async fn list(&self) -> Result<Vec<PackSummary>, ChunkError> {
         let prefix = prefix(self.0.family);
-        let listed = self.0.bucket.list(&prefix).await.map_err(|source| self.failed("listing", source))?;
-        let packs = listed.into_iter().filter_map(|object| match object.key.strip_prefix(&prefix).and_then(moved::parse) {
-            Some((pack, generation)) => Some(PackSummary { pack, generation, bytes: object.bytes }),
-            None => {
-                tracing::warn!(key = object.key, "this object is no pack and is left alone; remove it if it is not needed");
-                None
+        let (mut listed, mut packs) = (self.0.bucket.pages(&prefix), Vec::new());
+        while let Some(page) = listed.next().await.map_err(|source| self.failed("listing", source))? {
+            for object in page {
+                match object.key.strip_prefix(&prefix).and_then(moved::parse) {
+                    Some((pack, generation)) => packs.push(PackSummary { pack, generation, bytes: object.bytes }),
+                    None => {
+                        tracing::warn!(key = object.key, "this object is no pack and is left alone; remove it if it is not needed");
+                    }
+                }
             }
-        });
-        Ok(packs.collect())
+        }
+        packs.sort_unstable_by_key(|found| (found.pack, found.generation));
+        Ok(packs)
     }
 
     /// What chunks a pack holds: the footer of its newest generation.

@@ -117,9 +117,12 @@ async fn is_gone(opened: &Opened, snapshot: &Snapshot) -> anyhow::Result<bool> {
 }
 
 async fn packs(opened: &Opened) -> anyhow::Result<HashSet<PackId>> {
-    let listed = opened.pool.catalog.bucket().list("packs/").await?;
     let name = |key: &str| parse_object(key.strip_prefix("packs/")?.split_once('/')?.1).map(|(pack, _)| pack);
-    Ok(listed.iter().filter_map(|object| name(&object.key)).collect())
+    let (mut listed, mut packs) = (opened.pool.catalog.bucket().pages("packs/"), HashSet::new());
+    while let Some(page) = listed.next().await? {
+        packs.extend(page.iter().filter_map(|object| name(&object.key)));
+    }
+    Ok(packs)
 }
 
 async fn check_or_repair(

@@ -84,15 +84,21 @@ struct Sums {
 pub async fn space(pool: &Pool, volumes: &Volumes, only: Option<DatasetId>, accuracy: Accuracy) -> Result<Space, ControlError> {
     let bucket = pool.catalog.bucket();
     let (mut space, mut sizes) = (Space::default(), HashMap::<PackId, u64>::new());
-    for object in bucket.list("packs/").await? {
-        let name = object.key.strip_prefix("packs/").and_then(|rest| rest.split_once('/')).and_then(|(_, name)| parse_object(name));
-        if let Some((pack, _)) = name {
-            *sizes.entry(pack).or_default() += object.bytes;
-            space.packs += 1;
-            space.pack_bytes += object.bytes;
+    let mut packs = bucket.pages("packs/");
+    while let Some(page) = packs.next().await? {
+        for object in page {
+            let name = object.key.strip_prefix("packs/").and_then(|rest| rest.split_once('/'));
+            if let Some((pack, _)) = name.and_then(|(_, name)| parse_object(name)) {
+                *sizes.entry(pack).or_default() += object.bytes;
+                space.packs += 1;
+                space.pack_bytes += object.bytes;
+            }
         }
     }
-    space.database_bytes = bucket.list("vol/").await?.iter().map(|object| object.bytes).sum();
+    let mut databases = bucket.pages("vol/");
+    while let Some(page) = databases.next().await? {
+        space.database_bytes += page.iter().map(|object| object.bytes).sum::<u64>();
+    }
     let sources = roots::list(pool).await?;
     let wanted = |source: &Source| only.is_none_or(|only| only.incarnation == source.dataset().incarnation);
     let mut families: BTreeMap<FamilyId, Vec<&Source>> = BTreeMap::new();

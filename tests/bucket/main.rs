@@ -4,6 +4,7 @@
 
 mod faults;
 mod folder;
+mod slow;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -3,6 +3,7 @@
 use super::heard::RootState;
 use super::plan::{Mark, PackObject, PackUse};
 use super::{Collector, Listing, Objects};
+use crate::bucket::Listed;
 use crate::catalog::{Dataset, Snapshot, State};
 use crate::chunk::parse_object;
 use crate::control::ControlError;
@@ -46,32 +47,45 @@ impl Said {
     }
 }
 
+fn pack_object(listed: &Listed) -> Option<PackObject> {
+    let (family, name) = listed.key.strip_prefix("packs/")?.split_once('/')?;
+    let (family, (pack, generation)) = (family.parse().ok()?, parse_object(name)?);
+    // What is removed is called by the name that is made of these.
+    Some(PackObject { family, pack, generation, bytes: listed.bytes }).filter(|pack| pack.key() == listed.key)
+}
+
 impl Collector {
     /// Every pack of the pool, those of families without any record left included.
     pub(super) async fn packs(&self) -> Result<Vec<PackObject>, ControlError> {
-        let listed = self.pool.catalog.bucket().list("packs/").await?;
-        let mut packs = Vec::with_capacity(listed.len());
-        for object in listed {
-            let parts = object.key.strip_prefix("packs/").and_then(|rest| rest.split_once('/'));
-            match parts.and_then(|(family, name)| Some((family.parse().ok()?, parse_object(name)?))) {
-                Some((family, (pack, generation))) => {
-                    packs.push(PackObject { key: object.key, family, pack, generation, bytes: object.bytes });
+        let (mut listed, mut packs) = (self.pool.catalog.bucket().pages("packs/"), Vec::new());
+        while let Some(page) = listed.next().await? {
+            for object in page {
+                match pack_object(&object) {
+                    Some(pack) => packs.push(pack),
+                    None => {
+                        tracing::warn!(key = %object.key, "not a pack of ours: left alone; remove it by hand if nobody knows it");
+                    }
                 }
-                None => tracing::warn!(key = %object.key, "not a pack of ours: left alone; remove it by hand if nobody knows it"),
             }
         }
+        packs.sort_unstable_by_key(|pack| (pack.family, pack.pack, pack.generation));
         Ok(packs)
     }
 
     /// The objects of every database of the pool.
     pub(super) async fn databases(&self) -> Result<Objects, ControlError> {
         let mut databases = Objects::new();
-        for object in self.pool.catalog.bucket().list("vol/").await? {
-            let name = object.key.strip_prefix("vol/").and_then(|rest| rest.split_once('/')).map(|(name, _)| name);
-            if let Some(incarnation) = name.and_then(|name| name.parse().ok()) {
-                databases.entry(incarnation).or_default().push(object);
+        let mut listed = self.pool.catalog.bucket().pages("vol/");
+        while let Some(page) = listed.next().await? {
+            for object in page {
+                let name = object.key.strip_prefix("vol/").and_then(|rest| rest.split_once('/')).map(|(name, _)| name);
+                if let Some(incarnation) = name.and_then(|name| name.parse().ok()) {
+                    databases.entry(incarnation).or_default().push(object);
+                }
             }
         }
+        // Of one state there is one order, whatever the store's is.
+        databases.values_mut().for_each(|objects| objects.sort_unstable_by(|a, b| a.key.cmp(&b.key)));
         Ok(databases)
     }
 

@@ -4,7 +4,7 @@ use super::kept::{Kept, Needs, snapshot_name, unborn};
 use super::{Listing, Objects};
 use crate::bucket::Listed;
 use crate::catalog::{Dataset, Snapshot, State};
-use crate::chunk::Generation;
+use crate::chunk::{Generation, object_key};
 use crate::types::{DatasetId, Epoch, FamilyId, Incarnation, PackId, SnapshotId, Timestamp};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,14 +14,19 @@ use std::time::Duration;
 /// fails at its last step and begins anew, so that a wrong clock costs a repetition and no data.
 const INTENT_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A pack object, as listed before any root was read.
+/// A pack object, as listed before any root was read. There may be millions: 64 bytes each, four million of them for 64 TB in packs of 16 MB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PackObject {
-    pub(super) key: String,
     pub(super) family: FamilyId,
     pub(super) pack: PackId,
     pub(super) generation: Generation,
     pub(super) bytes: u64,
+}
+
+impl PackObject {
+    pub(super) fn key(&self) -> String {
+        object_key(self.family, self.pack, self.generation)
+    }
 }
 
 /// How the roots use a pack.
@@ -118,7 +123,7 @@ pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark
     let superseded = |object: &PackObject| newest.get(&object.pack).is_some_and(|generation| object.generation < *generation);
     for object in packs.iter().filter(|object| superseded(object) || is_dead(after, mark, object)) {
         plan.pack_bytes = plan.pack_bytes.saturating_add(object.bytes);
-        plan.packs.push(DeadPack { key: object.key.clone(), bytes: object.bytes });
+        plan.packs.push(DeadPack { key: object.key(), bytes: object.bytes });
     }
     for snapshot in after.snapshots.iter().filter(|s| is_tombstoned(&s.state)) {
         match needed_by(snapshot, after) {
@@ -320,7 +325,7 @@ pub(super) mod tests {
 
     fn pack(creator: u8, epoch: u64, seq: u64) -> PackObject {
         let pack = PackId { creator: Incarnation::from_bytes([creator; 16]), epoch: Epoch(epoch), seq };
-        PackObject { key: format!("packs/f/{pack}"), family: family(1), pack, generation: 0, bytes: 10 }
+        PackObject { family: family(1), pack, generation: 0, bytes: 10 }
     }
 
     fn swept(listing: &Listing, mark: &Mark, object: &PackObject) -> bool {

@@ -243,7 +243,7 @@ mod tests {
     fn a_pack_stays_announced_as_long_as_anybody_could_learn_from_it() {
         let family = FamilyId::from_bytes([1; 16]);
         let pack = |seq| PackId { creator: Incarnation::from_bytes([2; 16]), epoch: Epoch(3), seq };
-        let object = |seq, generation| PackObject { key: String::new(), family, pack: pack(seq), generation, bytes: 1 };
+        let object = |seq, generation| PackObject { family, pack: pack(seq), generation, bytes: 1 };
         let announced = |of: FamilyId, seq| Announced::parse(&format!("announced/{of}/{}", pack(seq))).unwrap();
         let all =
             vec![announced(family, 1), announced(family, 2), announced(family, 3), announced(FamilyId::from_bytes([9; 16]), 1)];
