@@ -134,7 +134,7 @@ async fn measure(what: &str, process: &Process, volume: VolumeHandle, wanted: &R
 
 fn wanted(snapshot: SnapshotHandle, to: &str, overwrite: bool) -> RestoreInPlace {
     let call = Incarnation::random();
-    RestoreInPlace { call, snapshot: snapshot.snapshot, from: "tree".to_owned(), to: to.to_owned(), overwrite }
+    RestoreInPlace { call, snapshot: snapshot.snapshot, from: "tree".into(), to: to.into(), overwrite }
 }
 
 async fn suite(what: &str, store: Arc<dyn ObjectStore>, latency: Option<Duration>, files: usize) {

@@ -3,6 +3,7 @@
 use crate::app::{ByteSize, SizeError};
 use crate::control::SIZE_MIN;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -297,8 +298,8 @@ pub struct DiffArgs {
 pub struct RestoreArgs {
     /// What to copy from: DATASET@SNAPSHOT
     pub snapshot: String,
-    /// Path in the snapshot; `/` is all of it
-    pub path: String,
+    /// Path in the snapshot, as bytes; `/` is all of it
+    pub path: OsString,
     /// Where to put it on this machine: the copy's own path, not the folder around it
     #[arg(required_unless_present = "in_place", conflicts_with = "in_place")]
     pub target: Option<PathBuf>,
@@ -307,8 +308,8 @@ pub struct RestoreArgs {
     pub in_place: bool,
     /// With --in-place: put it at this path of the dataset instead
     #[arg(long, value_name = "PATH", requires = "in_place", conflicts_with = "target")]
-    pub to: Option<String>,
-    /// Replace existing files and links; never folders, devices, pipes and sockets
+    pub to: Option<OsString>,
+    /// Replace existing files and links; never folders, and devices, pipes and sockets only by themselves in a tree
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]

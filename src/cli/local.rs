@@ -1,7 +1,10 @@
-//! Folders of this machine, as a restore writes to them: everything is reached name by name from the folder around the target, and no link is
-//! followed on the way, whoever else may write there meanwhile. What is made is open to nobody else until its own mode is set.
+//! Folders of this machine, as a restore writes to them: one is entered after the other from the folder around the target, and no link is followed
+//! on the way, whoever else may write there meanwhile. What is made is open to nobody else until its own mode is set.
 //!
-//! Paths are relative to that folder, and hold neither `..` nor `.`; the empty one is the folder itself.
+//! Names are those of entries of the folder that was entered last; `.` is that folder.
+//!
+//! Bounded whatever the depth: the innermost [`FDS_HELD`] folders are open. One further up is opened again from the one below it, and must be the
+//! folder that it was.
 
 use crate::types::Timestamp;
 use rustix::fs::{AtFlags, CWD, Dev, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
@@ -9,18 +12,25 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 /// A folder that things are looked up in, whether it can be listed or not.
 const WAY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// What is found is what has the name, not what it leads to.
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+const FDS_HELD: usize = 16;
+/// An id that chown(2) takes for "leave it as it is".
+const NO_ID: u32 = u32::MAX;
 
 pub struct Local {
-    top: Arc<OwnedFd>,
-    /// The folder that was looked into last.
-    last: (PathBuf, Arc<OwnedFd>),
+    /// The folder around the target, and those that were entered from there.
+    levels: Vec<Level>,
+}
+
+struct Level {
+    fd: Option<OwnedFd>,
+    /// Device and inode number.
+    id: (u64, u64),
 }
 
 /// What an object shall have.
@@ -33,11 +43,19 @@ pub struct Attributes {
     pub mtime: Timestamp,
 }
 
-/// Whether an owner could be set: that needs root.
+/// Whether an owner could be set: that needs root, and a user namespace that has the ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     Kept,
     Mine,
+}
+
+/// What became of the attributes of an object that is there.
+#[derive(Debug)]
+pub struct Made {
+    pub owner: Owner,
+    /// Its mode and times; not every file system keeps them.
+    pub attributes: io::Result<()>,
 }
 
 /// Whether what is made has to survive a crash before it takes the place of something good.
@@ -58,157 +76,190 @@ impl Attributes {
         Mode::from_raw_mode(self.mode & if owner == Owner::Kept { 0o7777 } else { 0o1777 })
     }
 
-    fn ids(&self) -> (Option<Uid>, Option<Gid>) {
-        (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))
+    /// The owner first: its change takes bits of the mode away.
+    fn set(
+        &self,
+        chown: impl FnOnce(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>,
+        rest: impl FnOnce(Mode, &Timestamps) -> rustix::io::Result<()>,
+    ) -> Made {
+        let (owner, failed) = match self.chown(chown) {
+            Ok(owner) => (owner, None),
+            Err(error) => (Owner::Mine, Some(error)),
+        };
+        let set = rest(self.mode(owner), &self.times()).map_err(io::Error::from);
+        Made { owner, attributes: failed.map_or(set, Err) }
     }
 
-    /// To what is open. The mode comes last but for the times: a change of the owner takes bits away.
-    fn set(&self, fd: impl AsFd) -> io::Result<Owner> {
-        let (uid, gid) = self.ids();
-        let owner = owned(rustix::fs::fchown(&fd, uid, gid))?;
-        rustix::fs::fchmod(&fd, self.mode(owner))?;
-        rustix::fs::futimens(&fd, &self.times())?;
-        Ok(owner)
+    fn chown(&self, chown: impl FnOnce(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>) -> io::Result<Owner> {
+        if self.uid == NO_ID || self.gid == NO_ID {
+            return Ok(Owner::Mine);
+        }
+        match chown(Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid))) {
+            Ok(()) => Ok(Owner::Kept),
+            // The latter: the user namespace does not have it.
+            Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS | rustix::io::Errno::INVAL) => Ok(Owner::Mine),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// To what is open.
+    fn set_open(&self, fd: impl AsFd) -> Made {
+        self.set(
+            |uid, gid| rustix::fs::fchown(&fd, uid, gid),
+            |mode, times| rustix::fs::fchmod(&fd, mode).and(rustix::fs::futimens(&fd, times)),
+        )
     }
 }
 
-fn owned(done: rustix::io::Result<()>) -> io::Result<Owner> {
-    match done.map_err(io::Error::from) {
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(Owner::Mine),
-        done => done.map(|()| Owner::Kept),
-    }
+fn id(fd: impl AsFd) -> io::Result<(u64, u64)> {
+    let found = rustix::fs::fstat(fd)?;
+    Ok((found.st_dev, found.st_ino))
+}
+
+/// What cannot be opened is changed by its path alone.
+fn chmod_held(held: &OwnedFd, mode: Mode) -> rustix::io::Result<()> {
+    rustix::fs::chmodat(CWD, format!("/proc/self/fd/{}", held.as_raw_fd()).as_str(), mode, AtFlags::empty())
 }
 
 impl Local {
-    /// The folder around a target, and the target in it. The user's own words are followed wherever they lead.
-    pub fn around(target: &Path) -> io::Result<(Self, PathBuf)> {
+    /// The folder around a target, and the target's name in it. The user's own words are followed wherever they lead.
+    pub fn around(target: &Path) -> io::Result<(Self, OsString)> {
         let (folder, name) = match (target.parent(), target.file_name()) {
-            (Some(folder), Some(name)) if folder.as_os_str().is_empty() => (Path::new("."), PathBuf::from(name)),
-            (Some(folder), Some(name)) => (folder, PathBuf::from(name)),
-            _ => (target, PathBuf::new()),
+            (Some(folder), Some(name)) if folder.as_os_str().is_empty() => (Path::new("."), name),
+            (Some(folder), Some(name)) => (folder, name),
+            _ => (target, OsStr::new(".")),
         };
-        let top = Arc::new(rustix::fs::openat(CWD, folder, WAY, Mode::empty())?);
-        Ok((Self { last: (PathBuf::new(), top.clone()), top }, name))
+        let fd = rustix::fs::openat(CWD, folder, WAY, Mode::empty())?;
+        Ok((Self { levels: vec![Level { id: id(&fd)?, fd: Some(fd) }] }, name.to_owned()))
     }
 
-    fn folder(&mut self, path: &Path) -> io::Result<Arc<OwnedFd>> {
-        let (mut at, rest) = match path.strip_prefix(&self.last.0) {
-            Ok(rest) => (self.last.1.clone(), rest),
-            Err(_) => (self.top.clone(), path),
-        };
-        for name in rest {
-            at = Arc::new(rustix::fs::openat(&at, name, WAY | OFlags::NOFOLLOW, Mode::empty())?);
-        }
-        self.last = (path.to_owned(), at.clone());
-        Ok(at)
-    }
-
-    /// The folder that an object is in, and its name there.
-    fn at<'a>(&mut self, path: &'a Path) -> io::Result<(Arc<OwnedFd>, &'a OsStr)> {
-        match (path.parent(), path.file_name()) {
-            (Some(folder), Some(name)) => Ok((self.folder(folder)?, name)),
-            _ => Ok((self.top.clone(), OsStr::new("."))),
-        }
+    /// The folder that was entered last.
+    fn folder(&self) -> io::Result<&OwnedFd> {
+        self.levels.last().and_then(|level| level.fd.as_ref()).ok_or_else(|| io::Error::other("no folder is open"))
     }
 
     /// What is there.
-    pub fn kind(&mut self, path: &Path) -> io::Result<Option<FileType>> {
-        let (folder, name) = self.at(path)?;
-        match rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+    pub fn kind(&self, name: &OsStr) -> io::Result<Option<FileType>> {
+        match rustix::fs::statat(self.folder()?, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(rustix::io::Errno::NOENT) => Ok(None),
             found => Ok(Some(FileType::from_raw_mode(found?.st_mode))),
         }
     }
 
-    pub fn make_folder(&mut self, path: &Path) -> io::Result<()> {
-        let (folder, name) = self.at(path)?;
-        Ok(rustix::fs::mkdirat(&folder, name, Mode::RWXU)?)
+    pub fn make_folder(&self, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::mkdirat(self.folder()?, name, Mode::RWXU)?)
     }
 
-    /// When all that is in it is there.
-    pub fn finish_folder(&mut self, path: &Path, attributes: &Attributes, safety: Safety) -> io::Result<Owner> {
-        let (folder, name) = self.at(path)?;
-        let fd = rustix::fs::openat(&folder, name, FOLDER, Mode::empty())?;
-        let owner = attributes.set(&fd)?;
-        if safety == Safety::Now {
-            rustix::fs::fsync(&fd)?;
+    /// Goes into a folder. One of ours that is closed to ourselves is opened until it is left.
+    pub fn enter(&mut self, name: &OsStr) -> io::Result<()> {
+        let around = self.folder()?;
+        let held = rustix::fs::openat(around, name, WAY | OFlags::NOFOLLOW, Mode::empty())?;
+        let found = rustix::fs::fstat(&held)?;
+        let mode = Mode::from_raw_mode(found.st_mode & 0o7777);
+        if found.st_uid == rustix::process::geteuid().as_raw() && !mode.contains(Mode::RWXU) {
+            chmod_held(&held, mode | Mode::RWXU)?;
         }
-        Ok(owner)
+        let fd = rustix::fs::openat(&held, ".", FOLDER, Mode::empty())?;
+        self.levels.push(Level { id: id(&fd)?, fd: Some(fd) });
+        // The first two have nothing below that leads back to them: the target may be `.`.
+        if let Some(outer) = self.levels.len().checked_sub(FDS_HELD + 1).filter(|outer| *outer > 1) {
+            self.levels[outer].fd = None;
+        }
+        Ok(())
     }
 
-    pub fn make_file(&mut self, path: &Path) -> io::Result<File> {
-        let (folder, name) = self.at(path)?;
+    /// Gives the folder that was entered last its attributes, and goes back to the one around it.
+    ///
+    /// # Errors
+    /// There is no way back.
+    pub fn leave(&mut self, attributes: &Attributes, safety: Safety) -> io::Result<Made> {
+        let fd = self.levels.pop().and_then(|level| level.fd).ok_or_else(|| io::Error::other("no folder is open"))?;
+        if let Some(around) = self.levels.last_mut()
+            && around.fd.is_none()
+        {
+            let up = rustix::fs::openat(&fd, "..", FOLDER, Mode::empty())?;
+            if id(&up)? != around.id {
+                return Err(io::Error::other("somebody moved the folder away while things were put into it"));
+            }
+            around.fd = Some(up);
+        }
+        let mut made = attributes.set_open(&fd);
+        if safety == Safety::Now && made.attributes.is_ok() {
+            made.attributes = rustix::fs::fsync(&fd).map_err(io::Error::from);
+        }
+        Ok(made)
+    }
+
+    pub fn make_file(&self, name: &OsStr) -> io::Result<File> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(File::from(rustix::fs::openat(&folder, name, flags, Mode::RUSR | Mode::WUSR)?))
+        Ok(File::from(rustix::fs::openat(self.folder()?, name, flags, Mode::RUSR | Mode::WUSR)?))
     }
 
-    pub fn finish_file(file: &File, attributes: &Attributes, safety: Safety) -> io::Result<Owner> {
-        let owner = attributes.set(file)?;
+    pub fn finish_file(file: &File, attributes: &Attributes, safety: Safety) -> io::Result<Made> {
+        let made = attributes.set_open(file);
         if safety == Safety::Now {
             file.sync_all()?;
         }
-        Ok(owner)
+        Ok(made)
     }
 
-    pub fn make_link(&mut self, path: &Path, to: &OsStr, attributes: &Attributes) -> io::Result<Owner> {
-        let (folder, name) = self.at(path)?;
-        rustix::fs::symlinkat(to, &folder, name)?;
-        self.finish_node(path, FileType::Symlink, attributes)
+    pub fn make_link(&self, name: &OsStr, to: &OsStr, attributes: &Attributes) -> io::Result<Made> {
+        rustix::fs::symlinkat(to, self.folder()?, name)?;
+        self.finish_node(name, FileType::Symlink, attributes)
     }
 
-    pub fn make_node(&mut self, path: &Path, kind: FileType, device: Dev, attributes: &Attributes) -> io::Result<Owner> {
-        let (folder, name) = self.at(path)?;
-        rustix::fs::mknodat(&folder, name, kind, Mode::empty(), device)?;
-        self.finish_node(path, kind, attributes)
+    pub fn make_node(&self, name: &OsStr, kind: FileType, device: Dev, attributes: &Attributes) -> io::Result<Made> {
+        rustix::fs::mknodat(self.folder()?, name, kind, Mode::empty(), device)?;
+        self.finish_node(name, kind, attributes)
     }
 
     /// Opening a pipe or a device would do something: it is held by its path alone.
-    fn finish_node(&mut self, path: &Path, kind: FileType, attributes: &Attributes) -> io::Result<Owner> {
-        let (folder, name) = self.at(path)?;
-        let held = rustix::fs::openat(&folder, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    fn finish_node(&self, name: &OsStr, kind: FileType, attributes: &Attributes) -> io::Result<Made> {
+        let folder = self.folder()?;
+        let held = rustix::fs::openat(folder, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         let found = rustix::fs::fstat(&held)?;
         if FileType::from_raw_mode(found.st_mode) != kind || found.st_nlink != 1 {
             return Err(io::Error::other("somebody else put something in its place"));
         }
-        let (uid, gid) = attributes.ids();
-        let owner = owned(rustix::fs::chownat(&held, "", uid, gid, AtFlags::EMPTY_PATH))?;
-        if kind != FileType::Symlink {
-            let held = format!("/proc/self/fd/{}", held.as_raw_fd());
-            rustix::fs::chmodat(CWD, held.as_str(), attributes.mode(owner), AtFlags::empty())?;
-        }
-        rustix::fs::utimensat(&folder, name, &attributes.times(), AtFlags::SYMLINK_NOFOLLOW)?;
-        Ok(owner)
+        let chmod = |mode| if kind == FileType::Symlink { Ok(()) } else { chmod_held(&held, mode) };
+        Ok(attributes.set(
+            |uid, gid| rustix::fs::chownat(&held, "", uid, gid, AtFlags::EMPTY_PATH),
+            |mode, times| chmod(mode).and(rustix::fs::utimensat(folder, name, times, AtFlags::SYMLINK_NOFOLLOW)),
+        ))
     }
 
-    /// Another name of a file.
-    pub fn link(&mut self, first: &Path, path: &Path) -> io::Result<()> {
-        let (from, first) = self.at(first)?;
-        let (to, name) = self.at(path)?;
-        Ok(rustix::fs::linkat(&from, first, &to, name, AtFlags::empty())?)
+    /// Another name of an object. `first`: the names that lead to it from the folder around the target.
+    pub fn link<'a>(&self, first: impl Iterator<Item = &'a OsStr>, name: &OsStr) -> io::Result<()> {
+        let mut first = first.peekable();
+        let mut around: Option<OwnedFd> = None;
+        let top = self.levels.first().and_then(|level| level.fd.as_ref()).ok_or(ErrorKind::NotFound)?;
+        while let Some(at) = first.next() {
+            let from = around.as_ref().unwrap_or(top);
+            if first.peek().is_none() {
+                rustix::fs::linkat(from, at, self.folder()?, name, AtFlags::empty())?;
+            } else {
+                around = Some(rustix::fs::openat(from, at, WAY | OFlags::NOFOLLOW, Mode::empty())?);
+            }
+        }
+        Ok(())
     }
 
     /// In one folder.
-    pub fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
-        let ((from_folder, from), (to_folder, to)) = (self.at(from)?, self.at(to)?);
-        Ok(rustix::fs::renameat(&from_folder, from, &to_folder, to)?)
+    pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        let folder = self.folder()?;
+        Ok(rustix::fs::renameat(folder, from, folder, to)?)
     }
 
-    pub fn remove(&mut self, path: &Path) -> io::Result<()> {
-        let (folder, name) = self.at(path)?;
-        Ok(rustix::fs::unlinkat(&folder, name, AtFlags::empty())?)
+    pub fn remove(&self, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(self.folder()?, name, AtFlags::empty())?)
     }
 }
 
 /// A name beside another one, which nobody has yet.
-pub fn beside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default();
-    let mut long = OsString::from(name);
+pub fn beside(name: &OsStr) -> OsString {
+    let mut long = name.to_owned();
     long.push(format!(".restore-{:08x}", rand::random::<u32>()));
-    if long.len() > 255 {
-        path.with_file_name(format!(".restore-{:016x}", rand::random::<u64>()))
-    } else {
-        path.with_file_name(long)
-    }
+    if long.len() > 255 { format!(".restore-{:016x}", rand::random::<u64>()).into() } else { long }
 }
 
 #[cfg(test)]
@@ -224,17 +275,20 @@ mod tests {
         Attributes { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw(), ..PLAIN }
     }
 
+    fn os(name: &str) -> &OsStr {
+        OsStr::new(name)
+    }
+
     /// A target with a folder in it, and a folder that is none of the restore's business.
-    fn room() -> (tempfile::TempDir, Local, PathBuf) {
+    fn room() -> (tempfile::TempDir, Local) {
         let room = tempfile::tempdir().unwrap();
         std::fs::create_dir(room.path().join("outside")).unwrap();
         std::fs::write(room.path().join("outside/theirs"), "theirs").unwrap();
         let (mut local, target) = Local::around(&room.path().join("to")).unwrap();
         local.make_folder(&target).unwrap();
-        local.make_folder(&target.join("sub")).unwrap();
-        // One that has looked into nothing yet.
-        let (local, _) = Local::around(&room.path().join("to")).unwrap();
-        (room, local, target)
+        local.enter(&target).unwrap();
+        local.make_folder(os("sub")).unwrap();
+        (room, local)
     }
 
     fn swap(room: &Path, folder: &str) {
@@ -242,65 +296,110 @@ mod tests {
         symlink(room.join("outside"), room.join(folder)).unwrap();
     }
 
+    fn is_untouched(room: &Path) {
+        let left: Vec<_> = std::fs::read_dir(room.join("outside")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["theirs"]);
+        assert_eq!(std::fs::read(room.join("outside/theirs")).unwrap(), b"theirs");
+    }
+
     #[test]
     fn a_folder_that_became_a_link_leads_nowhere() {
-        for (folder, inside) in [("to/sub", "sub/new"), ("to", "new"), ("to", "sub/new")] {
-            for used in [false, true] {
-                let (room, mut local, target) = room();
-                let (new, theirs) = (target.join(inside), target.join(inside).with_file_name("theirs"));
-                if used {
-                    local.make_file(&target.join(inside).with_file_name("before")).unwrap();
-                }
-                swap(room.path(), folder);
-                // What was open before is the folder that was meant, wherever it is by now.
-                assert_eq!(local.make_file(&new).is_ok(), used, "{folder} {inside}");
-                let _ = local.make_folder(&new.with_file_name("folder"));
-                let _ = local.make_link(&new.with_file_name("link"), OsStr::new("x"), &mine());
-                let _ = local.link(&new, &new.with_file_name("second"));
-                let _ = local.rename(&new, &theirs);
-                let _ = local.remove(&theirs);
-                let left: Vec<_> =
-                    std::fs::read_dir(room.path().join("outside")).unwrap().map(|e| e.unwrap().file_name()).collect();
-                assert_eq!(left, ["theirs"]);
-                assert_eq!(std::fs::read(room.path().join("outside/theirs")).unwrap(), b"theirs");
-                assert!(local.finish_folder(Path::new(folder), &mine(), Safety::Now).is_err());
+        for folder in ["to", "to/sub"] {
+            let (room, mut local) = room();
+            if folder == "to/sub" {
+                local.enter(os("sub")).unwrap();
             }
+            // What was entered is the folder that was meant, wherever it is by now.
+            swap(room.path(), folder);
+            local.make_file(os("new")).unwrap();
+            local.make_folder(os("folder")).unwrap();
+            local.make_link(os("link"), os("x"), &mine()).unwrap();
+            local.link([os("to"), os("new")].into_iter(), os("second")).unwrap_err();
+            local.rename(os("new"), os("theirs")).unwrap();
+            local.remove(os("theirs")).unwrap();
+            local.leave(&mine(), Safety::Now).unwrap();
+            is_untouched(room.path());
+        }
+        let (room, mut local) = room();
+        swap(room.path(), "to/sub");
+        assert!(local.enter(os("sub")).is_err());
+        is_untouched(room.path());
+    }
+
+    #[test]
+    fn a_deep_tree_is_left_the_way_it_was_entered() {
+        let names: Vec<String> = (0..100).map(|n| format!("d{n}")).collect();
+        for moved in [false, true] {
+            let (room, mut local) = room();
+            for name in &names {
+                local.make_folder(os(name)).unwrap();
+                local.enter(os(name)).unwrap();
+            }
+            assert!(local.levels.iter().filter(|level| level.fd.is_some()).count() <= FDS_HELD + 2);
+            local.make_file(os("deep")).unwrap();
+            let mut way = vec![os("to")];
+            way.extend(names.iter().map(|name| os(name)));
+            way.push(os("deep"));
+            local.link(way.into_iter(), os("second")).unwrap();
+            if moved {
+                let deep: std::path::PathBuf = names[..50].iter().collect();
+                std::fs::rename(room.path().join("to").join(deep), room.path().join("outside/taken")).unwrap();
+            }
+            let left = (0..names.len()).map(|_| local.leave(&mine(), Safety::Later)).find_map(Result::err);
+            assert_eq!(left.is_some(), moved, "{left:?}");
+            assert_eq!(local.kind(os("d0")).is_ok_and(|kind| kind.is_some()), !moved);
         }
     }
 
     #[test]
+    fn a_closed_folder_of_ours_is_opened_while_things_are_put_into_it() {
+        let (room, mut local) = room();
+        let sub = room.path().join("to/sub");
+        std::fs::set_permissions(&sub, std::fs::Permissions::from_mode(0o055)).unwrap();
+        local.enter(os("sub")).unwrap();
+        assert_eq!(std::fs::metadata(&sub).unwrap().permissions().mode() & 0o777, 0o755);
+        local.make_file(os("new")).unwrap();
+        local.leave(&Attributes { mode: 0o555, ..mine() }, Safety::Now).unwrap().attributes.unwrap();
+        assert_eq!(std::fs::metadata(&sub).unwrap().permissions().mode() & 0o777, 0o555);
+    }
+
+    #[test]
     fn attributes_go_to_what_was_made_alone() {
-        let (room, mut local, target) = room();
+        let (room, local) = room();
         let theirs = room.path().join("outside/theirs");
         std::fs::set_permissions(&theirs, std::fs::Permissions::from_mode(0o600)).unwrap();
         symlink(&theirs, room.path().join("to/link")).unwrap();
         std::fs::hard_link(&theirs, room.path().join("to/hard")).unwrap();
         for name in ["link", "hard"] {
             for kind in [FileType::Fifo, FileType::RegularFile] {
-                assert!(local.finish_node(&target.join(name), kind, &mine()).is_err(), "{name}");
+                assert!(local.finish_node(os(name), kind, &mine()).is_err(), "{name}");
             }
         }
         assert_eq!(std::fs::metadata(&theirs).unwrap().permissions().mode() & 0o777, 0o600);
-        local.make_node(&target.join("fifo"), FileType::Fifo, 0, &mine()).unwrap();
+        local.make_node(os("fifo"), FileType::Fifo, 0, &mine()).unwrap().attributes.unwrap();
         assert_eq!(std::fs::metadata(room.path().join("to/fifo")).unwrap().permissions().mode() & 0o777, 0o666);
         // A name that is taken is not used, a link in its place neither.
         for name in ["link", "hard", "fifo", "sub"] {
-            assert_eq!(local.make_file(&target.join(name)).unwrap_err().kind(), ErrorKind::AlreadyExists, "{name}");
+            assert_eq!(local.make_file(os(name)).unwrap_err().kind(), ErrorKind::AlreadyExists, "{name}");
         }
     }
 
     #[test]
     fn what_is_made_is_closed_until_it_is_finished() {
-        let (room, mut local, target) = room();
+        let (room, mut local) = room();
         let mode = |name: &str| std::fs::metadata(room.path().join(name)).unwrap().permissions().mode() & 0o777;
-        let mut file = local.make_file(&target.join("sub/file")).unwrap();
+        local.enter(os("sub")).unwrap();
+        let mut file = local.make_file(os("file")).unwrap();
         file.write_all(b"content").unwrap();
         assert_eq!((mode("to"), mode("to/sub"), mode("to/sub/file")), (0o700, 0o700, 0o600));
-        assert_eq!(Local::finish_file(&file, &mine(), Safety::Now).unwrap(), Owner::Kept);
+        assert_eq!(Local::finish_file(&file, &mine(), Safety::Now).unwrap().owner, Owner::Kept);
         let open = Attributes { mode: 0o755, ..mine() };
-        assert_eq!(local.finish_folder(&target.join("sub"), &open, Safety::Now).unwrap(), Owner::Kept);
+        assert_eq!(local.leave(&open, Safety::Now).unwrap().owner, Owner::Kept);
         assert_eq!((mode("to"), mode("to/sub"), mode("to/sub/file")), (0o700, 0o755, 0o666));
-        assert_eq!(local.kind(&target.join("none")).unwrap(), None);
-        assert_eq!(local.kind(&target).unwrap(), Some(FileType::Directory));
+        assert_eq!(local.kind(os("none")).unwrap(), None);
+        assert_eq!(local.kind(os(".")).unwrap(), Some(FileType::Directory));
+        // An id that nobody has would leave the owner as it is without a word.
+        let made = local.make_link(os("link"), os("x"), &Attributes { uid: NO_ID, ..mine() }).unwrap();
+        assert_eq!(made.owner, Owner::Mine);
     }
 }

@@ -51,6 +51,12 @@ impl Progress {
             eprint!("\r\x1b[K{text}");
         }
     }
+
+    /// A line that stays, wherever the standard error goes.
+    pub fn note(&self, text: &str) {
+        let clear = if self.shown { "\r\x1b[K" } else { "" };
+        eprintln!("{clear}{text}");
+    }
 }
 
 impl Drop for Progress {

@@ -1,39 +1,39 @@
 //! `dataset restore`: a file or a folder out of a snapshot, to a local path.
 //!
-//! Nothing outside of the target is ever written: names come one by one as directory entries, which hold no `/` and are
-//! never `..`, and every object is made anew (`O_EXCL`) or replaces one by a rename; links in the way are not followed ([`Local`]). What takes
-//! the place of something is on the disk before: a crash leaves the one or the other.
+//! Nothing outside of the target is ever written: names come one by one as directory entries, which hold no `/` and are never `..`, and every object
+//! is made anew (`O_EXCL`) or replaces one by a rename; links in the way are not followed ([`Local`]). What takes the place of something is on the
+//! disk before: a crash leaves the one or the other.
+//!
+//! An object of a tree that cannot be made is named at once and left out; the rest is restored, and the command fails at the end. What ends it is
+//! what would keep everything else from being restored too: the store, a full disk, a signal.
+//!
+//! Bounded memory, whatever the folders hold and however deep they are ([`Walk`], [`Links`]).
 
 use super::args::RestoreArgs;
 use super::exit::{Interrupted, Wrong, class_of};
-use super::local::{Attributes, Local, Owner, Safety, beside};
+use super::local::{Attributes, Local, Made, Owner, Safety, beside};
 use super::report::{Progress, plural};
 use super::target::{Opened, split_snapshot};
 use crate::app::ByteSize;
 use crate::catalog::Snapshot;
 use crate::control::RestoreInPlace;
-use crate::fs::FsError;
 use crate::fs::api::FileKind;
-use crate::fs::{SnapshotView, Viewed};
-use crate::types::{Class, EntryName, Incarnation, InodeNo, VolumeHandle};
+use crate::fs::{FsError, SnapshotView, Viewed, Walk};
+use crate::types::{Class, Classify, EntryName, Incarnation, InodeNo, VolumeHandle};
 use crate::volume::ReadSnapshot;
 use anyhow::{Context, bail};
 use rustix::fs::FileType;
 use serde::Serialize;
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 /// Bytes read at once.
 const PART: u32 = 4 << 20;
-/// Files that could not be read, of which the names are told.
-const DAMAGED_SHOWN: usize = 20;
-/// Folders within folders.
-const DEPTH_MAX: usize = 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overwrite {
@@ -47,6 +47,33 @@ pub struct Restored {
     pub bytes: u64,
     /// Objects whose owner could not be set: that needs root.
     pub owners_not_kept: u64,
+    /// Names of an object with several that became objects of their own.
+    pub links_not_kept: u64,
+}
+
+/// Who is told of a restore.
+pub trait Watch: Sync {
+    /// How far it is.
+    fn at(&self, _done: &Restored) {}
+    /// What went wrong with one object.
+    fn failed(&self, why: &str);
+}
+
+/// Nobody.
+pub struct Unwatched;
+
+impl Watch for Unwatched {
+    fn failed(&self, _why: &str) {}
+}
+
+impl Watch for Progress {
+    fn at(&self, done: &Restored) {
+        self.say(&format!("{} objects, {}", done.objects, ByteSize(done.bytes)));
+    }
+
+    fn failed(&self, why: &str) {
+        self.note(why);
+    }
 }
 
 pub async fn run(args: RestoreArgs) -> anyhow::Result<()> {
@@ -54,7 +81,7 @@ pub async fn run(args: RestoreArgs) -> anyhow::Result<()> {
         return Err(Wrong::new(Class::Invalid, format!("{:?}: write DATASET@SNAPSHOT", args.snapshot)));
     };
     // An empty variable of a script does not mean everything.
-    if args.path.is_empty() || args.to.as_ref().is_some_and(String::is_empty) {
+    if args.path.is_empty() || args.to.as_ref().is_some_and(|to| to.is_empty()) {
         return Err(Wrong::new(Class::Invalid, "the path is empty: `/` is all of it"));
     }
     let opened = args.common.pool.open().await?;
@@ -62,16 +89,21 @@ pub async fn run(args: RestoreArgs) -> anyhow::Result<()> {
     let Some(target) = &args.target else { return in_place(&args, &opened, &found).await };
     let progress = Progress::new();
     let overwrite = if args.force { Overwrite::Force } else { Overwrite::Refuse };
-    let say = |done: &Restored| progress.say(&format!("{} objects, {}", done.objects, ByteSize(done.bytes)));
     let stop = crate::app::stop_signal()?;
-    let restored = copy_out(&opened, &found, &args.path, target, overwrite, &say, &stop).await;
+    let restored = copy_out(&opened, &found, args.path.as_bytes(), target, overwrite, &progress, &stop).await;
     drop(progress);
     args.common.output.print(&restored?, |restored| {
         let owners = match restored.owners_not_kept {
             0 => String::new(),
-            n => format!("; {n} belong to you instead of their owners (run as root to keep those)"),
+            n => {
+                format!("; {n} belong to you instead of their owners (only root, with those ids in its user namespace, keeps them)")
+            }
         };
-        format!("restored {}, {}{owners}\n", plural(restored.objects, "object"), ByteSize(restored.bytes))
+        let links = match restored.links_not_kept {
+            0 => String::new(),
+            n => format!("; {n} hard links became objects of their own"),
+        };
+        format!("restored {}, {}{owners}{links}\n", plural(restored.objects, "object"), ByteSize(restored.bytes))
     })
 }
 
@@ -81,8 +113,8 @@ async fn in_place(args: &RestoreArgs, opened: &Opened, snapshot: &Snapshot) -> a
     let wanted = RestoreInPlace {
         call: Incarnation::random(),
         snapshot: snapshot.id(),
-        from: args.path.clone(),
-        to: args.to.clone().unwrap_or_else(|| args.path.clone()),
+        from: args.path.as_bytes().into(),
+        to: args.to.as_ref().unwrap_or(&args.path).as_bytes().into(),
         overwrite: args.force,
     };
     let progress = Progress::new();
@@ -94,120 +126,181 @@ async fn in_place(args: &RestoreArgs, opened: &Opened, snapshot: &Snapshot) -> a
     })
 }
 
-/// Copies what is at `path` of a snapshot to `target`, until it is told to `stop`. A file of a tree that is damaged is left out, and told at the end.
+/// Copies what is at `path` of a snapshot to `target`, until it is told to `stop`.
 pub async fn copy_out(
     opened: &Opened,
     snapshot: &Snapshot,
-    path: &str,
+    path: &[u8],
     target: &Path,
     overwrite: Overwrite,
-    say: &(dyn Fn(&Restored) + Sync),
+    watch: &dyn Watch,
     stop: &CancellationToken,
 ) -> anyhow::Result<Restored> {
     // Kept for as long as it takes, whoever deletes it meanwhile (R14).
     let reading = ReadSnapshot::open(opened.parts.volumes.settings(), &opened.pool.catalog, snapshot.id()).await?;
-    let copied = Copy::run(reading.view(), path, target, overwrite, say, stop).await;
+    let copied = Copy::run(reading.view(), path, target, overwrite, watch, stop).await;
     let closed = reading.close().await;
     let done = copied?;
     closed?;
     Ok(done)
 }
 
+/// Where an object with several names was put first.
+#[derive(Default)]
+struct Links {
+    first: HashMap<InodeNo, First>,
+    bytes: usize,
+}
+
+struct First {
+    /// The names that lead to it from the folder around the target, with `/` between them.
+    path: Vec<u8>,
+    /// Names that are still to come.
+    left: u32,
+}
+
+impl Links {
+    /// Of the paths that are remembered; the names of other objects become objects of their own.
+    const BYTES_MAX: usize = 16 << 20;
+
+    fn put(&mut self, ino: InodeNo, nlink: u32, path: Vec<u8>) {
+        if self.bytes + path.len() <= Self::BYTES_MAX {
+            self.bytes += path.len();
+            self.first.insert(ino, First { path, left: nlink - 1 });
+        }
+    }
+
+    /// One more of its names is made.
+    fn made(&mut self, ino: InodeNo) {
+        let Some(first) = self.first.get_mut(&ino) else { return };
+        first.left -= 1;
+        if first.left == 0 {
+            self.bytes -= first.path.len();
+            self.first.remove(&ino);
+        }
+    }
+}
+
+/// What could not be restored.
+#[derive(Default)]
+struct Failures {
+    objects: u64,
+    /// Objects that are there, without their mode or times.
+    in_part: u64,
+    class: Option<Class>,
+}
+
+impl Failures {
+    fn add(&mut self, class: Class) {
+        // Damage is told before anything else.
+        if self.class.is_none() || class == Class::Corrupt {
+            self.class = Some(class);
+        }
+    }
+}
+
 struct Copy<'a> {
     view: &'a SnapshotView,
     overwrite: Overwrite,
     local: Local,
-    /// What the target is called, for people: paths are relative to the folder around it.
-    around: &'a Path,
-    /// Where a file with several names was put first.
-    links: HashMap<InodeNo, PathBuf>,
+    walk: Walk<'a>,
+    target: &'a Path,
+    /// The target's name in the folder around it.
+    top: OsString,
+    links: Links,
     done: Restored,
-    /// Files of a tree that could not be read, and how many more.
-    damaged: Vec<String>,
-    more_damaged: u64,
-    say: &'a (dyn Fn(&Restored) + Sync),
+    failures: Failures,
+    watch: &'a dyn Watch,
     stop: &'a CancellationToken,
 }
 
 impl<'a> Copy<'a> {
     async fn run(
         view: &'a SnapshotView,
-        path: &str,
+        path: &[u8],
         target: &'a Path,
         overwrite: Overwrite,
-        say: &'a (dyn Fn(&Restored) + Sync),
+        watch: &'a dyn Watch,
         stop: &'a CancellationToken,
     ) -> anyhow::Result<Restored> {
         let what = || format!("opening the folder around {}, which must be there", target.display());
         let (local, top) = Local::around(target).with_context(what)?;
-        let around = if top.as_os_str().is_empty() { target } else { target.parent().unwrap_or(target) };
-        let (links, done, damaged) = Default::default();
-        let mut copy = Self { view, overwrite, local, around, links, done, damaged, more_damaged: 0, say, stop };
-        copy.path(path, top).await?;
+        let (walk, (links, done, failures)) = (Walk::new(view), Default::default());
+        let mut copy = Self { view, overwrite, local, walk, target, top, links, done, failures, watch, stop };
+        copy.all(path).await?;
         copy.ended()
     }
 
     fn ended(self) -> anyhow::Result<Restored> {
-        let (objects, mut damaged) = (self.done.objects, self.damaged);
-        if damaged.is_empty() {
-            return Ok(self.done);
+        let Failures { objects: failed, in_part, class } = self.failures;
+        let Some(class) = class else { return Ok(self.done) };
+        let mut why = format!("restored {}", plural(self.done.objects, "object"));
+        if failed > 0 {
+            why += &format!("; {failed} could not be restored");
         }
-        let count = damaged.len() as u64 + self.more_damaged;
-        if self.more_damaged > 0 {
-            damaged.push(format!("and {} more", self.more_damaged));
+        if in_part > 0 {
+            why += &format!("; {in_part} lack their mode or times");
         }
-        let files = damaged.join("\n  ");
-        let why = format!("restored {objects} objects, and not {count} files, which are damaged (scrub tells more):\n  {files}");
-        Err(Wrong::new(Class::Corrupt, why))
+        Err(Wrong::new(class, why + ": each is named above"))
     }
 
-    fn shown(&self, target: &Path) -> String {
-        self.around.join(target).display().to_string()
+    /// An entry of the folder that was entered last; the target, if there is none.
+    fn shown(&self, name: Option<&EntryName>) -> String {
+        let mut shown = self.target.to_owned();
+        shown.extend(self.walk.names().chain(name).map(os));
+        shown.display().to_string()
     }
 
-    async fn path(&mut self, path: &str, target: PathBuf) -> anyhow::Result<()> {
+    async fn all(&mut self, path: &[u8]) -> anyhow::Result<()> {
+        self.go_on()?;
         let at = self.source(path).await?;
-        // A stack rather than recursion: the depth is the snapshot's author's choice.
-        let mut folders = Vec::new();
-        let mut waiting = vec![(at, target, 0)];
-        while let Some((object, target, depth)) = waiting.pop() {
+        self.object(at, None).await?;
+        while self.walk.depth() > 0 {
             self.go_on()?;
-            if depth > DEPTH_MAX {
-                bail!("{}: folders are nested deeper than {DEPTH_MAX}", self.shown(&target));
-            }
-            if object.row.kind == FileKind::Directory {
-                self.make_folder(&target)?;
-                self.queue_children(&object, &target, depth, &mut waiting).await?;
-                folders.push((object, target));
-            } else {
-                match self.object(&object, &target).await {
-                    Err(error) if depth > 0 && class_of(&error) == Class::Corrupt => {
-                        self.leave_out(&error);
-                        continue;
-                    }
-                    done => done?,
-                }
-            }
-            self.done.objects += 1;
-            (self.say)(&self.done);
-        }
-        // Deepest last in, first out: making an entry changes its folder's times.
-        while let Some((object, target)) = folders.pop() {
-            let safety = if self.overwrite == Overwrite::Force { Safety::Now } else { Safety::Later };
-            let owner = self.local.finish_folder(&target, &attributes(&object), safety);
-            self.count(owner).with_context(|| format!("setting the attributes of {}", self.shown(&target)))?;
+            let done = self.step().await;
+            self.left_out(done)?;
+            self.watch.at(&self.done);
         }
         Ok(())
     }
 
-    async fn source(&self, path: &str) -> anyhow::Result<Viewed> {
+    /// The next entry of the folder that was entered last; the folder's own attributes after the last.
+    async fn step(&mut self) -> anyhow::Result<()> {
+        match self.walk.next().await {
+            Ok(Some((name, ino))) => {
+                let object = self.view.inode(ino).await;
+                let object = object.with_context(|| format!("reading what goes to {}", self.shown(Some(&name))))?;
+                self.object(object, Some(name)).await
+            }
+            Ok(None) => self.leave(),
+            Err(error) => {
+                let listed = Err(error).with_context(|| format!("reading what is in {}", self.shown(None)));
+                self.left_out(listed)?;
+                self.leave()
+            }
+        }
+    }
+
+    fn leave(&mut self) -> anyhow::Result<()> {
+        let shown = self.shown(None);
+        let Some(folder) = self.walk.leave() else { return Ok(()) };
+        let safety = if self.overwrite == Overwrite::Force { Safety::Now } else { Safety::Later };
+        let made = self.local.leave(&attributes(&folder), safety);
+        // Without the way back nothing can go on.
+        let made = made.map_err(|error| Wrong::new(Class::Unavailable, format!("going back from {shown}: {error}")))?;
+        self.count(made, || shown);
+        Ok(())
+    }
+
+    async fn source(&self, path: &[u8]) -> anyhow::Result<Viewed> {
         let mut at = self.view.root().await?;
-        for name in path.split('/').filter(|name| !name.is_empty() && *name != ".") {
-            let wrong = |why: String| Wrong::new(Class::Invalid, format!("path {path:?}: {why}"));
-            if name == ".." {
+        let text = || String::from_utf8_lossy(path);
+        for name in path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")) {
+            let wrong = |why: String| Wrong::new(Class::Invalid, format!("path {:?}: {why}", text()));
+            if name == b".." {
                 return Err(wrong("`..` would leave the tree: write the path without it".to_owned()));
             }
-            let name = EntryName::try_from(name.as_bytes()).map_err(|error| wrong(error.to_string()))?;
+            let name = EntryName::try_from(name).map_err(|error| wrong(error.to_string()))?;
             let is_link = at.row.kind == FileKind::Symlink;
             at = match self.view.lookup(&at, &name).await {
                 Err(error @ (FsError::NotFound | FsError::NotDirectory)) => {
@@ -216,7 +309,7 @@ impl<'a> Copy<'a> {
                     } else {
                         error.to_string()
                     };
-                    return Err(Wrong::new(Class::NotFound, format!("path {path:?} in the snapshot: {name}: {why}")));
+                    return Err(Wrong::new(Class::NotFound, format!("path {:?} in the snapshot: {name}: {why}", text())));
                 }
                 found => found?,
             };
@@ -224,12 +317,16 @@ impl<'a> Copy<'a> {
         Ok(at)
     }
 
-    fn leave_out(&mut self, error: &anyhow::Error) {
-        if self.damaged.len() < DAMAGED_SHOWN {
-            self.damaged.push(format!("{error:#}"));
-        } else {
-            self.more_damaged += 1;
+    /// An object of a tree that failed is told, unless the others would fail too.
+    fn left_out(&mut self, done: anyhow::Result<()>) -> anyhow::Result<()> {
+        let Err(error) = done else { return Ok(()) };
+        if ends_all(&error) {
+            return Err(error);
         }
+        self.failures.objects += 1;
+        self.failures.add(class_of(&error));
+        self.watch.failed(&format!("not restored: {error:#}"));
+        Ok(())
     }
 
     /// What was made so far stays.
@@ -240,125 +337,177 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    async fn queue_children(
-        &self,
-        dir: &Viewed,
-        target: &Path,
-        depth: usize,
-        waiting: &mut Vec<(Viewed, PathBuf, usize)>,
-    ) -> anyhow::Result<()> {
-        let mut from = None;
-        loop {
-            let (entries, next) = self.view.list(dir, from).await?;
-            for entry in entries {
-                let child = self.view.inode(entry.ino).await?;
-                waiting.push((child, target.join(OsStr::from_bytes(entry.name.as_bytes())), depth + 1));
-            }
-            match next {
-                Some(next) => from = Some(next),
-                None => return Ok(()),
-            }
+    async fn object(&mut self, object: Viewed, name: Option<EntryName>) -> anyhow::Result<()> {
+        if object.row.kind == FileKind::Directory {
+            self.enter(object, name)?;
+        } else {
+            self.file_or_node(&object, name.as_ref()).await?;
         }
+        self.done.objects += 1;
+        Ok(())
     }
 
-    fn make_folder(&mut self, target: &Path) -> anyhow::Result<()> {
-        match self.local.make_folder(target) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => match self.local.kind(target) {
-                Ok(Some(FileType::Directory)) if self.overwrite == Overwrite::Force => Ok(()),
-                Ok(Some(FileType::Directory)) | Err(_) => Err(in_the_way(&self.shown(target), THERE)),
+    /// The name in the folder that was entered last.
+    fn local_name<'b>(&'b self, name: Option<&'b EntryName>) -> &'b OsStr {
+        name.map_or(&self.top, os)
+    }
+
+    fn enter(&mut self, folder: Viewed, name: Option<EntryName>) -> anyhow::Result<()> {
+        let (at, shown) = (self.local_name(name.as_ref()).to_owned(), self.shown(name.as_ref()));
+        match self.local.make_folder(&at) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => match self.local.kind(&at) {
+                Ok(Some(FileType::Directory)) if self.overwrite == Overwrite::Force => {}
+                Ok(Some(FileType::Directory)) | Err(_) => return Err(in_the_way(&shown, THERE)),
                 Ok(_) => {
-                    Err(in_the_way(&self.shown(target), "a file is in the way of a folder: move it away, or give another path"))
+                    let why = "a file is in the way of a folder: move it away, or give another path";
+                    return Err(in_the_way(&shown, why));
                 }
             },
-            made => made.with_context(|| format!("making {}", self.shown(target))),
+            made => made.with_context(|| format!("making {shown}"))?,
         }
+        self.local.enter(&at).with_context(|| format!("opening {shown}"))?;
+        self.walk.enter(folder, name);
+        Ok(())
     }
 
-    async fn object(&mut self, object: &Viewed, target: &Path) -> anyhow::Result<()> {
-        let there = self.local.kind(target).with_context(|| format!("looking at {}", self.shown(target)))?;
+    async fn file_or_node(&mut self, object: &Viewed, name: Option<&EntryName>) -> anyhow::Result<()> {
+        let (at, shown) = (self.local_name(name).to_owned(), self.shown(name));
+        let there = self.local.kind(&at).with_context(|| format!("looking at {shown}"))?;
         let why = match there {
             None => None,
             Some(FileType::Directory) => Some("a folder is in the way of a file: give the file's own path, or move it away"),
             Some(FileType::RegularFile | FileType::Symlink) => (self.overwrite == Overwrite::Refuse).then_some(THERE),
-            Some(_) => Some("a device, a pipe or a socket is in the way, which is never replaced: give another path"),
+            // Of a tree that is restored again.
+            Some(kind) if name.is_some() && self.overwrite == Overwrite::Force && kind == file_type(object.row.kind) => None,
+            Some(_) => Some("a device, a pipe or a socket is in the way, which is never replaced by another: give another path"),
         };
         if let Some(why) = why {
-            return Err(in_the_way(&self.shown(target), why));
+            return Err(in_the_way(&shown, why));
         }
         let safety = if there.is_some() { Safety::Now } else { Safety::Later };
         // Beside the target under a name of its own, then renamed over it.
-        let temporary = beside(target);
-        let made = self.make(object, &temporary, target, safety).await;
-        let made = made.and_then(|()| {
-            let what = || format!("renaming {} into place", self.around.join(&temporary).display());
-            self.local.rename(&temporary, target).with_context(what)
-        });
-        if made.is_err() {
-            // What is left of a failed copy is of no use; the error that is shown is the first one.
+        let temporary = beside(&at);
+        let made = self.make(object, &temporary, &shown, safety).await;
+        let made = made.and_then(|()| self.local.rename(&temporary, &at).with_context(|| format!("renaming {shown} into place")));
+        if made.is_err() || there.is_some() {
+            // What is left of a failed copy is of no use, and a rename of one object over another name of itself does nothing; the error that is
+            // shown is the first one.
             let _ = self.local.remove(&temporary);
         }
         made?;
-        if object.row.kind == FileKind::Regular && object.row.nlink > 1 {
-            self.links.entry(object.ino).or_insert_with(|| target.to_owned());
-        }
+        self.remember(object, &at);
         Ok(())
     }
 
-    async fn make(&mut self, object: &Viewed, at: &Path, target: &Path, safety: Safety) -> anyhow::Result<()> {
-        if object.row.kind == FileKind::Regular && !self.links.contains_key(&object.ino) {
-            return self.file(object, at, target, safety).await;
+    fn remember(&mut self, object: &Viewed, at: &OsStr) {
+        if object.row.nlink < 2 || self.links.first.contains_key(&object.ino) {
+            return self.links.made(object.ino);
         }
-        let shown = self.shown(at);
-        let attributes = attributes(object);
-        let mut node =
-            |kind| self.local.make_node(at, kind, rustix::fs::makedev(object.row.rdev.0, object.row.rdev.1), &attributes);
-        let made = match object.row.kind {
-            FileKind::Regular => {
-                let first = self.links.get(&object.ino).map_or(at, |first| first);
-                return self.local.link(first, at).with_context(|| format!("making {shown}"));
+        let mut path = Vec::new();
+        // The target itself is no entry of what is walked.
+        let around = (self.walk.depth() > 0).then_some(self.top.as_os_str());
+        for name in around.into_iter().chain(self.walk.names().map(os)).chain([at]) {
+            if !path.is_empty() {
+                path.push(b'/');
             }
+            path.extend_from_slice(name.as_bytes());
+        }
+        self.links.put(object.ino, object.row.nlink, path);
+    }
+
+    /// Another name of what is there already, if it may be that.
+    fn link(&mut self, object: &Viewed, at: &OsStr) -> bool {
+        let Some(first) = self.links.first.get(&object.ino) else { return false };
+        let first = first.path.split(|byte| *byte == b'/').map(OsStr::from_bytes);
+        let linked = self.local.link(first, at).is_ok();
+        if !linked {
+            self.done.links_not_kept += 1;
+        }
+        linked
+    }
+
+    async fn make(&mut self, object: &Viewed, at: &OsStr, shown: &str, safety: Safety) -> anyhow::Result<()> {
+        if self.link(object, at) {
+            return Ok(());
+        }
+        let row = &object.row;
+        let (attributes, what) = (attributes(object), || format!("making {shown}"));
+        let made = match row.kind {
+            FileKind::Regular => return self.file(object, at, shown, safety).await,
             FileKind::Symlink => {
-                let to = object.row.target.as_deref().unwrap_or_default();
-                self.local.make_link(at, OsStr::from_bytes(to), &attributes)
+                self.local.make_link(at, OsStr::from_bytes(row.target.as_deref().unwrap_or_default()), &attributes)
             }
-            FileKind::Fifo => node(FileType::Fifo),
-            FileKind::Socket => node(FileType::Socket),
-            FileKind::CharDevice => node(FileType::CharacterDevice),
-            FileKind::BlockDevice => node(FileType::BlockDevice),
             FileKind::Directory => bail!("{shown}: a folder among files"),
+            kind => self.local.make_node(at, file_type(kind), rustix::fs::makedev(row.rdev.0, row.rdev.1), &attributes),
         };
-        self.count(made).with_context(|| format!("making {shown}"))
+        self.count(made.with_context(what)?, || shown.to_owned());
+        Ok(())
     }
 
     /// Holes stay holes.
-    async fn file(&mut self, object: &Viewed, at: &Path, target: &Path, safety: Safety) -> anyhow::Result<()> {
-        let shown = self.shown(at);
+    async fn file(&mut self, object: &Viewed, at: &OsStr, shown: &str, safety: Safety) -> anyhow::Result<()> {
         let what = || format!("writing {shown}");
         let file = self.local.make_file(at).with_context(what)?;
         let (mut offset, size) = (0, object.row.size);
         file.set_len(size).with_context(what)?;
         while offset < size {
             self.go_on()?;
-            for (len, bytes) in self
-                .view
-                .read(object, offset, PART)
-                .await
-                .with_context(|| format!("reading what goes to {}", self.shown(target)))?
-            {
+            let read = self.view.read(object, offset, PART).await;
+            for (len, bytes) in read.with_context(|| format!("reading what goes to {shown}"))? {
                 if let Some(bytes) = bytes {
                     file.write_all_at(&bytes, offset).with_context(what)?;
                 }
                 offset += len;
                 self.done.bytes += len;
             }
-            (self.say)(&self.done);
+            self.watch.at(&self.done);
         }
-        self.count(Local::finish_file(&file, &attributes(object), safety)).with_context(what)
+        let made = Local::finish_file(&file, &attributes(object), safety).with_context(what)?;
+        self.count(made, || shown.to_owned());
+        Ok(())
     }
 
-    fn count(&mut self, made: io::Result<Owner>) -> io::Result<()> {
-        self.done.owners_not_kept += u64::from(made? == Owner::Mine);
-        Ok(())
+    /// An object without its mode or times is kept, closed to others as it was made, and told.
+    fn count(&mut self, made: Made, shown: impl FnOnce() -> String) {
+        self.done.owners_not_kept += u64::from(made.owner == Owner::Mine);
+        if let Err(error) = made.attributes {
+            self.failures.in_part += 1;
+            let why = format!("restored without its mode or times: {}: {error}", shown());
+            self.failures.add(class_of(&error.into()));
+            self.watch.failed(&why);
+        }
+    }
+}
+
+/// Whether what kept one object from being restored keeps the others too: the store, a full disk, a signal.
+fn ends_all(error: &anyhow::Error) -> bool {
+    if error.is::<Wrong>() {
+        return class_of(error) != Class::Exists;
+    }
+    for cause in error.chain() {
+        if let Some(error) = cause.downcast_ref::<FsError>() {
+            return error.class() != Class::Corrupt;
+        }
+        if let Some(error) = cause.downcast_ref::<io::Error>() {
+            return matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem);
+        }
+    }
+    true
+}
+
+fn os(name: &EntryName) -> &OsStr {
+    OsStr::from_bytes(name.as_bytes())
+}
+
+fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::Fifo,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharacterDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
     }
 }
 
@@ -371,4 +520,38 @@ const THERE: &str = "something is there already: give another path, or --force t
 
 fn in_the_way(target: &str, why: &str) -> anyhow::Error {
     Wrong::new(Class::Exists, format!("{target}: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_of_links_is_bounded() {
+        let mut links = Links::default();
+        (0..100).for_each(|n| links.put(InodeNo(n), 3, vec![b'x'; 1 << 20]));
+        assert!(links.bytes <= Links::BYTES_MAX && links.first.len() == 16);
+        for n in 0..16 {
+            links.made(InodeNo(n));
+            assert!(links.first.contains_key(&InodeNo(n)));
+            links.made(InodeNo(n));
+        }
+        assert!(links.first.is_empty() && links.bytes == 0);
+    }
+
+    #[test]
+    fn one_bad_object_ends_nothing_and_a_full_disk_does() {
+        let io = |kind| Err::<(), _>(io::Error::from(kind)).context("making x").unwrap_err();
+        for (error, ends) in [
+            (io(ErrorKind::PermissionDenied), false),
+            (io(ErrorKind::InvalidInput), false),
+            (io(ErrorKind::StorageFull), true),
+            (FsError::Corrupt(String::new()).into(), false),
+            (FsError::Unavailable(String::new()).into(), true),
+            (Interrupted::new("x"), true),
+            (in_the_way("x", "y"), false),
+        ] {
+            assert_eq!(ends_all(&error), ends, "{error:#}");
+        }
+    }
 }

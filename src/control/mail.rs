@@ -477,8 +477,8 @@ mod tests {
         let restore = RestoreInPlace {
             call: Incarnation::from_bytes([4; 16]),
             snapshot: crate::types::SnapshotId { dataset: id.incarnation, snapshot: id },
-            from: "etc".to_owned(),
-            to: "/x".to_owned(),
+            from: "etc".into(),
+            to: "/x".into(),
             overwrite: false,
         };
         let letter = Letter { restore: Some(restore.clone()), ..Letter::about(id, 9) };

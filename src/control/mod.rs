@@ -26,7 +26,7 @@ pub mod take;
 
 pub use collect::{Candidate, Collected, Collector, DeadPack, Kept, Plan, StrayDatabase, Worth};
 pub use controller::{
-    Controller, Journal, NewVolume, RestoreInPlace, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, VolumeInfo,
+    Controller, Journal, NewVolume, RestoreInPlace, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, TreePath, VolumeInfo,
     writable_name,
 };
 pub use error::ControlError;

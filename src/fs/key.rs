@@ -60,6 +60,9 @@ pub fn cookie(hash: NameHash, n: u16) -> DirCookie {
     DirCookie(((hash.0 << 16) | u64::from(n)) + COOKIE_BASE)
 }
 
+/// Where the entries of a directory begin.
+pub const FIRST: (NameHash, u16) = (NameHash(0), 0);
+
 /// The position of the first entry after a cookie; `None` when the cookie was never given out.
 pub fn position_after(after: DirCookie) -> Option<(NameHash, u16)> {
     let position = position(after)?;

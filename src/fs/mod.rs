@@ -27,6 +27,7 @@ mod restore;
 pub mod row;
 mod tenure;
 mod view;
+mod walk;
 
 pub use committer::{Batch, Committer, Ticket, Totals};
 pub use compare::{Aspect, Difference, Found, compare};
@@ -37,3 +38,4 @@ pub use names::{Overwrite, Page};
 pub use restore::{Progress, RestoreError, Restored, Route};
 pub use tenure::{Tenure, Unrivalled};
 pub use view::{SnapshotView, Viewed};
+pub use walk::Walk;

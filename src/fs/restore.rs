@@ -1,28 +1,35 @@
 //! A file or a tree of a snapshot back into the live file system, by reference: rows are written, no chunk is read or stored (R10).
 //!
-//! Each file and each further name of one appears whole, in one batch with the removal of what had the name; a tree appears file by file, so that one that is interrupted
-//! has some of its files restored and the others as they were. What did not change since the snapshot is left alone. Directories that are there are kept, with what else is in them, and get the
-//! snapshot's attributes. Everything is in the store when the restore returns.
+//! Each file and each further name of one appears whole, in one batch with the removal of what had the name, whose space is given back by that very
+//! batch; a tree appears file by file, so that one that is interrupted has some of its files restored and the others as they were. What did not
+//! change since the snapshot is left alone. Directories that are there are kept, with what else is in them, and get the snapshot's attributes.
+//! Everything is in the store when the restore returns.
 //!
-//! Memory: a page of entries for each level of the tree, the identities of the snapshot's packs, and of files with several names.
+//! An object of a tree that cannot be restored is left out and told at the end; a store that does not answer ends the restore.
+//!
+//! Memory: that of a [`Walk`], the identities of the snapshot's packs, and of objects with several names.
 
 use super::FsError;
 use super::api::{Caller, FileKind, FileRef, SNAPSHOTS_NAME, SetAttr, SetTime};
 use super::dataset::Fs;
-use super::names::{First, Overwrite};
+use super::names::{First, Overwrite, given_back};
+use super::node::Node;
 use super::row::{Inode, Record};
 use super::view::{SnapshotView, Viewed};
+use super::walk::Walk;
 use crate::types::{Class, Classify, EntryName, InodeNo};
-use bytes::Bytes;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Records read at a time.
 const RECORDS: usize = 512;
-/// Folders within folders.
-const DEPTH_MAX: usize = 1024;
-/// Files with several names that are remembered; the names of others become files of their own.
+/// Objects with several names that are remembered; the names of others become objects of their own.
 const LINKS_MAX: usize = 1 << 20;
+/// Objects that could not be restored, of which the names are told …
+const FAILED_SHOWN: usize = 20;
+/// … with this much of what there is to say.
+const FAILED_CHARS: usize = 300;
 
 /// How far a restore is.
 #[derive(Debug, Default)]
@@ -64,6 +71,9 @@ pub enum RestoreError {
         #[source]
         source: FsError,
     },
+    /// The rest of the tree is restored.
+    #[error("restored {} objects, and not {failed}:\n  {shown}", done.objects)]
+    Incomplete { done: Restored, failed: u64, shown: String, class: Class },
 }
 
 impl Classify for RestoreError {
@@ -72,7 +82,48 @@ impl Classify for RestoreError {
             Self::Missing { .. } | Self::NoFolder { .. } => Class::NotFound,
             Self::InTheWay { .. } => Class::Exists,
             Self::Fs { source, .. } => source.class(),
+            Self::Incomplete { class, .. } => *class,
         }
+    }
+}
+
+impl RestoreError {
+    /// The next object would fail as this one did.
+    fn ends_all(&self) -> bool {
+        matches!(self.class(), Class::Unavailable | Class::Fenced | Class::Internal)
+    }
+}
+
+/// What was left out.
+#[derive(Default)]
+struct LeftOut {
+    count: u64,
+    shown: Vec<String>,
+    class: Option<Class>,
+}
+
+impl LeftOut {
+    fn add(&mut self, error: &RestoreError) {
+        self.count += 1;
+        // Damage is told before anything else.
+        if self.class.is_none() || error.class() == Class::Corrupt {
+            self.class = Some(error.class());
+        }
+        if self.shown.len() < FAILED_SHOWN {
+            let text = error.to_string();
+            let skipped = text.chars().count().saturating_sub(FAILED_CHARS);
+            let end: String = text.chars().skip(skipped).collect();
+            self.shown.push(if skipped > 0 { format!("…{end}") } else { end });
+        }
+    }
+
+    fn end(mut self, done: Restored) -> Result<Restored, RestoreError> {
+        let Some(class) = self.class else { return Ok(done) };
+        let more = self.count - self.shown.len() as u64;
+        if more > 0 {
+            self.shown.push(format!("and {more} more"));
+        }
+        Err(RestoreError::Incomplete { done, failed: self.count, shown: self.shown.join("\n  "), class })
     }
 }
 
@@ -84,38 +135,18 @@ pub struct Route {
     pub overwrite: Overwrite,
 }
 
-/// What is left to be done, the next on top.
-enum Step {
-    Object {
-        ino: InodeNo,
-        dir: FileRef,
-        name: EntryName,
-        path: String,
-        depth: usize,
-    },
-    /// Entries of a directory of the snapshot, for a live one.
-    Page {
-        of: InodeNo,
-        into: FileRef,
-        from: Option<Bytes>,
-        path: String,
-        depth: usize,
-    },
-    /// All that is in a directory is there: making it has changed its times.
-    Close {
-        like: Box<Inode>,
-        dir: FileRef,
-        path: String,
-    },
-}
-
 struct Restore<'a> {
     fs: &'a Fs,
     view: &'a SnapshotView,
     overwrite: Overwrite,
     progress: &'a Progress,
     links: HashMap<InodeNo, FileRef>,
-    steps: Vec<Step>,
+    /// Where the tree's top goes, for people.
+    to: String,
+    walk: Walk<'a>,
+    /// The live directories that stand for those of the walk.
+    into: Vec<FileRef>,
+    left_out: LeftOut,
 }
 
 fn shown(names: &[EntryName]) -> String {
@@ -138,27 +169,30 @@ impl Fs {
         let path = shown(&route.to);
         let packs = view.packs().await.map_err(at(&path))?;
         let _pin = self.names.committer.pin(packs);
-        let (links, steps) = Default::default();
-        let mut restore = Restore { fs: self, view, overwrite: route.overwrite, progress, links, steps };
+        let (links, into, left_out) = Default::default();
+        let (overwrite, to, walk) = (route.overwrite, path.clone(), Walk::new(view));
+        let mut restore = Restore { fs: self, view, overwrite, progress, links, to, walk, into, left_out };
         let done = restore.all(route).await;
         // Also of what was done before an error: the snapshot may be let go when this returns.
         let last = self.names.committer.last();
         self.insist(|| self.names.committer.durable(last)).await.map_err(at(&path))?;
-        done.map(|()| progress.now())
+        done.and_then(|()| restore.left_out.end(progress.now()))
     }
 }
 
 impl Restore<'_> {
     async fn all(&mut self, route: &Route) -> Result<(), RestoreError> {
         let source = self.source(&route.from).await?;
-        let path = shown(&route.to);
+        let path = self.to.clone();
         match route.to.split_last() {
             Some((name, parents)) => {
                 if route.to[0].as_bytes() == SNAPSHOTS_NAME {
                     return Err(RestoreError::InTheWay { path, why: "what is in .snapshots cannot be changed" });
                 }
                 let dir = self.folder(parents).await?;
-                self.steps.push(Step::Object { ino: source.ino, dir, name: name.clone(), path, depth: 0 });
+                let fs = self.fs;
+                let _call = fs.gate.enter().map_err(at("/"))?;
+                self.object(source, dir, name, None).await?;
             }
             None if source.row.kind != FileKind::Directory => {
                 return Err(RestoreError::InTheWay { path, why: "only a folder can take the place of the root" });
@@ -169,17 +203,67 @@ impl Restore<'_> {
                     why: "the root is there: replace what differs by force, or restore to another path",
                 });
             }
-            None => self.merge(&source, self.fs.root_ref(), path, 0),
+            None => self.merge(source, self.fs.root_ref(), None),
         }
-        while let Some(step) = self.steps.pop() {
+        while let Some(dir) = self.into.last().copied() {
             // Closing the file system does not wait for all of it.
             let fs = self.fs;
             let call = fs.gate.enter().map_err(at("/"))?;
-            let done = self.step(step).await;
+            let done = self.step(dir).await;
             drop(call);
-            done?;
+            match done {
+                Err(error) if !error.ends_all() => self.left_out.add(&error),
+                done => done?,
+            }
         }
         Ok(())
+    }
+
+    /// The path of an entry of the directory that was entered last, or of that directory.
+    fn path(&self, name: Option<&EntryName>) -> String {
+        let mut path = self.to.clone();
+        for name in self.walk.names().chain(name) {
+            if !path.ends_with('/') {
+                path.push('/');
+            }
+            path += &String::from_utf8_lossy(name.as_bytes());
+        }
+        path
+    }
+
+    fn failed(&self, name: Option<&EntryName>) -> impl FnOnce(FsError) -> RestoreError + use<> {
+        let path = self.path(name);
+        |source| RestoreError::Fs { path, source }
+    }
+
+    /// The next entry of the snapshot's directory that `dir` stands for; its end, if there is none.
+    async fn step(&mut self, dir: FileRef) -> Result<(), RestoreError> {
+        match self.walk.next().await {
+            Ok(Some((name, ino))) => match self.view.inode(ino).await {
+                Ok(source) => self.object(source, dir, &name, Some(&name)).await,
+                Err(error) => Err(self.failed(Some(&name))(error)),
+            },
+            Ok(None) => self.close(dir).await,
+            Err(error) => {
+                // What is damaged of its entries cannot be told: it is as whole as it gets.
+                let error = self.failed(None)(error);
+                if !error.ends_all() {
+                    self.left_out.add(&error);
+                    return self.close(dir).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// All that is in a directory is there: making it has changed its times.
+    async fn close(&mut self, dir: FileRef) -> Result<(), RestoreError> {
+        let failed = self.failed(None);
+        self.into.pop();
+        match self.walk.leave() {
+            Some(like) => self.attributes(dir, &like.row).await.map_err(failed),
+            None => Ok(()),
+        }
     }
 
     async fn source(&self, from: &[EntryName]) -> Result<Viewed, RestoreError> {
@@ -208,88 +292,64 @@ impl Restore<'_> {
         Ok(dir)
     }
 
-    async fn step(&mut self, step: Step) -> Result<(), RestoreError> {
-        match step {
-            Step::Object { ino, dir, name, path, depth } => self.object(ino, dir, &name, path, depth).await,
-            Step::Page { of, into, from, path, depth } => {
-                let row = self.view.inode(of).await.map_err(at(&path))?;
-                let (entries, next) = self.view.list(&row, from).await.map_err(at(&path))?;
-                if next.is_some() {
-                    self.steps.push(Step::Page { of, into, from: next, path: path.clone(), depth });
-                }
-                for entry in entries {
-                    let name = String::from_utf8_lossy(entry.name.as_bytes());
-                    let path = format!("{}/{name}", path.trim_end_matches('/'));
-                    self.steps.push(Step::Object { ino: entry.ino, dir: into, name: entry.name, path, depth: depth + 1 });
-                }
-                Ok(())
-            }
-            Step::Close { like, dir, path } => self.attributes(dir, &like).await.map_err(at(&path)),
-        }
-    }
-
+    /// `below`: its name in the directory that was entered last; the top has none.
     async fn object(
         &mut self,
-        ino: InodeNo,
+        source: Viewed,
         dir: FileRef,
         name: &EntryName,
-        path: String,
-        depth: usize,
+        below: Option<&EntryName>,
     ) -> Result<(), RestoreError> {
-        if depth > DEPTH_MAX {
-            return Err(RestoreError::InTheWay { path, why: "folders are nested deeper than 1024" });
-        }
-        let source = self.view.inode(ino).await.map_err(at(&path))?;
-        self.fs.names.committer.ready().await.map_err(at(&path))?;
-        self.fs.names.committer.step("fs.restore.object").await.map_err(at(&path))?;
-        if source.row.kind == FileKind::Directory {
-            let made = self.make_folder(&source, dir, name, &path).await?;
-            self.merge(&source, made, path, depth);
-            return Ok(());
-        }
-        if self.is_unchanged(&source, dir, name).await.map_err(at(&path))? {
-            return Ok(());
-        }
-        let placed = match self.links.get(&ino) {
-            // Another name of a file that was restored before.
-            Some(first) => self.fs.names.place_link(*first, dir, name, self.overwrite).await,
-            None => self.place(&source, dir, name).await,
+        self.fs.names.committer.ready().await.map_err(|error| self.failed(below)(error))?;
+        self.fs.names.committer.step("fs.restore.object").await.map_err(|error| self.failed(below)(error))?;
+        let there = match self.fs.names.lookup(&Caller::root(), dir, name.as_bytes()).await {
+            Err(FsError::NotFound) => None,
+            found => Some(found.map_err(|error| self.failed(below)(error))?.0),
         };
-        placed.map_err(|source| match source {
-            FsError::Exists => RestoreError::InTheWay {
-                path: path.clone(),
-                why: "something is there already: replace it by force, or restore to another path",
-            },
-            FsError::IsDirectory => {
-                RestoreError::InTheWay { path: path.clone(), why: "a folder is in the way of a file: move it away first" }
-            }
-            source => RestoreError::Fs { path: path.clone(), source },
-        })?;
+        if source.row.kind == FileKind::Directory {
+            let made = self.make_folder(&source, dir, (name, there), below).await?;
+            self.merge(source, made, below.cloned());
+            return Ok(());
+        }
+        if there.as_ref().is_some_and(|there| self.is_unchanged(&source, there)) {
+            return Ok(());
+        }
+        let placed = match self.links.get(&source.ino) {
+            // Another name of an object that was restored before.
+            Some(first) => self.fs.names.place_link(*first, dir, name, self.overwrite).await,
+            None => self.place(&source, dir, name, there).await,
+        };
+        placed.map_err(|error| self.refused(below, error))?;
         self.progress.add(if source.row.kind == FileKind::Regular { source.row.size } else { 0 });
         Ok(())
     }
 
-    /// Whether the name still is the very object, with all its names and as it was (R8): whoever has it open goes on with it.
-    async fn is_unchanged(&self, source: &Viewed, dir: FileRef, name: &EntryName) -> Result<bool, FsError> {
-        if self.overwrite == Overwrite::Refuse {
-            return Ok(false);
-        }
-        let there = match self.fs.names.lookup(&Caller::root(), dir, name.as_bytes()).await {
-            Ok((there, _)) => there,
-            Err(FsError::NotFound) => return Ok(false),
-            Err(error) => return Err(error),
+    fn refused(&self, below: Option<&EntryName>, error: FsError) -> RestoreError {
+        let why = match error {
+            FsError::Exists => "something is there already: replace it by force, or restore to another path",
+            FsError::IsDirectory => "a folder is in the way of a file: move it away first",
+            error => return self.failed(below)(error),
         };
-        let (old, now) = (&source.row, there.row.read());
-        Ok(there.file.ino == source.ino && now.generation == old.generation && now.ctime == old.ctime)
+        RestoreError::InTheWay { path: self.path(below), why }
     }
 
-    async fn make_folder(&self, source: &Viewed, dir: FileRef, name: &EntryName, path: &str) -> Result<FileRef, RestoreError> {
-        let (names, root) = (&self.fs.names, Caller::root());
-        let there = match names.lookup(&root, dir, name.as_bytes()).await {
-            Err(FsError::NotFound) => None,
-            found => Some(found.map_err(at(path))?.0),
-        };
-        let way = |why| RestoreError::InTheWay { path: path.to_owned(), why };
+    /// Whether the name still is the very object, with all its names and as it was (R8): whoever has it open goes on with it.
+    fn is_unchanged(&self, source: &Viewed, there: &Node) -> bool {
+        let (old, now) = (&source.row, there.row.read());
+        self.overwrite == Overwrite::Replace
+            && there.file.ino == source.ino
+            && now.generation == old.generation
+            && now.ctime == old.ctime
+    }
+
+    async fn make_folder(
+        &self,
+        source: &Viewed,
+        dir: FileRef,
+        (name, there): (&EntryName, Option<Arc<Node>>),
+        below: Option<&EntryName>,
+    ) -> Result<FileRef, RestoreError> {
+        let way = |why| RestoreError::InTheWay { path: self.path(below), why };
         match there {
             Some(node) if node.entries.is_none() => Err(way("a file is in the way of a folder: move it away first")),
             Some(_) if self.overwrite == Overwrite::Refuse => {
@@ -299,31 +359,32 @@ impl Restore<'_> {
             None => {
                 // Nobody else looks in before it is as it was.
                 let set = SetAttr { mode: Some(0o700), uid: Some(source.row.uid), gid: Some(source.row.gid), ..SetAttr::default() };
-                let made = names.mkdir(&root, dir, name, set, &First::unrepeated()).await;
-                made.map(|made| made.answer.attr.file).map_err(at(path))
+                let made = self.fs.names.mkdir(&Caller::root(), dir, name, set, &First::unrepeated()).await;
+                made.map(|made| made.answer.attr.file).map_err(|error| self.failed(below)(error))
             }
         }
     }
 
-    fn merge(&mut self, source: &Viewed, into: FileRef, path: String, depth: usize) {
+    fn merge(&mut self, source: Viewed, into: FileRef, name: Option<EntryName>) {
         self.progress.add(0);
-        self.steps.push(Step::Close { like: Box::new(source.row.clone()), dir: into, path: path.clone() });
-        self.steps.push(Step::Page { of: source.ino, into, from: None, path, depth });
+        self.into.push(into);
+        self.walk.enter(source, name);
     }
 
-    async fn place(&mut self, source: &Viewed, dir: FileRef, name: &EntryName) -> Result<(), FsError> {
+    async fn place(&mut self, source: &Viewed, dir: FileRef, name: &EntryName, there: Option<Arc<Node>>) -> Result<(), FsError> {
         let row = &source.row;
-        let content = if row.kind == FileKind::Regular { Some(self.content(row).await?) } else { None };
+        let back = there.filter(|_| self.overwrite == Overwrite::Replace).map_or(0, |there| given_back(&there.row.read()));
+        let content = if row.kind == FileKind::Regular { Some(self.content(row, back).await?) } else { None };
         let placed = self.fs.names.place(dir, name, row, content, self.overwrite).await?;
-        if row.nlink > 1 && row.kind == FileKind::Regular && self.links.len() < LINKS_MAX {
+        if row.nlink > 1 && self.links.len() < LINKS_MAX {
             self.links.insert(source.ino, placed);
         }
         Ok(())
     }
 
     /// The file's records as they are, without what truncations hide and what is past its end.
-    async fn content(&self, row: &Inode) -> Result<super::content::Copied, FsError> {
-        let mut content = self.fs.names.contents.begin_copy(row.allocated)?;
+    async fn content(&self, row: &Inode, given_back: u64) -> Result<super::content::Copied, FsError> {
+        let mut content = self.fs.names.contents.begin_copy(row.allocated, given_back)?;
         let record_bytes = 1u32 << row.record_bits;
         let (mut from, end) = (0, row.size.div_ceil(u64::from(record_bytes)));
         while from < end {

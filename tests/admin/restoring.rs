@@ -1,12 +1,16 @@
 //! `dataset restore` to a local path: everything that a file system keeps of a tree, and refusals that say what to do.
 
-use super::Cli;
 use super::serving::Serving;
+use super::{Answer, Cli, answer};
 use bytes::Bytes;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use zerofs_csi::fs::api::{CreateHow, SetAttr, SetTime, Special, Stability};
-use zerofs_csi::nfs::client::{Client, Credentials};
+use zerofs_csi::nfs::client::{Client, Credentials, FileHandle};
 use zerofs_csi::types::Timestamp;
 
 const HOLE: u64 = 32 << 20;
@@ -154,7 +158,7 @@ async fn a_damaged_file_does_not_keep_the_others_from_being_restored() {
     let refused = cli.run(&["dataset", "restore", "web@cut", "tree", &to.display().to_string()]);
     assert_eq!(refused.code, 18, "{refused:?}");
     let named = format!("reading what goes to {}", to.join("large").display());
-    assert!(refused.err.contains("not 1 files") && refused.err.contains(&named), "{refused:?}");
+    assert!(refused.err.contains("restored 3 objects; 1 could not be restored") && refused.err.contains(&named), "{refused:?}");
     assert_eq!(std::fs::read(to.join("small")).unwrap(), b"small");
     let mut left: Vec<_> = std::fs::read_dir(&to).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
@@ -179,7 +183,7 @@ async fn a_folder_is_closed_to_others_until_it_is_whole() {
     let to = cli.path().join("restored");
     let args = ["dataset", "restore", "web@cut", "tree", &to.display().to_string()];
     // It dies of the limit as soon as it begins the file.
-    let mut limited = std::process::Command::new("sh");
+    let mut limited = Command::new("sh");
     limited.args(["-c", "ulimit -f 100; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_zerofs-csi")]).args(args);
     let died = limited.args(["--pool", &cli.url()]).status().unwrap();
     assert!(!died.success(), "{died:?}");
@@ -188,4 +192,162 @@ async fn a_folder_is_closed_to_others_until_it_is_whole() {
     cli.ok(&[&args[..], &["--force"]].concat());
     assert_eq!(kept(&to).0, 0o755);
     assert_eq!(std::fs::metadata(to.join("file")).unwrap().len(), 500_000);
+}
+
+/// A server of the dataset `web`, and its root.
+async fn serve(cli: &Cli) -> (Serving, Client, FileHandle) {
+    cli.ok(&["dataset", "create", "web"]);
+    let serving = Serving::start_with(cli, &[]);
+    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
+    let root = client.mount("/web").await.unwrap();
+    (serving, client, root)
+}
+
+fn cut(cli: &Cli, serving: Serving) {
+    serving.stop();
+    cli.ok(&["dataset", "snapshot", "create", "web", "cut"]);
+}
+
+/// As user 1000, for root; as whoever runs this otherwise.
+fn as_user(cli: &Cli, args: &[&str]) -> Answer {
+    let mut command = cli.command(args);
+    if rustix::process::geteuid().is_root() {
+        const USER: u32 = 1000;
+        let program = cli.path().join("program");
+        if !program.exists() {
+            std::fs::copy(command.get_program(), &program).unwrap();
+        }
+        let owned = Command::new("chown").args(["-hR", "1000:1000"]).arg(cli.path()).status().unwrap();
+        assert!(owned.success());
+        let args: Vec<_> = command.get_args().map(OsStr::to_owned).collect();
+        command = Command::new(program);
+        command.args(args).uid(USER).gid(USER);
+    }
+    answer(command.output().unwrap())
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+/// A tree with a device among other things, in folders that nobody may write to.
+async fn closed_tree(cli: &Cli) {
+    let (serving, client, root) = serve(cli).await;
+    let dir = client.mkdir(&root, b"tree", &SetAttr::default()).await.unwrap().handle;
+    let sub = client.mkdir(&dir, b"sub", &SetAttr::default()).await.unwrap().handle;
+    for (dir, name) in [(&dir, "a"), (&dir, "z"), (&sub, "b")] {
+        let how = CreateHow::Guarded(set(0o640, (4321, 4322), 1_100_000_000));
+        let file = client.create(dir, name.as_bytes(), &how).await.unwrap().handle;
+        client.write(&file, 0, Bytes::from_static(b"content"), Stability::FileSync).await.unwrap();
+        client.setattr(&file, &set(0o640, (4321, 4322), 1_100_000_000), None).await.unwrap();
+    }
+    client.make(&sub, b"device", &Special::CharDevice(1, 3), &set(0o666, (0, 0), 1_100_000_000)).await.unwrap();
+    client.make(&dir, b"pipe", &Special::Fifo, &set(0o666, (0, 0), 1_100_000_000)).await.unwrap();
+    client.setattr(&sub, &set(0o555, (0, 0), 1_300_000_000), None).await.unwrap();
+    client.setattr(&dir, &set(0o555, (0, 0), 1_200_000_000), None).await.unwrap();
+    cut(cli, serving);
+}
+
+fn is_restored_but_for_the_device(to: &Path) {
+    for file in ["a", "z", "sub/b"] {
+        assert_eq!(std::fs::read(to.join(file)).unwrap(), b"content", "{file}");
+        assert_eq!(kept(&to.join(file)).2, (1_100_000_000, 123_456_789), "{file}");
+    }
+    assert!(!to.join("sub/device").exists());
+    assert!(std::fs::symlink_metadata(to.join("pipe")).unwrap().file_type().is_fifo());
+    assert_eq!((mode(to), kept(to).2), (0o555, (1_200_000_000, 123_456_789)));
+    assert_eq!((mode(&to.join("sub")), kept(&to.join("sub")).2), (0o555, (1_300_000_000, 123_456_789)));
+}
+
+/// The first object that cannot be made ends nothing; and folders that are read-only by then are no hindrance the next time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_restores_all_but_the_device_and_again() {
+    let cli = Cli::with_pool();
+    closed_tree(&cli).await;
+    let to = cli.path().join("restored");
+    let args = ["dataset", "restore", "web@cut", "tree", &to.display().to_string()];
+    let device = format!("not restored: making {}", to.join("sub/device").display());
+    for force in [&[][..], &["--force"], &["--force"]] {
+        let refused = as_user(&cli, &[&args[..], force].concat());
+        assert_eq!(refused.code, 15, "{force:?}: {refused:?}");
+        assert!(refused.err.contains(&device), "{force:?}: {refused:?}");
+        assert!(refused.err.contains("restored 6 objects; 1 could not be restored"), "{force:?}: {refused:?}");
+        is_restored_but_for_the_device(&to);
+    }
+    // A folder that lost a file in between.
+    std::fs::set_permissions(to.join("sub"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::remove_file(to.join("sub/b")).unwrap();
+    std::fs::set_permissions(to.join("sub"), std::fs::Permissions::from_mode(0o111)).unwrap();
+    as_user(&cli, &[&args[..], &["--force"]].concat());
+    is_restored_but_for_the_device(&to);
+}
+
+/// In a user namespace that has one id: chown(2) to any other is EINVAL there.
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_that_a_user_namespace_does_not_have_are_no_hindrance() {
+    if !Command::new("unshare").args(["-Ur", "true"]).status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: this machine makes no user namespaces");
+        return;
+    }
+    let cli = Cli::with_pool();
+    closed_tree(&cli).await;
+    let to = cli.path().join("restored");
+    let restore = cli.command(&["dataset", "restore", "web@cut", "tree", &to.display().to_string()]);
+    let mut within = Command::new("unshare");
+    within.arg("-Ur").arg(restore.get_program()).args(restore.get_args());
+    let refused = answer(within.output().unwrap());
+    assert_eq!(refused.code, 15, "{refused:?}");
+    assert!(refused.err.contains("restored 6 objects; 1 could not be restored"), "{refused:?}");
+    is_restored_but_for_the_device(&to);
+}
+
+/// Names that are no text, folders in folders, and objects that have two names.
+#[tokio::test(flavor = "multi_thread")]
+async fn any_name_any_depth_and_every_hard_link_is_restored() {
+    const DEPTH: usize = 1100;
+    const NAME: &[u8] = b"caf\xe9";
+    let cli = Cli::with_pool();
+    let (serving, client, root) = serve(&cli).await;
+    let top = client.mkdir(&root, NAME, &SetAttr::default()).await.unwrap().handle;
+    let link = client.make(&top, b"link", &Special::Symlink(Bytes::from_static(b"to")), &SetAttr::default()).await.unwrap();
+    client.link(&link.handle, &top, b"second link").await.unwrap();
+    let fifo = client.make(&top, b"fifo", &Special::Fifo, &SetAttr::default()).await.unwrap();
+    client.link(&fifo.handle, &top, b"second fifo").await.unwrap();
+    let mut dir = top;
+    for _ in 0..DEPTH {
+        dir = client.mkdir(&dir, b"d", &SetAttr::default()).await.unwrap().handle;
+    }
+    let file = client.create(&dir, NAME, &CreateHow::Guarded(SetAttr::default())).await.unwrap().handle;
+    client.write(&file, 0, Bytes::from_static(b"deep"), Stability::FileSync).await.unwrap();
+    cut(&cli, serving);
+
+    let to = cli.path().join("restored");
+    let run = |args: &[&OsStr]| {
+        let mut command = cli.command(&["dataset", "restore", "web@cut"]);
+        let done = answer(command.args(args).output().unwrap());
+        assert_eq!(done.code, 0, "{args:?}: {done:?}");
+    };
+    let os = OsStr::from_bytes;
+    for force in [false, true] {
+        let args = [os(NAME), to.as_os_str(), os(b"--force")];
+        run(if force { &args } else { &args[..2] });
+        for kind in ["link", "fifo"] {
+            let meta = |name: String| std::fs::symlink_metadata(to.join(name)).unwrap();
+            let (first, second) = (meta(kind.to_owned()), meta(format!("second {kind}")));
+            assert!(first.ino() == second.ino() && first.nlink() == 2, "{kind}");
+        }
+        assert_eq!(std::fs::read_dir(&to).unwrap().count(), 5, "nothing else is left behind");
+        // No path is as long as this one is deep.
+        let mut deep: std::os::fd::OwnedFd = std::fs::File::open(&to).unwrap().into();
+        for _ in 0..DEPTH {
+            let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+            deep = rustix::fs::openat(&deep, "d", flags, rustix::fs::Mode::empty()).unwrap();
+        }
+        let found = rustix::fs::openat(&deep, NAME, rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
+        assert_eq!(std::io::read_to_string(std::fs::File::from(found)).unwrap(), "deep");
+    }
+    run(&[os(NAME), os(b"--in-place"), os(b"--to"), os(b"copy \xff")]);
+    let (from, file) = ([NAME, &b"/d".repeat(DEPTH)[..], b"/", NAME].concat(), cli.path().join("file"));
+    run(&[os(&from), file.as_os_str()]);
+    assert_eq!(std::fs::read(cli.path().join("file")).unwrap(), b"deep");
 }

@@ -70,7 +70,7 @@ async fn put_back(
     from: SnapshotHandle,
     content: std::ops::Range<u64>,
 ) -> Result<(), String> {
-    let (at, x) = ("x".to_owned(), "x".to_owned());
+    let (at, x) = ("x".into(), "x".into());
     let wanted = RestoreInPlace { call: Incarnation::random(), snapshot: from.snapshot, from: at, to: x, overwrite: true };
     drop(process.open(to).await?);
     let restored = Box::pin(process.controller.restore_in_place(to, &wanted, &|_| ())).await;
@@ -327,7 +327,7 @@ fn a_snapshot_deleted_between_the_steps_of_a_restore() {
         write(process, model, volume, 100..140).await?;
         drop(process.open(volume).await?);
         let failpoints = process.catalog.bucket().failpoints();
-        let (from, to) = ("x".to_owned(), "x".to_owned());
+        let (from, to) = ("x".into(), "x".into());
         let wanted = RestoreInPlace { call: Incarnation::random(), snapshot: source.snapshot, from, to, overwrite: true };
         let before = hold(failpoints, step);
         let deletions = async {

@@ -112,7 +112,7 @@ fn a_pack_that_comes_back_by_a_restore_is_taken_for_nothing_else() {
         write_synced(process, model, origin, "x", 0, &seeds(200..200 + KEPT)).await?;
         collect(process).await?;
         was_rewritten(process).await?;
-        let (from, to) = ("x".to_owned(), "x".to_owned());
+        let (from, to) = ("x".into(), "x".into());
         let wanted = RestoreInPlace { call: Incarnation::random(), snapshot: source.snapshot, from, to, overwrite: true };
         let restored = Box::pin(process.controller.restore_in_place(origin, &wanted, &|_| ())).await;
         restored.map_err(|error| error.to_string())?;

@@ -501,3 +501,142 @@ fn requests_of_a_restore_are_few() {
         world.volumes.close(volume.dataset).await.unwrap();
     });
 }
+
+/// What one file of a tree meets keeps no other from being restored.
+#[test]
+fn what_cannot_be_restored_is_told_and_the_rest_is_restored() {
+    run(async {
+        let world = World::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let fs = &open.served;
+        let dir = fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let sub = fs.mkdir(&root(), dir, &name("sub"), SetAttr::default()).await.unwrap().attr.file;
+        for n in 0..30 {
+            write(fs, sub, &format!("file {n}"), b"good").await;
+        }
+        let set = SetAttr { mode: Some(0o511), mtime: SetTime::To(Timestamp::from_nanos(77)), ..SetAttr::default() };
+        fs.setattr(&root(), sub, set, None).await.unwrap();
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        for n in 0..30 {
+            fs.remove(&root(), sub, &name(&format!("file {n}"))).await.unwrap();
+            if n < 25 {
+                fs.mkdir(&root(), sub, &name(&format!("file {n}")), SetAttr::default()).await.unwrap();
+            }
+        }
+        let refused = restore(&world, volume, &wanted(cut, "/", "/", true)).await.unwrap_err();
+        let text = refused.to_string();
+        assert_eq!(refused.class(), Class::Exists, "{refused}");
+        assert!(text.starts_with("restored 8 objects, and not 25:") && text.ends_with("and 5 more"), "{text}");
+        assert_eq!(text.matches("a folder is in the way of a file").count(), 20, "{text}");
+        for n in 25..30 {
+            assert_eq!(read(fs, child(fs, sub, &format!("file {n}")).await.unwrap().file).await, b"good");
+        }
+        let attr = fs.getattr(sub).await.unwrap();
+        assert_eq!((attr.mode & 0o777, attr.mtime), (0o511, Timestamp::from_nanos(77)), "its folder is as it was");
+        // Another process learns the same.
+        let elsewhere = World::on(world.catalog.clone(), "controller-1");
+        let stop = CancellationToken::new();
+        let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
+        let desk = tokio::spawn(mail::serve(pools, volumes, Arc::new(NoMounts), Duration::from_millis(50), stop.clone()));
+        let refused = restore(&elsewhere, volume, &wanted(cut, "/", "/", true)).await.unwrap_err();
+        assert!(refused.class() == Class::Exists && refused.to_string().contains("and not 25:"), "{refused}");
+        stop.cancel();
+        desk.await.unwrap();
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+        is_sound(&world, volume, "at the end").await;
+    });
+}
+
+#[test]
+fn a_tree_of_any_depth_is_restored() {
+    run(async {
+        const DEPTH: usize = 1100;
+        let world = World::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let fs = &open.served;
+        let mut dir = fs.root();
+        for n in 0..DEPTH {
+            write(fs, dir, "beside", format!("{n}").as_bytes()).await;
+            dir = fs.mkdir(&root(), dir, &name("d"), SetAttr::default()).await.unwrap().attr.file;
+        }
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let restored = restore(&world, volume, &wanted(cut, "d", "copy", false)).await.unwrap();
+        assert_eq!(restored.objects, 2 * DEPTH as u64 - 1);
+        let mut dir = child(fs, fs.root(), "copy").await.unwrap().file;
+        for n in 1..DEPTH {
+            assert_eq!(read(fs, child(fs, dir, "beside").await.unwrap().file).await, format!("{n}").as_bytes());
+            dir = child(fs, dir, "d").await.unwrap().file;
+        }
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+    });
+}
+
+/// Links, pipes and devices may have several names, too.
+#[test]
+fn an_object_with_several_names_stays_one() {
+    run(async {
+        let world = World::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let fs = &open.served;
+        let dir = fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let kinds = [("link", Special::Symlink("to".into())), ("fifo", Special::Fifo), ("device", Special::CharDevice(1, 3))];
+        for (kind, special) in &kinds {
+            let made = fs.make(&root(), dir, &name(kind), special.clone(), SetAttr::default()).await.unwrap().attr.file;
+            fs.link(&root(), made, dir, &name(&format!("second {kind}"))).await.unwrap();
+        }
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        restore(&world, volume, &wanted(cut, "dir", "copy", false)).await.unwrap();
+        let copy = child(fs, fs.root(), "copy").await.unwrap().file;
+        for (kind, _) in &kinds {
+            let (first, second) = (child(fs, copy, kind).await.unwrap(), child(fs, copy, &format!("second {kind}")).await.unwrap());
+            assert!(first.file == second.file && first.nlink == 2, "{kind}: {first:?} {second:?}");
+        }
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+        is_sound(&world, volume, "at the end").await;
+    });
+}
+
+/// A file takes no more room than what it replaces gives back beside it (R19).
+#[test]
+fn what_is_replaced_makes_room_for_what_comes() {
+    run(async {
+        const FILE: usize = 40 << 20;
+        let world = World::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        edit(&world.catalog, volume.dataset, |record| record.size = Some(64 << 20)).await;
+        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let fs = &open.served;
+        let store = async |name: &str, seed| {
+            let file = write(fs, fs.root(), name, b"").await;
+            for at in 0..FILE as u64 >> 20 {
+                let part = Bytes::from(super::noise(seed + at, 1 << 20));
+                fs.write(&root(), file, at << 20, part, Stability::Unstable).await.unwrap();
+            }
+            fs.commit(&root(), file, 0, 0).await.unwrap();
+            file
+        };
+        let good = store("file", 0).await;
+        let before = read(fs, good).await;
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        store("file", 1000).await;
+        let refused = restore(&world, volume, &wanted(cut, "file", "copy", false)).await.unwrap_err();
+        assert_eq!(refused.class(), Class::Exhausted, "a second one has no room: {refused}");
+        restore(&world, volume, &wanted(cut, "file", "file", true)).await.unwrap();
+        assert!(read(fs, child(fs, fs.root(), "file").await.unwrap().file).await == before);
+        // What has another name gives nothing back.
+        fs.write(&root(), child(fs, fs.root(), "file").await.unwrap().file, 0, "x".into(), Stability::FileSync).await.unwrap();
+        let file = child(fs, fs.root(), "file").await.unwrap().file;
+        fs.link(&root(), file, fs.root(), &name("kept")).await.unwrap();
+        let refused = restore(&world, volume, &wanted(cut, "file", "file", true)).await.unwrap_err();
+        assert_eq!(refused.class(), Class::Exhausted, "{refused}");
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+        is_sound(&world, volume, "at the end").await;
+    });
+}

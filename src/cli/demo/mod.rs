@@ -13,7 +13,7 @@ mod user;
 use super::args::{DemoArgs, PoolArgs};
 use super::exit::Wrong;
 use super::report::{Progress, table};
-use super::restore::{self, Overwrite};
+use super::restore::{self, Overwrite, Unwatched};
 use super::target::Opened;
 use crate::app::{self, ByteSize, ServeOptions};
 use crate::mount::{FakeMounter, KernelMounter, MountError, Mounter};
@@ -322,7 +322,8 @@ async fn restore_one(opened: &Opened, room: &Room, tree: &Tree) -> anyhow::Resul
     let snapshot = opened.snapshot("demo", "demo-cut").await?;
     let target = room.path.join("restored");
     let restored =
-        restore::copy_out(opened, &snapshot, &path, &target, Overwrite::Refuse, &|_| {}, &CancellationToken::new()).await?;
+        restore::copy_out(opened, &snapshot, path.as_bytes(), &target, Overwrite::Refuse, &Unwatched, &CancellationToken::new())
+            .await?;
     let entry = &tree.entries[&path];
     let What::File { size, pieces } = &entry.what else { anyhow::bail!("/{path} is no file") };
     let kept = KernelFiles { root: room.path.clone() };

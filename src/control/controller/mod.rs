@@ -12,7 +12,7 @@ mod writable;
 
 pub(super) use query::within;
 pub use release::Journal;
-pub use restore::RestoreInPlace;
+pub use restore::{RestoreInPlace, TreePath};
 pub(super) use restore::{class_name, restore};
 pub use writable::writable_name;
 

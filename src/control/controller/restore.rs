@@ -10,9 +10,10 @@
 use super::{ControlError, Controller, check};
 use crate::catalog::{Catalog, CatalogError, Dataset, Owner, State};
 use crate::control::{Pool, mail};
-use crate::fs::{Fs, Overwrite, Progress, Restored, Route};
+use crate::fs::{Fs, Overwrite, Progress, RestoreError, Restored, Route};
 use crate::types::{Class, Classify, EntryName, Incarnation, SnapshotId, VolumeHandle};
 use crate::volume::{ReadSnapshot, VolumeError, VolumeSettings, forget_restore, is_caretaker, with_released};
+use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -28,11 +29,52 @@ pub struct RestoreInPlace {
     pub call: Incarnation,
     pub snapshot: SnapshotId,
     /// In the snapshot; `/` is all of it.
-    pub from: String,
+    pub from: TreePath,
     /// In the dataset: the object's own path.
-    pub to: String,
+    pub to: TreePath,
     /// Replace files that are there, and put things into folders that are.
     pub overwrite: bool,
+}
+
+/// A path in a tree, as bytes: names need not be UTF-8.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
+pub struct TreePath(Vec<u8>);
+
+/// Text where it is that.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Text(String),
+    Bytes { base64: String },
+}
+
+impl<T: AsRef<[u8]> + ?Sized> From<&T> for TreePath {
+    fn from(path: &T) -> Self {
+        Self(path.as_ref().to_vec())
+    }
+}
+
+impl From<TreePath> for Written {
+    fn from(path: TreePath) -> Self {
+        String::from_utf8(path.0).map_or_else(|error| Self::Bytes { base64: BASE64.encode(error.as_bytes()) }, Self::Text)
+    }
+}
+
+impl TryFrom<Written> for TreePath {
+    type Error = data_encoding::DecodeError;
+    fn try_from(written: Written) -> Result<Self, Self::Error> {
+        Ok(Self(match written {
+            Written::Text(text) => text.into_bytes(),
+            Written::Bytes { base64 } => BASE64.decode(base64.as_bytes())?,
+        }))
+    }
+}
+
+impl std::fmt::Debug for TreePath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "\"{}\"", self.0.escape_ascii())
+    }
 }
 
 impl RestoreInPlace {
@@ -45,15 +87,18 @@ impl RestoreInPlace {
 }
 
 /// The names of a path, one by one.
-fn names(path: &str) -> Result<Vec<EntryName>, ControlError> {
-    let wrong = |why: &str| ControlError::Invalid(format!("path {:?}: {why}", path.chars().take(200).collect::<String>()));
+fn names(TreePath(path): &TreePath) -> Result<Vec<EntryName>, ControlError> {
+    let wrong = |why: &str| {
+        let shown: String = String::from_utf8_lossy(path).chars().take(200).collect();
+        ControlError::Invalid(format!("path {shown:?}: {why}"))
+    };
     if path.len() > PATH_BYTES_MAX {
         return Err(wrong("it is longer than 4096 bytes"));
     }
-    let parts = path.split('/').filter(|part| !part.is_empty() && *part != ".");
-    let name = |part: &str| match part {
-        ".." => Err(wrong("`..` would leave the tree: write the path without it")),
-        part => EntryName::try_from(part.as_bytes()).map_err(|error| wrong(&error.to_string())),
+    let parts = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+    let name = |part: &[u8]| match part {
+        b".." => Err(wrong("`..` would leave the tree: write the path without it")),
+        part => EntryName::try_from(part).map_err(|error| wrong(&error.to_string())),
     };
     parts.map(name).collect()
 }
@@ -87,8 +132,10 @@ pub(in crate::control) async fn restore(
     step(pool, "control.restore.durable").await?;
     // Rows that may be in the journal alone keep the snapshot until the dataset is opened again; after any other error all that was restored
     // before it is durable.
-    let unsure =
-        |error: &ControlError| matches!(error.class(), Class::Unavailable | Class::Fenced | Class::Corrupt | Class::Internal);
+    let unsure = |error: &ControlError| match error {
+        ControlError::Restore(RestoreError::Incomplete { .. }) => false,
+        error => matches!(error.class(), Class::Unavailable | Class::Fenced | Class::Corrupt | Class::Internal),
+    };
     if !restored.as_ref().is_err_and(unsure) {
         forget_restore(pool, dataset.id(), wanted.snapshot, settings.session).await?;
     }
@@ -230,6 +277,7 @@ fn refused(class: &str, why: String) -> ControlError {
         "invalid" => ControlError::Invalid(why),
         "exhausted" => ControlError::Exhausted(why),
         "in-progress" => ControlError::Refused { class: Class::InProgress, why },
+        "corrupt" => ControlError::Refused { class: Class::Corrupt, why },
         _ => ControlError::Unavailable(why),
     }
 }
@@ -242,6 +290,7 @@ pub(in crate::control) fn class_name(error: &ControlError) -> &'static str {
         Class::Invalid => "invalid",
         Class::Exhausted => "exhausted",
         Class::InProgress => "in-progress",
+        Class::Corrupt => "corrupt",
         _ => "unavailable",
     }
 }
@@ -252,15 +301,21 @@ mod tests {
 
     #[test]
     fn paths_stay_in_the_tree() {
-        let text = |path: &str| names(path).map(|names| names.iter().map(|n| n.as_bytes().to_vec()).collect::<Vec<_>>());
+        let text = |path: &str| names(&path.into()).map(|names| names.iter().map(|n| n.as_bytes().to_vec()).collect::<Vec<_>>());
         assert_eq!(text("/etc//app.conf/").unwrap(), [b"etc".to_vec(), b"app.conf".to_vec()]);
         assert_eq!(text("./a/./b").unwrap(), [b"a".to_vec(), b"b".to_vec()]);
         for root in ["", "/", "//", "."] {
             assert!(text(root).unwrap().is_empty());
         }
+        assert_eq!(names(&b"caf\xe9/x".into()).unwrap()[0].as_bytes(), b"caf\xe9");
+        for (path, written) in [(&b"caf\xe9"[..], r#"{"base64":"Y2Fm6Q=="}"#), ("café".as_bytes(), r#""café""#)] {
+            let path = TreePath::from(path);
+            assert_eq!(serde_json::to_string(&path).unwrap(), written);
+            assert_eq!(serde_json::from_str::<TreePath>(written).unwrap(), path);
+        }
         let long = "x".repeat(256);
         for bad in ["..", "/a/../b", "../../etc/passwd", "a\0b", &long, &"a/".repeat(3000)] {
-            assert_eq!(names(bad).unwrap_err().class(), Class::Invalid, "{bad:?}");
+            assert_eq!(names(&bad.into()).unwrap_err().class(), Class::Invalid, "{bad:?}");
         }
     }
 }

@@ -32,16 +32,18 @@ pub struct Copied {
 }
 
 impl Contents {
-    /// Reserves space for at most `bytes` (R19).
+    /// Reserves space for at most `bytes`, but for those that what is replaced gives back in the same batch (R19). What it does give back is looked
+    /// at again by [`Copied::cover`].
     ///
     /// # Errors
     /// [`FsError::NoSpace`].
-    pub fn begin_copy(self: &Arc<Self>, bytes: u64) -> Result<Copied, FsError> {
+    pub fn begin_copy(self: &Arc<Self>, bytes: u64, given_back: u64) -> Result<Copied, FsError> {
         let data = self.committer.new_data()?;
-        self.space.reserve(bytes, self.allocated())?;
+        let reserved = bytes.saturating_sub(given_back);
+        self.space.reserve(reserved, self.allocated())?;
         let (rows, delta) = Default::default();
         let contents = self.clone();
-        Ok(Copied { contents, data, rows, bytes: 0, delta, allocated: 0, begun: false, placed: false, reserved: bytes })
+        Ok(Copied { contents, data, rows, bytes: 0, delta, allocated: 0, begun: false, placed: false, reserved })
     }
 }
 
@@ -75,6 +77,18 @@ impl Copied {
         batch.refs = std::mem::take(&mut self.delta).refs();
         self.bytes = 0;
         committer.submit(batch).map(drop)
+    }
+
+    /// Reserves what is not reserved yet of what the file takes beyond the bytes that its place gives back. The caller holds the lock of what is
+    /// replaced.
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`]: what is replaced has less by now, and others took the space.
+    pub fn cover(&mut self, given_back: u64) -> Result<(), FsError> {
+        let more = self.allocated.saturating_sub(given_back).saturating_sub(self.reserved);
+        self.contents.space.reserve(more, self.contents.allocated())?;
+        self.reserved += more;
+        Ok(())
     }
 
     /// Puts what is left into the batch that makes the file. Answers the data id and the bytes that it accounts for.

@@ -35,7 +35,7 @@ mod tests;
 pub use entries::{Entries, Entry};
 pub use list::{Listed, Page, clusters};
 pub use lookup::{NameHasher, decode_entry, entry_name};
-pub use place::Overwrite;
+pub use place::{Overwrite, given_back};
 pub use remove::Removal;
 pub use ring::{Done, First, Ring, Turn};
 pub use table::Table;

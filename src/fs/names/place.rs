@@ -23,6 +23,11 @@ pub enum Overwrite {
     Replace,
 }
 
+/// Bytes that go with the removal of one name.
+pub fn given_back(row: &Inode) -> u64 {
+    if row.kind == FileKind::Regular && row.nlink == 1 { row.allocated } else { 0 }
+}
+
 impl Names {
     /// Makes an object with the attributes of `like`, but for inode, generation and ctime, in one batch with the removal of what has the name.
     ///
@@ -142,6 +147,9 @@ impl Names {
             Some(old) => self.time(&[&edit.row, old])?,
             None => self.time(&[&edit.row])?,
         };
+        if let Some(content) = &mut content {
+            content.cover(old.as_ref().map_or(0, given_back))?;
+        }
         let mut batch = Batch { inodes: 1, ..Batch::default() };
         let (data, allocated) = content.as_mut().map_or((DataId(0), 0), |content| content.finish(&mut batch));
         let (ino, generation) = self.committer.new_inode()?;
