@@ -7,7 +7,7 @@
 //! names/snapshot/<name key>/<version>                            which snapshot has a CSI name
 //! readers/<snapshot incarnation>/<reader>                        somebody reads the snapshot: no record, see [`readers`]
 //! nodes/<session>/heartbeat/<number>                             a node session's signs of life, of which the newest counts
-//! nodes/<session>/grant/<dataset>                                what the session is told to give up
+//! nodes/<session>/revocation/<claim>                             a claim of the session that it is to give up
 //! ```
 //! Nouns: a **record** is what is known of one thing, a **version** one object with its fields at a time, a **chain** all
 //! versions of a record, the **floor** the version below which a chain may have been cleaned, the **end** of a chain a

@@ -1,4 +1,4 @@
-//! Node sessions: their heartbeats, and the grants that tell them to give a dataset up.
+//! Node sessions: their heartbeats, and the revocations of their claims.
 //!
 //! A heartbeat is an object of its own, put if absent under a number that only grows, never an overwrite (R1). One writer per
 //! session would make an overwrite safe against others, but not against itself: a put that was given up may arrive late, and
@@ -6,9 +6,9 @@
 //! objects the largest counts, which no late put makes smaller. What is below it is removed by the next renewal.
 
 use super::frame::{Header, RECORD_BYTES_MAX, decode_record, encode_record};
-use super::{Catalog, CatalogError, Grant, Heartbeat};
+use super::{Catalog, CatalogError, Heartbeat, Revocation};
 use crate::bucket::PutNew;
-use crate::types::{DatasetId, Incarnation, SessionId};
+use crate::types::{ClaimId, Incarnation, SessionId};
 use serde::Serialize;
 
 /// What a listing of a session's folder shows.
@@ -16,8 +16,8 @@ use serde::Serialize;
 pub struct Signs {
     /// Numbers of the heartbeats, ascending.
     pub heartbeats: Vec<u64>,
-    /// The datasets that the session is told to give up.
-    pub grants: Vec<DatasetId>,
+    /// The claims that are revoked, those among them that have ended long ago.
+    pub revocations: Vec<ClaimId>,
 }
 
 impl Signs {
@@ -34,8 +34,8 @@ fn heartbeat_key(session: SessionId, number: u64) -> String {
     format!("{}/heartbeat/{number:020}", folder(session))
 }
 
-fn grant_key(session: SessionId, dataset: DatasetId) -> String {
-    format!("{}/grant/{dataset}", folder(session))
+fn revocation_key(session: SessionId, claim: ClaimId) -> String {
+    format!("{}/revocation/{claim}", folder(session))
 }
 
 impl Catalog {
@@ -51,7 +51,7 @@ impl Catalog {
         }
     }
 
-    /// The session's heartbeats and grants, by one request.
+    /// The session's heartbeats and the revocations of its claims, by one request.
     pub async fn node_signs(&self, session: SessionId) -> Result<Signs, CatalogError> {
         let prefix = folder(session);
         let listed = self.bucket().list(&prefix).await;
@@ -63,7 +63,7 @@ impl Catalog {
             };
             match kind {
                 "heartbeat" => signs.heartbeats.extend(super::chain::version_of(name)),
-                "grant" => signs.grants.extend(name.parse::<DatasetId>().ok()),
+                "revocation" => signs.revocations.extend(name.parse::<ClaimId>().ok()),
                 _ => {}
             }
         }
@@ -80,9 +80,10 @@ impl Catalog {
         removed.map_err(|e| CatalogError::bucket(format!("removing heartbeats of session {session}"), e))
     }
 
-    /// Tells `session` to give a dataset up. One that is there already stays as it is.
-    pub async fn put_grant(&self, session: SessionId, grant: &Grant) -> Result<PutNew, CatalogError> {
-        self.put_sign(&grant_key(session, grant.dataset), grant).await
+    /// Revokes a claim of `session`. A revocation of the same claim that is there already stays as
+    /// it is.
+    pub async fn put_revocation(&self, session: SessionId, revocation: &Revocation) -> Result<PutNew, CatalogError> {
+        self.put_sign(&revocation_key(session, revocation.claim), revocation).await
     }
 
     /// What the session last said of itself, if it is there and can be read.
@@ -96,9 +97,9 @@ impl Catalog {
         }
     }
 
-    /// The grant, if there is one that can be read.
-    pub async fn grant(&self, session: SessionId, dataset: DatasetId) -> Result<Option<Grant>, CatalogError> {
-        let key = grant_key(session, dataset);
+    /// The revocation of a claim, if there is one that can be read.
+    pub async fn revocation(&self, session: SessionId, claim: ClaimId) -> Result<Option<Revocation>, CatalogError> {
+        let key = revocation_key(session, claim);
         let found = self.bucket().get(&key, RECORD_BYTES_MAX).await;
         match found.map_err(|e| CatalogError::bucket(format!("reading {key}"), e))? {
             Some(bytes) => Ok(decode_record(&key, &bytes)?.1),
@@ -107,8 +108,8 @@ impl Catalog {
     }
 
     /// Absent counts as removed.
-    pub async fn remove_grant(&self, session: SessionId, dataset: DatasetId) -> Result<(), CatalogError> {
-        let key = grant_key(session, dataset);
+    pub async fn remove_revocation(&self, session: SessionId, claim: ClaimId) -> Result<(), CatalogError> {
+        let key = revocation_key(session, claim);
         let removed = self.bucket().delete(std::slice::from_ref(&key)).await;
         removed.map_err(|e| CatalogError::bucket(format!("removing {key}"), e))
     }

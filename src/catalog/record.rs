@@ -77,26 +77,27 @@ pub enum State {
     Dead,
 }
 
-/// Who has a dataset open.
+/// Who has a dataset open, and by which claim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     pub node: String,
     pub session: SessionId,
+    /// Fresh whenever the record is claimed, also by the session that had it before, and also after
+    /// its lease had lapsed: whatever was found out or decided about an earlier claim is void
+    /// (R31).
+    pub claim: ClaimId,
     /// Where its journals are: only a process on that folder takes the dataset back without waiting. None: it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<HomeId>,
     /// How long others must see no heartbeat of the session before it counts as dead (R26), in milliseconds; 0: a program that had no leases.
     #[serde(default)]
     pub lease_millis: u64,
-    /// How often the owner came back after its lease had lapsed. Each time is a change of the record, so that one who judged it dead from before cannot swap it.
-    #[serde(default)]
-    pub regained: u64,
 }
 
 impl Owner {
-    /// An owner without journals and without a lease of its own.
+    /// A fresh claim of an owner without journals and without a lease of its own.
     pub fn new(node: &str, session: SessionId) -> Self {
-        Self { node: node.to_owned(), session, home: None, lease_millis: 0, regained: 0 }
+        Self { node: node.to_owned(), session, claim: ClaimId::random(), home: None, lease_millis: 0 }
     }
 }
 
@@ -201,7 +202,7 @@ pub struct Heartbeat {
 /// Why an owner that may be alive has to give a dataset up (R27).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum GrantReason {
+pub enum RevocationReason {
     /// A person said so.
     Administrator,
     /// Kubernetes does not know the node any more.
@@ -212,11 +213,13 @@ pub enum GrantReason {
     NoPods,
 }
 
-/// Tells a session to give a dataset up, and others that they may take it once it must have read this. Never changed.
+/// Ends a claim: tells its owner to give the dataset up, and others that they may take it once the
+/// owner must have read this. Never changed, and void for every other claim (R31).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Grant {
+pub struct Revocation {
     pub dataset: DatasetId,
-    pub why: GrantReason,
+    pub claim: ClaimId,
+    pub why: RevocationReason,
     /// Who wrote it, for people.
     pub by: String,
     pub created: Timestamp,

@@ -53,7 +53,8 @@ const POLL_MAX: Duration = Duration::from_secs(1);
 const KEPT: Duration = Duration::from_secs(600);
 /// Letters and answers so old are nobody's, whatever clock says so: askers wait for seconds.
 const ABANDONED: Duration = Duration::from_secs(3600);
-/// Heartbeats and grants so old are of sessions that have ended: a session that lives has younger ones.
+/// Heartbeats and revocations so old are of sessions that have ended: a session that lives has
+/// younger ones.
 const SIGNS_ABANDONED: Duration = Duration::from_secs(24 * 3600);
 /// How long other letters wait for a volume to be closed for one; it is closed to the end all the same.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(5);
@@ -280,11 +281,11 @@ async fn wait_for<T: DeserializeOwned>(bucket: &Bucket, key: &str) -> Result<Ans
 }
 
 /// Removes letters and answers that are so old that nobody waits for them: those of sessions that have ended, and of askers
-/// that went away; and heartbeats and grants of sessions that have ended. How many.
+/// that went away; and heartbeats and revocations of sessions that have ended. How many.
 pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<usize, ControlError> {
     let kept = |key: &str| match key.split('/').nth(2) {
         Some("mail" | "answer") => Some(ABANDONED),
-        Some("heartbeat" | "grant") => Some(SIGNS_ABANDONED),
+        Some("heartbeat" | "revocation") => Some(SIGNS_ABANDONED),
         _ => None,
     };
     let age = |listed: &Listed| now.duration_since(listed.modified).unwrap_or_default();
@@ -448,7 +449,7 @@ mod tests {
     #[tokio::test]
     async fn old_letters_and_answers_are_swept_and_nothing_else() {
         let bucket = Bucket::memory();
-        for key in ["nodes/a/mail/1", "nodes/a/answer/1", "nodes/a/heartbeat/1", "nodes/a/grant/1", "nodes/a/other"] {
+        for key in ["nodes/a/mail/1", "nodes/a/answer/1", "nodes/a/heartbeat/1", "nodes/a/revocation/1", "nodes/a/other"] {
             bucket.put(key, bytes::Bytes::from_static(b"x")).await.unwrap();
         }
         assert_eq!(sweep(&bucket, SystemTime::now()).await.unwrap(), 0);

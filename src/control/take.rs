@@ -6,14 +6,14 @@
 //!            └─────▶ look at the record ─────▶ released meanwhile ──▶ open
 //! ```
 //! All three go on at once until one leads to the dataset, or the caller's patience ends. A dataset that is in use on a node that is alive is never
-//! taken here: only that node, or a grant, gives it up.
+//! taken here: only that node, or a revocation, gives it up.
 //!
 //! A caller that is dropped leaves a letter, which the owner answers and the collector removes.
 
 use super::{ControlError, Pool, mail};
 use crate::catalog::Owner;
 use crate::types::{Class, Classify, DatasetId};
-use crate::volume::{Attached, Forfeit, Verdict, VolumeError, Volumes, Watch};
+use crate::volume::{Attached, ExpiredLease, Verdict, VolumeError, Volumes, Watch};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::time::Duration;
@@ -35,11 +35,11 @@ const ASK_LIMIT: Duration = Duration::from_secs(20);
 pub async fn open(pool: &Pool, volumes: &Volumes, id: DatasetId, patience: Duration) -> Result<Attached, ControlError> {
     let deadline = Instant::now() + patience;
     let mut taking = Taking::new(pool, volumes, id);
-    let mut forfeit: Option<Forfeit> = None;
+    let mut expired: Option<ExpiredLease> = None;
     loop {
-        let opened = match &forfeit {
+        let opened = match &expired {
             None => Box::pin(volumes.attach(&pool.catalog, id)).await,
-            Some(forfeit) => Box::pin(volumes.take_over(&pool.catalog, id, forfeit)).await.map(Attached::from),
+            Some(expired) => Box::pin(volumes.take_over(&pool.catalog, id, expired)).await.map(Attached::from),
         };
         let (dataset, owner) = match opened {
             Err(VolumeError::Owned { dataset, owner, .. }) => (dataset, *owner),
@@ -49,7 +49,7 @@ pub async fn open(pool: &Pool, volumes: &Volumes, id: DatasetId, patience: Durat
         if now >= deadline {
             return Err(taking.refused(&dataset, &owner, patience));
         }
-        forfeit = taking.wait(&dataset, &owner, deadline).await?;
+        expired = taking.wait(&dataset, &owner, deadline).await?;
     }
 }
 
@@ -72,8 +72,8 @@ impl<'a> Taking<'a> {
         Self { pool, volumes, id, watch: None, look_at: now, asking: None, ask_at: now, said: None }
     }
 
-    /// Until it is worth another try; the forfeit if the owner must have stopped.
-    async fn wait(&mut self, dataset: &str, owner: &Owner, deadline: Instant) -> Result<Option<Forfeit>, ControlError> {
+    /// Until it is worth another try; the finding, if the owner must have stopped.
+    async fn wait(&mut self, dataset: &str, owner: &Owner, deadline: Instant) -> Result<Option<ExpiredLease>, ControlError> {
         if !self.watch.as_ref().is_some_and(|watch| watch.is_of(owner)) {
             tracing::info!(
                 dataset,
@@ -84,8 +84,8 @@ impl<'a> Taking<'a> {
             self.watch = Some(self.volumes.watch(&self.pool.catalog, self.id, owner));
             (self.look_at, self.ask_at, self.asking, self.said) = (now, now, None, None);
         }
-        if let Some(forfeit) = self.look().await? {
-            return Ok(Some(forfeit));
+        if let Some(expired) = self.look().await? {
+            return Ok(Some(expired));
         }
         if self.asking.is_none() && Instant::now() >= self.ask_at {
             let (pool, id, dataset, owner) = (self.pool, self.id, dataset.to_owned(), owner.clone());
@@ -105,11 +105,11 @@ impl<'a> Taking<'a> {
         Ok(None)
     }
 
-    async fn look(&mut self) -> Result<Option<Forfeit>, ControlError> {
+    async fn look(&mut self) -> Result<Option<ExpiredLease>, ControlError> {
         let now = Instant::now();
         let Some(watch) = self.watch.as_mut().filter(|_| now >= self.look_at) else { return Ok(None) };
         match watch.look().await? {
-            Verdict::Forfeited(forfeit) => Ok(Some(forfeit)),
+            Verdict::Expired(expired) => Ok(Some(expired)),
             Verdict::MayLive { wait } => {
                 self.look_at = Instant::now() + wait.min(SIGNS_POLL);
                 Ok(None)
@@ -129,9 +129,10 @@ impl<'a> Taking<'a> {
 
 /// What became of an owner that was waited for.
 pub(super) enum Outcome {
-    Released,
+    /// Its claim is the record's no more: released, or another's.
+    Ended,
     /// It must have stopped.
-    Stopped(Forfeit),
+    Stopped(ExpiredLease),
     Alive,
 }
 
@@ -143,7 +144,7 @@ pub(super) enum Life {
     Decides,
 }
 
-/// Waits until an owner has released a dataset, or must have stopped.
+/// Waits until an owner's claim has ended, or it must have stopped.
 pub(super) async fn until_stopped(
     pool: &Pool,
     volumes: &Volumes,
@@ -156,11 +157,11 @@ pub(super) async fn until_stopped(
     loop {
         let record = pool.catalog.dataset_by_id(id).await?;
         let now = record.and_then(|at| at.record.owner);
-        if now.is_none_or(|now| now.session != owner.session) {
-            return Ok(Outcome::Released);
+        if now.is_none_or(|now| now.claim != owner.claim) {
+            return Ok(Outcome::Ended);
         }
         match taking.look().await {
-            Ok(Some(forfeit)) => return Ok(Outcome::Stopped(forfeit)),
+            Ok(Some(expired)) => return Ok(Outcome::Stopped(expired)),
             Err(error) if error.class() != Class::Unavailable => return Err(error),
             // A look that failed has seen nothing; the next one may.
             Ok(None) | Err(_) => {}

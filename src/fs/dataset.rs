@@ -124,30 +124,27 @@ pub(super) enum Promise {
 }
 
 impl Fs {
-    /// Opens the dataset, creating its database if it is new: fences earlier owners, replays the journal, starts background work.
+    /// Opens the dataset, creating its database if it is new: fences earlier owners, replays the
+    /// journal, starts background work. For one process alone: it fences whoever has it open.
     pub async fn open(place: &DbPlace, chunks: ChunkStore, options: FsOptions) -> Result<Self, FsError> {
-        Self::open_at(place, chunks, options, None).await
+        Self::open_with(place, chunks, options, None, Arc::new(Unrivalled)).await
     }
 
-    /// As [`Self::open`], answering only while `tenure` holds.
+    /// As [`Self::open_at`], answering only while `tenure` holds.
     pub async fn open_under(
         place: &DbPlace,
         chunks: ChunkStore,
         options: FsOptions,
+        expected: Epoch,
         tenure: Arc<dyn Tenure>,
     ) -> Result<Self, FsError> {
-        Self::open_with(place, chunks, options, None, tenure).await
+        Self::open_with(place, chunks, options, Some(expected), tenure).await
     }
 
-    /// As [`Self::open`]; `expected`: only if nobody has opened the database since its writer epoch was this one (0: ever),
-    /// else [`FsError::Fenced`] and nobody is fenced.
-    pub async fn open_at(
-        place: &DbPlace,
-        chunks: ChunkStore,
-        options: FsOptions,
-        expected: Option<Epoch>,
-    ) -> Result<Self, FsError> {
-        Self::open_with(place, chunks, options, expected, Arc::new(Unrivalled)).await
+    /// As [`Self::open`], only if nobody has opened the database since its writer epoch was
+    /// `expected` (0: ever), else [`FsError::Fenced`] and nobody is fenced (R32).
+    pub async fn open_at(place: &DbPlace, chunks: ChunkStore, options: FsOptions, expected: Epoch) -> Result<Self, FsError> {
+        Self::open_with(place, chunks, options, Some(expected), Arc::new(Unrivalled)).await
     }
 
     async fn open_with(

@@ -29,7 +29,7 @@ mod tenure;
 mod view;
 mod walk;
 
-pub use committer::{Batch, Committer, Ticket, Totals};
+pub use committer::{Batch, Committer, Ticket, Totals, void_journals};
 pub use compare::{Aspect, Difference, Found, compare};
 pub use dataset::{Fs, FsMemory, FsOptions, RootAttr, SyncMode};
 pub use error::FsError;

@@ -105,6 +105,11 @@ id128! {
     SessionId, "session id"
 }
 id128! {
+    /// One claim of a dataset: the time for which one session owns it, from the version of the
+    /// record that says so (R31). Never reused.
+    ClaimId, "claim id"
+}
+id128! {
     /// A folder of journals, whoever uses it: a restart of the process on it finds what the run before it left (R16).
     HomeId, "home id"
 }

@@ -2,22 +2,20 @@
 //! administrator does: mending its rows.
 
 use super::VolumeError;
-use super::claim::{claim, release};
-use super::lease::Forfeit;
-use super::ownership;
+use super::claim::{Openings, claim, lost_to, own, release, undo};
+use super::lease::ExpiredLease;
+use super::ownership::{self, Before};
 use super::restoring::forget_restore;
 use super::settings::VolumeSettings;
-use crate::catalog::{Catalog, CatalogError, Dataset};
+use crate::catalog::{Catalog, Dataset};
 use crate::fs::check::{self, Repaired};
 use crate::fs::db::{self, CheckpointId, Database, DbPlace, Detached};
-use crate::fs::{Committer, Fs, FsError};
+use crate::fs::{Committer, Fs, FsError, void_journals};
+use crate::telemetry::Injected;
 use crate::types::{DatasetId, Epoch, PackId};
 
 /// Takes a released dataset for as long as a checkpoint needs, and gives it back. The checkpoint holds everything that was
 /// ever acknowledged, because released means cleanly closed (R16).
-///
-/// A node may take a caretaker's claim at any time. The writer epoch is therefore read before the claim and expected at
-/// the opening: whoever opened the database since has raised it, and the opening fails here instead of fencing that owner.
 ///
 /// # Errors
 /// [`VolumeError::Owned`] when a node has it, or took it meanwhile: only that owner can make the checkpoint.
@@ -96,44 +94,60 @@ pub async fn with_released<T>(
     care(settings, pool, id, opened).await
 }
 
-/// Takes a dataset from an owner that must have stopped, and releases it. What only that owner's journal held is lost, and the owner
-/// is fenced: should it come back, it can neither write nor replay (R16). May be repeated.
+/// Takes a dataset from an owner that must have stopped, and releases it. What only that owner's
+/// journal held is given up: should the owner come back, it can neither write nor replay (R16,
+/// R34). May be repeated.
 ///
 /// # Errors
-/// [`VolumeError::Owned`] when the record names another owner by now, or that one came back.
-pub async fn release_lost(settings: &VolumeSettings, pool: &Catalog, id: DatasetId, forfeit: &Forfeit) -> Result<(), VolumeError> {
-    let me = ownership::caretaker(settings.session);
-    let mut other = None;
-    let taken = pool
-        .update_dataset(id, |dataset| {
-            other = dataset.owner.clone().filter(|owner| !forfeit.covers(id, owner) && !ownership::is_caretaker(owner));
-            if other.is_some() {
-                let why = "another owns it".to_owned();
-                return Err(CatalogError::Precondition { what: format!("dataset {}", dataset.name), why });
-            }
-            dataset.owner = Some(me.clone());
-            Ok(())
-        })
-        .await;
-    let dataset = match (taken, other) {
-        (Ok(at), _) => at.record,
-        (Err(_), Some(owner)) => {
-            return Err(VolumeError::Owned { dataset: id.to_string(), node: owner.node.clone(), owner: Box::new(owner) });
-        }
-        (Err(error), None) => return Err(error.into()),
-    };
+/// [`VolumeError::Owned`] when the record names another owner by now, or that one came back. Nobody
+/// is fenced then (R32).
+pub async fn release_lost(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    id: DatasetId,
+    expired: &ExpiredLease,
+) -> Result<(), VolumeError> {
+    let me = ownership::voiding(settings.session, expired.owner().home);
+    let (dataset, _) = claim(pool, id, &me, Some(expired)).await?;
     let step = |name: &'static str| async move {
-        pool.bucket().failpoints().step(name).await.map_err(|injected| VolumeError::Io(injected.to_string()))
+        let failed =
+            |injected: Injected| VolumeError::Fs { dataset: id.to_string(), source: FsError::Unavailable(injected.to_string()) };
+        pool.bucket().failpoints().step(name).await.map_err(failed)
     };
     step("volume.lost.claimed").await?;
     let place = settings.place(pool, dataset.family, dataset.incarnation);
-    db::fence(&place).await.map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?;
+    let mine = own(me.claim);
+    let mut openings = Openings::new(pool, &place, id, &mine);
+    loop {
+        match openings.expected().await? {
+            // It never had an owner that opened it.
+            Epoch(0) => break,
+            expected => match void_journals(&place, expected).await {
+                Err(FsError::Fenced) => {}
+                voided => {
+                    voided.map_err(|source| VolumeError::Fs { dataset: id.to_string(), source })?;
+                    break;
+                }
+            },
+        }
+    }
     step("volume.lost.fenced").await?;
-    release(pool, id, &me).await
+    release(pool, id, &mine).await
 }
 
-/// Does `work` on a released dataset under a caretaker's claim. It is given the writer epoch as it was before the claim,
-/// and must open the database with it, or not write to it as its owner at all.
+/// Finishes what a release by force may have left: the dataset is released, and every journal of
+/// before is void (R34).
+///
+/// # Errors
+/// [`VolumeError::Owned`] when a node has it.
+pub async fn finish_release(settings: &VolumeSettings, pool: &Catalog, id: DatasetId) -> Result<(), VolumeError> {
+    care(settings, pool, id, async |_: DbPlace, _: Dataset, _: Epoch| Ok(())).await
+}
+
+/// Does `work` on a released dataset under a maintenance claim. It is given the writer epoch, and
+/// must open the database with it (R32), or not write to it as its owner at all.
+///
+/// A node may take a maintenance claim at any time, and fences what is under way for it.
 async fn care<T>(
     settings: &VolumeSettings,
     pool: &Catalog,
@@ -141,57 +155,67 @@ async fn care<T>(
     work: impl AsyncFnOnce(DbPlace, Dataset, Epoch) -> Result<T, FsError>,
 ) -> Result<T, VolumeError> {
     let me = ownership::caretaker(settings.session);
-    let absent = || VolumeError::NotFound { what: format!("dataset {id}") };
-    let family = pool.dataset_by_id(id).await?.ok_or_else(absent)?.record.family;
-    let place = settings.place(pool, family, id.incarnation);
-    let fs = |source| VolumeError::Fs { dataset: id.to_string(), source };
-    let epoch = db::epoch(&place).await.map_err(fs)?;
-    let (dataset, _) = claim(pool, id, &me, None).await?;
-    let name = dataset.name.to_string();
+    let (dataset, before) = claim(pool, id, &me, None).await?;
+    let place = settings.place(pool, dataset.family, dataset.incarnation);
+    let (name, mine) = (dataset.name.to_string(), own(me.claim));
     let step = pool.bucket().failpoints().step("volume.care.claimed").await;
-    let done = match step {
-        Ok(()) => match Box::pin(end_restore(settings, pool, &place, &dataset, epoch)).await {
-            Ok(epoch) => Box::pin(work(place, dataset, epoch)).await,
-            Err(error) => Err(error),
-        },
-        Err(injected) => Err(FsError::Unavailable(injected.to_string())),
+    let fs = |source| VolumeError::Fs { dataset: id.to_string(), source };
+    let opened = match step {
+        Ok(()) => Openings::new(pool, &place, id, &mine).expected().await,
+        Err(injected) => Err(fs(FsError::Unavailable(injected.to_string()))),
     };
-    let released = release(pool, id, &me).await;
+    let settled = match opened {
+        Ok(epoch) => Box::pin(settle(settings, pool, &place, (&dataset, before), epoch)).await.map_err(fs),
+        Err(error) => Err(error),
+    };
+    let done = match settled {
+        Ok(epoch) => {
+            let done = Box::pin(work(place, dataset, epoch)).await.map_err(fs);
+            let released = release(pool, id, &mine).await;
+            done.and_then(|done| released.map(|()| done))
+        }
+        Err(error) => {
+            undo(pool, id, &mine, (before, me.session)).await;
+            Err(error)
+        }
+    };
     match done {
-        Ok(done) => released.map(|()| done),
         // Somebody opened it: its record says who, unless that one is gone again.
-        Err(FsError::Fenced) => Err(taken(pool, id, name).await?),
-        Err(source) => Err(VolumeError::Fs { dataset: name, source }),
+        Err(VolumeError::Fs { source: FsError::Fenced, .. }) => Err(taken(pool, id, name).await?),
+        done => done,
     }
 }
 
-/// Ends a restore that was cut short, which nobody else may do for long: a released dataset may never be opened again (R10). The writer epoch
-/// afterwards. Whoever still restores is fenced by the opening, and its journal, if it had one, was given up when the dataset was released: what is
-/// in the store then is all there will ever be of it. What fails is done by the next caretaker or owner.
-async fn end_restore(
+/// Brings a released dataset to where nothing of before can change it any more; the writer epoch
+/// afterwards.
+///
+/// - What a release by force may have left before it had voided the journal of the node before, is
+///   done (R34).
+/// - A restore that was cut short is ended, which nobody else may do for long: a released dataset
+///   may never be opened again (R10). Whoever still restores is fenced, and its journal is void:
+///   what is in the store then is all there will ever be of it. What fails is done by the next
+///   maintenance claim or owner.
+async fn settle(
     settings: &VolumeSettings,
     pool: &Catalog,
     place: &DbPlace,
-    dataset: &Dataset,
+    (dataset, before): (&Dataset, Before),
     epoch: Epoch,
 ) -> Result<Epoch, FsError> {
+    if epoch == Epoch(0) || dataset.restoring.is_none() && !matches!(before, Before::Unfinished(_)) {
+        return Ok(epoch);
+    }
+    let epoch = void_journals(place, epoch).await?;
     let Some(snapshot) = dataset.restoring else { return Ok(epoch) };
-    let database = Database::visit(place, Some(epoch)).await?;
-    let epoch = database.epoch();
-    database.close().await?;
     if let Err(error) = forget_restore(pool, dataset.id(), snapshot, settings.session).await {
-        tracing::warn!(dataset = %dataset.name, %error, "a restore that was cut short keeps its snapshot until the next caretaker");
+        tracing::warn!(dataset = %dataset.name, %error, "a restore that was cut short keeps its snapshot until the next maintenance claim");
     }
     Ok(epoch)
 }
 
 /// What to say when the database was opened by another.
 async fn taken(pool: &Catalog, id: DatasetId, dataset: String) -> Result<VolumeError, VolumeError> {
-    let owner = pool.dataset_by_id(id).await?.and_then(|at| at.record.owner).filter(|owner| !ownership::is_caretaker(owner));
-    Ok(match owner {
-        Some(owner) => VolumeError::Owned { dataset, node: owner.node.clone(), owner: Box::new(owner) },
-        None => VolumeError::Fs { dataset, source: FsError::Busy("it was opened elsewhere meanwhile: try again") },
-    })
+    Ok(lost_to(dataset, pool.dataset_by_id(id).await?.and_then(|at| at.record.owner)))
 }
 
 async fn checkpoint(
@@ -214,5 +238,5 @@ async fn checkpoint(
 }
 
 async fn open(settings: &VolumeSettings, pool: &Catalog, place: &DbPlace, dataset: &Dataset, epoch: Epoch) -> Result<Fs, FsError> {
-    Fs::open_at(place, settings.chunks(pool, dataset.family), settings.options(dataset, None), Some(epoch)).await
+    Fs::open_at(place, settings.chunks(pool, dataset.family), settings.options(dataset, None), epoch).await
 }

@@ -1,21 +1,39 @@
-//! Writing the owner into a dataset's record, and out of it: [`ownership`] decides.
+//! Claiming a dataset, opening its database under the claim, and releasing it: [`ownership`]
+//! decides.
+//!
+//! ```text
+//! claim ──▶ read the writer epoch ──▶ the record is still this claim's? ──▶ open, that epoch expected
+//!              ▲                         │ no: somebody else has it            │ another opened it: look again
+//!              └─────────────────────────┼─────────────────────────────────────┘
+//!                                        ▼ nobody was fenced
+//! ```
+//! Whoever claims the dataset later opens its database later, too, and raises the epoch. So an
+//! opener that is held up at any of these steps finds another claim in the record, or another epoch
+//! in the database than it expects: it fails, and fences nobody (R32).
 
 use super::VolumeError;
-use super::lease::Forfeit;
+use super::lease::ExpiredLease;
 use super::ownership::{self, Before};
 use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
-use crate::types::DatasetId;
+use crate::fs::FsError;
+use crate::fs::db::{self, DbPlace};
+use crate::telemetry::Injected;
+use crate::types::{ClaimId, DatasetId, Epoch, SessionId};
+
+/// Openings tried under one claim. Each failure is an opening that came late, of a claim that has
+/// ended: there are few of them.
+const OPENINGS_MAX: usize = 8;
 
 /// Writes `me` into the record.
 pub(super) async fn claim(
     pool: &Catalog,
     id: DatasetId,
     me: &Owner,
-    forfeit: Option<&Forfeit>,
+    expired: Option<&ExpiredLease>,
 ) -> Result<(Dataset, Before), VolumeError> {
     let mut answer = None;
     let swapped = pool
-        .update_dataset(id, |dataset| match ownership::take(dataset, me, forfeit) {
+        .update_dataset(id, |dataset| match ownership::take(dataset, me, expired) {
             Ok(before) => {
                 answer = Some(Ok(before));
                 Ok(())
@@ -30,11 +48,9 @@ pub(super) async fn claim(
         (Some(Ok(before)), Ok(at)) => Ok((at.record, before)),
         (Some(Err(refused)), _) => Err(refused),
         (_, Err(CatalogError::NotFound { what })) => Err(VolumeError::NotFound { what }),
-        (Some(Ok(Before::Released)), Err(error)) => {
+        (Some(Ok(before)), Err(error)) => {
             // The record may have been written although its writer was not told. Nothing was opened under it.
-            if let Err(error) = release(pool, id, me).await {
-                tracing::warn!(dataset = %id, %error, "a claim that failed may have been written: opening it here again clears it");
-            }
+            undo(pool, id, &own(me.claim), (before, me.session)).await;
             Err(error.into())
         }
         (_, Err(error)) => Err(error.into()),
@@ -42,19 +58,104 @@ pub(super) async fn claim(
     }
 }
 
-/// Takes `me` out of the record: the dataset is cleanly closed (R16). A record that names someone else stays.
-pub(super) async fn release(pool: &Catalog, id: DatasetId, me: &Owner) -> Result<(), VolumeError> {
+/// The openings of a database under a claim that is durable (R32).
+pub(super) struct Openings<'a> {
+    pool: &'a Catalog,
+    place: &'a DbPlace,
+    id: DatasetId,
+    /// Whether the id in the record is of that claim.
+    is_ours: &'a IsOurs,
+    tries: usize,
+}
+
+/// Whether a claim is the one that is meant.
+pub(super) type IsOurs = dyn Fn(ClaimId) -> bool + Send + Sync;
+
+impl<'a> Openings<'a> {
+    pub fn new(pool: &'a Catalog, place: &'a DbPlace, id: DatasetId, is_ours: &'a IsOurs) -> Self {
+        Self { pool, place, id, is_ours, tries: 0 }
+    }
+
+    /// The writer epoch that the next opening expects: read after the claim is durable, and before
+    /// the record is seen to be of this claim still. To be asked for again when the opening was
+    /// [`FsError::Fenced`]: one of an earlier claim came first, and is fenced by the next.
+    ///
+    /// # Errors
+    /// When another has the dataset by now.
+    pub async fn expected(&mut self) -> Result<Epoch, VolumeError> {
+        let fs = |source| VolumeError::Fs { dataset: self.id.to_string(), source };
+        if self.tries == OPENINGS_MAX {
+            return Err(fs(FsError::Fenced));
+        }
+        self.tries += 1;
+        let epoch = db::epoch(self.place).await.map_err(fs)?;
+        self.step("volume.claim.epoch").await?;
+        let absent = || VolumeError::NotFound { what: format!("dataset {}", self.id) };
+        let record = self.pool.dataset_by_id(self.id).await?.ok_or_else(absent)?.record;
+        match record.owner {
+            Some(owner) if (self.is_ours)(owner.claim) => {}
+            owner => return Err(lost_to(record.name.to_string(), owner)),
+        }
+        self.step("volume.claim.checked").await?;
+        Ok(epoch)
+    }
+
+    async fn step(&self, name: &str) -> Result<(), VolumeError> {
+        let failed = |injected: Injected| VolumeError::Fs {
+            dataset: self.id.to_string(),
+            source: FsError::Unavailable(injected.to_string()),
+        };
+        self.pool.bucket().failpoints().step(name).await.map_err(failed)
+    }
+}
+
+/// What to say when the record is another claim's. `owner`: the record's.
+pub(super) fn lost_to(dataset: String, owner: Option<Owner>) -> VolumeError {
+    match owner.filter(|owner| !ownership::is_caretaker(owner)) {
+        Some(owner) => VolumeError::Owned { dataset, node: owner.node.clone(), owner: Box::new(owner) },
+        None => VolumeError::Fs {
+            dataset,
+            source: FsError::Busy("its ownership changed while it was being opened: nothing was opened; retry"),
+        },
+    }
+}
+
+/// Of exactly this claim.
+pub(super) fn own(mine: ClaimId) -> impl Fn(ClaimId) -> bool + Send + Sync {
+    move |claim| claim == mine
+}
+
+/// Takes a claim out of the record: the dataset is cleanly closed (R16). A record that is another
+/// claim's stays.
+pub(super) async fn release(pool: &Catalog, id: DatasetId, is_ours: &IsOurs) -> Result<(), VolumeError> {
+    replace(pool, id, is_ours, None).await
+}
+
+/// Takes a claim out of the record under which nothing was opened. What a node had before, stays
+/// claimed: it may hold a journal of it.
+pub(super) async fn undo(pool: &Catalog, id: DatasetId, is_ours: &IsOurs, (before, session): (Before, SessionId)) {
+    let to = match before {
+        Before::Released => None,
+        Before::Unfinished(home) => Some(ownership::voiding(session, Some(home))),
+        Before::Ours | Before::Another => return,
+    };
+    if let Err(error) = replace(pool, id, is_ours, to).await {
+        tracing::warn!(dataset = %id, %error, "a claim that failed may still be in the record: opening it here again clears it");
+    }
+}
+
+async fn replace(pool: &Catalog, id: DatasetId, is_ours: &IsOurs, to: Option<Owner>) -> Result<(), VolumeError> {
     let mut ours = true;
     let swapped = pool
         .update_dataset(id, |dataset| {
-            ours = ownership::holds(dataset, me);
+            ours = dataset.owner.as_ref().is_some_and(|owner| is_ours(owner.claim));
             if !ours {
                 return Err(CatalogError::Precondition {
                     what: format!("dataset {}", dataset.name),
                     why: "another owns it".into(),
                 });
             }
-            dataset.owner = None;
+            dataset.owner.clone_from(&to);
             Ok(())
         })
         .await;

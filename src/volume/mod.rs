@@ -3,10 +3,10 @@
 //! ```text
 //!   heartbeat, claim (CAS)          Fs::open fences
 //!  released ─────────────▶ claimed ─────────────▶ open ──┬── close: Fs::close, then the owner goes: released
-//!     ▲        ▲              │ open failed              ├── granted away: reported, then closed and released
+//!     ▲        ▲              │ open failed              ├── revoked: reported, then closed and released
 //!     └────────┼──────────────┘                          ├── left: another process of this node goes on; the owner stays
-//!   another's ─┘ with a forfeit: its lease must          └── fenced, or taken: dropped and reported; the record is the new owner's
-//!                have ended ([`lease`])
+//!   another's ─┘ with an expired lease                   └── fenced, or taken: dropped and reported; the record is the new owner's
+//!                ([`lease`])
 //! ```
 //!
 //! Nouns: an **owner** is a node's session, written into the dataset's record; **released** means no owner, and only that
@@ -38,10 +38,11 @@ mod volumes;
 
 pub use attached::Attached;
 pub use caretaker::{
-    checkpoint_released, collect_released, detach_released, release_lost, repair_released, seal_released, with_released,
+    checkpoint_released, collect_released, detach_released, finish_release, release_lost, repair_released, seal_released,
+    with_released,
 };
-pub use lease::{BootClock, Clock, Forfeit, LeaseSettings, Verdict, Watch};
-pub use ownership::is_caretaker;
+pub use lease::{BootClock, Clock, ExpiredLease, LeaseSettings, Verdict, Watch};
+pub use ownership::{is_caretaker, unvoided};
 pub use reading::ReadSnapshot;
 pub use restoring::forget_restore;
 pub use served::{Live, OneSnapshot, Served};

@@ -1,12 +1,17 @@
 //! Who may take a dataset: pure decisions on its record, applied by compare-and-swap.
 //!
-//! An owner takes back without waiting what its own folder of journals has (a process holds the folder's lock, so that the run before it is over), and
-//! nothing because of a name: two nodes of one name may both be alive. What another has is taken only with a [`Forfeit`].
+//! An owner takes back without waiting what its own folder of journals has (a process holds the
+//! folder's lock, so that the run before it is over), and nothing because of a name: two nodes of
+//! one name may both be alive. What another has is taken only when its lease has expired.
+//!
+//! Every claim has an id of its own, also one by the session that had the dataset before (R31):
+//! what was found out about an earlier claim, and what is still under way for it (its release, a
+//! revocation, the verdict that its lease has expired), does nothing to a later one.
 
 use super::VolumeError;
-use super::lease::Forfeit;
+use super::lease::ExpiredLease;
 use crate::catalog::{Dataset, Form, Owner, State};
-use crate::types::SessionId;
+use crate::types::{ClaimId, HomeId, SessionId};
 
 /// The owner name of a controller that holds a released dataset for one checkpoint. No node can have it: Kubernetes
 /// node names hold no parentheses.
@@ -17,8 +22,20 @@ pub fn is_caretaker(owner: &Owner) -> bool {
     owner.node == CARETAKER
 }
 
+/// A fresh maintenance claim.
 pub(super) fn caretaker(session: SessionId) -> Owner {
     Owner::new(CARETAKER, session)
+}
+
+/// A fresh maintenance claim of a release by force, until the journal of the owner before is void:
+/// the journal's folder is its home.
+pub(super) fn voiding(session: SessionId, home: Option<HomeId>) -> Owner {
+    Owner { home, ..caretaker(session) }
+}
+
+/// The journal that a maintenance claim has still to void.
+pub fn unvoided(owner: &Owner) -> Option<HomeId> {
+    owner.home.filter(|_| is_caretaker(owner))
 }
 
 /// What the record said before it was taken.
@@ -26,21 +43,28 @@ pub(super) fn caretaker(session: SessionId) -> Owner {
 pub(super) enum Before {
     /// Nobody had it open: a failed opening may release it again.
     Released,
+    /// Nobody had it open, and a release by force was cut short before it had voided the journal in
+    /// this folder (R34).
+    Unfinished(HomeId),
     /// This node had it, and may hold a journal of it.
     Ours,
     /// Another had it, and may hold a journal of it: what only that one holds is lost.
     Another,
 }
 
-/// Writes `me` as the owner, if the record allows it.
-pub(super) fn take(dataset: &mut Dataset, me: &Owner, forfeit: Option<&Forfeit>) -> Result<Before, VolumeError> {
-    let before = may_take(dataset, me, forfeit)?;
-    dataset.owner = Some(me.clone());
+/// Claims the dataset for `me`, if the record allows it. The claim of `me` is a fresh one (R31).
+pub(super) fn take(dataset: &mut Dataset, me: &Owner, expired: Option<&ExpiredLease>) -> Result<Before, VolumeError> {
+    let before = may_take(dataset, me, expired)?;
+    dataset.owner = Some(match before {
+        // Whoever goes on with it, and is cut short too, leaves it to the next.
+        Before::Unfinished(home) if is_caretaker(me) => Owner { home: Some(home), ..me.clone() },
+        _ => me.clone(),
+    });
     Ok(before)
 }
 
 /// Whether `me` may become the owner.
-pub(super) fn may_take(dataset: &Dataset, me: &Owner, forfeit: Option<&Forfeit>) -> Result<Before, VolumeError> {
+pub(super) fn may_take(dataset: &Dataset, me: &Owner, expired: Option<&ExpiredLease>) -> Result<Before, VolumeError> {
     let name = || dataset.name.to_string();
     match dataset.state {
         State::Ready => {}
@@ -54,17 +78,48 @@ pub(super) fn may_take(dataset: &Dataset, me: &Owner, forfeit: Option<&Forfeit>)
     let id = dataset.id();
     match &dataset.owner {
         None => Ok(Before::Released),
-        Some(owner) if is_caretaker(owner) => Ok(Before::Released),
-        Some(owner) if owner.session == me.session => Ok(Before::Ours),
+        Some(owner) if is_caretaker(owner) => Ok(unvoided(owner).map_or(Before::Released, Before::Unfinished)),
+        // A maintenance claim is not the session's volume: that may be open.
+        Some(owner) if owner.session == me.session && !is_caretaker(me) => Ok(Before::Ours),
         Some(owner) if owner.home.is_some() && owner.home == me.home => Ok(Before::Ours),
-        Some(owner) if forfeit.is_some_and(|forfeit| forfeit.covers(id, owner)) => Ok(Before::Another),
+        Some(owner) if expired.is_some_and(|expired| expired.covers(id, owner)) => Ok(Before::Another),
         Some(owner) => Err(VolumeError::Owned { dataset: name(), node: owner.node.clone(), owner: Box::new(owner.clone()) }),
     }
 }
 
-/// Whether `me` is in the record, this very session.
-pub(super) fn holds(dataset: &Dataset, me: &Owner) -> bool {
-    dataset.owner.as_ref().is_some_and(|owner| owner.session == me.session && owner.node == me.node)
+/// The ids under which one opening may be found in the record. A claim whose lease had lapsed is
+/// written again under a fresh id: until the outcome of that is known, either may be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Claims {
+    current: ClaimId,
+    next: Option<ClaimId>,
+}
+
+impl Claims {
+    pub fn new(claim: ClaimId) -> Self {
+        Self { current: claim, next: None }
+    }
+
+    pub fn contain(&self, claim: ClaimId) -> bool {
+        self.current == claim || self.next == Some(claim)
+    }
+
+    /// Claims again, as the same owner; `false`: the record is another claim's by now. The id is
+    /// `fresh`, unless one is under way already.
+    pub fn renew(&mut self, dataset: &mut Dataset, fresh: ClaimId) -> bool {
+        let Some(owner) = dataset.owner.as_mut().filter(|owner| self.contain(owner.claim)) else { return false };
+        if self.next == Some(owner.claim) {
+            // It had been written after all, and may have been judged since.
+            *self = Self::new(owner.claim);
+        }
+        owner.claim = *self.next.get_or_insert(fresh);
+        true
+    }
+
+    /// The record was written with `claim`.
+    pub fn renewed(&mut self, claim: ClaimId) {
+        *self = Self::new(claim);
+    }
 }
 
 #[cfg(test)]
@@ -99,6 +154,14 @@ mod tests {
         Owner::new(node, SessionId::from_bytes([session; 16]))
     }
 
+    fn holds(dataset: &Dataset, me: &Owner) -> bool {
+        dataset.owner.as_ref().is_some_and(|owner| owner.claim == me.claim)
+    }
+
+    fn claim(n: u8) -> ClaimId {
+        ClaimId::from_bytes([n; 16])
+    }
+
     fn at_home(owner: Owner, home: u8) -> Owner {
         Owner { home: Some(HomeId::from_bytes([home; 16])), ..owner }
     }
@@ -115,6 +178,38 @@ mod tests {
     }
 
     #[test]
+    fn a_session_that_claims_again_does_so_under_another_id() {
+        let first = owner("a", 1);
+        let mut owned = dataset(State::Ready, Some(first.clone()));
+        let again = owner("a", 1);
+        assert_eq!(take(&mut owned, &again, None).unwrap(), Before::Ours);
+        assert!(holds(&owned, &again) && !holds(&owned, &first));
+    }
+
+    #[test]
+    fn a_claim_is_renewed_under_another_id_each_time_it_may_have_been_seen() {
+        let mut claims = Claims::new(claim(1));
+        let mut record = dataset(State::Ready, Some(Owner { claim: claim(1), ..owner("a", 1) }));
+        let before = record.clone();
+        assert!(claims.renew(&mut record, claim(2)));
+        let written = record.clone();
+        // It is not known whether it was written: the record may be either.
+        for mut found in [before, written.clone()] {
+            assert!(claims.contain(found.owner.as_ref().unwrap().claim));
+            let mut tried = claims;
+            assert!(tried.renew(&mut found, claim(3)));
+            let expected = if tried.contain(claim(1)) { claim(2) } else { claim(3) };
+            assert_eq!(found.owner.as_ref().unwrap().claim, expected);
+            tried.renewed(expected);
+            assert!(tried.contain(expected) && !tried.contain(claim(1)));
+        }
+        let mut others = dataset(State::Ready, Some(owner("b", 2)));
+        let unchanged = others.clone();
+        assert!(!claims.renew(&mut others, claim(4)) && others == unchanged);
+        assert!(!claims.renew(&mut dataset(State::Ready, None), claim(4)));
+    }
+
+    #[test]
     fn a_name_is_no_proof_of_being_the_one_before() {
         for twin in [at_home(owner("a", 2), 2), owner("a", 2)] {
             for before in [at_home(owner("a", 1), 1), owner("a", 1)] {
@@ -126,12 +221,15 @@ mod tests {
 
     #[test]
     fn another_node_never_takes_it_and_is_told_whose_it_is() {
-        let mut owned = dataset(State::Ready, Some(owner("a", 1)));
+        let theirs = owner("a", 1);
+        let mut owned = dataset(State::Ready, Some(theirs.clone()));
         let refused = take(&mut owned, &owner("b", 2), None);
         assert!(matches!(refused, Err(VolumeError::Owned { node, .. }) if node == "a"));
-        let controller = caretaker(SessionId::from_bytes([3; 16]));
-        assert!(matches!(take(&mut owned, &controller, None), Err(VolumeError::Owned { .. })));
-        assert!(holds(&owned, &owner("a", 1)));
+        for session in [1, 3] {
+            let controller = caretaker(SessionId::from_bytes([session; 16]));
+            assert!(matches!(take(&mut owned, &controller, None), Err(VolumeError::Owned { .. })));
+        }
+        assert!(holds(&owned, &theirs));
     }
 
     #[test]
@@ -139,6 +237,19 @@ mod tests {
         let mut cared = dataset(State::Ready, Some(caretaker(SessionId::from_bytes([3; 16]))));
         assert_eq!(take(&mut cared, &caretaker(SessionId::from_bytes([4; 16])), None).unwrap(), Before::Released);
         assert_eq!(take(&mut cared, &owner("a", 1), None).unwrap(), Before::Released);
+    }
+
+    #[test]
+    fn a_journal_that_is_not_void_yet_is_remembered_by_every_maintenance_claim() {
+        let (session, home) = (SessionId::from_bytes([3; 16]), HomeId::from_bytes([1; 16]));
+        let mut forced = dataset(State::Ready, Some(voiding(session, Some(home))));
+        for _ in 0..2 {
+            assert_eq!(take(&mut forced, &caretaker(session), None).unwrap(), Before::Unfinished(home));
+            assert_eq!(forced.owner.as_ref().and_then(unvoided), Some(home));
+        }
+        let me = at_home(owner("a", 2), 1);
+        assert_eq!(take(&mut forced, &me, None).unwrap(), Before::Unfinished(home));
+        assert_eq!(forced.owner.as_ref().and_then(unvoided), None);
     }
 
     #[test]

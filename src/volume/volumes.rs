@@ -1,7 +1,7 @@
 //! The volumes that one process has open.
 
-use super::claim::{claim, release};
-use super::lease::{End, Forfeit, Held, Keeper, LeaseSettings, Watch};
+use super::claim::{Openings, claim, release, undo};
+use super::lease::{End, ExpiredLease, Held, Keeper, LeaseSettings, Watch};
 use super::ownership::{self, Before};
 use super::restoring::end_restore;
 use super::served::{Live, Served};
@@ -11,7 +11,7 @@ use super::{VolumeError, home};
 use crate::catalog::{Catalog, Dataset, Owner, Snapdir};
 use crate::chunk::ChunkStore;
 use crate::fs::{Fs, FsError};
-use crate::types::{DatasetId, FamilyId, HomeId, PoolId};
+use crate::types::{ClaimId, DatasetId, FamilyId, HomeId, PoolId};
 use futures::StreamExt;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -91,8 +91,8 @@ pub(super) struct Slot {
 pub(super) struct Open {
     pub(super) volume: Arc<Volume>,
     pool: Catalog,
-    /// What lets it answer, until it is dropped.
-    _held: Arc<Held>,
+    /// What lets it answer, until it is dropped. Knows the claim that it was opened under.
+    held: Arc<Held>,
     /// Ends the watcher.
     pub(super) closed: CancellationToken,
     /// Its closing has begun: it answers nothing any more, and is closed to the end before it is opened again.
@@ -119,7 +119,7 @@ impl Volumes {
         &self.inner.views
     }
 
-    /// This process, as it is written into records, but for its home.
+    /// A fresh claim of this process, as it is written into records, but for its home.
     pub fn owner(&self) -> Owner {
         let settings = &self.inner.settings;
         Owner { lease_millis: self.inner.lease.millis(), ..Owner::new(&settings.node, settings.session) }
@@ -159,11 +159,16 @@ impl Volumes {
     ///
     /// # Errors
     /// [`VolumeError::Owned`] when another has it by now, or that one came back.
-    pub async fn take_over(&self, pool: &Catalog, dataset: DatasetId, forfeit: &Forfeit) -> Result<Arc<Volume>, VolumeError> {
-        self.open_over(pool, dataset, Some(forfeit)).await
+    pub async fn take_over(&self, pool: &Catalog, dataset: DatasetId, expired: &ExpiredLease) -> Result<Arc<Volume>, VolumeError> {
+        self.open_over(pool, dataset, Some(expired)).await
     }
 
-    async fn open_over(&self, pool: &Catalog, dataset: DatasetId, forfeit: Option<&Forfeit>) -> Result<Arc<Volume>, VolumeError> {
+    async fn open_over(
+        &self,
+        pool: &Catalog,
+        dataset: DatasetId,
+        expired: Option<&ExpiredLease>,
+    ) -> Result<Arc<Volume>, VolumeError> {
         loop {
             if let Some(volume) = self.get(dataset) {
                 return Ok(volume);
@@ -181,7 +186,7 @@ impl Volumes {
                 self.close(dataset).await?;
                 continue;
             }
-            return match Box::pin(self.open_now(pool, dataset, forfeit)).await {
+            return match Box::pin(self.open_now(pool, dataset, expired)).await {
                 Ok((volume, held)) => {
                     self.keep(&slot, pool, volume.clone(), held);
                     Ok(volume)
@@ -228,8 +233,7 @@ impl Volumes {
         }
         open.closed.cancel();
         self.forget(dataset, &slot);
-        let me = self.owner();
-        release(&open.pool, dataset, &me).await
+        release(&open.pool, dataset, &open.held.is_ours()).await
     }
 
     /// As [`Self::close`], unless somebody holds the volume: whoever does has it from [`Self::open`] or [`Self::get`], and keeps it
@@ -253,8 +257,7 @@ impl Volumes {
         }
         open.closed.cancel();
         self.forget(dataset, &slot);
-        let me = self.owner();
-        release(&open.pool, dataset, &me).await.map(|()| Closing::Closed)
+        release(&open.pool, dataset, &open.held.is_ours()).await.map(|()| Closing::Closed)
     }
 
     /// Closes everything; answers the first failure after having tried all.
@@ -302,15 +305,15 @@ impl Volumes {
         &self,
         pool: &Catalog,
         id: DatasetId,
-        forfeit: Option<&Forfeit>,
+        expired: Option<&ExpiredLease>,
     ) -> Result<(Arc<Volume>, Arc<Held>), VolumeError> {
         let me = self.owner_at_home().await?;
         let absent = || VolumeError::NotFound { what: format!("dataset {id}") };
         // Before a heartbeat is written for nothing.
         let record = pool.dataset_by_id(id).await?.ok_or_else(absent)?.record;
-        ownership::may_take(&record, &me, forfeit)?;
-        let begun = self.keeper(pool).begin(id).await?;
-        let (dataset, before) = claim(pool, id, &me, forfeit).await?;
+        ownership::may_take(&record, &me, expired)?;
+        let begun = self.keeper(pool).begin(id, me.claim).await?;
+        let (dataset, before) = claim(pool, id, &me, expired).await?;
         if let (Before::Another, Some(owner)) = (before, &record.owner) {
             tracing::warn!(dataset = %dataset.name, from = owner.node, session = %owner.session, "taking the dataset over from a node that has stopped: changes that were only in its journal are lost");
         }
@@ -329,11 +332,7 @@ impl Volumes {
                 Ok((Arc::new(volume), Arc::new(begun.held)))
             }
             Err(error) => {
-                if before == Before::Released
-                    && let Err(error) = release(pool, id, &me).await
-                {
-                    tracing::warn!(dataset = %dataset.name, %error, "a failed opening leaves its claim; opening it here again clears it");
-                }
+                undo(pool, id, &begun.held.is_ours(), (before, me.session)).await;
                 Err(error)
             }
         }
@@ -347,9 +346,15 @@ impl Volumes {
         };
         let place = settings.place(pool, dataset.family, dataset.incarnation);
         let chunks = self.chunks(pool, dataset.family);
-        let fs = Fs::open_under(&place, chunks.clone(), settings.options(dataset, journal), held.tenure().clone())
-            .await
-            .map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?;
+        let is_ours = held.is_ours();
+        let mut openings = Openings::new(pool, &place, dataset.id(), &is_ours);
+        let fs = loop {
+            let (expected, options) = (openings.expected().await?, settings.options(dataset, journal.clone()));
+            match Fs::open_under(&place, chunks.clone(), options, expected, held.tenure().clone()).await {
+                Err(FsError::Fenced) => {}
+                opened => break opened.map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?,
+            }
+        };
         let handle_key = pool.keyring().handle_key(dataset.incarnation, &dataset.handle_secret);
         let fs = Arc::new(fs);
         if dataset.properties.snapdir == Snapdir::Visible {
@@ -373,8 +378,7 @@ impl Volumes {
         let closed = CancellationToken::new();
         let closing = Arc::new(AtomicBool::new(false));
         let tenure = held.tenure().clone();
-        let open =
-            Open { volume: volume.clone(), pool: pool.clone(), _held: held, closed: closed.clone(), closing: closing.clone() };
+        let open = Open { volume: volume.clone(), pool: pool.clone(), held, closed: closed.clone(), closing: closing.clone() };
         *slot.open.write() = Some(open);
         let (volumes, slot, pool) = (self.clone(), Arc::downgrade(slot), pool.clone());
         tokio::spawn(async move {
@@ -382,7 +386,7 @@ impl Volumes {
                 () = closed.cancelled() => return,
                 why = volume.fs.stopped() => why,
                 end = tenure.ended() => match end {
-                    End::Granted => return volumes.hand_over(&pool, &volume).await,
+                    End::Revoked(claim) => return volumes.hand_over(&pool, &volume, claim).await,
                     // Whoever has it now may not have fenced this one yet.
                     End::Taken => {
                         volume.fs.give_up(FsError::Fenced);
@@ -404,8 +408,9 @@ impl Volumes {
         });
     }
 
-    /// What this session was told to give up (R27): nothing is answered any more, and what was is brought to the store while there is time.
-    async fn hand_over(&self, pool: &Catalog, volume: &Volume) {
+    /// A volume whose claim was revoked (R27): nothing is answered any more, and what was is
+    /// brought to the store while there is time.
+    async fn hand_over(&self, pool: &Catalog, volume: &Volume, claim: ClaimId) {
         let dataset = volume.dataset.id();
         let _ = self.inner.lost.send(Lost { pool: pool.pool().id, dataset, why: FsError::Fenced });
         let closed = tokio::time::timeout(self.inner.lease.lease, async {
@@ -417,8 +422,8 @@ impl Volumes {
         if closed.await.is_err() {
             volume.fs.give_up(FsError::Fenced);
             tracing::error!(dataset = %volume.dataset.name, "a volume that was given up could not be closed in time: who takes it does not find what only this node's journal has");
-        } else if let Err(error) = pool.remove_grant(self.inner.settings.session, dataset).await {
-            tracing::debug!(%error, "a grant that was heeded stays until the dataset is opened here again");
+        } else if let Err(error) = pool.remove_revocation(self.inner.settings.session, claim).await {
+            tracing::debug!(%error, "the revocation of a claim that was released stays until it is collected");
         }
     }
 }

@@ -53,9 +53,11 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("fs.db.detach.dropped", "tests/lifecycle/standing.rs"),
     ("volume.care.claimed", "tests/lifecycle/steps.rs"),
     ("control.release.begin", "tests/lifecycle/takeover.rs"),
-    ("control.release.granted", "tests/lifecycle/takeover.rs"),
+    ("control.release.revoked", "tests/lifecycle/takeover.rs"),
     ("volume.lost.claimed", "tests/lifecycle/takeover.rs"),
     ("volume.lost.fenced", "tests/lifecycle/takeover.rs"),
+    ("fs.commit.before-void", "tests/lifecycle/takeover.rs"),
+    ("fs.commit.after-void", "tests/lifecycle/takeover.rs"),
     // Packs that are mostly dead.
     ("collect.announced", "tests/lifecycle/rewriting.rs"),
     ("collect.outlived", "tests/history/steps.rs"),

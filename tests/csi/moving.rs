@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tonic::Code;
 use zerofs_csi::bucket::{Bucket, Credentials, Folder, Limits};
-use zerofs_csi::catalog::{Catalog, GrantReason};
+use zerofs_csi::catalog::{Catalog, RevocationReason};
 use zerofs_csi::chunk::ChunkCache;
 use zerofs_csi::control::{Controller, Pools};
 use zerofs_csi::csi::proto::v1::NodeGetVolumeStatsRequest;
@@ -104,11 +104,11 @@ async fn a_machine_that_is_told_to_gives_its_volume_up_and_serves_it_no_more() {
     first.publish(&id, &staging, &target).await.unwrap();
     let served = endpoint(&dir, "a-");
 
-    grant(&dir, &id).await;
+    revoke(&dir, &id).await;
     let elsewhere = dir.path().join("b-staging");
     let asked = Instant::now();
     second.stage(&id, &elsewhere).await.unwrap();
-    println!("staged elsewhere {:?} after the grant, with a lease of 5 s", asked.elapsed());
+    println!("staged elsewhere {:?} after the revocation, with a lease of 5 s", asked.elapsed());
     for _ in 0..400 {
         if first.node().node_get_volume_stats(stats(&id, &target)).await.is_err() {
             break;
@@ -129,7 +129,7 @@ async fn a_machine_that_is_told_to_gives_its_volume_up_and_serves_it_no_more() {
 }
 
 /// As a controller that sees the node tainted out-of-service.
-pub async fn grant(dir: &TempDir, id: &str) {
+pub async fn revoke(dir: &TempDir, id: &str) {
     let url = format!("file://{}", dir.path().join("pool").display()).parse().unwrap();
     let bucket = Bucket::open(&url, &Credentials::default(), Folder::MustExist, Limits::default()).unwrap();
     let volumes = Volumes::new(VolumeSettings {
@@ -144,6 +144,6 @@ pub async fn grant(dir: &TempDir, id: &str) {
     });
     let catalog = Catalog::open(bucket, None).await.unwrap();
     let controller = Controller::new(Pools::one("p", catalog), volumes);
-    let from = controller.grant_volume(id.parse().unwrap(), GrantReason::OutOfService).await.unwrap();
+    let from = controller.revoke_volume(id.parse().unwrap(), RevocationReason::OutOfService).await.unwrap();
     assert!(from.is_some(), "somebody has it");
 }

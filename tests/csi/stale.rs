@@ -1,7 +1,7 @@
 //! What a client of the first machine hears after another machine has taken the volume (R25): every call is answered, reads too, and each answer is
 //! that its handle is stale, until the volume is unstaged there. The second machine answers under the same handles.
 
-use crate::moving::{endpoint, grant, machine, unstage_at_last};
+use crate::moving::{endpoint, machine, revoke, unstage_at_last};
 use crate::wire::{Wire, all_args, nfs, status};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -83,13 +83,13 @@ async fn every_call_to_the_old_machine_is_stale_until_it_is_unstaged_there() {
     assert!(before.iter().all(|(_, status)| *status != STALE), "{before:?}");
     assert_eq!(getattr(what.endpoint, &file).await, OK);
 
-    grant(&dir, &id).await;
+    revoke(&dir, &id).await;
     let elsewhere = dir.path().join("b-staging");
     second.stage(&id, &elsewhere).await.unwrap();
     let Mounted { what: there, root: root_there } = mounted_b.lock().clone().unwrap();
     assert_eq!(root_there.as_bytes(), root.as_bytes(), "a handle is the same on every node (R7)");
     // The first answers nothing that is not so from the moment the second could; whether it says so by a stale handle or by "come again" is
-    // a matter of when it has read the grant.
+    // a matter of when it has read the revocation.
     for _ in 0..400 {
         if getattr(what.endpoint, &file).await == STALE {
             break;

@@ -51,7 +51,7 @@ fn dataset() -> Dataset {
         owner: Some(Owner {
             home: Some(HomeId::from_bytes([10; 16])),
             lease_millis: 45_000,
-            regained: 2,
+            claim: ClaimId::from_bytes([11; 16]),
             ..Owner::new("node-1", SessionId::from_bytes([4; 16]))
         }),
         handle_secret: [5; 16],
@@ -86,9 +86,16 @@ fn snapshot() -> Snapshot {
     }
 }
 
-fn grant() -> Grant {
+fn revocation() -> Revocation {
     let dataset = DatasetId { key: NameKey::of("dataset", "d"), incarnation: Incarnation::from_bytes([7; 16]) };
-    Grant { dataset, why: GrantReason::OutOfService, by: "controller-1".into(), created: Timestamp::from_nanos(42) }
+    let claim = ClaimId::from_bytes([11; 16]);
+    Revocation {
+        dataset,
+        claim,
+        why: RevocationReason::OutOfService,
+        by: "controller-1".into(),
+        created: Timestamp::from_nanos(42),
+    }
 }
 
 #[test]
@@ -98,11 +105,6 @@ fn records() {
     let wrapped: WrappedKey = serde_json::from_str(WRAPPED_PASSPHRASE).unwrap();
     check("pool/00000000000000000002", Some(pool(Some(wrapped))), include_str!("golden/pool-encrypted.json"));
     check("datasets/k/00000000000000000007", Some(dataset()), include_str!("golden/dataset.json"));
-    let before = include_str!("golden/dataset-before-serials.json");
-    let (_, old) = decode_record::<Dataset>("datasets/k/00000000000000000007", before.as_bytes()).unwrap();
-    let owner = Some(Owner::new("node-1", SessionId::from_bytes([4; 16])));
-    let then = Dataset { snapshot_serial: 0, detached: false, owner, ..dataset() };
-    assert_eq!(old, Some(then), "as written before the fields were added");
     let shown = Properties { snapdir: Snapdir::Visible, ..dataset().properties };
     let text = serde_json::to_string(&shown).unwrap();
     assert!(text.ends_with(r#","root_mode":1533,"snapdir":"visible"}"#), "{text}");
@@ -115,7 +117,7 @@ fn records() {
     check::<Dataset>("datasets/k/00000000000000000008", None, include_str!("golden/end.json"));
     let heartbeat = Heartbeat { node: "node-1".into(), lease_millis: 45_000, boot: None };
     check("nodes/s/heartbeat/00000000000000000001", Some(heartbeat), include_str!("golden/heartbeat.json"));
-    check("nodes/s/grant/d", Some(grant()), include_str!("golden/grant.json"));
+    check("nodes/s/revocation/c", Some(revocation()), include_str!("golden/revocation.json"));
 }
 
 /// Where the records are is as much of the format as what they hold.
@@ -127,15 +129,15 @@ async fn keys() {
     pool.claim_csi_snapshot_name("snapshot-1", snapshot_id()).await.unwrap();
     let session = SessionId::from_bytes([4; 16]);
     pool.put_heartbeat(session, 3, &Heartbeat { node: "node-1".into(), lease_millis: 45_000, boot: None }).await.unwrap();
-    pool.put_grant(session, &grant()).await.unwrap();
+    pool.put_revocation(session, &revocation()).await.unwrap();
     let keys: Vec<_> = pool.bucket().list("").await.unwrap().into_iter().map(|l| l.key).collect();
     assert_eq!(
         keys,
         [
             format!("datasets/{}/00000000000000000001", NameKey::of("dataset", "d")),
             format!("names/snapshot/{}/00000000000000000001", NameKey::of("csi-snapshot", "snapshot-1")),
-            format!("nodes/{session}/grant/{}", grant().dataset),
             format!("nodes/{session}/heartbeat/00000000000000000003"),
+            format!("nodes/{session}/revocation/{}", revocation().claim),
             "pool/00000000000000000001".to_owned(),
             format!("snapshots/{}/{}/00000000000000000001", Incarnation::from_bytes([7; 16]), NameKey::of("snapshot", "s")),
         ]

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use zerofs_csi::app::cluster::watch;
 use zerofs_csi::bucket::Bucket;
-use zerofs_csi::catalog::{Catalog, GrantReason};
+use zerofs_csi::catalog::{Catalog, RevocationReason};
 use zerofs_csi::types::VolumeHandle;
 use zerofs_csi::volume::{BootClock, Clock, LeaseSettings, Volume};
 
@@ -189,21 +189,22 @@ impl Machine {
         Self { world, volume, _open: open }
     }
 
-    async fn granted(&self) -> Option<GrantReason> {
-        let session = self.world.volumes.settings().session;
-        self.world.catalog.grant(session, self.volume.dataset).await.unwrap().map(|grant| grant.why)
+    async fn revoked(&self) -> Option<RevocationReason> {
+        let catalog = &self.world.catalog;
+        let owner = catalog.dataset_by_id(self.volume.dataset).await.unwrap().unwrap().record.owner?;
+        catalog.revocation(owner.session, owner.claim).await.unwrap().map(|revocation| revocation.why)
     }
 
-    async fn until_granted(&self, what: &str) -> GrantReason {
+    async fn until_revoked(&self, what: &str) -> RevocationReason {
         let found = async {
             loop {
-                match self.granted().await {
+                match self.revoked().await {
                     Some(why) => break why,
                     None => tokio::time::sleep(Duration::from_millis(20)).await,
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("{what}: no grant"))
+        tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("{what}: not revoked"))
     }
 }
 
@@ -252,15 +253,15 @@ fn a_machine_that_is_out_of_service_is_told_to_give_its_volumes_up() {
         // Of another cluster, with a name that this one has too; and the run of the machine before this one.
         let alike = Machine::new(&catalog, "a", "boot-elsewhere").await;
         let watching = tokio::spawn(watching);
-        assert_eq!(c.until_granted("tainted before").await, GrantReason::OutOfService);
+        assert_eq!(c.until_revoked("tainted before").await, RevocationReason::OutOfService);
         until("it watches", || cluster.counts().1 > 0).await;
         cluster.put("a", "boot-a", &[OUT_OF_SERVICE]);
-        assert_eq!(a.until_granted("tainted while it watched").await, GrantReason::OutOfService);
+        assert_eq!(a.until_revoked("tainted while it watched").await, RevocationReason::OutOfService);
 
         cluster.drop_watches();
         cluster.put("b", "boot-b", &[OUT_OF_SERVICE]);
-        assert_eq!(b.until_granted("tainted while the watch was broken").await, GrantReason::OutOfService);
-        assert_eq!(alike.granted().await, None, "another machine of that name");
+        assert_eq!(b.until_revoked("tainted while the watch was broken").await, RevocationReason::OutOfService);
+        assert_eq!(alike.revoked().await, None, "another machine of that name");
         assert_eq!(cluster.0.lock().denied, 0);
         assert_eq!(cluster.counts().0, 1, "a watch that broke goes on where it was");
         stop.cancel();
@@ -302,11 +303,11 @@ fn a_machine_whose_node_went_is_told_even_if_nobody_watched() {
             until(&format!("it watches again: {how:?}"), || cluster.counts() >= (before.0 + lists, before.1 + watches)).await;
         }
         for name in ["a", "b", "c", "d"] {
-            assert_eq!(machines[name].until_granted(name).await, GrantReason::NodeGone, "{name}");
+            assert_eq!(machines[name].until_revoked(name).await, RevocationReason::NodeGone, "{name}");
         }
         // They could have been judged before those.
         for name in ["back", "stranger"] {
-            assert_eq!(machines[name].granted().await, None, "{name}");
+            assert_eq!(machines[name].revoked().await, None, "{name}");
         }
         stop.cancel();
         watching.await.unwrap();

@@ -1,4 +1,4 @@
-//! Giving a dataset up: because another asks, or because somebody granted it (R27).
+//! Giving a dataset up: because another asks, or because its claim is revoked (R27).
 
 use super::{Fast, World};
 use crate::leases::{LEASE, Pool, patiently, write};
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
-use zerofs_csi::catalog::GrantReason;
+use zerofs_csi::catalog::RevocationReason;
 use zerofs_csi::control::node::NoMounts;
 use zerofs_csi::control::{Journal, mail, take};
 use zerofs_csi::fs::FsError;
@@ -53,7 +53,7 @@ fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
 
 /// An owner that is alive and in use is told to give it up: it answers nothing any more, and nothing it had acknowledged is lost.
 #[test]
-fn a_live_owner_heeds_a_grant() {
+fn a_live_owner_heeds_a_revocation() {
     super::run(async {
         let pool = Pool::new().await;
         // A short lease on a clock that stands: it is renewed often, and never lapses.
@@ -70,7 +70,7 @@ fn a_live_owner_heeds_a_grant() {
                 assert_eq!(from.as_deref(), Some("node-a"));
                 assert_eq!(b.owner(volume.dataset).await, None);
             } else {
-                b.world.controller.grant_volume(volume, GrantReason::OutOfService).await.unwrap();
+                b.world.controller.revoke_volume(volume, RevocationReason::OutOfService).await.unwrap();
             }
             let lost = tokio::time::timeout(Duration::from_secs(60), losses.recv()).await.unwrap().unwrap();
             assert_eq!(lost.dataset, volume.dataset, "its mounts are told to go stale");
@@ -83,22 +83,24 @@ fn a_live_owner_heeds_a_grant() {
             assert_eq!(read.data.concat(), b"only written");
             drop(theirs);
             b.world.volumes.close(volume.dataset).await.unwrap();
-            // The grant was for that time only: the next round opens it here again.
+            // It was of that claim only: the next round opens it here again, and nothing of it is
+            // left.
             let session = a.world.volumes.settings().session;
+            let revocations = async || a.world.catalog.node_signs(session).await.unwrap().revocations;
             for _ in 0..1000 {
-                if a.world.catalog.grant(session, volume.dataset).await.unwrap().is_none() {
+                if revocations().await.is_empty() {
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            assert_eq!(a.world.catalog.grant(session, volume.dataset).await.unwrap(), None);
+            assert_eq!(revocations().await, []);
         }
     });
 }
 
-/// A grant does not hurry: an owner that cannot be reached has its time all the same.
+/// A revocation does not hurry: an owner that cannot be reached has its time all the same.
 #[test]
-fn a_grant_counts_a_lease_after_it_was_seen() {
+fn a_revocation_counts_a_lease_after_it_was_seen() {
     super::run(async {
         let pool = Pool::new().await;
         let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
@@ -106,8 +108,9 @@ fn a_grant_counts_a_lease_after_it_was_seen() {
         let open = a.open(volume).await;
         let mut watch = b.watch(volume.dataset).await;
         b.clock.advance(LEASE - Duration::from_secs(1));
-        b.world.controller.grant_volume(volume, GrantReason::NodeGone).await.unwrap();
-        // A heartbeat that comes now moves the end of the lease, and the grant's own time begins.
+        b.world.controller.revoke_volume(volume, RevocationReason::NodeGone).await.unwrap();
+        // A heartbeat that comes now moves the end of the lease, and the revocation's own time
+        // begins.
         let session = a.world.volumes.settings().session;
         let beat = zerofs_csi::catalog::Heartbeat { node: "node-a".into(), lease_millis: 45_000, boot: None };
         a.world.catalog.put_heartbeat(session, 1_000, &beat).await.unwrap();
@@ -115,13 +118,13 @@ fn a_grant_counts_a_lease_after_it_was_seen() {
             matches!(watch.look().await.unwrap(), zerofs_csi::volume::Verdict::MayLive { .. })
         };
         b.clock.advance(Duration::from_secs(1));
-        assert!(may_live(&mut watch).await, "the grant was just seen");
+        assert!(may_live(&mut watch).await, "the revocation was just seen");
         b.clock.advance(LEASE - Duration::from_secs(1));
         a.world.catalog.put_heartbeat(session, 1_001, &beat).await.unwrap();
         assert!(may_live(&mut watch).await, "not a whole lease yet");
         b.clock.advance(Duration::from_secs(1));
         a.world.catalog.put_heartbeat(session, 1_002, &beat).await.unwrap();
-        crate::leases::forfeit(&mut watch).await;
+        crate::leases::expired(&mut watch).await;
         drop(open);
     });
 }

@@ -13,7 +13,7 @@ use zerofs_csi::catalog::{Catalog, Owner};
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileRef, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::{DatasetId, EntryName, VolumeHandle};
-use zerofs_csi::volume::{Forfeit, LeaseSettings, Verdict, Volume, VolumeError, Watch};
+use zerofs_csi::volume::{ExpiredLease, LeaseSettings, Verdict, Volume, VolumeError, Watch};
 
 pub const LEASE: Duration = LeaseSettings::LEASE;
 
@@ -67,14 +67,14 @@ impl Node {
         watch
     }
 
-    pub async fn take(&self, id: DatasetId, forfeit: &Forfeit) -> Result<Arc<Volume>, VolumeError> {
-        self.world.volumes.take_over(&self.world.catalog, id, forfeit).await
+    pub async fn take(&self, id: DatasetId, expired: &ExpiredLease) -> Result<Arc<Volume>, VolumeError> {
+        self.world.volumes.take_over(&self.world.catalog, id, expired).await
     }
 }
 
-pub async fn forfeit(watch: &mut Watch) -> Forfeit {
+pub async fn expired(watch: &mut Watch) -> ExpiredLease {
     match watch.look().await.unwrap() {
-        Verdict::Forfeited(forfeit) => forfeit,
+        Verdict::Expired(expired) => expired,
         Verdict::MayLive { wait } => panic!("it may live for {wait:?}"),
     }
 }
@@ -126,15 +126,15 @@ fn a_partitioned_owner_stops_answering_before_another_may_take() {
                 Ok(_) => answered = secs,
                 Err(error) => assert!(matches!(error, FsError::Unavailable(_)), "{error}"),
             }
-            if let Verdict::Forfeited(forfeit) = watch.look().await.unwrap() {
-                found = Some((secs, forfeit));
+            if let Verdict::Expired(expired) = watch.look().await.unwrap() {
+                found = Some((secs, expired));
                 break;
             }
         }
-        let (taken, forfeit) = found.expect("a dead lease is taken");
+        let (taken, expired) = found.expect("a dead lease is taken");
         println!("the owner answered for {answered} s after its last renewal; another might take after {taken} s");
         assert_eq!((answered, taken), (37, 45));
-        let theirs = b.take(volume.dataset, &forfeit).await.unwrap();
+        let theirs = b.take(volume.dataset, &expired).await.unwrap();
         assert_ne!(theirs.fs.write_verifier(), open.fs.write_verifier(), "R18: clients send again what was not committed");
         let read = patiently(|| async { theirs.fs.read(&Caller::root(), file, 0, 100_000).await }).await.unwrap();
         assert!(read.data.concat() == bytes, "the handle is the same on every node, and so are the bytes");
@@ -173,14 +173,15 @@ fn an_owner_that_comes_back_in_time_keeps_it_and_a_judgement_from_before_is_void
         }
         a.clock.advance(LEASE);
         b.clock.advance(LEASE);
-        let early = forfeit(&mut watch).await;
+        let early = expired(&mut watch).await;
         assert!(matches!(open.fs.getattr(file).await, Err(FsError::Unavailable(_))));
         // A failure on the way back is not the end of it.
         a.world.catalog.bucket().failpoints().set("volume.lease.before-confirm", "1*return").unwrap();
         a.store.heal();
         patiently(|| open.fs.getattr(file)).await.unwrap();
         under_way.await.unwrap().expect("it was done, and is answered once that is sure");
-        assert_eq!(a.owner(volume.dataset).await.unwrap().regained, 1);
+        let again = a.owner(volume.dataset).await.unwrap();
+        assert!(again.session == early.owner().session && again.claim != early.owner().claim, "claimed again (R31)");
         let refused = b.take(volume.dataset, &early).await;
         assert!(matches!(refused, Err(VolumeError::Owned { .. })), "{:?}", refused.err());
         write(&open, "later", b"y").await;
@@ -199,8 +200,8 @@ fn after_a_sleep_nothing_is_answered_before_the_record_is_written_anew() {
         let mut watch = b.watch(volume.dataset).await;
         a.clock.advance(Duration::from_secs(3600));
         b.clock.advance(Duration::from_secs(3600));
-        let forfeit = forfeit(&mut watch).await;
-        let theirs = b.take(volume.dataset, &forfeit).await.unwrap();
+        let expired = expired(&mut watch).await;
+        let theirs = b.take(volume.dataset, &expired).await.unwrap();
         write(&theirs, "kept", b"theirs").await;
         // Not even the first call after it wakes up is answered from memory.
         let answer = patiently(|| open.fs.getattr(file)).await;

@@ -2,7 +2,7 @@
 //! the take-over it acknowledges nothing, and nothing of it arrives.
 
 use super::data;
-use crate::leases::{LEASE, Node, Pool, forfeit, name, patiently, write};
+use crate::leases::{LEASE, Node, Pool, expired, name, patiently, write};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -88,8 +88,8 @@ async fn held_at(step: &'static str, what: What) -> bool {
     for clock in [&a.clock, &b.clock] {
         clock.advance(LEASE);
     }
-    let forfeit = forfeit(&mut watch).await;
-    let theirs = b.take(volume.dataset, &forfeit).await.unwrap();
+    let expired = expired(&mut watch).await;
+    let theirs = b.take(volume.dataset, &expired).await.unwrap();
     let found = state(&theirs).await;
     if acknowledged {
         changing.await.unwrap().expect("nothing was in its way");
@@ -163,8 +163,8 @@ fn journals_of_before_are_discarded_and_retransmissions_answered() {
         for clock in [&a.clock, &b.clock] {
             clock.advance(LEASE);
         }
-        let forfeit = forfeit(&mut watch).await;
-        let theirs = b.take(volume.dataset, &forfeit).await.unwrap();
+        let expired = expired(&mut watch).await;
+        let theirs = b.take(volume.dataset, &expired).await.unwrap();
         patiently(|| async { theirs.fs.remove(&call(1), root, &name("gone")).await }).await.expect("it was done");
         theirs.fs.rename(&call(2), (root, &name("from")), (root, &name("to"))).await.expect("it was done");
         let again = theirs.fs.mkdir(&call(3), root, &name("made"), SetAttr::default()).await.expect("it was done");
@@ -190,7 +190,7 @@ fn journals_of_before_are_discarded_and_retransmissions_answered() {
 }
 
 /// What was given up lets go of its journal in its own time.
-async fn reopened(node: &Node, volume: zerofs_csi::types::VolumeHandle) -> Arc<Volume> {
+pub async fn reopened(node: &Node, volume: zerofs_csi::types::VolumeHandle) -> Arc<Volume> {
     for _ in 0..1000 {
         match node.world.volumes.open(&node.world.catalog, volume.dataset).await {
             Ok(open) => return open,

@@ -1,9 +1,10 @@
-//! What a controller learns from Kubernetes about the machines that own volumes: it watches the Nodes, and writes grants (R27) for what is owned by
-//! a machine that is tainted out-of-service or whose Node is gone. An owner that is alive there gives the volume up within a heartbeat; nobody
-//! waits for a node that only Kubernetes has lost.
+//! What a controller learns from Kubernetes about the machines that own volumes: it watches the
+//! Nodes, and revokes the claims (R27) of a machine that is tainted out-of-service or whose Node is
+//! gone. An owner that is alive there gives the volume up within a heartbeat; nobody waits for a
+//! node that only Kubernetes has lost.
 //!
 //! ```text
-//!  list ──▶ watch ──▶ changed ──▶ [nodes] condemns ──▶ grants for what it owns, until nothing is left
+//!  list ──▶ watch ──▶ changed ──▶ [nodes] condemns ──▶ revokes its claims, until none is left
 //!   ▲         │ ended, too old, silent
 //!   └─────────┘ after a pause that grows
 //! ```
@@ -11,12 +12,13 @@
 //! machine's boot id, which its Node shows and its session's heartbeat holds: only where both say the same, the owner is that Node. For the same
 //! reason a Node is gone only if this process saw it before: an owner whose Node was never seen here keeps its volumes, and its lease decides.
 //!
-//! Any number of replicas may do this at once: a grant is put if absent, names one session, and is read by that session alone. A crash leaves nothing
-//! but grants. The third ground of R27, that no pod with the claim is left on the machine, is not judged here.
+//! Any number of replicas may do this at once: a revocation is put if absent, and is about one
+//! claim. A crash leaves nothing but revocations. The third ground of R27, that no pod with the
+//! claim is left on the machine, is not judged here.
 
 mod nodes;
 
-use crate::catalog::GrantReason;
+use crate::catalog::RevocationReason;
 use crate::control::{ControlError, Controller, Pool};
 use crate::types::{SessionId, VolumeHandle};
 use futures::StreamExt;
@@ -165,7 +167,7 @@ impl Watcher {
             return;
         }
         let (condemned, undecided) = self.nodes.condemned(now);
-        let left = if condemned.is_empty() { false } else { self.grant(&condemned).await };
+        let left = if condemned.is_empty() { false } else { self.revoke(&condemned).await };
         self.look_at = match (left || undecided, self.nodes.any_condemned()) {
             (true, _) => Some(Instant::now() + LOOK_SOON),
             (false, true) => Some(Instant::now() + LOOK_LATER),
@@ -177,13 +179,13 @@ impl Watcher {
     }
 
     /// Whether there may be more to do.
-    async fn grant(&self, condemned: &[Condemned]) -> bool {
+    async fn revoke(&self, condemned: &[Condemned]) -> bool {
         let mut left = false;
         for pool in self.controller.pools().iter() {
-            match self.grant_in(pool, condemned).await {
-                Ok(granted) => left |= granted,
+            match self.revoke_in(pool, condemned).await {
+                Ok(revoked) => left |= revoked,
                 Err(error) => {
-                    tracing::warn!(pool = pool.name, %error, "what lost nodes own cannot be told yet; trying again");
+                    tracing::warn!(pool = pool.name, %error, "cannot determine which volumes lost nodes own; retrying");
                     left = true;
                 }
             }
@@ -191,9 +193,9 @@ impl Watcher {
         left
     }
 
-    async fn grant_in(&self, pool: &Pool, condemned: &[Condemned]) -> Result<bool, ControlError> {
+    async fn revoke_in(&self, pool: &Pool, condemned: &[Condemned]) -> Result<bool, ControlError> {
         let mut boots: HashMap<SessionId, Option<String>> = HashMap::new();
-        let mut granted = false;
+        let mut revoked = false;
         for dataset in pool.catalog.datasets().await?.into_iter().map(|at| at.record) {
             let Some(owner) = dataset.owner.as_ref().filter(|owner| condemned.iter().any(|node| node.name == owner.node)) else {
                 continue;
@@ -206,14 +208,14 @@ impl Watcher {
                 tracing::debug!(volume = %dataset.name, node = owner.node, "owned by another machine of that name, or by an earlier run of it");
                 continue;
             };
-            let why = if node.gone { GrantReason::NodeGone } else { GrantReason::OutOfService };
+            let why = if node.gone { RevocationReason::NodeGone } else { RevocationReason::OutOfService };
             let handle = VolumeHandle { pool: pool.id(), dataset: dataset.id() };
-            if self.controller.grant_session(handle, owner.session, why).await? {
-                tracing::warn!(volume = %dataset.name, node = node.name, ?why, "the node is told to give the volume up");
-                granted = true;
+            if self.controller.revoke_claim(handle, owner.claim, why).await? {
+                tracing::warn!(volume = %dataset.name, node = node.name, ?why, "ownership of the volume was revoked: its node gives it up, or its lease expires");
+                revoked = true;
             }
         }
-        Ok(granted)
+        Ok(revoked)
     }
 }
 

@@ -1,20 +1,27 @@
-//! Taking a volume from its owner: by asking it, or by a grant (R27).
+//! Taking a volume from its owner: by asking it, or by revoking its claim (R27).
 //!
-//! A grant is how whoever knows that nothing uses a volume on a node any more says so: an administrator, or what watches the cluster (the node is gone,
-//! or tainted out-of-service, or no pod with the claim is left there). It is written into the owner's own folder. An owner that is alive reads it with
-//! its next renewal, serves the volume no more, closes and releases it. One that is not has stopped when its lease is over.
+//! A revocation is how whoever knows that nothing uses a volume on a node any more says so: an
+//! administrator, or what watches the cluster (the node is gone, or tainted out-of-service, or no
+//! pod with the claim is left there). It is written into the owner's own folder. An owner that is
+//! alive reads it with its next renewal, serves the volume no more, closes and releases it. One
+//! that is not has stopped when its lease is over. It ends one claim. An owner that has claimed the
+//! volume again meanwhile has another, which is revoked in its turn (R31).
 
 use super::Controller;
 use crate::bucket::PutNew;
-use crate::catalog::{Dataset, Grant, GrantReason, Owner, State};
+use crate::catalog::{Dataset, Owner, Revocation, RevocationReason, State};
 use crate::control::take::{self, Life, Outcome};
 use crate::control::{ControlError, Pool, mail};
-use crate::types::{SessionId, Timestamp, VolumeHandle};
-use crate::volume::{is_caretaker, release_lost};
+use crate::types::{ClaimId, Timestamp, VolumeHandle};
+use crate::volume::{VolumeError, finish_release, is_caretaker, release_lost, unvoided};
 use std::time::Duration;
 
 /// How long a deletion waits for the lease of a node that is silent: within the minute of csi-provisioner's call.
 const DELETE_PATIENCE: Duration = Duration::from_secs(50);
+
+/// Claims of one session that a release by force revokes: it claims again when its lease had
+/// lapsed, or when the volume is wanted there again.
+const CLAIMS_MAX: usize = 8;
 
 /// Whether the caller knows that what only the owner's journal holds is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,36 +31,43 @@ pub enum Journal {
 }
 
 impl Controller {
-    /// Tells the volume's owner to give it up, and lets other nodes take it once it must have. Returns at once; the name of that node. Not
-    /// owned counts as granted.
-    pub async fn grant_volume(&self, volume: VolumeHandle, why: GrantReason) -> Result<Option<String>, ControlError> {
+    /// Revokes the claim of the volume's owner: tells it to give the volume up, and lets other
+    /// nodes take it once it must have. Returns at once; the name of that node. Not owned counts as
+    /// revoked.
+    pub async fn revoke_volume(&self, volume: VolumeHandle, why: RevocationReason) -> Result<Option<String>, ControlError> {
         let (pool, dataset) = self.dataset_to_release(volume).await?;
         let Some(owner) = owner_of(&dataset) else { return Ok(None) };
-        self.grant(pool, &dataset, owner, why).await?;
+        self.revoke(pool, &dataset, owner, why).await?;
         Ok(Some(owner.node.clone()))
     }
 
-    /// As [`Self::grant_volume`], if this session is still the owner. Whether there was no such grant before.
-    pub async fn grant_session(&self, volume: VolumeHandle, session: SessionId, why: GrantReason) -> Result<bool, ControlError> {
+    /// As [`Self::revoke_volume`], if the record is still of this claim. Whether it was not revoked
+    /// before.
+    pub async fn revoke_claim(&self, volume: VolumeHandle, claim: ClaimId, why: RevocationReason) -> Result<bool, ControlError> {
         let (pool, dataset) = match self.dataset_to_release(volume).await {
             Err(ControlError::NotFound { .. }) => return Ok(false),
             found => found?,
         };
-        match owner_of(&dataset).filter(|owner| owner.session == session) {
-            Some(owner) => Ok(self.grant(pool, &dataset, owner, why).await? == PutNew::Created),
+        match owner_of(&dataset).filter(|owner| owner.claim == claim) {
+            Some(owner) => Ok(self.revoke(pool, &dataset, owner, why).await? == PutNew::Created),
             None => Ok(false),
         }
     }
 
     /// Has the volume released by its owner; the name of the node that had it. Not owned counts as released. With the journal given up
-    /// this waits until the owner has heeded a grant, or must have stopped: its lease at most.
+    /// this waits until the owner has heeded a revocation, or must have stopped: its lease at most.
     ///
     /// # Errors
     /// [`ControlError::Precondition`] unless its journal is given up: while the owner uses it, or does not answer.
     pub async fn release_volume(&self, volume: VolumeHandle, journal: Journal) -> Result<Option<String>, ControlError> {
         let _call = self.enter_volume(volume.dataset)?;
         let (pool, dataset) = self.dataset_to_release(volume).await?;
-        let Some(owner) = owner_of(&dataset) else { return Ok(None) };
+        let Some(owner) = owner_of(&dataset) else {
+            if journal == Journal::GivenUp && dataset.owner.as_ref().and_then(unvoided).is_some() {
+                finish_release(self.volumes.settings(), &pool.catalog, volume.dataset).await?;
+            }
+            return Ok(None);
+        };
         if self.volumes.get(volume.dataset).is_some() {
             let name = &dataset.name;
             return Err(ControlError::Precondition(format!("volume {name} is open in this process: unmount it, then repeat")));
@@ -92,16 +106,37 @@ impl Controller {
 
     async fn release_by_force(&self, pool: &Pool, dataset: &Dataset, owner: &Owner) -> Result<(), ControlError> {
         pool.step("control.release.begin").await?;
-        self.grant(pool, dataset, owner, GrantReason::Administrator).await?;
-        pool.step("control.release.granted").await?;
-        let lease_secs = self.volumes.lease().lease.as_secs().max(owner.lease_millis / 1000);
-        tracing::warn!(volume = %dataset.name, node = owner.node, lease_secs, "the node is told to give the volume up: waiting until it has, or until its lease must have ended");
-        let waited = take::until_stopped(pool, &self.volumes, dataset.id(), owner, Life::Tolerated).await?;
-        if let Outcome::Stopped(forfeit) = waited {
-            release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &forfeit).await?;
+        let (mut owner, session) = (owner.clone(), owner.session);
+        for _ in 0..CLAIMS_MAX {
+            self.end_claim(pool, dataset, &owner).await?;
+            let now = pool.catalog.dataset_by_id(dataset.id()).await?.and_then(|at| at.record.owner);
+            match now.filter(|now| now.session == session) {
+                Some(again) => owner = again,
+                None => return Ok(()),
+            }
         }
-        if let Err(error) = pool.catalog.remove_grant(owner.session, dataset.id()).await {
-            tracing::debug!(%error, "a grant that has done its work stays until it is collected");
+        let (name, node) = (&dataset.name, &owner.node);
+        Err(ControlError::Precondition(format!(
+            "volume {name} was claimed again by node {node} each time that it had been released: stop what uses it there, then retry"
+        )))
+    }
+
+    /// Revokes one claim, and waits for its end.
+    async fn end_claim(&self, pool: &Pool, dataset: &Dataset, owner: &Owner) -> Result<(), ControlError> {
+        self.revoke(pool, dataset, owner, RevocationReason::Administrator).await?;
+        pool.step("control.release.revoked").await?;
+        let lease_secs = self.volumes.lease().lease.as_secs().max(owner.lease_millis / 1000);
+        tracing::warn!(volume = %dataset.name, node = owner.node, lease_secs, "ownership of the volume was revoked: waiting until its node has released it, or until its lease must have expired");
+        let waited = take::until_stopped(pool, &self.volumes, dataset.id(), owner, Life::Tolerated).await?;
+        if let Outcome::Stopped(expired) = waited {
+            match release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &expired).await {
+                // It came back, or another node was faster: whose it is now is looked at again.
+                Err(VolumeError::Owned { .. }) => {}
+                released => released?,
+            }
+        }
+        if let Err(error) = pool.catalog.remove_revocation(owner.session, owner.claim).await {
+            tracing::debug!(%error, "the revocation of a claim that has ended stays until it is collected");
         }
         Ok(())
     }
@@ -118,19 +153,19 @@ impl Controller {
             () = tokio::time::sleep(DELETE_PATIENCE) => return Ok(false),
         };
         match waited {
-            Outcome::Released => Ok(true),
+            Outcome::Ended => Ok(true),
             Outcome::Alive => Ok(false),
-            Outcome::Stopped(forfeit) => {
-                release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &forfeit).await?;
+            Outcome::Stopped(expired) => {
+                release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &expired).await?;
                 Ok(true)
             }
         }
     }
 
-    async fn grant(&self, pool: &Pool, dataset: &Dataset, owner: &Owner, why: GrantReason) -> Result<PutNew, ControlError> {
+    async fn revoke(&self, pool: &Pool, dataset: &Dataset, owner: &Owner, why: RevocationReason) -> Result<PutNew, ControlError> {
         let by = self.volumes.settings().node.clone();
-        let grant = Grant { dataset: dataset.id(), why, by, created: Timestamp::now() };
-        Ok(pool.catalog.put_grant(owner.session, &grant).await?)
+        let revocation = Revocation { dataset: dataset.id(), claim: owner.claim, why, by, created: Timestamp::now() };
+        Ok(pool.catalog.put_revocation(owner.session, &revocation).await?)
     }
 }
 

@@ -41,6 +41,8 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 
+pub use start::void_journals;
+
 use super::FsError;
 use super::db::{CheckpointId, Database, Detached, View};
 use super::key::DataId;

@@ -6,13 +6,17 @@
 //! 3. The new epoch enters `S` and is flushed. Only then is anything accepted, and only then may the old epoch's unsettled packs go (R9).
 //!
 //! A crash between the steps repeats them: replay skips what `S` already contains.
+//!
+//! Whoever gives up on the journal of an owner that is gone raises the epoch in `S` first
+//! ([`void_journals`]): whatever happens to the dataset afterwards, that journal is never replayed
+//! over it (R34).
 
 use super::clock::Clock;
 use super::redo::Redo;
 use super::state::{Marks, State};
 use super::tasks::Tasks;
 use super::{Committer, Shared};
-use crate::fs::db::Database;
+use crate::fs::db::{Database, DbPlace};
 use crate::fs::journal::{self, Journal, Locked, Record};
 use crate::fs::key::{self, Key};
 use crate::fs::row::{Row, Superblock, Usage};
@@ -106,6 +110,28 @@ impl Committer {
         let tasks = Mutex::new(Some(Tasks::start(&shared)));
         Ok(Self { shared, tasks, closing: Default::default() })
     }
+}
+
+/// Opens the database, if its writer epoch is `expected`, raises the epoch in `S`, and closes it:
+/// every journal of before is void when this has answered (R34), and every earlier owner is fenced.
+/// The writer epoch afterwards.
+///
+/// # Errors
+/// [`FsError::Fenced`], and nobody is fenced, when another has opened the database since.
+pub async fn void_journals(place: &DbPlace, expected: Epoch) -> Result<Epoch, FsError> {
+    let failpoints = place.bucket.failpoints();
+    let db = Database::visit(place, Some(expected)).await?;
+    step(failpoints, "fs.commit.before-void").await?;
+    // Without an `S` no journal was ever begun.
+    if let Some(row) = db.get_newest(&key::superblock()).await? {
+        let mut superblock = Superblock::decode(&row)?;
+        (superblock.writer_epoch, superblock.settled) = (db.epoch().0, 0);
+        db.write(vec![(key::superblock(), Some(superblock.encode()))]).await?;
+    }
+    // It is flushed by this.
+    db.close().await?;
+    step(failpoints, "fs.commit.after-void").await?;
+    Ok(db.epoch())
 }
 
 /// The journal's lock; `None` where the disk takes no new journal. One that is there and cannot be opened may hold what was acknowledged.

@@ -4,7 +4,7 @@ use super::LeaseSettings;
 use super::tenure::{End, Held, Tenure};
 use crate::bucket::BucketError;
 use crate::catalog::{Catalog, CatalogError, Heartbeat, Owner, Signs};
-use crate::types::{Classify, DatasetId, SessionId};
+use crate::types::{ClaimId, Classify, DatasetId, SessionId};
 use futures::StreamExt;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -52,6 +52,7 @@ pub struct Begun {
 }
 
 impl Keeper {
+    /// Of this session, as `owner` names it.
     pub fn new(catalog: Catalog, owner: &Owner, settings: LeaseSettings) -> Self {
         let heartbeat = Heartbeat { node: owner.node.clone(), lease_millis: owner.lease_millis, boot: settings.clock.boot() };
         Self(Arc::new(Shared {
@@ -68,16 +69,14 @@ impl Keeper {
         }))
     }
 
-    /// Before a dataset is claimed: the session has a heartbeat that others can see, and no grant of an earlier tenure of the dataset is left.
-    pub async fn begin(&self, dataset: DatasetId) -> Result<Begun, CatalogError> {
+    /// Before a dataset is claimed: the session has a heartbeat that others can see. Revocations of
+    /// earlier claims may be there, and are void.
+    pub async fn begin(&self, dataset: DatasetId, claim: ClaimId) -> Result<Begun, CatalogError> {
         let shared = &self.0;
         let mut turn = shared.turn.lock().await;
-        let signs = shared.renew(&mut turn).await?;
-        if signs.grants.contains(&dataset) {
-            shared.catalog.remove_grant(shared.session, dataset).await?;
-        }
+        shared.renew(&mut turn).await?;
         let life = shared.life();
-        let tenure = Arc::new(Tenure::new(shared.clone(), dataset));
+        let tenure = Arc::new(Tenure::new(shared.clone(), dataset, claim));
         shared.tenures.lock().insert(dataset, tenure.clone());
         let held = Held::new(tenure);
         if !std::mem::replace(&mut turn.runs, true) {
@@ -150,7 +149,7 @@ impl Shared {
 
     async fn renew_or_warn(&self, turn: &mut Turn, failing: bool) -> bool {
         match self.renew(turn).await {
-            Ok(_) => {
+            Ok(()) => {
                 if failing {
                     tracing::info!(node = self.heartbeat.node, "the node's lease is renewed again");
                 }
@@ -165,7 +164,7 @@ impl Shared {
         }
     }
 
-    async fn renew(&self, turn: &mut Turn) -> Result<Signs, CatalogError> {
+    async fn renew(&self, turn: &mut Turn) -> Result<(), CatalogError> {
         let limit = self.settings.renewal_limit();
         match tokio::time::timeout(limit, self.renew_now(turn)).await {
             Ok(renewed) => renewed,
@@ -173,7 +172,7 @@ impl Shared {
         }
     }
 
-    async fn renew_now(&self, turn: &mut Turn) -> Result<Signs, CatalogError> {
+    async fn renew_now(&self, turn: &mut Turn) -> Result<(), CatalogError> {
         turn.number += 1;
         // Before it is sent (R26).
         let sent = self.settings.clock.now();
@@ -187,16 +186,18 @@ impl Shared {
         if let Err(error) = self.catalog.remove_heartbeats(self.session, &old).await {
             tracing::debug!(%error, "old heartbeats stay until the next renewal");
         }
-        Ok(signs)
+        Ok(())
     }
 
-    /// What is granted away ends before the renewal counts.
+    /// Claims that are revoked end before the renewal counts.
     async fn heed(&self, signs: &Signs) -> Result<(), CatalogError> {
-        for dataset in &signs.grants {
-            let Some(tenure) = self.tenures.lock().get(dataset).cloned() else { continue };
-            if let Some(grant) = self.catalog.grant(self.session, *dataset).await? {
-                tracing::warn!(%dataset, why = ?grant.why, by = grant.by, "this node was told to give the volume up: it serves it no more");
-                tenure.end(End::Granted);
+        for claim in &signs.revocations {
+            let revoked = self.tenures.lock().values().find(|tenure| tenure.is_of(*claim)).cloned();
+            let Some(tenure) = revoked.filter(|tenure| !tenure.has_ended()) else { continue };
+            if let Some(revocation) = self.catalog.revocation(self.session, *claim).await? {
+                let (dataset, why, by) = (tenure.dataset, revocation.why, revocation.by);
+                tracing::warn!(%dataset, ?why, by, "ownership of the volume was revoked: it is no longer served here");
+                tenure.end(End::Revoked(*claim));
                 self.renewed.send_replace(());
             }
         }
@@ -217,7 +218,8 @@ impl Shared {
         self.renewed.send_replace(());
     }
 
-    /// After a lapse: writes every record anew that still names this session. Whether all could be asked.
+    /// After a lapse: claims every record again that is still this session's. Whether all could be
+    /// asked.
     async fn confirm_all(&self) -> bool {
         let life = self.life();
         let tenures: Vec<Arc<Tenure>> =
@@ -234,22 +236,25 @@ impl Shared {
     async fn confirm(&self, tenure: Arc<Tenure>, life: u64) -> bool {
         let dataset = tenure.dataset;
         if let Err(error) = self.step("volume.lease.before-confirm").await {
-            tracing::debug!(%error, "a tenure is confirmed with the next renewal");
+            tracing::debug!(%error, "the dataset is claimed again with the next renewal");
             return false;
         }
         let mut another = false;
-        let written = self.catalog.update_dataset(dataset, |record| match &mut record.owner {
-            Some(owner) if owner.session == self.session => {
-                owner.regained += 1;
-                Ok(())
+        let written = self.catalog.update_dataset(dataset, |record| {
+            another = !tenure.renew(record);
+            if another {
+                return Err(CatalogError::Precondition {
+                    what: format!("dataset {}", record.name),
+                    why: "another owns it".to_owned(),
+                });
             }
-            _ => {
-                another = true;
-                Err(CatalogError::Precondition { what: format!("dataset {}", record.name), why: "another owns it".to_owned() })
-            }
+            Ok(())
         });
         match written.await {
-            Ok(_) => tenure.confirm(life),
+            Ok(at) => {
+                at.record.owner.iter().for_each(|owner| tenure.renewed(owner.claim));
+                tenure.confirm(life);
+            }
             Err(CatalogError::NotFound { .. }) => tenure.end(End::Taken),
             Err(_) if another => tenure.end(End::Taken),
             Err(error) => {

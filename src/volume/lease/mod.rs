@@ -5,29 +5,32 @@
 //!                           ├─ lease − margin ─┤ answers nothing any more
 //! taker           looks: h3 ├──────── lease ────────┤ no change ──▶ swaps the record, opens, fences
 //! ```
-//! Nouns: a **heartbeat** is an object that a node session writes under a number that grows; a **tenure** is an owner's right to
-//! answer for one dataset; it **lapses** when no renewal succeeded in time, and is **regained**, or **ends**; a **watch** is
-//! what one that wants the dataset knows of the owner's heartbeats; a **forfeit** is its finding that the owner must have
-//! stopped; a **grant** tells an owner that may be alive to give a dataset up.
+//! Nouns: a **heartbeat** is an object that a node session writes under a number that grows; a
+//! **tenure** is an owner's right to answer for one dataset; it **lapses** when no renewal
+//! succeeded in time, and is **regained**, or **ends**; a **watch** is what one that wants the
+//! dataset knows of the owner's heartbeats; an **expired lease** is its finding that the owner must
+//! have stopped answering; a **revocation** tells an owner that may be alive to give a dataset up.
+//! The last two are about one claim, and void for any other (R31).
 //!
 //! Why it is safe. Time is each machine's own, from CLOCK_BOOTTIME, which goes on while a machine sleeps or a guest is held:
 //! no clock of another is believed, only that all run at about one rate (the margin is a sixth of the lease).
 //! - An owner answers until `lease − margin` after the moment *before it sent* its last successful renewal. Who saw that
 //!   renewal's heartbeat as the newest, and still does in a look *sent* a whole lease later, knows that no later one had
 //!   landed by then, so that the owner's time was up.
-//! - An owner whose time was up may find the store again. It answers nothing until it has written itself into the dataset's
-//!   record anew ([`crate::catalog::Owner::regained`]). A taker swaps the owner that it judged, with that count: whichever
-//!   of the two comes first, the other finds out.
-//! - A grant is in the owner's own folder, which each renewal lists after its heartbeat is written, and before the renewal
-//!   counts. So a lease after the grant was seen, the owner has read it, or its time was up.
+//! - An owner whose time was up may find the store again. It answers nothing until it has claimed
+//!   the dataset again, under another id ([`crate::catalog::Owner::claim`]). A taker swaps the
+//!   claim that it judged: whichever of the two comes first, the other finds out.
+//! - A revocation is in the owner's own folder, which each renewal lists after its heartbeat is
+//!   written, and before the renewal counts. So a lease after the revocation was seen, the owner
+//!   has read it, or its time was up.
 //! - Whatever clocks do, the writer epoch fences: what a taken-over owner writes never reaches the dataset.
 //!
 //! Cost: while volumes of a pool are open in a process, one PUT, one LIST and one DELETE in a third of a lease (15 s): 240 of
 //! each an hour, whatever the number of volumes. None while no volume is open. Who wants a dataset lists the owner's folder
 //! every two seconds.
 //!
-//! A crash leaves one heartbeat, or two, which the collector removes when they are a day old; and possibly a grant, which
-//! belongs to a session that is gone.
+//! A crash leaves one heartbeat, or two, which the collector removes when they are a day old; and
+//! possibly a revocation of a claim that has ended.
 
 mod clock;
 mod keeper;
@@ -37,7 +40,7 @@ mod watch;
 pub use clock::{BootClock, Clock};
 pub(super) use keeper::Keeper;
 pub(super) use tenure::{End, Held};
-pub use watch::{Forfeit, Verdict, Watch};
+pub use watch::{ExpiredLease, Verdict, Watch};
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,15 +1,18 @@
 //! The right to answer for one dataset.
 //!
 //! ```text
-//! begun ──claimed──▶ holds ◀──── regained: the record was written anew
+//! begun ──claimed──▶ holds ◀──── regained: claimed again, under another id
 //!                     │  └─ lapsed ──┘
-//!                     └──────────────────▶ ended: taken, or granted away
+//!                     └──────────────────▶ ended: taken, or revoked
 //! ```
 
 use super::keeper::Shared;
+use crate::catalog::Dataset;
 use crate::fs;
-use crate::types::DatasetId;
+use crate::types::{ClaimId, DatasetId};
+use crate::volume::ownership::Claims;
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
@@ -19,8 +22,8 @@ use tokio::sync::watch;
 pub enum End {
     /// The dataset's record names somebody else, or nobody.
     Taken,
-    /// The session was told to give it up (R27).
-    Granted,
+    /// The claim was revoked (R27): this id of it.
+    Revoked(ClaimId),
 }
 
 /// The life of a lease that a tenure is good for: none yet, and none any more.
@@ -31,17 +34,34 @@ const ENDED: u64 = u64::MAX;
 pub struct Tenure {
     pub(super) shared: Arc<Shared>,
     pub(super) dataset: DatasetId,
+    claims: Mutex<Claims>,
     /// The life of the lease in which the record was last known to name this session.
     good_for: AtomicU64,
     end: watch::Sender<Option<End>>,
 }
 
 impl Tenure {
-    pub(super) fn new(shared: Arc<Shared>, dataset: DatasetId) -> Self {
-        Self { shared, dataset, good_for: AtomicU64::new(UNCLAIMED), end: watch::Sender::new(None) }
+    pub(super) fn new(shared: Arc<Shared>, dataset: DatasetId, claim: ClaimId) -> Self {
+        let claims = Mutex::new(Claims::new(claim));
+        Self { shared, dataset, claims, good_for: AtomicU64::new(UNCLAIMED), end: watch::Sender::new(None) }
     }
 
-    /// The record names this session, written when the lease was in this life.
+    /// Whether a claim found in the record, or revoked, is the one that this is of.
+    pub fn is_of(&self, claim: ClaimId) -> bool {
+        self.claims.lock().contain(claim)
+    }
+
+    /// Claims the record again after a lapse; `false`: it is another claim's.
+    pub(super) fn renew(&self, record: &mut Dataset) -> bool {
+        self.claims.lock().renew(record, ClaimId::random())
+    }
+
+    /// What [`Self::renew`] had made of the record was written, with this claim.
+    pub(super) fn renewed(&self, claim: ClaimId) {
+        self.claims.lock().renewed(claim);
+    }
+
+    /// The record is of this claim, written when the lease was in this life.
     pub(super) fn confirm(&self, life: u64) {
         let raise = |good_for| (good_for != ENDED).then_some(life.max(good_for));
         // An end is for ever: then there is nothing to raise.
@@ -62,6 +82,10 @@ impl Tenure {
             now.get_or_insert(end);
             first
         });
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.good_for.load(Ordering::Acquire) == ENDED
     }
 
     /// Waits for the end.
@@ -118,7 +142,14 @@ impl Held {
         &self.0
     }
 
-    /// The record names this session, by a change made while `life` was the lease's (from [`super::Keeper::begin`]).
+    /// Whether a claim is the one under which the volume is open.
+    pub fn is_ours(&self) -> impl Fn(ClaimId) -> bool + Send + Sync + use<> {
+        let tenure = self.0.clone();
+        move |claim| tenure.is_of(claim)
+    }
+
+    /// The record is of this claim, by a change made while `life` was the lease's (from
+    /// [`super::Keeper::begin`]).
     pub fn claimed(&self, life: u64) {
         self.0.confirm(life);
         // It may have lapsed meanwhile.

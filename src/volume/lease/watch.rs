@@ -6,17 +6,18 @@ use crate::types::DatasetId;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The finding that an owner must have stopped. Only a [`Watch`] makes one. It is of one owner in one time of its tenure: an
-/// owner that came back since has changed its record, and is not meant.
+/// The finding that an owner must have stopped answering. Only a [`Watch`] makes one. It is about
+/// one claim: an owner that has claimed the dataset again since, even if it is the same session, is
+/// not meant (R31).
 #[derive(Clone, Debug)]
-pub struct Forfeit {
+pub struct ExpiredLease {
     dataset: DatasetId,
     owner: Owner,
 }
 
-impl Forfeit {
+impl ExpiredLease {
     pub(in crate::volume) fn covers(&self, dataset: DatasetId, owner: &Owner) -> bool {
-        self.dataset == dataset && self.owner.session == owner.session && self.owner.regained == owner.regained
+        self.dataset == dataset && self.owner.claim == owner.claim
     }
 
     pub fn owner(&self) -> &Owner {
@@ -27,14 +28,44 @@ impl Forfeit {
 /// What a look found.
 #[derive(Clone, Debug)]
 pub enum Verdict {
-    Forfeited(Forfeit),
+    Expired(ExpiredLease),
     /// It may be alive: a look after `wait`, if nothing changes, will tell.
     MayLive {
         wait: Duration,
     },
 }
 
-/// See the module's text. Begun after the record was read.
+/// What looks at the signs of a claim's owner have shown, by the watcher's clock. Pure: [`Watch`]
+/// does the looking.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Seen {
+    /// The newest heartbeat, and when it was first known to be it.
+    newest: Option<(Option<u64>, Duration)>,
+    /// When the claim's revocation was first known to be there.
+    revoked: Option<Duration>,
+    /// The last change of the heartbeats came between two looks.
+    alive: bool,
+}
+
+impl Seen {
+    /// Adds a look that was sent at `sent` and back at `back`: it counts from when it was sent for
+    /// what it finds unchanged, and from when it came back for what it finds new. How long to wait
+    /// for the lease to have expired; `None`: it has.
+    fn add(&mut self, (sent, back): (Duration, Duration), newest: Option<u64>, revoked: bool, lease: Duration) -> Option<Duration> {
+        if revoked {
+            self.revoked.get_or_insert(back);
+        }
+        if !matches!(self.newest, Some((before, _)) if before == newest) {
+            self.alive = self.newest.is_some();
+            self.newest = Some((newest, back));
+        }
+        let since = [self.newest.map(|(_, since)| since), self.revoked].into_iter().flatten().min().unwrap_or(back);
+        let unchanged = sent.saturating_sub(since);
+        lease.checked_sub(unchanged).filter(|left| !left.is_zero())
+    }
+}
+
+/// Watches the owner of one claim. Begun after the record was read.
 pub struct Watch {
     catalog: Catalog,
     dataset: DatasetId,
@@ -42,11 +73,7 @@ pub struct Watch {
     clock: Arc<dyn Clock>,
     /// The owner's, or this process's own if that is longer: an owner from before leases says none.
     lease: Duration,
-    /// The newest heartbeat, and when it was first known to be it.
-    seen: Option<(Option<u64>, Duration)>,
-    /// When the grant was first known to be there.
-    granted: Option<Duration>,
-    alive: bool,
+    seen: Seen,
 }
 
 impl Watch {
@@ -54,43 +81,34 @@ impl Watch {
     pub fn new(catalog: &Catalog, dataset: DatasetId, owner: &Owner, settings: &LeaseSettings) -> Self {
         let (catalog, owner, clock) = (catalog.clone(), owner.clone(), settings.clock.clone());
         let lease = settings.lease.max(Duration::from_millis(owner.lease_millis));
-        Self { catalog, dataset, owner, clock, lease, seen: None, granted: None, alive: false }
+        Self { catalog, dataset, owner, clock, lease, seen: Seen::default() }
     }
 
     pub fn owner(&self) -> &Owner {
         &self.owner
     }
 
-    /// Whether the watch is of this owner, in the same time of its tenure.
+    /// Whether this watches the owner's present claim.
     pub fn is_of(&self, owner: &Owner) -> bool {
-        self.owner.session == owner.session && self.owner.regained == owner.regained
+        self.owner.claim == owner.claim
     }
 
     /// Whether the last change of its heartbeats came while this watched.
     pub fn has_seen_life(&self) -> bool {
-        self.alive
+        self.seen.alive
     }
 
     /// Looks at the owner's signs.
     pub async fn look(&mut self) -> Result<Verdict, CatalogError> {
-        // A look counts from when it was sent for what it finds unchanged, and from when it came back for what it finds new.
+        let (session, claim) = (self.owner.session, self.owner.claim);
         let sent = self.clock.now();
-        let signs = self.catalog.node_signs(self.owner.session).await?;
-        let granted = self.granted.is_some()
-            || signs.grants.contains(&self.dataset) && self.catalog.grant(self.owner.session, self.dataset).await?.is_some();
-        let back = self.clock.now();
-        if granted {
-            self.granted.get_or_insert(back);
-        }
-        if !matches!(self.seen, Some((newest, _)) if newest == signs.newest()) {
-            self.alive = self.seen.is_some();
-            self.seen = Some((signs.newest(), back));
-        }
-        let since = [self.seen.map(|(_, since)| since), self.granted].into_iter().flatten().min().unwrap_or(back);
-        let unchanged = sent.saturating_sub(since);
-        if unchanged >= self.lease {
-            return Ok(Verdict::Forfeited(Forfeit { dataset: self.dataset, owner: self.owner.clone() }));
-        }
-        Ok(Verdict::MayLive { wait: self.lease - unchanged })
+        let signs = self.catalog.node_signs(session).await?;
+        let revoked = self.seen.revoked.is_some()
+            || signs.revocations.contains(&claim) && self.catalog.revocation(session, claim).await?.is_some();
+        let look = (sent, self.clock.now());
+        Ok(match self.seen.add(look, signs.newest(), revoked, self.lease) {
+            Some(wait) => Verdict::MayLive { wait },
+            None => Verdict::Expired(ExpiredLease { dataset: self.dataset, owner: self.owner.clone() }),
+        })
     }
 }
