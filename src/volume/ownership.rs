@@ -8,6 +8,11 @@
 //! what was found out about an earlier claim, and what is still under way for it (its release, a
 //! revocation, the verdict that its lease has expired), does nothing to a later one.
 
+#[cfg(test)]
+mod explore;
+#[cfg(test)]
+mod model;
+
 use super::VolumeError;
 use super::lease::ExpiredLease;
 use crate::catalog::{Dataset, Form, Owner, State};

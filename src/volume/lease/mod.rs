@@ -40,6 +40,8 @@ mod watch;
 pub use clock::{BootClock, Clock};
 pub(super) use keeper::Keeper;
 pub(super) use tenure::{End, Held};
+#[cfg(test)]
+pub(super) use watch::Seen;
 pub use watch::{ExpiredLease, Verdict, Watch};
 
 use std::sync::Arc;

@@ -16,6 +16,11 @@ pub struct ExpiredLease {
 }
 
 impl ExpiredLease {
+    #[cfg(test)]
+    pub(in crate::volume) fn of(dataset: DatasetId, owner: Owner) -> Self {
+        Self { dataset, owner }
+    }
+
     pub(in crate::volume) fn covers(&self, dataset: DatasetId, owner: &Owner) -> bool {
         self.dataset == dataset && self.owner.claim == owner.claim
     }
@@ -38,7 +43,7 @@ pub enum Verdict {
 /// What looks at the signs of a claim's owner have shown, by the watcher's clock. Pure: [`Watch`]
 /// does the looking.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-struct Seen {
+pub(in crate::volume) struct Seen {
     /// The newest heartbeat, and when it was first known to be it.
     newest: Option<(Option<u64>, Duration)>,
     /// When the claim's revocation was first known to be there.
@@ -51,7 +56,13 @@ impl Seen {
     /// Adds a look that was sent at `sent` and back at `back`: it counts from when it was sent for
     /// what it finds unchanged, and from when it came back for what it finds new. How long to wait
     /// for the lease to have expired; `None`: it has.
-    fn add(&mut self, (sent, back): (Duration, Duration), newest: Option<u64>, revoked: bool, lease: Duration) -> Option<Duration> {
+    pub fn add(
+        &mut self,
+        (sent, back): (Duration, Duration),
+        newest: Option<u64>,
+        revoked: bool,
+        lease: Duration,
+    ) -> Option<Duration> {
         if revoked {
             self.revoked.get_or_insert(back);
         }
