@@ -47,6 +47,10 @@ fn plan_text(plan: &Plan, names: &Names) -> String {
     );
     plan.packs.iter().for_each(|pack| text += &format!("pack      {} ({})\n", pack.key, ByteSize(pack.bytes)));
     plan.databases.iter().for_each(|db| text += &format!("stray     vol/{} ({} objects)\n", db.incarnation, db.keys.len()));
+    plan.checkpoints.iter().for_each(|stray| {
+        text += &format!("stray     checkpoint {} of vol/{}, of which nobody knows\n", stray.snapshot, stray.dataset);
+    });
+    plan.unfinished.iter().for_each(|id| text += &format!("give up   clone {}, which nobody finished\n", names.dataset(*id)));
     plan.abandoned.iter().for_each(|id| text += &format!("give up   snapshot {}, which nobody finished\n", names.snapshot(*id)));
     plan.snapshots.iter().for_each(|id| text += &format!("snapshot  {}\n", names.snapshot(*id)));
     plan.datasets.iter().for_each(|id| text += &format!("dataset   {}\n", names.dataset(*id)));

@@ -7,7 +7,9 @@ use crate::work::{self, again};
 use crate::world::{Process, World};
 use std::path::Path;
 use std::time::Duration;
-use zerofs_csi::types::{Class, Classify, Incarnation, VolumeHandle};
+use zerofs_csi::control::Source;
+use zerofs_csi::fs::db;
+use zerofs_csi::types::{Class, Classify, Incarnation, Timestamp, VolumeHandle};
 use zerofs_csi::volume::collect_released;
 
 /// Every durable step in [`SOURCES`].
@@ -16,6 +18,8 @@ const STEPS: &[&str] = &[
     "chunk.rewritten",
     "collect.announced",
     "collect.catalog",
+    "collect.checkpoint",
+    "collect.clone.given-up",
     "collect.database",
     "collect.dataset.dead",
     "collect.dataset.deleted",
@@ -88,8 +92,8 @@ enum Failure {
     Death,
 }
 
-/// A family in which a collector finds work of every kind: an origin that is deleted under its clone, a snapshot that nobody finishes, a pack that
-/// is mostly dead, and objects of a database without a record.
+/// A family in which a collector finds work of every kind: an origin that is deleted under its clone, a snapshot that nobody finishes, a clone
+/// that nobody finishes, a checkpoint of a snapshot that is gone, a pack that is mostly dead, and objects of a database without a record.
 async fn family(process: &Process, model: &mut Model) -> Result<(), String> {
     work::create(process, model, "origin", &Origin::Nothing).await?;
     let origin = model.datasets[0].handle;
@@ -110,6 +114,8 @@ async fn family(process: &Process, model: &mut Model) -> Result<(), String> {
     let stray = format!("vol/{}/wal/00000000000000000001.sst", Incarnation::random());
     process.catalog.bucket().put(&stray, bytes::Bytes::from_static(b"stray")).await.map_err(|error| error.to_string())?;
     begin_snapshot(process, origin).await;
+    begin_clone(process, sparse).await;
+    checkpoint_late(process, sparse).await;
     work::delete_snapshot(process, model, cut).await?;
     work::delete(process, model, origin).await
 }
@@ -121,6 +127,29 @@ async fn begin_snapshot(process: &Process, of: VolumeHandle) {
     let stopped = process.controller.create_snapshot(of, "never".parse().unwrap(), false).await;
     assert_eq!(stopped.unwrap_err().class(), Class::Unavailable);
     failpoints.set("control.snapshot.intent", "off").unwrap();
+}
+
+/// The intent of a clone that was begun yesterday, and that nobody asks for any more.
+async fn begin_clone(process: &Process, of: VolumeHandle) {
+    let failpoints = process.catalog.bucket().failpoints();
+    failpoints.set("control.create.intent", "return").unwrap();
+    assert!(process.create("never", Some(Source::Volume(of))).await.is_err());
+    failpoints.set("control.create.intent", "off").unwrap();
+    let intent = process.catalog.dataset(&"never".parse().unwrap()).await.unwrap().unwrap().record;
+    let begun = Timestamp::from_nanos(intent.created.as_nanos() - 25 * 3600 * 1_000_000_000);
+    let older = process.catalog.update_dataset(intent.id(), |dataset| {
+        dataset.created = begun;
+        Ok(())
+    });
+    older.await.unwrap();
+}
+
+/// A checkpoint that was made after its snapshot's record had gone.
+async fn checkpoint_late(process: &Process, of: VolumeHandle) {
+    let family = process.catalog.dataset_by_id(of.dataset).await.unwrap().unwrap().record.family;
+    let place = process.volumes.settings().place(&process.catalog, family, of.dataset.incarnation);
+    let epoch = db::epoch(&place).await.unwrap();
+    db::checkpoint_closed(&place, &Incarnation::random().to_string(), epoch).await.unwrap();
 }
 
 /// Collections until one has nothing more to do, and the caring for a database, which a collector does for old ones.

@@ -23,6 +23,7 @@
 //!
 //! A crash leaves dead records, which the next pass finishes, and packs, which it finds again.
 
+mod checkpoints;
 mod heard;
 mod kept;
 mod mark;
@@ -31,6 +32,7 @@ mod rewrite;
 mod sweep;
 mod upkeep;
 
+pub use checkpoints::StrayCheckpoint;
 pub use kept::Kept;
 pub use plan::{Candidate, DeadPack, Plan, StrayDatabase};
 pub use rewrite::Worth;
@@ -77,7 +79,7 @@ pub struct Collected {
     pub detached: Vec<String>,
     /// Databases that gave up what they had outlived.
     pub databases: usize,
-    /// Ends of names given up long ago, letters that nobody waits for, readers that died.
+    /// Ends of names given up long ago, letters that nobody waits for, readers that died, checkpoints that came too late.
     pub remnants: usize,
     /// What is tombstoned but still needed, and why.
     pub kept: Vec<Kept>,
@@ -91,6 +93,8 @@ pub(super) struct Memory(Arc<Mutex<Remembered>>);
 pub(super) struct Remembered {
     /// What roots said, so that those that did not change are not read again.
     heard: heard::Heard,
+    /// The newest manifest of each database at the last look, if it held no checkpoint of an unknown snapshot.
+    manifests: HashMap<Incarnation, String>,
     /// How many objects each database had when it was last collected.
     sizes: HashMap<Incarnation, usize>,
     /// Chunks in the newest generation of a pack; 0 where it cannot be read.
@@ -158,6 +162,7 @@ impl Collector {
             self.pool.step("collect.listed").await?;
             let mark = Box::pin(self.mark(&before, &databases)).await;
             self.pool.step("collect.marked").await?;
+            let checkpoints = self.unknown_checkpoints(&before, &databases).await;
             let after = self.list().await?;
             match mark {
                 Ok(mark) => {
@@ -168,7 +173,8 @@ impl Collector {
                         let rewrite = self.mostly_dead(candidates, &stored).await?;
                         let announced = rewrite::outlived(announced, &packs);
                         let databases = plan::strays(databases, &after);
-                        return Ok(Plan { databases, detach, upkeep, rewrite, announced, ..plan });
+                        let checkpoints = checkpoints::strays(checkpoints?, &after);
+                        return Ok(Plan { databases, checkpoints, detach, upkeep, rewrite, announced, ..plan });
                     }
                 }
                 // What could not be read may just have been removed by another collector.

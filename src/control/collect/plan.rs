@@ -1,5 +1,6 @@
 //! What may go: a pure function of what was listed and read.
 
+use super::checkpoints::StrayCheckpoint;
 use super::kept::{Kept, Needs, snapshot_name, unborn};
 use super::{Listing, Objects};
 use crate::bucket::Listed;
@@ -10,8 +11,8 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-/// A snapshot that nobody has finished for this long is given up, because its family's packs wait for it. Whoever is still making it
-/// fails at its last step and begins anew, so that a wrong clock costs a repetition and no data.
+/// A snapshot that nobody has finished for this long is given up, because its family's packs wait for it; and so is a clone, because its source waits
+/// for it. Whoever is still making it fails at its last step and begins anew, so that a wrong clock costs a repetition and no data.
 const INTENT_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A pack object, as listed before any root was read. There may be millions: 64 bytes each, four million of them for 64 TB in packs of 16 MB.
@@ -88,6 +89,9 @@ pub struct Plan {
     pub packs: Vec<DeadPack>,
     pub pack_bytes: u64,
     pub databases: Vec<StrayDatabase>,
+    pub checkpoints: Vec<StrayCheckpoint>,
+    /// Clones that were begun and given up: they are tombstoned.
+    pub unfinished: Vec<DatasetId>,
     /// Snapshots that are being made and can never be finished, or were given up: they are tombstoned.
     pub abandoned: Vec<SnapshotId>,
     pub snapshots: Vec<SnapshotId>,
@@ -105,8 +109,9 @@ pub struct Plan {
 
 impl Plan {
     pub fn is_empty(&self) -> bool {
-        let records = self.abandoned.is_empty() && self.snapshots.is_empty() && self.datasets.is_empty();
-        records && self.packs.is_empty() && self.databases.is_empty()
+        let intents = self.abandoned.is_empty() && self.unfinished.is_empty();
+        let records = self.snapshots.is_empty() && self.datasets.is_empty();
+        intents && records && self.packs.is_empty() && self.databases.is_empty() && self.checkpoints.is_empty()
     }
 }
 
@@ -115,7 +120,7 @@ pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark
     if changed(before, after) {
         return None;
     }
-    let mut plan = Plan { abandoned: abandoned(after, now), ..Plan::default() };
+    let mut plan = Plan { abandoned: abandoned(after, now), unfinished: unfinished(after, now), ..Plan::default() };
     for (family, id) in &mark.unborn {
         plan.kept.push(unborn(after, *family, *id, INTENT_KEPT));
     }
@@ -263,12 +268,20 @@ fn needed_by(snapshot: &Snapshot, catalog: &Listing) -> Needs {
 /// Only snapshots of a live dataset are ever finished, and only while somebody repeats the call.
 fn abandoned(catalog: &Listing, now: Timestamp) -> Vec<SnapshotId> {
     let ready: BTreeSet<Incarnation> = catalog.datasets.iter().filter(|d| d.state == State::Ready).map(|d| d.incarnation).collect();
-    let kept = i64::try_from(INTENT_KEPT.as_nanos()).unwrap_or(i64::MAX);
-    let given_up = |s: &&Snapshot| {
-        let age = now.as_nanos().saturating_sub(s.created.as_nanos());
-        s.state == State::Creating && (age > kept || !ready.contains(&s.dataset.incarnation))
-    };
+    let given_up =
+        |s: &&Snapshot| s.state == State::Creating && (is_old(s.created, now) || !ready.contains(&s.dataset.incarnation));
     catalog.snapshots.iter().filter(given_up).map(Snapshot::id).collect()
+}
+
+/// Intents of clones that nobody has finished: whoever began one may have gone with its claim, and never asks again.
+fn unfinished(catalog: &Listing, now: Timestamp) -> Vec<DatasetId> {
+    let given_up = |d: &&Dataset| d.state == State::Creating && is_old(d.created, now);
+    catalog.datasets.iter().filter(given_up).map(Dataset::id).collect()
+}
+
+fn is_old(created: Timestamp, now: Timestamp) -> bool {
+    let kept = i64::try_from(INTENT_KEPT.as_nanos()).unwrap_or(i64::MAX);
+    now.as_nanos().saturating_sub(created.as_nanos()) > kept
 }
 
 #[cfg(test)]
@@ -452,6 +465,20 @@ pub(super) mod tests {
         for state in [State::Ready, State::Deleting, State::Dead] {
             let done = Snapshot { state, ..cut.clone() };
             assert_eq!(abandoned(vec![gone.clone()], &done, late), []);
+        }
+    }
+
+    #[test]
+    fn only_clones_that_nobody_finishes_are_given_up() {
+        let mark = Mark::default();
+        let unfinished = |state, now| {
+            let listing = Listing { datasets: vec![dataset(1, state, None)], ..Listing::default() };
+            plan(&listing, &listing, &[], &mark, now).unwrap().unfinished.len()
+        };
+        let late = Timestamp::from_nanos(0).saturating_add(INTENT_KEPT + Duration::from_secs(1));
+        assert_eq!((unfinished(State::Creating, NOW), unfinished(State::Creating, late)), (0, 1));
+        for state in [State::Ready, State::Deleting, State::Dead] {
+            assert_eq!(unfinished(state, late), 0);
         }
     }
 }

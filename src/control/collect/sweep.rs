@@ -39,6 +39,14 @@ impl Collector {
             self.pool.step("collect.database").await?;
             self.remove_stray(&database).await?;
         }
+        for checkpoint in &plan.checkpoints {
+            removed = true;
+            done.remnants += 1;
+            self.drop_stray_checkpoint(checkpoint).await?;
+        }
+        for id in plan.unfinished {
+            removed |= self.give_up_clone(id).await?;
+        }
         for id in plan.abandoned {
             removed |= self.give_up_snapshot(id).await?;
         }
@@ -78,6 +86,25 @@ impl Collector {
             }
         }
         Ok(self.pool.catalog.bucket().delete(&stray.keys).await?)
+    }
+
+    /// Tombstones a clone that was being made; `false`: it was finished after all, or is gone. A call that is still at it fails at its last step.
+    async fn give_up_clone(&self, id: DatasetId) -> Result<bool, ControlError> {
+        let swapped = self.pool.catalog.update_dataset(id, |dataset| {
+            if dataset.state != State::Creating {
+                let what = format!("dataset {}", dataset.name);
+                return Err(CatalogError::Precondition { what, why: "it is not being made any more".to_owned() });
+            }
+            dataset.state = State::Deleting;
+            Ok(())
+        });
+        match swapped.await {
+            Ok(at) => tracing::info!(dataset = %at.record.name, "a clone that nobody finished is given up"),
+            Err(CatalogError::NotFound { .. } | CatalogError::Precondition { .. }) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        self.pool.step("collect.clone.given-up").await?;
+        Ok(true)
     }
 
     /// Tombstones a snapshot that was being made; `false`: it was finished after all, or is gone. Its CSI name is free at once.
