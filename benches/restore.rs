@@ -26,7 +26,7 @@ use zerofs_csi::fs::FsMemory;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::types::{EntryName, Incarnation, SessionId, SnapshotHandle, VolumeHandle};
-use zerofs_csi::volume::{Volume, VolumeSettings, Volumes};
+use zerofs_csi::volume::{VolumeGuard, VolumeSettings, Volumes};
 
 const FILE_BYTES: usize = 6_000;
 const FOLDER_FILES: usize = 100;
@@ -87,7 +87,7 @@ fn cpu() -> Duration {
 }
 
 /// `tree/<folder>/<file>`.
-async fn fill(volume: &Arc<Volume>, files: usize) {
+async fn fill(volume: &VolumeGuard, files: usize) {
     let (root, top) = (Caller::root(), volume.fs.root());
     let tree = volume.fs.mkdir(&root, top, &name("tree"), SetAttr::default()).await.unwrap().attr.file;
     let mut folders = Vec::new();

@@ -20,9 +20,10 @@
 use crate::catalog::{CatalogError, State};
 use crate::control::node::Mounts;
 use crate::control::{ControlError, Pool, Pools, take};
+use crate::fs::FsError;
 use crate::nfs::{Export, ExportId, ExportTable, Found, Listed, MountRefused, Registry};
 use crate::types::{Class, Classify, DatasetId, DatasetName, SnapshotId, SnapshotName};
-use crate::volume::{Closing, Served, VolumeError, Volumes};
+use crate::volume::{Closing, Lost, Served, VolumeError, Volumes};
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -32,6 +33,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
+
+#[cfg(test)]
+mod tests;
 
 /// Volumes opened at once after a restart.
 const REOPENS_AT_ONCE: usize = 8;
@@ -175,7 +179,7 @@ impl Exports {
             self.opened.lock().insert(id, used);
         }
         self.parked.lock().remove(&export.id);
-        self.registry.publish(export.clone());
+        self.registry.publish_anew(export.clone());
         drop(volume);
         Ok(export)
     }
@@ -221,24 +225,22 @@ impl Exports {
         };
         let closing = if used.0.load(Ordering::SeqCst) == last { self.volumes.close_unused(id).await } else { Ok(Closing::InUse) };
         match &closing {
-            Ok(Closing::Closed) => {
-                tracing::info!(dataset = %id, "nobody has used the dataset for a while: it is closed until somebody does");
-                let mut opened = self.opened.lock();
-                // Somebody may have opened it again by now.
-                if opened.get(&id).is_some_and(|now| std::ptr::eq(Arc::as_ptr(now), used)) {
-                    opened.remove(&id);
-                    self.used.write().remove(&export.id);
-                }
-            }
             Ok(Closing::InUse) => {
                 self.parked.lock().remove(&export.id);
                 self.registry.publish(export);
+                return closing;
             }
-            Err(error) => {
-                tracing::warn!(dataset = %id, %error, "an idle dataset could not be closed: it is tried again");
-                self.parked.lock().remove(&export.id);
-                self.registry.publish(export);
+            Ok(Closing::Closed) => {
+                tracing::info!(dataset = %id, "nobody has used the dataset for a while: it is closed until somebody does");
             }
+            // It stays parked: a call has the close finished first, waits for it, and finds the dataset opened anew (R33).
+            Err(error) => tracing::warn!(dataset = %id, %error, "an idle dataset could not be closed: it is tried again"),
+        }
+        let mut opened = self.opened.lock();
+        // Somebody may have opened it again by now.
+        if opened.get(&id).is_some_and(|now| std::ptr::eq(Arc::as_ptr(now), used)) {
+            opened.remove(&id);
+            self.used.write().remove(&export.id);
         }
         closing
     }
@@ -269,12 +271,31 @@ impl Exports {
                 let loss = losses.recv().await;
                 let Some(exports) = exports.upgrade() else { return };
                 match loss {
-                    Ok(lost) => exports.registry.lose(export_id(lost.dataset)),
+                    Ok(lost) => exports.lose(&lost),
                     Err(RecvError::Lagged(_)) => exports.lose_missing(),
                     Err(RecvError::Closed) => return,
                 }
             }
         });
+    }
+
+    /// Another owner's data must not be shown through handles of before (R25). What has only failed is opened anew for the next call (R33).
+    fn lose(&self, lost: &Lost) {
+        let (id, export) = (lost.dataset, export_id(lost.dataset));
+        if self.volumes.get(id).is_some() {
+            // Opened anew since.
+            return;
+        }
+        let is_another_s = matches!(lost.why, FsError::Fenced | FsError::Stale);
+        if is_another_s {
+            self.registry.lose(export);
+        } else {
+            // First: a call that does not find it open must find it parked.
+            self.parked.lock().insert(export, id);
+            self.registry.remove(export);
+        }
+        self.opened.lock().remove(&id);
+        self.used.write().remove(&export);
     }
 
     fn lose_missing(&self) {
@@ -291,7 +312,11 @@ impl Exports {
         for id in &opened {
             self.registry.remove(export_id(*id));
         }
-        let unused = opened.into_iter().filter(|id| !(self.is_staged)(*id)).collect();
+        // Those that could not be closed when they were idle, too.
+        let mut unused: Vec<DatasetId> = opened.into_iter().chain(self.volumes.closing()).collect();
+        unused.sort_unstable();
+        unused.dedup();
+        unused.retain(|id| !(self.is_staged)(*id));
         self.volumes.close_within(unused, limit).await
     }
 

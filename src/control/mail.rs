@@ -22,7 +22,7 @@ use crate::fs::Restored;
 use crate::fs::api::FileSystem;
 use crate::fs::db::{CheckpointId, Detached};
 use crate::types::{Class, Classify, DatasetId, Incarnation, PackId, SessionId};
-use crate::volume::{Closing, Volume, Volumes};
+use crate::volume::{Closing, Volume, VolumeGuard, Volumes};
 use futures::FutureExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -331,7 +331,7 @@ fn encode<T: Serialize>(result: Result<T, String>) -> serde_json::Result<Vec<u8>
 
 impl Desk {
     async fn look(&mut self, pool: &Pool) -> Result<(), ControlError> {
-        if !self.volumes.list().iter().any(|volume| volume.pool == pool.id()) {
+        if !self.volumes.has_any_of(pool.id()) {
             return Ok(());
         }
         let bucket = pool.catalog.bucket();
@@ -365,17 +365,17 @@ impl Desk {
 
     /// `None`: the volume is not open yet, or not any more; the asker waits, and then looks at the record again.
     async fn answer(&mut self, pool: &Pool, dataset: DatasetId, wish: Wish) -> Option<serde_json::Result<Vec<u8>>> {
+        if wish == Wish::HandOver {
+            // Also of one that it owns and does not have open (R36).
+            return Some(encode(self.hand_over(pool, dataset).await));
+        }
         let volume = self.volumes.get(dataset)?;
         Some(match wish {
             Wish::Checkpoint(name) => encode(self.checkpoint(&volume, name).await),
             Wish::Detach => encode(self.detach(volume)),
             Wish::Present => encode(Ok(())),
             Wish::Seal(packs) => encode(volume.fs.seal(&packs).await.map_err(|error| error.to_string())),
-            Wish::HandOver => {
-                // Who holds it uses it.
-                drop(volume);
-                encode(self.hand_over(dataset).await)
-            }
+            Wish::HandOver => return None,
             Wish::Restore(wanted, ticket) => {
                 let settings = self.volumes.settings();
                 encode(Ok(self.restores.answer(settings, &pool.catalog, volume, wanted, ticket)))
@@ -383,10 +383,17 @@ impl Desk {
         })
     }
 
-    async fn hand_over(&self, dataset: DatasetId) -> Result<(), String> {
-        let (mounts, volumes) = (self.mounts.clone(), self.volumes.clone());
-        // Of its own: a closing that is half done must not be given up.
-        let closing = tokio::spawn(async move { mounts.hand_over(&volumes, dataset).await });
+    async fn hand_over(&self, pool: &Pool, dataset: DatasetId) -> Result<(), String> {
+        let (mounts, volumes, catalog) = (self.mounts.clone(), self.volumes.clone(), pool.catalog.clone());
+        // A task of its own: it goes on when nobody waits any more.
+        let closing = tokio::spawn(async move {
+            // Whoever holds it uses it: not beyond this line.
+            let is_open = volumes.get(dataset).is_some();
+            match is_open {
+                true => mounts.hand_over(&volumes, dataset).await,
+                false => Ok(volumes.close_disowned(&catalog, dataset).await?),
+            }
+        });
         match tokio::time::timeout(HAND_OVER_LIMIT, closing).await {
             Ok(Ok(Ok(Closing::Closed))) => Ok(()),
             Ok(Ok(Ok(Closing::InUse))) => Err("it is in use there".to_owned()),
@@ -397,7 +404,7 @@ impl Desk {
     }
 
     /// Rewriting a database takes minutes, and other letters must not wait: the first one begins it, a later one hears how it ended.
-    fn detach(&mut self, volume: Arc<Volume>) -> Result<Detached, String> {
+    fn detach(&mut self, volume: VolumeGuard) -> Result<Detached, String> {
         let id = volume.dataset.id();
         if let Some(running) = self.detaching.get_mut(&id) {
             let Some(ended) = running.now_or_never() else {

@@ -270,6 +270,23 @@ impl Fs {
         self.names.committer.close().await
     }
 
+    /// Answers no new call: callers are to come again. What is inside goes on. Before [`Self::close`], where they will find the dataset again.
+    pub fn hold_calls(&self) {
+        self.gate.shut(FsError::Unavailable("the volume is being closed".to_owned()));
+    }
+
+    /// Stops at once and writes nothing more, as the death of the process would, and lets go of the journal, if that is done within `limit`.
+    pub async fn abandon_within(&self, limit: Duration) {
+        let committer = &self.names.committer;
+        self.gate.shut(if committer.has_not_stopped() { FsError::Stale } else { committer.stopped().await });
+        self.stop.cancel();
+        if tokio::time::timeout(limit, self.names.committer.abandon()).await.is_err() {
+            tracing::warn!(
+                "something of a volume that has failed waits for the object store, and keeps its journal locked until that answers"
+            );
+        }
+    }
+
     /// Brings everything written so far to where the next opening finds it fastest, while this one goes on serving.
     pub async fn prepare_to_leave(&self) -> Result<(), FsError> {
         self.sync().await?;

@@ -140,6 +140,11 @@ impl<F: FileSystem> Registry<F> {
         }
     }
 
+    /// As [`Self::publish`], also after a loss: its file system was opened anew, and nobody is to be kept from it.
+    pub fn publish_anew(&self, export: Arc<Export<F>>) {
+        self.slots.write().insert(export.id, Slot::Open(export));
+    }
+
     /// Every handle of this export is `STALE` until it is removed (R25). Its file system is let go.
     pub fn lose(&self, id: ExportId) {
         if let Some(Slot::Open(export)) = self.slots.write().insert(id, Slot::Lost) {

@@ -1,9 +1,10 @@
 //! A dataset as a node or `serve` shows it: opened by its owner, or, where it is a snapshot made a volume, read without one.
 
 use super::VolumeError;
+use super::place::VolumeGuard;
 use super::served::{OneSnapshot, Served};
 use super::views::Keeper;
-use super::volumes::{Volume, Volumes};
+use super::volumes::Volumes;
 use crate::catalog::{Catalog, Dataset, Form, State};
 use crate::fs::FsError;
 use crate::types::{DatasetId, PoolId, SnapshotId};
@@ -18,11 +19,11 @@ pub struct Attached {
     /// What file handles are authenticated with (R7).
     pub handle_key: [u8; 16],
     /// Held for as long as it is attached, so that nobody closes it as unused.
-    owned: Option<Arc<Volume>>,
+    owned: Option<VolumeGuard>,
 }
 
-impl From<Arc<Volume>> for Attached {
-    fn from(volume: Arc<Volume>) -> Self {
+impl From<VolumeGuard> for Attached {
+    fn from(volume: VolumeGuard) -> Self {
         Self {
             pool: volume.pool,
             dataset: volume.dataset.id(),
@@ -37,6 +38,11 @@ impl Attached {
     /// Whether this process owns the dataset for it.
     pub fn is_owned(&self) -> bool {
         self.owned.is_some()
+    }
+
+    /// See [`Volume::opening`](super::Volume::opening); none: it needs no owner.
+    pub fn opening(&self) -> Option<u64> {
+        self.owned.as_ref().map(|volume| volume.opening)
     }
 }
 

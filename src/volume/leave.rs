@@ -5,7 +5,8 @@
 //! makes it shorter than a crash is that everything is in the store before, and where the next opening finds it fastest.
 
 use super::VolumeError;
-use super::volumes::{CLOSES_AT_ONCE, Slot, Volumes};
+use super::place::Place;
+use super::volumes::{CLOSES_AT_ONCE, Volumes};
 use crate::types::DatasetId;
 use futures::StreamExt;
 use std::sync::Arc;
@@ -70,9 +71,9 @@ impl Volumes {
     /// When something of a volume is still at work: the next process waits for its journal, until this one ends.
     pub async fn leave(&self, limit: Duration) -> Result<(), VolumeError> {
         self.inner.left.store(true, Ordering::SeqCst);
-        let slots: Vec<(DatasetId, Arc<Slot>)> = self.inner.slots.lock().iter().map(|(id, slot)| (*id, slot.clone())).collect();
-        let leaves = slots.into_iter().map(|(id, slot)| async move {
-            let left = tokio::time::timeout(limit * 2, self.leave_one(id, slot, limit)).await;
+        let places: Vec<Arc<Place>> = self.inner.places.lock().values().cloned().collect();
+        let leaves = places.into_iter().map(|place| async move {
+            let (id, left) = (place.id, tokio::time::timeout(limit * 2, self.leave_one(place, limit)).await);
             left.unwrap_or_else(|_| Err(VolumeError::Io(format!("dataset {id}: the store does not let go of it in time"))))
         });
         let results: Vec<_> = futures::future::join_all(leaves).await;
@@ -84,16 +85,14 @@ impl Volumes {
         self.inner.left.load(Ordering::SeqCst)
     }
 
-    async fn leave_one(&self, dataset: DatasetId, slot: Arc<Slot>, limit: Duration) -> Result<(), VolumeError> {
-        // Waits for an opening that had begun.
-        let _gate = slot.gate.lock().await;
-        let Some(open) = slot.open.read().clone() else { return Ok(()) };
-        open.closing.store(true, Ordering::Release);
-        open.closed.cancel();
-        let name = open.volume.dataset.name.to_string();
+    async fn leave_one(&self, place: Arc<Place>, limit: Duration) -> Result<(), VolumeError> {
+        // Waits for an opening, or a try to close it, that had begun.
+        let _turn = place.turn.lock().await;
+        let open = place.leave();
+        self.forget(&place);
+        let Some(open) = open else { return Ok(()) };
         let left = Box::pin(open.volume.fs.leave(limit)).await;
-        self.forget(dataset, &slot);
-        left.map_err(|source| VolumeError::Fs { dataset: name, source })
+        left.map_err(|source| VolumeError::Fs { dataset: open.volume.dataset.name.to_string(), source })
     }
 }
 

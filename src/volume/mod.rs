@@ -5,16 +5,18 @@
 //!  released ─────────────▶ claimed ─────────────▶ open ──┬── close: Fs::close, then the owner goes: released
 //!     ▲        ▲              │ open failed              ├── revoked: reported, then closed and released
 //!     └────────┼──────────────┘                          ├── left: another process of this node goes on; the owner stays
-//!   another's ─┘ with an expired lease                   └── fenced, or taken: dropped and reported; the record is the new owner's
-//!                ([`lease`])
+//!   another's ─┘ with an expired lease                   ├── fenced, or taken: dropped and reported; the record is the new owner's
+//!                ([`lease`])                             └── failed: reported; its journal is recovered, then closed and released
 //! ```
+//! The record says that much. What the process may do next with a volume is [`life`]; [`closing`] does it, for as long as it takes.
 //!
 //! Nouns: an **owner** is a node's session, written into the dataset's record; **released** means no owner, and only that
 //! means cleanly closed (R16); a **caretaker** is a controller that holds a released dataset for the length of one
 //! piece of work: a checkpoint, a clone's detaching, a collection of its database; a **view** is a snapshot that is being read, which needs
 //! no owner.
 //!
-//! Invariants: a process opens a database only while the record names it; a dataset is opened at most once in a process;
+//! Invariants: a process opens a database only while the record names it; a dataset is opened at most once in a process, and keeps its place
+//! there until its record does not name the session any more (R33); what a session owns and does not have open is released (R36);
 //! what another node owns is opened here only once that owner must have stopped answering (R26): what only its journal holds is
 //! lost then, as with the machine itself.
 //!
@@ -24,10 +26,13 @@
 mod attached;
 mod caretaker;
 mod claim;
+mod closing;
 mod home;
 mod lease;
 mod leave;
+mod life;
 mod ownership;
+mod place;
 mod reading;
 mod restoring;
 mod served;
@@ -43,6 +48,7 @@ pub use caretaker::{
 };
 pub use lease::{BootClock, Clock, ExpiredLease, LeaseSettings, Verdict, Watch};
 pub use ownership::{is_caretaker, unvoided};
+pub use place::VolumeGuard;
 pub use reading::ReadSnapshot;
 pub use restoring::forget_restore;
 pub use served::{Live, OneSnapshot, Served};

@@ -1,8 +1,11 @@
 //! The volumes that one process has open.
 
-use super::claim::{Openings, claim, release, undo};
+use super::claim::{Openings, claim};
+use super::closing::ABANDON_LIMIT;
 use super::lease::{End, ExpiredLease, Held, Keeper, LeaseSettings, Watch};
+use super::life::{Claim, Reason, Step, Want};
 use super::ownership::{self, Before};
+use super::place::{Open, Place, Users, VolumeGuard};
 use super::restoring::end_restore;
 use super::served::{Live, Served};
 use super::settings::VolumeSettings;
@@ -13,13 +16,13 @@ use crate::chunk::ChunkStore;
 use crate::fs::{Fs, FsError};
 use crate::types::{ClaimId, DatasetId, FamilyId, HomeId, PoolId};
 use futures::StreamExt;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// Volumes closed at once by [`Volumes::close_all`].
@@ -28,9 +31,6 @@ pub(super) const CLOSES_AT_ONCE: usize = 8;
 const LOST_QUEUED: usize = 256;
 /// Between tries to close what is given up.
 const HAND_OVER_RETRY: Duration = Duration::from_millis(500);
-
-/// The slot, and the task that watches for losses.
-const HOLDERS_OF_OURS: usize = 2;
 
 /// What became of a volume that was to be closed if nobody uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,10 @@ pub struct Volume {
     pub served: Arc<Served>,
     /// What file handles are authenticated with (R7).
     pub handle_key: [u8; 16],
+    /// No two openings in this process have the same.
+    pub opening: u64,
+    /// How many guards there are of it.
+    pub(super) users: Users,
     chunks: ChunkStore,
 }
 
@@ -56,6 +60,8 @@ pub struct Volume {
 pub struct Lost {
     pub pool: PoolId,
     pub dataset: DatasetId,
+    /// The [`Volume::opening`] that was lost: the dataset may have been opened anew since.
+    pub opening: u64,
     pub why: FsError,
 }
 
@@ -72,31 +78,13 @@ pub(super) struct Inner {
     home: tokio::sync::OnceCell<HomeId>,
     /// One for each pool that a volume was opened in.
     keepers: Mutex<HashMap<PoolId, Keeper>>,
-    /// A slot stays while its volume is open or someone is opening or closing it.
-    pub(super) slots: Mutex<HashMap<DatasetId, Arc<Slot>>>,
+    /// A place stays until the dataset's record does not name this session (R33).
+    pub(super) places: Mutex<HashMap<DatasetId, Arc<Place>>>,
+    openings: AtomicU64,
     lost: broadcast::Sender<Lost>,
     views: Views,
     /// Another process of this node goes on with the volumes: none is opened here any more.
     pub(super) left: AtomicBool,
-}
-
-#[derive(Default)]
-pub(super) struct Slot {
-    /// Held while opening or closing. Taken before `open`.
-    pub(super) gate: tokio::sync::Mutex<()>,
-    pub(super) open: RwLock<Option<Open>>,
-}
-
-#[derive(Clone)]
-pub(super) struct Open {
-    pub(super) volume: Arc<Volume>,
-    pool: Catalog,
-    /// What lets it answer, until it is dropped. Knows the claim that it was opened under.
-    held: Arc<Held>,
-    /// Ends the watcher.
-    pub(super) closed: CancellationToken,
-    /// Its closing has begun: it answers nothing any more, and is closed to the end before it is opened again.
-    pub(super) closing: Arc<AtomicBool>,
 }
 
 impl Volumes {
@@ -106,8 +94,8 @@ impl Volumes {
 
     pub fn with_lease(settings: VolumeSettings, lease: LeaseSettings) -> Self {
         let (lost, views) = (broadcast::Sender::new(LOST_QUEUED), Views::new(settings.clone()));
-        let (home, keepers, slots, left) = Default::default();
-        Self { inner: Arc::new(Inner { settings, lease, home, keepers, slots, lost, views, left }) }
+        let (home, keepers, places, openings, left) = Default::default();
+        Self { inner: Arc::new(Inner { settings, lease, home, keepers, places, openings, lost, views, left }) }
     }
 
     pub fn settings(&self) -> &VolumeSettings {
@@ -125,7 +113,7 @@ impl Volumes {
         Owner { lease_millis: self.inner.lease.millis(), ..Owner::new(&settings.node, settings.session) }
     }
 
-    async fn owner_at_home(&self) -> Result<Owner, VolumeError> {
+    pub(super) async fn owner_at_home(&self) -> Result<Owner, VolumeError> {
         let home = match &self.inner.settings.journal_dir {
             Some(dir) => Some(*self.inner.home.get_or_try_init(|| home::of(dir)).await?),
             None => None,
@@ -151,7 +139,7 @@ impl Volumes {
     ///
     /// # Errors
     /// [`VolumeError::Owned`] when another node has it.
-    pub async fn open(&self, pool: &Catalog, dataset: DatasetId) -> Result<Arc<Volume>, VolumeError> {
+    pub async fn open(&self, pool: &Catalog, dataset: DatasetId) -> Result<VolumeGuard, VolumeError> {
         self.open_over(pool, dataset, None).await
     }
 
@@ -159,54 +147,91 @@ impl Volumes {
     ///
     /// # Errors
     /// [`VolumeError::Owned`] when another has it by now, or that one came back.
-    pub async fn take_over(&self, pool: &Catalog, dataset: DatasetId, expired: &ExpiredLease) -> Result<Arc<Volume>, VolumeError> {
+    pub async fn take_over(&self, pool: &Catalog, dataset: DatasetId, expired: &ExpiredLease) -> Result<VolumeGuard, VolumeError> {
         self.open_over(pool, dataset, Some(expired)).await
     }
 
-    async fn open_over(
+    async fn open_over(&self, pool: &Catalog, dataset: DatasetId, expired: Option<&ExpiredLease>) -> Result<VolumeGuard, VolumeError> {
+        if let Some(volume) = self.get(dataset) {
+            return Ok(volume);
+        }
+        let (volumes, pool, expired) = (self.clone(), pool.clone(), expired.cloned());
+        let (answer, answered) = oneshot::channel();
+        // A task of its own: a caller that goes away must not leave a claim that nobody knows of.
+        tokio::spawn(async move {
+            let opened = Box::pin(volumes.open_in_turn(&pool, dataset, expired.as_ref())).await;
+            if let Err(Ok(unwanted)) = answer.send(opened) {
+                drop(unwanted);
+                if let Err(error) = volumes.close_unused(dataset).await {
+                    tracing::warn!(%dataset, %error, "a volume whose opening nobody waited for cannot be closed yet: it is tried again");
+                }
+            }
+        });
+        let ended = |_| VolumeError::Io(format!("the opening of dataset {dataset} ended without an answer: see the log; repeat"));
+        answered.await.map_err(ended)?
+    }
+
+    async fn open_in_turn(
         &self,
         pool: &Catalog,
         dataset: DatasetId,
         expired: Option<&ExpiredLease>,
-    ) -> Result<Arc<Volume>, VolumeError> {
+    ) -> Result<VolumeGuard, VolumeError> {
         loop {
-            if let Some(volume) = self.get(dataset) {
-                return Ok(volume);
-            }
-            let slot = self.slot(dataset)?;
-            let gate = slot.gate.lock().await;
-            if !self.is_current(dataset, &slot) || self.inner.left.load(Ordering::SeqCst) {
+            let place = self.place(pool, dataset)?;
+            let _turn = place.turn.lock().await;
+            if !self.is_current(&place) || self.inner.left.load(Ordering::SeqCst) {
                 continue;
             }
-            if let Some(volume) = slot.volume() {
-                return Ok(volume);
+            match (place.want(), place.volume()) {
+                (Want::Use, Some(volume)) => return Ok(volume),
+                (Want::Use | Want::Open, _) => return self.open_place(&place, expired).await,
+                (Want::Close, _) => match self.finish_close(&place).await {
+                    Err(error) if place.want() == Want::Close => return Err(error),
+                    Ok(()) | Err(_) => {}
+                },
             }
-            if slot.open.read().is_some() {
-                drop(gate);
-                self.close(dataset).await?;
-                continue;
+        }
+    }
+
+    async fn open_place(&self, place: &Arc<Place>, expired: Option<&ExpiredLease>) -> Result<VolumeGuard, VolumeError> {
+        place.begin_opening();
+        match Box::pin(self.open_now(&place.pool, place.id, expired)).await {
+            Ok(open) => {
+                self.watch_volume(place, &open);
+                Ok(place.opened(open))
             }
-            return match Box::pin(self.open_now(pool, dataset, expired)).await {
-                Ok((volume, held)) => {
-                    self.keep(&slot, pool, volume.clone(), held);
-                    Ok(volume)
+            Err(failed) => {
+                place.not_opened(failed.claim);
+                match place.step() {
+                    None => self.forget(place),
+                    Some(Step::Recover) => self.close_unless_repeated(place),
+                    // Nothing was opened: others need not wait. It is tried again by itself.
+                    Some(_) => drop(self.finish_close(place).await),
                 }
-                Err(error) => {
-                    self.forget(dataset, &slot);
-                    Err(error)
-                }
-            };
+                Err(failed.error)
+            }
         }
     }
 
     /// The volume if it is open.
-    pub fn get(&self, dataset: DatasetId) -> Option<Arc<Volume>> {
-        self.inner.slots.lock().get(&dataset)?.volume()
+    pub fn get(&self, dataset: DatasetId) -> Option<VolumeGuard> {
+        self.find(dataset)?.volume()
     }
 
     /// Every open volume.
-    pub fn list(&self) -> Vec<Arc<Volume>> {
-        self.inner.slots.lock().values().filter_map(|slot| slot.volume()).collect()
+    pub fn list(&self) -> Vec<VolumeGuard> {
+        self.inner.places.lock().values().filter_map(|place| place.volume()).collect()
+    }
+
+    /// Whether this session has, or may have, a dataset of this pool: others may ask it for something.
+    pub fn has_any_of(&self, pool: PoolId) -> bool {
+        self.inner.places.lock().values().any(|place| place.pool.pool().id == pool)
+    }
+
+    /// Those whose close has begun and is not at its end.
+    pub fn closing(&self) -> Vec<DatasetId> {
+        self.inner.places.lock().values().filter(|place| place.step().is_some()).map(|place| place.id).collect()
     }
 
     /// Applies the byte and inode quota of a dataset's record, as it is now, to the open volume.
@@ -216,82 +241,41 @@ impl Volumes {
         }
     }
 
-    /// Flushes, closes and releases the ownership. Not open counts as closed. After a failure: repeat; until then the volume answers nothing.
-    pub async fn close(&self, dataset: DatasetId) -> Result<(), VolumeError> {
-        let Some(slot) = self.inner.slots.lock().get(&dataset).cloned() else { return Ok(()) };
-        let _gate = slot.gate.lock().await;
-        let Some(open) = slot.open.read().clone() else { return Ok(()) };
-        let name = open.volume.dataset.name.to_string();
-        open.closing.store(true, Ordering::Release);
-        if let Err(source) = Box::pin(open.volume.fs.close()).await {
-            if !open.volume.fs.may_close_again().await {
-                // What was acknowledged is in the store and the journal; the next opening here brings it back.
-                open.closed.cancel();
-                self.forget(dataset, &slot);
-            }
-            return Err(VolumeError::Fs { dataset: name, source });
-        }
-        open.closed.cancel();
-        self.forget(dataset, &slot);
-        release(&open.pool, dataset, &open.held.is_ours()).await
-    }
-
-    /// As [`Self::close`], unless somebody holds the volume: whoever does has it from [`Self::open`] or [`Self::get`], and keeps it
-    /// for as long as it is used. Nobody gets it while this decides.
-    pub async fn close_unused(&self, dataset: DatasetId) -> Result<Closing, VolumeError> {
-        let Some(slot) = self.inner.slots.lock().get(&dataset).cloned() else { return Ok(Closing::Closed) };
-        let _gate = slot.gate.lock().await;
-        let taken = {
-            let mut open = slot.open.write();
-            match open.as_ref() {
-                None => return Ok(Closing::Closed),
-                Some(found) if Arc::strong_count(&found.volume) > HOLDERS_OF_OURS => return Ok(Closing::InUse),
-                Some(_) => open.take(),
-            }
-        };
-        let Some(open) = taken else { return Ok(Closing::Closed) };
-        let name = open.volume.dataset.name.to_string();
-        if let Err(source) = Box::pin(open.volume.fs.close()).await {
-            *slot.open.write() = Some(open);
-            return Err(VolumeError::Fs { dataset: name, source });
-        }
-        open.closed.cancel();
-        self.forget(dataset, &slot);
-        release(&open.pool, dataset, &open.held.is_ours()).await.map(|()| Closing::Closed)
-    }
-
     /// Closes everything; answers the first failure after having tried all.
     pub async fn close_all(&self) -> Result<(), VolumeError> {
-        let ids: Vec<DatasetId> = self.inner.slots.lock().keys().copied().collect();
+        let ids: Vec<DatasetId> = self.inner.places.lock().keys().copied().collect();
         let closes = futures::stream::iter(ids).map(|id| self.close(id)).buffer_unordered(CLOSES_AT_ONCE);
         let results: Vec<_> = closes.collect().await;
         results.into_iter().collect()
     }
 
-    fn slot(&self, dataset: DatasetId) -> Result<Arc<Slot>, VolumeError> {
+    pub(super) fn find(&self, dataset: DatasetId) -> Option<Arc<Place>> {
+        self.inner.places.lock().get(&dataset).cloned()
+    }
+
+    pub(super) fn place(&self, pool: &Catalog, dataset: DatasetId) -> Result<Arc<Place>, VolumeError> {
         if self.inner.left.load(Ordering::SeqCst) {
             return Err(VolumeError::Left { dataset: dataset.to_string() });
         }
-        let mut slots = self.inner.slots.lock();
+        let mut places = self.inner.places.lock();
         let max = self.inner.settings.volumes_max;
-        if let Some(slot) = slots.get(&dataset) {
-            return Ok(slot.clone());
+        if let Some(place) = places.get(&dataset) {
+            return Ok(place.clone());
         }
-        if slots.len() >= max {
+        if places.len() >= max {
             return Err(VolumeError::Full { dataset: dataset.to_string(), max });
         }
-        Ok(slots.entry(dataset).or_default().clone())
+        Ok(places.entry(dataset).or_insert_with(|| Arc::new(Place::new(dataset, pool.clone()))).clone())
     }
 
-    fn is_current(&self, dataset: DatasetId, slot: &Arc<Slot>) -> bool {
-        self.inner.slots.lock().get(&dataset).is_some_and(|current| Arc::ptr_eq(current, slot))
+    pub(super) fn is_current(&self, place: &Arc<Place>) -> bool {
+        self.inner.places.lock().get(&place.id).is_some_and(|current| Arc::ptr_eq(current, place))
     }
 
-    pub(super) fn forget(&self, dataset: DatasetId, slot: &Arc<Slot>) {
-        *slot.open.write() = None;
-        let mut slots = self.inner.slots.lock();
-        if slots.get(&dataset).is_some_and(|current| Arc::ptr_eq(current, slot)) {
-            slots.remove(&dataset);
+    pub(super) fn forget(&self, place: &Arc<Place>) {
+        let mut places = self.inner.places.lock();
+        if places.get(&place.id).is_some_and(|current| Arc::ptr_eq(current, place)) {
+            places.remove(&place.id);
         }
     }
 
@@ -301,19 +285,14 @@ impl Volumes {
         keepers.entry(pool.pool().id).or_insert_with(new).clone()
     }
 
-    async fn open_now(
-        &self,
-        pool: &Catalog,
-        id: DatasetId,
-        expired: Option<&ExpiredLease>,
-    ) -> Result<(Arc<Volume>, Arc<Held>), VolumeError> {
+    pub(super) async fn open_now(&self, pool: &Catalog, id: DatasetId, expired: Option<&ExpiredLease>) -> Result<Open, NotOpened> {
         let me = self.owner_at_home().await?;
-        let absent = || VolumeError::NotFound { what: format!("dataset {id}") };
+        let absent = || NotOpened { error: VolumeError::NotFound { what: format!("dataset {id}") }, claim: Claim::Refused };
         // Before a heartbeat is written for nothing.
         let record = pool.dataset_by_id(id).await?.ok_or_else(absent)?.record;
-        ownership::may_take(&record, &me, expired)?;
+        ownership::may_take(&record, &me, expired).map_err(NotOpened::at_claim)?;
         let begun = self.keeper(pool).begin(id, me.claim).await?;
-        let (dataset, before) = claim(pool, id, &me, expired).await?;
+        let (dataset, before) = claim(pool, id, &me, expired).await.map_err(NotOpened::at_claim)?;
         if let (Before::Another, Some(owner)) = (before, &record.owner) {
             tracing::warn!(dataset = %dataset.name, from = owner.node, session = %owner.session, "taking the dataset over from a node that has stopped: changes that were only in its journal are lost");
         }
@@ -323,17 +302,18 @@ impl Volumes {
             Ok(()) => self.open_fs(pool, &dataset, &begun.held).await,
             Err(injected) => {
                 let source = FsError::Unavailable(injected.to_string());
-                return Err(VolumeError::Fs { dataset: dataset.name.to_string(), source });
+                Err(VolumeError::Fs { dataset: dataset.name.to_string(), source })
             }
         };
         match opened {
             Ok(volume) => {
                 end_restore(pool, &volume, me.session).await;
-                Ok((Arc::new(volume), Arc::new(begun.held)))
+                Ok(Open { volume: Arc::new(volume), held: Arc::new(begun.held), closed: CancellationToken::new() })
             }
             Err(error) => {
-                undo(pool, id, &begun.held.is_ours(), (before, me.session)).await;
-                Err(error)
+                // An unfinished release by force is finished by an opening, which voids the journal before (R34).
+                let claim = if before == Before::Released { Claim::Clean } else { Claim::Owed };
+                Err(NotOpened { error, claim })
             }
         }
     }
@@ -361,32 +341,32 @@ impl Volumes {
             fs.show_snapshots();
         }
         let served = Served::Live(Live::new(fs.clone(), pool.clone(), dataset.incarnation, self.views().clone()));
-        Ok(Volume { pool: pool.pool().id, dataset: dataset.clone(), fs, served: Arc::new(served), handle_key, chunks })
+        let opening = self.inner.openings.fetch_add(1, Ordering::Relaxed);
+        let (served, users) = (Arc::new(served), Users::default());
+        Ok(Volume { pool: pool.pool().id, dataset: dataset.clone(), fs, served, handle_key, opening, users, chunks })
     }
 
     /// Open volumes of one family share one store, and with it its caches.
     fn chunks(&self, pool: &Catalog, family: FamilyId) -> ChunkStore {
-        let slots = self.inner.slots.lock();
-        let shared = slots.values().filter_map(|slot| slot.volume()).find(|volume| volume.dataset.family == family);
+        let shared = self.list().into_iter().find(|volume| volume.dataset.family == family);
         match shared {
             Some(volume) => volume.chunks.clone(),
             None => self.inner.settings.chunks(pool, family),
         }
     }
 
-    fn keep(&self, slot: &Arc<Slot>, pool: &Catalog, volume: Arc<Volume>, held: Arc<Held>) {
-        let closed = CancellationToken::new();
-        let closing = Arc::new(AtomicBool::new(false));
-        let tenure = held.tenure().clone();
-        let open = Open { volume: volume.clone(), pool: pool.clone(), held, closed: closed.clone(), closing: closing.clone() };
-        *slot.open.write() = Some(open);
-        let (volumes, slot, pool) = (self.clone(), Arc::downgrade(slot), pool.clone());
+    fn watch_volume(&self, place: &Arc<Place>, open: &Open) {
+        let (volumes, place) = (self.clone(), Arc::downgrade(place));
+        let (volume, closed, tenure) = (open.volume.clone(), open.closed.clone(), open.held.tenure().clone());
         tokio::spawn(async move {
             let why = tokio::select! {
                 () = closed.cancelled() => return,
                 why = volume.fs.stopped() => why,
                 end = tenure.ended() => match end {
-                    End::Revoked(claim) => return volumes.hand_over(&pool, &volume, claim).await,
+                    End::Revoked(claim) => {
+                        let Some(place) = place.upgrade() else { return };
+                        return volumes.hand_over(&place.pool, &volume, claim).await;
+                    }
                     // Whoever has it now may not have fenced this one yet.
                     End::Taken => {
                         volume.fs.give_up(FsError::Fenced);
@@ -394,27 +374,37 @@ impl Volumes {
                     }
                 },
             };
-            let Some(slot) = slot.upgrade() else { return };
-            let _gate = slot.gate.lock().await;
-            // Whoever closes it sees to the rest.
-            if closed.is_cancelled() || closing.load(Ordering::Acquire) {
-                return;
+            if let Some(place) = place.upgrade() {
+                volumes.lose(&place, &volume, why).await;
             }
-            let dataset = volume.dataset.id();
-            tracing::error!(dataset = %volume.dataset.name, error = %why, "the volume is lost to this process: its mounts answer ESTALE until they are unmounted");
-            volumes.forget(dataset, &slot);
-            // Nobody listens in a process without mounts.
-            let _ = volumes.inner.lost.send(Lost { pool: pool.pool().id, dataset, why });
         });
+    }
+
+    /// What only the journal has of it is recovered, unless it is another's.
+    async fn lose(&self, place: &Arc<Place>, volume: &Volume, why: FsError) {
+        let _turn = place.turn.lock().await;
+        // Whoever closes it sees to the rest.
+        if !self.is_current(place) || !place.lost(volume) {
+            return;
+        }
+        tracing::error!(dataset = %volume.dataset.name, error = %why, "the volume is lost to this process: its mounts answer ESTALE until they are unmounted");
+        self.report(volume, why);
+        volume.fs.abandon_within(ABANDON_LIMIT).await;
+        self.close_later(place, Duration::ZERO);
+    }
+
+    /// Nobody listens in a process without mounts.
+    fn report(&self, volume: &Volume, why: FsError) {
+        let _ = self.inner.lost.send(Lost { pool: volume.pool, dataset: volume.dataset.id(), opening: volume.opening, why });
     }
 
     /// A volume whose claim was revoked (R27): nothing is answered any more, and what was is
     /// brought to the store while there is time.
     async fn hand_over(&self, pool: &Catalog, volume: &Volume, claim: ClaimId) {
         let dataset = volume.dataset.id();
-        let _ = self.inner.lost.send(Lost { pool: pool.pool().id, dataset, why: FsError::Fenced });
+        self.report(volume, FsError::Fenced);
         let closed = tokio::time::timeout(self.inner.lease.lease, async {
-            while let Err(error) = self.close(dataset).await {
+            while let Err(error) = self.close_for(dataset, Reason::Revoked).await {
                 tracing::warn!(dataset = %volume.dataset.name, %error, "a volume that is given up could not be closed yet");
                 tokio::time::sleep(HAND_OVER_RETRY).await;
             }
@@ -428,11 +418,31 @@ impl Volumes {
     }
 }
 
-impl Slot {
-    fn volume(&self) -> Option<Arc<Volume>> {
-        let open = self.open.read();
-        let open = open.as_ref().filter(|open| !open.closing.load(Ordering::Acquire));
-        open.map(|open| open.volume.clone())
+/// Why a volume did not open, and what became of its claim.
+pub(super) struct NotOpened {
+    pub error: VolumeError,
+    pub claim: Claim,
+}
+
+impl NotOpened {
+    fn at_claim(error: VolumeError) -> Self {
+        let claim = match &error {
+            VolumeError::Catalog(_) | VolumeError::Io(_) | VolumeError::Fs { .. } => Claim::Unknown,
+            VolumeError::NotFound { .. }
+            | VolumeError::Owned { .. }
+            | VolumeError::Deleting { .. }
+            | VolumeError::Creating { .. }
+            | VolumeError::Full { .. }
+            | VolumeError::Left { .. }
+            | VolumeError::ReadOnly { .. } => Claim::Refused,
+        };
+        Self { error, claim }
+    }
+}
+
+impl<E: Into<VolumeError>> From<E> for NotOpened {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), claim: Claim::NotTried }
     }
 }
 

@@ -20,7 +20,7 @@ use zerofs_csi::fs::key::{self, Key};
 use zerofs_csi::fs::row::{Row, Usage};
 use zerofs_csi::telemetry::Failpoints;
 use zerofs_csi::types::{Class, Classify, EntryName, Incarnation, InodeNo, PackId, SessionId, SnapshotHandle, VolumeHandle};
-use zerofs_csi::volume::{Volume, VolumeSettings, Volumes, place};
+use zerofs_csi::volume::{Volume, VolumeGuard, VolumeSettings, Volumes, place};
 
 /// The stack of the program's own threads: unoptimised futures of the database are large.
 const STACK_BYTES: usize = 8 << 20;
@@ -145,7 +145,7 @@ pub struct Process {
     volumes: Volumes,
     controller: Controller,
     script: Script,
-    volume: Option<Arc<Volume>>,
+    volume: Option<VolumeGuard>,
     until: Duration,
 }
 
@@ -253,7 +253,7 @@ impl Process {
         Ok(found)
     }
 
-    async fn open(&self, handle: VolumeHandle) -> Done<Arc<Volume>> {
+    async fn open(&self, handle: VolumeHandle) -> Done<VolumeGuard> {
         // The engine lets go of the journal of an opening that failed a moment later.
         let mut tries = 0;
         loop {
@@ -282,7 +282,7 @@ impl Process {
         made.map(|made| made.handle).map_err(|error| repeatable(&name, &error))
     }
 
-    fn fs(&self) -> Done<&Arc<Volume>> {
+    fn fs(&self) -> Done<&VolumeGuard> {
         self.volume.as_ref().ok_or_else(|| "the volume is closed".to_owned())
     }
 

@@ -30,6 +30,11 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("catalog.sweep", "tests/catalog/faults.rs"),
     // A snapshot whose creation nobody finished.
     ("collect.snapshot.given-up", "tests/lifecycle/unfinished.rs"),
+    // A clone whose creation nobody finished; a checkpoint that came too late.
+    ("collect.clone.given-up", "tests/history/steps.rs"),
+    ("collect.checkpoint", "tests/history/steps.rs"),
+    // A close that has to open the volume again.
+    ("volume.close.recover", "tests/lifecycle/closing.rs"),
     // A restore in place.
     ("control.restore.begin", "tests/lifecycle/restore.rs"),
     ("control.restore.intent", "tests/lifecycle/restore.rs"),

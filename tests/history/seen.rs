@@ -13,7 +13,7 @@ use std::time::Duration;
 use zerofs_csi::control::Source;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileRef, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::{SnapshotHandle, VolumeHandle};
-use zerofs_csi::volume::Volume;
+use zerofs_csi::volume::{Volume, VolumeGuard};
 
 const WRITERS: u64 = 4;
 const CUTS: usize = 6;
@@ -45,7 +45,7 @@ fn record(w: u64, n: u64) -> Vec<u8> {
 }
 
 /// Appends record by record; some writers promise durability now and then, so that flushes are always under way.
-async fn append(open: Arc<Volume>, w: u64, progress: Arc<Progress>, stop: Arc<AtomicBool>) {
+async fn append(open: VolumeGuard, w: u64, progress: Arc<Progress>, stop: Arc<AtomicBool>) {
     let file = create(&open, &format!("w{w}")).await;
     let mut n = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -62,7 +62,7 @@ async fn append(open: Arc<Volume>, w: u64, progress: Arc<Progress>, stop: Arc<At
 }
 
 /// Makes one name after the other.
-async fn name(open: Arc<Volume>, progress: Arc<Progress>, stop: Arc<AtomicBool>) {
+async fn name(open: VolumeGuard, progress: Arc<Progress>, stop: Arc<AtomicBool>) {
     for n in 0..ENTRIES {
         if stop.load(Ordering::Relaxed) {
             return;

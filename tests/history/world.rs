@@ -17,7 +17,7 @@ use zerofs_csi::fs::api::{Caller, DirCookie, FileSystem, ListLimit};
 use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::fs::{FsError, FsMemory};
 use zerofs_csi::types::{SessionId, SnapshotHandle, VolumeHandle};
-use zerofs_csi::volume::{Clock, Keeper, LeaseSettings, Volume, VolumeSettings, Volumes};
+use zerofs_csi::volume::{Clock, Keeper, LeaseSettings, VolumeGuard, VolumeSettings, Volumes};
 
 /// So small that reads find little of what they ask for.
 const CHUNK_CACHE: u64 = 64 << 10;
@@ -190,7 +190,7 @@ impl Process {
     }
 
     /// Opened if need be. A process that died a moment ago may still be letting go of the journal.
-    pub async fn open(&self, volume: VolumeHandle) -> Result<Arc<Volume>, String> {
+    pub async fn open(&self, volume: VolumeHandle) -> Result<VolumeGuard, String> {
         let mut last = String::new();
         for _ in 0..200 {
             match Box::pin(self.volumes.open(&self.catalog, volume.dataset)).await {

@@ -18,7 +18,7 @@ use zerofs_csi::app::cluster::watch;
 use zerofs_csi::bucket::Bucket;
 use zerofs_csi::catalog::{Catalog, RevocationReason};
 use zerofs_csi::types::VolumeHandle;
-use zerofs_csi::volume::{BootClock, Clock, LeaseSettings, Volume};
+use zerofs_csi::volume::{BootClock, Clock, LeaseSettings, VolumeGuard};
 
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -177,7 +177,7 @@ impl Clock for Boot {
 struct Machine {
     world: World,
     volume: VolumeHandle,
-    _open: Arc<Volume>,
+    _open: VolumeGuard,
 }
 
 impl Machine {

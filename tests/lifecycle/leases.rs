@@ -8,12 +8,12 @@ use object_store::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
-use zerofs_csi::bucket::Bucket;
+use zerofs_csi::bucket::{Bucket, Limits};
 use zerofs_csi::catalog::{Catalog, Owner};
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileRef, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::{DatasetId, EntryName, VolumeHandle};
-use zerofs_csi::volume::{ExpiredLease, LeaseSettings, Verdict, Volume, VolumeError, Watch};
+use zerofs_csi::volume::{ExpiredLease, LeaseSettings, Verdict, Volume, VolumeError, VolumeGuard, Watch};
 
 pub const LEASE: Duration = LeaseSettings::LEASE;
 
@@ -40,8 +40,14 @@ impl Pool {
     }
 
     pub async fn node_at(&self, name: &str, lease: Duration, journals: Arc<TempDir>) -> Node {
+        self.node_within(name, lease, journals, Limits::default()).await
+    }
+
+    /// With other limits for its requests.
+    pub async fn node_within(&self, name: &str, lease: Duration, journals: Arc<TempDir>, limits: Limits) -> Node {
         let store = FaultStore::over(self.0.clone());
-        let catalog = Catalog::open(Bucket::on(store.clone(), Path::default()), None).await.unwrap();
+        let bucket = Bucket::on(store.clone(), Path::default()).with_limits(limits);
+        let catalog = Catalog::open(bucket, None).await.unwrap();
         let clock = Arc::new(Driven::default());
         let settings = LeaseSettings { lease, clock: clock.clone() };
         let world = World::under(catalog, name, Some(journals.path().to_owned()), settings);
@@ -50,7 +56,7 @@ impl Pool {
 }
 
 impl Node {
-    pub async fn open(&self, volume: VolumeHandle) -> Arc<Volume> {
+    pub async fn open(&self, volume: VolumeHandle) -> VolumeGuard {
         self.world.volumes.open(&self.world.catalog, volume.dataset).await.unwrap()
     }
 
@@ -67,7 +73,7 @@ impl Node {
         watch
     }
 
-    pub async fn take(&self, id: DatasetId, expired: &ExpiredLease) -> Result<Arc<Volume>, VolumeError> {
+    pub async fn take(&self, id: DatasetId, expired: &ExpiredLease) -> Result<VolumeGuard, VolumeError> {
         self.world.volumes.take_over(&self.world.catalog, id, expired).await
     }
 }

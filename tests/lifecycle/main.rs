@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod claims;
+mod closing;
 mod cluster;
 mod deduplication;
 mod diff;

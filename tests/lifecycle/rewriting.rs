@@ -9,7 +9,7 @@ use zerofs_csi::control::node::NoMounts;
 use zerofs_csi::control::{Source, mail};
 use zerofs_csi::fs::api::{Caller, FileSystem, Stability};
 use zerofs_csi::types::VolumeHandle;
-use zerofs_csi::volume::Volume;
+use zerofs_csi::volume::{Volume, VolumeGuard};
 
 const RECORD: usize = 64 << 10;
 const RECORDS: usize = 384;
@@ -22,7 +22,7 @@ async fn stored(world: &World) -> u64 {
     world.catalog.bucket().list("packs/").await.unwrap().iter().map(|object| object.bytes).sum()
 }
 
-async fn open(world: &World, volume: VolumeHandle) -> Arc<Volume> {
+async fn open(world: &World, volume: VolumeHandle) -> VolumeGuard {
     world.volumes.open(&world.catalog, volume.dataset).await.unwrap()
 }
 
@@ -68,7 +68,7 @@ async fn split(volume: &Volume, content: &mut [u8]) {
 }
 
 /// A volume whose packs are mostly dead, open, and what is in it.
-async fn mostly_dead(world: &World) -> (VolumeHandle, Arc<Volume>, Vec<u8>) {
+async fn mostly_dead(world: &World) -> (VolumeHandle, VolumeGuard, Vec<u8>) {
     let volume = world.create("v", None).await.unwrap().handle;
     let mut content = content();
     world.write(volume, "a", &content).await;

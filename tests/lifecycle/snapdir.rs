@@ -4,14 +4,13 @@ use super::{World, data, run};
 use bytes::Bytes;
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 use zerofs_csi::catalog::{Properties, Snapdir};
 use zerofs_csi::control::NewVolume;
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::types::{EntryName, InodeNo, SnapshotHandle, VolumeHandle};
-use zerofs_csi::volume::{Served, Volume};
+use zerofs_csi::volume::{Served, VolumeGuard};
 
 pub(super) fn name(text: &str) -> EntryName {
     EntryName::try_from(text.as_bytes()).unwrap()
@@ -88,7 +87,7 @@ async fn tree(fs: &Served, top: FileRef, fileids: &mut BTreeSet<u64>) -> BTreeMa
     found
 }
 
-async fn open(world: &World, volume: VolumeHandle) -> Arc<Volume> {
+async fn open(world: &World, volume: VolumeHandle) -> VolumeGuard {
     world.volumes.open(&world.catalog, volume.dataset).await.unwrap()
 }
 

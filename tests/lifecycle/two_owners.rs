@@ -5,11 +5,10 @@ use super::data;
 use crate::leases::{LEASE, Node, Pool, expired, name, patiently, write};
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::*;
-use zerofs_csi::volume::Volume;
+use zerofs_csi::volume::{Volume, VolumeGuard};
 
 /// Where the first owner is held: every durable step on the way of a change.
 const STEPS: &[&str] = &[
@@ -190,7 +189,7 @@ fn journals_of_before_are_discarded_and_retransmissions_answered() {
 }
 
 /// What was given up lets go of its journal in its own time.
-pub async fn reopened(node: &Node, volume: zerofs_csi::types::VolumeHandle) -> Arc<Volume> {
+pub async fn reopened(node: &Node, volume: zerofs_csi::types::VolumeHandle) -> VolumeGuard {
     for _ in 0..1000 {
         match node.world.volumes.open(&node.world.catalog, volume.dataset).await {
             Ok(open) => return open,

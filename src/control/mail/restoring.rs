@@ -12,9 +12,9 @@ use crate::catalog::Catalog;
 use crate::control::controller::{RestoreInPlace, class_name, restore};
 use crate::fs::{Progress, Restored};
 use crate::types::{DatasetId, Incarnation};
-use crate::volume::{Volume, VolumeSettings, Volumes};
+use crate::volume::{VolumeGuard, VolumeSettings, Volumes};
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// An asker that waits brings a ticket back within two seconds, and an owner that is busy reads it some seconds later.
@@ -33,8 +33,8 @@ pub(super) struct Restores {
 struct Ticket {
     name: Incarnation,
     call: Incarnation,
-    /// As it was opened then.
-    volume: Weak<Volume>,
+    /// As it was opened then: [`Volume::opening`](crate::volume::Volume::opening).
+    opening: u64,
     given: Instant,
 }
 
@@ -51,7 +51,7 @@ impl Restores {
         &mut self,
         settings: &VolumeSettings,
         pool: &Catalog,
-        volume: Arc<Volume>,
+        volume: VolumeGuard,
         wanted: RestoreInPlace,
         ticket: Option<Incarnation>,
     ) -> RestoreSaid {
@@ -66,31 +66,30 @@ impl Restores {
                 Some(_) => {}
             }
         }
-        if !ticket.is_some_and(|ticket| self.takes_back(ticket, wanted.call, &volume)) {
-            return RestoreSaid::Noted(self.note(wanted.call, &volume));
+        if !ticket.is_some_and(|ticket| self.takes_back(ticket, wanted.call, volume.opening)) {
+            return RestoreSaid::Noted(self.note(wanted.call, volume.opening));
         }
         self.begin(settings, pool, volume, wanted);
         RestoreSaid::Running(Restored::default())
     }
 
-    fn takes_back(&mut self, name: Incarnation, call: Incarnation, volume: &Arc<Volume>) -> bool {
+    fn takes_back(&mut self, name: Incarnation, call: Incarnation, opening: u64) -> bool {
         self.forget_old();
-        let volume = Arc::downgrade(volume);
-        let good = |ticket: &Ticket| ticket.name == name && ticket.call == call && ticket.volume.ptr_eq(&volume);
+        let good = |ticket: &Ticket| ticket.name == name && ticket.call == call && ticket.opening == opening;
         let found = self.tickets.iter().position(good);
         found.and_then(|at| self.tickets.remove(at)).is_some()
     }
 
-    fn note(&mut self, call: Incarnation, volume: &Arc<Volume>) -> Incarnation {
+    fn note(&mut self, call: Incarnation, opening: u64) -> Incarnation {
         let name = Incarnation::random();
         if self.tickets.len() >= TICKETS_MAX {
             self.tickets.pop_front();
         }
-        self.tickets.push_back(Ticket { name, call, volume: Arc::downgrade(volume), given: Instant::now() });
+        self.tickets.push_back(Ticket { name, call, opening, given: Instant::now() });
         name
     }
 
-    fn begin(&mut self, settings: &VolumeSettings, pool: &Catalog, volume: Arc<Volume>, wanted: RestoreInPlace) {
+    fn begin(&mut self, settings: &VolumeSettings, pool: &Catalog, volume: VolumeGuard, wanted: RestoreInPlace) {
         let (progress, ended) = (Arc::new(Progress::default()), Arc::new(OnceLock::new()));
         let restoring = Restoring { call: wanted.call, progress: progress.clone(), ended: ended.clone() };
         self.last.insert(volume.dataset.id(), restoring);

@@ -238,6 +238,10 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
 
     fn lose(&self, lost: &Lost) {
         let State::Staged(staged) = self.state(lost.dataset) else { return };
+        // What is staged by now may be a later opening.
+        if staged.volume.opening() != Some(lost.opening) {
+            return;
+        }
         self.lose_staged(&staged, &lost.why.to_string());
     }
 

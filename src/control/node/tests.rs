@@ -168,10 +168,12 @@ fn what_cannot_be_undone_is_undone_by_unstaging() {
     run(async {
         let node = Node::new().await;
         node.set("volume.open.claimed", "return");
+        node.set("volume.close.release", "return");
         assert!(node.stage().await.is_err());
         assert!(node.is_owned().await, "the failure has no point");
         assert!(node.unstage().await.is_err(), "a volume that stays this node's is not unstaged");
         node.set("volume.open.claimed", "off");
+        node.set("volume.close.release", "off");
         node.unstage().await.unwrap();
         node.assert_released("unstaged").await;
     });
