@@ -13,6 +13,7 @@ mod endpoints;
 mod exports;
 pub mod handover;
 mod health;
+mod journals;
 mod life;
 mod logging;
 mod memory;

@@ -135,6 +135,7 @@ impl<M: Mounter> Plugin<'_, M> {
         };
         // The controller is another process: it asks for a snapshot of what is open here by mail.
         life.work_tasks.spawn(parts.mail(agent.clone(), &life.work));
+        life.work_tasks.spawn(parts.journals(&life.work));
         let services = CsiServices {
             identity: identity(&parts, false),
             controller: None,

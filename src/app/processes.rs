@@ -6,6 +6,7 @@ use super::collecting;
 use super::config::Config;
 use super::endpoints::NfsEndpoints;
 use super::health::Health;
+use super::journals;
 use super::life;
 use super::parts::Parts;
 use super::pools;
@@ -105,5 +106,9 @@ impl Parts {
 
     pub(super) fn mail(&self, mounts: Arc<dyn Mounts>, stop: &CancellationToken) -> impl Future<Output = ()> + Send + use<> {
         mail::serve(self.pools.clone(), self.volumes.clone(), mounts, self.config.mail_interval, stop.child_token())
+    }
+
+    pub(super) fn journals(&self, stop: &CancellationToken) -> impl Future<Output = ()> + Send + use<> {
+        journals::run(self.pools.clone(), self.volumes.clone(), stop.child_token())
     }
 }

@@ -28,6 +28,7 @@ mod caretaker;
 mod claim;
 mod closing;
 mod home;
+mod journals;
 mod lease;
 mod leave;
 mod life;

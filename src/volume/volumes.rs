@@ -10,7 +10,7 @@ use super::restoring::end_restore;
 use super::served::{Live, Served};
 use super::settings::VolumeSettings;
 use super::views::Views;
-use super::{VolumeError, home};
+use super::{VolumeError, home, journals};
 use crate::catalog::{Catalog, Dataset, Owner, Snapdir};
 use crate::chunk::ChunkStore;
 use crate::fs::{Fs, FsError};
@@ -18,7 +18,6 @@ use crate::types::{ClaimId, DatasetId, FamilyId, HomeId, PoolId};
 use futures::StreamExt;
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -151,7 +150,12 @@ impl Volumes {
         self.open_over(pool, dataset, Some(expired)).await
     }
 
-    async fn open_over(&self, pool: &Catalog, dataset: DatasetId, expired: Option<&ExpiredLease>) -> Result<VolumeGuard, VolumeError> {
+    async fn open_over(
+        &self,
+        pool: &Catalog,
+        dataset: DatasetId,
+        expired: Option<&ExpiredLease>,
+    ) -> Result<VolumeGuard, VolumeError> {
         if let Some(volume) = self.get(dataset) {
             return Ok(volume);
         }
@@ -321,7 +325,7 @@ impl Volumes {
     async fn open_fs(&self, pool: &Catalog, dataset: &Dataset, held: &Held) -> Result<Volume, VolumeError> {
         let settings = &self.inner.settings;
         let journal = match &settings.journal_dir {
-            Some(dir) => Some(journal_path(dir, dataset).await?),
+            Some(dir) => Some(journals::path(dir, pool, dataset.id())),
             None => None,
         };
         let place = settings.place(pool, dataset.family, dataset.incarnation);
@@ -444,11 +448,4 @@ impl<E: Into<VolumeError>> From<E> for NotOpened {
     fn from(error: E) -> Self {
         Self { error: error.into(), claim: Claim::NotTried }
     }
-}
-
-async fn journal_path(dir: &std::path::Path, dataset: &Dataset) -> Result<PathBuf, VolumeError> {
-    tokio::fs::create_dir_all(dir).await.map_err(|error| {
-        VolumeError::Io(format!("journal folder {}: {error}: make it writable, or give another --state-dir", dir.display()))
-    })?;
-    Ok(dir.join(format!("{}.journal", dataset.incarnation)))
 }

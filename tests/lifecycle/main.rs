@@ -15,6 +15,7 @@ mod frozen;
 mod handing_over;
 mod leases;
 mod leaving;
+mod leftovers;
 mod mailbox;
 mod many;
 mod orders;

@@ -78,6 +78,18 @@ pub fn exists(base: &Path) -> bool {
     !(is_absent(base) && (0..2).all(|index| is_absent(&segment_path(base, index))))
 }
 
+/// Removes a journal of which nothing is needed any more. `false`: somebody has it open.
+///
+/// # Errors
+/// The disk's.
+pub fn remove(base: &Path) -> Result<bool, FsError> {
+    match Locked::lock(base) {
+        Ok(locked) => locked.remove().map(|()| true),
+        Err(FsError::Busy(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 impl Locked {
     /// Locks the journal at `base`, creating its lock file and folder.
     ///
@@ -132,11 +144,17 @@ impl Locked {
         Ok(found)
     }
 
+    fn remove(self) -> Result<(), FsError> {
+        let removed = remove_files(&self.base);
+        drop(self.lock);
+        removed
+    }
+
     /// Starts an empty journal, whose first batch will be `first`. What it held before must be in the object store, or of no use.
     pub fn begin(self, incarnation: Incarnation, epoch: Epoch, first: u64) -> Result<Journal, FsError> {
         let header = Header { incarnation, epoch, first };
         let active = Segment::create(&segment_path(&self.base, 0), &header)?;
-        remove(&segment_path(&self.base, 1))?;
+        remove_file(&segment_path(&self.base, 1))?;
         Ok(Journal { base: self.base, lock: self.lock, incarnation, epoch, active, index: 0, other_last: 0 })
     }
 }
@@ -188,7 +206,7 @@ impl Journal {
     pub fn restart(&mut self, first: u64) -> Result<(), FsError> {
         let header = Header { incarnation: self.incarnation, epoch: self.epoch, first };
         // The other segment first: alone it would look like a journal with a gap, without it like an older end.
-        remove(&segment_path(&self.base, 1 - self.index))?;
+        remove_file(&segment_path(&self.base, 1 - self.index))?;
         self.active = Segment::create(&segment_path(&self.base, self.index), &header)?;
         self.other_last = 0;
         Ok(())
@@ -196,15 +214,21 @@ impl Journal {
 
     /// Removes the journal of a dataset that was closed cleanly.
     pub fn remove(self) -> Result<(), FsError> {
-        remove(&segment_path(&self.base, 0))?;
-        remove(&segment_path(&self.base, 1))?;
-        remove(&self.base)?;
+        let removed = remove_files(&self.base);
         drop(self.lock);
-        Ok(())
+        removed
     }
 }
 
-fn remove(path: &Path) -> Result<(), FsError> {
+/// While the lock is held. The lock file last: without it the others would be nobody's.
+fn remove_files(base: &Path) -> Result<(), FsError> {
+    for index in 0..2 {
+        remove_file(&segment_path(base, index))?;
+    }
+    remove_file(base)
+}
+
+fn remove_file(path: &Path) -> Result<(), FsError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("removing", path, &error)),
         _ => Ok(()),
