@@ -1,11 +1,22 @@
-//! The identity of a folder of journals: kept in it, made with it.
+//! The identity of a folder of journals: kept in it, made with it; and what it proves.
+//!
+//! A process holds the folder's lock, so the run before it on this machine is over, and it takes back without waiting what that one had. But the
+//! folder may be a copy, made with the image of a machine: then the one before is on another machine, and may be alive. Its heartbeat says which run
+//! of a machine it is of. After a restart of the process that is this run. After a restart of the machine it is another one, and may be the other
+//! machine's: a lease has to end first, as anywhere (R26). The journal is replayed then as well.
 
 use super::VolumeError;
+use super::lease::{ExpiredLease, Verdict};
+use super::volumes::Volumes;
+use crate::catalog::{Catalog, Dataset, Owner};
 use crate::types::HomeId;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
+use std::time::Duration;
 
 const FILE: &str = "home";
+/// Between looks at the heartbeats of an owner that may be alive.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// An id is 26 characters.
 const BYTES_MAX: u64 = 64;
 
@@ -20,6 +31,43 @@ pub async fn of(journals: &Path) -> Result<HomeId, VolumeError> {
         .await
         .map_err(|error| VolumeError::Io(error.to_string()))?
         .map_err(failed)
+}
+
+impl Volumes {
+    /// The proof that the owner, an earlier session of this folder, has stopped; waited for where it needs a whole lease. None: it is alive, on a
+    /// machine that has a copy of the folder; or it is no session of this folder.
+    pub(super) async fn stopped_at_home(
+        &self,
+        pool: &Catalog,
+        record: &Dataset,
+        me: &Owner,
+    ) -> Result<Option<ExpiredLease>, VolumeError> {
+        let earlier = |owner: &&Owner| owner.session != me.session && owner.home.is_some() && owner.home == me.home;
+        let Some(owner) = record.owner.as_ref().filter(earlier) else { return Ok(None) };
+        let id = record.id();
+        let proof = || Some(ExpiredLease::of(id, owner.clone()));
+        if self.ended_sessions().lock().contains(&owner.session) {
+            return Ok(proof());
+        }
+        match pool.newest_heartbeat(owner.session).await? {
+            // Who may answer has one.
+            None => return Ok(proof()),
+            Some(last) if last.boot == self.lease().clock.boot() => {
+                self.ended_sessions().lock().insert(owner.session);
+                return Ok(proof());
+            }
+            Some(_) => {}
+        }
+        tracing::info!(dataset = %record.name, session = %owner.session, "this machine has started anew since the dataset was open, or its state folder is a copy: waiting for the end of the lease of before");
+        let mut watch = self.watch(pool, id, owner);
+        loop {
+            match watch.look().await? {
+                Verdict::Expired(expired) => return Ok(Some(expired)),
+                Verdict::MayLive { .. } if watch.has_seen_life() => return Ok(None),
+                Verdict::MayLive { wait } => tokio::time::sleep(wait.min(LOOK_AGAIN)).await,
+            }
+        }
+    }
 }
 
 fn read_or_make(dir: &Path) -> std::io::Result<HomeId> {

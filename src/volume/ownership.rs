@@ -1,8 +1,8 @@
 //! Who may take a dataset: pure decisions on its record, applied by compare-and-swap.
 //!
-//! An owner takes back without waiting what its own folder of journals has (a process holds the
-//! folder's lock, so that the run before it is over), and nothing because of a name: two nodes of
-//! one name may both be alive. What another has is taken only when its lease has expired.
+//! An owner takes back what its own folder of journals has once the run before it is known to be
+//! over ([`super::home`]), and nothing because of a name: two nodes of one name may both be alive.
+//! What another has is taken only when its lease has expired.
 //!
 //! Every claim has an id of its own, also one by the session that had the dataset before (R31):
 //! what was found out about an earlier claim, and what is still under way for it (its release, a
@@ -86,8 +86,10 @@ pub(super) fn may_take(dataset: &Dataset, me: &Owner, expired: Option<&ExpiredLe
         Some(owner) if is_caretaker(owner) => Ok(unvoided(owner).map_or(Before::Released, Before::Unfinished)),
         // A maintenance claim is not the session's volume: that may be open.
         Some(owner) if owner.session == me.session && !is_caretaker(me) => Ok(Before::Ours),
-        Some(owner) if owner.home.is_some() && owner.home == me.home => Ok(Before::Ours),
-        Some(owner) if expired.is_some_and(|expired| expired.covers(id, owner)) => Ok(Before::Another),
+        Some(owner) if expired.is_some_and(|expired| expired.covers(id, owner)) => {
+            let at_home = owner.home.is_some() && owner.home == me.home;
+            Ok(if at_home { Before::Ours } else { Before::Another })
+        }
         Some(owner) => Err(VolumeError::Owned { dataset: name(), node: owner.node.clone(), owner: Box::new(owner.clone()) }),
     }
 }
@@ -178,7 +180,9 @@ mod tests {
         assert_eq!(take(&mut free, &me, None).unwrap(), Before::Released);
         assert!(holds(&free, &me));
         let again = at_home(owner("a", 2), 1);
-        assert_eq!(take(&mut free, &again, None).unwrap(), Before::Ours);
+        assert!(matches!(take(&mut free, &again, None), Err(VolumeError::Owned { .. })), "the folder may be a copy");
+        let over = ExpiredLease::of(free.id(), me.clone());
+        assert_eq!(take(&mut free, &again, Some(&over)).unwrap(), Before::Ours);
         assert!(holds(&free, &again) && !holds(&free, &me));
     }
 

@@ -14,10 +14,10 @@ use super::{VolumeError, home, journals};
 use crate::catalog::{Catalog, Dataset, Owner, Snapdir};
 use crate::chunk::ChunkStore;
 use crate::fs::{Fs, FsError};
-use crate::types::{ClaimId, DatasetId, FamilyId, HomeId, PoolId};
+use crate::types::{ClaimId, DatasetId, FamilyId, HomeId, PoolId, SessionId};
 use futures::StreamExt;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -80,6 +80,8 @@ pub(super) struct Inner {
     /// A place stays until the dataset's record does not name this session (R33).
     pub(super) places: Mutex<HashMap<DatasetId, Arc<Place>>>,
     openings: AtomicU64,
+    /// Earlier runs on this folder that are known to be over: each is asked about once.
+    ended: Mutex<HashSet<SessionId>>,
     lost: broadcast::Sender<Lost>,
     views: Views,
     /// Another process of this node goes on with the volumes: none is opened here any more.
@@ -93,8 +95,8 @@ impl Volumes {
 
     pub fn with_lease(settings: VolumeSettings, lease: LeaseSettings) -> Self {
         let (lost, views) = (broadcast::Sender::new(LOST_QUEUED), Views::new(settings.clone()));
-        let (home, keepers, places, openings, left) = Default::default();
-        Self { inner: Arc::new(Inner { settings, lease, home, keepers, places, openings, lost, views, left }) }
+        let (home, keepers, places, openings, ended, left) = Default::default();
+        Self { inner: Arc::new(Inner { settings, lease, home, keepers, places, openings, ended, lost, views, left }) }
     }
 
     pub fn settings(&self) -> &VolumeSettings {
@@ -118,6 +120,10 @@ impl Volumes {
             None => None,
         };
         Ok(Owner { home, ..self.owner() })
+    }
+
+    pub(super) fn ended_sessions(&self) -> &Mutex<HashSet<SessionId>> {
+        &self.inner.ended
     }
 
     pub fn lease(&self) -> &LeaseSettings {
@@ -294,6 +300,8 @@ impl Volumes {
         let absent = || NotOpened { error: VolumeError::NotFound { what: format!("dataset {id}") }, claim: Claim::Refused };
         // Before a heartbeat is written for nothing.
         let record = pool.dataset_by_id(id).await?.ok_or_else(absent)?.record;
+        let stopped = self.stopped_at_home(pool, &record, &me).await?;
+        let expired = expired.or(stopped.as_ref());
         ownership::may_take(&record, &me, expired).map_err(NotOpened::at_claim)?;
         let begun = self.keeper(pool).begin(id, me.claim).await?;
         let (dataset, before) = claim(pool, id, &me, expired).await.map_err(NotOpened::at_claim)?;

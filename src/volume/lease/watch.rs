@@ -16,7 +16,7 @@ pub struct ExpiredLease {
 }
 
 impl ExpiredLease {
-    #[cfg(test)]
+    /// What is known in another way.
     pub(in crate::volume) fn of(dataset: DatasetId, owner: Owner) -> Self {
         Self { dataset, owner }
     }

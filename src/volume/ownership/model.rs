@@ -314,7 +314,9 @@ impl World {
         let (session, expired) = (process.session, process.expired);
         let before = self.record.owner;
         let me = Holder { who: Some((node, session)), claim: self.fresh() };
-        let expired = expired.map(|expired| ExpiredLease::of(template(None).id(), expired.owner()));
+        // The run before on a node's folder is over, and its heartbeat says so: no machine is a copy of another here.
+        let over = before.filter(|owner| owner.who.is_some_and(|(of, earlier)| of == node && earlier != session));
+        let expired = over.or(expired).map(|expired| ExpiredLease::of(template(None).id(), expired.owner()));
         let mut record = template(before.map(Holder::owner));
         let found = take(&mut record, &me.owner(), expired.as_ref()).ok()?;
         self.heartbeat(node);

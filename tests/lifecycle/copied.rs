@@ -1,0 +1,119 @@
+//! A state folder that was copied with the image of its machine: two machines that look like one, and are not; and one that was started anew (R26).
+
+use super::{Driven, World};
+use crate::leases::{LEASE, Node, Pool, name, write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use zerofs_csi::fs::FsError;
+use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
+use zerofs_csi::types::VolumeHandle;
+use zerofs_csi::volume::{Clock, LeaseSettings, VolumeError, VolumeGuard};
+
+/// The clock of one run of a machine.
+struct Run {
+    clock: Arc<Driven>,
+    boot: &'static str,
+}
+
+impl Clock for Run {
+    fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    fn boot(&self) -> Option<String> {
+        Some(self.boot.to_owned())
+    }
+}
+
+/// A process of a machine, on a folder of journals.
+async fn process(pool: &Pool, folder: &Path, boot: &'static str, lease: Duration) -> Node {
+    let node = pool.node("node-a").await;
+    let clock = Arc::new(Driven::default());
+    let settings = LeaseSettings { lease, clock: Arc::new(Run { clock: clock.clone(), boot }) };
+    let world = World::under(node.world.catalog.clone(), "node-a", Some(folder.to_owned()), settings);
+    Node { world, clock, ..node }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
+        let to = to.join(entry.file_name().unwrap());
+        if entry.is_dir() { copy(&entry, &to) } else { assert!(std::fs::copy(&entry, &to).is_ok()) }
+    }
+}
+
+async fn create(open: &VolumeGuard, file: &str) {
+    let how = CreateHow::Guarded(SetAttr::default());
+    open.fs.create(&Caller::root(), open.fs.root(), &name(file), how).await.unwrap();
+}
+
+/// As a machine that loses its power: nothing of it reaches the store any more.
+fn lose_power(node: Node, open: VolumeGuard) {
+    node.store.die();
+    open.fs.give_up(FsError::Fenced);
+}
+
+#[test]
+fn a_copied_state_folder_gives_no_right_to_the_volumes_of_the_first() {
+    super::run(async {
+        let (pool, folders) = (Pool::new().await, tempfile::tempdir().unwrap());
+        let (first, second) = (folders.path().join("first"), folders.path().join("second"));
+        // A short lease on a clock that stands: it is renewed often, and never lapses.
+        let a = process(&pool, &first, "boot-1", Duration::from_millis(600)).await;
+        let volume = a.world.create("v", None).await.unwrap().handle;
+        let open = a.open(volume).await;
+        create(&open, "journaled").await;
+        copy(&first, &second);
+        let copied = process(&pool, &second, "boot-2", LEASE).await;
+        let refused = copied.world.volumes.open(&copied.world.catalog, volume.dataset).await;
+        assert!(matches!(refused, Err(VolumeError::Owned { .. })), "the first is alive");
+        write(&open, "later", b"x").await;
+        assert_eq!(copied.world.volumes.remove_outlived_journals(&copied.world.catalog).await.unwrap(), 0);
+    });
+}
+
+async fn is_there(open: &VolumeGuard, file: &str) {
+    let found = open.fs.lookup(&Caller::root(), open.fs.root(), file.as_bytes()).await;
+    assert!(found.is_ok(), "{file}: {found:?}");
+}
+
+/// What was given up lets go of its journal in its own time.
+async fn open(node: &Node, volume: VolumeHandle) -> VolumeGuard {
+    crate::two_owners::reopened(node, volume).await
+}
+
+#[test]
+fn after_a_reboot_a_lease_is_waited_for_and_after_a_restart_it_is_not() {
+    super::run(async {
+        let (pool, folder) = (Pool::new().await, tempfile::tempdir().unwrap());
+        let before = process(&pool, folder.path(), "boot-1", LEASE).await;
+        let volume = before.world.create("v", None).await.unwrap().handle;
+        let opened = before.open(volume).await;
+        create(&opened, "before the power went").await;
+        lose_power(before, opened);
+
+        let rebooted = process(&pool, folder.path(), "boot-2", LEASE).await;
+        let (opened, waited) = tokio::join!(open(&rebooted, volume), async {
+            // Time goes on until it is open.
+            let mut waited = Duration::ZERO;
+            while rebooted.world.volumes.get(volume.dataset).is_none() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                rebooted.clock.advance(Duration::from_secs(1));
+                waited += Duration::from_secs(1);
+            }
+            waited
+        });
+        assert!(waited >= LEASE, "another machine might have been alive: {waited:?}");
+        is_there(&opened, "before the power went").await;
+        create(&opened, "before the crash").await;
+        lose_power(rebooted, opened);
+
+        let restarted = process(&pool, folder.path(), "boot-2", LEASE).await;
+        let opened = open(&restarted, volume).await;
+        assert_eq!(restarted.clock.now(), Duration::ZERO);
+        for file in ["before the power went", "before the crash"] {
+            is_there(&opened, file).await;
+        }
+    });
+}
