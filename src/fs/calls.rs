@@ -3,11 +3,15 @@
 
 use super::FsError;
 use super::api::*;
-use super::dataset::{Fs, Promise};
+use super::dataset::{Fs, INSIST_PAUSE, Promise};
 use super::names::{Done, First, Listed, Outcome, Removal, Turn};
 use super::permission;
 use crate::types::{EntryName, Timestamp};
 use bytes::Bytes;
+use std::time::Duration;
+
+/// How long a WRITE waits for the store: less than a client waits before it sends the call again.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
 /// The answer of a repeated call: attributes as they are now, nothing known of before (R20).
 fn again(after: Attr) -> Change {
@@ -109,10 +113,7 @@ impl FileSystem for Fs {
 
     async fn setattr(&self, caller: &Caller, file: FileRef, set: SetAttr, guard: Option<Timestamp>) -> Result<Change, FsError> {
         self.answer(async {
-            // A guard makes a repeat fail, and a repeat that comes late would cut off what was written since. The rest may be done twice.
-            let once = guard.is_some() || set.size.is_some();
-            let repeatable = Caller { call: caller.call.filter(|_| once), ..caller.clone() };
-            match self.turn(&repeatable, Promise::Applied, &[file]).await? {
+            match self.turn(caller, Promise::Applied, &[file]).await? {
                 Repeatable::Again(_) => self.changed_again(file).await,
                 Repeatable::First(first) => {
                     let outcome = self.names.setattr(caller, file, set, guard, &first).await;
@@ -189,7 +190,7 @@ impl FileSystem for Fs {
             if stability == Stability::Unstable && !self.writes_through() {
                 return Ok(Written { count, committed: Stability::Unstable, change });
             }
-            self.flush(&node).await?;
+            self.flush_written(&node).await?;
             Ok(Written { count, committed: Stability::FileSync, change })
         })
         .await
@@ -306,6 +307,23 @@ impl Fs {
     async fn flush(&self, node: &std::sync::Arc<super::node::Node>) -> Result<(), FsError> {
         let ticket = self.names.contents.flush(node).await?;
         self.keep(Promise::Durable, ticket.unwrap_or_default().max(node.last())).await
+    }
+
+    /// [`Self::flush`] for a WRITE, which has taken effect. Whoever is told [`FsError::Unavailable`] makes the call anew, and the data would take
+    /// effect again, over what was written since (R36): so the store is waited for here, and then the client is told to come again.
+    async fn flush_written(&self, node: &std::sync::Arc<super::node::Node>) -> Result<(), FsError> {
+        let since = std::time::Instant::now();
+        loop {
+            match self.flush(node).await {
+                Err(FsError::Unavailable(_)) if self.names.committer.has_not_stopped() => {
+                    if since.elapsed() > WRITE_LIMIT {
+                        return Err(FsError::Busy("the object store does not take what was written"));
+                    }
+                    tokio::time::sleep(INSIST_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     async fn observe_all(&self, entries: &[DirEntry]) -> Result<(), FsError> {

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 const BYTES_UNLIMITED: u64 = 1 << 50;
 const INODES_UNLIMITED: u64 = InodeNo::MAX.0;
 /// Between tries to answer for what is done.
-const INSIST_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const INSIST_PAUSE: Duration = Duration::from_millis(200);
 /// How long closing waits for calls that wait for the store.
 const CALLS_LIMIT: Duration = Duration::from_secs(60);
 /// The part of a cache that is for decoded records: 300 bytes describe 32 KiB, a kilobyte an inode.

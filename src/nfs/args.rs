@@ -65,10 +65,11 @@ impl Procedure {
         Self::ALL.get(number as usize).copied()
     }
 
-    /// Whether doing it twice differs from doing it once (R20).
+    /// Whether a copy of it that takes effect late differs from none (R20, R36).
     pub fn once(self) -> bool {
         match self {
             Self::SetAttr
+            | Self::Write
             | Self::Create
             | Self::MkDir
             | Self::Symlink
@@ -83,7 +84,6 @@ impl Procedure {
             | Self::Access
             | Self::ReadLink
             | Self::Read
-            | Self::Write
             | Self::ReadDir
             | Self::ReadDirPlus
             | Self::FsStat

@@ -2,6 +2,7 @@
 
 use super::args::HandleArg;
 use super::attr;
+use super::data::WriteAnswer;
 use super::export::{Export, ExportTable, Found};
 use super::outbox::Message;
 use super::rpc;
@@ -23,15 +24,25 @@ const FLAT_BYTES: usize = 8 << 10;
 pub struct Reply {
     head: Bytes,
     data: Vec<Bytes>,
+    write: Option<WriteAnswer>,
 }
 
 impl Reply {
     pub fn small(out: Encoder) -> Self {
-        Self { head: rpc::finish(out, 0), data: Vec::new() }
+        Self::whole(rpc::finish(out, 0))
     }
 
     pub fn whole(head: Bytes) -> Self {
-        Self { head, data: Vec::new() }
+        Self { head, data: Vec::new(), write: None }
+    }
+
+    /// A reply to a WRITE, with what its copies are answered.
+    pub fn to_write(self, answer: WriteAnswer) -> Self {
+        Self { write: Some(answer), ..self }
+    }
+
+    pub fn write_answer(&self) -> Option<WriteAnswer> {
+        self.write
     }
 
     /// Ends with an opaque made of `data`, `len` bytes long.
@@ -50,7 +61,7 @@ impl Reply {
         if !pad.is_empty() {
             data.push(pad);
         }
-        Self { head, data }
+        Self { head, data, write: None }
     }
 
     pub fn into_message(self) -> Message {

@@ -8,7 +8,7 @@ use super::args::{Args, Procedure};
 use super::budget::{Bytes as ByteBudget, Count, Taken};
 use super::call::{Call, Reply};
 use super::dispatch::{Answer, dispatch};
-use super::duplicate::First;
+use super::duplicate::{Arrived, First};
 use super::export::ExportTable;
 use super::mount::{self, MountArgs};
 use super::outbox::{Message, Outbox, SMALL_BYTES};
@@ -251,15 +251,15 @@ impl<T: ExportTable> Connection<T> {
         let Ok(args) = Args::decode(procedure, &mut received.args) else {
             return refuse(Refusal::GarbageArgs);
         };
-        let id = match &identity {
-            Some(identity) if procedure.once() => Some(identity.call_id(xid, received.procedure, raw)),
+        let id = match (&identity, procedure) {
+            (Some(identity), Procedure::Write) => Some(identity.write_id(xid, raw)),
+            (Some(identity), _) if procedure.once() => Some(identity.call_id(xid, received.procedure, raw)),
             _ => None,
         };
-        let first = match id {
-            Some(id) => match self.shared.duplicates.begin(id, &self.outbox, &self.calls) {
-                Some(first) => Some(first),
-                None => return Begun::Later,
-            },
+        let first = match id.map(|id| self.shared.duplicates.begin(id, &self.outbox, &self.calls)) {
+            Some(Arrived::First(first)) => Some(first),
+            Some(Arrived::Joined) => return Begun::Later,
+            Some(Arrived::Answered(answer)) => return Begun::Reply(answer.again(xid)),
             None => None,
         };
         let caller = self.squash(identity.map_or_else(nobody, |identity| identity.caller(id)));

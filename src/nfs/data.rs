@@ -4,7 +4,9 @@ use super::args::HandleArg;
 use super::attr;
 use super::call::{Call, Reply, held};
 use super::export::ExportTable;
+use super::rpc;
 use super::status::NfsStat;
+use super::xdr::Encoder;
 use crate::fs::api::{FileSystem, IO_BYTES_MAX, Stability};
 use bytes::Bytes;
 
@@ -31,26 +33,59 @@ pub async fn read<T: ExportTable>(call: Call<T>, file: HandleArg, offset: u64, c
     }
 }
 
+/// What a WRITE answered, attributes left out: what is remembered of it for its copies (R36).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteAnswer {
+    status: NfsStat,
+    count: u32,
+    committed: Stability,
+    /// Of the opening that took the data: with a later one's, a client would believe that to have data which was lost (R18).
+    verifier: [u8; 8],
+}
+
+impl WriteAnswer {
+    pub fn failed(status: NfsStat) -> Self {
+        Self { status, count: 0, committed: Stability::Unstable, verifier: [0; 8] }
+    }
+
+    fn encode(&self, out: &mut Encoder) {
+        out.u32(self.count);
+        out.u32(match self.committed {
+            Stability::Unstable => 0,
+            Stability::DataSync => 1,
+            Stability::FileSync => 2,
+        });
+        out.raw(&self.verifier);
+    }
+
+    /// The reply to a copy. It says nothing of attributes: those of then are old by now.
+    pub fn again(&self, xid: u32) -> Reply {
+        let mut out = rpc::accept(xid, 32);
+        out.u32(self.status as u32);
+        attr::wcc(&mut out, 0, None, None);
+        if self.status == NfsStat::Ok {
+            self.encode(&mut out);
+        }
+        Reply::small(out)
+    }
+}
+
 pub async fn write<T: ExportTable>(call: Call<T>, file: HandleArg, offset: u64, data: Bytes, stability: Stability) -> Reply {
     let target = match call.target(file).await {
         Ok(target) => target,
-        Err(status) => return call.failed_with_wcc(status, None).await,
+        Err(status) => return call.failed_with_wcc(status, None).await.to_write(WriteAnswer::failed(status)),
     };
     let fs = &target.export.fs;
     match held!(call, target.export, fs.write(&call.caller, target.file, offset, data.clone(), stability)) {
         Ok(written) => {
+            let verifier = fs.write_verifier();
+            let answer = WriteAnswer { status: NfsStat::Ok, count: written.count, committed: written.committed, verifier };
             let mut out = call.results(NfsStat::Ok, 2 * attr::ATTR_BYTES);
             attr::change(&mut out, target.export.fsid, &written.change);
-            out.u32(written.count);
-            out.u32(match written.committed {
-                Stability::Unstable => 0,
-                Stability::DataSync => 1,
-                Stability::FileSync => 2,
-            });
-            out.raw(&fs.write_verifier());
-            Reply::small(out)
+            answer.encode(&mut out);
+            Reply::small(out).to_write(answer)
         }
-        Err(status) => call.failed_with_wcc(status, Some(&target)).await,
+        Err(status) => call.failed_with_wcc(status, Some(&target)).await.to_write(WriteAnswer::failed(status)),
     }
 }
 

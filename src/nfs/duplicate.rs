@@ -1,21 +1,54 @@
-//! Calls that must not be done twice, while they are under way (R20).
+//! Calls that come again (R20, R36): no copy of a call takes effect after its answer was given.
 //!
-//! The file system remembers what was done; here a repetition that arrives before the first is done joins it and gets the
-//! same reply. It is never dropped: the kernel's client would wait a minute or more.
+//! ```text
+//!            first copy ─────────────────▶ answered ───▶ a WRITE: remembered here, the newest WRITES_MAX
+//!  a copy meanwhile joins it                        └──▶ any other: remembered by the file system (R20)
+//! ```
+//! A copy is never dropped: the kernel's client would wait a minute or more. A WRITE that waits, for a lease, for memory or for the
+//! store, may have been sent again on another connection, and the range written anew, before it goes on: a second copy that took effect
+//! then would bring the old bytes back. The file system does not remember WRITEs, because each would need a row in the database;
+//! remembering them here is enough, because it is only while a process lives that copies wait in its sockets.
 
 use super::budget::{Count, Counted};
 use super::call::Reply;
+use super::data::WriteAnswer;
 use super::outbox::Outbox;
 use crate::fs::api::CallId;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Connections that may wait for one call. A client has one per retransmission, and waits a minute between them.
 const JOINED_MAX: usize = 16;
+/// Answered WRITEs remembered: as many as two connections may have under way (see [`super::Limits::calls`]), because a copy is read at
+/// the latest once those are answered that kept its connection from being read. About 100 bytes each.
+const WRITES_MAX: usize = 8192;
+
+/// The calls of one server's clients.
+#[derive(Debug, Default)]
+pub struct Duplicates(Mutex<Calls>);
 
 #[derive(Debug, Default)]
-pub struct Duplicates(Mutex<HashMap<CallId, Vec<Joined>>>);
+struct Calls {
+    /// Under way, with those who wait for the same answer.
+    running: HashMap<CallId, Vec<Joined>>,
+    writes: HashMap<CallId, WriteAnswer>,
+    /// The keys of `writes`, the oldest first.
+    oldest: VecDeque<CallId>,
+}
+
+impl Calls {
+    fn remember(&mut self, id: CallId, answer: WriteAnswer) {
+        self.writes.insert(id, answer);
+        self.oldest.push_back(id);
+        if self.oldest.len() > WRITES_MAX
+            && let Some(oldest) = self.oldest.pop_front()
+        {
+            self.writes.remove(&oldest);
+        }
+    }
+}
 
 /// A connection that waits for a call of another, or of its own, and has a call under way as long as it does.
 #[derive(Debug)]
@@ -32,19 +65,33 @@ pub struct First {
     open: bool,
 }
 
+/// What a call that arrives is.
+#[derive(Debug)]
+pub enum Arrived {
+    First(First),
+    /// It is under way: its reply will go to this connection too.
+    Joined,
+    /// It was a WRITE, and was answered so.
+    Answered(WriteAnswer),
+}
+
 impl Duplicates {
-    /// `None`: it is already being done, and its reply will go to `outbox` too. `calls`: those under way of the connection.
-    pub fn begin(self: &Arc<Self>, id: CallId, outbox: &Arc<Outbox>, calls: &Count) -> Option<First> {
-        match self.0.lock().entry(id) {
-            std::collections::hash_map::Entry::Occupied(mut joined) => {
+    /// `calls`: those under way of the connection.
+    pub fn begin(self: &Arc<Self>, id: CallId, outbox: &Arc<Outbox>, calls: &Count) -> Arrived {
+        let mut all = self.0.lock();
+        if let Some(answer) = all.writes.get(&id) {
+            return Arrived::Answered(*answer);
+        }
+        match all.running.entry(id) {
+            Entry::Occupied(mut joined) => {
                 if joined.get().len() < JOINED_MAX {
                     joined.get_mut().push(Joined { outbox: outbox.clone(), _call: calls.enter() });
                 }
-                None
+                Arrived::Joined
             }
-            std::collections::hash_map::Entry::Vacant(slot) => {
+            Entry::Vacant(slot) => {
                 slot.insert(Vec::new());
-                Some(First { all: self.clone(), id, open: true })
+                Arrived::First(First { all: self.clone(), id, open: true })
             }
         }
     }
@@ -54,7 +101,13 @@ impl First {
     /// Answers those who joined.
     pub fn done(mut self, reply: &Reply) {
         self.open = false;
-        let joined = self.all.0.lock().remove(&self.id).unwrap_or_default();
+        let joined = {
+            let mut all = self.all.0.lock();
+            if let Some(answer) = reply.write_answer() {
+                all.remember(self.id, answer);
+            }
+            all.running.remove(&self.id).unwrap_or_default()
+        };
         for Joined { outbox, _call } in joined {
             outbox.send(reply.clone().into_message());
         }
@@ -63,9 +116,27 @@ impl First {
 
 impl Drop for First {
     fn drop(&mut self) {
-        // The call was abandoned: a repetition must be able to begin.
+        // The call was abandoned before it did anything: a repetition must be able to begin.
         if self.open {
-            self.all.0.lock().remove(&self.id);
+            self.all.0.lock().running.remove(&self.id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nfs::NfsStat;
+
+    #[test]
+    fn the_newest_writes_are_remembered() {
+        let mut calls = Calls::default();
+        let id = |xid| CallId { client: 1, xid, checksum: 2 };
+        let last = WRITES_MAX as u32;
+        for xid in 0..=last {
+            calls.remember(id(xid), WriteAnswer::failed(NfsStat::NoSpace));
+        }
+        assert_eq!((calls.writes.len(), calls.oldest.len()), (WRITES_MAX, WRITES_MAX));
+        assert!(!calls.writes.contains_key(&id(0)) && calls.writes.contains_key(&id(1)) && calls.writes.contains_key(&id(last)));
     }
 }

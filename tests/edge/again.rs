@@ -210,3 +210,62 @@ async fn a_repeated_truncation_takes_nothing_that_was_written_since() {
         served.fs.close().await.unwrap();
     }
 }
+
+/// Nor must a change of mode that comes late take back what was changed since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_change_of_mode_takes_nothing_back() {
+    for restarts in [false, true] {
+        let mut home = Home::new();
+        let mut served = home.serve().await;
+        let client = served.client(&Credentials::root()).await;
+        let root = served.root(&client).await;
+        make(&served, "file").await;
+        let file = client.lookup(&root, b"file").await.unwrap().handle;
+        let record = |xid, mode| {
+            let args = SETATTR3args { object: fh(file.as_bytes()), new_attributes: with_mode(mode), guard: Nfs3Option::None };
+            nfs(xid, 2, &pack(&args))
+        };
+        assert_eq!(send(&served, &record(5, 0o600)).await.0, 0);
+        if restarts {
+            served = home.again(served, Death::Process).await;
+        }
+        assert_eq!(send(&served, &record(6, 0o644)).await.0, 0);
+        assert_eq!(send(&served, &record(5, 0o600)).await.0, 0);
+        assert_eq!(found(&served, "file").await.unwrap().mode, 0o644, "restarts: {restarts}");
+        served.fs.close().await.unwrap();
+    }
+}
+
+/// A synchronous WRITE that is held because the store does not answer has taken effect: it must not do so again over what was written since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_waits_for_the_store_takes_effect_once() {
+    let mut home = Home::new();
+    home.dataset.options.flush_interval = std::time::Duration::from_secs(3600);
+    let served = home.serve().await;
+    let client = served.client(&Credentials::root()).await;
+    let root = served.root(&client).await;
+    make(&served, "file").await;
+    let file = client.lookup(&root, b"file").await.unwrap().handle;
+    let (failpoints, step) = (home.dataset.place.bucket.failpoints().clone(), "fs.content.before-pack");
+    let passed = || failpoints.passed().get(step).copied().unwrap_or(0);
+    failpoints.set(step, "return").unwrap();
+    let old = tokio::spawn({
+        let (client, file) = (client.clone(), file.clone());
+        async move { client.write(&file, 0, bytes::Bytes::from_static(b"old"), Stability::FileSync).await }
+    });
+    let soon = async {
+        while client.read(&file, 0, 9).await.unwrap().data != "old" {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        client.write(&file, 0, bytes::Bytes::from_static(b"new"), Stability::Unstable).await.unwrap();
+        let then = passed();
+        while passed() < then + 4 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), soon).await.expect("it is tried again");
+    failpoints.set(step, "off").unwrap();
+    old.await.unwrap().unwrap();
+    assert_eq!(client.read(&file, 0, 9).await.unwrap().data, "new");
+    served.fs.close().await.unwrap();
+}

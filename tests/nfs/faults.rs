@@ -4,7 +4,8 @@ use crate::memfs::MemFs;
 use crate::support::{EXPORT, Edge, KEY, new_file, options};
 use crate::wire::*;
 use bytes::Bytes;
-use nfs3_types::nfs3::{READ3args, REMOVE3args};
+use nfs3_types::nfs3::{READ3args, REMOVE3args, WRITE3args, stable_how};
+use nfs3_types::xdr_codec::Opaque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use zerofs_csi::fs::api::{SetAttr, Stability};
-use zerofs_csi::nfs::client::{ClientError, Credentials};
+use zerofs_csi::nfs::client::{ClientError, Credentials, FileHandle};
 use zerofs_csi::nfs::{Endpoint, ExportId, Limits, NfsStat, Options, Peers, Server, Squash};
 
 const SOON: Duration = Duration::from_millis(100);
@@ -83,6 +84,96 @@ async fn a_repeated_call_is_done_once_and_answered_each_time() {
     gate.add_permits(1);
     let other = nfs(78, 12, &pack(&REMOVE3args { object: place(root.as_bytes(), b"f") }));
     assert_eq!(status(&wires[0].ask(&other).await.unwrap()), NfsStat::NoEnt as u32);
+}
+
+/// The record of a WRITE, the same for every copy of the call.
+fn write(xid: u32, file: &FileHandle, data: &[u8]) -> Vec<u8> {
+    let (count, stable) = (data.len() as u32, stable_how::UNSTABLE);
+    nfs(xid, 7, &pack(&WRITE3args { file: fh(file.as_bytes()), offset: 0, count, stable, data: Opaque::borrowed(data) }))
+}
+
+/// A WRITE that waits, is sent again on another connection, and is overtaken there by a newer one: the old bytes must not come back.
+#[tokio::test]
+async fn a_write_that_comes_again_while_it_waits_takes_effect_once() {
+    let edge = Edge::start().await;
+    let client = edge.client().await;
+    let root = edge.root(&client).await;
+    let file = client.create(&root, b"f", &new_file()).await.unwrap().handle;
+    let held = Arc::new(Semaphore::new(0));
+    edge.fs.inject().writes.lock().push_back(held.clone());
+    let old = write(77, &file, b"old");
+    let mut first = Wire::connect(edge.server.local_addr()).await;
+    first.send(&old).await;
+    timely(async {
+        while !edge.fs.faults.writes.lock().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let mut second = Wire::connect(edge.server.local_addr()).await;
+    second.send(&old).await;
+    // Whatever is answered by now, the client may go on from there.
+    if tokio::time::timeout(SOON, second.0.readable()).await.is_ok() {
+        assert_eq!(status(&second.receive().await.unwrap()), 0);
+        client.write(&file, 0, Bytes::from_static(b"new"), Stability::Unstable).await.unwrap();
+        held.add_permits(1);
+        timely(first.receive()).await.unwrap();
+        assert_eq!(client.read(&file, 0, 9).await.unwrap().data, "new", "the old bytes came back");
+        panic!("a copy of a call that was under way was answered by itself");
+    }
+    held.add_permits(1);
+    let (one, two) = (timely(first.receive()).await.unwrap(), timely(second.receive()).await.unwrap());
+    assert_eq!((status(&one), &one), (0, &two));
+}
+
+/// A copy may have waited in a socket until its call was answered and the range written anew.
+#[tokio::test]
+async fn the_same_write_again_after_a_newer_one_changes_nothing() {
+    let edge = Edge::start().await;
+    let client = edge.client().await;
+    let root = edge.root(&client).await;
+    let file = client.create(&root, b"f", &new_file()).await.unwrap().handle;
+    let (old, new) = (write(77, &file, b"old"), write(78, &file, b"new"));
+    let mut wire = Wire::connect(edge.server.local_addr()).await;
+    let results = |reply: &[u8]| accepted(reply).1[reply_tail(reply)..].to_vec();
+    let first = wire.ask(&old).await.unwrap();
+    assert_eq!((status(&first), status(&wire.ask(&new).await.unwrap())), (0, 0));
+    // The data that this says was taken is another opening's by now, and so stays its verifier.
+    edge.fs.verifier.fetch_add(1, Ordering::Relaxed);
+    let mut other = Wire::connect(edge.server.local_addr()).await;
+    for _ in 0..2 {
+        let again = other.ask(&old).await.unwrap();
+        assert_eq!((status(&again), results(&again)), (0, results(&first)));
+    }
+    assert_eq!(client.read(&file, 0, 9).await.unwrap().data, "new");
+    // Another's data under the same number is another call.
+    assert_eq!(status(&other.ask(&write(77, &file, b"own")).await.unwrap()), 0);
+    assert_eq!(client.read(&file, 0, 9).await.unwrap().data, "own");
+}
+
+/// Where count, stable_how and verifier begin in the results of a WRITE that succeeded.
+fn reply_tail(reply: &[u8]) -> usize {
+    accepted(reply).1.len() - 16
+}
+
+/// Its client was told that it failed, and has gone on from there.
+#[tokio::test]
+async fn a_write_that_failed_does_not_take_effect_later() {
+    let edge = Edge::with(Options { hold: SOON, ..options() }).await;
+    let client = edge.client().await;
+    let root = edge.root(&client).await;
+    let file = client.create(&root, b"f", &new_file()).await.unwrap().handle;
+    let mut wire = Wire::connect(edge.server.local_addr()).await;
+    let quota = edge.fs.quota.swap(0, Ordering::Relaxed);
+    assert_eq!(status(&wire.ask(&write(1, &file, b"full")).await.unwrap()), NfsStat::NoSpace as u32);
+    edge.fs.quota.store(quota, Ordering::Relaxed);
+    edge.fs.inject().unavailable.store(u32::MAX, Ordering::Relaxed);
+    assert_eq!(status(&wire.ask(&write(2, &file, b"away")).await.unwrap()), NfsStat::Jukebox as u32);
+    edge.fs.faults.unavailable.store(0, Ordering::Relaxed);
+    client.write(&file, 0, Bytes::from_static(b"newer"), Stability::Unstable).await.unwrap();
+    assert_eq!(status(&wire.ask(&write(1, &file, b"full")).await.unwrap()), NfsStat::NoSpace as u32);
+    assert_eq!(status(&wire.ask(&write(2, &file, b"away")).await.unwrap()), NfsStat::Jukebox as u32);
+    assert_eq!(client.read(&file, 0, 9).await.unwrap().data, "newer");
 }
 
 #[tokio::test]

@@ -58,6 +58,8 @@ pub struct Faults {
     any: AtomicBool,
     /// READs take a permit each, for ever.
     pub reads: Mutex<Option<Arc<Semaphore>>>,
+    /// The next WRITEs wait for one of these each; those that follow do not.
+    pub writes: Mutex<VecDeque<Arc<Semaphore>>>,
     /// COMMITs and REMOVEs take a permit each, for ever.
     pub slow: Mutex<Option<Arc<Semaphore>>>,
     /// So many calls find no object store.
@@ -543,6 +545,10 @@ impl FileSystem for MemFs {
 
     async fn write(&self, caller: &Caller, file: FileRef, offset: u64, data: Bytes, stability: Stability) -> Result<Written> {
         self.enter()?;
+        if self.faults.any.load(Ordering::Acquire) {
+            let held = Mutex::new(self.faults.writes.lock().pop_front());
+            self.pass(&held).await;
+        }
         let mut state = self.state.lock();
         let quota = self.quota.load(Ordering::Relaxed);
         let (now, used) = (state.now(), state.bytes);
