@@ -17,7 +17,7 @@ use zerofs_csi::crypto::{Keyring, Secret, WrappedKey};
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::db::{DbCache, DbPlace};
 use zerofs_csi::fs::{Fs, FsMemory, FsOptions, RootAttr, SyncMode};
-use zerofs_csi::types::{EntryName, FamilyId, Incarnation, PoolId};
+use zerofs_csi::types::{EntryName, FamilyId, Incarnation, PoolId, WallClock};
 
 const POOL: PoolId = PoolId::from_bytes([1; 16]);
 const MIB: usize = 1 << 20;
@@ -54,6 +54,7 @@ impl Place {
             memory: FsMemory::new(52 << 20, 43 << 20),
             journal: None,
             root: RootAttr { uid: 0, gid: 0, mode: 0o755 },
+            clock: WallClock::default(),
         };
         Arc::new(Fs::open(&db, chunks, options).await.expect("it opens"))
     }

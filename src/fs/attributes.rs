@@ -49,9 +49,8 @@ impl Names {
             turn.unchanged(Done { ticket: Ticket::default(), object: Some(file) });
             return Ok(Outcome { answer: Change { before, after: attr(file, &old) }, ticket: None });
         }
-        let now = self.committer.ctime(old.ctime)?;
         let mut row = old;
-        permission::apply(caller, &mut row, &set, now)?;
+        permission::apply(caller, &mut row, &set, self.now())?;
         let mut batch = Batch::default();
         let resize = match set.size.filter(|_| row.kind == FileKind::Regular) {
             Some(size) => self.contents.truncate(&node, &mut row, size, &mut batch).await?,

@@ -49,8 +49,9 @@ impl Names {
             return Ok(around(node.file, &before, &before));
         }
         let mut row = before.clone();
-        row.ctime = self.committer.ctime(row.ctime)?;
-        row.mtime = row.ctime;
+        let now = self.now();
+        row.ctime = now.ctime(row.ctime);
+        row.mtime = now.time();
         row.mode = permission::mode_after_write(caller, row.mode);
         self.contents.write(node, &mut row, offset, data, room).await?;
         let change = around(node.file, &before, &row);

@@ -13,7 +13,7 @@ use super::node::Node;
 use super::row::{Inode, Row};
 use super::tenure::{Tenure, Unrivalled};
 use crate::chunk::{ChunkStore, Codec};
-use crate::types::{Epoch, InodeNo, PackId, Timestamp};
+use crate::types::{Epoch, InodeNo, PackId, Timestamp, WallClock};
 use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -91,6 +91,8 @@ pub struct FsOptions {
     /// Owner, group and mode of the root directory when the dataset is new.
     pub root: RootAttr,
 }
+    /// What mtimes and ctimes are told by.
+    pub clock: WallClock,
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RootAttr {
@@ -166,7 +168,7 @@ impl Fs {
         let FsMemory { content, names_bytes, .. } = &options.memory;
         let contents = Arc::new(Contents::new(committer.clone(), chunks, packer, content, options.flush_interval));
         contents.set_quota(options.quota_bytes);
-        let names = Arc::new(Names::new(committer, contents, *names_bytes, record_bits, options.quota_inodes));
+        let names = Arc::new(Names::new(committer, contents, options.clock, *names_bytes, record_bits, options.quota_inodes));
         let fs = Self {
             names,
             ring,
@@ -234,10 +236,9 @@ impl Fs {
         self.names.show_snapshots();
     }
 
-    /// A ctime above `last` for what is shown beside this file system's own objects; as theirs it never goes back, not by a restart (R8).
-    /// Where the reserved time is used up it is above `last` at least.
+    /// A ctime above `last` for what is shown beside this file system's own objects (R8).
     pub fn ctime_after(&self, last: Timestamp) -> Timestamp {
-        self.names.committer.ctime(last).unwrap_or_else(|_| Timestamp::from_nanos(last.as_nanos().saturating_add(1)))
+        self.names.now().ctime(last)
     }
 
     pub fn set_quota(&self, bytes: Option<u64>, inodes: Option<u64>) {
@@ -428,7 +429,7 @@ async fn ensure_root(committer: &Committer, options: &FsOptions) -> Result<FileR
     if committer.totals().inodes > 0 {
         return Err(FsError::Corrupt("the dataset has inodes but no root directory".to_owned()));
     }
-    let now = committer.ctime(Timestamp::default())?;
+    let now = options.clock.now();
     let root = Inode {
         kind: FileKind::Directory,
         mode: options.root.mode & super::permission::MODE_BITS,

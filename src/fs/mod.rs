@@ -20,6 +20,7 @@ mod frozen;
 mod gate;
 pub mod journal;
 pub mod key;
+mod moment;
 mod names;
 mod node;
 mod permission;

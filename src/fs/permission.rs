@@ -5,6 +5,7 @@
 
 use super::FsError;
 use super::api::{Caller, FileKind, SetAttr, SetTime, access};
+use super::moment::Moment;
 use super::row::Inode;
 use crate::types::Timestamp;
 
@@ -116,8 +117,8 @@ pub fn mode_after_write(caller: &Caller, mode: u32) -> u32 {
 }
 
 /// Checks a change of attributes, size included, and makes it in `row`, except for the size, which belongs to the file's content.
-/// Order of checks and errors as in Linux' `setattr_prepare`. `now` becomes ctime.
-pub fn apply(caller: &Caller, row: &mut Inode, set: &SetAttr, now: Timestamp) -> Result<(), FsError> {
+/// Order of checks and errors as in Linux' `setattr_prepare`.
+pub fn apply(caller: &Caller, row: &mut Inode, set: &SetAttr, now: Moment) -> Result<(), FsError> {
     let owner = is_root(caller) || caller.uid == row.uid;
     if set.uid.is_some_and(|uid| !(is_root(caller) || owner && uid == row.uid)) {
         return Err(FsError::NotOwner);
@@ -152,7 +153,7 @@ pub fn resizable(kind: FileKind) -> Result<(), FsError> {
     }
 }
 
-fn write(caller: &Caller, row: &mut Inode, set: &SetAttr, now: Timestamp) {
+fn write(caller: &Caller, row: &mut Inode, set: &SetAttr, now: Moment) {
     let old_mode = row.mode;
     row.uid = set.uid.unwrap_or(row.uid);
     row.gid = set.gid.unwrap_or(row.gid);
@@ -168,18 +169,18 @@ fn write(caller: &Caller, row: &mut Inode, set: &SetAttr, now: Timestamp) {
         row.mode = mode_after_write(caller, old_mode);
     }
     if set.size.is_some() {
-        row.mtime = now;
+        row.mtime = now.time();
     }
     row.atime = time(set.atime, now).unwrap_or(row.atime);
     row.mtime = time(set.mtime, now).unwrap_or(row.mtime);
-    row.ctime = now;
+    row.ctime = now.ctime(row.ctime);
 }
 
 /// The time to set, if any.
-pub fn time(set: SetTime, now: Timestamp) -> Option<Timestamp> {
+pub fn time(set: SetTime, now: Moment) -> Option<Timestamp> {
     match set {
         SetTime::Keep => None,
-        SetTime::Now => Some(now),
+        SetTime::Now => Some(now.time()),
         SetTime::To(time) => Some(time),
     }
 }
@@ -219,7 +220,7 @@ mod tests {
         Caller { uid, gid, groups: groups.to_vec(), call: None }
     }
 
-    const NOW: Timestamp = Timestamp::from_nanos(9);
+    const NOW: Moment = Moment::at(Timestamp::from_nanos(9));
 
     #[test]
     fn the_most_specific_class_decides() {
@@ -294,7 +295,7 @@ mod tests {
         assert!(matches!(apply(&user(1, 1, &[]), &mut file, &group, NOW), Err(FsError::NotOwner)));
         assert!(matches!(apply(&user(3, 5, &[]), &mut file, &group, NOW), Err(FsError::NotOwner)));
         assert!(apply(&user(1, 1, &[5]), &mut file, &group, NOW).is_ok());
-        assert_eq!((file.gid, file.mode, file.ctime), (5, 0o755, NOW));
+        assert_eq!((file.gid, file.mode, file.ctime), (5, 0o755, NOW.time()));
         assert!(apply(&Caller::root(), &mut file, &give, NOW).is_ok());
         assert_eq!(file.uid, 2);
         let mut dir = row(FileKind::Directory, 0o2755, 1, 1);
@@ -319,7 +320,7 @@ mod tests {
         let now = SetAttr { mtime: SetTime::Now, ..SetAttr::default() };
         let then = SetAttr { atime: SetTime::To(Timestamp::from_nanos(5)), ..SetAttr::default() };
         assert!(apply(&user(2, 2, &[]), &mut file, &now, NOW).is_ok());
-        assert_eq!(file.mtime, NOW);
+        assert_eq!(file.mtime, NOW.time());
         assert!(matches!(apply(&user(2, 2, &[]), &mut file, &then, NOW), Err(FsError::NotOwner)));
         assert!(apply(&user(1, 1, &[]), &mut file, &then, NOW).is_ok());
         assert_eq!(file.atime, Timestamp::from_nanos(5));
@@ -336,7 +337,7 @@ mod tests {
         assert!(matches!(apply(&user(1, 1, &[]), &mut pipe, &set, NOW), Err(FsError::Invalid(_))));
         let mut file = row(FileKind::Regular, 0o6767, 1, 1);
         assert!(apply(&Caller::root(), &mut file, &set, NOW).is_ok());
-        assert_eq!((file.mode, file.mtime), (0o6767, NOW));
+        assert_eq!((file.mode, file.mtime), (0o6767, NOW.time()));
         assert!(apply(&user(2, 2, &[]), &mut file, &set, NOW).is_ok());
         assert_eq!(file.mode, 0o2767, "no group execution: the setgid bit means locking");
     }

@@ -60,8 +60,6 @@ pub struct Superblock {
     pub inodes: u64,
     /// Sum of the inodes' allocated bytes, orphans' excluded.
     pub allocated: u64,
-    /// No ctime above this was ever shown (R8).
-    pub time_ceiling: Timestamp,
     /// Key of the directory hash, inherited by clones (R21).
     pub name_key: [u8; 16],
     /// The SlateDB writer epoch that wrote this row last (R9, R16).

@@ -14,4 +14,4 @@ pub use id::{
     SNAPSHOT_SERIAL_MAX, SessionId, SnapshotHandle, SnapshotId, VolumeHandle,
 };
 pub use name::{DatasetName, EntryName, NameError, SnapshotName};
-pub use time::Timestamp;
+pub use time::{Timestamp, WallClock};

@@ -1,6 +1,8 @@
 //! Points in time, as file systems keep them.
 
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Nanoseconds since 1970-01-01T00:00:00Z, negative before. Covers the years 1678 to 2262; NFSv3 itself carries 1970 to
@@ -58,6 +60,23 @@ impl From<Timestamp> for SystemTime {
         } else {
             UNIX_EPOCH - Duration::from_nanos(at.0.unsigned_abs())
         }
+    }
+}
+
+/// The machine's clock as it tells the time of day: it may jump, forward and back. A test sets it forward or back.
+#[derive(Clone, Debug, Default)]
+pub struct WallClock {
+    ahead_nanos: Arc<AtomicI64>,
+}
+
+impl WallClock {
+    pub fn now(&self) -> Timestamp {
+        Timestamp(Timestamp::now().0.saturating_add(self.ahead_nanos.load(Ordering::Relaxed)))
+    }
+
+    /// Sets it so far ahead of the machine's clock; negative: behind. For tests.
+    pub fn set_ahead(&self, nanos: i64) {
+        self.ahead_nanos.store(nanos, Ordering::Relaxed);
     }
 }
 

@@ -4,7 +4,7 @@ use crate::catalog::{Catalog, Dataset};
 use crate::chunk::{ChunkCache, ChunkStore};
 use crate::fs::db::{DbCache, DbPlace};
 use crate::fs::{FsMemory, FsOptions, RootAttr, SyncMode};
-use crate::types::{FamilyId, Incarnation, SessionId};
+use crate::types::{FamilyId, Incarnation, SessionId, WallClock};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -51,6 +51,7 @@ impl VolumeSettings {
             memory: self.memory.clone(),
             journal,
             root: RootAttr { uid: properties.root_uid, gid: properties.root_gid, mode: properties.root_mode },
+            clock: WallClock::default(),
         }
     }
 }

@@ -10,6 +10,7 @@ mod exerciser;
 mod posix;
 mod refused;
 mod served;
+mod times;
 #[path = "../support/volume.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod volume;

@@ -78,7 +78,6 @@ fn superblock() {
         next_data: 301,
         inodes: 12,
         allocated: 1 << 40,
-        time_ceiling: time(1_790_000_300_000_000_000),
         name_key: [0x44; 16],
         writer_epoch: 5,
         settled: 6,

@@ -7,7 +7,7 @@ use zerofs_csi::chunk::{ChunkCache, ChunkStore, Codec};
 use zerofs_csi::crypto::Keyring;
 use zerofs_csi::fs::db::{self, CheckpointId, DbCache, DbPlace};
 use zerofs_csi::fs::{Frozen, Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
-use zerofs_csi::types::{FamilyId, Incarnation, PoolId};
+use zerofs_csi::types::{FamilyId, Incarnation, PoolId, WallClock};
 
 /// What there is of a dataset while it is closed.
 #[derive(Clone)]
@@ -34,6 +34,7 @@ impl Dataset {
             memory: FsMemory::new(16 << 20, 16 << 20),
             journal: Some(journals.join(incarnation.to_string())),
             root: RootAttr { uid: 0, gid: 0, mode: 0o755 },
+            clock: WallClock::default(),
         };
         let (family, keyring) = (FamilyId::from(incarnation), Keyring::plain(PoolId::random()));
         Self { place, options, family, keyring, chunks: ChunkCache::memory(16 << 20), journals }

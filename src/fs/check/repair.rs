@@ -16,8 +16,9 @@ use super::finding::{Problem, Report};
 use crate::fs::FsError;
 use crate::fs::committer::{Batch, Committer, Ticket};
 use crate::fs::key::{self, DataId};
+use crate::fs::moment::Moment;
 use crate::fs::row::{Inode, Orphan, Row, Superblock};
-use crate::types::{InodeNo, PackId};
+use crate::types::{InodeNo, PackId, WallClock};
 use std::collections::BTreeMap;
 
 /// Kept of one check; what is more is mended by the next.
@@ -180,7 +181,7 @@ async fn mend_inode(committer: &Committer, ino: InodeNo, mends: &[&Mend], batch:
             Mend::Queue(..) | Mend::Unqueue(_) | Mend::Counts { .. } | Mend::Usage(..) => {}
         }
     }
-    row.ctime = committer.ctime(row.ctime)?;
+    row.ctime = Moment::now(&WallClock::default()).ctime(row.ctime);
     batch.put(key::inode(ino), &row);
     Ok(())
 }

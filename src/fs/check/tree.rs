@@ -14,9 +14,6 @@ pub(super) fn check_inode(ino: InodeNo, row: &Inode, superblock: &Superblock, re
     if ino.0 >= superblock.next_inode && ino != InodeNo::ROOT {
         report.add(Problem::Reservation, format!("inode {ino}, but the next to be given out is {}", superblock.next_inode));
     }
-    if row.ctime > superblock.time_ceiling {
-        report.add(Problem::Reservation, format!("inode {ino} has a ctime above the ceiling"));
-    }
     if row.kind == FileKind::Regular && row.data.0 >= superblock.next_data {
         report.add(
             Problem::Reservation,

@@ -13,7 +13,6 @@
 //!
 //! - `state`: what changes at a submit, pure and under one short mutex.
 //! - `overlay`: the rows on their way to SlateDB.
-//! - `clock`: ctimes and their reserved ceiling (R8).
 //! - `start`: taking over a database: replay, epoch.
 //! - `tasks`: the drain and flush tasks.
 //! - `gather`: when the next flush begins.
@@ -30,7 +29,6 @@
 //!
 //! It does not know what rows mean, and it has no timer: the owner flushes what stays [dirty](Committer::is_dirty) for too long.
 
-mod clock;
 mod gather;
 mod overlay;
 mod reads;
@@ -48,14 +46,13 @@ use super::db::{CheckpointId, Database, Detached, View};
 use super::key::DataId;
 use super::row::{Superblock, Usage};
 use crate::telemetry::Failpoints;
-use crate::types::{Epoch, InodeNo, PackId, Timestamp};
+use crate::types::{Epoch, InodeNo, PackId};
 use bytes::Bytes;
-use clock::Clock;
 use parking_lot::Mutex;
 use state::State;
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
@@ -126,12 +123,9 @@ struct Shared {
     state: Mutex<State>,
     /// Locked before `state`, and for one write(2) to the journal at a time. Absent once the committer has ended.
     redo: Mutex<Option<redo::Redo>>,
-    clock: Clock,
     next_inode: AtomicU64,
     next_data: AtomicU64,
     generations: AtomicU64,
-    /// The time ceiling in the newest `S` that SlateDB has.
-    written_ceiling: AtomicI64,
     /// There is a journal, though it may be failing.
     journaled: bool,
     settled: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -256,11 +250,6 @@ impl Committer {
     /// A data id that no row of the database has (R5).
     pub fn new_data(&self) -> Result<DataId, FsError> {
         Ok(DataId(self.shared.next_data.fetch_add(1, Ordering::Relaxed)))
-    }
-
-    /// A ctime for an object whose last one was `last`: above it, at least now, and below the reserved ceiling (R8).
-    pub fn ctime(&self, last: Timestamp) -> Result<Timestamp, FsError> {
-        self.shared.clock.ctime(last)
     }
 
     pub fn superblock(&self) -> Superblock {

@@ -11,7 +11,6 @@
 //! ([`void_journals`]): whatever happens to the dataset afterwards, that journal is never replayed
 //! over it (R34).
 
-use super::clock::Clock;
 use super::redo::Redo;
 use super::state::{Marks, State};
 use super::tasks::Tasks;
@@ -22,13 +21,13 @@ use crate::fs::key::{self, Key};
 use crate::fs::row::{Row, Superblock, Usage};
 use crate::fs::{FsError, committer::Batch};
 use crate::telemetry::Failpoints;
-use crate::types::{Epoch, InodeNo, PackId, Timestamp};
+use crate::types::{Epoch, InodeNo, PackId};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use tokio::sync::{Notify, watch};
 
 /// Rows of `U` read at a time.
@@ -41,7 +40,6 @@ pub(super) fn first_superblock(name_key: [u8; 16]) -> Superblock {
         next_data: 1,
         inodes: 0,
         allocated: 0,
-        time_ceiling: Timestamp::from_nanos(0),
         name_key,
         writer_epoch: 0,
         settled: 0,
@@ -75,8 +73,7 @@ impl Committer {
             step(&failpoints, "fs.commit.after-replay").await?;
         }
         step(&failpoints, "fs.commit.before-epoch").await?;
-        let clock = Clock::above(state.superblock().time_ceiling);
-        raise_epoch(&db, &mut state, &clock).await?;
+        raise_epoch(&db, &mut state).await?;
         step(&failpoints, "fs.commit.after-epoch").await?;
         let first = state.last().0 + 1;
         let redo = Redo::new(locked.and_then(|locked| begin(locked, &db, first)), first - 1);
@@ -88,10 +85,8 @@ impl Committer {
             next_data: AtomicU64::new(state.superblock().next_data),
             generations: AtomicU64::new(0),
             journaled: redo.is_some(),
-            written_ceiling: AtomicI64::new(state.superblock().time_ceiling.as_nanos()),
             state: Mutex::new(state),
             redo: Mutex::new(Some(redo)),
-            clock,
             settled,
             failpoints,
             queued: Notify::new(),
@@ -166,7 +161,7 @@ async fn replay(db: &Database, state: &mut State, records: Vec<Record>) -> Resul
     tracing::info!(batches = records.len(), last, incarnation = %db.incarnation(), "replaying the journal");
     let (creator, epoch, settled) = (db.incarnation(), state.superblock().writer_epoch, state.superblock().settled);
     let is_settled = |pack: &PackId| (pack.creator, pack.epoch.0) != (creator, epoch) || pack.seq <= settled;
-    let mut marks = Marks { next_inode: 0, next_data: 0, time_ceiling: Timestamp::from_nanos(0), settled: 0 };
+    let mut marks = Marks { next_inode: 0, next_data: 0, settled: 0 };
     for record in records {
         let Record { seq, next_inode, next_data, rows, refs, inodes, allocated, fs_group } = record;
         marks.next_inode = marks.next_inode.max(next_inode);
@@ -188,15 +183,13 @@ async fn replay(db: &Database, state: &mut State, records: Vec<Record>) -> Resul
 }
 
 /// Writes `S` with the database's epoch, and waits until it is in the store.
-async fn raise_epoch(db: &Database, state: &mut State, clock: &Clock) -> Result<(), FsError> {
+async fn raise_epoch(db: &Database, state: &mut State) -> Result<(), FsError> {
     state.raise_epoch(db.epoch().0);
     state.submit(Batch::default())?;
-    let ceiling = clock.ceiling();
-    let Some(group) = state.take(Marks { next_inode: 0, next_data: 0, time_ceiling: ceiling, settled: 0 }) else { return Ok(()) };
+    let Some(group) = state.take(Marks { next_inode: 0, next_data: 0, settled: 0 }) else { return Ok(()) };
     db.write(group.ops()).await?;
     db.flush().await?;
     state.written(&group);
-    clock.raised(ceiling);
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use super::{Batch, QUEUE_BYTES_MAX, Ticket, Totals};
 use crate::fs::db::Ops;
 use crate::fs::row::{Row, Superblock, Usage};
 use crate::fs::{FsError, key};
-use crate::types::{PackId, Timestamp};
+use crate::types::PackId;
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// `usage` holds one entry for each pack that the dataset refers to: about 100 bytes a pack, so 3 MiB for a TiB in packs of 32 MiB.
 pub(super) struct State {
     stopped: Option<FsError>,
-    /// The last batch is in the queue: its `S` says what was shown, not what may be shown (R8).
+    /// The last batch is in the queue.
     closing: bool,
     superblock: Superblock,
     usage: HashMap<PackId, Usage>,
@@ -57,7 +57,6 @@ pub(super) struct Group {
 pub(super) struct Marks {
     pub next_inode: u64,
     pub next_data: u64,
-    pub time_ceiling: Timestamp,
     pub settled: u64,
 }
 
@@ -226,7 +225,6 @@ impl State {
         let superblock = &mut self.superblock;
         superblock.next_inode = superblock.next_inode.max(marks.next_inode);
         superblock.next_data = superblock.next_data.max(marks.next_data);
-        superblock.time_ceiling = if self.closing { marks.time_ceiling } else { superblock.time_ceiling.max(marks.time_ceiling) };
         superblock.settled = superblock.settled.max(marks.settled);
         let superblock = superblock.clone();
         let touched = std::mem::take(&mut self.touched);
@@ -263,10 +261,6 @@ impl State {
         self.closing = true;
         self.stop(reason);
         Ok(last)
-    }
-
-    pub fn is_closing(&self) -> bool {
-        self.closing
     }
 }
 
@@ -307,7 +301,7 @@ mod tests {
     }
 
     fn marks() -> Marks {
-        Marks { next_inode: 9, next_data: 8, time_ceiling: Timestamp::from_nanos(5), settled: 3 }
+        Marks { next_inode: 9, next_data: 8, settled: 3 }
     }
 
     #[test]

@@ -94,11 +94,9 @@ impl Shared {
         // Before the queue is taken: what is settled by now was submitted by now, so it is in this group or an earlier one (R9).
         let settled = (self.settled)();
         let mut state = self.state.lock();
-        let time_ceiling = if state.is_closing() { self.clock.shown() } else { self.clock.ceiling() };
         state.take(Marks {
             next_inode: self.next_inode.load(Ordering::Relaxed),
             next_data: self.next_data.load(Ordering::Relaxed),
-            time_ceiling,
             settled,
         })
     }
@@ -121,7 +119,6 @@ impl Shared {
         self.db.write(group.ops()).await?;
         self.step("fs.commit.after-write").await?;
         self.state.lock().written(&group);
-        self.written_ceiling.store(group.superblock.time_ceiling.as_nanos(), Ordering::Release);
         self.written.send_replace(group.last);
         // Either this sees what is wanted, or who wants it sees what is written.
         fence(Ordering::SeqCst);
@@ -133,12 +130,10 @@ impl Shared {
 
     async fn flush(&self, gather: &mut Gather) -> Result<(), FsError> {
         gather.begin(&self.demand);
-        let ceiling = self.written_ceiling.load(Ordering::Acquire);
         let covered = *self.written.borrow();
         self.step("fs.commit.before-flush").await?;
         self.db.flush().await?;
         self.step("fs.commit.after-flush").await?;
-        self.clock.raised(crate::types::Timestamp::from_nanos(ceiling));
         gather.end(&self.demand);
         self.durable.send_replace(covered);
         self.raise_applied(covered);

@@ -312,24 +312,6 @@ async fn a_negative_count_stops_the_committer() {
 }
 
 #[tokio::test]
-async fn ctimes_of_a_new_owner_are_above_all_that_were_shown() {
-    let home = Home::new();
-    let committer = home.plain().await;
-    committer.ready().await.unwrap();
-    let shown = committer.ctime(Timestamp::from_nanos(0)).unwrap();
-    committer.abandon().await;
-    let after_crash = home.plain().await;
-    let next = after_crash.ctime(Timestamp::from_nanos(0)).unwrap();
-    assert!(next > shown);
-    after_crash.close().await.unwrap();
-    let after_close = home.plain().await;
-    assert!(after_close.ctime(Timestamp::from_nanos(0)).unwrap() > next);
-    // A clean close gave the reservation back: the clock has not run away.
-    let ahead = after_close.superblock().time_ceiling.as_nanos() - next.as_nanos();
-    assert!(ahead <= 301 * 1_000_000_000, "{ahead}");
-}
-
-#[tokio::test]
 async fn a_snapshot_holds_every_batch_before_it_and_its_clone_is_a_dataset_of_its_own() {
     let home = Home::new();
     let committer = home.plain().await;

@@ -7,6 +7,7 @@ use crate::fs::FsError;
 use crate::fs::api::*;
 use crate::fs::committer::{Batch, Ticket};
 use crate::fs::key::{self, DataId};
+use crate::fs::moment::Moment;
 use crate::fs::node::Node;
 use crate::fs::permission::{self, ownership};
 use crate::fs::row::{DirEntryRow, Inode};
@@ -172,10 +173,11 @@ impl Names {
         let n = resolved.next.ok_or(HASH_FULL)?;
         let kind = new.kind;
         edit.count(1, kind)?;
-        let (ino, row) = self.new_row(caller, &edit, new)?;
+        let now = self.now();
+        let (ino, row) = self.new_row(caller, &edit, new, now)?;
         let entry = Entry { n, name: name.clone(), ino, kind };
         let mut batch = Batch { inodes: 1, ..Batch::default() };
-        edit.put(row.ctime, &mut batch);
+        edit.put(now, &mut batch);
         batch.put(key::inode(ino), &row);
         let hash = self.hash(name);
         batch.put(key::dir_entry(dir.file.ino, hash, n), &DirEntryRow { ino, kind, name: name.clone() });
@@ -197,10 +199,9 @@ impl Names {
         }
     }
 
-    fn new_row(&self, caller: &Caller, dir: &DirEdit<'_>, new: New) -> Result<(InodeNo, Inode), FsError> {
+    fn new_row(&self, caller: &Caller, dir: &DirEdit<'_>, new: New, now: Moment) -> Result<(InodeNo, Inode), FsError> {
         let (ino, generation) = self.committer.new_inode()?;
         let (uid, gid, mode) = ownership(caller, &dir.row, new.kind, &new.set, new.default_mode);
-        let now = self.time(&[&dir.row])?;
         let target_bytes = new.target.as_ref().map_or(0, |target| target.len() as u64);
         let row = Inode {
             kind: new.kind,
@@ -211,9 +212,9 @@ impl Names {
             size: new.set.size.unwrap_or(target_bytes),
             allocated: 0,
             rdev: new.rdev,
-            atime: permission::time(new.set.atime, now).unwrap_or(now),
-            mtime: permission::time(new.set.mtime, now).unwrap_or(now),
-            ctime: now,
+            atime: permission::time(new.set.atime, now).unwrap_or(now.time()),
+            mtime: permission::time(new.set.mtime, now).unwrap_or(now.time()),
+            ctime: now.time(),
             generation,
             parent: dir.node.file.ino,
             data: if new.kind == FileKind::Regular { self.committer.new_data()? } else { DataId(0) },

@@ -37,9 +37,9 @@ impl Names {
             return Err(FsError::TooManyLinks);
         }
         let n = resolved.next.ok_or(HASH_FULL)?;
-        let now = self.time(&[&row, &edit.row])?;
+        let now = self.now();
         row.nlink += 1;
-        row.ctime = now;
+        row.ctime = now.ctime(row.ctime);
         edit.count(1, FileKind::Regular)?;
         let mut batch = Batch::default();
         edit.put(now, &mut batch);

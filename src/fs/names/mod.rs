@@ -45,9 +45,10 @@ use super::api::{Before, Change, FileKind, FileRef};
 use super::committer::{Batch, Committer, Ticket};
 use super::content::{Contents, NodeSource, Resize};
 use super::key;
+use super::moment::Moment;
 use super::node::{Node, attr};
 use super::row::{Inode, Row};
-use crate::types::{InodeNo, Timestamp};
+use crate::types::{InodeNo, WallClock};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,6 +69,7 @@ pub struct Names {
     pub contents: Arc<Contents>,
     pub table: Arc<Table>,
     hasher: NameHasher,
+    clock: WallClock,
     /// For new files (R6).
     record_bits: u8,
     /// Held while a directory moves to another parent: see the lock order at [`Node`].
@@ -79,13 +81,21 @@ pub struct Names {
 }
 
 impl Names {
-    pub fn new(committer: Arc<Committer>, contents: Arc<Contents>, cache_bytes: u64, record_bits: u8, inodes: Option<u64>) -> Self {
+    pub fn new(
+        committer: Arc<Committer>,
+        contents: Arc<Contents>,
+        clock: WallClock,
+        cache_bytes: u64,
+        record_bits: u8,
+        inodes: Option<u64>,
+    ) -> Self {
         let hasher = NameHasher::new(committer.superblock().name_key);
         Self {
             committer,
             contents,
             table: Arc::new(Table::new(cache_bytes)),
             hasher,
+            clock,
             record_bits,
             rename: tokio::sync::Mutex::default(),
             quota_inodes: Mutex::new(inodes),
@@ -164,9 +174,9 @@ impl Names {
         self.committer.submit(batch)
     }
 
-    /// A ctime for objects that change together: above all of theirs.
-    fn time(&self, rows: &[&Inode]) -> Result<Timestamp, FsError> {
-        self.committer.ctime(rows.iter().map(|row| row.ctime).max().unwrap_or_default())
+    /// The time of what is changed now. Each object that changes has its own ctime from it (R8).
+    pub fn now(&self) -> Moment {
+        Moment::now(&self.clock)
     }
 
     /// A changed row of a node that is locked, for the operations on single inodes beside this module.
@@ -240,9 +250,9 @@ impl<'a> DirEdit<'a> {
         Ok(())
     }
 
-    fn put(&mut self, now: Timestamp, batch: &mut Batch) {
-        self.row.mtime = now;
-        self.row.ctime = now;
+    fn put(&mut self, now: Moment, batch: &mut Batch) {
+        self.row.mtime = now.time();
+        self.row.ctime = now.ctime(self.row.ctime);
         batch.put(key::inode(self.node.file.ino), &self.row);
     }
 

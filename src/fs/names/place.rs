@@ -106,11 +106,9 @@ impl Names {
             return Err(FsError::TooManyLinks);
         }
         let old = there.map(|node| alive(node)).transpose()?;
-        let mut rows = vec![&row, &edit.row];
-        rows.extend(&old);
-        let now = self.time(&rows)?;
+        let now = self.now();
         row.nlink += 1;
-        row.ctime = now;
+        row.ctime = now.ctime(row.ctime);
         if let Some(old) = &old {
             edit.count(-1, old.kind)?;
         }
@@ -143,10 +141,7 @@ impl Names {
     ) -> Result<FileRef, FsError> {
         let mut edit = DirEdit::new(dir)?;
         let old = there.map(|node| alive(node)).transpose()?;
-        let now = match &old {
-            Some(old) => self.time(&[&edit.row, old])?,
-            None => self.time(&[&edit.row])?,
-        };
+        let now = self.now();
         if let Some(content) = &mut content {
             content.cover(old.as_ref().map_or(0, given_back))?;
         }
@@ -156,7 +151,7 @@ impl Names {
         let row = Inode {
             nlink: 1,
             allocated,
-            ctime: now,
+            ctime: now.time(),
             generation,
             parent: dir.file.ino,
             data,

@@ -7,10 +7,11 @@ use crate::fs::FsError;
 use crate::fs::api::{Caller, Change, FileKind, FileRef};
 use crate::fs::committer::Batch;
 use crate::fs::key;
+use crate::fs::moment::Moment;
 use crate::fs::node::Node;
 use crate::fs::permission;
 use crate::fs::row::Inode;
-use crate::types::{EntryName, Timestamp};
+use crate::types::EntryName;
 use std::sync::Arc;
 
 /// Which of the two calls it is.
@@ -64,7 +65,7 @@ impl Names {
             (Removal::Directory, kind) if kind != FileKind::Directory => return Err(FsError::NotDirectory),
             _ => {}
         }
-        let now = self.time(&[&edit.row, &row])?;
+        let now = self.now();
         let mut batch = Batch::default();
         edit.count(-1, row.kind)?;
         edit.put(now, &mut batch);
@@ -80,8 +81,8 @@ impl Names {
     }
 
     /// Takes one link from an object, in its row and in the batch. With the last one the object goes: its data is queued for reclaim (R5).
-    pub(super) fn unlink(&self, node: &Node, mut row: Inode, now: Timestamp, batch: &mut Batch) -> Result<Inode, FsError> {
-        row.ctime = now;
+    pub(super) fn unlink(&self, node: &Node, mut row: Inode, now: Moment, batch: &mut Batch) -> Result<Inode, FsError> {
+        row.ctime = now.ctime(row.ctime);
         row.nlink = if row.kind == FileKind::Directory { 0 } else { row.nlink.saturating_sub(1) };
         if row.nlink > 0 {
             batch.put(key::inode(node.file.ino), &node.stored(&row));

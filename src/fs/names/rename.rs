@@ -139,9 +139,7 @@ impl Names {
         turn: &First,
     ) -> Result<Outcome<(Change, Change)>, FsError> {
         let same_dir = from.dir.file == to.dir.file;
-        let mut rows = vec![&from_edit.row, &to_edit.row, &source];
-        rows.extend(&target);
-        let now = self.time(&rows)?;
+        let now = self.now();
         let n = found.to.at.map(|place| place.n).or(found.to.next).ok_or(HASH_FULL)?;
         let mut batch = Batch::default();
         from_edit.count(-1, source.kind)?;
@@ -154,7 +152,7 @@ impl Names {
         if !same_dir {
             to_edit.put(now, &mut batch);
         }
-        source.ctime = now;
+        source.ctime = now.ctime(source.ctime);
         if source.kind == FileKind::Directory {
             source.parent = to.dir.file.ino;
         }

@@ -11,7 +11,7 @@ use crate::fs::committer::Ticket;
 use crate::fs::db::{DbCache, DbPlace};
 use crate::fs::node::Node;
 use crate::fs::{Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
-use crate::types::{EntryName, FamilyId, Incarnation, InodeNo, PoolId};
+use crate::types::{EntryName, FamilyId, Incarnation, InodeNo, PoolId, WallClock};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -34,6 +34,7 @@ impl Place {
             memory: FsMemory::new(1 << 20, 1 << 20),
             journal: None,
             root: RootAttr { uid: 0, gid: 0, mode: 0o755 },
+            clock: WallClock::default(),
         };
         let chunks = ChunkStore::new(place.bucket.clone(), FamilyId::from(place.incarnation), keyring, ChunkCache::memory(1 << 20));
         Fs::open(place, chunks, options).await.unwrap()
