@@ -2,6 +2,7 @@
 
 use crate::app::{ByteSize, SizeError};
 use crate::control::SIZE_MIN;
+use crate::types::is_owner;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -242,6 +243,11 @@ fn quota(text: &str) -> Result<ByteSize, String> {
     Ok(size)
 }
 
+fn owner(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| is_owner(*number));
+    number.ok_or_else(|| format!("{text:?} is not the number of a user or group, 0 to 4294967294"))
+}
+
 fn octal(text: &str) -> Result<u32, String> {
     u32::from_str_radix(text, 8)
         .ok()
@@ -274,10 +280,10 @@ pub struct NewArgs {
     #[arg(long, value_name = "COUNT")]
     pub inodes: Option<u64>,
     /// Owner of the root folder (default 0)
-    #[arg(long)]
+    #[arg(long, value_parser = owner)]
     pub uid: Option<u32>,
     /// Group of the root folder (default 0)
-    #[arg(long)]
+    #[arg(long, value_parser = owner)]
     pub gid: Option<u32>,
     /// Mode of the root folder, octal (default 755)
     #[arg(long, value_parser = octal)]

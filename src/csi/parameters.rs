@@ -3,6 +3,7 @@
 use super::status::{RequestError, invalid};
 use crate::catalog::{Properties, Snapdir};
 use crate::chunk::Codec;
+use crate::types::is_owner;
 use std::collections::{BTreeMap, HashMap};
 
 /// What external-provisioner adds, or keeps for itself.
@@ -107,9 +108,8 @@ fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-/// (uid_t) -1 is no user: chown(2) takes it for "as it is", and the kernel's client does not show a file of its.
 fn owner(text: &str) -> Option<u32> {
-    number(text).filter(|id| *id != u32::MAX)
+    number(text).filter(|number| is_owner(*number))
 }
 
 /// `65536`, `64k`, `64K`, `64Ki`, `1m`, `1M`, `1Mi`.

@@ -25,6 +25,7 @@ impl Names {
         guard: Option<Timestamp>,
         turn: &First,
     ) -> Result<Outcome<Change>, FsError> {
+        permission::check(&set)?;
         let node = self.node(file).await?;
         if set.size.is_some() {
             permission::resizable(node.row.read().kind)?;

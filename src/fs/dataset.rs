@@ -1,7 +1,7 @@
 //! One open file system: opening, closing, and what an acknowledgement waits for. The calls themselves are in [`super::calls`].
 
 use super::FsError;
-use super::api::{FileKind, FileRef, StatFs};
+use super::api::{FileKind, FileRef, SetAttr, StatFs};
 use super::committer::{Batch, Committer, Ticket};
 use super::content::{ContentMemory, Contents, NodeSource};
 use super::db::{CheckpointId, Database, DbPlace, Detached};
@@ -10,6 +10,7 @@ use super::gate::Gate;
 use super::key::{self, DataId};
 use super::names::{Names, Outcome, Ring};
 use super::node::Node;
+use super::permission;
 use super::row::{Inode, Row};
 use super::tenure::{Tenure, Unrivalled};
 use crate::chunk::{ChunkStore, Codec};
@@ -101,6 +102,12 @@ pub struct RootAttr {
     pub mode: u32,
 }
 
+impl RootAttr {
+    fn check(self) -> Result<(), FsError> {
+        permission::check(&SetAttr { uid: Some(self.uid), gid: Some(self.gid), ..SetAttr::default() })
+    }
+}
+
 /// A dataset open for reading and writing.
 pub struct Fs {
     pub(super) names: Arc<Names>,
@@ -157,6 +164,7 @@ impl Fs {
         tenure: Arc<dyn Tenure>,
     ) -> Result<Self, FsError> {
         let record_bits = record_bits(options.record_bytes)?;
+        options.root.check()?;
         let database = Database::open(place, expected).await?;
         let packer = chunks.packer(place.incarnation, database.epoch(), options.codec);
         let settled = packer.clone();
@@ -432,7 +440,7 @@ async fn ensure_root(committer: &Committer, options: &FsOptions) -> Result<FileR
     let now = options.clock.now();
     let root = Inode {
         kind: FileKind::Directory,
-        mode: options.root.mode & super::permission::MODE_BITS,
+        mode: options.root.mode & permission::MODE_BITS,
         uid: options.root.uid,
         gid: options.root.gid,
         nlink: 2,

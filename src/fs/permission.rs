@@ -7,11 +7,12 @@ use super::FsError;
 use super::api::{Caller, FileKind, SetAttr, SetTime, access};
 use super::moment::Moment;
 use super::row::Inode;
-use crate::types::Timestamp;
+use crate::types::{Timestamp, is_owner};
 
 pub const SET_UID: u32 = 0o4000;
 pub const SET_GID: u32 = 0o2000;
 pub const STICKY: u32 = 0o1000;
+pub const NO_OWNER: FsError = FsError::Invalid("4294967295 is no user and no group: use a number below it");
 /// All bits that a mode has.
 pub const MODE_BITS: u32 = 0o7777;
 
@@ -86,6 +87,11 @@ pub fn may_remove(caller: &Caller, dir: &Inode, child: &Inode) -> Result<(), FsE
     require(caller, dir, WRITE | EXECUTE)?;
     let owner = is_root(caller) || caller.uid == child.uid || caller.uid == dir.uid;
     if dir.mode & STICKY == 0 || owner { Ok(()) } else { Err(FsError::NotOwner) }
+}
+
+/// What may be set at all, whoever asks.
+pub fn check(set: &SetAttr) -> Result<(), FsError> {
+    if [set.uid, set.gid].into_iter().flatten().all(is_owner) { Ok(()) } else { Err(NO_OWNER) }
 }
 
 /// Owner, group and mode of a new object: the group is inherited from a setgid directory, and a new directory inherits that bit as well.

@@ -2,6 +2,7 @@
 
 use super::xdr::{Cursor, Encoder, Result, XdrError};
 use crate::fs::api::{CallId, Caller};
+use crate::types::is_owner;
 use bytes::Bytes;
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
@@ -20,9 +21,9 @@ const AUTH_BYTES_MAX: usize = 400;
 /// RFC 5531 appendix A.
 const MACHINE_BYTES_MAX: usize = 255;
 const GROUPS_MAX: u32 = 16;
-/// The last fragment's flag in a record mark.
 /// The arguments of a WRITE before its data: the longest handle with its length, offset, count, stable_how, length of the data.
 const WRITE_HEAD_BYTES: usize = 4 + 64 + 8 + 4 + 4 + 4;
+/// The last fragment's flag in a record mark.
 pub const LAST_FRAGMENT: u32 = 1 << 31;
 
 /// `auth_stat` of a refused call.
@@ -102,7 +103,7 @@ impl Identity {
     /// Reads the body of AUTH_SYS credentials.
     ///
     /// # Errors
-    /// A machine name of more than 255 bytes, more than 16 groups, or too few bytes.
+    /// A machine name of more than 255 bytes, more than 16 groups, a user or group that is none, or too few bytes.
     pub fn decode(credentials: &[u8], peer: IpAddr) -> Result<Self> {
         let body = Bytes::copy_from_slice(credentials);
         let mut body = Cursor::new(&body);
@@ -112,7 +113,10 @@ impl Identity {
         if count > GROUPS_MAX {
             return Err(XdrError("more than 16 groups"));
         }
-        let groups = (0..count).map(|_| body.u32()).collect::<Result<_>>()?;
+        let groups = (0..count).map(|_| body.u32()).collect::<Result<Vec<u32>>>()?;
+        if ![uid, gid].iter().chain(&groups).all(|number| is_owner(*number)) {
+            return Err(XdrError("a user or group that is none"));
+        }
         let mut hasher = SipHasher13::new();
         match peer.to_canonical() {
             IpAddr::V4(address) => hasher.write(&address.octets()),
@@ -134,10 +138,6 @@ impl Identity {
         hasher.write(args);
         CallId { client: self.client, xid, checksum: hasher.finish() }
     }
-}
-
-/// Begins a successful reply: record mark (filled in by [`finish`]) and header; the results follow.
-pub fn accept(xid: u32, capacity: usize) -> Encoder {
 
     /// As [`Self::call_id`], of a WRITE. It is kept in memory only, and its megabyte is summed many times faster: the file and the range
     /// are hashed, and of the data a CRC tells apart what two transports of one client send under the same number.
@@ -147,6 +147,10 @@ pub fn accept(xid: u32, capacity: usize) -> Encoder {
         hasher.write_u32(crc32fast::hash(args));
         CallId { client: self.client, xid, checksum: hasher.finish() }
     }
+}
+
+/// Begins a successful reply: record mark (filled in by [`finish`]) and header; the results follow.
+pub fn accept(xid: u32, capacity: usize) -> Encoder {
     let mut out = Encoder::with_capacity(28 + capacity);
     out.u32(0).u32(xid).u32(REPLY).u32(0).u32(AUTH_NONE).u32(0).u32(0);
     out

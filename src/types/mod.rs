@@ -6,6 +6,7 @@
 mod class;
 mod id;
 mod name;
+mod owner;
 mod time;
 
 pub use class::{Class, Classify};
@@ -14,4 +15,5 @@ pub use id::{
     SNAPSHOT_SERIAL_MAX, SessionId, SnapshotHandle, SnapshotId, VolumeHandle,
 };
 pub use name::{DatasetName, EntryName, NameError, SnapshotName};
+pub use owner::is_owner;
 pub use time::{Timestamp, WallClock};

@@ -7,6 +7,7 @@
 
 mod again;
 mod exerciser;
+mod owners;
 mod posix;
 mod refused;
 mod served;

@@ -55,6 +55,7 @@ impl Names {
             CreateHow::Unchecked(set) | CreateHow::Guarded(set) => (set, None),
             CreateHow::Exclusive(verifier) => (SetAttr::default(), Some(verifier)),
         };
+        permission::check(&set)?;
         if set.size.is_some_and(|size| size > FILE_BYTES_MAX) {
             return Err(FsError::TooBig);
         }
@@ -149,6 +150,7 @@ impl Names {
         new: New,
         turn: &First,
     ) -> Result<Outcome<Created>, FsError> {
+        permission::check(&new.set)?;
         let dir = self.directory(dir).await?;
         let _lock = dir.lock.lock().await;
         permission::require(caller, &dir.row.read(), permission::EXECUTE)?;
