@@ -21,7 +21,7 @@ use crate::catalog::{CatalogError, State};
 use crate::control::node::Mounts;
 use crate::control::{ControlError, Pool, Pools, take};
 use crate::fs::FsError;
-use crate::nfs::{Export, ExportId, ExportTable, Found, Listed, MountRefused, Registry};
+use crate::nfs::{Export, ExportId, ExportTable, Found, Listed, MountPoint, MountRefused, Registry};
 use crate::types::{Class, Classify, DatasetId, DatasetName, SnapshotId, SnapshotName};
 use crate::volume::{Closing, Lost, Served, VolumeError, Volumes};
 use futures::future::BoxFuture;
@@ -321,8 +321,8 @@ impl Exports {
     }
 
     /// A dataset's name may hold `@` itself: a dataset of the whole name comes first, then the last `@` counts.
-    async fn find_named(&self, path: &[u8]) -> Result<(Pool, Named), MountRefused> {
-        let path = std::str::from_utf8(path).map_err(|_| MountRefused::NotFound)?.trim_matches('/');
+    async fn find_named(&self, name: &[u8]) -> Result<(Pool, Named), MountRefused> {
+        let path = std::str::from_utf8(name).map_err(|_| MountRefused::NotFound)?;
         let pool = self.pool().ok_or(MountRefused::NotFound)?;
         let unavailable = |error: CatalogError| MountRefused::Unavailable(error.to_string());
         let find = async |name: &str| {
@@ -394,6 +394,13 @@ impl Mounts for Uses {
     }
 }
 
+/// The first name of a path, which is an export's, and the rest.
+fn export_and_below(path: &[u8]) -> (&[u8], &[u8]) {
+    let is_slash = |byte: &u8| *byte == b'/';
+    let (_, path) = path.split_at(path.iter().position(|byte| !is_slash(byte)).unwrap_or(path.len()));
+    path.split_at(path.iter().position(is_slash).unwrap_or(path.len()))
+}
+
 /// The table that the NFS server asks.
 #[derive(Clone)]
 pub struct ServeTable(pub Arc<Exports>);
@@ -409,9 +416,10 @@ impl ExportTable for ServeTable {
         self.0.registry.opened(id).await
     }
 
-    async fn mount(&self, path: &[u8], peer: SocketAddr) -> Result<Arc<Export<Served>>, MountRefused> {
-        let (pool, id) = self.0.find_named(path).await?;
-        let opened = self.0.open(&pool, id).await;
+    async fn mount(&self, path: &[u8], peer: SocketAddr) -> Result<MountPoint<Served>, MountRefused> {
+        let (name, below) = export_and_below(path);
+        let (pool, id) = self.0.find_named(name).await?;
+        let opened = self.0.open(&pool, id).await.map(|export| MountPoint { export, below: below.into() });
         opened.map_err(|error| match error.class() {
             Class::NotFound => MountRefused::NotFound,
             Class::Precondition | Class::Denied => {

@@ -338,7 +338,7 @@ impl<T: ExportTable> Connection<T> {
         let refuse = |why| Begun::Reply(Reply::whole(rpc::refuse(received.xid, why)));
         match MountArgs::decode(received.procedure, &mut received.args) {
             Ok(Some(args)) => {
-                let call = Call { shared: self.shared.clone(), xid: received.xid, caller: Caller::default() };
+                let call = Call { shared: self.shared.clone(), xid: received.xid, caller: self.squash(Caller::root()) };
                 self.poll_once(Box::pin(mount::answer(call, args, self.peer)), None, None).await
             }
             Ok(None) => refuse(Refusal::ProcedureUnavailable),

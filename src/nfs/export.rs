@@ -86,6 +86,13 @@ pub enum MountRefused {
     Unavailable(String),
 }
 
+/// What a path that MNT asks for leads to.
+pub struct MountPoint<F> {
+    pub export: Arc<Export<F>>,
+    /// The rest of the path: of a directory below the root, or empty.
+    pub below: Box<[u8]>,
+}
+
 /// A line of MOUNT's EXPORT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
@@ -103,8 +110,8 @@ pub trait ExportTable: Send + Sync + 'static {
     /// Waits for an export that is opening. The caller bounds the wait.
     fn opened(&self, id: ExportId) -> impl Future<Output = Found<Self::Fs>> + Send;
 
-    /// MNT of a path. May open what it names.
-    fn mount(&self, path: &[u8], peer: SocketAddr) -> impl Future<Output = Result<Arc<Export<Self::Fs>>, MountRefused>> + Send;
+    /// MNT of a path: of an export, or of a directory in one. May open what it names.
+    fn mount(&self, path: &[u8], peer: SocketAddr) -> impl Future<Output = Result<MountPoint<Self::Fs>, MountRefused>> + Send;
 
     fn list(&self) -> impl Future<Output = Vec<Listed>> + Send;
 }
@@ -242,15 +249,16 @@ impl<F: FileSystem> ExportTable for Arc<Endpoint<F>> {
         self.registry.opened(id).await
     }
 
-    async fn mount(&self, path: &[u8], _peer: SocketAddr) -> Result<Arc<Export<F>>, MountRefused> {
-        if path != self.path.as_bytes() {
+    async fn mount(&self, path: &[u8], _peer: SocketAddr) -> Result<MountPoint<F>, MountRefused> {
+        let below = path.strip_prefix(self.path.as_bytes()).ok_or(MountRefused::NotFound)?;
+        if !matches!(below, [] | [b'/', ..]) {
             return Err(MountRefused::NotFound);
         }
         if self.passes.load(Ordering::Relaxed) == 0 {
             return Err(MountRefused::Denied);
         }
         match self.registry.opened(self.id).await {
-            Found::Open(export) => Ok(export),
+            Found::Open(export) => Ok(MountPoint { export, below: below.into() }),
             Found::Opening | Found::Unknown => Err(MountRefused::NotFound),
         }
     }

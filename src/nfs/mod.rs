@@ -47,7 +47,7 @@ mod xdr;
 
 pub use attr::{FileAttr, Wcc};
 pub use budget::{Budget, Limits};
-pub use export::{Endpoint, Export, ExportTable, Found, Listed, MountPass, MountRefused, Registry};
+pub use export::{Endpoint, Export, ExportTable, Found, Listed, MountPass, MountPoint, MountRefused, Registry};
 pub use handle::ExportId;
 pub use server::{Kept, Options, Peers, Server, Squash, Trust};
 pub use status::NfsStat;

@@ -1,12 +1,16 @@
 //! MOUNT version 3 (RFC 1813 appendix I), on the same port as NFS.
 
-use super::call::{Call, Reply};
-use super::export::{ExportTable, MountRefused};
-use super::handle;
+use super::call::{Call, Reply, held};
+use super::export::{ExportTable, MountPoint, MountRefused};
+use super::handle::{self, HANDLE_BYTES};
+use super::names;
 use super::rpc::{self, AUTH_SYS};
-use super::xdr::{Cursor, Result};
+use super::status::NfsStat;
+use super::xdr::{self, Cursor};
+use crate::fs::api::{FileKind, FileSystem};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 
 /// RFC 1813 §5.1.2, MNTPATHLEN.
@@ -30,7 +34,7 @@ impl MountArgs {
     ///
     /// # Errors
     /// The bytes are not this procedure's arguments (`GARBAGE_ARGS`).
-    pub fn decode(procedure: u32, args: &mut Cursor<'_>) -> Result<Option<Self>> {
+    pub fn decode(procedure: u32, args: &mut Cursor<'_>) -> xdr::Result<Option<Self>> {
         Ok(Some(match procedure {
             0 => Self::Null,
             1 => Self::Mount(args.opaque(PATH_BYTES_MAX)?.into()),
@@ -73,22 +77,53 @@ fn status(refused: &MountRefused) -> u32 {
     }
 }
 
+/// The handle that a path leads to, or `mountstat3`.
+async fn mount<T: ExportTable>(call: &Call<T>, path: &[u8], peer: SocketAddr) -> Result<[u8; HANDLE_BYTES], u32> {
+    let refuse = |refused: &dyn Display, status| {
+        tracing::info!(path = %path.escape_ascii(), %peer, %refused, "a MOUNT call was refused");
+        status
+    };
+    let point = call.shared.table.mount(path, peer).await.map_err(|refused| refuse(&refused, status(&refused)))?;
+    descend(call, &point).await.map_err(|refused| refuse(&refused, below_status(refused)))
+}
+
+/// Walks from the root to a directory, by the rights of who mounts. Links are not followed: where they lead is the client's to say.
+async fn descend<T: ExportTable>(call: &Call<T>, point: &MountPoint<T::Fs>) -> Result<[u8; HANDLE_BYTES], NfsStat> {
+    let export = &point.export;
+    let mut at = export.fs.root();
+    for name in point.below.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".") {
+        names::check(name)?;
+        if name == b".." {
+            return Err(NfsStat::Inval);
+        }
+        let (found, _) = held!(*call, export, export.fs.lookup(&call.caller, at, name))?;
+        if found.kind != FileKind::Directory {
+            return Err(NfsStat::NotDir);
+        }
+        at = found.file;
+    }
+    Ok(export.seal(at))
+}
+
+/// The statuses that MOUNT shares with NFS have the same numbers there (RFC 1813 §5.1.5); the others are an I/O error.
+fn below_status(status: NfsStat) -> u32 {
+    let shared = [NfsStat::Perm, NfsStat::NoEnt, NfsStat::Access, NfsStat::NotDir, NfsStat::Inval, NfsStat::NameTooLong];
+    if shared.contains(&status) { status as u32 } else { NfsStat::Io as u32 }
+}
+
 pub async fn answer<T: ExportTable>(call: Call<T>, args: MountArgs, peer: SocketAddr) -> Reply {
     let mounts = &call.shared.mounts;
     let mut out = rpc::accept(call.xid, 256);
     match args {
         MountArgs::Null => {}
-        MountArgs::Mount(path) => match call.shared.table.mount(&path, peer).await {
-            Ok(export) => {
+        MountArgs::Mount(path) => match mount(&call, &path, peer).await {
+            Ok(handle) => {
                 mounts.add(peer.ip(), path);
                 out.u32(0);
-                handle::encode(&mut out, &export.root_handle());
+                handle::encode(&mut out, &handle);
                 out.u32(1).u32(AUTH_SYS);
             }
-            Err(refused) => {
-                tracing::info!(path = %path.escape_ascii(), %peer, %refused, "a MOUNT call was refused");
-                out.u32(status(&refused));
-            }
+            Err(status) => drop(out.u32(status)),
         },
         MountArgs::Dump => {
             for (peer, path) in mounts.0.lock().iter() {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 const NAME_BYTES_MAX: usize = 255;
 
 /// Names that no file system has. `.` and `..` pass.
-fn check(name: &[u8]) -> Result<(), NfsStat> {
+pub fn check(name: &[u8]) -> Result<(), NfsStat> {
     if name.len() > NAME_BYTES_MAX {
         return Err(NfsStat::NameTooLong);
     }

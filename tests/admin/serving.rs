@@ -267,6 +267,11 @@ async fn snapshots_are_served_below_their_dataset_and_by_themselves() {
     assert_ne!(client.getattr(&alone).await.unwrap().fsid, fsid);
     assert_eq!(client.mkdir(&alone, b"x", &SetAttr::default()).await.unwrap_err().status(), Some(NfsStat::ReadOnly));
     assert!(client.mount("/web@none").await.is_err() && client.mount("/none@cut").await.is_err());
+    // And every folder below either.
+    for (path, folder) in [("/web/etc", &etc), ("/web/.snapshots/cut/etc/", &old_etc), ("/web@cut/etc", &alone_etc)] {
+        assert_eq!(client.mount(path).await.unwrap(), *folder, "{path}");
+    }
+    assert!(client.mount("/web/none").await.is_err() && client.mount("/web/etc/app.conf").await.is_err());
 
     // What differs, while the dataset is mounted.
     let lines = cli.ok(&["dataset", "diff", "web@cut", "--config", &config]);

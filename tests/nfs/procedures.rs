@@ -1,12 +1,12 @@
 //! Every procedure, as a client sees it.
 
-use crate::support::{EXPORT, Edge, mode, new_file};
+use crate::support::{EXPORT, Edge, mode, new_file, options};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use zerofs_csi::fs::api::*;
-use zerofs_csi::nfs::NfsStat;
-use zerofs_csi::nfs::client::Credentials;
-use zerofs_csi::types::Timestamp;
+use zerofs_csi::nfs::client::{ClientError, Credentials};
+use zerofs_csi::nfs::{NfsStat, Options, Squash};
+use zerofs_csi::types::{EntryName, Timestamp};
 
 #[tokio::test]
 async fn files_are_written_read_and_committed() {
@@ -44,6 +44,49 @@ async fn files_are_written_read_and_committed() {
     let read = client.read(&file.handle, 4_000_000, 1 << 20).await.unwrap();
     assert!(read.data.iter().take(1_000_000).all(|b| *b == 0) && read.data[1_000_000] == b'x' && read.eof);
     assert_eq!(client.read(&file.handle, 9_000_000, 10).await.unwrap().data.len(), 0);
+}
+
+#[tokio::test]
+async fn a_directory_below_an_export_is_mounted() {
+    let edge = Edge::start().await;
+    let client = edge.client().await;
+    let root = edge.root(&client).await;
+    let dir = client.mkdir(&root, b"dir", &mode(0o755)).await.unwrap().handle;
+    let below = client.mkdir(&dir, b"be low", &mode(0o700)).await.unwrap().handle;
+    client.create(&root, b"file", &new_file()).await.unwrap();
+    let path = |below: &str| format!("{EXPORT}{below}");
+    assert!(matches!(client.mount(&path("/dir")).await, Err(ClientError::Mount { status: 13, .. })), "not during our own mount");
+    let _pass = edge.endpoint.allow_mount();
+    for (path, handle) in [("/", &root), ("/dir", &dir), ("//dir/./be low/", &below)] {
+        assert_eq!(client.mount(&format!("{EXPORT}{path}")).await.unwrap(), *handle, "{path}");
+    }
+    let refusals = [("/no", 2), ("/dir/no", 2), ("/file", 20), ("/file/x", 20), ("/dir/..", 22), ("x", 2)];
+    for (below, expected) in refusals {
+        match client.mount(&path(below)).await {
+            Err(ClientError::Mount { status, .. }) => assert_eq!(status, expected, "{below}"),
+            other => panic!("{below}: {other:?}"),
+        }
+    }
+    let long = path(&format!("/{}", "x".repeat(256)));
+    assert!(matches!(client.mount(&long).await, Err(ClientError::Mount { status: 63, .. })));
+}
+
+/// Whoever is squashed gets no further by MNT than by looking names up.
+#[tokio::test]
+async fn a_directory_is_mounted_by_the_rights_of_who_mounts() {
+    let edge = Edge::with(Options { squash: Squash::Root { uid: 1000, gid: 1000 }, ..options() }).await;
+    let root = edge.fs.root();
+    let set = SetAttr { uid: Some(0), ..mode(0o700) };
+    let closed = edge.fs.mkdir(&Caller::root(), root, &entry("closed"), set).await.unwrap();
+    edge.fs.mkdir(&Caller::root(), closed.attr.file, &entry("inside"), mode(0o777)).await.unwrap();
+    let client = edge.client().await;
+    let _pass = edge.endpoint.allow_mount();
+    let refused = client.mount(&format!("{EXPORT}/closed/inside")).await;
+    assert!(matches!(refused, Err(ClientError::Mount { status: 13, .. })), "{refused:?}");
+}
+
+fn entry(name: &str) -> EntryName {
+    EntryName::try_from(name.as_bytes()).unwrap()
 }
 
 #[tokio::test]
