@@ -1,18 +1,22 @@
 //! What is done to a database that nobody needs to have open.
 
+use super::clock::Clock;
 use super::collection::{self, Ages};
+use super::database::last_time;
 use super::detach::{Detached, Readers};
 use super::{CheckpointId, Database, DbPlace, compaction::admin, limited, settings, step};
 use crate::fs::FsError;
 use crate::types::{Epoch, Incarnation};
 use slatedb::admin::CloneSourceSpec;
 use slatedb::{Checkpoint, VersionedManifest};
+use slatedb_common::clock::SystemClock;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// SlateDB's mark of a deletion is empty.
 const MARK_BYTES_MAX: u64 = 64;
 
-async fn manifest(place: &DbPlace) -> Result<Option<VersionedManifest>, FsError> {
+pub(super) async fn manifest(place: &DbPlace) -> Result<Option<VersionedManifest>, FsError> {
     limited("reading the manifest", settings::READ_LIMIT, admin(place).read_manifest(None)).await
 }
 
@@ -59,11 +63,23 @@ pub async fn checkpoint_closed(place: &DbPlace, name: &str, expected: Epoch) -> 
 /// Removes what the database has outlived. Only of one that nobody has open, or whose owner cannot have begun before this call's caller
 /// claimed it: an owner collects its own.
 pub async fn collect_garbage(place: &DbPlace) -> Result<(), FsError> {
-    if !exists(place).await? {
-        return Ok(());
-    }
+    let Some(manifest) = manifest(place).await?.filter(|manifest| manifest.initialized()) else { return Ok(()) };
     step(place.bucket.failpoints(), "fs.db.before-collect").await?;
-    collection::collect(place, Ages::of(place)).await
+    collection::collect(place, &closed_clock(place, &manifest).await?, Ages::of(place)).await
+}
+
+/// The clock of a database that nobody has open: its last time, and as much as has passed since its manifest was stored.
+pub(super) async fn closed_clock(place: &DbPlace, manifest: &VersionedManifest) -> Result<Arc<Clock>, FsError> {
+    let (clock, last) = (Arc::new(Clock::default()), last_time(manifest));
+    let ahead = u64::try_from(last.saturating_sub(clock.now().timestamp_millis())).unwrap_or(0);
+    if ahead > 0 {
+        let listed = place.bucket.list(&format!("vol/{}/manifest/", place.incarnation)).await;
+        let listed = listed.map_err(|error| FsError::Unavailable(format!("listing the database's manifests: {error}")))?;
+        let stored = listed.iter().map(|object| object.modified).max();
+        let passed = stored.and_then(|stored| stored.elapsed().ok()).unwrap_or_default();
+        clock.go_on_from(last.saturating_add(i64::try_from(passed.as_millis()).unwrap_or(0)));
+    }
+    Ok(clock)
 }
 
 /// Makes a clone's database that nobody has open stand on its own (R13). [`FsError::Fenced`], and nobody is fenced, when its writer epoch

@@ -4,15 +4,22 @@
 //! Whatever a checkpoint names stays: that is what snapshots, clones and pins are. WAL fences stay for ever: a writer that was held up since
 //! before it was fenced would find its number free. Every collection of a database uses the same settings, whoever runs it.
 //!
+//! Tables are named by the time of the clock that they were made by, and that is the database's ([`super::clock`]): a clock that was a year
+//! ahead for a while has put it a year ahead for good. So their age, and how long a compaction holds what it replaced, is told by the
+//! database's clock. The age of everything else is told by the store, and compared with this machine's.
+//!
 //! An open database is collected by its owner only, who renews the manifest in its memory first: the tables that a writer reads are those
 //! of that manifest. One that nobody has open is collected under a caretaker's claim, and whoever opens it meanwhile begins with the newest
 //! manifest. A crash leaves garbage that the next collection finds.
 
-use super::{DbPlace, compaction::admin, limited, settings};
+use super::clock::Clock;
+use super::compaction::{admin, admin_at};
+use super::{DbPlace, limited, settings};
 use crate::fs::FsError;
 use slatedb::admin::Admin;
 use slatedb::config::{GarbageCollectorDirectoryOptions, GarbageCollectorOptions, GarbageCollectorScheduleOptions};
 use slatedb::{Db, DbStatus};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -66,17 +73,22 @@ async fn run(admin: &Admin, place: &DbPlace, options: GarbageCollectorOptions) -
     limited("collecting the database", settings::DELETE_LIMIT, admin.run_gc_once(options)).await
 }
 
-pub(super) async fn collect(place: &DbPlace, ages: Ages) -> Result<(), FsError> {
+/// `clock`: the database's.
+pub(super) async fn collect(place: &DbPlace, clock: &Arc<Clock>, ages: Ages) -> Result<(), FsError> {
     let older = |min_age| Some(GarbageCollectorDirectoryOptions { interval: None, min_age, dry_run: false });
-    let options = GarbageCollectorOptions {
+    let by_the_store = GarbageCollectorOptions {
         manifest_options: older(ages.records),
         wal_options: older(ages.data),
-        compacted_options: older(ages.data),
         compactions_options: older(ages.records),
+        ..nothing()
+    };
+    run(&admin(place), place, by_the_store).await?;
+    let by_the_database = GarbageCollectorOptions {
+        compacted_options: older(ages.data),
         detach_options: Some(GarbageCollectorScheduleOptions { interval: None }),
         ..nothing()
     };
-    run(&admin(place), place, options).await
+    run(&admin_at(place, clock), place, by_the_database).await
 }
 
 /// Drops a clone's pins on ancestors whose tables nothing of it reads any more. `admin`: of the clock that says how long what was compacted is held.
@@ -87,7 +99,7 @@ pub(super) async fn drop_pins(admin: &Admin, place: &DbPlace) -> Result<(), FsEr
 
 /// Collects an open database while it is written to, and for as long afterwards as there can be something left: an idle one makes no
 /// request. Runs until the database closes or `stop`.
-pub(super) async fn keep(db: Db, place: DbPlace, stop: CancellationToken) {
+pub(super) async fn keep(db: Db, place: DbPlace, clock: Arc<Clock>, stop: CancellationToken) {
     let mut status = db.subscribe();
     // Opening replays: that alone is no reason.
     let (mut seen, _) = position(&mut status);
@@ -116,7 +128,7 @@ pub(super) async fn keep(db: Db, place: DbPlace, stop: CancellationToken) {
             if now != seen {
                 (seen, last_change) = (now, Instant::now());
             }
-            if let Err(error) = collect_open(&db, &place, Ages::of(&place)).await {
+            if let Err(error) = collect_open(&db, &place, &clock, Ages::of(&place)).await {
                 tracing::info!(%error, incarnation = %place.incarnation, "the database was not collected; it is tried again later");
             }
         }
@@ -129,7 +141,7 @@ fn position(status: &mut watch::Receiver<DbStatus>) -> (u64, bool) {
     (now.durable_seq, now.close_reason.is_some())
 }
 
-pub(super) async fn collect_open(db: &Db, place: &DbPlace, ages: Ages) -> Result<(), FsError> {
+pub(super) async fn collect_open(db: &Db, place: &DbPlace, clock: &Arc<Clock>, ages: Ages) -> Result<(), FsError> {
     limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await?;
-    collect(place, ages).await
+    collect(place, clock, ages).await
 }

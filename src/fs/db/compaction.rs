@@ -38,7 +38,7 @@ impl Turn {
 
     /// What it asks for is not of an earlier time than what the writer and its compactors did.
     pub(super) fn admin(&self, place: &DbPlace) -> Admin {
-        admin_builder(place).with_system_clock(self.clock.clone()).build()
+        admin_at(place, &self.clock)
     }
 
     pub(super) async fn lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
@@ -83,6 +83,11 @@ async fn make_room(db: &Db, place: &DbPlace, turn: &Turn, stop: &CancellationTok
     // What the compactor did last is not in the writer's memory yet, and a collection would take the tables that it replaced.
     let seen = limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await;
     done.and(seen)
+/// As [`admin`], by the time of the database.
+pub(super) fn admin_at(place: &DbPlace, clock: &Arc<Clock>) -> Admin {
+    admin_builder(place).with_system_clock(clock.clone()).build()
+}
+
 }
 
 /// A compactor of this process.

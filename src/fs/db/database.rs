@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 /// A database open for writing. Only the committer holds one (R4).
 pub struct Database {
-    db: Db,
+    pub(super) db: Db,
     place: DbPlace,
     epoch: Epoch,
     clock: Arc<Clock>,
@@ -37,8 +37,8 @@ impl Database {
     /// Opens, creating it if absent; fences every earlier opener. `expected`: fail unless the writer epoch is still this one (R16).
     pub async fn open(place: &DbPlace, expected: Option<Epoch>) -> Result<Self, FsError> {
         let database = Self::open_with(place, expected, settings::COMPACT_L0).await?;
-        let (db, stop) = (database.db.clone(), database.stop.clone());
-        database.upkeep.spawn(collection::keep(db, place.clone(), stop));
+        let (db, clock, stop) = (database.db.clone(), database.clock.clone(), database.stop.clone());
+        database.upkeep.spawn(collection::keep(db, place.clone(), clock, stop));
         Ok(database)
     }
 
@@ -179,7 +179,7 @@ impl Database {
 
     #[cfg(test)]
     pub(super) async fn collect(&self, ages: collection::Ages) -> Result<(), FsError> {
-        collection::collect_open(&self.db, &self.place, ages).await
+        collection::collect_open(&self.db, &self.place, &self.clock, ages).await
     }
 
     /// Asks the store whether another opener has fenced this one; normally only the next write finds out.
@@ -247,7 +247,7 @@ async fn build(place: &DbPlace, expected: Option<Epoch>, clock: &Arc<Clock>) -> 
 }
 
 /// The latest time that a manifest knows of, in milliseconds since 1970: no write and no new table may be of an earlier one.
-fn last_time(manifest: &VersionedManifest) -> i64 {
+pub(super) fn last_time(manifest: &VersionedManifest) -> i64 {
     let tables = manifest.l0().iter().flat_map(|view| [view.id, view.sst.id.value()]);
     let compacted = [manifest.last_compacted_l0_sst_view_id(), manifest.last_compacted_l0_sst_id()];
     let millis = tables.chain(compacted.into_iter().flatten()).map(|id| i64::try_from(id.timestamp_ms()).unwrap_or(0)).max();

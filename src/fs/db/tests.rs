@@ -329,19 +329,79 @@ async fn a_detached_clone_stands_on_its_own() {
     }
 }
 
+/// Does the work while the clock is ahead by hours. Time that is passed in one runtime has not passed in the next.
+fn in_runtime(hours: u64, work: futures::future::LocalBoxFuture<'_, ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        tokio::time::advance(Duration::from_secs(3600 * hours)).await;
+        work.await;
+    });
+}
+
+const YEAR_HOURS: u64 = 365 * 24;
+
+/// Writes tables until a compaction has replaced some.
+async fn compact_something(db: &Database) {
+    for n in 0..settings::COMPACT_L0 as u64 + 2 {
+        db.write(rows(n * 100, n * 100 + 200)).await.unwrap();
+        db.rolled().await.unwrap();
+    }
+    let compacted = async {
+        while db.db.manifest().compacted().is_empty() || db.db.manifest().l0().len() >= settings::COMPACT_L0 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(600), compacted).await.expect("a compaction");
+    // What is held for readers is not held any more.
+    tokio::time::advance(settings::COMPACTOR_HOLD * 2).await;
+}
+
+/// Tables that were replaced go, also those made while a clock was a year ahead, and those made since.
+#[test]
+fn tables_are_collected_after_a_clock_was_a_year_ahead() {
+    let place = place(Bucket::memory());
+    in_runtime(
+        YEAR_HOURS,
+        Box::pin(async {
+            let db = Database::open(&place, None).await.unwrap();
+            compact_something(&db).await;
+            db.close().await.unwrap();
+        }),
+    );
+    in_runtime(
+        0,
+        Box::pin(async {
+            let db = Database::open(&place, None).await.unwrap();
+            compact_something(&db).await;
+            let before = objects(&place, "compacted").await;
+            db.collect(AT_ONCE).await.unwrap();
+            let after = objects(&place, "compacted").await;
+            assert!(after < before, "{before} tables, and then {after}");
+            compact_something(&db).await;
+            db.close().await.unwrap();
+        }),
+    );
+    in_runtime(
+        1,
+        Box::pin(async {
+            let before = objects(&place, "compacted").await;
+            let clock = admin::closed_clock(&place, &admin::manifest(&place).await.unwrap().unwrap()).await.unwrap();
+            tokio::time::advance(settings::COMPACTOR_HOLD * 2).await;
+            collection::collect(&place, &clock, AT_ONCE).await.unwrap();
+            let after = objects(&place, "compacted").await;
+            assert!(after < before, "closed: {before} tables, and then {after}");
+            let db = Database::open(&place, None).await.unwrap();
+            assert_eq!(count(async |a, b, n| db.scan(a, b, n).await).await, 1100);
+            db.close().await.unwrap();
+        }),
+    );
+}
+
 /// A node whose clock is hours behind that of the last owner detaches a clone all the same, and at once.
 #[test]
 fn a_node_with_a_slow_clock_detaches() {
     let place = place(Bucket::memory());
     let clone = place.sibling(Incarnation::random());
-    // Time that is passed in one runtime has not passed in the next.
-    let in_runtime = |hours: u64, work: futures::future::LocalBoxFuture<'_, ()>| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        runtime.block_on(async {
-            tokio::time::advance(Duration::from_secs(3600 * hours)).await;
-            work.await;
-        });
-    };
     in_runtime(
         3,
         Box::pin(async {
