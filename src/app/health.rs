@@ -205,6 +205,12 @@ fn text(serving: &Serving) -> String {
     pools.not_open().iter().for_each(|(pool, _)| line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 0\n", label(pool))));
     line(format_args!("# HELP zerofs_volumes_open Volumes that this process has open.\n# TYPE zerofs_volumes_open gauge\n"));
     line(format_args!("zerofs_volumes_open {}\n", volumes.list().len()));
+    let what = "Whether a damaged table keeps a volume's database from being compacted: before long it takes no change any more.";
+    line(format_args!("# HELP zerofs_volume_damaged {what}\n# TYPE zerofs_volume_damaged gauge\n"));
+    for volume in volumes.list() {
+        let (dataset, damaged) = (label(volume.dataset.name.as_str()), u8::from(volume.fs.damage().is_some()));
+        line(format_args!("zerofs_volume_damaged{{dataset=\"{dataset}\"}} {damaged}\n"));
+    }
     if let Some(registration) = registration {
         line(format_args!("# HELP zerofs_plugin_registered Whether kubelet has registered the driver.\n"));
         line(format_args!("# TYPE zerofs_plugin_registered gauge\n"));

@@ -4,7 +4,7 @@
 //! moment. What can be mended (`--repair`) is mended by this process as the owner of a dataset that nobody else has open.
 
 use super::args::CheckArgs;
-use super::exit::{Interrupted, Wrong};
+use super::exit::{Interrupted, Wrong, class_of};
 use super::report::{Progress, table};
 use super::snapshots;
 use super::target::{Opened, dataset_name, snapshot_name, split_snapshot};
@@ -59,6 +59,14 @@ pub fn run(args: CheckArgs) -> anyhow::Result<()> {
     })
 }
 
+/// What can be done about an object of a database that cannot be read: nothing of ours makes it whole.
+const DAMAGED: &str = "an object of its database is damaged or missing, and what is in it cannot be read: put the object back from another \
+                       version or copy of the bucket; otherwise clone, or restore from, a snapshot that `check` finds clean";
+
+fn with_next_step(error: anyhow::Error) -> anyhow::Error {
+    if class_of(&error) == Class::Corrupt { error.context(DAMAGED) } else { error }
+}
+
 /// What was checked, and the first of what could not be: a dataset whose owner does not answer keeps nobody from checking the others.
 async fn check_all(
     opened: &Opened,
@@ -88,6 +96,7 @@ async fn check_all(
             Ok(found) => checked.extend(found),
             Err(error) if stop.is_cancelled() => return Err(error),
             Err(error) => {
+                let error = with_next_step(error);
                 eprintln!("not checked: dataset {}: {error:#}", dataset.name);
                 failed.get_or_insert(error);
             }
@@ -102,6 +111,7 @@ async fn check_all(
                 // Deleted meanwhile, and what it held with it.
                 Err(_) if is_gone(opened, &at.record).await? => {}
                 Err(error) => {
+                    let error = with_next_step(error);
                     eprintln!("not checked: snapshot {}@{}: {error:#}", dataset.name, at.record.name);
                     failed.get_or_insert(error);
                 }
@@ -251,4 +261,19 @@ fn text(checked: &[Checked]) -> String {
         c.missing_packs.iter().for_each(|pack| text += &format!("{}: pack {pack} is missing\n", c.what));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_damaged_comes_with_what_to_do() {
+        let damaged =
+            with_next_step(FsError::Corrupt("scanning rows: checksum mismatch in vol/a/compacted/b.sst".to_owned()).into());
+        let text = format!("{damaged:#}");
+        assert!(text.contains("put the object back") && text.contains("b.sst"), "{text}");
+        assert_eq!(class_of(&damaged), Class::Corrupt);
+        assert_eq!(with_next_step(FsError::NotFound.into()).chain().count(), 1);
+    }
 }

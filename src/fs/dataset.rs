@@ -91,9 +91,9 @@ pub struct FsOptions {
     pub journal: Option<PathBuf>,
     /// Owner, group and mode of the root directory when the dataset is new.
     pub root: RootAttr,
-}
     /// What mtimes and ctimes are told by.
     pub clock: WallClock,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RootAttr {
@@ -216,6 +216,11 @@ impl Fs {
             self.names.committer.checkpoint(name).await
         };
         self.answer(cut).await
+    }
+
+    /// What of the dataset's database is damaged so that it cannot be compacted: before long it takes no change any more.
+    pub fn damage(&self) -> Option<FsError> {
+        self.names.committer.damage()
     }
 
     /// Makes a clone's database read no ancestor's any more (R13). May be repeated.

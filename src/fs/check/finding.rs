@@ -20,7 +20,7 @@ pub enum Problem {
     Superblock,
     /// The superblock's totals.
     Counts,
-    /// A number that was not given out yet, or a ctime above the ceiling.
+    /// A number that was not given out yet.
     Reservation,
     /// An entry at the wrong place, of the wrong kind, twice, or of an inode that is not there.
     Entry,

@@ -1,7 +1,7 @@
 //! Verifies a dataset's database against its invariants, from nothing but its rows.
 //!
 //! What is verified, and what it means:
-//! - `S`: numbers below their reservations, ctimes below the ceiling (R8), counts equal to what is there.
+//! - `S`: numbers below their reservations, counts equal to what is there.
 //! - Every inode but the root is named: a file by `nlink` entries, a directory by exactly one, which is in its `parent`; a directory's `nlink`
 //!   is 2 plus its subdirectories, its `size` the number of its entries. Parents lead to the root.
 //! - Every entry lies at its name's hash, names an inode that exists, of its kind; no directory has a name twice (R21).

@@ -171,13 +171,14 @@ impl Committer {
         }
     }
 
-    /// Waits until there is room for another batch, and until a ctime of now may be shown (R8). Every operation that changes something
-    /// awaits this before it takes locks; it returns at once except under load, and once in five idle minutes.
+    /// Waits until there is room for another batch. Every operation that changes something awaits this before it takes locks; it returns at
+    /// once except under load.
+    ///
+    /// # Errors
+    /// [`FsError::Corrupt`] while a damaged table keeps the database from taking anything: nobody waits for ever without being told why.
     pub async fn ready(&self) -> Result<(), FsError> {
-        if !self.shared.clock.is_covered() {
-            // Any batch renews the ceiling; it counts once it is durable.
-            let ticket = self.submit(Batch::default())?;
-            self.durable(ticket).await?;
+        if let Some(error) = self.shared.db.blocked() {
+            return Err(error);
         }
         if self.shared.state.lock().queue_bytes() < QUEUE_BYTES_HIGH {
             return self.shared.check();
@@ -298,6 +299,11 @@ impl Committer {
         self.shared.check().map(|()| checkpoint)
     }
 
+    /// See [`Database::damage`].
+    pub fn damage(&self) -> Option<FsError> {
+        self.shared.db.damage()
+    }
+
     /// See [`Database::detach`].
     pub async fn detach(&self) -> Result<Detached, FsError> {
         self.shared.db.detach().await
@@ -413,7 +419,9 @@ impl Shared {
             biased;
             reason = stopped.wait_for(Option::is_some) => Err(reason.ok().and_then(|r| r.clone()).unwrap_or_else(closed)),
             () = done => self.check(),
-            () = tokio::time::sleep(WAIT_LIMIT) => Err(FsError::Unavailable(format!("{what}: no answer within {} s", WAIT_LIMIT.as_secs()))),
+            () = tokio::time::sleep(WAIT_LIMIT) => Err(self.db.blocked().unwrap_or_else(|| {
+                FsError::Unavailable(format!("{what}: no answer within {} s", WAIT_LIMIT.as_secs()))
+            })),
         }
     }
 

@@ -5,6 +5,7 @@
 //! nothing left. Compactors fence each other by an epoch of their own, so that a fenced owner's compactor stops by itself.
 
 use super::clock::Clock;
+use super::damage::{Damage, Suspicion};
 use super::{DbPlace, fs_error, limited, sealing, settings};
 use crate::fs::FsError;
 use object_store::path::Path;
@@ -21,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 pub(super) const LOOK: Duration = Duration::from_millis(500);
 /// After a compactor failed, the next one starts no sooner.
 const PAUSE: Duration = Duration::from_secs(10);
+/// The same after a damaged table was found: somebody may have put it back.
+const PAUSE_DAMAGED: Duration = Duration::from_secs(300);
 /// How often a compactor is told to stop.
 const STOP_TRIES: u32 = 60;
 
@@ -47,7 +50,7 @@ impl Turn {
 }
 
 /// Compacts whenever L0 has grown to `from` tables, until the database closes or `stop`.
-pub(super) async fn keep(db: Db, place: DbPlace, turn: Turn, from: usize, stop: CancellationToken) {
+pub(super) async fn keep(db: Db, place: DbPlace, turn: Turn, from: usize, damage: Arc<Damage>, stop: CancellationToken) {
     let mut status = db.subscribe();
     loop {
         let due = status.wait_for(|s| s.close_reason.is_some() || s.current_manifest.l0().len() >= from);
@@ -58,15 +61,31 @@ pub(super) async fn keep(db: Db, place: DbPlace, turn: Turn, from: usize, stop: 
         if !open {
             return;
         }
-        if let Err(error) = make_room(&db, &place, &turn, &stop).await {
-            tracing::info!(%error, incarnation = %place.incarnation, "compaction stopped early; it starts again by itself");
-            let _ = tokio::time::timeout(PAUSE, stop.cancelled()).await;
-        }
+        let pause = match make_room(&db, &place, &turn, &stop).await {
+            Ok(()) => {
+                damage.tell(&place, None);
+                continue;
+            }
+            Err(error @ FsError::Corrupt(_)) => {
+                damage.tell(&place, Some(&error));
+                PAUSE_DAMAGED
+            }
+            Err(error) => {
+                tracing::info!(%error, incarnation = %place.incarnation, "compaction stopped early; it starts again by itself");
+                PAUSE
+            }
+        };
+        let _ = tokio::time::timeout(pause, stop.cancelled()).await;
     }
 }
 
 pub(super) fn admin(place: &DbPlace) -> Admin {
     admin_builder(place).build()
+}
+
+/// As [`admin`], by the time of the database.
+pub(super) fn admin_at(place: &DbPlace, clock: &Arc<Clock>) -> Admin {
+    admin_builder(place).with_system_clock(clock.clone()).build()
 }
 
 fn admin_builder(place: &DbPlace) -> AdminBuilder<Path> {
@@ -83,11 +102,6 @@ async fn make_room(db: &Db, place: &DbPlace, turn: &Turn, stop: &CancellationTok
     // What the compactor did last is not in the writer's memory yet, and a collection would take the tables that it replaced.
     let seen = limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await;
     done.and(seen)
-/// As [`admin`], by the time of the database.
-pub(super) fn admin_at(place: &DbPlace, clock: &Arc<Clock>) -> Admin {
-    admin_builder(place).with_system_clock(clock.clone()).build()
-}
-
 }
 
 /// A compactor of this process.
@@ -146,9 +160,10 @@ impl Running {
 
 /// Looks until there is nothing left to compact.
 async fn until_done(db: &Db, place: &DbPlace) -> Result<(), FsError> {
-    let admin = admin(place);
+    let (admin, mut suspicion) = (admin(place), Suspicion::new());
     loop {
         tokio::time::sleep(LOOK).await;
+        suspicion.look(place).await?;
         limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await?;
         if db.manifest().l0().len() < settings::COMPACT_L0 && !busy(&admin).await? {
             return Ok(());
@@ -162,12 +177,12 @@ async fn busy(admin: &Admin) -> Result<bool, FsError> {
 }
 
 /// Waits until L0 can take what a checkpoint puts there.
-pub(super) async fn wait_for_room(db: &Db) -> Result<(), FsError> {
+pub(super) async fn wait_for_room(db: &Db, damage: &Damage) -> Result<(), FsError> {
     let room = |tables: usize| tables + settings::L0_ROOM <= settings::L0_MAX;
     let mut status = db.subscribe();
     let wait = status.wait_for(|s| s.close_reason.is_some() || room(s.current_manifest.l0().len()));
     match tokio::time::timeout(settings::CHANGE_LIMIT, wait).await {
         Ok(_) => Ok(()),
-        Err(_) => Err(FsError::Busy("compaction has not made room for a checkpoint yet: try again")),
+        Err(_) => Err(damage.found().unwrap_or(FsError::Busy("compaction has not made room for a checkpoint yet: try again"))),
     }
 }

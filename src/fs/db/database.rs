@@ -1,6 +1,7 @@
 //! A database open for writing.
 
 use super::clock::Clock;
+use super::damage::Damage;
 use super::detach::{self, Detached, Readers};
 use super::{CheckpointId, DbPlace, Ops, collection, compaction, fs_error, limited, sealing, settings};
 use crate::fs::FsError;
@@ -24,6 +25,7 @@ pub struct Database {
     flushes: AtomicU32,
     upkeep: TaskTracker,
     turn: compaction::Turn,
+    damage: Arc<Damage>,
     stop: CancellationToken,
 }
 
@@ -60,8 +62,9 @@ impl Database {
         let epoch = Epoch(db.manifest().writer_epoch());
         let (upkeep, stop) = (TaskTracker::new(), CancellationToken::new());
         let turn = compaction::Turn::new(clock.clone());
-        upkeep.spawn(compaction::keep(db.clone(), place.clone(), turn.clone(), compact_l0, stop.clone()));
-        Ok(Self { db, place: place.clone(), epoch, clock, flushes: AtomicU32::new(0), upkeep, turn, stop })
+        let damage = Arc::new(Damage::none());
+        upkeep.spawn(compaction::keep(db.clone(), place.clone(), turn.clone(), compact_l0, damage.clone(), stop.clone()));
+        Ok(Self { db, place: place.clone(), epoch, clock, flushes: AtomicU32::new(0), upkeep, turn, damage, stop })
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -161,7 +164,7 @@ impl Database {
         if let Some(existing) = manifest.checkpoints().iter().find(|c| c.name.as_deref() == Some(name)) {
             return Ok(existing.id.into());
         }
-        compaction::wait_for_room(&self.db).await?;
+        compaction::wait_for_room(&self.db, &self.damage).await?;
         let options = CheckpointOptions { name: Some(name.to_owned()), ..CheckpointOptions::default() };
         let created = self.db.create_checkpoint(CheckpointScope::All, &options);
         limited("taking a checkpoint", settings::CHANGE_LIMIT, created).await.map(|created| created.id.into())
@@ -175,6 +178,16 @@ impl Database {
 
     pub(super) async fn detach_for(&self, readers: Readers) -> Result<Detached, FsError> {
         detach::detach(&self.db, &self.place, readers, &self.turn, &self.stop).await
+    }
+
+    /// What keeps the database from being compacted.
+    pub fn damage(&self) -> Option<FsError> {
+        self.damage.found()
+    }
+
+    /// Why nothing more can be written: L0 is full, and a damaged table keeps it so.
+    pub fn blocked(&self) -> Option<FsError> {
+        self.damage().filter(|_| self.db.manifest().l0().len() >= settings::L0_MAX)
     }
 
     #[cfg(test)]

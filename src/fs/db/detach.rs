@@ -11,6 +11,7 @@
 //! only its own process can renew before they go.
 
 use super::compaction::{LOOK, Running, Turn};
+use super::damage::Suspicion;
 use super::{DbPlace, collection, limited, settings};
 use crate::fs::FsError;
 use slatedb::compactor::{CompactionSpec, CompactionStatus, SourceId};
@@ -97,7 +98,9 @@ async fn rewrite(db: &Db, place: &DbPlace, turn: &Turn) -> Result<(), FsError> {
     limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await?;
     let submitted = admin.submit_compaction(whole(&db.manifest()));
     let id = limited("submitting a compaction", settings::CHANGE_LIMIT, submitted).await?.id();
+    let mut suspicion = Suspicion::new();
     loop {
+        suspicion.look(place).await?;
         let found = limited("reading a compaction", settings::READ_LIMIT, admin.read_compaction(id, None)).await?;
         // One that is not in the record any more has ended.
         if found.is_none_or(|found| matches!(found.status(), CompactionStatus::Completed | CompactionStatus::Failed)) {

@@ -4,6 +4,7 @@
 //! - `database`: a database open for writing. Only the committer holds one (R4).
 //! - `clock`: the time that its writes carry.
 //! - `compaction`: a compactor that runs only while there is something to compact, so that an idle volume makes no request.
+//! - `damage`: what keeps a compaction from getting on.
 //! - `collection`: removing what a database has outlived; `detach`: making a clone stand on its own.
 //! - `reader`: reading at a checkpoint, or at the newest durable state, without an owner and without writing.
 //! - `admin`: what is done to a database that nobody needs to have open: clones, checkpoints, fencing, deletion, collection.
@@ -24,6 +25,7 @@ mod admin;
 mod clock;
 mod collection;
 mod compaction;
+mod damage;
 mod database;
 mod detach;
 mod reader;

@@ -450,6 +450,59 @@ async fn an_open_clone_is_rewritten_at_once_and_detached_later() {
     db.close().await.unwrap();
 }
 
+/// A damaged table stops compaction; that is told before L0 is full, and again by every write when it is, until the table is put back.
+#[test]
+fn a_damaged_table_is_told() {
+    let place = place(Bucket::memory());
+    in_runtime(
+        0,
+        Box::pin(async {
+            let db = Database::open(&place, None).await.unwrap();
+            let roll = async |n: u64| {
+                db.write(rows(n * 100, n * 100 + 200)).await.unwrap();
+                db.rolled().await.unwrap();
+            };
+            roll(0).await;
+            let tables = place.bucket.list(&format!("vol/{}/compacted/", place.incarnation)).await.unwrap();
+            let [table] = &tables[..] else { panic!("{tables:?}") };
+            let whole = place.bucket.get(&table.key, 1 << 20).await.unwrap().unwrap();
+            let mut damaged = whole.to_vec();
+            damaged[100] ^= 1;
+            place.bucket.put(&table.key, damaged.into()).await.unwrap();
+            for n in 1..=settings::COMPACT_L0 as u64 {
+                roll(n).await;
+            }
+            let told = async |told: bool| {
+                while db.damage().is_some() != told {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(600), told(true)).await.expect("nobody is told");
+            let error = db.damage().unwrap();
+            let name = table.key.rsplit('/').next().unwrap();
+            assert!(matches!(error, FsError::Corrupt(_)) && error.to_string().contains(name), "{error}");
+            assert!(db.blocked().is_none(), "there is room in L0");
+            while db.db.manifest().l0().len() + settings::L0_ROOM <= settings::L0_MAX {
+                roll(1000).await;
+            }
+            assert!(matches!(db.checkpoint("one").await, Err(FsError::Corrupt(_))));
+            while db.db.manifest().l0().len() < settings::L0_MAX {
+                db.write(rows(0, 10)).await.unwrap();
+                db.db
+                    .flush_with_options(slatedb::config::FlushOptions { flush_type: slatedb::config::FlushType::MemTable })
+                    .await
+                    .unwrap();
+            }
+            assert!(matches!(db.blocked(), Some(FsError::Corrupt(_))));
+            place.bucket.put(&table.key, whole).await.unwrap();
+            tokio::time::timeout(Duration::from_secs(3600), told(false)).await.expect("it is not compacted again");
+            assert!(db.blocked().is_none());
+            db.checkpoint("one").await.unwrap();
+            db.close().await.unwrap();
+        }),
+    );
+}
+
 /// A compactor that had just been started must not outlive the database that started it.
 #[tokio::test]
 async fn nothing_runs_after_closing() {

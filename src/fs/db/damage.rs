@@ -1,0 +1,103 @@
+//! Damaged tables, found while compaction does not get on.
+//!
+//! SlateDB tries a compaction that meets a damaged table again at once and without end, and says so to nobody. L0 grows meanwhile, and
+//! once it is full nothing is written any more. So a compaction that takes long is a reason to read every row: that tells which table is
+//! damaged, if one is.
+//!
+//! ```text
+//! compaction takes long ──▶ all rows are read ──▶ a damaged table: told, the compactor rests ──▶ tried again ──▶ whole again: told
+//!                                             └─▶ none: the compaction goes on                   L0 full ──▶ changes fail (R17)
+//! ```
+
+use super::{DbCache, DbPlace, Reader, settings};
+use crate::fs::FsError;
+use bytes::Bytes;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// A compaction that takes longer is looked into, then again after twice as long.
+const SUSPICIOUS: Duration = Duration::from_secs(60);
+/// Reading everything passes by the cache of the process, which may have what the store has not any more.
+const CACHE_BYTES: u64 = 4 << 20;
+
+/// What is known of the tables of an open database.
+#[derive(Debug)]
+pub(super) struct Damage(watch::Sender<Option<FsError>>);
+
+impl Damage {
+    pub fn none() -> Self {
+        Self(watch::Sender::new(None))
+    }
+
+    /// The last damage found, until compaction gets on again.
+    pub fn found(&self) -> Option<FsError> {
+        self.0.borrow().clone()
+    }
+
+    /// Says what became of a compaction; logs it when that is new.
+    pub fn tell(&self, place: &DbPlace, found: Option<&FsError>) {
+        let text = |error: &FsError| error.to_string();
+        let is_new = self.0.send_if_modified(|last| {
+            let is_new = last.as_ref().map(text) != found.map(text);
+            *last = found.cloned();
+            is_new
+        });
+        match found {
+            Some(error) if is_new => tracing::error!(
+                %error, incarnation = %place.incarnation,
+                "a table of the volume's database is damaged: it is not compacted, and once {} tables wait for that no change is taken any \
+                 more; put the object back from another version or copy of the bucket, or clone a snapshot that `zerofs-csi check` finds clean",
+                settings::L0_MAX
+            ),
+            None if is_new => tracing::info!(incarnation = %place.incarnation, "the volume's database is compacted again"),
+            _ => {}
+        }
+    }
+}
+
+/// When to look for damage.
+pub(super) struct Suspicion {
+    at: Instant,
+    wait: Duration,
+}
+
+impl Suspicion {
+    pub fn new() -> Self {
+        Self { at: Instant::now() + SUSPICIOUS, wait: SUSPICIOUS }
+    }
+
+    /// Reads every row if it is time.
+    ///
+    /// # Errors
+    /// [`FsError::Corrupt`]: what is damaged. What else goes wrong is no reason to stop compacting.
+    pub async fn look(&mut self, place: &DbPlace) -> Result<(), FsError> {
+        if Instant::now() < self.at {
+            return Ok(());
+        }
+        let read = Box::pin(read_all(place)).await;
+        self.wait *= 2;
+        self.at = Instant::now() + self.wait;
+        match read {
+            Err(error @ FsError::Corrupt(_)) => Err(error),
+            Err(error) => {
+                tracing::debug!(%error, "a compaction that takes long could not be looked into");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+async fn read_all(place: &DbPlace) -> Result<(), FsError> {
+    let uncached = DbPlace { cache: DbCache::new(CACHE_BYTES), ..place.clone() };
+    let reader = Reader::newest(&uncached).await?;
+    let read = async {
+        let mut pages = reader.pages(Bytes::new(), Bytes::from_static(&[0xff]));
+        while pages.next().await?.is_some() {}
+        Ok(())
+    };
+    let read = read.await;
+    reader.close().await?;
+    read
+}
