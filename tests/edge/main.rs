@@ -7,10 +7,12 @@
 
 mod again;
 mod exerciser;
+mod limits;
 mod owners;
 mod posix;
 mod refused;
 mod served;
+mod small_files;
 mod times;
 #[path = "../support/volume.rs"]
 #[allow(dead_code, reason = "shared with other tests")]

@@ -8,7 +8,7 @@ use zerofs_csi::bucket::Bucket;
 use zerofs_csi::fs::Fs;
 use zerofs_csi::fs::check::check;
 use zerofs_csi::fs::db::Reader;
-use zerofs_csi::nfs::client::{Client, Credentials, FileHandle};
+use zerofs_csi::nfs::client::{Client, ClientError, Credentials, FileHandle};
 use zerofs_csi::nfs::{Endpoint, ExportId, Options, Peers, Server};
 
 pub const EXPORT: &str = "/volume";
@@ -96,8 +96,12 @@ impl Served {
     }
 
     pub async fn root(&self, client: &Client) -> FileHandle {
+        self.mount(client, EXPORT).await.unwrap()
+    }
+
+    pub async fn mount(&self, client: &Client, path: &str) -> Result<FileHandle, ClientError> {
         let _pass = self.endpoint.allow_mount();
-        client.mount(EXPORT).await.unwrap()
+        client.mount(path).await
     }
 }
 
