@@ -83,6 +83,76 @@ pub fn sqlite_wal() -> Outcome {
     sqlite("wal")
 }
 
+/// Four processes at once on one database: the locks are the client's, and every row of each is there.
+pub fn sqlite_four() -> Outcome {
+    on_volume(
+        "sqlite-four",
+        300,
+        r#"
+        sqlite3 db 'PRAGMA journal_mode=wal; CREATE TABLE t(who INTEGER, n INTEGER, body TEXT);' >/dev/null
+        for who in 1 2 3 4; do
+          for n in $(seq 10); do echo "BEGIN IMMEDIATE; INSERT INTO t VALUES($who, $n, hex(randomblob(500))); COMMIT;"; done > $who.sql
+          sqlite3 -bail -cmd '.timeout 120000' db < $who.sql & pids="$pids $!"
+        done
+        for pid in $pids; do wait $pid; done; uncached
+        equal "$(sqlite3 db 'PRAGMA integrity_check')" ok integrity
+        equal "$(sqlite3 db 'SELECT group_concat(c) FROM (SELECT count(*) AS c FROM t GROUP BY who)')" 10,10,10,10 rows
+        "#,
+    )
+}
+
+/// PostgreSQL through a crash of its own: what pgbench was told is committed is there, and every index fits its table.
+pub fn postgres() -> Outcome {
+    on_volume(
+        "postgres",
+        600,
+        r#"
+        bin=$(ls -d /usr/lib/postgresql/*/bin | tail -n 1); sockets=$(mktemp -d); chmod 777 $sockets
+        mkdir pg; chown 1000:1000 pg; chmod 700 pg
+        pg() { setpriv --reuid 1000 --regid 1000 --clear-groups env HOME=/tmp PGHOST=$sockets PGUSER=pg PGDATABASE=postgres "$@"; }
+        start() { pg $bin/pg_ctl -D $PWD/pg -w -t 300 -l $sockets/log -o "-k $sockets -c listen_addresses= -c shared_buffers=16MB" start >/dev/null; }
+        pg $bin/initdb -D $PWD/pg -U pg -A trust >/dev/null; start
+        pg $bin/pgbench -i -q -s 1 2>/dev/null; pg $bin/pgbench -n -c 2 -t 25 >/dev/null
+        head -n 1 pg/postmaster.pid > $sockets/pid; kill -9 $(cat $sockets/pid)
+        for i in $(seq 600); do kill -0 $(cat $sockets/pid) 2>/dev/null || break; sleep 0.1; done
+        uncached; start
+        equal "$(pg $bin/psql -Atc 'SELECT count(*) FROM pgbench_history')" 50 'committed transactions'
+        pg $bin/psql -qAtc 'CREATE EXTENSION amcheck' 2>/dev/null; pg $bin/pg_amcheck --heapallindexed -d postgres
+        pg $bin/pg_ctl -D $PWD/pg -m fast -w stop >/dev/null; rm -rf $sockets; du -sm pg | cut -f 1
+        "#,
+    )
+}
+
+/// `npm install` of a package from a folder: many small files, links, a lock file that is renamed.
+pub fn npm() -> Outcome {
+    on_volume(
+        "npm",
+        300,
+        r#"
+        mkdir lib app; cd lib; for i in $(seq 50); do echo "module.exports = $i;" > m$i.js; done
+        echo '{"name":"lib","version":"1.0.0","bin":{"tool":"m1.js"}}' > package.json; echo 'module.exports = require("./m7.js");' > index.js
+        npm pack --silent --pack-destination .. >/dev/null; cd ../app; echo '{"name":"app","version":"1.0.0"}' > package.json
+        npm install --silent --offline --no-audit --no-fund --cache ../cache ../lib-1.0.0.tgz; uncached
+        equal "$(node -p 'require("lib")')" 7 module; [ -L node_modules/.bin/tool ]; npm ls --offline | tail -n 2
+        "#,
+    )
+}
+
+/// Sparse files stay sparse, and names, links and times come over.
+pub fn sparse() -> Outcome {
+    on_volume(
+        "sparse",
+        240,
+        r#"
+        mkdir a b; truncate -s 200M a/s; printf x | dd of=a/s bs=1 seek=104857600 conv=notrunc status=none; ln a/s a/hard; ln -s s a/soft; mkfifo a/pipe
+        touch -d '2001-02-03 04:05:06.123456789 UTC' a/s; tar -S -C a -cf - . | tar -C b -xf -; uncached
+        cmp a/s b/s; [ "$(du -k b/s | cut -f 1)" -lt 1024 ]; equal "$(stat -c %h b/hard)" 2 links; equal "$(readlink b/soft)" s link; [ -p b/pipe ]
+        equal "$(stat -c %Y b/s)" 981173106 time
+        if command -v rsync >/dev/null; then rsync -aHAXS a/ c/; cmp a/s c/s; equal "$(stat -c '%h %.9Y' c/s)" '2 981173106.123456789' rsync; equal "$(rsync -aHAXSn --itemize-changes a/ c/)" '' again; echo rsync; fi
+        "#,
+    )
+}
+
 pub fn c_build() -> Outcome {
     on_volume(
         "make",
