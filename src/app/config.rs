@@ -98,7 +98,7 @@ pub struct LimitsConfig {
     pub memory: ByteSize,
     /// Written data held in memory, for all volumes together.
     pub dirty_bytes: Option<ByteSize>,
-    /// Inodes and directories of one volume, and extents of all volumes, held in memory.
+    /// Inodes, directories and extents held in memory, for all volumes together.
     pub metadata_cache: Option<ByteSize>,
     /// Database blocks held in memory, for all volumes together.
     pub block_cache: Option<ByteSize>,

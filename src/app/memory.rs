@@ -1,8 +1,8 @@
 //! What a process may take in memory, and who gets how much of it.
 //!
 //! Every buffer and cache of the process has a limit of its own, and all of them are shares of one setting, so that an administrator sets one
-//! figure and it holds. What is not a share here: threads, code, the databases' tables that are being filled (16 MiB for a busy volume), and what
-//! the allocator loses; they live in what the shares leave.
+//! figure and it holds. What is not a share here: threads, code, and what the allocator loses; they live in what the shares leave. Each open volume
+//! takes [`VOLUME`] beside that, for its tasks and its small books.
 
 use super::ByteSize;
 use super::config::LimitsConfig;
@@ -26,8 +26,22 @@ const CHUNKS: u64 = 4;
 const KNOWN: u64 = 1;
 const BLOCKS: u64 = 2;
 const METADATA: u64 = 5;
+/// Rows that are in no stored table yet.
+const UNFLUSHED: u64 = 4;
 /// Payload of calls, for each direction.
 const CALLS: u64 = 2;
+
+/// What an open volume takes beside the shares, at most: its tasks, its manifest, the calls that it remembers (R20), and the inodes and directories
+/// that each may keep whatever the others have.
+pub const VOLUME: ByteSize = ByteSize(2 << 20);
+
+/// What a process takes at most, with every volume open and the store away: less must no container's limit be. A quarter of the setting is for
+/// what the allocator loses, and for the shares of inodes and of rows, which may be twice as large for a while.
+pub fn process_max(limits: &LimitsConfig) -> ByteSize {
+    let own = [limits.dirty_bytes, limits.metadata_cache, limits.block_cache, limits.data_cache];
+    let own: u64 = own.into_iter().flatten().map(|size| size.0).sum();
+    ByteSize(limits.memory.0 + limits.memory.0 / 4 + own + VOLUME.0.saturating_mul(limits.volumes_max as u64))
+}
 
 /// The limits of a process.
 pub struct Shares {
@@ -51,7 +65,7 @@ impl Shares {
                 read_bytes: part(READS),
                 known_bytes: part(KNOWN),
             },
-            blocks: DbCache::new(or(limits.block_cache, BLOCKS)),
+            blocks: DbCache::new(or(limits.block_cache, BLOCKS)).with_unflushed(part(UNFLUSHED)),
             nfs: Limits { read_bytes: calls, write_bytes: calls, ..Limits::default() },
         }
     }
@@ -86,11 +100,21 @@ mod tests {
 
     #[test]
     fn what_is_given_out_leaves_room_for_the_rest() {
-        let given = DIRTY + PACKS + READS + CHUNKS + KNOWN + BLOCKS + METADATA + 2 * CALLS;
-        assert!(given <= PARTS * 3 / 4, "{given} of {PARTS}");
+        let given = DIRTY + PACKS + READS + CHUNKS + KNOWN + BLOCKS + METADATA + UNFLUSHED + 2 * CALLS;
+        assert!(given <= PARTS * 5 / 6, "{given} of {PARTS}");
         let shares = Shares::of(&LimitsConfig::default());
         assert!(shares.chunks.write_bytes >= 2 * u64::from(crate::chunk::PACK_BYTES));
         assert_eq!(shares.nfs.read_bytes as u64, DEFAULT.0 / 20);
+    }
+
+    /// The chart makes a container's limit of the same figures.
+    #[test]
+    fn the_chart_knows_what_a_process_takes() {
+        assert_eq!(process_max(&LimitsConfig::default()), ByteSize((350 << 20) + (512 << 20)));
+        let limits = LimitsConfig { volumes_max: 12, data_cache: Some(ByteSize(1 << 30)), ..LimitsConfig::default() };
+        assert_eq!(process_max(&limits), ByteSize((350 << 20) + (24 << 20) + (1 << 30)));
+        let chart = include_str!("../../charts/zerofs-csi/templates/_helpers.tpl");
+        assert!(chart.contains(&format!("| default 256)) {}", VOLUME.0)) && chart.contains("| default \"280Mi\""));
     }
 
     #[test]

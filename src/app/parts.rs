@@ -1,7 +1,7 @@
 //! The parts that every process has: pools, caches, volumes.
 
 use super::config::Config;
-use super::memory::Shares;
+use super::memory::{Shares, process_max};
 use super::state_dir::StateDir;
 use crate::chunk::{ChunkCache, ChunkLimits};
 use crate::control::Pools;
@@ -25,6 +25,7 @@ impl Parts {
     pub async fn over(config: Config, pools: Pools, node: String, state: Option<&StateDir>) -> anyhow::Result<Self> {
         let limits = config.limits;
         let shares = Shares::of(&limits);
+        tracing::info!(limit = %limits.memory, process_max = %process_max(&limits), "memory, and what it comes to with every volume open");
         let settings = VolumeSettings {
             node,
             session: SessionId::random(),

@@ -8,7 +8,7 @@ use super::db::{CheckpointId, Database, DbPlace, Detached};
 use super::frozen::FrozenMemory;
 use super::gate::Gate;
 use super::key::{self, DataId};
-use super::names::{Names, Outcome, Ring};
+use super::names::{Names, NamesMemory, Outcome, Ring};
 use super::node::Node;
 use super::permission;
 use super::row::{Inode, Row};
@@ -44,12 +44,12 @@ pub enum SyncMode {
     Disabled,
 }
 
-/// Memory that the datasets opened with it share: written data that is not in the store yet, and what is known of files' records. Inodes and
-/// directories have a cache for each dataset.
+/// Memory that the datasets opened with it share: written data that is not in the store yet, and what is known of files' records, of inodes and
+/// of directories.
 #[derive(Clone)]
 pub struct FsMemory {
     content: ContentMemory,
-    names_bytes: u64,
+    names: Arc<NamesMemory>,
     frozen: FrozenMemory,
 }
 
@@ -58,8 +58,13 @@ impl FsMemory {
     pub fn new(dirty_bytes: u64, cache_bytes: u64) -> Self {
         let records_bytes = cache_bytes / RECORDS_SHARE;
         let frozen = FrozenMemory::new(cache_bytes / FROZEN_SHARE);
-        let names_bytes = cache_bytes - records_bytes - cache_bytes / FROZEN_SHARE;
-        Self { content: ContentMemory::new(dirty_bytes, records_bytes), names_bytes, frozen }
+        let names = NamesMemory::new(cache_bytes - records_bytes - cache_bytes / FROZEN_SHARE);
+        Self { content: ContentMemory::new(dirty_bytes, records_bytes), names, frozen }
+    }
+
+    /// Bytes that inodes and directories take now, about.
+    pub fn names_held(&self) -> u64 {
+        self.names.held()
     }
 
     /// For snapshots that are read.
@@ -70,7 +75,7 @@ impl FsMemory {
 
 impl std::fmt::Debug for FsMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FsMemory").field("names_bytes", &self.names_bytes).finish_non_exhaustive()
+        f.debug_struct("FsMemory").field("names_held", &self.names_held()).finish_non_exhaustive()
     }
 }
 
@@ -173,10 +178,10 @@ impl Fs {
         let committer = Arc::new(Committer::start(database, options.journal.as_deref(), settled, failpoints).await?);
         let root = ensure_root(&committer, &options).await?;
         let ring = Arc::new(Ring::load(&committer).await?);
-        let FsMemory { content, names_bytes, .. } = &options.memory;
+        let FsMemory { content, names, .. } = &options.memory;
         let contents = Arc::new(Contents::new(committer.clone(), chunks, packer, content, options.flush_interval));
         contents.set_quota(options.quota_bytes);
-        let names = Arc::new(Names::new(committer, contents, options.clock, *names_bytes, record_bits, options.quota_inodes));
+        let names = Arc::new(Names::new(committer, contents, options.clock, names.clone(), record_bits, options.quota_inodes));
         let fs = Self {
             names,
             ring,

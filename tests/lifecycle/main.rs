@@ -19,6 +19,7 @@ mod leaving;
 mod leftovers;
 mod mailbox;
 mod many;
+mod memory;
 mod orders;
 mod requests;
 mod restore;

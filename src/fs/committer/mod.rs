@@ -157,7 +157,13 @@ impl Committer {
     /// [`FsError::Corrupt`] when a count would become negative: that stops the committer for good (R4). [`FsError::Busy`] when far too much
     /// is queued, or the batch refers to new chunks of a sealed pack (R12) or of one given up (R10): nothing of the batch happens, and the committer goes on.
     pub fn submit(&self, batch: Batch) -> Result<Ticket, FsError> {
+        let bytes = batch.bytes() as u64;
+        // Before the drain task can give it back.
+        self.shared.db.memory().take(bytes);
         let submitted = self.shared.state.lock().submit(batch);
+        if submitted.is_err() {
+            self.shared.db.memory().give_back(bytes);
+        }
         match submitted {
             Ok(ticket) => {
                 self.shared.queued.notify_one();
@@ -171,14 +177,18 @@ impl Committer {
         }
     }
 
-    /// Waits until there is room for another batch. Every operation that changes something awaits this before it takes locks; it returns at
-    /// once except under load.
+    /// Waits until there is room for another batch, in the queue and in the memory that all datasets share. Every operation that changes
+    /// something awaits this before it takes locks; it returns at once except under load.
     ///
     /// # Errors
     /// [`FsError::Corrupt`] while a damaged table keeps the database from taking anything: nobody waits for ever without being told why.
     pub async fn ready(&self) -> Result<(), FsError> {
         if let Some(error) = self.shared.db.blocked() {
             return Err(error);
+        }
+        let memory = self.shared.db.memory();
+        if !memory.has_room() {
+            self.shared.wait("memory for changes: the object store does not take them", memory.room()).await?;
         }
         if self.shared.state.lock().queue_bytes() < QUEUE_BYTES_HIGH {
             return self.shared.check();

@@ -119,6 +119,7 @@ impl Shared {
         self.db.write(group.ops()).await?;
         self.step("fs.commit.after-write").await?;
         self.state.lock().written(&group);
+        self.db.memory().give_back(group.bytes as u64);
         self.written.send_replace(group.last);
         // Either this sees what is wanted, or who wants it sees what is written.
         fence(Ordering::SeqCst);

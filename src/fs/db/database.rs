@@ -3,15 +3,18 @@
 use super::clock::Clock;
 use super::damage::Damage;
 use super::detach::{self, Detached, Readers};
+use super::unflushed::Account;
 use super::{CheckpointId, DbPlace, Ops, collection, compaction, fs_error, limited, sealing, settings};
 use crate::fs::FsError;
 use crate::types::{Epoch, Incarnation};
 use bytes::Bytes;
+use futures::FutureExt;
 use slatedb::config::{CheckpointOptions, CheckpointScope, CloseOptions, FlushOptions, FlushType};
-use slatedb::{CloseReason, Db, DbSnapshot, VersionedManifest, WriteBatch};
+use slatedb::{CloseReason, Db, DbSnapshot, DbStatus, VersionedManifest, WriteBatch};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,6 +24,7 @@ pub struct Database {
     place: DbPlace,
     epoch: Epoch,
     clock: Arc<Clock>,
+    memory: Arc<Account>,
     /// WAL flushes since the last MemTable flush.
     flushes: AtomicU32,
     upkeep: TaskTracker,
@@ -64,7 +68,12 @@ impl Database {
         let turn = compaction::Turn::new(clock.clone());
         let damage = Arc::new(Damage::none());
         upkeep.spawn(compaction::keep(db.clone(), place.clone(), turn.clone(), compact_l0, damage.clone(), stop.clone()));
-        Ok(Self { db, place: place.clone(), epoch, clock, flushes: AtomicU32::new(0), upkeep, turn, damage, stop })
+        let memory = place.cache.unflushed.account({
+            let db = db.clone();
+            move || flush_table(db.clone()).boxed()
+        });
+        upkeep.spawn(free_stored(db.subscribe(), memory.clone(), stop.clone()));
+        Ok(Self { db, place: place.clone(), epoch, clock, memory, flushes: AtomicU32::new(0), upkeep, turn, damage, stop })
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -106,12 +115,20 @@ impl Database {
         self.db.snapshot().map(|snapshot| View { snapshot }).map_err(|error| fs_error("taking a view", &error))
     }
 
+    /// What it holds of the memory that databases share.
+    pub fn memory(&self) -> &Account {
+        &self.memory
+    }
+
     /// In memory when it returns; the order of calls is the order of effects. Waits while too much is unflushed, without a limit: a write
     /// that was given up could still take effect.
     pub async fn write(&self, ops: Ops) -> Result<(), FsError> {
         if ops.is_empty() {
             return Ok(());
         }
+        let row = |(key, value): &(Bytes, Option<Bytes>)| key.len() + value.as_ref().map_or(0, Bytes::len);
+        let bytes = ops.iter().map(row).sum::<usize>() as u64 + ops.len() as u64 * settings::ROW_BYTES;
+        self.memory.take(bytes);
         let mut batch = WriteBatch::new();
         for (key, value) in ops {
             match value {
@@ -119,7 +136,9 @@ impl Database {
                 None => batch.delete(key),
             }
         }
-        self.db.write(batch).await.map(drop).map_err(|error| fs_error("writing rows", &error))
+        let written = self.db.write(batch).await.map_err(|error| fs_error("writing rows", &error))?;
+        self.memory.in_table(written.seqnum(), bytes);
+        Ok(())
     }
 
     /// Everything written before the call is in the object store when it returns: one PUT when there is something to write, else none.
@@ -146,14 +165,7 @@ impl Database {
 
     /// Starts a MemTable flush, which bounds what the next opening replays. Nobody waits for it; a failure shows at the next write.
     pub fn roll(&self) {
-        let db = self.db.clone();
-        tokio::spawn(async move {
-            let options = FlushOptions { flush_type: FlushType::MemTable };
-            let flushed = tokio::time::timeout(settings::OPEN_LIMIT, db.flush_with_options(options)).await;
-            if !matches!(flushed, Ok(Ok(()))) {
-                tracing::debug!("a MemTable flush did not finish; the next one covers it");
-            }
-        });
+        tokio::spawn(flush_table(self.db.clone()));
     }
 
     /// A named checkpoint of everything written so far; the existing one when there is one of that name (R14).
@@ -242,6 +254,26 @@ impl Database {
         }
         let options = CloseOptions::default().with_flush_type(Some(flush_type));
         limited("closing the database", settings::CHANGE_LIMIT, self.db.close_with_options(options)).await
+    }
+}
+
+async fn flush_table(db: Db) {
+    let options = FlushOptions { flush_type: FlushType::MemTable };
+    let flushed = tokio::time::timeout(settings::OPEN_LIMIT, db.flush_with_options(options)).await;
+    if !matches!(flushed, Ok(Ok(()))) {
+        tracing::debug!("a MemTable flush did not finish; the next one covers it");
+    }
+}
+
+/// Frees the memory of what tables hold as they are stored.
+async fn free_stored(mut status: watch::Receiver<DbStatus>, memory: Arc<Account>, stop: CancellationToken) {
+    loop {
+        let last = status.borrow_and_update().current_manifest.last_l0_seq();
+        memory.stored(last);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = status.changed() => if changed.is_err() { return },
+        }
     }
 }
 

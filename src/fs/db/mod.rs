@@ -9,6 +9,7 @@
 //! - `reader`: reading at a checkpoint, or at the newest durable state, without an owner and without writing.
 //! - `admin`: what is done to a database that nobody needs to have open: clones, checkpoints, fencing, deletion, collection.
 //! - `sealing`: encrypts SlateDB's blocks.
+//! - `unflushed`: memory for what is written and in no stored table yet.
 //! - `summed`: checksums for what SlateDB keeps without one.
 //!
 //! Invariants. A database's path is literal in the store (`vol/<incarnation>` below the pool's prefix) and never changes: clones name
@@ -34,6 +35,7 @@ mod settings;
 mod summed;
 #[cfg(test)]
 mod tests;
+mod unflushed;
 
 pub use admin::{
     Holds, ancestors, ancestors_at, checkpoint_closed, clone_from, collect_garbage, delete, detach_closed, drop_checkpoint, epoch,
@@ -42,6 +44,7 @@ pub use admin::{
 pub use database::{Database, View};
 pub use detach::Detached;
 pub use reader::Reader;
+pub use unflushed::{Account, Unflushed};
 
 use super::FsError;
 use crate::bucket::Bucket;
@@ -93,10 +96,11 @@ impl DbPlace {
     }
 }
 
-/// The block cache that all databases of a process share.
+/// The memory that all databases of a process share: for blocks, and for what is in no table yet.
 #[derive(Clone)]
 pub struct DbCache {
     cache: Arc<dyn slatedb::db_cache::DbCache>,
+    unflushed: Arc<Unflushed>,
 }
 
 impl DbCache {
@@ -109,7 +113,19 @@ impl DbCache {
         };
         let meta = bytes / 4;
         let split = slatedb::db_cache::SplitCache::new().with_block_cache(part(bytes - meta)).with_meta_cache(part(meta)).build();
-        Self { cache: Arc::new(split) }
+        Self { cache: Arc::new(split), unflushed: Unflushed::new(settings::UNFLUSHED_BYTES) }
+    }
+
+    /// With another limit of what is in no table yet, in bytes.
+    #[must_use]
+    pub fn with_unflushed(mut self, bytes: u64) -> Self {
+        self.unflushed = Unflushed::new(bytes);
+        self
+    }
+
+    /// Bytes of rows that are in no stored table yet.
+    pub fn unflushed(&self) -> u64 {
+        self.unflushed.held()
     }
 }
 

@@ -31,6 +31,11 @@ pub(super) const REWRITER_HOLD: Duration = Duration::from_millis(100);
 
 pub(super) const CACHE_SHARDS: usize = 8;
 
+/// Memory of rows that are in no stored table yet, for all databases of a process, where nothing else is said.
+pub(super) const UNFLUSHED_BYTES: u64 = 28 << 20;
+/// What a row takes beside its key and value: the MemTable's node, and its places in the queue and the WAL.
+pub(super) const ROW_BYTES: u64 = 256;
+
 /// Readers and compactions can simply be started again.
 pub(super) const RETRIES_OTHERS: u32 = 8;
 
@@ -49,7 +54,7 @@ pub(super) fn writer() -> Settings {
         manifest_update_timeout: OPEN_LIMIT,
         // Default 64 MiB: recovery time, and memory of each open volume.
         l0_sst_size_bytes: 8 << 20,
-        // Default 1 GiB for each database.
+        // Default 1 GiB for each database. Only what lies between two looks at the memory that all databases share (see `unflushed`) comes near.
         max_unflushed_bytes: 64 << 20,
         l0_max_ssts: L0_MAX,
         l0_max_ssts_per_key: L0_MAX,

@@ -23,6 +23,7 @@ mod entries;
 mod link;
 mod list;
 mod lookup;
+mod memory;
 mod place;
 mod remove;
 mod rename;
@@ -35,6 +36,7 @@ mod tests;
 pub use entries::{Entries, Entry};
 pub use list::{Listed, Page, clusters};
 pub use lookup::{NameHasher, decode_entry, entry_name};
+pub use memory::NamesMemory;
 pub use place::{Overwrite, given_back};
 pub use remove::Removal;
 pub use ring::{Done, First, Ring, Turn};
@@ -85,7 +87,7 @@ impl Names {
         committer: Arc<Committer>,
         contents: Arc<Contents>,
         clock: WallClock,
-        cache_bytes: u64,
+        memory: Arc<NamesMemory>,
         record_bits: u8,
         inodes: Option<u64>,
     ) -> Self {
@@ -93,7 +95,7 @@ impl Names {
         Self {
             committer,
             contents,
-            table: Arc::new(Table::new(cache_bytes)),
+            table: Arc::new(Table::new(memory)),
             hasher,
             clock,
             record_bits,

@@ -79,7 +79,11 @@ impl Rested {
         }
     }
 
-    #[cfg(test)]
+    /// Most rows from now on; they leave as others come.
+    pub fn bound(&mut self, max: usize) {
+        self.max = max.max(1);
+    }
+
     pub fn len(&self) -> usize {
         self.places.len()
     }

@@ -4,6 +4,7 @@
 //! waits to be flushed, stays: a second node of the same inode would lose its changes.
 
 use super::entries::{Entries, Forget};
+use super::memory::{NamesMemory, Part};
 use super::rested::{ROW_BYTES, Rested, Resting};
 use crate::fs::api::{Attr, FileRef};
 use crate::fs::committer::Ticket;
@@ -61,14 +62,17 @@ struct Shard {
 
 pub struct Table {
     shards: Vec<Mutex<Shard>>,
-    shard_nodes_max: usize,
-    rows_max: usize,
+    memory: Part,
     claims: AtomicU64,
     askers: AtomicU64,
     /// Directory entries known, over all directories.
     entries: AtomicUsize,
-    entries_max: usize,
 }
+
+/// What a volume has whatever others take: enough for the paths that a few programs walk. All volumes of a node at once still take little.
+const SHARD_NODES_MIN: usize = 4;
+const SHARD_ROWS_MIN: usize = 4;
+const ENTRIES_MIN: usize = 256;
 
 /// What asking for an inode tells.
 pub enum Slotted {
@@ -101,13 +105,10 @@ pub enum Filled {
 impl Claim {
     /// Puts the loaded node in its place.
     pub fn fill(mut self, node: Node) -> Filled {
-        let mut shard = self.table.shard(self.ino).lock();
-        if !shard.is_claimed(self.ino, self.number) {
-            return Filled::Overtaken;
-        }
+        let max = self.table.shard_nodes_max();
+        let filled = self.table.change(self.ino, |shard| shard.is_claimed(self.ino, self.number).then(|| shard.insert(node, max)));
+        let Some((node, dropped)) = filled else { return Filled::Overtaken };
         self.filled = true;
-        let (node, dropped) = shard.insert(node, self.table.shard_nodes_max);
-        drop(shard);
         self.table.left(&dropped);
         Filled::Ready(node)
     }
@@ -116,10 +117,11 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if !self.filled {
-            let mut shard = self.table.shard(self.ino).lock();
-            if shard.is_claimed(self.ino, self.number) {
-                shard.slots.remove(&self.ino.0);
-            }
+            self.table.change(self.ino, |shard| {
+                if shard.is_claimed(self.ino, self.number) {
+                    shard.slots.remove(&self.ino.0);
+                }
+            });
         }
         self.ended.cancel();
     }
@@ -134,20 +136,51 @@ pub struct Shown {
 }
 
 impl Table {
-    /// Half of `bytes` for directory entries, a quarter for nodes, a quarter for rows without one.
-    pub fn new(bytes: u64) -> Self {
-        let count = |bytes: u64, each: u64| usize::try_from(bytes / each).unwrap_or(usize::MAX);
-        let shard_rows = (count(bytes / 4, ROW_BYTES) / SHARDS).max(16);
-        let shard = || Shard { slots: HashMap::default(), clock: VecDeque::new(), rested: Rested::new(shard_rows) };
+    /// Half of its part of the memory for directory entries, a quarter for nodes, a quarter for rows without one.
+    pub fn new(memory: Arc<NamesMemory>) -> Self {
+        let memory = Part::of(memory);
+        let shard = || Shard { slots: HashMap::default(), clock: VecDeque::new(), rested: Rested::new(SHARD_ROWS_MIN) };
         Self {
             shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
-            shard_nodes_max: (count(bytes / 4, NODE_BYTES) / SHARDS).max(16),
-            rows_max: shard_rows * SHARDS,
+            memory,
             claims: AtomicU64::new(0),
             askers: AtomicU64::new(0),
             entries: AtomicUsize::new(0),
-            entries_max: count(bytes / 2, ENTRY_BYTES).max(1024),
         }
+    }
+
+    /// How many of `each` bytes fit into one of so many parts of the memory.
+    fn count(&self, parts: u64, each: u64) -> usize {
+        usize::try_from(self.memory.max() / parts / each).unwrap_or(usize::MAX)
+    }
+
+    fn shard_nodes_max(&self) -> usize {
+        (self.count(4, NODE_BYTES) / SHARDS).max(SHARD_NODES_MIN)
+    }
+
+    fn shard_rows_max(&self) -> usize {
+        (self.count(4, ROW_BYTES) / SHARDS).max(SHARD_ROWS_MIN)
+    }
+
+    fn entries_max(&self) -> usize {
+        self.count(2, ENTRY_BYTES).max(ENTRIES_MIN)
+    }
+
+    /// Every change of a shard, so that the memory it takes is known.
+    fn change<T>(&self, ino: InodeNo, work: impl FnOnce(&mut Shard) -> T) -> T {
+        let rows_max = self.shard_rows_max();
+        let mut shard = self.shard(ino).lock();
+        let before = shard.bytes();
+        shard.rested.bound(rows_max);
+        let done = work(&mut shard);
+        self.memory.change(before, shard.bytes());
+        done
+    }
+
+    /// Directory entries that are not known any more.
+    fn forget_entries(&self, count: usize) {
+        self.entries.fetch_sub(count, Ordering::Relaxed);
+        self.memory.change(count as u64 * ENTRY_BYTES, 0);
     }
 
     fn shard(&self, ino: InodeNo) -> &Mutex<Shard> {
@@ -167,24 +200,25 @@ impl Table {
 
     /// The node, or the right or the wait for loading it. A row at rest becomes a node without a look at the database.
     pub fn slot(self: &Arc<Self>, ino: InodeNo) -> Slotted {
-        let mut shard = self.shard(ino).lock();
-        match shard.slots.get_mut(&ino.0) {
-            Some(Slot::Ready { node, used }) => {
-                *used = true;
-                return Slotted::Ready(node.clone());
+        if let Some(known) = self.shard(ino).lock().known(ino) {
+            return known;
+        }
+        let max = self.shard_nodes_max();
+        let (slotted, dropped) = self.change(ino, |shard| {
+            // Somebody may have been faster.
+            if let Some(known) = shard.known(ino) {
+                return (known, Vec::new());
             }
-            Some(Slot::Loading { ended, .. }) => return Slotted::Wait(ended.clone()),
-            None => {}
-        }
-        if let Some(Resting { row, last }) = shard.rested.take(ino.0) {
-            let (node, dropped) = shard.insert(Node::new(ino, row, last), self.shard_nodes_max);
-            drop(shard);
-            self.left(&dropped);
-            return Slotted::Ready(node);
-        }
-        let (number, ended) = (self.claims.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
-        shard.slots.insert(ino.0, Slot::Loading { claim: number, ended: ended.clone() });
-        Slotted::Mine(Claim { table: self.clone(), ino, number, ended, filled: false })
+            if let Some(Resting { row, last }) = shard.rested.take(ino.0) {
+                let (node, dropped) = shard.insert(Node::new(ino, row, last), max);
+                return (Slotted::Ready(node), dropped);
+            }
+            let (number, ended) = (self.claims.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
+            shard.slots.insert(ino.0, Slot::Loading { claim: number, ended: ended.clone() });
+            (Slotted::Mine(Claim { table: self.clone(), ino, number, ended, filled: false }), Vec::new())
+        });
+        self.left(&dropped);
+        slotted
     }
 
     /// What is known of an inode without making a node of it; `None`: look at the database. Does not count as use: a long listing would
@@ -207,81 +241,80 @@ impl Table {
 
     /// Before an inode's row is read by `asker`. `false`: it is in memory, or somebody loads it.
     pub fn ask(&self, ino: InodeNo, asker: u64) -> bool {
-        let mut shard = self.shard(ino).lock();
-        !shard.slots.contains_key(&ino.0) && shard.rested.ask(ino.0, asker)
+        self.change(ino, |shard| !shard.slots.contains_key(&ino.0) && shard.rested.ask(ino.0, asker))
     }
 
     /// Takes over a row that `asker` has read, if it is still what the inode is.
     pub fn rest(&self, ino: InodeNo, asker: u64, row: Inode, last: Ticket) {
+        // As much as the mark that it takes the place of.
         self.shard(ino).lock().rested.answer(ino.0, asker, Resting { row, last });
     }
 
     /// Most rows that rest at a time.
     pub fn rows_max(&self) -> usize {
-        self.rows_max
+        self.shard_rows_max() * SHARDS
     }
 
     /// Adds a node that is new.
     pub fn insert(&self, node: Node) -> Arc<Node> {
-        let mut shard = self.shard(node.file.ino).lock();
-        let (node, dropped) = shard.insert(node, self.shard_nodes_max);
-        drop(shard);
+        let max = self.shard_nodes_max();
+        let (node, dropped) = self.change(node.file.ino, |shard| shard.insert(node, max));
         self.left(&dropped);
         node
     }
 
     /// The inode is no more. Its number may still be asked for; the database then says that it does not exist.
     pub fn forget(&self, ino: InodeNo) {
-        let mut shard = self.shard(ino).lock();
-        shard.rested.take(ino.0);
-        let removed = shard.slots.remove(&ino.0);
-        drop(shard);
+        let removed = self.change(ino, |shard| {
+            shard.rested.take(ino.0);
+            shard.slots.remove(&ino.0)
+        });
         if let Some(Slot::Ready { node, .. }) = removed
             && let Some(entries) = &node.entries
         {
-            self.entries.fetch_sub(entries.forget(Forget::Gone), Ordering::Relaxed);
+            self.forget_entries(entries.forget(Forget::Gone));
         }
     }
 
     fn left(&self, directories: &[Entries]) {
         for entries in directories {
-            self.entries.fetch_sub(entries.forget(Forget::Gone), Ordering::Relaxed);
+            self.forget_entries(entries.forget(Forget::Gone));
         }
     }
 
     /// Counts directory entries learnt or forgotten in `dir`, and makes room when there are too many.
     pub fn count_entries(&self, dir: &Node, grown: isize) {
-        let before = if grown >= 0 {
-            self.entries.fetch_add(grown.unsigned_abs(), Ordering::Relaxed)
-        } else {
-            self.entries.fetch_sub(grown.unsigned_abs(), Ordering::Relaxed)
-        };
-        if grown <= 0 || before.saturating_add_signed(grown) <= self.entries_max {
+        if grown <= 0 {
+            return self.forget_entries(grown.unsigned_abs());
+        }
+        let now = self.entries.fetch_add(grown.unsigned_abs(), Ordering::Relaxed).saturating_add(grown.unsigned_abs());
+        self.memory.change(0, grown.unsigned_abs() as u64 * ENTRY_BYTES);
+        let max = self.entries_max();
+        if now <= max {
             return;
         }
         // A directory that is most of it does not throw out the others.
-        if let Some(entries) = dir.entries.as_ref().filter(|e| e.len() > self.entries_max / 2) {
-            self.entries.fetch_sub(entries.forget(Forget::ForRoom), Ordering::Relaxed);
-            return;
+        if let Some(entries) = dir.entries.as_ref().filter(|e| e.len() > max / 2) {
+            return self.forget_entries(entries.forget(Forget::ForRoom));
         }
         // Twice: the first pass takes the used marks off.
         for _ in 0..2 {
-            self.sweep(dir);
+            self.sweep(dir, max / 4 * 3);
         }
     }
 
     /// Forgets the entries of directories not used since the last sweep, down to three quarters of the limit. Looks at all nodes, but only
     /// once in a quarter of the limit's insertions.
-    fn sweep(&self, except: &Node) {
+    fn sweep(&self, except: &Node, wanted: usize) {
         for shard in &self.shards {
             let shard = shard.lock();
             for slot in shard.slots.values() {
-                if self.entries.load(Ordering::Relaxed) <= self.entries_max / 4 * 3 {
+                if self.entries.load(Ordering::Relaxed) <= wanted {
                     return;
                 }
                 let Slot::Ready { node, .. } = slot else { continue };
                 if let Some(entries) = node.entries.as_ref().filter(|e| node.file != except.file && !e.take_used()) {
-                    self.entries.fetch_sub(entries.forget(Forget::ForRoom), Ordering::Relaxed);
+                    self.forget_entries(entries.forget(Forget::ForRoom));
                 }
             }
         }
@@ -289,7 +322,7 @@ impl Table {
 
     /// The largest directory that is kept completely, in entries.
     pub fn directory_max(&self) -> usize {
-        self.entries_max / 2
+        self.entries_max() / 2
     }
 
     /// Nodes in memory.
@@ -310,6 +343,22 @@ fn row_attr(ino: InodeNo, row: &Inode) -> Attr {
 }
 
 impl Shard {
+    /// What it takes in memory, about.
+    fn bytes(&self) -> u64 {
+        self.slots.len() as u64 * NODE_BYTES + self.rested.len() as u64 * ROW_BYTES
+    }
+
+    /// The node, or the wait for it; `None`: it is not in memory.
+    fn known(&mut self, ino: InodeNo) -> Option<Slotted> {
+        match self.slots.get_mut(&ino.0)? {
+            Slot::Ready { node, used } => {
+                *used = true;
+                Some(Slotted::Ready(node.clone()))
+            }
+            Slot::Loading { ended, .. } => Some(Slotted::Wait(ended.clone())),
+        }
+    }
+
     fn is_claimed(&self, ino: InodeNo, number: u64) -> bool {
         matches!(self.slots.get(&ino.0), Some(Slot::Loading { claim, .. }) if *claim == number)
     }

@@ -1,0 +1,136 @@
+//! What all volumes of a process hold in memory while the store is away: shares of one figure, whatever their number.
+
+use super::run;
+use crate::fault::{FaultStore, quick};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use zerofs_csi::bucket::Bucket;
+use zerofs_csi::catalog::{Catalog, Properties};
+use zerofs_csi::chunk::ChunkCache;
+use zerofs_csi::control::{Controller, NewVolume, Pools};
+use zerofs_csi::fs::FsMemory;
+use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
+use zerofs_csi::fs::db::DbCache;
+use zerofs_csi::types::{EntryName, SessionId};
+use zerofs_csi::volume::{Attached, VolumeSettings, Volumes};
+
+const VOLUMES: usize = 48;
+const UNFLUSHED: u64 = 4 << 20;
+const NAMES: u64 = 2 << 20;
+/// A change that had begun when the memory was full: a few rows.
+const BEGUN: u64 = 16 << 10;
+
+fn new_volume(name: String) -> NewVolume {
+    NewVolume {
+        name: name.parse().unwrap(),
+        size: None,
+        size_limit: None,
+        source: None,
+        properties: Properties::default(),
+        access_modes: vec![],
+        form: Default::default(),
+        parameters: BTreeMap::new(),
+    }
+}
+
+async fn create(volume: &Attached, n: u64) -> Result<(), zerofs_csi::fs::FsError> {
+    let name = EntryName::try_from(format!("a file with a name of usual length, number {n}").as_bytes()).unwrap();
+    let how = CreateHow::Guarded(SetAttr::default());
+    volume.served.create(&Caller::root(), volume.served.root(), &name, how).await.map(drop)
+}
+
+/// Creates files until it is aborted, and counts them.
+async fn fill(volume: Arc<Attached>, done: Arc<AtomicU64>) {
+    for n in 0.. {
+        if create(&volume, n).await.is_ok() {
+            done.fetch_add(1, Ordering::SeqCst);
+        } else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Memory that the process has now, in bytes.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// Until nothing has been done for a while.
+async fn until_still(done: &AtomicU64) -> u64 {
+    let (mut last, mut since, began) = (0, Instant::now(), Instant::now());
+    while since.elapsed() < Duration::from_secs(4) {
+        assert!(began.elapsed() < Duration::from_secs(300), "they go on without the store: {last} files");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = done.load(Ordering::SeqCst);
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    last
+}
+
+#[test]
+fn many_volumes_without_the_store_stay_within_their_memory_and_go_on_with_it() {
+    run(async {
+        let (folder, store) = (tempfile::tempdir().unwrap(), FaultStore::memory());
+        let catalog = Catalog::create(Bucket::on(store.clone(), Default::default()).with_limits(quick()), None).await.unwrap();
+        let settings = VolumeSettings {
+            node: "node-a".to_owned(),
+            session: SessionId::random(),
+            journal_dir: Some(folder.path().to_owned()),
+            cache: DbCache::new(4 << 20).with_unflushed(UNFLUSHED),
+            chunk_cache: ChunkCache::memory(4 << 20),
+            flush_interval: Duration::from_millis(200),
+            memory: FsMemory::new(8 << 20, NAMES),
+            volumes_max: VOLUMES,
+        };
+        let (cache, memory) = (settings.cache.clone(), settings.memory.clone());
+        let volumes = Volumes::new(settings);
+        let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());
+        let (mut open, at_first) = (Vec::new(), resident());
+        for n in 0..VOLUMES {
+            let made = controller.create_volume(None, new_volume(format!("v{n}"))).await.unwrap();
+            open.push(Arc::new(volumes.attach(&catalog, made.handle.dataset).await.unwrap()));
+        }
+        let opened = resident().saturating_sub(at_first);
+        store.die();
+        let done: Arc<AtomicU64> = Arc::default();
+        let writers: Vec<_> = open.iter().map(|volume| tokio::spawn(fill(volume.clone(), done.clone()))).collect();
+        let files = until_still(&done).await;
+        let (rows, names) = (cache.unflushed(), memory.names_held());
+        let full = resident().saturating_sub(at_first);
+        println!("{VOLUMES} volumes, {files} files: {rows} bytes of rows, {names} of inodes and directories");
+        println!("the process: {} bytes for each open volume, {} when all is full", opened / VOLUMES as u64, full / VOLUMES as u64);
+        assert!(rows >= UNFLUSHED / 2, "that is what they wait for");
+        assert!(rows <= 2 * UNFLUSHED + VOLUMES as u64 * BEGUN, "{rows} bytes of rows");
+        assert!(names <= 2 * NAMES + (VOLUMES as u64) * (300 << 10), "{names} bytes of inodes and directories");
+        store.heal();
+        let before = done.load(Ordering::SeqCst);
+        let healed = Instant::now();
+        while done.load(Ordering::SeqCst) < before + 20 * VOLUMES as u64 {
+            assert!(healed.elapsed() < Duration::from_secs(120), "nothing goes on after the outage");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        writers.iter().for_each(tokio::task::JoinHandle::abort);
+        for writer in writers {
+            assert!(writer.await.is_err(), "it only ends when it is aborted");
+        }
+        let datasets: Vec<_> = open.iter().map(|volume| volume.dataset).collect();
+        drop(open);
+        for dataset in datasets {
+            volumes.close(dataset).await.unwrap();
+        }
+        // A volume that is closed holds nothing, once the last of its tasks has ended.
+        for _ in 0..300 {
+            if cache.unflushed() == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!((cache.unflushed(), memory.names_held()), (0, 0));
+    });
+}
