@@ -68,6 +68,27 @@ more people read annotations than Secrets, and a passphrase may be short. */ -}}
 {{- $connections -}}
 {{- end }}
 
+{{- /* Bytes of a size as the configuration has it: 280Mi, 1.5GiB, 64k, 4096. */ -}}
+{{- define "zerofs.bytes" -}}
+{{- $text := trimSuffix "B" (toString .) -}}
+{{- $unit := regexFind "[A-Za-z]*$" $text -}}
+{{- $units := dict "" 1 "k" 1024 "Ki" 1024 "m" 1048576 "Mi" 1048576 "g" 1073741824 "Gi" 1073741824 "K" 1000 "M" 1000000 "G" 1000000000 -}}
+{{- mulf (trimSuffix $unit $text | float64) (get $units $unit) | ceil | int64 -}}
+{{- end }}
+
+{{- /* What the container of a node may take in memory: the figure of the configuration, a quarter for what the allocator loses, and what each open
+volume takes beside that (src/app/memory.rs, VOLUME). */ -}}
+{{- define "zerofs.nodeMemory" -}}
+{{- $limits := .Values.config.limits | default dict -}}
+{{- $memory := include "zerofs.bytes" ($limits.memory | default "280Mi") | int64 -}}
+{{- $own := 0 -}}
+{{- range $name := list "dirtyBytes" "metadataCache" "blockCache" "dataCache" }}
+{{- with get $limits $name }}{{- $own = add $own (include "zerofs.bytes" . | int64) }}{{- end }}
+{{- end }}
+{{- $volumes := mul (int64 ($limits.volumesMax | default 256)) 2097152 -}}
+{{- printf "%dMi" (div (add $memory (div $memory 4) $own $volumes 1048575) 1048576) -}}
+{{- end }}
+
 {{- /* Whether OpenShift's SecurityContextConstraints have to be used: "true" or "". */ -}}
 {{- define "zerofs.openshift" -}}
 {{- $wanted := toString .Values.openshift.enabled -}}
