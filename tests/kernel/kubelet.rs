@@ -17,10 +17,13 @@ const CALL_LIMIT: Duration = Duration::from_secs(120);
 const REPEAT_LIMIT: Duration = Duration::from_secs(180);
 
 /// A volume published to a pod's folder.
+#[derive(Clone)]
 pub struct Volume {
     pub id: String,
     pub path: PathBuf,
     pub staging: PathBuf,
+    /// The PersistentVolume's mount options.
+    pub flags: Vec<String>,
     context: HashMap<String, String>,
 }
 
@@ -41,10 +44,11 @@ async fn succeeds<T>(call: &str, answer: impl Future<Output = Result<Response<T>
     once(call, answer).await?.map_err(|error| format!("{call}: {}", status(&error)))
 }
 
-fn capability() -> csi::VolumeCapability {
+fn capability(flags: &[String]) -> csi::VolumeCapability {
     let mode = volume_capability::access_mode::Mode::SingleNodeWriter as i32;
+    let mount = volume_capability::MountVolume { mount_flags: flags.to_vec(), ..Default::default() };
     csi::VolumeCapability {
-        access_type: Some(volume_capability::AccessType::Mount(volume_capability::MountVolume::default())),
+        access_type: Some(volume_capability::AccessType::Mount(mount)),
         access_mode: Some(volume_capability::AccessMode { mode }),
     }
 }
@@ -68,7 +72,7 @@ impl Driver {
         let request = csi::CreateVolumeRequest {
             name: name.to_owned(),
             capacity_range: range(bytes),
-            volume_capabilities: vec![capability()],
+            volume_capabilities: vec![capability(&[])],
             volume_content_source: source,
             ..Default::default()
         };
@@ -83,6 +87,7 @@ impl Driver {
             context: created.volume_context,
             path: self.root.join(format!("pods/{name}")),
             staging: self.root.join(format!("staging/{name}")),
+            flags: Vec::new(),
         };
         for dir in [&volume.staging, &volume.path] {
             fs::create_dir_all(dir).map_err(text)?;
@@ -96,23 +101,31 @@ impl Driver {
         let stage = csi::NodeStageVolumeRequest {
             volume_id: volume.id.clone(),
             staging_target_path: volume.staging.display().to_string(),
-            volume_capability: Some(capability()),
-            volume_context: volume.context.clone(),
-            ..Default::default()
-        };
-        let publish = csi::NodePublishVolumeRequest {
-            volume_id: volume.id.clone(),
-            staging_target_path: volume.staging.display().to_string(),
-            target_path: volume.path.display().to_string(),
-            volume_capability: Some(capability()),
+            volume_capability: Some(capability(&volume.flags)),
             volume_context: volume.context.clone(),
             ..Default::default()
         };
         self.runtime.block_on(async {
             let mut node = NodeClient::new(self.connect(Role::Node).await?);
-            succeeds("NodeStageVolume", node.node_stage_volume(stage)).await?;
-            succeeds("NodePublishVolume", node.node_publish_volume(publish)).await?;
-            Ok(())
+            succeeds("NodeStageVolume", node.node_stage_volume(stage)).await
+        })?;
+        self.publish(volume, false)
+    }
+
+    /// As for one more pod on the node, or for a repeated call.
+    pub fn publish(&self, volume: &Volume, readonly: bool) -> Result<(), String> {
+        let publish = csi::NodePublishVolumeRequest {
+            volume_id: volume.id.clone(),
+            staging_target_path: volume.staging.display().to_string(),
+            target_path: volume.path.display().to_string(),
+            volume_capability: Some(capability(&volume.flags)),
+            volume_context: volume.context.clone(),
+            readonly,
+            ..Default::default()
+        };
+        self.runtime.block_on(async {
+            let mut node = NodeClient::new(self.connect(Role::Node).await?);
+            succeeds("NodePublishVolume", node.node_publish_volume(publish)).await.map(drop)
         })
     }
 
@@ -201,7 +214,7 @@ impl Driver {
         let request = csi::ControllerExpandVolumeRequest {
             volume_id: volume.id.clone(),
             capacity_range: range(bytes),
-            volume_capability: Some(capability()),
+            volume_capability: Some(capability(&volume.flags)),
             ..Default::default()
         };
         let on_node = csi::NodeExpandVolumeRequest {
@@ -209,7 +222,7 @@ impl Driver {
             volume_path: volume.path.display().to_string(),
             staging_target_path: volume.staging.display().to_string(),
             capacity_range: range(bytes),
-            volume_capability: Some(capability()),
+            volume_capability: Some(capability(&volume.flags)),
             ..Default::default()
         };
         self.runtime.block_on(async {

@@ -57,6 +57,7 @@ const CASES: &[Case] = &[
     case("quota: ENOSPC at the volume's size, df tells, room after rm, expansion", volumes::quota),
     case("snapshot: of a mounted volume, clone, both right", volumes::snapshot),
     case("snapdir: find, diff -r and cp -a over .snapshots", volumes::snapdir),
+    case("options: noexec and ro on every mount, a linked folder, 20 groups", volumes::options),
     case("rot: a turned bit in a pack is an error, never wrong bytes", volumes::rot),
     case("kill-dd: kill -9 of the node plugin during dd conv=fsync", restarts::kill_during_dd),
     case("killed: kill -9 of the node plugin 20 times under a verifier, git and sqlite", upgrades::killed),

@@ -1,6 +1,7 @@
 //! Volumes beside each other, their size, their snapshots, and a pool whose bytes rot.
 
 use super::driver::{Driver, Role};
+use super::kubelet::Volume;
 use super::step::{Outcome, Script, sh, text};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -135,6 +136,42 @@ pub fn snapdir() -> Outcome {
     driver.remove(&volume)?;
     driver.stop()?;
     Ok(format!("a deleted snapshot was gone after {}", note.trim()))
+}
+
+/// The options of a PersistentVolume on every mount of it, kubelet's folder being a link; and a process in more groups than a call carries: Linux
+/// sends the 16 with the smallest numbers.
+pub fn options() -> Outcome {
+    let driver = Driver::start("options")?;
+    let mut volume = driver.volume("data", 1 << 30)?;
+    sh(
+        &volume.path,
+        60,
+        "printf '#!/bin/sh\\necho ran\\n' > run; chmod 755 run; equal \"$(./run)\" ran 'without the option'
+         mkdir low high; chgrp 100 low; chgrp 219 high; chmod 770 low high; chmod 755 .; sync run",
+    )?;
+    driver.unpublish(&volume)?;
+    driver.unstage(&volume)?;
+    fs::rename(driver.root.join("pods"), driver.root.join("disk")).map_err(text)?;
+    std::os::unix::fs::symlink("disk", driver.root.join("pods")).map_err(text)?;
+    volume.flags = vec!["noexec".to_owned()];
+    driver.stage(&volume)?;
+    driver.publish(&volume, false)?;
+    let reader = Volume { path: driver.root.join("pods/reader"), ..volume.clone() };
+    driver.publish(&reader, true)?;
+    driver.publish(&reader, true)?;
+    let not_run = "uncached; if ./run 2>/tmp/options.err; then echo 'noexec does not hold' >&2; exit 1; fi; grep -q 'Permission denied' /tmp/options.err";
+    sh(&volume.path, 60, not_run)?;
+    sh(&reader.path, 60, &format!("{not_run}; if touch new 2>/dev/null; then echo 'it is written to' >&2; exit 1; fi"))?;
+    sh(
+        &volume.path,
+        60,
+        "in_20=\"setpriv --reuid 1000 --regid 1000 --groups 100,$(seq -s, 201 219)\"
+         $in_20 touch low/new; if $in_20 touch high/new 2>/dev/null; then echo 'all 20 groups were sent: say so in the README' >&2; exit 1; fi",
+    )?;
+    driver.unpublish(&reader)?;
+    driver.remove(&volume)?;
+    driver.stop()?;
+    Ok("noexec and ro held, by way of a link".to_owned())
 }
 
 /// Every file below a folder.
