@@ -11,6 +11,7 @@ use super::state_dir::{StateDir, StateFolder};
 use crate::control::node::{Leaving, NodeAgent, NodeSettings};
 use crate::mount::Mounter;
 use crate::nfs::{Budget, Options, Peers};
+use crate::types::{Class, Classify};
 use anyhow::{Context, bail};
 use futures::future::BoxFuture;
 use std::sync::Arc;
@@ -28,10 +29,14 @@ pub(super) const FLUSH_LIMIT: Duration = Duration::from_secs(15);
 const HOLD_LIMIT: Duration = Duration::from_secs(10);
 /// … and for bringing everything to the store.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
+/// What takes longer makes this process look whether the store refuses it.
+const SETTLE_SOON: Duration = Duration::from_secs(3);
 /// In a hand-over, while nothing is: for NFS calls under way to end, …
 pub(super) const REST_LIMIT: Duration = Duration::from_secs(2);
 /// … and for leaving the volumes.
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
+/// Is written and removed to see whether this process may write.
+const PROBE: &str = "probe/handover";
 /// How long sockets are kept listening for a successor that may end soon after it began.
 const PROVING: Duration = Duration::from_secs(60);
 
@@ -243,13 +248,48 @@ async fn prepare(successor: Successor, parts: &Parts) -> Option<Successor> {
 }
 
 async fn settle(successor: Successor, parts: &Parts) -> Option<Successor> {
-    let why = match tokio::time::timeout(SETTLE_LIMIT, parts.volumes.prepare_to_leave()).await {
+    let settled = parts.volumes.prepare_to_leave();
+    tokio::pin!(settled);
+    let soon = tokio::time::timeout(SETTLE_SOON, &mut settled).await;
+    if let Ok(Ok(())) = soon {
+        return Some(successor);
+    }
+    if let Some(refusal) = refusal(parts).await {
+        // The other one has every pool open that is in use, with credentials of its own. It goes on as after the death of this one: the journals
+        // have what the store does not, and clients what is in no journal (R16, R17).
+        tracing::warn!(refusal, "the object store refuses this process: handed over without a last flush");
+        return Some(successor);
+    }
+    let rest = match soon {
+        Ok(failed) => Ok(failed),
+        Err(_) => tokio::time::timeout(SETTLE_LIMIT, settled).await,
+    };
+    let why = match rest {
         Ok(Ok(())) => return Some(successor),
         Ok(Err(error)) => error.to_string(),
         Err(_) => "the object store is too slow at the moment".to_owned(),
     };
     tracing::warn!(why, "not handed over: this process goes on");
     successor.refuse(why).await;
+    None
+}
+
+/// What the store of a pool in use says, if it answers and refuses: the credentials of this process have expired, or lost their rights. A store
+/// that does not answer says nothing of them.
+async fn refusal(parts: &Parts) -> Option<String> {
+    let used = used_pools(parts);
+    for pool in parts.pools.iter().filter(|pool| used.contains(&pool.id().to_string())) {
+        let bucket = pool.catalog.bucket();
+        match bucket.put(PROBE, bytes::Bytes::from_static(b"zerofs-csi tries to write before a hand-over")).await {
+            Ok(()) => {
+                if let Err(error) = bucket.delete(&[PROBE.to_owned()]).await {
+                    tracing::debug!(%error, "the object of a probe stays until the next one");
+                }
+            }
+            Err(error) if error.class() == Class::Unavailable => {}
+            Err(error) => return Some(error.to_string()),
+        }
+    }
     None
 }
 

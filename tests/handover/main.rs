@@ -4,7 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod breaking;
+mod expired;
 mod load;
 mod peer;
 mod process;
+#[path = "../support/s3/mod.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod s3;
 mod upgrade;

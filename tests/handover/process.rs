@@ -15,9 +15,14 @@ pub struct Room {
 }
 
 impl Room {
+    /// Without a pool.
+    pub fn empty() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
     /// With a dataset called `web`.
     pub fn new() -> Self {
-        let room = Self { dir: tempfile::tempdir().unwrap() };
+        let room = Self::empty();
         std::fs::create_dir(room.dir.path().join("pool")).unwrap();
         room.ok(&["pool", "create"]);
         room.ok(&["dataset", "create", "web", "--size", "1Gi"]);
@@ -40,9 +45,14 @@ impl Room {
     }
 
     pub fn ok(&self, args: &[&str]) -> String {
-        let out = self.command(args).output().unwrap();
-        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8(out.stdout).unwrap()
+        output(self.command(args))
+    }
+
+    /// On the pool of a configuration.
+    pub fn ok_with(config: &str, args: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zerofs-csi"));
+        command.args(args).args(["--config", config]).stdin(Stdio::null());
+        output(command)
     }
 
     /// Starts a server; see [`Server::ready`].
@@ -65,6 +75,12 @@ impl Room {
         });
         Server { child, lines }
     }
+}
+
+fn output(mut command: Command) -> String {
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
 }
 
 pub struct Server {

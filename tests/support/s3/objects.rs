@@ -30,6 +30,8 @@ pub struct Quirks {
     /// Listings come in an order of the store's own, as those of S3 directory buckets do.
     pub unordered_listings: bool,
     pub page_keys: usize,
+    /// 400 to everything that is signed with this access key, as with a session token that has expired.
+    pub expired_key: Option<&'static str>,
 }
 
 impl Default for Quirks {
@@ -45,6 +47,7 @@ impl Default for Quirks {
             virtual_hosted_only: false,
             unordered_listings: false,
             page_keys: 1000,
+            expired_key: None,
         }
     }
 }
@@ -100,6 +103,10 @@ impl Objects {
 
     fn refused(&self, request: &Request) -> Option<Response> {
         let quirks = &self.quirks;
+        let signed = request.headers.get("authorization").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        if quirks.expired_key.is_some_and(|key| signed.contains(&format!("Credential={key}/"))) {
+            return Some(Response::error(400, "ExpiredToken"));
+        }
         if quirks.body_bytes_max.is_some_and(|max| request.body.len() > max) {
             return Some(Response::of(413).with_body("<html><title>413 Request Entity Too Large</title></html>".into()));
         }
