@@ -24,7 +24,7 @@ pub struct Volume {
     pub staging: PathBuf,
     /// The PersistentVolume's mount options.
     pub flags: Vec<String>,
-    context: HashMap<String, String>,
+    pub context: HashMap<String, String>,
 }
 
 fn status(error: &Status) -> String {
