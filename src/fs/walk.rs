@@ -86,7 +86,7 @@ mod tests {
     use crate::fs::api::{Caller, CreateHow, FileKind, FileRef, FileSystem, SetAttr};
     use crate::fs::db::{DbCache, DbPlace, Reader};
     use crate::fs::{Fs, FsMemory, FsOptions, RootAttr, SyncMode};
-    use crate::types::{FamilyId, Incarnation, PoolId};
+    use crate::types::{FamilyId, Incarnation, PoolId, WallClock};
     use std::time::Duration;
 
     async fn files(fs: &Fs, dir: FileRef, count: usize) {
@@ -119,6 +119,7 @@ mod tests {
             codec: Codec::Lz4,
             flush_interval: Duration::from_secs(1),
             memory: FsMemory::new(1 << 20, 64 << 20),
+            clock: WallClock::default(),
             journal: None,
             root: RootAttr { uid: 0, gid: 0, mode: 0o755 },
         };

@@ -62,7 +62,7 @@ impl Serving {
     }
 
     async fn mount(&self) -> Arc<Export<Served>> {
-        self.table.mount(b"/v", "127.0.0.1:700".parse().unwrap()).await.unwrap()
+        self.table.mount(b"/v", "127.0.0.1:700".parse().unwrap()).await.unwrap().export
     }
 
     /// As the time does.
