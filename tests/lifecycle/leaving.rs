@@ -7,7 +7,7 @@ use object_store::path::Path as Key;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use zerofs_csi::bucket::Bucket;
+use zerofs_csi::bucket::{Bucket, Requests};
 use zerofs_csi::catalog::Catalog;
 use zerofs_csi::chunk::ChunkCache;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
@@ -131,6 +131,76 @@ fn what_is_left_is_opened_with_few_requests() {
         }
         println!("requests to open after closing, after leaving: {counts:?}");
         assert!(counts[1] <= counts[0] + 8, "{counts:?}");
+    });
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    /// As `serve` stops: what it had open is closed and released.
+    Closes,
+    /// As the node plugin stops: what is mounted stays its node's.
+    Stops,
+    Killed,
+}
+
+/// The requests of the next opening on the node, after so many changes that were each synced, and the end of the process.
+async fn opening_after(end: End, syncs: usize) -> Requests {
+    let journals = tempfile::tempdir().unwrap();
+    let world = World::new().await;
+    let (pool, id) = (&world.catalog, world.create("v", None).await.unwrap().handle);
+    let first = process(journals.path());
+    let volume = first.open(pool, id.dataset).await.unwrap();
+    for n in 0..syncs {
+        make(&volume, &format!("file-{n}")).await;
+        volume.fs.sync().await.unwrap();
+    }
+    match end {
+        End::Closes => first.close(id.dataset).await.unwrap(),
+        End::Stops => {
+            first.sync_all(LIMIT).await.unwrap();
+            volume.fs.give_up(FsError::Stale);
+        }
+        End::Killed => volume.fs.give_up(FsError::Stale),
+    }
+    drop((volume, first));
+    let (next, since) = (process(journals.path()), Instant::now());
+    loop {
+        let before = pool.bucket().requests();
+        match next.open(pool, id.dataset).await {
+            Ok(volume) => {
+                let opening = pool.bucket().requests() - before;
+                let last = format!("file-{}", syncs - 1);
+                volume.fs.lookup(&Caller::root(), volume.fs.root(), last.as_bytes()).await.unwrap();
+                drop(volume);
+                next.close(id.dataset).await.unwrap();
+                return opening;
+            }
+            // The journal is still the first one's.
+            Err(error) if error.class().may_pass() && since.elapsed() < LIMIT => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// What an opening replays is bounded after a kill, and nothing after any other end.
+#[test]
+fn an_opening_replays_little_after_a_kill_and_nothing_after_a_stop() {
+    super::run(async {
+        let closed = opening_after(End::Closes, 250).await;
+        let stopped = opening_after(End::Stops, 250).await;
+        println!("requests to open: {} after a close ({closed:?}), {} after a stop", closed.total(), stopped.total());
+        assert!(closed.total() <= 40, "{closed:?}");
+        assert!(stopped.total() <= closed.total() + 4, "{stopped:?}, after a close {closed:?}");
+        for syncs in [1, 15, 31, 250] {
+            let killed = opening_after(End::Killed, syncs).await;
+            println!("requests to open after {syncs} syncs and a kill: {} ({killed:?})", killed.total());
+            // Each WAL object is one GET.
+            let replayed = killed.get.saturating_sub(closed.get);
+            assert!(replayed <= 36 && killed.head <= closed.head, "{syncs}: {killed:?}, after a close {closed:?}");
+        }
     });
 }
 

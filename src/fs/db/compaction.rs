@@ -52,6 +52,12 @@ impl Turn {
 /// Compacts whenever L0 has grown to `from` tables, until the database closes or `stop`.
 pub(super) async fn keep(db: Db, place: DbPlace, turn: Turn, from: usize, damage: Arc<Damage>, stop: CancellationToken) {
     let mut status = db.subscribe();
+    let urgent = status.wait_for(|s| s.close_reason.is_some() || s.current_manifest.l0().len() >= 2 * from);
+    tokio::select! {
+        _ = urgent => {}
+        () = tokio::time::sleep(settings::COMPACT_DELAY) => {}
+        () = stop.cancelled() => return,
+    }
     loop {
         let due = status.wait_for(|s| s.close_reason.is_some() || s.current_manifest.l0().len() >= from);
         let open = tokio::select! {

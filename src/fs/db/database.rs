@@ -25,8 +25,10 @@ pub struct Database {
     epoch: Epoch,
     clock: Arc<Clock>,
     memory: Arc<Account>,
-    /// WAL flushes since the last MemTable flush.
+    /// WAL flushes that no MemTable flush covers that has begun, counted from those that the opening replayed.
     flushes: AtomicU32,
+    /// Held by the MemTable flush under way.
+    rolling: Arc<tokio::sync::Mutex<()>>,
     upkeep: TaskTracker,
     turn: compaction::Turn,
     damage: Arc<Damage>,
@@ -56,12 +58,12 @@ impl Database {
 
     async fn open_with(place: &DbPlace, expected: Option<Epoch>, compact_l0: usize) -> Result<Self, FsError> {
         let clock = Arc::new(Clock::default());
-        let mut db = build(place, expected, &clock).await?;
+        let (mut db, mut replayed) = build(place, expected, &clock).await?;
         if clock.go_on_from(last_time(&db.manifest())) {
             // It may have named a table by a time that is refused already.
             let opened = Epoch(db.manifest().writer_epoch());
             drop(db);
-            db = build(place, Some(opened), &clock).await?;
+            (db, replayed) = build(place, Some(opened), &clock).await?;
         }
         let epoch = Epoch(db.manifest().writer_epoch());
         let (upkeep, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -73,7 +75,9 @@ impl Database {
             move || flush_table(db.clone()).boxed()
         });
         upkeep.spawn(free_stored(db.subscribe(), memory.clone(), stop.clone()));
-        Ok(Self { db, place: place.clone(), epoch, clock, memory, flushes: AtomicU32::new(0), upkeep, turn, damage, stop })
+        let flushes = AtomicU32::new(u32::try_from(replayed).unwrap_or(u32::MAX / 2));
+        let place = place.clone();
+        Ok(Self { db, place, epoch, clock, memory, flushes, rolling: Arc::default(), upkeep, turn, damage, stop })
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -145,17 +149,22 @@ impl Database {
     /// Waits through an outage of the store; the callers' waiting has limits.
     pub async fn flush(&self) -> Result<(), FsError> {
         self.db.flush().await.map_err(|error| fs_error("flushing", &error))?;
-        if self.flushes.fetch_add(1, Ordering::Relaxed) + 1 >= settings::ROLL_FLUSHES {
-            self.flushes.store(0, Ordering::Relaxed);
-            self.roll();
+        match self.flushes.fetch_add(1, Ordering::Relaxed) + 1 {
+            settings::ROLL_FLUSHES.. => self.roll().await,
+            settings::ROLL_AHEAD.. => drop(self.rolling_turn().await),
+            _ => {}
         }
         Ok(())
     }
 
-    /// As [`Self::roll`], and waits for it: the next opening has little to replay.
+    fn has_l0_room(&self) -> bool {
+        self.db.manifest().l0().len() + settings::L0_ROOM <= settings::L0_MAX
+    }
+
+    /// As [`Self::roll`], and waits for it: the next opening has nothing to replay of what was flushed. Where L0 is full it would wait
+    /// for a compaction, and does nothing.
     pub async fn rolled(&self) -> Result<(), FsError> {
-        if self.db.manifest().l0().len() + settings::L0_ROOM > settings::L0_MAX {
-            // It would wait for a compaction.
+        if !self.has_l0_room() {
             return Ok(());
         }
         let options = FlushOptions { flush_type: FlushType::MemTable };
@@ -163,9 +172,24 @@ impl Database {
         limited("flushing the MemTable", settings::CHANGE_LIMIT, self.db.flush_with_options(options)).await
     }
 
-    /// Starts a MemTable flush, which bounds what the next opening replays. Nobody waits for it; a failure shows at the next write.
-    pub fn roll(&self) {
-        tokio::spawn(flush_table(self.db.clone()));
+    /// When no MemTable flush is under way. `None`: while L0 is full none would end before a compaction has made room; or it takes too long.
+    async fn rolling_turn(&self) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        if !self.has_l0_room() {
+            return None;
+        }
+        tokio::time::timeout(settings::ROLL_LIMIT, self.rolling.clone().lock_owned()).await.ok()
+    }
+
+    /// Starts a MemTable flush, which bounds what the next opening replays, when the one before has ended. Nobody waits for it; a
+    /// failure shows at the next write.
+    async fn roll(&self) {
+        let Some(turn) = self.rolling_turn().await else { return };
+        self.flushes.store(0, Ordering::Relaxed);
+        let db = self.db.clone();
+        tokio::spawn(async move {
+            let _turn = turn;
+            flush_table(db).await;
+        });
     }
 
     /// A named checkpoint of everything written so far; the existing one when there is one of that name (R14).
@@ -177,6 +201,8 @@ impl Database {
             return Ok(existing.id.into());
         }
         compaction::wait_for_room(&self.db, &self.damage).await?;
+        // It flushes the MemTable.
+        self.flushes.store(0, Ordering::Relaxed);
         let options = CheckpointOptions { name: Some(name.to_owned()), ..CheckpointOptions::default() };
         let created = self.db.create_checkpoint(CheckpointScope::All, &options);
         limited("taking a checkpoint", settings::CHANGE_LIMIT, created).await.map(|created| created.id.into())
@@ -232,8 +258,7 @@ impl Database {
 
     /// Flushes to L0, so that the next opening replays nothing, or to the WAL where L0 is full; then lets go. May be repeated.
     pub async fn close(&self) -> Result<(), FsError> {
-        let room = self.db.manifest().l0().len() + settings::L0_ROOM <= settings::L0_MAX;
-        self.close_with(if room { FlushType::MemTable } else { FlushType::Wal }, settings::CHANGE_LIMIT).await
+        self.close_with(if self.has_l0_room() { FlushType::MemTable } else { FlushType::Wal }, settings::CHANGE_LIMIT).await
     }
 
     /// Lets go as fast as can be of what is flushed: the next opening replays what [`Self::rolled`] has left.
@@ -277,8 +302,10 @@ async fn free_stored(mut status: watch::Receiver<DbStatus>, memory: Arc<Account>
     }
 }
 
-async fn build(place: &DbPlace, expected: Option<Epoch>, clock: &Arc<Clock>) -> Result<Db, FsError> {
-    let mut builder = Db::builder(place.path(), place.store())
+/// The database, and how many WAL objects it replayed.
+async fn build(place: &DbPlace, expected: Option<Epoch>, clock: &Arc<Clock>) -> Result<(Db, usize), FsError> {
+    let store = place.opening_store();
+    let mut builder = Db::builder(place.path(), store.clone())
         .with_settings(settings::writer())
         .with_system_clock(clock.clone())
         .with_db_cache(place.cache.cache.clone(), place.cache_id());
@@ -288,7 +315,8 @@ async fn build(place: &DbPlace, expected: Option<Epoch>, clock: &Arc<Clock>) -> 
     if let Some(sealer) = &place.sealer {
         builder = builder.with_block_transformer(sealing::transformer(sealer.clone()));
     }
-    limited("opening the database", settings::OPEN_LIMIT, builder.build()).await
+    let db = limited("opening the database", settings::OPEN_LIMIT, builder.build()).await?;
+    Ok((db, store.opened()))
 }
 
 /// The latest time that a manifest knows of, in milliseconds since 1970: no write and no new table may be of an earlier one.

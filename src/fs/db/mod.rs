@@ -11,6 +11,7 @@
 //! - `sealing`: encrypts SlateDB's blocks.
 //! - `unflushed`: memory for what is written and in no stored table yet.
 //! - `summed`: checksums for what SlateDB keeps without one.
+//! - `reads`: the store as the engine reads it: the log listed once, small objects read whole.
 //!
 //! Invariants. A database's path is literal in the store (`vol/<incarnation>` below the pool's prefix) and never changes: clones name
 //! their ancestors by path. Checkpoint names are not unique in SlateDB; here they are, because every creation lists first. Every call
@@ -30,6 +31,7 @@ mod damage;
 mod database;
 mod detach;
 mod reader;
+mod reads;
 mod sealing;
 mod settings;
 mod summed;
@@ -75,6 +77,11 @@ impl DbPlace {
         Arc::new(summed::Summed(self.bucket.store()))
     }
 
+    /// As [`Self::store`], for one opening of the database.
+    fn opening_store(&self) -> Arc<reads::ReadStore> {
+        Arc::new(reads::ReadStore::new(self.store(), &self.path(), self.cache.copies.clone()))
+    }
+
     fn path(&self) -> Path {
         self.path_of(self.incarnation)
     }
@@ -96,24 +103,27 @@ impl DbPlace {
     }
 }
 
-/// The memory that all databases of a process share: for blocks, and for what is in no table yet.
+/// The memory that all databases of a process share: for blocks, for copies of small objects, and for what is in no table yet.
 #[derive(Clone)]
 pub struct DbCache {
     cache: Arc<dyn slatedb::db_cache::DbCache>,
+    copies: Arc<reads::Copies>,
     unflushed: Arc<Unflushed>,
 }
 
 impl DbCache {
-    /// A cache of at most `bytes`: one quarter for indexes and filters, the rest for blocks. SlateDB's own default would be 640 MiB for
-    /// each database.
+    /// A cache of at most `bytes`: one quarter for indexes and filters, a sixteenth for small objects, the rest for blocks. SlateDB's own
+    /// default would be 640 MiB for each database.
     pub fn new(bytes: u64) -> Self {
         let part = |bytes| {
             let options = slatedb::db_cache::foyer::FoyerCacheOptions { max_capacity: bytes, shards: settings::CACHE_SHARDS };
             Some(Arc::new(slatedb::db_cache::foyer::FoyerCache::new_with_opts(options)) as Arc<dyn slatedb::db_cache::DbCache>)
         };
-        let meta = bytes / 4;
-        let split = slatedb::db_cache::SplitCache::new().with_block_cache(part(bytes - meta)).with_meta_cache(part(meta)).build();
-        Self { cache: Arc::new(split), unflushed: Unflushed::new(settings::UNFLUSHED_BYTES) }
+        let (meta, copies) = (bytes / 4, bytes / 16);
+        let blocks = part(bytes - meta - copies);
+        let split = slatedb::db_cache::SplitCache::new().with_block_cache(blocks).with_meta_cache(part(meta)).build();
+        let copies = Arc::new(reads::Copies::new(usize::try_from(copies).unwrap_or(usize::MAX)));
+        Self { cache: Arc::new(split), copies, unflushed: Unflushed::new(settings::UNFLUSHED_BYTES) }
     }
 
     /// With another limit of what is in no table yet, in bytes.

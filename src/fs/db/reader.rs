@@ -42,7 +42,7 @@ impl Reader {
     }
 
     async fn open(place: &DbPlace, mode: DbReaderMode) -> Result<Self, FsError> {
-        let mut builder = DbReader::builder(place.path(), place.store())
+        let mut builder = DbReader::builder(place.path(), place.opening_store())
             .with_reader_mode(mode)
             .with_options(settings::reader())
             .with_db_cache(place.cache.cache.clone(), place.cache_id());

@@ -15,11 +15,18 @@ pub(super) const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 /// Deleting removes objects one after another.
 pub(super) const DELETE_LIMIT: Duration = Duration::from_secs(600);
 
-/// A MemTable flush after this many WAL flushes bounds the replay: each WAL object costs an opening two requests.
-pub(super) const ROLL_FLUSHES: u32 = 256;
+/// A MemTable flush begins after this many WAL flushes, …
+pub(super) const ROLL_FLUSHES: u32 = 24;
+/// … and the one after so many more waits for it: an opening replays at most 32 WAL objects, each of which it may have to ask the store
+/// for.
+pub(super) const ROLL_AHEAD: u32 = 8;
+/// How long it waits at most.
+pub(super) const ROLL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The compactor starts at this many L0 tables …
 pub(super) const COMPACT_L0: usize = 8;
+/// … but not while the volume is being opened, unless there are twice as many: who waits for the opening would wait for it too.
+pub(super) const COMPACT_DELAY: Duration = Duration::from_secs(10);
 /// … and checkpoints want at least this many free places, because `create_checkpoint(All)` waits for ever on a full L0.
 pub(super) const L0_ROOM: usize = 4;
 pub(super) const L0_MAX: usize = 32;

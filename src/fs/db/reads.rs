@@ -1,0 +1,405 @@
+//! The store as the engine reads it: with few requests, one after another as seldom as can be.
+//!
+//! SlateDB finds the end of the write-ahead log by asking for object after object, and reads each with a HEAD and a GET; of a table it reads
+//! the index, the filter and each block by themselves. An opening after a kill took 128 HEADs and 113 GETs, some twenty of them one
+//! after another. Here
+//! - the log is listed once, when an opening first asks about it, which answers every HEAD;
+//! - an object of at most [`SMALL_BYTES`], as nearly all of the log and of L0 are, is read whole with one GET, and kept for a while: what
+//!   reads the same log again (a collection, an opening that has to begin anew) reads only what is new in it.
+//!
+//! Invariants.
+//! - Tables and WAL objects are put if absent, or under a name that is never used again, and never change: a copy is as good as the
+//!   object.
+//! - "Absent" is only said from the listing until the log is first written to. The fence is a put if absent, which finds the end of the
+//!   log wherever it has moved, and what came between the listing and the fence is asked of the store. A reader sees the log as it was
+//!   listed, which is after it was opened.
+//! - A copy that does not decode is read anew (`ObjectStoreCallTag::retry`).
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+use slatedb::object_store::path::Path;
+use slatedb::object_store::{
+    CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
+};
+use slatedb::object_store_tag::ObjectStoreCallTag;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::{OnceCell, Semaphore};
+
+/// Objects of at most this size are read whole. A table of a MemTable flush that bounds the replay has some KiB.
+const SMALL_BYTES: u64 = 128 << 10;
+/// WAL objects read at once by all openings of a process: what else the process asks of the store (the renewal of its lease first of
+/// all) must not wait behind them.
+const LOGS_AT_ONCE: usize = 32;
+/// Larger objects that are remembered as such.
+const LARGE_MAX: usize = 4096;
+
+/// Copies of small objects, shared by all databases of a process.
+pub(super) struct Copies {
+    bytes_max: usize,
+    kept: Mutex<Kept>,
+    /// Held by whoever reads an object whole: the engine asks for several parts of one at once.
+    reading: Mutex<HashMap<Path, Arc<tokio::sync::Mutex<()>>>>,
+    logs: Semaphore,
+}
+
+#[derive(Default)]
+struct Kept {
+    of: HashMap<Path, (ObjectMeta, Bytes)>,
+    /// The oldest first; may name what was removed.
+    order: VecDeque<Path>,
+    bytes: usize,
+    /// Known not to be small.
+    large: HashSet<Path>,
+}
+
+impl Kept {
+    fn put(&mut self, meta: ObjectMeta, object: Bytes, bytes_max: usize) {
+        let at = meta.location.clone();
+        if self.of.contains_key(&at) {
+            return;
+        }
+        self.bytes += object.len();
+        self.of.insert(at.clone(), (meta, object));
+        self.order.push_back(at);
+        while self.bytes > bytes_max {
+            let Some(oldest) = self.order.pop_front() else { return };
+            self.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, at: &Path) {
+        if let Some((_, object)) = self.of.remove(at) {
+            self.bytes -= object.len();
+        }
+    }
+
+    fn is_large(&mut self, at: Path) {
+        if self.large.len() >= LARGE_MAX {
+            self.large.clear();
+        }
+        self.large.insert(at);
+    }
+}
+
+impl Copies {
+    pub fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, kept: Mutex::default(), reading: Mutex::default(), logs: Semaphore::new(LOGS_AT_ONCE) }
+    }
+}
+
+/// A store as one opening of one database sees it.
+pub(super) struct ReadStore {
+    inner: Arc<dyn ObjectStore>,
+    /// The folder of the log.
+    wal: Path,
+    copies: Arc<Copies>,
+    listed: OnceCell<Listed>,
+    /// The log was, or may have been, written to.
+    written: AtomicBool,
+    /// Nothing is answered from the listing any more.
+    opened: AtomicBool,
+}
+
+/// The log from its first object that was asked for.
+struct Listed {
+    from: Path,
+    objects: BTreeMap<Path, ObjectMeta>,
+}
+
+impl ReadStore {
+    /// `database`: its path.
+    pub fn new(inner: Arc<dyn ObjectStore>, database: &Path, copies: Arc<Copies>) -> Self {
+        let wal = database.clone().join("wal");
+        Self { inner, wal, copies, listed: OnceCell::new(), written: false.into(), opened: false.into() }
+    }
+
+    /// The opening is over. How many objects of the log, fences left out, it found.
+    pub fn opened(&self) -> usize {
+        self.opened.store(true, Ordering::Release);
+        self.listed.get().map_or(0, |listed| listed.objects.values().filter(|object| object.size > 0).count())
+    }
+
+    fn is_wal(&self, at: &Path) -> bool {
+        at.prefix_match(&self.wal).is_some()
+    }
+
+    /// What is known of an object of the log; `None`: ask the store.
+    async fn known(&self, at: &Path) -> Option<Result<ObjectMeta>> {
+        if self.opened.load(Ordering::Acquire) || !self.is_wal(at) {
+            return None;
+        }
+        // Before it is listed: what is written after this was asked may be in no listing.
+        let written = self.written.load(Ordering::Acquire);
+        let listed = match self.listed.get_or_try_init(|| self.list_from(at)).await {
+            Ok(listed) => listed,
+            Err(error) => return Some(Err(error)),
+        };
+        match listed.objects.get(at) {
+            Some(meta) => Some(Ok(meta.clone())),
+            None if written || *at < listed.from => None,
+            None => Some(Err(Error::NotFound { path: at.to_string(), source: "it is not in the listing of the log".into() })),
+        }
+    }
+
+    async fn list_from(&self, at: &Path) -> Result<Listed> {
+        // The offset itself is not listed: the name without its end is the last one before it.
+        let name = at.filename().unwrap_or_default();
+        let before = self.wal.clone().join(name.strip_suffix(".sst").unwrap_or(name));
+        let found: Vec<ObjectMeta> = self.inner.list_with_offset(Some(&self.wal), &before).try_collect().await?;
+        let objects = found.into_iter().map(|meta| (meta.location.clone(), meta)).collect();
+        Ok(Listed { from: at.clone(), objects })
+    }
+
+    /// A part of a table or of an object of the log: read whole, and kept, if it is small.
+    async fn get(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+        let again = ObjectStoreCallTag::from_extensions(&options.extensions).is_some_and(|tag| tag.retry.is_some());
+        let Some(GetRange::Bounded(wanted)) = options.range.clone().filter(|_| !again) else {
+            self.copies.kept.lock().remove(at);
+            return self.inner.get_opts(at, options).await;
+        };
+        if wanted.end > SMALL_BYTES || self.copies.bytes_max == 0 {
+            return self.inner.get_opts(at, options).await;
+        }
+        let one = self.copies.reading.lock().entry(at.clone()).or_default().clone();
+        let answer = self.get_small(at, options, &wanted, &one).await;
+        drop(one);
+        self.copies.reading.lock().retain(|_, one| Arc::strong_count(one) > 1);
+        answer
+    }
+
+    async fn get_small(
+        &self,
+        at: &Path,
+        options: GetOptions,
+        wanted: &Range<u64>,
+        one: &tokio::sync::Mutex<()>,
+    ) -> Result<GetResult> {
+        let turn = one.lock().await;
+        let (copied, large) = {
+            let kept = self.copies.kept.lock();
+            (kept.of.get(at).cloned(), kept.large.contains(at))
+        };
+        if let Some((meta, object)) = copied {
+            return part(meta, &object, wanted);
+        }
+        if large {
+            drop(turn);
+            return self.inner.get_opts(at, options).await;
+        }
+        let _log = if self.is_wal(at) { self.copies.logs.acquire().await.ok() } else { None };
+        let whole = GetOptions { range: Some(GetRange::Bounded(0..SMALL_BYTES)), ..options };
+        let found = self.inner.get_opts(at, whole).await?;
+        let meta = found.meta.clone();
+        let object = found.bytes().await?;
+        let answer = part(meta.clone(), &object, wanted);
+        match meta.size == object.len() as u64 {
+            true => self.copies.kept.lock().put(meta, object, self.copies.bytes_max),
+            false => self.copies.kept.lock().is_large(meta.location),
+        }
+        answer
+    }
+}
+
+/// A range of an object of which this is the beginning.
+fn part(meta: ObjectMeta, beginning: &Bytes, wanted: &Range<u64>) -> Result<GetResult> {
+    let range = GetRange::Bounded(wanted.clone())
+        .as_range(meta.size)
+        .map_err(|error| Error::Generic { store: "copy", source: error.into() })?;
+    let bounds = (usize::try_from(range.start), usize::try_from(range.end));
+    let bytes = match bounds {
+        (Ok(start), Ok(end)) if end <= beginning.len() => beginning.slice(start..end),
+        _ => {
+            return Err(Error::Generic {
+                store: "copy",
+                source: format!("{} has less than {} bytes", meta.location, range.end).into(),
+            });
+        }
+    };
+    Ok(GetResult { payload: payload(bytes), meta, range, attributes: Default::default(), extensions: Default::default() })
+}
+
+fn payload(bytes: Bytes) -> GetResultPayload {
+    GetResultPayload::Stream(std::future::ready(Ok(bytes)).into_stream().boxed())
+}
+
+impl fmt::Debug for ReadStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ReadStore({:?})", self.inner)
+    }
+}
+
+impl fmt::Display for ReadStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.inner)
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl ObjectStore for ReadStore {
+    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        if self.is_wal(at) {
+            self.written.store(true, Ordering::Release);
+        }
+        self.inner.put_opts(at, payload, options).await
+    }
+
+    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(at, options).await
+    }
+
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+        match options.head {
+            true => match self.known(at).await {
+                Some(Ok(meta)) => Ok(GetResult {
+                    payload: payload(Bytes::new()),
+                    range: 0..meta.size,
+                    meta,
+                    attributes: Default::default(),
+                    extensions: Default::default(),
+                }),
+                Some(Err(error)) => Err(error),
+                None => self.inner.get_opts(at, options).await,
+            },
+            false if at.extension() == Some("sst") => self.get(at, options).await,
+            false => self.inner.get_opts(at, options).await,
+        }
+    }
+
+    async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.inner.get_ranges(at, ranges).await
+    }
+
+    fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(keys)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list_with_offset(prefix, offset)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        self.inner.rename_opts(from, to, options).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket::{Bucket, Requests};
+    use slatedb::object_store::{ObjectStoreExt, PutMode};
+    use slatedb::object_store_tag::{RetryReason, SstType, TableStoreKind};
+
+    struct Log {
+        bucket: Bucket,
+        store: ReadStore,
+    }
+
+    fn object(id: u64) -> Path {
+        Path::from(format!("vol/a/wal/{id:020}.sst"))
+    }
+
+    impl Log {
+        async fn of(ids: Range<u64>, copies_max: usize) -> Self {
+            let bucket = Bucket::memory();
+            for id in ids {
+                bucket.store().put(&object(id), format!("object {id}").into()).await.unwrap();
+            }
+            let store = ReadStore::new(bucket.store(), &Path::from("vol/a"), Arc::new(Copies::new(copies_max)));
+            Self { bucket, store }
+        }
+
+        async fn is_there(&self, id: u64) -> bool {
+            match self.store.head(&object(id)).await {
+                Ok(_) => true,
+                Err(Error::NotFound { .. }) => false,
+                Err(error) => panic!("{error}"),
+            }
+        }
+
+        async fn counted<T>(&self, call: impl Future<Output = T>) -> (T, Requests) {
+            let before = self.bucket.requests();
+            let done = call.await;
+            (done, self.bucket.requests() - before)
+        }
+    }
+
+    #[tokio::test]
+    async fn the_log_is_listed_once_until_it_is_written() {
+        let log = Log::of(1..10, 1 << 20).await;
+        let probe = async {
+            for (id, there) in [(4, true), (5, true), (9, true), (10, false), (99, false)] {
+                assert_eq!(log.is_there(id).await, there, "{id}");
+            }
+        };
+        let made = log.counted(probe).await.1;
+        assert_eq!((made.list, made.head, made.get), (1, 0, 0));
+        assert!(log.is_there(1).await, "before what was listed: asked of the store");
+        // Another writer was faster, then the fence.
+        log.bucket.store().put(&object(10), "theirs".into()).await.unwrap();
+        let fence = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        assert!(log.store.put_opts(&object(10), "".into(), fence.clone()).await.is_err());
+        log.store.put_opts(&object(11), "".into(), fence).await.unwrap();
+        assert!(log.is_there(10).await && log.is_there(11).await && !log.is_there(12).await);
+        assert_eq!(log.store.opened(), 6, "from the fourth on");
+        assert_eq!(log.counted(log.is_there(9)).await.1.head, 1, "nothing is answered from the listing after the opening");
+    }
+
+    #[tokio::test]
+    async fn a_small_object_is_read_once_and_anew_where_its_copy_is_damaged() {
+        let log = Log::of(1..2, 1 << 20).await;
+        let at = object(1);
+        for range in [0..8, 2..5, 7..8] {
+            assert_eq!(
+                log.store.get_range(&at, range.clone()).await.unwrap(),
+                b"object 1"[range.start as usize..range.end as usize]
+            );
+        }
+        assert_eq!(log.bucket.requests().get, 1);
+        let mut tag = ObjectStoreCallTag::new(TableStoreKind::Main, SstType::Wal);
+        tag.retry = Some(RetryReason::CrcMismatch);
+        let options = GetOptions { range: Some((0..8).into()), extensions: tag.into(), ..GetOptions::default() };
+        log.store.get_opts(&at, options).await.unwrap();
+        log.store.get_range(&at, 0..8).await.unwrap();
+        assert_eq!(log.bucket.requests().get, 3, "its copy is gone");
+        assert!(log.store.get_range(&object(2), 0..8).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn copies_are_bounded_and_large_objects_are_read_in_parts() {
+        let log = Log::of(1..1, 3 * (100 << 10)).await;
+        let bytes = |n: u8| Bytes::from(vec![n; 100 << 10]);
+        for n in 0..5 {
+            log.bucket.store().put(&object(n), bytes(n as u8).into()).await.unwrap();
+            assert_eq!(log.store.get_range(&object(n), 5..10).await.unwrap(), bytes(n as u8).slice(5..10));
+        }
+        let kept = log.store.copies.kept.lock().bytes;
+        assert_eq!(kept, 3 * (100 << 10));
+        let large = Path::from("vol/b/compacted/01.sst");
+        log.bucket.store().put(&large, vec![7; 1 << 20].into()).await.unwrap();
+        for range in [0..10, 0..10, 500_000..500_010] {
+            assert_eq!(log.store.get_range(&large, range).await.unwrap(), vec![7; 10]);
+        }
+        assert_eq!(log.store.copies.kept.lock().bytes, kept);
+    }
+}
