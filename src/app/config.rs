@@ -39,7 +39,8 @@ pub struct Config {
     /// How long a snapshot waits for the owner of a volume in another process.
     #[serde(default = "owner_timeout", with = "human_duration")]
     pub owner_timeout: Duration,
-    /// How often an owner looks into its mailbox.
+    /// How often an owner looks into its mailbox while it writes, and after a request. An idle one looks with each heartbeat, a third of
+    /// `lease` apart.
     #[serde(default = "mail_interval", with = "human_duration")]
     pub mail_interval: Duration,
     /// How long a node that shows no sign of life keeps its volumes from other nodes, between 5 and 60 seconds. A longer one lets calls go on

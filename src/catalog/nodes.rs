@@ -18,6 +18,8 @@ pub struct Signs {
     pub heartbeats: Vec<u64>,
     /// The claims that are revoked, those among them that have ended long ago.
     pub revocations: Vec<ClaimId>,
+    /// Requests of others that the session has not answered yet.
+    pub requests: usize,
 }
 
 impl Signs {
@@ -51,7 +53,7 @@ impl Catalog {
         }
     }
 
-    /// The session's heartbeats and the revocations of its claims, by one request.
+    /// What is in the session's folder, by one request: its heartbeats, the revocations of its claims, requests of others.
     pub async fn node_signs(&self, session: SessionId) -> Result<Signs, CatalogError> {
         let prefix = folder(session);
         let listed = self.bucket().list(&prefix).await;
@@ -64,6 +66,7 @@ impl Catalog {
             match kind {
                 "heartbeat" => signs.heartbeats.extend(super::chain::version_of(name)),
                 "revocation" => signs.revocations.extend(name.parse::<ClaimId>().ok()),
+                "mail" => signs.requests += 1,
                 _ => {}
             }
         }

@@ -5,13 +5,18 @@
 //! asker: polls the answer, deletes it        │ an owner that does not answer in time: the asker takes its letter back
 //! ```
 //!
+//! When the owner looks. Its mailbox is in the folder that each renewal of its lease lists, so that a request is seen within a third of
+//! a lease at no cost at all: an idle volume costs its node's heartbeat and nothing else. Where there is something to be expected it
+//! looks more often ([`polling`]).
+//!
 //! Invariants: a letter is only about a dataset that the session has open; what it asks for may be done although nobody waits any more, even an
-//! hour later, but for a restore, which a letter alone does not begin ([`restoring`]); an owner polls only while it has volumes open in the pool, so an idle node makes no
-//! requests. A crash of either side leaves a letter or an answer of some hundred bytes; the owner removes both when they
+//! hour later, but for a restore, which a letter alone does not begin ([`restoring`]). A crash of either side leaves a letter or an answer of some hundred bytes; the owner removes both when they
 //! are old. Work that takes long (detaching, restoring) is begun by a letter, and later ones ask how it is.
 
+mod polling;
 mod restoring;
 
+use self::polling::Polling;
 use self::restoring::Restores;
 use super::controller::RestoreInPlace;
 use super::node::Mounts;
@@ -298,18 +303,27 @@ pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<usize, Con
     Ok(keys.len())
 }
 
-/// The owner's side: looks into its mailboxes until stopped.
+/// The owner's side: answers what is in its mailboxes until stopped. `interval`: between looks while something is expected.
 pub async fn serve(pools: Pools, volumes: Volumes, mounts: Arc<dyn Mounts>, interval: Duration, stop: CancellationToken) {
     let (answered, detaching, restores) = Default::default();
-    let mut desk = Desk { volumes, mounts, answered, detaching, restores };
+    let mut desk = Desk { volumes: volumes.clone(), mounts, answered, detaching, restores };
+    let mut polling = Polling::default();
     loop {
-        tokio::select! {
+        let seen = tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(interval) => {}
-        }
+            () = volumes.requested() => true,
+            () = tokio::time::sleep(interval) => false,
+        };
         for pool in pools.iter() {
-            if let Err(error) = desk.look(pool).await {
-                tracing::warn!(pool = pool.name, %error, "the mailbox cannot be read: snapshots asked for elsewhere wait");
+            if !polling.is_due(pool.id(), &volumes) && !seen {
+                continue;
+            }
+            match desk.look(pool).await {
+                Ok(0) => {}
+                Ok(_) => polling.expect_more(pool.id()),
+                Err(error) => {
+                    tracing::warn!(pool = pool.name, %error, "the mailbox cannot be read: snapshots asked for elsewhere wait");
+                }
             }
         }
     }
@@ -330,14 +344,16 @@ fn encode<T: Serialize>(result: Result<T, String>) -> serde_json::Result<Vec<u8>
 }
 
 impl Desk {
-    async fn look(&mut self, pool: &Pool) -> Result<(), ControlError> {
+    /// How many letters were answered.
+    async fn look(&mut self, pool: &Pool) -> Result<usize, ControlError> {
         if !self.volumes.has_any_of(pool.id()) {
-            return Ok(());
+            return Ok(0);
         }
         let bucket = pool.catalog.bucket();
         let prefix = letters(self.volumes.settings().session);
         let mut waiting = bucket.list(&prefix).await?;
         waiting.sort_by_key(|listed| std::cmp::Reverse(listed.modified));
+        let mut answered = 0;
         for listed in waiting.into_iter().take(LETTERS_MAX) {
             let Some(id) = listed.key.strip_prefix(&prefix) else { continue };
             let Some(bytes) = bucket.get(&listed.key, BYTES_MAX).await? else { continue };
@@ -357,10 +373,12 @@ impl Desk {
             bucket.put(&key, bytes.into()).await?;
             bucket.delete(std::slice::from_ref(&listed.key)).await?;
             self.answered.insert(key, Instant::now());
+            answered += 1;
         }
         self.restores.tidy(&self.volumes);
         self.detaching.retain(|id, running| !running.is_finished() || self.volumes.get(*id).is_some());
-        self.tidy(bucket).await
+        self.tidy(bucket).await?;
+        Ok(answered)
     }
 
     /// `None`: the volume is not open yet, or not any more; the asker waits, and then looks at the record again.

@@ -25,8 +25,9 @@ const RECORD_POLL: Duration = Duration::from_millis(400);
 const SIGNS_POLL: Duration = Duration::from_secs(2);
 /// An owner that uses the dataset is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
-/// How long an answer is waited for: an owner that is alive looks into its mailbox every few seconds.
-const ASK_LIMIT: Duration = Duration::from_secs(20);
+/// How long an answer is waited for: an owner that is alive sees the request with the next renewal of its lease, after a third of it (20 s
+/// at most), and then closes the volume.
+const ASK_LIMIT: Duration = Duration::from_secs(30);
 
 /// Opens a dataset, taking it from another node if that may be. One that is a snapshot is read: it has no owner, and needs no lease.
 ///

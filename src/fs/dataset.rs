@@ -265,6 +265,11 @@ impl Fs {
         self.names.set_quota_inodes(inodes);
     }
 
+    /// Grows with every change.
+    pub fn changes(&self) -> u64 {
+        self.names.committer.last().0
+    }
+
     /// Resolves when the file system can serve no more: fenced or failed.
     pub async fn stopped(&self) -> FsError {
         self.names.committer.stopped().await

@@ -21,7 +21,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{Notify, broadcast, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// Volumes closed at once by [`Volumes::close_all`].
@@ -83,6 +83,7 @@ pub(super) struct Inner {
     /// Earlier runs on this folder that are known to be over: each is asked about once.
     ended: Mutex<HashSet<SessionId>>,
     lost: broadcast::Sender<Lost>,
+    mailbox: Arc<Notify>,
     views: Views,
     /// Another process of this node goes on with the volumes: none is opened here any more.
     pub(super) left: AtomicBool,
@@ -95,8 +96,9 @@ impl Volumes {
 
     pub fn with_lease(settings: VolumeSettings, lease: LeaseSettings) -> Self {
         let (lost, views) = (broadcast::Sender::new(LOST_QUEUED), Views::new(settings.clone()));
-        let (home, keepers, places, openings, ended, left) = Default::default();
-        Self { inner: Arc::new(Inner { settings, lease, home, keepers, places, openings, ended, lost, views, left }) }
+        let (home, keepers, places, openings, ended, mailbox, left) = Default::default();
+        let inner = Inner { settings, lease, home, keepers, places, openings, ended, lost, mailbox, views, left };
+        Self { inner: Arc::new(inner) }
     }
 
     pub fn settings(&self) -> &VolumeSettings {
@@ -133,6 +135,12 @@ impl Volumes {
     /// Watches a dataset's owner, as its record names it.
     pub fn watch(&self, pool: &Catalog, dataset: DatasetId, owner: &Owner) -> Watch {
         Watch::new(pool, dataset, owner, &self.inner.lease)
+    }
+
+    /// Resolves when a renewal of the lease has seen that somebody waits for an answer of this session: its mailbox is in the folder that
+    /// each renewal lists. For one task at a time.
+    pub async fn requested(&self) {
+        self.inner.mailbox.notified().await;
     }
 
     /// Reports of volumes lost from now on. They are gone from here when they are reported.
@@ -291,7 +299,7 @@ impl Volumes {
 
     fn keeper(&self, pool: &Catalog) -> Keeper {
         let mut keepers = self.inner.keepers.lock();
-        let new = || Keeper::new(pool.clone(), &self.owner(), self.inner.lease.clone());
+        let new = || Keeper::new(pool.clone(), &self.owner(), self.inner.lease.clone(), self.inner.mailbox.clone());
         keepers.entry(pool.pool().id).or_insert_with(new).clone()
     }
 

@@ -1,16 +1,21 @@
-//! Creating, snapshotting and cloning take as many requests for 100,000 files as for ten.
+//! Creating, snapshotting and cloning take as many requests for 100,000 files as for ten; an idle volume costs a heartbeat; a collection
+//! reads of a volume in use what is new in it.
 
 use super::World;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 use zerofs_csi::bucket::Requests;
-use zerofs_csi::control::Source;
-use zerofs_csi::fs::api::FileKind;
+use zerofs_csi::control::node::NoMounts;
+use zerofs_csi::control::{Source, mail};
+use zerofs_csi::fs::api::{Caller, CreateHow, FileKind, FileSystem, SetAttr};
 use zerofs_csi::fs::db::{Database, DbCache};
 use zerofs_csi::fs::key::{self, NameHash};
 use zerofs_csi::fs::row::DirEntryRow;
 use zerofs_csi::fs::{Batch, Committer};
 use zerofs_csi::telemetry::Failpoints;
 use zerofs_csi::types::{EntryName, FamilyId, InodeNo, VolumeHandle};
-use zerofs_csi::volume::place;
+use zerofs_csi::volume::{Volume, place};
 
 /// Rows of so many files, straight through the committer: a hundred thousand calls would take minutes unoptimised.
 async fn fill(world: &World, volume: VolumeHandle, files: usize) {
@@ -70,6 +75,46 @@ fn requests_do_not_depend_on_the_number_of_files() {
     });
 }
 
+/// README's "When a node dies": while volumes are open, a heartbeat every 15 seconds, whatever their number, and nothing else.
+#[test]
+fn an_idle_node_costs_its_heartbeat_however_many_volumes_it_has_open() {
+    let test = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(Box::pin(async {
+            let (one, many) = (idle_hour(1).await, idle_hour(5).await);
+            println!("an hour of a node with idle volumes: {one:?}");
+            for (hour, volumes) in [(one, 1), (many, 5)] {
+                let beats = 239..=241;
+                assert!([hour.put, hour.list, hour.delete].iter().all(|n| beats.contains(n)), "{volumes} volumes: {hour:?}");
+                assert_eq!((hour.get, hour.head), (0, 0), "{volumes} volumes: {hour:?}");
+            }
+        }));
+    };
+    // The stack of the program's own threads.
+    std::thread::Builder::new().stack_size(8 << 20).spawn(test).unwrap().join().unwrap();
+}
+
+/// An hour with so many volumes open, long after they were last written, with an owner that looks into its mailbox.
+async fn idle_hour(volumes: usize) -> Requests {
+    let world = World::new().await;
+    let stop = CancellationToken::new();
+    let (pools, owner) = (world.controller.pools().clone(), world.volumes.clone());
+    let desk = tokio::spawn(mail::serve(pools, owner, Arc::new(NoMounts), Duration::from_secs(2), stop.clone()));
+    let mut open = Vec::new();
+    for n in 0..volumes {
+        let volume = world.create(&format!("v{n}"), None).await.unwrap().handle;
+        world.write(volume, "file", b"some bytes").await;
+        open.push(world.volumes.open(&world.catalog, volume.dataset).await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    let before = world.catalog.bucket().requests();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let hour = world.catalog.bucket().requests() - before;
+    stop.cancel();
+    desk.await.unwrap();
+    hour
+}
+
 /// What the collections of an idle pool with so many volumes, each with two snapshots, cost when one has been done.
 async fn idle(volumes: usize) -> Requests {
     let world = World::new().await;
@@ -94,5 +139,39 @@ fn a_collection_of_an_idle_pool_is_listings_however_many_volumes_there_are() {
         println!("a collection of an idle pool: {many:?}");
         assert_eq!(many, few);
         assert_eq!((many.get, many.put, many.head, many.delete), (0, 0, 0, 0), "{many:?}");
+    });
+}
+
+/// Changes that are each synced: so many WAL objects.
+async fn sync_often(volume: &Volume, from: usize, times: usize) {
+    for n in from..from + times {
+        let how = CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() });
+        let name = EntryName::try_from(format!("file{n}").as_bytes()).unwrap();
+        volume.fs.create(&Caller::root(), volume.fs.root(), &name, how).await.unwrap();
+        volume.fs.sync().await.unwrap();
+    }
+}
+
+#[test]
+fn a_collection_reads_of_a_volume_in_use_only_what_is_new() {
+    super::run(async {
+        let owner = World::new().await;
+        let volume = owner.create("v", None).await.unwrap().handle;
+        let open = owner.volumes.open(&owner.catalog, volume.dataset).await.unwrap();
+        let controller = World::on(owner.catalog.clone(), "controller-1");
+        sync_often(&open, 0, 200).await;
+        controller.collect().await;
+        let mut counts = Vec::new();
+        for round in 0..4 {
+            sync_often(&open, 200 + round * 8, 8).await;
+            let before = owner.catalog.bucket().requests();
+            controller.collect().await;
+            counts.push(owner.catalog.bucket().requests() - before);
+        }
+        println!("collections, each after 8 syncs of one volume: {counts:#?}");
+        for count in counts {
+            // The objects, and of the database its manifests and what a MemTable flush has made of earlier ones.
+            assert!(count.get <= 8 + 16 && count.head <= 4, "{count:?}");
+        }
     });
 }

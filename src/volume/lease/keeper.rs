@@ -34,6 +34,8 @@ pub struct Shared {
     turn: tokio::sync::Mutex<Turn>,
     wake: Notify,
     renewed: watch::Sender<()>,
+    /// Woken when a renewal's listing shows requests in this session's mailbox.
+    mailbox: Arc<Notify>,
 }
 
 /// Held for one renewal at a time.
@@ -52,8 +54,8 @@ pub struct Begun {
 }
 
 impl Keeper {
-    /// Of this session, as `owner` names it.
-    pub fn new(catalog: Catalog, owner: &Owner, settings: LeaseSettings) -> Self {
+    /// Of this session, as `owner` names it. `mailbox`: is woken when somebody waits for an answer of this session.
+    pub fn new(catalog: Catalog, owner: &Owner, settings: LeaseSettings, mailbox: Arc<Notify>) -> Self {
         let heartbeat = Heartbeat { node: owner.node.clone(), lease_millis: owner.lease_millis, boot: settings.clock.boot() };
         Self(Arc::new(Shared {
             catalog,
@@ -66,6 +68,7 @@ impl Keeper {
             turn: Default::default(),
             wake: Notify::new(),
             renewed: watch::Sender::new(()),
+            mailbox,
         }))
     }
 
@@ -180,6 +183,9 @@ impl Shared {
         self.catalog.put_heartbeat(self.session, turn.number, &self.heartbeat).await?;
         self.step("volume.lease.after-renewal").await?;
         let signs = self.catalog.node_signs(self.session).await?;
+        if signs.requests > 0 {
+            self.mailbox.notify_one();
+        }
         self.heed(&signs).await?;
         self.extend(sent);
         let old: Vec<u64> = signs.heartbeats.iter().copied().filter(|number| *number < turn.number).collect();

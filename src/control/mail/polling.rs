@@ -1,0 +1,72 @@
+//! When an owner looks into its mailbox beside what the renewals of its lease show it.
+//!
+//! - After something was written, once: a volume in use is the one that snapshots are asked of, and its own requests are more than this
+//!   one. An owner that writes every two seconds answers within two.
+//! - For half a minute after a volume was opened or a letter was there, at every turn: one request is often followed by another.
+//!
+//! An idle volume is neither, and costs nothing here.
+
+use crate::types::{DatasetId, PoolId};
+use crate::volume::Volumes;
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long more is expected.
+const EXPECTED: Duration = Duration::from_secs(30);
+
+#[derive(Default)]
+pub(super) struct Polling(HashMap<PoolId, Seen>);
+
+#[derive(Default)]
+struct Seen {
+    /// How often each open volume had changed.
+    changes: HashMap<DatasetId, u64>,
+    /// Until when more is expected.
+    expected: Option<Instant>,
+}
+
+impl Polling {
+    /// Whether the mailbox in a pool is to be looked into. Makes no request.
+    pub fn is_due(&mut self, pool: PoolId, volumes: &Volumes) -> bool {
+        let open = volumes.list().into_iter().filter(|volume| volume.pool == pool);
+        let changes = open.map(|volume| (volume.dataset.id(), volume.fs.changes())).collect();
+        self.0.entry(pool).or_default().is_due(changes, Instant::now())
+    }
+
+    pub fn expect_more(&mut self, pool: PoolId) {
+        self.0.entry(pool).or_default().expected = Some(Instant::now() + EXPECTED);
+    }
+}
+
+impl Seen {
+    fn is_due(&mut self, changes: HashMap<DatasetId, u64>, now: Instant) -> bool {
+        if changes.keys().any(|volume| !self.changes.contains_key(volume)) {
+            self.expected = Some(now + EXPECTED);
+        }
+        let written = changes.iter().any(|(volume, now)| self.changes.get(volume) != Some(now));
+        self.changes = changes;
+        !self.changes.is_empty() && (written || self.expected.is_some_and(|until| now < until))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Incarnation, NameKey};
+
+    #[test]
+    fn an_idle_volume_is_not_looked_after() {
+        let volume = |n| DatasetId { key: NameKey::from_bytes([n; 16]), incarnation: Incarnation::from_bytes([n; 16]) };
+        let (mut seen, start) = (Seen::default(), Instant::now());
+        let at = |secs| start + Duration::from_secs(secs);
+        let mut due = |open: &[(u8, u64)], secs| seen.is_due(open.iter().map(|(n, at)| (volume(*n), *at)).collect(), at(secs));
+        assert!(!due(&[], 0));
+        assert!(due(&[(1, 5)], 0) && due(&[(1, 5)], 29), "it was opened just now");
+        assert!(!due(&[(1, 5)], 30) && !due(&[(1, 5)], 3600), "it is idle");
+        assert!(due(&[(1, 6)], 3601), "it was written");
+        assert!(!due(&[(1, 6)], 3602));
+        assert!(due(&[(1, 6), (2, 0)], 3700) && due(&[(1, 6), (2, 0)], 3729), "another was opened");
+        assert!(!due(&[(1, 6)], 3731) && !due(&[], 3732));
+    }
+}
