@@ -1,39 +1,58 @@
 //! The collector's turns in a controller or server.
+//!
+//! Of several processes that collect in a pool one does so in each interval: who finds that another has collected since its own last
+//! turn leaves it at that. After a deletion that came to this process it collects itself, when nobody else is at it.
 
-use crate::control::{Controller, Pool};
+use crate::control::{Collected, Collector, ControlError, Controller, Pool, Turn};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Deletions come in crowds: one collection for all that come within this time.
 const GATHER: Duration = Duration::from_secs(5);
+/// How long a collection after a deletion waits for another process's.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a process whose turn it is looks whether the collector before is alive.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Why a collection is due.
+#[derive(Clone, Copy, Debug)]
+enum Due {
+    ByTime,
+    Deleted,
+}
 
 /// Collects every pool at each interval, and some seconds after a deletion, until stopped. `rate`: bytes a second of packs that are rewritten.
 pub async fn run(controller: Arc<Controller>, interval: Duration, rate: u64, stop: CancellationToken) {
     let tombstoned = controller.tombstoned();
     loop {
-        tokio::select! {
+        let due = tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(interval) => {}
+            () = tokio::time::sleep(interval) => Due::ByTime,
             () = tombstoned.notified() => {
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = tokio::time::sleep(GATHER) => {}
+                    () = tokio::time::sleep(GATHER) => Due::Deleted,
                 }
             }
-        }
+        };
         for pool in controller.pools().iter() {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = collect(&controller, pool, rate) => {}
+                () = turn(&controller, pool, rate, due) => {}
             }
         }
     }
 }
 
-async fn collect(controller: &Controller, pool: &Pool, rate: u64) {
-    match controller.collector(pool).at_rate(Some(rate)).collect().await {
-        Ok(done) if done.packs + done.datasets.len() + done.snapshots.len() + done.detached.len() + done.databases > 0 => {
+async fn turn(controller: &Controller, pool: &Pool, rate: u64, due: Due) {
+    let mut collector = controller.collector(pool).at_rate(Some(rate));
+    let done = match due {
+        Due::ByTime => unless_another(&mut collector).await,
+        Due::Deleted => collector.collect_in_turn(PATIENCE).await.map(Some),
+    };
+    match done {
+        Ok(Some(done)) if done.packs + done.datasets.len() + done.snapshots.len() + done.detached.len() + done.databases > 0 => {
             tracing::info!(
                 pool = pool.name,
                 packs = done.packs,
@@ -45,7 +64,22 @@ async fn collect(controller: &Controller, pool: &Pool, rate: u64) {
                 "collected"
             );
         }
-        Ok(_) => tracing::debug!(pool = pool.name, "nothing to collect"),
+        Ok(Some(_)) => tracing::debug!(pool = pool.name, "nothing to collect"),
+        Ok(None) => tracing::debug!(pool = pool.name, "another process collects"),
         Err(error) => tracing::warn!(pool = pool.name, %error, "the collection was given up; the next one starts anew"),
+    }
+}
+
+/// `None`: another process has collected since the last turn, or is at it.
+async fn unless_another(collector: &mut Collector) -> Result<Option<Collected>, ControlError> {
+    loop {
+        if collector.another_collected().await? {
+            return Ok(None);
+        }
+        match collector.collect_alone().await? {
+            Turn::Done(done) => return Ok(Some(done)),
+            // Its claim changes while it is alive, and expires when it is not.
+            Turn::Another(_) => tokio::time::sleep(LOOK).await,
+        }
     }
 }

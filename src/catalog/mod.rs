@@ -8,6 +8,7 @@
 //! readers/<snapshot incarnation>/<reader>                        somebody reads the snapshot: no record, see [`readers`]
 //! nodes/<session>/heartbeat/<number>                             a node session's signs of life, of which the newest counts
 //! nodes/<session>/revocation/<claim>                             a claim of the session that it is to give up
+//! collector/<version>                                            which process collects in the pool
 //! ```
 //! Nouns: a **record** is what is known of one thing, a **version** one object with its fields at a time, a **chain** all
 //! versions of a record, the **floor** the version below which a chain may have been cleaned, the **end** of a chain a
@@ -26,6 +27,7 @@
 
 mod chain;
 mod change;
+mod collector;
 mod datasets;
 mod error;
 mod frame;

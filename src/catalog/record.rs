@@ -224,3 +224,14 @@ pub struct Revocation {
     pub by: String,
     pub created: Timestamp,
 }
+
+/// Which process collects in the pool. Its holder writes it anew while it is at work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectorClaim {
+    /// `None`: nobody at the moment.
+    pub holder: Option<SessionId>,
+    /// Who held it last, for people.
+    pub node: String,
+    /// A claim that has not changed for so long is nobody's any more.
+    pub lease_millis: u64,
+}

@@ -7,6 +7,10 @@ use crate::app::{self, ByteSize};
 use crate::catalog::Dataset;
 use crate::control::{Collected, Kept, Plan};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long it waits for a collection of another process before it collects beside it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn run(args: GcArgs) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
@@ -15,7 +19,7 @@ pub fn run(args: GcArgs) -> anyhow::Result<()> {
         let progress = Arc::new(Progress::new());
         progress.say("reading every dataset and snapshot");
         let shown = progress.clone();
-        let collector = opened.controller.collector(&opened.pool).at_rate(args.rate.map(|rate| rate.0)).telling(move |done| {
+        let mut collector = opened.controller.collector(&opened.pool).at_rate(args.rate.map(|rate| rate.0)).telling(move |done| {
             shown.say(&format!(
                 "{} packs removed, {} rewritten, {} clones detached",
                 done.packs,
@@ -30,7 +34,7 @@ pub fn run(args: GcArgs) -> anyhow::Result<()> {
             let names = Names::all(&opened.pool, &datasets).await?;
             args.common.output.print(&plan, |plan| plan_text(plan, &names))
         } else {
-            let done = collector.collect().await?;
+            let done = collector.collect_in_turn(PATIENCE).await?;
             drop((collector, progress));
             args.common.output.print(&done, done_text)
         }

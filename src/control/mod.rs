@@ -24,7 +24,7 @@ pub mod secrets;
 mod space;
 pub mod take;
 
-pub use collect::{Candidate, Collected, Collector, DeadPack, Kept, Plan, StrayCheckpoint, StrayDatabase, Worth};
+pub use collect::{Candidate, Collected, Collector, DeadPack, Kept, Plan, StrayCheckpoint, StrayDatabase, Turn, Worth};
 pub use controller::{
     Controller, Journal, NewVolume, RestoreInPlace, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, TreePath, VolumeInfo,
     writable_name,

@@ -118,6 +118,11 @@ fn records() {
     let heartbeat = Heartbeat { node: "node-1".into(), lease_millis: 45_000, boot: None };
     check("nodes/s/heartbeat/00000000000000000001", Some(heartbeat), include_str!("golden/heartbeat.json"));
     check("nodes/s/revocation/c", Some(revocation()), include_str!("golden/revocation.json"));
+    check("collector/00000000000000000001", Some(collector()), include_str!("golden/collector.json"));
+}
+
+fn collector() -> CollectorClaim {
+    CollectorClaim { holder: Some(SessionId::from_bytes([4; 16])), node: "node-1".into(), lease_millis: 45_000 }
 }
 
 /// Where the records are is as much of the format as what they hold.
@@ -130,10 +135,12 @@ async fn keys() {
     let session = SessionId::from_bytes([4; 16]);
     pool.put_heartbeat(session, 3, &Heartbeat { node: "node-1".into(), lease_millis: 45_000, boot: None }).await.unwrap();
     pool.put_revocation(session, &revocation()).await.unwrap();
+    pool.write_collector_claim(None, collector()).await.unwrap();
     let keys: Vec<_> = pool.bucket().list("").await.unwrap().into_iter().map(|l| l.key).collect();
     assert_eq!(
         keys,
         [
+            "collector/00000000000000000001".to_owned(),
             format!("datasets/{}/00000000000000000001", NameKey::of("dataset", "d")),
             format!("names/snapshot/{}/00000000000000000001", NameKey::of("csi-snapshot", "snapshot-1")),
             format!("nodes/{session}/heartbeat/00000000000000000003"),

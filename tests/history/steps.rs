@@ -19,6 +19,8 @@ const STEPS: &[&str] = &[
     "collect.announced",
     "collect.catalog",
     "collect.checkpoint",
+    "collect.claim",
+    "collect.claim-released",
     "collect.clone.given-up",
     "collect.database",
     "collect.dataset.dead",

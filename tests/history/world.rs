@@ -171,7 +171,8 @@ impl Process {
     pub async fn collect(&self, at: Where) -> Result<Collected, ControlError> {
         let controller = self.controller(at);
         let pool = controller.pools().get(None)?;
-        Box::pin(controller.collector(pool).collect()).await
+        // Beside another at once: nothing here waits for a claim.
+        Box::pin(controller.collector(pool).collect_in_turn(Duration::ZERO)).await
     }
 
     pub async fn create(&self, name: &str, source: Option<Source>) -> Result<VolumeInfo, ControlError> {

@@ -120,14 +120,14 @@ impl Collector {
     async fn hear_head(&self, dataset: Dataset, databases: &Objects) -> Result<Arc<Said>, ControlError> {
         let place = self.place(dataset.family, dataset.incarnation);
         if dataset.state == State::Deleting {
+            self.hold_claim().await?;
             return Ok(Arc::new(read_head(&place, dataset.incarnation, false).await.unwrap_or_else(|error| {
                 tracing::warn!(dataset = %dataset.name, %error, "a tombstoned dataset cannot be read: its packs stay until it is removed");
                 Said::Unknown(dataset.incarnation)
             })));
         }
         let read = read_head(&place, dataset.incarnation, true);
-        let said = self.remembered(RootState::of_head(&dataset, databases), read).await;
-        said.map_err(|error| unreadable(&format!("dataset {}", dataset.name), error))
+        self.remembered(RootState::of_head(&dataset, databases), &format!("dataset {}", dataset.name), read).await
     }
 
     async fn hear_snapshot(&self, snapshot: Snapshot) -> Result<Arc<Said>, ControlError> {
@@ -148,15 +148,21 @@ impl Collector {
             reader.close().await?;
             Ok(Said::Snapshot { usage: usage? })
         };
-        self.remembered(RootState::of_snapshot(&snapshot, checkpoint), read).await.map_err(|error| unreadable(&what, error))
+        self.remembered(RootState::of_snapshot(&snapshot, checkpoint), &what, read).await
     }
 
-    /// What a root said in that state, or says now.
-    async fn remembered(&self, at: RootState, read: impl Future<Output = Result<Said, FsError>>) -> Result<Arc<Said>, FsError> {
+    /// What a root said in that state, or says now. `what`: the root, for messages.
+    async fn remembered(
+        &self,
+        at: RootState,
+        what: &str,
+        read: impl Future<Output = Result<Said, FsError>>,
+    ) -> Result<Arc<Said>, ControlError> {
         if let Some(said) = self.memory.lock().heard.get(at) {
             return Ok(said);
         }
-        let said = Arc::new(read.await?);
+        self.hold_claim().await?;
+        let said = Arc::new(read.await.map_err(|error| unreadable(what, error))?);
         self.memory.lock().heard.put(at, said.clone());
         Ok(said)
     }

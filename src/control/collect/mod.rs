@@ -14,7 +14,7 @@
 //! no pack of the family goes; a record is swapped to `dead` before its effect is touched (R3);
 //! age plays no part in what a root may need. A dry run prints the very plan that would be swept.
 //!
-//! A root that is as it was at the last collection is not read again ([`heard`]).
+//! A root that is as it was at the last collection is not read again ([`heard`]), and one collector reads at a time ([`claim`]).
 //!
 //! Beside that it looks after databases that stay ([`upkeep`]): clones are detached from origins that wait for it, and
 //! released databases give up what they have outlived.
@@ -24,6 +24,7 @@
 //! A crash leaves dead records, which the next pass finishes, and packs, which it finds again.
 
 mod checkpoints;
+mod claim;
 mod heard;
 mod kept;
 mod mark;
@@ -47,6 +48,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
 
 /// Passes of one collection: each frees what the one before made free. A chain of clones as long as R13 allows needs fewer.
 const PASSES_MAX: usize = 64;
@@ -101,6 +103,7 @@ pub(super) struct Remembered {
     footers: HashMap<PackId, (Generation, usize)>,
     /// Packs that had too much in use to be rewritten, when they had so many references.
     fruitless: HashMap<PackId, u64>,
+    claims: claim::Claims,
 }
 
 impl Memory {
@@ -115,6 +118,14 @@ impl Remembered {
     }
 }
 
+/// What became of a collection that was to be the only one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Turn {
+    Done(Collected),
+    /// The process of this node is at it.
+    Another(String),
+}
+
 /// The collector of one pool.
 pub struct Collector {
     pool: Pool,
@@ -125,6 +136,8 @@ pub struct Collector {
     /// Bytes of packs read for rewriting in a second, at most.
     rate: Option<u64>,
     say: Say,
+    /// `None`: it reads without a claim, beside whoever has it.
+    claim: Option<claim::Claim>,
 }
 
 /// Is told what was done so far.
@@ -133,7 +146,7 @@ type Say = Box<dyn Fn(&Collected) + Send + Sync>;
 impl Collector {
     /// `volumes`: those of this process.
     pub(super) fn new(pool: Pool, volumes: Volumes, owner_timeout: Duration, memory: Memory, worth: Worth) -> Self {
-        Self { pool, volumes, owner_timeout, memory, worth, rate: None, say: Box::new(|_| {}) }
+        Self { pool, volumes, owner_timeout, memory, worth, rate: None, say: Box::new(|_| {}), claim: None }
     }
 
     /// Reads at most so many bytes a second of packs that it rewrites, so that who works with the bucket does not notice: however long
@@ -149,6 +162,14 @@ impl Collector {
     pub fn telling(mut self, say: impl Fn(&Collected) + Send + Sync + 'static) -> Self {
         self.say = Box::new(say);
         self
+    }
+
+    /// Before something is read or removed.
+    async fn hold_claim(&self) -> Result<(), ControlError> {
+        match &self.claim {
+            Some(claim) => claim.hold().await,
+            None => Ok(()),
+        }
     }
 
     /// What a pass would do now.
@@ -197,7 +218,34 @@ impl Collector {
         datasets
     }
 
-    /// Passes until nothing more can be removed.
+    /// As [`Self::collect`], unless another process is at it.
+    pub async fn collect_alone(&mut self) -> Result<Turn, ControlError> {
+        self.claim = Some(claim::Claim::new(&self.pool, &self.volumes, &self.memory));
+        let done = self.collect().await;
+        let Some(claim) = self.claim.take() else { return done.map(Turn::Done) };
+        if let (Err(ControlError::InProgress { .. }), Some(node)) = (&done, claim.refused()) {
+            return Ok(Turn::Another(node));
+        }
+        let released = claim.release().await;
+        done.and_then(|done| released.map(|()| Turn::Done(done)))
+    }
+
+    /// As [`Self::collect`], when whoever is at it has ended, or after `patience` beside it: that costs requests, and nothing else.
+    pub async fn collect_in_turn(&mut self, patience: Duration) -> Result<Collected, ControlError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.collect_alone().await? {
+                Turn::Done(done) => return Ok(done),
+                Turn::Another(node) if Instant::now() < deadline => {
+                    tracing::debug!(pool = self.pool.name, node, "another process collects: waiting");
+                    tokio::time::sleep(claim::LOOK).await;
+                }
+                Turn::Another(_) => return self.collect().await,
+            }
+        }
+    }
+
+    /// Passes until nothing more can be removed. Safe beside other collectors, which read and try the same.
     pub async fn collect(&self) -> Result<Collected, ControlError> {
         let now = SystemTime::now();
         let catalog = &self.pool.catalog;
@@ -208,6 +256,9 @@ impl Collector {
             let (detach, upkeep, rewrite) = (plan.detach.clone(), plan.upkeep.clone(), plan.rewrite.clone());
             done.kept = plan.kept.clone();
             let detached = done.detached.len();
+            if !plan.is_idle() {
+                self.hold_claim().await?;
+            }
             let removed = Box::pin(self.sweep(plan, &mut done)).await?;
             self.collect_databases(&upkeep, &mut done).await?;
             self.detach_all(&detach, &mut done).await?;

@@ -113,6 +113,12 @@ impl Plan {
         let records = self.snapshots.is_empty() && self.datasets.is_empty();
         intents && records && self.packs.is_empty() && self.databases.is_empty() && self.checkpoints.is_empty()
     }
+
+    /// Whether nothing at all is to be done: neither removed nor looked after.
+    pub(super) fn is_idle(&self) -> bool {
+        let upkeep = self.detach.is_empty() && self.upkeep.is_empty() && self.rewrite.is_empty();
+        self.is_empty() && upkeep && self.announced.is_empty()
+    }
 }
 
 /// `None`: the catalog changed between the listings in a way that matters, so the mark proves nothing (R11).

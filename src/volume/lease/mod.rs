@@ -66,7 +66,7 @@ impl LeaseSettings {
     }
 
     /// From one renewal to the next: a second one may fail before anything is felt.
-    fn interval(&self) -> Duration {
+    pub fn interval(&self) -> Duration {
         self.lease / 3
     }
 

@@ -1,0 +1,196 @@
+//! One collector of a pool at a time: a claim in the bucket, taken when there is something to read or to remove, and given back
+//! when that is done.
+//!
+//! ```text
+//! free ──take──▶ held ──renew──▶ held ──release──▶ free
+//!                  └─ not renewed for a whole lease, on the clock of whoever waits ──take──▶ held by another
+//! ```
+//! Collections are safe side by side (R11, R12 and the swaps to `dead` see to that), so a claim that is lost, or taken from a
+//! holder that was only slow, costs requests and nothing else. A collection that has nothing to read takes none.
+//!
+//! A crash leaves a claim that expires.
+
+use super::{Collector, Memory};
+use crate::catalog::{CatalogError, CollectorClaim, Versioned};
+use crate::control::{ControlError, Pool};
+use crate::types::{PoolId, SessionId};
+use crate::volume::{LeaseSettings, Volumes};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::sync::OnceCell;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// How often whoever waits for the claim looks at it.
+pub(super) const LOOK: Duration = Duration::from_secs(2);
+
+/// What this process knows of the claim in each pool.
+#[derive(Default)]
+pub(super) struct Claims(HashMap<PoolId, Known>);
+
+#[derive(Default)]
+struct Known {
+    /// The newest version, and when it was first known to be that.
+    seen: Option<(u64, Duration)>,
+    /// The newest version when this process last thought of collecting, once it has.
+    considered: Option<u64>,
+}
+
+impl Claims {
+    fn of(&mut self, pool: PoolId) -> &mut Known {
+        self.0.entry(pool).or_default()
+    }
+}
+
+impl Known {
+    /// For how long the version is known to be the newest.
+    fn unchanged_for(&mut self, version: u64, now: Duration) -> Duration {
+        match self.seen {
+            Some((seen, since)) if seen == version => now.saturating_sub(since),
+            _ => {
+                self.seen = Some((version, now));
+                Duration::ZERO
+            }
+        }
+    }
+}
+
+/// The claim of one collection: taken when it is first needed.
+pub(super) struct Claim {
+    pool: Pool,
+    volumes: Volumes,
+    memory: Memory,
+    held: OnceCell<Held>,
+    /// Who holds it instead.
+    refused: Mutex<Option<String>>,
+}
+
+struct Held {
+    stop: CancellationToken,
+    /// Answers the version that it wrote last, unless another took the claim.
+    renewing: JoinHandle<Option<Versioned<CollectorClaim>>>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Claim {
+    pub fn new(pool: &Pool, volumes: &Volumes, memory: &Memory) -> Self {
+        Self {
+            pool: pool.clone(),
+            volumes: volumes.clone(),
+            memory: memory.clone(),
+            held: OnceCell::new(),
+            refused: Mutex::default(),
+        }
+    }
+
+    /// Holds the claim from now on.
+    ///
+    /// # Errors
+    /// [`ControlError::InProgress`] while another holds it.
+    pub async fn hold(&self) -> Result<(), ControlError> {
+        self.held.get_or_try_init(|| self.take()).await.map(drop)
+    }
+
+    async fn take(&self) -> Result<Held, ControlError> {
+        let (catalog, lease) = (&self.pool.catalog, self.volumes.lease().clone());
+        let session = self.volumes.settings().session;
+        let at = catalog.collector_claim().await?;
+        if let Some(at) = &at
+            && at.record.holder.is_some_and(|holder| holder != session)
+        {
+            let unchanged = self.memory.lock().claims.of(self.pool.id()).unchanged_for(at.version, lease.clock.now());
+            if unchanged < lease.lease.max(Duration::from_millis(at.record.lease_millis)) {
+                return Err(self.held_by(&at.record.node));
+            }
+            tracing::info!(pool = self.pool.name, node = at.record.node, "the collector before has stopped: its claim has expired");
+        }
+        let claim = self.claim(Some(session));
+        self.pool.step("collect.claim").await?;
+        match catalog.write_collector_claim(at, claim).await {
+            Ok(at) => Ok(self.renewed(at, lease)),
+            Err(CatalogError::Contended { .. }) => Err(self.held_by("another process")),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn claim(&self, holder: Option<SessionId>) -> CollectorClaim {
+        let owner = self.volumes.owner();
+        CollectorClaim { holder, node: owner.node, lease_millis: owner.lease_millis }
+    }
+
+    /// Who held it when it was needed.
+    pub fn refused(&self) -> Option<String> {
+        self.refused.lock().clone()
+    }
+
+    fn held_by(&self, node: &str) -> ControlError {
+        *self.refused.lock() = Some(node.to_owned());
+        ControlError::InProgress { what: format!("a collection of pool {} by {node}", self.pool.name) }
+    }
+
+    fn renewed(&self, mut at: Versioned<CollectorClaim>, lease: LeaseSettings) -> Held {
+        let (catalog, stop) = (self.pool.catalog.clone(), CancellationToken::new());
+        let stopped = stop.clone();
+        let renewing = tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stopped.cancelled() => return Some(at),
+                    () = tokio::time::sleep(lease.interval()) => {}
+                }
+                match catalog.write_collector_claim(Some(at.clone()), at.record.clone()).await {
+                    Ok(now) => at = now,
+                    Err(CatalogError::Contended { .. }) => return None,
+                    Err(error) => tracing::debug!(%error, "the collector claim is renewed with the next try"),
+                }
+            }
+        });
+        Held { stop, renewing }
+    }
+
+    /// Gives the claim back, if it was taken.
+    pub async fn release(mut self) -> Result<(), ControlError> {
+        let Some(mut held) = self.held.take() else { return Ok(()) };
+        held.stop.cancel();
+        let Ok(Some(at)) = (&mut held.renewing).await else { return Ok(()) };
+        self.pool.step("collect.claim-released").await?;
+        match self.pool.catalog.write_collector_claim(Some(at), self.claim(None)).await {
+            Ok(now) => {
+                self.memory.lock().claims.of(self.pool.id()).considered = Some(now.version);
+                Ok(())
+            }
+            Err(CatalogError::Contended { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Collector {
+    /// Whether another process has collected since this one last did, or last asked this.
+    pub async fn another_collected(&self) -> Result<bool, ControlError> {
+        let newest = self.pool.catalog.collector_claim().await?.map_or(0, |at| at.version);
+        let mut memory = self.memory.lock();
+        let known = memory.claims.of(self.pool.id());
+        let before = known.considered.replace(newest);
+        Ok(before.is_some_and(|before| before != newest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_expires_on_the_clock_of_whoever_waits() {
+        let (mut known, secs) = (Known::default(), Duration::from_secs);
+        assert_eq!(known.unchanged_for(3, secs(100)), secs(0));
+        assert_eq!(known.unchanged_for(3, secs(140)), secs(40));
+        assert_eq!(known.unchanged_for(4, secs(141)), secs(0));
+        assert_eq!(known.unchanged_for(4, secs(200)), secs(59));
+    }
+}

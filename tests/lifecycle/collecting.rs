@@ -1,0 +1,118 @@
+//! Collectors of several processes in one pool.
+
+use super::{Driven, World};
+use std::sync::Arc;
+use std::time::Duration;
+use zerofs_csi::bucket::Bucket;
+use zerofs_csi::catalog::{Catalog, CollectorClaim};
+use zerofs_csi::control::{Collected, Collector, Turn};
+use zerofs_csi::types::SessionId;
+use zerofs_csi::volume::LeaseSettings;
+
+fn collector(world: &World) -> Collector {
+    world.controller.collector(world.controller.pools().iter().next().unwrap())
+}
+
+async fn alone(world: &World) -> Option<Collected> {
+    match collector(world).collect_alone().await.unwrap() {
+        Turn::Done(done) => Some(done),
+        Turn::Another(node) => {
+            assert_eq!(node, "controller-1");
+            None
+        }
+    }
+}
+
+/// A process with a clock of its own.
+fn process(catalog: &Catalog, node: &str) -> (World, Arc<Driven>) {
+    let clock = Arc::new(Driven::default());
+    let lease = LeaseSettings { clock: clock.clone(), ..LeaseSettings::default() };
+    (World::under(catalog.clone(), node, None, lease), clock)
+}
+
+async fn write_claim(catalog: &Catalog, holder: Option<SessionId>) {
+    let claim = CollectorClaim { holder, node: "controller-1".to_owned(), lease_millis: 45_000 };
+    let at = catalog.collector_claim().await.unwrap();
+    catalog.write_collector_claim(at, claim).await.unwrap();
+}
+
+#[test]
+fn one_process_collects_at_a_time_and_one_that_died_keeps_nobody_from_it() {
+    super::run(async {
+        let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
+        let (world, clock) = process(&catalog, "controller-2");
+        let volume = world.create("v", None).await.unwrap().handle;
+        world.write(volume, "file", &[1; 100_000]).await;
+        let died = Some(SessionId::random());
+        write_claim(&catalog, died).await;
+        assert_eq!(alone(&world).await, None);
+        clock.advance(Duration::from_secs(44));
+        assert_eq!(alone(&world).await, None);
+        // It is at it still.
+        write_claim(&catalog, died).await;
+        clock.advance(Duration::from_secs(44));
+        assert_eq!(alone(&world).await, None);
+        clock.advance(Duration::from_secs(44));
+        assert_eq!(alone(&world).await, None, "its claim has changed 44 seconds ago");
+        clock.advance(Duration::from_secs(1));
+        assert!(alone(&world).await.is_some(), "a whole lease without a change");
+        let claim = catalog.collector_claim().await.unwrap().unwrap().record;
+        assert_eq!((claim.holder, claim.node.as_str()), (None, "controller-2"), "given back");
+    });
+}
+
+#[test]
+fn what_needs_no_reading_needs_no_claim() {
+    super::run(async {
+        let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
+        let (world, _) = process(&catalog, "controller-2");
+        let volume = world.create("v", None).await.unwrap().handle;
+        world.write(volume, "file", &[1; 100_000]).await;
+        assert!(alone(&world).await.is_some());
+        write_claim(&catalog, Some(SessionId::random())).await;
+        let before = catalog.bucket().requests();
+        assert!(alone(&world).await.is_some(), "nothing has changed");
+        let made = catalog.bucket().requests() - before;
+        assert_eq!((made.get, made.put, made.head, made.delete), (0, 0, 0, 0), "{made:?}");
+        world.write(volume, "file", &[2; 100_000]).await;
+        assert_eq!(alone(&world).await, None);
+    });
+}
+
+#[test]
+fn who_finds_that_another_has_collected_leaves_it_at_that() {
+    super::run(async {
+        let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
+        let (one, _) = process(&catalog, "controller-1");
+        let (two, _) = process(&catalog, "controller-2");
+        let volume = one.create("v", None).await.unwrap().handle;
+        let another = async |world: &World| collector(world).another_collected().await.unwrap();
+        assert!(!another(&one).await && !another(&two).await, "nobody has");
+        one.write(volume, "file", &[1; 100_000]).await;
+        assert!(alone(&one).await.is_some());
+        assert!(another(&two).await && !another(&one).await);
+        assert!(!another(&two).await, "not since");
+    });
+}
+
+/// At every step: the next one collects, and nobody is kept from it.
+#[test]
+fn a_failure_leaves_a_claim_that_its_process_takes_again() {
+    super::run(async {
+        for step in ["collect.claim", "collect.claim-released", "collect.listed", "collect.marked", "collect.dataset.dead"] {
+            let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
+            let (world, _) = process(&catalog, "controller-1");
+            let volume = world.create("v", None).await.unwrap().handle;
+            world.write(volume, "file", &[1; 100_000]).await;
+            world.controller.delete_volume(volume).await.unwrap();
+            catalog.bucket().failpoints().set(step, "1*return").unwrap();
+            assert!(collector(&world).collect_alone().await.is_err(), "{step}");
+            assert!(alone(&world).await.is_some(), "{step}");
+            assert_eq!(catalog.bucket().list("vol/").await.unwrap(), Vec::new(), "{step}");
+            let holder = catalog.collector_claim().await.unwrap().unwrap().record.holder;
+            // What could not be given back expires; its own process goes on with it.
+            let kept = (step == "collect.claim-released").then(|| world.volumes.settings().session);
+            assert_eq!(holder, kept, "{step}");
+        }
+    });
+}
