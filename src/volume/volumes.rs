@@ -312,6 +312,10 @@ impl Volumes {
         let expired = expired.or(stopped.as_ref());
         ownership::may_take(&record, &me, expired).map_err(NotOpened::at_claim)?;
         let begun = self.keeper(pool).begin(id, me.claim).await?;
+        if self.inner.left.load(Ordering::SeqCst) {
+            // Whoever left did not wait for this: the next process may have it open by now.
+            return Err(VolumeError::Left { dataset: id.to_string() }.into());
+        }
         let (dataset, before) = claim(pool, id, &me, expired).await.map_err(NotOpened::at_claim)?;
         if let (Before::Another, Some(owner)) = (before, &record.owner) {
             tracing::warn!(dataset = %dataset.name, from = owner.node, session = %owner.session, "taking the dataset over from a node that has stopped: changes that were only in its journal are lost");

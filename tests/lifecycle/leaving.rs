@@ -90,6 +90,31 @@ fn what_was_acknowledged_is_there_for_the_next_process() {
     });
 }
 
+/// One that outlasts the hand-over must not take the volume from the next process, which has the state folder by then.
+#[test]
+fn an_opening_that_comes_late_claims_nothing() {
+    super::run(async {
+        let journals = tempfile::tempdir().unwrap();
+        let world = World::new().await;
+        let (pool, id) = (world.catalog.clone(), world.create("v", None).await.unwrap().handle);
+        let first = process(journals.path());
+        let failpoints = pool.bucket().failpoints().clone();
+        failpoints.set("volume.lease.after-renewal", "pause").unwrap();
+        let opening = tokio::spawn({
+            let (first, pool) = (first.clone(), pool.clone());
+            async move { first.open(&pool, id.dataset).await.map(drop) }
+        });
+        while !failpoints.passed().contains_key("volume.lease.after-renewal") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let left = first.leave(Duration::from_millis(50)).await;
+        assert!(left.is_err(), "it is told that something is still at work");
+        failpoints.set("volume.lease.after-renewal", "off").unwrap();
+        assert!(opening.await.unwrap().is_err());
+        assert_eq!(pool.dataset_by_id(id.dataset).await.unwrap().unwrap().record.owner, None);
+    });
+}
+
 /// Opening what was left costs what opening a closed volume costs, and little more: that is the pause of an upgrade.
 #[test]
 fn what_is_left_is_opened_with_few_requests() {
