@@ -90,7 +90,7 @@ pub fn sqlite_four() -> Outcome {
         300,
         r#"
         sqlite3 db 'PRAGMA journal_mode=wal; CREATE TABLE t(who INTEGER, n INTEGER, body TEXT);' >/dev/null
-        for who in 1 2 3 4; do
+        pids=""; for who in 1 2 3 4; do
           for n in $(seq 10); do echo "BEGIN IMMEDIATE; INSERT INTO t VALUES($who, $n, hex(randomblob(500))); COMMIT;"; done > $who.sql
           sqlite3 -bail -cmd '.timeout 120000' db < $who.sql & pids="$pids $!"
         done
