@@ -52,7 +52,9 @@ impl Turn {
 /// Compacts whenever L0 has grown to `from` tables, until the database closes or `stop`.
 pub(super) async fn keep(db: Db, place: DbPlace, turn: Turn, from: usize, damage: Arc<Damage>, stop: CancellationToken) {
     let mut status = db.subscribe();
-    let urgent = status.wait_for(|s| s.close_reason.is_some() || s.current_manifest.l0().len() >= 2 * from);
+    // A checkpoint that finds no room waits for a compaction, however short the visit is.
+    let many = (2 * from).min(settings::L0_MAX - settings::L0_ROOM + 1);
+    let urgent = status.wait_for(|s| s.close_reason.is_some() || s.current_manifest.l0().len() >= many);
     tokio::select! {
         _ = urgent => {}
         () = tokio::time::sleep(settings::COMPACT_DELAY) => {}

@@ -25,7 +25,7 @@ pub(super) const ROLL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The compactor starts at this many L0 tables …
 pub(super) const COMPACT_L0: usize = 8;
-/// … but not while the volume is being opened, unless there are twice as many: who waits for the opening would wait for it too.
+/// … but not while the volume is being opened, unless there are twice as many or no room for a checkpoint: who waits for the opening would wait for it too.
 pub(super) const COMPACT_DELAY: Duration = Duration::from_secs(10);
 /// … and checkpoints want at least this many free places, because `create_checkpoint(All)` waits for ever on a full L0.
 pub(super) const L0_ROOM: usize = 4;
