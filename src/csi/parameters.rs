@@ -45,10 +45,8 @@ pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, 
                 properties.record_bytes = record_bytes(value).ok_or_else(|| bad("a power of two from 4k to 1m"))?;
             }
             "compression" => properties.codec = codec(value).ok_or_else(|| bad("lz4, zstd or none"))?,
-            "uid" => properties.root_uid = owner(value).ok_or_else(|| bad("a user number below 4294967295, which means nobody"))?,
-            "gid" => {
-                properties.root_gid = owner(value).ok_or_else(|| bad("a group number below 4294967295, which means no group"))?
-            }
+            "uid" => properties.root_uid = owner(value).ok_or_else(|| bad("a user number below 4294967295"))?,
+            "gid" => properties.root_gid = owner(value).ok_or_else(|| bad("a group number below 4294967295"))?,
             "mode" => properties.root_mode = mode(value).ok_or_else(|| bad("an octal mode from 0 to 7777"))?,
             "inodeQuota" => {
                 let quota = number(value).filter(|quota: &u64| (INODES_MIN..=INODES_MAX).contains(quota));
