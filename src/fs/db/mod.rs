@@ -74,7 +74,7 @@ pub struct DbPlace {
 
 impl DbPlace {
     fn store(&self) -> Arc<dyn ObjectStore> {
-        Arc::new(summed::Summed(self.bucket.store()))
+        Arc::new(summed::Summed::new(self.bucket.store()))
     }
 
     /// As [`Self::store`], for one opening of the database.

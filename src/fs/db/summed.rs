@@ -2,10 +2,13 @@
 //! flipped bit of a manifest opened a database that lacked its newest file, and nobody noticed (`tests/crash/sealed.rs`).
 //!
 //! ```text
-//! the engine's bytes   magic:4 "zfmf"   version:1   checksum:16
+//! the engine's bytes   magic:4 "zfmf"   version:1   writer:16   checksum:16
 //! ```
 //! The checksum is BLAKE3's, over where the object is (`<incarnation>/<folder>/<name>`) and all bytes before it: an object in another's place
 //! is damage too. Other objects pass as they are.
+//!
+//! The writer is a random number of each handle. Two openers that take the next epoch write the same manifest otherwise, and by its bytes
+//! a writer must recognise its own whose answer was lost, and no other (R35).
 //!
 //! A damaged object reads as an empty one: the engine refuses that as invalid data at once, while any error of the store would be tried
 //! again for an hour. The log says which object it was.
@@ -24,13 +27,24 @@ use std::ops::Range;
 use std::sync::Arc;
 
 const MAGIC: &[u8; 4] = b"zfmf";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+const WRITER_BYTES: usize = 16;
 const CHECKSUM_BYTES: usize = 16;
-const TRAILER_BYTES: usize = MAGIC.len() + 1 + CHECKSUM_BYTES;
+const TRAILER_BYTES: usize = MAGIC.len() + 1 + WRITER_BYTES + CHECKSUM_BYTES;
 
 /// A store that adds and checks the sums.
 #[derive(Debug)]
-pub(super) struct Summed(pub Arc<dyn ObjectStore>);
+pub(super) struct Summed {
+    store: Arc<dyn ObjectStore>,
+    writer: [u8; WRITER_BYTES],
+}
+
+impl Summed {
+    /// For one handle of a database.
+    pub fn new(store: Arc<dyn ObjectStore>) -> Self {
+        Self { store, writer: rand::random() }
+    }
+}
 
 fn is_summed(at: &Path) -> bool {
     matches!(at.extension(), Some("manifest" | "compactions" | "boundary"))
@@ -57,10 +71,11 @@ fn checksum(at: &Path, parts: impl IntoIterator<Item = Bytes>) -> [u8; CHECKSUM_
 }
 
 /// The payload with its trailer.
-fn summed(at: &Path, payload: &PutPayload) -> PutPayload {
+fn summed(at: &Path, payload: &PutPayload, writer: [u8; WRITER_BYTES]) -> PutPayload {
     let mut trailer = Vec::with_capacity(TRAILER_BYTES);
     trailer.extend_from_slice(MAGIC);
     trailer.push(VERSION);
+    trailer.extend_from_slice(&writer);
     let head = Bytes::copy_from_slice(&trailer);
     trailer.extend_from_slice(&checksum(at, payload.iter().cloned().chain([head])));
     payload.iter().cloned().chain([trailer.into()]).collect()
@@ -70,14 +85,15 @@ fn summed(at: &Path, payload: &PutPayload) -> PutPayload {
 fn verified(at: &Path, object: &Bytes) -> std::result::Result<Bytes, String> {
     let len = object.len().checked_sub(TRAILER_BYTES).ok_or("it is too short")?;
     let (body, trailer) = (object.slice(..len), object.slice(len..));
-    let head = trailer.slice(..MAGIC.len() + 1);
+    let head = trailer.slice(..TRAILER_BYTES - CHECKSUM_BYTES);
     if head.get(..MAGIC.len()) != Some(MAGIC) {
         return Err("it does not end with a checksum".into());
     }
-    if head.last() != Some(&VERSION) {
-        return Err(format!("its checksum is of version {:?}, this program knows version {VERSION}: use a newer one", head.last()));
+    if head.get(MAGIC.len()) != Some(&VERSION) {
+        let found = head.get(MAGIC.len());
+        return Err(format!("its checksum is of version {found:?}, this program knows version {VERSION}: use a newer one"));
     }
-    if trailer.get(MAGIC.len() + 1..) != Some(&checksum(at, [body.clone(), head])) {
+    if trailer.get(head.len()..) != Some(&checksum(at, [body.clone(), head.clone()])) {
         return Err("its checksum differs".into());
     }
     Ok(body)
@@ -85,7 +101,7 @@ fn verified(at: &Path, object: &Bytes) -> std::result::Result<Bytes, String> {
 
 impl fmt::Display for Summed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
+        write!(f, "{}", self.store)
     }
 }
 
@@ -93,20 +109,20 @@ impl fmt::Display for Summed {
 #[deny(clippy::missing_trait_methods)]
 impl ObjectStore for Summed {
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let payload = if is_summed(at) { summed(at, &payload) } else { payload };
-        self.0.put_opts(at, payload, options).await
+        let payload = if is_summed(at) { summed(at, &payload, self.writer) } else { payload };
+        self.store.put_opts(at, payload, options).await
     }
 
     async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.0.put_multipart_opts(at, options).await
+        self.store.put_multipart_opts(at, options).await
     }
 
     async fn get_opts(&self, at: &Path, mut options: GetOptions) -> Result<GetResult> {
         if options.head || !is_summed(at) {
-            return self.0.get_opts(at, options).await;
+            return self.store.get_opts(at, options).await;
         }
         let wanted = options.range.take();
-        let found = self.0.get_opts(at, options).await?;
+        let found = self.store.get_opts(at, options).await?;
         let (mut meta, attributes, extensions) = (found.meta.clone(), found.attributes.clone(), found.extensions.clone());
         let object = found.bytes().await?;
         let mut body = verified(at, &object).unwrap_or_else(|why| {
@@ -124,31 +140,31 @@ impl ObjectStore for Summed {
     }
 
     async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.0.get_ranges(at, ranges).await
+        self.store.get_ranges(at, ranges).await
     }
 
     fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.0.delete_stream(keys)
+        self.store.delete_stream(keys)
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.0.list(prefix)
+        self.store.list(prefix)
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.0.list_with_offset(prefix, offset)
+        self.store.list_with_offset(prefix, offset)
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.0.list_with_delimiter(prefix).await
+        self.store.list_with_delimiter(prefix).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.0.copy_opts(from, to, options).await
+        self.store.copy_opts(from, to, options).await
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
-        self.0.rename_opts(from, to, options).await
+        self.store.rename_opts(from, to, options).await
     }
 }
 
@@ -162,7 +178,7 @@ mod tests {
 
     async fn stored(at: &str, bytes: &'static [u8]) -> (Arc<InMemory>, Summed, Bytes) {
         let store = Arc::new(InMemory::new());
-        let summed = Summed(store.clone());
+        let summed = Summed { store: store.clone(), writer: *b"0123456789abcdef" };
         summed.put(&Path::from(at), Bytes::from_static(bytes).into()).await.unwrap();
         let raw = store.get(&Path::from(at)).await.unwrap().bytes().await.unwrap();
         (store, summed, raw)
@@ -181,7 +197,18 @@ mod tests {
         assert_eq!(read(&summed, AT).await, "manifest");
     }
 
-    const GOLDEN: &str = "6d616e69666573747a666d6601d1211019ec6e0065141f59f508a37497";
+    const GOLDEN: &str = "6d616e69666573747a666d66023031323334353637383961626364656693a99fda3fd5e8bffa2896c2fe9c6dd1";
+
+    #[tokio::test]
+    async fn no_two_handles_write_the_same_bytes() {
+        let payload = PutPayload::from_static(b"the next epoch");
+        let written = [(); 2].map(|()| {
+            let handle = Summed::new(Arc::new(InMemory::new()));
+            [(); 2].map(|()| Bytes::from(summed(&Path::from(AT), &payload, handle.writer)))
+        });
+        assert_eq!(written[0][0], written[0][1], "a repeat is the same put");
+        assert_ne!(written[0][0], written[1][0]);
+    }
 
     #[tokio::test]
     async fn every_flipped_bit_and_every_cut_reads_as_nothing() {
