@@ -2,6 +2,7 @@
 
 use super::BucketError;
 use super::folder::FolderStore;
+use super::http::Connector;
 use super::url::{Place, PoolUrl};
 use crate::telemetry::Failpoints;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
@@ -76,7 +77,7 @@ pub(super) fn open(
     match url.place() {
         Place::S3 { bucket } => {
             let start = if credentials.environment { AmazonS3Builder::from_env() } else { AmazonS3Builder::new() };
-            let start = start.with_bucket_name(bucket).with_retry(no_retries());
+            let start = start.with_bucket_name(bucket).with_retry(no_retries()).with_http_connector(Connector);
             let start = defaults(start, |b, k, v| b.with_config(AmazonS3ConfigKey::Client(k), v));
             let built = apply(url, credentials, start, |b, key: AmazonS3ConfigKey, v| b.with_config(key, v))?;
             finish(url, built.build())
@@ -84,14 +85,14 @@ pub(super) fn open(
         Place::Gcs { bucket } => {
             let start =
                 if credentials.environment { GoogleCloudStorageBuilder::from_env() } else { GoogleCloudStorageBuilder::new() };
-            let start = start.with_bucket_name(bucket).with_retry(no_retries());
+            let start = start.with_bucket_name(bucket).with_retry(no_retries()).with_http_connector(Connector);
             let start = defaults(start, |b, k, v| b.with_config(GoogleConfigKey::Client(k), v));
             let built = apply(url, credentials, start, |b, key: GoogleConfigKey, v| b.with_config(key, v))?;
             finish(url, built.build())
         }
         Place::Azure { container } => {
             let start = if credentials.environment { MicrosoftAzureBuilder::from_env() } else { MicrosoftAzureBuilder::new() };
-            let start = start.with_container_name(container).with_retry(no_retries());
+            let start = start.with_container_name(container).with_retry(no_retries()).with_http_connector(Connector);
             let start = defaults(start, |b, k, v| b.with_config(AzureConfigKey::Client(k), v));
             let built = apply(url, credentials, start, |b, key: AzureConfigKey, v| b.with_config(key, v))?;
             finish(url, built.build())

@@ -56,6 +56,9 @@ pub(super) enum Meaning {
     Missing,
     /// A condition of the request did not hold.
     Conflict,
+    /// 409: the condition did not hold, or another request for the object is still running, perhaps an earlier attempt of this one. Only
+    /// what is there can tell (R35).
+    Contended,
     Denied,
     Refused,
     Unsupported,
@@ -69,6 +72,11 @@ pub(super) enum Meaning {
 #[derive(Debug, thiserror::Error)]
 #[error("no answer within {0:?}")]
 pub(super) struct TimedOut(pub std::time::Duration);
+
+/// A put-if-absent that met another request for the object, and left nothing there.
+#[derive(Debug, thiserror::Error)]
+#[error("another request for the object is in progress")]
+pub(super) struct InProgress;
 
 /// A read that brought fewer bytes than it should.
 #[derive(Debug, thiserror::Error)]
@@ -104,23 +112,47 @@ pub(super) fn generic(source: impl StdError + Send + Sync + 'static) -> object_s
 pub(super) fn meaning(error: &object_store::Error) -> Meaning {
     use object_store::Error as E;
     match error {
-        E::NotFound { .. } if text(error).contains("NoSuchBucket") || text(error).contains("ContainerNotFound") => Meaning::Missing,
+        E::Generic { store: "LocalFileSystem" | "InMemory", .. } => return local(error),
+        E::Generic { source, .. } if source.is::<TooShort>() => return Meaning::Refused,
+        E::NotSupported { .. } | E::NotImplemented { .. } => return Meaning::Unsupported,
+        E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } => return Meaning::Refused,
+        _ => {}
+    }
+    let text = raw(error);
+    match error {
+        E::NotFound { .. } if text.contains("NoSuchBucket") || text.contains("ContainerNotFound") => Meaning::Missing,
         E::NotFound { .. } => Meaning::Absent,
+        E::AlreadyExists { .. } if status(&text) == Some(409) => Meaning::Contended,
         E::AlreadyExists { .. } | E::Precondition { .. } | E::NotModified { .. } => Meaning::Conflict,
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => Meaning::Denied,
-        E::NotSupported { .. } | E::NotImplemented { .. } => Meaning::Unsupported,
-        E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } => Meaning::Refused,
-        E::Generic { store: "LocalFileSystem" | "InMemory", .. } => local(error),
-        E::Generic { source, .. } if source.is::<TooShort>() => Meaning::Refused,
-        E::Generic { .. } if text(error).contains(NO_HTTP) => Meaning::Refused,
-        _ => status(error).map_or(Meaning::Passing, |status| match status {
-            // 408 and 429 ask for another attempt (RFC 9110 §15.5.9, RFC 6585 §4).
-            408 | 429 | 500.. => Meaning::Passing,
-            401 | 403 => Meaning::Denied,
-            // Of an object the store's crate makes a `NotFound`; what is left is the bucket.
-            404 => Meaning::Missing,
-            _ => Meaning::Refused,
-        }),
+        _ if text.contains(NO_HTTP) || text.contains(BARE_REDIRECT) => Meaning::Refused,
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => of_code(&text).unwrap_or(Meaning::Denied),
+        _ => of_code(&text).or_else(|| status(&text).map(of_status)).unwrap_or(Meaning::Passing),
+    }
+}
+
+/// Codes that say more than their status, which differs between stores, or is that of errors of another kind.
+fn of_code(text: &str) -> Option<Meaning> {
+    Some(match code(text)? {
+        // The body did not arrive, or not as it was sent.
+        "RequestTimeout" | "IncompleteBody" | "BadDigest" | "XAmzContentSHA256Mismatch" => Meaning::Passing,
+        "SlowDown" | "Throttling" | "ThrottlingException" | "RequestLimitExceeded" | "OperationAborted" => Meaning::Passing,
+        // Clocks are set again: nothing is to be given up for good.
+        "RequestTimeTooSkewed" | "RequestExpired" => Meaning::Failing,
+        "ExpiredToken" | "ExpiredTokenException" | "InvalidToken" | "TokenRefreshRequired" => Meaning::Denied,
+        code if VIRTUAL_HOSTED_ONLY.contains(&code) => Meaning::Refused,
+        _ => return None,
+    })
+}
+
+fn of_status(status: u16) -> Meaning {
+    match status {
+        405 | 501 => Meaning::Unsupported,
+        // 408 and 429 ask for another attempt (RFC 9110 §15.5.9, RFC 6585 §4).
+        408 | 429 | 500.. => Meaning::Passing,
+        401 | 403 => Meaning::Denied,
+        // Of an object the store's crate makes a `NotFound`; what is left is the bucket.
+        404 => Meaning::Missing,
+        _ => Meaning::Refused,
     }
 }
 
@@ -148,16 +180,24 @@ fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
     None
 }
 
+/// What the client says of a redirect that names no place.
+const BARE_REDIRECT: &str = "Received redirect without LOCATION";
+/// What stores call a request whose path begins with the bucket (Alibaba OSS, Tencent COS, Volcengine TOS).
+const VIRTUAL_HOSTED_ONLY: [&str; 3] = ["SecondLevelDomainForbidden", "PathStyleDomainForbidden", "InvalidPathAccess"];
+
 /// The HTTP status in an error: the type that holds it is private to the store's crate, its text is not.
-fn status(error: &object_store::Error) -> Option<u16> {
-    let text = text(error);
+fn status(text: &str) -> Option<u16> {
     let rest = text.split_once("status code: ")?.1;
     rest.get(..3)?.parse().ok()
 }
 
-/// The error and everything below it, in one line of bounded length.
-pub(super) fn text(error: &object_store::Error) -> String {
-    const CHARS_MAX: usize = 600;
+/// The store's own code in an error: S3, GCS and Azure have it in the same element.
+fn code(text: &str) -> Option<&str> {
+    Some(text.split_once("<Code>")?.1.split_once("</Code>")?.0)
+}
+
+/// The error and everything below it, in one line.
+fn raw(error: &object_store::Error) -> String {
     let mut text = error.to_string();
     let mut at = error.source();
     while let Some(below) = at {
@@ -167,28 +207,64 @@ pub(super) fn text(error: &object_store::Error) -> String {
         }
         at = below.source();
     }
-    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = match line.char_indices().nth(CHARS_MAX) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// As [`raw`], of bounded length, and with what to do about it where that is known.
+pub(super) fn text(error: &object_store::Error) -> String {
+    const CHARS_MAX: usize = 600;
+    let raw = raw(error);
+    let line = match raw.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &raw[..end]),
+        None => raw.clone(),
     };
-    match hint(&line) {
+    match hint(&raw) {
         Some(hint) => format!("{hint} ({line})"),
         None => line,
     }
 }
 
-/// What to do about errors that everybody meets once, and whose text does not tell.
+/// The cause and the option for errors that everybody meets once, and whose text tells neither.
 fn hint(text: &str) -> Option<&'static str> {
-    // Where every cloud's machines ask for credentials of their own.
-    const METADATA: [&str; 2] = ["169.254.169.254", "metadata.google.internal"];
-    if text.contains(NO_HTTP) {
-        return Some("the endpoint is http://, which needs the option allow_http (or AWS_ALLOW_HTTP, …) to be true");
-    }
-    METADATA.iter().any(|at| text.contains(at)).then_some(
-        "no credentials were given, and this machine has none of its own: set them in the environment, the configuration or the Secret",
-    )
+    let code = code(text).unwrap_or_default();
+    let is_checksum = text.contains("x-amz-checksum") || text.contains("Content-MD5");
+    Some(match status(text) {
+        _ if text.contains(NO_HTTP) => {
+            "the endpoint is http://, which needs the option allow_http (or AWS_ALLOW_HTTP, …) to be true"
+        }
+        _ if text.contains(super::http::NO_METADATA) => {
+            "no credentials were given, and this machine's metadata service does not answer: set credentials in the environment, the \
+             configuration or the Secret; or, where the machine has a role, let its metadata reach pods (on EC2 a hop limit of 2: \
+             http-put-response-hop-limit)"
+        }
+        _ if super::http::is_metadata(text) => {
+            "no credentials were given, and this machine has none of its own: set them in the environment, the configuration or the Secret"
+        }
+        _ if text.contains(BARE_REDIRECT) => WRONG_REGION,
+        Some(301 | 302 | 307 | 308) => WRONG_REGION,
+        Some(413) => TOO_LARGE,
+        _ if code == "EntityTooLarge" => TOO_LARGE,
+        Some(405 | 501) if text.contains("?delete") => {
+            "the store does not implement DeleteObjects: set the option disable_bulk_delete to true"
+        }
+        _ if code == "RequestTimeTooSkewed" => {
+            "this machine's clock differs from the store's by more than the store allows: set the clock (NTP)"
+        }
+        _ if code.starts_with("ExpiredToken") || code == "TokenRefreshRequired" => "the credentials have expired: renew them",
+        _ if VIRTUAL_HOSTED_ONLY.contains(&code) => {
+            "the store takes the bucket in the host's name only: set the option virtual_hosted_style_request to true, and endpoint to \
+             https://BUCKET.HOST"
+        }
+        Some(400) if is_checksum => {
+            "the bucket wants a checksum with every object, as one with object lock does: set the option checksum_algorithm to sha256"
+        }
+        _ => return None,
+    })
 }
+
+const WRONG_REGION: &str = "the bucket is in another region, or behind another endpoint: set the option region (or endpoint)";
+const TOO_LARGE: &str =
+    "the store, or a proxy before it, does not take objects of this size: raise its limit to 32 MiB (nginx: client_max_body_size)";
 
 /// The error of a request about `key` (or about the whole bucket).
 pub(super) fn of_store(url: &str, key: &str, error: &object_store::Error) -> BucketError {
@@ -200,7 +276,7 @@ pub(super) fn of_store(url: &str, key: &str, error: &object_store::Error) -> Buc
         Meaning::Denied => BucketError::Denied { key, why },
         Meaning::Conflict | Meaning::Refused => BucketError::Refused { key, why },
         Meaning::Unsupported => BucketError::Unsupported { key, why },
-        Meaning::Passing | Meaning::Failing => BucketError::Unavailable { key, why },
+        Meaning::Contended | Meaning::Passing | Meaning::Failing => BucketError::Unavailable { key, why },
     }
 }
 
@@ -219,6 +295,9 @@ mod tests {
         }
         for refused in ["400 Bad Request", "416 Range Not Satisfiable", "301 Moved Permanently"] {
             assert_eq!(meaning(&http(refused)), Meaning::Refused, "{refused}");
+        }
+        for unsupported in ["501 Not Implemented", "405 Method Not Allowed"] {
+            assert_eq!(meaning(&http(unsupported)), Meaning::Unsupported, "{unsupported}");
         }
         assert_eq!(meaning(&generic(TimedOut(std::time::Duration::from_secs(1)))), Meaning::Passing);
         let denied = io::Error::from(io::ErrorKind::ReadOnlyFilesystem);

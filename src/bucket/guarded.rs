@@ -1,9 +1,11 @@
 //! The store that everything goes through, SlateDB included: limits, retries and counts around any other.
 
-use super::error::{Meaning, TimedOut, TooShort, Truncated, generic, is, meaning};
+use super::PutNew;
+use super::error::{InProgress, Meaning, TimedOut, TooShort, Truncated, generic, is, meaning};
 use super::limits::{Earlier, Gate, Kind, Limits, PAGE_KEYS, Puts, Requests};
 use super::pages::Pages;
 use super::rate::Rate;
+use super::refusal::Refusals;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
@@ -26,11 +28,12 @@ const BUFFERED_BYTES_MAX: u64 = 64 << 20;
 pub(super) struct Guarded {
     inner: Arc<dyn ObjectStore>,
     gate: Arc<Gate>,
+    refusals: Arc<Refusals>,
 }
 
 impl Guarded {
     pub fn new(inner: Arc<dyn ObjectStore>, limits: Limits, puts: Puts) -> Self {
-        Self { inner, gate: Arc::new(Gate::new(limits, puts)) }
+        Self { inner, gate: Arc::new(Gate::new(limits, puts)), refusals: Arc::default() }
     }
 
     /// The same store with other limits; counts start anew.
@@ -42,12 +45,17 @@ impl Guarded {
         self.gate.requests()
     }
 
+    /// Why the store does not take what is put into it.
+    pub fn refusal(&self) -> Option<String> {
+        self.refusals.last()
+    }
+
     /// A put, and whether an attempt before the last may have had its effect.
     pub async fn put_attempts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> (Result<PutResult>, Earlier) {
         let (bytes, rate) = (payload.content_length() as u64, &self.gate.rate);
         let put = || async {
             let began = Instant::now();
-            let put = self.inner.put_opts(at, payload.clone(), options.clone()).await?;
+            let put = self.put_once(at, &payload, &options).await?;
             rate.moved(bytes, began.elapsed());
             Ok(put)
         };
@@ -68,7 +76,10 @@ impl Guarded {
                         "uploads to the object store take longer than expected: they get more time"
                     );
                 }
-                _ => return (result, earlier),
+                _ => {
+                    self.refusals.note(bytes, &result);
+                    return (result, earlier);
+                }
             }
         }
     }
@@ -82,6 +93,67 @@ impl Guarded {
             Ok(_) => true,
             Err(error) => !matches!(meaning(&error), Meaning::Passing | Meaning::Failing),
         }
+    }
+
+    /// Creates an object unless it exists (R35).
+    pub async fn put_new(&self, at: &Path, payload: PutPayload) -> Result<PutNew> {
+        let options = PutOptions::from(PutMode::Create);
+        match self.put_attempts(at, payload.clone(), options.clone()).await {
+            (Ok(_), _) => Ok(PutNew::Created),
+            (Err(error), Earlier::None) if meaning(&error) == Meaning::Conflict => Ok(PutNew::Exists),
+            // An attempt before may be what is in the way.
+            (Err(error), Earlier::Unknown) if meaning(&error) == Meaning::Conflict => {
+                match self.find(at, &payload, &options).await? {
+                    Found::Ours(_) => Ok(PutNew::Created),
+                    Found::Others | Found::Nothing => Ok(PutNew::Exists),
+                }
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// One attempt of a put. Of a put-if-absent that meets another request for the object, what is there decides: S3 answers 409 while
+    /// an earlier attempt still runs, and Azure where the object exists.
+    async fn put_once(&self, at: &Path, payload: &PutPayload, options: &PutOptions) -> Result<PutResult> {
+        let error = match self.inner.put_opts(at, payload.clone(), options.clone()).await {
+            Err(error) if options.mode == PutMode::Create && meaning(&error) == Meaning::Contended => error,
+            result => return result,
+        };
+        match self.look(at, payload, options).await? {
+            Found::Ours(meta) => Ok(done(meta)),
+            // Decided: without the status, which says that it is in doubt.
+            Found::Others => {
+                tracing::debug!(%at, %error, "a conflict in progress is lost to another writer");
+                Err(object_store::Error::AlreadyExists { path: at.to_string(), source: "another writer's object is there".into() })
+            }
+            Found::Nothing => Err(generic(InProgress)),
+        }
+    }
+
+    /// What is there after a put-if-absent whose outcome is in doubt.
+    async fn find(&self, at: &Path, payload: &PutPayload, options: &PutOptions) -> Result<Found> {
+        let wanted = payload.content_length() as u64;
+        self.gate.run(Kind::Get, wanted, || self.look(at, payload, options)).await.0
+    }
+
+    /// As [`Self::find`], within the attempt that the doubt came from.
+    async fn look(&self, at: &Path, payload: &PutPayload, options: &PutOptions) -> Result<Found> {
+        let found = match self.inner.get_opts(at, GetOptions::default()).await {
+            Ok(found) => found,
+            Err(error) if meaning(&error) == Meaning::Absent => return Ok(Found::Nothing),
+            Err(error) => return Err(error),
+        };
+        let (meta, wanted) = (found.meta.clone(), payload.content_length() as u64);
+        // A store that keeps the mark of the put tells by it.
+        let mark = options.attributes.iter().find_map(|(name, mark)| found.attributes.get(name).map(|kept| kept == mark));
+        let is_ours = match mark {
+            Some(is_ours) => is_ours,
+            // Others drop it: then the bytes tell. An object without any is like every other, and nobody's: SlateDB, which fences writers
+            // with those, makes the next one.
+            None if wanted == 0 || meta.size != wanted => false,
+            None => self.buffered(found).await?.bytes().await? == Bytes::from(payload.clone()),
+        };
+        Ok(if is_ours { Found::Ours(meta) } else { Found::Others })
     }
 
     /// Exactly these bytes. An object that ends earlier is [`TooShort`] at once; bytes lost on the way are another attempt.
@@ -182,6 +254,18 @@ impl Guarded {
     }
 }
 
+/// Where a put-if-absent failed.
+enum Found {
+    /// What the put, or an earlier attempt of it, wrote.
+    Ours(ObjectMeta),
+    Others,
+    Nothing,
+}
+
+fn done(meta: ObjectMeta) -> PutResult {
+    PutResult { e_tag: meta.e_tag, version: meta.version, extensions: Default::default() }
+}
+
 impl fmt::Debug for Guarded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Guarded({:?})", self.inner)
@@ -201,18 +285,28 @@ impl ObjectStore for Guarded {
         if options.mode == PutMode::Overwrite {
             return self.put_attempts(at, payload, options).await.0;
         }
-        // One attempt: SlateDB marks its conditional puts and tells a lost acknowledgement from a conflict itself, which
-        // it can only where it sees every attempt.
+        // One attempt: SlateDB repeats it. By a mark of its own it tells a lost acknowledgement from a conflict, but not where the store
+        // drops that mark. (A folder recognises its own objects itself.)
         let bytes = payload.content_length() as u64;
         let rate = &self.gate.rate;
-        let (_turn, at_rate) = (rate.turn(bytes).await, rate.now());
-        let put = self.gate.once(Kind::Put, bytes, self.inner.put_opts(at, payload, options)).await;
-        if let Err(error) = &put
-            && self.is_slow(at, bytes, error).await
-        {
-            rate.was_too_slow(at_rate);
+        let (turn, at_rate) = (rate.turn(bytes).await, rate.now());
+        let put = self.gate.once(Kind::Put, bytes, self.put_once(at, &payload, &options)).await;
+        drop(turn);
+        self.refusals.note(bytes, &put);
+        let error = match put {
+            Err(error) => error,
+            put => return put,
+        };
+        if meaning(&error) != Meaning::Conflict || options.mode != PutMode::Create || self.gate.puts() == Puts::Unlimited {
+            if self.is_slow(at, bytes, &error).await {
+                rate.was_too_slow(at_rate);
+            }
+            return Err(error);
         }
-        put
+        match self.find(at, &payload, &options).await? {
+            Found::Ours(meta) => Ok(done(meta)),
+            Found::Others | Found::Nothing => Err(error),
+        }
     }
 
     async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {

@@ -1,6 +1,6 @@
 //! Limits on requests, and their counts.
 
-use super::error::{Meaning, TimedOut, generic, meaning};
+use super::error::{Meaning, TimedOut, generic, is, meaning};
 use super::rate::Rate;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -248,21 +248,25 @@ impl Gate {
     ) -> (object_store::Result<T>, Earlier) {
         let mut earlier = Earlier::None;
         let mut attempt = 0u32;
+        let mut before = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let result = self.attempt(kind, limit(left), request()).await;
             let Err(error) = result else { return (result, earlier) };
             match meaning(&error) {
-                Meaning::Passing => {}
+                Meaning::Passing | Meaning::Contended => {}
                 Meaning::Failing => return (Err(error), Earlier::Unknown),
                 _ => return (Err(error), earlier),
             }
             earlier = Earlier::Unknown;
             if !self.pause(attempt, deadline).await {
+                // The last attempt may have been cut short: what the one before it met says more.
+                let error = if is::<TimedOut>(&error) { before.unwrap_or(error) } else { error };
                 return (Err(error), earlier);
             }
             tracing::debug!(?kind, attempt, error = %error, "a request to the object store failed: trying again");
             attempt = attempt.saturating_add(1);
+            before = Some(error);
         }
     }
 }

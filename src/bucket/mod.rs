@@ -5,9 +5,11 @@
 //!
 //! Invariants:
 //! - Every request ends: each attempt has a time limit, and all attempts of a request together have one ([`Limits`]).
-//! - Only what may pass (time-outs, 5xx, throttling, broken connections) is tried again, with growing, jittered pauses.
-//! - [`Bucket::put_new`] answers [`PutNew::Created`] for what this call wrote even when the acknowledgement was lost: the
-//!   object's bytes are compared. What is written must therefore differ between writers (R1's nonce).
+//! - Only what may pass (time-outs, 5xx, throttling, broken connections; [`error`] decides) is tried again, with growing, jittered pauses.
+//! - A put-if-absent whose outcome is in doubt (no answer, 409) is settled by reading the object back, for SlateDB too (R35):
+//!   [`Bucket::put_new`] answers [`PutNew::Created`] for what this call wrote. What is written must therefore differ between
+//!   writers (R1's nonce).
+//! - Keys are relative to the pool's prefix, which stands before them as it was given: no other layer sees it.
 //! - A read answers all bytes asked for or an error. What the bytes mean is for the layers above to verify.
 //!
 //! A crash may leave a staged file `<name>#<n>` beside an object of a folder store (where [`folder`] stages any); listings do not show it, and the object
@@ -19,9 +21,11 @@ mod credentials;
 mod error;
 mod folder;
 mod guarded;
+mod http;
 mod limits;
 mod pages;
 mod rate;
+mod refusal;
 mod url;
 
 pub use credentials::{Credentials, Folder};
@@ -33,9 +37,10 @@ use crate::telemetry::Failpoints;
 use bytes::Bytes;
 use error::of_store;
 use guarded::Guarded;
-use limits::{Earlier, Puts};
+use limits::Puts;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::prefix::PrefixStore;
+use object_store::{Attribute, Attributes, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -62,7 +67,8 @@ pub struct Listed {
 #[derive(Clone)]
 pub struct Bucket {
     url: Arc<str>,
-    prefix: Path,
+    /// Over HTTP, perhaps through proxies and gateways.
+    remote: bool,
     store: Arc<Guarded>,
     failpoints: Failpoints,
 }
@@ -77,8 +83,8 @@ impl Bucket {
         let store = credentials::open(url, credentials, folder, &failpoints)?;
         // A put waits for the disk, however long it takes: given up, it would take effect all the same (R35).
         let puts = if url.folder().is_some() { Puts::Unlimited } else { Puts::Limited };
-        let store = Arc::new(Guarded::new(store, limits, puts));
-        Ok(Self { url: url.as_str().into(), prefix: url.prefix().clone(), store, failpoints })
+        let store = Arc::new(Guarded::new(below(store, url.prefix()), limits, puts));
+        Ok(Self { url: url.as_str().into(), remote: url.is_remote(), store, failpoints })
     }
 
     /// A new, empty bucket in this process's memory.
@@ -89,8 +95,8 @@ impl Bucket {
     /// A bucket on any store; `prefix` is the pool's.
     pub fn on(store: Arc<dyn ObjectStore>, prefix: Path) -> Self {
         let url = format!("{store}").into();
-        let store = Arc::new(Guarded::new(store, Limits::default(), Puts::Limited));
-        Self { url, prefix, store, failpoints: Failpoints::default() }
+        let store = Arc::new(Guarded::new(below(store, &prefix), Limits::default(), Puts::Limited));
+        Self { url, remote: false, store, failpoints: Failpoints::default() }
     }
 
     /// The same bucket with other limits; counts start anew.
@@ -105,15 +111,42 @@ impl Bucket {
         &self.url
     }
 
-    /// The store without the prefix, with retries, time limits and counting: for SlateDB, whose clones hold literal paths.
-    /// Of a conditional put it makes one attempt: SlateDB marks its own, and recognises them by the mark.
+    /// Whether the store is reached over HTTP, where answers depend on what else is on the way.
+    pub fn is_remote(&self) -> bool {
+        self.remote
+    }
+
+    /// Why the store does not take what is put into it, until it does: what another attempt would meet again.
+    pub fn refusal(&self) -> Option<String> {
+        self.store.refusal()
+    }
+
+    /// Puts an object that is not there as SlateDB does, then again, as after a lost answer, and then another one in its place.
+    /// Whether the first is recognised and the other is not (R35).
+    pub async fn recognises_own(&self, key: &str) -> Result<bool, BucketError> {
+        let first = self.put_marked(key, "one", b"one").await? && self.put_marked(key, "one", b"one").await?;
+        Ok(first && !self.put_marked(key, "other", b"another").await?)
+    }
+
+    async fn put_marked(&self, key: &str, mark: &'static str, bytes: &'static [u8]) -> Result<bool, BucketError> {
+        let attributes = Attributes::from_iter([(Attribute::Metadata("slatedbputid".into()), mark)]);
+        let options = PutOptions { attributes, ..PutOptions::from(PutMode::Create) };
+        match self.store.put_opts(&self.path(key), bytes.into(), options).await {
+            Ok(_) => Ok(true),
+            Err(error) if error::meaning(&error) == error::Meaning::Conflict => Ok(false),
+            Err(error) => Err(self.error(key, &error)),
+        }
+    }
+
+    /// The pool as a store, with retries, time limits and counting: for SlateDB, whose clones hold the paths of others. These are relative
+    /// to the pool's prefix, which SlateDB must not see: it would encode what is special in it, once or twice.
     pub fn store(&self) -> Arc<dyn ObjectStore> {
         self.store.clone()
     }
 
-    /// The literal path of a key in [`Self::store`].
+    /// The path of a key in [`Self::store`].
     pub fn path(&self, key: &str) -> Path {
-        Path::from_iter(self.prefix.parts().chain(Path::from(key).parts()))
+        Path::from(key)
     }
 
     pub fn failpoints(&self) -> &Failpoints {
@@ -149,44 +182,18 @@ impl Bucket {
         })
     }
 
-    /// The last `bytes` of an object (all of a smaller one) and the object's size.
+    /// The last `bytes` of an object (all of a smaller one) and the object's size. Two requests: Azure has no suffix ranges, and
+    /// some gateways answer them with the whole object.
     pub async fn get_tail(&self, key: &str, bytes: u64) -> Result<(Bytes, u64), BucketError> {
-        let path = self.path(key);
-        let options = GetOptions { range: Some(GetRange::Suffix(bytes)), ..GetOptions::default() };
-        let found = match self.store.get_opts(&path, options).await {
-            Ok(found) => found,
-            // An empty object has no range at all (RFC 9110 §14.1.2): 416 from most stores.
-            Err(error) if error::meaning(&error) != error::Meaning::Absent => match self.store.head(&path).await {
-                Ok(meta) if meta.size == 0 => return Ok((Bytes::new(), 0)),
-                _ => return Err(self.error(key, &error)),
-            },
-            Err(error) => return Err(self.error(key, &error)),
-        };
-        let size = found.meta.size;
-        let tail = found.bytes().await.map_err(|e| self.error(key, &e))?;
+        let size = self.store.head(&self.path(key)).await.map_err(|e| self.error(key, &e))?.size;
+        let tail = self.get_range(key, size.saturating_sub(bytes)..size).await?;
         Ok((tail, size))
     }
 
-    /// Creates the object unless it exists. What is written must differ from what any other writer would write there: by
-    /// its bytes a write is recognised whose acknowledgement was lost (R1).
+    /// Creates the object unless it exists. What is written must not be empty, and differ from what any other writer would write
+    /// there: by its bytes a write is recognised whose acknowledgement was lost (R1, R35).
     pub async fn put_new(&self, key: &str, bytes: Bytes) -> Result<PutNew, BucketError> {
-        let path = self.path(key);
-        let options = PutOptions::from(PutMode::Create);
-        match self.store.put_attempts(&path, bytes.clone().into(), options).await {
-            (Ok(_), _) => Ok(PutNew::Created),
-            (Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }), Earlier::None) => {
-                Ok(PutNew::Exists)
-            }
-            (Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }), Earlier::Unknown) => {
-                let ours = self.get(key, bytes.len() as u64).await;
-                match ours {
-                    Ok(Some(found)) if found == bytes => Ok(PutNew::Created),
-                    Ok(_) | Err(BucketError::TooLarge { .. }) => Ok(PutNew::Exists),
-                    Err(error) => Err(error),
-                }
-            }
-            (Err(error), _) => Err(self.error(key, &error)),
-        }
+        self.store.put_new(&self.path(key), bytes.into()).await.map_err(|e| self.error(key, &e))
     }
 
     /// For objects whose name is written once by one writer: a repeat writes the same bytes.
@@ -212,7 +219,7 @@ impl Bucket {
     pub async fn list(&self, prefix: &str) -> Result<Vec<Listed>, BucketError> {
         let found = self.store.pages(Some(&self.path(prefix)), None).collect().await;
         let found = found.map_err(|error| self.listing_error(prefix, &error))?;
-        Ok(found.into_iter().filter_map(|meta| self.listed(meta)).collect())
+        Ok(found.into_iter().map(listed).collect())
     }
 
     /// The same, some at a time and in no order, for prefixes that may hold millions.
@@ -226,11 +233,6 @@ impl Bucket {
             error::Meaning::Absent => BucketError::Missing { url: self.url.to_string(), why: error::text(error) },
             _ => self.error(prefix, error),
         }
-    }
-
-    fn listed(&self, meta: object_store::ObjectMeta) -> Option<Listed> {
-        let key = Path::from_iter(meta.location.prefix_match(&self.prefix)?).to_string();
-        Some(Listed { key, bytes: meta.size, modified: meta.last_modified.into(), tag: meta.e_tag })
     }
 
     /// Requests made so far, SlateDB's included.
@@ -250,8 +252,17 @@ impl Pages {
     /// The next objects; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<Vec<Listed>>, BucketError> {
         let page = self.pages.next().await.map_err(|error| self.bucket.listing_error(&self.prefix, &error))?;
-        Ok(page.map(|page| page.into_iter().filter_map(|meta| self.bucket.listed(meta)).collect()))
+        Ok(page.map(|page| page.into_iter().map(listed).collect()))
     }
+}
+
+/// The objects of a store below a prefix, each as it is called there.
+fn below(store: Arc<dyn ObjectStore>, prefix: &Path) -> Arc<dyn ObjectStore> {
+    if prefix.is_root() { store } else { Arc::new(PrefixStore::new(store, prefix.clone())) }
+}
+
+fn listed(meta: object_store::ObjectMeta) -> Listed {
+    Listed { key: meta.location.to_string(), bytes: meta.size, modified: meta.last_modified.into(), tag: meta.e_tag }
 }
 
 impl std::fmt::Debug for Bucket {

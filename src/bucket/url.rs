@@ -54,6 +54,13 @@ impl PoolUrl {
         &self.text
     }
 
+    pub(super) fn is_remote(&self) -> bool {
+        match self.place {
+            Place::S3 { .. } | Place::Gcs { .. } | Place::Azure { .. } => true,
+            Place::Folder { .. } | Place::Memory { .. } => false,
+        }
+    }
+
     /// The folder of a pool on a local file system.
     pub fn folder(&self) -> Option<&std::path::Path> {
         match &self.place {
@@ -80,6 +87,13 @@ impl FromStr for PoolUrl {
             "a pool's URL is s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, file:///FOLDER or memory:///NAME";
         if text.len() > URL_BYTES_MAX {
             return Err(bad(&format!("longer than {URL_BYTES_MAX} bytes")));
+        }
+        // What a URL's parser would quietly leave out or resolve: keys stand below the prefix as it is given.
+        if text.chars().any(|c| c.is_ascii_control()) || text.trim() != text {
+            return Err(bad("spaces around it, or control characters in it: write a space inside a prefix as %20"));
+        }
+        if text.split('/').any(|part| matches!(part.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..")) {
+            return Err(bad("a prefix cannot have a part . or .."));
         }
         let url = Url::parse(text).map_err(|e| bad(&format!("not a URL ({e}): {FORMS}")))?;
         if !url.username().is_empty() || url.password().is_some() {
@@ -148,6 +162,21 @@ mod tests {
     }
 
     #[test]
+    fn a_prefix_is_what_was_given() {
+        for (url, prefix) in [
+            ("s3://b/team~one/p", "team~one/p"),
+            ("s3://b/größe", "größe"),
+            ("s3://b/a[1]", "a[1]"),
+            ("s3://b/a b", "a b"),
+            ("s3://b/a%20b", "a b"),
+            ("s3://b/100%25", "100%"),
+            ("s3://b/a+b&c=d", "a+b&c=d"),
+        ] {
+            assert_eq!(url.parse::<PoolUrl>().unwrap().prefix().as_ref(), prefix, "{url}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_said() {
         for (url, why) in [
             ("", "not a URL"),
@@ -159,6 +188,11 @@ mod tests {
             ("s3://b/p?region=x", "no port"),
             ("s3://b:9000/p", "no port"),
             ("s3://b/a//b", "empty"),
+            ("s3://b/a/../p", "part . or .."),
+            ("s3://b/a/%2E/p", "part . or .."),
+            ("s3://b/p ", "spaces around"),
+            ("s3://b/a\tb", "control"),
+            ("s3://b/a%0Ab", "illegal"),
         ] {
             let error = url.parse::<PoolUrl>().unwrap_err().to_string();
             assert!(error.to_lowercase().contains(&why.to_lowercase()), "{url}: {error}");

@@ -45,7 +45,7 @@ pub use announced::Announced;
 pub use cache::{CacheStats, ChunkCache, ChunkLimits};
 pub use error::ChunkError;
 pub use moved::{Generation, key as object_key, parse as parse_object};
-pub use pack::{Entry, PACK_BYTES, PackError, Sealing, Trailer, decode_footer};
+pub use pack::{Entry, OBJECT_BYTES_MAX, PACK_BYTES, PackError, Sealing, Trailer, decode_footer};
 pub use packer::{Packer, Packing, Stored};
 pub use rewrite::Rewritten;
 pub use store::{ChunkStore, PackSummary};

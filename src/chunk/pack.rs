@@ -32,6 +32,10 @@ pub(super) const PACK_CHUNKS_MAX: usize = 32 << 10;
 /// The longest footer as stored.
 pub(super) const FOOTER_BYTES_MAX: usize = PACK_CHUNKS_MAX * ENTRY_BYTES + Sealer::OVERHEAD;
 
+/// No pack has more: it is closed by the chunk that fills it, and ends with its footer.
+pub const OBJECT_BYTES_MAX: usize =
+    PACK_BYTES as usize + CHUNK_BYTES_MAX + Sealer::OVERHEAD + FOOTER_BYTES_MAX + HEADER_BYTES as usize + TRAILER_BYTES;
+
 /// What is wrong with the bytes of a pack.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PackError {

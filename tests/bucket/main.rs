@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod answers;
 mod faults;
 mod folder;
 mod slow;
@@ -106,8 +107,9 @@ async fn a_prefix_conforms_and_is_kept() {
 /// S3 as it is, and as gateways and other stores have it.
 #[tokio::test]
 async fn an_s3_server_of_any_kind_conforms() {
-    let kinds: [(&str, fn(&mut Quirks)); 4] = [
+    let kinds: [(&str, fn(&mut Quirks)); 5] = [
         ("S3", |_| {}),
+        ("ignores suffix ranges", |quirks| quirks.ignores_suffix_ranges = true),
         ("drops user metadata", |quirks| quirks.drops_metadata = true),
         ("lists in an order of its own", |quirks| quirks.unordered_listings = true),
         ("short pages", |quirks| quirks.page_keys = 7),
@@ -150,4 +152,23 @@ async fn an_s3_server_conforms() {
     let put = missing.put_new("a", Bytes::new()).await;
     assert!(matches!(put, Err(BucketError::Missing { .. })), "{put:?}");
     assert!(missing.get("a", 1).await.is_err(), "a missing bucket is not a missing object");
+}
+
+/// A real Azure Blob server over HTTP. `ZEROFS_TEST_AZURE` is its endpoint, as `tests/bucket/azure-server start` prints it; otherwise as
+/// [`an_s3_server_conforms`].
+#[tokio::test]
+async fn an_azure_server_conforms() {
+    let Ok(endpoint) = std::env::var("ZEROFS_TEST_AZURE") else {
+        eprintln!("skipped: ZEROFS_TEST_AZURE names no server (start one: tests/bucket/azure-server start)");
+        return;
+    };
+    assert!(endpoint.starts_with("http"), "ZEROFS_TEST_AZURE must be the URL of an Azure endpoint, not {endpoint:?}");
+    // The account and key that every emulator has.
+    let key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+    let account = format!("{endpoint}/devstoreaccount1");
+    let options =
+        [("account_name", "devstoreaccount1"), ("account_key", key), ("endpoint", account.as_str()), ("allow_http", "true")];
+    let url = format!("az://zerofs-test/run~{}", rand::random::<u64>()).parse().unwrap();
+    let credentials = Credentials::none().with(options);
+    conformance(Bucket::open(&url, &credentials, Folder::MustExist, Limits::default()).unwrap()).await;
 }

@@ -4,6 +4,7 @@
 //! `ZEROFS_TEST_SIZE` (1) scales how many times of each step are met; `CRASH_SEEDS` the random histories of the committer.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod answers;
 mod commits;
 mod committer;
 #[path = "../support/fault.rs"]
@@ -14,6 +15,9 @@ mod outage;
 mod process;
 mod random;
 mod repair;
+#[path = "../support/s3/mod.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod s3;
 mod script;
 mod sealed;
 mod steps;

@@ -2,6 +2,7 @@
 //! in the same opening (R17, R18).
 
 use crate::fault::{Chances, FaultStore, quick};
+use crate::s3::{self, Fault, S3Server};
 use crate::script::bytes;
 use crate::volume::Dataset;
 use std::path::Path;
@@ -99,9 +100,14 @@ async fn write(
 
 /// Writers through `trouble`, then: everything is there, in the same opening; after a clean close; and what was committed without the journal.
 async fn through(trouble: impl AsyncFnOnce(&FaultStore, &AtomicBool)) {
-    let folder = tempfile::tempdir().unwrap();
     let store = FaultStore::memory();
-    let mut dataset = dataset(&store, folder.path());
+    let bucket = Bucket::on(store.clone(), Default::default());
+    survive(bucket, async |away| trouble(&store, away).await, || store.heal()).await;
+}
+
+async fn survive(bucket: Bucket, trouble: impl AsyncFnOnce(&AtomicBool), heal: impl FnOnce()) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut dataset = Dataset::new(bucket.with_limits(quick()), folder.path().to_owned());
     let fs = Arc::new(dataset.open().await);
     let (files, verifier) = (files(&fs).await, fs.write_verifier());
     persist("syncing", || fs.sync()).await;
@@ -112,9 +118,9 @@ async fn through(trouble: impl AsyncFnOnce(&FaultStore, &AtomicBool)) {
         .map(|(file, n)| tokio::spawn(write(fs.clone(), *file, n, away.clone(), stop.clone(), done.clone())))
         .collect();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    trouble(&store, &away).await;
+    trouble(&away).await;
     away.store(false, Ordering::SeqCst);
-    store.heal();
+    heal();
     let before = done.load(Ordering::SeqCst);
     let healed = Instant::now();
     while done.load(Ordering::SeqCst) < before + 2 * WRITERS {
@@ -179,6 +185,48 @@ async fn lost_answers_and_random_failures_lose_nothing() {
             tokio::time::sleep(Duration::from_secs(3)).await;
         })
         .await;
+    }
+}
+
+/// The same over HTTP, where answers are cut, conflicts are in progress and effects come late. `CRASH_SEED` repeats one run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_answers_of_an_s3_server_lose_nothing() {
+    let seeds: Vec<u64> = match std::env::var("CRASH_SEED") {
+        Ok(seed) => vec![seed.parse().expect("CRASH_SEED is a number")],
+        Err(_) => (0..crate::size()).map(|_| rand::random::<u64>() >> 16).collect(),
+    };
+    for seed in seeds {
+        println!("CRASH_SEED={seed}");
+        let server = S3Server::start();
+        server.quirks(|quirks| quirks.drops_metadata = seed % 2 == 1);
+        let trouble = async |_: &AtomicBool| {
+            let chances = s3::Chances {
+                refuse: 100,
+                conflict: 150,
+                cut: 100,
+                cut_body: 50,
+                delay: 100,
+                delay_max: Duration::from_millis(700),
+            };
+            server.random(seed, chances);
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        };
+        survive(server.pool("s3://test/pool"), trouble, || server.heal()).await;
+    }
+}
+
+/// A server that is away for a while, seen from a connection: refused, or silent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_s3_server_that_is_away_loses_nothing() {
+    for fault in [Fault::refuse(503, "SlowDown"), Fault::hang()] {
+        let server = S3Server::start();
+        let trouble = async |away: &AtomicBool| {
+            server.script(s3::Rule::any().then(fault.clone()));
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            away.store(true, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_secs(4)).await;
+        };
+        survive(server.pool("s3://test/pool"), trouble, || server.heal()).await;
     }
 }
 

@@ -4,6 +4,7 @@ use super::compare::{Verdict, in_order, judge, walk};
 use super::history::{Contract, Death, History, Step};
 use super::work::{Client, Stopped, Ticks, settle_in};
 use crate::fault::{Chances, FaultStore, quick};
+use crate::s3::{self, S3Server};
 use crate::volume::Dataset;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
@@ -30,9 +31,18 @@ pub struct Lies {
     pub sync: Option<SyncMode>,
 }
 
+/// Where the objects are, below the faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    Memory,
+    /// An S3 server with faults of its own, in real time.
+    Server,
+}
+
 pub struct World {
     rng: StdRng,
     store: Arc<FaultStore>,
+    server: Option<S3Server>,
     dataset: Dataset,
     home: tempfile::TempDir,
     /// Counts the nodes that had it.
@@ -62,19 +72,27 @@ enum End {
 }
 
 impl World {
-    pub fn new(seed: u64, lies: Lies) -> Self {
+    pub fn new(seed: u64, lies: Lies, over: Over) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let sync = [SyncMode::Standard, SyncMode::Standard, SyncMode::Always, SyncMode::Disabled][rng.random_range(0..4)];
         let contract =
             Contract { sync: if lies.sync.is_some() { SyncMode::Standard } else { sync }, journal: rng.random_bool(0.75) };
         let home = tempfile::tempdir().expect("a folder");
-        let store = FaultStore::memory();
+        let server = (over == Over::Server).then(S3Server::start);
+        let store = match &server {
+            None => FaultStore::memory(),
+            Some(server) => {
+                server.random(seed, s3::Chances { refuse: 20, conflict: 50, cut: 20, cut_body: 10, ..s3::Chances::default() });
+                FaultStore::over(server.pool("s3://test/pool").with_limits(quick()).store())
+            }
+        };
         let mut dataset = Dataset::new(Bucket::memory(), home.path().to_owned());
         dataset.options.sync = lies.sync.unwrap_or(contract.sync);
         dataset.options.flush_interval = Duration::from_millis(rng.random_range(20..400));
         Self {
             rng,
             store,
+            server,
             dataset,
             home,
             node: 0,
@@ -87,9 +105,14 @@ impl World {
         }
     }
 
+    fn runtime(&self) -> tokio::runtime::Runtime {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().start_paused(self.server.is_none()).build().expect("a runtime")
+    }
+
     /// A process of its own: nothing of it is left when this returns. Time passes when everybody waits for it.
     pub fn process(&mut self) -> Result<(), String> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+        let runtime = self.runtime();
         let outcome = runtime.block_on(Box::pin(self.live()));
         self.store.die();
         drop(runtime);
@@ -99,7 +122,7 @@ impl World {
 
     /// Opens the dataset a last time, compares, and closes it.
     pub fn finish(&mut self) -> Result<(), String> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+        let runtime = self.runtime();
         runtime.block_on(Box::pin(async {
             let fs = self.open().await?;
             self.verify(&fs).await?;

@@ -14,7 +14,7 @@ mod history;
 mod life;
 mod work;
 
-use life::{Lies, World};
+use life::{Lies, Over, World};
 use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +22,8 @@ use zerofs_csi::fs::SyncMode;
 
 /// Processes that a dataset goes through.
 const PROCESSES: usize = 20;
+/// On a server, where time is real.
+const PROCESSES_SERVED: usize = 8;
 const HISTORIES: u64 = 60;
 /// The machine's cores are shared with other tests.
 const LANES: usize = 2;
@@ -35,10 +37,10 @@ struct Met {
 }
 
 /// Plays one dataset's history. Answers what it met, or what was wrong.
-fn play(seed: u64, lies: Lies) -> Result<Met, String> {
+fn play(seed: u64, lies: Lies, over: Over) -> Result<Met, String> {
     let played = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(seed, lies);
-        for _ in 0..PROCESSES {
+        let mut world = World::new(seed, lies, over);
+        for _ in 0..if over == Over::Server { PROCESSES_SERVED } else { PROCESSES } {
             world.process()?;
         }
         world.finish().map(|()| Met { deaths: world.deaths, seen: world.seen() })
@@ -51,14 +53,14 @@ fn play(seed: u64, lies: Lies) -> Result<Met, String> {
 }
 
 /// Plays many histories, a few at a time. Answers what they met, and what was wrong by seed.
-fn play_all(seeds: &[u64], lies: Lies) -> (Met, Vec<(u64, String)>) {
+fn play_all(seeds: &[u64], lies: Lies, over: Over) -> (Met, Vec<(u64, String)>) {
     let (next, all, wrong) = (AtomicUsize::new(0), Mutex::new(Met::default()), Mutex::new(Vec::new()));
     std::thread::scope(|threads| {
         for lane in 0..LANES {
             let lane = std::thread::Builder::new().name(format!("lane {lane}")).stack_size(STACK_BYTES);
             let work = || {
                 while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    match play(*seed, lies) {
+                    match play(*seed, lies, over) {
                         Ok(met) => {
                             let mut all = all.lock().unwrap();
                             *all = Met { deaths: all.deaths + met.deaths, seen: all.seen + met.seen };
@@ -86,7 +88,7 @@ fn random_deaths_lose_nothing_that_was_promised() {
     };
     let seeds: Vec<u64> = (first..first + histories).collect();
     println!("seeds {first} to {}", first + histories - 1);
-    let (Met { deaths, seen }, wrong) = play_all(&seeds, Lies::default());
+    let (Met { deaths, seen }, wrong) = play_all(&seeds, Lies::default(), Over::Memory);
     println!("{deaths} deaths; {seen} calls were seen done while they were waited for");
     for (seed, what) in &wrong {
         println!("CRASH_SEED={seed}: {what}\n");
@@ -96,9 +98,24 @@ fn random_deaths_lose_nothing_that_was_promised() {
     assert!(histories < HISTORIES || seen > 0, "nobody looks while others wait");
 }
 
+/// The same over HTTP, where conflicts are in progress and connections are cut, below processes that die.
+#[test]
+fn random_deaths_on_an_s3_server_lose_nothing_that_was_promised() {
+    let first = setting("CRASH_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
+    let histories = setting("CRASH_SEED").map_or(4 * crate::size(), |_| 1);
+    let seeds: Vec<u64> = (first..first + histories).collect();
+    println!("seeds {first} to {}", first + histories - 1);
+    let (Met { deaths, .. }, wrong) = play_all(&seeds, Lies::default(), Over::Server);
+    println!("{deaths} deaths");
+    for (seed, what) in &wrong {
+        println!("CRASH_SEED={seed}: {what}\n");
+    }
+    assert!(wrong.is_empty() && deaths > 0, "{} of {histories} histories", wrong.len());
+}
+
 /// The oracle finds what it is there to find: of histories over a liar, one at least is called wrong, for what is missing.
 fn is_caught(lies: Lies) {
-    let caught = (0..40).any(|seed| play(seed, lies).is_err_and(|what| what.contains("is of no state since change")));
+    let caught = (0..40).any(|seed| play(seed, lies, Over::Memory).is_err_and(|what| what.contains("is of no state since change")));
     assert!(caught, "{lies:?} goes unnoticed");
 }
 
