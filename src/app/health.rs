@@ -1,7 +1,7 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 //!
 //! A process is healthy while it can answer at all: restarting it helps against nothing else, and a node plugin's restart is a
-//! pause for its mounts. It is ready once it serves, every pool is open, and kubelet has registered the driver if it shall: before
+//! pause for its mounts. It is ready once it serves, every pool is open, no store refuses what volumes write, and kubelet has registered the driver if it shall: before
 //! that no pod can use it.
 //!
 //! A process that has handed over and stands by is ready too: it goes on if the other one ends. A DaemonSet's controller deletes an old pod that
@@ -185,7 +185,9 @@ impl Serving {
     fn missing(&self) -> String {
         let pools = self.pools.not_open().into_iter().map(|(pool, why)| format!("pool {pool} is not open yet: {why}\n"));
         let registration = self.registration.iter().filter_map(RegistrationState::missing).map(|why| format!("{why}\n"));
-        pools.chain(registration).collect()
+        let refusing = self.pools.iter().filter_map(|pool| Some((&pool.name, pool.catalog.bucket().refusal()?)));
+        let refusing = refusing.map(|(pool, why)| format!("pool {pool} cannot be written: {why}\n"));
+        pools.chain(refusing).chain(registration).collect()
     }
 }
 

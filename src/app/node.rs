@@ -120,6 +120,7 @@ impl<M: Mounter> Plugin<'_, M> {
         let kubelet = RegistrationState::default();
         let expected = self.options.registration.is_some().then(|| kubelet.clone());
         self.health.serving(parts.pools.clone(), parts.volumes.clone(), expected);
+        life.service_tasks.spawn(pools::watch_refusals(parts.pools.clone(), life.services.clone()));
         // First of all: who waits for a staged volume must find somebody who listens.
         let budget = Budget::new(&parts.nfs);
         let agent = life::start_agent(&parts, self.mounter.clone(), &state, self.options.peers, &budget, sockets.clone()).await?;

@@ -7,6 +7,7 @@ use crate::control::secrets::RequestSecrets;
 use crate::control::{Pool, Pools};
 use crate::types::{Class, Classify};
 use anyhow::{Context, bail};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -25,6 +26,8 @@ const FIRST_TRY: Duration = Duration::from_secs(5);
 /// Between tries to open a pool.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Between looks at what the pools' stores refuse.
+const REFUSED_AGAIN: Duration = Duration::from_secs(20);
 
 /// What to do where there is no pool yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +179,36 @@ async fn keep_opening(pools: Pools, name: String, pool: PoolConfig, tried: onesh
             () = tokio::time::sleep(wait) => {}
         }
         wait = (wait * 2).min(RETRY_MAX);
+    }
+}
+
+/// Sees of each pool, once it is open and for as long as its store refuses, that objects of the size of packs are taken: what a proxy's limit
+/// would keep waiting for ever is named instead.
+pub async fn watch_refusals(pools: Pools, stop: CancellationToken) {
+    let (mut tried, mut refusing) = (BTreeSet::new(), BTreeSet::new());
+    loop {
+        for pool in pools.iter() {
+            let bucket = pool.catalog.bucket();
+            if bucket.refusal().is_none() && !tried.insert(pool.name.clone()) && !refusing.contains(&pool.name) {
+                continue;
+            }
+            // What passes is tried again where it matters, and what does not is the bucket's to remember.
+            let checked = tokio::select! {
+                () = stop.cancelled() => return,
+                checked = pool.catalog.check_size() => checked,
+            };
+            if let Some(why) = bucket.refusal() {
+                if refusing.insert(pool.name.clone()) {
+                    tracing::error!(pool = pool.name, why, "the pool cannot be written: its volumes keep their data until it can");
+                }
+            } else if checked.is_ok() && refusing.remove(&pool.name) {
+                tracing::info!(pool = pool.name, "the pool can be written again");
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(REFUSED_AGAIN) => {}
+        }
     }
 }
 

@@ -37,6 +37,7 @@ pub async fn controller(
     let parts = Parts::over(config, opening.pools, node, None).await?;
     let unlock = Arc::new(Unlocker::start(&parts.config, parts.pools.clone(), None).await?);
     let tasks = TaskTracker::new();
+    tasks.spawn(pools::watch_refusals(parts.pools.clone(), stop.child_token()));
     if let Some(at) = health_listen {
         let health = Health::new();
         health.serving(parts.pools.clone(), parts.volumes.clone(), None);

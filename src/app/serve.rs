@@ -99,6 +99,7 @@ impl<M: Mounter> Serving<'_, M> {
         let life = Life::new(&self.folder, &self.stop);
         let parts = Parts::over(self.config.clone(), pools.clone(), state.node_name()?, Some(&state)).await?;
         self.health.serving(parts.pools.clone(), parts.volumes.clone(), None);
+        life.service_tasks.spawn(pools::watch_refusals(parts.pools.clone(), life.services.clone()));
         if let Some(at) = self.options.health_listen {
             life.service_tasks.spawn(self.health.clone().serve(at, sockets.clone(), life.services.clone()));
         }

@@ -4,6 +4,7 @@ use super::CatalogError;
 use super::chain::{Cache, Chain, END_AGE_MIN, Newest, Versioned, parts_of};
 use super::record::PoolRecord;
 use crate::bucket::{Bucket, BucketError, Listed, PutNew};
+use crate::chunk::OBJECT_BYTES_MAX;
 use crate::crypto::{CryptoError, Keyring, Secret, WrappedKey};
 use crate::types::{Class, Classify, PoolId, Timestamp};
 use bytes::Bytes;
@@ -109,6 +110,11 @@ impl Catalog {
         }
     }
 
+    /// Sees that the store still takes objects as large as packs are, where that depends on what is on the way.
+    pub async fn check_size(&self) -> Result<(), CatalogError> {
+        if self.inner.bucket.is_remote() { check_size(&self.inner.bucket).await } else { Ok(()) }
+    }
+
     pub fn pool(&self) -> &PoolRecord {
         &self.inner.pool
     }
@@ -195,12 +201,45 @@ async fn slowly<T: Send + 'static>(work: impl FnOnce() -> Result<T, CryptoError>
 
 /// Sees that the store does what the records' safety rests on: put-if-absent, and reading what was written.
 async fn check_store(bucket: &Bucket) -> Result<(), CatalogError> {
-    let key = format!("probe/{}", PoolId::random());
-    let checked = probe(bucket, &key).await;
-    // What the probe wrote is removed whatever it found; a store that cannot delete has said so already, or says so here.
-    let removed = bucket.delete(std::slice::from_ref(&key)).await;
-    checked?;
+    let key = || format!("probe/{}", PoolId::random());
+    let at = key();
+    removing(bucket, &at, probe(bucket, &at).await).await?;
+    if bucket.is_remote() {
+        let at = key();
+        removing(bucket, &at, probe_own(bucket, &at).await).await?;
+        check_size(bucket).await?;
+    }
+    Ok(())
+}
+
+/// What a probe wrote is removed whatever it found; a store that cannot delete has said so already, or says so here.
+async fn removing(bucket: &Bucket, key: &str, probed: Result<(), CatalogError>) -> Result<(), CatalogError> {
+    let removed = bucket.delete(&[key.to_owned()]).await;
+    probed?;
     removed.map_err(|e| CatalogError::bucket(format!("deleting an object in {}", bucket.url()), e))
+}
+
+/// Sees that the store takes objects as large as packs are: a proxy before it may have a limit of its own. What an interrupted
+/// check leaves is replaced and removed by the next.
+async fn check_size(bucket: &Bucket) -> Result<(), CatalogError> {
+    const PART: Bytes = Bytes::from_static(&[0; 64 << 10]);
+    const KEY: &str = "probe/size";
+    let doing = || format!("writing an object of {OBJECT_BYTES_MAX} bytes, as large as a volume's may be, to {}", bucket.url());
+    let put = bucket.put_parts(KEY, vec![PART; OBJECT_BYTES_MAX.div_ceil(PART.len())]).await;
+    removing(bucket, KEY, put.map_err(|error| CatalogError::bucket(doing(), error))).await
+}
+
+async fn probe_own(bucket: &Bucket, key: &str) -> Result<(), CatalogError> {
+    match bucket.recognises_own(key).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(CatalogError::Unfit {
+            url: bucket.url().to_owned(),
+            why: "a put-if-absent that is repeated, as after a lost answer, cannot be told from somebody else's: use a store that \
+                  returns the bytes and metadata that were put"
+                .to_owned(),
+        }),
+        Err(error) => Err(CatalogError::bucket(format!("writing to {}", bucket.url()), error)),
+    }
 }
 
 async fn probe(bucket: &Bucket, key: &str) -> Result<(), CatalogError> {

@@ -82,6 +82,12 @@ async fn check_all(
         checked.push(check_snapshot(opened, dataset, &snapshot, stop).await?);
         return Ok((checked, None));
     }
+    if only.is_none()
+        && let Err(error) = opened.pool.catalog.check_size().await
+    {
+        eprintln!("not sound: {error}");
+        failed = Some(error.into());
+    }
     let datasets: Vec<Dataset> = match only {
         Some(name) => vec![opened.dataset(name).await?],
         None => opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect(),

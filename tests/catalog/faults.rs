@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::support::fault::{Chances, Fault, FaultStore, Op, Rule, quick};
+use crate::support::s3::{Quirks, S3Server};
 use bytes::Bytes;
 use object_store::path::Path;
 use std::sync::Arc;
@@ -18,6 +19,37 @@ async fn a_store_without_put_if_absent_is_refused() {
     let error = Catalog::create(on(&store), None).await.unwrap_err();
     assert!(matches!(&error, CatalogError::Unfit { .. }) && error.to_string().contains("If-None-Match"), "{error}");
     assert_eq!(on(&store).list("").await.unwrap(), [], "nothing is left behind");
+}
+
+/// Over HTTP: what a store or a proxy before it does not do, or not for all that volumes will write.
+#[tokio::test]
+async fn a_store_that_a_pool_cannot_use_is_refused_with_the_reason() {
+    let unfit: [(fn(&mut Quirks), &str); 3] = [
+        (|quirks| quirks.ignores_if_none_match = true, "ignores the condition"),
+        (|quirks| quirks.refuses_if_none_match = true, "does not support put-if-absent"),
+        (|quirks| quirks.body_bytes_max = Some(1 << 20), "client_max_body_size"),
+    ];
+    for (quirk, says) in unfit {
+        let server = S3Server::start();
+        server.quirks(quirk);
+        let error = Catalog::create(server.pool("s3://test/pool"), None).await.unwrap_err();
+        let text = format!("{error}: {}", std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default());
+        assert!(text.contains(says), "{text}");
+        assert_eq!(server.keys(), [""; 0], "nothing is left behind");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_drops_metadata_keeps_a_pool() {
+    let server = S3Server::start();
+    server.quirks(|quirks| quirks.drops_metadata = true);
+    let pool = Catalog::create(server.pool("s3://test/pool"), None).await.unwrap();
+    pool.insert_dataset(dataset("a")).await.unwrap();
+    pool.check_size().await.unwrap();
+    server.quirks(|quirks| quirks.body_bytes_max = Some(1 << 20));
+    let error = pool.check_size().await.unwrap_err();
+    assert_eq!(error.class(), Class::Precondition, "{error}");
+    assert!(pool.bucket().refusal().is_some());
 }
 
 #[tokio::test]
