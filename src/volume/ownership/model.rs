@@ -12,7 +12,7 @@
 //!
 //! With a rule left out, each of the histories that it is there for is found ([`Rules`]).
 
-use super::explore::{Counterexample, Model, exhaustively, randomly};
+use super::explore::{Model, exhaustively, randomly};
 use super::{Before, Claims, caretaker, take};
 use crate::catalog::{Dataset, Form, Owner, Properties, State as Stage};
 use crate::types::{ClaimId, FamilyId, HomeId, Incarnation, SessionId, Timestamp};
@@ -873,9 +873,9 @@ fn whole() -> Ownership {
 fn explore(states_max: usize, walks: usize) {
     let model = whole();
     let explored = exhaustively(&model, 64, states_max).unwrap_or_else(|found| panic!("{found:?}"));
-    println!("every interleaving: {explored:?}");
+    println!("every interleaving: {} states, {} steps beyond each start", explored.states, explored.depth);
     let walked = randomly(&model, 1, walks, 60).unwrap_or_else(|found| panic!("{found:?}"));
-    println!("random walks: {walked:?}");
+    println!("random walks: {} states, up to {} steps beyond a start", walked.states, walked.depth);
 }
 
 #[test]
