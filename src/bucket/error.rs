@@ -125,6 +125,8 @@ pub(super) fn meaning(error: &object_store::Error) -> Meaning {
         E::AlreadyExists { .. } if status(&text) == Some(409) => Meaning::Contended,
         E::AlreadyExists { .. } | E::Precondition { .. } | E::NotModified { .. } => Meaning::Conflict,
         _ if text.contains(NO_HTTP) || text.contains(BARE_REDIRECT) => Meaning::Refused,
+        // An answer to HEAD has no body, and so no code: it may be any of those that pass.
+        _ if text.contains(HEAD) && status(&text) == Some(400) => Meaning::Passing,
         E::PermissionDenied { .. } | E::Unauthenticated { .. } => of_code(&text).unwrap_or(Meaning::Denied),
         _ => of_code(&text).or_else(|| status(&text).map(of_status)).unwrap_or(Meaning::Passing),
     }
@@ -180,6 +182,8 @@ fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
     None
 }
 
+/// How the client names the request in the error of one.
+const HEAD: &str = "Error performing HEAD ";
 /// What the client says of a redirect that names no place.
 const BARE_REDIRECT: &str = "Received redirect without LOCATION";
 /// What stores call a request whose path begins with the bucket (Alibaba OSS, Tencent COS, Volcengine TOS).
@@ -299,6 +303,10 @@ mod tests {
         for unsupported in ["501 Not Implemented", "405 Method Not Allowed"] {
             assert_eq!(meaning(&http(unsupported)), Meaning::Unsupported, "{unsupported}");
         }
+        let head = generic(io::Error::other(
+            "Error performing HEAD http://s/b/k in 1ms - Server returned non-2xx status code: 400 Bad Request: ",
+        ));
+        assert_eq!(meaning(&head), Meaning::Passing);
         assert_eq!(meaning(&generic(TimedOut(std::time::Duration::from_secs(1)))), Meaning::Passing);
         let denied = io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
         let local = |io| object_store::Error::Generic { store: "LocalFileSystem", source: Box::new(io) };
