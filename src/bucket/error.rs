@@ -124,7 +124,7 @@ pub(super) fn meaning(error: &object_store::Error) -> Meaning {
         E::NotFound { .. } => Meaning::Absent,
         E::AlreadyExists { .. } if status(&text) == Some(409) => Meaning::Contended,
         E::AlreadyExists { .. } | E::Precondition { .. } | E::NotModified { .. } => Meaning::Conflict,
-        _ if text.contains(NO_HTTP) || text.contains(BARE_REDIRECT) => Meaning::Refused,
+        _ if [NO_HTTP, BARE_REDIRECT, PAST_THE_END].iter().any(|said| text.contains(said)) => Meaning::Refused,
         // An answer to HEAD has no body, and so no code: it may be any of those that pass.
         _ if text.contains(HEAD) && status(&text) == Some(400) => Meaning::Passing,
         E::PermissionDenied { .. } | E::Unauthenticated { .. } => of_code(&text).unwrap_or(Meaning::Denied),
@@ -182,6 +182,8 @@ fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
     None
 }
 
+/// What the client says where a store answers a range that begins behind an object's end as if it did not (azurite).
+const PAST_THE_END: &str = "Wanted range starting at";
 /// How the client names the request in the error of one.
 const HEAD: &str = "Error performing HEAD ";
 /// What the client says of a redirect that names no place.
