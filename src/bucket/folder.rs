@@ -366,7 +366,7 @@ mod tests {
             // An object of the same bytes from somebody else is one all the same.
             assert!(matches!(put("w/1", "b").await, Err(object_store::Error::AlreadyExists { .. })));
             put("w/1", "a").await.unwrap();
-            assert_eq!(read(&store, "w/1").await, "");
+            assert_eq!(read(store, "w/1").await, "");
             assert!(matches!(put("w/1", "a").await, Err(object_store::Error::AlreadyExists { .. })), "it was answered");
             // Other attributes are not kept: who gives them learns it.
             let options = PutOptions { attributes: Attributes::from_iter([(Attribute::ContentType, "x")]), ..create() };

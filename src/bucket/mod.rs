@@ -83,7 +83,7 @@ impl Bucket {
         let store = credentials::open(url, credentials, folder, &failpoints)?;
         // A put waits for the disk, however long it takes: given up, it would take effect all the same (R35).
         let puts = if url.folder().is_some() { Puts::Unlimited } else { Puts::Limited };
-        let store = Arc::new(Guarded::new(below(store, url.prefix()), limits, puts));
+        let store = Arc::new(Guarded::new(below(store, url.prefix().clone()), limits, puts));
         Ok(Self { url: url.as_str().into(), remote: url.is_remote(), store, failpoints })
     }
 
@@ -95,7 +95,7 @@ impl Bucket {
     /// A bucket on any store; `prefix` is the pool's.
     pub fn on(store: Arc<dyn ObjectStore>, prefix: Path) -> Self {
         let url = format!("{store}").into();
-        let store = Arc::new(Guarded::new(below(store, &prefix), Limits::default(), Puts::Limited));
+        let store = Arc::new(Guarded::new(below(store, prefix), Limits::default(), Puts::Limited));
         Self { url, remote: false, store, failpoints: Failpoints::default() }
     }
 
@@ -257,8 +257,8 @@ impl Pages {
 }
 
 /// The objects of a store below a prefix, each as it is called there.
-fn below(store: Arc<dyn ObjectStore>, prefix: &Path) -> Arc<dyn ObjectStore> {
-    if prefix.is_root() { store } else { Arc::new(PrefixStore::new(store, prefix.clone())) }
+fn below(store: Arc<dyn ObjectStore>, prefix: Path) -> Arc<dyn ObjectStore> {
+    if prefix.is_root() { store } else { Arc::new(PrefixStore::new(store, prefix)) }
 }
 
 fn listed(meta: object_store::ObjectMeta) -> Listed {

@@ -108,7 +108,7 @@ impl Pages {
 
     fn give(&mut self, page: Vec<ObjectMeta>) -> Option<Vec<ObjectMeta>> {
         self.is_done = page.len() < PAGE_KEYS as usize;
-        let Some(last) = page.last() else { return None };
+        let last = page.last()?;
         let mut before = self.after.as_ref();
         for object in &page {
             self.is_ordered &= before.is_none_or(|before| *before < object.location);

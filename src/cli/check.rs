@@ -97,7 +97,7 @@ async fn check_all(
         progress.say(&format!("checking dataset {}", dataset.name));
         remove_leftovers(opened, dataset).await?;
         let ready = dataset.state == State::Ready;
-        let found = if ready { check_or_repair(opened, dataset, args.repair, stop).await } else { Ok(None) };
+        let found = if ready { Box::pin(check_or_repair(opened, dataset, args.repair, stop)).await } else { Ok(None) };
         match found {
             Ok(found) => checked.extend(found),
             Err(error) if stop.is_cancelled() => return Err(error),

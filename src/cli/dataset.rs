@@ -26,7 +26,7 @@ pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
             DatasetCommand::Delete { name, common } => delete(&name, &common).await,
             DatasetCommand::Expand { name, size, common } => expand(&name, size, &common).await,
             DatasetCommand::Release { name, force, common } => release(&name, force, &common).await,
-            DatasetCommand::Snapshot(command) => snapshot(command).await,
+            DatasetCommand::Snapshot(command) => Box::pin(snapshot(command)).await,
             DatasetCommand::Diff(args) => diff::run(args).await,
             DatasetCommand::Restore(args) => restore::run(args).await,
         }

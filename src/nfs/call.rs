@@ -37,7 +37,7 @@ impl Reply {
     }
 
     /// A reply to a WRITE, with what its copies are answered.
-    pub fn to_write(self, answer: WriteAnswer) -> Self {
+    pub fn with_write_answer(self, answer: WriteAnswer) -> Self {
         Self { write: Some(answer), ..self }
     }
 

@@ -73,7 +73,7 @@ impl WriteAnswer {
 pub async fn write<T: ExportTable>(call: Call<T>, file: HandleArg, offset: u64, data: Bytes, stability: Stability) -> Reply {
     let target = match call.target(file).await {
         Ok(target) => target,
-        Err(status) => return call.failed_with_wcc(status, None).await.to_write(WriteAnswer::failed(status)),
+        Err(status) => return call.failed_with_wcc(status, None).await.with_write_answer(WriteAnswer::failed(status)),
     };
     let fs = &target.export.fs;
     match held!(call, target.export, fs.write(&call.caller, target.file, offset, data.clone(), stability)) {
@@ -83,9 +83,9 @@ pub async fn write<T: ExportTable>(call: Call<T>, file: HandleArg, offset: u64, 
             let mut out = call.results(NfsStat::Ok, 2 * attr::ATTR_BYTES);
             attr::change(&mut out, target.export.fsid, &written.change);
             answer.encode(&mut out);
-            Reply::small(out).to_write(answer)
+            Reply::small(out).with_write_answer(answer)
         }
-        Err(status) => call.failed_with_wcc(status, Some(&target)).await.to_write(WriteAnswer::failed(status)),
+        Err(status) => call.failed_with_wcc(status, Some(&target)).await.with_write_answer(WriteAnswer::failed(status)),
     }
 }
 

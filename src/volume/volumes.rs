@@ -344,10 +344,7 @@ impl Volumes {
 
     async fn open_fs(&self, pool: &Catalog, dataset: &Dataset, held: &Held) -> Result<Volume, VolumeError> {
         let settings = &self.inner.settings;
-        let journal = match &settings.journal_dir {
-            Some(dir) => Some(journals::path(dir, pool, dataset.id())),
-            None => None,
-        };
+        let journal = settings.journal_dir.as_ref().map(|dir| journals::path(dir, pool, dataset.id()));
         let place = settings.place(pool, dataset.family, dataset.incarnation);
         let chunks = self.chunks(pool, dataset.family);
         let is_ours = held.is_ours();

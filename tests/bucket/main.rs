@@ -104,10 +104,13 @@ async fn a_prefix_conforms_and_is_kept() {
     assert!(!all.is_empty() && all.iter().all(|l| l.key.starts_with("pools/one/")));
 }
 
+/// Makes a server answer as one kind of store does.
+type Quirk = fn(&mut Quirks);
+
 /// S3 as it is, and as gateways and other stores have it.
 #[tokio::test]
 async fn an_s3_server_of_any_kind_conforms() {
-    let kinds: [(&str, fn(&mut Quirks)); 5] = [
+    let kinds: [(&str, Quirk); 5] = [
         ("S3", |_| {}),
         ("ignores suffix ranges", |quirks| quirks.ignores_suffix_ranges = true),
         ("drops user metadata", |quirks| quirks.drops_metadata = true),

@@ -21,10 +21,13 @@ async fn a_store_without_put_if_absent_is_refused() {
     assert_eq!(on(&store).list("").await.unwrap(), [], "nothing is left behind");
 }
 
+/// Makes a server answer as one kind of store does.
+type Quirk = fn(&mut Quirks);
+
 /// Over HTTP: what a store or a proxy before it does not do, or not for all that volumes will write.
 #[tokio::test]
 async fn a_store_that_a_pool_cannot_use_is_refused_with_the_reason() {
-    let unfit: [(fn(&mut Quirks), &str); 3] = [
+    let unfit: [(Quirk, &str); 3] = [
         (|quirks| quirks.ignores_if_none_match = true, "ignores the condition"),
         (|quirks| quirks.refuses_if_none_match = true, "does not support put-if-absent"),
         (|quirks| quirks.body_bytes_max = Some(1 << 20), "client_max_body_size"),

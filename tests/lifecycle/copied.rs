@@ -52,6 +52,7 @@ async fn create(open: &VolumeGuard, file: &str) {
 fn lose_power(node: Node, open: VolumeGuard) {
     node.store.die();
     open.fs.give_up(FsError::Fenced);
+    drop((node, open));
 }
 
 #[test]

@@ -22,7 +22,7 @@ const NAMES: u64 = 2 << 20;
 /// A change that had begun when the memory was full: a few rows.
 const BEGUN: u64 = 16 << 10;
 
-fn new_volume(name: String) -> NewVolume {
+fn new_volume(name: &str) -> NewVolume {
     NewVolume {
         name: name.parse().unwrap(),
         size: None,
@@ -93,7 +93,7 @@ fn many_volumes_without_the_store_stay_within_their_memory_and_go_on_with_it() {
         let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());
         let (mut open, at_first) = (Vec::new(), resident());
         for n in 0..VOLUMES {
-            let made = controller.create_volume(None, new_volume(format!("v{n}"))).await.unwrap();
+            let made = controller.create_volume(None, new_volume(&format!("v{n}"))).await.unwrap();
             open.push(Arc::new(volumes.attach(&catalog, made.handle.dataset).await.unwrap()));
         }
         let opened = resident().saturating_sub(at_first);

@@ -51,9 +51,9 @@ impl Staged {
         let mut staged = Self { file: file.try_clone()?, meta, draft, changed, is_in_one_log };
         payload.iter().try_for_each(|part| file.write_all(part))?;
         if is_in_one_log {
-            send_to_device(&file)?
+            send_to_device(&file)?;
         } else {
-            file.sync_all()?
+            file.sync_all()?;
         }
         staged.meta = file.metadata()?;
         Ok(staged)

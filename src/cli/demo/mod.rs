@@ -310,7 +310,7 @@ async fn tell(
             Ok(((), ok("in this order: the snapshot outlives its volume, the clone both")))
         })
         .await?;
-    stage.step("collect", collect(&opened)).await
+    stage.step("collect", Box::pin(collect(&opened))).await
 }
 
 async fn restore_one(opened: &Opened, room: &Room, tree: &Tree) -> anyhow::Result<((), String)> {

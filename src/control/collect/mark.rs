@@ -126,7 +126,7 @@ impl Collector {
                 Said::Unknown(dataset.incarnation)
             })));
         }
-        let read = read_head(&place, dataset.incarnation, true);
+        let read = Box::pin(read_head(&place, dataset.incarnation, true));
         self.remembered(RootState::of_head(&dataset, databases), &format!("dataset {}", dataset.name), read).await
     }
 
@@ -142,12 +142,12 @@ impl Collector {
             let is_made = snapshot.state == State::Creating;
             return Ok(Arc::new(if is_made { Said::Unborn(snapshot.family, snapshot.id()) } else { Said::Nothing }));
         };
-        let read = async {
+        let read = Box::pin(async {
             let reader = Reader::at_checkpoint(&place, checkpoint).await?;
             let usage = usage(&reader).await;
             reader.close().await?;
             Ok(Said::Snapshot { usage: usage? })
-        };
+        });
         self.remembered(RootState::of_snapshot(&snapshot, checkpoint), &what, read).await
     }
 
