@@ -7,14 +7,16 @@
 use super::args::{Args, Procedure};
 use super::budget::{Bytes as ByteBudget, Count, Taken};
 use super::call::{Call, Reply};
+use super::data::WriteAnswer;
 use super::dispatch::{Answer, dispatch};
 use super::duplicate::{Arrived, First};
-use super::export::ExportTable;
+use super::export::{ExportTable, Found};
 use super::mount::{self, MountArgs};
 use super::outbox::{Message, Outbox, SMALL_BYTES};
 use super::record::RecordReader;
 use super::rpc::{self, AUTH_NONE, AUTH_SYS, AuthStat, Identity, MOUNT_PROGRAM, NFS_PROGRAM, Received, Refusal};
 use super::server::{Kept, Shared, Squash, Trust};
+use super::status::NfsStat;
 use crate::fs::api::Caller;
 use bytes::{BufMut, Bytes, BytesMut};
 use std::future::poll_fn;
@@ -259,11 +261,25 @@ impl<T: ExportTable> Connection<T> {
         let first = match id.map(|id| self.shared.duplicates.begin(id, &self.outbox, &self.calls)) {
             Some(Arrived::First(first)) => Some(first),
             Some(Arrived::Joined) => return Begun::Later,
+            // A lost volume answers nothing else, not even what it had answered (R25).
+            Some(Arrived::Answered(_)) if self.is_gone(&args) => {
+                return Begun::Reply(WriteAnswer::failed(NfsStat::Stale).again(xid));
+            }
             Some(Arrived::Answered(answer)) => return Begun::Reply(answer.again(xid)),
             None => None,
         };
         let caller = self.squash(identity.map_or_else(nobody, |identity| identity.caller(id)));
         self.carry_out(Call { shared: self.shared.clone(), xid, caller }, args, first).await
+    }
+
+    /// Whether a WRITE's volume is lost to this process, or not served here.
+    fn is_gone(&self, args: &Args) -> bool {
+        let Args::Write { file: Some(handle), .. } = args else { return false };
+        match self.shared.table.find(handle.export) {
+            Found::Open(export) => export.is_lost(),
+            Found::Opening => false,
+            Found::Unknown => true,
+        }
     }
 
     async fn carry_out(&mut self, call: Call<T>, args: Args, first: Option<First>) -> Begun {
