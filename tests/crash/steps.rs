@@ -28,6 +28,11 @@ const ELSEWHERE: &[(&str, &str)] = &[
     // Two writers of one record that overtake each other; a sweep of what ended a day ago.
     ("catalog.void", "tests/catalog/faults.rs"),
     ("catalog.sweep", "tests/catalog/faults.rs"),
+    // An object of a folder that is linked and not durable yet.
+    ("bucket.folder.linked", "tests/bucket/folder.rs"),
+    // A collector's claim.
+    ("collect.claim", "tests/lifecycle/collecting.rs"),
+    ("collect.claim-released", "tests/lifecycle/collecting.rs"),
     // A snapshot whose creation nobody finished.
     ("collect.snapshot.given-up", "tests/lifecycle/unfinished.rs"),
     // A clone whose creation nobody finished; a checkpoint that came too late.
