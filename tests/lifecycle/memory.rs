@@ -126,7 +126,7 @@ fn many_volumes_without_the_store_stay_within_their_memory_and_go_on_with_it() {
         }
         // A volume that is closed holds nothing, once the last of its tasks has ended.
         for _ in 0..300 {
-            if cache.unflushed() == 0 {
+            if (cache.unflushed(), memory.names_held()) == (0, 0) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
