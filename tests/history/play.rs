@@ -284,6 +284,7 @@ impl Player {
             // A process that died while it read a snapshot keeps it for an hour.
             let later = SystemTime::now() + Duration::from_secs(2 * 3600);
             process.catalog.sweep_readers(later).await.map_err(|error| error.to_string())?;
+            work::a_day_later(&process).await?;
             let mut left = vec![];
             for _ in 0..LAST_COLLECTIONS {
                 let done = process.collect(Where::Here).await.map_err(|error| format!("the last collection: {error}"))?;

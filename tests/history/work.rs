@@ -11,7 +11,7 @@ use zerofs_csi::catalog::State;
 use zerofs_csi::control::{ControlError, Source};
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileRef, FileSystem, SetAttr, Stability};
-use zerofs_csi::types::{Class, Classify, EntryName, SnapshotHandle, VolumeHandle};
+use zerofs_csi::types::{Class, Classify, EntryName, SnapshotHandle, Timestamp, VolumeHandle};
 
 /// Repetitions of a call that says that it may be repeated.
 pub const TRIES: usize = 12;
@@ -150,6 +150,29 @@ pub async fn create(process: &Process, model: &mut Model, name: &str, from: &Ori
         Err(error) => return Err(format!("creating {name} from {from:?}: {error} ({:?})", error.class())),
     }
     model.pending = None;
+    Ok(())
+}
+
+/// Lets a day pass for what was begun and never finished: a put of a process that died may arrive when nobody asks for it any more.
+pub async fn a_day_later(process: &Process) -> Result<(), String> {
+    const DAY_NANOS: i64 = 25 * 3600 * 1_000_000_000;
+    let catalog = &process.catalog;
+    let begun = |state: &State| *state == State::Creating;
+    let earlier = |at: Timestamp| Timestamp::from_nanos(at.as_nanos() - DAY_NANOS);
+    for at in catalog.datasets().await.unwrap().into_iter().filter(|at| begun(&at.record.state)) {
+        let aged = catalog.update_dataset(at.record.id(), |dataset| {
+            dataset.created = earlier(dataset.created);
+            Ok(())
+        });
+        aged.await.map_err(|error| error.to_string())?;
+    }
+    for at in catalog.snapshots(None).await.unwrap().into_iter().filter(|at| begun(&at.record.state)) {
+        let aged = catalog.update_snapshot(at.record.id(), |snapshot| {
+            snapshot.created = earlier(snapshot.created);
+            Ok(())
+        });
+        aged.await.map_err(|error| error.to_string())?;
+    }
     Ok(())
 }
 
