@@ -26,7 +26,7 @@ use crate::catalog::{Dataset, Owner};
 use crate::fs::Restored;
 use crate::fs::api::FileSystem;
 use crate::fs::db::{CheckpointId, Detached};
-use crate::types::{Class, Classify, DatasetId, Incarnation, PackId, SessionId};
+use crate::types::{ClaimId, Class, Classify, DatasetId, Incarnation, PackId, SessionId};
 use crate::volume::{Closing, Volume, VolumeGuard, Volumes};
 use futures::FutureExt;
 use serde::de::DeserializeOwned;
@@ -46,7 +46,7 @@ const FORMAT_PRESENT: u32 = 3;
 /// Asks for the sealing of packs (R12).
 const FORMAT_SEAL: u32 = 7;
 /// Asks for a volume that is not used there any more (R27).
-const FORMAT_HAND_OVER: u32 = 4;
+const FORMAT_HAND_OVER: u32 = 10;
 /// Asks for a restore in place, or how far it is.
 const FORMAT_RESTORE: u32 = 9;
 /// A letter or answer is far smaller; a larger object is none.
@@ -83,6 +83,9 @@ struct Letter {
     /// What an answer to the restore gave: whoever asks has heard it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ticket: Option<Incarnation>,
+    /// The claim that a hand-over is about: void for any other (R31).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    claim: Option<ClaimId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,13 +102,13 @@ enum Wish {
     Detach,
     Present,
     Seal(Vec<PackId>),
-    HandOver,
+    HandOver(ClaimId),
     Restore(RestoreInPlace, Option<Incarnation>),
 }
 
 impl Letter {
     fn about(dataset: DatasetId, format: u32) -> Self {
-        Self { format, dataset, checkpoint: None, packs: vec![], restore: None, ticket: None }
+        Self { format, dataset, checkpoint: None, packs: vec![], restore: None, ticket: None, claim: None }
     }
 
     fn wish(&self) -> Result<Wish, String> {
@@ -113,7 +116,7 @@ impl Letter {
             (FORMAT, Some(checkpoint), None) => Ok(Wish::Checkpoint(checkpoint)),
             (FORMAT_DETACH, None, None) => Ok(Wish::Detach),
             (FORMAT_PRESENT, None, None) => Ok(Wish::Present),
-            (FORMAT_HAND_OVER, None, None) => Ok(Wish::HandOver),
+            (FORMAT_HAND_OVER, None, None) => self.claim.map(Wish::HandOver).ok_or_else(|| "it names no claim".to_owned()),
             (FORMAT_SEAL, None, None) => {
                 let packs: Result<_, _> = self.packs.iter().map(|pack| pack.parse()).collect();
                 packs.map(Wish::Seal).map_err(|error| format!("it does not understand the request: {error}"))
@@ -218,7 +221,7 @@ pub(super) async fn ask_to_hand_over(
     owner: &Owner,
     limit: Duration,
 ) -> Result<(), ControlError> {
-    let letter = Letter::about(dataset, FORMAT_HAND_OVER);
+    let letter = Letter { claim: Some(owner.claim), ..Letter::about(dataset, FORMAT_HAND_OVER) };
     send(pool, &format!("handing over of volume {name}"), owner, &letter, limit).await
 }
 
@@ -383,9 +386,9 @@ impl Desk {
 
     /// `None`: the volume is not open yet, or not any more; the asker waits, and then looks at the record again.
     async fn answer(&mut self, pool: &Pool, dataset: DatasetId, wish: Wish) -> Option<serde_json::Result<Vec<u8>>> {
-        if wish == Wish::HandOver {
+        if let Wish::HandOver(claim) = wish {
             // Also of one that it owns and does not have open (R36).
-            return Some(encode(self.hand_over(pool, dataset).await));
+            return Some(encode(self.hand_over(pool, dataset, claim).await));
         }
         let volume = self.volumes.get(dataset)?;
         Some(match wish {
@@ -393,7 +396,7 @@ impl Desk {
             Wish::Detach => encode(self.detach(volume)),
             Wish::Present => encode(Ok(())),
             Wish::Seal(packs) => encode(volume.fs.seal(&packs).await.map_err(|error| error.to_string())),
-            Wish::HandOver => return None,
+            Wish::HandOver(_) => return None,
             Wish::Restore(wanted, ticket) => {
                 let settings = self.volumes.settings();
                 encode(Ok(self.restores.answer(settings, &pool.catalog, volume, wanted, ticket)))
@@ -401,7 +404,12 @@ impl Desk {
         })
     }
 
-    async fn hand_over(&self, pool: &Pool, dataset: DatasetId) -> Result<(), String> {
+    async fn hand_over(&self, pool: &Pool, dataset: DatasetId, claim: ClaimId) -> Result<(), String> {
+        let record = pool.catalog.dataset_by_id(dataset).await.map_err(|error| error.to_string())?;
+        let owner = record.and_then(|at| at.record.owner);
+        if owner.is_some_and(|owner| owner.claim != claim) {
+            return Err("the request is about an earlier claim of the dataset; read its record again and retry".to_owned());
+        }
         let (mounts, volumes, catalog) = (self.mounts.clone(), self.volumes.clone(), pool.catalog.clone());
         // A task of its own: it goes on when nobody waits any more.
         let closing = tokio::spawn(async move {
@@ -497,9 +505,12 @@ mod tests {
         let text = r#"{"format":2,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai"}"#;
         assert_eq!(serde_json::to_string(&letter).unwrap(), text);
         assert_eq!(serde_json::from_str::<Letter>(text).unwrap().wish(), Ok(Wish::Detach));
-        let ask = Letter::about(id, 4);
-        assert_eq!(serde_json::to_string(&ask).unwrap(), text.replace("2,", "4,"));
-        assert_eq!(ask.wish(), Ok(Wish::HandOver));
+        let claim = ClaimId::from_bytes([6; 16]);
+        let ask = Letter { claim: Some(claim), ..Letter::about(id, 10) };
+        let end = format!(r#","claim":"{claim}"}}"#);
+        assert_eq!(serde_json::to_string(&ask).unwrap(), text.replace("2,", "10,").replace('}', &end));
+        assert_eq!(ask.wish(), Ok(Wish::HandOver(claim)));
+        assert!(Letter::about(id, 10).wish().is_err(), "a hand-over names the claim it is about (R31)");
         let restore = RestoreInPlace {
             call: Incarnation::from_bytes([4; 16]),
             snapshot: crate::types::SnapshotId { dataset: id.incarnation, snapshot: id },

@@ -102,6 +102,43 @@ async fn letter(world: &World, id: &str, text: String) -> serde_json::Value {
     tokio::time::timeout(Duration::from_secs(30), answered).await.unwrap()
 }
 
+/// R31: who asks for a claim that has ended must not get a later one closed.
+#[test]
+fn a_hand_over_of_an_earlier_claim_is_void() {
+    super::run(async {
+        let world = World::new().await;
+        let [volume, other] = [world.create("a", None).await.unwrap().handle, world.create("b", None).await.unwrap().handle];
+        // The owner looks into its mailbox while it has anything open.
+        let _other = world.volumes.open(&world.catalog, other.dataset).await.unwrap();
+        let stop = CancellationToken::new();
+        let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
+        let desk = tokio::spawn(mail::serve(pools, volumes, Arc::new(NoMounts), Duration::from_millis(20), stop.clone()));
+        let claim = async || {
+            let record = world.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
+            record.owner.map(|owner| owner.claim)
+        };
+        let open = async || drop(world.volumes.open(&world.catalog, volume.dataset).await.unwrap());
+        let text = |claim| format!(r#"{{"format":10,"dataset":"{}","claim":"{claim}"}}"#, volume.dataset);
+
+        open().await;
+        let first = claim().await.unwrap();
+        world.volumes.close(volume.dataset).await.unwrap();
+        open().await;
+        let second = claim().await.unwrap();
+        assert_ne!(first, second);
+        let said = letter(&world, "first", text(first)).await;
+        assert!(said["Err"].as_str().is_some_and(|why| why.contains("earlier claim")), "{said}");
+        assert_eq!(claim().await, Some(second));
+        assert!(letter(&world, "none", format!(r#"{{"format":10,"dataset":"{}"}}"#, volume.dataset)).await["Err"].is_string());
+        assert_eq!(claim().await, Some(second));
+        let said = letter(&world, "second", text(second)).await;
+        assert!(said["Ok"].is_null() && said["Err"].is_null(), "{said}");
+        assert_eq!(claim().await, None);
+        stop.cancel();
+        desk.await.unwrap();
+    });
+}
+
 /// A letter that is left behind, or comes late, must not put old files over those that were written since.
 #[test]
 fn a_restore_that_nobody_waits_for_is_not_begun() {
