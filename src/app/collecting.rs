@@ -1,6 +1,6 @@
 //! The collector's turns in a controller or server.
 //!
-//! Of several processes that collect in a pool one does so in each interval: who finds that another has collected since its own last
+//! One of the processes that collect in a pool does so in each interval: whoever finds that another has collected since its own last
 //! turn leaves it at that. After a deletion that came to this process it collects itself, when nobody else is at it.
 
 use crate::control::{Collected, Collector, ControlError, Controller, Pool, Turn};

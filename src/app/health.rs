@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 /// The process before this one may still have the address: it is asked for again after this.
 const BIND_AGAIN: Duration = Duration::from_secs(5);
 /// How long a process may take to say whether it is ready, and how much it may say.
-/// It stays below the `timeoutSeconds` of the chart's probe.
+/// The limit stays below the `timeoutSeconds` of the chart's probe.
 const ASK_LIMIT: Duration = Duration::from_secs(12);
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 
@@ -55,11 +55,11 @@ enum Phase {
     StandingBy,
 }
 
-/// What a process that serves has.
+/// The parts of a serving process that its health is told by.
 struct Serving {
     pools: Pools,
     volumes: Volumes,
-    /// Of a plugin that kubelet shall register.
+    /// The registration, of a plugin that kubelet is to register.
     registration: Option<RegistrationState>,
 }
 
@@ -181,7 +181,7 @@ async fn metrics(State(health): State<Health>) -> impl IntoResponse {
 }
 
 impl Serving {
-    /// What it lacks to be ready, in lines.
+    /// The reasons why it is not ready, one a line.
     fn missing(&self) -> String {
         let pools = self.pools.not_open().into_iter().map(|(pool, why)| format!("pool {pool} is not open yet: {why}\n"));
         let registration = self.registration.iter().filter_map(RegistrationState::missing).map(|why| format!("{why}\n"));

@@ -29,7 +29,7 @@ pub(super) const FLUSH_LIMIT: Duration = Duration::from_secs(15);
 const HOLD_LIMIT: Duration = Duration::from_secs(10);
 /// … and for bringing everything to the store.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
-/// What takes longer makes this process look whether the store refuses it.
+/// Settling that takes longer makes this process check whether the store refuses it.
 const SETTLE_SOON: Duration = Duration::from_secs(3);
 /// In a hand-over, while nothing is: for NFS calls under way to end, …
 pub(super) const REST_LIMIT: Duration = Duration::from_secs(2);
@@ -274,7 +274,7 @@ async fn settle(successor: Successor, parts: &Parts) -> Option<Successor> {
     None
 }
 
-/// What the store of a pool in use says, if it answers and refuses: the credentials of this process have expired, or lost their rights. A store
+/// The refusal of the store of a pool in use, if it answers and refuses: the credentials of this process have expired, or lost their rights. A store
 /// that does not answer says nothing of them.
 async fn refusal(parts: &Parts) -> Option<String> {
     let used = used_pools(parts);

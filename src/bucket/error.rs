@@ -152,7 +152,7 @@ fn of_status(status: u16) -> Meaning {
         // 408 and 429 ask for another attempt (RFC 9110 §15.5.9, RFC 6585 §4).
         408 | 429 | 500.. => Meaning::Passing,
         401 | 403 => Meaning::Denied,
-        // Of an object the store's crate makes a `NotFound`; what is left is the bucket.
+        // The store's crate makes a missing object `NotFound`; the bucket is left.
         404 => Meaning::Missing,
         _ => Meaning::Refused,
     }
@@ -182,13 +182,13 @@ fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
     None
 }
 
-/// What the client says where a store answers a range that begins behind an object's end as if it did not (azurite).
+/// The client's message where a store answers a range behind an object's end as if it were within (azurite).
 const PAST_THE_END: &str = "Wanted range starting at";
 /// How the client names the request in the error of one.
 const HEAD: &str = "Error performing HEAD ";
-/// What the client says of a redirect that names no place.
+/// The client's message for a redirect without a location.
 const BARE_REDIRECT: &str = "Received redirect without LOCATION";
-/// What stores call a request whose path begins with the bucket (Alibaba OSS, Tencent COS, Volcengine TOS).
+/// The error code of stores for a request whose path begins with the bucket (Alibaba OSS, Tencent COS, Volcengine TOS).
 const VIRTUAL_HOSTED_ONLY: [&str; 3] = ["SecondLevelDomainForbidden", "PathStyleDomainForbidden", "InvalidPathAccess"];
 
 /// The HTTP status in an error: the type that holds it is private to the store's crate, its text is not.

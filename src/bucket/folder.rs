@@ -51,7 +51,7 @@ pub(super) struct FolderStore {
     disk: Arc<Disk>,
 }
 
-/// What waits for the disk.
+/// An object on its way to the disk.
 #[derive(Debug)]
 struct Disk {
     mounted: Mounted,

@@ -130,7 +130,7 @@ impl Guarded {
         }
     }
 
-    /// What is there after a put-if-absent whose outcome is in doubt.
+    /// The object that is there after a put-if-absent of unknown outcome.
     async fn find(&self, at: &Path, payload: &PutPayload, options: &PutOptions) -> Result<Found> {
         let wanted = payload.content_length() as u64;
         self.gate.run(Kind::Get, wanted, || self.look(at, payload, options)).await.0
@@ -256,7 +256,7 @@ impl Guarded {
 
 /// Where a put-if-absent failed.
 enum Found {
-    /// What the put, or an earlier attempt of it, wrote.
+    /// The put, or an earlier attempt of it, wrote the object.
     Ours(ObjectMeta),
     Others,
     Nothing,

@@ -113,7 +113,7 @@ pub(super) enum Puts {
 pub(super) struct Gate {
     limits: Limits,
     puts: Puts,
-    /// Of uploads.
+    /// The rate of uploads.
     pub rate: Rate,
     permits: Semaphore,
     counts: [AtomicU64; 5],

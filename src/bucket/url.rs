@@ -88,7 +88,7 @@ impl FromStr for PoolUrl {
         if text.len() > URL_BYTES_MAX {
             return Err(bad(&format!("longer than {URL_BYTES_MAX} bytes")));
         }
-        // What a URL's parser would quietly leave out or resolve: keys stand below the prefix as it is given.
+        // A URL's parser would quietly leave these out or resolve them: keys stand below the prefix as it is given.
         if text.chars().any(|c| c.is_ascii_control()) || text.trim() != text {
             return Err(bad("spaces around it, or control characters in it: write a space inside a prefix as %20"));
         }

@@ -53,7 +53,7 @@ impl Catalog {
         }
     }
 
-    /// What is in the session's folder, by one request: its heartbeats, the revocations of its claims, requests of others.
+    /// Lists the session's folder by one request: its heartbeats, the revocations of its claims, requests of others.
     pub async fn node_signs(&self, session: SessionId) -> Result<Signs, CatalogError> {
         let prefix = folder(session);
         let listed = self.bucket().list(&prefix).await;

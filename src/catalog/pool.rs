@@ -212,7 +212,7 @@ async fn check_store(bucket: &Bucket) -> Result<(), CatalogError> {
     Ok(())
 }
 
-/// What a probe wrote is removed whatever it found; a store that cannot delete has said so already, or says so here.
+/// The probe's objects are removed whatever it found; a store that cannot delete has said so already, or says so here.
 async fn removing(bucket: &Bucket, key: &str, probed: Result<(), CatalogError>) -> Result<(), CatalogError> {
     let removed = bucket.delete(&[key.to_owned()]).await;
     probed?;

@@ -59,7 +59,7 @@ pub fn run(args: CheckArgs) -> anyhow::Result<()> {
     })
 }
 
-/// What can be done about an object of a database that cannot be read: nothing of ours makes it whole.
+/// Advice for an object of a database that cannot be read: no command of ours can rebuild it.
 const DAMAGED: &str = "an object of its database is damaged or missing, and what is in it cannot be read: put the object back from another \
                        version or copy of the bucket; otherwise clone, or restore from, a snapshot that `check` finds clean";
 

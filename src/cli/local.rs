@@ -50,7 +50,7 @@ pub enum Owner {
     Mine,
 }
 
-/// What became of the attributes of an object that is there.
+/// The outcome of setting the attributes of an object that is there.
 #[derive(Debug)]
 pub struct Made {
     pub owner: Owner,
@@ -116,7 +116,7 @@ fn id(fd: impl AsFd) -> io::Result<(u64, u64)> {
     Ok((found.st_dev, found.st_ino))
 }
 
-/// What cannot be opened is changed by its path alone.
+/// An object that cannot be opened is changed by its path alone.
 fn chmod_held(held: &OwnedFd, mode: Mode) -> rustix::io::Result<()> {
     rustix::fs::chmodat(CWD, format!("/proc/self/fd/{}", held.as_raw_fd()).as_str(), mode, AtFlags::empty())
 }
@@ -309,7 +309,7 @@ mod tests {
             if folder == "to/sub" {
                 local.enter(os("sub")).unwrap();
             }
-            // What was entered is the folder that was meant, wherever it is by now.
+            // The folder that was entered is the one that was meant, wherever it is by now.
             swap(room.path(), folder);
             local.make_file(os("new")).unwrap();
             local.make_folder(os("folder")).unwrap();

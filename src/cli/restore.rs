@@ -55,7 +55,7 @@ pub struct Restored {
 pub trait Watch: Sync {
     /// How far it is.
     fn at(&self, _done: &Restored) {}
-    /// What went wrong with one object.
+    /// The failure of one object.
     fn failed(&self, why: &str);
 }
 
@@ -181,7 +181,7 @@ impl Links {
     }
 }
 
-/// What could not be restored.
+/// The objects that could not be restored.
 #[derive(Default)]
 struct Failures {
     objects: u64,

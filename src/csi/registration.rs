@@ -28,7 +28,7 @@ pub struct Registrar {
     pub registry_dir: PathBuf,
     /// The CSI socket, as kubelet sees it: `<kubeletDir>/plugins/<driver>/csi.sock`.
     pub endpoint: PathBuf,
-    /// What kubelet answers.
+    /// The answer of kubelet.
     pub state: RegistrationState,
 }
 

@@ -96,7 +96,7 @@ pub struct FsOptions {
     pub journal: Option<PathBuf>,
     /// Owner, group and mode of the root directory when the dataset is new.
     pub root: RootAttr,
-    /// What mtimes and ctimes are told by.
+    /// The clock of mtimes and ctimes.
     pub clock: WallClock,
 }
 
@@ -223,7 +223,7 @@ impl Fs {
         self.answer(cut).await
     }
 
-    /// What of the dataset's database is damaged so that it cannot be compacted: before long it takes no change any more.
+    /// The damage that keeps the dataset's database from being compacted: before long it refuses every change.
     pub fn damage(&self) -> Option<FsError> {
         self.names.committer.damage()
     }

@@ -89,7 +89,7 @@ pub fn may_remove(caller: &Caller, dir: &Inode, child: &Inode) -> Result<(), FsE
     if dir.mode & STICKY == 0 || owner { Ok(()) } else { Err(FsError::NotOwner) }
 }
 
-/// What may be set at all, whoever asks.
+/// Checks that attributes may be set at all, whoever asks.
 pub fn check(set: &SetAttr) -> Result<(), FsError> {
     if [set.uid, set.gid].into_iter().flatten().all(is_owner) { Ok(()) } else { Err(NO_OWNER) }
 }

@@ -94,7 +94,7 @@ impl RestoreError {
     }
 }
 
-/// What was left out.
+/// The objects that were left out.
 #[derive(Default)]
 struct LeftOut {
     count: u64,

@@ -33,13 +33,13 @@ pub async fn read<T: ExportTable>(call: Call<T>, file: HandleArg, offset: u64, c
     }
 }
 
-/// What a WRITE answered, attributes left out: what is remembered of it for its copies (R36).
+/// The answer of a WRITE without attributes, as it is remembered for its copies (R36).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteAnswer {
     status: NfsStat,
     count: u32,
     committed: Stability,
-    /// Of the opening that took the data: with a later one's, a client would believe that to have data which was lost (R18).
+    /// The verifier of the opening that took the data: with a later one a client would believe lost data to be kept (R18).
     verifier: [u8; 8],
 }
 

@@ -65,13 +65,13 @@ pub struct First {
     open: bool,
 }
 
-/// What a call that arrives is.
+/// How an arriving call relates to earlier ones.
 #[derive(Debug)]
 pub enum Arrived {
     First(First),
-    /// It is under way: its reply will go to this connection too.
+    /// The call is under way: its reply will go to this connection too.
     Joined,
-    /// It was a WRITE, and was answered so.
+    /// The call was a WRITE with this answer.
     Answered(WriteAnswer),
 }
 

@@ -86,7 +86,7 @@ pub enum MountRefused {
     Unavailable(String),
 }
 
-/// What a path that MNT asks for leads to.
+/// The export and the folder below it that a path of MNT names.
 pub struct MountPoint<F> {
     pub export: Arc<Export<F>>,
     /// The rest of the path: of a directory below the root, or empty.

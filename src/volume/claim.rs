@@ -109,7 +109,7 @@ impl<'a> Openings<'a> {
     }
 }
 
-/// What to say when the record is another claim's. `owner`: the record's.
+/// The error for a record that is another claim's. `owner`: the record's.
 pub(super) fn lost_to(dataset: String, owner: Option<Owner>) -> VolumeError {
     match owner.filter(|owner| !ownership::is_caretaker(owner)) {
         Some(owner) => VolumeError::Owned { dataset, node: owner.node.clone(), owner: Box::new(owner) },
@@ -120,7 +120,7 @@ pub(super) fn lost_to(dataset: String, owner: Option<Owner>) -> VolumeError {
     }
 }
 
-/// Of exactly this claim.
+/// True for exactly this claim.
 pub(super) fn own(mine: ClaimId) -> impl Fn(ClaimId) -> bool + Send + Sync {
     move |claim| claim == mine
 }

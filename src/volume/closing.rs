@@ -138,7 +138,7 @@ impl Volumes {
             return Ok(());
         };
         if !fs.may_close_again().await {
-            // What was acknowledged is in the store and the journal; opening it anew brings it back.
+            // Acknowledged changes are in the store and the journal; opening it again replays them.
             fs.abandon_within(ABANDON_LIMIT).await;
             place.failed();
         }
@@ -173,7 +173,7 @@ impl Volumes {
         })
     }
 
-    /// What an opening that failed has left is closed, unless the opening is repeated.
+    /// Closes what a failed opening left, unless the opening is retried.
     pub(super) fn close_unless_repeated(&self, place: &Arc<Place>) {
         self.close_later(place, self.lease().lease * REPEATED_WITHIN);
     }

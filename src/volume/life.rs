@@ -16,7 +16,7 @@
 //! Until then it keeps its place in the process. A step of a close that fails leaves the phase as it is, and is tried again; whoever wants the volume
 //! meanwhile has the close finished first, and then opens it anew. Only a volume that has to be opened for its journal is opened at once.
 //!
-//! It makes no request, and knows no time: [`super::closing`] does the steps.
+//! The type makes no request and knows no time: [`super::closing`] does the steps.
 
 /// Where a volume is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,10 +44,10 @@ pub(super) enum Step {
     Settle,
 }
 
-/// What became of a claim whose opening failed.
+/// The state of a claim whose opening failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claim {
-    /// It was not tried: nothing is known of the record.
+    /// The claim was not tried: nothing is known of the record.
     NotTried,
     /// The record names another, or does not exist: it is not to be had, and nothing of it is this session's.
     Refused,
@@ -62,7 +62,7 @@ pub(super) enum Claim {
 /// Why a volume is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// It is not to be used here any more, whoever holds it.
+    /// The volume is unmounted here, whoever still holds it.
     Unmounted,
     /// Nobody uses it, or another node asks for it: it is closed unless somebody here holds it.
     Unused,
@@ -70,7 +70,7 @@ pub enum Reason {
     Revoked,
 }
 
-/// What one that wants a volume has to do.
+/// The next action of a caller that wants a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Want {
     Use,
@@ -79,7 +79,7 @@ pub(super) enum Want {
     Close,
 }
 
-/// What one that closes a volume has to do.
+/// The next action of a caller that closes a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Close {
     Nothing,
@@ -178,12 +178,12 @@ impl Life {
         self.phase = Phase::Closing(Step::Release);
     }
 
-    /// It can neither be flushed nor closed any more: what it acknowledged is in the journal and in the store.
+    /// The volume can no longer be flushed or closed: what it acknowledged is in the journal and in the store.
     pub fn failed(&mut self) {
         self.phase = Phase::Closing(Step::Recover);
     }
 
-    /// It was opened for its journal, and is to be closed.
+    /// The volume was opened for its journal, and is to be closed.
     pub fn reopened(&mut self) {
         *self = Self { phase: Phase::Closing(Step::Flush), unsettled: false };
     }

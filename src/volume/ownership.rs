@@ -2,7 +2,7 @@
 //!
 //! An owner takes back what its own folder of journals has once the run before it is known to be
 //! over ([`super::home`]), and nothing because of a name: two nodes of one name may both be alive.
-//! What another has is taken only when its lease has expired.
+//! Another owner's dataset is taken only when its lease has expired.
 //!
 //! Every claim has an id of its own, also one by the session that had the dataset before (R31):
 //! what was found out about an earlier claim, and what is still under way for it (its release, a

@@ -71,7 +71,7 @@ struct Inside {
 #[derive(Clone)]
 pub(super) struct Open {
     pub volume: Arc<Volume>,
-    /// What lets it answer, until it is dropped.
+    /// The lease guard: it may answer until this is dropped.
     pub held: Arc<Held>,
     /// Ends the watcher.
     pub closed: CancellationToken,

@@ -401,7 +401,7 @@ impl Volumes {
         });
     }
 
-    /// What only the journal has of it is recovered, unless it is another's.
+    /// Recovers what only the journal holds, unless the dataset is another owner's.
     async fn lose(&self, place: &Arc<Place>, volume: &Volume, why: FsError) {
         let _turn = place.turn.lock().await;
         // Whoever closes it sees to the rest.

@@ -1,4 +1,4 @@
-//! What a controller learns from Kubernetes about the machines that own volumes: it watches the
+//! The controller learns from Kubernetes about the machines that own volumes: it watches the
 //! Nodes, and revokes the claims (R27) of a machine that is tainted out-of-service or whose Node is
 //! gone. An owner that is alive there gives the volume up within a heartbeat; nobody waits for a
 //! node that only Kubernetes has lost.

@@ -72,7 +72,7 @@ impl Serving {
         self.exports.park(self.id, &used, last).await
     }
 
-    /// What a call with a handle of before finds, once it has waited.
+    /// The export that a call with an earlier handle finds, once it has waited.
     async fn found(&self) -> Arc<Export<Served>> {
         let export = export_id(self.id);
         let waited = match self.table.find(export) {

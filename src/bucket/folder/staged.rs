@@ -28,7 +28,7 @@ pub(super) struct Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        // What cannot be removed is a draft that nobody sees.
+        // A draft that cannot be removed is seen by nobody.
         let _gone = self.draft.as_ref().map(std::fs::remove_file);
     }
 }

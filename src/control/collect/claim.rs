@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 /// How often whoever waits for the claim looks at it.
 pub(super) const LOOK: Duration = Duration::from_secs(2);
 
-/// What this process knows of the claim in each pool.
+/// The collector claim of each pool, as far as this process knows it.
 #[derive(Default)]
 pub(super) struct Claims(HashMap<PoolId, Known>);
 

@@ -118,7 +118,7 @@ impl Remembered {
     }
 }
 
-/// What became of a collection that was to be the only one.
+/// The outcome of a collection that is made only when no other process collects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Turn {
     Done(Collected),

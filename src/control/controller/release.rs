@@ -130,7 +130,7 @@ impl Controller {
         let waited = take::until_stopped(pool, &self.volumes, dataset.id(), owner, Life::Tolerated).await?;
         if let Outcome::Stopped(expired) = waited {
             match release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &expired).await {
-                // It came back, or another node was faster: whose it is now is looked at again.
+                // The owner came back, or another node was faster: the record is read again.
                 Err(VolumeError::Owned { .. }) => {}
                 released => released?,
             }

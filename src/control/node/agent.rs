@@ -21,7 +21,7 @@ pub struct NodeSettings {
     /// Where staged volumes are written down, a file each, and nothing else: it must outlive the process, and need not outlive
     /// the machine's run.
     pub staged_dir: PathBuf,
-    /// What kubelet knows the driver by: names the plugin's own folder in kubelet's.
+    /// The driver's name, which is also the name of its folder below kubelet's plugins.
     pub driver: String,
     /// The port of every endpoint: outside of the ephemeral range, so that no client happens to sit on it.
     pub nfs_port: u16,

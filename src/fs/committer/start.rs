@@ -123,7 +123,7 @@ pub async fn void_journals(place: &DbPlace, expected: Epoch) -> Result<Epoch, Fs
         (superblock.writer_epoch, superblock.settled) = (db.epoch().0, 0);
         db.write(vec![(key::superblock(), Some(superblock.encode()))]).await?;
     }
-    // It is flushed by this.
+    // This flushes it.
     db.close().await?;
     step(failpoints, "fs.commit.after-void").await?;
     Ok(db.epoch())

@@ -21,7 +21,7 @@ const SUSPICIOUS: Duration = Duration::from_secs(60);
 /// Reading everything passes by the cache of the process, which may have what the store has not any more.
 const CACHE_BYTES: u64 = 4 << 20;
 
-/// What is known of the tables of an open database.
+/// The known damage of an open database's tables.
 #[derive(Debug)]
 pub(super) struct Damage(watch::Sender<Option<FsError>>);
 

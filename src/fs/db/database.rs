@@ -119,7 +119,7 @@ impl Database {
         self.db.snapshot().map(|snapshot| View { snapshot }).map_err(|error| fs_error("taking a view", &error))
     }
 
-    /// What it holds of the memory that databases share.
+    /// Its share of the memory that databases have together.
     pub fn memory(&self) -> &Account {
         &self.memory
     }
@@ -201,7 +201,7 @@ impl Database {
             return Ok(existing.id.into());
         }
         compaction::wait_for_room(&self.db, &self.damage).await?;
-        // It flushes the MemTable.
+        // The checkpoint flushes the MemTable.
         self.flushes.store(0, Ordering::Relaxed);
         let options = CheckpointOptions { name: Some(name.to_owned()), ..CheckpointOptions::default() };
         let created = self.db.create_checkpoint(CheckpointScope::All, &options);
@@ -218,7 +218,7 @@ impl Database {
         detach::detach(&self.db, &self.place, readers, &self.turn, &self.stop).await
     }
 
-    /// What keeps the database from being compacted.
+    /// The damage that keeps the database from being compacted.
     pub fn damage(&self) -> Option<FsError> {
         self.damage.found()
     }

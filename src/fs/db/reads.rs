@@ -131,7 +131,7 @@ impl ReadStore {
         at.prefix_match(&self.wal).is_some()
     }
 
-    /// What is known of an object of the log; `None`: ask the store.
+    /// The listed entry of a log object; `None`: ask the store.
     async fn known(&self, at: &Path) -> Option<Result<ObjectMeta>> {
         if self.opened.load(Ordering::Acquire) || !self.is_wal(at) {
             return None;

@@ -40,7 +40,7 @@ pub(super) const CACHE_SHARDS: usize = 8;
 
 /// Memory of rows that are in no stored table yet, for all databases of a process, where nothing else is said.
 pub(super) const UNFLUSHED_BYTES: u64 = 28 << 20;
-/// What a row takes beside its key and value: the MemTable's node, and its places in the queue and the WAL.
+/// Bytes of a row beside its key and value: the MemTable's node, and its places in the queue and the WAL.
 pub(super) const ROW_BYTES: u64 = 256;
 
 /// Readers and compactions can simply be started again.

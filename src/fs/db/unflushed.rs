@@ -85,7 +85,7 @@ impl Unflushed {
     }
 }
 
-/// What one open database holds. Dropped, it holds nothing.
+/// The memory of one open database. Dropping it gives everything back.
 pub struct Account {
     memory: Arc<Unflushed>,
     held: AtomicU64,

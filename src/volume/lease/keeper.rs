@@ -54,7 +54,7 @@ pub struct Begun {
 }
 
 impl Keeper {
-    /// Of this session, as `owner` names it. `mailbox`: is woken when somebody waits for an answer of this session.
+    /// A renewer for this session, as `owner` names it. `mailbox`: is woken when somebody waits for an answer of this session.
     pub fn new(catalog: Catalog, owner: &Owner, settings: LeaseSettings, mailbox: Arc<Notify>) -> Self {
         let heartbeat = Heartbeat { node: owner.node.clone(), lease_millis: owner.lease_millis, boot: settings.clock.boot() };
         Self(Arc::new(Shared {

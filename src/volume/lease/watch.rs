@@ -16,7 +16,7 @@ pub struct ExpiredLease {
 }
 
 impl ExpiredLease {
-    /// What is known in another way.
+    /// Evidence that does not come from heartbeats.
     pub(in crate::volume) fn of(dataset: DatasetId, owner: Owner) -> Self {
         Self { dataset, owner }
     }
@@ -40,7 +40,7 @@ pub enum Verdict {
     },
 }
 
-/// What looks at the signs of a claim's owner have shown, by the watcher's clock. Pure: [`Watch`]
+/// The result of looking at the heartbeats of a claim's owner, by the watcher's clock. Pure: [`Watch`]
 /// does the looking.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(in crate::volume) struct Seen {

@@ -38,7 +38,7 @@ impl<S: Debug> Debug for Counterexample<S> {
     }
 }
 
-/// What was explored without finding anything.
+/// The extent of an exploration that found nothing.
 #[derive(Debug)]
 pub struct Explored {
     pub states: usize,

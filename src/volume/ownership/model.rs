@@ -1,4 +1,4 @@
-//! What two nodes and a controller can do to one dataset, with a store that may take a record's
+//! The steps that two nodes and a controller can take on one dataset, with a store that may take a record's
 //! next version late. The decisions are the program's own: [`take`], [`Claims`], [`Seen`]; the rest
 //! is as little of it as shows what they are worth.
 //!
