@@ -44,7 +44,8 @@ impl Pages {
         for attempt in 0.. {
             match self.rest(&mut found).await {
                 Ok(()) => break,
-                Err(error) if meaning(&error) == Meaning::Passing && self.gate.pause(attempt, deadline).await => {
+                // One that gave out nothing was tried for all of its time already.
+                Err(error) if meaning(&error) == Meaning::Passing && self.given > 0 && self.gate.pause(attempt, deadline).await => {
                     tracing::debug!(%error, "a listing begins anew");
                     self = Self::new(self.store, self.gate, self.prefix, after.clone());
                     found.clear();
