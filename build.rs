@@ -17,14 +17,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The messages with a field marked `csi_secret`: they get no `Debug`, so that no log line can ever show one.
-fn secret_messages(pool: &protox::prost_reflect::DescriptorPool) -> Result<Vec<String>, Box<dyn Error>> {
-    let secret = pool.get_extension_by_name("csi.v1.csi_secret").ok_or("csi.proto defines no csi_secret")?;
-    let is_secret = |options: protox::prost_reflect::DynamicMessage| options.get_extension(&secret).as_bool() == Some(true);
+/// The messages with a field marked `csi_secret`: they get no `Debug`, so that no log line can ever
+/// show one.
+fn secret_messages(
+    pool: &protox::prost_reflect::DescriptorPool,
+) -> Result<Vec<String>, Box<dyn Error>> {
+    let secret =
+        pool.get_extension_by_name("csi.v1.csi_secret").ok_or("csi.proto defines no csi_secret")?;
+    let is_secret = |options: protox::prost_reflect::DynamicMessage| {
+        options.get_extension(&secret).as_bool() == Some(true)
+    };
     let found: Vec<String> = pool
         .all_messages()
         .filter(|message| message.fields().any(|field| is_secret(field.options())))
         .map(|message| format!(".{}", message.full_name()))
         .collect();
-    if found.is_empty() { Err("no message of csi.proto holds secrets: has the marking changed?".into()) } else { Ok(found) }
+    if found.is_empty() {
+        Err("no message of csi.proto holds secrets: has the marking changed?".into())
+    } else {
+        Ok(found)
+    }
 }

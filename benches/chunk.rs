@@ -1,4 +1,5 @@
-//! MB/s of chunks: add to stored, read cold, read warm, on a store in memory and on a folder, plain and encrypted.
+//! MB/s of chunks: add to stored, read cold, read warm, on a store in memory and on a folder, plain
+//! and encrypted.
 //!
 //! `cargo bench --bench chunk [-- MIB]`. CPU is the whole process's, the noise's making excluded.
 
@@ -49,7 +50,10 @@ fn noise(chunk: usize, mib: usize) -> Vec<Bytes> {
 }
 
 fn text(chunk: usize, mib: usize) -> Vec<Bytes> {
-    let line = |n: usize| format!("{n} {:x} the quick brown fox {}\n", n.wrapping_mul(0x9e37_79b9_7f4a_7c15), n % 977).into_bytes();
+    let line = |n: usize| {
+        format!("{n} {:x} the quick brown fox {}\n", n.wrapping_mul(0x9e37_79b9_7f4a_7c15), n % 977)
+            .into_bytes()
+    };
     let bytes: Vec<u8> = (0..).flat_map(line).take(mib << 20).collect();
     let bytes = Bytes::from(bytes);
     (0..bytes.len() / chunk).map(|n| bytes.slice(n * chunk..(n + 1) * chunk)).collect()
@@ -90,23 +94,35 @@ async fn read(store: &ChunkStore, refs: &[ChunkRef]) -> usize {
 
 async fn run(name: &str, bucket: &Bucket, keyring: &Keyring, codec: Codec, raw: Vec<Bytes>) {
     let bytes: usize = raw.iter().map(Bytes::len).sum();
-    let fresh = |mib: u64| ChunkStore::new(bucket.clone(), FAMILY, keyring, ChunkCache::memory(mib << 20));
+    let fresh =
+        |mib: u64| ChunkStore::new(bucket.clone(), FAMILY, keyring, ChunkCache::memory(mib << 20));
     let puts = bucket.requests().put;
     let meter = Meter::start();
     let refs = write(&fresh(64), codec, raw).await;
     let puts_per_gib = (bucket.requests().put - puts) as f64 * (1 << 30) as f64 / bytes as f64;
     let stored: u64 = refs.iter().map(|chunk| u64::from(chunk.stored_len)).sum();
     let ratio = stored as f64 / bytes as f64;
-    meter.show(&format!("{name} add+stored"), bytes, &format!("{puts_per_gib:.0} PUTs/GiB, {ratio:.3} stored per byte"));
+    meter.show(
+        &format!("{name} add+stored"),
+        bytes,
+        &format!("{puts_per_gib:.0} PUTs/GiB, {ratio:.3} stored per byte"),
+    );
     let gets = bucket.requests().get;
     let reader = fresh((bytes >> 20) as u64 * 2);
     let meter = Meter::start();
     assert_eq!(read(&reader, &refs).await, bytes);
-    meter.show(&format!("{name} read cold"), bytes, &format!("{} GETs", bucket.requests().get - gets));
+    meter.show(
+        &format!("{name} read cold"),
+        bytes,
+        &format!("{} GETs", bucket.requests().get - gets),
+    );
     let meter = Meter::start();
     assert_eq!(read(&reader, &refs).await, bytes);
     meter.show(&format!("{name} read warm"), bytes, "");
-    reader.delete(&reader.list().await.unwrap().iter().map(|p| p.pack).collect::<Vec<_>>()).await.unwrap();
+    reader
+        .delete(&reader.list().await.unwrap().iter().map(|p| p.pack).collect::<Vec<_>>())
+        .await
+        .unwrap();
 }
 
 #[tokio::main]
@@ -116,15 +132,35 @@ async fn main() {
     let dir = tempfile::tempdir().unwrap();
     for (place, bucket) in [
         ("memory", Bucket::memory()),
-        ("folder", Bucket::on(Arc::new(LocalFileSystem::new_with_prefix(dir.path()).unwrap()), Path::default())),
+        (
+            "folder",
+            Bucket::on(
+                Arc::new(LocalFileSystem::new_with_prefix(dir.path()).unwrap()),
+                Path::default(),
+            ),
+        ),
     ] {
         for (sealing, keyring) in [("plain", &Keyring::plain(POOL)), ("encrypted", &encrypted)] {
             for kib in [4, 128, 1024] {
                 let name = format!("{place} {sealing} lz4 noise {kib} KiB");
                 run(&name, &bucket, keyring, Codec::Lz4, noise(kib << 10, mib)).await;
             }
-            run(&format!("{place} {sealing} lz4 text 128 KiB"), &bucket, keyring, Codec::Lz4, text(128 << 10, mib)).await;
+            run(
+                &format!("{place} {sealing} lz4 text 128 KiB"),
+                &bucket,
+                keyring,
+                Codec::Lz4,
+                text(128 << 10, mib),
+            )
+            .await;
         }
-        run(&format!("{place} plain zstd text 128 KiB"), &bucket, &Keyring::plain(POOL), Codec::Zstd, text(128 << 10, mib)).await;
+        run(
+            &format!("{place} plain zstd text 128 KiB"),
+            &bucket,
+            &Keyring::plain(POOL),
+            Codec::Zstd,
+            text(128 << 10, mib),
+        )
+        .await;
     }
 }

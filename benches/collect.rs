@@ -1,6 +1,8 @@
-//! Collection of a large pool: time, CPU, requests and memory of a pass that finds nothing, and of one that has half to remove.
+//! Collection of a large pool: time, CPU, requests and memory of a pass that finds nothing, and of
+//! one that has half to remove.
 //!
-//! `cargo bench --bench collect [-- CHUNKS]`: chunks of 4 KiB in as many files of 64; every second file is removed. TMPDIR chooses the disk.
+//! `cargo bench --bench collect [-- CHUNKS]`: chunks of 4 KiB in as many files of 64; every second
+//! file is removed. TMPDIR chooses the disk.
 
 #![allow(clippy::unwrap_used, reason = "a bench stops by panicking")]
 
@@ -75,8 +77,12 @@ async fn pass(process: &Process, what: &str) {
 
 async fn measure(chunks: usize) {
     let dir = tempfile::tempdir().unwrap();
-    let process = Process::new(Catalog::create(folder(dir.path(), Duration::ZERO), None).await.unwrap(), None);
-    let properties = Properties { record_bytes: CHUNK as u32, codec: Codec::Lz4, ..Properties::default() };
+    let process = Process::new(
+        Catalog::create(folder(dir.path(), Duration::ZERO), None).await.unwrap(),
+        None,
+    );
+    let properties =
+        Properties { record_bytes: CHUNK as u32, codec: Codec::Lz4, ..Properties::default() };
     let volume = process.create("source", None, properties).await;
     let meter = Meter::start(process.catalog.bucket());
     fill(&process, volume, chunks).await;
@@ -88,9 +94,15 @@ async fn measure(chunks: usize) {
     pass(&process, "again").await;
     let pool = process.controller.pools().get(None).unwrap();
     let meter = Meter::start(process.catalog.bucket());
-    let space = zerofs_csi::control::space(pool, &process.volumes, None, Accuracy::Exact).await.unwrap();
+    let space =
+        zerofs_csi::control::space(pool, &process.volumes, None, Accuracy::Exact).await.unwrap();
     let at = meter.stop();
-    println!("space, exact: {:.2} s, {} MB peak, {}: {space:?}", at.wall.as_secs_f64(), peak_mb(), requests(at.requests));
+    println!(
+        "space, exact: {:.2} s, {} MB peak, {}: {space:?}",
+        at.wall.as_secs_f64(),
+        peak_mb(),
+        requests(at.requests)
+    );
     process.volumes.close_all().await.unwrap();
     process.controller.delete_volume(volume).await.unwrap();
     pass(&process, "the whole dataset deleted").await;
@@ -99,6 +111,7 @@ async fn measure(chunks: usize) {
 fn main() {
     zerofs_csi::app::bound_allocator();
     let chunks = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(100_000);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(measure(chunks));
 }

@@ -1,5 +1,6 @@
-//! The committer: what submitting, applying and making durable cost, and how waiters share flushes. On a store in memory, in a folder with
-//! fsync on, and in memory with 20 ms a request. For the folder it also times the same disk's bare append and fsync.
+//! The committer: what submitting, applying and making durable cost, and how waiters share flushes.
+//! On a store in memory, in a folder with fsync on, and in memory with 20 ms a request. For the
+//! folder it also times the same disk's bare append and fsync.
 //!
 //! `cargo bench --bench committer [-- SECONDS]`; TMPDIR chooses the disk.
 
@@ -20,7 +21,9 @@ const REQUEST: Duration = Duration::from_millis(20);
 
 fn batch(n: u64) -> Batch {
     let value = Bytes::from(vec![7; 120]);
-    let rows = (0..4).map(|k| (key::inode(InodeNo((n * 4 + k) % 1_000_000)), Some(value.clone()))).collect();
+    let rows = (0..4)
+        .map(|k| (key::inode(InodeNo((n * 4 + k) % 1_000_000)), Some(value.clone())))
+        .collect();
     Batch { rows, ..Batch::default() }
 }
 
@@ -45,7 +48,9 @@ impl Found {
 
     fn show(&mut self, what: &str) {
         self.took.sort_unstable();
-        let at = |part: usize| self.took.get(self.took.len() * part / 100).map_or(0.0, |t| t.as_secs_f64() * 1e3);
+        let at = |part: usize| {
+            self.took.get(self.took.len() * part / 100).map_or(0.0, |t| t.as_secs_f64() * 1e3)
+        };
         let each = |n: f64| n / self.took.len().max(1) as f64;
         println!(
             "{what:<40} {:>9.0}/s  p50 {:>8.3}  p99 {:>8.3} ms  cpu {:>6.1} us  {:.3} PUTs each",
@@ -66,7 +71,13 @@ enum Until {
 }
 
 /// Loops that each submit a batch and wait until it is as safe as asked.
-async fn measure(committer: &Arc<Committer>, bucket: &Bucket, loops: u64, until: Until, time: Duration) -> Found {
+async fn measure(
+    committer: &Arc<Committer>,
+    bucket: &Bucket,
+    loops: u64,
+    until: Until,
+    time: Duration,
+) -> Found {
     let (puts, before, started) = (bucket.requests().put, cpu(), Instant::now());
     let run = |number: u64| {
         let committer = committer.clone();
@@ -109,16 +120,26 @@ fn bare_fsync(folder: &Path, time: Duration) {
         file.sync_all().expect("an fsync");
         took.push(begun.elapsed());
     }
-    Found { took, wall: started.elapsed(), cpu: cpu().saturating_sub(before), puts: 0 }.show("bare append and fsync of 4 KiB");
+    Found { took, wall: started.elapsed(), cpu: cpu().saturating_sub(before), puts: 0 }
+        .show("bare append and fsync of 4 KiB");
 }
 
 async fn store(name: &str, bucket: Bucket, journal: &Path, time: Duration) {
-    let place = DbPlace { bucket: bucket.clone(), incarnation: Incarnation::random(), sealer: None, cache: DbCache::new(64 << 20) };
+    let place = DbPlace {
+        bucket: bucket.clone(),
+        incarnation: Incarnation::random(),
+        sealer: None,
+        cache: DbCache::new(64 << 20),
+    };
     let db = Database::open(&place, None).await.expect("opens");
-    let committer = Committer::start(db, Some(journal), Box::new(|| 0), Failpoints::default()).await.expect("starts");
+    let committer = Committer::start(db, Some(journal), Box::new(|| 0), Failpoints::default())
+        .await
+        .expect("starts");
     let committer = Arc::new(committer);
     for (what, until) in [("submitted", Until::Submitted), ("applied", Until::Applied)] {
-        measure(&committer, &bucket, 16, until, time).await.show(&format!("{name}: {what}, 16 loops"));
+        measure(&committer, &bucket, 16, until, time)
+            .await
+            .show(&format!("{name}: {what}, 16 loops"));
     }
     let mut alone = 0.0;
     for loops in [1, 8, 16, 64] {
@@ -135,16 +156,28 @@ async fn store(name: &str, bucket: Bucket, journal: &Path, time: Duration) {
 fn main() {
     let seconds = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(3);
     let time = Duration::from_secs(seconds);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     runtime.block_on(async {
         let folder = tempfile::tempdir().expect("a folder");
         store("memory", Bucket::memory(), &folder.path().join("memory.journal"), time).await;
-        let slow = ThrottleConfig { wait_put_per_call: REQUEST, wait_get_per_call: REQUEST, ..ThrottleConfig::default() };
-        let slow = Bucket::on(Arc::new(ThrottledStore::new(InMemory::new(), slow)), object_store::path::Path::default());
+        let slow = ThrottleConfig {
+            wait_put_per_call: REQUEST,
+            wait_get_per_call: REQUEST,
+            ..ThrottleConfig::default()
+        };
+        let slow = Bucket::on(
+            Arc::new(ThrottledStore::new(InMemory::new(), slow)),
+            object_store::path::Path::default(),
+        );
         store("20 ms a request", slow, &folder.path().join("slow.journal"), time).await;
         bare_fsync(folder.path(), time);
         let url = format!("file://{}/pool", folder.path().display()).parse().expect("a URL");
-        let on_disk = Bucket::open(&url, &Credentials::none(), Folder::Create, Limits::default()).expect("a bucket");
+        let on_disk = Bucket::open(&url, &Credentials::none(), Folder::Create, Limits::default())
+            .expect("a bucket");
         store("folder", on_disk, &folder.path().join("folder.journal"), time).await;
     });
 }

@@ -1,6 +1,8 @@
-//! File data, called directly: no protocol. Sequential and random, written and read, warm and cold, on a store in memory and on a folder with
-//! fsync, plain and encrypted, with the memory that a process has by default. Prints MB/s, the process' CPU seconds a GiB, requests a GiB, bytes
-//! stored per byte written (folders only: by the kernel's count) and the peak of the resident memory.
+//! File data, called directly: no protocol. Sequential and random, written and read, warm and cold,
+//! on a store in memory and on a folder with fsync, plain and encrypted, with the memory that a
+//! process has by default. Prints MB/s, the process' CPU seconds a GiB, requests a GiB, bytes
+//! stored per byte written (folders only: by the kernel's count) and the peak of the resident
+//! memory.
 //!
 //! `cargo bench --bench content -- [MIB [KIB,…]]`: the file's size and the record sizes to try.
 
@@ -36,13 +38,27 @@ impl Place {
     fn new(bucket: Bucket, keyring: Keyring, record_bytes: u32) -> Self {
         let incarnation = Incarnation::random();
         let sealer = keyring.database_sealer(FamilyId::from(incarnation));
-        Self { db: DbPlace { bucket, incarnation, sealer, cache: DbCache::new(17 << 20) }, keyring, record_bytes }
+        Self {
+            db: DbPlace { bucket, incarnation, sealer, cache: DbCache::new(17 << 20) },
+            keyring,
+            record_bytes,
+        }
     }
 
     async fn open(&self) -> Arc<Fs> {
         let family = FamilyId::from(self.db.incarnation);
-        let limits = ChunkLimits { cache_bytes: 35 << 20, write_bytes: 35 << 20, read_bytes: 17 << 20, known_bytes: 8 << 20 };
-        let chunks = ChunkStore::new(self.db.bucket.clone(), family, &self.keyring, ChunkCache::limited(limits));
+        let limits = ChunkLimits {
+            cache_bytes: 35 << 20,
+            write_bytes: 35 << 20,
+            read_bytes: 17 << 20,
+            known_bytes: 8 << 20,
+        };
+        let chunks = ChunkStore::new(
+            self.db.bucket.clone(),
+            family,
+            &self.keyring,
+            ChunkCache::limited(limits),
+        );
         let db = DbPlace { cache: DbCache::new(17 << 20), ..self.db.clone() };
         let options = FsOptions {
             sync: SyncMode::Standard,
@@ -86,7 +102,14 @@ impl Meter {
         // The peak counts from here on.
         let _ = std::fs::write("/proc/self/clear_refs", "5");
         let requests = bucket.requests();
-        Self { bucket: bucket.clone(), is_folder, start: Instant::now(), cpu: cpu(), requests, written: proc("io", "wchar:") }
+        Self {
+            bucket: bucket.clone(),
+            is_folder,
+            start: Instant::now(),
+            cpu: cpu(),
+            requests,
+            written: proc("io", "wchar:"),
+        }
     }
 
     fn show(&self, what: &str, ops: usize, bytes: usize) {
@@ -96,7 +119,8 @@ impl Meter {
         let stored = (proc("io", "wchar:") - self.written) as f64 / bytes as f64;
         let stored = if self.is_folder { format!("{stored:>6.2}") } else { "     -".to_owned() };
         println!(
-            "{what:<44} {:>8.0} MB/s {:>9.0} /s {:>6.2} CPU s/GiB {:>7.1} us/op {:>6.0} PUT/GiB {:>7.0} GET/GiB {stored} stored/byte {:>5} MB peak",
+            "{what:<44} {:>8.0} MB/s {:>9.0} /s {:>6.2} CPU s/GiB {:>7.1} us/op {:>6.0} PUT/GiB \
+             {:>7.0} GET/GiB {stored} stored/byte {:>5} MB peak",
             bytes as f64 / 1e6 / wall,
             ops as f64 / wall,
             cpu / gib,
@@ -126,7 +150,8 @@ impl Noise {
         let mut bytes = self.pool[at..at + len].to_vec();
         for block in bytes.chunks_mut(BLOCK) {
             self.mark += 1;
-            block[..8].copy_from_slice(&self.mark.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+            block[..8]
+                .copy_from_slice(&self.mark.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
         }
         bytes.into()
     }
@@ -145,7 +170,13 @@ async fn write(fs: &Fs, file: FileRef, writes: impl Iterator<Item = (u64, Bytes)
 }
 
 /// Each call in a task of its own, as an edge does it.
-async fn read(fs: &Arc<Fs>, file: FileRef, at: impl Iterator<Item = u64>, len: usize, at_once: usize) {
+async fn read(
+    fs: &Arc<Fs>,
+    file: FileRef,
+    at: impl Iterator<Item = u64>,
+    len: usize,
+    at_once: usize,
+) {
     let calls = stream::iter(at).map(|at| {
         let fs = fs.clone();
         async move {
@@ -156,7 +187,14 @@ async fn read(fs: &Arc<Fs>, file: FileRef, at: impl Iterator<Item = u64>, len: u
     calls.buffer_unordered(at_once).collect::<()>().await;
 }
 
-async fn reads(name: &str, fs: &Arc<Fs>, place: &Place, file: FileRef, mib: usize, is_folder: bool) {
+async fn reads(
+    name: &str,
+    fs: &Arc<Fs>,
+    place: &Place,
+    file: FileRef,
+    mib: usize,
+    is_folder: bool,
+) {
     let meter = || Meter::start(&place.db.bucket, is_folder);
     let sequential = || (0..mib).map(|n| (n * MIB) as u64);
     let m = meter();
@@ -165,7 +203,9 @@ async fn reads(name: &str, fs: &Arc<Fs>, place: &Place, file: FileRef, mib: usiz
     let m = meter();
     read(fs, file, sequential(), MIB, STREAMS).await;
     m.show(&format!("{name} read sequential, again"), mib, mib * MIB);
-    for (what, count, ops) in [("whole file", mib * MIB / BLOCK, 20_000), ("16 MiB of it", 16 * MIB / BLOCK, 100_000)] {
+    for (what, count, ops) in
+        [("whole file", mib * MIB / BLOCK, 20_000), ("16 MiB of it", 16 * MIB / BLOCK, 100_000)]
+    {
         if what != "whole file" {
             // Warm: every block has been read once.
             read(fs, file, (0..16).map(|n| (n * MIB) as u64), MIB, STREAMS).await;
@@ -180,7 +220,8 @@ async fn run(name: &str, place: &Place, is_folder: bool, mib: usize) {
     let fs = place.open().await;
     let how = CreateHow::Unchecked(SetAttr::default());
     let name_of = EntryName::try_from(&b"large"[..]).expect("a name");
-    let file = fs.create(&Caller::root(), fs.root(), &name_of, how).await.expect("created").attr.file;
+    let file =
+        fs.create(&Caller::root(), fs.root(), &name_of, how).await.expect("created").attr.file;
     let mut noise = Noise::new();
     let meter = || Meter::start(&place.db.bucket, is_folder);
     let m = meter();
@@ -211,19 +252,32 @@ fn main() {
     let records = args.next().unwrap_or_else(|| "32".to_owned());
     let folder_only = args.next().is_some();
     let records: Vec<u32> = records.split(',').map(|kib| kib.parse().expect("KiB")).collect();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     runtime.block_on(async {
-        let encrypted = WrappedKey::create(POOL, &Secret::new("a passphrase for the bench")).unwrap().1;
+        let encrypted =
+            WrappedKey::create(POOL, &Secret::new("a passphrase for the bench")).unwrap().1;
         for kib in records {
-            for (sealing, keyring) in [("encrypted", &encrypted), ("plain", &Keyring::plain(POOL))] {
+            for (sealing, keyring) in [("encrypted", &encrypted), ("plain", &Keyring::plain(POOL))]
+            {
                 if !folder_only {
                     let memory = Place::new(Bucket::memory(), keyring.clone(), kib << 10);
                     run(&format!("{kib} KiB memory {sealing}"), &memory, false, mib).await;
                 }
                 let dir = tempfile::tempdir().expect("a folder");
-                let store = LocalFileSystem::new_with_prefix(dir.path()).expect("a store").with_fsync(true);
+                let store =
+                    LocalFileSystem::new_with_prefix(dir.path()).expect("a store").with_fsync(true);
                 let bucket = Bucket::on(Arc::new(store), object_store::path::Path::default());
-                run(&format!("{kib} KiB folder {sealing}"), &Place::new(bucket, keyring.clone(), kib << 10), true, mib).await;
+                run(
+                    &format!("{kib} KiB folder {sealing}"),
+                    &Place::new(bucket, keyring.clone(), kib << 10),
+                    true,
+                    mib,
+                )
+                .await;
             }
         }
     });

@@ -1,5 +1,6 @@
-//! What an acknowledgement costs in each `sync` mode, with the node's journal and without it: rates, CPU and PUTs an operation, in a folder with
-//! fsync on and with 20 ms a request. Without a journal every change waits for the store, so a row's two lines are the journal's worth for what
+//! What an acknowledgement costs in each `sync` mode, with the node's journal and without it:
+//! rates, CPU and PUTs an operation, in a folder with fsync on and with 20 ms a request. Without a
+//! journal every change waits for the store, so a row's two lines are the journal's worth for what
 //! may be answered from it, and its price for what waits for the store anyway.
 //!
 //! `cargo bench --bench durability [-- SECONDS]`; TMPDIR chooses the disk.
@@ -49,7 +50,11 @@ async fn one(fs: &Fs, work: Work, lane: usize, n: usize) {
                 _ => (1 << 20, 256, 64),
             };
             let mut data = vec![0; block];
-            blake3::Hasher::new().update(&lane.to_le_bytes()).update(&n.to_le_bytes()).finalize_xof().fill(&mut data);
+            blake3::Hasher::new()
+                .update(&lane.to_le_bytes())
+                .update(&n.to_le_bytes())
+                .finalize_xof()
+                .fill(&mut data);
             let at = (n % wrap * block) as u64;
             fs.write(&caller, attr.file, at, Bytes::from(data), Stability::Unstable).await.unwrap();
             if n % every == every - 1 {
@@ -59,7 +64,13 @@ async fn one(fs: &Fs, work: Work, lane: usize, n: usize) {
     }
 }
 
-async fn measure(process: &Process, fs: &Arc<Fs>, work: Work, lanes: usize, time: Duration) -> String {
+async fn measure(
+    process: &Process,
+    fs: &Arc<Fs>,
+    work: Work,
+    lanes: usize,
+    time: Duration,
+) -> String {
     for lane in 0..lanes {
         file(fs, fs.root(), format!("lane{lane}").as_bytes(), b"").await;
         file(fs, fs.root(), format!("moved-{lane}-0").as_bytes(), b"").await;
@@ -84,7 +95,8 @@ async fn measure(process: &Process, fs: &Arc<Fs>, work: Work, lanes: usize, time
     for lane in 0..lanes {
         fs.remove(&Caller::root(), fs.root(), &name(&format!("lane{lane}"))).await.unwrap();
         for n in 0..2 {
-            let _ = fs.remove(&Caller::root(), fs.root(), &name(&format!("moved-{lane}-{n}"))).await;
+            let _ =
+                fs.remove(&Caller::root(), fs.root(), &name(&format!("moved-{lane}-{n}"))).await;
         }
     }
     let each = |of: f64| of / done.max(1) as f64;
@@ -108,11 +120,13 @@ async fn compare(speed: &str, request: Duration, time: Duration) {
             let mut lines = Vec::new();
             for journal in [true, false] {
                 let (dir, journals) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-                let catalog = Catalog::create(folder(dir.path(), Duration::ZERO), None).await.unwrap();
+                let catalog =
+                    Catalog::create(folder(dir.path(), Duration::ZERO), None).await.unwrap();
                 drop(catalog);
                 let catalog = Catalog::open(folder(dir.path(), request), None).await.unwrap();
                 let process = Process::new(catalog, journal.then(|| journals.path().to_owned()));
-                let properties = Properties { sync: Some(sync.to_owned()), ..Properties::default() };
+                let properties =
+                    Properties { sync: Some(sync.to_owned()), ..Properties::default() };
                 let volume = process.create("v", None, properties).await;
                 let open = process.volumes.open(&process.catalog, volume.dataset).await.unwrap();
                 lines.push(Box::pin(measure(&process, &open.fs, work, lanes, time)).await);
@@ -127,7 +141,8 @@ async fn compare(speed: &str, request: Duration, time: Duration) {
 fn main() {
     zerofs_csi::app::bound_allocator();
     let seconds = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(3);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         for (speed, request) in [("folder", Duration::ZERO), ("20ms", SLOW)] {
             Box::pin(compare(speed, request, Duration::from_secs(seconds))).await;

@@ -1,5 +1,5 @@
-//! Rates of the name space, called directly: no protocol, a folder as the store with fsync on, a journal. Prints operations per second and the
-//! process' CPU per operation.
+//! Rates of the name space, called directly: no protocol, a folder as the store with fsync on, a
+//! journal. Prints operations per second and the process' CPU per operation.
 //!
 //! `cargo bench --bench names [-- FILES]`; TMPDIR chooses the disk.
 
@@ -32,7 +32,10 @@ fn cpu() -> Duration {
 fn report(what: &str, count: usize, wall: Duration, cpu: Duration) {
     let rate = count as f64 / wall.as_secs_f64();
     let each = cpu.as_secs_f64() * 1e6 / count as f64;
-    println!("{what:<44} {count:>8} in {:>8.1} ms  {rate:>10.0}/s  cpu {each:>7.2} us each", wall.as_secs_f64() * 1e3);
+    println!(
+        "{what:<44} {count:>8} in {:>8.1} ms  {rate:>10.0}/s  cpu {each:>7.2} us each",
+        wall.as_secs_f64() * 1e3
+    );
 }
 
 /// Does `0..count` in `lanes` tasks.
@@ -119,7 +122,12 @@ async fn listings(what: &str, fs: &Fs, dir: FileRef) {
     for round in ["first", "second", "third"] {
         let (wall, before) = (Instant::now(), cpu());
         let count = list_all(fs, dir).await;
-        report(&format!("readdirplus {what}, {round}"), count, wall.elapsed(), cpu().saturating_sub(before));
+        report(
+            &format!("readdirplus {what}, {round}"),
+            count,
+            wall.elapsed(),
+            cpu().saturating_sub(before),
+        );
     }
 }
 
@@ -147,17 +155,27 @@ async fn changes(fs: &Arc<Fs>, dir: FileRef, files: usize) {
 
 fn main() {
     let files = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(10_000);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     runtime.block_on(async {
         let folder = tempfile::tempdir().expect("a folder");
         let url = format!("file://{}", folder.path().display()).parse().expect("a URL");
-        let bucket = Bucket::open(&url, &Credentials::none(), Folder::MustExist, Limits::default()).expect("a bucket");
+        let bucket = Bucket::open(&url, &Credentials::none(), Folder::MustExist, Limits::default())
+            .expect("a bucket");
         let journals = tempfile::tempdir().expect("a folder");
         let mut dataset = Dataset::new(bucket, journals.path().to_owned());
         dataset.options.record_bytes = 65536;
         dataset.options.memory = zerofs_csi::fs::FsMemory::new(64 << 20, 64 << 20);
         let fs = Arc::new(dataset.open().await);
-        let dir = fs.mkdir(&Caller::root(), fs.root(), &name(0), SetAttr::default()).await.expect("a directory").attr.file;
+        let dir = fs
+            .mkdir(&Caller::root(), fs.root(), &name(0), SetAttr::default())
+            .await
+            .expect("a directory")
+            .attr
+            .file;
         creates(&fs, dir, files).await;
         listings("after creation", &fs, dir).await;
         reads(&fs, dir, files).await;

@@ -1,7 +1,8 @@
-//! A tree of many files put back in place, by reference: requests, time and CPU. The data is in packs, none of which is read or written.
+//! A tree of many files put back in place, by reference: requests, time and CPU. The data is in
+//! packs, none of which is read or written.
 //!
-//! `cargo bench --bench restore [-- FILES]`: 10,000 files of 6,000 bytes, 100 in a folder, on a store in memory, on a folder, and with 20 ms for each request.
-//! TMPDIR chooses the disk.
+//! `cargo bench --bench restore [-- FILES]`: 10,000 files of 6,000 bytes, 100 in a folder, on a
+//! store in memory, on a folder, and with 20 ms for each request. TMPDIR chooses the disk.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a bench stops by panicking")]
 
@@ -89,10 +90,15 @@ fn cpu() -> Duration {
 /// `tree/<folder>/<file>`.
 async fn fill(volume: &VolumeGuard, files: usize) {
     let (root, top) = (Caller::root(), volume.fs.root());
-    let tree = volume.fs.mkdir(&root, top, &name("tree"), SetAttr::default()).await.unwrap().attr.file;
+    let tree =
+        volume.fs.mkdir(&root, top, &name("tree"), SetAttr::default()).await.unwrap().attr.file;
     let mut folders = Vec::new();
     for n in 0..files.div_ceil(FOLDER_FILES) {
-        let made = volume.fs.mkdir(&root, tree, &name(&format!("folder-{n}")), SetAttr::default()).await.unwrap();
+        let made = volume
+            .fs
+            .mkdir(&root, tree, &name(&format!("folder-{n}")), SetAttr::default())
+            .await
+            .unwrap();
         folders.push(made.attr.file);
     }
     let (mut tasks, folders) = (tokio::task::JoinSet::new(), Arc::new(folders));
@@ -103,10 +109,21 @@ async fn fill(volume: &VolumeGuard, files: usize) {
             for n in (lane..files).step_by(LANES) {
                 let how = CreateHow::Guarded(SetAttr { mode: Some(0o640), ..SetAttr::default() });
                 let dir = folders[n / FOLDER_FILES];
-                let file = volume.fs.create(&root, dir, &name(&format!("file-{n}")), how).await.unwrap().attr.file;
-                let mut data = blake3::hash(&n.to_le_bytes()).as_bytes().repeat(FILE_BYTES / 32 + 1);
+                let file = volume
+                    .fs
+                    .create(&root, dir, &name(&format!("file-{n}")), how)
+                    .await
+                    .unwrap()
+                    .attr
+                    .file;
+                let mut data =
+                    blake3::hash(&n.to_le_bytes()).as_bytes().repeat(FILE_BYTES / 32 + 1);
                 data.truncate(FILE_BYTES);
-                volume.fs.write(&root, file, 0, Bytes::from(data), Stability::Unstable).await.unwrap();
+                volume
+                    .fs
+                    .write(&root, file, 0, Bytes::from(data), Stability::Unstable)
+                    .await
+                    .unwrap();
             }
         });
     }
@@ -118,10 +135,13 @@ async fn measure(what: &str, process: &Process, volume: VolumeHandle, wanted: &R
     let logged = process.store.log().len();
     let (before, wall, busy) = (process.catalog.bucket().requests(), Instant::now(), cpu());
     let restored = process.controller.restore_in_place(volume, wanted, &|_| ()).await.unwrap();
-    let (took, busy, made) = (wall.elapsed(), cpu().saturating_sub(busy), process.catalog.bucket().requests() - before);
-    let packs = process.store.log()[logged..].iter().filter(|(_, key)| key.starts_with("packs/")).count();
+    let (took, busy, made) =
+        (wall.elapsed(), cpu().saturating_sub(busy), process.catalog.bucket().requests() - before);
+    let packs =
+        process.store.log()[logged..].iter().filter(|(_, key)| key.starts_with("packs/")).count();
     println!(
-        "{what:<40} {:>6} objects in {:>8.1} ms, {:>6.1} us CPU each: {:>4} GETs, {:>4} PUTs, {:>3} LISTs, {packs} for data",
+        "{what:<40} {:>6} objects in {:>8.1} ms, {:>6.1} us CPU each: {:>4} GETs, {:>4} PUTs, \
+         {:>3} LISTs, {packs} for data",
         restored.objects,
         took.as_secs_f64() * 1e3,
         busy.as_secs_f64() * 1e6 / restored.objects as f64,
@@ -134,7 +154,13 @@ async fn measure(what: &str, process: &Process, volume: VolumeHandle, wanted: &R
 
 fn wanted(snapshot: SnapshotHandle, to: &str, overwrite: bool) -> RestoreInPlace {
     let call = Incarnation::random();
-    RestoreInPlace { call, snapshot: snapshot.snapshot, from: "tree".into(), to: to.into(), overwrite }
+    RestoreInPlace {
+        call,
+        snapshot: snapshot.snapshot,
+        from: "tree".into(),
+        to: to.into(),
+        overwrite,
+    }
 }
 
 async fn suite(what: &str, store: Arc<dyn ObjectStore>, latency: Option<Duration>, files: usize) {
@@ -143,25 +169,45 @@ async fn suite(what: &str, store: Arc<dyn ObjectStore>, latency: Option<Duration
     let volume = process.create().await;
     let open = process.volumes.open(&process.catalog, volume.dataset).await.unwrap();
     fill(&open, files).await;
-    let cut = process.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+    let cut = process
+        .controller
+        .create_snapshot(volume, "cut".parse().unwrap(), false)
+        .await
+        .unwrap()
+        .handle;
     if let Some(each) = latency {
         process.store.latency(each);
     }
-    measure(&format!("{what}: beside the original"), &process, volume, &wanted(cut, "copy", false)).await;
-    measure(&format!("{what}: over the original"), &process, volume, &wanted(cut, "tree", true)).await;
+    measure(&format!("{what}: beside the original"), &process, volume, &wanted(cut, "copy", false))
+        .await;
+    measure(&format!("{what}: over the original"), &process, volume, &wanted(cut, "tree", true))
+        .await;
     drop(open);
     process.volumes.close(volume.dataset).await.unwrap();
-    measure(&format!("{what}: the volume is open nowhere"), &process, volume, &wanted(cut, "other", false)).await;
+    measure(
+        &format!("{what}: the volume is open nowhere"),
+        &process,
+        volume,
+        &wanted(cut, "other", false),
+    )
+    .await;
 }
 
 fn main() {
     let files = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(10_000);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = runtime.worker_threads(2).enable_all().thread_stack_size(8 << 20).build().unwrap();
+    let runtime =
+        runtime.worker_threads(2).enable_all().thread_stack_size(8 << 20).build().unwrap();
     runtime.block_on(async {
         suite("memory", Arc::new(InMemory::new()), None, files).await;
         let folder = tempfile::tempdir().unwrap();
-        suite("folder", Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap().with_fsync(true)), None, files).await;
+        suite(
+            "folder",
+            Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap().with_fsync(true)),
+            None,
+            files,
+        )
+        .await;
         suite("20 ms a request", Arc::new(InMemory::new()), Some(LATENCY), files).await;
     });
 }

@@ -1,7 +1,9 @@
-//! What a snapshot, a clone and its first read cost as a volume grows: requests and time, at a folder's speed and with 20 ms a request.
+//! What a snapshot, a clone and its first read cost as a volume grows: requests and time, at a
+//! folder's speed and with 20 ms a request.
 //!
-//! `cargo bench --bench snapshots [-- FILES[,FILES…] [BTRFS]]`: sizes to try, and a folder on btrfs to do the same beside it: trees of as many
-//! files, `btrfs subvolume snapshot` (which waits for its transaction, as ours for the store). TMPDIR chooses the disk.
+//! `cargo bench --bench snapshots [-- FILES[,FILES…] [BTRFS]]`: sizes to try, and a folder on btrfs
+//! to do the same beside it: trees of as many files, `btrfs subvolume snapshot` (which waits for
+//! its transaction, as ours for the store). TMPDIR chooses the disk.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a bench stops by panicking")]
 
@@ -44,7 +46,11 @@ async fn fill(process: &Process, volume: VolumeHandle, files: usize) {
     process.volumes.close(volume.dataset).await.unwrap();
 }
 
-async fn measured<T>(process: &Process, rounds: &mut Vec<Measured>, work: impl Future<Output = T>) -> T {
+async fn measured<T>(
+    process: &Process,
+    rounds: &mut Vec<Measured>,
+    work: impl Future<Output = T>,
+) -> T {
     let meter = Meter::start(process.catalog.bucket());
     let done = work.await;
     rounds.push(meter.stop());
@@ -58,7 +64,8 @@ async fn snapshot(process: &Process, volume: VolumeHandle, called: String) -> Sn
 /// Opens a volume and reads its first file.
 async fn first_read(process: &Process, volume: VolumeHandle) {
     let open = process.volumes.open(&process.catalog, volume.dataset).await.unwrap();
-    let (attr, _) = open.fs.lookup(&Caller::root(), open.fs.root(), name("first").as_bytes()).await.unwrap();
+    let (attr, _) =
+        open.fs.lookup(&Caller::root(), open.fs.root(), name("first").as_bytes()).await.unwrap();
     let read = open.fs.read(&Caller::root(), attr.file, 0, 100).await.unwrap();
     assert_eq!(read.data.concat(), b"the first file");
 }
@@ -66,7 +73,9 @@ async fn first_read(process: &Process, volume: VolumeHandle) {
 async fn operations(process: &Process, volume: VolumeHandle, files: usize, speed: &str) {
     let [mut released, mut live, mut clones, mut reads, mut deletes] = [const { Vec::new() }; 5];
     for round in 0..ROUNDS {
-        let cut = measured(process, &mut released, snapshot(process, volume, format!("{speed}-{round}"))).await;
+        let cut =
+            measured(process, &mut released, snapshot(process, volume, format!("{speed}-{round}")))
+                .await;
         let source = Some(Source::Snapshot(cut));
         let called = format!("clone-{speed}-{round}");
         let clone = process.create(&called, source, Properties::default());
@@ -80,7 +89,12 @@ async fn operations(process: &Process, volume: VolumeHandle, files: usize, speed
         measured(process, &mut deletes, Box::pin(delete)).await;
         let open = process.volumes.open(&process.catalog, volume.dataset).await.unwrap();
         file(&open.fs, open.fs.root(), format!("{speed}-{round}").as_bytes(), &[7; 4096]).await;
-        let cut = measured(process, &mut live, snapshot(process, volume, format!("{speed}-live-{round}"))).await;
+        let cut = measured(
+            process,
+            &mut live,
+            snapshot(process, volume, format!("{speed}-live-{round}")),
+        )
+        .await;
         drop(open);
         process.volumes.close(volume.dataset).await.unwrap();
         process.controller.delete_snapshot(cut).await.unwrap();
@@ -93,21 +107,29 @@ async fn operations(process: &Process, volume: VolumeHandle, files: usize, speed
         ("delete clone and snapshot", deletes),
     ] {
         let at = median(rounds);
-        println!("{files:>8} files  {speed:<6} {what:<28} {:>8.1} ms  {}", at.wall.as_secs_f64() * 1e3, requests(at.requests));
+        println!(
+            "{files:>8} files  {speed:<6} {what:<28} {:>8.1} ms  {}",
+            at.wall.as_secs_f64() * 1e3,
+            requests(at.requests)
+        );
     }
 }
 
 async fn ours(files: usize) {
     let dir = tempfile::tempdir().unwrap();
     let journals = || Some(tempfile::tempdir().unwrap().keep());
-    let process = Process::new(Catalog::create(folder(dir.path(), Duration::ZERO), None).await.unwrap(), journals());
+    let process = Process::new(
+        Catalog::create(folder(dir.path(), Duration::ZERO), None).await.unwrap(),
+        journals(),
+    );
     let volume = process.create("source", None, Properties::default()).await;
     let filling = Instant::now();
     fill(&process, volume, files).await;
     println!("{files:>8} files  filled in {:.1} s", filling.elapsed().as_secs_f64());
     Box::pin(operations(&process, volume, files, "folder")).await;
     process.volumes.close_all().await.unwrap();
-    let slow = Process::new(Catalog::open(folder(dir.path(), SLOW), None).await.unwrap(), journals());
+    let slow =
+        Process::new(Catalog::open(folder(dir.path(), SLOW), None).await.unwrap(), journals());
     Box::pin(operations(&slow, volume, files, "20ms")).await;
     slow.volumes.close_all().await.unwrap();
 }
@@ -133,7 +155,8 @@ fn beside(place: &Path, files: usize) {
     btrfs(&["filesystem", "sync", &path("")]);
     let [mut cuts, mut dirty, mut clones] = [const { Vec::new() }; 3];
     for round in 0..ROUNDS {
-        let [cut, cut_dirty, clone] = ["cut", "dirty", "clone"].map(|what| path(&format!("{what}-{files}-{round}")));
+        let [cut, cut_dirty, clone] =
+            ["cut", "dirty", "clone"].map(|what| path(&format!("{what}-{files}-{round}")));
         cuts.push(btrfs(&["subvolume", "snapshot", "-r", &source, &cut]));
         clones.push(btrfs(&["subvolume", "snapshot", &cut, &clone]));
         std::fs::write(Path::new(&source).join(format!("dirty{round}")), [7; 4096]).unwrap();
@@ -141,7 +164,10 @@ fn beside(place: &Path, files: usize) {
     }
     for (what, mut took) in [("snapshot", cuts), ("snapshot, dirty", dirty), ("clone", clones)] {
         took.sort();
-        println!("{files:>8} files  btrfs  {what:<28} {:>8.1} ms", took[ROUNDS / 2].as_secs_f64() * 1e3);
+        println!(
+            "{files:>8} files  btrfs  {what:<28} {:>8.1} ms",
+            took[ROUNDS / 2].as_secs_f64() * 1e3
+        );
     }
 }
 
@@ -150,7 +176,8 @@ fn main() {
     let mut args = std::env::args().skip(1).filter(|arg| !arg.starts_with('-'));
     let sizes = args.next().unwrap_or_else(|| "10,10000".to_owned());
     let place = args.next();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     for files in sizes.split(',').map(|files| files.parse().expect("a number of files")) {
         runtime.block_on(ours(files));
         if let Some(place) = &place {

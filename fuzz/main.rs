@@ -1,8 +1,10 @@
-//! Fuzz targets: every decoder of bytes that come from outside. One program, so that the crate is instrumented and linked
-//! once; the environment variable `FUZZ_TARGET` says which target runs. `fuzz/run SECONDS` builds and runs all.
+//! Fuzz targets: every decoder of bytes that come from outside. One program, so that the crate is
+//! instrumented and linked once; the environment variable `FUZZ_TARGET` says which target runs.
+//! `fuzz/run SECONDS` builds and runs all.
 //!
-//! A target fails by a panic, by an answer that takes too long, or by memory beyond libFuzzer's limit. It is an example of
-//! this package and not a package of its own, so that it shares every dependency that the tests have built.
+//! A target fails by a panic, by an answer that takes too long, or by memory beyond libFuzzer's
+//! limit. It is an example of this package and not a package of its own, so that it shares every
+//! dependency that the tests have built.
 
 #![no_main]
 
@@ -106,7 +108,9 @@ fn pack(variant: u8, bytes: &[u8]) {
         _ => {
             let Ok(trailer) = Trailer::decode(bytes) else { return };
             let end = bytes.len().saturating_sub(TRAILER_BYTES);
-            let footer = end.checked_sub(trailer.footer_len as usize).and_then(|start| bytes.get(start..end));
+            let footer = end
+                .checked_sub(trailer.footer_len as usize)
+                .and_then(|start| bytes.get(start..end));
             if let Some(footer) = footer
                 && trailer.check(footer).is_ok()
             {

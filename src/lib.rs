@@ -1,6 +1,7 @@
 //! ZeroFS CSI: Kubernetes volumes that are POSIX file systems living entirely in an object store.
 //!
-//! The floors, top to bottom; imports point down only and siblings on one floor never meet (`tests/architecture.rs`):
+//! The floors, top to bottom; imports point down only and siblings on one floor never meet
+//! (`tests/architecture.rs`):
 //!
 //! ```text
 //! main → cli → app                      composition

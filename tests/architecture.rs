@@ -30,10 +30,13 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The modules of this crate that a source names, by `crate::module` or `use crate::{module…, module…}`.
+/// The modules of this crate that a source names, by `crate::module` or `use crate::{module…,
+/// module…}`.
 fn imports(text: &str) -> BTreeSet<String> {
-    let code: String = text.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
-    let word = |s: &str| s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let code: String =
+        text.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let word =
+        |s: &str| s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut found = BTreeSet::new();
     for (at, found_here) in code.match_indices("crate::") {
         if code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$') {
@@ -75,7 +78,14 @@ fn graph() -> BTreeMap<String, BTreeMap<String, PathBuf>> {
     let mut graph: BTreeMap<String, BTreeMap<String, PathBuf>> = BTreeMap::new();
     for file in files {
         let relative = file.strip_prefix(&src).unwrap();
-        let module = relative.components().next().unwrap().as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned();
+        let module = relative
+            .components()
+            .next()
+            .unwrap()
+            .as_os_str()
+            .to_string_lossy()
+            .trim_end_matches(".rs")
+            .to_owned();
         if module == "lib" || module == "main" {
             continue;
         }
@@ -99,7 +109,9 @@ fn imports_point_down() {
         for (import, file) in imports {
             match floor_of(&import) {
                 None => wrong.push(format!("src/{}: crate::{import} has no floor", file.display())),
-                Some(other) if other >= floor => wrong.push(format!("src/{}: {module} must not import {import}", file.display())),
+                Some(other) if other >= floor => {
+                    wrong.push(format!("src/{}: {module} must not import {import}", file.display()))
+                }
                 Some(_) => {}
             }
         }
@@ -113,13 +125,18 @@ fn every_folder_explains_itself() {
     let mut files = Vec::new();
     sources(&src, &mut files);
     for file in files.iter().filter(|f| f.ends_with("mod.rs")) {
-        assert!(fs::read_to_string(file).unwrap().starts_with("//!"), "{} opens with no module doc", file.display());
+        assert!(
+            fs::read_to_string(file).unwrap().starts_with("//!"),
+            "{} opens with no module doc",
+            file.display()
+        );
     }
 }
 
 #[test]
 fn the_reader_of_imports_sees_all_forms() {
-    let text = "use crate::fs::Fs;\nuse crate::{bucket::{self, Bucket}, types::*,\n catalog};\nlet x = crate::chunk::f(); // crate::no\nuse $crate::y;";
+    let text = "use crate::fs::Fs;\nuse crate::{bucket::{self, Bucket}, types::*,\n catalog};\nlet \
+        x = crate::chunk::f(); // crate::no\nuse $crate::y;";
     let seen: Vec<_> = imports(text).into_iter().collect();
     assert_eq!(seen, ["bucket", "catalog", "chunk", "fs", "no", "types"].map(String::from));
 }
@@ -128,11 +145,15 @@ fn the_reader_of_imports_sees_all_forms() {
 #[test]
 fn the_tests_that_the_documentation_names_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text = ["docs/durability.md", "docs/snapshots.md"].map(|page| fs::read_to_string(root.join(page)).unwrap()).concat();
-    let named: Vec<(&str, &str)> = text.split('`').filter_map(|word| word.split_once(".rs::")).collect();
+    let text = ["docs/durability.md", "docs/snapshots.md"]
+        .map(|page| fs::read_to_string(root.join(page)).unwrap())
+        .concat();
+    let named: Vec<(&str, &str)> =
+        text.split('`').filter_map(|word| word.split_once(".rs::")).collect();
     assert!(named.len() > 30, "{named:?}");
     for (file, test) in named {
-        let source = fs::read_to_string(root.join(format!("{file}.rs"))).unwrap_or_else(|error| panic!("{file}.rs: {error}"));
+        let source = fs::read_to_string(root.join(format!("{file}.rs")))
+            .unwrap_or_else(|error| panic!("{file}.rs: {error}"));
         assert!(source.contains(&format!("fn {test}(")), "{file}.rs has no test {test}");
     }
 }

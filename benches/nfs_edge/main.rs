@@ -1,10 +1,12 @@
-//! Why there is an NFS edge of our own: the same file system in memory behind `nfsserve` and behind ours.
+//! Why there is an NFS edge of our own: the same file system in memory behind `nfsserve` and behind
+//! ours.
 //!
-//! `cargo bench --bench nfs_edge` prints the table of the README: server CPU per GETATTR with 64 calls in flight and after a
-//! minute's worth of earlier calls, megabytes per second of server CPU for READ and WRITE of 1 MiB, and what one packet of 80
-//! bytes that claims 2³¹ groups does. Each server is a process of its own, so that its CPU and memory are its alone; its
-//! address space is limited, so that the packet cannot take the machine along. With a number as argument, only ours is
-//! served, at that port (to try another load generator on it).
+//! `cargo bench --bench nfs_edge` prints the table of the README: server CPU per GETATTR with 64
+//! calls in flight and after a minute's worth of earlier calls, megabytes per second of server CPU
+//! for READ and WRITE of 1 MiB, and what one packet of 80 bytes that claims 2³¹ groups does. Each
+//! server is a process of its own, so that its CPU and memory are its alone; its address space is
+//! limited, so that the packet cannot take the machine along. With a number as argument, only ours
+//! is served, at that port (to try another load generator on it).
 
 #![allow(clippy::unwrap_used, clippy::cast_sign_loss, reason = "a bench fails by panicking")]
 
@@ -98,7 +100,8 @@ impl Other {
     /// CPU seconds spent so far.
     fn cpu(&self) -> f64 {
         let stat = self.proc("stat");
-        let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+        let fields: Vec<&str> =
+            stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
         (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
     }
 

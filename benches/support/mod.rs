@@ -31,7 +31,12 @@ pub struct Process {
 
 impl Process {
     pub fn new(catalog: Catalog, journal_dir: Option<PathBuf>) -> Self {
-        let limits = ChunkLimits { cache_bytes: 35 << 20, write_bytes: 35 << 20, read_bytes: 17 << 20, known_bytes: 8 << 20 };
+        let limits = ChunkLimits {
+            cache_bytes: 35 << 20,
+            write_bytes: 35 << 20,
+            read_bytes: 17 << 20,
+            known_bytes: 8 << 20,
+        };
         let settings = VolumeSettings {
             node: "bench".to_owned(),
             session: SessionId::random(),
@@ -47,7 +52,12 @@ impl Process {
         Self { catalog, volumes, controller }
     }
 
-    pub async fn create(&self, name: &str, source: Option<Source>, properties: Properties) -> VolumeHandle {
+    pub async fn create(
+        &self,
+        name: &str,
+        source: Option<Source>,
+        properties: Properties,
+    ) -> VolumeHandle {
         let new = NewVolume {
             name: name.parse().expect("a name"),
             size: None,
@@ -64,7 +74,9 @@ impl Process {
 
 /// A folder as a store, fsync on, each request taking so much longer.
 pub fn folder(path: &Path, request: Duration) -> Bucket {
-    let store = FaultStore::over(Arc::new(LocalFileSystem::new_with_prefix(path).expect("a store").with_fsync(true)));
+    let store = FaultStore::over(Arc::new(
+        LocalFileSystem::new_with_prefix(path).expect("a store").with_fsync(true),
+    ));
     store.latency(request);
     Bucket::on(store, object_store::path::Path::default())
 }
@@ -75,7 +87,11 @@ pub fn name(name: &str) -> EntryName {
 
 pub async fn mkdir(fs: &Fs, dir: FileRef, called: &[u8]) -> FileRef {
     let called = EntryName::try_from(called).expect("a name");
-    fs.mkdir(&Caller::root(), dir, &called, SetAttr::default()).await.expect("a directory").attr.file
+    fs.mkdir(&Caller::root(), dir, &called, SetAttr::default())
+        .await
+        .expect("a directory")
+        .attr
+        .file
 }
 
 pub async fn file(fs: &Fs, dir: FileRef, called: &[u8], content: &[u8]) -> FileRef {
@@ -84,7 +100,9 @@ pub async fn file(fs: &Fs, dir: FileRef, called: &[u8], content: &[u8]) -> FileR
     let file = fs.create(&Caller::root(), dir, &called, how).await.expect("a file").attr.file;
     for (n, part) in content.chunks(1 << 20).enumerate() {
         let part = bytes::Bytes::copy_from_slice(part);
-        fs.write(&Caller::root(), file, (n as u64) << 20, part, Stability::Unstable).await.expect("a write");
+        fs.write(&Caller::root(), file, (n as u64) << 20, part, Stability::Unstable)
+            .await
+            .expect("a write");
     }
     file
 }
@@ -132,7 +150,12 @@ impl Meter {
     pub fn start(bucket: &Bucket) -> Self {
         // The peak of the memory counts from here on.
         let _ = std::fs::write("/proc/self/clear_refs", "5");
-        Self { bucket: bucket.clone(), start: Instant::now(), cpu: cpu(), requests: bucket.requests() }
+        Self {
+            bucket: bucket.clone(),
+            start: Instant::now(),
+            cpu: cpu(),
+            requests: bucket.requests(),
+        }
     }
 
     pub fn stop(&self) -> Measured {
@@ -148,5 +171,8 @@ pub fn median(mut rounds: Vec<Measured>) -> Measured {
 }
 
 pub fn requests(of: Requests) -> String {
-    format!("{:>3} PUT {:>3} GET {:>3} LIST {:>3} HEAD {:>3} DELETE", of.put, of.get, of.list, of.head, of.delete)
+    format!(
+        "{:>3} PUT {:>3} GET {:>3} LIST {:>3} HEAD {:>3} DELETE",
+        of.put, of.get, of.list, of.head, of.delete
+    )
 }

@@ -1,7 +1,8 @@
 //! The collector's turns in a controller or server.
 //!
-//! One of the processes that collect in a pool does so in each interval: whoever finds that another has collected since its own last
-//! turn leaves it at that. After a deletion that came to this process it collects itself, when nobody else is at it.
+//! One of the processes that collect in a pool does so in each interval: whoever finds that another
+//! has collected since its own last turn leaves it at that. After a deletion that came to this
+//! process it collects itself, when nobody else is at it.
 
 use crate::control::{Collected, Collector, ControlError, Controller, Pool, Turn};
 use std::sync::Arc;
@@ -22,8 +23,14 @@ enum Due {
     Deleted,
 }
 
-/// Collects every pool at each interval, and some seconds after a deletion, until stopped. `rate`: bytes a second of packs that are rewritten.
-pub async fn run(controller: Arc<Controller>, interval: Duration, rate: u64, stop: CancellationToken) {
+/// Collects every pool at each interval, and some seconds after a deletion, until stopped. `rate`:
+/// bytes a second of packs that are rewritten.
+pub async fn run(
+    controller: Arc<Controller>,
+    interval: Duration,
+    rate: u64,
+    stop: CancellationToken,
+) {
     let tombstoned = controller.tombstoned();
     loop {
         let due = tokio::select! {
@@ -52,7 +59,14 @@ async fn turn(controller: &Controller, pool: &Pool, rate: u64, due: Due) {
         Due::Deleted => collector.collect_in_turn(PATIENCE).await.map(Some),
     };
     match done {
-        Ok(Some(done)) if done.packs + done.datasets.len() + done.snapshots.len() + done.detached.len() + done.databases > 0 => {
+        Ok(Some(done))
+            if done.packs
+                + done.datasets.len()
+                + done.snapshots.len()
+                + done.detached.len()
+                + done.databases
+                > 0 =>
+        {
             tracing::info!(
                 pool = pool.name,
                 packs = done.packs,
@@ -66,7 +80,13 @@ async fn turn(controller: &Controller, pool: &Pool, rate: u64, due: Due) {
         }
         Ok(Some(_)) => tracing::debug!(pool = pool.name, "nothing to collect"),
         Ok(None) => tracing::debug!(pool = pool.name, "another process collects"),
-        Err(error) => tracing::warn!(pool = pool.name, %error, "the collection was given up; the next one starts anew"),
+        Err(error) => {
+            tracing::warn!(
+                pool = pool.name,
+                %error,
+                "the collection was given up; the next one starts anew"
+            )
+        }
     }
 }
 

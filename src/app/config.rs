@@ -10,8 +10,10 @@ use std::time::Duration;
 /// The largest configuration file, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Below, a busy machine loses its leases; above, NodeStage could not wait for one within kubelet's two minutes.
-const LEASE_RANGE: std::ops::RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(60);
+/// Below, a busy machine loses its leases; above, NodeStage could not wait for one within kubelet's
+/// two minutes.
+const LEASE_RANGE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(5)..=Duration::from_secs(60);
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -39,12 +41,13 @@ pub struct Config {
     /// How long a snapshot waits for the owner of a volume in another process.
     #[serde(default = "owner_timeout", with = "human_duration")]
     pub owner_timeout: Duration,
-    /// How often an owner looks into its mailbox while it writes, and after a request. An idle one looks with each heartbeat, a third of
-    /// `lease` apart.
+    /// How often an owner looks into its mailbox while it writes, and after a request. An idle one
+    /// looks with each heartbeat, a third of `lease` apart.
     #[serde(default = "mail_interval", with = "human_duration")]
     pub mail_interval: Duration,
-    /// How long a node that shows no sign of life keeps its volumes from other nodes, between 5 and 60 seconds. A longer one lets calls go on
-    /// through longer outages of the store; NodeStage waits for it inside one call.
+    /// How long a node that shows no sign of life keeps its volumes from other nodes, between 5 and
+    /// 60 seconds. A longer one lets calls go on through longer outages of the store; NodeStage
+    /// waits for it inside one call.
     #[serde(default = "lease", with = "human_duration")]
     pub lease: Duration,
     /// `serve` closes what no client has used for so long; the next call on it opens it again.
@@ -61,16 +64,19 @@ pub struct PoolConfig {
     /// Options and credentials of the store, by the names its own tools use.
     #[serde(default)]
     pub credentials: BTreeMap<String, String>,
-    /// A folder with a file for each of them, as Kubernetes mounts a Secret, or a YAML file of them.
+    /// A folder with a file for each of them, as Kubernetes mounts a Secret, or a YAML file of
+    /// them.
     #[serde(default)]
     pub credentials_file: Option<PathBuf>,
     /// The passphrase of an encrypted pool: the file's first line.
     #[serde(default)]
     pub passphrase_file: Option<PathBuf>,
-    /// The key of an encrypted pool, instead of a passphrase: 32 bytes in base 64, the file's first line.
+    /// The key of an encrypted pool, instead of a passphrase: 32 bytes in base 64, the file's first
+    /// line.
     #[serde(default)]
     pub key_file: Option<PathBuf>,
-    /// Credentials and passphrase come with the secrets of CSI requests, on top of what is configured here.
+    /// Credentials and passphrase come with the secrets of CSI requests, on top of what is
+    /// configured here.
     #[serde(default)]
     pub request_secrets: bool,
 }
@@ -92,10 +98,11 @@ impl std::fmt::Debug for PoolConfig {
 pub struct LimitsConfig {
     /// Volumes open at once in one process.
     pub volumes_max: usize,
-    /// Connections of the usual mount: the largest `nconnect` among the StorageClasses. A node takes fewer volumes where each needs several of its
-    /// reserved ports.
+    /// Connections of the usual mount: the largest `nconnect` among the StorageClasses. A node
+    /// takes fewer volumes where each needs several of its reserved ports.
     pub connections_per_volume: u32,
-    /// What the process may take in memory. The sizes below are shares of it where they are not given, and then not counted in it.
+    /// What the process may take in memory. The sizes below are shares of it where they are not
+    /// given, and then not counted in it.
     pub memory: ByteSize,
     /// Written data held in memory, for all volumes together.
     pub dirty_bytes: Option<ByteSize>,
@@ -182,8 +189,9 @@ mod human_duration {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(from)?;
-        let parsed = humantime::parse_duration(&text)
-            .map_err(|_| D::Error::custom(format!("{text:?} is not a time like 5s, 200ms or 10m")))?;
+        let parsed = humantime::parse_duration(&text).map_err(|_| {
+            D::Error::custom(format!("{text:?} is not a time like 5s, 200ms or 10m"))
+        })?;
         if parsed < MIN {
             return Err(D::Error::custom(format!("{text:?} is too short: at least 10ms")));
         }
@@ -223,7 +231,9 @@ impl Config {
     /// Names the file, the line and what would be right.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let file = |why: String| ConfigError::File { path: path.to_owned(), why };
-        let size = std::fs::metadata(path).map_err(|error| file(format!("{error}: give a readable file with --config")))?.len();
+        let size = std::fs::metadata(path)
+            .map_err(|error| file(format!("{error}: give a readable file with --config")))?
+            .len();
         if size > FILE_BYTES_MAX {
             return Err(file(format!("{size} bytes are too many: at most {FILE_BYTES_MAX}")));
         }
@@ -234,14 +244,18 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, String> {
         // Without the lines around a mistake: they may hold credentials.
         let options = serde_saphyr::options! { with_snippet: false };
-        let config: Self = serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())?;
+        let config: Self = serde_saphyr::from_str_with_options(text, options)
+            .map_err(|error| error.to_string())?;
         config.check()?;
         Ok(config)
     }
 
     fn check(&self) -> Result<(), String> {
         if !crate::csi::is_driver_name(&self.driver_name) {
-            return Err(format!("driverName {:?} is no domain name of at most 63 characters", self.driver_name));
+            return Err(format!(
+                "driverName {:?} is no domain name of at most 63 characters",
+                self.driver_name
+            ));
         }
         if let Some(name) = &self.default_pool
             && !self.pools.contains_key(name)
@@ -250,21 +264,34 @@ impl Config {
         }
         for (name, pool) in &self.pools {
             if pool.key_file.is_some() && pool.passphrase_file.is_some() {
-                return Err(format!("pool {name}: keyFile and passphraseFile exclude each other: a pool has one secret"));
+                return Err(format!(
+                    "pool {name}: keyFile and passphraseFile exclude each other: a pool has one \
+                     secret"
+                ));
             }
         }
         if !LEASE_RANGE.contains(&self.lease) {
-            let (lease, least, most) = (self.lease.as_secs_f32(), LEASE_RANGE.start().as_secs(), LEASE_RANGE.end().as_secs());
+            let (lease, least, most) = (
+                self.lease.as_secs_f32(),
+                LEASE_RANGE.start().as_secs(),
+                LEASE_RANGE.end().as_secs(),
+            );
             return Err(format!("lease: {lease} s is out of range; use {least}s to {most}s"));
         }
         if self.limits.volumes_max == 0 {
             return Err("limits.volumesMax: 0 would open nothing; use at least 1".to_owned());
         }
         if self.limits.memory < super::memory::MIN {
-            return Err(format!("limits.memory: {} is too little; use at least {}", self.limits.memory, super::memory::MIN));
+            return Err(format!(
+                "limits.memory: {} is too little; use at least {}",
+                self.limits.memory,
+                super::memory::MIN
+            ));
         }
         let floor = ByteSize(4 << 20);
-        for (name, size) in [("dirtyBytes", self.limits.dirty_bytes), ("metadataCache", self.limits.metadata_cache)] {
+        for (name, size) in
+            [("dirtyBytes", self.limits.dirty_bytes), ("metadataCache", self.limits.metadata_cache)]
+        {
             if let Some(size) = size.filter(|size| *size < floor) {
                 return Err(format!("limits.{name}: {size} is too little; use at least {floor}"));
             }
@@ -311,7 +338,9 @@ log: { format: json, filter: debug }
 
     #[test]
     fn no_secret_is_shown() {
-        let pool = |rest: &str| format!("pools:\n  a:\n    url: s3://b\n    credentials:\n      key: hunter2\n{rest}");
+        let pool = |rest: &str| {
+            format!("pools:\n  a:\n    url: s3://b\n    credentials:\n      key: hunter2\n{rest}")
+        };
         let mistakes = [
             pool("    pasphrase: y\n"),
             pool("      key: hunter2\n"),

@@ -15,7 +15,8 @@ use tokio::net::TcpListener;
 
 /// One kernel client has at most 16 connections to its volume; a few more are closing.
 const CONNECTIONS_MAX: usize = 64;
-/// How long calls under way may take when an endpoint stops: it does so after the unmount, when there are none left.
+/// How long calls under way may take when an endpoint stops: it does so after the unmount, when
+/// there are none left.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// Every endpoint of a node plugin.
@@ -34,22 +35,38 @@ struct Running {
 }
 
 impl NfsEndpoints {
-    /// The limits of `options` are those of each endpoint; its number of connections is what one client needs, its bytes come from `budget`.
+    /// The limits of `options` are those of each endpoint; its number of connections is what one
+    /// client needs, its bytes come from `budget`.
     pub fn new(options: Options, budget: Budget, inherited: Arc<Sockets>) -> Self {
         let limits = Limits { connections: CONNECTIONS_MAX, ..options.limits };
-        Self { options: Options { limits, ..options }, budget, running: Mutex::default(), inherited }
+        Self {
+            options: Options { limits, ..options },
+            budget,
+            running: Mutex::default(),
+            inherited,
+        }
     }
 
-    /// Brings every endpoint to rest, for the next process to go on with. Nothing is answered any more when this returns.
+    /// Brings every endpoint to rest, for the next process to go on with. Nothing is answered any
+    /// more when this returns.
     pub async fn rest(&self, limit: Duration) -> Vec<Listening> {
         let running: Vec<(DatasetId, Running)> = self.running.lock().drain().collect();
         let rests = running.into_iter().map(|(dataset, Running { endpoint, server })| async move {
             let connections = server.rest(limit).await;
             endpoint.remove();
             match server.listener() {
-                Ok(listener) => Some(Listening::on_tcp(Service::Volume, server.local_addr(), listener, connections)),
+                Ok(listener) => Some(Listening::on_tcp(
+                    Service::Volume,
+                    server.local_addr(),
+                    listener,
+                    connections,
+                )),
                 Err(error) => {
-                    tracing::warn!(%dataset, %error, "its socket cannot be handed over: its client connects again");
+                    tracing::warn!(
+                        %dataset,
+                        %error,
+                        "its socket cannot be handed over: its client connects again"
+                    );
                     None
                 }
             }
@@ -59,7 +76,10 @@ impl NfsEndpoints {
 
     fn endpoint(&self, dataset: DatasetId) -> Result<Arc<Endpoint<Served>>, EndpointError> {
         let running = self.running.lock();
-        running.get(&dataset).map(|found| found.endpoint.clone()).ok_or(EndpointError::Unknown(dataset))
+        running
+            .get(&dataset)
+            .map(|found| found.endpoint.clone())
+            .ok_or(EndpointError::Unknown(dataset))
     }
 }
 
@@ -70,7 +90,12 @@ fn export_id(dataset: DatasetId) -> ExportId {
 impl Endpoints for NfsEndpoints {
     type Pass = MountPass<Served>;
 
-    async fn listen(&self, dataset: DatasetId, export: &str, at: SocketAddr) -> Result<(), EndpointError> {
+    async fn listen(
+        &self,
+        dataset: DatasetId,
+        export: &str,
+        at: SocketAddr,
+    ) -> Result<(), EndpointError> {
         if self.running.lock().get(&dataset).is_some_and(|found| found.server.local_addr() == at) {
             return Ok(());
         }
@@ -114,7 +139,10 @@ impl Endpoints for NfsEndpoints {
     async fn stop(&self, dataset: DatasetId) {
         let Some(running) = self.running.lock().remove(&dataset) else { return };
         if !running.server.stop(STOP_GRACE).await {
-            tracing::warn!(%dataset, "calls were still running when the endpoint stopped: their clients get no answer");
+            tracing::warn!(
+                %dataset,
+                "calls were still running when the endpoint stopped: their clients get no answer"
+            );
         }
         running.endpoint.remove();
     }

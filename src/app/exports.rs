@@ -4,24 +4,28 @@
 //!            MNT, or a call with a handle               no call for `exportIdle`
 //!  parked ───────────────────────────────▶ open ───────────────────────────────────▶ parked
 //! ```
-//! A **parked** dataset is one that nobody has open: closed and released, so that it may be deleted, or opened elsewhere. Its
-//! handles stay good: clients that mounted it send no MNT again, so a call on one opens it, and waits. For the same reason
-//! what this process's name owns already is opened at start, and every released dataset counts as parked then.
+//! A **parked** dataset is one that nobody has open: closed and released, so that it may be
+//! deleted, or opened elsewhere. Its handles stay good: clients that mounted it send no MNT again,
+//! so a call on one opens it, and waits. For the same reason what this process's name owns already
+//! is opened at start, and every released dataset counts as parked then.
 //!
-//! Whether an export is idle is told by the time of its last call, which is written *before* the call looks the export up: who
-//! finds it before it is parked is seen by whoever parks it.
+//! Whether an export is idle is told by the time of its last call, which is written *before* the
+//! call looks the export up: who finds it before it is parked is seen by whoever parks it.
 //!
-//! What is only read, a snapshot or a dataset that is one, has no owner and is never parked: nothing of it is open but what the process's
-//! views hold, which are closed when they are idle.
+//! What is only read, a snapshot or a dataset that is one, has no owner and is never parked:
+//! nothing of it is open but what the process's views hold, which are closed when they are idle.
 //!
-//! A volume that is also staged through CSI is in use, and not parked. Its mount outlives this process, so it is reopened, closed
-//! and released by the node's use cases alone; after a restart its handles are stale here until it is mounted again.
+//! A volume that is also staged through CSI is in use, and not parked. Its mount outlives this
+//! process, so it is reopened, closed and released by the node's use cases alone; after a restart
+//! its handles are stale here until it is mounted again.
 
 use crate::catalog::{CatalogError, State};
 use crate::control::node::Mounts;
 use crate::control::{ControlError, Pool, Pools, take};
 use crate::fs::FsError;
-use crate::nfs::{Export, ExportId, ExportTable, Found, Listed, MountPoint, MountRefused, Registry};
+use crate::nfs::{
+    Export, ExportId, ExportTable, Found, Listed, MountPoint, MountRefused, Registry,
+};
 use crate::types::{Class, Classify, DatasetId, DatasetName, SnapshotId, SnapshotName};
 use crate::volume::{Closing, Lost, Served, VolumeError, Volumes};
 use futures::future::BoxFuture;
@@ -42,7 +46,8 @@ const REOPENS_AT_ONCE: usize = 8;
 /// Between tries to open a parked dataset for the calls that wait for it.
 const REOPEN_MIN: Duration = Duration::from_millis(500);
 const REOPEN_MAX: Duration = Duration::from_secs(15);
-/// How long a client or a call waits for a dataset that another node has: its lease, and some seconds for the opening.
+/// How long a client or a call waits for a dataset that another node has: its lease, and some
+/// seconds for the opening.
 const TAKE_LIMIT: Duration = Duration::from_secs(100);
 /// Another node that asks for a dataset gets it when no client here has used it for so long.
 const HAND_OVER_IDLE: Duration = Duration::from_secs(30);
@@ -109,9 +114,18 @@ impl Exports {
         let Some(pool) = self.pool().cloned() else { return Ok(()) };
         let node = self.volumes.settings().node.clone();
         let mut ours: Vec<DatasetId> = Vec::new();
-        for dataset in pool.catalog.datasets().await?.into_iter().map(|at| at.record).filter(|d| d.state == State::Ready) {
+        for dataset in pool
+            .catalog
+            .datasets()
+            .await?
+            .into_iter()
+            .map(|at| at.record)
+            .filter(|d| d.state == State::Ready)
+        {
             match &dataset.owner {
-                Some(owner) if owner.node == node && !(self.is_staged)(dataset.id()) => ours.push(dataset.id()),
+                Some(owner) if owner.node == node && !(self.is_staged)(dataset.id()) => {
+                    ours.push(dataset.id())
+                }
                 Some(_) => {}
                 None => {
                     self.parked.lock().insert(export_id(dataset.id()), dataset.id());
@@ -127,7 +141,8 @@ impl Exports {
         let exports = self.clone();
         tokio::spawn(async move {
             use futures::StreamExt;
-            let opens = futures::stream::iter(ours).map(|id| exports.clone().open_for_waiting(pool.clone(), Named::Dataset(id)));
+            let opens = futures::stream::iter(ours)
+                .map(|id| exports.clone().open_for_waiting(pool.clone(), Named::Dataset(id)));
             opens.buffer_unordered(REOPENS_AT_ONCE).collect::<Vec<()>>().await;
         });
         Ok(())
@@ -142,12 +157,22 @@ impl Exports {
                 // The process that took this one's place opens it.
                 Err(_) if self.volumes.have_left() => return,
                 Err(error) if error.class().may_pass() => {
-                    tracing::warn!(dataset = %what, %error, retry_secs = wait.as_secs_f32(), "a dataset that clients have mounted cannot be opened yet");
+                    tracing::warn!(
+                        dataset = %what,
+                        %error,
+                        retry_secs = wait.as_secs_f32(),
+                        "a dataset that clients have mounted cannot be opened yet"
+                    );
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(REOPEN_MAX);
                 }
                 Err(error) => {
-                    tracing::warn!(dataset = %what, %error, "a dataset that clients have mounted cannot be opened: they get stale handles");
+                    tracing::warn!(
+                        dataset = %what,
+                        %error,
+                        "a dataset that clients have mounted cannot be opened: they get stale \
+                         handles"
+                    );
                     self.snapshots.lock().remove(&what.export());
                     self.registry.remove(what.export());
                     return;
@@ -169,7 +194,11 @@ impl Exports {
         }
     }
 
-    async fn open_dataset(&self, pool: &Pool, id: DatasetId) -> Result<Arc<Export<Served>>, ControlError> {
+    async fn open_dataset(
+        &self,
+        pool: &Pool,
+        id: DatasetId,
+    ) -> Result<Arc<Export<Served>>, ControlError> {
         // Held until the export is known: nobody parks it meanwhile.
         let volume = take::open(pool, &self.volumes, id, TAKE_LIMIT).await?;
         let export = Export::new(export_id(id), volume.served.clone(), volume.handle_key);
@@ -192,7 +221,8 @@ impl Exports {
             }
             let idle_millis = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
             let since = self.now().saturating_sub(idle_millis);
-            let old: Vec<(DatasetId, Arc<Used>)> = self.opened.lock().iter().map(|(id, used)| (*id, used.clone())).collect();
+            let old: Vec<(DatasetId, Arc<Used>)> =
+                self.opened.lock().iter().map(|(id, used)| (*id, used.clone())).collect();
             for (id, used) in old {
                 let last = used.0.load(Ordering::SeqCst);
                 if last < since {
@@ -205,7 +235,9 @@ impl Exports {
 
     /// Closes and releases a dataset that another node asks for, unless it is in use (R27).
     async fn hand_over(&self, id: DatasetId) -> Result<Closing, VolumeError> {
-        let Some(used) = self.opened.lock().get(&id).cloned() else { return self.volumes.close_unused(id).await };
+        let Some(used) = self.opened.lock().get(&id).cloned() else {
+            return self.volumes.close_unused(id).await;
+        };
         let (last, idle) = (used.0.load(Ordering::SeqCst), HAND_OVER_IDLE.as_millis());
         if u128::from(self.now().saturating_sub(last)) < idle {
             return Ok(Closing::InUse);
@@ -213,9 +245,11 @@ impl Exports {
         self.park(id, &used, last).await
     }
 
-    /// Closes and releases an export, unless a call comes between, or somebody else uses the volume.
+    /// Closes and releases an export, unless a call comes between, or somebody else uses the
+    /// volume.
     async fn park(&self, id: DatasetId, used: &Used, last: u64) -> Result<Closing, VolumeError> {
-        // First: a call that does not find it open must find it parked. It opens it again, which waits for what is done here.
+        // First: a call that does not find it open must find it parked. It opens it again, which
+        // waits for what is done here.
         self.parked.lock().insert(export_id(id), id);
         let Some(export) = self.registry.remove(export_id(id)) else {
             // Lost.
@@ -223,7 +257,11 @@ impl Exports {
             self.opened.lock().remove(&id);
             return Ok(Closing::InUse);
         };
-        let closing = if used.0.load(Ordering::SeqCst) == last { self.volumes.close_unused(id).await } else { Ok(Closing::InUse) };
+        let closing = if used.0.load(Ordering::SeqCst) == last {
+            self.volumes.close_unused(id).await
+        } else {
+            Ok(Closing::InUse)
+        };
         match &closing {
             Ok(Closing::InUse) => {
                 self.parked.lock().remove(&export.id);
@@ -231,10 +269,20 @@ impl Exports {
                 return closing;
             }
             Ok(Closing::Closed) => {
-                tracing::info!(dataset = %id, "nobody has used the dataset for a while: it is closed until somebody does");
+                tracing::info!(
+                    dataset = %id,
+                    "nobody has used the dataset for a while: it is closed until somebody does"
+                );
             }
-            // It stays parked: a call has the close finished first, waits for it, and finds the dataset opened anew (R33).
-            Err(error) => tracing::warn!(dataset = %id, %error, "an idle dataset could not be closed: it is tried again"),
+            // It stays parked: a call has the close finished first, waits for it, and finds the
+            // dataset opened anew (R33).
+            Err(error) => {
+                tracing::warn!(
+                    dataset = %id,
+                    %error,
+                    "an idle dataset could not be closed: it is tried again"
+                )
+            }
         }
         let mut opened = self.opened.lock();
         // Somebody may have opened it again by now.
@@ -279,7 +327,8 @@ impl Exports {
         });
     }
 
-    /// Another owner's data must not be shown through handles of before (R25). What has only failed is opened anew for the next call (R33).
+    /// Another owner's data must not be shown through handles of before (R25). What has only failed
+    /// is opened anew for the next call (R33).
     fn lose(&self, lost: &Lost) {
         let (id, export) = (lost.dataset, export_id(lost.dataset));
         if self.volumes.get(id).is_some() {
@@ -305,7 +354,8 @@ impl Exports {
         }
     }
 
-    /// Flushes, closes and releases what was opened here. Answers the first failure after having tried all.
+    /// Flushes, closes and releases what was opened here. Answers the first failure after having
+    /// tried all.
     pub async fn close(&self, limit: Duration) -> Result<(), VolumeError> {
         self.parked.lock().clear();
         let opened: Vec<DatasetId> = self.opened.lock().drain().map(|(id, _)| id).collect();
@@ -320,14 +370,17 @@ impl Exports {
         self.volumes.close_within(unused, limit).await
     }
 
-    /// A dataset's name may hold `@` itself: a dataset of the whole name comes first, then the last `@` counts.
+    /// A dataset's name may hold `@` itself: a dataset of the whole name comes first, then the last
+    /// `@` counts.
     async fn find_named(&self, name: &[u8]) -> Result<(Pool, Named), MountRefused> {
         let path = std::str::from_utf8(name).map_err(|_| MountRefused::NotFound)?;
         let pool = self.pool().ok_or(MountRefused::NotFound)?;
         let unavailable = |error: CatalogError| MountRefused::Unavailable(error.to_string());
         let find = async |name: &str| {
             let name: DatasetName = name.parse().map_err(|_| MountRefused::NotFound)?;
-            Ok::<_, MountRefused>(pool.catalog.dataset(&name).await.map_err(unavailable)?.map(|at| at.record))
+            Ok::<_, MountRefused>(
+                pool.catalog.dataset(&name).await.map_err(unavailable)?.map(|at| at.record),
+            )
         };
         if let Some(dataset) = find(path).await?.filter(|dataset| dataset.state == State::Ready) {
             return Ok((pool.clone(), Named::Dataset(dataset.id())));
@@ -335,8 +388,15 @@ impl Exports {
         let (dataset, snapshot) = path.rsplit_once('@').ok_or(MountRefused::NotFound)?;
         let dataset = find(dataset).await?.ok_or(MountRefused::NotFound)?;
         let snapshot: SnapshotName = snapshot.parse().map_err(|_| MountRefused::NotFound)?;
-        let found = pool.catalog.snapshot(dataset.id(), &snapshot).await.map_err(unavailable)?.map(|at| at.record);
-        let found = found.filter(|snapshot| snapshot.state == State::Ready).ok_or(MountRefused::NotFound)?;
+        let found = pool
+            .catalog
+            .snapshot(dataset.id(), &snapshot)
+            .await
+            .map_err(unavailable)?
+            .map(|at| at.record);
+        let found = found
+            .filter(|snapshot| snapshot.state == State::Ready)
+            .ok_or(MountRefused::NotFound)?;
         Ok((pool.clone(), Named::Snapshot(found.id())))
     }
 }
@@ -386,7 +446,11 @@ impl Mounts for Uses {
         self.mounts.sync(dataset)
     }
 
-    fn hand_over<'a>(&'a self, volumes: &'a Volumes, dataset: DatasetId) -> BoxFuture<'a, Result<Closing, ControlError>> {
+    fn hand_over<'a>(
+        &'a self,
+        volumes: &'a Volumes,
+        dataset: DatasetId,
+    ) -> BoxFuture<'a, Result<Closing, ControlError>> {
         if (self.exports.is_staged)(dataset) {
             return self.mounts.hand_over(volumes, dataset);
         }
@@ -397,7 +461,8 @@ impl Mounts for Uses {
 /// The first name of a path, which is an export's, and the rest.
 fn export_and_below(path: &[u8]) -> (&[u8], &[u8]) {
     let is_slash = |byte: &u8| *byte == b'/';
-    let (_, path) = path.split_at(path.iter().position(|byte| !is_slash(byte)).unwrap_or(path.len()));
+    let (_, path) =
+        path.split_at(path.iter().position(|byte| !is_slash(byte)).unwrap_or(path.len()));
     path.split_at(path.iter().position(is_slash).unwrap_or(path.len()))
 }
 
@@ -416,10 +481,15 @@ impl ExportTable for ServeTable {
         self.0.registry.opened(id).await
     }
 
-    async fn mount(&self, path: &[u8], peer: SocketAddr) -> Result<MountPoint<Served>, MountRefused> {
+    async fn mount(
+        &self,
+        path: &[u8],
+        peer: SocketAddr,
+    ) -> Result<MountPoint<Served>, MountRefused> {
         let (name, below) = export_and_below(path);
         let (pool, id) = self.0.find_named(name).await?;
-        let opened = self.0.open(&pool, id).await.map(|export| MountPoint { export, below: below.into() });
+        let opened =
+            self.0.open(&pool, id).await.map(|export| MountPoint { export, below: below.into() });
         opened.map_err(|error| match error.class() {
             Class::NotFound => MountRefused::NotFound,
             Class::Precondition | Class::Denied => {
@@ -427,7 +497,12 @@ impl ExportTable for ServeTable {
                 MountRefused::Denied
             }
             _ => {
-                tracing::error!(%peer, dataset = %id, %error, "a dataset cannot be opened for a mount");
+                tracing::error!(
+                    %peer,
+                    dataset = %id,
+                    %error,
+                    "a dataset cannot be opened for a mount"
+                );
                 MountRefused::Unavailable(error.to_string())
             }
         })
@@ -437,7 +512,8 @@ impl ExportTable for ServeTable {
         let Some(pool) = self.0.pool() else { return vec![] };
         match pool.catalog.datasets().await {
             Ok(datasets) => {
-                let ready = datasets.into_iter().map(|at| at.record).filter(|d| d.state == State::Ready);
+                let ready =
+                    datasets.into_iter().map(|at| at.record).filter(|d| d.state == State::Ready);
                 ready.map(|d| Listed { path: format!("/{}", d.name) }).collect()
             }
             Err(error) => {

@@ -1,14 +1,16 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 //!
-//! A process is healthy while it can answer at all: restarting it helps against nothing else, and a node plugin's restart is a
-//! pause for its mounts. It is ready once it serves, every pool is open, no store refuses what volumes write, and kubelet has registered the driver if it shall: before
+//! A process is healthy while it can answer at all: restarting it helps against nothing else, and a
+//! node plugin's restart is a pause for its mounts. It is ready once it serves, every pool is open,
+//! no store refuses what volumes write, and kubelet has registered the driver if it shall: before
 //! that no pod can use it.
 //!
-//! A process that has handed over and stands by is ready too: it goes on if the other one ends. A DaemonSet's controller deletes an old pod that
-//! is not ready without waiting for the new one.
+//! A process that has handed over and stands by is ready too: it goes on if the other one ends. A
+//! DaemonSet's controller deletes an old pod that is not ready without waiting for the new one.
 //!
-//! On one machine the address is passed from process to process, and who asks there is answered by the one that serves. Whether *this*
-//! process is ready is told on a socket of its own ([`Health::serve_own`]), where no other process can answer for it.
+//! On one machine the address is passed from process to process, and who asks there is answered by
+//! the one that serves. Whether *this* process is ready is told on a socket of its own
+//! ([`Health::serve_own`]), where no other process can answer for it.
 
 use super::handover::{Listening, Service, Sockets};
 use crate::bucket::Requests;
@@ -65,7 +67,10 @@ struct Serving {
 
 impl Health {
     pub fn new() -> Self {
-        Self { phase: Arc::new(RwLock::new(Phase::Waiting("it is starting".to_owned()))), listener: Arc::default() }
+        Self {
+            phase: Arc::new(RwLock::new(Phase::Waiting("it is starting".to_owned()))),
+            listener: Arc::default(),
+        }
     }
 
     pub fn wait(&self, why: String) {
@@ -89,25 +94,34 @@ impl Health {
             .with_state(self.clone())
     }
 
-    /// Serves at the machine's address until stopped: on the socket of the process before this one, if it gave one. A process works
-    /// without: an address that is taken is no reason to end.
+    /// Serves at the machine's address until stopped: on the socket of the process before this one,
+    /// if it gave one. A process works without: an address that is taken is no reason to end.
     pub async fn serve(self, at: SocketAddr, sockets: Arc<Sockets>, stop: CancellationToken) {
         loop {
             let listener = match sockets.take(Service::Health, at) {
                 Some(inherited) => inherited.listener(),
                 None => TcpListener::bind(at).await,
             };
-            match listener.and_then(|listener| Ok((listener.local_addr()?, listener.as_fd().try_clone_to_owned()?, listener))) {
+            match listener.and_then(|listener| {
+                Ok((listener.local_addr()?, listener.as_fd().try_clone_to_owned()?, listener))
+            }) {
                 Ok((bound, fd, listener)) => {
                     *self.listener.lock() = Some((bound, fd));
-                    let served = axum::serve(listener, self.router()).with_graceful_shutdown(stop.cancelled_owned()).await;
+                    let served = axum::serve(listener, self.router())
+                        .with_graceful_shutdown(stop.cancelled_owned())
+                        .await;
                     if let Err(error) = served {
                         tracing::error!(%at, %error, "health is not served any more");
                     }
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(%at, %error, "health cannot be served there yet: free the address, or give another --health-listen");
+                    tracing::warn!(
+                        %at,
+                        %error,
+                        "health cannot be served there yet: free the address, or give another \
+                         --health-listen"
+                    );
                 }
             }
             tokio::select! {
@@ -130,7 +144,9 @@ impl Health {
     pub fn serve_own(&self, path: &Path) -> anyhow::Result<()> {
         let at = || format!("health socket {}", path.display());
         match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(at),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(at);
+            }
             _ => {}
         }
         let listener = tokio::net::UnixListener::bind(path).with_context(at)?;
@@ -151,7 +167,10 @@ impl Health {
 pub fn ask_ready(path: &Path) -> anyhow::Result<String> {
     let at = || format!("health socket {}: is the process running?", path.display());
     let mut stream = std::os::unix::net::UnixStream::connect(path).with_context(at)?;
-    stream.set_read_timeout(Some(ASK_LIMIT)).and_then(|()| stream.set_write_timeout(Some(ASK_LIMIT))).with_context(at)?;
+    stream
+        .set_read_timeout(Some(ASK_LIMIT))
+        .and_then(|()| stream.set_write_timeout(Some(ASK_LIMIT)))
+        .with_context(at)?;
     stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").with_context(at)?;
     let mut answer = String::new();
     stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer).with_context(at)?;
@@ -166,10 +185,16 @@ pub fn ask_ready(path: &Path) -> anyhow::Result<String> {
 async fn ready(State(health): State<Health>) -> impl IntoResponse {
     let missing = match &*health.phase.read() {
         Phase::Waiting(why) => format!("{why}\n"),
-        Phase::StandingBy => return (StatusCode::OK, "another process serves; this one stands by\n".to_owned()),
+        Phase::StandingBy => {
+            return (StatusCode::OK, "another process serves; this one stands by\n".to_owned());
+        }
         Phase::Serving(serving) => serving.missing(),
     };
-    if missing.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, missing) }
+    if missing.is_empty() {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, missing)
+    }
 }
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
@@ -183,10 +208,22 @@ async fn metrics(State(health): State<Health>) -> impl IntoResponse {
 impl Serving {
     /// The reasons why it is not ready, one a line.
     fn missing(&self) -> String {
-        let pools = self.pools.not_open().into_iter().map(|(pool, why)| format!("pool {pool} is not open yet: {why}\n"));
-        let registration = self.registration.iter().filter_map(RegistrationState::missing).map(|why| format!("{why}\n"));
-        let refusing = self.pools.iter().filter_map(|pool| Some((&pool.name, pool.catalog.bucket().refusal()?)));
-        let refusing = refusing.map(|(pool, why)| format!("pool {pool} cannot be written: {why}\n"));
+        let pools = self
+            .pools
+            .not_open()
+            .into_iter()
+            .map(|(pool, why)| format!("pool {pool} is not open yet: {why}\n"));
+        let registration = self
+            .registration
+            .iter()
+            .filter_map(RegistrationState::missing)
+            .map(|why| format!("{why}\n"));
+        let refusing = self
+            .pools
+            .iter()
+            .filter_map(|pool| Some((&pool.name, pool.catalog.bucket().refusal()?)));
+        let refusing =
+            refusing.map(|(pool, why)| format!("pool {pool} cannot be written: {why}\n"));
         pools.chain(refusing).chain(registration).collect()
     }
 }
@@ -198,32 +235,50 @@ fn label(value: &str) -> String {
 
 fn text(serving: &Serving) -> String {
     let Serving { pools, volumes, registration } = serving;
-    let mut text = String::from("# HELP zerofs_pool_open Whether the pool is open.\n# TYPE zerofs_pool_open gauge\n");
+    let mut text = String::from(
+        "# HELP zerofs_pool_open Whether the pool is open.\n# TYPE zerofs_pool_open gauge\n",
+    );
     let mut line = |line: std::fmt::Arguments<'_>| {
         // Writing to a string does not fail.
         let _ = text.write_fmt(line);
     };
-    pools.iter().for_each(|pool| line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 1\n", label(&pool.name))));
-    pools.not_open().iter().for_each(|(pool, _)| line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 0\n", label(pool))));
-    line(format_args!("# HELP zerofs_volumes_open Volumes that this process has open.\n# TYPE zerofs_volumes_open gauge\n"));
+    pools.iter().for_each(|pool| {
+        line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 1\n", label(&pool.name)))
+    });
+    pools.not_open().iter().for_each(|(pool, _)| {
+        line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 0\n", label(pool)))
+    });
+    line(format_args!(
+        "# HELP zerofs_volumes_open Volumes that this process has open.\n# TYPE zerofs_volumes_open gauge\n"
+    ));
     line(format_args!("zerofs_volumes_open {}\n", volumes.list().len()));
-    let what = "Whether a damaged table keeps a volume's database from being compacted: before long it takes no change any more.";
+    let what = "Whether a damaged table keeps a volume's database from being compacted: before \
+        long it takes no change any more.";
     line(format_args!("# HELP zerofs_volume_damaged {what}\n# TYPE zerofs_volume_damaged gauge\n"));
     for volume in volumes.list() {
-        let (dataset, damaged) = (label(volume.dataset.name.as_str()), u8::from(volume.fs.damage().is_some()));
+        let (dataset, damaged) =
+            (label(volume.dataset.name.as_str()), u8::from(volume.fs.damage().is_some()));
         line(format_args!("zerofs_volume_damaged{{dataset=\"{dataset}\"}} {damaged}\n"));
     }
     if let Some(registration) = registration {
-        line(format_args!("# HELP zerofs_plugin_registered Whether kubelet has registered the driver.\n"));
+        line(format_args!(
+            "# HELP zerofs_plugin_registered Whether kubelet has registered the driver.\n"
+        ));
         line(format_args!("# TYPE zerofs_plugin_registered gauge\n"));
         line(format_args!("zerofs_plugin_registered {}\n", u8::from(registration.is_registered())));
     }
-    line(format_args!("# HELP zerofs_requests_total Requests to the pool's object store.\n# TYPE zerofs_requests_total counter\n"));
+    line(format_args!(
+        "# HELP zerofs_requests_total Requests to the pool's object store.\n# TYPE zerofs_requests_total counter\n"
+    ));
     for pool in pools.iter() {
         let Requests { get, put, list, delete, head } = pool.catalog.bucket().requests();
-        for (kind, count) in [("get", get), ("put", put), ("list", list), ("delete", delete), ("head", head)] {
+        for (kind, count) in
+            [("get", get), ("put", put), ("list", list), ("delete", delete), ("head", head)]
+        {
             let pool = label(&pool.name);
-            line(format_args!("zerofs_requests_total{{pool=\"{pool}\",kind=\"{kind}\"}} {count}\n"));
+            line(format_args!(
+                "zerofs_requests_total{{pool=\"{pool}\",kind=\"{kind}\"}} {count}\n"
+            ));
         }
     }
     text
@@ -240,9 +295,13 @@ mod tests {
     async fn a_process_is_ready_once_its_pools_are_open() {
         let config = crate::app::Config::default();
         let pools = Pools::waiting(["a\"b".to_owned()], None).unwrap();
-        let parts = crate::app::Parts::over(config, pools.clone(), "n".to_owned(), None).await.unwrap();
+        let parts =
+            crate::app::Parts::over(config, pools.clone(), "n".to_owned(), None).await.unwrap();
         let health = Health::new();
-        assert_eq!(ready(State(health.clone())).await.into_response().status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            ready(State(health.clone())).await.into_response().status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
         let room = tempfile::tempdir().unwrap();
         let own = room.path().join("health.sock");
         health.serve_own(&own).unwrap();
@@ -254,20 +313,32 @@ mod tests {
         assert!(asked().await.unwrap().unwrap_err().to_string().contains("another process serves"));
         let registration = RegistrationState::default();
         health.serving(pools.clone(), parts.volumes.clone(), Some(registration.clone()));
-        let serving = |registration| Serving { pools: pools.clone(), volumes: parts.volumes.clone(), registration };
+        let serving = |registration| Serving {
+            pools: pools.clone(),
+            volumes: parts.volumes.clone(),
+            registration,
+        };
         let text = || text(&serving(Some(registration.clone())));
         pools.not_yet("a\"b", "no answer".to_owned());
         let answer = ready(State(health.clone())).await.into_response();
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
         let body = axum::body::to_bytes(answer.into_body(), 1000).await.unwrap();
         let body = String::from_utf8(body.to_vec()).unwrap();
-        assert!(body.starts_with("pool a\"b is not open yet: no answer\nkubelet has not registered the driver yet"), "{body}");
+        assert!(
+            body.starts_with(
+                "pool a\"b is not open yet: no answer\nkubelet has not registered the driver yet"
+            ),
+            "{body}"
+        );
         assert!(text().contains("zerofs_plugin_registered 0\n"));
         assert!(text().contains("zerofs_pool_open{pool=\"a\\\"b\"} 0\n"));
 
         let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
         pools.opened(Pool { name: "a\"b".to_owned(), catalog, folder: None }).unwrap();
-        assert_eq!(ready(State(health.clone())).await.into_response().status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            ready(State(health.clone())).await.into_response().status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
         // As of a server, which kubelet does not know.
         health.serving(pools.clone(), parts.volumes.clone(), None);
         assert_eq!(ready(State(health.clone())).await.into_response().status(), StatusCode::OK);
@@ -276,6 +347,10 @@ mod tests {
         health.stand_by();
         assert!(asked().await.unwrap().unwrap().contains("stands by"));
         assert!(!text.contains("zerofs_plugin_registered"));
-        assert!(text.contains("zerofs_pool_open{pool=\"a\\\"b\"} 1\n") && text.contains("kind=\"put\"} "), "{text}");
+        assert!(
+            text.contains("zerofs_pool_open{pool=\"a\\\"b\"} 1\n")
+                && text.contains("kind=\"put\"} "),
+            "{text}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Looking for journals that are of no use any more: of datasets that moved away while this node was down, or are gone.
+//! Looking for journals that are of no use any more: of datasets that moved away while this node
+//! was down, or are gone.
 
 use crate::control::Pools;
 use crate::types::Classify;
@@ -8,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 /// After the start, when most of what this node goes on with is being opened …
 const FIRST_LOOK: Duration = Duration::from_secs(60);
-/// … and again, for what has failed and moved away since. A look asks the store only about journals that nothing open here has.
+/// … and again, for what has failed and moved away since. A look asks the store only about journals
+/// that nothing open here has.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// Looks until stopped.
@@ -22,7 +24,12 @@ pub async fn run(pools: Pools, volumes: Volumes, stop: CancellationToken) {
         wait = LOOK_AGAIN;
         for pool in pools.iter() {
             if let Err(error) = volumes.remove_outlived_journals(&pool.catalog).await {
-                tracing::info!(pool = pool.name, %error, class = ?error.class(), "journals of no use stay until the next look");
+                tracing::info!(
+                    pool = pool.name,
+                    %error,
+                    class = ?error.class(),
+                    "journals of no use stay until the next look"
+                );
             }
         }
     }

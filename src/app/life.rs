@@ -1,10 +1,13 @@
 //! What the lives of a node plugin and of a server have in common.
 //!
-//! A **life** begins with a [turn](super::handover::Turn) and ends with a stop, or by giving the turn away. A hand-over that fails, and a
-//! successor that ends, begin another life of the same process, with the sockets that it kept.
+//! A **life** begins with a [turn](super::handover::Turn) and ends with a stop, or by giving the
+//! turn away. A hand-over that fails, and a successor that ends, begin another life of the same
+//! process, with the sockets that it kept.
 
 use super::endpoints::NfsEndpoints;
-use super::handover::{Door, Hello, Listening, Predecessor, Sockets, Standing, Successor, Turn, pass_on};
+use super::handover::{
+    Door, Hello, Listening, Predecessor, Sockets, Standing, Successor, Turn, pass_on,
+};
 use super::health::Health;
 use super::parts::Parts;
 use super::state_dir::{StateDir, StateFolder};
@@ -20,8 +23,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long calls under way may take when the process stops: of connections, of its own work, and of CSI, one after the other. With
-/// [`FLUSH_LIMIT`] it stays below the minute after which a pod is killed (`terminationGracePeriodSeconds`).
+/// How long calls under way may take when the process stops: of connections, of its own work, and
+/// of CSI, one after the other. With [`FLUSH_LIMIT`] it stays below the minute after which a pod is
+/// killed (`terminationGracePeriodSeconds`).
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(10);
 /// How long the store may take then for what it does not have yet.
 pub(super) const FLUSH_LIMIT: Duration = Duration::from_secs(15);
@@ -114,8 +118,9 @@ impl Life {
         self.end_services().await;
     }
 
-    /// Serves until it is stopped (`None`), or handed over, or tried to. `own`: what this process is. `rest`: brings to rest what there is beside
-    /// the staged volumes. What is kept of the sockets is in the estate's afterwards.
+    /// Serves until it is stopped (`None`), or handed over, or tried to. `own`: what this process
+    /// is. `rest`: brings to rest what there is beside the staged volumes. What is kept of the
+    /// sockets is in the estate's afterwards.
     ///
     /// # Errors
     /// When the CSI socket ends by itself.
@@ -182,11 +187,19 @@ impl Life {
         let Estate { parts, agent, health, kept } = *estate;
         let begun = Instant::now();
         self.work.cancel();
-        let (volumes, exports) = futures::future::join(agent.endpoints().rest(REST_LIMIT), rest).await;
-        volumes.into_iter().chain(exports).chain(health.give()).for_each(|listening| kept.put(listening));
+        let (volumes, exports) =
+            futures::future::join(agent.endpoints().rest(REST_LIMIT), rest).await;
+        volumes
+            .into_iter()
+            .chain(exports)
+            .chain(health.give())
+            .for_each(|listening| kept.put(listening));
         let rested = begun.elapsed();
         if let Err(error) = parts.volumes.leave(LEAVE_LIMIT).await {
-            tracing::warn!(%error, "the next process waits for this volume until the store lets go of it here");
+            tracing::warn!(
+                %error,
+                "the next process waits for this volume until the store lets go of it here"
+            );
         }
         let left = begun.elapsed();
         let program = successor.hello.program.clone();
@@ -198,8 +211,15 @@ impl Life {
             Ok(standing) => {
                 // Another process answers on them: what it closes must be closed.
                 kept.hang_up();
-                let (rested, left, given) = (rested.as_millis(), left.as_millis(), begun.elapsed().as_millis());
-                tracing::info!(program, rested, left, given, "handed over: milliseconds without service on this side");
+                let (rested, left, given) =
+                    (rested.as_millis(), left.as_millis(), begun.elapsed().as_millis());
+                tracing::info!(
+                    program,
+                    rested,
+                    left,
+                    given,
+                    "handed over: milliseconds without service on this side"
+                );
                 Handed::Over(standing)
             }
             Err((state, error)) => {
@@ -209,8 +229,14 @@ impl Life {
         }
     }
 
-    /// What follows a hand-over: this process stands by until it is stopped, or its turn comes again.
-    pub async fn stand_by(&self, standing: &Standing, kept: Sockets, stop: &CancellationToken) -> Ended {
+    /// What follows a hand-over: this process stands by until it is stopped, or its turn comes
+    /// again.
+    pub async fn stand_by(
+        &self,
+        standing: &Standing,
+        kept: Sockets,
+        stop: &CancellationToken,
+    ) -> Ended {
         let served = tokio::select! {
             () = stop.cancelled() => None,
             serving = standing.serving() => Some(serving),
@@ -219,8 +245,12 @@ impl Life {
         self.dismiss_services();
         match served {
             None => return Ended::Stopped,
-            Some(Ok(())) => tracing::info!("another process serves; this one stands by until it is stopped"),
-            Some(Err(error)) => tracing::error!(%error, "the process that took over has ended before it served"),
+            Some(Ok(())) => {
+                tracing::info!("another process serves; this one stands by until it is stopped")
+            }
+            Some(Err(error)) => {
+                tracing::error!(%error, "the process that took over has ended before it served")
+            }
         }
         let mut kept = Some(kept);
         let turn = standing.turn();
@@ -255,9 +285,13 @@ async fn settle(successor: Successor, parts: &Parts) -> Option<Successor> {
         return Some(successor);
     }
     if let Some(refusal) = refusal(parts).await {
-        // The other one has every pool open that is in use, with credentials of its own. It goes on as after the death of this one: the journals
-        // have what the store does not, and clients what is in no journal (R16, R17).
-        tracing::warn!(refusal, "the object store refuses this process: handed over without a last flush");
+        // The other one has every pool open that is in use, with credentials of its own. It goes on
+        // as after the death of this one: the journals have what the store does not, and clients
+        // what is in no journal (R16, R17).
+        tracing::warn!(
+            refusal,
+            "the object store refuses this process: handed over without a last flush"
+        );
         return Some(successor);
     }
     let rest = match soon {
@@ -274,13 +308,16 @@ async fn settle(successor: Successor, parts: &Parts) -> Option<Successor> {
     None
 }
 
-/// The refusal of the store of a pool in use, if it answers and refuses: the credentials of this process have expired, or lost their rights. A store
-/// that does not answer says nothing of them.
+/// The refusal of the store of a pool in use, if it answers and refuses: the credentials of this
+/// process have expired, or lost their rights. A store that does not answer says nothing of them.
 async fn refusal(parts: &Parts) -> Option<String> {
     let used = used_pools(parts);
     for pool in parts.pools.iter().filter(|pool| used.contains(&pool.id().to_string())) {
         let bucket = pool.catalog.bucket();
-        match bucket.put(PROBE, bytes::Bytes::from_static(b"zerofs-csi tries to write before a hand-over")).await {
+        match bucket
+            .put(PROBE, bytes::Bytes::from_static(b"zerofs-csi tries to write before a hand-over"))
+            .await
+        {
             Ok(()) => {
                 if let Err(error) = bucket.delete(&[PROBE.to_owned()]).await {
                     tracing::debug!(%error, "the object of a probe stays until the next one");
@@ -296,21 +333,27 @@ async fn refusal(parts: &Parts) -> Option<String> {
 /// Whether a process can serve what this one does.
 fn fits(hello: &Hello, own: &Hello) -> Result<(), String> {
     if hello.role != own.role {
-        return Err(format!("it is a {:?}, this process a {:?}: give it another --state-dir", hello.role, own.role));
+        return Err(format!(
+            "it is a {:?}, this process a {:?}: give it another --state-dir",
+            hello.role, own.role
+        ));
     }
     if hello.node != own.node {
         let name = |hello: &Hello| hello.node.clone().unwrap_or_default();
         return Err(format!("its node id is {:?}, this process's {:?}", name(hello), name(own)));
     }
     match own.pools.iter().find(|pool| !hello.pools.contains(pool)) {
-        Some(pool) => Err(format!("it does not have pool {pool} open, of which volumes are in use here")),
+        Some(pool) => {
+            Err(format!("it does not have pool {pool} open, of which volumes are in use here"))
+        }
         None => Ok(()),
     }
 }
 
 /// The ids of the pools that volumes are in use of.
 pub(super) fn used_pools(parts: &Parts) -> Vec<String> {
-    let mut ids: Vec<String> = parts.volumes.list().into_iter().map(|volume| volume.pool.to_string()).collect();
+    let mut ids: Vec<String> =
+        parts.volumes.list().into_iter().map(|volume| volume.pool.to_string()).collect();
     ids.sort();
     ids.dedup();
     ids
@@ -324,13 +367,21 @@ pub(super) async fn start_agent<M: Mounter>(
     budget: &Budget,
     sockets: Arc<Sockets>,
 ) -> anyhow::Result<Arc<NodeAgent<M, NfsEndpoints>>> {
-    let settings = NodeSettings::new(state.path().join("staged"), parts.config.driver_name.clone())?;
-    let endpoints = NfsEndpoints::new(Options { peers, limits: parts.nfs, ..Options::default() }, budget.clone(), sockets);
-    Ok(NodeAgent::start(mounter, endpoints, parts.volumes.clone(), parts.pools.clone(), settings).await?)
+    let settings =
+        NodeSettings::new(state.path().join("staged"), parts.config.driver_name.clone())?;
+    let endpoints = NfsEndpoints::new(
+        Options { peers, limits: parts.nfs, ..Options::default() },
+        budget.clone(),
+        sockets,
+    );
+    Ok(NodeAgent::start(mounter, endpoints, parts.volumes.clone(), parts.pools.clone(), settings)
+        .await?)
 }
 
 /// Resolves when the socket's service ends by itself, which is an error.
-pub(super) async fn ended_by_itself(csi: &mut Option<JoinHandle<std::io::Result<()>>>) -> anyhow::Result<()> {
+pub(super) async fn ended_by_itself(
+    csi: &mut Option<JoinHandle<std::io::Result<()>>>,
+) -> anyhow::Result<()> {
     match csi {
         None => std::future::pending().await,
         Some(csi) => match csi.await {
@@ -348,7 +399,8 @@ pub(super) async fn finish(tasks: &TaskTracker) {
     }
 }
 
-/// What is still mounted stays owned; everything acknowledged is in the store when this returns, unless that takes too long.
+/// What is still mounted stays owned; everything acknowledged is in the store when this returns,
+/// unless that takes too long.
 pub(super) async fn flush_staged(parts: &Parts) -> anyhow::Result<()> {
     parts.volumes.sync_all(FLUSH_LIMIT).await.context("the store does not have everything")
 }

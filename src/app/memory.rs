@@ -1,8 +1,9 @@
 //! What a process may take in memory, and who gets how much of it.
 //!
-//! Every buffer and cache of the process has a limit of its own, and all of them are shares of one setting, so that an administrator sets one
-//! figure and it holds. What is not a share here: threads, code, and what the allocator loses; they live in what the shares leave. Each open volume
-//! takes [`VOLUME`] beside that, for its tasks and its small books.
+//! Every buffer and cache of the process has a limit of its own, and all of them are shares of one
+//! setting, so that an administrator sets one figure and it holds. What is not a share here:
+//! threads, code, and what the allocator loses; they live in what the shares leave. Each open
+//! volume takes [`VOLUME`] beside that, for its tasks and its small books.
 
 use super::ByteSize;
 use super::config::LimitsConfig;
@@ -18,7 +19,8 @@ pub const MIN: ByteSize = ByteSize(96 << 20);
 
 /// The setting is cut into so many parts; these are given out, the others are the process's own.
 const PARTS: u64 = 40;
-/// Two packs and what comes while they are sent: below, a long write waits for the store at every pack.
+/// Two packs and what comes while they are sent: below, a long write waits for the store at every
+/// pack.
 const DIRTY: u64 = 6;
 const PACKS: u64 = 5;
 const READS: u64 = 2;
@@ -31,16 +33,22 @@ const UNFLUSHED: u64 = 4;
 /// Payload of calls, for each direction.
 const CALLS: u64 = 2;
 
-/// What an open volume takes beside the shares, at most: its tasks, its manifest, the calls that it remembers (R20), and the inodes and directories
-/// that each may keep whatever the others have.
+/// What an open volume takes beside the shares, at most: its tasks, its manifest, the calls that it
+/// remembers (R20), and the inodes and directories that each may keep whatever the others have.
 pub const VOLUME: ByteSize = ByteSize(2 << 20);
 
-/// What a process takes at most, with every volume open and the store away: less must no container's limit be. A quarter of the setting is for
-/// what the allocator loses, and for the shares of inodes and of rows, which may be twice as large for a while.
+/// What a process takes at most, with every volume open and the store away: less must no
+/// container's limit be. A quarter of the setting is for what the allocator loses, and for the
+/// shares of inodes and of rows, which may be twice as large for a while.
 pub fn process_max(limits: &LimitsConfig) -> ByteSize {
     let own = [limits.dirty_bytes, limits.metadata_cache, limits.block_cache, limits.data_cache];
     let own: u64 = own.into_iter().flatten().map(|size| size.0).sum();
-    ByteSize(limits.memory.0 + limits.memory.0 / 4 + own + VOLUME.0.saturating_mul(limits.volumes_max as u64))
+    ByteSize(
+        limits.memory.0
+            + limits.memory.0 / 4
+            + own
+            + VOLUME.0.saturating_mul(limits.volumes_max as u64),
+    )
 }
 
 /// The limits of a process.
@@ -71,9 +79,11 @@ impl Shares {
     }
 }
 
-/// Keeps the allocator from holding much more than is in use. glibc gives each thread that allocates an arena of its own, up to eight for each
-/// core, and memory freed in one serves no other: the same load took 369 MB with as many arenas as threads, 199 MB with two, and no more CPU time
-/// (fewer pages are touched for the first time). Buffers of a few MiB stay in the arenas: mapping each anew costs more than filling it.
+/// Keeps the allocator from holding much more than is in use. glibc gives each thread that
+/// allocates an arena of its own, up to eight for each core, and memory freed in one serves no
+/// other: the same load took 369 MB with as many arenas as threads, 199 MB with two, and no more
+/// CPU time (fewer pages are touched for the first time). Buffers of a few MiB stay in the arenas:
+/// mapping each anew costs more than filling it.
 ///
 /// To be called before there are threads.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -81,11 +91,17 @@ pub fn bound_allocator() {
     const ARENAS: libc::c_int = 2;
     const MAPPED_FROM: libc::c_int = 4 << 20;
     const KEPT_FREE: libc::c_int = 16 << 20;
-    for (parameter, value) in
-        [(libc::M_ARENA_MAX, ARENAS), (libc::M_MMAP_THRESHOLD, MAPPED_FROM), (libc::M_TRIM_THRESHOLD, KEPT_FREE)]
-    {
-        #[expect(unsafe_code, reason = "there is no safe binding; mallopt(3) takes any two numbers")]
-        // SAFETY: it changes parameters of the allocator under its own lock, and reads no memory of ours.
+    for (parameter, value) in [
+        (libc::M_ARENA_MAX, ARENAS),
+        (libc::M_MMAP_THRESHOLD, MAPPED_FROM),
+        (libc::M_TRIM_THRESHOLD, KEPT_FREE),
+    ] {
+        #[expect(
+            unsafe_code,
+            reason = "there is no safe binding; mallopt(3) takes any two numbers"
+        )]
+        // SAFETY: it changes parameters of the allocator under its own lock, and reads no memory of
+        // ours.
         let set = unsafe { libc::mallopt(parameter, value) };
         debug_assert_eq!(set, 1, "mallopt({parameter}, {value})");
     }
@@ -100,7 +116,8 @@ mod tests {
 
     #[test]
     fn what_is_given_out_leaves_room_for_the_rest() {
-        let given = DIRTY + PACKS + READS + CHUNKS + KNOWN + BLOCKS + METADATA + UNFLUSHED + 2 * CALLS;
+        let given =
+            DIRTY + PACKS + READS + CHUNKS + KNOWN + BLOCKS + METADATA + UNFLUSHED + 2 * CALLS;
         assert!(given <= PARTS * 5 / 6, "{given} of {PARTS}");
         let shares = Shares::of(&LimitsConfig::default());
         assert!(shares.chunks.write_bytes >= 2 * u64::from(crate::chunk::PACK_BYTES));
@@ -111,15 +128,23 @@ mod tests {
     #[test]
     fn the_chart_knows_what_a_process_takes() {
         assert_eq!(process_max(&LimitsConfig::default()), ByteSize((350 << 20) + (512 << 20)));
-        let limits = LimitsConfig { volumes_max: 12, data_cache: Some(ByteSize(1 << 30)), ..LimitsConfig::default() };
+        let limits = LimitsConfig {
+            volumes_max: 12,
+            data_cache: Some(ByteSize(1 << 30)),
+            ..LimitsConfig::default()
+        };
         assert_eq!(process_max(&limits), ByteSize((350 << 20) + (24 << 20) + (1 << 30)));
         let chart = include_str!("../../charts/zerofs-csi/templates/_helpers.tpl");
-        assert!(chart.contains(&format!("| default 256)) {}", VOLUME.0)) && chart.contains("| default \"280Mi\""));
+        assert!(
+            chart.contains(&format!("| default 256)) {}", VOLUME.0))
+                && chart.contains("| default \"280Mi\"")
+        );
     }
 
     #[test]
     fn what_is_set_by_itself_is_no_share() {
-        let limits = LimitsConfig { data_cache: Some(ByteSize(1 << 30)), ..LimitsConfig::default() };
+        let limits =
+            LimitsConfig { data_cache: Some(ByteSize(1 << 30)), ..LimitsConfig::default() };
         assert_eq!(Shares::of(&limits).chunks.cache_bytes, 1 << 30);
     }
 }

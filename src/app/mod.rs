@@ -1,10 +1,12 @@
 //! Composition: configuration, wiring of the parts into one process, signals, health.
 //!
-//! A process is a **server** (everything, one machine), a **controller**, or a **node** plugin. Nothing is decided here: this
-//! floor knows all others, and hands each the implementations of the small traits it owns.
+//! A process is a **server** (everything, one machine), a **controller**, or a **node** plugin.
+//! Nothing is decided here: this floor knows all others, and hands each the implementations of the
+//! small traits it owns.
 //!
-//! A crash leaves what the parts leave; the state folder holds the journals and the node's name, and one process at a time
-//! has it (a lock). The next process may take it over from the one that serves ([`handover`]).
+//! A crash leaves what the parts leave; the state folder holds the journals and the node's name,
+//! and one process at a time has it (a lock). The next process may take it over from the one that
+//! serves ([`handover`]).
 
 pub mod cluster;
 mod collecting;

@@ -1,5 +1,5 @@
-//! The node plugin. On the way out staged volumes are flushed but stay owned: their mounts wait for the next start (R24), or for the process
-//! that takes over.
+//! The node plugin. On the way out staged volumes are flushed but stay owned: their mounts wait for
+//! the next start (R24), or for the process that takes over.
 
 use super::config::Config;
 use super::handover::{Door, Hello, Listening, Role, Service, Sockets, Turn, wait_for_turn};
@@ -27,7 +27,8 @@ pub struct NodeOptions {
     /// Kubernetes' name of the node; `None`: one kept in the state folder.
     pub node_id: Option<String>,
     pub state_dir: PathBuf,
-    /// In memory (a tmpfs): secrets of requests are kept there for the next start; none: they are not kept.
+    /// In memory (a tmpfs): secrets of requests are kept there for the next start; none: they are
+    /// not kept.
     pub run_dir: Option<PathBuf>,
     /// `<kubeletDir>/plugins_registry`, and the CSI socket as kubelet sees it.
     pub registration: Option<(PathBuf, PathBuf)>,
@@ -70,7 +71,8 @@ pub async fn node<M: Mounter>(
     let mut turn = match plugin.folder.try_lock()? {
         Some(state) => Turn::first(state),
         None => {
-            // What is wrong with this process must show before anything changes for the one that serves.
+            // What is wrong with this process must show before anything changes for the one that
+            // serves.
             plugin.check_places()?;
             opening.tried().await;
             unlocker = Some(plugin.unlocker(&opening).await?);
@@ -92,7 +94,9 @@ pub async fn node<M: Mounter>(
 
 impl<M: Mounter> Plugin<'_, M> {
     async fn unlocker(&self, opening: &Opening) -> anyhow::Result<Arc<Unlocker>> {
-        let started = Unlocker::start(&self.config, opening.pools.clone(), self.options.run_dir.as_deref()).await;
+        let started =
+            Unlocker::start(&self.config, opening.pools.clone(), self.options.run_dir.as_deref())
+                .await;
         started.map(Arc::new)
     }
 
@@ -108,7 +112,12 @@ impl<M: Mounter> Plugin<'_, M> {
         }
     }
 
-    async fn live(&self, turn: Turn, opening: &mut Opening, unlocker: &mut Option<Arc<Unlocker>>) -> anyhow::Result<Ended> {
+    async fn live(
+        &self,
+        turn: Turn,
+        opening: &mut Opening,
+        unlocker: &mut Option<Arc<Unlocker>>,
+    ) -> anyhow::Result<Ended> {
         let replaces = turn.replaces;
         let (state, sockets, predecessor) = turn.split();
         let id = match &self.options.node_id {
@@ -116,16 +125,30 @@ impl<M: Mounter> Plugin<'_, M> {
             None => state.node_name()?,
         };
         let life = Life::new(&self.folder, &self.stop);
-        let parts = Parts::over(self.config.clone(), opening.pools.clone(), id.clone(), Some(&state)).await?;
+        let parts =
+            Parts::over(self.config.clone(), opening.pools.clone(), id.clone(), Some(&state))
+                .await?;
         let kubelet = RegistrationState::default();
         let expected = self.options.registration.is_some().then(|| kubelet.clone());
         self.health.serving(parts.pools.clone(), parts.volumes.clone(), expected);
         life.service_tasks.spawn(pools::watch_refusals(parts.pools.clone(), life.services.clone()));
         // First of all: who waits for a staged volume must find somebody who listens.
         let budget = Budget::new(&parts.nfs);
-        let agent = life::start_agent(&parts, self.mounter.clone(), &state, self.options.peers, &budget, sockets.clone()).await?;
+        let agent = life::start_agent(
+            &parts,
+            self.mounter.clone(),
+            &state,
+            self.options.peers,
+            &budget,
+            sockets.clone(),
+        )
+        .await?;
         if let Some(at) = self.options.health_listen {
-            life.service_tasks.spawn(self.health.clone().serve(at, sockets.clone(), life.services.clone()));
+            life.service_tasks.spawn(self.health.clone().serve(
+                at,
+                sockets.clone(),
+                life.services.clone(),
+            ));
         }
         let unlock = match unlocker {
             Some(unlock) => unlock.clone(),
@@ -142,7 +165,8 @@ impl<M: Mounter> Plugin<'_, M> {
             controller: None,
             node: Some(NodeService::new(agent.clone(), node_info(&parts, id), unlock)),
         };
-        let living = if replaces { crate::csi::Living::Replace } else { crate::csi::Living::Refuse };
+        let living =
+            if replaces { crate::csi::Living::Replace } else { crate::csi::Living::Refuse };
         let serve = crate::csi::serve(self.csi_endpoint, living, services, life.services.clone())?;
         let csi = Some(life.service_tasks.spawn(serve));
         let registration = self.register(&parts, &life, &sockets, kubelet.clone())?;
@@ -151,9 +175,12 @@ impl<M: Mounter> Plugin<'_, M> {
         (self.ready)(format!("ready: csi unix://{}", self.csi_endpoint.display()));
         let (kept, ports) = (Sockets::default(), Ports { csi, door, state });
         let own = || Hello::new(Role::Node, self.options.node_id.clone(), life::used_pools(&parts));
-        // Taken only when it is awaited. A socket by which kubelet has not registered the driver goes on to nobody: the next process makes
-        // a new one, and kubelet begins anew.
-        let rest = || async { registration.lock().take().filter(|_| kubelet.is_registered()).map(listening) }.boxed();
+        // Taken only when it is awaited. A socket by which kubelet has not registered the driver
+        // goes on to nobody: the next process makes a new one, and kubelet begins anew.
+        let rest = || {
+            async { registration.lock().take().filter(|_| kubelet.is_registered()).map(listening) }
+                .boxed()
+        };
         let estate = Estate { parts: &parts, agent: &agent, health: &self.health, kept: &kept };
         let handed = life.serve_until_ended(&self.stop, ports, own, &estate, rest).await?;
         match handed {
@@ -181,15 +208,22 @@ impl<M: Mounter> Plugin<'_, M> {
         sockets: &Sockets,
         state: RegistrationState,
     ) -> anyhow::Result<Mutex<Option<RegistrationSocket>>> {
-        let Some((registry_dir, endpoint)) = self.options.registration.clone() else { return Ok(Mutex::default()) };
-        let registrar = Registrar { driver: parts.config.driver_name.clone(), registry_dir, endpoint, state };
+        let Some((registry_dir, endpoint)) = self.options.registration.clone() else {
+            return Ok(Mutex::default());
+        };
+        let registrar =
+            Registrar { driver: parts.config.driver_name.clone(), registry_dir, endpoint, state };
         let inherited = sockets.take_path(Service::Registration, &registrar.path());
         let registering = registrar.listen(inherited).context("kubelet's registration folder")?;
         let socket = registering.socket()?;
-        let (serve, stop) = (registrar.serve(registering, life.services.clone()), self.stop.clone());
+        let (serve, stop) =
+            (registrar.serve(registering, life.services.clone()), self.stop.clone());
         life.service_tasks.spawn(async move {
             if let Err(error) = serve.await {
-                tracing::error!(%error, "kubelet cannot register the driver: check the registration folder; stopping");
+                tracing::error!(
+                    %error,
+                    "kubelet cannot register the driver: check the registration folder; stopping"
+                );
                 stop.cancel();
             }
         });

@@ -20,12 +20,21 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// On pools that are open, or will be. `node`: the name that owns what this process opens. `state`: where journals go; none: changes
-    /// wait for the store.
-    pub async fn over(config: Config, pools: Pools, node: String, state: Option<&StateDir>) -> anyhow::Result<Self> {
+    /// On pools that are open, or will be. `node`: the name that owns what this process opens.
+    /// `state`: where journals go; none: changes wait for the store.
+    pub async fn over(
+        config: Config,
+        pools: Pools,
+        node: String,
+        state: Option<&StateDir>,
+    ) -> anyhow::Result<Self> {
         let limits = config.limits;
         let shares = Shares::of(&limits);
-        tracing::info!(limit = %limits.memory, process_max = %process_max(&limits), "memory, and what it comes to with every volume open");
+        tracing::info!(
+            limit = %limits.memory,
+            process_max = %process_max(&limits),
+            "memory, and what it comes to with every volume open"
+        );
         let settings = VolumeSettings {
             node,
             session: SessionId::random(),
@@ -36,12 +45,19 @@ impl Parts {
             memory: shares.fs,
             volumes_max: limits.volumes_max,
         };
-        let volumes = Volumes::with_lease(settings, LeaseSettings { lease: config.lease, ..LeaseSettings::default() });
+        let volumes = Volumes::with_lease(
+            settings,
+            LeaseSettings { lease: config.lease, ..LeaseSettings::default() },
+        );
         Ok(Self { config, pools, volumes, nfs: shares.nfs })
     }
 }
 
-async fn chunk_cache(config: &Config, limits: ChunkLimits, state: Option<&StateDir>) -> anyhow::Result<ChunkCache> {
+async fn chunk_cache(
+    config: &Config,
+    limits: ChunkLimits,
+    state: Option<&StateDir>,
+) -> anyhow::Result<ChunkCache> {
     let disk_bytes = config.limits.disk_cache.0;
     match state {
         Some(state) if disk_bytes > 0 => {

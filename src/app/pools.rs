@@ -54,7 +54,11 @@ impl PoolConfig {
         self.bucket_with(folder, None)
     }
 
-    fn bucket_with(&self, folder: Folder, request: Option<&RequestSecrets>) -> anyhow::Result<Bucket> {
+    fn bucket_with(
+        &self,
+        folder: Folder,
+        request: Option<&RequestSecrets>,
+    ) -> anyhow::Result<Bucket> {
         let mut credentials = Credentials::from_env();
         if let Some(path) = &self.credentials_file {
             credentials = credentials.with(read_credentials(path)?);
@@ -70,7 +74,10 @@ impl PoolConfig {
         match (&self.passphrase_file, &self.key_file) {
             (Some(path), _) => Ok(Some(read_secret(path)?)),
             (None, Some(path)) => Ok(Some(read_key(path)?)),
-            (None, None) => Ok(std::env::var(PASSPHRASE_ENV).ok().filter(|p| !p.is_empty()).map(|p| Secret(Zeroizing::new(p)))),
+            (None, None) => Ok(std::env::var(PASSPHRASE_ENV)
+                .ok()
+                .filter(|p| !p.is_empty())
+                .map(|p| Secret(Zeroizing::new(p)))),
         }
     }
 
@@ -79,7 +86,11 @@ impl PoolConfig {
     }
 
     /// With what a request carries, on top of what is configured.
-    pub(super) async fn open_with(&self, missing: Missing, request: Option<&RequestSecrets>) -> anyhow::Result<Catalog> {
+    pub(super) async fn open_with(
+        &self,
+        missing: Missing,
+        request: Option<&RequestSecrets>,
+    ) -> anyhow::Result<Catalog> {
         let secret = match request.and_then(RequestSecrets::passphrase) {
             Some(passphrase) => Some(Secret::new(passphrase)),
             None => self.secret()?,
@@ -89,14 +100,24 @@ impl PoolConfig {
         match Catalog::open(bucket.clone(), secret.as_ref()).await {
             Err(error) if missing == Missing::Create && error.class() == Class::NotFound => {
                 if !bucket.list("").await?.is_empty() {
-                    return Err(error)
-                        .with_context(|| format!("pool {}: the place holds other things, and is not made a pool", self.url));
+                    return Err(error).with_context(|| {
+                        format!(
+                            "pool {}: the place holds other things, and is not made a pool",
+                            self.url
+                        )
+                    });
                 }
                 match Catalog::create(bucket.clone(), secret.as_ref()).await {
                     // Another process was faster.
-                    Err(CatalogError::PoolExists) => Ok(Catalog::open(bucket, secret.as_ref()).await?),
+                    Err(CatalogError::PoolExists) => {
+                        Ok(Catalog::open(bucket, secret.as_ref()).await?)
+                    }
                     Ok(created) => {
-                        tracing::warn!(url = %self.url, "nothing was there: a new pool was made; if there should have been one, stop, and correct the URL or mount the folder");
+                        tracing::warn!(
+                            url = %self.url,
+                            "nothing was there: a new pool was made; if there should have been \
+                             one, stop, and correct the URL or mount the folder"
+                        );
                         Ok(created)
                     }
                     Err(error) => Err(error.into()),
@@ -108,7 +129,9 @@ impl PoolConfig {
 
     pub async fn create(&self) -> anyhow::Result<Catalog> {
         let secret = self.secret()?;
-        Catalog::create(self.bucket(Folder::Create)?, secret.as_ref()).await.with_context(|| format!("pool {}", self.url))
+        Catalog::create(self.bucket(Folder::Create)?, secret.as_ref())
+            .await
+            .with_context(|| format!("pool {}", self.url))
     }
 }
 
@@ -120,7 +143,11 @@ pub async fn open(config: &Config, missing: Missing) -> anyhow::Result<Pools> {
     let mut pools = Vec::with_capacity(config.pools.len());
     for (name, pool) in &config.pools {
         let catalog = pool.open(missing).await.with_context(|| format!("opening pool {name}"))?;
-        pools.push(Pool { name: name.clone(), catalog, folder: pool.url.folder().map(Path::to_owned) });
+        pools.push(Pool {
+            name: name.clone(),
+            catalog,
+            folder: pool.url.folder().map(Path::to_owned),
+        });
     }
     Ok(Pools::new(pools, config.default_pool.clone())?)
 }
@@ -154,7 +181,13 @@ pub fn open_patiently(config: &Config, stop: &CancellationToken) -> anyhow::Resu
     Ok(Opening { pools, first })
 }
 
-async fn keep_opening(pools: Pools, name: String, pool: PoolConfig, tried: oneshot::Sender<()>, stop: CancellationToken) {
+async fn keep_opening(
+    pools: Pools,
+    name: String,
+    pool: PoolConfig,
+    tried: oneshot::Sender<()>,
+    stop: CancellationToken,
+) {
     let (mut wait, mut tried) = (RETRY_MIN, Some(tried));
     loop {
         let opened = tokio::select! {
@@ -162,7 +195,8 @@ async fn keep_opening(pools: Pools, name: String, pool: PoolConfig, tried: onesh
             opened = pool.open(Missing::Refuse) => opened,
         };
         let folder = pool.url.folder().map(Path::to_owned);
-        let taken = opened.and_then(|catalog| Ok(pools.opened(Pool { name: name.clone(), catalog, folder })?));
+        let taken = opened
+            .and_then(|catalog| Ok(pools.opened(Pool { name: name.clone(), catalog, folder })?));
         let why = taken.err().map(|error| format!("{error:#}"));
         if let Some(why) = &why {
             pools.not_yet(&name, why.clone());
@@ -173,7 +207,12 @@ async fn keep_opening(pools: Pools, name: String, pool: PoolConfig, tried: onesh
             tracing::info!(pool = name, "the pool is open");
             return;
         };
-        tracing::warn!(pool = name, why, retry_secs = wait.as_secs_f32(), "the pool cannot be opened yet: its volumes wait");
+        tracing::warn!(
+            pool = name,
+            why,
+            retry_secs = wait.as_secs_f32(),
+            "the pool cannot be opened yet: its volumes wait"
+        );
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
@@ -182,24 +221,32 @@ async fn keep_opening(pools: Pools, name: String, pool: PoolConfig, tried: onesh
     }
 }
 
-/// Sees of each pool, once it is open and for as long as its store refuses, that objects of the size of packs are taken: what a proxy's limit
-/// would keep waiting for ever is named instead.
+/// Sees of each pool, once it is open and for as long as its store refuses, that objects of the
+/// size of packs are taken: what a proxy's limit would keep waiting for ever is named instead.
 pub async fn watch_refusals(pools: Pools, stop: CancellationToken) {
     let (mut tried, mut refusing) = (BTreeSet::new(), BTreeSet::new());
     loop {
         for pool in pools.iter() {
             let bucket = pool.catalog.bucket();
-            if bucket.refusal().is_none() && !tried.insert(pool.name.clone()) && !refusing.contains(&pool.name) {
+            if bucket.refusal().is_none()
+                && !tried.insert(pool.name.clone())
+                && !refusing.contains(&pool.name)
+            {
                 continue;
             }
-            // What passes is tried again where it matters, and what does not is the bucket's to remember.
+            // What passes is tried again where it matters, and what does not is the bucket's to
+            // remember.
             let checked = tokio::select! {
                 () = stop.cancelled() => return,
                 checked = pool.catalog.check_size() => checked,
             };
             if let Some(why) = bucket.refusal() {
                 if refusing.insert(pool.name.clone()) {
-                    tracing::error!(pool = pool.name, why, "the pool cannot be written: its volumes keep their data until it can");
+                    tracing::error!(
+                        pool = pool.name,
+                        why,
+                        "the pool cannot be written: its volumes keep their data until it can"
+                    );
                 }
             } else if checked.is_ok() && refusing.remove(&pool.name) {
                 tracing::info!(pool = pool.name, "the pool can be written again");
@@ -220,16 +267,24 @@ fn unusable(why: String) -> anyhow::Error {
 fn read_limited(path: &Path) -> anyhow::Result<Zeroizing<String>> {
     let size = std::fs::metadata(path).with_context(|| format!("secret {}", path.display()))?.len();
     if size > SECRET_BYTES_MAX {
-        return Err(unusable(format!("secret {}: {size} bytes are too many for a secret", path.display())));
+        return Err(unusable(format!(
+            "secret {}: {size} bytes are too many for a secret",
+            path.display()
+        )));
     }
-    Ok(Zeroizing::new(std::fs::read_to_string(path).with_context(|| format!("secret {}", path.display()))?))
+    Ok(Zeroizing::new(
+        std::fs::read_to_string(path).with_context(|| format!("secret {}", path.display()))?,
+    ))
 }
 
 fn read_secret(path: &Path) -> anyhow::Result<Secret> {
     let text = read_limited(path)?;
     let line = text.lines().next().unwrap_or_default();
     if line.is_empty() {
-        return Err(unusable(format!("secret {}: its first line is empty: write the passphrase there", path.display())));
+        return Err(unusable(format!(
+            "secret {}: its first line is empty: write the passphrase there",
+            path.display()
+        )));
     }
     Ok(Secret(Zeroizing::new(line.to_owned())))
 }
@@ -240,7 +295,8 @@ fn read_key(path: &Path) -> anyhow::Result<Secret> {
     let bytes = data_encoding::BASE64.decode(secret.0.as_bytes()).map(Zeroizing::new);
     if !bytes.is_ok_and(|bytes| bytes.len() == KEY_BYTES) {
         return Err(unusable(format!(
-            "key {}: its first line is not {KEY_BYTES} bytes in base 64: `openssl rand -base64 {KEY_BYTES}` makes one",
+            "key {}: its first line is not {KEY_BYTES} bytes in base 64: `openssl rand -base64 \
+             {KEY_BYTES}` makes one",
             path.display()
         )));
     }
@@ -249,7 +305,10 @@ fn read_key(path: &Path) -> anyhow::Result<Secret> {
 
 /// What an error of opening a pool means to who asked for it.
 pub(super) fn retry_refused(error: &anyhow::Error) -> Class {
-    error.chain().find_map(|cause| cause.downcast_ref::<CatalogError>()).map_or(Class::Invalid, Classify::class)
+    error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<CatalogError>())
+        .map_or(Class::Invalid, Classify::class)
 }
 
 /// A folder with a file for each credential, or a YAML file of them.
@@ -257,16 +316,23 @@ fn read_credentials(path: &Path) -> anyhow::Result<Vec<(String, String)>> {
     if !path.is_dir() {
         let text = read_limited(path)?;
         let map: std::collections::BTreeMap<String, String> = serde_saphyr::from_str(&text)
-            .map_err(|_| anyhow::anyhow!("credentials {}: not a YAML map of names to values", path.display()))?;
+            .map_err(|_| {
+                anyhow::anyhow!("credentials {}: not a YAML map of names to values", path.display())
+            })?;
         return Ok(map.into_iter().collect());
     }
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(path).with_context(|| format!("credentials {}", path.display()))? {
+    for entry in
+        std::fs::read_dir(path).with_context(|| format!("credentials {}", path.display()))?
+    {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         // Kubernetes keeps its own `..data` links beside the keys.
         if !name.starts_with('.') && entry.path().is_file() {
-            found.push((name, read_limited(&entry.path())?.trim_end_matches(['\n', '\r']).to_owned()));
+            found.push((
+                name,
+                read_limited(&entry.path())?.trim_end_matches(['\n', '\r']).to_owned(),
+            ));
         }
     }
     Ok(found)

@@ -1,5 +1,6 @@
-//! What the three processes share: server, controller, node plugin. Each runs until its token is cancelled, then stops in order: no
-//! new calls, calls under way finish, data is flushed, ownership is released where nothing is mounted any more.
+//! What the three processes share: server, controller, node plugin. Each runs until its token is
+//! cancelled, then stops in order: no new calls, calls under way finish, data is flushed, ownership
+//! is released where nothing is mounted any more.
 
 use super::cluster;
 use super::collecting;
@@ -51,9 +52,13 @@ pub async fn controller(
         stop.child_token(),
     ));
     watch_cluster(&controller, &tasks, &stop);
-    let services: CsiServices<crate::mount::KernelMounter, NfsEndpoints> =
-        CsiServices { identity: identity(&parts, true), controller: Some(ControllerService::new(controller, unlock)), node: None };
-    let serve = crate::csi::serve(csi_endpoint, crate::csi::Living::Refuse, services, stop.child_token())?;
+    let services: CsiServices<crate::mount::KernelMounter, NfsEndpoints> = CsiServices {
+        identity: identity(&parts, true),
+        controller: Some(ControllerService::new(controller, unlock)),
+        node: None,
+    };
+    let serve =
+        crate::csi::serve(csi_endpoint, crate::csi::Living::Refuse, services, stop.child_token())?;
     let mut csi = Some(tasks.spawn(serve));
     ready(format!("ready: csi unix://{}", csi_endpoint.display()));
     tokio::select! {
@@ -64,13 +69,15 @@ pub async fn controller(
     Ok(())
 }
 
-/// In a cluster, what happens to its nodes is watched. What keeps this from working keeps nothing else from it.
+/// In a cluster, what happens to its nodes is watched. What keeps this from working keeps nothing
+/// else from it.
 fn watch_cluster(controller: &Arc<Controller>, tasks: &TaskTracker, stop: &CancellationToken) {
     let server = match cluster::in_cluster() {
         Ok(Some(server)) => server,
         Ok(None) => {
             tracing::info!(
-                "not in a Kubernetes cluster: volumes of lost nodes wait for their leases, or for `dataset release --force`"
+                "not in a Kubernetes cluster: volumes of lost nodes wait for their leases, or for \
+                 `dataset release --force`"
             );
             return;
         }
@@ -85,7 +92,11 @@ fn watch_cluster(controller: &Arc<Controller>, tasks: &TaskTracker, stop: &Cance
 }
 
 fn cannot_watch(error: &(dyn std::error::Error + 'static)) {
-    tracing::warn!(error, "nodes cannot be watched: volumes of lost nodes wait for their leases; see the pod's ServiceAccount");
+    tracing::warn!(
+        error,
+        "nodes cannot be watched: volumes of lost nodes wait for their leases; see the pod's \
+         ServiceAccount"
+    );
 }
 
 pub(super) fn node_info(parts: &Parts, id: String) -> NodeInfo {
@@ -102,14 +113,28 @@ pub(super) fn identity(parts: &Parts, with_controller: bool) -> IdentityService 
 
 impl Parts {
     pub(super) fn controller(&self) -> Controller {
-        Controller::new(self.pools.clone(), self.volumes.clone()).with_owner_timeout(self.config.owner_timeout)
+        Controller::new(self.pools.clone(), self.volumes.clone())
+            .with_owner_timeout(self.config.owner_timeout)
     }
 
-    pub(super) fn mail(&self, mounts: Arc<dyn Mounts>, stop: &CancellationToken) -> impl Future<Output = ()> + Send + use<> {
-        mail::serve(self.pools.clone(), self.volumes.clone(), mounts, self.config.mail_interval, stop.child_token())
+    pub(super) fn mail(
+        &self,
+        mounts: Arc<dyn Mounts>,
+        stop: &CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        mail::serve(
+            self.pools.clone(),
+            self.volumes.clone(),
+            mounts,
+            self.config.mail_interval,
+            stop.child_token(),
+        )
     }
 
-    pub(super) fn journals(&self, stop: &CancellationToken) -> impl Future<Output = ()> + Send + use<> {
+    pub(super) fn journals(
+        &self,
+        stop: &CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
         journals::run(self.pools.clone(), self.volumes.clone(), stop.child_token())
     }
 }

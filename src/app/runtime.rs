@@ -10,14 +10,16 @@ const STACK_BYTES: usize = 8 << 20;
 /// How long the runtime may take to end its blocking threads.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
-/// Files that a process may need open: each volume takes a journal, a listener, its clients' connections and some of the store's, and there are
-/// hundreds of volumes at the most.
+/// Files that a process may need open: each volume takes a journal, a listener, its clients'
+/// connections and some of the store's, and there are hundreds of volumes at the most.
 const FILES_WANTED: u64 = 4096;
-/// No more than this where nothing limits it: what walks over all possible file descriptors must end.
+/// No more than this where nothing limits it: what walks over all possible file descriptors must
+/// end.
 const FILES_MAX: u64 = 1 << 20;
 
-/// Runs `main` on a runtime whose threads the kernel does not throttle when it writes back to us: a server of a loopback
-/// mount that waits for its own mount's pages is a deadlock (`PR_SET_IO_FLUSHER`; needs CAP_SYS_RESOURCE).
+/// Runs `main` on a runtime whose threads the kernel does not throttle when it writes back to us: a
+/// server of a loopback mount that waits for its own mount's pages is a deadlock
+/// (`PR_SET_IO_FLUSHER`; needs CAP_SYS_RESOURCE).
 pub fn run<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     super::bound_allocator();
     raise_files();
@@ -41,7 +43,10 @@ fn raise_files() {
     let most = now.maximum.unwrap_or(FILES_MAX);
     let mut files = now.current.unwrap_or(u64::MAX);
     if files < most.min(FILES_MAX) {
-        match setrlimit(Resource::Nofile, Rlimit { current: Some(most.min(FILES_MAX)), maximum: now.maximum }) {
+        match setrlimit(
+            Resource::Nofile,
+            Rlimit { current: Some(most.min(FILES_MAX)), maximum: now.maximum },
+        ) {
             Ok(()) => files = most.min(FILES_MAX),
             Err(error) => tracing::debug!(%error, "the limit of open files stays as it is"),
         }
@@ -49,7 +54,8 @@ fn raise_files() {
     if files < FILES_WANTED {
         tracing::warn!(
             files,
-            "few files may be open in this process: connections and volumes beyond that are refused; raise the hard limit to {FILES_WANTED} or more \
+            "few files may be open in this process: connections and volumes beyond that are \
+             refused; raise the hard limit to {FILES_WANTED} or more \
              (`ulimit -Hn`, LimitNOFILE of systemd or of the container runtime)"
         );
     }
@@ -59,13 +65,17 @@ fn io_flusher() {
     static REFUSED: Once = Once::new();
     if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
         REFUSED.call_once(|| {
-            tracing::info!(%error, "not marked as an I/O flusher: under memory pressure a loopback mount may stall; run with CAP_SYS_RESOURCE");
+            tracing::info!(
+                %error,
+                "not marked as an I/O flusher: under memory pressure a loopback mount may stall; \
+                 run with CAP_SYS_RESOURCE"
+            );
         });
     }
 }
 
-/// What this process writes from now on is for its own user alone: journals, caches and a pool in a folder hold files of volumes, whose
-/// owners and modes the machine does not know.
+/// What this process writes from now on is for its own user alone: journals, caches and a pool in a
+/// folder hold files of volumes, whose owners and modes the machine does not know.
 pub fn keep_private() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
 }
@@ -84,7 +94,10 @@ pub fn stop_signal() -> anyhow::Result<CancellationToken> {
                 _ = int.recv() => {}
             }
             if count > 0 {
-                tracing::warn!("a second signal: ending without waiting; the journals keep what was acknowledged");
+                tracing::warn!(
+                    "a second signal: ending without waiting; the journals keep what was \
+                     acknowledged"
+                );
                 std::process::exit(130);
             }
             tracing::info!("stopping: flushing and releasing volumes");

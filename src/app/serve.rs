@@ -26,7 +26,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// A second server on a state folder that is not handed over is a mistake; but one that just ends takes a moment.
+/// A second server on a state folder that is not handed over is a mistake; but one that just ends
+/// takes a moment.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
@@ -63,7 +64,8 @@ pub async fn serve<M: Mounter>(
 ) -> anyhow::Result<()> {
     if let Some((name, _)) = config.pools.iter().find(|(_, pool)| pool.request_secrets) {
         bail!(
-            "pool {name}: requestSecrets is for `controller` and `node`: write its credentials into the configuration of `serve`"
+            "pool {name}: requestSecrets is for `controller` and `node`: write its credentials \
+             into the configuration of `serve`"
         );
     }
     let folder = StateFolder::open(&options.state_dir)?;
@@ -77,7 +79,15 @@ pub async fn serve<M: Mounter>(
     let pools = pools::open(&serving.config, Missing::Create).await?;
     if turn.is_none() {
         let hello = |pools| Hello::new(Role::Serve, None, pools);
-        turn = wait_for_turn(&serving.folder, hello, &pools, Some(PATIENCE), &serving.health, &serving.stop).await?;
+        turn = wait_for_turn(
+            &serving.folder,
+            hello,
+            &pools,
+            Some(PATIENCE),
+            &serving.health,
+            &serving.stop,
+        )
+        .await?;
     }
     while let Some(now) = turn {
         turn = match Box::pin(serving.live(now, &pools, early.take())).await? {
@@ -89,27 +99,50 @@ pub async fn serve<M: Mounter>(
 }
 
 async fn bind(at: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(at).await.with_context(|| format!("NFS listener {at}: give another --nfs-listen"))
+    TcpListener::bind(at)
+        .await
+        .with_context(|| format!("NFS listener {at}: give another --nfs-listen"))
 }
 
 impl<M: Mounter> Serving<'_, M> {
-    async fn live(&self, turn: Turn, pools: &Pools, early: Option<TcpListener>) -> anyhow::Result<Ended> {
+    async fn live(
+        &self,
+        turn: Turn,
+        pools: &Pools,
+        early: Option<TcpListener>,
+    ) -> anyhow::Result<Ended> {
         let replaces = turn.replaces;
         let (state, sockets, predecessor) = turn.split();
         let life = Life::new(&self.folder, &self.stop);
-        let parts = Parts::over(self.config.clone(), pools.clone(), state.node_name()?, Some(&state)).await?;
+        let parts =
+            Parts::over(self.config.clone(), pools.clone(), state.node_name()?, Some(&state))
+                .await?;
         self.health.serving(parts.pools.clone(), parts.volumes.clone(), None);
         life.service_tasks.spawn(pools::watch_refusals(parts.pools.clone(), life.services.clone()));
         if let Some(at) = self.options.health_listen {
-            life.service_tasks.spawn(self.health.clone().serve(at, sockets.clone(), life.services.clone()));
+            life.service_tasks.spawn(self.health.clone().serve(
+                at,
+                sockets.clone(),
+                life.services.clone(),
+            ));
         }
         let budget = Budget::new(&parts.nfs);
         // First: what is staged is the agent's to reopen.
-        let agent = life::start_agent(&parts, self.mounter.clone(), &state, self.options.peers, &budget, sockets.clone()).await?;
+        let agent = life::start_agent(
+            &parts,
+            self.mounter.clone(),
+            &state,
+            self.options.peers,
+            &budget,
+            sockets.clone(),
+        )
+        .await?;
         let staged = agent.clone();
         let is_staged = Box::new(move |id| staged.is_staged(id));
         let (pools, volumes) = (parts.pools.clone(), parts.volumes.clone());
-        let exports = Exports::start(pools, volumes, is_staged, parts.config.export_idle, life.work.clone()).await?;
+        let exports =
+            Exports::start(pools, volumes, is_staged, parts.config.export_idle, life.work.clone())
+                .await?;
         let nfs = match self.options.nfs_listen {
             Some(at) => Some(self.listen(at, early, &exports, &parts, &budget, &sockets).await?),
             None => None,
@@ -131,8 +164,14 @@ impl<M: Mounter> Serving<'_, M> {
         let csi = match &self.options.csi_endpoint {
             Some(path) => {
                 line += &format!(" csi unix://{}", path.display());
-                let living = if replaces { crate::csi::Living::Replace } else { crate::csi::Living::Refuse };
-                let serve = crate::csi::serve(path, living, services(&parts, controller, agent.clone()), life.services.clone())?;
+                let living =
+                    if replaces { crate::csi::Living::Replace } else { crate::csi::Living::Refuse };
+                let serve = crate::csi::serve(
+                    path,
+                    living,
+                    services(&parts, controller, agent.clone()),
+                    life.services.clone(),
+                )?;
                 Some(life.service_tasks.spawn(serve))
             }
             None => None,
@@ -143,7 +182,9 @@ impl<M: Mounter> Serving<'_, M> {
         let (kept, ports) = (Sockets::default(), Ports { csi, door, state });
         let own = || Hello::new(Role::Serve, None, life::used_pools(&parts));
         let estate = Estate { parts: &parts, agent: &agent, health: &self.health, kept: &kept };
-        let handed = life.serve_until_ended(&self.stop, ports, own, &estate, || rest(nfs.as_ref()).boxed()).await?;
+        let handed = life
+            .serve_until_ended(&self.stop, ports, own, &estate, || rest(nfs.as_ref()).boxed())
+            .await?;
         match handed {
             Some(Handed::Back(state)) => {
                 life.dismiss_services();
@@ -158,7 +199,9 @@ impl<M: Mounter> Serving<'_, M> {
                 }
                 Ok(life.stand_by(&standing, kept, &self.stop).await)
             }
-            Some(Handed::Not) | None => stop(&life, nfs, &exports, &parts).await.map(|()| Ended::Stopped),
+            Some(Handed::Not) | None => {
+                stop(&life, nfs, &exports, &parts).await.map(|()| Ended::Stopped)
+            }
         }
     }
 
@@ -177,7 +220,8 @@ impl<M: Mounter> Serving<'_, M> {
             (None, Some(inherited)) => inherited.listener()?,
             (None, None) => bind(at).await?,
         };
-        let options = Options { peers: self.options.nfs_peers, limits: parts.nfs, ..Options::default() };
+        let options =
+            Options { peers: self.options.nfs_peers, limits: parts.nfs, ..Options::default() };
         let server = Server::start_within(listener, ServeTable(exports.clone()), options, budget)?;
         for connection in inherited.into_iter().flat_map(|inherited| inherited.connections) {
             if let Err(error) = server.adopt(connection) {
@@ -193,7 +237,9 @@ async fn rest(nfs: Option<&Server<ServeTable>>) -> Option<Listening> {
     let server = nfs?;
     let connections = server.rest(REST_LIMIT).await;
     match server.listener() {
-        Ok(listener) => Some(Listening::on_tcp(Service::Exports, server.local_addr(), listener, connections)),
+        Ok(listener) => {
+            Some(Listening::on_tcp(Service::Exports, server.local_addr(), listener, connections))
+        }
         Err(error) => {
             tracing::warn!(%error, "the NFS socket cannot be handed over: clients connect again");
             None
@@ -215,7 +261,12 @@ fn services<M: Mounter>(
 }
 
 /// Ends in order: everything is in the store, and what nobody has mounted is released.
-async fn stop(life: &Life, nfs: Option<Server<ServeTable>>, exports: &Exports, parts: &Parts) -> anyhow::Result<()> {
+async fn stop(
+    life: &Life,
+    nfs: Option<Server<ServeTable>>,
+    exports: &Exports,
+    parts: &Parts,
+) -> anyhow::Result<()> {
     if let Some(server) = nfs
         && !server.stop(STOP_GRACE).await
     {

@@ -4,8 +4,9 @@ use serde::Deserialize;
 use std::fmt;
 use std::str::FromStr;
 
-/// Bytes: `4096`, `64k`, `20Gi`, `20GiB`, `1.5Ti`. Without `i` the units are powers of 1000 (as in Kubernetes), except
-/// that single small letters (`64k`, `1m`, `2g`, `1t`) are powers of 1024, as in ZFS.
+/// Bytes: `4096`, `64k`, `20Gi`, `20GiB`, `1.5Ti`. Without `i` the units are powers of 1000 (as in
+/// Kubernetes), except that single small letters (`64k`, `1m`, `2g`, `1t`) are powers of 1024, as
+/// in ZFS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "Written")]
 pub struct ByteSize(pub u64);
@@ -75,7 +76,13 @@ impl fmt::Display for ByteSize {
         }
         match self.0 % scale {
             0 => write!(f, "{} {}", self.0 / scale, units[unit]),
-            rest => write!(f, "{}.{} {}", self.0 / scale, u128::from(rest) * 10 / u128::from(scale), units[unit]),
+            rest => write!(
+                f,
+                "{}.{} {}",
+                self.0 / scale,
+                u128::from(rest) * 10 / u128::from(scale),
+                units[unit]
+            ),
         }
     }
 }
@@ -102,15 +109,22 @@ mod tests {
         for (text, bytes) in cases {
             assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
         }
-        for bad in ["", "-1", "1x", "Gi", "1.Gi", "1..5Gi", "99999999999Pi", "1 Gi", "0x10", "1e3"] {
+        for bad in ["", "-1", "1x", "Gi", "1.Gi", "1..5Gi", "99999999999Pi", "1 Gi", "0x10", "1e3"]
+        {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn sizes_are_shown() {
-        let shown =
-            [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (1536, "1.5 KiB"), (20 << 30, "20 GiB"), (u64::MAX, "16383.9 PiB")];
+        let shown = [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (20 << 30, "20 GiB"),
+            (u64::MAX, "16383.9 PiB"),
+        ];
         for (bytes, text) in shown {
             assert_eq!(ByteSize(bytes).to_string(), text);
         }

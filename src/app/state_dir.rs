@@ -20,7 +20,8 @@ pub struct StateDir {
 impl StateFolder {
     /// Makes the folder if it is not there.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(path).with_context(|| format!("state folder {}", path.display()))?;
+        std::fs::create_dir_all(path)
+            .with_context(|| format!("state folder {}", path.display()))?;
         Ok(Self { path: path.to_owned() })
     }
 
@@ -31,7 +32,12 @@ impl StateFolder {
     /// `None`: another process has it.
     pub fn try_lock(&self) -> anyhow::Result<Option<StateDir>> {
         let at = || format!("state folder {}", self.path.display());
-        let lock = File::options().create(true).truncate(false).write(true).open(self.path.join("lock")).with_context(at)?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(self.path.join("lock"))
+            .with_context(at)?;
         match lock.try_lock() {
             Ok(()) => Ok(Some(StateDir { path: self.path.clone(), _lock: lock })),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -49,7 +55,8 @@ impl StateDir {
         self.path.join("journal")
     }
 
-    /// The name under which this folder's journals are owned: made once, the same after a restart, another for another folder.
+    /// The name under which this folder's journals are owned: made once, the same after a restart,
+    /// another for another folder.
     pub fn node_name(&self) -> anyhow::Result<String> {
         let path = self.path.join("node-name");
         match std::fs::read_to_string(&path) {
@@ -62,7 +69,9 @@ impl StateDir {
         let name = format!("{host}-{:08x}", rand::random::<u32>());
         let new = path.with_extension("new");
         std::fs::write(&new, &name).with_context(|| new.display().to_string())?;
-        File::open(&new).and_then(|file| file.sync_all()).with_context(|| new.display().to_string())?;
+        File::open(&new)
+            .and_then(|file| file.sync_all())
+            .with_context(|| new.display().to_string())?;
         std::fs::rename(&new, &path).with_context(|| path.display().to_string())?;
         Ok(name)
     }

@@ -1,8 +1,8 @@
 //! Pools that take their credentials from requests.
 //!
-//! A restarted node plugin is sent no stage secrets again (R29): it keeps those that opened a pool in its run folder, which
-//! must be in memory, never on a disk, readable by its own user alone. A controller keeps none: the pool waits for the next
-//! request.
+//! A restarted node plugin is sent no stage secrets again (R29): it keeps those that opened a pool
+//! in its run folder, which must be in memory, never on a disk, readable by its own user alone. A
+//! controller keeps none: the pool waits for the next request.
 
 use super::config::{Config, PoolConfig};
 use super::pools::{Missing, retry_refused};
@@ -19,7 +19,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
-/// Secrets that are known to open one pool: the new and the old ones of a rotation, of several classes.
+/// Secrets that are known to open one pool: the new and the old ones of a rotation, of several
+/// classes.
 const KNOWN_MAX: usize = 16;
 
 /// Every such pool of the process.
@@ -34,20 +35,38 @@ pub struct Unlocker {
 
 impl Unlocker {
     /// Opens what an earlier run on this machine kept secrets of.
-    pub async fn start(config: &Config, pools: Pools, run_dir: Option<&Path>) -> anyhow::Result<Self> {
-        let configs: BTreeMap<_, _> = config.pools.iter().filter(|(_, pool)| pool.request_secrets).map(clone_pair).collect();
+    pub async fn start(
+        config: &Config,
+        pools: Pools,
+        run_dir: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        let configs: BTreeMap<_, _> =
+            config.pools.iter().filter(|(_, pool)| pool.request_secrets).map(clone_pair).collect();
         let only = config.pools.keys().next().filter(|_| config.pools.len() == 1).cloned();
         let run_dir = match run_dir.filter(|_| !configs.is_empty()) {
             Some(path) => Some(RunDir::open(path)?),
             None => None,
         };
-        let unlocker = Self { pools, configs, default: config.default_pool.clone().or(only), run_dir, known: Mutex::default() };
+        let unlocker = Self {
+            pools,
+            configs,
+            default: config.default_pool.clone().or(only),
+            run_dir,
+            known: Mutex::default(),
+        };
         for name in unlocker.configs.keys() {
-            unlocker.pools.not_yet(name, "its credentials come with requests, and none has come yet".to_owned());
+            unlocker.pools.not_yet(
+                name,
+                "its credentials come with requests, and none has come yet".to_owned(),
+            );
             if let Some(kept) = unlocker.run_dir.as_ref().and_then(|dir| dir.read(name))
                 && let Err(error) = unlocker.open(name, &kept).await
             {
-                tracing::warn!(pool = name, %error, "the secrets kept from the last run do not open the pool: the next request may");
+                tracing::warn!(
+                    pool = name,
+                    %error,
+                    "the secrets kept from the last run do not open the pool: the next request may"
+                );
             }
         }
         Ok(unlocker)
@@ -55,7 +74,9 @@ impl Unlocker {
 
     fn names(&self, of: &PoolOf) -> Vec<String> {
         match of {
-            PoolOf::Name(name) => name.clone().or_else(|| self.default.clone()).into_iter().collect(),
+            PoolOf::Name(name) => {
+                name.clone().or_else(|| self.default.clone()).into_iter().collect()
+            }
             PoolOf::Id(id) => match self.pools.iter().find(|pool| pool.id() == *id) {
                 Some(pool) => vec![pool.name.clone()],
                 // It may be any that is not open.
@@ -65,7 +86,8 @@ impl Unlocker {
     }
 
     async fn judge(&self, of: PoolOf, secrets: RequestSecrets) -> Result<(), ControlError> {
-        let names: Vec<String> = self.names(&of).into_iter().filter(|name| self.configs.contains_key(name)).collect();
+        let names: Vec<String> =
+            self.names(&of).into_iter().filter(|name| self.configs.contains_key(name)).collect();
         let mut refused = Ok(());
         for name in names {
             match self.check(&name, &secrets).await {
@@ -80,12 +102,15 @@ impl Unlocker {
     async fn check(&self, name: &str, secrets: &RequestSecrets) -> Result<(), ControlError> {
         if secrets.is_empty() {
             return Err(ControlError::Precondition(format!(
-                "pool {name} takes its credentials from requests, and this one carries none: name a Secret in the \
+                "pool {name} takes its credentials from requests, and this one carries none: name \
+                 a Secret in the \
                  csi.storage.k8s.io/…-secret-name parameters of the class"
             )));
         }
         let open = self.pools.get(Some(name)).is_ok();
-        if open && self.known.lock().get(name).is_some_and(|known| known.contains(&secrets.digest())) {
+        if open
+            && self.known.lock().get(name).is_some_and(|known| known.contains(&secrets.digest()))
+        {
             return Ok(());
         }
         self.open(name, secrets).await
@@ -96,12 +121,19 @@ impl Unlocker {
         let Some(config) = self.configs.get(name) else {
             return Err(ControlError::Internal(format!("pool {name} has no configuration")));
         };
-        let catalog = config.open_with(Missing::Refuse, Some(secrets)).await.map_err(|error| refusal(name, &error))?;
+        let catalog = config
+            .open_with(Missing::Refuse, Some(secrets))
+            .await
+            .map_err(|error| refusal(name, &error))?;
         self.accept(name, config, catalog)?;
         if let Some(dir) = &self.run_dir
             && let Err(error) = dir.write(name, secrets)
         {
-            tracing::warn!(pool = name, error = %format!("{error:#}"), "after a restart the pool's volumes wait for a request with secrets");
+            tracing::warn!(
+                pool = name,
+                error = %format!("{error:#}"),
+                "after a restart the pool's volumes wait for a request with secrets"
+            );
         }
         let mut known = self.known.lock();
         let digests = known.entry(name.to_owned()).or_default();
@@ -112,12 +144,19 @@ impl Unlocker {
         Ok(())
     }
 
-    fn accept(&self, name: &str, config: &PoolConfig, catalog: Catalog) -> Result<(), ControlError> {
+    fn accept(
+        &self,
+        name: &str,
+        config: &PoolConfig,
+        catalog: Catalog,
+    ) -> Result<(), ControlError> {
         if let Ok(open) = self.pools.get(Some(name)) {
             return if open.id() == catalog.pool().id {
                 Ok(())
             } else {
-                Err(ControlError::Precondition(format!("pool {name} has another id than when it was opened: restart the driver")))
+                Err(ControlError::Precondition(format!(
+                    "pool {name} has another id than when it was opened: restart the driver"
+                )))
             };
         }
         let folder = config.url.folder().map(Path::to_owned);
@@ -129,7 +168,11 @@ impl Unlocker {
 }
 
 impl Unlock for Unlocker {
-    fn unlock(&self, pool: PoolOf, secrets: RequestSecrets) -> BoxFuture<'_, Result<(), ControlError>> {
+    fn unlock(
+        &self,
+        pool: PoolOf,
+        secrets: RequestSecrets,
+    ) -> BoxFuture<'_, Result<(), ControlError>> {
         Box::pin(self.judge(pool, secrets))
     }
 }
@@ -142,7 +185,9 @@ fn clone_pair((name, pool): (&String, &PoolConfig)) -> (String, PoolConfig) {
 fn refusal(name: &str, error: &anyhow::Error) -> ControlError {
     match retry_refused(error) {
         Class::Unavailable => ControlError::Unavailable(format!("pool {name}: {error:#}")),
-        _ => ControlError::Precondition(format!("pool {name} cannot be opened with the secrets of this request: {error:#}")),
+        _ => ControlError::Precondition(format!(
+            "pool {name} cannot be opened with the secrets of this request: {error:#}"
+        )),
     }
 }
 
@@ -156,7 +201,11 @@ impl RunDir {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).with_context(at)?;
         let kind = rustix::fs::statfs(&dir).with_context(at)?.f_type;
         if u64::try_from(kind).ok() != Some(TMPFS_MAGIC) {
-            bail!("{}: it is not in memory (a tmpfs), and secrets are never written to a disk: give another --run-dir", at());
+            bail!(
+                "{}: it is not in memory (a tmpfs), and secrets are never written to a disk: give \
+                 another --run-dir",
+                at()
+            );
         }
         Ok(Self(dir))
     }
@@ -178,10 +227,13 @@ impl RunDir {
         let values: BTreeMap<&str, &str> = secrets.all().collect();
         let text = Zeroizing::new(serde_json::to_vec(&values)?);
         match std::fs::remove_file(&new) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context("an old file"),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).context("an old file");
+            }
             _ => {}
         }
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         file.write_all(&text)?;
         std::fs::rename(&new, &path)?;
         Ok(())
@@ -205,8 +257,16 @@ mod tests {
 
     async fn pool(dir: &Path) -> Config {
         let url = format!("file://{}/pool", dir.display());
-        let config = Config::parse(&format!("pools:\n  p:\n    url: {url}\n    requestSecrets: true\n")).unwrap();
-        let bucket = Bucket::open(&url.parse().unwrap(), &Credentials::none(), Folder::Create, Limits::default()).unwrap();
+        let config =
+            Config::parse(&format!("pools:\n  p:\n    url: {url}\n    requestSecrets: true\n"))
+                .unwrap();
+        let bucket = Bucket::open(
+            &url.parse().unwrap(),
+            &Credentials::none(),
+            Folder::Create,
+            Limits::default(),
+        )
+        .unwrap();
         Catalog::create(bucket, Some(&Secret::new("correct horse"))).await.unwrap();
         config
     }
@@ -220,7 +280,11 @@ mod tests {
         let named = PoolOf::Name(None);
         assert!(pools.get(None).unwrap_err().to_string().contains("come with requests"));
         let right = given(&[("passphrase", "correct horse")]);
-        for wrong in [given(&[]), given(&[("passphrase", "battery staple")]), given(&[("unknown_option", "x")])] {
+        for wrong in [
+            given(&[]),
+            given(&[("passphrase", "battery staple")]),
+            given(&[("unknown_option", "x")]),
+        ] {
             let refused = unlocker.unlock(named.clone(), wrong).await.unwrap_err();
             assert_eq!(refused.class(), Class::Precondition, "{refused}");
             assert!(!refused.to_string().contains("staple"), "{refused}");
@@ -230,7 +294,10 @@ mod tests {
         let id = pools.get(None).unwrap().id();
         unlocker.unlock(PoolOf::Id(id), right).await.unwrap();
         for wrong in [given(&[]), given(&[("passphrase", "battery staple")])] {
-            assert!(unlocker.unlock(PoolOf::Id(id), wrong).await.is_err(), "open, and still another's");
+            assert!(
+                unlocker.unlock(PoolOf::Id(id), wrong).await.is_err(),
+                "open, and still another's"
+            );
         }
     }
 
@@ -239,18 +306,27 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = pool(dir.path()).await;
         let Ok(memory) = tempfile::tempdir_in("/dev/shm") else { return };
-        let start = async |pools: &Pools| Unlocker::start(&config, pools.clone(), Some(memory.path())).await;
+        let start = async |pools: &Pools| {
+            Unlocker::start(&config, pools.clone(), Some(memory.path())).await
+        };
         let first = Pools::waiting(["p".to_owned()], None).unwrap();
         let unlocker = start(&first).await.unwrap();
-        unlocker.unlock(PoolOf::Name(None), given(&[("passphrase", "correct horse")])).await.unwrap();
-        let kept: Vec<_> = std::fs::read_dir(memory.path().join("secrets")).unwrap().map(Result::unwrap).collect();
+        unlocker
+            .unlock(PoolOf::Name(None), given(&[("passphrase", "correct horse")]))
+            .await
+            .unwrap();
+        let kept: Vec<_> =
+            std::fs::read_dir(memory.path().join("secrets")).unwrap().map(Result::unwrap).collect();
         assert_eq!(kept.len(), 1);
         assert_eq!(kept[0].metadata().unwrap().permissions().mode() & 0o777, 0o600);
         let second = Pools::waiting(["p".to_owned()], None).unwrap();
         start(&second).await.unwrap();
         assert!(second.get(None).is_ok());
         if u64::try_from(rustix::fs::statfs(dir.path()).unwrap().f_type) != Ok(TMPFS_MAGIC) {
-            assert!(Unlocker::start(&config, second, Some(dir.path())).await.is_err(), "never on a disk");
+            assert!(
+                Unlocker::start(&config, second, Some(dir.path())).await.is_err(),
+                "never on a disk"
+            );
         }
     }
 }

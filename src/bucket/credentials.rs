@@ -19,9 +19,10 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// Credentials and options of a store, by the names that its own tools use: `access_key_id`, `secret_access_key`,
-/// `session_token`, `region`, `endpoint`, `allow_http`; `service_account_key`; `account_name`, `account_key`, …
-/// Names may carry the store's prefix (`aws_`, `google_`, `azure_`) and be in any case. Values never show in `Debug`.
+/// Credentials and options of a store, by the names that its own tools use: `access_key_id`,
+/// `secret_access_key`, `session_token`, `region`, `endpoint`, `allow_http`; `service_account_key`;
+/// `account_name`, `account_key`, … Names may carry the store's prefix (`aws_`, `google_`,
+/// `azure_`) and be in any case. Values never show in `Debug`.
 #[derive(Clone, Default)]
 pub struct Credentials {
     environment: bool,
@@ -34,14 +35,18 @@ impl Credentials {
         Self::default()
     }
 
-    /// From the variables of this process's environment that the store's own tools read (`AWS_…`, `GOOGLE_…`, `AZURE_…`).
+    /// From the variables of this process's environment that the store's own tools read (`AWS_…`,
+    /// `GOOGLE_…`, `AZURE_…`).
     pub fn from_env() -> Self {
         Self { environment: true, options: BTreeMap::new() }
     }
 
     /// Adds options, each in place of an earlier one of its name.
     #[must_use]
-    pub fn with<K: AsRef<str>, V: Into<String>>(mut self, options: impl IntoIterator<Item = (K, V)>) -> Self {
+    pub fn with<K: AsRef<str>, V: Into<String>>(
+        mut self,
+        options: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
         for (key, value) in options {
             let key = key.as_ref().trim().to_ascii_lowercase().replace('-', "_");
             self.options.insert(key, Arc::new(Zeroizing::new(value.into())));
@@ -53,7 +58,10 @@ impl Credentials {
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = self.options.keys().collect();
-        f.debug_struct("Credentials").field("environment", &self.environment).field("options", &names).finish()
+        f.debug_struct("Credentials")
+            .field("environment", &self.environment)
+            .field("options", &names)
+            .finish()
     }
 }
 
@@ -76,25 +84,49 @@ pub(super) fn open(
 ) -> Result<Arc<dyn ObjectStore>, BucketError> {
     match url.place() {
         Place::S3 { bucket } => {
-            let start = if credentials.environment { AmazonS3Builder::from_env() } else { AmazonS3Builder::new() };
-            let start = start.with_bucket_name(bucket).with_retry(no_retries()).with_http_connector(Connector);
+            let start = if credentials.environment {
+                AmazonS3Builder::from_env()
+            } else {
+                AmazonS3Builder::new()
+            };
+            let start = start
+                .with_bucket_name(bucket)
+                .with_retry(no_retries())
+                .with_http_connector(Connector);
             let start = defaults(start, |b, k, v| b.with_config(AmazonS3ConfigKey::Client(k), v));
-            let built = apply(url, credentials, start, |b, key: AmazonS3ConfigKey, v| b.with_config(key, v))?;
+            let built = apply(url, credentials, start, |b, key: AmazonS3ConfigKey, v| {
+                b.with_config(key, v)
+            })?;
             finish(url, built.build())
         }
         Place::Gcs { bucket } => {
-            let start =
-                if credentials.environment { GoogleCloudStorageBuilder::from_env() } else { GoogleCloudStorageBuilder::new() };
-            let start = start.with_bucket_name(bucket).with_retry(no_retries()).with_http_connector(Connector);
+            let start = if credentials.environment {
+                GoogleCloudStorageBuilder::from_env()
+            } else {
+                GoogleCloudStorageBuilder::new()
+            };
+            let start = start
+                .with_bucket_name(bucket)
+                .with_retry(no_retries())
+                .with_http_connector(Connector);
             let start = defaults(start, |b, k, v| b.with_config(GoogleConfigKey::Client(k), v));
-            let built = apply(url, credentials, start, |b, key: GoogleConfigKey, v| b.with_config(key, v))?;
+            let built =
+                apply(url, credentials, start, |b, key: GoogleConfigKey, v| b.with_config(key, v))?;
             finish(url, built.build())
         }
         Place::Azure { container } => {
-            let start = if credentials.environment { MicrosoftAzureBuilder::from_env() } else { MicrosoftAzureBuilder::new() };
-            let start = start.with_container_name(container).with_retry(no_retries()).with_http_connector(Connector);
+            let start = if credentials.environment {
+                MicrosoftAzureBuilder::from_env()
+            } else {
+                MicrosoftAzureBuilder::new()
+            };
+            let start = start
+                .with_container_name(container)
+                .with_retry(no_retries())
+                .with_http_connector(Connector);
             let start = defaults(start, |b, k, v| b.with_config(AzureConfigKey::Client(k), v));
-            let built = apply(url, credentials, start, |b, key: AzureConfigKey, v| b.with_config(key, v))?;
+            let built =
+                apply(url, credentials, start, |b, key: AzureConfigKey, v| b.with_config(key, v))?;
             finish(url, built.build())
         }
         Place::Folder { path } => open_folder(url, path, folder, failpoints),
@@ -107,7 +139,8 @@ fn no_retries() -> RetryConfig {
     RetryConfig { max_retries: 0, retry_timeout: Duration::ZERO, ..RetryConfig::default() }
 }
 
-/// Time limits of the connection: the request's own is [`super::Limits`], this one only ends what that one has given up.
+/// Time limits of the connection: the request's own is [`super::Limits`], this one only ends what
+/// that one has given up.
 fn defaults<B>(builder: B, set: impl Fn(B, ClientConfigKey, &'static str) -> B) -> B {
     let builder = set(builder, ClientConfigKey::ConnectTimeout, "5 seconds");
     set(builder, ClientConfigKey::Timeout, "10 minutes")
@@ -121,7 +154,10 @@ fn apply<B, K: FromStr>(
 ) -> Result<B, BucketError> {
     for (name, value) in &credentials.options {
         let key = name.parse().map_err(|_| {
-            let why = format!("there is no option {name:?} for this kind of store: see the documentation on credentials");
+            let why = format!(
+                "there is no option {name:?} for this kind of store: see the \
+                documentation on credentials"
+            );
             BucketError::Options { url: url.to_string(), why }
         })?;
         builder = set(builder, key, value.to_string());
@@ -129,10 +165,15 @@ fn apply<B, K: FromStr>(
     Ok(builder)
 }
 
-fn finish(url: &PoolUrl, built: object_store::Result<impl ObjectStore>) -> Result<Arc<dyn ObjectStore>, BucketError> {
+fn finish(
+    url: &PoolUrl,
+    built: object_store::Result<impl ObjectStore>,
+) -> Result<Arc<dyn ObjectStore>, BucketError> {
     match built {
         Ok(store) => Ok(Arc::new(store)),
-        Err(error) => Err(BucketError::Options { url: url.to_string(), why: super::error::text(&error) }),
+        Err(error) => {
+            Err(BucketError::Options { url: url.to_string(), why: super::error::text(&error) })
+        }
     }
 }
 
@@ -142,7 +183,8 @@ fn open_folder(
     folder: Folder,
     failpoints: &Failpoints,
 ) -> Result<Arc<dyn ObjectStore>, BucketError> {
-    let missing = |why: std::io::Error| BucketError::Missing { url: url.to_string(), why: why.to_string() };
+    let missing =
+        |why: std::io::Error| BucketError::Missing { url: url.to_string(), why: why.to_string() };
     if folder == Folder::Create {
         std::fs::create_dir_all(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
@@ -153,11 +195,15 @@ fn open_folder(
     }
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => {}
-        Ok(_) => return Err(BucketError::Url { url: url.to_string(), why: "not a folder".to_owned() }),
+        Ok(_) => {
+            return Err(BucketError::Url { url: url.to_string(), why: "not a folder".to_owned() });
+        }
         Err(error) => return Err(missing(error)),
     }
-    let store = LocalFileSystem::new_with_prefix(path).map_err(|e| super::error::of_store(url.as_str(), "", &e))?;
-    // Without fsync an acknowledgement means nothing; without clean-up the folders of what was deleted would stay.
+    let store = LocalFileSystem::new_with_prefix(path)
+        .map_err(|e| super::error::of_store(url.as_str(), "", &e))?;
+    // Without fsync an acknowledgement means nothing; without clean-up the folders of what was
+    // deleted would stay.
     let store = store.with_fsync(true).with_automatic_cleanup(true);
     Ok(Arc::new(FolderStore::new(store, path, failpoints.clone()).map_err(missing)?))
 }
@@ -166,7 +212,11 @@ fn open_folder(
 mod tests {
     use super::*;
 
-    fn open(url: &PoolUrl, credentials: &Credentials, folder: Folder) -> Result<Arc<dyn ObjectStore>, BucketError> {
+    fn open(
+        url: &PoolUrl,
+        credentials: &Credentials,
+        folder: Folder,
+    ) -> Result<Arc<dyn ObjectStore>, BucketError> {
         super::open(url, credentials, folder, &Failpoints::default())
     }
 
@@ -188,13 +238,19 @@ mod tests {
         let azure = [("account_name", "a"), ("account_key", "c2VjcmV0")];
         open(&url("az://c/p"), &Credentials::none().with(azure), Folder::MustExist).unwrap();
         let key = r#"{"private_key":"x","private_key_id":"i","client_email":"c","gcs_base_url":"http://127.0.0.1:1","disable_oauth":true}"#;
-        open(&url("gs://b/p"), &Credentials::none().with([("service_account_key", key)]), Folder::MustExist).unwrap();
+        open(
+            &url("gs://b/p"),
+            &Credentials::none().with([("service_account_key", key)]),
+            Folder::MustExist,
+        )
+        .unwrap();
     }
 
     #[test]
     fn an_unknown_option_is_named_and_its_value_is_not() {
         let credentials = Credentials::none().with([("acces_key", "hunter2")]);
-        let error = open(&url("s3://b/p"), &credentials, Folder::MustExist).unwrap_err().to_string();
+        let error =
+            open(&url("s3://b/p"), &credentials, Folder::MustExist).unwrap_err().to_string();
         assert!(error.contains("acces_key") && !error.contains("hunter2"), "{error}");
         assert!(!format!("{credentials:?}").contains("hunter2"));
     }
@@ -203,12 +259,18 @@ mod tests {
     fn a_folder_must_exist_or_be_made() {
         let dir = tempfile::tempdir().unwrap();
         let at = url(&format!("file://{}/a/b", dir.path().display()));
-        assert!(matches!(open(&at, &Credentials::none(), Folder::MustExist), Err(BucketError::Missing { .. })));
+        assert!(matches!(
+            open(&at, &Credentials::none(), Folder::MustExist),
+            Err(BucketError::Missing { .. })
+        ));
         open(&at, &Credentials::none(), Folder::Create).unwrap();
         open(&at, &Credentials::none(), Folder::MustExist).unwrap();
         let file = dir.path().join("f");
         std::fs::write(&file, "x").unwrap();
         let at = url(&format!("file://{}", file.display()));
-        assert!(matches!(open(&at, &Credentials::none(), Folder::MustExist), Err(BucketError::Url { .. })));
+        assert!(matches!(
+            open(&at, &Credentials::none(), Folder::MustExist),
+            Err(BucketError::Url { .. })
+        ));
     }
 }

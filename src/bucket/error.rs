@@ -13,7 +13,10 @@ pub enum BucketError {
     #[error("{key}: not found")]
     NotFound { key: String },
     /// The bucket, container or folder itself.
-    #[error("{url}: there is no such bucket, container or folder: create it first, or correct the URL ({why})")]
+    #[error(
+        "{url}: there is no such bucket, container or folder: create it first, or correct the URL \
+         ({why})"
+    )]
     Missing { url: String, why: String },
     #[error("{key}: access denied: {why}")]
     Denied { key: String, why: String },
@@ -56,8 +59,8 @@ pub(super) enum Meaning {
     Missing,
     /// A condition of the request did not hold.
     Conflict,
-    /// 409: the condition did not hold, or another request for the object is still running, perhaps an earlier attempt of this one. Only
-    /// what is there can tell (R35).
+    /// 409: the condition did not hold, or another request for the object is still running, perhaps
+    /// an earlier attempt of this one. Only what is there can tell (R35).
     Contended,
     Denied,
     Refused,
@@ -120,27 +123,46 @@ pub(super) fn meaning(error: &object_store::Error) -> Meaning {
     }
     let text = raw(error);
     match error {
-        E::NotFound { .. } if text.contains("NoSuchBucket") || text.contains("ContainerNotFound") => Meaning::Missing,
+        E::NotFound { .. }
+            if text.contains("NoSuchBucket") || text.contains("ContainerNotFound") =>
+        {
+            Meaning::Missing
+        }
         E::NotFound { .. } => Meaning::Absent,
         E::AlreadyExists { .. } if status(&text) == Some(409) => Meaning::Contended,
-        E::AlreadyExists { .. } | E::Precondition { .. } | E::NotModified { .. } => Meaning::Conflict,
-        _ if [NO_HTTP, BARE_REDIRECT, PAST_THE_END].iter().any(|said| text.contains(said)) => Meaning::Refused,
+        E::AlreadyExists { .. } | E::Precondition { .. } | E::NotModified { .. } => {
+            Meaning::Conflict
+        }
+        _ if [NO_HTTP, BARE_REDIRECT, PAST_THE_END].iter().any(|said| text.contains(said)) => {
+            Meaning::Refused
+        }
         // An answer to HEAD has no body, and so no code: it may be any of those that pass.
         _ if text.contains(HEAD) && status(&text) == Some(400) => Meaning::Passing,
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => of_code(&text).unwrap_or(Meaning::Denied),
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
+            of_code(&text).unwrap_or(Meaning::Denied)
+        }
         _ => of_code(&text).or_else(|| status(&text).map(of_status)).unwrap_or(Meaning::Passing),
     }
 }
 
-/// Codes that say more than their status, which differs between stores, or is that of errors of another kind.
+/// Codes that say more than their status, which differs between stores, or is that of errors of
+/// another kind.
 fn of_code(text: &str) -> Option<Meaning> {
     Some(match code(text)? {
         // The body did not arrive, or not as it was sent.
-        "RequestTimeout" | "IncompleteBody" | "BadDigest" | "XAmzContentSHA256Mismatch" => Meaning::Passing,
-        "SlowDown" | "Throttling" | "ThrottlingException" | "RequestLimitExceeded" | "OperationAborted" => Meaning::Passing,
+        "RequestTimeout" | "IncompleteBody" | "BadDigest" | "XAmzContentSHA256Mismatch" => {
+            Meaning::Passing
+        }
+        "SlowDown"
+        | "Throttling"
+        | "ThrottlingException"
+        | "RequestLimitExceeded"
+        | "OperationAborted" => Meaning::Passing,
         // Clocks are set again: nothing is to be given up for good.
         "RequestTimeTooSkewed" | "RequestExpired" => Meaning::Failing,
-        "ExpiredToken" | "ExpiredTokenException" | "InvalidToken" | "TokenRefreshRequired" => Meaning::Denied,
+        "ExpiredToken" | "ExpiredTokenException" | "InvalidToken" | "TokenRefreshRequired" => {
+            Meaning::Denied
+        }
         code if VIRTUAL_HOSTED_ONLY.contains(&code) => Meaning::Refused,
         _ => return None,
     })
@@ -158,10 +180,13 @@ fn of_status(status: u16) -> Meaning {
     }
 }
 
-/// A local store's errors are the kernel's or its own: another attempt a moment later meets the same one.
+/// A local store's errors are the kernel's or its own: another attempt a moment later meets the
+/// same one.
 fn local(error: &object_store::Error) -> Meaning {
     match io_kind(error) {
-        Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => Meaning::Denied,
+        Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
+            Meaning::Denied
+        }
         // A folder that was removed because it was empty, while an object was being put into it.
         Some(io::ErrorKind::NotFound | io::ErrorKind::Interrupted) => Meaning::Passing,
         _ => Meaning::Failing,
@@ -182,16 +207,20 @@ fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
     None
 }
 
-/// The client's message where a store answers a range behind an object's end as if it were within (azurite).
+/// The client's message where a store answers a range behind an object's end as if it were within
+/// (azurite).
 const PAST_THE_END: &str = "Wanted range starting at";
 /// How the client names the request in the error of one.
 const HEAD: &str = "Error performing HEAD ";
 /// The client's message for a redirect without a location.
 const BARE_REDIRECT: &str = "Received redirect without LOCATION";
-/// The error code of stores for a request whose path begins with the bucket (Alibaba OSS, Tencent COS, Volcengine TOS).
-const VIRTUAL_HOSTED_ONLY: [&str; 3] = ["SecondLevelDomainForbidden", "PathStyleDomainForbidden", "InvalidPathAccess"];
+/// The error code of stores for a request whose path begins with the bucket (Alibaba OSS, Tencent
+/// COS, Volcengine TOS).
+const VIRTUAL_HOSTED_ONLY: [&str; 3] =
+    ["SecondLevelDomainForbidden", "PathStyleDomainForbidden", "InvalidPathAccess"];
 
-/// The HTTP status in an error: the type that holds it is private to the store's crate, its text is not.
+/// The HTTP status in an error: the type that holds it is private to the store's crate, its text is
+/// not.
 fn status(text: &str) -> Option<u16> {
     let rest = text.split_once("status code: ")?.1;
     rest.get(..3)?.parse().ok()
@@ -236,15 +265,19 @@ fn hint(text: &str) -> Option<&'static str> {
     let is_checksum = text.contains("x-amz-checksum") || text.contains("Content-MD5");
     Some(match status(text) {
         _ if text.contains(NO_HTTP) => {
-            "the endpoint is http://, which needs the option allow_http (or AWS_ALLOW_HTTP, …) to be true"
+            "the endpoint is http://, which needs the option allow_http (or AWS_ALLOW_HTTP, …) to \
+             be true"
         }
         _ if text.contains(super::http::NO_METADATA) => {
-            "no credentials were given, and this machine's metadata service does not answer: set credentials in the environment, the \
-             configuration or the Secret; or, where the machine has a role, let its metadata reach pods (on EC2 a hop limit of 2: \
+            "no credentials were given, and this machine's metadata service does not answer: set \
+             credentials in the environment, the \
+             configuration or the Secret; or, where the machine has a role, let its metadata reach \
+             pods (on EC2 a hop limit of 2: \
              http-put-response-hop-limit)"
         }
         _ if super::http::is_metadata(text) => {
-            "no credentials were given, and this machine has none of its own: set them in the environment, the configuration or the Secret"
+            "no credentials were given, and this machine has none of its own: set them in the \
+             environment, the configuration or the Secret"
         }
         _ if text.contains(BARE_REDIRECT) => WRONG_REGION,
         Some(301 | 302 | 307 | 308) => WRONG_REGION,
@@ -254,23 +287,29 @@ fn hint(text: &str) -> Option<&'static str> {
             "the store does not implement DeleteObjects: set the option disable_bulk_delete to true"
         }
         _ if code == "RequestTimeTooSkewed" => {
-            "this machine's clock differs from the store's by more than the store allows: set the clock (NTP)"
+            "this machine's clock differs from the store's by more than the store allows: set the \
+             clock (NTP)"
         }
-        _ if code.starts_with("ExpiredToken") || code == "TokenRefreshRequired" => "the credentials have expired: renew them",
+        _ if code.starts_with("ExpiredToken") || code == "TokenRefreshRequired" => {
+            "the credentials have expired: renew them"
+        }
         _ if VIRTUAL_HOSTED_ONLY.contains(&code) => {
-            "the store takes the bucket in the host's name only: set the option virtual_hosted_style_request to true, and endpoint to \
+            "the store takes the bucket in the host's name only: set the option \
+             virtual_hosted_style_request to true, and endpoint to \
              https://BUCKET.HOST"
         }
         Some(400) if is_checksum => {
-            "the bucket wants a checksum with every object, as one with object lock does: set the option checksum_algorithm to sha256"
+            "the bucket wants a checksum with every object, as one with object lock does: set the \
+             option checksum_algorithm to sha256"
         }
         _ => return None,
     })
 }
 
-const WRONG_REGION: &str = "the bucket is in another region, or behind another endpoint: set the option region (or endpoint)";
-const TOO_LARGE: &str =
-    "the store, or a proxy before it, does not take objects of this size: raise its limit to 32 MiB (nginx: client_max_body_size)";
+const WRONG_REGION: &str = "the bucket is in another region, or behind another endpoint: set the \
+    option region (or endpoint)";
+const TOO_LARGE: &str = "the store, or a proxy before it, does not take objects of this size: \
+    raise its limit to 32 MiB (nginx: client_max_body_size)";
 
 /// The error of a request about `key` (or about the whole bucket).
 pub(super) fn of_store(url: &str, key: &str, error: &object_store::Error) -> BucketError {
@@ -282,7 +321,9 @@ pub(super) fn of_store(url: &str, key: &str, error: &object_store::Error) -> Buc
         Meaning::Denied => BucketError::Denied { key, why },
         Meaning::Conflict | Meaning::Refused => BucketError::Refused { key, why },
         Meaning::Unsupported => BucketError::Unsupported { key, why },
-        Meaning::Contended | Meaning::Passing | Meaning::Failing => BucketError::Unavailable { key, why },
+        Meaning::Contended | Meaning::Passing | Meaning::Failing => {
+            BucketError::Unavailable { key, why }
+        }
     }
 }
 
@@ -291,12 +332,19 @@ mod tests {
     use super::*;
 
     fn http(status: &str) -> object_store::Error {
-        generic(io::Error::other(format!("Error performing PUT: Server returned non-2xx status code: {status}: body")))
+        generic(io::Error::other(format!(
+            "Error performing PUT: Server returned non-2xx status code: {status}: body"
+        )))
     }
 
     #[test]
     fn only_what_may_pass_is_tried_again() {
-        for passing in ["503 Service Unavailable", "500 Internal Server Error", "429 Too Many Requests", "408 Request Timeout"] {
+        for passing in [
+            "503 Service Unavailable",
+            "500 Internal Server Error",
+            "429 Too Many Requests",
+            "408 Request Timeout",
+        ] {
             assert_eq!(meaning(&http(passing)), Meaning::Passing, "{passing}");
         }
         for refused in ["400 Bad Request", "416 Range Not Satisfiable", "301 Moved Permanently"] {
@@ -306,12 +354,17 @@ mod tests {
             assert_eq!(meaning(&http(unsupported)), Meaning::Unsupported, "{unsupported}");
         }
         let head = generic(io::Error::other(
-            "Error performing HEAD http://s/b/k in 1ms - Server returned non-2xx status code: 400 Bad Request: ",
+            "Error performing HEAD http://s/b/k in 1ms - Server returned non-2xx status code: 400 \
+             Bad Request: ",
         ));
         assert_eq!(meaning(&head), Meaning::Passing);
-        assert_eq!(meaning(&generic(TimedOut(std::time::Duration::from_secs(1)))), Meaning::Passing);
+        assert_eq!(
+            meaning(&generic(TimedOut(std::time::Duration::from_secs(1)))),
+            Meaning::Passing
+        );
         let denied = io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
-        let local = |io| object_store::Error::Generic { store: "LocalFileSystem", source: Box::new(io) };
+        let local =
+            |io| object_store::Error::Generic { store: "LocalFileSystem", source: Box::new(io) };
         assert_eq!(meaning(&local(denied)), Meaning::Denied);
         assert_eq!(meaning(&local(io::Error::from(io::ErrorKind::StorageFull))), Meaning::Failing);
     }
@@ -328,7 +381,10 @@ mod tests {
         let in_the_clear = generic(io::Error::other("builder error: URL scheme is not allowed"));
         assert_eq!(meaning(&in_the_clear), Meaning::Refused);
         assert!(text(&in_the_clear).starts_with("the endpoint is http://"));
-        let absent = |body: &str| object_store::Error::NotFound { path: "k".into(), source: body.to_owned().into() };
+        let absent = |body: &str| object_store::Error::NotFound {
+            path: "k".into(),
+            source: body.to_owned().into(),
+        };
         assert_eq!(meaning(&absent("<Code>NoSuchKey</Code>")), Meaning::Absent);
         assert_eq!(meaning(&absent("<Code>NoSuchBucket</Code>")), Meaning::Missing);
     }

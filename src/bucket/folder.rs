@@ -1,19 +1,24 @@
 //! A folder as a store: objects are files.
 //!
-//! What a put has to do here is wait for the disk, and every wait is a commit of the file system's log. In general it takes two: one for the
-//! bytes, then one for the name, or a crash could leave a name without its bytes, and an object must be whole or absent. Where the file system
-//! is known to keep one ordered log, one commit is enough ([`is_ordered`]):
+//! What a put has to do here is wait for the disk, and every wait is a commit of the file system's
+//! log. In general it takes two: one for the bytes, then one for the name, or a crash could leave a
+//! name without its bytes, and an object must be whole or absent. Where the file system is known to
+//! keep one ordered log, one commit is enough ([`is_ordered`]):
 //!
-//! 1. The bytes go into a file without a name and are sent to the device, which may still have them in its cache. Where they are is recorded
+//! 1. The bytes go into a file without a name and are sent to the device, which may still have them
+//!    in its cache. Where they are is recorded
 //!    in the running transaction, or an earlier one.
-//! 2. The file gets its name. That is recorded no earlier than the above; and a commit has the device empty its cache before the record that
+//! 2. The file gets its name. That is recorded no earlier than the above; and a commit has the
+//!    device empty its cache before the record that
 //!    makes it valid. So whenever a crash keeps the name, it keeps the bytes.
-//! 3. fsync of the file commits. Getting a name changed the inode, in the same transaction as the folder.
+//! 3. fsync of the file commits. Getting a name changed the inode, in the same transaction as the
+//!    folder.
 //!
 //! An object that is replaced, and one of many parts, is the general store's.
 //!
 //! Invariants (R35):
-//! - Nothing is acknowledged, and nothing is called absent, unless the folder is the one that was opened ([`Mounted`]).
+//! - Nothing is acknowledged, and nothing is called absent, unless the folder is the one that was
+//!   opened ([`Mounted`]).
 //! - A put-if-absent that is repeated recognises its own object ([`Unsettled`]).
 
 mod mounted;
@@ -28,8 +33,8 @@ use mounted::{Mounted, id};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, RenameOptions, Result,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
 };
 use staged::Staged;
 use std::fmt;
@@ -66,15 +71,28 @@ impl FolderStore {
     ///
     /// # Errors
     /// When the folder cannot be looked at.
-    pub fn new(general: LocalFileSystem, folder: &FilePath, failpoints: Failpoints) -> io::Result<Self> {
+    pub fn new(
+        general: LocalFileSystem,
+        folder: &FilePath,
+        failpoints: Failpoints,
+    ) -> io::Result<Self> {
         let ordered = match device_with_ordered_log(folder) {
             Ok(ordered) => ordered,
             Err(error) => {
-                tracing::debug!(%error, folder = %folder.display(), "the folder's file system cannot be told: every put waits for it twice");
+                tracing::debug!(
+                    %error,
+                    folder = %folder.display(),
+                    "the folder's file system cannot be told: every put waits for it twice"
+                );
                 None
             }
         };
-        let disk = Disk { mounted: Mounted::of(folder)?, ordered, unsettled: Unsettled::default(), failpoints };
+        let disk = Disk {
+            mounted: Mounted::of(folder)?,
+            ordered,
+            unsettled: Unsettled::default(),
+            failpoints,
+        };
         Ok(Self { general, disk: Arc::new(disk) })
     }
 
@@ -87,17 +105,29 @@ impl FolderStore {
     }
 
     async fn create(&self, at: &Path, payload: &PutPayload, mark: Option<String>) -> Result<Put> {
-        let (disk, path, payload) = (self.disk.clone(), self.general.path_to_filesystem(at)?, payload.clone());
+        let (disk, path, payload) =
+            (self.disk.clone(), self.general.path_to_filesystem(at)?, payload.clone());
         let runtime = tokio::runtime::Handle::current();
-        let step = move |disk: &Disk| runtime.block_on(disk.failpoints.step("bucket.folder.linked")).map_err(io::Error::other);
-        let put = tokio::task::spawn_blocking(move || disk.create(&path, &payload, mark.as_deref(), step)).await;
+        let step = move |disk: &Disk| {
+            runtime.block_on(disk.failpoints.step("bucket.folder.linked")).map_err(io::Error::other)
+        };
+        let put = tokio::task::spawn_blocking(move || {
+            disk.create(&path, &payload, mark.as_deref(), step)
+        })
+        .await;
         put.map_err(io::Error::other).and_then(|put| put).map_err(failed)
     }
 
     /// In place of what may be there.
-    async fn replace(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+    async fn replace(
+        &self,
+        at: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
         let put = self.general.put_opts(at, payload, options).await;
-        // Also of what was put: the folder may have changed before it was, and only then is it known to be in the right one.
+        // Also of what was put: the folder may have changed before it was, and only then is it
+        // known to be in the right one.
         self.disk.check()?;
         put
     }
@@ -108,7 +138,8 @@ impl Disk {
         self.mounted.check().map_err(failed)
     }
 
-    /// An error after `linked` leaves a whole object of which nobody knows whether it stays; any other leaves none.
+    /// An error after `linked` leaves a whole object of which nobody knows whether it stays; any
+    /// other leaves none.
     fn create(
         &self,
         path: &FilePath,
@@ -119,13 +150,16 @@ impl Disk {
         // Folders are made for it.
         self.mounted.check()?;
         let staged = Staged::write(path, payload, self.ordered)?;
-        // What was opened is in the right folder if that is still there; a name elsewhere could not be given to it any more.
+        // What was opened is in the right folder if that is still there; a name elsewhere could not
+        // be given to it any more.
         self.mounted.check()?;
         if let Some(mark) = mark {
             self.unsettled.insert(mark, staged.id());
         }
         match staged.link(path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => return self.exists(path, &staged, mark),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                return self.exists(path, &staged, mark);
+            }
             Err(error) => {
                 self.not_named(&staged, mark);
                 return Err(error);
@@ -165,15 +199,19 @@ fn device_with_ordered_log(folder: &FilePath) -> io::Result<Option<u64>> {
     Ok(is_ordered(folder, device)?.then_some(device))
 }
 
-/// Whether the file system records where bytes are and what files are named in one ordered log, and has the device empty its cache before a
-/// commit counts: XFS, and ext4 with a journal (jbd2 shows each one that it runs). ext2 has the same magic number and no journal.
+/// Whether the file system records where bytes are and what files are named in one ordered log, and
+/// has the device empty its cache before a commit counts: XFS, and ext4 with a journal (jbd2 shows
+/// each one that it runs). ext2 has the same magic number and no journal.
 fn is_ordered(folder: &FilePath, device: u64) -> io::Result<bool> {
     match rustix::fs::statfs(folder)?.f_type.cast_unsigned() {
         XFS_MAGIC => Ok(true),
         EXT_MAGIC => {
             let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
             let link = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}"))?;
-            let name = link.file_name().map(|name| format!("{}-", name.to_string_lossy())).unwrap_or_default();
+            let name = link
+                .file_name()
+                .map(|name| format!("{}-", name.to_string_lossy()))
+                .unwrap_or_default();
             let mut journals = std::fs::read_dir("/proc/fs/jbd2")?.filter_map(|entry| entry.ok());
             Ok(journals.any(|journal| journal.file_name().to_string_lossy().starts_with(&name)))
         }
@@ -193,7 +231,11 @@ enum Put {
 
 /// As the general way gives it to readers.
 fn tag(meta: &std::fs::Metadata) -> String {
-    let modified = meta.modified().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
+    let modified = meta
+        .modified()
+        .ok()
+        .and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok())
+        .unwrap_or_default();
     format!("\"{:x}-{:x}-{:x}\"", meta.ino(), modified.as_micros(), meta.len())
 }
 
@@ -210,7 +252,12 @@ impl fmt::Display for FolderStore {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl ObjectStore for FolderStore {
-    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+    async fn put_opts(
+        &self,
+        at: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
         let mark = mark(&options.attributes);
         let plain = PutOptions { attributes: Default::default(), ..options.clone() };
         let is_short = match &options.mode {
@@ -223,13 +270,19 @@ impl ObjectStore for FolderStore {
             return self.replace(at, payload, options).await;
         }
         let put = match self.create(at, &payload, mark.clone()).await? {
-            Put::Done { tag } => Ok(PutResult { e_tag: Some(tag), version: None, extensions: Default::default() }),
+            Put::Done { tag } => {
+                Ok(PutResult { e_tag: Some(tag), version: None, extensions: Default::default() })
+            }
             // After a failed fsync the bytes may be in no memory any more: they are written again.
-            Put::Own => self.replace(at, payload, PutOptions { mode: PutMode::Overwrite, ..plain }).await,
-            Put::Exists if options.mode == PutMode::Create => Err(object_store::Error::AlreadyExists {
-                path: at.to_string(),
-                source: Box::new(io::Error::from(ErrorKind::AlreadyExists)),
-            }),
+            Put::Own => {
+                self.replace(at, payload, PutOptions { mode: PutMode::Overwrite, ..plain }).await
+            }
+            Put::Exists if options.mode == PutMode::Create => {
+                Err(object_store::Error::AlreadyExists {
+                    path: at.to_string(),
+                    source: Box::new(io::Error::from(ErrorKind::AlreadyExists)),
+                })
+            }
             Put::Exists => self.replace(at, payload, plain).await,
         };
         if let (Some(mark), Ok(_) | Err(object_store::Error::AlreadyExists { .. })) = (mark, &put) {
@@ -238,7 +291,11 @@ impl ObjectStore for FolderStore {
         put
     }
 
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         // Its file is opened now, and gets its name from this file system or not at all.
         self.disk.check()?;
         self.general.put_multipart_opts(at, options).await
@@ -252,7 +309,10 @@ impl ObjectStore for FolderStore {
         self.seen(self.general.get_ranges(at, ranges).await)
     }
 
-    fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(
+        &self,
+        keys: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
         let disk = self.disk.clone();
         let deleted = self.general.delete_stream(keys);
         deleted.map(move |deleted| deleted.or_else(|error| disk.check().and(Err(error)))).boxed()
@@ -262,7 +322,11 @@ impl ObjectStore for FolderStore {
         whole(&self.disk, self.general.list(prefix))
     }
 
-    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
         whole(&self.disk, self.general.list_with_offset(prefix, offset))
     }
 
@@ -283,8 +347,12 @@ impl ObjectStore for FolderStore {
     }
 }
 
-/// A listing that ends in an error where it may lack something: the folder was another one at some time.
-fn whole(disk: &Arc<Disk>, listed: BoxStream<'static, Result<ObjectMeta>>) -> BoxStream<'static, Result<ObjectMeta>> {
+/// A listing that ends in an error where it may lack something: the folder was another one at some
+/// time.
+fn whole(
+    disk: &Arc<Disk>,
+    listed: BoxStream<'static, Result<ObjectMeta>>,
+) -> BoxStream<'static, Result<ObjectMeta>> {
     let disk = disk.clone();
     let last = futures::stream::once(async move { disk.check() });
     listed.chain(last.filter_map(|checked| async { checked.err().map(Err) })).boxed()
@@ -296,7 +364,10 @@ mod tests {
     use object_store::{Attribute, Attributes, ObjectStoreExt};
 
     fn store_on(folder: &FilePath, ordered: bool) -> FolderStore {
-        let general = LocalFileSystem::new_with_prefix(folder).unwrap().with_fsync(true).with_automatic_cleanup(true);
+        let general = LocalFileSystem::new_with_prefix(folder)
+            .unwrap()
+            .with_fsync(true)
+            .with_automatic_cleanup(true);
         let disk = Disk {
             mounted: Mounted::of(folder).unwrap(),
             // The order of steps does not depend on the file system, only what they are worth does.
@@ -316,7 +387,10 @@ mod tests {
     }
 
     fn marked(mark: &'static str) -> PutOptions {
-        PutOptions { attributes: Attributes::from_iter([(Attribute::Metadata("slatedbputid".into()), mark)]), ..create() }
+        PutOptions {
+            attributes: Attributes::from_iter([(Attribute::Metadata("slatedbputid".into()), mark)]),
+            ..create()
+        }
     }
 
     #[tokio::test]
@@ -327,7 +401,10 @@ mod tests {
             for at in ["a/b/c", "a/b/d", "top"] {
                 store.put_opts(&at.into(), "first".into(), create()).await.unwrap();
                 let again = store.put_opts(&at.into(), "again".into(), create()).await;
-                assert!(matches!(again, Err(object_store::Error::AlreadyExists { .. })), "{again:?}");
+                assert!(
+                    matches!(again, Err(object_store::Error::AlreadyExists { .. })),
+                    "{again:?}"
+                );
                 assert_eq!(read(&store, at).await, "first");
                 let put = store.put(&at.into(), "second, and longer".into()).await.unwrap();
                 assert_eq!(read(&store, at).await, "second, and longer");
@@ -350,7 +427,11 @@ mod tests {
         let store = store_on(folder.path(), true);
         let at = Path::from("x/1");
         let put = |n: usize| store.put_opts(&at, format!("{n}").into(), create());
-        let won = futures::future::join_all((0..16).map(put)).await.into_iter().filter(Result::is_ok).count();
+        let won = futures::future::join_all((0..16).map(put))
+            .await
+            .into_iter()
+            .filter(Result::is_ok)
+            .count();
         assert_eq!(won, 1);
     }
 
@@ -360,18 +441,35 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let store = store_on(folder.path(), ordered);
             let store = &store;
-            let put = |at: &'static str, mark| async move { store.put_opts(&at.into(), "".into(), marked(mark)).await };
+            let put = |at: &'static str, mark| async move {
+                store.put_opts(&at.into(), "".into(), marked(mark)).await
+            };
             store.disk.failpoints.set("bucket.folder.linked", "1*return->off").unwrap();
-            assert!(matches!(put("w/1", "a").await, Err(object_store::Error::Generic { .. })), "nobody knows whether it stays");
+            assert!(
+                matches!(put("w/1", "a").await, Err(object_store::Error::Generic { .. })),
+                "nobody knows whether it stays"
+            );
             // An object of the same bytes from somebody else is one all the same.
-            assert!(matches!(put("w/1", "b").await, Err(object_store::Error::AlreadyExists { .. })));
+            assert!(matches!(
+                put("w/1", "b").await,
+                Err(object_store::Error::AlreadyExists { .. })
+            ));
             put("w/1", "a").await.unwrap();
             assert_eq!(read(store, "w/1").await, "");
-            assert!(matches!(put("w/1", "a").await, Err(object_store::Error::AlreadyExists { .. })), "it was answered");
+            assert!(
+                matches!(put("w/1", "a").await, Err(object_store::Error::AlreadyExists { .. })),
+                "it was answered"
+            );
             // Other attributes are not kept: who gives them learns it.
-            let options = PutOptions { attributes: Attributes::from_iter([(Attribute::ContentType, "x")]), ..create() };
+            let options = PutOptions {
+                attributes: Attributes::from_iter([(Attribute::ContentType, "x")]),
+                ..create()
+            };
             let refused = store.put_opts(&"w/2".into(), "".into(), options).await;
-            assert!(matches!(refused, Err(object_store::Error::NotImplemented { .. })), "{refused:?}");
+            assert!(
+                matches!(refused, Err(object_store::Error::NotImplemented { .. })),
+                "{refused:?}"
+            );
         }
     }
 

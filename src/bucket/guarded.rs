@@ -1,4 +1,5 @@
-//! The store that everything goes through, SlateDB included: limits, retries and counts around any other.
+//! The store that everything goes through, SlateDB included: limits, retries and counts around any
+//! other.
 
 use super::PutNew;
 use super::error::{InProgress, Meaning, TimedOut, TooShort, Truncated, generic, is, meaning};
@@ -12,16 +13,17 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
+    CopyOptions, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload,
+    ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, RenameOptions, Result, UploadPart,
 };
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// A body of at most this many bytes is read within the attempt, so that a broken connection is another attempt; a longer
-/// one is handed on as it comes.
+/// A body of at most this many bytes is read within the attempt, so that a broken connection is
+/// another attempt; a longer one is handed on as it comes.
 const BUFFERED_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Clone)]
@@ -51,7 +53,12 @@ impl Guarded {
     }
 
     /// A put, and whether an attempt before the last may have had its effect.
-    pub async fn put_attempts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> (Result<PutResult>, Earlier) {
+    pub async fn put_attempts(
+        &self,
+        at: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> (Result<PutResult>, Earlier) {
         let (bytes, rate) = (payload.content_length() as u64, &self.gate.rate);
         let put = || async {
             let began = Instant::now();
@@ -69,7 +76,9 @@ impl Guarded {
                 earlier = Earlier::Unknown;
             }
             match &result {
-                Err(error) if self.is_slow(at, bytes, error).await && rate.was_too_slow(at_rate) => {
+                Err(error)
+                    if self.is_slow(at, bytes, error).await && rate.was_too_slow(at_rate) =>
+                {
                     tracing::info!(
                         bytes,
                         bytes_per_sec = rate.now(),
@@ -100,7 +109,9 @@ impl Guarded {
         let options = PutOptions::from(PutMode::Create);
         match self.put_attempts(at, payload.clone(), options.clone()).await {
             (Ok(_), _) => Ok(PutNew::Created),
-            (Err(error), Earlier::None) if meaning(&error) == Meaning::Conflict => Ok(PutNew::Exists),
+            (Err(error), Earlier::None) if meaning(&error) == Meaning::Conflict => {
+                Ok(PutNew::Exists)
+            }
             // An attempt before may be what is in the way.
             (Err(error), Earlier::Unknown) if meaning(&error) == Meaning::Conflict => {
                 match self.find(at, &payload, &options).await? {
@@ -112,11 +123,21 @@ impl Guarded {
         }
     }
 
-    /// One attempt of a put. Of a put-if-absent that meets another request for the object, what is there decides: S3 answers 409 while
-    /// an earlier attempt still runs, and Azure where the object exists.
-    async fn put_once(&self, at: &Path, payload: &PutPayload, options: &PutOptions) -> Result<PutResult> {
+    /// One attempt of a put. Of a put-if-absent that meets another request for the object, what is
+    /// there decides: S3 answers 409 while an earlier attempt still runs, and Azure where the
+    /// object exists.
+    async fn put_once(
+        &self,
+        at: &Path,
+        payload: &PutPayload,
+        options: &PutOptions,
+    ) -> Result<PutResult> {
         let error = match self.inner.put_opts(at, payload.clone(), options.clone()).await {
-            Err(error) if options.mode == PutMode::Create && meaning(&error) == Meaning::Contended => error,
+            Err(error)
+                if options.mode == PutMode::Create && meaning(&error) == Meaning::Contended =>
+            {
+                error
+            }
             result => return result,
         };
         match self.look(at, payload, options).await? {
@@ -124,7 +145,10 @@ impl Guarded {
             // Decided: without the status, which says that it is in doubt.
             Found::Others => {
                 tracing::debug!(%at, %error, "a conflict in progress is lost to another writer");
-                Err(object_store::Error::AlreadyExists { path: at.to_string(), source: "another writer's object is there".into() })
+                Err(object_store::Error::AlreadyExists {
+                    path: at.to_string(),
+                    source: "another writer's object is there".into(),
+                })
             }
             Found::Nothing => Err(generic(InProgress)),
         }
@@ -145,18 +169,22 @@ impl Guarded {
         };
         let (meta, wanted) = (found.meta.clone(), payload.content_length() as u64);
         // A store that keeps the mark of the put tells by it.
-        let mark = options.attributes.iter().find_map(|(name, mark)| found.attributes.get(name).map(|kept| kept == mark));
+        let mark = options
+            .attributes
+            .iter()
+            .find_map(|(name, mark)| found.attributes.get(name).map(|kept| kept == mark));
         let is_ours = match mark {
             Some(is_ours) => is_ours,
-            // Others drop it: then the bytes tell. An object without any is like every other, and nobody's: SlateDB, which fences writers
-            // with those, makes the next one.
+            // Others drop it: then the bytes tell. An object without any is like every other, and
+            // nobody's: SlateDB, which fences writers with those, makes the next one.
             None if wanted == 0 || meta.size != wanted => false,
             None => self.buffered(found).await?.bytes().await? == Bytes::from(payload.clone()),
         };
         Ok(if is_ours { Found::Ours(meta) } else { Found::Others })
     }
 
-    /// Exactly these bytes. An object that ends earlier is [`TooShort`] at once; bytes lost on the way are another attempt.
+    /// Exactly these bytes. An object that ends earlier is [`TooShort`] at once; bytes lost on the
+    /// way are another attempt.
     pub async fn range(&self, at: &Path, range: &Range<u64>) -> Result<Bytes> {
         let wanted = range.end.saturating_sub(range.start);
         let read = || async {
@@ -166,7 +194,9 @@ impl Guarded {
                 Err(error) => error,
             };
             // Stores have many ways to say that the object ends earlier: ask for its size.
-            if matches!(meaning(&error), Meaning::Refused | Meaning::Failing) || is::<Truncated>(&error) {
+            if matches!(meaning(&error), Meaning::Refused | Meaning::Failing)
+                || is::<Truncated>(&error)
+            {
                 let bytes = self.gate.once(Kind::Head, 0, self.inner.head(at)).await?.size;
                 if bytes < range.end {
                     return Err(generic(TooShort { bytes }));
@@ -182,7 +212,10 @@ impl Guarded {
 
     async fn read(&self, at: &Path, range: &Range<u64>) -> Result<Bytes> {
         if Rate::is_large(range.end.saturating_sub(range.start)) {
-            let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
+            let options = GetOptions {
+                range: Some(GetRange::Bounded(range.clone())),
+                ..GetOptions::default()
+            };
             return self.body(self.gate.step(self.inner.get_opts(at, options)).await?).await;
         }
         let found = self.inner.get_ranges(at, std::slice::from_ref(range)).await?;
@@ -194,7 +227,8 @@ impl Guarded {
         if matches!(found.payload, GetResultPayload::File(..)) {
             return found.bytes().await;
         }
-        let size = usize::try_from(found.range.end.saturating_sub(found.range.start)).unwrap_or_default();
+        let size =
+            usize::try_from(found.range.end.saturating_sub(found.range.start)).unwrap_or_default();
         let mut body = found.into_stream();
         let first = self.part(&mut body).await?.unwrap_or_default();
         if first.len() >= size {
@@ -221,7 +255,8 @@ impl Guarded {
         if body.len() as u64 != wanted {
             return Err(generic(Truncated { got: body.len() as u64, wanted }));
         }
-        let payload = GetResultPayload::Stream(futures::stream::once(async move { Ok(body) }).boxed());
+        let payload =
+            GetResultPayload::Stream(futures::stream::once(async move { Ok(body) }).boxed());
         Ok(GetResult { payload, meta, range, attributes, extensions })
     }
 
@@ -281,12 +316,18 @@ impl fmt::Display for Guarded {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl ObjectStore for Guarded {
-    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+    async fn put_opts(
+        &self,
+        at: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
         if options.mode == PutMode::Overwrite {
             return self.put_attempts(at, payload, options).await.0;
         }
-        // One attempt: SlateDB repeats it. By a mark of its own it tells a lost acknowledgement from a conflict, but not where the store
-        // drops that mark. (A folder recognises its own objects itself.)
+        // One attempt: SlateDB repeats it. By a mark of its own it tells a lost acknowledgement
+        // from a conflict, but not where the store drops that mark. (A folder recognises its own
+        // objects itself.)
         let bytes = payload.content_length() as u64;
         let rate = &self.gate.rate;
         let (turn, at_rate) = (rate.turn(bytes).await, rate.now());
@@ -297,7 +338,10 @@ impl ObjectStore for Guarded {
             Err(error) => error,
             put => return put,
         };
-        if meaning(&error) != Meaning::Conflict || options.mode != PutMode::Create || self.gate.puts() == Puts::Unlimited {
+        if meaning(&error) != Meaning::Conflict
+            || options.mode != PutMode::Create
+            || self.gate.puts() == Puts::Unlimited
+        {
             if self.is_slow(at, bytes, &error).await {
                 rate.was_too_slow(at_rate);
             }
@@ -309,7 +353,11 @@ impl ObjectStore for Guarded {
         }
     }
 
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         let start = || self.inner.put_multipart_opts(at, options.clone());
         let inner = self.gate.run(Kind::Put, 0, start).await.0?;
         Ok(Box::new(GuardedUpload { inner, gate: self.gate.clone() }))
@@ -334,7 +382,10 @@ impl ObjectStore for Guarded {
         self.gate.run(Kind::Get, wanted, || self.inner.get_ranges(at, ranges)).await.0
     }
 
-    fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(
+        &self,
+        keys: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
         let this = self.clone();
         let pages = keys.try_chunks(PAGE_KEYS as usize).map_err(|e| e.1);
         let deleted = pages.and_then(move |page| {
@@ -351,7 +402,11 @@ impl ObjectStore for Guarded {
         stream(self.pages(prefix, None))
     }
 
-    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
         stream(self.pages(prefix, Some(offset)))
     }
 
@@ -374,7 +429,8 @@ fn stream(pages: Pages) -> BoxStream<'static, Result<ObjectMeta>> {
     listed.map_ok(|found| futures::stream::iter(found).map(Ok)).try_flatten().boxed()
 }
 
-/// A multipart upload, each request of it within the limits. A part is tried again by the policy that came with the options.
+/// A multipart upload, each request of it within the limits. A part is tried again by the policy
+/// that came with the options.
 struct GuardedUpload {
     inner: Box<dyn MultipartUpload>,
     gate: Arc<Gate>,

@@ -1,14 +1,17 @@
 //! The HTTP below the stores' clients: what they cannot be told, and must not meet.
 //!
-//! - A listing may hold keys that the clients have no name for (`a//b`, `a/../b`, control characters), and fail with all its other keys. They
+//! - A listing may hold keys that the clients have no name for (`a//b`, `a/../b`, control
+//!   characters), and fail with all its other keys. They
 //!   are none of ours, and are left out.
-//! - A metadata service that does not answer, as behind one network hop too many, holds a request until its own time is over, and nothing
+//! - A metadata service that does not answer, as behind one network hop too many, holds a request
+//!   until its own time is over, and nothing
 //!   says why. It has a limit of its own, and an error with its name.
 
 use async_trait::async_trait;
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+    ReqwestConnector,
 };
 use object_store::path::Path;
 use std::time::Duration;
@@ -20,7 +23,8 @@ pub(super) const NO_METADATA: &str = "the metadata service does not answer";
 
 /// Whether a URL, or the text of an error with one, is about the credentials of the machine itself.
 pub(super) fn is_metadata(text: &str) -> bool {
-    const PATHS: [&str; 4] = ["/latest/api/token", "/latest/meta-data/", "/computeMetadata/", "/metadata/identity/"];
+    const PATHS: [&str; 4] =
+        ["/latest/api/token", "/latest/meta-data/", "/computeMetadata/", "/metadata/identity/"];
     PATHS.iter().any(|path| text.contains(path))
 }
 
@@ -46,10 +50,13 @@ impl HttpService for Service {
         if is_metadata(request.uri().path()) {
             let at = request.uri().to_string();
             let late = |_| HttpError::new(HttpErrorKind::Timeout, NoMetadata(at));
-            return tokio::time::timeout(METADATA_LIMIT, self.0.execute(request)).await.map_err(late)?;
+            return tokio::time::timeout(METADATA_LIMIT, self.0.execute(request))
+                .await
+                .map_err(late)?;
         }
         let query = request.uri().query().unwrap_or_default();
-        let lists = request.method() == "GET" && ["list-type=2", "comp=list"].iter().any(|part| query.contains(part));
+        let lists = request.method() == "GET"
+            && ["list-type=2", "comp=list"].iter().any(|part| query.contains(part));
         let response = self.0.execute(request).await?;
         if !lists || !response.status().is_success() {
             return Ok(response);
@@ -63,8 +70,12 @@ impl HttpService for Service {
 
 /// A page of a listing (S3, GCS, Azure) without the keys that have no name.
 fn nameable(page: Vec<u8>) -> Vec<u8> {
-    const ELEMENTS: [(&str, &str); 4] =
-        [("Contents", "Key"), ("CommonPrefixes", "Prefix"), ("Blob", "Name"), ("BlobPrefix", "Name")];
+    const ELEMENTS: [(&str, &str); 4] = [
+        ("Contents", "Key"),
+        ("CommonPrefixes", "Prefix"),
+        ("Blob", "Name"),
+        ("BlobPrefix", "Name"),
+    ];
     let mut page = match String::from_utf8(page) {
         Ok(page) => page,
         // The client says what is wrong with it.
@@ -83,11 +94,16 @@ fn between<'a>(text: &'a str, open: &str, close: &str) -> Option<&'a str> {
     Some(text.split_once(open)?.1.split_once(close)?.0)
 }
 
-/// The text without those elements whose inside is not wanted. `<` stands in XML for nothing but a tag, so that tags can be searched for.
+/// The text without those elements whose inside is not wanted. `<` stands in XML for nothing but a
+/// tag, so that tags can be searched for.
 fn without(text: String, element: &str, unwanted: impl Fn(&str) -> bool) -> String {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
     let is_unwanted = |inside: &str| unwanted(inside);
-    if !text.split(&open).skip(1).any(|rest| rest.split_once(&close).is_some_and(|(inside, _)| is_unwanted(inside))) {
+    if !text
+        .split(&open)
+        .skip(1)
+        .any(|rest| rest.split_once(&close).is_some_and(|(inside, _)| is_unwanted(inside)))
+    {
         return text;
     }
     let mut parts = text.split(&open);
@@ -95,7 +111,11 @@ fn without(text: String, element: &str, unwanted: impl Fn(&str) -> bool) -> Stri
     for part in parts {
         match part.split_once(&close) {
             Some((inside, after)) if is_unwanted(inside) => {
-                tracing::debug!(element, inside, "a key in the bucket has no name here, and is skipped");
+                tracing::debug!(
+                    element,
+                    inside,
+                    "a key in the bucket has no name here, and is skipped"
+                );
                 kept.push_str(after);
             }
             _ => {
@@ -119,7 +139,8 @@ fn unescaped(text: &str) -> String {
 }
 
 fn entity(name: &str) -> Option<char> {
-    let number = |digits: &str, radix| u32::from_str_radix(digits, radix).ok().and_then(char::from_u32);
+    let number =
+        |digits: &str, radix| u32::from_str_radix(digits, radix).ok().and_then(char::from_u32);
     match name {
         "amp" => Some('&'),
         "lt" => Some('<'),
@@ -140,15 +161,23 @@ mod tests {
     #[test]
     fn keys_without_a_name_are_left_out_of_a_page() {
         let page = |keys: &[&str]| {
-            let contents: String = keys.iter().map(|key| format!("<Contents><Key>{key}</Key><Size>1</Size></Contents>")).collect();
-            format!("<ListBucketResult>{contents}<NextContinuationToken>t</NextContinuationToken></ListBucketResult>")
+            let contents: String = keys
+                .iter()
+                .map(|key| format!("<Contents><Key>{key}</Key><Size>1</Size></Contents>"))
+                .collect();
+            format!(
+                "<ListBucketResult>{contents}<NextContinuationToken>t</NextContinuationToken></ListBucketResult>"
+            )
         };
-        let filtered = |keys: &[&str]| String::from_utf8(nameable(page(keys).into_bytes())).unwrap();
-        assert_eq!(filtered(&["p/a", "datasets//x", "a/../b", "&amp;b", "p/z"]), page(&["p/a", "&amp;b", "p/z"]));
+        let filtered =
+            |keys: &[&str]| String::from_utf8(nameable(page(keys).into_bytes())).unwrap();
+        assert_eq!(
+            filtered(&["p/a", "datasets//x", "a/../b", "&amp;b", "p/z"]),
+            page(&["p/a", "&amp;b", "p/z"])
+        );
         assert_eq!(filtered(&["a&#10;b", "a&#xA;b", "&#x61;"]), page(&["&#x61;"]));
         assert_eq!(filtered(&["//"]), page(&[]));
-        let azure =
-            "<Blobs><Blob><Name>a//b</Name></Blob><Blob><Name>a</Name></Blob><BlobPrefix><Name>p//</Name></BlobPrefix></Blobs>";
+        let azure = "<Blobs><Blob><Name>a//b</Name></Blob><Blob><Name>a</Name></Blob><BlobPrefix><Name>p//</Name></BlobPrefix></Blobs>";
         assert_eq!(nameable(azure.into()), b"<Blobs><Blob><Name>a</Name></Blob></Blobs>");
     }
 }

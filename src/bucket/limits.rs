@@ -19,9 +19,11 @@ pub struct Limits {
     pub attempt: Duration,
     /// For all attempts of a request and the pauses between them.
     pub total: Duration,
-    /// Both grow by the time that a body takes at this rate, or at the one that uploads are seen to have ([`Rate`]).
+    /// Both grow by the time that a body takes at this rate, or at the one that uploads are seen to
+    /// have ([`Rate`]).
     pub bytes_per_sec: u64,
-    /// Pause before the second attempt; doubles with each further one up to `pause_max`, with jitter.
+    /// Pause before the second attempt; doubles with each further one up to `pause_max`, with
+    /// jitter.
     pub pause: Duration,
     pub pause_max: Duration,
     /// Requests in flight.
@@ -46,10 +48,13 @@ impl Limits {
         Duration::from_millis(bytes.saturating_mul(1000) / self.bytes_per_sec.max(1))
     }
 
-    /// The pause after attempt number `attempt` (from 0): between half and all of the exponential one, so that clients
-    /// that failed together do not come back together.
+    /// The pause after attempt number `attempt` (from 0): between half and all of the exponential
+    /// one, so that clients that failed together do not come back together.
     fn pause_after(&self, attempt: u32) -> Duration {
-        let full = self.pause.saturating_mul(1u32.checked_shl(attempt).unwrap_or(u32::MAX)).min(self.pause_max);
+        let full = self
+            .pause
+            .saturating_mul(1u32.checked_shl(attempt).unwrap_or(u32::MAX))
+            .min(self.pause_max);
         full.mul_f64(rand::random_range(0.5..=1.0))
     }
 }
@@ -101,7 +106,8 @@ pub(super) enum Earlier {
     Unknown,
 }
 
-/// Whether an attempt of a put is given up when its time is over. Without a limit its outcome is always known.
+/// Whether an attempt of a put is given up when its time is over. Without a limit its outcome is
+/// always known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Puts {
     Limited,
@@ -142,7 +148,8 @@ impl Gate {
     }
 
     pub fn requests(&self) -> Requests {
-        let [get, put, list, delete, head] = [0, 1, 2, 3, 4].map(|i: usize| self.counts[i].load(Ordering::Relaxed));
+        let [get, put, list, delete, head] =
+            [0, 1, 2, 3, 4].map(|i: usize| self.counts[i].load(Ordering::Relaxed));
         Requests { get, put, list, delete, head }
     }
 
@@ -164,7 +171,11 @@ impl Gate {
     ) -> object_store::Result<T> {
         let result = self.bounded(kind, limit, request).await;
         // What a store does not implement it answers without a request.
-        if !matches!(result, Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. })) {
+        if !matches!(
+            result,
+            Err(object_store::Error::NotImplemented { .. }
+                | object_store::Error::NotSupported { .. })
+        ) {
             self.count(kind, 1);
         }
         result
@@ -182,11 +193,14 @@ impl Gate {
         };
         match (kind, self.puts) {
             (Kind::Put, Puts::Unlimited) => permitted.await,
-            _ => tokio::time::timeout(limit, permitted).await.unwrap_or_else(|_| Err(generic(TimedOut(limit)))),
+            _ => tokio::time::timeout(limit, permitted)
+                .await
+                .unwrap_or_else(|_| Err(generic(TimedOut(limit)))),
         }
     }
 
-    /// Attempts until one succeeds, fails for good, or time is up. `bytes`: what is expected to be moved.
+    /// Attempts until one succeeds, fails for good, or time is up. `bytes`: what is expected to be
+    /// moved.
     pub async fn run<T, F: Future<Output = object_store::Result<T>>>(
         &self,
         kind: Kind,
@@ -200,13 +214,16 @@ impl Gate {
     }
 
     /// A step of an attempt, within the limit for a request.
-    pub async fn step<T>(&self, step: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
+    pub async fn step<T>(
+        &self,
+        step: impl Future<Output = object_store::Result<T>>,
+    ) -> object_store::Result<T> {
         let limit = self.limits.attempt;
         tokio::time::timeout(limit, step).await.unwrap_or_else(|_| Err(generic(TimedOut(limit))))
     }
 
-    /// Like [`Self::run`] for a request whose steps have limits of their own, and whose length nobody knows before: none is
-    /// begun anew after `total`.
+    /// Like [`Self::run`] for a request whose steps have limits of their own, and whose length
+    /// nobody knows before: none is begun anew after `total`.
     pub async fn run_stepped<T, F: Future<Output = object_store::Result<T>>>(
         &self,
         kind: Kind,
@@ -264,7 +281,12 @@ impl Gate {
                 let error = if is::<TimedOut>(&error) { before.unwrap_or(error) } else { error };
                 return (Err(error), earlier);
             }
-            tracing::debug!(?kind, attempt, error = %error, "a request to the object store failed: trying again");
+            tracing::debug!(
+                ?kind,
+                attempt,
+                error = %error,
+                "a request to the object store failed: trying again"
+            );
             attempt = attempt.saturating_add(1);
             before = Some(error);
         }
@@ -279,7 +301,8 @@ mod tests {
     async fn an_outage_ends_in_an_error() {
         let gate = Gate::new(Limits::default(), Puts::Limited);
         let start = Instant::now();
-        let (result, earlier) = gate.run(Kind::Get, 0, std::future::pending::<object_store::Result<()>>).await;
+        let (result, earlier) =
+            gate.run(Kind::Get, 0, std::future::pending::<object_store::Result<()>>).await;
         assert!(result.is_err());
         assert_eq!(earlier, Earlier::Unknown);
         assert!(start.elapsed() <= Duration::from_secs(31), "{:?}", start.elapsed());
@@ -302,7 +325,10 @@ mod tests {
         let limits = Limits::default();
         for attempt in [0, 5, 40, u32::MAX] {
             let pause = limits.pause_after(attempt);
-            assert!(pause >= Duration::from_millis(25) && pause <= limits.pause_max, "{attempt}: {pause:?}");
+            assert!(
+                pause >= Duration::from_millis(25) && pause <= limits.pause_max,
+                "{attempt}: {pause:?}"
+            );
         }
     }
 }

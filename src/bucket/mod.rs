@@ -1,19 +1,24 @@
 //! The object store: one pool's bucket and prefix, with limits on every request.
 //!
-//! Nouns: a [`Bucket`] is a pool's place in a store, a **key** an object's name relative to the pool's prefix, an
-//! **attempt** one request on the wire.
+//! Nouns: a [`Bucket`] is a pool's place in a store, a **key** an object's name relative to the
+//! pool's prefix, an **attempt** one request on the wire.
 //!
 //! Invariants:
-//! - Every request ends: each attempt has a time limit, and all attempts of a request together have one ([`Limits`]).
-//! - Only what may pass (time-outs, 5xx, throttling, broken connections; [`error`] decides) is tried again, with growing, jittered pauses.
-//! - A put-if-absent whose outcome is in doubt (no answer, 409) is settled by reading the object back, for SlateDB too (R35):
-//!   [`Bucket::put_new`] answers [`PutNew::Created`] for what this call wrote. What is written must therefore differ between
-//!   writers (R1's nonce).
-//! - Keys are relative to the pool's prefix, which stands before them as it was given: no other layer sees it.
-//! - A read answers all bytes asked for or an error. What the bytes mean is for the layers above to verify.
+//! - Every request ends: each attempt has a time limit, and all attempts of a request together have
+//!   one ([`Limits`]).
+//! - Only what may pass (time-outs, 5xx, throttling, broken connections; [`error`] decides) is
+//!   tried again, with growing, jittered pauses.
+//! - A put-if-absent whose outcome is in doubt (no answer, 409) is settled by reading the object
+//!   back, for SlateDB too (R35): [`Bucket::put_new`] answers [`PutNew::Created`] for what this
+//!   call wrote. What is written must therefore differ between writers (R1's nonce).
+//! - Keys are relative to the pool's prefix, which stands before them as it was given: no other
+//!   layer sees it.
+//! - A read answers all bytes asked for or an error. What the bytes mean is for the layers above to
+//!   verify.
 //!
-//! A crash may leave a staged file `<name>#<n>` beside an object of a folder store (where [`folder`] stages any); listings do not show it, and the object
-//! itself is whole or absent. A cancelled put may still take effect.
+//! A crash may leave a staged file `<name>#<n>` beside an object of a folder store (where
+//! [`folder`] stages any); listings do not show it, and the object itself is whole or absent. A
+//! cancelled put may still take effect.
 //!
 //! It does not cache, and knows nothing of what is stored.
 
@@ -40,7 +45,9 @@ use guarded::Guarded;
 use limits::Puts;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
-use object_store::{Attribute, Attributes, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{
+    Attribute, Attributes, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -77,11 +84,18 @@ impl Bucket {
     /// The bucket at a URL. Nothing is asked of a remote store yet.
     ///
     /// # Errors
-    /// [`BucketError::Options`] for credentials that the store cannot use, [`BucketError::Missing`] for an absent folder.
-    pub fn open(url: &PoolUrl, credentials: &Credentials, folder: Folder, limits: Limits) -> Result<Self, BucketError> {
+    /// [`BucketError::Options`] for credentials that the store cannot use, [`BucketError::Missing`]
+    /// for an absent folder.
+    pub fn open(
+        url: &PoolUrl,
+        credentials: &Credentials,
+        folder: Folder,
+        limits: Limits,
+    ) -> Result<Self, BucketError> {
         let failpoints = Failpoints::default();
         let store = credentials::open(url, credentials, folder, &failpoints)?;
-        // A put waits for the disk, however long it takes: given up, it would take effect all the same (R35).
+        // A put waits for the disk, however long it takes: given up, it would take effect all the
+        // same (R35).
         let puts = if url.folder().is_some() { Puts::Unlimited } else { Puts::Limited };
         let store = Arc::new(Guarded::new(below(store, url.prefix().clone()), limits, puts));
         Ok(Self { url: url.as_str().into(), remote: url.is_remote(), store, failpoints })
@@ -116,20 +130,28 @@ impl Bucket {
         self.remote
     }
 
-    /// Why the store does not take what is put into it, until it does: what another attempt would meet again.
+    /// Why the store does not take what is put into it, until it does: what another attempt would
+    /// meet again.
     pub fn refusal(&self) -> Option<String> {
         self.store.refusal()
     }
 
-    /// Puts an object that is not there as SlateDB does, then again, as after a lost answer, and then another one in its place.
-    /// Whether the first is recognised and the other is not (R35).
+    /// Puts an object that is not there as SlateDB does, then again, as after a lost answer, and
+    /// then another one in its place. Whether the first is recognised and the other is not (R35).
     pub async fn recognises_own(&self, key: &str) -> Result<bool, BucketError> {
-        let first = self.put_marked(key, "one", b"one").await? && self.put_marked(key, "one", b"one").await?;
+        let first = self.put_marked(key, "one", b"one").await?
+            && self.put_marked(key, "one", b"one").await?;
         Ok(first && !self.put_marked(key, "other", b"another").await?)
     }
 
-    async fn put_marked(&self, key: &str, mark: &'static str, bytes: &'static [u8]) -> Result<bool, BucketError> {
-        let attributes = Attributes::from_iter([(Attribute::Metadata("slatedbputid".into()), mark)]);
+    async fn put_marked(
+        &self,
+        key: &str,
+        mark: &'static str,
+        bytes: &'static [u8],
+    ) -> Result<bool, BucketError> {
+        let attributes =
+            Attributes::from_iter([(Attribute::Metadata("slatedbputid".into()), mark)]);
         let options = PutOptions { attributes, ..PutOptions::from(PutMode::Create) };
         match self.store.put_opts(&self.path(key), bytes.into(), options).await {
             Ok(_) => Ok(true),
@@ -138,8 +160,9 @@ impl Bucket {
         }
     }
 
-    /// The pool as a store, with retries, time limits and counting: for SlateDB, whose clones hold the paths of others. These are relative
-    /// to the pool's prefix, which SlateDB must not see: it would encode what is special in it, once or twice.
+    /// The pool as a store, with retries, time limits and counting: for SlateDB, whose clones hold
+    /// the paths of others. These are relative to the pool's prefix, which SlateDB must not see: it
+    /// would encode what is special in it, once or twice.
     pub fn store(&self) -> Arc<dyn ObjectStore> {
         self.store.clone()
     }
@@ -176,35 +199,47 @@ impl Bucket {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        self.store.range(&self.path(key), &range).await.map_err(|error| match error::source::<error::TooShort>(&error) {
-            Some(short) => BucketError::Short { key: key.to_owned(), bytes: short.bytes, wanted: range.end },
-            None => self.error(key, &error),
+        self.store.range(&self.path(key), &range).await.map_err(|error| {
+            match error::source::<error::TooShort>(&error) {
+                Some(short) => BucketError::Short {
+                    key: key.to_owned(),
+                    bytes: short.bytes,
+                    wanted: range.end,
+                },
+                None => self.error(key, &error),
+            }
         })
     }
 
-    /// The last `bytes` of an object (all of a smaller one) and the object's size. Two requests: Azure has no suffix ranges, and
-    /// some gateways answer them with the whole object.
+    /// The last `bytes` of an object (all of a smaller one) and the object's size. Two requests:
+    /// Azure has no suffix ranges, and some gateways answer them with the whole object.
     pub async fn get_tail(&self, key: &str, bytes: u64) -> Result<(Bytes, u64), BucketError> {
         let size = self.store.head(&self.path(key)).await.map_err(|e| self.error(key, &e))?.size;
         let tail = self.get_range(key, size.saturating_sub(bytes)..size).await?;
         Ok((tail, size))
     }
 
-    /// Creates the object unless it exists. What is written must not be empty, and differ from what any other writer would write
-    /// there: by its bytes a write is recognised whose acknowledgement was lost (R1, R35).
+    /// Creates the object unless it exists. What is written must not be empty, and differ from what
+    /// any other writer would write there: by its bytes a write is recognised whose acknowledgement
+    /// was lost (R1, R35).
     pub async fn put_new(&self, key: &str, bytes: Bytes) -> Result<PutNew, BucketError> {
         self.store.put_new(&self.path(key), bytes.into()).await.map_err(|e| self.error(key, &e))
     }
 
     /// For objects whose name is written once by one writer: a repeat writes the same bytes.
     pub async fn put(&self, key: &str, bytes: Bytes) -> Result<(), BucketError> {
-        let put = self.store.put_attempts(&self.path(key), bytes.into(), PutOptions::default()).await.0;
+        let put =
+            self.store.put_attempts(&self.path(key), bytes.into(), PutOptions::default()).await.0;
         put.map(drop).map_err(|e| self.error(key, &e))
     }
 
     /// As [`Self::put`], of a body in parts, which are not copied into one.
     pub async fn put_parts(&self, key: &str, parts: Vec<Bytes>) -> Result<(), BucketError> {
-        let put = self.store.put_attempts(&self.path(key), parts.into_iter().collect(), PutOptions::default()).await.0;
+        let put = self
+            .store
+            .put_attempts(&self.path(key), parts.into_iter().collect(), PutOptions::default())
+            .await
+            .0;
         put.map(drop).map_err(|e| self.error(key, &e))
     }
 
@@ -215,7 +250,8 @@ impl Bucket {
         self.store.delete_all(&paths).await.map_err(|e| self.error(about, &e))
     }
 
-    /// Every object below a prefix (whole segments: `a/b` is not above `a/bc`), in the order of keys: for prefixes that hold thousands at most.
+    /// Every object below a prefix (whole segments: `a/b` is not above `a/bc`), in the order of
+    /// keys: for prefixes that hold thousands at most.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Listed>, BucketError> {
         let found = self.store.pages(Some(&self.path(prefix)), None).collect().await;
         let found = found.map_err(|error| self.listing_error(prefix, &error))?;
@@ -224,13 +260,19 @@ impl Bucket {
 
     /// The same, some at a time and in no order, for prefixes that may hold millions.
     pub fn pages(&self, prefix: &str) -> Pages {
-        Pages { pages: self.store.pages(Some(&self.path(prefix)), None), prefix: prefix.to_owned(), bucket: self.clone() }
+        Pages {
+            pages: self.store.pages(Some(&self.path(prefix)), None),
+            prefix: prefix.to_owned(),
+            bucket: self.clone(),
+        }
     }
 
     fn listing_error(&self, prefix: &str, error: &object_store::Error) -> BucketError {
         match error::meaning(error) {
             // A prefix without objects is an empty listing: only the bucket itself can be absent.
-            error::Meaning::Absent => BucketError::Missing { url: self.url.to_string(), why: error::text(error) },
+            error::Meaning::Absent => {
+                BucketError::Missing { url: self.url.to_string(), why: error::text(error) }
+            }
             _ => self.error(prefix, error),
         }
     }
@@ -251,7 +293,11 @@ pub struct Pages {
 impl Pages {
     /// The next objects; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<Vec<Listed>>, BucketError> {
-        let page = self.pages.next().await.map_err(|error| self.bucket.listing_error(&self.prefix, &error))?;
+        let page = self
+            .pages
+            .next()
+            .await
+            .map_err(|error| self.bucket.listing_error(&self.prefix, &error))?;
         Ok(page.map(|page| page.into_iter().map(listed).collect()))
     }
 }
@@ -262,7 +308,12 @@ fn below(store: Arc<dyn ObjectStore>, prefix: Path) -> Arc<dyn ObjectStore> {
 }
 
 fn listed(meta: object_store::ObjectMeta) -> Listed {
-    Listed { key: meta.location.to_string(), bytes: meta.size, modified: meta.last_modified.into(), tag: meta.e_tag }
+    Listed {
+        key: meta.location.to_string(),
+        bytes: meta.size,
+        modified: meta.last_modified.into(),
+        tag: meta.e_tag,
+    }
 }
 
 impl std::fmt::Debug for Bucket {

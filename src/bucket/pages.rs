@@ -1,8 +1,10 @@
-//! Listings in pages. Each page has a request's own limits and retries, and a listing whose page fails goes on after the last key that it gave out:
-//! one of millions of objects ends, however long it takes, and holds a page in memory.
+//! Listings in pages. Each page has a request's own limits and retries, and a listing whose page
+//! fails goes on after the last key that it gave out: one of millions of objects ends, however long
+//! it takes, and holds a page in memory.
 //!
-//! Stores list in the order of keys; a folder does not. One that does not is never continued after a failure, and neither is a short listing: it
-//! begins anew ([`Pages::collect`]), so that nothing is missing where much depends on it.
+//! Stores list in the order of keys; a folder does not. One that does not is never continued after
+//! a failure, and neither is a short listing: it begins anew ([`Pages::collect`]), so that nothing
+//! is missing where much depends on it.
 
 use super::error::{Meaning, meaning};
 use super::limits::{Gate, Kind, PAGE_KEYS};
@@ -19,7 +21,8 @@ pub(super) struct Pages {
     store: Arc<dyn ObjectStore>,
     gate: Arc<Gate>,
     prefix: Option<Path>,
-    /// Keys up to this one are not listed: what the caller wants, then the last one that was given out.
+    /// Keys up to this one are not listed: what the caller wants, then the last one that was given
+    /// out.
     after: Option<Path>,
     open: Option<BoxStream<'static, Result<ObjectMeta>>>,
     given: usize,
@@ -28,7 +31,12 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    pub fn new(store: Arc<dyn ObjectStore>, gate: Arc<Gate>, prefix: Option<Path>, after: Option<Path>) -> Self {
+    pub fn new(
+        store: Arc<dyn ObjectStore>,
+        gate: Arc<Gate>,
+        prefix: Option<Path>,
+        after: Option<Path>,
+    ) -> Self {
         Self { store, gate, prefix, after, open: None, given: 0, is_ordered: true, is_done: false }
     }
 
@@ -45,7 +53,11 @@ impl Pages {
             match self.rest(&mut found).await {
                 Ok(()) => break,
                 // One that gave out nothing was tried for all of its time already.
-                Err(error) if meaning(&error) == Meaning::Passing && self.given > 0 && self.gate.pause(attempt, deadline).await => {
+                Err(error)
+                    if meaning(&error) == Meaning::Passing
+                        && self.given > 0
+                        && self.gate.pause(attempt, deadline).await =>
+                {
                     tracing::debug!(%error, "a listing begins anew");
                     self = Self::new(self.store, self.gate, self.prefix, after.clone());
                     found.clear();
@@ -64,7 +76,8 @@ impl Pages {
         Ok(())
     }
 
-    /// `resumed`: how many keys must have been given out for the listing to be continued after a failure; one that gave out none always is.
+    /// `resumed`: how many keys must have been given out for the listing to be continued after a
+    /// failure; one that gave out none always is.
     async fn next_from(&mut self, resumed: usize) -> Result<Option<Vec<ObjectMeta>>> {
         let deadline = self.gate.deadline();
         let mut attempt = 0;
@@ -75,7 +88,10 @@ impl Pages {
             };
             self.open = None;
             let may_resume = self.given == 0 || (self.is_ordered && self.given >= resumed);
-            if meaning(&error) != Meaning::Passing || !may_resume || !self.gate.pause(attempt, deadline).await {
+            if meaning(&error) != Meaning::Passing
+                || !may_resume
+                || !self.gate.pause(attempt, deadline).await
+            {
                 return Err(error);
             }
             attempt += 1;

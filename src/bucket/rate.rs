@@ -1,6 +1,8 @@
-//! How fast bodies move. A body of some size has the time that it takes at this rate ([`super::limits`]), and no link is so slow that a body never
-//! ends: where an attempt ran out of time and the store answers all the same, the rate is taken for lower, and large bodies move one after the other
-//! until they are seen to be fast again. It is remembered, so that the next body has its time at once.
+//! How fast bodies move. A body of some size has the time that it takes at this rate
+//! ([`super::limits`]), and no link is so slow that a body never ends: where an attempt ran out of
+//! time and the store answers all the same, the rate is taken for lower, and large bodies move one
+//! after the other until they are seen to be fast again. It is remembered, so that the next body
+//! has its time at once.
 
 use parking_lot::Mutex;
 use std::time::Duration;
@@ -49,7 +51,8 @@ impl Rate {
         self.turns.acquire().await.ok()
     }
 
-    /// A body did not end in its time at `rate`, and the store answers. `false`: it is as slow as it is taken for already.
+    /// A body did not end in its time at `rate`, and the store answers. `false`: it is as slow as
+    /// it is taken for already.
     pub fn was_too_slow(&self, rate: u64) -> bool {
         let mut now = self.now.lock();
         if *now < rate {
@@ -67,7 +70,8 @@ impl Rate {
         if !Self::is_large(bytes) {
             return;
         }
-        let seen = u64::try_from(u128::from(bytes) * 1000 / took.as_millis().max(1)).unwrap_or(u64::MAX);
+        let seen =
+            u64::try_from(u128::from(bytes) * 1000 / took.as_millis().max(1)).unwrap_or(u64::MAX);
         let mut now = self.now.lock();
         // The next one may be half as fast.
         *now = (*now).max(seen / 2).min(self.usual);
@@ -109,7 +113,9 @@ mod tests {
         rate.was_too_slow(1 << 20);
         let first = rate.turn(16 << 20).await;
         assert!(first.is_some() && rate.turn(1000).await.is_none());
-        assert!(tokio::time::timeout(Duration::from_millis(20), rate.turn(16 << 20)).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_millis(20), rate.turn(16 << 20)).await.is_err()
+        );
         drop(first);
         assert!(rate.turn(16 << 20).await.is_some());
     }

@@ -1,4 +1,5 @@
-//! Why a store does not take what is put into it: an error that another attempt meets again, such as a proxy's limit on bodies.
+//! Why a store does not take what is put into it: an error that another attempt meets again, such
+//! as a proxy's limit on bodies.
 
 use super::error::{Meaning, meaning, text};
 use parking_lot::Mutex;
@@ -17,7 +18,10 @@ impl Refusals {
             // The client's own word about an attribute; the put is made again without.
             Err(NotImplemented { .. } | NotSupported { .. }) => {}
             Err(error)
-                if matches!(meaning(error), Meaning::Refused | Meaning::Denied | Meaning::Unsupported | Meaning::Missing) =>
+                if matches!(
+                    meaning(error),
+                    Meaning::Refused | Meaning::Denied | Meaning::Unsupported | Meaning::Missing
+                ) =>
             {
                 *last = Some((bytes, text(error)));
             }

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use url::Url;
 
-/// The longest pool URL, in bytes: S3 keys have at most 1,024, and ours add at most 200 to the prefix.
+/// The longest pool URL, in bytes: S3 keys have at most 1,024, and ours add at most 200 to the
+/// prefix.
 const URL_BYTES_MAX: usize = 800;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -31,7 +32,8 @@ pub(super) enum Place {
     },
 }
 
-/// A pool's URL: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`, `file:///folder` or `memory:///name`.
+/// A pool's URL: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`,
+/// `file:///folder` or `memory:///name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PoolUrl {
@@ -80,27 +82,46 @@ impl FromStr for PoolUrl {
     type Err = BucketError;
 
     fn from_str(text: &str) -> Result<Self, BucketError> {
-        // What is quoted back is bounded and holds no secret: a URL with a user's password is refused before it is quoted.
-        let quoted = || text.split_once('@').map_or(text, |(_, after)| after).chars().take(200).collect::<String>();
+        // What is quoted back is bounded and holds no secret: a URL with a user's password is
+        // refused before it is quoted.
+        let quoted = || {
+            text.split_once('@')
+                .map_or(text, |(_, after)| after)
+                .chars()
+                .take(200)
+                .collect::<String>()
+        };
         let bad = |why: &str| BucketError::Url { url: quoted(), why: why.to_owned() };
-        const FORMS: &str =
-            "a pool's URL is s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, file:///FOLDER or memory:///NAME";
+        const FORMS: &str = "a pool's URL is s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, \
+            az://CONTAINER/PREFIX, file:///FOLDER or memory:///NAME";
         if text.len() > URL_BYTES_MAX {
             return Err(bad(&format!("longer than {URL_BYTES_MAX} bytes")));
         }
-        // A URL's parser would quietly leave these out or resolve them: keys stand below the prefix as it is given.
+        // A URL's parser would quietly leave these out or resolve them: keys stand below the prefix
+        // as it is given.
         if text.chars().any(|c| c.is_ascii_control()) || text.trim() != text {
-            return Err(bad("spaces around it, or control characters in it: write a space inside a prefix as %20"));
+            return Err(bad(
+                "spaces around it, or control characters in it: write a space inside a prefix as \
+                 %20",
+            ));
         }
-        if text.split('/').any(|part| matches!(part.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..")) {
+        if text.split('/').any(|part| {
+            matches!(part.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..")
+        }) {
             return Err(bad("a prefix cannot have a part . or .."));
         }
         let url = Url::parse(text).map_err(|e| bad(&format!("not a URL ({e}): {FORMS}")))?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(bad("credentials do not belong in the URL: give them in the environment, the configuration or a Secret"));
+            return Err(bad(
+                "credentials do not belong in the URL: give them in the environment, the \
+                 configuration or a Secret",
+            ));
         }
         if url.query().is_some() || url.fragment().is_some() || url.port().is_some() {
-            return Err(bad("a pool's URL has no port, '?' or '#': endpoint, region and the like are options beside it"));
+            return Err(bad(
+                "a pool's URL has no port, '?' or '#': endpoint, region and the like are options \
+                 beside it",
+            ));
         }
         let prefix = || Path::from_url_path(url.path()).map_err(|e| bad(&e.to_string()));
         let host = || match url.host_str() {
@@ -158,7 +179,9 @@ mod tests {
         assert!(matches!("az://c/p/".parse::<PoolUrl>().unwrap().place(), Place::Azure { .. }));
         let folder: PoolUrl = "file:///tmp/a%20b".parse().unwrap();
         assert_eq!(folder.folder().unwrap(), std::path::Path::new("/tmp/a b"));
-        assert!(matches!("memory:///x".parse::<PoolUrl>().unwrap().place(), Place::Memory { name } if name == "x"));
+        assert!(
+            matches!("memory:///x".parse::<PoolUrl>().unwrap().place(), Place::Memory { name } if name == "x")
+        );
     }
 
     #[test]

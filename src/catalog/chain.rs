@@ -8,20 +8,27 @@
 //! ```
 //! Reading: list the chain, get its newest version; gone meanwhile: list again.
 //!
-//! Changing version *n*: put *n + 1* if absent. That alone is not enough: a writer that was held up since it read *n* may
-//! put a number that was used and cleaned away meanwhile, and the store lets it. So after its put it lists again:
-//! - Nothing is newer, and *n* is still there: numbers only grow and the newest is never removed, so that *n + 1* was never
+//! Changing version *n*: put *n + 1* if absent. That alone is not enough: a writer that was held up
+//! since it read *n* may put a number that was used and cleaned away meanwhile, and the store lets
+//! it. So after its put it lists again:
+//! - Nothing is newer, and *n* is still there: numbers only grow and the newest is never removed,
+//!   so that *n + 1* was never
 //!   used. It has won.
-//! - Something newer names a floor of at most *n + 1*: the number was never cleaned away. It has won, and others went on.
-//! - Otherwise its put means nothing: it removes it, and reports that it lost. (If others changed the record more than
-//!   [`KEEP`] times while it listed, it may have won without knowing; callers read again and repeat, R30.)
+//! - Something newer names a floor of at most *n + 1*: the number was never cleaned away. It has
+//!   won, and others went on.
+//! - Otherwise its put means nothing: it removes it, and reports that it lost. (If others changed
+//!   the record more than [`KEEP`] times while it listed, it may have won without knowing; callers
+//!   read again and repeat, R30.)
 //!
-//! Versions below the floor that the *replaced* version named are removed after a change, some at a time.
+//! Versions below the floor that the *replaced* version named are removed after a change, some at a
+//! time.
 //!
-//! The end of a chain is a version too, so that the next life goes on counting; everything below it is removed. It may be
-//! removed itself when it is so old that no writer can still hold a version from before it ([`Chain::sweep`]).
+//! The end of a chain is a version too, so that the next life goes on counting; everything below it
+//! is removed. It may be removed itself when it is so old that no writer can still hold a version
+//! from before it ([`Chain::sweep`]).
 //!
-//! A crash leaves a whole new version or none, and possibly versions below the floor, which the next change removes.
+//! A crash leaves a whole new version or none, and possibly versions below the floor, which the
+//! next change removes.
 
 use super::CatalogError;
 use super::frame::{Header, RECORD_BYTES_MAX, decode_record, encode_record};
@@ -40,7 +47,8 @@ pub const KEEP: u64 = 8;
 const TRIM: usize = 4;
 /// Tries of anything that others can disturb.
 pub const TRIES: u32 = 10;
-/// How old the end of a chain must be to be removed. A request ends after minutes; a machine may sleep for days.
+/// How old the end of a chain must be to be removed. A request ends after minutes; a machine may
+/// sleep for days.
 pub const END_AGE_MIN: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A record with the version it was read at: a change succeeds only if that is still the newest.
@@ -106,7 +114,8 @@ pub(super) enum Put {
     Lost,
 }
 
-/// The bytes of versions read before. A version's bytes never change, and the store's tag tells another life's apart.
+/// The bytes of versions read before. A version's bytes never change, and the store's tag tells
+/// another life's apart.
 #[derive(Default)]
 pub(super) struct Cache {
     kept: Mutex<Kept>,
@@ -150,7 +159,9 @@ pub(super) struct Chain<'a> {
 
 /// The version in an object's name: 20 digits, so that names sort as numbers do.
 pub(super) fn version_of(name: &str) -> Option<u64> {
-    (name.len() == 20 && name.bytes().all(|b| b.is_ascii_digit())).then(|| name.parse().ok()).flatten()
+    (name.len() == 20 && name.bytes().all(|b| b.is_ascii_digit()))
+        .then(|| name.parse().ok())
+        .flatten()
 }
 
 /// The chain's prefix and the version of a listed object.
@@ -174,7 +185,11 @@ impl Chain<'_> {
 
     /// The chain's versions, oldest first.
     async fn versions(&self) -> Result<Vec<(u64, Listed)>, CatalogError> {
-        let found = self.bucket.list(&self.prefix).await.map_err(|e| self.error("listing the versions of", e))?;
+        let found = self
+            .bucket
+            .list(&self.prefix)
+            .await
+            .map_err(|e| self.error("listing the versions of", e))?;
         let ours = |l: Listed| match parts_of(&l.key) {
             Some((prefix, version)) if prefix == self.prefix => Some((version, l)),
             _ => None,
@@ -183,7 +198,11 @@ impl Chain<'_> {
     }
 
     /// One version; `None` when it was removed meanwhile.
-    pub async fn read<T: DeserializeOwned>(&self, version: u64, listed: &Listed) -> Result<Option<Newest<T>>, CatalogError> {
+    pub async fn read<T: DeserializeOwned>(
+        &self,
+        version: u64,
+        listed: &Listed,
+    ) -> Result<Option<Newest<T>>, CatalogError> {
         let bytes = match self.cache.get(listed) {
             Some(bytes) => bytes,
             None => match self.fetch(&listed.key).await? {
@@ -192,7 +211,8 @@ impl Chain<'_> {
             },
         };
         let (bytes, decoded) = match decode_record::<T>(&listed.key, &bytes) {
-            // The store may hold what the wire has not brought: read once more before calling it corrupt.
+            // The store may hold what the wire has not brought: read once more before calling it
+            // corrupt.
             Err(CatalogError::Corrupt { .. }) => match self.fetch(&listed.key).await? {
                 Some(again) => {
                     let decoded = decode_record::<T>(&listed.key, &again)?;
@@ -213,9 +233,10 @@ impl Chain<'_> {
     async fn fetch(&self, key: &str) -> Result<Option<Bytes>, CatalogError> {
         match self.bucket.get(key, RECORD_BYTES_MAX).await {
             Ok(found) => Ok(found),
-            Err(BucketError::TooLarge { bytes, .. }) => {
-                Err(CatalogError::Corrupt { key: key.to_owned(), why: format!("it has {bytes} bytes: no record is so large") })
-            }
+            Err(BucketError::TooLarge { bytes, .. }) => Err(CatalogError::Corrupt {
+                key: key.to_owned(),
+                why: format!("it has {bytes} bytes: no record is so large"),
+            }),
             Err(error) => Err(self.error("reading", error)),
         }
     }
@@ -233,15 +254,21 @@ impl Chain<'_> {
     }
 
     /// Puts the version after `base`: the record, or without one the end of the chain.
-    pub async fn put<T: Serialize>(&self, base: Base, record: Option<&T>) -> Result<Put, CatalogError> {
+    pub async fn put<T: Serialize>(
+        &self,
+        base: Base,
+        record: Option<&T>,
+    ) -> Result<Put, CatalogError> {
         let version = base.version.saturating_add(1);
         let gone = record.is_none();
         // Everything below the end of a chain goes.
         let floor = if gone { version } else { base.floor.max(version.saturating_sub(KEEP)) };
         let key = self.key(version);
-        let bytes = encode_record(&key, &Header { nonce: Incarnation::random(), floor, gone }, record)?;
+        let bytes =
+            encode_record(&key, &Header { nonce: Incarnation::random(), floor, gone }, record)?;
         self.step("catalog.put").await?;
-        let put = self.bucket.put_new(&key, bytes.into()).await.map_err(|e| self.error("writing", e))?;
+        let put =
+            self.bucket.put_new(&key, bytes.into()).await.map_err(|e| self.error("writing", e))?;
         if put == PutNew::Exists {
             return Ok(Put::Lost);
         }
@@ -267,10 +294,14 @@ impl Chain<'_> {
             };
             if !counts {
                 self.step("catalog.void").await?;
-                self.bucket.delete(&[self.key(version)]).await.map_err(|e| self.error("clearing a late version of", e))?;
+                self.bucket
+                    .delete(&[self.key(version)])
+                    .await
+                    .map_err(|e| self.error("clearing a late version of", e))?;
                 return Ok(Put::Lost);
             }
-            // Below the end of a chain nothing is kept; else the floor was raised at least one version ago.
+            // Below the end of a chain nothing is kept; else the floor was raised at least one
+            // version ago.
             let end = floor == version;
             self.trim(if end { version } else { base.floor }, &versions).await;
             return Ok(Put::Won { version, floor });
@@ -278,19 +309,29 @@ impl Chain<'_> {
         Err(self.contended())
     }
 
-    /// Removes versions below a floor. What it leaves behind is garbage that the next change removes.
+    /// Removes versions below a floor. What it leaves behind is garbage that the next change
+    /// removes.
     async fn trim(&self, floor: u64, versions: &[(u64, Listed)]) {
-        let old: Vec<String> = versions.iter().filter(|(v, _)| *v < floor).map(|(_, l)| l.key.clone()).collect();
+        let old: Vec<String> =
+            versions.iter().filter(|(v, _)| *v < floor).map(|(_, l)| l.key.clone()).collect();
         let ended = versions.last().is_some_and(|(newest, _)| *newest == floor);
         if old.is_empty() || old.len() < TRIM && !ended {
             return;
         }
         let trimmed = match self.step("catalog.trim").await {
-            Ok(()) => self.bucket.delete(&old).await.map_err(|e| self.error("removing old versions of", e)),
+            Ok(()) => self
+                .bucket
+                .delete(&old)
+                .await
+                .map_err(|e| self.error("removing old versions of", e)),
             Err(error) => Err(error),
         };
         if let Err(error) = trimmed {
-            tracing::debug!(what = %self.what, error = %error, "old versions of a record stay until its next change");
+            tracing::debug!(
+                what = %self.what,
+                error = %error,
+                "old versions of a record stay until its next change"
+            );
         }
     }
 
@@ -301,12 +342,15 @@ impl Chain<'_> {
         Ok(())
     }
 
-    /// Removes the end of a chain that is older than [`END_AGE_MIN`], if it is all that is left: `true` when it did.
+    /// Removes the end of a chain that is older than [`END_AGE_MIN`], if it is all that is left:
+    /// `true` when it did.
     pub async fn sweep(&self, now: SystemTime) -> Result<bool, CatalogError> {
         let versions = self.versions().await?;
         let [(version, end)] = versions.as_slice() else { return Ok(false) };
         let age = now.duration_since(end.modified).unwrap_or_default();
-        if age < END_AGE_MIN || !matches!(self.read::<IgnoredAny>(*version, end).await?, Some(Newest::Ended { .. })) {
+        if age < END_AGE_MIN
+            || !matches!(self.read::<IgnoredAny>(*version, end).await?, Some(Newest::Ended { .. }))
+        {
             return Ok(false);
         }
         self.step("catalog.sweep").await?;

@@ -1,5 +1,5 @@
-//! What is done to a record, whichever it is: insert, swap, update, remove. Each repeats a bounded number of times while
-//! others change the record.
+//! What is done to a record, whichever it is: insert, swap, update, remove. Each repeats a bounded
+//! number of times while others change the record.
 
 use super::CatalogError;
 use super::chain::{Chain, Newest, Put, TRIES, Versioned, pause};
@@ -27,7 +27,11 @@ impl Chain<'_> {
     }
 
     /// Replaces exactly the version `at`; on success `at` is the new one.
-    pub async fn swap<T: Serialize>(&self, at: &mut Versioned<T>, next: T) -> Result<(), CatalogError> {
+    pub async fn swap<T: Serialize>(
+        &self,
+        at: &mut Versioned<T>,
+        next: T,
+    ) -> Result<(), CatalogError> {
         match self.put(at.base(), Some(&next)).await? {
             Put::Won { version, floor } => {
                 *at = Versioned { version, record: next, floor };
@@ -37,8 +41,8 @@ impl Chain<'_> {
         }
     }
 
-    /// Reads, changes and swaps. `change` may refuse; it is called again when another writer came between. A change that
-    /// changes nothing writes nothing.
+    /// Reads, changes and swaps. `change` may refuse; it is called again when another writer came
+    /// between. A change that changes nothing writes nothing.
     pub async fn update<T: Serialize + DeserializeOwned + Clone + PartialEq>(
         &self,
         mut change: impl FnMut(&mut T) -> Result<(), CatalogError> + Send,
@@ -60,7 +64,8 @@ impl Chain<'_> {
         Err(self.contended())
     }
 
-    /// Ends the chain, if `judge` finds the record to be the one meant and to be removable; absent counts as removed.
+    /// Ends the chain, if `judge` finds the record to be the one meant and to be removable; absent
+    /// counts as removed.
     pub async fn remove<T: Serialize + DeserializeOwned>(
         &self,
         judge: impl Fn(&T) -> Result<Removal, CatalogError>,

@@ -1,7 +1,8 @@
 //! The collector claim: which process collects in the pool at the moment.
 //!
-//! Collections are safe side by side: the claim only keeps two processes from reading the same roots. So it is a hint that
-//! expires, not a lease that anybody's answer depends on: a holder that lost it goes on, and does no harm.
+//! Collections are safe side by side: the claim only keeps two processes from reading the same
+//! roots. So it is a hint that expires, not a lease that anybody's answer depends on: a holder that
+//! lost it goes on, and does no harm.
 
 use super::chain::{Chain, Versioned};
 use super::{Catalog, CatalogError, CollectorClaim};
@@ -42,14 +43,23 @@ mod tests {
     #[tokio::test]
     async fn one_of_two_that_write_over_the_same_version_succeeds() {
         let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
-        let by =
-            |n: u8| CollectorClaim { holder: Some(SessionId::from_bytes([n; 16])), node: format!("node-{n}"), lease_millis: 1 };
+        let by = |n: u8| CollectorClaim {
+            holder: Some(SessionId::from_bytes([n; 16])),
+            node: format!("node-{n}"),
+            lease_millis: 1,
+        };
         assert_eq!(catalog.collector_claim().await.unwrap(), None);
         let first = catalog.write_collector_claim(None, by(1)).await.unwrap();
-        assert!(matches!(catalog.write_collector_claim(None, by(2)).await, Err(CatalogError::Contended { .. })));
+        assert!(matches!(
+            catalog.write_collector_claim(None, by(2)).await,
+            Err(CatalogError::Contended { .. })
+        ));
         assert_eq!(catalog.collector_claim().await.unwrap(), Some(first.clone()));
         let second = catalog.write_collector_claim(Some(first.clone()), by(2)).await.unwrap();
-        assert!(matches!(catalog.write_collector_claim(Some(first), by(3)).await, Err(CatalogError::Contended { .. })));
+        assert!(matches!(
+            catalog.write_collector_claim(Some(first), by(3)).await,
+            Err(CatalogError::Contended { .. })
+        ));
         assert_eq!(catalog.collector_claim().await.unwrap(), Some(second));
     }
 }

@@ -19,13 +19,19 @@ impl Catalog {
     }
 
     /// The record found by a dataset's name, whatever its state (`Dead` and absent are `None`).
-    pub async fn dataset(&self, name: &DatasetName) -> Result<Option<Versioned<Dataset>>, CatalogError> {
+    pub async fn dataset(
+        &self,
+        name: &DatasetName,
+    ) -> Result<Option<Versioned<Dataset>>, CatalogError> {
         let found = self.dataset_by_name(name).newest::<Dataset>().await?.live();
         Ok(found.filter(|at| at.record.state != State::Dead))
     }
 
     /// The record of exactly this life; `None` when it is gone and the pool is not.
-    pub async fn dataset_by_id(&self, id: DatasetId) -> Result<Option<Versioned<Dataset>>, CatalogError> {
+    pub async fn dataset_by_id(
+        &self,
+        id: DatasetId,
+    ) -> Result<Option<Versioned<Dataset>>, CatalogError> {
         let found = self.dataset_of(id).newest::<Dataset>().await?.live();
         if found.is_none() {
             self.confirm().await?;
@@ -41,25 +47,38 @@ impl Catalog {
     /// Writes the first version of a dataset's record.
     ///
     /// # Errors
-    /// [`CatalogError::Exists`] when a live one is there, [`CatalogError::InProgress`] when a `Dead` one is: only that record says what
-    /// its cleaner has still to remove (R3).
-    pub async fn insert_dataset(&self, dataset: Dataset) -> Result<Versioned<Dataset>, CatalogError> {
+    /// [`CatalogError::Exists`] when a live one is there, [`CatalogError::InProgress`] when a
+    /// `Dead` one is: only that record says what its cleaner has still to remove (R3).
+    pub async fn insert_dataset(
+        &self,
+        dataset: Dataset,
+    ) -> Result<Versioned<Dataset>, CatalogError> {
         let chain = self.dataset_by_name(&dataset.name);
         chain
             .insert(dataset, |there| match there.state {
-                State::Dead => Err(CatalogError::InProgress { what: format!("the removal of dataset {}", there.name) }),
-                _ => Err(CatalogError::Exists { what: format!("dataset {}", there.name), why: format!("it is {}", there.id()) }),
+                State::Dead => Err(CatalogError::InProgress {
+                    what: format!("the removal of dataset {}", there.name),
+                }),
+                _ => Err(CatalogError::Exists {
+                    what: format!("dataset {}", there.name),
+                    why: format!("it is {}", there.id()),
+                }),
             })
             .await
     }
 
-    /// Compare-and-swap: fails with `Contended` when it is not the newest any more. On success `at` is the new version.
-    pub async fn swap_dataset(&self, at: &mut Versioned<Dataset>, next: Dataset) -> Result<(), CatalogError> {
+    /// Compare-and-swap: fails with `Contended` when it is not the newest any more. On success `at`
+    /// is the new version.
+    pub async fn swap_dataset(
+        &self,
+        at: &mut Versioned<Dataset>,
+        next: Dataset,
+    ) -> Result<(), CatalogError> {
         self.dataset_by_name(&at.record.name).swap(at, next).await
     }
 
-    /// Read, change, swap; repeated a bounded number of times while others change it. `change` may refuse. `NotFound` only when the pool is
-    /// there.
+    /// Read, change, swap; repeated a bounded number of times while others change it. `change` may
+    /// refuse. `NotFound` only when the pool is there.
     pub async fn update_dataset(
         &self,
         id: DatasetId,
@@ -92,5 +111,8 @@ impl Catalog {
 
 /// R3: what is not dead may still have an effect that must be cleaned up first.
 pub(super) fn not_dead(what: String) -> CatalogError {
-    CatalogError::Precondition { what, why: "its record is removed only once it is dead: delete it first".to_owned() }
+    CatalogError::Precondition {
+        what,
+        why: "its record is removed only once it is dead: delete it first".to_owned(),
+    }
 }

@@ -16,12 +16,19 @@ pub enum CatalogError {
     Crypto(#[from] CryptoError),
     #[error("{what} does not exist")]
     NotFound { what: String },
-    #[error("no pool is there: correct the URL, or mount the folder; `zerofs-csi pool create --pool {url}` makes a new one")]
+    #[error(
+        "no pool is there: correct the URL, or mount the folder; `zerofs-csi pool create --pool \
+         {url}` makes a new one"
+    )]
     NoPool { url: String },
     #[error("a pool is there already: use it as it is, or choose another place")]
     PoolExists,
-    /// Everything is gone at once: a folder that is not mounted, a bucket that was emptied or is another one. Not an answer about a record.
-    #[error("the pool at {url} is not there any more: mount or restore it; until then nothing is known of what was in it")]
+    /// Everything is gone at once: a folder that is not mounted, a bucket that was emptied or is
+    /// another one. Not an answer about a record.
+    #[error(
+        "the pool at {url} is not there any more: mount or restore it; until then nothing is known \
+         of what was in it"
+    )]
     PoolGone { url: String },
     #[error("{what} exists and differs: {why}")]
     Exists { what: String, why: String },
@@ -31,7 +38,9 @@ pub enum CatalogError {
     Precondition { what: String, why: String },
     #[error("{key} is corrupt: {why}")]
     Corrupt { key: String, why: String },
-    #[error("{key} has format version {version}, this program knows up to {known}: use a newer one")]
+    #[error(
+        "{key} has format version {version}, this program knows up to {known}: use a newer one"
+    )]
     Version { key: String, version: u32, known: u32 },
     #[error("the store at {url} cannot hold a pool: {why}")]
     Unfit { url: String, why: String },

@@ -3,8 +3,9 @@
 //! ```json
 //! {"format":1,"check":"<BLAKE3 in hexadecimal>","nonce":"<26 characters>","floor":3,…fields of the record…}
 //! ```
-//! The checksum is over the object's key, the format and every byte behind the checksum, so that a record at another's
-//! place is as corrupt as one with a flipped bit. Fields that this program does not know are passed over.
+//! The checksum is over the object's key, the format and every byte behind the checksum, so that a
+//! record at another's place is as corrupt as one with a flipped bit. Fields that this program does
+//! not know are passed over.
 
 use super::CatalogError;
 use crate::types::Incarnation;
@@ -42,14 +43,26 @@ struct Body<'a, T> {
 fn check(key: &str, format: u32, rest: &str) -> String {
     let mut hasher = blake3::Hasher::new_derive_key(CHECK_CONTEXT);
     // A key has no NUL and a number no letter: the parts cannot run into each other.
-    hasher.update(key.as_bytes()).update(&[0]).update(format.to_string().as_bytes()).update(&[0]).update(rest.as_bytes());
+    hasher
+        .update(key.as_bytes())
+        .update(&[0])
+        .update(format.to_string().as_bytes())
+        .update(&[0])
+        .update(rest.as_bytes());
     hasher.finalize().to_hex().to_string()
 }
 
 /// The bytes of a record at `key`; without one, of the end of a chain.
-pub fn encode_record<T: Serialize>(key: &str, header: &Header, record: Option<&T>) -> Result<Vec<u8>, CatalogError> {
+pub fn encode_record<T: Serialize>(
+    key: &str,
+    header: &Header,
+    record: Option<&T>,
+) -> Result<Vec<u8>, CatalogError> {
     let body = serde_json::to_string(&Body { header, record });
-    let body = body.map_err(|e| CatalogError::Corrupt { key: key.to_owned(), why: format!("it cannot be written: {e}") })?;
+    let body = body.map_err(|e| CatalogError::Corrupt {
+        key: key.to_owned(),
+        why: format!("it cannot be written: {e}"),
+    })?;
     let rest = body.strip_prefix('{').unwrap_or(&body);
     let check = check(key, RECORD_FORMAT, rest);
     Ok(format!(r#"{{"format":{RECORD_FORMAT},"check":"{check}",{rest}"#).into_bytes())
@@ -58,13 +71,19 @@ pub fn encode_record<T: Serialize>(key: &str, header: &Header, record: Option<&T
 /// What [`encode_record`] wrote at `key`; no record: the end of a chain.
 ///
 /// # Errors
-/// [`CatalogError::Version`] for a whole record of another format, [`CatalogError::Corrupt`] for everything else.
-pub fn decode_record<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<(Header, Option<T>), CatalogError> {
+/// [`CatalogError::Version`] for a whole record of another format, [`CatalogError::Corrupt`] for
+/// everything else.
+pub fn decode_record<T: DeserializeOwned>(
+    key: &str,
+    bytes: &[u8],
+) -> Result<(Header, Option<T>), CatalogError> {
     let corrupt = |why: String| CatalogError::Corrupt { key: key.to_owned(), why };
     let text = std::str::from_utf8(bytes).map_err(|_| corrupt("it is not text".to_owned()))?;
     let Some((format, found, rest)) = split(text) else {
         return Err(match foreign_format(text) {
-            Some(version) => CatalogError::Version { key: key.to_owned(), version, known: RECORD_FORMAT },
+            Some(version) => {
+                CatalogError::Version { key: key.to_owned(), version, known: RECORD_FORMAT }
+            }
             None => corrupt("it does not begin like a record".to_owned()),
         });
     };
@@ -72,7 +91,11 @@ pub fn decode_record<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<(He
         return Err(corrupt("its checksum does not match".to_owned()));
     }
     if format != RECORD_FORMAT {
-        return Err(CatalogError::Version { key: key.to_owned(), version: format, known: RECORD_FORMAT });
+        return Err(CatalogError::Version {
+            key: key.to_owned(),
+            version: format,
+            known: RECORD_FORMAT,
+        });
     }
     let header: Header = serde_json::from_str(text).map_err(|e| corrupt(e.to_string()))?;
     if header.gone {
@@ -140,7 +163,10 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(decode_record::<Sample>("k/1", &bytes[..len]).is_err());
         }
-        assert!(matches!(decode_record::<Sample>("k/2", &bytes), Err(CatalogError::Corrupt { .. })), "at another key");
+        assert!(
+            matches!(decode_record::<Sample>("k/2", &bytes), Err(CatalogError::Corrupt { .. })),
+            "at another key"
+        );
     }
 
     #[test]
@@ -149,7 +175,10 @@ mod tests {
         let ours = format!(r#"{{"format":7,"check":"{}",{rest}"#, check("k", 7, rest));
         for text in [&ours, r#"{"magic":"z","format":7}"#] {
             let error = decode_record::<Sample>("k", text.as_bytes()).unwrap_err();
-            assert!(matches!(error, CatalogError::Version { version: 7, known: 1, .. }), "{text}: {error}");
+            assert!(
+                matches!(error, CatalogError::Version { version: 7, known: 1, .. }),
+                "{text}: {error}"
+            );
         }
     }
 

@@ -1,9 +1,11 @@
 //! Node sessions: their heartbeats, and the revocations of their claims.
 //!
-//! A heartbeat is an object of its own, put if absent under a number that only grows, never an overwrite (R1). One writer per
-//! session would make an overwrite safe against others, but not against itself: a put that was given up may arrive late, and
-//! bring an old heartbeat back over a newer one. Whoever watches would then see no change although there was one. Of numbered
-//! objects the largest counts, which no late put makes smaller. What is below it is removed by the next renewal.
+//! A heartbeat is an object of its own, put if absent under a number that only grows, never an
+//! overwrite (R1). One writer per session would make an overwrite safe against others, but not
+//! against itself: a put that was given up may arrive late, and bring an old heartbeat back over a
+//! newer one. Whoever watches would then see no change although there was one. Of numbered objects
+//! the largest counts, which no late put makes smaller. What is below it is removed by the next
+//! renewal.
 
 use super::frame::{Header, RECORD_BYTES_MAX, decode_record, encode_record};
 use super::{Catalog, CatalogError, Heartbeat, Revocation};
@@ -41,8 +43,14 @@ fn revocation_key(session: SessionId, claim: ClaimId) -> String {
 }
 
 impl Catalog {
-    /// Writes a heartbeat. `number` is larger than that of every earlier call of this session, whatever became of it.
-    pub async fn put_heartbeat(&self, session: SessionId, number: u64, heartbeat: &Heartbeat) -> Result<(), CatalogError> {
+    /// Writes a heartbeat. `number` is larger than that of every earlier call of this session,
+    /// whatever became of it.
+    pub async fn put_heartbeat(
+        &self,
+        session: SessionId,
+        number: u64,
+        heartbeat: &Heartbeat,
+    ) -> Result<(), CatalogError> {
         let key = heartbeat_key(session, number);
         match self.put_sign(&key, heartbeat).await? {
             PutNew::Created => Ok(()),
@@ -53,14 +61,19 @@ impl Catalog {
         }
     }
 
-    /// Lists the session's folder by one request: its heartbeats, the revocations of its claims, requests of others.
+    /// Lists the session's folder by one request: its heartbeats, the revocations of its claims,
+    /// requests of others.
     pub async fn node_signs(&self, session: SessionId) -> Result<Signs, CatalogError> {
         let prefix = folder(session);
         let listed = self.bucket().list(&prefix).await;
-        let listed = listed.map_err(|e| CatalogError::bucket(format!("listing the signs of session {session}"), e))?;
+        let listed = listed.map_err(|e| {
+            CatalogError::bucket(format!("listing the signs of session {session}"), e)
+        })?;
         let mut signs = Signs::default();
         for key in listed.iter().map(|listed| listed.key.as_str()) {
-            let Some((kind, name)) = key.strip_prefix(&prefix).and_then(|rest| rest.strip_prefix('/')?.split_once('/')) else {
+            let Some((kind, name)) =
+                key.strip_prefix(&prefix).and_then(|rest| rest.strip_prefix('/')?.split_once('/'))
+            else {
                 continue;
             };
             match kind {
@@ -74,34 +87,57 @@ impl Catalog {
     }
 
     /// Absent ones count as removed.
-    pub async fn remove_heartbeats(&self, session: SessionId, numbers: &[u64]) -> Result<(), CatalogError> {
+    pub async fn remove_heartbeats(
+        &self,
+        session: SessionId,
+        numbers: &[u64],
+    ) -> Result<(), CatalogError> {
         if numbers.is_empty() {
             return Ok(());
         }
-        let keys: Vec<String> = numbers.iter().map(|number| heartbeat_key(session, *number)).collect();
+        let keys: Vec<String> =
+            numbers.iter().map(|number| heartbeat_key(session, *number)).collect();
         let removed = self.bucket().delete(&keys).await;
-        removed.map_err(|e| CatalogError::bucket(format!("removing heartbeats of session {session}"), e))
+        removed.map_err(|e| {
+            CatalogError::bucket(format!("removing heartbeats of session {session}"), e)
+        })
     }
 
     /// Revokes a claim of `session`. A revocation of the same claim that is there already stays as
     /// it is.
-    pub async fn put_revocation(&self, session: SessionId, revocation: &Revocation) -> Result<PutNew, CatalogError> {
+    pub async fn put_revocation(
+        &self,
+        session: SessionId,
+        revocation: &Revocation,
+    ) -> Result<PutNew, CatalogError> {
         self.put_sign(&revocation_key(session, revocation.claim), revocation).await
     }
 
     /// What the session last said of itself, if it is there and can be read.
-    pub async fn newest_heartbeat(&self, session: SessionId) -> Result<Option<Heartbeat>, CatalogError> {
+    pub async fn newest_heartbeat(
+        &self,
+        session: SessionId,
+    ) -> Result<Option<Heartbeat>, CatalogError> {
         let Some(newest) = self.node_signs(session).await?.newest() else { return Ok(None) };
         let key = heartbeat_key(session, newest);
         // Absent: the next one has taken its place.
-        match self.bucket().get(&key, RECORD_BYTES_MAX).await.map_err(|e| CatalogError::bucket(format!("reading {key}"), e))? {
+        match self
+            .bucket()
+            .get(&key, RECORD_BYTES_MAX)
+            .await
+            .map_err(|e| CatalogError::bucket(format!("reading {key}"), e))?
+        {
             Some(bytes) => Ok(decode_record(&key, &bytes)?.1),
             None => Ok(None),
         }
     }
 
     /// The revocation of a claim, if there is one that can be read.
-    pub async fn revocation(&self, session: SessionId, claim: ClaimId) -> Result<Option<Revocation>, CatalogError> {
+    pub async fn revocation(
+        &self,
+        session: SessionId,
+        claim: ClaimId,
+    ) -> Result<Option<Revocation>, CatalogError> {
         let key = revocation_key(session, claim);
         let found = self.bucket().get(&key, RECORD_BYTES_MAX).await;
         match found.map_err(|e| CatalogError::bucket(format!("reading {key}"), e))? {
@@ -111,7 +147,11 @@ impl Catalog {
     }
 
     /// Absent counts as removed.
-    pub async fn remove_revocation(&self, session: SessionId, claim: ClaimId) -> Result<(), CatalogError> {
+    pub async fn remove_revocation(
+        &self,
+        session: SessionId,
+        claim: ClaimId,
+    ) -> Result<(), CatalogError> {
         let key = revocation_key(session, claim);
         let removed = self.bucket().delete(std::slice::from_ref(&key)).await;
         removed.map_err(|e| CatalogError::bucket(format!("removing {key}"), e))
@@ -120,6 +160,9 @@ impl Catalog {
     async fn put_sign<T: Serialize>(&self, key: &str, sign: &T) -> Result<PutNew, CatalogError> {
         let header = Header { nonce: Incarnation::random(), floor: 0, gone: false };
         let bytes = encode_record(key, &header, Some(sign))?;
-        self.bucket().put_new(key, bytes.into()).await.map_err(|e| CatalogError::bucket(format!("writing {key}"), e))
+        self.bucket()
+            .put_new(key, bytes.into())
+            .await
+            .map_err(|e| CatalogError::bucket(format!("writing {key}"), e))
     }
 }

@@ -34,11 +34,17 @@ struct Inner {
 }
 
 fn pool_chain<'a>(bucket: &'a Bucket, cache: &'a Cache) -> Chain<'a> {
-    Chain { bucket, cache, prefix: "pool".to_owned(), what: format!("the pool at {}", bucket.url()) }
+    Chain {
+        bucket,
+        cache,
+        prefix: "pool".to_owned(),
+        what: format!("the pool at {}", bucket.url()),
+    }
 }
 
 impl Catalog {
-    /// Checks that the store keeps put-if-absent (R3) and writes the pool record. An existing pool is [`CatalogError::PoolExists`].
+    /// Checks that the store keeps put-if-absent (R3) and writes the pool record. An existing pool
+    /// is [`CatalogError::PoolExists`].
     pub async fn create(bucket: Bucket, secret: Option<&Secret>) -> Result<Self, CatalogError> {
         let cache = Cache::default();
         let newest = pool_chain(&bucket, &cache).newest::<PoolRecord>().await;
@@ -57,7 +63,10 @@ impl Catalog {
         };
         check_store(&bucket).await?;
         let pool = PoolRecord { id, created: Timestamp::now(), features: Vec::new(), encryption };
-        let pool = pool_chain(&bucket, &cache).insert(pool, |_| Err(CatalogError::PoolExists)).await?.record;
+        let pool = pool_chain(&bucket, &cache)
+            .insert(pool, |_| Err(CatalogError::PoolExists))
+            .await?
+            .record;
         Ok(Self { inner: Arc::new(Inner { bucket, pool, keyring, cache }) })
     }
 
@@ -68,10 +77,21 @@ impl Catalog {
         let Newest::Live(Versioned { record: pool, .. }) = newest else {
             return Err(CatalogError::NoPool { url: bucket.url().to_owned() });
         };
-        let unknown: Vec<_> = pool.features.iter().filter(|f| !FEATURES.contains(&f.as_str())).map(String::as_str).collect();
+        let unknown: Vec<_> = pool
+            .features
+            .iter()
+            .filter(|f| !FEATURES.contains(&f.as_str()))
+            .map(String::as_str)
+            .collect();
         if !unknown.is_empty() {
-            let why = format!("it has features that this program does not know ({}): use a newer one", unknown.join(", "));
-            return Err(CatalogError::Precondition { what: format!("the pool at {}", bucket.url()), why });
+            let why = format!(
+                "it has features that this program does not know ({}): use a newer one",
+                unknown.join(", ")
+            );
+            return Err(CatalogError::Precondition {
+                what: format!("the pool at {}", bucket.url()),
+                why,
+            });
         }
         let keyring = match (pool.encryption.clone(), secret.cloned()) {
             (None, None) => Keyring::plain(pool.id),
@@ -85,9 +105,11 @@ impl Catalog {
         Ok(Self { inner: Arc::new(Inner { bucket, pool, keyring, cache }) })
     }
 
-    /// Wraps the master key under another secret: from now on the pool opens with that one only. Data stays as it is.
+    /// Wraps the master key under another secret: from now on the pool opens with that one only.
+    /// Data stays as it is.
     pub async fn change_secret(&self, secret: &Secret) -> Result<(), CatalogError> {
-        let (id, keyring, secret) = (self.inner.pool.id, self.inner.keyring.clone(), secret.clone());
+        let (id, keyring, secret) =
+            (self.inner.pool.id, self.inner.keyring.clone(), secret.clone());
         let wrapped = slowly(move || WrappedKey::rewrap(id, &secret, &keyring)).await?;
         let chain = pool_chain(&self.inner.bucket, &self.inner.cache);
         chain
@@ -99,8 +121,8 @@ impl Catalog {
             .map(drop)
     }
 
-    /// Before the absence of a record is believed: the pool itself must be there still, and be this one. A volume would be given up, or
-    /// taken for deleted, because a folder is not mounted.
+    /// Before the absence of a record is believed: the pool itself must be there still, and be this
+    /// one. A volume would be given up, or taken for deleted, because a folder is not mounted.
     pub(super) async fn confirm(&self) -> Result<(), CatalogError> {
         // Not from memory: it is asked whether the store has it now.
         let cache = Cache::default();
@@ -110,7 +132,8 @@ impl Catalog {
         }
     }
 
-    /// Sees that the store still takes objects as large as packs are, where that depends on what is on the way.
+    /// Sees that the store still takes objects as large as packs are, where that depends on what is
+    /// on the way.
     pub async fn check_size(&self) -> Result<(), CatalogError> {
         if self.inner.bucket.is_remote() { check_size(&self.inner.bucket).await } else { Ok(()) }
     }
@@ -131,15 +154,16 @@ impl Catalog {
         Chain { bucket: &self.inner.bucket, cache: &self.inner.cache, prefix, what }
     }
 
-    /// The newest version of every chain below a prefix that has not ended, in the order of keys: one listing, and a read
-    /// for each version not read before.
+    /// The newest version of every chain below a prefix that has not ended, in the order of keys:
+    /// one listing, and a read for each version not read before.
     pub(super) async fn all<T: DeserializeOwned + Send>(
         &self,
         prefix: &str,
         kind: &str,
     ) -> Result<Vec<Versioned<T>>, CatalogError> {
         let doing = || format!("listing the {kind}s of the pool at {}", self.inner.bucket.url());
-        let listed = self.inner.bucket.list(prefix).await.map_err(|e| CatalogError::bucket(doing(), e))?;
+        let listed =
+            self.inner.bucket.list(prefix).await.map_err(|e| CatalogError::bucket(doing(), e))?;
         let mut newest = BTreeMap::new();
         for object in listed {
             if let Some((chain, version)) = parts_of(&object.key) {
@@ -154,16 +178,23 @@ impl Catalog {
                 None => chain.newest().await,
             }
         });
-        let found: Vec<Newest<T>> = futures::stream::iter(reads).buffered(READS).try_collect().await?;
+        let found: Vec<Newest<T>> =
+            futures::stream::iter(reads).buffered(READS).try_collect().await?;
         Ok(found.into_iter().filter_map(Newest::live).collect())
     }
 
-    /// Removes what is left of names that were given up long ago. For the collector; how many it removed.
+    /// Removes what is left of names that were given up long ago. For the collector; how many it
+    /// removed.
     pub async fn sweep(&self, now: std::time::SystemTime) -> Result<usize, CatalogError> {
         let mut swept = 0;
         for prefix in ["datasets", "snapshots", "names"] {
             let doing = || format!("listing {prefix} of the pool at {}", self.inner.bucket.url());
-            let listed = self.inner.bucket.list(prefix).await.map_err(|e| CatalogError::bucket(doing(), e))?;
+            let listed = self
+                .inner
+                .bucket
+                .list(prefix)
+                .await
+                .map_err(|e| CatalogError::bucket(doing(), e))?;
             let mut chains = BTreeMap::<String, Vec<(u64, Listed)>>::new();
             for object in listed {
                 if let Some((chain, version)) = parts_of(&object.key) {
@@ -172,11 +203,17 @@ impl Catalog {
                 }
             }
             for (chain, versions) in chains {
-                // Only what the listing shows to be the old end of a chain is looked at again: the rest costs no request.
+                // Only what the listing shows to be the old end of a chain is looked at again: the
+                // rest costs no request.
                 let [(version, only)] = versions.as_slice() else { continue };
                 let age = now.duration_since(only.modified).unwrap_or_default();
                 let chain = self.chain(chain.clone(), format!("a record at {chain}"));
-                if age >= END_AGE_MIN && matches!(chain.read::<IgnoredAny>(*version, only).await?, Some(Newest::Ended { .. })) {
+                if age >= END_AGE_MIN
+                    && matches!(
+                        chain.read::<IgnoredAny>(*version, only).await?,
+                        Some(Newest::Ended { .. })
+                    )
+                {
                     swept += usize::from(chain.sweep(now).await?);
                 }
             }
@@ -191,15 +228,21 @@ impl std::fmt::Debug for Catalog {
     }
 }
 
-/// Runs a key derivation, which takes a tenth of a second on purpose, beside the threads that serve.
-async fn slowly<T: Send + 'static>(work: impl FnOnce() -> Result<T, CryptoError> + Send + 'static) -> Result<T, CatalogError> {
+/// Runs a key derivation, which takes a tenth of a second on purpose, beside the threads that
+/// serve.
+async fn slowly<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CryptoError> + Send + 'static,
+) -> Result<T, CatalogError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(done?),
-        Err(_) => Err(CatalogError::Stopped { what: "the derivation of the pool's key".to_owned() }),
+        Err(_) => {
+            Err(CatalogError::Stopped { what: "the derivation of the pool's key".to_owned() })
+        }
     }
 }
 
-/// Sees that the store does what the records' safety rests on: put-if-absent, and reading what was written.
+/// Sees that the store does what the records' safety rests on: put-if-absent, and reading what was
+/// written.
 async fn check_store(bucket: &Bucket) -> Result<(), CatalogError> {
     let key = || format!("probe/{}", PoolId::random());
     let at = key();
@@ -212,19 +255,29 @@ async fn check_store(bucket: &Bucket) -> Result<(), CatalogError> {
     Ok(())
 }
 
-/// The probe's objects are removed whatever it found; a store that cannot delete has said so already, or says so here.
-async fn removing(bucket: &Bucket, key: &str, probed: Result<(), CatalogError>) -> Result<(), CatalogError> {
+/// The probe's objects are removed whatever it found; a store that cannot delete has said so
+/// already, or says so here.
+async fn removing(
+    bucket: &Bucket,
+    key: &str,
+    probed: Result<(), CatalogError>,
+) -> Result<(), CatalogError> {
     let removed = bucket.delete(&[key.to_owned()]).await;
     probed?;
     removed.map_err(|e| CatalogError::bucket(format!("deleting an object in {}", bucket.url()), e))
 }
 
-/// Sees that the store takes objects as large as packs are: a proxy before it may have a limit of its own. What an interrupted
-/// check leaves is replaced and removed by the next.
+/// Sees that the store takes objects as large as packs are: a proxy before it may have a limit of
+/// its own. What an interrupted check leaves is replaced and removed by the next.
 async fn check_size(bucket: &Bucket) -> Result<(), CatalogError> {
     const PART: Bytes = Bytes::from_static(&[0; 64 << 10]);
     const KEY: &str = "probe/size";
-    let doing = || format!("writing an object of {OBJECT_BYTES_MAX} bytes, as large as a volume's may be, to {}", bucket.url());
+    let doing = || {
+        format!(
+            "writing an object of {OBJECT_BYTES_MAX} bytes, as large as a volume's may be, to {}",
+            bucket.url()
+        )
+    };
     let put = bucket.put_parts(KEY, vec![PART; OBJECT_BYTES_MAX.div_ceil(PART.len())]).await;
     removing(bucket, KEY, put.map_err(|error| CatalogError::bucket(doing(), error))).await
 }
@@ -234,7 +287,8 @@ async fn probe_own(bucket: &Bucket, key: &str) -> Result<(), CatalogError> {
         Ok(true) => Ok(()),
         Ok(false) => Err(CatalogError::Unfit {
             url: bucket.url().to_owned(),
-            why: "a put-if-absent that is repeated, as after a lost answer, cannot be told from somebody else's: use a store that \
+            why: "a put-if-absent that is repeated, as after a lost answer, cannot be told from \
+                somebody else's: use a store that \
                   returns the bytes and metadata that were put"
                 .to_owned(),
         }),
@@ -243,12 +297,16 @@ async fn probe_own(bucket: &Bucket, key: &str) -> Result<(), CatalogError> {
 }
 
 async fn probe(bucket: &Bucket, key: &str) -> Result<(), CatalogError> {
-    let unfit = |why: &str| CatalogError::Unfit { url: bucket.url().to_owned(), why: why.to_owned() };
+    let unfit =
+        |why: &str| CatalogError::Unfit { url: bucket.url().to_owned(), why: why.to_owned() };
     let writing = |error: BucketError| match error.class() {
-        Class::Unsupported => unfit("it does not support put-if-absent (`If-None-Match: *`), which keeps two writers apart"),
-        Class::Denied => {
-            CatalogError::bucket(format!("{} is read-only for these credentials: a pool must be written", bucket.url()), error)
-        }
+        Class::Unsupported => unfit(
+            "it does not support put-if-absent (`If-None-Match: *`), which keeps two writers apart",
+        ),
+        Class::Denied => CatalogError::bucket(
+            format!("{} is read-only for these credentials: a pool must be written", bucket.url()),
+            error,
+        ),
         _ => CatalogError::bucket(format!("writing to {}", bucket.url()), error),
     };
     let bytes = |n: usize| Bytes::from(format!("zerofs-csi tries this store: {n}"));
@@ -257,13 +315,20 @@ async fn probe(bucket: &Bucket, key: &str) -> Result<(), CatalogError> {
     let late = bucket.put_new(key, bytes(RIVALS)).await.map_err(writing)?;
     if late == PutNew::Created || won.iter().filter(|w| **w == PutNew::Created).count() != 1 {
         return Err(unfit(
-            "it ignores the condition of a put-if-absent (`If-None-Match: *`), so that two writers would overwrite each \
+            "it ignores the condition of a put-if-absent (`If-None-Match: *`), so that two writers \
+             would overwrite each \
              other: use a store, or a version of it, that keeps it",
         ));
     }
     let winner = won.iter().position(|w| *w == PutNew::Created).unwrap_or_default();
-    let read = bucket.get(key, 1 << 10).await.map_err(|e| CatalogError::bucket(format!("reading from {}", bucket.url()), e))?;
-    let listed = bucket.list("probe").await.map_err(|e| CatalogError::bucket(format!("listing {}", bucket.url()), e))?;
+    let read = bucket
+        .get(key, 1 << 10)
+        .await
+        .map_err(|e| CatalogError::bucket(format!("reading from {}", bucket.url()), e))?;
+    let listed = bucket
+        .list("probe")
+        .await
+        .map_err(|e| CatalogError::bucket(format!("listing {}", bucket.url()), e))?;
     if read != Some(bytes(winner)) || !listed.iter().any(|l| l.key == key) {
         return Err(unfit("an object that was written is not what is read or listed afterwards"));
     }

@@ -1,13 +1,16 @@
-//! Who reads a snapshot at the moment, so that its removal waits (R14): `.snapshots`, exports, restores, comparisons.
+//! Who reads a snapshot at the moment, so that its removal waits (R14): `.snapshots`, exports,
+//! restores, comparisons.
 //!
 //! ```text
 //! reader:    put readers/<snapshot>/<reader> ─▶ read the record: still ready? ─▶ read ─▶ remove the object
 //! collector: record is a tombstone           ─▶ list readers/<snapshot>: none? ─▶ dead
 //! ```
-//! Each looks after it has written, so that of a reader and a collector that meet at least one sees the other.
+//! Each looks after it has written, so that of a reader and a collector that meet at least one sees
+//! the other.
 //!
-//! The object is no record: it says nothing that anybody acts on, only that it is there. Its reader puts it again every [`READING_RENEWED`]; one
-//! that was not renewed for [`READING_KEPT`] is that of a process that died, and counts no more. A clock that is wrong by so much costs a reader a
+//! The object is no record: it says nothing that anybody acts on, only that it is there. Its reader
+//! puts it again every [`READING_RENEWED`]; one that was not renewed for [`READING_KEPT`] is that
+//! of a process that died, and counts no more. A clock that is wrong by so much costs a reader a
 //! stale handle, and nothing else.
 
 use super::{Catalog, CatalogError, Owner, Snapshot, State};
@@ -51,14 +54,21 @@ pub struct Readers {
 }
 
 impl Catalog {
-    /// Announces a reader. The snapshot is not removed before [`Self::end_reading`], or long after the last [`Self::go_on_reading`].
+    /// Announces a reader. The snapshot is not removed before [`Self::end_reading`], or long after
+    /// the last [`Self::go_on_reading`].
     ///
     /// # Errors
     /// [`CatalogError::NotFound`] when it is not ready, or not any more.
-    pub async fn begin_reading(&self, id: SnapshotId, who: &Owner) -> Result<(Reading, Snapshot), CatalogError> {
+    pub async fn begin_reading(
+        &self,
+        id: SnapshotId,
+        who: &Owner,
+    ) -> Result<(Reading, Snapshot), CatalogError> {
         let sign = Sign { format: FORMAT, snapshot: id, node: &who.node, session: who.session };
-        let sign =
-            serde_json::to_vec(&sign).map_err(|error| CatalogError::Corrupt { key: id.to_string(), why: error.to_string() })?;
+        let sign = serde_json::to_vec(&sign).map_err(|error| CatalogError::Corrupt {
+            key: id.to_string(),
+            why: error.to_string(),
+        })?;
         let key = format!("{PREFIX}/{}/{}", id.snapshot.incarnation, Incarnation::random());
         let reading = Reading { key, sign: sign.into() };
         self.go_on_reading(&reading).await?;
@@ -77,20 +87,30 @@ impl Catalog {
 
     pub async fn go_on_reading(&self, reading: &Reading) -> Result<(), CatalogError> {
         let put = self.bucket().put(&reading.key, reading.sign.clone()).await;
-        put.map_err(|error| CatalogError::bucket(format!("announcing a reader at {}", reading.key), error))
+        put.map_err(|error| {
+            CatalogError::bucket(format!("announcing a reader at {}", reading.key), error)
+        })
     }
 
     pub async fn end_reading(&self, reading: &Reading) -> Result<(), CatalogError> {
         self.reading_step("catalog.reading-ended", "giving up a reader of").await?;
         let deleted = self.bucket().delete(std::slice::from_ref(&reading.key)).await;
-        deleted.map_err(|error| CatalogError::bucket(format!("giving up a reader at {}", reading.key), error))
+        deleted.map_err(|error| {
+            CatalogError::bucket(format!("giving up a reader at {}", reading.key), error)
+        })
     }
 
     /// Of one snapshot, or of all.
-    pub async fn readers(&self, of: Option<Incarnation>, now: SystemTime) -> Result<Readers, CatalogError> {
+    pub async fn readers(
+        &self,
+        of: Option<Incarnation>,
+        now: SystemTime,
+    ) -> Result<Readers, CatalogError> {
         let prefix = of.map_or_else(|| PREFIX.to_owned(), |of| format!("{PREFIX}/{of}"));
         let listed = self.bucket().list(&prefix).await;
-        let listed = listed.map_err(|error| CatalogError::bucket("listing who reads snapshots".to_owned(), error))?;
+        let listed = listed.map_err(|error| {
+            CatalogError::bucket("listing who reads snapshots".to_owned(), error)
+        })?;
         let mut readers = Readers::default();
         for object in listed {
             let old = now.duration_since(object.modified).is_ok_and(|age| age > READING_KEPT);
@@ -109,7 +129,9 @@ impl Catalog {
         let old = self.readers(None, now).await?.old;
         if !old.is_empty() {
             let deleted = self.bucket().delete(&old).await;
-            deleted.map_err(|error| CatalogError::bucket("removing readers that died".to_owned(), error))?;
+            deleted.map_err(|error| {
+                CatalogError::bucket("removing readers that died".to_owned(), error)
+            })?;
         }
         Ok(old.len())
     }

@@ -1,4 +1,5 @@
-//! The records: their fields are the format (`tests/format`). A field is added with a default, never changed in meaning.
+//! The records: their fields are the format (`tests/format`). A field is added with a default,
+//! never changed in meaning.
 
 use crate::chunk::Codec;
 use crate::crypto::WrappedKey;
@@ -45,9 +46,11 @@ pub enum Snapdir {
     Visible,
 }
 
-/// By `cargo bench --bench content -- 256 16,32,64,128 folder` (two shared cores, encrypted), for 16, 32, 64 and 128 KiB: sequential write 2.5, 2.0,
-/// 1.6 and 1.5 CPU s a GiB; sequential read, cold, 1.7, 1.2, 1.2 and 1.2; a read of 4 KiB that is in no cache 81, 71, 71 and 127 µs; a write of
-/// 4 KiB at random 15 to 17, 19 to 24, 12 to 14 and 12 to 17 µs. Below 64 KiB only plain random reads gain (81 to 53 µs at 32 KiB).
+/// By `cargo bench --bench content -- 256 16,32,64,128 folder` (two shared cores, encrypted), for
+/// 16, 32, 64 and 128 KiB: sequential write 2.5, 2.0, 1.6 and 1.5 CPU s a GiB; sequential read,
+/// cold, 1.7, 1.2, 1.2 and 1.2; a read of 4 KiB that is in no cache 81, 71, 71 and 127 µs; a write
+/// of 4 KiB at random 15 to 17, 19 to 24, 12 to 14 and 12 to 17 µs. Below 64 KiB only plain random
+/// reads gain (81 to 53 µs at 32 KiB).
 const RECORD_BYTES: u32 = 64 << 10;
 
 impl Default for Properties {
@@ -86,10 +89,12 @@ pub struct Owner {
     /// its lease had lapsed: whatever was found out or decided about an earlier claim is void
     /// (R31).
     pub claim: ClaimId,
-    /// Where its journals are: only a process on that folder takes the dataset back without waiting. None: it has none.
+    /// Where its journals are: only a process on that folder takes the dataset back without
+    /// waiting. None: it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<HomeId>,
-    /// How long others must see no heartbeat of the session before it counts as dead (R26), in milliseconds; 0: a program that had no leases.
+    /// How long others must see no heartbeat of the session before it counts as dead (R26), in
+    /// milliseconds; 0: a program that had no leases.
     #[serde(default)]
     pub lease_millis: u64,
 }
@@ -97,7 +102,13 @@ pub struct Owner {
 impl Owner {
     /// A fresh claim of an owner without journals and without a lease of its own.
     pub fn new(node: &str, session: SessionId) -> Self {
-        Self { node: node.to_owned(), session, claim: ClaimId::random(), home: None, lease_millis: 0 }
+        Self {
+            node: node.to_owned(),
+            session,
+            claim: ClaimId::random(),
+            home: None,
+            lease_millis: 0,
+        }
     }
 }
 
@@ -129,7 +140,8 @@ pub struct Dataset {
     pub detached: bool,
     #[serde(default, skip_serializing_if = "is_default")]
     pub form: Form,
-    /// Rows of this snapshot are being put back, or were when its owner died: the dataset is one of the snapshot's dependants.
+    /// Rows of this snapshot are being put back, or were when its owner died: the dataset is one of
+    /// the snapshot's dependants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restoring: Option<SnapshotId>,
 }
@@ -141,7 +153,8 @@ pub enum Form {
     /// In a database of its own, which its one owner writes.
     #[default]
     Writable,
-    /// It is the snapshot that it was made from, read only: no database, no owner, read by any number of nodes.
+    /// It is the snapshot that it was made from, read only: no database, no owner, read by any
+    /// number of nodes.
     Snapshot,
 }
 
@@ -178,7 +191,10 @@ pub struct Snapshot {
 impl Snapshot {
     pub fn id(&self) -> SnapshotId {
         let key = NameKey::of("snapshot", self.name.as_str());
-        SnapshotId { dataset: self.dataset.incarnation, snapshot: DatasetId { key, incarnation: self.incarnation } }
+        SnapshotId {
+            dataset: self.dataset.incarnation,
+            snapshot: DatasetId { key, incarnation: self.incarnation },
+        }
     }
 }
 
@@ -194,7 +210,8 @@ pub struct SnapshotNameClaim {
 pub struct Heartbeat {
     pub node: String,
     pub lease_millis: u64,
-    /// The run of the machine, as Kubernetes shows it of a Node: what tells this machine from another of its name.
+    /// The run of the machine, as Kubernetes shows it of a Node: what tells this machine from
+    /// another of its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
 }

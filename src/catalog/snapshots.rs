@@ -1,4 +1,5 @@
-//! Snapshots, below the incarnation of their dataset; and the names that CSI gives them, which are the pool's.
+//! Snapshots, below the incarnation of their dataset; and the names that CSI gives them, which are
+//! the pool's.
 
 use super::chain::{Chain, Versioned};
 use super::change::Removal;
@@ -12,7 +13,11 @@ impl Catalog {
     }
 
     fn snapshot_by_name(&self, dataset: Incarnation, name: &SnapshotName) -> Chain<'_> {
-        self.snapshot_chain(dataset, NameKey::of("snapshot", name.as_str()), format!("snapshot {name}"))
+        self.snapshot_chain(
+            dataset,
+            NameKey::of("snapshot", name.as_str()),
+            format!("snapshot {name}"),
+        )
     }
 
     fn snapshot_of(&self, id: SnapshotId) -> Chain<'_> {
@@ -20,13 +25,21 @@ impl Catalog {
     }
 
     /// The record found by a snapshot's name, whatever its state (`Dead` and absent are `None`).
-    pub async fn snapshot(&self, dataset: DatasetId, name: &SnapshotName) -> Result<Option<Versioned<Snapshot>>, CatalogError> {
-        let found = self.snapshot_by_name(dataset.incarnation, name).newest::<Snapshot>().await?.live();
+    pub async fn snapshot(
+        &self,
+        dataset: DatasetId,
+        name: &SnapshotName,
+    ) -> Result<Option<Versioned<Snapshot>>, CatalogError> {
+        let found =
+            self.snapshot_by_name(dataset.incarnation, name).newest::<Snapshot>().await?.live();
         Ok(found.filter(|at| at.record.state != State::Dead))
     }
 
     /// The record of exactly this life; `None` when it is gone and the pool is not.
-    pub async fn snapshot_by_id(&self, id: SnapshotId) -> Result<Option<Versioned<Snapshot>>, CatalogError> {
+    pub async fn snapshot_by_id(
+        &self,
+        id: SnapshotId,
+    ) -> Result<Option<Versioned<Snapshot>>, CatalogError> {
         let found = self.snapshot_of(id).newest::<Snapshot>().await?.live();
         if found.is_none() {
             self.confirm().await?;
@@ -35,7 +48,10 @@ impl Catalog {
     }
 
     /// Of one dataset life, or of the whole pool; every state but absent.
-    pub async fn snapshots(&self, of: Option<Incarnation>) -> Result<Vec<Versioned<Snapshot>>, CatalogError> {
+    pub async fn snapshots(
+        &self,
+        of: Option<Incarnation>,
+    ) -> Result<Vec<Versioned<Snapshot>>, CatalogError> {
         match of {
             Some(dataset) => self.all(&format!("snapshots/{dataset}"), "snapshot").await,
             None => self.all("snapshots", "snapshot").await,
@@ -45,24 +61,38 @@ impl Catalog {
     /// Writes the first version of a snapshot's record.
     ///
     /// # Errors
-    /// [`CatalogError::Exists`] when a live one is there, [`CatalogError::InProgress`] when a `Dead` one is: only that record says what
-    /// its cleaner has still to remove (R3).
-    pub async fn insert_snapshot(&self, snapshot: Snapshot) -> Result<Versioned<Snapshot>, CatalogError> {
+    /// [`CatalogError::Exists`] when a live one is there, [`CatalogError::InProgress`] when a
+    /// `Dead` one is: only that record says what its cleaner has still to remove (R3).
+    pub async fn insert_snapshot(
+        &self,
+        snapshot: Snapshot,
+    ) -> Result<Versioned<Snapshot>, CatalogError> {
         let chain = self.snapshot_by_name(snapshot.dataset.incarnation, &snapshot.name);
         chain
             .insert(snapshot, |there| match there.state {
-                State::Dead => Err(CatalogError::InProgress { what: format!("the removal of snapshot {}", there.name) }),
-                _ => Err(CatalogError::Exists { what: format!("snapshot {}", there.name), why: format!("it is {}", there.id()) }),
+                State::Dead => Err(CatalogError::InProgress {
+                    what: format!("the removal of snapshot {}", there.name),
+                }),
+                _ => Err(CatalogError::Exists {
+                    what: format!("snapshot {}", there.name),
+                    why: format!("it is {}", there.id()),
+                }),
             })
             .await
     }
 
-    /// Compare-and-swap: fails with `Contended` when it is not the newest any more. On success `at` is the new version.
-    pub async fn swap_snapshot(&self, at: &mut Versioned<Snapshot>, next: Snapshot) -> Result<(), CatalogError> {
+    /// Compare-and-swap: fails with `Contended` when it is not the newest any more. On success `at`
+    /// is the new version.
+    pub async fn swap_snapshot(
+        &self,
+        at: &mut Versioned<Snapshot>,
+        next: Snapshot,
+    ) -> Result<(), CatalogError> {
         self.snapshot_by_name(at.record.dataset.incarnation, &at.record.name).swap(at, next).await
     }
 
-    /// Read, change, swap; repeated a bounded number of times while others change it. `change` may refuse.
+    /// Read, change, swap; repeated a bounded number of times while others change it. `change` may
+    /// refuse.
     pub async fn update_snapshot(
         &self,
         id: SnapshotId,
@@ -89,29 +119,47 @@ impl Catalog {
     }
 
     fn claim_chain(&self, name: &str) -> Chain<'_> {
-        self.chain(format!("names/snapshot/{}", NameKey::of("csi-snapshot", name)), format!("the snapshot name {name:?}"))
+        self.chain(
+            format!("names/snapshot/{}", NameKey::of("csi-snapshot", name)),
+            format!("the snapshot name {name:?}"),
+        )
     }
 
-    /// CSI snapshot names are unique in the whole pool, ours only in a dataset: reserves a CSI name for a snapshot, or answers which snapshot has it.
-    pub async fn claim_csi_snapshot_name(&self, name: &str, snapshot: SnapshotId) -> Result<SnapshotId, CatalogError> {
+    /// CSI snapshot names are unique in the whole pool, ours only in a dataset: reserves a CSI name
+    /// for a snapshot, or answers which snapshot has it.
+    pub async fn claim_csi_snapshot_name(
+        &self,
+        name: &str,
+        snapshot: SnapshotId,
+    ) -> Result<SnapshotId, CatalogError> {
         let chain = self.claim_chain(name);
         if let Some(there) = chain.newest::<SnapshotNameClaim>().await?.live() {
             return Ok(there.record.snapshot);
         }
-        let taken = |_: &SnapshotNameClaim| Err(CatalogError::Exists { what: chain.what.clone(), why: "it was just taken".into() });
+        let taken = |_: &SnapshotNameClaim| {
+            Err(CatalogError::Exists { what: chain.what.clone(), why: "it was just taken".into() })
+        };
         match chain.insert(SnapshotNameClaim { name: name.to_owned(), snapshot }, taken).await {
             Ok(ours) => Ok(ours.record.snapshot),
-            Err(CatalogError::Exists { .. }) => match chain.newest::<SnapshotNameClaim>().await?.live() {
-                Some(there) => Ok(there.record.snapshot),
-                None => Err(chain.contended()),
-            },
+            Err(CatalogError::Exists { .. }) => {
+                match chain.newest::<SnapshotNameClaim>().await?.live() {
+                    Some(there) => Ok(there.record.snapshot),
+                    None => Err(chain.contended()),
+                }
+            }
             Err(error) => Err(error),
         }
     }
 
     /// Gives a reserved name back, if it is still this snapshot's.
-    pub async fn release_csi_snapshot_name(&self, name: &str, snapshot: SnapshotId) -> Result<(), CatalogError> {
-        let judge = |claim: &SnapshotNameClaim| Ok(if claim.snapshot == snapshot { Removal::This } else { Removal::Another });
+    pub async fn release_csi_snapshot_name(
+        &self,
+        name: &str,
+        snapshot: SnapshotId,
+    ) -> Result<(), CatalogError> {
+        let judge = |claim: &SnapshotNameClaim| {
+            Ok(if claim.snapshot == snapshot { Removal::This } else { Removal::Another })
+        };
         self.claim_chain(name).remove(judge).await
     }
 }

@@ -5,7 +5,8 @@
 //! opening:   list announced/<family>       ─▶ learn from the footers of other packs what is stored
 //! ```
 //!
-//! The object is no record: it says nothing but that it is there. One that is left behind costs space: what the pack holds is stored again.
+//! The object is no record: it says nothing but that it is there. One that is left behind costs
+//! space: what the pack holds is stored again.
 
 use super::ChunkError;
 use super::store::ChunkStore;
@@ -56,7 +57,15 @@ impl ChunkStore {
     pub async fn announced(&self) -> Result<HashSet<PackId>, ChunkError> {
         let family = self.0.family;
         let listed = self.0.bucket.list(&Announced::prefix(family)).await;
-        let listed = listed.map_err(|source| ChunkError::Family { doing: "listing the announced", family, source })?;
-        Ok(listed.iter().filter_map(|object| Announced::parse(&object.key)).map(|announced| announced.pack).collect())
+        let listed = listed.map_err(|source| ChunkError::Family {
+            doing: "listing the announced",
+            family,
+            source,
+        })?;
+        Ok(listed
+            .iter()
+            .filter_map(|object| Announced::parse(&object.key))
+            .map(|announced| announced.pack)
+            .collect())
     }
 }

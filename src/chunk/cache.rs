@@ -1,4 +1,5 @@
-//! What all chunk stores of a process share: chunks kept near, and the memory that chunks on their way may take.
+//! What all chunk stores of a process share: chunks kept near, and the memory that chunks on their
+//! way may take.
 
 use super::known::Known;
 use super::plan::RANGE_BYTES_MAX;
@@ -6,8 +7,8 @@ use super::room::Room;
 use crate::types::ChunkHash;
 use bytes::Bytes;
 use foyer::{
-    BlockEngineConfig, Cache, CacheBuilder, CacheProperties, DeviceBuilder, FsDeviceBuilder, Hint, HybridCache, HybridCacheBuilder,
-    LruConfig, PsyncIoEngineConfig, RecoverMode,
+    BlockEngineConfig, Cache, CacheBuilder, CacheProperties, DeviceBuilder, FsDeviceBuilder, Hint,
+    HybridCache, HybridCacheBuilder, LruConfig, PsyncIoEngineConfig, RecoverMode,
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -20,7 +21,8 @@ use tokio::sync::Semaphore;
 const ENTRY_OVERHEAD: usize = 160;
 /// Written chunks from this size on are kept without a copy.
 const SHARED_FROM: usize = 256 << 10;
-/// Shards of the memory tier: fewer than a chunk of the largest size would be crowded out by in a small cache.
+/// Shards of the memory tier: fewer than a chunk of the largest size would be crowded out by in a
+/// small cache.
 const SHARD_BYTES_MIN: u64 = 16 << 20;
 const SHARDS_MAX: u64 = 16;
 /// One chunk of the largest size, sealed, must find room.
@@ -29,7 +31,8 @@ const WRITE_BYTES_MIN: u64 = 4 << 20;
 const READ_BYTES_MIN: u64 = 2 * RANGE_BYTES_MAX;
 /// Requests on their way at once.
 pub(super) const READS_MAX: usize = 64;
-/// Files that the disk tier divides its room into; each must hold the largest stored chunk with foyer's header.
+/// Files that the disk tier divides its room into; each must hold the largest stored chunk with
+/// foyer's header.
 const DISK_BLOCK_BYTES: usize = 16 << 20;
 /// What the disk tier may hold in memory: it hands over what it reads at once.
 const DISK_MEMORY_BYTES: usize = 1 << 20;
@@ -41,7 +44,8 @@ pub struct ChunkLimits {
     pub cache_bytes: u64,
     /// Packs being filled and stored.
     pub write_bytes: u64,
-    /// Range requests on their way (of data, decompressed): half of it readers', half read-ahead's, which so never keeps a reader waiting.
+    /// Range requests on their way (of data, decompressed): half of it readers', half read-ahead's,
+    /// which so never keeps a reader waiting.
     pub read_bytes: u64,
     /// What deduplication knows.
     pub known_bytes: u64,
@@ -54,7 +58,8 @@ impl ChunkLimits {
     }
 }
 
-/// Verified chunks in memory, and if a folder is given their stored form on disk. One for the process; cheap to clone.
+/// Verified chunks in memory, and if a folder is given their stored form on disk. One for the
+/// process; cheap to clone.
 ///
 /// A chunk's hash is keyed by pool and family, so that one map serves them all.
 #[derive(Clone)]
@@ -113,19 +118,27 @@ impl ChunkCache {
         Self::new(limits, None)
     }
 
-    /// In memory and in files below `dir`, which this cache owns: at most `disk_bytes` there. What is read from the disk is opened and
-    /// verified like what is read from the bucket, and encrypted pools are encrypted there too. What an earlier process left is used again.
+    /// In memory and in files below `dir`, which this cache owns: at most `disk_bytes` there. What
+    /// is read from the disk is opened and verified like what is read from the bucket, and
+    /// encrypted pools are encrypted there too. What an earlier process left is used again.
     ///
     /// # Errors
     /// When the folder cannot be made or written.
-    pub async fn with_disk(limits: ChunkLimits, dir: &Path, disk_bytes: u64) -> std::io::Result<Self> {
+    pub async fn with_disk(
+        limits: ChunkLimits,
+        dir: &Path,
+        disk_bytes: u64,
+    ) -> std::io::Result<Self> {
         Ok(Self::new(limits, Some(open_disk(dir, disk_bytes).await?)))
     }
 
     fn new(limits: ChunkLimits, disk: Option<HybridCache<ChunkHash, OnDisk>>) -> Self {
         let bytes = limits.cache_bytes;
-        let read_bytes = usize::try_from(limits.read_bytes.max(READ_BYTES_MIN)).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        let write_bytes = u32::try_from(limits.write_bytes.max(WRITE_BYTES_MIN)).unwrap_or(u32::MAX);
+        let read_bytes = usize::try_from(limits.read_bytes.max(READ_BYTES_MIN))
+            .unwrap_or(usize::MAX)
+            .min(Semaphore::MAX_PERMITS);
+        let write_bytes =
+            u32::try_from(limits.write_bytes.max(WRITE_BYTES_MIN)).unwrap_or(u32::MAX);
         let shards = (bytes / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX);
         let memory = CacheBuilder::new(usize::try_from(bytes).unwrap_or(usize::MAX))
             .with_name("chunks")
@@ -160,12 +173,17 @@ impl ChunkCache {
         }
     }
 
-    /// Writes out what the disk tier still holds in memory. Not needed for anything but a warm start.
+    /// Writes out what the disk tier still holds in memory. Not needed for anything but a warm
+    /// start.
     pub async fn close(&self) {
         if let Some(disk) = &self.0.disk
             && let Err(error) = disk.close().await
         {
-            tracing::warn!(%error, "the chunk cache on disk was not closed cleanly; the next start reads those chunks from the bucket");
+            tracing::warn!(
+                %error,
+                "the chunk cache on disk was not closed cleanly; the next start reads those chunks \
+                 from the bucket"
+            );
         }
     }
 }
@@ -180,11 +198,17 @@ impl Shared {
         self.memory.insert(hash, data);
     }
 
-    /// A chunk that was just written: it makes place before what was read does, so that a long write leaves the readers' chunks alone.
+    /// A chunk that was just written: it makes place before what was read does, so that a long
+    /// write leaves the readers' chunks alone.
     pub(super) fn insert_written(&self, hash: ChunkHash, data: &Bytes) {
         // A small chunk may be a slice of a large buffer, a large one hardly is.
-        let data = if data.len() < SHARED_FROM { Bytes::copy_from_slice(data) } else { data.clone() };
-        self.memory.insert_with_properties(hash, data, CacheProperties::default().with_hint(Hint::Low));
+        let data =
+            if data.len() < SHARED_FROM { Bytes::copy_from_slice(data) } else { data.clone() };
+        self.memory.insert_with_properties(
+            hash,
+            data,
+            CacheProperties::default().with_hint(Hint::Low),
+        );
     }
 
     pub(super) fn has_disk(&self) -> bool {
@@ -196,7 +220,10 @@ impl Shared {
         match self.disk.as_ref()?.get(hash).await {
             Ok(entry) => entry.map(|entry| entry.value().0.clone()),
             Err(error) => {
-                tracing::debug!(%error, "a chunk cannot be read from the cache on disk; reading it from the bucket");
+                tracing::debug!(
+                    %error,
+                    "a chunk cannot be read from the cache on disk; reading it from the bucket"
+                );
                 None
             }
         }
@@ -217,9 +244,14 @@ impl Shared {
 }
 
 async fn open_disk(dir: &Path, bytes: u64) -> std::io::Result<HybridCache<ChunkHash, OnDisk>> {
-    let failed = |error: foyer::Error| std::io::Error::other(format!("chunk cache in {}: {error}", dir.display()));
+    let failed = |error: foyer::Error| {
+        std::io::Error::other(format!("chunk cache in {}: {error}", dir.display()))
+    };
     let blocks = usize::try_from(bytes).unwrap_or(usize::MAX) / DISK_BLOCK_BYTES;
-    let device = FsDeviceBuilder::new(dir).with_capacity(blocks.max(2) * DISK_BLOCK_BYTES).build().map_err(failed)?;
+    let device = FsDeviceBuilder::new(dir)
+        .with_capacity(blocks.max(2) * DISK_BLOCK_BYTES)
+        .build()
+        .map_err(failed)?;
     HybridCacheBuilder::new()
         .with_name("chunks-on-disk")
         .memory(DISK_MEMORY_BYTES)

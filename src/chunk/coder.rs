@@ -1,4 +1,5 @@
-//! Between a chunk's data and its stored bytes: hash, compression, sealing. Pure but for the random nonce.
+//! Between a chunk's data and its stored bytes: hash, compression, sealing. Pure but for the random
+//! nonce.
 
 use super::pack::{Entry, PackError, Sealing, decode_footer, encode_footer};
 use super::{CHUNK_BYTES_MAX, ChunkRef, Codec};
@@ -7,11 +8,12 @@ use crate::types::{ChunkHash, FamilyId, PackId};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// A chunk of at least this size is tried on samples first: data that does not compress (media, archives, encrypted files) then costs a few
-/// microseconds and not a whole run of the compressor.
+/// A chunk of at least this size is tried on samples first: data that does not compress (media,
+/// archives, encrypted files) then costs a few microseconds and not a whole run of the compressor.
 const SAMPLE_FROM: usize = 16 << 10;
 const SAMPLE_BYTES: usize = 2 << 10;
-/// Stored compressed only when that saves at least this part of the chunk: less does not pay for decompressing it at each read.
+/// Stored compressed only when that saves at least this part of the chunk: less does not pay for
+/// decompressing it at each read.
 const WORTH_PART: usize = 16;
 /// The library's default: stronger levels cost more CPU than a network store saves.
 const ZSTD_LEVEL: i32 = 3;
@@ -36,7 +38,8 @@ pub(super) enum Backing {
     Part,
 }
 
-/// Output of the compressors before its length is known. Not one per thread: there are many more threads than jobs at once.
+/// Output of the compressors before its length is known. Not one per thread: there are many more
+/// threads than jobs at once.
 static SCRATCHES: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 const SCRATCHES_MAX: usize = 8;
 
@@ -52,7 +55,11 @@ fn with_scratch<T>(work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
 
 impl Coder {
     pub(super) fn new(keyring: &Keyring, family: FamilyId) -> Self {
-        Self { family, hash_key: keyring.chunk_hash_key(family), sealer: keyring.chunk_sealer(family) }
+        Self {
+            family,
+            hash_key: keyring.chunk_hash_key(family),
+            sealer: keyring.chunk_sealer(family),
+        }
     }
 
     pub(super) fn sealing(&self) -> Sealing {
@@ -63,7 +70,8 @@ impl Coder {
         ChunkHash(*blake3::keyed_hash(&self.hash_key, raw).as_bytes())
     }
 
-    /// What a chunk is sealed with: it opens only as itself, in its own family. (The key is already the pool's own.)
+    /// What a chunk is sealed with: it opens only as itself, in its own family. (The key is already
+    /// the pool's own.)
     fn chunk_context(&self, hash: &ChunkHash, codec: Codec) -> [u8; 6 + 16 + 32 + 1] {
         let mut context = [0; 55];
         context[..6].copy_from_slice(b"chunk ");
@@ -91,7 +99,13 @@ impl Coder {
         })
     }
 
-    fn seal(&self, hash: &ChunkHash, codec: Codec, bytes: &[u8], shared: Option<&Bytes>) -> Encoded {
+    fn seal(
+        &self,
+        hash: &ChunkHash,
+        codec: Codec,
+        bytes: &[u8],
+        shared: Option<&Bytes>,
+    ) -> Encoded {
         let bytes = match (&self.sealer, shared) {
             (Some(sealer), _) => Bytes::from(sealer.seal(&self.chunk_context(hash, codec), bytes)),
             (None, Some(shared)) => shared.clone(),
@@ -100,13 +114,23 @@ impl Coder {
         Encoded { codec, bytes }
     }
 
-    /// The data of a chunk from its stored bytes, verified by its hash. Takes any bytes and any reference.
+    /// The data of a chunk from its stored bytes, verified by its hash. Takes any bytes and any
+    /// reference.
     ///
     /// # Errors
     /// Why they are not the chunk.
-    pub(super) fn decode(&self, chunk: &ChunkRef, stored: Bytes, backing: Backing) -> Result<Bytes, String> {
+    pub(super) fn decode(
+        &self,
+        chunk: &ChunkRef,
+        stored: Bytes,
+        backing: Backing,
+    ) -> Result<Bytes, String> {
         if stored.len() != chunk.stored_len as usize {
-            return Err(format!("{} bytes are there, {} were stored", stored.len(), chunk.stored_len));
+            return Err(format!(
+                "{} bytes are there, {} were stored",
+                stored.len(),
+                chunk.stored_len
+            ));
         }
         let raw_len = chunk.raw_len as usize;
         if raw_len > CHUNK_BYTES_MAX {
@@ -115,7 +139,10 @@ impl Coder {
         let (stored, backing) = match &self.sealer {
             Some(sealer) => {
                 let context = self.chunk_context(&chunk.hash, chunk.codec);
-                (Bytes::from(sealer.open(&context, &stored).map_err(|error| error.to_string())?), Backing::Whole)
+                (
+                    Bytes::from(sealer.open(&context, &stored).map_err(|error| error.to_string())?),
+                    Backing::Whole,
+                )
             }
             None => (stored, backing),
         };
@@ -143,15 +170,24 @@ impl Coder {
     }
 
     /// The entries of a footer whose checksum has been checked.
-    pub(super) fn decode_footer(&self, pack: PackId, sealing: Sealing, footer: &[u8]) -> Result<Vec<Entry>, String> {
+    pub(super) fn decode_footer(
+        &self,
+        pack: PackId,
+        sealing: Sealing,
+        footer: &[u8],
+    ) -> Result<Vec<Entry>, String> {
         let decoded: Result<_, PackError> = match (&self.sealer, sealing) {
             (None, Sealing::Plain) => decode_footer(footer),
             (Some(sealer), Sealing::Sealed) => {
-                let footer = sealer.open(&self.footer_context(pack), footer).map_err(|error| error.to_string())?;
+                let footer = sealer
+                    .open(&self.footer_context(pack), footer)
+                    .map_err(|error| error.to_string())?;
                 decode_footer(&footer)
             }
             (None, Sealing::Sealed) => return Err("it is encrypted and the pool is not".to_owned()),
-            (Some(_), Sealing::Plain) => return Err("it is not encrypted and the pool is".to_owned()),
+            (Some(_), Sealing::Plain) => {
+                return Err("it is not encrypted and the pool is".to_owned());
+            }
         };
         decoded.map_err(|error| error.to_string())
     }
@@ -163,11 +199,16 @@ fn compress<'s>(raw: &[u8], codec: Codec, scratch: &'s mut Vec<u8>) -> Option<&'
         return None;
     }
     let worth = raw.len() - raw.len() / WORTH_PART;
-    // A compressor that runs out of room says so: what does not fit is not worth it. LZ4 wants room for its worst case.
+    // A compressor that runs out of room says so: what does not fit is not worth it. LZ4 wants room
+    // for its worst case.
     let len = match codec {
         Codec::None => return None,
-        Codec::Lz4 => lz4_flex::block::compress_into(raw, sized(scratch, lz4_room(raw.len()))).ok()?,
-        Codec::Zstd => zstd::bulk::compress_to_buffer(raw, sized(scratch, worth), ZSTD_LEVEL).ok()?,
+        Codec::Lz4 => {
+            lz4_flex::block::compress_into(raw, sized(scratch, lz4_room(raw.len()))).ok()?
+        }
+        Codec::Zstd => {
+            zstd::bulk::compress_to_buffer(raw, sized(scratch, worth), ZSTD_LEVEL).ok()?
+        }
     };
     (len <= worth).then(|| scratch.get(..len)).flatten()
 }
@@ -192,7 +233,8 @@ fn seems_compressible(raw: &[u8], scratch: &mut Vec<u8>) -> bool {
     [0, last / 2, last].into_iter().any(|at| {
         let Some(sample) = raw.get(at..at + SAMPLE_BYTES) else { return false };
         let out = sized(scratch, lz4_room(SAMPLE_BYTES));
-        lz4_flex::block::compress_into(sample, out).is_ok_and(|len| len < SAMPLE_BYTES - SAMPLE_BYTES / WORTH_PART)
+        lz4_flex::block::compress_into(sample, out)
+            .is_ok_and(|len| len < SAMPLE_BYTES - SAMPLE_BYTES / WORTH_PART)
     })
 }
 
@@ -201,8 +243,10 @@ fn decompress(stored: &[u8], codec: Codec, raw_len: usize) -> Result<Vec<u8>, St
     let mut raw = vec![0; raw_len];
     let len = match codec {
         Codec::None => return Ok(stored.to_vec()),
-        Codec::Lz4 => lz4_flex::block::decompress_into(stored, &mut raw).map_err(|error| format!("LZ4: {error}"))?,
-        Codec::Zstd => zstd::bulk::decompress_to_buffer(stored, raw.as_mut_slice()).map_err(|error| format!("zstd: {error}"))?,
+        Codec::Lz4 => lz4_flex::block::decompress_into(stored, &mut raw)
+            .map_err(|error| format!("LZ4: {error}"))?,
+        Codec::Zstd => zstd::bulk::decompress_to_buffer(stored, raw.as_mut_slice())
+            .map_err(|error| format!("zstd: {error}"))?,
     };
     raw.truncate(len);
     Ok(raw)

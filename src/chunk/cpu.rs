@@ -1,17 +1,24 @@
-//! CPU work of this floor: off the threads that serve connections, at most one job per core for the whole process.
+//! CPU work of this floor: off the threads that serve connections, at most one job per core for the
+//! whole process.
 
 use std::sync::LazyLock;
 use tokio::sync::Semaphore;
 
-static CORES: LazyLock<Semaphore> =
-    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)));
+static CORES: LazyLock<Semaphore> = LazyLock::new(|| {
+    Semaphore::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
+});
 
-/// Work on fewer bytes than this is done where the caller is: handing it over and being woken again costs more CPU than it takes (verifying a
-/// record of 64 KiB: 20 µs; half of a random read's CPU time went into the hand-over).
+/// Work on fewer bytes than this is done where the caller is: handing it over and being woken again
+/// costs more CPU than it takes (verifying a record of 64 KiB: 20 µs; half of a random read's CPU
+/// time went into the hand-over).
 const INLINE_BYTES: usize = 128 << 10;
 
-/// Runs `job`, which works on about `bytes` bytes. `None`: it was cut off, the runtime is going down.
-pub(super) async fn run<T: Send + 'static>(bytes: usize, job: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+/// Runs `job`, which works on about `bytes` bytes. `None`: it was cut off, the runtime is going
+/// down.
+pub(super) async fn run<T: Send + 'static>(
+    bytes: usize,
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     if bytes < INLINE_BYTES {
         return Some(job());
     }

@@ -25,7 +25,10 @@ pub enum ChunkError {
     #[error("pack {pack} is corrupt: {why}")]
     CorruptPack { pack: PackId, why: String },
     /// The pack's object is not in the bucket.
-    #[error("pack {pack} is not in the bucket: something outside this program removed it; restore the object from a backup")]
+    #[error(
+        "pack {pack} is not in the bucket: something outside this program removed it; restore the \
+         object from a backup"
+    )]
     Missing { pack: PackId },
     #[error("a chunk of {bytes} bytes is larger than the {max} allowed")]
     TooLarge { bytes: usize, max: usize },
@@ -39,7 +42,9 @@ impl Classify for ChunkError {
         match self {
             Self::Bucket { source, .. } | Self::Family { source, .. } => source.class(),
             // Not NotFound: what was asked for exists, its bytes are lost.
-            Self::Corrupt { .. } | Self::CorruptPack { .. } | Self::Missing { .. } => Class::Corrupt,
+            Self::Corrupt { .. } | Self::CorruptPack { .. } | Self::Missing { .. } => {
+                Class::Corrupt
+            }
             Self::TooLarge { .. } => Class::Internal,
             Self::CutOff { .. } => Class::Unavailable,
         }

@@ -20,7 +20,8 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 pub(super) enum Haste {
     /// The pack is closed early only when nothing else is on its way.
     Calm,
-    /// A caller waits for an answer. So many packs may be on their way at once; further waiters share the next one (group commit).
+    /// A caller waits for an answer. So many packs may be on their way at once; further waiters
+    /// share the next one (group commit).
     Now,
 }
 
@@ -34,7 +35,8 @@ impl Haste {
     }
 }
 
-/// Stored chunks smaller than this are gathered into one buffer, so that a request's body does not consist of crumbs.
+/// Stored chunks smaller than this are gathered into one buffer, so that a request's body does not
+/// consist of crumbs.
 const GATHER_BELOW: usize = 32 << 10;
 const GATHER_BYTES: usize = 256 << 10;
 
@@ -72,7 +74,8 @@ struct OpenPack {
     entries: Vec<Entry>,
     /// Header and chunks so far.
     bytes: u32,
-    /// Closed before it is full when fewer packs than this are on their way; 0: nobody waits for it.
+    /// Closed before it is full when fewer packs than this are on their way; 0: nobody waits for
+    /// it.
     lanes: usize,
     fate: watch::Sender<Fate>,
     room: Option<OwnedSemaphorePermit>,
@@ -93,7 +96,13 @@ impl OpenPack {
     }
 
     /// Appends and says where.
-    fn push(&mut self, hash: ChunkHash, raw_len: u32, encoded: Encoded, room: Option<OwnedSemaphorePermit>) -> Entry {
+    fn push(
+        &mut self,
+        hash: ChunkHash,
+        raw_len: u32,
+        encoded: Encoded,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Entry {
         // At most a chunk and what sealing adds.
         let stored_len = encoded.bytes.len() as u32;
         let entry = Entry { hash, offset: self.bytes, stored_len, raw_len, codec: encoded.codec };
@@ -231,10 +240,25 @@ impl Filling {
         coder: Arc<Coder>,
         cache: ChunkCache,
     ) -> Arc<Self> {
-        let state = Mutex::new(State { ledger: Ledger::default(), open: None, fates: BTreeMap::new(), moving: 0 });
+        let state = Mutex::new(State {
+            ledger: Ledger::default(),
+            open: None,
+            fates: BTreeMap::new(),
+            moving: 0,
+        });
         let id = cache.0.packers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let filling =
-            Arc::new(Self { family, creator, epoch, codec, bucket, coder, cache, id, may_refer: RwLock::new(None), state });
+        let filling = Arc::new(Self {
+            family,
+            creator,
+            epoch,
+            codec,
+            bucket,
+            coder,
+            cache,
+            id,
+            may_refer: RwLock::new(None),
+            state,
+        });
         let filler: Weak<dyn Filler> = Arc::downgrade(&(filling.clone() as Arc<dyn Filler>));
         filling.cache.0.write_room.register(filler);
         filling
@@ -285,13 +309,18 @@ impl Filling {
     fn look(&self, hash: &ChunkHash, holds: &mut Holds) -> Found {
         let known = self.cache.0.known.lock().get(self.id, hash);
         match known {
-            Some(chunk) if self.is_own(chunk.pack) && self.state.lock().hold(chunk.pack.seq, holds) => Found::Held(chunk),
+            Some(chunk)
+                if self.is_own(chunk.pack) && self.state.lock().hold(chunk.pack.seq, holds) =>
+            {
+                Found::Held(chunk)
+            }
             Some(chunk) => Found::Elsewhere(chunk),
             None => Found::Nothing,
         }
     }
 
-    /// Puts a chunk into the open pack, unless another caller has stored the same one meanwhile. `room` covers its stored bytes.
+    /// Puts a chunk into the open pack, unless another caller has stored the same one meanwhile.
+    /// `room` covers its stored bytes.
     pub(super) fn append(
         self: &Arc<Self>,
         hash: ChunkHash,
@@ -310,11 +339,14 @@ impl Filling {
         }
         let room = room.split(encoded.bytes.len());
         let open = state.open(&pack::header(self.coder.sealing()), holds);
-        let Entry { hash, offset, stored_len, raw_len, codec } = open.push(hash, raw_len, encoded, room);
-        let chunk = ChunkRef { hash, pack: self.pack(open.seq), offset, stored_len, raw_len, codec };
+        let Entry { hash, offset, stored_len, raw_len, codec } =
+            open.push(hash, raw_len, encoded, room);
+        let chunk =
+            ChunkRef { hash, pack: self.pack(open.seq), offset, stored_len, raw_len, codec };
         let full = open.is_full();
         self.cache.0.known.lock().insert(self.id, chunk);
-        let closed = if full || self.cache.0.write_room.is_stuck() { self.close(&mut state) } else { None };
+        let closed =
+            if full || self.cache.0.write_room.is_stuck() { self.close(&mut state) } else { None };
         drop(state);
         self.send(closed);
         chunk
@@ -337,11 +369,13 @@ impl Filling {
         state.ledger.close(open.seq);
         state.moving += 1;
         self.cache.0.write_room.departed();
-        let moving = Moving { filling: self.clone(), seq: open.seq, stored: false, room: open.room.take() };
+        let moving =
+            Moving { filling: self.clone(), seq: open.seq, stored: false, room: open.room.take() };
         Some(Closed { open, moving })
     }
 
-    /// Sends a pack on its way, without any lock: a runtime that ends drops it at once, and whoever is dropped keeps the books ([`Moving`]).
+    /// Sends a pack on its way, without any lock: a runtime that ends drops it at once, and whoever
+    /// is dropped keeps the books ([`Moving`]).
     fn send(self: &Arc<Self>, closed: Option<Closed>) {
         if let Some(Closed { open, moving }) = closed {
             tokio::spawn(self.clone().put(open, moving));
@@ -365,7 +399,10 @@ impl Filling {
         let failed = |source| ChunkError::Bucket { doing: "storing", pack, source };
         let failpoints = self.bucket.failpoints();
         failpoints.step("chunk.before-pack-put").await.map_err(|error| failed(error.into()))?;
-        self.bucket.put_parts(&super::moved::key(self.family, pack, 0), parts).await.map_err(failed)?;
+        self.bucket
+            .put_parts(&super::moved::key(self.family, pack, 0), parts)
+            .await
+            .map_err(failed)?;
         failpoints.step("chunk.after-pack-put").await.map_err(|error| failed(error.into()))
     }
 }
@@ -392,7 +429,8 @@ impl Drop for Moving {
         state.ledger.put_ended(self.seq, self.stored);
         state.fates.remove(&self.seq);
         state.moving -= 1;
-        // Waiters that could not have a pack of their own share this one. (When the runtime goes down nobody is left to be served.)
+        // Waiters that could not have a pack of their own share this one. (When the runtime goes
+        // down nobody is left to be served.)
         let moving = state.moving;
         let awaited = state.open.as_ref().is_some_and(|open| moving < open.lanes);
         let is_served = awaited && tokio::runtime::Handle::try_current().is_ok();

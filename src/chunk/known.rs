@@ -1,11 +1,13 @@
-//! Which chunks are known to be stored already: a bounded map for deduplication, one for the process. A miss only costs space.
+//! Which chunks are known to be stored already: a bounded map for deduplication, one for the
+//! process. A miss only costs space.
 
 use super::{ChunkRef, Codec};
 use crate::types::{ChunkHash, PackId};
 use std::collections::HashMap;
 
-/// What a chunk takes: 36 bytes and a control byte, in a table that is on average two thirds full. So 8 MiB know 150,000 chunks, which are 9 GiB of
-/// 64 KiB each; all chunks of a TiB would take 900 MiB.
+/// What a chunk takes: 36 bytes and a control byte, in a table that is on average two thirds full.
+/// So 8 MiB know 150,000 chunks, which are 9 GiB of 64 KiB each; all chunks of a TiB would take 900
+/// MiB.
 const CHUNK_BYTES: usize = 56;
 /// What a pack takes of which a chunk is known: twice 40 bytes, in a vector and a table.
 const PACK_BYTES: usize = 140;
@@ -13,8 +15,9 @@ const PACK_BYTES: usize = 140;
 /// Whose chunk it is: a packer's number. What another dataset has stored is of no use (R10).
 pub(super) type Packer = u64;
 
-/// Half a hash, mixed with the packer. Two chunks of one dataset that agree in 128 bits do not come about by chance; who would make them (2^64
-/// work) spoils a file of their own, and its reader is told, because a read verifies the whole hash.
+/// Half a hash, mixed with the packer. Two chunks of one dataset that agree in 128 bits do not come
+/// about by chance; who would make them (2^64 work) spoils a file of their own, and its reader is
+/// told, because a read verifies the whole hash.
 type Key = [u8; 16];
 
 /// A chunk, but for its hash, which who asks has.
@@ -43,7 +46,14 @@ impl Generation {
         let place = self.places.get(&key(packer, hash))?;
         let (owner, pack) = *self.packs.get(place.pack as usize)?;
         let Place { offset, stored_len, raw_len, codec, .. } = *place;
-        (owner == packer).then_some(ChunkRef { hash: *hash, pack, offset, stored_len, raw_len, codec })
+        (owner == packer).then_some(ChunkRef {
+            hash: *hash,
+            pack,
+            offset,
+            stored_len,
+            raw_len,
+            codec,
+        })
     }
 
     fn insert(&mut self, packer: Packer, chunk: ChunkRef) {
@@ -65,8 +75,9 @@ fn key(packer: Packer, hash: &ChunkHash) -> Key {
     key
 }
 
-/// The most recently used chunks: two generations, so that using and forgetting are O(1) without links between entries. Takes between half and
-/// all of its memory. What packers know that are gone grows old.
+/// The most recently used chunks: two generations, so that using and forgetting are O(1) without
+/// links between entries. Takes between half and all of its memory. What packers know that are gone
+/// grows old.
 pub(super) struct Known {
     young: Generation,
     old: Generation,
@@ -75,7 +86,11 @@ pub(super) struct Known {
 
 impl Known {
     pub(super) fn new(bytes: u64) -> Self {
-        Self { young: Generation::default(), old: Generation::default(), bytes_max: usize::try_from(bytes).unwrap_or(usize::MAX) }
+        Self {
+            young: Generation::default(),
+            old: Generation::default(),
+            bytes_max: usize::try_from(bytes).unwrap_or(usize::MAX),
+        }
     }
 
     /// How many chunks may be told without forgetting one that was told with them.
@@ -119,7 +134,14 @@ mod tests {
         let mut hash = [0; 32];
         hash[..4].copy_from_slice(&n.to_le_bytes());
         let pack = PackId { creator: Incarnation::from_bytes([1; 16]), epoch: Epoch(1), seq };
-        ChunkRef { hash: ChunkHash(hash), pack, offset: n, stored_len: 1, raw_len: 1, codec: Codec::None }
+        ChunkRef {
+            hash: ChunkHash(hash),
+            pack,
+            offset: n,
+            stored_len: 1,
+            raw_len: 1,
+            codec: Codec::None,
+        }
     }
 
     fn chunk(n: u32) -> ChunkRef {
@@ -133,7 +155,9 @@ mod tests {
         for n in 0..10_000 {
             known.insert(1, chunk(n));
             assert_eq!(known.get(1, &chunk(0).hash), Some(chunk(0)), "used at every step");
-            assert!(known.young.bytes() + known.old.bytes() <= max + 2 * (CHUNK_BYTES + PACK_BYTES));
+            assert!(
+                known.young.bytes() + known.old.bytes() <= max + 2 * (CHUNK_BYTES + PACK_BYTES)
+            );
         }
         assert_eq!(known.get(1, &chunk(9_999).hash), Some(chunk(9_999)));
         assert_eq!(known.get(1, &chunk(5_000).hash), None);
@@ -146,22 +170,34 @@ mod tests {
         for n in 0..10_000 {
             known.insert(1, in_pack(n, u64::from(n)));
             assert_eq!(known.get(1, &chunk(n).hash), Some(in_pack(n, u64::from(n))));
-            assert!(known.young.bytes() + known.old.bytes() <= max + 2 * (CHUNK_BYTES + PACK_BYTES));
+            assert!(
+                known.young.bytes() + known.old.bytes() <= max + 2 * (CHUNK_BYTES + PACK_BYTES)
+            );
         }
         assert_eq!(known.young.indexes.len(), known.young.packs.len());
     }
 
     #[test]
     fn a_table_takes_no_more_than_is_counted() {
-        // What the standard library's table takes: a slot and a control byte each, at least 7/16 of them in use but for small ones.
+        // What the standard library's table takes: a slot and a control byte each, at least 7/16 of
+        // them in use but for small ones.
         assert!(size_of::<(Key, Place)>() < CHUNK_BYTES * 2 / 3);
-        assert!(size_of::<(Packer, PackId)>() + size_of::<((Packer, PackId), u32)>() <= PACK_BYTES * 2 / 3);
+        assert!(
+            size_of::<(Packer, PackId)>() + size_of::<((Packer, PackId), u32)>()
+                <= PACK_BYTES * 2 / 3
+        );
     }
 
     #[test]
     fn what_is_known_comes_back_whole_and_to_its_packer_alone() {
         let mut known = Known::new(100 * CHUNK_BYTES as u64);
-        let full = ChunkRef { hash: ChunkHash([7; 32]), stored_len: 77, raw_len: 1 << 20, codec: Codec::Lz4, ..in_pack(9, 3) };
+        let full = ChunkRef {
+            hash: ChunkHash([7; 32]),
+            stored_len: 77,
+            raw_len: 1 << 20,
+            codec: Codec::Lz4,
+            ..in_pack(9, 3)
+        };
         known.insert(1, full);
         known.insert(2, in_pack(9, 4));
         assert_eq!(known.get(1, &full.hash), Some(full));

@@ -7,9 +7,10 @@
 //!    └──── discard ─────┴── put failed ─▶ lost ───┘
 //! ```
 //!
-//! A *hold* is a promise not yet kept: someone may still submit a batch that refers to the pack. Packs end in any order; `settled` is the last one
-//! before the first that has not ended. A pack above `settled` may be held again, even when it has no holds at the moment: no superblock can have
-//! called it settled. One at or below it may not.
+//! A *hold* is a promise not yet kept: someone may still submit a batch that refers to the pack.
+//! Packs end in any order; `settled` is the last one before the first that has not ended. A pack
+//! above `settled` may be held again, even when it has no holds at the moment: no superblock can
+//! have called it settled. One at or below it may not.
 
 use std::collections::VecDeque;
 
@@ -142,7 +143,8 @@ mod tests {
         )
     }
 
-    /// What is obviously right: everything is remembered for ever and `settled` is computed anew each time.
+    /// What is obviously right: everything is remembered for ever and `settled` is computed anew
+    /// each time.
     #[derive(Default)]
     struct Model {
         packs: BTreeMap<u64, (State, u64)>,
@@ -151,7 +153,9 @@ mod tests {
 
     impl Model {
         fn settled(&mut self) -> u64 {
-            let ended = |&(state, holds): &(State, u64)| matches!(state, State::Stored | State::Lost) && holds == 0;
+            let ended = |&(state, holds): &(State, u64)| {
+                matches!(state, State::Stored | State::Lost) && holds == 0
+            };
             let settled = self.packs.values().take_while(|pack| ended(pack)).count() as u64;
             assert!(settled >= self.highest_settled, "a settled pack came back");
             self.highest_settled = settled;
@@ -206,7 +210,8 @@ mod tests {
                 }
                 let settled = model.settled();
                 prop_assert_eq!(ledger.settled(), settled);
-                prop_assert!(held.iter().all(|&seq| seq > settled), "a held pack was called settled");
+                prop_assert!(held.iter().all(|&seq| seq > settled), "a held pack was called \
+                    settled");
                 for (&seq, &(state, _)) in &model.packs {
                     prop_assert_eq!(ledger.is_unsettled(seq), seq > settled && state == State::Stored);
                 }

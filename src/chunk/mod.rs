@@ -1,27 +1,36 @@
 //! Content-addressed chunks in packs.
 //!
-//! A **chunk** is at most 1 MiB of file data, named by its keyed BLAKE3 hash ([`ChunkRef::hash`]). A **pack** is an immutable object
-//! `packs/<family>/<creator>/<epoch>-<seq>` of many chunks; `pack` gives its bytes, `moved` what it is called once most of it is dead, `announced` how that is announced. A [`Packer`] belongs to one writable open of a dataset and
-//! writes packs; a [`ChunkStore`] reads, lists and deletes those of a family; the [`ChunkCache`] and its memory limits are the process's.
+//! A **chunk** is at most 1 MiB of file data, named by its keyed BLAKE3 hash ([`ChunkRef::hash`]).
+//! A **pack** is an immutable object `packs/<family>/<creator>/<epoch>-<seq>` of many chunks;
+//! `pack` gives its bytes, `moved` what it is called once most of it is dead, `announced` how that
+//! is announced. A [`Packer`] belongs to one writable open of a dataset and writes packs; a
+//! [`ChunkStore`] reads, lists and deletes those of a family; the [`ChunkCache`] and its memory
+//! limits are the process's.
 //!
 //! # Invariants
-//! - What a read answers has the hash that was asked for, whether it came from the bucket or from the cache on disk: never wrong bytes, never
+//! - What a read answers has the hash that was asked for, whether it came from the bucket or from
+//!   the cache on disk: never wrong bytes, never
 //!   zeros. The memory cache holds verified data only.
-//! - A pack's name is given once (R9) and the bytes of an object never change; a pack that was rewritten is another object (R12).
+//! - A pack's name is given once (R9) and the bytes of an object never change; a pack that was
+//!   rewritten is another object (R12).
 //! - No reference is handed out as [`Stored`] before its pack's PUT was answered (R10).
-//! - `settled` never passes a pack that someone may still refer to (`ledger`, R9). A pack above it may be referred to freely; any other only if the
-//!   dataset says so, at the hit and again at the commit (R10): see [`Packer::deduplicate_into`] and [`Packer::is_unsettled`].
+//! - `settled` never passes a pack that someone may still refer to (`ledger`, R9). A pack above it
+//!   may be referred to freely; any other only if the dataset says so, at the hit and again at the
+//!   commit (R10): see [`Packer::deduplicate_into`] and [`Packer::is_unsettled`].
 //!
 //! # What a crash may leave
-//! Packs that nothing refers to: they were stored, or a lost PUT arrived later, and no batch was committed. The collector finds them below `settled`
-//! or below a later epoch. Never a reference without its pack.
+//! Packs that nothing refers to: they were stored, or a lost PUT arrived later, and no batch was
+//! committed. The collector finds them below `settled` or below a later epoch. Never a reference
+//! without its pack.
 //!
 //! # Memory
-//! [`ChunkLimits`], for all stores of the process: the cache, packs being filled and stored, requests on their way, what deduplication knows. A
-//! caller waits for room; read-ahead is dropped instead.
+//! [`ChunkLimits`], for all stores of the process: the cache, packs being filled and stored,
+//! requests on their way, what deduplication knows. A caller waits for room; read-ahead is dropped
+//! instead.
 //!
 //! # What this does not do
-//! It does not know which packs are in use: the file system counts (`U`), the collector decides. It does not retry: the bucket does.
+//! It does not know which packs are in use: the file system counts (`U`), the collector decides. It
+//! does not retry: the bucket does.
 
 mod announced;
 mod cache;

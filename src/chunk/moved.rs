@@ -1,5 +1,6 @@
-//! Packs that were rewritten (R12): where their chunks are now. References go on naming the first object of a pack; whoever misses it finds the
-//! chunk by its hash, through the footer of the newest generation.
+//! Packs that were rewritten (R12): where their chunks are now. References go on naming the first
+//! object of a pack; whoever misses it finds the chunk by its hash, through the footer of the
+//! newest generation.
 //!
 //! ```text
 //! packs/<family>/<creator>/<epoch>-<seq>                          what the packer wrote
@@ -32,11 +33,14 @@ pub(super) fn folder(family: FamilyId, pack: PackId) -> String {
 
 /// What a pack's object is called behind its family; `None` for what is no pack.
 pub fn parse(name: &str) -> Option<(PackId, Generation)> {
-    let Some((creator, rest)) = name.split_once("/rewritten/") else { return Some((name.parse().ok()?, 0)) };
+    let Some((creator, rest)) = name.split_once("/rewritten/") else {
+        return Some((name.parse().ok()?, 0));
+    };
     let (numbers, generation) = rest.split_once('/')?;
     let pack = format!("{creator}/{numbers}").parse().ok()?;
     let hex = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
-    let generation = (generation.len() == 8 && generation.bytes().all(hex)).then(|| Generation::from_str_radix(generation, 16))?;
+    let generation = (generation.len() == 8 && generation.bytes().all(hex))
+        .then(|| Generation::from_str_radix(generation, 16))?;
     generation.ok().filter(|generation| *generation > 0).map(|generation| (pack, generation))
 }
 
@@ -49,7 +53,16 @@ pub(super) struct Place {
 impl Place {
     pub(super) fn new(generation: Generation, chunks: &[ChunkRef]) -> Self {
         let entry = |c: &ChunkRef| {
-            (c.hash, Entry { hash: c.hash, offset: c.offset, stored_len: c.stored_len, raw_len: c.raw_len, codec: c.codec })
+            (
+                c.hash,
+                Entry {
+                    hash: c.hash,
+                    offset: c.offset,
+                    stored_len: c.stored_len,
+                    raw_len: c.raw_len,
+                    codec: c.codec,
+                },
+            )
         };
         Self { generation, chunks: chunks.iter().map(entry).collect() }
     }
@@ -57,7 +70,13 @@ impl Place {
     /// The same chunk where it is now.
     pub(super) fn of(&self, chunk: &ChunkRef) -> Option<ChunkRef> {
         let entry = self.chunks.get(&chunk.hash)?;
-        Some(ChunkRef { offset: entry.offset, stored_len: entry.stored_len, raw_len: entry.raw_len, codec: entry.codec, ..*chunk })
+        Some(ChunkRef {
+            offset: entry.offset,
+            stored_len: entry.stored_len,
+            raw_len: entry.raw_len,
+            codec: entry.codec,
+            ..*chunk
+        })
     }
 }
 
@@ -101,8 +120,10 @@ mod tests {
 
     #[test]
     fn names_parse_back_and_nothing_else_does() {
-        let (family, pack) =
-            (FamilyId::from_bytes([1; 16]), PackId { creator: Incarnation::from_bytes([2; 16]), epoch: Epoch(3), seq: 4 });
+        let (family, pack) = (
+            FamilyId::from_bytes([1; 16]),
+            PackId { creator: Incarnation::from_bytes([2; 16]), epoch: Epoch(3), seq: 4 },
+        );
         for generation in [0, 1, 0xabc, Generation::MAX] {
             let key = key(family, pack, generation);
             let name = key.strip_prefix(&format!("packs/{family}/")).unwrap();

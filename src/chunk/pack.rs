@@ -8,8 +8,9 @@
 //! trailer   checksum 32, footer length u32, flags, version, "zfpack"              44 bytes
 //! ```
 //!
-//! Numbers are little-endian. The checksum is BLAKE3 over header, footer and the rest of the trailer; the chunks have their own hashes. A reader
-//! that wants the footer needs the object's tail only; a reader that wants a chunk needs its [`ChunkRef`](super::ChunkRef) only.
+//! Numbers are little-endian. The checksum is BLAKE3 over header, footer and the rest of the
+//! trailer; the chunks have their own hashes. A reader that wants the footer needs the object's
+//! tail only; a reader that wants a chunk needs its [`ChunkRef`](super::ChunkRef) only.
 
 use super::{CHUNK_BYTES_MAX, Codec};
 use crate::crypto::Sealer;
@@ -25,7 +26,8 @@ pub(super) const HEADER_BYTES: u32 = 8;
 pub(super) const TRAILER_BYTES: usize = 44;
 const ENTRY_BYTES: usize = 45;
 
-/// A pack is closed when it holds this much: large enough that a GiB takes 64 PUTs, small enough that few are held in memory.
+/// A pack is closed when it holds this much: large enough that a GiB takes 64 PUTs, small enough
+/// that few are held in memory.
 pub const PACK_BYTES: u32 = 16 << 20;
 /// Most chunks of one pack, so that a footer has a bound (1.4 MiB) when they are tiny.
 pub(super) const PACK_CHUNKS_MAX: usize = 32 << 10;
@@ -33,8 +35,12 @@ pub(super) const PACK_CHUNKS_MAX: usize = 32 << 10;
 pub(super) const FOOTER_BYTES_MAX: usize = PACK_CHUNKS_MAX * ENTRY_BYTES + Sealer::OVERHEAD;
 
 /// No pack has more: it is closed by the chunk that fills it, and ends with its footer.
-pub const OBJECT_BYTES_MAX: usize =
-    PACK_BYTES as usize + CHUNK_BYTES_MAX + Sealer::OVERHEAD + FOOTER_BYTES_MAX + HEADER_BYTES as usize + TRAILER_BYTES;
+pub const OBJECT_BYTES_MAX: usize = PACK_BYTES as usize
+    + CHUNK_BYTES_MAX
+    + Sealer::OVERHEAD
+    + FOOTER_BYTES_MAX
+    + HEADER_BYTES as usize
+    + TRAILER_BYTES;
 
 /// What is wrong with the bytes of a pack.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +49,9 @@ pub enum PackError {
     Short { bytes: u64 },
     #[error("it does not end as a pack does")]
     Magic,
-    #[error("it has format version {version}, this program knows version {VERSION}: use a newer one")]
+    #[error(
+        "it has format version {version}, this program knows version {VERSION}: use a newer one"
+    )]
     Version { version: u8 },
     #[error("unknown flags {flags:#04x}: use a newer program")]
     Flags { flags: u8 },
@@ -121,10 +129,12 @@ pub(super) fn encode_footer(entries: &[Entry]) -> Vec<u8> {
     footer
 }
 
-/// Decodes a footer that is not, or no longer, sealed. Takes any bytes; allocates no more than they could hold.
+/// Decodes a footer that is not, or no longer, sealed. Takes any bytes; allocates no more than they
+/// could hold.
 ///
 /// # Errors
-/// When an entry is impossible: chunks lie one after another from the header on, within the sizes that this program writes.
+/// When an entry is impossible: chunks lie one after another from the header on, within the sizes
+/// that this program writes.
 pub fn decode_footer(footer: &[u8]) -> Result<Vec<Entry>, PackError> {
     if !footer.len().is_multiple_of(ENTRY_BYTES) || footer.len() > FOOTER_BYTES_MAX {
         return Err(PackError::FooterLength { bytes: footer.len() as u64 });
@@ -134,9 +144,14 @@ pub fn decode_footer(footer: &[u8]) -> Result<Vec<Entry>, PackError> {
     for (index, bytes) in footer.chunks_exact(ENTRY_BYTES).enumerate() {
         let entry = decode_entry(bytes).map_err(|why| PackError::Entry { index, why })?;
         if entry.offset != end {
-            return Err(PackError::Entry { index, why: "it does not begin where the one before it ends" });
+            return Err(PackError::Entry {
+                index,
+                why: "it does not begin where the one before it ends",
+            });
         }
-        end = end.checked_add(entry.stored_len).ok_or(PackError::Entry { index, why: "it ends beyond 4 GiB" })?;
+        end = end
+            .checked_add(entry.stored_len)
+            .ok_or(PackError::Entry { index, why: "it ends beyond 4 GiB" })?;
         entries.push(entry);
     }
     Ok(entries)
@@ -147,7 +162,8 @@ fn decode_entry(mut bytes: &[u8]) -> Result<Entry, &'static str> {
     let hash = take::<32>(&mut bytes).ok_or(cut_off)?;
     let [offset, stored_len, raw_len] = [take::<4>(&mut bytes), take(&mut bytes), take(&mut bytes)];
     let [codec] = take::<1>(&mut bytes).ok_or(cut_off)?;
-    let (offset, stored_len, raw_len) = (offset.ok_or(cut_off)?, stored_len.ok_or(cut_off)?, raw_len.ok_or(cut_off)?);
+    let (offset, stored_len, raw_len) =
+        (offset.ok_or(cut_off)?, stored_len.ok_or(cut_off)?, raw_len.ok_or(cut_off)?);
     let entry = Entry {
         hash: ChunkHash(hash),
         offset: u32::from_le_bytes(offset),
@@ -225,7 +241,8 @@ impl Trailer {
     /// # Errors
     /// When they are not those that the trailer was written for.
     pub fn check(&self, footer: &[u8]) -> Result<(), PackError> {
-        let right = footer.len() == self.footer_len as usize && checksum(footer, self.footer_len, self.sealing) == self.checksum;
+        let right = footer.len() == self.footer_len as usize
+            && checksum(footer, self.footer_len, self.sealing) == self.checksum;
         if right { Ok(()) } else { Err(PackError::Checksum) }
     }
 }
@@ -254,7 +271,13 @@ mod tests {
             let raw_len = u32::from(raw);
             let stored_len = raw_len.saturating_sub(saved.into());
             let codec = Codec::from_number((i % 3) as u8).unwrap();
-            entries.push(Entry { hash: ChunkHash([i as u8; 32]), offset, stored_len, raw_len, codec });
+            entries.push(Entry {
+                hash: ChunkHash([i as u8; 32]),
+                offset,
+                stored_len,
+                raw_len,
+                codec,
+            });
             offset += stored_len;
         }
         entries
@@ -293,7 +316,10 @@ mod tests {
             decode_footer(&encode_footer(&bad)).unwrap_err()
         };
         assert!(matches!(refused(|e| e.offset += 1), PackError::Entry { index: 1, .. }));
-        assert!(matches!(refused(|e| e.raw_len = CHUNK_BYTES_MAX as u32 + 1), PackError::Entry { index: 1, .. }));
+        assert!(matches!(
+            refused(|e| e.raw_len = CHUNK_BYTES_MAX as u32 + 1),
+            PackError::Entry { index: 1, .. }
+        ));
         assert!(matches!(refused(|e| e.stored_len = 141), PackError::Entry { index: 1, .. }));
     }
 }

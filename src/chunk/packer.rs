@@ -10,18 +10,19 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// Data that one CPU job takes: long enough to be worth handing over, short enough that an add uses all cores.
+/// Data that one CPU job takes: long enough to be worth handing over, short enough that an add uses
+/// all cores.
 const JOB_BYTES: usize = 1 << 20;
 /// Jobs of one add at once.
 const JOBS_MAX: usize = 4;
 /// How long a pack waits for more from [`Packing::stored_unhurried`].
 const LINGER: Duration = Duration::from_millis(200);
 
-/// Fills packs for one writable open of a dataset. Several callers add at once; a pack is closed and stored when it is full or when someone
-/// waits for it.
+/// Fills packs for one writable open of a dataset. Several callers add at once; a pack is closed
+/// and stored when it is full or when someone waits for it.
 ///
-/// Chunks known for deduplication are kept per packer and not per family: what a sibling dataset has stored is of no use here, because this
-/// dataset holds no `U` on it (R10).
+/// Chunks known for deduplication are kept per packer and not per family: what a sibling dataset
+/// has stored is of no use here, because this dataset holds no `U` on it (R10).
 #[derive(Clone)]
 pub struct Packer(pub(super) Arc<Filling>);
 
@@ -32,8 +33,9 @@ pub struct Packing {
     holds: Holds,
 }
 
-/// Chunks whose packs are in the bucket. While it lives, the packs that it touches are not settled (R9): keep it until the batch that refers to
-/// its chunks is submitted to the committer, then [`Self::settle`] or drop it. To drop it before is to promise that nothing will ever refer to
+/// Chunks whose packs are in the bucket. While it lives, the packs that it touches are not settled
+/// (R9): keep it until the batch that refers to its chunks is submitted to the committer, then
+/// [`Self::settle`] or drop it. To drop it before is to promise that nothing will ever refer to
 /// these chunks through it.
 #[must_use = "dropping it before the batch is submitted lets the collector sweep the chunks"]
 pub struct Stored {
@@ -47,23 +49,26 @@ impl Packing {
         &self.refs
     }
 
-    /// Closes the packs that hold the chunks and waits until they are stored: for COMMIT and whoever waits for an answer.
+    /// Closes the packs that hold the chunks and waits until they are stored: for COMMIT and
+    /// whoever waits for an answer.
     pub async fn stored(mut self) -> Result<Stored, ChunkError> {
         self.holds.hurry(Haste::Now);
         self.holds.stored().await?;
         Ok(Stored { refs: self.refs, _holds: self.holds })
     }
 
-    /// Waits until the packs are stored. One that is not full is closed as soon as nothing else is on its way: for large flushes, which fill packs
-    /// by themselves, and where writers wait for the memory.
+    /// Waits until the packs are stored. One that is not full is closed as soon as nothing else is
+    /// on its way: for large flushes, which fill packs by themselves, and where writers wait for
+    /// the memory.
     pub async fn stored_soon(mut self) -> Result<Stored, ChunkError> {
         self.holds.hurry(Haste::Calm);
         self.holds.stored().await?;
         Ok(Stored { refs: self.refs, _holds: self.holds })
     }
 
-    /// Waits until the packs are stored. One that is not full is closed only after a short while, and when nothing else is on its way: for
-    /// flushes in the background, so that a long sequential write makes full packs.
+    /// Waits until the packs are stored. One that is not full is closed only after a short while,
+    /// and when nothing else is on its way: for flushes in the background, so that a long
+    /// sequential write makes full packs.
     pub async fn stored_unhurried(mut self) -> Result<Stored, ChunkError> {
         match tokio::time::timeout(LINGER, self.holds.stored()).await {
             Ok(stored) => stored?,
@@ -86,13 +91,15 @@ impl Stored {
 }
 
 impl Packer {
-    /// Hashes, looks up among known chunks of the dataset, compresses, seals and appends. Runs the CPU work off the async threads.
-    /// Waits when too many bytes are on their way. When [`Packing::stored`] fails, the caller may add the same data again.
+    /// Hashes, looks up among known chunks of the dataset, compresses, seals and appends. Runs the
+    /// CPU work off the async threads. Waits when too many bytes are on their way. When
+    /// [`Packing::stored`] fails, the caller may add the same data again.
     pub async fn add(&self, raw: Vec<Bytes>) -> Result<Packing, ChunkError> {
         if let Some(bytes) = raw.iter().map(Bytes::len).find(|len| *len > CHUNK_BYTES_MAX) {
             return Err(ChunkError::TooLarge { bytes, max: CHUNK_BYTES_MAX });
         }
-        let mut packing = Packing { refs: Vec::with_capacity(raw.len()), holds: Holds::new(self.0.clone()) };
+        let mut packing =
+            Packing { refs: Vec::with_capacity(raw.len()), holds: Holds::new(self.0.clone()) };
         let mut jobs = stream::iter(jobs(raw)).map(|job| self.place(job)).buffered(JOBS_MAX);
         while let Some(mut placed) = jobs.try_next().await? {
             packing.refs.append(&mut placed.refs);
@@ -110,22 +117,25 @@ impl Packer {
         placed.ok_or(ChunkError::CutOff { doing: "packing" })
     }
 
-    /// Every pack of this packer up to this number is referenced by the batches submitted so far, or never will be (R9). The committer reads it
-    /// *before* it takes the batches that it writes together with the superblock: a pack may be called settled by no state that lacks the batch
+    /// Every pack of this packer up to this number is referenced by the batches submitted so far,
+    /// or never will be (R9). The committer reads it *before* it takes the batches that it writes
+    /// together with the superblock: a pack may be called settled by no state that lacks the batch
     /// which refers to it.
     pub fn settled(&self) -> u64 {
         self.0.settled()
     }
 
-    /// Whether `pack` is this packer's, stored, and not settled. At submit the committer refuses a new reference into a pack unless this holds,
-    /// or `U` of the pack is above 0 and it is not sealed (R10); the caller then adds the data again.
+    /// Whether `pack` is this packer's, stored, and not settled. At submit the committer refuses a
+    /// new reference into a pack unless this holds, or `U` of the pack is above 0 and it is not
+    /// sealed (R10); the caller then adds the data again.
     pub fn is_unsettled(&self, pack: PackId) -> bool {
         self.0.is_unsettled(pack)
     }
 
-    /// Sets who says whether the dataset may make new references into a settled pack, or one of another creator or epoch: `U` above 0 and not
-    /// sealed (R10). Until it is set, deduplication finds only chunks in this packer's own unsettled packs. It is called at every such hit,
-    /// with no lock held; hold the committer by a `Weak` in it.
+    /// Sets who says whether the dataset may make new references into a settled pack, or one of
+    /// another creator or epoch: `U` above 0 and not sealed (R10). Until it is set, deduplication
+    /// finds only chunks in this packer's own unsettled packs. It is called at every such hit, with
+    /// no lock held; hold the committer by a `Weak` in it.
     pub fn deduplicate_into(&self, may_refer: Arc<dyn Fn(PackId) -> bool + Send + Sync>) {
         *self.0.may_refer.write() = Some(may_refer);
     }
@@ -135,7 +145,8 @@ impl Packer {
         self.0.known(chunks);
     }
 
-    /// So many chunks may be told at once without forgetting some of them. The memory is the process's.
+    /// So many chunks may be told at once without forgetting some of them. The memory is the
+    /// process's.
     pub fn known_at_once(&self) -> usize {
         self.0.known_at_once()
     }

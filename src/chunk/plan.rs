@@ -3,10 +3,11 @@
 use super::{CHUNK_BYTES_MAX, ChunkRef};
 use std::ops::Range;
 
-/// One request takes at most this much, as stored and as data: small enough that several run side by side, large enough that the request itself
-/// does not count.
+/// One request takes at most this much, as stored and as data: small enough that several run side
+/// by side, large enough that the request itself does not count.
 pub(super) const RANGE_BYTES_MAX: u64 = 8 << 20;
-/// Bytes between two chunks that are fetched and thrown away rather than asked for separately: less than a request's latency costs.
+/// Bytes between two chunks that are fetched and thrown away rather than asked for separately: less
+/// than a request's latency costs.
 pub(super) const GAP_BYTES_MAX: u64 = 64 << 10;
 
 /// Chunks of one pack that are fetched with one request.
@@ -28,7 +29,8 @@ pub(super) fn plan(mut chunks: Vec<ChunkRef>) -> Vec<Fetch> {
     let mut fetches: Vec<Fetch> = Vec::new();
     for chunk in chunks {
         let range = range_of(&chunk);
-        // Untrusted: what is longer than any chunk is refused when it is decoded, and must not be waited for.
+        // Untrusted: what is longer than any chunk is refused when it is decoded, and must not be
+        // waited for.
         let raw_bytes = u64::from(chunk.raw_len).min(CHUNK_BYTES_MAX as u64);
         if let Some(fetch) = fetches.last_mut()
             && fetch.chunks.first().is_some_and(|first| first.pack == chunk.pack)

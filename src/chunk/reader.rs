@@ -1,6 +1,7 @@
 //! Reads chunks: from memory, from the disk cache, from the bucket; each only once at a time.
 //!
-//! A request runs in a task of its own: a caller that goes away leaves those who share the request alone.
+//! A request runs in a task of its own: a caller that goes away leaves those who share the request
+//! alone.
 
 use super::cache::{ChunkCache, count};
 use super::coder::{Backing, Coder};
@@ -31,7 +32,8 @@ pub(super) struct Reader {
     pub(super) bucket: Bucket,
     pub(super) coder: Arc<Coder>,
     pub(super) cache: ChunkCache,
-    /// By the whole reference: a second one to the same data must not fail because the first is broken.
+    /// By the whole reference: a second one to the same data must not fail because the first is
+    /// broken.
     pub(super) flights: Mutex<HashMap<ChunkRef, Flight>>,
     /// Of packs that were rewritten.
     pub(super) places: Mutex<Places>,
@@ -60,7 +62,10 @@ impl Drop for Landing {
 }
 
 impl Reader {
-    pub(super) async fn read(self: &Arc<Self>, chunks: &[ChunkRef]) -> Result<Vec<Bytes>, ChunkError> {
+    pub(super) async fn read(
+        self: &Arc<Self>,
+        chunks: &[ChunkRef],
+    ) -> Result<Vec<Bytes>, ChunkError> {
         let mut data = Vec::with_capacity(chunks.len());
         let mut missing = Vec::new();
         for (index, chunk) in chunks.iter().enumerate() {
@@ -95,7 +100,10 @@ impl Reader {
         };
         count(&counts.memory_hits);
         if data.len() != chunk.raw_len as usize {
-            return Err(corrupt(chunk, format!("it has {} bytes, its reference says {}", data.len(), chunk.raw_len)));
+            return Err(corrupt(
+                chunk,
+                format!("it has {} bytes, its reference says {}", data.len(), chunk.raw_len),
+            ));
         }
         Ok(Some(data))
     }
@@ -104,7 +112,10 @@ impl Reader {
     fn join(self: &Arc<Self>, chunks: &[(usize, ChunkRef)]) -> Vec<Flight> {
         let mut flights = self.flights.lock();
         let mut landings = Vec::new();
-        let joined = chunks.iter().map(|(_, chunk)| self.board(&mut flights, chunk, &mut landings)).collect();
+        let joined = chunks
+            .iter()
+            .map(|(_, chunk)| self.board(&mut flights, chunk, &mut landings))
+            .collect();
         drop(flights);
         if self.cache.0.has_disk() {
             tokio::spawn(self.clone().take_off_by_disk(landings));
@@ -114,14 +125,21 @@ impl Reader {
         joined
     }
 
-    fn board(self: &Arc<Self>, flights: &mut HashMap<ChunkRef, Flight>, chunk: &ChunkRef, landings: &mut Vec<Landing>) -> Flight {
+    fn board(
+        self: &Arc<Self>,
+        flights: &mut HashMap<ChunkRef, Flight>,
+        chunk: &ChunkRef,
+        landings: &mut Vec<Landing>,
+    ) -> Flight {
         if let Some(flight) = flights.get(chunk) {
             return flight.clone();
         }
         let waiters = watch::Sender::new(None);
         let flight = waiters.subscribe();
         // It may have landed between the look into memory and the lock.
-        if let Some(data) = self.cache.0.get(&chunk.hash).filter(|data| data.len() == chunk.raw_len as usize) {
+        if let Some(data) =
+            self.cache.0.get(&chunk.hash).filter(|data| data.len() == chunk.raw_len as usize)
+        {
             waiters.send_replace(Some(Ok(data)));
             return flight;
         }
@@ -131,7 +149,9 @@ impl Reader {
     }
 
     async fn take_off_by_disk(self: Arc<Self>, landings: Vec<Landing>) {
-        let tried = stream::iter(landings).map(|landing| self.try_disk(landing)).buffer_unordered(DISK_READS_MAX);
+        let tried = stream::iter(landings)
+            .map(|landing| self.try_disk(landing))
+            .buffer_unordered(DISK_READS_MAX);
         let missed: Vec<Landing> = tried.filter_map(|missed| async { missed }).collect().await;
         self.take_off(missed);
     }
@@ -149,7 +169,11 @@ impl Reader {
             }
             Some(Err(why)) => {
                 count(&shared.counts.disk_corrupt);
-                tracing::debug!(chunk = %chunk.hash, why, "the cache on disk gave a chunk back changed; reading it from the bucket");
+                tracing::debug!(
+                    chunk = %chunk.hash,
+                    why,
+                    "the cache on disk gave a chunk back changed; reading it from the bucket"
+                );
                 shared.disk_remove(&chunk.hash);
                 Some(landing)
             }
@@ -158,7 +182,8 @@ impl Reader {
     }
 
     fn take_off(self: &Arc<Self>, landings: Vec<Landing>) {
-        let mut landings: HashMap<ChunkRef, Landing> = landings.into_iter().map(|landing| (landing.chunk, landing)).collect();
+        let mut landings: HashMap<ChunkRef, Landing> =
+            landings.into_iter().map(|landing| (landing.chunk, landing)).collect();
         for fetch in plan(landings.keys().copied().collect()) {
             let landings = fetch.chunks.iter().filter_map(|chunk| landings.remove(chunk)).collect();
             tokio::spawn(self.clone().fetch(fetch, landings, None));
@@ -168,11 +193,14 @@ impl Reader {
     /// Fetches what is not in memory or on its way, as far as there is room.
     pub(super) fn prefetch(self: &Arc<Self>, chunks: Vec<ChunkRef>) {
         let mut flights = self.flights.lock();
-        let wanted = chunks.into_iter().filter(|chunk| check(chunk).is_ok() && !flights.contains_key(chunk));
-        let wanted: Vec<ChunkRef> = wanted.filter(|chunk| self.cache.0.get(&chunk.hash).is_none()).collect();
+        let wanted =
+            chunks.into_iter().filter(|chunk| check(chunk).is_ok() && !flights.contains_key(chunk));
+        let wanted: Vec<ChunkRef> =
+            wanted.filter(|chunk| self.cache.0.get(&chunk.hash).is_none()).collect();
         let mut leaving = Vec::new();
         for fetch in plan(dedup(wanted)) {
-            let Ok(room) = self.cache.0.ahead_room.clone().try_acquire_many_owned(weight(&fetch)) else {
+            let Ok(room) = self.cache.0.ahead_room.clone().try_acquire_many_owned(weight(&fetch))
+            else {
                 count(&self.cache.0.counts.ahead_dropped);
                 break;
             };
@@ -182,20 +210,29 @@ impl Reader {
             }
             leaving.push((fetch, landings, room));
         }
-        // A runtime that ends drops what is spawned at once, and a landing that is dropped wants the lock.
+        // A runtime that ends drops what is spawned at once, and a landing that is dropped wants
+        // the lock.
         drop(flights);
         for (fetch, landings, room) in leaving {
             tokio::spawn(self.clone().fetch_ahead(fetch, landings, room));
         }
     }
 
-    async fn fetch_ahead(self: Arc<Self>, fetch: Fetch, landings: Vec<Landing>, room: OwnedSemaphorePermit) {
+    async fn fetch_ahead(
+        self: Arc<Self>,
+        fetch: Fetch,
+        landings: Vec<Landing>,
+        room: OwnedSemaphorePermit,
+    ) {
         if !self.cache.0.has_disk() {
             return self.fetch(fetch, landings, Some(room)).await;
         }
-        let tried = stream::iter(landings).map(|landing| self.try_disk(landing)).buffer_unordered(DISK_READS_MAX);
+        let tried = stream::iter(landings)
+            .map(|landing| self.try_disk(landing))
+            .buffer_unordered(DISK_READS_MAX);
         let missed: Vec<Landing> = tried.filter_map(|missed| async { missed }).collect().await;
-        let mut missed: HashMap<ChunkRef, Landing> = missed.into_iter().map(|landing| (landing.chunk, landing)).collect();
+        let mut missed: HashMap<ChunkRef, Landing> =
+            missed.into_iter().map(|landing| (landing.chunk, landing)).collect();
         for fetch in plan(missed.keys().copied().collect()) {
             let landings = fetch.chunks.iter().filter_map(|chunk| missed.remove(chunk)).collect();
             self.clone().fetch(fetch, landings, None).await;
@@ -203,7 +240,12 @@ impl Reader {
         drop(room);
     }
 
-    async fn fetch(self: Arc<Self>, fetch: Fetch, landings: Vec<Landing>, room: Option<OwnedSemaphorePermit>) {
+    async fn fetch(
+        self: Arc<Self>,
+        fetch: Fetch,
+        landings: Vec<Landing>,
+        room: Option<OwnedSemaphorePermit>,
+    ) {
         let shared = &self.cache.0;
         // Neither semaphore is ever closed.
         let _slot = shared.reads.acquire().await;
@@ -267,7 +309,12 @@ impl Reader {
     }
 
     /// Those that are left when the generation is not there any more.
-    async fn fetch_at(&self, pack: PackId, place: &Place, landings: Vec<Landing>) -> Option<Vec<Landing>> {
+    async fn fetch_at(
+        &self,
+        pack: PackId,
+        place: &Place,
+        landings: Vec<Landing>,
+    ) -> Option<Vec<Landing>> {
         let mut waiting: HashMap<ChunkRef, Vec<Landing>> = HashMap::new();
         for landing in landings {
             match place.of(&landing.chunk) {
@@ -283,15 +330,25 @@ impl Reader {
         for fetch in plan(waiting.keys().copied().collect()) {
             let bytes = match self.get(pack, place.generation, &fetch).await {
                 Ok(bytes) => bytes,
-                Err(ChunkError::Missing { .. }) => return Some(waiting.into_values().flatten().collect()),
+                Err(ChunkError::Missing { .. }) => {
+                    return Some(waiting.into_values().flatten().collect());
+                }
                 Err(error) => {
-                    let failed = fetch.chunks.iter().filter_map(|chunk| waiting.remove(chunk)).flatten().collect();
+                    let failed = fetch
+                        .chunks
+                        .iter()
+                        .filter_map(|chunk| waiting.remove(chunk))
+                        .flatten()
+                        .collect();
                     fail(failed, &error);
                     continue;
                 }
             };
-            let mut landed: Vec<(ChunkRef, Vec<Landing>)> =
-                fetch.chunks.iter().filter_map(|chunk| Some((*chunk, waiting.remove(chunk)?))).collect();
+            let mut landed: Vec<(ChunkRef, Vec<Landing>)> = fetch
+                .chunks
+                .iter()
+                .filter_map(|chunk| Some((*chunk, waiting.remove(chunk)?)))
+                .collect();
             cpu::run(weight(&fetch) as usize, move || {
                 for (moved, landings) in landed.drain(..) {
                     for landing in landings {
@@ -305,12 +362,20 @@ impl Reader {
         None
     }
 
-    async fn get(&self, pack: PackId, generation: Generation, fetch: &Fetch) -> Result<Bytes, ChunkError> {
+    async fn get(
+        &self,
+        pack: PackId,
+        generation: Generation,
+        fetch: &Fetch,
+    ) -> Result<Bytes, ChunkError> {
         if fetch.range.is_empty() {
             return Ok(Bytes::new());
         }
         let key = moved::key(self.family, pack, generation);
-        self.bucket.get_range(&key, fetch.range.clone()).await.map_err(|source| reading(pack, source))
+        self.bucket
+            .get_range(&key, fetch.range.clone())
+            .await
+            .map_err(|source| reading(pack, source))
     }
 
     /// One chunk out of the range that was fetched, verified.
@@ -351,9 +416,10 @@ fn dedup(mut chunks: Vec<ChunkRef>) -> Vec<ChunkRef> {
 pub(super) fn reading(pack: PackId, source: BucketError) -> ChunkError {
     match source {
         BucketError::NotFound { .. } => ChunkError::Missing { pack },
-        BucketError::Short { bytes, wanted, .. } => {
-            ChunkError::CorruptPack { pack, why: format!("it ends after {bytes} bytes, {wanted} are needed") }
-        }
+        BucketError::Short { bytes, wanted, .. } => ChunkError::CorruptPack {
+            pack,
+            why: format!("it ends after {bytes} bytes, {wanted} are needed"),
+        },
         source => ChunkError::Bucket { doing: "reading", pack, source },
     }
 }
@@ -362,7 +428,8 @@ fn corrupt(chunk: &ChunkRef, why: String) -> ChunkError {
     ChunkError::Corrupt { hash: chunk.hash, pack: chunk.pack, why }
 }
 
-/// References come from the database, which is on the bucket too: an impossible one is not asked for.
+/// References come from the database, which is on the bucket too: an impossible one is not asked
+/// for.
 fn check(chunk: &ChunkRef) -> Result<(), ChunkError> {
     let (raw, stored) = (chunk.raw_len as usize, chunk.stored_len as usize);
     if chunk.offset < HEADER_BYTES || raw > CHUNK_BYTES_MAX || stored > raw + Sealer::OVERHEAD {
@@ -378,17 +445,26 @@ mod tests {
     use crate::crypto::Keyring;
     use crate::types::{Epoch, Incarnation, PoolId};
 
-    /// foyer has checksums of its own; this is what happens when they hold and the bytes are still not the chunk.
+    /// foyer has checksums of its own; this is what happens when they hold and the bytes are still
+    /// not the chunk.
     #[tokio::test]
     async fn a_wrong_chunk_on_disk_is_dropped_and_read_from_the_bucket() {
         let dir = tempfile::tempdir().expect("a folder");
         // Room for one chunk in memory.
-        let cache = ChunkCache::with_disk(ChunkLimits::cache(0), dir.path(), 64 << 20).await.expect("a cache");
+        let cache = ChunkCache::with_disk(ChunkLimits::cache(0), dir.path(), 64 << 20)
+            .await
+            .expect("a cache");
         let family = FamilyId::from_bytes([2; 16]);
-        let store = ChunkStore::new(Bucket::memory(), family, &Keyring::plain(PoolId::from_bytes([1; 16])), cache.clone());
+        let store = ChunkStore::new(
+            Bucket::memory(),
+            family,
+            &Keyring::plain(PoolId::from_bytes([1; 16])),
+            cache.clone(),
+        );
         let packer = store.packer(Incarnation::from_bytes([3; 16]), Epoch(1), Codec::None);
         let raw = Bytes::from_static(b"what was written");
-        let stored = packer.add(vec![raw.clone()]).await.expect("added").stored().await.expect("stored");
+        let stored =
+            packer.add(vec![raw.clone()]).await.expect("added").stored().await.expect("stored");
         let chunk = *stored.refs().first().expect("one chunk");
         cache.0.disk_insert(chunk.hash, &Bytes::from_static(b"what is not it!!"));
         let crowd_out = || cache.0.insert(store.hash(b"another"), Bytes::from_static(b"another"));
@@ -396,7 +472,8 @@ mod tests {
         assert_eq!(store.read(&[chunk]).await.expect("read"), std::slice::from_ref(&raw));
         let stats = cache.stats();
         assert_eq!((stats.disk_corrupt, stats.disk_hits), (1, 0));
-        // The disk tier writes in the background, and may drop what follows a removal at once: each read from the bucket offers it again.
+        // The disk tier writes in the background, and may drop what follows a removal at once: each
+        // read from the bucket offers it again.
         for _ in 0..1000 {
             crowd_out();
             assert_eq!(store.read(&[chunk]).await.expect("read"), std::slice::from_ref(&raw));
@@ -405,6 +482,10 @@ mod tests {
             }
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
-        assert_eq!((cache.stats().disk_corrupt, cache.stats().disk_hits), (1, 1), "the right one has taken its place");
+        assert_eq!(
+            (cache.stats().disk_corrupt, cache.stats().disk_hits),
+            (1, 1),
+            "the right one has taken its place"
+        );
     }
 }

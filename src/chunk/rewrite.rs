@@ -1,7 +1,9 @@
-//! Rewriting a pack that is mostly dead (R12): what is still in use is copied into the pack's next generation, then the older ones go.
+//! Rewriting a pack that is mostly dead (R12): what is still in use is copied into the pack's next
+//! generation, then the older ones go.
 //!
-//! The caller has marked which chunks are in use, after no head could make another of them live again. Garbage stays garbage from then on, so that
-//! any generation holds all that any later mark finds: two collectors, and one that was held up for a day, do no harm to each other.
+//! The caller has marked which chunks are in use, after no head could make another of them live
+//! again. Garbage stays garbage from then on, so that any generation holds all that any later mark
+//! finds: two collectors, and one that was held up for a day, do no harm to each other.
 
 use super::coder::Backing;
 use super::moved::{self, Generation};
@@ -28,14 +30,21 @@ pub enum Rewritten {
 }
 
 impl ChunkStore {
-    /// Copies the chunks in use into the next generation of a pack, and removes the older ones. `live`: every chunk that anything may ever refer to.
+    /// Copies the chunks in use into the next generation of a pack, and removes the older ones.
+    /// `live`: every chunk that anything may ever refer to.
     ///
     /// # Errors
-    /// [`ChunkError::Corrupt`] when a chunk in use is not in the pack, or not what it should be: then nothing was changed.
-    pub async fn rewrite(&self, pack: PackId, live: &HashSet<ChunkHash>) -> Result<Rewritten, ChunkError> {
+    /// [`ChunkError::Corrupt`] when a chunk in use is not in the pack, or not what it should be:
+    /// then nothing was changed.
+    pub async fn rewrite(
+        &self,
+        pack: PackId,
+        live: &HashSet<ChunkHash>,
+    ) -> Result<Rewritten, ChunkError> {
         let generation = self.newest_generation(pack).await?.unwrap_or(0);
         let (chunks, before) = self.contents_of(pack, generation).await?;
-        let kept: Vec<ChunkRef> = chunks.iter().filter(|chunk| live.contains(&chunk.hash)).copied().collect();
+        let kept: Vec<ChunkRef> =
+            chunks.iter().filter(|chunk| live.contains(&chunk.hash)).copied().collect();
         let there: HashSet<&ChunkHash> = kept.iter().map(|chunk| &chunk.hash).collect();
         if let Some(hash) = live.iter().find(|hash| !there.contains(hash)) {
             return Err(ChunkError::Corrupt {
@@ -48,30 +57,49 @@ impl ChunkStore {
         if bytes * 100 > before * LIVE_MAX {
             return Ok(Rewritten::Kept);
         }
-        let next = generation
-            .checked_add(1)
-            .ok_or_else(|| ChunkError::CorruptPack { pack, why: "it was rewritten too often".to_owned() })?;
+        let next = generation.checked_add(1).ok_or_else(|| ChunkError::CorruptPack {
+            pack,
+            why: "it was rewritten too often".to_owned(),
+        })?;
         let object = self.copy(pack, generation, kept).await?;
         let after = object.len() as u64;
         let family = self.0.family;
         let failpoints = self.0.bucket.failpoints().clone();
         let storing = |source| ChunkError::Bucket { doing: "rewriting", pack, source };
         failpoints.step("chunk.before-rewrite").await.map_err(|error| storing(error.into()))?;
-        match self.0.bucket.put_new(&moved::key(family, pack, next), object).await.map_err(storing)? {
+        match self
+            .0
+            .bucket
+            .put_new(&moved::key(family, pack, next), object)
+            .await
+            .map_err(storing)?
+        {
             // Another collector's: it holds all that is in use, too.
             PutNew::Created | PutNew::Exists => {}
         }
         failpoints.step("chunk.rewritten").await.map_err(|error| storing(error.into()))?;
-        let older: Vec<String> = (0..=generation).rev().map(|n| moved::key(family, pack, n)).collect();
+        let older: Vec<String> =
+            (0..=generation).rev().map(|n| moved::key(family, pack, n)).collect();
         self.0.bucket.delete(&older).await.map_err(storing)?;
         Ok(Rewritten::Done { before, after })
     }
 
     /// The object of a next generation: the chunks as they are stored, each verified on its way.
-    async fn copy(&self, pack: PackId, generation: Generation, kept: Vec<ChunkRef>) -> Result<Bytes, ChunkError> {
-        let end = kept.iter().map(|chunk| chunk.offset + chunk.stored_len).max().unwrap_or(HEADER_BYTES);
+    async fn copy(
+        &self,
+        pack: PackId,
+        generation: Generation,
+        kept: Vec<ChunkRef>,
+    ) -> Result<Bytes, ChunkError> {
+        let end =
+            kept.iter().map(|chunk| chunk.offset + chunk.stored_len).max().unwrap_or(HEADER_BYTES);
         let key = moved::key(self.0.family, pack, generation);
-        let old = self.0.bucket.get_range(&key, 0..u64::from(end)).await.map_err(|source| reading(pack, source))?;
+        let old = self
+            .0
+            .bucket
+            .get_range(&key, 0..u64::from(end))
+            .await
+            .map_err(|source| reading(pack, source))?;
         let coder = self.0.coder.clone();
         let copied = cpu::run(old.len(), move || {
             let mut object = BytesMut::with_capacity(old.len());

@@ -1,8 +1,10 @@
 //! Memory for packs that are filled and stored, shared by all packers of the process.
 //!
-//! Bytes in packs on their way come back by themselves; bytes in packs that are still open come back only when someone closes them. So when someone
-//! waits and nothing is on its way, every packer is asked to close, and closes at once what it fills from then on: a waiter always gets its room.
-//! While something is on its way nobody is asked, so that a bucket slower than its writers still gets full packs.
+//! Bytes in packs on their way come back by themselves; bytes in packs that are still open come
+//! back only when someone closes them. So when someone waits and nothing is on its way, every
+//! packer is asked to close, and closes at once what it fills from then on: a waiter always gets
+//! its room. While something is on its way nobody is asked, so that a bucket slower than its
+//! writers still gets full packs.
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +21,8 @@ pub(super) struct Room {
     bytes: u32,
     free: Arc<Semaphore>,
     waiting: AtomicUsize,
-    /// Packs on their way. With `waiting` in one order for all: who begins to wait and who arrives last, one of them sees the other.
+    /// Packs on their way. With `waiting` in one order for all: who begins to wait and who arrives
+    /// last, one of them sees the other.
     moving: AtomicUsize,
     fillers: Mutex<Vec<Weak<dyn Filler>>>,
 }

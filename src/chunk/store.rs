@@ -38,7 +38,14 @@ impl ChunkStore {
     /// Does no request.
     pub fn new(bucket: Bucket, family: FamilyId, keyring: &Keyring, cache: ChunkCache) -> Self {
         let coder = Arc::new(Coder::new(keyring, family));
-        Self(Arc::new(Reader { family, bucket, coder, cache, flights: Mutex::new(HashMap::new()), places: Mutex::default() }))
+        Self(Arc::new(Reader {
+            family,
+            bucket,
+            coder,
+            cache,
+            flights: Mutex::new(HashMap::new()),
+            places: Mutex::default(),
+        }))
     }
 
     /// The name that `raw` would be stored under.
@@ -46,7 +53,8 @@ impl ChunkStore {
         self.0.coder.hash(raw)
     }
 
-    /// The chunks' data, verified, in the order asked for. Adjacent ones are fetched with one request.
+    /// The chunks' data, verified, in the order asked for. Adjacent ones are fetched with one
+    /// request.
     pub async fn read(&self, chunks: &[ChunkRef]) -> Result<Vec<Bytes>, ChunkError> {
         self.0.read(chunks).await
     }
@@ -59,7 +67,8 @@ impl ChunkStore {
         hit
     }
 
-    /// Starts fetching chunks that will be read soon into the cache. Bounded: what finds no room is dropped; errors show at the read.
+    /// Starts fetching chunks that will be read soon into the cache. Bounded: what finds no room is
+    /// dropped; errors show at the read.
     pub fn prefetch(&self, chunks: Vec<ChunkRef>) {
         self.0.prefetch(chunks);
     }
@@ -82,12 +91,20 @@ impl ChunkStore {
     pub async fn list(&self) -> Result<Vec<PackSummary>, ChunkError> {
         let prefix = prefix(self.0.family);
         let (mut listed, mut packs) = (self.0.bucket.pages(&prefix), Vec::new());
-        while let Some(page) = listed.next().await.map_err(|source| self.failed("listing", source))? {
+        while let Some(page) =
+            listed.next().await.map_err(|source| self.failed("listing", source))?
+        {
             for object in page {
                 match object.key.strip_prefix(&prefix).and_then(moved::parse) {
-                    Some((pack, generation)) => packs.push(PackSummary { pack, generation, bytes: object.bytes }),
+                    Some((pack, generation)) => {
+                        packs.push(PackSummary { pack, generation, bytes: object.bytes })
+                    }
                     None => {
-                        tracing::warn!(key = object.key, "this object is no pack and is left alone; remove it if it is not needed");
+                        tracing::warn!(
+                            key = object.key,
+                            "this object is no pack and is left alone; remove it if it is not \
+                             needed"
+                        );
                     }
                 }
             }
@@ -103,12 +120,19 @@ impl ChunkStore {
     }
 
     /// The newest generation of a pack that was rewritten (R12).
-    pub(super) async fn newest_generation(&self, pack: PackId) -> Result<Option<Generation>, ChunkError> {
+    pub(super) async fn newest_generation(
+        &self,
+        pack: PackId,
+    ) -> Result<Option<Generation>, ChunkError> {
         self.0.newest_generation(pack).await
     }
 
     /// The footer of one generation, and the bytes of its object.
-    pub async fn contents_of(&self, pack: PackId, generation: Generation) -> Result<(Vec<ChunkRef>, u64), ChunkError> {
+    pub async fn contents_of(
+        &self,
+        pack: PackId,
+        generation: Generation,
+    ) -> Result<(Vec<ChunkRef>, u64), ChunkError> {
         self.0.contents(pack, generation).await
     }
 
@@ -117,7 +141,9 @@ impl ChunkStore {
         let mut keys = Vec::with_capacity(packs.len());
         for pack in packs {
             let newest = self.newest_generation(*pack).await?.unwrap_or(0);
-            keys.extend((0..=newest).map(|generation| moved::key(self.0.family, *pack, generation)));
+            keys.extend(
+                (0..=newest).map(|generation| moved::key(self.0.family, *pack, generation)),
+            );
         }
         let failpoints = self.0.bucket.failpoints();
         let failed = |source| self.failed("deleting", source);
@@ -132,8 +158,15 @@ impl ChunkStore {
 }
 
 impl Reader {
-    pub(super) async fn newest_generation(&self, pack: PackId) -> Result<Option<Generation>, ChunkError> {
-        let listed = self.bucket.list(&moved::folder(self.family, pack)).await.map_err(|source| reading(pack, source))?;
+    pub(super) async fn newest_generation(
+        &self,
+        pack: PackId,
+    ) -> Result<Option<Generation>, ChunkError> {
+        let listed = self
+            .bucket
+            .list(&moved::folder(self.family, pack))
+            .await
+            .map_err(|source| reading(pack, source))?;
         let generations = listed.iter().filter_map(|object| {
             let name = object.key.strip_prefix(&prefix(self.family))?;
             moved::parse(name).map(|(_, generation)| generation)
@@ -148,10 +181,15 @@ impl Reader {
         Ok(Some(Place::new(generation, &chunks)))
     }
 
-    pub(super) async fn contents(&self, pack: PackId, generation: Generation) -> Result<(Vec<ChunkRef>, u64), ChunkError> {
+    pub(super) async fn contents(
+        &self,
+        pack: PackId,
+        generation: Generation,
+    ) -> Result<(Vec<ChunkRef>, u64), ChunkError> {
         let key = moved::key(self.family, pack, generation);
         let broken = |error: PackError| self.corrupt(pack, error.to_string());
-        let (mut tail, size) = self.bucket.get_tail(&key, TAIL_BYTES).await.map_err(|source| reading(pack, source))?;
+        let (mut tail, size) =
+            self.bucket.get_tail(&key, TAIL_BYTES).await.map_err(|source| reading(pack, source))?;
         let trailer = Trailer::decode(&tail).map_err(broken)?;
         let footer_len = trailer.footer_len as usize;
         let end_bytes = footer_len + TRAILER_BYTES;
@@ -160,12 +198,19 @@ impl Reader {
         }
         let footer_at = size - end_bytes as u64;
         if tail.len() < end_bytes {
-            tail = self.bucket.get_range(&key, footer_at..size).await.map_err(|source| reading(pack, source))?;
+            tail = self
+                .bucket
+                .get_range(&key, footer_at..size)
+                .await
+                .map_err(|source| reading(pack, source))?;
         }
         let footer = tail.len().checked_sub(end_bytes).map(|at| tail.slice(at..at + footer_len));
         let footer = footer.ok_or_else(|| broken(PackError::Short { bytes: tail.len() as u64 }))?;
         trailer.check(&footer).map_err(broken)?;
-        let entries = self.coder.decode_footer(pack, trailer.sealing, &footer).map_err(|why| self.corrupt(pack, why))?;
+        let entries = self
+            .coder
+            .decode_footer(pack, trailer.sealing, &footer)
+            .map_err(|why| self.corrupt(pack, why))?;
         let chunks = entries.last().map_or(HEADER_BYTES, |last| last.offset + last.stored_len);
         if u64::from(chunks) != footer_at {
             return Err(broken(PackError::Gap { chunks, footer: footer_at }));

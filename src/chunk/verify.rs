@@ -18,21 +18,34 @@ pub struct Verified {
 }
 
 impl ChunkStore {
-    /// Reads a pack past all caches and verifies its chunks. One request for the data, two to find it.
+    /// Reads a pack past all caches and verifies its chunks. One request for the data, two to find
+    /// it.
     ///
     /// # Errors
-    /// [`ChunkError::Missing`], [`ChunkError::CorruptPack`] when its footer is not readable; others may pass.
+    /// [`ChunkError::Missing`], [`ChunkError::CorruptPack`] when its footer is not readable; others
+    /// may pass.
     pub async fn verify(&self, pack: PackId) -> Result<Verified, ChunkError> {
         let generation = self.newest_generation(pack).await?.unwrap_or(0);
         let (chunks, _) = self.contents_of(pack, generation).await?;
-        let end = chunks.iter().map(|chunk| chunk.offset + chunk.stored_len).max().unwrap_or(HEADER_BYTES);
+        let end = chunks
+            .iter()
+            .map(|chunk| chunk.offset + chunk.stored_len)
+            .max()
+            .unwrap_or(HEADER_BYTES);
         let key = moved::key(self.0.family, pack, generation);
-        let bytes = self.0.bucket.get_range(&key, 0..u64::from(end)).await.map_err(|source| reading(pack, source))?;
+        let bytes = self
+            .0
+            .bucket
+            .get_range(&key, 0..u64::from(end))
+            .await
+            .map_err(|source| reading(pack, source))?;
         let coder = self.0.coder.clone();
         let verified = cpu::run(bytes.len(), move || {
             let mut verified = Verified { bytes: bytes.len() as u64, ..Verified::default() };
             for chunk in chunks {
-                match stored(&bytes, &chunk).and_then(|stored| coder.decode(&chunk, stored, Backing::Part)) {
+                match stored(&bytes, &chunk)
+                    .and_then(|stored| coder.decode(&chunk, stored, Backing::Part))
+                {
                     Ok(_) => verified.whole.push(chunk.hash),
                     Err(why) => verified.damaged.push((chunk.hash, why)),
                 }

@@ -8,12 +8,16 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-const EXIT_CODES: &str = "Exit status: 0 done, 1 failed, 2 wrong arguments or configuration, 10 not found, 11 exists already, 12 busy: repeat, \
-    13 not now: the message says what must happen first, 14 no room, 15 denied, 16 the store or a node does not answer, 17 taken over, \
+const EXIT_CODES: &str = "Exit status: 0 done, 1 failed, 2 wrong arguments or configuration, 10 \
+    not found, 11 exists already, 12 busy: repeat, \
+    13 not now: the message says what must happen first, 14 no room, 15 denied, 16 the store or a \
+    node does not answer, 17 taken over, \
     18 damaged, 19 not supported, 130 stopped by a signal";
 
-const SPACE_COLUMNS: &str = "LOGICAL: the lengths of its files, holes included (with --exact). REFERENCED: bytes of data that it refers to. UNIQUE: stored bytes that \
-    nothing else refers to, which its deletion frees; ~ marks an estimate, too little where a pack is shared";
+const SPACE_COLUMNS: &str = "LOGICAL: the lengths of its files, holes included (with --exact). \
+    REFERENCED: bytes of data that it refers to. UNIQUE: stored bytes that \
+    nothing else refers to, which its deletion frees; ~ marks an estimate, too little where a pack \
+    is shared";
 
 /// Kubernetes volumes that are POSIX file systems living entirely in an object store.
 #[derive(Parser)]
@@ -60,7 +64,8 @@ pub struct PoolArgs {
     /// Where the pool is: s3://BUCKET/PREFIX, gs://…, az://…, file:///FOLDER
     #[arg(long, value_name = "URL", required_unless_present = "config")]
     pub pool: Option<String>,
-    /// Configuration with pools, credentials and limits; --pool may then be the name of one of its pools
+    /// Configuration with pools, credentials and limits; --pool may then be the name of one of its
+    /// pools
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The passphrase of an encrypted pool, on the first line (or the variable ZEROFS_PASSPHRASE)
@@ -86,7 +91,8 @@ pub struct Output {
 
 #[derive(Subcommand)]
 pub enum PoolCommand {
-    /// Make a pool in a bucket and prefix, or folder, that holds nothing else; tries what the store must be able to do
+    /// Make a pool in a bucket and prefix, or folder, that holds nothing else; tries what the store
+    /// must be able to do
     Create {
         #[command(flatten)]
         common: Common,
@@ -142,8 +148,9 @@ pub enum DatasetCommand {
     Release {
         /// Name of the dataset; of a PersistentVolume it is the volume's name
         name: String,
-        /// Take it from a node that is gone, does not answer, or uses it: what only that node's journal holds may be lost, and its mounts there
-        /// answer ESTALE. Waits for the node, at most for its lease
+        /// Take it from a node that is gone, does not answer, or uses it: what only that node's
+        /// journal holds may be lost, and its mounts there answer ESTALE. Waits for the node, at
+        /// most for its lease
         #[arg(long)]
         force: bool,
         #[command(flatten)]
@@ -177,7 +184,8 @@ pub enum SnapshotCommand {
         dataset: String,
         /// Name of the snapshot
         name: String,
-        /// One that can be written to: a clone, named DATASET@NAME, which is listed and deleted with the snapshots
+        /// One that can be written to: a clone, named DATASET@NAME, which is listed and deleted
+        /// with the snapshots
         #[arg(long)]
         writable: bool,
         #[command(flatten)]
@@ -238,7 +246,10 @@ fn size(text: &str) -> Result<ByteSize, SizeError> {
 fn quota(text: &str) -> Result<ByteSize, String> {
     let size = size(text).map_err(|error| error.to_string())?;
     if size.0 < SIZE_MIN {
-        return Err(format!("{size} is too little: use at least {}, and a unit, like 20Gi", ByteSize(SIZE_MIN)));
+        return Err(format!(
+            "{size} is too little: use at least {}, and a unit, like 20Gi",
+            ByteSize(SIZE_MIN)
+        ));
     }
     Ok(size)
 }
@@ -261,7 +272,8 @@ pub struct NewArgs {
     /// Most bytes it may hold, like 20Gi (default 10Gi, or the source's)
     #[arg(long, value_parser = quota)]
     pub size: Option<ByteSize>,
-    /// What an acknowledgement means (default standard; always for a dataset that several nodes use)
+    /// What an acknowledgement means (default standard; always for a dataset that several nodes
+    /// use)
     #[arg(long, value_enum)]
     pub sync: Option<SyncArg>,
     /// Record size of new files, a power of two from 4k to 1m (default 64k)
@@ -270,10 +282,12 @@ pub struct NewArgs {
     /// Compression of file data (default lz4)
     #[arg(long, value_enum)]
     pub compression: Option<CodecArg>,
-    /// Whether a listing of the root folder shows .snapshots, which leads to the snapshots either way
+    /// Whether a listing of the root folder shows .snapshots, which leads to the snapshots either
+    /// way
     #[arg(long, value_enum)]
     pub snapdir: Option<SnapdirArg>,
-    /// Make no clone of the snapshot, but a read-only dataset that is the snapshot: any number of nodes may use it
+    /// Make no clone of the snapshot, but a read-only dataset that is the snapshot: any number of
+    /// nodes may use it
     #[arg(long)]
     pub read_only: bool,
     /// Most inodes it may hold
@@ -315,7 +329,8 @@ pub struct RestoreArgs {
     /// With --in-place: put it at this path of the dataset instead
     #[arg(long, value_name = "PATH", requires = "in_place", conflicts_with = "target")]
     pub to: Option<OsString>,
-    /// Replace existing files and links; never folders, and devices, pipes and sockets only by themselves in a tree
+    /// Replace existing files and links; never folders, and devices, pipes and sockets only by
+    /// themselves in a tree
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
@@ -338,7 +353,8 @@ pub struct ServeArgs {
     /// Where to serve /healthz, /readyz and /metrics
     #[arg(long, value_name = "IP:PORT", env = "HEALTH_LISTEN")]
     pub health_listen: Option<SocketAddr>,
-    /// Serve NFS clients with an unprivileged source port too, with their root as nobody; any of them may pose as any other user
+    /// Serve NFS clients with an unprivileged source port too, with their root as nobody; any of
+    /// them may pose as any other user
     #[arg(long)]
     pub insecure_ports: bool,
 }
@@ -438,10 +454,12 @@ pub struct BenchArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
-    /// A dataset with its snapshots, or DATASET@SNAPSHOT; all datasets and snapshots if left out. A writable snapshot is named by itself
+    /// A dataset with its snapshots, or DATASET@SNAPSHOT; all datasets and snapshots if left out. A
+    /// writable snapshot is named by itself
     pub dataset: Option<String>,
-    /// Put right what follows from the rest without a choice: counts, link counts, sizes of directories, what is queued for reclaim.
-    /// Only in datasets that nobody has open; snapshots stay as they are
+    /// Put right what follows from the rest without a choice: counts, link counts, sizes of
+    /// directories, what is queued for reclaim. Only in datasets that nobody has open; snapshots
+    /// stay as they are
     #[arg(long)]
     pub repair: bool,
     #[command(flatten)]
@@ -450,9 +468,11 @@ pub struct CheckArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct SpaceArgs {
-    /// A dataset with its snapshots; all if left out. A writable snapshot is named by itself: DATASET@NAME
+    /// A dataset with its snapshots; all if left out. A writable snapshot is named by itself:
+    /// DATASET@NAME
     pub dataset: Option<String>,
-    /// Read every record for exact figures: takes time, and about 1.6 GiB of memory for a TiB in records of 64 KiB
+    /// Read every record for exact figures: takes time, and about 1.6 GiB of memory for a TiB in
+    /// records of 64 KiB
     #[arg(long)]
     pub exact: bool,
     #[command(flatten)]
@@ -461,12 +481,14 @@ pub struct SpaceArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct ScrubArgs {
-    /// A dataset with its snapshots; all if left out. A writable snapshot is named by itself: DATASET@NAME
+    /// A dataset with its snapshots; all if left out. A writable snapshot is named by itself:
+    /// DATASET@NAME
     pub dataset: Option<String>,
     /// Read at most so much a second, like 50Mi
     #[arg(long, value_name = "SIZE")]
     pub rate: Option<ByteSize>,
-    /// Remember in this file what was read, and do not read it again: a scrub that was ended goes on where it was. Removed at the end
+    /// Remember in this file what was read, and do not read it again: a scrub that was ended goes
+    /// on where it was. Removed at the end
     #[arg(long, value_name = "FILE")]
     pub state_file: Option<PathBuf>,
     #[command(flatten)]
@@ -478,7 +500,8 @@ pub struct GcArgs {
     /// Print what would be removed, and remove nothing
     #[arg(long, conflicts_with = "rate")]
     pub dry_run: bool,
-    /// Read at most so much a second of packs that are rewritten, like 50Mi; without it, or with 0, as fast as it goes
+    /// Read at most so much a second of packs that are rewritten, like 50Mi; without it, or with 0,
+    /// as fast as it goes
     #[arg(long, value_name = "SIZE")]
     pub rate: Option<ByteSize>,
     #[command(flatten)]

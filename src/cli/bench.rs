@@ -20,10 +20,17 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if !(1..=SECONDS_MAX).contains(&args.seconds) {
         return Err(invalid(format!("--seconds {}: use 1 to {SECONDS_MAX}", args.seconds)));
     }
-    let mut found =
-        args.target.to_socket_addrs().map_err(|error| invalid(format!("--target {:?}: {error}: write HOST:PORT", args.target)))?;
-    let target = found.next().ok_or_else(|| invalid(format!("--target {:?} has no address", args.target)))?;
-    let only = args.only.iter().map(|name| name.parse::<Work>().map_err(invalid)).collect::<Result<Vec<_>, _>>()?;
+    let mut found = args.target.to_socket_addrs().map_err(|error| {
+        invalid(format!("--target {:?}: {error}: write HOST:PORT", args.target))
+    })?;
+    let target = found
+        .next()
+        .ok_or_else(|| invalid(format!("--target {:?} has no address", args.target)))?;
+    let only = args
+        .only
+        .iter()
+        .map(|name| name.parse::<Work>().map_err(invalid))
+        .collect::<Result<Vec<_>, _>>()?;
     let options = LoadOptions {
         only,
         mount_port: args.mount_port,

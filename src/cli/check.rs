@@ -1,7 +1,9 @@
-//! `check`: the structure and counts of datasets and snapshots, and that every pack they refer to exists.
+//! `check`: the structure and counts of datasets and snapshots, and that every pack they refer to
+//! exists.
 //!
-//! A dataset that is open somewhere is checked at a snapshot made for this, and deleted afterwards: its rows must be of one
-//! moment. What can be mended (`--repair`) is mended by this process as the owner of a dataset that nobody else has open.
+//! A dataset that is open somewhere is checked at a snapshot made for this, and deleted afterwards:
+//! its rows must be of one moment. What can be mended (`--repair`) is mended by this process as the
+//! owner of a dataset that nobody else has open.
 
 use super::args::CheckArgs;
 use super::exit::{Interrupted, Wrong, class_of};
@@ -24,7 +26,8 @@ use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 
-/// Names of the snapshots that it makes: this and 16 digits. None is given to others by the command line.
+/// Names of the snapshots that it makes: this and 16 digits. None is given to others by the command
+/// line.
 const OWN_PREFIX: &str = "check-";
 /// No check of one dataset takes that long: one of that age was left behind.
 const OWN_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -52,7 +55,8 @@ pub fn run(args: CheckArgs) -> anyhow::Result<()> {
         let (checked, failed) = Box::pin(check_all(&opened, &args, &progress, &stop)).await?;
         drop(progress);
         let bad: Vec<&str> = checked.iter().filter(|c| !c.clean).map(|c| c.what.as_str()).collect();
-        let verdict = if bad.is_empty() { Ok(()) } else { Err(format!("not clean: {}", bad.join(", "))) };
+        let verdict =
+            if bad.is_empty() { Ok(()) } else { Err(format!("not clean: {}", bad.join(", "))) };
         args.common.output.print(&checked, |checked| text(checked))?;
         verdict.map_err(|why| Wrong::new(Class::Corrupt, why))?;
         failed.map_or(Ok(()), Err)
@@ -60,14 +64,17 @@ pub fn run(args: CheckArgs) -> anyhow::Result<()> {
 }
 
 /// Advice for an object of a database that cannot be read: no command of ours can rebuild it.
-const DAMAGED: &str = "an object of its database is damaged or missing, and what is in it cannot be read: put the object back from another \
-                       version or copy of the bucket; otherwise clone, or restore from, a snapshot that `check` finds clean";
+const DAMAGED: &str = "an object of its database is damaged or missing, and what is in it cannot \
+    be read: put the object back from another \
+                       version or copy of the bucket; otherwise clone, or restore from, a snapshot \
+                       that `check` finds clean";
 
 fn with_next_step(error: anyhow::Error) -> anyhow::Error {
     if class_of(&error) == Class::Corrupt { error.context(DAMAGED) } else { error }
 }
 
-/// What was checked, and the first of what could not be: a dataset whose owner does not answer keeps nobody from checking the others.
+/// What was checked, and the first of what could not be: a dataset whose owner does not answer
+/// keeps nobody from checking the others.
 async fn check_all(
     opened: &Opened,
     args: &CheckArgs,
@@ -76,7 +83,12 @@ async fn check_all(
 ) -> anyhow::Result<(Vec<Checked>, Option<anyhow::Error>)> {
     let (mut checked, mut failed, only) = (Vec::new(), None, args.dataset.as_deref());
     if let Some((dataset, snapshot)) = only.and_then(split_snapshot)
-        && opened.pool.catalog.dataset(&dataset_name(&format!("{dataset}@{snapshot}"))?).await?.is_none()
+        && opened
+            .pool
+            .catalog
+            .dataset(&dataset_name(&format!("{dataset}@{snapshot}"))?)
+            .await?
+            .is_none()
     {
         let snapshot = opened.snapshot(dataset, snapshot).await?;
         checked.push(check_snapshot(opened, dataset, &snapshot, stop).await?);
@@ -97,7 +109,11 @@ async fn check_all(
         progress.say(&format!("checking dataset {}", dataset.name));
         remove_leftovers(opened, dataset).await?;
         let ready = dataset.state == State::Ready;
-        let found = if ready { Box::pin(check_or_repair(opened, dataset, args.repair, stop)).await } else { Ok(None) };
+        let found = if ready {
+            Box::pin(check_or_repair(opened, dataset, args.repair, stop)).await
+        } else {
+            Ok(None)
+        };
         match found {
             Ok(found) => checked.extend(found),
             Err(error) if stop.is_cancelled() => return Err(error),
@@ -118,7 +134,10 @@ async fn check_all(
                 Err(_) if is_gone(opened, &at.record).await? => {}
                 Err(error) => {
                     let error = with_next_step(error);
-                    eprintln!("not checked: snapshot {}@{}: {error:#}", dataset.name, at.record.name);
+                    eprintln!(
+                        "not checked: snapshot {}@{}: {error:#}",
+                        dataset.name, at.record.name
+                    );
                     failed.get_or_insert(error);
                 }
             }
@@ -133,7 +152,9 @@ async fn is_gone(opened: &Opened, snapshot: &Snapshot) -> anyhow::Result<bool> {
 }
 
 async fn packs(opened: &Opened) -> anyhow::Result<HashSet<PackId>> {
-    let name = |key: &str| parse_object(key.strip_prefix("packs/")?.split_once('/')?.1).map(|(pack, _)| pack);
+    let name = |key: &str| {
+        parse_object(key.strip_prefix("packs/")?.split_once('/')?.1).map(|(pack, _)| pack)
+    };
     let (mut listed, mut packs) = (opened.pool.catalog.bucket().pages("packs/"), HashSet::new());
     while let Some(page) = listed.next().await? {
         packs.extend(page.iter().filter_map(|object| name(&object.key)));
@@ -150,7 +171,12 @@ async fn check_or_repair(
     let found = check_dataset(opened, dataset, stop).await?;
     match found {
         Some(found) if repair && found.mendable > 0 => {
-            let repaired = repair_released(opened.parts.volumes.settings(), &opened.pool.catalog, dataset.id()).await?;
+            let repaired = repair_released(
+                opened.parts.volumes.settings(),
+                &opened.pool.catalog,
+                dataset.id(),
+            )
+            .await?;
             let again = check_dataset(opened, dataset, stop).await?;
             Ok(again.map(|again| Checked { mended: repaired.mended, ..again }))
         }
@@ -159,8 +185,16 @@ async fn check_or_repair(
 }
 
 /// `None`: never opened, so there is nothing to check.
-async fn check_dataset(opened: &Opened, dataset: &Dataset, stop: &CancellationToken) -> anyhow::Result<Option<Checked>> {
-    let place = opened.parts.volumes.settings().place(&opened.pool.catalog, dataset.family, dataset.incarnation);
+async fn check_dataset(
+    opened: &Opened,
+    dataset: &Dataset,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Checked>> {
+    let place = opened.parts.volumes.settings().place(
+        &opened.pool.catalog,
+        dataset.family,
+        dataset.incarnation,
+    );
     if !db::exists(&place).await? {
         return Ok(None);
     }
@@ -196,9 +230,12 @@ pub fn is_own(name: &SnapshotName) -> bool {
 
 /// Snapshots of checks that died.
 async fn remove_leftovers(opened: &Opened, dataset: &Dataset) -> anyhow::Result<()> {
-    let Some(before) = SystemTime::now().checked_sub(OWN_KEPT).map(Timestamp::from) else { return Ok(()) };
+    let Some(before) = SystemTime::now().checked_sub(OWN_KEPT).map(Timestamp::from) else {
+        return Ok(());
+    };
     for at in opened.pool.catalog.snapshots(Some(dataset.incarnation)).await? {
-        let left = matches!(at.record.state, State::Ready | State::Creating) && at.record.created < before;
+        let left =
+            matches!(at.record.state, State::Ready | State::Creating) && at.record.created < before;
         if left && is_own(&at.record.name) && at.record.dependants.is_empty() {
             let handle = SnapshotHandle { pool: opened.pool.id(), snapshot: at.record.id() };
             opened.controller.delete_snapshot(handle).await?;
@@ -207,18 +244,36 @@ async fn remove_leftovers(opened: &Opened, dataset: &Dataset) -> anyhow::Result<
     Ok(())
 }
 
-async fn check_snapshot(opened: &Opened, dataset: &str, snapshot: &Snapshot, stop: &CancellationToken) -> anyhow::Result<Checked> {
+async fn check_snapshot(
+    opened: &Opened,
+    dataset: &str,
+    snapshot: &Snapshot,
+    stop: &CancellationToken,
+) -> anyhow::Result<Checked> {
     let what = format!("{dataset}@{}", snapshot.name);
-    let place = opened.parts.volumes.settings().place(&opened.pool.catalog, snapshot.family, snapshot.dataset.incarnation);
+    let place = opened.parts.volumes.settings().place(
+        &opened.pool.catalog,
+        snapshot.family,
+        snapshot.dataset.incarnation,
+    );
     let Some(checkpoint) = snapshot.checkpoint else {
-        return Err(Wrong::new(Class::Corrupt, format!("snapshot {what} is ready but names no checkpoint")));
+        return Err(Wrong::new(
+            Class::Corrupt,
+            format!("snapshot {what} is ready but names no checkpoint"),
+        ));
     };
     let reader = Reader::at_checkpoint(&place, CheckpointId(checkpoint)).await?;
     check_reader(opened, what, reader, stop).await
 }
 
-async fn check_reader(opened: &Opened, what: String, reader: Reader, stop: &CancellationToken) -> anyhow::Result<Checked> {
-    let reading = async { Ok::<_, FsError>((check::check(&reader).await?, referenced(&reader).await?)) };
+async fn check_reader(
+    opened: &Opened,
+    what: String,
+    reader: Reader,
+    stop: &CancellationToken,
+) -> anyhow::Result<Checked> {
+    let reading =
+        async { Ok::<_, FsError>((check::check(&reader).await?, referenced(&reader).await?)) };
     let read = tokio::select! {
         read = Box::pin(reading) => Some(read),
         () = stop.cancelled() => None,
@@ -228,7 +283,8 @@ async fn check_reader(opened: &Opened, what: String, reader: Reader, stop: &Canc
     closed?;
     // Listed after the rows were read: a pack is stored before anything refers to it (R10).
     let packs = packs(opened).await?;
-    let missing_packs: Vec<String> = referenced.iter().filter(|pack| !packs.contains(pack)).map(ToString::to_string).collect();
+    let missing_packs: Vec<String> =
+        referenced.iter().filter(|pack| !packs.contains(pack)).map(ToString::to_string).collect();
     let (clean, mendable) = (report.is_clean() && missing_packs.is_empty(), report.mends.len());
     Ok(Checked { what, clean, report, missing_packs, mendable, mended: 0 })
 }
@@ -261,10 +317,15 @@ fn text(checked: &[Checked]) -> String {
         };
         vec![c.what.clone(), c.report.inodes.to_string(), c.report.records.to_string(), verdict]
     };
-    let mut text = table(&["NAME", "INODES", "RECORDS", "RESULT"], &checked.iter().map(row).collect::<Vec<_>>());
+    let mut text = table(
+        &["NAME", "INODES", "RECORDS", "RESULT"],
+        &checked.iter().map(row).collect::<Vec<_>>(),
+    );
     for c in checked {
         c.report.findings.iter().for_each(|finding| text += &format!("{}: {finding}\n", c.what));
-        c.missing_packs.iter().for_each(|pack| text += &format!("{}: pack {pack} is missing\n", c.what));
+        c.missing_packs
+            .iter()
+            .for_each(|pack| text += &format!("{}: pack {pack} is missing\n", c.what));
     }
     text
 }
@@ -275,8 +336,12 @@ mod tests {
 
     #[test]
     fn what_is_damaged_comes_with_what_to_do() {
-        let damaged =
-            with_next_step(FsError::Corrupt("scanning rows: checksum mismatch in vol/a/compacted/b.sst".to_owned()).into());
+        let damaged = with_next_step(
+            FsError::Corrupt(
+                "scanning rows: checksum mismatch in vol/a/compacted/b.sst".to_owned(),
+            )
+            .into(),
+        );
         let text = format!("{damaged:#}");
         assert!(text.contains("put the object back") && text.contains("b.sst"), "{text}");
         assert_eq!(class_of(&damaged), Class::Corrupt);

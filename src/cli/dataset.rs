@@ -1,6 +1,8 @@
 //! `dataset …`.
 
-use super::args::{CodecArg, Common, DatasetCommand, NewArgs, Output, SnapdirArg, SnapshotCommand, SyncArg};
+use super::args::{
+    CodecArg, Common, DatasetCommand, NewArgs, Output, SnapdirArg, SnapshotCommand, SyncArg,
+};
 use super::diff;
 use super::exit::Wrong;
 use super::info::{self, DatasetShown, SnapshotShown};
@@ -19,8 +21,12 @@ pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
     app::run(async move {
         match command {
-            DatasetCommand::Create { name, new, common } => create(&name, &new, None, &common).await,
-            DatasetCommand::Clone { source, name, new, common } => create(&name, &new, Some(&source), &common).await,
+            DatasetCommand::Create { name, new, common } => {
+                create(&name, &new, None, &common).await
+            }
+            DatasetCommand::Clone { source, name, new, common } => {
+                create(&name, &new, Some(&source), &common).await
+            }
             DatasetCommand::List { common } => list(&common).await,
             DatasetCommand::Info { name, common } => show(&name, &common).await,
             DatasetCommand::Delete { name, common } => delete(&name, &common).await,
@@ -63,7 +69,12 @@ fn properties(new: &NewArgs) -> anyhow::Result<Properties> {
     Ok(properties)
 }
 
-async fn create(name: &str, new: &NewArgs, source: Option<&str>, common: &Common) -> anyhow::Result<()> {
+async fn create(
+    name: &str,
+    new: &NewArgs,
+    source: Option<&str>,
+    common: &Common,
+) -> anyhow::Result<()> {
     let name = dataset_name(name)?;
     let properties = properties(new)?;
     let opened = common.pool.open().await?;
@@ -106,10 +117,12 @@ async fn find_source(opened: &Opened, text: &str) -> anyhow::Result<Source> {
 
 async fn list(common: &Common) -> anyhow::Result<()> {
     let opened = common.pool.open().await?;
-    let records: Vec<Dataset> = opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
+    let records: Vec<Dataset> =
+        opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
     let names = Names::all(&opened.pool, &records).await?;
     let live = records.iter().filter(|dataset| dataset.state != State::Dead);
-    let mut shown: Vec<DatasetShown> = live.map(|dataset| DatasetShown::of(&opened.pool, dataset, &names)).collect();
+    let mut shown: Vec<DatasetShown> =
+        live.map(|dataset| DatasetShown::of(&opened.pool, dataset, &names)).collect();
     shown.sort_by(|a, b| a.name.cmp(&b.name));
     common.output.print(&shown, |shown| info::datasets(shown))
 }
@@ -120,14 +133,20 @@ async fn show(name: &str, common: &Common) -> anyhow::Result<()> {
     print(&opened, &dataset, common.output).await
 }
 
-/// Repeating succeeds while there is something left to collect. A name that nothing has is a mistake, unlike for CSI.
+/// Repeating succeeds while there is something left to collect. A name that nothing has is a
+/// mistake, unlike for CSI.
 async fn delete(name: &str, common: &Common) -> anyhow::Result<()> {
     let opened = common.pool.open().await?;
     let found = opened.pool.catalog.dataset(&dataset_name(name)?).await?;
     let Some(at) = found else { return Err(nothing_to_delete("dataset", name)) };
-    opened.controller.delete_volume(VolumeHandle { pool: opened.pool.id(), dataset: at.record.id() }).await?;
+    opened
+        .controller
+        .delete_volume(VolumeHandle { pool: opened.pool.id(), dataset: at.record.id() })
+        .await?;
     let report = serde_json::json!({ "deleted": name });
-    common.output.print(&report, |_| format!("deleted dataset {name}; `zerofs-csi gc` or a running controller frees its space\n"))
+    common.output.print(&report, |_| {
+        format!("deleted dataset {name}; `zerofs-csi gc` or a running controller frees its space\n")
+    })
 }
 
 fn nothing_to_delete(what: &str, name: &str) -> anyhow::Error {
@@ -165,7 +184,9 @@ async fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
             };
             print_snapshot(common.output, &made)
         }
-        SnapshotCommand::List { dataset, common } => snapshots::list(dataset.as_deref(), &common).await,
+        SnapshotCommand::List { dataset, common } => {
+            snapshots::list(dataset.as_deref(), &common).await
+        }
         SnapshotCommand::Info { dataset, name, common } => {
             let opened = common.pool.open().await?;
             print_snapshot(common.output, &snapshots::show(&opened, &dataset, &name).await?)
@@ -177,9 +198,12 @@ async fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
                 return Err(nothing_to_delete("snapshot", &full));
             }
             let report = serde_json::json!({ "deleted": full });
-            common
-                .output
-                .print(&report, |_| format!("deleted snapshot {full}; `zerofs-csi gc` or a running controller frees its space\n"))
+            common.output.print(&report, |_| {
+                format!(
+                    "deleted snapshot {full}; `zerofs-csi gc` or a running \
+                    controller frees its space\n"
+                )
+            })
         }
     }
 }

@@ -1,4 +1,5 @@
-//! `dataset diff`: what differs between two snapshots, or between a snapshot and the dataset as it is. Printed as it is found.
+//! `dataset diff`: what differs between two snapshots, or between a snapshot and the dataset as it
+//! is. Printed as it is found.
 
 use super::args::DiffArgs;
 use super::exit::{Interrupted, Wrong};
@@ -63,13 +64,15 @@ enum Stopped {
 }
 
 pub async fn run(args: DiffArgs) -> anyhow::Result<()> {
-    // A process that just died would be taken for a reader for an hour, and keep a snapshot that is deleted meanwhile (R14).
+    // A process that just died would be taken for a reader for an hour, and keep a snapshot that is
+    // deleted meanwhile (R14).
     let stop = app::stop_signal()?;
     let opened = args.common.pool.open().await?;
     let before = snapshot(&opened, &args.before).await?;
     let after = match &args.after {
         None => None,
-        Some(text) => match opened.pool.catalog.dataset(&super::target::dataset_name(text)?).await? {
+        Some(text) => match opened.pool.catalog.dataset(&super::target::dataset_name(text)?).await?
+        {
             // `DATASET@SNAPSHOT`, unless a dataset has that very name.
             None if split_snapshot(text).is_some() => Some(snapshot(&opened, text).await?),
             _ => {
@@ -132,14 +135,22 @@ async fn snapshot(opened: &Opened, text: &str) -> anyhow::Result<Snapshot> {
 }
 
 fn apart(before: &str, after: &str) -> anyhow::Error {
-    Wrong::new(Class::Invalid, format!("{before} and {after} are of different datasets: only states of one dataset are compared"))
+    Wrong::new(
+        Class::Invalid,
+        format!(
+            "{before} and {after} are of different datasets: only states of one dataset are \
+             compared"
+        ),
+    )
 }
 
-/// The dataset as the store has it: one state, however long it is read and whatever is written meanwhile. What a node holds that was not synced yet
-/// is not in it. Nothing keeps that state: an hour after it was outlived reading it may fail, and says so.
+/// The dataset as the store has it: one state, however long it is read and whatever is written
+/// meanwhile. What a node holds that was not synced yet is not in it. Nothing keeps that state: an
+/// hour after it was outlived reading it may fail, and says so.
 async fn live(opened: &Opened, id: DatasetId) -> anyhow::Result<SnapshotView> {
     let catalog = &opened.pool.catalog;
-    let gone = || Wrong::new(Class::NotFound, "the dataset is deleted: give a second snapshot".to_owned());
+    let gone =
+        || Wrong::new(Class::NotFound, "the dataset is deleted: give a second snapshot".to_owned());
     let dataset = catalog.dataset_by_id(id).await?.map(|at| at.record).ok_or_else(gone)?;
     let settings = opened.parts.volumes.settings();
     let at = settings.place(catalog, dataset.family, dataset.incarnation);
@@ -159,7 +170,9 @@ fn tell(out: &mut impl Write, found: &Found, json: bool) -> Result<(), Stopped> 
             Difference::Renamed(from, aspects) => ("renamed", Some(from), aspects),
         };
         let text = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
-        let bytes = |path: &[u8]| std::str::from_utf8(path).is_err().then(|| data_encoding::BASE64.encode(path));
+        let bytes = |path: &[u8]| {
+            std::str::from_utf8(path).is_err().then(|| data_encoding::BASE64.encode(path))
+        };
         let line = Line {
             change,
             path: text(&found.path),
@@ -177,13 +190,18 @@ fn tell(out: &mut impl Write, found: &Found, json: bool) -> Result<(), Stopped> 
     let path = shown(&found.path);
     let aspects = |aspects: &[Aspect]| match aspects {
         [] => String::new(),
-        some => format!("  ({})", some.iter().map(|aspect| name(*aspect)).collect::<Vec<_>>().join(", ")),
+        some => format!(
+            "  ({})",
+            some.iter().map(|aspect| name(*aspect)).collect::<Vec<_>>().join(", ")
+        ),
     };
     match &found.difference {
         Difference::Added => writeln!(out, "+  {path}")?,
         Difference::Removed => writeln!(out, "-  {path}")?,
         Difference::Changed(what) => writeln!(out, "M  {path}{}", aspects(what))?,
-        Difference::Renamed(from, what) => writeln!(out, "R  {} -> {path}{}", shown(from), aspects(what))?,
+        Difference::Renamed(from, what) => {
+            writeln!(out, "R  {} -> {path}{}", shown(from), aspects(what))?
+        }
     }
     Ok(())
 }

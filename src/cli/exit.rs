@@ -71,10 +71,14 @@ pub fn class_of(error: &anyhow::Error) -> Class {
 }
 
 fn class_of_one(error: &(dyn std::error::Error + 'static)) -> Option<Class> {
-    fn of<E: Classify + std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> Option<Class> {
+    fn of<E: Classify + std::error::Error + 'static>(
+        error: &(dyn std::error::Error + 'static),
+    ) -> Option<Class> {
         error.downcast_ref::<E>().map(Classify::class)
     }
-    let ours = of::<ControlError>(error).or_else(|| of::<VolumeError>(error)).or_else(|| of::<CatalogError>(error));
+    let ours = of::<ControlError>(error)
+        .or_else(|| of::<VolumeError>(error))
+        .or_else(|| of::<CatalogError>(error));
     let ours = ours.or_else(|| of::<FsError>(error)).or_else(|| of::<BucketError>(error));
     ours.or_else(|| error.downcast_ref::<Wrong>().map(|wrong| wrong.class))
         .or_else(|| error.downcast_ref::<crate::app::config::ConfigError>().map(|_| Class::Invalid))
@@ -86,7 +90,9 @@ fn class_of_io(error: &std::io::Error) -> Class {
     use std::io::ErrorKind as Kind;
     match error.kind() {
         Kind::NotFound => Class::NotFound,
-        Kind::InvalidInput | Kind::InvalidData | Kind::IsADirectory | Kind::NotADirectory => Class::Invalid,
+        Kind::InvalidInput | Kind::InvalidData | Kind::IsADirectory | Kind::NotADirectory => {
+            Class::Invalid
+        }
         Kind::PermissionDenied | Kind::ReadOnlyFilesystem => Class::Denied,
         Kind::AddrInUse | Kind::ResourceBusy => Class::Precondition,
         Kind::StorageFull | Kind::QuotaExceeded => Class::Exhausted,
@@ -118,7 +124,9 @@ mod tests {
         let error = Err::<(), _>(missing).context("deleting").unwrap_err();
         assert_eq!(class_of(&error), Class::NotFound);
         assert_eq!(code(class_of(&anyhow::anyhow!("?"))), 1);
-        let taken = Err::<(), _>(std::io::Error::from(std::io::ErrorKind::AddrInUse)).context("listening").unwrap_err();
+        let taken = Err::<(), _>(std::io::Error::from(std::io::ErrorKind::AddrInUse))
+            .context("listening")
+            .unwrap_err();
         assert_eq!(code(class_of(&taken)), 13);
         assert_eq!(code_of(&Interrupted::new("repeat").context("checking")), 130);
         assert_eq!(class_of(&Wrong::new(Class::Denied, "no")), Class::Denied);

@@ -19,18 +19,23 @@ pub fn run(args: GcArgs) -> anyhow::Result<()> {
         let progress = Arc::new(Progress::new());
         progress.say("reading every dataset and snapshot");
         let shown = progress.clone();
-        let mut collector = opened.controller.collector(&opened.pool).at_rate(args.rate.map(|rate| rate.0)).telling(move |done| {
-            shown.say(&format!(
-                "{} packs removed, {} rewritten, {} clones detached",
-                done.packs,
-                done.rewritten,
-                done.detached.len()
-            ));
-        });
+        let mut collector = opened
+            .controller
+            .collector(&opened.pool)
+            .at_rate(args.rate.map(|rate| rate.0))
+            .telling(move |done| {
+                shown.say(&format!(
+                    "{} packs removed, {} rewritten, {} clones detached",
+                    done.packs,
+                    done.rewritten,
+                    done.detached.len()
+                ));
+            });
         if args.dry_run {
             let plan = collector.plan().await?;
             drop((collector, progress));
-            let datasets: Vec<Dataset> = opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
+            let datasets: Vec<Dataset> =
+                opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
             let names = Names::all(&opened.pool, &datasets).await?;
             args.common.output.print(&plan, |plan| plan_text(plan, &names))
         } else {
@@ -43,33 +48,52 @@ pub fn run(args: GcArgs) -> anyhow::Result<()> {
 
 fn plan_text(plan: &Plan, names: &Names) -> String {
     let mut text = format!(
-        "would remove {} packs ({}), {} snapshots, {} datasets; what those keep shows in the next pass\n",
+        "would remove {} packs ({}), {} snapshots, {} datasets; what those keep shows in the next \
+         pass\n",
         plan.packs.len(),
         ByteSize(plan.pack_bytes),
         plan.snapshots.len(),
         plan.datasets.len()
     );
-    plan.packs.iter().for_each(|pack| text += &format!("pack      {} ({})\n", pack.key, ByteSize(pack.bytes)));
-    plan.databases.iter().for_each(|db| text += &format!("stray     vol/{} ({} objects)\n", db.incarnation, db.keys.len()));
-    plan.checkpoints.iter().for_each(|stray| {
-        text += &format!("stray     checkpoint {} of vol/{}, of which nobody knows\n", stray.snapshot, stray.dataset);
+    plan.packs
+        .iter()
+        .for_each(|pack| text += &format!("pack      {} ({})\n", pack.key, ByteSize(pack.bytes)));
+    plan.databases.iter().for_each(|db| {
+        text += &format!("stray     vol/{} ({} objects)\n", db.incarnation, db.keys.len())
     });
-    plan.unfinished.iter().for_each(|id| text += &format!("give up   clone {}, which nobody finished\n", names.dataset(*id)));
-    plan.abandoned.iter().for_each(|id| text += &format!("give up   snapshot {}, which nobody finished\n", names.snapshot(*id)));
+    plan.checkpoints.iter().for_each(|stray| {
+        text += &format!(
+            "stray     checkpoint {} of vol/{}, of which nobody knows\n",
+            stray.snapshot, stray.dataset
+        );
+    });
+    plan.unfinished.iter().for_each(|id| {
+        text += &format!("give up   clone {}, which nobody finished\n", names.dataset(*id))
+    });
+    plan.abandoned.iter().for_each(|id| {
+        text += &format!("give up   snapshot {}, which nobody finished\n", names.snapshot(*id))
+    });
     plan.snapshots.iter().for_each(|id| text += &format!("snapshot  {}\n", names.snapshot(*id)));
     plan.datasets.iter().for_each(|id| text += &format!("dataset   {}\n", names.dataset(*id)));
     plan.detach.iter().for_each(|id| text += &format!("detach    {}\n", names.dataset(*id)));
-    plan.rewrite
-        .iter()
-        .for_each(|c| text += &format!("rewrite   pack {} ({}), if a reading of every record agrees\n", c.pack, ByteSize(c.bytes)));
+    plan.rewrite.iter().for_each(|c| {
+        text += &format!(
+            "rewrite   pack {} ({}), if a reading of every record agrees\n",
+            c.pack,
+            ByteSize(c.bytes)
+        )
+    });
     plan.announced.iter().for_each(|key| text += &format!("outlived  {key}\n"));
-    plan.upkeep.iter().for_each(|id| text += &format!("collect   vol/{} ({})\n", id.incarnation, names.dataset(*id)));
+    plan.upkeep.iter().for_each(|id| {
+        text += &format!("collect   vol/{} ({})\n", id.incarnation, names.dataset(*id))
+    });
     text + &kept_text(&plan.kept)
 }
 
 fn done_text(done: &Collected) -> String {
     let text = format!(
-        "removed {} packs ({}), {} snapshots, {} datasets; rewrote {} packs ({} freed); detached {} clones; collected {} databases\n",
+        "removed {} packs ({}), {} snapshots, {} datasets; rewrote {} packs ({} freed); detached \
+         {} clones; collected {} databases\n",
         done.packs,
         ByteSize(done.pack_bytes),
         done.snapshots.len(),

@@ -84,7 +84,8 @@ impl DatasetShown {
     }
 
     pub fn text(&self) -> String {
-        let size = self.size_bytes.map_or("unlimited".to_owned(), |size| ByteSize(size).to_string());
+        let size =
+            self.size_bytes.map_or("unlimited".to_owned(), |size| ByteSize(size).to_string());
         let none = || "-".to_owned();
         let origin = match &self.origin_name {
             Some(name) if self.detached => format!("{name}, which it needs no more"),
@@ -116,7 +117,10 @@ pub fn datasets(shown: &[DatasetShown]) -> String {
         let origin = d.origin_name.clone().filter(|_| !d.detached).unwrap_or_else(none);
         vec![d.name.clone(), size, d.form(), d.state.clone(), owner, d.created.clone(), origin]
     };
-    table(&["NAME", "SIZE", "FORM", "STATE", "OWNER", "CREATED", "ORIGIN"], &shown.iter().map(row).collect::<Vec<_>>())
+    table(
+        &["NAME", "SIZE", "FORM", "STATE", "OWNER", "CREATED", "ORIGIN"],
+        &shown.iter().map(row).collect::<Vec<_>>(),
+    )
 }
 
 impl SnapshotShown {
@@ -154,7 +158,17 @@ pub fn snapshots(shown: &[SnapshotShown]) -> String {
     let row = |s: &SnapshotShown| {
         let size = s.size_bytes.map_or("-".to_owned(), |size| ByteSize(size).to_string());
         let kind = if s.writable { "writable" } else { "read-only" }.to_owned();
-        vec![format!("{}@{}", s.dataset, s.name), kind, size, s.dependants.to_string(), s.state.clone(), s.created.clone()]
+        vec![
+            format!("{}@{}", s.dataset, s.name),
+            kind,
+            size,
+            s.dependants.to_string(),
+            s.state.clone(),
+            s.created.clone(),
+        ]
     };
-    table(&["NAME", "KIND", "SIZE", "CLONES", "STATE", "CREATED"], &shown.iter().map(row).collect::<Vec<_>>())
+    table(
+        &["NAME", "KIND", "SIZE", "CLONES", "STATE", "CREATED"],
+        &shown.iter().map(row).collect::<Vec<_>>(),
+    )
 }

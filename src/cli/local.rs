@@ -1,10 +1,11 @@
-//! Folders of this machine, as a restore writes to them: one is entered after the other from the folder around the target, and no link is followed
-//! on the way, whoever else may write there meanwhile. What is made is open to nobody else until its own mode is set.
+//! Folders of this machine, as a restore writes to them: one is entered after the other from the
+//! folder around the target, and no link is followed on the way, whoever else may write there
+//! meanwhile. What is made is open to nobody else until its own mode is set.
 //!
 //! Names are those of entries of the folder that was entered last; `.` is that folder.
 //!
-//! Bounded whatever the depth: the innermost [`FDS_HELD`] folders are open. One further up is opened again from the one below it, and must be the
-//! folder that it was.
+//! Bounded whatever the depth: the innermost [`FDS_HELD`] folders are open. One further up is
+//! opened again from the one below it, and must be the folder that it was.
 
 use crate::types::Timestamp;
 use rustix::fs::{AtFlags, CWD, Dev, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
@@ -17,7 +18,8 @@ use std::path::Path;
 /// A folder that things are looked up in, whether it can be listed or not.
 const WAY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// What is found is what has the name, not what it leads to.
-const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+const FOLDER: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 const FDS_HELD: usize = 16;
 /// An id that chown(2) takes for "leave it as it is".
 const NO_ID: u32 = u32::MAX;
@@ -67,7 +69,8 @@ pub enum Safety {
 
 impl Attributes {
     fn times(&self) -> Timestamps {
-        let spec = |at: Timestamp| Timespec { tv_sec: at.secs(), tv_nsec: i64::from(at.subsec_nanos()) };
+        let spec =
+            |at: Timestamp| Timespec { tv_sec: at.secs(), tv_nsec: i64::from(at.subsec_nanos()) };
         Timestamps { last_access: spec(self.atime), last_modification: spec(self.mtime) }
     }
 
@@ -90,14 +93,19 @@ impl Attributes {
         Made { owner, attributes: failed.map_or(set, Err) }
     }
 
-    fn chown(&self, chown: impl FnOnce(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>) -> io::Result<Owner> {
+    fn chown(
+        &self,
+        chown: impl FnOnce(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>,
+    ) -> io::Result<Owner> {
         if self.uid == NO_ID || self.gid == NO_ID {
             return Ok(Owner::Mine);
         }
         match chown(Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid))) {
             Ok(()) => Ok(Owner::Kept),
             // The latter: the user namespace does not have it.
-            Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS | rustix::io::Errno::INVAL) => Ok(Owner::Mine),
+            Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS | rustix::io::Errno::INVAL) => {
+                Ok(Owner::Mine)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -118,11 +126,17 @@ fn id(fd: impl AsFd) -> io::Result<(u64, u64)> {
 
 /// An object that cannot be opened is changed by its path alone.
 fn chmod_held(held: &OwnedFd, mode: Mode) -> rustix::io::Result<()> {
-    rustix::fs::chmodat(CWD, format!("/proc/self/fd/{}", held.as_raw_fd()).as_str(), mode, AtFlags::empty())
+    rustix::fs::chmodat(
+        CWD,
+        format!("/proc/self/fd/{}", held.as_raw_fd()).as_str(),
+        mode,
+        AtFlags::empty(),
+    )
 }
 
 impl Local {
-    /// The folder around a target, and the target's name in it. The user's own words are followed wherever they lead.
+    /// The folder around a target, and the target's name in it. The user's own words are followed
+    /// wherever they lead.
     pub fn around(target: &Path) -> io::Result<(Self, OsString)> {
         let (folder, name) = match (target.parent(), target.file_name()) {
             (Some(folder), Some(name)) if folder.as_os_str().is_empty() => (Path::new("."), name),
@@ -135,7 +149,10 @@ impl Local {
 
     /// The folder that was entered last.
     fn folder(&self) -> io::Result<&OwnedFd> {
-        self.levels.last().and_then(|level| level.fd.as_ref()).ok_or_else(|| io::Error::other("no folder is open"))
+        self.levels
+            .last()
+            .and_then(|level| level.fd.as_ref())
+            .ok_or_else(|| io::Error::other("no folder is open"))
     }
 
     /// What is there.
@@ -162,7 +179,8 @@ impl Local {
         let fd = rustix::fs::openat(&held, ".", FOLDER, Mode::empty())?;
         self.levels.push(Level { id: id(&fd)?, fd: Some(fd) });
         // The first two have nothing below that leads back to them: the target may be `.`.
-        if let Some(outer) = self.levels.len().checked_sub(FDS_HELD + 1).filter(|outer| *outer > 1) {
+        if let Some(outer) = self.levels.len().checked_sub(FDS_HELD + 1).filter(|outer| *outer > 1)
+        {
             self.levels[outer].fd = None;
         }
         Ok(())
@@ -173,13 +191,19 @@ impl Local {
     /// # Errors
     /// There is no way back.
     pub fn leave(&mut self, attributes: &Attributes, safety: Safety) -> io::Result<Made> {
-        let fd = self.levels.pop().and_then(|level| level.fd).ok_or_else(|| io::Error::other("no folder is open"))?;
+        let fd = self
+            .levels
+            .pop()
+            .and_then(|level| level.fd)
+            .ok_or_else(|| io::Error::other("no folder is open"))?;
         if let Some(around) = self.levels.last_mut()
             && around.fd.is_none()
         {
             let up = rustix::fs::openat(&fd, "..", FOLDER, Mode::empty())?;
             if id(&up)? != around.id {
-                return Err(io::Error::other("somebody moved the folder away while things were put into it"));
+                return Err(io::Error::other(
+                    "somebody moved the folder away while things were put into it",
+                ));
             }
             around.fd = Some(up);
         }
@@ -191,7 +215,8 @@ impl Local {
     }
 
     pub fn make_file(&self, name: &OsStr) -> io::Result<File> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(File::from(rustix::fs::openat(self.folder()?, name, flags, Mode::RUSR | Mode::WUSR)?))
     }
 
@@ -208,15 +233,31 @@ impl Local {
         self.finish_node(name, FileType::Symlink, attributes)
     }
 
-    pub fn make_node(&self, name: &OsStr, kind: FileType, device: Dev, attributes: &Attributes) -> io::Result<Made> {
+    pub fn make_node(
+        &self,
+        name: &OsStr,
+        kind: FileType,
+        device: Dev,
+        attributes: &Attributes,
+    ) -> io::Result<Made> {
         rustix::fs::mknodat(self.folder()?, name, kind, Mode::empty(), device)?;
         self.finish_node(name, kind, attributes)
     }
 
     /// Opening a pipe or a device would do something: it is held by its path alone.
-    fn finish_node(&self, name: &OsStr, kind: FileType, attributes: &Attributes) -> io::Result<Made> {
+    fn finish_node(
+        &self,
+        name: &OsStr,
+        kind: FileType,
+        attributes: &Attributes,
+    ) -> io::Result<Made> {
         let folder = self.folder()?;
-        let held = rustix::fs::openat(folder, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let held = rustix::fs::openat(
+            folder,
+            name,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         let found = rustix::fs::fstat(&held)?;
         if FileType::from_raw_mode(found.st_mode) != kind || found.st_nlink != 1 {
             return Err(io::Error::other("somebody else put something in its place"));
@@ -224,15 +265,24 @@ impl Local {
         let chmod = |mode| if kind == FileType::Symlink { Ok(()) } else { chmod_held(&held, mode) };
         Ok(attributes.set(
             |uid, gid| rustix::fs::chownat(&held, "", uid, gid, AtFlags::EMPTY_PATH),
-            |mode, times| chmod(mode).and(rustix::fs::utimensat(folder, name, times, AtFlags::SYMLINK_NOFOLLOW)),
+            |mode, times| {
+                chmod(mode).and(rustix::fs::utimensat(
+                    folder,
+                    name,
+                    times,
+                    AtFlags::SYMLINK_NOFOLLOW,
+                ))
+            },
         ))
     }
 
-    /// Another name of an object. `first`: the names that lead to it from the folder around the target.
+    /// Another name of an object. `first`: the names that lead to it from the folder around the
+    /// target.
     pub fn link<'a>(&self, first: impl Iterator<Item = &'a OsStr>, name: &OsStr) -> io::Result<()> {
         let mut first = first.peekable();
         let mut around: Option<OwnedFd> = None;
-        let top = self.levels.first().and_then(|level| level.fd.as_ref()).ok_or(ErrorKind::NotFound)?;
+        let top =
+            self.levels.first().and_then(|level| level.fd.as_ref()).ok_or(ErrorKind::NotFound)?;
         while let Some(at) = first.next() {
             let from = around.as_ref().unwrap_or(top);
             if first.peek().is_none() {
@@ -268,11 +318,20 @@ mod tests {
     use std::io::Write;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    const PLAIN: Attributes =
-        Attributes { mode: 0o666, uid: 0, gid: 0, atime: Timestamp::from_nanos(0), mtime: Timestamp::from_nanos(0) };
+    const PLAIN: Attributes = Attributes {
+        mode: 0o666,
+        uid: 0,
+        gid: 0,
+        atime: Timestamp::from_nanos(0),
+        mtime: Timestamp::from_nanos(0),
+    };
 
     fn mine() -> Attributes {
-        Attributes { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw(), ..PLAIN }
+        Attributes {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            ..PLAIN
+        }
     }
 
     fn os(name: &str) -> &OsStr {
@@ -297,7 +356,10 @@ mod tests {
     }
 
     fn is_untouched(room: &Path) {
-        let left: Vec<_> = std::fs::read_dir(room.join("outside")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left: Vec<_> = std::fs::read_dir(room.join("outside"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         assert_eq!(left, ["theirs"]);
         assert_eq!(std::fs::read(room.join("outside/theirs")).unwrap(), b"theirs");
     }
@@ -343,9 +405,14 @@ mod tests {
             local.link(way.into_iter(), os("second")).unwrap();
             if moved {
                 let deep: std::path::PathBuf = names[..50].iter().collect();
-                std::fs::rename(room.path().join("to").join(deep), room.path().join("outside/taken")).unwrap();
+                std::fs::rename(
+                    room.path().join("to").join(deep),
+                    room.path().join("outside/taken"),
+                )
+                .unwrap();
             }
-            let left = (0..names.len()).map(|_| local.leave(&mine(), Safety::Later)).find_map(Result::err);
+            let left =
+                (0..names.len()).map(|_| local.leave(&mine(), Safety::Later)).find_map(Result::err);
             assert_eq!(left.is_some(), moved, "{left:?}");
             assert_eq!(local.kind(os("d0")).is_ok_and(|kind| kind.is_some()), !moved);
         }
@@ -359,7 +426,11 @@ mod tests {
         local.enter(os("sub")).unwrap();
         assert_eq!(std::fs::metadata(&sub).unwrap().permissions().mode() & 0o777, 0o755);
         local.make_file(os("new")).unwrap();
-        local.leave(&Attributes { mode: 0o555, ..mine() }, Safety::Now).unwrap().attributes.unwrap();
+        local
+            .leave(&Attributes { mode: 0o555, ..mine() }, Safety::Now)
+            .unwrap()
+            .attributes
+            .unwrap();
         assert_eq!(std::fs::metadata(&sub).unwrap().permissions().mode() & 0o777, 0o555);
     }
 
@@ -377,17 +448,26 @@ mod tests {
         }
         assert_eq!(std::fs::metadata(&theirs).unwrap().permissions().mode() & 0o777, 0o600);
         local.make_node(os("fifo"), FileType::Fifo, 0, &mine()).unwrap().attributes.unwrap();
-        assert_eq!(std::fs::metadata(room.path().join("to/fifo")).unwrap().permissions().mode() & 0o777, 0o666);
+        assert_eq!(
+            std::fs::metadata(room.path().join("to/fifo")).unwrap().permissions().mode() & 0o777,
+            0o666
+        );
         // A name that is taken is not used, a link in its place neither.
         for name in ["link", "hard", "fifo", "sub"] {
-            assert_eq!(local.make_file(os(name)).unwrap_err().kind(), ErrorKind::AlreadyExists, "{name}");
+            assert_eq!(
+                local.make_file(os(name)).unwrap_err().kind(),
+                ErrorKind::AlreadyExists,
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn what_is_made_is_closed_until_it_is_finished() {
         let (room, mut local) = room();
-        let mode = |name: &str| std::fs::metadata(room.path().join(name)).unwrap().permissions().mode() & 0o777;
+        let mode = |name: &str| {
+            std::fs::metadata(room.path().join(name)).unwrap().permissions().mode() & 0o777
+        };
         local.enter(os("sub")).unwrap();
         let mut file = local.make_file(os("file")).unwrap();
         file.write_all(b"content").unwrap();
@@ -399,7 +479,8 @@ mod tests {
         assert_eq!(local.kind(os("none")).unwrap(), None);
         assert_eq!(local.kind(os(".")).unwrap(), Some(FileType::Directory));
         // An id that nobody has would leave the owner as it is without a word.
-        let made = local.make_link(os("link"), os("x"), &Attributes { uid: NO_ID, ..mine() }).unwrap();
+        let made =
+            local.make_link(os("link"), os("x"), &Attributes { uid: NO_ID, ..mine() }).unwrap();
         assert_eq!(made.owner, Owner::Mine);
     }
 }

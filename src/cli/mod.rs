@@ -1,10 +1,10 @@
 //! The command line: what an operator or a script calls.
 //!
-//! Nouns: a **report** is what a command prints, as text for people or as JSON (`--json`); what is on the standard error is
-//! progress and errors only.
+//! Nouns: a **report** is what a command prints, as text for people or as JSON (`--json`); what is
+//! on the standard error is progress and errors only.
 //!
-//! Commands on datasets open the pool directly and take its objects by compare-and-swap, like any controller. None of them
-//! ever opens a dataset that another process owns.
+//! Commands on datasets open the pool directly and take its objects by compare-and-swap, like any
+//! controller. None of them ever opens a dataset that another process owns.
 //!
 //! Exit codes are those of the error classes (`exit`).
 

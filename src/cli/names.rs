@@ -15,15 +15,26 @@ pub struct Names {
 impl Names {
     /// Everything in the pool; `datasets` were read already.
     pub async fn all(pool: &Pool, datasets: &[Dataset]) -> Result<Self, CatalogError> {
-        let snapshots = pool.catalog.snapshots(None).await?.into_iter().map(|at| (at.record.id(), at.record)).collect();
-        Ok(Self { datasets: datasets.iter().map(|d| (d.incarnation, d.name.to_string())).collect(), snapshots })
+        let snapshots = pool
+            .catalog
+            .snapshots(None)
+            .await?
+            .into_iter()
+            .map(|at| (at.record.id(), at.record))
+            .collect();
+        Ok(Self {
+            datasets: datasets.iter().map(|d| (d.incarnation, d.name.to_string())).collect(),
+            snapshots,
+        })
     }
 
     /// What one dataset was made from.
     pub async fn of_origin(pool: &Pool, dataset: &Dataset) -> Result<Self, CatalogError> {
         let mut names = Self::default();
         let Some(origin) = dataset.origin else { return Ok(names) };
-        let Some(snapshot) = pool.catalog.snapshot_by_id(origin).await?.map(|at| at.record) else { return Ok(names) };
+        let Some(snapshot) = pool.catalog.snapshot_by_id(origin).await?.map(|at| at.record) else {
+            return Ok(names);
+        };
         if let Some(of) = pool.catalog.dataset_by_id(snapshot.dataset).await? {
             names.datasets.insert(origin.dataset, of.record.name.to_string());
         }
@@ -35,7 +46,9 @@ impl Names {
     pub fn snapshot(&self, id: SnapshotId) -> String {
         match (self.datasets.get(&id.dataset), self.snapshots.get(&id)) {
             // Nobody gave it a name.
-            (Some(of), Some(snapshot)) if snapshot.implied => format!("{of}, as it was at {}", when(snapshot.created)),
+            (Some(of), Some(snapshot)) if snapshot.implied => {
+                format!("{of}, as it was at {}", when(snapshot.created))
+            }
             (Some(of), Some(snapshot)) => format!("{of}@{}", snapshot.name),
             _ => id.to_string(),
         }

@@ -30,7 +30,8 @@ async fn create(common: &Common) -> anyhow::Result<()> {
 
 fn print(output: Output, catalog: &Catalog, what: &str) -> anyhow::Result<()> {
     output.print(&describe(catalog.bucket().url(), catalog.pool()), |report| {
-        let encrypted = if report["encrypted"] == Value::Bool(true) { "encrypted" } else { "not encrypted" };
+        let encrypted =
+            if report["encrypted"] == Value::Bool(true) { "encrypted" } else { "not encrypted" };
         format!("{what} {} at {}, {encrypted}\n", text(&report["id"]), text(&report["url"]))
     })
 }

@@ -7,12 +7,19 @@ use std::io::{IsTerminal, Write};
 
 impl Output {
     /// Prints the JSON of a report, or what `text` writes.
-    pub fn print<T: Serialize>(self, report: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
-        let printed = if self.json { serde_json::to_string_pretty(report)? + "\n" } else { text(report) };
+    pub fn print<T: Serialize>(
+        self,
+        report: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<()> {
+        let printed =
+            if self.json { serde_json::to_string_pretty(report)? + "\n" } else { text(report) };
         match std::io::stdout().write_all(printed.as_bytes()) {
             // Whoever read us has seen enough.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            written => written.context("what was asked for is done, but its result could not be printed"),
+            written => {
+                written.context("what was asked for is done, but its result could not be printed")
+            }
         }
     }
 }
@@ -26,7 +33,8 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
         }
     }
     let line = |cells: Vec<&str>| {
-        let padded: Vec<String> = cells.iter().zip(&width).map(|(cell, w)| format!("{cell:<w$}")).collect();
+        let padded: Vec<String> =
+            cells.iter().zip(&width).map(|(cell, w)| format!("{cell:<w$}")).collect();
         padded.join("  ").trim_end().to_owned() + "\n"
     };
     let mut text = line(header.to_vec());
@@ -36,7 +44,8 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// A line of progress on the standard error, rewritten in place; nothing where that is not a terminal.
+/// A line of progress on the standard error, rewritten in place; nothing where that is not a
+/// terminal.
 pub struct Progress {
     shown: bool,
 }
@@ -78,7 +87,10 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let text = table(&["NAME", "SIZE"], &[vec!["a".into(), "1".into()], vec!["longer".into(), "20".into()]]);
+        let text = table(
+            &["NAME", "SIZE"],
+            &[vec!["a".into(), "1".into()], vec!["longer".into(), "20".into()]],
+        );
         assert_eq!(text, "NAME    SIZE\na       1\nlonger  20\n");
     }
 }

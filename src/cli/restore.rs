@@ -1,11 +1,13 @@
 //! `dataset restore`: a file or a folder out of a snapshot, to a local path.
 //!
-//! Nothing outside of the target is ever written: names come one by one as directory entries, which hold no `/` and are never `..`, and every object
-//! is made anew (`O_EXCL`) or replaces one by a rename; links in the way are not followed ([`Local`]). What takes the place of something is on the
-//! disk before: a crash leaves the one or the other.
+//! Nothing outside of the target is ever written: names come one by one as directory entries, which
+//! hold no `/` and are never `..`, and every object is made anew (`O_EXCL`) or replaces one by a
+//! rename; links in the way are not followed ([`Local`]). What takes the place of something is on
+//! the disk before: a crash leaves the one or the other.
 //!
-//! An object of a tree that cannot be made is named at once and left out; the rest is restored, and the command fails at the end. What ends it is
-//! what would keep everything else from being restored too: the store, a full disk, a signal.
+//! An object of a tree that cannot be made is named at once and left out; the rest is restored, and
+//! the command fails at the end. What ends it is what would keep everything else from being
+//! restored too: the store, a full disk, a signal.
 //!
 //! Bounded memory, whatever the folders hold and however deep they are ([`Walk`], [`Links`]).
 
@@ -78,7 +80,10 @@ impl Watch for Progress {
 
 pub async fn run(args: RestoreArgs) -> anyhow::Result<()> {
     let Some((dataset, snapshot)) = split_snapshot(&args.snapshot) else {
-        return Err(Wrong::new(Class::Invalid, format!("{:?}: write DATASET@SNAPSHOT", args.snapshot)));
+        return Err(Wrong::new(
+            Class::Invalid,
+            format!("{:?}: write DATASET@SNAPSHOT", args.snapshot),
+        ));
     };
     // An empty variable of a script does not mean everything.
     if args.path.is_empty() || args.to.as_ref().is_some_and(|to| to.is_empty()) {
@@ -90,20 +95,28 @@ pub async fn run(args: RestoreArgs) -> anyhow::Result<()> {
     let progress = Progress::new();
     let overwrite = if args.force { Overwrite::Force } else { Overwrite::Refuse };
     let stop = crate::app::stop_signal()?;
-    let restored = copy_out(&opened, &found, args.path.as_bytes(), target, overwrite, &progress, &stop).await;
+    let restored =
+        copy_out(&opened, &found, args.path.as_bytes(), target, overwrite, &progress, &stop).await;
     drop(progress);
     args.common.output.print(&restored?, |restored| {
         let owners = match restored.owners_not_kept {
             0 => String::new(),
             n => {
-                format!("; {n} belong to you instead of their owners (only root, with those ids in its user namespace, keeps them)")
+                format!(
+                    "; {n} belong to you instead of their owners (only root, with those ids in \
+                    its user namespace, keeps them)"
+                )
             }
         };
         let links = match restored.links_not_kept {
             0 => String::new(),
             n => format!("; {n} hard links became objects of their own"),
         };
-        format!("restored {}, {}{owners}{links}\n", plural(restored.objects, "object"), ByteSize(restored.bytes))
+        format!(
+            "restored {}, {}{owners}{links}\n",
+            plural(restored.objects, "object"),
+            ByteSize(restored.bytes)
+        )
     })
 }
 
@@ -118,11 +131,17 @@ async fn in_place(args: &RestoreArgs, opened: &Opened, snapshot: &Snapshot) -> a
         overwrite: args.force,
     };
     let progress = Progress::new();
-    let say = |now: crate::fs::Restored| progress.say(&format!("{} objects, {}", now.objects, ByteSize(now.bytes)));
+    let say = |now: crate::fs::Restored| {
+        progress.say(&format!("{} objects, {}", now.objects, ByteSize(now.bytes)))
+    };
     let restored = opened.controller.restore_in_place(volume, &wanted, &say).await;
     drop(progress);
     args.common.output.print(&restored?, |restored| {
-        format!("restored {}, {}, in place\n", plural(restored.objects, "object"), ByteSize(restored.bytes))
+        format!(
+            "restored {}, {}, in place\n",
+            plural(restored.objects, "object"),
+            ByteSize(restored.bytes)
+        )
     })
 }
 
@@ -137,7 +156,9 @@ pub async fn copy_out(
     stop: &CancellationToken,
 ) -> anyhow::Result<Restored> {
     // Kept for as long as it takes, whoever deletes it meanwhile (R14).
-    let reading = ReadSnapshot::open(opened.parts.volumes.settings(), &opened.pool.catalog, snapshot.id()).await?;
+    let reading =
+        ReadSnapshot::open(opened.parts.volumes.settings(), &opened.pool.catalog, snapshot.id())
+            .await?;
     let copied = Copy::run(reading.view(), path, target, overwrite, watch, stop).await;
     let closed = reading.close().await;
     let done = copied?;
@@ -223,10 +244,12 @@ impl<'a> Copy<'a> {
         watch: &'a dyn Watch,
         stop: &'a CancellationToken,
     ) -> anyhow::Result<Restored> {
-        let what = || format!("opening the folder around {}, which must be there", target.display());
+        let what =
+            || format!("opening the folder around {}, which must be there", target.display());
         let (local, top) = Local::around(target).with_context(what)?;
         let (walk, (links, done, failures)) = (Walk::new(view), Default::default());
-        let mut copy = Self { view, overwrite, local, walk, target, top, links, done, failures, watch, stop };
+        let mut copy =
+            Self { view, overwrite, local, walk, target, top, links, done, failures, watch, stop };
         copy.all(path).await?;
         copy.ended()
     }
@@ -264,17 +287,20 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    /// The next entry of the folder that was entered last; the folder's own attributes after the last.
+    /// The next entry of the folder that was entered last; the folder's own attributes after the
+    /// last.
     async fn step(&mut self) -> anyhow::Result<()> {
         match self.walk.next().await {
             Ok(Some((name, ino))) => {
                 let object = self.view.inode(ino).await;
-                let object = object.with_context(|| format!("reading what goes to {}", self.shown(Some(&name))))?;
+                let object = object
+                    .with_context(|| format!("reading what goes to {}", self.shown(Some(&name))))?;
                 self.object(object, Some(name)).await
             }
             Ok(None) => self.leave(),
             Err(error) => {
-                let listed = Err(error).with_context(|| format!("reading what is in {}", self.shown(None)));
+                let listed =
+                    Err(error).with_context(|| format!("reading what is in {}", self.shown(None)));
                 self.left_out(listed)?;
                 self.leave()
             }
@@ -287,7 +313,9 @@ impl<'a> Copy<'a> {
         let safety = if self.overwrite == Overwrite::Force { Safety::Now } else { Safety::Later };
         let made = self.local.leave(&attributes(&folder), safety);
         // Without the way back nothing can go on.
-        let made = made.map_err(|error| Wrong::new(Class::Unavailable, format!("going back from {shown}: {error}")))?;
+        let made = made.map_err(|error| {
+            Wrong::new(Class::Unavailable, format!("going back from {shown}: {error}"))
+        })?;
         self.count(made, || shown);
         Ok(())
     }
@@ -296,9 +324,12 @@ impl<'a> Copy<'a> {
         let mut at = self.view.root().await?;
         let text = || String::from_utf8_lossy(path);
         for name in path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")) {
-            let wrong = |why: String| Wrong::new(Class::Invalid, format!("path {:?}: {why}", text()));
+            let wrong =
+                |why: String| Wrong::new(Class::Invalid, format!("path {:?}: {why}", text()));
             if name == b".." {
-                return Err(wrong("`..` would leave the tree: write the path without it".to_owned()));
+                return Err(wrong(
+                    "`..` would leave the tree: write the path without it".to_owned(),
+                ));
             }
             let name = EntryName::try_from(name).map_err(|error| wrong(error.to_string()))?;
             let is_link = at.row.kind == FileKind::Symlink;
@@ -309,7 +340,10 @@ impl<'a> Copy<'a> {
                     } else {
                         error.to_string()
                     };
-                    return Err(Wrong::new(Class::NotFound, format!("path {:?} in the snapshot: {name}: {why}", text())));
+                    return Err(Wrong::new(
+                        Class::NotFound,
+                        format!("path {:?} in the snapshot: {name}: {why}", text()),
+                    ));
                 }
                 found => found?,
             };
@@ -332,7 +366,9 @@ impl<'a> Copy<'a> {
     /// What was made so far stays.
     fn go_on(&self) -> anyhow::Result<()> {
         if self.stop.is_cancelled() {
-            return Err(Interrupted::new("what is restored so far is whole: repeat it with --force for the rest"));
+            return Err(Interrupted::new(
+                "what is restored so far is whole: repeat it with --force for the rest",
+            ));
         }
         Ok(())
     }
@@ -359,7 +395,8 @@ impl<'a> Copy<'a> {
                 Ok(Some(FileType::Directory)) if self.overwrite == Overwrite::Force => {}
                 Ok(Some(FileType::Directory)) | Err(_) => return Err(in_the_way(&shown, THERE)),
                 Ok(_) => {
-                    let why = "a file is in the way of a folder: move it away, or give another path";
+                    let why =
+                        "a file is in the way of a folder: move it away, or give another path";
                     return Err(in_the_way(&shown, why));
                 }
             },
@@ -370,16 +407,33 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    async fn file_or_node(&mut self, object: &Viewed, name: Option<&EntryName>) -> anyhow::Result<()> {
+    async fn file_or_node(
+        &mut self,
+        object: &Viewed,
+        name: Option<&EntryName>,
+    ) -> anyhow::Result<()> {
         let (at, shown) = (self.local_name(name).to_owned(), self.shown(name));
         let there = self.local.kind(&at).with_context(|| format!("looking at {shown}"))?;
         let why = match there {
             None => None,
-            Some(FileType::Directory) => Some("a folder is in the way of a file: give the file's own path, or move it away"),
-            Some(FileType::RegularFile | FileType::Symlink) => (self.overwrite == Overwrite::Refuse).then_some(THERE),
+            Some(FileType::Directory) => {
+                Some("a folder is in the way of a file: give the file's own path, or move it away")
+            }
+            Some(FileType::RegularFile | FileType::Symlink) => {
+                (self.overwrite == Overwrite::Refuse).then_some(THERE)
+            }
             // Of a tree that is restored again.
-            Some(kind) if name.is_some() && self.overwrite == Overwrite::Force && kind == file_type(object.row.kind) => None,
-            Some(_) => Some("a device, a pipe or a socket is in the way, which is never replaced by another: give another path"),
+            Some(kind)
+                if name.is_some()
+                    && self.overwrite == Overwrite::Force
+                    && kind == file_type(object.row.kind) =>
+            {
+                None
+            }
+            Some(_) => Some(
+                "a device, a pipe or a socket is in the way, which is never replaced by another: \
+                 give another path",
+            ),
         };
         if let Some(why) = why {
             return Err(in_the_way(&shown, why));
@@ -388,10 +442,14 @@ impl<'a> Copy<'a> {
         // Beside the target under a name of its own, then renamed over it.
         let temporary = beside(&at);
         let made = self.make(object, &temporary, &shown, safety).await;
-        let made = made.and_then(|()| self.local.rename(&temporary, &at).with_context(|| format!("renaming {shown} into place")));
+        let made = made.and_then(|()| {
+            self.local
+                .rename(&temporary, &at)
+                .with_context(|| format!("renaming {shown} into place"))
+        });
         if made.is_err() || there.is_some() {
-            // What is left of a failed copy is of no use, and a rename of one object over another name of itself does nothing; the error that is
-            // shown is the first one.
+            // What is left of a failed copy is of no use, and a rename of one object over another
+            // name of itself does nothing; the error that is shown is the first one.
             let _ = self.local.remove(&temporary);
         }
         made?;
@@ -426,7 +484,13 @@ impl<'a> Copy<'a> {
         linked
     }
 
-    async fn make(&mut self, object: &Viewed, at: &OsStr, shown: &str, safety: Safety) -> anyhow::Result<()> {
+    async fn make(
+        &mut self,
+        object: &Viewed,
+        at: &OsStr,
+        shown: &str,
+        safety: Safety,
+    ) -> anyhow::Result<()> {
         if self.link(object, at) {
             return Ok(());
         }
@@ -434,18 +498,31 @@ impl<'a> Copy<'a> {
         let (attributes, what) = (attributes(object), || format!("making {shown}"));
         let made = match row.kind {
             FileKind::Regular => return self.file(object, at, shown, safety).await,
-            FileKind::Symlink => {
-                self.local.make_link(at, OsStr::from_bytes(row.target.as_deref().unwrap_or_default()), &attributes)
-            }
+            FileKind::Symlink => self.local.make_link(
+                at,
+                OsStr::from_bytes(row.target.as_deref().unwrap_or_default()),
+                &attributes,
+            ),
             FileKind::Directory => bail!("{shown}: a folder among files"),
-            kind => self.local.make_node(at, file_type(kind), rustix::fs::makedev(row.rdev.0, row.rdev.1), &attributes),
+            kind => self.local.make_node(
+                at,
+                file_type(kind),
+                rustix::fs::makedev(row.rdev.0, row.rdev.1),
+                &attributes,
+            ),
         };
         self.count(made.with_context(what)?, || shown.to_owned());
         Ok(())
     }
 
     /// Holes stay holes.
-    async fn file(&mut self, object: &Viewed, at: &OsStr, shown: &str, safety: Safety) -> anyhow::Result<()> {
+    async fn file(
+        &mut self,
+        object: &Viewed,
+        at: &OsStr,
+        shown: &str,
+        safety: Safety,
+    ) -> anyhow::Result<()> {
         let what = || format!("writing {shown}");
         let file = self.local.make_file(at).with_context(what)?;
         let (mut offset, size) = (0, object.row.size);
@@ -479,7 +556,8 @@ impl<'a> Copy<'a> {
     }
 }
 
-/// Whether what kept one object from being restored keeps the others too: the store, a full disk, a signal.
+/// Whether what kept one object from being restored keeps the others too: the store, a full disk, a
+/// signal.
 fn ends_all(error: &anyhow::Error) -> bool {
     if error.is::<Wrong>() {
         return class_of(error) != Class::Exists;
@@ -489,7 +567,10 @@ fn ends_all(error: &anyhow::Error) -> bool {
             return error.class() != Class::Corrupt;
         }
         if let Some(error) = cause.downcast_ref::<io::Error>() {
-            return matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem);
+            return matches!(
+                error.kind(),
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem
+            );
         }
     }
     true

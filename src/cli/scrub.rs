@@ -44,13 +44,20 @@ pub fn run(args: ScrubArgs) -> anyhow::Result<()> {
         let mut scrub = Scrub::new(&opened.pool, &opened.parts.volumes, rate, resumed)?;
         let (progress, mut written) = (Progress::new(), Instant::now());
         let each = |root: &str, found: &Scrubbed| {
-            progress.say(&format!("{root}: {} packs, {} read", found.packs.len(), ByteSize(found.bytes)));
+            progress.say(&format!(
+                "{root}: {} packs, {} read",
+                found.packs.len(),
+                ByteSize(found.bytes)
+            ));
             if let Some(file) = &args.state_file
                 && written.elapsed() >= STATE_EVERY
             {
                 written = Instant::now();
                 if let Err(error) = save(file, found) {
-                    tracing::warn!(%error, "the state is not written: this scrub cannot be resumed");
+                    tracing::warn!(
+                        %error,
+                        "the state is not written: this scrub cannot be resumed"
+                    );
                 }
             }
         };
@@ -73,7 +80,14 @@ pub fn run(args: ScrubArgs) -> anyhow::Result<()> {
         }
         let found = scrub.found();
         let Scrubbed { roots, chunks, bytes, damaged, more, .. } = found;
-        let shown = Shown { roots, chunks: *chunks, packs: found.packs.len(), bytes: *bytes, damaged, more: *more };
+        let shown = Shown {
+            roots,
+            chunks: *chunks,
+            packs: found.packs.len(),
+            bytes: *bytes,
+            damaged,
+            more: *more,
+        };
         args.common.output.print(&shown, text)?;
         if found.damaged.is_empty() {
             Ok(())
@@ -86,39 +100,53 @@ pub fn run(args: ScrubArgs) -> anyhow::Result<()> {
 fn load(file: &Path) -> anyhow::Result<Option<Scrubbed>> {
     let reading = || format!("reading the state from {}", file.display());
     let bytes = match std::fs::metadata(file) {
-        Ok(found) if found.len() > STATE_BYTES_MAX => anyhow::bail!("{} is no state of a scrub", file.display()),
+        Ok(found) if found.len() > STATE_BYTES_MAX => {
+            anyhow::bail!("{} is no state of a scrub", file.display())
+        }
         Ok(_) => std::fs::read(file).with_context(reading)?,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(reading),
     };
     let state = serde_json::from_slice(&bytes);
-    state.map(Some).map_err(|error| Wrong::new(Class::Invalid, format!("{} is no state of a scrub: {error}", file.display())))
+    state.map(Some).map_err(|error| {
+        Wrong::new(Class::Invalid, format!("{} is no state of a scrub: {error}", file.display()))
+    })
 }
 
 /// Found out before hours are spent on what cannot be remembered.
 fn writable(file: &Path) -> anyhow::Result<()> {
     let beside = file.with_extension("tmp");
-    let tried = std::fs::OpenOptions::new().create(true).append(true).open(&beside).and_then(|_| std::fs::remove_file(&beside));
-    tried.with_context(|| format!("--state-file {}: its folder cannot be written to", file.display()))
+    let tried = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&beside)
+        .and_then(|_| std::fs::remove_file(&beside));
+    tried.with_context(|| {
+        format!("--state-file {}: its folder cannot be written to", file.display())
+    })
 }
 
 /// Whole or not at all.
 fn save(file: &Path, found: &Scrubbed) -> anyhow::Result<()> {
     let beside = file.with_extension("tmp");
-    std::fs::write(&beside, serde_json::to_vec(found)?).with_context(|| format!("writing {}", beside.display()))?;
+    std::fs::write(&beside, serde_json::to_vec(found)?)
+        .with_context(|| format!("writing {}", beside.display()))?;
     std::fs::rename(&beside, file).with_context(|| format!("writing {}", file.display()))
 }
 
 fn remove(file: &Path) -> anyhow::Result<()> {
     match std::fs::remove_file(file) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| format!("removing {}", file.display())),
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", file.display()))
+        }
         _ => Ok(()),
     }
 }
 
 /// A chunk is used by each snapshot that has the file, and by other files with the same content.
 fn damage(found: &Shown<'_>) -> String {
-    let chunks: BTreeSet<_> = found.damaged.iter().map(|damaged| (&damaged.pack, &damaged.chunk)).collect();
+    let chunks: BTreeSet<_> =
+        found.damaged.iter().map(|damaged| (&damaged.pack, &damaged.chunk)).collect();
     let least = if found.more > 0 { "at least " } else { "" };
     let places = plural(found.damaged.len() as u64 + found.more, "place");
     format!("{least}{} damaged, in {places}", plural(chunks.len() as u64, "chunk"))
@@ -134,8 +162,10 @@ fn text(found: &Shown<'_>) -> String {
         if found.damaged.is_empty() { "all whole".to_owned() } else { damage(found) }
     );
     for damaged in found.damaged {
-        text +=
-            &format!("{} at {}: chunk {} in pack {}: {}\n", damaged.file, damaged.offset, damaged.chunk, damaged.pack, damaged.why);
+        text += &format!(
+            "{} at {}: chunk {} in pack {}: {}\n",
+            damaged.file, damaged.offset, damaged.chunk, damaged.pack, damaged.why
+        );
     }
     text
 }
@@ -154,7 +184,8 @@ mod tests {
             offset: 0,
         };
         let damaged = [at("a", "web:/x"), at("a", "web@cut:/x"), at("b", "web:/y")];
-        let shown = |damaged, more| Shown { roots: &[], chunks: 3, packs: 1, bytes: 9, damaged, more };
+        let shown =
+            |damaged, more| Shown { roots: &[], chunks: 3, packs: 1, bytes: 9, damaged, more };
         assert_eq!(damage(&shown(&damaged, 0)), "2 chunks damaged, in 3 places");
         assert_eq!(damage(&shown(&damaged[..1], 0)), "1 chunk damaged, in 1 place");
         assert_eq!(damage(&shown(&damaged, 7)), "at least 2 chunks damaged, in 10 places");

@@ -13,31 +13,55 @@ async fn source(opened: &Opened, dataset: &str) -> anyhow::Result<VolumeHandle> 
     Ok(VolumeHandle { pool: opened.pool.id(), dataset: opened.dataset(dataset).await?.id() })
 }
 
-/// Who asks for a snapshot wants one of now: an earlier one of that name is none, unless it is still being made.
-async fn is_new(opened: &Opened, dataset: &str, volume: VolumeHandle, name: &SnapshotName) -> anyhow::Result<()> {
+/// Who asks for a snapshot wants one of now: an earlier one of that name is none, unless it is
+/// still being made.
+async fn is_new(
+    opened: &Opened,
+    dataset: &str,
+    volume: VolumeHandle,
+    name: &SnapshotName,
+) -> anyhow::Result<()> {
     if check::is_own(name) {
         return Err(Wrong::new(
             Class::Invalid,
-            format!("snapshot name {name}: `check` names its own so, and removes them: choose another"),
+            format!(
+                "snapshot name {name}: `check` names its own so, and removes them: choose another"
+            ),
         ));
     }
-    let snapshot = opened.pool.catalog.snapshot(volume.dataset, name).await?.map(|at| (at.record.state, at.record.created));
-    let writable =
-        opened.controller.writable_snapshot(volume, name).await?.map(|found| (found.dataset.state, found.dataset.created));
+    let snapshot = opened
+        .pool
+        .catalog
+        .snapshot(volume.dataset, name)
+        .await?
+        .map(|at| (at.record.state, at.record.created));
+    let writable = opened
+        .controller
+        .writable_snapshot(volume, name)
+        .await?
+        .map(|found| (found.dataset.state, found.dataset.created));
     match snapshot.into_iter().chain(writable).find(|(state, _)| *state == State::Ready) {
         Some((_, since)) => Err(exists(&format!("{dataset}@{name}"), since)),
         None => Ok(()),
     }
 }
 
-pub async fn make(opened: &Opened, dataset: &str, name: SnapshotName) -> anyhow::Result<SnapshotShown> {
+pub async fn make(
+    opened: &Opened,
+    dataset: &str,
+    name: SnapshotName,
+) -> anyhow::Result<SnapshotShown> {
     let volume = source(opened, dataset).await?;
     is_new(opened, dataset, volume, &name).await?;
     let made = opened.controller.create_snapshot(volume, name, false).await?;
     Ok(SnapshotShown::of(&opened.pool, dataset, &made.snapshot))
 }
 
-pub async fn make_writable(opened: &Opened, dataset: &str, name: &SnapshotName) -> anyhow::Result<SnapshotShown> {
+pub async fn make_writable(
+    opened: &Opened,
+    dataset: &str,
+    name: &SnapshotName,
+) -> anyhow::Result<SnapshotShown> {
     let volume = source(opened, dataset).await?;
     is_new(opened, dataset, volume, name).await?;
     let made = opened.controller.create_writable_snapshot(volume, name).await?;
@@ -48,7 +72,9 @@ pub async fn make_writable(opened: &Opened, dataset: &str, name: &SnapshotName) 
 pub async fn show(opened: &Opened, dataset: &str, name: &str) -> anyhow::Result<SnapshotShown> {
     if let Some(source) = opened.pool.catalog.dataset(&dataset_name(dataset)?).await? {
         let volume = VolumeHandle { pool: opened.pool.id(), dataset: source.record.id() };
-        if let Some(clone) = opened.controller.writable_snapshot(volume, &snapshot_name(name)?).await? {
+        if let Some(clone) =
+            opened.controller.writable_snapshot(volume, &snapshot_name(name)?).await?
+        {
             return Ok(SnapshotShown::of_writable(&opened.pool, dataset, name, &clone.dataset));
         }
     }
@@ -57,7 +83,8 @@ pub async fn show(opened: &Opened, dataset: &str, name: &str) -> anyhow::Result<
 
 pub async fn list(dataset: Option<&str>, common: &Common) -> anyhow::Result<()> {
     let opened = common.pool.open().await?;
-    let datasets: Vec<Dataset> = opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
+    let datasets: Vec<Dataset> =
+        opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
     let of = match dataset {
         // One that is deleted may have left snapshots.
         Some(name) => match opened.pool.catalog.dataset(&dataset_name(name)?).await? {
@@ -72,11 +99,15 @@ pub async fn list(dataset: Option<&str>, common: &Common) -> anyhow::Result<()> 
     };
     let records = opened.pool.catalog.snapshots(of).await?;
     let live = records.iter().map(|at| &at.record).filter(|s| s.state != State::Dead && !s.implied);
-    let mut shown: Vec<SnapshotShown> = live.map(|s| SnapshotShown::of(&opened.pool, &name_of(s.dataset.incarnation), s)).collect();
+    let mut shown: Vec<SnapshotShown> =
+        live.map(|s| SnapshotShown::of(&opened.pool, &name_of(s.dataset.incarnation), s)).collect();
     for source in datasets.iter().filter(|dataset| of.is_none_or(|of| of == dataset.incarnation)) {
-        let writable = datasets.iter().filter_map(|clone| Some((writable_name(clone, source)?, clone)));
+        let writable =
+            datasets.iter().filter_map(|clone| Some((writable_name(clone, source)?, clone)));
         let pool = &opened.pool;
-        shown.extend(writable.map(|(name, clone)| SnapshotShown::of_writable(pool, source.name.as_str(), name, clone)));
+        shown.extend(writable.map(|(name, clone)| {
+            SnapshotShown::of_writable(pool, source.name.as_str(), name, clone)
+        }));
     }
     shown.sort_by(|a, b| (&a.dataset, &a.created, &a.name).cmp(&(&b.dataset, &b.created, &b.name)));
     common.output.print(&shown, |shown| info::snapshots(shown))
@@ -84,13 +115,20 @@ pub async fn list(dataset: Option<&str>, common: &Common) -> anyhow::Result<()> 
 
 /// Whether there was one.
 pub async fn delete(opened: &Opened, dataset: &str, name: &SnapshotName) -> anyhow::Result<bool> {
-    let Some(of) = opened.pool.catalog.dataset(&dataset_name(dataset)?).await? else { return Ok(false) };
+    let Some(of) = opened.pool.catalog.dataset(&dataset_name(dataset)?).await? else {
+        return Ok(false);
+    };
     let volume = VolumeHandle { pool: opened.pool.id(), dataset: of.record.id() };
     if let Some(at) = opened.pool.catalog.snapshot(volume.dataset, name).await? {
-        opened.controller.delete_snapshot(SnapshotHandle { pool: volume.pool, snapshot: at.record.id() }).await?;
+        opened
+            .controller
+            .delete_snapshot(SnapshotHandle { pool: volume.pool, snapshot: at.record.id() })
+            .await?;
         return Ok(true);
     }
-    let Some(writable) = opened.controller.writable_snapshot(volume, name).await? else { return Ok(false) };
+    let Some(writable) = opened.controller.writable_snapshot(volume, name).await? else {
+        return Ok(false);
+    };
     opened.controller.delete_volume(writable.handle).await?;
     Ok(true)
 }

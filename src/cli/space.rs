@@ -30,8 +30,16 @@ fn text(space: &Space) -> String {
             if of.estimated { format!("~{unique}") } else { unique },
         ]
     };
-    let mut text = table(&["NAME", "LOGICAL", "REFERENCED", "UNIQUE"], &space.of.iter().map(row).collect::<Vec<_>>());
-    text += &format!("pool: {} in {} packs, {} in databases\n", size(space.pack_bytes), space.packs, size(space.database_bytes));
+    let mut text = table(
+        &["NAME", "LOGICAL", "REFERENCED", "UNIQUE"],
+        &space.of.iter().map(row).collect::<Vec<_>>(),
+    );
+    text += &format!(
+        "pool: {} in {} packs, {} in databases\n",
+        size(space.pack_bytes),
+        space.packs,
+        size(space.database_bytes)
+    );
     if let (Some(dedup), Some(compression)) = (space.dedup_ratio, space.compression_ratio) {
         text += &format!("shared {dedup:.2} times, compressed {compression:.2} times\n");
     }

@@ -29,7 +29,8 @@ impl PoolArgs {
                     return Err(Wrong::new(
                         Class::Invalid,
                         format!(
-                            "--pool {name}: neither a URL like file:///FOLDER or s3://BUCKET/PREFIX nor a configured pool; configured are: {known}"
+                            "--pool {name}: neither a URL like file:///FOLDER or \
+                             s3://BUCKET/PREFIX nor a configured pool; configured are: {known}"
                         ),
                     ));
                 }
@@ -40,17 +41,19 @@ impl PoolArgs {
         };
         if let Some(url) = url {
             // Credentials of a configured pool hold for its URL.
-            let (name, pool) = config
-                .pools
-                .iter()
-                .find(|(_, pool)| pool.url == url)
-                .map_or_else(|| (UNNAMED.to_owned(), PoolConfig::at(url.clone())), |(name, pool)| (name.clone(), pool.clone()));
+            let (name, pool) = config.pools.iter().find(|(_, pool)| pool.url == url).map_or_else(
+                || (UNNAMED.to_owned(), PoolConfig::at(url.clone())),
+                |(name, pool)| (name.clone(), pool.clone()),
+            );
             config.pools = [(name, pool)].into();
         }
         if config.pools.len() != 1 && config.default_pool.is_none() {
             let known: Vec<&str> = config.pools.keys().map(String::as_str).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            return Err(Wrong::new(Class::Invalid, format!("give --pool: the configuration has these: {known}")));
+            return Err(Wrong::new(
+                Class::Invalid,
+                format!("give --pool: the configuration has these: {known}"),
+            ));
         }
         if let Some(default) = config.default_pool.take_if(|_| true)
             && config.pools.len() > 1
@@ -74,8 +77,15 @@ impl PoolArgs {
         let pools = open_pools(&config, missing).await?;
         let pool = pools.get(None)?.clone();
         // Never the name of a node: a command owns no dataset beyond one call.
-        let parts = Parts::over(config, pools.clone(), format!("command-{:08x}", rand::random::<u32>()), None).await?;
-        let controller = Controller::new(pools, parts.volumes.clone()).with_owner_timeout(parts.config.owner_timeout);
+        let parts = Parts::over(
+            config,
+            pools.clone(),
+            format!("command-{:08x}", rand::random::<u32>()),
+            None,
+        )
+        .await?;
+        let controller = Controller::new(pools, parts.volumes.clone())
+            .with_owner_timeout(parts.config.owner_timeout);
         Ok(Opened { pool, parts, controller })
     }
 }
@@ -102,9 +112,17 @@ impl Opened {
         live.ok_or_else(|| Wrong::new(Class::NotFound, format!("dataset {name} {why}")))
     }
 
-    /// Who asks for a new dataset is told when there is one; one that is still being made is made to the end.
+    /// Who asks for a new dataset is told when there is one; one that is still being made is made
+    /// to the end.
     pub async fn is_new(&self, name: &DatasetName) -> anyhow::Result<()> {
-        match self.pool.catalog.dataset(name).await?.map(|at| at.record).filter(|dataset| dataset.state == State::Ready) {
+        match self
+            .pool
+            .catalog
+            .dataset(name)
+            .await?
+            .map(|at| at.record)
+            .filter(|dataset| dataset.state == State::Ready)
+        {
             Some(dataset) => Err(exists(name.as_str(), dataset.created)),
             None => Ok(()),
         }
@@ -136,14 +154,30 @@ impl Opened {
         let full = format!("{dataset}@{name}");
         let (class, why) = match found {
             Some(found) if found.state == State::Ready => return Ok(found),
-            Some(found) if found.state == State::Creating => {
-                (Class::InProgress, format!("is not finished: repeat `dataset snapshot create {dataset} {name}`"))
+            Some(found) if found.state == State::Creating => (
+                Class::InProgress,
+                format!("is not finished: repeat `dataset snapshot create {dataset} {name}`"),
+            ),
+            Some(_) => (
+                Class::NotFound,
+                "is deleted: only what its clones and readers need of it is left".to_owned(),
+            ),
+            None if self
+                .pool
+                .catalog
+                .dataset(&dataset_name(&full)?)
+                .await?
+                .is_some_and(|at| at.record.state == State::Ready) =>
+            {
+                (
+                    Class::Invalid,
+                    "is a dataset: name a snapshot of it, like `@NAME` behind that".to_owned(),
+                )
             }
-            Some(_) => (Class::NotFound, "is deleted: only what its clones and readers need of it is left".to_owned()),
-            None if self.pool.catalog.dataset(&dataset_name(&full)?).await?.is_some_and(|at| at.record.state == State::Ready) => {
-                (Class::Invalid, "is a dataset: name a snapshot of it, like `@NAME` behind that".to_owned())
-            }
-            None => (Class::NotFound, "does not exist: `zerofs-csi dataset snapshot list` shows what does".to_owned()),
+            None => (
+                Class::NotFound,
+                "does not exist: `zerofs-csi dataset snapshot list` shows what does".to_owned(),
+            ),
         };
         Err(Wrong::new(class, format!("snapshot {full} {why}")))
     }
@@ -151,7 +185,10 @@ impl Opened {
 
 /// Something has that name.
 pub fn exists(name: &str, since: Timestamp) -> anyhow::Error {
-    Wrong::new(Class::Exists, format!("{name} exists since {}: delete it, or choose another name", when(since)))
+    Wrong::new(
+        Class::Exists,
+        format!("{name} exists since {}: delete it, or choose another name", when(since)),
+    )
 }
 
 pub fn dataset_name(name: &str) -> anyhow::Result<DatasetName> {

@@ -1,4 +1,5 @@
-//! One call at a time for one object, in this process: a second one is refused, or waits for its turn.
+//! One call at a time for one object, in this process: a second one is refused, or waits for its
+//! turn.
 
 use super::ControlError;
 use parking_lot::Mutex;
@@ -21,7 +22,8 @@ pub(super) struct Call {
 
 impl Busy {
     /// # Errors
-    /// [`ControlError::InProgress`] while another call for the object runs: CSI wants `ABORTED`, not a queue.
+    /// [`ControlError::InProgress`] while another call for the object runs: CSI wants `ABORTED`,
+    /// not a queue.
     pub(super) fn enter(&self, name: String) -> Result<Call, ControlError> {
         if self.names.lock().insert(name.clone()) {
             Ok(Call { busy: self.clone(), name })
@@ -50,7 +52,8 @@ impl<K> Default for Queues<K> {
 }
 
 impl<K: Eq + Hash> Queues<K> {
-    /// Waits for the turn, which is over when the answer is dropped. Who does not wait to the end has left the queue.
+    /// Waits for the turn, which is over when the answer is dropped. Who does not wait to the end
+    /// has left the queue.
     pub(super) async fn turn(&self, key: K) -> OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.turns.lock();

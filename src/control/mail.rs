@@ -1,17 +1,21 @@
-//! The mailbox of a node session in the bucket: how a controller reaches the owner of a volume in another process.
+//! The mailbox of a node session in the bucket: how a controller reaches the owner of a volume in
+//! another process.
 //!
 //! ```text
 //! asker: put nodes/<session>/mail/<id> ──▶ owner: reads, does, puts nodes/<session>/answer/<id>, deletes the letter
 //! asker: polls the answer, deletes it        │ an owner that does not answer in time: the asker takes its letter back
 //! ```
 //!
-//! When the owner looks. Its mailbox is in the folder that each renewal of its lease lists, so that a request is seen within a third of
-//! a lease at no cost at all: an idle volume costs its node's heartbeat and nothing else. Where there is something to be expected it
-//! looks more often ([`polling`]).
+//! When the owner looks. Its mailbox is in the folder that each renewal of its lease lists, so that
+//! a request is seen within a third of a lease at no cost at all: an idle volume costs its node's
+//! heartbeat and nothing else. Where there is something to be expected it looks more often
+//! ([`polling`]).
 //!
-//! Invariants: a letter is only about a dataset that the session has open; what it asks for may be done although nobody waits any more, even an
-//! hour later, but for a restore, which a letter alone does not begin ([`restoring`]). A crash of either side leaves a letter or an answer of some hundred bytes; the owner removes both when they
-//! are old. Work that takes long (detaching, restoring) is begun by a letter, and later ones ask how it is.
+//! Invariants: a letter is only about a dataset that the session has open; what it asks for may be
+//! done although nobody waits any more, even an hour later, but for a restore, which a letter alone
+//! does not begin ([`restoring`]). A crash of either side leaves a letter or an answer of some
+//! hundred bytes; the owner removes both when they are old. Work that takes long (detaching,
+//! restoring) is begun by a letter, and later ones ask how it is.
 
 mod polling;
 mod restoring;
@@ -61,7 +65,8 @@ const ABANDONED: Duration = Duration::from_secs(3600);
 /// Heartbeats and revocations so old are of sessions that have ended: a session that lives has
 /// younger ones.
 const SIGNS_ABANDONED: Duration = Duration::from_secs(24 * 3600);
-/// How long other letters wait for a volume to be closed for one; it is closed to the end all the same.
+/// How long other letters wait for a volume to be closed for one; it is closed to the end all the
+/// same.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(5);
 /// Clones that one owner detaches at once.
 const DETACHING_MAX: usize = 2;
@@ -108,7 +113,15 @@ enum Wish {
 
 impl Letter {
     fn about(dataset: DatasetId, format: u32) -> Self {
-        Self { format, dataset, checkpoint: None, packs: vec![], restore: None, ticket: None, claim: None }
+        Self {
+            format,
+            dataset,
+            checkpoint: None,
+            packs: vec![],
+            restore: None,
+            ticket: None,
+            claim: None,
+        }
     }
 
     fn wish(&self) -> Result<Wish, String> {
@@ -116,15 +129,23 @@ impl Letter {
             (FORMAT, Some(checkpoint), None) => Ok(Wish::Checkpoint(checkpoint)),
             (FORMAT_DETACH, None, None) => Ok(Wish::Detach),
             (FORMAT_PRESENT, None, None) => Ok(Wish::Present),
-            (FORMAT_HAND_OVER, None, None) => self.claim.map(Wish::HandOver).ok_or_else(|| "it names no claim".to_owned()),
+            (FORMAT_HAND_OVER, None, None) => {
+                self.claim.map(Wish::HandOver).ok_or_else(|| "it names no claim".to_owned())
+            }
             (FORMAT_SEAL, None, None) => {
                 let packs: Result<_, _> = self.packs.iter().map(|pack| pack.parse()).collect();
-                packs.map(Wish::Seal).map_err(|error| format!("it does not understand the request: {error}"))
+                packs
+                    .map(Wish::Seal)
+                    .map_err(|error| format!("it does not understand the request: {error}"))
             }
-            (FORMAT_RESTORE, None, Some(restore)) => Ok(Wish::Restore(restore.clone(), self.ticket)),
-            (FORMAT | FORMAT_DETACH | FORMAT_PRESENT | FORMAT_HAND_OVER | FORMAT_SEAL | FORMAT_RESTORE, ..) => {
-                Err("it does not understand the request".to_owned())
+            (FORMAT_RESTORE, None, Some(restore)) => {
+                Ok(Wish::Restore(restore.clone(), self.ticket))
             }
+            (
+                FORMAT | FORMAT_DETACH | FORMAT_PRESENT | FORMAT_HAND_OVER | FORMAT_SEAL
+                | FORMAT_RESTORE,
+                ..,
+            ) => Err("it does not understand the request".to_owned()),
             (format, ..) => Err(format!("it does not understand format {format}")),
         }
     }
@@ -179,8 +200,14 @@ pub(super) async fn ask(
 /// Asks the owner of a clone to make it stand on its own.
 ///
 /// # Errors
-/// [`ControlError::Unavailable`] when it does not answer in time: it may be at it still, and says so when it is asked again.
-pub(super) async fn ask_to_detach(pool: &Pool, clone: &Dataset, owner: &Owner, limit: Duration) -> Result<Detached, ControlError> {
+/// [`ControlError::Unavailable`] when it does not answer in time: it may be at it still, and says
+/// so when it is asked again.
+pub(super) async fn ask_to_detach(
+    pool: &Pool,
+    clone: &Dataset,
+    owner: &Owner,
+    limit: Duration,
+) -> Result<Detached, ControlError> {
     let letter = Letter::about(clone.id(), FORMAT_DETACH);
     send(pool, &format!("detaching of volume {}", clone.name), owner, &letter, limit).await
 }
@@ -189,7 +216,12 @@ pub(super) async fn ask_to_detach(pool: &Pool, clone: &Dataset, owner: &Owner, l
 ///
 /// # Errors
 /// [`ControlError::Unavailable`] when it does not answer in time.
-pub(super) async fn ask_for_life(pool: &Pool, dataset: &Dataset, owner: &Owner, limit: Duration) -> Result<(), ControlError> {
+pub(super) async fn ask_for_life(
+    pool: &Pool,
+    dataset: &Dataset,
+    owner: &Owner,
+    limit: Duration,
+) -> Result<(), ControlError> {
     let letter = Letter::about(dataset.id(), FORMAT_PRESENT);
     send(pool, &format!("volume {}", dataset.name), owner, &letter, limit).await
 }
@@ -210,7 +242,8 @@ pub(super) async fn ask_to_seal(
     send(pool, &format!("sealing of packs of volume {}", dataset.name), owner, &letter, limit).await
 }
 
-/// Asks the owner to close and release a volume that is not used there. It has done so when this succeeds.
+/// Asks the owner to close and release a volume that is not used there. It has done so when this
+/// succeeds.
 ///
 /// # Errors
 /// [`ControlError::Unavailable`] when it uses it, or does not answer in time.
@@ -236,7 +269,11 @@ pub(super) async fn ask_to_restore(
     (wanted, ticket): (&RestoreInPlace, Option<Incarnation>),
     limit: Duration,
 ) -> Result<RestoreSaid, ControlError> {
-    let letter = Letter { restore: Some(wanted.clone()), ticket, ..Letter::about(dataset.id(), FORMAT_RESTORE) };
+    let letter = Letter {
+        restore: Some(wanted.clone()),
+        ticket,
+        ..Letter::about(dataset.id(), FORMAT_RESTORE)
+    };
     send(pool, &format!("restore into volume {}", dataset.name), owner, &letter, limit).await
 }
 
@@ -250,7 +287,8 @@ async fn send<T: DeserializeOwned>(
     let bucket = pool.catalog.bucket();
     let id = Incarnation::random().to_string();
     let (letter_key, answer_key) = (letters(owner.session) + &id, answer_key(owner.session, &id));
-    let bytes = serde_json::to_vec(letter).map_err(|error| ControlError::Internal(error.to_string()))?;
+    let bytes =
+        serde_json::to_vec(letter).map_err(|error| ControlError::Internal(error.to_string()))?;
     if bucket.put_new(&letter_key, bytes.into()).await? == PutNew::Exists {
         return Err(ControlError::Internal(format!("a random name was taken: {letter_key}")));
     }
@@ -261,10 +299,13 @@ async fn send<T: DeserializeOwned>(
     }
     match answer {
         Ok(Ok(Answer { result: Ok(made), .. })) => Ok(made),
-        Ok(Ok(Answer { result: Err(why), .. })) => Err(ControlError::Unavailable(format!("{what}: node {}: {why}", owner.node))),
+        Ok(Ok(Answer { result: Err(why), .. })) => {
+            Err(ControlError::Unavailable(format!("{what}: node {}: {why}", owner.node)))
+        }
         Ok(Err(error)) => Err(error),
         Err(_) => Err(ControlError::Unavailable(format!(
-            "{what}: node {}, which has it open, did not answer within {} s: see its log; repeat; if that machine is gone: \
+            "{what}: node {}, which has it open, did not answer within {} s: see its log; repeat; \
+             if that machine is gone: \
              `zerofs-csi dataset release NAME --force`",
             owner.node,
             limit.as_secs()
@@ -272,15 +313,22 @@ async fn send<T: DeserializeOwned>(
     }
 }
 
-async fn wait_for<T: DeserializeOwned>(bucket: &Bucket, key: &str) -> Result<Answer<T>, ControlError> {
+async fn wait_for<T: DeserializeOwned>(
+    bucket: &Bucket,
+    key: &str,
+) -> Result<Answer<T>, ControlError> {
     let mut pause = POLL_MIN;
     loop {
         tokio::time::sleep(pause).await;
         if let Some(bytes) = bucket.get(key, BYTES_MAX).await? {
-            let answer: Answer<T> = serde_json::from_slice(&bytes)
-                .map_err(|error| ControlError::Unavailable(format!("{key} is no answer: {error}")))?;
+            let answer: Answer<T> = serde_json::from_slice(&bytes).map_err(|error| {
+                ControlError::Unavailable(format!("{key} is no answer: {error}"))
+            })?;
             if answer.format != FORMAT {
-                return Err(ControlError::Unavailable(format!("{key} has format {}: use programs of one version", answer.format)));
+                return Err(ControlError::Unavailable(format!(
+                    "{key} has format {}: use programs of one version",
+                    answer.format
+                )));
             }
             return Ok(answer);
         }
@@ -288,8 +336,9 @@ async fn wait_for<T: DeserializeOwned>(bucket: &Bucket, key: &str) -> Result<Ans
     }
 }
 
-/// Removes letters and answers that are so old that nobody waits for them: those of sessions that have ended, and of askers
-/// that went away; and heartbeats and revocations of sessions that have ended. How many.
+/// Removes letters and answers that are so old that nobody waits for them: those of sessions that
+/// have ended, and of askers that went away; and heartbeats and revocations of sessions that have
+/// ended. How many.
 pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<usize, ControlError> {
     let kept = |key: &str| match key.split('/').nth(2) {
         Some("mail" | "answer") => Some(ABANDONED),
@@ -306,8 +355,15 @@ pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<usize, Con
     Ok(keys.len())
 }
 
-/// The owner's side: answers what is in its mailboxes until stopped. `interval`: between looks while something is expected.
-pub async fn serve(pools: Pools, volumes: Volumes, mounts: Arc<dyn Mounts>, interval: Duration, stop: CancellationToken) {
+/// The owner's side: answers what is in its mailboxes until stopped. `interval`: between looks
+/// while something is expected.
+pub async fn serve(
+    pools: Pools,
+    volumes: Volumes,
+    mounts: Arc<dyn Mounts>,
+    interval: Duration,
+    stop: CancellationToken,
+) {
     let (answered, detaching, restores) = Default::default();
     let mut desk = Desk { volumes: volumes.clone(), mounts, answered, detaching, restores };
     let mut polling = Polling::default();
@@ -325,7 +381,11 @@ pub async fn serve(pools: Pools, volumes: Volumes, mounts: Arc<dyn Mounts>, inte
                 Ok(0) => {}
                 Ok(_) => polling.expect_more(pool.id()),
                 Err(error) => {
-                    tracing::warn!(pool = pool.name, %error, "the mailbox cannot be read: snapshots asked for elsewhere wait");
+                    tracing::warn!(
+                        pool = pool.name,
+                        %error,
+                        "the mailbox cannot be read: snapshots asked for elsewhere wait"
+                    );
                 }
             }
         }
@@ -337,7 +397,8 @@ struct Desk {
     mounts: Arc<dyn Mounts>,
     /// Keys of answers, to be removed when they are old.
     answered: HashMap<String, Instant>,
-    /// Bounded by [`DETACHING_MAX`]; one that nobody asks about any more is forgotten when its volume is.
+    /// Bounded by [`DETACHING_MAX`]; one that nobody asks about any more is forgotten when its
+    /// volume is.
     detaching: HashMap<DatasetId, JoinHandle<Result<Detached, String>>>,
     restores: Restores,
 }
@@ -379,13 +440,20 @@ impl Desk {
             answered += 1;
         }
         self.restores.tidy(&self.volumes);
-        self.detaching.retain(|id, running| !running.is_finished() || self.volumes.get(*id).is_some());
+        self.detaching
+            .retain(|id, running| !running.is_finished() || self.volumes.get(*id).is_some());
         self.tidy(bucket).await?;
         Ok(answered)
     }
 
-    /// `None`: the volume is not open yet, or not any more; the asker waits, and then looks at the record again.
-    async fn answer(&mut self, pool: &Pool, dataset: DatasetId, wish: Wish) -> Option<serde_json::Result<Vec<u8>>> {
+    /// `None`: the volume is not open yet, or not any more; the asker waits, and then looks at the
+    /// record again.
+    async fn answer(
+        &mut self,
+        pool: &Pool,
+        dataset: DatasetId,
+        wish: Wish,
+    ) -> Option<serde_json::Result<Vec<u8>>> {
         if let Wish::HandOver(claim) = wish {
             // Also of one that it owns and does not have open (R36).
             return Some(encode(self.hand_over(pool, dataset, claim).await));
@@ -395,7 +463,9 @@ impl Desk {
             Wish::Checkpoint(name) => encode(self.checkpoint(&volume, name).await),
             Wish::Detach => encode(self.detach(volume)),
             Wish::Present => encode(Ok(())),
-            Wish::Seal(packs) => encode(volume.fs.seal(&packs).await.map_err(|error| error.to_string())),
+            Wish::Seal(packs) => {
+                encode(volume.fs.seal(&packs).await.map_err(|error| error.to_string()))
+            }
             Wish::HandOver(_) => return None,
             Wish::Restore(wanted, ticket) => {
                 let settings = self.volumes.settings();
@@ -404,13 +474,22 @@ impl Desk {
         })
     }
 
-    async fn hand_over(&self, pool: &Pool, dataset: DatasetId, claim: ClaimId) -> Result<(), String> {
-        let record = pool.catalog.dataset_by_id(dataset).await.map_err(|error| error.to_string())?;
+    async fn hand_over(
+        &self,
+        pool: &Pool,
+        dataset: DatasetId,
+        claim: ClaimId,
+    ) -> Result<(), String> {
+        let record =
+            pool.catalog.dataset_by_id(dataset).await.map_err(|error| error.to_string())?;
         let owner = record.and_then(|at| at.record.owner);
         if owner.is_some_and(|owner| owner.claim != claim) {
-            return Err("the request is about an earlier claim of the dataset; read its record again and retry".to_owned());
+            return Err("the request is about an earlier claim of the dataset; read its record \
+                again and retry"
+                .to_owned());
         }
-        let (mounts, volumes, catalog) = (self.mounts.clone(), self.volumes.clone(), pool.catalog.clone());
+        let (mounts, volumes, catalog) =
+            (self.mounts.clone(), self.volumes.clone(), pool.catalog.clone());
         // A task of its own: it goes on when nobody waits any more.
         let closing = tokio::spawn(async move {
             // Whoever holds it uses it: not beyond this line.
@@ -429,7 +508,8 @@ impl Desk {
         }
     }
 
-    /// Rewriting a database takes minutes, and other letters must not wait: the first one begins it, a later one hears how it ended.
+    /// Rewriting a database takes minutes, and other letters must not wait: the first one begins
+    /// it, a later one hears how it ended.
     fn detach(&mut self, volume: VolumeGuard) -> Result<Detached, String> {
         let id = volume.dataset.id();
         if let Some(running) = self.detaching.get_mut(&id) {
@@ -449,23 +529,40 @@ impl Desk {
 
     async fn checkpoint(&self, volume: &Volume, name: Incarnation) -> Result<Made, String> {
         if let Err(error) = self.mounts.sync(volume.dataset.id()).await {
-            tracing::warn!(dataset = %volume.dataset.name, %error, "the mount's dirty pages were not written out in time: a snapshot holds what the server acknowledged");
+            tracing::warn!(
+                dataset = %volume.dataset.name,
+                %error,
+                "the mount's dirty pages were not written out in time: a snapshot holds what the \
+                 server acknowledged"
+            );
         }
         let made = async {
             let CheckpointId(checkpoint) = volume.fs.snapshot(&name.to_string()).await?;
             let stat = volume.fs.statfs().await?;
-            Ok::<_, crate::fs::FsError>(Made { checkpoint, referenced: stat.total_bytes.saturating_sub(stat.free_bytes) })
+            Ok::<_, crate::fs::FsError>(Made {
+                checkpoint,
+                referenced: stat.total_bytes.saturating_sub(stat.free_bytes),
+            })
         };
         made.await.map_err(|error| {
             if error.class() != Class::Fenced {
-                tracing::warn!(dataset = %volume.dataset.name, %error, "a snapshot could not be made");
+                tracing::warn!(
+                    dataset = %volume.dataset.name,
+                    %error,
+                    "a snapshot could not be made"
+                );
             }
             error.to_string()
         })
     }
 
     async fn tidy(&mut self, bucket: &Bucket) -> Result<(), ControlError> {
-        let old: Vec<String> = self.answered.iter().filter(|(_, at)| at.elapsed() > KEPT).map(|(key, _)| key.clone()).collect();
+        let old: Vec<String> = self
+            .answered
+            .iter()
+            .filter(|(_, at)| at.elapsed() > KEPT)
+            .map(|(key, _)| key.clone())
+            .collect();
         if !old.is_empty() {
             bucket.delete(&old).await?;
             self.answered.retain(|key, _| !old.contains(key));
@@ -482,7 +579,13 @@ mod tests {
     #[tokio::test]
     async fn old_letters_and_answers_are_swept_and_nothing_else() {
         let bucket = Bucket::memory();
-        for key in ["nodes/a/mail/1", "nodes/a/answer/1", "nodes/a/heartbeat/1", "nodes/a/revocation/1", "nodes/a/other"] {
+        for key in [
+            "nodes/a/mail/1",
+            "nodes/a/answer/1",
+            "nodes/a/heartbeat/1",
+            "nodes/a/revocation/1",
+            "nodes/a/other",
+        ] {
             bucket.put(key, bytes::Bytes::from_static(b"x")).await.unwrap();
         }
         assert_eq!(sweep(&bucket, SystemTime::now()).await.unwrap(), 0);
@@ -493,24 +596,38 @@ mod tests {
 
     #[test]
     fn the_bytes_are_fixed() {
-        let id = DatasetId { key: NameKey::from_bytes([1; 16]), incarnation: Incarnation::from_bytes([2; 16]) };
-        let letter = Letter { checkpoint: Some(Incarnation::from_bytes([3; 16])), ..Letter::about(id, 1) };
+        let id = DatasetId {
+            key: NameKey::from_bytes([1; 16]),
+            incarnation: Incarnation::from_bytes([2; 16]),
+        };
+        let letter =
+            Letter { checkpoint: Some(Incarnation::from_bytes([3; 16])), ..Letter::about(id, 1) };
         let text = r#"{"format":1,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","checkpoint":"ambqgaydambqgaydambqgaydam"}"#;
         assert_eq!(serde_json::to_string(&letter).unwrap(), text);
         assert_eq!(serde_json::from_str::<Letter>(text).unwrap(), letter);
         assert_eq!(letter.wish(), Ok(Wish::Checkpoint(Incarnation::from_bytes([3; 16]))));
         let answer = Answer::<Made> { format: 1, result: Err("no".into()) };
-        assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Err":"no"}}"#);
+        assert_eq!(
+            serde_json::to_string(&answer).unwrap(),
+            r#"{"format":1,"result":{"Err":"no"}}"#
+        );
         let letter = Letter::about(id, 2);
-        let text = r#"{"format":2,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai"}"#;
+        let text =
+            r#"{"format":2,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai"}"#;
         assert_eq!(serde_json::to_string(&letter).unwrap(), text);
         assert_eq!(serde_json::from_str::<Letter>(text).unwrap().wish(), Ok(Wish::Detach));
         let claim = ClaimId::from_bytes([6; 16]);
         let ask = Letter { claim: Some(claim), ..Letter::about(id, 10) };
         let end = format!(r#","claim":"{claim}"}}"#);
-        assert_eq!(serde_json::to_string(&ask).unwrap(), text.replace("2,", "10,").replace('}', &end));
+        assert_eq!(
+            serde_json::to_string(&ask).unwrap(),
+            text.replace("2,", "10,").replace('}', &end)
+        );
         assert_eq!(ask.wish(), Ok(Wish::HandOver(claim)));
-        assert!(Letter::about(id, 10).wish().is_err(), "a hand-over names the claim it is about (R31)");
+        assert!(
+            Letter::about(id, 10).wish().is_err(),
+            "a hand-over names the claim it is about (R31)"
+        );
         let restore = RestoreInPlace {
             call: Incarnation::from_bytes([4; 16]),
             snapshot: crate::types::SnapshotId { dataset: id.incarnation, snapshot: id },
@@ -522,28 +639,53 @@ mod tests {
         let ask = serde_json::to_string(&letter).unwrap();
         let end = r#""restore":{"call":"aqcaibaeaqcaibaeaqcaibaeaq","snapshot":"aibaeaqcaibaeaqcaibaeaqcai:aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","from":"etc","to":"/x","overwrite":false}}"#;
         assert!(ask.ends_with(end), "{ask}");
-        assert_eq!(serde_json::from_str::<Letter>(&ask).unwrap().wish(), Ok(Wish::Restore(restore.clone(), None)));
+        assert_eq!(
+            serde_json::from_str::<Letter>(&ask).unwrap().wish(),
+            Ok(Wish::Restore(restore.clone(), None))
+        );
         let ticket = Some(Incarnation::from_bytes([5; 16]));
         let ask = serde_json::to_string(&Letter { ticket, ..letter }).unwrap();
-        assert!(ask.ends_with(&(end[..end.len() - 1].to_owned() + r#","ticket":"aucqkbifaucqkbifaucqkbifau"}"#)), "{ask}");
-        assert_eq!(serde_json::from_str::<Letter>(&ask).unwrap().wish(), Ok(Wish::Restore(restore, ticket)));
-        let answer = Answer { format: 1, result: Ok(RestoreSaid::Noted(Incarnation::from_bytes([4; 16]))) };
+        assert!(
+            ask.ends_with(
+                &(end[..end.len() - 1].to_owned() + r#","ticket":"aucqkbifaucqkbifaucqkbifau"}"#)
+            ),
+            "{ask}"
+        );
+        assert_eq!(
+            serde_json::from_str::<Letter>(&ask).unwrap().wish(),
+            Ok(Wish::Restore(restore, ticket))
+        );
+        let answer =
+            Answer { format: 1, result: Ok(RestoreSaid::Noted(Incarnation::from_bytes([4; 16]))) };
         assert_eq!(
             serde_json::to_string(&answer).unwrap(),
             r#"{"format":1,"result":{"Ok":{"noted":"aqcaibaeaqcaibaeaqcaibaeaq"}}}"#
         );
-        let answer = Answer { format: 1, result: Ok(RestoreSaid::Done(Restored { objects: 3, bytes: 4 })) };
-        assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Ok":{"done":{"objects":3,"bytes":4}}}}"#);
+        let answer =
+            Answer { format: 1, result: Ok(RestoreSaid::Done(Restored { objects: 3, bytes: 4 })) };
+        assert_eq!(
+            serde_json::to_string(&answer).unwrap(),
+            r#"{"format":1,"result":{"Ok":{"done":{"objects":3,"bytes":4}}}}"#
+        );
         let answer = Answer { format: 1, result: Ok(Detached::Held) };
-        assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"format":1,"result":{"Ok":"held"}}"#);
+        assert_eq!(
+            serde_json::to_string(&answer).unwrap(),
+            r#"{"format":1,"result":{"Ok":"held"}}"#
+        );
         let pack = PackId { creator: Incarnation::from_bytes([3; 16]), epoch: Epoch(4), seq: 5 };
         let letter = Letter { packs: vec![pack.to_string()], ..Letter::about(id, 7) };
         let text = r#"{"format":7,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","packs":["ambqgaydambqgaydambqgaydam/0000000000000004-0000000000000005"]}"#;
         assert_eq!(serde_json::to_string(&letter).unwrap(), text);
-        assert_eq!(serde_json::from_str::<Letter>(text).unwrap().wish(), Ok(Wish::Seal(vec![pack])));
+        assert_eq!(
+            serde_json::from_str::<Letter>(text).unwrap().wish(),
+            Ok(Wish::Seal(vec![pack]))
+        );
         assert!(Letter { packs: vec!["x".to_owned()], ..letter }.wish().is_err());
-        let text = r#"{"format":2,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai"}"#;
-        for wrong in [Letter { format: 2, ..serde_json::from_str(text).unwrap() }, Letter::about(id, 99)] {
+        let text =
+            r#"{"format":2,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai"}"#;
+        for wrong in
+            [Letter { format: 2, ..serde_json::from_str(text).unwrap() }, Letter::about(id, 99)]
+        {
             assert_eq!(wrong.wish().is_ok(), wrong.format == 2);
         }
     }

@@ -1,14 +1,15 @@
-//! The use cases that the edges share: what CSI, the command line and later APIs ask for, in terms of pools, datasets and snapshots.
+//! The use cases that the edges share: what CSI, the command line and later APIs ask for, in terms
+//! of pools, datasets and snapshots.
 //!
-//! Nouns: an **intent** is a record in state `creating` or `deleting`, written before its effect (R3); a **tombstone** is an
-//! acknowledged deletion whose effect waits until nothing depends (R14); the **collector** removes what is tombstoned and
-//! the packs that nothing refers to.
+//! Nouns: an **intent** is a record in state `creating` or `deleting`, written before its effect
+//! (R3); a **tombstone** is an acknowledged deletion whose effect waits until nothing depends
+//! (R14); the **collector** removes what is tombstoned and the packs that nothing refers to.
 //!
-//! Invariants: every call is idempotent and repaired by its retry (R30); calls for one object are serialised in the process
-//! and, across processes, by compare-and-swap on its record.
+//! Invariants: every call is idempotent and repaired by its retry (R30); calls for one object are
+//! serialised in the process and, across processes, by compare-and-swap on its record.
 //!
-//! A crash leaves intents, which the repeated call finishes, and tombstones, which any collector finishes. It never leaves
-//! an effect without a record.
+//! A crash leaves intents, which the repeated call finishes, and tombstones, which any collector
+//! finishes. It never leaves an effect without a record.
 
 mod busy;
 mod collect;
@@ -24,10 +25,13 @@ pub mod secrets;
 mod space;
 pub mod take;
 
-pub use collect::{Candidate, Collected, Collector, DeadPack, Kept, Plan, StrayCheckpoint, StrayDatabase, Turn, Worth};
+pub use collect::{
+    Candidate, Collected, Collector, DeadPack, Kept, Plan, StrayCheckpoint, StrayDatabase, Turn,
+    Worth,
+};
 pub use controller::{
-    Controller, Journal, NewVolume, RestoreInPlace, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, TreePath, VolumeInfo,
-    writable_name,
+    Controller, Journal, NewVolume, RestoreInPlace, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo,
+    Source, TreePath, VolumeInfo, writable_name,
 };
 pub use error::ControlError;
 pub use pools::{Pool, Pools};

@@ -20,7 +20,8 @@ impl Pace {
     pub async fn spend(&mut self, bytes: u64) {
         self.bytes = self.bytes.saturating_add(bytes);
         if let Some(rate) = self.rate {
-            let due = Duration::try_from_secs_f64(self.bytes as f64 / rate as f64).unwrap_or(Duration::MAX);
+            let due = Duration::try_from_secs_f64(self.bytes as f64 / rate as f64)
+                .unwrap_or(Duration::MAX);
             tokio::time::sleep(due.saturating_sub(self.begun.elapsed())).await;
         }
     }

@@ -1,7 +1,7 @@
 //! The configured pools.
 //!
-//! A pool whose store does not answer when a process starts is opened later. Until then it is **waiting**: what asks for it is
-//! told so and why, and never that something does not exist.
+//! A pool whose store does not answer when a process starts is opened later. Until then it is
+//! **waiting**: what asks for it is told so and why, and never that something does not exist.
 
 use super::ControlError;
 use crate::catalog::Catalog;
@@ -28,13 +28,22 @@ impl Pool {
     }
 
     pub(super) async fn step(&self, name: &str) -> Result<(), ControlError> {
-        Ok(self.catalog.bucket().failpoints().step(name).await.map_err(crate::bucket::BucketError::from)?)
+        Ok(self
+            .catalog
+            .bucket()
+            .failpoints()
+            .step(name)
+            .await
+            .map_err(crate::bucket::BucketError::from)?)
     }
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("name", &self.name).field("catalog", &self.catalog).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("name", &self.name)
+            .field("catalog", &self.catalog)
+            .finish_non_exhaustive()
     }
 }
 
@@ -61,7 +70,11 @@ impl Slot {
     }
 
     fn unavailable(&self) -> ControlError {
-        ControlError::Unavailable(format!("pool {} is not open yet: {}; it is tried again by itself", self.name, self.why.lock()))
+        ControlError::Unavailable(format!(
+            "pool {} is not open yet: {}; it is tried again by itself",
+            self.name,
+            self.why.lock()
+        ))
     }
 
     fn open(&self) -> Result<&Pool, ControlError> {
@@ -82,17 +95,25 @@ impl Pools {
     ///
     /// # Errors
     /// When two have one name, or the default is none of them.
-    pub fn waiting(names: impl IntoIterator<Item = String>, default: Option<String>) -> Result<Self, ControlError> {
+    pub fn waiting(
+        names: impl IntoIterator<Item = String>,
+        default: Option<String>,
+    ) -> Result<Self, ControlError> {
         let slots: Vec<Slot> = names.into_iter().map(Slot::waiting).collect();
         for (i, slot) in slots.iter().enumerate() {
             if slots.iter().skip(i + 1).any(|other| other.name == slot.name) {
-                return Err(ControlError::Invalid(format!("two pools have the name {}: configure each once", slot.name)));
+                return Err(ControlError::Invalid(format!(
+                    "two pools have the name {}: configure each once",
+                    slot.name
+                )));
             }
         }
         if let Some(name) = &default
             && !slots.iter().any(|slot| slot.name == *name)
         {
-            return Err(ControlError::Invalid(format!("the default pool {name} is not among the pools configured")));
+            return Err(ControlError::Invalid(format!(
+                "the default pool {name} is not among the pools configured"
+            )));
         }
         Ok(Self { slots: Arc::new(slots), default, open: watch::Sender::new(0) })
     }
@@ -110,7 +131,8 @@ impl Pools {
     /// When no pool of that name is waiting, or another is the same pool.
     pub fn opened(&self, pool: Pool) -> Result<(), ControlError> {
         if let Some(other) = self.iter().find(|other| other.id() == pool.id()) {
-            let why = format!("pools {} and {} are one pool: configure it once", other.name, pool.name);
+            let why =
+                format!("pools {} and {} are one pool: configure it once", other.name, pool.name);
             return Err(ControlError::Invalid(why));
         }
         let slot = self.slots.iter().find(|slot| slot.name == pool.name);
@@ -119,8 +141,12 @@ impl Pools {
                 self.open.send_modify(|open| *open += 1);
                 Ok(())
             }
-            Some(Err(pool)) => Err(ControlError::Invalid(format!("pool {} is open already", pool.name))),
-            None => Err(ControlError::Internal("a pool was opened that is not configured".to_owned())),
+            Some(Err(pool)) => {
+                Err(ControlError::Invalid(format!("pool {} is open already", pool.name)))
+            }
+            None => {
+                Err(ControlError::Internal("a pool was opened that is not configured".to_owned()))
+            }
         }
     }
 
@@ -157,12 +183,18 @@ impl Pools {
 
     /// By configured name; `None`: the default one, or the only one.
     pub fn get(&self, name: Option<&str>) -> Result<&Pool, ControlError> {
-        let known = || self.slots.iter().map(|slot| slot.name.as_str()).collect::<Vec<_>>().join(", ");
+        let known =
+            || self.slots.iter().map(|slot| slot.name.as_str()).collect::<Vec<_>>().join(", ");
         match (name.or(self.default.as_deref()), self.slots.as_slice()) {
             (Some(name), slots) => slots
                 .iter()
                 .find(|slot| slot.name == name)
-                .ok_or_else(|| ControlError::Invalid(format!("pool {name:?} is not configured; there are: {}", known())))?
+                .ok_or_else(|| {
+                    ControlError::Invalid(format!(
+                        "pool {name:?} is not configured; there are: {}",
+                        known()
+                    ))
+                })?
                 .open(),
             (None, [only]) => only.open(),
             (None, _) => Err(ControlError::Invalid(format!("name a pool; there are: {}", known()))),
@@ -191,7 +223,11 @@ mod tests {
     use crate::types::{Class, Classify};
 
     async fn pool(name: &str) -> Pool {
-        Pool { name: name.to_owned(), catalog: Catalog::create(Bucket::memory(), None).await.unwrap(), folder: None }
+        Pool {
+            name: name.to_owned(),
+            catalog: Catalog::create(Bucket::memory(), None).await.unwrap(),
+            folder: None,
+        }
     }
 
     #[tokio::test]
@@ -207,7 +243,10 @@ mod tests {
             assert!(refused.to_string().contains("the store is away"), "{refused}");
         }
         assert_eq!(pools.not_open(), [("b".to_owned(), "the store is away".to_owned())]);
-        assert!(pools.opened(Pool { name: "b".to_owned(), ..a.clone() }).is_err(), "one pool under two names");
+        assert!(
+            pools.opened(Pool { name: "b".to_owned(), ..a.clone() }).is_err(),
+            "one pool under two names"
+        );
         pools.opened(b.clone()).unwrap();
         assert!(pools.opened(pool("b").await).is_err() && pools.opened(pool("c").await).is_err());
         assert!(pools.by_id(PoolId::random()).unwrap().is_none());

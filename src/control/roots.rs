@@ -1,5 +1,5 @@
-//! States that can be read row by row: the heads of datasets and their snapshots. For whoever looks at all of them; the collector, which decides
-//! what goes, reads roots by rules of its own.
+//! States that can be read row by row: the heads of datasets and their snapshots. For whoever looks
+//! at all of them; the collector, which decides what goes, reads roots by rules of its own.
 
 use super::{ControlError, Pool};
 use crate::catalog::{CatalogError, Dataset, READING_RENEWED, Reading, Snapshot, State};
@@ -53,9 +53,11 @@ impl Source {
 
 /// Everything live in a pool, by name: heads, then snapshots.
 pub(super) async fn list(pool: &Pool) -> Result<Vec<Source>, ControlError> {
-    let mut datasets: Vec<Dataset> = pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
+    let mut datasets: Vec<Dataset> =
+        pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
     datasets.sort_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
-    let names: HashMap<Incarnation, String> = datasets.iter().map(|d| (d.incarnation, d.name.to_string())).collect();
+    let names: HashMap<Incarnation, String> =
+        datasets.iter().map(|d| (d.incarnation, d.name.to_string())).collect();
     let mut snapshots: Vec<(String, Snapshot)> = Vec::new();
     for at in pool.catalog.snapshots(None).await? {
         let dataset = names.get(&at.record.dataset.incarnation).cloned();
@@ -64,12 +66,18 @@ pub(super) async fn list(pool: &Pool) -> Result<Vec<Source>, ControlError> {
     snapshots.sort_by(|a, b| (&a.0, a.1.name.as_str()).cmp(&(&b.0, b.1.name.as_str())));
     let heads = datasets.into_iter().filter(|d| d.state == State::Ready).map(Source::Head);
     let cuts = snapshots.into_iter().filter(|(_, s)| s.state == State::Ready);
-    Ok(heads.chain(cuts.map(|(dataset, snapshot)| Source::Snapshot { snapshot, dataset })).collect())
+    Ok(heads
+        .chain(cuts.map(|(dataset, snapshot)| Source::Snapshot { snapshot, dataset }))
+        .collect())
 }
 
 impl Root {
     /// `None`: never opened, or removed meanwhile.
-    pub(super) async fn open(pool: &Pool, volumes: &Volumes, source: &Source) -> Result<Option<Self>, ControlError> {
+    pub(super) async fn open(
+        pool: &Pool,
+        volumes: &Volumes,
+        source: &Source,
+    ) -> Result<Option<Self>, ControlError> {
         match source {
             Source::Head(dataset) => {
                 let place = place_of(pool, volumes, dataset.family, dataset.incarnation);
@@ -77,9 +85,16 @@ impl Root {
                     return Ok(None);
                 }
                 let reader = Reader::newest(&place).await?;
-                Ok(Some(Self { name: dataset.name.to_string(), family: dataset.family, reader, reading: None }))
+                Ok(Some(Self {
+                    name: dataset.name.to_string(),
+                    family: dataset.family,
+                    reader,
+                    reading: None,
+                }))
             }
-            Source::Snapshot { snapshot, dataset } => Self::open_snapshot(pool, volumes, snapshot, dataset).await,
+            Source::Snapshot { snapshot, dataset } => {
+                Self::open_snapshot(pool, volumes, snapshot, dataset).await
+            }
         }
     }
 
@@ -89,21 +104,27 @@ impl Root {
         snapshot: &Snapshot,
         dataset: &str,
     ) -> Result<Option<Self>, ControlError> {
-        let (reading, snapshot) = match pool.catalog.begin_reading(snapshot.id(), &volumes.owner()).await {
-            Ok(begun) => begun,
-            Err(CatalogError::NotFound { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
+        let (reading, snapshot) =
+            match pool.catalog.begin_reading(snapshot.id(), &volumes.owner()).await {
+                Ok(begun) => begun,
+                Err(CatalogError::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
         let name = format!("{dataset}@{}", snapshot.name);
         let place = place_of(pool, volumes, snapshot.family, snapshot.dataset.incarnation);
         let opened = match snapshot.checkpoint {
             Some(checkpoint) => Reader::at_checkpoint(&place, CheckpointId(checkpoint)).await,
-            None => Err(FsError::Corrupt(format!("snapshot {name} is ready but names no checkpoint"))),
+            None => {
+                Err(FsError::Corrupt(format!("snapshot {name} is ready but names no checkpoint")))
+            }
         };
         match opened {
-            Ok(reader) => {
-                Ok(Some(Self { name, family: snapshot.family, reader, reading: Some((reading, Mutex::new(Instant::now()))) }))
-            }
+            Ok(reader) => Ok(Some(Self {
+                name,
+                family: snapshot.family,
+                reader,
+                reading: Some((reading, Mutex::new(Instant::now()))),
+            })),
             Err(error) => {
                 pool.catalog.end_reading(&reading).await?;
                 Err(error.into())
@@ -141,7 +162,10 @@ pub(super) async fn usage(reader: &Reader) -> Result<Vec<(PackId, Usage)>, FsErr
     while let Some(rows) = pages.next().await? {
         for (row_key, row) in &rows {
             let Some(Key::Usage(pack)) = Key::parse(row_key) else {
-                return Err(FsError::Corrupt(format!("key {} among pack usage", row_key.escape_ascii())));
+                return Err(FsError::Corrupt(format!(
+                    "key {} among pack usage",
+                    row_key.escape_ascii()
+                )));
             };
             let usage = Usage::decode(row)?;
             if usage.refs > 0 {

@@ -1,11 +1,13 @@
-//! Scrubbing: every chunk that datasets and snapshots refer to is read from the bucket and verified.
+//! Scrubbing: every chunk that datasets and snapshots refer to is read from the bucket and
+//! verified.
 //!
 //! ```text
 //! root ─▶ its records ─▶ pack of each chunk: read once, whole ─▶ chunk damaged or absent? ─▶ the files that use it
 //! ```
 //!
-//! Records are read, not packs listed: so that a chunk that should be in a pack and is not is found too. A pack is read once, whoever refers to it.
-//! Of a dataset that is being written, what looks damaged is looked up once more: its pack may have gone because the record did.
+//! Records are read, not packs listed: so that a chunk that should be in a pack and is not is found
+//! too. A pack is read once, whoever refers to it. Of a dataset that is being written, what looks
+//! damaged is looked up once more: its pack may have gone because the record did.
 //!
 //! [`Scrubbed`] is also what a scrub resumes from: packs that were read are not read again.
 
@@ -50,7 +52,15 @@ pub struct Scrubbed {
 
 impl Default for Scrubbed {
     fn default() -> Self {
-        Self { format: FORMAT, roots: vec![], chunks: 0, bytes: 0, damaged: vec![], more: 0, packs: BTreeMap::new() }
+        Self {
+            format: FORMAT,
+            roots: vec![],
+            chunks: 0,
+            bytes: 0,
+            damaged: vec![],
+            more: 0,
+            packs: BTreeMap::new(),
+        }
     }
 }
 
@@ -90,10 +100,18 @@ impl<'a> Scrub<'a> {
     ///
     /// # Errors
     /// When that is of another version.
-    pub fn new(pool: &'a Pool, volumes: &'a Volumes, rate: Option<u64>, resumed: Option<Scrubbed>) -> Result<Self, ControlError> {
+    pub fn new(
+        pool: &'a Pool,
+        volumes: &'a Volumes,
+        rate: Option<u64>,
+        resumed: Option<Scrubbed>,
+    ) -> Result<Self, ControlError> {
         let mut found = resumed.unwrap_or_default();
         if found.format != FORMAT {
-            return Err(ControlError::Invalid(format!("the state to resume from has format {}: begin anew", found.format)));
+            return Err(ControlError::Invalid(format!(
+                "the state to resume from has format {}: begin anew",
+                found.format
+            )));
         }
         // Records are read again, so that what was written since is verified too; packs are not.
         found.roots.clear();
@@ -106,8 +124,9 @@ impl<'a> Scrub<'a> {
         &self.found
     }
 
-    /// Scrubs a dataset with its snapshots, or all. `each` is called after every pack. Answers whether it came to the end: who stops it by the
-    /// token leaves no sign of a reader behind, which would keep a snapshot that is deleted (R14).
+    /// Scrubs a dataset with its snapshots, or all. `each` is called after every pack. Answers
+    /// whether it came to the end: who stops it by the token leaves no sign of a reader behind,
+    /// which would keep a snapshot that is deleted (R14).
     pub async fn run(
         &mut self,
         only: Option<DatasetId>,
@@ -152,7 +171,11 @@ impl<'a> Scrub<'a> {
     }
 
     /// Reads every record of a root, and the packs it refers to.
-    async fn suspects(&mut self, root: &Root, each: &mut impl FnMut(&str, &Scrubbed)) -> Result<Vec<Suspect>, ControlError> {
+    async fn suspects(
+        &mut self,
+        root: &Root,
+        each: &mut impl FnMut(&str, &Scrubbed),
+    ) -> Result<Vec<Suspect>, ControlError> {
         let store = self.volumes.settings().chunks(&self.pool.catalog, root.family);
         let mut suspects = Vec::new();
         let mut pages = root.reader.pages(Bytes::from_static(b"X"), Bytes::from_static(b"Y"));
@@ -183,12 +206,16 @@ impl<'a> Scrub<'a> {
         if !self.whole.contains_key(&chunk.pack) {
             match self.load(store, chunk.pack).await {
                 Ok(whole) => self.remember(chunk.pack, whole),
-                Err(ChunkError::Missing { .. }) => return Ok(Some("its pack is not in the bucket".to_owned())),
+                Err(ChunkError::Missing { .. }) => {
+                    return Ok(Some("its pack is not in the bucket".to_owned()));
+                }
                 // Its footer is damaged; the chunk itself may be whole.
                 Err(ChunkError::CorruptPack { .. }) => {
                     return match store.read(std::slice::from_ref(chunk)).await {
                         Ok(_) => Ok(None),
-                        Err(error @ (ChunkError::Corrupt { .. } | ChunkError::CorruptPack { .. })) => Ok(Some(error.to_string())),
+                        Err(
+                            error @ (ChunkError::Corrupt { .. } | ChunkError::CorruptPack { .. }),
+                        ) => Ok(Some(error.to_string())),
                         Err(error) => Err(ControlError::Unavailable(error.to_string())),
                     };
                 }
@@ -197,25 +224,44 @@ impl<'a> Scrub<'a> {
             each(root, &self.found);
         }
         let whole = self.whole.get(&chunk.pack).is_some_and(|whole| whole.contains(&chunk.hash));
-        let damaged =
-            || self.found.packs.get(&chunk.pack.to_string()).is_some_and(|damaged| damaged.contains(&chunk.hash.to_string()));
+        let damaged = || {
+            self.found
+                .packs
+                .get(&chunk.pack.to_string())
+                .is_some_and(|damaged| damaged.contains(&chunk.hash.to_string()))
+        };
         Ok((!whole).then(|| {
-            if damaged() { "its bytes are not what was written".to_owned() } else { "its pack does not hold it".to_owned() }
+            if damaged() {
+                "its bytes are not what was written".to_owned()
+            } else {
+                "its pack does not hold it".to_owned()
+            }
         }))
     }
 
     /// The whole chunks of a pack: it is read if it was not yet, else only its footer is.
-    async fn load(&mut self, store: &ChunkStore, pack: PackId) -> Result<HashSet<ChunkHash>, ChunkError> {
+    async fn load(
+        &mut self,
+        store: &ChunkStore,
+        pack: PackId,
+    ) -> Result<HashSet<ChunkHash>, ChunkError> {
         if let Some(damaged) = self.found.packs.get(&pack.to_string()) {
             let chunks = store.contents(pack).await?;
-            return Ok(chunks.into_iter().map(|chunk| chunk.hash).filter(|hash| !damaged.contains(&hash.to_string())).collect());
+            return Ok(chunks
+                .into_iter()
+                .map(|chunk| chunk.hash)
+                .filter(|hash| !damaged.contains(&hash.to_string()))
+                .collect());
         }
         let verified = store.verify(pack).await?;
         for (hash, why) in &verified.damaged {
             tracing::error!(pack = %pack, chunk = %hash, why, "a chunk is damaged");
         }
         self.found.bytes += verified.bytes;
-        self.found.packs.insert(pack.to_string(), verified.damaged.iter().map(|(hash, _)| hash.to_string()).collect());
+        self.found.packs.insert(
+            pack.to_string(),
+            verified.damaged.iter().map(|(hash, _)| hash.to_string()).collect(),
+        );
         self.pace.spend(verified.bytes).await;
         Ok(verified.whole.into_iter().collect())
     }
@@ -230,7 +276,12 @@ impl<'a> Scrub<'a> {
     }
 
     /// Names the files of what cannot be read.
-    async fn tell(&mut self, root: &Root, source: &roots::Source, mut suspects: Vec<Suspect>) -> Result<(), ControlError> {
+    async fn tell(
+        &mut self,
+        root: &Root,
+        source: &roots::Source,
+        mut suspects: Vec<Suspect>,
+    ) -> Result<(), ControlError> {
         if source.is_head()
             && !suspects.is_empty()
             && let Some(now) = Root::open(self.pool, self.volumes, source).await?
@@ -242,19 +293,27 @@ impl<'a> Scrub<'a> {
         if suspects.is_empty() {
             return Ok(());
         }
-        let names = names(&root.reader, suspects.iter().map(|suspect| suspect.data).collect()).await?;
+        let names =
+            names(&root.reader, suspects.iter().map(|suspect| suspect.data).collect()).await?;
         for suspect in suspects {
             if self.found.damaged.len() >= USES_MAX {
                 self.found.more += 1;
                 continue;
             }
-            let (path, bits) = names.get(&suspect.data).cloned().unwrap_or_else(|| ("(a file that is deleted)".to_owned(), 0));
+            let (path, bits) = names
+                .get(&suspect.data)
+                .cloned()
+                .unwrap_or_else(|| ("(a file that is deleted)".to_owned(), 0));
             self.found.damaged.push(Damaged {
                 pack: suspect.chunk.pack.to_string(),
                 chunk: suspect.chunk.hash.to_string(),
                 why: suspect.why,
                 file: format!("{}:{path}", root.name),
-                offset: suspect.record.checked_shl(bits).unwrap_or(u64::MAX).saturating_add(u64::from(suspect.start)),
+                offset: suspect
+                    .record
+                    .checked_shl(bits)
+                    .unwrap_or(u64::MAX)
+                    .saturating_add(u64::from(suspect.start)),
             });
         }
         Ok(())
@@ -265,7 +324,9 @@ impl<'a> Scrub<'a> {
 async fn still_used(reader: &Reader, suspects: Vec<Suspect>) -> Result<Vec<Suspect>, FsError> {
     let mut still = Vec::new();
     for suspect in suspects {
-        let Some(row) = reader.get(&key::record(suspect.data, suspect.record)).await? else { continue };
+        let Some(row) = reader.get(&key::record(suspect.data, suspect.record)).await? else {
+            continue;
+        };
         let uses = |source: &Source| matches!(source, Source::Chunk { chunk, .. } if *chunk == suspect.chunk);
         if Record::decode(&row)?.segments.iter().any(|segment| uses(&segment.source)) {
             still.push(suspect);
@@ -274,8 +335,12 @@ async fn still_used(reader: &Reader, suspects: Vec<Suspect>) -> Result<Vec<Suspe
     Ok(still)
 }
 
-/// The path and record size of the file that each data id belongs to. Reads every inode, and the entries on the way.
-async fn names(reader: &Reader, wanted: BTreeSet<DataId>) -> Result<HashMap<DataId, (String, u32)>, FsError> {
+/// The path and record size of the file that each data id belongs to. Reads every inode, and the
+/// entries on the way.
+async fn names(
+    reader: &Reader,
+    wanted: BTreeSet<DataId>,
+) -> Result<HashMap<DataId, (String, u32)>, FsError> {
     let mut files = HashMap::new();
     let mut pages = reader.pages(key::inode(InodeNo(0)), Bytes::from_static(b"J"));
     while let Some(rows) = pages.next().await? {
@@ -288,7 +353,13 @@ async fn names(reader: &Reader, wanted: BTreeSet<DataId>) -> Result<HashMap<Data
             }
         }
     }
-    let entries = entries_of(reader, Bytes::from_static(b"D"), Bytes::from_static(b"E"), &files.keys().copied().collect()).await?;
+    let entries = entries_of(
+        reader,
+        Bytes::from_static(b"D"),
+        Bytes::from_static(b"E"),
+        &files.keys().copied().collect(),
+    )
+    .await?;
     let mut names = HashMap::new();
     for (ino, row) in files {
         let path = match entries.get(&ino) {
@@ -313,10 +384,14 @@ async fn entries_of(
         && let Some(rows) = pages.next().await?
     {
         for (row_key, row) in &rows {
-            if let (Some(Key::DirEntry { dir, .. }), Ok(entry)) = (Key::parse(row_key), DirEntryRow::decode(row))
+            if let (Some(Key::DirEntry { dir, .. }), Ok(entry)) =
+                (Key::parse(row_key), DirEntryRow::decode(row))
                 && wanted.contains(&entry.ino)
             {
-                found.insert(entry.ino, (dir, String::from_utf8_lossy(entry.name.as_bytes()).into_owned()));
+                found.insert(
+                    entry.ino,
+                    (dir, String::from_utf8_lossy(entry.name.as_bytes()).into_owned()),
+                );
             }
         }
     }
@@ -330,7 +405,10 @@ async fn path(reader: &Reader, mut dir: InodeNo) -> Result<String, FsError> {
         let Some(row) = reader.get(&key::inode(dir)).await? else { break };
         let parent = Inode::decode(&row)?.parent;
         let (from, to) = (key::dir(parent), key::dir(InodeNo(parent.0.saturating_add(1))));
-        let name = entries_of(reader, from, to, &HashSet::from([dir])).await?.remove(&dir).map(|(_, name)| name);
+        let name = entries_of(reader, from, to, &HashSet::from([dir]))
+            .await?
+            .remove(&dir)
+            .map(|(_, name)| name);
         parts.push(name.unwrap_or_else(|| format!("(inode {dir})")));
         dir = parent;
     }

@@ -1,8 +1,10 @@
-//! Credentials that come with requests: the `secrets` of CSI, from a StorageClass or VolumeSnapshotClass.
+//! Credentials that come with requests: the `secrets` of CSI, from a StorageClass or
+//! VolumeSnapshotClass.
 //!
-//! Only a pool that is configured so (`requestSecrets`) takes its credentials and its passphrase from them. It is **waiting**
-//! until a first request brings some that open it; from then on every request about it that may carry secrets must carry some
-//! that open it. Requests that cannot (listing, unstaging) and the collector use what it was opened with.
+//! Only a pool that is configured so (`requestSecrets`) takes its credentials and its passphrase
+//! from them. It is **waiting** until a first request brings some that open it; from then on every
+//! request about it that may carry secrets must carry some that open it. Requests that cannot
+//! (listing, unstaging) and the collector use what it was opened with.
 
 use super::ControlError;
 use crate::types::PoolId;
@@ -12,7 +14,8 @@ use std::fmt;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// The key of the passphrase, or of a key in base 64, among the secrets. All others are options of the store.
+/// The key of the passphrase, or of a key in base 64, among the secrets. All others are options of
+/// the store.
 pub const PASSPHRASE: &str = "passphrase";
 /// As [`PASSPHRASE`], for those who have a key.
 pub const KEY: &str = "key";
@@ -29,10 +32,13 @@ impl RequestSecrets {
     /// # Errors
     /// When there are more than anyone needs.
     pub fn new(values: impl IntoIterator<Item = (String, String)>) -> Result<Self, ControlError> {
-        let values: BTreeMap<_, _> = values.into_iter().map(|(key, value)| (key, Arc::new(Zeroizing::new(value)))).collect();
+        let values: BTreeMap<_, _> =
+            values.into_iter().map(|(key, value)| (key, Arc::new(Zeroizing::new(value)))).collect();
         let bytes: usize = values.iter().map(|(key, value)| key.len() + value.len()).sum();
         if bytes > BYTES_MAX {
-            return Err(ControlError::Invalid(format!("secrets: {bytes} bytes are too many: at most {BYTES_MAX}")));
+            return Err(ControlError::Invalid(format!(
+                "secrets: {bytes} bytes are too many: at most {BYTES_MAX}"
+            )));
         }
         Ok(Self { values })
     }
@@ -90,7 +96,11 @@ pub trait Unlock: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the pool takes its credentials from requests and these do not open it.
-    fn unlock(&self, pool: PoolOf, secrets: RequestSecrets) -> BoxFuture<'_, Result<(), ControlError>>;
+    fn unlock(
+        &self,
+        pool: PoolOf,
+        secrets: RequestSecrets,
+    ) -> BoxFuture<'_, Result<(), ControlError>>;
 }
 
 /// Of a process whose pools all have credentials of their own.
@@ -113,9 +123,16 @@ mod tests {
 
     #[test]
     fn values_are_sorted_out_and_never_show() {
-        let given = secrets(&[("passphrase", "correct horse"), ("access_key_id", "AKIA"), ("secret_access_key", "hush")]);
+        let given = secrets(&[
+            ("passphrase", "correct horse"),
+            ("access_key_id", "AKIA"),
+            ("secret_access_key", "hush"),
+        ]);
         assert_eq!(given.passphrase(), Some("correct horse"));
-        assert_eq!(given.options().collect::<Vec<_>>(), [("access_key_id", "AKIA"), ("secret_access_key", "hush")]);
+        assert_eq!(
+            given.options().collect::<Vec<_>>(),
+            [("access_key_id", "AKIA"), ("secret_access_key", "hush")]
+        );
         let shown = format!("{given:?}");
         assert!(["horse", "AKIA", "hush"].iter().all(|value| !shown.contains(value)), "{shown}");
         assert_ne!(given.digest(), secrets(&[("passphrase", "correct horse")]).digest());

@@ -1,10 +1,13 @@
 //! What datasets and snapshots take.
 //!
-//! - **referenced**: bytes of data that it refers to, as its users see them; **logical**: the lengths of its files, holes included.
-//! - **unique**: stored bytes that nothing else refers to, which is what its deletion frees. By packs that is an estimate, and too little where a
+//! - **referenced**: bytes of data that it refers to, as its users see them; **logical**: the
+//!   lengths of its files, holes included.
+//! - **unique**: stored bytes that nothing else refers to, which is what its deletion frees. By
+//!   packs that is an estimate, and too little where a
 //!   pack is shared; chunk by chunk it is exact, but for what is inside databases.
 //!
-//! An estimate reads a row for each pack; exact figures read every record of the family, and remember each chunk.
+//! An estimate reads a row for each pack; exact figures read every record of the family, and
+//! remember each chunk.
 
 use super::roots::{self, Root, Source, usage};
 use super::{ControlError, Pool};
@@ -20,7 +23,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 
-/// Chunks of one family that exact figures remember: about 100 bytes each, so 1.6 GiB for a TiB in records of 64 KiB.
+/// Chunks of one family that exact figures remember: about 100 bytes each, so 1.6 GiB for a TiB in
+/// records of 64 KiB.
 const CHUNKS_MAX: usize = 16 << 20;
 
 /// Of one dataset or snapshot.
@@ -44,7 +48,8 @@ pub struct Space {
     pub packs: u64,
     pub pack_bytes: u64,
     pub database_bytes: u64,
-    /// Data that datasets refer to, by data that is stored for them: what clones and equal chunks save. Where every record was read.
+    /// Data that datasets refer to, by data that is stored for them: what clones and equal chunks
+    /// save. Where every record was read.
     pub dedup_ratio: Option<f64>,
     /// The data of these chunks by their stored bytes.
     pub compression_ratio: Option<f64>,
@@ -81,7 +86,12 @@ struct Sums {
 ///
 /// # Errors
 /// [`ControlError::Exhausted`] when exact figures would take too much memory.
-pub async fn space(pool: &Pool, volumes: &Volumes, only: Option<DatasetId>, accuracy: Accuracy) -> Result<Space, ControlError> {
+pub async fn space(
+    pool: &Pool,
+    volumes: &Volumes,
+    only: Option<DatasetId>,
+    accuracy: Accuracy,
+) -> Result<Space, ControlError> {
     let bucket = pool.catalog.bucket();
     let (mut space, mut sizes) = (Space::default(), HashMap::<PackId, u64>::new());
     let mut packs = bucket.pages("packs/");
@@ -100,13 +110,15 @@ pub async fn space(pool: &Pool, volumes: &Volumes, only: Option<DatasetId>, accu
         space.database_bytes += page.iter().map(|object| object.bytes).sum::<u64>();
     }
     let sources = roots::list(pool).await?;
-    let wanted = |source: &Source| only.is_none_or(|only| only.incarnation == source.dataset().incarnation);
+    let wanted =
+        |source: &Source| only.is_none_or(|only| only.incarnation == source.dataset().incarnation);
     let mut families: BTreeMap<FamilyId, Vec<&Source>> = BTreeMap::new();
     for source in &sources {
         families.entry(source.family()).or_default().push(source);
     }
     let mut sums = Sums::default();
-    for family in families.into_values().filter(|family| family.iter().any(|source| wanted(source))) {
+    for family in families.into_values().filter(|family| family.iter().any(|source| wanted(source)))
+    {
         let of = match accuracy {
             Accuracy::Estimate => by_packs(pool, volumes, &family, &sizes).await?,
             Accuracy::Exact => by_chunks(pool, volumes, &family, &mut sums).await?,
@@ -129,20 +141,30 @@ async fn by_packs(
     family: &[&Source],
     sizes: &HashMap<PackId, u64>,
 ) -> Result<Vec<Option<SpaceOf>>, ControlError> {
-    let (mut of, mut used) = (Vec::with_capacity(family.len()), HashMap::<PackId, (usize, bool)>::new());
+    let (mut of, mut used) =
+        (Vec::with_capacity(family.len()), HashMap::<PackId, (usize, bool)>::new());
     for (n, source) in family.iter().enumerate() {
         let Some(root) = Root::open(pool, volumes, source).await? else {
             of.push(None);
             continue;
         };
-        let read = async { Ok::<_, FsError>((referenced(&root.reader).await?, usage(&root.reader).await?)) }.await;
+        let read = async {
+            Ok::<_, FsError>((referenced(&root.reader).await?, usage(&root.reader).await?))
+        }
+        .await;
         let name = root.name.clone();
         root.close(pool).await?;
         let (referenced_bytes, usage) = read?;
         for (pack, _) in usage {
             used.entry(pack).and_modify(|(_, shared)| *shared = true).or_insert((n, false));
         }
-        of.push(Some(SpaceOf { name, referenced_bytes, logical_bytes: None, unique_bytes: 0, estimated: true }));
+        of.push(Some(SpaceOf {
+            name,
+            referenced_bytes,
+            logical_bytes: None,
+            unique_bytes: 0,
+            estimated: true,
+        }));
     }
     for (pack, (n, shared)) in used {
         if let (false, Some(Some(of))) = (shared, of.get_mut(n)) {
@@ -167,14 +189,25 @@ async fn by_chunks(
         let n = u32::try_from(n).unwrap_or(u32::MAX);
         let read = read_chunks(pool, &root, n, source.is_head(), &mut chunks).await;
         let measured = match read {
-            Ok(referred) => async { Ok((referred, referenced(&root.reader).await?, logical(&root.reader).await?)) }.await,
+            Ok(referred) => {
+                async {
+                    Ok((referred, referenced(&root.reader).await?, logical(&root.reader).await?))
+                }
+                .await
+            }
             Err(error) => Err(error),
         };
         let name = root.name.clone();
         root.close(pool).await?;
         let (referred, referenced_bytes, logical) = measured?;
         sums.referred += if source.is_head() { referred } else { 0 };
-        of.push(Some(SpaceOf { name, referenced_bytes, logical_bytes: Some(logical), unique_bytes: 0, estimated: false }));
+        of.push(Some(SpaceOf {
+            name,
+            referenced_bytes,
+            logical_bytes: Some(logical),
+            unique_bytes: 0,
+            estimated: false,
+        }));
     }
     for chunk in chunks.into_values() {
         if chunk.in_head {
@@ -189,12 +222,19 @@ async fn by_chunks(
 }
 
 /// Bytes of chunks that the root's records show.
-async fn read_chunks(pool: &Pool, root: &Root, n: u32, in_head: bool, chunks: &mut Chunks) -> Result<u64, ControlError> {
+async fn read_chunks(
+    pool: &Pool,
+    root: &Root,
+    n: u32,
+    in_head: bool,
+    chunks: &mut Chunks,
+) -> Result<u64, ControlError> {
     let mut referred = 0;
     let mut pages = root.reader.pages(Bytes::from_static(b"X"), Bytes::from_static(b"Y"));
     while let Some(rows) = pages.next().await? {
         root.renew(pool).await?;
-        let records = rows.iter().map(|(_, row)| Record::decode(row)).collect::<Result<Vec<_>, _>>()?;
+        let records =
+            rows.iter().map(|(_, row)| Record::decode(row)).collect::<Result<Vec<_>, _>>()?;
         for segment in records.into_iter().flat_map(|record| record.segments) {
             let row::Source::Chunk { chunk, .. } = segment.source else { continue };
             referred += u64::from(segment.len);
@@ -209,7 +249,8 @@ async fn read_chunks(pool: &Pool, root: &Root, n: u32, in_head: bool, chunks: &m
             known.in_head |= in_head;
         }
         if chunks.len() > CHUNKS_MAX {
-            let why = "too many chunks for exact figures: ask for one dataset of another family, or for an estimate";
+            let why = "too many chunks for exact figures: ask for one dataset of another family, \
+                or for an estimate";
             return Err(ControlError::Exhausted(why.to_owned()));
         }
     }
@@ -217,7 +258,10 @@ async fn read_chunks(pool: &Pool, root: &Root, n: u32, in_head: bool, chunks: &m
 }
 
 async fn referenced(reader: &Reader) -> Result<u64, FsError> {
-    let row = reader.get(&key::superblock()).await?.ok_or_else(|| FsError::Corrupt("no superblock".to_owned()))?;
+    let row = reader
+        .get(&key::superblock())
+        .await?
+        .ok_or_else(|| FsError::Corrupt("no superblock".to_owned()))?;
     Ok(Superblock::decode(&row)?.allocated)
 }
 

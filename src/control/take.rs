@@ -5,8 +5,9 @@
 //!            │  └──▶ watch its heartbeats ───▶ none for a whole lease: it must have stopped ──▶ take over
 //!            └─────▶ look at the record ─────▶ released meanwhile ──▶ open
 //! ```
-//! All three go on at once until one leads to the dataset, or the caller's patience ends. A dataset that is in use on a node that is alive is never
-//! taken here: only that node, or a revocation, gives it up.
+//! All three go on at once until one leads to the dataset, or the caller's patience ends. A dataset
+//! that is in use on a node that is alive is never taken here: only that node, or a revocation,
+//! gives it up.
 //!
 //! A caller that is dropped leaves a letter, which the owner answers and the collector removes.
 
@@ -25,22 +26,30 @@ const RECORD_POLL: Duration = Duration::from_millis(400);
 const SIGNS_POLL: Duration = Duration::from_secs(2);
 /// An owner that uses the dataset is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
-/// How long an answer is waited for: an owner that is alive sees the request with the next renewal of its lease, after a third of it (20 s
-/// at most), and then closes the volume.
+/// How long an answer is waited for: an owner that is alive sees the request with the next renewal
+/// of its lease, after a third of it (20 s at most), and then closes the volume.
 const ASK_LIMIT: Duration = Duration::from_secs(30);
 
-/// Opens a dataset, taking it from another node if that may be. One that is a snapshot is read: it has no owner, and needs no lease.
+/// Opens a dataset, taking it from another node if that may be. One that is a snapshot is read: it
+/// has no owner, and needs no lease.
 ///
 /// # Errors
 /// [`ControlError::Precondition`] with the owner's name when `patience` was not enough.
-pub async fn open(pool: &Pool, volumes: &Volumes, id: DatasetId, patience: Duration) -> Result<Attached, ControlError> {
+pub async fn open(
+    pool: &Pool,
+    volumes: &Volumes,
+    id: DatasetId,
+    patience: Duration,
+) -> Result<Attached, ControlError> {
     let deadline = Instant::now() + patience;
     let mut taking = Taking::new(pool, volumes, id);
     let mut expired: Option<ExpiredLease> = None;
     loop {
         let opened = match &expired {
             None => Box::pin(volumes.attach(&pool.catalog, id)).await,
-            Some(expired) => Box::pin(volumes.take_over(&pool.catalog, id, expired)).await.map(Attached::from),
+            Some(expired) => {
+                Box::pin(volumes.take_over(&pool.catalog, id, expired)).await.map(Attached::from)
+            }
         };
         let (dataset, owner) = match opened {
             Err(VolumeError::Owned { dataset, owner, .. }) => (dataset, *owner),
@@ -74,12 +83,18 @@ impl<'a> Taking<'a> {
     }
 
     /// Until it is worth another try; the finding, if the owner must have stopped.
-    async fn wait(&mut self, dataset: &str, owner: &Owner, deadline: Instant) -> Result<Option<ExpiredLease>, ControlError> {
+    async fn wait(
+        &mut self,
+        dataset: &str,
+        owner: &Owner,
+        deadline: Instant,
+    ) -> Result<Option<ExpiredLease>, ControlError> {
         if !self.watch.as_ref().is_some_and(|watch| watch.is_of(owner)) {
             tracing::info!(
                 dataset,
                 owner = owner.node,
-                "the dataset is another node's: asking for it, and waiting for the end of that node's lease"
+                "the dataset is another node's: asking for it, and waiting for the end of that \
+                 node's lease"
             );
             let now = Instant::now();
             self.watch = Some(self.volumes.watch(&self.pool.catalog, self.id, owner));
@@ -89,8 +104,10 @@ impl<'a> Taking<'a> {
             return Ok(Some(expired));
         }
         if self.asking.is_none() && Instant::now() >= self.ask_at {
-            let (pool, id, dataset, owner) = (self.pool, self.id, dataset.to_owned(), owner.clone());
-            let ask = async move { mail::ask_to_hand_over(pool, &dataset, id, &owner, ASK_LIMIT).await };
+            let (pool, id, dataset, owner) =
+                (self.pool, self.id, dataset.to_owned(), owner.clone());
+            let ask =
+                async move { mail::ask_to_hand_over(pool, &dataset, id, &owner, ASK_LIMIT).await };
             self.asking = Some(ask.boxed());
         }
         let until = deadline.min(self.look_at).min(Instant::now() + RECORD_POLL);
@@ -108,7 +125,9 @@ impl<'a> Taking<'a> {
 
     async fn look(&mut self) -> Result<Option<ExpiredLease>, ControlError> {
         let now = Instant::now();
-        let Some(watch) = self.watch.as_mut().filter(|_| now >= self.look_at) else { return Ok(None) };
+        let Some(watch) = self.watch.as_mut().filter(|_| now >= self.look_at) else {
+            return Ok(None);
+        };
         match watch.look().await? {
             Verdict::Expired(expired) => Ok(Some(expired)),
             Verdict::MayLive { wait } => {
@@ -122,7 +141,8 @@ impl<'a> Taking<'a> {
         let (node, secs) = (&owner.node, patience.as_secs());
         let said = self.said.as_deref().unwrap_or("it did not answer, and shows signs of life");
         ControlError::Precondition(format!(
-            "dataset {dataset} is open on node {node}, and stayed so for {secs} s ({said}): stop what uses it there, or take it away with \
+            "dataset {dataset} is open on node {node}, and stayed so for {secs} s ({said}): stop \
+             what uses it there, or take it away with \
              `zerofs-csi dataset release {dataset} --force`"
         ))
     }
@@ -171,6 +191,11 @@ pub(super) async fn until_stopped(
             return Ok(Outcome::Alive);
         }
         let soon = Instant::now() + RECORD_POLL;
-        tokio::time::sleep_until(if taking.look_at > Instant::now() { taking.look_at.min(soon) } else { soon }).await;
+        tokio::time::sleep_until(if taking.look_at > Instant::now() {
+            taking.look_at.min(soon)
+        } else {
+            soon
+        })
+        .await;
     }
 }

@@ -6,8 +6,9 @@ use std::fmt;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// The keys of one pool. Separate KDF outputs for hashing, sealing and handles; a pool without encryption still hashes
-/// with a key of its own (derived from the pool id), and seals nothing. Cheap to clone.
+/// The keys of one pool. Separate KDF outputs for hashing, sealing and handles; a pool without
+/// encryption still hashes with a key of its own (derived from the pool id), and seals nothing.
+/// Cheap to clone.
 #[derive(Clone)]
 pub struct Keyring {
     root: Arc<Key>,
@@ -73,12 +74,14 @@ impl Keyring {
         self.sealer(context::CHUNK_SEAL, family)
     }
 
-    /// Seals the database blocks of a family (clones read their ancestors' blocks); `None`: the pool is not encrypted.
+    /// Seals the database blocks of a family (clones read their ancestors' blocks); `None`: the
+    /// pool is not encrypted.
     pub fn database_sealer(&self, family: FamilyId) -> Option<Sealer> {
         self.sealer(context::DATABASE_SEAL, family)
     }
 
-    /// The key that the file handles of a dataset are authenticated with, from the dataset's own random secret (R7).
+    /// The key that the file handles of a dataset are authenticated with, from the dataset's own
+    /// random secret (R7).
     pub fn handle_key(&self, dataset: Incarnation, secret: &[u8; 16]) -> [u8; 16] {
         let key = self.derive(context::HANDLE, &[dataset.as_bytes(), secret]);
         let mut half = [0; 16];
@@ -102,7 +105,9 @@ mod tests {
         let family = |n| FamilyId::from_bytes([n; 16]);
         let dataset = |n| Incarnation::from_bytes([n; 16]);
         let mut seen = std::collections::HashSet::new();
-        for ring in [Keyring::sealed(Zeroizing::new([1; 32])), Keyring::plain(PoolId::from_bytes([1; 16]))] {
+        for ring in
+            [Keyring::sealed(Zeroizing::new([1; 32])), Keyring::plain(PoolId::from_bytes([1; 16]))]
+        {
             for n in [1, 2] {
                 assert!(seen.insert(ring.chunk_hash_key(family(n)).to_vec()));
                 assert!(seen.insert(ring.handle_key(dataset(n), &[7; 16]).to_vec()));

@@ -1,17 +1,22 @@
-//! Keys and sealing: what a pool's passphrase becomes, and the one AEAD that everything on the bucket is sealed with.
+//! Keys and sealing: what a pool's passphrase becomes, and the one AEAD that everything on the
+//! bucket is sealed with.
 //!
-//! Nouns: a pool's **master key** is random, made once, and stored only **wrapped**, that is sealed under a key that the
-//! passphrase gives by Argon2id (RFC 9106) or that was given as it is. A [`Keyring`] holds the master key and derives all
-//! others from it, each by BLAKE3's key derivation with a context of its own; a [`Sealer`] is one of them in use.
+//! Nouns: a pool's **master key** is random, made once, and stored only **wrapped**, that is sealed
+//! under a key that the passphrase gives by Argon2id (RFC 9106) or that was given as it is. A
+//! [`Keyring`] holds the master key and derives all others from it, each by BLAKE3's key derivation
+//! with a context of its own; a [`Sealer`] is one of them in use.
 //!
 //! Invariants:
-//! - No two uses share a key: chunk hashing, chunk sealing and database sealing have one for each family, file handles one
-//!   for each dataset. Changing a passphrase wraps the same master key anew and touches nothing else.
-//! - A nonce is random and 192 bits long, so that any number of writers may seal without agreeing on anything.
+//! - No two uses share a key: chunk hashing, chunk sealing and database sealing have one for each
+//!   family, file handles one for each dataset. Changing a passphrase wraps the same master key
+//!   anew and touches nothing else.
+//! - A nonce is random and 192 bits long, so that any number of writers may seal without agreeing
+//!   on anything.
 //! - A wrong passphrase is known before anything else is done with the pool.
 //! - Keys are wiped when they are dropped, and never appear in `Debug`.
 //!
-//! It stores nothing, so a crash leaves nothing behind. It does not hide how long things are, or how many.
+//! It stores nothing, so a crash leaves nothing behind. It does not hide how long things are, or
+//! how many.
 
 mod keyring;
 mod sealer;

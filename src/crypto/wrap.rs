@@ -8,11 +8,13 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use zeroize::Zeroizing;
 
-/// Argon2id's parameters for new pools: the second recommendation of RFC 9106 §4, 64 MiB and 3 passes.
+/// Argon2id's parameters for new pools: the second recommendation of RFC 9106 §4, 64 MiB and 3
+/// passes.
 const MEMORY_KIB: u32 = 64 << 10;
 const PASSES: u32 = 3;
 const LANES: u32 = 4;
-/// The most that a record may ask for: whoever can write the bucket must not exhaust the node's memory.
+/// The most that a record may ask for: whoever can write the bucket must not exhaust the node's
+/// memory.
 const MEMORY_KIB_MAX: u32 = 1 << 20;
 const PASSES_MAX: u32 = 32;
 const LANES_MAX: u32 = 16;
@@ -101,7 +103,12 @@ impl WrappedKey {
         Self::wrap(pool, secret, keyring, rand::random())
     }
 
-    fn wrap(pool: PoolId, secret: &Secret, keyring: &Keyring, salt: [u8; 16]) -> Result<Self, CryptoError> {
+    fn wrap(
+        pool: PoolId,
+        secret: &Secret,
+        keyring: &Keyring,
+        salt: [u8; 16],
+    ) -> Result<Self, CryptoError> {
         let kdf = match secret.raw() {
             Some(_) => Kdf::Blake3,
             None if secret.text().len() < PASSPHRASE_BYTES_MIN => {
@@ -119,9 +126,11 @@ impl WrappedKey {
     pub fn open(&self, pool: PoolId, secret: &Secret) -> Result<Keyring, CryptoError> {
         let sealer = Sealer::new(&self.kdf.wrapping_key(&self.salt, secret)?);
         // The record's checksum was right, so that a seal that does not open means another key.
-        let master = sealer.open(pool.as_bytes(), &self.wrapped).map_err(|_| CryptoError::WrongKey)?;
+        let master =
+            sealer.open(pool.as_bytes(), &self.wrapped).map_err(|_| CryptoError::WrongKey)?;
         let master = Zeroizing::new(master);
-        let master = <[u8; 32]>::try_from(master.as_slice()).map_err(|_| broken("its length is not a key's"))?;
+        let master = <[u8; 32]>::try_from(master.as_slice())
+            .map_err(|_| broken("its length is not a key's"))?;
         Ok(Keyring::sealed(Zeroizing::new(master)))
     }
 }
@@ -141,9 +150,12 @@ impl Kdf {
             }
             Self::Argon2id { memory_kib, passes, lanes } => {
                 if *memory_kib > MEMORY_KIB_MAX || *passes > PASSES_MAX || *lanes > LANES_MAX {
-                    return Err(broken("its Argon2id parameters are beyond what this program accepts"));
+                    return Err(broken(
+                        "its Argon2id parameters are beyond what this program accepts",
+                    ));
                 }
-                let params = Params::new(*memory_kib, *passes, *lanes, Some(32)).map_err(|e| broken(&e.to_string()))?;
+                let params = Params::new(*memory_kib, *passes, *lanes, Some(32))
+                    .map_err(|e| broken(&e.to_string()))?;
                 let mut key = Key::default();
                 Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
                     .hash_password_into(secret.text().as_bytes(), salt, &mut key[..])
@@ -170,10 +182,17 @@ mod tests {
 
     #[test]
     fn a_passphrase_opens_what_it_wrapped_and_nothing_else() {
-        let (wrapped, keyring) = WrappedKey::create(pool(1), &Secret::new("correct horse")).unwrap();
+        let (wrapped, keyring) =
+            WrappedKey::create(pool(1), &Secret::new("correct horse")).unwrap();
         assert!(same(&wrapped.open(pool(1), &Secret::new("correct horse\n")).unwrap(), &keyring));
-        assert_eq!(wrapped.open(pool(1), &Secret::new("correct horsf")).unwrap_err(), CryptoError::WrongKey);
-        assert_eq!(wrapped.open(pool(2), &Secret::new("correct horse")).unwrap_err(), CryptoError::WrongKey);
+        assert_eq!(
+            wrapped.open(pool(1), &Secret::new("correct horsf")).unwrap_err(),
+            CryptoError::WrongKey
+        );
+        assert_eq!(
+            wrapped.open(pool(2), &Secret::new("correct horse")).unwrap_err(),
+            CryptoError::WrongKey
+        );
         let json = serde_json::to_string(&wrapped).unwrap();
         assert_eq!(serde_json::from_str::<WrappedKey>(&json).unwrap(), wrapped);
     }
@@ -185,7 +204,10 @@ mod tests {
         assert_eq!(wrapped.kdf, Kdf::Blake3);
         assert!(same(&wrapped.open(pool(1), &key).unwrap(), &keyring));
         for other in [BASE64.encode(&[8; 32]), "a passphrase".to_owned()] {
-            assert_eq!(wrapped.open(pool(1), &Secret::new(other)).unwrap_err(), CryptoError::WrongKey);
+            assert_eq!(
+                wrapped.open(pool(1), &Secret::new(other)).unwrap_err(),
+                CryptoError::WrongKey
+            );
         }
     }
 
@@ -201,20 +223,32 @@ mod tests {
 
     #[test]
     fn hostile_parameters_are_refused() {
-        let (mut wrapped, _) = WrappedKey::create(pool(1), &Secret::new(BASE64.encode(&[9; 32]))).unwrap();
-        for (memory_kib, passes, lanes) in [(u32::MAX, 1, 1), (1 << 16, u32::MAX, 1), (1 << 16, 1, u32::MAX), (0, 0, 0)] {
+        let (mut wrapped, _) =
+            WrappedKey::create(pool(1), &Secret::new(BASE64.encode(&[9; 32]))).unwrap();
+        for (memory_kib, passes, lanes) in
+            [(u32::MAX, 1, 1), (1 << 16, u32::MAX, 1), (1 << 16, 1, u32::MAX), (0, 0, 0)]
+        {
             wrapped.kdf = Kdf::Argon2id { memory_kib, passes, lanes };
-            assert!(matches!(wrapped.open(pool(1), &Secret::new("passphrase")), Err(CryptoError::Broken { .. })));
+            assert!(matches!(
+                wrapped.open(pool(1), &Secret::new("passphrase")),
+                Err(CryptoError::Broken { .. })
+            ));
         }
         wrapped.kdf = Kdf::Argon2id { memory_kib: 64, passes: 1, lanes: 1 };
         wrapped.salt.clear();
-        assert!(matches!(wrapped.open(pool(1), &Secret::new("passphrase")), Err(CryptoError::Broken { .. })));
+        assert!(matches!(
+            wrapped.open(pool(1), &Secret::new("passphrase")),
+            Err(CryptoError::Broken { .. })
+        ));
     }
 
     #[test]
     fn a_short_passphrase_is_refused_for_a_new_pool() {
         for short in ["", "1234567", "\n\n\n\n\n\n\n\n\n"] {
-            assert!(matches!(WrappedKey::create(pool(1), &Secret::new(short)), Err(CryptoError::Unusable { .. })));
+            assert!(matches!(
+                WrappedKey::create(pool(1), &Secret::new(short)),
+                Err(CryptoError::Unusable { .. })
+            ));
         }
     }
 }

@@ -42,7 +42,10 @@ pub(super) fn all(capabilities: &[VolumeCapability]) -> Result<Vec<Capability>, 
         return Err(invalid("volume_capabilities is empty: say how the volume will be used"));
     }
     if capabilities.len() > CAPABILITIES_MAX {
-        return Err(invalid(format!("{} volume capabilities: at most {CAPABILITIES_MAX} are allowed", capabilities.len())));
+        return Err(invalid(format!(
+            "{} volume capabilities: at most {CAPABILITIES_MAX} are allowed",
+            capabilities.len()
+        )));
     }
     capabilities.iter().map(check).collect()
 }
@@ -62,7 +65,9 @@ fn check(capability: &VolumeCapability) -> Result<Capability, RequestError> {
     };
     if !FS_TYPES.contains(&volume.fs_type.as_str()) {
         let given = volume.fs_type.chars().take(40).collect::<String>();
-        return Err(invalid(format!("fsType {given:?} is not supported: leave csi.storage.k8s.io/fstype out")));
+        return Err(invalid(format!(
+            "fsType {given:?} is not supported: leave csi.storage.k8s.io/fstype out"
+        )));
     }
     if volume.mount_flags.iter().map(String::len).sum::<usize>() > FLAG_BYTES_MAX {
         return Err(invalid(format!("mount options are longer than {FLAG_BYTES_MAX} bytes")));
@@ -70,7 +75,9 @@ fn check(capability: &VolumeCapability) -> Result<Capability, RequestError> {
     mount::check_options(&volume.mount_flags).map_err(|error| invalid(error.to_string()))?;
     let mode = capability.access_mode.as_ref().map_or(0, |mode| mode.mode);
     match Mode::try_from(mode) {
-        Ok(Mode::Unknown) | Err(_) => Err(invalid(format!("access mode {mode} is unknown or missing"))),
+        Ok(Mode::Unknown) | Err(_) => {
+            Err(invalid(format!("access mode {mode} is unknown or missing")))
+        }
         Ok(mode) => Ok(Capability { mode, options: volume.mount_flags.clone() }),
     }
 }
@@ -100,32 +107,54 @@ pub(super) mod tests {
     fn with(change: impl FnOnce(&mut MountVolume)) -> VolumeCapability {
         let mut volume = MountVolume::default();
         change(&mut volume);
-        VolumeCapability { access_type: Some(AccessType::Mount(volume)), ..mount(Mode::SingleNodeWriter) }
+        VolumeCapability {
+            access_type: Some(AccessType::Mount(volume)),
+            ..mount(Mode::SingleNodeWriter)
+        }
     }
 
     #[test]
     fn every_mode_of_a_mounted_volume_is_recorded_once() {
-        let modes = [Mode::SingleNodeWriter, Mode::MultiNodeMultiWriter, Mode::SingleNodeWriter].map(mount);
+        let modes =
+            [Mode::SingleNodeWriter, Mode::MultiNodeMultiWriter, Mode::SingleNodeWriter].map(mount);
         let checked = all(&modes).unwrap();
         assert_eq!(mode_names(&checked), ["SINGLE_NODE_WRITER", "MULTI_NODE_MULTI_WRITER"]);
-        assert!(!checked[0].reads_only() && one(Some(&mount(Mode::MultiNodeReaderOnly))).unwrap().reads_only());
+        assert!(
+            !checked[0].reads_only()
+                && one(Some(&mount(Mode::MultiNodeReaderOnly))).unwrap().reads_only()
+        );
     }
 
     #[test]
     fn the_rest_is_refused_with_the_reason() {
-        let block = VolumeCapability { access_type: Some(AccessType::Block(BlockVolume {})), ..mount(Mode::SingleNodeWriter) };
+        let block = VolumeCapability {
+            access_type: Some(AccessType::Block(BlockVolume {})),
+            ..mount(Mode::SingleNodeWriter)
+        };
         let cases = [
             (block, "volumeMode: Filesystem"),
             (VolumeCapability::default(), "no access type"),
-            (VolumeCapability { access_mode: None, ..mount(Mode::SingleNodeWriter) }, "access mode 0"),
-            (VolumeCapability { access_mode: Some(AccessMode { mode: 99 }), ..mount(Mode::SingleNodeWriter) }, "access mode 99"),
+            (
+                VolumeCapability { access_mode: None, ..mount(Mode::SingleNodeWriter) },
+                "access mode 0",
+            ),
+            (
+                VolumeCapability {
+                    access_mode: Some(AccessMode { mode: 99 }),
+                    ..mount(Mode::SingleNodeWriter)
+                },
+                "access mode 99",
+            ),
             (with(|m| m.fs_type = "ext4".into()), "\"ext4\""),
             (with(|m| m.mount_flags = vec!["soft".into()]), "\"soft\""),
             (with(|m| m.mount_flags = vec!["x".repeat(5000)]), "4096 bytes"),
         ];
         for (capability, needle) in cases {
             let error = one(Some(&capability)).unwrap_err();
-            assert!(matches!(&error, RequestError::Invalid(why) if why.contains(needle)), "{error}");
+            assert!(
+                matches!(&error, RequestError::Invalid(why) if why.contains(needle)),
+                "{error}"
+            );
         }
         assert!(all(&[]).is_err() && one(None).is_err());
         assert!(all(&vec![mount(Mode::SingleNodeWriter); 65]).is_err());

@@ -13,7 +13,8 @@ pub(super) struct Wanted {
     pub limit: Option<u64>,
 }
 
-/// `None` and a range of zeros both mean that nothing is asked for (CSI: a value of 0 is an unspecified field).
+/// `None` and a range of zeros both mean that nothing is asked for (CSI: a value of 0 is an
+/// unspecified field).
 pub(super) fn wanted(range: Option<&CapacityRange>) -> Result<Wanted, RequestError> {
     let Some(range) = range else { return Ok(Wanted::default()) };
     let required = field("required_bytes", range.required_bytes)?;
@@ -21,19 +22,26 @@ pub(super) fn wanted(range: Option<&CapacityRange>) -> Result<Wanted, RequestErr
     if let (Some(required), Some(limit)) = (required, limit)
         && limit < required
     {
-        return Err(invalid(format!("capacity_range: limit_bytes {limit} is below required_bytes {required}")));
+        return Err(invalid(format!(
+            "capacity_range: limit_bytes {limit} is below required_bytes {required}"
+        )));
     }
     if let Some(required) = required.filter(|required| *required > SIZE_MAX) {
-        return Err(RequestError::OutOfRange(format!("{required} bytes were asked for: at most {SIZE_MAX} are supported")));
+        return Err(RequestError::OutOfRange(format!(
+            "{required} bytes were asked for: at most {SIZE_MAX} are supported"
+        )));
     }
     if let Some(limit) = limit.filter(|limit| *limit < SIZE_MIN) {
-        return Err(RequestError::OutOfRange(format!("limit_bytes is {limit}: a volume has at least {SIZE_MIN} bytes")));
+        return Err(RequestError::OutOfRange(format!(
+            "limit_bytes is {limit}: a volume has at least {SIZE_MIN} bytes"
+        )));
     }
     Ok(Wanted { size: required.map(|required| required.max(SIZE_MIN)), limit })
 }
 
 fn field(name: &str, value: i64) -> Result<Option<u64>, RequestError> {
-    let value = u64::try_from(value).map_err(|_| invalid(format!("capacity_range: {name} is negative ({value})")))?;
+    let value = u64::try_from(value)
+        .map_err(|_| invalid(format!("capacity_range: {name} is negative ({value})")))?;
     Ok((value > 0).then_some(value))
 }
 
@@ -66,10 +74,16 @@ mod tests {
     #[test]
     fn nonsense_is_invalid_and_the_unsupported_is_out_of_range() {
         for (required, limit) in [(-1, 0), (0, -1), (i64::MIN, i64::MIN), (2 << 30, 1 << 30)] {
-            assert!(matches!(range(required, limit), Err(RequestError::Invalid(_))), "{required} {limit}");
+            assert!(
+                matches!(range(required, limit), Err(RequestError::Invalid(_))),
+                "{required} {limit}"
+            );
         }
         for (required, limit) in [(i64::MAX, 0), ((1 << 50) + 1, 0), (0, 1), (1, 1)] {
-            assert!(matches!(range(required, limit), Err(RequestError::OutOfRange(_))), "{required} {limit}");
+            assert!(
+                matches!(range(required, limit), Err(RequestError::OutOfRange(_))),
+                "{required} {limit}"
+            );
         }
     }
 }

@@ -54,34 +54,47 @@ fn required<'a>(field: &str, value: &'a str) -> Result<&'a str, RequestError> {
 
 /// An id that is none of ours names a volume that does not exist.
 pub(super) fn volume_id(id: &str) -> Result<VolumeHandle, RequestError> {
-    required("volume_id", id)?.parse().map_err(|error| RequestError::NotFound(format!("{error}: no such volume")))
+    required("volume_id", id)?
+        .parse()
+        .map_err(|error| RequestError::NotFound(format!("{error}: no such volume")))
 }
 
 fn snapshot_id(id: &str) -> Result<SnapshotHandle, RequestError> {
-    required("snapshot_id", id)?.parse().map_err(|error| RequestError::NotFound(format!("{error}: no such snapshot")))
+    required("snapshot_id", id)?
+        .parse()
+        .map_err(|error| RequestError::NotFound(format!("{error}: no such snapshot")))
 }
 
 fn source(from: Option<&VolumeContentSource>) -> Result<Option<Source>, RequestError> {
     let Some(from) = from else { return Ok(None) };
     match &from.r#type {
-        Some(SourceType::Snapshot(SnapshotSource { snapshot_id: id })) => Ok(Some(Source::Snapshot(snapshot_id(id)?))),
-        Some(SourceType::Volume(VolumeSource { volume_id: id })) => Ok(Some(Source::Volume(volume_id(id)?))),
+        Some(SourceType::Snapshot(SnapshotSource { snapshot_id: id })) => {
+            Ok(Some(Source::Snapshot(snapshot_id(id)?)))
+        }
+        Some(SourceType::Volume(VolumeSource { volume_id: id })) => {
+            Ok(Some(Source::Volume(volume_id(id)?)))
+        }
         None => Err(invalid("volume_content_source names neither a snapshot nor a volume")),
     }
 }
 
 /// The pool's name and the volume wanted.
 fn new_volume(request: &CreateVolumeRequest) -> Result<(Option<String>, NewVolume), RequestError> {
-    let name: DatasetName = required("name", &request.name)?.parse().map_err(|error| invalid(format!("name: {error}")))?;
+    let name: DatasetName = required("name", &request.name)?
+        .parse()
+        .map_err(|error| invalid(format!("name: {error}")))?;
     let capabilities = capability::all(&request.volume_capabilities)?;
     if !request.mutable_parameters.is_empty() {
-        return Err(invalid("mutable_parameters: this driver changes no parameters of a VolumeAttributesClass yet"));
+        return Err(invalid(
+            "mutable_parameters: this driver changes no parameters of a VolumeAttributesClass yet",
+        ));
     }
     let size = wanted(request.capacity_range.as_ref())?;
     let parameters = parameters::parse(&request.parameters)?;
     let source = source(request.volume_content_source.as_ref())?;
     // Nobody will write to it: the snapshot itself will do, on any number of nodes.
-    let reads = capabilities.iter().all(Capability::reads_only) && matches!(source, Some(Source::Snapshot(_)));
+    let reads = capabilities.iter().all(Capability::reads_only)
+        && matches!(source, Some(Source::Snapshot(_)));
     let new = NewVolume {
         name,
         size: size.size,
@@ -106,10 +119,13 @@ fn volume(info: &VolumeInfo, content_source: Option<VolumeContentSource>) -> Vol
     }
 }
 
-/// The snapshot that a volume was made from. That of a clone of a volume is not told: it is nobody's to use.
+/// The snapshot that a volume was made from. That of a clone of a volume is not told: it is
+/// nobody's to use.
 fn origin(info: &VolumeInfo) -> Option<VolumeContentSource> {
     let snapshot = SnapshotHandle { pool: info.handle.pool, snapshot: info.dataset.origin? };
-    Some(VolumeContentSource { r#type: Some(SourceType::Snapshot(SnapshotSource { snapshot_id: snapshot.to_string() })) })
+    Some(VolumeContentSource {
+        r#type: Some(SourceType::Snapshot(SnapshotSource { snapshot_id: snapshot.to_string() })),
+    })
 }
 
 fn snapshot(info: &SnapshotInfo) -> Snapshot {
@@ -132,10 +148,14 @@ fn snapshot(info: &SnapshotInfo) -> Snapshot {
 
 #[tonic::async_trait]
 impl ControllerApi for ControllerService {
-    async fn create_volume(&self, request: Request<CreateVolumeRequest>) -> Result<Response<CreateVolumeResponse>, Status> {
+    async fn create_volume(
+        &self,
+        request: Request<CreateVolumeRequest>,
+    ) -> Result<Response<CreateVolumeResponse>, Status> {
         let request = request.into_inner();
         let (pool, new) = new_volume(&request)?;
-        unlocked(&*self.unlock, "CreateVolume", PoolOf::Name(pool.clone()), request.secrets).await?;
+        unlocked(&*self.unlock, "CreateVolume", PoolOf::Name(pool.clone()), request.secrets)
+            .await?;
         let controller = self.controller.clone();
         let about = format!("{} in pool {}", new.name, pool.as_deref().unwrap_or("(default)"));
         let create = async move { controller.create_volume(pool.as_deref(), new).await };
@@ -143,14 +163,20 @@ impl ControllerApi for ControllerService {
         ok(CreateVolumeResponse { volume: Some(volume(&info, request.volume_content_source)) })
     }
 
-    async fn delete_volume(&self, request: Request<DeleteVolumeRequest>) -> Result<Response<DeleteVolumeResponse>, Status> {
+    async fn delete_volume(
+        &self,
+        request: Request<DeleteVolumeRequest>,
+    ) -> Result<Response<DeleteVolumeResponse>, Status> {
         let DeleteVolumeRequest { volume_id: id, secrets } = request.into_inner();
         required("volume_id", &id)?;
         // CSI: deleting what does not exist succeeds.
         let Ok(handle) = volume_id(&id) else { return ok(DeleteVolumeResponse {}) };
         unlocked(&*self.unlock, "DeleteVolume", PoolOf::Id(handle.pool), secrets).await?;
         let controller = self.controller.clone();
-        run("DeleteVolume", handle.to_string(), async move { Box::pin(controller.delete_volume(handle)).await }).await?;
+        run("DeleteVolume", handle.to_string(), async move {
+            Box::pin(controller.delete_volume(handle)).await
+        })
+        .await?;
         ok(DeleteVolumeResponse {})
     }
 
@@ -178,35 +204,57 @@ impl ControllerApi for ControllerService {
             return Err(invalid("volume_capabilities is empty").into());
         }
         let info = self.known("ValidateVolumeCapabilities", &request.volume_id).await?;
-        let checked = capability::all(&request.volume_capabilities).and_then(|modes| same_use(&info, &modes, &request));
+        let checked = capability::all(&request.volume_capabilities)
+            .and_then(|modes| same_use(&info, &modes, &request));
         ok(match checked {
             Ok(()) => confirmed(request),
             // CSI: not confirmed is an answer, no error.
-            Err(why) => ValidateVolumeCapabilitiesResponse { confirmed: None, message: why.to_string() },
+            Err(why) => {
+                ValidateVolumeCapabilitiesResponse { confirmed: None, message: why.to_string() }
+            }
         })
     }
 
-    async fn list_volumes(&self, request: Request<ListVolumesRequest>) -> Result<Response<ListVolumesResponse>, Status> {
+    async fn list_volumes(
+        &self,
+        request: Request<ListVolumesRequest>,
+    ) -> Result<Response<ListVolumesResponse>, Status> {
         let request = request.into_inner();
         // A bad token is told before anything is read.
-        page::cut::<VolumeHandle, VolumeHandle>(Vec::new(), ToString::to_string, &request.starting_token, request.max_entries)?;
+        page::cut::<VolumeHandle, VolumeHandle>(
+            Vec::new(),
+            ToString::to_string,
+            &request.starting_token,
+            request.max_entries,
+        )?;
         let controller = self.controller.clone();
-        let all = run("ListVolumes", String::new(), async move { controller.volumes().await }).await?;
+        let all =
+            run("ListVolumes", String::new(), async move { controller.volumes().await }).await?;
         let id = |info: &VolumeInfo| info.handle.to_string();
-        let (entries, next_token) = page::cut::<_, VolumeHandle>(all, id, &request.starting_token, request.max_entries)?;
-        let entry = |info: &VolumeInfo| list_volumes_response::Entry { volume: Some(volume(info, origin(info))), status: None };
+        let (entries, next_token) =
+            page::cut::<_, VolumeHandle>(all, id, &request.starting_token, request.max_entries)?;
+        let entry = |info: &VolumeInfo| list_volumes_response::Entry {
+            volume: Some(volume(info, origin(info))),
+            status: None,
+        };
         ok(ListVolumesResponse { entries: entries.iter().map(entry).collect(), next_token })
     }
 
-    async fn get_capacity(&self, request: Request<GetCapacityRequest>) -> Result<Response<GetCapacityResponse>, Status> {
+    async fn get_capacity(
+        &self,
+        request: Request<GetCapacityRequest>,
+    ) -> Result<Response<GetCapacityResponse>, Status> {
         let request = request.into_inner();
         let capabilities = &request.volume_capabilities;
         let fits = capabilities.is_empty() || capability::all(capabilities).is_ok();
         let pool = parameters::pool(&request.parameters).map(str::to_owned);
         let controller = self.controller.clone();
         let about = format!("pool {}", pool.as_deref().unwrap_or("(default)"));
-        let free = run("GetCapacity", about, async move { controller.capacity(pool.as_deref()).await }).await?;
-        // An object store tells no capacity: what one volume can have is then the only bound there is.
+        let free =
+            run("GetCapacity", about, async move { controller.capacity(pool.as_deref()).await })
+                .await?;
+        // An object store tells no capacity: what one volume can have is then the only bound there
+        // is.
         let available = if fits { free.unwrap_or(SIZE_MAX) } else { 0 };
         ok(GetCapacityResponse {
             available_capacity: signed(available),
@@ -220,11 +268,18 @@ impl ControllerApi for ControllerService {
         _: Request<ControllerGetCapabilitiesRequest>,
     ) -> Result<Response<ControllerGetCapabilitiesResponse>, Status> {
         use controller_service_capability::{Rpc as RpcMessage, Type};
-        let capability = |rpc: Rpc| ControllerServiceCapability { r#type: Some(Type::Rpc(RpcMessage { r#type: rpc.into() })) };
-        ok(ControllerGetCapabilitiesResponse { capabilities: CAPABILITIES.map(capability).to_vec() })
+        let capability = |rpc: Rpc| ControllerServiceCapability {
+            r#type: Some(Type::Rpc(RpcMessage { r#type: rpc.into() })),
+        };
+        ok(ControllerGetCapabilitiesResponse {
+            capabilities: CAPABILITIES.map(capability).to_vec(),
+        })
     }
 
-    async fn create_snapshot(&self, request: Request<CreateSnapshotRequest>) -> Result<Response<CreateSnapshotResponse>, Status> {
+    async fn create_snapshot(
+        &self,
+        request: Request<CreateSnapshotRequest>,
+    ) -> Result<Response<CreateSnapshotResponse>, Status> {
         let request = request.into_inner();
         let name = required("name", &request.name)?;
         let name: SnapshotName = name.parse().map_err(|error| invalid(format!("name: {error}")))?;
@@ -235,35 +290,57 @@ impl ControllerApi for ControllerService {
         let controller = self.controller.clone();
         let about = format!("{name} of {of}");
         // CSI: a snapshot's name is unique in the whole driver, not only in its volume.
-        let info = run("CreateSnapshot", about, async move { controller.create_snapshot(of, name, true).await }).await?;
+        let info = run("CreateSnapshot", about, async move {
+            controller.create_snapshot(of, name, true).await
+        })
+        .await?;
         ok(CreateSnapshotResponse { snapshot: Some(snapshot(&info)) })
     }
 
-    async fn delete_snapshot(&self, request: Request<DeleteSnapshotRequest>) -> Result<Response<DeleteSnapshotResponse>, Status> {
+    async fn delete_snapshot(
+        &self,
+        request: Request<DeleteSnapshotRequest>,
+    ) -> Result<Response<DeleteSnapshotResponse>, Status> {
         let DeleteSnapshotRequest { snapshot_id: id, secrets } = request.into_inner();
         required("snapshot_id", &id)?;
         let Ok(handle) = snapshot_id(&id) else { return ok(DeleteSnapshotResponse {}) };
         unlocked(&*self.unlock, "DeleteSnapshot", PoolOf::Id(handle.pool), secrets).await?;
         let controller = self.controller.clone();
-        run("DeleteSnapshot", handle.to_string(), async move { controller.delete_snapshot(handle).await }).await?;
+        run("DeleteSnapshot", handle.to_string(), async move {
+            controller.delete_snapshot(handle).await
+        })
+        .await?;
         ok(DeleteSnapshotResponse {})
     }
 
-    async fn list_snapshots(&self, request: Request<ListSnapshotsRequest>) -> Result<Response<ListSnapshotsResponse>, Status> {
+    async fn list_snapshots(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<ListSnapshotsResponse>, Status> {
         let request = request.into_inner();
         let (token, max) = (&request.starting_token, request.max_entries);
         page::cut::<SnapshotHandle, SnapshotHandle>(Vec::new(), ToString::to_string, token, max)?;
         let found = self.find_snapshots(&request).await?;
         let id = |info: &SnapshotInfo| info.handle.to_string();
         let (entries, next_token) = page::cut::<_, SnapshotHandle>(found, id, token, max)?;
-        let entry = |info: &SnapshotInfo| list_snapshots_response::Entry { snapshot: Some(snapshot(info)) };
+        let entry =
+            |info: &SnapshotInfo| list_snapshots_response::Entry { snapshot: Some(snapshot(info)) };
         ok(ListSnapshotsResponse { entries: entries.iter().map(entry).collect(), next_token })
     }
 
-    async fn get_snapshot(&self, request: Request<GetSnapshotRequest>) -> Result<Response<GetSnapshotResponse>, Status> {
+    async fn get_snapshot(
+        &self,
+        request: Request<GetSnapshotRequest>,
+    ) -> Result<Response<GetSnapshotResponse>, Status> {
         let handle = snapshot_id(&request.into_inner().snapshot_id)?;
         let controller = self.controller.clone();
-        let info = run("GetSnapshot", handle.to_string(), async move { controller.snapshot(handle).await }).await?;
+        let info =
+            run(
+                "GetSnapshot",
+                handle.to_string(),
+                async move { controller.snapshot(handle).await },
+            )
+            .await?;
         ok(GetSnapshotResponse { snapshot: Some(snapshot(&info)) })
     }
 
@@ -279,13 +356,19 @@ impl ControllerApi for ControllerService {
         let size = wanted(request.capacity_range.as_ref())?;
         let bytes = size.size.ok_or_else(|| invalid("capacity_range.required_bytes is missing"))?;
         let handle = volume_id(&request.volume_id)?;
-        unlocked(&*self.unlock, "ControllerExpandVolume", PoolOf::Id(handle.pool), request.secrets).await?;
+        unlocked(&*self.unlock, "ControllerExpandVolume", PoolOf::Id(handle.pool), request.secrets)
+            .await?;
         let controller = self.controller.clone();
         let about = format!("{handle} to {bytes} bytes");
-        let now =
-            run("ControllerExpandVolume", about, async move { controller.expand_volume(handle, bytes, size.limit).await }).await?;
+        let now = run("ControllerExpandVolume", about, async move {
+            controller.expand_volume(handle, bytes, size.limit).await
+        })
+        .await?;
         // The node that has it open learns of the new quota from NodeExpandVolume.
-        ok(ControllerExpandVolumeResponse { capacity_bytes: signed(now), node_expansion_required: true })
+        ok(ControllerExpandVolumeResponse {
+            capacity_bytes: signed(now),
+            node_expansion_required: true,
+        })
     }
 
     async fn controller_get_volume(
@@ -294,8 +377,14 @@ impl ControllerApi for ControllerService {
     ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
         let info = self.known("ControllerGetVolume", &request.into_inner().volume_id).await?;
         let owner = info.dataset.owner.iter().map(|owner| owner.node.clone()).collect();
-        let status = controller_get_volume_response::VolumeStatus { published_node_ids: owner, volume_condition: None };
-        ok(ControllerGetVolumeResponse { volume: Some(volume(&info, origin(&info))), status: Some(status) })
+        let status = controller_get_volume_response::VolumeStatus {
+            published_node_ids: owner,
+            volume_condition: None,
+        };
+        ok(ControllerGetVolumeResponse {
+            volume: Some(volume(&info, origin(&info))),
+            status: Some(status),
+        })
     }
 
     async fn controller_modify_volume(
@@ -308,11 +397,17 @@ impl ControllerApi for ControllerService {
 
 impl ControllerService {
     /// By snapshot, by volume, or all. What is not there is an empty list.
-    async fn find_snapshots(&self, request: &ListSnapshotsRequest) -> Result<Vec<SnapshotInfo>, Status> {
+    async fn find_snapshots(
+        &self,
+        request: &ListSnapshotsRequest,
+    ) -> Result<Vec<SnapshotInfo>, Status> {
         let controller = self.controller.clone();
         if !request.snapshot_id.is_empty() {
             let Ok(handle) = snapshot_id(&request.snapshot_id) else { return Ok(Vec::new()) };
-            let found = run("ListSnapshots", handle.to_string(), async move { controller.snapshot(handle).await }).await;
+            let found = run("ListSnapshots", handle.to_string(), async move {
+                controller.snapshot(handle).await
+            })
+            .await;
             return match found {
                 Ok(info) => Ok(vec![info]),
                 Err(status) if status.code() == tonic::Code::NotFound => Ok(Vec::new()),
@@ -327,7 +422,8 @@ impl ControllerService {
             },
         };
         let about = of.map(|handle| handle.to_string()).unwrap_or_default();
-        let found = run("ListSnapshots", about, async move { controller.snapshots(of).await }).await;
+        let found =
+            run("ListSnapshots", about, async move { controller.snapshots(of).await }).await;
         match found {
             Err(status) if status.code() == tonic::Code::NotFound => Ok(Vec::new()),
             found => found,
@@ -344,7 +440,9 @@ fn same_use(
     if !request.volume_context.is_empty() {
         return Err(invalid("volume_context: this volume has none"));
     }
-    if !request.parameters.is_empty() && parameters::parse(&request.parameters)?.given != info.dataset.parameters {
+    if !request.parameters.is_empty()
+        && parameters::parse(&request.parameters)?.given != info.dataset.parameters
+    {
         return Err(invalid("parameters differ from those that the volume was created with"));
     }
     if info.dataset.form == Form::Snapshot && !capabilities.iter().all(Capability::reads_only) {
@@ -353,8 +451,14 @@ fn same_use(
     // A volume made for one node syncs less eagerly (R15): it must not be used from several.
     let multi_node = |name: &str| name.starts_with("MULTI_NODE");
     let made_for_many = info.dataset.access_modes.iter().any(|mode| multi_node(mode));
-    match capabilities.iter().map(|capability| capability.mode.as_str_name()).find(|mode| multi_node(mode)) {
-        Some(mode) if !made_for_many => Err(invalid(format!("the volume was created for one node, not for {mode}"))),
+    match capabilities
+        .iter()
+        .map(|capability| capability.mode.as_str_name())
+        .find(|mode| multi_node(mode))
+    {
+        Some(mode) if !made_for_many => {
+            Err(invalid(format!("the volume was created for one node, not for {mode}")))
+        }
         _ => Ok(()),
     }
 }

@@ -22,7 +22,10 @@ pub struct IdentityService {
 
 #[tonic::async_trait]
 impl Identity for IdentityService {
-    async fn get_plugin_info(&self, _: Request<GetPluginInfoRequest>) -> Result<Response<GetPluginInfoResponse>, Status> {
+    async fn get_plugin_info(
+        &self,
+        _: Request<GetPluginInfoRequest>,
+    ) -> Result<Response<GetPluginInfoResponse>, Status> {
         ok(GetPluginInfoResponse {
             name: self.driver.clone(),
             vendor_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -39,8 +42,11 @@ impl Identity for IdentityService {
         if self.with_controller {
             types.push(Type::Service(Service { r#type: service::Type::ControllerService.into() }));
         }
-        types.push(Type::VolumeExpansion(VolumeExpansion { r#type: volume_expansion::Type::Online.into() }));
-        let capabilities = types.into_iter().map(|kind| PluginCapability { r#type: Some(kind) }).collect();
+        types.push(Type::VolumeExpansion(VolumeExpansion {
+            r#type: volume_expansion::Type::Online.into(),
+        }));
+        let capabilities =
+            types.into_iter().map(|kind| PluginCapability { r#type: Some(kind) }).collect();
         ok(GetPluginCapabilitiesResponse { capabilities })
     }
 

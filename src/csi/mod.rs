@@ -1,11 +1,13 @@
 //! The CSI edge: kubelet and the sidecars speak gRPC to it over a unix socket.
 //!
-//! It translates and never decides: a request becomes a checked value of the use cases in `control`, an error class
-//! becomes a code in one place ([`status`]). What it knows by itself is CSI: ids, capabilities, capacity ranges, pages.
+//! It translates and never decides: a request becomes a checked value of the use cases in
+//! `control`, an error class becomes a code in one place ([`status`]). What it knows by itself is
+//! CSI: ids, capabilities, capacity ranges, pages.
 //!
-//! Invariants: messages with secrets cannot be printed (`build.rs` gives them no `Debug`), and none of their content is
-//! logged; a use case that has begun runs to its end even when its caller goes away; every list and every number of calls
-//! is bounded; nothing of version 1.12 that 1.13 removes (VolumeCondition) is ever set.
+//! Invariants: messages with secrets cannot be printed (`build.rs` gives them no `Debug`), and none
+//! of their content is logged; a use case that has begun runs to its end even when its caller goes
+//! away; every list and every number of calls is bounded; nothing of version 1.12 that 1.13 removes
+//! (VolumeCondition) is ever set.
 //!
 //! A crash leaves a socket that nobody serves: the next start replaces it.
 
@@ -32,7 +34,8 @@ pub use socket::Living;
 /// The driver's name, unless the configuration says otherwise.
 pub const DRIVER: &str = "zerofs.csi.dev";
 
-/// CSI, GetPluginInfo: at most 63 characters, alphanumeric at both ends, with dashes, dots and alphanumerics between.
+/// CSI, GetPluginInfo: at most 63 characters, alphanumeric at both ends, with dashes, dots and
+/// alphanumerics between.
 pub fn is_driver_name(name: &str) -> bool {
     let ends = |c: Option<u8>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     let (first, last) = (name.bytes().next(), name.bytes().last());

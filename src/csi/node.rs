@@ -17,7 +17,8 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 /// What this service can do. Not VOLUME_CONDITION: version 1.13 removes it.
-const CAPABILITIES: [Rpc; 4] = [Rpc::StageUnstageVolume, Rpc::GetVolumeStats, Rpc::ExpandVolume, Rpc::SingleNodeMultiWriter];
+const CAPABILITIES: [Rpc; 4] =
+    [Rpc::StageUnstageVolume, Rpc::GetVolumeStats, Rpc::ExpandVolume, Rpc::SingleNodeMultiWriter];
 /// Linux's PATH_MAX.
 const PATH_BYTES_MAX: usize = 4096;
 
@@ -26,7 +27,8 @@ const PATH_BYTES_MAX: usize = 4096;
 pub struct NodeInfo {
     /// Kubernetes' name of the node.
     pub id: String,
-    /// More than this many volumes are scheduled elsewhere, or fewer where the node's reserved ports do not suffice.
+    /// More than this many volumes are scheduled elsewhere, or fewer where the node's reserved
+    /// ports do not suffice.
     pub volumes_max: u32,
     /// Connections of the usual mount (`nconnect`): each takes a reserved port.
     pub connections_per_volume: u32,
@@ -51,10 +53,13 @@ fn path(field: &str, value: &str) -> Result<PathBuf, RequestError> {
         return Err(invalid(format!("{field} is missing")));
     }
     let path = Path::new(value);
-    let plain = path.is_absolute() && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    let plain = path.is_absolute()
+        && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     if !plain || value.len() > PATH_BYTES_MAX || value.contains('\0') {
         let shown: String = value.chars().take(160).collect();
-        return Err(invalid(format!("{field} {shown:?} is no absolute path without `..`, of at most {PATH_BYTES_MAX} bytes")));
+        return Err(invalid(format!(
+            "{field} {shown:?} is no absolute path without `..`, of at most {PATH_BYTES_MAX} bytes"
+        )));
     }
     // As mountinfo writes it: without repeated or trailing slashes.
     Ok(path.components().collect())
@@ -65,7 +70,12 @@ fn stage(request: &NodeStageVolumeRequest) -> Result<Stage, RequestError> {
     let target = path("staging_target_path", &request.staging_target_path)?;
     let capability = capability::one(request.volume_capability.as_ref())?;
     let access = if capability.mounts_read_only() { Access::ReadOnly } else { Access::ReadWrite };
-    Ok(Stage { volume: volume_id(&request.volume_id)?, target, access, options: capability.options })
+    Ok(Stage {
+        volume: volume_id(&request.volume_id)?,
+        target,
+        access,
+        options: capability.options,
+    })
 }
 
 fn publish(request: &NodePublishVolumeRequest) -> Result<Publish, RequestError> {
@@ -74,13 +84,15 @@ fn publish(request: &NodePublishVolumeRequest) -> Result<Publish, RequestError> 
     let capability = capability::one(request.volume_capability.as_ref())?;
     let volume = volume_id(&request.volume_id)?;
     if request.staging_target_path.is_empty() {
-        // CSI: this is not the plugin's to guess (NodePublishVolume errors: staging target path not set).
+        // CSI: this is not the plugin's to guess (NodePublishVolume errors: staging target path not
+        // set).
         return Err(invalid("staging_target_path is missing"));
     }
     let staging = path("staging_target_path", &request.staging_target_path)?;
     let read_only = request.readonly || capability.mounts_read_only();
     let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-    let sharing = if capability.single_target() { Sharing::OneTarget } else { Sharing::ManyTargets };
+    let sharing =
+        if capability.single_target() { Sharing::OneTarget } else { Sharing::ManyTargets };
     Ok(Publish { volume, staging, target, access, options: capability.options, sharing })
 }
 
@@ -95,18 +107,25 @@ fn place(id: &str, field: &str, value: &str) -> Result<(VolumeHandle, PathBuf), 
     Ok((volume_id(id)?, path))
 }
 
-/// The same for calls that touch no path, only compare it with where the volume is: nothing is at an odd one.
+/// The same for calls that touch no path, only compare it with where the volume is: nothing is at
+/// an odd one.
 fn volume_at(id: &str, value: &str) -> Result<(VolumeHandle, PathBuf), RequestError> {
     required_id(id)?;
     if value.is_empty() {
         return Err(invalid("volume_path is missing"));
     }
-    let at = path("volume_path", value).map_err(|error| RequestError::NotFound(format!("no volume is there: {error}")))?;
+    let at = path("volume_path", value)
+        .map_err(|error| RequestError::NotFound(format!("no volume is there: {error}")))?;
     Ok((volume_id(id)?, at))
 }
 
 fn usage(unit: Unit, total: u64, free: u64) -> VolumeUsage {
-    VolumeUsage { available: signed(free), total: signed(total), used: signed(total.saturating_sub(free)), unit: unit.into() }
+    VolumeUsage {
+        available: signed(free),
+        total: signed(total),
+        used: signed(total.saturating_sub(free)),
+        unit: unit.into(),
+    }
 }
 
 #[tonic::async_trait]
@@ -116,7 +135,13 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         request: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
         let wanted = stage(request.get_ref())?;
-        unlocked(&*self.unlock, "NodeStageVolume", PoolOf::Id(wanted.volume.pool), request.into_inner().secrets).await?;
+        unlocked(
+            &*self.unlock,
+            "NodeStageVolume",
+            PoolOf::Id(wanted.volume.pool),
+            request.into_inner().secrets,
+        )
+        .await?;
         let agent = self.agent.clone();
         let about = format!("{} at {}", wanted.volume, wanted.target.display());
         run("NodeStageVolume", about, async move { agent.stage(wanted).await }).await?;
@@ -128,10 +153,12 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         request: Request<NodeUnstageVolumeRequest>,
     ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
         let request = request.into_inner();
-        let (volume, target) = place(&request.volume_id, "staging_target_path", &request.staging_target_path)?;
+        let (volume, target) =
+            place(&request.volume_id, "staging_target_path", &request.staging_target_path)?;
         let agent = self.agent.clone();
         let about = format!("{volume} at {}", target.display());
-        run("NodeUnstageVolume", about, async move { agent.unstage(volume, &target).await }).await?;
+        run("NodeUnstageVolume", about, async move { agent.unstage(volume, &target).await })
+            .await?;
         ok(NodeUnstageVolumeResponse {})
     }
 
@@ -154,7 +181,8 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         let (volume, target) = place(&request.volume_id, "target_path", &request.target_path)?;
         let agent = self.agent.clone();
         let about = format!("{volume} at {}", target.display());
-        run("NodeUnpublishVolume", about, async move { agent.unpublish(volume, &target).await }).await?;
+        run("NodeUnpublishVolume", about, async move { agent.unpublish(volume, &target).await })
+            .await?;
         ok(NodeUnpublishVolumeResponse {})
     }
 
@@ -165,7 +193,13 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         let request = request.into_inner();
         let (volume, at) = volume_at(&request.volume_id, &request.volume_path)?;
         let agent = self.agent.clone();
-        let stat = run("NodeGetVolumeStats", volume.to_string(), async move { agent.stats(volume, &at).await }).await?;
+        let stat =
+            run(
+                "NodeGetVolumeStats",
+                volume.to_string(),
+                async move { agent.stats(volume, &at).await },
+            )
+            .await?;
         let bytes = usage(Unit::Bytes, stat.total_bytes, stat.free_bytes);
         let inodes = usage(Unit::Inodes, stat.total_inodes, stat.free_inodes);
         ok(NodeGetVolumeStatsResponse { usage: vec![bytes, inodes], volume_condition: None })
@@ -182,7 +216,10 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
             capability::one(request.volume_capability.as_ref())?;
         }
         let agent = self.agent.clone();
-        let bytes = run("NodeExpandVolume", volume.to_string(), async move { agent.expand(volume, &at, limit).await }).await?;
+        let bytes = run("NodeExpandVolume", volume.to_string(), async move {
+            agent.expand(volume, &at, limit).await
+        })
+        .await?;
         ok(NodeExpandVolumeResponse { capacity_bytes: signed(bytes) })
     }
 
@@ -191,14 +228,21 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         _: Request<NodeGetCapabilitiesRequest>,
     ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
         use node_service_capability::{Rpc as RpcMessage, Type};
-        let capability = |rpc: Rpc| NodeServiceCapability { r#type: Some(Type::Rpc(RpcMessage { r#type: rpc.into() })) };
+        let capability = |rpc: Rpc| NodeServiceCapability {
+            r#type: Some(Type::Rpc(RpcMessage { r#type: rpc.into() })),
+        };
         ok(NodeGetCapabilitiesResponse { capabilities: CAPABILITIES.map(capability).to_vec() })
     }
 
-    async fn node_get_info(&self, _: Request<NodeGetInfoRequest>) -> Result<Response<NodeGetInfoResponse>, Status> {
+    async fn node_get_info(
+        &self,
+        _: Request<NodeGetInfoRequest>,
+    ) -> Result<Response<NodeGetInfoResponse>, Status> {
         ok(NodeGetInfoResponse {
             node_id: self.info.id.clone(),
-            max_volumes_per_node: i64::from(self.agent.volumes_max(self.info.volumes_max, self.info.connections_per_volume)),
+            max_volumes_per_node: i64::from(
+                self.agent.volumes_max(self.info.volumes_max, self.info.connections_per_volume),
+            ),
             // Every node reaches every pool.
             accessible_topology: None,
         })

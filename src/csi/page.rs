@@ -1,7 +1,7 @@
 //! Lists in pages. Pure.
 //!
-//! A token is the id of the last entry given, so that a page goes on at the right place whatever was created or deleted
-//! meanwhile, that entry included.
+//! A token is the id of the last entry given, so that a page goes on at the right place whatever
+//! was created or deleted meanwhile, that entry included.
 
 use super::status::{RequestError, invalid};
 use std::str::FromStr;
@@ -9,18 +9,24 @@ use std::str::FromStr;
 /// The largest page: an answer has to stay below gRPC's 4 MiB.
 const ENTRIES_MAX: usize = 5000;
 
-/// Cuts a page out of everything there is. `T` is the type of id that a token must be; entries come in any order.
+/// Cuts a page out of everything there is. `T` is the type of id that a token must be; entries come
+/// in any order.
 pub(super) fn cut<I, T: FromStr>(
     all: Vec<I>,
     id: impl Fn(&I) -> String,
     token: &str,
     max_entries: i32,
 ) -> Result<(Vec<I>, String), RequestError> {
-    let max = usize::try_from(max_entries).map_err(|_| invalid(format!("max_entries is negative ({max_entries})")))?;
+    let max = usize::try_from(max_entries)
+        .map_err(|_| invalid(format!("max_entries is negative ({max_entries})")))?;
     if !token.is_empty() && token.parse::<T>().is_err() {
         return Err(RequestError::Token(token.chars().take(160).collect()));
     }
-    let mut rest: Vec<(String, I)> = all.into_iter().map(|item| (id(&item), item)).filter(|(id, _)| id.as_str() > token).collect();
+    let mut rest: Vec<(String, I)> = all
+        .into_iter()
+        .map(|item| (id(&item), item))
+        .filter(|(id, _)| id.as_str() > token)
+        .collect();
     rest.sort_by(|(a, _), (b, _)| a.cmp(b));
     let count = if max == 0 { ENTRIES_MAX } else { max.min(ENTRIES_MAX) };
     let more = rest.len() > count;

@@ -1,4 +1,5 @@
-//! StorageClass parameters, parsed strictly: a misspelt one must not silently give a volume of another kind. Pure.
+//! StorageClass parameters, parsed strictly: a misspelt one must not silently give a volume of
+//! another kind. Pure.
 
 use super::status::{RequestError, invalid};
 use crate::catalog::{Properties, Snapdir};
@@ -34,23 +35,42 @@ pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, 
     let mut pool = None;
     let mut properties = Properties::default();
     for (name, value) in &given {
-        let bad = |expected: &str| invalid(format!("parameter {name}: {value:?} is not {expected}"));
+        let bad =
+            |expected: &str| invalid(format!("parameter {name}: {value:?} is not {expected}"));
         match name.as_str() {
             "pool" => pool = Some(value.clone()),
             "sync" => {
                 let known = ["standard", "always", "disabled"].contains(&value.as_str());
-                properties.sync = Some(known.then(|| value.clone()).ok_or_else(|| bad("standard, always or disabled"))?);
+                properties.sync = Some(
+                    known
+                        .then(|| value.clone())
+                        .ok_or_else(|| bad("standard, always or disabled"))?,
+                );
             }
             "recordsize" => {
-                properties.record_bytes = record_bytes(value).ok_or_else(|| bad("a power of two from 4k to 1m"))?;
+                properties.record_bytes =
+                    record_bytes(value).ok_or_else(|| bad("a power of two from 4k to 1m"))?;
             }
-            "compression" => properties.codec = codec(value).ok_or_else(|| bad("lz4, zstd or none"))?,
-            "uid" => properties.root_uid = owner(value).ok_or_else(|| bad("a user number below 4294967295"))?,
-            "gid" => properties.root_gid = owner(value).ok_or_else(|| bad("a group number below 4294967295"))?,
-            "mode" => properties.root_mode = mode(value).ok_or_else(|| bad("an octal mode from 0 to 7777"))?,
+            "compression" => {
+                properties.codec = codec(value).ok_or_else(|| bad("lz4, zstd or none"))?
+            }
+            "uid" => {
+                properties.root_uid =
+                    owner(value).ok_or_else(|| bad("a user number below 4294967295"))?
+            }
+            "gid" => {
+                properties.root_gid =
+                    owner(value).ok_or_else(|| bad("a group number below 4294967295"))?
+            }
+            "mode" => {
+                properties.root_mode =
+                    mode(value).ok_or_else(|| bad("an octal mode from 0 to 7777"))?
+            }
             "inodeQuota" => {
-                let quota = number(value).filter(|quota: &u64| (INODES_MIN..=INODES_MAX).contains(quota));
-                properties.quota_inodes = Some(quota.ok_or_else(|| bad("a number of inodes from 16"))?);
+                let quota =
+                    number(value).filter(|quota: &u64| (INODES_MIN..=INODES_MAX).contains(quota));
+                properties.quota_inodes =
+                    Some(quota.ok_or_else(|| bad("a number of inodes from 16"))?);
             }
             "snapdir" => {
                 properties.snapdir = match value.as_str() {
@@ -69,7 +89,9 @@ pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, 
 pub(super) fn none(parameters: &HashMap<String, String>) -> Result<(), RequestError> {
     match own(parameters)?.keys().next() {
         None => Ok(()),
-        Some(name) => Err(invalid(format!("unknown parameter {:?}: a snapshot has none", short(name)))),
+        Some(name) => {
+            Err(invalid(format!("unknown parameter {:?}: a snapshot has none", short(name))))
+        }
     }
 }
 
@@ -80,13 +102,19 @@ pub(super) fn pool(parameters: &HashMap<String, String>) -> Option<&str> {
 
 fn own(parameters: &HashMap<String, String>) -> Result<BTreeMap<String, String>, RequestError> {
     if parameters.len() > COUNT_MAX {
-        return Err(invalid(format!("{} parameters: at most {COUNT_MAX} are allowed", parameters.len())));
+        return Err(invalid(format!(
+            "{} parameters: at most {COUNT_MAX} are allowed",
+            parameters.len()
+        )));
     }
     let ours = parameters.iter().filter(|(name, _)| !name.starts_with(RESERVED));
     let mut own = BTreeMap::new();
     for (name, value) in ours {
         if value.len() > VALUE_BYTES_MAX {
-            return Err(invalid(format!("parameter {:?} is longer than {VALUE_BYTES_MAX} bytes", short(name))));
+            return Err(invalid(format!(
+                "parameter {:?} is longer than {VALUE_BYTES_MAX} bytes",
+                short(name)
+            )));
         }
         own.insert(name.clone(), value.clone());
     }
@@ -119,7 +147,8 @@ fn record_bytes(text: &str) -> Option<u32> {
         None => plain.strip_suffix('m').map_or((plain, 1), |digits| (digits, 1 << 20)),
     };
     let bytes = number::<u32>(digits)?.checked_mul(unit)?;
-    (bytes.is_power_of_two() && (RECORD_BYTES_MIN..=RECORD_BYTES_MAX).contains(&bytes)).then_some(bytes)
+    (bytes.is_power_of_two() && (RECORD_BYTES_MIN..=RECORD_BYTES_MAX).contains(&bytes))
+        .then_some(bytes)
 }
 
 fn codec(text: &str) -> Option<Codec> {

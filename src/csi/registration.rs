@@ -1,15 +1,18 @@
 //! Kubelet's plugin registration, served by the driver itself.
 //!
-//! The stock registrar unlinks its socket when it is stopped: in a rolling update the old pod would unregister the new one.
-//! Here the socket is made under another name and renamed over the old one, and on the way out it is unlinked only if it is
-//! still ours. CSINode never loses the driver.
+//! The stock registrar unlinks its socket when it is stopped: in a rolling update the old pod would
+//! unregister the new one. Here the socket is made under another name and renamed over the old one,
+//! and on the way out it is unlinked only if it is still ours. CSINode never loses the driver.
 //!
-//! Kubelet dials the socket with its path as gRPC target and sets no authority, so that grpc-go sends the percent-encoded path as
-//! `:authority`. The `http` crate refuses a percent sign there, and h2 resets the stream, unless it stands in the user information,
-//! before an `@`: hence the `@` in the socket's name.
+//! Kubelet dials the socket with its path as gRPC target and sets no authority, so that grpc-go
+//! sends the percent-encoded path as `:authority`. The `http` crate refuses a percent sign there,
+//! and h2 resets the stream, unless it stands in the user information, before an `@`: hence the `@`
+//! in the socket's name.
 
 use super::proto::registration::registration_server::{Registration, RegistrationServer};
-use super::proto::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
+use super::proto::registration::{
+    InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
+};
 use super::socket::{self, Living, Name};
 use parking_lot::Mutex;
 use std::os::fd::{AsFd, OwnedFd};
@@ -49,8 +52,13 @@ impl RegistrationState {
     pub fn missing(&self) -> Option<String> {
         match &*self.0.lock() {
             Said::Registered => None,
-            Said::Nothing => Some("kubelet has not registered the driver yet: see kubelet's log if this lasts".to_owned()),
-            Said::Refused(why) => Some(format!("kubelet refused to register the driver, and tries again: {why}")),
+            Said::Nothing => Some(
+                "kubelet has not registered the driver yet: see kubelet's log if this lasts"
+                    .to_owned(),
+            ),
+            Said::Refused(why) => {
+                Some(format!("kubelet refused to register the driver, and tries again: {why}"))
+            }
         }
     }
 
@@ -91,7 +99,10 @@ impl Registering {
     /// # Errors
     /// Out of file descriptors.
     pub fn socket(&self) -> std::io::Result<RegistrationSocket> {
-        Ok(RegistrationSocket { listener: self.listener.as_fd().try_clone_to_owned()?, name: self.name.clone() })
+        Ok(RegistrationSocket {
+            listener: self.listener.as_fd().try_clone_to_owned()?,
+            name: self.name.clone(),
+        })
     }
 }
 
@@ -100,8 +111,9 @@ impl Registrar {
         self.registry_dir.join(format!("{}@reg.sock", self.driver))
     }
 
-    /// Makes the socket. `inherited`: that of the process before this one, with its name, by which kubelet has registered the driver:
-    /// kubelet does not even notice then, where a new socket would have it forget the driver and learn of it again.
+    /// Makes the socket. `inherited`: that of the process before this one, with its name, by which
+    /// kubelet has registered the driver: kubelet does not even notice then, where a new socket
+    /// would have it forget the driver and learn of it again.
     ///
     /// # Errors
     /// When the socket cannot be made.
@@ -114,11 +126,18 @@ impl Registrar {
             let listener = std::os::unix::net::UnixListener::from(fd);
             listener.set_nonblocking(true)?;
             self.state.set(Said::Registered);
-            return Ok(Registering { listener: UnixListener::from_std(listener)?, name: Arc::new(name) });
+            return Ok(Registering {
+                listener: UnixListener::from_std(listener)?,
+                name: Arc::new(name),
+            });
         }
         self.state.set(Said::Nothing);
         let (listener, name) = socket::bind(&path, Living::Replace)?;
-        tracing::info!(socket = %path.display(), endpoint = %self.endpoint.display(), "kubelet may register the driver");
+        tracing::info!(
+            socket = %path.display(),
+            endpoint = %self.endpoint.display(),
+            "kubelet may register the driver"
+        );
         Ok(Registering { listener, name: Arc::new(name) })
     }
 
@@ -126,10 +145,19 @@ impl Registrar {
     ///
     /// # Errors
     /// When the socket fails.
-    pub async fn serve(self, registering: Registering, shutdown: CancellationToken) -> std::io::Result<()> {
+    pub async fn serve(
+        self,
+        registering: Registering,
+        shutdown: CancellationToken,
+    ) -> std::io::Result<()> {
         let Registering { listener, name } = registering;
         let router = tonic::transport::Server::builder().add_service(RegistrationServer::new(self));
-        let served = router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled_owned()).await;
+        let served = router
+            .serve_with_incoming_shutdown(
+                UnixListenerStream::new(listener),
+                shutdown.cancelled_owned(),
+            )
+            .await;
         drop(name);
         served.map_err(std::io::Error::other)
     }
@@ -159,7 +187,8 @@ impl Registration for Registrar {
             tracing::error!(
                 driver = self.driver,
                 error = status.error,
-                "kubelet refused to register the driver, and tries again: pods of this node cannot use it meanwhile"
+                "kubelet refused to register the driver, and tries again: pods of this node cannot \
+                 use it meanwhile"
             );
             self.state.set(Said::Refused(status.error));
         }

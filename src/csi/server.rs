@@ -22,7 +22,8 @@ pub struct CsiServices<M, E> {
     pub node: Option<NodeService<M, E>>,
 }
 
-/// A CSI endpoint as the specification writes it, `unix:///run/csi.sock`, `unix:/run/csi.sock` or the bare path.
+/// A CSI endpoint as the specification writes it, `unix:///run/csi.sock`, `unix:/run/csi.sock` or
+/// the bare path.
 ///
 /// # Errors
 /// Another scheme, or no absolute path.
@@ -34,8 +35,9 @@ pub fn endpoint(text: &str) -> std::result::Result<PathBuf, String> {
     Ok(PathBuf::from(path))
 }
 
-/// `living`: what to do about a process that serves there. Binds the socket at once, so that a caller knows when it can be called; the answer serves it until `shutdown`, and
-/// then finishes the calls that run.
+/// `living`: what to do about a process that serves there. Binds the socket at once, so that a
+/// caller knows when it can be called; the answer serves it until `shutdown`, and then finishes the
+/// calls that run.
 ///
 /// # Errors
 /// When another process serves there, or the socket cannot be made.
@@ -45,8 +47,9 @@ pub fn serve<M: Mounter, E: Endpoints>(
     services: CsiServices<M, E>,
     shutdown: CancellationToken,
 ) -> Result<impl Future<Output = Result<()>> + Send + use<M, E>> {
-    let (listener, name) =
-        socket::bind(path, living).map_err(|error| Error::new(error.kind(), format!("CSI socket {}: {error}", path.display())))?;
+    let (listener, name) = socket::bind(path, living).map_err(|error| {
+        Error::new(error.kind(), format!("CSI socket {}: {error}", path.display()))
+    })?;
     let CsiServices { identity, controller, node } = services;
     if controller.is_none() && node.is_none() {
         return Err(Error::new(ErrorKind::InvalidInput, "neither a controller nor a node service"));
@@ -57,7 +60,12 @@ pub fn serve<M: Mounter, E: Endpoints>(
         .add_optional_service(controller.map(ControllerServer::new))
         .add_optional_service(node.map(NodeServer::new));
     Ok(async move {
-        let served = router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled_owned()).await;
+        let served = router
+            .serve_with_incoming_shutdown(
+                UnixListenerStream::new(listener),
+                shutdown.cancelled_owned(),
+            )
+            .await;
         drop(name);
         served.map_err(Error::other)
     })

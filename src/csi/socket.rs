@@ -17,7 +17,8 @@ pub enum Living {
     Replace,
 }
 
-/// A bound name. Dropped, it goes away if it is still this one, and nobody else was given the socket.
+/// A bound name. Dropped, it goes away if it is still this one, and nobody else was given the
+/// socket.
 #[derive(Debug)]
 pub(super) struct Name {
     path: PathBuf,
@@ -45,7 +46,10 @@ impl Name {
 pub(super) fn bind(path: &Path, living: Living) -> Result<(UnixListener, Name)> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            let why = format!("{}: exists and is no socket: remove it, or give another endpoint", path.display());
+            let why = format!(
+                "{}: exists and is no socket: remove it, or give another endpoint",
+                path.display()
+            );
             return Err(Error::new(ErrorKind::AlreadyExists, why));
         }
         Ok(_) if living == Living::Refuse && StdStream::connect(path).is_ok() => {
@@ -66,11 +70,15 @@ pub(super) fn bind(path: &Path, living: Living) -> Result<(UnixListener, Name)> 
     Ok((listener, Name { path: path.to_owned(), inode, given: AtomicBool::new(false) }))
 }
 
-/// Hidden, so that kubelet's watcher does not take it for a plugin; short, since a socket's path has at most 107 bytes; one
-/// for each call.
+/// Hidden, so that kubelet's watcher does not take it for a plugin; short, since a socket's path
+/// has at most 107 bytes; one for each call.
 fn draft_name(path: &Path) -> PathBuf {
     static CALLS: AtomicU32 = AtomicU32::new(0);
-    path.with_file_name(format!(".{:x}-{:x}", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed)))
+    path.with_file_name(format!(
+        ".{:x}-{:x}",
+        std::process::id(),
+        CALLS.fetch_add(1, Ordering::Relaxed)
+    ))
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {
@@ -91,7 +99,11 @@ impl Drop for Name {
             && inode(&self.path).is_ok_and(|now| now == self.inode)
             && let Err(error) = remove_if_there(&self.path)
         {
-            tracing::warn!(socket = %self.path.display(), %error, "the socket stays; the next start replaces it");
+            tracing::warn!(
+                socket = %self.path.display(),
+                %error,
+                "the socket stays; the next start replaces it"
+            );
         }
     }
 }

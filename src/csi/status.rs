@@ -87,8 +87,8 @@ pub(super) fn status<E: Classify + Error>(error: &E) -> Status {
     Status::new(code(error.class()), text)
 }
 
-/// Runs a use case to its end even when its caller goes away: half a mount would be nobody's. `about` names the object in
-/// the log; it never holds secrets.
+/// Runs a use case to its end even when its caller goes away: half a mount would be nobody's.
+/// `about` names the object in the log; it never holds secrets.
 pub(super) async fn run<T, E>(
     call: &'static str,
     about: String,
@@ -98,7 +98,8 @@ where
     T: Send + 'static,
     E: Classify + Error + Send + 'static,
 {
-    let permit = CALLS.acquire().await.map_err(|_| Status::unavailable("the driver is stopping"))?;
+    let permit =
+        CALLS.acquire().await.map_err(|_| Status::unavailable("the driver is stopping"))?;
     let task = tokio::spawn(async move {
         let _permit = permit;
         let started = std::time::Instant::now();
@@ -107,7 +108,11 @@ where
         result.map_err(|error| status(&error))
     });
     task.await.unwrap_or_else(|error| {
-        tracing::error!(call, %error, "a call ended without an answer: this is a defect, please report it");
+        tracing::error!(
+            call,
+            %error,
+            "a call ended without an answer: this is a defect, please report it"
+        );
         Err(Status::internal(format!("{call} ended without an answer")))
     })
 }
@@ -137,7 +142,16 @@ fn log<E: Classify + Error>(call: &str, about: &str, took: std::time::Duration, 
             tracing::error!(call, about, millis, error = status.message(), "failed");
         }
         // The caller's to act upon: it repeats, waits, or shows it to the user.
-        Some((_, status)) => tracing::info!(call, about, millis, code = ?status.code(), error = status.message(), "refused"),
+        Some((_, status)) => {
+            tracing::info!(
+                call,
+                about,
+                millis,
+                code = ?status.code(),
+                error = status.message(),
+                "refused"
+            )
+        }
     }
 }
 
@@ -157,7 +171,10 @@ mod tests {
         assert_eq!(code(Class::Precondition), Code::FailedPrecondition);
         assert_eq!(code(Class::Corrupt), Code::DataLoss);
         let missing = ControlError::NotFound { what: "volume v".into() };
-        assert_eq!((status(&missing).code(), status(&missing).message()), (Code::NotFound, "volume v does not exist"));
+        assert_eq!(
+            (status(&missing).code(), status(&missing).message()),
+            (Code::NotFound, "volume v does not exist")
+        );
         assert_eq!(status(&RequestError::Token("x".into())).code(), Code::Aborted);
     }
 
@@ -176,7 +193,11 @@ mod tests {
             let _ = done.send(());
             Ok::<(), RequestError>(())
         };
-        let call = tokio::time::timeout(std::time::Duration::from_millis(20), run("Test", "x".into(), work)).await;
+        let call = tokio::time::timeout(
+            std::time::Duration::from_millis(20),
+            run("Test", "x".into(), work),
+        )
+        .await;
         assert!(call.is_err(), "the caller gave up");
         go.send(()).unwrap();
         ended.await.unwrap();

@@ -1,4 +1,5 @@
-//! The way every call goes in and out: through the gate, and only while the dataset is this process's to answer for (R25, R26).
+//! The way every call goes in and out: through the gate, and only while the dataset is this
+//! process's to answer for (R25, R26).
 //!
 //! ```text
 //! gate shut ──▶ the reason        lease lapsed ──▶ Unavailable, nothing was done
@@ -7,8 +8,9 @@
 //!                                      │   └──▶ lapsed ──▶ kept back until the lease is regained, or the dataset lost
 //!                                      └─────▶ its outcome
 //! ```
-//! An outcome that is kept back is still true when the lease is regained: nobody else had the dataset in between. It is not turned into "come
-//! again": the call was done, and a client that comes again does so under another xid, which the ring does not know (R20).
+//! An outcome that is kept back is still true when the lease is regained: nobody else had the
+//! dataset in between. It is not turned into "come again": the call was done, and a client that
+//! comes again does so under another xid, which the ring does not know (R20).
 
 use super::FsError;
 use super::dataset::Fs;
@@ -16,12 +18,17 @@ use std::future::Future;
 
 impl Fs {
     /// Carries out a call, errors included: a file that is not there is an answer too.
-    pub(super) async fn answer<T>(&self, call: impl Future<Output = Result<T, FsError>>) -> Result<T, FsError> {
+    pub(super) async fn answer<T>(
+        &self,
+        call: impl Future<Output = Result<T, FsError>>,
+    ) -> Result<T, FsError> {
         let _inside = self.gate.enter()?;
         if !self.tenure.holds() {
             // The caller holds the call and repeats it.
             self.tenure.renew_soon();
-            return Err(FsError::Unavailable("this node's lease has lapsed and is being renewed".to_owned()));
+            return Err(FsError::Unavailable(
+                "this node's lease has lapsed and is being renewed".to_owned(),
+            ));
         }
         let outcome = call.await;
         if self.tenure.holds() && !self.gate.is_lost() {

@@ -1,14 +1,15 @@
 //! The operations of a file system, as an edge calls them.
 //!
-//! The set is what NFSv3 can carry (RFC 1813), with POSIX meaning; handles' bytes, status numbers and XDR belong to the
-//! edge. Every call is self-contained: there is no open file.
+//! The set is what NFSv3 can carry (RFC 1813), with POSIX meaning; handles' bytes, status numbers
+//! and XDR belong to the edge. Every call is self-contained: there is no open file.
 
 use super::FsError;
 use crate::types::{EntryName, InodeNo, Timestamp};
 use bytes::Bytes;
 use std::future::Future;
 
-/// Names an object for as long as the dataset lives: a reused inode number has another generation (R7).
+/// Names an object for as long as the dataset lives: a reused inode number has another generation
+/// (R7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileRef {
     pub ino: InodeNo,
@@ -21,7 +22,8 @@ pub struct Caller {
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
-    /// Identifies a retransmission of a call that must not be done twice (R20); none for calls made in this process.
+    /// Identifies a retransmission of a call that must not be done twice (R20); none for calls made
+    /// in this process.
     pub call: Option<CallId>,
 }
 
@@ -32,8 +34,8 @@ impl Caller {
     }
 }
 
-/// A call, recognised when it comes again: the client's machine, the transaction id, and a checksum of procedure and
-/// arguments. Not the client's port: after a reconnect it comes from another.
+/// A call, recognised when it comes again: the client's machine, the transaction id, and a checksum
+/// of procedure and arguments. Not the client's port: after a reconnect it comes from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CallId {
     pub client: u64,
@@ -88,8 +90,8 @@ impl From<&Attr> for Before {
     }
 }
 
-/// An object's attributes around a change, taken under its lock, so that they are atomic with the change. `before` is
-/// absent where a repeated call was answered from the duplicate-reply ring.
+/// An object's attributes around a change, taken under its lock, so that they are atomic with the
+/// change. `before` is absent where a repeated call was answered from the duplicate-reply ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
     pub before: Option<Before>,
@@ -167,8 +169,9 @@ pub struct Written {
     pub change: Change,
 }
 
-/// A position in a directory that stays valid whatever is created or removed (R21): 0 before the first entry, 1 after
-/// `.`, 2 after `..`, 3 after `.snapshots`, which only a root directory may show.
+/// A position in a directory that stays valid whatever is created or removed (R21): 0 before the
+/// first entry, 1 after `.`, 2 after `..`, 3 after `.snapshots`, which only a root directory may
+/// show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DirCookie(pub u64);
 
@@ -190,8 +193,8 @@ pub struct Listing {
     pub dir: Attr,
 }
 
-/// How much of a directory one call may return. The callee stops before either would be exceeded, but returns at least
-/// one entry if there is one.
+/// How much of a directory one call may return. The callee stops before either would be exceeded,
+/// but returns at least one entry if there is one.
 #[derive(Clone, Copy, Debug)]
 pub struct ListLimit {
     pub entries: usize,
@@ -211,7 +214,8 @@ pub struct StatFs {
     pub free_inodes: u64,
 }
 
-/// The name in a live root directory that always leads to the directory of snapshots, as `.zfs` does in ZFS. Nobody else may have it.
+/// The name in a live root directory that always leads to the directory of snapshots, as `.zfs`
+/// does in ZFS. Nobody else may have it.
 pub const SNAPSHOTS_NAME: &[u8] = b".snapshots";
 
 /// Bits of ACCESS, as RFC 1813 §3.3.4 numbers them.
@@ -253,12 +257,26 @@ pub trait FileSystem: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Change, FsError>> + Send;
 
     /// `name` may be `.` or `..`. Answers the object's attributes and the directory's.
-    fn lookup(&self, caller: &Caller, dir: FileRef, name: &[u8]) -> impl Future<Output = Result<(Attr, Attr), FsError>> + Send;
+    fn lookup(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &[u8],
+    ) -> impl Future<Output = Result<(Attr, Attr), FsError>> + Send;
 
     /// Of the bits asked for (see [`access`]), those granted.
-    fn access(&self, caller: &Caller, file: FileRef, want: u32) -> impl Future<Output = Result<(u32, Attr), FsError>> + Send;
+    fn access(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        want: u32,
+    ) -> impl Future<Output = Result<(u32, Attr), FsError>> + Send;
 
-    fn readlink(&self, caller: &Caller, file: FileRef) -> impl Future<Output = Result<(Bytes, Attr), FsError>> + Send;
+    fn readlink(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+    ) -> impl Future<Output = Result<(Bytes, Attr), FsError>> + Send;
 
     /// At most [`IO_BYTES_MAX`] bytes; fewer only at the end of the file.
     fn read(
@@ -313,9 +331,19 @@ pub trait FileSystem: Send + Sync + 'static {
         set: SetAttr,
     ) -> impl Future<Output = Result<Created, FsError>> + Send;
 
-    fn remove(&self, caller: &Caller, dir: FileRef, name: &EntryName) -> impl Future<Output = Result<Change, FsError>> + Send;
+    fn remove(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+    ) -> impl Future<Output = Result<Change, FsError>> + Send;
 
-    fn rmdir(&self, caller: &Caller, dir: FileRef, name: &EntryName) -> impl Future<Output = Result<Change, FsError>> + Send;
+    fn rmdir(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+    ) -> impl Future<Output = Result<Change, FsError>> + Send;
 
     /// Answers the change of the source directory and of the target directory.
     fn rename(

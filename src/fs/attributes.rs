@@ -12,7 +12,12 @@ use crate::types::Timestamp;
 
 fn changes_nothing(set: &SetAttr) -> bool {
     let SetAttr { mode, uid, gid, size, atime, mtime } = set;
-    mode.is_none() && uid.is_none() && gid.is_none() && size.is_none() && *atime == SetTime::Keep && *mtime == SetTime::Keep
+    mode.is_none()
+        && uid.is_none()
+        && gid.is_none()
+        && size.is_none()
+        && *atime == SetTime::Keep
+        && *mtime == SetTime::Keep
 }
 
 impl Names {
@@ -48,7 +53,10 @@ impl Names {
         let before = Some(Before::from(&attr(file, &old)));
         if changes_nothing(&set) {
             turn.unchanged(Done { ticket: Ticket::default(), object: Some(file) });
-            return Ok(Outcome { answer: Change { before, after: attr(file, &old) }, ticket: None });
+            return Ok(Outcome {
+                answer: Change { before, after: attr(file, &old) },
+                ticket: None,
+            });
         }
         let mut row = old;
         permission::apply(caller, &mut row, &set, self.now())?;
@@ -57,7 +65,8 @@ impl Names {
             Some(size) => self.contents.truncate(&node, &mut row, size, &mut batch).await?,
             None => None,
         };
-        let stored = resize.as_ref().map_or_else(|| node.stored(&row), |resize| resize.stored(&row));
+        let stored =
+            resize.as_ref().map_or_else(|| node.stored(&row), |resize| resize.stored(&row));
         batch.put(key::inode(file.ino), &stored);
         let ticket = self.change_row(&node, batch, row, resize, turn)?;
         Ok(Outcome { answer: Change { before, after: node.attr() }, ticket: Some(ticket) })

@@ -1,5 +1,6 @@
-//! The calls of a file system, one by one: each as [`Fs::answer`] lets it, with the duplicate-reply ring around those that must not be done twice, and each
-//! answer after what it promises (see [`Promise`]).
+//! The calls of a file system, one by one: each as [`Fs::answer`] lets it, with the duplicate-reply
+//! ring around those that must not be done twice, and each answer after what it promises (see
+//! [`Promise`]).
 
 use super::FsError;
 use super::api::*;
@@ -30,9 +31,14 @@ impl Fs {
         Ok(self.names.node(file).await?.attr())
     }
 
-    /// Waits for the call's turn, then for room. A repeated call's first batch is as safe as it was promised to be; it needs no room. One that failed
-    /// fails again, under what it saw then.
-    async fn turn(&self, caller: &Caller, promise: Promise, seen: &[FileRef]) -> Result<Repeatable, FsError> {
+    /// Waits for the call's turn, then for room. A repeated call's first batch is as safe as it was
+    /// promised to be; it needs no room. One that failed fails again, under what it saw then.
+    async fn turn(
+        &self,
+        caller: &Caller,
+        promise: Promise,
+        seen: &[FileRef],
+    ) -> Result<Repeatable, FsError> {
         match self.ring.turn(caller.call).await {
             Turn::Repeated(Ok(done)) => {
                 self.insist(|| self.keep(promise, done.ticket)).await?;
@@ -49,7 +55,8 @@ impl Fs {
         }
     }
 
-    /// The answer to a call that is done for the first time. It is remembered before anybody waits, so that it is as true as what it says.
+    /// The answer to a call that is done for the first time. It is remembered before anybody waits,
+    /// so that it is as true as what it says.
     async fn settle_first<T>(
         &self,
         first: First,
@@ -78,7 +85,13 @@ impl Fs {
         Ok(Created { attr: self.attr_again(object).await?, dir: self.changed_again(dir).await? })
     }
 
-    async fn removal(&self, caller: &Caller, dir: FileRef, name: &EntryName, what: Removal) -> Result<Change, FsError> {
+    async fn removal(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+        what: Removal,
+    ) -> Result<Change, FsError> {
         self.answer(async {
             match self.turn(caller, Promise::Durable, &[dir]).await? {
                 Repeatable::Again(_) => self.changed_again(dir).await,
@@ -111,7 +124,13 @@ impl FileSystem for Fs {
         .await
     }
 
-    async fn setattr(&self, caller: &Caller, file: FileRef, set: SetAttr, guard: Option<Timestamp>) -> Result<Change, FsError> {
+    async fn setattr(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        set: SetAttr,
+        guard: Option<Timestamp>,
+    ) -> Result<Change, FsError> {
         self.answer(async {
             match self.turn(caller, Promise::Applied, &[file]).await? {
                 Repeatable::Again(_) => self.changed_again(file).await,
@@ -124,7 +143,12 @@ impl FileSystem for Fs {
         .await
     }
 
-    async fn lookup(&self, caller: &Caller, dir: FileRef, name: &[u8]) -> Result<(Attr, Attr), FsError> {
+    async fn lookup(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &[u8],
+    ) -> Result<(Attr, Attr), FsError> {
         self.answer(async {
             let found = self.names.lookup(caller, dir, name).await;
             if self.writes_through()
@@ -140,7 +164,12 @@ impl FileSystem for Fs {
         .await
     }
 
-    async fn access(&self, caller: &Caller, file: FileRef, want: u32) -> Result<(u32, Attr), FsError> {
+    async fn access(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        want: u32,
+    ) -> Result<(u32, Attr), FsError> {
         self.answer(async {
             let node = self.names.node(file).await?;
             let (granted, attr) = {
@@ -156,7 +185,8 @@ impl FileSystem for Fs {
     async fn readlink(&self, _caller: &Caller, file: FileRef) -> Result<(Bytes, Attr), FsError> {
         self.answer(async {
             let node = self.names.node(file).await?;
-            let target = node.row.read().target.clone().ok_or(FsError::Invalid("not a symbolic link"))?;
+            let target =
+                node.row.read().target.clone().ok_or(FsError::Invalid("not a symbolic link"))?;
             let attr = node.attr();
             self.observe(&node).await?;
             Ok((target.into(), attr))
@@ -164,7 +194,13 @@ impl FileSystem for Fs {
         .await
     }
 
-    async fn read(&self, caller: &Caller, file: FileRef, offset: u64, count: u32) -> Result<ReadOut, FsError> {
+    async fn read(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        offset: u64,
+        count: u32,
+    ) -> Result<ReadOut, FsError> {
         self.answer(async {
             let node = self.names.node(file).await?;
             let read = self.names.read(caller, &node, offset, count).await?;
@@ -196,7 +232,13 @@ impl FileSystem for Fs {
         .await
     }
 
-    async fn commit(&self, _caller: &Caller, file: FileRef, _offset: u64, _count: u32) -> Result<Change, FsError> {
+    async fn commit(
+        &self,
+        _caller: &Caller,
+        file: FileRef,
+        _offset: u64,
+        _count: u32,
+    ) -> Result<Change, FsError> {
         self.answer(async {
             let node = self.names.node(file).await?;
             self.names.committed(file, &node)?;
@@ -206,7 +248,13 @@ impl FileSystem for Fs {
         .await
     }
 
-    async fn create(&self, caller: &Caller, dir: FileRef, name: &EntryName, how: CreateHow) -> Result<Created, FsError> {
+    async fn create(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+        how: CreateHow,
+    ) -> Result<Created, FsError> {
         self.answer(async {
             match self.turn(caller, Promise::Applied, &[dir]).await? {
                 Repeatable::Again(done) => self.created_again(done, dir).await,
@@ -219,7 +267,13 @@ impl FileSystem for Fs {
         .await
     }
 
-    async fn mkdir(&self, caller: &Caller, dir: FileRef, name: &EntryName, set: SetAttr) -> Result<Created, FsError> {
+    async fn mkdir(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+        set: SetAttr,
+    ) -> Result<Created, FsError> {
         self.answer(async {
             match self.turn(caller, Promise::Applied, &[dir]).await? {
                 Repeatable::Again(done) => self.created_again(done, dir).await,
@@ -232,7 +286,14 @@ impl FileSystem for Fs {
         .await
     }
 
-    async fn make(&self, caller: &Caller, dir: FileRef, name: &EntryName, what: Special, set: SetAttr) -> Result<Created, FsError> {
+    async fn make(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+        what: Special,
+        set: SetAttr,
+    ) -> Result<Created, FsError> {
         self.answer(async {
             match self.turn(caller, Promise::Applied, &[dir]).await? {
                 Repeatable::Again(done) => self.created_again(done, dir).await,
@@ -245,11 +306,21 @@ impl FileSystem for Fs {
         .await
     }
 
-    async fn remove(&self, caller: &Caller, dir: FileRef, name: &EntryName) -> Result<Change, FsError> {
+    async fn remove(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+    ) -> Result<Change, FsError> {
         self.removal(caller, dir, name, Removal::File).await
     }
 
-    async fn rmdir(&self, caller: &Caller, dir: FileRef, name: &EntryName) -> Result<Change, FsError> {
+    async fn rmdir(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+    ) -> Result<Change, FsError> {
         self.removal(caller, dir, name, Removal::Directory).await
     }
 
@@ -261,7 +332,9 @@ impl FileSystem for Fs {
     ) -> Result<(Change, Change), FsError> {
         self.answer(async {
             match self.turn(caller, Promise::Durable, &[from.0, to.0]).await? {
-                Repeatable::Again(_) => Ok((self.changed_again(from.0).await?, self.changed_again(to.0).await?)),
+                Repeatable::Again(_) => {
+                    Ok((self.changed_again(from.0).await?, self.changed_again(to.0).await?))
+                }
                 Repeatable::First(first) => {
                     let outcome = self.names.rename(caller, from, to, &first).await;
                     self.settle_first(first, outcome, Promise::Durable, &[from.0, to.0]).await
@@ -271,10 +344,18 @@ impl FileSystem for Fs {
         .await
     }
 
-    async fn link(&self, caller: &Caller, file: FileRef, dir: FileRef, name: &EntryName) -> Result<(Attr, Change), FsError> {
+    async fn link(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        dir: FileRef,
+        name: &EntryName,
+    ) -> Result<(Attr, Change), FsError> {
         self.answer(async {
             match self.turn(caller, Promise::Durable, &[file, dir]).await? {
-                Repeatable::Again(_) => Ok((self.attr_again(file).await?, self.changed_again(dir).await?)),
+                Repeatable::Again(_) => {
+                    Ok((self.attr_again(file).await?, self.changed_again(dir).await?))
+                }
                 Repeatable::First(first) => {
                     let outcome = self.names.link(caller, file, dir, name, &first).await;
                     self.settle_first(first, outcome, Promise::Durable, &[file, dir]).await
@@ -284,9 +365,16 @@ impl FileSystem for Fs {
         .await
     }
 
-    async fn readdir(&self, caller: &Caller, dir: FileRef, after: DirCookie, limit: ListLimit) -> Result<Listing, FsError> {
+    async fn readdir(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        after: DirCookie,
+        limit: ListLimit,
+    ) -> Result<Listing, FsError> {
         self.answer(async {
-            let Listed { listing, dir, seen } = self.names.readdir(caller, dir, after, limit).await?;
+            let Listed { listing, dir, seen } =
+                self.names.readdir(caller, dir, after, limit).await?;
             self.observe(&dir).await?;
             if self.writes_through() && limit.with_attr {
                 self.observe_all(&listing.entries).await?;
@@ -309,15 +397,19 @@ impl Fs {
         self.keep(Promise::Durable, ticket.unwrap_or_default().max(node.last())).await
     }
 
-    /// [`Self::flush`] for a WRITE, which has taken effect. Whoever is told [`FsError::Unavailable`] makes the call anew, and the data would take
-    /// effect again, over what was written since (R36): so the store is waited for here, and then the client is told to come again.
+    /// [`Self::flush`] for a WRITE, which has taken effect. Whoever is told
+    /// [`FsError::Unavailable`] makes the call anew, and the data would take effect again, over
+    /// what was written since (R36): so the store is waited for here, and then the client is told
+    /// to come again.
     async fn flush_written(&self, node: &std::sync::Arc<super::node::Node>) -> Result<(), FsError> {
         let since = std::time::Instant::now();
         loop {
             match self.flush(node).await {
                 Err(FsError::Unavailable(_)) if self.names.committer.has_not_stopped() => {
                     if since.elapsed() > WRITE_LIMIT {
-                        return Err(FsError::Busy("the object store does not take what was written"));
+                        return Err(FsError::Busy(
+                            "the object store does not take what was written",
+                        ));
                     }
                     tokio::time::sleep(INSIST_PAUSE).await;
                 }

@@ -1,11 +1,14 @@
-//! What differs between two states of one file system: two snapshots, or a snapshot and what is live. Reads inodes, directories and, of files
-//! whose ctime differs, records; never data. A client can set the mtime back: it proves nothing.
+//! What differs between two states of one file system: two snapshots, or a snapshot and what is
+//! live. Reads inodes, directories and, of files whose ctime differs, records; never data. A client
+//! can set the mtime back: it proves nothing.
 //!
-//! The trees are walked side by side, a page of a directory at a time, from the root down. An inode whose ctime is the same in both is the same
-//! (R8). An object that is gone from one place and is at another, the same inode of the same generation, was renamed.
+//! The trees are walked side by side, a page of a directory at a time, from the root down. An inode
+//! whose ctime is the same in both is the same (R8). An object that is gone from one place and is
+//! at another, the same inode of the same generation, was renamed.
 //!
-//! Bounded memory: one page of entries on both sides for each level of the tree, and names that are waited for because their object was moved
-//! ([`WAITING_MAX`], about 200 bytes each): what is more than that is told as removed and added instead of renamed.
+//! Bounded memory: one page of entries on both sides for each level of the tree, and names that are
+//! waited for because their object was moved ([`WAITING_MAX`], about 200 bytes each): what is more
+//! than that is told as removed and added instead of renamed.
 
 use super::FsError;
 use super::api::FileKind;
@@ -138,7 +141,13 @@ pub async fn compare<E: From<FsError>>(
 
 impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
     /// `paths`: the earlier and the later one.
-    fn walk(&mut self, dir: InodeNo, (old, path): (Arc<[u8]>, Arc<[u8]>), depth: usize, sides: Sides) {
+    fn walk(
+        &mut self,
+        dir: InodeNo,
+        (old, path): (Arc<[u8]>, Arc<[u8]>),
+        depth: usize,
+        sides: Sides,
+    ) {
         let from = key::position_after(super::api::DirCookie(0)).expect("the start is a position");
         self.stack.push(Walk { dir, old, path, depth, from, sides });
     }
@@ -152,7 +161,9 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         let old = self.before.entries(walk.dir, walk.from, PAGE).await?;
         let new = self.after.entries(walk.dir, walk.from, PAGE).await?;
         // Beyond the end of a full page nothing is known of that side.
-        let end = |page: &[(NameHash, Entry)]| if page.len() == PAGE { page.last().map(|(hash, e)| (*hash, e.n)) } else { None };
+        let end = |page: &[(NameHash, Entry)]| {
+            if page.len() == PAGE { page.last().map(|(hash, e)| (*hash, e.n)) } else { None }
+        };
         let end = match (end(&old), end(&new)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -168,13 +179,19 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         }
         let (same, gone, come) = pair(old, new);
         let inos = |of: fn(&(Entry, Entry)) -> InodeNo| same.iter().map(of).collect::<Vec<_>>();
-        let (old_rows, new_rows) = (rows(self.before, inos(|(a, _)| a.ino)).await?, rows(self.after, inos(|(_, b)| b.ino)).await?);
+        let (old_rows, new_rows) = (
+            rows(self.before, inos(|(a, _)| a.ino)).await?,
+            rows(self.after, inos(|(_, b)| b.ino)).await?,
+        );
         for (a, b) in same {
-            let (was, path) = (join(&walk.old, a.name.as_bytes()), join(&walk.path, b.name.as_bytes()));
+            let (was, path) =
+                (join(&walk.old, a.name.as_bytes()), join(&walk.path, b.name.as_bytes()));
             let (Some(old), Some(new)) = (old_rows.get(&a.ino), new_rows.get(&b.ino)) else {
-                return Err(
-                    FsError::Corrupt(format!("an entry of directory {} names an inode that does not exist", walk.dir)).into()
-                );
+                return Err(FsError::Corrupt(format!(
+                    "an entry of directory {} names an inode that does not exist",
+                    walk.dir
+                ))
+                .into());
             };
             if a.ino == b.ino && old.generation == new.generation {
                 self.changed(&path, (old, new)).await?;
@@ -217,23 +234,45 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
     async fn ones(&mut self, entries: Vec<Entry>, walk: &Walk, sides: Sides) -> Result<(), E> {
         let found = rows(self.side(sides), entries.iter().map(|e| e.ino).collect()).await?;
         for entry in entries {
-            let what =
-                || FsError::Corrupt(format!("an entry of directory {} names inode {}, which does not exist", walk.dir, entry.ino));
+            let what = || {
+                FsError::Corrupt(format!(
+                    "an entry of directory {} names inode {}, which does not exist",
+                    walk.dir, entry.ino
+                ))
+            };
             let generation = found.get(&entry.ino).ok_or_else(what)?.generation;
-            let path = join(if sides == Sides::Before { &walk.old } else { &walk.path }, entry.name.as_bytes());
+            let path = join(
+                if sides == Sides::Before { &walk.old } else { &walk.path },
+                entry.name.as_bytes(),
+            );
             self.one(entry, path, walk.depth, generation, sides).await?;
         }
         Ok(())
     }
 
     /// Whether the object of an entry of one state is in the other one as well.
-    async fn is_moved(&self, entry: &Entry, generation: u64, sides: Sides) -> Result<bool, FsError> {
+    async fn is_moved(
+        &self,
+        entry: &Entry,
+        generation: u64,
+        sides: Sides,
+    ) -> Result<bool, FsError> {
         let other = if sides == Sides::Before { self.after } else { self.before };
-        Ok(other.find(entry.ino).await?.is_some_and(|row| row.generation == generation && row.nlink > 0))
+        Ok(other
+            .find(entry.ino)
+            .await?
+            .is_some_and(|row| row.generation == generation && row.nlink > 0))
     }
 
     /// An entry of one state only.
-    async fn one(&mut self, entry: Entry, path: Arc<[u8]>, depth: usize, generation: u64, sides: Sides) -> Result<(), E> {
+    async fn one(
+        &mut self,
+        entry: Entry,
+        path: Arc<[u8]>,
+        depth: usize,
+        generation: u64,
+        sides: Sides,
+    ) -> Result<(), E> {
         if self.waiting >= WAITING_MAX || !self.is_moved(&entry, generation, sides).await? {
             return self.tell_one(entry.ino, Moved { path, kind: entry.kind, depth }, sides);
         }
@@ -252,7 +291,8 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         }
         self.waiting -= 1;
         let (from, to) = if sides == Sides::Before { (here, there) } else { (there, here) };
-        let (old, new) = (self.before.inode(entry.ino).await?.row, self.after.inode(entry.ino).await?.row);
+        let (old, new) =
+            (self.before.inode(entry.ino).await?.row, self.after.inode(entry.ino).await?.row);
         let mut aspects = self.aspects(&old, &new).await?;
         // A rename sets the ctime alone.
         aspects.retain(|aspect| *aspect != Aspect::Times || old.mtime != new.mtime);
@@ -268,7 +308,8 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
     }
 
     fn tell_one(&mut self, ino: InodeNo, what: Moved, sides: Sides) -> Result<(), E> {
-        let difference = if sides == Sides::Before { Difference::Removed } else { Difference::Added };
+        let difference =
+            if sides == Sides::Before { Difference::Removed } else { Difference::Added };
         self.say(&what.path, what.kind, difference)?;
         if what.kind == FileKind::Directory {
             self.walk(ino, (what.path.clone(), what.path), what.depth + 1, sides);
@@ -276,9 +317,13 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         Ok(())
     }
 
-    /// Names whose objects were at no other place: links that came or went. Whether there is more to walk.
+    /// Names whose objects were at no other place: links that came or went. Whether there is more
+    /// to walk.
     fn settle(&mut self) -> Result<bool, E> {
-        for (sides, waiting) in [(Sides::Before, std::mem::take(&mut self.taken)), (Sides::After, std::mem::take(&mut self.put))] {
+        for (sides, waiting) in [
+            (Sides::Before, std::mem::take(&mut self.taken)),
+            (Sides::After, std::mem::take(&mut self.put)),
+        ] {
             for (ino, all) in waiting {
                 all.into_iter().try_for_each(|one| self.tell_one(ino, one, sides))?;
             }
@@ -289,7 +334,11 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
 
     async fn changed(&mut self, path: &Arc<[u8]>, (old, new): (&Inode, &Inode)) -> Result<(), E> {
         let aspects = self.aspects(old, new).await?;
-        if aspects.is_empty() { Ok(()) } else { self.say(path, new.kind, Difference::Changed(aspects)) }
+        if aspects.is_empty() {
+            Ok(())
+        } else {
+            self.say(path, new.kind, Difference::Changed(aspects))
+        }
     }
 
     async fn aspects(&self, old: &Inode, new: &Inode) -> Result<Vec<Aspect>, FsError> {
@@ -298,10 +347,14 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
             return Ok(aspects);
         }
         match new.kind {
-            FileKind::Directory if (old.size, old.mtime) != (new.size, new.mtime) => aspects.push(Aspect::Entries),
+            FileKind::Directory if (old.size, old.mtime) != (new.size, new.mtime) => {
+                aspects.push(Aspect::Entries)
+            }
             FileKind::Directory => {}
             FileKind::Regular if self.other_data(old, new).await? => aspects.push(Aspect::Content),
-            _ if (&old.target, old.rdev) != (&new.target, new.rdev) => aspects.push(Aspect::Content),
+            _ if (&old.target, old.rdev) != (&new.target, new.rdev) => {
+                aspects.push(Aspect::Content)
+            }
             _ => {}
         }
         if old.mode != new.mode {
@@ -319,8 +372,8 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         Ok(aspects)
     }
 
-    /// Whether two files hold other bytes, as far as their records tell: the same bytes cut into other chunks, or moved from a record to a pack,
-    /// count as other.
+    /// Whether two files hold other bytes, as far as their records tell: the same bytes cut into
+    /// other chunks, or moved from a record to a pack, count as other.
     async fn other_data(&self, old: &Inode, new: &Inode) -> Result<bool, FsError> {
         if old.size != new.size || old.record_bits != new.record_bits {
             return Ok(true);
@@ -331,9 +384,13 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
             let (b, more_b) = records(self.after, new, from, end).await?;
             // Each side may end at another record: what both have read is compared.
             let to = more_a.unwrap_or(end).min(more_b.unwrap_or(end));
-            let read = |all: Vec<(u64, Vec<Segment>)>| all.into_iter().filter(|(n, _)| *n < to).collect::<Vec<_>>();
+            let read = |all: Vec<(u64, Vec<Segment>)>| {
+                all.into_iter().filter(|(n, _)| *n < to).collect::<Vec<_>>()
+            };
             let (a, b) = (read(a), read(b));
-            if a.len() != b.len() || a.iter().zip(&b).any(|((n, a), (m, b))| n != m || !same_bytes(a, b)) {
+            if a.len() != b.len()
+                || a.iter().zip(&b).any(|((n, a), (m, b))| n != m || !same_bytes(a, b))
+            {
                 return Ok(true);
             }
             from = to;
@@ -342,17 +399,22 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
     }
 }
 
-/// Whether segments hold the same bytes, wherever those are: a chunk moves to another pack when its own is rewritten (R12).
+/// Whether segments hold the same bytes, wherever those are: a chunk moves to another pack when its
+/// own is rewritten (R12).
 fn same_bytes(a: &[Segment], b: &[Segment]) -> bool {
     let bytes = |(a, b): (&Segment, &Segment)| match (&a.source, &b.source) {
         (Source::Inline(a), Source::Inline(b)) => a == b,
-        (Source::Chunk { chunk: a, from: x }, Source::Chunk { chunk: b, from: y }) => a.hash == b.hash && x == y,
+        (Source::Chunk { chunk: a, from: x }, Source::Chunk { chunk: b, from: y }) => {
+            a.hash == b.hash && x == y
+        }
         _ => false,
     };
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a.start, a.len) == (b.start, b.len) && bytes((a, b)))
+    a.len() == b.len()
+        && a.iter().zip(b).all(|(a, b)| (a.start, a.len) == (b.start, b.len) && bytes((a, b)))
 }
 
-/// The visible segments of a file's records from one on, and the record where the next page begins, if there may be one.
+/// The visible segments of a file's records from one on, and the record where the next page begins,
+/// if there may be one.
 async fn records(
     view: &SnapshotView,
     row: &Inode,
@@ -361,16 +423,25 @@ async fn records(
 ) -> Result<(Vec<(u64, Vec<Segment>)>, Option<u64>), FsError> {
     let page = view.records(row.data, from, RECORDS).await?;
     let next = page.last().filter(|_| page.len() == RECORDS).map(|(n, _)| n + 1);
-    let visible = |n: u64, record: &Record| n < end && !row.masks.iter().any(|mask| n >= mask.first && record.cut < mask.cut);
-    let shown = page.into_iter().filter(|(n, record)| visible(*n, record)).map(|(n, record)| (n, record.segments));
+    let visible = |n: u64, record: &Record| {
+        n < end && !row.masks.iter().any(|mask| n >= mask.first && record.cut < mask.cut)
+    };
+    let shown = page
+        .into_iter()
+        .filter(|(n, record)| visible(*n, record))
+        .map(|(n, record)| (n, record.segments));
     Ok((shown.collect(), next))
 }
 
 /// Entries of the same name on both sides, and those of one side.
-fn pair(old: Vec<(NameHash, Entry)>, new: Vec<(NameHash, Entry)>) -> (Vec<(Entry, Entry)>, Vec<Entry>, Vec<Entry>) {
+fn pair(
+    old: Vec<(NameHash, Entry)>,
+    new: Vec<(NameHash, Entry)>,
+) -> (Vec<(Entry, Entry)>, Vec<Entry>, Vec<Entry>) {
     let (mut same, mut gone, mut come) = (Vec::new(), Vec::new(), Vec::new());
     // A name that came back may have another number among those of its hash.
-    let mut new: HashMap<_, _> = new.into_iter().map(|(_, entry)| (entry.name.clone(), entry)).collect();
+    let mut new: HashMap<_, _> =
+        new.into_iter().map(|(_, entry)| (entry.name.clone(), entry)).collect();
     for (_, entry) in old {
         match new.remove(&entry.name) {
             Some(other) => same.push((entry, other)),
@@ -383,7 +454,10 @@ fn pair(old: Vec<(NameHash, Entry)>, new: Vec<(NameHash, Entry)>) -> (Vec<(Entry
 }
 
 /// The rows of inodes, with as few scans as their numbers allow.
-async fn rows(view: &SnapshotView, mut inos: Vec<InodeNo>) -> Result<HashMap<InodeNo, Inode>, FsError> {
+async fn rows(
+    view: &SnapshotView,
+    mut inos: Vec<InodeNo>,
+) -> Result<HashMap<InodeNo, Inode>, FsError> {
     inos.sort_unstable();
     inos.dedup();
     let mut found = HashMap::with_capacity(inos.len());

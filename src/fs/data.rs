@@ -1,4 +1,5 @@
-//! READ, WRITE and COMMIT: the checks and attributes around what [`Contents`](super::content::Contents) does.
+//! READ, WRITE and COMMIT: the checks and attributes around what
+//! [`Contents`](super::content::Contents) does.
 
 use super::FsError;
 use super::api::{Caller, Change, FILE_BYTES_MAX, FileKind, FileRef, IO_BYTES_MAX, ReadOut};
@@ -19,7 +20,13 @@ fn regular(row: &Inode) -> Result<(), FsError> {
 }
 
 impl Names {
-    pub async fn read(&self, caller: &Caller, node: &Arc<Node>, offset: u64, count: u32) -> Result<ReadOut, FsError> {
+    pub async fn read(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        offset: u64,
+        count: u32,
+    ) -> Result<ReadOut, FsError> {
         let row = node.row.read().clone();
         regular(&row)?;
         permission::may_read_data(caller, &row)?;
@@ -30,7 +37,13 @@ impl Names {
     }
 
     /// Buffers the data. Nothing is submitted: the flush does that.
-    pub async fn write(&self, caller: &Caller, node: &Arc<Node>, offset: u64, data: Bytes) -> Result<Change, FsError> {
+    pub async fn write(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<Change, FsError> {
         regular(&node.row.read())?;
         if data.len() > IO_BYTES_MAX {
             return Err(FsError::Invalid("more bytes than one WRITE may carry"));

@@ -1,4 +1,5 @@
-//! One open file system: opening, closing, and what an acknowledgement waits for. The calls themselves are in [`super::calls`].
+//! One open file system: opening, closing, and what an acknowledgement waits for. The calls
+//! themselves are in [`super::calls`].
 
 use super::FsError;
 use super::api::{FileKind, FileRef, SetAttr, StatFs};
@@ -22,7 +23,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// What statfs shows where there is no quota: 1 PiB, which tools still print well, and as many inodes as have numbers.
+/// What statfs shows where there is no quota: 1 PiB, which tools still print well, and as many
+/// inodes as have numbers.
 const BYTES_UNLIMITED: u64 = 1 << 50;
 const INODES_UNLIMITED: u64 = InodeNo::MAX.0;
 /// Between tries to answer for what is done.
@@ -44,8 +46,8 @@ pub enum SyncMode {
     Disabled,
 }
 
-/// Memory that the datasets opened with it share: written data that is not in the store yet, and what is known of files' records, of inodes and
-/// of directories.
+/// Memory that the datasets opened with it share: written data that is not in the store yet, and
+/// what is known of files' records, of inodes and of directories.
 #[derive(Clone)]
 pub struct FsMemory {
     content: ContentMemory,
@@ -54,7 +56,8 @@ pub struct FsMemory {
 }
 
 impl FsMemory {
-    /// `dirty_bytes`: most bytes of written data. `cache_bytes`: for records, inodes and directories.
+    /// `dirty_bytes`: most bytes of written data. `cache_bytes`: for records, inodes and
+    /// directories.
     pub fn new(dirty_bytes: u64, cache_bytes: u64) -> Self {
         let records_bytes = cache_bytes / RECORDS_SHARE;
         let frozen = FrozenMemory::new(cache_bytes / FROZEN_SHARE);
@@ -109,7 +112,11 @@ pub struct RootAttr {
 
 impl RootAttr {
     fn check(self) -> Result<(), FsError> {
-        permission::check(&SetAttr { uid: Some(self.uid), gid: Some(self.gid), ..SetAttr::default() })
+        permission::check(&SetAttr {
+            uid: Some(self.uid),
+            gid: Some(self.gid),
+            ..SetAttr::default()
+        })
     }
 }
 
@@ -133,14 +140,19 @@ pub struct Fs {
 pub(super) enum Promise {
     /// The change survives the death of this process: CREATE, MKDIR, SYMLINK, MKNOD, SETATTR.
     Applied,
-    /// The change is in the store: data that was synced, REMOVE, RMDIR, RENAME, LINK. Linux sends nothing for fsync of a directory.
+    /// The change is in the store: data that was synced, REMOVE, RMDIR, RENAME, LINK. Linux sends
+    /// nothing for fsync of a directory.
     Durable,
 }
 
 impl Fs {
     /// Opens the dataset, creating its database if it is new: fences earlier owners, replays the
     /// journal, starts background work. For one process alone: it fences whoever has it open.
-    pub async fn open(place: &DbPlace, chunks: ChunkStore, options: FsOptions) -> Result<Self, FsError> {
+    pub async fn open(
+        place: &DbPlace,
+        chunks: ChunkStore,
+        options: FsOptions,
+    ) -> Result<Self, FsError> {
         Self::open_with(place, chunks, options, None, Arc::new(Unrivalled)).await
     }
 
@@ -157,7 +169,12 @@ impl Fs {
 
     /// As [`Self::open`], only if nobody has opened the database since its writer epoch was
     /// `expected` (0: ever), else [`FsError::Fenced`] and nobody is fenced (R32).
-    pub async fn open_at(place: &DbPlace, chunks: ChunkStore, options: FsOptions, expected: Epoch) -> Result<Self, FsError> {
+    pub async fn open_at(
+        place: &DbPlace,
+        chunks: ChunkStore,
+        options: FsOptions,
+        expected: Epoch,
+    ) -> Result<Self, FsError> {
         Self::open_with(place, chunks, options, Some(expected), Arc::new(Unrivalled)).await
     }
 
@@ -175,13 +192,28 @@ impl Fs {
         let settled = packer.clone();
         let settled = Box::new(move || settled.settled());
         let failpoints = place.bucket.failpoints().clone();
-        let committer = Arc::new(Committer::start(database, options.journal.as_deref(), settled, failpoints).await?);
+        let committer = Arc::new(
+            Committer::start(database, options.journal.as_deref(), settled, failpoints).await?,
+        );
         let root = ensure_root(&committer, &options).await?;
         let ring = Arc::new(Ring::load(&committer).await?);
         let FsMemory { content, names, .. } = &options.memory;
-        let contents = Arc::new(Contents::new(committer.clone(), chunks, packer, content, options.flush_interval));
+        let contents = Arc::new(Contents::new(
+            committer.clone(),
+            chunks,
+            packer,
+            content,
+            options.flush_interval,
+        ));
         contents.set_quota(options.quota_bytes);
-        let names = Arc::new(Names::new(committer, contents, options.clock, names.clone(), record_bits, options.quota_inodes));
+        let names = Arc::new(Names::new(
+            committer,
+            contents,
+            options.clock,
+            names.clone(),
+            record_bits,
+            options.quota_inodes,
+        ));
         let fs = Self {
             names,
             ring,
@@ -204,17 +236,20 @@ impl Fs {
         self.names.contents.start(nodes, &self.tasks, self.stop.clone());
         let (committer, stop) = (self.names.committer.clone(), self.stop.clone());
         self.tasks.spawn(async move { flush_by_time(&committer, flush_interval, &stop).await });
-        let (committer, stop, gate) = (self.names.committer.clone(), self.stop.clone(), self.gate.clone());
+        let (committer, stop, gate) =
+            (self.names.committer.clone(), self.stop.clone(), self.gate.clone());
         self.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                // Nothing may be answered any more, not even from memory: another owner may have changed it.
+                // Nothing may be answered any more, not even from memory: another owner may have
+                // changed it.
                 reason = committer.stopped() => gate.shut(reason),
             }
         });
     }
 
-    /// Writes out everything acknowledged and buffered, then takes a checkpoint. Exact: holds every call answered before this one began.
+    /// Writes out everything acknowledged and buffered, then takes a checkpoint. Exact: holds every
+    /// call answered before this one began.
     pub async fn snapshot(&self, name: &str) -> Result<CheckpointId, FsError> {
         let cut = async {
             self.names.contents.flush_all().await?;
@@ -223,7 +258,8 @@ impl Fs {
         self.answer(cut).await
     }
 
-    /// The damage that keeps the dataset's database from being compacted: before long it refuses every change.
+    /// The damage that keeps the dataset's database from being compacted: before long it refuses
+    /// every change.
     pub fn damage(&self) -> Option<FsError> {
         self.names.committer.damage()
     }
@@ -235,8 +271,9 @@ impl Fs {
         self.names.committer.detach().await
     }
 
-    /// From now on nothing in these packs comes into use that is not already (R12), as far as they are settled: one that is not yet takes what was
-    /// stored in it. Durable when answered; the rows say which are sealed.
+    /// From now on nothing in these packs comes into use that is not already (R12), as far as they
+    /// are settled: one that is not yet takes what was stored in it. Durable when answered; the
+    /// rows say which are sealed.
     pub async fn seal(&self, packs: &[PackId]) -> Result<(), FsError> {
         let _call = self.gate.enter()?;
         self.names.contents.seal(packs).await
@@ -249,7 +286,8 @@ impl Fs {
         self.names.committer.durable(ticket).await
     }
 
-    /// From now on the root directory lists `.snapshots`; whoever serves it answers for what that leads to.
+    /// From now on the root directory lists `.snapshots`; whoever serves it answers for what that
+    /// leads to.
     pub fn show_snapshots(&self) {
         self.names.show_snapshots();
     }
@@ -275,15 +313,19 @@ impl Fs {
         self.names.committer.stopped().await
     }
 
-    /// Flushes and closes. Calls in flight finish or fail with [`FsError::Stale`]. May be repeated after an error.
+    /// Flushes and closes. Calls in flight finish or fail with [`FsError::Stale`]. May be repeated
+    /// after an error.
     pub async fn close(&self) -> Result<(), FsError> {
         self.gate.shut(FsError::Stale);
         if tokio::time::timeout(CALLS_LIMIT, self.gate.idle()).await.is_err() {
-            return Err(FsError::Unavailable("calls are still waiting for the object store".to_owned()));
+            return Err(FsError::Unavailable(
+                "calls are still waiting for the object store".to_owned(),
+            ));
         }
         let flushed = self.names.contents.flush_all().await;
         if let Err(error) = flushed {
-            // A fenced or failed committer takes nothing any more; there is nothing left to save then.
+            // A fenced or failed committer takes nothing any more; there is nothing left to save
+            // then.
             if !matches!(error, FsError::Fenced | FsError::Stale) {
                 return Err(error);
             }
@@ -294,44 +336,63 @@ impl Fs {
         self.names.committer.close().await
     }
 
-    /// Answers no new call: callers are to come again. What is inside goes on. Before [`Self::close`], where they will find the dataset again.
+    /// Answers no new call: callers are to come again. What is inside goes on. Before
+    /// [`Self::close`], where they will find the dataset again.
     pub fn hold_calls(&self) {
         self.gate.shut(FsError::Unavailable("the volume is being closed".to_owned()));
     }
 
-    /// Stops at once and writes nothing more, as the death of the process would, and lets go of the journal, if that is done within `limit`.
+    /// Stops at once and writes nothing more, as the death of the process would, and lets go of the
+    /// journal, if that is done within `limit`.
     pub async fn abandon_within(&self, limit: Duration) {
         let committer = &self.names.committer;
-        self.gate.shut(if committer.has_not_stopped() { FsError::Stale } else { committer.stopped().await });
+        self.gate.shut(if committer.has_not_stopped() {
+            FsError::Stale
+        } else {
+            committer.stopped().await
+        });
         self.stop.cancel();
         if tokio::time::timeout(limit, self.names.committer.abandon()).await.is_err() {
             tracing::warn!(
-                "something of a volume that has failed waits for the object store, and keeps its journal locked until that answers"
+                "something of a volume that has failed waits for the object store, and keeps its \
+                 journal locked until that answers"
             );
         }
     }
 
-    /// Brings everything written so far to where the next opening finds it fastest, while this one goes on serving.
+    /// Brings everything written so far to where the next opening finds it fastest, while this one
+    /// goes on serving.
     pub async fn prepare_to_leave(&self) -> Result<(), FsError> {
         self.sync().await?;
         let _call = self.gate.enter()?;
         self.names.committer.prepare_to_leave().await
     }
 
-    /// Lets go of the dataset for another process of this node, which goes on as after a crash of this one, with little to do again: the
-    /// journal stays (R16). Nobody may be told of calls that fail from here on: what they changed may have been done.
+    /// Lets go of the dataset for another process of this node, which goes on as after a crash of
+    /// this one, with little to do again: the journal stays (R16). Nobody may be told of calls that
+    /// fail from here on: what they changed may have been done.
     pub async fn leave(&self, limit: Duration) -> Result<(), FsError> {
-        self.gate.shut(FsError::Unavailable("another process of this node goes on with the volume".to_owned()));
+        self.gate.shut(FsError::Unavailable(
+            "another process of this node goes on with the volume".to_owned(),
+        ));
         let flushed = async {
             self.gate.idle().await;
             let ticket = self.names.contents.flush_all().await?;
             self.names.committer.durable(ticket).await
         };
-        // Clients send unstable data again that is not in the store, and the journal has the rest (R17, R18).
+        // Clients send unstable data again that is not in the store, and the journal has the rest
+        // (R17, R18).
         match tokio::time::timeout(limit, flushed).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::info!(%error, "not everything reached the store before the hand-over: the journal has it"),
-            Err(_) => tracing::info!("not everything reached the store in time before the hand-over: the journal has it"),
+            Ok(Err(error)) => {
+                tracing::info!(
+                    %error,
+                    "not everything reached the store before the hand-over: the journal has it"
+                )
+            }
+            Err(_) => tracing::info!(
+                "not everything reached the store in time before the hand-over: the journal has it"
+            ),
         }
         self.stop.cancel();
         self.tasks.close();
@@ -340,7 +401,8 @@ impl Fs {
         Ok(())
     }
 
-    /// Whether a failed [`Self::close`] will do when it is repeated; otherwise there is nothing left to close.
+    /// Whether a failed [`Self::close`] will do when it is repeated; otherwise there is nothing
+    /// left to close.
     pub async fn may_close_again(&self) -> bool {
         self.names.committer.is_flushed().await || self.names.committer.has_not_stopped()
     }
@@ -366,20 +428,31 @@ impl Fs {
     pub(super) async fn keep(&self, promise: Promise, ticket: Ticket) -> Result<(), FsError> {
         self.names.committer.step("fs.call.submitted").await?;
         match (self.sync, promise) {
-            (SyncMode::Disabled, _) | (SyncMode::Standard, Promise::Applied) => self.names.committer.applied(ticket).await,
-            (SyncMode::Standard, Promise::Durable) | (SyncMode::Always, _) => self.names.committer.durable(ticket).await,
+            (SyncMode::Disabled, _) | (SyncMode::Standard, Promise::Applied) => {
+                self.names.committer.applied(ticket).await
+            }
+            (SyncMode::Standard, Promise::Durable) | (SyncMode::Always, _) => {
+                self.names.committer.durable(ticket).await
+            }
         }?;
         self.names.committer.step("fs.call.kept").await
     }
 
-    /// Waits for what a change needs that is already in its order: for as long as the store is away, or until nothing can be answered any
-    /// more. A client that is told to come again comes as a new call, which the ring does not know, and would have the change done twice:
-    /// NOENT for a REMOVE that was done. Here its mount waits, as a hard mount does.
-    pub(super) async fn insist<T, F: Future<Output = Result<T, FsError>>>(&self, work: impl Fn() -> F) -> Result<T, FsError> {
+    /// Waits for what a change needs that is already in its order: for as long as the store is
+    /// away, or until nothing can be answered any more. A client that is told to come again comes
+    /// as a new call, which the ring does not know, and would have the change done twice: NOENT for
+    /// a REMOVE that was done. Here its mount waits, as a hard mount does.
+    pub(super) async fn insist<T, F: Future<Output = Result<T, FsError>>>(
+        &self,
+        work: impl Fn() -> F,
+    ) -> Result<T, FsError> {
         loop {
             match work().await {
-                // Once it has stopped, whether it was done is not known here any more; the volume is lost to this process (R25).
-                Err(FsError::Unavailable(_)) if self.names.committer.has_not_stopped() => tokio::time::sleep(INSIST_PAUSE).await,
+                // Once it has stopped, whether it was done is not known here any more; the volume
+                // is lost to this process (R25).
+                Err(FsError::Unavailable(_)) if self.names.committer.has_not_stopped() => {
+                    tokio::time::sleep(INSIST_PAUSE).await
+                }
                 done => return done,
             }
         }
@@ -401,7 +474,8 @@ impl Fs {
         self.names.committer.durable(node.last()).await
     }
 
-    /// Turns an operation's outcome into its answer: waits for what the operation changed and, with `always`, for what it saw, be it by failing.
+    /// Turns an operation's outcome into its answer: waits for what the operation changed and, with
+    /// `always`, for what it saw, be it by failing.
     pub(super) async fn settle<T>(
         &self,
         outcome: Result<Outcome<T>, FsError>,
@@ -429,7 +503,8 @@ impl Fs {
     }
 }
 
-/// What is dropped without [`Fs::close`] stops like a process that dies: what was acknowledged is in the journal or the store.
+/// What is dropped without [`Fs::close`] stops like a process that dies: what was acknowledged is
+/// in the journal or the store.
 impl Drop for Fs {
     fn drop(&mut self) {
         self.stop.cancel();
@@ -481,7 +556,8 @@ async fn ensure_root(committer: &Committer, options: &FsOptions) -> Result<FileR
     Ok(FileRef { ino, generation: root.generation })
 }
 
-/// What was acknowledged without waiting for the store reaches it within the flush interval. An idle dataset makes no request.
+/// What was acknowledged without waiting for the store reaches it within the flush interval. An
+/// idle dataset makes no request.
 async fn flush_by_time(committer: &Committer, interval: Duration, stop: &CancellationToken) {
     loop {
         tokio::select! {
@@ -494,7 +570,10 @@ async fn flush_by_time(committer: &Committer, interval: Duration, stop: &Cancell
             if matches!(error, FsError::Fenced) {
                 return;
             }
-            tracing::warn!(%error, "changes stay in the journal and are sent to the object store again later");
+            tracing::warn!(
+                %error,
+                "changes stay in the journal and are sent to the object store again later"
+            );
         }
     }
 }

@@ -65,9 +65,12 @@ impl Classify for FsError {
         match self {
             Self::NotFound => Class::NotFound,
             Self::Exists => Class::Exists,
-            Self::NotDirectory | Self::IsDirectory | Self::NameTooLong | Self::Invalid(_) | Self::BadCookie | Self::CrossDevice => {
-                Class::Invalid
-            }
+            Self::NotDirectory
+            | Self::IsDirectory
+            | Self::NameTooLong
+            | Self::Invalid(_)
+            | Self::BadCookie
+            | Self::CrossDevice => Class::Invalid,
             Self::NotEmpty | Self::ReadOnly | Self::NotSync => Class::Precondition,
             Self::Access | Self::NotOwner => Class::Denied,
             Self::Stale => Class::NotFound,
@@ -84,7 +87,8 @@ impl Classify for FsError {
 }
 
 impl From<ChunkError> for FsError {
-    /// Whatever keeps the store from taking or giving a chunk now may be mended: only bytes that are wrong stay wrong.
+    /// Whatever keeps the store from taking or giving a chunk now may be mended: only bytes that
+    /// are wrong stay wrong.
     fn from(error: ChunkError) -> Self {
         match error.class() {
             Class::Corrupt => Self::Corrupt(error.to_string()),

@@ -1,9 +1,12 @@
-//! A file system as it was at a checkpoint, served: the calls of [`FileSystem`] that only read. Every other call is `ROFS`.
+//! A file system as it was at a checkpoint, served: the calls of [`FileSystem`] that only read.
+//! Every other call is `ROFS`.
 //!
-//! Inode numbers, generations, cookies and times are those of the live file system at that moment, so that whoever compares the two sees
-//! what differs and nothing else. Permissions are those of the live file system, too; nobody is granted a change by ACCESS.
+//! Inode numbers, generations, cookies and times are those of the live file system at that moment,
+//! so that whoever compares the two sees what differs and nothing else. Permissions are those of
+//! the live file system, too; nobody is granted a change by ACCESS.
 //!
-//! Bounded: rows of inodes are kept in one cache for the process ([`FrozenMemory`]); tables' blocks and chunks in the caches that all share.
+//! Bounded: rows of inodes are kept in one cache for the process ([`FrozenMemory`]); tables' blocks
+//! and chunks in the caches that all share.
 
 use super::FsError;
 use super::api::*;
@@ -40,9 +43,11 @@ pub struct FrozenMemory {
 
 impl FrozenMemory {
     pub fn new(bytes: u64) -> Self {
-        let weight = |_: &Place, row: &Arc<Inode>| INODE_BYTES + row.target.as_ref().map_or(0, Vec::len);
+        let weight =
+            |_: &Place, row: &Arc<Inode>| INODE_BYTES + row.target.as_ref().map_or(0, Vec::len);
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let inodes = foyer::CacheBuilder::new(bytes).with_name("frozen").with_weighter(weight).build();
+        let inodes =
+            foyer::CacheBuilder::new(bytes).with_name("frozen").with_weighter(weight).build();
         Self { inodes, opened: Arc::default() }
     }
 }
@@ -64,7 +69,8 @@ impl Frozen {
         chunks: ChunkStore,
         memory: &FrozenMemory,
     ) -> Result<Self, FsError> {
-        let view = SnapshotView::new(Reader::at_checkpoint(place, checkpoint).await?, chunks).await?;
+        let view =
+            SnapshotView::new(Reader::at_checkpoint(place, checkpoint).await?, chunks).await?;
         let root = view.root().await?;
         let number = memory.opened.fetch_add(1, Ordering::Relaxed);
         let root = FileRef { ino: root.ino, generation: root.row.generation };
@@ -95,7 +101,11 @@ impl Frozen {
     /// What a handle names.
     async fn object(&self, file: FileRef) -> Result<Arc<Inode>, FsError> {
         let row = self.row(file.ino).await?.ok_or(FsError::Stale)?;
-        if row.generation != file.generation || row.nlink == 0 { Err(FsError::Stale) } else { Ok(row) }
+        if row.generation != file.generation || row.nlink == 0 {
+            Err(FsError::Stale)
+        } else {
+            Ok(row)
+        }
     }
 
     async fn directory(&self, file: FileRef) -> Result<Arc<Inode>, FsError> {
@@ -106,7 +116,9 @@ impl Frozen {
     /// What an entry or a directory's parent names.
     async fn named(&self, ino: InodeNo) -> Result<Attr, FsError> {
         let row = self.row(ino).await?;
-        let row = row.ok_or_else(|| FsError::Corrupt(format!("inode {ino} is named by an entry but does not exist")))?;
+        let row = row.ok_or_else(|| {
+            FsError::Corrupt(format!("inode {ino} is named by an entry but does not exist"))
+        })?;
         Ok(attr(FileRef { ino, generation: row.generation }, &row))
     }
 
@@ -118,7 +130,10 @@ impl Frozen {
             match self.memory.inodes.get(&(self.number, entry.ino.0)) {
                 Some(hit) => {
                     let row = hit.value();
-                    found.insert(entry.ino, attr(FileRef { ino: entry.ino, generation: row.generation }, row));
+                    found.insert(
+                        entry.ino,
+                        attr(FileRef { ino: entry.ino, generation: row.generation }, row),
+                    );
                 }
                 None => missing.push(entry.ino),
             }
@@ -148,7 +163,8 @@ fn regular(row: &Inode) -> Result<(), FsError> {
 
 fn zeros(mut len: u64, out: &mut Vec<Bytes>) {
     while len > 0 {
-        let part = Bytes::from_static(ZEROS).slice(..usize::try_from(len).unwrap_or(usize::MAX).min(ZEROS.len()));
+        let part = Bytes::from_static(ZEROS)
+            .slice(..usize::try_from(len).unwrap_or(usize::MAX).min(ZEROS.len()));
         len -= part.len() as u64;
         out.push(part);
     }
@@ -168,11 +184,22 @@ impl FileSystem for Frozen {
         Ok(attr(file, &*self.object(file).await?))
     }
 
-    async fn setattr(&self, _: &Caller, _: FileRef, _: SetAttr, _: Option<Timestamp>) -> Result<Change, FsError> {
+    async fn setattr(
+        &self,
+        _: &Caller,
+        _: FileRef,
+        _: SetAttr,
+        _: Option<Timestamp>,
+    ) -> Result<Change, FsError> {
         Err(FsError::ReadOnly)
     }
 
-    async fn lookup(&self, caller: &Caller, dir: FileRef, name: &[u8]) -> Result<(Attr, Attr), FsError> {
+    async fn lookup(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &[u8],
+    ) -> Result<(Attr, Attr), FsError> {
         let row = self.directory(dir).await?;
         permission::require(caller, &row, permission::EXECUTE)?;
         let shown = attr(dir, &row);
@@ -187,7 +214,12 @@ impl FileSystem for Frozen {
         Ok((found, shown))
     }
 
-    async fn access(&self, caller: &Caller, file: FileRef, want: u32) -> Result<(u32, Attr), FsError> {
+    async fn access(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        want: u32,
+    ) -> Result<(u32, Attr), FsError> {
         const CHANGES: u32 = access::MODIFY | access::EXTEND | access::DELETE;
         let row = self.object(file).await?;
         Ok((permission::granted(caller, &row, want & !CHANGES), attr(file, &row)))
@@ -199,7 +231,13 @@ impl FileSystem for Frozen {
         Ok((target.into(), attr(file, &row)))
     }
 
-    async fn read(&self, caller: &Caller, file: FileRef, offset: u64, count: u32) -> Result<ReadOut, FsError> {
+    async fn read(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        offset: u64,
+        count: u32,
+    ) -> Result<ReadOut, FsError> {
         let row = self.object(file).await?;
         regular(&row)?;
         permission::may_read_data(caller, &row)?;
@@ -216,7 +254,14 @@ impl FileSystem for Frozen {
         Ok(ReadOut { data, eof: end >= row.size, attr: attr(file, &row) })
     }
 
-    async fn write(&self, _: &Caller, _: FileRef, _: u64, _: Bytes, _: Stability) -> Result<Written, FsError> {
+    async fn write(
+        &self,
+        _: &Caller,
+        _: FileRef,
+        _: u64,
+        _: Bytes,
+        _: Stability,
+    ) -> Result<Written, FsError> {
         Err(FsError::ReadOnly)
     }
 
@@ -224,15 +269,34 @@ impl FileSystem for Frozen {
         Err(FsError::ReadOnly)
     }
 
-    async fn create(&self, _: &Caller, _: FileRef, _: &EntryName, _: CreateHow) -> Result<Created, FsError> {
+    async fn create(
+        &self,
+        _: &Caller,
+        _: FileRef,
+        _: &EntryName,
+        _: CreateHow,
+    ) -> Result<Created, FsError> {
         Err(FsError::ReadOnly)
     }
 
-    async fn mkdir(&self, _: &Caller, _: FileRef, _: &EntryName, _: SetAttr) -> Result<Created, FsError> {
+    async fn mkdir(
+        &self,
+        _: &Caller,
+        _: FileRef,
+        _: &EntryName,
+        _: SetAttr,
+    ) -> Result<Created, FsError> {
         Err(FsError::ReadOnly)
     }
 
-    async fn make(&self, _: &Caller, _: FileRef, _: &EntryName, _: Special, _: SetAttr) -> Result<Created, FsError> {
+    async fn make(
+        &self,
+        _: &Caller,
+        _: FileRef,
+        _: &EntryName,
+        _: Special,
+        _: SetAttr,
+    ) -> Result<Created, FsError> {
         Err(FsError::ReadOnly)
     }
 
@@ -244,15 +308,32 @@ impl FileSystem for Frozen {
         Err(FsError::ReadOnly)
     }
 
-    async fn rename(&self, _: &Caller, _: (FileRef, &EntryName), _: (FileRef, &EntryName)) -> Result<(Change, Change), FsError> {
+    async fn rename(
+        &self,
+        _: &Caller,
+        _: (FileRef, &EntryName),
+        _: (FileRef, &EntryName),
+    ) -> Result<(Change, Change), FsError> {
         Err(FsError::ReadOnly)
     }
 
-    async fn link(&self, _: &Caller, _: FileRef, _: FileRef, _: &EntryName) -> Result<(Attr, Change), FsError> {
+    async fn link(
+        &self,
+        _: &Caller,
+        _: FileRef,
+        _: FileRef,
+        _: &EntryName,
+    ) -> Result<(Attr, Change), FsError> {
         Err(FsError::ReadOnly)
     }
 
-    async fn readdir(&self, caller: &Caller, dir: FileRef, after: DirCookie, limit: ListLimit) -> Result<Listing, FsError> {
+    async fn readdir(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        after: DirCookie,
+        limit: ListLimit,
+    ) -> Result<Listing, FsError> {
         let row = self.directory(dir).await?;
         permission::require(caller, &row, permission::READ)?;
         let mut from = key::position_after(after).ok_or(FsError::BadCookie)?;

@@ -24,7 +24,11 @@ impl Gate {
     pub fn enter(&self) -> Result<Inside<'_>, FsError> {
         let before = self.state.fetch_add(1, Ordering::AcqRel);
         let inside = Inside(self);
-        if before & SHUT == 0 { Ok(inside) } else { Err(self.reason.get().cloned().unwrap_or(FsError::Stale)) }
+        if before & SHUT == 0 {
+            Ok(inside)
+        } else {
+            Err(self.reason.get().cloned().unwrap_or(FsError::Stale))
+        }
     }
 
     /// Lets nobody in any more. The first reason counts.
@@ -33,13 +37,16 @@ impl Gate {
         self.state.fetch_or(SHUT, Ordering::AcqRel);
     }
 
-    /// Why nothing may be answered any more, not even to who is inside; a file system that closes, or is left to another process of its node, answers
-    /// those.
+    /// Why nothing may be answered any more, not even to who is inside; a file system that closes,
+    /// or is left to another process of its node, answers those.
     pub fn lost(&self) -> Option<FsError> {
         if self.state.load(Ordering::Acquire) & SHUT == 0 {
             return None;
         }
-        self.reason.get().filter(|reason| !matches!(reason, FsError::Stale | FsError::Unavailable(_))).cloned()
+        self.reason
+            .get()
+            .filter(|reason| !matches!(reason, FsError::Stale | FsError::Unavailable(_)))
+            .cloned()
     }
 
     pub fn is_lost(&self) -> bool {

@@ -9,19 +9,22 @@
 //! U <creator:16> <epoch:8> <seq:8>    references held into a pack
 //! R <slot:4>                          duplicate-reply ring
 //! ```
-//! Keys are readable in SlateDB's indexes whatever the encryption, so no name is ever part of one: directory keys hold
-//! a keyed hash.
+//! Keys are readable in SlateDB's indexes whatever the encryption, so no name is ever part of one:
+//! directory keys hold a keyed hash.
 
 use super::api::DirCookie;
 use crate::types::{Epoch, Incarnation, InodeNo, PackId};
 use bytes::Bytes;
 
 /// A data id: names the content of a file through one of its lives (R5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct DataId(pub u64);
 
 impl DataId {
-    /// Where the range of this id's keys ends. Ids are given out from 1 upwards and never come near the end of the range.
+    /// Where the range of this id's keys ends. Ids are given out from 1 upwards and never come near
+    /// the end of the range.
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
@@ -51,11 +54,13 @@ impl NameHash {
 
 /// The cookie of `.snapshots` in a root directory that shows it.
 pub const COOKIE_SNAPSHOTS: DirCookie = DirCookie(3);
-/// Cookies 0 to 3 are taken (start, `.`, `..`, `.snapshots`): an entry's cookie is hash and n, moved up by this.
+/// Cookies 0 to 3 are taken (start, `.`, `..`, `.snapshots`): an entry's cookie is hash and n,
+/// moved up by this.
 const COOKIE_BASE: u64 = COOKIE_SNAPSHOTS.0 + 1;
 
-/// The cookie of an entry: one zero bit, 47 bits of hash, 16 bits of n, offset past the reserved ones.
-/// The very last `n`s of the last hash would overflow the zero bit; they saturate nowhere, as 2^63 + 3 still fits.
+/// The cookie of an entry: one zero bit, 47 bits of hash, 16 bits of n, offset past the reserved
+/// ones. The very last `n`s of the last hash would overflow the zero bit; they saturate nowhere, as
+/// 2^63 + 3 still fits.
 pub fn cookie(hash: NameHash, n: u16) -> DirCookie {
     DirCookie(((hash.0 << 16) | u64::from(n)) + COOKIE_BASE)
 }
@@ -169,13 +174,21 @@ impl Key {
             (b'D', 16) => {
                 let position = u64_at(rest, 8)?;
                 let (hash, n) = (NameHash(position >> 16), (position & 0xffff) as u16);
-                (position < 1 << 63).then_some(Self::DirEntry { dir: InodeNo(u64_at(rest, 0)?), hash, n })
+                (position < 1 << 63).then_some(Self::DirEntry {
+                    dir: InodeNo(u64_at(rest, 0)?),
+                    hash,
+                    n,
+                })
             }
             (b'X', 16) => Some(Self::Record(DataId(u64_at(rest, 0)?), u64_at(rest, 8)?)),
             (b'O', 8) => Some(Self::Orphan(DataId(u64_at(rest, 0)?))),
             (b'U', 32) => {
                 let creator = Incarnation::from_bytes(rest.get(..16)?.try_into().ok()?);
-                Some(Self::Usage(PackId { creator, epoch: Epoch(u64_at(rest, 16)?), seq: u64_at(rest, 24)? }))
+                Some(Self::Usage(PackId {
+                    creator,
+                    epoch: Epoch(u64_at(rest, 16)?),
+                    seq: u64_at(rest, 24)?,
+                }))
             }
             (b'R', 4) => Some(Self::Ring(u32::from_be_bytes(rest.try_into().ok()?))),
             _ => None,
@@ -214,7 +227,10 @@ mod tests {
         assert!(after > dir_entry(InodeNo(7), hash, 5));
         assert_eq!(after, dir_entry(InodeNo(7), hash, 6));
         for before in [DirCookie(2), COOKIE_SNAPSHOTS] {
-            assert_eq!(dir_after(InodeNo(7), before).unwrap(), dir_entry(InodeNo(7), NameHash(0), 0));
+            assert_eq!(
+                dir_after(InodeNo(7), before).unwrap(),
+                dir_entry(InodeNo(7), NameHash(0), 0)
+            );
         }
         assert!(dir_after(InodeNo(7), cookie(NameHash((1 << 47) - 1), u16::MAX)).is_some());
         assert_eq!(dir_after(InodeNo(7), DirCookie(u64::MAX)), None);

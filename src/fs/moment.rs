@@ -1,12 +1,14 @@
 //! The time of a change (R8).
 //!
-//! mtime and atime are the clock's time of day, whatever it says. ctime is the change attribute of NFSv3's client: one that stands still
-//! or goes back means stale caches. So it grows with every change of an inode, above the one that the inode's row has, also where the
-//! clock stands or was set back, and whoever the owner is. That holds for each inode by itself: what was changed while a clock was a year
-//! ahead keeps a ctime that is ahead, one nanosecond more at each change, until the clock has passed it, and nothing else does.
+//! mtime and atime are the clock's time of day, whatever it says. ctime is the change attribute of
+//! NFSv3's client: one that stands still or goes back means stale caches. So it grows with every
+//! change of an inode, above the one that the inode's row has, also where the clock stands or was
+//! set back, and whoever the owner is. That holds for each inode by itself: what was changed while
+//! a clock was a year ahead keeps a ctime that is ahead, one nanosecond more at each change, until
+//! the clock has passed it, and nothing else does.
 //!
-//! A change that was lost with its node has shown a ctime that no row has. The next owner's clock has passed it: a lease must have ended
-//! in between, or the node has restarted.
+//! A change that was lost with its node has shown a ctime that no row has. The next owner's clock
+//! has passed it: a lease must have ended in between, or the node has restarted.
 
 use crate::types::{Timestamp, WallClock};
 
@@ -43,7 +45,10 @@ mod tests {
     fn ctime_is_the_clocks_and_grows_when_the_clock_does_not() {
         let at = Timestamp::from_nanos;
         let now = Moment::at(at(1000));
-        assert_eq!((now.time(), now.ctime(at(5)), now.ctime(at(999))), (at(1000), at(1000), at(1000)));
+        assert_eq!(
+            (now.time(), now.ctime(at(5)), now.ctime(at(999))),
+            (at(1000), at(1000), at(1000))
+        );
         assert_eq!((now.ctime(at(1000)), now.ctime(at(5000))), (at(1001), at(5001)));
     }
 }

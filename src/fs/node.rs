@@ -2,8 +2,9 @@
 //!
 //! Lock order, for every task of a volume:
 //! 1. the volume's rename lock (only for a directory that moves to another directory);
-//! 2. [`Node::lock`] of all nodes that the operation changes, in ascending order of inode number, files and directories alike. Who needs a node
-//!    that a name leads to looks the name up without locks, takes all locks in order, and looks the name up again ([`super::names`]);
+//! 2. [`Node::lock`] of all nodes that the operation changes, in ascending order of inode number,
+//!    files and directories alike. Who needs a node that a name leads to looks the name up without
+//!    locks, takes all locks in order, and looks the name up again ([`super::names`]);
 //! 3. [`Node::row`] or the directory's entries: one at a time;
 //! 4. the content's own lock, with the row's where both must be of one moment.
 //!
@@ -17,7 +18,8 @@ use super::row::Inode;
 use crate::types::InodeNo;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// One inode in memory: the row as of the last submitted batch or accepted WRITE. There is at most one of an inode in a process.
+/// One inode in memory: the row as of the last submitted batch or accepted WRITE. There is at most
+/// one of an inode in a process.
 pub struct Node {
     pub file: FileRef,
     /// Held for the length of every operation that changes the inode.
@@ -32,8 +34,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// `last`: a batch that the row is not younger than. Of a row that was read it is not known which batch wrote it, nor whether that one is
-    /// durable: the last one submitted when it had been read is surely no earlier, and to wait for it costs nothing when all is durable.
+    /// `last`: a batch that the row is not younger than. Of a row that was read it is not known
+    /// which batch wrote it, nor whether that one is durable: the last one submitted when it had
+    /// been read is surely no earlier, and to wait for it costs nothing when all is durable.
     pub fn new(ino: InodeNo, row: Inode, last: Ticket) -> Self {
         Self {
             file: FileRef { ino, generation: row.generation },
@@ -50,7 +53,8 @@ impl Node {
         (self.row.into_inner(), Ticket(self.last.into_inner()), self.entries)
     }
 
-    /// The row to put into a batch: `row` with the size and allocation that the batches so far back, because a size is never ahead of the data.
+    /// The row to put into a batch: `row` with the size and allocation that the batches so far
+    /// back, because a size is never ahead of the data.
     pub fn stored(&self, row: &Inode) -> Inode {
         self.content.stored(row)
     }
@@ -60,7 +64,8 @@ impl Node {
         attr(self.file, &self.row.read())
     }
 
-    /// Remembers that a batch changed what this node shows (R15). Called under `lock` by whoever submits one.
+    /// Remembers that a batch changed what this node shows (R15). Called under `lock` by whoever
+    /// submits one.
     pub fn submitted(&self, ticket: Ticket) {
         self.last.fetch_max(ticket.0, Ordering::AcqRel);
     }

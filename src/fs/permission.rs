@@ -1,7 +1,8 @@
 //! Who may do what: POSIX permission checks as a stateless server must make them. Pure.
 //!
-//! NFS has no open files, so two rules differ from a local file system (RFC 1813 §4.4): the owner of a file may always read, write and
-//! truncate it (the client checked at open), and a file that may be executed may be read.
+//! NFS has no open files, so two rules differ from a local file system (RFC 1813 §4.4): the owner
+//! of a file may always read, write and truncate it (the client checked at open), and a file that
+//! may be executed may be read.
 
 use super::FsError;
 use super::api::{Caller, FileKind, SetAttr, SetTime, access};
@@ -12,7 +13,8 @@ use crate::types::{Timestamp, is_owner};
 pub const SET_UID: u32 = 0o4000;
 pub const SET_GID: u32 = 0o2000;
 pub const STICKY: u32 = 0o1000;
-pub const NO_OWNER: FsError = FsError::Invalid("4294967295 is no user and no group: use a number below it");
+pub const NO_OWNER: FsError =
+    FsError::Invalid("4294967295 is no user and no group: use a number below it");
 /// All bits that a mode has.
 pub const MODE_BITS: u32 = 0o7777;
 
@@ -29,7 +31,8 @@ fn in_group(caller: &Caller, gid: u32) -> bool {
     caller.gid == gid || caller.groups.contains(&gid)
 }
 
-/// Whether the caller has all of `want`. The superuser has everything, except to execute what nobody may execute.
+/// Whether the caller has all of `want`. The superuser has everything, except to execute what
+/// nobody may execute.
 pub fn allows(caller: &Caller, row: &Inode, want: u32) -> bool {
     if is_root(caller) {
         return want & EXECUTE == 0 || row.kind == FileKind::Directory || row.mode & 0o111 != 0;
@@ -50,7 +53,11 @@ pub fn require(caller: &Caller, row: &Inode, want: u32) -> Result<(), FsError> {
 
 /// Reading a file's data.
 pub fn may_read_data(caller: &Caller, row: &Inode) -> Result<(), FsError> {
-    if caller.uid == row.uid || allows(caller, row, READ) { Ok(()) } else { require(caller, row, EXECUTE) }
+    if caller.uid == row.uid || allows(caller, row, READ) {
+        Ok(())
+    } else {
+        require(caller, row, EXECUTE)
+    }
 }
 
 /// Writing or truncating a file's data.
@@ -58,8 +65,8 @@ pub fn may_write_data(caller: &Caller, row: &Inode) -> Result<(), FsError> {
     if caller.uid == row.uid { Ok(()) } else { require(caller, row, WRITE) }
 }
 
-/// Of the ACCESS bits asked for, those granted (RFC 1813 §3.3.4). DELETE means deleting entries of a directory; for other objects it depends on
-/// their directory, so it is never granted for them.
+/// Of the ACCESS bits asked for, those granted (RFC 1813 §3.3.4). DELETE means deleting entries of
+/// a directory; for other objects it depends on their directory, so it is never granted for them.
 pub fn granted(caller: &Caller, row: &Inode, want: u32) -> u32 {
     let mut granted = 0;
     if allows(caller, row, READ) {
@@ -94,9 +101,16 @@ pub fn check(set: &SetAttr) -> Result<(), FsError> {
     if [set.uid, set.gid].into_iter().flatten().all(is_owner) { Ok(()) } else { Err(NO_OWNER) }
 }
 
-/// Owner, group and mode of a new object: the group is inherited from a setgid directory, and a new directory inherits that bit as well.
-/// Like other servers, an owner or group that the caller may not give away is not taken.
-pub fn ownership(caller: &Caller, dir: &Inode, kind: FileKind, set: &SetAttr, default_mode: u32) -> (u32, u32, u32) {
+/// Owner, group and mode of a new object: the group is inherited from a setgid directory, and a new
+/// directory inherits that bit as well. Like other servers, an owner or group that the caller may
+/// not give away is not taken.
+pub fn ownership(
+    caller: &Caller,
+    dir: &Inode,
+    kind: FileKind,
+    set: &SetAttr,
+    default_mode: u32,
+) -> (u32, u32, u32) {
     let inherits = dir.mode & SET_GID != 0;
     let uid = set.uid.filter(|_| is_root(caller)).unwrap_or(caller.uid);
     let asked = set.gid.filter(|gid| is_root(caller) || in_group(caller, *gid));
@@ -110,8 +124,9 @@ pub fn ownership(caller: &Caller, dir: &Inode, kind: FileKind, set: &SetAttr, de
     (uid, gid, mode)
 }
 
-/// The mode after somebody changed the content or the owner: set-id bits would hand out rights over content that its owner has not seen.
-/// The setgid bit of a file that its group may not execute means mandatory locking and stays.
+/// The mode after somebody changed the content or the owner: set-id bits would hand out rights over
+/// content that its owner has not seen. The setgid bit of a file that its group may not execute
+/// means mandatory locking and stays.
 pub fn without_set_id(mode: u32) -> u32 {
     let kept = if mode & 0o010 != 0 { SET_UID | SET_GID } else { SET_UID };
     mode & !kept
@@ -122,14 +137,16 @@ pub fn mode_after_write(caller: &Caller, mode: u32) -> u32 {
     if is_root(caller) { mode } else { without_set_id(mode) }
 }
 
-/// Checks a change of attributes, size included, and makes it in `row`, except for the size, which belongs to the file's content.
-/// Order of checks and errors as in Linux' `setattr_prepare`.
+/// Checks a change of attributes, size included, and makes it in `row`, except for the size, which
+/// belongs to the file's content. Order of checks and errors as in Linux' `setattr_prepare`.
 pub fn apply(caller: &Caller, row: &mut Inode, set: &SetAttr, now: Moment) -> Result<(), FsError> {
     let owner = is_root(caller) || caller.uid == row.uid;
     if set.uid.is_some_and(|uid| !(is_root(caller) || owner && uid == row.uid)) {
         return Err(FsError::NotOwner);
     }
-    if set.gid.is_some_and(|gid| !is_root(caller) && !(owner && (gid == row.gid || in_group(caller, gid)))) {
+    if set.gid.is_some_and(|gid| {
+        !is_root(caller) && !(owner && (gid == row.gid || in_group(caller, gid)))
+    }) {
         return Err(FsError::NotOwner);
     }
     if set.mode.is_some() && !owner {
@@ -231,7 +248,10 @@ mod tests {
     #[test]
     fn the_most_specific_class_decides() {
         let file = row(FileKind::Regular, 0o074, 1, 10);
-        assert!(!allows(&user(1, 10, &[]), &file, READ), "the owner's bits, even if the group's give more");
+        assert!(
+            !allows(&user(1, 10, &[]), &file, READ),
+            "the owner's bits, even if the group's give more"
+        );
         assert!(allows(&user(2, 10, &[]), &file, READ | WRITE | EXECUTE));
         assert!(allows(&user(2, 20, &[5, 10]), &file, WRITE), "a supplementary group");
         assert!(allows(&user(2, 20, &[]), &file, READ));
@@ -281,14 +301,33 @@ mod tests {
     fn setgid_directories_hand_down_their_group() {
         let dir = row(FileKind::Directory, 0o2775, 1, 50);
         let set = SetAttr { mode: Some(0o2755), ..SetAttr::default() };
-        assert_eq!(ownership(&user(7, 8, &[]), &dir, FileKind::Directory, &set, 0), (7, 50, 0o2755));
-        assert_eq!(ownership(&user(7, 8, &[]), &dir, FileKind::Regular, &set, 0), (7, 50, 0o755), "not a member of 50");
-        assert_eq!(ownership(&user(7, 8, &[50]), &dir, FileKind::Regular, &set, 0), (7, 50, 0o2755));
+        assert_eq!(
+            ownership(&user(7, 8, &[]), &dir, FileKind::Directory, &set, 0),
+            (7, 50, 0o2755)
+        );
+        assert_eq!(
+            ownership(&user(7, 8, &[]), &dir, FileKind::Regular, &set, 0),
+            (7, 50, 0o755),
+            "not a member of 50"
+        );
+        assert_eq!(
+            ownership(&user(7, 8, &[50]), &dir, FileKind::Regular, &set, 0),
+            (7, 50, 0o2755)
+        );
         let plain = row(FileKind::Directory, 0o777, 1, 50);
         let given = SetAttr { uid: Some(3), gid: Some(4), ..SetAttr::default() };
-        assert_eq!(ownership(&user(7, 8, &[]), &plain, FileKind::Regular, &given, 0o644), (7, 8, 0o644));
-        assert_eq!(ownership(&user(7, 8, &[4]), &plain, FileKind::Regular, &given, 0o644), (7, 4, 0o644));
-        assert_eq!(ownership(&Caller::root(), &plain, FileKind::Regular, &given, 0o644), (3, 4, 0o644));
+        assert_eq!(
+            ownership(&user(7, 8, &[]), &plain, FileKind::Regular, &given, 0o644),
+            (7, 8, 0o644)
+        );
+        assert_eq!(
+            ownership(&user(7, 8, &[4]), &plain, FileKind::Regular, &given, 0o644),
+            (7, 4, 0o644)
+        );
+        assert_eq!(
+            ownership(&Caller::root(), &plain, FileKind::Regular, &given, 0o644),
+            (3, 4, 0o644)
+        );
     }
 
     #[test]

@@ -1,13 +1,17 @@
-//! A file or a tree of a snapshot back into the live file system, by reference: rows are written, no chunk is read or stored (R10).
+//! A file or a tree of a snapshot back into the live file system, by reference: rows are written,
+//! no chunk is read or stored (R10).
 //!
-//! Each file and each further name of one appears whole, in one batch with the removal of what had the name, whose space is given back by that very
-//! batch; a tree appears file by file, so that one that is interrupted has some of its files restored and the others as they were. What did not
-//! change since the snapshot is left alone. Directories that are there are kept, with what else is in them, and get the snapshot's attributes.
-//! Everything is in the store when the restore returns.
+//! Each file and each further name of one appears whole, in one batch with the removal of what had
+//! the name, whose space is given back by that very batch; a tree appears file by file, so that one
+//! that is interrupted has some of its files restored and the others as they were. What did not
+//! change since the snapshot is left alone. Directories that are there are kept, with what else is
+//! in them, and get the snapshot's attributes. Everything is in the store when the restore returns.
 //!
-//! An object of a tree that cannot be restored is left out and told at the end; a store that does not answer ends the restore.
+//! An object of a tree that cannot be restored is left out and told at the end; a store that does
+//! not answer ends the restore.
 //!
-//! Memory: that of a [`Walk`], the identities of the snapshot's packs, and of objects with several names.
+//! Memory: that of a [`Walk`], the identities of the snapshot's packs, and of objects with several
+//! names.
 
 use super::FsError;
 use super::api::{Caller, FileKind, FileRef, SNAPSHOTS_NAME, SetAttr, SetTime};
@@ -47,7 +51,10 @@ pub struct Restored {
 
 impl Progress {
     pub fn now(&self) -> Restored {
-        Restored { objects: self.objects.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
+        Restored {
+            objects: self.objects.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+        }
     }
 
     fn add(&self, bytes: u64) {
@@ -123,7 +130,12 @@ impl LeftOut {
         if more > 0 {
             self.shown.push(format!("and {more} more"));
         }
-        Err(RestoreError::Incomplete { done, failed: self.count, shown: self.shown.join("\n  "), class })
+        Err(RestoreError::Incomplete {
+            done,
+            failed: self.count,
+            shown: self.shown.join("\n  "),
+            class,
+        })
     }
 }
 
@@ -164,14 +176,21 @@ impl Fs {
         self.restoring.try_lock().ok()
     }
 
-    /// Restores from a snapshot of this very dataset, which must be pinned in the catalog until this returns (R10).
-    pub async fn restore(&self, view: &SnapshotView, route: &Route, progress: &Progress) -> Result<Restored, RestoreError> {
+    /// Restores from a snapshot of this very dataset, which must be pinned in the catalog until
+    /// this returns (R10).
+    pub async fn restore(
+        &self,
+        view: &SnapshotView,
+        route: &Route,
+        progress: &Progress,
+    ) -> Result<Restored, RestoreError> {
         let path = shown(&route.to);
         let packs = view.packs().await.map_err(at(&path))?;
         let _pin = self.names.committer.pin(packs);
         let (links, into, left_out) = Default::default();
         let (overwrite, to, walk) = (route.overwrite, path.clone(), Walk::new(view));
-        let mut restore = Restore { fs: self, view, overwrite, progress, links, to, walk, into, left_out };
+        let mut restore =
+            Restore { fs: self, view, overwrite, progress, links, to, walk, into, left_out };
         let done = restore.all(route).await;
         // Also of what was done before an error: the snapshot may be let go when this returns.
         let last = self.names.committer.last();
@@ -187,7 +206,10 @@ impl Restore<'_> {
         match route.to.split_last() {
             Some((name, parents)) => {
                 if route.to[0].as_bytes() == SNAPSHOTS_NAME {
-                    return Err(RestoreError::InTheWay { path, why: "what is in .snapshots cannot be changed" });
+                    return Err(RestoreError::InTheWay {
+                        path,
+                        why: "what is in .snapshots cannot be changed",
+                    });
                 }
                 let dir = self.folder(parents).await?;
                 let fs = self.fs;
@@ -195,12 +217,16 @@ impl Restore<'_> {
                 self.object(source, dir, name, None).await?;
             }
             None if source.row.kind != FileKind::Directory => {
-                return Err(RestoreError::InTheWay { path, why: "only a folder can take the place of the root" });
+                return Err(RestoreError::InTheWay {
+                    path,
+                    why: "only a folder can take the place of the root",
+                });
             }
             None if self.overwrite == Overwrite::Refuse => {
                 return Err(RestoreError::InTheWay {
                     path,
-                    why: "the root is there: replace what differs by force, or restore to another path",
+                    why: "the root is there: replace what differs by force, or restore to another \
+                        path",
                 });
             }
             None => self.merge(source, self.fs.root_ref(), None),
@@ -271,7 +297,9 @@ impl Restore<'_> {
         let mut found = self.view.root().await.map_err(at(&path))?;
         for name in from {
             found = match self.view.lookup(&found, name).await {
-                Err(FsError::NotFound | FsError::NotDirectory) => return Err(RestoreError::Missing { path }),
+                Err(FsError::NotFound | FsError::NotDirectory) => {
+                    return Err(RestoreError::Missing { path });
+                }
                 found => found.map_err(at(&path))?,
             };
         }
@@ -285,7 +313,9 @@ impl Restore<'_> {
         for name in names {
             dir = match self.fs.names.lookup(&Caller::root(), dir, name.as_bytes()).await {
                 Ok((found, _)) if found.entries.is_some() => found.file,
-                Ok(_) | Err(FsError::NotFound | FsError::NotDirectory) => return Err(RestoreError::NoFolder { path }),
+                Ok(_) | Err(FsError::NotFound | FsError::NotDirectory) => {
+                    return Err(RestoreError::NoFolder { path });
+                }
                 Err(source) => return Err(RestoreError::Fs { path, source }),
             };
         }
@@ -301,7 +331,12 @@ impl Restore<'_> {
         below: Option<&EntryName>,
     ) -> Result<(), RestoreError> {
         self.fs.names.committer.ready().await.map_err(|error| self.failed(below)(error))?;
-        self.fs.names.committer.step("fs.restore.object").await.map_err(|error| self.failed(below)(error))?;
+        self.fs
+            .names
+            .committer
+            .step("fs.restore.object")
+            .await
+            .map_err(|error| self.failed(below)(error))?;
         let there = match self.fs.names.lookup(&Caller::root(), dir, name.as_bytes()).await {
             Err(FsError::NotFound) => None,
             found => Some(found.map_err(|error| self.failed(below)(error))?.0),
@@ -326,14 +361,17 @@ impl Restore<'_> {
 
     fn refused(&self, below: Option<&EntryName>, error: FsError) -> RestoreError {
         let why = match error {
-            FsError::Exists => "something is there already: replace it by force, or restore to another path",
+            FsError::Exists => {
+                "something is there already: replace it by force, or restore to another path"
+            }
             FsError::IsDirectory => "a folder is in the way of a file: move it away first",
             error => return self.failed(below)(error),
         };
         RestoreError::InTheWay { path: self.path(below), why }
     }
 
-    /// Whether the name still is the very object, with all its names and as it was (R8): whoever has it open goes on with it.
+    /// Whether the name still is the very object, with all its names and as it was (R8): whoever
+    /// has it open goes on with it.
     fn is_unchanged(&self, source: &Viewed, there: &Node) -> bool {
         let (old, now) = (&source.row, there.row.read());
         self.overwrite == Overwrite::Replace
@@ -351,15 +389,27 @@ impl Restore<'_> {
     ) -> Result<FileRef, RestoreError> {
         let way = |why| RestoreError::InTheWay { path: self.path(below), why };
         match there {
-            Some(node) if node.entries.is_none() => Err(way("a file is in the way of a folder: move it away first")),
-            Some(_) if self.overwrite == Overwrite::Refuse => {
-                Err(way("the folder is there already: replace what differs in it by force, or restore to another path"))
+            Some(node) if node.entries.is_none() => {
+                Err(way("a file is in the way of a folder: move it away first"))
             }
+            Some(_) if self.overwrite == Overwrite::Refuse => Err(way(
+                "the folder is there already: replace what differs in it by force, or restore to \
+                 another path",
+            )),
             Some(node) => Ok(node.file),
             None => {
                 // Nobody else looks in before it is as it was.
-                let set = SetAttr { mode: Some(0o700), uid: Some(source.row.uid), gid: Some(source.row.gid), ..SetAttr::default() };
-                let made = self.fs.names.mkdir(&Caller::root(), dir, name, set, &First::unrepeated()).await;
+                let set = SetAttr {
+                    mode: Some(0o700),
+                    uid: Some(source.row.uid),
+                    gid: Some(source.row.gid),
+                    ..SetAttr::default()
+                };
+                let made = self
+                    .fs
+                    .names
+                    .mkdir(&Caller::root(), dir, name, set, &First::unrepeated())
+                    .await;
                 made.map(|made| made.answer.attr.file).map_err(|error| self.failed(below)(error))
             }
         }
@@ -371,10 +421,19 @@ impl Restore<'_> {
         self.walk.enter(source, name);
     }
 
-    async fn place(&mut self, source: &Viewed, dir: FileRef, name: &EntryName, there: Option<Arc<Node>>) -> Result<(), FsError> {
+    async fn place(
+        &mut self,
+        source: &Viewed,
+        dir: FileRef,
+        name: &EntryName,
+        there: Option<Arc<Node>>,
+    ) -> Result<(), FsError> {
         let row = &source.row;
-        let back = there.filter(|_| self.overwrite == Overwrite::Replace).map_or(0, |there| given_back(&there.row.read()));
-        let content = if row.kind == FileKind::Regular { Some(self.content(row, back).await?) } else { None };
+        let back = there
+            .filter(|_| self.overwrite == Overwrite::Replace)
+            .map_or(0, |there| given_back(&there.row.read()));
+        let content =
+            if row.kind == FileKind::Regular { Some(self.content(row, back).await?) } else { None };
         let placed = self.fs.names.place(dir, name, row, content, self.overwrite).await?;
         if row.nlink > 1 && self.links.len() < LINKS_MAX {
             self.links.insert(source.ino, placed);
@@ -383,7 +442,11 @@ impl Restore<'_> {
     }
 
     /// The file's records as they are, without what truncations hide and what is past its end.
-    async fn content(&self, row: &Inode, given_back: u64) -> Result<super::content::Copied, FsError> {
+    async fn content(
+        &self,
+        row: &Inode,
+        given_back: u64,
+    ) -> Result<super::content::Copied, FsError> {
         let mut content = self.fs.names.contents.begin_copy(row.allocated, given_back)?;
         let record_bytes = 1u32 << row.record_bits;
         let (mut from, end) = (0, row.size.div_ceil(u64::from(record_bytes)));
@@ -392,10 +455,12 @@ impl Restore<'_> {
             let more = page.len() == RECORDS;
             for (n, record) in page {
                 from = n + 1;
-                if n >= end || row.masks.iter().any(|mask| n >= mask.first && record.cut < mask.cut) {
+                if n >= end || row.masks.iter().any(|mask| n >= mask.first && record.cut < mask.cut)
+                {
                     continue;
                 }
-                let left = (row.size - n * u64::from(record_bytes)).min(u64::from(record_bytes)) as u32;
+                let left =
+                    (row.size - n * u64::from(record_bytes)).min(u64::from(record_bytes)) as u32;
                 let mut segments = record.segments;
                 super::content::punch(&mut segments, left, record_bytes);
                 if !segments.is_empty() {

@@ -1,5 +1,6 @@
-//! The database's values: a version byte, then the row in postcard's encoding. A decoder takes any bytes and answers
-//! the row or an error; it never panics and never allocates more than the bytes it was given could hold.
+//! The database's values: a version byte, then the row in postcard's encoding. A decoder takes any
+//! bytes and answers the row or an error; it never panics and never allocates more than the bytes
+//! it was given could hold.
 
 use super::FsError;
 use super::api::FileKind;
@@ -29,7 +30,8 @@ pub trait Row: Serialize + DeserializeOwned {
     }
 
     /// # Errors
-    /// [`FsError::Corrupt`] when the bytes are no such row, or of a version that this program does not know.
+    /// [`FsError::Corrupt`] when the bytes are no such row, or of a version that this program does
+    /// not know.
     fn decode(bytes: &[u8]) -> Result<Self, FsError> {
         match bytes.split_first() {
             Some((&VERSION, rest)) => match postcard::take_from_bytes::<Self>(rest) {
@@ -37,11 +39,16 @@ pub trait Row: Serialize + DeserializeOwned {
                     Ok(()) => Ok(row),
                     Err(why) => Err(FsError::Corrupt(format!("{} row: {why}", Self::WHAT))),
                 },
-                Ok((_, rest)) => Err(FsError::Corrupt(format!("{} row with {} bytes too many", Self::WHAT, rest.len()))),
+                Ok((_, rest)) => Err(FsError::Corrupt(format!(
+                    "{} row with {} bytes too many",
+                    Self::WHAT,
+                    rest.len()
+                ))),
                 Err(error) => Err(FsError::Corrupt(format!("{} row: {error}", Self::WHAT))),
             },
             Some((version, _)) => Err(FsError::Corrupt(format!(
-                "{} row of version {version}, this program knows version {VERSION}: use a newer one",
+                "{} row of version {version}, this program knows version {VERSION}: use a newer \
+                 one",
                 Self::WHAT
             ))),
             None => Err(FsError::Corrupt(format!("empty {} row", Self::WHAT))),
@@ -64,7 +71,8 @@ pub struct Superblock {
     pub name_key: [u8; 16],
     /// The SlateDB writer epoch that wrote this row last (R9, R16).
     pub writer_epoch: u64,
-    /// Every pack of `writer_epoch` up to this number is referenced by this state or never will be (R9).
+    /// Every pack of `writer_epoch` up to this number is referenced by this state or never will be
+    /// (R9).
     pub settled: u64,
     /// Sequence of the last batch in this state: journal records up to it are contained (R16).
     pub batch_seq: u64,
@@ -126,7 +134,8 @@ pub struct DirEntryRow {
     pub name: EntryName,
 }
 
-/// `X`: one record of a file. Segments are in order and do not overlap; what lies between them is a hole.
+/// `X`: one record of a file. Segments are in order and do not overlap; what lies between them is a
+/// hole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The inode's `cut` when the record was last written.
@@ -134,7 +143,8 @@ pub struct Record {
     pub segments: Vec<Segment>,
 }
 
-/// Part of a record: a 4 KiB overwrite of a large record adds a segment instead of rewriting the record.
+/// Part of a record: a 4 KiB overwrite of a large record adds a segment instead of rewriting the
+/// record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// Offset in the record, bytes.
@@ -194,7 +204,8 @@ mod raw_bytes {
 pub struct Orphan {
     /// Records before this one are gone or still in use.
     pub from: u64,
-    /// Set when the data id still belongs to this inode: only records older than its masks go, then the masks.
+    /// Set when the data id still belongs to this inode: only records older than its masks go, then
+    /// the masks.
     pub inode: Option<InodeNo>,
 }
 
@@ -212,9 +223,11 @@ pub struct Reply {
     pub client: u64,
     pub xid: u32,
     pub checksum: u64,
-    /// The object that the call made or changed; its attributes are read anew for the repeated answer.
+    /// The object that the call made or changed; its attributes are read anew for the repeated
+    /// answer.
     pub object: Option<(InodeNo, u64)>,
-    /// Counts the calls: the slot is this number modulo the ring's size, and the highest is the newest.
+    /// Counts the calls: the slot is this number modulo the ring's size, and the highest is the
+    /// newest.
     pub seq: u64,
 }
 

@@ -1,7 +1,8 @@
 //! Whether this process may still tell what a file system answers (R26).
 //!
-//! A dataset has one owner at a time, and another may take it once this one's lease must have ended. The engine fences writers; nothing but the
-//! lease keeps an owner that was taken from, and does not know yet, from answering what it remembers. So every call asks before it begins and
+//! A dataset has one owner at a time, and another may take it once this one's lease must have
+//! ended. The engine fences writers; nothing but the lease keeps an owner that was taken from, and
+//! does not know yet, from answering what it remembers. So every call asks before it begins and
 //! again just before its outcome is told ([`super::answer`]).
 
 use futures::future::BoxFuture;
@@ -18,7 +19,8 @@ pub trait Tenure: Send + Sync + 'static {
     fn regained(&self) -> BoxFuture<'_, bool>;
 }
 
-/// Of who has no rivals: tests, and a controller whose claim yields to anyone and who answers nobody.
+/// Of who has no rivals: tests, and a controller whose claim yields to anyone and who answers
+/// nobody.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unrivalled;
 

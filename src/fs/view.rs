@@ -1,5 +1,6 @@
-//! The rows of a file system as it was at a checkpoint: read only, without an owner, without caches of its own. Bounded memory whatever
-//! the file's size. What serves it to clients is [`super::Frozen`].
+//! The rows of a file system as it was at a checkpoint: read only, without an owner, without caches
+//! of its own. Bounded memory whatever the file's size. What serves it to clients is
+//! [`super::Frozen`].
 
 use super::FsError;
 use super::api::FileKind;
@@ -42,7 +43,10 @@ impl SnapshotView {
     /// # Errors
     /// [`FsError::Corrupt`] when the database has no superblock.
     pub async fn new(reader: Reader, chunks: ChunkStore) -> Result<Self, FsError> {
-        let row = reader.get(&key::superblock()).await?.ok_or_else(|| FsError::Corrupt("no superblock".to_owned()))?;
+        let row = reader
+            .get(&key::superblock())
+            .await?
+            .ok_or_else(|| FsError::Corrupt("no superblock".to_owned()))?;
         let superblock = Superblock::decode(&row)?;
         Ok(Self { reader, chunks, hasher: NameHasher::new(superblock.name_key), superblock })
     }
@@ -64,7 +68,9 @@ impl SnapshotView {
     /// [`FsError::Corrupt`] when there is none: only what an entry names is asked for.
     pub async fn inode(&self, ino: InodeNo) -> Result<Viewed, FsError> {
         let row = self.find(ino).await?;
-        let row = row.ok_or_else(|| FsError::Corrupt(format!("inode {ino} is named by an entry but does not exist")))?;
+        let row = row.ok_or_else(|| {
+            FsError::Corrupt(format!("inode {ino} is named by an entry but does not exist"))
+        })?;
         Ok(Viewed { ino, row })
     }
 
@@ -75,8 +81,14 @@ impl SnapshotView {
     }
 
     /// The rows of the inodes `first..=last` that exist.
-    pub async fn find_all(&self, first: InodeNo, last: InodeNo, limit: usize) -> Result<Vec<(InodeNo, Inode)>, FsError> {
-        let rows = self.reader.scan(key::inode(first), key::after(&key::inode(last)), limit).await?;
+    pub async fn find_all(
+        &self,
+        first: InodeNo,
+        last: InodeNo,
+        limit: usize,
+    ) -> Result<Vec<(InodeNo, Inode)>, FsError> {
+        let rows =
+            self.reader.scan(key::inode(first), key::after(&key::inode(last)), limit).await?;
         let row = |(row_key, row): &(Bytes, Bytes)| match key::Key::parse(row_key) {
             Some(key::Key::Inode(ino)) => Ok((ino, Inode::decode(row)?)),
             _ => Err(FsError::Corrupt("a key among the inodes is none of them".to_owned())),
@@ -100,7 +112,10 @@ impl SnapshotView {
     pub async fn entry(&self, dir: InodeNo, name: &EntryName) -> Result<Option<InodeNo>, FsError> {
         let hash = self.hasher.hash(name.as_bytes());
         let from = key::dir_entry(dir, hash, 0);
-        let rows = self.reader.scan(from, key::after(&key::dir_entry(dir, hash, u16::MAX)), COLLISIONS_MAX).await?;
+        let rows = self
+            .reader
+            .scan(from, key::after(&key::dir_entry(dir, hash, u16::MAX)), COLLISIONS_MAX)
+            .await?;
         for (_, row) in rows {
             let entry = DirEntryRow::decode(&row)?;
             if entry.name == *name {
@@ -111,9 +126,15 @@ impl SnapshotView {
     }
 
     /// Up to `limit` entries of a directory from a position on, in the order of their cookies.
-    pub async fn entries(&self, dir: InodeNo, from: (NameHash, u16), limit: usize) -> Result<Vec<(NameHash, Entry)>, FsError> {
+    pub async fn entries(
+        &self,
+        dir: InodeNo,
+        from: (NameHash, u16),
+        limit: usize,
+    ) -> Result<Vec<(NameHash, Entry)>, FsError> {
         let start = key::dir_entry(dir, from.0, from.1);
-        let rows = self.reader.scan(start, key::dir(InodeNo(dir.0.saturating_add(1))), limit).await?;
+        let rows =
+            self.reader.scan(start, key::dir(InodeNo(dir.0.saturating_add(1))), limit).await?;
         rows.iter().map(|(row_key, row)| decode_entry(row_key, row, dir)).collect()
     }
 
@@ -124,7 +145,10 @@ impl SnapshotView {
         while let Some(rows) = pages.next().await? {
             for (row_key, row) in &rows {
                 let Some(key::Key::Usage(pack)) = key::Key::parse(row_key) else {
-                    return Err(FsError::Corrupt(format!("key {} among pack usage", row_key.escape_ascii())));
+                    return Err(FsError::Corrupt(format!(
+                        "key {} among pack usage",
+                        row_key.escape_ascii()
+                    )));
                 };
                 if Usage::decode(row)?.refs > 0 {
                     packs.insert(pack);
@@ -135,8 +159,14 @@ impl SnapshotView {
     }
 
     /// Up to `limit` records of a file's data from `first` on, masked ones included.
-    pub async fn records(&self, data: DataId, first: u64, limit: usize) -> Result<Vec<(u64, Record)>, FsError> {
-        let rows = self.reader.scan(key::record(data, first), key::records(data.next()), limit).await?;
+    pub async fn records(
+        &self,
+        data: DataId,
+        first: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, Record)>, FsError> {
+        let rows =
+            self.reader.scan(key::record(data, first), key::records(data.next()), limit).await?;
         let record = |(row_key, row): &(Bytes, Bytes)| match key::Key::parse(row_key) {
             Some(key::Key::Record(_, n)) => Ok((n, Record::decode(row)?)),
             _ => Err(FsError::Corrupt(format!("key {} among records", row_key.escape_ascii()))),
@@ -144,18 +174,32 @@ impl SnapshotView {
         rows.iter().map(record).collect()
     }
 
-    /// A page of a directory's entries after the key of an earlier page; the second value continues it.
-    pub async fn list(&self, dir: &Viewed, from: Option<Bytes>) -> Result<(Vec<DirEntryRow>, Option<Bytes>), FsError> {
+    /// A page of a directory's entries after the key of an earlier page; the second value continues
+    /// it.
+    pub async fn list(
+        &self,
+        dir: &Viewed,
+        from: Option<Bytes>,
+    ) -> Result<(Vec<DirEntryRow>, Option<Bytes>), FsError> {
         let from = from.unwrap_or_else(|| key::dir(dir.ino));
         let end = key::dir(InodeNo(dir.ino.0.saturating_add(1)));
         let rows = self.reader.scan(from, end, PAGE_ENTRIES).await?;
-        let next = (rows.len() == PAGE_ENTRIES).then(|| rows.last().map(|(last, _)| key::after(last))).flatten();
-        let entries = rows.iter().map(|(_, row)| DirEntryRow::decode(row)).collect::<Result<_, _>>()?;
+        let next = (rows.len() == PAGE_ENTRIES)
+            .then(|| rows.last().map(|(last, _)| key::after(last)))
+            .flatten();
+        let entries =
+            rows.iter().map(|(_, row)| DirEntryRow::decode(row)).collect::<Result<_, _>>()?;
         Ok((entries, next))
     }
 
-    /// Bytes `offset..offset + len` as pieces in order; `None` is a hole of that many bytes. Cut at the file's size.
-    pub async fn read(&self, file: &Viewed, offset: u64, len: u32) -> Result<Vec<(u64, Option<Bytes>)>, FsError> {
+    /// Bytes `offset..offset + len` as pieces in order; `None` is a hole of that many bytes. Cut at
+    /// the file's size.
+    pub async fn read(
+        &self,
+        file: &Viewed,
+        offset: u64,
+        len: u32,
+    ) -> Result<Vec<(u64, Option<Bytes>)>, FsError> {
         let parts = self.parts(file, offset, len).await?;
         let mut chunks: Vec<ChunkRef> = Vec::new();
         for part in &parts {
@@ -178,9 +222,14 @@ impl SnapshotView {
                         current = data.next();
                     }
                     let end = from.saturating_add(len);
-                    let bytes = current.as_ref().map(|(_, bytes)| bytes).filter(|bytes| bytes.len() >= end);
                     let bytes =
-                        bytes.ok_or_else(|| FsError::Corrupt(format!("chunk {} is shorter than a reference to it", chunk.hash)))?;
+                        current.as_ref().map(|(_, bytes)| bytes).filter(|bytes| bytes.len() >= end);
+                    let bytes = bytes.ok_or_else(|| {
+                        FsError::Corrupt(format!(
+                            "chunk {} is shorter than a reference to it",
+                            chunk.hash
+                        ))
+                    })?;
                     (len as u64, Some(bytes.slice(from..end)))
                 }
             });
@@ -215,9 +264,14 @@ impl SnapshotView {
                 let skip = usize::try_from(from - start).unwrap_or(usize::MAX);
                 let len = usize::try_from(to - from).unwrap_or(usize::MAX);
                 parts.push(match segment.source {
-                    Source::Inline(bytes) if bytes.len() >= skip.saturating_add(len) => Part::Data(bytes.slice(skip..skip + len)),
+                    Source::Inline(bytes) if bytes.len() >= skip.saturating_add(len) => {
+                        Part::Data(bytes.slice(skip..skip + len))
+                    }
                     Source::Inline(_) => {
-                        return Err(FsError::Corrupt(format!("inode {}: record {n} lacks bytes that it should hold", file.ino)));
+                        return Err(FsError::Corrupt(format!(
+                            "inode {}: record {n} lacks bytes that it should hold",
+                            file.ino
+                        )));
                     }
                     Source::Chunk { chunk, from } => {
                         let from = usize::try_from(from).unwrap_or(usize::MAX).saturating_add(skip);

@@ -1,8 +1,9 @@
-//! A tree of a snapshot from its top to its end, one entry at a time: a directory is entered where the caller wants that, and left when it has no
-//! more entries.
+//! A tree of a snapshot from its top to its end, one entry at a time: a directory is entered where
+//! the caller wants that, and left when it has no more entries.
 //!
-//! Bounded memory for a directory of any size: a page of entries for each of the innermost [`PAGES_HELD`] directories; one further up reads its
-//! page again from where it was. A tree of any depth: a directory's row and name for each level.
+//! Bounded memory for a directory of any size: a page of entries for each of the innermost
+//! [`PAGES_HELD`] directories; one further up reads its page again from where it was. A tree of any
+//! depth: a directory's row and name for each level.
 
 use super::FsError;
 use super::key::{self, NameHash};
@@ -93,7 +94,9 @@ mod tests {
         for first in (0..count).step_by(1000) {
             let create = |n: usize| async move {
                 let name = EntryName::try_from(format!("file {n}").as_bytes()).unwrap();
-                fs.create(&Caller::root(), dir, &name, CreateHow::Guarded(SetAttr::default())).await.unwrap();
+                fs.create(&Caller::root(), dir, &name, CreateHow::Guarded(SetAttr::default()))
+                    .await
+                    .unwrap();
             };
             futures::future::join_all((first..count.min(first + 1000)).map(create)).await;
         }
@@ -105,11 +108,20 @@ mod tests {
         const MANY: usize = 20_000;
         const DEPTH: usize = 20;
         const BESIDE: usize = 1030;
-        let place =
-            DbPlace { bucket: Bucket::memory(), incarnation: Incarnation::random(), sealer: None, cache: DbCache::new(32 << 20) };
+        let place = DbPlace {
+            bucket: Bucket::memory(),
+            incarnation: Incarnation::random(),
+            sealer: None,
+            cache: DbCache::new(32 << 20),
+        };
         let chunks = || {
             let keyring = Keyring::plain(PoolId::random());
-            ChunkStore::new(place.bucket.clone(), FamilyId::from(place.incarnation), &keyring, ChunkCache::memory(1 << 20))
+            ChunkStore::new(
+                place.bucket.clone(),
+                FamilyId::from(place.incarnation),
+                &keyring,
+                ChunkCache::memory(1 << 20),
+            )
         };
         let options = FsOptions {
             sync: SyncMode::Disabled,
@@ -128,12 +140,14 @@ mod tests {
         let mut dir = fs.root();
         for _ in 0..DEPTH {
             let name = EntryName::try_from(&b"d"[..]).unwrap();
-            dir = fs.mkdir(&Caller::root(), dir, &name, SetAttr::default()).await.unwrap().attr.file;
+            dir =
+                fs.mkdir(&Caller::root(), dir, &name, SetAttr::default()).await.unwrap().attr.file;
             files(&fs, dir, BESIDE).await;
         }
         fs.close().await.unwrap();
 
-        let view = SnapshotView::new(Reader::newest(&place).await.unwrap(), chunks()).await.unwrap();
+        let view =
+            SnapshotView::new(Reader::newest(&place).await.unwrap(), chunks()).await.unwrap();
         let mut walk = Walk::new(&view);
         walk.enter(view.root().await.unwrap(), None);
         let (mut found, mut deepest, mut most) = (0, 0, 0);

@@ -8,11 +8,13 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What stands in for the kernel's client: given the mount and its target, it speaks MOUNT with the endpoint.
-type OnMount = Arc<dyn Fn(NfsMount, PathBuf) -> BoxFuture<'static, Result<(), MountError>> + Send + Sync>;
+/// What stands in for the kernel's client: given the mount and its target, it speaks MOUNT with the
+/// endpoint.
+type OnMount =
+    Arc<dyn Fn(NfsMount, PathBuf) -> BoxFuture<'static, Result<(), MountError>> + Send + Sync>;
 
-/// Keeps a table of mounts in memory, with the checks and errors of the real one; as in the kernel's, its paths have no symbolic links.
-/// Cheap to clone: clones share the table.
+/// Keeps a table of mounts in memory, with the checks and errors of the real one; as in the
+/// kernel's, its paths have no symbolic links. Cheap to clone: clones share the table.
 #[derive(Clone, Default)]
 pub struct FakeMounter {
     inner: Arc<Inner>,
@@ -31,9 +33,13 @@ impl FakeMounter {
         Self::default()
     }
 
-    /// `on_mount` runs inside every [`Mounter::mount_nfs`], when the kernel's client would speak to the server.
+    /// `on_mount` runs inside every [`Mounter::mount_nfs`], when the kernel's client would speak to
+    /// the server.
     pub fn with(
-        on_mount: impl Fn(NfsMount, PathBuf) -> BoxFuture<'static, Result<(), MountError>> + Send + Sync + 'static,
+        on_mount: impl Fn(NfsMount, PathBuf) -> BoxFuture<'static, Result<(), MountError>>
+        + Send
+        + Sync
+        + 'static,
     ) -> Self {
         Self { inner: Arc::new(Inner { on_mount: Some(Arc::new(on_mount)), ..Inner::default() }) }
     }
@@ -61,7 +67,8 @@ impl FakeMounter {
     fn ask(&self, call: &'static str, target: &Path) -> Result<(), MountError> {
         self.inner.asked.lock().push(format!("{call} {}", target.display()));
         let mut failures = self.inner.failures.lock();
-        match failures.iter().position(|(kind, _)| *kind == call).and_then(|at| failures.remove(at)) {
+        match failures.iter().position(|(kind, _)| *kind == call).and_then(|at| failures.remove(at))
+        {
             Some((_, error)) => Err(error),
             None => Ok(()),
         }
@@ -87,7 +94,8 @@ impl Mounter for FakeMounter {
         if let Some(on_mount) = &self.inner.on_mount {
             on_mount(what.clone(), target.to_owned()).await?;
         }
-        let (target, device, flags) = (resolve(target).await?, what.device.clone(), flags(&what.options));
+        let (target, device, flags) =
+            (resolve(target).await?, what.device.clone(), flags(&what.options));
         self.add(MountPoint { target, device, kind: "nfs".into(), read_only, flags });
         Ok(())
     }
@@ -103,7 +111,12 @@ impl Mounter for FakeMounter {
             return Err(MountError::Kernel { path: target.to_owned(), doing: "binding", why });
         };
         let read_only = what.read_only || of.read_only;
-        self.add(MountPoint { target: resolve(target).await?, read_only, flags: flags(&what.options), ..of.clone() });
+        self.add(MountPoint {
+            target: resolve(target).await?,
+            read_only,
+            flags: flags(&what.options),
+            ..of.clone()
+        });
         Ok(())
     }
 

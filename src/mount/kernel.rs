@@ -48,8 +48,12 @@ fn failed(path: &Path, doing: &'static str, errno: Errno) -> MountError {
     let mut error = kernel_error(path, doing, &errno.into());
     if let MountError::Kernel { why, .. } = &mut error {
         match errno {
-            Errno::NODEV => why.push_str(": the kernel has no NFSv3 client: load the modules nfs and nfsv3"),
-            Errno::PERM => why.push_str(": the process needs CAP_SYS_ADMIN (a privileged container)"),
+            Errno::NODEV => {
+                why.push_str(": the kernel has no NFSv3 client: load the modules nfs and nfsv3")
+            }
+            Errno::PERM => {
+                why.push_str(": the process needs CAP_SYS_ADMIN (a privileged container)")
+            }
             _ => {}
         }
     }
@@ -58,8 +62,14 @@ fn failed(path: &Path, doing: &'static str, errno: Errno) -> MountError {
 
 /// Of a mount that came after its caller had gone.
 fn detach(target: &Path) {
-    if let Err(error) = rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-        tracing::warn!(target = %target.display(), %error, "a mount that came too late stays: unmount it by hand");
+    if let Err(error) =
+        rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+    {
+        tracing::warn!(
+            target = %target.display(),
+            %error,
+            "a mount that came too late stays: unmount it by hand"
+        );
     }
 }
 
@@ -68,11 +78,19 @@ impl Mounter for KernelMounter {
         const DOING: &str = "mounting";
         let options = options::kernel(what)?;
         must_be_free(target, &self.list().await?).await?;
-        let nul = |_| MountError::Kernel { path: target.to_owned(), doing: DOING, why: "options hold a NUL byte".into() };
+        let nul = |_| MountError::Kernel {
+            path: target.to_owned(),
+            doing: DOING,
+            why: "options hold a NUL byte".into(),
+        };
         let data = CString::new(options.data).map_err(nul)?;
         let device = what.device.clone();
-        let mount = move |path: &Path| rustix::mount::mount(device, path, "nfs", options.flags, data.as_c_str());
-        call(target, DOING, MOUNT_SECS, mount, detach).await?.map_err(|errno| failed(target, DOING, errno))
+        let mount = move |path: &Path| {
+            rustix::mount::mount(device, path, "nfs", options.flags, data.as_c_str())
+        };
+        call(target, DOING, MOUNT_SECS, mount, detach)
+            .await?
+            .map_err(|errno| failed(target, DOING, errno))
     }
 
     async fn bind(&self, what: &BindMount, target: &Path) -> Result<(), MountError> {
@@ -85,25 +103,35 @@ impl Mounter for KernelMounter {
             // A bind takes its flags only from a remount of it, and then takes exactly these.
             rustix::mount::mount_remount(path, flags, c"").inspect_err(|_| detach(path))
         };
-        call(target, DOING, BIND_SECS, bind, detach).await?.map_err(|errno| failed(target, DOING, errno))
+        call(target, DOING, BIND_SECS, bind, detach)
+            .await?
+            .map_err(|errno| failed(target, DOING, errno))
     }
 
     async fn unmount(&self, target: &Path) -> Result<(), MountError> {
         for _ in 0..STACK_MAX {
             let mounts = self.list().await?;
-            let Some(top) = mounts.iter().rev().find(|mount| mount.target == target) else { return Ok(()) };
-            // MNT_FORCE aborts the calls of every mount of the file system, those of other pods too.
+            let Some(top) = mounts.iter().rev().find(|mount| mount.target == target) else {
+                return Ok(());
+            };
+            // MNT_FORCE aborts the calls of every mount of the file system, those of other pods
+            // too.
             let last = mounts.iter().filter(|mount| mount.device == top.device).count() == 1;
             unmount_top(target, last).await?;
         }
-        Err(MountError::Kernel { path: target.to_owned(), doing: "unmounting", why: "too many mounts on one target".into() })
+        Err(MountError::Kernel {
+            path: target.to_owned(),
+            doing: "unmounting",
+            why: "too many mounts on one target".into(),
+        })
     }
 
     async fn list(&self) -> Result<Vec<MountPoint>, MountError> {
         const DOING: &str = "reading";
         let path = PathBuf::from("/proc/self/mountinfo");
         let file = path.clone();
-        let read = limited::run(Duration::from_secs(LIST_SECS), move || std::fs::read(file), drop).await;
+        let read =
+            limited::run(Duration::from_secs(LIST_SECS), move || std::fs::read(file), drop).await;
         match read {
             Ok(Ok(text)) => Ok(mountinfo::parse(&text)),
             Ok(Err(error)) => Err(kernel_error(&path, DOING, &error)),
@@ -117,7 +145,9 @@ impl Mounter for KernelMounter {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             rustix::fs::syncfs(rustix::fs::open(path, flags, Mode::empty())?)
         };
-        call(target, DOING, SYNC_SECS, sync, |_| {}).await?.map_err(|errno| failed(target, DOING, errno))
+        call(target, DOING, SYNC_SECS, sync, |_| {})
+            .await?
+            .map_err(|errno| failed(target, DOING, errno))
     }
 }
 
@@ -125,20 +155,31 @@ impl Mounter for KernelMounter {
 async fn unmount_top(target: &Path, last: bool) -> Result<(), MountError> {
     const DOING: &str = "unmounting";
     let steps: &[(UnmountFlags, u64)] = match last {
-        true => &[(UnmountFlags::empty(), UNMOUNT_SECS), (UnmountFlags::FORCE, FORCE_SECS), (UnmountFlags::DETACH, FORCE_SECS)],
+        true => &[
+            (UnmountFlags::empty(), UNMOUNT_SECS),
+            (UnmountFlags::FORCE, FORCE_SECS),
+            (UnmountFlags::DETACH, FORCE_SECS),
+        ],
         false => &[(UnmountFlags::empty(), UNMOUNT_SECS), (UnmountFlags::DETACH, FORCE_SECS)],
     };
     let mut error = None;
     for (flags, secs) in steps {
         let flags = *flags | UnmountFlags::NOFOLLOW;
-        let step = call(target, DOING, *secs, move |path| rustix::mount::unmount(path, flags), |_| {}).await;
+        let step =
+            call(target, DOING, *secs, move |path| rustix::mount::unmount(path, flags), |_| {})
+                .await;
         match step {
             // EINVAL: no mount point any more, an earlier step ended after all.
             Ok(Ok(()) | Err(Errno::INVAL)) => return Ok(()),
             Ok(Err(errno)) => error = Some(failed(target, DOING, errno)),
             Err(late) => error = Some(late),
         }
-        tracing::debug!(target = %target.display(), ?flags, ?error, "an unmount step did not do it");
+        tracing::debug!(
+            target = %target.display(),
+            ?flags,
+            ?error,
+            "an unmount step did not do it"
+        );
     }
     error.map_or(Ok(()), Err)
 }
@@ -178,7 +219,11 @@ mod tests {
         let bound = seen.iter().find(|mount| mount.target == target).unwrap();
         assert!(bound.read_only);
         let flags = ["nosuid", "nodev", "noexec", "nodiratime"];
-        assert!(flags.iter().all(|flag| bound.flags.iter().any(|there| there == flag)), "{:?}", bound.flags);
+        assert!(
+            flags.iter().all(|flag| bound.flags.iter().any(|there| there == flag)),
+            "{:?}",
+            bound.flags
+        );
         let again = KernelMounter.bind(&what(false, &[]), &target).await;
         assert!(matches!(again, Err(MountError::Busy { .. })), "{again:?}");
         KernelMounter.sync(&target).await.unwrap();
@@ -203,6 +248,9 @@ mod tests {
         let refused = KernelMounter.mount_nfs(&what, dir.path()).await.unwrap_err();
         assert!(matches!(refused, MountError::Kernel { .. }), "{refused}");
         let what = NfsMount { options: vec!["soft".into()], ..what };
-        assert!(matches!(KernelMounter.mount_nfs(&what, dir.path()).await, Err(MountError::Option { .. })));
+        assert!(matches!(
+            KernelMounter.mount_nfs(&what, dir.path()).await,
+            Err(MountError::Option { .. })
+        ));
     }
 }

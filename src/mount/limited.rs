@@ -1,7 +1,7 @@
 //! Blocking system calls on threads of their own, each with a time limit.
 //!
-//! Not the runtime's blocking pool: a call into a dead server may never return, and the pool would be full of such calls
-//! and would hold up the end of the process.
+//! Not the runtime's blocking pool: a call into a dead server may never return, and the pool would
+//! be full of such calls and would hold up the end of the process.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -32,7 +32,11 @@ pub(super) async fn run<T: Send + 'static>(
             }
             drop(permit);
         };
-        std::thread::Builder::new().name("kernel-call".into()).stack_size(256 << 10).spawn(body).map_err(|_| Late)?;
+        std::thread::Builder::new()
+            .name("kernel-call".into())
+            .stack_size(256 << 10)
+            .spawn(body)
+            .map_err(|_| Late)?;
         result.await.map_err(|_| Late)
     };
     tokio::time::timeout(limit, work).await.unwrap_or(Err(Late))
@@ -53,7 +57,8 @@ mod tests {
         let (release, held) = mpsc::channel::<()>();
         let (undone, seen) = mpsc::channel();
         let call = move || held.recv().is_ok();
-        let answer = run(Duration::from_millis(20), call, move |result| undone.send(result).unwrap()).await;
+        let answer =
+            run(Duration::from_millis(20), call, move |result| undone.send(result).unwrap()).await;
         assert_eq!(answer, Err(Late));
         release.send(()).unwrap();
         assert!(seen.recv_timeout(Duration::from_secs(10)).unwrap());

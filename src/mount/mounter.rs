@@ -24,7 +24,9 @@ impl Classify for MountError {
     fn class(&self) -> Class {
         match self {
             Self::Option { .. } => Class::Invalid,
-            Self::Busy { .. } | Self::NotDirectory { .. } | Self::NotEmpty { .. } => Class::Precondition,
+            Self::Busy { .. } | Self::NotDirectory { .. } | Self::NotEmpty { .. } => {
+                Class::Precondition
+            }
             Self::Kernel { .. } => Class::Internal,
             Self::Timeout { .. } => Class::Unavailable,
         }
@@ -49,8 +51,8 @@ pub struct BindMount {
     /// Where it is mounted already.
     pub source: PathBuf,
     pub read_only: bool,
-    /// All options asked for. Linux keeps `noexec`, `noatime` and the like for each mount point, so that each bind mount is given
-    /// them anew; those of the file system itself are the source's.
+    /// All options asked for. Linux keeps `noexec`, `noatime` and the like for each mount point, so
+    /// that each bind mount is given them anew; those of the file system itself are the source's.
     pub options: Vec<String>,
 }
 
@@ -65,11 +67,21 @@ pub struct MountPoint {
     pub flags: Vec<String>,
 }
 
-/// What the node needs of the kernel. Nothing here ever touches the file system under a mount point of ours.
+/// What the node needs of the kernel. Nothing here ever touches the file system under a mount point
+/// of ours.
 pub trait Mounter: Clone + Send + Sync + 'static {
-    fn mount_nfs(&self, what: &NfsMount, target: &Path) -> impl Future<Output = Result<(), MountError>> + Send;
-    fn bind(&self, what: &BindMount, target: &Path) -> impl Future<Output = Result<(), MountError>> + Send;
-    /// An absent mount counts as unmounted. Never blocks longer than its limits: umount2, then MNT_FORCE, then MNT_DETACH.
+    fn mount_nfs(
+        &self,
+        what: &NfsMount,
+        target: &Path,
+    ) -> impl Future<Output = Result<(), MountError>> + Send;
+    fn bind(
+        &self,
+        what: &BindMount,
+        target: &Path,
+    ) -> impl Future<Output = Result<(), MountError>> + Send;
+    /// An absent mount counts as unmounted. Never blocks longer than its limits: umount2, then
+    /// MNT_FORCE, then MNT_DETACH.
     fn unmount(&self, target: &Path) -> impl Future<Output = Result<(), MountError>> + Send;
     fn list(&self) -> impl Future<Output = Result<Vec<MountPoint>, MountError>> + Send;
     /// Writes the mount's dirty pages to the server (syncfs), within a time limit.

@@ -57,22 +57,37 @@ mod tests {
     #[test]
     fn lines_of_the_kernel_are_understood() {
         let text = b"22 1 0:5 / /proc rw,nosuid,nodev,noexec shared:13 - proc proc rw\n\
-            99 22 0:50 / /var/lib/kubelet/a\\040b\\134c rw,nosuid,nodev,relatime shared:1 master:2 - nfs id:/x\\011y rw,vers=3,addr=127.1.2.3\n\
+            99 22 0:50 / /var/lib/kubelet/a\\040b\\134c rw,nosuid,nodev,relatime shared:1 master:2 \
+            - nfs id:/x\\011y rw,vers=3,addr=127.1.2.3\n\
             100 22 0:50 / /pods/ro ro,relatime - nfs id:/e rw\n\
             101 22 0:51 / /pods/super rw - nfs id:/e ro,vers=3\n\
             102 22 0:52 / /none rw - tmpfs  rw\n";
         let mounts = parse(text);
         assert_eq!(mounts.len(), 5);
         assert_eq!(mounts[1].target, PathBuf::from("/var/lib/kubelet/a b\\c"));
-        assert_eq!((mounts[1].device.as_str(), mounts[1].kind.as_str(), mounts[1].read_only), ("id:/x\ty", "nfs", false));
+        assert_eq!(
+            (mounts[1].device.as_str(), mounts[1].kind.as_str(), mounts[1].read_only),
+            ("id:/x\ty", "nfs", false)
+        );
         assert!(mounts[2].read_only && mounts[3].read_only);
         assert_eq!(mounts[1].flags, ["nosuid", "nodev", "relatime"]);
-        assert_eq!((mounts[2].flags.join(","), mounts[3].flags.join(",")), ("relatime".into(), String::new()));
+        assert_eq!(
+            (mounts[2].flags.join(","), mounts[3].flags.join(",")),
+            ("relatime".into(), String::new())
+        );
     }
 
     #[test]
     fn what_is_no_line_is_left_out() {
-        for bad in ["", " ", "1 2 3", "1 2 0:1 / /x rw shared:1", "1 2 0:1 / /x rw -", "1 2 0:1 / /x rw - nfs", "\u{0}\u{1}\\"] {
+        for bad in [
+            "",
+            " ",
+            "1 2 3",
+            "1 2 0:1 / /x rw shared:1",
+            "1 2 0:1 / /x rw -",
+            "1 2 0:1 / /x rw - nfs",
+            "\u{0}\u{1}\\",
+        ] {
             assert_eq!(parse(bad.as_bytes()), vec![], "{bad:?}");
         }
     }

@@ -33,8 +33,8 @@ enum Extra {
     Context,
 }
 
-/// What may be added, and with what values. Not here: `soft` (loses writes), `noresvport` (only reserved ports are
-/// served), `suid`, `dev`, other versions, addresses or security flavours.
+/// What may be added, and with what values. Not here: `soft` (loses writes), `noresvport` (only
+/// reserved ports are served), `suid`, `dev`, other versions, addresses or security flavours.
 fn allowed(name: &str) -> Option<Extra> {
     let seconds = || Extra::Number(0..=86_400);
     Some(match name {
@@ -46,7 +46,9 @@ fn allowed(name: &str) -> Option<Extra> {
         "relatime" => Extra::Flag(MountFlags::RELATIME),
         "sync" => Extra::Flag(MountFlags::SYNCHRONOUS),
         "dirsync" => Extra::Flag(MountFlags::DIRSYNC),
-        "ac" | "noac" | "cto" | "nocto" | "acl" | "noacl" | "rdirplus" | "nordirplus" => Extra::Word,
+        "ac" | "noac" | "cto" | "nocto" | "acl" | "noacl" | "rdirplus" | "nordirplus" => {
+            Extra::Word
+        }
         "acregmin" | "acregmax" | "acdirmin" | "acdirmax" | "actimeo" => seconds(),
         "nconnect" => Extra::Number(1..=NCONNECT_MAX),
         "rsize" | "wsize" => Extra::Number(4096..=1 << 20),
@@ -58,8 +60,10 @@ fn allowed(name: &str) -> Option<Extra> {
     })
 }
 
-const ALLOWED: &str = "ro, noexec, noatime, nodiratime, relatime, sync, dirsync, ac, noac, cto, nocto, acl, noacl, rdirplus, \
-    nordirplus, acregmin=, acregmax=, acdirmin=, acdirmax=, actimeo=, nconnect=, rsize=, wsize=, timeo=, retrans=, lookupcache=, context=";
+const ALLOWED: &str = "ro, noexec, noatime, nodiratime, relatime, sync, dirsync, ac, noac, cto, \
+    nocto, acl, noacl, rdirplus, \
+    nordirplus, acregmin=, acregmax=, acdirmin=, acdirmax=, actimeo=, nconnect=, rsize=, wsize=, \
+    timeo=, retrans=, lookupcache=, context=";
 
 /// Checks options that a user asked for.
 ///
@@ -90,7 +94,10 @@ fn is_context(value: &str) -> bool {
 
 /// Connections, and so reserved ports, of a mount with these options.
 pub fn connections(options: &[String]) -> u32 {
-    let given = options.iter().flat_map(|text| split(text)).filter_map(|option| option.strip_prefix("nconnect="));
+    let given = options
+        .iter()
+        .flat_map(|text| split(text))
+        .filter_map(|option| option.strip_prefix("nconnect="));
     given.last().and_then(|value| value.parse().ok()).unwrap_or(1)
 }
 
@@ -100,8 +107,10 @@ pub fn reads_only(options: &[String]) -> bool {
 }
 
 fn one(option: &str) -> Result<(Extra, &str), MountError> {
-    let refuse = || MountError::Option { option: option.chars().take(80).collect(), allowed: ALLOWED };
-    let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
+    let refuse =
+        || MountError::Option { option: option.chars().take(80).collect(), allowed: ALLOWED };
+    let (name, value) =
+        option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
     let extra = allowed(name).ok_or_else(refuse)?;
     let fits = match (&extra, value) {
         (Extra::Number(range), Some(value)) => number(value).is_some_and(|n| range.contains(&n)),
@@ -117,7 +126,8 @@ fn number(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-/// The flags of one mount point that shows a mount of ours. A remount of it takes exactly these: one that is left out is lost.
+/// The flags of one mount point that shows a mount of ours. A remount of it takes exactly these:
+/// one that is left out is lost.
 pub(super) fn bind(what: &BindMount) -> Result<MountFlags, MountError> {
     let mut flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
     for option in what.options.iter().flat_map(|text| split(text)) {
@@ -133,8 +143,9 @@ pub(super) fn bind(what: &BindMount) -> Result<MountFlags, MountError> {
     Ok(flags)
 }
 
-/// The flags and the option string of an NFSv3 mount. `nolock`: locks are local to the node, which is right while one
-/// node has the volume; NLM cannot be served on the client's own host. Never `noresvport`: see R23.
+/// The flags and the option string of an NFSv3 mount. `nolock`: locks are local to the node, which
+/// is right while one node has the volume; NLM cannot be served on the client's own host. Never
+/// `noresvport`: see R23.
 pub(super) fn kernel(what: &NfsMount) -> Result<KernelOptions, MountError> {
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
     let mut read_only = what.read_only;
@@ -160,7 +171,9 @@ pub(super) fn kernel(what: &NfsMount) -> Result<KernelOptions, MountError> {
     let mut data = format!(
         "vers=3,proto={proto},addr={ip},port={port},mountaddr={ip},mountvers=3,mountproto={proto},mountport={port},nolock,hard,sec=sys"
     );
-    for (name, default) in [("timeo", 600), ("retrans", 2), ("rsize", 1 << 20), ("wsize", 1 << 20), ("nconnect", 1)] {
+    for (name, default) in
+        [("timeo", 600), ("retrans", 2), ("rsize", 1 << 20), ("wsize", 1 << 20), ("nconnect", 1)]
+    {
         if !extras.iter().any(|(extra, _)| *extra == name) {
             // Writing into a string cannot fail.
             let _ = write!(data, ",{name}={default}");
@@ -171,7 +184,10 @@ pub(super) fn kernel(what: &NfsMount) -> Result<KernelOptions, MountError> {
         data.push_str(option);
     }
     if data.len() > DATA_BYTES_MAX {
-        return Err(MountError::Option { option: format!("{} bytes of options", data.len()), allowed: ALLOWED });
+        return Err(MountError::Option {
+            option: format!("{} bytes of options", data.len()),
+            allowed: ALLOWED,
+        });
     }
     Ok(KernelOptions { flags, data, read_only })
 }
@@ -203,12 +219,23 @@ mod tests {
 
     #[test]
     fn extras_replace_defaults_and_the_last_one_wins() {
-        let options = kernel(&mount(false, &["nconnect=4,noatime", "wsize=4096", "wsize=65536", "ro"])).unwrap();
+        let options =
+            kernel(&mount(false, &["nconnect=4,noatime", "wsize=4096", "wsize=65536", "ro"]))
+                .unwrap();
         assert_eq!(connections(&["nconnect=8".into(), "noatime,nconnect=4".into()]), 4);
         assert_eq!(connections(&["noatime".into()]), 1);
-        assert!(options.data.ends_with("retrans=2,rsize=1048576,nconnect=4,wsize=65536"), "{}", options.data);
-        assert!(options.flags.contains(MountFlags::NOATIME | MountFlags::RDONLY | MountFlags::NOSUID));
-        assert!(options.read_only && kernel(&mount(true, &[])).unwrap().flags.contains(MountFlags::RDONLY));
+        assert!(
+            options.data.ends_with("retrans=2,rsize=1048576,nconnect=4,wsize=65536"),
+            "{}",
+            options.data
+        );
+        assert!(
+            options.flags.contains(MountFlags::NOATIME | MountFlags::RDONLY | MountFlags::NOSUID)
+        );
+        assert!(
+            options.read_only
+                && kernel(&mount(true, &[])).unwrap().flags.contains(MountFlags::RDONLY)
+        );
     }
 
     #[test]
@@ -245,7 +272,10 @@ mod tests {
         ];
         for option in bad {
             let refused = check(&[option.to_owned()]).unwrap_err().to_string();
-            assert!(refused.contains(&format!("{option:?}")) && refused.contains("lookupcache="), "{refused}");
+            assert!(
+                refused.contains(&format!("{option:?}")) && refused.contains("lookupcache="),
+                "{refused}"
+            );
             assert!(kernel(&mount(false, &[option])).is_err());
         }
         assert!(check(&["x".repeat(5000)]).unwrap_err().to_string().len() < 500);
@@ -254,23 +284,39 @@ mod tests {
     #[test]
     fn a_context_keeps_its_commas() {
         let categories = "context=\"system_u:object_r:container_file_t:s0:c1,c2\"";
-        let options = kernel(&mount(false, &[&format!("noatime,{categories},nconnect=2")])).unwrap();
-        assert!(options.data.ends_with(&format!("wsize=1048576,{categories},nconnect=2")), "{}", options.data);
+        let options =
+            kernel(&mount(false, &[&format!("noatime,{categories},nconnect=2")])).unwrap();
+        assert!(
+            options.data.ends_with(&format!("wsize=1048576,{categories},nconnect=2")),
+            "{}",
+            options.data
+        );
         assert!(options.flags.contains(MountFlags::NOATIME));
-        check(&["context=system_u:object_r:nfs_t:s0".into(), "context=\"system_u:object_r:nfs_t\"".into()]).unwrap();
+        check(&[
+            "context=system_u:object_r:nfs_t:s0".into(),
+            "context=\"system_u:object_r:nfs_t\"".into(),
+        ])
+        .unwrap();
     }
 
     fn bound(read_only: bool, options: &[&str]) -> MountFlags {
         let options = options.iter().map(|o| (*o).to_owned()).collect();
-        bind(&BindMount { source: "/staged".into(), read_only, options }).unwrap() - MountFlags::BIND
+        bind(&BindMount { source: "/staged".into(), read_only, options }).unwrap()
+            - MountFlags::BIND
     }
 
     #[test]
     fn a_bind_has_the_flags_of_a_mount_point_and_no_others() {
         let always = MountFlags::NOSUID | MountFlags::NODEV;
         assert_eq!(bound(false, &[]), always);
-        assert_eq!(bound(true, &["noexec,nconnect=4", "hard"]), always | MountFlags::NOEXEC | MountFlags::RDONLY);
-        assert_eq!(bound(false, &["ro", "noatime", "nodiratime"]), bound(true, &["noatime,nodiratime"]));
+        assert_eq!(
+            bound(true, &["noexec,nconnect=4", "hard"]),
+            always | MountFlags::NOEXEC | MountFlags::RDONLY
+        );
+        assert_eq!(
+            bound(false, &["ro", "noatime", "nodiratime"]),
+            bound(true, &["noatime,nodiratime"])
+        );
         assert!(reads_only(&["noexec,ro".into()]) && !reads_only(&["rw".into(), "noexec".into()]));
     }
 
@@ -278,6 +324,11 @@ mod tests {
     fn ipv6_says_so() {
         let mut what = mount(false, &[]);
         what.endpoint = "[::1]:12049".parse().unwrap();
-        assert!(kernel(&what).unwrap().data.starts_with("vers=3,proto=tcp6,addr=::1,port=12049,mountaddr=::1,"));
+        assert!(
+            kernel(&what)
+                .unwrap()
+                .data
+                .starts_with("vers=3,proto=tcp6,addr=::1,port=12049,mountaddr=::1,")
+        );
     }
 }

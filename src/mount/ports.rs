@@ -1,4 +1,5 @@
-//! The local ports that the kernel's NFS client connects from: only reserved ones are served (R23), and each connection of each mount takes one.
+//! The local ports that the kernel's NFS client connects from: only reserved ones are served (R23),
+//! and each connection of each mount takes one.
 
 use std::path::Path;
 
@@ -12,7 +13,8 @@ pub fn reserved() -> u32 {
 
 /// The files are there once the module sunrpc is loaded.
 fn of(dir: &Path) -> u32 {
-    let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u32>().ok();
+    let read =
+        |name: &str| std::fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u32>().ok();
     let (first, last) = read("min_resvport").zip(read("max_resvport")).unwrap_or(RANGE);
     last.saturating_add(1).saturating_sub(first)
 }

@@ -1,5 +1,6 @@
-//! Files in a target folder that are not of the volume: somebody wrote there while nothing was mounted. Kubelet and we remove only empty folders, so
-//! that the pod would stay Terminating for ever, and the files may be somebody's data: they are moved out of the pod's way.
+//! Files in a target folder that are not of the volume: somebody wrote there while nothing was
+//! mounted. Kubelet and we remove only empty folders, so that the pod would stay Terminating for
+//! ever, and the files may be somebody's data: they are moved out of the pod's way.
 
 use super::target::disk;
 use super::{MountError, remove_target};
@@ -9,8 +10,9 @@ use std::path::{Path, PathBuf};
 /// Times that files may be left in one target.
 const TIMES_MAX: u32 = 100;
 
-/// Removes the folder of a target that nothing is mounted on any more. One of kubelet's that holds files is moved whole to
-/// `<kubelet's folder>/plugins/<driver>/strays/<pod>/<volume>`, which is on the same disk.
+/// Removes the folder of a target that nothing is mounted on any more. One of kubelet's that holds
+/// files is moved whole to `<kubelet's folder>/plugins/<driver>/strays/<pod>/<volume>`, which is on
+/// the same disk.
 ///
 /// # Errors
 /// [`MountError::NotEmpty`] for a folder that holds files, where it cannot be moved.
@@ -25,7 +27,12 @@ pub async fn remove_or_move_away(target: &Path, driver: &str) -> Result<(), Moun
     match moved {
         Some(to) => {
             let (target, to) = (target.display(), to.display());
-            tracing::warn!(%target, %to, "a pod's volume folder held files that are not of the volume: they were moved, remove them if nobody needs them");
+            tracing::warn!(
+                %target,
+                %to,
+                "a pod's volume folder held files that are not of the volume: they were moved, \
+                 remove them if nobody needs them"
+            );
             Ok(())
         }
         None => Err(error),
@@ -43,14 +50,16 @@ fn place(target: &Path, driver: &str) -> Option<PathBuf> {
     let pod = names.next()?;
     let pods = names.next() == Some(OsStr::new("pods"));
     let root = target.ancestors().nth(6)?;
-    (mount && plugin && pods).then(|| root.join("plugins").join(driver).join("strays").join(pod).join(volume))
+    (mount && plugin && pods)
+        .then(|| root.join("plugins").join(driver).join("strays").join(pod).join(volume))
 }
 
 /// To a name that is free: what was moved before stays.
 fn rename(from: &Path, place: &Path) -> Option<PathBuf> {
     std::fs::create_dir_all(place.parent()?).ok()?;
     let names = (1..TIMES_MAX).map(|n| PathBuf::from(format!("{}.{n}", place.display())));
-    let to = std::iter::once(place.to_owned()).chain(names).find(|to| to.symlink_metadata().is_err())?;
+    let to =
+        std::iter::once(place.to_owned()).chain(names).find(|to| to.symlink_metadata().is_err())?;
     std::fs::rename(from, &to).ok().map(|()| to)
 }
 
@@ -86,7 +95,8 @@ mod tests {
             assert!(!target.exists());
         }
         let strays = root.path().join("plugins/d/strays/uid");
-        let texts = ["pvc-1/file", "pvc-1.1/file"].map(|file| std::fs::read_to_string(strays.join(file)).unwrap());
+        let texts = ["pvc-1/file", "pvc-1.1/file"]
+            .map(|file| std::fs::read_to_string(strays.join(file)).unwrap());
         assert_eq!(texts, ["first", "second"]);
         remove_or_move_away(&target, "d").await.unwrap();
     }

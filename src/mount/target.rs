@@ -9,14 +9,18 @@ use std::time::Duration;
 /// The disk under kubelet's folder may be slow; it is not expected to be dead.
 const DISK_SECS: u64 = 10;
 
-/// Makes the folder of a target, and those above it. Look first whether it is a mount point: one must not be looked into.
+/// Makes the folder of a target, and those above it. Look first whether it is a mount point: one
+/// must not be looked into.
 ///
 /// # Errors
 /// [`MountError::NotDirectory`] when something else has the name.
 pub async fn create(path: &Path) -> Result<(), MountError> {
     let target = path.to_owned();
     disk(path, "making the folder", move || match std::fs::create_dir_all(&target) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists || error.kind() == ErrorKind::NotADirectory => {
+        Err(error)
+            if error.kind() == ErrorKind::AlreadyExists
+                || error.kind() == ErrorKind::NotADirectory =>
+        {
             Err(MountError::NotDirectory { path: target })
         }
         made => made.map_err(|error| kernel_error(&target, "making the folder", &error)),
@@ -24,19 +28,26 @@ pub async fn create(path: &Path) -> Result<(), MountError> {
     .await
 }
 
-/// The path as mountinfo writes it: without symbolic links above the target, which is itself not looked at, because it may be a mount of a
-/// dead server. What cannot be resolved stays as it is given: the call that uses it says why.
+/// The path as mountinfo writes it: without symbolic links above the target, which is itself not
+/// looked at, because it may be a mount of a dead server. What cannot be resolved stays as it is
+/// given: the call that uses it says why.
 ///
 /// # Errors
 /// Only [`MountError::Timeout`].
 pub async fn resolve(path: &Path) -> Result<PathBuf, MountError> {
     let target = path.to_owned();
     disk(path, "resolving symbolic links", move || {
-        let above = target.ancestors().skip(1).find_map(|above| Some((above, std::fs::canonicalize(above).ok()?)));
-        Ok(match above.and_then(|(above, real)| Some(real.join(target.strip_prefix(above).ok()?))) {
-            Some(real) => real,
-            None => target,
-        })
+        let above = target
+            .ancestors()
+            .skip(1)
+            .find_map(|above| Some((above, std::fs::canonicalize(above).ok()?)));
+        Ok(
+            match above.and_then(|(above, real)| Some(real.join(target.strip_prefix(above).ok()?)))
+            {
+                Some(real) => real,
+                None => target,
+            },
+        )
     })
     .await
 }
@@ -46,8 +57,12 @@ pub async fn remove(path: &Path) -> Result<(), MountError> {
     let target = path.to_owned();
     disk(path, "removing the folder", move || match std::fs::remove_dir(&target) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Err(MountError::NotEmpty { path: target }),
-        Err(error) if error.kind() == ErrorKind::NotADirectory => Err(MountError::NotDirectory { path: target }),
+        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
+            Err(MountError::NotEmpty { path: target })
+        }
+        Err(error) if error.kind() == ErrorKind::NotADirectory => {
+            Err(MountError::NotDirectory { path: target })
+        }
         gone => gone.map_err(|error| kernel_error(&target, "removing the folder", &error)),
     })
     .await
@@ -73,7 +88,9 @@ pub(super) async fn disk<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, MountError> + Send + 'static,
 ) -> Result<T, MountError> {
     let done = limited::run(Duration::from_secs(DISK_SECS), work, drop).await;
-    done.unwrap_or_else(|limited::Late| Err(MountError::Timeout { path: PathBuf::from(path), doing, secs: DISK_SECS }))
+    done.unwrap_or_else(|limited::Late| {
+        Err(MountError::Timeout { path: PathBuf::from(path), doing, secs: DISK_SECS })
+    })
 }
 
 pub(super) fn kernel_error(path: &Path, doing: &'static str, error: &std::io::Error) -> MountError {

@@ -1,9 +1,12 @@
-//! The arguments of every NFSv3 procedure (RFC 1813 §3.3), parsed once into types that later code can trust.
+//! The arguments of every NFSv3 procedure (RFC 1813 §3.3), parsed once into types that later code
+//! can trust.
 
 use super::handle::Handle;
 use super::record::LARGE_RECORD_BYTES;
 use super::xdr::{Cursor, Result, XdrError};
-use crate::fs::api::{CreateHow, DirCookie, IO_BYTES_MAX, SYMLINK_BYTES_MAX, SetAttr, SetTime, Special, Stability};
+use crate::fs::api::{
+    CreateHow, DirCookie, IO_BYTES_MAX, SYMLINK_BYTES_MAX, SetAttr, SetTime, Special, Stability,
+};
 use crate::types::Timestamp;
 use bytes::Bytes;
 
@@ -141,7 +144,8 @@ pub enum Args {
     Commit { file: HandleArg, offset: u64, count: u32 },
 }
 
-/// A longer name cannot be in a path that any system accepts; a name between this and 255 bytes gets `NAMETOOLONG`.
+/// A longer name cannot be in a path that any system accepts; a name between this and 255 bytes
+/// gets `NAMETOOLONG`.
 const NAME_ARG_BYTES_MAX: usize = 4096;
 
 impl Args {
@@ -153,11 +157,17 @@ impl Args {
         Ok(match procedure {
             Procedure::Null => Self::Null,
             Procedure::GetAttr => Self::GetAttr(Handle::decode(args)?),
-            Procedure::SetAttr => Self::SetAttr { file: Handle::decode(args)?, set: set_attr(args)?, guard: guard(args)? },
+            Procedure::SetAttr => Self::SetAttr {
+                file: Handle::decode(args)?,
+                set: set_attr(args)?,
+                guard: guard(args)?,
+            },
             Procedure::Lookup => Self::Lookup(place(args)?),
             Procedure::Access => Self::Access { file: Handle::decode(args)?, want: args.u32()? },
             Procedure::ReadLink => Self::ReadLink(Handle::decode(args)?),
-            Procedure::Read => Self::Read { file: Handle::decode(args)?, offset: args.u64()?, count: args.u32()? },
+            Procedure::Read => {
+                Self::Read { file: Handle::decode(args)?, offset: args.u64()?, count: args.u32()? }
+            }
             Procedure::Write => write(args)?,
             Procedure::Create => Self::Create { at: place(args)?, how: how(args)? },
             Procedure::MkDir => Self::MkDir { at: place(args)?, set: set_attr(args)? },
@@ -168,19 +178,26 @@ impl Args {
             Procedure::Rename => Self::Rename { from: place(args)?, to: place(args)? },
             Procedure::Link => Self::Link { file: Handle::decode(args)?, at: place(args)? },
             Procedure::ReadDir => {
-                let (dir, after, verifier) = (Handle::decode(args)?, DirCookie(args.u64()?), args.array()?);
+                let (dir, after, verifier) =
+                    (Handle::decode(args)?, DirCookie(args.u64()?), args.array()?);
                 Self::ReadDir { dir, after, verifier, count: args.u32()? }
             }
             Procedure::ReadDirPlus => {
-                let (dir, after, verifier) = (Handle::decode(args)?, DirCookie(args.u64()?), args.array()?);
-                // How much of the reply may be names is a hint; what bounds the reply is the second number.
+                let (dir, after, verifier) =
+                    (Handle::decode(args)?, DirCookie(args.u64()?), args.array()?);
+                // How much of the reply may be names is a hint; what bounds the reply is the second
+                // number.
                 let _dircount = args.u32()?;
                 Self::ReadDirPlus { dir, after, verifier, count: args.u32()? }
             }
             Procedure::FsStat => Self::FsStat(Handle::decode(args)?),
             Procedure::FsInfo => Self::FsInfo(Handle::decode(args)?),
             Procedure::PathConf => Self::PathConf(Handle::decode(args)?),
-            Procedure::Commit => Self::Commit { file: Handle::decode(args)?, offset: args.u64()?, count: args.u32()? },
+            Procedure::Commit => Self::Commit {
+                file: Handle::decode(args)?,
+                offset: args.u64()?,
+                count: args.u32()?,
+            },
         })
     }
 }
@@ -199,7 +216,8 @@ fn write(args: &mut Cursor<'_>) -> Result<Args> {
         _ => return Err(XdrError("an unknown stable_how")),
     };
     let data = args.payload(IO_BYTES_MAX, LARGE_RECORD_BYTES / 2)?;
-    // RFC 1813 §3.3.7: count is the length of the data; with less data than that the call is not what was meant.
+    // RFC 1813 §3.3.7: count is the length of the data; with less data than that the call is not
+    // what was meant.
     if data.len() != count as usize {
         return Err(XdrError("count differs from the length of the data"));
     }
@@ -213,7 +231,10 @@ fn symlink(args: &mut Cursor<'_>) -> Result<Args> {
     Ok(Args::Symlink { at, set, target })
 }
 
-fn option<'a, T>(args: &mut Cursor<'a>, read: impl FnOnce(&mut Cursor<'a>) -> Result<T>) -> Result<Option<T>> {
+fn option<'a, T>(
+    args: &mut Cursor<'a>,
+    read: impl FnOnce(&mut Cursor<'a>) -> Result<T>,
+) -> Result<Option<T>> {
     if args.bool()? { read(args).map(Some) } else { Ok(None) }
 }
 
@@ -261,7 +282,11 @@ fn node(args: &mut Cursor<'_>) -> Result<NodeArg> {
         3 | 4 => {
             let set = set_attr(args)?;
             let (major, minor) = (args.u32()?, args.u32()?);
-            let device = if kind == 3 { Special::BlockDevice(major, minor) } else { Special::CharDevice(major, minor) };
+            let device = if kind == 3 {
+                Special::BlockDevice(major, minor)
+            } else {
+                Special::CharDevice(major, minor)
+            };
             NodeArg::Special(device, set)
         }
         6 => NodeArg::Special(Special::Socket, set_attr(args)?),

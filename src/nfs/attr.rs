@@ -33,7 +33,8 @@ fn kind_from_wire(number: u32) -> Result<FileKind> {
     })
 }
 
-/// `nfstime3` has unsigned seconds: what lies before 1970 or after 2106 is shown as the nearest end.
+/// `nfstime3` has unsigned seconds: what lies before 1970 or after 2106 is shown as the nearest
+/// end.
 pub fn time(out: &mut Encoder, at: Timestamp) {
     match u32::try_from(at.secs()) {
         Ok(secs) => out.u32(secs).u32(at.subsec_nanos()),
@@ -45,7 +46,12 @@ pub fn time(out: &mut Encoder, at: Timestamp) {
 /// `fattr3`.
 pub fn attr(out: &mut Encoder, fsid: u64, attr: &Attr) {
     out.u32(kind_to_wire(attr.kind)).u32(attr.mode).u32(attr.nlink).u32(attr.uid).u32(attr.gid);
-    out.u64(attr.size).u64(attr.allocated).u32(attr.rdev.0).u32(attr.rdev.1).u64(fsid).u64(attr.file.ino.0);
+    out.u64(attr.size)
+        .u64(attr.allocated)
+        .u32(attr.rdev.0)
+        .u32(attr.rdev.1)
+        .u64(fsid)
+        .u64(attr.file.ino.0);
     time(out, attr.atime);
     time(out, attr.mtime);
     time(out, attr.ctime);
@@ -169,8 +175,11 @@ impl Wcc {
     /// # Errors
     /// As [`FileAttr::decode`].
     pub fn decode(from: &mut Cursor<'_>) -> Result<Self> {
-        let before =
-            if from.bool()? { Some(Before { size: from.u64()?, mtime: read_time(from)?, ctime: read_time(from)? }) } else { None };
+        let before = if from.bool()? {
+            Some(Before { size: from.u64()?, mtime: read_time(from)?, ctime: read_time(from)? })
+        } else {
+            None
+        };
         Ok(Self { before, after: FileAttr::decode_post_op(from)? })
     }
 }
@@ -204,7 +213,10 @@ mod tests {
         assert_eq!(out.len(), ATTR_BYTES);
         let bytes = Bytes::from(out.into_vec());
         let got = FileAttr::decode(&mut Cursor::new(&bytes)).unwrap();
-        assert_eq!((got.kind, got.mode, got.fileid, got.fsid, got.rdev), (sent.kind, sent.mode, 9, 11, (8, 1)));
+        assert_eq!(
+            (got.kind, got.mode, got.fileid, got.fsid, got.rdev),
+            (sent.kind, sent.mode, 9, 11, (8, 1))
+        );
         assert_eq!((got.atime, got.mtime), (Timestamp::from_nanos(0), at(1)));
         assert_eq!(got.ctime, Timestamp::from_parts(i64::from(u32::MAX), 999_999_999));
     }

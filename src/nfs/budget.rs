@@ -1,8 +1,10 @@
-//! What may be in flight. Bytes and calls are counted apart, so that a GETATTR never waits behind a thousand READs: a READ
-//! beyond its budget waits by itself, with a few hundred bytes, while the calls behind it go on.
+//! What may be in flight. Bytes and calls are counted apart, so that a GETATTR never waits behind a
+//! thousand READs: a READ beyond its budget waits by itself, with a few hundred bytes, while the
+//! calls behind it go on.
 //!
-//! A WRITE beyond its budget stays in the socket, and so does what follows it on that connection: that is the back-pressure
-//! of TCP. It ends by itself, since the file system flushes without being asked (R22).
+//! A WRITE beyond its budget stays in the socket, and so does what follows it on that connection:
+//! that is the back-pressure of TCP. It ends by itself, since the file system flushes without being
+//! asked (R22).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub struct Limits {
     /// Connections served at a time; a further one is closed.
     pub connections: usize,
-    /// Bytes of READ replies that are being made or have not left yet, over all connections (of all servers that share a [`Budget`]).
+    /// Bytes of READ replies that are being made or have not left yet, over all connections (of all
+    /// servers that share a [`Budget`]).
     pub read_bytes: usize,
     /// Bytes of WRITE payload received and not answered, likewise.
     pub write_bytes: usize,
@@ -38,7 +41,8 @@ impl Default for Limits {
     }
 }
 
-/// The part of the bytes that one connection may take: one that does not read its replies stops itself, not others.
+/// The part of the bytes that one connection may take: one that does not read its replies stops
+/// itself, not others.
 const CONNECTION_SHARE: usize = 2;
 
 /// A budget of bytes, of one server and of one connection of it.
@@ -72,12 +76,20 @@ pub struct Taken {
 impl Bytes {
     /// `max` must hold a few of the largest calls.
     pub fn new(max: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(max)), own: Arc::new(Semaphore::new(0)), own_max: max / CONNECTION_SHARE }
+        Self {
+            all: Arc::new(Semaphore::new(max)),
+            own: Arc::new(Semaphore::new(0)),
+            own_max: max / CONNECTION_SHARE,
+        }
     }
 
     /// The same budget, with a share for another connection.
     pub fn share(&self) -> Self {
-        Self { all: self.all.clone(), own: Arc::new(Semaphore::new(self.own_max)), own_max: self.own_max }
+        Self {
+            all: self.all.clone(),
+            own: Arc::new(Semaphore::new(self.own_max)),
+            own_max: self.own_max,
+        }
     }
 
     fn units(&self, bytes: usize) -> u32 {

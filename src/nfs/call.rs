@@ -1,4 +1,5 @@
-//! One call being carried out: who asks, what is asked of which export, and how an error becomes a status.
+//! One call being carried out: who asks, what is asked of which export, and how an error becomes a
+//! status.
 
 use super::args::HandleArg;
 use super::attr;
@@ -100,12 +101,17 @@ impl<T: ExportTable> Call<T> {
         let export = match table.find(handle.export) {
             Found::Open(export) => export,
             Found::Unknown => return Err(NfsStat::Stale),
-            // Held instead of refused: after a restart every mount's calls come before its dataset is open (R24).
-            Found::Opening => match tokio::time::timeout(self.shared.options.hold, table.opened(handle.export)).await {
-                Ok(Found::Open(export)) => export,
-                Ok(Found::Unknown) => return Err(NfsStat::Stale),
-                Ok(Found::Opening) | Err(_) => return Err(NfsStat::Jukebox),
-            },
+            // Held instead of refused: after a restart every mount's calls come before its dataset
+            // is open (R24).
+            Found::Opening => {
+                match tokio::time::timeout(self.shared.options.hold, table.opened(handle.export))
+                    .await
+                {
+                    Ok(Found::Open(export)) => export,
+                    Ok(Found::Unknown) => return Err(NfsStat::Stale),
+                    Ok(Found::Opening) | Err(_) => return Err(NfsStat::Jukebox),
+                }
+            }
         };
         let file = export.open(&handle)?;
         Ok(Target { export, file })
@@ -158,11 +164,17 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 impl Hold {
-    /// What a failed call answers; `None`: make it again. A call is repeated only where nothing was done, or under a
-    /// [`crate::fs::api::CallId`] by which the file system knows it.
-    pub async fn judge<T: ExportTable>(&mut self, call: &Call<T>, export: &Export<T::Fs>, error: FsError) -> Option<NfsStat> {
+    /// What a failed call answers; `None`: make it again. A call is repeated only where nothing was
+    /// done, or under a [`crate::fs::api::CallId`] by which the file system knows it.
+    pub async fn judge<T: ExportTable>(
+        &mut self,
+        call: &Call<T>,
+        export: &Export<T::Fs>,
+        error: FsError,
+    ) -> Option<NfsStat> {
         match &error {
-            // What was under way when its volume stopped may have been done: it is not to be made again as another call.
+            // What was under way when its volume stopped may have been done: it is not to be made
+            // again as another call.
             FsError::Unavailable(_) if export.is_lost() => return Some(NfsStat::Stale),
             FsError::Unavailable(_) => {
                 let since = *self.since.get_or_insert_with(Instant::now);

@@ -1,8 +1,9 @@
 //! One connection: reads records, starts calls, lets replies leave in the order they are done.
 //!
-//! A call is polled once where it is read: most are answered from memory, and cost no task. One that must wait becomes a
-//! task of its own, which writes its reply itself. A call that has begun is never cancelled: its client may have gone, but
-//! it would repeat the call on another connection.
+//! A call is polled once where it is read: most are answered from memory, and cost no task. One
+//! that must wait becomes a task of its own, which writes its reply itself. A call that has begun
+//! is never cancelled: its client may have gone, but it would repeat the call on another
+//! connection.
 
 use super::args::{Args, Procedure};
 use super::budget::{Bytes as ByteBudget, Count, Taken};
@@ -14,7 +15,9 @@ use super::export::{ExportTable, Found};
 use super::mount::{self, MountArgs};
 use super::outbox::{Message, Outbox, SMALL_BYTES};
 use super::record::RecordReader;
-use super::rpc::{self, AUTH_NONE, AUTH_SYS, AuthStat, Identity, MOUNT_PROGRAM, NFS_PROGRAM, Received, Refusal};
+use super::rpc::{
+    self, AUTH_NONE, AUTH_SYS, AuthStat, Identity, MOUNT_PROGRAM, NFS_PROGRAM, Received, Refusal,
+};
 use super::server::{Kept, Shared, Squash, Trust};
 use super::status::NfsStat;
 use crate::fs::api::Caller;
@@ -30,7 +33,8 @@ use tokio::net::TcpStream;
 
 /// Replies collected while records remain in the buffer, in bytes.
 const BATCH_BYTES: usize = 64 << 10;
-/// How long a stopping server waits for the peer to close after it, so that no reply is lost to a reset.
+/// How long a stopping server waits for the peer to close after it, so that no reply is lost to a
+/// reset.
 const LINGER: Duration = Duration::from_millis(500);
 const PROGRAM_VERSION: u32 = 3;
 
@@ -123,11 +127,18 @@ impl<T: ExportTable> Connection<T> {
     fn keep(self) {
         match self.stream.as_fd().try_clone_to_owned() {
             Ok(stream) => self.shared.keep(Kept { stream, trust: self.trust }),
-            Err(error) => tracing::warn!(peer = %self.peer, %error, "a connection cannot be kept: its client connects again"),
+            Err(error) => {
+                tracing::warn!(
+                    peer = %self.peer,
+                    %error,
+                    "a connection cannot be kept: its client connects again"
+                )
+            }
         }
     }
 
-    /// After a stop: receives no more than the rest of a call that has begun to arrive, and answers all there are.
+    /// After a stop: receives no more than the rest of a call that has begun to arrive, and answers
+    /// all there are.
     async fn rest(&mut self) -> io::Result<End> {
         loop {
             while let Some(record) = self.records.next().map_err(io::Error::other)? {
@@ -142,7 +153,9 @@ impl<T: ExportTable> Connection<T> {
             match self.stream.try_read_buf(&mut self.records.spare().limit(missing)) {
                 Ok(0) => return Ok(End::Peer),
                 Ok(len) => self.records.received(len),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.stream.readable().await?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.stream.readable().await?
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -255,7 +268,9 @@ impl<T: ExportTable> Connection<T> {
         };
         let id = match (&identity, procedure) {
             (Some(identity), Procedure::Write) => Some(identity.write_id(xid, raw)),
-            (Some(identity), _) if procedure.once() => Some(identity.call_id(xid, received.procedure, raw)),
+            (Some(identity), _) if procedure.once() => {
+                Some(identity.call_id(xid, received.procedure, raw))
+            }
             _ => None,
         };
         let first = match id.map(|id| self.shared.duplicates.begin(id, &self.outbox, &self.calls)) {
@@ -319,9 +334,15 @@ impl<T: ExportTable> Connection<T> {
     }
 
     /// Carries a call on as far as it goes without waiting.
-    async fn poll_once(&mut self, mut answer: Answer, taken: Option<Taken>, first: Option<First>) -> Begun {
+    async fn poll_once(
+        &mut self,
+        mut answer: Answer,
+        taken: Option<Taken>,
+        first: Option<First>,
+    ) -> Begun {
         let polled = {
-            // Whether the call can go on is up to the file system, not to how long this task has been running.
+            // Whether the call can go on is up to the file system, not to how long this task has
+            // been running.
             let mut answer = std::pin::pin!(tokio::task::unconstrained(&mut answer));
             poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx))).await
         };
@@ -354,7 +375,11 @@ impl<T: ExportTable> Connection<T> {
         let refuse = |why| Begun::Reply(Reply::whole(rpc::refuse(received.xid, why)));
         match MountArgs::decode(received.procedure, &mut received.args) {
             Ok(Some(args)) => {
-                let call = Call { shared: self.shared.clone(), xid: received.xid, caller: self.squash(Caller::root()) };
+                let call = Call {
+                    shared: self.shared.clone(),
+                    xid: received.xid,
+                    caller: self.squash(Caller::root()),
+                };
                 self.poll_once(Box::pin(mount::answer(call, args, self.peer)), None, None).await
             }
             Ok(None) => refuse(Refusal::ProcedureUnavailable),
@@ -363,7 +388,11 @@ impl<T: ExportTable> Connection<T> {
     }
 
     /// Who calls; `None`: nobody in particular, where that is enough.
-    fn identify(&mut self, received: &rpc::Call<'_>, procedure: Procedure) -> Result<Option<Arc<Identity>>, AuthStat> {
+    fn identify(
+        &mut self,
+        received: &rpc::Call<'_>,
+        procedure: Procedure,
+    ) -> Result<Option<Arc<Identity>>, AuthStat> {
         match received.flavor {
             AUTH_SYS => {
                 if let Some((bytes, identity)) = &self.identity
@@ -371,7 +400,8 @@ impl<T: ExportTable> Connection<T> {
                 {
                     return Ok(Some(identity.clone()));
                 }
-                let identity = Identity::decode(received.credentials, self.peer.ip()).map_err(|_| AuthStat::BadCredentials)?;
+                let identity = Identity::decode(received.credentials, self.peer.ip())
+                    .map_err(|_| AuthStat::BadCredentials)?;
                 let identity = Arc::new(identity);
                 self.identity = Some((received.credentials.into(), identity.clone()));
                 Ok(Some(identity))

@@ -15,13 +15,19 @@ pub fn read_bytes(count: u32) -> u32 {
     count.min(IO_BYTES_MAX as u32)
 }
 
-pub async fn read<T: ExportTable>(call: Call<T>, file: HandleArg, offset: u64, count: u32) -> Reply {
+pub async fn read<T: ExportTable>(
+    call: Call<T>,
+    file: HandleArg,
+    offset: u64,
+    count: u32,
+) -> Reply {
     let target = match call.target(file).await {
         Ok(target) => target,
         Err(status) => return call.failed_with_attr(status, None).await,
     };
     let fs = &target.export.fs;
-    match held!(call, target.export, fs.read(&call.caller, target.file, offset, read_bytes(count))) {
+    match held!(call, target.export, fs.read(&call.caller, target.file, offset, read_bytes(count)))
+    {
         Ok(read) => {
             let len = read.data.iter().map(Bytes::len).sum::<usize>();
             let mut out = call.results(NfsStat::Ok, attr::ATTR_BYTES + 16 + len.min(16 << 10));
@@ -39,7 +45,8 @@ pub struct WriteAnswer {
     status: NfsStat,
     count: u32,
     committed: Stability,
-    /// The verifier of the opening that took the data: with a later one a client would believe lost data to be kept (R18).
+    /// The verifier of the opening that took the data: with a later one a client would believe lost
+    /// data to be kept (R18).
     verifier: [u8; 8],
 }
 
@@ -70,26 +77,54 @@ impl WriteAnswer {
     }
 }
 
-pub async fn write<T: ExportTable>(call: Call<T>, file: HandleArg, offset: u64, data: Bytes, stability: Stability) -> Reply {
+pub async fn write<T: ExportTable>(
+    call: Call<T>,
+    file: HandleArg,
+    offset: u64,
+    data: Bytes,
+    stability: Stability,
+) -> Reply {
     let target = match call.target(file).await {
         Ok(target) => target,
-        Err(status) => return call.failed_with_wcc(status, None).await.with_write_answer(WriteAnswer::failed(status)),
+        Err(status) => {
+            return call
+                .failed_with_wcc(status, None)
+                .await
+                .with_write_answer(WriteAnswer::failed(status));
+        }
     };
     let fs = &target.export.fs;
-    match held!(call, target.export, fs.write(&call.caller, target.file, offset, data.clone(), stability)) {
+    match held!(
+        call,
+        target.export,
+        fs.write(&call.caller, target.file, offset, data.clone(), stability)
+    ) {
         Ok(written) => {
             let verifier = fs.write_verifier();
-            let answer = WriteAnswer { status: NfsStat::Ok, count: written.count, committed: written.committed, verifier };
+            let answer = WriteAnswer {
+                status: NfsStat::Ok,
+                count: written.count,
+                committed: written.committed,
+                verifier,
+            };
             let mut out = call.results(NfsStat::Ok, 2 * attr::ATTR_BYTES);
             attr::change(&mut out, target.export.fsid, &written.change);
             answer.encode(&mut out);
             Reply::small(out).with_write_answer(answer)
         }
-        Err(status) => call.failed_with_wcc(status, Some(&target)).await.with_write_answer(WriteAnswer::failed(status)),
+        Err(status) => call
+            .failed_with_wcc(status, Some(&target))
+            .await
+            .with_write_answer(WriteAnswer::failed(status)),
     }
 }
 
-pub async fn commit<T: ExportTable>(call: Call<T>, file: HandleArg, offset: u64, count: u32) -> Reply {
+pub async fn commit<T: ExportTable>(
+    call: Call<T>,
+    file: HandleArg,
+    offset: u64,
+    count: u32,
+) -> Reply {
     let target = match call.target(file).await {
         Ok(target) => target,
         Err(status) => return call.failed_with_wcc(status, None).await,

@@ -20,7 +20,9 @@ pub fn dispatch<T: ExportTable>(call: Call<T>, args: Args) -> Answer {
         Args::Access { file, want } => Box::pin(objects::access(call, file, want)),
         Args::ReadLink(file) => Box::pin(objects::readlink(call, file)),
         Args::Read { file, offset, count } => Box::pin(data::read(call, file, offset, count)),
-        Args::Write { file, offset, stability, data } => Box::pin(data::write(call, file, offset, data, stability)),
+        Args::Write { file, offset, stability, data } => {
+            Box::pin(data::write(call, file, offset, data, stability))
+        }
         Args::Create { at, how } => Box::pin(names::create(call, at, how)),
         Args::MkDir { at, set } => Box::pin(names::mkdir(call, at, set)),
         Args::Symlink { at, set, target } => Box::pin(names::symlink(call, at, set, target)),
@@ -47,7 +49,9 @@ impl Args {
     pub fn reply_bytes(&self) -> Option<usize> {
         match self {
             Self::Read { count, .. } => Some(data::read_bytes(*count) as usize),
-            Self::ReadDir { count, .. } | Self::ReadDirPlus { count, .. } => Some(listing::listing_bytes(*count) as usize),
+            Self::ReadDir { count, .. } | Self::ReadDirPlus { count, .. } => {
+                Some(listing::listing_bytes(*count) as usize)
+            }
             _ => None,
         }
     }
@@ -62,7 +66,8 @@ impl Args {
 }
 
 impl Procedure {
-    /// Whether it may be called without credentials: what a client asks before it knows which to use (RFC 2623 §2.3.2).
+    /// Whether it may be called without credentials: what a client asks before it knows which to
+    /// use (RFC 2623 §2.3.2).
     pub fn open_to_all(self) -> bool {
         matches!(self, Self::Null | Self::FsInfo)
     }

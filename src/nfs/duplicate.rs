@@ -4,10 +4,12 @@
 //!            first copy ─────────────────▶ answered ───▶ a WRITE: remembered here, the newest WRITES_MAX
 //!  a copy meanwhile joins it                        └──▶ any other: remembered by the file system (R20)
 //! ```
-//! A copy is never dropped: the kernel's client would wait a minute or more. A WRITE that waits, for a lease, for memory or for the
-//! store, may have been sent again on another connection, and the range written anew, before it goes on: a second copy that took effect
-//! then would bring the old bytes back. The file system does not remember WRITEs, because each would need a row in the database;
-//! remembering them here is enough, because it is only while a process lives that copies wait in its sockets.
+//! A copy is never dropped: the kernel's client would wait a minute or more. A WRITE that waits,
+//! for a lease, for memory or for the store, may have been sent again on another connection, and
+//! the range written anew, before it goes on: a second copy that took effect then would bring the
+//! old bytes back. The file system does not remember WRITEs, because each would need a row in the
+//! database; remembering them here is enough, because it is only while a process lives that copies
+//! wait in its sockets.
 
 use super::budget::{Count, Counted};
 use super::call::Reply;
@@ -19,10 +21,12 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Connections that may wait for one call. A client has one per retransmission, and waits a minute between them.
+/// Connections that may wait for one call. A client has one per retransmission, and waits a minute
+/// between them.
 const JOINED_MAX: usize = 16;
-/// Answered WRITEs remembered: as many as two connections may have under way (see [`super::Limits::calls`]), because a copy is read at
-/// the latest once those are answered that kept its connection from being read. About 100 bytes each.
+/// Answered WRITEs remembered: as many as two connections may have under way (see
+/// [`super::Limits::calls`]), because a copy is read at the latest once those are answered that
+/// kept its connection from being read. About 100 bytes each.
 const WRITES_MAX: usize = 8192;
 
 /// The calls of one server's clients.
@@ -50,7 +54,8 @@ impl Calls {
     }
 }
 
-/// A connection that waits for a call of another, or of its own, and has a call under way as long as it does.
+/// A connection that waits for a call of another, or of its own, and has a call under way as long
+/// as it does.
 #[derive(Debug)]
 struct Joined {
     outbox: Arc<Outbox>,
@@ -137,6 +142,10 @@ mod tests {
             calls.remember(id(xid), WriteAnswer::failed(NfsStat::NoSpace));
         }
         assert_eq!((calls.writes.len(), calls.oldest.len()), (WRITES_MAX, WRITES_MAX));
-        assert!(!calls.writes.contains_key(&id(0)) && calls.writes.contains_key(&id(1)) && calls.writes.contains_key(&id(last)));
+        assert!(
+            !calls.writes.contains_key(&id(0))
+                && calls.writes.contains_key(&id(1))
+                && calls.writes.contains_key(&id(last))
+        );
     }
 }

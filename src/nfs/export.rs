@@ -6,8 +6,8 @@
 //!     ▲                    │                      │                            │
 //!     └────────────────────┴──────── remove ──────┴────────── remove ──────────┘
 //! ```
-//! A handle of an export that is opening waits (R24); of one that is lost or unknown it is `STALE`. `Lost` is for ever: only
-//! removing the export, at unstage, ends it.
+//! A handle of an export that is opening waits (R24); of one that is lost or unknown it is `STALE`.
+//! `Lost` is for ever: only removing the export, at unstage, ends it.
 
 use super::handle::{ExportId, HANDLE_BYTES, Handle, HandleKey};
 use super::status::NfsStat;
@@ -32,7 +32,13 @@ pub struct Export<F> {
 impl<F: FileSystem> Export<F> {
     /// `handle_key` is the dataset's, the same on every node (R7).
     pub fn new(id: ExportId, fs: Arc<F>, handle_key: [u8; 16]) -> Arc<Self> {
-        Arc::new(Self { id, fs, fsid: id.fsid(), key: HandleKey::new(handle_key), lost: AtomicBool::new(false) })
+        Arc::new(Self {
+            id,
+            fs,
+            fsid: id.fsid(),
+            key: HandleKey::new(handle_key),
+            lost: AtomicBool::new(false),
+        })
     }
 
     pub(super) fn seal(&self, file: FileRef) -> [u8; HANDLE_BYTES] {
@@ -60,7 +66,8 @@ impl<F: FileSystem> Export<F> {
         if !self.lost.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 export = %data_encoding::HEXLOWER.encode(&self.id.0),
-                "an export is lost to another owner: every call on it is answered with a stale handle until it is unmounted here"
+                "an export is lost to another owner: every call on it is answered with a stale \
+                 handle until it is unmounted here"
             );
         }
     }
@@ -111,7 +118,11 @@ pub trait ExportTable: Send + Sync + 'static {
     fn opened(&self, id: ExportId) -> impl Future<Output = Found<Self::Fs>> + Send;
 
     /// MNT of a path: of an export, or of a directory in one. May open what it names.
-    fn mount(&self, path: &[u8], peer: SocketAddr) -> impl Future<Output = Result<MountPoint<Self::Fs>, MountRefused>> + Send;
+    fn mount(
+        &self,
+        path: &[u8],
+        peer: SocketAddr,
+    ) -> impl Future<Output = Result<MountPoint<Self::Fs>, MountRefused>> + Send;
 
     fn list(&self) -> impl Future<Output = Vec<Listed>> + Send;
 }
@@ -134,7 +145,8 @@ impl<F> Default for Registry<F> {
 }
 
 impl<F: FileSystem> Registry<F> {
-    /// Says that this export is being opened: its handles wait. Leaves one that is open or lost alone.
+    /// Says that this export is being opened: its handles wait. Leaves one that is open or lost
+    /// alone.
     pub fn announce(&self, id: ExportId) {
         self.slots.write().entry(id).or_insert_with(|| Slot::Opening(watch::Sender::new(())));
     }
@@ -147,7 +159,8 @@ impl<F: FileSystem> Registry<F> {
         }
     }
 
-    /// As [`Self::publish`], also after a loss: its file system was opened anew, and nobody is to be kept from it.
+    /// As [`Self::publish`], also after a loss: its file system was opened anew, and nobody is to
+    /// be kept from it.
     pub fn publish_anew(&self, export: Arc<Export<F>>) {
         self.slots.write().insert(export.id, Slot::Open(export));
     }
@@ -189,7 +202,8 @@ impl<F: FileSystem> Registry<F> {
     }
 }
 
-/// The table of one staged volume: one export, at its own listener, mountable only while a [`MountPass`] is held (R23).
+/// The table of one staged volume: one export, at its own listener, mountable only while a
+/// [`MountPass`] is held (R23).
 pub struct Endpoint<F> {
     id: ExportId,
     path: String,

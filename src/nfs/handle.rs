@@ -4,8 +4,9 @@
 //! 0        1        4            20      28           36    52
 //! version  0 0 0    export id    inode   generation   MAC
 //! ```
-//! The MAC (SipHash-2-4, 128 bits, under the dataset's handle key) makes the handle a capability (R7, R23): nobody makes one
-//! up, and one of another dataset or another life of a dataset is not accepted.
+//! The MAC (SipHash-2-4, 128 bits, under the dataset's handle key) makes the handle a capability
+//! (R7, R23): nobody makes one up, and one of another dataset or another life of a dataset is not
+//! accepted.
 
 use super::status::NfsStat;
 use super::xdr::{Cursor, Encoder, Result};
@@ -21,7 +22,8 @@ pub const HANDLE_BYTES: usize = 52;
 const VERSION: u8 = 1;
 const SIGNED_BYTES: usize = 36;
 
-/// What an export is called on the wire, the same after a restart and on every node: the dataset's incarnation.
+/// What an export is called on the wire, the same after a restart and on every node: the dataset's
+/// incarnation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExportId(pub [u8; 16]);
 
@@ -97,7 +99,10 @@ impl Handle {
         let (export, rest) = rest.split_first_chunk::<16>()?;
         let (ino, rest) = rest.split_first_chunk::<8>()?;
         let (generation, rest) = rest.split_first_chunk::<8>()?;
-        let file = FileRef { ino: InodeNo(u64::from_be_bytes(*ino)), generation: u64::from_be_bytes(*generation) };
+        let file = FileRef {
+            ino: InodeNo(u64::from_be_bytes(*ino)),
+            generation: u64::from_be_bytes(*generation),
+        };
         Some(Self { export: ExportId(*export), file, mac: rest.try_into().ok()? })
     }
 

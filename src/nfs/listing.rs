@@ -1,5 +1,5 @@
-//! READDIR and READDIRPLUS (RFC 1813 §3.3.16, §3.3.17). A position stays valid whatever happens to the directory, so the
-//! cookie verifier never changes (R21).
+//! READDIR and READDIRPLUS (RFC 1813 §3.3.16, §3.3.17). A position stays valid whatever happens to
+//! the directory, so the cookie verifier never changes (R21).
 
 use super::args::HandleArg;
 use super::attr::{self, ATTR_BYTES};
@@ -58,7 +58,11 @@ pub async fn list<T: ExportTable>(call: Call<T>, ask: Listed) -> Reply {
             entry_bytes,
             with_attr: ask.form == Form::Plus,
         };
-        held!(call, target.export, target.export.fs.readdir(&call.caller, target.file, ask.after, limit))
+        held!(
+            call,
+            target.export,
+            target.export.fs.readdir(&call.caller, target.file, ask.after, limit)
+        )
     };
     match listing.await {
         Ok(listing) => match encode(&call, &target, &listing, ask.form, bytes) {
@@ -70,8 +74,17 @@ pub async fn list<T: ExportTable>(call: Call<T>, ask: Listed) -> Reply {
 }
 
 /// `None`: not even the first entry fits.
-fn encode<T: ExportTable>(call: &Call<T>, target: &Target<T::Fs>, listing: &Listing, form: Form, bytes: usize) -> Option<Reply> {
-    let mut out = call.results(NfsStat::Ok, bytes.min(FRAME_BYTES + listing.entries.len() * (ENTRY_BYTES + PLUS_BYTES + 16)));
+fn encode<T: ExportTable>(
+    call: &Call<T>,
+    target: &Target<T::Fs>,
+    listing: &Listing,
+    form: Form,
+    bytes: usize,
+) -> Option<Reply> {
+    let mut out = call.results(
+        NfsStat::Ok,
+        bytes.min(FRAME_BYTES + listing.entries.len() * (ENTRY_BYTES + PLUS_BYTES + 16)),
+    );
     let start = out.len();
     attr::post_op(&mut out, target.export.fsid, Some(&listing.dir));
     out.raw(&COOKIE_VERIFIER);

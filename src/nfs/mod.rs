@@ -1,23 +1,26 @@
 //! The NFS edge: NFSv3 and MOUNT (RFC 1813) over TCP, and a client for both.
 //!
-//! **What it is.** Translates calls into operations of [`crate::fs::api::FileSystem`] and answers back into replies; it decides
-//! nothing. Our own XDR: the structs of the known crates allocate from lengths that they have not checked, and encode
-//! replies through a copy.
+//! **What it is.** Translates calls into operations of [`crate::fs::api::FileSystem`] and answers
+//! back into replies; it decides nothing. Our own XDR: the structs of the known crates allocate
+//! from lengths that they have not checked, and encode replies through a copy.
 //!
-//! **Nouns.** An *export* is an open file system under an id and a handle key. A *table* says which exports there are; `app`
-//! provides it. A *server* is one listener with its connections; an *endpoint* is the table of a server for one staged volume.
-//! A *handle* is a capability for one object of one export.
+//! **Nouns.** An *export* is an open file system under an id and a handle key. A *table* says which
+//! exports there are; `app` provides it. A *server* is one listener with its connections; an
+//! *endpoint* is the table of a server for one staged volume. A *handle* is a capability for one
+//! object of one export.
 //!
-//! **Invariants.** Every length from the wire is checked before anything is allocated. Memory is bounded per connection and
-//! per server ([`Limits`]). A call that has begun is finished, even if its connection is gone. No copy of
-//! a call takes effect after its answer was given: one that comes while the first is under way joins it (R36), and later the file system
-//! recognises it (R20), or for a WRITE this edge. A GETATTR never waits behind READs.
-//! The write verifier is the file system's, new for each writable open (R18): a client sends again what was not committed.
+//! **Invariants.** Every length from the wire is checked before anything is allocated. Memory is
+//! bounded per connection and per server ([`Limits`]). A call that has begun is finished, even if
+//! its connection is gone. No copy of a call takes effect after its answer was given: one that
+//! comes while the first is under way joins it (R36), and later the file system recognises it
+//! (R20), or for a WRITE this edge. A GETATTR never waits behind READs. The write verifier is the
+//! file system's, new for each writable open (R18): a client sends again what was not committed.
 //!
-//! **After a crash** nothing is left: the edge holds no state. Handles stay valid, since they name export, inode and
-//! generation and are checked by MAC (R7).
+//! **After a crash** nothing is left: the edge holds no state. Handles stay valid, since they name
+//! export, inode and generation and are checked by MAC (R7).
 //!
-//! **What it does not do.** Locks (NLM), NFSv4, UDP, Kerberos, permission checks (the file system's).
+//! **What it does not do.** Locks (NLM), NFSv4, UDP, Kerberos, permission checks (the file
+//! system's).
 
 mod args;
 mod attr;
@@ -47,7 +50,9 @@ mod xdr;
 
 pub use attr::{FileAttr, Wcc};
 pub use budget::{Budget, Limits};
-pub use export::{Endpoint, Export, ExportTable, Found, Listed, MountPass, MountPoint, MountRefused, Registry};
+pub use export::{
+    Endpoint, Export, ExportTable, Found, Listed, MountPass, MountPoint, MountRefused, Registry,
+};
 pub use handle::ExportId;
 pub use server::{Kept, Options, Peers, Server, Squash, Trust};
 pub use status::NfsStat;

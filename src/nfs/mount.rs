@@ -78,20 +78,35 @@ fn status(refused: &MountRefused) -> u32 {
 }
 
 /// The handle that a path leads to, or `mountstat3`.
-async fn mount<T: ExportTable>(call: &Call<T>, path: &[u8], peer: SocketAddr) -> Result<[u8; HANDLE_BYTES], u32> {
+async fn mount<T: ExportTable>(
+    call: &Call<T>,
+    path: &[u8],
+    peer: SocketAddr,
+) -> Result<[u8; HANDLE_BYTES], u32> {
     let refuse = |refused: &dyn Display, status| {
         tracing::info!(path = %path.escape_ascii(), %peer, %refused, "a MOUNT call was refused");
         status
     };
-    let point = call.shared.table.mount(path, peer).await.map_err(|refused| refuse(&refused, status(&refused)))?;
+    let point = call
+        .shared
+        .table
+        .mount(path, peer)
+        .await
+        .map_err(|refused| refuse(&refused, status(&refused)))?;
     descend(call, &point).await.map_err(|refused| refuse(&refused, below_status(refused)))
 }
 
-/// Walks from the root to a directory, by the rights of who mounts. Links are not followed: where they lead is the client's to say.
-async fn descend<T: ExportTable>(call: &Call<T>, point: &MountPoint<T::Fs>) -> Result<[u8; HANDLE_BYTES], NfsStat> {
+/// Walks from the root to a directory, by the rights of who mounts. Links are not followed: where
+/// they lead is the client's to say.
+async fn descend<T: ExportTable>(
+    call: &Call<T>,
+    point: &MountPoint<T::Fs>,
+) -> Result<[u8; HANDLE_BYTES], NfsStat> {
     let export = &point.export;
     let mut at = export.fs.root();
-    for name in point.below.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".") {
+    for name in
+        point.below.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".")
+    {
         names::check(name)?;
         if name == b".." {
             return Err(NfsStat::Inval);
@@ -105,9 +120,17 @@ async fn descend<T: ExportTable>(call: &Call<T>, point: &MountPoint<T::Fs>) -> R
     Ok(export.seal(at))
 }
 
-/// The statuses that MOUNT shares with NFS have the same numbers there (RFC 1813 §5.1.5); the others are an I/O error.
+/// The statuses that MOUNT shares with NFS have the same numbers there (RFC 1813 §5.1.5); the
+/// others are an I/O error.
 fn below_status(status: NfsStat) -> u32 {
-    let shared = [NfsStat::Perm, NfsStat::NoEnt, NfsStat::Access, NfsStat::NotDir, NfsStat::Inval, NfsStat::NameTooLong];
+    let shared = [
+        NfsStat::Perm,
+        NfsStat::NoEnt,
+        NfsStat::Access,
+        NfsStat::NotDir,
+        NfsStat::Inval,
+        NfsStat::NameTooLong,
+    ];
     if shared.contains(&status) { status as u32 } else { NfsStat::Io as u32 }
 }
 

@@ -1,4 +1,5 @@
-//! Procedures on a name in a directory: LOOKUP, CREATE, MKDIR, SYMLINK, MKNOD, REMOVE, RMDIR, RENAME, LINK (RFC 1813 §3.3).
+//! Procedures on a name in a directory: LOOKUP, CREATE, MKDIR, SYMLINK, MKNOD, REMOVE, RMDIR,
+//! RENAME, LINK (RFC 1813 §3.3).
 
 use super::args::{HandleArg, NodeArg, Place};
 use super::attr;
@@ -60,7 +61,11 @@ macro_rules! directory {
     };
 }
 
-async fn created<T: ExportTable>(call: &Call<T>, target: &Target<T::Fs>, made: Result<Created, NfsStat>) -> Reply {
+async fn created<T: ExportTable>(
+    call: &Call<T>,
+    target: &Target<T::Fs>,
+    made: Result<Created, NfsStat>,
+) -> Reply {
     match made {
         Ok(made) => {
             let mut out = call.results(NfsStat::Ok, 3 * attr::ATTR_BYTES + 64);
@@ -98,7 +103,11 @@ async fn make<T: ExportTable>(call: Call<T>, at: Place, what: Special, set: SetA
     let target = directory!(call, at);
     let made = async {
         let name = entry(&at.name, NfsStat::Exist)?;
-        held!(call, target.export, target.export.fs.make(&call.caller, target.file, &name, what.clone(), set))
+        held!(
+            call,
+            target.export,
+            target.export.fs.make(&call.caller, target.file, &name, what.clone(), set)
+        )
     };
     let made = made.await;
     created(&call, &target, made).await
@@ -108,7 +117,8 @@ pub async fn symlink<T: ExportTable>(call: Call<T>, at: Place, set: SetAttr, lin
     if link.len() > SYMLINK_BYTES_MAX {
         return refused(call, at, NfsStat::NameTooLong).await;
     }
-    // RFC 1813 §3.3.10 leaves the text to the client, but no path of any client holds a NUL, and none is empty (POSIX symlink).
+    // RFC 1813 §3.3.10 leaves the text to the client, but no path of any client holds a NUL, and
+    // none is empty (POSIX symlink).
     if link.is_empty() || link.contains(&0) {
         return refused(call, at, NfsStat::Inval).await;
     }
@@ -127,7 +137,11 @@ async fn refused<T: ExportTable>(call: Call<T>, at: Place, status: NfsStat) -> R
     call.failed_with_wcc(status, Some(&target)).await
 }
 
-async fn changed<T: ExportTable>(call: &Call<T>, target: &Target<T::Fs>, change: Result<Change, NfsStat>) -> Reply {
+async fn changed<T: ExportTable>(
+    call: &Call<T>,
+    target: &Target<T::Fs>,
+    change: Result<Change, NfsStat>,
+) -> Reply {
     match change {
         Ok(change) => {
             let mut out = call.results(NfsStat::Ok, 2 * attr::ATTR_BYTES);
@@ -163,14 +177,20 @@ pub async fn rmdir<T: ExportTable>(call: Call<T>, at: Place) -> Reply {
 pub async fn rename<T: ExportTable>(call: Call<T>, from: Place, to: Place) -> Reply {
     let (source, target) = match (call.target(from.dir).await, call.target(to.dir).await) {
         (Ok(source), Ok(target)) => (source, target),
-        (Err(status), _) | (_, Err(status)) => return renamed(&call, None, None, Err(status)).await,
+        (Err(status), _) | (_, Err(status)) => {
+            return renamed(&call, None, None, Err(status)).await;
+        }
     };
     let change = async {
         if source.export.id != target.export.id {
             return Err(NfsStat::CrossDevice);
         }
         let (from, to) = (entry(&from.name, NfsStat::Inval)?, entry(&to.name, NfsStat::Inval)?);
-        held!(call, target.export, target.export.fs.rename(&call.caller, (source.file, &from), (target.file, &to)))
+        held!(
+            call,
+            target.export,
+            target.export.fs.rename(&call.caller, (source.file, &from), (target.file, &to))
+        )
     };
     let change = change.await;
     renamed(&call, Some(&source), Some(&target), change).await
@@ -214,7 +234,11 @@ pub async fn link<T: ExportTable>(call: Call<T>, file: HandleArg, at: Place) -> 
             return Err(NfsStat::CrossDevice);
         }
         let name = entry(&at.name, NfsStat::Exist)?;
-        held!(call, target.export, target.export.fs.link(&call.caller, source.file, target.file, &name))
+        held!(
+            call,
+            target.export,
+            target.export.fs.link(&call.caller, source.file, target.file, &name)
+        )
     };
     match change.await {
         Ok((attr, dir)) => {
@@ -229,7 +253,11 @@ pub async fn link<T: ExportTable>(call: Call<T>, file: HandleArg, at: Place) -> 
 
 type Ends<'a, F> = (&'a Target<F>, &'a Target<F>);
 
-async fn linked<T: ExportTable>(call: &Call<T>, ends: Option<Ends<'_, T::Fs>>, status: NfsStat) -> Reply {
+async fn linked<T: ExportTable>(
+    call: &Call<T>,
+    ends: Option<Ends<'_, T::Fs>>,
+    status: NfsStat,
+) -> Reply {
     let mut out = call.results(status, 2 * attr::ATTR_BYTES + 16);
     let (file, dir) = match ends {
         Some((file, dir)) => (file.attr_after(status).await, dir.attr_after(status).await),

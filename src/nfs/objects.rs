@@ -1,4 +1,5 @@
-//! Procedures on one object: GETATTR, SETATTR, ACCESS, READLINK, FSSTAT, FSINFO, PATHCONF (RFC 1813 §3.3).
+//! Procedures on one object: GETATTR, SETATTR, ACCESS, READLINK, FSSTAT, FSINFO, PATHCONF (RFC 1813
+//! §3.3).
 
 use super::args::HandleArg;
 use super::attr;
@@ -29,12 +30,21 @@ pub async fn getattr<T: ExportTable>(call: Call<T>, file: HandleArg) -> Reply {
     }
 }
 
-pub async fn setattr<T: ExportTable>(call: Call<T>, file: HandleArg, set: SetAttr, guard: Option<Timestamp>) -> Reply {
+pub async fn setattr<T: ExportTable>(
+    call: Call<T>,
+    file: HandleArg,
+    set: SetAttr,
+    guard: Option<Timestamp>,
+) -> Reply {
     let target = match call.target(file).await {
         Ok(target) => target,
         Err(status) => return call.failed_with_wcc(status, None).await,
     };
-    match held!(call, target.export, target.export.fs.setattr(&call.caller, target.file, set, guard)) {
+    match held!(
+        call,
+        target.export,
+        target.export.fs.setattr(&call.caller, target.file, set, guard)
+    ) {
         Ok(change) => {
             let mut out = call.results(NfsStat::Ok, 2 * attr::ATTR_BYTES);
             attr::change(&mut out, target.export.fsid, &change);
@@ -77,7 +87,10 @@ pub async fn readlink<T: ExportTable>(call: Call<T>, file: HandleArg) -> Reply {
 }
 
 /// The object and its attributes, for the procedures that answer about the file system it is in.
-async fn of_file_system<T: ExportTable>(call: &Call<T>, file: HandleArg) -> Result<(Target<T::Fs>, Attr), NfsStat> {
+async fn of_file_system<T: ExportTable>(
+    call: &Call<T>,
+    file: HandleArg,
+) -> Result<(Target<T::Fs>, Attr), NfsStat> {
     let target = call.target(file).await?;
     let attr = held!(*call, target.export, target.export.fs.getattr(target.file))?;
     Ok((target, attr))

@@ -1,7 +1,8 @@
 //! What leaves on a connection.
 //!
-//! Whoever finishes a call puts its reply here and, if nobody is writing, writes it at once: no task has to be woken. Only
-//! when the socket is full does the connection's writer task go on. Small replies overtake READ data that has not begun.
+//! Whoever finishes a call puts its reply here and, if nobody is writing, writes it at once: no
+//! task has to be woken. Only when the socket is full does the connection's writer task go on.
+//! Small replies overtake READ data that has not begun.
 
 use super::budget::Taken;
 use bytes::{Buf, Bytes};
@@ -101,7 +102,8 @@ impl Outbox {
         }
     }
 
-    /// Queues a message for [`Outbox::writer`] to send together with those queued in the same moment.
+    /// Queues a message for [`Outbox::writer`] to send together with those queued in the same
+    /// moment.
     pub fn post(&self, message: Message) {
         if self.queue(message) {
             self.full.notify_one();
@@ -129,7 +131,8 @@ impl Outbox {
         self.state.lock().small_bytes
     }
 
-    /// Waits until fewer than `max` bytes of small messages wait, or the connection is closed. One waiter at a time.
+    /// Waits until fewer than `max` bytes of small messages wait, or the connection is closed. One
+    /// waiter at a time.
     pub async fn room(&self, max: usize) {
         loop {
             {
@@ -142,7 +145,8 @@ impl Outbox {
         }
     }
 
-    /// Waits until everything has left, or the connection is closed. One waiter at a time, not together with `room`.
+    /// Waits until everything has left, or the connection is closed. One waiter at a time, not
+    /// together with `room`.
     pub async fn drained(&self) {
         loop {
             {
@@ -227,7 +231,8 @@ impl Outbox {
         }
     }
 
-    /// Goes on whenever the socket was full. Ends when the connection is closed, or nothing has left for `stall`.
+    /// Goes on whenever the socket was full. Ends when the connection is closed, or nothing has
+    /// left for `stall`.
     pub async fn writer(&self, stall: Duration) {
         loop {
             self.full.notified().await;

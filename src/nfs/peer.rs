@@ -1,7 +1,9 @@
-//! Who is at the other end of a connection from this machine: AUTH_SYS credentials are only what a client says (R23).
+//! Who is at the other end of a connection from this machine: AUTH_SYS credentials are only what a
+//! client says (R23).
 //!
-//! A port below 1024 says that root, or the kernel, opened the socket. For other ports the kernel's table of sockets tells whose
-//! socket it is, so that a program of root's, or of the user that this server runs as, needs no such port.
+//! A port below 1024 says that root, or the kernel, opened the socket. For other ports the kernel's
+//! table of sockets tells whose socket it is, so that a program of root's, or of the user that this
+//! server runs as, needs no such port.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,7 +19,8 @@ static READING: Semaphore = Semaphore::const_new(1);
 /// Ports that only root may use, unless the administrator lowered `ip_unprivileged_port_start`.
 pub(super) const RESERVED_BELOW: u16 = 1024;
 
-/// Whether the peer may act for root here: it has a reserved port, or its socket is root's or our own user's. `local` is our end.
+/// Whether the peer may act for root here: it has a reserved port, or its socket is root's or our
+/// own user's. `local` is our end.
 pub(super) async fn is_privileged(peer: SocketAddr, local: SocketAddr) -> bool {
     if peer.port() < RESERVED_BELOW {
         return true;
@@ -39,15 +42,20 @@ fn owner(from: SocketAddr, to: SocketAddr) -> Option<u32> {
     })
 }
 
-/// The owner in one line of a table, if it is the line of this connection. A socket that its program has closed shows root as its
-/// owner, so only one that is established and has an inode counts.
+/// The owner in one line of a table, if it is the line of this connection. A socket that its
+/// program has closed shows root as its owner, so only one that is established and has an inode
+/// counts.
 fn owner_in(line: &str, from: SocketAddr, to: SocketAddr) -> Option<u32> {
     const ESTABLISHED: &str = "01";
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (local, remote, state) = (fields.next()?, fields.next()?, fields.next()?);
     // The state is followed by queues, timer and retransmissions.
     let (uid, inode) = (fields.nth(3)?, fields.nth(1)?);
-    if state != ESTABLISHED || inode == "0" || address(local)? != canonical(from) || address(remote)? != canonical(to) {
+    if state != ESTABLISHED
+        || inode == "0"
+        || address(local)? != canonical(from)
+        || address(remote)? != canonical(to)
+    {
         return None;
     }
     uid.parse().ok()
@@ -60,7 +68,8 @@ fn canonical(at: SocketAddr) -> SocketAddr {
 /// `0100007F:1F90`: each 32-bit word of the address as a number of this machine, then the port.
 fn address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
-    let word = |at: usize| Some(u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes());
+    let word =
+        |at: usize| Some(u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes());
     let ip = match ip.len() {
         8 => IpAddr::from(Ipv4Addr::from(word(0)?)),
         32 => {
@@ -88,7 +97,8 @@ mod tests {
     fn a_line_of_the_table_is_read() {
         let line = |state: &str, inode: &str| {
             format!(
-                "   3: 0100007F:C350 0100007F:2F11 {state} 00000000:00000000 00:00000000 00000000  1000        0 {inode} 1 0 20 4 30 10 -1"
+                "   3: 0100007F:C350 0100007F:2F11 {state} 00000000:00000000 00:00000000 00000000  \
+                 1000        0 {inode} 1 0 20 4 30 10 -1"
             )
         };
         let (from, to) = (at("127.0.0.1:50000"), at("127.0.0.1:12049"));
@@ -96,10 +106,17 @@ mod tests {
         assert_eq!(owner_in(&line("01", "77"), to, from), None, "the other end of it");
         assert_eq!(owner_in(&line("06", "77"), from, to), None, "TIME_WAIT shows root");
         assert_eq!(owner_in(&line("01", "0"), from, to), None, "closed by its program");
-        let mapped = "1: 0000000000000000FFFF00000100007F:C350 0000000000000000FFFF00000100007F:2F11 01 0:0 0:0 0 5 0 9";
+        let mapped = "1: 0000000000000000FFFF00000100007F:C350 \
+            0000000000000000FFFF00000100007F:2F11 01 0:0 0:0 0 5 0 9";
         assert_eq!(owner_in(mapped, from, to), Some(5));
         assert_eq!(address("00000000000000000000000001000000:0050"), Some(at("[::1]:80")));
-        for bad in ["", "sl local_address", "0: x:y z 01", "0: 0100007F:C350", "0: é:1 0100007F:2F11 01 0:0 0:0 0 5 0 9"] {
+        for bad in [
+            "",
+            "sl local_address",
+            "0: x:y z 01",
+            "0: 0100007F:C350",
+            "0: é:1 0100007F:2F11 01 0:0 0:0 0 5 0 9",
+        ] {
             assert_eq!(owner_in(bad, from, to), None, "{bad:?}");
         }
     }

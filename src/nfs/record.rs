@@ -1,15 +1,15 @@
 //! Record marking on a byte stream (RFC 5531 §11): finds the records in what was received.
 //!
-//! Holds no socket: the connection reads into [`RecordReader::spare`] and takes records from [`RecordReader::next`].
-//! Memory is bounded by one record of [`RECORD_BYTES_MAX`] and one small buffer, nothing is filled with zeroes first,
-//! and an idle reader holds nothing.
+//! Holds no socket: the connection reads into [`RecordReader::spare`] and takes records from
+//! [`RecordReader::next`]. Memory is bounded by one record of [`RECORD_BYTES_MAX`] and one small
+//! buffer, nothing is filled with zeroes first, and an idle reader holds nothing.
 
 use bytes::{Buf, Bytes, BytesMut};
 
 /// The longest record: the largest WRITE with its header.
 pub const RECORD_BYTES_MAX: usize = (1 << 20) + 4096;
-/// A record from this size on is received into a buffer of its own, so that its payload can be kept without copying and
-/// without pinning neighbours.
+/// A record from this size on is received into a buffer of its own, so that its payload can be kept
+/// without copying and without pinning neighbours.
 pub const LARGE_RECORD_BYTES: usize = 32 << 10;
 /// Bytes of the buffer for everything else.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -87,8 +87,8 @@ impl RecordReader {
         }
     }
 
-    /// Bytes without which what has begun to arrive cannot go on; 0: nothing has begun. To be asked after [`RecordReader::next`]
-    /// has answered none.
+    /// Bytes without which what has begun to arrive cannot go on; 0: nothing has begun. To be asked
+    /// after [`RecordReader::next`] has answered none.
     pub fn missing(&self) -> usize {
         let of_mark = 4usize.saturating_sub(self.buffer.len());
         match &self.large {
@@ -96,7 +96,11 @@ impl RecordReader {
             Some(_) => of_mark.max(1),
             None if self.buffer.is_empty() => 0,
             None if of_mark > 0 => of_mark,
-            None => self.header().ok().flatten().map_or(1, |(len, _)| (4 + len).saturating_sub(self.buffer.len()).max(1)),
+            None => self
+                .header()
+                .ok()
+                .flatten()
+                .map_or(1, |(len, _)| (4 + len).saturating_sub(self.buffer.len()).max(1)),
         }
     }
 
@@ -116,7 +120,12 @@ impl RecordReader {
                 return Ok(self.small(len));
             }
             self.buffer.advance(4);
-            self.large = Some(Large { bytes: BytesMut::with_capacity(len), missing: len, last, fragments: 1 });
+            self.large = Some(Large {
+                bytes: BytesMut::with_capacity(len),
+                missing: len,
+                last,
+                fragments: 1,
+            });
         }
         loop {
             self.fill();
@@ -218,7 +227,17 @@ mod tests {
 
     #[test]
     fn records_of_any_size_in_any_pieces() {
-        let sizes = [0, 1, 40, LARGE_RECORD_BYTES - 1, LARGE_RECORD_BYTES, 100_000, 3, RECORD_BYTES_MAX, 80];
+        let sizes = [
+            0,
+            1,
+            40,
+            LARGE_RECORD_BYTES - 1,
+            LARGE_RECORD_BYTES,
+            100_000,
+            3,
+            RECORD_BYTES_MAX,
+            80,
+        ];
         let mut stream = Vec::new();
         for len in sizes {
             stream.extend(mark(len, true));

@@ -21,7 +21,8 @@ const AUTH_BYTES_MAX: usize = 400;
 /// RFC 5531 appendix A.
 const MACHINE_BYTES_MAX: usize = 255;
 const GROUPS_MAX: u32 = 16;
-/// The arguments of a WRITE before its data: the longest handle with its length, offset, count, stable_how, length of the data.
+/// The arguments of a WRITE before its data: the longest handle with its length, offset, count,
+/// stable_how, length of the data.
 const WRITE_HEAD_BYTES: usize = 4 + 64 + 8 + 4 + 4 + 4;
 /// The last fragment's flag in a record mark.
 pub const LAST_FRAGMENT: u32 = 1 << 31;
@@ -103,7 +104,8 @@ impl Identity {
     /// Reads the body of AUTH_SYS credentials.
     ///
     /// # Errors
-    /// A machine name of more than 255 bytes, more than 16 groups, a user or group that is none, or too few bytes.
+    /// A machine name of more than 255 bytes, more than 16 groups, a user or group that is none, or
+    /// too few bytes.
     pub fn decode(credentials: &[u8], peer: IpAddr) -> Result<Self> {
         let body = Bytes::copy_from_slice(credentials);
         let mut body = Cursor::new(&body);
@@ -130,8 +132,8 @@ impl Identity {
         Caller { uid: self.uid, gid: self.gid, groups: self.groups.clone(), call }
     }
 
-    /// Recognises a retransmission. The hash has a fixed key: the id is kept in the database across restarts (R20), and who
-    /// makes two of its own calls collide harms only itself.
+    /// Recognises a retransmission. The hash has a fixed key: the id is kept in the database across
+    /// restarts (R20), and who makes two of its own calls collide harms only itself.
     pub fn call_id(&self, xid: u32, procedure: u32, args: &[u8]) -> CallId {
         let mut hasher = SipHasher13::new();
         hasher.write_u32(procedure);
@@ -139,8 +141,9 @@ impl Identity {
         CallId { client: self.client, xid, checksum: hasher.finish() }
     }
 
-    /// As [`Self::call_id`], of a WRITE. It is kept in memory only, and its megabyte is summed many times faster: the file and the range
-    /// are hashed, and of the data a CRC tells apart what two transports of one client send under the same number.
+    /// As [`Self::call_id`], of a WRITE. It is kept in memory only, and its megabyte is summed many
+    /// times faster: the file and the range are hashed, and of the data a CRC tells apart what two
+    /// transports of one client send under the same number.
     pub fn write_id(&self, xid: u32, args: &[u8]) -> CallId {
         let mut hasher = SipHasher13::new();
         hasher.write(args.get(..WRITE_HEAD_BYTES).unwrap_or(args));
@@ -171,7 +174,9 @@ pub fn refuse(xid: u32, why: Refusal) -> Bytes {
         Refusal::RpcMismatch => out.u32(1).u32(0).u32(RPC_VERSION).u32(RPC_VERSION),
         Refusal::Auth(stat) => out.u32(1).u32(1).u32(stat as u32),
         Refusal::ProgramUnavailable => out.u32(0).u32(AUTH_NONE).u32(0).u32(1),
-        Refusal::ProgramMismatch { low, high } => out.u32(0).u32(AUTH_NONE).u32(0).u32(2).u32(low).u32(high),
+        Refusal::ProgramMismatch { low, high } => {
+            out.u32(0).u32(AUTH_NONE).u32(0).u32(2).u32(low).u32(high)
+        }
         Refusal::ProcedureUnavailable => out.u32(0).u32(AUTH_NONE).u32(0).u32(3),
         Refusal::GarbageArgs => out.u32(0).u32(AUTH_NONE).u32(0).u32(4),
     };
@@ -179,7 +184,14 @@ pub fn refuse(xid: u32, why: Refusal) -> Bytes {
 }
 
 /// Begins a call: record mark (filled in by [`finish`]), header, credentials; the arguments follow.
-pub fn call(xid: u32, program: u32, version: u32, procedure: u32, credentials: &[u8], capacity: usize) -> Encoder {
+pub fn call(
+    xid: u32,
+    program: u32,
+    version: u32,
+    procedure: u32,
+    credentials: &[u8],
+    capacity: usize,
+) -> Encoder {
     let mut out = Encoder::with_capacity(44 + credentials.len() + capacity);
     out.u32(0).u32(xid).u32(CALL).u32(RPC_VERSION).u32(program).u32(version).u32(procedure);
     out.u32(AUTH_SYS).opaque(credentials).u32(AUTH_NONE).u32(0);
@@ -263,7 +275,9 @@ mod tests {
 
     #[test]
     fn the_client_is_its_machine_not_its_port() {
-        let of = |machine, peer| Identity::decode(&auth_sys(machine, 0, 0, &[]), peer).unwrap().call_id(1, 12, b"args");
+        let of = |machine, peer| {
+            Identity::decode(&auth_sys(machine, 0, 0, &[]), peer).unwrap().call_id(1, 12, b"args")
+        };
         assert_eq!(of("a", PEER), of("a", PEER));
         assert_ne!(of("a", PEER), of("b", PEER));
         assert_ne!(of("a", PEER), of("a", "127.0.0.2".parse().unwrap()));

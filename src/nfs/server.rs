@@ -26,23 +26,25 @@ pub enum Peers {
     LoopbackReserved,
     /// From this machine.
     Loopback,
-    /// From a reserved port; on this machine also root, and the user that this process runs as, from any port.
+    /// From a reserved port; on this machine also root, and the user that this process runs as,
+    /// from any port.
     Privileged,
     /// As `Privileged`, and everybody else without root's rights.
     Everybody,
 }
 
 impl Peers {
-    /// `local` is our end of the connection. What listens on loopback serves this machine alone, whatever the kernel routes there
-    /// (`route_localnet`).
-    /// `None`: it is refused.
+    /// `local` is our end of the connection. What listens on loopback serves this machine alone,
+    /// whatever the kernel routes there (`route_localnet`). `None`: it is refused.
     async fn admit(self, peer: SocketAddr, local: SocketAddr) -> Option<Trust> {
         let is_loopback = |at: SocketAddr| at.ip().to_canonical().is_loopback();
         let outside = is_loopback(local) && !is_loopback(peer);
         let whole = match self {
             Self::LoopbackReserved => is_loopback(peer) && peer.port() < peer::RESERVED_BELOW,
             Self::Loopback => is_loopback(peer),
-            Self::Privileged | Self::Everybody => !outside && peer::is_privileged(peer, local).await,
+            Self::Privileged | Self::Everybody => {
+                !outside && peer::is_privileged(peer, local).await
+            }
         };
         match (whole, self) {
             (true, _) => Some(Trust::Whole),
@@ -61,8 +63,8 @@ pub enum Trust {
     Squashed,
 }
 
-/// A connection at rest: nothing has begun to arrive, and every call that did is answered. Whoever holds it may go on with it, in
-/// this process or another.
+/// A connection at rest: nothing has begun to arrive, and every call that did is answered. Whoever
+/// holds it may go on with it, in this process or another.
 #[derive(Debug)]
 pub struct Kept {
     pub stream: OwnedFd,
@@ -88,8 +90,9 @@ pub struct Options {
     pub peers: Peers,
     pub squash: Squash,
     pub limits: Limits,
-    /// How long a call waits for its export to open, or for the object store, before the client is told to come again.
-    /// Below the client's time-out (`timeo=600` is a minute), or it would send everything again meanwhile.
+    /// How long a call waits for its export to open, or for the object store, before the client is
+    /// told to come again. Below the client's time-out (`timeo=600` is a minute), or it would send
+    /// everything again meanwhile.
     pub hold: Duration,
     /// How long a connection may neither take a reply nor finish a record it began.
     pub stall: Duration,
@@ -143,7 +146,12 @@ impl<T> Shared<T> {
         let now = self.started.elapsed().as_secs() + COMPLAIN_SECS;
         let last = self.complained.load(Ordering::Relaxed);
         let due = now >= last + COMPLAIN_SECS;
-        if due && self.complained.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        if due
+            && self
+                .complained
+                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        {
             tracing::error!(%error, "a call failed: run `zerofs-csi check` on the dataset");
         }
     }
@@ -154,7 +162,8 @@ pub struct Server<T> {
     shared: Arc<Shared<T>>,
     tasks: TaskTracker,
     address: SocketAddr,
-    /// Kept when the server rests, so that who connects meanwhile waits instead of being refused; none once it is stopped.
+    /// Kept when the server rests, so that who connects meanwhile waits instead of being refused;
+    /// none once it is stopped.
     listener: Mutex<Option<Arc<TcpListener>>>,
     open: Count,
 }
@@ -181,7 +190,12 @@ impl<T: ExportTable> Server<T> {
     ///
     /// # Errors
     /// The socket has no address.
-    pub fn start_within(listener: TcpListener, table: T, options: Options, budget: &Budget) -> io::Result<Self> {
+    pub fn start_within(
+        listener: TcpListener,
+        table: T,
+        options: Options,
+        budget: &Budget,
+    ) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             table,
@@ -229,8 +243,9 @@ impl<T: ExportTable> Server<T> {
         listener.ok_or(io::ErrorKind::NotConnected)?.as_fd().try_clone_to_owned()
     }
 
-    /// Accepts nobody any more, brings every connection to rest, and answers them. What has not come to rest within `limit` is cut: its client
-    /// connects again and repeats what was not answered. No reply leaves after this returns.
+    /// Accepts nobody any more, brings every connection to rest, and answers them. What has not
+    /// come to rest within `limit` is cut: its client connects again and repeats what was not
+    /// answered. No reply leaves after this returns.
     pub async fn rest(&self, limit: Duration) -> Vec<Kept> {
         self.shared.keeps.store(true, Ordering::Release);
         if !self.end(limit).await {
@@ -248,7 +263,8 @@ impl<T: ExportTable> Server<T> {
         &self.shared.table
     }
 
-    /// Stops reading, finishes the calls under way, sends their replies and closes. False: `grace` was not enough.
+    /// Stops reading, finishes the calls under way, sends their replies and closes. False: `grace`
+    /// was not enough.
     pub async fn stop(&self, grace: Duration) -> bool {
         self.listener.lock().take();
         self.end(grace).await
@@ -261,7 +277,12 @@ impl<T: ExportTable> Server<T> {
     }
 }
 
-async fn accept<T: ExportTable>(listener: Arc<TcpListener>, shared: Arc<Shared<T>>, tasks: TaskTracker, open: Count) {
+async fn accept<T: ExportTable>(
+    listener: Arc<TcpListener>,
+    shared: Arc<Shared<T>>,
+    tasks: TaskTracker,
+    open: Count,
+) {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -274,7 +295,10 @@ async fn accept<T: ExportTable>(listener: Arc<TcpListener>, shared: Arc<Shared<T
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(%error, "cannot accept an NFS connection: raise the limit of open files if this stays");
+                tracing::warn!(
+                    %error,
+                    "cannot accept an NFS connection: raise the limit of open files if this stays"
+                );
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -283,13 +307,23 @@ async fn accept<T: ExportTable>(listener: Arc<TcpListener>, shared: Arc<Shared<T
 
 fn has_room<T>(shared: &Shared<T>, open: &Count, peer: SocketAddr) -> bool {
     if open.now() >= shared.options.limits.connections {
-        tracing::warn!(%peer, limit = shared.options.limits.connections, "too many NFS connections: one was refused");
+        tracing::warn!(
+            %peer,
+            limit = shared.options.limits.connections,
+            "too many NFS connections: one was refused"
+        );
         return false;
     }
     true
 }
 
-fn start<T: ExportTable>(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared<T>>, tasks: &TaskTracker, open: &Count) {
+fn start<T: ExportTable>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    shared: &Arc<Shared<T>>,
+    tasks: &TaskTracker,
+    open: &Count,
+) {
     // Replies are whole messages: waiting for more to send with them only adds latency.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "a connection ended at once");
@@ -303,7 +337,11 @@ fn start<T: ExportTable>(stream: TcpStream, peer: SocketAddr, shared: &Arc<Share
             Err(_) => None,
         };
         let Some(trust) = trust else {
-            tracing::info!(%peer, ?peers, "an NFS connection was refused: it needs a source port below 1024");
+            tracing::info!(
+                %peer,
+                ?peers,
+                "an NFS connection was refused: it needs a source port below 1024"
+            );
             return;
         };
         Connection::new(stream, peer, shared, trust).run().await;
@@ -317,7 +355,10 @@ mod tests {
     use tokio::net::TcpSocket;
 
     /// A connection whose socket is `uid`'s: its two ends.
-    async fn connected(listener: &TcpListener, uid: Option<u32>) -> (TcpStream, SocketAddr, SocketAddr) {
+    async fn connected(
+        listener: &TcpListener,
+        uid: Option<u32>,
+    ) -> (TcpStream, SocketAddr, SocketAddr) {
         let socket = TcpSocket::new_v4().unwrap();
         std::os::unix::fs::fchown(&socket, uid, None).unwrap();
         let stream = socket.connect(listener.local_addr().unwrap()).await.unwrap();
@@ -344,7 +385,10 @@ mod tests {
         let far: SocketAddr = "192.0.2.1:700".parse().unwrap();
         for peers in [Peers::Privileged, Peers::Everybody] {
             assert_eq!(peers.admit(far, local).await, None, "loopback is this machine's alone");
-            assert_eq!(peers.admit(far, "192.0.2.9:12049".parse().unwrap()).await, Some(Trust::Whole));
+            assert_eq!(
+                peers.admit(far, "192.0.2.9:12049".parse().unwrap()).await,
+                Some(Trust::Whole)
+            );
         }
     }
 }

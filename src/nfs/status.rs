@@ -117,7 +117,8 @@ impl From<&FsError> for NfsStat {
             FsError::Access => Self::Access,
             FsError::NotOwner => Self::Perm,
             FsError::Stale => Self::Stale,
-            // A dataset's size is what df shows as the file system's size, so ENOSPC and not EDQUOT.
+            // A dataset's size is what df shows as the file system's size, so ENOSPC and not
+            // EDQUOT.
             FsError::NoSpace | FsError::NoInodes => Self::NoSpace,
             FsError::ReadOnly => Self::ReadOnly,
             FsError::TooBig => Self::FileTooBig,

@@ -10,7 +10,8 @@ use super::xdr::Cursor;
 use bytes::Bytes;
 use std::net::{IpAddr, Ipv4Addr};
 
-/// A stream that arrives in pieces of `step` bytes. Answers the records found before the stream ended or broke.
+/// A stream that arrives in pieces of `step` bytes. Answers the records found before the stream
+/// ended or broke.
 ///
 /// # Panics
 /// When a record or the reader's memory exceeds its limit.

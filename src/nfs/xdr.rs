@@ -1,6 +1,7 @@
 //! XDR (RFC 4506): a cursor over a received record and an encoder of replies.
 //!
-//! Every length is checked against a limit and against the bytes that are there before anything is allocated.
+//! Every length is checked against a limit and against the bytes that are there before anything is
+//! allocated.
 
 use bytes::Bytes;
 
@@ -72,8 +73,9 @@ impl<'a> Cursor<'a> {
         Ok(bytes)
     }
 
-    /// As [`Cursor::opaque`], sharing the record's memory. A payload much smaller than what it would keep in memory is
-    /// copied instead. Padding may be missing at the end of the record, as some clients send it.
+    /// As [`Cursor::opaque`], sharing the record's memory. A payload much smaller than what it
+    /// would keep in memory is copied instead. Padding may be missing at the end of the record, as
+    /// some clients send it.
     pub fn payload(&mut self, max: usize, copy_below: usize) -> Result<Bytes> {
         let len = self.u32()? as usize;
         if len > max {

@@ -1,7 +1,8 @@
 //! Named durable steps.
 //!
-//! Every step after which a crash must leave a state that the next open understands calls [`Failpoints::step`] with its
-//! name. Without the `failpoints` feature the call compiles to nothing.
+//! Every step after which a crash must leave a state that the next open understands calls
+//! [`Failpoints::step`] with its name. Without the `failpoints` feature the call compiles to
+//! nothing.
 
 #[cfg(feature = "failpoints")]
 use parking_lot::Mutex;
@@ -28,10 +29,14 @@ pub struct Failpoints {
 }
 
 impl Failpoints {
-    /// Passes the step called `name`, or fails where a test said so. The actions are those of `fail_parallel`:
-    /// `return` fails the step, `sleep(ms)` delays it, `pause` holds it until the action is changed, `1*off->return`
-    /// fails the second time.
-    #[allow(unused_variables, clippy::unused_async, reason = "nothing is left of a step without the feature")]
+    /// Passes the step called `name`, or fails where a test said so. The actions are those of
+    /// `fail_parallel`: `return` fails the step, `sleep(ms)` delays it, `pause` holds it until the
+    /// action is changed, `1*off->return` fails the second time.
+    #[allow(
+        unused_variables,
+        clippy::unused_async,
+        reason = "nothing is left of a step without the feature"
+    )]
     pub async fn step(&self, name: &str) -> Result<(), Injected> {
         #[cfg(feature = "failpoints")]
         {
@@ -42,7 +47,9 @@ impl Failpoints {
             }
         }
         #[cfg(feature = "failpoints")]
-        fail_parallel::fail_point_async!(self.registry.clone(), name, |_| Err(Injected { step: name.to_owned() }));
+        fail_parallel::fail_point_async!(self.registry.clone(), name, |_| Err(Injected {
+            step: name.to_owned()
+        }));
         Ok(())
     }
 

@@ -32,11 +32,15 @@ pub enum Class {
 }
 
 impl Class {
-    /// Whether the same operation can succeed later by itself or by what an administrator mends outside it: the store is away, credentials are
-    /// being changed, the node's disk is full.
+    /// Whether the same operation can succeed later by itself or by what an administrator mends
+    /// outside it: the store is away, credentials are being changed, the node's disk is full.
     pub const fn may_pass(self) -> bool {
         match self {
-            Self::Unavailable | Self::InProgress | Self::Exhausted | Self::Denied | Self::Internal => true,
+            Self::Unavailable
+            | Self::InProgress
+            | Self::Exhausted
+            | Self::Denied
+            | Self::Internal => true,
             Self::Invalid
             | Self::NotFound
             | Self::Exists

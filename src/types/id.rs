@@ -1,5 +1,6 @@
-//! Identifiers. 128-bit ones are written as 26 characters of lower-case base 32 (RFC 4648 §6, no padding), short enough
-//! that a CSI snapshot handle, which holds four of them, stays within 128 bytes.
+//! Identifiers. 128-bit ones are written as 26 characters of lower-case base 32 (RFC 4648 §6, no
+//! padding), short enough that a CSI snapshot handle, which holds four of them, stays within 128
+//! bytes.
 
 use data_encoding::Encoding;
 use serde::{Deserialize, Serialize};
@@ -89,7 +90,8 @@ id128! {
     PoolId, "pool id"
 }
 id128! {
-    /// A pure function of a dataset's or snapshot's name: it finds a record and says nothing about which life it has (R2).
+    /// A pure function of a dataset's or snapshot's name: it finds a record and says nothing about
+    /// which life it has (R2).
     NameKey, "name key"
 }
 id128! {
@@ -110,12 +112,14 @@ id128! {
     ClaimId, "claim id"
 }
 id128! {
-    /// A folder of journals, whoever uses it: a restart of the process on it finds what the run before it left (R16).
+    /// A folder of journals, whoever uses it: a restart of the process on it finds what the run
+    /// before it left (R16).
     HomeId, "home id"
 }
 
 impl NameKey {
-    /// The key of a name of a kind (`dataset`, `snapshot`, …). Names of different kinds never share a key.
+    /// The key of a name of a kind (`dataset`, `snapshot`, …). Names of different kinds never share
+    /// a key.
     pub fn of(kind: &str, name: &str) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("zerofs-csi 2026-11 name key");
         hasher.update(kind.as_bytes()).update(&[0]).update(name.as_bytes());
@@ -163,7 +167,8 @@ macro_rules! pair_text {
     };
 }
 
-/// A dataset: where its record is found, and which life of that name is meant (R2). Text form `<key>-<incarnation>`.
+/// A dataset: where its record is found, and which life of that name is meant (R2). Text form
+/// `<key>-<incarnation>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DatasetId {
@@ -234,7 +239,9 @@ impl fmt::Display for ChunkHash {
 }
 
 /// Fences writers of one dataset: SlateDB's writer epoch, growing with every writable open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Epoch(pub u64);
 
 impl fmt::Display for Epoch {
@@ -243,8 +250,8 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// An inode number: 44 bits, never reused within an epoch (R7). NFS's fileid is this number, with a snapshot's serial in
-/// the 20 bits above it.
+/// An inode number: 44 bits, never reused within an epoch (R7). NFS's fileid is this number, with a
+/// snapshot's serial in the 20 bits above it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct InodeNo(pub u64);
 
@@ -258,7 +265,8 @@ impl InodeNo {
     /// Bits of a number; a snapshot's serial is above them.
     pub const BITS: u32 = 44;
 
-    /// The serial of the snapshot that a fileid is in (0: the live file system), and the number there.
+    /// The serial of the snapshot that a fileid is in (0: the live file system), and the number
+    /// there.
     pub fn split(self) -> (u32, Self) {
         // 20 bits are left.
         ((self.0 >> Self::BITS) as u32, Self(self.0 & ((1 << Self::BITS) - 1)))
@@ -280,8 +288,9 @@ impl fmt::Display for InodeNo {
     }
 }
 
-/// A pack: who wrote it, in which epoch, and its number therein (R9). Sorts in the order of writing for one creator.
-/// Text form, also its object's path below the family: `<creator>/<epoch>-<seq>`, the numbers as 16 hexadecimal digits.
+/// A pack: who wrote it, in which epoch, and its number therein (R9). Sorts in the order of writing
+/// for one creator. Text form, also its object's path below the family: `<creator>/<epoch>-<seq>`,
+/// the numbers as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PackId {
     #[serde(with = "raw_incarnation")]
@@ -315,9 +324,10 @@ impl FromStr for PackId {
     fn from_str(text: &str) -> Result<Self, IdError> {
         let bad = || IdError::new("pack id", text);
         let number = |hex: &str| {
-            (hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)))
-                .then(|| u64::from_str_radix(hex, 16).ok())
-                .flatten()
+            (hex.len() == 16
+                && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)))
+            .then(|| u64::from_str_radix(hex, 16).ok())
+            .flatten()
         };
         let (creator, rest) = text.split_once('/').ok_or_else(bad)?;
         let (epoch, seq) = rest.split_once('-').ok_or_else(bad)?;
@@ -334,7 +344,10 @@ mod tests {
     use super::*;
 
     fn dataset() -> DatasetId {
-        DatasetId { key: NameKey::of("dataset", "pvc-1"), incarnation: Incarnation::from_bytes([7; 16]) }
+        DatasetId {
+            key: NameKey::of("dataset", "pvc-1"),
+            incarnation: Incarnation::from_bytes([7; 16]),
+        }
     }
 
     #[test]
@@ -359,7 +372,8 @@ mod tests {
 
     #[test]
     fn pack_ids_round_trip_and_are_canonical() {
-        let pack = PackId { creator: Incarnation::from_bytes([1; 16]), epoch: Epoch(3), seq: 0xabc };
+        let pack =
+            PackId { creator: Incarnation::from_bytes([1; 16]), epoch: Epoch(3), seq: 0xabc };
         assert_eq!(pack.to_string().parse(), Ok(pack));
         assert!(pack.to_string().to_uppercase().parse::<PackId>().is_err());
         assert!(pack.to_string().replace("-0", "-+").parse::<PackId>().is_err());
@@ -367,12 +381,17 @@ mod tests {
 
     #[test]
     fn a_fileid_holds_serial_and_inode() {
-        for (serial, ino) in [(1, InodeNo::ROOT), (SNAPSHOT_SERIAL_MAX, InodeNo::MAX), (77, InodeNo(1 << 40))] {
+        for (serial, ino) in
+            [(1, InodeNo::ROOT), (SNAPSHOT_SERIAL_MAX, InodeNo::MAX), (77, InodeNo(1 << 40))]
+        {
             assert_eq!(ino.in_snapshot(serial).map(InodeNo::split), Some((serial, ino)));
         }
         assert_eq!(InodeNo::SNAPSHOTS.split(), (0, InodeNo::SNAPSHOTS));
         assert_eq!(InodeNo::MAX.split(), (0, InodeNo::MAX));
-        assert!(InodeNo(1).in_snapshot(0).is_none() && InodeNo(1).in_snapshot(SNAPSHOT_SERIAL_MAX + 1).is_none());
+        assert!(
+            InodeNo(1).in_snapshot(0).is_none()
+                && InodeNo(1).in_snapshot(SNAPSHOT_SERIAL_MAX + 1).is_none()
+        );
         assert!(InodeNo::SNAPSHOTS.in_snapshot(1).is_none());
     }
 

@@ -1,7 +1,7 @@
 //! The vocabulary that every floor shares: identifiers, names, time and error classes.
 //!
-//! Nothing here does I/O or knows of any other module. Every newtype has one parsing constructor and private fields, so
-//! that a value of the type is proof that it was checked.
+//! Nothing here does I/O or knows of any other module. Every newtype has one parsing constructor
+//! and private fields, so that a value of the type is proof that it was checked.
 
 mod class;
 mod id;
@@ -11,8 +11,8 @@ mod time;
 
 pub use class::{Class, Classify};
 pub use id::{
-    ChunkHash, ClaimId, DatasetId, Epoch, FamilyId, HomeId, IdError, Incarnation, InodeNo, NameKey, PackId, PoolId,
-    SNAPSHOT_SERIAL_MAX, SessionId, SnapshotHandle, SnapshotId, VolumeHandle,
+    ChunkHash, ClaimId, DatasetId, Epoch, FamilyId, HomeId, IdError, Incarnation, InodeNo, NameKey,
+    PackId, PoolId, SNAPSHOT_SERIAL_MAX, SessionId, SnapshotHandle, SnapshotId, VolumeHandle,
 };
 pub use name::{DatasetName, EntryName, NameError, SnapshotName};
 pub use owner::is_owner;

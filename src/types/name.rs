@@ -16,7 +16,8 @@ pub enum NameError {
     #[error("a name of {len} bytes is too long: at most {max} bytes are allowed")]
     TooLong { len: usize, max: usize },
     #[error(
-        "the name {name:?} is not allowed: use no '/', no control character, no leading or trailing space, and not '.' or '..'"
+        "the name {name:?} is not allowed: use no '/', no control character, no leading or \
+         trailing space, and not '.' or '..'"
     )]
     Forbidden { name: String },
     #[error("the name {name:?} is not allowed: '@' stands between a dataset and its snapshot")]
@@ -49,10 +50,12 @@ macro_rules! text_name {
                 &self.0
             }
 
-            /// Whether it may be given to something new. Not asked of records: what has such a name keeps it.
+            /// Whether it may be given to something new. Not asked of records: what has such a name
+            /// keeps it.
             ///
             /// # Errors
-            /// [`NameError::Separator`]: it would read like a snapshot of another dataset, or could not be named at all.
+            /// [`NameError::Separator`]: it would read like a snapshot of another dataset, or could
+            /// not be named at all.
             pub fn may_be_given(&self) -> Result<(), NameError> {
                 match self.0.contains('@') {
                     true => Err(NameError::Separator { name: self.0.clone() }),
@@ -160,7 +163,10 @@ mod tests {
     fn names_have_limits() {
         assert!("a".parse::<DatasetName>().is_ok());
         assert!("x".repeat(128).parse::<DatasetName>().is_ok());
-        assert_eq!("x".repeat(129).parse::<DatasetName>(), Err(NameError::TooLong { len: 129, max: 128 }));
+        assert_eq!(
+            "x".repeat(129).parse::<DatasetName>(),
+            Err(NameError::TooLong { len: 129, max: 128 })
+        );
         for bad in ["", ".", "..", "a/b", "a\nb", " a", "a "] {
             assert!(bad.parse::<SnapshotName>().is_err(), "{bad:?}");
         }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Nanoseconds since 1970-01-01T00:00:00Z, negative before. Covers the years 1678 to 2262; NFSv3 itself carries 1970 to
-/// 2106 (RFC 1813 §2.5, nfstime3).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// Nanoseconds since 1970-01-01T00:00:00Z, negative before. Covers the years 1678 to 2262; NFSv3
+/// itself carries 1970 to 2106 (RFC 1813 §2.5, nfstime3).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
@@ -63,7 +65,8 @@ impl From<Timestamp> for SystemTime {
     }
 }
 
-/// The machine's clock as it tells the time of day: it may jump, forward and back. A test sets it forward or back.
+/// The machine's clock as it tells the time of day: it may jump, forward and back. A test sets it
+/// forward or back.
 #[derive(Clone, Debug, Default)]
 pub struct WallClock {
     ahead_nanos: Arc<AtomicI64>,

@@ -1,4 +1,5 @@
-//! A dataset as a node or `serve` shows it: opened by its owner, or, where it is a snapshot made a volume, read without one.
+//! A dataset as a node or `serve` shows it: opened by its owner, or, where it is a snapshot made a
+//! volume, read without one.
 
 use super::VolumeError;
 use super::place::VolumeGuard;
@@ -47,7 +48,8 @@ impl Attached {
 }
 
 impl Volumes {
-    /// Opens a writable volume, or reads the snapshot that a read-only one is: that needs no owner, and every node does it on its own.
+    /// Opens a writable volume, or reads the snapshot that a read-only one is: that needs no owner,
+    /// and every node does it on its own.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -58,32 +60,54 @@ impl Volumes {
         }
     }
 
-    async fn attach_snapshot(&self, pool: &Catalog, id: DatasetId) -> Result<Attached, VolumeError> {
+    async fn attach_snapshot(
+        &self,
+        pool: &Catalog,
+        id: DatasetId,
+    ) -> Result<Attached, VolumeError> {
         let absent = || VolumeError::NotFound { what: format!("dataset {id}") };
         let dataset = pool.dataset_by_id(id).await?.ok_or_else(absent)?.record;
         let source = match (dataset.form, &dataset.state, dataset.origin) {
             (Form::Snapshot, State::Ready, Some(origin)) => origin,
-            (_, State::Deleting, _) => return Err(VolumeError::Deleting { dataset: dataset.name.to_string() }),
+            (_, State::Deleting, _) => {
+                return Err(VolumeError::Deleting { dataset: dataset.name.to_string() });
+            }
             _ => return Err(absent()),
         };
-        let one = OneSnapshot::open(self.views(), pool, source, Keeper::Volume(dataset.incarnation)).await;
-        let one = one.map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?;
+        let one =
+            OneSnapshot::open(self.views(), pool, source, Keeper::Volume(dataset.incarnation))
+                .await;
+        let one =
+            one.map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?;
         let handle_key = handle_key(pool, &dataset);
-        Ok(Attached { pool: pool.pool().id, dataset: id, served: Arc::new(Served::Snapshot(one)), handle_key, owned: None })
+        Ok(Attached {
+            pool: pool.pool().id,
+            dataset: id,
+            served: Arc::new(Served::Snapshot(one)),
+            handle_key,
+            owned: None,
+        })
     }
 
-    /// A snapshot by itself, for an export of its own: with the key that its handles are authenticated with, which is not its dataset's.
+    /// A snapshot by itself, for an export of its own: with the key that its handles are
+    /// authenticated with, which is not its dataset's.
     ///
     /// # Errors
     /// [`VolumeError::NotFound`] when it is not ready, or not any more.
-    pub async fn export_snapshot(&self, pool: &Catalog, id: SnapshotId) -> Result<(Arc<Served>, [u8; 16]), VolumeError> {
+    pub async fn export_snapshot(
+        &self,
+        pool: &Catalog,
+        id: SnapshotId,
+    ) -> Result<(Arc<Served>, [u8; 16]), VolumeError> {
         let absent = || VolumeError::NotFound { what: format!("snapshot {id}") };
         let snapshot = pool.snapshot_by_id(id).await?.ok_or_else(absent)?.record;
         let dataset = pool.dataset_by_id(snapshot.dataset).await?.ok_or_else(absent)?.record;
         let one = OneSnapshot::open(self.views(), pool, id, Keeper::Reader).await;
         let one = one.map_err(|source| match source {
             FsError::Stale => absent(),
-            source => VolumeError::Fs { dataset: format!("{}@{}", dataset.name, snapshot.name), source },
+            source => {
+                VolumeError::Fs { dataset: format!("{}@{}", dataset.name, snapshot.name), source }
+            }
         })?;
         let key = pool.keyring().handle_key(snapshot.incarnation, &dataset.handle_secret);
         Ok((Arc::new(Served::Snapshot(one)), key))

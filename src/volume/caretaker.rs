@@ -1,5 +1,5 @@
-//! What a controller does to a dataset that nobody has open: a checkpoint, the detaching of a clone, the collection of its database; and what an
-//! administrator does: mending its rows.
+//! What a controller does to a dataset that nobody has open: a checkpoint, the detaching of a
+//! clone, the collection of its database; and what an administrator does: mending its rows.
 
 use super::VolumeError;
 use super::claim::{Openings, claim, lost_to, own, release, undo};
@@ -14,19 +14,21 @@ use crate::fs::{Committer, Fs, FsError, void_journals};
 use crate::telemetry::Injected;
 use crate::types::{DatasetId, Epoch, PackId};
 
-/// Takes a released dataset for as long as a checkpoint needs, and gives it back. The checkpoint holds everything that was
-/// ever acknowledged, because released means cleanly closed (R16).
+/// Takes a released dataset for as long as a checkpoint needs, and gives it back. The checkpoint
+/// holds everything that was ever acknowledged, because released means cleanly closed (R16).
 ///
 /// # Errors
-/// [`VolumeError::Owned`] when a node has it, or took it meanwhile: only that owner can make the checkpoint.
+/// [`VolumeError::Owned`] when a node has it, or took it meanwhile: only that owner can make the
+/// checkpoint.
 pub async fn checkpoint_released(
     settings: &VolumeSettings,
     pool: &Catalog,
     id: DatasetId,
     name: &str,
 ) -> Result<CheckpointId, VolumeError> {
-    let work =
-        async |place: DbPlace, dataset: Dataset, epoch: Epoch| checkpoint(settings, pool, &place, &dataset, epoch, name).await;
+    let work = async |place: DbPlace, dataset: Dataset, epoch: Epoch| {
+        checkpoint(settings, pool, &place, &dataset, epoch, name).await
+    };
     care(settings, pool, id, work).await
 }
 
@@ -34,23 +36,42 @@ pub async fn checkpoint_released(
 ///
 /// # Errors
 /// [`VolumeError::Owned`] when a node has it.
-pub async fn detach_released(settings: &VolumeSettings, pool: &Catalog, id: DatasetId) -> Result<Detached, VolumeError> {
-    care(settings, pool, id, async |place: DbPlace, _: Dataset, epoch: Epoch| db::detach_closed(&place, epoch).await).await
+pub async fn detach_released(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    id: DatasetId,
+) -> Result<Detached, VolumeError> {
+    care(settings, pool, id, async |place: DbPlace, _: Dataset, epoch: Epoch| {
+        db::detach_closed(&place, epoch).await
+    })
+    .await
 }
 
 /// Removes what a released dataset's database has outlived.
 ///
 /// # Errors
 /// [`VolumeError::Owned`] when a node has it: it collects its own.
-pub async fn collect_released(settings: &VolumeSettings, pool: &Catalog, id: DatasetId) -> Result<(), VolumeError> {
-    care(settings, pool, id, async |place: DbPlace, _: Dataset, _: Epoch| db::collect_garbage(&place).await).await
+pub async fn collect_released(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    id: DatasetId,
+) -> Result<(), VolumeError> {
+    care(settings, pool, id, async |place: DbPlace, _: Dataset, _: Epoch| {
+        db::collect_garbage(&place).await
+    })
+    .await
 }
 
 /// Seals packs that a released dataset refers to (R12). Durable when answered.
 ///
 /// # Errors
 /// [`VolumeError::Owned`] when a node has it: its owner can.
-pub async fn seal_released(settings: &VolumeSettings, pool: &Catalog, id: DatasetId, packs: &[PackId]) -> Result<(), VolumeError> {
+pub async fn seal_released(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    id: DatasetId,
+    packs: &[PackId],
+) -> Result<(), VolumeError> {
     let work = async |place: DbPlace, dataset: Dataset, epoch: Epoch| {
         let fs = open(settings, pool, &place, &dataset, epoch).await?;
         let sealed = fs.seal(packs).await;
@@ -60,18 +81,27 @@ pub async fn seal_released(settings: &VolumeSettings, pool: &Catalog, id: Datase
     care(settings, pool, id, work).await
 }
 
-/// Mends what can be mended of a released dataset's rows without a choice (see [`crate::fs::check`]).
+/// Mends what can be mended of a released dataset's rows without a choice (see
+/// [`crate::fs::check`]).
 ///
 /// # Errors
 /// [`VolumeError::Owned`] when a node has it: what its memory holds would not be mended.
-pub async fn repair_released(settings: &VolumeSettings, pool: &Catalog, id: DatasetId) -> Result<Repaired, VolumeError> {
-    care(settings, pool, id, async |place: DbPlace, _: Dataset, epoch: Epoch| repair(&place, epoch).await).await
+pub async fn repair_released(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    id: DatasetId,
+) -> Result<Repaired, VolumeError> {
+    care(settings, pool, id, async |place: DbPlace, _: Dataset, epoch: Epoch| {
+        repair(&place, epoch).await
+    })
+    .await
 }
 
 async fn repair(place: &DbPlace, epoch: Epoch) -> Result<Repaired, FsError> {
     let database = Database::visit(place, Some(epoch)).await?;
     // It stores no packs, so that none is settled.
-    let committer = Committer::start(database, None, Box::new(|| 0), place.bucket.failpoints().clone()).await?;
+    let committer =
+        Committer::start(database, None, Box::new(|| 0), place.bucket.failpoints().clone()).await?;
     let repaired = check::repair(&committer).await?;
     committer.close().await.map(|()| repaired)
 }
@@ -110,8 +140,10 @@ pub async fn release_lost(
     let me = ownership::voiding(settings.session, expired.owner().home);
     let (dataset, _) = claim(pool, id, &me, Some(expired)).await?;
     let step = |name: &'static str| async move {
-        let failed =
-            |injected: Injected| VolumeError::Fs { dataset: id.to_string(), source: FsError::Unavailable(injected.to_string()) };
+        let failed = |injected: Injected| VolumeError::Fs {
+            dataset: id.to_string(),
+            source: FsError::Unavailable(injected.to_string()),
+        };
         pool.bucket().failpoints().step(name).await.map_err(failed)
     };
     step("volume.lost.claimed").await?;
@@ -140,7 +172,11 @@ pub async fn release_lost(
 ///
 /// # Errors
 /// [`VolumeError::Owned`] when a node has it.
-pub async fn finish_release(settings: &VolumeSettings, pool: &Catalog, id: DatasetId) -> Result<(), VolumeError> {
+pub async fn finish_release(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    id: DatasetId,
+) -> Result<(), VolumeError> {
     care(settings, pool, id, async |_: DbPlace, _: Dataset, _: Epoch| Ok(())).await
 }
 
@@ -165,7 +201,9 @@ async fn care<T>(
         Err(injected) => Err(fs(FsError::Unavailable(injected.to_string()))),
     };
     let settled = match opened {
-        Ok(epoch) => Box::pin(settle(settings, pool, &place, (&dataset, before), epoch)).await.map_err(fs),
+        Ok(epoch) => {
+            Box::pin(settle(settings, pool, &place, (&dataset, before), epoch)).await.map_err(fs)
+        }
         Err(error) => Err(error),
     };
     let done = match settled {
@@ -202,13 +240,18 @@ async fn settle(
     (dataset, before): (&Dataset, Before),
     epoch: Epoch,
 ) -> Result<Epoch, FsError> {
-    if epoch == Epoch(0) || dataset.restoring.is_none() && !matches!(before, Before::Unfinished(_)) {
+    if epoch == Epoch(0) || dataset.restoring.is_none() && !matches!(before, Before::Unfinished(_))
+    {
         return Ok(epoch);
     }
     let epoch = void_journals(place, epoch).await?;
     let Some(snapshot) = dataset.restoring else { return Ok(epoch) };
     if let Err(error) = forget_restore(pool, dataset.id(), snapshot, settings.session).await {
-        tracing::warn!(dataset = %dataset.name, %error, "a restore that was cut short keeps its snapshot until the next maintenance claim");
+        tracing::warn!(
+            dataset = %dataset.name,
+            %error,
+            "a restore that was cut short keeps its snapshot until the next maintenance claim"
+        );
     }
     Ok(epoch)
 }
@@ -237,6 +280,18 @@ async fn checkpoint(
     closed.map(|()| made)
 }
 
-async fn open(settings: &VolumeSettings, pool: &Catalog, place: &DbPlace, dataset: &Dataset, epoch: Epoch) -> Result<Fs, FsError> {
-    Fs::open_at(place, settings.chunks(pool, dataset.family), settings.options(dataset, None), epoch).await
+async fn open(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    place: &DbPlace,
+    dataset: &Dataset,
+    epoch: Epoch,
+) -> Result<Fs, FsError> {
+    Fs::open_at(
+        place,
+        settings.chunks(pool, dataset.family),
+        settings.options(dataset, None),
+        epoch,
+    )
+    .await
 }

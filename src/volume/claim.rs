@@ -40,7 +40,10 @@ pub(super) async fn claim(
             }
             Err(error) => {
                 answer = Some(Err(error));
-                Err(CatalogError::Precondition { what: format!("dataset {}", dataset.name), why: "it cannot be opened".into() })
+                Err(CatalogError::Precondition {
+                    what: format!("dataset {}", dataset.name),
+                    why: "it cannot be opened".into(),
+                })
             }
         })
         .await;
@@ -49,12 +52,15 @@ pub(super) async fn claim(
         (Some(Err(refused)), _) => Err(refused),
         (_, Err(CatalogError::NotFound { what })) => Err(VolumeError::NotFound { what }),
         (Some(Ok(before)), Err(error)) => {
-            // The record may have been written although its writer was not told. Nothing was opened under it.
+            // The record may have been written although its writer was not told. Nothing was opened
+            // under it.
             undo(pool, id, &own(me.claim), (before, me.session)).await;
             Err(error.into())
         }
         (_, Err(error)) => Err(error.into()),
-        (None, Ok(at)) => Err(VolumeError::Io(format!("dataset {} was not claimed", at.record.name))),
+        (None, Ok(at)) => {
+            Err(VolumeError::Io(format!("dataset {} was not claimed", at.record.name)))
+        }
     }
 }
 
@@ -112,10 +118,14 @@ impl<'a> Openings<'a> {
 /// The error for a record that is another claim's. `owner`: the record's.
 pub(super) fn lost_to(dataset: String, owner: Option<Owner>) -> VolumeError {
     match owner.filter(|owner| !ownership::is_caretaker(owner)) {
-        Some(owner) => VolumeError::Owned { dataset, node: owner.node.clone(), owner: Box::new(owner) },
+        Some(owner) => {
+            VolumeError::Owned { dataset, node: owner.node.clone(), owner: Box::new(owner) }
+        }
         None => VolumeError::Fs {
             dataset,
-            source: FsError::Busy("its ownership changed while it was being opened: nothing was opened; retry"),
+            source: FsError::Busy(
+                "its ownership changed while it was being opened: nothing was opened; retry",
+            ),
         },
     }
 }
@@ -127,24 +137,42 @@ pub(super) fn own(mine: ClaimId) -> impl Fn(ClaimId) -> bool + Send + Sync {
 
 /// Takes a claim out of the record: the dataset is cleanly closed (R16). A record that is another
 /// claim's stays.
-pub(super) async fn release(pool: &Catalog, id: DatasetId, is_ours: &IsOurs) -> Result<(), VolumeError> {
+pub(super) async fn release(
+    pool: &Catalog,
+    id: DatasetId,
+    is_ours: &IsOurs,
+) -> Result<(), VolumeError> {
     replace(pool, id, is_ours, None).await
 }
 
 /// Takes a claim out of the record under which nothing was opened. What a node had before, stays
 /// claimed: it may hold a journal of it.
-pub(super) async fn undo(pool: &Catalog, id: DatasetId, is_ours: &IsOurs, (before, session): (Before, SessionId)) {
+pub(super) async fn undo(
+    pool: &Catalog,
+    id: DatasetId,
+    is_ours: &IsOurs,
+    (before, session): (Before, SessionId),
+) {
     let to = match before {
         Before::Released => None,
         Before::Unfinished(home) => Some(ownership::voiding(session, Some(home))),
         Before::Ours | Before::Another => return,
     };
     if let Err(error) = replace(pool, id, is_ours, to).await {
-        tracing::warn!(dataset = %id, %error, "a claim that failed may still be in the record: opening it here again clears it");
+        tracing::warn!(
+            dataset = %id,
+            %error,
+            "a claim that failed may still be in the record: opening it here again clears it"
+        );
     }
 }
 
-async fn replace(pool: &Catalog, id: DatasetId, is_ours: &IsOurs, to: Option<Owner>) -> Result<(), VolumeError> {
+async fn replace(
+    pool: &Catalog,
+    id: DatasetId,
+    is_ours: &IsOurs,
+    to: Option<Owner>,
+) -> Result<(), VolumeError> {
     let mut ours = true;
     let swapped = pool
         .update_dataset(id, |dataset| {

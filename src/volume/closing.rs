@@ -1,11 +1,13 @@
-//! Closing: the steps of [`super::life`], each of which may fail and is then tried again, by whoever wants the volume and by itself.
+//! Closing: the steps of [`super::life`], each of which may fail and is then tried again, by
+//! whoever wants the volume and by itself.
 //!
 //! ```text
 //! hold its calls ─▶ flush, close the database, remove the journal ─▶ the record says released ─▶ the place is free
 //!                          │ failed for good
 //!                          └─▶ open it anew, which replays its journal ─▶ flush, …
 //! ```
-//! An attempt is a task of its own: a caller that goes away, or whose patience ends, does not leave a close half done.
+//! An attempt is a task of its own: a caller that goes away, or whose patience ends, does not leave
+//! a close half done.
 
 use super::VolumeError;
 use super::life::{Claim, Close, Reason, Step};
@@ -19,12 +21,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Between tries of a close that failed. What is owed to a journal is tried more often than a lease ends: each try is a sign of life, without which
-/// another node may take the dataset and lose what only the journal has.
+/// Between tries of a close that failed. What is owed to a journal is tried more often than a lease
+/// ends: each try is a sign of life, without which another node may take the dataset and lose what
+/// only the journal has.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 const RETRY_DOUBLINGS: u32 = 5;
-/// Leases that an opening that failed is waited to be repeated before what it left is closed: whoever has the volume mounted repeats it sooner.
+/// Leases that an opening that failed is waited to be repeated before what it left is closed:
+/// whoever has the volume mounted repeats it sooner.
 const REPEATED_WITHIN: u32 = 4;
 /// How often others may change the record while it is released.
 const RELEASE_TRIES: u32 = 16;
@@ -32,30 +36,39 @@ const RELEASE_TRIES: u32 = 16;
 pub(super) const ABANDON_LIMIT: Duration = Duration::from_secs(5);
 
 impl Volumes {
-    /// Flushes, closes and releases the ownership. Not open counts as closed. After a failure it is tried again by itself, and by a repeated
-    /// call; until then the volume's calls are held.
+    /// Flushes, closes and releases the ownership. Not open counts as closed. After a failure it is
+    /// tried again by itself, and by a repeated call; until then the volume's calls are held.
     pub async fn close(&self, dataset: DatasetId) -> Result<(), VolumeError> {
         self.close_for(dataset, Reason::Unmounted).await.map(drop)
     }
 
-    /// As [`Self::close`], unless somebody holds the volume: whoever does has it from [`Self::open`] or [`Self::get`], and keeps it
-    /// for as long as it is used. Nobody gets it while this decides.
+    /// As [`Self::close`], unless somebody holds the volume: whoever does has it from
+    /// [`Self::open`] or [`Self::get`], and keeps it for as long as it is used. Nobody gets it
+    /// while this decides.
     pub async fn close_unused(&self, dataset: DatasetId) -> Result<Closing, VolumeError> {
         self.close_for(dataset, Reason::Unused).await
     }
 
-    pub(super) async fn close_for(&self, dataset: DatasetId, reason: Reason) -> Result<Closing, VolumeError> {
+    pub(super) async fn close_for(
+        &self,
+        dataset: DatasetId,
+        reason: Reason,
+    ) -> Result<Closing, VolumeError> {
         let Some(place) = self.find(dataset) else { return Ok(Closing::Closed) };
         let volumes = self.clone();
         let closing = tokio::spawn(async move { volumes.close_in_turn(&place, reason).await });
-        closing
-            .await
-            .unwrap_or_else(|error| Err(VolumeError::Io(format!("closing dataset {dataset}: {error}: see the log; repeat"))))
+        closing.await.unwrap_or_else(|error| {
+            Err(VolumeError::Io(format!("closing dataset {dataset}: {error}: see the log; repeat")))
+        })
     }
 
-    /// Releases a dataset that this session owns and does not have open, whatever made it so (R36): a hand-over was asked for. Closed: the
-    /// record does not name this session any more.
-    pub async fn close_disowned(&self, pool: &Catalog, dataset: DatasetId) -> Result<Closing, VolumeError> {
+    /// Releases a dataset that this session owns and does not have open, whatever made it so (R36):
+    /// a hand-over was asked for. Closed: the record does not name this session any more.
+    pub async fn close_disowned(
+        &self,
+        pool: &Catalog,
+        dataset: DatasetId,
+    ) -> Result<Closing, VolumeError> {
         if self.find(dataset).is_none() {
             let record = pool.dataset_by_id(dataset).await?.map(|at| at.record);
             if !record.is_some_and(|record| names(&record, &self.owner())) {
@@ -64,7 +77,11 @@ impl Volumes {
             let place = self.place(pool, dataset)?;
             let _turn = place.turn.lock().await;
             if self.is_current(&place) && place.life().is_idle() {
-                tracing::warn!(%dataset, "this node owns a dataset that it does not have open: it is recovered and released");
+                tracing::warn!(
+                    %dataset,
+                    "this node owns a dataset that it does not have open: it is recovered and \
+                     released"
+                );
                 place.begin_opening();
                 place.not_opened(Claim::Owed);
             }
@@ -72,7 +89,11 @@ impl Volumes {
         self.close_unused(dataset).await
     }
 
-    async fn close_in_turn(&self, place: &Arc<Place>, reason: Reason) -> Result<Closing, VolumeError> {
+    async fn close_in_turn(
+        &self,
+        place: &Arc<Place>,
+        reason: Reason,
+    ) -> Result<Closing, VolumeError> {
         let _turn = place.turn.lock().await;
         if !self.is_current(place) {
             return Ok(Closing::Closed);
@@ -207,19 +228,30 @@ impl Volumes {
             && place.due().is_some_and(|due| due <= Instant::now())
             && let Err(error) = self.finish_close(place).await
         {
-            tracing::warn!(dataset = %place.id, %error, class = ?error.class(), "a volume that is not used here any more cannot be closed yet: it is tried again");
+            tracing::warn!(
+                dataset = %place.id,
+                %error,
+                class = ?error.class(),
+                "a volume that is not used here any more cannot be closed yet: it is tried again"
+            );
         }
     }
 }
 
-/// Whether the record names this session: whatever claim of it that is, its place here is the only one.
+/// Whether the record names this session: whatever claim of it that is, its place here is the only
+/// one.
 fn names(dataset: &Dataset, me: &Owner) -> bool {
     dataset.owner.as_ref().is_some_and(|owner| owner.session == me.session && owner.node == me.node)
 }
 
-/// The record does not name `me`. `Settled::Yes`: and no claim of `me` that is still on its way can make it so, because each is of a version that is
-/// there now.
-async fn release(pool: &Catalog, id: DatasetId, me: &Owner, settled: Settled) -> Result<(), VolumeError> {
+/// The record does not name `me`. `Settled::Yes`: and no claim of `me` that is still on its way can
+/// make it so, because each is of a version that is there now.
+async fn release(
+    pool: &Catalog,
+    id: DatasetId,
+    me: &Owner,
+    settled: Settled,
+) -> Result<(), VolumeError> {
     for _ in 0..RELEASE_TRIES {
         let Some(mut at) = pool.dataset_by_id(id).await? else { return Ok(()) };
         let mut next = at.record.clone();

@@ -1,9 +1,11 @@
 //! The identity of a folder of journals: kept in it, made with it; and what it proves.
 //!
-//! A process holds the folder's lock, so the run before it on this machine is over, and it takes back without waiting what that one had. But the
-//! folder may be a copy, made with the image of a machine: then the one before is on another machine, and may be alive. Its heartbeat says which run
-//! of a machine it is of. After a restart of the process that is this run. After a restart of the machine it is another one, and may be the other
-//! machine's: a lease has to end first, as anywhere (R26). The journal is replayed then as well.
+//! A process holds the folder's lock, so the run before it on this machine is over, and it takes
+//! back without waiting what that one had. But the folder may be a copy, made with the image of a
+//! machine: then the one before is on another machine, and may be alive. Its heartbeat says which
+//! run of a machine it is of. After a restart of the process that is this run. After a restart of
+//! the machine it is another one, and may be the other machine's: a lease has to end first, as
+//! anywhere (R26). The journal is replayed then as well.
 
 use super::VolumeError;
 use super::lease::{ExpiredLease, Verdict};
@@ -24,7 +26,10 @@ const BYTES_MAX: u64 = 64;
 pub async fn of(journals: &Path) -> Result<HomeId, VolumeError> {
     let dir = journals.to_owned();
     let failed = move |error: std::io::Error| {
-        VolumeError::Io(format!("journal folder {}: {error}: make it writable, or give another --state-dir", dir.display()))
+        VolumeError::Io(format!(
+            "journal folder {}: {error}: make it writable, or give another --state-dir",
+            dir.display()
+        ))
     };
     let dir = journals.to_owned();
     tokio::task::spawn_blocking(move || read_or_make(&dir))
@@ -34,15 +39,18 @@ pub async fn of(journals: &Path) -> Result<HomeId, VolumeError> {
 }
 
 impl Volumes {
-    /// The proof that the owner, an earlier session of this folder, has stopped; waited for where it needs a whole lease. None: it is alive, on a
-    /// machine that has a copy of the folder; or it is no session of this folder.
+    /// The proof that the owner, an earlier session of this folder, has stopped; waited for where
+    /// it needs a whole lease. None: it is alive, on a machine that has a copy of the folder; or it
+    /// is no session of this folder.
     pub(super) async fn stopped_at_home(
         &self,
         pool: &Catalog,
         record: &Dataset,
         me: &Owner,
     ) -> Result<Option<ExpiredLease>, VolumeError> {
-        let earlier = |owner: &&Owner| owner.session != me.session && owner.home.is_some() && owner.home == me.home;
+        let earlier = |owner: &&Owner| {
+            owner.session != me.session && owner.home.is_some() && owner.home == me.home
+        };
         let Some(owner) = record.owner.as_ref().filter(earlier) else { return Ok(None) };
         let id = record.id();
         let proof = || Some(ExpiredLease::of(id, owner.clone()));
@@ -58,7 +66,12 @@ impl Volumes {
             }
             Some(_) => {}
         }
-        tracing::info!(dataset = %record.name, session = %owner.session, "this machine has started anew since the dataset was open, or its state folder is a copy: waiting for the end of the lease of before");
+        tracing::info!(
+            dataset = %record.name,
+            session = %owner.session,
+            "this machine has started anew since the dataset was open, or its state folder is a \
+             copy: waiting for the end of the lease of before"
+        );
         let mut watch = self.watch(pool, id, owner);
         loop {
             match watch.look().await? {
@@ -75,7 +88,8 @@ fn read_or_make(dir: &Path) -> std::io::Result<HomeId> {
     let path = dir.join(FILE);
     match std::fs::metadata(&path) {
         Ok(found) if found.len() <= BYTES_MAX => {
-            // What is no id is the rest of a disk that lost it: the journals beside it are judged by their own checksums.
+            // What is no id is the rest of a disk that lost it: the journals beside it are judged
+            // by their own checksums.
             if let Ok(home) = String::from_utf8_lossy(&std::fs::read(&path)?).trim().parse() {
                 return Ok(home);
             }

@@ -1,7 +1,10 @@
-//! The journals in this node's folder: `<folder>/<pool>/<dataset>.journal`, and its removal once it is of no use.
+//! The journals in this node's folder: `<folder>/<pool>/<dataset>.journal`, and its removal once it
+//! is of no use.
 //!
-//! A journal is of use while the dataset's record names a session of this folder: it is replayed at the next opening. One that a crash left, and whose
-//! dataset moved away since, is never replayed: whoever took the dataset has raised its writer epoch (R16, R34). Nor is one whose dataset is gone.
+//! A journal is of use while the dataset's record names a session of this folder: it is replayed at
+//! the next opening. One that a crash left, and whose dataset moved away since, is never replayed:
+//! whoever took the dataset has raised its writer epoch (R16, R34). Nor is one whose dataset is
+//! gone.
 
 use super::volumes::Volumes;
 use super::{VolumeError, VolumeError::Io};
@@ -24,7 +27,8 @@ pub(super) fn path(dir: &Path, pool: &Catalog, dataset: DatasetId) -> PathBuf {
     folder(dir, pool).join(format!("{dataset}{SUFFIX}"))
 }
 
-/// The datasets that files of journals are of: a journal is its lock, and up to two segments beside it.
+/// The datasets that files of journals are of: a journal is its lock, and up to two segments beside
+/// it.
 fn found(folder: &Path) -> std::io::Result<BTreeSet<DatasetId>> {
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeSet::new()),
@@ -35,24 +39,37 @@ fn found(folder: &Path) -> std::io::Result<BTreeSet<DatasetId>> {
 }
 
 impl Volumes {
-    /// Removes the journals of a pool's datasets that are of no use any more. How many. What is open, or being closed, is left alone.
+    /// Removes the journals of a pool's datasets that are of no use any more. How many. What is
+    /// open, or being closed, is left alone.
     ///
     /// # Errors
-    /// The store does not answer, or the folder cannot be used: what is left is removed by the next call.
+    /// The store does not answer, or the folder cannot be used: what is left is removed by the next
+    /// call.
     pub async fn remove_outlived_journals(&self, pool: &Catalog) -> Result<usize, VolumeError> {
         let Some(dir) = &self.settings().journal_dir else { return Ok(0) };
         let here = folder(dir, pool);
-        let failed = move |error: std::io::Error| Io(format!("journal folder {}: {error}: make it readable", here.display()));
+        let failed = move |error: std::io::Error| {
+            Io(format!("journal folder {}: {error}: make it readable", here.display()))
+        };
         let here = folder(dir, pool);
-        let listed = tokio::task::spawn_blocking(move || found(&here)).await.map_err(|error| Io(error.to_string()))?;
+        let listed = tokio::task::spawn_blocking(move || found(&here))
+            .await
+            .map_err(|error| Io(error.to_string()))?;
         let mut removed = 0;
         for dataset in listed.map_err(failed)? {
-            removed += usize::from(self.remove_if_outlived(pool, dataset, path(dir, pool, dataset)).await?);
+            removed += usize::from(
+                self.remove_if_outlived(pool, dataset, path(dir, pool, dataset)).await?,
+            );
         }
         Ok(removed)
     }
 
-    async fn remove_if_outlived(&self, pool: &Catalog, dataset: DatasetId, at: PathBuf) -> Result<bool, VolumeError> {
+    async fn remove_if_outlived(
+        &self,
+        pool: &Catalog,
+        dataset: DatasetId,
+        at: PathBuf,
+    ) -> Result<bool, VolumeError> {
         if self.find(dataset).is_some() {
             return Ok(false);
         }
@@ -66,16 +83,21 @@ impl Volumes {
         let removed = match outlived {
             Ok(true) => {
                 let removal = tokio::task::spawn_blocking(move || journal::remove(&at)).await;
-                removal
-                    .map_err(|error| Io(error.to_string()))
-                    .and_then(|removed| removed.map_err(|source| VolumeError::Fs { dataset: dataset.to_string(), source }))
+                removal.map_err(|error| Io(error.to_string())).and_then(|removed| {
+                    removed
+                        .map_err(|source| VolumeError::Fs { dataset: dataset.to_string(), source })
+                })
             }
             Ok(false) => Ok(false),
             Err(error) => Err(error),
         };
         self.forget(&place);
         if let Ok(true) = removed {
-            tracing::info!(%dataset, "the dataset has moved away, or is gone: its journal is of no use here any more and is removed");
+            tracing::info!(
+                %dataset,
+                "the dataset has moved away, or is gone: its journal is of no use here any more \
+                 and is removed"
+            );
         }
         removed
     }
@@ -83,7 +105,9 @@ impl Volumes {
     async fn is_outlived(&self, pool: &Catalog, dataset: DatasetId) -> Result<bool, VolumeError> {
         let me = self.owner_at_home().await?;
         let record = pool.dataset_by_id(dataset).await?.map(|at| at.record);
-        let ours = |owner: &Owner| owner.session == me.session || owner.home.is_some() && owner.home == me.home;
+        let ours = |owner: &Owner| {
+            owner.session == me.session || owner.home.is_some() && owner.home == me.home
+        };
         Ok(!record.and_then(|record| record.owner).as_ref().is_some_and(ours))
     }
 }
@@ -97,8 +121,15 @@ mod tests {
     fn a_journal_is_found_by_any_of_its_files() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(found(&dir.path().join("absent")).unwrap(), BTreeSet::new());
-        let id = |n| DatasetId { key: NameKey::from_bytes([n; 16]), incarnation: Incarnation::from_bytes([n; 16]) };
-        for name in [format!("{}.journal", id(1)), format!("{}.journal.0", id(1)), format!("{}.journal.1", id(2))] {
+        let id = |n| DatasetId {
+            key: NameKey::from_bytes([n; 16]),
+            incarnation: Incarnation::from_bytes([n; 16]),
+        };
+        for name in [
+            format!("{}.journal", id(1)),
+            format!("{}.journal.0", id(1)),
+            format!("{}.journal.1", id(2)),
+        ] {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         std::fs::write(dir.path().join("home"), "").unwrap();

@@ -1,8 +1,10 @@
-//! Leaving the volumes: to the next process of this node, or because this one stops. Neither waits for the store without end: what did not reach it
-//! in time is in the journals, and a process that is told to stop and does not is killed, which is no better.
+//! Leaving the volumes: to the next process of this node, or because this one stops. Neither waits
+//! for the store without end: what did not reach it in time is in the journals, and a process that
+//! is told to stop and does not is killed, which is no better.
 //!
-//! It goes on with them as after a crash of this one (R24): the records name this process until it claims them, the journals stay. What
-//! makes it shorter than a crash is that everything is in the store before, and where the next opening finds it fastest.
+//! It goes on with them as after a crash of this one (R24): the records name this process until it
+//! claims them, the journals stay. What makes it shorter than a crash is that everything is in the
+//! store before, and where the next opening finds it fastest.
 
 use super::VolumeError;
 use super::place::Place;
@@ -24,12 +26,13 @@ impl Volumes {
             let dataset = volume.dataset.name.to_string();
             volume.fs.prepare_to_leave().await.map_err(|source| VolumeError::Fs { dataset, source })
         });
-        let results: Vec<_> = futures::stream::iter(all).buffer_unordered(CLOSES_AT_ONCE).collect().await;
+        let results: Vec<_> =
+            futures::stream::iter(all).buffer_unordered(CLOSES_AT_ONCE).collect().await;
         results.into_iter().collect()
     }
 
-    /// Everything written so far in the store, of all volumes side by side, and where the next opening finds it fastest: in tables,
-    /// so that there is no log to replay.
+    /// Everything written so far in the store, of all volumes side by side, and where the next
+    /// opening finds it fastest: in tables, so that there is no log to replay.
     ///
     /// # Errors
     /// The first failure, each of which is logged: the store is away, or takes longer than `limit`.
@@ -38,13 +41,26 @@ impl Volumes {
         let syncs = self.list().into_iter().map(|volume| async move {
             let dataset = volume.dataset.name.to_string();
             let synced = match tokio::time::timeout_at(deadline, volume.fs.sync()).await {
-                Ok(synced) => synced.map_err(|source| VolumeError::Fs { dataset: dataset.clone(), source }),
+                Ok(synced) => {
+                    synced.map_err(|source| VolumeError::Fs { dataset: dataset.clone(), source })
+                }
                 Err(_) => Err(too_slow(&dataset)),
             };
             if let Err(error) = &synced {
-                tracing::error!(dataset, %error, "not everything is in the store: the journal keeps it for the next start");
-            } else if !matches!(tokio::time::timeout_at(deadline, volume.fs.prepare_to_leave()).await, Ok(Ok(()))) {
-                tracing::info!(dataset, "everything is in the store, but not yet in tables: the next start replays the log's end");
+                tracing::error!(
+                    dataset,
+                    %error,
+                    "not everything is in the store: the journal keeps it for the next start"
+                );
+            } else if !matches!(
+                tokio::time::timeout_at(deadline, volume.fs.prepare_to_leave()).await,
+                Ok(Ok(()))
+            ) {
+                tracing::info!(
+                    dataset,
+                    "everything is in the store, but not yet in tables: the next start replays the \
+                     log's end"
+                );
             }
             synced
         });
@@ -54,32 +70,49 @@ impl Volumes {
     /// Closes and releases these side by side.
     ///
     /// # Errors
-    /// As [`Self::sync_all`]; what is not closed stays this node's, and its journal is replayed by the next process.
-    pub async fn close_within(&self, datasets: Vec<DatasetId>, limit: Duration) -> Result<(), VolumeError> {
+    /// As [`Self::sync_all`]; what is not closed stays this node's, and its journal is replayed by
+    /// the next process.
+    pub async fn close_within(
+        &self,
+        datasets: Vec<DatasetId>,
+        limit: Duration,
+    ) -> Result<(), VolumeError> {
         let closes = datasets.into_iter().map(|dataset| async move {
             let closed = tokio::time::timeout(limit, self.close(dataset)).await;
             let closed = closed.unwrap_or_else(|_| Err(too_slow(&dataset.to_string())));
             if let Err(error) = &closed {
-                tracing::error!(%dataset, %error, "a volume was not closed cleanly: the next start on this state folder recovers it");
+                tracing::error!(
+                    %dataset,
+                    %error,
+                    "a volume was not closed cleanly: the next start on this state folder recovers \
+                     it"
+                );
             }
             closed
         });
         futures::future::join_all(closes).await.into_iter().collect()
     }
 
-    /// Lets go of every volume, and opens none any more: the next process of this node goes on with them, as after a crash of this one (R24).
-    /// The records go on to name this process until the next one claims them. Nobody may be answered from a volume meanwhile.
+    /// Lets go of every volume, and opens none any more: the next process of this node goes on with
+    /// them, as after a crash of this one (R24). The records go on to name this process until the
+    /// next one claims them. Nobody may be answered from a volume meanwhile.
     ///
     /// `limit`: for bringing what is left to the store, and as long again for letting go.
     ///
     /// # Errors
-    /// When something of a volume is still at work: the next process waits for its journal, until this one ends.
+    /// When something of a volume is still at work: the next process waits for its journal, until
+    /// this one ends.
     pub async fn leave(&self, limit: Duration) -> Result<(), VolumeError> {
         self.inner.left.store(true, Ordering::SeqCst);
         let places: Vec<Arc<Place>> = self.inner.places.lock().values().cloned().collect();
         let leaves = places.into_iter().map(|place| async move {
-            let (id, left) = (place.id, tokio::time::timeout(limit * 2, self.leave_one(place, limit)).await);
-            left.unwrap_or_else(|_| Err(VolumeError::Io(format!("dataset {id}: the store does not let go of it in time"))))
+            let (id, left) =
+                (place.id, tokio::time::timeout(limit * 2, self.leave_one(place, limit)).await);
+            left.unwrap_or_else(|_| {
+                Err(VolumeError::Io(format!(
+                    "dataset {id}: the store does not let go of it in time"
+                )))
+            })
         });
         let results: Vec<_> = futures::future::join_all(leaves).await;
         results.into_iter().collect()
@@ -97,7 +130,10 @@ impl Volumes {
         self.forget(&place);
         let Some(open) = open else { return Ok(()) };
         let left = Box::pin(open.volume.fs.leave(limit)).await;
-        left.map_err(|source| VolumeError::Fs { dataset: open.volume.dataset.name.to_string(), source })
+        left.map_err(|source| VolumeError::Fs {
+            dataset: open.volume.dataset.name.to_string(),
+            source,
+        })
     }
 }
 

@@ -1,4 +1,5 @@
-//! The life of one volume in this process, as a pure value: what may be done to it next, and what a step that was done, or failed, makes of it.
+//! The life of one volume in this process, as a pure value: what may be done to it next, and what a
+//! step that was done, or failed, makes of it.
 //!
 //! ```text
 //!                  begin_opening           opened                  begin_closing
@@ -12,9 +13,11 @@
 //!         └────────────────────────────────────────────────────────────────────────────┘
 //!                                                  released
 //! ```
-//! A volume is **idle** only when the dataset's record does not name this session, and no write of ours that could make it do so is on its way (R33).
-//! Until then it keeps its place in the process. A step of a close that fails leaves the phase as it is, and is tried again; whoever wants the volume
-//! meanwhile has the close finished first, and then opens it anew. Only a volume that has to be opened for its journal is opened at once.
+//! A volume is **idle** only when the dataset's record does not name this session, and no write of
+//! ours that could make it do so is on its way (R33). Until then it keeps its place in the process.
+//! A step of a close that fails leaves the phase as it is, and is tried again; whoever wants the
+//! volume meanwhile has the close finished first, and then opens it anew. Only a volume that has to
+//! be opened for its journal is opened at once.
 //!
 //! The type makes no request and knows no time: [`super::closing`] does the steps.
 
@@ -23,7 +26,8 @@
 pub(super) enum Phase {
     #[default]
     Idle,
-    /// The record is being claimed, or the database opened. `owed`: a journal was to be recovered before.
+    /// The record is being claimed, or the database opened. `owed`: a journal was to be recovered
+    /// before.
     Opening {
         owed: bool,
     },
@@ -36,11 +40,13 @@ pub(super) enum Phase {
 pub(super) enum Step {
     /// The file system is open, and its calls are held: it has to be flushed and closed.
     Flush,
-    /// Nothing is open, and the journal may have what the store lacks: it has to be opened, which replays the journal, and closed.
+    /// Nothing is open, and the journal may have what the store lacks: it has to be opened, which
+    /// replays the journal, and closed.
     Recover,
     /// The store has everything: the record has to say released.
     Release,
-    /// A claim may still arrive in the store: the record needs a version that makes it void, or has to say released.
+    /// A claim may still arrive in the store: the record needs a version that makes it void, or has
+    /// to say released.
     Settle,
 }
 
@@ -49,7 +55,8 @@ pub(super) enum Step {
 pub(super) enum Claim {
     /// The claim was not tried: nothing is known of the record.
     NotTried,
-    /// The record names another, or does not exist: it is not to be had, and nothing of it is this session's.
+    /// The record names another, or does not exist: it is not to be had, and nothing of it is this
+    /// session's.
     Refused,
     /// Its write may or may not have been done, or may still be.
     Unknown,
@@ -129,7 +136,8 @@ impl Life {
     }
 
     pub fn not_opened(&mut self, claim: Claim) {
-        let owed = matches!(self.phase, Phase::Opening { owed: true } | Phase::Closing(Step::Recover));
+        let owed =
+            matches!(self.phase, Phase::Opening { owed: true } | Phase::Closing(Step::Recover));
         match claim {
             Claim::NotTried => {}
             Claim::Refused => return self.not_ours(),
@@ -145,7 +153,8 @@ impl Life {
         };
     }
 
-    /// The file system has failed, or is another's: nothing is open any more. Whether it was open until now.
+    /// The file system has failed, or is another's: nothing is open any more. Whether it was open
+    /// until now.
     pub fn lost(&mut self) -> bool {
         let was_open = self.is_open();
         if was_open {
@@ -178,7 +187,8 @@ impl Life {
         self.phase = Phase::Closing(Step::Release);
     }
 
-    /// The volume can no longer be flushed or closed: what it acknowledged is in the journal and in the store.
+    /// The volume can no longer be flushed or closed: what it acknowledged is in the journal and in
+    /// the store.
     pub fn failed(&mut self) {
         self.phase = Phase::Closing(Step::Recover);
     }
@@ -310,7 +320,10 @@ mod tests {
                         }
                     },
                     Step::Release => {
-                        assert!(!self.world.fs_open && !self.world.journal, "released under an open volume, or over a journal");
+                        assert!(
+                            !self.world.fs_open && !self.world.journal,
+                            "released under an open volume, or over a journal"
+                        );
                         self.world.named = false;
                         self.life.released();
                     }
@@ -327,7 +340,10 @@ mod tests {
         fn check(&self) {
             let (life, world) = (self.life, self.world);
             if life.is_idle() {
-                assert!(!world.named && !world.late && !world.fs_open && !world.journal, "{world:?}");
+                assert!(
+                    !world.named && !world.late && !world.fs_open && !world.journal,
+                    "{world:?}"
+                );
             }
             let open = matches!(life.phase(), Phase::Open | Phase::Closing(Step::Flush));
             assert_eq!(open, world.fs_open, "{life:?} {world:?}");
@@ -342,7 +358,10 @@ mod tests {
                     let users = self.rng.random_range(0..2);
                     let was_open = self.life.is_open();
                     self.close(Reason::Unused, users);
-                    assert!(users == 0 || self.life.is_open() == was_open, "closed while it was in use");
+                    assert!(
+                        users == 0 || self.life.is_open() == was_open,
+                        "closed while it was in use"
+                    );
                 }
                 5 => self.close(Reason::Revoked, 1),
                 6 if self.life.is_open() => self.world.journal = true,
@@ -358,7 +377,12 @@ mod tests {
         let mut met = std::collections::BTreeMap::<String, usize>::new();
         for seed in 0..4000 {
             let rng = StdRng::seed_from_u64(seed);
-            let mut play = Play { life: Life::default(), world: World::default(), rng, fails: (seed % 60) as u32 };
+            let mut play = Play {
+                life: Life::default(),
+                world: World::default(),
+                rng,
+                fails: (seed % 60) as u32,
+            };
             for _ in 0..40 {
                 play.turn();
                 play.check();

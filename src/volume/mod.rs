@@ -8,20 +8,23 @@
 //!   another's ─┘ with an expired lease                   ├── fenced, or taken: dropped and reported; the record is the new owner's
 //!                ([`lease`])                             └── failed: reported; its journal is recovered, then closed and released
 //! ```
-//! The record says that much. What the process may do next with a volume is [`life`]; [`closing`] does it, for as long as it takes.
+//! The record says that much. What the process may do next with a volume is [`life`]; [`closing`]
+//! does it, for as long as it takes.
 //!
-//! Nouns: an **owner** is a node's session, written into the dataset's record; **released** means no owner, and only that
-//! means cleanly closed (R16); a **caretaker** is a controller that holds a released dataset for the length of one
-//! piece of work: a checkpoint, a clone's detaching, a collection of its database; a **view** is a snapshot that is being read, which needs
-//! no owner.
+//! Nouns: an **owner** is a node's session, written into the dataset's record; **released** means
+//! no owner, and only that means cleanly closed (R16); a **caretaker** is a controller that holds a
+//! released dataset for the length of one piece of work: a checkpoint, a clone's detaching, a
+//! collection of its database; a **view** is a snapshot that is being read, which needs no owner.
 //!
-//! Invariants: a process opens a database only while the record names it; a dataset is opened at most once in a process, and keeps its place
-//! there until its record does not name the session any more (R33); what a session owns and does not have open is released (R36);
-//! what another node owns is opened here only once that owner must have stopped answering (R26): what only its journal holds is
-//! lost then, as with the machine itself.
+//! Invariants: a process opens a database only while the record names it; a dataset is opened at
+//! most once in a process, and keeps its place there until its record does not name the session any
+//! more (R33); what a session owns and does not have open is released (R36); what another node owns
+//! is opened here only once that owner must have stopped answering (R26): what only its journal
+//! holds is lost then, as with the machine itself.
 //!
-//! A crash leaves the owner in the record: a process on the same folder of journals opens it again at once, others once its lease
-//! has ended; a caretaker's claim yields to anyone (it has no journal).
+//! A crash leaves the owner in the record: a process on the same folder of journals opens it again
+//! at once, others once its lease has ended; a caretaker's claim yields to anyone (it has no
+//! journal).
 
 mod attached;
 mod caretaker;
@@ -44,8 +47,8 @@ mod volumes;
 
 pub use attached::Attached;
 pub use caretaker::{
-    checkpoint_released, collect_released, detach_released, finish_release, release_lost, repair_released, seal_released,
-    with_released,
+    checkpoint_released, collect_released, detach_released, finish_release, release_lost,
+    repair_released, seal_released, with_released,
 };
 pub use lease::{BootClock, Clock, ExpiredLease, LeaseSettings, Verdict, Watch};
 pub use ownership::{is_caretaker, unvoided};
@@ -66,18 +69,25 @@ pub enum VolumeError {
     #[error("{what} does not exist")]
     NotFound { what: String },
     #[error(
-        "dataset {dataset} is open on node {node}: unmount it there first, or wait for its lease to end; `zerofs-csi dataset release {dataset} --force` takes it"
+        "dataset {dataset} is open on node {node}: unmount it there first, or wait for its lease \
+         to end; `zerofs-csi dataset release {dataset} --force` takes it"
     )]
     Owned { dataset: String, node: String, owner: Box<Owner> },
     #[error("dataset {dataset} is being deleted")]
     Deleting { dataset: String },
     #[error("dataset {dataset} is still being created: repeat its creation, or wait")]
     Creating { dataset: String },
-    #[error("dataset {dataset}: {max} volumes are open already, which is this process's limit: close one, or raise volumesMax")]
+    #[error(
+        "dataset {dataset}: {max} volumes are open already, which is this process's limit: close \
+         one, or raise volumesMax"
+    )]
     Full { dataset: String, max: usize },
     #[error("dataset {dataset}: another process of this node goes on with it: repeat")]
     Left { dataset: String },
-    #[error("dataset {dataset} is a snapshot, read only: it has no owner and is never opened for writing")]
+    #[error(
+        "dataset {dataset} is a snapshot, read only: it has no owner and is never opened for \
+         writing"
+    )]
     ReadOnly { dataset: String },
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -95,7 +105,9 @@ impl Classify for VolumeError {
     fn class(&self) -> Class {
         match self {
             Self::NotFound { .. } => Class::NotFound,
-            Self::Owned { .. } | Self::Deleting { .. } | Self::ReadOnly { .. } => Class::Precondition,
+            Self::Owned { .. } | Self::Deleting { .. } | Self::ReadOnly { .. } => {
+                Class::Precondition
+            }
             Self::Creating { .. } => Class::InProgress,
             Self::Full { .. } => Class::Exhausted,
             Self::Left { .. } => Class::Unavailable,

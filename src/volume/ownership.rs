@@ -18,8 +18,8 @@ use super::lease::ExpiredLease;
 use crate::catalog::{Dataset, Form, Owner, State};
 use crate::types::{ClaimId, HomeId, SessionId};
 
-/// The owner name of a controller that holds a released dataset for one checkpoint. No node can have it: Kubernetes
-/// node names hold no parentheses.
+/// The owner name of a controller that holds a released dataset for one checkpoint. No node can
+/// have it: Kubernetes node names hold no parentheses.
 const CARETAKER: &str = "(controller)";
 
 /// Whether the owner is a controller's caretaker, which has no journal and yields to anyone.
@@ -58,7 +58,11 @@ pub(super) enum Before {
 }
 
 /// Claims the dataset for `me`, if the record allows it. The claim of `me` is a fresh one (R31).
-pub(super) fn take(dataset: &mut Dataset, me: &Owner, expired: Option<&ExpiredLease>) -> Result<Before, VolumeError> {
+pub(super) fn take(
+    dataset: &mut Dataset,
+    me: &Owner,
+    expired: Option<&ExpiredLease>,
+) -> Result<Before, VolumeError> {
     let before = may_take(dataset, me, expired)?;
     dataset.owner = Some(match before {
         // Whoever goes on with it, and is cut short too, leaves it to the next.
@@ -69,13 +73,19 @@ pub(super) fn take(dataset: &mut Dataset, me: &Owner, expired: Option<&ExpiredLe
 }
 
 /// Whether `me` may become the owner.
-pub(super) fn may_take(dataset: &Dataset, me: &Owner, expired: Option<&ExpiredLease>) -> Result<Before, VolumeError> {
+pub(super) fn may_take(
+    dataset: &Dataset,
+    me: &Owner,
+    expired: Option<&ExpiredLease>,
+) -> Result<Before, VolumeError> {
     let name = || dataset.name.to_string();
     match dataset.state {
         State::Ready => {}
         State::Creating => return Err(VolumeError::Creating { dataset: name() }),
         State::Deleting => return Err(VolumeError::Deleting { dataset: name() }),
-        State::Dead => return Err(VolumeError::NotFound { what: format!("dataset {}", dataset.name) }),
+        State::Dead => {
+            return Err(VolumeError::NotFound { what: format!("dataset {}", dataset.name) });
+        }
     }
     if dataset.form == Form::Snapshot {
         return Err(VolumeError::ReadOnly { dataset: name() });
@@ -83,14 +93,20 @@ pub(super) fn may_take(dataset: &Dataset, me: &Owner, expired: Option<&ExpiredLe
     let id = dataset.id();
     match &dataset.owner {
         None => Ok(Before::Released),
-        Some(owner) if is_caretaker(owner) => Ok(unvoided(owner).map_or(Before::Released, Before::Unfinished)),
+        Some(owner) if is_caretaker(owner) => {
+            Ok(unvoided(owner).map_or(Before::Released, Before::Unfinished))
+        }
         // A maintenance claim is not the session's volume: that may be open.
         Some(owner) if owner.session == me.session && !is_caretaker(me) => Ok(Before::Ours),
         Some(owner) if expired.is_some_and(|expired| expired.covers(id, owner)) => {
             let at_home = owner.home.is_some() && owner.home == me.home;
             Ok(if at_home { Before::Ours } else { Before::Another })
         }
-        Some(owner) => Err(VolumeError::Owned { dataset: name(), node: owner.node.clone(), owner: Box::new(owner.clone()) }),
+        Some(owner) => Err(VolumeError::Owned {
+            dataset: name(),
+            node: owner.node.clone(),
+            owner: Box::new(owner.clone()),
+        }),
     }
 }
 
@@ -114,7 +130,9 @@ impl Claims {
     /// Claims again, as the same owner; `false`: the record is another claim's by now. The id is
     /// `fresh`, unless one is under way already.
     pub fn renew(&mut self, dataset: &mut Dataset, fresh: ClaimId) -> bool {
-        let Some(owner) = dataset.owner.as_mut().filter(|owner| self.contain(owner.claim)) else { return false };
+        let Some(owner) = dataset.owner.as_mut().filter(|owner| self.contain(owner.claim)) else {
+            return false;
+        };
         if self.next == Some(owner.claim) {
             // It had been written after all, and may have been judged since.
             *self = Self::new(owner.claim);
@@ -180,7 +198,10 @@ mod tests {
         assert_eq!(take(&mut free, &me, None).unwrap(), Before::Released);
         assert!(holds(&free, &me));
         let again = at_home(owner("a", 2), 1);
-        assert!(matches!(take(&mut free, &again, None), Err(VolumeError::Owned { .. })), "the folder may be a copy");
+        assert!(
+            matches!(take(&mut free, &again, None), Err(VolumeError::Owned { .. })),
+            "the folder may be a copy"
+        );
         let over = ExpiredLease::of(free.id(), me.clone());
         assert_eq!(take(&mut free, &again, Some(&over)).unwrap(), Before::Ours);
         assert!(holds(&free, &again) && !holds(&free, &me));
@@ -244,7 +265,10 @@ mod tests {
     #[test]
     fn a_caretaker_yields_to_anyone() {
         let mut cared = dataset(State::Ready, Some(caretaker(SessionId::from_bytes([3; 16]))));
-        assert_eq!(take(&mut cared, &caretaker(SessionId::from_bytes([4; 16])), None).unwrap(), Before::Released);
+        assert_eq!(
+            take(&mut cared, &caretaker(SessionId::from_bytes([4; 16])), None).unwrap(),
+            Before::Released
+        );
         assert_eq!(take(&mut cared, &owner("a", 1), None).unwrap(), Before::Released);
     }
 
@@ -253,7 +277,10 @@ mod tests {
         let (session, home) = (SessionId::from_bytes([3; 16]), HomeId::from_bytes([1; 16]));
         let mut forced = dataset(State::Ready, Some(voiding(session, Some(home))));
         for _ in 0..2 {
-            assert_eq!(take(&mut forced, &caretaker(session), None).unwrap(), Before::Unfinished(home));
+            assert_eq!(
+                take(&mut forced, &caretaker(session), None).unwrap(),
+                Before::Unfinished(home)
+            );
             assert_eq!(forced.owner.as_ref().and_then(unvoided), Some(home));
         }
         let me = at_home(owner("a", 2), 1);
@@ -264,7 +291,10 @@ mod tests {
     #[test]
     fn a_snapshot_has_no_owner() {
         let mut frozen = Dataset { form: Form::Snapshot, ..dataset(State::Ready, None) };
-        assert!(matches!(take(&mut frozen, &owner("a", 1), None), Err(VolumeError::ReadOnly { .. })));
+        assert!(matches!(
+            take(&mut frozen, &owner("a", 1), None),
+            Err(VolumeError::ReadOnly { .. })
+        ));
         assert_eq!(frozen.owner, None);
     }
 

@@ -60,7 +60,8 @@ struct Inside {
     life: Life,
     /// While the file system is open.
     open: Option<Open>,
-    /// Keeps the lease renewed while the record may name this session, once the file system is closed.
+    /// Keeps the lease renewed while the record may name this session, once the file system is
+    /// closed.
     held: Option<Arc<Held>>,
     /// When a close is tried again; none: no task is there that would.
     due: Option<Instant>,
@@ -81,7 +82,13 @@ pub(super) type Users = AtomicUsize;
 
 impl Place {
     pub fn new(id: DatasetId, pool: Catalog) -> Self {
-        Self { id, pool, turn: Default::default(), inside: Default::default(), woken: Notify::new() }
+        Self {
+            id,
+            pool,
+            turn: Default::default(),
+            inside: Default::default(),
+            woken: Notify::new(),
+        }
     }
 
     pub fn life(&self) -> Life {
@@ -125,7 +132,8 @@ impl Place {
 
     pub fn begin_closing(&self, reason: Reason) -> Close {
         let mut inside = self.inside.lock();
-        let users = inside.open.as_ref().map_or(0, |open| open.volume.users.load(Ordering::Acquire));
+        let users =
+            inside.open.as_ref().map_or(0, |open| open.volume.users.load(Ordering::Acquire));
         inside.life.begin_closing(reason, users)
     }
 
@@ -145,7 +153,12 @@ impl Place {
 
     /// Whether it was open until now, this very opening of it.
     pub fn lost(&self, volume: &Volume) -> bool {
-        let is_it = self.inside.lock().open.as_ref().is_some_and(|open| open.volume.opening == volume.opening);
+        let is_it = self
+            .inside
+            .lock()
+            .open
+            .as_ref()
+            .is_some_and(|open| open.volume.opening == volume.opening);
         is_it && self.shut(Life::lost)
     }
 
@@ -188,14 +201,16 @@ impl Place {
         std::mem::replace(failures, failures.saturating_add(1))
     }
 
-    /// Has its close tried again then, whatever was said before. Whether a task is needed that does.
+    /// Has its close tried again then, whatever was said before. Whether a task is needed that
+    /// does.
     pub fn try_again(&self, at: Instant) -> bool {
         let before = self.inside.lock().due.replace(at);
         self.woken.notify_one();
         before.is_none()
     }
 
-    /// When its close is to be tried again; none: not any more, and whoever says so later needs a task.
+    /// When its close is to be tried again; none: not any more, and whoever says so later needs a
+    /// task.
     pub fn due(&self) -> Option<Instant> {
         let mut inside = self.inside.lock();
         if inside.life.step().is_none() {

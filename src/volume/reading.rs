@@ -1,5 +1,6 @@
-//! Reading a snapshot from one end to the other: restores and comparisons. The snapshot is kept for as long as that takes, whoever deletes it
-//! meanwhile (R14); that is the difference to a [`View`](super::View), which clients would keep for ever.
+//! Reading a snapshot from one end to the other: restores and comparisons. The snapshot is kept for
+//! as long as that takes, whoever deletes it meanwhile (R14); that is the difference to a
+//! [`View`](super::View), which clients would keep for ever.
 
 use super::VolumeError;
 use super::settings::VolumeSettings;
@@ -26,14 +27,19 @@ pub(super) struct Announced {
 impl Announced {
     /// # Errors
     /// [`CatalogError::NotFound`] when the snapshot is not ready, or not any more.
-    pub async fn begin(pool: &Catalog, settings: &VolumeSettings, id: SnapshotId) -> Result<(Self, Snapshot), CatalogError> {
+    pub async fn begin(
+        pool: &Catalog,
+        settings: &VolumeSettings,
+        id: SnapshotId,
+    ) -> Result<(Self, Snapshot), CatalogError> {
         let me = Owner::new(&settings.node, settings.session);
         let (reading, snapshot) = pool.begin_reading(id, &me).await?;
         let reading = Mutex::new(Some(reading));
         Ok((Self { pool: pool.clone(), reading, renewed: Mutex::new(Instant::now()) }, snapshot))
     }
 
-    /// Says it again when it is time. What the store does not take now is tried again the next time.
+    /// Says it again when it is time. What the store does not take now is tried again the next
+    /// time.
     pub async fn renew(&self) {
         if self.renewed.lock().elapsed() < READING_RENEWED {
             return;
@@ -41,7 +47,9 @@ impl Announced {
         let Some(reading) = self.reading.lock().clone() else { return };
         match self.pool.go_on_reading(&reading).await {
             Ok(()) => *self.renewed.lock() = Instant::now(),
-            Err(error) => tracing::debug!(%error, "the reader of a snapshot was not announced anew"),
+            Err(error) => {
+                tracing::debug!(%error, "the reader of a snapshot was not announced anew")
+            }
         }
     }
 
@@ -62,7 +70,11 @@ async fn end(pool: &Catalog, reading: &Reading) {
 
 impl Drop for Announced {
     fn drop(&mut self) {
-        let (Ok(runtime), Some(reading)) = (tokio::runtime::Handle::try_current(), self.reading.get_mut().take()) else { return };
+        let (Ok(runtime), Some(reading)) =
+            (tokio::runtime::Handle::try_current(), self.reading.get_mut().take())
+        else {
+            return;
+        };
         let pool = self.pool.clone();
         runtime.spawn(async move { end(&pool, &reading).await });
     }
@@ -79,10 +91,16 @@ pub struct ReadSnapshot {
 impl ReadSnapshot {
     /// # Errors
     /// [`CatalogError::NotFound`] when the snapshot is not ready, or not any more.
-    pub async fn open(settings: &VolumeSettings, pool: &Catalog, id: SnapshotId) -> Result<Self, VolumeError> {
+    pub async fn open(
+        settings: &VolumeSettings,
+        pool: &Catalog,
+        id: SnapshotId,
+    ) -> Result<Self, VolumeError> {
         let (announced, snapshot) = Announced::begin(pool, settings, id).await?;
         let name = snapshot.name.to_string();
-        let view = Self::view_of(settings, pool, &snapshot).await.map_err(|source| VolumeError::Fs { dataset: name, source })?;
+        let view = Self::view_of(settings, pool, &snapshot)
+            .await
+            .map_err(|source| VolumeError::Fs { dataset: name, source })?;
         let (announced, stop) = (Arc::new(announced), CancellationToken::new());
         tokio::spawn({
             let (announced, stop) = (Arc::downgrade(&announced), stop.clone());
@@ -96,9 +114,14 @@ impl ReadSnapshot {
         Ok(Self { view, snapshot, announced, _renewing: stop.drop_guard() })
     }
 
-    async fn view_of(settings: &VolumeSettings, pool: &Catalog, snapshot: &Snapshot) -> Result<SnapshotView, FsError> {
-        let checkpoint =
-            snapshot.checkpoint.ok_or_else(|| FsError::Internal("a ready snapshot without a checkpoint".to_owned()))?;
+    async fn view_of(
+        settings: &VolumeSettings,
+        pool: &Catalog,
+        snapshot: &Snapshot,
+    ) -> Result<SnapshotView, FsError> {
+        let checkpoint = snapshot
+            .checkpoint
+            .ok_or_else(|| FsError::Internal("a ready snapshot without a checkpoint".to_owned()))?;
         let at = settings.place(pool, snapshot.family, snapshot.dataset.incarnation);
         let chunks = settings.chunks(pool, snapshot.family);
         SnapshotView::new(Reader::at_checkpoint(&at, CheckpointId(checkpoint)).await?, chunks).await

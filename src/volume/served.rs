@@ -1,4 +1,5 @@
-//! What clients are shown: a live file system with its snapshots below `/.snapshots`, or one snapshot by itself.
+//! What clients are shown: a live file system with its snapshots below `/.snapshots`, or one
+//! snapshot by itself.
 //!
 //! ```text
 //! fileid   20 bits: serial (0: live)   44 bits: inode
@@ -8,11 +9,12 @@
 //! /.snapshots/<name>        serial of the snapshot, inode 1
 //! /.snapshots/<name>/…      serial of the snapshot, inode as it was
 //! ```
-//! A handle holds the fileid and the generation, so it names snapshot and inode, after restarts too (R7). One that is in a deleted snapshot is
-//! stale.
+//! A handle holds the fileid and the generation, so it names snapshot and inode, after restarts too
+//! (R7). One that is in a deleted snapshot is stale.
 //!
-//! The name `.snapshots` in the live root always leads to the directory of snapshots, whether the root lists it or not
-//! ([`Snapdir`](crate::catalog::Snapdir)), as `.zfs` does in ZFS. So nobody can make, remove or rename an entry of that name there.
+//! The name `.snapshots` in the live root always leads to the directory of snapshots, whether the
+//! root lists it or not ([`Snapdir`](crate::catalog::Snapdir)), as `.zfs` does in ZFS. So nobody
+//! can make, remove or rename an entry of that name there.
 
 use super::snapdir::SnapDir;
 use super::views::{Keeper, View, Views};
@@ -62,8 +64,11 @@ fn spot(file: FileRef) -> Spot {
 
 /// An inode number of a snapshot, as the live export shows it.
 fn shown(serial: u32, ino: InodeNo) -> Result<InodeNo, FsError> {
-    ino.in_snapshot(serial)
-        .ok_or_else(|| FsError::Corrupt(format!("inode {ino} of the snapshot of serial {serial} does not fit a fileid")))
+    ino.in_snapshot(serial).ok_or_else(|| {
+        FsError::Corrupt(format!(
+            "inode {ino} of the snapshot of serial {serial} does not fit a fileid"
+        ))
+    })
 }
 
 fn attr(serial: u32, attr: Attr) -> Result<Attr, FsError> {
@@ -77,7 +82,11 @@ fn is_root(file: FileRef) -> bool {
 
 /// Only what is live can be changed.
 fn live(files: &[FileRef]) -> Result<(), FsError> {
-    if files.iter().all(|file| matches!(spot(*file), Spot::Live)) { Ok(()) } else { Err(FsError::ReadOnly) }
+    if files.iter().all(|file| matches!(spot(*file), Spot::Live)) {
+        Ok(())
+    } else {
+        Err(FsError::ReadOnly)
+    }
 }
 
 fn is_reserved(dir: FileRef, name: &EntryName) -> bool {
@@ -97,7 +106,12 @@ fn old_name(dir: FileRef, name: &EntryName) -> Result<(), FsError> {
 }
 
 impl Live {
-    pub(super) fn new(fs: Arc<Fs>, pool: Catalog, dataset: crate::types::Incarnation, views: Views) -> Self {
+    pub(super) fn new(
+        fs: Arc<Fs>,
+        pool: Catalog,
+        dataset: crate::types::Incarnation,
+        views: Views,
+    ) -> Self {
         Self { fs, snapshots: SnapDir::new(pool, dataset, views) }
     }
 
@@ -106,18 +120,29 @@ impl Live {
     }
 
     async fn directory(&self, file: FileRef) -> Result<Attr, FsError> {
-        if file == SnapDir::FILE { self.snapshots.attr(&self.fs).await } else { Err(FsError::Stale) }
+        if file == SnapDir::FILE {
+            self.snapshots.attr(&self.fs).await
+        } else {
+            Err(FsError::Stale)
+        }
     }
 
     async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {
         match spot(file) {
             Spot::Live => self.fs.getattr(file).await,
             Spot::Directory => self.directory(file).await,
-            Spot::Inside(serial, file) => attr(serial, self.view(serial).await?.fs().getattr(file).await?),
+            Spot::Inside(serial, file) => {
+                attr(serial, self.view(serial).await?.fs().getattr(file).await?)
+            }
         }
     }
 
-    async fn lookup(&self, caller: &Caller, dir: FileRef, name: &[u8]) -> Result<(Attr, Attr), FsError> {
+    async fn lookup(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &[u8],
+    ) -> Result<(Attr, Attr), FsError> {
         match spot(dir) {
             Spot::Live if is_root(dir) && name == SNAPSHOTS_NAME => {
                 // May the caller look names up here?
@@ -150,12 +175,20 @@ impl Live {
         }
     }
 
-    async fn access(&self, caller: &Caller, file: FileRef, want: u32) -> Result<(u32, Attr), FsError> {
+    async fn access(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        want: u32,
+    ) -> Result<(u32, Attr), FsError> {
         match spot(file) {
             Spot::Live => self.fs.access(caller, file, want).await,
-            Spot::Directory => Ok((want & (access::READ | access::LOOKUP), self.directory(file).await?)),
+            Spot::Directory => {
+                Ok((want & (access::READ | access::LOOKUP), self.directory(file).await?))
+            }
             Spot::Inside(serial, file) => {
-                let (granted, shown) = self.view(serial).await?.fs().access(caller, file, want).await?;
+                let (granted, shown) =
+                    self.view(serial).await?.fs().access(caller, file, want).await?;
                 Ok((granted, attr(serial, shown)?))
             }
         }
@@ -172,7 +205,13 @@ impl Live {
         }
     }
 
-    async fn read(&self, caller: &Caller, file: FileRef, offset: u64, count: u32) -> Result<ReadOut, FsError> {
+    async fn read(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        offset: u64,
+        count: u32,
+    ) -> Result<ReadOut, FsError> {
         match spot(file) {
             Spot::Live => self.fs.read(caller, file, offset, count).await,
             Spot::Directory => Err(FsError::IsDirectory),
@@ -183,7 +222,13 @@ impl Live {
         }
     }
 
-    async fn readdir(&self, caller: &Caller, dir: FileRef, after: DirCookie, limit: ListLimit) -> Result<Listing, FsError> {
+    async fn readdir(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        after: DirCookie,
+        limit: ListLimit,
+    ) -> Result<Listing, FsError> {
         let mut listing = match spot(dir) {
             Spot::Live => self.fs.readdir(caller, dir, after, limit).await?,
             Spot::Directory => {
@@ -193,9 +238,12 @@ impl Live {
                 dots.for_each(|entry| entry.attr = limit.with_attr.then_some(live));
                 listing
             }
-            Spot::Inside(serial, inner) => self.list_inside(caller, (serial, inner), after, limit).await?,
+            Spot::Inside(serial, inner) => {
+                self.list_inside(caller, (serial, inner), after, limit).await?
+            }
         };
-        // The directory of snapshots, wherever it is shown: in the root, as itself, as the parent of a snapshot's root.
+        // The directory of snapshots, wherever it is shown: in the root, as itself, as the parent
+        // of a snapshot's root.
         if limit.with_attr && listing.entries.iter().any(|entry| entry.ino == InodeNo::SNAPSHOTS) {
             let snapshots = self.snapshots.attr(&self.fs).await?;
             let shown = listing.entries.iter_mut().filter(|entry| entry.ino == InodeNo::SNAPSHOTS);
@@ -228,7 +276,12 @@ impl Live {
 impl OneSnapshot {
     /// # Errors
     /// [`FsError::Stale`] when the snapshot is not there, or the keeper does not keep it.
-    pub async fn open(views: &Views, pool: &Catalog, id: SnapshotId, keeper: Keeper) -> Result<Self, FsError> {
+    pub async fn open(
+        views: &Views,
+        pool: &Catalog,
+        id: SnapshotId,
+        keeper: Keeper,
+    ) -> Result<Self, FsError> {
         let root = views.get(pool, id, keeper).await?.fs().root();
         Ok(Self { pool: pool.clone(), id, keeper, views: views.clone(), root })
     }
@@ -248,7 +301,8 @@ macro_rules! either {
     };
 }
 
-/// The live file system, for a call that changes it; `check` says whether what the call names may be changed.
+/// The live file system, for a call that changes it; `check` says whether what the call names may
+/// be changed.
 macro_rules! changing {
     ($self:ident, $check:expr) => {
         match $self {
@@ -280,15 +334,31 @@ impl FileSystem for Served {
         either!(self, getattr(file))
     }
 
-    async fn setattr(&self, caller: &Caller, file: FileRef, set: SetAttr, guard: Option<Timestamp>) -> Result<Change, FsError> {
+    async fn setattr(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        set: SetAttr,
+        guard: Option<Timestamp>,
+    ) -> Result<Change, FsError> {
         changing!(self, live(&[file])).setattr(caller, file, set, guard).await
     }
 
-    async fn lookup(&self, caller: &Caller, dir: FileRef, name: &[u8]) -> Result<(Attr, Attr), FsError> {
+    async fn lookup(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &[u8],
+    ) -> Result<(Attr, Attr), FsError> {
         either!(self, lookup(caller, dir, name))
     }
 
-    async fn access(&self, caller: &Caller, file: FileRef, want: u32) -> Result<(u32, Attr), FsError> {
+    async fn access(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        want: u32,
+    ) -> Result<(u32, Attr), FsError> {
         either!(self, access(caller, file, want))
     }
 
@@ -296,7 +366,13 @@ impl FileSystem for Served {
         either!(self, readlink(caller, file))
     }
 
-    async fn read(&self, caller: &Caller, file: FileRef, offset: u64, count: u32) -> Result<ReadOut, FsError> {
+    async fn read(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        offset: u64,
+        count: u32,
+    ) -> Result<ReadOut, FsError> {
         either!(self, read(caller, file, offset, count))
     }
 
@@ -311,27 +387,62 @@ impl FileSystem for Served {
         changing!(self, live(&[file])).write(caller, file, offset, data, stability).await
     }
 
-    async fn commit(&self, caller: &Caller, file: FileRef, offset: u64, count: u32) -> Result<Change, FsError> {
+    async fn commit(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        offset: u64,
+        count: u32,
+    ) -> Result<Change, FsError> {
         changing!(self, live(&[file])).commit(caller, file, offset, count).await
     }
 
-    async fn create(&self, caller: &Caller, dir: FileRef, name: &EntryName, how: CreateHow) -> Result<Created, FsError> {
+    async fn create(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+        how: CreateHow,
+    ) -> Result<Created, FsError> {
         changing!(self, new_name(dir, name)).create(caller, dir, name, how).await
     }
 
-    async fn mkdir(&self, caller: &Caller, dir: FileRef, name: &EntryName, set: SetAttr) -> Result<Created, FsError> {
+    async fn mkdir(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+        set: SetAttr,
+    ) -> Result<Created, FsError> {
         changing!(self, new_name(dir, name)).mkdir(caller, dir, name, set).await
     }
 
-    async fn make(&self, caller: &Caller, dir: FileRef, name: &EntryName, what: Special, set: SetAttr) -> Result<Created, FsError> {
+    async fn make(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+        what: Special,
+        set: SetAttr,
+    ) -> Result<Created, FsError> {
         changing!(self, new_name(dir, name)).make(caller, dir, name, what, set).await
     }
 
-    async fn remove(&self, caller: &Caller, dir: FileRef, name: &EntryName) -> Result<Change, FsError> {
+    async fn remove(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+    ) -> Result<Change, FsError> {
         changing!(self, old_name(dir, name)).remove(caller, dir, name).await
     }
 
-    async fn rmdir(&self, caller: &Caller, dir: FileRef, name: &EntryName) -> Result<Change, FsError> {
+    async fn rmdir(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+    ) -> Result<Change, FsError> {
         changing!(self, old_name(dir, name)).rmdir(caller, dir, name).await
     }
 
@@ -341,10 +452,18 @@ impl FileSystem for Served {
         from: (FileRef, &EntryName),
         to: (FileRef, &EntryName),
     ) -> Result<(Change, Change), FsError> {
-        changing!(self, old_name(from.0, from.1).and_then(|()| new_name(to.0, to.1))).rename(caller, from, to).await
+        changing!(self, old_name(from.0, from.1).and_then(|()| new_name(to.0, to.1)))
+            .rename(caller, from, to)
+            .await
     }
 
-    async fn link(&self, caller: &Caller, file: FileRef, dir: FileRef, name: &EntryName) -> Result<(Attr, Change), FsError> {
+    async fn link(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        dir: FileRef,
+        name: &EntryName,
+    ) -> Result<(Attr, Change), FsError> {
         let check = || {
             new_name(dir, name)?;
             // So that `ln` and `cp -l` of what is in a snapshot fall back to a copy.
@@ -353,7 +472,13 @@ impl FileSystem for Served {
         changing!(self, check()).link(caller, file, dir, name).await
     }
 
-    async fn readdir(&self, caller: &Caller, dir: FileRef, after: DirCookie, limit: ListLimit) -> Result<Listing, FsError> {
+    async fn readdir(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        after: DirCookie,
+        limit: ListLimit,
+    ) -> Result<Listing, FsError> {
         either!(self, readdir(caller, dir, after, limit))
     }
 

@@ -50,7 +50,11 @@ impl VolumeSettings {
             flush_interval: self.flush_interval,
             memory: self.memory.clone(),
             journal,
-            root: RootAttr { uid: properties.root_uid, gid: properties.root_gid, mode: properties.root_mode },
+            root: RootAttr {
+                uid: properties.root_uid,
+                gid: properties.root_gid,
+                mode: properties.root_mode,
+            },
             clock: WallClock::default(),
         }
     }
@@ -62,13 +66,20 @@ fn sync_mode(dataset: &Dataset) -> SyncMode {
         Some("standard") => SyncMode::Standard,
         Some("disabled") => SyncMode::Disabled,
         Some(_) => SyncMode::Always,
-        None if dataset.access_modes.iter().any(|mode| mode.starts_with("MULTI_NODE")) => SyncMode::Always,
+        None if dataset.access_modes.iter().any(|mode| mode.starts_with("MULTI_NODE")) => {
+            SyncMode::Always
+        }
         None => SyncMode::Standard,
     }
 }
 
 /// As [`VolumeSettings::place`], with another cache.
-pub fn place(pool: &Catalog, family: FamilyId, incarnation: Incarnation, cache: &DbCache) -> DbPlace {
+pub fn place(
+    pool: &Catalog,
+    family: FamilyId,
+    incarnation: Incarnation,
+    cache: &DbCache,
+) -> DbPlace {
     let sealer = pool.keyring().database_sealer(family);
     DbPlace { bucket: pool.bucket().clone(), incarnation, sealer, cache: cache.clone() }
 }

@@ -1,9 +1,12 @@
-//! The directory `/.snapshots` of a live file system: what is in it, and which snapshot a fileid is in.
+//! The directory `/.snapshots` of a live file system: what is in it, and which snapshot a fileid is
+//! in.
 //!
-//! Entries come in the order of serials, which are never reused: a position stays valid whatever is created and deleted. Listing it opens no
-//! snapshot, so entries carry no attributes of their own; looking one up does.
+//! Entries come in the order of serials, which are never reused: a position stays valid whatever is
+//! created and deleted. Listing it opens no snapshot, so entries carry no attributes of their own;
+//! looking one up does.
 //!
-//! It changes in the bucket, by whichever process makes or deletes a snapshot. Its ctime grows when this process notices that (R8).
+//! It changes in the bucket, by whichever process makes or deletes a snapshot. Its ctime grows when
+//! this process notices that (R8).
 
 use super::views::{Keeper, View, Views};
 use crate::catalog::{Catalog, State};
@@ -50,7 +53,13 @@ pub(super) struct SnapDir {
 
 impl SnapDir {
     pub fn new(pool: Catalog, dataset: Incarnation, views: Views) -> Self {
-        Self { pool, dataset, views, known: Mutex::default(), asking: tokio::sync::Mutex::default() }
+        Self {
+            pool,
+            dataset,
+            views,
+            known: Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
+        }
     }
 
     /// How a handle names the directory.
@@ -62,7 +71,8 @@ impl SnapDir {
         known.as_ref().filter(|known| since.is_none_or(|since| known.at >= since)).cloned()
     }
 
-    /// The snapshots, as listed no longer ago than `age`. `live`: whose clock the directory's ctime comes from.
+    /// The snapshots, as listed no longer ago than `age`. `live`: whose clock the directory's ctime
+    /// comes from.
     async fn listed(&self, live: &Fs, age: Duration) -> Result<Arc<Known>, FsError> {
         // What is listed after now is young enough for everybody who waits.
         let since = Instant::now().checked_sub(age);
@@ -74,13 +84,21 @@ impl SnapDir {
             return Ok(known);
         }
         let at = Instant::now();
-        let records = self.pool.snapshots(Some(self.dataset)).await.map_err(|error| match error.class() {
-            Class::Corrupt => FsError::Corrupt(error.to_string()),
-            _ => FsError::Unavailable(error.to_string()),
-        })?;
-        let records = records.into_iter().map(|at| at.record).filter(|s| s.state == State::Ready && !s.implied);
+        let records =
+            self.pool.snapshots(Some(self.dataset)).await.map_err(|error| match error.class() {
+                Class::Corrupt => FsError::Corrupt(error.to_string()),
+                _ => FsError::Unavailable(error.to_string()),
+            })?;
+        let records = records
+            .into_iter()
+            .map(|at| at.record)
+            .filter(|s| s.state == State::Ready && !s.implied);
         let mut shown: Vec<Shown> = records
-            .map(|s| Shown { serial: s.serial, name: Bytes::copy_from_slice(s.name.as_str().as_bytes()), id: s.id() })
+            .map(|s| Shown {
+                serial: s.serial,
+                name: Bytes::copy_from_slice(s.name.as_str().as_bytes()),
+                id: s.id(),
+            })
             .collect();
         shown.sort_unstable_by_key(|shown| shown.serial);
         let ctime = match self.listed_after(None) {
@@ -118,8 +136,11 @@ impl SnapDir {
     /// # Errors
     /// [`FsError::Stale`] when it is deleted.
     pub async fn view(&self, live: &Fs, serial: u32) -> Result<Arc<View>, FsError> {
-        let id_of = |known: &Known| known.shown.iter().find(|shown| shown.serial == serial).map(|shown| shown.id);
-        // Serials are never reused: what was listed once is right, and whether it is still there the view says.
+        let id_of = |known: &Known| {
+            known.shown.iter().find(|shown| shown.serial == serial).map(|shown| shown.id)
+        };
+        // Serials are never reused: what was listed once is right, and whether it is still there
+        // the view says.
         let mut id = self.listed_after(None).and_then(|known| id_of(&known));
         if id.is_none() {
             id = id_of(&*self.listed(live, FRESH).await?);
@@ -128,7 +149,12 @@ impl SnapDir {
     }
 
     /// Opens no snapshot.
-    pub async fn list(&self, live: &Fs, after: DirCookie, limit: ListLimit) -> Result<Listing, FsError> {
+    pub async fn list(
+        &self,
+        live: &Fs,
+        after: DirCookie,
+        limit: ListLimit,
+    ) -> Result<Listing, FsError> {
         let age = if after == DirCookie::default() { FRESH } else { KNOWN };
         let known = self.listed(live, age).await?;
         let mut page = Page::new(limit);
@@ -140,7 +166,10 @@ impl SnapDir {
         }
         for shown in &known.shown {
             let cookie = DirCookie(u64::from(shown.serial) + DOTS);
-            let Some(root) = InodeNo::ROOT.in_snapshot(shown.serial).filter(|_| cookie > after) else { continue };
+            let Some(root) = InodeNo::ROOT.in_snapshot(shown.serial).filter(|_| cookie > after)
+            else {
+                continue;
+            };
             page.add(shown.name.clone(), root, cookie);
         }
         Ok(Listing { entries: page.entries, eof: !page.full, dir: attr(&known) })

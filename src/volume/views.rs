@@ -1,14 +1,17 @@
-//! The snapshots that this process reads: opened when somebody asks, closed when nobody has for a while, bounded.
+//! The snapshots that this process reads: opened when somebody asks, closed when nobody has for a
+//! while, bounded.
 //!
 //! ```text
 //!             first call                         idle, least recently used, or deleted
 //!  (closed) ─────────────▶ announced ─▶ open ────────────────────────────────────────▶ closed, the announcement goes
 //! ```
-//! A **view** is a reader on a snapshot's checkpoint. What keeps the snapshot for it is either its announcement in the catalog
-//! ([`Catalog::begin_reading`]) or a read-only volume that depends on the snapshot (R14).
+//! A **view** is a reader on a snapshot's checkpoint. What keeps the snapshot for it is either its
+//! announcement in the catalog ([`Catalog::begin_reading`]) or a read-only volume that depends on
+//! the snapshot (R14).
 //!
-//! A snapshot that is deleted while it is read is noticed within [`RECHECKED`]: its view is stale from then on and is let go, so that
-//! nothing is kept for longer than somebody reads. A process that dies leaves announcements, which count for an hour.
+//! A snapshot that is deleted while it is read is noticed within [`RECHECKED`]: its view is stale
+//! from then on and is let go, so that nothing is kept for longer than somebody reads. A process
+//! that dies leaves announcements, which count for an hour.
 
 use super::reading::Announced;
 use super::settings::VolumeSettings;
@@ -23,7 +26,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
-/// Views of a process, those included that are being opened and closed: each is a manifest and the indexes of its tables.
+/// Views of a process, those included that are being opened and closed: each is a manifest and the
+/// indexes of its tables.
 const VIEWS_MAX: usize = 16;
 /// How long a call waits for one of them to be free.
 const WAIT: Duration = Duration::from_secs(20);
@@ -49,7 +53,8 @@ impl Keeper {
         match self {
             Self::Reader => snapshot.state == State::Ready,
             Self::Volume(volume) => {
-                matches!(snapshot.state, State::Ready | State::Deleting) && snapshot.dependants.contains(&volume)
+                matches!(snapshot.state, State::Ready | State::Deleting)
+                    && snapshot.dependants.contains(&volume)
             }
         }
     }
@@ -94,7 +99,8 @@ impl Drop for View {
     fn drop(&mut self) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         // The announcement goes when nothing is read any more.
-        let (frozen, announced, permit) = (self.frozen.clone(), self.announced.take(), self.permit.take());
+        let (frozen, announced, permit) =
+            (self.frozen.clone(), self.announced.take(), self.permit.take());
         runtime.spawn(async move {
             if let Err(error) = frozen.close().await {
                 tracing::debug!(%error, "the reader of a snapshot did not close");
@@ -112,8 +118,8 @@ impl View {
         &self.frozen
     }
 
-    /// Whether the snapshot is still there, asked of the catalog by one caller at a time and not often. What the store does not answer now
-    /// is taken to be as it was.
+    /// Whether the snapshot is still there, asked of the catalog by one caller at a time and not
+    /// often. What the store does not answer now is taken to be as it was.
     async fn check(&self) -> Result<(), FsError> {
         if self.gone.load(Ordering::Acquire) {
             return Err(FsError::Stale);
@@ -133,7 +139,11 @@ impl View {
                 Err(FsError::Stale)
             }
             Err(error) => {
-                tracing::debug!(snapshot = %id, %error, "whether a snapshot that is read is still there is not known now");
+                tracing::debug!(
+                    snapshot = %id,
+                    %error,
+                    "whether a snapshot that is read is still there is not known now"
+                );
                 Ok(())
             }
         }
@@ -150,14 +160,21 @@ impl Views {
     pub(super) fn new(settings: VolumeSettings) -> Self {
         let permits = Arc::new(Semaphore::new(VIEWS_MAX));
         let (slots, upkeep) = Default::default();
-        Self { inner: Arc::new(Inner { settings, slots, permits, upkeep, started: Instant::now() }) }
+        Self {
+            inner: Arc::new(Inner { settings, slots, permits, upkeep, started: Instant::now() }),
+        }
     }
 
     /// The view of a snapshot, opened if need be. Not to be kept beyond one call.
     ///
     /// # Errors
     /// [`FsError::Stale`] when the snapshot is deleted, or never was.
-    pub async fn get(&self, pool: &Catalog, id: SnapshotId, keeper: Keeper) -> Result<Arc<View>, FsError> {
+    pub async fn get(
+        &self,
+        pool: &Catalog,
+        id: SnapshotId,
+        keeper: Keeper,
+    ) -> Result<Arc<View>, FsError> {
         let key = (id, keeper);
         let slot = self.slot(key);
         let opened = slot.view.get_or_try_init(|| Box::pin(self.open(pool, key))).await;
@@ -188,7 +205,9 @@ impl Views {
         drop(slots);
         let all = self.inner.permits.acquire_many(u32::try_from(VIEWS_MAX).unwrap_or(u32::MAX));
         if tokio::time::timeout(WAIT, all).await.is_err() {
-            tracing::debug!("snapshots are still being read; what announces their readers stays for an hour");
+            tracing::debug!(
+                "snapshots are still being read; what announces their readers stays for an hour"
+            );
         }
     }
 
@@ -199,7 +218,10 @@ impl Views {
     fn slot(&self, key: Key) -> Arc<Slot> {
         let mut slots = self.inner.slots.lock();
         if !slots.contains_key(&key) && slots.len() >= VIEWS_MAX {
-            let oldest = slots.iter().min_by_key(|(_, slot)| slot.used.load(Ordering::Relaxed)).map(|(key, _)| *key);
+            let oldest = slots
+                .iter()
+                .min_by_key(|(_, slot)| slot.used.load(Ordering::Relaxed))
+                .map(|(key, _)| *key);
             oldest.map(|key| slots.remove(&key));
         }
         let slot = slots.entry(key).or_default();
@@ -217,13 +239,18 @@ impl Views {
     async fn open(&self, pool: &Catalog, key: Key) -> Result<Arc<View>, FsError> {
         let (id, keeper) = key;
         let settings = &self.inner.settings;
-        let permit = match tokio::time::timeout(WAIT, self.inner.permits.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => permit,
-            Ok(Err(_)) | Err(_) => return Err(FsError::Busy("too many snapshots are read at the same time")),
-        };
+        let permit =
+            match tokio::time::timeout(WAIT, self.inner.permits.clone().acquire_owned()).await {
+                Ok(Ok(permit)) => permit,
+                Ok(Err(_)) | Err(_) => {
+                    return Err(FsError::Busy("too many snapshots are read at the same time"));
+                }
+            };
         let (announced, snapshot) = match keeper {
             Keeper::Reader => {
-                let (announced, snapshot) = Announced::begin(pool, settings, id).await.map_err(|error| unreadable(&error))?;
+                let (announced, snapshot) = Announced::begin(pool, settings, id)
+                    .await
+                    .map_err(|error| unreadable(&error))?;
                 (Some(announced), snapshot)
             }
             Keeper::Volume(_) => {
@@ -237,7 +264,8 @@ impl Views {
         let checkpoint = snapshot.checkpoint.ok_or(FsError::Stale)?;
         let at = settings.place(pool, snapshot.family, snapshot.dataset.incarnation);
         let chunks = settings.chunks(pool, snapshot.family);
-        let frozen = Frozen::open(&at, CheckpointId(checkpoint), chunks, settings.memory.frozen()).await?;
+        let frozen =
+            Frozen::open(&at, CheckpointId(checkpoint), chunks, settings.memory.frozen()).await?;
         Ok(Arc::new(View {
             frozen: Arc::new(frozen),
             pool: pool.clone(),
@@ -263,7 +291,8 @@ impl Views {
     }
 }
 
-/// Renews announcements, notices deletions, closes what is idle. Ends when there is nothing left to look after.
+/// Renews announcements, notices deletions, closes what is idle. Ends when there is nothing left to
+/// look after.
 async fn upkeep(inner: Weak<Inner>) {
     loop {
         tokio::time::sleep(UPKEEP).await;

@@ -97,7 +97,19 @@ impl Volumes {
     pub fn with_lease(settings: VolumeSettings, lease: LeaseSettings) -> Self {
         let (lost, views) = (broadcast::Sender::new(LOST_QUEUED), Views::new(settings.clone()));
         let (home, keepers, places, openings, ended, mailbox, left) = Default::default();
-        let inner = Inner { settings, lease, home, keepers, places, openings, ended, lost, mailbox, views, left };
+        let inner = Inner {
+            settings,
+            lease,
+            home,
+            keepers,
+            places,
+            openings,
+            ended,
+            lost,
+            mailbox,
+            views,
+            left,
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -113,7 +125,10 @@ impl Volumes {
     /// A fresh claim of this process, as it is written into records, but for its home.
     pub fn owner(&self) -> Owner {
         let settings = &self.inner.settings;
-        Owner { lease_millis: self.inner.lease.millis(), ..Owner::new(&settings.node, settings.session) }
+        Owner {
+            lease_millis: self.inner.lease.millis(),
+            ..Owner::new(&settings.node, settings.session)
+        }
     }
 
     pub(super) async fn owner_at_home(&self) -> Result<Owner, VolumeError> {
@@ -137,8 +152,8 @@ impl Volumes {
         Watch::new(pool, dataset, owner, &self.inner.lease)
     }
 
-    /// Resolves when a renewal of the lease has seen that somebody waits for an answer of this session: its mailbox is in the folder that
-    /// each renewal lists. For one task at a time.
+    /// Resolves when a renewal of the lease has seen that somebody waits for an answer of this
+    /// session: its mailbox is in the folder that each renewal lists. For one task at a time.
     pub async fn requested(&self) {
         self.inner.mailbox.notified().await;
     }
@@ -152,15 +167,25 @@ impl Volumes {
     ///
     /// # Errors
     /// [`VolumeError::Owned`] when another node has it.
-    pub async fn open(&self, pool: &Catalog, dataset: DatasetId) -> Result<VolumeGuard, VolumeError> {
+    pub async fn open(
+        &self,
+        pool: &Catalog,
+        dataset: DatasetId,
+    ) -> Result<VolumeGuard, VolumeError> {
         self.open_over(pool, dataset, None).await
     }
 
-    /// As [`Self::open`], from an owner that must have stopped. What only that owner's journal holds is lost, and it is fenced.
+    /// As [`Self::open`], from an owner that must have stopped. What only that owner's journal
+    /// holds is lost, and it is fenced.
     ///
     /// # Errors
     /// [`VolumeError::Owned`] when another has it by now, or that one came back.
-    pub async fn take_over(&self, pool: &Catalog, dataset: DatasetId, expired: &ExpiredLease) -> Result<VolumeGuard, VolumeError> {
+    pub async fn take_over(
+        &self,
+        pool: &Catalog,
+        dataset: DatasetId,
+        expired: &ExpiredLease,
+    ) -> Result<VolumeGuard, VolumeError> {
         self.open_over(pool, dataset, Some(expired)).await
     }
 
@@ -181,11 +206,20 @@ impl Volumes {
             if let Err(Ok(unwanted)) = answer.send(opened) {
                 drop(unwanted);
                 if let Err(error) = volumes.close_unused(dataset).await {
-                    tracing::warn!(%dataset, %error, "a volume whose opening nobody waited for cannot be closed yet: it is tried again");
+                    tracing::warn!(
+                        %dataset,
+                        %error,
+                        "a volume whose opening nobody waited for cannot be closed yet: it is \
+                         tried again"
+                    );
                 }
             }
         });
-        let ended = |_| VolumeError::Io(format!("the opening of dataset {dataset} ended without an answer: see the log; repeat"));
+        let ended = |_| {
+            VolumeError::Io(format!(
+                "the opening of dataset {dataset} ended without an answer: see the log; repeat"
+            ))
+        };
         answered.await.map_err(ended)?
     }
 
@@ -212,7 +246,11 @@ impl Volumes {
         }
     }
 
-    async fn open_place(&self, place: &Arc<Place>, expired: Option<&ExpiredLease>) -> Result<VolumeGuard, VolumeError> {
+    async fn open_place(
+        &self,
+        place: &Arc<Place>,
+        expired: Option<&ExpiredLease>,
+    ) -> Result<VolumeGuard, VolumeError> {
         place.begin_opening();
         match Box::pin(self.open_now(&place.pool, place.id, expired)).await {
             Ok(open) => {
@@ -242,14 +280,21 @@ impl Volumes {
         self.inner.places.lock().values().filter_map(|place| place.volume()).collect()
     }
 
-    /// Whether this session has, or may have, a dataset of this pool: others may ask it for something.
+    /// Whether this session has, or may have, a dataset of this pool: others may ask it for
+    /// something.
     pub fn has_any_of(&self, pool: PoolId) -> bool {
         self.inner.places.lock().values().any(|place| place.pool.pool().id == pool)
     }
 
     /// Those whose close has begun and is not at its end.
     pub fn closing(&self) -> Vec<DatasetId> {
-        self.inner.places.lock().values().filter(|place| place.step().is_some()).map(|place| place.id).collect()
+        self.inner
+            .places
+            .lock()
+            .values()
+            .filter(|place| place.step().is_some())
+            .map(|place| place.id)
+            .collect()
     }
 
     /// Applies the byte and inode quota of a dataset's record, as it is now, to the open volume.
@@ -262,7 +307,8 @@ impl Volumes {
     /// Closes everything; answers the first failure after having tried all.
     pub async fn close_all(&self) -> Result<(), VolumeError> {
         let ids: Vec<DatasetId> = self.inner.places.lock().keys().copied().collect();
-        let closes = futures::stream::iter(ids).map(|id| self.close(id)).buffer_unordered(CLOSES_AT_ONCE);
+        let closes =
+            futures::stream::iter(ids).map(|id| self.close(id)).buffer_unordered(CLOSES_AT_ONCE);
         let results: Vec<_> = closes.collect().await;
         results.into_iter().collect()
     }
@@ -271,7 +317,11 @@ impl Volumes {
         self.inner.places.lock().get(&dataset).cloned()
     }
 
-    pub(super) fn place(&self, pool: &Catalog, dataset: DatasetId) -> Result<Arc<Place>, VolumeError> {
+    pub(super) fn place(
+        &self,
+        pool: &Catalog,
+        dataset: DatasetId,
+    ) -> Result<Arc<Place>, VolumeError> {
         if self.inner.left.load(Ordering::SeqCst) {
             return Err(VolumeError::Left { dataset: dataset.to_string() });
         }
@@ -283,7 +333,10 @@ impl Volumes {
         if places.len() >= max {
             return Err(VolumeError::Full { dataset: dataset.to_string(), max });
         }
-        Ok(places.entry(dataset).or_insert_with(|| Arc::new(Place::new(dataset, pool.clone()))).clone())
+        Ok(places
+            .entry(dataset)
+            .or_insert_with(|| Arc::new(Place::new(dataset, pool.clone())))
+            .clone())
     }
 
     pub(super) fn is_current(&self, place: &Arc<Place>) -> bool {
@@ -299,13 +352,28 @@ impl Volumes {
 
     fn keeper(&self, pool: &Catalog) -> Keeper {
         let mut keepers = self.inner.keepers.lock();
-        let new = || Keeper::new(pool.clone(), &self.owner(), self.inner.lease.clone(), self.inner.mailbox.clone());
+        let new = || {
+            Keeper::new(
+                pool.clone(),
+                &self.owner(),
+                self.inner.lease.clone(),
+                self.inner.mailbox.clone(),
+            )
+        };
         keepers.entry(pool.pool().id).or_insert_with(new).clone()
     }
 
-    pub(super) async fn open_now(&self, pool: &Catalog, id: DatasetId, expired: Option<&ExpiredLease>) -> Result<Open, NotOpened> {
+    pub(super) async fn open_now(
+        &self,
+        pool: &Catalog,
+        id: DatasetId,
+        expired: Option<&ExpiredLease>,
+    ) -> Result<Open, NotOpened> {
         let me = self.owner_at_home().await?;
-        let absent = || NotOpened { error: VolumeError::NotFound { what: format!("dataset {id}") }, claim: Claim::Refused };
+        let absent = || NotOpened {
+            error: VolumeError::NotFound { what: format!("dataset {id}") },
+            claim: Claim::Refused,
+        };
         // Before a heartbeat is written for nothing.
         let record = pool.dataset_by_id(id).await?.ok_or_else(absent)?.record;
         let stopped = self.stopped_at_home(pool, &record, &me).await?;
@@ -318,7 +386,13 @@ impl Volumes {
         }
         let (dataset, before) = claim(pool, id, &me, expired).await.map_err(NotOpened::at_claim)?;
         if let (Before::Another, Some(owner)) = (before, &record.owner) {
-            tracing::warn!(dataset = %dataset.name, from = owner.node, session = %owner.session, "taking the dataset over from a node that has stopped: changes that were only in its journal are lost");
+            tracing::warn!(
+                dataset = %dataset.name,
+                from = owner.node,
+                session = %owner.session,
+                "taking the dataset over from a node that has stopped: changes that were only in \
+                 its journal are lost"
+            );
         }
         begun.held.claimed(begun.life);
         let step = pool.bucket().failpoints().step("volume.open.claimed").await;
@@ -332,28 +406,47 @@ impl Volumes {
         match opened {
             Ok(volume) => {
                 end_restore(pool, &volume, me.session).await;
-                Ok(Open { volume: Arc::new(volume), held: Arc::new(begun.held), closed: CancellationToken::new() })
+                Ok(Open {
+                    volume: Arc::new(volume),
+                    held: Arc::new(begun.held),
+                    closed: CancellationToken::new(),
+                })
             }
             Err(error) => {
-                // An unfinished release by force is finished by an opening, which voids the journal before (R34).
+                // An unfinished release by force is finished by an opening, which voids the journal
+                // before (R34).
                 let claim = if before == Before::Released { Claim::Clean } else { Claim::Owed };
                 Err(NotOpened { error, claim })
             }
         }
     }
 
-    async fn open_fs(&self, pool: &Catalog, dataset: &Dataset, held: &Held) -> Result<Volume, VolumeError> {
+    async fn open_fs(
+        &self,
+        pool: &Catalog,
+        dataset: &Dataset,
+        held: &Held,
+    ) -> Result<Volume, VolumeError> {
         let settings = &self.inner.settings;
-        let journal = settings.journal_dir.as_ref().map(|dir| journals::path(dir, pool, dataset.id()));
+        let journal =
+            settings.journal_dir.as_ref().map(|dir| journals::path(dir, pool, dataset.id()));
         let place = settings.place(pool, dataset.family, dataset.incarnation);
         let chunks = self.chunks(pool, dataset.family);
         let is_ours = held.is_ours();
         let mut openings = Openings::new(pool, &place, dataset.id(), &is_ours);
         let fs = loop {
-            let (expected, options) = (openings.expected().await?, settings.options(dataset, journal.clone()));
-            match Fs::open_under(&place, chunks.clone(), options, expected, held.tenure().clone()).await {
+            let (expected, options) =
+                (openings.expected().await?, settings.options(dataset, journal.clone()));
+            match Fs::open_under(&place, chunks.clone(), options, expected, held.tenure().clone())
+                .await
+            {
                 Err(FsError::Fenced) => {}
-                opened => break opened.map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?,
+                opened => {
+                    break opened.map_err(|source| VolumeError::Fs {
+                        dataset: dataset.name.to_string(),
+                        source,
+                    })?;
+                }
             }
         };
         let handle_key = pool.keyring().handle_key(dataset.incarnation, &dataset.handle_secret);
@@ -361,10 +454,24 @@ impl Volumes {
         if dataset.properties.snapdir == Snapdir::Visible {
             fs.show_snapshots();
         }
-        let served = Served::Live(Live::new(fs.clone(), pool.clone(), dataset.incarnation, self.views().clone()));
+        let served = Served::Live(Live::new(
+            fs.clone(),
+            pool.clone(),
+            dataset.incarnation,
+            self.views().clone(),
+        ));
         let opening = self.inner.openings.fetch_add(1, Ordering::Relaxed);
         let (served, users) = (Arc::new(served), Users::default());
-        Ok(Volume { pool: pool.pool().id, dataset: dataset.clone(), fs, served, handle_key, opening, users, chunks })
+        Ok(Volume {
+            pool: pool.pool().id,
+            dataset: dataset.clone(),
+            fs,
+            served,
+            handle_key,
+            opening,
+            users,
+            chunks,
+        })
     }
 
     /// Open volumes of one family share one store, and with it its caches.
@@ -378,7 +485,8 @@ impl Volumes {
 
     fn watch_volume(&self, place: &Arc<Place>, open: &Open) {
         let (volumes, place) = (self.clone(), Arc::downgrade(place));
-        let (volume, closed, tenure) = (open.volume.clone(), open.closed.clone(), open.held.tenure().clone());
+        let (volume, closed, tenure) =
+            (open.volume.clone(), open.closed.clone(), open.held.tenure().clone());
         tokio::spawn(async move {
             let why = tokio::select! {
                 () = closed.cancelled() => return,
@@ -408,7 +516,11 @@ impl Volumes {
         if !self.is_current(place) || !place.lost(volume) {
             return;
         }
-        tracing::error!(dataset = %volume.dataset.name, error = %why, "the volume is lost to this process: its mounts answer ESTALE until they are unmounted");
+        tracing::error!(
+            dataset = %volume.dataset.name,
+            error = %why,
+            "the volume is lost to this process: its mounts answer ESTALE until they are unmounted"
+        );
         self.report(volume, why);
         volume.fs.abandon_within(ABANDON_LIMIT).await;
         self.close_later(place, Duration::ZERO);
@@ -416,7 +528,12 @@ impl Volumes {
 
     /// Nobody listens in a process without mounts.
     fn report(&self, volume: &Volume, why: FsError) {
-        let _ = self.inner.lost.send(Lost { pool: volume.pool, dataset: volume.dataset.id(), opening: volume.opening, why });
+        let _ = self.inner.lost.send(Lost {
+            pool: volume.pool,
+            dataset: volume.dataset.id(),
+            opening: volume.opening,
+            why,
+        });
     }
 
     /// A volume whose claim was revoked (R27): nothing is answered any more, and what was is
@@ -426,15 +543,27 @@ impl Volumes {
         self.report(volume, FsError::Fenced);
         let closed = tokio::time::timeout(self.inner.lease.lease, async {
             while let Err(error) = self.close_for(dataset, Reason::Revoked).await {
-                tracing::warn!(dataset = %volume.dataset.name, %error, "a volume that is given up could not be closed yet");
+                tracing::warn!(
+                    dataset = %volume.dataset.name,
+                    %error,
+                    "a volume that is given up could not be closed yet"
+                );
                 tokio::time::sleep(HAND_OVER_RETRY).await;
             }
         });
         if closed.await.is_err() {
             volume.fs.give_up(FsError::Fenced);
-            tracing::error!(dataset = %volume.dataset.name, "a volume that was given up could not be closed in time: who takes it does not find what only this node's journal has");
-        } else if let Err(error) = pool.remove_revocation(self.inner.settings.session, claim).await {
-            tracing::debug!(%error, "the revocation of a claim that was released stays until it is collected");
+            tracing::error!(
+                dataset = %volume.dataset.name,
+                "a volume that was given up could not be closed in time: who takes it does not \
+                 find what only this node's journal has"
+            );
+        } else if let Err(error) = pool.remove_revocation(self.inner.settings.session, claim).await
+        {
+            tracing::debug!(
+                %error,
+                "the revocation of a claim that was released stays until it is collected"
+            );
         }
     }
 }

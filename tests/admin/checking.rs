@@ -1,5 +1,6 @@
-//! `check` beside a server that has the dataset open and writes: it finds nothing where nothing is wrong, disturbs nobody and leaves nothing; and
-//! what is wrong it finds, whether the dataset is open or not.
+//! `check` beside a server that has the dataset open and writes: it finds nothing where nothing is
+//! wrong, disturbs nobody and leaves nothing; and what is wrong it finds, whether the dataset is
+//! open or not.
 
 use super::serving::{Serving, walk, write};
 use super::{Answer, Cli};
@@ -46,7 +47,10 @@ fn clean(answer: &Answer) {
     assert_eq!(answer.code, 0, "{answer:?}");
     let checked: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
     let checked = checked.as_array().unwrap();
-    assert!(!checked.is_empty() && checked.iter().all(|found| found["clean"] == true), "{answer:?}");
+    assert!(
+        !checked.is_empty() && checked.iter().all(|found| found["clean"] == true),
+        "{answer:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -54,13 +58,15 @@ async fn a_dataset_that_is_written_to_is_checked_and_not_disturbed() {
     let cli = Arc::new(Cli::with_pool());
     cli.ok(&["dataset", "create", "web"]);
     let config = cli.path().join("config.yaml");
-    std::fs::write(&config, "mailInterval: 50ms\nflushInterval: 100ms\ncollectInterval: 500ms\n").unwrap();
+    std::fs::write(&config, "mailInterval: 50ms\nflushInterval: 100ms\ncollectInterval: 500ms\n")
+        .unwrap();
     let serving = Serving::start_with(&cli, &["--config", &config.display().to_string()]);
     let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
     let root = client.mount("/web").await.unwrap();
     let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let writing = tokio::spawn({
-        let (client, root, stop, rounds) = (client.clone(), root.clone(), stop.clone(), rounds.clone());
+        let (client, root, stop, rounds) =
+            (client.clone(), root.clone(), stop.clone(), rounds.clone());
         async move {
             while !stop.load(Ordering::Relaxed) {
                 round(&client, &root, rounds.load(Ordering::Relaxed)).await?;
@@ -80,12 +86,16 @@ async fn a_dataset_that_is_written_to_is_checked_and_not_disturbed() {
     stop.store(true, Ordering::Relaxed);
     writing.await.unwrap().expect("no call fails because of a check");
     let left = cli.json(&["dataset", "snapshot", "list", "web"]);
-    assert!(left.as_array().unwrap().iter().all(|snapshot| snapshot["state"] == "deleting"), "a check leaves a snapshot: {left}");
+    assert!(
+        left.as_array().unwrap().iter().all(|snapshot| snapshot["state"] == "deleting"),
+        "a check leaves a snapshot: {left}"
+    );
     write(&client, &root, "kept", vec![9; 300_000]).await;
 
     // What is wrong is found while it is open, and when it is closed.
     let packs = walk(&cli.path().join("pool/packs"));
-    let newest = packs.into_iter().max_by_key(|pack| pack.metadata().unwrap().modified().unwrap()).unwrap();
+    let newest =
+        packs.into_iter().max_by_key(|pack| pack.metadata().unwrap().modified().unwrap()).unwrap();
     let (bytes, name) = (std::fs::read(&newest).unwrap(), newest.clone());
     std::fs::remove_file(&newest).unwrap();
     let online = check(&cli).await;
@@ -97,7 +107,8 @@ async fn a_dataset_that_is_written_to_is_checked_and_not_disturbed() {
     clean(&check(&cli).await);
 }
 
-/// Few systems let a process have as many open files as volumes and clients can need unless it asks.
+/// Few systems let a process have as many open files as volumes and clients can need unless it
+/// asks.
 #[test]
 fn a_server_takes_the_open_files_that_it_may_have() {
     let cli = Cli::with_pool();

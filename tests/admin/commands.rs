@@ -26,10 +26,16 @@ fn a_writable_snapshot_is_a_clone_among_the_snapshots() {
     // One name among both.
     for again in [&["trial"][..], &["cut", "--writable"]] {
         let refused = cli.run(&[&["dataset", "snapshot", "create", "web"], again].concat());
-        assert!(refused.code == 11 && refused.err.contains("choose another name"), "{again:?}: {refused:?}");
+        assert!(
+            refused.code == 11 && refused.err.contains("choose another name"),
+            "{again:?}: {refused:?}"
+        );
     }
     cli.ok(&["dataset", "snapshot", "delete", "web@trial", "inner"]);
-    assert_eq!(cli.json(&["dataset", "snapshot", "delete", "web", "trial"])["deleted"], "web@trial");
+    assert_eq!(
+        cli.json(&["dataset", "snapshot", "delete", "web", "trial"])["deleted"],
+        "web@trial"
+    );
     cli.ok(&["gc"]);
     assert_eq!(cli.run(&["dataset", "snapshot", "delete", "web", "trial"]).code, 10);
     assert_eq!(names(&cli.json(&["dataset", "snapshot", "list", "web"])), ["cut"]);
@@ -41,7 +47,10 @@ fn a_dataset_lives_and_dies_by_the_command_line() {
     let cli = Cli::with_pool();
     assert_eq!(cli.json(&["dataset", "list"]), serde_json::json!([]));
     let made = cli.json(&["dataset", "create", "web", "--size", "20Gi", "--recordsize", "128k"]);
-    assert_eq!((made["size_bytes"].as_u64(), made["record_bytes"].as_u64()), (Some(20 << 30), Some(128 << 10)));
+    assert_eq!(
+        (made["size_bytes"].as_u64(), made["record_bytes"].as_u64()),
+        (Some(20 << 30), Some(128 << 10))
+    );
     let cut = cli.json(&["dataset", "snapshot", "create", "web", "before"]);
     assert_eq!(cut["state"], "ready");
     let clone = cli.json(&["dataset", "clone", "web@before", "copy"]);
@@ -55,8 +64,16 @@ fn a_dataset_lives_and_dies_by_the_command_line() {
     let plan = cli.json(&["gc", "--dry-run"]);
     let done = cli.json(&["gc"]);
     assert_eq!(plan["detach"].as_array().unwrap().len(), 2, "{plan}");
-    assert_eq!(done["detached"].as_array().unwrap().len(), 2, "the clones stand on their own: {done}");
-    assert!(done["kept"].as_array().unwrap().is_empty() && done["datasets"].as_array().unwrap().len() == 1, "{done}");
+    assert_eq!(
+        done["detached"].as_array().unwrap().len(),
+        2,
+        "the clones stand on their own: {done}"
+    );
+    assert!(
+        done["kept"].as_array().unwrap().is_empty()
+            && done["datasets"].as_array().unwrap().len() == 1,
+        "{done}"
+    );
     cli.ok(&["dataset", "delete", "copy"]);
     cli.ok(&["dataset", "delete", "live"]);
     let plan = cli.json(&["gc", "--dry-run"]);
@@ -122,19 +139,27 @@ fn a_pool_that_is_missing_or_elsewhere_is_refused() {
     assert_eq!(missing.code, 10, "{missing:?}");
     let bin = env!("CARGO_BIN_EXE_zerofs-csi");
     for (url, code) in [("ftp://x", 2), ("file:///no/such/folder", 10), ("nonsense", 2)] {
-        let answer = answer(Command::new(bin).args(["dataset", "list", "--pool", url]).output().unwrap());
+        let answer =
+            answer(Command::new(bin).args(["dataset", "list", "--pool", url]).output().unwrap());
         assert_eq!(answer.code, code, "{url}: {answer:?}");
     }
     let config = cli.path().join("config.yaml");
     std::fs::write(&config, "pools:\n  a: { url: file:///x }\nlimit: {}\n").unwrap();
-    let answer = answer(Command::new(bin).args(["dataset", "list", "--config"]).arg(&config).output().unwrap());
-    assert!(answer.code == 2 && answer.err.contains("limit") && answer.err.contains("line 3"), "{answer:?}");
+    let answer = answer(
+        Command::new(bin).args(["dataset", "list", "--config"]).arg(&config).output().unwrap(),
+    );
+    assert!(
+        answer.code == 2 && answer.err.contains("limit") && answer.err.contains("line 3"),
+        "{answer:?}"
+    );
 }
 
 #[test]
 fn an_encrypted_pool_wants_its_passphrase() {
     let cli = Cli::empty();
-    let with = |args: &[&str], pass: &str| answer(cli.command(args).env("ZEROFS_PASSPHRASE", pass).output().unwrap());
+    let with = |args: &[&str], pass: &str| {
+        answer(cli.command(args).env("ZEROFS_PASSPHRASE", pass).output().unwrap())
+    };
     assert_eq!(with(&["pool", "create"], "correct horse").code, 0);
     assert_eq!(with(&["dataset", "create", "a"], "correct horse").code, 0);
     assert_eq!(with(&["dataset", "snapshot", "create", "a", "s"], "correct horse").code, 0);

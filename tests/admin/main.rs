@@ -1,4 +1,5 @@
-//! The command line, as scripts call it: exit codes, JSON, errors that name the object and the next step.
+//! The command line, as scripts call it: exit codes, JSON, errors that name the object and the next
+//! step.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -48,7 +49,11 @@ impl Cli {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zerofs-csi"));
-        command.args(args).args(["--pool", &self.url()]).stdin(Stdio::null()).env_remove("ZEROFS_PASSPHRASE");
+        command
+            .args(args)
+            .args(["--pool", &self.url()])
+            .stdin(Stdio::null())
+            .env_remove("ZEROFS_PASSPHRASE");
         command
     }
 

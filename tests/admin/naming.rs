@@ -1,4 +1,5 @@
-//! What exists, what it is called, and what stands on it: the answers that decide what an operator does next.
+//! What exists, what it is called, and what stands on it: the answers that decide what an operator
+//! does next.
 
 use super::Cli;
 
@@ -14,7 +15,10 @@ fn what_exists_is_not_made_again() {
     made.iter().for_each(|args| drop(cli.ok(args)));
     for (args, named) in made.iter().zip(["web", "web@cut", "web@trial", "copy"]) {
         let again = cli.run(args);
-        assert!(again.code == 11 && again.err.contains(&format!("{named} exists since 2")), "{args:?}: {again:?}");
+        assert!(
+            again.code == 11 && again.err.contains(&format!("{named} exists since 2")),
+            "{args:?}: {again:?}"
+        );
         assert!(again.err.contains("choose another name"), "{args:?}: {again:?}");
     }
 }
@@ -77,17 +81,27 @@ fn whoever_keeps_a_snapshot_is_named() {
     let info = cli.ok(&["dataset", "info", "ro"]);
     assert!(info.contains("web@cut\n") && info.contains("read-only"), "{info}");
     let list = cli.ok(&["dataset", "list"]);
-    assert!(list.contains("ORIGIN") && list.contains("web@cut") && list.contains("web, as it was at 2"), "{list}");
+    assert!(
+        list.contains("ORIGIN") && list.contains("web@cut") && list.contains("web, as it was at 2"),
+        "{list}"
+    );
     assert_eq!(cli.json(&["dataset", "info", "ro"])["origin_name"], "web@cut");
     cli.ok(&["dataset", "snapshot", "delete", "web", "cut"]);
     let plan = cli.ok(&["gc", "--dry-run"]);
     assert!(plan.contains("snapshot cut of dataset web: clone ro stands on it"), "{plan}");
-    assert!(plan.contains("what was cloned of dataset web at 2") && plan.contains("clone live stands on it"), "{plan}");
+    assert!(
+        plan.contains("what was cloned of dataset web at 2")
+            && plan.contains("clone live stands on it"),
+        "{plan}"
+    );
     cli.ok(&["dataset", "delete", "ro"]);
     cli.ok(&["dataset", "delete", "web"]);
     let plan = cli.ok(&["gc", "--dry-run"]);
     assert!(plan.contains("detach    live\n") && plan.contains("dataset   ro\n"), "{plan}");
     cli.ok(&["gc"]);
     let list = cli.ok(&["dataset", "list"]);
-    assert!(list.contains("live") && !list.contains("as it was"), "a clone that was detached stands on nothing: {list}");
+    assert!(
+        list.contains("live") && !list.contains("as it was"),
+        "a clone that was detached stands on nothing: {list}"
+    );
 }

@@ -21,7 +21,8 @@ impl Serving {
 
     pub fn start_with(cli: &Cli, more: &[&str]) -> Self {
         let state = cli.path().join("state").display().to_string();
-        let args = [&["serve", "--state-dir", &state, "--nfs-listen", "127.0.0.1:0"], more].concat();
+        let args =
+            [&["serve", "--state-dir", &state, "--nfs-listen", "127.0.0.1:0"], more].concat();
         Self::spawn(cli.command(&args))
     }
 
@@ -30,7 +31,11 @@ impl Serving {
         let state = cli.path().join("state").display().to_string();
         let command = cli.command(&["serve", "--state-dir", &state, "--nfs-listen", "127.0.0.1:0"]);
         let mut within = Command::new("sh");
-        within.arg("-c").arg(format!("{shell}; exec \"$0\" \"$@\"")).arg(command.get_program()).args(command.get_args());
+        within
+            .arg("-c")
+            .arg(format!("{shell}; exec \"$0\" \"$@\""))
+            .arg(command.get_program())
+            .args(command.get_args());
         Self::spawn(within)
     }
 
@@ -42,7 +47,11 @@ impl Serving {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let nfs = line.split_whitespace().skip_while(|word| *word != "nfs").nth(1).unwrap_or_else(|| panic!("{line:?}"));
+        let nfs = line
+            .split_whitespace()
+            .skip_while(|word| *word != "nfs")
+            .nth(1)
+            .unwrap_or_else(|| panic!("{line:?}"));
         Self { nfs: nfs.parse().unwrap(), child }
     }
 
@@ -65,11 +74,19 @@ impl Drop for Serving {
     }
 }
 
-pub async fn write(client: &Client, dir: &zerofs_csi::nfs::client::FileHandle, name: &str, data: Vec<u8>) {
+pub async fn write(
+    client: &Client,
+    dir: &zerofs_csi::nfs::client::FileHandle,
+    name: &str,
+    data: Vec<u8>,
+) {
     let how = CreateHow::Unchecked(SetAttr { mode: Some(0o640), ..SetAttr::default() });
     let file = client.create(dir, name.as_bytes(), &how).await.unwrap().handle;
     for (i, part) in data.chunks(1 << 20).enumerate() {
-        client.write(&file, (i as u64) << 20, Bytes::copy_from_slice(part), Stability::Unstable).await.unwrap();
+        client
+            .write(&file, (i as u64) << 20, Bytes::copy_from_slice(part), Stability::Unstable)
+            .await
+            .unwrap();
     }
     client.commit(&file, 0, 0).await.unwrap();
 }
@@ -83,9 +100,21 @@ async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
     let serving = Serving::start(&cli);
     let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
     let root = client.mount("/web").await.unwrap();
-    let etc = client.mkdir(&root, b"etc", &SetAttr { mode: Some(0o755), ..SetAttr::default() }).await.unwrap().handle;
+    let etc = client
+        .mkdir(&root, b"etc", &SetAttr { mode: Some(0o755), ..SetAttr::default() })
+        .await
+        .unwrap()
+        .handle;
     write(&client, &etc, "app.conf", data.clone()).await;
-    client.make(&etc, b"link", &Special::Symlink(Bytes::from_static(b"app.conf")), &SetAttr::default()).await.unwrap();
+    client
+        .make(
+            &etc,
+            b"link",
+            &Special::Symlink(Bytes::from_static(b"app.conf")),
+            &SetAttr::default(),
+        )
+        .await
+        .unwrap();
     // Owned by the server: a command must not touch it, and says who has it.
     let refused = cli.run(&["dataset", "delete", "web"]);
     assert!(refused.code == 13 && refused.err.contains("open on node"), "{refused:?}");
@@ -95,7 +124,10 @@ async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
     let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
     // The handle from before the kill is still good: nobody sends MNT again.
     let file = client.lookup(&etc, b"app.conf").await.unwrap().handle;
-    assert!(client.read(&file, 1_000_000, 500_000).await.unwrap().data[..] == data[1_000_000..1_500_000]);
+    assert!(
+        client.read(&file, 1_000_000, 500_000).await.unwrap().data[..]
+            == data[1_000_000..1_500_000]
+    );
     serving.stop();
     assert_eq!(cli.json(&["dataset", "info", "web"])["owner"], serde_json::Value::Null);
 
@@ -108,10 +140,21 @@ async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
     assert!(std::fs::read(&file).unwrap() == data);
     cli.ok(&["dataset", "restore", "web@cut", "/", &tree.display().to_string()]);
     assert!(std::fs::read(tree.join("etc/app.conf")).unwrap() == data);
-    assert_eq!(std::fs::read_link(tree.join("etc/link")).unwrap(), std::path::Path::new("app.conf"));
-    let again = cli.run(&["dataset", "restore", "web@cut", "etc/app.conf", &file.display().to_string()]);
+    assert_eq!(
+        std::fs::read_link(tree.join("etc/link")).unwrap(),
+        std::path::Path::new("app.conf")
+    );
+    let again =
+        cli.run(&["dataset", "restore", "web@cut", "etc/app.conf", &file.display().to_string()]);
     assert_eq!(again.code, 11, "{again:?}");
-    cli.ok(&["dataset", "restore", "web@cut", "etc/app.conf", &file.display().to_string(), "--force"]);
+    cli.ok(&[
+        "dataset",
+        "restore",
+        "web@cut",
+        "etc/app.conf",
+        &file.display().to_string(),
+        "--force",
+    ]);
 
     let space = cli.json(&["space", "--exact"]);
     assert_eq!(space["of"].as_array().unwrap().len(), 2, "{space}");
@@ -128,7 +171,9 @@ async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
     std::fs::write(&pack, bent).unwrap();
     let damaged = cli.run(&["scrub"]);
     assert!(
-        damaged.code == 18 && damaged.out.contains("web:/etc/app.conf at ") && damaged.out.contains("web@cut:/etc/app.conf at "),
+        damaged.code == 18
+            && damaged.out.contains("web:/etc/app.conf at ")
+            && damaged.out.contains("web@cut:/etc/app.conf at "),
         "{damaged:?}"
     );
 }
@@ -139,7 +184,8 @@ pub fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
-/// A machine that is gone for good must not keep a dataset for ever; one that still answers keeps it.
+/// A machine that is gone for good must not keep a dataset for ever; one that still answers keeps
+/// it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dataset_is_released_from_a_node_that_is_gone() {
     let cli = Cli::with_pool();
@@ -229,7 +275,8 @@ fn serve_makes_a_pool_in_an_empty_folder_and_in_no_other() {
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
 }
 
-/// Over NFS, as the kernel's client sees it: snapshots below the mount, a snapshot as an export of its own, handles that outlive the process.
+/// Over NFS, as the kernel's client sees it: snapshots below the mount, a snapshot as an export of
+/// its own, handles that outlive the process.
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_are_served_below_their_dataset_and_by_themselves() {
     let cli = Cli::with_pool();
@@ -240,7 +287,11 @@ async fn snapshots_are_served_below_their_dataset_and_by_themselves() {
     let serving = Serving::start_with(&cli, &["--config", &config]);
     let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
     let root = client.mount("/web").await.unwrap();
-    let etc = client.mkdir(&root, b"etc", &SetAttr { mode: Some(0o755), ..SetAttr::default() }).await.unwrap().handle;
+    let etc = client
+        .mkdir(&root, b"etc", &SetAttr { mode: Some(0o755), ..SetAttr::default() })
+        .await
+        .unwrap()
+        .handle;
     write(&client, &etc, "app.conf", vec![7; 300_000]).await;
     cli.ok(&["dataset", "snapshot", "create", "web", "cut", "--config", &config]);
     let file = client.lookup(&etc, b"app.conf").await.unwrap().handle;
@@ -252,10 +303,17 @@ async fn snapshots_are_served_below_their_dataset_and_by_themselves() {
     let cut = client.lookup(&snapshots, b"cut").await.unwrap().handle;
     let old_etc = client.lookup(&cut, b"etc").await.unwrap().handle;
     let old = client.lookup(&old_etc, b"app.conf").await.unwrap();
-    let old = (old.handle, client.getattr(&client.lookup(&old_etc, b"app.conf").await.unwrap().handle).await.unwrap());
-    assert!(old.1.fsid == fsid && old.1.fileid != client.getattr(&file).await.unwrap().fileid, "one file system, other files");
+    let old = (
+        old.handle,
+        client.getattr(&client.lookup(&old_etc, b"app.conf").await.unwrap().handle).await.unwrap(),
+    );
+    assert!(
+        old.1.fsid == fsid && old.1.fileid != client.getattr(&file).await.unwrap().fileid,
+        "one file system, other files"
+    );
     assert!(client.read(&old.0, 0, 300_000).await.unwrap().data[..] == [7; 300_000]);
-    let refused = client.write(&old.0, 0, Bytes::from_static(b"x"), Stability::FileSync).await.unwrap_err();
+    let refused =
+        client.write(&old.0, 0, Bytes::from_static(b"x"), Stability::FileSync).await.unwrap_err();
     assert_eq!(refused.status(), Some(NfsStat::ReadOnly));
     let refused = client.remove(&old_etc, b"app.conf").await.unwrap_err();
     assert_eq!(refused.status(), Some(NfsStat::ReadOnly));
@@ -265,13 +323,21 @@ async fn snapshots_are_served_below_their_dataset_and_by_themselves() {
     let alone_etc = client.lookup(&alone, b"etc").await.unwrap().handle;
     let alone_file = client.lookup(&alone_etc, b"app.conf").await.unwrap().handle;
     assert_ne!(client.getattr(&alone).await.unwrap().fsid, fsid);
-    assert_eq!(client.mkdir(&alone, b"x", &SetAttr::default()).await.unwrap_err().status(), Some(NfsStat::ReadOnly));
+    assert_eq!(
+        client.mkdir(&alone, b"x", &SetAttr::default()).await.unwrap_err().status(),
+        Some(NfsStat::ReadOnly)
+    );
     assert!(client.mount("/web@none").await.is_err() && client.mount("/none@cut").await.is_err());
     // And every folder below either.
-    for (path, folder) in [("/web/etc", &etc), ("/web/.snapshots/cut/etc/", &old_etc), ("/web@cut/etc", &alone_etc)] {
+    for (path, folder) in
+        [("/web/etc", &etc), ("/web/.snapshots/cut/etc/", &old_etc), ("/web@cut/etc", &alone_etc)]
+    {
         assert_eq!(client.mount(path).await.unwrap(), *folder, "{path}");
     }
-    assert!(client.mount("/web/none").await.is_err() && client.mount("/web/etc/app.conf").await.is_err());
+    assert!(
+        client.mount("/web/none").await.is_err()
+            && client.mount("/web/etc/app.conf").await.is_err()
+    );
 
     // What differs, while the dataset is mounted.
     let lines = cli.ok(&["dataset", "diff", "web@cut", "--config", &config]);
@@ -279,18 +345,35 @@ async fn snapshots_are_served_below_their_dataset_and_by_themselves() {
     lines.sort_unstable();
     assert_eq!(lines, ["+  /etc/new", "M  /etc  (entries)", "M  /etc/app.conf  (content)"]);
     // Put back by whoever has it open, without the data.
-    let done = cli.json(&["dataset", "restore", "web@cut", "etc/app.conf", "--in-place", "--force", "--config", &config]);
-    assert_eq!((done["objects"].as_u64(), done["bytes"].as_u64()), (Some(1), Some(300_000)), "{done}");
+    let done = cli.json(&[
+        "dataset",
+        "restore",
+        "web@cut",
+        "etc/app.conf",
+        "--in-place",
+        "--force",
+        "--config",
+        &config,
+    ]);
+    assert_eq!(
+        (done["objects"].as_u64(), done["bytes"].as_u64()),
+        (Some(1), Some(300_000)),
+        "{done}"
+    );
     let back = client.lookup(&etc, b"app.conf").await.unwrap().handle;
     assert!(client.read(&back, 0, 300_000).await.unwrap().data[..] == [7; 300_000]);
-    let refused = cli.run(&["dataset", "restore", "web@cut", "etc", "--in-place", "--config", &config]);
+    let refused =
+        cli.run(&["dataset", "restore", "web@cut", "etc", "--in-place", "--config", &config]);
     assert!(refused.code == 11 && refused.err.contains("/etc"), "{refused:?}");
 
     serving.kill();
     let serving = Serving::start_with(&cli, &["--config", &config]);
     let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
     for handle in [&old.0, &alone_file] {
-        assert!(client.read(handle, 0, 300_000).await.unwrap().data[..] == [7; 300_000], "the handles are good for ever");
+        assert!(
+            client.read(handle, 0, 300_000).await.unwrap().data[..] == [7; 300_000],
+            "the handles are good for ever"
+        );
     }
     cli.ok(&["dataset", "snapshot", "delete", "web", "cut"]);
     for handle in [&old.0, &alone_file] {
@@ -306,7 +389,8 @@ async fn snapshots_are_served_below_their_dataset_and_by_themselves() {
     }
     serving.stop();
     // What is left is the sign of the process that was killed: it counts for an hour.
-    let signs =
-        std::fs::read_dir(cli.path().join("pool/readers")).unwrap().flat_map(|dir| std::fs::read_dir(dir.unwrap().path()).unwrap());
+    let signs = std::fs::read_dir(cli.path().join("pool/readers"))
+        .unwrap()
+        .flat_map(|dir| std::fs::read_dir(dir.unwrap().path()).unwrap());
     assert_eq!(signs.count(), 1);
 }

@@ -1,4 +1,5 @@
-//! Commands that a signal ends: they say how it goes on, and leave nothing that keeps space or shows up later.
+//! Commands that a signal ends: they say how it goes on, and leave nothing that keeps space or
+//! shows up later.
 
 use super::commands::files_below;
 use super::serving::{Serving, write};
@@ -17,7 +18,11 @@ async fn interrupt(mut child: Child, at_work: impl Fn() -> bool) -> Answer {
         assert_eq!(child.try_wait().unwrap(), None, "it ended by itself");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&child),
+        rustix::process::Signal::INT,
+    )
+    .unwrap();
     answer(child.wait_with_output().unwrap())
 }
 
@@ -34,14 +39,19 @@ async fn a_scrub_leaves_no_reader_and_says_how_it_goes_on() {
     cli.ok(&["dataset", "delete", "web"]);
     let readers = || files_below(&cli.path().join("pool/readers"));
     let state = cli.path().join("scrubbed").display().to_string();
-    for (with, says) in [(&["--state-file", &state][..], "same --state-file"), (&[], "begins again")] {
+    for (with, says) in
+        [(&["--state-file", &state][..], "same --state-file"), (&[], "begins again")]
+    {
         let scrub = start(&cli, &[&["scrub", "--rate", "1"], with].concat());
         let ended = interrupt(scrub, || !readers().is_empty()).await;
         assert!(ended.code == 130 && ended.err.contains(says), "{ended:?}");
         assert_eq!(readers(), Vec::<String>::new());
     }
     let nowhere = cli.run(&["scrub", "--state-file", "/no/such/folder/state"]);
-    assert!(nowhere.code == 10 && nowhere.err.contains("--state-file /no/such/folder/state"), "{nowhere:?}");
+    assert!(
+        nowhere.code == 10 && nowhere.err.contains("--state-file /no/such/folder/state"),
+        "{nowhere:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +70,10 @@ async fn a_check_leaves_no_snapshot() {
     let ended = interrupt(check, || records() > 0).await;
     assert!(ended.code == 130 && ended.err.contains("repeat"), "{ended:?}");
     let left = cli.json(&["dataset", "snapshot", "list", "web"]);
-    assert!(left.as_array().unwrap().iter().all(|snapshot| snapshot["state"] == "deleting"), "{left}");
+    assert!(
+        left.as_array().unwrap().iter().all(|snapshot| snapshot["state"] == "deleting"),
+        "{left}"
+    );
     assert_eq!(left.as_array().unwrap().len(), 1, "it was being made");
     let own = cli.run(&["dataset", "snapshot", "create", "web", "check-0123456789abcdef"]);
     assert!(own.code == 2 && own.err.contains("choose another"), "{own:?}");

@@ -68,7 +68,12 @@ async fn a_conflict_in_progress_is_settled_by_what_is_there() {
         assert_eq!(bucket.get("mine", 100).await.unwrap(), Some(DATA), "{fault:?}");
         bucket.put("theirs", Bytes::from_static(b"other bytes, as many....")).await.unwrap();
         for _ in 0..2 {
-            server.script(Rule::on(Kind::PutNew).at("theirs").times(1).then(Fault::refuse(409, "ConditionalRequestConflict")));
+            server.script(
+                Rule::on(Kind::PutNew)
+                    .at("theirs")
+                    .times(1)
+                    .then(Fault::refuse(409, "ConditionalRequestConflict")),
+            );
             assert_eq!(bucket.put_new("theirs", DATA).await.unwrap(), PutNew::Exists, "{fault:?}");
             bucket.put("theirs", Bytes::from_static(b"shorter")).await.unwrap();
         }
@@ -76,9 +81,14 @@ async fn a_conflict_in_progress_is_settled_by_what_is_there() {
 }
 
 /// As SlateDB puts: marked, and tried again only where nothing is decided.
-async fn put_marked(bucket: &Bucket, mark: &str, bytes: &'static [u8]) -> object_store::Result<object_store::PutResult> {
+async fn put_marked(
+    bucket: &Bucket,
+    mark: &str,
+    bytes: &'static [u8],
+) -> object_store::Result<object_store::PutResult> {
     let mark = [(Attribute::Metadata("slatedbputid".into()), mark.to_owned())];
-    let options = PutOptions { attributes: Attributes::from_iter(mark), ..PutOptions::from(PutMode::Create) };
+    let options =
+        PutOptions { attributes: Attributes::from_iter(mark), ..PutOptions::from(PutMode::Create) };
     let (store, at) = (bucket.store(), Path::from("wal/1.sst"));
     for _ in 0..20 {
         match store.put_opts(&at, bytes.into(), options.clone()).await {
@@ -91,24 +101,34 @@ async fn put_marked(bucket: &Bucket, mark: &str, bytes: &'static [u8]) -> object
 
 #[tokio::test]
 async fn a_database_recognises_its_own_object_whatever_the_store_keeps() {
-    let lost =
-        [Fault::cut_after(), Fault::cut_late(), Fault::done_but(500, "InternalError"), Fault::slow(Duration::from_millis(700))];
+    let lost = [
+        Fault::cut_after(),
+        Fault::cut_late(),
+        Fault::done_but(500, "InternalError"),
+        Fault::slow(Duration::from_millis(700)),
+    ];
     for drops_metadata in [false, true] {
         for fault in conflicts().into_iter().chain(lost.clone()) {
             let server = S3Server::start();
             server.quirks(|quirks| quirks.drops_metadata = drops_metadata);
             let bucket = pool(&server);
             server.script(Rule::on(Kind::PutNew).times(1).then(fault.clone()));
-            put_marked(&bucket, "a", b"rows of the one").await.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
+            put_marked(&bucket, "a", b"rows of the one")
+                .await
+                .unwrap_or_else(|error| panic!("{fault:?}: {error}"));
             server.arrive();
             let other = put_marked(&bucket, "b", b"rows of another").await;
             assert!(matches!(other, Err(Error::AlreadyExists { .. })), "{fault:?}: {other:?}");
             if !drops_metadata {
                 let alike = put_marked(&bucket, "b", b"rows of the one").await;
-                assert!(matches!(alike, Err(Error::AlreadyExists { .. })), "another's is told by its mark: {alike:?}");
+                assert!(
+                    matches!(alike, Err(Error::AlreadyExists { .. })),
+                    "another's is told by its mark: {alike:?}"
+                );
             }
         }
-        // What fences writers is empty, and all alike: where nothing tells whose it is, it is not ours.
+        // What fences writers is empty, and all alike: where nothing tells whose it is, it is not
+        // ours.
         let server = S3Server::start();
         server.quirks(|quirks| quirks.drops_metadata = drops_metadata);
         let bucket = pool(&server);
@@ -125,10 +145,18 @@ async fn what_does_not_pass_has_its_class_and_names_the_cause_and_the_option() {
         (Answer::error(403, "RequestTimeTooSkewed"), Class::Unavailable, "set the clock"),
         (Answer::error(400, "ExpiredToken"), Class::Denied, "have expired"),
         (Answer::error(403, "AccessDenied"), Class::Denied, "access denied"),
-        (Answer::error(403, "SecondLevelDomainForbidden"), Class::Precondition, "virtual_hosted_style_request"),
+        (
+            Answer::error(403, "SecondLevelDomainForbidden"),
+            Class::Precondition,
+            "virtual_hosted_style_request",
+        ),
         (Answer::page(301, "Moved Permanently"), Class::Precondition, "option region"),
         (Answer::error(301, "PermanentRedirect"), Class::Precondition, "option region"),
-        (Answer::page(413, "Request Entity Too Large"), Class::Precondition, "client_max_body_size"),
+        (
+            Answer::page(413, "Request Entity Too Large"),
+            Class::Precondition,
+            "client_max_body_size",
+        ),
         (Answer::error(501, "NotImplemented"), Class::Unsupported, "NotImplemented"),
     ];
     for (answer, class, says) in answers {
@@ -170,11 +198,32 @@ async fn the_option_that_an_error_names_helps() {
     let put = async |bucket: &Bucket| bucket.put("a", DATA).await;
     let delete = async |bucket: &Bucket| bucket.delete(&["a".into()]).await;
     let sums = |quirks: &mut Quirks| quirks.wants_checksum = true;
-    refused_by(sums, "checksum_algorithm", Class::Precondition, ("checksum_algorithm", "sha256"), put).await;
+    refused_by(
+        sums,
+        "checksum_algorithm",
+        Class::Precondition,
+        ("checksum_algorithm", "sha256"),
+        put,
+    )
+    .await;
     let single = |quirks: &mut Quirks| quirks.refuses_bulk_delete = true;
-    refused_by(single, "disable_bulk_delete", Class::Unsupported, ("disable_bulk_delete", "true"), delete).await;
+    refused_by(
+        single,
+        "disable_bulk_delete",
+        Class::Unsupported,
+        ("disable_bulk_delete", "true"),
+        delete,
+    )
+    .await;
     let hosted = |quirks: &mut Quirks| quirks.virtual_hosted_only = true;
-    refused_by(hosted, "virtual_hosted_style_request", Class::Precondition, ("virtual_hosted_style_request", "true"), put).await;
+    refused_by(
+        hosted,
+        "virtual_hosted_style_request",
+        Class::Precondition,
+        ("virtual_hosted_style_request", "true"),
+        put,
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -182,12 +231,18 @@ async fn a_metadata_service_one_hop_too_far_is_named() {
     let server = S3Server::start();
     server.script(Rule::any().then(Fault::hang()));
     let endpoint = server.endpoint();
-    let options =
-        [("endpoint", endpoint.as_str()), ("metadata_endpoint", endpoint.as_str()), ("region", "r"), ("allow_http", "true")];
+    let options = [
+        ("endpoint", endpoint.as_str()),
+        ("metadata_endpoint", endpoint.as_str()),
+        ("region", "r"),
+        ("allow_http", "true"),
+    ];
     let credentials = zerofs_csi::bucket::Credentials::none().with(options);
     let url = "s3://test/pool".parse().unwrap();
-    let limits = Limits { attempt: Duration::from_secs(8), total: Duration::from_secs(4), ..quick() };
-    let bucket = Bucket::open(&url, &credentials, zerofs_csi::bucket::Folder::MustExist, limits).unwrap();
+    let limits =
+        Limits { attempt: Duration::from_secs(8), total: Duration::from_secs(4), ..quick() };
+    let bucket =
+        Bucket::open(&url, &credentials, zerofs_csi::bucket::Folder::MustExist, limits).unwrap();
     let error = bucket.list("").await.unwrap_err();
     assert_eq!(error.class(), Class::Unavailable, "{error}");
     assert!(error.to_string().contains("http-put-response-hop-limit"), "{error}");
@@ -203,7 +258,8 @@ async fn a_key_without_a_name_is_skipped() {
     for key in ["pool/datasets//x", "pool/datasets//y", "pool/datasets/b//", "pool/datasets/../x"] {
         server.insert(key, b"somebody else's");
     }
-    let found: Vec<String> = bucket.list("datasets").await.unwrap().into_iter().map(|found| found.key).collect();
+    let found: Vec<String> =
+        bucket.list("datasets").await.unwrap().into_iter().map(|found| found.key).collect();
     assert_eq!(found, ["datasets/a", "datasets/z"]);
 }
 
@@ -220,7 +276,8 @@ async fn every_key_is_below_the_prefix_as_it_was_given() {
         bucket.put("a", DATA).await.unwrap();
         put_marked(&bucket, "a", b"rows").await.unwrap();
         assert_eq!(server.keys(), [format!("{prefix}a"), format!("{prefix}wal/1.sst")]);
-        let found: Vec<String> = bucket.list("").await.unwrap().into_iter().map(|found| found.key).collect();
+        let found: Vec<String> =
+            bucket.list("").await.unwrap().into_iter().map(|found| found.key).collect();
         assert_eq!(found, ["a", "wal/1.sst"]);
         bucket.delete(&found).await.unwrap();
         each_kind(&bucket).await;

@@ -96,18 +96,32 @@ async fn requests_are_counted_with_their_repetitions() {
     bucket.list("").await.unwrap();
     bucket.delete(&["a".into(), "b".into()]).await.unwrap();
     let requests = bucket.requests();
-    assert_eq!((requests.put, requests.get, requests.list, requests.delete, requests.head), (3, 1, 1, 1, 0));
+    assert_eq!(
+        (requests.put, requests.get, requests.list, requests.delete, requests.head),
+        (3, 1, 1, 1, 0)
+    );
 }
 
 #[tokio::test]
 async fn random_failures_lose_and_invent_nothing() {
     for seed in 0..20 {
         let (store, bucket) = faulty();
-        store.random(seed, Chances { before: 100, lost_ack: 100, truncate: 50, ..Chances::default() });
+        store.random(
+            seed,
+            Chances { before: 100, lost_ack: 100, truncate: 50, ..Chances::default() },
+        );
         for n in 0..40 {
             let (key, mine) = (format!("k/{n}"), Bytes::from(format!("seed {seed} object {n}")));
-            assert_eq!(bucket.put_new(&key, mine.clone()).await.unwrap(), PutNew::Created, "seed {seed}");
-            assert_eq!(bucket.put_new(&key, Bytes::from_static(b"late")).await.unwrap(), PutNew::Exists, "seed {seed}");
+            assert_eq!(
+                bucket.put_new(&key, mine.clone()).await.unwrap(),
+                PutNew::Created,
+                "seed {seed}"
+            );
+            assert_eq!(
+                bucket.put_new(&key, Bytes::from_static(b"late")).await.unwrap(),
+                PutNew::Exists,
+                "seed {seed}"
+            );
             assert_eq!(bucket.get(&key, 100).await.unwrap(), Some(mine), "seed {seed}");
         }
         assert_eq!(bucket.list("k").await.unwrap().len(), 40, "seed {seed}");

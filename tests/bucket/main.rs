@@ -24,7 +24,10 @@ async fn objects(bucket: &Bucket) {
     assert_eq!(bucket.get("o/none", 10).await.unwrap(), None);
     bucket.put("o/a", Bytes::from_static(b"one")).await.unwrap();
     assert_eq!(bucket.get("o/a", 3).await.unwrap().unwrap(), "one");
-    assert!(matches!(bucket.get("o/a", 2).await, Err(BucketError::TooLarge { bytes: 3, max: 2, .. })));
+    assert!(matches!(
+        bucket.get("o/a", 2).await,
+        Err(BucketError::TooLarge { bytes: 3, max: 2, .. })
+    ));
     bucket.put("o/a", Bytes::from_static(b"other")).await.unwrap();
     assert_eq!(bucket.get("o/a", 99).await.unwrap().unwrap(), "other");
     bucket.put("o/empty", Bytes::new()).await.unwrap();
@@ -38,8 +41,13 @@ async fn conditional_puts(bucket: &Bucket) {
     assert_eq!(bucket.put_new("c/1", Bytes::from_static(b"mine")).await.unwrap(), PutNew::Created);
     assert_eq!(bucket.put_new("c/1", Bytes::from_static(b"yours")).await.unwrap(), PutNew::Exists);
     assert_eq!(bucket.get("c/1", 99).await.unwrap().unwrap(), "mine");
-    let racers = (0..16).map(|n| async move { bucket.put_new("c/2", Bytes::from(format!("{n}"))).await.unwrap() });
-    let won = futures::future::join_all(racers).await.into_iter().filter(|r| *r == PutNew::Created).count();
+    let racers = (0..16)
+        .map(|n| async move { bucket.put_new("c/2", Bytes::from(format!("{n}"))).await.unwrap() });
+    let won = futures::future::join_all(racers)
+        .await
+        .into_iter()
+        .filter(|r| *r == PutNew::Created)
+        .count();
     assert_eq!(won, 1);
     bucket.delete(&["c/1".to_owned()]).await.unwrap();
     assert_eq!(bucket.put_new("c/1", Bytes::from_static(b"again")).await.unwrap(), PutNew::Created);
@@ -73,7 +81,8 @@ async fn listings(bucket: &Bucket) {
         futures::future::try_join_all(puts).await.unwrap();
     }
     bucket.put("l2/beside", Bytes::from_static(b"x")).await.unwrap();
-    let found: Vec<_> = bucket.list("l").await.unwrap().into_iter().map(|l| (l.key, l.bytes)).collect();
+    let found: Vec<_> =
+        bucket.list("l").await.unwrap().into_iter().map(|l| (l.key, l.bytes)).collect();
     let mut wanted: Vec<_> = keys.iter().map(|k| (k.clone(), 1)).collect();
     wanted.sort();
     assert_eq!(found, wanted);
@@ -93,7 +102,10 @@ async fn memory_conforms() {
 async fn a_folder_conforms() {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("file://{}/pool", dir.path().display()).parse().unwrap();
-    conformance(Bucket::open(&url, &Credentials::none(), Folder::Create, Limits::default()).unwrap()).await;
+    conformance(
+        Bucket::open(&url, &Credentials::none(), Folder::Create, Limits::default()).unwrap(),
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -126,15 +138,21 @@ async fn an_s3_server_of_any_kind_conforms() {
     }
 }
 
-/// A real S3 server over HTTP. `ZEROFS_TEST_S3` is its endpoint, as `tests/bucket/s3-server start` prints it; unset, this is
-/// skipped and says so. The tier of `.ci/run` always sets it, and an empty value fails: a server that did not start is no pass.
+/// A real S3 server over HTTP. `ZEROFS_TEST_S3` is its endpoint, as `tests/bucket/s3-server start`
+/// prints it; unset, this is skipped and says so. The tier of `.ci/run` always sets it, and an
+/// empty value fails: a server that did not start is no pass.
 #[tokio::test]
 async fn an_s3_server_conforms() {
     let Ok(endpoint) = std::env::var("ZEROFS_TEST_S3") else {
-        eprintln!("skipped: ZEROFS_TEST_S3 names no server (start one: tests/bucket/s3-server start)");
+        eprintln!(
+            "skipped: ZEROFS_TEST_S3 names no server (start one: tests/bucket/s3-server start)"
+        );
         return;
     };
-    assert!(endpoint.starts_with("http"), "ZEROFS_TEST_S3 must be the URL of an S3 endpoint, not {endpoint:?}");
+    assert!(
+        endpoint.starts_with("http"),
+        "ZEROFS_TEST_S3 must be the URL of an S3 endpoint, not {endpoint:?}"
+    );
     let options = [
         ("endpoint", endpoint.as_str()),
         ("access_key_id", "test"),
@@ -144,34 +162,56 @@ async fn an_s3_server_conforms() {
     ];
     let open = |url: &str| {
         let url = url.parse().unwrap();
-        Bucket::open(&url, &Credentials::none().with(options), Folder::MustExist, support::fault::quick()).unwrap()
+        Bucket::open(
+            &url,
+            &Credentials::none().with(options),
+            Folder::MustExist,
+            support::fault::quick(),
+        )
+        .unwrap()
     };
     let run = format!("s3://zerofs-test/run-{}", rand::random::<u64>());
     let limits = Limits { total: std::time::Duration::from_secs(20), ..Limits::default() };
     conformance(open(&run).with_limits(limits)).await;
 
     let missing = open("s3://zerofs-no-such-bucket/p");
-    assert!(matches!(missing.list("").await, Err(BucketError::Missing { .. })), "{:?}", missing.list("").await);
+    assert!(
+        matches!(missing.list("").await, Err(BucketError::Missing { .. })),
+        "{:?}",
+        missing.list("").await
+    );
     let put = missing.put_new("a", Bytes::new()).await;
     assert!(matches!(put, Err(BucketError::Missing { .. })), "{put:?}");
     assert!(missing.get("a", 1).await.is_err(), "a missing bucket is not a missing object");
 }
 
-/// A real Azure Blob server over HTTP. `ZEROFS_TEST_AZURE` is its endpoint, as `tests/bucket/azure-server start` prints it; otherwise as
-/// [`an_s3_server_conforms`].
+/// A real Azure Blob server over HTTP. `ZEROFS_TEST_AZURE` is its endpoint, as
+/// `tests/bucket/azure-server start` prints it; otherwise as [`an_s3_server_conforms`].
 #[tokio::test]
 async fn an_azure_server_conforms() {
     let Ok(endpoint) = std::env::var("ZEROFS_TEST_AZURE") else {
-        eprintln!("skipped: ZEROFS_TEST_AZURE names no server (start one: tests/bucket/azure-server start)");
+        eprintln!(
+            "skipped: ZEROFS_TEST_AZURE names no server (start one: tests/bucket/azure-server \
+             start)"
+        );
         return;
     };
-    assert!(endpoint.starts_with("http"), "ZEROFS_TEST_AZURE must be the URL of an Azure endpoint, not {endpoint:?}");
+    assert!(
+        endpoint.starts_with("http"),
+        "ZEROFS_TEST_AZURE must be the URL of an Azure endpoint, not {endpoint:?}"
+    );
     // The account and key that every emulator has.
-    let key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+    let key =
+        "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
     let account = format!("{endpoint}/devstoreaccount1");
-    let options =
-        [("account_name", "devstoreaccount1"), ("account_key", key), ("endpoint", account.as_str()), ("allow_http", "true")];
+    let options = [
+        ("account_name", "devstoreaccount1"),
+        ("account_key", key),
+        ("endpoint", account.as_str()),
+        ("allow_http", "true"),
+    ];
     let url = format!("az://zerofs-test/run~{}", rand::random::<u64>()).parse().unwrap();
     let credentials = Credentials::none().with(options);
-    conformance(Bucket::open(&url, &credentials, Folder::MustExist, Limits::default()).unwrap()).await;
+    conformance(Bucket::open(&url, &credentials, Folder::MustExist, Limits::default()).unwrap())
+        .await;
 }

@@ -8,8 +8,8 @@ use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use std::fmt;
 use std::sync::Arc;
@@ -34,12 +34,18 @@ struct Link {
 
 impl Link {
     fn new(bytes_per_sec: u64) -> Arc<Self> {
-        Arc::new(Self { inner: InMemory::new(), bytes_per_sec, line: Default::default(), moved: AtomicU64::new(0) })
+        Arc::new(Self {
+            inner: InMemory::new(),
+            bytes_per_sec,
+            line: Default::default(),
+            moved: AtomicU64::new(0),
+        })
     }
 
     async fn carry(&self, bytes: usize) {
         let _line = self.line.lock().await;
-        tokio::time::sleep(Duration::from_micros(bytes as u64 * 1_000_000 / self.bytes_per_sec)).await;
+        tokio::time::sleep(Duration::from_micros(bytes as u64 * 1_000_000 / self.bytes_per_sec))
+            .await;
         self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
@@ -52,14 +58,23 @@ impl fmt::Display for Link {
 
 #[async_trait]
 impl ObjectStore for Link {
-    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+    async fn put_opts(
+        &self,
+        at: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
         for from in (0..payload.content_length()).step_by(STEP) {
             self.carry(STEP.min(payload.content_length() - from)).await;
         }
         self.inner.put_opts(at, payload, options).await
     }
 
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         self.inner.put_multipart_opts(at, options).await
     }
 
@@ -69,9 +84,15 @@ impl ObjectStore for Link {
         if head {
             return Ok(found);
         }
-        let (meta, range, attributes) = (found.meta.clone(), found.range.clone(), found.attributes.clone());
+        let (meta, range, attributes) =
+            (found.meta.clone(), found.range.clone(), found.attributes.clone());
         let body = found.bytes().await?;
-        let line = Link { inner: InMemory::new(), line: Default::default(), moved: AtomicU64::new(0), ..*self };
+        let line = Link {
+            inner: InMemory::new(),
+            line: Default::default(),
+            moved: AtomicU64::new(0),
+            ..*self
+        };
         let parts = futures::stream::unfold((body, line), |(mut body, line)| async move {
             if body.is_empty() {
                 return None;
@@ -80,10 +101,19 @@ impl ObjectStore for Link {
             line.carry(part.len()).await;
             Some((Ok(part), (body, line)))
         });
-        Ok(GetResult { payload: GetResultPayload::Stream(parts.boxed()), meta, range, attributes, extensions: Default::default() })
+        Ok(GetResult {
+            payload: GetResultPayload::Stream(parts.boxed()),
+            meta,
+            range,
+            attributes,
+            extensions: Default::default(),
+        })
     }
 
-    fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(
+        &self,
+        keys: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
         self.inner.delete_stream(keys)
     }
 
@@ -115,7 +145,11 @@ async fn packs_end_on_any_link() {
         let puts = keys.iter().map(|key| bucket.put(key, pack()));
         futures::future::try_join_all(puts).await.unwrap();
         let first = link.moved.swap(0, Ordering::Relaxed);
-        println!("{packs} packs of 16 MiB at {mbits} Mbit/s: {:?}, {} MiB moved", began.elapsed(), first >> 20);
+        println!(
+            "{packs} packs of 16 MiB at {mbits} Mbit/s: {:?}, {} MiB moved",
+            began.elapsed(),
+            first >> 20
+        );
         // The rate is known by now: nothing moves twice.
         let puts = keys.iter().map(|key| bucket.put(key, pack()));
         futures::future::try_join_all(puts).await.unwrap();
@@ -148,7 +182,8 @@ async fn an_outage_ends_in_an_error_all_the_same() {
     assert!(began.elapsed() < Duration::from_secs(3 * 60), "{:?}", began.elapsed());
 }
 
-/// A store of many objects, of which a listing breaks off again and again, and whose pages take their time.
+/// A store of many objects, of which a listing breaks off again and again, and whose pages take
+/// their time.
 #[derive(Debug)]
 struct Long {
     objects: usize,
@@ -169,7 +204,13 @@ impl fmt::Display for Long {
 impl Long {
     fn meta(n: usize) -> ObjectMeta {
         let last_modified = std::time::UNIX_EPOCH.into();
-        ObjectMeta { location: format!("packs/{n:08}").into(), last_modified, size: 1, e_tag: None, version: None }
+        ObjectMeta {
+            location: format!("packs/{n:08}").into(),
+            last_modified,
+            size: 1,
+            e_tag: None,
+            version: None,
+        }
     }
 
     fn from(&self, first: usize) -> BoxStream<'static, Result<ObjectMeta>> {
@@ -182,7 +223,10 @@ impl Long {
             if (n - first).is_multiple_of(PAGE) {
                 tokio::time::sleep(PAGE_TIME).await;
             }
-            let broken = || object_store::Error::Generic { store: "long", source: "connection reset".into() };
+            let broken = || object_store::Error::Generic {
+                store: "long",
+                source: "connection reset".into(),
+            };
             Some((if n == breaks_at { Err(broken()) } else { Ok(Self::meta(n)) }, n + 1))
         })
         .boxed()
@@ -195,7 +239,11 @@ impl ObjectStore for Long {
         unreachable!()
     }
 
-    async fn put_multipart_opts(&self, _: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        _: &Path,
+        _: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         unreachable!()
     }
 
@@ -203,7 +251,10 @@ impl ObjectStore for Long {
         unreachable!()
     }
 
-    fn delete_stream(&self, _: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(
+        &self,
+        _: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
         unreachable!()
     }
 
@@ -211,7 +262,11 @@ impl ObjectStore for Long {
         self.from(0)
     }
 
-    fn list_with_offset(&self, _: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+    fn list_with_offset(
+        &self,
+        _: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
         self.from(offset.filename().unwrap().parse::<usize>().unwrap() + 1)
     }
 
@@ -242,7 +297,10 @@ async fn a_listing_of_a_million_objects_ends() {
     assert!(pages.next().await.unwrap().is_none());
     // Whole, in order, each once.
     let listed = bucket.list("packs").await.unwrap();
-    assert!(listed.len() == OBJECTS && listed.iter().enumerate().all(|(n, object)| object.key == format!("packs/{n:08}")));
+    assert!(
+        listed.len() == OBJECTS
+            && listed.iter().enumerate().all(|(n, object)| object.key == format!("packs/{n:08}"))
+    );
 }
 
 /// Where much depends on a short listing, it is not put together from parts.

@@ -17,14 +17,18 @@ async fn a_store_without_put_if_absent_is_refused() {
     let store = FaultStore::memory();
     store.ignore_conditions();
     let error = Catalog::create(on(&store), None).await.unwrap_err();
-    assert!(matches!(&error, CatalogError::Unfit { .. }) && error.to_string().contains("If-None-Match"), "{error}");
+    assert!(
+        matches!(&error, CatalogError::Unfit { .. }) && error.to_string().contains("If-None-Match"),
+        "{error}"
+    );
     assert_eq!(on(&store).list("").await.unwrap(), [], "nothing is left behind");
 }
 
 /// Makes a server answer as one kind of store does.
 type Quirk = fn(&mut Quirks);
 
-/// Over HTTP: what a store or a proxy before it does not do, or not for all that volumes will write.
+/// Over HTTP: what a store or a proxy before it does not do, or not for all that volumes will
+/// write.
 #[tokio::test]
 async fn a_store_that_a_pool_cannot_use_is_refused_with_the_reason() {
     let unfit: [(Quirk, &str); 3] = [
@@ -36,7 +40,10 @@ async fn a_store_that_a_pool_cannot_use_is_refused_with_the_reason() {
         let server = S3Server::start();
         server.quirks(quirk);
         let error = Catalog::create(server.pool("s3://test/pool"), None).await.unwrap_err();
-        let text = format!("{error}: {}", std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default());
+        let text = format!(
+            "{error}: {}",
+            std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default()
+        );
         assert!(text.contains(says), "{text}");
         assert_eq!(server.keys(), [""; 0], "nothing is left behind");
     }
@@ -131,7 +138,9 @@ async fn every_kind_of_record_tells_that_it_is_corrupt() {
                 (Err(error), "pool") => error.clone(),
                 (Ok(fresh), "datasets") => fresh.dataset(&of.name).await.unwrap_err(),
                 (Ok(fresh), "snapshots") => fresh.snapshots(None).await.unwrap_err(),
-                (Ok(fresh), "names") => fresh.claim_csi_snapshot_name("name", snap.id()).await.unwrap_err(),
+                (Ok(fresh), "names") => {
+                    fresh.claim_csi_snapshot_name("name", snap.id()).await.unwrap_err()
+                }
                 (opened, _) => panic!("{} {what}: {opened:?}", record.key),
             };
             assert_eq!(error.class(), Class::Corrupt, "{} {what}: {error}", record.key);
@@ -142,7 +151,10 @@ async fn every_kind_of_record_tells_that_it_is_corrupt() {
 }
 
 fn damages(whole: &Bytes) -> Vec<(String, Bytes)> {
-    let mut damages = vec![("empty".to_owned(), Bytes::new()), ("cut".to_owned(), whole.slice(..whole.len() - 1))];
+    let mut damages = vec![
+        ("empty".to_owned(), Bytes::new()),
+        ("cut".to_owned(), whole.slice(..whole.len() - 1)),
+    ];
     for at in (0..whole.len()).step_by(7) {
         let mut bad = whole.to_vec();
         bad[at] ^= 1 << (at % 8);
@@ -156,15 +168,31 @@ fn damages(whole: &Bytes) -> Vec<(String, Bytes)> {
 async fn another_format_version_says_what_to_do() {
     let store = FaultStore::memory();
     let bucket = on(&store);
-    bucket.put("pool/00000000000000000001", Bytes::from_static(b"{\"made_by\":\"later\",\"format\":2}")).await.unwrap();
+    bucket
+        .put(
+            "pool/00000000000000000001",
+            Bytes::from_static(b"{\"made_by\":\"later\",\"format\":2}"),
+        )
+        .await
+        .unwrap();
     let error = Catalog::open(bucket.clone(), None).await.unwrap_err();
-    assert!(matches!(error, CatalogError::Version { version: 2, .. }) && error.to_string().contains("newer"), "{error}");
-    assert!(Catalog::create(bucket, None).await.is_err(), "a pool of a later program is not overwritten");
+    assert!(
+        matches!(error, CatalogError::Version { version: 2, .. })
+            && error.to_string().contains("newer"),
+        "{error}"
+    );
+    assert!(
+        Catalog::create(bucket, None).await.is_err(),
+        "a pool of a later program is not overwritten"
+    );
 }
 
 /// Two handles on one store: `slow` is held at its put while `fast` goes on.
 /// `void`: what happens at the step that clears a version which came too late.
-async fn held_writer(changes: usize, void: &str) -> (Arc<FaultStore>, Catalog, Result<(), CatalogError>, Dataset) {
+async fn held_writer(
+    changes: usize,
+    void: &str,
+) -> (Arc<FaultStore>, Catalog, Result<(), CatalogError>, Dataset) {
     let store = FaultStore::memory();
     let fast = Catalog::create(on(&store), None).await.unwrap();
     let slow = Catalog::open(on(&store), None).await.unwrap();
@@ -195,11 +223,15 @@ async fn a_slow_writer_never_wins_a_number_that_was_cleaned_away() {
         assert_eq!(pool.dataset(&newest.name).await.unwrap().unwrap().record, newest, "{changes}");
         let kept = pool.bucket().list("datasets").await.unwrap();
         assert!(kept.len() <= 14, "{changes} changes leave {} versions", kept.len());
-        assert!(kept.iter().all(|l| !l.key.ends_with("/00000000000000000002")) || changes < 14, "its version is gone");
+        assert!(
+            kept.iter().all(|l| !l.key.ends_with("/00000000000000000002")) || changes < 14,
+            "its version is gone"
+        );
     }
 }
 
-/// The version that came too late stays when its writer dies before it has cleared it: it counts as little as before, and no change is lost to it.
+/// The version that came too late stays when its writer dies before it has cleared it: it counts as
+/// little as before, and no change is lost to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_late_version_that_was_not_cleared_never_counts() {
     let (store, _, result, newest) = held_writer(30, "return").await;
@@ -228,7 +260,8 @@ async fn a_slow_writer_does_not_bring_a_removed_record_back() {
     let at = fast.insert_dataset(new.clone()).await.unwrap();
     slow.bucket().failpoints().set("catalog.put", "pause").unwrap();
     let held = tokio::spawn({
-        let (slow, next, mut at) = (slow.clone(), Dataset { size: Some(666), ..new.clone() }, at.clone());
+        let (slow, next, mut at) =
+            (slow.clone(), Dataset { size: Some(666), ..new.clone() }, at.clone());
         async move { slow.swap_dataset(&mut at, next).await }
     });
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -249,7 +282,11 @@ async fn a_slow_writer_does_not_bring_a_removed_record_back() {
     assert!(held.await.unwrap().is_err());
     assert!(fast.dataset(&new.name).await.unwrap().is_none());
     assert!(fast.dataset_by_id(new.id()).await.unwrap().is_none());
-    assert_eq!(fast.bucket().list("datasets").await.unwrap().len(), 1, "only the end of the chain is left");
+    assert_eq!(
+        fast.bucket().list("datasets").await.unwrap().len(),
+        1,
+        "only the end of the chain is left"
+    );
 }
 
 #[tokio::test]
@@ -261,7 +298,13 @@ async fn rivals_make_every_change_once() {
         pool.insert_dataset(new.clone()).await.unwrap();
         store.random(
             seed,
-            Chances { before: 30, lost_ack: 100, delay: 300, delay_max: std::time::Duration::from_millis(3), ..Chances::default() },
+            Chances {
+                before: 30,
+                lost_ack: 100,
+                delay: 300,
+                delay_max: std::time::Duration::from_millis(3),
+                ..Chances::default()
+            },
         );
         let writers = (0..4).map(|_| {
             let store = store.clone();
@@ -269,11 +312,17 @@ async fn rivals_make_every_change_once() {
                 let pool = Catalog::open(on(&store), None).await.unwrap();
                 let mut done = 0;
                 for _ in 0..10 {
-                    let mut swapped = pool.dataset_by_id(new_id(&pool).await).await.unwrap().unwrap();
-                    let next = Dataset { size: swapped.record.size.map(|s| s + 1), ..swapped.record.clone() };
+                    let mut swapped =
+                        pool.dataset_by_id(new_id(&pool).await).await.unwrap().unwrap();
+                    let next = Dataset {
+                        size: swapped.record.size.map(|s| s + 1),
+                        ..swapped.record.clone()
+                    };
                     match pool.swap_dataset(&mut swapped, next).await {
                         Ok(()) => done += 1,
-                        Err(error) => assert_eq!(error.class(), Class::InProgress, "seed {seed}: {error}"),
+                        Err(error) => {
+                            assert_eq!(error.class(), Class::InProgress, "seed {seed}: {error}")
+                        }
                     }
                 }
                 done
@@ -282,8 +331,9 @@ async fn rivals_make_every_change_once() {
         let done: u64 = futures::future::join_all(writers).await.into_iter().sum();
         store.heal();
         assert!(done > 0);
-        // Each version adds one to what it replaced: no change that was reported is missing. One that was overtaken many
-        // times while its writer looked may have counted although its writer was told to repeat.
+        // Each version adds one to what it replaced: no change that was reported is missing. One
+        // that was overtaken many times while its writer looked may have counted although its
+        // writer was told to repeat.
         let size = pool.dataset(&new.name).await.unwrap().unwrap().record.size.unwrap();
         assert!((done..=40).contains(&size), "seed {seed}: {done} changes reported, {size} made");
     }
@@ -376,6 +426,7 @@ async fn the_end_of_a_chain_goes_when_it_is_old() {
 async fn a_missing_folder_is_said_to_be_missing() {
     use zerofs_csi::bucket::{Credentials, Folder, Limits};
     let url = "file:///nonexistent/zerofs-csi/pool".parse().unwrap();
-    let error = Bucket::open(&url, &Credentials::none(), Folder::MustExist, Limits::default()).unwrap_err();
+    let error =
+        Bucket::open(&url, &Credentials::none(), Folder::MustExist, Limits::default()).unwrap_err();
     assert!(matches!(error, BucketError::Missing { .. }), "{error}");
 }

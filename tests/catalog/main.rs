@@ -8,7 +8,9 @@ mod support;
 
 use std::collections::BTreeMap;
 use zerofs_csi::bucket::Bucket;
-use zerofs_csi::catalog::{Catalog, CatalogError, Dataset, Owner, Properties, Secret, Snapshot, State};
+use zerofs_csi::catalog::{
+    Catalog, CatalogError, Dataset, Owner, Properties, Secret, Snapshot, State,
+};
 use zerofs_csi::crypto::CryptoError;
 use zerofs_csi::types::{Class, Classify, FamilyId, Incarnation, SessionId, SnapshotId, Timestamp};
 
@@ -59,13 +61,17 @@ async fn pool() -> Catalog {
 mod lives {
     use super::*;
 
-    /// A folder that is not mounted, or a bucket that is another one, must not look like a deletion of everything in it.
+    /// A folder that is not mounted, or a bucket that is another one, must not look like a deletion
+    /// of everything in it.
     #[tokio::test]
     async fn a_pool_that_is_not_there_says_nothing_of_its_datasets() {
         let (pool, other) = (pool().await, pool().await);
         let made = pool.insert_dataset(dataset("a")).await.unwrap().record.id();
         let never = dataset("b").id();
-        assert!(pool.dataset_by_id(never).await.unwrap().is_none(), "the pool is there: it is gone");
+        assert!(
+            pool.dataset_by_id(never).await.unwrap().is_none(),
+            "the pool is there: it is gone"
+        );
         let delete = async |id| {
             pool.update_dataset(id, |dataset| {
                 dataset.state = State::Deleting;
@@ -75,7 +81,8 @@ mod lives {
         };
         assert_eq!(delete(never).await.unwrap_err().class(), Class::NotFound);
         let bucket = pool.bucket();
-        let emptied: Vec<String> = bucket.list("").await.unwrap().into_iter().map(|object| object.key).collect();
+        let emptied: Vec<String> =
+            bucket.list("").await.unwrap().into_iter().map(|object| object.key).collect();
         bucket.delete(&emptied).await.unwrap();
         for id in [made, never] {
             assert_eq!(pool.dataset_by_id(id).await.unwrap_err().class(), Class::Unavailable);
@@ -97,7 +104,10 @@ mod lives {
         assert!(pool.dataset(&name).await.unwrap().is_none());
         let mut at = pool.insert_dataset(new.clone()).await.unwrap();
         assert_eq!(pool.dataset(&name).await.unwrap().unwrap(), at);
-        assert!(matches!(pool.insert_dataset(dataset("pvc-1")).await, Err(CatalogError::Exists { .. })));
+        assert!(matches!(
+            pool.insert_dataset(dataset("pvc-1")).await,
+            Err(CatalogError::Exists { .. })
+        ));
 
         let mut stale = at.clone();
         pool.swap_dataset(&mut at, Dataset { state: State::Ready, ..new.clone() }).await.unwrap();
@@ -112,7 +122,8 @@ mod lives {
             Ok(())
         });
         assert_eq!(owned.await.unwrap().record.owner, Some(owner.clone()));
-        let refused = pool.update_dataset(id, |_| Err(CatalogError::NotFound { what: "what was meant".into() }));
+        let refused = pool
+            .update_dataset(id, |_| Err(CatalogError::NotFound { what: "what was meant".into() }));
         assert!(refused.await.is_err());
 
         pool.update_dataset(id, |d| {
@@ -142,12 +153,22 @@ mod lives {
         .unwrap();
         let second = dataset("again");
         let early = pool.insert_dataset(second.clone()).await.unwrap_err();
-        assert_eq!(early.class(), Class::InProgress, "only the dead record says what is left to remove");
-        assert_eq!(pool.dataset_by_id(first.id()).await.unwrap().unwrap().record.state, State::Dead);
+        assert_eq!(
+            early.class(),
+            Class::InProgress,
+            "only the dead record says what is left to remove"
+        );
+        assert_eq!(
+            pool.dataset_by_id(first.id()).await.unwrap().unwrap().record.state,
+            State::Dead
+        );
         pool.remove_dataset(first.id()).await.unwrap();
         pool.insert_dataset(second.clone()).await.unwrap();
         assert!(pool.dataset_by_id(first.id()).await.unwrap().is_none());
-        assert!(matches!(pool.update_dataset(first.id(), |_| Ok(())).await, Err(CatalogError::NotFound { .. })));
+        assert!(matches!(
+            pool.update_dataset(first.id(), |_| Ok(())).await,
+            Err(CatalogError::NotFound { .. })
+        ));
         pool.remove_dataset(first.id()).await.unwrap();
         assert_eq!(pool.dataset(&second.name).await.unwrap().unwrap().record, second);
     }
@@ -207,11 +228,15 @@ mod pools {
         let bucket = Bucket::memory();
         let missing = Catalog::open(bucket.clone(), None).await.unwrap_err();
         assert!(
-            matches!(&missing, CatalogError::NoPool { .. }) && missing.to_string().contains("zerofs-csi pool create"),
+            matches!(&missing, CatalogError::NoPool { .. })
+                && missing.to_string().contains("zerofs-csi pool create"),
             "{missing}"
         );
         let made = Catalog::create(bucket.clone(), None).await.unwrap();
-        assert!(matches!(Catalog::create(bucket.clone(), None).await, Err(CatalogError::PoolExists)));
+        assert!(matches!(
+            Catalog::create(bucket.clone(), None).await,
+            Err(CatalogError::PoolExists)
+        ));
         assert_eq!(Catalog::open(bucket.clone(), None).await.unwrap().pool(), made.pool());
         assert!(bucket.list("probe").await.unwrap().is_empty());
     }
@@ -222,7 +247,10 @@ mod pools {
         let secret = Secret::new("correct horse");
         let made = Catalog::create(bucket.clone(), Some(&secret)).await.unwrap();
         let before = bucket.requests();
-        for (given, expected) in [(None, CryptoError::KeyMissing), (Some(Secret::new("wrong horse")), CryptoError::WrongKey)] {
+        for (given, expected) in [
+            (None, CryptoError::KeyMissing),
+            (Some(Secret::new("wrong horse")), CryptoError::WrongKey),
+        ] {
             let error = Catalog::open(bucket.clone(), given.as_ref()).await.unwrap_err();
             assert!(matches!(error, CatalogError::Crypto(e) if e == expected));
         }

@@ -16,7 +16,11 @@ async fn a_pack_is_settled_when_nobody_holds_it_and_none_before_it_is_held() {
     let second = writer.add(vec![noise(2, 100)]).await.unwrap().stored().await.unwrap();
     let again = writer.add(vec![noise(1, 100)]).await.unwrap();
     assert_eq!(again.refs()[0].pack, pack(1));
-    assert!(writer.is_unsettled(pack(1)) && writer.is_unsettled(pack(2)) && !writer.is_unsettled(pack(3)));
+    assert!(
+        writer.is_unsettled(pack(1))
+            && writer.is_unsettled(pack(2))
+            && !writer.is_unsettled(pack(3))
+    );
     first.settle();
     second.settle();
     assert_eq!(writer.settled(), 0, "a later packing still refers to the first pack");
@@ -79,7 +83,8 @@ enum Hand {
     Stored(Stored),
 }
 
-/// A dataset that commits references, as the committer does it: settled is read before the batches are taken.
+/// A dataset that commits references, as the committer does it: settled is read before the batches
+/// are taken.
 #[derive(Default)]
 struct Dataset {
     usage: BTreeMap<u64, u64>,
@@ -91,14 +96,18 @@ async fn random_history(seed: u64) {
     let writer = packer(&store(&bucket, &plain()));
     let dataset: Arc<Mutex<Dataset>> = Arc::default();
     let asked = dataset.clone();
-    writer.deduplicate_into(Arc::new(move |pack| asked.lock().unwrap().usage.get(&pack.seq).is_some_and(|refs| *refs > 0)));
+    writer.deduplicate_into(Arc::new(move |pack| {
+        asked.lock().unwrap().usage.get(&pack.seq).is_some_and(|refs| *refs > 0)
+    }));
     let mut hands: Vec<Hand> = Vec::new();
     let mut live: Vec<ChunkRef> = Vec::new();
     let mut swept: BTreeSet<u64> = BTreeSet::new();
     for step in 0..250 {
         match random.random_range(0..100) {
             0..40 => {
-                let raw = (0..random.random_range(1..4)).map(|_| noise(random.random_range(0..30), 200)).collect();
+                let raw = (0..random.random_range(1..4))
+                    .map(|_| noise(random.random_range(0..30), 200))
+                    .collect();
                 hands.push(Hand::Packing(writer.add(raw).await.unwrap()));
             }
             40..65 if !hands.is_empty() => {
@@ -117,10 +126,19 @@ async fn random_history(seed: u64) {
                 if let Hand::Stored(stored) = hands.swap_remove(at) {
                     let mut dataset = dataset.lock().unwrap();
                     // The committer's check (R10): all or nothing.
-                    let used = |chunk: &ChunkRef| dataset.usage.get(&chunk.pack.seq).is_some_and(|refs| *refs > 0);
-                    if stored.refs().iter().all(|chunk| writer.is_unsettled(chunk.pack) || used(chunk)) {
+                    let used = |chunk: &ChunkRef| {
+                        dataset.usage.get(&chunk.pack.seq).is_some_and(|refs| *refs > 0)
+                    };
+                    if stored
+                        .refs()
+                        .iter()
+                        .all(|chunk| writer.is_unsettled(chunk.pack) || used(chunk))
+                    {
                         for chunk in stored.refs() {
-                            assert!(!swept.contains(&chunk.pack.seq), "seed {seed} step {step}: a swept pack came back");
+                            assert!(
+                                !swept.contains(&chunk.pack.seq),
+                                "seed {seed} step {step}: a swept pack came back"
+                            );
                             *dataset.usage.entry(chunk.pack.seq).or_default() += 1;
                             live.push(*chunk);
                         }
@@ -137,15 +155,24 @@ async fn random_history(seed: u64) {
                 // The collector, on the state of this moment.
                 let settled = writer.settled();
                 let dataset = dataset.lock().unwrap();
-                swept.extend((1..=settled).filter(|seq| dataset.usage.get(seq).is_none_or(|refs| *refs == 0)));
+                swept.extend(
+                    (1..=settled)
+                        .filter(|seq| dataset.usage.get(seq).is_none_or(|refs| *refs == 0)),
+                );
             }
         }
-        assert!(live.iter().all(|chunk| !swept.contains(&chunk.pack.seq)), "seed {seed} step {step}: a pack in use was swept");
+        assert!(
+            live.iter().all(|chunk| !swept.contains(&chunk.pack.seq)),
+            "seed {seed} step {step}: a pack in use was swept"
+        );
     }
     hands.clear();
     let last = save(&writer, vec![noise(1000, 10)]).await[0].pack.seq;
     assert_eq!(writer.settled(), last, "seed {seed}: all is settled when nobody holds anything");
-    assert!(live.iter().all(|chunk| !swept.contains(&chunk.pack.seq)), "seed {seed}: a pack in use was swept");
+    assert!(
+        live.iter().all(|chunk| !swept.contains(&chunk.pack.seq)),
+        "seed {seed}: a pack in use was swept"
+    );
     store(&bucket, &plain()).read(&live).await.unwrap();
 }
 

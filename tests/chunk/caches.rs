@@ -31,7 +31,9 @@ async fn chunks_on_disk_are_used_after_a_restart_and_hold_no_plain_data() {
         drop((reader, cache));
 
         let needle = &raw[20][5000..5032];
-        let seen = files(dir.path()).iter().any(|file| fs::read(file).unwrap().windows(needle.len()).any(|w| w == needle));
+        let seen = files(dir.path())
+            .iter()
+            .any(|file| fs::read(file).unwrap().windows(needle.len()).any(|w| w == needle));
         assert_eq!(seen, !keyring.is_encrypted());
 
         let (reader, cache) = on_disk(&bucket, &keyring, dir.path()).await;

@@ -1,5 +1,5 @@
-//! Golden bytes of a pack: a change here is another format version. `GOLDEN=write` makes the files anew (compression and sealing
-//! never give the same bytes twice, so those two are only read back).
+//! Golden bytes of a pack: a change here is another format version. `GOLDEN=write` makes the files
+//! anew (compression and sealing never give the same bytes twice, so those two are only read back).
 
 use super::*;
 use data_encoding::HEXLOWER_PERMISSIVE as HEX;
@@ -110,7 +110,8 @@ async fn the_bytes_that_announce_a_pack() {
     let bucket = Bucket::memory();
     let store = store(&bucket, &plain());
     store.announce(&[pack(1), pack(0xabc)]).await.unwrap();
-    let listed: Vec<String> = bucket.list("announced/").await.unwrap().into_iter().map(|object| object.key).collect();
+    let listed: Vec<String> =
+        bucket.list("announced/").await.unwrap().into_iter().map(|object| object.key).collect();
     let key = |n| format!("announced/{FAMILY}/{CREATOR}/0000000000000001-{n:016x}");
     assert_eq!(listed, [key(1), key(0xabc)]);
     assert_eq!(bucket.get(&listed[0], 100).await.unwrap().unwrap(), "{\"format\":1}");

@@ -27,8 +27,9 @@ fn plain() -> Keyring {
 
 /// The keys of an encrypted pool; deriving them is slow, so they are made once.
 fn encrypted() -> Keyring {
-    static KEYRING: LazyLock<Keyring> =
-        LazyLock::new(|| WrappedKey::create(POOL, &Secret::new("correct horse battery staple")).unwrap().1);
+    static KEYRING: LazyLock<Keyring> = LazyLock::new(|| {
+        WrappedKey::create(POOL, &Secret::new("correct horse battery staple")).unwrap().1
+    });
     KEYRING.clone()
 }
 
@@ -58,7 +59,12 @@ fn noise(seed: u64, len: usize) -> Bytes {
 
 /// Compressible.
 fn text(seed: u64, len: usize) -> Bytes {
-    format!("line {seed} of a text that repeats itself\n").into_bytes().into_iter().cycle().take(len).collect()
+    format!("line {seed} of a text that repeats itself\n")
+        .into_bytes()
+        .into_iter()
+        .cycle()
+        .take(len)
+        .collect()
 }
 
 /// Adds, stores and settles.

@@ -10,7 +10,11 @@ use zerofs_csi::types::{Class, Classify};
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_added_is_read_back() {
     let lengths = [0, 1, 15, 16, 100, 4096, 65_535, 65_536, 300_000, CHUNK_BYTES_MAX];
-    let raw: Vec<Bytes> = lengths.iter().enumerate().flat_map(|(i, &len)| [noise(i as u64, len), text(i as u64, len)]).collect();
+    let raw: Vec<Bytes> = lengths
+        .iter()
+        .enumerate()
+        .flat_map(|(i, &len)| [noise(i as u64, len), text(i as u64, len)])
+        .collect();
     for keyring in [plain(), encrypted()] {
         for codec in [Codec::None, Codec::Lz4, Codec::Zstd] {
             let bucket = Bucket::memory();
@@ -22,7 +26,9 @@ async fn what_is_added_is_read_back() {
                 assert_eq!(chunk.hash, reader.hash(raw));
                 assert_eq!(chunk.raw_len as usize, raw.len());
                 let saved = raw.len() > chunk.stored_len as usize;
-                let wanted = codec != Codec::None && raw.len() >= 100 && raw.windows(20).skip(60).any(|w| raw.starts_with(w));
+                let wanted = codec != Codec::None
+                    && raw.len() >= 100
+                    && raw.windows(20).skip(60).any(|w| raw.starts_with(w));
                 assert_eq!(saved, wanted, "{chunk:?}");
             }
             // The two chunks of no bytes are one.
@@ -57,7 +63,8 @@ async fn a_long_write_makes_full_packs_and_footers_of_any_size_are_read() {
     let writer = packer(&store(&bucket, &encrypted()));
     let mut refs = Vec::new();
     for n in 0..10 {
-        let packing = writer.add((0..1024).map(|i| noise(n * 1024 + i, 4096)).collect()).await.unwrap();
+        let packing =
+            writer.add((0..1024).map(|i| noise(n * 1024 + i, 4096)).collect()).await.unwrap();
         refs.push(packing);
     }
     let last = refs.pop().unwrap().stored().await.unwrap();
@@ -72,7 +79,8 @@ async fn a_long_write_makes_full_packs_and_footers_of_any_size_are_read() {
     assert_eq!(chunks, 10 * 1024);
 }
 
-/// Whatever a runtime that ends drops first: who waits for a pack of its own is not sent on its way by one that is dropped under a lock.
+/// Whatever a runtime that ends drops first: who waits for a pack of its own is not sent on its way
+/// by one that is dropped under a lock.
 #[test]
 fn a_runtime_ends_while_packs_are_on_their_way_and_others_wait() {
     let (ended, end) = std::sync::mpsc::channel();
@@ -87,7 +95,8 @@ fn a_runtime_ends_while_packs_are_on_their_way_and_others_wait() {
                 tokio::spawn(packing.stored());
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            let moving = bucket.failpoints().passed().get("chunk.before-pack-put").copied().unwrap_or(0);
+            let moving =
+                bucket.failpoints().passed().get("chunk.before-pack-put").copied().unwrap_or(0);
             assert!((1..32).contains(&moving), "some wait for a pack of their own: {moving}");
         });
         drop(runtime);
@@ -108,7 +117,10 @@ async fn a_failed_put_fails_everyone_in_the_pack_and_adding_again_works() {
     assert_eq!(second.refs()[1], first.refs()[0]);
     for packing in [first, second] {
         let error = packing.stored().await.err().unwrap();
-        assert!(matches!(error, ChunkError::Bucket { source: BucketError::Injected(_), .. }), "{error}");
+        assert!(
+            matches!(error, ChunkError::Bucket { source: BucketError::Injected(_), .. }),
+            "{error}"
+        );
         assert_eq!(error.class(), Class::Unavailable);
     }
     assert_eq!(writer.settled(), 1, "nobody will ever refer to the lost pack");
@@ -141,7 +153,9 @@ async fn equal_chunks_are_stored_once_whoever_adds_them() {
     let adders: Vec<_> = (0..32)
         .map(|_| {
             let writer = writer.clone();
-            tokio::spawn(async move { writer.add((0..8).map(|n| noise(n, 50_000)).collect()).await.unwrap() })
+            tokio::spawn(async move {
+                writer.add((0..8).map(|n| noise(n, 50_000)).collect()).await.unwrap()
+            })
         })
         .collect();
     // Kept, because a pack is found without asking anyone only while it is not settled.
@@ -202,7 +216,9 @@ async fn who_adds_faster_than_the_bucket_stores_waits() {
     let writer = packer(&store(&bucket, &encrypted()));
     let mut packings = Vec::new();
     let mut added = 0;
-    while let Ok(packing) = timeout(Duration::from_secs(2), writer.add(vec![noise(added, 1 << 20)])).await {
+    while let Ok(packing) =
+        timeout(Duration::from_secs(2), writer.add(vec![noise(added, 1 << 20)])).await
+    {
         packings.push(packing.unwrap());
         added += 1;
         assert!(added <= 64, "64 MiB are the limit");
@@ -248,9 +264,16 @@ async fn open_packs_of_others_give_way_to_who_needs_room() {
     // Each leaves 12 MiB in its open pack and never asks for it to be stored.
     for n in 0..12 {
         let family = FamilyId::from_bytes([n; 16]);
-        let writer = ChunkStore::new(bucket.clone(), family, &plain(), cache.clone()).packer(CREATOR, Epoch(1), Codec::None);
+        let writer = ChunkStore::new(bucket.clone(), family, &plain(), cache.clone()).packer(
+            CREATOR,
+            Epoch(1),
+            Codec::None,
+        );
         let raw = (0..12).map(|i| noise(u64::from(n) * 100 + i, 1 << 20)).collect();
-        let packing = timeout(Duration::from_secs(60), writer.add(raw)).await.expect("there is room for whoever waits").unwrap();
+        let packing = timeout(Duration::from_secs(60), writer.add(raw))
+            .await
+            .expect("there is room for whoever waits")
+            .unwrap();
         idle.push(packing);
     }
     for packing in idle {

@@ -15,7 +15,8 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 async fn filled(keyring: &Keyring, count: u64, len: usize) -> (Bucket, Vec<ChunkRef>) {
     let bucket = Bucket::memory();
-    let refs = save(&packer(&store(&bucket, keyring)), (0..count).map(|n| noise(n, len)).collect()).await;
+    let refs =
+        save(&packer(&store(&bucket, keyring)), (0..count).map(|n| noise(n, len)).collect()).await;
     (bucket, refs)
 }
 
@@ -129,5 +130,8 @@ async fn a_long_write_leaves_what_readers_use_in_memory() {
         save(&writer, vec![noise(n, 1 << 20)]).await;
     }
     assert!(refs.iter().all(|chunk| reader.cached(&chunk.hash).is_some()));
-    assert!(reader.cached(&reader.hash(&noise(199, 1 << 20))).is_some(), "what was just written is there");
+    assert!(
+        reader.cached(&reader.hash(&noise(199, 1 << 20))).is_some(),
+        "what was just written is there"
+    );
 }

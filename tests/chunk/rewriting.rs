@@ -1,4 +1,5 @@
-//! Packs that were mostly dead (R12): what is in use stays readable by every reference that was ever given out.
+//! Packs that were mostly dead (R12): what is in use stays readable by every reference that was
+//! ever given out.
 
 use super::*;
 use std::collections::HashSet;
@@ -10,13 +11,18 @@ const LEN: usize = 20_000;
 /// A pack of 100 chunks of which every fifth is in use.
 async fn mostly_dead(keyring: &Keyring) -> (Bucket, Vec<ChunkRef>, HashSet<ChunkHash>) {
     let bucket = Bucket::memory();
-    let refs = save(&packer(&store(&bucket, keyring)), (0..100).map(|n| noise(n, LEN)).collect()).await;
+    let refs =
+        save(&packer(&store(&bucket, keyring)), (0..100).map(|n| noise(n, LEN)).collect()).await;
     let live = in_use(&refs).iter().map(|(_, chunk)| chunk.hash).collect();
     (bucket, refs, live)
 }
 
 fn in_use(refs: &[ChunkRef]) -> Vec<(u64, ChunkRef)> {
-    refs.iter().enumerate().filter(|(n, _)| n % 5 == 0).map(|(n, chunk)| (n as u64, *chunk)).collect()
+    refs.iter()
+        .enumerate()
+        .filter(|(n, _)| n % 5 == 0)
+        .map(|(n, chunk)| (n as u64, *chunk))
+        .collect()
 }
 
 async fn assert_readable(store: &ChunkStore, refs: &[ChunkRef]) {
@@ -58,16 +64,25 @@ async fn it_may_be_rewritten_again_under_readers() {
     let kept: Vec<ChunkRef> = in_use(&refs).into_iter().map(|(_, chunk)| chunk).collect();
     for left in [20, 10, 5, 2] {
         live = kept.iter().take(left).map(|chunk| chunk.hash).collect();
-        assert!(matches!(store(&bucket, &plain()).rewrite(pack(1), &live).await.unwrap(), Rewritten::Done { .. }));
+        assert!(matches!(
+            store(&bucket, &plain()).rewrite(pack(1), &live).await.unwrap(),
+            Rewritten::Done { .. }
+        ));
         // It holds the place of the generation before.
         let fresh = store(&bucket, &plain());
         for at in [&reader, &fresh] {
-            assert_eq!(at.read(&kept[left - 1..left]).await.unwrap(), [noise(5 * (left as u64 - 1), LEN)]);
+            assert_eq!(
+                at.read(&kept[left - 1..left]).await.unwrap(),
+                [noise(5 * (left as u64 - 1), LEN)]
+            );
         }
     }
     assert_eq!(store(&bucket, &plain()).rewrite(pack(1), &live).await.unwrap(), Rewritten::Kept);
     assert_eq!(bucket.list("packs/").await.unwrap().len(), 1);
-    assert_eq!(reader.list().await.unwrap().iter().map(|p| (p.pack, p.generation)).collect::<Vec<_>>(), [(pack(1), 4)]);
+    assert_eq!(
+        reader.list().await.unwrap().iter().map(|p| (p.pack, p.generation)).collect::<Vec<_>>(),
+        [(pack(1), 4)]
+    );
     reader.delete(&[pack(1)]).await.unwrap();
     assert_eq!(reader.list().await.unwrap(), []);
 }
@@ -82,7 +97,8 @@ async fn a_failure_at_any_step_leaves_what_is_in_use_and_its_repetition_ends_it(
         let fewer: HashSet<ChunkHash> = live.iter().take(3).copied().collect();
         store(&bucket, &plain()).rewrite(pack(1), &fewer).await.unwrap();
         let left = store(&bucket, &plain());
-        let kept: Vec<ChunkRef> = refs.iter().filter(|chunk| fewer.contains(&chunk.hash)).copied().collect();
+        let kept: Vec<ChunkRef> =
+            refs.iter().filter(|chunk| fewer.contains(&chunk.hash)).copied().collect();
         assert_eq!(left.read(&kept).await.unwrap().len(), 3);
         assert_eq!(left.list().await.unwrap().len(), 1, "{step}");
     }
@@ -94,13 +110,28 @@ async fn nothing_is_removed_when_what_is_in_use_is_damaged_or_missing() {
     let mut strange = live.clone();
     strange.insert(ChunkHash([9; 32]));
     let refused = store(&bucket, &plain()).rewrite(pack(1), &strange).await.unwrap_err();
-    assert!(matches!(refused, ChunkError::Corrupt { hash, .. } if hash == ChunkHash([9; 32])), "{refused}");
+    assert!(
+        matches!(refused, ChunkError::Corrupt { hash, .. } if hash == ChunkHash([9; 32])),
+        "{refused}"
+    );
     let mut object = bucket.get(&key(pack(1)), 1 << 30).await.unwrap().unwrap().to_vec();
     object[refs[5].offset as usize + 3] ^= 1;
     bucket.put(&key(pack(1)), object.into()).await.unwrap();
     let refused = store(&bucket, &plain()).rewrite(pack(1), &live).await.unwrap_err();
-    assert!(matches!(refused, ChunkError::Corrupt { hash, .. } if hash == refs[5].hash), "{refused}");
-    assert_eq!(store(&bucket, &plain()).list().await.unwrap().iter().map(|p| p.generation).collect::<Vec<_>>(), [0]);
+    assert!(
+        matches!(refused, ChunkError::Corrupt { hash, .. } if hash == refs[5].hash),
+        "{refused}"
+    );
+    assert_eq!(
+        store(&bucket, &plain())
+            .list()
+            .await
+            .unwrap()
+            .iter()
+            .map(|p| p.generation)
+            .collect::<Vec<_>>(),
+        [0]
+    );
     assert_eq!(store(&bucket, &plain()).read(&refs[..1]).await.unwrap(), [noise(0, LEN)]);
 }
 
@@ -113,7 +144,10 @@ async fn readers_never_notice() {
             tokio::spawn(async move {
                 for _ in 0..30 {
                     // A cold cache each time; the first chunk is in use throughout.
-                    assert_eq!(store(&bucket, &encrypted()).read(&refs[..1]).await.unwrap(), [noise(0, LEN)]);
+                    assert_eq!(
+                        store(&bucket, &encrypted()).read(&refs[..1]).await.unwrap(),
+                        [noise(0, LEN)]
+                    );
                 }
             })
         })

@@ -15,7 +15,12 @@ fn name(text: &str) -> EntryName {
 
 async fn write(fs: &Fs, text: &str, data: &[u8]) -> FileRef {
     let caller = Caller::root();
-    let file = fs.create(&caller, fs.root(), &name(text), CreateHow::Guarded(SetAttr::default())).await.unwrap().attr.file;
+    let file = fs
+        .create(&caller, fs.root(), &name(text), CreateHow::Guarded(SetAttr::default()))
+        .await
+        .unwrap()
+        .attr
+        .file;
     fs.write(&caller, file, 0, data.to_vec().into(), Stability::Unstable).await.unwrap();
     fs.commit(&caller, file, 0, 0).await.unwrap_or_else(|error| panic!("{text}: {error}"));
     file
@@ -39,8 +44,12 @@ const SIZES: [usize; 2] = [700, 90_000];
 async fn a_conflict_of_a_put_with_its_own_first_attempt_fences_nobody() {
     let (status, code) = (409, "ConditionalRequestConflict");
     for drops_metadata in [false, true] {
-        for fault in [Fault::refuse(status, code), Fault::done_but(status, code), Fault::late_but(status, code), Fault::cut_after()]
-        {
+        for fault in [
+            Fault::refuse(status, code),
+            Fault::done_but(status, code),
+            Fault::late_but(status, code),
+            Fault::cut_after(),
+        ] {
             let (server, folder) = (S3Server::start(), tempfile::tempdir().unwrap());
             server.quirks(|quirks| quirks.drops_metadata = drops_metadata);
             let dataset = dataset(server.pool("s3://test/pool"), folder.path());
@@ -86,7 +95,8 @@ async fn one_request_timeout_of_each_kind_is_not_seen() {
     fs.close().await.unwrap();
 }
 
-/// SlateDB parses and encodes paths of its own, and a clone's manifest holds those of its ancestors.
+/// SlateDB parses and encodes paths of its own, and a clone's manifest holds those of its
+/// ancestors.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_and_its_clone_are_below_the_prefix_as_it_was_given() {
     for (url, prefix) in [

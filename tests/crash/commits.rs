@@ -1,7 +1,8 @@
-//! The ways in which databases, editors and git commit: by unlink, by rename and by link, mostly followed by an fsync of the directory, for which
-//! Linux sends an NFS server nothing. The node dies after every call and at every request of the sequence; another node then opens what the store
-//! has. What a program's own recovery makes of it must be the state before or after the transaction, and the one after it once the call that
-//! commits was answered.
+//! The ways in which databases, editors and git commit: by unlink, by rename and by link, mostly
+//! followed by an fsync of the directory, for which Linux sends an NFS server nothing. The node
+//! dies after every call and at every request of the sequence; another node then opens what the
+//! store has. What a program's own recovery makes of it must be the state before or after the
+//! transaction, and the one after it once the call that commits was answered.
 
 use crate::fault::{FaultStore, quick};
 use crate::script::bytes;
@@ -49,7 +50,8 @@ struct Way {
     calls: Vec<Call>,
     /// The transaction is committed when so many calls were answered.
     commits: usize,
-    /// What the program's recovery makes of the files; an error where it would find a damaged database.
+    /// What the program's recovery makes of the files; an error where it would find a damaged
+    /// database.
     recover: fn(&Files) -> Result<State, String>,
 }
 
@@ -80,19 +82,26 @@ fn whole(data: Option<&Vec<u8>>) -> Result<State, String> {
 }
 
 fn checksum(data: &[u8]) -> [u8; 8] {
-    data.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)).to_le_bytes()
+    data.iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
+            (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+        })
+        .to_le_bytes()
 }
 
 /// A page as journals hold it: number, checksum, bytes.
 fn frame(n: usize, data: &[u8]) -> Vec<u8> {
-    [&(n as u64).to_le_bytes()[..], &checksum(&[&(n as u64).to_le_bytes(), data].concat()), data].concat()
+    [&(n as u64).to_le_bytes()[..], &checksum(&[&(n as u64).to_le_bytes(), data].concat()), data]
+        .concat()
 }
 
 const FRAME: usize = 16 + PAGE;
 
 fn frames(log: &[u8]) -> Vec<(usize, Vec<u8>)> {
     let valid = |chunk: &&[u8]| {
-        chunk.len() == FRAME && chunk[8..16] == checksum(&[&chunk[..8], &chunk[16..]].concat()) && chunk[..8] < [0xff; 8][..]
+        chunk.len() == FRAME
+            && chunk[8..16] == checksum(&[&chunk[..8], &chunk[16..]].concat())
+            && chunk[..8] < [0xff; 8][..]
     };
     let number = |chunk: &[u8]| u64::from_le_bytes(chunk[..8].try_into().unwrap()) as usize;
     log.chunks(FRAME).take_while(valid).map(|chunk| (number(chunk), chunk[16..].to_vec())).collect()
@@ -102,8 +111,9 @@ fn write_pages(file: &'static str) -> Vec<Call> {
     CHANGED.iter().map(|n| Write(file, n * PAGE, page(*n, 2))).collect()
 }
 
-/// SQLite, `journal_mode=DELETE`: the old pages go to a journal that is synced, its header then says how many there are, the database is written
-/// and synced, and the journal is removed: that commits.
+/// SQLite, `journal_mode=DELETE`: the old pages go to a journal that is synced, its header then
+/// says how many there are, the database is written and synced, and the journal is removed: that
+/// commits.
 fn rollback_journal() -> Way {
     let header = 8;
     let mut calls = vec![Create("db-journal"), Write("db-journal", 0, vec![0; header])];
@@ -124,22 +134,33 @@ fn rollback_journal() -> Way {
             if old.len() < count {
                 return Err(format!("a journal that says {count} pages and has {}", old.len()));
             }
-            old.into_iter().take(count).for_each(|(n, data)| db[n * PAGE..(n + 1) * PAGE].copy_from_slice(&data));
+            old.into_iter()
+                .take(count)
+                .for_each(|(n, data)| db[n * PAGE..(n + 1) * PAGE].copy_from_slice(&data));
         }
         whole(Some(&db))
     };
-    Way { name: "SQLite, rollback journal", setup: database("db"), commits: calls.len(), calls, recover }
+    Way {
+        name: "SQLite, rollback journal",
+        setup: database("db"),
+        commits: calls.len(),
+        calls,
+        recover,
+    }
 }
 
 fn database(name: &'static str) -> Vec<Call> {
     vec![Create(name), Write(name, 0, pages(1)), Sync(name)]
 }
 
-/// SQLite, `journal_mode=WAL`, `synchronous=FULL`: frames are appended to the log and synced: that commits. A checkpoint writes them to the
-/// database, syncs it, and begins the log anew.
+/// SQLite, `journal_mode=WAL`, `synchronous=FULL`: frames are appended to the log and synced: that
+/// commits. A checkpoint writes them to the database, syncs it, and begins the log anew.
 fn write_ahead_log() -> Way {
-    let mut calls: Vec<Call> =
-        CHANGED.iter().enumerate().map(|(at, n)| Write("db-wal", at * FRAME, frame(*n, &page(*n, 2)))).collect();
+    let mut calls: Vec<Call> = CHANGED
+        .iter()
+        .enumerate()
+        .map(|(at, n)| Write("db-wal", at * FRAME, frame(*n, &page(*n, 2))))
+        .collect();
     calls.push(Sync("db-wal"));
     let commits = calls.len();
     calls.extend(write_pages("db"));
@@ -150,7 +171,8 @@ fn write_ahead_log() -> Way {
         let log = frames(files.get("db-wal").ok_or("no log")?);
         // The last frame of a transaction says that it is one.
         if log.len() == CHANGED.len() {
-            log.into_iter().for_each(|(n, data)| db[n * PAGE..(n + 1) * PAGE].copy_from_slice(&data));
+            log.into_iter()
+                .for_each(|(n, data)| db[n * PAGE..(n + 1) * PAGE].copy_from_slice(&data));
         }
         whole(Some(&db))
     };
@@ -158,15 +180,28 @@ fn write_ahead_log() -> Way {
     Way { name: "SQLite, write-ahead log", setup, calls, commits, recover }
 }
 
-/// An editor, and every program that replaces a file: the new one is written beside it, synced, and renamed over it: that commits.
+/// An editor, and every program that replaces a file: the new one is written beside it, synced, and
+/// renamed over it: that commits.
 fn write_and_rename() -> Way {
-    let calls = vec![Create("file.tmp"), Write("file.tmp", 0, changed()), Sync("file.tmp"), Rename("file.tmp", "file")];
+    let calls = vec![
+        Create("file.tmp"),
+        Write("file.tmp", 0, changed()),
+        Sync("file.tmp"),
+        Rename("file.tmp", "file"),
+    ];
     let recover = |files: &Files| whole(files.get("file"));
-    Way { name: "a file that is replaced", setup: database("file"), commits: calls.len(), calls, recover }
+    Way {
+        name: "a file that is replaced",
+        setup: database("file"),
+        commits: calls.len(),
+        calls,
+        recover,
+    }
 }
 
-/// git: an object is written, synced and linked to its name, its temporary name removed; then the reference is written to its lock file, synced and
-/// renamed: that commits. The reference never names an object that is not there.
+/// git: an object is written, synced and linked to its name, its temporary name removed; then the
+/// reference is written to its lock file, synced and renamed: that commits. The reference never
+/// names an object that is not there.
 fn git() -> Way {
     let calls = vec![
         Create("tmp_obj"),
@@ -183,11 +218,15 @@ fn git() -> Way {
         let name = files.get("ref").ok_or("no reference")?;
         whole(files.get(std::str::from_utf8(name).map_err(|error| error.to_string())?))
     };
-    let setup = database("first").into_iter().chain([Create("ref"), Write("ref", 0, b"first".to_vec()), Sync("ref")]).collect();
+    let setup = database("first")
+        .into_iter()
+        .chain([Create("ref"), Write("ref", 0, b"first".to_vec()), Sync("ref")])
+        .collect();
     Way { name: "git", setup, commits: calls.len(), calls, recover }
 }
 
-/// LevelDB and RocksDB: a new manifest is written and synced, CURRENT is replaced to name it: that commits. Then the old one is removed.
+/// LevelDB and RocksDB: a new manifest is written and synced, CURRENT is replaced to name it: that
+/// commits. Then the old one is removed.
 fn current_manifest() -> Way {
     let calls = vec![
         Create("MANIFEST-2"),
@@ -208,7 +247,8 @@ fn current_manifest() -> Way {
     Way { name: "LevelDB", setup, commits: 7, calls, recover }
 }
 
-/// A mail that is delivered: written and synced under `tmp`, linked to `new`, removed from `tmp`: that it was accepted is told then.
+/// A mail that is delivered: written and synced under `tmp`, linked to `new`, removed from `tmp`:
+/// that it was accepted is told then.
 fn maildir() -> Way {
     let calls = vec![
         Create("tmp-mail"),
@@ -238,18 +278,30 @@ fn name(text: &str) -> EntryName {
 }
 
 async fn call(fs: &Fs, call: &Call, xid: u32) -> Result<(), FsError> {
-    let caller = Caller { call: Some(CallId { client: 1, xid, checksum: u64::from(xid) }), ..Caller::root() };
+    let caller = Caller {
+        call: Some(CallId { client: 1, xid, checksum: u64::from(xid) }),
+        ..Caller::root()
+    };
     let root = fs.root();
-    let find = async |text: &str| fs.lookup(&caller, root, text.as_bytes()).await.map(|(attr, _)| attr.file);
+    let find = async |text: &str| {
+        fs.lookup(&caller, root, text.as_bytes()).await.map(|(attr, _)| attr.file)
+    };
     match call {
-        Create(at) => fs.create(&caller, root, &name(at), CreateHow::Guarded(SetAttr::default())).await.map(drop),
+        Create(at) => fs
+            .create(&caller, root, &name(at), CreateHow::Guarded(SetAttr::default()))
+            .await
+            .map(drop),
         Write(at, offset, data) => {
             let data = data.clone().into();
-            fs.write(&caller, find(at).await?, *offset as u64, data, Stability::Unstable).await.map(drop)
+            fs.write(&caller, find(at).await?, *offset as u64, data, Stability::Unstable)
+                .await
+                .map(drop)
         }
         Sync(at) => fs.commit(&caller, find(at).await?, 0, 0).await.map(drop),
         Remove(at) => fs.remove(&caller, root, &name(at)).await.map(drop),
-        Rename(from, to) => fs.rename(&caller, (root, &name(from)), (root, &name(to))).await.map(drop),
+        Rename(from, to) => {
+            fs.rename(&caller, (root, &name(from)), (root, &name(to))).await.map(drop)
+        }
         Link(from, to) => fs.link(&caller, find(from).await?, root, &name(to)).await.map(drop),
         Truncate(at, size) => {
             let set = SetAttr { size: Some(*size as u64), ..SetAttr::default() };
@@ -261,7 +313,8 @@ async fn call(fs: &Fs, call: &Call, xid: u32) -> Result<(), FsError> {
 async fn files(fs: &Fs) -> Files {
     let limit = ListLimit { entries: 100, bytes: 1 << 16, entry_bytes: 32, with_attr: true };
     let mut files = Files::new();
-    for entry in fs.readdir(&Caller::root(), fs.root(), DirCookie(0), limit).await.unwrap().entries {
+    for entry in fs.readdir(&Caller::root(), fs.root(), DirCookie(0), limit).await.unwrap().entries
+    {
         let attr = entry.attr.unwrap();
         if attr.kind == FileKind::Regular {
             let read = fs.read(&Caller::root(), attr.file, 0, 1 << 20).await.unwrap();
@@ -271,7 +324,8 @@ async fn files(fs: &Fs) -> Files {
     files
 }
 
-/// The sequence until the node dies. Answers the calls answered, and whether it died before the end.
+/// The sequence until the node dies. Answers the calls answered, and whether it died before the
+/// end.
 async fn act(store: &Arc<FaultStore>, dataset: &Dataset, way: &Way, death: Death) -> (usize, bool) {
     let fs = dataset.open().await;
     for (xid, setup) in way.setup.iter().enumerate() {
@@ -320,8 +374,12 @@ fn play(way: &Way, sync: SyncMode, death: Death) -> bool {
         found
     }));
     let what = format!("{}, {sync:?}, {death:?}, {answered} calls answered", way.name);
-    let state = (way.recover)(&found).unwrap_or_else(|why| panic!("{what}: the database is damaged: {why}"));
-    assert!(answered < way.commits || state == State::After, "{what}: the transaction was committed and is lost");
+    let state = (way.recover)(&found)
+        .unwrap_or_else(|why| panic!("{what}: the database is damaged: {why}"));
+    assert!(
+        answered < way.commits || state == State::After,
+        "{what}: the transaction was committed and is lost"
+    );
     let begun = answered + usize::from(matches!(death, Death::Requests(_)));
     assert!(
         begun >= way.commits || state == State::Before || way.name.contains("log"),
@@ -339,7 +397,11 @@ fn holds(way: &Way) {
     }
     for sync in [SyncMode::Standard, SyncMode::Always] {
         let over = (1..200).find(|changes| play(way, sync, Death::Requests(*changes)));
-        assert!(over.is_some_and(|changes| changes > 1), "{}: the sequence makes requests, and ends", way.name);
+        assert!(
+            over.is_some_and(|changes| changes > 1),
+            "{}: the sequence makes requests, and ends",
+            way.name
+        );
     }
 }
 
@@ -369,6 +431,7 @@ fn a_file_that_was_linked_has_its_name() {
 #[test]
 fn what_is_not_promised_is_lost() {
     let way = write_and_rename();
-    let lost = std::panic::catch_unwind(|| play(&way, SyncMode::Disabled, Death::Calls(way.calls.len())));
+    let lost =
+        std::panic::catch_unwind(|| play(&way, SyncMode::Disabled, Death::Calls(way.calls.len())));
     assert!(lost.is_err());
 }

@@ -1,7 +1,8 @@
 //! The committer and its journal.
 //!
-//! The oracle knows each batch that was submitted, and which were acknowledged as applied or durable. After a crash the rows must be those of
-//! some prefix of the batches that holds every acknowledged one: of the durable ones when the node died with its journal, of the applied ones
+//! The oracle knows each batch that was submitted, and which were acknowledged as applied or
+//! durable. After a crash the rows must be those of some prefix of the batches that holds every
+//! acknowledged one: of the durable ones when the node died with its journal, of the applied ones
 //! when only the process died. Counts must agree with the rows.
 
 use bytes::Bytes;
@@ -87,7 +88,13 @@ impl World {
             cache: DbCache::new(8 << 20),
         };
         let folder = tempfile::tempdir().expect("a folder");
-        Self { place, folder, failpoints: Failpoints::default(), rng: StdRng::seed_from_u64(seed), epochs: Vec::new() }
+        Self {
+            place,
+            folder,
+            failpoints: Failpoints::default(),
+            rng: StdRng::seed_from_u64(seed),
+            epochs: Vec::new(),
+        }
     }
 
     fn journal(&self) -> PathBuf {
@@ -108,7 +115,9 @@ impl World {
             oracle.tickets.push(ticket.0);
             let at = oracle.index(ticket);
             match self.rng.random_range(0..8) {
-                0 if committer.durable(ticket).await.is_ok() => (oracle.durable, oracle.applied) = (at, at),
+                0 if committer.durable(ticket).await.is_ok() => {
+                    (oracle.durable, oracle.applied) = (at, at)
+                }
                 1..=3 if committer.applied(ticket).await.is_ok() => oracle.applied = at,
                 4 => {
                     let name = format!("c{}", self.rng.random_range(0..3_u8));
@@ -116,7 +125,10 @@ impl World {
                 }
                 5 => {
                     if let Ok(given) = committer.new_inode() {
-                        assert!(!self.epochs.contains(&given), "{given:?} was given out before (R7)");
+                        assert!(
+                            !self.epochs.contains(&given),
+                            "{given:?} was given out before (R7)"
+                        );
                         self.epochs.push(given);
                     }
                 }
@@ -147,12 +159,25 @@ impl World {
         (table, batch)
     }
 
-    async fn verify(&mut self, committer: &Committer, oracle: &Oracle, least: usize, what: &str) -> Table {
-        let rows = committer.scan(Bytes::from_static(b"I"), Bytes::from_static(b"J"), 1000).await.expect("rows");
+    async fn verify(
+        &mut self,
+        committer: &Committer,
+        oracle: &Oracle,
+        least: usize,
+        what: &str,
+    ) -> Table {
+        let rows = committer
+            .scan(Bytes::from_static(b"I"), Bytes::from_static(b"J"), 1000)
+            .await
+            .expect("rows");
         let number = |bytes: &[u8]| u64::from_be_bytes(bytes[1..].try_into().expect("a key"));
-        let table: Table = rows.iter().map(|(k, v)| (number(k), std::str::from_utf8(v).unwrap().parse().unwrap())).collect();
+        let table: Table = rows
+            .iter()
+            .map(|(k, v)| (number(k), std::str::from_utf8(v).unwrap().parse().unwrap()))
+            .collect();
         let found = oracle.tables.iter().rposition(|known| *known == table);
-        let found = found.unwrap_or_else(|| panic!("{what}: the rows are of no prefix of the batches"));
+        let found =
+            found.unwrap_or_else(|| panic!("{what}: the rows are of no prefix of the batches"));
         assert!(found >= least, "{what}: batch {found} is the last kept, {least} was acknowledged");
         let (totals, refs) = (committer.totals(), committer.usage(pack()).refs);
         assert_eq!(
@@ -163,7 +188,8 @@ impl World {
         table
     }
 
-    /// Opens again; a step of opening that fails is a crash too, after which the next opening must do.
+    /// Opens again; a step of opening that fails is a crash too, after which the next opening must
+    /// do.
     async fn reopen(&self) -> Committer {
         for _ in 0..4 {
             if let Ok(committer) = self.open().await {
@@ -180,7 +206,10 @@ async fn play(step: &str, death: Death, seed: u64) {
     let mut table = Table::new();
     for round in 0..4 {
         let committer = world.reopen().await;
-        world.failpoints.set(step, &format!("{}*off->1*return", world.rng.random_range(0..12))).expect("an action");
+        world
+            .failpoints
+            .set(step, &format!("{}*off->1*return", world.rng.random_range(0..12)))
+            .expect("an action");
         let before = Oracle::from(table.clone());
         let oracle = world.work(&committer, before, 40).await;
         if round == 2 {
@@ -212,12 +241,20 @@ const LANES: usize = 12;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_step_loses_what_was_acknowledged() {
-    let seeds = std::env::var("CRASH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2 * crate::size());
+    let seeds =
+        std::env::var("CRASH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2 * crate::size());
     let deaths = |(step, seed)| [Death::Process, Death::Node].map(|death| (step, seed, death));
-    let all = STEPS.iter().flat_map(|step| (0..seeds).map(move |seed| (*step, seed))).flat_map(deaths);
+    let all =
+        STEPS.iter().flat_map(|step| (0..seeds).map(move |seed| (*step, seed))).flat_map(deaths);
     let plays = all.map(|(step, seed, death)| async move {
-        let played = tokio::spawn(tokio::time::timeout(std::time::Duration::from_secs(120), play(step, death, seed)));
-        played.await.expect("no panic").unwrap_or_else(|_| panic!("{step}, {death:?}, seed {seed}: hangs"));
+        let played = tokio::spawn(tokio::time::timeout(
+            std::time::Duration::from_secs(120),
+            play(step, death, seed),
+        ));
+        played
+            .await
+            .expect("no panic")
+            .unwrap_or_else(|_| panic!("{step}, {death:?}, seed {seed}: hangs"));
     });
     futures::stream::iter(plays).buffer_unordered(LANES).collect::<()>().await;
 }

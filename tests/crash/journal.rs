@@ -1,4 +1,5 @@
-//! A node's journal, torn or damaged at any place, or of something else: what is replayed is a prefix of what was logged, or nothing (R16).
+//! A node's journal, torn or damaged at any place, or of something else: what is replayed is a
+//! prefix of what was logged, or nothing (R16).
 
 use bytes::Bytes;
 use object_store::memory::InMemory;
@@ -34,8 +35,11 @@ fn value(n: u64) -> Bytes {
 }
 
 async fn rows(committer: &Committer) -> Rows {
-    let rows = committer.scan(Bytes::from_static(b"I"), Bytes::from_static(b"J"), 100).await.unwrap();
-    rows.into_iter().map(|(key, row)| (u64::from_be_bytes(key[1..].try_into().unwrap()), row)).collect()
+    let rows =
+        committer.scan(Bytes::from_static(b"I"), Bytes::from_static(b"J"), 100).await.unwrap();
+    rows.into_iter()
+        .map(|(key, row)| (u64::from_be_bytes(key[1..].try_into().unwrap()), row))
+        .collect()
 }
 
 /// The state after so many of the batches that begin at `first`.
@@ -49,11 +53,16 @@ fn segment(journal: &Path) -> PathBuf {
     name.into()
 }
 
-/// Leaves the store and the journal of a process that died with these batches applied and not durable; answers the journal's bytes.
+/// Leaves the store and the journal of a process that died with these batches applied and not
+/// durable; answers the journal's bytes.
 async fn died(store: &InMemory, dataset: u8, journal: &Path, first: u64) -> Vec<u8> {
     let committer = open(store, dataset, journal).await.unwrap();
     for n in first..first + BATCHES {
-        let batch = Batch { inodes: 1, rows: vec![(key::inode(InodeNo(n)), Some(value(n)))], ..Batch::default() };
+        let batch = Batch {
+            inodes: 1,
+            rows: vec![(key::inode(InodeNo(n)), Some(value(n)))],
+            ..Batch::default()
+        };
         // Awaited one by one, so that each is a record of its own.
         committer.applied(committer.submit(batch).unwrap()).await.unwrap();
     }
@@ -64,8 +73,8 @@ async fn died(store: &InMemory, dataset: u8, journal: &Path, first: u64) -> Vec<
     bytes
 }
 
-/// Opens a copy of the store with a journal of these bytes. Answers what is there, or nothing where the opening was refused, and that the count
-/// agrees.
+/// Opens a copy of the store with a journal of these bytes. Answers what is there, or nothing where
+/// the opening was refused, and that the count agrees.
 async fn replayed(store: &InMemory, journal: &Path, bytes: &[u8]) -> Option<Rows> {
     std::fs::write(segment(journal), bytes).unwrap();
     let store = store.fork();
@@ -94,7 +103,9 @@ async fn a_journal_torn_anywhere_gives_a_prefix() {
     assert_eq!(replayed(&store, &journal, &whole).await, Some(prefix(2, BATCHES)));
     let mut last = 0;
     for cut in (0..=whole.len()).step_by(if crate::size() > 1 { 1 } else { 17 }) {
-        let found = replayed(&store, &journal, &whole[..cut]).await.expect("a torn journal is no reason not to open");
+        let found = replayed(&store, &journal, &whole[..cut])
+            .await
+            .expect("a torn journal is no reason not to open");
         let kept = found.len() as u64;
         assert_eq!(found, prefix(2, kept), "cut at {cut}");
         assert!(kept >= last, "a longer journal at {cut} brings back less");
@@ -121,15 +132,20 @@ async fn a_damaged_journal_gives_a_prefix() {
         let kept = found.len() as u64;
         assert_eq!(found, prefix(2, kept), "a bit at {at}");
         let before = at.saturating_sub(HEADER_BYTES) / per_record;
-        assert!(kept < BATCHES && kept <= before as u64 + 1, "a bit at {at} was not noticed: {kept}");
+        assert!(
+            kept < BATCHES && kept <= before as u64 + 1,
+            "a bit at {at} was not noticed: {kept}"
+        );
     }
 }
 
-/// Neither what another dataset logged, nor what an earlier opening logged whose successor has gone on without it.
+/// Neither what another dataset logged, nor what an earlier opening logged whose successor has gone
+/// on without it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_journal_of_something_else_is_never_applied() {
     let folder = tempfile::tempdir().unwrap();
-    let (store, journal, other) = (InMemory::new(), folder.path().join("journal"), folder.path().join("other"));
+    let (store, journal, other) =
+        (InMemory::new(), folder.path().join("journal"), folder.path().join("other"));
     let own = died(&store, 1, &journal, 2).await;
     let foreign = died(&InMemory::new(), 2, &other, 2).await;
     assert_eq!(replayed(&store, &journal, &foreign).await, Some(Rows::new()), "another dataset's");
@@ -140,5 +156,9 @@ async fn a_journal_of_something_else_is_never_applied() {
     assert_eq!(replayed(&store, &journal, &own).await, Some(Rows::new()), "an earlier epoch's");
     assert_eq!(replayed(&store, &journal, &next).await, Some(prefix(50, BATCHES)), "its own");
     let half: Vec<u8> = [&next[..HEADER_BYTES], &own[HEADER_BYTES..]].concat();
-    assert_eq!(replayed(&store, &journal, &half).await, Some(Rows::new()), "records behind another header");
+    assert_eq!(
+        replayed(&store, &journal, &half).await,
+        Some(Rows::new()),
+        "records behind another header"
+    );
 }

@@ -1,7 +1,9 @@
-//! Crash tier: death at every named durable step, outages of the store, torn journals, damaged and sealed databases. What was acknowledged is
-//! there afterwards, nothing is half done, and the repeated call does.
+//! Crash tier: death at every named durable step, outages of the store, torn journals, damaged and
+//! sealed databases. What was acknowledged is there afterwards, nothing is half done, and the
+//! repeated call does.
 //!
-//! `ZEROFS_TEST_SIZE` (1) scales how many times of each step are met; `CRASH_SEEDS` the random histories of the committer.
+//! `ZEROFS_TEST_SIZE` (1) scales how many times of each step are met; `CRASH_SEEDS` the random
+//! histories of the committer.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod answers;

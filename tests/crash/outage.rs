@@ -1,5 +1,5 @@
-//! The store fails for a while under writers. What was acknowledged is kept, a COMMIT never succeeds without the store, and afterwards all goes on
-//! in the same opening (R17, R18).
+//! The store fails for a while under writers. What was acknowledged is kept, a COMMIT never
+//! succeeds without the store, and afterwards all goes on in the same opening (R17, R18).
 
 use crate::fault::{Chances, FaultStore, quick};
 use crate::s3::{self, Fault, S3Server};
@@ -15,11 +15,20 @@ use zerofs_csi::fs::{Fs, FsError};
 use zerofs_csi::types::{Class, Classify, EntryName};
 
 const WRITERS: u64 = 6;
-const PLAIN: CreateHow =
-    CreateHow::Guarded(SetAttr { mode: None, uid: None, gid: None, size: None, atime: SetTime::Keep, mtime: SetTime::Keep });
+const PLAIN: CreateHow = CreateHow::Guarded(SetAttr {
+    mode: None,
+    uid: None,
+    gid: None,
+    size: None,
+    atime: SetTime::Keep,
+    mtime: SetTime::Keep,
+});
 
 fn dataset(store: &Arc<FaultStore>, journals: &Path) -> Dataset {
-    Dataset::new(Bucket::on(store.clone(), Default::default()).with_limits(quick()), journals.to_owned())
+    Dataset::new(
+        Bucket::on(store.clone(), Default::default()).with_limits(quick()),
+        journals.to_owned(),
+    )
 }
 
 fn name(n: u64) -> EntryName {
@@ -35,12 +44,18 @@ async fn files(fs: &Fs) -> Vec<FileRef> {
 }
 
 /// Repeats a call as a client does for as long as the store is away; any other error is a defect.
-async fn persist<T, F: Future<Output = Result<T, FsError>>>(what: &str, mut call: impl FnMut() -> F) -> T {
+async fn persist<T, F: Future<Output = Result<T, FsError>>>(
+    what: &str,
+    mut call: impl FnMut() -> F,
+) -> T {
     loop {
         match call().await {
             Ok(done) => return done,
             Err(error) => {
-                assert!(matches!(error.class(), Class::Unavailable | Class::InProgress), "{what}: {error}");
+                assert!(
+                    matches!(error.class(), Class::Unavailable | Class::InProgress),
+                    "{what}: {error}"
+                );
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
@@ -69,7 +84,8 @@ struct Wrote {
     committed: usize,
 }
 
-/// Appends and commits until told to stop. `away`: no COMMIT that began while it is set may succeed while it is set.
+/// Appends and commits until told to stop. `away`: no COMMIT that began while it is set may succeed
+/// while it is set.
 async fn write(
     fs: Arc<Fs>,
     file: FileRef,
@@ -82,12 +98,18 @@ async fn write(
     let caller = Caller::root();
     for n in 0.. {
         let (at, data) = (wrote.all.len() as u64, piece(writer, n));
-        persist("writing", || fs.write(&caller, file, at, data.clone().into(), Stability::Unstable)).await;
+        persist("writing", || {
+            fs.write(&caller, file, at, data.clone().into(), Stability::Unstable)
+        })
+        .await;
         wrote.all.extend_from_slice(&data);
         if n % 3 != 2 {
             let began_away = away.load(Ordering::SeqCst);
             persist("committing", || fs.commit(&caller, file, 0, 0)).await;
-            assert!(!(began_away && away.load(Ordering::SeqCst)), "a COMMIT succeeded without the store");
+            assert!(
+                !(began_away && away.load(Ordering::SeqCst)),
+                "a COMMIT succeeded without the store"
+            );
             wrote.committed = wrote.all.len();
             done.fetch_add(1, Ordering::SeqCst);
         }
@@ -98,7 +120,8 @@ async fn write(
     wrote
 }
 
-/// Writers through `trouble`, then: everything is there, in the same opening; after a clean close; and what was committed without the journal.
+/// Writers through `trouble`, then: everything is there, in the same opening; after a clean close;
+/// and what was committed without the journal.
 async fn through(trouble: impl AsyncFnOnce(&FaultStore, &AtomicBool)) {
     let store = FaultStore::memory();
     let bucket = Bucket::on(store.clone(), Default::default());
@@ -111,11 +134,17 @@ async fn survive(bucket: Bucket, trouble: impl AsyncFnOnce(&AtomicBool), heal: i
     let fs = Arc::new(dataset.open().await);
     let (files, verifier) = (files(&fs).await, fs.write_verifier());
     persist("syncing", || fs.sync()).await;
-    let (away, stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (away, stop, done) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
     let writers: Vec<_> = files
         .iter()
         .zip(0..)
-        .map(|(file, n)| tokio::spawn(write(fs.clone(), *file, n, away.clone(), stop.clone(), done.clone())))
+        .map(|(file, n)| {
+            tokio::spawn(write(fs.clone(), *file, n, away.clone(), stop.clone(), done.clone()))
+        })
         .collect();
     tokio::time::sleep(Duration::from_millis(300)).await;
     trouble(&away).await;
@@ -132,7 +161,11 @@ async fn survive(bucket: Bucket, trouble: impl AsyncFnOnce(&AtomicBool), heal: i
     for writer in writers {
         wrote.push(writer.await.unwrap());
     }
-    assert_eq!(fs.write_verifier(), verifier, "the opening is the same, so nothing needs to be sent again (R18)");
+    assert_eq!(
+        fs.write_verifier(),
+        verifier,
+        "the opening is the same, so nothing needs to be sent again (R18)"
+    );
     for (file, wrote) in files.iter().zip(&wrote) {
         assert!(content(&fs, *file).await == wrote.all, "what was written is shown");
     }
@@ -144,7 +177,8 @@ async fn survive(bucket: Bucket, trouble: impl AsyncFnOnce(&AtomicBool), heal: i
     for (file, wrote) in files.iter().zip(&wrote) {
         let found = content(&fs, *file).await;
         assert!(
-            found.len() >= wrote.committed && found[..wrote.committed] == wrote.all[..wrote.committed],
+            found.len() >= wrote.committed
+                && found[..wrote.committed] == wrote.all[..wrote.committed],
             "a committed byte is lost"
         );
     }
@@ -179,8 +213,13 @@ async fn a_store_that_only_reads_loses_nothing() {
 async fn lost_answers_and_random_failures_lose_nothing() {
     for seed in 0..crate::size() {
         through(async |store, _| {
-            let chances =
-                Chances { before: 150, lost_ack: 150, delay: 100, delay_max: Duration::from_millis(30), ..Chances::default() };
+            let chances = Chances {
+                before: 150,
+                lost_ack: 150,
+                delay: 100,
+                delay_max: Duration::from_millis(30),
+                ..Chances::default()
+            };
             store.random(seed, chances);
             tokio::time::sleep(Duration::from_secs(3)).await;
         })
@@ -188,7 +227,8 @@ async fn lost_answers_and_random_failures_lose_nothing() {
     }
 }
 
-/// The same over HTTP, where answers are cut, conflicts are in progress and effects come late. `CRASH_SEED` repeats one run.
+/// The same over HTTP, where answers are cut, conflicts are in progress and effects come late.
+/// `CRASH_SEED` repeats one run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_answers_of_an_s3_server_lose_nothing() {
     let seeds: Vec<u64> = match std::env::var("CRASH_SEED") {
@@ -230,7 +270,8 @@ async fn an_s3_server_that_is_away_loses_nothing() {
     }
 }
 
-/// What is only buffered when the outage begins stays readable, and the COMMIT that comes after it does.
+/// What is only buffered when the outage begins stays readable, and the COMMIT that comes after it
+/// does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn buffered_data_outlives_an_outage() {
     let folder = tempfile::tempdir().unwrap();
@@ -294,7 +335,11 @@ async fn a_close_during_an_outage_may_be_repeated() {
 
 /// Waits that nobody has to wait for: time passes when everybody waits for it.
 fn in_no_time(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
     runtime.block_on(Box::pin(test));
 }
 
@@ -302,11 +347,20 @@ fn in_no_time(test: impl Future<Output = ()>) {
 const DIRTY_BYTES: u64 = 4 << 20;
 
 /// Writes on without ever asking for a COMMIT.
-async fn write_on(fs: Arc<Fs>, file: FileRef, writer: u64, told: Arc<AtomicU64>, stop: Arc<AtomicBool>) -> Vec<u8> {
+async fn write_on(
+    fs: Arc<Fs>,
+    file: FileRef,
+    writer: u64,
+    told: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+) -> Vec<u8> {
     let (mut wrote, caller): (Vec<u8>, _) = (Vec::new(), Caller::root());
     while !stop.load(Ordering::SeqCst) {
         let data = bytes(writer << 20 | wrote.len() as u64, 40_000);
-        persist("writing", || fs.write(&caller, file, wrote.len() as u64, data.clone().into(), Stability::Unstable)).await;
+        persist("writing", || {
+            fs.write(&caller, file, wrote.len() as u64, data.clone().into(), Stability::Unstable)
+        })
+        .await;
         wrote.extend_from_slice(&data);
         told.fetch_add(data.len() as u64, Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -314,14 +368,16 @@ async fn write_on(fs: Arc<Fs>, file: FileRef, writer: u64, told: Arc<AtomicU64>,
     wrote
 }
 
-/// SlateDB's writer, given a number of tries of a request, gives up for good after them: it must not be given one.
+/// SlateDB's writer, given a number of tries of a request, gives up for good after them: it must
+/// not be given one.
 #[test]
 fn an_outage_of_hours_takes_no_more_memory_than_one_of_minutes() {
     in_no_time(async {
         let folder = tempfile::tempdir().unwrap();
         let store = FaultStore::memory();
         // The limits of production: what is tried again is tried as often as there.
-        let mut dataset = Dataset::new(Bucket::on(store.clone(), Default::default()), folder.path().to_owned());
+        let mut dataset =
+            Dataset::new(Bucket::on(store.clone(), Default::default()), folder.path().to_owned());
         dataset.options.memory = zerofs_csi::fs::FsMemory::new(DIRTY_BYTES, 4 << 20);
         let fs = Arc::new(dataset.open().await);
         let files = files(&fs).await;
@@ -332,7 +388,9 @@ fn an_outage_of_hours_takes_no_more_memory_than_one_of_minutes() {
         let writers: Vec<_> = files
             .iter()
             .zip(0..)
-            .map(|(file, n)| tokio::spawn(write_on(fs.clone(), *file, n, told.clone(), stop.clone())))
+            .map(|(file, n)| {
+                tokio::spawn(write_on(fs.clone(), *file, n, told.clone(), stop.clone()))
+            })
             .collect();
         // A row is on its way all the time: its request is what must not be given up.
         let caller = Caller::root();
@@ -349,7 +407,10 @@ fn an_outage_of_hours_takes_no_more_memory_than_one_of_minutes() {
         store.heal();
         tokio::time::sleep(Duration::from_secs(120)).await;
         let now = told.load(Ordering::SeqCst);
-        assert!(now > early, "it does not go on by itself: {early} bytes told before, {now} after the outage");
+        assert!(
+            now > early,
+            "it does not go on by itself: {early} bytes told before, {now} after the outage"
+        );
         stop.store(true, Ordering::SeqCst);
         let mut wrote = Vec::new();
         for writer in writers {
@@ -367,13 +428,15 @@ fn an_outage_of_hours_takes_no_more_memory_than_one_of_minutes() {
     });
 }
 
-/// A store that is asked for too much is asked less, however many wait, and afterwards everything goes on.
+/// A store that is asked for too much is asked less, however many wait, and afterwards everything
+/// goes on.
 #[test]
 fn a_store_that_throttles_is_asked_less() {
     in_no_time(async {
         let folder = tempfile::tempdir().unwrap();
         let store = FaultStore::memory();
-        let mut dataset = Dataset::new(Bucket::on(store.clone(), Default::default()), folder.path().to_owned());
+        let mut dataset =
+            Dataset::new(Bucket::on(store.clone(), Default::default()), folder.path().to_owned());
         let fs = Arc::new(dataset.open().await);
         let files = files(&fs).await;
         fs.sync().await.unwrap();
@@ -386,7 +449,10 @@ fn a_store_that_throttles_is_asked_less() {
                 let (fs, file) = (fs.clone(), *file);
                 tokio::spawn(async move {
                     let caller = Caller::root();
-                    persist("writing", || fs.write(&caller, file, 0, piece(n, n).into(), Stability::Unstable)).await;
+                    persist("writing", || {
+                        fs.write(&caller, file, 0, piece(n, n).into(), Stability::Unstable)
+                    })
+                    .await;
                     persist("committing", || fs.commit(&caller, file, 0, 0)).await;
                 })
             })
@@ -399,10 +465,16 @@ fn a_store_that_throttles_is_asked_less() {
         println!("{first} requests in the first minute, {then} in the ten that follow");
         // Six files and the rows of all of them: a request every few seconds for each.
         assert!(then < 10 * 240, "{then} requests in ten minutes for {WRITERS} writers");
-        assert!(commits.iter().all(|commit| !commit.is_finished()), "a COMMIT succeeded without the store");
+        assert!(
+            commits.iter().all(|commit| !commit.is_finished()),
+            "a COMMIT succeeded without the store"
+        );
         store.heal();
         for commit in commits {
-            tokio::time::timeout(Duration::from_secs(120), commit).await.expect("it goes on by itself").unwrap();
+            tokio::time::timeout(Duration::from_secs(120), commit)
+                .await
+                .expect("it goes on by itself")
+                .unwrap();
         }
         drop(fs);
         dataset.options.journal = None;

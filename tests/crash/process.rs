@@ -1,4 +1,5 @@
-//! A process on a pool: it does a script's calls, and dies when told to. A runtime of its own is the process: when it goes, so does every task of it.
+//! A process on a pool: it does a script's calls, and dies when told to. A runtime of its own is
+//! the process: when it goes, so does every task of it.
 
 use crate::script::{Object, Op, Promise, Script, Tree, agrees, bytes, difference, small_name};
 use bytes::Bytes;
@@ -19,7 +20,10 @@ use zerofs_csi::fs::db::{self, DbCache, DbPlace, Reader};
 use zerofs_csi::fs::key::{self, Key};
 use zerofs_csi::fs::row::{Row, Usage};
 use zerofs_csi::telemetry::Failpoints;
-use zerofs_csi::types::{Class, Classify, EntryName, Incarnation, InodeNo, PackId, SessionId, SnapshotHandle, VolumeHandle};
+use zerofs_csi::types::{
+    Class, Classify, EntryName, Incarnation, InodeNo, PackId, SessionId, SnapshotHandle,
+    VolumeHandle,
+};
 use zerofs_csi::volume::{Volume, VolumeGuard, VolumeSettings, Volumes, place};
 
 /// The stack of the program's own threads: unoptimised futures of the database are large.
@@ -80,12 +84,21 @@ impl Home {
         self.store.as_ref().expect("a pool in memory")
     }
 
-    /// As when the node is lost. The folder's identity stays: a node without it takes its volumes back only when its own lease has ended, which is
-    /// tested elsewhere.
+    /// As when the node is lost. The folder's identity stays: a node without it takes its volumes
+    /// back only when its own lease has ended, which is tested elsewhere.
     pub fn lose_journals(&self) {
-        let entries = std::fs::read_dir(self.journals()).map(|found| found.flatten().map(|entry| entry.path()).collect::<Vec<_>>());
-        for path in entries.unwrap_or_default().into_iter().filter(|path| path.file_name().is_none_or(|name| name != "home")) {
-            let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        let entries = std::fs::read_dir(self.journals())
+            .map(|found| found.flatten().map(|entry| entry.path()).collect::<Vec<_>>());
+        for path in entries
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|path| path.file_name().is_none_or(|name| name != "home"))
+        {
+            let _ = if path.is_dir() {
+                std::fs::remove_dir_all(&path)
+            } else {
+                std::fs::remove_file(&path)
+            };
         }
     }
 
@@ -98,7 +111,8 @@ impl Home {
             Some(store) => Bucket::on(store.clone(), Default::default()),
             None => {
                 let url = format!("file://{}", self.folder.join("pool").display()).parse().unwrap();
-                Bucket::open(&url, &Credentials::none(), Folder::MustExist, Limits::default()).unwrap()
+                Bucket::open(&url, &Credentials::none(), Folder::MustExist, Limits::default())
+                    .unwrap()
             }
         }
     }
@@ -118,7 +132,10 @@ pub struct Progress {
 impl Progress {
     /// Calls whose effect survives the node.
     pub fn durable(self, script: &Script) -> usize {
-        script.ops[..self.acked].iter().rposition(|op| op.promise() == Promise::Durable).map_or(0, |at| at + 1)
+        script.ops[..self.acked]
+            .iter()
+            .rposition(|op| op.promise() == Promise::Durable)
+            .map_or(0, |at| at + 1)
     }
 }
 
@@ -156,13 +173,17 @@ fn repeatable(what: &dyn std::fmt::Debug, error: &(impl Classify + std::fmt::Dis
     let class = error.class();
     let thread = std::thread::current();
     let of = thread.name().unwrap_or_default();
-    assert!(matches!(class, Class::Unavailable | Class::InProgress), "{of}: {what:?}: {error} ({class:?})");
+    assert!(
+        matches!(class, Class::Unavailable | Class::InProgress),
+        "{of}: {what:?}: {error} ({class:?})"
+    );
     error.to_string()
 }
 
 impl Process {
     pub async fn start(home: &Home, failpoints: impl FnOnce(&Failpoints), script: Script) -> Self {
-        let catalog = Catalog::open(home.bucket(), home.secret.as_ref()).await.expect("the pool opens");
+        let catalog =
+            Catalog::open(home.bucket(), home.secret.as_ref()).await.expect("the pool opens");
         failpoints(catalog.bucket().failpoints());
         let volumes = Volumes::new(VolumeSettings {
             node: "node".to_owned(),
@@ -189,10 +210,18 @@ impl Process {
         self.catalog.bucket().failpoints()
     }
 
-    /// Opens, compares what is there with what is expected, and does the rest of the script's calls.
-    pub async fn play(&mut self, expected: Expected, mut answered: impl FnMut(usize)) -> Result<(), Died> {
+    /// Opens, compares what is there with what is expected, and does the rest of the script's
+    /// calls.
+    pub async fn play(
+        &mut self,
+        expected: Expected,
+        mut answered: impl FnMut(usize),
+    ) -> Result<(), Died> {
         let died = |at| move |why| Died { at, why };
-        let found = self.persist(|process| Box::pin(process.opened())).await.map_err(died(expected.next))?;
+        let found = self
+            .persist(|process| Box::pin(process.opened()))
+            .await
+            .map_err(died(expected.next))?;
         let from = self.matched(expected, &found);
         for at in from..self.script.ops.len() {
             self.persist(|process| Box::pin(process.perform(at))).await.map_err(died(at))?;
@@ -202,7 +231,11 @@ impl Process {
     }
 
     /// As [`Self::play`], then to the end: collected, and deleted.
-    pub async fn run(&mut self, expected: Expected, answered: impl FnMut(usize)) -> Result<(), Died> {
+    pub async fn run(
+        &mut self,
+        expected: Expected,
+        answered: impl FnMut(usize),
+    ) -> Result<(), Died> {
         self.play(expected, answered).await?;
         let at = self.script.ops.len();
         self.persist(|process| Box::pin(process.finish())).await.map_err(|why| Died { at, why })
@@ -210,16 +243,24 @@ impl Process {
 
     /// What is there, or why it cannot be shown.
     pub async fn look(&self) -> Result<Tree, (Class, String)> {
-        let listed = self.controller.volumes().await.map_err(|error| (error.class(), error.to_string()))?;
+        let listed =
+            self.controller.volumes().await.map_err(|error| (error.class(), error.to_string()))?;
         let handle = listed.first().expect("there is a volume").handle;
-        let volume = self.volumes.open(&self.catalog, handle.dataset).await.map_err(|error| (error.class(), error.to_string()))?;
+        let volume = self
+            .volumes
+            .open(&self.catalog, handle.dataset)
+            .await
+            .map_err(|error| (error.class(), error.to_string()))?;
         walk(&volume).await.map_err(|error| (error.class(), error.to_string()))
     }
 
     /// Repeats what fails, as a client does.
     async fn persist<T>(
         &mut self,
-        mut call: impl for<'a> FnMut(&'a mut Self) -> std::pin::Pin<Box<dyn Future<Output = Done<T>> + Send + 'a>>,
+        mut call: impl for<'a> FnMut(
+            &'a mut Self,
+        )
+            -> std::pin::Pin<Box<dyn Future<Output = Done<T>> + Send + 'a>>,
     ) -> Done<T> {
         let mut last = String::new();
         for _ in 0..3 {
@@ -237,9 +278,14 @@ impl Process {
         match (expected.first..=last).rev().find(|at| agrees(&self.script.trees[*at], found)) {
             Some(at) => at.min(expected.next),
             None => {
-                let (last, what) =
-                    (difference(&self.script.trees[last], found), difference(&self.script.trees[expected.first], found));
-                panic!("what is there is of no state between {expected:?}; to the first: {what}; to the last: {last}");
+                let (last, what) = (
+                    difference(&self.script.trees[last], found),
+                    difference(&self.script.trees[expected.first], found),
+                );
+                panic!(
+                    "what is there is of no state between {expected:?}; to the first: {what}; to \
+                     the last: {last}"
+                );
             }
         }
     }
@@ -292,7 +338,9 @@ impl Process {
         match &op {
             Op::Until(step) => {
                 let started = Instant::now();
-                while !self.failpoints().passed().contains_key(*step) && started.elapsed() < self.until {
+                while !self.failpoints().passed().contains_key(*step)
+                    && started.elapsed() < self.until
+                {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 Ok(())
@@ -308,7 +356,11 @@ impl Process {
             }
             Op::Snapshot(name) => {
                 let handle = self.handle_of(VOLUME).await?.expect("it is there");
-                self.controller.create_snapshot(handle, name.parse().unwrap(), true).await.map(drop).map_err(failed)
+                self.controller
+                    .create_snapshot(handle, name.parse().unwrap(), true)
+                    .await
+                    .map(drop)
+                    .map_err(failed)
             }
             Op::Clone(name, of) => {
                 let snapshot = self.snapshot(of).await?.ok_or("the snapshot is gone")?;
@@ -331,7 +383,11 @@ impl Process {
             Op::Collect => {
                 // What the compactor of a database that was deleted may have left.
                 let stray = format!("vol/{}/compacted/stray.sst", Incarnation::random());
-                self.catalog.bucket().put(&stray, Bytes::from_static(b"stray")).await.expect("a put");
+                self.catalog
+                    .bucket()
+                    .put(&stray, Bytes::from_static(b"stray"))
+                    .await
+                    .expect("a put");
                 self.collect().await
             }
             on_files => call(self.fs()?, at, on_files).await,
@@ -351,17 +407,26 @@ impl Process {
 
     async fn handle_of(&self, name: &str) -> Done<Option<VolumeHandle>> {
         let listed = self.controller.volumes().await.map_err(|error| repeatable(&name, &error))?;
-        Ok(listed.into_iter().find(|volume| volume.dataset.name.to_string() == name).map(|volume| volume.handle))
+        Ok(listed
+            .into_iter()
+            .find(|volume| volume.dataset.name.to_string() == name)
+            .map(|volume| volume.handle))
     }
 
     async fn snapshot(&self, name: &str) -> Done<Option<SnapshotHandle>> {
-        let listed = self.controller.snapshots(None).await.map_err(|error| repeatable(&name, &error))?;
+        let listed =
+            self.controller.snapshots(None).await.map_err(|error| repeatable(&name, &error))?;
         Ok(listed.into_iter().find(|s| s.snapshot.name.to_string() == name).map(|s| s.handle))
     }
 
     async fn collect(&self) -> Done<()> {
         let pool = self.controller.pools().get(None).expect("the only pool");
-        self.controller.collector(pool).collect().await.map(drop).map_err(|error| repeatable(&"collect", &error))
+        self.controller
+            .collector(pool)
+            .collect()
+            .await
+            .map(drop)
+            .map_err(|error| repeatable(&"collect", &error))
     }
 
     async fn close(&mut self) -> Done<()> {
@@ -375,7 +440,8 @@ impl Process {
         Ok(())
     }
 
-    /// Closed and collected, the pool holds what the rows refer to and nothing else; deleted and collected, nothing.
+    /// Closed and collected, the pool holds what the rows refer to and nothing else; deleted and
+    /// collected, nothing.
     async fn finish(&mut self) -> Done<()> {
         if let Some(handle) = self.handle_of(VOLUME).await? {
             let volume = self.open(handle).await?;
@@ -387,8 +453,15 @@ impl Process {
             self.collect().await?;
             self.check_rows(handle).await?;
             let referred = self.referred(handle).await?;
-            assert_eq!(self.packs().await, referred, "packs that are stored, and packs that rows refer to, after a collection");
-            self.controller.delete_volume(handle).await.map_err(|error| repeatable(&"deleting", &error))?;
+            assert_eq!(
+                self.packs().await,
+                referred,
+                "packs that are stored, and packs that rows refer to, after a collection"
+            );
+            self.controller
+                .delete_volume(handle)
+                .await
+                .map_err(|error| repeatable(&"deleting", &error))?;
         }
         // What a database's compactor wrote as its process died is a stray of a later collection.
         for _ in 0..20 {
@@ -404,20 +477,40 @@ impl Process {
     async fn left(&self) -> Vec<String> {
         let mut left = Vec::new();
         for prefix in ["packs/", "vol/"] {
-            left.extend(self.catalog.bucket().list(prefix).await.expect("a listing").into_iter().map(|object| object.key));
+            left.extend(
+                self.catalog
+                    .bucket()
+                    .list(prefix)
+                    .await
+                    .expect("a listing")
+                    .into_iter()
+                    .map(|object| object.key),
+            );
         }
         left
     }
 
     async fn packs(&self) -> BTreeSet<PackId> {
         let listed = self.catalog.bucket().list("packs/").await.expect("a listing");
-        listed.iter().filter_map(|object| object.key.strip_prefix("packs/")?.split_once('/')?.1.parse().ok()).collect()
+        listed
+            .iter()
+            .filter_map(|object| object.key.strip_prefix("packs/")?.split_once('/')?.1.parse().ok())
+            .collect()
     }
 
     async fn place(&self, handle: VolumeHandle) -> Done<Option<DbPlace>> {
-        let found = self.catalog.dataset_by_id(handle.dataset).await.map_err(|error| repeatable(&"reading", &error))?;
-        let Some(dataset) = found.map(|at| at.record).filter(|dataset| dataset.state == State::Ready) else { return Ok(None) };
-        let place = place(&self.catalog, dataset.family, dataset.incarnation, &DbCache::new(4 << 20));
+        let found = self
+            .catalog
+            .dataset_by_id(handle.dataset)
+            .await
+            .map_err(|error| repeatable(&"reading", &error))?;
+        let Some(dataset) =
+            found.map(|at| at.record).filter(|dataset| dataset.state == State::Ready)
+        else {
+            return Ok(None);
+        };
+        let place =
+            place(&self.catalog, dataset.family, dataset.incarnation, &DbCache::new(4 << 20));
         let exists = db::exists(&place).await.map_err(|error| repeatable(&"looking", &error))?;
         Ok(exists.then_some(place))
     }
@@ -425,7 +518,8 @@ impl Process {
     /// The newest durable rows hold together, and every pack that they refer to is stored.
     async fn check_rows(&self, handle: VolumeHandle) -> Done<()> {
         let Some(place) = self.place(handle).await? else { return Ok(()) };
-        let reader = Reader::newest(&place).await.map_err(|error| repeatable(&"reading", &error))?;
+        let reader =
+            Reader::newest(&place).await.map_err(|error| repeatable(&"reading", &error))?;
         // A volume that died while it was opened for the first time has no root yet.
         if reader.get(&key::inode(InodeNo::ROOT)).await.expect("a row").is_some() {
             let report = check(&reader).await.expect("readable rows");
@@ -433,15 +527,23 @@ impl Process {
         }
         reader.close().await.expect("closes");
         let (referred, stored) = (self.referred(handle).await?, self.packs().await);
-        assert!(referred.is_subset(&stored), "packs are missing: {:?}", referred.difference(&stored).collect::<Vec<_>>());
+        assert!(
+            referred.is_subset(&stored),
+            "packs are missing: {:?}",
+            referred.difference(&stored).collect::<Vec<_>>()
+        );
         Ok(())
     }
 
     /// Packs that a dataset's newest rows refer to.
     async fn referred(&self, handle: VolumeHandle) -> Done<BTreeSet<PackId>> {
         let Some(place) = self.place(handle).await? else { return Ok(BTreeSet::new()) };
-        let reader = Reader::newest(&place).await.map_err(|error| repeatable(&"reading", &error))?;
-        let rows = reader.scan(Bytes::from_static(b"U"), Bytes::from_static(b"V"), 10_000).await.expect("rows");
+        let reader =
+            Reader::newest(&place).await.map_err(|error| repeatable(&"reading", &error))?;
+        let rows = reader
+            .scan(Bytes::from_static(b"U"), Bytes::from_static(b"V"), 10_000)
+            .await
+            .expect("rows");
         reader.close().await.expect("closes");
         let refers = |(key, row): &(Bytes, Bytes)| match Key::parse(key) {
             Some(Key::Usage(pack)) => (Usage::decode(row).expect("a row").refs > 0).then_some(pack),
@@ -460,7 +562,8 @@ async fn parent(volume: &Volume, path: &str) -> Result<(FileRef, EntryName), FsE
     match path.split_once('/') {
         None => Ok((volume.fs.root(), entry(path))),
         Some((dir, name)) => {
-            let dir = volume.fs.lookup(&Caller::root(), volume.fs.root(), dir.as_bytes()).await?.0.file;
+            let dir =
+                volume.fs.lookup(&Caller::root(), volume.fs.root(), dir.as_bytes()).await?.0.file;
             Ok((dir, entry(name)))
         }
     }
@@ -471,7 +574,14 @@ async fn file(volume: &Volume, path: &str) -> Result<FileRef, FsError> {
     Ok(volume.fs.lookup(&Caller::root(), dir, name.as_bytes()).await?.0.file)
 }
 
-const PLAIN: SetAttr = SetAttr { mode: Some(0o644), uid: None, gid: None, size: None, atime: SetTime::Keep, mtime: SetTime::Keep };
+const PLAIN: SetAttr = SetAttr {
+    mode: Some(0o644),
+    uid: None,
+    gid: None,
+    size: None,
+    atime: SetTime::Keep,
+    mtime: SetTime::Keep,
+};
 
 /// A call on files, as a client sends it: with the same transaction id when it is repeated.
 async fn call(volume: &Volume, at: usize, op: &Op) -> Done<()> {
@@ -486,7 +596,9 @@ async fn call(volume: &Volume, at: usize, op: &Op) -> Done<()> {
             }
             Op::Mkdir(path) => {
                 let (dir, name) = parent(volume, path).await?;
-                fs.mkdir(&caller, dir, &name, SetAttr { mode: Some(0o755), ..PLAIN }).await.map(drop)
+                fs.mkdir(&caller, dir, &name, SetAttr { mode: Some(0o755), ..PLAIN })
+                    .await
+                    .map(drop)
             }
             Op::Symlink(path, target) => {
                 let (dir, name) = parent(volume, path).await?;
@@ -495,7 +607,8 @@ async fn call(volume: &Volume, at: usize, op: &Op) -> Done<()> {
             }
             Op::Write { path, at, len, seed } | Op::Loose { path, at, len, seed } => {
                 let file = file(volume, path).await?;
-                fs.write(&caller, file, *at as u64, bytes(*seed, *len).into(), Stability::Unstable).await?;
+                fs.write(&caller, file, *at as u64, bytes(*seed, *len).into(), Stability::Unstable)
+                    .await?;
                 match op {
                     Op::Write { .. } => fs.commit(&caller, file, 0, 0).await.map(drop),
                     _ => Ok(()),
@@ -503,9 +616,15 @@ async fn call(volume: &Volume, at: usize, op: &Op) -> Done<()> {
             }
             Op::Small { folder, files, len } => {
                 for n in 0..*files {
-                    let (dir, name) = parent(volume, &format!("{folder}/{}", small_name(n))).await?;
-                    let made = fs.create(&Caller::root(), dir, &name, CreateHow::Unchecked(PLAIN)).await?.attr.file;
-                    fs.write(&caller, made, 0, bytes(n as u64, *len).into(), Stability::FileSync).await?;
+                    let (dir, name) =
+                        parent(volume, &format!("{folder}/{}", small_name(n))).await?;
+                    let made = fs
+                        .create(&Caller::root(), dir, &name, CreateHow::Unchecked(PLAIN))
+                        .await?
+                        .attr
+                        .file;
+                    fs.write(&caller, made, 0, bytes(n as u64, *len).into(), Stability::FileSync)
+                        .await?;
                 }
                 Ok(())
             }
@@ -559,7 +678,11 @@ async fn walk(volume: &Volume) -> Result<Tree, FsError> {
                     let target = volume.fs.readlink(&Caller::root(), attr.file).await?.0;
                     Object::Link(String::from_utf8_lossy(&target).into_owned())
                 }
-                _ => Object::File { mode: attr.mode, data: content(volume, attr).await?, loose: None },
+                _ => Object::File {
+                    mode: attr.mode,
+                    data: content(volume, attr).await?,
+                    loose: None,
+                },
             };
             tree.insert(path, object);
         }

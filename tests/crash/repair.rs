@@ -1,5 +1,6 @@
-//! `check` finds every damage of a row, and `--repair` mends what follows from the rest, through deaths at each of its steps; what it may not
-//! decide it leaves as it is, and it changes nothing that a name leads to.
+//! `check` finds every damage of a row, and `--repair` mends what follows from the rest, through
+//! deaths at each of its steps; what it may not decide it leaves as it is, and it changes nothing
+//! that a name leads to.
 
 use crate::script::bytes;
 use crate::volume::Dataset;
@@ -13,8 +14,14 @@ use zerofs_csi::fs::row::{DirEntryRow, Inode, Mask, Orphan, Row};
 use zerofs_csi::fs::{Batch, Committer, Fs, FsError};
 use zerofs_csi::types::{EntryName, InodeNo};
 
-const PLAIN: CreateHow =
-    CreateHow::Guarded(SetAttr { mode: None, uid: None, gid: None, size: None, atime: SetTime::Keep, mtime: SetTime::Keep });
+const PLAIN: CreateHow = CreateHow::Guarded(SetAttr {
+    mode: None,
+    uid: None,
+    gid: None,
+    size: None,
+    atime: SetTime::Keep,
+    mtime: SetTime::Keep,
+});
 
 fn name(text: &str) -> EntryName {
     EntryName::try_from(text.as_bytes()).unwrap()
@@ -29,7 +36,9 @@ async fn make(dataset: &Dataset) -> BTreeMap<&'static str, InodeNo> {
     let mut made = BTreeMap::from([("root", root.ino), ("dir", dir.ino), ("sub", sub.ino)]);
     for (text, at, len) in [("small", root, 900), ("large", dir, 200_000), ("linked", sub, 5000)] {
         let file = fs.create(&caller, at, &name(text), PLAIN).await.unwrap().attr.file;
-        fs.write(&caller, file, 0, bytes(len as u64, len).into(), Stability::FileSync).await.unwrap();
+        fs.write(&caller, file, 0, bytes(len as u64, len).into(), Stability::FileSync)
+            .await
+            .unwrap();
         made.insert(text, file.ino);
         if text == "linked" {
             fs.link(&caller, file, root, &name("again")).await.unwrap();
@@ -63,7 +72,8 @@ async fn look(fs: &Fs) -> BTreeMap<String, (InodeNo, Vec<u8>)> {
 
 async fn committer(dataset: &Dataset) -> Result<Committer, FsError> {
     let database = Database::open(&dataset.place, None).await?;
-    Committer::start(database, None, Box::new(|| 0), dataset.place.bucket.failpoints().clone()).await
+    Committer::start(database, None, Box::new(|| 0), dataset.place.bucket.failpoints().clone())
+        .await
 }
 
 async fn report(dataset: &Dataset) -> Report {
@@ -97,7 +107,9 @@ fn inode(which: &'static str, change: fn(&mut Inode)) -> Damage {
     })
 }
 
-fn batch(make: impl for<'a> Fn(&'a Committer, &'a Made) -> futures::future::BoxFuture<'a, Batch> + 'static) -> Damage {
+fn batch(
+    make: impl for<'a> Fn(&'a Committer, &'a Made) -> futures::future::BoxFuture<'a, Batch> + 'static,
+) -> Damage {
     Box::new(make)
 }
 
@@ -106,18 +118,37 @@ async fn row_of(committer: &Committer, ino: InodeNo) -> Inode {
 }
 
 /// A row of a scan whose key and value are wanted.
-async fn first(committer: &Committer, tag: u8, wanted: fn(&Key, &[u8]) -> bool) -> (bytes::Bytes, Vec<u8>) {
-    let rows =
-        committer.scan(bytes::Bytes::copy_from_slice(&[tag]), bytes::Bytes::copy_from_slice(&[tag + 1]), 1000).await.unwrap();
-    let found = rows.into_iter().find(|(at, row)| wanted(&Key::parse(at).unwrap(), row)).expect("such a row");
+async fn first(
+    committer: &Committer,
+    tag: u8,
+    wanted: fn(&Key, &[u8]) -> bool,
+) -> (bytes::Bytes, Vec<u8>) {
+    let rows = committer
+        .scan(
+            bytes::Bytes::copy_from_slice(&[tag]),
+            bytes::Bytes::copy_from_slice(&[tag + 1]),
+            1000,
+        )
+        .await
+        .unwrap();
+    let found = rows
+        .into_iter()
+        .find(|(at, row)| wanted(&Key::parse(at).unwrap(), row))
+        .expect("such a row");
     (found.0, found.1.to_vec())
 }
 
 /// What can be mended.
 fn mendable() -> Vec<(&'static str, Damage)> {
     vec![
-        ("the count of inodes", batch(|_, _| Box::pin(async { Batch { inodes: 7, ..Batch::default() } }))),
-        ("the count of bytes", batch(|_, _| Box::pin(async { Batch { allocated: 12_345, ..Batch::default() } }))),
+        (
+            "the count of inodes",
+            batch(|_, _| Box::pin(async { Batch { inodes: 7, ..Batch::default() } })),
+        ),
+        (
+            "the count of bytes",
+            batch(|_, _| Box::pin(async { Batch { allocated: 12_345, ..Batch::default() } })),
+        ),
         ("a link too many", inode("linked", |row| row.nlink = 3)),
         ("a link too few", inode("linked", |row| row.nlink = 1)),
         ("a directory's links", inode("dir", |row| row.nlink = 9)),
@@ -212,7 +243,10 @@ fn undecidable() -> Vec<(&'static str, Damage)> {
             batch(|_, made| {
                 Box::pin(async move {
                     Batch {
-                        rows: vec![(key::inode(made["small"]), Some(bytes::Bytes::from_static(b"\x01\xff\xff")))],
+                        rows: vec![(
+                            key::inode(made["small"]),
+                            Some(bytes::Bytes::from_static(b"\x01\xff\xff")),
+                        )],
                         ..Batch::default()
                     }
                 })
@@ -246,7 +280,12 @@ async fn what_follows_from_the_rest_is_mended() {
         let committer = committer(&dataset).await.unwrap();
         let repaired = repair(&committer).await.unwrap();
         committer.close().await.unwrap();
-        assert!(repaired.after.is_clean(), "{what}, mended by {:?}: {:?}", damaged.mends, repaired.after.findings);
+        assert!(
+            repaired.after.is_clean(),
+            "{what}, mended by {:?}: {:?}",
+            damaged.mends,
+            repaired.after.findings
+        );
         assert!(report(&dataset).await.is_clean(), "{what}: in the store too");
         dataset.options.journal = None;
         let fs = dataset.open().await;
@@ -268,7 +307,10 @@ async fn what_only_its_owner_can_decide_is_left_alone() {
         let deletes = |mend: &Mend| matches!(mend, Mend::Queue(_, Orphan { inode: None, .. }));
         assert!(!damaged.mends.iter().any(deletes), "{what}: {:?}", damaged.mends);
         let rows = async |committer: &Committer| {
-            let all = committer.scan(bytes::Bytes::from_static(b"D"), bytes::Bytes::from_static(b"Y"), 1000).await.unwrap();
+            let all = committer
+                .scan(bytes::Bytes::from_static(b"D"), bytes::Bytes::from_static(b"Y"), 1000)
+                .await
+                .unwrap();
             all.into_iter().filter(|(at, _)| matches!(at[0], b'D' | b'X')).collect::<Vec<_>>()
         };
         let committer = committer(&dataset).await.unwrap();
@@ -276,7 +318,11 @@ async fn what_only_its_owner_can_decide_is_left_alone() {
         let repaired = repair(&committer).await.unwrap();
         assert!(!repaired.after.is_clean(), "{what} was decided: {:?}", repaired.before.findings);
         assert_eq!(rows(&committer).await, before, "{what}: entries or records were changed");
-        assert_eq!(repaired.after.findings.iter().any(|f| f.problem == Problem::Row), what.contains("read"), "{what}");
+        assert_eq!(
+            repaired.after.findings.iter().any(|f| f.problem == Problem::Row),
+            what.contains("read"),
+            "{what}"
+        );
         committer.close().await.unwrap();
     }
 }
@@ -293,7 +339,12 @@ async fn an_interrupted_repair_is_finished_by_the_next() {
                 damage(&dataset, &how, &made).await;
             }
             let first = committer(&dataset).await.unwrap();
-            dataset.place.bucket.failpoints().set(step, &format!("{after}*off->1*return->off")).unwrap();
+            dataset
+                .place
+                .bucket
+                .failpoints()
+                .set(step, &format!("{after}*off->1*return->off"))
+                .unwrap();
             let interrupted = repair(&first).await;
             first.abandon().await;
             drop(first);
@@ -301,7 +352,11 @@ async fn an_interrupted_repair_is_finished_by_the_next() {
             let second = committer(&dataset).await.unwrap();
             let repaired = repair(&second).await.unwrap();
             second.close().await.unwrap();
-            assert!(repaired.after.is_clean(), "{step} after {after}, {interrupted:?}: {:?}", repaired.after.findings);
+            assert!(
+                repaired.after.is_clean(),
+                "{step} after {after}, {interrupted:?}: {:?}",
+                repaired.after.findings
+            );
         }
     }
 }

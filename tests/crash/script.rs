@@ -1,8 +1,10 @@
-//! What the histories do, and what a file system must then look like. A script is data: the state before and after each of its calls is known.
+//! What the histories do, and what a file system must then look like. A script is data: the state
+//! before and after each of its calls is known.
 
 use std::collections::BTreeMap;
 
-/// A call. Paths are relative to the root; every call is sent with the number of its place in the script, so that a repetition is recognised (R20).
+/// A call. Paths are relative to the root; every call is sent with the number of its place in the
+/// script, so that a repetition is recognised (R20).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     Create(&'static str),
@@ -22,7 +24,8 @@ pub enum Op {
         len: usize,
         seed: u64,
     },
-    /// Many small files with a commit each, which the file system keeps in its database first: `files` of `len` bytes in a folder.
+    /// Many small files with a commit each, which the file system keeps in its database first:
+    /// `files` of `len` bytes in a folder.
     Small {
         folder: &'static str,
         files: usize,
@@ -34,7 +37,8 @@ pub enum Op {
     Link(&'static str, &'static str),
     Remove(&'static str),
     Rmdir(&'static str),
-    /// Waits until the background has reached a step; not for ever, because it may be the one that fails.
+    /// Waits until the background has reached a step; not for ever, because it may be the one that
+    /// fails.
     Until(&'static str),
     /// Closes and opens again.
     Reopen,
@@ -61,8 +65,13 @@ pub enum Promise {
 impl Op {
     pub fn promise(&self) -> Promise {
         match self {
-            Self::Create(_) | Self::Mkdir(_) | Self::Symlink(..) | Self::Truncate(..) | Self::Mode(..) => Promise::Applied,
-            // Nothing is promised of it, but not by its own failing either: the tree tolerates both.
+            Self::Create(_)
+            | Self::Mkdir(_)
+            | Self::Symlink(..)
+            | Self::Truncate(..)
+            | Self::Mode(..) => Promise::Applied,
+            // Nothing is promised of it, but not by its own failing either: the tree tolerates
+            // both.
             Self::Loose { .. } | Self::Until(_) => Promise::Applied,
             _ => Promise::Durable,
         }
@@ -87,7 +96,9 @@ pub type Tree = BTreeMap<String, Object>;
 
 /// Bytes that are a function of a seed and hardly compress.
 pub fn bytes(seed: u64, len: usize) -> Vec<u8> {
-    (0..len as u64).map(|i| ((i + 1).wrapping_mul(seed | 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+    (0..len as u64)
+        .map(|i| ((i + 1).wrapping_mul(seed | 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
+        .collect()
 }
 
 pub fn small_name(n: usize) -> String {
@@ -105,7 +116,9 @@ pub fn apply(tree: &mut Tree, op: &Op) {
     match op {
         Op::Create(path) => drop(tree.insert((*path).into(), file(Vec::new()))),
         Op::Mkdir(path) => drop(tree.insert((*path).into(), Object::Dir { mode: 0o755 })),
-        Op::Symlink(path, target) => drop(tree.insert((*path).into(), Object::Link((*target).into()))),
+        Op::Symlink(path, target) => {
+            drop(tree.insert((*path).into(), Object::Link((*target).into())))
+        }
         Op::Write { path, at, len, seed } => {
             if let Some(Object::File { data, loose, .. }) = tree.get_mut(*path) {
                 *data = loose.take().unwrap_or_else(|| data.clone());
@@ -118,7 +131,11 @@ pub fn apply(tree: &mut Tree, op: &Op) {
             }
         }
         Op::Small { folder, files, len } => {
-            (0..*files).for_each(|n| drop(tree.insert(format!("{folder}/{}", small_name(n)), file(bytes(n as u64, *len)))));
+            (0..*files).for_each(|n| {
+                drop(
+                    tree.insert(format!("{folder}/{}", small_name(n)), file(bytes(n as u64, *len))),
+                )
+            });
         }
         Op::Truncate(path, size) => {
             if let Some(Object::File { data, .. }) = tree.get_mut(*path) {
@@ -142,15 +159,25 @@ pub fn apply(tree: &mut Tree, op: &Op) {
 
 /// Whether what is there may be what the tree says.
 pub fn agrees(tree: &Tree, found: &Tree) -> bool {
-    tree.len() == found.len() && tree.iter().zip(found).all(|((path, object), (at, there))| path == at && may_be(object, there))
+    tree.len() == found.len()
+        && tree
+            .iter()
+            .zip(found)
+            .all(|((path, object), (at, there))| path == at && may_be(object, there))
 }
 
 fn may_be(object: &Object, there: &Object) -> bool {
     match (object, there) {
-        (Object::File { mode, data, loose: Some(loose) }, Object::File { mode: there_mode, data: there, .. }) => {
-            let byte = |i: usize, b: u8| data.get(i).copied().unwrap_or(0) == b || loose.get(i) == Some(&b);
+        (
+            Object::File { mode, data, loose: Some(loose) },
+            Object::File { mode: there_mode, data: there, .. },
+        ) => {
+            let byte = |i: usize, b: u8| {
+                data.get(i).copied().unwrap_or(0) == b || loose.get(i) == Some(&b)
+            };
             mode == there_mode
-                && (data.len().min(loose.len())..=data.len().max(loose.len())).contains(&there.len())
+                && (data.len().min(loose.len())..=data.len().max(loose.len()))
+                    .contains(&there.len())
                 && there.iter().enumerate().all(|(i, b)| byte(i, *b))
         }
         (object, there) => object == there,
@@ -161,7 +188,11 @@ fn may_be(object: &Object, there: &Object) -> bool {
 pub fn difference(tree: &Tree, found: &Tree) -> String {
     let short = |object: Option<&Object>| match object {
         Some(Object::File { mode, data, loose }) => {
-            format!("a file of {} bytes, mode {mode:o}, loose {:?}", data.len(), loose.as_ref().map(Vec::len))
+            format!(
+                "a file of {} bytes, mode {mode:o}, loose {:?}",
+                data.len(),
+                loose.as_ref().map(Vec::len)
+            )
         }
         other => format!("{other:?}"),
     };
@@ -172,7 +203,11 @@ pub fn difference(tree: &Tree, found: &Tree) -> String {
         _ => true,
     };
     match paths.iter().find(differs) {
-        Some(path) => format!("{path}: expected {}, found {}", short(tree.get(*path)), short(found.get(*path))),
+        Some(path) => format!(
+            "{path}: expected {}, found {}",
+            short(tree.get(*path)),
+            short(found.get(*path))
+        ),
         None => "no difference".into(),
     }
 }
@@ -197,7 +232,11 @@ impl Script {
 
     /// The tree that a snapshot was taken of.
     pub fn snapshot(&self, name: &str) -> &Tree {
-        let at = self.ops.iter().position(|op| matches!(op, Op::Snapshot(n) if *n == name)).expect("the script takes it");
+        let at = self
+            .ops
+            .iter()
+            .position(|op| matches!(op, Op::Snapshot(n) if *n == name))
+            .expect("the script takes it");
         &self.trees[at]
     }
 
@@ -214,7 +253,8 @@ impl Script {
 /// The scripts; a step is met in the first that passes it.
 pub const SCRIPTS: &[&str] = &["life", "small"];
 
-/// Longer than the 64 records of 4 KiB that a truncation deletes at once: it leaves a mask, and a removal has something to reclaim.
+/// Longer than the 64 records of 4 KiB that a truncation deletes at once: it leaves a mask, and a
+/// removal has something to reclaim.
 const BIG: usize = 300_000;
 
 /// Everything a volume goes through.

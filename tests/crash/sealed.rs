@@ -1,5 +1,6 @@
-//! Damaged and sealed pools: a wrong key, one changed bit in an object, a pack cut short. Each is an error that says so, or harmless; never other
-//! bytes than were written, never a panic, and what is in the bucket stays as it is.
+//! Damaged and sealed pools: a wrong key, one changed bit in an object, a pack cut short. Each is
+//! an error that says so, or harmless; never other bytes than were written, never a panic, and what
+//! is in the bucket stays as it is.
 
 use crate::process::{Expected, Home, Process, run};
 use crate::script::{Script, Tree, agrees, difference};
@@ -24,7 +25,8 @@ async fn objects(store: &InMemory) -> Objects {
     objects
 }
 
-/// A pool whose volume was written, closed, written again, and whose process died: tables, the tail of a log, and packs.
+/// A pool whose volume was written, closed, written again, and whose process died: tables, the tail
+/// of a log, and packs.
 fn pool(folder: &std::path::Path, secret: Option<Secret>) -> (Home, Tree) {
     let home = Home::memory(folder).sealed(secret);
     let script = Script::by_name("short");
@@ -59,8 +61,12 @@ fn damage_everything(secret: Option<&str>) {
         async move { objects(home.store()).await }
     });
     let (mut refused, mut harmless) = (BTreeMap::new(), 0);
-    for (path, bytes) in whole.iter().filter(|(path, _)| ["vol/", "packs/"].iter().any(|area| path.as_ref().starts_with(area))) {
-        let places = [Some(bytes.len() / 4), Some(bytes.len() / 2), bytes.len().checked_sub(1), None];
+    for (path, bytes) in whole
+        .iter()
+        .filter(|(path, _)| ["vol/", "packs/"].iter().any(|area| path.as_ref().starts_with(area)))
+    {
+        let places =
+            [Some(bytes.len() / 4), Some(bytes.len() / 2), bytes.len().checked_sub(1), None];
         for place in places.into_iter().filter(|place| place.is_none_or(|at| at < bytes.len())) {
             // Only packs have no other guard against being cut short.
             if place.is_none() && !path.as_ref().starts_with("packs/") {
@@ -86,7 +92,10 @@ fn damage_everything(secret: Option<&str>) {
                     harmless += 1;
                 }
                 Err((class, why)) => {
-                    assert!(!why.is_empty() && class != Class::NotFound, "{what}: {class:?}: {why}");
+                    assert!(
+                        !why.is_empty() && class != Class::NotFound,
+                        "{what}: {class:?}: {why}"
+                    );
                     *refused.entry(format!("{class:?}")).or_insert(0) += 1;
                     println!("{what}: {class:?}: {why}");
                 }
@@ -123,9 +132,19 @@ fn another_key_is_refused_and_changes_nothing() {
         let home = home.clone();
         run("opening with another key", async move {
             let before = objects(home.store()).await;
-            let error = Catalog::open(home.bucket(), secret.map(Secret::new).as_ref()).await.expect_err("refused");
-            assert!(matches!(error.class(), Class::Denied | Class::Precondition | Class::Invalid), "{error} ({:?})", error.class());
-            assert!(error.to_string().to_lowercase().contains("key") || error.to_string().contains("encrypt"), "{error}");
+            let error = Catalog::open(home.bucket(), secret.map(Secret::new).as_ref())
+                .await
+                .expect_err("refused");
+            assert!(
+                matches!(error.class(), Class::Denied | Class::Precondition | Class::Invalid),
+                "{error} ({:?})",
+                error.class()
+            );
+            assert!(
+                error.to_string().to_lowercase().contains("key")
+                    || error.to_string().contains("encrypt"),
+                "{error}"
+            );
             assert_eq!(objects(home.store()).await, before);
         });
     }
@@ -149,7 +168,9 @@ fn a_sealed_pool_shows_neither_data_nor_names() {
     let (home, _) = pool(&folder.path().join("plain"), None);
     let whole = run("reading", async move { objects(home.store()).await });
     assert!(
-        whole.values().any(|bytes| bytes.windows(32).any(|w| w == &crate::script::bytes(1, 5_000)[..32])),
+        whole
+            .values()
+            .any(|bytes| bytes.windows(32).any(|w| w == &crate::script::bytes(1, 5_000)[..32])),
         "the search finds what is plain"
     );
 }

@@ -1,12 +1,14 @@
 //! A death at every durable step, in every way there is.
 //!
-//! - **failed**: the step fails once. Where the process goes on, the repeated call must do; where it cannot, another process takes over with the
+//! - **failed**: the step fails once. Where the process goes on, the repeated call must do; where
+//!   it cannot, another process takes over with the
 //!   node's journal.
 //! - **lost node**: as before, but the process ends there and the journal is gone.
 //! - **killed**: a process of its own, on a pool in a folder, ends by SIGABRT at the step.
 //!
-//! After each the state is that before or after the call that was not answered (of a lost node: one that holds everything durable), the rows hold
-//! together, the same call sent again does, the script goes on to its end, and in the end no pack is left that nothing refers to.
+//! After each the state is that before or after the call that was not answered (of a lost node: one
+//! that holds everything durable), the rows hold together, the same call sent again does, the
+//! script goes on to its end, and in the end no pack is left that nothing refers to.
 
 use crate::process::{Died, Expected, Home, Process, Progress, run};
 use crate::script::{SCRIPTS, Script};
@@ -120,8 +122,13 @@ fn steps_in_the_code() -> Vec<String> {
     for source in sources {
         let text = std::fs::read_to_string(source).unwrap();
         for call in text.split("step(").skip(1) {
-            let literal = call.split(')').next().and_then(|arguments| arguments.split('"').nth(1)).unwrap_or_default();
-            let is_name = literal.contains('.') && literal.chars().all(|c| c.is_ascii_lowercase() || matches!(c, '.' | '-'));
+            let literal = call
+                .split(')')
+                .next()
+                .and_then(|arguments| arguments.split('"').nth(1))
+                .unwrap_or_default();
+            let is_name = literal.contains('.')
+                && literal.chars().all(|c| c.is_ascii_lowercase() || matches!(c, '.' | '-'));
             if is_name {
                 steps.push(literal.to_owned());
             }
@@ -160,7 +167,10 @@ fn cases(death: Death) -> Vec<Case> {
     for step in steps_in_the_code() {
         if let Some((_, file)) = ELSEWHERE.iter().find(|(name, _)| *name == step) {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
-            assert!(std::fs::read_to_string(&path).unwrap().contains(&step), "{step} is not in {file}");
+            assert!(
+                std::fs::read_to_string(&path).unwrap().contains(&step),
+                "{step} is not in {file}"
+            );
             continue;
         }
         // The steps of catalog and controller are of one process; theirs are failures.
@@ -168,17 +178,30 @@ fn cases(death: Death) -> Vec<Case> {
         if death != Death::Failed && !of_a_volume && crate::size() == 1 {
             continue;
         }
-        let met = passed.iter().find_map(|(script, passed)| passed.get(&step).map(|times| (*script, *times)));
+        let met = passed
+            .iter()
+            .find_map(|(script, passed)| passed.get(&step).map(|times| (*script, *times)));
         let Some((script, times)) = met else {
             missed.push(step);
             continue;
         };
-        let mut afters: Vec<u64> =
-            (0..crate::size()).map(|n| first_of(death) + n).map(|n| times.saturating_sub(1) * n / (crate::size() + 2)).collect();
+        let mut afters: Vec<u64> = (0..crate::size())
+            .map(|n| first_of(death) + n)
+            .map(|n| times.saturating_sub(1) * n / (crate::size() + 2))
+            .collect();
         afters.dedup();
-        cases.extend(afters.into_iter().map(|after| Case { step: step.clone(), script, after, death }));
+        cases.extend(afters.into_iter().map(|after| Case {
+            step: step.clone(),
+            script,
+            after,
+            death,
+        }));
     }
-    assert!(missed.is_empty(), "no script meets the durable steps {missed:?}: add a call that does to tests/crash/script.rs");
+    assert!(
+        missed.is_empty(),
+        "no script meets the durable steps {missed:?}: add a call that does to \
+         tests/crash/script.rs"
+    );
     cases
 }
 
@@ -200,7 +223,11 @@ fn play_all(death: Death) {
         }
     });
     let failed = failed.into_inner().unwrap();
-    assert!(failed.is_empty(), "{} of {all} cases, whose panics are above: {failed:#?}", failed.len());
+    assert!(
+        failed.is_empty(),
+        "{} of {all} cases, whose panics are above: {failed:#?}",
+        failed.len()
+    );
     let missed = missed.into_inner();
     println!("{all} deaths by {death:?}, {missed} of steps that were not met as often this time");
     assert!(missed * 4 < all, "{missed} of {all} cases did not meet their step");
@@ -231,9 +258,15 @@ fn play(case: &Case) -> bool {
     let expected = match case.death {
         Death::LostNode => {
             home.lose_journals();
-            Expected { first: progress.durable(&script), last: progress.acked + 1, next: progress.acked }
+            Expected {
+                first: progress.durable(&script),
+                last: progress.acked + 1,
+                next: progress.acked,
+            }
         }
-        Death::Failed | Death::Killed => Expected { first: progress.acked, last: progress.acked + 1, next: progress.acked },
+        Death::Failed | Death::Killed => {
+            Expected { first: progress.acked, last: progress.acked + 1, next: progress.acked }
+        }
     };
     let (what, again) = (format!("{case:?}, died: {died:?}"), home.clone());
     let finished = run(&format!("after {case:?}"), async move {
@@ -264,12 +297,15 @@ fn failed(case: &Case, home: &Home) -> Ended {
     run(&format!("{case:?}"), async move {
         home.create().await;
         let action = armed(case.after, "1*return");
-        let arm = |failpoints: &zerofs_csi::telemetry::Failpoints| failpoints.set(&case.step, &action).unwrap();
+        let arm = |failpoints: &zerofs_csi::telemetry::Failpoints| {
+            failpoints.set(&case.step, &action).unwrap()
+        };
         let mut process = Process::start(&home, arm, Script::by_name(case.script)).await;
         let acked_now = acked.clone();
         let answered = move |at| acked_now.store(at, Ordering::Relaxed);
         let ended = limited(process.run(Expected { first: 0, last: 0, next: 0 }, answered)).await;
-        let met = process.failpoints().passed().get(&case.step).is_some_and(|times| *times > case.after);
+        let met =
+            process.failpoints().passed().get(&case.step).is_some_and(|times| *times > case.after);
         let died = ended.err().map(|died| format!("at {}: {}", died.at, died.why));
         Ended { progress: Progress { acked: acked.load(Ordering::Relaxed) }, met, died }
     })
@@ -280,16 +316,28 @@ const CHILD: &str = "CRASH_CHILD";
 /// A process of its own that ends by SIGABRT at the step.
 fn killed(case: &Case, home: &Home) -> Ended {
     let acks = home.journals().with_file_name("acks");
-    let settings =
-        [home.journals().parent().unwrap().to_str().unwrap(), case.script, &case.step, &case.after.to_string()].join("\n");
+    let settings = [
+        home.journals().parent().unwrap().to_str().unwrap(),
+        case.script,
+        &case.step,
+        &case.after.to_string(),
+    ]
+    .join("\n");
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "steps::a_process_to_be_killed", "--nocapture", "--test-threads=1"]);
     let output = child.env(CHILD, settings).stdin(Stdio::null()).output().unwrap();
     use std::os::unix::process::ExitStatusExt;
     let died = output.status.signal() == Some(libc::SIGABRT);
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(died || output.status.success(), "{case:?}: {:?}\n{text}", output.status);
-    assert!(!died || text.contains(&format!("failpoint {} panic", case.step)), "{case:?} died of something else:\n{text}");
+    assert!(
+        !died || text.contains(&format!("failpoint {} panic", case.step)),
+        "{case:?} died of something else:\n{text}"
+    );
     let acked = std::fs::read(&acks).unwrap_or_default().len();
     Ended { progress: Progress { acked }, met: died, died: died.then(|| "killed".to_owned()) }
 }
@@ -306,14 +354,22 @@ fn a_process_to_be_killed() {
         std::process::abort();
     }));
     let (home, script) = (Home::folder(Path::new(folder)), Script::by_name(script));
-    let acks = std::fs::OpenOptions::new().create(true).append(true).open(Path::new(folder).join("acks")).unwrap();
+    let acks = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(Path::new(folder).join("acks"))
+        .unwrap();
     let (step, action) = (step.to_owned(), armed(after.parse().unwrap(), "panic"));
     run("to be killed", async move {
         home.create().await;
-        let mut process = Process::start(&home, |failpoints| failpoints.set(&step, &action).unwrap(), script).await;
+        let mut process =
+            Process::start(&home, |failpoints| failpoints.set(&step, &action).unwrap(), script)
+                .await;
         // One byte for each answer: what is written is there whatever becomes of this process.
         let answered = |_| (&acks).write_all(b".").unwrap();
-        limited(process.run(Expected { first: 0, last: 0, next: 0 }, answered)).await.expect("nothing fails but by dying");
+        limited(process.run(Expected { first: 0, last: 0, next: 0 }, answered))
+            .await
+            .expect("nothing fails but by dying");
     });
 }
 

@@ -9,19 +9,29 @@ use zerofs_csi::csi::proto::v1::volume_content_source::{SnapshotSource, Type, Vo
 use zerofs_csi::csi::proto::v1::*;
 
 /// Well formed, of a pool that nobody has.
-const FOREIGN: &str = "v1:aaaaaaaaaaaaaaaaaaaaaaaaaa:aaaaaaaaaaaaaaaaaaaaaaaaaa-aaaaaaaaaaaaaaaaaaaaaaaaaa";
+const FOREIGN: &str =
+    "v1:aaaaaaaaaaaaaaaaaaaaaaaaaa:aaaaaaaaaaaaaaaaaaaaaaaaaa-aaaaaaaaaaaaaaaaaaaaaaaaaa";
 const OTHER_DRIVERS: &str = "vol-0123456789abcdef0";
 
 fn with_parameter(name: &str, value: &str) -> CreateVolumeRequest {
-    CreateVolumeRequest { parameters: HashMap::from([(name.into(), value.into())]), ..new_volume("v") }
+    CreateVolumeRequest {
+        parameters: HashMap::from([(name.into(), value.into())]),
+        ..new_volume("v")
+    }
 }
 
 fn with_range(required_bytes: i64, limit_bytes: i64) -> CreateVolumeRequest {
-    CreateVolumeRequest { capacity_range: Some(CapacityRange { required_bytes, limit_bytes }), ..new_volume("v") }
+    CreateVolumeRequest {
+        capacity_range: Some(CapacityRange { required_bytes, limit_bytes }),
+        ..new_volume("v")
+    }
 }
 
 fn from(source: Option<Type>) -> CreateVolumeRequest {
-    CreateVolumeRequest { volume_content_source: Some(VolumeContentSource { r#type: source }), ..new_volume("v") }
+    CreateVolumeRequest {
+        volume_content_source: Some(VolumeContentSource { r#type: source }),
+        ..new_volume("v")
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,13 +42,25 @@ async fn create_volume_refuses_nonsense() {
         ..capability(Mode::SingleNodeWriter)
     };
     let cases = [
-        (CreateVolumeRequest { name: String::new(), ..new_volume("") }, Code::InvalidArgument, "name"),
+        (
+            CreateVolumeRequest { name: String::new(), ..new_volume("") },
+            Code::InvalidArgument,
+            "name",
+        ),
         (new_volume(&"x".repeat(129)), Code::InvalidArgument, "129 bytes"),
         (new_volume(&"x".repeat(4096)), Code::InvalidArgument, "4096 bytes"),
         (new_volume("a/b"), Code::InvalidArgument, "a/b"),
         (new_volume("a\u{7}b"), Code::InvalidArgument, "not allowed"),
-        (CreateVolumeRequest { volume_capabilities: vec![], ..new_volume("v") }, Code::InvalidArgument, "volume_capabilities"),
-        (CreateVolumeRequest { volume_capabilities: vec![block], ..new_volume("v") }, Code::InvalidArgument, "block"),
+        (
+            CreateVolumeRequest { volume_capabilities: vec![], ..new_volume("v") },
+            Code::InvalidArgument,
+            "volume_capabilities",
+        ),
+        (
+            CreateVolumeRequest { volume_capabilities: vec![block], ..new_volume("v") },
+            Code::InvalidArgument,
+            "block",
+        ),
         (with_parameter("recordSize", "64k"), Code::InvalidArgument, "recordSize"),
         (with_parameter("recordsize", "3k"), Code::InvalidArgument, "power of two"),
         (with_parameter("uid", "4294967295"), Code::InvalidArgument, "4294967295"),
@@ -50,16 +72,36 @@ async fn create_volume_refuses_nonsense() {
         (with_range(i64::MAX, 0), Code::OutOfRange, "at most"),
         (with_range(0, 1), Code::OutOfRange, "at least"),
         (from(None), Code::InvalidArgument, "volume_content_source"),
-        (from(Some(Type::Snapshot(SnapshotSource { snapshot_id: "snap-1".into() }))), Code::NotFound, "snap-1"),
-        (from(Some(Type::Volume(VolumeSource { volume_id: FOREIGN.into() }))), Code::NotFound, "does not exist"),
-        (from(Some(Type::Volume(VolumeSource { volume_id: String::new() }))), Code::InvalidArgument, "volume_id"),
+        (
+            from(Some(Type::Snapshot(SnapshotSource { snapshot_id: "snap-1".into() }))),
+            Code::NotFound,
+            "snap-1",
+        ),
+        (
+            from(Some(Type::Volume(VolumeSource { volume_id: FOREIGN.into() }))),
+            Code::NotFound,
+            "does not exist",
+        ),
+        (
+            from(Some(Type::Volume(VolumeSource { volume_id: String::new() }))),
+            Code::InvalidArgument,
+            "volume_id",
+        ),
     ];
     for (request, code, needle) in cases {
         refused(driver.controller().create_volume(request).await, code, needle);
     }
-    let mutable = CreateVolumeRequest { mutable_parameters: HashMap::from([("a".into(), "b".into())]), ..new_volume("v") };
-    refused(driver.controller().create_volume(mutable).await, Code::InvalidArgument, "mutable_parameters");
-    let all = driver.controller().list_volumes(ListVolumesRequest::default()).await.unwrap().into_inner();
+    let mutable = CreateVolumeRequest {
+        mutable_parameters: HashMap::from([("a".into(), "b".into())]),
+        ..new_volume("v")
+    };
+    refused(
+        driver.controller().create_volume(mutable).await,
+        Code::InvalidArgument,
+        "mutable_parameters",
+    );
+    let all =
+        driver.controller().list_volumes(ListVolumesRequest::default()).await.unwrap().into_inner();
     assert_eq!(all.entries, [], "nothing was left behind");
 }
 
@@ -69,9 +111,14 @@ async fn foreign_ids_are_answered_as_the_specification_says() {
     let mut controller = driver.controller();
     for id in [FOREIGN, OTHER_DRIVERS, &"z".repeat(5000), "v1:::", "../../etc"] {
         if id == FOREIGN {
-            // Well formed: its pool may be configured elsewhere, and forgetting the volume would leak it.
+            // Well formed: its pool may be configured elsewhere, and forgetting the volume would
+            // leak it.
             let delete = DeleteVolumeRequest { volume_id: id.into(), ..Default::default() };
-            refused(controller.delete_volume(delete).await, Code::FailedPrecondition, "not configured here");
+            refused(
+                controller.delete_volume(delete).await,
+                Code::FailedPrecondition,
+                "not configured here",
+            );
         } else {
             driver.delete(id).await;
         }
@@ -97,9 +144,17 @@ async fn foreign_ids_are_answered_as_the_specification_says() {
         assert_eq!(controller.list_snapshots(list).await.unwrap().into_inner().entries, []);
         let list = ListSnapshotsRequest { snapshot_id: id.into(), ..Default::default() };
         assert_eq!(controller.list_snapshots(list).await.unwrap().into_inner().entries, []);
-        let stats = NodeGetVolumeStatsRequest { volume_id: id.into(), volume_path: "/x".into(), ..Default::default() };
+        let stats = NodeGetVolumeStatsRequest {
+            volume_id: id.into(),
+            volume_path: "/x".into(),
+            ..Default::default()
+        };
         refused(driver.node().node_get_volume_stats(stats).await, Code::NotFound, "");
-        let expand = NodeExpandVolumeRequest { volume_id: id.into(), volume_path: "/x".into(), ..Default::default() };
+        let expand = NodeExpandVolumeRequest {
+            volume_id: id.into(),
+            volume_path: "/x".into(),
+            ..Default::default()
+        };
         refused(driver.node().node_expand_volume(expand).await, Code::NotFound, "");
     }
 }
@@ -108,14 +163,30 @@ async fn foreign_ids_are_answered_as_the_specification_says() {
 async fn missing_ids_and_foreign_tokens_are_refused() {
     let driver = Driver::start().await;
     let (mut controller, mut node) = (driver.controller(), driver.node());
-    refused(controller.delete_volume(DeleteVolumeRequest::default()).await, Code::InvalidArgument, "volume_id");
-    refused(controller.delete_snapshot(DeleteSnapshotRequest::default()).await, Code::InvalidArgument, "snapshot_id");
-    refused(controller.get_snapshot(GetSnapshotRequest::default()).await, Code::InvalidArgument, "snapshot_id");
+    refused(
+        controller.delete_volume(DeleteVolumeRequest::default()).await,
+        Code::InvalidArgument,
+        "volume_id",
+    );
+    refused(
+        controller.delete_snapshot(DeleteSnapshotRequest::default()).await,
+        Code::InvalidArgument,
+        "snapshot_id",
+    );
+    refused(
+        controller.get_snapshot(GetSnapshotRequest::default()).await,
+        Code::InvalidArgument,
+        "snapshot_id",
+    );
     refused(driver.snapshot("", FOREIGN).await, Code::InvalidArgument, "name");
     refused(driver.snapshot("s", "").await, Code::InvalidArgument, "source_volume_id");
     refused(driver.snapshot(&"s".repeat(129), FOREIGN).await, Code::InvalidArgument, "name");
     let expand = ControllerExpandVolumeRequest { volume_id: FOREIGN.into(), ..Default::default() };
-    refused(controller.controller_expand_volume(expand).await, Code::InvalidArgument, "capacity_range");
+    refused(
+        controller.controller_expand_volume(expand).await,
+        Code::InvalidArgument,
+        "capacity_range",
+    );
     for token in ["x", "v1:", "99999999", &"t".repeat(9000)] {
         let list = ListVolumesRequest { starting_token: token.into(), ..Default::default() };
         refused(controller.list_volumes(list).await, Code::Aborted, "starting_token");
@@ -147,7 +218,15 @@ async fn what_is_not_offered_says_so() {
     let driver = Driver::start().await;
     let mut controller = driver.controller();
     let publish = ControllerPublishVolumeRequest::default();
-    refused(controller.controller_publish_volume(publish).await, Code::Unimplemented, "attachRequired");
+    refused(
+        controller.controller_publish_volume(publish).await,
+        Code::Unimplemented,
+        "attachRequired",
+    );
     let modify = ControllerModifyVolumeRequest::default();
-    refused(controller.controller_modify_volume(modify).await, Code::Unimplemented, "VolumeAttributesClass");
+    refused(
+        controller.controller_modify_volume(modify).await,
+        Code::Unimplemented,
+        "VolumeAttributesClass",
+    );
 }

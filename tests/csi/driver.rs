@@ -1,5 +1,5 @@
-//! A whole driver in this process: the real services on a real socket, over a pool in a folder, with a mounter that mounts
-//! nothing.
+//! A whole driver in this process: the real services on a real socket, over a pool in a folder,
+//! with a mounter that mounts nothing.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,7 +28,8 @@ pub struct Driver {
     pub mounter: FakeMounter,
     stop: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
-    /// Of this run of the driver alone: when it goes, so does everything that a process's end would end.
+    /// Of this run of the driver alone: when it goes, so does everything that a process's end would
+    /// end.
     runtime: Option<Runtime>,
     channel: Channel,
 }
@@ -56,11 +57,24 @@ impl Driver {
     }
 
     /// One of several machines on the pool of a folder; `settings` are lines of its configuration.
-    pub async fn seated(dir: Arc<TempDir>, seat: &str, mounter: FakeMounter, settings: &str) -> Self {
+    pub async fn seated(
+        dir: Arc<TempDir>,
+        seat: &str,
+        mounter: FakeMounter,
+        settings: &str,
+    ) -> Self {
         // Shown for a test that fails.
-        tracing_subscriber::fmt().with_test_writer().with_max_level(tracing::Level::WARN).try_init().ok();
+        tracing_subscriber::fmt()
+            .with_test_writer()
+            .with_max_level(tracing::Level::WARN)
+            .try_init()
+            .ok();
         let pool = dir.path().join("pool");
-        let config = Config::parse(&format!("pools:\n  default:\n    url: file://{}\n{settings}", pool.display())).unwrap();
+        let config = Config::parse(&format!(
+            "pools:\n  default:\n    url: file://{}\n{settings}",
+            pool.display()
+        ))
+        .unwrap();
         let socket = dir.path().join(format!("{seat}csi.sock"));
         let options = ServeOptions {
             state_dir: dir.path().join(format!("{seat}state")),
@@ -72,7 +86,11 @@ impl Driver {
         };
         let stop = CancellationToken::new();
         let (ready, is_ready) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let task = runtime.spawn({
             let (mounter, stop) = (mounter.clone(), stop.clone());
             async move {
@@ -95,7 +113,9 @@ impl Driver {
         self.stop.cancel();
         (&mut self.task).await.unwrap().unwrap();
         let runtime = self.runtime.take().unwrap();
-        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(Duration::from_secs(10))).await.unwrap();
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(Duration::from_secs(10)))
+            .await
+            .unwrap();
         (self.dir.clone(), self.mounter.clone())
     }
 
@@ -120,11 +140,14 @@ impl Driver {
         made.into_inner().volume.unwrap()
     }
 
-    /// A name is free again when the collector has been there, which it is told at once; until then the answer is to repeat.
+    /// A name is free again when the collector has been there, which it is told at once; until then
+    /// the answer is to repeat.
     pub async fn create_once_free(&self, name: &str) -> Volume {
         for _ in 0..400 {
             match self.controller().create_volume(new_volume(name)).await {
-                Err(status) if status.code() == Code::Aborted => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(status) if status.code() == Code::Aborted => {
+                    tokio::time::sleep(Duration::from_millis(50)).await
+                }
                 made => return made.unwrap().into_inner().volume.unwrap(),
             }
         }
@@ -132,29 +155,54 @@ impl Driver {
     }
 
     pub async fn snapshot(&self, name: &str, of: &str) -> Result<Snapshot, Status> {
-        let request = CreateSnapshotRequest { source_volume_id: of.into(), name: name.into(), ..Default::default() };
+        let request = CreateSnapshotRequest {
+            source_volume_id: of.into(),
+            name: name.into(),
+            ..Default::default()
+        };
         Ok(self.controller().create_snapshot(request).await?.into_inner().snapshot.unwrap())
     }
 
     pub async fn delete(&self, id: &str) {
-        self.controller().delete_volume(DeleteVolumeRequest { volume_id: id.into(), ..Default::default() }).await.unwrap();
+        self.controller()
+            .delete_volume(DeleteVolumeRequest { volume_id: id.into(), ..Default::default() })
+            .await
+            .unwrap();
     }
 
-    pub async fn stage(&self, id: &str, at: &Path) -> Result<Response<NodeStageVolumeResponse>, Status> {
+    pub async fn stage(
+        &self,
+        id: &str,
+        at: &Path,
+    ) -> Result<Response<NodeStageVolumeResponse>, Status> {
         self.node().node_stage_volume(stage(id, at)).await
     }
 
-    pub async fn publish(&self, id: &str, staging: &Path, at: &Path) -> Result<Response<NodePublishVolumeResponse>, Status> {
+    pub async fn publish(
+        &self,
+        id: &str,
+        staging: &Path,
+        at: &Path,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         self.node().node_publish_volume(publish(id, staging, at)).await
     }
 
-    pub async fn unpublish(&self, id: &str, at: &Path) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+    pub async fn unpublish(
+        &self,
+        id: &str,
+        at: &Path,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let request = NodeUnpublishVolumeRequest { volume_id: id.into(), target_path: text(at) };
         self.node().node_unpublish_volume(request).await
     }
 
-    pub async fn unstage(&self, id: &str, at: &Path) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
-        let request = NodeUnstageVolumeRequest { volume_id: id.into(), staging_target_path: text(at) };
+    pub async fn unstage(
+        &self,
+        id: &str,
+        at: &Path,
+    ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
+        let request =
+            NodeUnstageVolumeRequest { volume_id: id.into(), staging_target_path: text(at) };
         self.node().node_unstage_volume(request).await
     }
 }
@@ -209,5 +257,10 @@ pub fn publish(id: &str, staging: &Path, at: &Path) -> NodePublishVolumeRequest 
 #[track_caller]
 pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, needle: &str) {
     let status = answer.expect_err("must be refused");
-    assert!(status.code() == code && status.message().contains(needle), "{:?}: {}", status.code(), status.message());
+    assert!(
+        status.code() == code && status.message().contains(needle),
+        "{:?}: {}",
+        status.code(),
+        status.message()
+    );
 }

@@ -1,4 +1,5 @@
-//! A node plugin beside another one on the same node, as in an upgrade with surge: what kubelet sees.
+//! A node plugin beside another one on the same node, as in an upgrade with surge: what kubelet
+//! sees.
 
 use crate::driver::*;
 use std::net::SocketAddr;
@@ -44,8 +45,13 @@ impl Plugin {
             health_socket: Some(health.clone()),
         };
         let (said, ready) = mpsc::unbounded_channel();
-        let (stop, mounter, endpoint) = (CancellationToken::new(), mounter.clone(), root.join("node.sock"));
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (stop, mounter, endpoint) =
+            (CancellationToken::new(), mounter.clone(), root.join("node.sock"));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let task = runtime.spawn({
             let stop = stop.clone();
             async move {
@@ -63,7 +69,11 @@ impl Plugin {
 
     async fn is_ready(&self) -> Result<String, String> {
         let health = self.health.clone();
-        tokio::task::spawn_blocking(move || app::ask_ready(&health).map_err(|error| error.to_string())).await.unwrap()
+        tokio::task::spawn_blocking(move || {
+            app::ask_ready(&health).map_err(|error| error.to_string())
+        })
+        .await
+        .unwrap()
     }
 
     async fn stop(mut self) {
@@ -74,7 +84,9 @@ impl Plugin {
     /// As a process that is killed.
     async fn kill(mut self) {
         let runtime = self.runtime.take().unwrap();
-        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(Duration::from_secs(10))).await.unwrap();
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(Duration::from_secs(10)))
+            .await
+            .unwrap();
     }
 }
 
@@ -102,7 +114,10 @@ impl Node {
     }
 
     fn plugin(&self, name: &str) -> Plugin {
-        let pools = format!("pools:\n  default:\n    url: file://{}\n", self.dir.path().join("pool").display());
+        let pools = format!(
+            "pools:\n  default:\n    url: file://{}\n",
+            self.dir.path().join("pool").display()
+        );
         Plugin::start(self.dir.path(), name, &self.mounter, &pools)
     }
 
@@ -117,7 +132,11 @@ impl Node {
 
     async fn is_served(&self) {
         let volume_path = text(&self.path("staging"));
-        let request = NodeGetVolumeStatsRequest { volume_id: self.id.clone(), volume_path, ..Default::default() };
+        let request = NodeGetVolumeStatsRequest {
+            volume_id: self.id.clone(),
+            volume_path,
+            ..Default::default()
+        };
         self.kubelet().await.node_get_volume_stats(request).await.unwrap();
     }
 
@@ -142,7 +161,10 @@ async fn a_plugin_goes_on_with_anothers_volumes() {
     node.kubelet().await.node_stage_volume(stage(&node.id, &node.path("staging"))).await.unwrap();
     let (mounts, registration) = (node.mounter.asked().len(), node.registration());
     let mut early = node.kubelet().await;
-    assert!(old.is_ready().await.unwrap_err().contains("kubelet has not registered"), "no pod can use it yet");
+    assert!(
+        old.is_ready().await.unwrap_err().contains("kubelet has not registered"),
+        "no pod can use it yet"
+    );
     node.is_registered().await;
     assert_eq!(old.is_ready().await.unwrap(), "ok");
 
@@ -150,7 +172,8 @@ async fn a_plugin_goes_on_with_anothers_volumes() {
     new.serves().await;
     assert_eq!(node.registration(), registration, "kubelet does not notice");
     assert_eq!(new.is_ready().await.unwrap(), "ok");
-    // It goes on if the new one ends; a DaemonSet's controller would delete it at once if it were not ready.
+    // It goes on if the new one ends; a DaemonSet's controller would delete it at once if it were
+    // not ready.
     assert!(old.is_ready().await.unwrap().contains("stands by"));
     node.is_served().await;
     // Who has a connection to the old one is told to come again.
@@ -162,7 +185,10 @@ async fn a_plugin_goes_on_with_anothers_volumes() {
     old.stop().await;
     node.is_served().await;
     assert_eq!(node.registration(), registration);
-    assert!(!node.mounter.asked()[mounts..].iter().any(|call| call.starts_with("mount")), "nothing was mounted anew");
+    assert!(
+        !node.mounter.asked()[mounts..].iter().any(|call| call.starts_with("mount")),
+        "nothing was mounted anew"
+    );
     let staging_target_path = text(&node.path("staging"));
     let unstage = NodeUnstageVolumeRequest { volume_id: node.id.clone(), staging_target_path };
     node.kubelet().await.node_unstage_volume(unstage).await.unwrap();

@@ -1,4 +1,5 @@
-//! What a PersistentVolume's mount options come to on every mount of it, and where kubelet's folder may be.
+//! What a PersistentVolume's mount options come to on every mount of it, and where kubelet's folder
+//! may be.
 
 use crate::driver::*;
 use std::os::unix::fs::symlink;
@@ -13,16 +14,28 @@ use zerofs_csi::mount::{MountPoint, Mounter};
 fn with_flags(flags: &[&str]) -> Option<VolumeCapability> {
     let mount_flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     let mount = volume_capability::MountVolume { mount_flags, ..Default::default() };
-    Some(VolumeCapability { access_type: Some(AccessType::Mount(mount)), ..capability(Mode::SingleNodeWriter) })
+    Some(VolumeCapability {
+        access_type: Some(AccessType::Mount(mount)),
+        ..capability(Mode::SingleNodeWriter)
+    })
 }
 
 async fn stage_with(driver: &Driver, id: &str, staging: &Path, flags: &[&str]) {
-    let request = NodeStageVolumeRequest { volume_capability: with_flags(flags), ..stage(id, staging) };
+    let request =
+        NodeStageVolumeRequest { volume_capability: with_flags(flags), ..stage(id, staging) };
     driver.node().node_stage_volume(request).await.unwrap();
 }
 
-fn publish_with(id: &str, staging: &Path, target: &Path, flags: &[&str]) -> NodePublishVolumeRequest {
-    NodePublishVolumeRequest { volume_capability: with_flags(flags), ..publish(id, staging, target) }
+fn publish_with(
+    id: &str,
+    staging: &Path,
+    target: &Path,
+    flags: &[&str],
+) -> NodePublishVolumeRequest {
+    NodePublishVolumeRequest {
+        volume_capability: with_flags(flags),
+        ..publish(id, staging, target)
+    }
 }
 
 async fn mount_at(driver: &Driver, target: &Path) -> MountPoint {
@@ -38,23 +51,33 @@ async fn the_options_of_a_volume_hold_on_every_mount_of_it() {
     stage_with(&driver, &id, &staging, &flags).await;
     let (first, second) = (driver.path("first"), driver.path("second"));
     driver.node().node_publish_volume(publish_with(&id, &staging, &first, &flags)).await.unwrap();
-    let reader = NodePublishVolumeRequest { readonly: true, ..publish_with(&id, &staging, &second, &flags) };
+    let reader =
+        NodePublishVolumeRequest { readonly: true, ..publish_with(&id, &staging, &second, &flags) };
     driver.node().node_publish_volume(reader).await.unwrap();
     for (target, read_only) in [(&staging, false), (&first, false), (&second, true)] {
         let mount = mount_at(&driver, target).await;
-        assert_eq!((mount.read_only, mount.flags.join(",")), (read_only, "nosuid,nodev,noexec,noatime".into()), "{target:?}");
+        assert_eq!(
+            (mount.read_only, mount.flags.join(",")),
+            (read_only, "nosuid,nodev,noexec,noatime".into()),
+            "{target:?}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_is_read_only_by_option_is_published_again_and_again() {
     let driver = Driver::start().await;
-    let (id, staging, target) = (driver.create("v").await.volume_id, driver.path("staging"), driver.path("target"));
+    let (id, staging, target) =
+        (driver.create("v").await.volume_id, driver.path("staging"), driver.path("target"));
     for _ in 0..2 {
         stage_with(&driver, &id, &staging, &["ro"]).await;
     }
     for _ in 0..2 {
-        driver.node().node_publish_volume(publish_with(&id, &staging, &target, &["ro"])).await.unwrap();
+        driver
+            .node()
+            .node_publish_volume(publish_with(&id, &staging, &target, &["ro"]))
+            .await
+            .unwrap();
     }
     assert!(mount_at(&driver, &target).await.read_only);
     // Of a volume that is staged for writing, one pod's own.
@@ -62,9 +85,15 @@ async fn a_volume_that_is_read_only_by_option_is_published_again_and_again() {
     driver.unstage(&id, &staging).await.unwrap();
     stage_with(&driver, &id, &staging, &[]).await;
     for _ in 0..2 {
-        driver.node().node_publish_volume(publish_with(&id, &staging, &target, &["ro"])).await.unwrap();
+        driver
+            .node()
+            .node_publish_volume(publish_with(&id, &staging, &target, &["ro"]))
+            .await
+            .unwrap();
     }
-    assert!(mount_at(&driver, &target).await.read_only && !mount_at(&driver, &staging).await.read_only);
+    assert!(
+        mount_at(&driver, &target).await.read_only && !mount_at(&driver, &staging).await.read_only
+    );
     refused(driver.publish(&id, &staging, &target).await, Code::AlreadyExists, "read-only");
 }
 
@@ -88,9 +117,16 @@ async fn files_left_in_a_target_do_not_keep_a_pod_from_ending() {
     driver.publish(&id, &staging, &elsewhere).await.unwrap();
     std::fs::write(elsewhere.join("stray"), "somebody's").unwrap();
     for _ in 0..2 {
-        refused(driver.unpublish(&id, &elsewhere).await, Code::FailedPrecondition, "move them away");
+        refused(
+            driver.unpublish(&id, &elsewhere).await,
+            Code::FailedPrecondition,
+            "move them away",
+        );
     }
-    assert!(!driver.mounter.list().await.unwrap().iter().any(|mount| mount.target == elsewhere), "it is not mounted any more");
+    assert!(
+        !driver.mounter.list().await.unwrap().iter().any(|mount| mount.target == elsewhere),
+        "it is not mounted any more"
+    );
     std::fs::remove_file(elsewhere.join("stray")).unwrap();
     driver.unpublish(&id, &elsewhere).await.unwrap();
     driver.unstage(&id, &staging).await.unwrap();
@@ -103,7 +139,8 @@ async fn kubelets_folder_may_be_a_link() {
     std::fs::create_dir_all(driver.path("disk/kubelet")).unwrap();
     symlink("disk/kubelet", driver.path("kubelet")).unwrap();
     let id = driver.create("v").await.volume_id;
-    let (staging, target) = (driver.path("kubelet/plugins/v/globalmount"), driver.path("kubelet/pods/1/mount"));
+    let (staging, target) =
+        (driver.path("kubelet/plugins/v/globalmount"), driver.path("kubelet/pods/1/mount"));
     for _ in 0..2 {
         driver.stage(&id, &staging).await.unwrap();
     }
@@ -113,7 +150,11 @@ async fn kubelets_folder_may_be_a_link() {
     let (dir, mounter) = driver.stop().await;
     let driver = Driver::run(dir, mounter).await;
     for path in [&staging, &target] {
-        let stats = NodeGetVolumeStatsRequest { volume_id: id.clone(), volume_path: text(path), ..Default::default() };
+        let stats = NodeGetVolumeStatsRequest {
+            volume_id: id.clone(),
+            volume_path: text(path),
+            ..Default::default()
+        };
         driver.node().node_get_volume_stats(stats).await.unwrap();
     }
     refused(driver.unstage(&id, &staging).await, Code::FailedPrecondition, "still published");

@@ -1,4 +1,5 @@
-//! A volume moves between two machines: one dies, one is told to give it up, one restarts (R24 to R27).
+//! A volume moves between two machines: one dies, one is told to give it up, one restarts (R24 to
+//! R27).
 
 use crate::driver::*;
 use std::net::SocketAddr;
@@ -27,9 +28,13 @@ pub async fn machine(dir: &Arc<TempDir>, seat: &str, mounter: FakeMounter) -> Dr
 
 /// Where a machine serves its one staged volume, as it has written down.
 pub fn endpoint(dir: &TempDir, seat: &str) -> SocketAddr {
-    let records: Vec<_> = std::fs::read_dir(dir.path().join(format!("{seat}state/staged"))).unwrap().flatten().collect();
+    let records: Vec<_> = std::fs::read_dir(dir.path().join(format!("{seat}state/staged")))
+        .unwrap()
+        .flatten()
+        .collect();
     let [record] = &records[..] else { panic!("{records:?}") };
-    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(record.path()).unwrap()).unwrap();
+    let record: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(record.path()).unwrap()).unwrap();
     record["endpoint"].as_str().unwrap().parse().unwrap()
 }
 
@@ -53,7 +58,9 @@ pub async fn unstage_at_last(driver: &Driver, id: &str, at: &Path) {
     for _ in 0..600 {
         match driver.unstage(id, at).await {
             Ok(_) => return,
-            Err(status) => assert!(matches!(status.code(), Code::Aborted | Code::Unavailable), "{status:?}"),
+            Err(status) => {
+                assert!(matches!(status.code(), Code::Aborted | Code::Unavailable), "{status:?}")
+            }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -64,7 +71,11 @@ pub async fn unstage_at_last(driver: &Driver, id: &str, at: &Path) {
 async fn a_dead_machines_volume_is_staged_elsewhere_within_one_call() {
     let dir = Arc::new(tempfile::tempdir().unwrap());
     let first = machine(&dir, "a-", FakeMounter::new()).await;
-    let (id, staging, target) = (first.create("v").await.volume_id, dir.path().join("a-staging"), dir.path().join("a-target"));
+    let (id, staging, target) = (
+        first.create("v").await.volume_id,
+        dir.path().join("a-staging"),
+        dir.path().join("a-target"),
+    );
     first.stage(&id, &staging).await.unwrap();
     first.publish(&id, &staging, &target).await.unwrap();
     let (mounter, served) = (first.mounter.clone(), endpoint(&dir, "a-"));
@@ -76,18 +87,30 @@ async fn a_dead_machines_volume_is_staged_elsewhere_within_one_call() {
     let elsewhere = dir.path().join("b-staging");
     let asked = Instant::now();
     second.stage(&id, &elsewhere).await.unwrap();
-    println!("staged elsewhere {:?} after the death of the first, with a lease of 5 s", asked.elapsed());
+    println!(
+        "staged elsewhere {:?} after the death of the first, with a lease of 5 s",
+        asked.elapsed()
+    );
 
-    // The first machine comes back while its mount is there: it steals nothing, its mount is stale, and goes away as any other.
+    // The first machine comes back while its mount is there: it steals nothing, its mount is stale,
+    // and goes away as any other.
     drop(held);
     let first = machine(&dir, "a-", mounter).await;
-    refused(first.node().node_get_volume_stats(stats(&id, &target)).await, Code::FailedPrecondition, "lost");
+    refused(
+        first.node().node_get_volume_stats(stats(&id, &target)).await,
+        Code::FailedPrecondition,
+        "lost",
+    );
     refused(first.stage(&id, &staging).await, Code::FailedPrecondition, "lost");
     second.node().node_get_volume_stats(stats(&id, &elsewhere)).await.unwrap();
     first.unpublish(&id, &target).await.unwrap();
     unstage_at_last(&first, &id, &staging).await;
     assert_eq!(first.mounter.list().await.unwrap(), []);
-    assert_eq!(std::fs::read_dir(dir.path().join("a-state/staged")).unwrap().count(), 0, "no record is left");
+    assert_eq!(
+        std::fs::read_dir(dir.path().join("a-state/staged")).unwrap().count(),
+        0,
+        "no record is left"
+    );
     // And back again: what is released is there at once.
     second.unstage(&id, &elsewhere).await.unwrap();
     first.stage(&id, &staging).await.unwrap();
@@ -99,7 +122,11 @@ async fn a_machine_that_is_told_to_gives_its_volume_up_and_serves_it_no_more() {
     let dir = Arc::new(tempfile::tempdir().unwrap());
     let first = machine(&dir, "a-", FakeMounter::new()).await;
     let second = machine(&dir, "b-", FakeMounter::new()).await;
-    let (id, staging, target) = (first.create("v").await.volume_id, dir.path().join("a-staging"), dir.path().join("a-target"));
+    let (id, staging, target) = (
+        first.create("v").await.volume_id,
+        dir.path().join("a-staging"),
+        dir.path().join("a-target"),
+    );
     first.stage(&id, &staging).await.unwrap();
     first.publish(&id, &staging, &target).await.unwrap();
     let served = endpoint(&dir, "a-");
@@ -115,9 +142,14 @@ async fn a_machine_that_is_told_to_gives_its_volume_up_and_serves_it_no_more() {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    refused(first.node().node_get_volume_stats(stats(&id, &target)).await, Code::FailedPrecondition, "lost");
+    refused(
+        first.node().node_get_volume_stats(stats(&id, &target)).await,
+        Code::FailedPrecondition,
+        "lost",
+    );
     refused(first.stage(&id, &staging).await, Code::FailedPrecondition, "lost");
-    // R25: not silent while it is mounted, and its address nobody else's, though the two are one machine here.
+    // R25: not silent while it is mounted, and its address nobody else's, though the two are one
+    // machine here.
     assert!(tokio::net::TcpStream::connect(served).await.is_ok());
     assert_ne!(endpoint(&dir, "b-"), served);
     first.unpublish(&id, &target).await.unwrap();
@@ -131,7 +163,8 @@ async fn a_machine_that_is_told_to_gives_its_volume_up_and_serves_it_no_more() {
 /// As a controller that sees the node tainted out-of-service.
 pub async fn revoke(dir: &TempDir, id: &str) {
     let url = format!("file://{}", dir.path().join("pool").display()).parse().unwrap();
-    let bucket = Bucket::open(&url, &Credentials::default(), Folder::MustExist, Limits::default()).unwrap();
+    let bucket =
+        Bucket::open(&url, &Credentials::default(), Folder::MustExist, Limits::default()).unwrap();
     let volumes = Volumes::new(VolumeSettings {
         node: "controller-1".to_owned(),
         session: SessionId::random(),
@@ -144,6 +177,9 @@ pub async fn revoke(dir: &TempDir, id: &str) {
     });
     let catalog = Catalog::open(bucket, None).await.unwrap();
     let controller = Controller::new(Pools::one("p", catalog), volumes);
-    let from = controller.revoke_volume(id.parse().unwrap(), RevocationReason::OutOfService).await.unwrap();
+    let from = controller
+        .revoke_volume(id.parse().unwrap(), RevocationReason::OutOfService)
+        .await
+        .unwrap();
     assert!(from.is_some(), "somebody has it");
 }

@@ -37,7 +37,11 @@ async fn a_volume_is_staged_published_and_taken_back() {
         driver.unstage(&id, &staging).await.unwrap();
     }
     assert_eq!(mounts(&driver).await, []);
-    assert_eq!(std::fs::read_dir(driver.path("state/staged")).unwrap().count(), 0, "no record is left");
+    assert_eq!(
+        std::fs::read_dir(driver.path("state/staged")).unwrap().count(),
+        0,
+        "no record is left"
+    );
     let get = ControllerGetVolumeRequest { volume_id: id };
     let got = driver.controller().controller_get_volume(get).await.unwrap().into_inner();
     assert!(got.status.unwrap().published_node_ids.is_empty(), "it is released");
@@ -52,12 +56,19 @@ async fn usage_comes_from_memory_and_only_where_the_volume_is() {
     driver.publish(&id, &staging, &target).await.unwrap();
     let stats = |path: &std::path::Path| {
         let mut node = driver.node();
-        let request = NodeGetVolumeStatsRequest { volume_id: id.clone(), volume_path: text(path), ..Default::default() };
+        let request = NodeGetVolumeStatsRequest {
+            volume_id: id.clone(),
+            volume_path: text(path),
+            ..Default::default()
+        };
         async move { node.node_get_volume_stats(request).await }
     };
     for path in [&staging, &target] {
         let usage = stats(path).await.unwrap().into_inner().usage;
-        assert_eq!(usage.iter().map(|u| u.unit).collect::<Vec<_>>(), [i32::from(Unit::Bytes), i32::from(Unit::Inodes)]);
+        assert_eq!(
+            usage.iter().map(|u| u.unit).collect::<Vec<_>>(),
+            [i32::from(Unit::Bytes), i32::from(Unit::Inodes)]
+        );
         assert_eq!(usage[0].total, GIB);
         assert!(usage[1].total > 0 && usage[1].available > 0);
     }
@@ -74,11 +85,26 @@ async fn an_expanded_volume_has_its_new_size_at_once() {
     let (id, staging) = (driver.create("v").await.volume_id, driver.path("staging"));
     driver.stage(&id, &staging).await.unwrap();
     let range = Some(CapacityRange { required_bytes: 4 * GIB, limit_bytes: 0 });
-    let expand = ControllerExpandVolumeRequest { volume_id: id.clone(), capacity_range: range, ..Default::default() };
+    let expand = ControllerExpandVolumeRequest {
+        volume_id: id.clone(),
+        capacity_range: range,
+        ..Default::default()
+    };
     driver.controller().controller_expand_volume(expand).await.unwrap();
-    let expand = NodeExpandVolumeRequest { volume_id: id.clone(), volume_path: text(&staging), ..Default::default() };
-    assert_eq!(driver.node().node_expand_volume(expand).await.unwrap().into_inner().capacity_bytes, 4 * GIB);
-    let stats = NodeGetVolumeStatsRequest { volume_id: id.clone(), volume_path: text(&staging), ..Default::default() };
+    let expand = NodeExpandVolumeRequest {
+        volume_id: id.clone(),
+        volume_path: text(&staging),
+        ..Default::default()
+    };
+    assert_eq!(
+        driver.node().node_expand_volume(expand).await.unwrap().into_inner().capacity_bytes,
+        4 * GIB
+    );
+    let stats = NodeGetVolumeStatsRequest {
+        volume_id: id.clone(),
+        volume_path: text(&staging),
+        ..Default::default()
+    };
     let usage = driver.node().node_get_volume_stats(stats).await.unwrap().into_inner().usage;
     assert_eq!(usage[0].total, 4 * GIB);
     driver.unstage(&id, &staging).await.unwrap();
@@ -101,7 +127,10 @@ async fn read_only_is_kept_on_every_way() {
         driver.unpublish(&id, target).await.unwrap();
     }
     driver.unstage(&id, &staging).await.unwrap();
-    let reader = NodeStageVolumeRequest { volume_capability: Some(capability(Mode::MultiNodeReaderOnly)), ..stage(&id, &staging) };
+    let reader = NodeStageVolumeRequest {
+        volume_capability: Some(capability(Mode::MultiNodeReaderOnly)),
+        ..stage(&id, &staging)
+    };
     driver.node().node_stage_volume(reader).await.unwrap();
     driver.publish(&id, &staging, &rw).await.unwrap();
     assert!(mounts(&driver).await.iter().all(|mount| mount.read_only));
@@ -123,9 +152,17 @@ async fn targets_that_are_taken_are_refused_and_left_alone() {
     refused(driver.publish(&id, &staging, &busy).await, Code::FailedPrecondition, "not staged");
     driver.stage(&id, &staging).await.unwrap();
     refused(driver.publish(&id, &staging, &busy).await, Code::FailedPrecondition, "/dev/sdz");
-    refused(driver.publish(&id, &staging, &file).await, Code::FailedPrecondition, "not a directory");
+    refused(
+        driver.publish(&id, &staging, &file).await,
+        Code::FailedPrecondition,
+        "not a directory",
+    );
     refused(driver.unpublish(&id, &busy).await, Code::FailedPrecondition, "/dev/sdz");
-    refused(driver.stage(&id, &driver.path("other")).await, Code::FailedPrecondition, "unstage it there first");
+    refused(
+        driver.stage(&id, &driver.path("other")).await,
+        Code::FailedPrecondition,
+        "unstage it there first",
+    );
     driver.unstage(&id, &staging).await.unwrap();
     assert_eq!(mounts(&driver).await, [foreign]);
     assert_eq!(std::fs::read(&file).unwrap(), b"mine");
@@ -142,7 +179,11 @@ async fn a_volume_for_one_pod_has_one_target() {
     };
     driver.node().node_publish_volume(alone("one")).await.unwrap();
     driver.node().node_publish_volume(alone("one")).await.unwrap();
-    refused(driver.node().node_publish_volume(alone("two")).await, Code::FailedPrecondition, "one pod");
+    refused(
+        driver.node().node_publish_volume(alone("two")).await,
+        Code::FailedPrecondition,
+        "one pod",
+    );
     driver.unpublish(&id, &driver.path("one")).await.unwrap();
     driver.node().node_publish_volume(alone("two")).await.unwrap();
 }
@@ -152,12 +193,15 @@ async fn a_stage_that_fails_leaves_nothing_and_its_repeat_succeeds() {
     let driver = Driver::start().await;
     let (id, staging) = (driver.create("v").await.volume_id, driver.path("staging"));
     let why = "Protocol not supported".to_owned();
-    driver.mounter.fail_next("mount", MountError::Kernel { path: staging.clone(), doing: "mounting", why });
+    driver
+        .mounter
+        .fail_next("mount", MountError::Kernel { path: staging.clone(), doing: "mounting", why });
     refused(driver.stage(&id, &staging).await, Code::Internal, "Protocol not supported");
     assert_eq!(std::fs::read_dir(driver.path("state/staged")).unwrap().count(), 0);
     driver.delete(&driver.create("other").await.volume_id).await;
     driver.stage(&id, &staging).await.unwrap();
-    let late = MountError::Timeout { path: staging.clone(), doing: "writing out dirty pages", secs: 30 };
+    let late =
+        MountError::Timeout { path: staging.clone(), doing: "writing out dirty pages", secs: 30 };
     driver.mounter.fail_next("sync", late);
     refused(driver.unstage(&id, &staging).await, Code::Unavailable, "dirty pages");
     assert_eq!(mounts(&driver).await.len(), 1, "what could not be written stays mounted");
@@ -190,7 +234,11 @@ async fn while_one_call_runs_another_for_the_volume_is_aborted() {
     refused(driver.stage(&id, &staging).await, Code::Aborted, "repeat");
     refused(driver.unstage(&id, &staging).await, Code::Aborted, "repeat");
     let other = driver.create("other").await.volume_id;
-    refused(driver.publish(&other, &staging, &driver.path("t")).await, Code::FailedPrecondition, "not staged");
+    refused(
+        driver.publish(&other, &staging, &driver.path("t")).await,
+        Code::FailedPrecondition,
+        "not staged",
+    );
     go.send(true).unwrap();
     first.await.unwrap().unwrap();
     driver.unstage(&id, &staging).await.unwrap();

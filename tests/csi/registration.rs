@@ -21,7 +21,11 @@ fn registrar(dir: &Path) -> Registrar {
     }
 }
 
-fn serve(dir: &Path, inherited: Option<OwnedFd>, stop: &CancellationToken) -> JoinHandle<std::io::Result<()>> {
+fn serve(
+    dir: &Path,
+    inherited: Option<OwnedFd>,
+    stop: &CancellationToken,
+) -> JoinHandle<std::io::Result<()>> {
     let registering = registrar(dir).listen(inherited).unwrap();
     tokio::spawn(registrar(dir).serve(registering, stop.clone()))
 }
@@ -42,12 +46,13 @@ async fn client(socket: &Path) -> RegistrationClient<Channel> {
     panic!("nobody serves {}", socket.display())
 }
 
-/// `:authority` as grpc-go makes it of a target that is a path (`encodeAuthority`), which is how kubelet dials.
+/// `:authority` as grpc-go makes it of a target that is a path (`encodeAuthority`), which is how
+/// kubelet dials.
 fn authority(path: &Path) -> String {
     path.to_str().unwrap().bytes().fold(String::new(), |mut encoded, byte| {
         match byte {
-            b'-' | b'_' | b'.' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':'
-            | b'[' | b']' | b'@' => encoded.push(char::from(byte)),
+            b'-' | b'_' | b'.' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+'
+            | b',' | b';' | b'=' | b':' | b'[' | b']' | b'@' => encoded.push(char::from(byte)),
             _ if byte.is_ascii_alphanumeric() => encoded.push(char::from(byte)),
             _ => write!(encoded, "%{byte:02X}").unwrap(),
         }
@@ -75,8 +80,8 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 
-/// GetInfo in kubelet's own bytes, which no Rust client sends: `http` refuses to make this authority. The answer's message, or the code by
-/// which the server resets the stream.
+/// GetInfo in kubelet's own bytes, which no Rust client sends: `http` refuses to make this
+/// authority. The answer's message, or the code by which the server resets the stream.
 async fn get_info_as_kubelet(socket: &Path, authority: &str) -> Result<Vec<u8>, u32> {
     let headers = [
         header(":method", "POST"),
@@ -111,14 +116,18 @@ async fn get_info_as_kubelet(socket: &Path, authority: &str) -> Result<Vec<u8>, 
 async fn kubelets_authority_is_understood() {
     let dir = tempfile::tempdir().unwrap();
     // What a kubelet's folder may look like: microk8s, and a name that must be encoded.
-    for folder in ["plugins_registry", "var/snap/microk8s/common/var/lib/kubelet", "a folder, 100%é"] {
+    for folder in
+        ["plugins_registry", "var/snap/microk8s/common/var/lib/kubelet", "a folder, 100%é"]
+    {
         let folder = dir.path().join(folder);
         std::fs::create_dir_all(&folder).unwrap();
         let stop = CancellationToken::new();
         let served = serve(&folder, None, &stop);
         let socket = registrar(&folder).path();
         let info = get_info_as_kubelet(&socket, &authority(&socket)).await;
-        let info = info.unwrap_or_else(|code| panic!("{}: the stream is reset with code {code}", folder.display()));
+        let info = info.unwrap_or_else(|code| {
+            panic!("{}: the stream is reset with code {code}", folder.display())
+        });
         assert!(info.windows(9).any(|part| part == b"CSIPlugin"), "{info:?}");
         // Why the name has an `@`: the usual name's authority is a PROTOCOL_ERROR.
         let usual = authority(&folder.join("zerofs.csi.dev-reg.sock"));
@@ -138,7 +147,10 @@ async fn kubelet_is_told_where_the_driver_is() {
     let mut kubelet = client(&socket).await;
     let info = kubelet.get_info(InfoRequest {}).await.unwrap().into_inner();
     assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", "zerofs.csi.dev"));
-    assert_eq!((info.endpoint.as_str(), info.supported_versions), ("/kubelet/csi.sock", vec!["1.0.0".to_owned()]));
+    assert_eq!(
+        (info.endpoint.as_str(), info.supported_versions),
+        ("/kubelet/csi.sock", vec!["1.0.0".to_owned()])
+    );
     assert!(state.missing().unwrap().contains("has not registered"));
     let refused = RegistrationStatus { plugin_registered: false, error: "no CSINode".to_owned() };
     kubelet.notify_registration_status(refused).await.unwrap();

@@ -13,7 +13,8 @@ fn stats(id: &str, at: &std::path::Path) -> NodeGetVolumeStatsRequest {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_staged_volume_is_served_again_without_a_new_mount() {
     let driver = Driver::start().await;
-    let (id, staging, target) = (driver.create("v").await.volume_id, driver.path("staging"), driver.path("target"));
+    let (id, staging, target) =
+        (driver.create("v").await.volume_id, driver.path("staging"), driver.path("target"));
     driver.stage(&id, &staging).await.unwrap();
     driver.publish(&id, &staging, &target).await.unwrap();
     let asked = driver.mounter.asked().iter().filter(|call| call.starts_with("mount")).count();
@@ -26,7 +27,10 @@ async fn a_staged_volume_is_served_again_without_a_new_mount() {
     }
     driver.stage(&id, &staging).await.unwrap();
     driver.publish(&id, &staging, &target).await.unwrap();
-    assert_eq!(driver.mounter.asked().iter().filter(|call| call.starts_with("mount")).count(), asked);
+    assert_eq!(
+        driver.mounter.asked().iter().filter(|call| call.starts_with("mount")).count(),
+        asked
+    );
     driver.unpublish(&id, &target).await.unwrap();
     driver.unstage(&id, &staging).await.unwrap();
     driver.delete(&id).await;
@@ -42,7 +46,16 @@ async fn what_is_not_mounted_any_more_is_closed_and_released() {
     let driver = Driver::run(dir, mounter).await;
     let owners = async || {
         let get = ControllerGetVolumeRequest { volume_id: id.clone() };
-        driver.controller().controller_get_volume(get).await.unwrap().into_inner().status.unwrap().published_node_ids.len()
+        driver
+            .controller()
+            .controller_get_volume(get)
+            .await
+            .unwrap()
+            .into_inner()
+            .status
+            .unwrap()
+            .published_node_ids
+            .len()
     };
     for _ in 0..200 {
         if owners().await == 0 {
@@ -51,7 +64,11 @@ async fn what_is_not_mounted_any_more_is_closed_and_released() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(owners().await, 0);
-    refused(driver.node().node_get_volume_stats(stats(&id, &staging)).await, Code::NotFound, "staging");
+    refused(
+        driver.node().node_get_volume_stats(stats(&id, &staging)).await,
+        Code::NotFound,
+        "staging",
+    );
     driver.stage(&id, &staging).await.unwrap();
     driver.unstage(&id, &staging).await.unwrap();
 }
@@ -64,7 +81,8 @@ async fn one_bad_record_keeps_nobody_waiting() {
     driver.stage(&good, &at).await.unwrap();
     driver.stage(&bad, &lost).await.unwrap();
     let (dir, mounter) = driver.stop().await;
-    // The record of one names a session that the pool does not know; another file is no record at all.
+    // The record of one names a session that the pool does not know; another file is no record at
+    // all.
     for entry in std::fs::read_dir(dir.path().join("state/staged")).unwrap() {
         let path = entry.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
@@ -79,7 +97,11 @@ async fn one_bad_record_keeps_nobody_waiting() {
     driver.node().node_get_volume_stats(stats(&good, &at)).await.unwrap();
     // R24, R25: not ours any more, so its mount answers ESTALE until it is unstaged.
     refused(driver.stage(&bad, &lost).await, Code::FailedPrecondition, "lost");
-    refused(driver.node().node_get_volume_stats(stats(&bad, &lost)).await, Code::FailedPrecondition, "lost");
+    refused(
+        driver.node().node_get_volume_stats(stats(&bad, &lost)).await,
+        Code::FailedPrecondition,
+        "lost",
+    );
     driver.unstage(&bad, &lost).await.unwrap();
     driver.unstage(&good, &at).await.unwrap();
     assert_eq!(driver.mounter.list().await.unwrap(), []);

@@ -34,8 +34,15 @@ fn tell(heard: oneshot::Sender<()>) -> impl Fn(String) + Send + Sync {
 
 impl Roles {
     async fn start(root: &Path, mounter: FakeMounter) -> Self {
-        let config = || Config::parse(&format!("pools:\n  default:\n    url: file://{}\n", root.join("pool").display())).unwrap();
-        let (sockets, stop) = ([root.join("controller.sock"), root.join("node.sock")], CancellationToken::new());
+        let config = || {
+            Config::parse(&format!(
+                "pools:\n  default:\n    url: file://{}\n",
+                root.join("pool").display()
+            ))
+            .unwrap()
+        };
+        let (sockets, stop) =
+            ([root.join("controller.sock"), root.join("node.sock")], CancellationToken::new());
         let [at_controller, at_node] = sockets.clone();
         let options = NodeOptions {
             node_id: Some("node-a".into()),
@@ -48,11 +55,15 @@ impl Roles {
         };
         let (said, heard) = oneshot::channel();
         let (config_, stop_) = (config(), stop.clone());
-        let controller = tokio::spawn(async move { app::controller(config_, &at_controller, None, &tell(said), stop_).await });
+        let controller = tokio::spawn(async move {
+            app::controller(config_, &at_controller, None, &tell(said), stop_).await
+        });
         ready(heard).await;
         let (said, heard) = oneshot::channel();
         let (config_, stop_) = (config(), stop.clone());
-        let node = tokio::spawn(async move { app::node(config_, &at_node, options, mounter, &tell(said), stop_).await });
+        let node = tokio::spawn(async move {
+            app::node(config_, &at_node, options, mounter, &tell(said), stop_).await
+        });
         ready(heard).await;
         Self {
             controller: ControllerClient::new(connect(&sockets[0]).await),
@@ -78,10 +89,18 @@ async fn the_controller_has_the_node_snapshot_what_it_has_open() {
     let at = dir.path().join("staging");
     let mut roles = Roles::start(dir.path(), mounter.clone()).await;
     roles.node.node_stage_volume(stage(&id, &at)).await.unwrap();
-    let request = CreateSnapshotRequest { source_volume_id: id.clone(), name: "s".into(), ..Default::default() };
-    let made = roles.controller.create_snapshot(request).await.unwrap().into_inner().snapshot.unwrap();
+    let request = CreateSnapshotRequest {
+        source_volume_id: id.clone(),
+        name: "s".into(),
+        ..Default::default()
+    };
+    let made =
+        roles.controller.create_snapshot(request).await.unwrap().into_inner().snapshot.unwrap();
     assert!(made.ready_to_use && made.source_volume_id == id);
-    assert!(mounter.asked().contains(&format!("sync {}", at.display())), "the pages of the mount are written first");
+    assert!(
+        mounter.asked().contains(&format!("sync {}", at.display())),
+        "the pages of the mount are written first"
+    );
     let unstage = NodeUnstageVolumeRequest { volume_id: id, staging_target_path: text(&at) };
     roles.node.node_unstage_volume(unstage).await.unwrap();
     roles.stop().await;

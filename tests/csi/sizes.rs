@@ -1,4 +1,5 @@
-//! Bounds that a volume cannot keep: of a range that it has outgrown already, and of a source that holds more.
+//! Bounds that a volume cannot keep: of a range that it has outgrown already, and of a source that
+//! holds more.
 
 use crate::driver::*;
 use crate::stale::{Mounted, mounter};
@@ -14,13 +15,32 @@ async fn a_volume_above_the_limit_of_an_expansion_is_out_of_range() {
     let driver = Driver::start().await;
     let size = Some(CapacityRange { required_bytes: 5 * GIB, limit_bytes: 0 });
     let request = CreateVolumeRequest { capacity_range: size, ..new_volume("v") };
-    let id = driver.controller().create_volume(request).await.unwrap().into_inner().volume.unwrap().volume_id;
-    let range = |required: i64, limit: i64| Some(CapacityRange { required_bytes: required * GIB, limit_bytes: limit * GIB });
+    let id = driver
+        .controller()
+        .create_volume(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .volume
+        .unwrap()
+        .volume_id;
+    let range = |required: i64, limit: i64| {
+        Some(CapacityRange { required_bytes: required * GIB, limit_bytes: limit * GIB })
+    };
     let expand = |required, limit| {
         let capacity_range = range(required, limit);
-        let request = ControllerExpandVolumeRequest { volume_id: id.clone(), capacity_range, ..Default::default() };
+        let request = ControllerExpandVolumeRequest {
+            volume_id: id.clone(),
+            capacity_range,
+            ..Default::default()
+        };
         let mut controller = driver.controller();
-        async move { controller.controller_expand_volume(request).await.map(|answer| answer.into_inner().capacity_bytes) }
+        async move {
+            controller
+                .controller_expand_volume(request)
+                .await
+                .map(|answer| answer.into_inner().capacity_bytes)
+        }
     };
     refused(expand(2, 3).await, Code::OutOfRange, "at most 3221225472");
     assert_eq!(expand(2, 5).await.unwrap(), 5 * GIB);
@@ -28,10 +48,18 @@ async fn a_volume_above_the_limit_of_an_expansion_is_out_of_range() {
     let staging = driver.path("staging");
     driver.stage(&id, &staging).await.unwrap();
     let on_node = |required, limit| {
-        let (volume_id, volume_path, capacity_range) = (id.clone(), text(&staging), range(required, limit));
-        let request = NodeExpandVolumeRequest { volume_id, volume_path, capacity_range, ..Default::default() };
+        let (volume_id, volume_path, capacity_range) =
+            (id.clone(), text(&staging), range(required, limit));
+        let request = NodeExpandVolumeRequest {
+            volume_id,
+            volume_path,
+            capacity_range,
+            ..Default::default()
+        };
         let mut node = driver.node();
-        async move { node.node_expand_volume(request).await.map(|answer| answer.into_inner().capacity_bytes) }
+        async move {
+            node.node_expand_volume(request).await.map(|answer| answer.into_inner().capacity_bytes)
+        }
     };
     refused(on_node(2, 3).await, Code::OutOfRange, "at most 3221225472");
     assert_eq!(on_node(6, 6).await.unwrap(), 6 * GIB);
@@ -66,14 +94,19 @@ async fn a_quota_of_fewer_inodes_than_the_source_has_is_out_of_range() {
         let small = driver.controller().create_volume(copy_of("copy", source, 100)).await;
         refused(small, Code::OutOfRange, "inodeQuota 100");
     }
-    let all = driver.controller().list_volumes(ListVolumesRequest::default()).await.unwrap().into_inner();
+    let all =
+        driver.controller().list_volumes(ListVolumesRequest::default()).await.unwrap().into_inner();
     assert_eq!(all.entries.len(), 1, "nothing is left behind");
     for (name, source) in [("a", of(&snapshot)), ("b", of(&released)), ("c", volume())] {
         let fits = driver.controller().create_volume(copy_of(name, source, 301)).await.unwrap();
         let copy = fits.into_inner().volume.unwrap().volume_id;
         let staging = driver.path(name);
         driver.stage(&copy, &staging).await.unwrap();
-        let stats = NodeGetVolumeStatsRequest { volume_id: copy.clone(), volume_path: text(&staging), ..Default::default() };
+        let stats = NodeGetVolumeStatsRequest {
+            volume_id: copy.clone(),
+            volume_path: text(&staging),
+            ..Default::default()
+        };
         let usage = driver.node().node_get_volume_stats(stats).await.unwrap().into_inner().usage;
         assert_eq!((usage[1].total, usage[1].available), (301, 0), "{usage:?}");
         driver.unstage(&copy, &staging).await.unwrap();

@@ -7,7 +7,9 @@ use zerofs_csi::csi::proto::v1::volume_content_source::{SnapshotSource, Type, Vo
 use zerofs_csi::csi::proto::v1::*;
 
 fn from_snapshot(name: &str, id: &str) -> CreateVolumeRequest {
-    let source = VolumeContentSource { r#type: Some(Type::Snapshot(SnapshotSource { snapshot_id: id.into() })) };
+    let source = VolumeContentSource {
+        r#type: Some(Type::Snapshot(SnapshotSource { snapshot_id: id.into() })),
+    };
     CreateVolumeRequest { volume_content_source: Some(source), ..new_volume(name) }
 }
 
@@ -23,11 +25,19 @@ async fn a_snapshot_is_made_once_and_its_name_is_the_drivers() {
     let made = driver.snapshot("snap", &a).await.unwrap();
     assert!(made.ready_to_use && made.size_bytes == GIB && made.creation_time.is_some());
     assert_eq!(made.source_volume_id, a);
-    assert_eq!(driver.snapshot("snap", &a).await.unwrap(), made, "a repeat answers the same snapshot");
+    assert_eq!(
+        driver.snapshot("snap", &a).await.unwrap(),
+        made,
+        "a repeat answers the same snapshot"
+    );
     refused(driver.snapshot("snap", &b).await, Code::AlreadyExists, "snap");
     let get = GetSnapshotRequest { snapshot_id: made.snapshot_id.clone(), ..Default::default() };
-    assert_eq!(driver.controller().get_snapshot(get).await.unwrap().into_inner().snapshot, Some(made.clone()));
-    let delete = DeleteSnapshotRequest { snapshot_id: made.snapshot_id.clone(), ..Default::default() };
+    assert_eq!(
+        driver.controller().get_snapshot(get).await.unwrap().into_inner().snapshot,
+        Some(made.clone())
+    );
+    let delete =
+        DeleteSnapshotRequest { snapshot_id: made.snapshot_id.clone(), ..Default::default() };
     driver.controller().delete_snapshot(delete.clone()).await.unwrap();
     driver.controller().delete_snapshot(delete).await.unwrap();
     assert_eq!(listed(&driver, ListSnapshotsRequest::default()).await, Vec::<String>::new());
@@ -50,7 +60,11 @@ async fn snapshots_are_listed_by_volume_by_id_and_in_pages() {
     let first = ListSnapshotsRequest { max_entries: 3, ..Default::default() };
     let page = driver.controller().list_snapshots(first).await.unwrap().into_inner();
     assert_eq!((page.entries.len(), page.next_token.is_empty()), (3, false));
-    let rest = ListSnapshotsRequest { max_entries: 3, starting_token: page.next_token, ..Default::default() };
+    let rest = ListSnapshotsRequest {
+        max_entries: 3,
+        starting_token: page.next_token,
+        ..Default::default()
+    };
     assert_eq!(listed(&driver, rest).await.len(), 1);
 }
 
@@ -59,18 +73,40 @@ async fn volumes_come_from_snapshots_and_volumes_and_outlive_them() {
     let driver = Driver::start().await;
     let source = driver.create("source").await.volume_id;
     let snapshot = driver.snapshot("snap", &source).await.unwrap().snapshot_id;
-    let clone = driver.controller().create_volume(from_snapshot("clone", &snapshot)).await.unwrap().into_inner().volume.unwrap();
+    let clone = driver
+        .controller()
+        .create_volume(from_snapshot("clone", &snapshot))
+        .await
+        .unwrap()
+        .into_inner()
+        .volume
+        .unwrap();
     assert_eq!((clone.capacity_bytes, clone.content_source.is_some()), (GIB, true));
-    let repeat = driver.controller().create_volume(from_snapshot("clone", &snapshot)).await.unwrap().into_inner().volume.unwrap();
+    let repeat = driver
+        .controller()
+        .create_volume(from_snapshot("clone", &snapshot))
+        .await
+        .unwrap()
+        .into_inner()
+        .volume
+        .unwrap();
     assert_eq!(repeat, clone);
-    let copy = VolumeContentSource { r#type: Some(Type::Volume(VolumeSource { volume_id: source.clone() })) };
+    let copy = VolumeContentSource {
+        r#type: Some(Type::Volume(VolumeSource { volume_id: source.clone() })),
+    };
     let copy = CreateVolumeRequest { volume_content_source: Some(copy), ..new_volume("copy") };
     let copy = driver.controller().create_volume(copy).await.unwrap().into_inner().volume.unwrap();
     let larger = CapacityRange { required_bytes: 2 * GIB, limit_bytes: 0 };
-    let larger = CreateVolumeRequest { capacity_range: Some(larger), ..from_snapshot("larger", &snapshot) };
-    let larger = driver.controller().create_volume(larger).await.unwrap().into_inner().volume.unwrap();
+    let larger =
+        CreateVolumeRequest { capacity_range: Some(larger), ..from_snapshot("larger", &snapshot) };
+    let larger =
+        driver.controller().create_volume(larger).await.unwrap().into_inner().volume.unwrap();
     assert_eq!(larger.capacity_bytes, 2 * GIB);
-    refused(driver.controller().create_volume(new_volume("clone")).await, Code::AlreadyExists, "clone");
+    refused(
+        driver.controller().create_volume(new_volume("clone")).await,
+        Code::AlreadyExists,
+        "clone",
+    );
     // Any order: the source first.
     driver.delete(&source).await;
     let delete = DeleteSnapshotRequest { snapshot_id: snapshot, ..Default::default() };
@@ -94,16 +130,30 @@ async fn a_snapshot_of_a_mounted_volume_writes_its_pages_out_first() {
     driver.unstage(&id, &at).await.unwrap();
 }
 
-/// ReadOnlyMany from a snapshot: the snapshot itself, without an owner, through a restart of the driver.
+/// ReadOnlyMany from a snapshot: the snapshot itself, without an owner, through a restart of the
+/// driver.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_nobody_writes_to_is_a_volume_by_itself() {
     let driver = Driver::start().await;
     let source = driver.create("source").await.volume_id;
     let snapshot = driver.snapshot("snap", &source).await.unwrap().snapshot_id;
     let many = Mode::MultiNodeReaderOnly;
-    let wanted = CreateVolumeRequest { volume_capabilities: vec![capability(many)], ..from_snapshot("many", &snapshot) };
-    let made = driver.controller().create_volume(wanted.clone()).await.unwrap().into_inner().volume.unwrap();
-    assert_eq!(driver.controller().create_volume(wanted).await.unwrap().into_inner().volume.unwrap(), made);
+    let wanted = CreateVolumeRequest {
+        volume_capabilities: vec![capability(many)],
+        ..from_snapshot("many", &snapshot)
+    };
+    let made = driver
+        .controller()
+        .create_volume(wanted.clone())
+        .await
+        .unwrap()
+        .into_inner()
+        .volume
+        .unwrap();
+    assert_eq!(
+        driver.controller().create_volume(wanted).await.unwrap().into_inner().volume.unwrap(),
+        made
+    );
     let id = made.volume_id;
     let clone = driver.controller().create_volume(from_snapshot("many", &snapshot)).await;
     refused(clone, Code::AlreadyExists, "read only");
@@ -113,20 +163,30 @@ async fn a_snapshot_that_nobody_writes_to_is_a_volume_by_itself() {
             volume_capabilities: vec![capability(mode)],
             ..Default::default()
         };
-        let answer = driver.controller().validate_volume_capabilities(ask).await.unwrap().into_inner();
+        let answer =
+            driver.controller().validate_volume_capabilities(ask).await.unwrap().into_inner();
         assert_eq!(answer.confirmed.is_some(), confirmed, "{}", answer.message);
     }
     let at = driver.path("staging");
     refused(driver.stage(&id, &at).await, Code::FailedPrecondition, "read-only access mode");
-    let reader = NodeStageVolumeRequest { volume_capability: Some(capability(many)), ..stage(&id, &at) };
+    let reader =
+        NodeStageVolumeRequest { volume_capability: Some(capability(many)), ..stage(&id, &at) };
     driver.node().node_stage_volume(reader.clone()).await.unwrap();
     driver.node().node_stage_volume(reader).await.unwrap();
     driver.delete(&source).await;
-    driver.controller().delete_snapshot(DeleteSnapshotRequest { snapshot_id: snapshot, ..Default::default() }).await.unwrap();
+    driver
+        .controller()
+        .delete_snapshot(DeleteSnapshotRequest { snapshot_id: snapshot, ..Default::default() })
+        .await
+        .unwrap();
 
     let (dir, mounter) = driver.stop().await;
     let driver = Driver::run(dir, mounter).await;
-    let stats = NodeGetVolumeStatsRequest { volume_id: id.clone(), volume_path: text(&at), ..Default::default() };
+    let stats = NodeGetVolumeStatsRequest {
+        volume_id: id.clone(),
+        volume_path: text(&at),
+        ..Default::default()
+    };
     let stats = driver.node().node_get_volume_stats(stats).await.unwrap().into_inner();
     assert!(stats.usage.iter().all(|usage| usage.available == 0), "{stats:?}");
     driver.unstage(&id, &at).await.unwrap();

@@ -1,5 +1,6 @@
-//! What a client of the first machine hears after another machine has taken the volume (R25): every call is answered, reads too, and each answer is
-//! that its handle is stale, until the volume is unstaged there. The second machine answers under the same handles.
+//! What a client of the first machine hears after another machine has taken the volume (R25): every
+//! call is answered, reads too, and each answer is that its handle is stale, until the volume is
+//! unstaged there. The second machine answers under the same handles.
 
 use crate::moving::{endpoint, machine, revoke, unstage_at_last};
 use crate::wire::{Wire, all_args, nfs, status};
@@ -36,7 +37,11 @@ pub fn mounter() -> (FakeMounter, Arc<Mutex<Option<Mounted>>>) {
         let keep = keep.clone();
         Box::pin(async move {
             let mounted = mount(what).await;
-            let failed = |error: anyhow::Error| MountError::Kernel { path: target, doing: "mounting", why: error.to_string() };
+            let failed = |error: anyhow::Error| MountError::Kernel {
+                path: target,
+                doing: "mounting",
+                why: error.to_string(),
+            };
             *keep.lock() = Some(mounted.map_err(failed)?);
             Ok(())
         })
@@ -58,7 +63,9 @@ async fn statuses(wire: &mut Wire, dir: &FileHandle, file: &FileHandle) -> Vec<(
 
 async fn getattr(at: SocketAddr, file: &FileHandle) -> u32 {
     let mut wire = Wire::connect(at).await;
-    let args = crate::wire::pack(&nfs3_types::nfs3::GETATTR3args { object: crate::wire::fh(file.as_bytes()) });
+    let args = crate::wire::pack(&nfs3_types::nfs3::GETATTR3args {
+        object: crate::wire::fh(file.as_bytes()),
+    });
     status(&wire.ask(&nfs(1, 1, &args)).await.expect("an answer"))
 }
 
@@ -88,26 +95,37 @@ async fn every_call_to_the_old_machine_is_stale_until_it_is_unstaged_there() {
     second.stage(&id, &elsewhere).await.unwrap();
     let Mounted { what: there, root: root_there } = mounted_b.lock().clone().unwrap();
     assert_eq!(root_there.as_bytes(), root.as_bytes(), "a handle is the same on every node (R7)");
-    // The first answers nothing that is not so from the moment the second could; whether it says so by a stale handle or by "come again" is
-    // a matter of when it has read the revocation.
+    // The first answers nothing that is not so from the moment the second could; whether it says so
+    // by a stale handle or by "come again" is a matter of when it has read the revocation.
     for _ in 0..400 {
         if getattr(what.endpoint, &file).await == STALE {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    for (when, wire) in [("connected before", &mut wire), ("connected since", &mut Wire::connect(what.endpoint).await)] {
+    for (when, wire) in [
+        ("connected before", &mut wire),
+        ("connected since", &mut Wire::connect(what.endpoint).await),
+    ] {
         let after = statuses(wire, &root, &file).await;
         assert_eq!(after.len(), before.len());
         assert!(after.iter().all(|(_, status)| *status == STALE), "{when}: {after:?}");
     }
     assert!(client.mount(&what.export).await.is_err(), "and nobody mounts it anew");
     assert_eq!(getattr(there.endpoint, &file).await, OK);
-    let read = Client::connect(there.endpoint, &Credentials::root()).await.unwrap().read(&file, 0, 100).await.unwrap();
+    let read = Client::connect(there.endpoint, &Credentials::root())
+        .await
+        .unwrap()
+        .read(&file, 0, 100)
+        .await
+        .unwrap();
     assert_eq!(read.data, "12345678", "what the calls wrote there before");
 
     unstage_at_last(&first, &id, &staging).await;
-    assert!(tokio::net::TcpStream::connect(what.endpoint).await.is_err(), "unstaged: nothing is left");
+    assert!(
+        tokio::net::TcpStream::connect(what.endpoint).await.is_err(),
+        "unstaged: nothing is left"
+    );
     second.unstage(&id, &elsewhere).await.unwrap();
     second.delete(&id).await;
 }

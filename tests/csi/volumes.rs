@@ -9,13 +9,22 @@ use zerofs_csi::csi::proto::v1::*;
 #[tokio::test(flavor = "multi_thread")]
 async fn the_driver_says_what_it_is() {
     let driver = Driver::start().await;
-    let info = driver.identity().get_plugin_info(GetPluginInfoRequest {}).await.unwrap().into_inner();
+    let info =
+        driver.identity().get_plugin_info(GetPluginInfoRequest {}).await.unwrap().into_inner();
     assert_eq!((info.name.as_str(), info.vendor_version.is_empty()), ("zerofs.csi.dev", false));
-    assert_eq!(driver.identity().probe(ProbeRequest {}).await.unwrap().into_inner().ready, Some(true));
-    let capabilities = driver.identity().get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
+    assert_eq!(
+        driver.identity().probe(ProbeRequest {}).await.unwrap().into_inner().ready,
+        Some(true)
+    );
+    let capabilities =
+        driver.identity().get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
     assert_eq!(capabilities.into_inner().capabilities.len(), 2);
     let node = driver.node().node_get_info(NodeGetInfoRequest {}).await.unwrap().into_inner();
-    assert!(!node.node_id.is_empty() && node.max_volumes_per_node > 0 && node.accessible_topology.is_none());
+    assert!(
+        !node.node_id.is_empty()
+            && node.max_volumes_per_node > 0
+            && node.accessible_topology.is_none()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -38,14 +47,17 @@ async fn a_volume_is_created_once_and_deleted_once() {
 async fn without_a_size_there_is_a_default() {
     let driver = Driver::start().await;
     let request = CreateVolumeRequest { capacity_range: None, ..new_volume("plain") };
-    let volume = driver.controller().create_volume(request).await.unwrap().into_inner().volume.unwrap();
+    let volume =
+        driver.controller().create_volume(request).await.unwrap().into_inner().volume.unwrap();
     assert_eq!(volume.capacity_bytes, 10 * GIB);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn names_of_1_and_128_bytes_are_volumes() {
     let driver = Driver::start().await;
-    for name in ["a".to_owned(), "x".repeat(128), "é".repeat(64), "with space and: punctuation".to_owned()] {
+    for name in
+        ["a".to_owned(), "x".repeat(128), "é".repeat(64), "with space and: punctuation".to_owned()]
+    {
         let volume = driver.create(&name).await;
         assert!(volume.volume_id.len() <= 128, "{}", volume.volume_id);
     }
@@ -85,7 +97,10 @@ async fn lists_come_in_pages_whatever_happens_between_them() {
         async move {
             let request = ListVolumesRequest { max_entries: 2, starting_token: token };
             let page = controller.list_volumes(request).await.unwrap().into_inner();
-            (page.entries.into_iter().map(|e| e.volume.unwrap().volume_id).collect::<Vec<_>>(), page.next_token)
+            (
+                page.entries.into_iter().map(|e| e.volume.unwrap().volume_id).collect::<Vec<_>>(),
+                page.next_token,
+            )
         }
     };
     let (first, token) = page(String::new()).await;
@@ -107,24 +122,43 @@ async fn capabilities_are_confirmed_or_the_reason_is_told() {
         volume_capabilities: modes.iter().map(|mode| capability(*mode)).collect(),
         ..Default::default()
     };
-    let yes = driver.controller().validate_volume_capabilities(validate(&[Mode::SingleNodeMultiWriter])).await.unwrap();
+    let yes = driver
+        .controller()
+        .validate_volume_capabilities(validate(&[Mode::SingleNodeMultiWriter]))
+        .await
+        .unwrap();
     assert_eq!(yes.into_inner().confirmed.unwrap().volume_capabilities.len(), 1);
-    let no = driver.controller().validate_volume_capabilities(validate(&[Mode::MultiNodeMultiWriter])).await.unwrap().into_inner();
+    let no = driver
+        .controller()
+        .validate_volume_capabilities(validate(&[Mode::MultiNodeMultiWriter]))
+        .await
+        .unwrap()
+        .into_inner();
     assert!(no.confirmed.is_none() && no.message.contains("one node"), "{}", no.message);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_pool_tells_its_free_space() {
     let driver = Driver::start().await;
-    let capacity = driver.controller().get_capacity(GetCapacityRequest::default()).await.unwrap().into_inner();
-    assert!(capacity.available_capacity > 0 && capacity.available_capacity < 1 << 50, "{capacity:?}");
-    assert_eq!((capacity.minimum_volume_size, capacity.maximum_volume_size), (Some(1 << 20), Some(1 << 50)));
+    let capacity =
+        driver.controller().get_capacity(GetCapacityRequest::default()).await.unwrap().into_inner();
+    assert!(
+        capacity.available_capacity > 0 && capacity.available_capacity < 1 << 50,
+        "{capacity:?}"
+    );
+    assert_eq!(
+        (capacity.minimum_volume_size, capacity.maximum_volume_size),
+        (Some(1 << 20), Some(1 << 50))
+    );
     let block = VolumeCapability {
         access_type: Some(volume_capability::AccessType::Block(volume_capability::BlockVolume {})),
         ..capability(Mode::SingleNodeWriter)
     };
     let request = GetCapacityRequest { volume_capabilities: vec![block], ..Default::default() };
-    assert_eq!(driver.controller().get_capacity(request).await.unwrap().into_inner().available_capacity, 0);
+    assert_eq!(
+        driver.controller().get_capacity(request).await.unwrap().into_inner().available_capacity,
+        0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,11 +18,13 @@ use zerofs_csi::mount::FakeMounter;
 use zerofs_csi::nfs::Peers;
 
 fn config(dir: &Path) -> Config {
-    Config::parse(&format!("pools:\n  default:\n    url: file://{}\n", dir.join("pool").display())).unwrap()
+    Config::parse(&format!("pools:\n  default:\n    url: file://{}\n", dir.join("pool").display()))
+        .unwrap()
 }
 
 async fn is_ready(channel: &Channel) -> bool {
-    IdentityClient::new(channel.clone()).probe(ProbeRequest {}).await.unwrap().into_inner().ready == Some(true)
+    IdentityClient::new(channel.clone()).probe(ProbeRequest {}).await.unwrap().into_inner().ready
+        == Some(true)
 }
 
 async fn until_ready(channel: &Channel) {
@@ -41,7 +43,8 @@ async fn controller_and_node_start_before_their_pool() {
     let (stop, mut tasks, mut channels) = (CancellationToken::new(), Vec::new(), Vec::new());
     for role in ["controller", "node"] {
         let (ready, started) = oneshot::channel();
-        let (config, socket, stop, at) = (config(dir.path()), dir.path().join(role), stop.clone(), dir.path().to_owned());
+        let (config, socket, stop, at) =
+            (config(dir.path()), dir.path().join(role), stop.clone(), dir.path().to_owned());
         let endpoint = socket.clone();
         tasks.push(tokio::spawn(async move {
             let ready = parking_lot::Mutex::new(Some(ready));
@@ -65,29 +68,65 @@ async fn controller_and_node_start_before_their_pool() {
         started.await.unwrap();
         channels.push(connect(&socket).await);
     }
-    let (controller, node) = (ControllerClient::new(channels[0].clone()), NodeClient::new(channels[1].clone()));
+    let (controller, node) =
+        (ControllerClient::new(channels[0].clone()), NodeClient::new(channels[1].clone()));
     assert!(!is_ready(&channels[0]).await && !is_ready(&channels[1]).await);
-    refused(controller.clone().create_volume(new_volume("v")).await, Code::Unavailable, "not open yet");
-    refused(controller.clone().list_volumes(ListVolumesRequest::default()).await, Code::Unavailable, "not open yet");
+    refused(
+        controller.clone().create_volume(new_volume("v")).await,
+        Code::Unavailable,
+        "not open yet",
+    );
+    refused(
+        controller.clone().list_volumes(ListVolumesRequest::default()).await,
+        Code::Unavailable,
+        "not open yet",
+    );
     let info = node.clone().node_get_info(NodeGetInfoRequest {}).await.unwrap().into_inner();
     assert_eq!(info.node_id, "node-1");
     // An id of a pool that may be this one: never "it does not exist".
     let other = tempfile::tempdir().unwrap();
-    let foreign = PoolConfig::at(format!("file://{}/p", other.path().display()).parse().unwrap()).create().await.unwrap();
+    let foreign = PoolConfig::at(format!("file://{}/p", other.path().display()).parse().unwrap())
+        .create()
+        .await
+        .unwrap();
     let id = format!("v1:{}:{}-{}", foreign.pool().id, "a".repeat(26), "b".repeat(25) + "a");
-    refused(node.clone().node_stage_volume(stage(&id, &dir.path().join("staging"))).await, Code::Unavailable, "not open yet");
+    refused(
+        node.clone().node_stage_volume(stage(&id, &dir.path().join("staging"))).await,
+        Code::Unavailable,
+        "not open yet",
+    );
 
     PoolConfig::at(config(dir.path()).pools["default"].url.clone()).create().await.unwrap();
     until_ready(&channels[0]).await;
     until_ready(&channels[1]).await;
-    let made = controller.clone().create_volume(new_volume("v")).await.unwrap().into_inner().volume.unwrap();
+    let made = controller
+        .clone()
+        .create_volume(new_volume("v"))
+        .await
+        .unwrap()
+        .into_inner()
+        .volume
+        .unwrap();
     let request = ValidateVolumeCapabilitiesRequest {
         volume_id: made.volume_id,
         volume_capabilities: vec![capability(Mode::SingleNodeWriter)],
         ..Default::default()
     };
-    assert!(controller.clone().validate_volume_capabilities(request).await.unwrap().into_inner().confirmed.is_some());
-    refused(node.clone().node_stage_volume(stage(&id, &dir.path().join("staging"))).await, Code::NotFound, "");
+    assert!(
+        controller
+            .clone()
+            .validate_volume_capabilities(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .confirmed
+            .is_some()
+    );
+    refused(
+        node.clone().node_stage_volume(stage(&id, &dir.path().join("staging"))).await,
+        Code::NotFound,
+        "",
+    );
     stop.cancel();
     for task in tasks {
         task.await.unwrap().unwrap();

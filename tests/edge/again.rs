@@ -1,5 +1,6 @@
-//! Calls that must not be done twice, sent again with their transaction ids (R20): after a restart, after the loss of the node, and to another node
-//! that has taken the dataset from one that lives. Each gets its first answer, and what others did meanwhile stays.
+//! Calls that must not be done twice, sent again with their transaction ids (R20): after a restart,
+//! after the loss of the node, and to another node that has taken the dataset from one that lives.
+//! Each gets its first answer, and what others did meanwhile stays.
 
 use crate::served::{Death, Home, Served};
 use crate::wire::{Wire, accepted, fh, nfs, pack, place};
@@ -57,7 +58,9 @@ pub async fn make(served: &Served, name: &str) {
     if name.starts_with("dir") {
         fs.mkdir(&caller, fs.root(), &entry(name), SetAttr::default()).await.unwrap();
     } else {
-        fs.create(&caller, fs.root(), &entry(name), CreateHow::Guarded(SetAttr::default())).await.unwrap();
+        fs.create(&caller, fs.root(), &entry(name), CreateHow::Guarded(SetAttr::default()))
+            .await
+            .unwrap();
     }
 }
 
@@ -71,37 +74,103 @@ async fn calls(served: &Served, root: &FileHandle) -> Vec<Call> {
     let file = client.lookup(root, b"file").await.unwrap().handle;
     let guarded = client.lookup(root, b"guarded").await.unwrap();
     let ctime = guarded.attr.unwrap().ctime;
-    let guard = nfstime3 { seconds: u32::try_from(ctime.secs()).unwrap(), nseconds: ctime.subsec_nanos() };
+    let guard =
+        nfstime3 { seconds: u32::try_from(ctime.secs()).unwrap(), nseconds: ctime.subsec_nanos() };
     let at = |name: &'static str| place(root.as_bytes(), name.as_bytes());
     let mut xid = 4711;
     let mut call = |what, procedure, arguments: Vec<u8>, takes, durable| {
         xid += 1;
         Call { what, record: nfs(xid, procedure, &arguments), takes, durable }
     };
-    let setattr =
-        SETATTR3args { object: fh(guarded.handle.as_bytes()), new_attributes: with_mode(0o611), guard: Nfs3Option::Some(guard) };
-    let link = symlinkdata3 { symlink_attributes: no_change(), symlink_data: nfspath3(Opaque::borrowed(b"target")) };
+    let setattr = SETATTR3args {
+        object: fh(guarded.handle.as_bytes()),
+        new_attributes: with_mode(0o611),
+        guard: Nfs3Option::Some(guard),
+    };
+    let link = symlinkdata3 {
+        symlink_attributes: no_change(),
+        symlink_data: nfspath3(Opaque::borrowed(b"target")),
+    };
     let create = |name, how| pack(&CREATE3args { where_: at(name), how });
     vec![
         call("SETATTR with a guard", 2, pack(&setattr), None, false),
-        call("CREATE unchecked", 8, create("made", createhow3::UNCHECKED(with_mode(0o600))), None, false),
-        call("CREATE of what is there", 8, create("opened", createhow3::UNCHECKED(with_mode(0o600))), None, false),
-        call("CREATE guarded", 8, create("made guarded", createhow3::GUARDED(with_mode(0o600))), None, false),
-        call("CREATE exclusive", 8, create("made alone", createhow3::EXCLUSIVE(createverf3([3; 8]))), None, false),
-        call("MKDIR", 9, pack(&MKDIR3args { where_: at("made dir"), attributes: with_mode(0o700) }), None, false),
-        call("SYMLINK", 10, pack(&SYMLINK3args { where_: at("made link"), symlink: link }), None, false),
-        call("MKNOD", 11, pack(&MKNOD3args { where_: at("made pipe"), what: mknoddata3::NF3FIFO(with_mode(0o600)) }), None, false),
+        call(
+            "CREATE unchecked",
+            8,
+            create("made", createhow3::UNCHECKED(with_mode(0o600))),
+            None,
+            false,
+        ),
+        call(
+            "CREATE of what is there",
+            8,
+            create("opened", createhow3::UNCHECKED(with_mode(0o600))),
+            None,
+            false,
+        ),
+        call(
+            "CREATE guarded",
+            8,
+            create("made guarded", createhow3::GUARDED(with_mode(0o600))),
+            None,
+            false,
+        ),
+        call(
+            "CREATE exclusive",
+            8,
+            create("made alone", createhow3::EXCLUSIVE(createverf3([3; 8]))),
+            None,
+            false,
+        ),
+        call(
+            "MKDIR",
+            9,
+            pack(&MKDIR3args { where_: at("made dir"), attributes: with_mode(0o700) }),
+            None,
+            false,
+        ),
+        call(
+            "SYMLINK",
+            10,
+            pack(&SYMLINK3args { where_: at("made link"), symlink: link }),
+            None,
+            false,
+        ),
+        call(
+            "MKNOD",
+            11,
+            pack(&MKNOD3args {
+                where_: at("made pipe"),
+                what: mknoddata3::NF3FIFO(with_mode(0o600)),
+            }),
+            None,
+            false,
+        ),
         call("REMOVE", 12, pack(&REMOVE3args { object: at("gone") }), Some("gone"), true),
         call("RMDIR", 13, pack(&RMDIR3args { object: at("dir gone") }), Some("dir gone"), true),
-        call("RENAME", 14, pack(&RENAME3args { from: at("from"), to: at("over") }), Some("from"), true),
-        call("LINK", 15, pack(&LINK3args { file: fh(file.as_bytes()), link: at("linked") }), None, true),
+        call(
+            "RENAME",
+            14,
+            pack(&RENAME3args { from: at("from"), to: at("over") }),
+            Some("from"),
+            true,
+        ),
+        call(
+            "LINK",
+            15,
+            pack(&LINK3args { file: fh(file.as_bytes()), link: at("linked") }),
+            None,
+            true,
+        ),
     ]
 }
 
 /// The status, and the handle of what was made.
 fn answer(record: &[u8]) -> (u32, Option<Vec<u8>>) {
     let (_, results) = accepted(record);
-    let number = |at: usize| results.get(at..at + 4).map(|bytes| u32::from_be_bytes(bytes.try_into().unwrap()));
+    let number = |at: usize| {
+        results.get(at..at + 4).map(|bytes| u32::from_be_bytes(bytes.try_into().unwrap()))
+    };
     let handle = match (number(4), number(8)) {
         (Some(1), Some(len @ 8..=64)) => results.get(12..12 + len as usize).map(<[u8]>::to_vec),
         _ => None,
@@ -139,11 +208,16 @@ async fn play(sync: SyncMode, then: Then) {
             other
         }
     };
-    let remembered = |call: &Call| then == Then::Restarted || sync == SyncMode::Always || call.durable;
+    let remembered =
+        |call: &Call| then == Then::Restarted || sync == SyncMode::Always || call.durable;
     let mut made = Vec::new();
     for call in &calls {
         if let Some(name) = call.takes {
-            assert!(found(&served, name).await.is_none(), "{sync:?}, {then:?}: {} was answered and is not done", call.what);
+            assert!(
+                found(&served, name).await.is_none(),
+                "{sync:?}, {then:?}: {} was answered and is not done",
+                call.what
+            );
             make(&served, name).await;
             made.push((name, found(&served, name).await.unwrap().file));
         }
@@ -158,7 +232,11 @@ async fn play(sync: SyncMode, then: Then) {
     }
     for (name, file) in made {
         let there = found(&served, name).await.map(|attr| attr.file);
-        assert_eq!(there, Some(file), "{sync:?}, {then:?}: what has the name {name} now was taken away");
+        assert_eq!(
+            there,
+            Some(file),
+            "{sync:?}, {then:?}: what has the name {name} now was taken away"
+        );
     }
     assert_eq!(found(&served, "file").await.unwrap().nlink, 2);
     assert_eq!(found(&served, "guarded").await.unwrap().mode, 0o611);
@@ -181,7 +259,8 @@ async fn a_repeated_call_gets_its_first_answer_from_another_node() {
     play(SyncMode::Always, Then::Overtaken).await;
 }
 
-/// A truncation that comes late must not take what was written since: its first sending was answered before.
+/// A truncation that comes late must not take what was written since: its first sending was
+/// answered before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeated_truncation_takes_nothing_that_was_written_since() {
     for restarts in [false, true] {
@@ -192,8 +271,15 @@ async fn a_repeated_truncation_takes_nothing_that_was_written_since() {
         make(&served, "file").await;
         let file = client.lookup(&root, b"file").await.unwrap().handle;
         let cut = sattr3 { size: Nfs3Option::Some(0), ..no_change() };
-        let by_setattr = SETATTR3args { object: fh(file.as_bytes()), new_attributes: cut.clone(), guard: Nfs3Option::None };
-        let by_create = CREATE3args { where_: place(root.as_bytes(), b"file"), how: createhow3::UNCHECKED(cut) };
+        let by_setattr = SETATTR3args {
+            object: fh(file.as_bytes()),
+            new_attributes: cut.clone(),
+            guard: Nfs3Option::None,
+        };
+        let by_create = CREATE3args {
+            where_: place(root.as_bytes(), b"file"),
+            how: createhow3::UNCHECKED(cut),
+        };
         let records = [nfs(5, 2, &pack(&by_setattr)), nfs(6, 8, &pack(&by_create))];
         for record in &records {
             assert_eq!(send(&served, record).await.0, 0);
@@ -202,11 +288,18 @@ async fn a_repeated_truncation_takes_nothing_that_was_written_since() {
             served = home.again(served, Death::Process).await;
         }
         let client = served.client(&Credentials::root()).await;
-        client.write(&file, 0, bytes::Bytes::from_static(b"since then"), Stability::FileSync).await.unwrap();
+        client
+            .write(&file, 0, bytes::Bytes::from_static(b"since then"), Stability::FileSync)
+            .await
+            .unwrap();
         for record in &records {
             assert_eq!(send(&served, record).await.0, 0);
         }
-        assert_eq!(client.read(&file, 0, 100).await.unwrap().data, "since then", "restarts: {restarts}");
+        assert_eq!(
+            client.read(&file, 0, 100).await.unwrap().data,
+            "since then",
+            "restarts: {restarts}"
+        );
         served.fs.close().await.unwrap();
     }
 }
@@ -222,7 +315,11 @@ async fn a_repeated_change_of_mode_takes_nothing_back() {
         make(&served, "file").await;
         let file = client.lookup(&root, b"file").await.unwrap().handle;
         let record = |xid, mode| {
-            let args = SETATTR3args { object: fh(file.as_bytes()), new_attributes: with_mode(mode), guard: Nfs3Option::None };
+            let args = SETATTR3args {
+                object: fh(file.as_bytes()),
+                new_attributes: with_mode(mode),
+                guard: Nfs3Option::None,
+            };
             nfs(xid, 2, &pack(&args))
         };
         assert_eq!(send(&served, &record(5, 0o600)).await.0, 0);
@@ -236,7 +333,8 @@ async fn a_repeated_change_of_mode_takes_nothing_back() {
     }
 }
 
-/// A synchronous WRITE that is held because the store does not answer has taken effect: it must not do so again over what was written since.
+/// A synchronous WRITE that is held because the store does not answer has taken effect: it must not
+/// do so again over what was written since.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_waits_for_the_store_takes_effect_once() {
     let mut home = Home::new();
@@ -246,24 +344,32 @@ async fn a_write_that_waits_for_the_store_takes_effect_once() {
     let root = served.root(&client).await;
     make(&served, "file").await;
     let file = client.lookup(&root, b"file").await.unwrap().handle;
-    let (failpoints, step) = (home.dataset.place.bucket.failpoints().clone(), "fs.content.before-pack");
+    let (failpoints, step) =
+        (home.dataset.place.bucket.failpoints().clone(), "fs.content.before-pack");
     let passed = || failpoints.passed().get(step).copied().unwrap_or(0);
     failpoints.set(step, "return").unwrap();
     let old = tokio::spawn({
         let (client, file) = (client.clone(), file.clone());
-        async move { client.write(&file, 0, bytes::Bytes::from_static(b"old"), Stability::FileSync).await }
+        async move {
+            client.write(&file, 0, bytes::Bytes::from_static(b"old"), Stability::FileSync).await
+        }
     });
     let soon = async {
         while client.read(&file, 0, 9).await.unwrap().data != "old" {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
-        client.write(&file, 0, bytes::Bytes::from_static(b"new"), Stability::Unstable).await.unwrap();
+        client
+            .write(&file, 0, bytes::Bytes::from_static(b"new"), Stability::Unstable)
+            .await
+            .unwrap();
         let then = passed();
         while passed() < then + 4 {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(60), soon).await.expect("it is tried again");
+    tokio::time::timeout(std::time::Duration::from_secs(60), soon)
+        .await
+        .expect("it is tried again");
     failpoints.set(step, "off").unwrap();
     old.await.unwrap().unwrap();
     assert_eq!(client.read(&file, 0, 9).await.unwrap().data, "new");

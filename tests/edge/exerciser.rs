@@ -1,9 +1,10 @@
-//! One file under random use: writes, overwrites of whole pages in any order, truncations, holes and reads at random places, compared byte by byte,
-//! with restarts of the server in between. The client does what the kernel's does: it keeps what is not committed, and sends it again when the
+//! One file under random use: writes, overwrites of whole pages in any order, truncations, holes
+//! and reads at random places, compared byte by byte, with restarts of the server in between. The
+//! client does what the kernel's does: it keeps what is not committed, and sends it again when the
 //! write verifier has changed (RFC 1813 §4.11, R18).
 //!
-//! `FSX_SEED` repeats one history; `FSX_OPS` sets its length, otherwise `ZEROFS_TEST_SIZE` multiplies it. With `FSX_VERIFY` everything is compared
-//! after each operation.
+//! `FSX_SEED` repeats one history; `FSX_OPS` sets its length, otherwise `ZEROFS_TEST_SIZE`
+//! multiplies it. With `FSX_VERIFY` everything is compared after each operation.
 
 use crate::served::{Death, Home, Served};
 use bytes::Bytes;
@@ -38,7 +39,11 @@ impl Exerciser {
         let served = home.serve().await;
         let client = served.client(&Credentials::root()).await;
         let root = served.root(&client).await;
-        let file = client.create(&root, b"file", &CreateHow::Guarded(SetAttr::default())).await.unwrap().handle;
+        let file = client
+            .create(&root, b"file", &CreateHow::Guarded(SetAttr::default()))
+            .await
+            .unwrap()
+            .handle;
         let rng = StdRng::seed_from_u64(seed);
         Self {
             rng,
@@ -117,14 +122,16 @@ impl Exerciser {
             0 => vec![0; len as usize].into(),
             _ => (0..len).map(|_| self.rng.random()).collect::<Vec<u8>>().into(),
         };
-        let stability = if self.rng.random_bool(0.1) { Stability::FileSync } else { Stability::Unstable };
+        let stability =
+            if self.rng.random_bool(0.1) { Stability::FileSync } else { Stability::Unstable };
         self.note(format!("write {at} {len} {stability:?}"));
         self.apply(at, &data);
         let answer = self.client.write(&self.file, at, data.clone(), stability).await.unwrap();
         self.wrote(at, data, &answer);
     }
 
-    /// Whole pages as they are in a page cache, changed a little, written back in any order and several at a time.
+    /// Whole pages as they are in a page cache, changed a little, written back in any order and
+    /// several at a time.
     async fn pages(&mut self) {
         if self.model.is_empty() {
             return;
@@ -135,7 +142,8 @@ impl Exerciser {
         self.note(format!("pages {first}..{last}"));
         let mut writes = Vec::new();
         for page in first..last {
-            let (from, to) = ((page * PAGE) as usize, self.model.len().min(((page + 1) * PAGE) as usize));
+            let (from, to) =
+                ((page * PAGE) as usize, self.model.len().min(((page + 1) * PAGE) as usize));
             if from >= to {
                 continue;
             }
@@ -144,7 +152,9 @@ impl Exerciser {
             writes.push((from as u64, Bytes::copy_from_slice(&self.model[from..to])));
         }
         writes.shuffle(&mut self.rng);
-        let sent = writes.iter().map(|(at, data)| self.client.write(&self.file, *at, data.clone(), Stability::Unstable));
+        let sent = writes.iter().map(|(at, data)| {
+            self.client.write(&self.file, *at, data.clone(), Stability::Unstable)
+        });
         let answers = futures::future::join_all(sent).await;
         for ((at, data), answer) in writes.into_iter().zip(answers) {
             self.wrote(at, data, &answer.unwrap());
@@ -159,7 +169,11 @@ impl Exerciser {
         let to = (from + len as usize).min(self.model.len());
         if read.data != self.model[from..to] {
             let first = read.data.iter().zip(&self.model[from..to]).position(|(a, b)| a != b);
-            self.wrong(&format!("{} bytes at {at} of {len}, of {}; first difference at {first:?}", read.data.len(), to - from));
+            self.wrong(&format!(
+                "{} bytes at {at} of {len}, of {}; first difference at {first:?}",
+                read.data.len(),
+                to - from
+            ));
         }
         if read.eof != (to == self.model.len()) {
             self.wrong("eof");
@@ -198,8 +212,13 @@ impl Exerciser {
             self.verifier = None;
             for (at, data) in std::mem::take(&mut self.uncommitted) {
                 // As its page is by now: a synchronous write may have come after it.
-                let data = Bytes::copy_from_slice(&self.model[at as usize..at as usize + data.len()]);
-                let again = self.client.write(&self.file, at, data.clone(), Stability::Unstable).await.unwrap();
+                let data =
+                    Bytes::copy_from_slice(&self.model[at as usize..at as usize + data.len()]);
+                let again = self
+                    .client
+                    .write(&self.file, at, data.clone(), Stability::Unstable)
+                    .await
+                    .unwrap();
                 self.wrote(at, data, &again);
             }
         }
@@ -235,7 +254,8 @@ impl Exerciser {
         }
         if found != self.model {
             let differ = |(at, (a, b)): (usize, (&u8, &u8))| (a != b).then_some(at);
-            let differing: Vec<usize> = found.iter().zip(&self.model).enumerate().filter_map(differ).collect();
+            let differing: Vec<usize> =
+                found.iter().zip(&self.model).enumerate().filter_map(differ).collect();
             self.wrong(&format!(
                 "{} bytes, of {}; {} differ, from {:?} to {:?}, of them {} read as zeros",
                 found.len(),

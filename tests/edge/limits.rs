@@ -12,7 +12,12 @@ const DEPTH: usize = 1200;
 /// 8,796,093,022,208
 fn with_commas(number: u64) -> String {
     let digits = number.to_string();
-    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap()).collect();
+    let groups: Vec<&str> = digits
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .map(|group| std::str::from_utf8(group).unwrap())
+        .collect();
     groups.join(",")
 }
 
@@ -28,7 +33,9 @@ async fn what_the_page_says_holds() {
     let conf = client.pathconf(&root).await.unwrap();
     says(&format!("| {} |", with_commas(u64::from(conf.links_max))));
     says(&format!("| {} bytes, any but", conf.name_max));
-    assert!(conf.no_trunc && conf.chown_restricted && conf.case_preserving && !conf.case_insensitive);
+    assert!(
+        conf.no_trunc && conf.chown_restricted && conf.case_preserving && !conf.case_insensitive
+    );
     let info = client.fsinfo(&root).await.unwrap();
     assert_eq!((info.file_bytes_max, info.write_max), (FILE_BYTES_MAX, 1 << 20));
     says(&format!("8 TiB ({} bytes)", with_commas(info.file_bytes_max)));
@@ -37,11 +44,17 @@ async fn what_the_page_says_holds() {
     says("1 PiB and\n2⁴⁴ inodes");
 
     let file = client.create(&root, b"f", &new()).await.unwrap().handle;
-    let last = client.write(&file, FILE_BYTES_MAX - 1, Bytes::from_static(b"x"), Stability::FileSync).await.unwrap();
+    let last = client
+        .write(&file, FILE_BYTES_MAX - 1, Bytes::from_static(b"x"), Stability::FileSync)
+        .await
+        .unwrap();
     assert_eq!(last.attr.unwrap().size, FILE_BYTES_MAX);
-    let beyond = client.write(&file, FILE_BYTES_MAX, Bytes::from_static(b"x"), Stability::FileSync).await;
+    let beyond =
+        client.write(&file, FILE_BYTES_MAX, Bytes::from_static(b"x"), Stability::FileSync).await;
     assert_eq!(beyond.unwrap_err().status(), Some(NfsStat::FileTooBig));
-    let grown = client.setattr(&file, &SetAttr { size: Some(FILE_BYTES_MAX + 1), ..SetAttr::default() }, None).await;
+    let grown = client
+        .setattr(&file, &SetAttr { size: Some(FILE_BYTES_MAX + 1), ..SetAttr::default() }, None)
+        .await;
     assert_eq!(grown.unwrap_err().status(), Some(NfsStat::FileTooBig));
 
     let mut dir = root.clone();
@@ -57,7 +70,8 @@ pub fn new() -> zerofs_csi::fs::api::CreateHow {
     zerofs_csi::fs::api::CreateHow::Unchecked(SetAttr::default())
 }
 
-/// Sixteen groups are what AUTH_SYS carries: our client leaves the rest out as Linux' does, and a call with more is refused.
+/// Sixteen groups are what AUTH_SYS carries: our client leaves the rest out as Linux' does, and a
+/// call with more is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixteen_groups_count() {
     let mut home = Home::new();
@@ -68,7 +82,8 @@ async fn sixteen_groups_count() {
         let set = SetAttr { mode: Some(0o070), gid: Some(gid), ..SetAttr::default() };
         client.mkdir(&root, name.as_bytes(), &set).await.unwrap();
     }
-    let credentials = Credentials { uid: 1000, gid: 1000, groups: (0..20).collect(), ..Credentials::root() };
+    let credentials =
+        Credentials { uid: 1000, gid: 1000, groups: (0..20).collect(), ..Credentials::root() };
     let member = Client::connect(served.server.local_addr(), &credentials).await.unwrap();
     let inside = async |name: &str| {
         let dir = member.lookup(&root, name.as_bytes()).await.unwrap().handle;
@@ -106,6 +121,9 @@ async fn a_folder_below_the_root_is_mounted() {
     let dir = client.mkdir(&root, b"static", &SetAttr::default()).await.unwrap().handle;
     let below = client.mkdir(&dir, b"img", &SetAttr::default()).await.unwrap().handle;
     assert_eq!(served.mount(&client, &format!("{EXPORT}/static/img")).await.unwrap(), below);
-    assert!(matches!(served.mount(&client, &format!("{EXPORT}/img")).await, Err(ClientError::Mount { status: 2, .. })));
+    assert!(matches!(
+        served.mount(&client, &format!("{EXPORT}/img")).await,
+        Err(ClientError::Mount { status: 2, .. })
+    ));
     served.fs.close().await.unwrap();
 }

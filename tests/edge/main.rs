@@ -1,5 +1,6 @@
-//! The NFS edge over the real file system, as one user-space client sees it: calls that come again after a restart or a take-over, one file under
-//! random use through restarts, and POSIX's rules as a table.
+//! The NFS edge over the real file system, as one user-space client sees it: calls that come again
+//! after a restart or a take-over, one file under random use through restarts, and POSIX's rules as
+//! a table.
 //!
 //! `ZEROFS_TEST_SIZE` multiplies the random ones.
 

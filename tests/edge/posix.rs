@@ -1,4 +1,5 @@
-//! POSIX's rules as a table (`posix.txt`), in the spirit of pjdfstest's suites: each line is a call by somebody, and what it must answer.
+//! POSIX's rules as a table (`posix.txt`), in the spirit of pjdfstest's suites: each line is a call
+//! by somebody, and what it must answer.
 //!
 //! ```text
 //! == title                         a case of its own, in an empty directory that everybody may write to
@@ -56,7 +57,12 @@ fn credentials(who: &str) -> Credentials {
     let (uid, groups) = who.split_once(':').unwrap();
     let mut groups = groups.split(',').map(|group| group.parse().unwrap());
     let gid = groups.next().unwrap();
-    Credentials { machine: "table".into(), uid: uid.parse().unwrap(), gid, groups: groups.collect() }
+    Credentials {
+        machine: "table".into(),
+        uid: uid.parse().unwrap(),
+        gid,
+        groups: groups.collect(),
+    }
 }
 
 fn octal(text: &str) -> u32 {
@@ -111,7 +117,11 @@ impl Player {
     }
 
     /// The directory of a path, and the name in it.
-    async fn place(&self, client: &Client, path: &str) -> Result<(FileHandle, Vec<u8>), ClientError> {
+    async fn place(
+        &self,
+        client: &Client,
+        path: &str,
+    ) -> Result<(FileHandle, Vec<u8>), ClientError> {
         let mut at = self.top.clone();
         let mut parts: Vec<&str> = path.split('/').collect();
         let last = parts.pop().unwrap();
@@ -172,8 +182,12 @@ impl Player {
             }
             ["mkfifo", path, bits] => self.make(client, path, &Special::Fifo, &mode(bits)).await,
             ["mksock", path, bits] => self.make(client, path, &Special::Socket, &mode(bits)).await,
-            ["mkchr", path, bits] => self.make(client, path, &Special::CharDevice(1, 3), &mode(bits)).await,
-            ["mkblk", path, bits] => self.make(client, path, &Special::BlockDevice(7, 0), &mode(bits)).await,
+            ["mkchr", path, bits] => {
+                self.make(client, path, &Special::CharDevice(1, 3), &mode(bits)).await
+            }
+            ["mkblk", path, bits] => {
+                self.make(client, path, &Special::BlockDevice(7, 0), &mode(bits)).await
+            }
             ["symlink", target, path] => {
                 let target = Special::Symlink(name_of(target).into());
                 self.make(client, path, &target, &SetAttr::default()).await
@@ -201,15 +215,27 @@ impl Player {
                 self.set(client, path, SetAttr { uid, gid, ..SetAttr::default() }).await
             }
             ["truncate", path, size] => {
-                self.set(client, path, SetAttr { size: Some(size.parse().unwrap()), ..SetAttr::default() }).await
+                self.set(
+                    client,
+                    path,
+                    SetAttr { size: Some(size.parse().unwrap()), ..SetAttr::default() },
+                )
+                .await
             }
             ["utimens", path, atime, mtime] => {
-                let set = SetAttr { atime: set_time(atime), mtime: set_time(mtime), ..SetAttr::default() };
+                let set = SetAttr {
+                    atime: set_time(atime),
+                    mtime: set_time(mtime),
+                    ..SetAttr::default()
+                };
                 self.set(client, path, set).await
             }
             ["write", path, text] => {
                 let file = self.find(client, path).await?;
-                client.write(&file, 0, Bytes::copy_from_slice(text.as_bytes()), Stability::FileSync).await.map(drop)
+                client
+                    .write(&file, 0, Bytes::copy_from_slice(text.as_bytes()), Stability::FileSync)
+                    .await
+                    .map(drop)
             }
             ["read", path] => {
                 let file = self.find(client, path).await?;

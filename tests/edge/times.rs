@@ -8,17 +8,32 @@ use zerofs_csi::types::Timestamp;
 
 const YEAR_NANOS: i64 = 365 * 24 * 3600 * 1_000_000_000;
 
-/// Makes a file; it and its directory have the times of this moment. Answers the file's and the directory's attributes.
+/// Makes a file; it and its directory have the times of this moment. Answers the file's and the
+/// directory's attributes.
 async fn make_now(fs: &Fs, name: &str, what: &str) -> (Attr, Attr) {
     let before = Timestamp::now();
-    let made = fs.create(&Caller::root(), fs.root(), &entry(name), CreateHow::Guarded(SetAttr::default())).await.unwrap();
-    let written = fs.write(&Caller::root(), made.attr.file, 0, vec![1; 10].into(), Stability::Unstable).await.unwrap().change.after;
+    let made = fs
+        .create(&Caller::root(), fs.root(), &entry(name), CreateHow::Guarded(SetAttr::default()))
+        .await
+        .unwrap();
+    let written = fs
+        .write(&Caller::root(), made.attr.file, 0, vec![1; 10].into(), Stability::Unstable)
+        .await
+        .unwrap()
+        .change
+        .after;
     let (after, dir) = (Timestamp::now(), made.dir.after);
-    for (at, time) in
-        [("atime", written.atime), ("mtime", written.mtime), ("ctime", written.ctime), ("the directory's mtime", dir.mtime)]
-    {
+    for (at, time) in [
+        ("atime", written.atime),
+        ("mtime", written.mtime),
+        ("ctime", written.ctime),
+        ("the directory's mtime", dir.mtime),
+    ] {
         let ahead = (time.as_nanos() - after.as_nanos()) / 1_000_000;
-        assert!(before <= time && time <= after, "{what}: {at} of {name} is {ahead} ms ahead of the clock");
+        assert!(
+            before <= time && time <= after,
+            "{what}: {at} of {name} is {ahead} ms ahead of the clock"
+        );
     }
     (written, dir)
 }
@@ -44,12 +59,21 @@ async fn times_are_the_clocks_after_crashes_and_in_a_clone() {
     home.check().await;
 }
 
-/// Times of the object, which a change now has to give the clock's mtime and a ctime above the one before.
+/// Times of the object, which a change now has to give the clock's mtime and a ctime above the one
+/// before.
 async fn changes(served: &Served, name: &str, last: &Attr) -> Attr {
     let fs = &served.fs;
     let before = Timestamp::now();
-    let written = fs.write(&Caller::root(), last.file, 0, vec![2; 10].into(), Stability::FileSync).await.unwrap().change.after;
-    assert!(written.mtime >= before && written.mtime <= Timestamp::now(), "{name}: mtime stays ahead of the clock");
+    let written = fs
+        .write(&Caller::root(), last.file, 0, vec![2; 10].into(), Stability::FileSync)
+        .await
+        .unwrap()
+        .change
+        .after;
+    assert!(
+        written.mtime >= before && written.mtime <= Timestamp::now(),
+        "{name}: mtime stays ahead of the clock"
+    );
     assert!(written.ctime > last.ctime, "{name}: a ctime that came twice");
     written
 }
@@ -72,7 +96,8 @@ async fn a_clock_that_was_a_year_ahead_is_healed() {
             served = home.again(served, death).await;
         }
         let root = served.fs.getattr(served.fs.root()).await.unwrap();
-        let (_, dir) = make_now(&served.fs, &format!("{death:?}"), "after the clock was set right").await;
+        let (_, dir) =
+            make_now(&served.fs, &format!("{death:?}"), "after the clock was set right").await;
         assert!(dir.ctime > root.ctime, "the directory had changed while the clock was ahead");
         ahead = changes(&served, "ahead", &ahead).await;
         let before = found(&served, "before").await.unwrap();
@@ -94,9 +119,16 @@ async fn a_clock_that_is_set_back_takes_no_ctime_back() {
     served.fs.sync().await.unwrap();
     clock.set_ahead(-YEAR_NANOS);
     for _ in 0..2 {
-        let set = SetAttr { mode: Some(0o600), mtime: zerofs_csi::fs::api::SetTime::Now, ..SetAttr::default() };
+        let set = SetAttr {
+            mode: Some(0o600),
+            mtime: zerofs_csi::fs::api::SetTime::Now,
+            ..SetAttr::default()
+        };
         let changed = served.fs.setattr(&Caller::root(), last.file, set, None).await.unwrap().after;
-        assert!(changed.ctime > last.ctime && changed.mtime.as_nanos() < first.mtime.as_nanos() - YEAR_NANOS / 2);
+        assert!(
+            changed.ctime > last.ctime
+                && changed.mtime.as_nanos() < first.mtime.as_nanos() - YEAR_NANOS / 2
+        );
         last = changed;
         served = home.again(served, Death::Process).await;
     }

@@ -1,6 +1,7 @@
 //! The catalog's records and the pool's keys.
 //!
-//! To renew after a deliberate change of format: run with `ZEROFS_GOLDEN=print`, and raise the format's version.
+//! To renew after a deliberate change of format: run with `ZEROFS_GOLDEN=print`, and raise the
+//! format's version.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -10,8 +11,13 @@ use zerofs_csi::chunk::Codec;
 use zerofs_csi::crypto::WrappedKey;
 use zerofs_csi::types::*;
 
-fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(key: &str, record: Option<T>, golden: &str) {
-    let header = Header { nonce: Incarnation::from_bytes([0xa5; 16]), floor: 3, gone: record.is_none() };
+fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+    key: &str,
+    record: Option<T>,
+    golden: &str,
+) {
+    let header =
+        Header { nonce: Incarnation::from_bytes([0xa5; 16]), floor: 3, gone: record.is_none() };
     let bytes = encode_record(key, &header, record.as_ref()).unwrap();
     if std::env::var("ZEROFS_GOLDEN").is_ok_and(|v| v == "print") {
         println!("{key}\n{}", String::from_utf8_lossy(&bytes));
@@ -64,7 +70,10 @@ fn dataset() -> Dataset {
 }
 
 fn snapshot_id() -> SnapshotId {
-    let snapshot = DatasetId { key: NameKey::of("snapshot", "s"), incarnation: Incarnation::from_bytes([6; 16]) };
+    let snapshot = DatasetId {
+        key: NameKey::of("snapshot", "s"),
+        incarnation: Incarnation::from_bytes([6; 16]),
+    };
     SnapshotId { dataset: Incarnation::from_bytes([7; 16]), snapshot }
 }
 
@@ -72,7 +81,10 @@ fn snapshot() -> Snapshot {
     Snapshot {
         name: "s".parse().unwrap(),
         incarnation: Incarnation::from_bytes([6; 16]),
-        dataset: DatasetId { key: NameKey::of("dataset", "d"), incarnation: Incarnation::from_bytes([7; 16]) },
+        dataset: DatasetId {
+            key: NameKey::of("dataset", "d"),
+            incarnation: Incarnation::from_bytes([7; 16]),
+        },
         family: FamilyId::from_bytes([3; 16]),
         state: State::Deleting,
         created: Timestamp::from_nanos(-1),
@@ -87,7 +99,10 @@ fn snapshot() -> Snapshot {
 }
 
 fn revocation() -> Revocation {
-    let dataset = DatasetId { key: NameKey::of("dataset", "d"), incarnation: Incarnation::from_bytes([7; 16]) };
+    let dataset = DatasetId {
+        key: NameKey::of("dataset", "d"),
+        incarnation: Incarnation::from_bytes([7; 16]),
+    };
     let claim = ClaimId::from_bytes([11; 16]);
     Revocation {
         dataset,
@@ -100,29 +115,64 @@ fn revocation() -> Revocation {
 
 #[test]
 fn records() {
-    let pool = |encryption| PoolRecord { id: pool_id(), created: Timestamp::from_nanos(42), features: vec![], encryption };
+    let pool = |encryption| PoolRecord {
+        id: pool_id(),
+        created: Timestamp::from_nanos(42),
+        features: vec![],
+        encryption,
+    };
     check("pool/00000000000000000001", Some(pool(None)), include_str!("golden/pool.json"));
     let wrapped: WrappedKey = serde_json::from_str(WRAPPED_PASSPHRASE).unwrap();
-    check("pool/00000000000000000002", Some(pool(Some(wrapped))), include_str!("golden/pool-encrypted.json"));
+    check(
+        "pool/00000000000000000002",
+        Some(pool(Some(wrapped))),
+        include_str!("golden/pool-encrypted.json"),
+    );
     check("datasets/k/00000000000000000007", Some(dataset()), include_str!("golden/dataset.json"));
     let shown = Properties { snapdir: Snapdir::Visible, ..dataset().properties };
     let text = serde_json::to_string(&shown).unwrap();
     assert!(text.ends_with(r#","root_mode":1533,"snapdir":"visible"}"#), "{text}");
     let frozen = Dataset { form: Form::Snapshot, restoring: Some(snapshot_id()), ..dataset() };
     let text = serde_json::to_string(&frozen).unwrap();
-    assert!(text.ends_with(&format!(r#","detached":true,"form":"snapshot","restoring":"{}"}}"#, snapshot_id())), "{text}");
-    check("snapshots/d/k/00000000000000000007", Some(snapshot()), include_str!("golden/snapshot.json"));
+    assert!(
+        text.ends_with(&format!(
+            r#","detached":true,"form":"snapshot","restoring":"{}"}}"#,
+            snapshot_id()
+        )),
+        "{text}"
+    );
+    check(
+        "snapshots/d/k/00000000000000000007",
+        Some(snapshot()),
+        include_str!("golden/snapshot.json"),
+    );
     let claim = SnapshotNameClaim { name: "snapshot-1".into(), snapshot: snapshot_id() };
-    check("names/snapshot/k/00000000000000000001", Some(claim), include_str!("golden/name-claim.json"));
+    check(
+        "names/snapshot/k/00000000000000000001",
+        Some(claim),
+        include_str!("golden/name-claim.json"),
+    );
     check::<Dataset>("datasets/k/00000000000000000008", None, include_str!("golden/end.json"));
     let heartbeat = Heartbeat { node: "node-1".into(), lease_millis: 45_000, boot: None };
-    check("nodes/s/heartbeat/00000000000000000001", Some(heartbeat), include_str!("golden/heartbeat.json"));
+    check(
+        "nodes/s/heartbeat/00000000000000000001",
+        Some(heartbeat),
+        include_str!("golden/heartbeat.json"),
+    );
     check("nodes/s/revocation/c", Some(revocation()), include_str!("golden/revocation.json"));
-    check("collector/00000000000000000001", Some(collector()), include_str!("golden/collector.json"));
+    check(
+        "collector/00000000000000000001",
+        Some(collector()),
+        include_str!("golden/collector.json"),
+    );
 }
 
 fn collector() -> CollectorClaim {
-    CollectorClaim { holder: Some(SessionId::from_bytes([4; 16])), node: "node-1".into(), lease_millis: 45_000 }
+    CollectorClaim {
+        holder: Some(SessionId::from_bytes([4; 16])),
+        node: "node-1".into(),
+        lease_millis: 45_000,
+    }
 }
 
 /// Where the records are is as much of the format as what they hold.
@@ -133,7 +183,13 @@ async fn keys() {
     pool.insert_snapshot(snapshot()).await.unwrap();
     pool.claim_csi_snapshot_name("snapshot-1", snapshot_id()).await.unwrap();
     let session = SessionId::from_bytes([4; 16]);
-    pool.put_heartbeat(session, 3, &Heartbeat { node: "node-1".into(), lease_millis: 45_000, boot: None }).await.unwrap();
+    pool.put_heartbeat(
+        session,
+        3,
+        &Heartbeat { node: "node-1".into(), lease_millis: 45_000, boot: None },
+    )
+    .await
+    .unwrap();
     pool.put_revocation(session, &revocation()).await.unwrap();
     pool.write_collector_claim(None, collector()).await.unwrap();
     let keys: Vec<_> = pool.bucket().list("").await.unwrap().into_iter().map(|l| l.key).collect();
@@ -142,11 +198,18 @@ async fn keys() {
         [
             "collector/00000000000000000001".to_owned(),
             format!("datasets/{}/00000000000000000001", NameKey::of("dataset", "d")),
-            format!("names/snapshot/{}/00000000000000000001", NameKey::of("csi-snapshot", "snapshot-1")),
+            format!(
+                "names/snapshot/{}/00000000000000000001",
+                NameKey::of("csi-snapshot", "snapshot-1")
+            ),
             format!("nodes/{session}/heartbeat/00000000000000000003"),
             format!("nodes/{session}/revocation/{}", revocation().claim),
             "pool/00000000000000000001".to_owned(),
-            format!("snapshots/{}/{}/00000000000000000001", Incarnation::from_bytes([7; 16]), NameKey::of("snapshot", "s")),
+            format!(
+                "snapshots/{}/{}/00000000000000000001",
+                Incarnation::from_bytes([7; 16]),
+                NameKey::of("snapshot", "s")
+            ),
         ]
     );
     assert_eq!(NameKey::of("dataset", "d").to_string(), include_str!("golden/name-key.txt"));
@@ -163,14 +226,22 @@ fn wrapped_keys_and_what_they_seal() {
         assert_eq!(serde_json::to_string(&wrapped).unwrap(), stored);
         let keyring = wrapped.open(pool_id(), &Secret::new(secret)).unwrap();
         let family = FamilyId::from_bytes([3; 16]);
-        let mut lines =
-            vec![keyring.chunk_hash_key(family).to_vec(), keyring.handle_key(Incarnation::from_bytes([2; 16]), &[5; 16]).to_vec()];
+        let mut lines = vec![
+            keyring.chunk_hash_key(family).to_vec(),
+            keyring.handle_key(Incarnation::from_bytes([2; 16]), &[5; 16]).to_vec(),
+        ];
         for sealer in [keyring.chunk_sealer(family), keyring.database_sealer(family)] {
             let mut sealed = Vec::new();
-            sealer.unwrap().seal_with([0x24; 24], b"associated", b"a block of plain text", &mut sealed);
+            sealer.unwrap().seal_with(
+                [0x24; 24],
+                b"associated",
+                b"a block of plain text",
+                &mut sealed,
+            );
             lines.push(sealed);
         }
-        let lines: String = lines.iter().map(|l| data_encoding::HEXLOWER.encode(l) + "\n").collect();
+        let lines: String =
+            lines.iter().map(|l| data_encoding::HEXLOWER.encode(l) + "\n").collect();
         if std::env::var("ZEROFS_GOLDEN").is_ok_and(|v| v == "print") {
             println!("sealed {secret}\n{lines}");
         } else {

@@ -1,6 +1,7 @@
 //! The database's keys and rows, and what a node's journal begins with.
 //!
-//! To renew after a deliberate change of format: run with `ZEROFS_GOLDEN=print`, and raise the rows' version.
+//! To renew after a deliberate change of format: run with `ZEROFS_GOLDEN=print`, and raise the
+//! rows' version.
 
 use bytes::Bytes;
 use std::path::Path;
@@ -18,7 +19,8 @@ fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)
 }
 
-/// The row's bytes are the golden ones, the golden ones are read as the row, and bytes cut off anywhere are no row.
+/// The row's bytes are the golden ones, the golden ones are read as the row, and bytes cut off
+/// anywhere are no row.
 fn check<R: Row + PartialEq + std::fmt::Debug>(row: &R, golden: &str) {
     let bytes = row.encode();
     if std::env::var("ZEROFS_GOLDEN").is_ok_and(|v| v == "print") {
@@ -43,7 +45,14 @@ fn pack() -> PackId {
 }
 
 fn chunk(codec: Codec) -> ChunkRef {
-    ChunkRef { hash: ChunkHash([0x22; 32]), pack: pack(), offset: 4711, stored_len: 300, raw_len: 4096, codec }
+    ChunkRef {
+        hash: ChunkHash([0x22; 32]),
+        pack: pack(),
+        offset: 4711,
+        stored_len: 300,
+        raw_len: 4096,
+        codec,
+    }
 }
 
 fn inode() -> Inode {
@@ -91,7 +100,13 @@ fn superblock() {
 #[test]
 fn inodes() {
     check(&inode(), include_str!("golden/rows/inode-file.hex").trim_end());
-    let link = Inode { kind: FileKind::Symlink, masks: vec![], exclusive: None, target: Some(b"to/here".to_vec()), ..inode() };
+    let link = Inode {
+        kind: FileKind::Symlink,
+        masks: vec![],
+        exclusive: None,
+        target: Some(b"to/here".to_vec()),
+        ..inode()
+    };
     check(&link, include_str!("golden/rows/inode-symlink.hex").trim_end());
     // Kinds are numbers in the row: their order is of the format.
     let kinds = [
@@ -110,11 +125,24 @@ fn inodes() {
 
 #[test]
 fn entries_orphans_usage_and_replies() {
-    let entry = DirEntryRow { ino: InodeNo(300), kind: FileKind::Fifo, name: EntryName::try_from(&b"na\xffme"[..]).unwrap() };
+    let entry = DirEntryRow {
+        ino: InodeNo(300),
+        kind: FileKind::Fifo,
+        name: EntryName::try_from(&b"na\xffme"[..]).unwrap(),
+    };
     check(&entry, include_str!("golden/rows/entry.hex").trim_end());
-    check(&Orphan { from: 1024, inode: Some(InodeNo(300)) }, include_str!("golden/rows/orphan.hex").trim_end());
+    check(
+        &Orphan { from: 1024, inode: Some(InodeNo(300)) },
+        include_str!("golden/rows/orphan.hex").trim_end(),
+    );
     check(&Usage { refs: 70_000, sealed: true }, include_str!("golden/rows/usage.hex").trim_end());
-    let reply = Reply { client: 1 << 63, xid: 0xdead_beef, checksum: 77, object: Some((InodeNo(300), 7 << 32)), seq: 1025 };
+    let reply = Reply {
+        client: 1 << 63,
+        xid: 0xdead_beef,
+        checksum: 77,
+        object: Some((InodeNo(300), 7 << 32)),
+        seq: 1025,
+    };
     check(&reply, include_str!("golden/rows/reply.hex").trim_end());
 }
 
@@ -122,8 +150,16 @@ fn entries_orphans_usage_and_replies() {
 fn records() {
     let segments = vec![
         Segment { start: 0, len: 5, source: Source::Inline(Bytes::from_static(b"hello")) },
-        Segment { start: 512, len: 1024, source: Source::Chunk { chunk: chunk(Codec::Lz4), from: 128 } },
-        Segment { start: 2048, len: 4, source: Source::Chunk { chunk: chunk(Codec::None), from: 0 } },
+        Segment {
+            start: 512,
+            len: 1024,
+            source: Source::Chunk { chunk: chunk(Codec::Lz4), from: 128 },
+        },
+        Segment {
+            start: 2048,
+            len: 4,
+            source: Source::Chunk { chunk: chunk(Codec::None), from: 0 },
+        },
     ];
     check(&Record { cut: 2, segments }, include_str!("golden/rows/record.hex").trim_end());
 }
@@ -134,7 +170,10 @@ fn keys() {
     let keys = [
         (key::superblock(), Key::Superblock),
         (key::inode(InodeNo(0x0102)), Key::Inode(InodeNo(0x0102))),
-        (key::dir_entry(InodeNo(1), hash, 0x0304), Key::DirEntry { dir: InodeNo(1), hash, n: 0x0304 }),
+        (
+            key::dir_entry(InodeNo(1), hash, 0x0304),
+            Key::DirEntry { dir: InodeNo(1), hash, n: 0x0304 },
+        ),
         (key::record(DataId(5), 0x0607), Key::Record(DataId(5), 0x0607)),
         (key::orphan(DataId(8)), Key::Orphan(DataId(8))),
         (key::usage(pack()), Key::Usage(pack())),
@@ -151,16 +190,23 @@ fn keys() {
     }
 }
 
-/// Magic, version, incarnation, epoch, first sequence: then comes a nonce and the checksum over all of it.
+/// Magic, version, incarnation, epoch, first sequence: then comes a nonce and the checksum over all
+/// of it.
 #[tokio::test]
 async fn the_journal_begins_with_whose_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let journal = folder.path().join("journal");
     let segment = |path: &Path| std::fs::read(path.with_extension("0")).unwrap();
     let incarnation = Incarnation::from_bytes([0x55; 16]);
-    let place = DbPlace { bucket: Bucket::memory(), incarnation, sealer: None, cache: DbCache::new(4 << 20) };
+    let place = DbPlace {
+        bucket: Bucket::memory(),
+        incarnation,
+        sealer: None,
+        cache: DbCache::new(4 << 20),
+    };
     let db = Database::open(&place, None).await.unwrap();
-    let committer = Committer::start(db, Some(&journal), Box::new(|| 0), Failpoints::default()).await.unwrap();
+    let committer =
+        Committer::start(db, Some(&journal), Box::new(|| 0), Failpoints::default()).await.unwrap();
     let header = segment(&journal);
     assert_eq!(header.len(), 76);
     let first = committer.last().0 + 1;
@@ -176,7 +222,11 @@ async fn the_journal_begins_with_whose_it_is() {
     assert_eq!(header[60..], blake3::hash(&header[..60]).as_bytes()[..16]);
     // A record: its length, the checksum chained to the one before, the batch.
     committer
-        .applied(committer.submit(Batch { rows: vec![(key::inode(InodeNo(9)), None)], ..Batch::default() }).unwrap())
+        .applied(
+            committer
+                .submit(Batch { rows: vec![(key::inode(InodeNo(9)), None)], ..Batch::default() })
+                .unwrap(),
+        )
         .await
         .unwrap();
     let bytes = segment(&journal);

@@ -6,11 +6,13 @@ use super::process::Room;
 use std::time::Duration;
 use zerofs_csi::nfs::client::{Client, Credentials};
 
-const HELLO: &str = r#"{"hello":{"versions":[1,1],"program":"9","role":"serve","node":null,"pools":["POOL"]}}"#;
+const HELLO: &str =
+    r#"{"hello":{"versions":[1,1],"program":"9","role":"serve","node":null,"pools":["POOL"]}}"#;
 
 /// The pool's id, as a new process would know it.
 fn hello(room: &Room) -> String {
-    let info: serde_json::Value = serde_json::from_str(&room.ok(&["pool", "info", "--json"])).unwrap();
+    let info: serde_json::Value =
+        serde_json::from_str(&room.ok(&["pool", "info", "--json"])).unwrap();
     HELLO.replace("POOL", info["id"].as_str().unwrap())
 }
 
@@ -29,7 +31,11 @@ async fn who_does_not_fit_is_turned_away() {
     let load = Load::start(at, 2).await;
     let state = room.state();
     let refused = [
-        (r#"{"hello":{"versions":[2,7],"program":"9","role":"serve","node":null,"pools":[]}}"#.to_owned(), "versions 2 to 7"),
+        (
+            r#"{"hello":{"versions":[2,7],"program":"9","role":"serve","node":null,"pools":[]}}"#
+                .to_owned(),
+            "versions 2 to 7",
+        ),
         (hello(&room).replace("serve", "node"), "--state-dir"),
         (hello(&room).replace("null", r#""elsewhere""#), "elsewhere"),
         (hello(&room).split("[\"").next().unwrap().to_owned() + "[]}}", "not have pool"),
@@ -40,7 +46,9 @@ async fn who_does_not_fit_is_turned_away() {
         let (answer, _) = peer.hear();
         assert!(answer.starts_with(r#"{"refused""#) && answer.contains(why), "{said}: {answer}");
     }
-    for nonsense in ["x", "{}", r#""taken""#, r#"{"sockets":[]}"#, r#"{"hello":{}}"#, &"[".repeat(60_000)] {
+    for nonsense in
+        ["x", "{}", r#""taken""#, r#"{"sockets":[]}"#, r#"{"hello":{}}"#, &"[".repeat(60_000)]
+    {
         let peer = Peer::knock(&state);
         peer.say(nonsense);
         assert_eq!(peer.hear().0, "", "{nonsense:.20}");
@@ -52,7 +60,8 @@ async fn who_does_not_fit_is_turned_away() {
     server.stop();
 }
 
-/// A new process that ends at any step: the old one serves on, on the same connections while nobody else can have used them.
+/// A new process that ends at any step: the old one serves on, on the same connections while nobody
+/// else can have used them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_process_dies_at_each_step() {
     let room = Room::new();
@@ -156,7 +165,8 @@ async fn the_old_process_dies_at_each_step() {
     }
 }
 
-/// An old process that never answers keeps the new one waiting, which gives up; one that is not understood likewise.
+/// An old process that never answers keeps the new one waiting, which gives up; one that is not
+/// understood likewise.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_process_that_does_not_hand_over_keeps_its_turn() {
     let room = Room::new();

@@ -14,11 +14,14 @@ const BLOCK: usize = 48 << 10;
 const BLOCKS: u64 = 8;
 
 fn data(round: u64) -> Bytes {
-    (0..BLOCK as u64).map(|i| ((i ^ round).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect::<Vec<u8>>().into()
+    (0..BLOCK as u64)
+        .map(|i| ((i ^ round).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
+        .collect::<Vec<u8>>()
+        .into()
 }
 
-/// Writes and commits, round after round. As a kernel does: a connection that breaks is made anew, and what has no answer, or was not kept, is
-/// sent again.
+/// Writes and commits, round after round. As a kernel does: a connection that breaks is made anew,
+/// and what has no answer, or was not kept, is sent again.
 struct Writer {
     at: SocketAddr,
     file: FileHandle,
@@ -42,7 +45,10 @@ impl Writer {
     /// `false`: it was not kept.
     async fn round(&self, client: &Client, round: u64) -> Result<bool, ()> {
         let offset = round % BLOCKS * BLOCK as u64;
-        let written = client.write(&self.file, offset, data(round), Stability::Unstable).await.map_err(drop)?;
+        let written = client
+            .write(&self.file, offset, data(round), Stability::Unstable)
+            .await
+            .map_err(drop)?;
         let committed = client.commit(&self.file, 0, 0).await.map_err(drop)?;
         Ok(written.verifier == committed.verifier)
     }
@@ -70,23 +76,31 @@ impl Writer {
     async fn verify(&self) {
         let (client, last) = (self.again().await, self.committed.load(Ordering::SeqCst));
         for round in (1..=last).rev().take(BLOCKS as usize) {
-            let read = client.read(&self.file, round % BLOCKS * BLOCK as u64, BLOCK as u32).await.unwrap();
-            assert!(read.data == data(round), "what was committed in round {round} of {last} is not there");
+            let read =
+                client.read(&self.file, round % BLOCKS * BLOCK as u64, BLOCK as u32).await.unwrap();
+            assert!(
+                read.data == data(round),
+                "what was committed in round {round} of {last} is not there"
+            );
         }
     }
 }
 
-/// The store refuses the old process, which therefore can flush nothing; it hands over all the same, and nothing is lost.
+/// The store refuses the old process, which therefore can flush nothing; it hands over all the
+/// same, and nothing is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn expired_credentials_are_replaced_without_loss() {
     let server = S3Server::start();
     let room = Room::empty();
     let config = |name: &str| {
-        let mut options: Vec<String> = server.options().iter().map(|(key, value)| format!("{key}: \"{value}\"")).collect();
+        let mut options: Vec<String> =
+            server.options().iter().map(|(key, value)| format!("{key}: \"{value}\"")).collect();
         options.retain(|option| !option.starts_with("access_key_id"));
         let path = room.path(&format!("{name}.yaml"));
         let credentials = format!("{}, access_key_id: {name}", options.join(", "));
-        let text = format!("pools: {{ a: {{ url: \"s3://test/pool\", credentials: {{ {credentials} }} }} }}\n");
+        let text = format!(
+            "pools: {{ a: {{ url: \"s3://test/pool\", credentials: {{ {credentials} }} }} }}\n"
+        );
         std::fs::write(&path, text).unwrap();
         path.display().to_string()
     };
@@ -119,6 +133,10 @@ async fn expired_credentials_are_replaced_without_loss() {
     writer.again().await.lookup(&root, b"made without the store").await.unwrap();
     assert!(first.ends().success(), "who has handed over ends");
     next.stop();
-    let checked: serde_json::Value = serde_json::from_str(&Room::ok_with(&new, &["check", "--json"])).unwrap();
-    assert!(checked.as_array().unwrap().iter().all(|dataset| dataset["clean"] == true), "{checked}");
+    let checked: serde_json::Value =
+        serde_json::from_str(&Room::ok_with(&new, &["check", "--json"])).unwrap();
+    assert!(
+        checked.as_array().unwrap().iter().all(|dataset| dataset["clean"] == true),
+        "{checked}"
+    );
 }

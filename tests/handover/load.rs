@@ -32,7 +32,8 @@ impl Seen {
         let since = Instant::now();
         let answer = call.await;
         self.calls.fetch_add(1, Ordering::Relaxed);
-        self.longest_micros.fetch_max(u64::try_from(since.elapsed().as_micros()).unwrap(), Ordering::Relaxed);
+        self.longest_micros
+            .fetch_max(u64::try_from(since.elapsed().as_micros()).unwrap(), Ordering::Relaxed);
         answer
     }
 }
@@ -91,7 +92,10 @@ struct Worker {
 
 fn data(block: u64, round: u64) -> Bytes {
     let seed = (block << 32) ^ round;
-    (0..BLOCK as u64).map(|i| ((i ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect::<Vec<u8>>().into()
+    (0..BLOCK as u64)
+        .map(|i| ((i ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
+        .collect::<Vec<u8>>()
+        .into()
 }
 
 fn new_file() -> CreateHow {
@@ -120,13 +124,15 @@ impl Worker {
         self.names(round).await;
     }
 
-    /// As a kernel does: what a server did not keep, by its verifier, is sent again (RFC 1813, 3.3.7).
+    /// As a kernel does: what a server did not keep, by its verifier, is sent again (RFC 1813,
+    /// 3.3.7).
     async fn write(&self, blocks: &[u64], round: u64) {
         loop {
             let mut verifiers = Vec::new();
             for block in blocks {
                 let bytes = data(*block, round);
-                let write = self.client.write(&self.file, block * BLOCK as u64, bytes, Stability::Unstable);
+                let write =
+                    self.client.write(&self.file, block * BLOCK as u64, bytes, Stability::Unstable);
                 let written = self.seen.timed(write).await.unwrap();
                 assert_eq!(written.count as usize, BLOCK);
                 verifiers.push(written.verifier);
@@ -141,8 +147,15 @@ impl Worker {
     async fn read(&self, block: u64) {
         let round = self.committed[block as usize];
         if round > 0 {
-            let read = self.seen.timed(self.client.read(&self.file, block * BLOCK as u64, BLOCK as u32)).await.unwrap();
-            assert!(read.data == data(block, round), "block {block} is not what was committed in round {round}");
+            let read = self
+                .seen
+                .timed(self.client.read(&self.file, block * BLOCK as u64, BLOCK as u32))
+                .await
+                .unwrap();
+            assert!(
+                read.data == data(block, round),
+                "block {block} is not what was committed in round {round}"
+            );
         }
     }
 
@@ -150,7 +163,8 @@ impl Worker {
     async fn names(&self, round: u64) {
         let (made, moved) = (format!("made-{round}"), format!("moved-{round}"));
         self.seen.timed(self.client.create(&self.dir, made.as_bytes(), &new_file())).await.unwrap();
-        let rename = self.client.rename((&self.dir, made.as_bytes()), (&self.dir, moved.as_bytes()));
+        let rename =
+            self.client.rename((&self.dir, made.as_bytes()), (&self.dir, moved.as_bytes()));
         self.seen.timed(rename).await.unwrap();
         if round > 3 {
             let old = format!("moved-{}", round - 3);
@@ -166,7 +180,9 @@ impl Worker {
             let found = self.client.lookup(&self.dir, format!("moved-{round}").as_bytes()).await;
             match found {
                 Ok(_) => assert!(round + 3 > self.round, "moved-{round} was removed"),
-                Err(ClientError::Status(NfsStat::NoEnt)) => assert!(round + 3 <= self.round, "moved-{round} is gone"),
+                Err(ClientError::Status(NfsStat::NoEnt)) => {
+                    assert!(round + 3 <= self.round, "moved-{round} is gone")
+                }
                 Err(error) => panic!("{error}"),
             }
         }

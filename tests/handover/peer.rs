@@ -1,8 +1,8 @@
 //! The other side of a hand-over, by its bytes.
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
@@ -14,14 +14,16 @@ use std::time::{Duration, Instant};
 pub struct Peer(OwnedFd);
 
 fn socket() -> OwnedFd {
-    rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .unwrap()
 }
 
 impl Peer {
     /// As a new process.
     pub fn knock(state: &Path) -> Self {
         let peer = socket();
-        rustix::net::connect(&peer, &SocketAddrUnix::new(state.join("handover.sock")).unwrap()).unwrap();
+        rustix::net::connect(&peer, &SocketAddrUnix::new(state.join("handover.sock")).unwrap())
+            .unwrap();
         Self(peer)
     }
 
@@ -36,17 +38,32 @@ impl Peer {
         if !fds.is_empty() {
             assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
         }
-        rustix::net::sendmsg(&self.0, &[IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL).unwrap();
+        rustix::net::sendmsg(
+            &self.0,
+            &[IoSlice::new(text.as_bytes())],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )
+        .unwrap();
     }
 
     /// What comes next; empty: the other side has closed.
     pub fn hear(&self) -> (String, Vec<OwnedFd>) {
-        rustix::net::sockopt::set_socket_timeout(&self.0, rustix::net::sockopt::Timeout::Recv, Some(super::process::LIMIT))
-            .unwrap();
+        rustix::net::sockopt::set_socket_timeout(
+            &self.0,
+            rustix::net::sockopt::Timeout::Recv,
+            Some(super::process::LIMIT),
+        )
+        .unwrap();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut bytes = vec![0; 64 << 10];
-        let got = rustix::net::recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC);
+        let got = rustix::net::recvmsg(
+            &self.0,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        );
         let got = match got {
             Ok(got) => got,
             Err(rustix::io::Errno::CONNRESET) => return (String::new(), vec![]),
@@ -88,7 +105,8 @@ impl Door {
 }
 
 pub fn try_lock(state: &Path) -> Option<File> {
-    let file = File::options().create(true).truncate(false).write(true).open(state.join("lock")).unwrap();
+    let file =
+        File::options().create(true).truncate(false).write(true).open(state.join("lock")).unwrap();
     file.try_lock().ok().map(|()| file)
 }
 

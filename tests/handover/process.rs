@@ -40,7 +40,11 @@ impl Room {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zerofs-csi"));
         let pool = format!("file://{}", self.dir.path().join("pool").display());
-        command.args(args).args(["--pool", &pool]).stdin(Stdio::null()).env_remove("ZEROFS_PASSPHRASE");
+        command
+            .args(args)
+            .args(["--pool", &pool])
+            .stdin(Stdio::null())
+            .env_remove("ZEROFS_PASSPHRASE");
         command
     }
 
@@ -64,7 +68,13 @@ impl Room {
     /// On another pool.
     pub fn start_on(&self, args: &[&str]) -> Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zerofs-csi"));
-        command.args(["serve", "--state-dir", &self.state().display().to_string(), "--nfs-listen", "127.0.0.1:0"]);
+        command.args([
+            "serve",
+            "--state-dir",
+            &self.state().display().to_string(),
+            "--nfs-listen",
+            "127.0.0.1:0",
+        ]);
         command.args(args).stdin(Stdio::null()).env_remove("ZEROFS_PASSPHRASE");
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());

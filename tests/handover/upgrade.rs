@@ -27,7 +27,10 @@ async fn an_upgrade_under_load_is_a_pause() {
     load.finish().await;
     server.stop();
     let checked: serde_json::Value = serde_json::from_str(&room.ok(&["check", "--json"])).unwrap();
-    assert!(checked.as_array().unwrap().iter().all(|dataset| dataset["clean"] == true), "{checked}");
+    assert!(
+        checked.as_array().unwrap().iter().all(|dataset| dataset["clean"] == true),
+        "{checked}"
+    );
 }
 
 /// The write verifier is new with each opening (R18): it tells whether anybody has taken over.
@@ -38,8 +41,9 @@ async fn verifier(client: &Client) -> [u8; 8] {
     client.commit(&file, 0, 0).await.unwrap().verifier
 }
 
-/// While a new process breaks, or hangs before it can serve, the old one has not begun to hand anything over: no volume was opened anew, no connection
-/// was cut, and calls go on for as long as the other one hangs.
+/// While a new process breaks, or hangs before it can serve, the old one has not begun to hand
+/// anything over: no volume was opened anew, no connection was cut, and calls go on for as long as
+/// the other one hangs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_new_process_is_no_pause() {
     let room = Room::new();
@@ -54,23 +58,40 @@ async fn a_broken_new_process_is_no_pause() {
         std::fs::write(&path, text).unwrap();
         path.display().to_string()
     };
-    // A configuration that is none, one whose pool is not there, one that cannot open what is in use.
+    // A configuration that is none, one whose pool is not there, one that cannot open what is in
+    // use.
     assert!(!room.start(&["--config", &config("limits: { volumesMax: none }\n")]).ends().success());
     assert_eq!(verifier(&client).await, before, "nobody has taken over");
     let (here, other) = (room.path("pool"), room.path("other"));
     std::fs::create_dir(&other).unwrap();
     for (url, more) in [(&here, ", keyFile: /no/such"), (&other, "")] {
-        let pools = config(&format!("pools: {{ a: {{ url: \"file://{}\"{more} }} }}\n", url.display()));
-        assert!(!room.start_on(&["--config", &pools]).ends().success(), "it cannot open the pool in use: {}{more}", url.display());
-        assert_eq!(verifier(&client).await, before, "nobody has taken over: {}{more}", url.display());
+        let pools =
+            config(&format!("pools: {{ a: {{ url: \"file://{}\"{more} }} }}\n", url.display()));
+        assert!(
+            !room.start_on(&["--config", &pools]).ends().success(),
+            "it cannot open the pool in use: {}{more}",
+            url.display()
+        );
+        assert_eq!(
+            verifier(&client).await,
+            before,
+            "nobody has taken over: {}{more}",
+            url.display()
+        );
     }
     // One whose store takes calls and never answers.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = silent.local_addr().unwrap();
-    let store = format!("allow_http: \"true\", endpoint: \"http://{endpoint}\", region: r, access_key_id: a, secret_access_key: b");
-    let pools = config(&format!("pools: {{ a: {{ url: \"s3://bucket/pool\", credentials: {{ {store} }} }} }}\n"));
+    let store = format!(
+        "allow_http: \"true\", endpoint: \"http://{endpoint}\", region: r, access_key_id: a, \
+         secret_access_key: b"
+    );
+    let pools = config(&format!(
+        "pools: {{ a: {{ url: \"s3://bucket/pool\", credentials: {{ {store} }} }} }}\n"
+    ));
     let mut hangs = room.start_on(&["--config", &pools]);
-    let (_call, _) = tokio::time::timeout(LIMIT, silent.accept()).await.expect("it asks its store").unwrap();
+    let (_call, _) =
+        tokio::time::timeout(LIMIT, silent.accept()).await.expect("it asks its store").unwrap();
     load.more(200).await;
     assert!(hangs.is_waiting(), "it cannot have become ready");
     assert_eq!(verifier(&client).await, before, "nobody has taken over");
@@ -84,7 +105,8 @@ async fn a_broken_new_process_is_no_pause() {
     server.stop();
 }
 
-/// Killed while it starts, wherever that is: before it asked for anything, or when it had begun to take over and the old one goes on.
+/// Killed while it starts, wherever that is: before it asked for anything, or when it had begun to
+/// take over and the old one goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_process_that_is_killed_while_it_starts_breaks_nothing() {
     let room = Room::new();

@@ -36,26 +36,42 @@ pub fn each<T: Sync + std::fmt::Debug>(
 }
 
 /// A volume with one file of so many records, closed.
-pub async fn volume(process: &Process, model: &mut Model, name: &str, records: u64) -> Result<VolumeHandle, String> {
+pub async fn volume(
+    process: &Process,
+    model: &mut Model,
+    name: &str,
+    records: u64,
+) -> Result<VolumeHandle, String> {
     work::create(process, model, name, &Origin::Nothing).await?;
     let volume = model.datasets.last().expect("just made").handle;
     write(process, model, volume, 0..records).await?;
     Ok(volume)
 }
 
-async fn write(process: &Process, model: &mut Model, of: VolumeHandle, range: std::ops::Range<u64>) -> Result<(), String> {
+async fn write(
+    process: &Process,
+    model: &mut Model,
+    of: VolumeHandle,
+    range: std::ops::Range<u64>,
+) -> Result<(), String> {
     for (n, part) in seeds(range).chunks(WRITE).enumerate() {
         work::write(process, model, of, "x", n * WRITE, part).await?;
     }
     work::close(process, model, of).await
 }
 
-pub async fn cut(process: &Process, model: &mut Model, of: VolumeHandle, name: &str) -> Result<SnapshotHandle, String> {
+pub async fn cut(
+    process: &Process,
+    model: &mut Model,
+    of: VolumeHandle,
+    name: &str,
+) -> Result<SnapshotHandle, String> {
     work::snapshot(process, model, of, name).await?;
     Ok(model.snapshots.last().expect("just made").handle)
 }
 
-/// Opens it once more, so that it ends what waits in the background: what it gave up has no references any more.
+/// Opens it once more, so that it ends what waits in the background: what it gave up has no
+/// references any more.
 async fn reclaimed(process: &Process, model: &mut Model, of: VolumeHandle) -> Result<(), String> {
     drop(process.open(of).await?);
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -71,7 +87,13 @@ async fn put_back(
     content: std::ops::Range<u64>,
 ) -> Result<(), String> {
     let (at, x) = ("x".into(), "x".into());
-    let wanted = RestoreInPlace { call: Incarnation::random(), snapshot: from.snapshot, from: at, to: x, overwrite: true };
+    let wanted = RestoreInPlace {
+        call: Incarnation::random(),
+        snapshot: from.snapshot,
+        from: at,
+        to: x,
+        overwrite: true,
+    };
     drop(process.open(to).await?);
     let restored = Box::pin(process.controller.restore_in_place(to, &wanted, &|_| ())).await;
     restored.map_err(|error| error.to_string())?;
@@ -82,7 +104,12 @@ async fn put_back(
 }
 
 /// The same, of a snapshot that goes at once and leaves no record.
-async fn put_back_and_delete(process: &Process, model: &mut Model, to: VolumeHandle, from: SnapshotHandle) -> Result<(), String> {
+async fn put_back_and_delete(
+    process: &Process,
+    model: &mut Model,
+    to: VolumeHandle,
+    from: SnapshotHandle,
+) -> Result<(), String> {
     put_back(process, model, to, from, 0..40).await?;
     work::delete_snapshot(process, model, from).await?;
     collect(process).await?;
@@ -91,7 +118,10 @@ async fn put_back_and_delete(process: &Process, model: &mut Model, to: VolumeHan
 }
 
 pub async fn collect(collector: &Process) -> Result<(), String> {
-    again(async || collector.collect(Where::Here).await).await.map(drop).map_err(|error| format!("collecting: {error}"))
+    again(async || collector.collect(Where::Here).await)
+        .await
+        .map(drop)
+        .map_err(|error| format!("collecting: {error}"))
 }
 
 /// Until somebody is held at a step.
@@ -101,7 +131,9 @@ pub async fn held_at(failpoints: &Failpoints, step: &str, before: u64) -> Result
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(120), held).await.map_err(|_| format!("nobody comes to {step}"))
+    tokio::time::timeout(Duration::from_secs(120), held)
+        .await
+        .map_err(|_| format!("nobody comes to {step}"))
 }
 
 /// Holds whoever comes to a step next.
@@ -114,7 +146,8 @@ pub fn release(failpoints: &Failpoints, step: &str) {
     failpoints.set(step, "off").unwrap();
 }
 
-/// R11: what a snapshot needs that began after the catalog was listed, and of which its head shows nothing any more when it is read.
+/// R11: what a snapshot needs that began after the catalog was listed, and of which its head shows
+/// nothing any more when it is read.
 #[test]
 fn a_snapshot_made_between_listing_and_marking_keeps_its_packs() {
     each(&[Where::Here, Where::Elsewhere], async |at, process, collector, model| {
@@ -138,13 +171,15 @@ fn a_snapshot_made_between_listing_and_marking_keeps_its_packs() {
     });
 }
 
-/// R11: what the head gave up before it was read is in a snapshot that comes and goes between the listings, and in the head again.
+/// R11: what the head gave up before it was read is in a snapshot that comes and goes between the
+/// listings, and in the head again.
 #[test]
 fn a_snapshot_that_comes_and_goes_between_the_listings_is_noticed() {
     each(&[()], async |(), process, collector, model| {
         let origin = volume(process, model, "origin", 40).await?;
         let failpoints = process.catalog.bucket().failpoints();
-        let (listed, marked) = (hold(failpoints, "collect.listed"), hold(failpoints, "collect.marked"));
+        let (listed, marked) =
+            (hold(failpoints, "collect.listed"), hold(failpoints, "collect.marked"));
         let changes = async {
             held_at(failpoints, "collect.listed", listed).await?;
             let source = cut(collector, model, origin, "cut").await?;
@@ -163,7 +198,8 @@ fn a_snapshot_that_comes_and_goes_between_the_listings_is_noticed() {
     });
 }
 
-/// R11: a head that is remembered refers to nothing, and what it refers to since is in no snapshot any more: it was put back from one that went.
+/// R11: a head that is remembered refers to nothing, and what it refers to since is in no snapshot
+/// any more: it was put back from one that went.
 #[test]
 fn what_is_remembered_of_a_head_is_not_older_than_the_catalog() {
     each(&[()], async |(), process, collector, model| {
@@ -188,7 +224,8 @@ fn what_is_remembered_of_a_head_is_not_older_than_the_catalog() {
     });
 }
 
-/// R11: the same of a pack that is written anew. What is left of it in the head when that is read is less than the snapshot needs.
+/// R11: the same of a pack that is written anew. What is left of it in the head when that is read
+/// is less than the snapshot needs.
 #[test]
 fn a_snapshot_made_between_listing_and_rewriting_keeps_its_chunks() {
     each(&[Where::Here, Where::Elsewhere], async |at, process, collector, model| {
@@ -211,7 +248,8 @@ fn a_snapshot_made_between_listing_and_rewriting_keeps_its_chunks() {
     });
 }
 
-/// R14: the source goes between any two steps of a clone. It is whole, or it is refused for good and leaves nothing.
+/// R14: the source goes between any two steps of a clone. It is whole, or it is refused for good
+/// and leaves nothing.
 #[test]
 fn a_snapshot_deleted_between_the_steps_of_a_clone() {
     let steps = [
@@ -241,7 +279,10 @@ fn a_snapshot_deleted_between_the_steps_of_a_clone() {
             release(failpoints, step);
             Ok::<_, String>(())
         };
-        let (made, deleted) = tokio::join!(Box::pin(process.create("clone", Some(Source::Snapshot(source)))), deletions);
+        let (made, deleted) = tokio::join!(
+            Box::pin(process.create("clone", Some(Source::Snapshot(source)))),
+            deletions
+        );
         deleted?;
         match made {
             Ok(made) if *is_made => {
@@ -249,8 +290,13 @@ fn a_snapshot_deleted_between_the_steps_of_a_clone() {
                 Ok(())
             }
             Err(error) if !is_made && error.class() == Class::NotFound => {
-                let found = process.catalog.dataset(&"clone".parse().unwrap()).await.map_err(|error| error.to_string())?;
-                let is_left = found.is_some_and(|at| matches!(at.record.state, State::Ready | State::Creating));
+                let found = process
+                    .catalog
+                    .dataset(&"clone".parse().unwrap())
+                    .await
+                    .map_err(|error| error.to_string())?;
+                let is_left = found
+                    .is_some_and(|at| matches!(at.record.state, State::Ready | State::Creating));
                 if is_left { Err("the intent is left".to_owned()) } else { Ok(()) }
             }
             other => Err(format!("{other:?}")),
@@ -258,51 +304,72 @@ fn a_snapshot_deleted_between_the_steps_of_a_clone() {
     });
 }
 
-/// R3: a clone whose maker stands still is given up and removed; what is made of it afterwards keeps its origin from nothing.
+/// R3: a clone whose maker stands still is given up and removed; what is made of it afterwards
+/// keeps its origin from nothing.
 #[test]
 fn a_clone_that_is_made_after_it_was_removed_keeps_nothing() {
-    each(&["control.create.dependant", "fs.db.before-clone", "fs.db.after-clone"], async |step, process, collector, model| {
-        let origin = volume(process, model, "origin", 40).await?;
-        let source = cut(process, model, origin, "cut").await?;
-        let failpoints = process.catalog.bucket().failpoints();
-        let before = hold(failpoints, step);
-        let removal = async {
-            held_at(failpoints, step, before).await?;
-            work::give_up(collector, "clone").await?;
-            for _ in 0..COLLECTIONS {
-                collect(collector).await?;
+    each(
+        &["control.create.dependant", "fs.db.before-clone", "fs.db.after-clone"],
+        async |step, process, collector, model| {
+            let origin = volume(process, model, "origin", 40).await?;
+            let source = cut(process, model, origin, "cut").await?;
+            let failpoints = process.catalog.bucket().failpoints();
+            let before = hold(failpoints, step);
+            let removal = async {
+                held_at(failpoints, step, before).await?;
+                work::give_up(collector, "clone").await?;
+                for _ in 0..COLLECTIONS {
+                    collect(collector).await?;
+                }
+                let left = collector
+                    .catalog
+                    .dataset(&"clone".parse().unwrap())
+                    .await
+                    .map_err(|error| error.to_string())?;
+                release(failpoints, step);
+                if left.is_none() { Ok(()) } else { Err("the clone is still there".to_owned()) }
+            };
+            let (made, removed) = tokio::join!(
+                Box::pin(process.create("clone", Some(Source::Snapshot(source)))),
+                removal
+            );
+            removed?;
+            match made {
+                Err(_) => Ok(()),
+                // Begun anew after it was removed.
+                Ok(made) => {
+                    let content = model.dataset(origin).expect("it is there").content();
+                    model.made("clone", made.handle, content);
+                    Ok(())
+                }
             }
-            let left = collector.catalog.dataset(&"clone".parse().unwrap()).await.map_err(|error| error.to_string())?;
-            release(failpoints, step);
-            if left.is_none() { Ok(()) } else { Err("the clone is still there".to_owned()) }
-        };
-        let (made, removed) = tokio::join!(Box::pin(process.create("clone", Some(Source::Snapshot(source)))), removal);
-        removed?;
-        match made {
-            Err(_) => Ok(()),
-            // Begun anew after it was removed.
-            Ok(made) => {
-                let content = model.dataset(origin).expect("it is there").content();
-                model.made("clone", made.handle, content);
-                Ok(())
-            }
-        }
-    });
+        },
+    );
 }
 
 /// A clone of the volume, which goes: what the clone had from it is its own.
-async fn detached_clone(process: &Process, model: &mut Model, of: VolumeHandle) -> Result<VolumeHandle, String> {
+async fn detached_clone(
+    process: &Process,
+    model: &mut Model,
+    of: VolumeHandle,
+) -> Result<VolumeHandle, String> {
     let source = cut(process, model, of, "origin").await?;
     work::create(process, model, "detached", &Origin::Snapshot(source)).await?;
     let clone = model.datasets.last().expect("just made").handle;
     work::delete_snapshot(process, model, source).await?;
     work::delete(process, model, of).await?;
     collect(process).await?;
-    let record = process.catalog.dataset_by_id(clone.dataset).await.map_err(|error| error.to_string())?;
-    if record.is_some_and(|at| at.record.detached) { Ok(clone) } else { Err("the clone still stands on its origin".to_owned()) }
+    let record =
+        process.catalog.dataset_by_id(clone.dataset).await.map_err(|error| error.to_string())?;
+    if record.is_some_and(|at| at.record.detached) {
+        Ok(clone)
+    } else {
+        Err("the clone still stands on its origin".to_owned())
+    }
 }
 
-/// R10: the source goes between any two steps of a restore by reference. Who depends on it keeps it; who has not begun to read it is refused.
+/// R10: the source goes between any two steps of a restore by reference. Who depends on it keeps
+/// it; who has not begun to read it is refused.
 #[test]
 fn a_snapshot_deleted_between_the_steps_of_a_restore() {
     let steps = [
@@ -315,8 +382,12 @@ fn a_snapshot_deleted_between_the_steps_of_a_restore() {
         ("control.restore.durable", true, 1),
         ("volume.restore.forget", true, 1),
     ];
-    let cases: Vec<_> =
-        steps.into_iter().flat_map(|(step, is_done, kept)| [(step, is_done, kept, false), (step, is_done, kept, true)]).collect();
+    let cases: Vec<_> = steps
+        .into_iter()
+        .flat_map(|(step, is_done, kept)| {
+            [(step, is_done, kept, false), (step, is_done, kept, true)]
+        })
+        .collect();
     each(&cases, async |(step, is_done, kept, is_detached), process, collector, model| {
         let mut volume = volume(process, model, "volume", MANY).await?;
         if *is_detached {
@@ -328,7 +399,13 @@ fn a_snapshot_deleted_between_the_steps_of_a_restore() {
         drop(process.open(volume).await?);
         let failpoints = process.catalog.bucket().failpoints();
         let (from, to) = ("x".into(), "x".into());
-        let wanted = RestoreInPlace { call: Incarnation::random(), snapshot: source.snapshot, from, to, overwrite: true };
+        let wanted = RestoreInPlace {
+            call: Incarnation::random(),
+            snapshot: source.snapshot,
+            from,
+            to,
+            overwrite: true,
+        };
         let before = hold(failpoints, step);
         let deletions = async {
             held_at(failpoints, step, before).await?;
@@ -339,14 +416,18 @@ fn a_snapshot_deleted_between_the_steps_of_a_restore() {
                 tokio::time::sleep(2 * HOUR / COLLECTIONS).await;
             }
             collect(collector).await?;
-            let now = collector.catalog.snapshots(None).await.map_err(|error| error.to_string())?.len();
+            let now =
+                collector.catalog.snapshots(None).await.map_err(|error| error.to_string())?.len();
             release(failpoints, step);
             if now != *kept {
                 return Err(format!("{now} snapshots are kept"));
             }
             Ok::<_, String>(())
         };
-        let (restored, deleted) = tokio::join!(Box::pin(process.controller.restore_in_place(volume, &wanted, &|_| ())), deletions);
+        let (restored, deleted) = tokio::join!(
+            Box::pin(process.controller.restore_in_place(volume, &wanted, &|_| ())),
+            deletions
+        );
         deleted?;
         let again = || Box::pin(process.controller.restore_in_place(volume, &wanted, &|_| ()));
         let restored = match restored {
@@ -373,7 +454,8 @@ fn a_snapshot_deleted_between_the_steps_of_a_restore() {
     });
 }
 
-/// R5: what was cut off stays away, in the head, in snapshots and in clones of them, though nothing of it was reclaimed yet.
+/// R5: what was cut off stays away, in the head, in snapshots and in clones of them, though nothing
+/// of it was reclaimed yet.
 #[test]
 fn what_was_cut_off_and_grew_again_is_zero_before_and_after_it_is_reclaimed() {
     // With a mask, with a few rows, and to nothing.
@@ -415,7 +497,8 @@ fn what_was_cut_off_and_grew_again_is_zero_before_and_after_it_is_reclaimed() {
     });
 }
 
-/// R2: a collector that stands still while another ends the life that it collects, and the name's next life begins.
+/// R2: a collector that stands still while another ends the life that it collects, and the name's
+/// next life begins.
 #[test]
 fn the_next_life_of_a_name_is_not_touched_by_the_collection_of_the_last() {
     let steps = [
@@ -439,7 +522,11 @@ fn the_next_life_of_a_name_is_not_touched_by_the_collection_of_the_last() {
             insist(async || {
                 process.collect(Where::Here).await.map_err(|error| error.to_string())?;
                 work::create(process, model, "name", &Origin::Nothing).await?;
-                if model.datasets.is_empty() { Err("the name is not free yet".to_owned()) } else { Ok(()) }
+                if model.datasets.is_empty() {
+                    Err("the name is not free yet".to_owned())
+                } else {
+                    Ok(())
+                }
             })
             .await?;
             let next = model.datasets[0].handle;
@@ -456,7 +543,12 @@ fn the_next_life_of_a_name_is_not_touched_by_the_collection_of_the_last() {
         }
         // What the last life's writer still sends.
         let late = format!("vol/{}/wal/00000000000000000099.sst", first.dataset.incarnation);
-        process.catalog.bucket().put(&late, Bytes::from_static(b"late")).await.map_err(|error| error.to_string())?;
+        process
+            .catalog
+            .bucket()
+            .put(&late, Bytes::from_static(b"late"))
+            .await
+            .map_err(|error| error.to_string())?;
         collect(collector).await?;
         work::compare(process, model).await
     });

@@ -1,4 +1,5 @@
-//! Long chains of clones, and many clones of one snapshot: they stay right, and neither depth nor siblings cost requests (R13).
+//! Long chains of clones, and many clones of one snapshot: they stay right, and neither depth nor
+//! siblings cost requests (R13).
 
 use crate::deleting::run;
 use crate::model::{Found, Model};
@@ -24,18 +25,24 @@ const ANCESTORS_MAX: usize = 8;
 const ANCESTORS_KEPT: usize = 4;
 
 async fn ancestors(process: &Process, family: FamilyId, volume: VolumeHandle) -> usize {
-    let place = process.volumes.settings().place(&process.catalog, family, volume.dataset.incarnation);
+    let place =
+        process.volumes.settings().place(&process.catalog, family, volume.dataset.incarnation);
     if db::exists(&place).await.unwrap() { db::ancestors(&place).await.unwrap() } else { 0 }
 }
 
 /// Written and closed.
 async fn write(process: &Process, model: &mut Model, volume: VolumeHandle, file: &str, seed: u64) {
-    work::write(process, model, volume, file, 0, &bytes(&[seed, seed + 1000, seed + 2000], 0)).await.unwrap();
+    work::write(process, model, volume, file, 0, &bytes(&[seed, seed + 1000, seed + 2000], 0))
+        .await
+        .unwrap();
     work::close(process, model, volume).await.unwrap();
 }
 
 async fn cut(process: &Process, of: VolumeHandle, name: &str) -> SnapshotHandle {
-    again(async || process.controller.create_snapshot(of, name.parse().unwrap(), false).await).await.unwrap().handle
+    again(async || process.controller.create_snapshot(of, name.parse().unwrap(), false).await)
+        .await
+        .unwrap()
+        .handle
 }
 
 /// A clone of a snapshot.
@@ -46,7 +53,9 @@ async fn clone(process: &Process, name: &str, of: SnapshotHandle) -> VolumeHandl
 
 fn since(process: &Process, before: Requests) -> u64 {
     let now = process.catalog.bucket().requests();
-    let all = |requests: Requests| requests.get + requests.put + requests.list + requests.head + requests.delete;
+    let all = |requests: Requests| {
+        requests.get + requests.put + requests.list + requests.head + requests.delete
+    };
     all(now) - all(before)
 }
 
@@ -98,22 +107,32 @@ fn a_chain_of_clones_of_clones_stays_right_shallow_and_as_cheap_to_read() {
                 cost.insert(n, (ancestors(process, family, last).await, requests));
             }
         }
-        println!("by place in the chain, ancestors still attached and requests of opening and reading it all: {cost:?}");
+        println!(
+            "by place in the chain, ancestors still attached and requests of opening and reading \
+             it all: {cost:?}"
+        );
         assert!(deepest == ANCESTORS_MAX, "{deepest}");
         assert!(failpoints.passed()["control.create.detached"] >= 2);
         assert!(cost.values().all(|(attached, _)| *attached <= ANCESTORS_KEPT), "{cost:?}");
-        let mut middle: Vec<VolumeHandle> = model.datasets.iter().map(|d| d.handle).filter(|handle| *handle != last).collect();
+        let mut middle: Vec<VolumeHandle> =
+            model.datasets.iter().map(|d| d.handle).filter(|handle| *handle != last).collect();
         middle.shuffle(&mut rng);
         for (n, handle) in middle.into_iter().enumerate() {
             work::delete(process, &mut model, handle).await.unwrap();
             if n % 8 == 7 {
                 process.collect(Where::Here).await.unwrap();
                 work::compare(process, &mut model).await.unwrap();
-                work::perform(process, &mut model, &crate::ops::Op::CloseAll, &Default::default()).await.unwrap();
+                work::perform(process, &mut model, &crate::ops::Op::CloseAll, &Default::default())
+                    .await
+                    .unwrap();
             }
         }
         process.collect(Where::Here).await.unwrap();
-        assert_eq!(process.catalog.datasets().await.unwrap().len(), 1, "nothing but the last is needed");
+        assert_eq!(
+            process.catalog.datasets().await.unwrap().len(),
+            1,
+            "nothing but the last is needed"
+        );
         assert_eq!(ancestors(process, family, last).await, 0);
         let (found, alone) = read_cold(process, last).await;
         model.dataset(last).unwrap().compare(&found).unwrap();
@@ -125,7 +144,10 @@ fn a_chain_of_clones_of_clones_stays_right_shallow_and_as_cheap_to_read() {
         }
         work::close(process, &mut model, plain).await.unwrap();
         let (_, never_cloned) = read_cold(process, plain).await;
-        println!("requests of opening and reading the last one alone: {alone}; one that was never cloned: {never_cloned}");
+        println!(
+            "requests of opening and reading the last one alone: {alone}; one that was never \
+             cloned: {never_cloned}"
+        );
         assert!(alone <= never_cloned + found.len() as u64 + 6, "{alone} and {never_cloned}");
         for volume in [last, plain] {
             work::delete(process, &mut model, volume).await.unwrap();
@@ -156,7 +178,10 @@ fn many_clones_of_one_snapshot_at_once() {
         let before = process.catalog.bucket().requests();
         process.create("last", Some(Source::Snapshot(of))).await.unwrap();
         let last = since(process, before);
-        println!("requests of a clone: the first {alone}, each of {SIBLINGS} at once {each}, one more {last}");
+        println!(
+            "requests of a clone: the first {alone}, each of {SIBLINGS} at once {each}, one more \
+             {last}"
+        );
         assert!(each <= alone as f64 + 4.0 && last <= alone + 4, "{alone}, {each}, {last}");
         let content = model.dataset(source).unwrap().content();
         for (name, handle) in &made {

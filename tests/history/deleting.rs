@@ -24,7 +24,9 @@ async fn deleted(process: &Process, model: &mut Model, name: &str) -> VolumeHand
     let volume = process.create(name, None).await.unwrap().handle;
     model.made(name, volume, Default::default());
     for n in 0..3 {
-        work::write(process, model, volume, &format!("x{n}"), 0, &crate::ops::bytes(&[n; 20], 0)).await.unwrap();
+        work::write(process, model, volume, &format!("x{n}"), 0, &crate::ops::bytes(&[n; 20], 0))
+            .await
+            .unwrap();
         work::close(process, model, volume).await.unwrap();
     }
     work::delete(process, model, volume).await.unwrap();
@@ -41,12 +43,14 @@ fn folder(volume: VolumeHandle, part: &str) -> String {
 
 async fn remove(process: &Process, prefix: &str) {
     let bucket = process.catalog.bucket();
-    let keys: Vec<String> = bucket.list(prefix).await.unwrap().into_iter().map(|object| object.key).collect();
+    let keys: Vec<String> =
+        bucket.list(prefix).await.unwrap().into_iter().map(|object| object.key).collect();
     assert!(!keys.is_empty(), "{prefix}");
     bucket.delete(&keys).await.unwrap();
 }
 
-/// A store need not list the parts of a database in an order that lets it be opened when some are gone.
+/// A store need not list the parts of a database in an order that lets it be opened when some are
+/// gone.
 #[test]
 fn a_database_of_which_parts_are_gone_is_removed() {
     for gone in ["wal", "compacted", "manifest"] {
@@ -55,18 +59,28 @@ fn a_database_of_which_parts_are_gone_is_removed() {
             process.catalog.bucket().put(&folder(volume, ".deleting"), Bytes::new()).await.unwrap();
             remove(process, &folder(volume, gone)).await;
             let done = collect(process).await;
-            assert_eq!((done.datasets.len(), work::left(process).await), (1, vec![]), "{gone}: {done:?}");
+            assert_eq!(
+                (done.datasets.len(), work::left(process).await),
+                (1, vec![]),
+                "{gone}: {done:?}"
+            );
         });
     }
 }
 
-/// A writer's last object came when the database and the mark of its deletion were gone, and the record was not yet.
+/// A writer's last object came when the database and the mark of its deletion were gone, and the
+/// record was not yet.
 #[test]
 fn what_came_after_a_database_was_removed_goes_with_its_record() {
     run(async |process| {
         let volume = deleted(process, &mut Model::default(), "a").await;
         remove(process, &folder(volume, "")).await;
-        process.catalog.bucket().put(&folder(volume, "wal/00000000000000000009.sst"), Bytes::new()).await.unwrap();
+        process
+            .catalog
+            .bucket()
+            .put(&folder(volume, "wal/00000000000000000009.sst"), Bytes::new())
+            .await
+            .unwrap();
         let done = collect(process).await;
         assert_eq!((done.datasets.len(), work::left(process).await), (1, vec![]), "{done:?}");
     });
@@ -96,7 +110,11 @@ fn two_collectors_do_each_others_work() {
         for name in ["a", "b", "c", "d"] {
             deleted(process, &mut model, name).await;
         }
-        let both = tokio::join!(process.collect(Where::Here), process.collect(Where::Elsewhere), process.collect(Where::Here));
+        let both = tokio::join!(
+            process.collect(Where::Here),
+            process.collect(Where::Elsewhere),
+            process.collect(Where::Here)
+        );
         assert!(both.0.is_ok() && both.1.is_ok() && both.2.is_ok(), "{both:?}");
         collect(process).await;
         assert_eq!(work::left(process).await, Vec::<String>::new());

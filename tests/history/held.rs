@@ -1,4 +1,5 @@
-//! A collector of another process that stands still at one of its steps while the history goes on (R11, R12).
+//! A collector of another process that stands still at one of its steps while the history goes on
+//! (R11, R12).
 
 use crate::ops::Where;
 use crate::work::{PAUSE, TRIES, is_final};
@@ -39,7 +40,8 @@ pub struct Held {
 
 impl Held {
     pub fn begin(world: &World, rng: &mut StdRng) -> Self {
-        let (at, passes, left) = (*STEPS.choose(rng).unwrap(), rng.random_range(0..2), rng.random_range(1..=HELD_MAX));
+        let (at, passes, left) =
+            (*STEPS.choose(rng).unwrap(), rng.random_range(0..2), rng.random_range(1..=HELD_MAX));
         world.run(async {
             let process = world.process().on_its_own("collector", world.bucket()).await;
             let failpoints = process.catalog.bucket().failpoints().clone();
@@ -49,7 +51,9 @@ impl Held {
                 loop {
                     tries += 1;
                     match process.collect(Where::Here).await {
-                        Err(error) if !is_final(&error) && tries < TRIES => tokio::time::sleep(PAUSE).await,
+                        Err(error) if !is_final(&error) && tries < TRIES => {
+                            tokio::time::sleep(PAUSE).await
+                        }
                         done => return done.map_err(|error| error.to_string()),
                     }
                 }

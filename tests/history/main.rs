@@ -1,14 +1,18 @@
-//! Random histories of a whole pool against a model: several datasets of one family or of none are written, cut, cloned, deleted and made again under
-//! the same names, while collectors run and processes die at random points. In the end everything is deleted, and nothing of any data is left.
+//! Random histories of a whole pool against a model: several datasets of one family or of none are
+//! written, cut, cloned, deleted and made again under the same names, while collectors run and
+//! processes die at random points. In the end everything is deleted, and nothing of any data is
+//! left.
 //!
 //! - `model`: what must be there.
 //! - `ops`: what can happen, drawn from a seed.
 //! - `world`: the pool, the processes that work on it, and their deaths.
 //! - `play`: one history; `work`: its operations, one by one.
-//! - `deleting`, `chains`, `steps`, `slow`, `aimed`, `rewritten`, `seen`: histories that chance would not find.
+//! - `deleting`, `chains`, `steps`, `slow`, `aimed`, `rewritten`, `seen`: histories that chance
+//!   would not find.
 //! - `rules`: which rule of the design is met by which test.
 //!
-//! `HISTORY_SEED` repeats one history; `HISTORIES` and `HISTORY_STEPS` set how much is done, otherwise `ZEROFS_TEST_SIZE` multiplies it.
+//! `HISTORY_SEED` repeats one history; `HISTORIES` and `HISTORY_STEPS` set how much is done,
+//! otherwise `ZEROFS_TEST_SIZE` multiplies it.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -41,23 +45,29 @@ const LANES: usize = 2;
 const STACK_BYTES: usize = 16 << 20;
 
 fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }
 
 fn size() -> u64 {
     setting("ZEROFS_TEST_SIZE").unwrap_or(1)
 }
 
-/// Does `work` for each case, a few at a time, each on a stack as processes have it. What was wrong, panics included.
+/// Does `work` for each case, a few at a time, each on a stack as processes have it. What was
+/// wrong, panics included.
 fn in_lanes<T: Sync>(cases: &[T], work: impl Fn(&T) -> Result<(), String> + Sync) -> Vec<String> {
     let text = |panic: Box<dyn std::any::Any + Send>| match panic.downcast::<String>() {
         Ok(text) => *text,
-        Err(panic) => panic.downcast::<&str>().map_or_else(|_| "a panic".to_owned(), |text| (*text).to_owned()),
+        Err(panic) => panic
+            .downcast::<&str>()
+            .map_or_else(|_| "a panic".to_owned(), |text| (*text).to_owned()),
     };
     let (next, wrong) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|threads| {
         for lane in 0..LANES {
-            let lane = std::thread::Builder::new().name(format!("lane {lane}")).stack_size(STACK_BYTES);
+            let lane =
+                std::thread::Builder::new().name(format!("lane {lane}")).stack_size(STACK_BYTES);
             let work = || {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(case)));
@@ -75,7 +85,11 @@ fn in_lanes<T: Sync>(cases: &[T], work: impl Fn(&T) -> Result<(), String> + Sync
 #[test]
 fn random_histories_agree_with_the_model_and_leave_nothing() {
     let first = setting("HISTORY_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
-    let histories = if setting("HISTORY_SEED").is_some() { 1 } else { setting("HISTORIES").unwrap_or(HISTORIES * size()) };
+    let histories = if setting("HISTORY_SEED").is_some() {
+        1
+    } else {
+        setting("HISTORIES").unwrap_or(HISTORIES * size())
+    };
     let steps = setting("HISTORY_STEPS").unwrap_or(STEPS);
     let seeds: Vec<u64> = (first..first + histories).collect();
     println!("seeds {first} to {}", first + histories - 1);
@@ -95,5 +109,8 @@ fn random_histories_agree_with_the_model_and_leave_nothing() {
     let total = total.into_inner().unwrap();
     println!("{total:?}");
     assert!(wrong.is_empty(), "{} of {histories} histories:\n{}", wrong.len(), wrong.join("\n\n"));
-    assert!(histories < HISTORIES || steps < STEPS || total.is_rich(), "these histories miss something: {total:?}");
+    assert!(
+        histories < HISTORIES || steps < STEPS || total.is_rich(),
+        "these histories miss something: {total:?}"
+    );
 }

@@ -9,7 +9,8 @@ pub type Found = BTreeMap<String, Vec<u8>>;
 /// A file of a dataset.
 #[derive(Clone, Debug)]
 pub struct File {
-    /// The newest last. Those before it are of writes that nothing has made durable yet: after a death each byte is that of one of them.
+    /// The newest last. Those before it are of writes that nothing has made durable yet: after a
+    /// death each byte is that of one of them.
     versions: Vec<Vec<u8>>,
     /// A call that was not answered made or removed it.
     uncertain: bool,
@@ -30,7 +31,9 @@ impl File {
             let held = self.versions.iter().any(|version| version.get(at) == Some(byte));
             !(held || shorter && *byte == 0)
         });
-        wrong.map_or(Ok(()), |at| Err(format!("byte {at} of {} is {} in no version", found.len(), found[at])))
+        wrong.map_or(Ok(()), |at| {
+            Err(format!("byte {at} of {} is {} in no version", found.len(), found[at]))
+        })
     }
 }
 
@@ -127,7 +130,8 @@ impl Dataset {
 
     /// After a death: what is found must be allowed, and is what there is from now on.
     pub fn settle(&mut self, found: &Found) -> Result<(), String> {
-        let wrong = |name: &str, what: &str| Err(format!("dataset {}, file {name}: {what}", self.name));
+        let wrong =
+            |name: &str, what: &str| Err(format!("dataset {}, file {name}: {what}", self.name));
         for name in found.keys() {
             if !self.files.contains_key(name) {
                 return wrong(name, "nobody made it");
@@ -151,7 +155,8 @@ impl Dataset {
 
 impl Snapshot {
     pub fn compare(&self, found: &Found) -> Result<(), String> {
-        differ(&self.files, found).map_err(|what| format!("snapshot {} of {}: {what}", self.name, self.of))
+        differ(&self.files, found)
+            .map_err(|what| format!("snapshot {} of {}: {what}", self.name, self.of))
     }
 }
 
@@ -173,9 +178,14 @@ fn differ(expected: &Found, found: &Found) -> Result<(), String> {
         return Err(format!("it has files {:?} instead of {:?}", names(found), names(expected)));
     }
     for (name, content) in expected {
-        let (is, first) = (&found[name], content.iter().zip(&found[name]).position(|(a, b)| a != b));
+        let (is, first) =
+            (&found[name], content.iter().zip(&found[name]).position(|(a, b)| a != b));
         if is != content {
-            return Err(format!("file {name} has {} bytes instead of {}, first difference at {first:?}", is.len(), content.len()));
+            return Err(format!(
+                "file {name} has {} bytes instead of {}, first difference at {first:?}",
+                is.len(),
+                content.len()
+            ));
         }
     }
     Ok(())

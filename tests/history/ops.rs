@@ -77,17 +77,30 @@ impl std::fmt::Debug for Op {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Create { name, from: Origin::Nothing } => write!(f, "create {name}"),
-            Self::Create { name, from: Origin::Snapshot(of) } => write!(f, "create {name} from snapshot {}", short_cut(of)),
-            Self::Create { name, from: Origin::Volume(of) } => write!(f, "create {name} from volume {}", short(of)),
+            Self::Create { name, from: Origin::Snapshot(of) } => {
+                write!(f, "create {name} from snapshot {}", short_cut(of))
+            }
+            Self::Create { name, from: Origin::Volume(of) } => {
+                write!(f, "create {name} from volume {}", short(of))
+            }
             Self::Write { of, file, at, seeds, odd, sync } => {
                 let bytes = seeds.len() * RECORD - odd;
-                write!(f, "write {bytes} at {at} of {file} in {}{}", short(of), if *sync { ", commit" } else { "" })
+                write!(
+                    f,
+                    "write {bytes} at {at} of {file} in {}{}",
+                    short(of),
+                    if *sync { ", commit" } else { "" }
+                )
             }
-            Self::Resize { of, file, size } => write!(f, "resize {file} in {} to {size}", short(of)),
+            Self::Resize { of, file, size } => {
+                write!(f, "resize {file} in {} to {size}", short(of))
+            }
             Self::Remove { of, file } => write!(f, "remove {file} in {}", short(of)),
             Self::Sync { of } => write!(f, "commit all of {}", short(of)),
             Self::Snapshot { of, name } => write!(f, "snapshot {name} of {}", short(of)),
-            Self::Restore { from, to, file } => write!(f, "restore {file} from {} to {}", short_cut(from), short(to)),
+            Self::Restore { from, to, file } => {
+                write!(f, "restore {file} from {} to {}", short_cut(from), short(to))
+            }
             Self::DeleteSnapshot(of) => write!(f, "delete snapshot {}", short_cut(of)),
             Self::Delete(of) => write!(f, "delete {}", short(of)),
             Self::DeleteOpen(of) => write!(f, "delete {} while it is open", short(of)),
@@ -133,7 +146,12 @@ fn anywhere(rng: &mut StdRng) -> Where {
 pub fn draw(rng: &mut StdRng, model: &Model, steps: &[String]) -> Step {
     let op = op(rng, model);
     let collector = rng.random_bool(0.2).then(|| anywhere(rng));
-    let dies = rng.random_bool(if matches!(op, Op::Collect(_) | Op::Delete(_) | Op::Create { .. }) { 0.3 } else { 0.12 });
+    let dies =
+        rng.random_bool(if matches!(op, Op::Collect(_) | Op::Delete(_) | Op::Create { .. }) {
+            0.3
+        } else {
+            0.12
+        });
     let death = dies.then(|| match steps.choose(rng) {
         Some(step) if rng.random_bool(0.4) => Death::Step(step.clone(), rng.random_range(0..3)),
         _ => {
@@ -150,10 +168,18 @@ fn op(rng: &mut StdRng, model: &Model) -> Op {
     let cut = model.snapshots.choose(rng).map(|snapshot| snapshot.handle);
     let file = FILES[rng.random_range(0..FILES.len())];
     match (rng.random_range(0..100), live, cut) {
-        (_, None, _) | (0..4, ..) if model.datasets.len() < DATASETS_MAX => create(rng, Origin::Nothing),
-        (4..14, _, Some(cut)) if model.datasets.len() < DATASETS_MAX => create(rng, Origin::Snapshot(cut)),
-        (14..17, Some(of), _) if model.datasets.len() < DATASETS_MAX => create(rng, Origin::Volume(of)),
-        (17..22, Some(of), _) if model.snapshots.len() < SNAPSHOTS_MAX => Op::Snapshot { of, name: CUTS.choose(rng).unwrap() },
+        (_, None, _) | (0..4, ..) if model.datasets.len() < DATASETS_MAX => {
+            create(rng, Origin::Nothing)
+        }
+        (4..14, _, Some(cut)) if model.datasets.len() < DATASETS_MAX => {
+            create(rng, Origin::Snapshot(cut))
+        }
+        (14..17, Some(of), _) if model.datasets.len() < DATASETS_MAX => {
+            create(rng, Origin::Volume(of))
+        }
+        (17..22, Some(of), _) if model.snapshots.len() < SNAPSHOTS_MAX => {
+            Op::Snapshot { of, name: CUTS.choose(rng).unwrap() }
+        }
         (22..27, _, Some(cut)) => Op::DeleteSnapshot(cut),
         // The oldest is most likely to have clones.
         (27..31, ..) if !model.datasets.is_empty() => Op::Delete(model.datasets[0].handle),
@@ -162,7 +188,9 @@ fn op(rng: &mut StdRng, model: &Model) -> Op {
         (35..39, Some(of), _) => Op::Close(of),
         (39..42, ..) => Op::CloseAll,
         (42..46, Some(to), Some(from)) => Op::Restore { from, to, file },
-        (46..52, Some(of), _) => Op::Resize { of, file, size: rng.random_range(0..FILE_RECORDS * RECORD) },
+        (46..52, Some(of), _) => {
+            Op::Resize { of, file, size: rng.random_range(0..FILE_RECORDS * RECORD) }
+        }
         (52..55, Some(of), _) => Op::Remove { of, file },
         (55..58, Some(of), _) => Op::Sync { of },
         (58..67, ..) => Op::Collect(anywhere(rng)),
@@ -180,7 +208,9 @@ fn create(rng: &mut StdRng, from: Origin) -> Op {
 fn write(rng: &mut StdRng, of: VolumeHandle, file: &'static str) -> Op {
     let records = [1, 2, 4, 12, FILE_RECORDS][rng.random_range(0..5)];
     let at = rng.random_range(0..=FILE_RECORDS - records);
-    let seeds = (0..records).map(|_| if rng.random_bool(0.4) { rng.random_range(0..COMMON) } else { rng.random() }).collect();
+    let seeds = (0..records)
+        .map(|_| if rng.random_bool(0.4) { rng.random_range(0..COMMON) } else { rng.random() })
+        .collect();
     let odd = if rng.random_bool(0.25) { rng.random_range(1..RECORD) } else { 0 };
     Op::Write { of, file, at: at * RECORD + odd, seeds, odd, sync: rng.random_bool(0.5) }
 }

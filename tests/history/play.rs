@@ -14,7 +14,8 @@ use zerofs_csi::catalog::State;
 use zerofs_csi::control::Collected;
 use zerofs_csi::types::{Class, Classify, SnapshotHandle, VolumeHandle};
 
-/// Collections at the end, with a pause between them: what a database's compactor writes after it was closed is a stray of a later one.
+/// Collections at the end, with a pause between them: what a database's compactor writes after it
+/// was closed is a stray of a later one.
 const LAST_COLLECTIONS: usize = 20;
 
 /// What histories did.
@@ -54,7 +55,13 @@ impl Tally {
 
     /// Whether everything that histories are for came about.
     pub fn is_rich(&self) -> bool {
-        let each = [self.packs_rewritten, self.detached, self.datasets_reaped, self.snapshots_reaped, self.packs_swept];
+        let each = [
+            self.packs_rewritten,
+            self.detached,
+            self.datasets_reaped,
+            self.snapshots_reaped,
+            self.packs_swept,
+        ];
         self.steps >= 2000 && self.deaths >= 20 && each.iter().all(|n| *n > 0)
     }
 }
@@ -105,7 +112,8 @@ impl Player {
         self.finish()
     }
 
-    /// Beside everything else there may be another process that collects, and stands still over some steps.
+    /// Beside everything else there may be another process that collects, and stands still over
+    /// some steps.
     fn hold_a_collector(&mut self) -> Result<(), String> {
         let is_over = self.held.as_mut().map(Held::is_over);
         match is_over {
@@ -147,7 +155,9 @@ impl Player {
         };
         let has_died = || match &step.death {
             Some(Death::Store(_)) => self.world.store.is_dead(),
-            Some(Death::Step(name, passes)) => failpoints.passed().get(name).is_some_and(|times| *times > base + passes),
+            Some(Death::Step(name, passes)) => {
+                failpoints.passed().get(name).is_some_and(|times| *times > base + passes)
+            }
             None => false,
         };
         let fate = async {
@@ -192,10 +202,14 @@ impl Player {
 
     fn learn_steps(&mut self) {
         let passed = self.world.process().catalog.bucket().failpoints().passed();
-        self.steps = passed.into_keys().filter(|step| !step.contains("lease") && !step.contains("close")).collect();
+        self.steps = passed
+            .into_keys()
+            .filter(|step| !step.contains("lease") && !step.contains("close"))
+            .collect();
     }
 
-    /// The next process: what was on its way arrives now, later, or never; then what is there is held against what may be.
+    /// The next process: what was on its way arrives now, later, or never; then what is there is
+    /// held against what may be.
     fn after_death(&mut self) -> Result<(), String> {
         self.told.push("  died".to_owned());
         self.tally.get_mut().deaths += 1;
@@ -240,24 +254,37 @@ impl Player {
                 let found = process.read(dataset.handle).await?;
                 dataset.settle(&found)?;
             }
-            for handle in model.datasets.iter().filter(|d| d.going).map(|d| d.handle).collect::<Vec<_>>() {
+            for handle in
+                model.datasets.iter().filter(|d| d.going).map(|d| d.handle).collect::<Vec<_>>()
+            {
                 work::delete(&process, model, handle).await?;
             }
-            for handle in model.snapshots.iter().filter(|s| s.going).map(|s| s.handle).collect::<Vec<_>>() {
+            for handle in
+                model.snapshots.iter().filter(|s| s.going).map(|s| s.handle).collect::<Vec<_>>()
+            {
                 work::delete_snapshot(&process, model, handle).await?;
             }
             match model.pending.take() {
-                Some(Pending::Create { name, .. }) if gives_up => work::give_up(&process, &name).await?,
-                Some(Pending::Create { name, from }) => work::create(&process, model, &name, &from).await?,
-                Some(Pending::Snapshot { of, name }) if gives_up => give_up_snapshot(&process, of, &name).await?,
-                Some(Pending::Snapshot { of, name }) => work::snapshot(&process, model, of, &name).await?,
+                Some(Pending::Create { name, .. }) if gives_up => {
+                    work::give_up(&process, &name).await?
+                }
+                Some(Pending::Create { name, from }) => {
+                    work::create(&process, model, &name, &from).await?
+                }
+                Some(Pending::Snapshot { of, name }) if gives_up => {
+                    give_up_snapshot(&process, of, &name).await?
+                }
+                Some(Pending::Snapshot { of, name }) => {
+                    work::snapshot(&process, model, of, &name).await?
+                }
                 None => {}
             }
             work::compare(&process, model).await
         })
     }
 
-    /// Everything is read again by a process that has nothing in memory, then deleted and collected.
+    /// Everything is read again by a process that has nothing in memory, then deleted and
+    /// collected.
     fn finish(&mut self) -> Result<(), String> {
         self.let_it_go_on()?;
         self.told.push("end".to_owned());
@@ -267,7 +294,8 @@ impl Player {
         self.world.die();
         self.world.start();
         let (process, model, tally) = (self.world.process().clone(), &mut self.model, &self.tally);
-        let mut order: Vec<Result<VolumeHandle, SnapshotHandle>> = model.datasets.iter().map(|d| Ok(d.handle)).collect();
+        let mut order: Vec<Result<VolumeHandle, SnapshotHandle>> =
+            model.datasets.iter().map(|d| Ok(d.handle)).collect();
         order.extend(model.snapshots.iter().map(|s| Err(s.handle)));
         order.shuffle(&mut self.rng);
         self.world.run(async {
@@ -287,7 +315,10 @@ impl Player {
             work::a_day_later(&process).await?;
             let mut left = vec![];
             for _ in 0..LAST_COLLECTIONS {
-                let done = process.collect(Where::Here).await.map_err(|error| format!("the last collection: {error}"))?;
+                let done = process
+                    .collect(Where::Here)
+                    .await
+                    .map_err(|error| format!("the last collection: {error}"))?;
                 tally.borrow_mut().collected(&done);
                 left = work::left(&process).await;
                 if left.is_empty() {
@@ -301,10 +332,23 @@ impl Player {
     }
 }
 
-async fn give_up_snapshot(process: &crate::world::Process, of: VolumeHandle, name: &str) -> Result<(), String> {
-    let found = process.catalog.snapshot(of.dataset, &name.parse().unwrap()).await.map_err(|error| error.to_string())?;
-    let Some(found) = found.filter(|at| matches!(at.record.state, State::Ready | State::Creating)) else { return Ok(()) };
+async fn give_up_snapshot(
+    process: &crate::world::Process,
+    of: VolumeHandle,
+    name: &str,
+) -> Result<(), String> {
+    let found = process
+        .catalog
+        .snapshot(of.dataset, &name.parse().unwrap())
+        .await
+        .map_err(|error| error.to_string())?;
+    let Some(found) = found.filter(|at| matches!(at.record.state, State::Ready | State::Creating))
+    else {
+        return Ok(());
+    };
     let handle = SnapshotHandle { pool: of.pool, snapshot: found.record.id() };
     let deleted = again(async || process.controller.delete_snapshot(handle).await).await;
-    deleted.map_err(|error| format!("giving up snapshot {name}: {error} ({:?})", Classify::class(&error) as Class))
+    deleted.map_err(|error| {
+        format!("giving up snapshot {name}: {error} ({:?})", Classify::class(&error) as Class)
+    })
 }

@@ -1,4 +1,5 @@
-//! Histories aimed at packs that are written anew (R12): whoever stores again what is being dropped of one, or was dropped, stores it anew.
+//! Histories aimed at packs that are written anew (R12): whoever stores again what is being dropped
+//! of one, or was dropped, stores it anew.
 
 use crate::aimed::{collect, cut, each, held_at, hold, release, volume};
 use crate::model::{Model, Origin};
@@ -27,7 +28,10 @@ async fn write_synced(
 }
 
 /// A pack of which only a snapshot, not sealed, uses a little; nobody has the volume open.
-async fn mostly_dead(process: &Process, model: &mut Model) -> Result<(VolumeHandle, SnapshotHandle), String> {
+async fn mostly_dead(
+    process: &Process,
+    model: &mut Model,
+) -> Result<(VolumeHandle, SnapshotHandle), String> {
     let origin = volume(process, model, "origin", ALL).await?;
     write_synced(process, model, origin, "x", KEPT, &seeds(100..100 + ALL - KEPT)).await?;
     let source = cut(process, model, origin, "cut").await?;
@@ -36,12 +40,18 @@ async fn mostly_dead(process: &Process, model: &mut Model) -> Result<(VolumeHand
     Ok((origin, source))
 }
 
-/// A clone that has stored so much of its own that it learns what its origin stored, and then stores what is dead of that.
-async fn clone_that_knows(process: &Process, model: &mut Model, source: SnapshotHandle) -> Result<VolumeHandle, String> {
+/// A clone that has stored so much of its own that it learns what its origin stored, and then
+/// stores what is dead of that.
+async fn clone_that_knows(
+    process: &Process,
+    model: &mut Model,
+    source: SnapshotHandle,
+) -> Result<VolumeHandle, String> {
     work::create(process, model, "clone", &Origin::Snapshot(source)).await?;
     let clone = model.datasets.last().expect("just made").handle;
     for n in 0..4 {
-        write_synced(process, model, clone, "own", n * 128, &seeds(1000 + n * 128..1128 + n * 128)).await?;
+        write_synced(process, model, clone, "own", n * 128, &seeds(1000 + n * 128..1128 + n * 128))
+            .await?;
     }
     tokio::time::sleep(Duration::from_secs(10)).await;
     write_synced(process, model, clone, "again", 0, &seeds(KEPT..ALL)).await?;
@@ -55,11 +65,15 @@ async fn was_rewritten(process: &Process) -> Result<(), String> {
     if rewritten { Ok(()) } else { Err("no pack was rewritten".to_owned()) }
 }
 
-/// A clone that nobody knew of when all heads sealed the pack, made when the next generation is about to be stored.
+/// A clone that nobody knew of when all heads sealed the pack, made when the next generation is
+/// about to be stored.
 #[test]
 fn a_clone_made_while_a_pack_is_rewritten_does_not_refer_to_what_is_dropped() {
-    let cases =
-        [(Where::Here, "chunk.before-rewrite"), (Where::Elsewhere, "chunk.before-rewrite"), (Where::Elsewhere, "chunk.rewritten")];
+    let cases = [
+        (Where::Here, "chunk.before-rewrite"),
+        (Where::Elsewhere, "chunk.before-rewrite"),
+        (Where::Elsewhere, "chunk.rewritten"),
+    ];
     each(&cases, async |(at, step), process, collector, model| {
         let (_, source) = mostly_dead(process, model).await?;
         let holder = if *at == Where::Here { process } else { collector };
@@ -78,10 +92,17 @@ fn a_clone_made_while_a_pack_is_rewritten_does_not_refer_to_what_is_dropped() {
     });
 }
 
-/// The collector ends between two of its steps; what it leaves is finished by the next one, when the clone has stored what was to be dropped.
+/// The collector ends between two of its steps; what it leaves is finished by the next one, when
+/// the clone has stored what was to be dropped.
 #[test]
 fn a_clone_made_after_a_rewriting_that_was_cut_off_does_not_refer_to_what_is_dropped() {
-    let steps = ["collect.announced", "collect.sealed", "collect.rewrite.listed", "chunk.before-rewrite", "chunk.rewritten"];
+    let steps = [
+        "collect.announced",
+        "collect.sealed",
+        "collect.rewrite.listed",
+        "chunk.before-rewrite",
+        "chunk.rewritten",
+    ];
     each(&steps, async |step, process, collector, model| {
         let (_, source) = mostly_dead(process, model).await?;
         let failpoints = collector.catalog.bucket().failpoints();
@@ -96,8 +117,8 @@ fn a_clone_made_after_a_rewriting_that_was_cut_off_does_not_refer_to_what_is_dro
     });
 }
 
-/// A volume that stays open knows what it stored. It refers to nothing of the pack when that is rewritten, or gives it up later; then a restore by
-/// reference brings the pack back to it.
+/// A volume that stays open knows what it stored. It refers to nothing of the pack when that is
+/// rewritten, or gives it up later; then a restore by reference brings the pack back to it.
 #[test]
 fn a_pack_that_comes_back_by_a_restore_is_taken_for_nothing_else() {
     // Whether it seals the pack before it gives it up.
@@ -113,8 +134,15 @@ fn a_pack_that_comes_back_by_a_restore_is_taken_for_nothing_else() {
         collect(process).await?;
         was_rewritten(process).await?;
         let (from, to) = ("x".into(), "x".into());
-        let wanted = RestoreInPlace { call: Incarnation::random(), snapshot: source.snapshot, from, to, overwrite: true };
-        let restored = Box::pin(process.controller.restore_in_place(origin, &wanted, &|_| ())).await;
+        let wanted = RestoreInPlace {
+            call: Incarnation::random(),
+            snapshot: source.snapshot,
+            from,
+            to,
+            overwrite: true,
+        };
+        let restored =
+            Box::pin(process.controller.restore_in_place(origin, &wanted, &|_| ())).await;
         restored.map_err(|error| error.to_string())?;
         let dataset = model.dataset(origin).expect("it is there");
         dataset.begin("x", Some([seeds(0..KEPT), seeds(100..100 + ALL - KEPT)].concat()));

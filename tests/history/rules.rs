@@ -1,5 +1,6 @@
-//! Which test meets which rule of the design, which history that a collector must survive, and which bug that an earlier design had. Each is proved
-//! here or by another test; that the tests are there is proved by one.
+//! Which test meets which rule of the design, which history that a collector must survive, and
+//! which bug that an earlier design had. Each is proved here or by another test; that the tests are
+//! there is proved by one.
 //!
 //! | | |
 //! |---|---|
@@ -35,7 +36,10 @@ const RULES: usize = 14;
 
 /// The rows of the table above: what it is about, and its tests.
 fn table() -> Vec<(String, Vec<(String, String)>)> {
-    let rows = include_str!("rules.rs").lines().filter_map(|line| line.strip_prefix("//! | ")).filter(|row| row.contains("::"));
+    let rows = include_str!("rules.rs")
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! | "))
+        .filter(|row| row.contains("::"));
     let row = |row: &str| {
         let (about, tests) = row.split_once(" | ").unwrap_or_else(|| panic!("{row}"));
         let tests = tests.split('`').filter_map(|word| word.split_once("::"));
@@ -54,14 +58,19 @@ fn is_test(source: &str, name: &str) -> bool {
 fn every_rule_has_tests_and_they_are_there() {
     let table = table();
     for rule in 1..=RULES {
-        let of_rule = |(about, tests): &&(String, Vec<_>)| about.starts_with(&format!("R{rule} ")) && !tests.is_empty();
+        let of_rule = |(about, tests): &&(String, Vec<_>)| {
+            about.starts_with(&format!("R{rule} ")) && !tests.is_empty()
+        };
         assert_eq!(table.iter().filter(of_rule).count(), 1, "R{rule}");
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for (file, test) in table.iter().flat_map(|(_, tests)| tests).collect::<BTreeSet<_>>() {
-        let source = std::fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let source = std::fs::read_to_string(root.join(file))
+            .unwrap_or_else(|error| panic!("{file}: {error}"));
         assert!(is_test(&source, test), "{file} has no test {test}");
     }
     assert!(table.len() > RULES && table.iter().all(|(_, tests)| !tests.is_empty()));
-    assert!(!is_test("/// Text.\nfn helper() {}", "helper") && !is_test("#[test]\nfn one() {}", "two"));
+    assert!(
+        !is_test("/// Text.\nfn helper() {}", "helper") && !is_test("#[test]\nfn one() {}", "two")
+    );
 }

@@ -1,5 +1,5 @@
-//! What a snapshot holds that is taken in the middle of everything: all that was answered before it was asked for, and of each writer nothing that
-//! it did after something that is not there.
+//! What a snapshot holds that is taken in the middle of everything: all that was answered before it
+//! was asked for, and of each writer nothing that it did after something that is not there.
 
 use crate::model::{Found, Model, Origin};
 use crate::ops::{RECORD, Where, bytes};
@@ -36,7 +36,12 @@ struct Progress {
 }
 
 async fn create(open: &Volume, file: &str) -> FileRef {
-    open.fs.create(&Caller::root(), open.fs.root(), &work::entry(file), GUARDED).await.unwrap().attr.file
+    open.fs
+        .create(&Caller::root(), open.fs.root(), &work::entry(file), GUARDED)
+        .await
+        .unwrap()
+        .attr
+        .file
 }
 
 /// Record `n` of writer `w`'s file.
@@ -44,14 +49,18 @@ fn record(w: u64, n: u64) -> Vec<u8> {
     bytes(&[w * 10_000 + n], 0)
 }
 
-/// Appends record by record; some writers promise durability now and then, so that flushes are always under way.
+/// Appends record by record; some writers promise durability now and then, so that flushes are
+/// always under way.
 async fn append(open: VolumeGuard, w: u64, progress: Arc<Progress>, stop: Arc<AtomicBool>) {
     let file = create(&open, &format!("w{w}")).await;
     let mut n = 0;
     while !stop.load(Ordering::Relaxed) {
         progress.asked.store(n + 1, Ordering::Relaxed);
         let data = Bytes::from(record(w, n));
-        open.fs.write(&Caller::root(), file, n * RECORD as u64, data, Stability::Unstable).await.unwrap();
+        open.fs
+            .write(&Caller::root(), file, n * RECORD as u64, data, Stability::Unstable)
+            .await
+            .unwrap();
         progress.answered.store(n + 1, Ordering::Relaxed);
         n += 1;
         if w.is_multiple_of(2) && n.is_multiple_of(8) {
@@ -95,13 +104,16 @@ fn held(found: &Found, task: u64) -> u64 {
 }
 
 async fn cut(process: &Process, of: VolumeHandle, n: usize) -> SnapshotHandle {
-    work::again(async || process.controller.create_snapshot(of, format!("cut{n}").parse().unwrap(), false).await)
-        .await
-        .unwrap()
-        .handle
+    work::again(async || {
+        process.controller.create_snapshot(of, format!("cut{n}").parse().unwrap(), false).await
+    })
+    .await
+    .unwrap()
+    .handle
 }
 
-/// Snapshots that the owner makes for itself, and for another who asks it, while several write and requests overtake each other.
+/// Snapshots that the owner makes for itself, and for another who asks it, while several write and
+/// requests overtake each other.
 #[test]
 fn a_snapshot_during_writes_holds_what_was_answered_and_of_each_writer_a_prefix() {
     let seed = crate::setting("HISTORY_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
@@ -125,10 +137,12 @@ fn a_snapshot_during_writes_holds_what_was_answered_and_of_each_writer_a_prefix(
             let mut cuts = vec![];
             for n in 0..CUTS {
                 tokio::time::sleep(Duration::from_millis(31)).await;
-                let answered: Vec<u64> = tasks.iter().map(|task| task.answered.load(Ordering::Relaxed)).collect();
+                let answered: Vec<u64> =
+                    tasks.iter().map(|task| task.answered.load(Ordering::Relaxed)).collect();
                 let by = if *at == Where::Here { &process } else { &collector };
                 let handle = cut(by, origin, n).await;
-                let asked: Vec<u64> = tasks.iter().map(|task| task.asked.load(Ordering::Relaxed)).collect();
+                let asked: Vec<u64> =
+                    tasks.iter().map(|task| task.asked.load(Ordering::Relaxed)).collect();
                 collector.collect(Where::Here).await.map_err(|error| error.to_string())?;
                 cuts.push((handle, answered, asked));
             }
@@ -145,19 +159,31 @@ fn a_snapshot_during_writes_holds_what_was_answered_and_of_each_writer_a_prefix(
                     if held < answered[at] || held > asked[at] {
                         let (answered, asked) = (answered[at], asked[at]);
                         return Err(format!(
-                            "{at:?}, snapshot {n}: {held} of task {task}, which was answered {answered} and asked for {asked}"
+                            "{at:?}, snapshot {n}: {held} of task {task}, which was answered \
+                             {answered} and asked for {asked}"
                         ));
                     }
                 }
                 // The same by way of a clone.
-                let clone = work::again(async || process.create(&format!("clone{n}"), Some(Source::Snapshot(*handle))).await).await;
+                let clone = work::again(async || {
+                    process.create(&format!("clone{n}"), Some(Source::Snapshot(*handle))).await
+                })
+                .await;
                 let clone = clone.map_err(|error| error.to_string())?.handle;
                 model.made(&format!("clone{n}"), clone, found.clone());
-                let snapshot =
-                    crate::model::Snapshot { name: format!("cut{n}"), of: origin, handle: *handle, files: found, going: false };
+                let snapshot = crate::model::Snapshot {
+                    name: format!("cut{n}"),
+                    of: origin,
+                    handle: *handle,
+                    files: found,
+                    going: false,
+                };
                 model.snapshots.push(snapshot);
             }
-            println!("{at:?}: {between} times a snapshot held something that was answered while it was made");
+            println!(
+                "{at:?}: {between} times a snapshot held something that was answered while it \
+                was made"
+            );
             let found = process.read(origin).await?;
             let name = model.datasets.remove(0).name;
             model.made(&name, origin, found);
@@ -169,8 +195,8 @@ fn a_snapshot_during_writes_holds_what_was_answered_and_of_each_writer_a_prefix(
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
-/// Files around the size at which an earlier design lost them, each written and not committed, and an entry made just before the snapshot; by each of
-/// those who make snapshots.
+/// Files around the size at which an earlier design lost them, each written and not committed, and
+/// an entry made just before the snapshot; by each of those who make snapshots.
 #[test]
 fn small_files_and_the_entry_just_before_it_are_in_a_snapshot() {
     let wrong = crate::in_lanes(&[Some(Where::Here), Some(Where::Elsewhere), None], |at| {
@@ -180,12 +206,17 @@ fn small_files_and_the_entry_just_before_it_are_in_a_snapshot() {
             let (mut model, collector) = (Model::default(), collector(&world).await);
             work::create(&process, &mut model, "origin", &Origin::Nothing).await?;
             let origin = model.datasets[0].handle;
-            let sizes = [1, 100, 4095, 4096, 4097, 16 << 10, (32 << 10) - 1, 32 << 10, (32 << 10) + 1];
+            let sizes =
+                [1, 100, 4095, 4096, 4097, 16 << 10, (32 << 10) - 1, 32 << 10, (32 << 10) + 1];
             for round in 0..3_u64 {
                 for (n, size) in sizes.iter().enumerate() {
-                    let mut content = bytes(&(0..10).map(|k| round * 1000 + n as u64 * 10 + k).collect::<Vec<_>>(), 0);
+                    let mut content = bytes(
+                        &(0..10).map(|k| round * 1000 + n as u64 * 10 + k).collect::<Vec<_>>(),
+                        0,
+                    );
                     content.truncate(*size);
-                    work::write(&process, &mut model, origin, &format!("s{n}"), 0, &content).await?;
+                    work::write(&process, &mut model, origin, &format!("s{n}"), 0, &content)
+                        .await?;
                 }
                 work::write(&process, &mut model, origin, &format!("last{round}"), 0, b"").await?;
                 if at.is_none() {
@@ -194,9 +225,11 @@ fn small_files_and_the_entry_just_before_it_are_in_a_snapshot() {
                 let by = if *at == Some(Where::Elsewhere) { &collector } else { &process };
                 work::snapshot(by, &mut model, origin, &format!("cut{round}")).await?;
                 // Not in it.
-                work::write(&process, &mut model, origin, &format!("after{round}"), 0, b"x").await?;
+                work::write(&process, &mut model, origin, &format!("after{round}"), 0, b"x")
+                    .await?;
                 let of = model.snapshots.last().expect("just made").handle;
-                work::create(&process, &mut model, &format!("clone{round}"), &Origin::Snapshot(of)).await?;
+                work::create(&process, &mut model, &format!("clone{round}"), &Origin::Snapshot(of))
+                    .await?;
                 collector.collect(Where::Here).await.map_err(|error| error.to_string())?;
             }
             work::compare(&process, &mut model).await?;

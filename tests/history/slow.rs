@@ -1,5 +1,6 @@
-//! A writer that stands still for an hour at one of its steps, or one of whose requests arrives an hour late, while collectors run: age alone makes
-//! nothing deletable (R9), and what comes late means nothing any more (R1, R2).
+//! A writer that stands still for an hour at one of its steps, or one of whose requests arrives an
+//! hour late, while collectors run: age alone makes nothing deletable (R9), and what comes late
+//! means nothing any more (R1, R2).
 
 use crate::fault::{Fault, Op, Rule};
 use crate::model::{Model, Origin};
@@ -18,7 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(2 * 3600);
 const PASSES: u64 = 2;
 /// Of the late requests, one of so many in CI.
 const STRIDE: usize = 6;
-/// Steps of one story that are not the writer's: leases have tests of their own (tests/lifecycle/leases.rs).
+/// Steps of one story that are not the writer's: leases have tests of their own
+/// (tests/lifecycle/leases.rs).
 const OTHERS: [&str; 1] = ["volume.lease."];
 
 /// Steps that the story must meet, whatever else it meets: one of each of its parts.
@@ -62,11 +64,13 @@ async fn begin(process: &Process, model: &mut Model) -> Result<(), String> {
     work::close(process, model, origin).await
 }
 
-/// Writes, of what was stored before too; a snapshot; what it keeps is given up; a clone, which is written to.
+/// Writes, of what was stored before too; a snapshot; what it keeps is given up; a clone, which is
+/// written to.
 async fn go_on(process: &Process, model: &mut Model) -> Result<(), String> {
     let origin = model.datasets[0].handle;
     for (file, range) in [("z", 20..60), ("x", 300..340), ("y", 200..204), ("z", 100..140)] {
-        insist(async || work::write(process, model, origin, file, 0, &seeds(range.clone())).await).await?;
+        insist(async || work::write(process, model, origin, file, 0, &seeds(range.clone())).await)
+            .await?;
         insist(async || work::sync_file(process, model, origin, file).await).await?;
     }
     insist(async || work::snapshot(process, model, origin, "cut").await).await?;
@@ -86,7 +90,8 @@ pub async fn collector(world: &World) -> Process {
     world.process().on_its_own("collector", world.bucket()).await
 }
 
-/// What was acknowledged is there for one who has nothing in memory; then all of it is deleted, and nothing is left.
+/// What was acknowledged is there for one who has nothing in memory; then all of it is deleted, and
+/// nothing is left.
 pub async fn end(process: &Process, collector: &Process, model: &mut Model) -> Result<(), String> {
     collector.collect(Where::Here).await.map_err(|error| error.to_string())?;
     work::compare(process, model).await?;
@@ -127,8 +132,15 @@ fn steps() -> BTreeMap<String, u64> {
         begin(&process, &mut model).await.unwrap();
         let before = failpoints.passed();
         go_on(&process, &mut model).await.unwrap();
-        let passed = failpoints.passed().into_iter().map(|(step, times)| (step.clone(), times - before.get(&step).unwrap_or(&0)));
-        passed.filter(|(step, times)| *times > 0 && !OTHERS.iter().any(|other| step.starts_with(other))).collect()
+        let passed = failpoints
+            .passed()
+            .into_iter()
+            .map(|(step, times)| (step.clone(), times - before.get(&step).unwrap_or(&0)));
+        passed
+            .filter(|(step, times)| {
+                *times > 0 && !OTHERS.iter().any(|other| step.starts_with(other))
+            })
+            .collect()
     })
 }
 
@@ -166,7 +178,10 @@ fn held(step: &str, pass: u64) -> Result<bool, String> {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             for _ in 0..COLLECTIONS {
-                collector.collect(Where::Here).await.map_err(|error| format!("collecting: {error}"))?;
+                collector
+                    .collect(Where::Here)
+                    .await
+                    .map_err(|error| format!("collecting: {error}"))?;
                 tokio::time::sleep(HOUR / COLLECTIONS).await;
             }
             collector.collect(Where::Here).await.map_err(|error| format!("collecting: {error}"))?;
@@ -185,8 +200,10 @@ fn a_writer_held_for_an_hour_at_any_step_loses_nothing_to_the_collector() {
     let steps = steps();
     let missing: Vec<_> = MET.iter().filter(|step| !steps.contains_key(**step)).collect();
     assert!(missing.is_empty(), "the story does not meet {missing:?}, only {steps:?}");
-    let cases: Vec<(&String, u64)> =
-        steps.iter().flat_map(|(step, times)| (0..PASSES.min(*times)).map(move |pass| (step, pass))).collect();
+    let cases: Vec<(&String, u64)> = steps
+        .iter()
+        .flat_map(|(step, times)| (0..PASSES.min(*times)).map(move |pass| (step, pass)))
+        .collect();
     println!("{} cases", cases.len());
     let wrong = crate::in_lanes(&cases, |(step, pass)| match held(step, *pass) {
         Ok(true) => Ok(()),
@@ -206,7 +223,8 @@ enum Arrival {
     End,
 }
 
-/// The story, of whose puts one is given up by its sender, who repeats it, and arrives later. Whether there are so many.
+/// The story, of whose puts one is given up by its sender, who repeats it, and arrives later.
+/// Whether there are so many.
 fn late(op: Op, skip: usize, arrival: Arrival) -> Result<bool, String> {
     let world = World::looking_for_mail(MAIL);
     let process = world.process().clone();
@@ -249,7 +267,11 @@ fn a_request_that_arrives_an_hour_late_means_nothing() {
     let mut cases = vec![];
     for op in [Op::Put, Op::PutNew] {
         let count = puts.iter().filter(|(put, _)| *put == op).count();
-        cases.extend((first..count).step_by(stride).flat_map(|n| [(op, n, Arrival::Hour), (op, n, Arrival::End)]));
+        cases.extend(
+            (first..count)
+                .step_by(stride)
+                .flat_map(|n| [(op, n, Arrival::Hour), (op, n, Arrival::End)]),
+        );
     }
     println!("{} cases, of each kind from {first} in steps of {stride}", cases.len());
     let came = std::sync::atomic::AtomicUsize::new(0);

@@ -1,5 +1,5 @@
-//! The failure of each step of deletion and collection leaks at most, and the next collection takes what was left: the process is told and goes on,
-//! or it dies there.
+//! The failure of each step of deletion and collection leaks at most, and the next collection takes
+//! what was left: the process is told and goes on, or it dies there.
 
 use crate::model::{Found, Model, Origin};
 use crate::ops::{Op, RECORD, Where, bytes};
@@ -69,8 +69,11 @@ fn steps_in(path: &Path, found: &mut Vec<String>) {
         return;
     }
     for call in std::fs::read_to_string(path).unwrap().split("step(").skip(1) {
-        let name = call.split(';').next().and_then(|call| call.split('"').nth(1)).unwrap_or_default();
-        if name.contains('.') && name.chars().all(|c| c.is_ascii_lowercase() || matches!(c, '.' | '-')) {
+        let name =
+            call.split(';').next().and_then(|call| call.split('"').nth(1)).unwrap_or_default();
+        if name.contains('.')
+            && name.chars().all(|c| c.is_ascii_lowercase() || matches!(c, '.' | '-'))
+        {
             found.push(name.to_owned());
         }
     }
@@ -94,8 +97,9 @@ enum Failure {
     Death,
 }
 
-/// A family in which a collector finds work of every kind: an origin that is deleted under its clone, a snapshot that nobody finishes, a clone
-/// that nobody finishes, a checkpoint of a snapshot that is gone, a pack that is mostly dead, and objects of a database without a record.
+/// A family in which a collector finds work of every kind: an origin that is deleted under its
+/// clone, a snapshot that nobody finishes, a clone that nobody finishes, a checkpoint of a snapshot
+/// that is gone, a pack that is mostly dead, and objects of a database without a record.
 async fn family(process: &Process, model: &mut Model) -> Result<(), String> {
     work::create(process, model, "origin", &Origin::Nothing).await?;
     let origin = model.datasets[0].handle;
@@ -109,12 +113,26 @@ async fn family(process: &Process, model: &mut Model) -> Result<(), String> {
     work::write(process, model, sparse, "x", 0, &bytes(&(100..120).collect::<Vec<_>>(), 0)).await?;
     work::perform(process, model, &Op::CloseAll, &Default::default()).await?;
     for n in (1..20).step_by(2) {
-        work::write(process, model, sparse, "x", n * RECORD, &bytes(&[200 + n as u64, 300 + n as u64], RECORD / 2)).await?;
+        work::write(
+            process,
+            model,
+            sparse,
+            "x",
+            n * RECORD,
+            &bytes(&[200 + n as u64, 300 + n as u64], RECORD / 2),
+        )
+        .await?;
     }
-    work::write(process, model, sparse, "x", RECORD, &bytes(&(400..418).collect::<Vec<_>>(), 0)).await?;
+    work::write(process, model, sparse, "x", RECORD, &bytes(&(400..418).collect::<Vec<_>>(), 0))
+        .await?;
     work::perform(process, model, &Op::CloseAll, &Default::default()).await?;
     let stray = format!("vol/{}/wal/00000000000000000001.sst", Incarnation::random());
-    process.catalog.bucket().put(&stray, bytes::Bytes::from_static(b"stray")).await.map_err(|error| error.to_string())?;
+    process
+        .catalog
+        .bucket()
+        .put(&stray, bytes::Bytes::from_static(b"stray"))
+        .await
+        .map_err(|error| error.to_string())?;
     begin_snapshot(process, origin).await;
     begin_clone(process, sparse).await;
     checkpoint_late(process, sparse).await;
@@ -154,13 +172,23 @@ async fn checkpoint_late(process: &Process, of: VolumeHandle) {
     db::checkpoint_closed(&place, &Incarnation::random().to_string(), epoch).await.unwrap();
 }
 
-/// Collections until one has nothing more to do, and the caring for a database, which a collector does for old ones.
+/// Collections until one has nothing more to do, and the caring for a database, which a collector
+/// does for old ones.
 async fn collect(process: &Process, model: &Model) -> Result<(), String> {
     for at in [Where::Here, Where::Elsewhere] {
-        again(async || process.collect(at).await).await.map_err(|error| format!("collecting {at:?}: {error}"))?;
+        again(async || process.collect(at).await)
+            .await
+            .map_err(|error| format!("collecting {at:?}: {error}"))?;
     }
     if let Some(dataset) = model.datasets.iter().find(|dataset| dataset.name == "sparse") {
-        let care = async || Ok(collect_released(process.volumes.settings(), &process.catalog, dataset.handle.dataset).await?);
+        let care = async || {
+            Ok(collect_released(
+                process.volumes.settings(),
+                &process.catalog,
+                dataset.handle.dataset,
+            )
+            .await?)
+        };
         again(care).await.map_err(|error| format!("caring for a database: {error}"))?;
     }
     Ok(())
@@ -172,7 +200,8 @@ fn story(step: &str, failure: Failure) -> Result<(), String> {
     let mut model = Model::default();
     let action = if failure == Failure::Told { "1*return" } else { "1*off->pause" };
     // A process that is to die passes the step once, where it comes twice.
-    let action = if failure == Failure::Death && step.contains("tombstone") { "pause" } else { action };
+    let action =
+        if failure == Failure::Death && step.contains("tombstone") { "pause" } else { action };
     let failpoints = world.process().catalog.bucket().failpoints().clone();
     failpoints.set(step, action).unwrap();
     let passes = u64::from(action.starts_with("1*off"));
@@ -251,8 +280,10 @@ async fn finish(process: &Process, model: &mut Model) -> Result<(), String> {
 
 #[test]
 fn a_failure_at_each_step_leaks_at_most_and_the_next_collection_takes_it() {
-    let cases: Vec<(&str, Failure)> = STEPS.iter().flat_map(|step| [(*step, Failure::Told), (*step, Failure::Death)]).collect();
-    let wrong =
-        crate::in_lanes(&cases, |(step, failure)| story(step, *failure).map_err(|what| format!("{step}, {failure:?}: {what}")));
+    let cases: Vec<(&str, Failure)> =
+        STEPS.iter().flat_map(|step| [(*step, Failure::Told), (*step, Failure::Death)]).collect();
+    let wrong = crate::in_lanes(&cases, |(step, failure)| {
+        story(step, *failure).map_err(|what| format!("{step}, {failure:?}: {what}"))
+    });
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -17,7 +17,9 @@ use zerofs_csi::types::{Class, Classify, EntryName, SnapshotHandle, Timestamp, V
 pub const TRIES: usize = 12;
 pub const PAUSE: Duration = Duration::from_millis(500);
 /// Repeats a call for as long as it asks for that; a name that is not free yet is an answer.
-pub async fn again<T>(mut call: impl AsyncFnMut() -> Result<T, ControlError>) -> Result<T, ControlError> {
+pub async fn again<T>(
+    mut call: impl AsyncFnMut() -> Result<T, ControlError>,
+) -> Result<T, ControlError> {
     let mut tries = 0;
     loop {
         tries += 1;
@@ -29,11 +31,14 @@ pub async fn again<T>(mut call: impl AsyncFnMut() -> Result<T, ControlError>) ->
 }
 
 pub fn is_final(error: &ControlError) -> bool {
-    matches!(error, ControlError::NameInUse { .. }) || !matches!(error.class(), Class::Unavailable | Class::InProgress)
+    matches!(error, ControlError::NameInUse { .. })
+        || !matches!(error.class(), Class::Unavailable | Class::InProgress)
 }
 
 pub async fn collect(process: &Process, at: Where, tally: &RefCell<Tally>) -> Result<(), String> {
-    let done = again(async || process.collect(at).await).await.map_err(|error| format!("collecting {at:?}: {error}"))?;
+    let done = again(async || process.collect(at).await)
+        .await
+        .map_err(|error| format!("collecting {at:?}: {error}"))?;
     tally.borrow_mut().collected(&done);
     Ok(())
 }
@@ -45,13 +50,21 @@ pub struct Beside<'a> {
     tally: &'a RefCell<Tally>,
 }
 
-pub fn beside<'a>(process: &'a Process, at: Option<Where>, tally: &'a RefCell<Tally>) -> Beside<'a> {
+pub fn beside<'a>(
+    process: &'a Process,
+    at: Option<Where>,
+    tally: &'a RefCell<Tally>,
+) -> Beside<'a> {
     Beside { process, at, tally }
 }
 
 impl Beside<'_> {
     /// Does `work` beside the collector, which is cut off at its end unless it may finish.
-    pub async fn during(self, work: impl Future<Output = Result<(), String>>, finishes: bool) -> Result<(), String> {
+    pub async fn during(
+        self,
+        work: impl Future<Output = Result<(), String>>,
+        finishes: bool,
+    ) -> Result<(), String> {
         let Some(at) = self.at else { return work.await };
         let mut work = std::pin::pin!(work);
         loop {
@@ -69,7 +82,12 @@ impl Beside<'_> {
     }
 }
 
-pub async fn perform(process: &Process, model: &mut Model, op: &Op, tally: &RefCell<Tally>) -> Result<(), String> {
+pub async fn perform(
+    process: &Process,
+    model: &mut Model,
+    op: &Op,
+    tally: &RefCell<Tally>,
+) -> Result<(), String> {
     match op {
         Op::Create { name, from } => {
             tally.borrow_mut().datasets += 1;
@@ -82,7 +100,8 @@ pub async fn perform(process: &Process, model: &mut Model, op: &Op, tally: &RefC
         Op::Resize { of, file, size } => resize(process, model, *of, file, *size).await,
         Op::Remove { of, file } => remove(process, model, *of, file).await,
         Op::Sync { of } => {
-            let files: Vec<String> = model.dataset(*of).map(|d| d.files.keys().cloned().collect()).unwrap_or_default();
+            let files: Vec<String> =
+                model.dataset(*of).map(|d| d.files.keys().cloned().collect()).unwrap_or_default();
             for file in files {
                 sync_file(process, model, *of, &file).await?;
             }
@@ -118,13 +137,20 @@ pub async fn perform(process: &Process, model: &mut Model, op: &Op, tally: &RefC
     }
 }
 
-pub async fn create(process: &Process, model: &mut Model, name: &str, from: &Origin) -> Result<(), String> {
+pub async fn create(
+    process: &Process,
+    model: &mut Model,
+    name: &str,
+    from: &Origin,
+) -> Result<(), String> {
     let source = match from {
         Origin::Nothing => None,
         Origin::Snapshot(handle) => Some(Source::Snapshot(*handle)),
         Origin::Volume(handle) => Some(Source::Volume(*handle)),
     };
-    if let Some(live) = model.datasets.iter().find(|dataset| dataset.name == name).map(|dataset| dataset.handle) {
+    if let Some(live) =
+        model.datasets.iter().find(|dataset| dataset.name == name).map(|dataset| dataset.handle)
+    {
         return match again(async || process.create(name, source.clone()).await).await {
             Ok(made) if made.handle == live => Ok(()),
             Err(error) if error.class() == Class::Exists => Ok(()),
@@ -133,7 +159,9 @@ pub async fn create(process: &Process, model: &mut Model, name: &str, from: &Ori
     }
     let content = match from {
         Origin::Nothing => Default::default(),
-        Origin::Snapshot(handle) => model.snapshots.iter().find(|s| s.handle == *handle).expect("it is there").files.clone(),
+        Origin::Snapshot(handle) => {
+            model.snapshots.iter().find(|s| s.handle == *handle).expect("it is there").files.clone()
+        }
         Origin::Volume(handle) => model.dataset(*handle).expect("it is there").content(),
     };
     model.pending = Some(Pending::Create { name: name.to_owned(), from: from.clone() });
@@ -147,13 +175,16 @@ pub async fn create(process: &Process, model: &mut Model, name: &str, from: &Ori
             }
         }
         Err(ControlError::NameInUse { .. } | ControlError::Catalog(_)) => {}
-        Err(error) => return Err(format!("creating {name} from {from:?}: {error} ({:?})", error.class())),
+        Err(error) => {
+            return Err(format!("creating {name} from {from:?}: {error} ({:?})", error.class()));
+        }
     }
     model.pending = None;
     Ok(())
 }
 
-/// Lets a day pass for what was begun and never finished: a put of a process that died may arrive when nobody asks for it any more.
+/// Lets a day pass for what was begun and never finished: a put of a process that died may arrive
+/// when nobody asks for it any more.
 pub async fn a_day_later(process: &Process) -> Result<(), String> {
     const DAY_NANOS: i64 = 25 * 3600 * 1_000_000_000;
     let catalog = &process.catalog;
@@ -166,7 +197,9 @@ pub async fn a_day_later(process: &Process) -> Result<(), String> {
         });
         aged.await.map_err(|error| error.to_string())?;
     }
-    for at in catalog.snapshots(None).await.unwrap().into_iter().filter(|at| begun(&at.record.state)) {
+    for at in
+        catalog.snapshots(None).await.unwrap().into_iter().filter(|at| begun(&at.record.state))
+    {
         let aged = catalog.update_snapshot(at.record.id(), |snapshot| {
             snapshot.created = earlier(snapshot.created);
             Ok(())
@@ -179,19 +212,32 @@ pub async fn a_day_later(process: &Process) -> Result<(), String> {
 /// Deletes what a creation may have begun.
 pub async fn give_up(process: &Process, name: &str) -> Result<(), String> {
     let wrong = |error: &dyn std::fmt::Display| format!("giving {name} up: {error}");
-    let found = process.catalog.dataset(&name.parse().unwrap()).await.map_err(|error| wrong(&error))?;
-    let Some(found) = found.filter(|at| matches!(at.record.state, State::Ready | State::Creating)) else { return Ok(()) };
+    let found =
+        process.catalog.dataset(&name.parse().unwrap()).await.map_err(|error| wrong(&error))?;
+    let Some(found) = found.filter(|at| matches!(at.record.state, State::Ready | State::Creating))
+    else {
+        return Ok(());
+    };
     let handle = VolumeHandle { pool: process.catalog.pool().id, dataset: found.record.id() };
-    again(async || process.controller.delete_volume(handle).await).await.map_err(|error| wrong(&error))
+    again(async || process.controller.delete_volume(handle).await)
+        .await
+        .map_err(|error| wrong(&error))
 }
 
-pub async fn snapshot(process: &Process, model: &mut Model, of: VolumeHandle, name: &str) -> Result<(), String> {
+pub async fn snapshot(
+    process: &Process,
+    model: &mut Model,
+    of: VolumeHandle,
+    name: &str,
+) -> Result<(), String> {
     let live = model.snapshots.iter().find(|s| s.of == of && s.name == name).map(|s| s.handle);
     let content = model.dataset(of).expect("it is there").content();
     if live.is_none() {
         model.pending = Some(Pending::Snapshot { of, name: name.to_owned() });
     }
-    let made = again(async || process.controller.create_snapshot(of, name.parse().unwrap(), false).await).await;
+    let made =
+        again(async || process.controller.create_snapshot(of, name.parse().unwrap(), false).await)
+            .await;
     match (made, live) {
         (Ok(made), Some(live)) if made.handle == live => {}
         (Ok(made), None) => {
@@ -212,7 +258,11 @@ pub async fn snapshot(process: &Process, model: &mut Model, of: VolumeHandle, na
     Ok(())
 }
 
-pub async fn delete_snapshot(process: &Process, model: &mut Model, handle: SnapshotHandle) -> Result<(), String> {
+pub async fn delete_snapshot(
+    process: &Process,
+    model: &mut Model,
+    handle: SnapshotHandle,
+) -> Result<(), String> {
     model.snapshots.iter_mut().filter(|s| s.handle == handle).for_each(|s| s.going = true);
     let deleted = again(async || process.controller.delete_snapshot(handle).await).await;
     deleted.map_err(|error| format!("deleting {handle}: {error}"))?;
@@ -220,7 +270,11 @@ pub async fn delete_snapshot(process: &Process, model: &mut Model, handle: Snaps
     Ok(())
 }
 
-pub async fn delete(process: &Process, model: &mut Model, handle: VolumeHandle) -> Result<(), String> {
+pub async fn delete(
+    process: &Process,
+    model: &mut Model,
+    handle: VolumeHandle,
+) -> Result<(), String> {
     model.datasets.iter_mut().filter(|d| d.handle == handle).for_each(|d| d.going = true);
     close(process, model, handle).await?;
     let mut deleted = again(async || process.controller.delete_volume(handle).await).await;
@@ -235,7 +289,11 @@ pub async fn delete(process: &Process, model: &mut Model, handle: VolumeHandle) 
     Ok(())
 }
 
-pub async fn close(process: &Process, model: &mut Model, handle: VolumeHandle) -> Result<(), String> {
+pub async fn close(
+    process: &Process,
+    model: &mut Model,
+    handle: VolumeHandle,
+) -> Result<(), String> {
     let open = process.volumes.get(handle.dataset).is_some();
     let closed = again(async || Ok(Box::pin(process.volumes.close(handle.dataset)).await?)).await;
     closed.map_err(|error| format!("closing {handle}: {error}"))?;
@@ -301,7 +359,12 @@ pub async fn write(
     Ok(())
 }
 
-pub async fn sync_file(process: &Process, model: &mut Model, of: VolumeHandle, file: &str) -> Result<(), String> {
+pub async fn sync_file(
+    process: &Process,
+    model: &mut Model,
+    of: VolumeHandle,
+    file: &str,
+) -> Result<(), String> {
     let wrong = wrong("committing", of, file);
     let open = process.open(of).await?;
     let found = find(&*open.fs, file).await.map_err(&wrong)?;
@@ -310,9 +373,17 @@ pub async fn sync_file(process: &Process, model: &mut Model, of: VolumeHandle, f
     Ok(())
 }
 
-pub async fn resize(process: &Process, model: &mut Model, of: VolumeHandle, file: &str, size: usize) -> Result<(), String> {
+pub async fn resize(
+    process: &Process,
+    model: &mut Model,
+    of: VolumeHandle,
+    file: &str,
+    size: usize,
+) -> Result<(), String> {
     let dataset = model.dataset(of).expect("it is there");
-    let Some(before) = dataset.files.get(file).map(|file| file.now().clone()) else { return Ok(()) };
+    let Some(before) = dataset.files.get(file).map(|file| file.now().clone()) else {
+        return Ok(());
+    };
     let wrong = wrong("resizing", of, file);
     let open = process.open(of).await?;
     let found = find(&*open.fs, file).await.map_err(&wrong)?;
@@ -325,7 +396,12 @@ pub async fn resize(process: &Process, model: &mut Model, of: VolumeHandle, file
     Ok(())
 }
 
-pub async fn remove(process: &Process, model: &mut Model, of: VolumeHandle, file: &str) -> Result<(), String> {
+pub async fn remove(
+    process: &Process,
+    model: &mut Model,
+    of: VolumeHandle,
+    file: &str,
+) -> Result<(), String> {
     let dataset = model.dataset(of).expect("it is there");
     if !dataset.files.contains_key(file) {
         return Ok(());
@@ -338,7 +414,13 @@ pub async fn remove(process: &Process, model: &mut Model, of: VolumeHandle, file
     Ok(())
 }
 
-async fn restore(process: &Process, model: &mut Model, from: SnapshotHandle, to: VolumeHandle, file: &str) -> Result<(), String> {
+async fn restore(
+    process: &Process,
+    model: &mut Model,
+    from: SnapshotHandle,
+    to: VolumeHandle,
+    file: &str,
+) -> Result<(), String> {
     let snapshot = process.read_snapshot(from).await?;
     process.volumes.views().close().await;
     let Some(content) = snapshot.get(file) else { return Ok(()) };
@@ -349,7 +431,12 @@ async fn restore(process: &Process, model: &mut Model, from: SnapshotHandle, to:
     sync_if_there(process, model, to, file).await
 }
 
-async fn sync_if_there(process: &Process, model: &mut Model, of: VolumeHandle, file: &str) -> Result<(), String> {
+async fn sync_if_there(
+    process: &Process,
+    model: &mut Model,
+    of: VolumeHandle,
+    file: &str,
+) -> Result<(), String> {
     let there = model.dataset(of).is_some_and(|dataset| dataset.files.contains_key(file));
     if there { sync_file(process, model, of, file).await } else { Ok(()) }
 }
@@ -361,7 +448,23 @@ pub async fn left(process: &Process) -> Vec<String> {
     for prefix in ["announced/", "packs/", "vol/"] {
         left.extend(bucket.list(prefix).await.unwrap().into_iter().map(|object| object.key));
     }
-    left.extend(process.catalog.datasets().await.unwrap().into_iter().map(|at| format!("dataset {}", at.record.name)));
-    left.extend(process.catalog.snapshots(None).await.unwrap().into_iter().map(|at| format!("snapshot {}", at.record.name)));
+    left.extend(
+        process
+            .catalog
+            .datasets()
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|at| format!("dataset {}", at.record.name)),
+    );
+    left.extend(
+        process
+            .catalog
+            .snapshots(None)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|at| format!("snapshot {}", at.record.name)),
+    );
     left
 }

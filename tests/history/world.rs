@@ -1,4 +1,5 @@
-//! The pool, and the processes that work on it one after the other. Time passes when everybody waits for it.
+//! The pool, and the processes that work on it one after the other. Time passes when everybody
+//! waits for it.
 
 use crate::fault::{Chances, FaultStore, quick};
 use crate::model::Found;
@@ -12,7 +13,10 @@ use zerofs_csi::bucket::Bucket;
 use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::chunk::ChunkCache;
 use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Collected, ControlError, Controller, NewVolume, Pools, Source, VolumeInfo, Worth, mail as letters};
+use zerofs_csi::control::{
+    Collected, ControlError, Controller, NewVolume, Pools, Source, VolumeInfo, Worth,
+    mail as letters,
+};
 use zerofs_csi::fs::api::{Caller, DirCookie, FileSystem, ListLimit};
 use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::fs::{FsError, FsMemory};
@@ -22,10 +26,12 @@ use zerofs_csi::volume::{Clock, Keeper, LeaseSettings, VolumeGuard, VolumeSettin
 /// So small that reads find little of what they ask for.
 const CHUNK_CACHE: u64 = 64 << 10;
 /// Small packs are worth it, too.
-const WORTH: Worth = Worth { pack_bytes_min: 3 * RECORD as u64, freed_bytes_min: 2 * RECORD as u64 };
+const WORTH: Worth =
+    Worth { pack_bytes_min: 3 * RECORD as u64, freed_bytes_min: 2 * RECORD as u64 };
 const MAIL: Duration = Duration::from_millis(200);
 
-/// The time of the runtime, which is driven: it goes on from where the last process of the machine was.
+/// The time of the runtime, which is driven: it goes on from where the last process of the machine
+/// was.
 struct Ticks {
     base: Duration,
     started: tokio::time::Instant,
@@ -74,7 +80,11 @@ impl World {
     }
 
     fn runtime(&self) -> Runtime {
-        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap()
     }
 
     pub fn bucket(&self) -> Bucket {
@@ -97,7 +107,8 @@ impl World {
         self.life.as_ref().expect("a process").0.block_on(work)
     }
 
-    /// Nothing of the process is left, and none of its requests is under way, but for puts that arrive late.
+    /// Nothing of the process is left, and none of its requests is under way, but for puts that
+    /// arrive late.
     pub fn die(&mut self) {
         self.store.die();
         let (runtime, process) = self.life.take().expect("a process");
@@ -109,7 +120,10 @@ impl World {
 
     /// Requests overtake each other.
     pub fn disorder(&self, seed: u64) {
-        self.store.random(seed, Chances { delay: 150, delay_max: Duration::from_millis(60), ..Chances::default() });
+        self.store.random(
+            seed,
+            Chances { delay: 150, delay_max: Duration::from_millis(60), ..Chances::default() },
+        );
     }
 }
 
@@ -135,7 +149,13 @@ impl Process {
             Arc::new(controller.with_owner_timeout(Duration::from_secs(20)).with_worth(WORTH))
         };
         let (here, elsewhere) = (controller(&volumes), controller(&others));
-        let desk = letters::serve(here.pools().clone(), volumes.clone(), Arc::new(NoMounts), mail, CancellationToken::new());
+        let desk = letters::serve(
+            here.pools().clone(),
+            volumes.clone(),
+            Arc::new(NoMounts),
+            mail,
+            CancellationToken::new(),
+        );
         tokio::spawn(desk);
         Self { catalog, volumes, controller: here, elsewhere, clock }
     }
@@ -145,7 +165,8 @@ impl Process {
         self.on_its_own(node, self.catalog.bucket().clone().with_limits(quick())).await
     }
 
-    /// Another node's process on a bucket of its own: with a bucket that was made anew its durable steps are its own, too.
+    /// Another node's process on a bucket of its own: with a bucket that was made anew its durable
+    /// steps are its own, too.
     pub async fn on_its_own(&self, node: &str, bucket: Bucket) -> Self {
         let catalog = Catalog::open(bucket, None).await.unwrap();
         let settings = VolumeSettings {
@@ -157,8 +178,16 @@ impl Process {
             ..self.volumes.settings().clone()
         };
         let volumes = Volumes::with_lease(settings, self.volumes.lease().clone());
-        let controller = Arc::new(Controller::new(Pools::one("p", catalog.clone()), volumes.clone()).with_worth(WORTH));
-        Self { catalog, volumes, elsewhere: controller.clone(), controller, clock: self.clock.clone() }
+        let controller = Arc::new(
+            Controller::new(Pools::one("p", catalog.clone()), volumes.clone()).with_worth(WORTH),
+        );
+        Self {
+            catalog,
+            volumes,
+            elsewhere: controller.clone(),
+            controller,
+            clock: self.clock.clone(),
+        }
     }
 
     pub fn controller(&self, at: Where) -> &Arc<Controller> {
@@ -175,7 +204,11 @@ impl Process {
         Box::pin(controller.collector(pool).collect_in_turn(Duration::ZERO)).await
     }
 
-    pub async fn create(&self, name: &str, source: Option<Source>) -> Result<VolumeInfo, ControlError> {
+    pub async fn create(
+        &self,
+        name: &str,
+        source: Option<Source>,
+    ) -> Result<VolumeInfo, ControlError> {
         let properties = Properties { record_bytes: RECORD as u32, ..Properties::default() };
         let new = NewVolume {
             name: name.parse().unwrap(),
@@ -210,7 +243,12 @@ impl Process {
 
     pub async fn read_snapshot(&self, snapshot: SnapshotHandle) -> Result<Found, String> {
         let wrong = |error: FsError| format!("reading {snapshot}: {error}");
-        let view = self.volumes.views().get(&self.catalog, snapshot.snapshot, Keeper::Reader).await.map_err(wrong)?;
+        let view = self
+            .volumes
+            .views()
+            .get(&self.catalog, snapshot.snapshot, Keeper::Reader)
+            .await
+            .map_err(wrong)?;
         read_all(view.fs()).await.map_err(wrong)
     }
 }

@@ -47,13 +47,18 @@ impl Driver {
         let root = std::env::temp_dir().join(format!("zerofs-{name}"));
         fs::create_dir_all(root.join("pool")).map_err(text)?;
         let pool = format!("file://{}", root.join("pool").display());
-        fs::write(root.join("config.yaml"), format!("pools:\n  default:\n    url: {pool}\n")).map_err(text)?;
+        fs::write(root.join("config.yaml"), format!("pools:\n  default:\n    url: {pool}\n"))
+            .map_err(text)?;
         awaiting("pool create");
-        let create = Command::new(binary()?).args(["pool", "create", "--pool", &pool]).output().map_err(text)?;
+        let create = Command::new(binary()?)
+            .args(["pool", "create", "--pool", &pool])
+            .output()
+            .map_err(text)?;
         if !create.status.success() {
             return Err(format!("pool create: {}", String::from_utf8_lossy(&create.stderr)));
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(text)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(text)?;
         let mut driver = Self { root, controller: None, node: None, nodes: 0, runtime };
         driver.controller = Some(driver.spawn(Role::Controller, "config.yaml")?);
         driver.start_node()?;
@@ -94,10 +99,13 @@ impl Driver {
     pub fn replace_node_and_kill(&mut self) -> Result<(), String> {
         let (old, number) = (self.node.take(), self.nodes);
         self.start_node()?;
-        let mut new = std::mem::replace(&mut self.node, old).ok_or("the node plugin does not run")?;
+        let mut new =
+            std::mem::replace(&mut self.node, old).ok_or("the node plugin does not run")?;
         new.kill().map_err(text)?;
         new.wait().map_err(text)?;
-        let back = until("the readiness of the node plugin that stood by", START_LIMIT, || self.is_ready(number));
+        let back = until("the readiness of the node plugin that stood by", START_LIMIT, || {
+            self.is_ready(number)
+        });
         back.map(drop).map_err(|error| format!("{error}: {}", self.log(Role::Node)))
     }
 
@@ -120,23 +128,27 @@ impl Driver {
 
     /// SIGTERM to both, which must end cleanly.
     pub fn stop(mut self) -> Result<(), String> {
-        for (role, child) in [(Role::Node, self.node.take()), (Role::Controller, self.controller.take())] {
+        for (role, child) in
+            [(Role::Node, self.node.take()), (Role::Controller, self.controller.take())]
+        {
             if let Some(child) = child {
                 self.terminate(role, child)?;
             }
         }
         // What a case leaves in memory is missing for the next one.
-        fs::remove_dir_all(&self.root).map_err(|e| format!("{}: {e}: something is still mounted there", self.root.display()))
+        fs::remove_dir_all(&self.root)
+            .map_err(|e| format!("{}: {e}: something is still mounted there", self.root.display()))
     }
 
     fn terminate(&self, role: Role, mut child: Child) -> Result<(), String> {
         let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).map_err(text)?;
         let mut code: Option<ExitStatus> = None;
-        let ended = until(&format!("the end of the {} after SIGTERM", role.name()), STOP_LIMIT, || {
-            code = child.try_wait().map_err(text)?;
-            Ok(code.is_some())
-        });
+        let ended =
+            until(&format!("the end of the {} after SIGTERM", role.name()), STOP_LIMIT, || {
+                code = child.try_wait().map_err(text)?;
+                Ok(code.is_some())
+            });
         if let Err(error) = ended {
             child.kill().ok();
             return Err(format!("{error}: {}", self.log(role)));
@@ -149,14 +161,24 @@ impl Driver {
 
     fn spawn(&mut self, role: Role, config: &str) -> Result<Child, String> {
         let name = role.name();
-        let log = fs::File::options().create(true).append(true).open(self.root.join(format!("{name}.log"))).map_err(text)?;
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.root.join(format!("{name}.log")))
+            .map_err(text)?;
         let mut command = Command::new(binary()?);
         command.args([name, "--config", &self.root.join(config).display().to_string()]);
         command.args(["--csi-endpoint", &format!("unix://{}", self.socket(role).display())]);
         if role == Role::Node {
             self.nodes += 1;
-            command.args(["--node-id", "guest", "--state-dir", &self.root.join("state").display().to_string()]);
-            command.args(["--health-socket", &self.health_socket(self.nodes).display().to_string()]);
+            command.args([
+                "--node-id",
+                "guest",
+                "--state-dir",
+                &self.root.join("state").display().to_string(),
+            ]);
+            command
+                .args(["--health-socket", &self.health_socket(self.nodes).display().to_string()]);
         }
         let child = command
             .process_group(0)
@@ -171,9 +193,11 @@ impl Driver {
 
     fn wait_for(&self, role: Role) -> Result<(), String> {
         let socket = self.socket(role);
-        until(&format!("the {}'s socket", role.name()), START_LIMIT, || Ok(UnixStream::connect(&socket).is_ok()))
-            .map(drop)
-            .map_err(|error| format!("{error}: {}", self.log(role)))
+        until(&format!("the {}'s socket", role.name()), START_LIMIT, || {
+            Ok(UnixStream::connect(&socket).is_ok())
+        })
+        .map(drop)
+        .map_err(|error| format!("{error}: {}", self.log(role)))
     }
 
     /// Of one of the node plugins, in the order of their start.
@@ -184,7 +208,10 @@ impl Driver {
     /// As the chart's probe asks it.
     fn is_ready(&self, number: usize) -> Result<bool, String> {
         let socket = self.health_socket(number).display().to_string();
-        let asked = Command::new(binary()?).args(["ready", "--health-socket", &socket]).output().map_err(text)?;
+        let asked = Command::new(binary()?)
+            .args(["ready", "--health-socket", &socket])
+            .output()
+            .map_err(text)?;
         Ok(asked.status.success())
     }
 
@@ -199,7 +226,8 @@ impl Driver {
 
     /// The end of what a process logged.
     pub fn log(&self, role: Role) -> String {
-        let log = fs::read_to_string(self.root.join(format!("{}.log", role.name()))).unwrap_or_default();
+        let log =
+            fs::read_to_string(self.root.join(format!("{}.log", role.name()))).unwrap_or_default();
         let last: Vec<&str> = log.lines().rev().take(15).collect();
         last.iter().rev().map(|line| format!("\n    {line}")).collect()
     }
@@ -208,7 +236,9 @@ impl Driver {
         let socket = self.socket(role);
         let connector = tower::service_fn(move |_: Uri| {
             let socket = socket.clone();
-            async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+            async move {
+                tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new)
+            }
         });
         Endpoint::from_static("http://socket").connect_with_connector(connector).await.map_err(text)
     }
@@ -227,7 +257,10 @@ impl Drop for Driver {
 pub fn mounts_below(path: &Path) -> Result<usize, String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(text)?;
     let at = path.display().to_string();
-    Ok(mounts.lines().filter(|line| line.split(' ').nth(4).is_some_and(|target| target.starts_with(&at))).count())
+    Ok(mounts
+        .lines()
+        .filter(|line| line.split(' ').nth(4).is_some_and(|target| target.starts_with(&at)))
+        .count())
 }
 
 fn binary() -> Result<String, String> {

@@ -32,7 +32,10 @@ fn status(error: &Status) -> String {
 }
 
 /// One call, within its limit.
-async fn once<T>(call: &str, answer: impl Future<Output = Result<Response<T>, Status>>) -> Result<Result<T, Status>, String> {
+async fn once<T>(
+    call: &str,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<Result<T, Status>, String> {
     awaiting(call);
     let answer = tokio::time::timeout(CALL_LIMIT, answer).await;
     let answer = answer.map_err(|_| format!("{call}: no answer within {CALL_LIMIT:?}"))?;
@@ -40,13 +43,17 @@ async fn once<T>(call: &str, answer: impl Future<Output = Result<Response<T>, St
 }
 
 /// One call that must succeed.
-async fn succeeds<T>(call: &str, answer: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, String> {
+async fn succeeds<T>(
+    call: &str,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, String> {
     once(call, answer).await?.map_err(|error| format!("{call}: {}", status(&error)))
 }
 
 fn capability(flags: &[String]) -> csi::VolumeCapability {
     let mode = volume_capability::access_mode::Mode::SingleNodeWriter as i32;
-    let mount = volume_capability::MountVolume { mount_flags: flags.to_vec(), ..Default::default() };
+    let mount =
+        volume_capability::MountVolume { mount_flags: flags.to_vec(), ..Default::default() };
     csi::VolumeCapability {
         access_type: Some(volume_capability::AccessType::Mount(mount)),
         access_mode: Some(volume_capability::AccessMode { mode }),
@@ -65,10 +72,21 @@ impl Driver {
 
     pub fn volume_from(&self, snapshot: &str, name: &str, bytes: i64) -> Result<Volume, String> {
         let source = volume_content_source::SnapshotSource { snapshot_id: snapshot.to_owned() };
-        self.provision(name, bytes, Some(csi::VolumeContentSource { r#type: Some(volume_content_source::Type::Snapshot(source)) }))
+        self.provision(
+            name,
+            bytes,
+            Some(csi::VolumeContentSource {
+                r#type: Some(volume_content_source::Type::Snapshot(source)),
+            }),
+        )
     }
 
-    fn provision(&self, name: &str, bytes: i64, source: Option<csi::VolumeContentSource>) -> Result<Volume, String> {
+    fn provision(
+        &self,
+        name: &str,
+        bytes: i64,
+        source: Option<csi::VolumeContentSource>,
+    ) -> Result<Volume, String> {
         let request = csi::CreateVolumeRequest {
             name: name.to_owned(),
             capacity_range: range(bytes),
@@ -140,14 +158,17 @@ impl Driver {
         })?;
         match mounts_below(&volume.path)? {
             0 => Ok(started.elapsed()),
-            left => Err(format!("{left} mounts at {} after NodeUnpublishVolume", volume.path.display())),
+            left => {
+                Err(format!("{left} mounts at {} after NodeUnpublishVolume", volume.path.display()))
+            }
         }
     }
 
     /// The last pod has gone. One call: its answer, and its time.
     pub fn try_unstage(&self, volume: &Volume) -> Result<(Result<(), Status>, Duration), String> {
         let staging_target_path = volume.staging.display().to_string();
-        let request = csi::NodeUnstageVolumeRequest { volume_id: volume.id.clone(), staging_target_path };
+        let request =
+            csi::NodeUnstageVolumeRequest { volume_id: volume.id.clone(), staging_target_path };
         let started = Instant::now();
         let answer = self.runtime.block_on(async {
             let mut node = NodeClient::new(self.connect(Role::Node).await?);
@@ -158,10 +179,15 @@ impl Driver {
 
     pub fn unstage(&self, volume: &Volume) -> Result<Duration, String> {
         let (answer, took) = self.try_unstage(volume)?;
-        answer.map_err(|error| format!("NodeUnstageVolume: {}{}", status(&error), self.log(Role::Node)))?;
+        answer.map_err(|error| {
+            format!("NodeUnstageVolume: {}{}", status(&error), self.log(Role::Node))
+        })?;
         match mounts_below(&volume.staging)? {
             0 => Ok(took),
-            left => Err(format!("{left} mounts at {} after NodeUnstageVolume", volume.staging.display())),
+            left => Err(format!(
+                "{left} mounts at {} after NodeUnstageVolume",
+                volume.staging.display()
+            )),
         }
     }
 
@@ -169,7 +195,8 @@ impl Driver {
     pub fn delete(&self, volume: &Volume) -> Result<(), String> {
         let started = Instant::now();
         loop {
-            let request = csi::DeleteVolumeRequest { volume_id: volume.id.clone(), ..Default::default() };
+            let request =
+                csi::DeleteVolumeRequest { volume_id: volume.id.clone(), ..Default::default() };
             let answer = self.runtime.block_on(async {
                 let mut controller = ControllerClient::new(self.connect(Role::Controller).await?);
                 once("DeleteVolume", controller.delete_volume(request)).await
@@ -192,8 +219,11 @@ impl Driver {
     }
 
     pub fn snapshot(&self, volume: &Volume, name: &str) -> Result<String, String> {
-        let request =
-            csi::CreateSnapshotRequest { source_volume_id: volume.id.clone(), name: name.to_owned(), ..Default::default() };
+        let request = csi::CreateSnapshotRequest {
+            source_volume_id: volume.id.clone(),
+            name: name.to_owned(),
+            ..Default::default()
+        };
         let made = self.runtime.block_on(async {
             let mut controller = ControllerClient::new(self.connect(Role::Controller).await?);
             succeeds("CreateSnapshot", controller.create_snapshot(request)).await
@@ -202,7 +232,8 @@ impl Driver {
     }
 
     pub fn delete_snapshot(&self, snapshot: &str) -> Result<(), String> {
-        let request = csi::DeleteSnapshotRequest { snapshot_id: snapshot.to_owned(), ..Default::default() };
+        let request =
+            csi::DeleteSnapshotRequest { snapshot_id: snapshot.to_owned(), ..Default::default() };
         self.runtime.block_on(async {
             let mut controller = ControllerClient::new(self.connect(Role::Controller).await?);
             succeeds("DeleteSnapshot", controller.delete_snapshot(request)).await.map(drop)
@@ -227,7 +258,9 @@ impl Driver {
         };
         self.runtime.block_on(async {
             let mut controller = ControllerClient::new(self.connect(Role::Controller).await?);
-            let answer = succeeds("ControllerExpandVolume", controller.controller_expand_volume(request)).await?;
+            let answer =
+                succeeds("ControllerExpandVolume", controller.controller_expand_volume(request))
+                    .await?;
             if answer.node_expansion_required {
                 let mut node = NodeClient::new(self.connect(Role::Node).await?);
                 succeeds("NodeExpandVolume", node.node_expand_volume(on_node)).await?;

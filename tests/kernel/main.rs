@@ -60,10 +60,22 @@ const CASES: &[Case] = &[
     case("options: noexec and ro on every mount, a linked folder, 20 groups", volumes::options),
     case("rot: a turned bit in a pack is an error, never wrong bytes", volumes::rot),
     case("kill-dd: kill -9 of the node plugin during dd conv=fsync", restarts::kill_during_dd),
-    case("killed: kill -9 of the node plugin 20 times under a verifier, git and sqlite", upgrades::killed),
-    case("upgrade: another node plugin takes over under a verifier, git and sqlite", upgrades::handed_over),
-    case("sigterm: the node plugin stopped under open files, started again", restarts::stop_under_open_files),
-    case("terminating: unpublish and unstage after kill -9, without the store", restarts::unpublish_after_restart),
+    case(
+        "killed: kill -9 of the node plugin 20 times under a verifier, git and sqlite",
+        upgrades::killed,
+    ),
+    case(
+        "upgrade: another node plugin takes over under a verifier, git and sqlite",
+        upgrades::handed_over,
+    ),
+    case(
+        "sigterm: the node plugin stopped under open files, started again",
+        restarts::stop_under_open_files,
+    ),
+    case(
+        "terminating: unpublish and unstage after kill -9, without the store",
+        restarts::unpublish_after_restart,
+    ),
     case("umount: by hand while no node plugin runs", restarts::umount_without_plugin),
 ];
 
@@ -76,9 +88,15 @@ fn run(case: &Case) -> Outcome {
         let _ = done.send(work());
     });
     let outcome = match result.recv_timeout(CASE_LIMIT) {
-        Ok(outcome) => outcome.map_err(|error| format!("{error}\n  awaited last: {}", step::awaited())),
-        Err(RecvTimeoutError::Timeout) => Err(format!("not done after {CASE_LIMIT:?}; awaited: {}", step::awaited())),
-        Err(RecvTimeoutError::Disconnected) => Err(format!("panicked; awaited last: {}", step::awaited())),
+        Ok(outcome) => {
+            outcome.map_err(|error| format!("{error}\n  awaited last: {}", step::awaited()))
+        }
+        Err(RecvTimeoutError::Timeout) => {
+            Err(format!("not done after {CASE_LIMIT:?}; awaited: {}", step::awaited()))
+        }
+        Err(RecvTimeoutError::Disconnected) => {
+            Err(format!("panicked; awaited last: {}", step::awaited()))
+        }
     };
     step::kill_left();
     outcome
@@ -90,13 +108,18 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let only: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(unknown) = only.iter().find(|name| !CASES.iter().any(|case| case.name.starts_with(&format!("{name}:")))) {
+    if let Some(unknown) = only
+        .iter()
+        .find(|name| !CASES.iter().any(|case| case.name.starts_with(&format!("{name}:"))))
+    {
         println!("there is no case {unknown}; there are:");
         CASES.iter().for_each(|case| println!("  {}", case.name));
         return ExitCode::FAILURE;
     }
     let (mut passed, mut failed) = (0, 0);
-    let wanted = |case: &&Case| only.is_empty() || only.iter().any(|name| case.name.starts_with(&format!("{name}:")));
+    let wanted = |case: &&Case| {
+        only.is_empty() || only.iter().any(|name| case.name.starts_with(&format!("{name}:")))
+    };
     for case in CASES.iter().filter(wanted) {
         let started = Instant::now();
         let outcome = run(case);
@@ -104,7 +127,10 @@ fn main() -> ExitCode {
         match outcome {
             Ok(note) => {
                 passed += 1;
-                println!("ok   {name} ({took:.1} s) {}", note.lines().collect::<Vec<_>>().join("; "));
+                println!(
+                    "ok   {name} ({took:.1} s) {}",
+                    note.lines().collect::<Vec<_>>().join("; ")
+                );
             }
             Err(error) => {
                 failed += 1;

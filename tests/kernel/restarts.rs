@@ -31,11 +31,17 @@ impl Progress {
     /// Shell text: `begun`, `done_`, and `more`, which says no once there is enough.
     fn prelude(&self) -> String {
         let (file, enough) = (self.file.display(), self.enough.display());
-        format!("begun() {{ echo begun >> {file}; }}; ended() {{ echo ended >> {file}; }}; more() {{ [ ! -e {enough} ]; }}\n")
+        format!(
+            "begun() {{ echo begun >> {file}; }}; ended() {{ echo ended >> {file}; }}; more() {{ [ ! -e {enough} ]; }}\n"
+        )
     }
 
     fn count(&self, word: &str) -> Result<usize, String> {
-        Ok(fs::read_to_string(&self.file).map_err(text)?.lines().filter(|line| *line == word).count())
+        Ok(fs::read_to_string(&self.file)
+            .map_err(text)?
+            .lines()
+            .filter(|line| *line == word)
+            .count())
     }
 
     fn steps(&self) -> Result<usize, String> {
@@ -63,14 +69,23 @@ impl Progress {
 
 /// Kills the node plugin and starts it again until it has hit the program `hits` times within a step. Answers the longest
 /// time until a small change of another program was in the store again.
-fn under_kills(driver: &mut Driver, volume: &Volume, progress: &Progress, script: Script, hits: usize, secs: u64) -> Outcome {
+fn under_kills(
+    driver: &mut Driver,
+    volume: &Volume,
+    progress: &Progress,
+    script: Script,
+    hits: usize,
+    secs: u64,
+) -> Outcome {
     let (mut script, mut longest, mut kills, mut hit) = (script, Duration::ZERO, 0, 0);
     while hit < hits {
         if kills > 10 * hits {
             return Err(format!("{kills} kills, of which only {hit} came within a step"));
         }
         let steps = progress.steps()?;
-        until("the program's next step", PAUSE_LIMIT, || Ok(progress.within()? || script.ended().unwrap_or(true)))?;
+        until("the program's next step", PAUSE_LIMIT, || {
+            Ok(progress.within()? || script.ended().unwrap_or(true))
+        })?;
         // Not always at the same point of the step.
         std::thread::sleep(Duration::from_millis(300 * (1 + kills as u64 % 4)));
         if script.ended()? {
@@ -82,7 +97,11 @@ fn under_kills(driver: &mut Driver, volume: &Volume, progress: &Progress, script
         hit += usize::from(within && progress.within()?);
         let since = Instant::now();
         driver.start_node()?;
-        sh(&volume.path, PAUSE_LIMIT.as_secs(), "echo probe > .probe; sync .probe; equal $(cat .probe) probe probe")?;
+        sh(
+            &volume.path,
+            PAUSE_LIMIT.as_secs(),
+            "echo probe > .probe; sync .probe; equal $(cat .probe) probe probe",
+        )?;
         longest = longest.max(since.elapsed());
         progress.wait(steps + 1, PAUSE_LIMIT, &mut script)?;
     }
@@ -91,7 +110,10 @@ fn under_kills(driver: &mut Driver, volume: &Volume, progress: &Progress, script
     if hit < hits {
         return Err(format!("the program ended after {hit} kills within its steps: {note}"));
     }
-    Ok(format!("{kills} kills, {hit} of them within a step, longest pause {longest:.1?}, {} steps", progress.steps()?))
+    Ok(format!(
+        "{kills} kills, {hit} of them within a step, longest pause {longest:.1?}, {} steps",
+        progress.steps()?
+    ))
 }
 
 pub fn kill_during_dd() -> Outcome {
@@ -109,8 +131,11 @@ pub fn kill_during_dd() -> Outcome {
     // Through a fresh server, not from any cache: every copy whose dd ended with 0.
     driver.kill_node()?;
     driver.start_node()?;
-    let compared =
-        sh(&volume.path, 180, &format!("uncached; for f in copy.*; do cmp {from} $f; done; ls copy.* | wc -l; rm {from}"))?;
+    let compared = sh(
+        &volume.path,
+        180,
+        &format!("uncached; for f in copy.*; do cmp {from} $f; done; ls copy.* | wc -l; rm {from}"),
+    )?;
     driver.remove(&volume)?;
     driver.stop()?;
     Ok(format!("{note}; {compared} copies are equal"))
@@ -189,7 +214,12 @@ pub fn unpublish_after_restart() -> Outcome {
     let (answer, refused) = driver.try_unstage(&volume)?;
     match answer {
         Err(error) if error.code() == Code::Unavailable => {}
-        answer => return Err(format!("NodeUnstageVolume without a store: {answer:?}{}", driver.log(Role::Node))),
+        answer => {
+            return Err(format!(
+                "NodeUnstageVolume without a store: {answer:?}{}",
+                driver.log(Role::Node)
+            ));
+        }
     }
     fs::remove_file(&pool).map_err(text)?;
     fs::rename(&away, &pool).map_err(text)?;
@@ -213,8 +243,15 @@ fn unstage_repeatedly(driver: &Driver, volume: &Volume) -> Result<(Duration, u32
         tries += 1;
         match driver.try_unstage(volume)?.0 {
             Ok(()) => Ok(true),
-            Err(error) if error.code() == Code::Unavailable || error.code() == Code::Aborted => Ok(false),
-            Err(error) => Err(format!("NodeUnstageVolume: {:?}: {}{}", error.code(), error.message(), driver.log(Role::Node))),
+            Err(error) if error.code() == Code::Unavailable || error.code() == Code::Aborted => {
+                Ok(false)
+            }
+            Err(error) => Err(format!(
+                "NodeUnstageVolume: {:?}: {}{}",
+                error.code(),
+                error.message(),
+                driver.log(Role::Node)
+            )),
         }
     })?;
     Ok((took, tries))
@@ -225,14 +262,22 @@ pub fn umount_without_plugin() -> Outcome {
     let mut driver = Driver::start("umount")?;
     let (idle, busy) = (driver.volume("idle", 1 << 30)?, driver.volume("busy", 1 << 30)?);
     sh(&idle.path, 60, "echo content > f; sync f")?;
-    let mut holder =
-        Script::start(&busy.path, "echo content > f; sync f; exec 5>> f; echo dirty >&5; touch /tmp/umount.busy; sleep 3600")?;
-    until("an open file", Duration::from_secs(60), || Ok(Path::new("/tmp/umount.busy").exists() || holder.ended()?))?;
+    let mut holder = Script::start(
+        &busy.path,
+        "echo content > f; sync f; exec 5>> f; echo dirty >&5; touch /tmp/umount.busy; sleep 3600",
+    )?;
+    until("an open file", Duration::from_secs(60), || {
+        Ok(Path::new("/tmp/umount.busy").exists() || holder.ended()?)
+    })?;
     driver.kill_node()?;
     // umount(8) looks at the path first and would hang; --no-canonicalize and -i leave that out. A busy one is detached.
     let unmount = |volume: &Volume, options: &str| {
         let (path, staging) = (volume.path.display(), volume.staging.display());
-        sh(Path::new("/"), 60, &format!("for at in {path} {staging}; do umount -i -c {options} $at; done"))
+        sh(
+            Path::new("/"),
+            60,
+            &format!("for at in {path} {staging}; do umount -i -c {options} $at; done"),
+        )
     };
     let started = Instant::now();
     unmount(&idle, "-f")?;

@@ -59,7 +59,11 @@ pub fn kill_left() {
 }
 
 /// Repeats until it says yes.
-pub fn until(what: &str, limit: Duration, mut done: impl FnMut() -> Result<bool, String>) -> Result<Duration, String> {
+pub fn until(
+    what: &str,
+    limit: Duration,
+    mut done: impl FnMut() -> Result<bool, String>,
+) -> Result<Duration, String> {
     awaiting(what);
     let started = Instant::now();
     while !done()? {
@@ -83,10 +87,15 @@ impl Script {
     /// to the folder itself: if the server does not answer, it hangs there and not here.
     pub fn start(dir: &Path, script: &str) -> Result<Self, String> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let files = std::env::temp_dir().join(format!("step-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        let files =
+            std::env::temp_dir().join(format!("step-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
         let file = |kind: &str| File::create(files.with_extension(kind)).map_err(text);
         let trace = files.with_extension("trace");
-        let body = format!("exec 19>{}; BASH_XTRACEFD=19; cd {}; {PRELUDE}\nset -x\n{script}", trace.display(), dir.display());
+        let body = format!(
+            "exec 19>{}; BASH_XTRACEFD=19; cd {}; {PRELUDE}\nset -x\n{script}",
+            trace.display(),
+            dir.display()
+        );
         let child = Command::new("bash")
             .args(["-euo", "pipefail", "-c", &body])
             .current_dir("/")
@@ -112,7 +121,11 @@ impl Script {
         let (started, limit) = (Instant::now(), Duration::from_secs(secs) * SHARED);
         while started.elapsed() < limit {
             if let Some(status) = self.child.try_wait().map_err(text)? {
-                return if status.success() { Ok(self.read("out")) } else { Err(format!("{status}{}", self.tail())) };
+                return if status.success() {
+                    Ok(self.read("out"))
+                } else {
+                    Err(format!("{status}{}", self.tail()))
+                };
             }
             std::thread::sleep(POLL);
         }
@@ -121,7 +134,9 @@ impl Script {
     }
 
     fn read(&self, kind: &str) -> String {
-        String::from_utf8_lossy(&fs::read(self.files.with_extension(kind)).unwrap_or_default()).trim().to_owned()
+        String::from_utf8_lossy(&fs::read(self.files.with_extension(kind)).unwrap_or_default())
+            .trim()
+            .to_owned()
     }
 
     /// The last commands, and what was printed.
@@ -136,7 +151,9 @@ impl Script {
     }
 
     fn kill(&mut self) -> &'static str {
-        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+        if let Some(group) =
+            i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw)
+        {
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
         let started = Instant::now();

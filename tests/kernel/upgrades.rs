@@ -85,9 +85,17 @@ impl Load {
         fs::write(&program, VERIFIER).map_err(text)?;
         fs::write(&progress, "").map_err(text)?;
         fs::remove_file(&enough).ok();
-        let run = format!("/usr/bin/python3 {} {} {}", program.display(), progress.display(), enough.display());
+        let run = format!(
+            "/usr/bin/python3 {} {} {}",
+            program.display(),
+            progress.display(),
+            enough.display()
+        );
         let verifier = Script::start(&volume.path, &run)?;
-        let programs = Script::start(&volume.path, &PROGRAMS.replace("ENOUGH", &enough.display().to_string()))?;
+        let programs = Script::start(
+            &volume.path,
+            &PROGRAMS.replace("ENOUGH", &enough.display().to_string()),
+        )?;
         let mut load = Self { progress, enough, verifier, programs };
         load.more(ROUNDS)?;
         Ok(load)

@@ -16,7 +16,8 @@ pub fn two_at_once() -> Outcome {
         )
     };
     // Both at work at one time, then each copied into the other.
-    let (first, second) = (Script::start(&a.path, &fill("a"))?, Script::start(&b.path, &fill("b"))?);
+    let (first, second) =
+        (Script::start(&a.path, &fill("a"))?, Script::start(&b.path, &fill("b"))?);
     first.wait(120)?;
     second.wait(120)?;
     let (at_a, at_b) = (a.path.display(), b.path.display());
@@ -31,8 +32,10 @@ pub fn two_at_once() -> Outcome {
         ),
     )?;
     // One goes while the other has an open file and is written to.
-    let mut other =
-        Script::start(&b.path, "exec 5>> log; until [ -e /tmp/two.gone ]; do echo line >&5; sync log; done; wc -l < log")?;
+    let mut other = Script::start(
+        &b.path,
+        "exec 5>> log; until [ -e /tmp/two.gone ]; do echo line >&5; sync log; done; wc -l < log",
+    )?;
     driver.remove(&a)?;
     if other.ended()? {
         return Err(format!("volume b failed when volume a was unmounted: {:?}", other.wait(1)));
@@ -60,7 +63,11 @@ pub fn quota() -> Outcome {
         "#,
     )?;
     driver.expand(&volume, 64 << 20)?;
-    sh(&volume.path, 60, "dd if=/dev/urandom of=d bs=1M count=40 conv=fsync status=none; equal $(figure size) 67108864 size")?;
+    sh(
+        &volume.path,
+        60,
+        "dd if=/dev/urandom of=d bs=1M count=40 conv=fsync status=none; equal $(figure size) 67108864 size",
+    )?;
     driver.remove(&volume)?;
     driver.stop()?;
     Ok(format!("{note} bytes used after rm and 12 MiB"))
@@ -72,7 +79,9 @@ pub fn snapshot() -> Outcome {
     // Not synced by the program: what the kernel still holds must be in the snapshot all the same.
     let write = "mkdir d; for i in $(seq 200); do echo $i > d/$i; done; dd if=/dev/urandom of=big bs=1M count=8 status=none; sha256sum big > sum";
     sh(&volume.path, 60, write)?;
-    let snapshot = driver.snapshot(&volume, "snap").map_err(|error| format!("{error}{}", driver.log(Role::Node)))?;
+    let snapshot = driver
+        .snapshot(&volume, "snap")
+        .map_err(|error| format!("{error}{}", driver.log(Role::Node)))?;
     sh(&volume.path, 60, "rm -rf d; echo new > big")?;
     let clone = driver.volume_from(&snapshot, "clone", 1 << 30)?;
     sh(
@@ -84,7 +93,11 @@ pub fn snapshot() -> Outcome {
     // Awkward order: the source first, then the snapshot, the clone last.
     driver.remove(&volume)?;
     driver.delete_snapshot(&snapshot)?;
-    sh(&clone.path, 60, "uncached; sha256sum --quiet -c sum; equal $(cat d/77) mine content; equal $(cat d/78) 78 content")?;
+    sh(
+        &clone.path,
+        60,
+        "uncached; sha256sum --quiet -c sum; equal $(cat d/77) mine content; equal $(cat d/78) 78 content",
+    )?;
     driver.remove(&clone)?;
     driver.stop()?;
     Ok(String::new())
@@ -97,7 +110,9 @@ pub fn snapdir() -> Outcome {
     let write = "mkdir -p d/e; for i in $(seq 300); do echo $i > d/$i; done; dd if=/dev/urandom of=d/e/big bs=1M count=6 status=none; \
                  truncate -s 50M d/holes; ln d/7 d/seven; ln -s ../7 d/e/link; chmod 2750 d/e; touch -d @1234567 d/e; rm -rf /tmp/snapdir.*; cp -a . /tmp/snapdir.ref";
     sh(&volume.path, 120, write)?;
-    let before = driver.snapshot(&volume, "before").map_err(|error| format!("{error}{}", driver.log(Role::Node)))?;
+    let before = driver
+        .snapshot(&volume, "before")
+        .map_err(|error| format!("{error}{}", driver.log(Role::Node)))?;
     sh(&volume.path, 60, "rm d/1 d/seven; echo other > d/2; mv d/e d/f; echo new > d/new")?;
     driver.snapshot(&volume, "after")?;
     sh(
@@ -161,7 +176,13 @@ pub fn options() -> Outcome {
     driver.publish(&reader, true)?;
     let not_run = "uncached; if ./run 2>/tmp/options.err; then echo 'noexec does not hold' >&2; exit 1; fi; grep -q 'Permission denied' /tmp/options.err";
     sh(&volume.path, 60, not_run)?;
-    sh(&reader.path, 60, &format!("{not_run}; if touch new 2>/dev/null; then echo 'it is written to' >&2; exit 1; fi"))?;
+    sh(
+        &reader.path,
+        60,
+        &format!(
+            "{not_run}; if touch new 2>/dev/null; then echo 'it is written to' >&2; exit 1; fi"
+        ),
+    )?;
     sh(
         &volume.path,
         60,

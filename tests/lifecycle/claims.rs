@@ -21,7 +21,9 @@ async fn create(volume: &Volume, file: &str) {
 
 async fn has(volume: &Volume, file: &str) -> bool {
     let fs = &volume.fs;
-    patiently(|| async { fs.lookup(&Caller::root(), fs.root(), file.as_bytes()).await }).await.is_ok()
+    patiently(|| async { fs.lookup(&Caller::root(), fs.root(), file.as_bytes()).await })
+        .await
+        .is_ok()
 }
 
 async fn owner(catalog: &Catalog, volume: VolumeHandle) -> Option<String> {
@@ -39,7 +41,9 @@ async fn until_passed(failpoints: &Failpoints, step: &str, before: u64) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("nothing comes by {step}"));
+    tokio::time::timeout(PATIENCE, reached)
+        .await
+        .unwrap_or_else(|_| panic!("nothing comes by {step}"));
 }
 
 /// What `node` has acknowledged so far reaches the store, and it is still the owner.
@@ -47,7 +51,11 @@ async fn assert_serves(node: &Node, volume: VolumeHandle, open: &Volume, when: &
     let synced = patiently(|| open.fs.sync()).await;
     synced.unwrap_or_else(|error| panic!("{when}: the owner was fenced: {error}"));
     assert!(node.world.volumes.get(volume.dataset).is_some(), "{when}");
-    assert_eq!(owner(&node.world.catalog, volume).await.as_deref(), Some(node.world.volumes.settings().node.as_str()), "{when}");
+    assert_eq!(
+        owner(&node.world.catalog, volume).await.as_deref(),
+        Some(node.world.volumes.settings().node.as_str()),
+        "{when}"
+    );
 }
 
 /// One node claims and is held before it has opened the database; its lease expires, and another
@@ -106,7 +114,10 @@ fn an_opening_of_an_expired_claim_is_fenced_by_the_one_after_it() {
         let volume = a.world.create("v", None).await.unwrap().handle;
         a.world.write(volume, "old", &data(1, 70_000)).await;
         let step = "volume.claim.checked";
-        let (of_a, of_b) = (a.world.catalog.bucket().failpoints().clone(), b.world.catalog.bucket().failpoints().clone());
+        let (of_a, of_b) = (
+            a.world.catalog.bucket().failpoints().clone(),
+            b.world.catalog.bucket().failpoints().clone(),
+        );
         let before = passed(&of_a, step);
         of_a.set(step, "pause").unwrap();
         of_b.set(step, "pause").unwrap();
@@ -126,9 +137,13 @@ fn an_opening_of_an_expired_claim_is_fenced_by_the_one_after_it() {
         });
         until_passed(&of_b, step, 0).await;
         of_a.set(step, "off").unwrap();
-        println!("the first: {:?}", tokio::time::timeout(PATIENCE, first).await.expect("it ends").unwrap());
+        println!(
+            "the first: {:?}",
+            tokio::time::timeout(PATIENCE, first).await.expect("it ends").unwrap()
+        );
         of_b.set(step, "off").unwrap();
-        let theirs = tokio::time::timeout(PATIENCE, second).await.expect("it ends").unwrap().unwrap();
+        let theirs =
+            tokio::time::timeout(PATIENCE, second).await.expect("it ends").unwrap().unwrap();
         assert!(passed(&of_b, step) > 1, "it had to open twice");
         create(&theirs, "from the journal").await;
         assert_serves(&b, volume, &theirs, "opened again").await;
@@ -162,7 +177,11 @@ fn a_close_that_is_tried_again_after_a_take_over_fences_nobody() {
         a.world.catalog.bucket().failpoints().set("fs.commit.before-flush", "off").unwrap();
         println!("the second try: {:?}", a.world.volumes.close(volume.dataset).await);
         let again = a.world.volumes.open(&a.world.catalog, volume.dataset).await;
-        assert!(matches!(again, Err(VolumeError::Owned { .. } | VolumeError::Fs { .. })), "{:?}", again.map(drop));
+        assert!(
+            matches!(again, Err(VolumeError::Owned { .. } | VolumeError::Fs { .. })),
+            "{:?}",
+            again.map(drop)
+        );
         assert_serves(&b, volume, &theirs, "closed again").await;
         assert!(has(&theirs, "from the journal").await);
     });
@@ -186,7 +205,11 @@ fn a_revocation_of_an_earlier_claim_takes_nothing() {
         b.clock.advance(LEASE);
         if let zerofs_csi::volume::Verdict::Expired(expired) = watch.look().await.unwrap() {
             let taken = b.take(volume.dataset, &expired).await;
-            assert!(matches!(taken, Err(VolumeError::Owned { .. })), "two owners that both answer: {:?}", taken.map(drop));
+            assert!(
+                matches!(taken, Err(VolumeError::Owned { .. })),
+                "two owners that both answer: {:?}",
+                taken.map(drop)
+            );
         }
         create(&ours, "ours").await;
         assert_serves(&a, volume, &ours, "claimed again").await;
@@ -221,7 +244,11 @@ fn a_verdict_from_before_the_session_claimed_again_is_void() {
         failpoints.set("catalog.put", "off").unwrap();
         let ours = a.open(volume).await;
         let taken = b.take(volume.dataset, &expired).await;
-        assert!(matches!(taken, Err(VolumeError::Owned { .. })), "two owners that both answer: {:?}", taken.map(drop));
+        assert!(
+            matches!(taken, Err(VolumeError::Owned { .. })),
+            "two owners that both answer: {:?}",
+            taken.map(drop)
+        );
         create(&ours, "ours").await;
         assert_serves(&a, volume, &ours, "claimed again").await;
     });
@@ -240,16 +267,27 @@ fn a_release_by_force_that_comes_late_fences_nobody() {
             write(&open, "kept", b"kept").await;
             lost.store.die();
             let lease = LeaseSettings { clock: Arc::new(Fast(100)), ..LeaseSettings::default() };
-            let elsewhere = World::under(pool.node("controller").await.world.catalog, "controller-1", None, lease);
+            let elsewhere = World::under(
+                pool.node("controller").await.world.catalog,
+                "controller-1",
+                None,
+                lease,
+            );
             let failpoints = elsewhere.catalog.bucket().failpoints().clone();
             failpoints.set(step, "pause").unwrap();
             let controller = elsewhere.controller.clone();
-            let releasing = tokio::spawn(async move { controller.release_volume(volume, Journal::GivenUp).await });
+            let releasing =
+                tokio::spawn(
+                    async move { controller.release_volume(volume, Journal::GivenUp).await },
+                );
             until_passed(&failpoints, step, 0).await;
             let theirs = later.open(volume).await;
             create(&theirs, "from the journal").await;
             failpoints.set(step, "off").unwrap();
-            println!("{step}: {:?}", tokio::time::timeout(PATIENCE, releasing).await.expect("it ends").unwrap());
+            println!(
+                "{step}: {:?}",
+                tokio::time::timeout(PATIENCE, releasing).await.expect("it ends").unwrap()
+            );
             assert_serves(&later, volume, &theirs, step).await;
             assert!(has(&theirs, "from the journal").await && has(&theirs, "kept").await, "{step}");
         }
@@ -279,6 +317,9 @@ fn a_journal_that_was_given_up_never_comes_back() {
         let a = pool.node_at("node-a", LEASE, journals).await;
         let again = crate::two_owners::reopened(&a, volume).await;
         assert!(has(&again, "kept").await);
-        assert!(!has(&again, "unsynced").await, "it was given up, and what it refers to may be gone");
+        assert!(
+            !has(&again, "unsynced").await,
+            "it was given up, and what it refers to may be gone"
+        );
     });
 }

@@ -1,4 +1,5 @@
-//! A volume keeps its place in the process until its record says released (R33), and what a session owns and does not have open is released (R36).
+//! A volume keeps its place in the process until its record says released (R33), and what a session
+//! owns and does not have open is released (R36).
 
 use crate::fault::{Fault, Op, Rule, quick};
 use crate::leases::{LEASE, Node, Pool, name, patiently, write};
@@ -44,17 +45,27 @@ fn whoever_wants_a_volume_that_is_being_released_waits_for_the_record() {
             write(&open, "kept", b"x").await;
             drop(open);
             a.store.clear_log();
-            a.store.script(Rule::on(Op::PutNew).at("datasets/").times(1).then(Fault::Delay(Duration::from_secs(1))));
+            a.store.script(
+                Rule::on(Op::PutNew)
+                    .at("datasets/")
+                    .times(1)
+                    .then(Fault::Delay(Duration::from_secs(1))),
+            );
             let closing = tokio::spawn({
                 let volumes = a.world.volumes.clone();
                 async move {
                     match unused {
-                        true => volumes.close_unused(volume.dataset).await.map(|closing| assert_eq!(closing, Closing::Closed)),
+                        true => volumes
+                            .close_unused(volume.dataset)
+                            .await
+                            .map(|closing| assert_eq!(closing, Closing::Closed)),
                         false => volumes.close(volume.dataset).await,
                     }
                 }
             });
-            let is_sent = || a.store.log().iter().any(|(op, key)| *op == Op::PutNew && key.contains("datasets/"));
+            let is_sent = || {
+                a.store.log().iter().any(|(op, key)| *op == Op::PutNew && key.contains("datasets/"))
+            };
             while !is_sent() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -69,7 +80,8 @@ fn whoever_wants_a_volume_that_is_being_released_waits_for_the_record() {
     });
 }
 
-/// A store that forbids one write, at each of the writes of a close; and a failure at each of its steps.
+/// A store that forbids one write, at each of the writes of a close; and a failure at each of its
+/// steps.
 #[test]
 fn a_close_that_fails_holds_its_calls_and_is_tried_again_by_itself() {
     super::run(async {
@@ -98,10 +110,17 @@ fn a_close_that_fails_holds_its_calls_and_is_tried_again_by_itself() {
                 let served = open.served.clone();
                 drop(open);
                 // Where the volume has to be opened again for its journal, that fails once, too.
-                a.world.catalog.bucket().failpoints().set("volume.close.recover", "1*return->off").unwrap();
+                a.world
+                    .catalog
+                    .bucket()
+                    .failpoints()
+                    .set("volume.close.recover", "1*return->off")
+                    .unwrap();
                 match rule.clone() {
                     Some(rule) => a.store.script(rule),
-                    None => a.world.catalog.bucket().failpoints().set(step, "1*return->off").unwrap(),
+                    None => {
+                        a.world.catalog.bucket().failpoints().set(step, "1*return->off").unwrap()
+                    }
                 }
                 let volumes = &a.world.volumes;
                 let closed = match unused {
@@ -110,7 +129,10 @@ fn a_close_that_fails_holds_its_calls_and_is_tried_again_by_itself() {
                 };
                 failed += usize::from(closed.is_err());
                 let answer = served.getattr(served.root()).await;
-                assert!(matches!(answer, Err(FsError::Unavailable(_) | FsError::Fenced)), "{fault}: {answer:?}");
+                assert!(
+                    matches!(answer, Err(FsError::Unavailable(_) | FsError::Fenced)),
+                    "{fault}: {answer:?}"
+                );
                 assert!(volumes.get(volume.dataset).is_none(), "{fault}");
                 drop(served);
                 released(&a, volume, fault).await;
@@ -125,7 +147,12 @@ fn a_close_that_fails_holds_its_calls_and_is_tried_again_by_itself() {
 #[test]
 fn a_volume_whose_close_failed_is_opened_anew() {
     super::run(async {
-        for step in ["fs.commit.before-flush", "fs.commit.before-close", "volume.close.flush", "volume.close.release"] {
+        for step in [
+            "fs.commit.before-flush",
+            "fs.commit.before-close",
+            "volume.close.flush",
+            "volume.close.release",
+        ] {
             let pool = Pool::new().await;
             let a = pool.node("node-a").await;
             let volume = a.world.create("v", None).await.unwrap().handle;
@@ -146,13 +173,16 @@ fn a_volume_whose_close_failed_is_opened_anew() {
     });
 }
 
-/// Claims that arrive late, or are given up: another volume keeps the session's heartbeat alive, so that no lease ends.
+/// Claims that arrive late, or are given up: another volume keeps the session's heartbeat alive, so
+/// that no lease ends.
 #[test]
 fn what_a_session_owns_and_does_not_have_open_is_released() {
     super::run(async {
         for fault in ["late", "later", "opening fails", "caller gone"] {
             let pool = Pool::new().await;
-            let a = pool.node_within("node-a", LEASE, Arc::new(tempfile::tempdir().unwrap()), quick()).await;
+            let a = pool
+                .node_within("node-a", LEASE, Arc::new(tempfile::tempdir().unwrap()), quick())
+                .await;
             let volume = a.world.create("v", None).await.unwrap().handle;
             let other = a.world.create("other", None).await.unwrap().handle;
             let _alive = a.open(other).await;
@@ -160,7 +190,9 @@ fn what_a_session_owns_and_does_not_have_open_is_released() {
             let failpoints = catalog.bucket().failpoints().clone();
             let record = || Rule::on(Op::PutNew).at("datasets/");
             match fault {
-                "late" | "later" => a.store.script(record().then(Fault::Delay(Duration::from_secs(3600)))),
+                "late" | "later" => {
+                    a.store.script(record().then(Fault::Delay(Duration::from_secs(3600))))
+                }
                 "opening fails" => failpoints.set("volume.open.claimed", "1*return->off").unwrap(),
                 _ => failpoints.set("volume.open.claimed", "pause").unwrap(),
             }
@@ -193,7 +225,10 @@ fn what_a_session_owns_and_does_not_have_open_is_released() {
                 a.store.arrive(0).await;
             }
             released(&a, volume, fault).await;
-            assert!(fault != "later" || volumes.closing().is_empty(), "what arrived changed nothing");
+            assert!(
+                fault != "later" || volumes.closing().is_empty(),
+                "what arrived changed nothing"
+            );
             let b = pool.node("node-b").await;
             drop(b.open(volume).await);
         }
@@ -220,9 +255,17 @@ fn a_request_to_hand_over_is_answered_by_an_owner_that_does_not_have_it_open() {
             .unwrap();
         let stop = CancellationToken::new();
         let (pools, volumes) = (a.world.controller.pools().clone(), a.world.volumes.clone());
-        let desk = tokio::spawn(mail::serve(pools, volumes, Arc::new(NoMounts), Duration::from_millis(20), stop.clone()));
+        let desk = tokio::spawn(mail::serve(
+            pools,
+            volumes,
+            Arc::new(NoMounts),
+            Duration::from_millis(20),
+            stop.clone(),
+        ));
         let pool_b = b.world.controller.pools().get(None).unwrap();
-        let theirs = take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60)).await.unwrap();
+        let theirs = take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60))
+            .await
+            .unwrap();
         drop((theirs, alive));
         stop.cancel();
         desk.await.unwrap();

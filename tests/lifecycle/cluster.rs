@@ -1,4 +1,6 @@
-//! The watch of Kubernetes' nodes, against a small server that speaks its list and watch: pages, bookmarks, watches that end or are too old. Machines are told to give up what they own when they are out of service or gone, and no others (R27).
+//! The watch of Kubernetes' nodes, against a small server that speaks its list and watch: pages,
+//! bookmarks, watches that end or are too old. Machines are told to give up what they own when they
+//! are out of service or gone, and no others (R27).
 
 use super::World;
 use axum::body::Body;
@@ -58,7 +60,9 @@ impl Cluster {
         let cluster = Self::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = format!("http://{}", listener.local_addr().unwrap());
-        let app = axum::Router::new().route("/api/v1/nodes", axum::routing::get(answer)).with_state(cluster.clone());
+        let app = axum::Router::new()
+            .route("/api/v1/nodes", axum::routing::get(answer))
+            .with_state(cluster.clone());
         tokio::spawn(async move { axum::serve(listener, app).await });
         (cluster, at)
     }
@@ -78,16 +82,23 @@ impl Cluster {
         // In two parts, as the network has it.
         let whole = line(&event).unwrap();
         let (first, rest) = (whole.slice(..whole.len() / 2), whole.slice(whole.len() / 2..));
-        server.watchers.retain(|watcher| watcher.send(Ok(first.clone())).is_ok() && watcher.send(Ok(rest.clone())).is_ok());
+        server.watchers.retain(|watcher| {
+            watcher.send(Ok(first.clone())).is_ok() && watcher.send(Ok(rest.clone())).is_ok()
+        });
     }
 
     fn put(&self, name: &str, boot: &str, taints: &[&str]) {
-        let taints: Vec<Value> = taints.iter().map(|key| json!({"key": key, "effect": "NoExecute"})).collect();
+        let taints: Vec<Value> =
+            taints.iter().map(|key| json!({"key": key, "effect": "NoExecute"})).collect();
         let status = json!({"nodeInfo": {
             "bootID": boot, "architecture": "", "containerRuntimeVersion": "", "kernelVersion": "", "kubeProxyVersion": "",
             "kubeletVersion": "", "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": "",
         }});
-        self.happens("MODIFIED", name, json!({"metadata": {"name": name}, "spec": {"taints": taints}, "status": status}));
+        self.happens(
+            "MODIFIED",
+            name,
+            json!({"metadata": {"name": name}, "spec": {"taints": taints}, "status": status}),
+        );
     }
 
     fn delete(&self, name: &str) {
@@ -121,12 +132,18 @@ impl Cluster {
     }
 }
 
-async fn answer(State(cluster): State<Cluster>, Query(query): Query<HashMap<String, String>>, headers: HeaderMap) -> Response {
+async fn answer(
+    State(cluster): State<Cluster>,
+    Query(query): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+) -> Response {
     let mut server = cluster.0.lock();
     if server.is_down {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
-    if headers.get("authorization").and_then(|value| value.to_str().ok()) != Some(&format!("Bearer {}", server.token)) {
+    if headers.get("authorization").and_then(|value| value.to_str().ok())
+        != Some(&format!("Bearer {}", server.token))
+    {
         server.denied += 1;
         return StatusCode::UNAUTHORIZED.into_response();
     }
@@ -135,10 +152,17 @@ async fn answer(State(cluster): State<Cluster>, Query(query): Query<HashMap<Stri
         // A page has two, whatever was asked for.
         let from = number("continue").unwrap_or(0) as usize;
         let items: Vec<Value> = server.nodes.values().skip(from).take(2).cloned().collect();
-        let more = if from + items.len() < server.nodes.len() { (from + items.len()).to_string() } else { String::new() };
+        let more = if from + items.len() < server.nodes.len() {
+            (from + items.len()).to_string()
+        } else {
+            String::new()
+        };
         server.lists += u64::from(more.is_empty());
         let metadata = json!({"resourceVersion": server.version.to_string(), "continue": more});
-        return axum::Json(json!({"apiVersion": "v1", "kind": "NodeList", "metadata": metadata, "items": items})).into_response();
+        return axum::Json(
+            json!({"apiVersion": "v1", "kind": "NodeList", "metadata": metadata, "items": items}),
+        )
+        .into_response();
     }
     server.watches += 1;
     let from = number("resourceVersion").unwrap();
@@ -156,7 +180,9 @@ async fn answer(State(cluster): State<Cluster>, Query(query): Query<HashMap<Stri
         send.send(line(&json!({"type": "BOOKMARK", "object": bookmark}))).unwrap();
         server.watchers.push(send);
     }
-    let lines = futures::stream::unfold(receive, |mut receive| async { receive.recv().await.map(|line| (line, receive)) });
+    let lines = futures::stream::unfold(receive, |mut receive| async {
+        receive.recv().await.map(|line| (line, receive))
+    });
     Body::from_stream(lines).into_response()
 }
 
@@ -182,8 +208,12 @@ struct Machine {
 
 impl Machine {
     async fn new(catalog: &Catalog, name: &str, boot: &'static str) -> Self {
-        let world =
-            World::under(catalog.clone(), name, None, LeaseSettings { clock: Arc::new(Boot(boot)), ..LeaseSettings::default() });
+        let world = World::under(
+            catalog.clone(),
+            name,
+            None,
+            LeaseSettings { clock: Arc::new(Boot(boot)), ..LeaseSettings::default() },
+        );
         let volume = world.create(&format!("v-{boot}"), None).await.unwrap().handle;
         let open = world.volumes.open(catalog, volume.dataset).await.unwrap();
         Self { world, volume, _open: open }
@@ -191,8 +221,13 @@ impl Machine {
 
     async fn revoked(&self) -> Option<RevocationReason> {
         let catalog = &self.world.catalog;
-        let owner = catalog.dataset_by_id(self.volume.dataset).await.unwrap().unwrap().record.owner?;
-        catalog.revocation(owner.session, owner.claim).await.unwrap().map(|revocation| revocation.why)
+        let owner =
+            catalog.dataset_by_id(self.volume.dataset).await.unwrap().unwrap().record.owner?;
+        catalog
+            .revocation(owner.session, owner.claim)
+            .await
+            .unwrap()
+            .map(|revocation| revocation.why)
     }
 
     async fn until_revoked(&self, what: &str) -> RevocationReason {
@@ -204,7 +239,9 @@ impl Machine {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("{what}: not revoked"))
+        tokio::time::timeout(PATIENCE, found)
+            .await
+            .unwrap_or_else(|_| panic!("{what}: not revoked"))
     }
 }
 
@@ -218,7 +255,9 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// A cluster that is watched by a controller on a pool.
-async fn watched(token: &Path) -> (Cluster, Catalog, CancellationToken, impl Future<Output = ()> + use<>) {
+async fn watched(
+    token: &Path,
+) -> (Cluster, Catalog, CancellationToken, impl Future<Output = ()> + use<>) {
     let (cluster, at) = Cluster::start().await;
     cluster.0.lock().token = "first".to_owned();
     std::fs::write(token, "first").unwrap();
@@ -250,17 +289,24 @@ fn a_machine_that_is_out_of_service_is_told_to_give_its_volumes_up() {
             Machine::new(&catalog, "b", "boot-b").await,
             Machine::new(&catalog, "c", "boot-c").await,
         );
-        // Of another cluster, with a name that this one has too; and the run of the machine before this one.
+        // Of another cluster, with a name that this one has too; and the run of the machine before
+        // this one.
         let alike = Machine::new(&catalog, "a", "boot-elsewhere").await;
         let watching = tokio::spawn(watching);
         assert_eq!(c.until_revoked("tainted before").await, RevocationReason::OutOfService);
         until("it watches", || cluster.counts().1 > 0).await;
         cluster.put("a", "boot-a", &[OUT_OF_SERVICE]);
-        assert_eq!(a.until_revoked("tainted while it watched").await, RevocationReason::OutOfService);
+        assert_eq!(
+            a.until_revoked("tainted while it watched").await,
+            RevocationReason::OutOfService
+        );
 
         cluster.drop_watches();
         cluster.put("b", "boot-b", &[OUT_OF_SERVICE]);
-        assert_eq!(b.until_revoked("tainted while the watch was broken").await, RevocationReason::OutOfService);
+        assert_eq!(
+            b.until_revoked("tainted while the watch was broken").await,
+            RevocationReason::OutOfService
+        );
         assert_eq!(alike.revoked().await, None, "another machine of that name");
         assert_eq!(cluster.0.lock().denied, 0);
         assert_eq!(cluster.counts().0, 1, "a watch that broke goes on where it was");
@@ -274,8 +320,14 @@ fn a_machine_whose_node_went_is_told_even_if_nobody_watched() {
     super::run(async {
         let room = tempfile::tempdir().unwrap();
         let (cluster, catalog, stop, watching) = watched(&room.path().join("token")).await;
-        let names =
-            [("a", "boot-a"), ("b", "boot-b"), ("c", "boot-c"), ("d", "boot-d"), ("back", "boot-back"), ("stranger", "boot-s")];
+        let names = [
+            ("a", "boot-a"),
+            ("b", "boot-b"),
+            ("c", "boot-c"),
+            ("d", "boot-d"),
+            ("back", "boot-back"),
+            ("stranger", "boot-s"),
+        ];
         let mut machines = BTreeMap::new();
         for (name, boot) in names {
             machines.insert(name, Machine::new(&catalog, name, boot).await);
@@ -289,7 +341,9 @@ fn a_machine_whose_node_went_is_told_even_if_nobody_watched() {
         cluster.delete("back");
         cluster.put("back", "boot-back", &[]);
         cluster.delete("a");
-        for (n, how) in [None, Some(Forgets::ByStatus), Some(Forgets::ByEvent)].into_iter().enumerate() {
+        for (n, how) in
+            [None, Some(Forgets::ByStatus), Some(Forgets::ByEvent)].into_iter().enumerate()
+        {
             let before = cluster.counts();
             cluster.down(true);
             cluster.delete(["b", "c", "d"][n]);
@@ -300,10 +354,17 @@ fn a_machine_whose_node_went_is_told_even_if_nobody_watched() {
             cluster.down(false);
             // Too old: a new list, and a watch after it.
             let (lists, watches) = if how.is_some() { (1, 2) } else { (0, 1) };
-            until(&format!("it watches again: {how:?}"), || cluster.counts() >= (before.0 + lists, before.1 + watches)).await;
+            until(&format!("it watches again: {how:?}"), || {
+                cluster.counts() >= (before.0 + lists, before.1 + watches)
+            })
+            .await;
         }
         for name in ["a", "b", "c", "d"] {
-            assert_eq!(machines[name].until_revoked(name).await, RevocationReason::NodeGone, "{name}");
+            assert_eq!(
+                machines[name].until_revoked(name).await,
+                RevocationReason::NodeGone,
+                "{name}"
+            );
         }
         // They could have been judged before those.
         for name in ["back", "stranger"] {

@@ -99,7 +99,13 @@ fn who_finds_that_another_has_collected_leaves_it_at_that() {
 #[test]
 fn a_failure_leaves_a_claim_that_its_process_takes_again() {
     super::run(async {
-        for step in ["collect.claim", "collect.claim-released", "collect.listed", "collect.marked", "collect.dataset.dead"] {
+        for step in [
+            "collect.claim",
+            "collect.claim-released",
+            "collect.listed",
+            "collect.marked",
+            "collect.dataset.dead",
+        ] {
             let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
             let (world, _) = process(&catalog, "controller-1");
             let volume = world.create("v", None).await.unwrap().handle;

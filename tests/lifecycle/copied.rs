@@ -1,4 +1,5 @@
-//! A state folder that was copied with the image of its machine: two machines that look like one, and are not; and one that was started anew (R26).
+//! A state folder that was copied with the image of its machine: two machines that look like one,
+//! and are not; and one that was started anew (R26).
 
 use super::{Driven, World};
 use crate::leases::{LEASE, Node, Pool, name, write};
@@ -31,7 +32,8 @@ async fn process(pool: &Pool, folder: &Path, boot: &'static str, lease: Duration
     let node = pool.node("node-a").await;
     let clock = Arc::new(Driven::default());
     let settings = LeaseSettings { lease, clock: Arc::new(Run { clock: clock.clone(), boot }) };
-    let world = World::under(node.world.catalog.clone(), "node-a", Some(folder.to_owned()), settings);
+    let world =
+        World::under(node.world.catalog.clone(), "node-a", Some(folder.to_owned()), settings);
     Node { world, clock, ..node }
 }
 
@@ -70,7 +72,10 @@ fn a_copied_state_folder_gives_no_right_to_the_volumes_of_the_first() {
         let refused = copied.world.volumes.open(&copied.world.catalog, volume.dataset).await;
         assert!(matches!(refused, Err(VolumeError::Owned { .. })), "the first is alive");
         write(&open, "later", b"x").await;
-        assert_eq!(copied.world.volumes.remove_outlived_journals(&copied.world.catalog).await.unwrap(), 0);
+        assert_eq!(
+            copied.world.volumes.remove_outlived_journals(&copied.world.catalog).await.unwrap(),
+            0
+        );
     });
 }
 

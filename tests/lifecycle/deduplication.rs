@@ -1,4 +1,5 @@
-//! Data that a dataset stored in an earlier life of its owner, or that its origin stored, is not stored again.
+//! Data that a dataset stored in an earlier life of its owner, or that its origin stored, is not
+//! stored again.
 
 use super::{World, noise};
 use bytes::Bytes;
@@ -23,7 +24,8 @@ async fn stored(world: &World) -> u64 {
     world.catalog.bucket().list("packs/").await.unwrap().iter().map(|object| object.bytes).sum()
 }
 
-/// Opens the volume anew, stores something else, and then copies of what is there already: sooner or later none of them is stored.
+/// Opens the volume anew, stores something else, and then copies of what is there already: sooner
+/// or later none of them is stored.
 async fn comes_to_know(catalog: &zerofs_csi::catalog::Catalog, volume: VolumeHandle) {
     // A process that remembers nothing.
     let world = World::on(catalog.clone(), "node-a");
@@ -38,7 +40,10 @@ async fn comes_to_know(catalog: &zerofs_csi::catalog::Catalog, volume: VolumeHan
         match stored(&world).await - before {
             0 => {}
             more => {
-                assert_eq!(unknown, n, "copy {n} was stored ({more} bytes) after another was known");
+                assert_eq!(
+                    unknown, n,
+                    "copy {n} was stored ({more} bytes) after another was known"
+                );
                 unknown += 1;
             }
         }
@@ -64,7 +69,12 @@ fn what_an_earlier_owner_stored_is_not_stored_again() {
         }
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), true).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), true)
+            .await
+            .unwrap()
+            .handle;
         let clone = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap().handle;
         comes_to_know(&world.catalog, volume).await;
         comes_to_know(&world.catalog, clone).await;
@@ -87,7 +97,8 @@ fn who_stores_little_asks_for_nothing() {
         let before = world.catalog.bucket().requests();
         write(&open.fs, "small", noise(1000, 512 << 10)).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
-        // An opened database looks at its manifest once by itself; footers would be one request more for each pack.
+        // An opened database looks at its manifest once by itself; footers would be one request
+        // more for each pack.
         let packs = world.catalog.bucket().list("packs/").await.unwrap().len() as u64;
         let asked = (world.catalog.bucket().requests() - before).get;
         assert!(packs >= 8 && asked <= 2, "{asked} requests, {packs} packs");

@@ -37,20 +37,33 @@ async fn tree(fs: &Served) -> Tree {
             let (attr, _) = fs.lookup(&caller, dir, &entry.name).await.unwrap();
             let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
             let content = match attr.kind {
-                FileKind::Regular => fs.read(&caller, attr.file, 0, 1 << 20).await.unwrap().data.concat(),
+                FileKind::Regular => {
+                    fs.read(&caller, attr.file, 0, 1 << 20).await.unwrap().data.concat()
+                }
                 _ => Vec::new(),
             };
             if attr.kind == FileKind::Directory {
                 waiting.push((path.clone(), attr.file));
             }
-            found.insert(path, Object { file: attr.file, kind: attr.kind, mode: attr.mode, uid: attr.uid, content });
+            found.insert(
+                path,
+                Object {
+                    file: attr.file,
+                    kind: attr.kind,
+                    mode: attr.mode,
+                    uid: attr.uid,
+                    content,
+                },
+            );
         }
     }
     found
 }
 
 async fn differences(world: &World, before: SnapshotHandle, after: SnapshotHandle) -> Vec<Found> {
-    let open = |of: SnapshotHandle| ReadSnapshot::open(world.volumes.settings(), &world.catalog, of.snapshot);
+    let open = |of: SnapshotHandle| {
+        ReadSnapshot::open(world.volumes.settings(), &world.catalog, of.snapshot)
+    };
     let (before, after) = (open(before).await.unwrap(), open(after).await.unwrap());
     let mut found = Vec::new();
     let tell = |one: Found| {
@@ -67,8 +80,8 @@ fn text(path: &[u8]) -> String {
     String::from_utf8(path.to_vec()).unwrap()
 }
 
-/// Every object of the later tree is added, or comes from one place of the earlier tree; what came is told as far as it differs, and every
-/// object of the earlier tree went somewhere or is removed.
+/// Every object of the later tree is added, or comes from one place of the earlier tree; what came
+/// is told as far as it differs, and every object of the earlier tree went somewhere or is removed.
 fn check(before: &Tree, after: &Tree, found: &[Found], what: &str) {
     let mut renamed = BTreeMap::new();
     let (mut added, mut removed, mut changed) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
@@ -98,7 +111,9 @@ fn check(before: &Tree, after: &Tree, found: &[Found], what: &str) {
             continue;
         }
         let from = origin(path, &renamed);
-        let then = before.get(&from).unwrap_or_else(|| panic!("{what}: {path} comes from {from}, which was not there: {found:#?}"));
+        let then = before.get(&from).unwrap_or_else(|| {
+            panic!("{what}: {path} comes from {from}, which was not there: {found:#?}")
+        });
         assert!(gone.remove(&from), "{what}: {from} went to two places: {found:#?}");
         let told = changed.get(path).cloned().unwrap_or_default();
         let must = [
@@ -120,8 +135,16 @@ async fn change(fs: &Served, rng: &mut StdRng, seed: u64) {
     let now = tree(fs).await;
     let caller = Caller::root();
     let mut dirs = vec![(String::new(), fs.root())];
-    dirs.extend(now.iter().filter(|(_, o)| o.kind == FileKind::Directory).map(|(path, o)| (path.clone(), o.file)));
-    let any = |rng: &mut StdRng| now.iter().nth(rng.random_range(0..now.len().max(1))).map(|(path, o)| (path.clone(), o.clone()));
+    dirs.extend(
+        now.iter()
+            .filter(|(_, o)| o.kind == FileKind::Directory)
+            .map(|(path, o)| (path.clone(), o.file)),
+    );
+    let any = |rng: &mut StdRng| {
+        now.iter()
+            .nth(rng.random_range(0..now.len().max(1)))
+            .map(|(path, o)| (path.clone(), o.clone()))
+    };
     let dir = dirs[rng.random_range(0..dirs.len())].1;
     let new = name(&format!("n{}", rng.random_range(0..12)));
     let place = |path: &str| {
@@ -130,10 +153,22 @@ async fn change(fs: &Served, rng: &mut StdRng, seed: u64) {
     };
     match (rng.random_range(0..10), any(rng)) {
         (0..=2, _) => {
-            let how = CreateHow::Unchecked(SetAttr { mode: Some(0o600), size: Some(0), ..SetAttr::default() });
+            let how = CreateHow::Unchecked(SetAttr {
+                mode: Some(0o600),
+                size: Some(0),
+                ..SetAttr::default()
+            });
             if let Ok(made) = fs.create(&caller, dir, &new, how).await {
                 let len = rng.random_range(1..9000);
-                fs.write(&caller, made.attr.file, 0, Bytes::from(data(seed, len)), Stability::Unstable).await.unwrap();
+                fs.write(
+                    &caller,
+                    made.attr.file,
+                    0,
+                    Bytes::from(data(seed, len)),
+                    Stability::Unstable,
+                )
+                .await
+                .unwrap();
             }
         }
         (3, _) => drop(fs.mkdir(&caller, dir, &new, SetAttr::default()).await),
@@ -149,16 +184,27 @@ async fn change(fs: &Served, rng: &mut StdRng, seed: u64) {
             drop(fs.rename(&caller, (at, &last), (dir, &new)).await);
         }
         (7, Some((_, object))) => {
-            let set =
-                SetAttr { mode: Some(0o600 | rng.random_range(0..0o100)), uid: Some(rng.random_range(0..3)), ..SetAttr::default() };
+            let set = SetAttr {
+                mode: Some(0o600 | rng.random_range(0..0o100)),
+                uid: Some(rng.random_range(0..3)),
+                ..SetAttr::default()
+            };
             drop(fs.setattr(&caller, object.file, set, None).await);
         }
         (8, Some((_, object))) if object.kind == FileKind::Regular => {
-            fs.write(&caller, object.file, rng.random_range(0..5000), Bytes::from(data(seed + 7, 50)), Stability::Unstable)
-                .await
-                .unwrap();
+            fs.write(
+                &caller,
+                object.file,
+                rng.random_range(0..5000),
+                Bytes::from(data(seed + 7, 50)),
+                Stability::Unstable,
+            )
+            .await
+            .unwrap();
         }
-        (_, Some((_, object))) if object.kind == FileKind::Regular => drop(fs.link(&caller, object.file, dir, &new).await),
+        (_, Some((_, object))) if object.kind == FileKind::Regular => {
+            drop(fs.link(&caller, object.file, dir, &new).await)
+        }
         _ => {}
     }
 }
@@ -177,12 +223,18 @@ fn random_changes_are_told_wholly() {
                     change(&open.served, &mut rng, seed * 1000 + n).await;
                 }
                 let cut = format!("s{round}").parse().unwrap();
-                let cut = world.controller.create_snapshot(volume, cut, false).await.unwrap().handle;
+                let cut =
+                    world.controller.create_snapshot(volume, cut, false).await.unwrap().handle;
                 let now = tree(&open.served).await;
                 if let Some((before, then)) = &last {
                     let what = format!("seed {seed}, round {round}");
                     check(then, &now, &differences(&world, *before, cut).await, &what);
-                    check(&now, then, &differences(&world, cut, *before).await, &format!("{what}, backwards"));
+                    check(
+                        &now,
+                        then,
+                        &differences(&world, cut, *before).await,
+                        &format!("{what}, backwards"),
+                    );
                     assert_eq!(differences(&world, cut, cut).await, [], "{what}");
                 }
                 last = Some((cut, now));
@@ -204,9 +256,20 @@ fn a_large_directory_is_compared_in_pages() {
         let how = CreateHow::Unchecked(SetAttr { mode: Some(0o600), ..SetAttr::default() });
         let mut made = Vec::new();
         for n in 0..2500 {
-            made.push(fs.create(&caller, fs.root(), &name(&format!("file {n}")), how).await.unwrap().attr.file);
+            made.push(
+                fs.create(&caller, fs.root(), &name(&format!("file {n}")), how)
+                    .await
+                    .unwrap()
+                    .attr
+                    .file,
+            );
         }
-        let first = world.controller.create_snapshot(volume, "first".parse().unwrap(), false).await.unwrap().handle;
+        let first = world
+            .controller
+            .create_snapshot(volume, "first".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         for n in (0..2500).step_by(50) {
             fs.remove(&caller, fs.root(), &name(&format!("file {n}"))).await.unwrap();
             fs.create(&caller, fs.root(), &name(&format!("new {n}")), how).await.unwrap();
@@ -215,14 +278,23 @@ fn a_large_directory_is_compared_in_pages() {
             let (from, to) = (name(&format!("file {}", n + 2)), name(&format!("moved {n}")));
             fs.rename(&caller, (fs.root(), &from), (fs.root(), &to)).await.unwrap();
         }
-        let second = world.controller.create_snapshot(volume, "second".parse().unwrap(), false).await.unwrap().handle;
+        let second = world
+            .controller
+            .create_snapshot(volume, "second".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         let requests = world.catalog.bucket().requests().get;
         let found = differences(&world, first, second).await;
         println!("{} GETs for 2 x 2,500 entries", world.catalog.bucket().requests().get - requests);
-        let count = |is: fn(&Difference) -> bool| found.iter().filter(|one| is(&one.difference)).count();
+        let count =
+            |is: fn(&Difference) -> bool| found.iter().filter(|one| is(&one.difference)).count();
         assert_eq!(count(|d| matches!(d, Difference::Added)), 50);
         assert_eq!(count(|d| matches!(d, Difference::Removed)), 50);
-        assert_eq!(count(|d| matches!(d, Difference::Renamed(_, aspects) if aspects.is_empty())), 50);
+        assert_eq!(
+            count(|d| matches!(d, Difference::Renamed(_, aspects) if aspects.is_empty())),
+            50
+        );
         assert_eq!(count(|d| *d == Difference::Changed(vec![Aspect::Mode])), 50);
         assert_eq!(found.len(), 201, "and the directory itself");
         drop(open);
@@ -242,24 +314,51 @@ fn bytes_that_changed_under_an_old_mtime_are_told() {
         let mut made = Vec::new();
         for n in ["written", "touched", "closed"] {
             let file = fs.create(&caller, fs.root(), &name(n), how).await.unwrap().attr.file;
-            fs.write(&caller, file, 0, Bytes::from(data(3, 300_000)), Stability::FileSync).await.unwrap();
+            fs.write(&caller, file, 0, Bytes::from(data(3, 300_000)), Stability::FileSync)
+                .await
+                .unwrap();
             made.push(file);
         }
         open.fs.sync().await.unwrap();
-        let first = world.controller.create_snapshot(volume, "first".parse().unwrap(), false).await.unwrap().handle;
+        let first = world
+            .controller
+            .create_snapshot(volume, "first".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         let before = fs.getattr(made[0]).await.unwrap();
-        fs.write(&caller, made[0], 150_000, Bytes::from_static(b"other"), Stability::FileSync).await.unwrap();
-        let back = SetAttr { atime: SetTime::To(before.atime), mtime: SetTime::To(before.mtime), ..SetAttr::default() };
+        fs.write(&caller, made[0], 150_000, Bytes::from_static(b"other"), Stability::FileSync)
+            .await
+            .unwrap();
+        let back = SetAttr {
+            atime: SetTime::To(before.atime),
+            mtime: SetTime::To(before.mtime),
+            ..SetAttr::default()
+        };
         fs.setattr(&caller, made[0], back, None).await.unwrap();
         let touch = SetAttr { mtime: SetTime::Now, ..SetAttr::default() };
         fs.setattr(&caller, made[1], touch, None).await.unwrap();
-        fs.setattr(&caller, made[2], SetAttr { mode: Some(0o400), ..SetAttr::default() }, None).await.unwrap();
-        let second = world.controller.create_snapshot(volume, "second".parse().unwrap(), false).await.unwrap().handle;
-        let mut found: Vec<_> =
-            differences(&world, first, second).await.into_iter().map(|one| (text(&one.path), one.difference)).collect();
+        fs.setattr(&caller, made[2], SetAttr { mode: Some(0o400), ..SetAttr::default() }, None)
+            .await
+            .unwrap();
+        let second = world
+            .controller
+            .create_snapshot(volume, "second".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
+        let mut found: Vec<_> = differences(&world, first, second)
+            .await
+            .into_iter()
+            .map(|one| (text(&one.path), one.difference))
+            .collect();
         found.sort_by(|a, b| a.0.cmp(&b.0));
-        let expected = [("/closed", Aspect::Mode), ("/touched", Aspect::Times), ("/written", Aspect::Content)];
-        assert_eq!(found, expected.map(|(path, aspect)| (path.to_owned(), Difference::Changed(vec![aspect]))));
+        let expected =
+            [("/closed", Aspect::Mode), ("/touched", Aspect::Times), ("/written", Aspect::Content)];
+        assert_eq!(
+            found,
+            expected.map(|(path, aspect)| (path.to_owned(), Difference::Changed(vec![aspect])))
+        );
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
     });

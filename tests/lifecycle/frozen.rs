@@ -9,7 +9,11 @@ use zerofs_csi::fs::api::*;
 use zerofs_csi::types::{Class, Classify, SnapshotHandle, VolumeHandle};
 use zerofs_csi::volume::{Attached, VolumeError};
 
-async fn create(world: &World, name: &str, from: SnapshotHandle) -> Result<VolumeInfo, ControlError> {
+async fn create(
+    world: &World,
+    name: &str,
+    from: SnapshotHandle,
+) -> Result<VolumeInfo, ControlError> {
     let new = NewVolume {
         name: name.parse().unwrap(),
         size: None,
@@ -45,7 +49,12 @@ fn a_snapshot_is_a_volume_on_every_node_at_once() {
         let source = world.create("source", None).await.unwrap().handle;
         let content = data(3, 700_000);
         world.write(source, "file", &content).await;
-        let cut = world.controller.create_snapshot(source, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(source, "cut".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         world.write(source, "file", b"other").await;
         // The call fails once after it was done: its repeat answers the same volume.
         world.catalog.bucket().failpoints().set("control.create.reader", "1*return->off").unwrap();
@@ -53,11 +62,25 @@ fn a_snapshot_is_a_volume_on_every_node_at_once() {
         assert_eq!(failed.class(), Class::Unavailable, "{failed}");
         let requests = world.catalog.bucket().requests();
         let made = create(&world, "reader", cut).await.unwrap();
-        assert_eq!(world.catalog.bucket().requests().put, requests.put, "nothing is made: {made:?}");
-        assert!(world.catalog.bucket().list(&format!("vol/{}", made.handle.dataset.incarnation)).await.unwrap().is_empty());
+        assert_eq!(
+            world.catalog.bucket().requests().put,
+            requests.put,
+            "nothing is made: {made:?}"
+        );
+        assert!(
+            world
+                .catalog
+                .bucket()
+                .list(&format!("vol/{}", made.handle.dataset.incarnation))
+                .await
+                .unwrap()
+                .is_empty()
+        );
 
-        let others: Vec<Arc<World>> =
-            ["node-b", "node-c"].map(|node| Arc::new(World::on(world.catalog.clone(), node))).into_iter().collect();
+        let others: Vec<Arc<World>> = ["node-b", "node-c"]
+            .map(|node| Arc::new(World::on(world.catalog.clone(), node)))
+            .into_iter()
+            .collect();
         let mut all = vec![attach(&world, made.handle).await];
         for other in &others {
             all.push(attach(other, made.handle).await);
@@ -73,16 +96,28 @@ fn a_snapshot_is_a_volume_on_every_node_at_once() {
             let fs = &attached.served;
             let how = CreateHow::Unchecked(SetAttr::default());
             let name = zerofs_csi::types::EntryName::try_from(&b"new"[..]).unwrap();
-            assert!(matches!(fs.create(&Caller::root(), fs.root(), &name, how).await, Err(FsError::ReadOnly)));
+            assert!(matches!(
+                fs.create(&Caller::root(), fs.root(), &name, how).await,
+                Err(FsError::ReadOnly)
+            ));
             let stat = fs.statfs().await.unwrap();
             assert!(stat.free_bytes == 0 && stat.total_bytes >= content.len() as u64, "{stat:?}");
         }
-        assert_eq!(world.catalog.dataset_by_id(made.handle.dataset).await.unwrap().unwrap().record.owner, None);
-        let refused = world.volumes.open(&world.catalog, made.handle.dataset).await.map(drop).unwrap_err();
+        assert_eq!(
+            world.catalog.dataset_by_id(made.handle.dataset).await.unwrap().unwrap().record.owner,
+            None
+        );
+        let refused =
+            world.volumes.open(&world.catalog, made.handle.dataset).await.map(drop).unwrap_err();
         assert!(matches!(refused, VolumeError::ReadOnly { .. }), "{refused}");
-        let refused = world.controller.create_snapshot(made.handle, "s".parse().unwrap(), false).await.unwrap_err();
+        let refused = world
+            .controller
+            .create_snapshot(made.handle, "s".parse().unwrap(), false)
+            .await
+            .unwrap_err();
         assert_eq!(refused.class(), Class::Precondition);
-        let refused = world.create("clone", Some(Source::Volume(made.handle))).await.map(drop).unwrap_err();
+        let refused =
+            world.create("clone", Some(Source::Volume(made.handle))).await.map(drop).unwrap_err();
         assert_eq!(refused.class(), Class::Precondition);
 
         // With the volume goes everything.

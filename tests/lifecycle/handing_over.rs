@@ -16,7 +16,13 @@ use zerofs_csi::volume::LeaseSettings;
 
 fn desk(node: &crate::leases::Node, stop: &CancellationToken) -> tokio::task::JoinHandle<()> {
     let (pools, volumes) = (node.world.controller.pools().clone(), node.world.volumes.clone());
-    tokio::spawn(mail::serve(pools, volumes, Arc::new(NoMounts), Duration::from_millis(20), stop.clone()))
+    tokio::spawn(mail::serve(
+        pools,
+        volumes,
+        Arc::new(NoMounts),
+        Duration::from_millis(20),
+        stop.clone(),
+    ))
 }
 
 #[test]
@@ -30,16 +36,31 @@ fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
         let open = a.open(volume).await;
         let file = write(&open, "kept", b"in the store").await;
         // Acknowledged and nowhere but in memory: handing over brings it to the store.
-        open.fs.write(&Caller::root(), file, 0, Bytes::from_static(b"only written"), Stability::Unstable).await.unwrap();
+        open.fs
+            .write(
+                &Caller::root(),
+                file,
+                0,
+                Bytes::from_static(b"only written"),
+                Stability::Unstable,
+            )
+            .await
+            .unwrap();
 
         let pool_b = b.world.controller.pools().get(None).unwrap();
-        let taken = take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_millis(1)).await;
+        let taken =
+            take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_millis(1)).await;
         let refused = taken.err().expect("it is in use");
-        assert!(refused.class() == Class::Precondition && refused.to_string().contains("node-a"), "{refused}");
+        assert!(
+            refused.class() == Class::Precondition && refused.to_string().contains("node-a"),
+            "{refused}"
+        );
 
         drop(open);
         let asked = Instant::now();
-        let theirs = take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60)).await.unwrap();
+        let theirs = take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60))
+            .await
+            .unwrap();
         println!("handed over in {:?}", asked.elapsed());
         assert!(a.world.volumes.get(volume.dataset).is_none());
         let read = theirs.served.read(&Caller::root(), file, 0, 100).await.unwrap();
@@ -51,42 +72,69 @@ fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
     });
 }
 
-/// An owner that is alive and in use is told to give it up: it answers nothing any more, and nothing it had acknowledged is lost.
+/// An owner that is alive and in use is told to give it up: it answers nothing any more, and
+/// nothing it had acknowledged is lost.
 #[test]
 fn a_live_owner_heeds_a_revocation() {
     super::run(async {
         let pool = Pool::new().await;
         // A short lease on a clock that stands: it is renewed often, and never lapses.
-        let a = pool.node_at("node-a", Duration::from_millis(600), Arc::new(tempfile::tempdir().unwrap())).await;
+        let a = pool
+            .node_at("node-a", Duration::from_millis(600), Arc::new(tempfile::tempdir().unwrap()))
+            .await;
         let b = pool.node("node-b").await;
         let volume = a.world.create("v", None).await.unwrap().handle;
         for force in [true, false] {
             let mut losses = a.world.volumes.lost();
             let open = a.open(volume).await;
             let file = write(&open, "kept", b"in the store").await;
-            open.fs.write(&Caller::root(), file, 0, Bytes::from_static(b"only written"), Stability::Unstable).await.unwrap();
+            open.fs
+                .write(
+                    &Caller::root(),
+                    file,
+                    0,
+                    Bytes::from_static(b"only written"),
+                    Stability::Unstable,
+                )
+                .await
+                .unwrap();
             if force {
-                let from = b.world.controller.release_volume(volume, Journal::GivenUp).await.unwrap();
+                let from =
+                    b.world.controller.release_volume(volume, Journal::GivenUp).await.unwrap();
                 assert_eq!(from.as_deref(), Some("node-a"));
                 assert_eq!(b.owner(volume.dataset).await, None);
             } else {
-                b.world.controller.revoke_volume(volume, RevocationReason::OutOfService).await.unwrap();
+                b.world
+                    .controller
+                    .revoke_volume(volume, RevocationReason::OutOfService)
+                    .await
+                    .unwrap();
             }
-            let lost = tokio::time::timeout(Duration::from_secs(60), losses.recv()).await.unwrap().unwrap();
+            let lost = tokio::time::timeout(Duration::from_secs(60), losses.recv())
+                .await
+                .unwrap()
+                .unwrap();
             assert_eq!(lost.dataset, volume.dataset, "its mounts are told to go stale");
             let answer = patiently(|| open.fs.getattr(file)).await;
             assert!(matches!(answer, Err(FsError::Stale | FsError::Fenced)), "{answer:?}");
             drop(open);
             let pool_b = b.world.controller.pools().get(None).unwrap();
-            let theirs = take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60)).await.unwrap();
-            let read = patiently(|| async { theirs.served.read(&Caller::root(), file, 0, 100).await }).await.unwrap();
+            let theirs =
+                take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60))
+                    .await
+                    .unwrap();
+            let read =
+                patiently(|| async { theirs.served.read(&Caller::root(), file, 0, 100).await })
+                    .await
+                    .unwrap();
             assert_eq!(read.data.concat(), b"only written");
             drop(theirs);
             b.world.volumes.close(volume.dataset).await.unwrap();
             // It was of that claim only: the next round opens it here again, and nothing of it is
             // left.
             let session = a.world.volumes.settings().session;
-            let revocations = async || a.world.catalog.node_signs(session).await.unwrap().revocations;
+            let revocations =
+                async || a.world.catalog.node_signs(session).await.unwrap().revocations;
             for _ in 0..1000 {
                 if revocations().await.is_empty() {
                     break;
@@ -112,7 +160,11 @@ fn a_revocation_counts_a_lease_after_it_was_seen() {
         // A heartbeat that comes now moves the end of the lease, and the revocation's own time
         // begins.
         let session = a.world.volumes.settings().session;
-        let beat = zerofs_csi::catalog::Heartbeat { node: "node-a".into(), lease_millis: 45_000, boot: None };
+        let beat = zerofs_csi::catalog::Heartbeat {
+            node: "node-a".into(),
+            lease_millis: 45_000,
+            boot: None,
+        };
         a.world.catalog.put_heartbeat(session, 1_000, &beat).await.unwrap();
         let may_live = async |watch: &mut zerofs_csi::volume::Watch| {
             matches!(watch.look().await.unwrap(), zerofs_csi::volume::Verdict::MayLive { .. })
@@ -141,7 +193,10 @@ fn what_a_dead_node_had_is_deleted_without_it() {
         let stop = CancellationToken::new();
         let mailbox = desk(&dead, &stop);
         let refused = later.world.controller.delete_volume(volume).await.unwrap_err();
-        assert!(refused.class() == Class::Precondition && refused.to_string().contains("node-a"), "{refused}");
+        assert!(
+            refused.class() == Class::Precondition && refused.to_string().contains("node-a"),
+            "{refused}"
+        );
         stop.cancel();
         mailbox.await.unwrap();
         dead.store.die();

@@ -13,7 +13,9 @@ use zerofs_csi::catalog::{Catalog, Owner};
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileRef, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::{DatasetId, EntryName, VolumeHandle};
-use zerofs_csi::volume::{ExpiredLease, LeaseSettings, Verdict, Volume, VolumeError, VolumeGuard, Watch};
+use zerofs_csi::volume::{
+    ExpiredLease, LeaseSettings, Verdict, Volume, VolumeError, VolumeGuard, Watch,
+};
 
 pub const LEASE: Duration = LeaseSettings::LEASE;
 
@@ -44,7 +46,13 @@ impl Pool {
     }
 
     /// With other limits for its requests.
-    pub async fn node_within(&self, name: &str, lease: Duration, journals: Arc<TempDir>, limits: Limits) -> Node {
+    pub async fn node_within(
+        &self,
+        name: &str,
+        lease: Duration,
+        journals: Arc<TempDir>,
+        limits: Limits,
+    ) -> Node {
         let store = FaultStore::over(self.0.clone());
         let bucket = Bucket::on(store.clone(), Path::default()).with_limits(limits);
         let catalog = Catalog::open(bucket, None).await.unwrap();
@@ -67,13 +75,22 @@ impl Node {
     /// A watch of whoever has the dataset, that has looked once.
     pub async fn watch(&self, id: DatasetId) -> Watch {
         let refused = self.world.volumes.open(&self.world.catalog, id).await.err();
-        let Some(VolumeError::Owned { owner, .. }) = refused else { panic!("not refused: {refused:?}") };
+        let Some(VolumeError::Owned { owner, .. }) = refused else {
+            panic!("not refused: {refused:?}")
+        };
         let mut watch = self.world.volumes.watch(&self.world.catalog, id, &owner);
-        assert!(matches!(watch.look().await.unwrap(), Verdict::MayLive { .. }), "one look tells nothing");
+        assert!(
+            matches!(watch.look().await.unwrap(), Verdict::MayLive { .. }),
+            "one look tells nothing"
+        );
         watch
     }
 
-    pub async fn take(&self, id: DatasetId, expired: &ExpiredLease) -> Result<VolumeGuard, VolumeError> {
+    pub async fn take(
+        &self,
+        id: DatasetId,
+        expired: &ExpiredLease,
+    ) -> Result<VolumeGuard, VolumeError> {
         self.world.volumes.take_over(&self.world.catalog, id, expired).await
     }
 }
@@ -91,14 +108,27 @@ pub fn name(text: &str) -> EntryName {
 
 /// A file whose bytes are in the store.
 pub async fn write(volume: &Volume, file: &str, bytes: &[u8]) -> FileRef {
-    let how = CreateHow::Unchecked(SetAttr { mode: Some(0o644), size: Some(0), ..SetAttr::default() });
-    let made = volume.fs.create(&Caller::root(), volume.fs.root(), &name(file), how).await.unwrap().attr.file;
-    volume.fs.write(&Caller::root(), made, 0, Bytes::copy_from_slice(bytes), Stability::FileSync).await.unwrap();
+    let how =
+        CreateHow::Unchecked(SetAttr { mode: Some(0o644), size: Some(0), ..SetAttr::default() });
+    let made = volume
+        .fs
+        .create(&Caller::root(), volume.fs.root(), &name(file), how)
+        .await
+        .unwrap()
+        .attr
+        .file;
+    volume
+        .fs
+        .write(&Caller::root(), made, 0, Bytes::copy_from_slice(bytes), Stability::FileSync)
+        .await
+        .unwrap();
     made
 }
 
 /// Repeats while the lease is being renewed, as the edge does.
-pub async fn patiently<T, F: Future<Output = Result<T, FsError>>>(call: impl Fn() -> F) -> Result<T, FsError> {
+pub async fn patiently<T, F: Future<Output = Result<T, FsError>>>(
+    call: impl Fn() -> F,
+) -> Result<T, FsError> {
     for _ in 0..1500 {
         match call().await {
             Err(FsError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
@@ -108,8 +138,8 @@ pub async fn patiently<T, F: Future<Output = Result<T, FsError>>>(call: impl Fn(
     panic!("it does not come back")
 }
 
-/// The owner's calls to the store hang. It stops answering, what it knows by heart included, before another may take; and when the store
-/// is back it has lost.
+/// The owner's calls to the store hang. It stops answering, what it knows by heart included, before
+/// another may take; and when the store is back it has lost.
 #[test]
 fn a_partitioned_owner_stops_answering_before_another_may_take() {
     super::run(async {
@@ -138,25 +168,38 @@ fn a_partitioned_owner_stops_answering_before_another_may_take() {
             }
         }
         let (taken, expired) = found.expect("a dead lease is taken");
-        println!("the owner answered for {answered} s after its last renewal; another might take after {taken} s");
+        println!(
+            "the owner answered for {answered} s after its last renewal; another might take after \
+             {taken} s"
+        );
         assert_eq!((answered, taken), (37, 45));
         let theirs = b.take(volume.dataset, &expired).await.unwrap();
-        assert_ne!(theirs.fs.write_verifier(), open.fs.write_verifier(), "R18: clients send again what was not committed");
-        let read = patiently(|| async { theirs.fs.read(&Caller::root(), file, 0, 100_000).await }).await.unwrap();
-        assert!(read.data.concat() == bytes, "the handle is the same on every node, and so are the bytes");
+        assert_ne!(
+            theirs.fs.write_verifier(),
+            open.fs.write_verifier(),
+            "R18: clients send again what was not committed"
+        );
+        let read = patiently(|| async { theirs.fs.read(&Caller::root(), file, 0, 100_000).await })
+            .await
+            .unwrap();
+        assert!(
+            read.data.concat() == bytes,
+            "the handle is the same on every node, and so are the bytes"
+        );
 
         let mut losses = a.world.volumes.lost();
         a.store.heal();
         let answer = patiently(|| open.fs.getattr(file)).await;
         assert!(matches!(answer, Err(FsError::Fenced)), "{answer:?}");
-        let lost = tokio::time::timeout(Duration::from_secs(60), losses.recv()).await.unwrap().unwrap();
+        let lost =
+            tokio::time::timeout(Duration::from_secs(60), losses.recv()).await.unwrap().unwrap();
         assert_eq!(lost.dataset, volume.dataset);
         assert!(a.world.volumes.get(volume.dataset).is_none());
     });
 }
 
-/// An owner that was away too long and comes back before anybody took the dataset goes on, calls under way included; who had judged it dead
-/// from before does not get it.
+/// An owner that was away too long and comes back before anybody took the dataset goes on, calls
+/// under way included; who had judged it dead from before does not get it.
 #[test]
 fn an_owner_that_comes_back_in_time_keeps_it_and_a_judgement_from_before_is_void() {
     super::run(async {
@@ -182,12 +225,20 @@ fn an_owner_that_comes_back_in_time_keeps_it_and_a_judgement_from_before_is_void
         let early = expired(&mut watch).await;
         assert!(matches!(open.fs.getattr(file).await, Err(FsError::Unavailable(_))));
         // A failure on the way back is not the end of it.
-        a.world.catalog.bucket().failpoints().set("volume.lease.before-confirm", "1*return").unwrap();
+        a.world
+            .catalog
+            .bucket()
+            .failpoints()
+            .set("volume.lease.before-confirm", "1*return")
+            .unwrap();
         a.store.heal();
         patiently(|| open.fs.getattr(file)).await.unwrap();
         under_way.await.unwrap().expect("it was done, and is answered once that is sure");
         let again = a.owner(volume.dataset).await.unwrap();
-        assert!(again.session == early.owner().session && again.claim != early.owner().claim, "claimed again (R31)");
+        assert!(
+            again.session == early.owner().session && again.claim != early.owner().claim,
+            "claimed again (R31)"
+        );
         let refused = b.take(volume.dataset, &early).await;
         assert!(matches!(refused, Err(VolumeError::Owned { .. })), "{:?}", refused.err());
         write(&open, "later", b"y").await;
@@ -215,26 +266,40 @@ fn after_a_sleep_nothing_is_answered_before_the_record_is_written_anew() {
     });
 }
 
-/// One heartbeat for a session, however many volumes; none when nothing is open, and no sign is left.
+/// One heartbeat for a session, however many volumes; none when nothing is open, and no sign is
+/// left.
 #[test]
 fn heartbeats_do_not_grow_with_volumes_and_an_idle_node_sends_none() {
     super::run(async {
         let pool = Pool::new().await;
         // A short one, on a clock that stands: it is renewed often, and never lapses.
-        let a = pool.node_at("node-a", Duration::from_millis(300), Arc::new(tempfile::tempdir().unwrap())).await;
+        let a = pool
+            .node_at("node-a", Duration::from_millis(300), Arc::new(tempfile::tempdir().unwrap()))
+            .await;
         let mut volumes = Vec::new();
         for n in 0..3 {
             volumes.push(a.world.create(&format!("v{n}"), None).await.unwrap().handle);
             a.open(volumes[n]).await;
         }
-        let renewals = || a.world.catalog.bucket().failpoints().passed()["volume.lease.after-renewal"];
-        let beats = || a.store.log().iter().filter(|(op, key)| *op == Op::PutNew && key.contains("/heartbeat/")).count() as u64;
+        let renewals =
+            || a.world.catalog.bucket().failpoints().passed()["volume.lease.after-renewal"];
+        let beats = || {
+            a.store
+                .log()
+                .iter()
+                .filter(|(op, key)| *op == Op::PutNew && key.contains("/heartbeat/"))
+                .count() as u64
+        };
         let first = renewals();
         while renewals() < first + 10 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let (after, sent) = (renewals(), beats());
-        assert!(sent.abs_diff(after) <= 1, "{sent} heartbeats by {after} renewals for {} volumes", volumes.len());
+        assert!(
+            sent.abs_diff(after) <= 1,
+            "{sent} heartbeats by {after} renewals for {} volumes",
+            volumes.len()
+        );
         for volume in &volumes {
             a.world.volumes.close(volume.dataset).await.unwrap();
         }
@@ -245,14 +310,19 @@ fn heartbeats_do_not_grow_with_volumes_and_an_idle_node_sends_none() {
         let renewed = renewals();
         a.store.clear_log();
         tokio::time::sleep(Duration::from_millis(700)).await;
-        let asked: Vec<_> = a.store.log().into_iter().filter(|(_, key)| key.contains("nodes")).collect();
+        let asked: Vec<_> =
+            a.store.log().into_iter().filter(|(_, key)| key.contains("nodes")).collect();
         assert!(asked.is_empty() && renewals() == renewed, "{asked:?}");
         let interval = LEASE.as_secs() / 3;
-        println!("{} PUTs, as many LISTs and DELETEs an hour while volumes are open; none when none is", 3600 / interval);
+        println!(
+            "{} PUTs, as many LISTs and DELETEs an hour while volumes are open; none when none is",
+            3600 / interval
+        );
     });
 }
 
-/// A claim is made only under a heartbeat that others can see, and one that cannot be written claims nothing.
+/// A claim is made only under a heartbeat that others can see, and one that cannot be written
+/// claims nothing.
 #[test]
 fn without_a_heartbeat_nothing_is_claimed() {
     super::run(async {
@@ -261,7 +331,10 @@ fn without_a_heartbeat_nothing_is_claimed() {
         let volume = a.world.create("v", None).await.unwrap().handle;
         for step in ["volume.lease.before-renewal", "volume.lease.after-renewal"] {
             a.world.catalog.bucket().failpoints().set(step, "1*return").unwrap();
-            assert!(a.world.volumes.open(&a.world.catalog, volume.dataset).await.is_err(), "{step}");
+            assert!(
+                a.world.volumes.open(&a.world.catalog, volume.dataset).await.is_err(),
+                "{step}"
+            );
             assert_eq!(a.owner(volume.dataset).await, None, "{step}");
         }
         a.open(volume).await;

@@ -1,4 +1,5 @@
-//! A process leaves its volumes to the next one of its node: nothing that was acknowledged is missing there, nothing is opened here any more.
+//! A process leaves its volumes to the next one of its node: nothing that was acknowledged is
+//! missing there, nothing is opened here any more.
 
 use super::World;
 use crate::fault::{Fault, FaultStore, Rule, quick};
@@ -46,7 +47,13 @@ async fn is_there(volumes: &Volumes, pool: &Catalog, id: VolumeHandle, file: &st
     let since = Instant::now();
     loop {
         match volumes.open(pool, id.dataset).await {
-            Ok(volume) => return volume.fs.lookup(&Caller::root(), volume.fs.root(), file.as_bytes()).await.is_ok(),
+            Ok(volume) => {
+                return volume
+                    .fs
+                    .lookup(&Caller::root(), volume.fs.root(), file.as_bytes())
+                    .await
+                    .is_ok();
+            }
             // What was left lets go of its journal in its own time.
             Err(error) if error.class().may_pass() && since.elapsed() < LIMIT => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -90,7 +97,8 @@ fn what_was_acknowledged_is_there_for_the_next_process() {
     });
 }
 
-/// One that outlasts the hand-over must not take the volume from the next process, which has the state folder by then.
+/// One that outlasts the hand-over must not take the volume from the next process, which has the
+/// state folder by then.
 #[test]
 fn an_opening_that_comes_late_claims_nothing() {
     super::run(async {
@@ -115,7 +123,8 @@ fn an_opening_that_comes_late_claims_nothing() {
     });
 }
 
-/// Opening what was left costs what opening a closed volume costs, and little more: that is the pause of an upgrade.
+/// Opening what was left costs what opening a closed volume costs, and little more: that is the
+/// pause of an upgrade.
 #[test]
 fn what_is_left_is_opened_with_few_requests() {
     super::run(async {
@@ -134,9 +143,18 @@ fn what_is_left_is_opened_with_few_requests() {
                 make(&volume, &format!("file-{leaves}-{n}")).await;
                 volume.fs.sync().await.unwrap();
             }
-            let file =
-                volume.fs.lookup(&Caller::root(), volume.fs.root(), format!("file-{leaves}-0").as_bytes()).await.unwrap().0.file;
-            volume.fs.write(&Caller::root(), file, 0, vec![1; 5000].into(), Stability::Unstable).await.unwrap();
+            let file = volume
+                .fs
+                .lookup(&Caller::root(), volume.fs.root(), format!("file-{leaves}-0").as_bytes())
+                .await
+                .unwrap()
+                .0
+                .file;
+            volume
+                .fs
+                .write(&Caller::root(), file, 0, vec![1; 5000].into(), Stability::Unstable)
+                .await
+                .unwrap();
             drop(volume);
             let before = requests();
             if leaves {
@@ -169,7 +187,8 @@ enum End {
     Killed,
 }
 
-/// The requests of the next opening on the node, after so many changes that were each synced, and the end of the process.
+/// The requests of the next opening on the node, after so many changes that were each synced, and
+/// the end of the process.
 async fn opening_after(end: End, syncs: usize) -> Requests {
     let journals = tempfile::tempdir().unwrap();
     let world = World::new().await;
@@ -216,20 +235,31 @@ fn an_opening_replays_little_after_a_kill_and_nothing_after_a_stop() {
     super::run(async {
         let closed = opening_after(End::Closes, 250).await;
         let stopped = opening_after(End::Stops, 250).await;
-        println!("requests to open: {} after a close ({closed:?}), {} after a stop", closed.total(), stopped.total());
+        println!(
+            "requests to open: {} after a close ({closed:?}), {} after a stop",
+            closed.total(),
+            stopped.total()
+        );
         assert!(closed.total() <= 40, "{closed:?}");
         assert!(stopped.total() <= closed.total() + 4, "{stopped:?}, after a close {closed:?}");
         for syncs in [1, 15, 31, 250] {
             let killed = opening_after(End::Killed, syncs).await;
-            println!("requests to open after {syncs} syncs and a kill: {} ({killed:?})", killed.total());
+            println!(
+                "requests to open after {syncs} syncs and a kill: {} ({killed:?})",
+                killed.total()
+            );
             // Each WAL object is one GET.
             let replayed = killed.get.saturating_sub(closed.get);
-            assert!(replayed <= 36 && killed.head <= closed.head, "{syncs}: {killed:?}, after a close {closed:?}");
+            assert!(
+                replayed <= 36 && killed.head <= closed.head,
+                "{syncs}: {killed:?}, after a close {closed:?}"
+            );
         }
     });
 }
 
-/// A process that is told to stop while the store hangs, throttles or fails stops all the same, and the next one has what was acknowledged.
+/// A process that is told to stop while the store hangs, throttles or fails stops all the same, and
+/// the next one has what was acknowledged.
 #[test]
 fn a_process_stops_though_the_store_is_away() {
     super::run(async {
@@ -247,8 +277,19 @@ fn a_process_stops_though_the_store_is_away() {
                     make(&volume, "early").await;
                     volume.fs.sync().await.unwrap();
                     make(&volume, "late").await;
-                    let (file, _) = volume.fs.lookup(&Caller::root(), volume.fs.root(), b"late").await.unwrap();
-                    volume.fs.write(&Caller::root(), file.file, 0, vec![1; 200_000].into(), Stability::Unstable).await.unwrap();
+                    let (file, _) =
+                        volume.fs.lookup(&Caller::root(), volume.fs.root(), b"late").await.unwrap();
+                    volume
+                        .fs
+                        .write(
+                            &Caller::root(),
+                            file.file,
+                            0,
+                            vec![1; 200_000].into(),
+                            Stability::Unstable,
+                        )
+                        .await
+                        .unwrap();
                     ids.push(id);
                     open.push(volume);
                 }
@@ -256,9 +297,15 @@ fn a_process_stops_though_the_store_is_away() {
                 let stopping = async {
                     let limit = Duration::from_millis(700);
                     let datasets = ids.iter().map(|id| id.dataset).collect();
-                    if closes { first.close_within(datasets, limit).await } else { first.sync_all(limit).await }
+                    if closes {
+                        first.close_within(datasets, limit).await
+                    } else {
+                        first.sync_all(limit).await
+                    }
                 };
-                let stopped = tokio::time::timeout(LIMIT, stopping).await.expect("it does not wait for the store");
+                let stopped = tokio::time::timeout(LIMIT, stopping)
+                    .await
+                    .expect("it does not wait for the store");
                 let error = stopped.expect_err("the store has not everything");
                 assert!(error.class().may_pass(), "{fault:?}: {error}");
                 // What the end of the process does.
@@ -268,7 +315,10 @@ fn a_process_stops_though_the_store_is_away() {
                 let next = process(journals.path());
                 for id in ids {
                     for file in ["early", "late"] {
-                        assert!(is_there(&next, &world.catalog, id, file).await, "{fault:?}, closes: {closes}: {file}");
+                        assert!(
+                            is_there(&next, &world.catalog, id, file).await,
+                            "{fault:?}, closes: {closes}: {file}"
+                        );
                     }
                     next.close(id.dataset).await.unwrap();
                 }

@@ -1,4 +1,5 @@
-//! What a history leaves behind that nobody asks for any more: counted, and gone after the next look.
+//! What a history leaves behind that nobody asks for any more: counted, and gone after the next
+//! look.
 
 use super::{World, data};
 use crate::leases::{LEASE, Pool, expired, name, write};
@@ -20,7 +21,8 @@ async fn checkpoints(catalog: &Catalog, volume: VolumeHandle) -> usize {
     db::holds(&place).await.unwrap().named.len()
 }
 
-/// Its asker's patience ended, the snapshot was deleted and collected, and then the owner makes the checkpoint that it was asked for.
+/// Its asker's patience ended, the snapshot was deleted and collected, and then the owner makes the
+/// checkpoint that it was asked for.
 #[test]
 fn a_checkpoint_made_after_its_snapshot_was_given_up_is_removed() {
     super::run(async {
@@ -28,15 +30,24 @@ fn a_checkpoint_made_after_its_snapshot_was_given_up_is_removed() {
         let elsewhere = World::on(node.catalog.clone(), "controller-1");
         let volume = node.create("v", None).await.unwrap().handle;
         let open = node.volumes.open(&node.catalog, volume.dataset).await.unwrap();
-        let kept = node.controller.create_snapshot(volume, "kept".parse().unwrap(), false).await.unwrap();
+        let kept =
+            node.controller.create_snapshot(volume, "kept".parse().unwrap(), false).await.unwrap();
         let stop = CancellationToken::new();
         let (pools, volumes) = (node.controller.pools().clone(), node.volumes.clone());
-        let desk = tokio::spawn(mail::serve(pools, volumes, Arc::new(NoMounts), Duration::from_millis(20), stop.clone()));
+        let desk = tokio::spawn(mail::serve(
+            pools,
+            volumes,
+            Arc::new(NoMounts),
+            Duration::from_millis(20),
+            stop.clone(),
+        ));
         let failpoints = node.catalog.bucket().failpoints().clone();
-        let passed = || failpoints.passed().get("fs.commit.before-checkpoint").copied().unwrap_or(0);
+        let passed =
+            || failpoints.passed().get("fs.commit.before-checkpoint").copied().unwrap_or(0);
         let before = passed();
         failpoints.set("fs.commit.before-checkpoint", "pause").unwrap();
-        let impatient = Controller::new(elsewhere.controller.pools().clone(), elsewhere.volumes.clone());
+        let impatient =
+            Controller::new(elsewhere.controller.pools().clone(), elsewhere.volumes.clone());
         let impatient = impatient.with_owner_timeout(Duration::from_millis(500));
         let late = impatient.create_snapshot(volume, "late".parse().unwrap(), false).await;
         assert_eq!(late.unwrap_err().class(), Class::Unavailable);
@@ -44,8 +55,13 @@ fn a_checkpoint_made_after_its_snapshot_was_given_up_is_removed() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let snapshots = node.catalog.snapshots(None).await.unwrap();
-        let late = snapshots.into_iter().find(|at| at.record.name.as_str() == "late").unwrap().record.id();
-        elsewhere.controller.delete_snapshot(SnapshotHandle { pool: volume.pool, snapshot: late }).await.unwrap();
+        let late =
+            snapshots.into_iter().find(|at| at.record.name.as_str() == "late").unwrap().record.id();
+        elsewhere
+            .controller
+            .delete_snapshot(SnapshotHandle { pool: volume.pool, snapshot: late })
+            .await
+            .unwrap();
         elsewhere.collect().await;
         assert_eq!(node.catalog.snapshots(None).await.unwrap().len(), 1, "the other one");
         failpoints.set("fs.commit.before-checkpoint", "off").unwrap();
@@ -54,10 +70,20 @@ fn a_checkpoint_made_after_its_snapshot_was_given_up_is_removed() {
         }
         // By a collector that has looked before, and by one that has not.
         elsewhere.collect().await;
-        assert_eq!(checkpoints(&node.catalog, volume).await, 1, "what nobody knows is gone, and what is known is there");
+        assert_eq!(
+            checkpoints(&node.catalog, volume).await,
+            1,
+            "what nobody knows is gone, and what is known is there"
+        );
         node.collect().await;
         assert_eq!(checkpoints(&node.catalog, volume).await, 1);
-        drop(node.volumes.views().get(&node.catalog, kept.handle.snapshot, zerofs_csi::volume::Keeper::Reader).await.unwrap());
+        drop(
+            node.volumes
+                .views()
+                .get(&node.catalog, kept.handle.snapshot, zerofs_csi::volume::Keeper::Reader)
+                .await
+                .unwrap(),
+        );
         stop.cancel();
         desk.await.unwrap();
         drop(open);
@@ -69,14 +95,20 @@ fn a_checkpoint_made_after_its_snapshot_was_given_up_is_removed() {
 fn a_clone_that_nobody_finishes_is_given_up_and_its_source_with_it() {
     super::run(async {
         for of_snapshot in [true, false] {
-            for step in ["control.create.intent", "control.create.dependant", "control.create.cloned"] {
+            for step in
+                ["control.create.intent", "control.create.dependant", "control.create.cloned"]
+            {
                 let world = World::new().await;
                 let volume = world.create("v", None).await.unwrap().handle;
                 world.write(volume, "a", &data(1, 300_000)).await;
                 let source = match of_snapshot {
                     false => Source::Volume(volume),
                     true => {
-                        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap();
+                        let cut = world
+                            .controller
+                            .create_snapshot(volume, "cut".parse().unwrap(), false)
+                            .await
+                            .unwrap();
                         Source::Snapshot(cut.handle)
                     }
                 };
@@ -89,7 +121,14 @@ fn a_clone_that_nobody_finishes_is_given_up_and_its_source_with_it() {
                 world.controller.delete_volume(volume).await.unwrap();
                 let kept = world.collect().await.kept;
                 assert!(!of_snapshot || !kept.is_empty(), "{step}: its call may still be repeated");
-                let intent = world.catalog.dataset(&"clone".parse().unwrap()).await.unwrap().unwrap().record.id();
+                let intent = world
+                    .catalog
+                    .dataset(&"clone".parse().unwrap())
+                    .await
+                    .unwrap()
+                    .unwrap()
+                    .record
+                    .id();
                 let age = |dataset: &mut zerofs_csi::catalog::Dataset| {
                     let day_nanos = 25 * 3600 * 1_000_000_000;
                     dataset.created = Timestamp::from_nanos(dataset.created.as_nanos() - day_nanos);
@@ -105,7 +144,9 @@ fn a_clone_that_nobody_finishes_is_given_up_and_its_source_with_it() {
 
 fn files(folder: &std::path::Path) -> usize {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries.map(|path| if path.is_dir() { files(&path) } else { usize::from(!path.ends_with("home")) }).sum()
+    entries
+        .map(|path| if path.is_dir() { files(&path) } else { usize::from(!path.ends_with("home")) })
+        .sum()
 }
 
 /// A node dies with three volumes: one moves away, one is deleted without it, one waits for it.
@@ -129,7 +170,11 @@ fn journals_of_datasets_that_moved_away_are_removed_and_no_other() {
         }
         a.store.die();
         let how = CreateHow::Guarded(SetAttr::default());
-        opened[2].fs.create(&Caller::root(), opened[2].fs.root(), &name("journaled"), how).await.unwrap();
+        opened[2]
+            .fs
+            .create(&Caller::root(), opened[2].fs.root(), &name("journaled"), how)
+            .await
+            .unwrap();
         b.clock.advance(LEASE);
         for (watch, volume) in watches.iter_mut().zip(&volumes) {
             let lease = expired(watch).await;
@@ -159,7 +204,11 @@ fn journals_of_datasets_that_moved_away_are_removed_and_no_other() {
         assert_eq!(files(journals.path()), left / 3, "that of the one that waits");
         let open = crate::two_owners::reopened(&a, volumes[2]).await;
         open.fs.lookup(&Caller::root(), open.fs.root(), b"journaled").await.unwrap();
-        assert_eq!(a.world.volumes.remove_outlived_journals(&a.world.catalog).await.unwrap(), 0, "it is open");
+        assert_eq!(
+            a.world.volumes.remove_outlived_journals(&a.world.catalog).await.unwrap(),
+            0,
+            "it is open"
+        );
         drop(open);
         a.world.volumes.close(volumes[2].dataset).await.unwrap();
         assert_eq!(files(journals.path()), 0);

@@ -1,5 +1,5 @@
-//! Datasets, snapshots and clones through the use cases: any order of creation and deletion, a failure at every durable
-//! step, and requests that do not depend on how much a volume holds.
+//! Datasets, snapshots and clones through the use cases: any order of creation and deletion, a
+//! failure at every durable step, and requests that do not depend on how much a volume holds.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -55,8 +55,12 @@ const STACK_BYTES: usize = 8 << 20;
 
 /// Runs a test as the program runs.
 pub fn run(test: impl Future<Output = ()> + Send + 'static) {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().thread_stack_size(STACK_BYTES).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .thread_stack_size(STACK_BYTES)
+        .build()
+        .unwrap();
     let done = runtime.spawn(test);
     runtime.block_on(done).unwrap();
 }
@@ -80,7 +84,12 @@ impl World {
     }
 
     /// With its journals in a folder, and with its own idea of time.
-    pub fn under(catalog: Catalog, node: &str, journal_dir: Option<PathBuf>, lease: LeaseSettings) -> Self {
+    pub fn under(
+        catalog: Catalog,
+        node: &str,
+        journal_dir: Option<PathBuf>,
+        lease: LeaseSettings,
+    ) -> Self {
         let settings = VolumeSettings {
             node: node.to_owned(),
             session: SessionId::random(),
@@ -93,10 +102,18 @@ impl World {
         };
         let volumes = Volumes::with_lease(settings, lease);
         let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());
-        Self { catalog, volumes, controller: Arc::new(controller.with_owner_timeout(Duration::from_secs(20))) }
+        Self {
+            catalog,
+            volumes,
+            controller: Arc::new(controller.with_owner_timeout(Duration::from_secs(20))),
+        }
     }
 
-    pub async fn create(&self, name: &str, source: Option<Source>) -> Result<VolumeInfo, ControlError> {
+    pub async fn create(
+        &self,
+        name: &str,
+        source: Option<Source>,
+    ) -> Result<VolumeInfo, ControlError> {
         let new = NewVolume {
             name: name.parse().unwrap(),
             size: None,
@@ -114,10 +131,23 @@ impl World {
     pub async fn write(&self, volume: VolumeHandle, name: &str, data: &[u8]) {
         let open = self.volumes.open(&self.catalog, volume.dataset).await.unwrap();
         let (caller, name) = (Caller::root(), EntryName::try_from(name.as_bytes()).unwrap());
-        let how = CreateHow::Unchecked(SetAttr { mode: Some(0o644), size: Some(0), ..SetAttr::default() });
+        let how = CreateHow::Unchecked(SetAttr {
+            mode: Some(0o644),
+            size: Some(0),
+            ..SetAttr::default()
+        });
         let file = open.fs.create(&caller, open.fs.root(), &name, how).await.unwrap().attr.file;
         for (i, part) in data.chunks(1 << 20).enumerate() {
-            open.fs.write(&caller, file, (i as u64) << 20, Bytes::copy_from_slice(part), Stability::Unstable).await.unwrap();
+            open.fs
+                .write(
+                    &caller,
+                    file,
+                    (i as u64) << 20,
+                    Bytes::copy_from_slice(part),
+                    Stability::Unstable,
+                )
+                .await
+                .unwrap();
         }
         open.fs.commit(&caller, file, 0, 0).await.unwrap();
         drop(open);
@@ -128,7 +158,12 @@ impl World {
     pub async fn read(&self, volume: VolumeHandle) -> BTreeMap<String, Vec<u8>> {
         let open = self.volumes.open(&self.catalog, volume.dataset).await.unwrap();
         let (caller, root) = (Caller::root(), open.fs.root());
-        let limit = zerofs_csi::fs::api::ListLimit { entries: 1000, bytes: 1 << 20, entry_bytes: 32, with_attr: false };
+        let limit = zerofs_csi::fs::api::ListLimit {
+            entries: 1000,
+            bytes: 1 << 20,
+            entry_bytes: 32,
+            with_attr: false,
+        };
         let listing = open.fs.readdir(&caller, root, Default::default(), limit).await.unwrap();
         assert!(listing.eof);
         let mut found = BTreeMap::new();
@@ -136,7 +171,8 @@ impl World {
             let (attr, _) = open.fs.lookup(&caller, root, &entry.name).await.unwrap();
             let mut data = Vec::new();
             while (data.len() as u64) < attr.size {
-                let read = open.fs.read(&caller, attr.file, data.len() as u64, 1 << 20).await.unwrap();
+                let read =
+                    open.fs.read(&caller, attr.file, data.len() as u64, 1 << 20).await.unwrap();
                 read.data.iter().for_each(|part| data.extend_from_slice(part));
             }
             found.insert(String::from_utf8(entry.name.to_vec()).unwrap(), data);
@@ -163,7 +199,8 @@ impl World {
             self.collect().await;
         }
         for prefix in ["announced/", "packs/", "vol/"] {
-            let left: Vec<String> = bucket.list(prefix).await.unwrap().into_iter().map(|o| o.key).collect();
+            let left: Vec<String> =
+                bucket.list(prefix).await.unwrap().into_iter().map(|o| o.key).collect();
             assert!(left.is_empty(), "{when}: {left:?}");
         }
         assert!(self.catalog.datasets().await.unwrap().is_empty(), "{when}");

@@ -1,4 +1,5 @@
-//! As many snapshots of one volume as there may be: the last costs what the first did, and all are read and collected.
+//! As many snapshots of one volume as there may be: the last costs what the first did, and all are
+//! read and collected.
 
 use super::snapdir::{child, read, root, write};
 use super::{World, noise, run};
@@ -15,7 +16,11 @@ fn content(n: u64) -> Vec<u8> {
     noise(n, BYTES)
 }
 
-async fn snapshot(world: &World, volume: VolumeHandle, n: u64) -> Result<SnapshotHandle, ControlError> {
+async fn snapshot(
+    world: &World,
+    volume: VolumeHandle,
+    n: u64,
+) -> Result<SnapshotHandle, ControlError> {
     let name = format!("s{n:03}").parse().unwrap();
     Ok(world.controller.create_snapshot(volume, name, false).await?.handle)
 }
@@ -44,7 +49,9 @@ fn the_last_of_hundreds_of_snapshots_costs_what_the_first_did() {
             (least(|r| r.put), least(|r| r.get), least(|r| r.list), least(|r| r.head))
         };
         let (first, last) = (least(&costs[1..101]), least(&costs[costs.len() - 100..]));
-        println!("PUT, GET, LIST, HEAD of a snapshot: {first:?} among the first, {last:?} among the last");
+        println!(
+            "PUT, GET, LIST, HEAD of a snapshot: {first:?} among the first, {last:?} among the last"
+        );
         assert_eq!(first, last);
 
         let over = snapshot(&world, volume, SNAPSHOTS).await.unwrap_err().to_string();
@@ -56,13 +63,19 @@ fn the_last_of_hundreds_of_snapshots_costs_what_the_first_did() {
         loop {
             let page = fs.readdir(&root(), snapshots, after, limit).await.unwrap();
             after = page.entries.last().map_or(after, |entry| entry.cookie);
-            names.extend(page.entries.into_iter().map(|entry| String::from_utf8(entry.name.to_vec()).unwrap()));
+            names.extend(
+                page.entries
+                    .into_iter()
+                    .map(|entry| String::from_utf8(entry.name.to_vec()).unwrap()),
+            );
             if page.eof {
                 break;
             }
         }
-        let expected: Vec<String> =
-            [".".into(), "..".into()].into_iter().chain((0..SNAPSHOTS).map(|n| format!("s{n:03}"))).collect();
+        let expected: Vec<String> = [".".into(), "..".into()]
+            .into_iter()
+            .chain((0..SNAPSHOTS).map(|n| format!("s{n:03}")))
+            .collect();
         assert_eq!(names, expected);
 
         world.collect().await;

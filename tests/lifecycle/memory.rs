@@ -1,4 +1,5 @@
-//! What all volumes of a process hold in memory while the store is away: shares of one figure, whatever their number.
+//! What all volumes of a process hold in memory while the store is away: shares of one figure,
+//! whatever their number.
 
 use super::run;
 use crate::fault::{FaultStore, quick};
@@ -36,7 +37,9 @@ fn new_volume(name: &str) -> NewVolume {
 }
 
 async fn create(volume: &Attached, n: u64) -> Result<(), zerofs_csi::fs::FsError> {
-    let name = EntryName::try_from(format!("a file with a name of usual length, number {n}").as_bytes()).unwrap();
+    let name =
+        EntryName::try_from(format!("a file with a name of usual length, number {n}").as_bytes())
+            .unwrap();
     let how = CreateHow::Guarded(SetAttr::default());
     volume.served.create(&Caller::root(), volume.served.root(), &name, how).await.map(drop)
 }
@@ -63,7 +66,10 @@ fn resident() -> u64 {
 async fn until_still(done: &AtomicU64) -> u64 {
     let (mut last, mut since, began) = (0, Instant::now(), Instant::now());
     while since.elapsed() < Duration::from_secs(4) {
-        assert!(began.elapsed() < Duration::from_secs(300), "they go on without the store: {last} files");
+        assert!(
+            began.elapsed() < Duration::from_secs(300),
+            "they go on without the store: {last} files"
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
         let now = done.load(Ordering::SeqCst);
         if now != last {
@@ -77,7 +83,12 @@ async fn until_still(done: &AtomicU64) -> u64 {
 fn many_volumes_without_the_store_stay_within_their_memory_and_go_on_with_it() {
     run(async {
         let (folder, store) = (tempfile::tempdir().unwrap(), FaultStore::memory());
-        let catalog = Catalog::create(Bucket::on(store.clone(), Default::default()).with_limits(quick()), None).await.unwrap();
+        let catalog = Catalog::create(
+            Bucket::on(store.clone(), Default::default()).with_limits(quick()),
+            None,
+        )
+        .await
+        .unwrap();
         let settings = VolumeSettings {
             node: "node-a".to_owned(),
             session: SessionId::random(),
@@ -99,20 +110,34 @@ fn many_volumes_without_the_store_stay_within_their_memory_and_go_on_with_it() {
         let opened = resident().saturating_sub(at_first);
         store.die();
         let done: Arc<AtomicU64> = Arc::default();
-        let writers: Vec<_> = open.iter().map(|volume| tokio::spawn(fill(volume.clone(), done.clone()))).collect();
+        let writers: Vec<_> =
+            open.iter().map(|volume| tokio::spawn(fill(volume.clone(), done.clone()))).collect();
         let files = until_still(&done).await;
         let (rows, names) = (cache.unflushed(), memory.names_held());
         let full = resident().saturating_sub(at_first);
-        println!("{VOLUMES} volumes, {files} files: {rows} bytes of rows, {names} of inodes and directories");
-        println!("the process: {} bytes for each open volume, {} when all is full", opened / VOLUMES as u64, full / VOLUMES as u64);
+        println!(
+            "{VOLUMES} volumes, {files} files: {rows} bytes of rows, {names} of inodes and \
+             directories"
+        );
+        println!(
+            "the process: {} bytes for each open volume, {} when all is full",
+            opened / VOLUMES as u64,
+            full / VOLUMES as u64
+        );
         assert!(rows >= UNFLUSHED / 2, "that is what they wait for");
         assert!(rows <= 2 * UNFLUSHED + VOLUMES as u64 * BEGUN, "{rows} bytes of rows");
-        assert!(names <= 2 * NAMES + (VOLUMES as u64) * (300 << 10), "{names} bytes of inodes and directories");
+        assert!(
+            names <= 2 * NAMES + (VOLUMES as u64) * (300 << 10),
+            "{names} bytes of inodes and directories"
+        );
         store.heal();
         let before = done.load(Ordering::SeqCst);
         let healed = Instant::now();
         while done.load(Ordering::SeqCst) < before + 20 * VOLUMES as u64 {
-            assert!(healed.elapsed() < Duration::from_secs(120), "nothing goes on after the outage");
+            assert!(
+                healed.elapsed() < Duration::from_secs(120),
+                "nothing goes on after the outage"
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         writers.iter().for_each(tokio::task::JoinHandle::abort);

@@ -29,14 +29,21 @@ async fn step(world: &World, model: &mut Model, rng: &mut StdRng) -> String {
         15..40 if !model.volumes.is_empty() => {
             let at = rng.random_range(0..model.volumes.len());
             let (handle, files) = &mut model.volumes[at];
-            let (file, bytes) = (format!("f{}", rng.random_range(0..4)), data(rng.random(), rng.random_range(0..200_000)));
+            let (file, bytes) = (
+                format!("f{}", rng.random_range(0..4)),
+                data(rng.random(), rng.random_range(0..200_000)),
+            );
             world.write(*handle, &file, &bytes).await;
             files.insert(file.clone(), bytes);
             format!("write {file} to {handle}")
         }
         40..55 if !model.volumes.is_empty() => {
             let (handle, files) = model.volumes.choose(rng).cloned().unwrap();
-            let cut = world.controller.create_snapshot(handle, name.parse().unwrap(), rng.random()).await.unwrap();
+            let cut = world
+                .controller
+                .create_snapshot(handle, name.parse().unwrap(), rng.random())
+                .await
+                .unwrap();
             model.snapshots.push((cut.handle, files));
             format!("snapshot {name} of {handle}")
         }
@@ -58,7 +65,8 @@ async fn step(world: &World, model: &mut Model, rng: &mut StdRng) -> String {
             format!("delete {handle}")
         }
         83..93 if !model.snapshots.is_empty() => {
-            let (handle, _) = model.snapshots.swap_remove(rng.random_range(0..model.snapshots.len()));
+            let (handle, _) =
+                model.snapshots.swap_remove(rng.random_range(0..model.snapshots.len()));
             world.controller.delete_snapshot(handle).await.unwrap();
             format!("delete snapshot {handle}")
         }
@@ -74,7 +82,8 @@ async fn verify(world: &World, model: &Model, history: &[String]) {
 }
 
 async fn story(seed: u64) {
-    let (world, mut model, mut rng) = (World::new().await, Model::default(), StdRng::seed_from_u64(seed));
+    let (world, mut model, mut rng) =
+        (World::new().await, Model::default(), StdRng::seed_from_u64(seed));
     let mut history = vec![format!("seed {seed}")];
     for i in 0..40 {
         history.push(Box::pin(step(&world, &mut model, &mut rng)).await);
@@ -102,7 +111,8 @@ async fn story(seed: u64) {
 #[test]
 fn any_order_keeps_what_is_needed_and_nothing_else() {
     super::run(async {
-        let size: u64 = std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+        let size: u64 =
+            std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
         for seed in 0..6 * size {
             Box::pin(story(seed)).await;
         }

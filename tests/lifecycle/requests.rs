@@ -1,5 +1,5 @@
-//! Creating, snapshotting and cloning take as many requests for 100,000 files as for ten; an idle volume costs a heartbeat; a collection
-//! reads of a volume in use what is new in it.
+//! Creating, snapshotting and cloning take as many requests for 100,000 files as for ten; an idle
+//! volume costs a heartbeat; a collection reads of a volume in use what is new in it.
 
 use super::World;
 use std::sync::Arc;
@@ -17,13 +17,19 @@ use zerofs_csi::telemetry::Failpoints;
 use zerofs_csi::types::{EntryName, FamilyId, InodeNo, VolumeHandle};
 use zerofs_csi::volume::{Volume, place};
 
-/// Rows of so many files, straight through the committer: a hundred thousand calls would take minutes unoptimised.
+/// Rows of so many files, straight through the committer: a hundred thousand calls would take
+/// minutes unoptimised.
 async fn fill(world: &World, volume: VolumeHandle, files: usize) {
     world.write(volume, "first", b"makes the database").await;
-    let place =
-        place(&world.catalog, FamilyId::from(volume.dataset.incarnation), volume.dataset.incarnation, &DbCache::new(8 << 20));
+    let place = place(
+        &world.catalog,
+        FamilyId::from(volume.dataset.incarnation),
+        volume.dataset.incarnation,
+        &DbCache::new(8 << 20),
+    );
     let db = Database::open(&place, None).await.unwrap();
-    let committer = Committer::start(db, None, Box::new(|| 0), Failpoints::default()).await.unwrap();
+    let committer =
+        Committer::start(db, None, Box::new(|| 0), Failpoints::default()).await.unwrap();
     let hash_key = committer.superblock().name_key;
     let mut left = files;
     while left > 0 {
@@ -32,7 +38,10 @@ async fn fill(world: &World, volume: VolumeHandle, files: usize) {
             let (ino, _) = committer.new_inode().unwrap();
             let name = EntryName::try_from(format!("file{}", ino.0).as_bytes()).unwrap();
             let entry = DirEntryRow { ino, kind: FileKind::Regular, name: name.clone() };
-            batch.put(key::dir_entry(InodeNo::ROOT, NameHash::of(&hash_key, name.as_bytes()), 0), &entry);
+            batch.put(
+                key::dir_entry(InodeNo::ROOT, NameHash::of(&hash_key, name.as_bytes()), 0),
+                &entry,
+            );
             batch.rows.push((key::inode(ino), Some(vec![7; 100].into())));
             left -= 1;
         }
@@ -51,14 +60,20 @@ async fn counted(files: usize) -> [Requests; 3] {
     let create = since(at);
     fill(&world, volume, files).await;
     let at = bucket.requests();
-    let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), true).await.unwrap().handle;
+    let cut = world
+        .controller
+        .create_snapshot(volume, "cut".parse().unwrap(), true)
+        .await
+        .unwrap()
+        .handle;
     let snapshot = since(at);
     let at = bucket.requests();
     world.create("clone", Some(Source::Snapshot(cut))).await.unwrap();
     [create, snapshot, since(at)]
 }
 
-/// An opened database looks at its manifest once by itself, in a task of its own: its GETs may come before the count ends, or after.
+/// An opened database looks at its manifest once by itself, in a task of its own: its GETs may come
+/// before the count ends, or after.
 const FIRST_POLL: u64 = 2;
 
 #[test]
@@ -75,17 +90,25 @@ fn requests_do_not_depend_on_the_number_of_files() {
     });
 }
 
-/// README's "When a node dies": while volumes are open, a heartbeat every 15 seconds, whatever their number, and nothing else.
+/// README's "When a node dies": while volumes are open, a heartbeat every 15 seconds, whatever
+/// their number, and nothing else.
 #[test]
 fn an_idle_node_costs_its_heartbeat_however_many_volumes_it_has_open() {
     let test = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
         runtime.block_on(Box::pin(async {
             let (one, many) = (idle_hour(1).await, idle_hour(5).await);
             println!("an hour of a node with idle volumes: {one:?}");
             for (hour, volumes) in [(one, 1), (many, 5)] {
                 let beats = 239..=241;
-                assert!([hour.put, hour.list, hour.delete].iter().all(|n| beats.contains(n)), "{volumes} volumes: {hour:?}");
+                assert!(
+                    [hour.put, hour.list, hour.delete].iter().all(|n| beats.contains(n)),
+                    "{volumes} volumes: {hour:?}"
+                );
                 assert_eq!((hour.get, hour.head), (0, 0), "{volumes} volumes: {hour:?}");
             }
         }));
@@ -94,12 +117,19 @@ fn an_idle_node_costs_its_heartbeat_however_many_volumes_it_has_open() {
     std::thread::Builder::new().stack_size(8 << 20).spawn(test).unwrap().join().unwrap();
 }
 
-/// An hour with so many volumes open, long after they were last written, with an owner that looks into its mailbox.
+/// An hour with so many volumes open, long after they were last written, with an owner that looks
+/// into its mailbox.
 async fn idle_hour(volumes: usize) -> Requests {
     let world = World::new().await;
     let stop = CancellationToken::new();
     let (pools, owner) = (world.controller.pools().clone(), world.volumes.clone());
-    let desk = tokio::spawn(mail::serve(pools, owner, Arc::new(NoMounts), Duration::from_secs(2), stop.clone()));
+    let desk = tokio::spawn(mail::serve(
+        pools,
+        owner,
+        Arc::new(NoMounts),
+        Duration::from_secs(2),
+        stop.clone(),
+    ));
     let mut open = Vec::new();
     for n in 0..volumes {
         let volume = world.create(&format!("v{n}"), None).await.unwrap().handle;
@@ -115,7 +145,8 @@ async fn idle_hour(volumes: usize) -> Requests {
     hour
 }
 
-/// What the collections of an idle pool with so many volumes, each with two snapshots, cost when one has been done.
+/// What the collections of an idle pool with so many volumes, each with two snapshots, cost when
+/// one has been done.
 async fn idle(volumes: usize) -> Requests {
     let world = World::new().await;
     for n in 0..volumes {
@@ -170,7 +201,8 @@ fn a_collection_reads_of_a_volume_in_use_only_what_is_new() {
         }
         println!("collections, each after 8 syncs of one volume: {counts:#?}");
         for count in counts {
-            // The objects, and of the database its manifests and what a MemTable flush has made of earlier ones.
+            // The objects, and of the database its manifests and what a MemTable flush has made of
+            // earlier ones.
             assert!(count.get <= 8 + 16 && count.head <= 4, "{count:?}");
         }
     });

@@ -14,7 +14,9 @@ use zerofs_csi::fs::Restored;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::check::check;
 use zerofs_csi::fs::db::{DbCache, Reader};
-use zerofs_csi::types::{Class, Classify, DatasetId, Incarnation, SnapshotHandle, Timestamp, VolumeHandle};
+use zerofs_csi::types::{
+    Class, Classify, DatasetId, Incarnation, SnapshotHandle, Timestamp, VolumeHandle,
+};
 use zerofs_csi::volume::{Served, collect_released, forget_restore, place};
 
 /// Kind, mode, owner, mtime, links, content.
@@ -46,17 +48,32 @@ async fn tree(fs: &Served, top: FileRef) -> BTreeMap<String, Object> {
 }
 
 fn wanted(snapshot: SnapshotHandle, from: &str, to: &str, overwrite: bool) -> RestoreInPlace {
-    RestoreInPlace { call: Incarnation::random(), snapshot: snapshot.snapshot, from: from.into(), to: to.into(), overwrite }
+    RestoreInPlace {
+        call: Incarnation::random(),
+        snapshot: snapshot.snapshot,
+        from: from.into(),
+        to: to.into(),
+        overwrite,
+    }
 }
 
-async fn restore(world: &World, volume: VolumeHandle, wanted: &RestoreInPlace) -> Result<Restored, ControlError> {
+async fn restore(
+    world: &World,
+    volume: VolumeHandle,
+    wanted: &RestoreInPlace,
+) -> Result<Restored, ControlError> {
     Box::pin(world.controller.restore_in_place(volume, wanted, &|_| ())).await
 }
 
 /// A tree with what there is: large and small files, holes, links, modes, owners, times.
 async fn fill(fs: &Served) {
     let top = fs.root();
-    let dir = fs.mkdir(&root(), top, &name("dir"), SetAttr { mode: Some(0o2750), ..SetAttr::default() }).await.unwrap().attr.file;
+    let dir = fs
+        .mkdir(&root(), top, &name("dir"), SetAttr { mode: Some(0o2750), ..SetAttr::default() })
+        .await
+        .unwrap()
+        .attr
+        .file;
     let inner = fs.mkdir(&root(), dir, &name("inner"), SetAttr::default()).await.unwrap().attr.file;
     for (n, len) in [0, 3_000, 70_000, 400_000].into_iter().enumerate() {
         write(fs, inner, &format!("file {n}"), &data(n as u64, len)).await;
@@ -67,16 +84,41 @@ async fn fill(fs: &Served) {
         let part = Bytes::from(data(at + 50, 1 << 20));
         fs.write(&root(), large, at << 20, part, Stability::Unstable).await.unwrap();
     }
-    fs.write(&root(), large, 200 << 20, Bytes::from_static(b"behind a hole"), Stability::Unstable).await.unwrap();
+    fs.write(&root(), large, 200 << 20, Bytes::from_static(b"behind a hole"), Stability::Unstable)
+        .await
+        .unwrap();
     fs.commit(&root(), large, 0, 0).await.unwrap();
-    fs.setattr(&root(), large, SetAttr { size: Some((36 << 20) + 77), ..SetAttr::default() }, None).await.unwrap();
-    fs.setattr(&root(), large, SetAttr { size: Some(50 << 20), ..SetAttr::default() }, None).await.unwrap();
+    fs.setattr(&root(), large, SetAttr { size: Some((36 << 20) + 77), ..SetAttr::default() }, None)
+        .await
+        .unwrap();
+    fs.setattr(&root(), large, SetAttr { size: Some(50 << 20), ..SetAttr::default() }, None)
+        .await
+        .unwrap();
     fs.link(&root(), large, inner, &name("second name")).await.unwrap();
-    fs.make(&root(), dir, &name("link"), Special::Symlink("inner/file 2".into()), SetAttr::default()).await.unwrap();
+    fs.make(
+        &root(),
+        dir,
+        &name("link"),
+        Special::Symlink("inner/file 2".into()),
+        SetAttr::default(),
+    )
+    .await
+    .unwrap();
     fs.make(&root(), dir, &name("fifo"), Special::Fifo, SetAttr::default()).await.unwrap();
-    let set = SetAttr { uid: Some(5), mtime: SetTime::To(Timestamp::from_nanos(1_234_567_890)), ..SetAttr::default() };
+    let set = SetAttr {
+        uid: Some(5),
+        mtime: SetTime::To(Timestamp::from_nanos(1_234_567_890)),
+        ..SetAttr::default()
+    };
     fs.setattr(&root(), inner, set, None).await.unwrap();
-    fs.setattr(&root(), dir, SetAttr { mtime: SetTime::To(Timestamp::from_nanos(99)), ..SetAttr::default() }, None).await.unwrap();
+    fs.setattr(
+        &root(),
+        dir,
+        SetAttr { mtime: SetTime::To(Timestamp::from_nanos(99)), ..SetAttr::default() },
+        None,
+    )
+    .await
+    .unwrap();
 }
 
 async fn is_sound(world: &World, volume: VolumeHandle, when: &str) {
@@ -103,7 +145,8 @@ async fn without_packs<T>(world: &World, work: impl Future<Output = T>) -> T {
     }
     assert!(!packs.is_empty());
     let done = work.await;
-    let now: Vec<_> = bucket.list("packs/").await.unwrap().into_iter().map(|l| (l.key, l.bytes)).collect();
+    let now: Vec<_> =
+        bucket.list("packs/").await.unwrap().into_iter().map(|l| (l.key, l.bytes)).collect();
     let before: Vec<_> = packs.iter().map(|(key, _)| (key.clone(), 4)).collect();
     assert_eq!(now, before, "no pack is written");
     for (key, bytes) in packs {
@@ -120,7 +163,12 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         fill(&open.served).await;
         open.fs.sync().await.unwrap();
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         let before = tree(&open.served, open.served.root()).await;
         let spoil = async |fs: &Served| {
             let dir = child(fs, fs.root(), "dir").await.unwrap().file;
@@ -131,24 +179,33 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
             write(fs, inner, "file 2", b"other").await;
             fs.remove(&root(), dir, &name("large")).await.unwrap();
             fs.remove(&root(), dir, &name("link")).await.unwrap();
-            fs.setattr(&root(), dir, SetAttr { mode: Some(0o700), ..SetAttr::default() }, None).await.unwrap();
+            fs.setattr(&root(), dir, SetAttr { mode: Some(0o700), ..SetAttr::default() }, None)
+                .await
+                .unwrap();
         };
         let same = |now: &BTreeMap<String, Object>, when: &str| {
             for (path, object) in &before {
                 let found = now.get(path).unwrap_or_else(|| panic!("{when}: {path} is not there"));
-                let differs = (found.0, found.1, found.2, found.3, found.4) != (object.0, object.1, object.2, object.3, object.4);
+                let differs = (found.0, found.1, found.2, found.3, found.4)
+                    != (object.0, object.1, object.2, object.3, object.4);
                 assert!(!differs && found.5 == object.5, "{when}: {path}");
             }
         };
 
         // The volume is open in this process.
         spoil(&open.served).await;
-        let objects = without_packs(&world, restore(&world, volume, &wanted(cut, "dir", "dir", true))).await.unwrap().objects;
+        let objects =
+            without_packs(&world, restore(&world, volume, &wanted(cut, "dir", "dir", true)))
+                .await
+                .unwrap()
+                .objects;
         // All but the empty file and the pipe, which nobody touched.
         assert_eq!(objects, 8);
         same(&tree(&open.served, open.served.root()).await, "open here");
         // Beside what is there, under another name.
-        without_packs(&world, restore(&world, volume, &wanted(cut, "/dir/inner", "/copy", false))).await.unwrap();
+        without_packs(&world, restore(&world, volume, &wanted(cut, "/dir/inner", "/copy", false)))
+            .await
+            .unwrap();
         let copy = child(&open.served, open.served.root(), "copy").await.unwrap();
         assert_eq!((copy.uid, copy.mtime), (5, Timestamp::from_nanos(1_234_567_890)));
 
@@ -157,12 +214,25 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         let elsewhere = World::on(world.catalog.clone(), "controller-1");
         let stop = CancellationToken::new();
         let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
-        let desk = tokio::spawn(mail::serve(pools, volumes, Arc::new(NoMounts), Duration::from_millis(50), stop.clone()));
+        let desk = tokio::spawn(mail::serve(
+            pools,
+            volumes,
+            Arc::new(NoMounts),
+            Duration::from_millis(50),
+            stop.clone(),
+        ));
         let again = wanted(cut, "dir", "dir", true);
-        assert_eq!(without_packs(&world, restore(&elsewhere, volume, &again)).await.unwrap().objects, 8);
+        assert_eq!(
+            without_packs(&world, restore(&elsewhere, volume, &again)).await.unwrap().objects,
+            8
+        );
         same(&tree(&open.served, open.served.root()).await, "open elsewhere");
-        let missing = restore(&elsewhere, volume, &wanted(cut, "dir/none", "x", false)).await.unwrap_err();
-        assert!(missing.class() == Class::NotFound && missing.to_string().contains("/dir/none"), "{missing}");
+        let missing =
+            restore(&elsewhere, volume, &wanted(cut, "dir/none", "x", false)).await.unwrap_err();
+        assert!(
+            missing.class() == Class::NotFound && missing.to_string().contains("/dir/none"),
+            "{missing}"
+        );
         stop.cancel();
         desk.await.unwrap();
 
@@ -170,7 +240,9 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         spoil(&open.served).await;
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
-        without_packs(&world, restore(&elsewhere, volume, &wanted(cut, "/", "/", true))).await.unwrap();
+        without_packs(&world, restore(&elsewhere, volume, &wanted(cut, "/", "/", true)))
+            .await
+            .unwrap();
         let open = elsewhere.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         same(&tree(&open.served, open.served.root()).await, "released");
         drop(open);
@@ -197,27 +269,50 @@ fn what_did_not_change_stays_open() {
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         let fs = &open.served;
-        let dir = fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
-        let (same, linked) = (write(fs, dir, "same", b"same").await, write(fs, dir, "linked", b"linked").await);
-        let (spoilt, set_back) = (write(fs, dir, "spoilt", b"good").await, write(fs, dir, "set back", b"good").await);
+        let dir =
+            fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let (same, linked) =
+            (write(fs, dir, "same", b"same").await, write(fs, dir, "linked", b"linked").await);
+        let (spoilt, set_back) =
+            (write(fs, dir, "spoilt", b"good").await, write(fs, dir, "set back", b"good").await);
         fs.link(&root(), linked, fs.root(), &name("second name")).await.unwrap();
         let mtime = child(fs, dir, "set back").await.unwrap().mtime;
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         let before = tree(fs, fs.root()).await;
         for file in [spoilt, set_back] {
-            fs.write(&root(), file, 0, Bytes::from_static(b"evil"), Stability::FileSync).await.unwrap();
+            fs.write(&root(), file, 0, Bytes::from_static(b"evil"), Stability::FileSync)
+                .await
+                .unwrap();
         }
-        fs.setattr(&root(), set_back, SetAttr { mtime: SetTime::To(mtime), ..SetAttr::default() }, None).await.unwrap();
+        fs.setattr(
+            &root(),
+            set_back,
+            SetAttr { mtime: SetTime::To(mtime), ..SetAttr::default() },
+            None,
+        )
+        .await
+        .unwrap();
         let restored = restore(&world, volume, &wanted(cut, "/", "/", true)).await.unwrap();
         // The root, the folder, and the two files.
         assert_eq!(restored, Restored { objects: 4, bytes: 8 });
         assert_eq!(tree(fs, fs.root()).await, before);
-        for (name, was, stays) in
-            [("same", same, true), ("linked", linked, true), ("spoilt", spoilt, false), ("set back", set_back, false)]
-        {
+        for (name, was, stays) in [
+            ("same", same, true),
+            ("linked", linked, true),
+            ("spoilt", spoilt, false),
+            ("set back", set_back, false),
+        ] {
             assert_eq!(child(fs, dir, name).await.unwrap().file == was, stays, "{name}");
         }
-        assert_eq!((read(fs, same).await, read(fs, linked).await), (b"same".to_vec(), b"linked".to_vec()));
+        assert_eq!(
+            (read(fs, same).await, read(fs, linked).await),
+            (b"same".to_vec(), b"linked".to_vec())
+        );
     });
 }
 
@@ -229,9 +324,15 @@ fn what_is_in_the_way_or_nowhere_is_said() {
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         let fs = &open.served;
         write(fs, fs.root(), "file", b"content").await;
-        let dir = fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let dir =
+            fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
         write(fs, dir, "in", b"inside").await;
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         write(fs, dir, "new", b"new").await;
         write(fs, fs.root(), "file", b"changed").await;
         let cases = [
@@ -250,8 +351,14 @@ fn what_is_in_the_way_or_nowhere_is_said() {
         ];
         for (wanted, class, why) in cases {
             let refused = restore(&world, volume, &wanted).await.unwrap_err();
-            assert!(refused.class() == class && refused.to_string().contains(why), "{wanted:?}: {refused}");
-            assert_eq!(read(fs, child(fs, fs.root(), "file").await.unwrap().file).await, b"changed");
+            assert!(
+                refused.class() == class && refused.to_string().contains(why),
+                "{wanted:?}: {refused}"
+            );
+            assert_eq!(
+                read(fs, child(fs, fs.root(), "file").await.unwrap().file).await,
+                b"changed"
+            );
         }
         // By force: the file is replaced, the folder keeps what else is in it.
         restore(&world, volume, &wanted(cut, "file", "file", true)).await.unwrap();
@@ -259,7 +366,8 @@ fn what_is_in_the_way_or_nowhere_is_said() {
         assert_eq!(read(fs, child(fs, fs.root(), "file").await.unwrap().file).await, b"content");
         assert_eq!(read(fs, child(fs, dir, "new").await.unwrap().file).await, b"new");
         let other = world.create("b", None).await.unwrap().handle;
-        let refused = restore(&world, other, &wanted(cut, "file", "file", false)).await.unwrap_err();
+        let refused =
+            restore(&world, other, &wanted(cut, "file", "file", false)).await.unwrap_err();
         assert_eq!(refused.class(), Class::Invalid, "{refused}");
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
@@ -285,11 +393,20 @@ fn a_restore_that_fails_anywhere_is_mended_by_repeating_it() {
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         fill(&open.served).await;
         open.fs.sync().await.unwrap();
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         drop(open);
         for (n, (step, after)) in steps.into_iter().enumerate() {
             let to = format!("copy {n}");
-            let action = if after > 0 { format!("{after}*off->1*return->off") } else { "1*return->off".to_owned() };
+            let action = if after > 0 {
+                format!("{after}*off->1*return->off")
+            } else {
+                "1*return->off".to_owned()
+            };
             world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
             world.catalog.bucket().failpoints().set(step, &action).unwrap();
             let failed = restore(&world, volume, &wanted(cut, "dir", &to, true)).await;
@@ -303,14 +420,21 @@ fn a_restore_that_fails_anywhere_is_mended_by_repeating_it() {
             restore(&world, volume, &wanted(cut, "dir", &to, true)).await.unwrap();
             let copy = child(&open.served, open.served.root(), &to).await.unwrap().file;
             let original = child(&open.served, open.served.root(), "dir").await.unwrap().file;
-            let (copy, original) = (tree(&open.served, copy).await, tree(&open.served, original).await);
+            let (copy, original) =
+                (tree(&open.served, copy).await, tree(&open.served, original).await);
             assert!(copy == original, "{step}");
             drop(open);
             world.volumes.close(volume.dataset).await.unwrap();
             is_sound(&world, volume, step).await;
         }
-        // The snapshot is deleted while a restore from it was cut short: it stays until the rows that may refer to it are settled (R10).
-        world.catalog.bucket().failpoints().set("control.restore.durable", "1*return->off").unwrap();
+        // The snapshot is deleted while a restore from it was cut short: it stays until the rows
+        // that may refer to it are settled (R10).
+        world
+            .catalog
+            .bucket()
+            .failpoints()
+            .set("control.restore.durable", "1*return->off")
+            .unwrap();
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         restore(&world, volume, &wanted(cut, "dir", "last", false)).await.unwrap_err();
         world.controller.delete_snapshot(cut).await.unwrap();
@@ -335,7 +459,8 @@ async fn edit(catalog: &Catalog, id: DatasetId, mut change: impl FnMut(&mut Data
     changed.await.unwrap();
 }
 
-/// A session that was the owner, and learns late that it is not, takes the snapshot from no restore of the next owner (R10).
+/// A session that was the owner, and learns late that it is not, takes the snapshot from no restore
+/// of the next owner (R10).
 #[test]
 fn only_the_owner_lets_the_snapshot_go() {
     run(async {
@@ -343,9 +468,15 @@ fn only_the_owner_lets_the_snapshot_go() {
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         write(&open.served, open.served.root(), "file", &data(1, 100_000)).await;
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         let (catalog, failpoints) = (world.catalog.clone(), world.catalog.bucket().failpoints());
-        let (id, life, first) = (volume.dataset, volume.dataset.incarnation, world.volumes.settings().session);
+        let (id, life, first) =
+            (volume.dataset, volume.dataset.incarnation, world.volumes.settings().session);
         failpoints.set("control.restore.durable", "1*return->off").unwrap();
         restore(&world, volume, &wanted(cut, "file", "copy", false)).await.unwrap_err();
         // It has seen that it is the owner, and stops before it changes anything.
@@ -363,7 +494,16 @@ fn only_the_owner_lets_the_snapshot_go() {
         let own = |session| zerofs_csi::catalog::Owner::new("other", session);
         edit(&catalog, id, |record| record.owner = Some(own(next))).await;
         forget_restore(&catalog, id, cut.snapshot, next).await.unwrap();
-        let depends = async || catalog.snapshot_by_id(cut.snapshot).await.unwrap().unwrap().record.dependants.contains(&life);
+        let depends = async || {
+            catalog
+                .snapshot_by_id(cut.snapshot)
+                .await
+                .unwrap()
+                .unwrap()
+                .record
+                .dependants
+                .contains(&life)
+        };
         assert!(!depends().await);
         edit(&catalog, id, |record| record.restoring = Some(cut.snapshot)).await;
         let depend = |record: &mut zerofs_csi::catalog::Snapshot| {
@@ -376,13 +516,19 @@ fn only_the_owner_lets_the_snapshot_go() {
         assert!(depends().await, "the next owner's restore keeps the snapshot");
         forget_restore(&catalog, id, cut.snapshot, first).await.unwrap();
         assert!(depends().await);
-        let refused = restore(&world, volume, &wanted(cut, "file", "again", false)).await.unwrap_err();
+        let refused =
+            restore(&world, volume, &wanted(cut, "file", "again", false)).await.unwrap_err();
         assert_eq!(refused.class(), Class::Unavailable, "{refused}");
         assert!(depends().await && child(&open.served, open.served.root(), "again").await.is_err());
 
         // The owner itself makes good what is left, also for another snapshot.
         edit(&catalog, id, |record| record.owner = Some(world.volumes.owner())).await;
-        let other = world.controller.create_snapshot(volume, "other".parse().unwrap(), false).await.unwrap().handle;
+        let other = world
+            .controller
+            .create_snapshot(volume, "other".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         restore(&world, volume, &wanted(other, "file", "again", false)).await.unwrap();
         assert!(!depends().await);
         drop(open);
@@ -398,10 +544,22 @@ fn what_a_killed_restore_left_is_ended_by_the_next_caretaker() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         world.write(volume, "file", &data(1, 100_000)).await;
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         for (n, care) in ["a collection", "a snapshot"].into_iter().enumerate() {
-            world.catalog.bucket().failpoints().set("control.restore.durable", "1*return->off").unwrap();
-            restore(&world, volume, &wanted(cut, "file", &format!("copy {n}"), false)).await.unwrap_err();
+            world
+                .catalog
+                .bucket()
+                .failpoints()
+                .set("control.restore.durable", "1*return->off")
+                .unwrap();
+            restore(&world, volume, &wanted(cut, "file", &format!("copy {n}"), false))
+                .await
+                .unwrap_err();
             // Its process is gone before it gives the volume back.
             let dead = zerofs_csi::types::SessionId::from_bytes([9; 16]);
             edit(&world.catalog, volume.dataset, |record| {
@@ -410,15 +568,27 @@ fn what_a_killed_restore_left_is_ended_by_the_next_caretaker() {
             })
             .await;
             match n {
-                0 => collect_released(world.volumes.settings(), &world.catalog, volume.dataset).await.unwrap(),
-                _ => drop(world.controller.create_snapshot(volume, "next".parse().unwrap(), false).await.unwrap()),
+                0 => collect_released(world.volumes.settings(), &world.catalog, volume.dataset)
+                    .await
+                    .unwrap(),
+                _ => drop(
+                    world
+                        .controller
+                        .create_snapshot(volume, "next".parse().unwrap(), false)
+                        .await
+                        .unwrap(),
+                ),
             }
             is_sound(&world, volume, care).await;
         }
         world.controller.delete_snapshot(cut).await.unwrap();
         assert_eq!(world.collect().await.snapshots.len(), 1);
         let found = world.read(volume).await;
-        assert!(found.len() == 3 && found.values().all(|bytes| *bytes == data(1, 100_000)), "{:?}", found.keys());
+        assert!(
+            found.len() == 3 && found.values().all(|bytes| *bytes == data(1, 100_000)),
+            "{:?}",
+            found.keys()
+        );
     });
 }
 
@@ -431,12 +601,18 @@ fn a_name_that_becomes_a_hard_link_is_never_away() {
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         let fs = &open.served;
-        let dir = fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let dir =
+            fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
         let first = write(fs, dir, "name 0", b"one").await;
         for n in 1..NAMES {
             fs.link(&root(), first, dir, &name(&format!("name {n}"))).await.unwrap();
         }
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         // Some keep an old link, the others become files of their own.
         for n in (0..NAMES).filter(|n| n % 3 != 0) {
             fs.remove(&root(), dir, &name(&format!("name {n}"))).await.unwrap();
@@ -466,7 +642,10 @@ fn a_name_that_becomes_a_hard_link_is_never_away() {
         assert_eq!(looking.await.unwrap(), Vec::<usize>::new());
         let now = tree(fs, dir).await;
         assert_eq!(now.len(), NAMES);
-        assert!(now.values().all(|object| object.4 == NAMES as u32 && object.5 == b"one"), "{now:?}");
+        assert!(
+            now.values().all(|object| object.4 == NAMES as u32 && object.5 == b"one"),
+            "{now:?}"
+        );
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
         is_sound(&world, volume, "at the end").await;
@@ -482,19 +661,31 @@ fn requests_of_a_restore_are_few() {
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         let fs = &open.served;
-        let dir = fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let dir =
+            fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
         let how = CreateHow::Unchecked(SetAttr { mode: Some(0o640), ..SetAttr::default() });
         for n in 0..FILES {
-            let file = fs.create(&root(), dir, &name(&format!("file {n}")), how).await.unwrap().attr.file;
-            fs.write(&root(), file, 0, Bytes::from(data(n as u64, 6_000)), Stability::Unstable).await.unwrap();
+            let file =
+                fs.create(&root(), dir, &name(&format!("file {n}")), how).await.unwrap().attr.file;
+            fs.write(&root(), file, 0, Bytes::from(data(n as u64, 6_000)), Stability::Unstable)
+                .await
+                .unwrap();
         }
         open.fs.sync().await.unwrap();
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         let (before, began) = (world.catalog.bucket().requests(), std::time::Instant::now());
         let restored = restore(&world, volume, &wanted(cut, "dir", "copy", false)).await.unwrap();
         let (after, took) = (world.catalog.bucket().requests(), began.elapsed());
         let (gets, puts) = (after.get - before.get, after.put - before.put);
-        println!("{FILES} files of 6,000 bytes in place: {gets} GETs, {puts} PUTs, {took:?} (unoptimised)");
+        println!(
+            "{FILES} files of 6,000 bytes in place: {gets} GETs, {puts} PUTs, {took:?} \
+             (unoptimised)"
+        );
         assert_eq!((restored.objects, restored.bytes), (FILES as u64 + 1, 6_000 * FILES as u64));
         assert!(gets + puts < FILES as u64 / 4, "{gets} GETs, {puts} PUTs");
         drop(open);
@@ -510,37 +701,68 @@ fn what_cannot_be_restored_is_told_and_the_rest_is_restored() {
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         let fs = &open.served;
-        let dir = fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let dir =
+            fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
         let sub = fs.mkdir(&root(), dir, &name("sub"), SetAttr::default()).await.unwrap().attr.file;
         for n in 0..30 {
             write(fs, sub, &format!("file {n}"), b"good").await;
         }
-        let set = SetAttr { mode: Some(0o511), mtime: SetTime::To(Timestamp::from_nanos(77)), ..SetAttr::default() };
+        let set = SetAttr {
+            mode: Some(0o511),
+            mtime: SetTime::To(Timestamp::from_nanos(77)),
+            ..SetAttr::default()
+        };
         fs.setattr(&root(), sub, set, None).await.unwrap();
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         for n in 0..30 {
             fs.remove(&root(), sub, &name(&format!("file {n}"))).await.unwrap();
             if n < 25 {
-                fs.mkdir(&root(), sub, &name(&format!("file {n}")), SetAttr::default()).await.unwrap();
+                fs.mkdir(&root(), sub, &name(&format!("file {n}")), SetAttr::default())
+                    .await
+                    .unwrap();
             }
         }
         let refused = restore(&world, volume, &wanted(cut, "/", "/", true)).await.unwrap_err();
         let text = refused.to_string();
         assert_eq!(refused.class(), Class::Exists, "{refused}");
-        assert!(text.starts_with("restored 8 objects, and not 25:") && text.ends_with("and 5 more"), "{text}");
+        assert!(
+            text.starts_with("restored 8 objects, and not 25:") && text.ends_with("and 5 more"),
+            "{text}"
+        );
         assert_eq!(text.matches("a folder is in the way of a file").count(), 20, "{text}");
         for n in 25..30 {
-            assert_eq!(read(fs, child(fs, sub, &format!("file {n}")).await.unwrap().file).await, b"good");
+            assert_eq!(
+                read(fs, child(fs, sub, &format!("file {n}")).await.unwrap().file).await,
+                b"good"
+            );
         }
         let attr = fs.getattr(sub).await.unwrap();
-        assert_eq!((attr.mode & 0o777, attr.mtime), (0o511, Timestamp::from_nanos(77)), "its folder is as it was");
+        assert_eq!(
+            (attr.mode & 0o777, attr.mtime),
+            (0o511, Timestamp::from_nanos(77)),
+            "its folder is as it was"
+        );
         // Another process learns the same.
         let elsewhere = World::on(world.catalog.clone(), "controller-1");
         let stop = CancellationToken::new();
         let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
-        let desk = tokio::spawn(mail::serve(pools, volumes, Arc::new(NoMounts), Duration::from_millis(50), stop.clone()));
+        let desk = tokio::spawn(mail::serve(
+            pools,
+            volumes,
+            Arc::new(NoMounts),
+            Duration::from_millis(50),
+            stop.clone(),
+        ));
         let refused = restore(&elsewhere, volume, &wanted(cut, "/", "/", true)).await.unwrap_err();
-        assert!(refused.class() == Class::Exists && refused.to_string().contains("and not 25:"), "{refused}");
+        assert!(
+            refused.class() == Class::Exists && refused.to_string().contains("and not 25:"),
+            "{refused}"
+        );
         stop.cancel();
         desk.await.unwrap();
         drop(open);
@@ -562,12 +784,20 @@ fn a_tree_of_any_depth_is_restored() {
             write(fs, dir, "beside", format!("{n}").as_bytes()).await;
             dir = fs.mkdir(&root(), dir, &name("d"), SetAttr::default()).await.unwrap().attr.file;
         }
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         let restored = restore(&world, volume, &wanted(cut, "d", "copy", false)).await.unwrap();
         assert_eq!(restored.objects, 2 * DEPTH as u64 - 1);
         let mut dir = child(fs, fs.root(), "copy").await.unwrap().file;
         for n in 1..DEPTH {
-            assert_eq!(read(fs, child(fs, dir, "beside").await.unwrap().file).await, format!("{n}").as_bytes());
+            assert_eq!(
+                read(fs, child(fs, dir, "beside").await.unwrap().file).await,
+                format!("{n}").as_bytes()
+            );
             dir = child(fs, dir, "d").await.unwrap().file;
         }
         drop(open);
@@ -583,17 +813,35 @@ fn an_object_with_several_names_stays_one() {
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         let fs = &open.served;
-        let dir = fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
-        let kinds = [("link", Special::Symlink("to".into())), ("fifo", Special::Fifo), ("device", Special::CharDevice(1, 3))];
+        let dir =
+            fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let kinds = [
+            ("link", Special::Symlink("to".into())),
+            ("fifo", Special::Fifo),
+            ("device", Special::CharDevice(1, 3)),
+        ];
         for (kind, special) in &kinds {
-            let made = fs.make(&root(), dir, &name(kind), special.clone(), SetAttr::default()).await.unwrap().attr.file;
+            let made = fs
+                .make(&root(), dir, &name(kind), special.clone(), SetAttr::default())
+                .await
+                .unwrap()
+                .attr
+                .file;
             fs.link(&root(), made, dir, &name(&format!("second {kind}"))).await.unwrap();
         }
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         restore(&world, volume, &wanted(cut, "dir", "copy", false)).await.unwrap();
         let copy = child(fs, fs.root(), "copy").await.unwrap().file;
         for (kind, _) in &kinds {
-            let (first, second) = (child(fs, copy, kind).await.unwrap(), child(fs, copy, &format!("second {kind}")).await.unwrap());
+            let (first, second) = (
+                child(fs, copy, kind).await.unwrap(),
+                child(fs, copy, &format!("second {kind}")).await.unwrap(),
+            );
             assert!(first.file == second.file && first.nlink == 2, "{kind}: {first:?} {second:?}");
         }
         drop(open);
@@ -623,17 +871,32 @@ fn what_is_replaced_makes_room_for_what_comes() {
         };
         let good = store("file", 0).await;
         let before = read(fs, good).await;
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), false).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), false)
+            .await
+            .unwrap()
+            .handle;
         store("file", 1000).await;
-        let refused = restore(&world, volume, &wanted(cut, "file", "copy", false)).await.unwrap_err();
+        let refused =
+            restore(&world, volume, &wanted(cut, "file", "copy", false)).await.unwrap_err();
         assert_eq!(refused.class(), Class::Exhausted, "a second one has no room: {refused}");
         restore(&world, volume, &wanted(cut, "file", "file", true)).await.unwrap();
         assert!(read(fs, child(fs, fs.root(), "file").await.unwrap().file).await == before);
         // What has another name gives nothing back.
-        fs.write(&root(), child(fs, fs.root(), "file").await.unwrap().file, 0, "x".into(), Stability::FileSync).await.unwrap();
+        fs.write(
+            &root(),
+            child(fs, fs.root(), "file").await.unwrap().file,
+            0,
+            "x".into(),
+            Stability::FileSync,
+        )
+        .await
+        .unwrap();
         let file = child(fs, fs.root(), "file").await.unwrap().file;
         fs.link(&root(), file, fs.root(), &name("kept")).await.unwrap();
-        let refused = restore(&world, volume, &wanted(cut, "file", "file", true)).await.unwrap_err();
+        let refused =
+            restore(&world, volume, &wanted(cut, "file", "file", true)).await.unwrap_err();
         assert_eq!(refused.class(), Class::Exhausted, "{refused}");
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();

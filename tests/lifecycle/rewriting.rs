@@ -1,4 +1,5 @@
-//! Packs of which most is dead are written anew (R12): space comes back under volumes that are open, and under snapshots.
+//! Packs of which most is dead are written anew (R12): space comes back under volumes that are
+//! open, and under snapshots.
 
 use super::{World, noise};
 use bytes::Bytes;
@@ -35,7 +36,12 @@ async fn read(world: &World, volume: VolumeHandle) -> Vec<u8> {
 /// The same of a volume that stays open, by way of a snapshot.
 async fn read_cold(world: &World, open: &Volume) -> Vec<u8> {
     let volume = VolumeHandle { pool: open.pool, dataset: open.dataset.id() };
-    let cut = world.controller.create_snapshot(volume, "cold".parse().unwrap(), true).await.unwrap().handle;
+    let cut = world
+        .controller
+        .create_snapshot(volume, "cold".parse().unwrap(), true)
+        .await
+        .unwrap()
+        .handle;
     let clone = world.create("cold", Some(Source::Snapshot(cut))).await.unwrap().handle;
     let content = read(world, clone).await;
     world.controller.delete_volume(clone).await.unwrap();
@@ -43,14 +49,19 @@ async fn read_cold(world: &World, open: &Volume) -> Vec<u8> {
     content
 }
 
-/// Overwrites all records but every fourth, so that they leave their packs mostly dead, one record at a time.
+/// Overwrites all records but every fourth, so that they leave their packs mostly dead, one record
+/// at a time.
 async fn overwrite(volume: &Volume, content: &mut [u8], seed: u64) {
     let caller = Caller::root();
     let file = volume.fs.lookup(&caller, volume.fs.root(), b"a").await.unwrap().0.file;
     for n in (0..RECORDS).filter(|n| !(n + seed as usize).is_multiple_of(4)) {
         let new = noise(seed * 1000 + n as u64, RECORD);
         content[n * RECORD..(n + 1) * RECORD].copy_from_slice(&new);
-        volume.fs.write(&caller, file, (n * RECORD) as u64, Bytes::from(new), Stability::Unstable).await.unwrap();
+        volume
+            .fs
+            .write(&caller, file, (n * RECORD) as u64, Bytes::from(new), Stability::Unstable)
+            .await
+            .unwrap();
     }
     volume.fs.commit(&caller, file, 0, 0).await.unwrap();
 }
@@ -62,7 +73,11 @@ async fn split(volume: &Volume, content: &mut [u8]) {
     for n in (0..RECORDS).step_by(8) {
         let at = n * RECORD + 20_000;
         content[at..at + 100].fill(7);
-        volume.fs.write(&caller, file, at as u64, Bytes::from(vec![7; 100]), Stability::Unstable).await.unwrap();
+        volume
+            .fs
+            .write(&caller, file, at as u64, Bytes::from(vec![7; 100]), Stability::Unstable)
+            .await
+            .unwrap();
     }
     volume.fs.commit(&caller, file, 0, 0).await.unwrap();
 }
@@ -80,7 +95,13 @@ async fn mostly_dead(world: &World) -> (VolumeHandle, VolumeGuard, Vec<u8>) {
 #[test]
 fn a_released_volumes_space_comes_back() {
     super::run(async {
-        let steps = ["collect.announced", "collect.sealed", "chunk.before-rewrite", "chunk.rewritten", "volume.care.claimed"];
+        let steps = [
+            "collect.announced",
+            "collect.sealed",
+            "chunk.before-rewrite",
+            "chunk.rewritten",
+            "volume.care.claimed",
+        ];
         for step in [None].into_iter().chain(steps.map(Some)) {
             Box::pin(released(step)).await;
         }
@@ -103,7 +124,11 @@ async fn released(step: Option<&'static str>) {
     let after = stored(&world).await;
     assert!(done.rewritten > 0 || step.is_some(), "{done:?}");
     // What is in use, and what packs have beside it.
-    assert!(after < content.len() as u64 * 11 / 10, "{step:?}: {before} to {after} for {}: {done:?}", content.len());
+    assert!(
+        after < content.len() as u64 * 11 / 10,
+        "{step:?}: {before} to {after} for {}: {done:?}",
+        content.len()
+    );
     assert!(read(&world, volume).await == content, "{step:?}");
     let again = world.collect().await;
     assert_eq!((again.rewritten, again.packs), (0, 0), "{step:?}: nothing is left to do");
@@ -121,14 +146,20 @@ fn an_open_volume_seals_its_packs_and_goes_on() {
         let other = World::on(world.catalog.clone(), "node-b");
         let stop = CancellationToken::new();
         let pools = world.controller.pools().clone();
-        let serving =
-            tokio::spawn(mail::serve(pools, world.volumes.clone(), Arc::new(NoMounts), Duration::from_millis(20), stop.clone()));
-        // The last write is of what was stored and overwritten before: it is known still, and must not be found in packs that were rewritten
-        // without it.
+        let serving = tokio::spawn(mail::serve(
+            pools,
+            world.volumes.clone(),
+            Arc::new(NoMounts),
+            Duration::from_millis(20),
+            stop.clone(),
+        ));
+        // The last write is of what was stored and overwritten before: it is known still, and must
+        // not be found in packs that were rewritten without it.
         for (seed, collector) in [(2, &other), (1, &world)] {
             let done = collector.collect().await;
             assert!(done.rewritten > 0 && done.kept.is_empty(), "{done:?}");
-            // Of this opening's own packs, too; and what stayed is cut in two although its pack is sealed.
+            // Of this opening's own packs, too; and what stayed is cut in two although its pack is
+            // sealed.
             overwrite(&open, &mut content, seed).await;
             split(&open, &mut content).await;
         }
@@ -150,7 +181,12 @@ fn what_a_snapshot_or_a_clone_uses_stays() {
         let volume = world.create("v", None).await.unwrap().handle;
         let first = content();
         world.write(volume, "a", &first).await;
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), true).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), true)
+            .await
+            .unwrap()
+            .handle;
         let clone = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap().handle;
         let (mut ours, mut theirs) = (first.clone(), first.clone());
         for (handle, content, seed) in [(volume, &mut ours, 1), (clone, &mut theirs, 2)] {

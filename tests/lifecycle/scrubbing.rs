@@ -25,7 +25,12 @@ async fn family(world: &World) -> (VolumeHandle, String) {
     world.write(source, "shared", &noise(1, 300_000)).await;
     let packs = world.catalog.bucket().list("packs/").await.unwrap();
     assert_eq!(packs.len(), 1);
-    let cut = world.controller.create_snapshot(source, "cut".parse().unwrap(), true).await.unwrap().handle;
+    let cut = world
+        .controller
+        .create_snapshot(source, "cut".parse().unwrap(), true)
+        .await
+        .unwrap()
+        .handle;
     let clone = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap().handle;
     world.write(clone, "own", &noise(2, 200_000)).await;
     (source, packs[0].key.clone())
@@ -50,7 +55,9 @@ fn what_is_damaged_is_told_by_every_name_it_has() {
         bent[8 + (64 << 10) + 5] ^= 4;
         bucket.put(&pack, bent.into()).await.unwrap();
         let found = scrub(&world, None).await;
-        let wanted: Vec<_> = ["clone:/shared", "source:/shared", "source@cut:/shared"].map(|f| (f.to_owned(), 64 << 10)).into();
+        let wanted: Vec<_> = ["clone:/shared", "source:/shared", "source@cut:/shared"]
+            .map(|f| (f.to_owned(), 64 << 10))
+            .into();
         assert_eq!(files(&found), wanted, "{found:?}");
 
         // A footer that cannot be read hides nothing, and damages nothing.
@@ -89,7 +96,10 @@ fn a_chunk_that_its_pack_does_not_hold_is_found() {
         store.rewrite(id, &[first].into()).await.unwrap();
         let found = scrub(&world, None).await;
         assert_eq!(found.damaged.len(), 12, "{found:?}");
-        assert!(found.damaged.iter().all(|d| d.why.contains("does not hold it") && d.offset > 0), "{found:?}");
+        assert!(
+            found.damaged.iter().all(|d| d.why.contains("does not hold it") && d.offset > 0),
+            "{found:?}"
+        );
     });
 }
 
@@ -109,6 +119,8 @@ fn an_ended_scrub_goes_on_without_reading_packs_again() {
         assert_eq!(files(&again), files(&first));
         assert_eq!(again.damaged.len(), 3);
         let pool = world.controller.pools().get(None).unwrap();
-        assert!(Scrub::new(pool, &world.volumes, None, Some(Scrubbed { format: 9, ..first })).is_err());
+        assert!(
+            Scrub::new(pool, &world.volumes, None, Some(Scrubbed { format: 9, ..first })).is_err()
+        );
     });
 }

@@ -53,15 +53,21 @@ pub(super) async fn read(fs: &Served, file: FileRef) -> Vec<u8> {
 }
 
 pub(super) async fn write(fs: &Served, dir: FileRef, text: &str, content: &[u8]) -> FileRef {
-    let how = CreateHow::Unchecked(SetAttr { mode: Some(0o640), size: Some(0), ..SetAttr::default() });
+    let how =
+        CreateHow::Unchecked(SetAttr { mode: Some(0o640), size: Some(0), ..SetAttr::default() });
     let file = fs.create(&root(), dir, &name(text), how).await.unwrap().attr.file;
     fs.write(&root(), file, 0, Bytes::copy_from_slice(content), Stability::Unstable).await.unwrap();
     fs.commit(&root(), file, 0, 0).await.unwrap();
     file
 }
 
-/// A tree as `find -printf` and `cat` show it: path, kind, mode, size, content. Every fileid is met once, but for `.` and `..`.
-async fn tree(fs: &Served, top: FileRef, fileids: &mut BTreeSet<u64>) -> BTreeMap<String, (FileKind, u32, u64, Vec<u8>)> {
+/// A tree as `find -printf` and `cat` show it: path, kind, mode, size, content. Every fileid is met
+/// once, but for `.` and `..`.
+async fn tree(
+    fs: &Served,
+    top: FileRef,
+    fileids: &mut BTreeSet<u64>,
+) -> BTreeMap<String, (FileKind, u32, u64, Vec<u8>)> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![(String::new(), top)];
     while let Some((path, dir)) = waiting.pop() {
@@ -104,12 +110,17 @@ fn snapshots_are_below_a_directory_of_their_own() {
         let open = open(&world, volume).await;
         let fs = &open.served;
         let top = fs.root();
-        let dir = fs.mkdir(&root(), top, &name("dir"), SetAttr { mode: Some(0o750), ..SetAttr::default() }).await.unwrap();
+        let dir = fs
+            .mkdir(&root(), top, &name("dir"), SetAttr { mode: Some(0o750), ..SetAttr::default() })
+            .await
+            .unwrap();
         let dir = dir.attr.file;
         for n in 0..7 {
             write(fs, dir, &format!("file {n}"), &data(n, 5_000 * n as usize)).await;
         }
-        fs.make(&root(), dir, &name("link"), Special::Symlink("file 3".into()), SetAttr::default()).await.unwrap();
+        fs.make(&root(), dir, &name("link"), Special::Symlink("file 3".into()), SetAttr::default())
+            .await
+            .unwrap();
         let before = tree(fs, top, &mut BTreeSet::new()).await;
         snapshot(&world, volume, "first").await;
         write(fs, dir, "file 2", &data(99, 300_000)).await;
@@ -119,11 +130,15 @@ fn snapshots_are_below_a_directory_of_their_own() {
         write(fs, top, "late", b"late").await;
 
         let snapshots = child(fs, top, ".snapshots").await.unwrap();
-        assert_eq!((snapshots.kind, snapshots.mode, snapshots.nlink), (FileKind::Directory, 0o555, 4));
+        assert_eq!(
+            (snapshots.kind, snapshots.mode, snapshots.nlink),
+            (FileKind::Directory, 0o555, 4)
+        );
         assert_eq!(snapshots.file.ino, InodeNo::SNAPSHOTS);
         let opened = world.volumes.views().count();
         let listed = list(fs, snapshots.file, true).await;
-        let names: Vec<_> = listed.iter().map(|entry| std::str::from_utf8(&entry.name).unwrap()).collect();
+        let names: Vec<_> =
+            listed.iter().map(|entry| std::str::from_utf8(&entry.name).unwrap()).collect();
         assert_eq!(names, [".", "..", "first", "second"]);
         assert_eq!(world.volumes.views().count(), opened, "listing opens none");
         assert!(!list(fs, top, false).await.iter().any(|entry| entry.name == ".snapshots"));
@@ -136,7 +151,10 @@ fn snapshots_are_below_a_directory_of_their_own() {
             assert_eq!(&tree(fs, at.file, &mut fileids).await, expected, "{snapshot}");
             assert_eq!(child(fs, at.file, "..").await.unwrap().file, snapshots.file);
             let dots = list(fs, at.file, true).await;
-            assert_eq!((dots[1].ino, dots[1].attr.unwrap().file), (InodeNo::SNAPSHOTS, snapshots.file));
+            assert_eq!(
+                (dots[1].ino, dots[1].attr.unwrap().file),
+                (InodeNo::SNAPSHOTS, snapshots.file)
+            );
             let inner = child(fs, at.file, "dir").await.unwrap();
             assert_eq!(child(fs, inner.file, "..").await.unwrap(), at);
             assert_eq!(inner.file.ino.split().1, dir.ino, "the inode as it was");
@@ -144,7 +162,8 @@ fn snapshots_are_below_a_directory_of_their_own() {
         }
         assert_eq!(child(fs, snapshots.file, "..").await.unwrap().file, top);
         assert!(matches!(child(fs, snapshots.file, "third").await, Err(FsError::NotFound)));
-        // Made by whoever, found at once although it was just looked for; and the directory's ctime tells clients.
+        // Made by whoever, found at once although it was just looked for; and the directory's ctime
+        // tells clients.
         snapshot(&world, volume, "third").await;
         assert!(child(fs, snapshots.file, "third").await.is_ok());
         tokio::time::sleep(Duration::from_millis(1100)).await;
@@ -181,7 +200,9 @@ fn nothing_in_a_snapshot_is_changed_and_its_name_is_nobodys() {
                 fs.rename(&caller, (dir, &old), (top, &new)).await.map(drop),
                 fs.rename(&caller, (top, &old), (dir, &new)).await.map(drop),
                 fs.link(&caller, live, dir, &new).await.map(drop),
-                fs.setattr(&caller, dir, SetAttr { mode: Some(0o777), ..SetAttr::default() }, None).await.map(drop),
+                fs.setattr(&caller, dir, SetAttr { mode: Some(0o777), ..SetAttr::default() }, None)
+                    .await
+                    .map(drop),
             ];
             for (n, refused) in refused.into_iter().enumerate() {
                 assert!(matches!(refused, Err(FsError::ReadOnly)), "{n}: {refused:?}");
@@ -189,15 +210,27 @@ fn nothing_in_a_snapshot_is_changed_and_its_name_is_nobodys() {
         }
         let write = fs.write(&caller, file, 0, Bytes::from_static(b"x"), Stability::FileSync).await;
         assert!(matches!(write, Err(FsError::ReadOnly)));
-        assert!(matches!(fs.link(&caller, file, top, &new).await, Err(FsError::CrossDevice)), "so that cp -l copies");
+        assert!(
+            matches!(fs.link(&caller, file, top, &new).await, Err(FsError::CrossDevice)),
+            "so that cp -l copies"
+        );
         let (granted, _) = fs.access(&caller, cut, u32::MAX).await.unwrap();
         assert_eq!(granted, access::READ | access::LOOKUP);
         // Nobody makes, removes or moves the name in the root; elsewhere it is like any other.
-        assert!(matches!(fs.mkdir(&caller, top, &hidden, SetAttr::default()).await, Err(FsError::Exists)));
+        assert!(matches!(
+            fs.mkdir(&caller, top, &hidden, SetAttr::default()).await,
+            Err(FsError::Exists)
+        ));
         assert!(matches!(fs.create(&caller, top, &hidden, how).await, Err(FsError::Exists)));
         assert!(matches!(fs.link(&caller, live, top, &hidden).await, Err(FsError::Exists)));
-        assert!(matches!(fs.rename(&caller, (top, &old), (top, &hidden)).await, Err(FsError::Exists)));
-        assert!(matches!(fs.rename(&caller, (top, &hidden), (top, &new)).await, Err(FsError::ReadOnly)));
+        assert!(matches!(
+            fs.rename(&caller, (top, &old), (top, &hidden)).await,
+            Err(FsError::Exists)
+        ));
+        assert!(matches!(
+            fs.rename(&caller, (top, &hidden), (top, &new)).await,
+            Err(FsError::ReadOnly)
+        ));
         assert!(matches!(fs.rmdir(&caller, top, &hidden).await, Err(FsError::ReadOnly)));
         let dir = fs.mkdir(&caller, top, &name("dir"), SetAttr::default()).await.unwrap().attr.file;
         fs.mkdir(&caller, dir, &hidden, SetAttr::default()).await.unwrap();
@@ -221,7 +254,9 @@ fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
         let live = write(fs, fs.root(), "file", &content).await;
         let cut = snapshot(&world, volume, "cut").await;
         let kept = snapshot(&world, volume, "kept").await;
-        fs.setattr(&root(), live, SetAttr { size: Some(0), ..SetAttr::default() }, None).await.unwrap();
+        fs.setattr(&root(), live, SetAttr { size: Some(0), ..SetAttr::default() }, None)
+            .await
+            .unwrap();
         let snapshots = child(fs, fs.root(), ".snapshots").await.unwrap().file;
         let (mut files, mut roots) = (Vec::new(), Vec::new());
         for name in ["cut", "kept"] {
@@ -270,7 +305,9 @@ fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
         }
         assert_eq!(world.catalog.snapshots(None).await.unwrap().len(), 1);
         // A new one of the name is another: the old handles stay stale.
-        fs.setattr(&root(), live, SetAttr { size: Some(5), ..SetAttr::default() }, None).await.unwrap();
+        fs.setattr(&root(), live, SetAttr { size: Some(5), ..SetAttr::default() }, None)
+            .await
+            .unwrap();
         let again = snapshot(&world, volume, "cut").await;
         let root_now = child(fs, snapshots, "cut").await.unwrap().file;
         assert_ne!(root_now.ino, roots[0].ino, "serials are never reused");
@@ -350,7 +387,8 @@ fn a_root_that_shows_its_snapshots_lists_them_once() {
     });
 }
 
-/// A reader that cannot be announced does not read; one that was and failed then is not left behind.
+/// A reader that cannot be announced does not read; one that was and failed then is not left
+/// behind.
 #[test]
 fn a_failure_while_a_snapshot_is_opened_leaves_no_reader() {
     run(async {
@@ -363,7 +401,10 @@ fn a_failure_while_a_snapshot_is_opened_leaves_no_reader() {
         let snapshots = child(fs, fs.root(), ".snapshots").await.unwrap().file;
         for step in ["catalog.reading", "volume.view.announced"] {
             world.catalog.bucket().failpoints().set(step, "1*return->off").unwrap();
-            assert!(matches!(child(fs, snapshots, "cut").await, Err(FsError::Unavailable(_))), "{step}");
+            assert!(
+                matches!(child(fs, snapshots, "cut").await, Err(FsError::Unavailable(_))),
+                "{step}"
+            );
             gone(&world).await;
             let cut = child(fs, snapshots, "cut").await.unwrap().file;
             assert_eq!(read(fs, child(fs, cut, "file").await.unwrap().file).await, b"content");
@@ -375,7 +416,10 @@ fn a_failure_while_a_snapshot_is_opened_leaves_no_reader() {
         child(fs, snapshots, "cut").await.unwrap();
         world.volumes.views().close().await;
         let later = std::time::SystemTime::now() + Duration::from_secs(3700);
-        assert_eq!(world.catalog.readers(None, std::time::SystemTime::now()).await.unwrap().live.len(), 1);
+        assert_eq!(
+            world.catalog.readers(None, std::time::SystemTime::now()).await.unwrap().live.len(),
+            1
+        );
         assert_eq!(world.catalog.sweep_readers(later).await.unwrap(), 1);
         gone(&world).await;
         drop(open);

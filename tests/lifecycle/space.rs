@@ -18,8 +18,12 @@ fn of<'a>(space: &'a Space, name: &str) -> &'a SpaceOf {
 /// A file that is a hole.
 async fn hole(world: &World, volume: VolumeHandle, bytes: u64) {
     let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-    let how = CreateHow::Guarded(SetAttr { mode: Some(0o644), size: Some(bytes), ..SetAttr::default() });
-    open.fs.create(&Caller::root(), open.fs.root(), &EntryName::try_from(&b"hole"[..]).unwrap(), how).await.unwrap();
+    let how =
+        CreateHow::Guarded(SetAttr { mode: Some(0o644), size: Some(bytes), ..SetAttr::default() });
+    open.fs
+        .create(&Caller::root(), open.fs.root(), &EntryName::try_from(&b"hole"[..]).unwrap(), how)
+        .await
+        .unwrap();
     drop(open);
     world.volumes.close(volume.dataset).await.unwrap();
 }
@@ -34,22 +38,37 @@ fn what_is_shared_and_what_is_not() {
         let world = World::new().await;
         let source = world.create("source", None).await.unwrap().handle;
         world.write(source, "shared", &noise(1, SHARED as usize)).await;
-        let cut = world.controller.create_snapshot(source, "cut".parse().unwrap(), true).await.unwrap().handle;
+        let cut = world
+            .controller
+            .create_snapshot(source, "cut".parse().unwrap(), true)
+            .await
+            .unwrap()
+            .handle;
         let clone = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap().handle;
         world.write(clone, "own", &noise(2, OWN as usize)).await;
         hole(&world, clone, 5 << 30).await;
 
         let exact = measure(&world, None, Accuracy::Exact).await;
-        assert_eq!(exact.of.iter().map(|of| of.name.as_str()).collect::<Vec<_>>(), ["clone", "source", "source@cut"]);
+        assert_eq!(
+            exact.of.iter().map(|of| of.name.as_str()).collect::<Vec<_>>(),
+            ["clone", "source", "source@cut"]
+        );
         let clones = of(&exact, "clone");
         assert_eq!((clones.referenced_bytes, clones.unique_bytes), (SHARED + OWN, OWN));
         assert_eq!(clones.logical_bytes, Some(SHARED + OWN + (5 << 30)));
         for name in ["source", "source@cut"] {
             let one = of(&exact, name);
-            assert_eq!((one.referenced_bytes, one.logical_bytes, one.unique_bytes), (SHARED, Some(SHARED), 0), "{name}");
+            assert_eq!(
+                (one.referenced_bytes, one.logical_bytes, one.unique_bytes),
+                (SHARED, Some(SHARED), 0),
+                "{name}"
+            );
         }
         let dedup = exact.dedup_ratio.unwrap();
-        assert!((dedup - (2 * SHARED + OWN) as f64 / (SHARED + OWN) as f64).abs() < 1e-9, "{dedup}");
+        assert!(
+            (dedup - (2 * SHARED + OWN) as f64 / (SHARED + OWN) as f64).abs() < 1e-9,
+            "{dedup}"
+        );
         assert!((exact.compression_ratio.unwrap() - 1.0).abs() < 1e-9);
 
         let estimate = measure(&world, Some(clone), Accuracy::Estimate).await;
@@ -60,12 +79,17 @@ fn what_is_shared_and_what_is_not() {
         world.controller.delete_volume(clone).await.unwrap();
         world.collect().await;
         let after = measure(&world, None, Accuracy::Estimate).await;
-        assert_eq!(estimate.pack_bytes - after.pack_bytes, said.unique_bytes, "what came free is what was said");
+        assert_eq!(
+            estimate.pack_bytes - after.pack_bytes,
+            said.unique_bytes,
+            "what came free is what was said"
+        );
         assert!(said.unique_bytes >= OWN);
     });
 }
 
-/// Measured once the volume refers to nothing any more that was overwritten, which is reclaimed while it is open.
+/// Measured once the volume refers to nothing any more that was overwritten, which is reclaimed
+/// while it is open.
 async fn reclaimed(world: &World, volume: VolumeHandle) -> Space {
     for _ in 0..500 {
         let exact = measure(world, None, Accuracy::Exact).await;
@@ -85,11 +109,22 @@ fn deleting_a_snapshot_frees_what_was_overwritten_since() {
         let world = World::new().await;
         let volume = world.create("v", None).await.unwrap().handle;
         world.write(volume, "a", &noise(1, 4 << 16)).await;
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), true).await.unwrap().handle;
-        world.write(volume, "a", &[noise(3, 1 << 16), noise(1, 4 << 16).split_off(1 << 16)].concat()).await;
+        let cut = world
+            .controller
+            .create_snapshot(volume, "cut".parse().unwrap(), true)
+            .await
+            .unwrap()
+            .handle;
+        world
+            .write(volume, "a", &[noise(3, 1 << 16), noise(1, 4 << 16).split_off(1 << 16)].concat())
+            .await;
         let exact = reclaimed(&world, volume).await;
         // An opening knows nothing of what earlier ones stored: the equal records are there twice.
-        assert_eq!((of(&exact, "v@cut").unique_bytes, of(&exact, "v").unique_bytes), (4 << 16, 4 << 16), "{exact:?}");
+        assert_eq!(
+            (of(&exact, "v@cut").unique_bytes, of(&exact, "v").unique_bytes),
+            (4 << 16, 4 << 16),
+            "{exact:?}"
+        );
         let estimate = measure(&world, None, Accuracy::Estimate).await;
         assert!(of(&estimate, "v@cut").estimated);
         world.controller.delete_snapshot(cut).await.unwrap();

@@ -1,4 +1,5 @@
-//! Clones that come to stand on their own (R13), and databases that give up what they have outlived.
+//! Clones that come to stand on their own (R13), and databases that give up what they have
+//! outlived.
 
 use super::{World, data};
 use std::sync::Arc;
@@ -16,7 +17,12 @@ async fn objects(world: &World, volume: VolumeHandle) -> usize {
 async fn family(world: &World) -> (VolumeHandle, VolumeHandle, VolumeHandle) {
     let source = world.create("source", None).await.unwrap().handle;
     world.write(source, "a", &data(1, 200_000)).await;
-    let cut = world.controller.create_snapshot(source, "cut".parse().unwrap(), true).await.unwrap().handle;
+    let cut = world
+        .controller
+        .create_snapshot(source, "cut".parse().unwrap(), true)
+        .await
+        .unwrap()
+        .handle;
     let clone = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap().handle;
     world.write(clone, "b", &data(2, 100_000)).await;
     let second = world.create("second", Some(Source::Volume(clone))).await.unwrap().handle;
@@ -49,9 +55,19 @@ async fn origin_goes(step: Option<&str>) {
     let done = world.collect().await;
     assert!(done.kept.is_empty(), "{step:?}: {done:?}");
     assert_eq!(objects(&world, source).await, 0, "{step:?}: the origin's database is gone");
-    let names: Vec<String> = world.catalog.datasets().await.unwrap().into_iter().map(|at| at.record.name.to_string()).collect();
+    let names: Vec<String> = world
+        .catalog
+        .datasets()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|at| at.record.name.to_string())
+        .collect();
     assert_eq!(names.len(), 2, "{step:?}: {names:?}");
-    assert!(world.catalog.snapshots(Some(source.dataset.incarnation)).await.unwrap().is_empty(), "{step:?}");
+    assert!(
+        world.catalog.snapshots(Some(source.dataset.incarnation)).await.unwrap().is_empty(),
+        "{step:?}"
+    );
     assert_whole(&world, clone).await;
     assert_whole(&world, second).await;
     world.controller.delete_volume(clone).await.unwrap();
@@ -82,14 +98,26 @@ fn the_owner_detaches_what_it_has_open() {
         let open = node.volumes.open(&node.catalog, clone.dataset).await.unwrap();
         let stop = CancellationToken::new();
         let (pools, volumes) = (node.controller.pools().clone(), node.volumes.clone());
-        let desk = tokio::spawn(mail::serve(pools, volumes, Arc::new(NoMounts), Duration::from_millis(20), stop.clone()));
-        // It begins at once, and keeps the origin for its readers for some minutes: until it is closed here.
+        let desk = tokio::spawn(mail::serve(
+            pools,
+            volumes,
+            Arc::new(NoMounts),
+            Duration::from_millis(20),
+            stop.clone(),
+        ));
+        // It begins at once, and keeps the origin for its readers for some minutes: until it is
+        // closed here.
         let held = loop {
             let done = world.collect().await;
-            let why =
-                done.kept.iter().find(|kept| kept.what == "dataset clone attached to its origin").map(|kept| kept.why.clone());
+            let why = done
+                .kept
+                .iter()
+                .find(|kept| kept.what == "dataset clone attached to its origin")
+                .map(|kept| kept.why.clone());
             match why {
-                Some(why) if why.contains("ask again") => tokio::time::sleep(Duration::from_millis(100)).await,
+                Some(why) if why.contains("ask again") => {
+                    tokio::time::sleep(Duration::from_millis(100)).await
+                }
                 Some(why) => break why,
                 None => panic!("{done:?}"),
             }

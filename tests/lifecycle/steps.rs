@@ -48,11 +48,17 @@ const COLLECT: &[&str] = &[
 const LIVES_AT_ONCE: usize = 8;
 
 /// Repeats a call until it succeeds; every failure must be one that a caller repeats.
-async fn again<T, F: Future<Output = Result<T, ControlError>>>(step: &str, mut call: impl FnMut() -> F) -> T {
+async fn again<T, F: Future<Output = Result<T, ControlError>>>(
+    step: &str,
+    mut call: impl FnMut() -> F,
+) -> T {
     for _ in 0..3 {
         match call().await {
             Ok(done) => return done,
-            Err(error) => assert!(matches!(error.class(), Class::Unavailable | Class::InProgress), "{step}: {error}"),
+            Err(error) => assert!(
+                matches!(error.class(), Class::Unavailable | Class::InProgress),
+                "{step}: {error}"
+            ),
         }
     }
     panic!("{step}: does not succeed when it is repeated");
@@ -66,13 +72,20 @@ async fn life(step: &'static str, from_volume: bool) {
     let (first, second) = (data(1, 300_000), data(2, 100_000));
     let source = again(step, || world.create("source", None)).await.handle;
     world.write(source, "a", &first).await;
-    let cut = again(step, || world.controller.create_snapshot(source, "cut".parse().unwrap(), true)).await.handle;
+    let cut =
+        again(step, || world.controller.create_snapshot(source, "cut".parse().unwrap(), true))
+            .await
+            .handle;
     world.write(source, "a", &second).await;
     let from = if from_volume { Source::Volume(source) } else { Source::Snapshot(cut) };
     let clone = again(step, || world.create("clone", Some(from.clone()))).await.handle;
     let expected = if from_volume { &second } else { &first };
     assert!(world.read(clone).await["a"] == *expected, "{step}");
-    assert_eq!(again(step, || world.create("clone", Some(from.clone()))).await.handle, clone, "{step}");
+    assert_eq!(
+        again(step, || world.create("clone", Some(from.clone()))).await.handle,
+        clone,
+        "{step}"
+    );
 
     again(step, || world.controller.delete_volume(source)).await;
     again(step, || world.controller.delete_snapshot(cut)).await;
@@ -109,18 +122,31 @@ fn a_creation_that_is_given_up_is_deleted_whole() {
     super::run(async {
         let both = CREATE.iter().flat_map(|step| [(step, false), (step, true)]);
         // Only a clone of a volume has an implied snapshot.
-        for (step, from_volume) in both.filter(|(step, from_volume)| **step != "control.create.implied" || *from_volume) {
+        for (step, from_volume) in
+            both.filter(|(step, from_volume)| **step != "control.create.implied" || *from_volume)
+        {
             let world = World::new().await;
             let source = world.create("source", None).await.unwrap().handle;
             world.write(source, "a", &data(1, 100_000)).await;
-            let cut = world.controller.create_snapshot(source, "cut".parse().unwrap(), false).await.unwrap().handle;
+            let cut = world
+                .controller
+                .create_snapshot(source, "cut".parse().unwrap(), false)
+                .await
+                .unwrap()
+                .handle;
             world.catalog.bucket().failpoints().set(step, "return").unwrap();
             let from = if from_volume { Source::Volume(source) } else { Source::Snapshot(cut) };
             let refused = world.create("clone", Some(from)).await.unwrap_err();
-            assert!(matches!(refused.class(), Class::Unavailable | Class::InProgress), "{step}: {refused}");
+            assert!(
+                matches!(refused.class(), Class::Unavailable | Class::InProgress),
+                "{step}: {refused}"
+            );
             world.catalog.bucket().failpoints().set(step, "off").unwrap();
             for at in world.catalog.datasets().await.unwrap() {
-                let handle = zerofs_csi::types::VolumeHandle { pool: world.catalog.pool().id, dataset: at.record.id() };
+                let handle = zerofs_csi::types::VolumeHandle {
+                    pool: world.catalog.pool().id,
+                    dataset: at.record.id(),
+                };
                 world.controller.delete_volume(handle).await.unwrap();
             }
             world.controller.delete_snapshot(cut).await.unwrap();

@@ -1,4 +1,5 @@
-//! A node opens a volume while a controller works on it: the node is never fenced, and the controller's work is still done.
+//! A node opens a volume while a controller works on it: the node is never fenced, and the
+//! controller's work is still done.
 
 use super::{Fast, World, data};
 use crate::leases::{LEASE, Pool, patiently, write};
@@ -12,7 +13,8 @@ use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::EntryName;
 use zerofs_csi::volume::LeaseSettings;
 
-/// The controller stands between its claim and its opening of the database while a node takes the volume over.
+/// The controller stands between its claim and its opening of the database while a node takes the
+/// volume over.
 async fn race(opened_before: bool) {
     let node = World::new().await;
     let elsewhere = World::on(node.catalog.clone(), "controller-1");
@@ -33,7 +35,9 @@ async fn race(opened_before: bool) {
     let failpoints = node.catalog.bucket().failpoints().clone();
     failpoints.set("volume.care.claimed", "pause").unwrap();
     let controller = elsewhere.controller.clone();
-    let cutting = tokio::spawn(async move { controller.create_snapshot(volume, "cut".parse().unwrap(), true).await });
+    let cutting = tokio::spawn(async move {
+        controller.create_snapshot(volume, "cut".parse().unwrap(), true).await
+    });
     loop {
         let record = node.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
         if record.owner.is_some() {
@@ -46,12 +50,18 @@ async fn race(opened_before: bool) {
     let how = CreateHow::Unchecked(SetAttr { mode: Some(0o644), ..SetAttr::default() });
     let file = open.fs.create(&Caller::root(), open.fs.root(), &name, how).await.unwrap().attr.file;
     let bytes = data(2, 90_000);
-    open.fs.write(&Caller::root(), file, 0, Bytes::from(bytes.clone()), Stability::Unstable).await.unwrap();
+    open.fs
+        .write(&Caller::root(), file, 0, Bytes::from(bytes.clone()), Stability::Unstable)
+        .await
+        .unwrap();
     failpoints.set("volume.care.claimed", "off").unwrap();
 
     let cut = cutting.await.unwrap().unwrap().handle;
     open.fs.commit(&Caller::root(), file, 0, 0).await.unwrap();
-    open.fs.write(&Caller::root(), file, 0, Bytes::from_static(b"later"), Stability::FileSync).await.unwrap();
+    open.fs
+        .write(&Caller::root(), file, 0, Bytes::from_static(b"later"), Stability::FileSync)
+        .await
+        .unwrap();
     assert!(node.volumes.get(volume.dataset).is_some(), "the node still has it");
     drop(open);
     node.volumes.close(volume.dataset).await.unwrap();
@@ -81,19 +91,30 @@ fn the_serial_of_a_deleted_snapshot_is_not_used_again() {
         let volume = world.create("v", None).await.unwrap().handle;
         let mut serials = Vec::new();
         for name in ["a", "b", "a"] {
-            let made = world.controller.create_snapshot(volume, name.parse().unwrap(), true).await.unwrap();
+            let made = world
+                .controller
+                .create_snapshot(volume, name.parse().unwrap(), true)
+                .await
+                .unwrap();
             serials.push(made.snapshot.serial);
             world.controller.delete_snapshot(made.handle).await.unwrap();
             world.collect().await;
         }
         assert_eq!(serials, [1, 2, 3]);
-        let again = world.controller.create_snapshot(volume, "c".parse().unwrap(), false).await.unwrap();
-        let repeat = world.controller.create_snapshot(volume, "c".parse().unwrap(), false).await.unwrap();
-        assert_eq!((again.snapshot.serial, repeat.snapshot.serial), (4, 4), "a repeated call takes no other");
+        let again =
+            world.controller.create_snapshot(volume, "c".parse().unwrap(), false).await.unwrap();
+        let repeat =
+            world.controller.create_snapshot(volume, "c".parse().unwrap(), false).await.unwrap();
+        assert_eq!(
+            (again.snapshot.serial, repeat.snapshot.serial),
+            (4, 4),
+            "a repeated call takes no other"
+        );
     });
 }
 
-/// A release that stops at any of its steps is finished by the repeated call, and loses nothing that was durable.
+/// A release that stops at any of its steps is finished by the repeated call, and loses nothing
+/// that was durable.
 #[test]
 fn a_volume_of_a_lost_node_is_released_by_the_repeated_call() {
     super::run(async {
@@ -122,13 +143,24 @@ fn a_volume_of_a_lost_node_is_released_by_the_repeated_call() {
             let release = || elsewhere.controller.release_volume(volume, Journal::GivenUp);
             release().await.expect_err(step);
             release().await.unwrap_or_else(|error| panic!("{step}: {error}"));
-            let record = later.world.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
+            let record =
+                later.world.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
             assert_eq!(record.owner, None, "{step}");
             assert!(later.world.read(volume).await["kept"] == bytes, "{step}");
             // Whoever was given up learns it from the store.
             lost.store.heal();
             lost.clock.advance(LEASE);
-            let late = || async { open.fs.write(&Caller::root(), file, 0, Bytes::from_static(b"late"), Stability::FileSync).await };
+            let late = || async {
+                open.fs
+                    .write(
+                        &Caller::root(),
+                        file,
+                        0,
+                        Bytes::from_static(b"late"),
+                        Stability::FileSync,
+                    )
+                    .await
+            };
             assert!(patiently(late).await.is_err(), "{step}: the old owner is fenced");
         }
     });

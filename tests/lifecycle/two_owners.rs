@@ -1,5 +1,6 @@
-//! Two owners: the first is held at a step of a change, the second takes over, the first goes on. What the first acknowledged is there; after
-//! the take-over it acknowledges nothing, and nothing of it arrives.
+//! Two owners: the first is held at a step of a change, the second takes over, the first goes on.
+//! What the first acknowledged is there; after the take-over it acknowledges nothing, and nothing
+//! of it arrives.
 
 use super::data;
 use crate::leases::{LEASE, Node, Pool, expired, name, patiently, write};
@@ -44,7 +45,9 @@ async fn state(volume: &Volume) -> BTreeMap<String, Vec<u8>> {
     for entry in listing.entries.iter().filter(|entry| entry.name != "." && entry.name != "..") {
         let (attr, _) = patiently(|| fs.lookup(&caller, fs.root(), &entry.name)).await.unwrap();
         let bytes = match attr.kind {
-            FileKind::Regular => patiently(|| fs.read(&caller, attr.file, 0, 1 << 20)).await.unwrap().data.concat(),
+            FileKind::Regular => {
+                patiently(|| fs.read(&caller, attr.file, 0, 1 << 20)).await.unwrap().data.concat()
+            }
             _ => vec![],
         };
         found.insert(String::from_utf8(entry.name.to_vec()).unwrap(), bytes);
@@ -55,10 +58,18 @@ async fn state(volume: &Volume) -> BTreeMap<String, Vec<u8>> {
 async fn change(volume: &Volume, what: What, file: FileRef) -> Result<(), FsError> {
     let (fs, caller, root) = (&volume.fs, Caller::root(), volume.fs.root());
     match what {
-        What::Write => fs.write(&caller, file, 0, Bytes::from(data(9, 300_000)), Stability::FileSync).await.map(drop),
+        What::Write => fs
+            .write(&caller, file, 0, Bytes::from(data(9, 300_000)), Stability::FileSync)
+            .await
+            .map(drop),
         What::Remove => fs.remove(&caller, root, &name("old")).await.map(drop),
-        What::Rename => fs.rename(&caller, (root, &name("old")), (root, &name("new"))).await.map(drop),
-        What::Create => fs.create(&caller, root, &name("new"), CreateHow::Guarded(SetAttr::default())).await.map(drop),
+        What::Rename => {
+            fs.rename(&caller, (root, &name("old")), (root, &name("new"))).await.map(drop)
+        }
+        What::Create => fs
+            .create(&caller, root, &name("new"), CreateHow::Guarded(SetAttr::default()))
+            .await
+            .map(drop),
     }
 }
 
@@ -92,7 +103,8 @@ async fn held_at(step: &'static str, what: What) -> bool {
     let found = state(&theirs).await;
     if acknowledged {
         changing.await.unwrap().expect("nothing was in its way");
-        // CREATE promises the journal only, which died with the first owner as far as the second can tell.
+        // CREATE promises the journal only, which died with the first owner as far as the second
+        // can tell.
         let expected = match what {
             What::Write => found["old"][..] == data(9, 300_000)[..],
             What::Remove => !found.contains_key("old"),
@@ -102,19 +114,34 @@ async fn held_at(step: &'static str, what: What) -> bool {
         assert!(expected, "{what:?} was acknowledged before the take-over");
         return false;
     }
-    let is_old_or_new = |bytes: &Vec<u8>| *bytes == old || matches!(what, What::Write) && bytes[..] == data(9, 300_000)[..];
+    let is_old_or_new = |bytes: &Vec<u8>| {
+        *bytes == old || matches!(what, What::Write) && bytes[..] == data(9, 300_000)[..]
+    };
     let kept = found.get("old").or(found.get("new").filter(|_| matches!(what, What::Rename)));
-    assert!(kept.is_none_or(is_old_or_new) && (kept.is_some() || matches!(what, What::Remove)), "{step} {what:?}");
+    assert!(
+        kept.is_none_or(is_old_or_new) && (kept.is_some() || matches!(what, What::Remove)),
+        "{step} {what:?}"
+    );
     write(&theirs, "theirs", b"after the fence").await;
     let settled = state(&theirs).await;
 
     failpoints.set(step, "off").unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(60), changing).await.expect("it ends").unwrap();
+    let ended =
+        tokio::time::timeout(Duration::from_secs(60), changing).await.expect("it ends").unwrap();
     assert!(ended.is_err(), "{step} {what:?}: acknowledged after the fence");
     let read = patiently(|| ours.fs.getattr(ours.fs.root())).await;
-    assert!(matches!(read, Err(FsError::Fenced | FsError::Stale)), "{step} {what:?}: it answers {read:?}");
-    assert!(a.world.volumes.close(volume.dataset).await.is_ok() || a.world.volumes.get(volume.dataset).is_none());
-    assert!(state(&theirs).await == settled, "{step} {what:?}: something of the first owner arrived");
+    assert!(
+        matches!(read, Err(FsError::Fenced | FsError::Stale)),
+        "{step} {what:?}: it answers {read:?}"
+    );
+    assert!(
+        a.world.volumes.close(volume.dataset).await.is_ok()
+            || a.world.volumes.get(volume.dataset).is_none()
+    );
+    assert!(
+        state(&theirs).await == settled,
+        "{step} {what:?}: something of the first owner arrived"
+    );
     drop(theirs);
     b.world.volumes.close(volume.dataset).await.unwrap();
     let again = b.open(volume).await;
@@ -136,8 +163,9 @@ fn the_first_owner_held_at_any_step_acknowledges_nothing_afterwards() {
     });
 }
 
-/// What only the first owner's journal holds is lost with the take-over, and must not come back with the first owner (R16); what was done
-/// in the store gets its first answer from the second owner (R20).
+/// What only the first owner's journal holds is lost with the take-over, and must not come back
+/// with the first owner (R16); what was done in the store gets its first answer from the second
+/// owner (R20).
 #[test]
 fn journals_of_before_are_discarded_and_retransmissions_answered() {
     super::run(async {
@@ -146,13 +174,20 @@ fn journals_of_before_are_discarded_and_retransmissions_answered() {
         let volume = a.world.create("v", None).await.unwrap().handle;
         let ours = a.open(volume).await;
         let root = ours.fs.root();
-        let call = |xid| Caller { call: Some(CallId { client: 7, xid, checksum: 1 }), ..Caller::root() };
+        let call =
+            |xid| Caller { call: Some(CallId { client: 7, xid, checksum: 1 }), ..Caller::root() };
         for file in ["gone", "from"] {
             write(&ours, file, file.as_bytes()).await;
         }
         ours.fs.remove(&call(1), root, &name("gone")).await.unwrap();
         ours.fs.rename(&call(2), (root, &name("from")), (root, &name("to"))).await.unwrap();
-        let made = ours.fs.mkdir(&call(3), root, &name("made"), SetAttr::default()).await.unwrap().attr.file;
+        let made = ours
+            .fs
+            .mkdir(&call(3), root, &name("made"), SetAttr::default())
+            .await
+            .unwrap()
+            .attr
+            .file;
         ours.fs.sync().await.unwrap();
         let mut watch = b.watch(volume.dataset).await;
         // From here on only its journal hears of it.
@@ -164,13 +199,24 @@ fn journals_of_before_are_discarded_and_retransmissions_answered() {
         }
         let expired = expired(&mut watch).await;
         let theirs = b.take(volume.dataset, &expired).await.unwrap();
-        patiently(|| async { theirs.fs.remove(&call(1), root, &name("gone")).await }).await.expect("it was done");
-        theirs.fs.rename(&call(2), (root, &name("from")), (root, &name("to"))).await.expect("it was done");
-        let again = theirs.fs.mkdir(&call(3), root, &name("made"), SetAttr::default()).await.expect("it was done");
+        patiently(|| async { theirs.fs.remove(&call(1), root, &name("gone")).await })
+            .await
+            .expect("it was done");
+        theirs
+            .fs
+            .rename(&call(2), (root, &name("from")), (root, &name("to")))
+            .await
+            .expect("it was done");
+        let again = theirs
+            .fs
+            .mkdir(&call(3), root, &name("made"), SetAttr::default())
+            .await
+            .expect("it was done");
         assert_eq!(again.attr.file, made);
         let missing = theirs.fs.remove(&call(5), root, &name("gone")).await;
         assert!(matches!(missing, Err(FsError::NotFound)), "another call: {missing:?}");
-        let anew = theirs.fs.create(&call(4), root, &name("unsynced"), how()).await.unwrap().attr.file;
+        let anew =
+            theirs.fs.create(&call(4), root, &name("unsynced"), how()).await.unwrap().attr.file;
         write(&theirs, "theirs", b"theirs").await;
         drop(theirs);
         b.world.volumes.close(volume.dataset).await.unwrap();
@@ -182,7 +228,10 @@ fn journals_of_before_are_discarded_and_retransmissions_answered() {
         let a = pool.node_at("node-a", LEASE, journals).await;
         let ours = reopened(&a, volume).await;
         let found = state(&ours).await;
-        assert_eq!(found.keys().map(String::as_str).collect::<Vec<_>>(), ["made", "theirs", "to", "unsynced"]);
+        assert_eq!(
+            found.keys().map(String::as_str).collect::<Vec<_>>(),
+            ["made", "theirs", "to", "unsynced"]
+        );
         let (attr, _) = ours.fs.lookup(&Caller::root(), root, b"unsynced").await.unwrap();
         assert_eq!(attr.file, anew, "the second owner's, not the one of the journal");
     });

@@ -35,7 +35,8 @@ async fn begin_snapshot(world: &World, volume: VolumeHandle) {
     assert_eq!(world.catalog.snapshots(None).await.unwrap()[0].record.state, State::Creating);
 }
 
-/// Its checkpoint holds what was there when it was asked for, and may show long after the head has given that up (R11).
+/// Its checkpoint holds what was there when it was asked for, and may show long after the head has
+/// given that up (R11).
 #[test]
 fn a_snapshot_on_its_way_keeps_the_packs_that_the_head_gave_up() {
     super::run(async {
@@ -45,7 +46,8 @@ fn a_snapshot_on_its_way_keeps_the_packs_that_the_head_gave_up() {
         begin_snapshot(&world, volume).await;
         let held = plan(&world).await;
         assert!(held.packs.is_empty() && held.abandoned.is_empty(), "{held:?}");
-        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap(), true).await.unwrap();
+        let cut =
+            world.controller.create_snapshot(volume, "cut".parse().unwrap(), true).await.unwrap();
         assert!(!plan(&world).await.packs.is_empty(), "the snapshot shows what it needs");
         world.controller.delete_snapshot(cut.handle).await.unwrap();
         world.controller.delete_volume(volume).await.unwrap();
@@ -62,7 +64,12 @@ fn a_snapshot_that_was_given_up_does_not_keep_its_volume() {
         world.write(volume, "a", &data(1, 300_000)).await;
         begin_snapshot(&world, volume).await;
         world.controller.delete_volume(volume).await.unwrap();
-        world.catalog.bucket().failpoints().set("collect.snapshot.given-up", "1*return->off").unwrap();
+        world
+            .catalog
+            .bucket()
+            .failpoints()
+            .set("collect.snapshot.given-up", "1*return->off")
+            .unwrap();
         let pool = world.controller.pools().get(None).unwrap();
         assert!(world.controller.collector(pool).collect().await.is_err());
         let done = world.collect().await;

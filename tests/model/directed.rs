@@ -1,4 +1,5 @@
-//! Histories that chance would not find: large directories, listings while names change, renames that race, calls that come twice.
+//! Histories that chance would not find: large directories, listings while names change, renames
+//! that race, calls that come twice.
 
 use crate::setting;
 use crate::volume::Dataset;
@@ -21,8 +22,14 @@ fn dataset() -> (Dataset, tempfile::TempDir) {
     (Dataset::new(Bucket::memory(), journals.path().to_owned()), journals)
 }
 
-const PLAIN: CreateHow =
-    CreateHow::Guarded(SetAttr { mode: None, uid: None, gid: None, size: None, atime: SetTime::Keep, mtime: SetTime::Keep });
+const PLAIN: CreateHow = CreateHow::Guarded(SetAttr {
+    mode: None,
+    uid: None,
+    gid: None,
+    size: None,
+    atime: SetTime::Keep,
+    mtime: SetTime::Keep,
+});
 
 async fn list(fs: &Fs, dir: FileRef, limit: ListLimit) -> Vec<DirEntry> {
     let (mut entries, mut after) = (Vec::new(), DirCookie(0));
@@ -54,13 +61,22 @@ async fn fill(fs: &Arc<Fs>, dir: FileRef, range: std::ops::Range<u64>) {
     tasks.join_all().await;
 }
 
-/// With `ZEROFS_TEST_SIZE` above 1 a million entries, the size that the design asks for; `BIG_DIRECTORY` sets another number.
+/// With `ZEROFS_TEST_SIZE` above 1 a million entries, the size that the design asks for;
+/// `BIG_DIRECTORY` sets another number.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_directory_lists_each_name_once_cold_and_warm() {
-    let count = setting("BIG_DIRECTORY", if setting("ZEROFS_TEST_SIZE", 1) > 1 { 1_000_000 } else { 20_000 });
+    let count = setting(
+        "BIG_DIRECTORY",
+        if setting("ZEROFS_TEST_SIZE", 1) > 1 { 1_000_000 } else { 20_000 },
+    );
     let (dataset, _journals) = dataset();
     let fs = Arc::new(dataset.open().await);
-    let dir = fs.mkdir(&Caller::root(), fs.root(), &name("big"), SetAttr::default()).await.unwrap().attr.file;
+    let dir = fs
+        .mkdir(&Caller::root(), fs.root(), &name("big"), SetAttr::default())
+        .await
+        .unwrap()
+        .attr
+        .file;
     fill(&fs, dir, 0..count).await;
     for round in ["fresh", "cold", "warm"] {
         if round == "cold" {
@@ -71,13 +87,23 @@ async fn a_large_directory_lists_each_name_once_cold_and_warm() {
             let entries = list(&fs, dir, limit(1000)).await;
             assert_eq!(entries.len() as u64, count + 2, "{round}");
             assert!(entries.windows(2).all(|pair| pair[0].cookie < pair[1].cookie));
-            assert!(entries.iter().all(|entry| entry.attr.is_some_and(|attr| attr.file.ino == entry.ino)));
-            assert_eq!(entries.iter().map(|entry| &entry.name).collect::<BTreeSet<_>>().len(), entries.len());
+            assert!(
+                entries
+                    .iter()
+                    .all(|entry| entry.attr.is_some_and(|attr| attr.file.ino == entry.ino))
+            );
+            assert_eq!(
+                entries.iter().map(|entry| &entry.name).collect::<BTreeSet<_>>().len(),
+                entries.len()
+            );
         }
         for n in (0..200).map(|_| rand::random_range(0..count)).chain([0, count - 1]) {
             fs.lookup(&Caller::root(), dir, format!("file {n}").as_bytes()).await.unwrap();
         }
-        assert!(matches!(fs.rmdir(&Caller::root(), fs.root(), &name("big")).await, Err(FsError::NotEmpty)));
+        assert!(matches!(
+            fs.rmdir(&Caller::root(), fs.root(), &name("big")).await,
+            Err(FsError::NotEmpty)
+        ));
         assert!(matches!(fs.lookup(&Caller::root(), dir, b"file x").await, Err(FsError::NotFound)));
         if round != "fresh" {
             fs.close().await.unwrap();
@@ -85,13 +111,19 @@ async fn a_large_directory_lists_each_name_once_cold_and_warm() {
     }
 }
 
-/// As `ls` and `rm -r` list it, by names alone; the one above has attributes too, which takes minutes of unoptimised code at this size.
+/// As `ls` and `rm -r` list it, by names alone; the one above has attributes too, which takes
+/// minutes of unoptimised code at this size.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_than_a_hundred_thousand_names_are_listed_once() {
     const COUNT: u64 = 100_001;
     let (dataset, _journals) = dataset();
     let fs = Arc::new(dataset.open().await);
-    let dir = fs.mkdir(&Caller::root(), fs.root(), &name("big"), SetAttr::default()).await.unwrap().attr.file;
+    let dir = fs
+        .mkdir(&Caller::root(), fs.root(), &name("big"), SetAttr::default())
+        .await
+        .unwrap()
+        .attr
+        .file;
     fill(&fs, dir, 0..COUNT).await;
     fs.close().await.unwrap();
     let fs = dataset.open().await;
@@ -124,8 +156,12 @@ async fn cookies_stay_true_while_names_come_and_go() {
             break;
         }
         // Odd names go, also the one that the cookie points to; new ones come.
-        if let Some(odd) = listing.entries.iter().rev().find(|e| e.name.last().is_some_and(|digit| digit % 2 == 1)) {
-            fs.remove(&Caller::root(), root, &EntryName::try_from(&odd.name[..]).unwrap()).await.unwrap();
+        if let Some(odd) =
+            listing.entries.iter().rev().find(|e| e.name.last().is_some_and(|digit| digit % 2 == 1))
+        {
+            fs.remove(&Caller::root(), root, &EntryName::try_from(&odd.name[..]).unwrap())
+                .await
+                .unwrap();
         }
         fs.create(&Caller::root(), root, &name(format!("new {turn}")), PLAIN).await.unwrap();
         turn += 1;
@@ -167,13 +203,20 @@ async fn check_tree(fs: &Fs) {
     }
     assert!(links.values().all(|(nlink, names)| nlink == names), "{links:?}");
     let stat = fs.statfs().await.unwrap();
-    assert_eq!(stat.total_inodes - stat.free_inodes, inodes.len() as u64, "everything is reachable from the root");
+    assert_eq!(
+        stat.total_inodes - stat.free_inodes,
+        inodes.len() as u64,
+        "everything is reachable from the root"
+    );
 }
 
-/// A random operation among few names of few directories. Failing is fine, being stuck or breaking the tree is not.
+/// A random operation among few names of few directories. Failing is fine, being stuck or breaking
+/// the tree is not.
 async fn random_call(fs: &Fs, rng: &mut StdRng, known: &mut Vec<FileRef>) -> Result<(), FsError> {
     let root = Caller::root();
-    let dir = |rng: &mut StdRng| if rng.random_bool(0.3) { fs.root() } else { known[rng.random_range(0..known.len())] };
+    let dir = |rng: &mut StdRng| {
+        if rng.random_bool(0.3) { fs.root() } else { known[rng.random_range(0..known.len())] }
+    };
     let (a, b) = (dir(rng), dir(rng));
     let mut any = || name(["a", "b", "c", "d", "e"][rng.random_range(0..5)]);
     let (x, y) = (any(), any());
@@ -215,7 +258,10 @@ async fn racing_calls_neither_deadlock_nor_break_the_tree() {
                 let mut known = vec![fs.root()];
                 for _ in 0..setting("RACE_CALLS", 150) {
                     let called = random_call(&fs, &mut rng, &mut known).await;
-                    if let Err(error @ (FsError::Corrupt(_) | FsError::Internal(_) | FsError::Busy(_))) = called {
+                    if let Err(
+                        error @ (FsError::Corrupt(_) | FsError::Internal(_) | FsError::Busy(_)),
+                    ) = called
+                    {
                         panic!("{error}");
                     }
                 }
@@ -277,8 +323,12 @@ async fn removals_renames_and_links_are_in_the_store_when_answered() {
     drop(fs);
     dataset.options.journal = None;
     let fs = dataset.open().await;
-    let names: BTreeSet<_> = list(&fs, root, limit(9)).await.into_iter().map(|entry| entry.name).collect();
-    assert_eq!(names.into_iter().collect::<Vec<_>>(), [&b"."[..], b"..", b"linked", b"second", b"to"]);
+    let names: BTreeSet<_> =
+        list(&fs, root, limit(9)).await.into_iter().map(|entry| entry.name).collect();
+    assert_eq!(
+        names.into_iter().collect::<Vec<_>>(),
+        [&b"."[..], b"..", b"linked", b"second", b"to"]
+    );
     fs.close().await.unwrap();
 }
 
@@ -289,7 +339,10 @@ async fn always_means_that_every_answer_is_in_the_store() {
     let fs = dataset.open().await;
     let caller = Caller::root();
     let file = fs.create(&caller, fs.root(), &name("a"), PLAIN).await.unwrap().attr.file;
-    let written = fs.write(&caller, file, 0, bytes::Bytes::from_static(b"data"), Stability::Unstable).await.unwrap();
+    let written = fs
+        .write(&caller, file, 0, bytes::Bytes::from_static(b"data"), Stability::Unstable)
+        .await
+        .unwrap();
     assert_eq!(written.committed, Stability::FileSync);
     let set = SetAttr { mode: Some(0o600), ..SetAttr::default() };
     fs.setattr(&caller, file, set, None).await.unwrap();
@@ -321,8 +374,12 @@ async fn an_fsync_is_one_small_put() {
         let made = bucket.requests() - before;
         assert_eq!((made.put, made.get, made.head, made.delete), (1, 0, 0, 0), "fsync {n}");
         let has = bucket.list("").await.unwrap();
-        let new: Vec<u64> = has.iter().filter(|object| !had.contains(object)).map(|object| object.bytes).collect();
-        assert!(new.len() == 1 && new[0] <= DATA + (16 << 10), "fsync {n}: objects of {new:?} bytes");
+        let new: Vec<u64> =
+            has.iter().filter(|object| !had.contains(object)).map(|object| object.bytes).collect();
+        assert!(
+            new.len() == 1 && new[0] <= DATA + (16 << 10),
+            "fsync {n}: objects of {new:?} bytes"
+        );
     }
     fs.close().await.unwrap();
 }
@@ -340,8 +397,14 @@ async fn quotas_and_rights_are_kept() {
     fs.create(&Caller::root(), root, &name("b"), PLAIN).await.unwrap();
     assert!(matches!(fs.create(&user, root, &name("c"), PLAIN).await, Err(FsError::NoInodes)));
     assert_eq!(fs.statfs().await.unwrap().free_inodes, 0);
-    assert!(matches!(fs.remove(&user, root, &name("b")).await, Err(FsError::NotOwner)), "a sticky directory");
-    assert!(matches!(fs.rename(&user, (root, &name("a")), (root, &name("b"))).await, Err(FsError::NotOwner)));
+    assert!(
+        matches!(fs.remove(&user, root, &name("b")).await, Err(FsError::NotOwner)),
+        "a sticky directory"
+    );
+    assert!(matches!(
+        fs.rename(&user, (root, &name("a")), (root, &name("b"))).await,
+        Err(FsError::NotOwner)
+    ));
     fs.remove(&user, root, &name("a")).await.unwrap();
     fs.create(&user, root, &name("c"), PLAIN).await.unwrap();
     fs.close().await.unwrap();

@@ -54,8 +54,12 @@ fn set_attr(set: &Set) -> SetAttr {
 
 fn how(how: &How) -> CreateHow {
     match how {
-        How::Unchecked { mode, size } => CreateHow::Unchecked(SetAttr { mode: Some(*mode), size: *size, ..SetAttr::default() }),
-        How::Guarded { mode } => CreateHow::Guarded(SetAttr { mode: Some(*mode), ..SetAttr::default() }),
+        How::Unchecked { mode, size } => {
+            CreateHow::Unchecked(SetAttr { mode: Some(*mode), size: *size, ..SetAttr::default() })
+        }
+        How::Guarded { mode } => {
+            CreateHow::Guarded(SetAttr { mode: Some(*mode), ..SetAttr::default() })
+        }
         How::Exclusive(verifier) => CreateHow::Exclusive(*verifier),
     }
 }
@@ -86,7 +90,8 @@ impl Harness {
 
     pub fn generate(&self, rng: &mut StdRng) -> (Caller, Op) {
         let kind = |id: &Id| self.reference.objects[*id].kind;
-        let dirs: Vec<Id> = self.reference.alive().filter(|id| kind(id) == FileKind::Directory).collect();
+        let dirs: Vec<Id> =
+            self.reference.alive().filter(|id| kind(id) == FileKind::Directory).collect();
         (caller(rng), generate(rng, self.reference.objects.len(), &dirs))
     }
 
@@ -113,36 +118,58 @@ impl Harness {
                 self.files.push(file);
                 Ok(())
             }
-            (Some(id), Some(file)) if self.files[id] != file => Err(format!("expected {:?}, got {file:?}", self.files[id])),
+            (Some(id), Some(file)) if self.files[id] != file => {
+                Err(format!("expected {:?}, got {file:?}", self.files[id]))
+            }
             _ => Ok(()),
         }
     }
 
-    async fn perform(&mut self, who: &Caller, op: &Op) -> Result<Result<Option<FileRef>, FsError>, String> {
+    async fn perform(
+        &mut self,
+        who: &Caller,
+        op: &Op,
+    ) -> Result<Result<Option<FileRef>, FsError>, String> {
         let files = &self.files;
         let made = |created: Created| Some(created.attr.file);
         Ok(match op {
-            Op::Create { dir, name: n, how: h } => self.fs().create(who, files[*dir], &name(n), how(h)).await.map(made),
+            Op::Create { dir, name: n, how: h } => {
+                self.fs().create(who, files[*dir], &name(n), how(h)).await.map(made)
+            }
             Op::Make { dir, name: n, kind: Kind::Directory { mode } } => {
                 let set = SetAttr { mode: Some(*mode), ..SetAttr::default() };
                 self.fs().mkdir(who, files[*dir], &name(n), set).await.map(made)
             }
-            Op::Make { dir, name: n, kind: Kind::Special(special) } => {
-                self.fs().make(who, files[*dir], &name(n), special.clone(), SetAttr::default()).await.map(made)
+            Op::Make { dir, name: n, kind: Kind::Special(special) } => self
+                .fs()
+                .make(who, files[*dir], &name(n), special.clone(), SetAttr::default())
+                .await
+                .map(made),
+            Op::Remove { dir, name: n } => {
+                self.fs().remove(who, files[*dir], &name(n)).await.map(|_| None)
             }
-            Op::Remove { dir, name: n } => self.fs().remove(who, files[*dir], &name(n)).await.map(|_| None),
-            Op::Rmdir { dir, name: n } => self.fs().rmdir(who, files[*dir], &name(n)).await.map(|_| None),
+            Op::Rmdir { dir, name: n } => {
+                self.fs().rmdir(who, files[*dir], &name(n)).await.map(|_| None)
+            }
             Op::Rename { from, to } => {
                 let (from_name, to_name) = (name(&from.1), name(&to.1));
-                self.fs().rename(who, (files[from.0], &from_name), (files[to.0], &to_name)).await.map(|_| None)
+                self.fs()
+                    .rename(who, (files[from.0], &from_name), (files[to.0], &to_name))
+                    .await
+                    .map(|_| None)
             }
-            Op::Link { file, dir, name: n } => self.fs().link(who, files[*file], files[*dir], &name(n)).await.map(|_| None),
+            Op::Link { file, dir, name: n } => {
+                self.fs().link(who, files[*file], files[*dir], &name(n)).await.map(|_| None)
+            }
             Op::SetAttr { file, set } => {
                 let guard = set.wrong_guard.then(|| Timestamp::from_nanos(1));
                 self.fs().setattr(who, files[*file], set_attr(set), guard).await.map(|_| None)
             }
             Op::Write { file, offset, len, fill, stability } => {
-                let written = self.fs().write(who, files[*file], *offset, bytes(*fill, *len).into(), *stability).await;
+                let written = self
+                    .fs()
+                    .write(who, files[*file], *offset, bytes(*fill, *len).into(), *stability)
+                    .await;
                 if written.as_ref().is_ok_and(|w| w.committed < *stability || w.count != *len) {
                     return Err(format!("less was written than asked for: {written:?}"));
                 }
@@ -179,19 +206,26 @@ impl Harness {
         Ok(None)
     }
 
-    /// Reads the newest snapshot; opens a clone of it beside the dataset, compares it, changes it, and compares both again (the dataset by the caller).
+    /// Reads the newest snapshot; opens a clone of it beside the dataset, compares it, changes it,
+    /// and compares both again (the dataset by the caller).
     async fn compare_clone(&mut self) -> Checked {
         let Some(snapshot) = self.snapshots.pop() else { return Ok(()) };
         let frozen = self.dataset.frozen(snapshot.checkpoint).await;
-        compare(&frozen, &snapshot.reference, &self.files).await.map_err(|what| format!("in the snapshot: {what}"))?;
+        compare(&frozen, &snapshot.reference, &self.files)
+            .await
+            .map_err(|what| format!("in the snapshot: {what}"))?;
         frozen.close().await.map_err(|e| format!("closing the snapshot: {e}"))?;
         let clone = self.dataset.clone_from(snapshot.checkpoint).await;
         let fs = clone.open().await;
-        let seen = compare(&fs, &snapshot.reference, &self.files).await.map_err(|what| format!("in the clone: {what}"))?;
+        let seen = compare(&fs, &snapshot.reference, &self.files)
+            .await
+            .map_err(|what| format!("in the clone: {what}"))?;
         for (id, attr) in seen {
             if attr.kind == FileKind::Regular {
                 let all = SetAttr { size: Some(1), ..SetAttr::default() };
-                fs.setattr(&Caller::root(), self.files[id], all, None).await.map_err(|e| format!("changing the clone: {e}"))?;
+                fs.setattr(&Caller::root(), self.files[id], all, None)
+                    .await
+                    .map_err(|e| format!("changing the clone: {e}"))?;
             }
         }
         fs.close().await.map_err(|e| format!("closing the clone: {e}"))?;
@@ -202,7 +236,12 @@ impl Harness {
         let seen = compare(self.fs(), &self.reference, &self.files).await?;
         for (id, attr) in &seen {
             let Some(before) = self.seen.get(id) else { continue };
-            let same = Attr { atime: before.atime, ctime: before.ctime, allocated: before.allocated, ..*attr } == *before;
+            let same = Attr {
+                atime: before.atime,
+                ctime: before.ctime,
+                allocated: before.allocated,
+                ..*attr
+            } == *before;
             if attr.ctime < before.ctime || (!same && attr.ctime == before.ctime) {
                 return Err(format!("ctime did not grow (R8): {before:?} became {attr:?}"));
             }
@@ -222,16 +261,27 @@ impl Harness {
     }
 }
 
-/// The rows of a closed dataset hold together: what calls do not show (counts, references, what is queued for reclaim) is right as well.
+/// The rows of a closed dataset hold together: what calls do not show (counts, references, what is
+/// queued for reclaim) is right as well.
 async fn check_rows(dataset: &Dataset) -> Checked {
-    let reader = Reader::newest(&dataset.place).await.map_err(|error| format!("reading the rows: {error}"))?;
+    let reader = Reader::newest(&dataset.place)
+        .await
+        .map_err(|error| format!("reading the rows: {error}"))?;
     let report = check(&reader).await.map_err(|error| format!("reading the rows: {error}"))?;
     reader.close().await.map_err(|error| format!("closing the reader: {error}"))?;
-    if report.is_clean() { Ok(()) } else { Err(format!("the rows do not hold together: {:#?}", report.findings)) }
+    if report.is_clean() {
+        Ok(())
+    } else {
+        Err(format!("the rows do not hold together: {:#?}", report.findings))
+    }
 }
 
 /// Compares every object that was ever made.
-async fn compare(fs: &impl FileSystem, reference: &Reference, files: &[FileRef]) -> Result<BTreeMap<Id, Attr>, String> {
+async fn compare(
+    fs: &impl FileSystem,
+    reference: &Reference,
+    files: &[FileRef],
+) -> Result<BTreeMap<Id, Attr>, String> {
     let mut seen = BTreeMap::new();
     for (id, object) in reference.objects.iter().enumerate() {
         let attr = fs.getattr(files[id]).await;
@@ -247,16 +297,31 @@ async fn compare(fs: &impl FileSystem, reference: &Reference, files: &[FileRef])
             FileKind::Symlink => object.target.len(),
             _ => object.data.len(),
         };
-        let expected = (object.kind, object.mode, object.uid, object.gid, reference.nlink(id), size as u64, object.rdev);
+        let expected = (
+            object.kind,
+            object.mode,
+            object.uid,
+            object.gid,
+            reference.nlink(id),
+            size as u64,
+            object.rdev,
+        );
         let got = (attr.kind, attr.mode, attr.uid, attr.gid, attr.nlink, attr.size, attr.rdev);
         if expected != got || object.mtime.is_some_and(|at| attr.mtime.as_nanos() != at) {
-            return Err(format!("object {id}: expected {expected:?} and mtime {:?}, got {attr:?}", object.mtime));
+            return Err(format!(
+                "object {id}: expected {expected:?} and mtime {:?}, got {attr:?}",
+                object.mtime
+            ));
         }
         match object.kind {
             FileKind::Directory => compare_dir(fs, reference, files, id).await?,
             FileKind::Regular => compare_data(fs, files[id], &object.data).await?,
             FileKind::Symlink => {
-                let target = fs.readlink(&Caller::root(), files[id]).await.map_err(|error| error.to_string())?.0;
+                let target = fs
+                    .readlink(&Caller::root(), files[id])
+                    .await
+                    .map_err(|error| error.to_string())?
+                    .0;
                 if target != object.target {
                     return Err(format!("object {id}: another target"));
                 }
@@ -276,12 +341,19 @@ async fn compare(fs: &impl FileSystem, reference: &Reference, files: &[FileRef])
 async fn compare_data(fs: &impl FileSystem, file: FileRef, expected: &[u8]) -> Checked {
     let mut at = 0;
     loop {
-        let read = fs.read(&Caller::root(), file, at as u64, 100_000).await.map_err(|error| format!("{file:?}: {error}"))?;
+        let read = fs
+            .read(&Caller::root(), file, at as u64, 100_000)
+            .await
+            .map_err(|error| format!("{file:?}: {error}"))?;
         let got = read.data.concat();
         let end = (at + 100_000).min(expected.len());
         if got != expected[at..end] {
             let first = got.iter().zip(&expected[at..end]).position(|(a, b)| a != b);
-            return Err(format!("{file:?}: {} bytes at {at}, expected {}; first difference at {first:?}", got.len(), end - at));
+            return Err(format!(
+                "{file:?}: {} bytes at {at}, expected {}; first difference at {first:?}",
+                got.len(),
+                end - at
+            ));
         }
         if read.eof != (end == expected.len()) {
             return Err(format!("{file:?}: eof is {} at {end} of {}", read.eof, expected.len()));
@@ -293,13 +365,21 @@ async fn compare_data(fs: &impl FileSystem, file: FileRef, expected: &[u8]) -> C
     }
 }
 
-async fn compare_dir(fs: &impl FileSystem, reference: &Reference, files: &[FileRef], id: Id) -> Checked {
+async fn compare_dir(
+    fs: &impl FileSystem,
+    reference: &Reference,
+    files: &[FileRef],
+    id: Id,
+) -> Checked {
     let root = Caller::root();
     let object = &reference.objects[id];
     let limit = ListLimit { entries: 3, bytes: 4096, entry_bytes: 64, with_attr: true };
     let (mut listed, mut after) = (Vec::new(), DirCookie(0));
     loop {
-        let listing = fs.readdir(&root, files[id], after, limit).await.map_err(|error| format!("listing {id}: {error}"))?;
+        let listing = fs
+            .readdir(&root, files[id], after, limit)
+            .await
+            .map_err(|error| format!("listing {id}: {error}"))?;
         for entry in listing.entries {
             if entry.cookie <= after || entry.attr.is_none_or(|attr| attr.file.ino != entry.ino) {
                 return Err(format!("directory {id}: {entry:?} after {after:?}"));
@@ -311,7 +391,8 @@ async fn compare_dir(fs: &impl FileSystem, reference: &Reference, files: &[FileR
             break;
         }
     }
-    let mut expected: Vec<(Vec<u8>, _)> = object.entries.iter().map(|(name, id)| (name.clone(), files[*id].ino)).collect();
+    let mut expected: Vec<(Vec<u8>, _)> =
+        object.entries.iter().map(|(name, id)| (name.clone(), files[*id].ino)).collect();
     expected.push((b".".to_vec(), files[id].ino));
     expected.push((b"..".to_vec(), files[if id == ROOT { ROOT } else { object.parent }].ino));
     expected.sort();
@@ -320,7 +401,10 @@ async fn compare_dir(fs: &impl FileSystem, reference: &Reference, files: &[FileR
         return Err(format!("directory {id}: expected {expected:?}, listed {listed:?}"));
     }
     for (name, ino) in expected {
-        let found = fs.lookup(&root, files[id], &name).await.map_err(|error| format!("{id}/{}: {error}", name.escape_ascii()))?;
+        let found = fs
+            .lookup(&root, files[id], &name)
+            .await
+            .map_err(|error| format!("{id}/{}: {error}", name.escape_ascii()))?;
         if found.0.file.ino != ino {
             return Err(format!("{id}/{} leads to {:?}", name.escape_ascii(), found.0.file));
         }

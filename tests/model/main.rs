@@ -1,5 +1,6 @@
-//! Random histories of the file system by root and users against a plain reference, compared after every step, with reopenings, deaths, snapshots and clones among
-//! them. `MODEL_SEED` repeats one history; `MODEL_HISTORIES` and `MODEL_STEPS` set how much is done.
+//! Random histories of the file system by root and users against a plain reference, compared after
+//! every step, with reopenings, deaths, snapshots and clones among them. `MODEL_SEED` repeats one
+//! history; `MODEL_HISTORIES` and `MODEL_STEPS` set how much is done.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -17,12 +18,14 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+    std::env::var(name)
+        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }
 
 fn history(seed: u64, steps: u64) {
     println!("history MODEL_SEED={seed} MODEL_STEPS={steps}");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut harness = Harness::new().await;
@@ -35,7 +38,10 @@ fn history(seed: u64, steps: u64) {
                 panic!("MODEL_SEED={seed} step {step}: {op:?} by user {}: {what}", who.uid);
             }
         }
-        harness.finish().await.unwrap_or_else(|what| panic!("MODEL_SEED={seed} at the end: {what}"));
+        harness
+            .finish()
+            .await
+            .unwrap_or_else(|what| panic!("MODEL_SEED={seed} at the end: {what}"));
     });
 }
 

@@ -119,7 +119,8 @@ fn special(rng: &mut StdRng) -> Special {
 
 fn set(rng: &mut StdRng) -> Set {
     let mut some = |odds: f64| rng.random_bool(odds);
-    let (has_mode, has_uid, has_size, has_mtime, wrong_guard) = (some(0.3), some(0.2), some(0.5), some(0.3), some(0.05));
+    let (has_mode, has_uid, has_size, has_mtime, wrong_guard) =
+        (some(0.3), some(0.2), some(0.5), some(0.3), some(0.05));
     Set {
         mode: has_mode.then(|| mode(rng)),
         uid: has_uid.then(|| rng.random_range(0..3)),
@@ -144,7 +145,9 @@ pub fn caller(rng: &mut StdRng) -> Caller {
 pub fn generate(rng: &mut StdRng, objects: usize, dirs: &[Id]) -> Op {
     let any = |rng: &mut StdRng| rng.random_range(0..objects);
     // Nearly always a directory; otherwise anything, which must fail.
-    let dir = |rng: &mut StdRng| if rng.random_bool(0.97) { dirs[rng.random_range(0..dirs.len())] } else { any(rng) };
+    let dir = |rng: &mut StdRng| {
+        if rng.random_bool(0.97) { dirs[rng.random_range(0..dirs.len())] } else { any(rng) }
+    };
     match rng.random_range(0..100) {
         0..14 => {
             let how = match rng.random_range(0..4) {
@@ -155,7 +158,9 @@ pub fn generate(rng: &mut StdRng, objects: usize, dirs: &[Id]) -> Op {
             };
             Op::Create { dir: dir(rng), name: name(rng), how }
         }
-        14..22 => Op::Make { dir: dir(rng), name: name(rng), kind: Kind::Directory { mode: mode(rng) } },
+        14..22 => {
+            Op::Make { dir: dir(rng), name: name(rng), kind: Kind::Directory { mode: mode(rng) } }
+        }
         22..26 => Op::Make { dir: dir(rng), name: name(rng), kind: Kind::Special(special(rng)) },
         26..33 => Op::Remove { dir: dir(rng), name: name(rng) },
         33..37 => Op::Rmdir { dir: dir(rng), name: name(rng) },
@@ -163,10 +168,25 @@ pub fn generate(rng: &mut StdRng, objects: usize, dirs: &[Id]) -> Op {
         50..55 => Op::Link { file: any(rng), dir: dir(rng), name: name(rng) },
         55..67 => Op::SetAttr { file: any(rng), set: set(rng) },
         67..90 => {
-            let stability = [Stability::Unstable, Stability::Unstable, Stability::DataSync, Stability::FileSync];
+            let stability = [
+                Stability::Unstable,
+                Stability::Unstable,
+                Stability::DataSync,
+                Stability::FileSync,
+            ];
             let stability = stability[rng.random_range(0..4)];
-            let len = if rng.random_bool(0.1) { rng.random_range(0..3) } else { rng.random_range(0..20_000) };
-            Op::Write { file: any(rng), offset: position(rng), len, fill: rng.random_range(0..5), stability }
+            let len = if rng.random_bool(0.1) {
+                rng.random_range(0..3)
+            } else {
+                rng.random_range(0..20_000)
+            };
+            Op::Write {
+                file: any(rng),
+                offset: position(rng),
+                len,
+                fill: rng.random_range(0..5),
+                stability,
+            }
         }
         90..94 => Op::Commit { file: any(rng) },
         94 => Op::Reopen(Ending::Closed),

@@ -1,4 +1,5 @@
-//! The object store is away for longer than anybody waits for it: what is done is never said to have failed.
+//! The object store is away for longer than anybody waits for it: what is done is never said to
+//! have failed.
 
 use crate::volume::Dataset;
 use std::pin::pin;
@@ -75,7 +76,10 @@ async fn a_change_that_is_done_is_answered_however_long_the_store_is_away() {
         let mut first = pin!(change(&fs, what, at));
         assert!(futures::poll!(&mut first).is_pending(), "{what:?}");
         pass(AWAY).await;
-        assert!(futures::poll!(&mut first).is_pending(), "{what:?}: told to come again, the client would do it twice");
+        assert!(
+            futures::poll!(&mut first).is_pending(),
+            "{what:?}: told to come again, the client would do it twice"
+        );
         // The same call once more, on another connection.
         let mut again = pin!(change(&fs, what, at));
         assert!(futures::poll!(&mut again).is_pending(), "{what:?}");

@@ -63,7 +63,8 @@ fn is_member(who: &Caller, gid: u32) -> bool {
     who.gid == gid || who.groups.contains(&gid)
 }
 
-/// Set-id bits are gone when another than root has changed what they vouch for; that of a group that may not execute means locking.
+/// Set-id bits are gone when another than root has changed what they vouch for; that of a group
+/// that may not execute means locking.
 fn without_set_id(mode: u32) -> u32 {
     mode & if mode & 0o010 != 0 { 0o1777 } else { 0o3777 }
 }
@@ -117,7 +118,11 @@ impl Reference {
 
     pub fn nlink(&self, id: Id) -> u32 {
         let object = &self.objects[id];
-        let subdirectories = object.entries.values().filter(|id| self.objects[**id].kind == FileKind::Directory).count() as u32;
+        let subdirectories = object
+            .entries
+            .values()
+            .filter(|id| self.objects[**id].kind == FileKind::Directory)
+            .count() as u32;
         if object.kind == FileKind::Directory { 2 + subdirectories } else { object.links }
     }
 
@@ -188,7 +193,9 @@ impl Reference {
             Op::Rename { from, to } => self.rename(who, (from.0, &from.1), (to.0, &to.1)),
             Op::Link { file, dir, name } => self.link(who, *file, *dir, name),
             Op::SetAttr { file, set } => self.setattr(who, *file, set),
-            Op::Write { file, offset, len, fill, .. } => self.write(who, *file, *offset, *len, *fill),
+            Op::Write { file, offset, len, fill, .. } => {
+                self.write(who, *file, *offset, *len, *fill)
+            }
             Op::Commit { file } => self.regular(*file).map(|_| None),
             Op::Reopen(_) | Op::Snapshot | Op::Clone => Ok(None),
         }
@@ -212,7 +219,11 @@ impl Reference {
                     }
                     Ok(Some(id))
                 }
-                How::Exclusive(verifier) if regular && self.objects[id].exclusive == Some(*verifier) => Ok(Some(id)),
+                How::Exclusive(verifier)
+                    if regular && self.objects[id].exclusive == Some(*verifier) =>
+                {
+                    Ok(Some(id))
+                }
                 _ => Err("Exists"),
             };
         }
@@ -229,7 +240,8 @@ impl Reference {
     }
 
     fn make(&mut self, who: &Caller, dir: Id, name: &[u8], kind: &Kind) -> Answer {
-        let device = matches!(kind, Kind::Special(Special::BlockDevice(..) | Special::CharDevice(..)));
+        let device =
+            matches!(kind, Kind::Special(Special::BlockDevice(..) | Special::CharDevice(..)));
         if device && !is_root(who) {
             return Err("NotOwner");
         }
@@ -249,7 +261,9 @@ impl Reference {
                 let mut object = Object::new(kind, mode, dir);
                 match special {
                     Special::Symlink(target) => object.target = target.to_vec(),
-                    Special::BlockDevice(major, minor) | Special::CharDevice(major, minor) => object.rdev = (*major, *minor),
+                    Special::BlockDevice(major, minor) | Special::CharDevice(major, minor) => {
+                        object.rdev = (*major, *minor)
+                    }
                     Special::Fifo | Special::Socket => {}
                 }
                 object
@@ -308,7 +322,9 @@ impl Reference {
         match target {
             Some(target) if is_dir(source) && !is_dir(target) => return Err("NotDirectory"),
             Some(target) if !is_dir(source) && is_dir(target) => return Err("IsDirectory"),
-            Some(target) if is_dir(source) && !self.objects[target].entries.is_empty() => return Err("NotEmpty"),
+            Some(target) if is_dir(source) && !self.objects[target].entries.is_empty() => {
+                return Err("NotEmpty");
+            }
             Some(_) | None => {}
         }
         if moves_directory {
@@ -379,7 +395,12 @@ impl Reference {
         object.uid = set.uid.unwrap_or(object.uid);
         let directory = object.kind == FileKind::Directory;
         if let Some(mode) = set.mode {
-            object.mode = mode & if is_root(who) || is_member(who, object.gid) || directory { 0o7777 } else { 0o5777 };
+            object.mode = mode
+                & if is_root(who) || is_member(who, object.gid) || directory {
+                    0o7777
+                } else {
+                    0o5777
+                };
         }
         if set.uid.is_some() && !directory {
             object.mode = without_set_id(object.mode);

@@ -1,4 +1,5 @@
-//! What a client sees while the back end is slow, away, fenced or not there yet, and while the server stops.
+//! What a client sees while the back end is slow, away, fenced or not there yet, and while the
+//! server stops.
 
 use crate::memfs::MemFs;
 use crate::support::{EXPORT, Edge, KEY, new_file, options};
@@ -30,7 +31,10 @@ async fn attributes_do_not_wait_behind_a_thousand_reads() {
     let client = edge.client().await;
     let root = edge.root(&client).await;
     let file = client.create(&root, b"f", &new_file()).await.unwrap().handle;
-    client.setattr(&file, &SetAttr { size: Some(1 << 20), ..SetAttr::default() }, None).await.unwrap();
+    client
+        .setattr(&file, &SetAttr { size: Some(1 << 20), ..SetAttr::default() }, None)
+        .await
+        .unwrap();
     let gate = Arc::new(Semaphore::new(0));
     *edge.fs.inject().reads.lock() = Some(gate.clone());
     let reads: Vec<_> = (0..1000)
@@ -89,10 +93,21 @@ async fn a_repeated_call_is_done_once_and_answered_each_time() {
 /// The record of a WRITE, the same for every copy of the call.
 fn write(xid: u32, file: &FileHandle, data: &[u8]) -> Vec<u8> {
     let (count, stable) = (data.len() as u32, stable_how::UNSTABLE);
-    nfs(xid, 7, &pack(&WRITE3args { file: fh(file.as_bytes()), offset: 0, count, stable, data: Opaque::borrowed(data) }))
+    nfs(
+        xid,
+        7,
+        &pack(&WRITE3args {
+            file: fh(file.as_bytes()),
+            offset: 0,
+            count,
+            stable,
+            data: Opaque::borrowed(data),
+        }),
+    )
 }
 
-/// A WRITE that waits, is sent again on another connection, and is overtaken there by a newer one: the old bytes must not come back.
+/// A WRITE that waits, is sent again on another connection, and is overtaken there by a newer one:
+/// the old bytes must not come back.
 #[tokio::test]
 async fn a_write_that_comes_again_while_it_waits_takes_effect_once() {
     let edge = Edge::start().await;
@@ -122,7 +137,8 @@ async fn a_write_that_comes_again_while_it_waits_takes_effect_once() {
         panic!("a copy of a call that was under way was answered by itself");
     }
     held.add_permits(1);
-    let (one, two) = (timely(first.receive()).await.unwrap(), timely(second.receive()).await.unwrap());
+    let (one, two) =
+        (timely(first.receive()).await.unwrap(), timely(second.receive()).await.unwrap());
     assert_eq!((status(&one), &one), (0, &two));
 }
 
@@ -165,14 +181,26 @@ async fn a_write_that_failed_does_not_take_effect_later() {
     let file = client.create(&root, b"f", &new_file()).await.unwrap().handle;
     let mut wire = Wire::connect(edge.server.local_addr()).await;
     let quota = edge.fs.quota.swap(0, Ordering::Relaxed);
-    assert_eq!(status(&wire.ask(&write(1, &file, b"full")).await.unwrap()), NfsStat::NoSpace as u32);
+    assert_eq!(
+        status(&wire.ask(&write(1, &file, b"full")).await.unwrap()),
+        NfsStat::NoSpace as u32
+    );
     edge.fs.quota.store(quota, Ordering::Relaxed);
     edge.fs.inject().unavailable.store(u32::MAX, Ordering::Relaxed);
-    assert_eq!(status(&wire.ask(&write(2, &file, b"away")).await.unwrap()), NfsStat::Jukebox as u32);
+    assert_eq!(
+        status(&wire.ask(&write(2, &file, b"away")).await.unwrap()),
+        NfsStat::Jukebox as u32
+    );
     edge.fs.faults.unavailable.store(0, Ordering::Relaxed);
     client.write(&file, 0, Bytes::from_static(b"newer"), Stability::Unstable).await.unwrap();
-    assert_eq!(status(&wire.ask(&write(1, &file, b"full")).await.unwrap()), NfsStat::NoSpace as u32);
-    assert_eq!(status(&wire.ask(&write(2, &file, b"away")).await.unwrap()), NfsStat::Jukebox as u32);
+    assert_eq!(
+        status(&wire.ask(&write(1, &file, b"full")).await.unwrap()),
+        NfsStat::NoSpace as u32
+    );
+    assert_eq!(
+        status(&wire.ask(&write(2, &file, b"away")).await.unwrap()),
+        NfsStat::Jukebox as u32
+    );
     assert_eq!(client.read(&file, 0, 9).await.unwrap().data, "newer");
 }
 
@@ -237,18 +265,27 @@ async fn a_handle_waits_for_its_export_to_open() {
     let start = async |hold| {
         let endpoint = Endpoint::new(ExportId([1; 16]), EXPORT.into());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        (Server::start(listener, endpoint.clone(), Options { hold, ..options() }).unwrap(), endpoint)
+        (
+            Server::start(listener, endpoint.clone(), Options { hold, ..options() }).unwrap(),
+            endpoint,
+        )
     };
     let (server, endpoint) = start(Duration::from_secs(20)).await;
     endpoint.publish(fs.clone(), KEY);
-    let client = zerofs_csi::nfs::client::Client::connect(server.local_addr(), &Credentials::root()).await.unwrap();
+    let client =
+        zerofs_csi::nfs::client::Client::connect(server.local_addr(), &Credentials::root())
+            .await
+            .unwrap();
     let root = {
         let _pass = endpoint.allow_mount();
         client.mount(EXPORT).await.unwrap()
     };
     // As after a restart: the handle is there before the file system is.
     let (server, endpoint) = start(Duration::from_secs(20)).await;
-    let client = zerofs_csi::nfs::client::Client::connect(server.local_addr(), &Credentials::root()).await.unwrap();
+    let client =
+        zerofs_csi::nfs::client::Client::connect(server.local_addr(), &Credentials::root())
+            .await
+            .unwrap();
     let waiting = tokio::spawn({
         let (client, root) = (client.clone(), root.clone());
         async move { client.getattr(&root).await }
@@ -261,7 +298,10 @@ async fn a_handle_waits_for_its_export_to_open() {
     assert_eq!(client.getattr(&root).await.unwrap_err().status(), Some(NfsStat::Stale));
     // One that does not open in time.
     let (server, _endpoint) = start(SOON).await;
-    let client = zerofs_csi::nfs::client::Client::connect(server.local_addr(), &Credentials::root()).await.unwrap();
+    let client =
+        zerofs_csi::nfs::client::Client::connect(server.local_addr(), &Credentials::root())
+            .await
+            .unwrap();
     assert_eq!(timely(client.getattr(&root)).await.unwrap_err().status(), Some(NfsStat::Jukebox));
 }
 
@@ -298,7 +338,8 @@ async fn only_reserved_ports_are_served_by_default() {
 
 #[tokio::test]
 async fn the_superuser_can_be_squashed() {
-    let edge = Edge::with(Options { squash: Squash::Root { uid: 1000, gid: 1000 }, ..options() }).await;
+    let edge =
+        Edge::with(Options { squash: Squash::Root { uid: 1000, gid: 1000 }, ..options() }).await;
     let client = edge.client().await;
     let root = edge.root(&client).await;
     let made = client.create(&root, b"f", &new_file()).await.unwrap();
@@ -352,7 +393,8 @@ async fn a_client_that_takes_no_replies_is_bounded_and_given_up() {
     let root = edge.root(&client).await;
     let file = client.create(&root, b"f", &new_file()).await.unwrap().handle;
     client.write(&file, 0, Bytes::from(vec![1; 1 << 20]), Stability::Unstable).await.unwrap();
-    let read = nfs(1, 6, &pack(&READ3args { file: fh(file.as_bytes()), offset: 0, count: 1 << 20 }));
+    let read =
+        nfs(1, 6, &pack(&READ3args { file: fh(file.as_bytes()), offset: 0, count: 1 << 20 }));
     let mark = (read.len() as u32 | (1 << 31)).to_be_bytes();
     let mut wire = Wire::connect(edge.server.local_addr()).await;
     let flood = async {
@@ -375,7 +417,9 @@ async fn writes_beyond_the_budget_wait_their_turn() {
         .map(|i| {
             let (client, file) = (client.clone(), file.clone());
             let data = Bytes::from(vec![i as u8; 1 << 20]);
-            tokio::spawn(async move { client.write(&file, i << 20, data, Stability::Unstable).await.unwrap().count })
+            tokio::spawn(async move {
+                client.write(&file, i << 20, data, Stability::Unstable).await.unwrap().count
+            })
         })
         .collect();
     for write in writes {

@@ -29,7 +29,10 @@ async fn every_work_is_measured_and_cleaned_up() {
     let report = report.await.unwrap();
     for work in Work::ALL {
         let row = report.rows.iter().find(|row| row.work == work.name()).unwrap();
-        assert!(row.operations > 0 && row.per_sec > 0.0 && row.peak_rss_mb.unwrap() > 1.0, "{row:?}");
+        assert!(
+            row.operations > 0 && row.per_sec > 0.0 && row.peak_rss_mb.unwrap() > 1.0,
+            "{row:?}"
+        );
         assert_eq!(work.name().parse(), Ok(work));
     }
     assert_eq!(told.lock().unwrap().len(), report.rows.len());
@@ -50,7 +53,8 @@ async fn one_work_brings_what_it_needs_and_can_be_kept() {
         assert!(report.rows.iter().all(|row| row.work == work.name()));
     }
     let options = LoadOptions { directory: Some("kept".into()), keep: true, ..small(&edge) };
-    for only in [vec![Work::WriteSequential, Work::Create], vec![Work::ReadSequential, Work::List]] {
+    for only in [vec![Work::WriteSequential, Work::Create], vec![Work::ReadSequential, Work::List]]
+    {
         run(LoadOptions { only, ..options.clone() }, |_| {}).await.unwrap();
     }
     let client = edge.client().await;

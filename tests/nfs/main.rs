@@ -1,6 +1,12 @@
-//! The NFS edge over real sockets: our server against our client, against broken peers, and against misbehaving back ends.
+//! The NFS edge over real sockets: our server against our client, against broken peers, and against
+//! misbehaving back ends.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 #[path = "../support/memfs.rs"]
 mod memfs;

@@ -37,19 +37,34 @@ async fn another_codec_understands_every_reply() {
         match procedure {
             0 => assert!(results.is_empty()),
             1 => drop(unpack::<GETATTR3res>(&results).unwrap()),
-            2 => assert!(matches!(unpack::<SETATTR3res>(&results), Nfs3Result::Err((nfsstat3::NFS3ERR_NOT_SYNC, _)))),
+            2 => assert!(matches!(
+                unpack::<SETATTR3res>(&results),
+                Nfs3Result::Err((nfsstat3::NFS3ERR_NOT_SYNC, _))
+            )),
             3 => drop(unpack::<LOOKUP3res>(&results).unwrap()),
             4 => assert_eq!(unpack::<ACCESS3res>(&results).unwrap().access, 13),
-            5 => assert!(matches!(unpack::<READLINK3res<'_>>(&results), Nfs3Result::Err((nfsstat3::NFS3ERR_INVAL, _)))),
+            5 => assert!(matches!(
+                unpack::<READLINK3res<'_>>(&results),
+                Nfs3Result::Err((nfsstat3::NFS3ERR_INVAL, _))
+            )),
             6 => drop(unpack::<READ3res<'_>>(&results).unwrap()),
             7 => assert_eq!(unpack::<WRITE3res>(&results).unwrap().count, 8),
             8 => assert!(unpack::<CREATE3res>(&results).unwrap().obj.is_some()),
             9 => assert!(unpack::<MKDIR3res>(&results).unwrap().obj.is_some()),
             10 => assert!(unpack::<SYMLINK3res>(&results).unwrap().obj.is_some()),
             11 => assert!(unpack::<MKNOD3res>(&results).unwrap().obj.is_some()),
-            12 => assert!(matches!(unpack::<REMOVE3res>(&results), Nfs3Result::Err((nfsstat3::NFS3ERR_NOENT, _)))),
-            13 => assert!(matches!(unpack::<RMDIR3res>(&results), Nfs3Result::Err((nfsstat3::NFS3ERR_NOENT, _)))),
-            14 => assert!(matches!(unpack::<RENAME3res>(&results), Nfs3Result::Err((nfsstat3::NFS3ERR_NOENT, _)))),
+            12 => assert!(matches!(
+                unpack::<REMOVE3res>(&results),
+                Nfs3Result::Err((nfsstat3::NFS3ERR_NOENT, _))
+            )),
+            13 => assert!(matches!(
+                unpack::<RMDIR3res>(&results),
+                Nfs3Result::Err((nfsstat3::NFS3ERR_NOENT, _))
+            )),
+            14 => assert!(matches!(
+                unpack::<RENAME3res>(&results),
+                Nfs3Result::Err((nfsstat3::NFS3ERR_NOENT, _))
+            )),
             15 => drop(unpack::<LINK3res>(&results).unwrap()),
             16 => assert!(unpack::<READDIR3res<'_>>(&results).unwrap().reply.eof),
             17 => assert!(unpack::<READDIRPLUS3res<'_>>(&results).unwrap().reply.eof),
@@ -69,7 +84,10 @@ async fn arguments_cut_anywhere_are_garbage() {
         for len in 0..args.len() {
             let answer = wire.ask(&nfs(9, procedure, &args[..len])).await.unwrap();
             let (stat, _) = accepted(&answer);
-            assert!(matches!(stat, accept_stat_data::GARBAGE_ARGS), "procedure {procedure} cut at {len}: {stat:?}");
+            assert!(
+                matches!(stat, accept_stat_data::GARBAGE_ARGS),
+                "procedure {procedure} cut at {len}: {stat:?}"
+            );
         }
     }
     lives(&edge).await;
@@ -81,7 +99,21 @@ async fn every_word_may_be_anything() {
     let mut wire = Wire::connect(edge.server.local_addr()).await;
     for (procedure, args) in all_args(root.as_bytes(), file.as_bytes()) {
         for at in (0..args.len()).step_by(4) {
-            for word in [0u32, 1, 2, 3, 64, 65, 255, 256, 1 << 20, (1 << 20) + 1, 1 << 31, u32::MAX - 3, u32::MAX] {
+            for word in [
+                0u32,
+                1,
+                2,
+                3,
+                64,
+                65,
+                255,
+                256,
+                1 << 20,
+                (1 << 20) + 1,
+                1 << 31,
+                u32::MAX - 3,
+                u32::MAX,
+            ] {
                 let mut bad = args.clone();
                 bad[at..at + 4].copy_from_slice(&word.to_be_bytes());
                 // Whatever it means now, it is answered.
@@ -109,12 +141,19 @@ async fn wrong_programs_versions_and_procedures_are_named() {
         (0, 0, 0, "PROG_UNAVAIL"),
     ] {
         let answer = wire.ask(&call(5, program, version, procedure, &[])).await.unwrap();
-        assert_eq!(format!("{:?}", accepted(&answer).0), expected, "{program} {version} {procedure}");
+        assert_eq!(
+            format!("{:?}", accepted(&answer).0),
+            expected,
+            "{program} {version} {procedure}"
+        );
     }
     let mut other_rpc = nfs(6, 0, &[]);
     other_rpc[8..12].copy_from_slice(&3u32.to_be_bytes());
     let (xid, body, _) = reply(&wire.ask(&other_rpc).await.unwrap());
-    assert!(matches!(body, reply_body::MSG_DENIED(rejected_reply::RPC_MISMATCH { low: 2, high: 2 })) && xid == 6);
+    assert!(
+        matches!(body, reply_body::MSG_DENIED(rejected_reply::RPC_MISMATCH { low: 2, high: 2 }))
+            && xid == 6
+    );
 }
 
 /// A NULL or GETATTR call with these credentials.
@@ -154,7 +193,9 @@ async fn credentials_are_checked_before_anything_else() {
         let answer = wire.ask(&with_credentials(procedure, flavor, &body)).await.unwrap();
         match (reply(&answer).1, expected) {
             (reply_body::MSG_ACCEPTED(_), None) => {}
-            (reply_body::MSG_DENIED(rejected_reply::AUTH_ERROR(stat)), Some(expected)) => assert_eq!(stat, expected, "{what}"),
+            (reply_body::MSG_DENIED(rejected_reply::AUTH_ERROR(stat)), Some(expected)) => {
+                assert_eq!(stat, expected, "{what}")
+            }
             (other, _) => panic!("{what}: {other:?}"),
         }
     }
@@ -204,12 +245,15 @@ async fn handles_that_were_never_given_out_are_refused() {
     let (edge, root, file) = setup().await;
     let mut wire = Wire::connect(edge.server.local_addr()).await;
     let good = file.as_bytes();
-    let mut ask = async |handle: &[u8]| status(&wire.ask(&nfs(1, 1, &pack(&GETATTR3args { object: fh(handle) }))).await.unwrap());
+    let mut ask = async |handle: &[u8]| {
+        status(&wire.ask(&nfs(1, 1, &pack(&GETATTR3args { object: fh(handle) }))).await.unwrap())
+    };
     assert_eq!(ask(good).await, 0);
     for byte in 0..good.len() {
         let mut bad = good.to_vec();
         bad[byte] ^= 0x10;
-        // Bytes 4 to 19 are the export: another one is unknown here, and only its own key could tell more.
+        // Bytes 4 to 19 are the export: another one is unknown here, and only its own key could
+        // tell more.
         let expected = if (4..20).contains(&byte) { STALE } else { BAD_HANDLE };
         assert_eq!(ask(&bad).await, expected, "byte {byte}");
     }
@@ -252,13 +296,18 @@ async fn random_records_hurt_nobody() {
 
 #[tokio::test]
 async fn a_record_that_never_ends_is_given_up() {
-    let options = zerofs_csi::nfs::Options { stall: std::time::Duration::from_millis(300), ..crate::support::options() };
+    let options = zerofs_csi::nfs::Options {
+        stall: std::time::Duration::from_millis(300),
+        ..crate::support::options()
+    };
     let edge = Edge::with(options).await;
     let mut wire = Wire::connect(edge.server.local_addr()).await;
     wire.0.write_all(&((1u32 << 31) | (1 << 20)).to_be_bytes()).await.unwrap();
     wire.0.write_all(&[0; 1000]).await.unwrap();
     let mut rest = Vec::new();
-    let ended = tokio::time::timeout(std::time::Duration::from_secs(10), wire.0.read_to_end(&mut rest)).await;
+    let ended =
+        tokio::time::timeout(std::time::Duration::from_secs(10), wire.0.read_to_end(&mut rest))
+            .await;
     assert!(ended.is_ok() && rest.is_empty());
     lives(&edge).await;
 }

@@ -17,13 +17,23 @@ async fn files_are_written_read_and_committed() {
     let data: Vec<u8> = (0..3_000_001u32).map(|i| ((i * 31) >> 3) as u8).collect();
     // Out of order, as write-back sends them, and one past the end.
     let verifier = client
-        .write(&file.handle, 1 << 20, Bytes::copy_from_slice(&data[1 << 20..2 << 20]), Stability::Unstable)
+        .write(
+            &file.handle,
+            1 << 20,
+            Bytes::copy_from_slice(&data[1 << 20..2 << 20]),
+            Stability::Unstable,
+        )
         .await
         .unwrap()
         .verifier;
     for (offset, end) in [(2 << 20, 3_000_001), (0, 1 << 20)] {
         let written = client
-            .write(&file.handle, offset as u64, Bytes::copy_from_slice(&data[offset..end]), Stability::Unstable)
+            .write(
+                &file.handle,
+                offset as u64,
+                Bytes::copy_from_slice(&data[offset..end]),
+                Stability::Unstable,
+            )
             .await
             .unwrap();
         assert_eq!((written.count as usize, written.verifier), (end - offset, verifier));
@@ -39,10 +49,17 @@ async fn files_are_written_read_and_committed() {
         }
     }
     assert!(got == data);
-    let hole = client.write(&file.handle, 5_000_000, Bytes::from_static(b"x"), Stability::FileSync).await.unwrap();
+    let hole = client
+        .write(&file.handle, 5_000_000, Bytes::from_static(b"x"), Stability::FileSync)
+        .await
+        .unwrap();
     assert_eq!(hole.attr.unwrap().size, 5_000_001);
     let read = client.read(&file.handle, 4_000_000, 1 << 20).await.unwrap();
-    assert!(read.data.iter().take(1_000_000).all(|b| *b == 0) && read.data[1_000_000] == b'x' && read.eof);
+    assert!(
+        read.data.iter().take(1_000_000).all(|b| *b == 0)
+            && read.data[1_000_000] == b'x'
+            && read.eof
+    );
     assert_eq!(client.read(&file.handle, 9_000_000, 10).await.unwrap().data.len(), 0);
 }
 
@@ -55,12 +72,16 @@ async fn a_directory_below_an_export_is_mounted() {
     let below = client.mkdir(&dir, b"be low", &mode(0o700)).await.unwrap().handle;
     client.create(&root, b"file", &new_file()).await.unwrap();
     let path = |below: &str| format!("{EXPORT}{below}");
-    assert!(matches!(client.mount(&path("/dir")).await, Err(ClientError::Mount { status: 13, .. })), "not during our own mount");
+    assert!(
+        matches!(client.mount(&path("/dir")).await, Err(ClientError::Mount { status: 13, .. })),
+        "not during our own mount"
+    );
     let _pass = edge.endpoint.allow_mount();
     for (path, handle) in [("/", &root), ("/dir", &dir), ("//dir/./be low/", &below)] {
         assert_eq!(client.mount(&format!("{EXPORT}{path}")).await.unwrap(), *handle, "{path}");
     }
-    let refusals = [("/no", 2), ("/dir/no", 2), ("/file", 20), ("/file/x", 20), ("/dir/..", 22), ("x", 2)];
+    let refusals =
+        [("/no", 2), ("/dir/no", 2), ("/file", 20), ("/file/x", 20), ("/dir/..", 22), ("x", 2)];
     for (below, expected) in refusals {
         match client.mount(&path(below)).await {
             Err(ClientError::Mount { status, .. }) => assert_eq!(status, expected, "{below}"),
@@ -74,7 +95,8 @@ async fn a_directory_below_an_export_is_mounted() {
 /// Whoever is squashed gets no further by MNT than by looking names up.
 #[tokio::test]
 async fn a_directory_is_mounted_by_the_rights_of_who_mounts() {
-    let edge = Edge::with(Options { squash: Squash::Root { uid: 1000, gid: 1000 }, ..options() }).await;
+    let edge =
+        Edge::with(Options { squash: Squash::Root { uid: 1000, gid: 1000 }, ..options() }).await;
     let root = edge.fs.root();
     let set = SetAttr { uid: Some(0), ..mode(0o700) };
     let closed = edge.fs.mkdir(&Caller::root(), root, &entry("closed"), set).await.unwrap();
@@ -95,7 +117,10 @@ async fn a_read_asks_for_more_than_fits() {
     let client = edge.client().await;
     let root = edge.root(&client).await;
     let file = client.create(&root, b"f", &new_file()).await.unwrap();
-    client.setattr(&file.handle, &SetAttr { size: Some(4 << 20), ..SetAttr::default() }, None).await.unwrap();
+    client
+        .setattr(&file.handle, &SetAttr { size: Some(4 << 20), ..SetAttr::default() }, None)
+        .await
+        .unwrap();
     let read = client.read(&file.handle, 0, u32::MAX).await.unwrap();
     assert_eq!((read.data.len(), read.eof), (IO_BYTES_MAX, false));
 }
@@ -132,7 +157,8 @@ async fn special_files_keep_what_they_are() {
     let client = edge.client().await;
     let root = edge.root(&client).await;
     let target = Bytes::from_static(b"some/where");
-    let link = client.make(&root, b"link", &Special::Symlink(target.clone()), &mode(0o777)).await.unwrap();
+    let link =
+        client.make(&root, b"link", &Special::Symlink(target.clone()), &mode(0o777)).await.unwrap();
     assert_eq!(client.readlink(&link.handle).await.unwrap(), target);
     for (name, what, kind, rdev) in [
         ("b", Special::BlockDevice(8, 17), FileKind::BlockDevice, (8, 17)),
@@ -146,10 +172,14 @@ async fn special_files_keep_what_they_are() {
         assert_eq!(client.readlink(&made.handle).await.unwrap_err().status(), Some(NfsStat::Inval));
     }
     for bad in [&b""[..], b"a\0b"] {
-        let made = client.make(&root, b"bad", &Special::Symlink(Bytes::from_static(bad)), &mode(0o777)).await;
+        let made = client
+            .make(&root, b"bad", &Special::Symlink(Bytes::from_static(bad)), &mode(0o777))
+            .await;
         assert_eq!(made.unwrap_err().status(), Some(NfsStat::Inval));
     }
-    let long = client.make(&root, b"long", &Special::Symlink(Bytes::from(vec![b'x'; 4096])), &mode(0o777)).await;
+    let long = client
+        .make(&root, b"long", &Special::Symlink(Bytes::from(vec![b'x'; 4096])), &mode(0o777))
+        .await;
     assert_eq!(long.unwrap_err().status(), Some(NfsStat::NameTooLong));
 }
 
@@ -167,8 +197,14 @@ async fn bad_names_have_their_errors() {
         (b".", NfsStat::Exist),
         (b"..", NfsStat::Exist),
     ] {
-        assert_eq!(client.create(&root, name, &new_file()).await.unwrap_err().status(), Some(status));
-        assert_eq!(client.mkdir(&root, name, &mode(0o755)).await.unwrap_err().status(), Some(status));
+        assert_eq!(
+            client.create(&root, name, &new_file()).await.unwrap_err().status(),
+            Some(status)
+        );
+        assert_eq!(
+            client.mkdir(&root, name, &mode(0o755)).await.unwrap_err().status(),
+            Some(status)
+        );
         let removed = if status == NfsStat::Exist { NfsStat::Inval } else { status };
         assert_eq!(client.remove(&root, name).await.unwrap_err().status(), Some(removed));
         let renamed = client.rename((&root, name), (&root, b"x")).await;
@@ -188,8 +224,14 @@ async fn attributes_are_set_and_guarded() {
     let root = edge.root(&client).await;
     let file = client.create(&root, b"f", &new_file()).await.unwrap();
     let at = Timestamp::from_parts(1_000_000_000, 123_456_789);
-    let set =
-        SetAttr { mode: Some(0o4711), uid: Some(10), gid: Some(20), size: Some(99), atime: SetTime::Now, mtime: SetTime::To(at) };
+    let set = SetAttr {
+        mode: Some(0o4711),
+        uid: Some(10),
+        gid: Some(20),
+        size: Some(99),
+        atime: SetTime::Now,
+        mtime: SetTime::To(at),
+    };
     let wcc = client.setattr(&file.handle, &set, None).await.unwrap();
     let attr = client.getattr(&file.handle).await.unwrap();
     assert_eq!(wcc.after, Some(attr));
@@ -225,17 +267,29 @@ async fn permissions_are_those_of_the_credentials() {
     let file = admin.create(&root, b"f", &new_file()).await.unwrap();
     let set = SetAttr { mode: Some(0o640), uid: Some(1), gid: Some(50), ..SetAttr::default() };
     admin.setattr(&file.handle, &set, None).await.unwrap();
-    let as_user = |uid, groups: &[u32]| Credentials { machine: "m".into(), uid, gid: 99, groups: groups.to_vec() };
+    let as_user = |uid, groups: &[u32]| Credentials {
+        machine: "m".into(),
+        uid,
+        gid: 99,
+        groups: groups.to_vec(),
+    };
     let member = edge.client_as(&as_user(2, &[40, 50])).await;
     let all = access::READ | access::MODIFY | access::EXTEND;
     assert_eq!(member.access(&file.handle, all).await.unwrap(), access::READ);
     assert!(member.read(&file.handle, 0, 1).await.is_ok());
-    let written = member.write(&file.handle, 0, Bytes::from_static(b"x"), Stability::Unstable).await;
+    let written =
+        member.write(&file.handle, 0, Bytes::from_static(b"x"), Stability::Unstable).await;
     assert_eq!(written.unwrap_err().status(), Some(NfsStat::Access));
     let stranger = edge.client_as(&as_user(2, &[])).await;
     assert_eq!(stranger.access(&file.handle, all).await.unwrap(), 0);
-    assert_eq!(stranger.read(&file.handle, 0, 1).await.unwrap_err().status(), Some(NfsStat::Access));
-    assert_eq!(stranger.setattr(&file.handle, &mode(0o777), None).await.unwrap_err().status(), Some(NfsStat::Perm));
+    assert_eq!(
+        stranger.read(&file.handle, 0, 1).await.unwrap_err().status(),
+        Some(NfsStat::Access)
+    );
+    assert_eq!(
+        stranger.setattr(&file.handle, &mode(0o777), None).await.unwrap_err().status(),
+        Some(NfsStat::Perm)
+    );
 }
 
 #[tokio::test]
@@ -243,7 +297,8 @@ async fn directories_are_listed_whatever_changes_meanwhile() {
     let edge = Edge::start().await;
     let client = edge.client().await;
     let root = edge.root(&client).await;
-    let names: BTreeSet<Vec<u8>> = (0..500).map(|i| format!("file-{i:04}-{}", "x".repeat(i % 7)).into_bytes()).collect();
+    let names: BTreeSet<Vec<u8>> =
+        (0..500).map(|i| format!("file-{i:04}-{}", "x".repeat(i % 7)).into_bytes()).collect();
     for name in &names {
         client.create(&root, name, &new_file()).await.unwrap();
     }
@@ -260,7 +315,10 @@ async fn directories_are_listed_whatever_changes_meanwhile() {
             for entry in page.entries {
                 if plus {
                     let (attr, handle) = (entry.attr.unwrap(), entry.handle.unwrap());
-                    assert_eq!((attr.fileid, client.getattr(&handle).await.unwrap().fileid), (entry.fileid, entry.fileid));
+                    assert_eq!(
+                        (attr.fileid, client.getattr(&handle).await.unwrap().fileid),
+                        (entry.fileid, entry.fileid)
+                    );
                 }
                 seen.push(entry.name.to_vec());
             }
@@ -268,15 +326,24 @@ async fn directories_are_listed_whatever_changes_meanwhile() {
                 break;
             }
             // What changes behind or ahead of the position disturbs nothing else.
-            client.create(&root, format!("new-{plus}-{}", seen.len()).as_bytes(), &new_file()).await.unwrap();
+            client
+                .create(&root, format!("new-{plus}-{}", seen.len()).as_bytes(), &new_file())
+                .await
+                .unwrap();
         }
         let found: BTreeSet<Vec<u8>> = seen.iter().cloned().collect();
         assert_eq!(found.len(), seen.len(), "an entry came twice");
         assert!(names.iter().all(|name| found.contains(name)));
         assert!(found.contains(&b"."[..]) && found.contains(&b".."[..]));
     }
-    assert_eq!(client.readdirplus(&root, DirCookie(0), [0; 8], 200).await.unwrap_err().status(), Some(NfsStat::TooSmall));
-    assert_eq!(client.readdir(&root, DirCookie(7), [1; 8], 4096).await.unwrap_err().status(), Some(NfsStat::BadCookie));
+    assert_eq!(
+        client.readdirplus(&root, DirCookie(0), [0; 8], 200).await.unwrap_err().status(),
+        Some(NfsStat::TooSmall)
+    );
+    assert_eq!(
+        client.readdir(&root, DirCookie(7), [1; 8], 4096).await.unwrap_err().status(),
+        Some(NfsStat::BadCookie)
+    );
 }
 
 #[tokio::test]
@@ -286,9 +353,15 @@ async fn the_file_system_describes_itself() {
     let root = edge.root(&client).await;
     client.null().await.unwrap();
     let info = client.fsinfo(&root).await.unwrap();
-    assert_eq!((info.read_max, info.write_max, info.file_bytes_max), (1 << 20, 1 << 20, FILE_BYTES_MAX));
+    assert_eq!(
+        (info.read_max, info.write_max, info.file_bytes_max),
+        (1 << 20, 1 << 20, FILE_BYTES_MAX)
+    );
     let conf = client.pathconf(&root).await.unwrap();
-    assert_eq!((conf.links_max, conf.name_max, conf.no_trunc, conf.case_insensitive), (LINKS_MAX, 255, true, false));
+    assert_eq!(
+        (conf.links_max, conf.name_max, conf.no_trunc, conf.case_insensitive),
+        (LINKS_MAX, 255, true, false)
+    );
     let stat = client.fsstat(&root).await.unwrap();
     assert_eq!((stat.total_bytes, stat.free_bytes), (1 << 40, 1 << 40));
 }

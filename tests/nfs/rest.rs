@@ -1,4 +1,5 @@
-//! Connections that come to rest, and go on in another server: no call is lost, and none is answered by a server that has ended.
+//! Connections that come to rest, and go on in another server: no call is lost, and none is
+//! answered by a server that has ended.
 
 use crate::support::{EXPORT, Edge, KEY, new_file, options};
 use bytes::Bytes;
@@ -22,14 +23,23 @@ async fn go_on(edge: Edge, kept: Vec<Kept>) -> Edge {
     drop(server);
     listener.set_nonblocking(true).unwrap();
     let endpoint = Endpoint::new(ExportId([1; 16]), EXPORT.into());
-    let server = Server::start(TcpListener::from_std(listener).unwrap(), endpoint.clone(), options()).unwrap();
+    let server =
+        Server::start(TcpListener::from_std(listener).unwrap(), endpoint.clone(), options())
+            .unwrap();
     kept.into_iter().for_each(|connection| server.adopt(connection).unwrap());
     endpoint.publish(fs.clone(), KEY);
     Edge { fs, endpoint, server }
 }
 
-/// Writes large and small, reads back, and asks: as many calls at once as the lanes of a connection.
-async fn lane(client: Client, file: FileHandle, lane: u64, calls: Arc<AtomicU64>, enough: Arc<AtomicBool>) {
+/// Writes large and small, reads back, and asks: as many calls at once as the lanes of a
+/// connection.
+async fn lane(
+    client: Client,
+    file: FileHandle,
+    lane: u64,
+    calls: Arc<AtomicU64>,
+    enough: Arc<AtomicBool>,
+) {
     for round in 0u64.. {
         if enough.load(Ordering::Relaxed) {
             return;
@@ -51,16 +61,26 @@ async fn a_server_goes_on_with_anothers_connections() {
     for n in 0..3 {
         let client = edge.client().await;
         let root = edge.root(&client).await;
-        let file = client.create(&root, format!("file-{n}").as_bytes(), &new_file()).await.unwrap().handle;
+        let file =
+            client.create(&root, format!("file-{n}").as_bytes(), &new_file()).await.unwrap().handle;
         for l in 0..8 {
-            lanes.push(tokio::spawn(lane(client.clone(), file.clone(), l, calls.clone(), enough.clone())));
+            lanes.push(tokio::spawn(lane(
+                client.clone(),
+                file.clone(),
+                l,
+                calls.clone(),
+                enough.clone(),
+            )));
         }
     }
     for _ in 0..20 {
         let until = calls.load(Ordering::Relaxed) + 60;
         let since = Instant::now();
         while calls.load(Ordering::Relaxed) < until {
-            assert!(since.elapsed() < LONG && !lanes.iter().any(tokio::task::JoinHandle::is_finished), "the lanes are stuck");
+            assert!(
+                since.elapsed() < LONG && !lanes.iter().any(tokio::task::JoinHandle::is_finished),
+                "the lanes are stuck"
+            );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let kept = edge.server.rest(LONG).await;
@@ -83,7 +103,10 @@ async fn who_connects_meanwhile_waits() {
     let asked = tokio::spawn(async move { client.mount("/other").await });
     let edge = go_on(edge, kept).await;
     let refused = tokio::time::timeout(LONG, asked).await.unwrap().unwrap();
-    assert!(refused.unwrap_err().to_string().contains("status 2"), "it is answered, and not cut off");
+    assert!(
+        refused.unwrap_err().to_string().contains("status 2"),
+        "it is answered, and not cut off"
+    );
     drop(edge);
 }
 

@@ -1,8 +1,10 @@
-//! Calls made by hand, with another's XDR (nfs3_types): what our client would never send, and a check of what our server
-//! answers by a codec that is not ours.
+//! Calls made by hand, with another's XDR (nfs3_types): what our client would never send, and a
+//! check of what our server answers by a codec that is not ours.
 
 use nfs3_types::nfs3::*;
-use nfs3_types::rpc::{accept_stat_data, auth_unix, call_body, msg_body, opaque_auth, reply_body, rpc_msg};
+use nfs3_types::rpc::{
+    accept_stat_data, auth_unix, call_body, msg_body, opaque_auth, reply_body, rpc_msg,
+};
 use nfs3_types::xdr_codec::{Opaque, Pack, Unpack};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -25,7 +27,14 @@ pub fn unpack<T: Unpack>(bytes: &[u8]) -> T {
 
 pub fn call(xid: u32, program: u32, version: u32, procedure: u32, args: &[u8]) -> Vec<u8> {
     let cred = opaque_auth::auth_unix(&auth_unix::default());
-    let body = call_body { rpcvers: 2, prog: program, vers: version, proc: procedure, cred, verf: opaque_auth::default() };
+    let body = call_body {
+        rpcvers: 2,
+        prog: program,
+        vers: version,
+        proc: procedure,
+        cred,
+        verf: opaque_auth::default(),
+    };
     [pack(&rpc_msg { xid, body: msg_body::CALL(body) }), args.to_vec()].concat()
 }
 
@@ -106,12 +115,26 @@ pub fn all_args(dir: &[u8], file: &[u8]) -> Vec<(u32, Vec<u8>)> {
         atime: set_atime::SET_TO_CLIENT_TIME(nfstime3 { seconds: 4, nseconds: 5 }),
         mtime: set_mtime::SET_TO_SERVER_TIME,
     };
-    let write =
-        WRITE3args { file: fh(file), offset: 0, count: 8, stable: stable_how::UNSTABLE, data: Opaque::borrowed(b"12345678") };
-    let listing = READDIRPLUS3args { dir: fh(dir), cookie: 0, cookieverf: cookieverf3([0; 8]), dircount: 512, maxcount: 4096 };
-    let readdir = READDIR3args { dir: fh(dir), cookie: 0, cookieverf: cookieverf3([0; 8]), count: 4096 };
-    let symlink = symlinkdata3 { symlink_attributes: set(), symlink_data: nfspath3(Opaque::borrowed(b"to")) };
-    let device = devicedata3 { dev_attributes: set(), spec: specdata3 { specdata1: 1, specdata2: 2 } };
+    let write = WRITE3args {
+        file: fh(file),
+        offset: 0,
+        count: 8,
+        stable: stable_how::UNSTABLE,
+        data: Opaque::borrowed(b"12345678"),
+    };
+    let listing = READDIRPLUS3args {
+        dir: fh(dir),
+        cookie: 0,
+        cookieverf: cookieverf3([0; 8]),
+        dircount: 512,
+        maxcount: 4096,
+    };
+    let readdir =
+        READDIR3args { dir: fh(dir), cookie: 0, cookieverf: cookieverf3([0; 8]), count: 4096 };
+    let symlink =
+        symlinkdata3 { symlink_attributes: set(), symlink_data: nfspath3(Opaque::borrowed(b"to")) };
+    let device =
+        devicedata3 { dev_attributes: set(), spec: specdata3 { specdata1: 1, specdata2: 2 } };
     let guard = Nfs3Option::Some(nfstime3 { seconds: 1, nseconds: 1 });
     vec![
         (0, Vec::new()),
@@ -123,7 +146,13 @@ pub fn all_args(dir: &[u8], file: &[u8]) -> Vec<(u32, Vec<u8>)> {
         (6, pack(&READ3args { file: fh(file), offset: 0, count: 100 })),
         (7, pack(&write)),
         (8, pack(&CREATE3args { where_: place(dir, b"a"), how: createhow3::GUARDED(set()) })),
-        (8, pack(&CREATE3args { where_: place(dir, b"b"), how: createhow3::EXCLUSIVE(createverf3([7; 8])) })),
+        (
+            8,
+            pack(&CREATE3args {
+                where_: place(dir, b"b"),
+                how: createhow3::EXCLUSIVE(createverf3([7; 8])),
+            }),
+        ),
         (9, pack(&MKDIR3args { where_: place(dir, b"c"), attributes: set() })),
         (10, pack(&SYMLINK3args { where_: place(dir, b"d"), symlink })),
         (11, pack(&MKNOD3args { where_: place(dir, b"e"), what: mknoddata3::NF3CHR(device) })),

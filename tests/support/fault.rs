@@ -12,8 +12,9 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload,
+    ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    Result, UploadPart,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -56,7 +57,8 @@ pub enum Fault {
     Before,
     /// It was done, and its answer is an error.
     LostAck,
-    /// It is done after a while. Of a put that nobody waits for any more by then, see [`FaultStore::arrive`].
+    /// It is done after a while. Of a put that nobody waits for any more by then, see
+    /// [`FaultStore::arrive`].
     Delay(Duration),
     /// A put is answered and not done: what no store may do, for tests of tests.
     Lie,
@@ -247,7 +249,8 @@ impl FaultStore {
         self.state().late.len()
     }
 
-    /// One of the late puts arrives: its request is done now. `n` chooses; counted round if there are fewer.
+    /// One of the late puts arrives: its request is done now. `n` chooses; counted round if there
+    /// are fewer.
     pub async fn arrive(&self, n: usize) {
         let put = {
             let late = &mut self.state().late;
@@ -260,7 +263,12 @@ impl FaultStore {
     }
 
     /// Runs a request as the faults have it.
-    async fn run<T>(&self, op: Op, key: &str, request: impl Future<Output = Result<T>>) -> (Result<T>, Option<Fault>) {
+    async fn run<T>(
+        &self,
+        op: Op,
+        key: &str,
+        request: impl Future<Output = Result<T>>,
+    ) -> (Result<T>, Option<Fault>) {
         let decided = self.decide(op, key);
         self.run_as(decided, key, request).await
     }
@@ -276,10 +284,17 @@ impl FaultStore {
         }
         let result = match fault {
             Some(Fault::Before) => Err(failed("before its effect")),
-            Some(Fault::Throttled) => Err(failed("with status code: 503 Service Unavailable: SlowDown")),
+            Some(Fault::Throttled) => {
+                Err(failed("with status code: 503 Service Unavailable: SlowDown"))
+            }
             Some(Fault::Hang) => std::future::pending().await,
-            Some(Fault::Denied) => Err(Error::PermissionDenied { path: key.to_owned(), source: "denied on purpose".into() }),
-            Some(Fault::Absent) => Err(Error::NotFound { path: key.to_owned(), source: "absent on purpose".into() }),
+            Some(Fault::Denied) => Err(Error::PermissionDenied {
+                path: key.to_owned(),
+                source: "denied on purpose".into(),
+            }),
+            Some(Fault::Absent) => {
+                Err(Error::NotFound { path: key.to_owned(), source: "absent on purpose".into() })
+            }
             Some(Fault::Delay(delay)) => {
                 tokio::time::sleep(delay).await;
                 request.await
@@ -363,27 +378,42 @@ impl fmt::Display for FaultStore {
 
 #[async_trait]
 impl ObjectStore for FaultStore {
-    async fn put_opts(&self, at: &Path, payload: PutPayload, mut options: PutOptions) -> Result<PutResult> {
+    async fn put_opts(
+        &self,
+        at: &Path,
+        payload: PutPayload,
+        mut options: PutOptions,
+    ) -> Result<PutResult> {
         let op = if options.mode == PutMode::Overwrite { Op::Put } else { Op::PutNew };
         if self.state().ignores_conditions {
             options.mode = PutMode::Overwrite;
         }
         let decided = self.decide(op, at.as_ref());
         match decided.0 {
-            Some(Fault::Lie) => Ok(PutResult { e_tag: None, version: None, extensions: Default::default() }),
+            Some(Fault::Lie) => {
+                Ok(PutResult { e_tag: None, version: None, extensions: Default::default() })
+            }
             Some(Fault::Delay(delay)) => {
                 let mut sent = Sent { store: self, put: Some((at.clone(), payload, options)) };
                 tokio::time::sleep(delay).await;
                 match sent.put.take() {
-                    Some((at, payload, options)) => self.inner.put_opts(&at, payload, options).await,
+                    Some((at, payload, options)) => {
+                        self.inner.put_opts(&at, payload, options).await
+                    }
                     None => Err(failed("twice")),
                 }
             }
-            _ => self.run_as(decided, at.as_ref(), self.inner.put_opts(at, payload, options)).await.0,
+            _ => {
+                self.run_as(decided, at.as_ref(), self.inner.put_opts(at, payload, options)).await.0
+            }
         }
     }
 
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         let inner = self.inner.put_multipart_opts(at, options).await?;
         Ok(Box::new(FaultUpload { store: self.clone(), at: at.to_string(), inner }))
     }
@@ -398,16 +428,21 @@ impl ObjectStore for FaultStore {
         let (meta, range) = (found.meta.clone(), found.range.clone());
         let (attributes, extensions) = (found.attributes.clone(), found.extensions.clone());
         let body = damaged(found.bytes().await?, fault);
-        let payload = GetResultPayload::Stream(futures::stream::once(async move { Ok(body) }).boxed());
+        let payload =
+            GetResultPayload::Stream(futures::stream::once(async move { Ok(body) }).boxed());
         Ok(GetResult { payload, meta, range, attributes, extensions })
     }
 
     async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        let (found, fault) = self.run(Op::Get, at.as_ref(), self.inner.get_ranges(at, ranges)).await;
+        let (found, fault) =
+            self.run(Op::Get, at.as_ref(), self.inner.get_ranges(at, ranges)).await;
         Ok(found?.into_iter().map(|bytes| damaged(bytes, fault)).collect())
     }
 
-    fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(
+        &self,
+        keys: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
         let this = self.clone();
         keys.and_then(move |key| {
             let this = this.clone();
@@ -417,7 +452,9 @@ impl ObjectStore for FaultStore {
                     async move { Ok(key) }
                 });
                 let mut deleted = this.inner.delete_stream(one.boxed());
-                let request = async move { deleted.next().await.unwrap_or_else(|| Err(failed("without an answer"))) };
+                let request = async move {
+                    deleted.next().await.unwrap_or_else(|| Err(failed("without an answer")))
+                };
                 this.run(Op::Delete, key.as_ref(), request).await.0
             }
         })
@@ -428,7 +465,10 @@ impl ObjectStore for FaultStore {
         let (this, key) = (self.clone(), prefix.map(ToString::to_string).unwrap_or_default());
         let listed = self.inner.list(prefix);
         let whole = async move { this.run(Op::List, &key, listed.try_collect::<Vec<_>>()).await.0 };
-        futures::stream::once(whole).map_ok(|found| futures::stream::iter(found).map(Ok)).try_flatten().boxed()
+        futures::stream::once(whole)
+            .map_ok(|found| futures::stream::iter(found).map(Ok))
+            .try_flatten()
+            .boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {

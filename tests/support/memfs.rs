@@ -1,4 +1,5 @@
-//! A file system in memory, for tests and benches of the edges: all that NFSv3 can carry, with POSIX meaning.
+//! A file system in memory, for tests and benches of the edges: all that NFSv3 can carry, with
+//! POSIX meaning.
 //!
 //! It can be told to misbehave: see [`Faults`].
 
@@ -125,11 +126,22 @@ impl State {
         Timestamp::from_nanos(self.clock)
     }
 
-    fn add(&mut self, caller: &Caller, kind: FileKind, set: &SetAttr, parent: u64, content: Option<Content>) -> u64 {
+    fn add(
+        &mut self,
+        caller: &Caller,
+        kind: FileKind,
+        set: &SetAttr,
+        parent: u64,
+        content: Option<Content>,
+    ) -> u64 {
         let now = self.now();
         let ino = self.next_ino;
         self.next_ino += 1;
-        let inherited = self.nodes.get(&parent).filter(|dir| dir.attr.mode & 0o2000 != 0).map(|dir| dir.attr.gid);
+        let inherited = self
+            .nodes
+            .get(&parent)
+            .filter(|dir| dir.attr.mode & 0o2000 != 0)
+            .map(|dir| dir.attr.gid);
         let directory = kind == FileKind::Directory;
         let mut mode = set.mode.unwrap_or(if directory { 0o755 } else { 0o644 });
         if directory && inherited.is_some() {
@@ -155,7 +167,9 @@ impl State {
         };
         let content = content.unwrap_or_else(|| match kind {
             FileKind::Regular => Content::File(BTreeMap::new()),
-            FileKind::Directory => Content::Dir { parent, names: HashMap::new(), order: BTreeMap::new() },
+            FileKind::Directory => {
+                Content::Dir { parent, names: HashMap::new(), order: BTreeMap::new() }
+            }
             _ => Content::Other,
         });
         self.nodes.insert(ino, Node { attr, content, exclusive: None });
@@ -177,7 +191,9 @@ impl State {
 
     fn find(&self, dir: FileRef, name: &[u8]) -> Result<Option<u64>> {
         let node = self.dir(dir)?;
-        let Content::Dir { parent, names, order } = &node.content else { return Err(FsError::NotDirectory) };
+        let Content::Dir { parent, names, order } = &node.content else {
+            return Err(FsError::NotDirectory);
+        };
         Ok(match name {
             b"." => Some(dir.ino.0),
             b".." => Some(*parent),
@@ -192,7 +208,9 @@ impl State {
         self.next_cookie += 1;
         let node = self.node_mut(dir)?;
         let before = Before::from(&node.attr);
-        let Content::Dir { names, order, .. } = &mut node.content else { return Err(FsError::NotDirectory) };
+        let Content::Dir { names, order, .. } = &mut node.content else {
+            return Err(FsError::NotDirectory);
+        };
         match ino {
             Some(ino) => {
                 names.insert(name.into(), cookie);
@@ -230,7 +248,8 @@ impl State {
     fn may_unlink(&self, caller: &Caller, dir: &Attr, ino: u64) -> Result<()> {
         need(caller, dir, 0o3)?;
         let owner = self.nodes.get(&ino).map_or(0, |node| node.attr.uid);
-        if dir.mode & 0o1000 != 0 && caller.uid != 0 && caller.uid != dir.uid && caller.uid != owner {
+        if dir.mode & 0o1000 != 0 && caller.uid != 0 && caller.uid != dir.uid && caller.uid != owner
+        {
             return Err(FsError::NotOwner);
         }
         Ok(())
@@ -258,7 +277,9 @@ impl State {
 
     fn resize(&mut self, file: FileRef, size: u64) -> Result<()> {
         let node = self.node_mut(file)?;
-        let Content::File(blocks) = &mut node.content else { return Err(FsError::Invalid("size of something else than a file")) };
+        let Content::File(blocks) = &mut node.content else {
+            return Err(FsError::Invalid("size of something else than a file"));
+        };
         blocks.retain(|index, _| index * BLOCK < size);
         if let Some(block) = blocks.get_mut(&(size / BLOCK)) {
             block.truncate((size % BLOCK) as usize);
@@ -325,7 +346,10 @@ impl MemFs {
         if self.faults.fenced.load(Ordering::Acquire) {
             return Err(FsError::Fenced);
         }
-        let left = self.faults.unavailable.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
+        let left =
+            self.faults
+                .unavailable
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
         if left.is_ok() { Err(FsError::Unavailable("a test says so".into())) } else { Ok(()) }
     }
 
@@ -364,7 +388,13 @@ impl MemFs {
         Ok(created)
     }
 
-    fn unlink(&self, caller: &Caller, dir: FileRef, name: &EntryName, directory: bool) -> Result<Change> {
+    fn unlink(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+        directory: bool,
+    ) -> Result<Change> {
         let mut state = self.state.lock();
         if let Some(Outcome::Changed(done)) = Self::repeated(&state, caller) {
             return Ok(done);
@@ -401,8 +431,11 @@ impl MemFs {
             need(caller, &attr, 0o2)?;
         }
         if caller.uid != 0 {
-            let foreign_group = |gid| gid != attr.gid && gid != caller.gid && !caller.groups.contains(&gid);
-            if set.uid.is_some_and(|uid| uid != attr.uid) || set.gid.is_some_and(|gid| !owner || foreign_group(gid)) {
+            let foreign_group =
+                |gid| gid != attr.gid && gid != caller.gid && !caller.groups.contains(&gid);
+            if set.uid.is_some_and(|uid| uid != attr.uid)
+                || set.gid.is_some_and(|gid| !owner || foreign_group(gid))
+            {
                 return Err(FsError::NotOwner);
             }
         }
@@ -455,7 +488,13 @@ impl FileSystem for MemFs {
         Ok(self.state.lock().node(file)?.attr)
     }
 
-    async fn setattr(&self, caller: &Caller, file: FileRef, set: SetAttr, guard: Option<Timestamp>) -> Result<Change> {
+    async fn setattr(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        set: SetAttr,
+        guard: Option<Timestamp>,
+    ) -> Result<Change> {
         self.enter()?;
         let mut state = self.state.lock();
         if let Some(Outcome::Changed(done)) = Self::repeated(&state, caller) {
@@ -508,7 +547,13 @@ impl FileSystem for MemFs {
         }
     }
 
-    async fn read(&self, caller: &Caller, file: FileRef, offset: u64, count: u32) -> Result<ReadOut> {
+    async fn read(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        offset: u64,
+        count: u32,
+    ) -> Result<ReadOut> {
         self.enter()?;
         if self.faults.any.load(Ordering::Acquire) {
             self.pass(&self.faults.reads).await;
@@ -518,7 +563,11 @@ impl FileSystem for MemFs {
         let attr = node.attr;
         let Content::File(blocks) = &node.content else {
             let directory = attr.kind == FileKind::Directory;
-            return Err(if directory { FsError::IsDirectory } else { FsError::Invalid("not a file") });
+            return Err(if directory {
+                FsError::IsDirectory
+            } else {
+                FsError::Invalid("not a file")
+            });
         };
         if caller.uid != attr.uid {
             // An executable is read to be executed (RFC 1813 §4.4).
@@ -529,8 +578,9 @@ impl FileSystem for MemFs {
         while at < end {
             let from = (at % BLOCK) as usize;
             let upto = (end - at).min(BLOCK - at % BLOCK) as usize + from;
-            let held =
-                blocks.get(&(at / BLOCK)).map_or(Bytes::new(), |block| block.slice(from.min(block.len())..upto.min(block.len())));
+            let held = blocks.get(&(at / BLOCK)).map_or(Bytes::new(), |block| {
+                block.slice(from.min(block.len())..upto.min(block.len()))
+            });
             let missing = upto - from - held.len();
             if !held.is_empty() {
                 data.push(held);
@@ -543,7 +593,14 @@ impl FileSystem for MemFs {
         Ok(ReadOut { data, eof: offset.saturating_add(u64::from(count)) >= attr.size, attr })
     }
 
-    async fn write(&self, caller: &Caller, file: FileRef, offset: u64, data: Bytes, stability: Stability) -> Result<Written> {
+    async fn write(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        offset: u64,
+        data: Bytes,
+        stability: Stability,
+    ) -> Result<Written> {
         self.enter()?;
         if self.faults.any.load(Ordering::Acquire) {
             let held = Mutex::new(self.faults.writes.lock().pop_front());
@@ -557,8 +614,13 @@ impl FileSystem for MemFs {
         if caller.uid != node.attr.uid {
             need(caller, &node.attr, 0o2)?;
         }
-        let Content::File(blocks) = &mut node.content else { return Err(FsError::Invalid("not a file")) };
-        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_BYTES_MAX).ok_or(FsError::TooBig)?;
+        let Content::File(blocks) = &mut node.content else {
+            return Err(FsError::Invalid("not a file"));
+        };
+        let end = offset
+            .checked_add(data.len() as u64)
+            .filter(|end| *end <= FILE_BYTES_MAX)
+            .ok_or(FsError::TooBig)?;
         if used + data.len() as u64 > quota {
             return Err(FsError::NoSpace);
         }
@@ -584,7 +646,13 @@ impl FileSystem for MemFs {
         Ok(Written { count: data.len() as u32, committed: stability, change })
     }
 
-    async fn commit(&self, _caller: &Caller, file: FileRef, _offset: u64, _count: u32) -> Result<Change> {
+    async fn commit(
+        &self,
+        _caller: &Caller,
+        file: FileRef,
+        _offset: u64,
+        _count: u32,
+    ) -> Result<Change> {
         self.enter()?;
         if self.faults.any.load(Ordering::Acquire) {
             self.pass(&self.faults.slow).await;
@@ -593,7 +661,13 @@ impl FileSystem for MemFs {
         Ok(Change { before: Some(Before::from(&attr)), after: attr })
     }
 
-    async fn create(&self, caller: &Caller, dir: FileRef, name: &EntryName, how: CreateHow) -> Result<Created> {
+    async fn create(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+        how: CreateHow,
+    ) -> Result<Created> {
         self.enter()?;
         let (set, verifier) = match how {
             CreateHow::Unchecked(set) | CreateHow::Guarded(set) => (set, None),
@@ -618,26 +692,52 @@ impl FileSystem for MemFs {
             CreateHow::Exclusive(verifier) if node.exclusive == Some(verifier) => {}
             CreateHow::Unchecked(set) if node.attr.kind == FileKind::Regular => {
                 if set.size.is_some() {
-                    Self::apply(&mut state, caller, file, &SetAttr { size: set.size, ..SetAttr::default() })?;
+                    Self::apply(
+                        &mut state,
+                        caller,
+                        file,
+                        &SetAttr { size: set.size, ..SetAttr::default() },
+                    )?;
                 }
             }
-            CreateHow::Unchecked(_) | CreateHow::Guarded(_) | CreateHow::Exclusive(_) => return Err(FsError::Exists),
+            CreateHow::Unchecked(_) | CreateHow::Guarded(_) | CreateHow::Exclusive(_) => {
+                return Err(FsError::Exists);
+            }
         }
         let dir = Change { before: Some(Before::from(&dir_attr)), after: dir_attr };
         Ok(Created { attr: state.node(file)?.attr, dir })
     }
 
-    async fn mkdir(&self, caller: &Caller, dir: FileRef, name: &EntryName, set: SetAttr) -> Result<Created> {
+    async fn mkdir(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+        set: SetAttr,
+    ) -> Result<Created> {
         self.enter()?;
-        self.insert(caller, dir, name, |state| Ok(state.add(caller, FileKind::Directory, &set, dir.ino.0, None)))
+        self.insert(caller, dir, name, |state| {
+            Ok(state.add(caller, FileKind::Directory, &set, dir.ino.0, None))
+        })
     }
 
-    async fn make(&self, caller: &Caller, dir: FileRef, name: &EntryName, what: Special, set: SetAttr) -> Result<Created> {
+    async fn make(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &EntryName,
+        what: Special,
+        set: SetAttr,
+    ) -> Result<Created> {
         self.enter()?;
         let (kind, rdev, content) = match what {
             Special::Symlink(target) => (FileKind::Symlink, (0, 0), Content::Link(target)),
-            Special::BlockDevice(major, minor) => (FileKind::BlockDevice, (major, minor), Content::Other),
-            Special::CharDevice(major, minor) => (FileKind::CharDevice, (major, minor), Content::Other),
+            Special::BlockDevice(major, minor) => {
+                (FileKind::BlockDevice, (major, minor), Content::Other)
+            }
+            Special::CharDevice(major, minor) => {
+                (FileKind::CharDevice, (major, minor), Content::Other)
+            }
             Special::Fifo => (FileKind::Fifo, (0, 0), Content::Other),
             Special::Socket => (FileKind::Socket, (0, 0), Content::Other),
         };
@@ -666,7 +766,12 @@ impl FileSystem for MemFs {
         self.unlink(caller, dir, name, true)
     }
 
-    async fn rename(&self, caller: &Caller, from: (FileRef, &EntryName), to: (FileRef, &EntryName)) -> Result<(Change, Change)> {
+    async fn rename(
+        &self,
+        caller: &Caller,
+        from: (FileRef, &EntryName),
+        to: (FileRef, &EntryName),
+    ) -> Result<(Change, Change)> {
         self.enter()?;
         let mut state = self.state.lock();
         if let Some(Outcome::Renamed(a, b)) = Self::repeated(&state, caller) {
@@ -704,7 +809,9 @@ impl FileSystem for MemFs {
         if directory && from.0 != to.0 {
             one.after = state.stamp_link(from.0.ino.0, -1).unwrap();
             two.after = state.stamp_link(to.0.ino.0, 1).unwrap();
-            if let Some(Node { content: Content::Dir { parent, .. }, .. }) = state.nodes.get_mut(&ino) {
+            if let Some(Node { content: Content::Dir { parent, .. }, .. }) =
+                state.nodes.get_mut(&ino)
+            {
                 *parent = to.0.ino.0;
             }
         }
@@ -714,7 +821,13 @@ impl FileSystem for MemFs {
         Ok((one, two))
     }
 
-    async fn link(&self, caller: &Caller, file: FileRef, dir: FileRef, name: &EntryName) -> Result<(Attr, Change)> {
+    async fn link(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        dir: FileRef,
+        name: &EntryName,
+    ) -> Result<(Attr, Change)> {
         self.enter()?;
         let mut state = self.state.lock();
         if let Some(Outcome::Linked(attr, change)) = Self::repeated(&state, caller) {
@@ -734,15 +847,27 @@ impl FileSystem for MemFs {
         Ok((attr, change))
     }
 
-    async fn readdir(&self, caller: &Caller, dir: FileRef, after: DirCookie, limit: ListLimit) -> Result<Listing> {
+    async fn readdir(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        after: DirCookie,
+        limit: ListLimit,
+    ) -> Result<Listing> {
         self.enter()?;
         let state = self.state.lock();
         let node = state.dir(dir)?;
         need(caller, &node.attr, 0o4)?;
-        let Content::Dir { parent, order, .. } = &node.content else { return Err(FsError::NotDirectory) };
-        let dots = [(1, Bytes::from_static(b"."), dir.ino.0), (2, Bytes::from_static(b".."), *parent)];
-        let rest = order.range(FIRST_COOKIE.max(after.0 + 1)..).map(|(cookie, (name, ino))| (*cookie, name.clone(), *ino));
-        let mut all = dots.into_iter().filter(|(cookie, ..)| *cookie > after.0).chain(rest).peekable();
+        let Content::Dir { parent, order, .. } = &node.content else {
+            return Err(FsError::NotDirectory);
+        };
+        let dots =
+            [(1, Bytes::from_static(b"."), dir.ino.0), (2, Bytes::from_static(b".."), *parent)];
+        let rest = order
+            .range(FIRST_COOKIE.max(after.0 + 1)..)
+            .map(|(cookie, (name, ino))| (*cookie, name.clone(), *ino));
+        let mut all =
+            dots.into_iter().filter(|(cookie, ..)| *cookie > after.0).chain(rest).peekable();
         let (mut entries, mut bytes) = (Vec::new(), 0);
         while let Some((cookie, name, ino)) = all.peek() {
             bytes += name.len() + limit.entry_bytes;
@@ -750,7 +875,12 @@ impl FileSystem for MemFs {
                 break;
             }
             let attr = limit.with_attr.then(|| state.nodes[ino].attr);
-            entries.push(DirEntry { name: name.clone(), ino: InodeNo(*ino), cookie: DirCookie(*cookie), attr });
+            entries.push(DirEntry {
+                name: name.clone(),
+                ino: InodeNo(*ino),
+                cookie: DirCookie(*cookie),
+                attr,
+            });
             all.next();
         }
         let eof = all.peek().is_none();
@@ -762,6 +892,11 @@ impl FileSystem for MemFs {
         let state = self.state.lock();
         let quota = self.quota.load(Ordering::Relaxed);
         let inodes = state.nodes.len() as u64;
-        Ok(StatFs { total_bytes: quota, free_bytes: quota - state.bytes, total_inodes: 1 << 32, free_inodes: (1 << 32) - inodes })
+        Ok(StatFs {
+            total_bytes: quota,
+            free_bytes: quota - state.bytes,
+            total_inodes: 1 << 32,
+            free_inodes: (1 << 32) - inodes,
+        })
     }
 }

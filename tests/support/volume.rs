@@ -40,17 +40,24 @@ impl Dataset {
         Self { place, options, family, keyring, chunks: ChunkCache::memory(16 << 20), journals }
     }
 
-    /// As a new process has it: on `bucket`, with nothing in memory, its journal in `journals` or without one.
+    /// As a new process has it: on `bucket`, with nothing in memory, its journal in `journals` or
+    /// without one.
     pub fn reborn(&mut self, bucket: Bucket, journals: Option<&std::path::Path>) {
         self.place = DbPlace { bucket, cache: DbCache::new(4 << 20), ..self.place.clone() };
         self.chunks = ChunkCache::memory(4 << 20);
         self.options.memory = FsMemory::new(8 << 20, 4 << 20);
-        self.options.journal = journals.map(|folder| folder.join(self.place.incarnation.to_string()));
+        self.options.journal =
+            journals.map(|folder| folder.join(self.place.incarnation.to_string()));
     }
 
     /// Opens it, once.
     pub async fn try_open(&self) -> Result<Fs, FsError> {
-        let chunks = ChunkStore::new(self.place.bucket.clone(), self.family, &self.keyring, self.chunks.clone());
+        let chunks = ChunkStore::new(
+            self.place.bucket.clone(),
+            self.family,
+            &self.keyring,
+            self.chunks.clone(),
+        );
         Fs::open(&self.place, chunks, self.options.clone()).await
     }
 
@@ -69,8 +76,15 @@ impl Dataset {
     /// A snapshot of this dataset, read as `.snapshots` shows it.
     #[allow(dead_code, reason = "not every test program reads one")]
     pub async fn frozen(&self, checkpoint: CheckpointId) -> Frozen {
-        let chunks = ChunkStore::new(self.place.bucket.clone(), self.family, &self.keyring, self.chunks.clone());
-        Frozen::open(&self.place, checkpoint, chunks, self.options.memory.frozen()).await.expect("a snapshot")
+        let chunks = ChunkStore::new(
+            self.place.bucket.clone(),
+            self.family,
+            &self.keyring,
+            self.chunks.clone(),
+        );
+        Frozen::open(&self.place, checkpoint, chunks, self.options.memory.frozen())
+            .await
+            .expect("a snapshot")
     }
 
     /// A clone of a snapshot of this dataset.

@@ -8,9 +8,11 @@
 //!   ▲         │ ended, too old, silent
 //!   └─────────┘ after a pause that grows
 //! ```
-//! A name proves nothing: a pool may be shared with another cluster that names its machines alike, or with servers outside. What counts is the
-//! machine's boot id, which its Node shows and its session's heartbeat holds: only where both say the same, the owner is that Node. For the same
-//! reason a Node is gone only if this process saw it before: an owner whose Node was never seen here keeps its volumes, and its lease decides.
+//! A name proves nothing: a pool may be shared with another cluster that names its machines alike,
+//! or with servers outside. What counts is the machine's boot id, which its Node shows and its
+//! session's heartbeat holds: only where both say the same, the owner is that Node. For the same
+//! reason a Node is gone only if this process saw it before: an owner whose Node was never seen
+//! here keeps its volumes, and its lease decides.
 //!
 //! Any number of replicas may do this at once: a revocation is put if absent, and is about one
 //! claim. A crash leaves nothing but revocations. The third ground of R27, that no pod with the
@@ -45,19 +47,23 @@ const GONE: u16 = 410;
 /// Between tries to reach the API server.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Between looks at what condemned machines own: at first, while there was something to do or it failed, …
+/// Between looks at what condemned machines own: at first, while there was something to do or it
+/// failed, …
 const LOOK_SOON: Duration = Duration::from_secs(2);
 /// … while a machine stays out of service and owns nothing, …
 const LOOK_LATER: Duration = Duration::from_secs(60);
 /// … and while there is none.
 const LOOK_NEVER: Duration = Duration::from_secs(24 * 3600);
 
-/// How to reach the API server as a pod does; `None`: this is none, or one without a ServiceAccount.
+/// How to reach the API server as a pod does; `None`: this is none, or one without a
+/// ServiceAccount.
 ///
 /// # Errors
 /// When it is one, and what it was given cannot be used.
 pub fn in_cluster() -> Result<Option<Config>, Box<dyn std::error::Error + Send + Sync>> {
-    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none() || !Path::new(ACCOUNT).join("token").exists() {
+    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none()
+        || !Path::new(ACCOUNT).join("token").exists()
+    {
         return Ok(None);
     }
     Ok(Some(Config::incluster()?))
@@ -67,10 +73,15 @@ pub fn in_cluster() -> Result<Option<Config>, Box<dyn std::error::Error + Send +
 ///
 /// # Errors
 /// When no client can be made of the configuration.
-pub async fn watch(mut server: Config, controller: Arc<Controller>, stop: CancellationToken) -> Result<(), kube::Error> {
+pub async fn watch(
+    mut server: Config,
+    controller: Arc<Controller>,
+    stop: CancellationToken,
+) -> Result<(), kube::Error> {
     server.connect_timeout = Some(CONNECT_LIMIT);
     let nodes = Api::all(Client::try_from(server)?);
-    let mut watcher = Watcher { controller, nodes: Nodes::default(), look_at: None, reach: Reach::default() };
+    let mut watcher =
+        Watcher { controller, nodes: Nodes::default(), look_at: None, reach: Reach::default() };
     tokio::select! {
         () = stop.cancelled() => {}
         () = watcher.run(nodes) => {}
@@ -105,7 +116,10 @@ impl Reach {
 
 impl Watcher {
     async fn run(&mut self, nodes: Api<Node>) {
-        let begin = || watcher(nodes.clone(), watcher::Config::default().page_size(PAGE).timeout(WATCH_SECS)).boxed();
+        let begin = || {
+            watcher(nodes.clone(), watcher::Config::default().page_size(PAGE).timeout(WATCH_SECS))
+                .boxed()
+        };
         let (mut events, mut pause) = (begin(), PAUSE_MIN);
         loop {
             self.look_if_due().await;
@@ -129,7 +143,8 @@ impl Watcher {
                         self.reach.failed(Instant::now());
                     }
                     if code == Some(GONE) {
-                        // The stream lists anew by itself only where an event says so, not where the watch is refused for it.
+                        // The stream lists anew by itself only where an event says so, not where
+                        // the watch is refused for it.
                         events = begin();
                     }
                     self.rest(pause.mul_f64(rand::random_range(0.5..1.0))).await;
@@ -152,7 +167,9 @@ impl Watcher {
     }
 
     fn look_soon(&mut self) {
-        if self.nodes.any_condemned() && self.look_at.is_none_or(|at| at > Instant::now() + LOOK_SOON) {
+        if self.nodes.any_condemned()
+            && self.look_at.is_none_or(|at| at > Instant::now() + LOOK_SOON)
+        {
             self.look_at = Some(Instant::now());
         }
     }
@@ -185,7 +202,11 @@ impl Watcher {
             match self.revoke_in(pool, condemned).await {
                 Ok(revoked) => left |= revoked,
                 Err(error) => {
-                    tracing::warn!(pool = pool.name, %error, "cannot determine which volumes lost nodes own; retrying");
+                    tracing::warn!(
+                        pool = pool.name,
+                        %error,
+                        "cannot determine which volumes lost nodes own; retrying"
+                    );
                     left = true;
                 }
             }
@@ -197,21 +218,41 @@ impl Watcher {
         let mut boots: HashMap<SessionId, Option<String>> = HashMap::new();
         let mut revoked = false;
         for dataset in pool.catalog.datasets().await?.into_iter().map(|at| at.record) {
-            let Some(owner) = dataset.owner.as_ref().filter(|owner| condemned.iter().any(|node| node.name == owner.node)) else {
+            let Some(owner) = dataset
+                .owner
+                .as_ref()
+                .filter(|owner| condemned.iter().any(|node| node.name == owner.node))
+            else {
                 continue;
             };
             if let Entry::Vacant(unknown) = boots.entry(owner.session) {
-                unknown.insert(pool.catalog.newest_heartbeat(owner.session).await?.and_then(|beat| beat.boot));
+                unknown.insert(
+                    pool.catalog.newest_heartbeat(owner.session).await?.and_then(|beat| beat.boot),
+                );
             }
             let boot = boots.get(&owner.session).and_then(Option::as_deref);
-            let Some(node) = condemned.iter().find(|node| node.name == owner.node && Some(node.boot.as_str()) == boot) else {
-                tracing::debug!(volume = %dataset.name, node = owner.node, "owned by another machine of that name, or by an earlier run of it");
+            let Some(node) = condemned
+                .iter()
+                .find(|node| node.name == owner.node && Some(node.boot.as_str()) == boot)
+            else {
+                tracing::debug!(
+                    volume = %dataset.name,
+                    node = owner.node,
+                    "owned by another machine of that name, or by an earlier run of it"
+                );
                 continue;
             };
-            let why = if node.gone { RevocationReason::NodeGone } else { RevocationReason::OutOfService };
+            let why =
+                if node.gone { RevocationReason::NodeGone } else { RevocationReason::OutOfService };
             let handle = VolumeHandle { pool: pool.id(), dataset: dataset.id() };
             if self.controller.revoke_claim(handle, owner.claim, why).await? {
-                tracing::warn!(volume = %dataset.name, node = node.name, ?why, "ownership of the volume was revoked: its node gives it up, or its lease expires");
+                tracing::warn!(
+                    volume = %dataset.name,
+                    node = node.name,
+                    ?why,
+                    "ownership of the volume was revoked: its node gives it up, or its lease \
+                     expires"
+                );
                 revoked = true;
             }
         }
@@ -235,9 +276,17 @@ fn say(error: &watcher::Error, code: Option<u16>) {
     match code {
         Some(GONE) => tracing::debug!(%error, "the nodes are listed anew"),
         Some(401 | 403) => {
-            tracing::warn!(%error, "nodes cannot be watched: let the controller's ServiceAccount list and watch them");
+            tracing::warn!(
+                %error,
+                "nodes cannot be watched: let the controller's ServiceAccount list and watch them"
+            );
         }
-        _ => tracing::warn!(%error, "nodes cannot be watched for now: volumes of lost nodes wait for their leases"),
+        _ => {
+            tracing::warn!(
+                %error,
+                "nodes cannot be watched for now: volumes of lost nodes wait for their leases"
+            )
+        }
     }
 }
 
@@ -255,7 +304,8 @@ mod tests {
         assert_eq!(reach.answered(now + Duration::from_secs(8)), None);
     }
 
-    /// What only a cluster would show otherwise: that there is one provider of cryptography, and not a choice of two.
+    /// What only a cluster would show otherwise: that there is one provider of cryptography, and
+    /// not a choice of two.
     #[tokio::test]
     async fn a_client_that_speaks_tls_can_be_made() {
         let mut server = Config::new("https://10.0.0.1".parse().unwrap());

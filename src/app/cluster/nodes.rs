@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 /// Nodes remembered. Kubernetes itself is made for 5,000.
 const NODES_MAX: usize = 20_000;
-/// A Node that is gone may come back at once, when somebody makes it anew: only after this it is condemned.
+/// A Node that is gone may come back at once, when somebody makes it anew: only after this it is
+/// condemned.
 const GONE_FOR: Duration = Duration::from_secs(5);
 /// A Node that is gone is forgotten after this at the latest.
 const GONE_KEPT: Duration = Duration::from_secs(600);
@@ -57,7 +58,8 @@ impl Nodes {
             Event::InitDone => {
                 // What a list shows is all there is: what is missing went while nobody watched.
                 let listed = std::mem::take(&mut self.listed);
-                let missing: Vec<String> = self.there.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+                let missing: Vec<String> =
+                    self.there.keys().filter(|name| !listed.contains(*name)).cloned().collect();
                 missing.iter().for_each(|name| self.remove(name, now));
             }
             Event::Apply(node) => drop(self.put(node)),
@@ -73,7 +75,11 @@ impl Nodes {
     /// Answers its name, if it has one.
     fn put(&mut self, node: Node) -> Option<String> {
         let name = node.metadata.name?;
-        let boot = node.status.and_then(|status| status.node_info).map(|info| info.boot_id).unwrap_or_default();
+        let boot = node
+            .status
+            .and_then(|status| status.node_info)
+            .map(|info| info.boot_id)
+            .unwrap_or_default();
         // Its kubelet has not said yet which run of the machine it is; or there are too many.
         if boot.is_empty() || (!self.there.contains_key(&name) && self.there.len() >= NODES_MAX) {
             return Some(name);
@@ -82,7 +88,10 @@ impl Nodes {
         let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
         let out_of_service = taints.iter().any(|taint| taint.key == OUT_OF_SERVICE);
         if out_of_service && !self.there.get(&name).is_some_and(|before| before.out_of_service) {
-            tracing::warn!(node = name, "the node is tainted out-of-service: it is told to give up its volumes");
+            tracing::warn!(
+                node = name,
+                "the node is tainted out-of-service: it is told to give up its volumes"
+            );
         }
         self.there.insert(name.clone(), Known { boot, out_of_service });
         Some(name)
@@ -100,14 +109,25 @@ impl Nodes {
         !self.gone.is_empty() || self.there.values().any(|node| node.out_of_service)
     }
 
-    /// Those that must give up what they own, and whether there are some that may be among them soon.
+    /// Those that must give up what they own, and whether there are some that may be among them
+    /// soon.
     pub fn condemned(&mut self, now: Instant) -> (Vec<Condemned>, bool) {
         self.gone.retain(|_, gone| now.saturating_duration_since(gone.since) < GONE_KEPT);
         let is_due = |gone: &Gone| now.saturating_duration_since(gone.since) >= GONE_FOR;
-        let tainted = self.there.iter().filter(|(_, node)| node.out_of_service).map(|(name, node)| (name, &node.boot, false));
-        let gone = self.gone.iter().filter(|(_, gone)| is_due(gone)).map(|(name, gone)| (name, &gone.boot, true));
-        let all =
-            tainted.chain(gone).map(|(name, boot, gone)| Condemned { name: name.clone(), boot: boot.clone(), gone }).collect();
+        let tainted = self
+            .there
+            .iter()
+            .filter(|(_, node)| node.out_of_service)
+            .map(|(name, node)| (name, &node.boot, false));
+        let gone = self
+            .gone
+            .iter()
+            .filter(|(_, gone)| is_due(gone))
+            .map(|(name, gone)| (name, &gone.boot, true));
+        let all = tainted
+            .chain(gone)
+            .map(|(name, boot, gone)| Condemned { name: name.clone(), boot: boot.clone(), gone })
+            .collect();
         (all, self.gone.values().any(|gone| !is_due(gone)))
     }
 
@@ -122,10 +142,18 @@ mod tests {
     use super::*;
 
     fn node(name: &str, boot: &str, taint: Option<&str>) -> Node {
-        let taints: Vec<_> = taint.iter().map(|key| serde_json::json!({"key": key, "effect": "NoExecute"})).collect();
-        let mut node: Node =
-            serde_json::from_value(serde_json::json!({"metadata": {"name": name}, "spec": {"taints": taints}})).unwrap();
-        let info = k8s_openapi::api::core::v1::NodeSystemInfo { boot_id: boot.to_owned(), ..Default::default() };
+        let taints: Vec<_> = taint
+            .iter()
+            .map(|key| serde_json::json!({"key": key, "effect": "NoExecute"}))
+            .collect();
+        let mut node: Node = serde_json::from_value(
+            serde_json::json!({"metadata": {"name": name}, "spec": {"taints": taints}}),
+        )
+        .unwrap();
+        let info = k8s_openapi::api::core::v1::NodeSystemInfo {
+            boot_id: boot.to_owned(),
+            ..Default::default()
+        };
         node.status.get_or_insert_default().node_info = Some(info);
         node
     }
@@ -137,7 +165,12 @@ mod tests {
     }
 
     fn of(nodes: &mut Nodes, now: Instant) -> Vec<(String, bool)> {
-        let mut found: Vec<_> = nodes.condemned(now).0.into_iter().map(|node| (node.name + "/" + &node.boot, node.gone)).collect();
+        let mut found: Vec<_> = nodes
+            .condemned(now)
+            .0
+            .into_iter()
+            .map(|node| (node.name + "/" + &node.boot, node.gone))
+            .collect();
         found.sort();
         found
     }
@@ -147,13 +180,20 @@ mod tests {
         let (mut nodes, start) = (Nodes::default(), Instant::now());
         list(
             &mut nodes,
-            vec![node("a", "1", None), node("b", "2", Some("node.kubernetes.io/unreachable")), node("c", "3", None)],
+            vec![
+                node("a", "1", None),
+                node("b", "2", Some("node.kubernetes.io/unreachable")),
+                node("c", "3", None),
+            ],
             start,
         );
         assert!(!nodes.any_condemned());
         nodes.apply(Event::Apply(node("a", "1", Some(OUT_OF_SERVICE))), start);
         nodes.apply(Event::Delete(node("b", "2", None)), start);
-        assert_eq!(nodes.condemned(start), (vec![Condemned { name: "a".into(), boot: "1".into(), gone: false }], true));
+        assert_eq!(
+            nodes.condemned(start),
+            (vec![Condemned { name: "a".into(), boot: "1".into(), gone: false }], true)
+        );
         let later = start + GONE_FOR;
         assert_eq!(of(&mut nodes, later), [("a/1".into(), false), ("b/2".into(), true)]);
         nodes.done(later);

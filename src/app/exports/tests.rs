@@ -14,8 +14,12 @@ use crate::volume::VolumeSettings;
 const STACK_BYTES: usize = 8 << 20;
 
 fn run(test: impl Future<Output = ()> + Send + 'static) {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().thread_stack_size(STACK_BYTES).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .thread_stack_size(STACK_BYTES)
+        .build()
+        .unwrap();
     let done = runtime.spawn(test);
     runtime.block_on(done).unwrap();
 }
@@ -55,10 +59,30 @@ impl Serving {
             form: Default::default(),
             parameters: Default::default(),
         };
-        let id = Controller::new(pools.clone(), volumes.clone()).create_volume(None, new).await.unwrap().handle.dataset;
+        let id = Controller::new(pools.clone(), volumes.clone())
+            .create_volume(None, new)
+            .await
+            .unwrap()
+            .handle
+            .dataset;
         let idle = Duration::from_secs(3600);
-        let exports = Exports::start(pools, volumes.clone(), Box::new(|_| false), idle, CancellationToken::new()).await.unwrap();
-        Self { table: ServeTable(exports.clone()), exports, catalog, volumes, id, _journals: journals }
+        let exports = Exports::start(
+            pools,
+            volumes.clone(),
+            Box::new(|_| false),
+            idle,
+            CancellationToken::new(),
+        )
+        .await
+        .unwrap();
+        Self {
+            table: ServeTable(exports.clone()),
+            exports,
+            catalog,
+            volumes,
+            id,
+            _journals: journals,
+        }
     }
 
     async fn mount(&self) -> Arc<Export<Served>> {
@@ -88,13 +112,18 @@ impl Serving {
 
 async fn create(export: &Export<Served>, name: &str) {
     let name = EntryName::try_from(name.as_bytes()).unwrap();
-    export.fs.create(&Caller::root(), export.fs.root(), &name, CreateHow::Guarded(SetAttr::default())).await.unwrap();
+    export
+        .fs
+        .create(&Caller::root(), export.fs.root(), &name, CreateHow::Guarded(SetAttr::default()))
+        .await
+        .unwrap();
 }
 
 #[test]
 fn an_idle_close_that_fails_makes_its_clients_wait_and_no_handle_stale() {
     run(async {
-        // A flush that fails for good, a close that does not end, and a record that cannot be written.
+        // A flush that fails for good, a close that does not end, and a record that cannot be
+        // written.
         for step in ["fs.commit.before-flush", "fs.commit.before-close", "volume.close.release"] {
             let serving = Serving::new().await;
             let failpoints = serving.catalog.bucket().failpoints().clone();
@@ -104,16 +133,21 @@ fn an_idle_close_that_fails_makes_its_clients_wait_and_no_handle_stale() {
                 failpoints.set(step, "1*return->off").unwrap();
                 assert!(serving.park().await.is_err(), "{step}");
                 let export = serving.found().await;
-                assert!(!Arc::ptr_eq(&export, &first), "{step}: the closed one is not what is found");
+                assert!(
+                    !Arc::ptr_eq(&export, &first),
+                    "{step}: the closed one is not what is found"
+                );
                 create(&export, file).await;
                 for there in ["early", file] {
-                    let found = export.fs.lookup(&Caller::root(), export.fs.root(), there.as_bytes()).await;
+                    let found =
+                        export.fs.lookup(&Caller::root(), export.fs.root(), there.as_bytes()).await;
                     assert!(found.is_ok(), "{step}: {there}: {found:?}");
                 }
             }
             serving.exports.close(Duration::from_secs(30)).await.unwrap();
             assert!(serving.volumes.list().is_empty() && serving.volumes.closing().is_empty());
-            let owner = serving.catalog.dataset_by_id(serving.id).await.unwrap().unwrap().record.owner;
+            let owner =
+                serving.catalog.dataset_by_id(serving.id).await.unwrap().unwrap().record.owner;
             assert_eq!(owner, None, "{step}");
         }
     });
@@ -127,7 +161,12 @@ fn a_volume_that_failed_is_opened_anew_for_the_next_call() {
         let first = serving.mount().await;
         create(&first, "early").await;
         let mut losses = serving.volumes.lost();
-        serving.catalog.bucket().failpoints().set("fs.commit.before-flush", "1*return->off").unwrap();
+        serving
+            .catalog
+            .bucket()
+            .failpoints()
+            .set("fs.commit.before-flush", "1*return->off")
+            .unwrap();
         let open = serving.volumes.get(serving.id).unwrap();
         assert!(open.fs.sync().await.is_err());
         losses.recv().await.unwrap();

@@ -2,8 +2,8 @@
 
 use super::message::{BYTES_MAX, FDS_MAX, Message};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use std::fs::File;
 use std::io::{Error, ErrorKind, IoSlice, IoSliceMut};
@@ -48,7 +48,8 @@ fn socket() -> Result<OwnedFd, Error> {
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-/// The address of a file in a folder, however long the folder's path is: a socket's has at most 107 bytes.
+/// The address of a file in a folder, however long the folder's path is: a socket's has at most 107
+/// bytes.
 fn address(dir: &File, name: &str) -> Result<SocketAddrUnix, Error> {
     Ok(SocketAddrUnix::new(PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd())))?)
 }
@@ -60,7 +61,12 @@ pub(super) fn listen(state_dir: &Path) -> Result<UnixListener, Error> {
     let listener = socket()?;
     rustix::net::bind(&listener, &address(&dir, &draft)?)?;
     // Only our own user opens it.
-    rustix::fs::chmodat(&dir, &draft, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR, rustix::fs::AtFlags::empty())?;
+    rustix::fs::chmodat(
+        &dir,
+        &draft,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        rustix::fs::AtFlags::empty(),
+    )?;
     rustix::net::listen(&listener, BACKLOG)?;
     rustix::fs::renameat(&dir, &draft, &dir, NAME)?;
     UnixListener::from_std(listener.into())
@@ -73,7 +79,9 @@ impl Channel {
         let socket = socket()?;
         match rustix::net::connect(&socket, &address(&dir, NAME)?) {
             Ok(()) => {}
-            Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOENT) => return Err(HandoverError::Nobody),
+            Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOENT) => {
+                return Err(HandoverError::Nobody);
+            }
             // Its queue is full.
             Err(rustix::io::Errno::AGAIN) => return Err(HandoverError::Silent(Duration::ZERO)),
             Err(error) => return Err(Error::from(error).into()),
@@ -90,19 +98,34 @@ impl Channel {
         Ok(Self { stream })
     }
 
-    pub async fn send(&self, message: &Message, fds: &[BorrowedFd<'_>], limit: Duration) -> Result<(), HandoverError> {
+    pub async fn send(
+        &self,
+        message: &Message,
+        fds: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<(), HandoverError> {
         let bytes = message.encode()?;
         let sent = self.stream.async_io(Interest::WRITABLE, || {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
             let mut control = SendAncillaryBuffer::new(&mut space);
             if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-                return Err(Error::new(ErrorKind::InvalidInput, "too many descriptors for one message"));
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    "too many descriptors for one message",
+                ));
             }
-            Ok(rustix::net::sendmsg(&self.stream, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?)
+            Ok(rustix::net::sendmsg(
+                &self.stream,
+                &[IoSlice::new(&bytes)],
+                &mut control,
+                SendFlags::NOSIGNAL,
+            )?)
         });
         match tokio::time::timeout(limit, sent).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+            Ok(Err(error))
+                if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) =>
+            {
                 Err(HandoverError::Ended)
             }
             Ok(Err(error)) => Err(error.into()),
@@ -143,7 +166,9 @@ impl Channel {
         });
         let (bytes, fds) = match received.await {
             Ok(received) => received,
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Err(HandoverError::Ended),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                return Err(HandoverError::Ended);
+            }
             Err(error) => return Err(error.into()),
         };
         // No message is empty.

@@ -24,7 +24,8 @@ pub(super) const COMPLAIN_AGAIN: Duration = Duration::from_secs(60);
 /// Where the next process knocks.
 pub struct Door {
     listener: UnixListener,
-    /// Why the last one was turned away, and when that was logged: who does not fit knocks again and again.
+    /// Why the last one was turned away, and when that was logged: who does not fit knocks again
+    /// and again.
     told: Mutex<Option<(String, Instant)>>,
 }
 
@@ -44,7 +45,10 @@ impl Door {
     fn tell(&self, error: &HandoverError) {
         let (why, mut told) = (error.to_string(), self.told.lock());
         if told.as_ref().is_none_or(|(last, at)| *last != why || at.elapsed() > COMPLAIN_AGAIN) {
-            tracing::warn!(why, "a process that wants to take over is turned away; this one goes on");
+            tracing::warn!(
+                why,
+                "a process that wants to take over is turned away; this one goes on"
+            );
             *told = Some((why, Instant::now()));
         }
     }
@@ -66,7 +70,10 @@ impl Door {
     }
 }
 
-async fn meet(stream: UnixStream, fits: &impl Fn(&Hello) -> Result<(), String>) -> Result<Successor, HandoverError> {
+async fn meet(
+    stream: UnixStream,
+    fits: &impl Fn(&Hello) -> Result<(), String>,
+) -> Result<Successor, HandoverError> {
     let channel = Channel::over(stream)?;
     let hello = match channel.receive(STEP_LIMIT).await? {
         (Message::Hello(hello), _) => hello,
@@ -84,7 +91,8 @@ async fn meet(stream: UnixStream, fits: &impl Fn(&Hello) -> Result<(), String>) 
 impl Successor {
     /// It waits from now on.
     pub async fn accept(&self) -> Result<(), HandoverError> {
-        let accepted = Message::Accepted { version: VERSION, program: env!("CARGO_PKG_VERSION").to_owned() };
+        let accepted =
+            Message::Accepted { version: VERSION, program: env!("CARGO_PKG_VERSION").to_owned() };
         self.channel.send(&accepted, &[], STEP_LIMIT).await
     }
 
@@ -130,7 +138,10 @@ pub async fn pass_on(
             Ok(Some(state)) => Err((state, error)),
             Ok(None) => Ok(standing(channel)),
             Err(failed) => {
-                tracing::error!(error = %format!("{failed:#}"), "the state folder cannot be locked");
+                tracing::error!(
+                    error = %format!("{failed:#}"),
+                    "the state folder cannot be locked"
+                );
                 Ok(standing(channel))
             }
         },
@@ -171,7 +182,12 @@ impl Standing {
             match self.folder.try_lock() {
                 Ok(Some(state)) => return state,
                 Ok(None) => {}
-                Err(error) => tracing::error!(error = %format!("{error:#}"), "the state folder cannot be locked"),
+                Err(error) => {
+                    tracing::error!(
+                        error = %format!("{error:#}"),
+                        "the state folder cannot be locked"
+                    )
+                }
             }
             tokio::time::sleep(LOCK_AGAIN).await;
         }

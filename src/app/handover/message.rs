@@ -11,7 +11,8 @@ use std::path::PathBuf;
 pub(super) const VERSION: u16 = 1;
 pub(super) const VERSION_MIN: u16 = 1;
 
-/// The largest message, in bytes: a Hello with as many pools as anybody configures, or the description of [`FDS_MAX`] sockets.
+/// The largest message, in bytes: a Hello with as many pools as anybody configures, or the
+/// description of [`FDS_MAX`] sockets.
 pub(super) const BYTES_MAX: usize = 64 << 10;
 /// Descriptors of one message.
 pub(super) const FDS_MAX: usize = 64;
@@ -43,7 +44,13 @@ pub struct Hello {
 
 impl Hello {
     pub fn new(role: Role, node: Option<String>, pools: Vec<String>) -> Self {
-        Self { versions: (VERSION_MIN, VERSION), program: env!("CARGO_PKG_VERSION").to_owned(), role, node, pools }
+        Self {
+            versions: (VERSION_MIN, VERSION),
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            role,
+            node,
+            pools,
+        }
     }
 
     /// The newest version that both speak.
@@ -52,7 +59,8 @@ impl Hello {
         let common = newest.min(VERSION);
         if common < VERSION_MIN || common < oldest {
             return Err(format!(
-                "it speaks hand-over versions {oldest} to {newest}, this process (zerofs-csi {}) {VERSION_MIN} to {VERSION}: \
+                "it speaks hand-over versions {oldest} to {newest}, this process (zerofs-csi {}) \
+                 {VERSION_MIN} to {VERSION}: \
                  stop this process first, or upgrade by way of a version between",
                 env!("CARGO_PKG_VERSION")
             ));
@@ -89,15 +97,20 @@ pub(super) enum Message {
 
 impl Message {
     pub fn encode(&self) -> Result<Vec<u8>, HandoverError> {
-        let bytes = serde_json::to_vec(self).map_err(|error| HandoverError::Unintelligible(error.to_string()))?;
+        let bytes = serde_json::to_vec(self)
+            .map_err(|error| HandoverError::Unintelligible(error.to_string()))?;
         if bytes.len() > BYTES_MAX {
-            return Err(HandoverError::Unintelligible(format!("a message of {} bytes", bytes.len())));
+            return Err(HandoverError::Unintelligible(format!(
+                "a message of {} bytes",
+                bytes.len()
+            )));
         }
         Ok(bytes)
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, HandoverError> {
-        serde_json::from_slice(bytes).map_err(|error| HandoverError::Unintelligible(error.to_string()))
+        serde_json::from_slice(bytes)
+            .map_err(|error| HandoverError::Unintelligible(error.to_string()))
     }
 
     /// What was said where something else belongs.

@@ -40,7 +40,12 @@ pub struct Listening {
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 impl Listening {
-    pub fn on_tcp(service: Service, at: SocketAddr, listener: OwnedFd, connections: Vec<Kept>) -> Self {
+    pub fn on_tcp(
+        service: Service,
+        at: SocketAddr,
+        listener: OwnedFd,
+        connections: Vec<Kept>,
+    ) -> Self {
         Self { service, at, path: None, listener, connections }
     }
 
@@ -70,7 +75,9 @@ impl Sockets {
     pub fn take(&self, service: Service, at: SocketAddr) -> Option<Listening> {
         let mut all = self.0.lock();
         let is_it = |found: &Listening| {
-            found.service == service && found.at.ip() == at.ip() && (at.port() == 0 || found.at.port() == at.port())
+            found.service == service
+                && found.at.ip() == at.ip()
+                && (at.port() == 0 || found.at.port() == at.port())
         };
         let position = all.iter().position(is_it)?;
         Some(all.swap_remove(position))
@@ -79,7 +86,9 @@ impl Sockets {
     /// What listens for this service under this name.
     pub fn take_path(&self, service: Service, path: &Path) -> Option<OwnedFd> {
         let mut all = self.0.lock();
-        let position = all.iter().position(|found| found.service == service && found.path.as_deref() == Some(path))?;
+        let position = all
+            .iter()
+            .position(|found| found.service == service && found.path.as_deref() == Some(path))?;
         Some(all.swap_remove(position).listener)
     }
 
@@ -87,8 +96,14 @@ impl Sockets {
     pub fn clear(&self) {
         let left = std::mem::take(&mut *self.0.lock());
         if !left.is_empty() {
-            let at: Vec<String> = left.iter().map(|listening| format!("{:?}:{}", listening.service, listening.at)).collect();
-            tracing::info!(at = at.join(" "), "sockets of the process before this one are not needed any more");
+            let at: Vec<String> = left
+                .iter()
+                .map(|listening| format!("{:?}:{}", listening.service, listening.at))
+                .collect();
+            tracing::info!(
+                at = at.join(" "),
+                "sockets of the process before this one are not needed any more"
+            );
         }
     }
 
@@ -101,20 +116,33 @@ impl Sockets {
         self.0.lock().is_empty()
     }
 
-    /// A message, the first is number 0, with the descriptors that go with it; ours stay. `None`: there are no more.
+    /// A message, the first is number 0, with the descriptors that go with it; ours stay. `None`:
+    /// there are no more.
     pub(super) fn message(&self, number: usize) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
         let all = self.0.lock();
         // Those that listen first: the clients of connections beyond the limit connect again.
         let listening = all.iter().map(|found| {
-            let item = Item { service: found.service, at: found.at, path: found.path.clone(), connection: None };
+            let item = Item {
+                service: found.service,
+                at: found.at,
+                path: found.path.clone(),
+                connection: None,
+            };
             (item, found.listener.as_fd())
         });
         let connected = all.iter().flat_map(|found| {
-            let item = |kept: &Kept| Item { service: found.service, at: found.at, path: None, connection: Some(kept.trust) };
+            let item = |kept: &Kept| Item {
+                service: found.service,
+                at: found.at,
+                path: None,
+                connection: Some(kept.trust),
+            };
             found.connections.iter().map(move |kept| (item(kept), kept.stream.as_fd()))
         });
         let (mut items, mut fds) = (Vec::new(), Vec::new());
-        for (item, fd) in listening.chain(connected).take(SOCKETS_MAX).skip(number * FDS_MAX).take(FDS_MAX) {
+        for (item, fd) in
+            listening.chain(connected).take(SOCKETS_MAX).skip(number * FDS_MAX).take(FDS_MAX)
+        {
             items.push(item);
             fds.push(fd.try_clone_to_owned()?);
         }
@@ -126,20 +154,34 @@ impl Sockets {
         let mut all = self.0.lock();
         let had: usize = all.iter().map(|listening| 1 + listening.connections.len()).sum();
         if items.len() != fds.len() || had + items.len() > SOCKETS_MAX {
-            return Err(HandoverError::Unintelligible(format!("{} sockets and {} descriptors", items.len(), fds.len())));
+            return Err(HandoverError::Unintelligible(format!(
+                "{} sockets and {} descriptors",
+                items.len(),
+                fds.len()
+            )));
         }
         for (item, fd) in items.into_iter().zip(fds) {
             let Item { service, at, path, connection } = item;
             let odd = || HandoverError::Unintelligible(format!("a socket at {at} that is none"));
             let is_listening = rustix::net::sockopt::socket_acceptconn(&fd).map_err(|_| odd())?;
-            let is_unix = rustix::net::sockopt::socket_domain(&fd).map_err(|_| odd())? == AddressFamily::UNIX;
-            let local = rustix::net::getsockname(&fd).ok().and_then(|any| SocketAddr::try_from(any).ok());
+            let is_unix =
+                rustix::net::sockopt::socket_domain(&fd).map_err(|_| odd())? == AddressFamily::UNIX;
+            let local =
+                rustix::net::getsockname(&fd).ok().and_then(|any| SocketAddr::try_from(any).ok());
             match (connection, path) {
-                // It was bound under another name, and renamed: which one it is only its owner knows.
-                (None, Some(path)) if is_listening && is_unix => all.push(Listening::on_path(service, path, fd)),
-                (None, None) if is_listening && local == Some(at) => all.push(Listening::on_tcp(service, at, fd, Vec::new())),
+                // It was bound under another name, and renamed: which one it is only its owner
+                // knows.
+                (None, Some(path)) if is_listening && is_unix => {
+                    all.push(Listening::on_path(service, path, fd))
+                }
+                (None, None) if is_listening && local == Some(at) => {
+                    all.push(Listening::on_tcp(service, at, fd, Vec::new()))
+                }
                 (Some(trust), None) if !is_listening => {
-                    let listening = all.iter_mut().find(|found| found.service == service && found.at == at).ok_or_else(odd)?;
+                    let listening = all
+                        .iter_mut()
+                        .find(|found| found.service == service && found.at == at)
+                        .ok_or_else(odd)?;
                     listening.connections.push(Kept { stream: fd, trust });
                 }
                 _ => return Err(odd()),

@@ -13,12 +13,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// How long the process that serves may take between its yes and its sockets: it brings everything to the store first.
+/// How long the process that serves may take between its yes and its sockets: it brings everything
+/// to the store first.
 const GIVING_LIMIT: Duration = Duration::from_secs(120);
-/// How long the state folder may stay locked after it was given, or after the one that had it went silent.
+/// How long the state folder may stay locked after it was given, or after the one that had it went
+/// silent.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 const LOCK_AGAIN: Duration = Duration::from_millis(5);
-/// Between knocks: whoever is asked holds its CSI calls back for a moment, so a refusal is not answered with another knock at once.
+/// Between knocks: whoever is asked holds its CSI calls back for a moment, so a refusal is not
+/// answered with another knock at once.
 const KNOCK_MIN: Duration = Duration::from_secs(2);
 const KNOCK_MAX: Duration = Duration::from_secs(15);
 /// Between looks whether the state folder is free.
@@ -64,8 +67,9 @@ impl Predecessor {
     }
 }
 
-/// Waits until this process may serve: the state folder is free, or who has it hands over. `hello`: what this process is, given the pools
-/// that it has open. `patience`: how long to wait for a process that does not hand over; none: for ever. `None`: stopped.
+/// Waits until this process may serve: the state folder is free, or who has it hands over. `hello`:
+/// what this process is, given the pools that it has open. `patience`: how long to wait for a
+/// process that does not hand over; none: for ever. `None`: stopped.
 ///
 /// # Errors
 /// The state folder cannot be used, or patience is over.
@@ -93,13 +97,21 @@ pub async fn wait_for_turn(
         }
         health.wait(why.clone());
         if why != told.0 || told.1.elapsed() > COMPLAIN_AGAIN {
-            tracing::warn!(why, state = %folder.path().display(), "another process serves, and goes on: this one takes over when it can");
+            tracing::warn!(
+                why,
+                state = %folder.path().display(),
+                "another process serves, and goes on: this one takes over when it can"
+            );
             told = (why.clone(), Instant::now());
         }
         if patience.is_some_and(|patience| started.elapsed() > patience) {
             let at = folder.path().display();
-            let why = format!("another process uses it and does not hand over ({why}): stop that one, or give another --state-dir");
-            return Err(std::io::Error::new(std::io::ErrorKind::ResourceBusy, why)).with_context(|| format!("state folder {at}"));
+            let why = format!(
+                "another process uses it and does not hand over ({why}): stop that one, or give \
+                 another --state-dir"
+            );
+            return Err(std::io::Error::new(std::io::ErrorKind::ResourceBusy, why))
+                .with_context(|| format!("state folder {at}"));
         }
         let knock = Instant::now() + pause;
         pause = (pause * 2).min(KNOCK_MAX);

@@ -1,5 +1,6 @@
-//! Whether the pool's folder is still the one that was opened. Under a mount point whose disk was unmounted lies an empty folder: whatever is put
-//! there is acknowledged, and hidden as soon as the disk is back; whatever is looked for there is absent (R35).
+//! Whether the pool's folder is still the one that was opened. Under a mount point whose disk was
+//! unmounted lies an empty folder: whatever is put there is acknowledged, and hidden as soon as the
+//! disk is back; whatever is looked for there is absent (R35).
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -20,7 +21,8 @@ pub(super) struct Mounted {
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the folder {} is not the one that the pool was opened in ({why}): its disk was unmounted or replaced; mount it again, or restart",
+    "the folder {} is not the one that the pool was opened in ({why}): its disk was unmounted or \
+     replaced; mount it again, or restart",
     folder.display()
 )]
 struct Replaced {
@@ -34,11 +36,18 @@ impl Mounted {
     }
 
     /// # Errors
-    /// Another folder is there, or none. It is never "not found": nothing can be told of the objects.
+    /// Another folder is there, or none. It is never "not found": nothing can be told of the
+    /// objects.
     pub fn check(&self) -> io::Result<()> {
         let why = match std::fs::metadata(&self.folder) {
             Ok(meta) if id(&meta) == self.id => return Ok(()),
-            Ok(meta) => format!("device {} inode {}, then {} and {}", self.id.0, self.id.1, meta.dev(), meta.ino()),
+            Ok(meta) => format!(
+                "device {} inode {}, then {} and {}",
+                self.id.0,
+                self.id.1,
+                meta.dev(),
+                meta.ino()
+            ),
             Err(error) => error.to_string(),
         };
         Err(io::Error::other(Replaced { folder: self.folder.clone(), why }))

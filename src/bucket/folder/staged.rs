@@ -18,9 +18,11 @@ const DRAFTS_MAX: u32 = 1000;
 pub(super) struct Staged {
     file: File,
     pub meta: Metadata,
-    /// Its name until then, where the file system has no files without one; listings do not show it.
+    /// Its name until then, where the file system has no files without one; listings do not show
+    /// it.
     draft: Option<PathBuf>,
-    /// Folders that have new entries: the object's own, and those around the ones that were made for it.
+    /// Folders that have new entries: the object's own, and those around the ones that were made
+    /// for it.
     changed: Vec<PathBuf>,
     /// Both waits for the disk are one: see the module above.
     is_in_one_log: bool,
@@ -41,7 +43,9 @@ impl Staged {
         let mut tries = 0;
         let (mut file, draft) = loop {
             match open(folder, path) {
-                Err(error) if error.kind() == ErrorKind::NotFound && tries < TRIES => changed.extend(make(folder)?),
+                Err(error) if error.kind() == ErrorKind::NotFound && tries < TRIES => {
+                    changed.extend(make(folder)?)
+                }
                 opened => break opened?,
             }
             tries += 1;
@@ -102,7 +106,10 @@ fn draft(path: &Path) -> io::Result<(File, Option<PathBuf>)> {
             opened => return Ok((opened?, Some(name.into()))),
         }
     }
-    Err(io::Error::other("too many drafts of this object: remove the files beside it whose names end in # and a number"))
+    Err(io::Error::other(
+        "too many drafts of this object: remove the files beside it whose names end in # and a \
+         number",
+    ))
 }
 
 /// Makes a folder and those around it. Answers the folders that have a new one in them.
@@ -116,7 +123,9 @@ fn make(folder: &Path) -> io::Result<Vec<PathBuf>> {
 /// Starts writing and waits until the device has taken it all; its errors are the next fsync's too.
 #[allow(unsafe_code)]
 fn send_to_device(file: &File) -> io::Result<()> {
-    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     // SAFETY: takes an open descriptor and numbers, and touches no memory of ours.
     match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) } {
         0 => Ok(()),

@@ -1,15 +1,17 @@
-//! Puts-if-absent of this process that have no answer yet, or got an error after the object may have had its name. A repeat of one finds its own
-//! object in the way, and must not take it for somebody else's (R35): whoever believes that is fenced.
+//! Puts-if-absent of this process that have no answer yet, or got an error after the object may
+//! have had its name. A repeat of one finds its own object in the way, and must not take it for
+//! somebody else's (R35): whoever believes that is fenced.
 //!
-//! A put is told from others by the mark that SlateDB gives it, its file by device and inode number: bytes would not do, the objects that fence a
-//! writer are all alike.
+//! A put is told from others by the mark that SlateDB gives it, its file by device and inode
+//! number: bytes would not do, the objects that fence a writer are all alike.
 
 use super::mounted::FileId;
 use object_store::{Attribute, Attributes};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 
-/// The attribute with which SlateDB marks its conditional puts. Every attempt of one put has the same.
+/// The attribute with which SlateDB marks its conditional puts. Every attempt of one put has the
+/// same.
 const MARK: &str = "slatedbputid";
 /// Puts whose callers went away without an answer. The oldest is forgotten for a new one.
 const PUTS_MAX: usize = 1024;
@@ -18,7 +20,9 @@ const PUTS_MAX: usize = 1024;
 pub(super) fn mark(attributes: &Attributes) -> Option<String> {
     let mut all = attributes.iter();
     match (all.next(), all.next()) {
-        (Some((Attribute::Metadata(name), value)), None) if name == MARK => Some(value.as_ref().to_owned()),
+        (Some((Attribute::Metadata(name), value)), None) if name == MARK => {
+            Some(value.as_ref().to_owned())
+        }
         _ => None,
     }
 }
@@ -70,7 +74,8 @@ mod tests {
 
     #[test]
     fn a_mark_stands_alone() {
-        let marked = |name: &'static str| Attributes::from_iter([(Attribute::Metadata(name.into()), "x")]);
+        let marked =
+            |name: &'static str| Attributes::from_iter([(Attribute::Metadata(name.into()), "x")]);
         assert_eq!(mark(&marked(MARK)), Some("x".to_owned()));
         assert_eq!(mark(&marked("other")), None);
         assert_eq!(mark(&Attributes::new()), None);

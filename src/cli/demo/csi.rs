@@ -27,7 +27,9 @@ fn refused(call: &'static str) -> impl FnOnce(tonic::Status) -> anyhow::Error {
 fn capability() -> csi::VolumeCapability {
     let mode = volume_capability::access_mode::Mode::SingleNodeWriter as i32;
     csi::VolumeCapability {
-        access_type: Some(volume_capability::AccessType::Mount(volume_capability::MountVolume::default())),
+        access_type: Some(volume_capability::AccessType::Mount(
+            volume_capability::MountVolume::default(),
+        )),
         access_mode: Some(volume_capability::AccessMode { mode }),
     }
 }
@@ -39,7 +41,8 @@ fn path(path: &Path) -> String {
 impl Csi {
     pub async fn connect(socket: &Path, root: PathBuf) -> anyhow::Result<Self> {
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?;
-        let channel = endpoint.connect().await.with_context(|| format!("CSI socket {}", socket.display()))?;
+        let channel =
+            endpoint.connect().await.with_context(|| format!("CSI socket {}", socket.display()))?;
         Ok(Self { channel, root })
     }
 
@@ -52,7 +55,12 @@ impl Csi {
     }
 
     /// CreateVolume; `snapshot`: its content.
-    pub async fn create(&self, name: &str, bytes: i64, snapshot: Option<&str>) -> anyhow::Result<String> {
+    pub async fn create(
+        &self,
+        name: &str,
+        bytes: i64,
+        snapshot: Option<&str>,
+    ) -> anyhow::Result<String> {
         let source = snapshot.map(|id| {
             let source = volume_content_source::SnapshotSource { snapshot_id: id.to_owned() };
             csi::VolumeContentSource { r#type: Some(volume_content_source::Type::Snapshot(source)) }
@@ -64,7 +72,8 @@ impl Csi {
             volume_content_source: source,
             ..Default::default()
         };
-        let answer = self.controller().create_volume(request).await.map_err(refused("CreateVolume"))?;
+        let answer =
+            self.controller().create_volume(request).await.map_err(refused("CreateVolume"))?;
         Ok(answer.into_inner().volume.context("CreateVolume answers no volume")?.volume_id)
     }
 
@@ -98,18 +107,34 @@ impl Csi {
 
     pub async fn unpublish(&self, published: &Published) -> anyhow::Result<()> {
         let (volume_id, target_path) = (published.id.clone(), path(&published.target));
-        let unpublish = csi::NodeUnpublishVolumeRequest { volume_id: volume_id.clone(), target_path };
-        self.node().node_unpublish_volume(unpublish).await.map_err(refused("NodeUnpublishVolume"))?;
-        let unstage = csi::NodeUnstageVolumeRequest { volume_id, staging_target_path: path(&published.staging) };
+        let unpublish =
+            csi::NodeUnpublishVolumeRequest { volume_id: volume_id.clone(), target_path };
+        self.node()
+            .node_unpublish_volume(unpublish)
+            .await
+            .map_err(refused("NodeUnpublishVolume"))?;
+        let unstage = csi::NodeUnstageVolumeRequest {
+            volume_id,
+            staging_target_path: path(&published.staging),
+        };
         self.node().node_unstage_volume(unstage).await.map_err(refused("NodeUnstageVolume"))?;
         Ok(())
     }
 
     pub async fn snapshot(&self, id: &str, name: &str) -> anyhow::Result<String> {
-        let request = csi::CreateSnapshotRequest { source_volume_id: id.to_owned(), name: name.to_owned(), ..Default::default() };
-        let answer = self.controller().create_snapshot(request).await.map_err(refused("CreateSnapshot"))?;
-        let snapshot = answer.into_inner().snapshot.context("CreateSnapshot answers no snapshot")?;
-        anyhow::ensure!(snapshot.ready_to_use, "CreateSnapshot answers a snapshot that is not ready");
+        let request = csi::CreateSnapshotRequest {
+            source_volume_id: id.to_owned(),
+            name: name.to_owned(),
+            ..Default::default()
+        };
+        let answer =
+            self.controller().create_snapshot(request).await.map_err(refused("CreateSnapshot"))?;
+        let snapshot =
+            answer.into_inner().snapshot.context("CreateSnapshot answers no snapshot")?;
+        anyhow::ensure!(
+            snapshot.ready_to_use,
+            "CreateSnapshot answers a snapshot that is not ready"
+        );
         Ok(snapshot.snapshot_id)
     }
 
@@ -119,7 +144,12 @@ impl Csi {
     }
 
     pub async fn delete_snapshot(&self, id: &str) -> anyhow::Result<()> {
-        let request = csi::DeleteSnapshotRequest { snapshot_id: id.to_owned(), ..Default::default() };
-        self.controller().delete_snapshot(request).await.map_err(refused("DeleteSnapshot")).map(drop)
+        let request =
+            csi::DeleteSnapshotRequest { snapshot_id: id.to_owned(), ..Default::default() };
+        self.controller()
+            .delete_snapshot(request)
+            .await
+            .map_err(refused("DeleteSnapshot"))
+            .map(drop)
     }
 }

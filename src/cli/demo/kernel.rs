@@ -38,7 +38,10 @@ impl KernelFiles {
     }
 
     pub async fn write(&self, path: &str, at: u64, data: Bytes) -> anyhow::Result<()> {
-        blocking(self.at(path), "write", move |p| File::options().write(true).open(p)?.write_all_at(&data, at)).await
+        blocking(self.at(path), "write", move |p| {
+            File::options().write(true).open(p)?.write_all_at(&data, at)
+        })
+        .await
     }
 
     pub async fn fsync(&self, path: &str) -> anyhow::Result<()> {
@@ -46,7 +49,10 @@ impl KernelFiles {
     }
 
     pub async fn truncate(&self, path: &str, size: u64) -> anyhow::Result<()> {
-        blocking(self.at(path), "truncate", move |p| File::options().write(true).open(p)?.set_len(size)).await
+        blocking(self.at(path), "truncate", move |p| {
+            File::options().write(true).open(p)?.set_len(size)
+        })
+        .await
     }
 
     pub async fn symlink(&self, path: &str, target: &str) -> anyhow::Result<()> {
@@ -75,15 +81,26 @@ impl KernelFiles {
                 fs::set_permissions(p, Permissions::from_mode(mode))?;
             }
             let mtime = attributes.mtime;
-            let at = rustix::fs::Timespec { tv_sec: mtime.secs(), tv_nsec: i64::from(mtime.subsec_nanos()) };
+            let at = rustix::fs::Timespec {
+                tv_sec: mtime.secs(),
+                tv_nsec: i64::from(mtime.subsec_nanos()),
+            };
             let times = rustix::fs::Timestamps { last_access: at, last_modification: at };
-            Ok(rustix::fs::utimensat(rustix::fs::CWD, p, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?)
+            Ok(rustix::fs::utimensat(
+                rustix::fs::CWD,
+                p,
+                &times,
+                rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+            )?)
         })
         .await
     }
 
     pub async fn chmod(&self, path: &str, mode: u32) -> anyhow::Result<()> {
-        blocking(self.at(path), "chmod", move |p| fs::set_permissions(p, Permissions::from_mode(mode))).await
+        blocking(self.at(path), "chmod", move |p| {
+            fs::set_permissions(p, Permissions::from_mode(mode))
+        })
+        .await
     }
 
     pub async fn stat(&self, path: &str) -> anyhow::Result<Stat> {
@@ -112,13 +129,18 @@ impl KernelFiles {
 
     pub async fn list(&self, path: &str) -> anyhow::Result<Vec<String>> {
         blocking(self.at(path), "list", |p| {
-            fs::read_dir(p)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+            fs::read_dir(p)?
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                .collect()
         })
         .await
     }
 
     pub async fn readlink(&self, path: &str) -> anyhow::Result<String> {
-        blocking(self.at(path), "readlink", |p| Ok(fs::read_link(p)?.to_string_lossy().into_owned())).await
+        blocking(self.at(path), "readlink", |p| {
+            Ok(fs::read_link(p)?.to_string_lossy().into_owned())
+        })
+        .await
     }
 
     pub async fn read(&self, path: &str, at: u64, len: usize) -> anyhow::Result<Vec<u8>> {

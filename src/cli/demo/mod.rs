@@ -1,7 +1,9 @@
-//! `demo`: a volume's whole life, through the real CSI sockets, with every byte and attribute compared.
+//! `demo`: a volume's whole life, through the real CSI sockets, with every byte and attribute
+//! compared.
 //!
-//! Through the kernel's NFS client where this process is root and the kernel has one, else through the user-space client;
-//! everything else is the same. The exit status is 0 only if every step held.
+//! Through the kernel's NFS client where this process is root and the kernel has one, else through
+//! the user-space client; everything else is the same. The exit status is 0 only if every step
+//! held.
 
 mod csi;
 mod files;
@@ -77,19 +79,26 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
             println!("pool {url}, through {why}");
         }
         let played = if kernel {
-            let mounted = |published: &csi::Published| Ok(Files::Kernel(KernelFiles { root: published.target.clone() }));
+            let mounted = |published: &csi::Published| {
+                Ok(Files::Kernel(KernelFiles { root: published.target.clone() }))
+            };
             play(&mut stage, &room, &url, KernelMounter, mounted).await
         } else {
             let clients = Clients::default();
             let (mounter, table) = (clients.mounter(), clients.clone());
-            play(&mut stage, &room, &url, mounter, move |published| table.files(&published.staging)).await
+            play(&mut stage, &room, &url, mounter, move |published| table.files(&published.staging))
+                .await
         };
         drop(stage.progress);
         let report = Report { pool: url, client, steps: stage.steps, held: played.is_ok() };
         args.output.print(&report, |report| {
-            let rows: Vec<Vec<String>> =
-                report.steps.iter().map(|s| vec![s.step.clone(), format!("{:.2} s", s.seconds), s.result.clone()]).collect();
-            table(&["STEP", "TIME", "RESULT"], &rows) + if report.held { "everything held\n" } else { "" }
+            let rows: Vec<Vec<String>> = report
+                .steps
+                .iter()
+                .map(|s| vec![s.step.clone(), format!("{:.2} s", s.seconds), s.result.clone()])
+                .collect();
+            table(&["STEP", "TIME", "RESULT"], &rows)
+                + if report.held { "everything held\n" } else { "" }
         })?;
         played
     })
@@ -102,7 +111,11 @@ struct Room {
 
 impl Room {
     fn new() -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("zerofs-demo-{}-{:08x}", std::process::id(), rand::random::<u32>()));
+        let path = std::env::temp_dir().join(format!(
+            "zerofs-demo-{}-{:08x}",
+            std::process::id(),
+            rand::random::<u32>()
+        ));
         std::fs::create_dir_all(path.join("pool")).with_context(|| path.display().to_string())?;
         Ok(Self { path })
     }
@@ -113,7 +126,10 @@ impl Drop for Room {
         // Never below a mount: after a failure what is mounted stays, and the folder with it.
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         if mounts.contains(&self.path.display().to_string()) {
-            eprintln!("left behind, because something is still mounted there: {}", self.path.display());
+            eprintln!(
+                "left behind, because something is still mounted there: {}",
+                self.path.display()
+            );
         } else if let Err(error) = std::fs::remove_dir_all(&self.path) {
             eprintln!("left behind: {}: {error}", self.path.display());
         }
@@ -128,7 +144,11 @@ struct Stage {
 }
 
 impl Stage {
-    async fn step<T>(&mut self, name: &str, doing: impl Future<Output = anyhow::Result<(T, String)>>) -> anyhow::Result<T> {
+    async fn step<T>(
+        &mut self,
+        name: &str,
+        doing: impl Future<Output = anyhow::Result<(T, String)>>,
+    ) -> anyhow::Result<T> {
         self.progress.say(name);
         let started = Instant::now();
         let done = doing.await.with_context(|| format!("demo step {name:?}"));
@@ -157,8 +177,14 @@ impl Clients {
         FakeMounter::with(move |mount, target| {
             let table = table.clone();
             Box::pin(async move {
-                let failed = |why: String| MountError::Kernel { path: target.clone(), doing: "mounting in user space", why };
-                let client = Client::connect(mount.endpoint, &Credentials::root()).await.map_err(|e| failed(e.to_string()))?;
+                let failed = |why: String| MountError::Kernel {
+                    path: target.clone(),
+                    doing: "mounting in user space",
+                    why,
+                };
+                let client = Client::connect(mount.endpoint, &Credentials::root())
+                    .await
+                    .map_err(|e| failed(e.to_string()))?;
                 let root = client.mount(&mount.export).await.map_err(|e| failed(e.to_string()))?;
                 table.lock().insert(target, (client, root));
                 Ok(())
@@ -167,19 +193,26 @@ impl Clients {
     }
 
     fn files(&self, staging: &Path) -> anyhow::Result<Files> {
-        let (client, root) = self.table.lock().get(staging).cloned().context("the volume was not mounted")?;
+        let (client, root) =
+            self.table.lock().get(staging).cloned().context("the volume was not mounted")?;
         Ok(Files::User(Box::new(UserFiles::new(client, root))))
     }
 }
 
 fn kernel_has_nfs() -> bool {
-    let has = || std::fs::read_to_string("/proc/filesystems").is_ok_and(|text| text.lines().any(|line| line.ends_with("\tnfs")));
+    let has = || {
+        std::fs::read_to_string("/proc/filesystems")
+            .is_ok_and(|text| text.lines().any(|line| line.ends_with("\tnfs")))
+    };
     if !rustix::process::geteuid().is_root() {
         return false;
     }
     if !has() {
         // No module is as good as no modprobe: then the user-space client it is.
-        let _ = std::process::Command::new("modprobe").args(["-a", "nfs", "nfsv3"]).stderr(std::process::Stdio::null()).status();
+        let _ = std::process::Command::new("modprobe")
+            .args(["-a", "nfs", "nfsv3"])
+            .stderr(std::process::Stdio::null())
+            .status();
     }
     has()
 }
@@ -220,7 +253,10 @@ async fn play<M: Mounter>(
         }
     });
     if !started.await? {
-        return Err(serving.await?.err().unwrap_or_else(|| anyhow::anyhow!("the services ended at once")));
+        return Err(serving
+            .await?
+            .err()
+            .unwrap_or_else(|| anyhow::anyhow!("the services ended at once")));
     }
     let told = tell(stage, room, &pool, &socket, mounted).await;
     stop.cancel();
@@ -258,13 +294,28 @@ async fn tell(
     stage
         .step("write 1,000 files", async {
             play::plant(&files, &tree).await?;
-            let links = tree.entries.values().filter(|e| matches!(e.what, What::Symlink(_) | What::HardLink(_))).count();
-            Ok(((), format!("{} in {} files, {links} links, {} objects", ByteSize(tree.bytes()), model::FILES, tree.entries.len())))
+            let links = tree
+                .entries
+                .values()
+                .filter(|e| matches!(e.what, What::Symlink(_) | What::HardLink(_)))
+                .count();
+            Ok((
+                (),
+                format!(
+                    "{} in {} files, {links} links, {} objects",
+                    ByteSize(tree.bytes()),
+                    model::FILES,
+                    tree.entries.len()
+                ),
+            ))
         })
         .await?;
     let snapshot_tree = tree.clone();
-    let snapshot =
-        stage.step("snapshot", async { Ok((csi.snapshot(&source_id, "demo-cut").await?, ok("CreateSnapshot"))) }).await?;
+    let snapshot = stage
+        .step("snapshot", async {
+            Ok((csi.snapshot(&source_id, "demo-cut").await?, ok("CreateSnapshot")))
+        })
+        .await?;
     stage
         .step("overwrite, truncate, delete, rename, add", async {
             let changes = model::changes(&tree, SEED + 1);
@@ -281,11 +332,16 @@ async fn tell(
         })
         .await?;
     let clone_files = mounted(&clone)?;
-    for (what, files, tree) in [("compare the volume", &files, &tree), ("compare the clone", &clone_files, &snapshot_tree)] {
+    for (what, files, tree) in
+        [("compare the volume", &files, &tree), ("compare the clone", &clone_files, &snapshot_tree)]
+    {
         stage
             .step(what, async {
                 let compared = play::compare(files, tree).await?;
-                Ok(((), format!("{} objects, {} are equal", compared.objects, ByteSize(compared.bytes))))
+                Ok((
+                    (),
+                    format!("{} objects, {} are equal", compared.objects, ByteSize(compared.bytes)),
+                ))
             })
             .await?;
     }
@@ -294,11 +350,16 @@ async fn tell(
             clone_files.create("only-here").await?;
             clone_files.write("only-here", 0, bytes::Bytes::from_static(b"clone")).await?;
             clone_files.fsync("only-here").await?;
-            ensure!(!files.list("").await?.contains(&"only-here".to_owned()), "the source shows a file written to the clone");
+            ensure!(
+                !files.list("").await?.contains(&"only-here".to_owned()),
+                "the source shows a file written to the clone"
+            );
             Ok(((), ok("the source does not see it")))
         })
         .await?;
-    stage.step("restore one file from the snapshot", restore_one(&opened, room, &snapshot_tree)).await?;
+    stage
+        .step("restore one file from the snapshot", restore_one(&opened, room, &snapshot_tree))
+        .await?;
     drop((files, clone_files));
     stage
         .step("unpublish, delete source, snapshot, clone", async {
@@ -321,20 +382,34 @@ async fn restore_one(opened: &Opened, room: &Room, tree: &Tree) -> anyhow::Resul
     let path = largest.context("no file")?;
     let snapshot = opened.snapshot("demo", "demo-cut").await?;
     let target = room.path.join("restored");
-    let restored =
-        restore::copy_out(opened, &snapshot, path.as_bytes(), &target, Overwrite::Refuse, &Unwatched, &CancellationToken::new())
-            .await?;
+    let restored = restore::copy_out(
+        opened,
+        &snapshot,
+        path.as_bytes(),
+        &target,
+        Overwrite::Refuse,
+        &Unwatched,
+        &CancellationToken::new(),
+    )
+    .await?;
     let entry = &tree.entries[&path];
     let What::File { size, pieces } = &entry.what else { anyhow::bail!("/{path} is no file") };
     let kept = KernelFiles { root: room.path.clone() };
     let mut at = 0;
     while at < *size {
         let expected = model::content(*size, pieces, at, 1 << 20);
-        ensure!(kept.read("restored", at, expected.len()).await? == expected, "the restored file differs near byte {at}");
+        ensure!(
+            kept.read("restored", at, expected.len()).await? == expected,
+            "the restored file differs near byte {at}"
+        );
         at += expected.len() as u64;
     }
     let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::symlink_metadata(&target)?) & 0o777;
-    ensure!(mode == entry.mode & 0o777, "the restored file has mode {mode:o}, not {:o}", entry.mode);
+    ensure!(
+        mode == entry.mode & 0o777,
+        "the restored file has mode {mode:o}, not {:o}",
+        entry.mode
+    );
     Ok(((), format!("/{path}, {} are equal", ByteSize(restored.bytes))))
 }
 
@@ -342,7 +417,18 @@ async fn collect(opened: &Opened) -> anyhow::Result<((), String)> {
     let done = opened.controller.collector(&opened.pool).collect().await?;
     let bucket = opened.pool.catalog.bucket();
     let (packs, volumes) = (bucket.list("packs/").await?.len(), bucket.list("vol/").await?.len());
-    ensure!(packs == 0 && volumes == 0, "left in the bucket: {packs} objects in packs/, {volumes} in vol/; kept: {:?}", done.kept);
+    ensure!(
+        packs == 0 && volumes == 0,
+        "left in the bucket: {packs} objects in packs/, {volumes} in vol/; kept: {:?}",
+        done.kept
+    );
     ensure!(opened.pool.catalog.datasets().await?.is_empty(), "dataset records are left");
-    Ok(((), format!("{} packs, {} collected; packs/ and vol/ hold 0 objects", done.packs, ByteSize(done.pack_bytes))))
+    Ok((
+        (),
+        format!(
+            "{} packs, {} collected; packs/ and vol/ hold 0 objects",
+            done.packs,
+            ByteSize(done.pack_bytes)
+        ),
+    ))
 }

@@ -49,7 +49,10 @@ const MIB: u64 = 1 << 20;
 const EPOCH_SECS: i64 = 1_750_000_000;
 
 fn time(rng: &mut StdRng) -> Timestamp {
-    Timestamp::from_parts(EPOCH_SECS + rng.random_range(0..10_000_000), rng.random_range(0..1_000_000_000))
+    Timestamp::from_parts(
+        EPOCH_SECS + rng.random_range(0..10_000_000),
+        rng.random_range(0..1_000_000_000),
+    )
 }
 
 /// Sizes from 0 bytes to 64 MiB, most of them small, about 170 MB together.
@@ -72,7 +75,10 @@ fn pieces(i: usize, size: u64, rng: &mut StdRng) -> Vec<Piece> {
         // Sparse: data at both ends, a hole between.
         let head = (size / 8).min(100_000);
         let tail = size - (size / 5).min(50_000);
-        return vec![Piece { start: 0, len: head, seed }, Piece { start: tail, len: size - tail, seed: seed ^ 1 }];
+        return vec![
+            Piece { start: 0, len: head, seed },
+            Piece { start: tail, len: size - tail, seed: seed ^ 1 },
+        ];
     }
     if size == 0 { vec![] } else { vec![Piece { start: 0, len: size, seed }] }
 }
@@ -119,13 +125,20 @@ impl Tree {
 
     /// Names of files, hard links excluded.
     pub fn files(&self) -> Vec<Path> {
-        self.entries.iter().filter(|(_, e)| matches!(e.what, What::File { .. })).map(|(p, _)| p.clone()).collect()
+        self.entries
+            .iter()
+            .filter(|(_, e)| matches!(e.what, What::File { .. }))
+            .map(|(p, _)| p.clone())
+            .collect()
     }
 
     /// How many names a file has.
     pub fn nlink(&self, path: &str) -> u32 {
         let target = self.target(path);
-        let others = self.entries.values().filter(|e| matches!(&e.what, What::HardLink(of) if *of == target));
+        let others = self
+            .entries
+            .values()
+            .filter(|e| matches!(&e.what, What::HardLink(of) if *of == target));
         1 + others.count() as u32
     }
 
@@ -224,7 +237,10 @@ pub fn changes(tree: &Tree, seed: u64) -> Vec<Change> {
             0 | 1 => {
                 let start = rng.random_range(0..=size);
                 let len = rng.random_range(1..=100_000);
-                changes.push(Change::Overwrite { path: path.clone(), piece: Piece { start, len, seed: rng.random() } });
+                changes.push(Change::Overwrite {
+                    path: path.clone(),
+                    piece: Piece { start, len, seed: rng.random() },
+                });
             }
             2 => changes.push(Change::Truncate { path: path.clone(), size: size / 2 }),
             3 => changes.push(Change::Remove { path: path.clone() }),
@@ -234,7 +250,11 @@ pub fn changes(tree: &Tree, seed: u64) -> Vec<Change> {
         }
     }
     for i in 0..50 {
-        changes.push(Change::Create { path: format!("added{i:02}"), size: rng.random_range(0..200_000), seed: rng.random() });
+        changes.push(Change::Create {
+            path: format!("added{i:02}"),
+            size: rng.random_range(0..200_000),
+            seed: rng.random(),
+        });
     }
     changes
 }
@@ -243,14 +263,18 @@ impl Change {
     pub fn apply(&self, tree: &mut Tree, at: Timestamp) {
         match self {
             Self::Overwrite { path, piece } => {
-                if let Some(Entry { what: What::File { size, pieces }, mtime, .. }) = tree.entries.get_mut(path) {
+                if let Some(Entry { what: What::File { size, pieces }, mtime, .. }) =
+                    tree.entries.get_mut(path)
+                {
                     *size = (*size).max(piece.start + piece.len);
                     pieces.push(piece.clone());
                     *mtime = at;
                 }
             }
             Self::Truncate { path, size: cut } => {
-                if let Some(Entry { what: What::File { size, pieces }, mtime, .. }) = tree.entries.get_mut(path) {
+                if let Some(Entry { what: What::File { size, pieces }, mtime, .. }) =
+                    tree.entries.get_mut(path)
+                {
                     *size = *cut;
                     pieces.retain(|p| p.start < *cut);
                     pieces.iter_mut().for_each(|p| p.len = p.len.min(*cut - p.start));
@@ -261,9 +285,14 @@ impl Change {
                 tree.entries.remove(path);
             }
             Self::Create { path, size, seed } => {
-                let pieces = if *size == 0 { vec![] } else { vec![Piece { start: 0, len: *size, seed: *seed }] };
+                let pieces = if *size == 0 {
+                    vec![]
+                } else {
+                    vec![Piece { start: 0, len: *size, seed: *seed }]
+                };
                 let what = What::File { size: *size, pieces };
-                tree.entries.insert(path.clone(), Entry { what, mode: 0o644, uid: 0, gid: 0, mtime: at });
+                tree.entries
+                    .insert(path.clone(), Entry { what, mode: 0o644, uid: 0, gid: 0, mtime: at });
             }
             Self::Chmod { path, mode } => {
                 if let Some(entry) = tree.entries.get_mut(path) {
@@ -296,7 +325,8 @@ pub fn content(size: u64, pieces: &[Piece], start: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// A stream of bytes that is a function of the seed and the position. Every other 4 KiB compresses well.
+/// A stream of bytes that is a function of the seed and the position. Every other 4 KiB compresses
+/// well.
 fn fill(seed: u64, at: u64, bytes: &mut [u8]) {
     let mut word = [0; 8];
     for (i, byte) in bytes.iter_mut().enumerate() {
@@ -322,11 +352,13 @@ mod tests {
 
     #[test]
     fn content_does_not_depend_on_how_it_is_cut() {
-        let pieces = [Piece { start: 3, len: 9000, seed: 1 }, Piece { start: 5000, len: 10, seed: 2 }];
+        let pieces =
+            [Piece { start: 3, len: 9000, seed: 1 }, Piece { start: 5000, len: 10, seed: 2 }];
         let whole = content(12_000, &pieces, 0, 20_000);
         assert_eq!(whole.len(), 12_000);
         assert!(whole[..3].iter().all(|b| *b == 0) && whole[9003..].iter().all(|b| *b == 0));
-        let cut: Vec<u8> = (0..12_000).step_by(777).flat_map(|at| content(12_000, &pieces, at, 777)).collect();
+        let cut: Vec<u8> =
+            (0..12_000).step_by(777).flat_map(|at| content(12_000, &pieces, at, 777)).collect();
         assert!(cut == whole);
     }
 
@@ -337,8 +369,14 @@ mod tests {
         assert!((120 << 20..320 << 20).contains(&tree.bytes()), "{}", tree.bytes());
         assert_eq!(Tree::planted(1), tree);
         let mut changed = tree.clone();
-        changes(&tree, 2).iter().for_each(|change| change.apply(&mut changed, Timestamp::from_nanos(5)));
+        changes(&tree, 2)
+            .iter()
+            .for_each(|change| change.apply(&mut changed, Timestamp::from_nanos(5)));
         assert!(changed != tree && changed.files().len() < tree.files().len());
-        assert!(tree.entries.keys().all(|path| path.is_empty() || tree.entries.contains_key(parent(path))));
+        assert!(
+            tree.entries
+                .keys()
+                .all(|path| path.is_empty() || tree.entries.contains_key(parent(path)))
+        );
     }
 }

@@ -43,7 +43,8 @@ async fn set(files: &Files, path: &str, entry: &Entry) -> anyhow::Result<()> {
 
 /// Makes the whole tree.
 pub async fn plant(files: &Files, tree: &Tree) -> anyhow::Result<()> {
-    for (path, _) in tree.entries.iter().filter(|(path, e)| e.what == What::Dir && !path.is_empty()) {
+    for (path, _) in tree.entries.iter().filter(|(path, e)| e.what == What::Dir && !path.is_empty())
+    {
         files.mkdir(path).await?;
     }
     let planted = tree.entries.iter().filter_map(|(path, entry)| match &entry.what {
@@ -64,28 +65,43 @@ pub async fn plant(files: &Files, tree: &Tree) -> anyhow::Result<()> {
         }
     }
     // Deepest first: making an entry changes its folder's times.
-    for (path, entry) in tree.entries.iter().rev().filter(|(_, e)| !matches!(e.what, What::HardLink(_))) {
+    for (path, entry) in
+        tree.entries.iter().rev().filter(|(_, e)| !matches!(e.what, What::HardLink(_)))
+    {
         set(files, path, entry).await?;
     }
     Ok(())
 }
 
 /// Makes changes in the volume and in the model.
-pub async fn change(files: &Files, tree: &mut Tree, changes: &[Change], at: Timestamp) -> anyhow::Result<()> {
+pub async fn change(
+    files: &Files,
+    tree: &mut Tree,
+    changes: &[Change],
+    at: Timestamp,
+) -> anyhow::Result<()> {
     for change in changes {
         match change {
-            Change::Overwrite { path, piece } => write_pieces(files, path, std::slice::from_ref(piece)).await?,
+            Change::Overwrite { path, piece } => {
+                write_pieces(files, path, std::slice::from_ref(piece)).await?
+            }
             Change::Truncate { path, size } => files.truncate(path, *size).await?,
             Change::Remove { path } => files.remove(path).await?,
             Change::Create { path, size, seed } => {
-                let pieces = if *size == 0 { vec![] } else { vec![Piece { start: 0, len: *size, seed: *seed }] };
+                let pieces = if *size == 0 {
+                    vec![]
+                } else {
+                    vec![Piece { start: 0, len: *size, seed: *seed }]
+                };
                 plant_file(files, path, *size, &pieces).await?;
             }
             Change::Chmod { path, mode } => files.chmod(path, *mode).await?,
             Change::Rename { from, to } => files.rename(from, to).await?,
         }
         change.apply(tree, at);
-        if let Change::Overwrite { path, .. } | Change::Truncate { path, .. } | Change::Create { path, .. } = change
+        if let Change::Overwrite { path, .. }
+        | Change::Truncate { path, .. }
+        | Change::Create { path, .. } = change
             && let Some(entry) = tree.entries.get(path)
         {
             files.fsync(path).await?;
@@ -108,19 +124,23 @@ pub struct Compared {
 /// Every name, every attribute, every byte.
 pub async fn compare(files: &Files, tree: &Tree) -> anyhow::Result<Compared> {
     let paths: Vec<String> = tree.entries.keys().cloned().collect();
-    let compared = futures::stream::iter(paths).map(|path| async move { compare_one(files, tree, &path).await });
+    let compared = futures::stream::iter(paths)
+        .map(|path| async move { compare_one(files, tree, &path).await });
     let compared: Vec<u64> = compared.buffer_unordered(AT_ONCE).try_collect().await?;
     Ok(Compared { objects: compared.len(), bytes: compared.iter().sum() })
 }
 
 async fn compare_one(files: &Files, tree: &Tree, path: &str) -> anyhow::Result<u64> {
     let target = tree.target(path);
-    let Some(entry) = tree.entries.get(&target) else { bail!("/{path}: the model has no such name") };
+    let Some(entry) = tree.entries.get(&target) else {
+        bail!("/{path}: the model has no such name")
+    };
     let stat = files.stat(path).await?;
     compare_stat(tree, path, entry, &stat)?;
     match &entry.what {
         What::Dir => {
-            let mut found: Vec<String> = files.list(path).await?.iter().map(|name| join(path, name)).collect();
+            let mut found: Vec<String> =
+                files.list(path).await?.iter().map(|name| join(path, name)).collect();
             found.sort();
             let expected = tree.children(path);
             ensure!(
@@ -143,7 +163,11 @@ async fn compare_one(files: &Files, tree: &Tree, path: &str) -> anyhow::Result<u
                 let expected = content(*size, pieces, at, PART);
                 let found = files.read(path, at, expected.len()).await?;
                 if found != expected {
-                    let wrong = found.iter().zip(&expected).position(|(a, b)| a != b).unwrap_or(found.len());
+                    let wrong = found
+                        .iter()
+                        .zip(&expected)
+                        .position(|(a, b)| a != b)
+                        .unwrap_or(found.len());
                     bail!("/{path}: differs at byte {} of {size}", at + wrong as u64);
                 }
                 at += expected.len() as u64;
@@ -159,7 +183,10 @@ async fn compare_one(files: &Files, tree: &Tree, path: &str) -> anyhow::Result<u
 }
 
 fn first_difference<'a>(found: &'a [String], expected: &'a [String]) -> Option<&'a String> {
-    found.iter().find(|name| !expected.contains(name)).or_else(|| expected.iter().find(|name| !found.contains(name)))
+    found
+        .iter()
+        .find(|name| !expected.contains(name))
+        .or_else(|| expected.iter().find(|name| !found.contains(name)))
 }
 
 fn compare_stat(tree: &Tree, path: &str, entry: &Entry, stat: &Stat) -> anyhow::Result<()> {
@@ -184,7 +211,12 @@ fn compare_stat(tree: &Tree, path: &str, entry: &Entry, stat: &Stat) -> anyhow::
         entry.uid,
         entry.gid
     );
-    ensure!(stat.mtime == entry.mtime, "/{path}: was modified at {:?}, not {:?}", stat.mtime, entry.mtime);
+    ensure!(
+        stat.mtime == entry.mtime,
+        "/{path}: was modified at {:?}, not {:?}",
+        stat.mtime,
+        entry.mtime
+    );
     if kind == FileKind::Regular {
         let nlink = tree.nlink(path);
         ensure!(stat.nlink == nlink, "/{path}: has {} names, not {nlink}", stat.nlink);

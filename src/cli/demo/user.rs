@@ -45,7 +45,13 @@ impl UserFiles {
             let known = self.handles.lock().get(&walked).cloned();
             at = match known {
                 Some(handle) => handle,
-                None => self.client.lookup(&at, name.as_bytes()).await.map_err(failed("look up", &walked))?.handle,
+                None => {
+                    self.client
+                        .lookup(&at, name.as_bytes())
+                        .await
+                        .map_err(failed("look up", &walked))?
+                        .handle
+                }
             };
             self.handles.lock().insert(walked.clone(), at.clone());
         }
@@ -59,7 +65,11 @@ impl UserFiles {
     pub async fn mkdir(&self, path: &str) -> anyhow::Result<()> {
         let dir = self.handle(parent(path)).await?;
         let set = SetAttr { mode: Some(0o755), ..SetAttr::default() };
-        let made = self.client.mkdir(&dir, leaf(path).as_bytes(), &set).await.map_err(failed("mkdir", path))?;
+        let made = self
+            .client
+            .mkdir(&dir, leaf(path).as_bytes(), &set)
+            .await
+            .map_err(failed("mkdir", path))?;
         self.keep(path, made.handle);
         Ok(())
     }
@@ -67,7 +77,11 @@ impl UserFiles {
     pub async fn create(&self, path: &str) -> anyhow::Result<()> {
         let dir = self.handle(parent(path)).await?;
         let how = CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() });
-        let made = self.client.create(&dir, leaf(path).as_bytes(), &how).await.map_err(failed("create", path))?;
+        let made = self
+            .client
+            .create(&dir, leaf(path).as_bytes(), &how)
+            .await
+            .map_err(failed("create", path))?;
         self.keep(path, made.handle);
         Ok(())
     }
@@ -96,7 +110,11 @@ impl UserFiles {
 
     async fn setattr(&self, path: &str, set: SetAttr) -> anyhow::Result<()> {
         let file = self.handle(path).await?;
-        self.client.setattr(&file, &set, None).await.map_err(failed("set attributes of", path)).map(drop)
+        self.client
+            .setattr(&file, &set, None)
+            .await
+            .map_err(failed("set attributes of", path))
+            .map(drop)
     }
 
     pub async fn symlink(&self, path: &str, target: &str) -> anyhow::Result<()> {
@@ -109,7 +127,11 @@ impl UserFiles {
 
     pub async fn link(&self, path: &str, of: &str) -> anyhow::Result<()> {
         let (file, dir) = (self.handle(of).await?, self.handle(parent(path)).await?);
-        self.client.link(&file, &dir, leaf(path).as_bytes()).await.map_err(failed("link", path)).map(drop)
+        self.client
+            .link(&file, &dir, leaf(path).as_bytes())
+            .await
+            .map_err(failed("link", path))
+            .map(drop)
     }
 
     pub async fn remove(&self, path: &str) -> anyhow::Result<()> {
@@ -121,7 +143,10 @@ impl UserFiles {
 
     pub async fn rename(&self, from: &str, to: &str) -> anyhow::Result<()> {
         let (source, target) = (self.handle(parent(from)).await?, self.handle(parent(to)).await?);
-        let renamed = self.client.rename((&source, leaf(from).as_bytes()), (&target, leaf(to).as_bytes())).await;
+        let renamed = self
+            .client
+            .rename((&source, leaf(from).as_bytes()), (&target, leaf(to).as_bytes()))
+            .await;
         renamed.map_err(failed("rename", from))?;
         let moved = self.handles.lock().remove(from);
         if let Some(handle) = moved {
@@ -135,7 +160,11 @@ impl UserFiles {
         let (uid, gid) = (Some(attributes.uid), Some(attributes.gid));
         // As chown(2) and chmod(2) do it: a change of owner may clear set-id bits.
         self.setattr(path, SetAttr { uid, gid, ..SetAttr::default() }).await?;
-        self.setattr(path, SetAttr { mode: attributes.mode, atime: at, mtime: at, ..SetAttr::default() }).await
+        self.setattr(
+            path,
+            SetAttr { mode: attributes.mode, atime: at, mtime: at, ..SetAttr::default() },
+        )
+        .await
     }
 
     pub async fn chmod(&self, path: &str, mode: u32) -> anyhow::Result<()> {
@@ -161,11 +190,16 @@ impl UserFiles {
         let dir = self.handle(path).await?;
         let (mut names, mut after, mut verifier) = (Vec::new(), DirCookie::default(), [0; 8]);
         loop {
-            let page = self.client.readdirplus(&dir, after, verifier, LIST_BYTES).await.map_err(failed("list", path))?;
+            let page = self
+                .client
+                .readdirplus(&dir, after, verifier, LIST_BYTES)
+                .await
+                .map_err(failed("list", path))?;
             verifier = page.verifier;
             for entry in page.entries {
                 after = entry.cookie;
-                let name = String::from_utf8(entry.name.to_vec()).with_context(|| format!("a name in /{path}"))?;
+                let name = String::from_utf8(entry.name.to_vec())
+                    .with_context(|| format!("a name in /{path}"))?;
                 if name != "." && name != ".." {
                     if let Some(handle) = entry.handle {
                         self.keep(&super::model::join(path, &name), handle);
@@ -190,7 +224,11 @@ impl UserFiles {
         let mut bytes = Vec::with_capacity(len);
         while bytes.len() < len {
             let count = u32::try_from((len - bytes.len()).min(IO_BYTES_MAX))?;
-            let read = self.client.read(&file, at + bytes.len() as u64, count).await.map_err(failed("read", path))?;
+            let read = self
+                .client
+                .read(&file, at + bytes.len() as u64, count)
+                .await
+                .map_err(failed("read", path))?;
             bytes.extend_from_slice(&read.data);
             if read.eof || read.data.is_empty() {
                 break;

@@ -1,8 +1,9 @@
-//! Named checkpoints whose snapshot has no record: an owner made them after whoever asked had given up, and the record was removed meanwhile. Each
-//! keeps what it holds for ever.
+//! Named checkpoints whose snapshot has no record: an owner made them after whoever asked had given
+//! up, and the record was removed meanwhile. Each keeps what it holds for ever.
 //!
-//! A checkpoint is named after its snapshot's incarnation, and the snapshot's record is written before anybody is asked for the checkpoint (R3). So one
-//! that is seen, and whose record is not in a listing of the catalog that begins later, has lost its record for good.
+//! A checkpoint is named after its snapshot's incarnation, and the snapshot's record is written
+//! before anybody is asked for the checkpoint (R3). So one that is seen, and whose record is not in
+//! a listing of the catalog that begins later, has lost its record for good.
 
 use super::{Collector, Listing, Objects};
 use crate::catalog::{Dataset, State};
@@ -26,32 +27,44 @@ pub struct StrayCheckpoint {
 /// The newest manifest, by its name: every checkpoint is in a new one.
 fn newest_manifest(of: &Dataset, objects: &Objects) -> Option<String> {
     let objects = objects.get(&of.incarnation)?;
-    objects.iter().map(|object| object.key.as_str()).filter(|key| key.contains("/manifest/")).max().map(str::to_owned)
+    objects
+        .iter()
+        .map(|object| object.key.as_str())
+        .filter(|key| key.contains("/manifest/"))
+        .max()
+        .map(str::to_owned)
 }
 
 /// Those without a record. `named` was read before `after` was listed.
 pub(super) fn strays(named: Vec<StrayCheckpoint>, after: &Listing) -> Vec<StrayCheckpoint> {
-    let known: HashSet<Incarnation> = after.snapshots.iter().map(|snapshot| snapshot.incarnation).collect();
+    let known: HashSet<Incarnation> =
+        after.snapshots.iter().map(|snapshot| snapshot.incarnation).collect();
     named.into_iter().filter(|found| !known.contains(&found.snapshot)).collect()
 }
 
 impl Collector {
-    /// The checkpoints of live datasets that are named after snapshots not in `before`. A database whose newest manifest held none at the last look is
-    /// not asked again.
+    /// The checkpoints of live datasets that are named after snapshots not in `before`. A database
+    /// whose newest manifest held none at the last look is not asked again.
     pub(super) async fn unknown_checkpoints(
         &self,
         before: &Listing,
         objects: &Objects,
     ) -> Result<Vec<StrayCheckpoint>, ControlError> {
-        let known: HashSet<Incarnation> = before.snapshots.iter().map(|snapshot| snapshot.incarnation).collect();
+        let known: HashSet<Incarnation> =
+            before.snapshots.iter().map(|snapshot| snapshot.incarnation).collect();
         let mut found = Vec::new();
         for dataset in before.datasets.iter().filter(|dataset| dataset.state == State::Ready) {
             let Some(manifest) = newest_manifest(dataset, objects) else { continue };
             if self.memory.lock().manifests.get(&dataset.incarnation) == Some(&manifest) {
                 continue;
             }
-            let held = db::holds(&self.place(dataset.family, dataset.incarnation)).await?.named.into_iter();
-            let named = held.filter_map(|(name, checkpoint)| Some((name.parse::<Incarnation>().ok()?, checkpoint)));
+            let held = db::holds(&self.place(dataset.family, dataset.incarnation))
+                .await?
+                .named
+                .into_iter();
+            let named = held.filter_map(|(name, checkpoint)| {
+                Some((name.parse::<Incarnation>().ok()?, checkpoint))
+            });
             let unknown: Vec<_> = named.filter(|(snapshot, _)| !known.contains(snapshot)).collect();
             if unknown.is_empty() {
                 self.memory.lock().manifests.insert(dataset.incarnation, manifest);
@@ -67,8 +80,15 @@ impl Collector {
         Ok(found)
     }
 
-    pub(super) async fn drop_stray_checkpoint(&self, stray: &StrayCheckpoint) -> Result<(), ControlError> {
-        tracing::info!(dataset = %stray.dataset, snapshot = %stray.snapshot, "a checkpoint that was made after its snapshot had been given up is removed");
+    pub(super) async fn drop_stray_checkpoint(
+        &self,
+        stray: &StrayCheckpoint,
+    ) -> Result<(), ControlError> {
+        tracing::info!(
+            dataset = %stray.dataset,
+            snapshot = %stray.snapshot,
+            "a checkpoint that was made after its snapshot had been given up is removed"
+        );
         self.pool.step("collect.checkpoint").await?;
         Ok(db::drop_checkpoint(&self.place(stray.family, stray.dataset), stray.checkpoint).await?)
     }
@@ -89,7 +109,8 @@ mod tests {
             checkpoint: CheckpointId([n; 16]),
         };
         let states = [State::Creating, State::Ready, State::Deleting, State::Dead];
-        let snapshots = states.into_iter().zip(10..).map(|(state, n)| snapshot(n, &of, state, &[])).collect();
+        let snapshots =
+            states.into_iter().zip(10..).map(|(state, n)| snapshot(n, &of, state, &[])).collect();
         let after = Listing { datasets: vec![of.clone()], snapshots, ..Listing::default() };
         assert_eq!(strays((10..16).map(named).collect(), &after), [named(14), named(15)]);
     }

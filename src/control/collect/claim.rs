@@ -1,12 +1,13 @@
-//! One collector of a pool at a time: a claim in the bucket, taken when there is something to read or to remove, and given back
-//! when that is done.
+//! One collector of a pool at a time: a claim in the bucket, taken when there is something to read
+//! or to remove, and given back when that is done.
 //!
 //! ```text
 //! free ──take──▶ held ──renew──▶ held ──release──▶ free
 //!                  └─ not renewed for a whole lease, on the clock of whoever waits ──take──▶ held by another
 //! ```
-//! Collections are safe side by side (R11, R12 and the swaps to `dead` see to that), so a claim that is lost, or taken from a
-//! holder that was only slow, costs requests and nothing else. A collection that has nothing to read takes none.
+//! Collections are safe side by side (R11, R12 and the swaps to `dead` see to that), so a claim
+//! that is lost, or taken from a holder that was only slow, costs requests and nothing else. A
+//! collection that has nothing to read takes none.
 //!
 //! A crash leaves a claim that expires.
 
@@ -104,11 +105,20 @@ impl Claim {
         if let Some(at) = &at
             && at.record.holder.is_some_and(|holder| holder != session)
         {
-            let unchanged = self.memory.lock().claims.of(self.pool.id()).unchanged_for(at.version, lease.clock.now());
+            let unchanged = self
+                .memory
+                .lock()
+                .claims
+                .of(self.pool.id())
+                .unchanged_for(at.version, lease.clock.now());
             if unchanged < lease.lease.max(Duration::from_millis(at.record.lease_millis)) {
                 return Err(self.held_by(&at.record.node));
             }
-            tracing::info!(pool = self.pool.name, node = at.record.node, "the collector before has stopped: its claim has expired");
+            tracing::info!(
+                pool = self.pool.name,
+                node = at.record.node,
+                "the collector before has stopped: its claim has expired"
+            );
         }
         let claim = self.claim(Some(session));
         self.pool.step("collect.claim").await?;
@@ -131,7 +141,9 @@ impl Claim {
 
     fn held_by(&self, node: &str) -> ControlError {
         *self.refused.lock() = Some(node.to_owned());
-        ControlError::InProgress { what: format!("a collection of pool {} by {node}", self.pool.name) }
+        ControlError::InProgress {
+            what: format!("a collection of pool {} by {node}", self.pool.name),
+        }
     }
 
     fn renewed(&self, mut at: Versioned<CollectorClaim>, lease: LeaseSettings) -> Held {
@@ -146,7 +158,9 @@ impl Claim {
                 match catalog.write_collector_claim(Some(at.clone()), at.record.clone()).await {
                     Ok(now) => at = now,
                     Err(CatalogError::Contended { .. }) => return None,
-                    Err(error) => tracing::debug!(%error, "the collector claim is renewed with the next try"),
+                    Err(error) => {
+                        tracing::debug!(%error, "the collector claim is renewed with the next try")
+                    }
                 }
             }
         });

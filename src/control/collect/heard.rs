@@ -1,10 +1,12 @@
-//! What the roots said when they were last read: a root that is as it was then is not read again. A collection of a pool in which nothing
-//! happens is listings alone, however many volumes and snapshots there are.
+//! What the roots said when they were last read: a root that is as it was then is not read again. A
+//! collection of a pool in which nothing happens is listings alone, however many volumes and
+//! snapshots there are.
 //!
 //! - A snapshot is its checkpoint, which never changes.
-//! - A head is what the objects of its database make it. Every change of it is a new object, a manifest or a part of the WAL; both are
-//!   numbered, and the newest manifest is never removed, so that no two states list the same objects. They are listed after the catalog, and
-//!   a head that lists as before is now what it was when it was read (R11).
+//! - A head is what the objects of its database make it. Every change of it is a new object, a
+//!   manifest or a part of the WAL; both are numbered, and the newest manifest is never removed, so
+//!   that no two states list the same objects. They are listed after the catalog, and a head that
+//!   lists as before is now what it was when it was read (R11).
 
 use super::Objects;
 use super::mark::Said;
@@ -51,7 +53,10 @@ pub(super) struct Heard {
 
 impl Heard {
     pub(super) fn get(&self, at: RootState) -> Option<Arc<Said>> {
-        self.said.get(&at.root).filter(|(state, _)| *state == at.state).map(|(_, said)| said.clone())
+        self.said
+            .get(&at.root)
+            .filter(|(state, _)| *state == at.state)
+            .map(|(_, said)| said.clone())
     }
 
     pub(super) fn put(&mut self, at: RootState, said: Arc<Said>) {
@@ -71,7 +76,8 @@ impl Heard {
 
     /// Keeps nothing of roots that are not there any more.
     pub(super) fn retain(&mut self, is_there: impl Fn(Incarnation) -> bool) {
-        let gone: Vec<Incarnation> = self.said.keys().copied().filter(|root| !is_there(*root)).collect();
+        let gone: Vec<Incarnation> =
+            self.said.keys().copied().filter(|root| !is_there(*root)).collect();
         gone.into_iter().for_each(|root| self.forget(root));
     }
 }
@@ -88,7 +94,9 @@ mod tests {
 
     fn said(rows: usize) -> Arc<Said> {
         let pack = |seq| PackId { creator: Incarnation::from_bytes([1; 16]), epoch: Epoch(1), seq };
-        Arc::new(Said::Snapshot { usage: (0..rows as u64).map(|n| (pack(n), Usage { refs: 1, sealed: false })).collect() })
+        Arc::new(Said::Snapshot {
+            usage: (0..rows as u64).map(|n| (pack(n), Usage { refs: 1, sealed: false })).collect(),
+        })
     }
 
     fn objects(of: &Dataset, listed: &[(&str, &str)]) -> Objects {
@@ -133,8 +141,16 @@ mod tests {
         for n in 0..=255u8 {
             let head = dataset(n, State::Ready, None);
             heard.put(RootState::of_head(&head, &Objects::new()), said(ROWS_MAX / 100));
-            heard.put(RootState::of_head(&head, &objects(&head, &[("a", "b")])), said(ROWS_MAX / 100));
+            heard.put(
+                RootState::of_head(&head, &objects(&head, &[("a", "b")])),
+                said(ROWS_MAX / 100),
+            );
         }
-        assert!(heard.rows <= ROWS_MAX && heard.said.len() == 100, "{} rows of {} roots", heard.rows, heard.said.len());
+        assert!(
+            heard.rows <= ROWS_MAX && heard.said.len() == 100,
+            "{} rows of {} roots",
+            heard.rows,
+            heard.said.len()
+        );
     }
 }

@@ -54,30 +54,51 @@ impl fmt::Display for Needs {
 }
 
 /// Why a family's packs stay, and what the one can do who began the snapshot.
-pub(super) fn unborn(catalog: &Listing, family: FamilyId, id: SnapshotId, given_up: Duration) -> Kept {
+pub(super) fn unborn(
+    catalog: &Listing,
+    family: FamilyId,
+    id: SnapshotId,
+    given_up: Duration,
+) -> Kept {
     let snapshot = catalog.snapshots.iter().find(|s| s.id() == id);
     let dataset = catalog.datasets.iter().find(|d| d.incarnation == id.dataset);
     let (Some(snapshot), Some(dataset)) = (snapshot, dataset) else {
-        return Kept { what: format!("dead packs of family {family}"), why: format!("snapshot {id} is being made") };
+        return Kept {
+            what: format!("dead packs of family {family}"),
+            why: format!("snapshot {id} is being made"),
+        };
     };
     let begun = humantime::format_rfc3339_seconds(SystemTime::from(snapshot.created));
     let (of, name) = (&dataset.name, &snapshot.name);
     let cure = match catalog.datasets.iter().find(|d| d.origin == Some(id) && snapshot.implied) {
-        Some(clone) => format!("clone {} of {of} was begun {begun} and is not finished: repeat the call", clone.name),
-        None if snapshot.implied => format!("a clone of {of} was begun {begun} and will not be finished"),
+        Some(clone) => format!(
+            "clone {} of {of} was begun {begun} and is not finished: repeat the call",
+            clone.name
+        ),
+        None if snapshot.implied => {
+            format!("a clone of {of} was begun {begun} and will not be finished")
+        }
         None => format!(
-            "snapshot {of}@{name} was begun {begun} and is not finished: repeat `dataset snapshot create {of} {name}`, or delete it"
+            "snapshot {of}@{name} was begun {begun} and is not finished: repeat `dataset snapshot \
+             create {of} {name}`, or delete it"
         ),
     };
     let what = format!("dead packs of {of}, its clones and what it was cloned from");
-    Kept { what, why: format!("{cure}; it is given up after {}", humantime::format_duration(given_up)) }
+    Kept {
+        what,
+        why: format!("{cure}; it is given up after {}", humantime::format_duration(given_up)),
+    }
 }
 
-/// As an operator knows it: what a clone of a live dataset was made from has a name that nobody gave.
+/// As an operator knows it: what a clone of a live dataset was made from has a name that nobody
+/// gave.
 pub(super) fn snapshot_name(catalog: &Listing, snapshot: &Snapshot) -> String {
     let of = dataset_name(catalog, snapshot.dataset.incarnation);
     match snapshot.implied {
-        true => format!("what was cloned of {of} at {}", humantime::format_rfc3339_seconds(SystemTime::from(snapshot.created))),
+        true => format!(
+            "what was cloned of {of} at {}",
+            humantime::format_rfc3339_seconds(SystemTime::from(snapshot.created))
+        ),
         false => format!("snapshot {} of {of}", snapshot.name),
     }
 }
@@ -93,11 +114,17 @@ mod tests {
 
     #[test]
     fn whoever_keeps_a_snapshot_is_named_as_far_as_one_reads() {
-        let needs =
-            |clones: usize, readers| Needs { clones: (0..clones).map(|n| format!("c{n}")).collect(), readers, restores: None };
+        let needs = |clones: usize, readers| Needs {
+            clones: (0..clones).map(|n| format!("c{n}")).collect(),
+            readers,
+            restores: None,
+        };
         assert_eq!(needs(2, 0).to_string(), "clones c0, c1 stand on it");
         assert!(needs(10, 0).to_string().ends_with("c7 and 2 more stand on it"));
-        assert_eq!(needs(0, 7).to_string(), "7 readers, each forgotten an hour after it was last seen");
+        assert_eq!(
+            needs(0, 7).to_string(),
+            "7 readers, each forgotten an hour after it was last seen"
+        );
         let restores = Needs { restores: Some("web".to_owned()), ..needs(1, 0) };
         assert_eq!(restores.to_string(), "clone c0 stands on it; dataset web restores from it");
     }

@@ -51,7 +51,8 @@ fn pack_object(listed: &Listed) -> Option<PackObject> {
     let (family, name) = listed.key.strip_prefix("packs/")?.split_once('/')?;
     let (family, (pack, generation)) = (family.parse().ok()?, parse_object(name)?);
     // What is removed is called by the name that is made of these.
-    Some(PackObject { family, pack, generation, bytes: listed.bytes }).filter(|pack| pack.key() == listed.key)
+    Some(PackObject { family, pack, generation, bytes: listed.bytes })
+        .filter(|pack| pack.key() == listed.key)
 }
 
 impl Collector {
@@ -63,7 +64,10 @@ impl Collector {
                 match pack_object(&object) {
                     Some(pack) => packs.push(pack),
                     None => {
-                        tracing::warn!(key = %object.key, "not a pack of ours: left alone; remove it by hand if nobody knows it");
+                        tracing::warn!(
+                            key = %object.key,
+                            "not a pack of ours: left alone; remove it by hand if nobody knows it"
+                        );
                     }
                 }
             }
@@ -78,14 +82,20 @@ impl Collector {
         let mut listed = self.pool.catalog.bucket().pages("vol/");
         while let Some(page) = listed.next().await? {
             for object in page {
-                let name = object.key.strip_prefix("vol/").and_then(|rest| rest.split_once('/')).map(|(name, _)| name);
+                let name = object
+                    .key
+                    .strip_prefix("vol/")
+                    .and_then(|rest| rest.split_once('/'))
+                    .map(|(name, _)| name);
                 if let Some(incarnation) = name.and_then(|name| name.parse().ok()) {
                     databases.entry(incarnation).or_default().push(object);
                 }
             }
         }
         // Of one state there is one order, whatever the store's is.
-        databases.values_mut().for_each(|objects| objects.sort_unstable_by(|a, b| a.key.cmp(&b.key)));
+        databases
+            .values_mut()
+            .for_each(|objects| objects.sort_unstable_by(|a, b| a.key.cmp(&b.key)));
         Ok(databases)
     }
 
@@ -93,19 +103,32 @@ impl Collector {
     ///
     /// # Errors
     /// When a root cannot be read: nothing may be swept then (R11).
-    pub(super) async fn mark(&self, catalog: &Listing, databases: &Objects) -> Result<Mark, ControlError> {
-        let there: HashSet<Incarnation> =
-            catalog.datasets.iter().map(|d| d.incarnation).chain(catalog.snapshots.iter().map(|s| s.incarnation)).collect();
+    pub(super) async fn mark(
+        &self,
+        catalog: &Listing,
+        databases: &Objects,
+    ) -> Result<Mark, ControlError> {
+        let there: HashSet<Incarnation> = catalog
+            .datasets
+            .iter()
+            .map(|d| d.incarnation)
+            .chain(catalog.snapshots.iter().map(|s| s.incarnation))
+            .collect();
         self.memory.lock().heard.retain(|root| there.contains(&root));
         let mut mark = Mark::default();
-        let heads = catalog.datasets.iter().filter(|d| matches!(d.state, State::Ready | State::Deleting));
+        let heads =
+            catalog.datasets.iter().filter(|d| matches!(d.state, State::Ready | State::Deleting));
         let heads = futures::stream::iter(heads.cloned().collect::<Vec<_>>());
-        let mut heads = heads.map(|dataset| self.hear_head(dataset, databases)).buffer_unordered(ROOTS_AT_ONCE);
+        let mut heads =
+            heads.map(|dataset| self.hear_head(dataset, databases)).buffer_unordered(ROOTS_AT_ONCE);
         while let Some(said) = heads.try_next().await? {
             mark.hear(&said);
         }
-        let cuts: Vec<Snapshot> = catalog.snapshots.iter().filter(|s| s.state != State::Dead).cloned().collect();
-        let mut cuts = futures::stream::iter(cuts).map(|snapshot| self.hear_snapshot(snapshot)).buffer_unordered(ROOTS_AT_ONCE);
+        let cuts: Vec<Snapshot> =
+            catalog.snapshots.iter().filter(|s| s.state != State::Dead).cloned().collect();
+        let mut cuts = futures::stream::iter(cuts)
+            .map(|snapshot| self.hear_snapshot(snapshot))
+            .buffer_unordered(ROOTS_AT_ONCE);
         while let Some(said) = cuts.try_next().await? {
             mark.hear(&said);
         }
@@ -116,18 +139,34 @@ impl Collector {
         self.volumes.settings().place(&self.pool.catalog, family, incarnation)
     }
 
-    /// A tombstoned head is nobody's root any more (it can be opened by nobody), but it still speaks for the packs it made.
-    async fn hear_head(&self, dataset: Dataset, databases: &Objects) -> Result<Arc<Said>, ControlError> {
+    /// A tombstoned head is nobody's root any more (it can be opened by nobody), but it still
+    /// speaks for the packs it made.
+    async fn hear_head(
+        &self,
+        dataset: Dataset,
+        databases: &Objects,
+    ) -> Result<Arc<Said>, ControlError> {
         let place = self.place(dataset.family, dataset.incarnation);
         if dataset.state == State::Deleting {
             self.hold_claim().await?;
-            return Ok(Arc::new(read_head(&place, dataset.incarnation, false).await.unwrap_or_else(|error| {
-                tracing::warn!(dataset = %dataset.name, %error, "a tombstoned dataset cannot be read: its packs stay until it is removed");
-                Said::Unknown(dataset.incarnation)
-            })));
+            return Ok(Arc::new(
+                read_head(&place, dataset.incarnation, false).await.unwrap_or_else(|error| {
+                    tracing::warn!(
+                        dataset = %dataset.name,
+                        %error,
+                        "a tombstoned dataset cannot be read: its packs stay until it is removed"
+                    );
+                    Said::Unknown(dataset.incarnation)
+                }),
+            ));
         }
         let read = Box::pin(read_head(&place, dataset.incarnation, true));
-        self.remembered(RootState::of_head(&dataset, databases), &format!("dataset {}", dataset.name), read).await
+        self.remembered(
+            RootState::of_head(&dataset, databases),
+            &format!("dataset {}", dataset.name),
+            read,
+        )
+        .await
     }
 
     async fn hear_snapshot(&self, snapshot: Snapshot) -> Result<Arc<Said>, ControlError> {
@@ -135,12 +174,20 @@ impl Collector {
         let place = self.place(snapshot.family, snapshot.dataset.incarnation);
         let checkpoint = match snapshot.checkpoint {
             Some(id) => Some(CheckpointId(id)),
-            None => self.checkpoint_named(&place, &snapshot).await.map_err(|error| unreadable(&what, error))?,
+            None => self
+                .checkpoint_named(&place, &snapshot)
+                .await
+                .map_err(|error| unreadable(&what, error))?,
         };
         let Some(checkpoint) = checkpoint else {
-            // What is tombstoned without a checkpoint becomes nobody's source, even if one still comes.
+            // What is tombstoned without a checkpoint becomes nobody's source, even if one still
+            // comes.
             let is_made = snapshot.state == State::Creating;
-            return Ok(Arc::new(if is_made { Said::Unborn(snapshot.family, snapshot.id()) } else { Said::Nothing }));
+            return Ok(Arc::new(if is_made {
+                Said::Unborn(snapshot.family, snapshot.id())
+            } else {
+                Said::Nothing
+            }));
         };
         let read = Box::pin(async {
             let reader = Reader::at_checkpoint(&place, checkpoint).await?;
@@ -168,7 +215,11 @@ impl Collector {
     }
 
     /// The checkpoint of a snapshot whose record does not know it yet.
-    pub(super) async fn checkpoint_named(&self, place: &DbPlace, snapshot: &Snapshot) -> Result<Option<CheckpointId>, FsError> {
+    pub(super) async fn checkpoint_named(
+        &self,
+        place: &DbPlace,
+        snapshot: &Snapshot,
+    ) -> Result<Option<CheckpointId>, FsError> {
         if !db::exists(place).await? {
             return Ok(None);
         }
@@ -213,12 +264,21 @@ impl Mark {
     }
 }
 
-/// Nothing may be collected (R11). A store that is slow or away is none of the root's doing: the collection ends, and the next one reads it.
+/// Nothing may be collected (R11). A store that is slow or away is none of the root's doing: the
+/// collection ends, and the next one reads it.
 fn unreadable(what: &str, error: FsError) -> ControlError {
     if is_damage(error.class()) {
-        tracing::error!(root = what, %error, "a root cannot be read, so nothing may be collected: run check");
+        tracing::error!(
+            root = what,
+            %error,
+            "a root cannot be read, so nothing may be collected: run check"
+        );
     } else {
-        tracing::info!(root = what, %error, "a root cannot be read now: nothing is collected until a later collection can");
+        tracing::info!(
+            root = what,
+            %error,
+            "a root cannot be read now: nothing is collected until a later collection can"
+        );
     }
     error.into()
 }
@@ -226,7 +286,11 @@ fn unreadable(what: &str, error: FsError) -> ControlError {
 /// Whether what kept a root from being read is in the root itself, so that `check` tells more.
 fn is_damage(class: Class) -> bool {
     match class {
-        Class::Unavailable | Class::InProgress | Class::Exhausted | Class::Denied | Class::Precondition => false,
+        Class::Unavailable
+        | Class::InProgress
+        | Class::Exhausted
+        | Class::Denied
+        | Class::Precondition => false,
         Class::Invalid
         | Class::NotFound
         | Class::Exists
@@ -245,7 +309,9 @@ async fn read_head(place: &DbPlace, dataset: Incarnation, is_root: bool) -> Resu
     }
     let reader = Reader::newest(place).await?;
     let settled = match reader.get(&key::superblock()).await? {
-        Some(bytes) => Some(Superblock::decode(&bytes)?).map(|s| (Epoch(s.writer_epoch), s.settled)),
+        Some(bytes) => {
+            Some(Superblock::decode(&bytes)?).map(|s| (Epoch(s.writer_epoch), s.settled))
+        }
         None => None,
     };
     let usage = if is_root { usage(&reader).await? } else { vec![] };
@@ -272,7 +338,9 @@ impl Collector {
         wanted: &HashSet<PackId>,
         seen: &mut Seen,
     ) -> Result<(), ControlError> {
-        for head in catalog.datasets.iter().filter(|d| d.family == family && d.state == State::Ready) {
+        for head in
+            catalog.datasets.iter().filter(|d| d.family == family && d.state == State::Ready)
+        {
             let place = self.place(family, head.incarnation);
             let what = format!("dataset {}", head.name);
             let read = async {
@@ -281,7 +349,10 @@ impl Collector {
                 }
                 let reader = Reader::newest(&place).await?;
                 let done = async {
-                    let unsealed = usage(&reader).await?.into_iter().filter(|(pack, usage)| wanted.contains(pack) && !usage.sealed);
+                    let unsealed = usage(&reader)
+                        .await?
+                        .into_iter()
+                        .filter(|(pack, usage)| wanted.contains(pack) && !usage.sealed);
                     seen.unsealed.extend(unsealed.map(|(pack, _)| pack));
                     chunks(&reader, wanted, &mut seen.live).await
                 };
@@ -291,12 +362,16 @@ impl Collector {
             };
             Box::pin(read).await.map_err(|error| unreadable(&what, error))?;
         }
-        for cut in catalog.snapshots.iter().filter(|s| s.family == family && s.state != State::Dead) {
+        for cut in catalog.snapshots.iter().filter(|s| s.family == family && s.state != State::Dead)
+        {
             let place = self.place(family, cut.dataset.incarnation);
             let what = format!("snapshot {} ({})", cut.name, cut.id());
             let checkpoint = match cut.checkpoint {
                 Some(id) => Some(CheckpointId(id)),
-                None => self.checkpoint_named(&place, cut).await.map_err(|error| unreadable(&what, error))?,
+                None => self
+                    .checkpoint_named(&place, cut)
+                    .await
+                    .map_err(|error| unreadable(&what, error))?,
             };
             let Some(checkpoint) = checkpoint else {
                 if cut.state == State::Creating {
@@ -317,7 +392,11 @@ impl Collector {
 }
 
 /// Chunks of `wanted` packs that any record names, a hidden one too.
-async fn chunks(reader: &Reader, wanted: &HashSet<PackId>, live: &mut HashMap<PackId, HashSet<ChunkHash>>) -> Result<(), FsError> {
+async fn chunks(
+    reader: &Reader,
+    wanted: &HashSet<PackId>,
+    live: &mut HashMap<PackId, HashSet<ChunkHash>>,
+) -> Result<(), FsError> {
     let mut pages = reader.pages(Bytes::from_static(b"X"), Bytes::from_static(b"Y"));
     while let Some(rows) = pages.next().await? {
         for (_, row) in &rows {

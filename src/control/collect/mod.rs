@@ -6,18 +6,20 @@
 //!      └─────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Nouns: a **root** is a state that somebody can still read: the head of a live dataset, its WAL tail included, and every
-//! snapshot's checkpoint; a **creator** is the dataset that wrote a pack, and its own word says whether it may still refer
-//! to it (R9).
+//! Nouns: a **root** is a state that somebody can still read: the head of a live dataset, its WAL
+//! tail included, and every snapshot's checkpoint; a **creator** is the dataset that wrote a pack,
+//! and its own word says whether it may still refer to it (R9).
 //!
-//! Invariants: an unreadable root aborts the pass (R11); while a snapshot of a family is being made and shows no checkpoint,
-//! no pack of the family goes; a record is swapped to `dead` before its effect is touched (R3);
-//! age plays no part in what a root may need. A dry run prints the very plan that would be swept.
+//! Invariants: an unreadable root aborts the pass (R11); while a snapshot of a family is being made
+//! and shows no checkpoint, no pack of the family goes; a record is swapped to `dead` before its
+//! effect is touched (R3); age plays no part in what a root may need. A dry run prints the very
+//! plan that would be swept.
 //!
-//! A root that is as it was at the last collection is not read again ([`heard`]), and one collector reads at a time ([`claim`]).
+//! A root that is as it was at the last collection is not read again ([`heard`]), and one collector
+//! reads at a time ([`claim`]).
 //!
-//! Beside that it looks after databases that stay ([`upkeep`]): clones are detached from origins that wait for it, and
-//! released databases give up what they have outlived.
+//! Beside that it looks after databases that stay ([`upkeep`]): clones are detached from origins
+//! that wait for it, and released databases give up what they have outlived.
 //!
 //! Packs that are mostly dead are written anew without what is dead ([`rewrite`], R12).
 //!
@@ -50,7 +52,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
-/// Passes of one collection: each frees what the one before made free. A chain of clones as long as R13 allows needs fewer.
+/// Passes of one collection: each frees what the one before made free. A chain of clones as long as
+/// R13 allows needs fewer.
 const PASSES_MAX: usize = 64;
 /// Restarts of a mark because the catalog changed under it.
 const MARK_TRIES: usize = 8;
@@ -81,13 +84,15 @@ pub struct Collected {
     pub detached: Vec<String>,
     /// Databases that gave up what they had outlived.
     pub databases: usize,
-    /// Ends of names given up long ago, letters that nobody waits for, readers that died, checkpoints that came too late.
+    /// Ends of names given up long ago, letters that nobody waits for, readers that died,
+    /// checkpoints that came too late.
     pub remnants: usize,
     /// What is tombstoned but still needed, and why.
     pub kept: Vec<Kept>,
 }
 
-/// What the collections of a process remember of each other, so that none repeats in vain what another did. Losing it costs one repetition.
+/// What the collections of a process remember of each other, so that none repeats in vain what
+/// another did. Losing it costs one repetition.
 #[derive(Clone, Default)]
 pub(super) struct Memory(Arc<Mutex<Remembered>>);
 
@@ -95,7 +100,8 @@ pub(super) struct Memory(Arc<Mutex<Remembered>>);
 pub(super) struct Remembered {
     /// What roots said, so that those that did not change are not read again.
     heard: heard::Heard,
-    /// The newest manifest of each database at the last look, if it held no checkpoint of an unknown snapshot.
+    /// The newest manifest of each database at the last look, if it held no checkpoint of an
+    /// unknown snapshot.
     manifests: HashMap<Incarnation, String>,
     /// How many objects each database had when it was last collected.
     sizes: HashMap<Incarnation, usize>,
@@ -114,7 +120,10 @@ impl Memory {
 
 impl Remembered {
     fn chunks_of(&self, candidate: &Candidate) -> Option<usize> {
-        self.footers.get(&candidate.pack).filter(|(generation, _)| *generation == candidate.generation).map(|(_, chunks)| *chunks)
+        self.footers
+            .get(&candidate.pack)
+            .filter(|(generation, _)| *generation == candidate.generation)
+            .map(|(_, chunks)| *chunks)
     }
 }
 
@@ -145,12 +154,28 @@ type Say = Box<dyn Fn(&Collected) + Send + Sync>;
 
 impl Collector {
     /// `volumes`: those of this process.
-    pub(super) fn new(pool: Pool, volumes: Volumes, owner_timeout: Duration, memory: Memory, worth: Worth) -> Self {
-        Self { pool, volumes, owner_timeout, memory, worth, rate: None, say: Box::new(|_| {}), claim: None }
+    pub(super) fn new(
+        pool: Pool,
+        volumes: Volumes,
+        owner_timeout: Duration,
+        memory: Memory,
+        worth: Worth,
+    ) -> Self {
+        Self {
+            pool,
+            volumes,
+            owner_timeout,
+            memory,
+            worth,
+            rate: None,
+            say: Box::new(|_| {}),
+            claim: None,
+        }
     }
 
-    /// Reads at most so many bytes a second of packs that it rewrites, so that who works with the bucket does not notice: however long
-    /// that takes, what was sealed before stays as it is (R12).
+    /// Reads at most so many bytes a second of packs that it rewrites, so that who works with the
+    /// bucket does not notice: however long that takes, what was sealed before stays as it is
+    /// (R12).
     #[must_use]
     pub fn at_rate(mut self, rate: Option<u64>) -> Self {
         self.rate = rate;
@@ -187,15 +212,28 @@ impl Collector {
             let after = self.list().await?;
             match mark {
                 Ok(mark) => {
-                    if let Some(plan) = plan::plan(&before, &after, &packs, &mark, Timestamp::now()) {
+                    if let Some(plan) = plan::plan(&before, &after, &packs, &mark, Timestamp::now())
+                    {
                         let detach = upkeep::detachable(&after);
-                        let upkeep = self.outgrown(upkeep::overgrown(&after, &databases, SystemTime::now()), &databases);
-                        let (candidates, stored) = plan::candidates(&after, &packs, &mark, self.worth.pack_bytes_min);
+                        let upkeep = self.outgrown(
+                            upkeep::overgrown(&after, &databases, SystemTime::now()),
+                            &databases,
+                        );
+                        let (candidates, stored) =
+                            plan::candidates(&after, &packs, &mark, self.worth.pack_bytes_min);
                         let rewrite = self.mostly_dead(candidates, &stored).await?;
                         let announced = rewrite::outlived(announced, &packs);
                         let databases = plan::strays(databases, &after);
                         let checkpoints = checkpoints::strays(checkpoints?, &after);
-                        return Ok(Plan { databases, checkpoints, detach, upkeep, rewrite, announced, ..plan });
+                        return Ok(Plan {
+                            databases,
+                            checkpoints,
+                            detach,
+                            upkeep,
+                            rewrite,
+                            announced,
+                            ..plan
+                        });
                     }
                 }
                 // What could not be read may just have been removed by another collector.
@@ -204,7 +242,10 @@ impl Collector {
             }
         }
         Err(ControlError::InProgress {
-            what: format!("changes in pool {} that outran the collector {MARK_TRIES} times", self.pool.name),
+            what: format!(
+                "changes in pool {} that outran the collector {MARK_TRIES} times",
+                self.pool.name
+            ),
         })
     }
 
@@ -230,14 +271,19 @@ impl Collector {
         done.and_then(|done| released.map(|()| Turn::Done(done)))
     }
 
-    /// As [`Self::collect`], when whoever is at it has ended, or after `patience` beside it: that costs requests, and nothing else.
+    /// As [`Self::collect`], when whoever is at it has ended, or after `patience` beside it: that
+    /// costs requests, and nothing else.
     pub async fn collect_in_turn(&mut self, patience: Duration) -> Result<Collected, ControlError> {
         let deadline = Instant::now() + patience;
         loop {
             match self.collect_alone().await? {
                 Turn::Done(done) => return Ok(done),
                 Turn::Another(node) if Instant::now() < deadline => {
-                    tracing::debug!(pool = self.pool.name, node, "another process collects: waiting");
+                    tracing::debug!(
+                        pool = self.pool.name,
+                        node,
+                        "another process collects: waiting"
+                    );
                     tokio::time::sleep(claim::LOOK).await;
                 }
                 Turn::Another(_) => return self.collect().await,
@@ -245,15 +291,19 @@ impl Collector {
         }
     }
 
-    /// Passes until nothing more can be removed. Safe beside other collectors, which read and try the same.
+    /// Passes until nothing more can be removed. Safe beside other collectors, which read and try
+    /// the same.
     pub async fn collect(&self) -> Result<Collected, ControlError> {
         let now = SystemTime::now();
         let catalog = &self.pool.catalog;
-        let remnants = catalog.sweep(now).await? + catalog.sweep_readers(now).await? + mail::sweep(catalog.bucket(), now).await?;
+        let remnants = catalog.sweep(now).await?
+            + catalog.sweep_readers(now).await?
+            + mail::sweep(catalog.bucket(), now).await?;
         let mut done = Collected { remnants, ..Collected::default() };
         for _ in 0..PASSES_MAX {
             let plan = Box::pin(self.plan()).await?;
-            let (detach, upkeep, rewrite) = (plan.detach.clone(), plan.upkeep.clone(), plan.rewrite.clone());
+            let (detach, upkeep, rewrite) =
+                (plan.detach.clone(), plan.upkeep.clone(), plan.rewrite.clone());
             done.kept = plan.kept.clone();
             let detached = done.detached.len();
             if !plan.is_idle() {
@@ -271,10 +321,13 @@ impl Collector {
         Ok(done)
     }
 
-    /// Datasets before snapshots: what the former say of the latter is never newer than these (see `plan`).
+    /// Datasets before snapshots: what the former say of the latter is never newer than these (see
+    /// `plan`).
     async fn list(&self) -> Result<Listing, ControlError> {
-        let datasets = self.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
-        let snapshots = self.pool.catalog.snapshots(None).await?.into_iter().map(|at| at.record).collect();
+        let datasets =
+            self.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
+        let snapshots =
+            self.pool.catalog.snapshots(None).await?.into_iter().map(|at| at.record).collect();
         let readers = self.pool.catalog.readers(None, SystemTime::now()).await?.live;
         Ok(Listing { datasets, snapshots, readers })
     }

@@ -11,11 +11,13 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-/// A snapshot that nobody has finished for this long is given up, because its family's packs wait for it; and so is a clone, because its source waits
-/// for it. Whoever is still making it fails at its last step and begins anew, so that a wrong clock costs a repetition and no data.
+/// A snapshot that nobody has finished for this long is given up, because its family's packs wait
+/// for it; and so is a clone, because its source waits for it. Whoever is still making it fails at
+/// its last step and begins anew, so that a wrong clock costs a repetition and no data.
 const INTENT_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A pack object, as listed before any root was read. There may be millions: 64 bytes each, four million of them for 64 TB in packs of 16 MB.
+/// A pack object, as listed before any root was read. There may be millions: 64 bytes each, four
+/// million of them for 64 TB in packs of 16 MB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PackObject {
     pub(super) family: FamilyId,
@@ -48,8 +50,9 @@ pub(super) struct Mark {
     pub(super) creators: BTreeMap<Incarnation, (Epoch, u64)>,
     /// Heads whose `S` could not be read, though nothing needs it but their packs.
     pub(super) unknown: BTreeSet<Incarnation>,
-    /// Snapshots that are being made and show no checkpoint yet, by family. What one will refer to was fixed when it was asked for, which
-    /// may be long before it shows, and may be more than the head refers to by now (R11).
+    /// Snapshots that are being made and show no checkpoint yet, by family. What one will refer to
+    /// was fixed when it was asked for, which may be long before it shows, and may be more than the
+    /// head refers to by now (R11).
     pub(super) unborn: BTreeMap<FamilyId, SnapshotId>,
 }
 
@@ -92,7 +95,8 @@ pub struct Plan {
     pub checkpoints: Vec<StrayCheckpoint>,
     /// Clones that were begun and given up: they are tombstoned.
     pub unfinished: Vec<DatasetId>,
-    /// Snapshots that are being made and can never be finished, or were given up: they are tombstoned.
+    /// Snapshots that are being made and can never be finished, or were given up: they are
+    /// tombstoned.
     pub abandoned: Vec<SnapshotId>,
     pub snapshots: Vec<SnapshotId>,
     pub datasets: Vec<DatasetId>,
@@ -111,7 +115,11 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         let intents = self.abandoned.is_empty() && self.unfinished.is_empty();
         let records = self.snapshots.is_empty() && self.datasets.is_empty();
-        intents && records && self.packs.is_empty() && self.databases.is_empty() && self.checkpoints.is_empty()
+        intents
+            && records
+            && self.packs.is_empty()
+            && self.databases.is_empty()
+            && self.checkpoints.is_empty()
     }
 
     /// Whether nothing at all is to be done: neither removed nor looked after.
@@ -121,17 +129,30 @@ impl Plan {
     }
 }
 
-/// `None`: the catalog changed between the listings in a way that matters, so the mark proves nothing (R11).
-pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark: &Mark, now: Timestamp) -> Option<Plan> {
+/// `None`: the catalog changed between the listings in a way that matters, so the mark proves
+/// nothing (R11).
+pub(super) fn plan(
+    before: &Listing,
+    after: &Listing,
+    packs: &[PackObject],
+    mark: &Mark,
+    now: Timestamp,
+) -> Option<Plan> {
     if changed(before, after) {
         return None;
     }
-    let mut plan = Plan { abandoned: abandoned(after, now), unfinished: unfinished(after, now), ..Plan::default() };
+    let mut plan = Plan {
+        abandoned: abandoned(after, now),
+        unfinished: unfinished(after, now),
+        ..Plan::default()
+    };
     for (family, id) in &mark.unborn {
         plan.kept.push(unborn(after, *family, *id, INTENT_KEPT));
     }
     let newest = newest(packs);
-    let superseded = |object: &PackObject| newest.get(&object.pack).is_some_and(|generation| object.generation < *generation);
+    let superseded = |object: &PackObject| {
+        newest.get(&object.pack).is_some_and(|generation| object.generation < *generation)
+    };
     for object in packs.iter().filter(|object| superseded(object) || is_dead(after, mark, object)) {
         plan.pack_bytes = plan.pack_bytes.saturating_add(object.bytes);
         plan.packs.push(DeadPack { key: object.key(), bytes: object.bytes });
@@ -139,31 +160,46 @@ pub(super) fn plan(before: &Listing, after: &Listing, packs: &[PackObject], mark
     for snapshot in after.snapshots.iter().filter(|s| is_tombstoned(&s.state)) {
         match needed_by(snapshot, after) {
             needs if needs.is_empty() => plan.snapshots.push(snapshot.id()),
-            needs => plan.kept.push(Kept { what: snapshot_name(after, snapshot), why: needs.to_string() }),
+            needs => plan
+                .kept
+                .push(Kept { what: snapshot_name(after, snapshot), why: needs.to_string() }),
         }
     }
     for dataset in after.datasets.iter().filter(|d| is_tombstoned(&d.state)) {
         let mine = after.snapshots.iter().filter(|s| s.dataset.incarnation == dataset.incarnation);
         match mine.filter(|s| !plan.snapshots.contains(&s.id())).count() {
             0 => plan.datasets.push(dataset.id()),
-            1 => plan.kept.push(Kept { what: format!("dataset {}", dataset.name), why: "it has 1 snapshot".to_owned() }),
-            n => plan.kept.push(Kept { what: format!("dataset {}", dataset.name), why: format!("it has {n} snapshots") }),
+            1 => plan.kept.push(Kept {
+                what: format!("dataset {}", dataset.name),
+                why: "it has 1 snapshot".to_owned(),
+            }),
+            n => plan.kept.push(Kept {
+                what: format!("dataset {}", dataset.name),
+                why: format!("it has {n} snapshots"),
+            }),
         }
     }
     Some(plan)
 }
 
-/// Databases without a record. They were listed before these records, and a record is always there before its database (R3).
+/// Databases without a record. They were listed before these records, and a record is always there
+/// before its database (R3).
 pub(super) fn strays(databases: Objects, after: &Listing) -> Vec<StrayDatabase> {
-    let stray = |incarnation: &Incarnation| !after.datasets.iter().any(|d| d.incarnation == *incarnation);
+    let stray =
+        |incarnation: &Incarnation| !after.datasets.iter().any(|d| d.incarnation == *incarnation);
     let keys = |objects: Vec<Listed>| objects.into_iter().map(|object| object.key).collect();
     let strays = databases.into_iter().filter(|(id, _)| stray(id));
-    strays.map(|(incarnation, objects)| StrayDatabase { incarnation, keys: keys(objects) }).collect()
+    strays
+        .map(|(incarnation, objects)| StrayDatabase { incarnation, keys: keys(objects) })
+        .collect()
 }
 
-/// Those of a snapshot's dependants that still need it: clones that do not stand on their own, and the dataset that it was taken of while that
-/// restores from it (R14).
-pub(super) fn keepers<'a>(snapshot: SnapshotId, datasets: impl IntoIterator<Item = &'a Dataset>) -> BTreeSet<Incarnation> {
+/// Those of a snapshot's dependants that still need it: clones that do not stand on their own, and
+/// the dataset that it was taken of while that restores from it (R14).
+pub(super) fn keepers<'a>(
+    snapshot: SnapshotId,
+    datasets: impl IntoIterator<Item = &'a Dataset>,
+) -> BTreeSet<Incarnation> {
     let keeps = |d: &&Dataset| match d.incarnation == snapshot.dataset {
         true => d.state == State::Ready && d.restoring == Some(snapshot),
         false => !d.detached,
@@ -180,9 +216,11 @@ fn is_tombstoned(state: &State) -> bool {
     matches!(state, State::Deleting | State::Dead)
 }
 
-/// What of a listing decides which roots there are: of a snapshot whether it has a checkpoint, of a dataset how many snapshots it has ever had.
-/// That one came and went between two listings shows in nothing else: what it kept may be in the head again, which was read before.
-/// Datasets are listed first: a snapshot that the number counts and the listing does not show went before any root was read.
+/// What of a listing decides which roots there are: of a snapshot whether it has a checkpoint, of a
+/// dataset how many snapshots it has ever had. That one came and went between two listings shows in
+/// nothing else: what it kept may be in the head again, which was read before. Datasets are listed
+/// first: a snapshot that the number counts and the listing does not show went before any root was
+/// read.
 fn shape(listing: &Listing) -> BTreeSet<(String, &'static str, u32)> {
     let state = |state: &State| match state {
         State::Creating => "creating",
@@ -190,8 +228,12 @@ fn shape(listing: &Listing) -> BTreeSet<(String, &'static str, u32)> {
         State::Deleting => "deleting",
         State::Dead => "dead",
     };
-    let datasets = listing.datasets.iter().map(|d| (d.id().to_string(), state(&d.state), d.snapshot_serial));
-    let snapshots = listing.snapshots.iter().map(|s| (s.id().to_string(), state(&s.state), s.checkpoint.is_some().into()));
+    let datasets =
+        listing.datasets.iter().map(|d| (d.id().to_string(), state(&d.state), d.snapshot_serial));
+    let snapshots = listing
+        .snapshots
+        .iter()
+        .map(|s| (s.id().to_string(), state(&s.state), s.checkpoint.is_some().into()));
     datasets.chain(snapshots).collect()
 }
 
@@ -200,17 +242,23 @@ fn is_dead(catalog: &Listing, mark: &Mark, object: &PackObject) -> bool {
     !mark.referenced.contains_key(&object.pack) && is_settled(catalog, mark, object)
 }
 
-/// R9: its creator will make no use of it that the mark does not show: settled, of an earlier epoch, or gone (which it is only after it was
-/// fenced).
+/// R9: its creator will make no use of it that the mark does not show: settled, of an earlier
+/// epoch, or gone (which it is only after it was fenced).
 fn is_settled(catalog: &Listing, mark: &Mark, object: &PackObject) -> bool {
     let pack = object.pack;
     if mark.unknown.contains(&pack.creator) || mark.unborn.contains_key(&object.family) {
         return false;
     }
     match mark.creators.get(&pack.creator) {
-        Some((epoch, settled)) => pack.epoch < *epoch || (pack.epoch == *epoch && pack.seq <= *settled),
-        // A record without a database in the mark: dead ones were fenced, others may be about to be opened.
-        None => !catalog.datasets.iter().any(|d| d.incarnation == pack.creator && d.state != State::Dead),
+        Some((epoch, settled)) => {
+            pack.epoch < *epoch || (pack.epoch == *epoch && pack.seq <= *settled)
+        }
+        // A record without a database in the mark: dead ones were fenced, others may be about to be
+        // opened.
+        None => !catalog
+            .datasets
+            .iter()
+            .any(|d| d.incarnation == pack.creator && d.state != State::Dead),
     }
 }
 
@@ -224,7 +272,8 @@ fn newest(packs: &[PackObject]) -> HashMap<PackId, Generation> {
     newest
 }
 
-/// The packs in use of at least `bytes_min` to which nothing is added any more, and the bytes that each family stores.
+/// The packs in use of at least `bytes_min` to which nothing is added any more, and the bytes that
+/// each family stores.
 pub(super) fn candidates(
     catalog: &Listing,
     packs: &[PackObject],
@@ -251,17 +300,27 @@ pub(super) fn candidates(
     (found, stored)
 }
 
-/// Dependants that still exist, intents of clones that are not counted among them yet, and whoever reads it now (R14).
+/// Dependants that still exist, intents of clones that are not counted among them yet, and whoever
+/// reads it now (R14).
 fn needed_by(snapshot: &Snapshot, catalog: &Listing) -> Needs {
     let keepers = keepers(snapshot.id(), &catalog.datasets);
     let intents = |d: &&Dataset| {
-        d.state == State::Creating && d.origin == Some(snapshot.id()) && !snapshot.dependants.contains(&d.incarnation)
+        d.state == State::Creating
+            && d.origin == Some(snapshot.id())
+            && !snapshot.dependants.contains(&d.incarnation)
     };
-    let readers = if snapshot.state == State::Dead { 0 } else { catalog.readers.get(&snapshot.incarnation).copied().unwrap_or(0) };
+    let readers = if snapshot.state == State::Dead {
+        0
+    } else {
+        catalog.readers.get(&snapshot.incarnation).copied().unwrap_or(0)
+    };
     let mut needs = Needs { readers, ..Needs::default() };
     for keeper in snapshot.dependants.iter().filter(|d| keepers.contains(d)) {
-        let name =
-            catalog.datasets.iter().find(|d| d.incarnation == *keeper).map_or_else(|| keeper.to_string(), |d| d.name.to_string());
+        let name = catalog
+            .datasets
+            .iter()
+            .find(|d| d.incarnation == *keeper)
+            .map_or_else(|| keeper.to_string(), |d| d.name.to_string());
         match *keeper == snapshot.dataset.incarnation {
             true => needs.restores = Some(name),
             false => needs.clones.push(name),
@@ -273,13 +332,21 @@ fn needed_by(snapshot: &Snapshot, catalog: &Listing) -> Needs {
 
 /// Only snapshots of a live dataset are ever finished, and only while somebody repeats the call.
 fn abandoned(catalog: &Listing, now: Timestamp) -> Vec<SnapshotId> {
-    let ready: BTreeSet<Incarnation> = catalog.datasets.iter().filter(|d| d.state == State::Ready).map(|d| d.incarnation).collect();
-    let given_up =
-        |s: &&Snapshot| s.state == State::Creating && (is_old(s.created, now) || !ready.contains(&s.dataset.incarnation));
+    let ready: BTreeSet<Incarnation> = catalog
+        .datasets
+        .iter()
+        .filter(|d| d.state == State::Ready)
+        .map(|d| d.incarnation)
+        .collect();
+    let given_up = |s: &&Snapshot| {
+        s.state == State::Creating
+            && (is_old(s.created, now) || !ready.contains(&s.dataset.incarnation))
+    };
     catalog.snapshots.iter().filter(given_up).map(Snapshot::id).collect()
 }
 
-/// Intents of clones that nobody has finished: whoever began one may have gone with its claim, and never asks again.
+/// Intents of clones that nobody has finished: whoever began one may have gone with its claim, and
+/// never asks again.
 fn unfinished(catalog: &Listing, now: Timestamp) -> Vec<DatasetId> {
     let given_up = |d: &&Dataset| d.state == State::Creating && is_old(d.created, now);
     catalog.datasets.iter().filter(given_up).map(Dataset::id).collect()
@@ -343,7 +410,8 @@ pub(super) mod tests {
     }
 
     fn pack(creator: u8, epoch: u64, seq: u64) -> PackObject {
-        let pack = PackId { creator: Incarnation::from_bytes([creator; 16]), epoch: Epoch(epoch), seq };
+        let pack =
+            PackId { creator: Incarnation::from_bytes([creator; 16]), epoch: Epoch(epoch), seq };
         PackObject { family: family(1), pack, generation: 0, bytes: 10 }
     }
 
@@ -369,18 +437,31 @@ pub(super) mod tests {
         mark.referenced.insert(pack(1, 2, 99).pack, PackUse { refs: 1, unsealed: vec![] });
         assert!(!swept(&listing, &mark, &pack(1, 2, 99)), "referenced");
         mark.creators.clear();
-        assert!(!swept(&listing, &mark, &pack(1, 1, 1)), "a live creator whose S is not in the mark");
+        assert!(
+            !swept(&listing, &mark, &pack(1, 1, 1)),
+            "a live creator whose S is not in the mark"
+        );
     }
 
     #[test]
     fn any_record_that_comes_goes_or_turns_restarts_the_mark() {
         let one = dataset(1, State::Ready, None);
-        let before = Listing { datasets: vec![one.clone()], snapshots: vec![], ..Listing::default() };
+        let before =
+            Listing { datasets: vec![one.clone()], snapshots: vec![], ..Listing::default() };
         let mark = Mark::default();
-        let born = Listing { datasets: vec![one.clone(), dataset(2, State::Ready, None)], snapshots: vec![], ..Listing::default() };
+        let born = Listing {
+            datasets: vec![one.clone(), dataset(2, State::Ready, None)],
+            snapshots: vec![],
+            ..Listing::default()
+        };
         let gone = Listing::default();
-        let turned = Listing { datasets: vec![dataset(1, State::Deleting, None)], snapshots: vec![], ..Listing::default() };
-        let taken = Listing { snapshots: vec![snapshot(7, &one, State::Creating, &[])], ..before.clone() };
+        let turned = Listing {
+            datasets: vec![dataset(1, State::Deleting, None)],
+            snapshots: vec![],
+            ..Listing::default()
+        };
+        let taken =
+            Listing { snapshots: vec![snapshot(7, &one, State::Creating, &[])], ..before.clone() };
         let mut passed = before.clone();
         passed.datasets[0].snapshot_serial += 1;
         for after in [born, gone, turned, taken, passed] {
@@ -395,28 +476,53 @@ pub(super) mod tests {
         let cut = snapshot(7, &source, State::Deleting, &[2]);
         let clone = dataset(2, State::Ready, Some(cut.id()));
         let mark = Mark::default();
-        let held = Listing { datasets: vec![source.clone(), clone], snapshots: vec![cut.clone()], ..Listing::default() };
+        let held = Listing {
+            datasets: vec![source.clone(), clone],
+            snapshots: vec![cut.clone()],
+            ..Listing::default()
+        };
         let planned = plan(&held, &held, &[], &mark, NOW).unwrap();
         assert!(planned.is_empty());
-        let told: Vec<_> = planned.kept.iter().map(|kept| format!("{}: {}", kept.what, kept.why)).collect();
-        assert_eq!(told, ["snapshot s7 of dataset d1: clone d2 stands on it", "dataset d1: it has 1 snapshot"]);
+        let told: Vec<_> =
+            planned.kept.iter().map(|kept| format!("{}: {}", kept.what, kept.why)).collect();
+        assert_eq!(
+            told,
+            ["snapshot s7 of dataset d1: clone d2 stands on it", "dataset d1: it has 1 snapshot"]
+        );
 
-        let freed = Listing { datasets: vec![source.clone()], snapshots: vec![cut.clone()], ..Listing::default() };
+        let freed = Listing {
+            datasets: vec![source.clone()],
+            snapshots: vec![cut.clone()],
+            ..Listing::default()
+        };
         let planned = plan(&freed, &freed, &[], &mark, NOW).unwrap();
         assert_eq!((planned.snapshots, planned.datasets), (vec![cut.id()], vec![source.id()]));
 
         let readers = BTreeMap::from([(cut.incarnation, 1)]);
         let read = Listing { readers, ..freed.clone() };
         assert!(plan(&read, &read, &[], &mark, NOW).unwrap().is_empty(), "somebody reads it");
-        let dead = Listing { snapshots: vec![Snapshot { state: State::Dead, ..cut.clone() }], ..read };
-        assert_eq!(plan(&dead, &dead, &[], &mark, NOW).unwrap().snapshots, [cut.id()], "its removal has begun");
+        let dead =
+            Listing { snapshots: vec![Snapshot { state: State::Dead, ..cut.clone() }], ..read };
+        assert_eq!(
+            plan(&dead, &dead, &[], &mark, NOW).unwrap().snapshots,
+            [cut.id()],
+            "its removal has begun"
+        );
 
         let itself = snapshot(7, &source, State::Deleting, &[1]);
         let both = Listing { snapshots: vec![itself.clone()], ..freed.clone() };
-        assert_eq!(plan(&both, &both, &[], &mark, NOW).unwrap().snapshots, [itself.id()], "a restore that never ended");
-        let restoring = |of| Dataset { restoring: of, detached: true, ..dataset(1, State::Ready, None) };
+        assert_eq!(
+            plan(&both, &both, &[], &mark, NOW).unwrap().snapshots,
+            [itself.id()],
+            "a restore that never ended"
+        );
+        let restoring =
+            |of| Dataset { restoring: of, detached: true, ..dataset(1, State::Ready, None) };
         let live = Listing { datasets: vec![restoring(Some(itself.id()))], ..both.clone() };
-        assert!(plan(&live, &live, &[], &mark, NOW).unwrap().is_empty(), "a restore that may go on");
+        assert!(
+            plan(&live, &live, &[], &mark, NOW).unwrap().is_empty(),
+            "a restore that may go on"
+        );
         let ended = Listing { datasets: vec![restoring(None)], ..both };
         assert_eq!(
             plan(&ended, &ended, &[], &mark, NOW).unwrap().snapshots,
@@ -426,8 +532,12 @@ pub(super) mod tests {
 
         let bare = snapshot(7, &source, State::Deleting, &[]);
         let intent = dataset(3, State::Creating, Some(bare.id()));
-        let begun = Listing { datasets: vec![source, intent], snapshots: vec![bare], ..Listing::default() };
-        assert!(plan(&begun, &begun, &[], &mark, NOW).unwrap().is_empty(), "a clone that is being made needs its source");
+        let begun =
+            Listing { datasets: vec![source, intent], snapshots: vec![bare], ..Listing::default() };
+        assert!(
+            plan(&begun, &begun, &[], &mark, NOW).unwrap().is_empty(),
+            "a clone that is being made needs its source"
+        );
         assert_ne!(NameKey::of("dataset", "d1"), NameKey::of("snapshot", "d1"));
     }
 
@@ -448,9 +558,12 @@ pub(super) mod tests {
         let elsewhere = PackObject { family: family(9), ..pack(2, 1, 1) };
         assert!(swept(&listing, &mark, &elsewhere), "another family's");
         let kept = &plan(&listing, &listing, &[], &mark, NOW).unwrap().kept;
-        let [Kept { what, why }] = kept.as_slice() else { panic!("the report says what is waited for: {kept:?}") };
+        let [Kept { what, why }] = kept.as_slice() else {
+            panic!("the report says what is waited for: {kept:?}")
+        };
         assert!(what.contains("packs of d1"), "{what}");
-        let cure = "snapshot d1@s7 was begun 1970-01-01T00:00:00Z and is not finished: repeat `dataset snapshot create d1 s7`, or delete it";
+        let cure = "snapshot d1@s7 was begun 1970-01-01T00:00:00Z and is not finished: repeat \
+            `dataset snapshot create d1 s7`, or delete it";
         assert_eq!(*why, format!("{cure}; it is given up after 1day"));
     }
 

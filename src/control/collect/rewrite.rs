@@ -4,16 +4,21 @@
 //! few references for its chunks ─▶ it is announced ─▶ every head seals it ─▶ every root is read by chunk ─▶ next generation ─▶ the older one goes
 //! ```
 //!
-//! Why nothing is lost: a chunk in use comes from an earlier use of it, from deduplication, or from what was just stored. The pack is settled, so that
-//! nothing is stored in it any more (R9). What no root uses at a mark, nothing ever uses again, because deduplication does not find it:
-//! - A head that is ready when the mark lists the catalog has sealed the pack, or refers to nothing in it. Sealed it stays: when its last reference
+//! Why nothing is lost: a chunk in use comes from an earlier use of it, from deduplication, or from
+//! what was just stored. The pack is settled, so that nothing is stored in it any more (R9). What
+//! no root uses at a mark, nothing ever uses again, because deduplication does not find it:
+//! - A head that is ready when the mark lists the catalog has sealed the pack, or refers to nothing
+//!   in it. Sealed it stays: when its last reference
 //!   goes and a restore in place brings it back, it comes back sealed, also from a journal.
-//! - Any other head is opened after the mark, because one that turned ready during it makes it void (R11). Of a pack that it did not store itself it
-//!   learns only from the footer of the first object, after it has listed what is announced. The pack was announced before the mark, and stays so
-//!   until the first object is gone. Snapshots need not be asked: what they refer to unsealed only their clones could use.
+//! - Any other head is opened after the mark, because one that turned ready during it makes it void
+//!   (R11). Of a pack that it did not store itself it learns only from the footer of the first
+//!   object, after it has listed what is announced. The pack was announced before the mark, and
+//!   stays so until the first object is gone. Snapshots need not be asked: what they refer to
+//!   unsealed only their clones could use.
 //!
-//! A snapshot that came or went during the mark makes it void. A restore in place uses a snapshot's chunks, which are in use by that snapshot: it stays
-//! a root until the restored rows are durable (R10). So garbage stays garbage: after a crash at any step, or beside another collector, every
+//! A snapshot that came or went during the mark makes it void. A restore in place uses a snapshot's
+//! chunks, which are in use by that snapshot: it stays a root until the restored rows are durable
+//! (R10). So garbage stays garbage: after a crash at any step, or beside another collector, every
 //! generation holds all that is in use, and older ones may go at any time.
 
 use super::mark::Seen;
@@ -28,15 +33,16 @@ use crate::volume::{VolumeError, is_caretaker, seal_released};
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// Footers read in one collection, of the packs with the fewest references for their bytes. What was read is remembered.
+/// Footers read in one collection, of the packs with the fewest references for their bytes. What
+/// was read is remembered.
 const FOOTERS_MAX: usize = 256;
 const FOOTERS_AT_ONCE: usize = 8;
 /// A pack is looked at more closely when its references are at most so many of 100 chunks.
 const REFERRED_MAX: u64 = 50;
 /// Chunks whose use is marked at once: about 50 bytes each.
 const CHUNKS_MAX: usize = 512 << 10;
-/// Every row of a family's records is read for a rewriting: beside [`Worth::freed_bytes_min`] it must free one part of so many of what the
-/// family stores.
+/// Every row of a family's records is read for a rewriting: beside [`Worth::freed_bytes_min`] it
+/// must free one part of so many of what the family stores.
 const FREED_PART: u64 = 100;
 /// Packs that an owner is asked to seal with one letter.
 const SEALED_AT_ONCE: usize = 64;
@@ -57,7 +63,8 @@ impl Default for Worth {
 }
 
 impl Collector {
-    /// Those of the candidates that are mostly dead by their footers. Few of them are no work worth doing.
+    /// Those of the candidates that are mostly dead by their footers. Few of them are no work worth
+    /// doing.
     pub(super) async fn mostly_dead(
         &self,
         mut candidates: Vec<Candidate>,
@@ -68,15 +75,29 @@ impl Collector {
         candidates.sort_by_key(|c| (c.refs.saturating_mul(1 << 20) / c.bytes.max(1), c.pack));
         let unknown: Vec<Candidate> = {
             let memory = self.memory.lock();
-            candidates.iter().filter(|c| memory.chunks_of(c).is_none()).take(FOOTERS_MAX).cloned().collect()
+            candidates
+                .iter()
+                .filter(|c| memory.chunks_of(c).is_none())
+                .take(FOOTERS_MAX)
+                .cloned()
+                .collect()
         };
         let counted = futures::stream::iter(unknown).map(|candidate| async move {
-            let chunks = match self.store(candidate.family).contents_of(candidate.pack, candidate.generation).await {
+            let chunks = match self
+                .store(candidate.family)
+                .contents_of(candidate.pack, candidate.generation)
+                .await
+            {
                 Ok((chunks, _)) => Some(chunks.len()),
                 Err(ChunkError::Missing { .. }) => None,
-                // It is a reader's, or a scrub's, to raise the alarm about a chunk; the collection goes on.
+                // It is a reader's, or a scrub's, to raise the alarm about a chunk; the collection
+                // goes on.
                 Err(error @ (ChunkError::Corrupt { .. } | ChunkError::CorruptPack { .. })) => {
-                    tracing::error!(pack = %candidate.pack, %error, "a pack cannot be rewritten: run scrub");
+                    tracing::error!(
+                        pack = %candidate.pack,
+                        %error,
+                        "a pack cannot be rewritten: run scrub"
+                    );
                     None
                 }
                 Err(error) => return Err(ControlError::Unavailable(error.to_string())),
@@ -88,21 +109,31 @@ impl Collector {
         for (candidate, chunks) in counted {
             memory.footers.insert(candidate.pack, (candidate.generation, chunks.unwrap_or(0)));
         }
-        let dead = |c: &Candidate| memory.chunks_of(c).is_some_and(|chunks| c.refs * 100 <= chunks as u64 * REFERRED_MAX);
+        let dead = |c: &Candidate| {
+            memory.chunks_of(c).is_some_and(|chunks| c.refs * 100 <= chunks as u64 * REFERRED_MAX)
+        };
         candidates.retain(dead);
         let mut marked = 0;
         candidates.retain(|c| {
             marked += memory.chunks_of(c).unwrap_or(0);
             marked <= CHUNKS_MAX
         });
-        let freed = |family: FamilyId| -> u64 { candidates.iter().filter(|c| c.family == family).map(|c| c.bytes / 2).sum() };
-        let worth: BTreeMap<FamilyId, bool> =
-            stored.iter().map(|(f, bytes)| (*f, freed(*f) >= self.worth.freed_bytes_min.max(bytes / FREED_PART))).collect();
+        let freed = |family: FamilyId| -> u64 {
+            candidates.iter().filter(|c| c.family == family).map(|c| c.bytes / 2).sum()
+        };
+        let worth: BTreeMap<FamilyId, bool> = stored
+            .iter()
+            .map(|(f, bytes)| (*f, freed(*f) >= self.worth.freed_bytes_min.max(bytes / FREED_PART)))
+            .collect();
         candidates.retain(|c| worth.get(&c.family) == Some(&true));
         Ok(candidates)
     }
 
-    pub(super) async fn rewrite_packs(&self, candidates: &[Candidate], done: &mut Collected) -> Result<(), ControlError> {
+    pub(super) async fn rewrite_packs(
+        &self,
+        candidates: &[Candidate],
+        done: &mut Collected,
+    ) -> Result<(), ControlError> {
         if candidates.is_empty() {
             return Ok(());
         }
@@ -121,12 +152,20 @@ impl Collector {
         }
         let after = self.list().await?;
         if changed(&before, &after) {
-            tracing::debug!(pool = self.pool.name, "datasets or snapshots came or went: packs are rewritten next time");
+            tracing::debug!(
+                pool = self.pool.name,
+                "datasets or snapshots came or went: packs are rewritten next time"
+            );
             return Ok(());
         }
         let mut pace = Pace::new(self.rate);
-        for candidate in candidates.iter().filter(|c| !seen.unsealed.contains(&c.pack) && !seen.unborn.contains(&c.family)) {
-            let Some(live) = seen.live.get(&candidate.pack).filter(|live| !live.is_empty()) else { continue };
+        for candidate in candidates
+            .iter()
+            .filter(|c| !seen.unsealed.contains(&c.pack) && !seen.unborn.contains(&c.family))
+        {
+            let Some(live) = seen.live.get(&candidate.pack).filter(|live| !live.is_empty()) else {
+                continue;
+            };
             self.rewrite(candidate, live, done).await?;
             (self.say)(done);
             pace.spend(candidate.bytes).await;
@@ -153,7 +192,12 @@ impl Collector {
         Ok(listed.iter().filter_map(|object| Announced::parse(&object.key)).collect())
     }
 
-    async fn rewrite(&self, candidate: &Candidate, live: &HashSet<ChunkHash>, done: &mut Collected) -> Result<(), ControlError> {
+    async fn rewrite(
+        &self,
+        candidate: &Candidate,
+        live: &HashSet<ChunkHash>,
+        done: &mut Collected,
+    ) -> Result<(), ControlError> {
         match self.store(candidate.family).rewrite(candidate.pack, live).await {
             Ok(Rewritten::Done { before, after }) => {
                 done.rewritten += 1;
@@ -165,16 +209,29 @@ impl Collector {
             // Another collection's work.
             Err(ChunkError::Missing { .. }) => {}
             Err(error @ (ChunkError::Corrupt { .. } | ChunkError::CorruptPack { .. })) => {
-                tracing::error!(pack = %candidate.pack, %error, "a pack is not rewritten, because what is in use of it is damaged: run scrub");
-                done.kept.push(Kept { what: format!("pack {}", candidate.pack), why: error.to_string() });
+                tracing::error!(
+                    pack = %candidate.pack,
+                    %error,
+                    "a pack is not rewritten, because what is in use of it is damaged: run scrub"
+                );
+                done.kept.push(Kept {
+                    what: format!("pack {}", candidate.pack),
+                    why: error.to_string(),
+                });
             }
             Err(error) => return Err(ControlError::Unavailable(error.to_string())),
         }
         Ok(())
     }
 
-    /// Has every head that knows a candidate seal it. One that cannot be reached keeps its packs as they are.
-    async fn seal(&self, catalog: &Listing, candidates: &[Candidate], done: &mut Collected) -> Result<(), ControlError> {
+    /// Has every head that knows a candidate seal it. One that cannot be reached keeps its packs as
+    /// they are.
+    async fn seal(
+        &self,
+        catalog: &Listing,
+        candidates: &[Candidate],
+        done: &mut Collected,
+    ) -> Result<(), ControlError> {
         let mut wanted = HashMap::<Incarnation, Vec<PackId>>::new();
         for candidate in candidates {
             for head in &candidate.unsealed {
@@ -195,18 +252,30 @@ impl Collector {
         Ok(())
     }
 
-    async fn seal_in(&self, head: &Dataset, packs: &[PackId], silent: &mut HashSet<SessionId>) -> Result<(), ControlError> {
+    async fn seal_in(
+        &self,
+        head: &Dataset,
+        packs: &[PackId],
+        silent: &mut HashSet<SessionId>,
+    ) -> Result<(), ControlError> {
         let id = head.id();
         match (self.volumes.get(id), head.owner.as_ref().filter(|owner| !is_caretaker(owner))) {
             (Some(volume), _) => Ok(volume.fs.seal(packs).await?),
             (None, Some(owner)) => {
-                self.ask(owner, silent, mail::ask_to_seal(&self.pool, head, owner, packs, self.owner_timeout)).await
+                self.ask(
+                    owner,
+                    silent,
+                    mail::ask_to_seal(&self.pool, head, owner, packs, self.owner_timeout),
+                )
+                .await
             }
-            (None, None) => match seal_released(self.volumes.settings(), &self.pool.catalog, id, packs).await {
-                // Its record is no head's any more: the mark finds that out.
-                Err(VolumeError::NotFound { .. } | VolumeError::Deleting { .. }) => Ok(()),
-                sealed => Ok(sealed?),
-            },
+            (None, None) => {
+                match seal_released(self.volumes.settings(), &self.pool.catalog, id, packs).await {
+                    // Its record is no head's any more: the mark finds that out.
+                    Err(VolumeError::NotFound { .. } | VolumeError::Deleting { .. }) => Ok(()),
+                    sealed => Ok(sealed?),
+                }
+            }
         }
     }
 
@@ -215,12 +284,14 @@ impl Collector {
     }
 }
 
-/// What announces packs whose first object is gone: a pack's name is given once, so that it never comes back (R9).
+/// What announces packs whose first object is gone: a pack's name is given once, so that it never
+/// comes back (R9).
 pub(super) fn outlived(announced: Vec<Announced>, packs: &[PackObject]) -> Vec<String> {
     if announced.is_empty() {
         return vec![];
     }
-    let first: HashSet<(FamilyId, PackId)> = packs.iter().filter(|p| p.generation == 0).map(|p| (p.family, p.pack)).collect();
+    let first: HashSet<(FamilyId, PackId)> =
+        packs.iter().filter(|p| p.generation == 0).map(|p| (p.family, p.pack)).collect();
     announced.into_iter().filter(|a| !first.contains(&(a.family, a.pack))).map(|a| a.key).collect()
 }
 
@@ -244,10 +315,16 @@ mod tests {
         let family = FamilyId::from_bytes([1; 16]);
         let pack = |seq| PackId { creator: Incarnation::from_bytes([2; 16]), epoch: Epoch(3), seq };
         let object = |seq, generation| PackObject { family, pack: pack(seq), generation, bytes: 1 };
-        let announced = |of: FamilyId, seq| Announced::parse(&format!("announced/{of}/{}", pack(seq))).unwrap();
-        let all =
-            vec![announced(family, 1), announced(family, 2), announced(family, 3), announced(FamilyId::from_bytes([9; 16]), 1)];
-        // One as it was stored, and with a later generation beside it; one that has only that; one that is gone.
+        let announced =
+            |of: FamilyId, seq| Announced::parse(&format!("announced/{of}/{}", pack(seq))).unwrap();
+        let all = vec![
+            announced(family, 1),
+            announced(family, 2),
+            announced(family, 3),
+            announced(FamilyId::from_bytes([9; 16]), 1),
+        ];
+        // One as it was stored, and with a later generation beside it; one that has only that; one
+        // that is gone.
         let packs = [object(1, 0), object(1, 1), object(2, 1)];
         let expected: Vec<String> = all[1..].iter().map(|a| a.key.clone()).collect();
         assert_eq!(outlived(all.clone(), &packs), expected);

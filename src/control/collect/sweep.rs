@@ -21,7 +21,11 @@ pub(in crate::control) enum Reaped {
 
 impl Collector {
     /// Whether anything was removed, so that another pass may find more.
-    pub(super) async fn sweep(&self, plan: Plan, done: &mut Collected) -> Result<bool, ControlError> {
+    pub(super) async fn sweep(
+        &self,
+        plan: Plan,
+        done: &mut Collected,
+    ) -> Result<bool, ControlError> {
         let mut removed = !plan.packs.is_empty();
         for packs in plan.packs.chunks(PACKS_AT_ONCE) {
             let keys: Vec<String> = packs.iter().map(|pack| pack.key.clone()).collect();
@@ -71,16 +75,22 @@ impl Collector {
         Ok(removed)
     }
 
-    /// What a clone's maker wrote after its record was removed may hold a pin on its origin, which would wait for it for ever.
+    /// What a clone's maker wrote after its record was removed may hold a pin on its origin, which
+    /// would wait for it for ever.
     async fn remove_stray(&self, stray: &StrayDatabase) -> Result<(), ControlError> {
         if stray.keys.iter().any(|key| key.ends_with(".manifest")) {
             // Its family is not known any more, and not needed: no row of it is read.
             let place = self.place(FamilyId::from(stray.incarnation), stray.incarnation);
             match db::delete(&place).await {
                 Err(error @ FsError::Unavailable(_)) => return Err(error.into()),
-                // Of a database that was removed, an old manifest may have been late: it names what is long gone.
+                // Of a database that was removed, an old manifest may have been late: it names what
+                // is long gone.
                 Err(error) => {
-                    tracing::debug!(database = %stray.incarnation, %error, "objects without a record are no database any more");
+                    tracing::debug!(
+                        database = %stray.incarnation,
+                        %error,
+                        "objects without a record are no database any more"
+                    );
                 }
                 Ok(()) => {}
             }
@@ -88,39 +98,56 @@ impl Collector {
         Ok(self.pool.catalog.bucket().delete(&stray.keys).await?)
     }
 
-    /// Tombstones a clone that was being made; `false`: it was finished after all, or is gone. A call that is still at it fails at its last step.
+    /// Tombstones a clone that was being made; `false`: it was finished after all, or is gone. A
+    /// call that is still at it fails at its last step.
     async fn give_up_clone(&self, id: DatasetId) -> Result<bool, ControlError> {
         let swapped = self.pool.catalog.update_dataset(id, |dataset| {
             if dataset.state != State::Creating {
                 let what = format!("dataset {}", dataset.name);
-                return Err(CatalogError::Precondition { what, why: "it is not being made any more".to_owned() });
+                return Err(CatalogError::Precondition {
+                    what,
+                    why: "it is not being made any more".to_owned(),
+                });
             }
             dataset.state = State::Deleting;
             Ok(())
         });
         match swapped.await {
-            Ok(at) => tracing::info!(dataset = %at.record.name, "a clone that nobody finished is given up"),
-            Err(CatalogError::NotFound { .. } | CatalogError::Precondition { .. }) => return Ok(false),
+            Ok(at) => {
+                tracing::info!(
+                    dataset = %at.record.name,
+                    "a clone that nobody finished is given up"
+                )
+            }
+            Err(CatalogError::NotFound { .. } | CatalogError::Precondition { .. }) => {
+                return Ok(false);
+            }
             Err(error) => return Err(error.into()),
         }
         self.pool.step("collect.clone.given-up").await?;
         Ok(true)
     }
 
-    /// Tombstones a snapshot that was being made; `false`: it was finished after all, or is gone. Its CSI name is free at once.
+    /// Tombstones a snapshot that was being made; `false`: it was finished after all, or is gone.
+    /// Its CSI name is free at once.
     async fn give_up_snapshot(&self, id: SnapshotId) -> Result<bool, ControlError> {
         let catalog = &self.pool.catalog;
         let swapped = catalog.update_snapshot(id, |snapshot| {
             if snapshot.state != State::Creating {
                 let what = format!("snapshot {}", snapshot.name);
-                return Err(CatalogError::Precondition { what, why: "it is not being made any more".to_owned() });
+                return Err(CatalogError::Precondition {
+                    what,
+                    why: "it is not being made any more".to_owned(),
+                });
             }
             snapshot.state = State::Deleting;
             Ok(())
         });
         let name = match swapped.await {
             Ok(at) => at.record.name,
-            Err(CatalogError::NotFound { .. } | CatalogError::Precondition { .. }) => return Ok(false),
+            Err(CatalogError::NotFound { .. } | CatalogError::Precondition { .. }) => {
+                return Ok(false);
+            }
             Err(error) => return Err(error.into()),
         };
         tracing::info!(snapshot = %name, "a snapshot that nobody finished is given up");
@@ -130,14 +157,25 @@ impl Collector {
     }
 
     /// Removes a tombstoned snapshot: dead, checkpoint dropped, record forgotten.
-    pub(in crate::control) async fn reap_snapshot(&self, id: SnapshotId) -> Result<Reaped, ControlError> {
+    pub(in crate::control) async fn reap_snapshot(
+        &self,
+        id: SnapshotId,
+    ) -> Result<Reaped, ControlError> {
         let catalog = &self.pool.catalog;
         let datasets = catalog.datasets().await?;
         let keepers = keepers(id, datasets.iter().map(|at| &at.record));
-        // It is a tombstone since it was listed: who announces itself after this sees that, and does not read (R14).
+        // It is a tombstone since it was listed: who announces itself after this sees that, and
+        // does not read (R14).
         let incarnation = id.snapshot.incarnation;
-        let readers = catalog.readers(Some(incarnation), std::time::SystemTime::now()).await?.live.get(&incarnation).copied();
-        let swapped = catalog.update_snapshot(id, |snapshot| bury_snapshot(snapshot, &keepers, readers.unwrap_or(0))).await;
+        let readers = catalog
+            .readers(Some(incarnation), std::time::SystemTime::now())
+            .await?
+            .live
+            .get(&incarnation)
+            .copied();
+        let swapped = catalog
+            .update_snapshot(id, |snapshot| bury_snapshot(snapshot, &keepers, readers.unwrap_or(0)))
+            .await;
         let snapshot = match swapped {
             Ok(at) => at.record,
             Err(CatalogError::NotFound { .. }) => return Ok(Reaped::Gone),
@@ -160,8 +198,12 @@ impl Collector {
         Ok(Reaped::Gone)
     }
 
-    /// Removes a tombstoned dataset: nothing holds it, dead, fenced, database deleted, its origin told, record forgotten.
-    pub(in crate::control) async fn reap_dataset(&self, id: DatasetId) -> Result<Reaped, ControlError> {
+    /// Removes a tombstoned dataset: nothing holds it, dead, fenced, database deleted, its origin
+    /// told, record forgotten.
+    pub(in crate::control) async fn reap_dataset(
+        &self,
+        id: DatasetId,
+    ) -> Result<Reaped, ControlError> {
         let catalog = &self.pool.catalog;
         let Some(at) = catalog.dataset_by_id(id).await? else { return Ok(Reaped::Gone) };
         let snapshots = catalog.snapshots(Some(id.incarnation)).await?;
@@ -209,16 +251,22 @@ impl Collector {
             return Ok(());
         }
         db::delete(place).await?;
-        let left: Vec<String> = bucket.list(&prefix).await?.into_iter().map(|object| object.key).collect();
+        let left: Vec<String> =
+            bucket.list(&prefix).await?.into_iter().map(|object| object.key).collect();
         Ok(bucket.delete(&left).await?)
     }
 
-    pub(super) async fn forget_dependant(&self, origin: SnapshotId, clone: Incarnation) -> Result<(), ControlError> {
+    pub(super) async fn forget_dependant(
+        &self,
+        origin: SnapshotId,
+        clone: Incarnation,
+    ) -> Result<(), ControlError> {
         let told = self.pool.catalog.update_snapshot(origin, |snapshot| {
             let before = snapshot.dependants.len();
             snapshot.dependants.retain(|d| *d != clone);
             // Made for this clone alone, which may have been given up before it was ready.
-            let forgotten = snapshot.implied && matches!(snapshot.state, State::Ready | State::Creating);
+            let forgotten =
+                snapshot.implied && matches!(snapshot.state, State::Ready | State::Creating);
             if forgotten {
                 snapshot.state = State::Deleting;
             }
@@ -234,12 +282,14 @@ impl Collector {
     }
 }
 
-/// A database that is damaged keeps no other from being removed; neither does one that another collector is at.
+/// A database that is damaged keeps no other from being removed; neither does one that another
+/// collector is at.
 fn waits_for_help(place: &DbPlace, error: FsError) -> Result<Reaped, ControlError> {
     match error {
         FsError::Fenced => Ok(Reaped::Waits("another collection is removing it".to_owned())),
         FsError::Corrupt(why) => Ok(Reaped::Waits(format!(
-            "its database cannot be read: {why}: if that stays so and no node is using it, remove vol/{} by hand, then collect again",
+            "its database cannot be read: {why}: if that stays so and no node is using it, remove \
+             vol/{} by hand, then collect again",
             place.incarnation
         ))),
         error => Err(error.into()),
@@ -247,8 +297,17 @@ fn waits_for_help(place: &DbPlace, error: FsError) -> Result<Reaped, ControlErro
 }
 
 /// A tombstone takes no new dependants, so those that are alive are all there will ever be.
-fn bury_snapshot(snapshot: &mut Snapshot, keepers: &BTreeSet<Incarnation>, readers: usize) -> Result<(), CatalogError> {
-    let refuse = |why: &str| Err(CatalogError::Precondition { what: format!("snapshot {}", snapshot.name), why: why.to_owned() });
+fn bury_snapshot(
+    snapshot: &mut Snapshot,
+    keepers: &BTreeSet<Incarnation>,
+    readers: usize,
+) -> Result<(), CatalogError> {
+    let refuse = |why: &str| {
+        Err(CatalogError::Precondition {
+            what: format!("snapshot {}", snapshot.name),
+            why: why.to_owned(),
+        })
+    };
     if matches!(snapshot.state, State::Ready | State::Creating) {
         return refuse("it is not tombstoned");
     }

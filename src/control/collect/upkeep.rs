@@ -1,5 +1,6 @@
-//! What is done to databases that stay: clones are detached from origins that wait for it (R13), and released databases give
-//! up what they have outlived. What to do is decided from listings alone, so that idle volumes cost nothing.
+//! What is done to databases that stay: clones are detached from origins that wait for it (R13),
+//! and released databases give up what they have outlived. What to do is decided from listings
+//! alone, so that idle volumes cost nothing.
 
 use super::{Collected, Collector, Kept, Listing};
 use crate::bucket::Listed;
@@ -13,7 +14,8 @@ use std::time::{Duration, SystemTime};
 
 /// Ancestors that a clone reads before it is detached although nothing waits for it.
 const DEPTH_MAX: usize = 4;
-/// Snapshots of one dataset, tombstoned ones included, before clones are detached from the tombstoned ones.
+/// Snapshots of one dataset, tombstoned ones included, before clones are detached from the
+/// tombstoned ones.
 const SNAPSHOTS_CROWDED: usize = 100;
 /// Chains of clones are followed so far; creation stops long before.
 const CHAIN_MAX: usize = 64;
@@ -26,27 +28,30 @@ const YOUNG: Duration = Duration::from_secs(3600);
 
 /// The clones that should stand on their own, in the order of their creation.
 pub(super) fn detachable(catalog: &Listing) -> Vec<DatasetId> {
-    let by_life: BTreeMap<Incarnation, &Dataset> = catalog.datasets.iter().map(|d| (d.incarnation, d)).collect();
+    let by_life: BTreeMap<Incarnation, &Dataset> =
+        catalog.datasets.iter().map(|d| (d.incarnation, d)).collect();
     let mut snapshots = BTreeMap::<Incarnation, usize>::new();
     for snapshot in &catalog.snapshots {
         *snapshots.entry(snapshot.dataset.incarnation).or_default() += 1;
     }
     let crowded = |clone: &Dataset| {
         clone.origin.is_some_and(|origin| {
-            let tombstoned = catalog.snapshots.iter().any(|s| s.id() == origin && s.state == State::Deleting);
+            let tombstoned =
+                catalog.snapshots.iter().any(|s| s.id() == origin && s.state == State::Deleting);
             tombstoned && snapshots.get(&origin.dataset).is_some_and(|n| *n > SNAPSHOTS_CROWDED)
         })
     };
     // A read-only volume is its origin's snapshot: it never leaves it.
     let clone = |d: &&Dataset| d.form == Form::Writable && d.origin.is_some() && !d.detached;
     let attached = catalog.datasets.iter().filter(|d| d.state == State::Ready).filter(clone);
-    let mut found: Vec<&Dataset> = attached.filter(|clone| must_leave(clone, &by_life) || crowded(clone)).collect();
+    let mut found: Vec<&Dataset> =
+        attached.filter(|clone| must_leave(clone, &by_life) || crowded(clone)).collect();
     found.sort_by_key(|clone| clone.created);
     found.into_iter().map(Dataset::id).collect()
 }
 
-/// Whether an ancestor is tombstoned, or there are too many that it may read. A detached ancestor may still have been read by
-/// a clone that was made of it before, and one without a record too.
+/// Whether an ancestor is tombstoned, or there are too many that it may read. A detached ancestor
+/// may still have been read by a clone that was made of it before, and one without a record too.
 fn must_leave(clone: &Dataset, by_life: &BTreeMap<Incarnation, &Dataset>) -> bool {
     let (mut depth, mut counts, mut at) = (0, true, clone);
     for _ in 0..CHAIN_MAX {
@@ -62,13 +67,20 @@ fn must_leave(clone: &Dataset, by_life: &BTreeMap<Incarnation, &Dataset>) -> boo
     true
 }
 
-/// The released datasets whose databases have outlived enough to be collected. `objects`: of every database, as listed.
-pub(super) fn overgrown(catalog: &Listing, objects: &BTreeMap<Incarnation, Vec<Listed>>, now: SystemTime) -> Vec<DatasetId> {
-    let released = |d: &&Dataset| d.state == State::Ready && d.owner.as_ref().is_none_or(is_caretaker);
+/// The released datasets whose databases have outlived enough to be collected. `objects`: of every
+/// database, as listed.
+pub(super) fn overgrown(
+    catalog: &Listing,
+    objects: &BTreeMap<Incarnation, Vec<Listed>>,
+    now: SystemTime,
+) -> Vec<DatasetId> {
+    let released =
+        |d: &&Dataset| d.state == State::Ready && d.owner.as_ref().is_none_or(is_caretaker);
     let mut found = Vec::new();
     for dataset in catalog.datasets.iter().filter(released) {
         let Some(objects) = objects.get(&dataset.incarnation) else { continue };
-        let mine = catalog.snapshots.iter().filter(|s| s.dataset.incarnation == dataset.incarnation);
+        let mine =
+            catalog.snapshots.iter().filter(|s| s.dataset.incarnation == dataset.incarnation);
         // Each snapshot keeps a manifest, and so does the pin of each clone.
         let pins: usize = mine.map(|snapshot| 1 + snapshot.dependants.len()).sum();
         if outlived(objects, now).saturating_sub(pins) >= GARBAGE_MIN {
@@ -78,7 +90,8 @@ pub(super) fn overgrown(catalog: &Listing, objects: &BTreeMap<Incarnation, Vec<L
     found
 }
 
-/// Manifests, compaction records and WAL objects that are not the newest. Fences, which are empty, stay for ever.
+/// Manifests, compaction records and WAL objects that are not the newest. Fences, which are empty,
+/// stay for ever.
 fn outlived(objects: &[Listed], now: SystemTime) -> usize {
     let old = |listed: &&Listed| now.duration_since(listed.modified).is_ok_and(|age| age > YOUNG);
     let in_folder = |folder: &str| {
@@ -90,7 +103,11 @@ fn outlived(objects: &[Listed], now: SystemTime) -> usize {
 
 impl Collector {
     /// Detaches clones. Whether one was, so that another pass may find more.
-    pub(super) async fn detach_all(&self, clones: &[DatasetId], done: &mut Collected) -> Result<bool, ControlError> {
+    pub(super) async fn detach_all(
+        &self,
+        clones: &[DatasetId],
+        done: &mut Collected,
+    ) -> Result<bool, ControlError> {
         let mut silent = HashSet::new();
         for id in clones {
             if done.detached.len() >= DETACHED_MAX {
@@ -100,30 +117,49 @@ impl Collector {
             match Box::pin(self.detach(&at.record, &mut silent)).await {
                 Ok(Detached::Whole) => done.detached.push(id.to_string()),
                 Ok(Detached::Held) => {
-                    let why = "states from before its detaching still read its origin's database: its own snapshots, or readers for some minutes";
-                    done.kept
-                        .push(Kept { what: format!("dataset {} attached to its origin", at.record.name), why: why.to_owned() });
+                    let why = "states from before its detaching still read its origin's database: \
+                        its own snapshots, or readers for some minutes";
+                    done.kept.push(Kept {
+                        what: format!("dataset {} attached to its origin", at.record.name),
+                        why: why.to_owned(),
+                    });
                 }
                 Err(error) => {
-                    done.kept
-                        .push(Kept { what: format!("dataset {} attached to its origin", at.record.name), why: error.to_string() });
+                    done.kept.push(Kept {
+                        what: format!("dataset {} attached to its origin", at.record.name),
+                        why: error.to_string(),
+                    });
                 }
             }
         }
         Ok(!done.detached.is_empty())
     }
 
-    /// Whoever may write to the clone's database rewrites it; then its record says so, and it is its origin's dependant no more.
-    async fn detach(&self, clone: &Dataset, silent: &mut HashSet<SessionId>) -> Result<Detached, ControlError> {
+    /// Whoever may write to the clone's database rewrites it; then its record says so, and it is
+    /// its origin's dependant no more.
+    async fn detach(
+        &self,
+        clone: &Dataset,
+        silent: &mut HashSet<SessionId>,
+    ) -> Result<Detached, ControlError> {
         let id = clone.id();
         self.pool.step("collect.detach.begin").await?;
-        let detached = match (self.volumes.get(id), clone.owner.as_ref().filter(|owner| !is_caretaker(owner))) {
-            (Some(volume), _) => volume.fs.detach().await?,
-            (None, Some(owner)) => {
-                self.ask(owner, silent, mail::ask_to_detach(&self.pool, clone, owner, self.owner_timeout)).await?
-            }
-            (None, None) => detach_released(self.volumes.settings(), &self.pool.catalog, id).await?,
-        };
+        let detached =
+            match (self.volumes.get(id), clone.owner.as_ref().filter(|owner| !is_caretaker(owner)))
+            {
+                (Some(volume), _) => volume.fs.detach().await?,
+                (None, Some(owner)) => {
+                    self.ask(
+                        owner,
+                        silent,
+                        mail::ask_to_detach(&self.pool, clone, owner, self.owner_timeout),
+                    )
+                    .await?
+                }
+                (None, None) => {
+                    detach_released(self.volumes.settings(), &self.pool.catalog, id).await?
+                }
+            };
         if detached == Detached::Whole {
             self.pool.step("collect.detach.whole").await?;
             let marked = self.pool.catalog.update_dataset(id, |dataset| {
@@ -142,7 +178,8 @@ impl Collector {
         Ok(detached)
     }
 
-    /// Asks an owner, unless it is `silent`: one that did not answer for one volume is not waited for again.
+    /// Asks an owner, unless it is `silent`: one that did not answer for one volume is not waited
+    /// for again.
     pub(super) async fn ask<T>(
         &self,
         owner: &Owner,
@@ -159,18 +196,36 @@ impl Collector {
         asked
     }
 
-    /// Collects the databases of released datasets; one that a node has opened meanwhile is its owner's to collect.
-    pub(super) async fn collect_databases(&self, datasets: &[DatasetId], done: &mut Collected) -> Result<(), ControlError> {
+    /// Collects the databases of released datasets; one that a node has opened meanwhile is its
+    /// owner's to collect.
+    pub(super) async fn collect_databases(
+        &self,
+        datasets: &[DatasetId],
+        done: &mut Collected,
+    ) -> Result<(), ControlError> {
         for id in datasets {
             match collect_released(self.volumes.settings(), &self.pool.catalog, *id).await {
                 Ok(()) => {
                     done.databases += 1;
-                    let left = self.pool.catalog.bucket().list(&format!("vol/{}", id.incarnation)).await?.len();
+                    let left = self
+                        .pool
+                        .catalog
+                        .bucket()
+                        .list(&format!("vol/{}", id.incarnation))
+                        .await?
+                        .len();
                     self.memory.lock().sizes.insert(id.incarnation, left);
                 }
-                Err(VolumeError::Owned { .. } | VolumeError::NotFound { .. } | VolumeError::Deleting { .. }) => {}
+                Err(
+                    VolumeError::Owned { .. }
+                    | VolumeError::NotFound { .. }
+                    | VolumeError::Deleting { .. },
+                ) => {}
                 Err(error) => {
-                    done.kept.push(Kept { what: format!("what the database of {id} has outlived"), why: error.to_string() });
+                    done.kept.push(Kept {
+                        what: format!("what the database of {id} has outlived"),
+                        why: error.to_string(),
+                    });
                 }
             }
         }
@@ -190,7 +245,11 @@ mod tests {
             let origin = all.last().map(|d| snapshot(n + 100, d, State::Ready, &[]).id());
             all.push(dataset(n, State::Ready, origin));
         }
-        let listing = |datasets: &[Dataset]| Listing { datasets: datasets.to_vec(), snapshots: vec![], ..Listing::default() };
+        let listing = |datasets: &[Dataset]| Listing {
+            datasets: datasets.to_vec(),
+            snapshots: vec![],
+            ..Listing::default()
+        };
         let ids = |n: &[usize]| n.iter().map(|n| all[*n].id()).collect::<Vec<_>>();
         assert_eq!(detachable(&listing(&all)), ids(&[5]), "five ancestors are too many");
         let mut shorter = all.clone();
@@ -200,8 +259,16 @@ mod tests {
         gone[0].state = State::Deleting;
         assert_eq!(detachable(&listing(&gone)), ids(&[1, 2, 3, 4, 5]), "all that may read it");
         gone[1].detached = true;
-        assert_eq!(detachable(&listing(&gone)), ids(&[2, 3, 4, 5]), "one that was cloned before too");
-        assert_eq!(detachable(&listing(&all[1..3])), ids(&[1, 2]), "nobody knows what one without a record held");
+        assert_eq!(
+            detachable(&listing(&gone)),
+            ids(&[2, 3, 4, 5]),
+            "one that was cloned before too"
+        );
+        assert_eq!(
+            detachable(&listing(&all[1..3])),
+            ids(&[1, 2]),
+            "nobody knows what one without a record held"
+        );
     }
 
     #[test]
@@ -215,16 +282,27 @@ mod tests {
             tag: None,
         };
         let grown = |snapshots: Vec<_>, objects: Vec<Listed>| {
-            let listing = Listing { datasets: vec![owner.clone()], snapshots, ..Listing::default() };
+            let listing =
+                Listing { datasets: vec![owner.clone()], snapshots, ..Listing::default() };
             overgrown(&listing, &BTreeMap::from([(owner.incarnation, objects)]), now).len()
         };
-        let many = |folder: &str, bytes: u64, at: SystemTime| (0..17).map(|n| object(folder, n, bytes, at)).collect::<Vec<_>>();
+        let many = |folder: &str, bytes: u64, at: SystemTime| {
+            (0..17).map(|n| object(folder, n, bytes, at)).collect::<Vec<_>>()
+        };
         assert_eq!(grown(vec![], many("wal", 5, SystemTime::UNIX_EPOCH)), 1);
         assert_eq!(grown(vec![], many("wal", 0, SystemTime::UNIX_EPOCH)), 0, "fences");
         assert_eq!(grown(vec![], many("wal", 5, now)), 0, "young");
-        assert_eq!(grown(vec![], many("compacted", 5, SystemTime::UNIX_EPOCH)), 0, "may all be needed");
+        assert_eq!(
+            grown(vec![], many("compacted", 5, SystemTime::UNIX_EPOCH)),
+            0,
+            "may all be needed"
+        );
         let kept = snapshot(7, &owner, State::Ready, &[2]);
-        assert_eq!(grown(vec![kept], many("manifest", 5, SystemTime::UNIX_EPOCH)), 0, "a snapshot and its clone keep two");
+        assert_eq!(
+            grown(vec![kept], many("manifest", 5, SystemTime::UNIX_EPOCH)),
+            0,
+            "a snapshot and its clone keep two"
+        );
         let mut taken = owner.clone();
         taken.owner = Some(Owner::new("n", SessionId::from_bytes([1; 16])));
         let listing = Listing { datasets: vec![taken], snapshots: vec![], ..Listing::default() };

@@ -10,8 +10,13 @@ const RECORD_BYTES: std::ops::RangeInclusive<u32> = 4 << 10..=1 << 20;
 
 pub(super) fn properties(properties: &Properties) -> Result<(), ControlError> {
     let invalid = |why: String| Err(ControlError::Invalid(why));
-    if !properties.record_bytes.is_power_of_two() || !RECORD_BYTES.contains(&properties.record_bytes) {
-        return invalid(format!("recordsize {}: use a power of two from 4 KiB to 1 MiB", properties.record_bytes));
+    if !properties.record_bytes.is_power_of_two()
+        || !RECORD_BYTES.contains(&properties.record_bytes)
+    {
+        return invalid(format!(
+            "recordsize {}: use a power of two from 4 KiB to 1 MiB",
+            properties.record_bytes
+        ));
     }
     if let Some(sync) = &properties.sync
         && !["standard", "always", "disabled"].contains(&sync.as_str())
@@ -22,7 +27,10 @@ pub(super) fn properties(properties: &Properties) -> Result<(), ControlError> {
         return invalid(format!("mode {:o}: use at most 7777, octal", properties.root_mode));
     }
     if [properties.root_uid, properties.root_gid].contains(&u32::MAX) {
-        return invalid(format!("uid and gid of the root directory: {} stands for none; use a smaller number", u32::MAX));
+        return invalid(format!(
+            "uid and gid of the root directory: {} stands for none; use a smaller number",
+            u32::MAX
+        ));
     }
     if properties.quota_inodes == Some(0) {
         return invalid("an inode quota of 0 leaves no room for the root directory".to_owned());
@@ -39,9 +47,10 @@ pub(super) fn name(given: Result<(), NameError>) -> Result<(), ControlError> {
 pub(super) fn form(new: &NewVolume) -> Result<(), ControlError> {
     match (new.form, &new.source) {
         (Form::Writable, _) | (Form::Snapshot, Some(Source::Snapshot(_))) => Ok(()),
-        (Form::Snapshot, _) => {
-            Err(ControlError::Invalid(format!("volume {}: a read-only volume is made from a snapshot", new.name)))
-        }
+        (Form::Snapshot, _) => Err(ControlError::Invalid(format!(
+            "volume {}: a read-only volume is made from a snapshot",
+            new.name
+        ))),
     }
 }
 
@@ -93,7 +102,8 @@ pub(super) fn implied_name(clone: Incarnation) -> Result<SnapshotName, ControlEr
 pub(super) fn inodes(new: &NewVolume, source: u64) -> Result<(), ControlError> {
     match new.properties.quota_inodes {
         Some(quota) if quota < source => Err(ControlError::OutOfRange(format!(
-            "volume {}: an inodeQuota {quota} is less than the {source} inodes of the source: nothing could be created in it",
+            "volume {}: an inodeQuota {quota} is less than the {source} inodes of the source: \
+             nothing could be created in it",
             new.name
         ))),
         _ => Ok(()),
@@ -102,15 +112,21 @@ pub(super) fn inodes(new: &NewVolume, source: u64) -> Result<(), ControlError> {
 
 /// Whether the existing volume is what a repeated request asks for.
 pub(super) fn same(pool: PoolId, existing: &Dataset, new: &NewVolume) -> Result<(), ControlError> {
-    let differs = |why: String| Err(ControlError::Exists { what: format!("volume {}", existing.name), why });
+    let differs =
+        |why: String| Err(ControlError::Exists { what: format!("volume {}", existing.name), why });
     if !same_source(pool, existing, new.source.as_ref()) {
         return differs("it was made from another source".to_owned());
     }
     if existing.parameters != new.parameters {
-        return differs(format!("it was made with parameters {:?}, not {:?}", existing.parameters, new.parameters));
+        return differs(format!(
+            "it was made with parameters {:?}, not {:?}",
+            existing.parameters, new.parameters
+        ));
     }
     if existing.form != new.form {
-        return differs("one of them is the snapshot itself, read only, the other a clone of it".to_owned());
+        return differs(
+            "one of them is the snapshot itself, read only, the other a clone of it".to_owned(),
+        );
     }
     if existing.properties != new.properties {
         return differs("it has other properties".to_owned());
@@ -125,9 +141,12 @@ pub(super) fn same(pool: PoolId, existing: &Dataset, new: &NewVolume) -> Result<
 fn same_source(pool: PoolId, existing: &Dataset, source: Option<&Source>) -> bool {
     match (existing.origin, source) {
         (None, None) => true,
-        (Some(origin), Some(Source::Snapshot(handle))) => handle.pool == pool && handle.snapshot == origin,
+        (Some(origin), Some(Source::Snapshot(handle))) => {
+            handle.pool == pool && handle.snapshot == origin
+        }
         (Some(origin), Some(Source::Volume(handle))) => {
-            let implied = implied_name(existing.incarnation).map(|name| NameKey::of("snapshot", name.as_str()));
+            let implied = implied_name(existing.incarnation)
+                .map(|name| NameKey::of("snapshot", name.as_str()));
             handle.pool == pool
                 && handle.dataset.incarnation == origin.dataset
                 && implied.is_ok_and(|key| key == origin.snapshot.key)
@@ -182,10 +201,16 @@ mod tests {
         };
         assert!(with(|_| {}));
         assert!(with(|p| p.record_bytes = 4096) && with(|p| p.sync = Some("always".into())));
-        assert!(!with(|p| p.record_bytes = 5000) && !with(|p| p.record_bytes = 2 << 20) && !with(|p| p.record_bytes = 0));
+        assert!(
+            !with(|p| p.record_bytes = 5000)
+                && !with(|p| p.record_bytes = 2 << 20)
+                && !with(|p| p.record_bytes = 0)
+        );
         assert!(!with(|p| p.root_uid = u32::MAX) && !with(|p| p.root_gid = u32::MAX));
         assert!(
-            !with(|p| p.sync = Some("never".into())) && !with(|p| p.root_mode = 0o10000) && !with(|p| p.quota_inodes = Some(0))
+            !with(|p| p.sync = Some("never".into()))
+                && !with(|p| p.root_mode = 0o10000)
+                && !with(|p| p.quota_inodes = Some(0))
         );
     }
 }

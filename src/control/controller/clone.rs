@@ -1,5 +1,5 @@
-//! From a clone's intent to a ready volume. Every step may be repeated: the intent in the dataset's record says which
-//! snapshot it is of.
+//! From a clone's intent to a ready volume. Every step may be repeated: the intent in the dataset's
+//! record says which snapshot it is of.
 
 use super::{ANCESTORS_MAX, CLONES_MAX, Controller, check};
 use crate::catalog::{CatalogError, Dataset, Form, Snapshot, State, Versioned};
@@ -9,26 +9,39 @@ use crate::fs::db::{self, CheckpointId, DbPlace, Detached};
 use crate::types::{Class, Classify, DatasetId, Incarnation, SnapshotId};
 
 impl Controller {
-    pub(super) async fn finish_clone(&self, pool: &Pool, at: Versioned<Dataset>) -> Result<Dataset, ControlError> {
+    pub(super) async fn finish_clone(
+        &self,
+        pool: &Pool,
+        at: Versioned<Dataset>,
+    ) -> Result<Dataset, ControlError> {
         let name = at.record.name.clone();
         let intent = at.record.clone();
         match Box::pin(self.clone_steps(pool, at)).await {
             Err(error) if error.class() == Class::NotFound => {
-                // The source went away: without it the intent can never be fulfilled, and the caller may give up for good.
-                Box::pin(self.abandon(pool, &intent)).await.map_err(|error| after_intent(&name, error))?;
+                // The source went away: without it the intent can never be fulfilled, and the
+                // caller may give up for good.
+                Box::pin(self.abandon(pool, &intent))
+                    .await
+                    .map_err(|error| after_intent(&name, error))?;
                 Err(error)
             }
             finished => finished.map_err(|error| after_intent(&name, error)),
         }
     }
 
-    async fn clone_steps(&self, pool: &Pool, mut at: Versioned<Dataset>) -> Result<Dataset, ControlError> {
+    async fn clone_steps(
+        &self,
+        pool: &Pool,
+        mut at: Versioned<Dataset>,
+    ) -> Result<Dataset, ControlError> {
         let clone = at.record.clone();
-        let origin =
-            clone.origin.ok_or_else(|| ControlError::Internal(format!("volume {} is an intent without a source", clone.name)))?;
+        let origin = clone.origin.ok_or_else(|| {
+            ControlError::Internal(format!("volume {} is an intent without a source", clone.name))
+        })?;
         let snapshot = self.clone_source(pool, &clone, origin).await?;
-        let checkpoint =
-            snapshot.checkpoint.ok_or_else(|| ControlError::InProgress { what: format!("snapshot {}", snapshot.name) })?;
+        let checkpoint = snapshot.checkpoint.ok_or_else(|| ControlError::InProgress {
+            what: format!("snapshot {}", snapshot.name),
+        })?;
         let turn = self.sources.turn(origin.dataset).await;
         depend(pool, origin, clone.incarnation).await?;
         pool.step("control.create.dependant").await?;
@@ -51,7 +64,8 @@ impl Controller {
             Box::pin(stand_alone(&clone_place)).await?;
             pool.step("control.create.detached").await?;
         }
-        // Before the clone is ready, so that no repeated call finds it ready and the snapshot forgotten. The clone keeps the tombstone.
+        // Before the clone is ready, so that no repeated call finds it ready and the snapshot
+        // forgotten. The clone keeps the tombstone.
         if snapshot.implied {
             self.tombstone_snapshot(pool, origin).await?;
             pool.step("control.create.implied").await?;
@@ -63,7 +77,12 @@ impl Controller {
     }
 
     /// The snapshot to clone; the implied one is made here, under the id that the intent gave it.
-    async fn clone_source(&self, pool: &Pool, clone: &Dataset, origin: SnapshotId) -> Result<Snapshot, ControlError> {
+    async fn clone_source(
+        &self,
+        pool: &Pool,
+        clone: &Dataset,
+        origin: SnapshotId,
+    ) -> Result<Snapshot, ControlError> {
         let implied = check::implied_name(clone.incarnation)?;
         let found = pool.catalog.snapshot_by_id(origin).await?.map(|at| at.record);
         match found {
@@ -71,7 +90,8 @@ impl Controller {
             // A tombstone still serves a clone that it already counts as its dependant.
             Some(snapshot) if snapshot.dependants.contains(&clone.incarnation) => Ok(snapshot),
             None | Some(Snapshot { state: State::Creating, .. })
-                if crate::types::NameKey::of("snapshot", implied.as_str()) == origin.snapshot.key =>
+                if crate::types::NameKey::of("snapshot", implied.as_str())
+                    == origin.snapshot.key =>
             {
                 let source = self.dataset_of_life(pool, origin.dataset).await?;
                 Ok(self.make_snapshot(pool, &source, origin, implied, true).await?.record)
@@ -79,17 +99,25 @@ impl Controller {
             Some(Snapshot { state: State::Creating, name, .. }) => {
                 Err(ControlError::InProgress { what: format!("snapshot {name}") })
             }
-            _ => Err(ControlError::NotFound { what: format!("the source snapshot {}", origin.snapshot) }),
+            _ => Err(ControlError::NotFound {
+                what: format!("the source snapshot {}", origin.snapshot),
+            }),
         }
     }
 
     /// A live dataset by its incarnation alone.
-    async fn dataset_of_life(&self, pool: &Pool, incarnation: Incarnation) -> Result<Dataset, ControlError> {
+    async fn dataset_of_life(
+        &self,
+        pool: &Pool,
+        incarnation: Incarnation,
+    ) -> Result<Dataset, ControlError> {
         let all = pool.catalog.datasets().await?;
         all.into_iter()
             .map(|at| at.record)
             .find(|dataset| dataset.incarnation == incarnation && dataset.state == State::Ready)
-            .ok_or_else(|| ControlError::NotFound { what: format!("the source volume {incarnation}") })
+            .ok_or_else(|| ControlError::NotFound {
+                what: format!("the source volume {incarnation}"),
+            })
     }
 
     /// Undoes an intent whose source is gone: dead first, then the effect (R3).
@@ -117,11 +145,14 @@ impl Controller {
     }
 }
 
-/// Rewrites the database of a clone that would read too many (R13), before anybody can open it. The collector finds it detached.
+/// Rewrites the database of a clone that would read too many (R13), before anybody can open it. The
+/// collector finds it detached.
 async fn stand_alone(clone: &DbPlace) -> Result<(), FsError> {
     match db::detach_closed(clone, db::epoch(clone).await?).await? {
         Detached::Whole => Ok(()),
-        Detached::Held => Err(FsError::Busy("a reader still holds what the clone inherits: repeat")),
+        Detached::Held => {
+            Err(FsError::Busy("a reader still holds what the clone inherits: repeat"))
+        }
     }
 }
 
@@ -140,7 +171,10 @@ async fn depend(pool: &Pool, origin: SnapshotId, clone: Incarnation) -> Result<(
             }
             full = snapshot.dependants.len() >= CLONES_MAX;
             if full {
-                return Err(CatalogError::Precondition { what, why: "it has too many clones".into() });
+                return Err(CatalogError::Precondition {
+                    what,
+                    why: "it has too many clones".into(),
+                });
             }
             snapshot.dependants.push(clone);
             Ok(())
@@ -148,17 +182,21 @@ async fn depend(pool: &Pool, origin: SnapshotId, clone: Incarnation) -> Result<(
         .await;
     match changed {
         Err(_) if full => Err(ControlError::Exhausted(format!(
-            "snapshot {origin} has {CLONES_MAX} clones, which is the limit: delete some, or clone from another snapshot"
+            "snapshot {origin} has {CLONES_MAX} clones, which is the limit: delete some, or clone \
+             from another snapshot"
         ))),
         Err(error) => Err(error.into()),
         Ok(_) => Ok(()),
     }
 }
 
-/// After a durable step the caller must come again, or a deleted claim would leak the volume: only retryable classes (R30).
+/// After a durable step the caller must come again, or a deleted claim would leak the volume: only
+/// retryable classes (R30).
 fn after_intent(name: &crate::types::DatasetName, error: ControlError) -> ControlError {
     match error.class() {
         Class::Unavailable | Class::InProgress | Class::Exhausted => error,
-        _ => ControlError::Unavailable(format!("volume {name} is begun but not finished: {error}: repeat the call")),
+        _ => ControlError::Unavailable(format!(
+            "volume {name} is begun but not finished: {error}: repeat the call"
+        )),
     }
 }

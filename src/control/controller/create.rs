@@ -28,14 +28,23 @@ enum Root {
 }
 
 impl Controller {
-    /// Creates, or answers the existing volume when it is the same (R30). `pool`: its configured name; `None`: the only or default one.
-    pub async fn create_volume(&self, pool: Option<&str>, new: NewVolume) -> Result<VolumeInfo, ControlError> {
+    /// Creates, or answers the existing volume when it is the same (R30). `pool`: its configured
+    /// name; `None`: the only or default one.
+    pub async fn create_volume(
+        &self,
+        pool: Option<&str>,
+        new: NewVolume,
+    ) -> Result<VolumeInfo, ControlError> {
         check::name(new.name.may_be_given())?;
         self.make_volume(pool, new).await
     }
 
     /// Under any name.
-    pub(super) async fn make_volume(&self, pool: Option<&str>, new: NewVolume) -> Result<VolumeInfo, ControlError> {
+    pub(super) async fn make_volume(
+        &self,
+        pool: Option<&str>,
+        new: NewVolume,
+    ) -> Result<VolumeInfo, ControlError> {
         let pool = self.pools.get(pool)?;
         let _call = self.busy.enter(format!("volume {} of pool {}", new.name, pool.name))?;
         check::properties(&new.properties)?;
@@ -52,7 +61,11 @@ impl Controller {
     }
 
     /// The record that the name finds, if it is what is asked for.
-    async fn existing(&self, pool: &Pool, new: &NewVolume) -> Result<Option<Versioned<Dataset>>, ControlError> {
+    async fn existing(
+        &self,
+        pool: &Pool,
+        new: &NewVolume,
+    ) -> Result<Option<Versioned<Dataset>>, ControlError> {
         let Some(at) = pool.catalog.dataset(&new.name).await? else { return Ok(None) };
         match at.record.state {
             State::Ready | State::Creating => {
@@ -62,21 +75,30 @@ impl Controller {
             State::Deleting | State::Dead => {
                 // The name is free once the earlier life is gone.
                 self.tombstoned.notify_one();
-                let why = "snapshots or clones may still keep it: delete those, repeat after a collection, or choose another name";
+                let why = "snapshots or clones may still keep it: delete those, repeat after a \
+                    collection, or choose another name";
                 Err(ControlError::NameInUse { what: format!("volume {}", new.name), why })
             }
         }
     }
 
-    /// Writes the record: ready at once for an empty volume, whose database is made by its first opening; else an intent.
-    async fn intend(&self, pool: &Pool, new: &NewVolume) -> Result<Versioned<Dataset>, ControlError> {
+    /// Writes the record: ready at once for an empty volume, whose database is made by its first
+    /// opening; else an intent.
+    async fn intend(
+        &self,
+        pool: &Pool,
+        new: &NewVolume,
+    ) -> Result<Versioned<Dataset>, ControlError> {
         let incarnation = Incarnation::random();
         let origin = match &new.source {
             None => None,
             Some(source) => Some(self.origin(pool, source, incarnation).await?),
         };
         let size = check::size(new, origin.as_ref().and_then(|o| o.size))?;
-        if let Some(origin) = origin.as_ref().filter(|_| new.properties.quota_inodes.is_some() && new.form == Form::Writable) {
+        if let Some(origin) = origin
+            .as_ref()
+            .filter(|_| new.properties.quota_inodes.is_some() && new.form == Form::Writable)
+        {
             check::inodes(new, self.inodes(pool, origin).await?)?;
         }
         let dataset = Dataset {
@@ -104,30 +126,44 @@ impl Controller {
                 Ok(at)
             }
             Err(error @ CatalogError::InProgress { .. }) => {
-                // A collector that was stopped at the earlier life's removal: the next one finishes it.
+                // A collector that was stopped at the earlier life's removal: the next one finishes
+                // it.
                 self.tombstoned.notify_one();
                 Err(error.into())
             }
             // Another controller was faster; the repeated call will compare.
-            Err(CatalogError::Exists { .. }) => Err(ControlError::InProgress { what: format!("volume {}", new.name) }),
+            Err(CatalogError::Exists { .. }) => {
+                Err(ControlError::InProgress { what: format!("volume {}", new.name) })
+            }
             Err(error) => Err(error.into()),
         }
     }
 
-    async fn origin(&self, pool: &Pool, source: &Source, clone: Incarnation) -> Result<Origin, ControlError> {
+    async fn origin(
+        &self,
+        pool: &Pool,
+        source: &Source,
+        clone: Incarnation,
+    ) -> Result<Origin, ControlError> {
         let elsewhere = |what: &str| {
-            let why = format!("the source {what} is not in pool {}: a volume can only be made from one of its own pool", pool.name);
+            let why = format!(
+                "the source {what} is not in pool {}: a volume can only be made from one of its \
+                 own pool",
+                pool.name
+            );
             ControlError::Invalid(why)
         };
         match source {
             Source::Snapshot(handle) => {
                 if handle.pool != pool.id() {
-                    // Ids that no pool here has are unknown sources, those of another pool cannot work.
+                    // Ids that no pool here has are unknown sources, those of another pool cannot
+                    // work.
                     self.known_pool(handle.pool, &format!("snapshot {handle}"))?;
                     return Err(elsewhere("snapshot"));
                 }
                 let absent = || ControlError::NotFound { what: format!("snapshot {handle}") };
-                let snapshot = pool.catalog.snapshot_by_id(handle.snapshot).await?.ok_or_else(absent)?.record;
+                let snapshot =
+                    pool.catalog.snapshot_by_id(handle.snapshot).await?.ok_or_else(absent)?.record;
                 match snapshot.state {
                     State::Ready => Ok(Origin {
                         snapshot: handle.snapshot,
@@ -136,7 +172,9 @@ impl Controller {
                         dataset: snapshot.dataset,
                         root: Root::Checkpoint(snapshot.checkpoint.map(CheckpointId)),
                     }),
-                    State::Creating => Err(ControlError::InProgress { what: format!("snapshot {}", snapshot.name) }),
+                    State::Creating => Err(ControlError::InProgress {
+                        what: format!("snapshot {}", snapshot.name),
+                    }),
                     State::Deleting | State::Dead => Err(absent()),
                 }
             }
@@ -146,7 +184,8 @@ impl Controller {
                     return Err(elsewhere("volume"));
                 }
                 let absent = || ControlError::NotFound { what: format!("volume {handle}") };
-                let dataset = pool.catalog.dataset_by_id(handle.dataset).await?.ok_or_else(absent)?.record;
+                let dataset =
+                    pool.catalog.dataset_by_id(handle.dataset).await?.ok_or_else(absent)?.record;
                 if dataset.state != State::Ready {
                     return Err(absent());
                 }
@@ -160,13 +199,15 @@ impl Controller {
         }
     }
 
-    /// Inodes in use in the source; of one that another process has open, those that are in the store.
+    /// Inodes in use in the source; of one that another process has open, those that are in the
+    /// store.
     async fn inodes(&self, pool: &Pool, origin: &Origin) -> Result<u64, ControlError> {
         if let (Root::Head, Some(open)) = (&origin.root, self.volumes.get(origin.dataset)) {
             let stat = open.fs.statfs().await?;
             return Ok(stat.total_inodes.saturating_sub(stat.free_inodes));
         }
-        let place = self.volumes.settings().place(&pool.catalog, origin.family, origin.dataset.incarnation);
+        let place =
+            self.volumes.settings().place(&pool.catalog, origin.family, origin.dataset.incarnation);
         if !db::exists(&place).await? {
             return Ok(0);
         }

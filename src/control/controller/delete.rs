@@ -1,4 +1,5 @@
-//! DeleteVolume and DeleteSnapshot: a tombstone, answered at once. The collector does the rest when nothing depends (R14).
+//! DeleteVolume and DeleteSnapshot: a tombstone, answered at once. The collector does the rest when
+//! nothing depends (R14).
 
 use super::Controller;
 use crate::catalog::{CatalogError, Dataset, Owner, State};
@@ -16,11 +17,16 @@ impl Controller {
         let _call = self.enter_volume(volume.dataset)?;
         if let Some((dataset, owner)) = self.tombstone_volume(pool, volume.dataset).await? {
             let released = self.release_dead(pool, &dataset, &owner).await?;
-            let still = if released { self.tombstone_volume(pool, volume.dataset).await? } else { Some((dataset, owner)) };
+            let still = if released {
+                self.tombstone_volume(pool, volume.dataset).await?
+            } else {
+                Some((dataset, owner))
+            };
             if let Some((dataset, owner)) = still {
                 let (name, node) = (&dataset.name, &owner.node);
                 let why = format!(
-                    "volume {name} is open on node {node}: unmount it there (`serve` closes it some minutes later, or when it stops), then \
+                    "volume {name} is open on node {node}: unmount it there (`serve` closes it \
+                     some minutes later, or when it stops), then \
                      repeat; or take it from there with `zerofs-csi dataset release {name} --force`"
                 );
                 return Err(ControlError::Precondition(why));
@@ -32,14 +38,25 @@ impl Controller {
     }
 
     /// Answers who has it open, if somebody has.
-    async fn tombstone_volume(&self, pool: &Pool, id: DatasetId) -> Result<Option<(Dataset, Owner)>, ControlError> {
+    async fn tombstone_volume(
+        &self,
+        pool: &Pool,
+        id: DatasetId,
+    ) -> Result<Option<(Dataset, Owner)>, ControlError> {
         let mut open = None;
         let changed = pool
             .catalog
             .update_dataset(id, |dataset| {
-                open = dataset.owner.clone().filter(|owner| !is_caretaker(owner)).map(|owner| (dataset.clone(), owner));
+                open = dataset
+                    .owner
+                    .clone()
+                    .filter(|owner| !is_caretaker(owner))
+                    .map(|owner| (dataset.clone(), owner));
                 if open.is_some() {
-                    return Err(CatalogError::Precondition { what: format!("volume {}", dataset.name), why: "it is open".into() });
+                    return Err(CatalogError::Precondition {
+                        what: format!("volume {}", dataset.name),
+                        why: "it is open".into(),
+                    });
                 }
                 if matches!(dataset.state, State::Ready | State::Creating) {
                     dataset.state = State::Deleting;
@@ -61,7 +78,11 @@ impl Controller {
         self.tombstone_snapshot(pool, snapshot.snapshot).await
     }
 
-    pub(super) async fn tombstone_snapshot(&self, pool: &Pool, id: SnapshotId) -> Result<(), ControlError> {
+    pub(super) async fn tombstone_snapshot(
+        &self,
+        pool: &Pool,
+        id: SnapshotId,
+    ) -> Result<(), ControlError> {
         let changed = pool
             .catalog
             .update_snapshot(id, |snapshot| {
@@ -83,15 +104,24 @@ impl Controller {
         Ok(())
     }
 
-    /// A pool that is not configured here may well exist: answering "deleted" would leak what is in it.
+    /// A pool that is not configured here may well exist: answering "deleted" would leak what is in
+    /// it.
     fn pool_to_delete_from(&self, id: crate::types::PoolId) -> Result<&Pool, ControlError> {
         self.pool(id)?.ok_or_else(|| {
-            ControlError::Precondition(format!("pool {id} is not configured here: configure it, then repeat the deletion"))
+            ControlError::Precondition(format!(
+                "pool {id} is not configured here: configure it, then repeat the deletion"
+            ))
         })
     }
 
     /// The collector of one of this controller's pools.
     pub fn collector(&self, pool: &Pool) -> Collector {
-        Collector::new(pool.clone(), self.volumes.clone(), self.owner_timeout, self.memory.clone(), self.worth)
+        Collector::new(
+            pool.clone(),
+            self.volumes.clone(),
+            self.owner_timeout,
+            self.memory.clone(),
+            self.worth,
+        )
     }
 }

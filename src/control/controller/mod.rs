@@ -56,11 +56,13 @@ pub const SIZE_MAX: u64 = 1 << 50;
 
 /// How long an owner in another process may take, unless the configuration says otherwise.
 const OWNER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Snapshots of one dataset, tombstoned ones included: each lengthens the database's manifest and every collection.
+/// Snapshots of one dataset, tombstoned ones included: each lengthens the database's manifest and
+/// every collection.
 const SNAPSHOTS_MAX: usize = 250;
 /// Clones of one snapshot: each keeps a checkpoint in the source's manifest (R13).
 const CLONES_MAX: usize = 250;
-/// Databases that a clone may have to read beside its own and its source's (R13): one that would read more is detached before it is ready.
+/// Databases that a clone may have to read beside its own and its source's (R13): one that would
+/// read more is detached before it is ready.
 const ANCESTORS_MAX: usize = 8;
 
 #[derive(Clone, Debug)]
@@ -75,7 +77,8 @@ pub struct SnapshotInfo {
     pub snapshot: Snapshot,
 }
 
-/// The use cases of the controller, over every configured pool. Stateless but for serialising calls on one object; any number may run (R30).
+/// The use cases of the controller, over every configured pool. Stateless but for serialising calls
+/// on one object; any number may run (R30).
 pub struct Controller {
     pools: Pools,
     volumes: Volumes,
@@ -84,7 +87,8 @@ pub struct Controller {
     /// How long the owner of a volume in another process may take to answer.
     owner_timeout: Duration,
     busy: Busy,
-    /// Clones of one dataset swap its manifest and its snapshot's record one after the other: at once they would repeat each other's (R13).
+    /// Clones of one dataset swap its manifest and its snapshot's record one after the other: at
+    /// once they would repeat each other's (R13).
     sources: Queues<Incarnation>,
     /// Something was tombstoned.
     tombstoned: Arc<Notify>,
@@ -145,7 +149,9 @@ impl Controller {
     }
 
     fn known_pool(&self, id: PoolId, what: &str) -> Result<&Pool, ControlError> {
-        self.pool(id)?.ok_or_else(|| ControlError::NotFound { what: format!("{what} (its pool {id} is not configured here)") })
+        self.pool(id)?.ok_or_else(|| ControlError::NotFound {
+            what: format!("{what} (its pool {id} is not configured here)"),
+        })
     }
 
     fn enter_volume(&self, id: DatasetId) -> Result<Call, ControlError> {

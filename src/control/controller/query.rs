@@ -18,7 +18,8 @@ impl Controller {
         let mut found = Vec::new();
         for pool in self.pools.all()? {
             let datasets = pool.catalog.datasets().await?.into_iter().map(|at| at.record);
-            found.extend(datasets.filter(|d| d.state == State::Ready).map(|d| volume_info(pool, d)));
+            found
+                .extend(datasets.filter(|d| d.state == State::Ready).map(|d| volume_info(pool, d)));
         }
         Ok(found)
     }
@@ -27,7 +28,12 @@ impl Controller {
     ///
     /// # Errors
     /// `OutOfRange` when the volume has more than `limit` bytes already.
-    pub async fn expand_volume(&self, volume: VolumeHandle, bytes: u64, limit: Option<u64>) -> Result<u64, ControlError> {
+    pub async fn expand_volume(
+        &self,
+        volume: VolumeHandle,
+        bytes: u64,
+        limit: Option<u64>,
+    ) -> Result<u64, ControlError> {
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
         let _call = self.enter_volume(volume.dataset)?;
@@ -36,7 +42,10 @@ impl Controller {
             return Err(absent());
         }
         if bytes > SIZE_MAX {
-            let why = format!("volume {}: {bytes} bytes are more than the {SIZE_MAX} supported", now.name);
+            let why = format!(
+                "volume {}: {bytes} bytes are more than the {SIZE_MAX} supported",
+                now.name
+            );
             return Err(ControlError::OutOfRange(why));
         }
         within(&now, limit)?;
@@ -47,7 +56,9 @@ impl Controller {
             .catalog
             .update_dataset(volume.dataset, |dataset| {
                 if dataset.state != State::Ready {
-                    return Err(CatalogError::NotFound { what: format!("volume {}", dataset.name) });
+                    return Err(CatalogError::NotFound {
+                        what: format!("volume {}", dataset.name),
+                    });
                 }
                 dataset.size = Some(dataset.size.map_or(bytes, |size| size.max(bytes)));
                 Ok(())
@@ -62,16 +73,30 @@ impl Controller {
     pub async fn snapshot(&self, snapshot: SnapshotHandle) -> Result<SnapshotInfo, ControlError> {
         let absent = || ControlError::NotFound { what: format!("snapshot {snapshot}") };
         let pool = self.pool(snapshot.pool)?.ok_or_else(absent)?;
-        let record = pool.catalog.snapshot_by_id(snapshot.snapshot).await?.ok_or_else(absent)?.record;
+        let record =
+            pool.catalog.snapshot_by_id(snapshot.snapshot).await?.ok_or_else(absent)?.record;
         if record.state == State::Ready { Ok(snapshot_info(pool, record)) } else { Err(absent()) }
     }
 
-    /// Every live snapshot of every pool or of one volume, in a stable order. Those implied by clones are not shown.
-    pub async fn snapshots(&self, of: Option<VolumeHandle>) -> Result<Vec<SnapshotInfo>, ControlError> {
+    /// Every live snapshot of every pool or of one volume, in a stable order. Those implied by
+    /// clones are not shown.
+    pub async fn snapshots(
+        &self,
+        of: Option<VolumeHandle>,
+    ) -> Result<Vec<SnapshotInfo>, ControlError> {
         let mut found = Vec::new();
-        for pool in self.pools.all()?.into_iter().filter(|pool| of.is_none_or(|volume| volume.pool == pool.id())) {
-            let snapshots = pool.catalog.snapshots(of.map(|volume| volume.dataset.incarnation)).await?;
-            let live = snapshots.into_iter().map(|at| at.record).filter(|s| s.state == State::Ready && !s.implied);
+        for pool in self
+            .pools
+            .all()?
+            .into_iter()
+            .filter(|pool| of.is_none_or(|volume| volume.pool == pool.id()))
+        {
+            let snapshots =
+                pool.catalog.snapshots(of.map(|volume| volume.dataset.incarnation)).await?;
+            let live = snapshots
+                .into_iter()
+                .map(|at| at.record)
+                .filter(|s| s.state == State::Ready && !s.implied);
             found.extend(live.map(|s| snapshot_info(pool, s)));
         }
         Ok(found)
@@ -87,19 +112,23 @@ impl Controller {
         });
         match stat.await {
             Ok(Ok(stat)) => Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize))),
-            Ok(Err(error)) => {
-                Err(ControlError::Unavailable(format!("pool {}: free space of {}: {error}", pool.name, folder.display())))
-            }
+            Ok(Err(error)) => Err(ControlError::Unavailable(format!(
+                "pool {}: free space of {}: {error}",
+                pool.name,
+                folder.display()
+            ))),
             Err(error) => Err(ControlError::Internal(format!("pool {}: {error}", pool.name))),
         }
     }
 }
 
-/// CSI's limit_bytes: a volume never shrinks, so one that has more cannot come to have at most so many.
+/// CSI's limit_bytes: a volume never shrinks, so one that has more cannot come to have at most so
+/// many.
 pub(in crate::control) fn within(volume: &Dataset, limit: Option<u64>) -> Result<(), ControlError> {
     match (volume.size, limit) {
         (Some(size), Some(limit)) if size > limit => Err(ControlError::OutOfRange(format!(
-            "volume {} has {size} bytes already, at most {limit} are asked for, and a volume never shrinks",
+            "volume {} has {size} bytes already, at most {limit} are asked for, and a volume never \
+             shrinks",
             volume.name
         ))),
         _ => Ok(()),

@@ -16,7 +16,8 @@ use crate::types::{ClaimId, Timestamp, VolumeHandle};
 use crate::volume::{VolumeError, finish_release, is_caretaker, release_lost, unvoided};
 use std::time::Duration;
 
-/// How long a deletion waits for the lease of a node that is silent: within the minute of csi-provisioner's call.
+/// How long a deletion waits for the lease of a node that is silent: within the minute of
+/// csi-provisioner's call.
 const DELETE_PATIENCE: Duration = Duration::from_secs(50);
 
 /// Claims of one session that a release by force revokes: it claims again when its lease had
@@ -34,7 +35,11 @@ impl Controller {
     /// Revokes the claim of the volume's owner: tells it to give the volume up, and lets other
     /// nodes take it once it must have. Returns at once; the name of that node. Not owned counts as
     /// revoked.
-    pub async fn revoke_volume(&self, volume: VolumeHandle, why: RevocationReason) -> Result<Option<String>, ControlError> {
+    pub async fn revoke_volume(
+        &self,
+        volume: VolumeHandle,
+        why: RevocationReason,
+    ) -> Result<Option<String>, ControlError> {
         let (pool, dataset) = self.dataset_to_release(volume).await?;
         let Some(owner) = owner_of(&dataset) else { return Ok(None) };
         self.revoke(pool, &dataset, owner, why).await?;
@@ -43,7 +48,12 @@ impl Controller {
 
     /// As [`Self::revoke_volume`], if the record is still of this claim. Whether it was not revoked
     /// before.
-    pub async fn revoke_claim(&self, volume: VolumeHandle, claim: ClaimId, why: RevocationReason) -> Result<bool, ControlError> {
+    pub async fn revoke_claim(
+        &self,
+        volume: VolumeHandle,
+        claim: ClaimId,
+        why: RevocationReason,
+    ) -> Result<bool, ControlError> {
         let (pool, dataset) = match self.dataset_to_release(volume).await {
             Err(ControlError::NotFound { .. }) => return Ok(false),
             found => found?,
@@ -54,12 +64,18 @@ impl Controller {
         }
     }
 
-    /// Has the volume released by its owner; the name of the node that had it. Not owned counts as released. With the journal given up
-    /// this waits until the owner has heeded a revocation, or must have stopped: its lease at most.
+    /// Has the volume released by its owner; the name of the node that had it. Not owned counts as
+    /// released. With the journal given up this waits until the owner has heeded a revocation, or
+    /// must have stopped: its lease at most.
     ///
     /// # Errors
-    /// [`ControlError::Precondition`] unless its journal is given up: while the owner uses it, or does not answer.
-    pub async fn release_volume(&self, volume: VolumeHandle, journal: Journal) -> Result<Option<String>, ControlError> {
+    /// [`ControlError::Precondition`] unless its journal is given up: while the owner uses it, or
+    /// does not answer.
+    pub async fn release_volume(
+        &self,
+        volume: VolumeHandle,
+        journal: Journal,
+    ) -> Result<Option<String>, ControlError> {
         let _call = self.enter_volume(volume.dataset)?;
         let (pool, dataset) = self.dataset_to_release(volume).await?;
         let Some(owner) = owner_of(&dataset) else {
@@ -70,7 +86,9 @@ impl Controller {
         };
         if self.volumes.get(volume.dataset).is_some() {
             let name = &dataset.name;
-            return Err(ControlError::Precondition(format!("volume {name} is open in this process: unmount it, then repeat")));
+            return Err(ControlError::Precondition(format!(
+                "volume {name} is open in this process: unmount it, then repeat"
+            )));
         }
         match journal {
             Journal::MayHoldMore => self.release_kindly(pool, &dataset, owner).await?,
@@ -79,37 +97,56 @@ impl Controller {
         Ok(Some(owner.node.clone()))
     }
 
-    async fn dataset_to_release(&self, volume: VolumeHandle) -> Result<(&Pool, Dataset), ControlError> {
+    async fn dataset_to_release(
+        &self,
+        volume: VolumeHandle,
+    ) -> Result<(&Pool, Dataset), ControlError> {
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
         let dataset = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
         if dataset.state == State::Ready { Ok((pool, dataset)) } else { Err(absent()) }
     }
 
-    async fn release_kindly(&self, pool: &Pool, dataset: &Dataset, owner: &Owner) -> Result<(), ControlError> {
+    async fn release_kindly(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        owner: &Owner,
+    ) -> Result<(), ControlError> {
         let (name, node) = (&dataset.name, &owner.node);
         if mail::ask_for_life(pool, dataset, owner, self.owner_timeout).await.is_err() {
             return Err(ControlError::Precondition(format!(
-                "volume {name} belongs to node {node}, which does not answer: start it again, and nothing is lost; or, if that \
-                 machine is gone for good, repeat with --force, which gives up what only its journal holds (up to some seconds of \
+                "volume {name} belongs to node {node}, which does not answer: start it again, and \
+                 nothing is lost; or, if that \
+                 machine is gone for good, repeat with --force, which gives up what only its \
+                 journal holds (up to some seconds of \
                  changes that were not synced)"
             )));
         }
-        let asked = mail::ask_to_hand_over(pool, name.as_str(), dataset.id(), owner, self.owner_timeout).await;
+        let asked =
+            mail::ask_to_hand_over(pool, name.as_str(), dataset.id(), owner, self.owner_timeout)
+                .await;
         asked.map_err(|error| {
             ControlError::Precondition(format!(
-                "volume {name} is open on node {node}, which answers ({error}): unmount it there, then repeat; or release it by force, \
+                "volume {name} is open on node {node}, which answers ({error}): unmount it there, \
+                 then repeat; or release it by force, \
                  and its mounts there answer ESTALE"
             ))
         })
     }
 
-    async fn release_by_force(&self, pool: &Pool, dataset: &Dataset, owner: &Owner) -> Result<(), ControlError> {
+    async fn release_by_force(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        owner: &Owner,
+    ) -> Result<(), ControlError> {
         pool.step("control.release.begin").await?;
         let (mut owner, session) = (owner.clone(), owner.session);
         for _ in 0..CLAIMS_MAX {
             self.end_claim(pool, dataset, &owner).await?;
-            let now = pool.catalog.dataset_by_id(dataset.id()).await?.and_then(|at| at.record.owner);
+            let now =
+                pool.catalog.dataset_by_id(dataset.id()).await?.and_then(|at| at.record.owner);
             match now.filter(|now| now.session == session) {
                 Some(again) => owner = again,
                 None => return Ok(()),
@@ -117,32 +154,55 @@ impl Controller {
         }
         let (name, node) = (&dataset.name, &owner.node);
         Err(ControlError::Precondition(format!(
-            "volume {name} was claimed again by node {node} each time that it had been released: stop what uses it there, then retry"
+            "volume {name} was claimed again by node {node} each time that it had been released: \
+             stop what uses it there, then retry"
         )))
     }
 
     /// Revokes one claim, and waits for its end.
-    async fn end_claim(&self, pool: &Pool, dataset: &Dataset, owner: &Owner) -> Result<(), ControlError> {
+    async fn end_claim(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        owner: &Owner,
+    ) -> Result<(), ControlError> {
         self.revoke(pool, dataset, owner, RevocationReason::Administrator).await?;
         pool.step("control.release.revoked").await?;
         let lease_secs = self.volumes.lease().lease.as_secs().max(owner.lease_millis / 1000);
-        tracing::warn!(volume = %dataset.name, node = owner.node, lease_secs, "ownership of the volume was revoked: waiting until its node has released it, or until its lease must have expired");
-        let waited = take::until_stopped(pool, &self.volumes, dataset.id(), owner, Life::Tolerated).await?;
+        tracing::warn!(
+            volume = %dataset.name,
+            node = owner.node,
+            lease_secs,
+            "ownership of the volume was revoked: waiting until its node has released it, or until \
+             its lease must have expired"
+        );
+        let waited =
+            take::until_stopped(pool, &self.volumes, dataset.id(), owner, Life::Tolerated).await?;
         if let Outcome::Stopped(expired) = waited {
-            match release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &expired).await {
+            match release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &expired).await
+            {
                 // The owner came back, or another node was faster: the record is read again.
                 Err(VolumeError::Owned { .. }) => {}
                 released => released?,
             }
         }
         if let Err(error) = pool.catalog.remove_revocation(owner.session, owner.claim).await {
-            tracing::debug!(%error, "the revocation of a claim that has ended stays until it is collected");
+            tracing::debug!(
+                %error,
+                "the revocation of a claim that has ended stays until it is collected"
+            );
         }
         Ok(())
     }
 
-    /// Before a deletion, which needs nothing of the owner's journal: whether the volume is nobody's any more. One that is alive keeps it.
-    pub(super) async fn release_dead(&self, pool: &Pool, dataset: &Dataset, owner: &Owner) -> Result<bool, ControlError> {
+    /// Before a deletion, which needs nothing of the owner's journal: whether the volume is
+    /// nobody's any more. One that is alive keeps it.
+    pub(super) async fn release_dead(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        owner: &Owner,
+    ) -> Result<bool, ControlError> {
         if self.volumes.get(dataset.id()).is_some() {
             return Ok(false);
         }
@@ -156,15 +216,28 @@ impl Controller {
             Outcome::Ended => Ok(true),
             Outcome::Alive => Ok(false),
             Outcome::Stopped(expired) => {
-                release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &expired).await?;
+                release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &expired)
+                    .await?;
                 Ok(true)
             }
         }
     }
 
-    async fn revoke(&self, pool: &Pool, dataset: &Dataset, owner: &Owner, why: RevocationReason) -> Result<PutNew, ControlError> {
+    async fn revoke(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        owner: &Owner,
+        why: RevocationReason,
+    ) -> Result<PutNew, ControlError> {
         let by = self.volumes.settings().node.clone();
-        let revocation = Revocation { dataset: dataset.id(), claim: owner.claim, why, by, created: Timestamp::now() };
+        let revocation = Revocation {
+            dataset: dataset.id(),
+            claim: owner.claim,
+            why,
+            by,
+            created: Timestamp::now(),
+        };
         Ok(pool.catalog.put_revocation(owner.session, &revocation).await?)
     }
 }

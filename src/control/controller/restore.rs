@@ -1,18 +1,22 @@
-//! Restore in place: a file or a tree of a snapshot back into its live dataset, by whoever has that open.
+//! Restore in place: a file or a tree of a snapshot back into its live dataset, by whoever has that
+//! open.
 //!
 //! ```text
 //! record: restoring ─▶ snapshot: the dataset depends on it ─▶ rows, all durable ─▶ it does not any more ─▶ record: not restoring
 //! ```
-//! The dataset itself is the dependant (R14): until the restored rows are durable the snapshot's packs stay, whoever deletes the snapshot, also when
-//! this process dies and its journal brings the rows back a week later (R10). What a crash leaves is undone by the next opening of the
-//! dataset, a caretaker's too, after its replay; a dataset that is deleted instead keeps nothing.
+//! The dataset itself is the dependant (R14): until the restored rows are durable the snapshot's
+//! packs stay, whoever deletes the snapshot, also when this process dies and its journal brings the
+//! rows back a week later (R10). What a crash leaves is undone by the next opening of the dataset,
+//! a caretaker's too, after its replay; a dataset that is deleted instead keeps nothing.
 
 use super::{ControlError, Controller, check};
 use crate::catalog::{Catalog, CatalogError, Dataset, Owner, State};
 use crate::control::{Pool, mail};
 use crate::fs::{Fs, Overwrite, Progress, RestoreError, Restored, Route};
 use crate::types::{Class, Classify, EntryName, Incarnation, SnapshotId, VolumeHandle};
-use crate::volume::{ReadSnapshot, VolumeError, VolumeSettings, forget_restore, is_caretaker, with_released};
+use crate::volume::{
+    ReadSnapshot, VolumeError, VolumeSettings, forget_restore, is_caretaker, with_released,
+};
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -57,7 +61,10 @@ impl<T: AsRef<[u8]> + ?Sized> From<&T> for TreePath {
 
 impl From<TreePath> for Written {
     fn from(path: TreePath) -> Self {
-        String::from_utf8(path.0).map_or_else(|error| Self::Bytes { base64: BASE64.encode(error.as_bytes()) }, Self::Text)
+        String::from_utf8(path.0).map_or_else(
+            |error| Self::Bytes { base64: BASE64.encode(error.as_bytes()) },
+            Self::Text,
+        )
     }
 }
 
@@ -116,7 +123,8 @@ pub(in crate::control) async fn restore(
     progress: &Progress,
 ) -> Result<Restored, ControlError> {
     let route = wanted.route()?;
-    let running = || ControlError::InProgress { what: format!("a restore into volume {}", dataset.name) };
+    let running =
+        || ControlError::InProgress { what: format!("a restore into volume {}", dataset.name) };
     let _alone = fs.begin_restore().ok_or_else(running)?;
     begin(settings, pool, dataset, fs, wanted.snapshot).await?;
     step(pool, "control.restore.pinned").await?;
@@ -130,11 +138,14 @@ pub(in crate::control) async fn restore(
     };
     let restored = restored.await;
     step(pool, "control.restore.durable").await?;
-    // Rows that may be in the journal alone keep the snapshot until the dataset is opened again; after any other error all that was restored
-    // before it is durable.
+    // Rows that may be in the journal alone keep the snapshot until the dataset is opened again;
+    // after any other error all that was restored before it is durable.
     let unsure = |error: &ControlError| match error {
         ControlError::Restore(RestoreError::Incomplete { .. }) => false,
-        error => matches!(error.class(), Class::Unavailable | Class::Fenced | Class::Corrupt | Class::Internal),
+        error => matches!(
+            error.class(),
+            Class::Unavailable | Class::Fenced | Class::Corrupt | Class::Internal
+        ),
     };
     if !restored.as_ref().is_err_and(unsure) {
         forget_restore(pool, dataset.id(), wanted.snapshot, settings.session).await?;
@@ -146,8 +157,9 @@ async fn step(pool: &Catalog, name: &str) -> Result<(), ControlError> {
     Ok(pool.bucket().failpoints().step(name).await.map_err(crate::bucket::BucketError::from)?)
 }
 
-/// The intent, then the dependant: a crash after either is found by the intent (R3). What an earlier restore left is ended first: this one changes
-/// the snapshot's record, so that nobody takes the dependant away who read it before ([`forget_restore`]).
+/// The intent, then the dependant: a crash after either is found by the intent (R3). What an
+/// earlier restore left is ended first: this one changes the snapshot's record, so that nobody
+/// takes the dependant away who read it before ([`forget_restore`]).
 async fn begin(
     settings: &VolumeSettings,
     pool: &Catalog,
@@ -157,7 +169,12 @@ async fn begin(
 ) -> Result<(), ControlError> {
     step(pool, "control.restore.begin").await?;
     let (id, me) = (dataset.id(), settings.session);
-    let taken = || ControlError::Unavailable(format!("volume {} has another owner by now: repeat", dataset.name));
+    let taken = || {
+        ControlError::Unavailable(format!(
+            "volume {} has another owner by now: repeat",
+            dataset.name
+        ))
+    };
     let left = pool.dataset_by_id(id).await?.ok_or_else(taken)?.record.restoring;
     if let Some(left) = left {
         fs.sync().await?;
@@ -165,10 +182,14 @@ async fn begin(
     }
     let mut ours = true;
     let marked = pool.update_dataset(id, |record| {
-        ours = record.owner.as_ref().is_some_and(|owner| owner.session == me) && record.restoring.is_none();
+        ours = record.owner.as_ref().is_some_and(|owner| owner.session == me)
+            && record.restoring.is_none();
         if !ours {
             let why = "another owner has it by now".to_owned();
-            return Err(CatalogError::Precondition { what: format!("dataset {}", record.name), why });
+            return Err(CatalogError::Precondition {
+                what: format!("dataset {}", record.name),
+                why,
+            });
         }
         record.restoring = Some(snapshot);
         Ok(())
@@ -193,10 +214,12 @@ async fn begin(
 }
 
 impl Controller {
-    /// Restores through the volume's owner, or as its caretaker where it has none. `say` is told how far it is.
+    /// Restores through the volume's owner, or as its caretaker where it has none. `say` is told
+    /// how far it is.
     ///
     /// # Errors
-    /// `NotFound` for what is not in the snapshot, `Exists` for what is in the way, `Invalid` for a path that is none.
+    /// `NotFound` for what is not in the snapshot, `Exists` for what is in the way, `Invalid` for a
+    /// path that is none.
     pub async fn restore_in_place(
         &self,
         volume: VolumeHandle,
@@ -213,7 +236,10 @@ impl Controller {
         }
         check::has_database(&dataset)?;
         if wanted.snapshot.dataset != dataset.incarnation {
-            return Err(ControlError::Invalid(format!("the snapshot is not one of volume {}", dataset.name)));
+            return Err(ControlError::Invalid(format!(
+                "the snapshot is not one of volume {}",
+                dataset.name
+            )));
         }
         let progress = Progress::default();
         let settings = self.volumes.settings();
@@ -236,7 +262,9 @@ impl Controller {
     ) -> Result<Restored, ControlError> {
         let mut ticket = None;
         loop {
-            match mail::ask_to_restore(pool, dataset, owner, (wanted, ticket), self.owner_timeout).await? {
+            match mail::ask_to_restore(pool, dataset, owner, (wanted, ticket), self.owner_timeout)
+                .await?
+            {
                 mail::RestoreSaid::Noted(given) => {
                     // It waits for nothing but this.
                     ticket = Some(given);
@@ -258,12 +286,13 @@ impl Controller {
         progress: &Progress,
     ) -> Result<Restored, ControlError> {
         let settings = self.volumes.settings();
-        let work = async |fs: &Fs| restore(settings, &pool.catalog, dataset, fs, wanted, progress).await;
+        let work =
+            async |fs: &Fs| restore(settings, &pool.catalog, dataset, fs, wanted, progress).await;
         match with_released(settings, &pool.catalog, dataset.id(), work).await {
             Ok(restored) => restored,
-            Err(VolumeError::Owned { .. }) => {
-                Err(ControlError::InProgress { what: format!("volume {}, which was just opened", dataset.name) })
-            }
+            Err(VolumeError::Owned { .. }) => Err(ControlError::InProgress {
+                what: format!("volume {}, which was just opened", dataset.name),
+            }),
             Err(error) => Err(error.into()),
         }
     }
@@ -301,14 +330,19 @@ mod tests {
 
     #[test]
     fn paths_stay_in_the_tree() {
-        let text = |path: &str| names(&path.into()).map(|names| names.iter().map(|n| n.as_bytes().to_vec()).collect::<Vec<_>>());
+        let text = |path: &str| {
+            names(&path.into())
+                .map(|names| names.iter().map(|n| n.as_bytes().to_vec()).collect::<Vec<_>>())
+        };
         assert_eq!(text("/etc//app.conf/").unwrap(), [b"etc".to_vec(), b"app.conf".to_vec()]);
         assert_eq!(text("./a/./b").unwrap(), [b"a".to_vec(), b"b".to_vec()]);
         for root in ["", "/", "//", "."] {
             assert!(text(root).unwrap().is_empty());
         }
         assert_eq!(names(&b"caf\xe9/x".into()).unwrap()[0].as_bytes(), b"caf\xe9");
-        for (path, written) in [(&b"caf\xe9"[..], r#"{"base64":"Y2Fm6Q=="}"#), ("café".as_bytes(), r#""café""#)] {
+        for (path, written) in
+            [(&b"caf\xe9"[..], r#"{"base64":"Y2Fm6Q=="}"#), ("café".as_bytes(), r#""café""#)]
+        {
             let path = TreePath::from(path);
             assert_eq!(serde_json::to_string(&path).unwrap(), written);
             assert_eq!(serde_json::from_str::<TreePath>(written).unwrap(), path);

@@ -6,7 +6,8 @@ use crate::control::{ControlError, Pool, mail};
 use crate::fs::api::FileSystem;
 use crate::fs::db::CheckpointId;
 use crate::types::{
-    Classify, DatasetId, Incarnation, NameKey, SNAPSHOT_SERIAL_MAX as SERIAL_MAX, SnapshotId, SnapshotName, Timestamp, VolumeHandle,
+    Classify, DatasetId, Incarnation, NameKey, SNAPSHOT_SERIAL_MAX as SERIAL_MAX, SnapshotId,
+    SnapshotName, Timestamp, VolumeHandle,
 };
 use crate::volume::{VolumeError, checkpoint_released, is_caretaker};
 
@@ -25,7 +26,9 @@ impl Controller {
         let dataset = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
         match dataset.state {
             State::Ready => {}
-            State::Creating => return Err(VolumeError::Creating { dataset: dataset.name.to_string() }.into()),
+            State::Creating => {
+                return Err(VolumeError::Creating { dataset: dataset.name.to_string() }.into());
+            }
             State::Deleting | State::Dead => return Err(absent()),
         }
         check::has_database(&dataset)?;
@@ -68,9 +71,15 @@ impl Controller {
             // Its name may still be reserved for it; the collector gives it back.
             State::Deleting | State::Dead => return Err(self.name_in_use(&at.record.name)),
         }
-        let (checkpoint, referenced) = Box::pin(self.checkpoint(pool, dataset, id.snapshot.incarnation)).await?;
+        let (checkpoint, referenced) =
+            Box::pin(self.checkpoint(pool, dataset, id.snapshot.incarnation)).await?;
         pool.step("control.snapshot.checkpoint").await?;
-        let ready = Snapshot { state: State::Ready, checkpoint: Some(checkpoint.0), referenced, ..at.record.clone() };
+        let ready = Snapshot {
+            state: State::Ready,
+            checkpoint: Some(checkpoint.0),
+            referenced,
+            ..at.record.clone()
+        };
         pool.catalog.swap_snapshot(&mut at, ready).await?;
         pool.step("control.snapshot.ready").await?;
         Ok(at)
@@ -79,11 +88,13 @@ impl Controller {
     /// The name is free once the earlier one is gone.
     fn name_in_use(&self, name: &SnapshotName) -> ControlError {
         self.tombstoned.notify_one();
-        let why = "clones may still keep it: delete those, repeat after a collection, or choose another name";
+        let why = "clones may still keep it: delete those, repeat after a collection, or choose \
+            another name";
         ControlError::NameInUse { what: format!("snapshot {name}"), why }
     }
 
-    /// A checkpoint of everything acknowledged, made by the owner, or by us where there is none. Also the bytes in use, where known.
+    /// A checkpoint of everything acknowledged, made by the owner, or by us where there is none.
+    /// Also the bytes in use, where known.
     async fn checkpoint(
         &self,
         pool: &Pool,
@@ -92,25 +103,42 @@ impl Controller {
     ) -> Result<(CheckpointId, Option<u64>), ControlError> {
         let id = dataset.id();
         if let Some(volume) = self.volumes.get(id) {
-            // What is only in the kernel's page cache would not be in the snapshot. A mount that is too slow does not stop it.
+            // What is only in the kernel's page cache would not be in the snapshot. A mount that is
+            // too slow does not stop it.
             if let Err(error) = self.mounts.sync(id).await {
-                tracing::warn!(dataset = %dataset.name, %error, "the snapshot may lack what programs wrote and did not sync");
+                tracing::warn!(
+                    dataset = %dataset.name,
+                    %error,
+                    "the snapshot may lack what programs wrote and did not sync"
+                );
             }
             let made = volume.fs.snapshot(&name.to_string()).await?;
             let stat = volume.fs.statfs().await?;
             return Ok((made, Some(stat.total_bytes.saturating_sub(stat.free_bytes))));
         }
         match &dataset.owner {
-            Some(owner) if !is_caretaker(owner) => self.checkpoint_owned(pool, dataset, owner, name).await,
-            _ => match checkpoint_released(self.volumes.settings(), &pool.catalog, id, &name.to_string()).await {
+            Some(owner) if !is_caretaker(owner) => {
+                self.checkpoint_owned(pool, dataset, owner, name).await
+            }
+            _ => match checkpoint_released(
+                self.volumes.settings(),
+                &pool.catalog,
+                id,
+                &name.to_string(),
+            )
+            .await
+            {
                 Ok(made) => Ok((made, None)),
                 // A node opened it since its record was read: it makes the checkpoint.
                 Err(VolumeError::Owned { .. }) => {
-                    let absent = || ControlError::NotFound { what: format!("volume {}", dataset.name) };
+                    let absent =
+                        || ControlError::NotFound { what: format!("volume {}", dataset.name) };
                     let now = pool.catalog.dataset_by_id(id).await?.ok_or_else(absent)?.record;
                     match now.owner.as_ref().filter(|owner| !is_caretaker(owner)) {
                         Some(owner) => self.checkpoint_owned(pool, &now, owner, name).await,
-                        None => Err(ControlError::InProgress { what: format!("volume {}", dataset.name) }),
+                        None => Err(ControlError::InProgress {
+                            what: format!("volume {}", dataset.name),
+                        }),
                     }
                 }
                 Err(error) => Err(error.into()),
@@ -138,12 +166,21 @@ impl Controller {
 }
 
 fn new_id(dataset: &Dataset, name: &SnapshotName) -> SnapshotId {
-    let snapshot = DatasetId { key: NameKey::of("snapshot", name.as_str()), incarnation: Incarnation::random() };
+    let snapshot = DatasetId {
+        key: NameKey::of("snapshot", name.as_str()),
+        incarnation: Incarnation::random(),
+    };
     SnapshotId { dataset: dataset.incarnation, snapshot }
 }
 
-/// The id under which the CSI name is reserved: ours, or that of an earlier attempt for the same volume, which is adopted.
-async fn claim_name(pool: &Pool, dataset: &Dataset, name: &SnapshotName, id: SnapshotId) -> Result<SnapshotId, ControlError> {
+/// The id under which the CSI name is reserved: ours, or that of an earlier attempt for the same
+/// volume, which is adopted.
+async fn claim_name(
+    pool: &Pool,
+    dataset: &Dataset,
+    name: &SnapshotName,
+    id: SnapshotId,
+) -> Result<SnapshotId, ControlError> {
     let holder = pool.catalog.claim_csi_snapshot_name(name.as_str(), id).await?;
     if holder.dataset != dataset.incarnation {
         let why = "it is of another volume".to_owned();
@@ -164,7 +201,10 @@ async fn next_serial(pool: &Pool, dataset: &Dataset) -> Result<u32, ControlError
             }
             full = dataset.snapshot_serial >= SERIAL_MAX;
             if full {
-                return Err(CatalogError::Precondition { what, why: "its serials are used up".into() });
+                return Err(CatalogError::Precondition {
+                    what,
+                    why: "its serials are used up".into(),
+                });
             }
             dataset.snapshot_serial += 1;
             Ok(())
@@ -174,7 +214,9 @@ async fn next_serial(pool: &Pool, dataset: &Dataset) -> Result<u32, ControlError
         Ok(at) => Ok(at.record.snapshot_serial),
         Err(_) if full => {
             let name = &dataset.name;
-            Err(ControlError::Exhausted(format!("volume {name} has had {SERIAL_MAX} snapshots: clone it to go on")))
+            Err(ControlError::Exhausted(format!(
+                "volume {name} has had {SERIAL_MAX} snapshots: clone it to go on"
+            )))
         }
         Err(error) => Err(error.into()),
     }

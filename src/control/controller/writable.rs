@@ -1,7 +1,8 @@
 //! Writable snapshots: clones that are kept among a dataset's snapshots.
 //!
-//! The writable snapshot `NAME` of a dataset is a clone of it, called `DATASET@NAME`. A name is given once among a dataset's snapshots and these; not where
-//! snapshots are named by CSI, whose names are unique in the pool.
+//! The writable snapshot `NAME` of a dataset is a clone of it, called `DATASET@NAME`. A name is
+//! given once among a dataset's snapshots and these; not where snapshots are named by CSI, whose
+//! names are unique in the pool.
 
 use super::{Controller, NewVolume, VolumeInfo, check, volume_info};
 use crate::catalog::{Dataset, Form, Properties, State};
@@ -11,7 +12,11 @@ use std::collections::BTreeMap;
 
 impl Controller {
     /// Makes a writable snapshot of a volume as it is, or answers the one that is there.
-    pub async fn create_writable_snapshot(&self, volume: VolumeHandle, name: &SnapshotName) -> Result<VolumeInfo, ControlError> {
+    pub async fn create_writable_snapshot(
+        &self,
+        volume: VolumeHandle,
+        name: &SnapshotName,
+    ) -> Result<VolumeInfo, ControlError> {
         check::name(name.may_be_given())?;
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
@@ -34,13 +39,24 @@ impl Controller {
     }
 
     /// The writable snapshot of that name, if there is one.
-    pub async fn writable_snapshot(&self, volume: VolumeHandle, name: &SnapshotName) -> Result<Option<VolumeInfo>, ControlError> {
+    pub async fn writable_snapshot(
+        &self,
+        volume: VolumeHandle,
+        name: &SnapshotName,
+    ) -> Result<Option<VolumeInfo>, ControlError> {
         let Some(pool) = self.pool(volume.pool)? else { return Ok(None) };
-        let Some(source) = pool.catalog.dataset_by_id(volume.dataset).await? else { return Ok(None) };
+        let Some(source) = pool.catalog.dataset_by_id(volume.dataset).await? else {
+            return Ok(None);
+        };
         Ok(find(pool, &source.record, name).await?.map(|clone| volume_info(pool, clone)))
     }
 
-    pub(super) async fn is_free_of_writable(&self, pool: &Pool, source: &Dataset, name: &SnapshotName) -> Result<(), ControlError> {
+    pub(super) async fn is_free_of_writable(
+        &self,
+        pool: &Pool,
+        source: &Dataset,
+        name: &SnapshotName,
+    ) -> Result<(), ControlError> {
         match find(pool, source, name).await? {
             Some(_) => Err(name_given(source, name, "it is a writable snapshot")),
             None => Ok(()),
@@ -52,17 +68,28 @@ impl Controller {
 pub fn writable_name<'a>(clone: &'a Dataset, source: &Dataset) -> Option<&'a str> {
     let of = clone.origin.is_some_and(|origin| origin.dataset == source.incarnation);
     let lives = clone.form == Form::Writable && clone.state != State::Dead;
-    clone.name.as_str().strip_prefix(source.name.as_str())?.strip_prefix('@').filter(|_| of && lives)
+    clone
+        .name
+        .as_str()
+        .strip_prefix(source.name.as_str())?
+        .strip_prefix('@')
+        .filter(|_| of && lives)
 }
 
-async fn find(pool: &Pool, source: &Dataset, name: &SnapshotName) -> Result<Option<Dataset>, ControlError> {
+async fn find(
+    pool: &Pool,
+    source: &Dataset,
+    name: &SnapshotName,
+) -> Result<Option<Dataset>, ControlError> {
     let found = pool.catalog.dataset(&full_name(source, name)?).await?.map(|at| at.record);
     Ok(found.filter(|clone| writable_name(clone, source).is_some()))
 }
 
 fn full_name(source: &Dataset, name: &SnapshotName) -> Result<DatasetName, ControlError> {
     let full = format!("{}@{name}", source.name);
-    full.parse().map_err(|error| ControlError::Invalid(format!("writable snapshot {full:?}: {error}: choose a shorter name")))
+    full.parse().map_err(|error| {
+        ControlError::Invalid(format!("writable snapshot {full:?}: {error}: choose a shorter name"))
+    })
 }
 
 fn name_given(source: &Dataset, name: &SnapshotName, why: &str) -> ControlError {

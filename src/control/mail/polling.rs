@@ -1,8 +1,10 @@
 //! When an owner looks into its mailbox beside what the renewals of its lease show it.
 //!
-//! - After something was written, once: a volume in use is the one that snapshots are asked of, and its own requests are more than this
+//! - After something was written, once: a volume in use is the one that snapshots are asked of, and
+//!   its own requests are more than this
 //!   one. An owner that writes every two seconds answers within two.
-//! - For half a minute after a volume was opened or a letter was there, at every turn: one request is often followed by another.
+//! - For half a minute after a volume was opened or a letter was there, at every turn: one request
+//!   is often followed by another.
 //!
 //! An idle volume is neither, and costs nothing here.
 
@@ -57,10 +59,15 @@ mod tests {
 
     #[test]
     fn an_idle_volume_is_not_looked_after() {
-        let volume = |n| DatasetId { key: NameKey::from_bytes([n; 16]), incarnation: Incarnation::from_bytes([n; 16]) };
+        let volume = |n| DatasetId {
+            key: NameKey::from_bytes([n; 16]),
+            incarnation: Incarnation::from_bytes([n; 16]),
+        };
         let (mut seen, start) = (Seen::default(), Instant::now());
         let at = |secs| start + Duration::from_secs(secs);
-        let mut due = |open: &[(u8, u64)], secs| seen.is_due(open.iter().map(|(n, at)| (volume(*n), *at)).collect(), at(secs));
+        let mut due = |open: &[(u8, u64)], secs| {
+            seen.is_due(open.iter().map(|(n, at)| (volume(*n), *at)).collect(), at(secs))
+        };
         assert!(!due(&[], 0));
         assert!(due(&[(1, 5)], 0) && due(&[(1, 5)], 29), "it was opened just now");
         assert!(!due(&[(1, 5)], 30) && !due(&[(1, 5)], 3600), "it is idle");

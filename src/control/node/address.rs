@@ -1,7 +1,8 @@
 //! Which loopback address a volume is served on. Pure.
 //!
-//! All mounts of one address and port share one TCP connection, so every volume has its own address (nfs-facts). It is
-//! derived from the dataset, so that it is the same again after the state folder was lost.
+//! All mounts of one address and port share one TCP connection, so every volume has its own address
+//! (nfs-facts). It is derived from the dataset, so that it is the same again after the state folder
+//! was lost.
 
 use crate::types::DatasetId;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,14 +12,18 @@ const V4_TRIES: u32 = 64;
 /// Ports of ::1 that are tried where there is no 127.0.0.0/8, from the configured one on.
 const V6_TRIES: u16 = 2048;
 
-/// Candidates in the order to try them. Never 127.0.0.0/12, which other software uses (127.0.0.53, 127.0.1.1), and never
-/// an address of a network or of all hosts in it.
+/// Candidates in the order to try them. Never 127.0.0.0/12, which other software uses (127.0.0.53,
+/// 127.0.1.1), and never an address of a network or of all hosts in it.
 pub(super) fn candidates(dataset: DatasetId, port: u16) -> impl Iterator<Item = SocketAddr> {
-    let v4 = (0..V4_TRIES).map(move |attempt| SocketAddr::new(IpAddr::V4(v4(dataset, attempt)), port));
+    let v4 =
+        (0..V4_TRIES).map(move |attempt| SocketAddr::new(IpAddr::V4(v4(dataset, attempt)), port));
     let start = u16::try_from(hash(dataset, V4_TRIES) % u64::from(V6_TRIES)).unwrap_or_default();
     let v6 = (0..V6_TRIES).map(move |attempt| {
         let offset = (start + attempt) % V6_TRIES;
-        SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port.saturating_add(1).saturating_add(offset))
+        SocketAddr::new(
+            IpAddr::V6(Ipv6Addr::LOCALHOST),
+            port.saturating_add(1).saturating_add(offset),
+        )
     });
     v4.chain(v6)
 }
@@ -43,12 +48,16 @@ mod tests {
     use std::collections::HashSet;
 
     fn dataset(n: u8) -> DatasetId {
-        DatasetId { key: NameKey::of("dataset", "d"), incarnation: Incarnation::from_bytes([n; 16]) }
+        DatasetId {
+            key: NameKey::of("dataset", "d"),
+            incarnation: Incarnation::from_bytes([n; 16]),
+        }
     }
 
     #[test]
     fn addresses_are_stable_spread_and_clear_of_others() {
-        let all: Vec<SocketAddr> = (0..=255).map(|n| candidates(dataset(n), 12049).next().unwrap()).collect();
+        let all: Vec<SocketAddr> =
+            (0..=255).map(|n| candidates(dataset(n), 12049).next().unwrap()).collect();
         assert_eq!(all[7], candidates(dataset(7), 12049).next().unwrap());
         assert!(all.iter().collect::<HashSet<_>>().len() > 250);
         for at in all {
@@ -60,7 +69,8 @@ mod tests {
 
     #[test]
     fn without_ipv4_every_port_comes_once() {
-        let v6: Vec<SocketAddr> = candidates(dataset(1), 12049).filter(SocketAddr::is_ipv6).collect();
+        let v6: Vec<SocketAddr> =
+            candidates(dataset(1), 12049).filter(SocketAddr::is_ipv6).collect();
         assert_eq!(v6.len(), usize::from(V6_TRIES));
         assert_eq!(v6.iter().collect::<HashSet<_>>().len(), v6.len());
         assert!(v6.iter().all(|at| (12050..12050 + V6_TRIES).contains(&at.port())));

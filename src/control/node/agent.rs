@@ -18,12 +18,13 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, broadcast, watch}
 /// How a node plugin works.
 #[derive(Clone, Debug)]
 pub struct NodeSettings {
-    /// Where staged volumes are written down, a file each, and nothing else: it must outlive the process, and need not outlive
-    /// the machine's run.
+    /// Where staged volumes are written down, a file each, and nothing else: it must outlive the
+    /// process, and need not outlive the machine's run.
     pub staged_dir: PathBuf,
     /// The driver's name, which is also the name of its folder below kubelet's plugins.
     pub driver: String,
-    /// The port of every endpoint: outside of the ephemeral range, so that no client happens to sit on it.
+    /// The port of every endpoint: outside of the ephemeral range, so that no client happens to sit
+    /// on it.
     pub nfs_port: u16,
     /// The machine's run: /proc/sys/kernel/random/boot_id.
     pub boot: String,
@@ -42,8 +43,15 @@ impl NodeSettings {
     /// When the machine does not tell its boot id.
     pub fn new(staged_dir: PathBuf, driver: String) -> Result<Self, ControlError> {
         let file = "/proc/sys/kernel/random/boot_id";
-        let boot = std::fs::read_to_string(file).map_err(|error| ControlError::Internal(format!("{file}: {error}")))?;
-        Ok(Self { staged_dir, driver, nfs_port: Self::NFS_PORT, boot: boot.trim().to_owned(), hold: Self::HOLD })
+        let boot = std::fs::read_to_string(file)
+            .map_err(|error| ControlError::Internal(format!("{file}: {error}")))?;
+        Ok(Self {
+            staged_dir,
+            driver,
+            nfs_port: Self::NFS_PORT,
+            boot: boot.trim().to_owned(),
+            hold: Self::HOLD,
+        })
     }
 }
 
@@ -98,7 +106,8 @@ pub(super) struct Staged {
 pub struct Leaving(OwnedRwLockWriteGuard<Stay>);
 
 impl Leaving {
-    /// For good: calls that wait are to be repeated, and find the process that took this one's place.
+    /// For good: calls that wait are to be repeated, and find the process that took this one's
+    /// place.
     pub fn leave(mut self) {
         *self.0 = Stay::Left;
     }
@@ -118,13 +127,24 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     ) -> Result<Arc<Self>, ControlError> {
         let records = Records::open(&settings.staged_dir).await?;
         let (busy, slots, stay) = Default::default();
-        let agent = Arc::new(Self { mounter, endpoints, volumes, pools, settings, records, busy, slots, stay });
+        let agent = Arc::new(Self {
+            mounter,
+            endpoints,
+            volumes,
+            pools,
+            settings,
+            records,
+            busy,
+            slots,
+            stay,
+        });
         agent.watch_losses();
         agent.recover().await?;
         Ok(agent)
     }
 
-    /// The device that names a volume in mountinfo. No colon but the one before the path: the kernel's client splits there.
+    /// The device that names a volume in mountinfo. No colon but the one before the path: the
+    /// kernel's client splits there.
     pub(super) fn device(dataset: DatasetId) -> String {
         format!("{dataset}:{}", Self::export(dataset))
     }
@@ -154,20 +174,23 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         let stay = self.stay.clone().read_owned().await;
         match *stay {
             Stay::Here => Ok(stay),
-            Stay::Left => {
-                Err(ControlError::Unavailable("another process of the node plugin has taken this one's place: repeat".to_owned()))
-            }
+            Stay::Left => Err(ControlError::Unavailable(
+                "another process of the node plugin has taken this one's place: repeat".to_owned(),
+            )),
         }
     }
 
-    /// Lets calls end, and begins none any more, for another process to go on with the volumes once the answer is dropped, or
-    /// [`Leaving::leave`] is called: without that, everything goes on here.
+    /// Lets calls end, and begins none any more, for another process to go on with the volumes once
+    /// the answer is dropped, or [`Leaving::leave`] is called: without that, everything goes on
+    /// here.
     ///
     /// # Errors
     /// When calls do not end within `limit`.
     pub async fn hold(&self, limit: Duration) -> Result<Leaving, ControlError> {
         let held = tokio::time::timeout(limit, self.stay.clone().write_owned()).await;
-        held.map(Leaving).map_err(|_| ControlError::Unavailable("calls for volumes do not end in time: repeat".to_owned()))
+        held.map(Leaving).map_err(|_| {
+            ControlError::Unavailable("calls for volumes do not end in time: repeat".to_owned())
+        })
     }
 
     pub(super) fn state(&self, dataset: DatasetId) -> State {
@@ -185,20 +208,25 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    /// The state once the volume is not being reopened any more; held no longer than the settings say.
+    /// The state once the volume is not being reopened any more; held no longer than the settings
+    /// say.
     pub(super) async fn settled(&self, volume: VolumeHandle) -> Result<State, ControlError> {
-        let Some(mut changes) = self.slots.lock().get(&volume.dataset).map(Slot::subscribe) else { return Ok(State::Idle) };
+        let Some(mut changes) = self.slots.lock().get(&volume.dataset).map(Slot::subscribe) else {
+            return Ok(State::Idle);
+        };
         let settled = changes.wait_for(|state| !matches!(state, State::Opening));
         match tokio::time::timeout(self.settings.hold, settled).await {
             Ok(Ok(state)) => Ok(state.clone()),
             Ok(Err(_)) => Ok(State::Idle),
             Err(_) => Err(ControlError::Unavailable(format!(
-                "volume {volume} is still being reopened after a restart of the node plugin: see its log; repeat"
+                "volume {volume} is still being reopened after a restart of the node plugin: see \
+                 its log; repeat"
             ))),
         }
     }
 
-    /// Reserved ports that each volume mounted here takes. One that is being reopened counts as one.
+    /// Reserved ports that each volume mounted here takes. One that is being reopened counts as
+    /// one.
     pub(super) fn connections(&self) -> Vec<u32> {
         let of = |slot: &Slot| match &*slot.borrow() {
             State::Idle => 0,
@@ -209,13 +237,17 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         self.slots.lock().values().map(of).collect()
     }
 
-    /// How many volumes the node takes: `limit` at most, and no more than it has reserved ports for, where each new one takes `usual` of them.
+    /// How many volumes the node takes: `limit` at most, and no more than it has reserved ports
+    /// for, where each new one takes `usual` of them.
     pub fn volumes_max(&self, limit: u32, usual: u32) -> u32 {
         ports::volumes_max(limit, mount::reserved_ports(), &self.connections(), usual)
     }
 
     /// Every mount of a volume, wherever it is.
-    pub(super) async fn mounts_of(&self, dataset: DatasetId) -> Result<(Vec<MountPoint>, Vec<MountPoint>), ControlError> {
+    pub(super) async fn mounts_of(
+        &self,
+        dataset: DatasetId,
+    ) -> Result<(Vec<MountPoint>, Vec<MountPoint>), ControlError> {
         let device = Self::device(dataset);
         Ok(self.mounter.list().await?.into_iter().partition(|mount| mount.device == device))
     }
@@ -245,8 +277,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         self.lose_staged(&staged, &lost.why.to_string());
     }
 
-    /// R25: not silent, but stale, until it is unstaged. Nothing if it is being unstaged and that was faster: the endpoint and the slot
-    /// may be those of the next stage by now.
+    /// R25: not silent, but stale, until it is unstaged. Nothing if it is being unstaged and that
+    /// was faster: the endpoint and the slot may be those of the next stage by now.
     pub(super) fn lose_staged(&self, staged: &Arc<Staged>, why: &str) {
         let volume = staged.record.volume;
         let slots = self.slots.lock();
@@ -262,7 +294,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
 
     /// After reports were missed: whatever is staged must be open.
     fn lose_missing(&self) {
-        let slots: Vec<State> = self.slots.lock().values().map(|slot| slot.borrow().clone()).collect();
+        let slots: Vec<State> =
+            self.slots.lock().values().map(|slot| slot.borrow().clone()).collect();
         for state in slots {
             if let State::Staged(staged) = state
                 && staged.volume.is_owned()
@@ -280,14 +313,24 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         complain(volume, why);
         // After a restart nobody listens yet.
         if let Some(at) = record.endpoint
-            && let Err(error) = self.endpoints.listen(volume.dataset, &Self::export(volume.dataset), at).await
+            && let Err(error) =
+                self.endpoints.listen(volume.dataset, &Self::export(volume.dataset), at).await
         {
-            tracing::error!(%volume, %error, "nobody answers its mount: processes that use it hang until its pods are deleted");
+            tracing::error!(
+                %volume,
+                %error,
+                "nobody answers its mount: processes that use it hang until its pods are deleted"
+            );
         }
         self.endpoints.stale(volume.dataset);
     }
 }
 
 fn complain(volume: VolumeHandle, why: &str) {
-    tracing::error!(%volume, why, "the volume is lost to this node: its files answer ESTALE; delete its pods so that it is staged again");
+    tracing::error!(
+        %volume,
+        why,
+        "the volume is lost to this node: its files answer ESTALE; delete its pods so that it is \
+         staged again"
+    );
 }

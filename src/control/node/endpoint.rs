@@ -31,12 +31,18 @@ impl Classify for EndpointError {
 ///
 /// An endpoint listens, then serves, and may go stale; it does so until it is stopped.
 pub trait Endpoints: Send + Sync + 'static {
-    /// MNT is answered as long as one exists (R23): the handles that a mount obtained are its capability afterwards.
+    /// MNT is answered as long as one exists (R23): the handles that a mount obtained are its
+    /// capability afterwards.
     type Pass: Send;
 
-    /// Accepts connections at `at`; calls wait until the volume is served. `export` is the one path that MNT knows.
-    /// Already listening there is success.
-    fn listen(&self, dataset: DatasetId, export: &str, at: SocketAddr) -> impl Future<Output = Result<(), EndpointError>> + Send;
+    /// Accepts connections at `at`; calls wait until the volume is served. `export` is the one path
+    /// that MNT knows. Already listening there is success.
+    fn listen(
+        &self,
+        dataset: DatasetId,
+        export: &str,
+        at: SocketAddr,
+    ) -> impl Future<Output = Result<(), EndpointError>> + Send;
 
     /// The volume is open: calls that waited go on.
     fn serve(&self, volume: &Attached) -> Result<(), EndpointError>;
@@ -44,8 +50,8 @@ pub trait Endpoints: Send + Sync + 'static {
     /// Opens the gate for our own mount(2).
     fn allow_mount(&self, dataset: DatasetId) -> Result<Self::Pass, EndpointError>;
 
-    /// From now on every call is answered with `NFS3ERR_STALE`, whether the volume was served before or not (R25): a silent
-    /// server would hold processes for ever.
+    /// From now on every call is answered with `NFS3ERR_STALE`, whether the volume was served
+    /// before or not (R25): a silent server would hold processes for ever.
     fn stale(&self, dataset: DatasetId);
 
     /// Answers what was read, closes the connections, frees the address. Absent counts as stopped.

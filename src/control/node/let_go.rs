@@ -1,4 +1,5 @@
-//! The end of a volume's time on this node: the dataset's record does not name the node any more, then the staged record goes.
+//! The end of a volume's time on this node: the dataset's record does not name the node any more,
+//! then the staged record goes.
 
 use super::super::{ControlError, Pool};
 use super::agent::{NodeAgent, State};
@@ -10,11 +11,13 @@ use crate::types::{Classify, VolumeHandle};
 use std::sync::Arc;
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
-    /// Closes the volume, sees that the dataset is released, and forgets that it was staged. What a close or an opening that failed left
-    /// behind is made good first: an owner that stays would keep every other node, and DeleteVolume, from the dataset for ever.
+    /// Closes the volume, sees that the dataset is released, and forgets that it was staged. What a
+    /// close or an opening that failed left behind is made good first: an owner that stays would
+    /// keep every other node, and DeleteVolume, from the dataset for ever.
     ///
     /// # Errors
-    /// `Unavailable` and the like: repeat. What repeating cannot help is logged, and the record stays for the next start.
+    /// `Unavailable` and the like: repeat. What repeating cannot help is logged, and the record
+    /// stays for the next start.
     pub(super) async fn let_go(&self, volume: VolumeHandle) -> Result<(), ControlError> {
         let Some(record) = self.records.get(volume.dataset).await? else {
             // Never staged here, as far as this node knows; what is open all the same is closed.
@@ -24,7 +27,12 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             Ok(()) => self.records.remove(volume.dataset).await,
             Err(error) if error.class().may_pass() => Err(error),
             Err(error) => {
-                tracing::error!(%volume, %error, "a volume that is not used here any more cannot be closed: it stays this node's; run check on its dataset");
+                tracing::error!(
+                    %volume,
+                    %error,
+                    "a volume that is not used here any more cannot be closed: it stays this \
+                     node's; run check on its dataset"
+                );
                 Ok(())
             }
         }
@@ -47,11 +55,17 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         self.close_again(record, pool).await
     }
 
-    /// Opens what the dataset's record says is ours, which replays its journal, then closes and releases it (R16).
-    pub(super) async fn close_again(&self, record: &Record, pool: &Pool) -> Result<(), ControlError> {
+    /// Opens what the dataset's record says is ours, which replays its journal, then closes and
+    /// releases it (R16).
+    pub(super) async fn close_again(
+        &self,
+        record: &Record,
+        pool: &Pool,
+    ) -> Result<(), ControlError> {
         let (dataset, session) = (record.volume.dataset, self.volumes.settings().session);
         if !record.sessions.contains(&session) {
-            // Before the dataset's record names this session: a crash in between must find it among those that are ours.
+            // Before the dataset's record names this session: a crash in between must find it among
+            // those that are ours.
             let mut claimed = record.clone();
             claimed.sessions.push(session);
             self.records.write(&claimed).await?;
@@ -63,6 +77,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
 
 /// R24: the dataset's record names this node, in this run or one that the staged record knows.
 pub(super) fn is_ours(record: &Record, me: &Owner, dataset: &Dataset) -> bool {
-    let known = |owner: &Owner| owner.session == me.session || record.sessions.contains(&owner.session);
+    let known =
+        |owner: &Owner| owner.session == me.session || record.sessions.contains(&owner.session);
     dataset.owner.as_ref().is_some_and(|owner| owner.node == me.node && known(owner))
 }

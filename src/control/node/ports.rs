@@ -5,7 +5,8 @@ use super::super::ControlError;
 /// Left to the host's own NFS mounts.
 const HOST_PORTS: u32 = 100;
 
-/// `staged`: the ports that each staged volume takes; `usual`: those that the next ones will take. Never 0, which CSI takes for "no limit".
+/// `staged`: the ports that each staged volume takes; `usual`: those that the next ones will take.
+/// Never 0, which CSI takes for "no limit".
 pub(super) fn volumes_max(limit: u32, ports: u32, staged: &[u32], usual: u32) -> u32 {
     let used = staged.iter().sum::<u32>();
     let left = ports.saturating_sub(HOST_PORTS).saturating_sub(used) / usual.max(1);
@@ -13,14 +14,16 @@ pub(super) fn volumes_max(limit: u32, ports: u32, staged: &[u32], usual: u32) ->
     staged.saturating_add(left).clamp(1, limit.max(1))
 }
 
-/// Whether a volume that takes `wanted` ports can still be mounted: without one, mount(2) fails after a minute and does not say why.
+/// Whether a volume that takes `wanted` ports can still be mounted: without one, mount(2) fails
+/// after a minute and does not say why.
 pub(super) fn check(ports: u32, staged: &[u32], wanted: u32) -> Result<(), ControlError> {
     let used = staged.iter().sum::<u32>();
     if used.saturating_add(wanted) <= ports {
         return Ok(());
     }
     Err(ControlError::Exhausted(format!(
-        "the mount needs {wanted} of the node's {ports} reserved ports, and {used} are in use: use fewer volumes on the node or a smaller nconnect, or \
+        "the mount needs {wanted} of the node's {ports} reserved ports, and {used} are in use: use \
+         fewer volumes on the node or a smaller nconnect, or \
          lower sunrpc.min_resvport there"
     )))
 }
@@ -45,6 +48,9 @@ mod tests {
     fn a_mount_without_a_port_is_refused_with_the_reason() {
         check(359, &[16; 22], 7).unwrap();
         let refused = check(359, &[16; 22], 8).unwrap_err();
-        assert!(matches!(&refused, ControlError::Exhausted(why) if why.contains("352 are in use")), "{refused}");
+        assert!(
+            matches!(&refused, ControlError::Exhausted(why) if why.contains("352 are in use")),
+            "{refused}"
+        );
     }
 }

@@ -33,7 +33,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// Binds the staged mount to a target, making its folder. A repeat of the same is success.
     ///
     /// # Errors
-    /// `Precondition` when it is not staged there, or the target is in use; `Exists` when it is published there in another way.
+    /// `Precondition` when it is not staged there, or the target is in use; `Exists` when it is
+    /// published there in another way.
     pub async fn publish(&self, mut wanted: Publish) -> Result<(), ControlError> {
         let _call = self.enter(wanted.volume).await?;
         mount::check_options(&wanted.options)?;
@@ -43,7 +44,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             State::Staged(staged) if staged.record.target == wanted.staging => staged,
             _ => return Err(not_staged(&wanted)),
         };
-        let read_only = wanted.access == Access::ReadOnly || staged.record.access == Access::ReadOnly;
+        let read_only =
+            wanted.access == Access::ReadOnly || staged.record.access == Access::ReadOnly;
         let (ours, others) = self.mounts_of(wanted.volume.dataset).await?;
         if let Some(there) = ours.iter().find(|mount| mount.target == wanted.target) {
             return if there.read_only == read_only { Ok(()) } else { Err(differs(&wanted)) };
@@ -59,7 +61,10 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             && let Some(other) = ours.iter().find(|mount| mount.target != wanted.staging)
         {
             let at = other.target.display();
-            return Err(ControlError::Precondition(format!("volume {} is for one pod and is published at {at}", wanted.volume)));
+            return Err(ControlError::Precondition(format!(
+                "volume {} is for one pod and is published at {at}",
+                wanted.volume
+            )));
         }
         mount::create_target(&wanted.target).await?;
         let more = wanted.options.iter().filter(|option| !staged.record.options.contains(option));
@@ -69,19 +74,27 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         if bound.is_err()
             && let Err(error) = mount::remove_target(&wanted.target).await
         {
-            tracing::debug!(target = %wanted.target.display(), %error, "the folder of a publish that failed stays");
+            tracing::debug!(
+                target = %wanted.target.display(),
+                %error,
+                "the folder of a publish that failed stays"
+            );
         }
         Ok(bound?)
     }
 
-    /// Unmounts a target and removes its folder. Not published counts as unpublished; works whatever state the volume is in.
+    /// Unmounts a target and removes its folder. Not published counts as unpublished; works
+    /// whatever state the volume is in.
     pub async fn unpublish(&self, volume: VolumeHandle, target: &Path) -> Result<(), ControlError> {
         let _call = self.enter(volume).await?;
         let target = &mount::resolve_target(target).await?;
         if let State::Staged(staged) = self.state(volume.dataset)
             && staged.record.target == *target
         {
-            return Err(ControlError::Precondition(format!("volume {volume} is staged at {}: unstage it", target.display())));
+            return Err(ControlError::Precondition(format!(
+                "volume {volume} is staged at {}: unstage it",
+                target.display()
+            )));
         }
         let (ours, others) = self.mounts_of(volume.dataset).await?;
         if let Some(other) = others.iter().find(|mount| mount.target == *target) {

@@ -1,4 +1,5 @@
-//! What is written down on the node: one file for each staged volume, in a folder that outlives the process.
+//! What is written down on the node: one file for each staged volume, in a folder that outlives the
+//! process.
 
 use super::super::ControlError;
 use super::stage::Access;
@@ -8,7 +9,8 @@ use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-/// The version of the file. One minor version of the driver each way must understand it: add fields with defaults.
+/// The version of the file. One minor version of the driver each way must understand it: add fields
+/// with defaults.
 const FORMAT: u32 = 1;
 /// A record is far smaller; a larger file is no record.
 const BYTES_MAX: u64 = 64 << 10;
@@ -22,7 +24,8 @@ pub(super) struct Record {
     pub volume: VolumeHandle,
     /// Of the machine's run: mounts do not outlive it.
     pub boot: String,
-    /// The sessions under which the dataset's record may name us (R24). More than one only while it is being reopened.
+    /// The sessions under which the dataset's record may name us (R24). More than one only while it
+    /// is being reopened.
     pub sessions: Vec<SessionId>,
     pub target: PathBuf,
     pub access: Access,
@@ -53,7 +56,16 @@ impl Record {
         access: Access,
         options: Vec<String>,
     ) -> Self {
-        Self { format: FORMAT, volume, boot, sessions: vec![session], target, access, options, endpoint: None }
+        Self {
+            format: FORMAT,
+            volume,
+            boot,
+            sessions: vec![session],
+            target,
+            access,
+            options,
+            endpoint: None,
+        }
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, String> {
@@ -63,7 +75,10 @@ impl Record {
         }
         let version: Version = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         if version.format != FORMAT {
-            return Err(format!("format {} is of another version of the driver; this one knows {FORMAT}", version.format));
+            return Err(format!(
+                "format {} is of another version of the driver; this one knows {FORMAT}",
+                version.format
+            ));
         }
         serde_json::from_slice(bytes).map_err(|error| error.to_string())
     }
@@ -80,7 +95,12 @@ impl Records {
     pub async fn open(dir: &Path) -> Result<Self, ControlError> {
         let dir = dir.to_owned();
         tokio::fs::create_dir_all(&dir).await.map_err(|error| {
-            failed(&dir, "making the folder of staged volumes", &error, "make it writable, or give another --state-dir")
+            failed(
+                &dir,
+                "making the folder of staged volumes",
+                &error,
+                "make it writable, or give another --state-dir",
+            )
         })?;
         Ok(Self { dir })
     }
@@ -92,13 +112,16 @@ impl Records {
     /// Replaces the volume's record whole, or not at all.
     pub async fn write(&self, record: &Record) -> Result<(), ControlError> {
         let path = self.path(record.volume.dataset);
-        let bytes = serde_json::to_vec_pretty(record).map_err(|error| ControlError::Internal(error.to_string()))?;
+        let bytes = serde_json::to_vec_pretty(record)
+            .map_err(|error| ControlError::Internal(error.to_string()))?;
         blocking(move || {
             let draft = path.with_extension("draft");
             write_synced(&draft, &bytes)
                 .and_then(|()| std::fs::rename(&draft, &path))
                 .and_then(|()| sync_parent(&path))
-                .map_err(|error| failed(&path, "writing the staged record", &error, "free some space there"))
+                .map_err(|error| {
+                    failed(&path, "writing the staged record", &error, "free some space there")
+                })
         })
         .await
     }
@@ -108,8 +131,11 @@ impl Records {
         let path = self.path(dataset);
         blocking(move || match std::fs::remove_file(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(failed(&path, "removing the staged record", &error, "remove it by hand")),
-            Ok(()) => sync_parent(&path).map_err(|error| failed(&path, "removing the staged record", &error, "repeat")),
+            Err(error) => {
+                Err(failed(&path, "removing the staged record", &error, "remove it by hand"))
+            }
+            Ok(()) => sync_parent(&path)
+                .map_err(|error| failed(&path, "removing the staged record", &error, "repeat")),
         })
         .await
     }
@@ -120,13 +146,18 @@ impl Records {
         blocking(move || Ok(path.exists().then(|| read(&path)).flatten())).await
     }
 
-    /// Every record that can be read. One that cannot is reported and left where it is: its mount may be in use.
+    /// Every record that can be read. One that cannot is reported and left where it is: its mount
+    /// may be in use.
     pub async fn all(&self) -> Result<Vec<Record>, ControlError> {
         let dir = self.dir.clone();
         blocking(move || {
-            let entries = std::fs::read_dir(&dir).map_err(|error| failed(&dir, "reading the state folder", &error, "repeat"))?;
+            let entries = std::fs::read_dir(&dir)
+                .map_err(|error| failed(&dir, "reading the state folder", &error, "repeat"))?;
             let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-            Ok(paths.filter(|path| path.to_string_lossy().ends_with(SUFFIX)).filter_map(|path| read(&path)).collect())
+            Ok(paths
+                .filter(|path| path.to_string_lossy().ends_with(SUFFIX))
+                .filter_map(|path| read(&path))
+                .collect())
         })
         .await
     }
@@ -134,14 +165,25 @@ impl Records {
 
 fn read(path: &Path) -> Option<Record> {
     let parsed = std::fs::metadata(path)
-        .and_then(|found| if found.len() > BYTES_MAX { Err(ErrorKind::FileTooLarge.into()) } else { std::fs::read(path) })
+        .and_then(|found| {
+            if found.len() > BYTES_MAX {
+                Err(ErrorKind::FileTooLarge.into())
+            } else {
+                std::fs::read(path)
+            }
+        })
         .map_err(|error| error.to_string())
         .and_then(|bytes| Record::parse(&bytes));
     match parsed {
         Ok(record) => Some(record),
         Err(why) => {
             let file = path.display();
-            tracing::error!(%file, why, "a staged record cannot be read and its volume is not reopened: unmount it, then remove the file");
+            tracing::error!(
+                %file,
+                why,
+                "a staged record cannot be read and its volume is not reopened: unmount it, then \
+                 remove the file"
+            );
             None
         }
     }
@@ -161,8 +203,12 @@ fn failed(path: &Path, doing: &str, error: &std::io::Error, remedy: &str) -> Con
     ControlError::Internal(format!("{}: {doing}: {error}: {remedy}", path.display()))
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, ControlError> + Send + 'static) -> Result<T, ControlError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(ControlError::Internal(error.to_string())))
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ControlError> + Send + 'static,
+) -> Result<T, ControlError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(ControlError::Internal(error.to_string())))
 }
 
 #[cfg(test)]
@@ -171,19 +217,27 @@ mod tests {
     use crate::types::{Incarnation, NameKey, PoolId};
 
     fn record() -> Record {
-        let dataset = DatasetId { key: NameKey::of("dataset", "d"), incarnation: Incarnation::from_bytes([2; 16]) };
+        let dataset = DatasetId {
+            key: NameKey::of("dataset", "d"),
+            incarnation: Incarnation::from_bytes([2; 16]),
+        };
         let volume = VolumeHandle { pool: PoolId::from_bytes([1; 16]), dataset };
         let session = SessionId::from_bytes([3; 16]);
-        let mut record =
-            Record::new(volume, "boot".into(), session, "/staging".into(), Access::ReadOnly, vec!["nconnect=2".into()]);
+        let mut record = Record::new(
+            volume,
+            "boot".into(),
+            session,
+            "/staging".into(),
+            Access::ReadOnly,
+            vec!["nconnect=2".into()],
+        );
         record.endpoint = Some("127.1.2.3:12049".parse().unwrap());
         record
     }
 
     #[test]
     fn the_bytes_are_fixed() {
-        let text =
-            r#"{"format":1,"volume":"v1:aeaqcaibaeaqcaibaeaqcaibae:PLACE","boot":"boot","sessions":["amb"],"target":"/staging"}"#;
+        let text = r#"{"format":1,"volume":"v1:aeaqcaibaeaqcaibaeaqcaibae:PLACE","boot":"boot","sessions":["amb"],"target":"/staging"}"#;
         assert!(Record::parse(text.as_bytes()).is_err());
         let golden = serde_json::to_string(&record()).unwrap();
         let expected = format!(
@@ -197,7 +251,8 @@ mod tests {
 
     #[test]
     fn what_is_no_record_says_why() {
-        let newer = serde_json::to_string(&record()).unwrap().replace("\"format\":1", "\"format\":2");
+        let newer =
+            serde_json::to_string(&record()).unwrap().replace("\"format\":1", "\"format\":2");
         assert!(Record::parse(newer.as_bytes()).unwrap_err().contains("another version"));
         for bad in ["", "{}", "[]", "null", "{\"format\":1}", "{\"format\":-1}", "\u{0}"] {
             assert!(Record::parse(bad.as_bytes()).is_err(), "{bad:?}");

@@ -32,10 +32,13 @@ enum Step {
     Forget,
 }
 
-/// R24: a restart never steals. `mounted`: in this run of the machine. What this very run has claimed in an earlier try is ours too.
+/// R24: a restart never steals. `mounted`: in this run of the machine. What this very run has
+/// claimed in an earlier try is ours too.
 fn step(record: &Record, me: &Owner, mounted: bool, dataset: Option<&Dataset>) -> Step {
     // A snapshot has no owner: whoever mounted it goes on reading.
-    let frozen = dataset.is_some_and(|dataset| dataset.form == Form::Snapshot && dataset.state == DatasetState::Ready);
+    let frozen = dataset.is_some_and(|dataset| {
+        dataset.form == Form::Snapshot && dataset.state == DatasetState::Ready
+    });
     let ours = dataset.is_some_and(|dataset| is_ours(record, me, dataset));
     match (ours || frozen && mounted, mounted) {
         (true, true) => Step::Reopen,
@@ -46,8 +49,8 @@ fn step(record: &Record, me: &Owner, mounted: bool, dataset: Option<&Dataset>) -
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
-    /// Marks every recorded volume as being reopened, listens for what is mounted, and starts to reopen it all. Returns at once: no volume
-    /// keeps the socket waiting.
+    /// Marks every recorded volume as being reopened, listens for what is mounted, and starts to
+    /// reopen it all. Returns at once: no volume keeps the socket waiting.
     pub(super) async fn recover(self: &Arc<Self>) -> Result<(), ControlError> {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
         let records = self.records.all().await?;
@@ -60,7 +63,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(())
     }
 
-    /// Before anything else, the pools included: a client that is refused comes back only after seconds.
+    /// Before anything else, the pools included: a client that is refused comes back only after
+    /// seconds.
     async fn listen_first(&self, records: &[Record]) {
         let Ok(mounts) = self.mounter.list().await else { return };
         for record in records.iter().filter(|record| record.boot == self.settings.boot) {
@@ -69,7 +73,11 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 && mounts.iter().any(|mount| mount.device == device)
                 && let Err(error) = self.listen_again(record, at).await
             {
-                tracing::warn!(volume = %record.volume, %error, "nobody answers its mount yet: it is tried again");
+                tracing::warn!(
+                    volume = %record.volume,
+                    %error,
+                    "nobody answers its mount yet: it is tried again"
+                );
             }
         }
     }
@@ -97,7 +105,12 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                     }
                 }
                 Err(error) if error.class().may_pass() => {
-                    tracing::warn!(%volume, %error, retry_secs = wait.as_secs_f32(), "a staged volume cannot be reopened yet");
+                    tracing::warn!(
+                        %volume,
+                        %error,
+                        retry_secs = wait.as_secs_f32(),
+                        "a staged volume cannot be reopened yet"
+                    );
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(RETRY_MAX);
                 }
@@ -106,12 +119,18 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    /// What waiting cannot help. A mount must not hang for it; without one the next stage shows the error.
+    /// What waiting cannot help. A mount must not hang for it; without one the next stage shows the
+    /// error.
     async fn give_up(&self, record: &Record, error: &ControlError) {
         let volume = record.volume;
         match self.mounts_of(volume.dataset).await {
             Ok((ours, _)) if ours.is_empty() => {
-                tracing::error!(%volume, %error, "a volume that was being staged cannot be opened; it is closed the next time it can");
+                tracing::error!(
+                    %volume,
+                    %error,
+                    "a volume that was being staged cannot be opened; it is closed the next time \
+                     it can"
+                );
                 self.set(volume.dataset, State::Idle);
             }
             _ => self.go_stale(record, &error.to_string()).await,
@@ -141,7 +160,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                     (None, _) => "its pool is not configured".to_owned(),
                     (_, None) => "its dataset is gone".to_owned(),
                     (_, Some(None)) => "its dataset was released".to_owned(),
-                    (_, Some(Some(owner))) => format!("node {} owns it in session {}", owner.node, owner.session),
+                    (_, Some(Some(owner))) => {
+                        format!("node {} owns it in session {}", owner.node, owner.session)
+                    }
                 };
                 self.go_stale(record, &why).await;
                 Ok(State::Lost(Arc::new(record.clone())))
@@ -151,9 +172,12 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
 
     async fn reopen(&self, record: &Record, pool: &Pool) -> Result<State, ControlError> {
         let volume = record.volume;
-        let at = record.endpoint.ok_or_else(|| ControlError::Internal(format!("volume {volume} is mounted from no address")))?;
+        let at = record.endpoint.ok_or_else(|| {
+            ControlError::Internal(format!("volume {volume} is mounted from no address"))
+        })?;
         let mut record = record.clone();
-        // Before the dataset's record names this session: a crash in between must find it among those that are ours.
+        // Before the dataset's record names this session: a crash in between must find it among
+        // those that are ours.
         let session = self.volumes.settings().session;
         if !record.sessions.contains(&session) {
             record.sessions.push(session);
@@ -167,14 +191,16 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(State::Staged(Arc::new(Staged { record, volume: open })))
     }
 
-    /// The kernel's client is quicker to come back to a socket that listens, and its calls wait there.
+    /// The kernel's client is quicker to come back to a socket that listens, and its calls wait
+    /// there.
     async fn listen_again(&self, record: &Record, at: SocketAddr) -> Result<(), ControlError> {
         let dataset = record.volume.dataset;
         match self.endpoints.listen(dataset, &Self::export(dataset), at).await {
             // The run before this one may take a moment to let go of it.
-            Err(EndpointError::Taken(at)) => {
-                Err(ControlError::Unavailable(format!("address {at} of volume {} is in use", record.volume)))
-            }
+            Err(EndpointError::Taken(at)) => Err(ControlError::Unavailable(format!(
+                "address {at} of volume {} is in use",
+                record.volume
+            ))),
             listening => Ok(listening?),
         }
     }

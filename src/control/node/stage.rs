@@ -36,7 +36,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// Opens, serves and mounts a volume. A repeat of the same is success.
     ///
     /// # Errors
-    /// `Exists` when it is staged there in another way; `Precondition` when it is staged elsewhere, or open on another node.
+    /// `Exists` when it is staged there in another way; `Precondition` when it is staged elsewhere,
+    /// or open on another node.
     pub async fn stage(&self, mut wanted: Stage) -> Result<(), ControlError> {
         let _call = self.enter(wanted.volume).await?;
         mount::check_options(&wanted.options)?;
@@ -46,7 +47,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             State::Idle => self.stage_new(wanted, deadline).await,
             State::Staged(staged) => self.stage_again(&staged, &wanted).await,
             State::Opening | State::Lost(_) => Err(ControlError::Precondition(format!(
-                "volume {} was lost to another owner while it was staged here: unstage it first (delete its pods)",
+                "volume {} was lost to another owner while it was staged here: unstage it first \
+                 (delete its pods)",
                 wanted.volume
             ))),
         }
@@ -56,7 +58,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         let record = &staged.record;
         if record.target != wanted.target {
             let (volume, at) = (wanted.volume, record.target.display());
-            return Err(ControlError::Precondition(format!("volume {volume} is staged at {at}: unstage it there first")));
+            return Err(ControlError::Precondition(format!(
+                "volume {volume} is staged at {at}: unstage it there first"
+            )));
         }
         if record.access != wanted.access || record.options != wanted.options {
             return Err(ControlError::Exists {
@@ -75,21 +79,38 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     async fn stage_new(&self, wanted: Stage, deadline: Instant) -> Result<(), ControlError> {
         let volume = wanted.volume;
         let pool = self.pools.by_id(volume.pool)?.ok_or_else(|| ControlError::NotFound {
-            what: format!("pool {} of volume {volume} (it is not configured on this node)", volume.pool),
+            what: format!(
+                "pool {} of volume {volume} (it is not configured on this node)",
+                volume.pool
+            ),
         })?;
-        ports::check(mount::reserved_ports(), &self.connections(), mount::connections(&wanted.options))?;
+        ports::check(
+            mount::reserved_ports(),
+            &self.connections(),
+            mount::connections(&wanted.options),
+        )?;
         self.clear_target(volume.dataset, &wanted.target).await?;
         let session = self.volumes.settings().session;
-        let mut record = Record::new(volume, self.settings.boot.clone(), session, wanted.target, wanted.access, wanted.options);
-        // The intent first: after a crash from here on the next start knows that the volume may be open.
+        let mut record = Record::new(
+            volume,
+            self.settings.boot.clone(),
+            session,
+            wanted.target,
+            wanted.access,
+            wanted.options,
+        );
+        // The intent first: after a crash from here on the next start knows that the volume may be
+        // open.
         self.records.write(&record).await?;
         let brought = async {
-            // Kubelet asks again after minutes: waiting for another node's lease in here is the faster way (R27).
+            // Kubelet asks again after minutes: waiting for another node's lease in here is the
+            // faster way (R27).
             let patience = deadline.saturating_duration_since(Instant::now());
             let open = take::open(pool, &self.volumes, volume.dataset, patience).await?;
             if !open.is_owned() && record.access == Access::ReadWrite {
                 return Err(ControlError::Precondition(format!(
-                    "volume {volume} is a snapshot, read only: use it with a read-only access mode (ReadOnlyMany)"
+                    "volume {volume} is a snapshot, read only: use it with a read-only access mode \
+                     (ReadOnlyMany)"
                 )));
             }
             record.endpoint = Some(self.serve(&open).await?);
@@ -114,11 +135,15 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     async fn clear_target(&self, dataset: DatasetId, target: &Path) -> Result<(), ControlError> {
         let (ours, others) = self.mounts_of(dataset).await?;
         if let Some(other) = others.iter().find(|mount| mount.target == target) {
-            let busy = mount::MountError::Busy { path: target.to_owned(), device: other.device.clone() };
+            let busy =
+                mount::MountError::Busy { path: target.to_owned(), device: other.device.clone() };
             return Err(busy.into());
         }
         if ours.iter().any(|mount| mount.target == target) {
-            tracing::warn!(target = %target.display(), "unmounting what an earlier run of the node plugin left there");
+            tracing::warn!(
+                target = %target.display(),
+                "unmounting what an earlier run of the node plugin left there"
+            );
             self.mounter.unmount(target).await?;
         }
         Ok(mount::create_target(target).await?)
@@ -148,8 +173,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     async fn mount(&self, staged: &Staged) -> Result<(), ControlError> {
         let record = &staged.record;
         let dataset = record.volume.dataset;
-        let endpoint =
-            record.endpoint.ok_or_else(|| ControlError::Internal(format!("volume {} has no endpoint", record.volume)))?;
+        let endpoint = record.endpoint.ok_or_else(|| {
+            ControlError::Internal(format!("volume {} has no endpoint", record.volume))
+        })?;
         let what = NfsMount {
             device: Self::device(dataset),
             endpoint,
@@ -162,18 +188,24 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(self.mounter.mount_nfs(&what, &record.target).await?)
     }
 
-    /// Back to idle after a stage that failed. What cannot be undone now is done by the next try, or the next start.
+    /// Back to idle after a stage that failed. What cannot be undone now is done by the next try,
+    /// or the next start.
     async fn undo(&self, volume: VolumeHandle) {
         self.endpoints.stop(volume.dataset).await;
         if let Err(error) = self.let_go(volume).await {
-            tracing::warn!(%volume, %error, "a stage that failed left the volume open: the next one goes on from there");
+            tracing::warn!(
+                %volume,
+                %error,
+                "a stage that failed left the volume open: the next one goes on from there"
+            );
         }
     }
 
     /// Unmounts, stops serving and closes a volume. A volume that is not staged counts as unstaged.
     ///
     /// # Errors
-    /// `Precondition` while it is published; `Unavailable` while its data cannot be brought to the store: repeat.
+    /// `Precondition` while it is published; `Unavailable` while its data cannot be brought to the
+    /// store: repeat.
     pub async fn unstage(&self, volume: VolumeHandle, target: &Path) -> Result<(), ControlError> {
         let _call = self.enter(volume).await?;
         let target: &Path = &mount::resolve_target(target).await?;
@@ -182,14 +214,20 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         let (ours, others) = self.mounts_of(dataset).await?;
         let elsewhere = others.iter().find(|mount| mount.target == target);
         match &state {
-            State::Staged(staged) if staged.record.target != target => return not_there(volume, target, &ours),
-            State::Lost(record) if record.target != target => return not_there(volume, target, &ours),
+            State::Staged(staged) if staged.record.target != target => {
+                return not_there(volume, target, &ours);
+            }
+            State::Lost(record) if record.target != target => {
+                return not_there(volume, target, &ours);
+            }
             State::Idle if elsewhere.is_some() => return Err(foreign(target, elsewhere)),
             _ => {}
         }
         if let Some(published) = ours.iter().find(|mount| mount.target != target) {
             let at = published.target.display();
-            return Err(ControlError::Precondition(format!("volume {volume} is still published at {at}: unpublish it first")));
+            return Err(ControlError::Precondition(format!(
+                "volume {volume} is still published at {at}: unpublish it first"
+            )));
         }
         let mounted = ours.iter().any(|mount| mount.target == target);
         if mounted && matches!(state, State::Staged(_)) {
@@ -205,14 +243,19 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(())
     }
 
-    /// Dirty pages must not be dropped because the store is slow today: a time-out is an answer to repeat. An error is not:
-    /// the kernel has told it to whoever wrote, and will not write those pages again.
+    /// Dirty pages must not be dropped because the store is slow today: a time-out is an answer to
+    /// repeat. An error is not: the kernel has told it to whoever wrote, and will not write those
+    /// pages again.
     async fn write_out(&self, target: &Path) -> Result<(), ControlError> {
         match self.mounter.sync(target).await {
             Ok(()) => Ok(()),
             Err(error) if error.class() == Class::Unavailable => Err(error.into()),
             Err(error) => {
-                tracing::warn!(target = %target.display(), %error, "not every dirty page was written before unmounting");
+                tracing::warn!(
+                    target = %target.display(),
+                    %error,
+                    "not every dirty page was written before unmounting"
+                );
                 Ok(())
             }
         }
@@ -221,7 +264,10 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
 
 fn not_there(volume: VolumeHandle, target: &Path, ours: &[MountPoint]) -> Result<(), ControlError> {
     match ours.iter().any(|mount| mount.target == target) {
-        true => Err(ControlError::Precondition(format!("volume {volume} is published at {}: unpublish it", target.display()))),
+        true => Err(ControlError::Precondition(format!(
+            "volume {volume} is published at {}: unpublish it",
+            target.display()
+        ))),
         false => Ok(()),
     }
 }

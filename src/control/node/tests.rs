@@ -1,4 +1,5 @@
-//! What a failed close, a claim that may have been written, and a late report of a loss leave behind.
+//! What a failed close, a claim that may have been written, and a late report of a loss leave
+//! behind.
 
 use super::agent::State;
 use super::*;
@@ -79,9 +80,16 @@ impl Node {
             form: Default::default(),
             parameters: Default::default(),
         };
-        let volume = Controller::new(pools.clone(), volumes.clone()).create_volume(None, new).await.unwrap().handle;
+        let volume = Controller::new(pools.clone(), volumes.clone())
+            .create_volume(None, new)
+            .await
+            .unwrap()
+            .handle;
         let settings = NodeSettings::new(dir.path().join("staged"), "driver".into()).unwrap();
-        let agent = NodeAgent::start(FakeMounter::new(), Nowhere::default(), volumes, pools, settings).await.unwrap();
+        let agent =
+            NodeAgent::start(FakeMounter::new(), Nowhere::default(), volumes, pools, settings)
+                .await
+                .unwrap();
         Self { agent, catalog, volume, dir }
     }
 
@@ -90,7 +98,12 @@ impl Node {
     }
 
     async fn stage(&self) -> Result<(), crate::control::ControlError> {
-        let wanted = Stage { volume: self.volume, target: self.target(), access: Access::ReadWrite, options: vec![] };
+        let wanted = Stage {
+            volume: self.volume,
+            target: self.target(),
+            access: Access::ReadWrite,
+            options: vec![],
+        };
         Box::pin(self.agent.stage(wanted)).await
     }
 
@@ -103,7 +116,10 @@ impl Node {
         for _ in 0..400 {
             match self.unstage().await {
                 Ok(()) => return,
-                Err(error) => assert!(matches!(error.class(), Class::InProgress | Class::Unavailable), "{when}: {error}"),
+                Err(error) => assert!(
+                    matches!(error.class(), Class::InProgress | Class::Unavailable),
+                    "{when}: {error}"
+                ),
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -115,7 +131,14 @@ impl Node {
     }
 
     async fn is_owned(&self) -> bool {
-        self.catalog.dataset_by_id(self.volume.dataset).await.unwrap().unwrap().record.owner.is_some()
+        self.catalog
+            .dataset_by_id(self.volume.dataset)
+            .await
+            .unwrap()
+            .unwrap()
+            .record
+            .owner
+            .is_some()
     }
 
     async fn assert_released(&self, when: &str) {
@@ -126,8 +149,12 @@ impl Node {
 }
 
 fn run(test: impl Future<Output = ()> + Send + 'static) {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().thread_stack_size(STACK_BYTES).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .thread_stack_size(STACK_BYTES)
+        .build()
+        .unwrap();
     let done = runtime.spawn(test);
     runtime.block_on(done).unwrap();
 }
@@ -135,8 +162,14 @@ fn run(test: impl Future<Output = ()> + Send + 'static) {
 #[test]
 fn an_owner_that_was_not_released_is_released_by_the_repeated_unstage() {
     run(async {
-        // The database is closed and its owner stays; the database stays open; its last changes do not reach the store.
-        for step in ["catalog.put", "fs.commit.before-close", "fs.commit.after-close", "fs.commit.before-flush"] {
+        // The database is closed and its owner stays; the database stays open; its last changes do
+        // not reach the store.
+        for step in [
+            "catalog.put",
+            "fs.commit.before-close",
+            "fs.commit.after-close",
+            "fs.commit.before-flush",
+        ] {
             let node = Node::new().await;
             node.stage().await.unwrap();
             node.set(step, "1*return");
@@ -184,13 +217,17 @@ fn a_loss_reported_late_does_not_touch_what_was_staged_since() {
     run(async {
         let node = Node::new().await;
         node.stage().await.unwrap();
-        let State::Staged(before) = node.agent.state(node.volume.dataset) else { panic!("not staged") };
+        let State::Staged(before) = node.agent.state(node.volume.dataset) else {
+            panic!("not staged")
+        };
         node.unstage().await.unwrap();
         node.agent.lose_staged(&before, "late");
         assert!(matches!(node.agent.state(node.volume.dataset), State::Idle));
         node.stage().await.unwrap();
         node.agent.lose_staged(&before, "late");
-        let State::Staged(now) = node.agent.state(node.volume.dataset) else { panic!("a live volume was given up") };
+        let State::Staged(now) = node.agent.state(node.volume.dataset) else {
+            panic!("a live volume was given up")
+        };
         assert!(node.agent.endpoints.stale.lock().is_empty());
         node.agent.lose_staged(&now, "in time");
         assert!(matches!(node.agent.state(node.volume.dataset), State::Lost(_)));

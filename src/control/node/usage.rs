@@ -12,13 +12,20 @@ use futures::future::BoxFuture;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The mounts of a process, as a snapshot needs them: what is only in the kernel's page cache is in no snapshot.
+/// The mounts of a process, as a snapshot needs them: what is only in the kernel's page cache is in
+/// no snapshot.
 pub trait Mounts: Send + Sync + 'static {
-    /// Writes the dirty pages of a volume's mount to it, within a time limit. Not mounted here counts as done.
+    /// Writes the dirty pages of a volume's mount to it, within a time limit. Not mounted here
+    /// counts as done.
     fn sync(&self, dataset: DatasetId) -> BoxFuture<'_, Result<(), ControlError>>;
 
-    /// Closes and releases a volume that nothing here uses: another node asks for it (R27). What is staged is held, and so in use.
-    fn hand_over<'a>(&'a self, volumes: &'a Volumes, dataset: DatasetId) -> BoxFuture<'a, Result<Closing, ControlError>> {
+    /// Closes and releases a volume that nothing here uses: another node asks for it (R27). What is
+    /// staged is held, and so in use.
+    fn hand_over<'a>(
+        &'a self,
+        volumes: &'a Volumes,
+        dataset: DatasetId,
+    ) -> BoxFuture<'a, Result<Closing, ControlError>> {
         Box::pin(async move { Ok(volumes.close_unused(dataset).await?) })
     }
 }
@@ -45,7 +52,8 @@ impl<M: Mounter, E: Endpoints> Mounts for NodeAgent<M, E> {
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
-    /// Bytes and inodes, from memory: the mount is not touched. `path`: where the volume is staged or published.
+    /// Bytes and inodes, from memory: the mount is not touched. `path`: where the volume is staged
+    /// or published.
     ///
     /// # Errors
     /// `NotFound` when it is not there.
@@ -55,11 +63,18 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(staged.volume.served.statfs().await?)
     }
 
-    /// Reads the quota in force from the dataset's record and applies it to the open volume; answers its bytes.
+    /// Reads the quota in force from the dataset's record and applies it to the open volume;
+    /// answers its bytes.
     ///
     /// # Errors
-    /// `NotFound` when the volume is not at `path`; `OutOfRange` when it has more than `limit` bytes.
-    pub async fn expand(&self, volume: VolumeHandle, path: &Path, limit: Option<u64>) -> Result<u64, ControlError> {
+    /// `NotFound` when the volume is not at `path`; `OutOfRange` when it has more than `limit`
+    /// bytes.
+    pub async fn expand(
+        &self,
+        volume: VolumeHandle,
+        path: &Path,
+        limit: Option<u64>,
+    ) -> Result<u64, ControlError> {
         let _call = self.enter(volume).await?;
         self.staged_at(volume, path).await?;
         let missing = || ControlError::NotFound { what: format!("volume {volume}") };
@@ -70,12 +85,18 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(record.size.unwrap_or_default())
     }
 
-    async fn staged_at(&self, volume: VolumeHandle, path: &Path) -> Result<Arc<Staged>, ControlError> {
-        let missing = || ControlError::NotFound { what: format!("volume {volume} at {}", path.display()) };
+    async fn staged_at(
+        &self,
+        volume: VolumeHandle,
+        path: &Path,
+    ) -> Result<Arc<Staged>, ControlError> {
+        let missing =
+            || ControlError::NotFound { what: format!("volume {volume} at {}", path.display()) };
         match self.settled(volume).await? {
             State::Idle | State::Opening => Err(missing()),
             State::Lost(_) => Err(ControlError::Precondition(format!(
-                "volume {volume} was lost to another owner while it was staged here: delete its pods"
+                "volume {volume} was lost to another owner while it was staged here: delete its \
+                 pods"
             ))),
             State::Staged(staged) => {
                 let path = mount::resolve_target(path).await?;

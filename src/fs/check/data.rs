@@ -9,7 +9,8 @@ use crate::fs::row::{Inode, Orphan, Record, Row, Source, Superblock};
 use crate::types::InodeNo;
 use std::collections::HashMap;
 
-/// Reads the records, and verifies the part's allocated bytes. With the first part, orphans' records and references too.
+/// Reads the records, and verifies the part's allocated bytes. With the first part, orphans'
+/// records and references too.
 pub(super) async fn check(
     rows: &impl Rows,
     mut part: Part,
@@ -28,12 +29,17 @@ pub(super) async fn check(
             if data.0 >= superblock.next_data {
                 report.add(
                     Problem::Reservation,
-                    format!("data {}, but the next to be given out is {}", data.0, superblock.next_data),
+                    format!(
+                        "data {}, but the next to be given out is {}",
+                        data.0, superblock.next_data
+                    ),
                 );
             }
             match &decoded {
                 Ok(record) => count_references(record, known),
-                Err(error) => report.add(Problem::Row, format!("record {n} of data {}: {error}", data.0)),
+                Err(error) => {
+                    report.add(Problem::Row, format!("record {n} of data {}: {error}", data.0))
+                }
             }
         }
         let orphan = known.orphans.get(&data).is_some_and(|orphan| orphan.inode.is_none());
@@ -47,7 +53,9 @@ pub(super) async fn check(
         };
         known.owned_records += 1;
         let Ok(record) = decoded else { return };
-        seen.held = seen.held.saturating_add(record.segments.iter().map(|segment| u64::from(segment.len)).sum());
+        seen.held = seen
+            .held
+            .saturating_add(record.segments.iter().map(|segment| u64::from(segment.len)).sum());
         check_record(ino, &seen.row, n, &record, report);
     })
     .await?;
@@ -56,7 +64,10 @@ pub(super) async fn check(
         report.mend(Mend::Allocated(*ino, seen.held));
         report.add(
             Problem::Allocated,
-            format!("inode {ino} counts {} allocated bytes, its records hold {}", seen.row.allocated, seen.held),
+            format!(
+                "inode {ino} counts {} allocated bytes, its records hold {}",
+                seen.row.allocated, seen.held
+            ),
         );
     }
     Ok(())
@@ -74,11 +85,17 @@ fn owners(part: &Part, report: &mut Report, known: &Known) -> HashMap<DataId, In
         match orphan {
             Some(orphan) if orphan.inode != Some(*ino) => {
                 report.mend(reclaim(*ino, &seen.row));
-                report.add(Problem::Reclaim, format!("data {} of inode {ino} is queued to be reclaimed", data.0));
+                report.add(
+                    Problem::Reclaim,
+                    format!("data {} of inode {ino} is queued to be reclaimed", data.0),
+                );
             }
             None if !seen.row.masks.is_empty() => {
                 report.mend(reclaim(*ino, &seen.row));
-                report.add(Problem::Reclaim, format!("inode {ino} has masks, and its data {} is not queued", data.0));
+                report.add(
+                    Problem::Reclaim,
+                    format!("inode {ino} has masks, and its data {} is not queued", data.0),
+                );
             }
             _ => {}
         }
@@ -111,17 +128,32 @@ fn check_record(ino: InodeNo, row: &Inode, n: u64, record: &Record, report: &mut
             Source::Chunk { chunk, from } => u64::from(*from) + len <= u64::from(chunk.raw_len),
         };
         if start < end || len == 0 || start + len > 1 << row.record_bits.min(32) || !backed {
-            report.add(Problem::Records, format!("inode {ino}, record {n}: impossible segment at {start}"));
+            report.add(
+                Problem::Records,
+                format!("inode {ino}, record {n}: impossible segment at {start}"),
+            );
             return;
         }
         end = start + len;
     }
     if record.cut > row.cut {
-        report.add(Problem::Records, format!("inode {ino}, record {n}: written after truncation {}, of {}", record.cut, row.cut));
+        report.add(
+            Problem::Records,
+            format!(
+                "inode {ino}, record {n}: written after truncation {}, of {}",
+                record.cut, row.cut
+            ),
+        );
     }
     let hidden = row.masks.iter().any(|mask| mask.first <= n && record.cut < mask.cut);
-    let behind = n.checked_shl(row.record_bits.into()).and_then(|start| start.checked_add(end)).is_none_or(|end| end > row.size);
+    let behind = n
+        .checked_shl(row.record_bits.into())
+        .and_then(|start| start.checked_add(end))
+        .is_none_or(|end| end > row.size);
     if end > 0 && !hidden && behind {
-        report.add(Problem::BehindEnd, format!("inode {ino}, record {n}: bytes behind the file's {}", row.size));
+        report.add(
+            Problem::BehindEnd,
+            format!("inode {ino}, record {n}: bytes behind the file's {}", row.size),
+        );
     }
 }

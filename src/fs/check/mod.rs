@@ -2,20 +2,26 @@
 //!
 //! What is verified, and what it means:
 //! - `S`: numbers below their reservations, counts equal to what is there.
-//! - Every inode but the root is named: a file by `nlink` entries, a directory by exactly one, which is in its `parent`; a directory's `nlink`
+//! - Every inode but the root is named: a file by `nlink` entries, a directory by exactly one,
+//!   which is in its `parent`; a directory's `nlink`
 //!   is 2 plus its subdirectories, its `size` the number of its entries. Parents lead to the root.
-//! - Every entry lies at its name's hash, names an inode that exists, of its kind; no directory has a name twice (R21).
-//! - `allocated` of a file is the sum of its records' segment lengths, masked ones included until reclaim has deleted them; the superblock's
-//!   is the sum over inodes, orphans excluded. No visible byte lies behind a file's size: it would come back when the file grows (R5).
-//! - Every record belongs to one inode or is queued under `O`; segments are in order, inside their record, and as long as what they refer to.
+//! - Every entry lies at its name's hash, names an inode that exists, of its kind; no directory has
+//!   a name twice (R21).
+//! - `allocated` of a file is the sum of its records' segment lengths, masked ones included until
+//!   reclaim has deleted them; the superblock's is the sum over inodes, orphans excluded. No
+//!   visible byte lies behind a file's size: it would come back when the file grows (R5).
+//! - Every record belongs to one inode or is queued under `O`; segments are in order, inside their
+//!   record, and as long as what they refer to.
 //! - `U` counts the segments that refer to each pack, orphans' included (R4).
 //!
-//! Memory: inodes are taken [`PART`] at a time, entries and records are read once for each part; beside that the directories' parents, the
-//! orphans, and one count for each pack. It does not read packs: that is scrubbing.
+//! Memory: inodes are taken [`PART`] at a time, entries and records are read once for each part;
+//! beside that the directories' parents, the orphans, and one count for each pack. It does not read
+//! packs: that is scrubbing.
 //!
 //! What of a problem can be mended without a choice, [`repair`] mends.
 //!
-//! The rows must be of one moment: a checkpoint, a database that nobody writes, or a [`View`] of an open one.
+//! The rows must be of one moment: a checkpoint, a database that nobody writes, or a [`View`] of an
+//! open one.
 
 mod data;
 mod finding;
@@ -41,22 +47,38 @@ const PAGE: usize = 2048;
 /// Rows of one moment.
 pub trait Rows: Sync {
     /// Rows of `from..to` in order, at most `limit`.
-    fn page(&self, from: Bytes, to: Bytes, limit: usize) -> impl Future<Output = Result<Vec<(Bytes, Bytes)>, FsError>> + Send;
+    fn page(
+        &self,
+        from: Bytes,
+        to: Bytes,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<(Bytes, Bytes)>, FsError>> + Send;
 }
 
 impl Rows for Reader {
-    async fn page(&self, from: Bytes, to: Bytes, limit: usize) -> Result<Vec<(Bytes, Bytes)>, FsError> {
+    async fn page(
+        &self,
+        from: Bytes,
+        to: Bytes,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, FsError> {
         self.scan(from, to, limit).await
     }
 }
 
 impl Rows for View {
-    async fn page(&self, from: Bytes, to: Bytes, limit: usize) -> Result<Vec<(Bytes, Bytes)>, FsError> {
+    async fn page(
+        &self,
+        from: Bytes,
+        to: Bytes,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, FsError> {
         self.scan(from, to, limit).await
     }
 }
 
-/// Verifies all rows. An `Err` means that they could not be read; what is wrong with them is in the report.
+/// Verifies all rows. An `Err` means that they could not be read; what is wrong with them is in the
+/// report.
 pub async fn check(rows: &impl Rows) -> Result<Report, FsError> {
     check_parts(rows, PART).await
 }
@@ -65,7 +87,9 @@ async fn check_parts(rows: &impl Rows, part: usize) -> Result<Report, FsError> {
     let mut report = Report::default();
     let mut known = Known::default();
     let superblock = rows.page(key::superblock(), key::after(&key::superblock()), 1).await?;
-    let Some(superblock) = superblock.first().and_then(|(_, row)| report.decoded::<Superblock>("S", row)) else {
+    let Some(superblock) =
+        superblock.first().and_then(|(_, row)| report.decoded::<Superblock>("S", row))
+    else {
         report.add(Problem::Superblock, "there is none");
         return Ok(report);
     };
@@ -73,7 +97,8 @@ async fn check_parts(rows: &impl Rows, part: usize) -> Result<Report, FsError> {
     let mut from = key::inode(InodeNo(0));
     let mut first = true;
     loop {
-        let (inodes, next) = read_inodes(rows, from, part, &superblock, &mut report, &mut known).await?;
+        let (inodes, next) =
+            read_inodes(rows, from, part, &superblock, &mut report, &mut known).await?;
         let part = Part { inodes, first, whole: first && next.is_none() };
         let part = tree::check(rows, part, &superblock, &mut report).await?;
         data::check(rows, part, &superblock, &mut report, &mut known).await?;
@@ -138,7 +163,10 @@ async fn scan(
         for (row_key, row) in &page {
             match Key::parse(row_key) {
                 Some(parsed) => each(report, parsed, row),
-                None => report.add(Problem::Key, format!("a key of {} bytes under {:?}", row_key.len(), char::from(tag))),
+                None => report.add(
+                    Problem::Key,
+                    format!("a key of {} bytes under {:?}", row_key.len(), char::from(tag)),
+                ),
             }
         }
         match page.last() {
@@ -148,15 +176,23 @@ async fn scan(
     }
 }
 
-async fn read_small(rows: &impl Rows, report: &mut Report, known: &mut Known) -> Result<(), FsError> {
+async fn read_small(
+    rows: &impl Rows,
+    report: &mut Report,
+    known: &mut Known,
+) -> Result<(), FsError> {
     scan(rows, b'U', report, |report, row_key, row| {
-        if let (Key::Usage(pack), Some(usage)) = (row_key, report.decoded(&format!("{row_key:?}"), row)) {
+        if let (Key::Usage(pack), Some(usage)) =
+            (row_key, report.decoded(&format!("{row_key:?}"), row))
+        {
             known.usage.insert(pack, usage);
         }
     })
     .await?;
     scan(rows, b'O', report, |report, row_key, row| {
-        if let (Key::Orphan(data), Some(orphan)) = (row_key, report.decoded(&format!("{row_key:?}"), row)) {
+        if let (Key::Orphan(data), Some(orphan)) =
+            (row_key, report.decoded(&format!("{row_key:?}"), row))
+        {
             known.orphans.insert(data, orphan);
         }
     })
@@ -183,7 +219,10 @@ async fn read_inodes(
         let page = rows.page(from, to.clone(), limit).await?;
         for (row_key, row) in &page {
             let Some(Key::Inode(ino)) = Key::parse(row_key) else {
-                report.add(Problem::Key, format!("a key of {} bytes among the inodes", row_key.len()));
+                report.add(
+                    Problem::Key,
+                    format!("a key of {} bytes among the inodes", row_key.len()),
+                );
                 continue;
             };
             report.inodes += 1;
@@ -193,7 +232,10 @@ async fn read_inodes(
             if row.kind == super::api::FileKind::Directory {
                 known.parents.insert(ino, row.parent);
             }
-            inodes.insert(ino, Seen { row, entries: 0, named_in: None, children: 0, subdirectories: 0, held: 0 });
+            inodes.insert(
+                ino,
+                Seen { row, entries: 0, named_in: None, children: 0, subdirectories: 0, held: 0 },
+            );
         }
         let more = page.len() == limit;
         match page.last() {
@@ -206,17 +248,29 @@ async fn read_inodes(
 
 fn finish(superblock: &Superblock, known: &Known, report: &mut Report) {
     if superblock.inodes != report.inodes {
-        report.add(Problem::Counts, format!("the superblock counts {} inodes, there are {}", superblock.inodes, report.inodes));
+        report.add(
+            Problem::Counts,
+            format!(
+                "the superblock counts {} inodes, there are {}",
+                superblock.inodes, report.inodes
+            ),
+        );
     }
     if superblock.allocated != known.allocated {
-        let text = format!("the superblock counts {} allocated bytes, the inodes {}", superblock.allocated, known.allocated);
+        let text = format!(
+            "the superblock counts {} allocated bytes, the inodes {}",
+            superblock.allocated, known.allocated
+        );
         report.add(Problem::Counts, text);
     }
     report.allocated = known.allocated;
     report.mend_counts(superblock, known.held);
     let lost = report.records.saturating_sub(known.owned_records);
     if lost > 0 {
-        report.add(Problem::Records, format!("{lost} records belong to no inode and are not queued for reclaim"));
+        report.add(
+            Problem::Records,
+            format!("{lost} records belong to no inode and are not queued for reclaim"),
+        );
     }
     for data in &known.lost {
         report.mend(Mend::Queue(*data, Orphan { from: 0, inode: None }));
@@ -224,12 +278,18 @@ fn finish(superblock: &Superblock, known: &Known, report: &mut Report) {
     for (pack, usage) in &known.usage {
         let found = known.found.get(pack).copied().unwrap_or_default();
         if usage.refs != found {
-            report.add(Problem::Usage, format!("pack {pack}: {} references are counted, {found} are there", usage.refs));
+            report.add(
+                Problem::Usage,
+                format!("pack {pack}: {} references are counted, {found} are there", usage.refs),
+            );
             report.mend_usage(*pack, usage.refs, found);
         }
     }
     for (pack, found) in known.found.iter().filter(|(pack, _)| !known.usage.contains_key(pack)) {
-        report.add(Problem::Usage, format!("pack {pack}: no references are counted, {found} are there"));
+        report.add(
+            Problem::Usage,
+            format!("pack {pack}: no references are counted, {found} are there"),
+        );
         report.mend_usage(*pack, 0, *found);
     }
 }

@@ -1,16 +1,20 @@
 //! Mending what a check has found, where what is there says how, and no choice is to be made.
 //!
-//! Every figure that is derived from others (counts, link counts, sizes of directories, parents, allocated bytes, references to packs) is set to
-//! what the rows that it is derived from say. Records that no inode refers to are queued for reclaim; what an inode still refers to is taken out of
-//! that queue before it is lost.
+//! Every figure that is derived from others (counts, link counts, sizes of directories, parents,
+//! allocated bytes, references to packs) is set to what the rows that it is derived from say.
+//! Records that no inode refers to are queued for reclaim; what an inode still refers to is taken
+//! out of that queue before it is lost.
 //!
-//! It is safe because nothing that a name leads to is changed but such figures, and because nothing is concluded from rows that are missing: while
-//! one row cannot be read, nothing at all is mended, and while an entry and its inode contradict each other, nothing of the tree, and no record is
-//! queued. Not mended, because only their owner can choose: inodes that nothing names, entries of inodes that are not there, names that are
-//! there twice, circles of directories, bytes behind the end of a file, impossible records, rows that cannot be read. A file or a tree is put back
-//! from a snapshot instead.
+//! It is safe because nothing that a name leads to is changed but such figures, and because nothing
+//! is concluded from rows that are missing: while one row cannot be read, nothing at all is mended,
+//! and while an entry and its inode contradict each other, nothing of the tree, and no record is
+//! queued. Not mended, because only their owner can choose: inodes that nothing names, entries of
+//! inodes that are not there, names that are there twice, circles of directories, bytes behind the
+//! end of a file, impossible records, rows that cannot be read. A file or a tree is put back from a
+//! snapshot instead.
 //!
-//! All goes through the committer (R4), in batches that each leave less to mend: what a crash leaves is mended by the next time.
+//! All goes through the committer (R4), in batches that each leave less to mend: what a crash
+//! leaves is mended by the next time.
 
 use super::finding::{Problem, Report};
 use crate::fs::FsError;
@@ -60,7 +64,10 @@ impl Mend {
     /// The inode whose row it changes.
     fn inode(&self) -> Option<InodeNo> {
         match self {
-            Self::Links(ino, _) | Self::DirectorySize(ino, _) | Self::Parent(ino, _) | Self::Allocated(ino, _) => Some(*ino),
+            Self::Links(ino, _)
+            | Self::DirectorySize(ino, _)
+            | Self::Parent(ino, _)
+            | Self::Allocated(ino, _) => Some(*ino),
             Self::Queue(..) | Self::Unqueue(_) | Self::Counts { .. } | Self::Usage(..) => None,
         }
     }
@@ -95,7 +102,8 @@ impl Report {
 
     /// `held`: what all records of inodes hold, which their rows' allocated bytes are set to.
     pub(super) fn mend_counts(&mut self, superblock: &Superblock, held: u64) {
-        let deltas = (difference(superblock.inodes, self.inodes), difference(superblock.allocated, held));
+        let deltas =
+            (difference(superblock.inodes, self.inodes), difference(superblock.allocated, held));
         if let (Some(inodes), Some(allocated)) = deltas
             && (inodes, allocated) != (0, 0)
         {
@@ -119,7 +127,8 @@ fn difference(from: u64, to: u64) -> Option<i64> {
     i64::try_from(i128::from(to) - i128::from(from)).ok()
 }
 
-/// Checks, mends what can be mended, and checks again. The caller has the dataset's database open alone, with nothing above the committer.
+/// Checks, mends what can be mended, and checks again. The caller has the dataset's database open
+/// alone, with nothing above the committer.
 ///
 /// # Errors
 /// When the rows cannot be read or written; what was mended until then stays mended.
@@ -169,7 +178,12 @@ async fn submit(committer: &Committer, batch: Batch) -> Result<Ticket, FsError> 
     committer.submit(batch)
 }
 
-async fn mend_inode(committer: &Committer, ino: InodeNo, mends: &[&Mend], batch: &mut Batch) -> Result<(), FsError> {
+async fn mend_inode(
+    committer: &Committer,
+    ino: InodeNo,
+    mends: &[&Mend],
+    batch: &mut Batch,
+) -> Result<(), FsError> {
     let gone = || FsError::Corrupt(format!("inode {ino} is gone while it is mended: check again"));
     let mut row = Inode::decode(&committer.get(&key::inode(ino)).await?.ok_or_else(gone)?)?;
     for mend in mends {

@@ -11,7 +11,12 @@ use std::collections::BTreeMap;
 type Table = BTreeMap<Bytes, Bytes>;
 
 impl Rows for Table {
-    async fn page(&self, from: Bytes, to: Bytes, limit: usize) -> Result<Vec<(Bytes, Bytes)>, FsError> {
+    async fn page(
+        &self,
+        from: Bytes,
+        to: Bytes,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, FsError> {
         Ok(self.range(from..to).take(limit).map(|(k, v)| (k.clone(), v.clone())).collect())
     }
 }
@@ -53,7 +58,10 @@ fn entry_key(dir: u64, text: &str) -> Bytes {
 }
 
 fn entry(table: &mut Table, dir: u64, text: &str, ino: u64, kind: FileKind) {
-    table.insert(entry_key(dir, text), DirEntryRow { ino: InodeNo(ino), kind, name: name(text) }.encode());
+    table.insert(
+        entry_key(dir, text),
+        DirEntryRow { ino: InodeNo(ino), kind, name: name(text) }.encode(),
+    );
 }
 
 fn pack() -> PackId {
@@ -61,7 +69,14 @@ fn pack() -> PackId {
 }
 
 fn chunk() -> Source {
-    let chunk = ChunkRef { hash: ChunkHash([1; 32]), pack: pack(), offset: 0, stored_len: 10, raw_len: 100, codec: Codec::None };
+    let chunk = ChunkRef {
+        hash: ChunkHash([1; 32]),
+        pack: pack(),
+        offset: 0,
+        stored_len: 10,
+        raw_len: 100,
+        codec: Codec::None,
+    };
     Source::Chunk { chunk, from: 10 }
 }
 
@@ -85,12 +100,20 @@ fn sound() -> Table {
     let file = Inode { allocated: 95, data: DataId(7), ..inode(FileKind::Regular, 4096 + 90, 2) };
     table.insert(key::inode(InodeNo(2)), file.encode());
     table.insert(key::inode(InodeNo(3)), inode(FileKind::Directory, 2, 2).encode());
-    table.insert(key::inode(InodeNo(4)), Inode { target: Some(b"abc".to_vec()), ..inode(FileKind::Symlink, 3, 1) }.encode());
+    table.insert(
+        key::inode(InodeNo(4)),
+        Inode { target: Some(b"abc".to_vec()), ..inode(FileKind::Symlink, 3, 1) }.encode(),
+    );
     entry(&mut table, 1, "file", 2, FileKind::Regular);
     entry(&mut table, 1, "dir", 3, FileKind::Directory);
     entry(&mut table, 3, "link", 4, FileKind::Symlink);
     entry(&mut table, 3, "again", 2, FileKind::Regular);
-    record(&mut table, 7, 0, vec![Segment { start: 10, len: 5, source: Source::Inline(vec![1; 5].into()) }]);
+    record(
+        &mut table,
+        7,
+        0,
+        vec![Segment { start: 10, len: 5, source: Source::Inline(vec![1; 5].into()) }],
+    );
     record(&mut table, 7, 1, vec![Segment { start: 0, len: 90, source: chunk() }]);
     record(&mut table, 8, 0, vec![Segment { start: 0, len: 90, source: chunk() }]);
     table.insert(key::orphan(DataId(8)), Orphan { from: 0, inode: None }.encode());
@@ -109,7 +132,8 @@ fn changed<R: Row>(table: &mut Table, at: Bytes, change: impl FnOnce(&mut R)) {
 }
 
 async fn problems(table: &Table) -> Vec<Problem> {
-    let mut found: Vec<_> = check(table).await.unwrap().findings.iter().map(|finding| finding.problem).collect();
+    let mut found: Vec<_> =
+        check(table).await.unwrap().findings.iter().map(|finding| finding.problem).collect();
     found.sort_unstable();
     found.dedup();
     found
@@ -121,7 +145,10 @@ async fn a_sound_dataset_is_clean_in_one_part_and_in_many() {
     for part in 1..6 {
         let report = check_parts(&table, part).await.unwrap();
         assert_eq!(report.findings, [], "parts of {part}");
-        assert_eq!((report.inodes, report.entries, report.records, report.allocated), (4, 4, 3, 95));
+        assert_eq!(
+            (report.inodes, report.entries, report.records, report.allocated),
+            (4, 4, 3, 95)
+        );
     }
 }
 
@@ -131,25 +158,52 @@ async fn every_problem_is_found() {
     let cases: Vec<(Break, &[Problem])> = vec![
         (|t| drop(t.remove(&key::superblock())), &[Problem::Superblock]),
         (|t| drop(t.insert(Bytes::from_static(b"Ishort"), Bytes::new())), &[Problem::Key]),
-        (|t| drop(t.insert(key::inode(InodeNo(4)), Bytes::from_static(b"\x01\xff"))), &[Problem::Row, Problem::Entry]),
+        (
+            |t| drop(t.insert(key::inode(InodeNo(4)), Bytes::from_static(b"\x01\xff"))),
+            &[Problem::Row, Problem::Entry],
+        ),
         (|t| changed::<Superblock>(t, key::superblock(), |s| s.inodes += 1), &[Problem::Counts]),
         (|t| changed::<Superblock>(t, key::superblock(), |s| s.allocated -= 1), &[Problem::Counts]),
-        (|t| changed::<Superblock>(t, key::superblock(), |s| s.next_inode = 4), &[Problem::Reservation]),
-        (|t| changed::<Superblock>(t, key::superblock(), |s| s.next_data = 8), &[Problem::Reservation]),
-        (|t| entry(t, 1, "ghost", 77, FileKind::Regular), &[Problem::Entry, Problem::DirectorySize]),
+        (
+            |t| changed::<Superblock>(t, key::superblock(), |s| s.next_inode = 4),
+            &[Problem::Reservation],
+        ),
+        (
+            |t| changed::<Superblock>(t, key::superblock(), |s| s.next_data = 8),
+            &[Problem::Reservation],
+        ),
+        (
+            |t| entry(t, 1, "ghost", 77, FileKind::Regular),
+            &[Problem::Entry, Problem::DirectorySize],
+        ),
         (|t| entry(t, 55, "x", 4, FileKind::Symlink), &[Problem::Entry, Problem::Links]),
-        (|t| changed::<DirEntryRow>(t, entry_key(1, "file"), |e| e.kind = FileKind::Fifo), &[Problem::Entry]),
-        (|t| changed::<DirEntryRow>(t, entry_key(1, "file"), |e| e.name = name("other")), &[Problem::Entry]),
+        (
+            |t| changed::<DirEntryRow>(t, entry_key(1, "file"), |e| e.kind = FileKind::Fifo),
+            &[Problem::Entry],
+        ),
+        (
+            |t| changed::<DirEntryRow>(t, entry_key(1, "file"), |e| e.name = name("other")),
+            &[Problem::Entry],
+        ),
         (|t| changed::<Inode>(t, key::inode(InodeNo(2)), |i| i.nlink = 1), &[Problem::Links]),
         (|t| changed::<Inode>(t, key::inode(InodeNo(1)), |i| i.nlink = 2), &[Problem::Links]),
-        (|t| changed::<Inode>(t, key::inode(InodeNo(1)), |i| i.size = 7), &[Problem::DirectorySize]),
-        (|t| changed::<Inode>(t, key::inode(InodeNo(3)), |i| i.parent = InodeNo(3)), &[Problem::Parent]),
+        (
+            |t| changed::<Inode>(t, key::inode(InodeNo(1)), |i| i.size = 7),
+            &[Problem::DirectorySize],
+        ),
+        (
+            |t| changed::<Inode>(t, key::inode(InodeNo(3)), |i| i.parent = InodeNo(3)),
+            &[Problem::Parent],
+        ),
         (|t| changed::<Inode>(t, key::inode(InodeNo(4)), |i| i.size = 9), &[Problem::Inode]),
         (|t| changed::<Inode>(t, key::inode(InodeNo(2)), |i| i.size = 4096), &[Problem::BehindEnd]),
         (|t| changed::<Usage>(t, key::usage(pack()), |u| u.refs = 1), &[Problem::Usage]),
         (|t| drop(t.remove(&key::usage(pack()))), &[Problem::Usage]),
         (|t| drop(t.remove(&key::orphan(DataId(8)))), &[Problem::Records]),
-        (|t| drop(t.insert(key::orphan(DataId(7)), Orphan { from: 0, inode: None }.encode())), &[Problem::Reclaim]),
+        (
+            |t| drop(t.insert(key::orphan(DataId(7)), Orphan { from: 0, inode: None }.encode())),
+            &[Problem::Reclaim],
+        ),
         (
             |t| {
                 changed::<Inode>(t, key::inode(InodeNo(2)), |i| {
@@ -159,9 +213,30 @@ async fn every_problem_is_found() {
             },
             &[Problem::Reclaim],
         ),
-        (|t| record(t, 7, 0, vec![Segment { start: 10, len: 5, source: Source::Inline(vec![1; 4].into()) }]), &[Problem::Records]),
         (
-            |t| record(t, 7, 0, vec![Segment { start: 4092, len: 5, source: Source::Inline(vec![1; 5].into()) }]),
+            |t| {
+                record(
+                    t,
+                    7,
+                    0,
+                    vec![Segment { start: 10, len: 5, source: Source::Inline(vec![1; 4].into()) }],
+                )
+            },
+            &[Problem::Records],
+        ),
+        (
+            |t| {
+                record(
+                    t,
+                    7,
+                    0,
+                    vec![Segment {
+                        start: 4092,
+                        len: 5,
+                        source: Source::Inline(vec![1; 5].into()),
+                    }],
+                )
+            },
             &[Problem::Records],
         ),
         (|t| record(t, 7, 0, vec![]), &[Problem::Allocated]),

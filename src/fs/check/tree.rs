@@ -12,19 +12,31 @@ use std::collections::{HashMap, HashSet};
 /// What an inode's row says by itself.
 pub(super) fn check_inode(ino: InodeNo, row: &Inode, superblock: &Superblock, report: &mut Report) {
     if ino.0 >= superblock.next_inode && ino != InodeNo::ROOT {
-        report.add(Problem::Reservation, format!("inode {ino}, but the next to be given out is {}", superblock.next_inode));
+        report.add(
+            Problem::Reservation,
+            format!("inode {ino}, but the next to be given out is {}", superblock.next_inode),
+        );
     }
     if row.kind == FileKind::Regular && row.data.0 >= superblock.next_data {
         report.add(
             Problem::Reservation,
-            format!("inode {ino} has data {}, the next to be given out is {}", row.data.0, superblock.next_data),
+            format!(
+                "inode {ino} has data {}, the next to be given out is {}",
+                row.data.0, superblock.next_data
+            ),
         );
     }
-    if row.kind == FileKind::Symlink && row.target.as_ref().map(Vec::len) != usize::try_from(row.size).ok() {
-        report.add(Problem::Inode, format!("symbolic link {ino} of {} bytes has a target of another length", row.size));
+    if row.kind == FileKind::Symlink
+        && row.target.as_ref().map(Vec::len) != usize::try_from(row.size).ok()
+    {
+        report.add(
+            Problem::Inode,
+            format!("symbolic link {ino} of {} bytes has a target of another length", row.size),
+        );
     }
     if row.kind == FileKind::Regular && !(12..=20).contains(&row.record_bits) {
-        report.add(Problem::Inode, format!("inode {ino} has records of 2^{} bytes", row.record_bits));
+        report
+            .add(Problem::Inode, format!("inode {ino} has records of 2^{} bytes", row.record_bits));
     }
     if row.masks.len() > MASKS_MAX || row.masks.iter().any(|mask| mask.cut > row.cut) {
         report.add(Problem::Inode, format!("inode {ino} has impossible masks"));
@@ -32,7 +44,12 @@ pub(super) fn check_inode(ino: InodeNo, row: &Inode, superblock: &Superblock, re
 }
 
 /// Reads the entries, and verifies the part's link counts and sizes.
-pub(super) async fn check(rows: &impl Rows, mut part: Part, superblock: &Superblock, report: &mut Report) -> Result<Part, FsError> {
+pub(super) async fn check(
+    rows: &impl Rows,
+    mut part: Part,
+    superblock: &Superblock,
+    report: &mut Report,
+) -> Result<Part, FsError> {
     let mut names = Names::default();
     scan(rows, b'D', report, |report, key, row| {
         let Key::DirEntry { dir, hash, .. } = key else { return };
@@ -41,7 +58,8 @@ pub(super) async fn check(rows: &impl Rows, mut part: Part, superblock: &Superbl
         }
         let Ok(entry) = <DirEntryRow as crate::fs::row::Row>::decode(row) else {
             if part.first {
-                let _: Option<DirEntryRow> = report.decoded(&format!("entry of directory {dir}"), row);
+                let _: Option<DirEntryRow> =
+                    report.decoded(&format!("entry of directory {dir}"), row);
             }
             return;
         };
@@ -56,8 +74,15 @@ pub(super) async fn check(rows: &impl Rows, mut part: Part, superblock: &Superbl
         if row.kind == FileKind::Directory {
             check_directory(*ino, seen, report);
         } else if seen.entries != u64::from(row.nlink) {
-            report.add(Problem::Links, format!("inode {ino} has {} links, and {} entries name it", row.nlink, seen.entries));
-            // What nothing names is the only trace of a file: nobody but its owner can say whether it may go.
+            report.add(
+                Problem::Links,
+                format!(
+                    "inode {ino} has {} links, and {} entries name it",
+                    row.nlink, seen.entries
+                ),
+            );
+            // What nothing names is the only trace of a file: nobody but its owner can say whether
+            // it may go.
             if seen.entries > 0 {
                 report.mend_links(*ino, seen.entries);
             }
@@ -75,7 +100,9 @@ fn count(part: &mut Part, dir: InodeNo, entry: &DirEntryRow, report: &mut Report
                 report.add(Problem::Entry, format!("inode {dir} has entries and is no directory"));
             }
         }
-        None if part.whole => report.add(Problem::Entry, format!("an entry of directory {dir}, which does not exist")),
+        None if part.whole => {
+            report.add(Problem::Entry, format!("an entry of directory {dir}, which does not exist"))
+        }
         None => {}
     }
     match part.inodes.get_mut(&entry.ino) {
@@ -85,12 +112,18 @@ fn count(part: &mut Part, dir: InodeNo, entry: &DirEntryRow, report: &mut Report
             if seen.row.kind != entry.kind {
                 report.add(
                     Problem::Entry,
-                    format!("directory {dir} says {:?} of inode {}, a {:?}", entry.kind, entry.ino, seen.row.kind),
+                    format!(
+                        "directory {dir} says {:?} of inode {}, a {:?}",
+                        entry.kind, entry.ino, seen.row.kind
+                    ),
                 );
             }
         }
         None if part.whole => {
-            report.add(Problem::Entry, format!("directory {dir} names inode {}, which does not exist", entry.ino));
+            report.add(
+                Problem::Entry,
+                format!("directory {dir} names inode {}, which does not exist", entry.ino),
+            );
         }
         None => {}
     }
@@ -100,21 +133,36 @@ fn check_directory(ino: InodeNo, seen: &super::Seen, report: &mut Report) {
     let row = &seen.row;
     if row.size != seen.children {
         report.mend(Mend::DirectorySize(ino, seen.children));
-        report.add(Problem::DirectorySize, format!("directory {ino} counts {} entries and has {}", row.size, seen.children));
+        report.add(
+            Problem::DirectorySize,
+            format!("directory {ino} counts {} entries and has {}", row.size, seen.children),
+        );
     }
     if u64::from(row.nlink) != 2 + seen.subdirectories {
         report.mend_links(ino, 2 + seen.subdirectories);
-        report.add(Problem::Links, format!("directory {ino} has {} links and {} subdirectories", row.nlink, seen.subdirectories));
+        report.add(
+            Problem::Links,
+            format!(
+                "directory {ino} has {} links and {} subdirectories",
+                row.nlink, seen.subdirectories
+            ),
+        );
     }
     let expected = u64::from(ino != InodeNo::ROOT);
     if seen.entries != expected {
-        report.add(Problem::Links, format!("{} entries name directory {ino}, not {expected}", seen.entries));
+        report.add(
+            Problem::Links,
+            format!("{} entries name directory {ino}, not {expected}", seen.entries),
+        );
     }
     if let Some(named) = seen.named_in.filter(|named| *named != row.parent) {
         if seen.entries == 1 {
             report.mend(Mend::Parent(ino, named));
         }
-        report.add(Problem::Parent, format!("directory {ino} says that its parent is {}", row.parent));
+        report.add(
+            Problem::Parent,
+            format!("directory {ino} says that its parent is {}", row.parent),
+        );
     }
 }
 
@@ -126,9 +174,19 @@ struct Names {
 }
 
 impl Names {
-    fn check(&mut self, dir: InodeNo, hash: NameHash, name: &EntryName, superblock: &Superblock, report: &mut Report) {
+    fn check(
+        &mut self,
+        dir: InodeNo,
+        hash: NameHash,
+        name: &EntryName,
+        superblock: &Superblock,
+        report: &mut Report,
+    ) {
         if NameHash::of(&superblock.name_key, name.as_bytes()) != hash {
-            report.add(Problem::Entry, format!("directory {dir} has an entry at another name's hash"));
+            report.add(
+                Problem::Entry,
+                format!("directory {dir} has an entry at another name's hash"),
+            );
         }
         if self.at.replace((dir, hash)) != Some((dir, hash)) {
             self.names.clear();

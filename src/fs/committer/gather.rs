@@ -1,9 +1,11 @@
 //! When the next flush begins (R17).
 //!
-//! One flush is in flight at a time, and who wants durability meanwhile joins the next. Left at that, loops that each wait for their own
-//! flush fall into two groups that take turns, and every one of them waits for two flushes. So a flush waits a moment for those who are
-//! expected: everybody who was waiting when the last one ended, those it answered included, because they are the ones that come back. The
-//! moment is a small part of what the flush itself takes, and who is alone is never kept.
+//! One flush is in flight at a time, and who wants durability meanwhile joins the next. Left at
+//! that, loops that each wait for their own flush fall into two groups that take turns, and every
+//! one of them waits for two flushes. So a flush waits a moment for those who are expected:
+//! everybody who was waiting when the last one ended, those it answered included, because they are
+//! the ones that come back. The moment is a small part of what the flush itself takes, and who is
+//! alone is never kept.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +14,8 @@ use std::time::{Duration, Instant};
 const SHARE: u32 = 8;
 /// … and at all.
 const MOMENT_MAX: Duration = Duration::from_millis(5);
-/// For this long the runtime's other tasks are let run in turn; a timer is no finer than a millisecond.
+/// For this long the runtime's other tasks are let run in turn; a timer is no finer than a
+/// millisecond.
 const SPIN: Duration = Duration::from_micros(250);
 
 /// Who waits for durability.

@@ -1,5 +1,5 @@
-//! The only writer of a dataset's database (R4): orders batches, computes `U` and `S` from their deltas, logs them to the node's journal (R16),
-//! and flushes with group commit.
+//! The only writer of a dataset's database (R4): orders batches, computes `U` and `S` from their
+//! deltas, logs them to the node's journal (R16), and flushes with group commit.
 //!
 //! ```text
 //!  submit ──> queue + overlay ──> drain task: journal, then one SlateDB write ──> flush task: one WAL object ──> store
@@ -8,8 +8,9 @@
 //!  Ticket      get and scan        the journal itself, if nobody else does)
 //! ```
 //!
-//! A batch is visible to [`Committer::get`] when [`Committer::submit`] returns, applied (it survives the process: in the journal) a little
-//! later, durable (in the object store) after a flush. All three happen in the order of submission, and whole batches at a time.
+//! A batch is visible to [`Committer::get`] when [`Committer::submit`] returns, applied (it
+//! survives the process: in the journal) a little later, durable (in the object store) after a
+//! flush. All three happen in the order of submission, and whole batches at a time.
 //!
 //! - `state`: what changes at a submit, pure and under one short mutex.
 //! - `overlay`: the rows on their way to SlateDB.
@@ -19,15 +20,18 @@
 //! - `redo`: the journal, and doing without when it fails.
 //! - `reads`: reading through the overlay.
 //!
-//! Invariants. `S` in any durable state agrees with exactly the batches up to its `batch_seq`: both are in one WAL object. One flush is in
-//! flight at a time; who waits meanwhile joins the next. Once [`Committer::stopped`] has resolved, no ticket is acknowledged any more, not
-//! even one that was durable.
+//! Invariants. `S` in any durable state agrees with exactly the batches up to its `batch_seq`: both
+//! are in one WAL object. One flush is in flight at a time; who waits meanwhile joins the next.
+//! Once [`Committer::stopped`] has resolved, no ticket is acknowledged any more, not even one that
+//! was durable.
 //!
-//! A crash of the process loses what was not applied; with a journal the rest comes back at the next [`Committer::start`] on the same node. A
-//! crash of the node loses what was not durable. Numbers given out by [`Committer::new_inode`] and [`Committer::new_data`] may be given out
-//! again by the next epoch, if nothing that holds them was kept; generations differ then (R7).
+//! A crash of the process loses what was not applied; with a journal the rest comes back at the
+//! next [`Committer::start`] on the same node. A crash of the node loses what was not durable.
+//! Numbers given out by [`Committer::new_inode`] and [`Committer::new_data`] may be given out again
+//! by the next epoch, if nothing that holds them was kept; generations differ then (R7).
 //!
-//! It does not know what rows mean, and it has no timer: the owner flushes what stays [dirty](Committer::is_dirty) for too long.
+//! It does not know what rows mean, and it has no timer: the owner flushes what stays
+//! [dirty](Committer::is_dirty) for too long.
 
 mod gather;
 mod overlay;
@@ -63,8 +67,9 @@ pub struct Batch {
     pub rows: Vec<(Bytes, Option<Bytes>)>,
     /// Change of references into packs.
     pub refs: Vec<(PackId, i64)>,
-    /// Packs of chunks that no row had that this batch replaces: found by deduplication, or just stored. A sealed pack takes none (R12), but a
-    /// chunk that is in use there may come to have two references for one, when the middle of it is overwritten.
+    /// Packs of chunks that no row had that this batch replaces: found by deduplication, or just
+    /// stored. A sealed pack takes none (R12), but a chunk that is in use there may come to have
+    /// two references for one, when the middle of it is overwritten.
     pub fresh: Vec<PackId>,
     /// Change of the number of inodes in use.
     pub inodes: i64,
@@ -85,7 +90,10 @@ impl Batch {
 
     /// Bytes that the batch occupies while it waits.
     fn bytes(&self) -> usize {
-        let rows = self.rows.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len) + 64);
+        let rows = self
+            .rows
+            .iter()
+            .map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len) + 64);
         rows.sum::<usize>() + self.refs.len() * 64 + 64
     }
 }
@@ -101,13 +109,14 @@ pub struct Totals {
     pub allocated: u64,
 }
 
-/// Longest that [`Committer::applied`], [`Committer::durable`] and [`Committer::ready`] wait for the store. The work goes on: a later call
-/// may find it done.
+/// Longest that [`Committer::applied`], [`Committer::durable`] and [`Committer::ready`] wait for
+/// the store. The work goes on: a later call may find it done.
 const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// [`Committer::ready`] waits while this many bytes are queued …
 const QUEUE_BYTES_HIGH: usize = 8 << 20;
-/// … and [`Committer::submit`] refuses beyond this many, which only callers that never wait for `ready` reach.
+/// … and [`Committer::submit`] refuses beyond this many, which only callers that never wait for
+/// `ready` reach.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 
 /// See the module's documentation.
@@ -121,7 +130,8 @@ pub struct Committer {
 struct Shared {
     db: Database,
     state: Mutex<State>,
-    /// Locked before `state`, and for one write(2) to the journal at a time. Absent once the committer has ended.
+    /// Locked before `state`, and for one write(2) to the journal at a time. Absent once the
+    /// committer has ended.
     redo: Mutex<Option<redo::Redo>>,
     next_inode: AtomicU64,
     next_data: AtomicU64,
@@ -151,11 +161,14 @@ struct Shared {
 }
 
 impl Committer {
-    /// Puts a batch in order. Fails when the committer has stopped, and then nothing of the batch happens.
+    /// Puts a batch in order. Fails when the committer has stopped, and then nothing of the batch
+    /// happens.
     ///
     /// # Errors
-    /// [`FsError::Corrupt`] when a count would become negative: that stops the committer for good (R4). [`FsError::Busy`] when far too much
-    /// is queued, or the batch refers to new chunks of a sealed pack (R12) or of one given up (R10): nothing of the batch happens, and the committer goes on.
+    /// [`FsError::Corrupt`] when a count would become negative: that stops the committer for good
+    /// (R4). [`FsError::Busy`] when far too much is queued, or the batch refers to new chunks of a
+    /// sealed pack (R12) or of one given up (R10): nothing of the batch happens, and the committer
+    /// goes on.
     pub fn submit(&self, batch: Batch) -> Result<Ticket, FsError> {
         let bytes = batch.bytes() as u64;
         // Before the drain task can give it back.
@@ -177,18 +190,22 @@ impl Committer {
         }
     }
 
-    /// Waits until there is room for another batch, in the queue and in the memory that all datasets share. Every operation that changes
-    /// something awaits this before it takes locks; it returns at once except under load.
+    /// Waits until there is room for another batch, in the queue and in the memory that all
+    /// datasets share. Every operation that changes something awaits this before it takes locks; it
+    /// returns at once except under load.
     ///
     /// # Errors
-    /// [`FsError::Corrupt`] while a damaged table keeps the database from taking anything: nobody waits for ever without being told why.
+    /// [`FsError::Corrupt`] while a damaged table keeps the database from taking anything: nobody
+    /// waits for ever without being told why.
     pub async fn ready(&self) -> Result<(), FsError> {
         if let Some(error) = self.shared.db.blocked() {
             return Err(error);
         }
         let memory = self.shared.db.memory();
         if !memory.has_room() {
-            self.shared.wait("memory for changes: the object store does not take them", memory.room()).await?;
+            self.shared
+                .wait("memory for changes: the object store does not take them", memory.room())
+                .await?;
         }
         if self.shared.state.lock().queue_bytes() < QUEUE_BYTES_HIGH {
             return self.shared.check();
@@ -205,8 +222,8 @@ impl Committer {
             .await
     }
 
-    /// Waits until the batch survives the death of this process. Without a journal that means [`Self::durable`], and so it does while a
-    /// journal fails.
+    /// Waits until the batch survives the death of this process. Without a journal that means
+    /// [`Self::durable`], and so it does while a journal fails.
     pub async fn applied(&self, ticket: Ticket) -> Result<(), FsError> {
         if !self.shared.journaled {
             return self.durable(ticket).await;
@@ -217,7 +234,8 @@ impl Committer {
         self.shared.reached(&self.shared.applied, ticket, "the journal").await
     }
 
-    /// Waits until the batch is in the object store, starting a flush if none will cover it: one flush in flight, waiters join the next (R17).
+    /// Waits until the batch is in the object store, starting a flush if none will cover it: one
+    /// flush in flight, waiters join the next (R17).
     pub async fn durable(&self, ticket: Ticket) -> Result<(), FsError> {
         if *self.shared.durable.borrow() >= ticket.0 {
             return self.shared.check();
@@ -232,7 +250,8 @@ impl Committer {
         self.shared.state.lock().last()
     }
 
-    /// Whether a batch is not durable yet: the owner calls [`Self::durable`] with [`Self::last`] within its flush interval.
+    /// Whether a batch is not durable yet: the owner calls [`Self::durable`] with [`Self::last`]
+    /// within its flush interval.
     pub fn is_dirty(&self) -> bool {
         self.last().0 > *self.shared.durable.borrow()
     }
@@ -247,8 +266,9 @@ impl Committer {
         self.shared.db.epoch()
     }
 
-    /// An inode number never given out before in this epoch (R7), and its generation: the epoch in the upper half, a counter in the lower.
-    /// The number may have been given out in an earlier epoch that was lost with its node; the generation is new all the same.
+    /// An inode number never given out before in this epoch (R7), and its generation: the epoch in
+    /// the upper half, a counter in the lower. The number may have been given out in an earlier
+    /// epoch that was lost with its node; the generation is new all the same.
     pub fn new_inode(&self) -> Result<(InodeNo, u64), FsError> {
         let ino = InodeNo(self.shared.next_inode.fetch_add(1, Ordering::Relaxed));
         if ino > InodeNo::MAX {
@@ -281,20 +301,23 @@ impl Committer {
         self.shared.state.lock().open_packs()
     }
 
-    /// From now on the first reference into a pack is refused unless `is_unsettled` says that this opening stored it and has not settled it
-    /// (R10). It is called under the committer's lock and must not call back.
+    /// From now on the first reference into a pack is refused unless `is_unsettled` says that this
+    /// opening stored it and has not settled it (R10). It is called under the committer's lock and
+    /// must not call back.
     pub fn refer_only_to(&self, is_unsettled: Arc<dyn Fn(PackId) -> bool + Send + Sync>) {
         self.shared.state.lock().refer_only_to(is_unsettled);
     }
 
-    /// As long as the answer lives, batches may refer to these packs (R10). They are those of a snapshot that is pinned in the catalog until
-    /// every such batch is durable: the caller's promise.
+    /// As long as the answer lives, batches may refer to these packs (R10). They are those of a
+    /// snapshot that is pinned in the catalog until every such batch is durable: the caller's
+    /// promise.
     pub fn pin(&self, packs: HashSet<PackId>) -> Pin {
         let pin = self.shared.state.lock().pin(Arc::new(packs));
         Pin { shared: self.shared.clone(), pin }
     }
 
-    /// Takes no references to chunks of these packs from now on that are not in use already (R12). The flag counts once the ticket is durable.
+    /// Takes no references to chunks of these packs from now on that are not in use already (R12).
+    /// The flag counts once the ticket is durable.
     pub fn seal(&self, packs: &[PackId]) -> Result<Ticket, FsError> {
         self.shared.state.lock().seal(packs);
         self.submit(Batch::default())
@@ -335,7 +358,8 @@ impl Committer {
         self.shared.write_verifier
     }
 
-    /// Whether this is still the owner's database; asks the store. [`FsError::Fenced`] stops the committer.
+    /// Whether this is still the owner's database; asks the store. [`FsError::Fenced`] stops the
+    /// committer.
     pub async fn verify_owner(&self) -> Result<(), FsError> {
         let verified = self.shared.db.verify_owner().await;
         if let Err(FsError::Fenced) = verified {
@@ -404,8 +428,9 @@ impl Shared {
         self.stopped.borrow().clone().map_or(Ok(()), Err)
     }
 
-    /// Has a flush cover the ticket. One that is not in SlateDB's memory yet is left to the drain task, which looks at what is wanted after
-    /// each write: waking the flush task for nothing would cost more than the rest of the call.
+    /// Has a flush cover the ticket. One that is not in SlateDB's memory yet is left to the drain
+    /// task, which looks at what is wanted after each write: waking the flush task for nothing
+    /// would cost more than the rest of the call.
     fn want_durable(&self, ticket: Ticket) {
         self.wanted.fetch_max(ticket.0, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -414,13 +439,22 @@ impl Shared {
         }
     }
 
-    /// Waits for `progress` to reach the ticket, the committer to stop, or the time limit. A stop wins over everything.
-    async fn reached(&self, progress: &watch::Sender<u64>, ticket: Ticket, what: &str) -> Result<(), FsError> {
+    /// Waits for `progress` to reach the ticket, the committer to stop, or the time limit. A stop
+    /// wins over everything.
+    async fn reached(
+        &self,
+        progress: &watch::Sender<u64>,
+        ticket: Ticket,
+        what: &str,
+    ) -> Result<(), FsError> {
         if *progress.borrow() >= ticket.0 {
             return self.check();
         }
         let mut progress = progress.subscribe();
-        self.wait(what, async { progress.wait_for(|reached| *reached >= ticket.0).await.map(drop).unwrap_or(()) }).await
+        self.wait(what, async {
+            progress.wait_for(|reached| *reached >= ticket.0).await.map(drop).unwrap_or(())
+        })
+        .await
     }
 
     async fn wait(&self, what: &str, done: impl Future<Output = ()>) -> Result<(), FsError> {

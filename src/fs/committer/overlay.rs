@@ -30,7 +30,11 @@ impl Overlay {
     /// At most `limit` pending rows.
     pub fn range(&self, from: &Bytes, to: &Bytes, limit: usize) -> Pending {
         let mut range = self.rows.range::<Bytes, _>((Bound::Included(from), Bound::Excluded(to)));
-        let rows = range.by_ref().take(limit).map(|(key, (_, value))| (key.clone(), value.clone())).collect();
+        let rows = range
+            .by_ref()
+            .take(limit)
+            .map(|(key, (_, value))| (key.clone(), value.clone()))
+            .collect();
         Pending { rows, until: range.next().map(|(key, _)| key.clone()) }
     }
 

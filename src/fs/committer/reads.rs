@@ -9,7 +9,8 @@ impl Committer {
     /// A row as of the last submitted batch.
     pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, FsError> {
         let pending = self.shared.state.lock().pending(key);
-        // A row leaves the overlay only after SlateDB has it, so a row that is not pending is at least as new there.
+        // A row leaves the overlay only after SlateDB has it, so a row that is not pending is at
+        // least as new there.
         match pending {
             Some(value) => Ok(value),
             None => self.shared.db.get(key).await,
@@ -17,7 +18,12 @@ impl Committer {
     }
 
     /// Rows of `from..to` as of the last batch submitted before the call or later, at most `limit`.
-    pub async fn scan(&self, from: Bytes, to: Bytes, limit: usize) -> Result<Vec<(Bytes, Bytes)>, FsError> {
+    pub async fn scan(
+        &self,
+        from: Bytes,
+        to: Bytes,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, FsError> {
         let mut found = Vec::new();
         let mut from = from;
         while found.len() < limit && from < to {
@@ -30,7 +36,8 @@ impl Committer {
         Ok(found)
     }
 
-    /// One part of a scan, as of one moment. Answers where the next part begins, if `found` is not full and the range has more.
+    /// One part of a scan, as of one moment. Answers where the next part begins, if `found` is not
+    /// full and the range has more.
     async fn scan_part(
         &self,
         from: &Bytes,
@@ -39,7 +46,8 @@ impl Committer {
         found: &mut Vec<(Bytes, Bytes)>,
     ) -> Result<Option<Bytes>, FsError> {
         let want = limit - found.len();
-        // Taken together under the mutex, the view and the pending rows are one moment: the drain task removes pending rows under it.
+        // Taken together under the mutex, the view and the pending rows are one moment: the drain
+        // task removes pending rows under it.
         let (pending, view) = {
             let state = self.shared.state.lock();
             let pending = state.pending_range(from, to, want);
@@ -49,7 +57,9 @@ impl Committer {
         let to = pending.until.clone().unwrap_or_else(|| to.clone());
         // A pending row can hide one stored row at most.
         let stored = match view {
-            Some(view) => view.scan(from.clone(), to, want.saturating_add(pending.rows.len())).await?,
+            Some(view) => {
+                view.scan(from.clone(), to, want.saturating_add(pending.rows.len())).await?
+            }
             None => self.shared.db.scan(from.clone(), to, want).await?,
         };
         let until = pending.until.clone();
@@ -59,7 +69,12 @@ impl Committer {
 }
 
 /// Appends stored rows and what is pending over them, until `found` has `limit` rows.
-fn merge(stored: Vec<(Bytes, Bytes)>, pending: Pending, limit: usize, found: &mut Vec<(Bytes, Bytes)>) {
+fn merge(
+    stored: Vec<(Bytes, Bytes)>,
+    pending: Pending,
+    limit: usize,
+    found: &mut Vec<(Bytes, Bytes)>,
+) {
     let mut stored = stored.into_iter().peekable();
     let mut pending = pending.rows.into_iter().peekable();
     while found.len() < limit {
@@ -92,8 +107,10 @@ mod tests {
     #[test]
     fn pending_rows_replace_hide_and_add() {
         let stored = vec![(b(1), b(10)), (b(2), b(20)), (b(4), b(40))];
-        let pending =
-            Pending { rows: vec![(b(0), Some(b(5))), (b(2), None), (b(4), Some(b(41))), (b(6), Some(b(60)))], until: None };
+        let pending = Pending {
+            rows: vec![(b(0), Some(b(5))), (b(2), None), (b(4), Some(b(41))), (b(6), Some(b(60)))],
+            until: None,
+        };
         let mut found = Vec::new();
         merge(stored, pending, 10, &mut found);
         assert_eq!(found, vec![(b(0), b(5)), (b(1), b(10)), (b(4), b(41)), (b(6), b(60))]);

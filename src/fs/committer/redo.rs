@@ -1,8 +1,9 @@
 //! The journal as the committer uses it, and doing without when it fails.
 //!
-//! Who waits for [`Committer::applied`](super::Committer::applied) appends what is queued itself, if nobody else is at it: one write(2) then
-//! stands between the call and its answer, and no task has to be woken and waited for. The drain task appends what is left, before SlateDB
-//! gets it. Both go through [`Shared::redo`], in the order of the queue.
+//! Who waits for [`Committer::applied`](super::Committer::applied) appends what is queued itself,
+//! if nobody else is at it: one write(2) then stands between the call and its answer, and no task
+//! has to be woken and waited for. The drain task appends what is left, before SlateDB gets it.
+//! Both go through [`Shared::redo`], in the order of the queue.
 
 use super::state::{Group, Queued};
 use super::{Shared, Ticket, closed};
@@ -13,8 +14,8 @@ use std::sync::atomic::Ordering;
 /// A dataset's journal, if its owner has one.
 pub(super) struct Redo {
     journal: Option<Journal>,
-    /// Nothing is appended: a record after a gap could not be replayed. What was appended before stays good, because the store's state is a
-    /// prefix of the order too.
+    /// Nothing is appended: a record after a gap could not be replayed. What was appended before
+    /// stays good, because the store's state is a prefix of the order too.
     failed: bool,
     /// The last batch in the journal; after it comes the next one.
     logged: u64,
@@ -44,8 +45,8 @@ impl Redo {
         self.journal.map_or(Ok(()), Journal::remove)
     }
 
-    /// Appends what is queued and not logged yet. `false`: that is left to the drain task, because it has batches that come before, or because
-    /// the journal is full or failing.
+    /// Appends what is queued and not logged yet. `false`: that is left to the drain task, because
+    /// it has batches that come before, or because the journal is full or failing.
     fn log_queued(&mut self, shared: &Shared) -> bool {
         let Some(journal) = self.journal.as_mut().filter(|_| !self.failed) else { return false };
         let durable = *shared.durable.borrow();
@@ -77,7 +78,9 @@ impl Redo {
         if self.failed && !self.restarted(shared, group) {
             return Logged::Failing;
         }
-        let (Some(journal), left) = (&mut self.journal, group.after(self.logged)) else { return Logged::Done };
+        let (Some(journal), left) = (&mut self.journal, group.after(self.logged)) else {
+            return Logged::Done;
+        };
         let durable = *shared.durable.borrow();
         match journal.append(&records(shared, left), durable) {
             Ok(Appended::Done) => {
@@ -98,14 +101,19 @@ impl Redo {
 
     fn fails(&mut self, error: &FsError) {
         if !std::mem::replace(&mut self.failed, true) {
-            tracing::warn!(%error, "the journal cannot be written: every change waits for the object store until it can; free space on the node");
+            tracing::warn!(
+                %error,
+                "the journal cannot be written: every change waits for the object store until it \
+                 can; free space on the node"
+            );
         }
     }
 
     /// Tries a failed journal again, empty, once the store has everything before the group.
     fn restarted(&mut self, shared: &Shared, group: &Group) -> bool {
         let first = group.batches.first().map_or(group.last, |queued| queued.seq);
-        let restarted = *shared.durable.borrow() + 1 >= first && self.journal.as_mut().is_some_and(|j| j.restart(first).is_ok());
+        let restarted = *shared.durable.borrow() + 1 >= first
+            && self.journal.as_mut().is_some_and(|j| j.restart(first).is_ok());
         if restarted {
             self.logged = first - 1;
         }
@@ -115,7 +123,8 @@ impl Redo {
 
 fn records<'a>(shared: &Shared, batches: &'a [Queued]) -> Vec<RecordRef<'a>> {
     // Read after the batches were submitted: at least what they use.
-    let (next_inode, next_data) = (shared.next_inode.load(Ordering::Relaxed), shared.next_data.load(Ordering::Relaxed));
+    let (next_inode, next_data) =
+        (shared.next_inode.load(Ordering::Relaxed), shared.next_data.load(Ordering::Relaxed));
     let record = |queued: &'a Queued| RecordRef {
         seq: queued.seq,
         next_inode,
@@ -132,7 +141,9 @@ fn records<'a>(shared: &Shared, batches: &'a [Queued]) -> Vec<RecordRef<'a>> {
 impl Shared {
     /// Logs what is queued, if that can be done at once; the drain task does the rest.
     pub(super) async fn log_now(&self) -> Result<(), FsError> {
-        self.step("fs.journal.before-append").await.inspect_err(|error| self.stop(error.clone()))?;
+        self.step("fs.journal.before-append")
+            .await
+            .inspect_err(|error| self.stop(error.clone()))?;
         if self.step("fs.journal.disk").await.is_err() || !self.log_if_free() {
             return Ok(());
         }
@@ -140,11 +151,14 @@ impl Shared {
     }
 
     fn log_if_free(&self) -> bool {
-        self.redo.try_lock().is_some_and(|mut redo| redo.as_mut().is_some_and(|redo| redo.log_queued(self)))
+        self.redo
+            .try_lock()
+            .is_some_and(|mut redo| redo.as_mut().is_some_and(|redo| redo.log_queued(self)))
     }
 
-    /// Logs a group that SlateDB gets next; `applied` when it returns, unless the journal fails. While the journal is full this waits for the
-    /// store, and so does everyone behind it: that is what `sync=always` would do.
+    /// Logs a group that SlateDB gets next; `applied` when it returns, unless the journal fails.
+    /// While the journal is full this waits for the store, and so does everyone behind it: that is
+    /// what `sync=always` would do.
     pub(super) async fn log(&self, group: &Group) -> Result<(), FsError> {
         if !self.journaled {
             return Ok(());

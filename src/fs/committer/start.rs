@@ -1,9 +1,11 @@
 //! Taking over a database: what it holds, the journal's replay, the new epoch.
 //!
 //! 1. Opening the database has fenced every earlier owner.
-//! 2. The journal is replayed if it is this database's and of the epoch in `S`, and flushed. An owner between then and now would have raised
-//!    the epoch in `S` before anything else, so equal epochs mean that nothing was written in between (R16).
-//! 3. The new epoch enters `S` and is flushed. Only then is anything accepted, and only then may the old epoch's unsettled packs go (R9).
+//! 2. The journal is replayed if it is this database's and of the epoch in `S`, and flushed. An
+//!    owner between then and now would have raised the epoch in `S` before anything else, so equal
+//!    epochs mean that nothing was written in between (R16).
+//! 3. The new epoch enters `S` and is flushed. Only then is anything accepted, and only then may
+//!    the old epoch's unsettled packs go (R9).
 //!
 //! A crash between the steps repeats them: replay skips what `S` already contains.
 //!
@@ -50,9 +52,10 @@ pub(super) fn first_superblock(name_key: [u8; 16]) -> Superblock {
 }
 
 impl Committer {
-    /// Takes over an open database: writes the first superblock if it is new; replays the journal if it is this database's and of its last epoch, then
-    /// raises the epoch in `S`. `journal`: the node's file for this dataset; without one, [`Self::applied`] waits as [`Self::durable`] does.
-    /// `settled` tells the packer's settled pack when a superblock is written.
+    /// Takes over an open database: writes the first superblock if it is new; replays the journal
+    /// if it is this database's and of its last epoch, then raises the epoch in `S`. `journal`: the
+    /// node's file for this dataset; without one, [`Self::applied`] waits as [`Self::durable`]
+    /// does. `settled` tells the packer's settled pack when a superblock is written.
     pub async fn start(
         db: Database,
         journal: Option<&Path>,
@@ -67,7 +70,11 @@ impl Committer {
         let mut state = State::new(superblock, read_usage(&db).await?);
         if let Some(locked) = &locked {
             let superblock = state.superblock();
-            let records = locked.recover(db.incarnation(), Epoch(superblock.writer_epoch), superblock.batch_seq)?;
+            let records = locked.recover(
+                db.incarnation(),
+                Epoch(superblock.writer_epoch),
+                superblock.batch_seq,
+            )?;
             step(&failpoints, "fs.commit.before-replay").await?;
             replay(&db, &mut state, records).await?;
             step(&failpoints, "fs.commit.after-replay").await?;
@@ -129,25 +136,32 @@ pub async fn void_journals(place: &DbPlace, expected: Epoch) -> Result<Epoch, Fs
     Ok(db.epoch())
 }
 
-/// The journal's lock; `None` where the disk takes no new journal. One that is there and cannot be opened may hold what was acknowledged.
+/// The journal's lock; `None` where the disk takes no new journal. One that is there and cannot be
+/// opened may hold what was acknowledged.
 fn lock(base: &Path) -> Result<Option<Locked>, FsError> {
     match Locked::lock(base) {
         Ok(locked) => Ok(Some(locked)),
         Err(error @ FsError::Internal(_)) if !journal::exists(base) => {
-            tracing::warn!(%error, "no journal can be made: while this volume is open every change waits for the object store; free space on the node");
+            tracing::warn!(
+                %error,
+                "no journal can be made: while this volume is open every change waits for the \
+                 object store; free space on the node"
+            );
             Ok(None)
         }
         Err(error) => Err(error),
     }
 }
 
-/// The journal of this opening, unless the disk has no room for it: a full disk must not keep a volume from its pods. An older epoch's records
-/// may stay on the disk; they are never replayed again (R16).
+/// The journal of this opening, unless the disk has no room for it: a full disk must not keep a
+/// volume from its pods. An older epoch's records may stay on the disk; they are never replayed
+/// again (R16).
 fn begin(locked: Locked, db: &Database, first: u64) -> Option<Journal> {
     let begun = locked.begin(db.incarnation(), db.epoch(), first);
     if let Err(error) = &begun {
         tracing::warn!(%error, incarnation = %db.incarnation(),
-            "the journal cannot be begun: while this volume is open every change waits for the object store; free space on the node");
+            "the journal cannot be begun: while this volume is open every change waits for the \
+             object store; free space on the node");
     }
     begun.ok()
 }
@@ -155,22 +169,38 @@ fn begin(locked: Locked, db: &Database, first: u64) -> Option<Journal> {
 /// Bytes of replayed batches that are written together.
 const REPLAY_BYTES: usize = 8 << 20;
 
-/// Does the batches again that the store does not have, and waits until it has them. The epoch in `S` stays what it was.
+/// Does the batches again that the store does not have, and waits until it has them. The epoch in
+/// `S` stays what it was.
 async fn replay(db: &Database, state: &mut State, records: Vec<Record>) -> Result<(), FsError> {
     let Some(last) = records.last().map(|record| record.seq) else { return Ok(()) };
-    tracing::info!(batches = records.len(), last, incarnation = %db.incarnation(), "replaying the journal");
-    let (creator, epoch, settled) = (db.incarnation(), state.superblock().writer_epoch, state.superblock().settled);
-    let is_settled = |pack: &PackId| (pack.creator, pack.epoch.0) != (creator, epoch) || pack.seq <= settled;
+    tracing::info!(
+        batches = records.len(),
+        last,
+        incarnation = %db.incarnation(),
+        "replaying the journal"
+    );
+    let (creator, epoch, settled) =
+        (db.incarnation(), state.superblock().writer_epoch, state.superblock().settled);
+    let is_settled =
+        |pack: &PackId| (pack.creator, pack.epoch.0) != (creator, epoch) || pack.seq <= settled;
     let mut marks = Marks { next_inode: 0, next_data: 0, settled: 0 };
     for record in records {
         let Record { seq, next_inode, next_data, rows, refs, inodes, allocated, fs_group } = record;
         marks.next_inode = marks.next_inode.max(next_inode);
         marks.next_data = marks.next_data.max(next_data);
         // What came back by a pin came back sealed.
-        let back: Vec<PackId> = refs.iter().map(|(pack, _)| *pack).filter(|p| is_settled(p) && state.usage(*p).refs == 0).collect();
-        let done = state.submit(Batch { rows, refs, fresh: vec![], inodes, allocated, fs_group })?;
+        let back: Vec<PackId> = refs
+            .iter()
+            .map(|(pack, _)| *pack)
+            .filter(|p| is_settled(p) && state.usage(*p).refs == 0)
+            .collect();
+        let done =
+            state.submit(Batch { rows, refs, fresh: vec![], inodes, allocated, fs_group })?;
         if done.0 != seq {
-            return Err(FsError::Corrupt(format!("journal batch {seq} where batch {} belongs", done.0)));
+            return Err(FsError::Corrupt(format!(
+                "journal batch {seq} where batch {} belongs",
+                done.0
+            )));
         }
         state.seal(&back);
         if seq == last || state.queue_bytes() >= REPLAY_BYTES {
@@ -186,7 +216,9 @@ async fn replay(db: &Database, state: &mut State, records: Vec<Record>) -> Resul
 async fn raise_epoch(db: &Database, state: &mut State) -> Result<(), FsError> {
     state.raise_epoch(db.epoch().0);
     state.submit(Batch::default())?;
-    let Some(group) = state.take(Marks { next_inode: 0, next_data: 0, settled: 0 }) else { return Ok(()) };
+    let Some(group) = state.take(Marks { next_inode: 0, next_data: 0, settled: 0 }) else {
+        return Ok(());
+    };
     db.write(group.ops()).await?;
     db.flush().await?;
     state.written(&group);
@@ -201,7 +233,12 @@ async fn read_usage(db: &Database) -> Result<HashMap<PackId, Usage>, FsError> {
         for (row_key, row) in &rows {
             match Key::parse(row_key) {
                 Some(Key::Usage(pack)) => usage.insert(pack, Usage::decode(row)?),
-                _ => return Err(FsError::Corrupt(format!("a key of {} bytes among the pack usages", row_key.len()))),
+                _ => {
+                    return Err(FsError::Corrupt(format!(
+                        "a key of {} bytes among the pack usages",
+                        row_key.len()
+                    )));
+                }
             };
         }
         match rows.last() {

@@ -1,4 +1,5 @@
-//! What a submit changes: order, pending rows, `U` and `S`. Pure; the committer keeps it under its one short mutex.
+//! What a submit changes: order, pending rows, `U` and `S`. Pure; the committer keeps it under its
+//! one short mutex.
 
 use super::overlay::{Overlay, Pending};
 use super::{Batch, QUEUE_BYTES_MAX, Ticket, Totals};
@@ -12,7 +13,8 @@ use std::sync::Arc;
 
 /// The state as of the last submitted batch.
 ///
-/// `usage` holds one entry for each pack that the dataset refers to: about 100 bytes a pack, so 3 MiB for a TiB in packs of 32 MiB.
+/// `usage` holds one entry for each pack that the dataset refers to: about 100 bytes a pack, so 3
+/// MiB for a TiB in packs of 32 MiB.
 pub(super) struct State {
     stopped: Option<FsError>,
     /// The last batch is in the queue.
@@ -25,7 +27,8 @@ pub(super) struct State {
     queue: Vec<Queued>,
     /// Bytes of queued batches, and of those that are being written.
     queue_bytes: usize,
-    /// Says of a pack without references whether this opening stored it and has not settled it (R10).
+    /// Says of a pack without references whether this opening stored it and has not settled it
+    /// (R10).
     is_unsettled: Option<PackCheck>,
     /// Packs of snapshots that are pinned in the catalog (R10), by pin.
     pins: Vec<(u64, Arc<HashSet<PackId>>)>,
@@ -182,8 +185,12 @@ impl State {
                 return Err(TAKES_NONE);
             }
             let refs = usage.refs.checked_add_signed(delta);
-            let refs =
-                refs.ok_or_else(|| FsError::Corrupt(format!("pack {pack}: {} references changed by {delta}", usage.refs)))?;
+            let refs = refs.ok_or_else(|| {
+                FsError::Corrupt(format!(
+                    "pack {pack}: {} references changed by {delta}",
+                    usage.refs
+                ))
+            })?;
             Ok((pack, Usage { refs, sealed: usage.sealed || comes_back }))
         };
         deltas.into_iter().map(after).collect()
@@ -195,8 +202,9 @@ impl State {
         !usage.sealed && self.may_begin(pack, usage)
     }
 
-    /// Whether a first reference may be of any kind. A settled pack to which the dataset refers to nothing may be rewritten without asking it:
-    /// by way of a pinned snapshot it comes back sealed, because nothing of it can be relied on but what that snapshot uses (R12).
+    /// Whether a first reference may be of any kind. A settled pack to which the dataset refers to
+    /// nothing may be rewritten without asking it: by way of a pinned snapshot it comes back
+    /// sealed, because nothing of it can be relied on but what that snapshot uses (R12).
     fn may_begin(&self, pack: PackId, usage: Usage) -> bool {
         usage.refs > 0 || self.is_unsettled.as_ref().is_none_or(|is_unsettled| is_unsettled(pack))
     }
@@ -228,20 +236,28 @@ impl State {
         superblock.settled = superblock.settled.max(marks.settled);
         let superblock = superblock.clone();
         let touched = std::mem::take(&mut self.touched);
-        let usage = touched.into_iter().map(|pack| (key::usage(pack), self.usage.get(&pack).map(Row::encode))).collect();
+        let usage = touched
+            .into_iter()
+            .map(|pack| (key::usage(pack), self.usage.get(&pack).map(Row::encode)))
+            .collect();
         let bytes = batches.iter().map(|queued| queued.batch.bytes()).sum();
         Some(Group { batches, last, bytes, superblock, usage })
     }
 
     /// Queued batches after `seq`; none if batches between the two were taken from the queue.
     pub fn queued_after(&self, seq: u64) -> &[Queued] {
-        let skipped = self.queue.first().and_then(|first| (seq + 1).checked_sub(first.seq)).and_then(|n| usize::try_from(n).ok());
+        let skipped = self
+            .queue
+            .first()
+            .and_then(|first| (seq + 1).checked_sub(first.seq))
+            .and_then(|n| usize::try_from(n).ok());
         skipped.and_then(|skipped| self.queue.get(skipped..)).unwrap_or_default()
     }
 
     /// The group has reached SlateDB.
     pub fn written(&mut self, group: &Group) {
-        let keys = group.batches.iter().flat_map(|queued| queued.batch.rows.iter().map(|(key, _)| key));
+        let keys =
+            group.batches.iter().flat_map(|queued| queued.batch.rows.iter().map(|(key, _)| key));
         self.overlay.written(group.last, keys);
         self.queue_bytes = self.queue_bytes.saturating_sub(group.bytes);
     }
@@ -274,13 +290,15 @@ impl Group {
     /// The rows of the one SlateDB write: where batches set one row several times, in order.
     pub fn ops(&self) -> Ops {
         let rows = self.batches.iter().flat_map(|queued| queued.batch.rows.iter().cloned());
-        let own = self.usage.iter().cloned().chain([(key::superblock(), Some(self.superblock.encode()))]);
+        let own =
+            self.usage.iter().cloned().chain([(key::superblock(), Some(self.superblock.encode()))]);
         rows.chain(own).collect()
     }
 }
 
 fn count(what: &str, now: u64, delta: i64) -> Result<u64, FsError> {
-    now.checked_add_signed(delta).ok_or_else(|| FsError::Corrupt(format!("{what}: {now} changed by {delta}")))
+    now.checked_add_signed(delta)
+        .ok_or_else(|| FsError::Corrupt(format!("{what}: {now} changed by {delta}")))
 }
 
 #[cfg(test)]
@@ -308,13 +326,33 @@ mod tests {
     fn a_group_holds_rows_counts_and_superblock() {
         let mut state = state();
         let row = |v: u8| (Bytes::from_static(b"Ikey"), Some(Bytes::copy_from_slice(&[v])));
-        state.submit(Batch { rows: vec![row(1)], refs: vec![(pack(1), 2), (pack(1), 1)], inodes: 1, ..Batch::default() }).unwrap();
-        state.submit(Batch { rows: vec![row(2)], refs: vec![(pack(1), -3)], allocated: 10, ..Batch::default() }).unwrap();
+        state
+            .submit(Batch {
+                rows: vec![row(1)],
+                refs: vec![(pack(1), 2), (pack(1), 1)],
+                inodes: 1,
+                ..Batch::default()
+            })
+            .unwrap();
+        state
+            .submit(Batch {
+                rows: vec![row(2)],
+                refs: vec![(pack(1), -3)],
+                allocated: 10,
+                ..Batch::default()
+            })
+            .unwrap();
         assert_eq!(state.pending(b"Ikey"), Some(Some(Bytes::from_static(&[2]))));
         let group = state.take(marks()).unwrap();
         assert_eq!((group.batches.len(), group.last), (2, 2));
-        assert_eq!((group.superblock.inodes, group.superblock.allocated, group.superblock.batch_seq), (1, 10, 2));
-        assert_eq!((group.superblock.next_inode, group.superblock.next_data, group.superblock.settled), (9, 8, 3));
+        assert_eq!(
+            (group.superblock.inodes, group.superblock.allocated, group.superblock.batch_seq),
+            (1, 10, 2)
+        );
+        assert_eq!(
+            (group.superblock.next_inode, group.superblock.next_data, group.superblock.settled),
+            (9, 8, 3)
+        );
         let ops = group.ops();
         assert_eq!(ops.len(), 4);
         assert!(ops.contains(&(key::usage(pack(1)), None)));
@@ -348,8 +386,13 @@ mod tests {
         let found = Batch { refs: vec![(pack(1), 1)], fresh: vec![pack(1)], ..Batch::default() };
         assert!(matches!(state.submit(found), Err(FsError::Busy(_))));
         let exchanged = Batch { fresh: vec![pack(1)], ..Batch::default() };
-        assert!(matches!(state.submit(exchanged), Err(FsError::Busy(_))), "one chunk of it for another");
-        state.submit(Batch { refs: vec![(pack(1), 1)], ..Batch::default() }).expect("a chunk that was cut in two");
+        assert!(
+            matches!(state.submit(exchanged), Err(FsError::Busy(_))),
+            "one chunk of it for another"
+        );
+        state
+            .submit(Batch { refs: vec![(pack(1), 1)], ..Batch::default() })
+            .expect("a chunk that was cut in two");
         state.submit(Batch { refs: vec![(pack(1), -2)], ..Batch::default() }).unwrap();
         assert_eq!(state.usage(pack(1)), Usage { refs: 1, sealed: true });
         assert_eq!(state.usage(pack(2)), Usage::default());
@@ -365,7 +408,10 @@ mod tests {
         state.refer_only_to(Arc::new(|_| false));
         state.submit(one(1, 1)).unwrap();
         state.submit(one(1, -2)).unwrap();
-        assert!(matches!(state.submit(one(1, 1)), Err(FsError::Busy(_))), "what was given up is never referred to again");
+        assert!(
+            matches!(state.submit(one(1, 1)), Err(FsError::Busy(_))),
+            "what was given up is never referred to again"
+        );
         let pin = state.pin(Arc::new([pack(2)].into()));
         state.submit(one(2, 1)).expect("a pack of a pinned snapshot");
         state.submit(one(2, -1)).unwrap();
@@ -376,14 +422,21 @@ mod tests {
     #[test]
     fn what_comes_back_by_a_pin_is_sealed() {
         let mut state = state();
-        let fresh = |n: u64| Batch { refs: vec![(pack(n), 1)], fresh: vec![pack(n)], ..Batch::default() };
+        let fresh =
+            |n: u64| Batch { refs: vec![(pack(n), 1)], fresh: vec![pack(n)], ..Batch::default() };
         let refs = |n: u64, delta: i64| Batch { refs: vec![(pack(n), delta)], ..Batch::default() };
         state.refer_only_to(Arc::new(|asked| asked == pack(1)));
         let _pin = state.pin(Arc::new([pack(1), pack(2)].into()));
-        assert!(matches!(state.submit(fresh(2)), Err(FsError::Busy(_))), "found before it was given up");
+        assert!(
+            matches!(state.submit(fresh(2)), Err(FsError::Busy(_))),
+            "found before it was given up"
+        );
         state.submit(refs(1, 1)).unwrap();
         state.submit(fresh(1)).expect("it is not settled");
-        assert_eq!((state.usage(pack(1)), state.usage(pack(2))), (Usage { refs: 2, sealed: false }, Usage::default()));
+        assert_eq!(
+            (state.usage(pack(1)), state.usage(pack(2))),
+            (Usage { refs: 2, sealed: false }, Usage::default())
+        );
         for _ in 0..2 {
             state.submit(refs(2, 2)).unwrap();
             assert_eq!(state.usage(pack(2)), Usage { refs: 2, sealed: true });
@@ -402,12 +455,21 @@ mod tests {
         for _ in 0..3 {
             state.submit(Batch::default()).unwrap();
         }
-        let after = |state: &State, seq| state.queued_after(seq).iter().map(|queued| queued.seq).collect::<Vec<_>>();
-        assert_eq!((after(&state, 0), after(&state, 2), after(&state, 3)), (vec![1, 2, 3], vec![3], vec![]));
+        let after = |state: &State, seq| {
+            state.queued_after(seq).iter().map(|queued| queued.seq).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (after(&state, 0), after(&state, 2), after(&state, 3)),
+            (vec![1, 2, 3], vec![3], vec![])
+        );
         let group = state.take(marks()).unwrap();
         assert_eq!(group.after(1).iter().map(|queued| queued.seq).collect::<Vec<_>>(), [2, 3]);
         state.submit(Batch::default()).unwrap();
-        assert_eq!((after(&state, 1), after(&state, 3)), (vec![], vec![4]), "batches 2 and 3 are being written and come first");
+        assert_eq!(
+            (after(&state, 1), after(&state, 3)),
+            (vec![], vec![4]),
+            "batches 2 and 3 are being written and come first"
+        );
     }
 
     #[test]

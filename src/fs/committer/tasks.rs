@@ -19,7 +19,11 @@ pub(super) struct Tasks {
 impl Tasks {
     pub fn start(shared: &Arc<Shared>) -> Self {
         let task = || shared.clone();
-        Self { drain: tokio::spawn(drain(task())), flush: tokio::spawn(flush(task())), watch: tokio::spawn(watch(task())) }
+        Self {
+            drain: tokio::spawn(drain(task())),
+            flush: tokio::spawn(flush(task())),
+            watch: tokio::spawn(watch(task())),
+        }
     }
 
     async fn ended(self) {
@@ -47,7 +51,8 @@ async fn watch(shared: Arc<Shared>) {
     }
 }
 
-/// Writes what is queued, all that is queued at a time: batches that came while one group was being written are the next.
+/// Writes what is queued, all that is queued at a time: batches that came while one group was being
+/// written are the next.
 async fn drain(shared: Arc<Shared>) {
     let mut stopped = shared.stopped.subscribe();
     loop {
@@ -91,7 +96,8 @@ async fn flush_until_error(shared: &Shared) -> FsError {
 
 impl Shared {
     fn take(&self) -> Option<Group> {
-        // Before the queue is taken: what is settled by now was submitted by now, so it is in this group or an earlier one (R9).
+        // Before the queue is taken: what is settled by now was submitted by now, so it is in this
+        // group or an earlier one (R9).
         let settled = (self.settled)();
         let mut state = self.state.lock();
         state.take(Marks {
@@ -107,7 +113,8 @@ impl Shared {
             tokio::select! {
                 // The drain task tells.
                 () = self.due.notified() => {}
-                // What is wanted is behind a full journal, which has room again when what was written before is durable.
+                // What is wanted is behind a full journal, which has room again when what was
+                // written before is durable.
                 () = self.room.notified() => return,
             }
         }
@@ -154,8 +161,9 @@ impl Shared {
 }
 
 impl Committer {
-    /// Stops at once and writes nothing more, as the death of the process would: for an owner that lost its dataset. What was applied stays
-    /// in the journal. Returns when nothing of this committer runs any more.
+    /// Stops at once and writes nothing more, as the death of the process would: for an owner that
+    /// lost its dataset. What was applied stays in the journal. Returns when nothing of this
+    /// committer runs any more.
     pub async fn abandon(&self) {
         self.shared.stop(closed());
         let tasks = self.tasks.lock().take();
@@ -171,15 +179,16 @@ impl Committer {
         self.shared.db.rolled().await
     }
 
-    /// As [`Self::abandon`], and lets go of the database: another process of this node goes on with it. The journal stays for that one,
-    /// which does again what the store does not have (R16).
+    /// As [`Self::abandon`], and lets go of the database: another process of this node goes on with
+    /// it. The journal stays for that one, which does again what the store does not have (R16).
     pub async fn leave(&self) -> Result<(), FsError> {
         self.abandon().await;
         self.shared.db.leave().await
     }
 
-    /// Flushes everything, closes the database, and removes the journal. Batches submitted from now on are refused. After a failure it may be
-    /// repeated, unless the committer has stopped: an outage of the store must not leave a dataset that can neither be used nor closed (R17).
+    /// Flushes everything, closes the database, and removes the journal. Batches submitted from now
+    /// on are refused. After a failure it may be repeated, unless the committer has stopped: an
+    /// outage of the store must not leave a dataset that can neither be used nor closed (R17).
     pub async fn close(&self) -> Result<(), FsError> {
         let mut closing = self.closing.lock().await;
         if let Closing::Open = *closing {
@@ -208,7 +217,8 @@ impl Committer {
         Ok(self.shared.redo.lock().take())
     }
 
-    /// Whether [`Self::close`] has put everything into the store, and what is left of it only needs repeating.
+    /// Whether [`Self::close`] has put everything into the store, and what is left of it only needs
+    /// repeating.
     pub async fn is_flushed(&self) -> bool {
         matches!(*self.closing.lock().await, Closing::Flushed(_))
     }

@@ -42,7 +42,8 @@ impl Home {
 }
 
 fn row(n: u64, value: u64) -> Batch {
-    let mut batch = Batch { inodes: 1, allocated: 10, refs: vec![(pack(n % 3), 1)], ..Batch::default() };
+    let mut batch =
+        Batch { inodes: 1, allocated: 10, refs: vec![(pack(n % 3), 1)], ..Batch::default() };
     batch.rows.push((key::inode(InodeNo(n)), Some(Bytes::from(value.to_string()))));
     batch
 }
@@ -52,7 +53,11 @@ fn pack(seq: u64) -> PackId {
 }
 
 async fn inodes(committer: &Committer) -> usize {
-    committer.scan(Bytes::from_static(b"I"), Bytes::from_static(b"J"), usize::MAX).await.unwrap().len()
+    committer
+        .scan(Bytes::from_static(b"I"), Bytes::from_static(b"J"), usize::MAX)
+        .await
+        .unwrap()
+        .len()
 }
 
 #[tokio::test]
@@ -118,8 +123,13 @@ async fn scans_merge_what_is_pending() {
             from = key::after(last);
             found.extend(page);
         }
-        let expected: Vec<_> = (3..200).step_by(2).chain([1000]).map(|n| key::inode(InodeNo(n))).collect();
-        assert_eq!(found.into_iter().map(|(k, _)| k).collect::<Vec<_>>(), expected, "pages of {limit}");
+        let expected: Vec<_> =
+            (3..200).step_by(2).chain([1000]).map(|n| key::inode(InodeNo(n))).collect();
+        assert_eq!(
+            found.into_iter().map(|(k, _)| k).collect::<Vec<_>>(),
+            expected,
+            "pages of {limit}"
+        );
     }
 }
 
@@ -162,12 +172,22 @@ async fn a_replay_seals_what_came_back_by_a_pin() {
     let older = PackId { epoch: Epoch(epoch.0 - 1), ..pack(1) };
     let origins = PackId { creator: Incarnation::from_bytes([6; 16]), ..own(9) };
     let refs = |pack: PackId, delta| Batch { refs: vec![(pack, delta)], ..Batch::default() };
-    let committer = Committer::start(db, Some(&home.journal()), Box::new(|| 2), Failpoints::default()).await.unwrap();
+    let committer =
+        Committer::start(db, Some(&home.journal()), Box::new(|| 2), Failpoints::default())
+            .await
+            .unwrap();
     let unsettled = own(3);
     committer.refer_only_to(Arc::new(move |asked| asked == unsettled));
     let pin = committer.pin([own(1), own(2), older, origins].into());
     committer.durable(committer.submit(refs(own(2), 1)).unwrap()).await.unwrap();
-    for batch in [refs(own(1), 1), refs(own(2), -1), refs(own(2), 2), refs(own(3), 1), refs(older, 1), refs(origins, 1)] {
+    for batch in [
+        refs(own(1), 1),
+        refs(own(2), -1),
+        refs(own(2), 2),
+        refs(own(3), 1),
+        refs(older, 1),
+        refs(origins, 1),
+    ] {
         committer.submit(batch).unwrap();
     }
     committer.applied(committer.last()).await.unwrap();
@@ -178,7 +198,11 @@ async fn a_replay_seals_what_came_back_by_a_pin() {
         let again = if replays { home.journaled().await } else { home.plain().await };
         let usage = [own(1), own(2), older, origins, own(3)].map(|pack| again.usage(pack));
         let sealed = |refs| Usage { refs, sealed: true };
-        assert_eq!(usage, [sealed(1), sealed(2), sealed(1), sealed(1), Usage { refs: 1, sealed: false }], "{replays}");
+        assert_eq!(
+            usage,
+            [sealed(1), sealed(2), sealed(1), sealed(1), Usage { refs: 1, sealed: false }],
+            "{replays}"
+        );
         again.abandon().await;
     }
 }
@@ -228,7 +252,9 @@ async fn a_failing_journal_means_waiting_for_the_store() {
     let home = Home::new();
     let db = Database::open(&home.place, None).await.unwrap();
     let failpoints = Failpoints::default();
-    let committer = Committer::start(db, Some(&home.journal()), Box::new(|| 0), failpoints.clone()).await.unwrap();
+    let committer = Committer::start(db, Some(&home.journal()), Box::new(|| 0), failpoints.clone())
+        .await
+        .unwrap();
     committer.applied(committer.submit(row(2, 1)).unwrap()).await.unwrap();
     failpoints.set("fs.journal.disk", "return").unwrap();
     let before = home.place.bucket.requests().put;
@@ -243,7 +269,8 @@ async fn a_failing_journal_means_waiting_for_the_store() {
     assert_eq!(inodes(&home.journaled().await).await, 3);
 }
 
-/// What is wanted durable may be behind a full journal, and the journal has room only when what is before it is durable.
+/// What is wanted durable may be behind a full journal, and the journal has room only when what is
+/// before it is durable.
 #[tokio::test]
 async fn a_full_journal_makes_room_for_who_waits_behind_it() {
     let home = Home::new();
@@ -259,20 +286,25 @@ async fn a_full_journal_makes_room_for_who_waits_behind_it() {
     }
     committer.ready().await.unwrap();
     let behind = committer.submit(large()).unwrap();
-    tokio::time::timeout(Duration::from_secs(30), committer.durable(behind)).await.expect("no deadlock").unwrap();
+    tokio::time::timeout(Duration::from_secs(30), committer.durable(behind))
+        .await
+        .expect("no deadlock")
+        .unwrap();
 }
 
 /// A disk with no room for a journal costs speed, not the volume (R16).
 #[tokio::test]
 async fn without_room_for_a_journal_every_change_waits_for_the_store() {
     let home = Home::new();
-    std::os::unix::fs::symlink("/no/such/folder/segment", home.folder.path().join("journal.0")).unwrap();
+    std::os::unix::fs::symlink("/no/such/folder/segment", home.folder.path().join("journal.0"))
+        .unwrap();
     let committer = home.journaled().await;
     let before = home.place.bucket.requests().put;
     committer.applied(committer.submit(row(2, 1)).unwrap()).await.unwrap();
     assert!(home.place.bucket.requests().put > before, "applied has waited for the store");
     committer.close().await.unwrap();
-    // Not even for the lock; but a journal that is there and cannot be opened holds what was acknowledged.
+    // Not even for the lock; but a journal that is there and cannot be opened holds what was
+    // acknowledged.
     let file = home.folder.path().join("a file");
     std::fs::write(&file, "").unwrap();
     let committer = home.open(Some(&file.join("journal"))).await.unwrap();
@@ -290,7 +322,8 @@ async fn a_fenced_committer_stops_for_good() {
     let ticket = committer.submit(row(2, 1)).unwrap();
     committer.durable(ticket).await.unwrap();
     let other = home.plain().await;
-    // Whichever notices first: the submission, when the engine's own tasks have met the fence, or the flush.
+    // Whichever notices first: the submission, when the engine's own tasks have met the fence, or
+    // the flush.
     let lost = match committer.submit(row(3, 1)) {
         Ok(ticket) => committer.durable(ticket).await,
         Err(error) => Err(error),
@@ -306,7 +339,10 @@ async fn a_fenced_committer_stops_for_good() {
 async fn a_negative_count_stops_the_committer() {
     let home = Home::new();
     let committer = home.plain().await;
-    assert!(matches!(committer.submit(Batch { refs: vec![(pack(1), -1)], ..Batch::default() }), Err(FsError::Corrupt(_))));
+    assert!(matches!(
+        committer.submit(Batch { refs: vec![(pack(1), -1)], ..Batch::default() }),
+        Err(FsError::Corrupt(_))
+    ));
     assert!(matches!(committer.submit(Batch::default()), Err(FsError::Corrupt(_))));
     assert!(matches!(committer.stopped().await, FsError::Corrupt(_)));
 }
@@ -323,7 +359,8 @@ async fn a_snapshot_holds_every_batch_before_it_and_its_clone_is_a_dataset_of_it
     let clone = DbPlace { incarnation: Incarnation::from_bytes([6; 16]), ..home.place.clone() };
     crate::fs::db::clone_from(&clone, home.place.incarnation, checkpoint).await.unwrap();
     let cloned = Database::open(&clone, None).await.unwrap();
-    let cloned = Committer::start(cloned, None, Box::new(|| 0), Failpoints::default()).await.unwrap();
+    let cloned =
+        Committer::start(cloned, None, Box::new(|| 0), Failpoints::default()).await.unwrap();
     assert_eq!((inodes(&cloned).await, cloned.totals().inodes), (10, 10));
     assert_eq!(cloned.superblock().name_key, committer.superblock().name_key);
     assert_eq!(cloned.superblock().writer_epoch, cloned.epoch().0);
@@ -331,12 +368,15 @@ async fn a_snapshot_holds_every_batch_before_it_and_its_clone_is_a_dataset_of_it
     assert!(view.get(&key::inode(InodeNo(99))).await.unwrap().is_some());
 }
 
-/// A close that met an outage longer than it waits has stopped nothing, and ends when it is repeated after it.
+/// A close that met an outage longer than it waits has stopped nothing, and ends when it is
+/// repeated after it.
 #[tokio::test]
 async fn closing_in_an_outage_may_be_repeated() {
     let (home, failpoints) = (Home::new(), Failpoints::default());
     let db = Database::open(&home.place, None).await.unwrap();
-    let committer = Committer::start(db, Some(&home.journal()), Box::new(|| 0), failpoints.clone()).await.unwrap();
+    let committer = Committer::start(db, Some(&home.journal()), Box::new(|| 0), failpoints.clone())
+        .await
+        .unwrap();
     failpoints.set("fs.commit.before-flush", "pause").unwrap();
     let applied = committer.submit(row(2, 20)).unwrap();
     committer.applied(applied).await.unwrap();
@@ -362,7 +402,11 @@ fn an_owner_with_a_slow_clock_goes_on() {
     let home = Home::new();
     for hours in [3, 1, 2, 0] {
         // Time that is passed in one runtime has not passed in the next.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
         runtime.block_on(async {
             let committer = home.plain().await;
             tokio::time::advance(Duration::from_secs(3600 * hours)).await;

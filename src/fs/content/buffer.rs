@@ -3,7 +3,8 @@
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 
-/// A piece shorter than this is copied: a slice would keep a whole receive buffer alive for a few bytes.
+/// A piece shorter than this is copied: a slice would keep a whole receive buffer alive for a few
+/// bytes.
 const COPY_BELOW: usize = 16 << 10;
 /// A record with more pieces than this has touching ones joined.
 const PIECES_MAX: usize = 64;
@@ -36,8 +37,11 @@ impl Pieces {
     /// Bytes of `from..to` that no piece covers.
     fn uncovered(&self, from: u32, to: u32) -> u64 {
         let first = self.list.partition_point(|p| p.end() <= from);
-        let covered: u64 =
-            self.list[first..].iter().take_while(|p| p.start < to).map(|p| u64::from(p.end().min(to) - p.start.max(from))).sum();
+        let covered: u64 = self.list[first..]
+            .iter()
+            .take_while(|p| p.start < to)
+            .map(|p| u64::from(p.end().min(to) - p.start.max(from)))
+            .sum();
         u64::from(to - from) - covered
     }
 
@@ -51,7 +55,11 @@ impl Pieces {
             new.push(Piece { start: p.start, bytes: p.bytes.slice(..(from - p.start) as usize) });
         }
         new.push(piece);
-        if let Some(p) = last.checked_sub(1).and_then(|i| self.list.get(i)).filter(|p| first < last && p.end() > to) {
+        if let Some(p) = last
+            .checked_sub(1)
+            .and_then(|i| self.list.get(i))
+            .filter(|p| first < last && p.end() > to)
+        {
             new.push(Piece { start: to, bytes: p.bytes.slice((to - p.start) as usize..) });
         }
         self.list.splice(first..last.max(first), new);
@@ -195,13 +203,17 @@ impl Buffer {
 
     /// Whether any of the data lies before `size`.
     pub fn begins_below(&self, size: u64, bits: u8) -> bool {
-        self.records.first_key_value().is_some_and(|(n, pieces)| (n << bits) + u64::from(pieces.start()) < size)
+        self.records
+            .first_key_value()
+            .is_some_and(|(n, pieces)| (n << bits) + u64::from(pieces.start()) < size)
     }
 
     /// Bytes of a range that nothing here covers: what a write there needs reserved at most.
     pub fn uncovered(&self, offset: u64, len: u64, bits: u8) -> u64 {
         by_record(offset, len, bits)
-            .map(|(n, start, part)| self.records.get(&n).map_or(u64::from(part), |p| p.uncovered(start, start + part)))
+            .map(|(n, start, part)| {
+                self.records.get(&n).map_or(u64::from(part), |p| p.uncovered(start, start + part))
+            })
             .sum()
     }
 
@@ -227,7 +239,10 @@ impl Buffer {
             let bytes = data.slice(from..from + len as usize);
             from += len as usize;
             // What was reserved goes with the bytes it was reserved for, as far as can be told.
-            let new = self.records.get(&record).map_or(u64::from(len), |p| p.uncovered(start, start + len));
+            let new = self
+                .records
+                .get(&record)
+                .map_or(u64::from(len), |p| p.uncovered(start, start + len));
             let share = reserved.min(new);
             reserved -= share;
             self.change(record, |pieces| {
@@ -264,8 +279,9 @@ impl Buffer {
 
     /// Takes out the records that `wanted` says.
     pub fn take(&mut self, mut wanted: impl FnMut(u64, &Pieces) -> bool) -> Self {
-        let (taken, left): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            std::mem::take(&mut self.records).into_iter().partition(|(n, pieces)| wanted(*n, pieces));
+        let (taken, left): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.records)
+            .into_iter()
+            .partition(|(n, pieces)| wanted(*n, pieces));
         let sum = |records: &BTreeMap<u64, Pieces>| {
             (records.values().map(Pieces::charge).sum(), records.values().map(|p| p.reserved).sum())
         };
@@ -282,7 +298,8 @@ impl Buffer {
         }
     }
 
-    /// Calls `dirty` with each piece within `from..to` of a record and `clean` with each range between, in order.
+    /// Calls `dirty` with each piece within `from..to` of a record and `clean` with each range
+    /// between, in order.
     pub fn overlay<T>(
         &self,
         record: u64,
@@ -300,7 +317,10 @@ impl Buffer {
                     at = piece.start;
                 }
                 let stop = piece.end().min(to);
-                dirty(out, piece.bytes.slice((at - piece.start) as usize..(stop - piece.start) as usize));
+                dirty(
+                    out,
+                    piece.bytes.slice((at - piece.start) as usize..(stop - piece.start) as usize),
+                );
                 at = stop;
             }
         }
@@ -404,7 +424,8 @@ mod tests {
         }
     }
 
-    /// Data put back below newer data may have reserved twice for one byte: more than is covered, never less.
+    /// Data put back below newer data may have reserved twice for one byte: more than is covered,
+    /// never less.
     fn consistent_loose(buffer: &Buffer) {
         assert_eq!(buffer.charge, buffer.records.values().map(Pieces::charge).sum::<u64>());
         assert_eq!(buffer.reserved, buffer.records.values().map(|p| p.reserved).sum::<u64>());

@@ -1,7 +1,9 @@
-//! Content by reference: the records of a file to be, which refer to chunks that are stored already (R10). No data is read or written.
+//! Content by reference: the records of a file to be, which refer to chunks that are stored already
+//! (R10). No data is read or written.
 //!
-//! The records of a small file ride in the batch that makes the file. Those of a larger one are put first, under a data id that is queued for
-//! reclaim until the file is there: a crash in between leaves an orphan like any other, and nothing is ever seen half.
+//! The records of a small file ride in the batch that makes the file. Those of a larger one are put
+//! first, under a data id that is queued for reclaim until the file is there: a crash in between
+//! leaves an orphan like any other, and nothing is ever seen half.
 
 use super::segments::Delta;
 use super::{Contents, segments};
@@ -32,8 +34,8 @@ pub struct Copied {
 }
 
 impl Contents {
-    /// Reserves space for at most `bytes`, but for those that what is replaced gives back in the same batch (R19). What it does give back is looked
-    /// at again by [`Copied::cover`].
+    /// Reserves space for at most `bytes`, but for those that what is replaced gives back in the
+    /// same batch (R19). What it does give back is looked at again by [`Copied::cover`].
     ///
     /// # Errors
     /// [`FsError::NoSpace`].
@@ -43,7 +45,17 @@ impl Contents {
         self.space.reserve(reserved, self.allocated())?;
         let (rows, delta) = Default::default();
         let contents = self.clone();
-        Ok(Copied { contents, data, rows, bytes: 0, delta, allocated: 0, begun: false, placed: false, reserved })
+        Ok(Copied {
+            contents,
+            data,
+            rows,
+            bytes: 0,
+            delta,
+            allocated: 0,
+            begun: false,
+            placed: false,
+            reserved,
+        })
     }
 }
 
@@ -79,8 +91,8 @@ impl Copied {
         committer.submit(batch).map(drop)
     }
 
-    /// Reserves what is not reserved yet of what the file takes beyond the bytes that its place gives back. The caller holds the lock of what is
-    /// replaced.
+    /// Reserves what is not reserved yet of what the file takes beyond the bytes that its place
+    /// gives back. The caller holds the lock of what is replaced.
     ///
     /// # Errors
     /// [`FsError::NoSpace`]: what is replaced has less by now, and others took the space.
@@ -91,7 +103,8 @@ impl Copied {
         Ok(())
     }
 
-    /// Puts what is left into the batch that makes the file. Answers the data id and the bytes that it accounts for.
+    /// Puts what is left into the batch that makes the file. Answers the data id and the bytes that
+    /// it accounts for.
     pub fn finish(&mut self, batch: &mut Batch) -> (DataId, u64) {
         batch.rows.append(&mut self.rows);
         batch.refs.extend(std::mem::take(&mut self.delta).refs());

@@ -1,8 +1,9 @@
 //! From the write buffer into packs and a batch.
 //!
-//! A flush takes what is dirty (it stays readable), reads the records below, plans the new ones, stores what goes to packs, and only then takes the
-//! inode's lock to put one batch in order. Whoever cuts the file meanwhile raises its version, and the flush starts over with what is left. Until
-//! the batch is submitted every way out puts the data back.
+//! A flush takes what is dirty (it stays readable), reads the records below, plans the new ones,
+//! stores what goes to packs, and only then takes the inode's lock to put one batch in order.
+//! Whoever cuts the file meanwhile raises its version, and the flush starts over with what is left.
+//! Until the batch is submitted every way out puts the data back.
 
 use super::Contents;
 use super::buffer::{Buffer, Pieces};
@@ -26,7 +27,8 @@ use tokio::sync::MutexGuard;
 const GROUP_BYTES: u64 = 4 << 20;
 const GROUP_RECORDS: usize = 1024;
 const GROUPS_AT_ONCE: usize = 4;
-/// After so many starts over, or steps, the inode's lock is held throughout: a file that is cut or written all the time is flushed all the same.
+/// After so many starts over, or steps, the inode's lock is held throughout: a file that is cut or
+/// written all the time is flushed all the same.
 const FREE_ROUNDS: u32 = 3;
 /// So many times a batch may be refused for a chunk whose pack was given up meanwhile (R10).
 const REFUSALS_MAX: u32 = 8;
@@ -43,8 +45,10 @@ enum Haste {
     Unhurried,
 }
 
-/// Rows of one batch: what is more is flushed in several, because the committer refuses a batch that its queue cannot hold. With this, and what
-/// [`Committer::ready`](crate::fs::committer::Committer::ready) lets others queue before, it always can; so can a replay.
+/// Rows of one batch: what is more is flushed in several, because the committer refuses a batch
+/// that its queue cannot hold. With this, and what
+/// [`Committer::ready`](crate::fs::committer::Committer::ready) lets others queue before, it always
+/// can; so can a replay.
 const BATCH_ROWS_MAX: usize = 32 << 20;
 /// What a segment takes in its row beside inline bytes: a chunk's reference.
 const SEGMENT_BYTES_MAX: usize = 96;
@@ -53,7 +57,8 @@ const SEGMENT_BYTES_MAX: usize = 96;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Select {
     All,
-    /// Those written from end to end, if they are most of it: the last record of a file that is being appended to waits for its rest.
+    /// Those written from end to end, if they are most of it: the last record of a file that is
+    /// being appended to waits for its rest.
     Whole,
 }
 
@@ -90,7 +95,8 @@ pub(super) struct Prepared {
     lost: Vec<(u64, FsError)>,
 }
 
-/// Puts the taken data back unless the batch was submitted: errors and dropped calls lose nothing (R17).
+/// Puts the taken data back unless the batch was submitted: errors and dropped calls lose nothing
+/// (R17).
 struct InFlight<'a> {
     contents: &'a Contents,
     node: &'a Node,
@@ -128,12 +134,15 @@ enum Lock {
 }
 
 impl Contents {
-    /// Submits everything buffered of the file to the committer: small data inside the batch, large data in packs first. The caller must NOT hold
-    /// the node's lock; it is taken inside for the short parts. `None`: nothing was ever flushed; else the ticket whose durability covers the data.
+    /// Submits everything buffered of the file to the committer: small data inside the batch, large
+    /// data in packs first. The caller must NOT hold the node's lock; it is taken inside for the
+    /// short parts. `None`: nothing was ever flushed; else the ticket whose durability covers the
+    /// data.
     ///
     /// # Errors
-    /// [`FsError::Unavailable`] and the like when the store does not take the data now: it stays buffered and is tried again. [`FsError::Corrupt`]
-    /// once when some of the data could not ever be written and is lost: only for a call that promises its caller the data (R17).
+    /// [`FsError::Unavailable`] and the like when the store does not take the data now: it stays
+    /// buffered and is tried again. [`FsError::Corrupt`] once when some of the data could not ever
+    /// be written and is lost: only for a call that promises its caller the data (R17).
     pub async fn flush(&self, node: &Arc<Node>) -> Result<Option<Ticket>, FsError> {
         let ticket = self.flush_for_order(node).await?;
         match node.content.state().take_lost() {
@@ -142,12 +151,18 @@ impl Contents {
         }
     }
 
-    /// As [`Self::flush`], for a call that promises nothing about the data: the news of what was lost stays for the one that does.
+    /// As [`Self::flush`], for a call that promises nothing about the data: the news of what was
+    /// lost stays for the one that does.
     pub async fn flush_for_order(&self, node: &Arc<Node>) -> Result<Option<Ticket>, FsError> {
         self.flush_as(node, Placement::Waited, Select::All).await
     }
 
-    pub(super) async fn flush_as(&self, node: &Arc<Node>, placement: Placement, select: Select) -> Result<Option<Ticket>, FsError> {
+    pub(super) async fn flush_as(
+        &self,
+        node: &Arc<Node>,
+        placement: Placement,
+        select: Select,
+    ) -> Result<Option<Ticket>, FsError> {
         let wanted = {
             let state = node.content.state();
             match placement {
@@ -165,14 +180,23 @@ impl Contents {
         outcome
     }
 
-    async fn flush_in_turn(&self, node: &Arc<Node>, placement: Placement, select: Select) -> Result<Option<Ticket>, FsError> {
+    async fn flush_in_turn(
+        &self,
+        node: &Arc<Node>,
+        placement: Placement,
+        select: Select,
+    ) -> Result<Option<Ticket>, FsError> {
         let wanted = node.content.state().wanted();
         let (mut rounds, mut refusals) = (0, 0);
         while rounds < FREE_ROUNDS {
             // Room in the committer's queue is waited for before any lock is taken.
             self.committer.ready().await?;
             match self.try_flush(node, placement, select, Lock::Taken).await? {
-                Outcome::Submitted if select == Select::All && !node.content.state().has_flushed(wanted) => rounds += 1,
+                Outcome::Submitted
+                    if select == Select::All && !node.content.state().has_flushed(wanted) =>
+                {
+                    rounds += 1
+                }
                 Outcome::Submitted | Outcome::Nothing => return Ok(node.content.state().last()),
                 Outcome::Changed => rounds += 1,
                 Outcome::Refused if refusals < REFUSALS_MAX => refusals += 1,
@@ -186,7 +210,10 @@ impl Contents {
     }
 
     /// Flushes with the node's lock held throughout, and gives the lock: nothing is buffered then.
-    pub(super) async fn flush_and_lock<'a>(&self, node: &'a Arc<Node>) -> Result<MutexGuard<'a, ()>, FsError> {
+    pub(super) async fn flush_and_lock<'a>(
+        &self,
+        node: &'a Arc<Node>,
+    ) -> Result<MutexGuard<'a, ()>, FsError> {
         let _turn = node.content.turn.lock().await;
         self.committer.ready().await?;
         let held = node.lock.lock().await;
@@ -195,12 +222,19 @@ impl Contents {
         Ok(held)
     }
 
-    /// With the node's lock held, so that nothing comes to what is there: step by step until nothing is left. The caller awaited room for the first.
-    async fn flush_locked(&self, node: &Arc<Node>, placement: Placement, select: Select) -> Result<(), FsError> {
+    /// With the node's lock held, so that nothing comes to what is there: step by step until
+    /// nothing is left. The caller awaited room for the first.
+    async fn flush_locked(
+        &self,
+        node: &Arc<Node>,
+        placement: Placement,
+        select: Select,
+    ) -> Result<(), FsError> {
         let mut refusals = 0;
         loop {
             match self.try_flush(node, placement, select, Lock::Held).await? {
-                Outcome::Submitted if select == Select::All && !node.content.state().is_clean() => {}
+                Outcome::Submitted if select == Select::All && !node.content.state().is_clean() => {
+                }
                 Outcome::Submitted | Outcome::Nothing => return Ok(()),
                 Outcome::Changed | Outcome::Refused if refusals < REFUSALS_MAX => refusals += 1,
                 Outcome::Changed | Outcome::Refused => return Err(REFUSED),
@@ -210,7 +244,13 @@ impl Contents {
     }
 
     /// One try at one step: at most [`BATCH_ROWS_MAX`].
-    async fn try_flush(&self, node: &Arc<Node>, placement: Placement, select: Select, lock: Lock) -> Result<Outcome, FsError> {
+    async fn try_flush(
+        &self,
+        node: &Arc<Node>,
+        placement: Placement,
+        select: Select,
+        lock: Lock,
+    ) -> Result<Outcome, FsError> {
         let Some(taken) = take(node, select) else { return Ok(Outcome::Nothing) };
         let mut flight = InFlight { contents: self, node, error: None, done: false };
         let prepared = match self.prepare(node, &taken, placement).await {
@@ -236,9 +276,15 @@ impl Contents {
         }
     }
 
-    async fn prepare(&self, node: &Node, taken: &Taken, placement: Placement) -> Result<Prepared, FsError> {
+    async fn prepare(
+        &self,
+        node: &Node,
+        taken: &Taken,
+        placement: Placement,
+    ) -> Result<Prepared, FsError> {
         self.committer.step("fs.content.before-pack").await?;
-        let groups = stream::iter(groups(&taken.buffer)).map(|group| self.pack_group(node, taken, placement, group).boxed());
+        let groups = stream::iter(groups(&taken.buffer))
+            .map(|group| self.pack_group(node, taken, placement, group).boxed());
         let groups: Vec<Group> = groups.buffered(GROUPS_AT_ONCE).try_collect().await?;
         // Packs of small files wait a little for each other, unless writers wait for the memory.
         let haste = match placement {
@@ -266,11 +312,13 @@ impl Contents {
         });
         for (group, stored) in futures::future::try_join_all(waits).await? {
             prepared.lost.extend(group.lost);
-            let refs: Vec<ChunkRef> = stored.as_ref().map(|s| s.refs().to_vec()).unwrap_or_default();
+            let refs: Vec<ChunkRef> =
+                stored.as_ref().map(|s| s.refs().to_vec()).unwrap_or_default();
             let mut refs = refs.into_iter();
             for planned in group.planned {
-                let segments = plan::finish(planned.parts, &mut refs)
-                    .ok_or_else(|| FsError::Internal("a packing answered fewer chunks than were added".to_owned()))?;
+                let segments = plan::finish(planned.parts, &mut refs).ok_or_else(|| {
+                    FsError::Internal("a packing answered fewer chunks than were added".to_owned())
+                })?;
                 prepared.records.push((planned.n, planned.old, segments));
             }
             prepared.stored.extend(stored);
@@ -335,7 +383,8 @@ impl Contents {
         group: &[(u64, Pieces)],
     ) -> Result<BTreeMap<u64, Option<Arc<Record>>>, FsError> {
         let mut old = BTreeMap::new();
-        let numbers: Vec<u64> = group.iter().map(|(n, _)| *n).filter(|n| *n < taken.absent_from).collect();
+        let numbers: Vec<u64> =
+            group.iter().map(|(n, _)| *n).filter(|n| *n < taken.absent_from).collect();
         let mut numbers = numbers.into_iter().peekable();
         while let Some(first) = numbers.next() {
             let mut last = first;
@@ -348,13 +397,19 @@ impl Contents {
         Ok(old)
     }
 
-    async fn rewrite(&self, rewrites: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)>, out: &mut Group) -> Result<(), FsError> {
+    async fn rewrite(
+        &self,
+        rewrites: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)>,
+        out: &mut Group,
+    ) -> Result<(), FsError> {
         for (n, old, segments) in rewrites {
             let chunks = plan::chunks_of(&segments);
             let parts = match self.chunks.read(&chunks).await {
                 Ok(data) => {
                     let data: HashMap<_, _> = chunks.iter().map(|c| c.hash).zip(data).collect();
-                    plan::rewrite(&segments, &data).ok_or_else(|| FsError::Corrupt(format!("record {n} refers past its chunks")))
+                    plan::rewrite(&segments, &data).ok_or_else(|| {
+                        FsError::Corrupt(format!("record {n} refers past its chunks"))
+                    })
                 }
                 Err(error) => Err(FsError::from(error)),
             };
@@ -368,7 +423,12 @@ impl Contents {
     }
 
     /// Under the node's lock: checks that nothing was cut meanwhile, and puts the batch in order.
-    fn submit_flush(&self, node: &Node, taken: &Taken, prepared: Prepared) -> Result<Outcome, FsError> {
+    fn submit_flush(
+        &self,
+        node: &Node,
+        taken: &Taken,
+        prepared: Prepared,
+    ) -> Result<Outcome, FsError> {
         let mut row = node.row.read().clone();
         {
             let mut state = node.content.state();
@@ -378,7 +438,8 @@ impl Contents {
             for (n, error) in &prepared.lost {
                 tracing::error!(
                     inode = %node.file.ino, record = n, %error,
-                    "written data is lost because what it was to be merged with cannot be read: restore the file from a snapshot"
+                    "written data is lost because what it was to be merged with cannot be read: \
+                     restore the file from a snapshot"
                 );
                 let freed = state.lose(*n, error.clone());
                 self.freed(freed);
@@ -390,7 +451,10 @@ impl Contents {
             batch.allocated = delta.allocated;
             batch.refs = delta.refs();
             batch.fresh = delta.fresh();
-            batch.put(key::inode(node.file.ino), &Inode { size: known.size, allocated: known.allocated, ..row.clone() });
+            batch.put(
+                key::inode(node.file.ino),
+                &Inode { size: known.size, allocated: known.allocated, ..row.clone() },
+            );
             (batch, cached, known)
         };
         let ticket = match self.committer.submit(batch) {
@@ -410,7 +474,8 @@ impl Contents {
         Ok(Outcome::Submitted)
     }
 
-    /// Rows of a batch that replaces records, what the cache will hold of them, and what they change.
+    /// Rows of a batch that replaces records, what the cache will hold of them, and what they
+    /// change.
     #[expect(clippy::type_complexity, reason = "three parts of one step")]
     pub(super) fn batch(
         &self,
@@ -453,10 +518,14 @@ fn take(node: &Node, select: Select) -> Option<Box<Taken>> {
     let size = 1_u64 << row.record_bits;
     let whole = |pieces: &Pieces| pieces.is_whole(1 << row.record_bits);
     let mostly_whole = select == Select::Whole && {
-        let (all, full) = state.dirty().records().fold((0_u64, 0_u64), |(all, full), (_, p)| (all + 1, full + u64::from(whole(p))));
+        let (all, full) = state
+            .dirty()
+            .records()
+            .fold((0_u64, 0_u64), |(all, full), (_, p)| (all + 1, full + u64::from(whole(p))));
         full * 2 >= all
     };
-    // Of a long write only what fills packs: a rest would be a small pack of its own, or be waited for.
+    // Of a long write only what fills packs: a rest would be a small pack of its own, or be waited
+    // for.
     let most = if mostly_whole { whole_packs(state.dirty().charge()) } else { u64::MAX };
     let (mut bytes, mut rows) = (0, 0);
     let buffer = state.take(|_, pieces| {
@@ -506,7 +575,8 @@ fn groups(buffer: &Buffer) -> Vec<Vec<(u64, Pieces)>> {
     groups
 }
 
-/// The committer took nothing of the batch, and goes on: a pack takes no new references, or too much is queued.
+/// The committer took nothing of the batch, and goes on: a pack takes no new references, or too
+/// much is queued.
 fn is_refusal(error: &FsError) -> bool {
     matches!(error, FsError::Busy(_))
 }

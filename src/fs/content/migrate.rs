@@ -1,5 +1,6 @@
-//! Small data that rode inside a batch moves to a pack later, together with much of its kind, so that the database's compaction does not carry it
-//! for ever. What is remembered for this is only in memory: data inlined before a restart stays where it is until it is overwritten.
+//! Small data that rode inside a batch moves to a pack later, together with much of its kind, so
+//! that the database's compaction does not carry it for ever. What is remembered for this is only
+//! in memory: data inlined before a restart stays where it is until it is overwritten.
 
 use super::plan::{self, Allowance, CHUNK_BYTES_MIN, Part, Placement, Plan};
 use super::records::is_visible;
@@ -37,22 +38,33 @@ pub(super) struct Inlined {
 
 impl Inlined {
     fn is_ready(&self) -> bool {
-        self.bytes >= ENOUGH_BYTES || (self.bytes >= WORTH_BYTES && self.since.is_some_and(|at| at.elapsed() >= LONG))
+        self.bytes >= ENOUGH_BYTES
+            || (self.bytes >= WORTH_BYTES && self.since.is_some_and(|at| at.elapsed() >= LONG))
     }
 }
 
 impl Contents {
     /// Notes which of the records just submitted hold bytes worth a chunk.
-    pub(super) fn note_inline(&self, node: &Node, data: DataId, records: &[(u64, Option<Arc<Record>>)]) {
+    pub(super) fn note_inline(
+        &self,
+        node: &Node,
+        data: DataId,
+        records: &[(u64, Option<Arc<Record>>)],
+    ) {
         let worth = |r: &&Arc<Record>| inline_bytes(&r.segments) >= CHUNK_BYTES_MIN;
-        let mut records = records.iter().filter_map(|(n, r)| r.as_ref().filter(worth).map(|r| (*n, r))).peekable();
+        let mut records = records
+            .iter()
+            .filter_map(|(n, r)| r.as_ref().filter(worth).map(|r| (*n, r)))
+            .peekable();
         if records.peek().is_none() {
             return;
         }
         let mut inlined = self.inlined.lock();
         inlined.since.get_or_insert_with(Instant::now);
         for (n, record) in records {
-            if inlined.records < RECORDS_MAX && inlined.files.entry((node.file.ino, data)).or_default().insert(n) {
+            if inlined.records < RECORDS_MAX
+                && inlined.files.entry((node.file.ino, data)).or_default().insert(n)
+            {
                 inlined.records += 1;
                 inlined.bytes += inline_bytes(&record.segments) as u64;
             }
@@ -63,7 +75,11 @@ impl Contents {
     }
 
     /// Moves inlined data when enough of it has gathered, until told to stop.
-    pub(super) async fn migrate_forever(&self, nodes: std::sync::Weak<dyn NodeSource>, stop: CancellationToken) {
+    pub(super) async fn migrate_forever(
+        &self,
+        nodes: std::sync::Weak<dyn NodeSource>,
+        stop: CancellationToken,
+    ) {
         loop {
             // Without inlined data nothing is to be waited for but the next of it.
             let waits = self.inlined.lock().since.is_some();
@@ -86,21 +102,33 @@ impl Contents {
 
     pub(super) async fn migrate_round(&self, nodes: &dyn NodeSource) {
         let inlined = std::mem::take(&mut *self.inlined.lock());
-        let moves = stream::iter(inlined.files).map(|((ino, data), records)| async move {
+        let moves = stream::iter(inlined.files).map(|((ino, data), records)| {
+            async move {
             let moved = match nodes.node(ino).await {
                 Ok(Some(node)) => self.migrate_file(&node, data, records).await,
                 Ok(None) => Ok(()),
                 Err(error) => Err(error),
             };
             if let Err(error) = moved {
-                tracing::warn!(inode = %ino, %error, "small data stays in the database, it is moved to a pack when it is written again");
+                tracing::warn!(
+                    inode = %ino,
+                    %error,
+                    "small data stays in the database, it is moved to a pack when it is written \
+                     again"
+                );
             }
         }
-        .boxed());
+        .boxed()
+        });
         moves.buffer_unordered(FILES_AT_ONCE).collect::<()>().await;
     }
 
-    async fn migrate_file(&self, node: &Arc<Node>, data: DataId, records: BTreeSet<u64>) -> Result<(), FsError> {
+    async fn migrate_file(
+        &self,
+        node: &Arc<Node>,
+        data: DataId,
+        records: BTreeSet<u64>,
+    ) -> Result<(), FsError> {
         let _turn = node.content.turn.lock().await;
         let (row, version) = flush::seen(node);
         if row.data != data {
@@ -108,11 +136,18 @@ impl Contents {
         }
         let mut plans: Vec<(u64, Arc<Record>, Vec<Part>)> = Vec::new();
         for n in records {
-            let Some(old) = self.load(node, &row, n..=n).await?.remove(&n).flatten() else { continue };
-            let plan = plan::overlay(&old.segments, Vec::new(), &mut Allowance::new(Placement::Migration, 0));
+            let Some(old) = self.load(node, &row, n..=n).await?.remove(&n).flatten() else {
+                continue;
+            };
+            let plan = plan::overlay(
+                &old.segments,
+                Vec::new(),
+                &mut Allowance::new(Placement::Migration, 0),
+            );
             match plan {
                 Plan::Parts(parts)
-                    if is_visible(&row.masks, n, old.cut) && parts.iter().any(|p| matches!(p, Part::Pack { .. })) =>
+                    if is_visible(&row.masks, n, old.cut)
+                        && parts.iter().any(|p| matches!(p, Part::Pack { .. })) =>
                 {
                     plans.push((n, old, parts));
                 }
@@ -120,7 +155,12 @@ impl Contents {
             }
         }
         let packs = |parts: &[Part]| -> Vec<Bytes> {
-            parts.iter().filter_map(|p| if let Part::Pack { bytes, .. } = p { Some(bytes.clone()) } else { None }).collect()
+            parts
+                .iter()
+                .filter_map(|p| {
+                    if let Part::Pack { bytes, .. } = p { Some(bytes.clone()) } else { None }
+                })
+                .collect()
         };
         let raw: Vec<Bytes> = plans.iter().flat_map(|(_, _, parts)| packs(parts)).collect();
         if raw.is_empty() {
@@ -128,10 +168,12 @@ impl Contents {
         }
         let stored = self.packer.add(raw).await?.stored_unhurried().await?;
         let mut refs = stored.refs().iter().copied();
-        let mut moved: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)> = Vec::with_capacity(plans.len());
+        let mut moved: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)> =
+            Vec::with_capacity(plans.len());
         for (n, old, parts) in plans {
-            let segments = plan::finish(parts, &mut refs)
-                .ok_or_else(|| FsError::Internal("a packing answered fewer chunks than were added".to_owned()))?;
+            let segments = plan::finish(parts, &mut refs).ok_or_else(|| {
+                FsError::Internal("a packing answered fewer chunks than were added".to_owned())
+            })?;
             moved.push((n, Some(old), segments));
         }
         self.committer.step("fs.content.before-migrate").await?;

@@ -1,23 +1,31 @@
 //! What files hold: reads, buffered writes, flushes, truncation, reclaim.
 //!
-//! Nouns: a **record** is a fixed-size part of a file, one row of `X`; a **segment** a part of a record, inline bytes or a slice of a chunk; a
-//! **piece** received bytes that are not in the database yet; a **mask** hides the records that a truncation cut off (R5); an **orphan** is a data
-//! id, or part of one, whose records are to be deleted.
+//! Nouns: a **record** is a fixed-size part of a file, one row of `X`; a **segment** a part of a
+//! record, inline bytes or a slice of a chunk; a **piece** received bytes that are not in the
+//! database yet; a **mask** hides the records that a truncation cut off (R5); an **orphan** is a
+//! data id, or part of one, whose records are to be deleted.
 //!
 //! Invariants:
-//! - A read shows what is buffered over what is being flushed over the records. Data leaves the buffer in the same step that makes its batch visible.
-//! - The size in the database is never ahead of what writes have put there: a batch holds [`Content::stored`], not the presented row.
-//! - An inode's `allocated` in the database is the sum of its rows' segments, masked ones included, and the superblock's the sum over inodes. What
+//! - A read shows what is buffered over what is being flushed over the records. Data leaves the
+//!   buffer in the same step that makes its batch visible.
+//! - The size in the database is never ahead of what writes have put there: a batch holds
+//!   [`Content::stored`], not the presented row.
+//! - An inode's `allocated` in the database is the sum of its rows' segments, masked ones included,
+//!   and the superblock's the sum over inodes. What
 //!   is presented adds what is reserved.
-//! - Every batch that changes rows of `X` carries the references of the segments that came and went; rows change only under the inode's lock, or
+//! - Every batch that changes rows of `X` carries the references of the segments that came and
+//!   went; rows change only under the inode's lock, or
 //!   when no inode refers to their data id any more.
-//! - Bounded: dirty bytes and decoded records by [`ContentMemory`], for the process, segments and inline bytes of a record, rows of a
+//! - Bounded: dirty bytes and decoded records by [`ContentMemory`], for the process, segments and
+//!   inline bytes of a record, rows of a
 //!   batch, flushes at once, masks of an inode.
 //!
-//! A crash loses what was not flushed (R17: the client sends it again, or it was never synced), may leave chunks in packs that nothing refers to
-//! (swept when their pack is settled, R9), and leaves `O` rows from which reclaim goes on. It never leaves a row that refers to a pack not stored.
+//! A crash loses what was not flushed (R17: the client sends it again, or it was never synced), may
+//! leave chunks in packs that nothing refers to (swept when their pack is settled, R9), and leaves
+//! `O` rows from which reclaim goes on. It never leaves a row that refers to a pack not stored.
 //!
-//! Not here: who may read or write, times, and the durability that an answer waits for; that is the namespace's.
+//! Not here: who may read or write, times, and the durability that an answer waits for; that is the
+//! namespace's.
 
 mod buffer;
 mod copied;
@@ -89,7 +97,8 @@ pub struct Contents {
     flush: Arc<Notify>,
     reclaim: Notify,
     migrate: Notify,
-    /// Data ids that are being filled and have no inode yet: queued for reclaim, and left alone by it.
+    /// Data ids that are being filled and have no inode yet: queued for reclaim, and left alone by
+    /// it.
     copying: Mutex<HashSet<DataId>>,
     recall: recall::Recall,
 }
@@ -97,7 +106,8 @@ pub struct Contents {
 /// Where the data path finds an inode that it knows only by number: the namespace's inode table.
 #[async_trait::async_trait]
 pub trait NodeSource: Send + Sync {
-    /// The one [`Node`] of this inode in this process, loaded if need be; `None` when there is no such inode any more.
+    /// The one [`Node`] of this inode in this process, loaded if need be; `None` when there is no
+    /// such inode any more.
     async fn node(&self, ino: crate::types::InodeNo) -> Result<Option<Arc<Node>>, FsError>;
 }
 
@@ -139,7 +149,8 @@ impl Contents {
 
     /// See [`Fs::seal`](crate::fs::Fs::seal).
     pub async fn seal(&self, packs: &[PackId]) -> Result<(), FsError> {
-        let settled: Vec<PackId> = packs.iter().copied().filter(|pack| !self.packer.is_unsettled(*pack)).collect();
+        let settled: Vec<PackId> =
+            packs.iter().copied().filter(|pack| !self.packer.is_unsettled(*pack)).collect();
         let ticket = self.committer.seal(&settled)?;
         self.committer.durable(ticket).await
     }
@@ -157,7 +168,8 @@ impl Contents {
         self.committer.totals().allocated
     }
 
-    /// Waits for room by bytes, for a write of `bytes`. Called BEFORE the node's lock is taken: the flush that makes room may need that very lock.
+    /// Waits for room by bytes, for a write of `bytes`. Called BEFORE the node's lock is taken: the
+    /// flush that makes room may need that very lock.
     ///
     /// # Errors
     /// [`FsError::Unavailable`] when the store took nothing for a long while.
@@ -165,14 +177,16 @@ impl Contents {
         let bytes = bytes as u64;
         let room = self.room.admit(bytes).await?;
         if self.reserved() > 0 && !self.space.fits(bytes, self.allocated()) {
-            // What is reserved is more than what will be needed: when space is short it is made exact before a write is refused.
+            // What is reserved is more than what will be needed: when space is short it is made
+            // exact before a write is refused.
             self.flush_all().await?;
         }
         Ok(room)
     }
 
-    /// Buffers a write: reserves space, raises `row.size` and `row.allocated`. The caller holds the node's lock, has set the times in `row`, and
-    /// stores `row` afterwards. Flushes are started here, never by a COMMIT alone (R22).
+    /// Buffers a write: reserves space, raises `row.size` and `row.allocated`. The caller holds the
+    /// node's lock, has set the times in `row`, and stores `row` afterwards. Flushes are started
+    /// here, never by a COMMIT alone (R22).
     ///
     /// # Errors
     /// [`FsError::NoSpace`] beyond the quota, [`FsError::TooBig`]; nothing has changed then.
@@ -204,7 +218,13 @@ impl Contents {
     }
 
     /// Reserves what a write may allocate (R19).
-    async fn reserve(&self, node: &Node, row: &Inode, offset: u64, len: u64) -> Result<u64, FsError> {
+    async fn reserve(
+        &self,
+        node: &Node,
+        row: &Inode,
+        offset: u64,
+        len: u64,
+    ) -> Result<u64, FsError> {
         let most = node.content.state().dirty().uncovered(offset, len, row.record_bits);
         if self.space.reserve(most, self.allocated()).is_ok() {
             return Ok(most);
@@ -215,7 +235,13 @@ impl Contents {
     }
 
     /// Bytes of a range that nothing holds: no buffered piece and no record.
-    async fn growth(&self, node: &Node, row: &Inode, offset: u64, len: u64) -> Result<u64, FsError> {
+    async fn growth(
+        &self,
+        node: &Node,
+        row: &Inode,
+        offset: u64,
+        len: u64,
+    ) -> Result<u64, FsError> {
         let range = (offset >> row.record_bits)..=((offset + len - 1) >> row.record_bits);
         let records = self.load(node, row, range).await?;
         let state = node.content.state();
@@ -229,7 +255,9 @@ impl Contents {
                     .map(|s| if let segments::Span::Hole(len) = s { u64::from(*len) } else { 0 })
                     .sum::<u64>();
             };
-            let below = |growth: &mut u64, from, to| state.flushing().overlay(n, (from, to), growth, |_, _| {}, holes);
+            let below = |growth: &mut u64, from, to| {
+                state.flushing().overlay(n, (from, to), growth, |_, _| {}, holes)
+            };
             state.dirty().overlay(n, (start, start + part), &mut growth, |_, _| {}, below);
         }
         Ok(growth)
@@ -241,7 +269,8 @@ impl Contents {
         self.space.release(u64::try_from(freed.reserved).unwrap_or(0));
     }
 
-    /// Flushes every file. When it returns, everything written before the call is covered by the ticket.
+    /// Flushes every file. When it returns, everything written before the call is covered by the
+    /// ticket.
     ///
     /// # Errors
     /// When the store does not take some file's data now; the others are flushed all the same.

@@ -1,5 +1,6 @@
-//! What becomes of a record when dirty data is flushed over it: which bytes ride inside the batch, which go to a pack, and when the record is
-//! rewritten as a whole. Pure, but for the data of old chunks, which a rewrite asks for.
+//! What becomes of a record when dirty data is flushed over it: which bytes ride inside the batch,
+//! which go to a pack, and when the record is rewritten as a whole. Pure, but for the data of old
+//! chunks, which a rewrite asks for.
 
 use super::segments::{self, INLINE_BYTES_MAX, SEGMENTS_MAX, Span};
 use crate::chunk::ChunkRef;
@@ -20,10 +21,11 @@ pub enum Placement {
     Migration,
 }
 
-/// A shorter run stays inside the database whatever happens: a reference to a chunk and its keeping cost a good part of its bytes.
+/// A shorter run stays inside the database whatever happens: a reference to a chunk and its keeping
+/// cost a good part of its bytes.
 pub const CHUNK_BYTES_MIN: usize = 4 << 10;
-/// Most bytes that one flush puts inside its batch when someone waits: beyond, the PUT of a pack costs less than sending the bytes through log
-/// and compaction.
+/// Most bytes that one flush puts inside its batch when someone waits: beyond, the PUT of a pack
+/// costs less than sending the bytes through log and compaction.
 const WAITED_INLINE_MAX: usize = 64 << 10;
 const BACKGROUND_INLINE_MAX: usize = 256 << 10;
 
@@ -39,7 +41,9 @@ impl Allowance {
     pub fn new(placement: Placement, dirty: u64) -> Self {
         let left = match placement {
             Placement::Waited if dirty <= WAITED_INLINE_MAX as u64 => WAITED_INLINE_MAX,
-            Placement::Waited | Placement::Background | Placement::Everything => BACKGROUND_INLINE_MAX,
+            Placement::Waited | Placement::Background | Placement::Everything => {
+                BACKGROUND_INLINE_MAX
+            }
             Placement::Migration => 0,
         };
         let large = placement == Placement::Waited && dirty > WAITED_INLINE_MAX as u64;
@@ -47,7 +51,8 @@ impl Allowance {
     }
 
     fn inline(&mut self, bytes: usize) -> bool {
-        let fits = bytes <= self.left && (self.placement == Placement::Waited || bytes < CHUNK_BYTES_MIN);
+        let fits =
+            bytes <= self.left && (self.placement == Placement::Waited || bytes < CHUNK_BYTES_MIN);
         if fits {
             self.left -= bytes;
         }
@@ -84,7 +89,11 @@ pub enum Plan {
 }
 
 fn inline(start: u32, bytes: Bytes) -> Segment {
-    Segment { start, len: u32::try_from(bytes.len()).expect("a record is at most 1 MiB"), source: Source::Inline(bytes) }
+    Segment {
+        start,
+        len: u32::try_from(bytes.len()).expect("a record is at most 1 MiB"),
+        source: Source::Inline(bytes),
+    }
 }
 
 /// Puts `runs` over `old`.
@@ -106,20 +115,28 @@ pub fn overlay(old: &[Segment], runs: Vec<(u32, Bytes)>, allowance: &mut Allowan
     decide(merged, &fresh, allowance)
 }
 
-/// Which inline segments go to a pack: those in `fresh`, and all when there are too many bytes of them.
+/// Which inline segments go to a pack: those in `fresh`, and all when there are too many bytes of
+/// them.
 fn decide(mut merged: Vec<Segment>, fresh: &[(u32, u32)], allowance: &Allowance) -> Plan {
-    let is_fresh = |s: &Segment| fresh.iter().any(|(from, to)| s.start >= *from && segments::end(s) <= *to);
+    let is_fresh =
+        |s: &Segment| fresh.iter().any(|(from, to)| s.start >= *from && segments::end(s) <= *to);
     let kept: usize = merged
         .iter()
-        .filter(|s| matches!(s.source, Source::Inline(_)) && (allowance.placement == Placement::Migration || !is_fresh(s)))
+        .filter(|s| {
+            matches!(s.source, Source::Inline(_))
+                && (allowance.placement == Placement::Migration || !is_fresh(s))
+        })
         .map(|s| s.len as usize)
         .sum();
     if kept > INLINE_BYTES_MAX || allowance.placement == Placement::Migration {
         segments::join_inline(&mut merged);
-        let migrates = |s: &Segment| kept > INLINE_BYTES_MAX || s.len as usize >= CHUNK_BYTES_MIN || is_fresh(s);
+        let migrates = |s: &Segment| {
+            kept > INLINE_BYTES_MAX || s.len as usize >= CHUNK_BYTES_MIN || is_fresh(s)
+        };
         return limit(parts(merged, migrates));
     }
-    // Fresh segments and kept ones that touch stay apart: joining would copy what is large for the sake of what is small.
+    // Fresh segments and kept ones that touch stay apart: joining would copy what is large for the
+    // sake of what is small.
     let mut parts = parts(merged, is_fresh);
     join_ready(&mut parts);
     limit(parts)
@@ -127,7 +144,9 @@ fn decide(mut merged: Vec<Segment>, fresh: &[(u32, u32)], allowance: &Allowance)
 
 fn parts(merged: Vec<Segment>, packs: impl Fn(&Segment) -> bool) -> Vec<Part> {
     let part = |segment: Segment| match segment.source {
-        Source::Inline(ref bytes) if packs(&segment) => Part::Pack { start: segment.start, bytes: bytes.clone() },
+        Source::Inline(ref bytes) if packs(&segment) => {
+            Part::Pack { start: segment.start, bytes: bytes.clone() }
+        }
         _ => Part::Ready(segment),
     };
     merged.into_iter().map(part).collect()
@@ -175,7 +194,10 @@ pub fn chunks_of(segments: &[Segment]) -> Vec<ChunkRef> {
 }
 
 /// Segments as few whole pieces of data; `None` when a chunk is not among `data`.
-pub fn rewrite(segments: &[Segment], data: &HashMap<crate::types::ChunkHash, Bytes>) -> Option<Vec<Part>> {
+pub fn rewrite(
+    segments: &[Segment],
+    data: &HashMap<crate::types::ChunkHash, Bytes>,
+) -> Option<Vec<Part>> {
     let (from, to) = (segments.first()?.start, segments::end(segments.last()?));
     let mut runs: Vec<(u32, BytesMut)> = Vec::new();
     let mut at = from;
@@ -185,12 +207,14 @@ pub fn rewrite(segments: &[Segment], data: &HashMap<crate::types::ChunkHash, Byt
             Span::Part { segment, skip, len } => {
                 let bytes = match &segment.source {
                     Source::Inline(bytes) => bytes.get(skip as usize..(skip + len) as usize)?,
-                    Source::Chunk { chunk, from } => {
-                        data.get(&chunk.hash)?.get((from + skip) as usize..(from + skip + len) as usize)?
-                    }
+                    Source::Chunk { chunk, from } => data
+                        .get(&chunk.hash)?
+                        .get((from + skip) as usize..(from + skip + len) as usize)?,
                 };
                 match runs.last_mut() {
-                    Some((start, run)) if *start as usize + run.len() == at as usize => run.extend_from_slice(bytes),
+                    Some((start, run)) if *start as usize + run.len() == at as usize => {
+                        run.extend_from_slice(bytes)
+                    }
                     _ => runs.push((at, BytesMut::from(bytes))),
                 }
                 at += len;
@@ -200,7 +224,11 @@ pub fn rewrite(segments: &[Segment], data: &HashMap<crate::types::ChunkHash, Byt
     if runs.len() > SEGMENTS_MAX {
         runs = vec![fill(runs, from, to)];
     }
-    Some(runs.into_iter().map(|(start, bytes)| Part::Pack { start, bytes: bytes.freeze() }).collect())
+    Some(
+        runs.into_iter()
+            .map(|(start, bytes)| Part::Pack { start, bytes: bytes.freeze() })
+            .collect(),
+    )
 }
 
 /// One run out of many: the holes between become zeros.
@@ -213,8 +241,12 @@ fn fill(runs: Vec<(u32, BytesMut)>, from: u32, to: u32) -> (u32, BytesMut) {
     (from, all)
 }
 
-/// The segments when the packed parts have their chunks, given in the order of the parts. `None` when there are too few.
-pub fn finish(parts: Vec<Part>, chunks: &mut impl Iterator<Item = ChunkRef>) -> Option<Vec<Segment>> {
+/// The segments when the packed parts have their chunks, given in the order of the parts. `None`
+/// when there are too few.
+pub fn finish(
+    parts: Vec<Part>,
+    chunks: &mut impl Iterator<Item = ChunkRef>,
+) -> Option<Vec<Segment>> {
     debug_assert!(parts.is_sorted_by_key(Part::start));
     parts
         .into_iter()
@@ -222,7 +254,11 @@ pub fn finish(parts: Vec<Part>, chunks: &mut impl Iterator<Item = ChunkRef>) -> 
             Part::Ready(segment) => Some(segment),
             Part::Pack { start, bytes } => {
                 let chunk = chunks.next()?;
-                Some(Segment { start, len: u32::try_from(bytes.len()).ok()?, source: Source::Chunk { chunk, from: 0 } })
+                Some(Segment {
+                    start,
+                    len: u32::try_from(bytes.len()).ok()?,
+                    source: Source::Chunk { chunk, from: 0 },
+                })
             }
         })
         .collect()
@@ -247,11 +283,24 @@ mod tests {
         fn store(&mut self, bytes: &Bytes) -> ChunkRef {
             let hash = ChunkHash(*blake3::hash(bytes).as_bytes());
             self.data.insert(hash, bytes.clone());
-            let pack = PackId { creator: Incarnation::from_bytes([1; 16]), epoch: Epoch(1), seq: 1 };
-            ChunkRef { hash, pack, offset: 0, stored_len: 1, raw_len: bytes.len() as u32, codec: Codec::None }
+            let pack =
+                PackId { creator: Incarnation::from_bytes([1; 16]), epoch: Epoch(1), seq: 1 };
+            ChunkRef {
+                hash,
+                pack,
+                offset: 0,
+                stored_len: 1,
+                raw_len: bytes.len() as u32,
+                codec: Codec::None,
+            }
         }
 
-        fn apply(&mut self, old: &[Segment], runs: Vec<(u32, Bytes)>, placement: Placement) -> Vec<Segment> {
+        fn apply(
+            &mut self,
+            old: &[Segment],
+            runs: Vec<(u32, Bytes)>,
+            placement: Placement,
+        ) -> Vec<Segment> {
             let dirty = runs.iter().map(|(_, b)| b.len() as u64).sum();
             let parts = match overlay(old, runs, &mut Allowance::new(placement, dirty)) {
                 Plan::Parts(parts) => parts,
@@ -271,11 +320,12 @@ mod tests {
             for span in segments::spans(record, 0, SIZE) {
                 match span {
                     Span::Hole(len) => out.extend(vec![0; len as usize]),
-                    Span::Part { segment, skip, len } => out.extend_from_slice(&match &segment.source {
+                    Span::Part { segment, skip, len } => out.extend_from_slice(&match &segment
+                        .source
+                    {
                         Source::Inline(bytes) => bytes.slice(skip as usize..(skip + len) as usize),
-                        Source::Chunk { chunk, from } => {
-                            self.data[&chunk.hash].slice((from + skip) as usize..(from + skip + len) as usize)
-                        }
+                        Source::Chunk { chunk, from } => self.data[&chunk.hash]
+                            .slice((from + skip) as usize..(from + skip + len) as usize),
                     }),
                 }
             }
@@ -285,7 +335,8 @@ mod tests {
 
     fn write() -> impl Strategy<Value = (u32, Vec<u8>)> {
         let len = prop_oneof![1..64_u32, 4000..4200_u32, 1..20_000_u32];
-        (0..SIZE, len, any::<u8>()).prop_map(|(at, len, byte)| (at, vec![byte % 4; len.min(SIZE - at) as usize]))
+        (0..SIZE, len, any::<u8>())
+            .prop_map(|(at, len, byte)| (at, vec![byte % 4; len.min(SIZE - at) as usize]))
     }
 
     proptest! {
@@ -316,20 +367,45 @@ mod tests {
         let data = |n: usize| vec![(0, Bytes::from(vec![1; n]))];
         let is_inline = |plan| matches!(plan, Plan::Parts(parts) if matches!(&parts[..], [Part::Ready(s)] if matches!(s.source, Source::Inline(_))));
         assert!(is_inline(overlay(&[], data(4096), &mut Allowance::new(Placement::Waited, 4096))));
-        assert!(!is_inline(overlay(&[], data(20_000), &mut Allowance::new(Placement::Waited, 20_000))));
-        assert!(!is_inline(overlay(&[], data(4096), &mut Allowance::new(Placement::Waited, 1 << 20))));
-        assert!(!is_inline(overlay(&[], data(4096), &mut Allowance::new(Placement::Background, 4096))));
-        assert!(is_inline(overlay(&[], data(4095), &mut Allowance::new(Placement::Background, 4095))));
+        assert!(!is_inline(overlay(
+            &[],
+            data(20_000),
+            &mut Allowance::new(Placement::Waited, 20_000)
+        )));
+        assert!(!is_inline(overlay(
+            &[],
+            data(4096),
+            &mut Allowance::new(Placement::Waited, 1 << 20)
+        )));
+        assert!(!is_inline(overlay(
+            &[],
+            data(4096),
+            &mut Allowance::new(Placement::Background, 4096)
+        )));
+        assert!(is_inline(overlay(
+            &[],
+            data(4095),
+            &mut Allowance::new(Placement::Background, 4095)
+        )));
     }
 
     #[test]
     fn a_whole_new_record_is_not_copied_and_zeros_are_a_hole() {
         let bytes = Bytes::from(vec![3; SIZE as usize]);
-        let plan = overlay(&[], vec![(0, bytes.clone())], &mut Allowance::new(Placement::Background, 1 << 20));
+        let plan = overlay(
+            &[],
+            vec![(0, bytes.clone())],
+            &mut Allowance::new(Placement::Background, 1 << 20),
+        );
         let Plan::Parts(parts) = plan else { panic!() };
-        assert!(matches!(&parts[..], [Part::Pack { start: 0, bytes: packed }] if packed.as_ptr() == bytes.as_ptr()));
+        assert!(
+            matches!(&parts[..], [Part::Pack { start: 0, bytes: packed }] if packed.as_ptr() == bytes.as_ptr())
+        );
         let old = [inline(10, Bytes::from_static(b"abc"))];
         let zero = vec![(0, Bytes::from(vec![0; SIZE as usize]))];
-        assert_eq!(overlay(&old, zero, &mut Allowance::new(Placement::Waited, 1)), Plan::Parts(vec![]));
+        assert_eq!(
+            overlay(&old, zero, &mut Allowance::new(Placement::Waited, 1)),
+            Plan::Parts(vec![])
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Reads: what is buffered over what is being flushed over the records, holes as zeros, a fetch ahead for readers in order.
+//! Reads: what is buffered over what is being flushed over the records, holes as zeros, a fetch
+//! ahead for readers in order.
 
 use super::buffer::by_record;
 use super::records::visible;
@@ -30,8 +31,15 @@ enum Span {
 }
 
 impl Contents {
-    /// Bytes `offset..offset + count`, cut at the file's size, holes as zeros. `row`: a copy of the node's row. Does not need the node's lock.
-    pub async fn read(self: &Arc<Self>, node: &Arc<Node>, row: &Inode, offset: u64, count: u32) -> Result<Vec<Bytes>, FsError> {
+    /// Bytes `offset..offset + count`, cut at the file's size, holes as zeros. `row`: a copy of the
+    /// node's row. Does not need the node's lock.
+    pub async fn read(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        row: &Inode,
+        offset: u64,
+        count: u32,
+    ) -> Result<Vec<Bytes>, FsError> {
         let end = row.size.min(offset.saturating_add(u64::from(count)));
         if offset >= end {
             return Ok(Vec::new());
@@ -75,7 +83,12 @@ impl Contents {
                         spans,
                         |spans, bytes| spans.push(Span::Data(bytes)),
                         |spans, from, to| match self.records.get(row.data, record) {
-                            Some(entry) => self.base(visible(&row.masks, record, entry.as_ref()), from, to, spans),
+                            Some(entry) => self.base(
+                                visible(&row.masks, record, entry.as_ref()),
+                                from,
+                                to,
+                                spans,
+                            ),
                             None => spans.push(Span::Unknown { record, from, to }),
                         },
                     );
@@ -92,11 +105,18 @@ impl Contents {
             spans.push(match span {
                 segments::Span::Hole(len) => Span::Zeros(len as usize),
                 segments::Span::Part { segment, skip, len } => match &segment.source {
-                    Source::Inline(bytes) => Span::Data(bytes.slice(skip as usize..(skip + len) as usize)),
+                    Source::Inline(bytes) => {
+                        Span::Data(bytes.slice(skip as usize..(skip + len) as usize))
+                    }
                     Source::Chunk { chunk, from } => {
                         let from = from + skip;
-                        let cached = self.chunks.cached(&chunk.hash).filter(|b| b.len() >= (from + len) as usize);
-                        cached.map_or(Span::Chunk { chunk: *chunk, from, len }, |b| Span::Data(slice(&b, from, len)))
+                        let cached = self
+                            .chunks
+                            .cached(&chunk.hash)
+                            .filter(|b| b.len() >= (from + len) as usize);
+                        cached.map_or(Span::Chunk { chunk: *chunk, from, len }, |b| {
+                            Span::Data(slice(&b, from, len))
+                        })
                     }
                 },
             });
@@ -104,8 +124,17 @@ impl Contents {
     }
 
     /// Reads the records and chunks that are not at hand.
-    async fn complete(&self, node: &Node, row: &Inode, spans: Vec<Span>) -> Result<Vec<Span>, FsError> {
-        let unknown = || spans.iter().filter_map(|s| if let Span::Unknown { record, .. } = s { Some(*record) } else { None });
+    async fn complete(
+        &self,
+        node: &Node,
+        row: &Inode,
+        spans: Vec<Span>,
+    ) -> Result<Vec<Span>, FsError> {
+        let unknown = || {
+            spans.iter().filter_map(|s| {
+                if let Span::Unknown { record, .. } = s { Some(*record) } else { None }
+            })
+        };
         let mut spans = match (unknown().min(), unknown().max()) {
             (Some(first), Some(last)) => {
                 let records = self.load(node, row, first..=last).await?;
@@ -141,8 +170,11 @@ impl Contents {
             if current.as_ref().is_none_or(|(at, _)| *at != chunk) {
                 current = data.next();
             }
-            let bytes = current.as_ref().map(|(_, b)| b).filter(|b| b.len() >= (*from + *len) as usize);
-            let bytes = bytes.ok_or_else(|| FsError::Corrupt(format!("chunk {} is shorter than its record says", chunk.hash)))?;
+            let bytes =
+                current.as_ref().map(|(_, b)| b).filter(|b| b.len() >= (*from + *len) as usize);
+            let bytes = bytes.ok_or_else(|| {
+                FsError::Corrupt(format!("chunk {} is shorter than its record says", chunk.hash))
+            })?;
             *span = Span::Data(slice(bytes, *from, *len));
         }
         Ok(spans)
@@ -159,7 +191,11 @@ impl Contents {
                 .filter_map(|(n, entry)| visible(&row.masks, *n, entry.as_ref()))
                 .flat_map(|r| &r.segments)
                 .filter_map(|s| match &s.source {
-                    Source::Chunk { chunk, .. } if contents.chunks.cached(&chunk.hash).is_none() => Some(*chunk),
+                    Source::Chunk { chunk, .. }
+                        if contents.chunks.cached(&chunk.hash).is_none() =>
+                    {
+                        Some(*chunk)
+                    }
                     _ => None,
                 })
                 .collect();

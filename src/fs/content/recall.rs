@@ -1,10 +1,13 @@
-//! What the dataset stored before it was opened is learnt again for deduplication, from the footers of its packs: the index of known chunks is only in
-//! memory. It begins when this opening has stored something itself, so that who only reads, or writes little, pays no request. Chunks of an origin
-//! count: a clone begins with the references of its origin.
+//! What the dataset stored before it was opened is learnt again for deduplication, from the footers
+//! of its packs: the index of known chunks is only in memory. It begins when this opening has
+//! stored something itself, so that who only reads, or writes little, pays no request. Chunks of an
+//! origin count: a clone begins with the references of its origin.
 //!
-//! A footer that cannot be read, or a pack that is sealed meanwhile, costs only space: whether a chunk may be referred to is asked at each hit (R10).
-//! Nothing is learnt of a pack that is announced to be rewritten, or was: a collector that did not know of this dataset has not asked it to seal
-//! the pack, and counts on it to look here (R12). So what is announced is listed before any footer is read, and only first objects are read.
+//! A footer that cannot be read, or a pack that is sealed meanwhile, costs only space: whether a
+//! chunk may be referred to is asked at each hit (R10). Nothing is learnt of a pack that is
+//! announced to be rewritten, or was: a collector that did not know of this dataset has not asked
+//! it to seal the pack, and counts on it to look here (R12). So what is announced is listed before
+//! any footer is read, and only first objects are read.
 
 use super::Contents;
 use crate::types::PackId;
@@ -52,13 +55,22 @@ impl Contents {
     }
 
     async fn recall_packs(&self) {
-        let mut packs: Vec<PackId> = self.committer.open_packs().into_iter().filter(|pack| !self.packer.makes(*pack)).collect();
+        let mut packs: Vec<PackId> = self
+            .committer
+            .open_packs()
+            .into_iter()
+            .filter(|pack| !self.packer.makes(*pack))
+            .collect();
         // What was stored last is the likeliest to come again.
         packs.sort_unstable_by_key(|pack| std::cmp::Reverse((pack.epoch, pack.seq)));
         match self.chunks.announced().await {
             Ok(announced) => packs.retain(|pack| !announced.contains(pack)),
             Err(error) => {
-                tracing::debug!(%error, "what was stored before is not known to deduplication: equal data is stored again");
+                tracing::debug!(
+                    %error,
+                    "what was stored before is not known to deduplication: equal data is stored \
+                     again"
+                );
                 return;
             }
         }
@@ -75,7 +87,12 @@ impl Contents {
                     self.packer.known(&chunks);
                 }
                 Err(error) => {
-                    tracing::debug!(%pack, %error, "what a pack holds is not known to deduplication: equal data is stored again");
+                    tracing::debug!(
+                        %pack,
+                        %error,
+                        "what a pack holds is not known to deduplication: equal data is stored \
+                         again"
+                    );
                 }
             }
         }

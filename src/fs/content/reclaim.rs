@@ -1,6 +1,7 @@
 //! Reclaim of `O`: the records of unlinked and emptied files, and what truncations masked (R5).
 //!
-//! In bounded batches, each of which carries the references that its rows held; a crash leaves an `O` row that says where to go on.
+//! In bounded batches, each of which carries the references that its rows held; a crash leaves an
+//! `O` row that says where to go on.
 
 use super::records::{decode, is_visible};
 use super::segments::Delta;
@@ -22,7 +23,8 @@ const STEP_ROWS: usize = 1024;
 const ROUND_ORPHANS: usize = 256;
 /// A breath between batches: reclaim never takes more than a part of the committer's time.
 const PAUSE: Duration = Duration::from_millis(2);
-/// After an error, and at least this often without being asked: an orphan may be left from before the volume was opened.
+/// After an error, and at least this often without being asked: an orphan may be left from before
+/// the volume was opened.
 const RETRY: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +35,11 @@ pub(super) enum Progress {
 
 impl Contents {
     /// Reclaims until told to stop.
-    pub(super) async fn reclaim_forever(&self, nodes: std::sync::Weak<dyn NodeSource>, stop: CancellationToken) {
+    pub(super) async fn reclaim_forever(
+        &self,
+        nodes: std::sync::Weak<dyn NodeSource>,
+        stop: CancellationToken,
+    ) {
         // Orphans that cannot be reclaimed (a row is corrupt) are left, and said so once.
         let mut broken = HashSet::new();
         loop {
@@ -51,7 +57,10 @@ impl Contents {
                     () = self.reclaim.notified() => {}
                 },
                 Err(error) => {
-                    tracing::warn!(%error, "space of deleted files is not reclaimed now, it will be tried again");
+                    tracing::warn!(
+                        %error,
+                        "space of deleted files is not reclaimed now, it will be tried again"
+                    );
                     tokio::select! {
                         () = stop.cancelled() => return,
                         () = tokio::time::sleep(RETRY) => {}
@@ -61,7 +70,11 @@ impl Contents {
         }
     }
 
-    pub(super) async fn reclaim_round(&self, nodes: &dyn NodeSource, broken: &mut HashSet<DataId>) -> Result<Progress, FsError> {
+    pub(super) async fn reclaim_round(
+        &self,
+        nodes: &dyn NodeSource,
+        broken: &mut HashSet<DataId>,
+    ) -> Result<Progress, FsError> {
         let (from, to) = (key::orphan(DataId(0)), key::orphan(DataId(u64::MAX)));
         let rows = self.committer.scan(from, to, ROUND_ORPHANS + broken.len()).await?;
         let mut progress = Progress::Done;
@@ -76,7 +89,8 @@ impl Contents {
                     tracing::error!(
                         data = data.0,
                         why,
-                        "the space of a deleted file cannot be reclaimed: run `check` on the dataset"
+                        "the space of a deleted file cannot be reclaimed: run `check` on the \
+                         dataset"
                     );
                     broken.insert(data);
                 }
@@ -86,7 +100,12 @@ impl Contents {
         Ok(progress)
     }
 
-    async fn reclaim_orphan(&self, nodes: &dyn NodeSource, data: DataId, row: &Bytes) -> Result<(), FsError> {
+    async fn reclaim_orphan(
+        &self,
+        nodes: &dyn NodeSource,
+        data: DataId,
+        row: &Bytes,
+    ) -> Result<(), FsError> {
         let orphan = Orphan::decode(row)?;
         if let Some(ino) = orphan.inode
             && let Some(node) = nodes.node(ino).await?
@@ -95,13 +114,15 @@ impl Contents {
                 let lock = node.lock.lock().await;
                 let is_its_own = |row: &Inode| row.data == data && row.nlink > 0;
                 if !is_its_own(&node.row.read()) {
-                    // Emptied or unlinked meanwhile: the orphan has been queued anew without its inode.
+                    // Emptied or unlinked meanwhile: the orphan has been queued anew without its
+                    // inode.
                     return Ok(());
                 }
                 let progress = self.reclaim_masked(&node).await?;
                 drop(lock);
                 if progress == Progress::Done {
-                    // What the file left behind when it was removed meanwhile is an orphan of the next round.
+                    // What the file left behind when it was removed meanwhile is an orphan of the
+                    // next round.
                     return Ok(());
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -115,7 +136,10 @@ impl Contents {
         loop {
             let Some(row) = self.committer.get(&key::orphan(data)).await? else { return Ok(()) };
             let orphan = Orphan::decode(&row)?;
-            let rows = self.committer.scan(key::record(data, orphan.from), key::records(data.next()), STEP_ROWS).await?;
+            let rows = self
+                .committer
+                .scan(key::record(data, orphan.from), key::records(data.next()), STEP_ROWS)
+                .await?;
             let (mut batch, mut delta) = (Batch::default(), Delta::default());
             let mut next = orphan.from;
             let done = rows.len() < STEP_ROWS;
@@ -140,19 +164,27 @@ impl Contents {
         }
     }
 
-    /// One step over the masked records of a file whose lock the caller holds. When all are gone, so are the masks.
+    /// One step over the masked records of a file whose lock the caller holds. When all are gone,
+    /// so are the masks.
     pub(super) async fn reclaim_masked(&self, node: &Node) -> Result<Progress, FsError> {
         let mut row = node.row.read().clone();
         let data = row.data;
         let queued = self.committer.get(&key::orphan(data)).await?;
-        let Some(queued) = queued.as_ref().map(|row| Orphan::decode(row)).transpose()? else { return Ok(Progress::Done) };
+        let Some(queued) = queued.as_ref().map(|row| Orphan::decode(row)).transpose()? else {
+            return Ok(Progress::Done);
+        };
         if row.nlink == 0 || queued.inode != Some(node.file.ino) {
-            // Removed meanwhile: the orphan has been queued anew without its inode, which is no more.
+            // Removed meanwhile: the orphan has been queued anew without its inode, which is no
+            // more.
             return Ok(Progress::Done);
         }
-        let rows = self.committer.scan(key::record(data, queued.from), key::records(data.next()), STEP_ROWS).await?;
+        let rows = self
+            .committer
+            .scan(key::record(data, queued.from), key::records(data.next()), STEP_ROWS)
+            .await?;
         let done = rows.len() < STEP_ROWS;
-        let (mut batch, mut delta, mut gone, mut next) = (Batch::default(), Delta::default(), Vec::new(), queued.from);
+        let (mut batch, mut delta, mut gone, mut next) =
+            (Batch::default(), Delta::default(), Vec::new(), queued.from);
         for (key, value) in rows {
             let Some(Key::Record(_, n)) = Key::parse(&key) else { continue };
             next = n + 1;
@@ -171,7 +203,9 @@ impl Contents {
         }
         let known = node.content.state().known(&row);
         let allocated = known.allocated.checked_add_signed(delta.allocated);
-        let allocated = allocated.ok_or_else(|| FsError::Corrupt("a file's allocated bytes would be negative (R4)".to_owned()))?;
+        let allocated = allocated.ok_or_else(|| {
+            FsError::Corrupt("a file's allocated bytes would be negative (R4)".to_owned())
+        })?;
         let known = Known { allocated, ..known };
         batch.allocated = delta.allocated;
         batch.refs = delta.refs();

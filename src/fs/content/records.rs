@@ -39,10 +39,14 @@ pub(super) struct Records {
 impl RecordCache {
     pub fn new(bytes: u64) -> Self {
         let weight = |_: &Place, entry: &Entry| {
-            RECORD_BYTES + entry.as_ref().map_or(0, |r| r.segments.len() * SEGMENT_BYTES + inline_bytes(&r.segments))
+            RECORD_BYTES
+                + entry
+                    .as_ref()
+                    .map_or(0, |r| r.segments.len() * SEGMENT_BYTES + inline_bytes(&r.segments))
         };
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let cache = foyer::CacheBuilder::new(bytes).with_name("records").with_weighter(weight).build();
+        let cache =
+            foyer::CacheBuilder::new(bytes).with_name("records").with_weighter(weight).build();
         Self { cache, volumes: Arc::default() }
     }
 
@@ -68,7 +72,11 @@ pub(super) fn is_visible(masks: &[Mask], n: u64, cut: u32) -> bool {
 }
 
 /// A record as the file shows it.
-pub(super) fn visible<'a>(masks: &[Mask], n: u64, record: Option<&'a Arc<Record>>) -> Option<&'a Arc<Record>> {
+pub(super) fn visible<'a>(
+    masks: &[Mask],
+    n: u64,
+    record: Option<&'a Arc<Record>>,
+) -> Option<&'a Arc<Record>> {
     record.filter(|r| is_visible(masks, n, r.cut))
 }
 
@@ -81,7 +89,12 @@ pub(super) fn decode(row: &[u8], bits: u8) -> Result<Record, FsError> {
 
 impl Contents {
     /// Records of a file, present or not, from the cache or the database.
-    pub(super) async fn load(&self, node: &Node, row: &Inode, range: RangeInclusive<u64>) -> Result<BTreeMap<u64, Entry>, FsError> {
+    pub(super) async fn load(
+        &self,
+        node: &Node,
+        row: &Inode,
+        range: RangeInclusive<u64>,
+    ) -> Result<BTreeMap<u64, Entry>, FsError> {
         let mut found = BTreeMap::new();
         let mut missing = None;
         for n in range.clone() {
@@ -106,10 +119,19 @@ impl Contents {
         Ok(found)
     }
 
-    async fn scan_records(&self, node: &Node, row: &Inode, first: u64, last: u64) -> Result<BTreeMap<u64, Entry>, FsError> {
+    async fn scan_records(
+        &self,
+        node: &Node,
+        row: &Inode,
+        first: u64,
+        last: u64,
+    ) -> Result<BTreeMap<u64, Entry>, FsError> {
         let version = node.content.state().version;
         let count = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
-        let rows = self.committer.scan(key::record(row.data, first), key::record(row.data, last + 1), count).await?;
+        let rows = self
+            .committer
+            .scan(key::record(row.data, first), key::record(row.data, last + 1), count)
+            .await?;
         let mut entries: BTreeMap<u64, Entry> = (first..=last).map(|n| (n, None)).collect();
         for (key, value) in rows {
             let Some(Key::Record(_, n)) = Key::parse(&key) else { continue };

@@ -1,4 +1,5 @@
-//! The algebra of a record: a list of segments, in order, without overlap; what lies between them is a hole.
+//! The algebra of a record: a list of segments, in order, without overlap; what lies between them
+//! is a hole.
 
 use crate::fs::FsError;
 use crate::fs::row::{Record, Segment, Source};
@@ -15,12 +16,15 @@ pub fn end(segment: &Segment) -> u32 {
     segment.start + segment.len
 }
 
-/// Bytes `from..to` of a record as far as this segment has them. The caller sees to it that they overlap.
+/// Bytes `from..to` of a record as far as this segment has them. The caller sees to it that they
+/// overlap.
 fn part(segment: &Segment, from: u32, to: u32) -> Segment {
     let (from, to) = (from.max(segment.start), to.min(end(segment)));
     let skip = from - segment.start;
     let source = match &segment.source {
-        Source::Inline(bytes) => Source::Inline(bytes.slice(skip as usize..(to - segment.start) as usize)),
+        Source::Inline(bytes) => {
+            Source::Inline(bytes.slice(skip as usize..(to - segment.start) as usize))
+        }
         Source::Chunk { chunk, from } => Source::Chunk { chunk: *chunk, from: from + skip },
     };
     Segment { start: from, len: to - from, source }
@@ -36,8 +40,10 @@ pub fn punch(segments: &mut Vec<Segment>, from: u32, to: u32) {
     if first >= last {
         return;
     }
-    let head = (segments[first].start < from).then(|| part(&segments[first], segments[first].start, from));
-    let tail = (end(&segments[last - 1]) > to).then(|| part(&segments[last - 1], to, end(&segments[last - 1])));
+    let head =
+        (segments[first].start < from).then(|| part(&segments[first], segments[first].start, from));
+    let tail = (end(&segments[last - 1]) > to)
+        .then(|| part(&segments[last - 1], to, end(&segments[last - 1])));
     segments.splice(first..last, head.into_iter().chain(tail));
 }
 
@@ -55,7 +61,11 @@ pub fn join_inline(segments: &mut Vec<Segment>) {
             let mut bytes = BytesMut::with_capacity(x.len() + y.len());
             bytes.extend_from_slice(x);
             bytes.extend_from_slice(y);
-            Some(Segment { start: a.start, len: a.len + b.len, source: Source::Inline(bytes.freeze()) })
+            Some(Segment {
+                start: a.start,
+                len: a.len + b.len,
+                source: Source::Inline(bytes.freeze()),
+            })
         }
         (Source::Chunk { chunk, from }, Source::Chunk { chunk: other, from: next })
             if end(a) == b.start && chunk == other && from + a.len == *next =>
@@ -83,7 +93,10 @@ pub fn bytes(record: &Record) -> u64 {
 }
 
 pub fn inline_bytes(segments: &[Segment]) -> usize {
-    segments.iter().map(|s| if matches!(s.source, Source::Inline(_)) { s.len as usize } else { 0 }).sum()
+    segments
+        .iter()
+        .map(|s| if matches!(s.source, Source::Inline(_)) { s.len as usize } else { 0 })
+        .sum()
 }
 
 /// Change of references and of accounted bytes, summed over the records of a batch.
@@ -174,14 +187,18 @@ pub fn check(record: &Record, record_bytes: u32) -> Result<(), FsError> {
     for segment in &record.segments {
         let (start, len) = (u64::from(segment.start), u64::from(segment.len));
         if len == 0 || start < at || start + len > u64::from(record_bytes) {
-            return Err(FsError::Corrupt(format!("record with a segment {start}+{len} after {at}")));
+            return Err(FsError::Corrupt(format!(
+                "record with a segment {start}+{len} after {at}"
+            )));
         }
         let fits = match &segment.source {
             Source::Inline(bytes) => bytes.len() as u64 == len,
             Source::Chunk { chunk, from } => u64::from(*from) + len <= u64::from(chunk.raw_len),
         };
         if !fits {
-            return Err(FsError::Corrupt(format!("record with a segment {start}+{len} that its source does not fill")));
+            return Err(FsError::Corrupt(format!(
+                "record with a segment {start}+{len} that its source does not fill"
+            )));
         }
         at = start + len;
     }
@@ -193,7 +210,8 @@ pub fn check(record: &Record, record_bytes: u32) -> Result<(), FsError> {
 
 /// Whether there is nothing but zeros: such data is a hole.
 pub fn is_zero(bytes: &[u8]) -> bool {
-    // Folded by blocks, which the compiler turns into wide loads; data that is not zero stops at its first block.
+    // Folded by blocks, which the compiler turns into wide loads; data that is not zero stops at
+    // its first block.
     bytes.chunks(256).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
@@ -218,7 +236,14 @@ mod tests {
 
     /// A chunk whose byte at `i` is `n + i`.
     fn chunk(n: u8) -> ChunkRef {
-        ChunkRef { hash: ChunkHash([n; 32]), pack: pack(n), offset: 0, stored_len: 1, raw_len: SIZE, codec: Codec::None }
+        ChunkRef {
+            hash: ChunkHash([n; 32]),
+            pack: pack(n),
+            offset: 0,
+            stored_len: 1,
+            raw_len: SIZE,
+            codec: Codec::None,
+        }
     }
 
     fn render(segments: &[Segment]) -> Vec<u8> {
@@ -227,9 +252,14 @@ mod tests {
             match span {
                 Span::Hole(len) => out.extend(vec![0; len as usize]),
                 Span::Part { segment, skip, len } => match &segment.source {
-                    Source::Inline(bytes) => out.extend_from_slice(&bytes[skip as usize..(skip + len) as usize]),
+                    Source::Inline(bytes) => {
+                        out.extend_from_slice(&bytes[skip as usize..(skip + len) as usize])
+                    }
                     Source::Chunk { chunk, from } => {
-                        out.extend((from + skip..from + skip + len).map(|i| chunk.hash.0[0].wrapping_add(i as u8)));
+                        out.extend(
+                            (from + skip..from + skip + len)
+                                .map(|i| chunk.hash.0[0].wrapping_add(i as u8)),
+                        );
                     }
                 },
             }
@@ -247,7 +277,8 @@ mod tests {
     fn op() -> impl Strategy<Value = Op> {
         let range = (0..SIZE).prop_flat_map(|a| (Just(a), a + 1..=SIZE));
         prop_oneof![
-            (range.clone(), any::<u8>()).prop_map(|((a, b), n)| Op::Inline(a, vec![n; (b - a) as usize])),
+            (range.clone(), any::<u8>())
+                .prop_map(|((a, b), n)| Op::Inline(a, vec![n; (b - a) as usize])),
             (range.clone(), 1..9_u8).prop_map(|((a, b), n)| Op::Chunk(n, a, b)),
             range.prop_map(|(a, b)| Op::Punch(a, b)),
         ]
@@ -310,8 +341,13 @@ mod tests {
 
     #[test]
     fn lying_records_are_corrupt() {
-        let inline = |start, len, n: usize| Segment { start, len, source: Source::Inline(vec![1; n].into()) };
-        let chunked = |from| Segment { start: 0, len: 8, source: Source::Chunk { chunk: chunk(1), from } };
+        let inline = |start, len, n: usize| Segment {
+            start,
+            len,
+            source: Source::Inline(vec![1; n].into()),
+        };
+        let chunked =
+            |from| Segment { start: 0, len: 8, source: Source::Chunk { chunk: chunk(1), from } };
         let bad = [
             vec![inline(0, 4, 3)],
             vec![inline(0, 0, 0)],
@@ -322,7 +358,10 @@ mod tests {
             (0..17).map(|i| inline(i, 1, 1)).collect(),
         ];
         for segments in bad {
-            assert!(check(&Record { cut: 0, segments: segments.clone() }, SIZE).is_err(), "{segments:?}");
+            assert!(
+                check(&Record { cut: 0, segments: segments.clone() }, SIZE).is_err(),
+                "{segments:?}"
+            );
         }
         check(&Record { cut: 0, segments: vec![chunked(SIZE - 8)] }, SIZE).unwrap();
     }

@@ -9,9 +9,11 @@ use tokio::sync::Notify;
 
 /// The dataset's byte quota and what accepted writes may still need of it.
 ///
-/// A write reserves one byte for every byte that becomes dirty, whatever lies below it. Only when that much is not left are the records below read
-/// and the growth counted exactly, so that overwriting works on a full dataset. A flush never asks again: what it allocates is at most what was
-/// reserved, but for zeros that fill holes where a record of too many pieces is rewritten as one (less than a record each).
+/// A write reserves one byte for every byte that becomes dirty, whatever lies below it. Only when
+/// that much is not left are the records below read and the growth counted exactly, so that
+/// overwriting works on a full dataset. A flush never asks again: what it allocates is at most what
+/// was reserved, but for zeros that fill holes where a record of too many pieces is rewritten as
+/// one (less than a record each).
 #[derive(Debug)]
 pub(super) struct Space {
     quota: AtomicU64,
@@ -35,16 +37,20 @@ impl Space {
 
     /// Whether `bytes` more fit, with `allocated` in use.
     pub fn fits(&self, bytes: u64, allocated: u64) -> bool {
-        allocated.saturating_add(self.reserved()).saturating_add(bytes) <= self.quota.load(Ordering::Relaxed)
+        allocated.saturating_add(self.reserved()).saturating_add(bytes)
+            <= self.quota.load(Ordering::Relaxed)
     }
 
-    /// Reserves `bytes`, with `allocated` in use. Nothing needs no room, even on a dataset that is over its quota.
+    /// Reserves `bytes`, with `allocated` in use. Nothing needs no room, even on a dataset that is
+    /// over its quota.
     pub fn reserve(&self, bytes: u64, allocated: u64) -> Result<(), FsError> {
         if bytes == 0 {
             return Ok(());
         }
         let before = self.reserved.fetch_add(bytes, Ordering::AcqRel);
-        if allocated.saturating_add(before).saturating_add(bytes) <= self.quota.load(Ordering::Relaxed) {
+        if allocated.saturating_add(before).saturating_add(bytes)
+            <= self.quota.load(Ordering::Relaxed)
+        {
             return Ok(());
         }
         self.reserved.fetch_sub(bytes, Ordering::AcqRel);
@@ -66,7 +72,8 @@ pub struct DirtyMemory {
     flushers: Mutex<Vec<Weak<Notify>>>,
 }
 
-/// One volume's part of it. A volume whose store takes nothing must not stop the others: it gets [`SHARE_PERCENT`] at most.
+/// One volume's part of it. A volume whose store takes nothing must not stop the others: it gets
+/// [`SHARE_PERCENT`] at most.
 #[derive(Debug)]
 pub(super) struct Room {
     all: Arc<DirtyMemory>,
@@ -75,7 +82,8 @@ pub(super) struct Room {
 
 const SHARE_PERCENT: u64 = 90;
 
-/// A writer that found no room for this long is told that the store does not answer: its client asks again.
+/// A writer that found no room for this long is told that the store does not answer: its client
+/// asks again.
 const ADMIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Room for one write among the dirty bytes; given back when dropped.
@@ -99,7 +107,12 @@ fn take(used: &AtomicU64, bytes: u64, max: u64) -> bool {
 
 impl DirtyMemory {
     pub fn new(max: u64) -> Arc<Self> {
-        Arc::new(Self { max, used: AtomicU64::new(0), freed: Notify::new(), flushers: Mutex::default() })
+        Arc::new(Self {
+            max,
+            used: AtomicU64::new(0),
+            freed: Notify::new(),
+            flushers: Mutex::default(),
+        })
     }
 
     fn press(&self) {
@@ -155,8 +168,12 @@ impl Room {
                 freed.await;
             }
         };
-        let timeout =
-            || FsError::Unavailable("written data is not taken: see the log of this node for the store's errors".to_owned());
+        let timeout = || {
+            FsError::Unavailable(
+                "written data is not taken: see the log of this node for the store's errors"
+                    .to_owned(),
+            )
+        };
         tokio::time::timeout(ADMIT_TIMEOUT, wait).await.map_err(|_| timeout())?;
         Ok(admitted())
     }

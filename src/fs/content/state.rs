@@ -8,11 +8,13 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 
-/// One file's data that is not in the database yet. Its own lock is taken last and never held across an await.
+/// One file's data that is not in the database yet. Its own lock is taken last and never held
+/// across an await.
 #[derive(Default)]
 pub struct Content {
     state: Mutex<State>,
-    /// Whose turn it is to change the file's records from outside an operation: a flush, reclaim or migration. Taken before the node's lock.
+    /// Whose turn it is to change the file's records from outside an operation: a flush, reclaim or
+    /// migration. Taken before the node's lock.
     pub(super) turn: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -31,8 +33,9 @@ pub(super) struct State {
     dirty: Buffer,
     /// Taken by the flush in flight; older than `dirty`.
     flushing: Buffer,
-    /// Counts changes of the file's records and cuts of its data: what was read before such a change is not put into a cache after it, and a flush
-    /// that was prepared before it starts over.
+    /// Counts changes of the file's records and cuts of its data: what was read before such a
+    /// change is not put into a cache after it, and a flush that was prepared before it starts
+    /// over.
     pub version: u64,
     /// Counts accepted writes, and how many of them the submitted batches hold.
     accepted: u64,
@@ -103,14 +106,20 @@ impl State {
 
     /// Does `change` to what is buffered and says what that freed.
     fn change(&mut self, change: impl FnOnce(&mut Self)) -> Freed {
-        let sum = |s: &Self| (s.dirty.charge() + s.flushing.charge(), s.dirty.reserved() + s.flushing.reserved());
+        let sum = |s: &Self| {
+            (s.dirty.charge() + s.flushing.charge(), s.dirty.reserved() + s.flushing.reserved())
+        };
         let before = sum(self);
         change(self);
         let after = sum(self);
-        Freed { charge: before.0.cast_signed() - after.0.cast_signed(), reserved: before.1.cast_signed() - after.1.cast_signed() }
+        Freed {
+            charge: before.0.cast_signed() - after.0.cast_signed(),
+            reserved: before.1.cast_signed() - after.1.cast_signed(),
+        }
     }
 
-    /// Takes a write in; `reserved` bytes were reserved for it. Raises `row.size` and `row.allocated`.
+    /// Takes a write in; `reserved` bytes were reserved for it. Raises `row.size` and
+    /// `row.allocated`.
     pub fn write(&mut self, row: &mut Inode, offset: u64, data: &Bytes, reserved: u64) -> Freed {
         self.known.get_or_insert(Known { size: row.size, allocated: row.allocated });
         self.accepted += 1;
@@ -144,24 +153,30 @@ impl State {
         freed
     }
 
-    /// Data of a record in flight cannot ever be written: it is given up and the next waiter is told.
+    /// Data of a record in flight cannot ever be written: it is given up and the next waiter is
+    /// told.
     pub fn lose(&mut self, record: u64, error: FsError) -> Freed {
         self.lost.get_or_insert(error);
         self.change(|s| s.flushing.remove(record))
     }
 
-    /// What the database will know of the file when the flush in flight is submitted with this change of its allocation.
+    /// What the database will know of the file when the flush in flight is submitted with this
+    /// change of its allocation.
     pub fn known_after(&self, row: &Inode, allocated: i64) -> Result<Known, FsError> {
         let known = self.known(row);
-        let allocated = known
-            .allocated
-            .checked_add_signed(allocated)
-            .ok_or_else(|| FsError::Corrupt("a file's allocated bytes would be negative (R4)".to_owned()))?;
-        let size = if self.dirty.is_empty() { row.size } else { known.size.max(self.flushing.end(row.record_bits)).min(row.size) };
+        let allocated = known.allocated.checked_add_signed(allocated).ok_or_else(|| {
+            FsError::Corrupt("a file's allocated bytes would be negative (R4)".to_owned())
+        })?;
+        let size = if self.dirty.is_empty() {
+            row.size
+        } else {
+            known.size.max(self.flushing.end(row.record_bits)).min(row.size)
+        };
         Ok(Known { size, allocated })
     }
 
-    /// The flush in flight was submitted. Corrects `row.allocated`, which counted what was reserved.
+    /// The flush in flight was submitted. Corrects `row.allocated`, which counted what was
+    /// reserved.
     pub fn submitted(&mut self, row: &mut Inode, known: Known, ticket: Ticket) -> Freed {
         self.version += 1;
         self.flushed = self.flushed.max(self.taken);
@@ -188,7 +203,8 @@ impl State {
         self.dirty.begins_below(size, bits) || self.flushing.begins_below(size, bits)
     }
 
-    /// The size has changed by decree, in a batch that is submitted: what is buffered past it is gone. Sets `row`'s size and allocation.
+    /// The size has changed by decree, in a batch that is submitted: what is buffered past it is
+    /// gone. Sets `row`'s size and allocation.
     pub fn resize(&mut self, row: &mut Inode, size: u64, known: Known) -> Freed {
         self.version += 1;
         let bits = row.record_bits;
@@ -303,6 +319,10 @@ mod tests {
                 assert_eq!(other.saw(at, at + 4096, SIZE), None);
             }
         }
-        assert_eq!(Reader::default().saw(0, 4096, 4096), None, "a file read at once needs nothing more");
+        assert_eq!(
+            Reader::default().saw(0, 4096, 4096),
+            None,
+            "a file read at once needs nothing more"
+        );
     }
 }

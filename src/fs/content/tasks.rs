@@ -16,8 +16,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// A file with so many dirty bytes is flushed without waiting for its time: a long write streams out, a pack at a time. With less, its pack would
-/// wait for more while the file's next flush waits for the pack.
+/// A file with so many dirty bytes is flushed without waiting for its time: a long write streams
+/// out, a pack at a time. With less, its pack would wait for more while the file's next flush waits
+/// for the pack.
 const FILE_BYTES: u64 = PACK_BYTES as u64;
 /// Flushes at once. Many, because small files share packs: they all wait for the same PUT.
 const FILES_AT_ONCE: usize = 512;
@@ -44,7 +45,8 @@ impl DirtyFiles {
 }
 
 impl Contents {
-    /// After each write: remembers the file, and starts its flush when there is much of it or of all.
+    /// After each write: remembers the file, and starts its flush when there is much of it or of
+    /// all.
     pub(super) fn wrote(&self, node: &Arc<Node>, charge: u64) {
         self.dirty.files.lock().entry(node.file.ino).or_insert_with(|| node.clone());
         if charge >= FILE_BYTES {
@@ -70,9 +72,11 @@ impl Contents {
 
     /// Flushes every file that is dirty now.
     pub(super) async fn flush_dirty(&self, placement: Placement) -> Result<(), FsError> {
-        let flushes = stream::iter(self.dirty.all())
-            .map(|node| async move { self.flush_as(&node, placement, Select::All).await.map(|_| ()) }.boxed());
-        let outcomes: Vec<Result<(), FsError>> = flushes.buffer_unordered(FILES_AT_ONCE).collect().await;
+        let flushes = stream::iter(self.dirty.all()).map(|node| {
+            async move { self.flush_as(&node, placement, Select::All).await.map(|_| ()) }.boxed()
+        });
+        let outcomes: Vec<Result<(), FsError>> =
+            flushes.buffer_unordered(FILES_AT_ONCE).collect().await;
         outcomes.into_iter().collect()
     }
 
@@ -81,9 +85,14 @@ impl Contents {
         self.committer.durable(self.committer.last()).await
     }
 
-    /// Starts flush timer, reclaim of `O`, migration of inline data and recall of stored chunks; ends with the tasks' tracker. `nodes` finds the inodes whose cut-off records
-    /// are reclaimed.
-    pub fn start(self: &Arc<Self>, nodes: Weak<dyn NodeSource>, tasks: &TaskTracker, stop: CancellationToken) {
+    /// Starts flush timer, reclaim of `O`, migration of inline data and recall of stored chunks;
+    /// ends with the tasks' tracker. `nodes` finds the inodes whose cut-off records are reclaimed.
+    pub fn start(
+        self: &Arc<Self>,
+        nodes: Weak<dyn NodeSource>,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) {
         let (reclaim, migrate, flush) = (self.clone(), self.clone(), self.clone());
         let (its_nodes, its_stop) = (nodes.clone(), stop.clone());
         tasks.spawn(async move { reclaim.reclaim_forever(its_nodes, its_stop).await });
@@ -97,7 +106,8 @@ impl Contents {
         tasks.spawn(async move { recalling.recall_once(stop).await });
     }
 
-    /// Written data, and every other change, reaches the store after the flush interval. An idle volume makes no request.
+    /// Written data, and every other change, reaches the store after the flush interval. An idle
+    /// volume makes no request.
     async fn flush_by_time(&self, stop: CancellationToken) {
         let mut wait = self.flush_interval;
         loop {
@@ -115,7 +125,11 @@ impl Contents {
                     return;
                 }
                 wait = (started.elapsed() * 2).clamp(RETRY_FIRST, RETRY_MAX);
-                tracing::warn!(%error, wait_secs = wait.as_secs(), "written data stays in memory and is flushed again later");
+                tracing::warn!(
+                    %error,
+                    wait_secs = wait.as_secs(),
+                    "written data stays in memory and is flushed again later"
+                );
             }
         }
     }
@@ -143,7 +157,15 @@ impl Contents {
                 let ino = node.file.ino;
                 if flushes.len() < FILES_AT_ONCE && busy.insert(ino) {
                     let contents = self.clone();
-                    flushes.spawn(async move { (ino, contents.flush_as(&node, Placement::Background, select).await.map(|_| ())) });
+                    flushes.spawn(async move {
+                        (
+                            ino,
+                            contents
+                                .flush_as(&node, Placement::Background, select)
+                                .await
+                                .map(|_| ()),
+                        )
+                    });
                 }
             }
         }

@@ -68,9 +68,18 @@ async fn open(
     let chunks = ChunkStore::new(place.bucket.clone(), family, keyring, cache.clone());
     let packer = chunks.packer(place.incarnation, db.epoch(), Codec::Lz4);
     let settled = packer.clone();
-    let committer = Committer::start(db, None, Box::new(move || settled.settled()), Failpoints::default()).await.unwrap();
+    let committer =
+        Committer::start(db, None, Box::new(move || settled.settled()), Failpoints::default())
+            .await
+            .unwrap();
     let committer = Arc::new(committer);
-    let contents = Arc::new(Contents::new(committer.clone(), chunks, packer, memory, Duration::from_secs(3600)));
+    let contents = Arc::new(Contents::new(
+        committer.clone(),
+        chunks,
+        packer,
+        memory,
+        Duration::from_secs(3600),
+    ));
     (committer, contents)
 }
 
@@ -79,7 +88,12 @@ impl Rig {
         let incarnation = Incarnation::random();
         let family = FamilyId::from(incarnation);
         let sealer = keyring.database_sealer(family);
-        let place = DbPlace { bucket: Bucket::memory(), incarnation, sealer, cache: DbCache::new(16 << 20) };
+        let place = DbPlace {
+            bucket: Bucket::memory(),
+            incarnation,
+            sealer,
+            cache: DbCache::new(16 << 20),
+        };
         let cache = ChunkCache::memory(16 << 20);
         let (committer, contents) = open(&place, family, &keyring, &cache, &memory).await;
         let row = file(&committer, bits);
@@ -95,7 +109,8 @@ impl Rig {
         self.contents.flush_all().await.unwrap();
         self.committer.close().await.unwrap();
         self.cache = ChunkCache::memory(16 << 20);
-        (self.committer, self.contents) = open(&self.place, self.family, &self.keyring, &self.cache, &self.memory).await;
+        (self.committer, self.contents) =
+            open(&self.place, self.family, &self.keyring, &self.cache, &self.memory).await;
         let row = self.committer.get(&key::inode(INO)).await.unwrap().unwrap();
         self.node = Arc::new(Node::new(INO, Inode::decode(&row).unwrap(), Ticket::default()));
     }
@@ -117,7 +132,10 @@ impl Rig {
     pub async fn truncate_with(&self, size: u64, mut batch: Batch) -> Result<(), FsError> {
         let _lock = self.node.lock.lock().await;
         let mut row = self.node.row.read().clone();
-        let Some(resize) = self.contents.truncate(&self.node, &mut row, size, &mut batch).await? else { return Ok(()) };
+        let Some(resize) = self.contents.truncate(&self.node, &mut row, size, &mut batch).await?
+        else {
+            return Ok(());
+        };
         batch.put(key::inode(INO), &resize.stored(&row));
         let ticket = self.committer.submit(batch)?;
         self.contents.resized(&self.node, row, resize);
@@ -154,7 +172,8 @@ impl Rig {
         let row = self.node.stored(&self.node.row.read());
         let mut by_data: HashMap<DataId, u64> = HashMap::new();
         let mut refs: HashMap<PackId, u64> = HashMap::new();
-        for (key, value) in self.rows(key::records(DataId(0)), key::records(DataId(u64::MAX))).await {
+        for (key, value) in self.rows(key::records(DataId(0)), key::records(DataId(u64::MAX))).await
+        {
             let Some(Key::Record(data, _)) = Key::parse(&key) else { panic!("{key:?}") };
             let record = records::decode(&value, 20).unwrap();
             assert!(!record.segments.is_empty());
@@ -171,7 +190,10 @@ impl Rig {
             assert_eq!(self.committer.usage(*pack).refs, *refs, "{pack}");
         }
         for data in by_data.keys() {
-            assert!(self.committer.get(&key::orphan(*data)).await.unwrap().is_some(), "{data:?} is neither used nor an orphan");
+            assert!(
+                self.committer.get(&key::orphan(*data)).await.unwrap().is_some(),
+                "{data:?} is neither used nor an orphan"
+            );
         }
         for (key, value) in self.rows(key::orphan(DataId(0)), key::orphan(DataId(u64::MAX))).await {
             let orphan = Orphan::decode(&value).unwrap();
@@ -183,7 +205,8 @@ impl Rig {
             assert_eq!(self.contents.reserved(), 0);
             assert_eq!(self.contents.room.used(), 0);
         }
-        let durable = Inode::decode(&self.committer.get(&key::inode(INO)).await.unwrap().unwrap()).unwrap();
+        let durable =
+            Inode::decode(&self.committer.get(&key::inode(INO)).await.unwrap().unwrap()).unwrap();
         assert_eq!((durable.size, durable.allocated), (row.size, row.allocated));
     }
 
@@ -350,7 +373,8 @@ async fn masks_hide_at_once_and_are_reclaimed() {
     assert_eq!(rig.read(500 << 12, 8192).await, [vec![2; 4096], vec![0; 4096]].concat());
 }
 
-/// Small changes of very many records are more than the committer's queue may hold: they are flushed in steps, as one.
+/// Small changes of very many records are more than the committer's queue may hold: they are
+/// flushed in steps, as one.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_batch_can_hold_is_flushed_in_steps() {
     let rig = Rig::new(16, plain(), limits()).await;
@@ -390,7 +414,8 @@ async fn lost_data_is_told_to_the_call_that_promises_it() {
     assert!(rig.contents.flush(&rig.node).await.unwrap().is_some(), "once");
 }
 
-/// A removal between two steps over a file's masks: the file stays removed, and its space is given back once.
+/// A removal between two steps over a file's masks: the file stays removed, and its space is given
+/// back once.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_removed_while_its_masks_are_reclaimed_stays_removed() {
     let rig = Rig::new(12, plain(), limits()).await;
@@ -474,7 +499,10 @@ async fn a_lone_sync_of_a_little_is_one_request() {
     assert_eq!(after.put - before.put, 8);
     // An opened database looks at its manifest once by itself, when its task comes to it.
     assert!(after.total() - before.total() <= 10, "{before:?} {after:?}");
-    assert!(rig.contents.flush(&rig.node).await.unwrap().is_some(), "what is on its way has a ticket");
+    assert!(
+        rig.contents.flush(&rig.node).await.unwrap().is_some(),
+        "what is on its way has a ticket"
+    );
 }
 
 /// Writers, cutters and flushers of one file at once: the last state is a whole one.

@@ -12,14 +12,18 @@ use crate::fs::node::Node;
 use crate::fs::row::{Inode, MASKS_MAX, Mask, Orphan, Record};
 use std::sync::Arc;
 
-/// Up to so many records past a cut are deleted at once; more are masked and reclaimed in the background.
+/// Up to so many records past a cut are deleted at once; more are masked and reclaimed in the
+/// background.
 const DELETE_MAX: usize = 64;
-/// So many steps of reclaim are done while a truncation waits for a mask to be free, before its caller is asked to come again.
+/// So many steps of reclaim are done while a truncation waits for a mask to be free, before its
+/// caller is asked to come again.
 const RECLAIM_WAITED_STEPS: usize = 8;
-/// So often a file is flushed while others may write to it, before it is flushed with its lock held.
+/// So often a file is flushed while others may write to it, before it is flushed with its lock
+/// held.
 const FLUSHES_FREE: usize = 8;
 
-/// A change of size that is decided, and is in a batch, but not in memory yet: dropping it changes nothing.
+/// A change of size that is decided, and is in a batch, but not in memory yet: dropping it changes
+/// nothing.
 #[must_use = "once its batch is submitted it must be shown, see Contents::resized"]
 pub struct Resize {
     size: u64,
@@ -39,16 +43,25 @@ impl Resize {
 }
 
 impl Contents {
-    /// Decides a change of size, either way (R5): fills `batch`, changes `row`, and nothing else. `None`: the size is this already. The caller
-    /// holds the node's lock throughout, puts [`Resize::stored`] into `batch`, submits it, and then, without waiting for anything in between,
-    /// calls [`Self::resized`]. Who gives up before that, or is refused by the committer, has changed nothing.
+    /// Decides a change of size, either way (R5): fills `batch`, changes `row`, and nothing else.
+    /// `None`: the size is this already. The caller holds the node's lock throughout, puts
+    /// [`Resize::stored`] into `batch`, submits it, and then, without waiting for anything in
+    /// between, calls [`Self::resized`]. Who gives up before that, or is refused by the committer,
+    /// has changed nothing.
     ///
-    /// The size in the database is not ahead of data that is still buffered. A caller that promises the new size takes the lock with
-    /// [`Self::lock_flushed`].
+    /// The size in the database is not ahead of data that is still buffered. A caller that promises
+    /// the new size takes the lock with [`Self::lock_flushed`].
     ///
     /// # Errors
-    /// [`FsError::Busy`] when there is no mask left and reclaim will take long. Masks may have been reclaimed, nothing else has changed.
-    pub async fn truncate(&self, node: &Node, row: &mut Inode, size: u64, batch: &mut Batch) -> Result<Option<Resize>, FsError> {
+    /// [`FsError::Busy`] when there is no mask left and reclaim will take long. Masks may have been
+    /// reclaimed, nothing else has changed.
+    pub async fn truncate(
+        &self,
+        node: &Node,
+        row: &mut Inode,
+        size: u64,
+        batch: &mut Batch,
+    ) -> Result<Option<Resize>, FsError> {
         if size > FILE_BYTES_MAX {
             return Err(FsError::TooBig);
         }
@@ -58,8 +71,13 @@ impl Contents {
         if size == 0 {
             return self.empty(node, row, batch).map(Some);
         }
-        let mut resize =
-            Resize { size, known: node.content.state().known(row), data: row.data, records: Vec::new(), reclaim: false };
+        let mut resize = Resize {
+            size,
+            known: node.content.state().known(row),
+            data: row.data,
+            records: Vec::new(),
+            reclaim: false,
+        };
         let mut delta = Delta::default();
         if size < row.size && resize.known.allocated > 0 {
             self.make_mask_free(node, row).await?;
@@ -71,8 +89,11 @@ impl Contents {
         let (known, buffered) = (state.known(row), state.buffers_below(size, row.record_bits));
         drop(state);
         let allocated = known.allocated.checked_add_signed(delta.allocated);
-        let allocated = allocated.ok_or_else(|| FsError::Corrupt("a file's allocated bytes would be negative (R4)".to_owned()))?;
-        resize.known = Known { size: if buffered { size.min(known.size) } else { size }, allocated };
+        let allocated = allocated.ok_or_else(|| {
+            FsError::Corrupt("a file's allocated bytes would be negative (R4)".to_owned())
+        })?;
+        resize.known =
+            Known { size: if buffered { size.min(known.size) } else { size }, allocated };
         batch.allocated += delta.allocated;
         batch.refs.extend(delta.refs());
         batch.fresh.extend(delta.fresh());
@@ -80,14 +101,18 @@ impl Contents {
         Ok(Some(resize))
     }
 
-    /// The batch of a [`Self::truncate`] was submitted: shows it. The caller still holds the node's lock.
+    /// The batch of a [`Self::truncate`] was submitted: shows it. The caller still holds the node's
+    /// lock.
     pub fn resized(&self, node: &Node, mut row: Inode, resize: Resize) {
         let freed = {
             // Row and buffers change in one step for a flush that takes both (see `flush::take`).
             let mut shown = node.row.write();
             let mut state = node.content.state();
             let freed = state.resize(&mut row, resize.size, resize.known);
-            resize.records.into_iter().for_each(|(n, entry)| self.records.put(resize.data, n, entry));
+            resize
+                .records
+                .into_iter()
+                .for_each(|(n, entry)| self.records.put(resize.data, n, entry));
             *shown = row;
             freed
         };
@@ -107,11 +132,18 @@ impl Contents {
             row.masks.clear();
         }
         row.size = 0;
-        Ok(Resize { size: 0, known: Known { size: 0, allocated: 0 }, data, records: Vec::new(), reclaim: known.allocated > 0 })
+        Ok(Resize {
+            size: 0,
+            known: Known { size: 0, allocated: 0 },
+            data,
+            records: Vec::new(),
+            reclaim: known.allocated > 0,
+        })
     }
 
-    /// The last link goes: queues the data under `O` and releases its space, in the batch. O(1). The caller holds the node's lock, deletes the
-    /// inode's row, submits, and then calls [`Self::discarded`] without waiting in between. Until then nothing has changed.
+    /// The last link goes: queues the data under `O` and releases its space, in the batch. O(1).
+    /// The caller holds the node's lock, deletes the inode's row, submits, and then calls
+    /// [`Self::discarded`] without waiting in between. Until then nothing has changed.
     pub fn discard(&self, node: &Node, row: &Inode, batch: &mut Batch) {
         let known = node.content.state().known(row);
         if known.allocated > 0 {
@@ -119,7 +151,8 @@ impl Contents {
         }
     }
 
-    /// The batch of a [`Self::discard`] was submitted: drops what is buffered. The caller still holds the node's lock.
+    /// The batch of a [`Self::discard`] was submitted: drops what is buffered. The caller still
+    /// holds the node's lock.
     pub fn discarded(&self, node: &Node) {
         let nothing = Known { size: 0, allocated: 0 };
         let freed = {
@@ -131,12 +164,16 @@ impl Contents {
         self.reclaim_later();
     }
 
-    /// Locks a file with nothing waiting to be flushed, so that a new size may be promised: it is not ahead of older data. A file that somebody
-    /// keeps writing to is flushed under the lock in the end.
+    /// Locks a file with nothing waiting to be flushed, so that a new size may be promised: it is
+    /// not ahead of older data. A file that somebody keeps writing to is flushed under the lock in
+    /// the end.
     ///
     /// # Errors
     /// As [`Self::flush_for_order`].
-    pub async fn lock_flushed<'a>(&self, node: &'a Arc<Node>) -> Result<tokio::sync::MutexGuard<'a, ()>, FsError> {
+    pub async fn lock_flushed<'a>(
+        &self,
+        node: &'a Arc<Node>,
+    ) -> Result<tokio::sync::MutexGuard<'a, ()>, FsError> {
         for _ in 0..FLUSHES_FREE {
             self.flush_for_order(node).await?;
             let lock = node.lock.lock().await;
@@ -156,7 +193,8 @@ impl Contents {
         delta: &mut Delta,
         resize: &mut Resize,
     ) -> Result<(), FsError> {
-        let (n, within) = (resize.size >> row.record_bits, (resize.size & ((1 << row.record_bits) - 1)) as u32);
+        let (n, within) =
+            (resize.size >> row.record_bits, (resize.size & ((1 << row.record_bits) - 1)) as u32);
         if within == 0 {
             return Ok(());
         }
@@ -193,7 +231,10 @@ impl Contents {
         let (from, to) = (key::record(row.data, first), key::records(row.data.next()));
         let rows = self.committer.scan(from, to, DELETE_MAX + 1).await?;
         if rows.len() > DELETE_MAX {
-            row.cut = row.cut.checked_add(1).ok_or(FsError::Internal("a file was cut too often".to_owned()))?;
+            row.cut = row
+                .cut
+                .checked_add(1)
+                .ok_or(FsError::Internal("a file was cut too often".to_owned()))?;
             row.masks.retain(|mask| mask.first < first);
             row.masks.push(Mask { first, cut: row.cut });
             let from = row.masks.iter().map(|m| m.first).min().unwrap_or(first);
@@ -226,7 +267,9 @@ impl Contents {
             return Ok(());
         }
         self.reclaim_later();
-        Err(FsError::Busy("the file was cut many times and what was cut off is still being reclaimed"))
+        Err(FsError::Busy(
+            "the file was cut many times and what was cut off is still being reclaimed",
+        ))
     }
 }
 

@@ -25,9 +25,13 @@ pub async fn exists(place: &DbPlace) -> Result<bool, FsError> {
     Ok(manifest(place).await?.is_some_and(|manifest| manifest.initialized()))
 }
 
-/// Makes `clone`'s database from a checkpoint of `source`. Repeating it after it was done is harmless, also after the clone was detached
-/// (SlateDB itself would refuse then).
-pub async fn clone_from(clone: &DbPlace, source: Incarnation, checkpoint: CheckpointId) -> Result<(), FsError> {
+/// Makes `clone`'s database from a checkpoint of `source`. Repeating it after it was done is
+/// harmless, also after the clone was detached (SlateDB itself would refuse then).
+pub async fn clone_from(
+    clone: &DbPlace,
+    source: Incarnation,
+    checkpoint: CheckpointId,
+) -> Result<(), FsError> {
     if exists(clone).await? {
         return Ok(());
     }
@@ -35,7 +39,12 @@ pub async fn clone_from(clone: &DbPlace, source: Incarnation, checkpoint: Checkp
     step(failpoints, "fs.db.before-clone").await?;
     let spec = CloneSourceSpec::with_checkpoint(clone.path_of(source), checkpoint.uuid());
     let admin = admin(clone);
-    limited("cloning the database", settings::CHANGE_LIMIT, admin.create_clone_builder_from_source(spec).build()).await?;
+    limited(
+        "cloning the database",
+        settings::CHANGE_LIMIT,
+        admin.create_clone_builder_from_source(spec).build(),
+    )
+    .await?;
     step(failpoints, "fs.db.after-clone").await
 }
 
@@ -45,12 +54,18 @@ pub async fn epoch(place: &DbPlace) -> Result<Epoch, FsError> {
     Ok(manifest.map_or(Epoch(0), |manifest| Epoch(manifest.writer_epoch())))
 }
 
-/// A named checkpoint on a database that nobody has open: opens (replays), checkpoints, closes. A checkpoint from outside
-/// (`create_detached_checkpoint`) would miss what only the WAL holds. [`FsError::Fenced`], and nobody is fenced, when its
-/// writer epoch is not `expected` any more.
-pub async fn checkpoint_closed(place: &DbPlace, name: &str, expected: Epoch) -> Result<CheckpointId, FsError> {
+/// A named checkpoint on a database that nobody has open: opens (replays), checkpoints, closes. A
+/// checkpoint from outside (`create_detached_checkpoint`) would miss what only the WAL holds.
+/// [`FsError::Fenced`], and nobody is fenced, when its writer epoch is not `expected` any more.
+pub async fn checkpoint_closed(
+    place: &DbPlace,
+    name: &str,
+    expected: Epoch,
+) -> Result<CheckpointId, FsError> {
     let existing = manifest(place).await?.ok_or_else(|| missing(place))?;
-    if let Some(checkpoint) = existing.checkpoints().iter().find(|c| c.name.as_deref() == Some(name)) {
+    if let Some(checkpoint) =
+        existing.checkpoints().iter().find(|c| c.name.as_deref() == Some(name))
+    {
         return Ok(checkpoint.id.into());
     }
     let database = Database::visit(place, Some(expected)).await?;
@@ -60,21 +75,29 @@ pub async fn checkpoint_closed(place: &DbPlace, name: &str, expected: Epoch) -> 
     closed.map(|()| checkpoint)
 }
 
-/// Removes what the database has outlived. Only of one that nobody has open, or whose owner cannot have begun before this call's caller
-/// claimed it: an owner collects its own.
+/// Removes what the database has outlived. Only of one that nobody has open, or whose owner cannot
+/// have begun before this call's caller claimed it: an owner collects its own.
 pub async fn collect_garbage(place: &DbPlace) -> Result<(), FsError> {
-    let Some(manifest) = manifest(place).await?.filter(|manifest| manifest.initialized()) else { return Ok(()) };
+    let Some(manifest) = manifest(place).await?.filter(|manifest| manifest.initialized()) else {
+        return Ok(());
+    };
     step(place.bucket.failpoints(), "fs.db.before-collect").await?;
     collection::collect(place, &closed_clock(place, &manifest).await?, Ages::of(place)).await
 }
 
-/// The clock of a database that nobody has open: its last time, and as much as has passed since its manifest was stored.
-pub(super) async fn closed_clock(place: &DbPlace, manifest: &VersionedManifest) -> Result<Arc<Clock>, FsError> {
+/// The clock of a database that nobody has open: its last time, and as much as has passed since its
+/// manifest was stored.
+pub(super) async fn closed_clock(
+    place: &DbPlace,
+    manifest: &VersionedManifest,
+) -> Result<Arc<Clock>, FsError> {
     let (clock, last) = (Arc::new(Clock::default()), last_time(manifest));
     let ahead = u64::try_from(last.saturating_sub(clock.now().timestamp_millis())).unwrap_or(0);
     if ahead > 0 {
         let listed = place.bucket.list(&format!("vol/{}/manifest/", place.incarnation)).await;
-        let listed = listed.map_err(|error| FsError::Unavailable(format!("listing the database's manifests: {error}")))?;
+        let listed = listed.map_err(|error| {
+            FsError::Unavailable(format!("listing the database's manifests: {error}"))
+        })?;
         let stored = listed.iter().map(|object| object.modified).max();
         let passed = stored.and_then(|stored| stored.elapsed().ok()).unwrap_or_default();
         clock.go_on_from(last.saturating_add(i64::try_from(passed.as_millis()).unwrap_or(0)));
@@ -82,8 +105,8 @@ pub(super) async fn closed_clock(place: &DbPlace, manifest: &VersionedManifest) 
     Ok(clock)
 }
 
-/// Makes a clone's database that nobody has open stand on its own (R13). [`FsError::Fenced`], and nobody is fenced, when its writer epoch
-/// is not `expected` any more.
+/// Makes a clone's database that nobody has open stand on its own (R13). [`FsError::Fenced`], and
+/// nobody is fenced, when its writer epoch is not `expected` any more.
 pub async fn detach_closed(place: &DbPlace, expected: Epoch) -> Result<Detached, FsError> {
     let existing = manifest(place).await?.ok_or_else(|| missing(place))?;
     if existing.external_dbs().is_empty() {
@@ -103,10 +126,16 @@ pub async fn drop_checkpoint(place: &DbPlace, checkpoint: CheckpointId) -> Resul
     if !manifest.checkpoints().iter().any(|c| c.id == checkpoint.uuid()) {
         return Ok(());
     }
-    limited("dropping a checkpoint", settings::CHANGE_LIMIT, admin(place).delete_checkpoint(checkpoint.uuid())).await
+    limited(
+        "dropping a checkpoint",
+        settings::CHANGE_LIMIT,
+        admin(place).delete_checkpoint(checkpoint.uuid()),
+    )
+    .await
 }
 
-/// The checkpoints that keep a database: named ones (snapshots) and unnamed ones that never expire (clones' pins).
+/// The checkpoints that keep a database: named ones (snapshots) and unnamed ones that never expire
+/// (clones' pins).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holds {
     pub named: Vec<(String, CheckpointId)>,
@@ -117,7 +146,11 @@ pub async fn holds(place: &DbPlace) -> Result<Holds, FsError> {
     let Some(manifest) = manifest(place).await? else { return Ok(Holds::default()) };
     let pin = |c: &&Checkpoint| c.name.is_none() && c.expire_time.is_none();
     Ok(Holds {
-        named: manifest.checkpoints().iter().filter_map(|c| Some((c.name.clone()?, c.id.into()))).collect(),
+        named: manifest
+            .checkpoints()
+            .iter()
+            .filter_map(|c| Some((c.name.clone()?, c.id.into())))
+            .collect(),
         clone_pins: manifest.checkpoints().iter().filter(pin).count(),
     })
 }
@@ -128,23 +161,43 @@ pub async fn ancestors(place: &DbPlace) -> Result<usize, FsError> {
     Ok(distinct(&manifest))
 }
 
-/// How many ancestors a clone of this checkpoint would be attached to, its own source left out (R13): each costs the clone a pin. What the
-/// database itself is attached to may be less by now, or more.
+/// How many ancestors a clone of this checkpoint would be attached to, its own source left out
+/// (R13): each costs the clone a pin. What the database itself is attached to may be less by now,
+/// or more.
 pub async fn ancestors_at(place: &DbPlace, checkpoint: CheckpointId) -> Result<usize, FsError> {
     let newest = manifest(place).await?.ok_or_else(|| missing(place))?;
-    let gone = || FsError::Corrupt(format!("database vol/{} has no checkpoint {}", place.incarnation, checkpoint.uuid()));
-    let at = newest.checkpoints().iter().find(|c| c.id == checkpoint.uuid()).ok_or_else(gone)?.manifest_id;
+    let gone = || {
+        FsError::Corrupt(format!(
+            "database vol/{} has no checkpoint {}",
+            place.incarnation,
+            checkpoint.uuid()
+        ))
+    };
+    let at = newest
+        .checkpoints()
+        .iter()
+        .find(|c| c.id == checkpoint.uuid())
+        .ok_or_else(gone)?
+        .manifest_id;
     let admin = admin(place);
-    let held = limited("reading the manifest", settings::READ_LIMIT, admin.read_manifest(Some(at))).await?.ok_or_else(gone)?;
+    let held = limited("reading the manifest", settings::READ_LIMIT, admin.read_manifest(Some(at)))
+        .await?
+        .ok_or_else(gone)?;
     Ok(distinct(&held))
 }
 
 fn distinct(manifest: &VersionedManifest) -> usize {
-    manifest.external_dbs().iter().map(|external| external.path.as_str()).collect::<BTreeSet<_>>().len()
+    manifest
+        .external_dbs()
+        .iter()
+        .map(|external| external.path.as_str())
+        .collect::<BTreeSet<_>>()
+        .len()
 }
 
-/// Opens and closes, so that no earlier owner can write any more. The first step of deletion. An absent database has no owner; one whose
-/// deletion has begun was fenced before, and may have lost too much to be opened.
+/// Opens and closes, so that no earlier owner can write any more. The first step of deletion. An
+/// absent database has no owner; one whose deletion has begun was fenced before, and may have lost
+/// too much to be opened.
 pub async fn fence(place: &DbPlace) -> Result<(), FsError> {
     if deletion_begun(place).await? || !exists(place).await? {
         return Ok(());
@@ -157,15 +210,21 @@ pub async fn fence(place: &DbPlace) -> Result<(), FsError> {
     }
 }
 
-/// Whether [`delete`] was begun and not finished: SlateDB marks that before it removes anything, and removes the mark last.
+/// Whether [`delete`] was begun and not finished: SlateDB marks that before it removes anything,
+/// and removes the mark last.
 async fn deletion_begun(place: &DbPlace) -> Result<bool, FsError> {
     let mark = format!("vol/{}/.deleting", place.incarnation);
     let found = place.bucket.get(&mark, MARK_BYTES_MAX).await;
-    Ok(found.map_err(|error| FsError::Unavailable(format!("looking whether the database is being deleted: {error}")))?.is_some())
+    Ok(found
+        .map_err(|error| {
+            FsError::Unavailable(format!("looking whether the database is being deleted: {error}"))
+        })?
+        .is_some())
 }
 
-/// Removes a fenced database's objects, its pins on ancestors first. Refuses while anything holds it: SlateDB itself would not. Objects without
-/// a manifest are no database, only what came after one was removed, or is being removed by another: they are left to the caller.
+/// Removes a fenced database's objects, its pins on ancestors first. Refuses while anything holds
+/// it: SlateDB itself would not. Objects without a manifest are no database, only what came after
+/// one was removed, or is being removed by another: they are left to the caller.
 pub async fn delete(place: &DbPlace) -> Result<(), FsError> {
     let holds = holds(place).await?;
     if !holds.named.is_empty() {
@@ -177,7 +236,9 @@ pub async fn delete(place: &DbPlace) -> Result<(), FsError> {
     let failpoints = place.bucket.failpoints();
     step(failpoints, "fs.db.before-delete").await?;
     if manifest(place).await?.is_some() {
-        let deleted = limited("deleting the database", settings::DELETE_LIMIT, admin(place).delete_db(true)).await;
+        let deleted =
+            limited("deleting the database", settings::DELETE_LIMIT, admin(place).delete_db(true))
+                .await;
         if let Err(error) = deleted
             && manifest(place).await?.is_some()
         {

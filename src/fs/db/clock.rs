@@ -1,8 +1,9 @@
 //! The time that a database's writes and tables carry.
 //!
-//! SlateDB refuses a write, a table or a compaction of an earlier time than the last one that is stored, and stops: a node whose clock is
-//! seconds behind that of the last owner, or was set back, could not open the dataset until its clock had caught up. Nothing of ours depends on
-//! that time (no row expires), so a new owner's goes on from the last owner's where its own is behind.
+//! SlateDB refuses a write, a table or a compaction of an earlier time than the last one that is
+//! stored, and stops: a node whose clock is seconds behind that of the last owner, or was set back,
+//! could not open the dataset until its clock had caught up. Nothing of ours depends on that time
+//! (no row expires), so a new owner's goes on from the last owner's where its own is behind.
 
 use chrono::{DateTime, Utc};
 use slatedb_common::clock::{DefaultSystemClock, SystemClock, SystemClockTicker};

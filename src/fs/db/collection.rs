@@ -1,23 +1,29 @@
-//! Removing what a database has outlived: WAL objects whose rows are in tables, manifests and compaction records that newer ones replaced,
-//! tables that compaction rewrote, pins on ancestors that nothing reads any more.
+//! Removing what a database has outlived: WAL objects whose rows are in tables, manifests and
+//! compaction records that newer ones replaced, tables that compaction rewrote, pins on ancestors
+//! that nothing reads any more.
 //!
-//! Whatever a checkpoint names stays: that is what snapshots, clones and pins are. WAL fences stay for ever: a writer that was held up since
-//! before it was fenced would find its number free. Every collection of a database uses the same settings, whoever runs it.
+//! Whatever a checkpoint names stays: that is what snapshots, clones and pins are. WAL fences stay
+//! for ever: a writer that was held up since before it was fenced would find its number free. Every
+//! collection of a database uses the same settings, whoever runs it.
 //!
-//! Tables are named by the time of the clock that they were made by, and that is the database's ([`super::clock`]): a clock that was a year
-//! ahead for a while has put it a year ahead for good. So their age, and how long a compaction holds what it replaced, is told by the
-//! database's clock. The age of everything else is told by the store, and compared with this machine's.
+//! Tables are named by the time of the clock that they were made by, and that is the database's
+//! ([`super::clock`]): a clock that was a year ahead for a while has put it a year ahead for good.
+//! So their age, and how long a compaction holds what it replaced, is told by the database's clock.
+//! The age of everything else is told by the store, and compared with this machine's.
 //!
-//! An open database is collected by its owner only, who renews the manifest in its memory first: the tables that a writer reads are those
-//! of that manifest. One that nobody has open is collected under a caretaker's claim, and whoever opens it meanwhile begins with the newest
-//! manifest. A crash leaves garbage that the next collection finds.
+//! An open database is collected by its owner only, who renews the manifest in its memory first:
+//! the tables that a writer reads are those of that manifest. One that nobody has open is collected
+//! under a caretaker's claim, and whoever opens it meanwhile begins with the newest manifest. A
+//! crash leaves garbage that the next collection finds.
 
 use super::clock::Clock;
 use super::compaction::{admin, admin_at};
 use super::{DbPlace, limited, settings};
 use crate::fs::FsError;
 use slatedb::admin::Admin;
-use slatedb::config::{GarbageCollectorDirectoryOptions, GarbageCollectorOptions, GarbageCollectorScheduleOptions};
+use slatedb::config::{
+    GarbageCollectorDirectoryOptions, GarbageCollectorOptions, GarbageCollectorScheduleOptions,
+};
 use slatedb::{Db, DbStatus};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +36,8 @@ const INTERVAL: Duration = Duration::from_secs(300);
 /// … or longer, because each reads the manifests of all checkpoints: so much for each.
 const INTERVAL_CHECKPOINT: Duration = Duration::from_secs(5);
 
-/// How old garbage must be. Work under way is protected by SlateDB's own marks; the age is for readers without a checkpoint.
+/// How old garbage must be. Work under way is protected by SlateDB's own marks; the age is for
+/// readers without a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ages {
     /// Of WAL objects and tables.
@@ -43,13 +50,15 @@ impl Ages {
     /// What every collection uses.
     pub(super) fn of(place: &DbPlace) -> Self {
         let data = Duration::from_secs(300);
-        // Without a boundary a process that is stopped between choosing a number and using it may think that it has written
-        // a manifest that was removed long ago. In one machine's folder it does not stop for an hour alone.
+        // Without a boundary a process that is stopped between choosing a number and using it may
+        // think that it has written a manifest that was removed long ago. In one machine's folder
+        // it does not stop for an hour alone.
         Self { data, records: if has_boundaries(place) { data } else { Duration::from_secs(3600) } }
     }
 }
 
-/// Whether the store can replace an object on condition, which boundaries of collected numbers need. A folder cannot.
+/// Whether the store can replace an object on condition, which boundaries of collected numbers
+/// need. A folder cannot.
 fn has_boundaries(place: &DbPlace) -> bool {
     !["file://", "LocalFileSystem"].iter().any(|folder| place.bucket.url().starts_with(folder))
 }
@@ -68,14 +77,25 @@ fn nothing() -> GarbageCollectorOptions {
     }
 }
 
-async fn run(admin: &Admin, place: &DbPlace, options: GarbageCollectorOptions) -> Result<(), FsError> {
-    let options = GarbageCollectorOptions { boundary_files_enabled: has_boundaries(place), ..options };
+async fn run(
+    admin: &Admin,
+    place: &DbPlace,
+    options: GarbageCollectorOptions,
+) -> Result<(), FsError> {
+    let options =
+        GarbageCollectorOptions { boundary_files_enabled: has_boundaries(place), ..options };
     limited("collecting the database", settings::DELETE_LIMIT, admin.run_gc_once(options)).await
 }
 
 /// `clock`: the database's.
-pub(super) async fn collect(place: &DbPlace, clock: &Arc<Clock>, ages: Ages) -> Result<(), FsError> {
-    let older = |min_age| Some(GarbageCollectorDirectoryOptions { interval: None, min_age, dry_run: false });
+pub(super) async fn collect(
+    place: &DbPlace,
+    clock: &Arc<Clock>,
+    ages: Ages,
+) -> Result<(), FsError> {
+    let older = |min_age| {
+        Some(GarbageCollectorDirectoryOptions { interval: None, min_age, dry_run: false })
+    };
     let by_the_store = GarbageCollectorOptions {
         manifest_options: older(ages.records),
         wal_options: older(ages.data),
@@ -91,14 +111,15 @@ pub(super) async fn collect(place: &DbPlace, clock: &Arc<Clock>, ages: Ages) -> 
     run(&admin_at(place, clock), place, by_the_database).await
 }
 
-/// Drops a clone's pins on ancestors whose tables nothing of it reads any more. `admin`: of the clock that says how long what was compacted is held.
+/// Drops a clone's pins on ancestors whose tables nothing of it reads any more. `admin`: of the
+/// clock that says how long what was compacted is held.
 pub(super) async fn drop_pins(admin: &Admin, place: &DbPlace) -> Result<(), FsError> {
     let detach_options = Some(GarbageCollectorScheduleOptions { interval: None });
     run(admin, place, GarbageCollectorOptions { detach_options, ..nothing() }).await
 }
 
-/// Collects an open database while it is written to, and for as long afterwards as there can be something left: an idle one makes no
-/// request. Runs until the database closes or `stop`.
+/// Collects an open database while it is written to, and for as long afterwards as there can be
+/// something left: an idle one makes no request. Runs until the database closes or `stop`.
 pub(super) async fn keep(db: Db, place: DbPlace, clock: Arc<Clock>, stop: CancellationToken) {
     let mut status = db.subscribe();
     // Opening replays: that alone is no reason.
@@ -129,7 +150,11 @@ pub(super) async fn keep(db: Db, place: DbPlace, clock: Arc<Clock>, stop: Cancel
                 (seen, last_change) = (now, Instant::now());
             }
             if let Err(error) = collect_open(&db, &place, &clock, Ages::of(&place)).await {
-                tracing::info!(%error, incarnation = %place.incarnation, "the database was not collected; it is tried again later");
+                tracing::info!(
+                    %error,
+                    incarnation = %place.incarnation,
+                    "the database was not collected; it is tried again later"
+                );
             }
         }
     }
@@ -141,7 +166,12 @@ fn position(status: &mut watch::Receiver<DbStatus>) -> (u64, bool) {
     (now.durable_seq, now.close_reason.is_some())
 }
 
-pub(super) async fn collect_open(db: &Db, place: &DbPlace, clock: &Arc<Clock>, ages: Ages) -> Result<(), FsError> {
+pub(super) async fn collect_open(
+    db: &Db,
+    place: &DbPlace,
+    clock: &Arc<Clock>,
+    ages: Ages,
+) -> Result<(), FsError> {
     limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await?;
     collect(place, clock, ages).await
 }

@@ -1,8 +1,9 @@
 //! A compactor that runs only while there is something to compact.
 //!
-//! SlateDB's embedded compactor polls: at its defaults an idle database makes 3 requests a second. Here a task watches the manifest that
-//! the writer has in memory, starts a compactor when L0 has grown ([`settings::COMPACT_L0`]), and stops it when the compactor has
-//! nothing left. Compactors fence each other by an epoch of their own, so that a fenced owner's compactor stops by itself.
+//! SlateDB's embedded compactor polls: at its defaults an idle database makes 3 requests a second.
+//! Here a task watches the manifest that the writer has in memory, starts a compactor when L0 has
+//! grown ([`settings::COMPACT_L0`]), and stops it when the compactor has nothing left. Compactors
+//! fence each other by an epoch of their own, so that a fenced owner's compactor stops by itself.
 
 use super::clock::Clock;
 use super::damage::{Damage, Suspicion};
@@ -27,7 +28,8 @@ const PAUSE_DAMAGED: Duration = Duration::from_secs(300);
 /// How often a compactor is told to stop.
 const STOP_TRIES: u32 = 60;
 
-/// Held by whoever runs a compactor for a database: one at a time in this process. Its time is the writer's.
+/// Held by whoever runs a compactor for a database: one at a time in this process. Its time is the
+/// writer's.
 #[derive(Clone)]
 pub(super) struct Turn {
     one: Arc<tokio::sync::Mutex<()>>,
@@ -50,18 +52,27 @@ impl Turn {
 }
 
 /// Compacts whenever L0 has grown to `from` tables, until the database closes or `stop`.
-pub(super) async fn keep(db: Db, place: DbPlace, turn: Turn, from: usize, damage: Arc<Damage>, stop: CancellationToken) {
+pub(super) async fn keep(
+    db: Db,
+    place: DbPlace,
+    turn: Turn,
+    from: usize,
+    damage: Arc<Damage>,
+    stop: CancellationToken,
+) {
     let mut status = db.subscribe();
     // A checkpoint that finds no room waits for a compaction, however short the visit is.
     let many = (2 * from).min(settings::L0_MAX - settings::L0_ROOM + 1);
-    let urgent = status.wait_for(|s| s.close_reason.is_some() || s.current_manifest.l0().len() >= many);
+    let urgent =
+        status.wait_for(|s| s.close_reason.is_some() || s.current_manifest.l0().len() >= many);
     tokio::select! {
         _ = urgent => {}
         () = tokio::time::sleep(settings::COMPACT_DELAY) => {}
         () = stop.cancelled() => return,
     }
     loop {
-        let due = status.wait_for(|s| s.close_reason.is_some() || s.current_manifest.l0().len() >= from);
+        let due =
+            status.wait_for(|s| s.close_reason.is_some() || s.current_manifest.l0().len() >= from);
         let open = tokio::select! {
             due = due => due.is_ok_and(|s| s.close_reason.is_none()),
             () = stop.cancelled() => false,
@@ -79,7 +90,11 @@ pub(super) async fn keep(db: Db, place: DbPlace, turn: Turn, from: usize, damage
                 PAUSE_DAMAGED
             }
             Err(error) => {
-                tracing::info!(%error, incarnation = %place.incarnation, "compaction stopped early; it starts again by itself");
+                tracing::info!(
+                    %error,
+                    incarnation = %place.incarnation,
+                    "compaction stopped early; it starts again by itself"
+                );
                 PAUSE
             }
         };
@@ -104,10 +119,17 @@ fn admin_builder(place: &DbPlace) -> AdminBuilder<Path> {
     }
 }
 
-async fn make_room(db: &Db, place: &DbPlace, turn: &Turn, stop: &CancellationToken) -> Result<(), FsError> {
+async fn make_room(
+    db: &Db,
+    place: &DbPlace,
+    turn: &Turn,
+    stop: &CancellationToken,
+) -> Result<(), FsError> {
     let _turn = turn.lock().await;
-    let done = Running::start(place, settings::compactor(), turn).until(until_done(db, place), stop).await;
-    // What the compactor did last is not in the writer's memory yet, and a collection would take the tables that it replaced.
+    let done =
+        Running::start(place, settings::compactor(), turn).until(until_done(db, place), stop).await;
+    // What the compactor did last is not in the writer's memory yet, and a collection would take
+    // the tables that it replaced.
     let seen = limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await;
     done.and(seen)
 }
@@ -152,11 +174,12 @@ impl Running {
         done.and_then(|done| stopped.map(|()| done))
     }
 
-    /// SlateDB's `stop` finds nothing to stop while its `run` is still starting, and that compactor would then poll for ever:
-    /// so it is repeated until `run` has ended.
+    /// SlateDB's `stop` finds nothing to stop while its `run` is still starting, and that compactor
+    /// would then poll for ever: so it is repeated until `run` has ended.
     async fn end(mut self) -> Result<(), FsError> {
         for _ in 0..STOP_TRIES {
-            limited("stopping the compactor", settings::CHANGE_LIMIT, self.compactor.stop()).await?;
+            limited("stopping the compactor", settings::CHANGE_LIMIT, self.compactor.stop())
+                .await?;
             if tokio::time::timeout(LOOK, &mut self.task).await.is_ok() {
                 return Ok(());
             }
@@ -180,7 +203,9 @@ async fn until_done(db: &Db, place: &DbPlace) -> Result<(), FsError> {
 }
 
 async fn busy(admin: &Admin) -> Result<bool, FsError> {
-    let compactions = limited("reading the compactions", settings::READ_LIMIT, admin.read_compactions(None)).await?;
+    let compactions =
+        limited("reading the compactions", settings::READ_LIMIT, admin.read_compactions(None))
+            .await?;
     Ok(compactions.is_some_and(|c| c.recent_compactions().any(Compaction::active)))
 }
 
@@ -191,6 +216,8 @@ pub(super) async fn wait_for_room(db: &Db, damage: &Damage) -> Result<(), FsErro
     let wait = status.wait_for(|s| s.close_reason.is_some() || room(s.current_manifest.l0().len()));
     match tokio::time::timeout(settings::CHANGE_LIMIT, wait).await {
         Ok(_) => Ok(()),
-        Err(_) => Err(damage.found().unwrap_or(FsError::Busy("compaction has not made room for a checkpoint yet: try again"))),
+        Err(_) => Err(damage.found().unwrap_or(FsError::Busy(
+            "compaction has not made room for a checkpoint yet: try again",
+        ))),
     }
 }

@@ -1,8 +1,8 @@
 //! Damaged tables, found while compaction does not get on.
 //!
-//! SlateDB tries a compaction that meets a damaged table again at once and without end, and says so to nobody. L0 grows meanwhile, and
-//! once it is full nothing is written any more. So a compaction that takes long is a reason to read every row: that tells which table is
-//! damaged, if one is.
+//! SlateDB tries a compaction that meets a damaged table again at once and without end, and says so
+//! to nobody. L0 grows meanwhile, and once it is full nothing is written any more. So a compaction
+//! that takes long is a reason to read every row: that tells which table is damaged, if one is.
 //!
 //! ```text
 //! compaction takes long ──▶ all rows are read ──▶ a damaged table: told, the compactor rests ──▶ tried again ──▶ whole again: told
@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 /// A compaction that takes longer is looked into, then again after twice as long.
 const SUSPICIOUS: Duration = Duration::from_secs(60);
-/// Reading everything passes by the cache of the process, which may have what the store has not any more.
+/// Reading everything passes by the cache of the process, which may have what the store has not any
+/// more.
 const CACHE_BYTES: u64 = 4 << 20;
 
 /// The known damage of an open database's tables.
@@ -46,11 +47,18 @@ impl Damage {
         match found {
             Some(error) if is_new => tracing::error!(
                 %error, incarnation = %place.incarnation,
-                "a table of the volume's database is damaged: it is not compacted, and once {} tables wait for that no change is taken any \
-                 more; put the object back from another version or copy of the bucket, or clone a snapshot that `zerofs-csi check` finds clean",
+                "a table of the volume's database is damaged: it is not compacted, and once {} \
+                 tables wait for that no change is taken any \
+                 more; put the object back from another version or copy of the bucket, or clone a \
+                 snapshot that `zerofs-csi check` finds clean",
                 settings::L0_MAX
             ),
-            None if is_new => tracing::info!(incarnation = %place.incarnation, "the volume's database is compacted again"),
+            None if is_new => {
+                tracing::info!(
+                    incarnation = %place.incarnation,
+                    "the volume's database is compacted again"
+                )
+            }
             _ => {}
         }
     }

@@ -4,7 +4,9 @@ use super::clock::Clock;
 use super::damage::Damage;
 use super::detach::{self, Detached, Readers};
 use super::unflushed::Account;
-use super::{CheckpointId, DbPlace, Ops, collection, compaction, fs_error, limited, sealing, settings};
+use super::{
+    CheckpointId, DbPlace, Ops, collection, compaction, fs_error, limited, sealing, settings,
+};
 use crate::fs::FsError;
 use crate::types::{Epoch, Incarnation};
 use bytes::Bytes;
@@ -25,7 +27,8 @@ pub struct Database {
     epoch: Epoch,
     clock: Arc<Clock>,
     memory: Arc<Account>,
-    /// WAL flushes that no MemTable flush covers that has begun, counted from those that the opening replayed.
+    /// WAL flushes that no MemTable flush covers that has begun, counted from those that the
+    /// opening replayed.
     flushes: AtomicU32,
     /// Held by the MemTable flush under way.
     rolling: Arc<tokio::sync::Mutex<()>>,
@@ -42,21 +45,28 @@ impl Drop for Database {
 }
 
 impl Database {
-    /// Opens, creating it if absent; fences every earlier opener. `expected`: fail unless the writer epoch is still this one (R16).
+    /// Opens, creating it if absent; fences every earlier opener. `expected`: fail unless the
+    /// writer epoch is still this one (R16).
     pub async fn open(place: &DbPlace, expected: Option<Epoch>) -> Result<Self, FsError> {
         let database = Self::open_with(place, expected, settings::COMPACT_L0).await?;
-        let (db, clock, stop) = (database.db.clone(), database.clock.clone(), database.stop.clone());
+        let (db, clock, stop) =
+            (database.db.clone(), database.clock.clone(), database.stop.clone());
         database.upkeep.spawn(collection::keep(db, place.clone(), clock, stop));
         Ok(database)
     }
 
-    /// As [`Self::open`], for one act on a database that nobody has open: its upkeep is left to the next owner, so that the act takes the same few
-    /// requests whatever the size. Only an L0 without room for a checkpoint is compacted.
+    /// As [`Self::open`], for one act on a database that nobody has open: its upkeep is left to the
+    /// next owner, so that the act takes the same few requests whatever the size. Only an L0
+    /// without room for a checkpoint is compacted.
     pub async fn visit(place: &DbPlace, expected: Option<Epoch>) -> Result<Self, FsError> {
         Self::open_with(place, expected, settings::L0_MAX - settings::L0_ROOM + 1).await
     }
 
-    async fn open_with(place: &DbPlace, expected: Option<Epoch>, compact_l0: usize) -> Result<Self, FsError> {
+    async fn open_with(
+        place: &DbPlace,
+        expected: Option<Epoch>,
+        compact_l0: usize,
+    ) -> Result<Self, FsError> {
         let clock = Arc::new(Clock::default());
         let (mut db, mut replayed) = build(place, expected, &clock).await?;
         if clock.go_on_from(last_time(&db.manifest())) {
@@ -69,7 +79,14 @@ impl Database {
         let (upkeep, stop) = (TaskTracker::new(), CancellationToken::new());
         let turn = compaction::Turn::new(clock.clone());
         let damage = Arc::new(Damage::none());
-        upkeep.spawn(compaction::keep(db.clone(), place.clone(), turn.clone(), compact_l0, damage.clone(), stop.clone()));
+        upkeep.spawn(compaction::keep(
+            db.clone(),
+            place.clone(),
+            turn.clone(),
+            compact_l0,
+            damage.clone(),
+            stop.clone(),
+        ));
         let memory = place.cache.unflushed.account({
             let db = db.clone();
             move || flush_table(db.clone()).boxed()
@@ -77,7 +94,19 @@ impl Database {
         upkeep.spawn(free_stored(db.subscribe(), memory.clone(), stop.clone()));
         let flushes = AtomicU32::new(u32::try_from(replayed).unwrap_or(u32::MAX / 2));
         let place = place.clone();
-        Ok(Self { db, place, epoch, clock, memory, flushes, rolling: Arc::default(), upkeep, turn, damage, stop })
+        Ok(Self {
+            db,
+            place,
+            epoch,
+            clock,
+            memory,
+            flushes,
+            rolling: Arc::default(),
+            upkeep,
+            turn,
+            damage,
+            stop,
+        })
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -90,21 +119,36 @@ impl Database {
     }
 
     pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, FsError> {
-        limited("reading a row", settings::READ_LIMIT, self.db.get_with_options(key, &settings::get())).await
+        limited(
+            "reading a row",
+            settings::READ_LIMIT,
+            self.db.get_with_options(key, &settings::get()),
+        )
+        .await
     }
 
-    /// As [`Self::get`], of a row that is part of every write. To be called once, before the first write of an opening: the time of its writes
-    /// goes on from the time of the last one.
+    /// As [`Self::get`], of a row that is part of every write. To be called once, before the first
+    /// write of an opening: the time of its writes goes on from the time of the last one.
     pub async fn get_newest(&self, key: &[u8]) -> Result<Option<Bytes>, FsError> {
         let options = settings::get();
-        let row = limited("reading a row", settings::READ_LIMIT, self.db.get_key_value_with_options(key, &options)).await?;
+        let row = limited(
+            "reading a row",
+            settings::READ_LIMIT,
+            self.db.get_key_value_with_options(key, &options),
+        )
+        .await?;
         let written = row.as_ref().map_or(i64::MIN, |row| row.create_ts);
         self.clock.go_on_from(written);
         Ok(row.map(|row| row.value))
     }
 
     /// Rows of `from..to` in order, at most `limit`.
-    pub async fn scan(&self, from: Bytes, to: Bytes, limit: usize) -> Result<Vec<(Bytes, Bytes)>, FsError> {
+    pub async fn scan(
+        &self,
+        from: Bytes,
+        to: Bytes,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, FsError> {
         if from >= to || limit == 0 {
             return Ok(Vec::new());
         }
@@ -114,9 +158,13 @@ impl Database {
         .await
     }
 
-    /// All rows as of now, whatever is written later. Not for long: a view keeps compacted tables alive for 15 minutes only.
+    /// All rows as of now, whatever is written later. Not for long: a view keeps compacted tables
+    /// alive for 15 minutes only.
     pub fn view(&self) -> Result<View, FsError> {
-        self.db.snapshot().map(|snapshot| View { snapshot }).map_err(|error| fs_error("taking a view", &error))
+        self.db
+            .snapshot()
+            .map(|snapshot| View { snapshot })
+            .map_err(|error| fs_error("taking a view", &error))
     }
 
     /// Its share of the memory that databases have together.
@@ -124,14 +172,17 @@ impl Database {
         &self.memory
     }
 
-    /// In memory when it returns; the order of calls is the order of effects. Waits while too much is unflushed, without a limit: a write
-    /// that was given up could still take effect.
+    /// In memory when it returns; the order of calls is the order of effects. Waits while too much
+    /// is unflushed, without a limit: a write that was given up could still take effect.
     pub async fn write(&self, ops: Ops) -> Result<(), FsError> {
         if ops.is_empty() {
             return Ok(());
         }
-        let row = |(key, value): &(Bytes, Option<Bytes>)| key.len() + value.as_ref().map_or(0, Bytes::len);
-        let bytes = ops.iter().map(row).sum::<usize>() as u64 + ops.len() as u64 * settings::ROW_BYTES;
+        let row = |(key, value): &(Bytes, Option<Bytes>)| {
+            key.len() + value.as_ref().map_or(0, Bytes::len)
+        };
+        let bytes =
+            ops.iter().map(row).sum::<usize>() as u64 + ops.len() as u64 * settings::ROW_BYTES;
         self.memory.take(bytes);
         let mut batch = WriteBatch::new();
         for (key, value) in ops {
@@ -140,13 +191,15 @@ impl Database {
                 None => batch.delete(key),
             }
         }
-        let written = self.db.write(batch).await.map_err(|error| fs_error("writing rows", &error))?;
+        let written =
+            self.db.write(batch).await.map_err(|error| fs_error("writing rows", &error))?;
         self.memory.in_table(written.seqnum(), bytes);
         Ok(())
     }
 
-    /// Everything written before the call is in the object store when it returns: one PUT when there is something to write, else none.
-    /// Waits through an outage of the store; the callers' waiting has limits.
+    /// Everything written before the call is in the object store when it returns: one PUT when
+    /// there is something to write, else none. Waits through an outage of the store; the callers'
+    /// waiting has limits.
     pub async fn flush(&self) -> Result<(), FsError> {
         self.db.flush().await.map_err(|error| fs_error("flushing", &error))?;
         match self.flushes.fetch_add(1, Ordering::Relaxed) + 1 {
@@ -161,18 +214,24 @@ impl Database {
         self.db.manifest().l0().len() + settings::L0_ROOM <= settings::L0_MAX
     }
 
-    /// As [`Self::roll`], and waits for it: the next opening has nothing to replay of what was flushed. Where L0 is full it would wait
-    /// for a compaction, and does nothing.
+    /// As [`Self::roll`], and waits for it: the next opening has nothing to replay of what was
+    /// flushed. Where L0 is full it would wait for a compaction, and does nothing.
     pub async fn rolled(&self) -> Result<(), FsError> {
         if !self.has_l0_room() {
             return Ok(());
         }
         let options = FlushOptions { flush_type: FlushType::MemTable };
         self.flushes.store(0, Ordering::Relaxed);
-        limited("flushing the MemTable", settings::CHANGE_LIMIT, self.db.flush_with_options(options)).await
+        limited(
+            "flushing the MemTable",
+            settings::CHANGE_LIMIT,
+            self.db.flush_with_options(options),
+        )
+        .await
     }
 
-    /// When no MemTable flush is under way. `None`: while L0 is full none would end before a compaction has made room; or it takes too long.
+    /// When no MemTable flush is under way. `None`: while L0 is full none would end before a
+    /// compaction has made room; or it takes too long.
     async fn rolling_turn(&self) -> Option<tokio::sync::OwnedMutexGuard<()>> {
         if !self.has_l0_room() {
             return None;
@@ -180,8 +239,8 @@ impl Database {
         tokio::time::timeout(settings::ROLL_LIMIT, self.rolling.clone().lock_owned()).await.ok()
     }
 
-    /// Starts a MemTable flush, which bounds what the next opening replays, when the one before has ended. Nobody waits for it; a
-    /// failure shows at the next write.
+    /// Starts a MemTable flush, which bounds what the next opening replays, when the one before has
+    /// ended. Nobody waits for it; a failure shows at the next write.
     async fn roll(&self) {
         let Some(turn) = self.rolling_turn().await else { return };
         self.flushes.store(0, Ordering::Relaxed);
@@ -192,24 +251,30 @@ impl Database {
         });
     }
 
-    /// A named checkpoint of everything written so far; the existing one when there is one of that name (R14).
+    /// A named checkpoint of everything written so far; the existing one when there is one of that
+    /// name (R14).
     pub async fn checkpoint(&self, name: &str) -> Result<CheckpointId, FsError> {
         // Others delete checkpoints: what this process remembers of the manifest may be old.
         limited("reading the manifest", settings::READ_LIMIT, self.db.refresh_manifest()).await?;
         let manifest = self.db.manifest();
-        if let Some(existing) = manifest.checkpoints().iter().find(|c| c.name.as_deref() == Some(name)) {
+        if let Some(existing) =
+            manifest.checkpoints().iter().find(|c| c.name.as_deref() == Some(name))
+        {
             return Ok(existing.id.into());
         }
         compaction::wait_for_room(&self.db, &self.damage).await?;
         // The checkpoint flushes the MemTable.
         self.flushes.store(0, Ordering::Relaxed);
-        let options = CheckpointOptions { name: Some(name.to_owned()), ..CheckpointOptions::default() };
+        let options =
+            CheckpointOptions { name: Some(name.to_owned()), ..CheckpointOptions::default() };
         let created = self.db.create_checkpoint(CheckpointScope::All, &options);
-        limited("taking a checkpoint", settings::CHANGE_LIMIT, created).await.map(|created| created.id.into())
+        limited("taking a checkpoint", settings::CHANGE_LIMIT, created)
+            .await
+            .map(|created| created.id.into())
     }
 
-    /// Makes a clone stand on its own (R13). While the volume is mounted the first call rewrites, and a call some minutes later finds it
-    /// whole. May be repeated at any time.
+    /// Makes a clone stand on its own (R13). While the volume is mounted the first call rewrites,
+    /// and a call some minutes later finds it whole. May be repeated at any time.
     pub async fn detach(&self) -> Result<Detached, FsError> {
         self.detach_for(Readers::Some).await
     }
@@ -233,7 +298,8 @@ impl Database {
         collection::collect_open(&self.db, &self.place, &self.clock, ages).await
     }
 
-    /// Asks the store whether another opener has fenced this one; normally only the next write finds out.
+    /// Asks the store whether another opener has fenced this one; normally only the next write
+    /// finds out.
     pub async fn verify_owner(&self) -> Result<(), FsError> {
         limited("reading the manifest", settings::READ_LIMIT, self.db.refresh_manifest()).await
     }
@@ -247,7 +313,8 @@ impl Database {
         };
         match reason {
             Some(CloseReason::Fenced) => FsError::Fenced,
-            // SlateDB calls every other failure a panic; the failure itself comes with the next call.
+            // SlateDB calls every other failure a panic; the failure itself comes with the next
+            // call.
             Some(CloseReason::Panic) => match self.db.snapshot() {
                 Err(error) => fs_error("the database stopped", &error),
                 Ok(_) => FsError::Internal("the database stopped".into()),
@@ -256,29 +323,44 @@ impl Database {
         }
     }
 
-    /// Flushes to L0, so that the next opening replays nothing, or to the WAL where L0 is full; then lets go. May be repeated.
+    /// Flushes to L0, so that the next opening replays nothing, or to the WAL where L0 is full;
+    /// then lets go. May be repeated.
     pub async fn close(&self) -> Result<(), FsError> {
-        self.close_with(if self.has_l0_room() { FlushType::MemTable } else { FlushType::Wal }, settings::CHANGE_LIMIT).await
+        self.close_with(
+            if self.has_l0_room() { FlushType::MemTable } else { FlushType::Wal },
+            settings::CHANGE_LIMIT,
+        )
+        .await
     }
 
-    /// Lets go as fast as can be of what is flushed: the next opening replays what [`Self::rolled`] has left.
+    /// Lets go as fast as can be of what is flushed: the next opening replays what [`Self::rolled`]
+    /// has left.
     pub async fn leave(&self) -> Result<(), FsError> {
         self.close_with(FlushType::Wal, settings::LEAVE_LIMIT).await
     }
 
     /// `upkeep_limit`: how long compaction and collection may take to stop.
-    async fn close_with(&self, flush_type: FlushType, upkeep_limit: Duration) -> Result<(), FsError> {
-        // SlateDB counts itself closed before it flushes, and does not flush again: the WAL has everything, or its caller has not flushed.
+    async fn close_with(
+        &self,
+        flush_type: FlushType,
+        upkeep_limit: Duration,
+    ) -> Result<(), FsError> {
+        // SlateDB counts itself closed before it flushes, and does not flush again: the WAL has
+        // everything, or its caller has not flushed.
         if let Some(CloseReason::Clean) = self.db.subscribe().borrow().close_reason {
             return Ok(());
         }
         self.stop.cancel();
         self.upkeep.close();
         if tokio::time::timeout(upkeep_limit, self.upkeep.wait()).await.is_err() {
-            tracing::debug!("compaction or collection did not stop in time; the next owner's compactor fences this one");
+            tracing::debug!(
+                "compaction or collection did not stop in time; the next owner's compactor fences \
+                 this one"
+            );
         }
         let options = CloseOptions::default().with_flush_type(Some(flush_type));
-        limited("closing the database", settings::CHANGE_LIMIT, self.db.close_with_options(options)).await
+        limited("closing the database", settings::CHANGE_LIMIT, self.db.close_with_options(options))
+            .await
     }
 }
 
@@ -291,7 +373,11 @@ async fn flush_table(db: Db) {
 }
 
 /// Frees the memory of what tables hold as they are stored.
-async fn free_stored(mut status: watch::Receiver<DbStatus>, memory: Arc<Account>, stop: CancellationToken) {
+async fn free_stored(
+    mut status: watch::Receiver<DbStatus>,
+    memory: Arc<Account>,
+    stop: CancellationToken,
+) {
     loop {
         let last = status.borrow_and_update().current_manifest.last_l0_seq();
         memory.stored(last);
@@ -303,7 +389,11 @@ async fn free_stored(mut status: watch::Receiver<DbStatus>, memory: Arc<Account>
 }
 
 /// The database, and how many WAL objects it replayed.
-async fn build(place: &DbPlace, expected: Option<Epoch>, clock: &Arc<Clock>) -> Result<(Db, usize), FsError> {
+async fn build(
+    place: &DbPlace,
+    expected: Option<Epoch>,
+    clock: &Arc<Clock>,
+) -> Result<(Db, usize), FsError> {
     let store = place.opening_store();
     let mut builder = Db::builder(place.path(), store.clone())
         .with_settings(settings::writer())
@@ -319,11 +409,15 @@ async fn build(place: &DbPlace, expected: Option<Epoch>, clock: &Arc<Clock>) -> 
     Ok((db, store.opened()))
 }
 
-/// The latest time that a manifest knows of, in milliseconds since 1970: no write and no new table may be of an earlier one.
+/// The latest time that a manifest knows of, in milliseconds since 1970: no write and no new table
+/// may be of an earlier one.
 pub(super) fn last_time(manifest: &VersionedManifest) -> i64 {
     let tables = manifest.l0().iter().flat_map(|view| [view.id, view.sst.id.value()]);
     let compacted = [manifest.last_compacted_l0_sst_view_id(), manifest.last_compacted_l0_sst_id()];
-    let millis = tables.chain(compacted.into_iter().flatten()).map(|id| i64::try_from(id.timestamp_ms()).unwrap_or(0)).max();
+    let millis = tables
+        .chain(compacted.into_iter().flatten())
+        .map(|id| i64::try_from(id.timestamp_ms()).unwrap_or(0))
+        .max();
     manifest.last_l0_clock_tick().max(millis.unwrap_or(i64::MIN))
 }
 
@@ -334,22 +428,36 @@ pub struct View {
 
 impl View {
     pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, FsError> {
-        limited("reading a row", settings::READ_LIMIT, self.snapshot.get_with_options(key, &settings::get())).await
+        limited(
+            "reading a row",
+            settings::READ_LIMIT,
+            self.snapshot.get_with_options(key, &settings::get()),
+        )
+        .await
     }
 
     /// Rows of `from..to` in order, at most `limit`.
-    pub async fn scan(&self, from: Bytes, to: Bytes, limit: usize) -> Result<Vec<(Bytes, Bytes)>, FsError> {
+    pub async fn scan(
+        &self,
+        from: Bytes,
+        to: Bytes,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, FsError> {
         if from >= to || limit == 0 {
             return Ok(Vec::new());
         }
         limited("scanning rows", settings::READ_LIMIT, async {
-            collect(self.snapshot.scan_with_options(from..to, &settings::scan()).await?, limit).await
+            collect(self.snapshot.scan_with_options(from..to, &settings::scan()).await?, limit)
+                .await
         })
         .await
     }
 }
 
-pub(super) async fn collect(mut rows: slatedb::DbIterator, limit: usize) -> Result<Vec<(Bytes, Bytes)>, slatedb::Error> {
+pub(super) async fn collect(
+    mut rows: slatedb::DbIterator,
+    limit: usize,
+) -> Result<Vec<(Bytes, Bytes)>, slatedb::Error> {
     let mut found = Vec::new();
     while found.len() < limit {
         match rows.next().await? {

@@ -3,12 +3,13 @@
 //! ```text
 //! compact every table into tables of the clone's own ─▶ the last manifest that reads an ancestor's goes ─▶ drop the pins
 //! ```
-//! A clone's database reads its ancestors' tables, which its pins (unnamed checkpoints in their manifests) keep. Every step may be
-//! repeated, and a crash between any two leaves pins, never a table that is read and not pinned: SlateDB drops a pin only once no manifest
-//! that a live checkpoint names reads that ancestor's tables.
+//! A clone's database reads its ancestors' tables, which its pins (unnamed checkpoints in their
+//! manifests) keep. Every step may be repeated, and a crash between any two leaves pins, never a
+//! table that is read and not pinned: SlateDB drops a pin only once no manifest that a live
+//! checkpoint names reads that ancestor's tables.
 //!
-//! It is done by whoever has the database open for writing: the tables that a writer reads are those of the manifest in its memory, which
-//! only its own process can renew before they go.
+//! It is done by whoever has the database open for writing: the tables that a writer reads are
+//! those of the manifest in its memory, which only its own process can renew before they go.
 
 use super::compaction::{LOOK, Running, Turn};
 use super::damage::Suspicion;
@@ -27,7 +28,8 @@ const PLANS: u32 = 8;
 pub enum Detached {
     /// It stands on its own.
     Whole,
-    /// All is rewritten, but states still read ancestors': its own snapshots from before, or what readers may hold for some minutes.
+    /// All is rewritten, but states still read ancestors': its own snapshots from before, or what
+    /// readers may hold for some minutes.
     Held,
 }
 
@@ -55,13 +57,19 @@ pub(super) async fn detach(
     if newest().await?.external_dbs().is_empty() {
         return Ok(Detached::Whole);
     }
-    let inherits = |manifest: &VersionedManifest| manifest.external_dbs().iter().any(|db| !db.sst_ids.is_empty());
+    let inherits = |manifest: &VersionedManifest| {
+        manifest.external_dbs().iter().any(|db| !db.sst_ids.is_empty())
+    };
     if inherits(&newest().await?) {
         let _turn = turn.lock().await;
         for _ in 0..PLANS {
-            Running::start(place, settings::rewriter(readers), turn).until(rewrite(db, place, turn), stop).await?;
+            Running::start(place, settings::rewriter(readers), turn)
+                .until(rewrite(db, place, turn), stop)
+                .await?;
             if stop.is_cancelled() {
-                return Err(FsError::Unavailable("detaching: the database is being closed: repeat".to_owned()));
+                return Err(FsError::Unavailable(
+                    "detaching: the database is being closed: repeat".to_owned(),
+                ));
             }
             if !inherits(&newest().await?) {
                 break;
@@ -92,7 +100,10 @@ fn whole(manifest: &VersionedManifest) -> CompactionSpec {
 async fn rewrite(db: &Db, place: &DbPlace, turn: &Turn) -> Result<(), FsError> {
     let admin = turn.admin(place);
     // The record of compactions is made by a compactor's first start.
-    while limited("reading the compactions", settings::READ_LIMIT, admin.read_compactions(None)).await?.is_none() {
+    while limited("reading the compactions", settings::READ_LIMIT, admin.read_compactions(None))
+        .await?
+        .is_none()
+    {
         tokio::time::sleep(LOOK).await;
     }
     limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await?;
@@ -101,9 +112,13 @@ async fn rewrite(db: &Db, place: &DbPlace, turn: &Turn) -> Result<(), FsError> {
     let mut suspicion = Suspicion::new();
     loop {
         suspicion.look(place).await?;
-        let found = limited("reading a compaction", settings::READ_LIMIT, admin.read_compaction(id, None)).await?;
+        let found =
+            limited("reading a compaction", settings::READ_LIMIT, admin.read_compaction(id, None))
+                .await?;
         // One that is not in the record any more has ended.
-        if found.is_none_or(|found| matches!(found.status(), CompactionStatus::Completed | CompactionStatus::Failed)) {
+        if found.is_none_or(|found| {
+            matches!(found.status(), CompactionStatus::Completed | CompactionStatus::Failed)
+        }) {
             return Ok(());
         }
         tokio::time::sleep(LOOK).await;

@@ -3,23 +3,29 @@
 //! - `settings`: every option of the engine, with the measurement that chose it.
 //! - `database`: a database open for writing. Only the committer holds one (R4).
 //! - `clock`: the time that its writes carry.
-//! - `compaction`: a compactor that runs only while there is something to compact, so that an idle volume makes no request.
+//! - `compaction`: a compactor that runs only while there is something to compact, so that an idle
+//!   volume makes no request.
 //! - `damage`: what keeps a compaction from getting on.
-//! - `collection`: removing what a database has outlived; `detach`: making a clone stand on its own.
-//! - `reader`: reading at a checkpoint, or at the newest durable state, without an owner and without writing.
-//! - `admin`: what is done to a database that nobody needs to have open: clones, checkpoints, fencing, deletion, collection.
+//! - `collection`: removing what a database has outlived; `detach`: making a clone stand on its
+//!   own.
+//! - `reader`: reading at a checkpoint, or at the newest durable state, without an owner and
+//!   without writing.
+//! - `admin`: what is done to a database that nobody needs to have open: clones, checkpoints,
+//!   fencing, deletion, collection.
 //! - `sealing`: encrypts SlateDB's blocks.
 //! - `unflushed`: memory for what is written and in no stored table yet.
 //! - `summed`: checksums for what SlateDB keeps without one.
 //! - `reads`: the store as the engine reads it: the log listed once, small objects read whole.
 //!
-//! Invariants. A database's path is literal in the store (`vol/<incarnation>` below the pool's prefix) and never changes: clones name
-//! their ancestors by path. Checkpoint names are not unique in SlateDB; here they are, because every creation lists first. Every call
-//! that waits for the store has a time limit, except [`Database::write`] and [`Database::flush`], whose callers keep waiting through an
-//! outage on purpose (R17).
+//! Invariants. A database's path is literal in the store (`vol/<incarnation>` below the pool's
+//! prefix) and never changes: clones name their ancestors by path. Checkpoint names are not unique
+//! in SlateDB; here they are, because every creation lists first. Every call that waits for the
+//! store has a time limit, except [`Database::write`] and [`Database::flush`], whose callers keep
+//! waiting through an outage on purpose (R17).
 //!
-//! A crash leaves at most: a clone that is half made (its creation is repeated), a checkpoint whose id nobody noted (found by its name),
-//! a deletion half done (repeated; SlateDB's `.deleting` marker remembers that this was a database).
+//! A crash leaves at most: a clone that is half made (its creation is repeated), a checkpoint whose
+//! id nobody noted (found by its name), a deletion half done (repeated; SlateDB's `.deleting`
+//! marker remembers that this was a database).
 //!
 //! It does not know what rows mean.
 
@@ -40,8 +46,8 @@ mod tests;
 mod unflushed;
 
 pub use admin::{
-    Holds, ancestors, ancestors_at, checkpoint_closed, clone_from, collect_garbage, delete, detach_closed, drop_checkpoint, epoch,
-    exists, fence, holds,
+    Holds, ancestors, ancestors_at, checkpoint_closed, clone_from, collect_garbage, delete,
+    detach_closed, drop_checkpoint, epoch, exists, fence, holds,
 };
 pub use database::{Database, View};
 pub use detach::Detached;
@@ -90,8 +96,8 @@ impl DbPlace {
         self.bucket.path(&format!("vol/{incarnation}"))
     }
 
-    /// Separates the databases that share the block cache; the same for every opening of one database. Incarnations are random, so eight
-    /// of their bytes do not collide.
+    /// Separates the databases that share the block cache; the same for every opening of one
+    /// database. Incarnations are random, so eight of their bytes do not collide.
     fn cache_id(&self) -> u64 {
         self.incarnation.as_bytes().iter().take(8).fold(0, |id, byte| (id << 8) | u64::from(*byte))
     }
@@ -103,7 +109,8 @@ impl DbPlace {
     }
 }
 
-/// The memory that all databases of a process share: for blocks, for copies of small objects, and for what is in no table yet.
+/// The memory that all databases of a process share: for blocks, for copies of small objects, and
+/// for what is in no table yet.
 #[derive(Clone)]
 pub struct DbCache {
     cache: Arc<dyn slatedb::db_cache::DbCache>,
@@ -112,18 +119,29 @@ pub struct DbCache {
 }
 
 impl DbCache {
-    /// A cache of at most `bytes`: one quarter for indexes and filters, a sixteenth for small objects, the rest for blocks. SlateDB's own
-    /// default would be 640 MiB for each database.
+    /// A cache of at most `bytes`: one quarter for indexes and filters, a sixteenth for small
+    /// objects, the rest for blocks. SlateDB's own default would be 640 MiB for each database.
     pub fn new(bytes: u64) -> Self {
         let part = |bytes| {
-            let options = slatedb::db_cache::foyer::FoyerCacheOptions { max_capacity: bytes, shards: settings::CACHE_SHARDS };
-            Some(Arc::new(slatedb::db_cache::foyer::FoyerCache::new_with_opts(options)) as Arc<dyn slatedb::db_cache::DbCache>)
+            let options = slatedb::db_cache::foyer::FoyerCacheOptions {
+                max_capacity: bytes,
+                shards: settings::CACHE_SHARDS,
+            };
+            Some(Arc::new(slatedb::db_cache::foyer::FoyerCache::new_with_opts(options))
+                as Arc<dyn slatedb::db_cache::DbCache>)
         };
         let (meta, copies) = (bytes / 4, bytes / 16);
         let blocks = part(bytes - meta - copies);
-        let split = slatedb::db_cache::SplitCache::new().with_block_cache(blocks).with_meta_cache(part(meta)).build();
+        let split = slatedb::db_cache::SplitCache::new()
+            .with_block_cache(blocks)
+            .with_meta_cache(part(meta))
+            .build();
         let copies = Arc::new(reads::Copies::new(usize::try_from(copies).unwrap_or(usize::MAX)));
-        Self { cache: Arc::new(split), copies, unflushed: Unflushed::new(settings::UNFLUSHED_BYTES) }
+        Self {
+            cache: Arc::new(split),
+            copies,
+            unflushed: Unflushed::new(settings::UNFLUSHED_BYTES),
+        }
     }
 
     /// With another limit of what is in no table yet, in bytes.
@@ -170,10 +188,16 @@ fn fs_error(doing: &str, error: &slatedb::Error) -> FsError {
 }
 
 /// Runs a call of the engine with a time limit: some of its calls retry for ever (see `settings`).
-async fn limited<T>(doing: &str, limit: Duration, call: impl Future<Output = Result<T, slatedb::Error>>) -> Result<T, FsError> {
+async fn limited<T>(
+    doing: &str,
+    limit: Duration,
+    call: impl Future<Output = Result<T, slatedb::Error>>,
+) -> Result<T, FsError> {
     match tokio::time::timeout(limit, call).await {
         Ok(result) => result.map_err(|error| fs_error(doing, &error)),
-        Err(_) => Err(FsError::Unavailable(format!("{doing}: no answer within {} s", limit.as_secs()))),
+        Err(_) => {
+            Err(FsError::Unavailable(format!("{doing}: no answer within {} s", limit.as_secs())))
+        }
     }
 }
 

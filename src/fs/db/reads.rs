@@ -1,18 +1,21 @@
 //! The store as the engine reads it: with few requests, one after another as seldom as can be.
 //!
-//! SlateDB finds the end of the write-ahead log by asking for object after object, and reads each with a HEAD and a GET; of a table it reads
-//! the index, the filter and each block by themselves. An opening after a kill took 128 HEADs and 113 GETs, some twenty of them one
-//! after another. Here
+//! SlateDB finds the end of the write-ahead log by asking for object after object, and reads each
+//! with a HEAD and a GET; of a table it reads the index, the filter and each block by themselves.
+//! An opening after a kill took 128 HEADs and 113 GETs, some twenty of them one after another. Here
 //! - the log is listed once, when an opening first asks about it, which answers every HEAD;
-//! - an object of at most [`SMALL_BYTES`], as nearly all of the log and of L0 are, is read whole with one GET, and kept for a while: what
-//!   reads the same log again (a collection, an opening that has to begin anew) reads only what is new in it.
+//! - an object of at most [`SMALL_BYTES`], as nearly all of the log and of L0 are, is read whole
+//!   with one GET, and kept for a while: what reads the same log again (a collection, an opening
+//!   that has to begin anew) reads only what is new in it.
 //!
 //! Invariants.
-//! - Tables and WAL objects are put if absent, or under a name that is never used again, and never change: a copy is as good as the
+//! - Tables and WAL objects are put if absent, or under a name that is never used again, and never
+//!   change: a copy is as good as the
 //!   object.
-//! - "Absent" is only said from the listing until the log is first written to. The fence is a put if absent, which finds the end of the
-//!   log wherever it has moved, and what came between the listing and the fence is asked of the store. A reader sees the log as it was
-//!   listed, which is after it was opened.
+//! - "Absent" is only said from the listing until the log is first written to. The fence is a put
+//!   if absent, which finds the end of the log wherever it has moved, and what came between the
+//!   listing and the fence is asked of the store. A reader sees the log as it was listed, which is
+//!   after it was opened.
 //! - A copy that does not decode is read anew (`ObjectStoreCallTag::retry`).
 
 use async_trait::async_trait;
@@ -22,8 +25,9 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use slatedb::object_store::path::Path;
 use slatedb::object_store::{
-    CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
+    CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult,
+    MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, RenameOptions, Result,
 };
 use slatedb::object_store_tag::ObjectStoreCallTag;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -33,10 +37,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{OnceCell, Semaphore};
 
-/// Objects of at most this size are read whole. A table of a MemTable flush that bounds the replay has some KiB.
+/// Objects of at most this size are read whole. A table of a MemTable flush that bounds the replay
+/// has some KiB.
 const SMALL_BYTES: u64 = 128 << 10;
-/// WAL objects read at once by all openings of a process: what else the process asks of the store (the renewal of its lease first of
-/// all) must not wait behind them.
+/// WAL objects read at once by all openings of a process: what else the process asks of the store
+/// (the renewal of its lease first of all) must not wait behind them.
 const LOGS_AT_ONCE: usize = 32;
 /// Larger objects that are remembered as such.
 const LARGE_MAX: usize = 4096;
@@ -91,7 +96,12 @@ impl Kept {
 
 impl Copies {
     pub fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, kept: Mutex::default(), reading: Mutex::default(), logs: Semaphore::new(LOGS_AT_ONCE) }
+        Self {
+            bytes_max,
+            kept: Mutex::default(),
+            reading: Mutex::default(),
+            logs: Semaphore::new(LOGS_AT_ONCE),
+        }
     }
 }
 
@@ -118,13 +128,22 @@ impl ReadStore {
     /// `database`: its path.
     pub fn new(inner: Arc<dyn ObjectStore>, database: &Path, copies: Arc<Copies>) -> Self {
         let wal = database.clone().join("wal");
-        Self { inner, wal, copies, listed: OnceCell::new(), written: false.into(), opened: false.into() }
+        Self {
+            inner,
+            wal,
+            copies,
+            listed: OnceCell::new(),
+            written: false.into(),
+            opened: false.into(),
+        }
     }
 
     /// The opening is over. How many objects of the log, fences left out, it found.
     pub fn opened(&self) -> usize {
         self.opened.store(true, Ordering::Release);
-        self.listed.get().map_or(0, |listed| listed.objects.values().filter(|object| object.size > 0).count())
+        self.listed
+            .get()
+            .map_or(0, |listed| listed.objects.values().filter(|object| object.size > 0).count())
     }
 
     fn is_wal(&self, at: &Path) -> bool {
@@ -145,7 +164,10 @@ impl ReadStore {
         match listed.objects.get(at) {
             Some(meta) => Some(Ok(meta.clone())),
             None if written || *at < listed.from => None,
-            None => Some(Err(Error::NotFound { path: at.to_string(), source: "it is not in the listing of the log".into() })),
+            None => Some(Err(Error::NotFound {
+                path: at.to_string(),
+                source: "it is not in the listing of the log".into(),
+            })),
         }
     }
 
@@ -153,14 +175,16 @@ impl ReadStore {
         // The offset itself is not listed: the name without its end is the last one before it.
         let name = at.filename().unwrap_or_default();
         let before = self.wal.clone().join(name.strip_suffix(".sst").unwrap_or(name));
-        let found: Vec<ObjectMeta> = self.inner.list_with_offset(Some(&self.wal), &before).try_collect().await?;
+        let found: Vec<ObjectMeta> =
+            self.inner.list_with_offset(Some(&self.wal), &before).try_collect().await?;
         let objects = found.into_iter().map(|meta| (meta.location.clone(), meta)).collect();
         Ok(Listed { from: at.clone(), objects })
     }
 
     /// A part of a table or of an object of the log: read whole, and kept, if it is small.
     async fn get(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
-        let again = ObjectStoreCallTag::from_extensions(&options.extensions).is_some_and(|tag| tag.retry.is_some());
+        let again = ObjectStoreCallTag::from_extensions(&options.extensions)
+            .is_some_and(|tag| tag.retry.is_some());
         let Some(GetRange::Bounded(wanted)) = options.range.clone().filter(|_| !again) else {
             self.copies.kept.lock().remove(at);
             return self.inner.get_opts(at, options).await;
@@ -223,7 +247,13 @@ fn part(meta: ObjectMeta, beginning: &Bytes, wanted: &Range<u64>) -> Result<GetR
             });
         }
     };
-    Ok(GetResult { payload: payload(bytes), meta, range, attributes: Default::default(), extensions: Default::default() })
+    Ok(GetResult {
+        payload: payload(bytes),
+        meta,
+        range,
+        attributes: Default::default(),
+        extensions: Default::default(),
+    })
 }
 
 fn payload(bytes: Bytes) -> GetResultPayload {
@@ -245,14 +275,23 @@ impl fmt::Display for ReadStore {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl ObjectStore for ReadStore {
-    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+    async fn put_opts(
+        &self,
+        at: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
         if self.is_wal(at) {
             self.written.store(true, Ordering::Release);
         }
         self.inner.put_opts(at, payload, options).await
     }
 
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         self.inner.put_multipart_opts(at, options).await
     }
 
@@ -278,7 +317,10 @@ impl ObjectStore for ReadStore {
         self.inner.get_ranges(at, ranges).await
     }
 
-    fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(
+        &self,
+        keys: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
         self.inner.delete_stream(keys)
     }
 
@@ -286,7 +328,11 @@ impl ObjectStore for ReadStore {
         self.inner.list(prefix)
     }
 
-    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
         self.inner.list_with_offset(prefix, offset)
     }
 
@@ -325,7 +371,11 @@ mod tests {
             for id in ids {
                 bucket.store().put(&object(id), format!("object {id}").into()).await.unwrap();
             }
-            let store = ReadStore::new(bucket.store(), &Path::from("vol/a"), Arc::new(Copies::new(copies_max)));
+            let store = ReadStore::new(
+                bucket.store(),
+                &Path::from("vol/a"),
+                Arc::new(Copies::new(copies_max)),
+            );
             Self { bucket, store }
         }
 
@@ -362,7 +412,11 @@ mod tests {
         log.store.put_opts(&object(11), "".into(), fence).await.unwrap();
         assert!(log.is_there(10).await && log.is_there(11).await && !log.is_there(12).await);
         assert_eq!(log.store.opened(), 6, "from the fourth on");
-        assert_eq!(log.counted(log.is_there(9)).await.1.head, 1, "nothing is answered from the listing after the opening");
+        assert_eq!(
+            log.counted(log.is_there(9)).await.1.head,
+            1,
+            "nothing is answered from the listing after the opening"
+        );
     }
 
     #[tokio::test]
@@ -378,7 +432,11 @@ mod tests {
         assert_eq!(log.bucket.requests().get, 1);
         let mut tag = ObjectStoreCallTag::new(TableStoreKind::Main, SstType::Wal);
         tag.retry = Some(RetryReason::CrcMismatch);
-        let options = GetOptions { range: Some((0..8).into()), extensions: tag.into(), ..GetOptions::default() };
+        let options = GetOptions {
+            range: Some((0..8).into()),
+            extensions: tag.into(),
+            ..GetOptions::default()
+        };
         log.store.get_opts(&at, options).await.unwrap();
         log.store.get_range(&at, 0..8).await.unwrap();
         assert_eq!(log.bucket.requests().get, 3, "its copy is gone");
@@ -391,7 +449,10 @@ mod tests {
         let bytes = |n: u8| Bytes::from(vec![n; 100 << 10]);
         for n in 0..5 {
             log.bucket.store().put(&object(n), bytes(n as u8).into()).await.unwrap();
-            assert_eq!(log.store.get_range(&object(n), 5..10).await.unwrap(), bytes(n as u8).slice(5..10));
+            assert_eq!(
+                log.store.get_range(&object(n), 5..10).await.unwrap(),
+                bytes(n as u8).slice(5..10)
+            );
         }
         let kept = log.store.copies.kept.lock().bytes;
         assert_eq!(kept, 3 * (100 << 10));

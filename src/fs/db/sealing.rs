@@ -1,12 +1,13 @@
-//! Encrypts SlateDB's blocks. Its indexes keep first and last keys readable: keys hold no names (see `fs::key`).
+//! Encrypts SlateDB's blocks. Its indexes keep first and last keys readable: keys hold no names
+//! (see `fs::key`).
 
 use crate::crypto::Sealer;
 use bytes::Bytes;
 use slatedb::{BlockTransformer, Error};
 use std::sync::Arc;
 
-/// A block does not know its place, so this is all that can be associated with it; that a block belongs where it was found is checked by
-/// SlateDB's own structure, and by the rows' keys.
+/// A block does not know its place, so this is all that can be associated with it; that a block
+/// belongs where it was found is checked by SlateDB's own structure, and by the rows' keys.
 const ASSOCIATED: &[u8] = b"zerofs-csi database block";
 
 struct SealedBlocks {

@@ -1,11 +1,16 @@
-//! Every option of the engine. Figures are from measurements on SlateDB 0.18.0 over a store that takes 20 ms a request.
+//! Every option of the engine. Figures are from measurements on SlateDB 0.18.0 over a store that
+//! takes 20 ms a request.
 
 use super::detach::Readers;
 use slatedb::Settings;
-use slatedb::config::{CompactionWorkerOptions, CompactorOptions, CompressionCodec, DbReaderOptions, ReadOptions, ScanOptions};
+use slatedb::config::{
+    CompactionWorkerOptions, CompactorOptions, CompressionCodec, DbReaderOptions, ReadOptions,
+    ScanOptions,
+};
 use std::time::Duration;
 
-/// Opening replays the WAL: 2000 WAL objects took 2.3 s, 55 MiB of WAL 12 s of CPU; we keep both far below (see [`ROLL_FLUSHES`]).
+/// Opening replays the WAL: 2000 WAL objects took 2.3 s, 55 MiB of WAL 12 s of CPU; we keep both
+/// far below (see [`ROLL_FLUSHES`]).
 pub(super) const OPEN_LIMIT: Duration = Duration::from_secs(120);
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(30);
 /// Checkpoints, clones and closing wait for L0 room and for uploads.
@@ -17,37 +22,42 @@ pub(super) const DELETE_LIMIT: Duration = Duration::from_secs(600);
 
 /// A MemTable flush begins after this many WAL flushes, …
 pub(super) const ROLL_FLUSHES: u32 = 24;
-/// … and the one after so many more waits for it: an opening replays at most 32 WAL objects, each of which it may have to ask the store
-/// for.
+/// … and the one after so many more waits for it: an opening replays at most 32 WAL objects, each
+/// of which it may have to ask the store for.
 pub(super) const ROLL_AHEAD: u32 = 8;
 /// How long it waits at most.
 pub(super) const ROLL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The compactor starts at this many L0 tables …
 pub(super) const COMPACT_L0: usize = 8;
-/// … but not while the volume is being opened, unless there are twice as many or no room for a checkpoint: who waits for the opening would wait for it too.
+/// … but not while the volume is being opened, unless there are twice as many or no room for a
+/// checkpoint: who waits for the opening would wait for it too.
 pub(super) const COMPACT_DELAY: Duration = Duration::from_secs(10);
-/// … and checkpoints want at least this many free places, because `create_checkpoint(All)` waits for ever on a full L0.
+/// … and checkpoints want at least this many free places, because `create_checkpoint(All)` waits
+/// for ever on a full L0.
 pub(super) const L0_ROOM: usize = 4;
 pub(super) const L0_MAX: usize = 32;
 
-/// How long tables that a compaction replaced are kept for those who read them; far longer than any call takes.
+/// How long tables that a compaction replaced are kept for those who read them; far longer than any
+/// call takes.
 pub(super) const COMPACTOR_HOLD: Duration = Duration::from_secs(900);
 /// The same where nobody reads: a database that was opened to be rewritten.
 pub(super) const REWRITER_HOLD: Duration = Duration::from_millis(100);
 
 pub(super) const CACHE_SHARDS: usize = 8;
 
-/// Memory of rows that are in no stored table yet, for all databases of a process, where nothing else is said.
+/// Memory of rows that are in no stored table yet, for all databases of a process, where nothing
+/// else is said.
 pub(super) const UNFLUSHED_BYTES: u64 = 28 << 20;
-/// Bytes of a row beside its key and value: the MemTable's node, and its places in the queue and the WAL.
+/// Bytes of a row beside its key and value: the MemTable's node, and its places in the queue and
+/// the WAL.
 pub(super) const ROW_BYTES: u64 = 256;
 
 /// Readers and compactions can simply be started again.
 pub(super) const RETRIES_OTHERS: u32 = 8;
 
-/// Polls that would cost an idle volume requests happen once a day: fencing is noticed by the next write, and by the owner's lease;
-/// while L0 is full SlateDB polls by itself.
+/// Polls that would cost an idle volume requests happen once a day: fencing is noticed by the next
+/// write, and by the owner's lease; while L0 is full SlateDB polls by itself.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 
 /// LZ4: rows compress well, and it costs less than the bytes it saves.
@@ -61,7 +71,8 @@ pub(super) fn writer() -> Settings {
         manifest_update_timeout: OPEN_LIMIT,
         // Default 64 MiB: recovery time, and memory of each open volume.
         l0_sst_size_bytes: 8 << 20,
-        // Default 1 GiB for each database. Only what lies between two looks at the memory that all databases share (see `unflushed`) comes near.
+        // Default 1 GiB for each database. Only what lies between two looks at the memory that all
+        // databases share (see `unflushed`) comes near.
         max_unflushed_bytes: 64 << 20,
         l0_max_ssts: L0_MAX,
         l0_max_ssts_per_key: L0_MAX,
@@ -69,9 +80,11 @@ pub(super) fn writer() -> Settings {
         compression_codec: Some(CODEC),
         // See `compaction`.
         compactor_options: None,
-        // WAL fences must never go, and every collection must use the same settings: only `admin::collect_garbage` collects.
+        // WAL fences must never go, and every collection must use the same settings: only
+        // `admin::collect_garbage` collects.
         garbage_collector_options: None,
-        // Without end: no outage of the store, however long, must cost a volume its unsynced data (R17). Callers have limits of their own.
+        // Without end: no outage of the store, however long, must cost a volume its unsynced data
+        // (R17). Callers have limits of their own.
         object_store_max_retries: None,
         ..Settings::default()
     }
@@ -110,14 +123,24 @@ pub(super) fn rewriter(readers: Readers) -> CompactorOptions {
 }
 
 pub(super) fn reader() -> DbReaderOptions {
-    DbReaderOptions { manifest_poll_interval: NEVER, object_store_max_retries: Some(RETRIES_OTHERS), ..DbReaderOptions::default() }
+    DbReaderOptions {
+        manifest_poll_interval: NEVER,
+        object_store_max_retries: Some(RETRIES_OTHERS),
+        ..DbReaderOptions::default()
+    }
 }
 
 pub(super) fn get() -> ReadOptions {
     ReadOptions::default()
 }
 
-/// The defaults (one block a request, nothing cached) are bad for a cold store: a scan of a directory would be one GET for 4 KiB.
+/// The defaults (one block a request, nothing cached) are bad for a cold store: a scan of a
+/// directory would be one GET for 4 KiB.
 pub(super) fn scan() -> ScanOptions {
-    ScanOptions { read_ahead_bytes: 256 << 10, cache_blocks: true, max_fetch_tasks: 2, ..ScanOptions::default() }
+    ScanOptions {
+        read_ahead_bytes: 256 << 10,
+        cache_blocks: true,
+        max_fetch_tasks: 2,
+        ..ScanOptions::default()
+    }
 }

@@ -1,17 +1,19 @@
-//! Checksums for what SlateDB keeps without one: manifests, compaction states, boundaries. Its tables and logs have their own; but one
-//! flipped bit of a manifest opened a database that lacked its newest file, and nobody noticed (`tests/crash/sealed.rs`).
+//! Checksums for what SlateDB keeps without one: manifests, compaction states, boundaries. Its
+//! tables and logs have their own; but one flipped bit of a manifest opened a database that lacked
+//! its newest file, and nobody noticed (`tests/crash/sealed.rs`).
 //!
 //! ```text
 //! the engine's bytes   magic:4 "zfmf"   version:1   writer:16   checksum:16
 //! ```
-//! The checksum is BLAKE3's, over where the object is (`<incarnation>/<folder>/<name>`) and all bytes before it: an object in another's place
-//! is damage too. Other objects pass as they are.
+//! The checksum is BLAKE3's, over where the object is (`<incarnation>/<folder>/<name>`) and all
+//! bytes before it: an object in another's place is damage too. Other objects pass as they are.
 //!
-//! The writer is a random number of each handle. Two openers that take the next epoch write the same manifest otherwise, and by its bytes
-//! a writer must recognise its own whose answer was lost, and no other (R35).
+//! The writer is a random number of each handle. Two openers that take the next epoch write the
+//! same manifest otherwise, and by its bytes a writer must recognise its own whose answer was lost,
+//! and no other (R35).
 //!
-//! A damaged object reads as an empty one: the engine refuses that as invalid data at once, while any error of the store would be tried
-//! again for an hour. The log says which object it was.
+//! A damaged object reads as an empty one: the engine refuses that as invalid data at once, while
+//! any error of the store would be tried again for an hour. The log says which object it was.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,8 +21,8 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use slatedb::object_store::path::Path;
 use slatedb::object_store::{
-    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
 };
 use std::fmt;
 use std::ops::Range;
@@ -91,7 +93,10 @@ fn verified(at: &Path, object: &Bytes) -> std::result::Result<Bytes, String> {
     }
     if head.get(MAGIC.len()) != Some(&VERSION) {
         let found = head.get(MAGIC.len());
-        return Err(format!("its checksum is of version {found:?}, this program knows version {VERSION}: use a newer one"));
+        return Err(format!(
+            "its checksum is of version {found:?}, this program knows version {VERSION}: use a \
+             newer one"
+        ));
     }
     if trailer.get(head.len()..) != Some(&checksum(at, [body.clone(), head.clone()])) {
         return Err("its checksum differs".into());
@@ -108,12 +113,21 @@ impl fmt::Display for Summed {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl ObjectStore for Summed {
-    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+    async fn put_opts(
+        &self,
+        at: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
         let payload = if is_summed(at) { summed(at, &payload, self.writer) } else { payload };
         self.store.put_opts(at, payload, options).await
     }
 
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         self.store.put_multipart_opts(at, options).await
     }
 
@@ -123,10 +137,16 @@ impl ObjectStore for Summed {
         }
         let wanted = options.range.take();
         let found = self.store.get_opts(at, options).await?;
-        let (mut meta, attributes, extensions) = (found.meta.clone(), found.attributes.clone(), found.extensions.clone());
+        let (mut meta, attributes, extensions) =
+            (found.meta.clone(), found.attributes.clone(), found.extensions.clone());
         let object = found.bytes().await?;
         let mut body = verified(at, &object).unwrap_or_else(|why| {
-            tracing::error!(object = %at, why, "a database's manifest is damaged: put an earlier version of the object back, or restore a snapshot");
+            tracing::error!(
+                object = %at,
+                why,
+                "a database's manifest is damaged: put an earlier version of the object back, or \
+                 restore a snapshot"
+            );
             Bytes::new()
         });
         meta.size = body.len() as u64;
@@ -134,7 +154,9 @@ impl ObjectStore for Summed {
             Ok(range) => range.unwrap_or(0..meta.size),
             Err(_) => 0..0,
         };
-        body = body.slice(usize::try_from(range.start).unwrap_or(0)..usize::try_from(range.end).unwrap_or(0));
+        body = body.slice(
+            usize::try_from(range.start).unwrap_or(0)..usize::try_from(range.end).unwrap_or(0),
+        );
         let payload = GetResultPayload::Stream(std::future::ready(Ok(body)).into_stream().boxed());
         Ok(GetResult { payload, meta, range, attributes, extensions })
     }
@@ -143,7 +165,10 @@ impl ObjectStore for Summed {
         self.store.get_ranges(at, ranges).await
     }
 
-    fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(
+        &self,
+        keys: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
         self.store.delete_stream(keys)
     }
 
@@ -151,7 +176,11 @@ impl ObjectStore for Summed {
         self.store.list(prefix)
     }
 
-    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
         self.store.list_with_offset(prefix, offset)
     }
 

@@ -4,14 +4,20 @@ use super::*;
 use crate::bucket::{Credentials, Folder, Limits, Requests};
 
 fn place(bucket: Bucket) -> DbPlace {
-    DbPlace { bucket, incarnation: Incarnation::random(), sealer: None, cache: DbCache::new(16 << 20) }
+    DbPlace {
+        bucket,
+        incarnation: Incarnation::random(),
+        sealer: None,
+        cache: DbCache::new(16 << 20),
+    }
 }
 
 /// A place in memory, and one in a folder that goes away with its guard.
 fn places() -> Vec<(DbPlace, Option<tempfile::TempDir>)> {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("file://{}", folder.path().display()).parse().unwrap();
-    let bucket = Bucket::open(&url, &Credentials::none(), Folder::MustExist, Limits::default()).unwrap();
+    let bucket =
+        Bucket::open(&url, &Credentials::none(), Folder::MustExist, Limits::default()).unwrap();
     vec![(place(Bucket::memory()), None), (place(bucket), Some(folder))]
 }
 
@@ -20,10 +26,19 @@ fn key(n: u64) -> Bytes {
 }
 
 fn rows(from: u64, to: u64) -> Ops {
-    (from..to).map(|n| (key(n), Some(Bytes::from(format!("row {n} {}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)))))).collect()
+    (from..to)
+        .map(|n| {
+            (
+                key(n),
+                Some(Bytes::from(format!("row {n} {}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)))),
+            )
+        })
+        .collect()
 }
 
-async fn count(rows: impl AsyncFn(Bytes, Bytes, usize) -> Result<Vec<(Bytes, Bytes)>, FsError>) -> usize {
+async fn count(
+    rows: impl AsyncFn(Bytes, Bytes, usize) -> Result<Vec<(Bytes, Bytes)>, FsError>,
+) -> usize {
     rows(Bytes::from_static(b"I"), Bytes::from_static(b"J"), usize::MAX).await.unwrap().len()
 }
 
@@ -71,7 +86,10 @@ async fn a_newer_opener_fences_the_older() {
     assert!(matches!(first.flush().await, Err(FsError::Fenced)));
     assert!(matches!(first.closed().await, FsError::Fenced));
     assert!(matches!(first.get(&key(0)).await, Err(FsError::Fenced)));
-    assert!(matches!(Database::open(&place, Some(first.epoch())).await.map(drop), Err(FsError::Fenced)));
+    assert!(matches!(
+        Database::open(&place, Some(first.epoch())).await.map(drop),
+        Err(FsError::Fenced)
+    ));
     second.verify_owner().await.unwrap();
     fence(&place).await.unwrap();
     assert!(matches!(second.verify_owner().await, Err(FsError::Fenced)));
@@ -142,7 +160,10 @@ async fn a_checkpoint_stays_as_it_was_and_its_name_is_unique() {
         reader.close().await.unwrap();
         assert_eq!(holds(&place).await.unwrap().named, vec![("one".to_owned(), checkpoint)]);
         db.close().await.unwrap();
-        assert_eq!(checkpoint_closed(&place, "one", epoch(&place).await.unwrap()).await.unwrap(), checkpoint);
+        assert_eq!(
+            checkpoint_closed(&place, "one", epoch(&place).await.unwrap()).await.unwrap(),
+            checkpoint
+        );
         let two = checkpoint_closed(&place, "two", epoch(&place).await.unwrap()).await.unwrap();
         assert_ne!(two, checkpoint);
         drop_checkpoint(&place, checkpoint).await.unwrap();
@@ -182,7 +203,10 @@ async fn a_clone_holds_its_source_and_deletion_respects_it() {
         let clone = place.sibling(Incarnation::random());
         clone_from(&clone, place.incarnation, checkpoint).await.unwrap();
         clone_from(&clone, place.incarnation, checkpoint).await.unwrap();
-        assert_eq!((ancestors(&clone).await.unwrap(), holds(&place).await.unwrap().clone_pins), (1, 1));
+        assert_eq!(
+            (ancestors(&clone).await.unwrap(), holds(&place).await.unwrap().clone_pins),
+            (1, 1)
+        );
         drop_checkpoint(&place, checkpoint).await.unwrap();
         db.write(vec![(key(0), None)]).await.unwrap();
         db.close().await.unwrap();
@@ -223,7 +247,9 @@ async fn compaction_keeps_l0_open_and_then_stops() {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), quiet).await.expect("the compactor stops when it is done");
+    tokio::time::timeout(Duration::from_secs(60), quiet)
+        .await
+        .expect("the compactor stops when it is done");
     db.close().await.unwrap();
 }
 
@@ -231,9 +257,11 @@ async fn objects(place: &DbPlace, below: &str) -> usize {
     place.bucket.list(&format!("vol/{}/{below}", place.incarnation)).await.unwrap().len()
 }
 
-const AT_ONCE: collection::Ages = collection::Ages { data: Duration::ZERO, records: Duration::ZERO };
+const AT_ONCE: collection::Ages =
+    collection::Ages { data: Duration::ZERO, records: Duration::ZERO };
 
-/// A database that is written, snapshotted and cloned without end keeps a bounded number of objects, and all that is named stays readable.
+/// A database that is written, snapshotted and cloned without end keeps a bounded number of
+/// objects, and all that is named stays readable.
 #[tokio::test]
 async fn a_busy_database_keeps_no_more_than_it_needs() {
     for (place, _folder) in places() {
@@ -257,8 +285,8 @@ async fn a_busy_database_keeps_no_more_than_it_needs() {
             let after = objects(&place, "").await;
             assert!(after < before, "round {round}: {before} and then {after}");
             most = if round < 2 { most.max(after) } else { most };
-            // One checkpoint a round stays, with a manifest and the tables of its own and of the MemTable flush that bounds the replay; and
-            // one WAL object each that it begins with.
+            // One checkpoint a round stays, with a manifest and the tables of its own and of the
+            // MemTable flush that bounds the replay; and one WAL object each that it begins with.
             assert!(after <= most + 6 * 6, "round {round}: {after} objects, at first {most}");
         }
         assert_eq!(count(async |a, b, n| db.scan(a, b, n).await).await, 100 + 310);
@@ -270,7 +298,9 @@ async fn a_busy_database_keeps_no_more_than_it_needs() {
         cloned.close().await.unwrap();
         let fences = |place: &DbPlace| {
             let (bucket, prefix) = (place.bucket.clone(), format!("vol/{}/wal", place.incarnation));
-            async move { bucket.list(&prefix).await.unwrap().into_iter().filter(|o| o.bytes == 0).count() }
+            async move {
+                bucket.list(&prefix).await.unwrap().into_iter().filter(|o| o.bytes == 0).count()
+            }
         };
         let fenced = fences(&place).await;
         db.close().await.unwrap();
@@ -306,7 +336,10 @@ async fn a_detached_clone_stands_on_its_own() {
         if let Some(step) = failing {
             place.bucket.failpoints().set(step, "1*return").unwrap();
             let at = epoch(&clone).await.unwrap();
-            assert!(matches!(detach_closed(&clone, at).await, Err(FsError::Unavailable(_))), "{step}");
+            assert!(
+                matches!(detach_closed(&clone, at).await, Err(FsError::Unavailable(_))),
+                "{step}"
+            );
         }
         let at = epoch(&clone).await.unwrap();
         assert_eq!(detach_closed(&clone, at).await.unwrap(), Detached::Whole, "{failing:?}");
@@ -330,9 +363,14 @@ async fn a_detached_clone_stands_on_its_own() {
     }
 }
 
-/// Does the work while the clock is ahead by hours. Time that is passed in one runtime has not passed in the next.
+/// Does the work while the clock is ahead by hours. Time that is passed in one runtime has not
+/// passed in the next.
 fn in_runtime(hours: u64, work: futures::future::LocalBoxFuture<'_, ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
     runtime.block_on(async {
         tokio::time::advance(Duration::from_secs(3600 * hours)).await;
         work.await;
@@ -348,7 +386,9 @@ async fn compact_something(db: &Database) {
         db.rolled().await.unwrap();
     }
     let compacted = async {
-        while db.db.manifest().compacted().is_empty() || db.db.manifest().l0().len() >= settings::COMPACT_L0 {
+        while db.db.manifest().compacted().is_empty()
+            || db.db.manifest().l0().len() >= settings::COMPACT_L0
+        {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     };
@@ -357,7 +397,8 @@ async fn compact_something(db: &Database) {
     tokio::time::advance(settings::COMPACTOR_HOLD * 2).await;
 }
 
-/// Tables that were replaced go, also those made while a clock was a year ahead, and those made since.
+/// Tables that were replaced go, also those made while a clock was a year ahead, and those made
+/// since.
 #[test]
 fn tables_are_collected_after_a_clock_was_a_year_ahead() {
     let place = place(Bucket::memory());
@@ -386,7 +427,10 @@ fn tables_are_collected_after_a_clock_was_a_year_ahead() {
         1,
         Box::pin(async {
             let before = objects(&place, "compacted").await;
-            let clock = admin::closed_clock(&place, &admin::manifest(&place).await.unwrap().unwrap()).await.unwrap();
+            let clock =
+                admin::closed_clock(&place, &admin::manifest(&place).await.unwrap().unwrap())
+                    .await
+                    .unwrap();
             tokio::time::advance(settings::COMPACTOR_HOLD * 2).await;
             collection::collect(&place, &clock, AT_ONCE).await.unwrap();
             let after = objects(&place, "compacted").await;
@@ -398,7 +442,8 @@ fn tables_are_collected_after_a_clock_was_a_year_ahead() {
     );
 }
 
-/// A node whose clock is hours behind that of the last owner detaches a clone all the same, and at once.
+/// A node whose clock is hours behind that of the last owner detaches a clone all the same, and at
+/// once.
 #[test]
 fn a_node_with_a_slow_clock_detaches() {
     let place = place(Bucket::memory());
@@ -430,7 +475,8 @@ fn a_node_with_a_slow_clock_detaches() {
     );
 }
 
-/// While it is mounted the tables stay for those who read them; its own snapshots from before keep them too.
+/// While it is mounted the tables stay for those who read them; its own snapshots from before keep
+/// them too.
 #[tokio::test]
 async fn an_open_clone_is_rewritten_at_once_and_detached_later() {
     let place = place(Bucket::memory());
@@ -451,7 +497,8 @@ async fn an_open_clone_is_rewritten_at_once_and_detached_later() {
     db.close().await.unwrap();
 }
 
-/// A damaged table stops compaction; that is told before L0 is full, and again by every write when it is, until the table is put back.
+/// A damaged table stops compaction; that is told before L0 is full, and again by every write when
+/// it is, until the table is put back.
 #[test]
 fn a_damaged_table_is_told() {
     let place = place(Bucket::memory());
@@ -464,7 +511,8 @@ fn a_damaged_table_is_told() {
                 db.rolled().await.unwrap();
             };
             roll(0).await;
-            let tables = place.bucket.list(&format!("vol/{}/compacted/", place.incarnation)).await.unwrap();
+            let tables =
+                place.bucket.list(&format!("vol/{}/compacted/", place.incarnation)).await.unwrap();
             let [table] = &tables[..] else { panic!("{tables:?}") };
             let whole = place.bucket.get(&table.key, 1 << 20).await.unwrap().unwrap();
             let mut damaged = whole.to_vec();
@@ -478,10 +526,15 @@ fn a_damaged_table_is_told() {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             };
-            tokio::time::timeout(Duration::from_secs(600), told(true)).await.expect("nobody is told");
+            tokio::time::timeout(Duration::from_secs(600), told(true))
+                .await
+                .expect("nobody is told");
             let error = db.damage().unwrap();
             let name = table.key.rsplit('/').next().unwrap();
-            assert!(matches!(error, FsError::Corrupt(_)) && error.to_string().contains(name), "{error}");
+            assert!(
+                matches!(error, FsError::Corrupt(_)) && error.to_string().contains(name),
+                "{error}"
+            );
             assert!(db.blocked().is_none(), "there is room in L0");
             while db.db.manifest().l0().len() + settings::L0_ROOM <= settings::L0_MAX {
                 roll(1000).await;
@@ -490,13 +543,17 @@ fn a_damaged_table_is_told() {
             while db.db.manifest().l0().len() < settings::L0_MAX {
                 db.write(rows(0, 10)).await.unwrap();
                 db.db
-                    .flush_with_options(slatedb::config::FlushOptions { flush_type: slatedb::config::FlushType::MemTable })
+                    .flush_with_options(slatedb::config::FlushOptions {
+                        flush_type: slatedb::config::FlushType::MemTable,
+                    })
                     .await
                     .unwrap();
             }
             assert!(matches!(db.blocked(), Some(FsError::Corrupt(_))));
             place.bucket.put(&table.key, whole).await.unwrap();
-            tokio::time::timeout(Duration::from_secs(3600), told(false)).await.expect("it is not compacted again");
+            tokio::time::timeout(Duration::from_secs(3600), told(false))
+                .await
+                .expect("it is not compacted again");
             assert!(db.blocked().is_none());
             db.checkpoint("one").await.unwrap();
             db.close().await.unwrap();

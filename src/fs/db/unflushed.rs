@@ -1,12 +1,15 @@
-//! Memory for changes that no table in the store holds yet, shared by all databases that a process has open.
+//! Memory for changes that no table in the store holds yet, shared by all databases that a process
+//! has open.
 //!
-//! A change counts from its submission until the table that holds it is stored: in the committer's queue, in the buffer of the WAL, in the MemTable;
-//! they share the bytes of its rows. That a change is durable in the WAL does not free it. While the store is away none is freed, so that new
-//! changes wait once all databases together hold what there is; what has begun is never held up, or the data that it waits for could not be
-//! flushed.
+//! A change counts from its submission until the table that holds it is stored: in the committer's
+//! queue, in the buffer of the WAL, in the MemTable; they share the bytes of its rows. That a
+//! change is durable in the WAL does not free it. While the store is away none is freed, so that
+//! new changes wait once all databases together hold what there is; what has begun is never held
+//! up, or the data that it waits for could not be flushed.
 //!
-//! Nobody is kept waiting by another database's trouble: each may always hold its even part, and none may hold more than half while there are
-//! others. So all together hold at most twice the limit, and beyond that the few changes that had begun. Above half of the limit the databases
+//! Nobody is kept waiting by another database's trouble: each may always hold its even part, and
+//! none may hold more than half while there are others. So all together hold at most twice the
+//! limit, and beyond that the few changes that had begun. Above half of the limit the databases
 //! that hold most flush their MemTables, whatever the size.
 
 use futures::future::BoxFuture;
@@ -36,7 +39,14 @@ pub struct Unflushed {
 impl Unflushed {
     pub fn new(limit: u64) -> Arc<Self> {
         let (held, open, rolling) = Default::default();
-        Arc::new(Self { limit, held, open, rolling, accounts: Mutex::default(), freed: watch::Sender::new(()) })
+        Arc::new(Self {
+            limit,
+            held,
+            open,
+            rolling,
+            accounts: Mutex::default(),
+            freed: watch::Sender::new(()),
+        })
     }
 
     /// Bytes that all databases hold now.
@@ -45,7 +55,10 @@ impl Unflushed {
     }
 
     /// That of a database which is opened. `roll` flushes its MemTable, and ends.
-    pub fn account(self: &Arc<Self>, roll: impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static) -> Arc<Account> {
+    pub fn account(
+        self: &Arc<Self>,
+        roll: impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static,
+    ) -> Arc<Account> {
         let account = Arc::new(Account {
             memory: self.clone(),
             held: AtomicU64::new(0),
@@ -64,13 +77,22 @@ impl Unflushed {
     /// Begins to flush the table of whoever holds most, if too few are being flushed.
     fn press(self: &Arc<Self>) {
         // When the runtime goes down nothing can be flushed.
-        if self.rolling.load(Ordering::Relaxed) >= ROLLS_MAX || tokio::runtime::Handle::try_current().is_err() {
+        if self.rolling.load(Ordering::Relaxed) >= ROLLS_MAX
+            || tokio::runtime::Handle::try_current().is_err()
+        {
             return;
         }
-        let accounts: Vec<Arc<Account>> = self.accounts.lock().iter().filter_map(Weak::upgrade).collect();
-        let waits = |account: &&Arc<Account>| !account.rolling.load(Ordering::Relaxed) && !account.tables.lock().is_empty();
+        let accounts: Vec<Arc<Account>> =
+            self.accounts.lock().iter().filter_map(Weak::upgrade).collect();
+        let waits = |account: &&Arc<Account>| {
+            !account.rolling.load(Ordering::Relaxed) && !account.tables.lock().is_empty()
+        };
         let most = accounts.iter().filter(waits).max_by_key(|account| account.held());
-        let Some(account) = most.filter(|account| !account.rolling.swap(true, Ordering::Relaxed)).cloned() else { return };
+        let Some(account) =
+            most.filter(|account| !account.rolling.swap(true, Ordering::Relaxed)).cloned()
+        else {
+            return;
+        };
         self.rolling.fetch_add(1, Ordering::Relaxed);
         // A flush that never ends does not keep what a closed database held.
         let (memory, flushed, account) = (self.clone(), (account.roll)(), Arc::downgrade(&account));

@@ -1,18 +1,23 @@
 //! The node's redo log of a dataset's committer (R16).
 //!
-//! Nouns: a **record** is one batch; a **segment** one file of records; the **journal** two segments, one being written while the other
-//! becomes durable in the object store, and a lock file.
+//! Nouns: a **record** is one batch; a **segment** one file of records; the **journal** two
+//! segments, one being written while the other becomes durable in the object store, and a lock
+//! file.
 //!
 //! Invariants.
-//! - Records are exactly the committer's batches, in order and without a gap: `U` and `S` are in them as deltas.
-//! - A segment names the database (incarnation) and the writer epoch that its batches belong to, and starts a chain of checksums of its own:
+//! - Records are exactly the committer's batches, in order and without a gap: `U` and `S` are in
+//!   them as deltas.
+//! - A segment names the database (incarnation) and the writer epoch that its batches belong to,
+//!   and starts a chain of checksums of its own:
 //!   no bytes of an earlier life of the file can look like a record.
-//! - A segment is overwritten only when the object store has all of its batches. So the size is bounded, and a journal that is full makes its
+//! - A segment is overwritten only when the object store has all of its batches. So the size is
+//!   bounded, and a journal that is full makes its
 //!   writer wait.
 //! - One process at a time has a journal: the lock.
 //!
-//! Records are written and not fsynced: they survive the death of the process, not that of the node. A crash may leave a torn last record,
-//! which ends the journal; and a journal of an earlier epoch, which is never applied.
+//! Records are written and not fsynced: they survive the death of the process, not that of the
+//! node. A crash may leave a torn last record, which ends the journal; and a journal of an earlier
+//! epoch, which is never applied.
 //!
 //! It does not know what is durable: its caller says so.
 
@@ -30,7 +35,8 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// A segment takes no further records beyond this size. Two of them bound the journal's size and what a restart replays.
+/// A segment takes no further records beyond this size. Two of them bound the journal's size and
+/// what a restart replays.
 const SEGMENT_BYTES_MAX: u64 = 32 << 20;
 
 /// A journal that this process has locked, not being written yet.
@@ -73,7 +79,9 @@ fn segment_path(base: &Path, index: usize) -> PathBuf {
 pub fn exists(base: &Path) -> bool {
     let is_absent = |path: &Path| match path.symlink_metadata() {
         Ok(_) => false,
-        Err(error) => matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory),
+        Err(error) => {
+            matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+        }
     };
     !(is_absent(base) && (0..2).all(|index| is_absent(&segment_path(base, index))))
 }
@@ -97,28 +105,40 @@ impl Locked {
     /// [`FsError::Busy`] while another process has it.
     pub fn lock(base: &Path) -> Result<Self, FsError> {
         if let Some(folder) = base.parent() {
-            std::fs::create_dir_all(folder).map_err(|error| io("making the folder of", base, &error))?;
+            std::fs::create_dir_all(folder)
+                .map_err(|error| io("making the folder of", base, &error))?;
         }
         for _ in 0..8 {
-            let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(base);
+            let open =
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(base);
             let lock = open.map_err(|error| io("opening", base, &error))?;
             if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
                 return Err(FsError::Busy("another process has the dataset's journal open"));
             }
-            // The last holder removes the file: the lock counts only on the file that is still there.
+            // The last holder removes the file: the lock counts only on the file that is still
+            // there.
             let held = lock.metadata().map_err(|error| io("looking at", base, &error))?;
-            if std::fs::metadata(base).is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino())) {
+            if std::fs::metadata(base)
+                .is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino()))
+            {
                 return Ok(Self { base: base.to_owned(), lock });
             }
         }
         Err(FsError::Busy("the dataset's journal is being removed"))
     }
 
-    /// The batches after `contained` that this database's state lacks, if the journal is of this database and epoch; nothing otherwise.
+    /// The batches after `contained` that this database's state lacks, if the journal is of this
+    /// database and epoch; nothing otherwise.
     ///
     /// # Errors
-    /// [`FsError::Internal`] when a newer program wrote it: what it holds was acknowledged and must not be thrown away.
-    pub fn recover(&self, incarnation: Incarnation, epoch: Epoch, contained: u64) -> Result<Vec<Record>, FsError> {
+    /// [`FsError::Internal`] when a newer program wrote it: what it holds was acknowledged and must
+    /// not be thrown away.
+    pub fn recover(
+        &self,
+        incarnation: Incarnation,
+        epoch: Epoch,
+        contained: u64,
+    ) -> Result<Vec<Record>, FsError> {
         let mut segments = Vec::new();
         for index in 0..2 {
             let path = segment_path(&self.base, index);
@@ -127,16 +147,20 @@ impl Locked {
                     segments.push(records);
                 } else {
                     tracing::info!(path = %path.display(), found = %header.epoch, expected = %epoch,
-                        "the journal is of another epoch or dataset and is discarded: another owner has written since");
+                        "the journal is of another epoch or dataset and is discarded: another \
+                         owner has written since");
                 }
             }
         }
         segments.sort_by_key(|records| records.first().map_or(u64::MAX, |record| record.seq));
         let mut found = Vec::new();
-        for (expected, record) in (contained + 1..).zip(segments.into_iter().flatten().filter(|record| record.seq > contained)) {
+        for (expected, record) in (contained + 1..)
+            .zip(segments.into_iter().flatten().filter(|record| record.seq > contained))
+        {
             if record.seq != expected {
                 tracing::error!(expected, found = record.seq, path = %self.base.display(),
-                    "the journal has a gap: what follows it is not applied; run check on the dataset");
+                    "the journal has a gap: what follows it is not applied; run check on the \
+                     dataset");
                 break;
             }
             found.push(record);
@@ -150,12 +174,26 @@ impl Locked {
         removed
     }
 
-    /// Starts an empty journal, whose first batch will be `first`. What it held before must be in the object store, or of no use.
-    pub fn begin(self, incarnation: Incarnation, epoch: Epoch, first: u64) -> Result<Journal, FsError> {
+    /// Starts an empty journal, whose first batch will be `first`. What it held before must be in
+    /// the object store, or of no use.
+    pub fn begin(
+        self,
+        incarnation: Incarnation,
+        epoch: Epoch,
+        first: u64,
+    ) -> Result<Journal, FsError> {
         let header = Header { incarnation, epoch, first };
         let active = Segment::create(&segment_path(&self.base, 0), &header)?;
         remove_file(&segment_path(&self.base, 1))?;
-        Ok(Journal { base: self.base, lock: self.lock, incarnation, epoch, active, index: 0, other_last: 0 })
+        Ok(Journal {
+            base: self.base,
+            lock: self.lock,
+            incarnation,
+            epoch,
+            active,
+            index: 0,
+            other_last: 0,
+        })
     }
 }
 
@@ -163,7 +201,8 @@ impl Journal {
     /// Appends records, all or none. `durable`: the last batch that the object store has.
     ///
     /// # Errors
-    /// The disk's. The journal then ends before these records, and takes no more until [`Self::restart`].
+    /// The disk's. The journal then ends before these records, and takes no more until
+    /// [`Self::restart`].
     pub fn append(&mut self, records: &[RecordRef<'_>], durable: u64) -> Result<Appended, FsError> {
         let Some(first) = records.first() else { return Ok(Appended::Done) };
         match self.make_room(first.seq, durable)? {
@@ -175,7 +214,8 @@ impl Journal {
         Ok(Appended::Done)
     }
 
-    /// The first step of an append: a segment to append to, the next one if need be. `first`: the batch that is appended next.
+    /// The first step of an append: a segment to append to, the next one if need be. `first`: the
+    /// batch that is appended next.
     pub fn make_room(&mut self, first: u64, durable: u64) -> Result<Appended, FsError> {
         if self.active.bytes() < SEGMENT_BYTES_MAX {
             return Ok(Appended::Done);
@@ -205,7 +245,8 @@ impl Journal {
     /// Empties a journal that had failed. The object store has every batch before `first`.
     pub fn restart(&mut self, first: u64) -> Result<(), FsError> {
         let header = Header { incarnation: self.incarnation, epoch: self.epoch, first };
-        // The other segment first: alone it would look like a journal with a gap, without it like an older end.
+        // The other segment first: alone it would look like a journal with a gap, without it like
+        // an older end.
         remove_file(&segment_path(&self.base, 1 - self.index))?;
         self.active = Segment::create(&segment_path(&self.base, self.index), &header)?;
         self.other_last = 0;
@@ -230,7 +271,9 @@ fn remove_files(base: &Path) -> Result<(), FsError> {
 
 fn remove_file(path: &Path) -> Result<(), FsError> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("removing", path, &error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io("removing", path, &error))
+        }
         _ => Ok(()),
     }
 }
@@ -262,11 +305,17 @@ mod tests {
         let (_folder, base) = folder();
         let mut journal = Locked::lock(&base).unwrap().begin(DATASET, Epoch(3), 5).unwrap();
         assert!(matches!(Locked::lock(&base).map(drop), Err(FsError::Busy(_))));
-        assert_eq!(journal.append(&[record(5, 10).borrowed(), record(6, 10).borrowed()], 0).unwrap(), Appended::Done);
+        assert_eq!(
+            journal.append(&[record(5, 10).borrowed(), record(6, 10).borrowed()], 0).unwrap(),
+            Appended::Done
+        );
         assert_eq!(journal.append(&[record(7, 10).borrowed()], 0).unwrap(), Appended::Done);
         drop(journal);
         let locked = Locked::lock(&base).unwrap();
-        assert_eq!(locked.recover(DATASET, Epoch(3), 4).unwrap(), vec![record(5, 10), record(6, 10), record(7, 10)]);
+        assert_eq!(
+            locked.recover(DATASET, Epoch(3), 4).unwrap(),
+            vec![record(5, 10), record(6, 10), record(7, 10)]
+        );
         assert_eq!(seqs(&locked.recover(DATASET, Epoch(3), 6).unwrap()), [7]);
         assert_eq!(locked.recover(DATASET, Epoch(3), 7).unwrap(), []);
         assert_eq!(locked.recover(DATASET, Epoch(3), 2).unwrap(), []);
@@ -302,7 +351,11 @@ mod tests {
             // A flipped version looks like a newer program's.
             let expected = ends.iter().filter(|end| **end <= flip as u64).count();
             if let Ok(found) = locked.recover(DATASET, Epoch(3), 0) {
-                assert_eq!(found.len(), if flip < segment::HEADER_BYTES { 0 } else { expected }, "flip at {flip}");
+                assert_eq!(
+                    found.len(),
+                    if flip < segment::HEADER_BYTES { 0 } else { expected },
+                    "flip at {flip}"
+                );
             }
         }
     }
@@ -316,12 +369,16 @@ mod tests {
             assert_eq!(journal.append(&[record(seq, big).borrowed()], 0).unwrap(), Appended::Done);
         }
         // Batches 1 and 2 are in the other segment.
-        assert_eq!(journal.append(&[record(5, big).borrowed()], 1).unwrap(), Appended::FullUntil(2));
+        assert_eq!(
+            journal.append(&[record(5, big).borrowed()], 1).unwrap(),
+            Appended::FullUntil(2)
+        );
         assert_eq!(journal.append(&[record(5, big).borrowed()], 2).unwrap(), Appended::Done);
         drop(journal);
         let locked = Locked::lock(&base).unwrap();
         assert_eq!(seqs(&locked.recover(DATASET, Epoch(3), 2).unwrap()), [3, 4, 5]);
-        let size: u64 = (0..2).map(|i| std::fs::metadata(segment_path(&base, i)).unwrap().len()).sum();
+        let size: u64 =
+            (0..2).map(|i| std::fs::metadata(segment_path(&base, i)).unwrap().len()).sum();
         assert!(size < 4 * SEGMENT_BYTES_MAX);
     }
 
@@ -344,6 +401,9 @@ mod tests {
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[8] = 2;
         std::fs::write(&path, &bytes).unwrap();
-        assert!(matches!(Locked::lock(&base).unwrap().recover(DATASET, Epoch(3), 0), Err(FsError::Internal(_))));
+        assert!(matches!(
+            Locked::lock(&base).unwrap().recover(DATASET, Epoch(3), 0),
+            Err(FsError::Internal(_))
+        ));
     }
 }

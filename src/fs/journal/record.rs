@@ -75,7 +75,8 @@ impl RecordRef<'_> {
         }
         out.put_u32_le(self.rows.len() as u32);
         for (key, value) in self.rows {
-            // Keys are at most 33 bytes, values at most a record's row: see `fs::key` and `fs::row`.
+            // Keys are at most 33 bytes, values at most a record's row: see `fs::key` and
+            // `fs::row`.
             out.put_u16_le(key.len() as u16);
             out.put_slice(key);
             out.put_u8(u8::from(value.is_some()));
@@ -90,7 +91,8 @@ impl RecordRef<'_> {
 /// A record's payload, read back.
 ///
 /// # Errors
-/// [`FsError::Corrupt`] for bytes that are no record; never panics, and allocates no more than the bytes could hold.
+/// [`FsError::Corrupt`] for bytes that are no record; never panics, and allocates no more than the
+/// bytes could hold.
 pub fn decode_record(bytes: &[u8]) -> Result<Record, FsError> {
     let mut input = Input { bytes };
     let record = input.record().ok_or_else(|| FsError::Corrupt("journal record".into()))?;
@@ -183,8 +185,14 @@ mod tests {
             seq: 1,
             next_inode: 2,
             next_data: 3,
-            rows: vec![(Bytes::from_static(b"key"), Some(Bytes::from_static(b"value"))), (Bytes::from_static(b"gone"), None)],
-            refs: vec![(PackId { creator: Incarnation::from_bytes([9; 16]), epoch: Epoch(4), seq: 5 }, -6)],
+            rows: vec![
+                (Bytes::from_static(b"key"), Some(Bytes::from_static(b"value"))),
+                (Bytes::from_static(b"gone"), None),
+            ],
+            refs: vec![(
+                PackId { creator: Incarnation::from_bytes([9; 16]), epoch: Epoch(4), seq: 5 },
+                -6,
+            )],
             inodes: -1,
             allocated: 7,
             fs_group: Some(8),

@@ -4,7 +4,8 @@
 //! header  magic:8 version:4 incarnation:16 epoch:8 first sequence:8 nonce:16 checksum:16
 //! record  length:4 checksum:16 payload
 //! ```
-//! A record's checksum is over the checksum before it and its own length and payload; the first follows the header's. BLAKE3, 16 bytes.
+//! A record's checksum is over the checksum before it and its own length and payload; the first
+//! follows the header's. BLAKE3, 16 bytes.
 
 use super::{Record, RecordRef, decode_record, io};
 use crate::fs::FsError;
@@ -72,7 +73,13 @@ impl Segment {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
         let file = file.map_err(|error| io("starting", path, &error))?;
         file.write_all_at(&bytes, 0).map_err(|error| io("starting", path, &error))?;
-        Ok(Self { file, path: path.to_owned(), bytes: HEADER_BYTES as u64, chain, last: header.first.saturating_sub(1) })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            bytes: HEADER_BYTES as u64,
+            chain,
+            last: header.first.saturating_sub(1),
+        })
     }
 
     pub fn bytes(&self) -> u64 {
@@ -93,13 +100,18 @@ impl Segment {
             out.put_bytes(0, FRAME_BYTES);
             record.encode(&mut out);
             let (head, payload) = out.split_at_mut(frame + FRAME_BYTES);
-            let length = u32::try_from(payload.len()).map_err(|_| FsError::Internal("a batch too large for the journal".into()))?;
+            let length = u32::try_from(payload.len())
+                .map_err(|_| FsError::Internal("a batch too large for the journal".into()))?;
             chain = checksum(&[&chain, &length.to_le_bytes(), payload]);
             let mut head = &mut head[frame..];
             head.put_u32_le(length);
             head.put_slice(&chain);
         }
-        Ok(Encoded { bytes: out, chain, last: records.last().map_or(self.last, |record| record.seq) })
+        Ok(Encoded {
+            bytes: out,
+            chain,
+            last: records.last().map_or(self.last, |record| record.seq),
+        })
     }
 
     /// All of the records with one write, or none.
@@ -126,31 +138,44 @@ pub(super) fn read(path: &Path) -> Result<Option<(Header, Vec<Record>)>, FsError
     };
     let size = file.metadata().map_err(|error| io("looking at", path, &error))?.len();
     if size > FILE_BYTES_MAX {
-        return Err(FsError::Corrupt(format!("journal {} of {size} bytes: larger than a journal gets", path.display())));
+        return Err(FsError::Corrupt(format!(
+            "journal {} of {size} bytes: larger than a journal gets",
+            path.display()
+        )));
     }
     let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
     file.read_exact_at(&mut bytes, 0).map_err(|error| io("reading", path, &error))?;
     let Some((header, chain)) = read_header(path, &bytes)? else {
-        tracing::info!(path = %path.display(), "the journal holds nothing: its creation was not finished");
+        tracing::info!(
+            path = %path.display(),
+            "the journal holds nothing: its creation was not finished"
+        );
         return Ok(None);
     };
-    let (records, left) = read_records(header, chain, bytes.get(HEADER_BYTES..).unwrap_or_default());
+    let (records, left) =
+        read_records(header, chain, bytes.get(HEADER_BYTES..).unwrap_or_default());
     if left > 0 {
-        tracing::info!(path = %path.display(), bytes = left, "the journal ends in a torn record, which was never acknowledged");
+        tracing::info!(
+            path = %path.display(),
+            bytes = left,
+            "the journal ends in a torn record, which was never acknowledged"
+        );
     }
     Ok(Some((header, records)))
 }
 
 fn read_header(path: &Path, bytes: &[u8]) -> Result<Option<(Header, Checksum)>, FsError> {
     let at = |from: usize, to: usize| bytes.get(from..to);
-    let number = |from: usize| at(from, from + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+    let number =
+        |from: usize| at(from, from + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
     if at(0, 8) != Some(MAGIC.as_slice()) {
         return Ok(None);
     }
     let version = at(8, 12).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
     if version.is_some_and(|version| version > VERSION) {
         return Err(FsError::Internal(format!(
-            "journal {} was written by a newer program: start that one, or remove the file to give up unsynced changes",
+            "journal {} was written by a newer program: start that one, or remove the file to give \
+             up unsynced changes",
             path.display()
         )));
     }
@@ -159,9 +184,14 @@ fn read_header(path: &Path, bytes: &[u8]) -> Result<Option<(Header, Checksum)>, 
     else {
         return Ok(None);
     };
-    let (Some(covered), Some(sum)) = (at(0, HEADER_BYTES - 16), at(HEADER_BYTES - 16, HEADER_BYTES)) else { return Ok(None) };
+    let (Some(covered), Some(sum)) =
+        (at(0, HEADER_BYTES - 16), at(HEADER_BYTES - 16, HEADER_BYTES))
+    else {
+        return Ok(None);
+    };
     let chain = checksum(&[covered]);
-    let header = Header { incarnation: Incarnation::from_bytes(incarnation), epoch: Epoch(epoch), first };
+    let header =
+        Header { incarnation: Incarnation::from_bytes(incarnation), epoch: Epoch(epoch), first };
     Ok((sum == chain).then_some((header, chain)))
 }
 

@@ -14,16 +14,18 @@ use crate::fs::row::{DirEntryRow, Inode};
 use crate::types::{EntryName, InodeNo};
 use std::sync::Arc;
 
-/// Modes where the caller gives none. An EXCLUSIVE create's attributes come by a SETATTR right after it (RFC 1813 §3.3.8), so until then nobody
-/// but the owner has anything.
+/// Modes where the caller gives none. An EXCLUSIVE create's attributes come by a SETATTR right
+/// after it (RFC 1813 §3.3.8), so until then nobody but the owner has anything.
 const FILE_MODE: u32 = 0o644;
 const DIR_MODE: u32 = 0o755;
 const EXCLUSIVE_MODE: u32 = 0o600;
 /// The mode of a symbolic link means nothing and is shown like this everywhere.
 const LINK_MODE: u32 = 0o777;
 
-/// Too many names of one hash in one directory: 65,536 were made with a hash that nobody outside knows the key of.
-pub(super) const HASH_FULL: FsError = FsError::Invalid("the directory holds 65,536 names of one hash: choose another name");
+/// Too many names of one hash in one directory: 65,536 were made with a hash that nobody outside
+/// knows the key of.
+pub(super) const HASH_FULL: FsError =
+    FsError::Invalid("the directory holds 65,536 names of one hash: choose another name");
 
 /// What to make, beside what every object has.
 struct New {
@@ -61,7 +63,8 @@ impl Names {
         }
         let default_mode = if exclusive.is_some() { EXCLUSIVE_MODE } else { FILE_MODE };
         let new = New { exclusive, ..New::of(FileKind::Regular, set, default_mode) };
-        // What follows an existing name must not hold the directory's lock; the name may go again meanwhile.
+        // What follows an existing name must not hold the directory's lock; the name may go again
+        // meanwhile.
         for _ in 0..TRIES {
             permission::require(caller, &dir.row.read(), permission::EXECUTE)?;
             if let Some((_, node)) = self.child(&dir, name).await? {
@@ -77,7 +80,8 @@ impl Names {
         Err(FsError::Busy("the name changes faster than it can be created"))
     }
 
-    /// CREATE of a name that exists: success for UNCHECKED, and for EXCLUSIVE when it is the same call again (RFC 1813 §3.3.8).
+    /// CREATE of a name that exists: success for UNCHECKED, and for EXCLUSIVE when it is the same
+    /// call again (RFC 1813 §3.3.8).
     async fn existing(
         &self,
         caller: &Caller,
@@ -89,7 +93,9 @@ impl Names {
         let ticket = match how {
             CreateHow::Guarded(_) => return Err(FsError::Exists),
             _ if node.row.read().kind != FileKind::Regular => return Err(FsError::Exists),
-            CreateHow::Exclusive(verifier) if node.row.read().exclusive == Some(verifier) => Some(node.last()),
+            CreateHow::Exclusive(verifier) if node.row.read().exclusive == Some(verifier) => {
+                Some(node.last())
+            }
             CreateHow::Exclusive(_) => return Err(FsError::Exists),
             CreateHow::Unchecked(SetAttr { size: None, .. }) => Some(node.last()),
             CreateHow::Unchecked(SetAttr { size, .. }) => {
@@ -125,15 +131,22 @@ impl Names {
         turn: &First,
     ) -> Result<Outcome<Created>, FsError> {
         let set = SetAttr { size: None, ..set };
-        let device = |kind, major, minor| New { rdev: (major, minor), ..New::of(kind, set, FILE_MODE) };
+        let device =
+            |kind, major, minor| New { rdev: (major, minor), ..New::of(kind, set, FILE_MODE) };
         let new = match what {
-            Special::Symlink(target) if target.len() > SYMLINK_BYTES_MAX => return Err(FsError::NameTooLong),
-            Special::Symlink(target) if target.is_empty() => return Err(FsError::Invalid("a symbolic link must have a target")),
+            Special::Symlink(target) if target.len() > SYMLINK_BYTES_MAX => {
+                return Err(FsError::NameTooLong);
+            }
+            Special::Symlink(target) if target.is_empty() => {
+                return Err(FsError::Invalid("a symbolic link must have a target"));
+            }
             Special::Symlink(target) => {
                 let set = SetAttr { mode: Some(LINK_MODE), ..set };
                 New { target: Some(target.to_vec()), ..New::of(FileKind::Symlink, set, LINK_MODE) }
             }
-            Special::BlockDevice(..) | Special::CharDevice(..) if !permission::is_root(caller) => return Err(FsError::NotOwner),
+            Special::BlockDevice(..) | Special::CharDevice(..) if !permission::is_root(caller) => {
+                return Err(FsError::NotOwner);
+            }
             Special::BlockDevice(major, minor) => device(FileKind::BlockDevice, major, minor),
             Special::CharDevice(major, minor) => device(FileKind::CharDevice, major, minor),
             Special::Fifo => New::of(FileKind::Fifo, set, FILE_MODE),
@@ -182,15 +195,29 @@ impl Names {
         edit.put(now, &mut batch);
         batch.put(key::inode(ino), &row);
         let hash = self.hash(name);
-        batch.put(key::dir_entry(dir.file.ino, hash, n), &DirEntryRow { ino, kind, name: name.clone() });
-        let (node, ticket) = self.publish_new(batch, turn, Node::new(ino, row, Ticket::default()), dir)?;
+        batch.put(
+            key::dir_entry(dir.file.ino, hash, n),
+            &DirEntryRow { ino, kind, name: name.clone() },
+        );
+        let (node, ticket) =
+            self.publish_new(batch, turn, Node::new(ino, row, Ticket::default()), dir)?;
         let grown = dir.entries.as_ref().map_or(0, |entries| entries.change(hash, n, Some(entry)));
         self.table.count_entries(dir, grown);
-        Ok(Outcome { answer: Created { attr: node.attr(), dir: edit.publish() }, ticket: Some(ticket) })
+        Ok(Outcome {
+            answer: Created { attr: node.attr(), dir: edit.publish() },
+            ticket: Some(ticket),
+        })
     }
 
-    /// The node must be in the table before anybody can find its row in the database, or there might be two of it.
-    fn publish_new(&self, batch: Batch, turn: &First, node: Node, dir: &Node) -> Result<(Arc<Node>, Ticket), FsError> {
+    /// The node must be in the table before anybody can find its row in the database, or there
+    /// might be two of it.
+    fn publish_new(
+        &self,
+        batch: Batch,
+        turn: &First,
+        node: Node,
+        dir: &Node,
+    ) -> Result<(Arc<Node>, Ticket), FsError> {
         let node = self.table.insert(node);
         match self.submit(batch, turn, Some(node.file), &[&node, dir]) {
             Ok(ticket) => Ok((node, ticket)),
@@ -201,7 +228,13 @@ impl Names {
         }
     }
 
-    fn new_row(&self, caller: &Caller, dir: &DirEdit<'_>, new: New, now: Moment) -> Result<(InodeNo, Inode), FsError> {
+    fn new_row(
+        &self,
+        caller: &Caller,
+        dir: &DirEdit<'_>,
+        new: New,
+        now: Moment,
+    ) -> Result<(InodeNo, Inode), FsError> {
         let (ino, generation) = self.committer.new_inode()?;
         let (uid, gid, mode) = ownership(caller, &dir.row, new.kind, &new.set, new.default_mode);
         let target_bytes = new.target.as_ref().map_or(0, |target| target.len() as u64);
@@ -219,7 +252,11 @@ impl Names {
             ctime: now.time(),
             generation,
             parent: dir.node.file.ino,
-            data: if new.kind == FileKind::Regular { self.committer.new_data()? } else { DataId(0) },
+            data: if new.kind == FileKind::Regular {
+                self.committer.new_data()?
+            } else {
+                DataId(0)
+            },
             record_bits: self.record_bits,
             cut: 0,
             masks: Vec::new(),

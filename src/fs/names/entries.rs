@@ -1,11 +1,13 @@
 //! What is known in memory of one directory's entries. Pure, but for its lock.
 //!
-//! Knowledge is kept by name hash: a *bucket* holds every entry of one hash, usually one, or none (a known absence). A directory is *complete*
-//! when every bucket that is not empty is known: a new or empty one from its start, another once it was read from end to end. Then absence needs
-//! no look at the database, and listings come from memory.
+//! Knowledge is kept by name hash: a *bucket* holds every entry of one hash, usually one, or none
+//! (a known absence). A directory is *complete* when every bucket that is not empty is known: a new
+//! or empty one from its start, another once it was read from end to end. Then absence needs no
+//! look at the database, and listings come from memory.
 //!
-//! Changes are made under the directory's [`Node::lock`](crate::fs::node::Node::lock), first in the database, then here. Readers take no such
-//! lock: what they read from the database is taken over only if nothing changed since before they read ([`Entries::version`]).
+//! Changes are made under the directory's [`Node::lock`](crate::fs::node::Node::lock), first in the
+//! database, then here. Readers take no such lock: what they read from the database is taken over
+//! only if nothing changed since before they read ([`Entries::version`]).
 
 use crate::fs::api::{DirCookie, FileKind};
 use crate::fs::key::{self, NameHash};
@@ -51,10 +53,15 @@ impl Bucket {
         }
     }
 
-    /// What is known of `name`, and the `n` that a new name of this hash takes: one above the highest in use, never one below (R21).
+    /// What is known of `name`, and the `n` that a new name of this hash takes: one above the
+    /// highest in use, never one below (R21).
     pub fn resolve(&self, name: &[u8]) -> Resolved {
         let entries = self.entries();
-        let at = entries.iter().find(|e| e.name.as_bytes() == name).map(|e| Place { n: e.n, ino: e.ino, kind: e.kind });
+        let at = entries.iter().find(|e| e.name.as_bytes() == name).map(|e| Place {
+            n: e.n,
+            ino: e.ino,
+            kind: e.kind,
+        });
         let next = entries.iter().map(|e| e.n).max().map_or(Some(0), |n| n.checked_add(1));
         Resolved { at, next }
     }
@@ -142,13 +149,18 @@ struct Partial {
     entries: Vec<(NameHash, Entry)>,
 }
 
-/// A position in a directory of which entries are listed: the hash and `n` of the first that may follow.
+/// A position in a directory of which entries are listed: the hash and `n` of the first that may
+/// follow.
 pub type Position = (NameHash, u16);
 
 impl Entries {
     pub fn of(directory: &Inode) -> Self {
         let known = Known { complete: directory.size == 0, ..Known::default() };
-        Self { known: RwLock::new(known), used: AtomicBool::new(true), reading: AtomicBool::new(false) }
+        Self {
+            known: RwLock::new(known),
+            used: AtomicBool::new(true),
+            reading: AtomicBool::new(false),
+        }
     }
 
     /// Taken before the database is read, given to [`Self::learn`] afterwards.
@@ -166,7 +178,8 @@ impl Entries {
         }
     }
 
-    /// Takes over what the database said of one hash. Answers by how much the number of known buckets grew.
+    /// Takes over what the database said of one hash. Answers by how much the number of known
+    /// buckets grew.
     pub fn learn(&self, version: u64, hash: NameHash, bucket: Bucket) -> isize {
         let mut known = self.known.write();
         known.misses += 1;
@@ -194,9 +207,17 @@ impl Entries {
         known.buckets.len().cast_signed() - before.cast_signed()
     }
 
-    /// A listing has read these entries at `from`, the last of them if `end`. When it has read all without a change, and no more than `max`, the
-    /// directory is complete. Answers as [`Self::learn`].
-    pub fn read_through(&self, version: u64, from: Position, read: &[(NameHash, Entry)], end: bool, max: usize) -> isize {
+    /// A listing has read these entries at `from`, the last of them if `end`. When it has read all
+    /// without a change, and no more than `max`, the directory is complete. Answers as
+    /// [`Self::learn`].
+    pub fn read_through(
+        &self,
+        version: u64,
+        from: Position,
+        read: &[(NameHash, Entry)],
+        end: bool,
+        max: usize,
+    ) -> isize {
         let mut known = self.known.write();
         if known.gone || known.complete || known.version != version {
             return 0;
@@ -226,7 +247,8 @@ impl Entries {
         0
     }
 
-    /// The database was changed: an entry was set or removed. Answers by how much the number of known buckets grew.
+    /// The database was changed: an entry was set or removed. Answers by how much the number of
+    /// known buckets grew.
     pub fn change(&self, hash: NameHash, n: u16, entry: Option<Entry>) -> isize {
         let mut known = self.known.write();
         known.version += 1;
@@ -250,7 +272,10 @@ impl Entries {
     pub fn list(&self, from: Position, max: usize) -> Option<Vec<(NameHash, Entry)>> {
         self.used.store(true, Ordering::Relaxed);
         let known = self.known.read();
-        let entries = known.buckets.range(from.0..).flat_map(|(hash, bucket)| bucket.entries().iter().map(|e| (*hash, e)));
+        let entries = known
+            .buckets
+            .range(from.0..)
+            .flat_map(|(hash, bucket)| bucket.entries().iter().map(|e| (*hash, e)));
         let rest = entries.skip_while(|(hash, e)| (*hash, e.n) < from);
         known.complete.then(|| rest.take(max).map(|(hash, e)| (hash, e.clone())).collect())
     }
@@ -264,12 +289,19 @@ impl Entries {
     pub fn list_inos(&self, from: Position, max: usize) -> Option<Vec<InodeNo>> {
         let known = self.known.read();
         let buckets = known.complete.then(|| known.buckets.range(from.0..))?;
-        let entries = buckets.flat_map(|(hash, bucket)| bucket.entries().iter().map(|e| (*hash, e)));
-        Some(entries.skip_while(|(hash, e)| (*hash, e.n) < from).take(max).map(|(_, e)| e.ino).collect())
+        let entries =
+            buckets.flat_map(|(hash, bucket)| bucket.entries().iter().map(|e| (*hash, e)));
+        Some(
+            entries
+                .skip_while(|(hash, e)| (*hash, e.n) < from)
+                .take(max)
+                .map(|(_, e)| e.ino)
+                .collect(),
+        )
     }
 
-    /// Whether so many single looks missed that reading all of the directory would have cost no more. A row of a scan is taken to
-    /// cost a sixteenth of a look: an estimate, not measured.
+    /// Whether so many single looks missed that reading all of the directory would have cost no
+    /// more. A row of a scan is taken to cost a sixteenth of a look: an estimate, not measured.
     pub fn worth_reading_all(&self, entries: u64) -> bool {
         let known = self.known.read();
         !known.complete && known.misses.saturating_mul(16) >= entries
@@ -324,7 +356,11 @@ mod tests {
     }
 
     fn incomplete() -> Entries {
-        Entries { known: RwLock::default(), used: AtomicBool::new(false), reading: AtomicBool::new(false) }
+        Entries {
+            known: RwLock::default(),
+            used: AtomicBool::new(false),
+            reading: AtomicBool::new(false),
+        }
     }
 
     fn hash(text: &str) -> NameHash {
@@ -333,7 +369,8 @@ mod tests {
 
     #[test]
     fn a_new_name_goes_above_the_highest_of_its_hash() {
-        let bucket = Bucket::Empty.set(entry(0, "a")).set(entry(1, "b")).set(entry(2, "c")).without(1);
+        let bucket =
+            Bucket::Empty.set(entry(0, "a")).set(entry(1, "b")).set(entry(2, "c")).without(1);
         assert_eq!(bucket.resolve(b"c").at.map(|p| p.n), Some(2));
         assert_eq!(bucket.resolve(b"b"), Resolved { at: None, next: Some(3) });
         assert_eq!(Bucket::One(entry(u16::MAX, "z")).resolve(b"b").next, None);

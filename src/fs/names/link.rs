@@ -45,7 +45,10 @@ impl Names {
         edit.put(now, &mut batch);
         batch.put(key::inode(file.ino), &node.stored(&row));
         let (hash, kind) = (self.hash(name), row.kind);
-        batch.put(key::dir_entry(dir.file.ino, hash, n), &DirEntryRow { ino: file.ino, kind, name: name.clone() });
+        batch.put(
+            key::dir_entry(dir.file.ino, hash, n),
+            &DirEntryRow { ino: file.ino, kind, name: name.clone() },
+        );
         let ticket = self.submit(batch, turn, Some(file), &[&node, &dir])?;
         if let Some(entries) = &dir.entries {
             let entry = Entry { n, name: name.clone(), ino: file.ino, kind };

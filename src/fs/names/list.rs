@@ -1,18 +1,22 @@
 //! READDIR and READDIRPLUS.
 //!
-//! Entries come in the order of their cookies, which is that of their keys (R21): an entry that is there all the time is listed exactly once
-//! whatever is created and removed meanwhile. A directory read from end to end without a change becomes complete in memory; one of usual size
-//! is read whole when its listing begins.
+//! Entries come in the order of their cookies, which is that of their keys (R21): an entry that is
+//! there all the time is listed exactly once whatever is created and removed meanwhile. A directory
+//! read from end to end without a change becomes complete in memory; one of usual size is read
+//! whole when its listing begins.
 //!
-//! Attributes come from memory, and otherwise from the inodes' rows. Names are in the order of their hashes, inode numbers are not, so that the
-//! inodes of one page lie all over a large directory: rows are read for as many entries ahead as memory holds, in order of inode number, where
-//! neighbours share a scan.
+//! Attributes come from memory, and otherwise from the inodes' rows. Names are in the order of
+//! their hashes, inode numbers are not, so that the inodes of one page lie all over a large
+//! directory: rows are read for as many entries ahead as memory holds, in order of inode number,
+//! where neighbours share a scan.
 
 use super::Names;
 use super::entries::{Entry, Position};
 use super::lookup::{READ_ALL_MAX, decode_entry};
 use crate::fs::FsError;
-use crate::fs::api::{Attr, Caller, DirCookie, DirEntry, FileRef, ListLimit, Listing, SNAPSHOTS_NAME};
+use crate::fs::api::{
+    Attr, Caller, DirCookie, DirEntry, FileRef, ListLimit, Listing, SNAPSHOTS_NAME,
+};
 use crate::fs::committer::Ticket;
 use crate::fs::key::{self, Key, NameHash};
 use crate::fs::node::{Node, attr};
@@ -24,7 +28,8 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Inodes whose numbers are no further apart are read with one scan: a row that is read in vain costs less than another look.
+/// Inodes whose numbers are no further apart are read with one scan: a row that is read in vain
+/// costs less than another look.
 const CLUSTER_GAP: u64 = 16;
 /// Most rows of one such scan.
 const CLUSTER_ROWS: u64 = 4096;
@@ -62,7 +67,10 @@ impl Page {
     /// How many more entries could fit, and one more to tell whether that is all.
     pub fn wanted(&self) -> usize {
         let by_bytes = self.limit.bytes.saturating_sub(self.bytes) / (self.limit.entry_bytes + 1);
-        by_bytes.min(self.limit.entries.saturating_sub(self.entries.len())).saturating_add(1).min(FETCH_MAX)
+        by_bytes
+            .min(self.limit.entries.saturating_sub(self.entries.len()))
+            .saturating_add(1)
+            .min(FETCH_MAX)
     }
 }
 
@@ -75,7 +83,13 @@ pub struct Listed {
 }
 
 impl Names {
-    pub async fn readdir(&self, caller: &Caller, dir: FileRef, after: DirCookie, limit: ListLimit) -> Result<Listed, FsError> {
+    pub async fn readdir(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        after: DirCookie,
+        limit: ListLimit,
+    ) -> Result<Listed, FsError> {
         let dir = self.directory(dir).await?;
         permission::require(caller, &dir.row.read(), permission::READ)?;
         let mut from = key::position_after(after).ok_or(FsError::BadCookie)?;
@@ -86,7 +100,8 @@ impl Names {
         if after.0 < 2 {
             page.add(Bytes::from_static(b".."), dir.row.read().parent, DirCookie(2));
         }
-        if after < key::COOKIE_SNAPSHOTS && dir.file.ino == InodeNo::ROOT && self.shows_snapshots() {
+        if after < key::COOKIE_SNAPSHOTS && dir.file.ino == InodeNo::ROOT && self.shows_snapshots()
+        {
             page.add(Bytes::from_static(SNAPSHOTS_NAME), InodeNo::SNAPSHOTS, key::COOKIE_SNAPSHOTS);
         }
         if after.0 < 2 && self.is_worth_reading_whole(&dir, page.wanted()) {
@@ -103,36 +118,62 @@ impl Names {
                 from = key::position_after(cookie).unwrap_or(from);
             }
         }
-        let seen = if limit.with_attr { self.attach(&dir, from, &mut page.entries).await? } else { Ticket::default() };
+        let seen = if limit.with_attr {
+            self.attach(&dir, from, &mut page.entries).await?
+        } else {
+            Ticket::default()
+        };
         let listing = Listing { entries: page.entries, eof: !page.full, dir: dir.attr() };
         Ok(Listed { listing, dir, seen })
     }
 
-    /// Whether a listing that begins reads the directory at once: one that has more pages, and that memory holds.
+    /// Whether a listing that begins reads the directory at once: one that has more pages, and that
+    /// memory holds.
     fn is_worth_reading_whole(&self, dir: &Node, page: usize) -> bool {
         let size = dir.row.read().size;
         let fits = size <= READ_ALL_MAX.min(self.table.directory_max() as u64);
-        size > page as u64 && fits && dir.entries.as_ref().is_some_and(|entries| !entries.is_complete())
+        size > page as u64
+            && fits
+            && dir.entries.as_ref().is_some_and(|entries| !entries.is_complete())
     }
 
     /// Up to `max` entries from a position on; fewer at the end of the directory.
-    async fn fetch(&self, dir: &Node, from: Position, max: usize) -> Result<Vec<(NameHash, Entry)>, FsError> {
+    async fn fetch(
+        &self,
+        dir: &Node,
+        from: Position,
+        max: usize,
+    ) -> Result<Vec<(NameHash, Entry)>, FsError> {
         let entries = dir.entries.as_ref().ok_or(FsError::NotDirectory)?;
         if let Some(listed) = entries.list(from, max) {
             return Ok(listed);
         }
         let version = entries.version();
-        let (start, end) = (key::dir_entry(dir.file.ino, from.0, from.1), key::dir(InodeNo(dir.file.ino.0 + 1)));
+        let (start, end) =
+            (key::dir_entry(dir.file.ino, from.0, from.1), key::dir(InodeNo(dir.file.ino.0 + 1)));
         let rows = self.committer.scan(start, end, max).await?;
-        let fetched: Result<Vec<_>, _> = rows.iter().map(|(key, row)| decode_entry(key, row, dir.file.ino)).collect();
+        let fetched: Result<Vec<_>, _> =
+            rows.iter().map(|(key, row)| decode_entry(key, row, dir.file.ino)).collect();
         let fetched = fetched?;
-        let grown = entries.read_through(version, from, &fetched, fetched.len() < max, self.table.directory_max());
+        let grown = entries.read_through(
+            version,
+            from,
+            &fetched,
+            fetched.len() < max,
+            self.table.directory_max(),
+        );
         self.table.count_entries(dir, grown);
         Ok(fetched)
     }
 
-    /// Gives entries their objects' attributes: from memory, the others with as few scans as their numbers allow. `next`: where the page ends.
-    async fn attach(&self, dir: &Node, next: Position, entries: &mut [DirEntry]) -> Result<Ticket, FsError> {
+    /// Gives entries their objects' attributes: from memory, the others with as few scans as their
+    /// numbers allow. `next`: where the page ends.
+    async fn attach(
+        &self,
+        dir: &Node,
+        next: Position,
+        entries: &mut [DirEntry],
+    ) -> Result<Ticket, FsError> {
         let mut seen = Ticket::default();
         let mut missing = Vec::new();
         for (at, entry) in entries.iter_mut().enumerate() {
@@ -153,22 +194,27 @@ impl Names {
         let found = self.read_rows(&wanted, self.ahead(dir, next, wanted.len())).await?;
         for at in missing {
             let entry = &mut entries[at];
-            // A row that is not there is an object that was removed meanwhile. One that is there may have several names here.
+            // A row that is not there is an object that was removed meanwhile. One that is there
+            // may have several names here.
             entry.attr = found.get(&entry.ino).copied();
         }
         // What the rows show was submitted by now.
         Ok(self.committer.last())
     }
 
-    /// The inodes that a listing is going to want next, if the directory is complete in memory: as many as may rest beside the page's own
-    /// without driving each other out.
+    /// The inodes that a listing is going to want next, if the directory is complete in memory: as
+    /// many as may rest beside the page's own without driving each other out.
     fn ahead(&self, dir: &Node, next: Position, page: usize) -> Vec<InodeNo> {
         let room = (self.table.rows_max() / 4 * 3).saturating_sub(page).min(AHEAD_MAX);
         dir.entries.as_ref().and_then(|entries| entries.list_inos(next, room)).unwrap_or_default()
     }
 
     /// Attributes of `wanted`. Reads the rows of the inodes `ahead` too, which then rest in memory.
-    async fn read_rows(&self, wanted: &[InodeNo], ahead: Vec<InodeNo>) -> Result<HashMap<InodeNo, Attr>, FsError> {
+    async fn read_rows(
+        &self,
+        wanted: &[InodeNo],
+        ahead: Vec<InodeNo>,
+    ) -> Result<HashMap<InodeNo, Attr>, FsError> {
         let asker = self.table.asker();
         let mut inos = ahead;
         inos.retain(|ino| self.table.ask(*ino, asker));
@@ -191,14 +237,21 @@ impl Names {
     }
 
     /// The rows of a range, and a batch that they contain.
-    async fn read_cluster(&self, (first, last): (InodeNo, InodeNo)) -> Result<(Vec<(InodeNo, Inode)>, Ticket), FsError> {
+    async fn read_cluster(
+        &self,
+        (first, last): (InodeNo, InodeNo),
+    ) -> Result<(Vec<(InodeNo, Inode)>, Ticket), FsError> {
         if first == last {
-            // In a directory that is larger than memory most stand alone: a scan would read a quarter of a MiB ahead for each.
+            // In a directory that is larger than memory most stand alone: a scan would read a
+            // quarter of a MiB ahead for each.
             let row = self.committer.get(&key::inode(first)).await?;
             let row = row.map(|row| Ok::<_, FsError>((first, Inode::decode(&row)?))).transpose()?;
             return Ok((row.into_iter().collect(), self.committer.last()));
         }
-        let rows = self.committer.scan(key::inode(first), key::inode(InodeNo(last.0 + 1)), CLUSTER_ROWS as usize).await?;
+        let rows = self
+            .committer
+            .scan(key::inode(first), key::inode(InodeNo(last.0 + 1)), CLUSTER_ROWS as usize)
+            .await?;
         let submitted = self.committer.last();
         let row = |(row_key, row): &(Bytes, Bytes)| match Key::parse(row_key) {
             Some(Key::Inode(ino)) => Ok((ino, Inode::decode(row)?)),
@@ -213,7 +266,11 @@ pub fn clusters(inos: &[InodeNo]) -> Vec<(InodeNo, InodeNo)> {
     let mut clusters: Vec<(InodeNo, InodeNo)> = Vec::new();
     for ino in inos {
         match clusters.last_mut() {
-            Some((first, last)) if ino.0 - last.0 <= CLUSTER_GAP && ino.0 - first.0 < CLUSTER_ROWS => *last = *ino,
+            Some((first, last))
+                if ino.0 - last.0 <= CLUSTER_GAP && ino.0 - first.0 < CLUSTER_ROWS =>
+            {
+                *last = *ino
+            }
             _ => clusters.push((*ino, *ino)),
         }
     }

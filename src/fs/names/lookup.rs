@@ -12,7 +12,8 @@ use crate::types::{EntryName, InodeNo, NameError};
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// The largest directory that is read whole because looks at single names missed often, in entries; beyond, the wait would be felt.
+/// The largest directory that is read whole because looks at single names missed often, in entries;
+/// beyond, the wait would be felt.
 pub(super) const READ_ALL_MAX: u64 = 65_536;
 /// Rows asked of the database at a time.
 pub(super) const SCAN_ROWS: usize = 4096;
@@ -45,15 +46,17 @@ impl NameHasher {
     }
 }
 
-/// A row of a directory, decoded. The key's hash is checked to be of the right directory, not to be the name's: a clone's collector need not know
-/// the name key.
+/// A row of a directory, decoded. The key's hash is checked to be of the right directory, not to be
+/// the name's: a clone's collector need not know the name key.
 pub fn decode_entry(key: &[u8], row: &[u8], of: InodeNo) -> Result<(NameHash, Entry), FsError> {
     match Key::parse(key) {
         Some(Key::DirEntry { dir, hash, n }) if dir == of => {
             let DirEntryRow { ino, kind, name } = DirEntryRow::decode(row)?;
             Ok((hash, Entry { n, name, ino, kind }))
         }
-        _ => Err(FsError::Corrupt(format!("a key among the entries of directory {of} is none of them"))),
+        _ => Err(FsError::Corrupt(format!(
+            "a key among the entries of directory {of} is none of them"
+        ))),
     }
 }
 
@@ -72,7 +75,8 @@ impl Names {
         self.hasher.hash(name.as_bytes())
     }
 
-    /// Where a name of a directory is. From memory if its hash is known there; for who holds the directory's lock the answer stays true.
+    /// Where a name of a directory is. From memory if its hash is known there; for who holds the
+    /// directory's lock the answer stays true.
     pub(super) async fn resolve(&self, dir: &Node, name: &EntryName) -> Result<Resolved, FsError> {
         let entries = dir.entries.as_ref().ok_or(FsError::NotDirectory)?;
         let hash = self.hash(name);
@@ -89,15 +93,20 @@ impl Names {
         let version = entries.version();
         let mut end = key::dir_entry(dir.file.ino, hash, u16::MAX).to_vec();
         end.push(0);
-        let rows = self.committer.scan(key::dir_hash(dir.file.ino, hash), end.into(), 1 << 16).await?;
-        let found: Result<Vec<_>, _> = rows.iter().map(|(key, row)| decode_entry(key, row, dir.file.ino).map(|(_, e)| e)).collect();
+        let rows =
+            self.committer.scan(key::dir_hash(dir.file.ino, hash), end.into(), 1 << 16).await?;
+        let found: Result<Vec<_>, _> = rows
+            .iter()
+            .map(|(key, row)| decode_entry(key, row, dir.file.ino).map(|(_, e)| e))
+            .collect();
         let bucket = Bucket::of(found?);
         let resolved = bucket.resolve(name.as_bytes());
         self.table.count_entries(dir, entries.learn(version, hash, bucket));
         Ok(resolved)
     }
 
-    /// Makes a directory complete in memory, unless it changes meanwhile or somebody reads it already.
+    /// Makes a directory complete in memory, unless it changes meanwhile or somebody reads it
+    /// already.
     pub(super) async fn read_all(&self, dir: &Node) -> Result<(), FsError> {
         let Some(entries) = &dir.entries else { return Ok(()) };
         let Some(_reading) = entries.start_reading() else { return Ok(()) };
@@ -119,7 +128,11 @@ impl Names {
     }
 
     /// The object of a name. `None`: there is none.
-    pub(super) async fn child(&self, dir: &Node, name: &EntryName) -> Result<Option<(Place, Arc<Node>)>, FsError> {
+    pub(super) async fn child(
+        &self,
+        dir: &Node,
+        name: &EntryName,
+    ) -> Result<Option<(Place, Arc<Node>)>, FsError> {
         for _ in 0..TRIES {
             let version = dir.entries.as_ref().ok_or(FsError::NotDirectory)?.version();
             let Some(place) = self.resolve(dir, name).await?.at else { return Ok(None) };
@@ -130,7 +143,10 @@ impl Names {
             }
             // Who removes an object changes its directory's entries before the object itself goes.
             if dir.entries.as_ref().is_some_and(|e| e.version() == version) {
-                let what = format!("an entry of directory {} names inode {}, which does not exist", dir.file.ino, place.ino);
+                let what = format!(
+                    "an entry of directory {} names inode {}, which does not exist",
+                    dir.file.ino, place.ino
+                );
                 return Err(FsError::Corrupt(what));
             }
         }
@@ -138,7 +154,12 @@ impl Names {
     }
 
     /// LOOKUP: the object's node and the directory's.
-    pub async fn lookup(&self, caller: &Caller, dir: FileRef, name: &[u8]) -> Result<(Arc<Node>, Arc<Node>), FsError> {
+    pub async fn lookup(
+        &self,
+        caller: &Caller,
+        dir: FileRef,
+        name: &[u8],
+    ) -> Result<(Arc<Node>, Arc<Node>), FsError> {
         let dir = self.directory(dir).await?;
         permission::require(caller, &dir.row.read(), permission::EXECUTE)?;
         let node = match name {
@@ -152,7 +173,12 @@ impl Names {
     /// The parent of a directory; the root is its own.
     pub(super) async fn parent(&self, dir: &Node) -> Result<Arc<Node>, FsError> {
         let parent = dir.row.read().parent;
-        let lost = || FsError::Corrupt(format!("the parent {parent} of directory {} does not exist", dir.file.ino));
+        let lost = || {
+            FsError::Corrupt(format!(
+                "the parent {parent} of directory {} does not exist",
+                dir.file.ino
+            ))
+        };
         self.load(parent).await?.ok_or_else(lost)
     }
 }

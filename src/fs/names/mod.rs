@@ -1,22 +1,30 @@
-//! The name space of a dataset: inodes by number, directories by name, and every operation that changes either.
+//! The name space of a dataset: inodes by number, directories by name, and every operation that
+//! changes either.
 //!
-//! Nouns: a *node* is an inode in memory, one at most of each ([`table`]), a *resting* row one of an inode without a node ([`rested`]); an *entry* leads from a directory and a name to an inode, and is kept
-//! under the name's keyed hash and a number `n` that tells names of one hash apart (R21, [`entries`]); a *turn* is the right to do a call that
-//! must not be done twice (R20, [`ring`]).
+//! Nouns: a *node* is an inode in memory, one at most of each ([`table`]), a *resting* row one of
+//! an inode without a node ([`rested`]); an *entry* leads from a directory and a name to an inode,
+//! and is kept under the name's keyed hash and a number `n` that tells names of one hash apart
+//! (R21, [`entries`]); a *turn* is the right to do a call that must not be done twice (R20,
+//! [`ring`]).
 //!
-//! Every operation goes the same way: look names up without locks; lock all nodes it changes, in ascending order of inode number; look again
-//! ([`Names::resolve`] answers from memory now) and start over if a name leads elsewhere; check permissions; build one batch; submit it; change
-//! rows and entries in memory; release the locks. From the submission to the change in memory nothing waits, so that a call that is dropped half
-//! way has happened wholly or not at all. Waiting for durability is the caller's ([`super::dataset`]), without locks.
+//! Every operation goes the same way: look names up without locks; lock all nodes it changes, in
+//! ascending order of inode number; look again ([`Names::resolve`] answers from memory now) and
+//! start over if a name leads elsewhere; check permissions; build one batch; submit it; change rows
+//! and entries in memory; release the locks. From the submission to the change in memory nothing
+//! waits, so that a call that is dropped half way has happened wholly or not at all. Waiting for
+//! durability is the caller's ([`super::dataset`]), without locks.
 //!
-//! Invariants: a directory's `nlink` is 2 plus its subdirectories, its `size` the number of its entries; `parent` of a directory is the one
-//! directory with an entry for it; parents change across directories only under the volume's rename lock, so that no directory can be moved into
+//! Invariants: a directory's `nlink` is 2 plus its subdirectories, its `size` the number of its
+//! entries; `parent` of a directory is the one directory with an entry for it; parents change
+//! across directories only under the volume's rename lock, so that no directory can be moved into
 //! its own subtree. ctime of every object that a change touches grows (R8).
 //!
-//! A crash leaves a prefix of the batches: each is one whole operation, so nothing is left half done.
+//! A crash leaves a prefix of the batches: each is one whole operation, so nothing is left half
+//! done.
 //!
-//! Not done here: access times. Like a volume mounted with `noatime`, atime changes only when it is set: every read would otherwise become a
-//! write to the object store, and part of every later snapshot.
+//! Not done here: access times. Like a volume mounted with `noatime`, atime changes only when it is
+//! set: every read would otherwise become a write to the object store, and part of every later
+//! snapshot.
 
 mod create;
 mod entries;
@@ -76,7 +84,8 @@ pub struct Names {
     record_bits: u8,
     /// Held while a directory moves to another parent: see the lock order at [`Node`].
     rename: tokio::sync::Mutex<()>,
-    /// Held while a batch that adds inodes is counted and submitted, so that two together do not pass the quota.
+    /// Held while a batch that adds inodes is counted and submitted, so that two together do not
+    /// pass the quota.
     quota_inodes: Mutex<Option<u64>>,
     /// Whether the root lists `.snapshots`.
     shows_snapshots: AtomicBool,
@@ -129,10 +138,14 @@ impl Names {
                 Slotted::Ready(node) => return Ok(Some(node)),
                 Slotted::Wait(ended) => ended.cancelled().await,
                 Slotted::Mine(claim) => {
-                    let Some(row) = self.committer.get(&key::inode(ino)).await? else { return Ok(None) };
+                    let Some(row) = self.committer.get(&key::inode(ino)).await? else {
+                        return Ok(None);
+                    };
                     // What changed it was submitted by now.
                     let last = self.committer.last();
-                    if let Filled::Ready(node) = claim.fill(Node::new(ino, Inode::decode(&row)?, last)) {
+                    if let Filled::Ready(node) =
+                        claim.fill(Node::new(ino, Inode::decode(&row)?, last))
+                    {
                         return Ok(Some(node));
                     }
                 }
@@ -155,8 +168,15 @@ impl Names {
         if node.entries.is_some() { Ok(node) } else { Err(FsError::NotDirectory) }
     }
 
-    /// Submits an operation's batch with its answer for the duplicate-reply ring, and marks the nodes that it changes. Nothing happened if it fails.
-    fn submit(&self, mut batch: Batch, turn: &First, object: Option<FileRef>, nodes: &[&Node]) -> Result<Ticket, FsError> {
+    /// Submits an operation's batch with its answer for the duplicate-reply ring, and marks the
+    /// nodes that it changes. Nothing happened if it fails.
+    fn submit(
+        &self,
+        mut batch: Batch,
+        turn: &First,
+        object: Option<FileRef>,
+        nodes: &[&Node],
+    ) -> Result<Ticket, FsError> {
         let seq = turn.record(&mut batch, object);
         let ticket = self.submit_counted(batch)?;
         nodes.iter().for_each(|node| node.submitted(ticket));
@@ -181,7 +201,8 @@ impl Names {
         Moment::now(&self.clock)
     }
 
-    /// A changed row of a node that is locked, for the operations on single inodes beside this module.
+    /// A changed row of a node that is locked, for the operations on single inodes beside this
+    /// module.
     pub fn change_row(
         &self,
         node: &Node,
@@ -243,11 +264,17 @@ impl<'a> DirEdit<'a> {
 
     /// An entry more or less, for an object of this kind.
     fn count(&mut self, entries: i64, kind: FileKind) -> Result<(), FsError> {
-        let what = || FsError::Corrupt(format!("directory {} counts fewer entries than it has", self.node.file.ino));
+        let what = || {
+            FsError::Corrupt(format!(
+                "directory {} counts fewer entries than it has",
+                self.node.file.ino
+            ))
+        };
         self.row.size = self.row.size.checked_add_signed(entries).ok_or_else(what)?;
         if kind == FileKind::Directory {
             let links = i64::from(self.row.nlink) + entries;
-            self.row.nlink = u32::try_from(links).ok().filter(|links| *links >= 2).ok_or_else(what)?;
+            self.row.nlink =
+                u32::try_from(links).ok().filter(|links| *links >= 2).ok_or_else(what)?;
         }
         Ok(())
     }

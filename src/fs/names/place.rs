@@ -1,4 +1,5 @@
-//! An object that is made as it shall be, at once, and where there is one already in its place: what a restore does.
+//! An object that is made as it shall be, at once, and where there is one already in its place:
+//! what a restore does.
 
 use super::create::HASH_FULL;
 use super::entries::Entry;
@@ -29,7 +30,8 @@ pub fn given_back(row: &Inode) -> u64 {
 }
 
 impl Names {
-    /// Makes an object with the attributes of `like`, but for inode, generation and ctime, in one batch with the removal of what has the name.
+    /// Makes an object with the attributes of `like`, but for inode, generation and ctime, in one
+    /// batch with the removal of what has the name.
     ///
     /// # Errors
     /// [`FsError::Exists`], [`FsError::IsDirectory`] for what is in the way.
@@ -57,11 +59,18 @@ impl Names {
         Err(FsError::Busy("the name changes faster than it can be replaced"))
     }
 
-    /// Gives an object that is there another name, in one batch with the removal of what has the name: nobody ever finds neither.
+    /// Gives an object that is there another name, in one batch with the removal of what has the
+    /// name: nobody ever finds neither.
     ///
     /// # Errors
     /// As [`Self::place`].
-    pub async fn place_link(&self, file: FileRef, dir: FileRef, name: &EntryName, overwrite: Overwrite) -> Result<(), FsError> {
+    pub async fn place_link(
+        &self,
+        file: FileRef,
+        dir: FileRef,
+        name: &EntryName,
+        overwrite: Overwrite,
+    ) -> Result<(), FsError> {
         let (node, dir) = (self.node(file).await?, self.directory(dir).await?);
         if node.entries.is_some() {
             return Err(FsError::NotOwner);
@@ -85,7 +94,12 @@ impl Names {
     }
 
     /// What has the name, if it may be replaced.
-    async fn way(&self, dir: &Node, name: &EntryName, overwrite: Overwrite) -> Result<Option<Arc<Node>>, FsError> {
+    async fn way(
+        &self,
+        dir: &Node,
+        name: &EntryName,
+        overwrite: Overwrite,
+    ) -> Result<Option<Arc<Node>>, FsError> {
         match self.child(dir, name).await?.map(|(_, node)| node) {
             Some(there) if there.entries.is_some() => Err(FsError::IsDirectory),
             Some(_) if overwrite == Overwrite::Refuse => Err(FsError::Exists),
@@ -117,7 +131,10 @@ impl Names {
         edit.put(now, &mut batch);
         let (hash, kind, ino) = (self.hash(name), row.kind, node.file.ino);
         batch.put(key::inode(ino), &node.stored(&row));
-        batch.put(key::dir_entry(dir.file.ino, hash, n), &DirEntryRow { ino, kind, name: name.clone() });
+        batch.put(
+            key::dir_entry(dir.file.ino, hash, n),
+            &DirEntryRow { ino, kind, name: name.clone() },
+        );
         let mut gone = None;
         if let (Some(there), Some(old)) = (there, old) {
             gone = Some((there, self.unlink(there, old, now, &mut batch)?));
@@ -146,7 +163,8 @@ impl Names {
             content.cover(old.as_ref().map_or(0, given_back))?;
         }
         let mut batch = Batch { inodes: 1, ..Batch::default() };
-        let (data, allocated) = content.as_mut().map_or((DataId(0), 0), |content| content.finish(&mut batch));
+        let (data, allocated) =
+            content.as_mut().map_or((DataId(0), 0), |content| content.finish(&mut batch));
         let (ino, generation) = self.committer.new_inode()?;
         let row = Inode {
             nlink: 1,
@@ -168,7 +186,10 @@ impl Names {
         edit.put(now, &mut batch);
         let (hash, kind) = (self.hash(name), row.kind);
         batch.put(key::inode(ino), &row);
-        batch.put(key::dir_entry(dir.file.ino, hash, n), &DirEntryRow { ino, kind, name: name.clone() });
+        batch.put(
+            key::dir_entry(dir.file.ino, hash, n),
+            &DirEntryRow { ino, kind, name: name.clone() },
+        );
         let mut gone = None;
         if let (Some(node), Some(old)) = (there, old) {
             gone = Some((node, self.unlink(node, old, now, &mut batch)?));
@@ -189,7 +210,13 @@ impl Names {
     }
 
     /// Shows what is written: the new entry, and what it took the place of.
-    fn has_name(&self, dir: &Arc<Node>, edit: DirEdit<'_>, (hash, entry): (NameHash, Entry), gone: Option<(&Arc<Node>, Inode)>) {
+    fn has_name(
+        &self,
+        dir: &Arc<Node>,
+        edit: DirEdit<'_>,
+        (hash, entry): (NameHash, Entry),
+        gone: Option<(&Arc<Node>, Inode)>,
+    ) {
         if let Some(entries) = &dir.entries {
             self.table.count_entries(dir, entries.change(hash, entry.n, Some(entry)));
         }

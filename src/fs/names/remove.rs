@@ -61,8 +61,12 @@ impl Names {
         permission::may_remove(caller, &edit.row, &row)?;
         match (what, row.kind) {
             (Removal::File, FileKind::Directory) => return Err(FsError::IsDirectory),
-            (Removal::Directory, FileKind::Directory) if row.size > 0 => return Err(FsError::NotEmpty),
-            (Removal::Directory, kind) if kind != FileKind::Directory => return Err(FsError::NotDirectory),
+            (Removal::Directory, FileKind::Directory) if row.size > 0 => {
+                return Err(FsError::NotEmpty);
+            }
+            (Removal::Directory, kind) if kind != FileKind::Directory => {
+                return Err(FsError::NotDirectory);
+            }
             _ => {}
         }
         let now = self.now();
@@ -80,8 +84,15 @@ impl Names {
         Ok(Outcome { answer: edit.publish(), ticket: Some(ticket) })
     }
 
-    /// Takes one link from an object, in its row and in the batch. With the last one the object goes: its data is queued for reclaim (R5).
-    pub(super) fn unlink(&self, node: &Node, mut row: Inode, now: Moment, batch: &mut Batch) -> Result<Inode, FsError> {
+    /// Takes one link from an object, in its row and in the batch. With the last one the object
+    /// goes: its data is queued for reclaim (R5).
+    pub(super) fn unlink(
+        &self,
+        node: &Node,
+        mut row: Inode,
+        now: Moment,
+        batch: &mut Batch,
+    ) -> Result<Inode, FsError> {
         row.ctime = now.ctime(row.ctime);
         row.nlink = if row.kind == FileKind::Directory { 0 } else { row.nlink.saturating_sub(1) };
         if row.nlink > 0 {
@@ -96,7 +107,8 @@ impl Names {
         Ok(row)
     }
 
-    /// After the batch was submitted (only now is buffered data dropped: a batch that is refused must lose nothing) and the directory's entries were changed (see [`Names::child`]).
+    /// After the batch was submitted (only now is buffered data dropped: a batch that is refused
+    /// must lose nothing) and the directory's entries were changed (see [`Names::child`]).
     pub(super) fn unlinked(&self, node: &Node, row: Inode) {
         let (gone, regular) = (row.nlink == 0, row.kind == FileKind::Regular);
         *node.row.write() = row;

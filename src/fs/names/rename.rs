@@ -16,7 +16,8 @@ use crate::fs::row::{DirEntryRow, Inode};
 use crate::types::{EntryName, InodeNo};
 use std::sync::Arc;
 
-/// How deep a directory may be for another to be moved into it; deeper means a cycle, and that means corruption.
+/// How deep a directory may be for another to be moved into it; deeper means a cycle, and that
+/// means corruption.
 const DEPTH_MAX: usize = 1 << 20;
 
 /// One end of a rename: a name and the directory that holds it.
@@ -71,7 +72,9 @@ impl Names {
             let now_from = self.resolve(from.dir, from.name).await?.at;
             let now_to = self.resolve(to.dir, to.name).await?;
             let ino = |node: &Arc<Node>| node.file.ino;
-            let Some(place) = now_from.filter(|place| place.ino == source.file.ino) else { continue };
+            let Some(place) = now_from.filter(|place| place.ino == source.file.ino) else {
+                continue;
+            };
             if now_to.at.map(|place| place.ino) != target.as_ref().map(ino) {
                 continue;
             }
@@ -84,7 +87,8 @@ impl Names {
         Err(FsError::Busy("the names change faster than they can be renamed"))
     }
 
-    /// A directory must not move into itself. Under the volume's rename lock no directory changes its parent meanwhile.
+    /// A directory must not move into itself. Under the volume's rename lock no directory changes
+    /// its parent meanwhile.
     async fn check_ancestry(&self, source: &Node, to: &Arc<Node>) -> Result<(), FsError> {
         let mut at = to.clone();
         for _ in 0..DEPTH_MAX {
@@ -111,7 +115,10 @@ impl Names {
         let source = alive(found.source)?;
         if found.target.is_some_and(|target| target.file == found.source.file) {
             turn.unchanged(Done { ticket: Ticket::default(), object: None });
-            return Ok(Outcome { answer: (from_edit.unchanged(), to_edit.unchanged()), ticket: None });
+            return Ok(Outcome {
+                answer: (from_edit.unchanged(), to_edit.unchanged()),
+                ticket: None,
+            });
         }
         permission::may_remove(caller, &from_edit.row, &source)?;
         let target = found.target.map(|target| alive(target)).transpose()?;
@@ -159,7 +166,10 @@ impl Names {
         let (ino, kind) = (found.source.file.ino, source.kind);
         batch.put(key::inode(ino), &found.source.stored(&source));
         batch.delete(key::dir_entry(from.dir.file.ino, from.hash, found.from.n));
-        batch.put(key::dir_entry(to.dir.file.ino, to.hash, n), &DirEntryRow { ino, kind, name: to.name.clone() });
+        batch.put(
+            key::dir_entry(to.dir.file.ino, to.hash, n),
+            &DirEntryRow { ino, kind, name: to.name.clone() },
+        );
         let mut nodes: Vec<&Node> = vec![from.dir, to.dir, found.source];
         let mut gone = None;
         if let (Some(node), Some(row)) = (found.target, target) {

@@ -1,10 +1,13 @@
-//! Rows of inodes that nobody has in memory as nodes: what a listing shows, and where a node that comes back starts.
+//! Rows of inodes that nobody has in memory as nodes: what a listing shows, and where a node that
+//! comes back starts.
 //!
-//! A node takes five times the memory of its row, and a listing needs rows only. So the row of a node that leaves the table rests here, and so
-//! does the row that a listing read; a listing makes no nodes. Where there is a node, it alone counts: its row leaves when the node comes.
+//! A node takes five times the memory of its row, and a listing needs rows only. So the row of a
+//! node that leaves the table rests here, and so does the row that a listing read; a listing makes
+//! no nodes. Where there is a node, it alone counts: its row leaves when the node comes.
 //!
-//! A row that was read from the database may be old by the time it arrives: somebody may have loaded the node, changed it, and let it go. So
-//! who reads says so first ([`Rested::ask`]), any node that comes in between takes the mark away, and only a marked row is kept.
+//! A row that was read from the database may be old by the time it arrives: somebody may have
+//! loaded the node, changed it, and let it go. So who reads says so first ([`Rested::ask`]), any
+//! node that comes in between takes the mark away, and only a marked row is kept.
 
 use super::table::Spread;
 use crate::fs::committer::Ticket;
@@ -12,7 +15,8 @@ use crate::fs::row::Inode;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 
-/// What a resting row takes in memory, about: the row, the batch, its place in the map and in the queue.
+/// What a resting row takes in memory, about: the row, the batch, its place in the map and in the
+/// queue.
 pub const ROW_BYTES: u64 = 320;
 
 /// A row at rest.
@@ -29,7 +33,8 @@ enum Place {
     Asked(u64),
 }
 
-/// The resting rows of one shard of the table, under its lock. Bounded: who came first leaves first.
+/// The resting rows of one shard of the table, under its lock. Bounded: who came first leaves
+/// first.
 pub struct Rested {
     places: HashMap<u64, Place, BuildHasherDefault<Spread>>,
     queue: VecDeque<u64>,
@@ -93,7 +98,8 @@ impl Rested {
             return;
         }
         self.queue.push_back(ino);
-        // The queue still names what was taken: such numbers fall out here, or when they are too many.
+        // The queue still names what was taken: such numbers fall out here, or when they are too
+        // many.
         while self.places.len() > self.max {
             let Some(first) = self.queue.pop_front() else { break };
             self.places.remove(&first);
@@ -180,7 +186,12 @@ mod tests {
             if n % 3 == 0 {
                 rested.take(n);
             }
-            assert!(rested.len() <= 4 && rested.queue.len() <= 9, "{} {}", rested.len(), rested.queue.len());
+            assert!(
+                rested.len() <= 4 && rested.queue.len() <= 9,
+                "{} {}",
+                rested.len(),
+                rested.queue.len()
+            );
         }
         assert!(rested.get(999).is_none() && rested.get(998).is_some());
     }
@@ -189,6 +200,10 @@ mod tests {
     fn memory_is_estimated_high_enough() {
         let places = size_of::<(u64, Place)>() * 8 / 7 + 1;
         assert!(places + 2 * size_of::<u64>() <= ROW_BYTES as usize, "{places}");
-        assert!(size_of::<Node>() + 64 <= super::super::table::NODE_BYTES as usize, "{}", size_of::<Node>());
+        assert!(
+            size_of::<Node>() + 64 <= super::super::table::NODE_BYTES as usize,
+            "{}",
+            size_of::<Node>()
+        );
     }
 }

@@ -1,13 +1,17 @@
-//! The duplicate-reply ring (R20): a call that must not be done twice gets its first answer when it comes again.
+//! The duplicate-reply ring (R20): a call that must not be done twice gets its first answer when it
+//! comes again.
 //!
-//! The answer is written in the same batch as the change, so that both are there or neither, through restarts, take-overs and clones. A call in
-//! progress is an entry too: its repeat waits for it. The newest [`SLOTS`] calls are remembered; a client repeats a call within minutes and has few
-//! on the way at a time.
+//! The answer is written in the same batch as the change, so that both are there or neither,
+//! through restarts, take-overs and clones. A call in progress is an entry too: its repeat waits
+//! for it. The newest [`SLOTS`] calls are remembered; a client repeats a call within minutes and
+//! has few on the way at a time.
 //!
-//! A call that changed nothing is remembered too: a REMOVE that was answered NOENT and comes late must not take the file that was made since. But
-//! only in memory, for the life of the process: it has no batch that an entry could ride in, and one of its own would make each lookup by
-//! MKDIR or exclusive CREATE (lock files, `mkdir -p`) a write to the journal, with `sync=always` a request. After a restart a repeat of such a
-//! call is tried anew. They have [`SLOTS`] of their own, so that no flood of failures makes changes forgotten.
+//! A call that changed nothing is remembered too: a REMOVE that was answered NOENT and comes late
+//! must not take the file that was made since. But only in memory, for the life of the process: it
+//! has no batch that an entry could ride in, and one of its own would make each lookup by MKDIR or
+//! exclusive CREATE (lock files, `mkdir -p`) a write to the journal, with `sync=always` a request.
+//! After a restart a repeat of such a call is tried anew. They have [`SLOTS`] of their own, so that
+//! no flood of failures makes changes forgotten.
 
 use crate::fs::FsError;
 use crate::fs::api::{CallId, FileRef};
@@ -96,8 +100,9 @@ struct Attempt {
     remembered: AtomicBool,
 }
 
-/// Whether a call that failed so was answered for good: no repeat of it may be done. Otherwise the client is told to come again, and comes as
-/// another call, or the file handle or the volume is gone for good.
+/// Whether a call that failed so was answered for good: no repeat of it may be done. Otherwise the
+/// client is told to come again, and comes as another call, or the file handle or the volume is
+/// gone for good.
 fn is_final(error: &FsError) -> bool {
     match error {
         FsError::NotFound
@@ -134,14 +139,20 @@ impl Ring {
         let mut replies = Vec::with_capacity(rows.len());
         for (key, row) in rows {
             if !matches!(Key::parse(&key), Some(Key::Ring(_))) {
-                return Err(FsError::Corrupt("a key among those of the duplicate-reply ring is none of them".to_owned()));
+                return Err(FsError::Corrupt(
+                    "a key among those of the duplicate-reply ring is none of them".to_owned(),
+                ));
             }
             replies.push(Reply::decode(&row)?);
         }
         replies.sort_by_key(|reply| reply.seq);
         for Reply { client, xid, checksum, object, seq } in replies {
             let object = object.map(|(ino, generation)| FileRef { ino, generation });
-            calls.remember(CallId { client, xid, checksum }, Done { ticket: Ticket::default(), object }, seq);
+            calls.remember(
+                CallId { client, xid, checksum },
+                Done { ticket: Ticket::default(), object },
+                seq,
+            );
         }
         Ok(Self { calls: Mutex::new(calls) })
     }
@@ -155,7 +166,12 @@ impl Ring {
                     let ended = CancellationToken::new();
                     free.insert(Call::Running(ended.clone()));
                     let remembered = AtomicBool::new(false);
-                    return Turn::First(First(Some(Attempt { ring: self.clone(), id, ended, remembered })));
+                    return Turn::First(First(Some(Attempt {
+                        ring: self.clone(),
+                        id,
+                        ended,
+                        remembered,
+                    })));
                 }
                 Entry::Occupied(entry) => match entry.get() {
                     Call::Done { done, .. } => return Turn::Repeated(Ok(*done)),
@@ -232,11 +248,16 @@ mod tests {
     }
 
     fn done(ticket: u64) -> Done {
-        Done { ticket: Ticket(ticket), object: Some(FileRef { ino: InodeNo(ticket), generation: 1 }) }
+        Done {
+            ticket: Ticket(ticket),
+            object: Some(FileRef { ino: InodeNo(ticket), generation: 1 }),
+        }
     }
 
     async fn perform(ring: &Arc<Ring>, xid: u32) -> u64 {
-        let Turn::First(first) = ring.turn(call(xid)).await else { panic!("{xid} was done before") };
+        let Turn::First(first) = ring.turn(call(xid)).await else {
+            panic!("{xid} was done before")
+        };
         let seq = first.record(&mut Batch::default(), None);
         first.done(seq, done(u64::from(xid)));
         seq
@@ -258,7 +279,9 @@ mod tests {
     }
 
     async fn fail(ring: &Arc<Ring>, xid: u32, error: &FsError) {
-        let Turn::First(first) = ring.turn(call(xid)).await else { panic!("{xid} was answered before") };
+        let Turn::First(first) = ring.turn(call(xid)).await else {
+            panic!("{xid} was answered before")
+        };
         first.failed(error);
     }
 
@@ -281,12 +304,17 @@ mod tests {
         let Turn::First(first) = ring.turn(call(2)).await else { panic!() };
         first.unchanged(done(2));
         assert!(matches!(ring.turn(call(1)).await, Turn::Repeated(Err(FsError::NotFound))));
-        assert!(matches!(ring.turn(call(2)).await, Turn::Repeated(Ok(answer)) if answer == done(2)));
+        assert!(
+            matches!(ring.turn(call(2)).await, Turn::Repeated(Ok(answer)) if answer == done(2))
+        );
         let Turn::First(first) = ring.turn(call(3)).await else { panic!() };
         let seq = first.record(&mut Batch::default(), None);
         first.done(seq, done(3));
         first.failed(&FsError::NoSpace);
-        assert!(matches!(ring.turn(call(3)).await, Turn::Repeated(Ok(_))), "its batch was submitted");
+        assert!(
+            matches!(ring.turn(call(3)).await, Turn::Repeated(Ok(_))),
+            "its batch was submitted"
+        );
     }
 
     #[tokio::test]
@@ -309,7 +337,9 @@ mod tests {
             assert_eq!(perform(&ring, xid).await, u64::from(xid));
         }
         assert_eq!(ring.calls.lock().calls.len(), SLOTS as usize);
-        assert!(matches!(ring.turn(call(3)).await, Turn::Repeated(Ok(answer)) if answer == done(3)));
+        assert!(
+            matches!(ring.turn(call(3)).await, Turn::Repeated(Ok(answer)) if answer == done(3))
+        );
         assert!(matches!(ring.turn(call(2)).await, Turn::First(_)));
     }
 }

@@ -1,7 +1,9 @@
-//! The inode table: at most one [`Node`] of an inode in this process, found by number, and the rows of inodes without one ([`super::rested`]).
+//! The inode table: at most one [`Node`] of an inode in this process, found by number, and the rows
+//! of inodes without one ([`super::rested`]).
 //!
-//! Bounded: a clock per shard drops nodes that nobody uses, and keeps their rows a while longer. A node that somebody holds, or whose content
-//! waits to be flushed, stays: a second node of the same inode would lose its changes.
+//! Bounded: a clock per shard drops nodes that nobody uses, and keeps their rows a while longer. A
+//! node that somebody holds, or whose content waits to be flushed, stays: a second node of the same
+//! inode would lose its changes.
 
 use super::entries::{Entries, Forget};
 use super::memory::{NamesMemory, Part};
@@ -47,7 +49,8 @@ enum Slot {
         node: Arc<Node>,
         used: bool,
     },
-    /// Being loaded under the claim of this number. The token is cancelled when the load has ended, well or not.
+    /// Being loaded under the claim of this number. The token is cancelled when the load has ended,
+    /// well or not.
     Loading {
         claim: u64,
         ended: CancellationToken,
@@ -69,7 +72,8 @@ pub struct Table {
     entries: AtomicUsize,
 }
 
-/// What a volume has whatever others take: enough for the paths that a few programs walk. All volumes of a node at once still take little.
+/// What a volume has whatever others take: enough for the paths that a few programs walk. All
+/// volumes of a node at once still take little.
 const SHARD_NODES_MIN: usize = 4;
 const SHARD_ROWS_MIN: usize = 4;
 const ENTRIES_MIN: usize = 256;
@@ -83,10 +87,12 @@ pub enum Slotted {
     Wait(CancellationToken),
 }
 
-/// The right to load an inode. Dropped before it is [filled](Self::fill), it is free to be loaded by another.
+/// The right to load an inode. Dropped before it is [filled](Self::fill), it is free to be loaded
+/// by another.
 ///
-/// It ends unnoticed when the inode is made meanwhile: an old handle may name a number that was lost with its node and is given out anew (R7).
-/// Then the node that was made is the inode's, and what the claim has loaded is none.
+/// It ends unnoticed when the inode is made meanwhile: an old handle may name a number that was
+/// lost with its node and is given out anew (R7). Then the node that was made is the inode's, and
+/// what the claim has loaded is none.
 pub struct Claim {
     table: Arc<Table>,
     ino: InodeNo,
@@ -106,7 +112,9 @@ impl Claim {
     /// Puts the loaded node in its place.
     pub fn fill(mut self, node: Node) -> Filled {
         let max = self.table.shard_nodes_max();
-        let filled = self.table.change(self.ino, |shard| shard.is_claimed(self.ino, self.number).then(|| shard.insert(node, max)));
+        let filled = self.table.change(self.ino, |shard| {
+            shard.is_claimed(self.ino, self.number).then(|| shard.insert(node, max))
+        });
         let Some((node, dropped)) = filled else { return Filled::Overtaken };
         self.filled = true;
         self.table.left(&dropped);
@@ -136,10 +144,15 @@ pub struct Shown {
 }
 
 impl Table {
-    /// Half of its part of the memory for directory entries, a quarter for nodes, a quarter for rows without one.
+    /// Half of its part of the memory for directory entries, a quarter for nodes, a quarter for
+    /// rows without one.
     pub fn new(memory: Arc<NamesMemory>) -> Self {
         let memory = Part::of(memory);
-        let shard = || Shard { slots: HashMap::default(), clock: VecDeque::new(), rested: Rested::new(SHARD_ROWS_MIN) };
+        let shard = || Shard {
+            slots: HashMap::default(),
+            clock: VecDeque::new(),
+            rested: Rested::new(SHARD_ROWS_MIN),
+        };
         Self {
             shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
             memory,
@@ -198,7 +211,8 @@ impl Table {
         }
     }
 
-    /// The node, or the right or the wait for loading it. A row at rest becomes a node without a look at the database.
+    /// The node, or the right or the wait for loading it. A row at rest becomes a node without a
+    /// look at the database.
     pub fn slot(self: &Arc<Self>, ino: InodeNo) -> Slotted {
         if let Some(known) = self.shard(ino).lock().known(ino) {
             return known;
@@ -213,24 +227,32 @@ impl Table {
                 let (node, dropped) = shard.insert(Node::new(ino, row, last), max);
                 return (Slotted::Ready(node), dropped);
             }
-            let (number, ended) = (self.claims.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
+            let (number, ended) =
+                (self.claims.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
             shard.slots.insert(ino.0, Slot::Loading { claim: number, ended: ended.clone() });
-            (Slotted::Mine(Claim { table: self.clone(), ino, number, ended, filled: false }), Vec::new())
+            (
+                Slotted::Mine(Claim { table: self.clone(), ino, number, ended, filled: false }),
+                Vec::new(),
+            )
         });
         self.left(&dropped);
         slotted
     }
 
-    /// What is known of an inode without making a node of it; `None`: look at the database. Does not count as use: a long listing would
-    /// otherwise drive out the nodes that are worked with.
+    /// What is known of an inode without making a node of it; `None`: look at the database. Does
+    /// not count as use: a long listing would otherwise drive out the nodes that are worked with.
     pub fn shown(&self, ino: InodeNo) -> Option<Shown> {
         let shard = self.shard(ino).lock();
         match shard.slots.get(&ino.0) {
-            Some(Slot::Ready { node, .. }) => {
-                Some(Shown { attr: Some(node.attr()).filter(|attr| attr.nlink > 0), last: Ticket::default() })
-            }
+            Some(Slot::Ready { node, .. }) => Some(Shown {
+                attr: Some(node.attr()).filter(|attr| attr.nlink > 0),
+                last: Ticket::default(),
+            }),
             Some(Slot::Loading { .. }) => None,
-            None => shard.rested.get(ino.0).map(|resting| Shown { attr: Some(row_attr(ino, &resting.row)), last: resting.last }),
+            None => shard.rested.get(ino.0).map(|resting| Shown {
+                attr: Some(row_attr(ino, &resting.row)),
+                last: resting.last,
+            }),
         }
     }
 
@@ -241,7 +263,9 @@ impl Table {
 
     /// Before an inode's row is read by `asker`. `false`: it is in memory, or somebody loads it.
     pub fn ask(&self, ino: InodeNo, asker: u64) -> bool {
-        self.change(ino, |shard| !shard.slots.contains_key(&ino.0) && shard.rested.ask(ino.0, asker))
+        self.change(ino, |shard| {
+            !shard.slots.contains_key(&ino.0) && shard.rested.ask(ino.0, asker)
+        })
     }
 
     /// Takes over a row that `asker` has read, if it is still what the inode is.
@@ -263,7 +287,8 @@ impl Table {
         node
     }
 
-    /// The inode is no more. Its number may still be asked for; the database then says that it does not exist.
+    /// The inode is no more. Its number may still be asked for; the database then says that it does
+    /// not exist.
     pub fn forget(&self, ino: InodeNo) {
         let removed = self.change(ino, |shard| {
             shard.rested.take(ino.0);
@@ -282,12 +307,16 @@ impl Table {
         }
     }
 
-    /// Counts directory entries learnt or forgotten in `dir`, and makes room when there are too many.
+    /// Counts directory entries learnt or forgotten in `dir`, and makes room when there are too
+    /// many.
     pub fn count_entries(&self, dir: &Node, grown: isize) {
         if grown <= 0 {
             return self.forget_entries(grown.unsigned_abs());
         }
-        let now = self.entries.fetch_add(grown.unsigned_abs(), Ordering::Relaxed).saturating_add(grown.unsigned_abs());
+        let now = self
+            .entries
+            .fetch_add(grown.unsigned_abs(), Ordering::Relaxed)
+            .saturating_add(grown.unsigned_abs());
         self.memory.change(0, grown.unsigned_abs() as u64 * ENTRY_BYTES);
         let max = self.entries_max();
         if now <= max {
@@ -303,8 +332,8 @@ impl Table {
         }
     }
 
-    /// Forgets the entries of directories not used since the last sweep, down to three quarters of the limit. Looks at all nodes, but only
-    /// once in a quarter of the limit's insertions.
+    /// Forgets the entries of directories not used since the last sweep, down to three quarters of
+    /// the limit. Looks at all nodes, but only once in a quarter of the limit's insertions.
     fn sweep(&self, except: &Node, wanted: usize) {
         for shard in &self.shards {
             let shard = shard.lock();
@@ -313,7 +342,9 @@ impl Table {
                     return;
                 }
                 let Slot::Ready { node, .. } = slot else { continue };
-                if let Some(entries) = node.entries.as_ref().filter(|e| node.file != except.file && !e.take_used()) {
+                if let Some(entries) =
+                    node.entries.as_ref().filter(|e| node.file != except.file && !e.take_used())
+                {
                     self.forget_entries(entries.forget(Forget::ForRoom));
                 }
             }
@@ -374,7 +405,8 @@ impl Shard {
         (node, dropped)
     }
 
-    /// The clock keeps the numbers of what was forgotten until it comes by; where much is made and removed, that is too late.
+    /// The clock keeps the numbers of what was forgotten until it comes by; where much is made and
+    /// removed, that is too late.
     fn prune_clock(&mut self) {
         if self.clock.len() > 2 * self.slots.len() + CLOCK_STEPS {
             let slots = &self.slots;
@@ -382,7 +414,8 @@ impl Shard {
         }
     }
 
-    /// Takes out nodes that nobody uses until there is room for one more, or for now too many are in use. Their rows stay.
+    /// Takes out nodes that nobody uses until there is room for one more, or for now too many are
+    /// in use. Their rows stay.
     fn make_room(&mut self, max: usize) -> Vec<Entries> {
         let mut directories = Vec::new();
         for _ in 0..CLOCK_STEPS {

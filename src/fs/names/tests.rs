@@ -1,4 +1,5 @@
-//! Names that share a hash, which never happens with all 47 bits; listings of more than memory holds.
+//! Names that share a hash, which never happens with all 47 bits; listings of more than memory
+//! holds.
 
 use super::Overwrite;
 use super::lookup::HASH_BITS;
@@ -36,7 +37,12 @@ impl Place {
             root: RootAttr { uid: 0, gid: 0, mode: 0o755 },
             clock: WallClock::default(),
         };
-        let chunks = ChunkStore::new(place.bucket.clone(), FamilyId::from(place.incarnation), keyring, ChunkCache::memory(1 << 20));
+        let chunks = ChunkStore::new(
+            place.bucket.clone(),
+            FamilyId::from(place.incarnation),
+            keyring,
+            ChunkCache::memory(1 << 20),
+        );
         Fs::open(place, chunks, options).await.unwrap()
     }
 }
@@ -58,13 +64,22 @@ async fn names(fs: &Fs) -> BTreeSet<Vec<u8>> {
     }
 }
 
-/// Background flushes submit without waiting: when the node has left memory and comes back, a COMMIT must still wait for them.
+/// Background flushes submit without waiting: when the node has left memory and comes back, a
+/// COMMIT must still wait for them.
 #[tokio::test]
 async fn a_node_that_comes_back_waits_for_what_was_submitted() {
     let bucket = Bucket::memory();
-    let place = DbPlace { bucket, incarnation: Incarnation::random(), sealer: None, cache: DbCache::new(1 << 20) };
+    let place = DbPlace {
+        bucket,
+        incarnation: Incarnation::random(),
+        sealer: None,
+        cache: DbCache::new(1 << 20),
+    };
     let fs = Place(place, Keyring::plain(PoolId::random())).open().await;
-    let created = fs.create(&Caller::root(), fs.root(), &name("file"), CreateHow::Guarded(SetAttr::default())).await.unwrap();
+    let created = fs
+        .create(&Caller::root(), fs.root(), &name("file"), CreateHow::Guarded(SetAttr::default()))
+        .await
+        .unwrap();
     let file = created.attr.file;
     let submitted = fs.names.committer.last();
     fs.names.table.forget(file.ino);
@@ -84,7 +99,12 @@ async fn a_node_that_comes_back_waits_for_what_was_submitted() {
 async fn names_of_one_hash_live_side_by_side() {
     HASH_BITS.set(1);
     let bucket = Bucket::memory();
-    let place = DbPlace { bucket, incarnation: Incarnation::random(), sealer: None, cache: DbCache::new(1 << 20) };
+    let place = DbPlace {
+        bucket,
+        incarnation: Incarnation::random(),
+        sealer: None,
+        cache: DbCache::new(1 << 20),
+    };
     let place = Place(place, Keyring::plain(PoolId::random()));
     let mut fs = place.open().await;
     let (root, caller) = (fs.root(), Caller::root());
@@ -142,7 +162,10 @@ async fn assert_agrees(fs: &Fs, dir: FileRef, expected: usize) {
     for entry in entries {
         let attr = entry.attr.unwrap();
         let shown = fs.getattr(attr.file).await.unwrap();
-        assert_eq!((attr.file.ino, attr.mode, attr.size, attr.ctime), (entry.ino, shown.mode, shown.size, shown.ctime));
+        assert_eq!(
+            (attr.file.ino, attr.mode, attr.size, attr.ctime),
+            (entry.ino, shown.mode, shown.size, shown.ctime)
+        );
     }
 }
 
@@ -150,11 +173,17 @@ async fn assert_agrees(fs: &Fs, dir: FileRef, expected: usize) {
 async fn a_listing_shows_what_getattr_shows_and_makes_no_nodes() {
     const FILES: usize = 800;
     let bucket = Bucket::memory();
-    let place = DbPlace { bucket, incarnation: Incarnation::random(), sealer: None, cache: DbCache::new(1 << 20) };
+    let place = DbPlace {
+        bucket,
+        incarnation: Incarnation::random(),
+        sealer: None,
+        cache: DbCache::new(1 << 20),
+    };
     let place = Place(place, Keyring::plain(PoolId::random()));
     let fs = place.open().await;
     let caller = Caller::root();
-    let dir = fs.mkdir(&caller, fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+    let dir =
+        fs.mkdir(&caller, fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
     let create = |n: usize| {
         let (fs, caller) = (&fs, &caller);
         async move {
@@ -168,7 +197,8 @@ async fn a_listing_shows_what_getattr_shows_and_makes_no_nodes() {
     }
     assert_agrees(&fs, dir, FILES).await;
     // One object with two names on one page of a listing.
-    let pair = fs.mkdir(&caller, fs.root(), &name("pair"), SetAttr::default()).await.unwrap().attr.file;
+    let pair =
+        fs.mkdir(&caller, fs.root(), &name("pair"), SetAttr::default()).await.unwrap().attr.file;
     for link in ["one", "two"] {
         fs.link(&caller, files[0], pair, &name(link)).await.unwrap();
     }
@@ -180,13 +210,16 @@ async fn a_listing_shows_what_getattr_shows_and_makes_no_nodes() {
     assert_eq!(listed(&fs, dir, 300).await.len(), FILES);
     assert!(fs.names.table.nodes() <= nodes + 1, "a listing makes no nodes");
     assert!(fs.names.table.rows() > 100, "a listing leaves rows in memory");
-    // Changes on what rests in memory, on what does not any more, and on what is dirty while it is listed.
+    // Changes on what rests in memory, on what does not any more, and on what is dirty while it is
+    // listed.
     for step in 0..3usize {
         // Of 300 to 359 some are removed below.
         for n in (step..FILES).step_by(37).filter(|n| !(300..360).contains(n)) {
             let set = SetAttr { mode: Some(0o600 + step as u32), ..SetAttr::default() };
             fs.setattr(&caller, files[n], set, None).await.unwrap();
-            fs.write(&caller, files[n], 0, vec![1; step + 1].into(), Stability::Unstable).await.unwrap();
+            fs.write(&caller, files[n], 0, vec![1; step + 1].into(), Stability::Unstable)
+                .await
+                .unwrap();
         }
         assert_agrees(&fs, dir, FILES - step * 20).await;
         for n in 0..20 {
@@ -196,12 +229,18 @@ async fn a_listing_shows_what_getattr_shows_and_makes_no_nodes() {
     fs.close().await.unwrap();
 }
 
-/// A handle of a create that was lost with its node names a number that is given out anew (R7). Who asks for it while the inode is made must not
-/// end up with a second node of it: changes made through one would be unknown to the other.
+/// A handle of a create that was lost with its node names a number that is given out anew (R7). Who
+/// asks for it while the inode is made must not end up with a second node of it: changes made
+/// through one would be unknown to the other.
 #[tokio::test]
 async fn an_inode_made_while_an_old_handle_is_looked_up_has_one_node() {
     let bucket = Bucket::memory();
-    let place = DbPlace { bucket, incarnation: Incarnation::random(), sealer: None, cache: DbCache::new(1 << 20) };
+    let place = DbPlace {
+        bucket,
+        incarnation: Incarnation::random(),
+        sealer: None,
+        cache: DbCache::new(1 << 20),
+    };
     let fs = Place(place, Keyring::plain(PoolId::random())).open().await;
     let (next, _) = fs.names.committer.new_inode().unwrap();
     for (n, looked_up) in ["finds the new row", "finds nothing"].into_iter().enumerate() {
@@ -210,12 +249,20 @@ async fn an_inode_made_while_an_old_handle_is_looked_up_has_one_node() {
         let Slotted::Mine(claim) = fs.names.table.slot(ino) else { panic!("nobody knows it yet") };
         let Slotted::Wait(waiting) = fs.names.table.slot(ino) else { panic!("it is being loaded") };
         let how = CreateHow::Guarded(SetAttr::default());
-        let made = fs.create(&Caller::root(), fs.root(), &name(&format!("file{n}")), how).await.unwrap().attr.file;
+        let made = fs
+            .create(&Caller::root(), fs.root(), &name(&format!("file{n}")), how)
+            .await
+            .unwrap()
+            .attr
+            .file;
         assert_eq!(made.ino, ino, "the number is the one that was asked for");
         let node = fs.names.table.peek(ino).unwrap();
         if n == 0 {
             let row = node.row.read().clone();
-            assert!(matches!(claim.fill(Node::new(ino, row, Ticket::default())), Filled::Overtaken), "{looked_up}");
+            assert!(
+                matches!(claim.fill(Node::new(ino, row, Ticket::default())), Filled::Overtaken),
+                "{looked_up}"
+            );
         } else {
             drop(claim);
         }
@@ -223,7 +270,10 @@ async fn an_inode_made_while_an_old_handle_is_looked_up_has_one_node() {
         let found = fs.names.load(ino).await.unwrap().unwrap();
         assert!(std::sync::Arc::ptr_eq(&node, &found), "{looked_up}: a second node of one inode");
         assert!(
-            matches!(fs.getattr(FileRef { generation: made.generation ^ 1, ..made }).await, Err(FsError::Stale)),
+            matches!(
+                fs.getattr(FileRef { generation: made.generation ^ 1, ..made }).await,
+                Err(FsError::Stale)
+            ),
             "{looked_up}"
         );
     }
@@ -233,12 +283,23 @@ async fn an_inode_made_while_an_old_handle_is_looked_up_has_one_node() {
 #[tokio::test]
 async fn a_link_that_is_refused_leaves_what_has_the_name() {
     let bucket = Bucket::memory();
-    let place = DbPlace { bucket, incarnation: Incarnation::random(), sealer: None, cache: DbCache::new(1 << 20) };
+    let place = DbPlace {
+        bucket,
+        incarnation: Incarnation::random(),
+        sealer: None,
+        cache: DbCache::new(1 << 20),
+    };
     let fs = Place(place, Keyring::plain(PoolId::random())).open().await;
     let (root, caller) = (fs.root(), Caller::root());
     let mut made = Vec::new();
     for n in ["a", "b"] {
-        made.push(fs.create(&caller, root, &name(n), CreateHow::Guarded(SetAttr::default())).await.unwrap().attr.file);
+        made.push(
+            fs.create(&caller, root, &name(n), CreateHow::Guarded(SetAttr::default()))
+                .await
+                .unwrap()
+                .attr
+                .file,
+        );
     }
     let found = async |n: &str| fs.lookup(&caller, root, n.as_bytes()).await.unwrap().0;
     let node = fs.names.node(made[0]).await.unwrap();
@@ -249,7 +310,10 @@ async fn a_link_that_is_refused_leaves_what_has_the_name() {
     node.row.write().nlink = 1;
     let refused = fs.names.place_link(made[0], root, &name("b"), Overwrite::Refuse).await;
     assert!(matches!(refused, Err(FsError::Exists)), "{refused:?}");
-    fs.names.place_link(made[0], root, &name("a"), Overwrite::Replace).await.expect("it is one already");
+    fs.names
+        .place_link(made[0], root, &name("a"), Overwrite::Replace)
+        .await
+        .expect("it is one already");
     fs.names.place_link(made[0], root, &name("b"), Overwrite::Replace).await.unwrap();
     assert_eq!((found("b").await.file, found("a").await.nlink), (made[0], 2));
     assert!(fs.names.load(made[1].ino).await.unwrap().is_none(), "what was replaced is gone");

@@ -118,7 +118,9 @@ impl Client {
     /// # Errors
     /// [`ClientError::Connect`].
     pub async fn connect(server: SocketAddr, credentials: &Credentials) -> Result<Self> {
-        let stream = connect(server).await.map_err(|error| ClientError::Connect { server, why: error.to_string() })?;
+        let stream = connect(server)
+            .await
+            .map_err(|error| ClientError::Connect { server, why: error.to_string() })?;
         Ok(Self::over(stream, credentials))
     }
 
@@ -144,15 +146,23 @@ impl Client {
             }
         });
         let tasks = [writer.abort_handle(), reader.abort_handle()];
-        Self { inner: Arc::new(Inner { outbox, waiting, credentials: credentials.encode(), tasks }) }
+        Self {
+            inner: Arc::new(Inner { outbox, waiting, credentials: credentials.encode(), tasks }),
+        }
     }
 
     /// Makes a call and answers the record from its results on. `write` adds the arguments.
-    pub(super) async fn call(&self, program: u32, procedure: u32, write: impl FnOnce(&mut Encoder)) -> Result<Bytes> {
+    pub(super) async fn call(
+        &self,
+        program: u32,
+        procedure: u32,
+        write: impl FnOnce(&mut Encoder),
+    ) -> Result<Bytes> {
         self.call_with(program, 3, procedure, None, write).await
     }
 
-    /// As `call`, in a version of the program, with an opaque as the last argument that is not copied.
+    /// As `call`, in a version of the program, with an opaque as the last argument that is not
+    /// copied.
     pub(super) async fn call_with(
         &self,
         program: u32,

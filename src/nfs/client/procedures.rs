@@ -1,8 +1,12 @@
 //! The procedures of NFSv3 and MOUNT, one method each.
 
 use super::connection::{Client, ClientError, Result};
-use super::types::{Committed, FileHandle, FsInfo, FsStat, Node, Page, PageEntry, PathConf, ReadReply};
-use crate::fs::api::{CreateHow, DirCookie, IO_BYTES_MAX, SYMLINK_BYTES_MAX, SetAttr, Special, Stability};
+use super::types::{
+    Committed, FileHandle, FsInfo, FsStat, Node, Page, PageEntry, PathConf, ReadReply,
+};
+use crate::fs::api::{
+    CreateHow, DirCookie, IO_BYTES_MAX, SYMLINK_BYTES_MAX, SetAttr, Special, Stability,
+};
 use crate::nfs::args::Procedure;
 use crate::nfs::attr::{self, FileAttr, Wcc};
 use crate::nfs::rpc::{MOUNT_PROGRAM, NFS_PROGRAM};
@@ -48,7 +52,12 @@ impl Client {
     }
 
     /// `guard`: only if this is the object's ctime.
-    pub async fn setattr(&self, file: &FileHandle, set: &SetAttr, guard: Option<Timestamp>) -> Result<Wcc> {
+    pub async fn setattr(
+        &self,
+        file: &FileHandle,
+        set: &SetAttr,
+        guard: Option<Timestamp>,
+    ) -> Result<Wcc> {
         let write = |out: &mut Encoder| {
             handle(out, file);
             attr::set(out, set);
@@ -64,7 +73,10 @@ impl Client {
     pub async fn lookup(&self, dir: &FileHandle, name: &[u8]) -> Result<Node> {
         let reply = self.nfs(Procedure::Lookup, |out| place(out, dir, name)).await?;
         let mut from = ok(&reply)?;
-        Ok(Node { handle: FileHandle::decode(&mut from)?, attr: FileAttr::decode_post_op(&mut from)? })
+        Ok(Node {
+            handle: FileHandle::decode(&mut from)?,
+            attr: FileAttr::decode_post_op(&mut from)?,
+        })
     }
 
     /// Of the bits asked for, those granted.
@@ -103,7 +115,13 @@ impl Client {
         Ok(ReadReply { data, eof, attr })
     }
 
-    pub async fn write(&self, file: &FileHandle, offset: u64, data: Bytes, stability: Stability) -> Result<Committed> {
+    pub async fn write(
+        &self,
+        file: &FileHandle,
+        offset: u64,
+        data: Bytes,
+        stability: Stability,
+    ) -> Result<Committed> {
         let count = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let write = |out: &mut Encoder| {
             handle(out, file);
@@ -113,7 +131,8 @@ impl Client {
                 Stability::FileSync => 2,
             });
         };
-        let reply = self.call_with(NFS_PROGRAM, 3, Procedure::Write as u32, Some(data), write).await?;
+        let reply =
+            self.call_with(NFS_PROGRAM, 3, Procedure::Write as u32, Some(data), write).await?;
         let mut from = ok(&reply)?;
         let attr = Wcc::decode(&mut from)?.after;
         let count = from.u32()?;
@@ -137,7 +156,8 @@ impl Client {
         Ok(Committed { count: 0, stability: Stability::FileSync, verifier: from.array()?, attr })
     }
 
-    /// Reads what CREATE, MKDIR, SYMLINK and MKNOD answer. A server may leave the handle out: then it is looked up.
+    /// Reads what CREATE, MKDIR, SYMLINK and MKNOD answer. A server may leave the handle out: then
+    /// it is looked up.
     async fn made(&self, reply: Bytes, dir: &FileHandle, name: &[u8]) -> Result<Node> {
         let (found, attr) = {
             let mut from = ok(&reply)?;
@@ -180,8 +200,15 @@ impl Client {
     }
 
     /// SYMLINK and MKNOD.
-    pub async fn make(&self, dir: &FileHandle, name: &[u8], what: &Special, set: &SetAttr) -> Result<Node> {
-        let procedure = if matches!(what, Special::Symlink(_)) { Procedure::Symlink } else { Procedure::MkNod };
+    pub async fn make(
+        &self,
+        dir: &FileHandle,
+        name: &[u8],
+        what: &Special,
+        set: &SetAttr,
+    ) -> Result<Node> {
+        let procedure =
+            if matches!(what, Special::Symlink(_)) { Procedure::Symlink } else { Procedure::MkNod };
         let write = |out: &mut Encoder| {
             place(out, dir, name);
             match what {
@@ -215,7 +242,11 @@ impl Client {
     }
 
     /// Answers what changed in the source directory and in the target directory.
-    pub async fn rename(&self, from: (&FileHandle, &[u8]), to: (&FileHandle, &[u8])) -> Result<(Wcc, Wcc)> {
+    pub async fn rename(
+        &self,
+        from: (&FileHandle, &[u8]),
+        to: (&FileHandle, &[u8]),
+    ) -> Result<(Wcc, Wcc)> {
         let write = |out: &mut Encoder| {
             place(out, from.0, from.1);
             place(out, to.0, to.1);
@@ -226,7 +257,12 @@ impl Client {
     }
 
     /// Answers the file's attributes and what changed in the directory.
-    pub async fn link(&self, file: &FileHandle, dir: &FileHandle, name: &[u8]) -> Result<(Option<FileAttr>, Wcc)> {
+    pub async fn link(
+        &self,
+        file: &FileHandle,
+        dir: &FileHandle,
+        name: &[u8],
+    ) -> Result<(Option<FileAttr>, Wcc)> {
         let write = |out: &mut Encoder| {
             handle(out, file);
             place(out, dir, name);
@@ -237,7 +273,13 @@ impl Client {
     }
 
     /// Names only. `count`: the largest reply in bytes.
-    pub async fn readdir(&self, dir: &FileHandle, after: DirCookie, verifier: [u8; 8], count: u32) -> Result<Page> {
+    pub async fn readdir(
+        &self,
+        dir: &FileHandle,
+        after: DirCookie,
+        verifier: [u8; 8],
+        count: u32,
+    ) -> Result<Page> {
         let write = |out: &mut Encoder| {
             handle(out, dir);
             out.u64(after.0).raw(&verifier).u32(count);
@@ -247,13 +289,21 @@ impl Client {
     }
 
     /// With attributes and handles. `count`: the largest reply in bytes.
-    pub async fn readdirplus(&self, dir: &FileHandle, after: DirCookie, verifier: [u8; 8], count: u32) -> Result<Page> {
+    pub async fn readdirplus(
+        &self,
+        dir: &FileHandle,
+        after: DirCookie,
+        verifier: [u8; 8],
+        count: u32,
+    ) -> Result<Page> {
         let write = |out: &mut Encoder| {
             handle(out, dir);
             out.u64(after.0).raw(&verifier).u32(count).u32(count);
         };
         let reply = self.nfs(Procedure::ReadDirPlus, write).await?;
-        page(ok(&reply)?, |from| Ok((FileAttr::decode_post_op(from)?, FileHandle::decode_option(from)?)))
+        page(ok(&reply)?, |from| {
+            Ok((FileAttr::decode_post_op(from)?, FileHandle::decode_option(from)?))
+        })
     }
 
     pub async fn fsstat(&self, file: &FileHandle) -> Result<FsStat> {
@@ -278,7 +328,13 @@ impl Client {
         let file_bytes_max = from.u64()?;
         let _time_delta = from.u64()?;
         let properties = from.u32()?;
-        Ok(FsInfo { read_max: read_max?, write_max: write_max?, dir_preferred: dir_preferred?, file_bytes_max, properties })
+        Ok(FsInfo {
+            read_max: read_max?,
+            write_max: write_max?,
+            dir_preferred: dir_preferred?,
+            file_bytes_max,
+            properties,
+        })
     }
 
     pub async fn pathconf(&self, file: &FileHandle) -> Result<PathConf> {
@@ -328,7 +384,10 @@ impl Client {
         let mut from = Cursor::new(&reply);
         let mut found = Vec::new();
         while from.bool()? {
-            found.push((from.payload(NAME_BYTES_MAX, usize::MAX)?, from.payload(NAME_BYTES_MAX, usize::MAX)?));
+            found.push((
+                from.payload(NAME_BYTES_MAX, usize::MAX)?,
+                from.payload(NAME_BYTES_MAX, usize::MAX)?,
+            ));
         }
         Ok(found)
     }

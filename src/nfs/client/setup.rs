@@ -29,7 +29,8 @@ impl Credentials {
 
 const RESERVED_PORTS: std::ops::RangeInclusive<u16> = 600..=1023;
 
-/// Connects from a reserved port where this process may bind one, as servers expect by default (R23).
+/// Connects from a reserved port where this process may bind one, as servers expect by default
+/// (R23).
 pub(super) async fn connect(server: SocketAddr) -> io::Result<TcpStream> {
     let span = u32::from(RESERVED_PORTS.end() - RESERVED_PORTS.start()) + 1;
     let first = rand::random_range(0..span);
@@ -38,7 +39,11 @@ pub(super) async fn connect(server: SocketAddr) -> io::Result<TcpStream> {
         match from_port(server, RESERVED_PORTS.start() + port).await {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
             // In use, here or by an earlier connection to this server.
-            Err(error) if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
+                ) => {}
             connected => return connected,
         }
     }
@@ -67,7 +72,8 @@ const TCP: u32 = 6;
 /// # Errors
 /// [`ClientError::NoPort`]: the program is not registered.
 pub async fn port_of(host: IpAddr, program: u32, what: &'static str) -> Result<u16> {
-    let portmap = Client::connect(SocketAddr::new(host, PORTMAP_PORT), &Credentials::root()).await?;
+    let portmap =
+        Client::connect(SocketAddr::new(host, PORTMAP_PORT), &Credentials::root()).await?;
     let reply = portmap
         .call_with(PORTMAP_PROGRAM, 2, PORTMAP_GETPORT, None, |out| {
             out.u32(program).u32(3).u32(TCP).u32(0);
@@ -83,15 +89,25 @@ pub async fn port_of(host: IpAddr, program: u32, what: &'static str) -> Result<u
 ///
 /// # Errors
 /// [`ClientError::Mount`]: the server refuses.
-pub async fn mount_at(server: SocketAddr, path: &str, credentials: &Credentials) -> Result<FileHandle> {
+pub async fn mount_at(
+    server: SocketAddr,
+    path: &str,
+    credentials: &Credentials,
+) -> Result<FileHandle> {
     Client::connect(server, credentials).await?.mount(path).await
 }
 
-/// The root of an export: from the MOUNT program at `port` of the host, or where the portmapper says.
+/// The root of an export: from the MOUNT program at `port` of the host, or where the portmapper
+/// says.
 ///
 /// # Errors
 /// As [`mount_at`] and [`port_of`].
-pub async fn mount(host: IpAddr, port: Option<u16>, path: &str, credentials: &Credentials) -> Result<FileHandle> {
+pub async fn mount(
+    host: IpAddr,
+    port: Option<u16>,
+    path: &str,
+    credentials: &Credentials,
+) -> Result<FileHandle> {
     let port = match port {
         Some(port) => port,
         None => port_of(host, MOUNT_PROGRAM, "MOUNT program").await?,

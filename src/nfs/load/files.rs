@@ -68,8 +68,17 @@ impl Session {
                 }
                 self.write_large().await.map(drop)
             }
-            Work::WriteSequential | Work::Fsync | Work::WriteSync | Work::Create | Work::CreateCommit => Ok(()),
-            Work::GetAttr | Work::Lookup | Work::List | Work::ReadSmall | Work::Rename | Work::Remove => {
+            Work::WriteSequential
+            | Work::Fsync
+            | Work::WriteSync
+            | Work::Create
+            | Work::CreateCommit => Ok(()),
+            Work::GetAttr
+            | Work::Lookup
+            | Work::List
+            | Work::ReadSmall
+            | Work::Rename
+            | Work::Remove => {
                 if self.find_small().await? {
                     return Ok(());
                 }
@@ -105,7 +114,10 @@ impl Session {
             move |turn| {
                 let (client, handles) = (client.clone(), handles.clone());
                 async move {
-                    let Some(file) = handles.get(scatter(turn, handles.len() as u64) as usize) else { return Ok(()) };
+                    let Some(file) = handles.get(scatter(turn, handles.len() as u64) as usize)
+                    else {
+                        return Ok(());
+                    };
                     during("GETATTR", client.getattr(file).await.map(drop))
                 }
             }
@@ -119,7 +131,12 @@ impl Session {
             let small = small.clone();
             move |turn| {
                 let (client, small) = (client.clone(), small.clone());
-                async move { during("LOOKUP", client.lookup(&small.dir, &name(scatter(turn, files))).await.map(drop)) }
+                async move {
+                    during(
+                        "LOOKUP",
+                        client.lookup(&small.dir, &name(scatter(turn, files))).await.map(drop),
+                    )
+                }
             }
         });
         Ok(Self::done(meter.await?))
@@ -127,7 +144,9 @@ impl Session {
 
     async fn write_large(&mut self) -> Result<Measured> {
         let begun = Instant::now();
-        let file = during("CREATE", self.client(0).create(&self.dir, LARGE_NAME, &new_file()).await)?.handle;
+        let file =
+            during("CREATE", self.client(0).create(&self.dir, LARGE_NAME, &new_file()).await)?
+                .handle;
         let source = Arc::new(Mutex::new(self.source.clone()));
         let pieces = u64::from(self.options.file_mib.max(1));
         let meter = self.lanes(LARGE_LANES, Until::Count(pieces), |client| {
@@ -159,7 +178,9 @@ impl Session {
                     let read = during("READ", client.read(&file, turn * MIB, MIB as u32).await)?;
                     let sample = read.data.get(..BLOCK_BYTES).unwrap_or(&read.data);
                     if read.data.len() as u64 != MIB || verify && !source.made(sample) {
-                        return Err(LoadError::Different { what: format!("MiB {turn} of the large file") });
+                        return Err(LoadError::Different {
+                            what: format!("MiB {turn} of the large file"),
+                        });
                     }
                     Ok(())
                 }
@@ -178,9 +199,12 @@ impl Session {
                 let (client, file) = (client.clone(), file.clone());
                 async move {
                     let offset = scatter(turn, blocks) * BLOCK_BYTES as u64;
-                    let read = during("READ", client.read(&file, offset, BLOCK_BYTES as u32).await)?;
+                    let read =
+                        during("READ", client.read(&file, offset, BLOCK_BYTES as u32).await)?;
                     if read.data.len() != BLOCK_BYTES {
-                        return Err(LoadError::Different { what: format!("byte {offset} of the large file") });
+                        return Err(LoadError::Different {
+                            what: format!("byte {offset} of the large file"),
+                        });
                     }
                     Ok(())
                 }
@@ -211,7 +235,8 @@ impl Session {
         Ok(Measured { variant: "", meter, took: begun.elapsed(), bytes: Some(bytes) })
     }
 
-    /// One at a time, as a database's log is written; `Unstable` data is committed by a call of its own.
+    /// One at a time, as a database's log is written; `Unstable` data is committed by a call of its
+    /// own.
     async fn fsync(&mut self, stability: Stability) -> Result<Measured> {
         let client = self.client(0);
         let file = during("CREATE", client.create(&self.dir, b"log", &new_file()).await)?.handle;
@@ -242,7 +267,9 @@ impl Session {
                 let (client, dir, handles) = (client.clone(), dir.clone(), handles.clone());
                 let data = source.lock().take(BLOCK_BYTES);
                 async move {
-                    let file = during("CREATE", client.create(&dir, &name(turn), &new_file()).await)?.handle;
+                    let file =
+                        during("CREATE", client.create(&dir, &name(turn), &new_file()).await)?
+                            .handle;
                     write_all(&client, &file, 0, data, Stability::Unstable).await?;
                     if stability == Stability::FileSync {
                         during("COMMIT", client.commit(&file, 0, 0).await)?;
@@ -270,7 +297,9 @@ impl Session {
         let entries = self.list(&small.dir).await?;
         meter.add(begun.elapsed());
         if entries.len() as u64 != self.files() {
-            return Err(LoadError::Different { what: format!("a directory of {} entries", self.files()) });
+            return Err(LoadError::Different {
+                what: format!("a directory of {} entries", self.files()),
+            });
         }
         Ok(Self::done(meter))
     }
@@ -283,7 +312,8 @@ impl Session {
                 let (client, small) = (client.clone(), small.clone());
                 async move {
                     let file = during("LOOKUP", client.lookup(&small.dir, &name(turn)).await)?;
-                    let read = during("READ", client.read(&file.handle, 0, BLOCK_BYTES as u32).await)?;
+                    let read =
+                        during("READ", client.read(&file.handle, 0, BLOCK_BYTES as u32).await)?;
                     if read.data.len() != BLOCK_BYTES {
                         return Err(LoadError::Different { what: format!("small file {turn}") });
                     }
@@ -302,8 +332,15 @@ impl Session {
                 move |turn| {
                     let (client, small) = (client.clone(), small.clone());
                     async move {
-                        let (from, to) = if back { (renamed(turn), name(turn)) } else { (name(turn), renamed(turn)) };
-                        during("RENAME", client.rename((&small.dir, &from), (&small.dir, &to)).await.map(drop))
+                        let (from, to) = if back {
+                            (renamed(turn), name(turn))
+                        } else {
+                            (name(turn), renamed(turn))
+                        };
+                        during(
+                            "RENAME",
+                            client.rename((&small.dir, &from), (&small.dir, &to)).await.map(drop),
+                        )
                     }
                 }
             })
@@ -316,13 +353,16 @@ impl Session {
 
     async fn remove(&mut self) -> Result<Measured> {
         let small = self.small()?;
-        let meter = self.lanes(self.options.lanes, Until::Count(self.files()), |client| {
-            let small = small.clone();
-            move |turn| {
-                let (client, small) = (client.clone(), small.clone());
-                async move { during("REMOVE", client.remove(&small.dir, &name(turn)).await.map(drop)) }
-            }
-        });
+        let meter =
+            self.lanes(self.options.lanes, Until::Count(self.files()), |client| {
+                let small = small.clone();
+                move |turn| {
+                    let (client, small) = (client.clone(), small.clone());
+                    async move {
+                        during("REMOVE", client.remove(&small.dir, &name(turn)).await.map(drop))
+                    }
+                }
+            });
         let meter = meter.await?;
         self.small = None;
         Ok(Self::done(meter))
@@ -355,7 +395,10 @@ impl Session {
             // The names are known: listing them would warm what is to be measured cold.
             let last = self.client(0).lookup(&found.handle, &name(self.files() - 1)).await;
             if let Ok(last) = last {
-                self.small = Some(Arc::new(Small { dir: found.handle, handles: Mutex::new(vec![last.handle]) }));
+                self.small = Some(Arc::new(Small {
+                    dir: found.handle,
+                    handles: Mutex::new(vec![last.handle]),
+                }));
             }
         }
         Ok(self.small.is_some())
@@ -378,9 +421,14 @@ impl Session {
         let (client, mut found) = (self.client(0), Vec::new());
         let (mut after, mut verifier) = (DirCookie::default(), [0; 8]);
         loop {
-            let page = during("READDIRPLUS", client.readdirplus(dir, after, verifier, LIST_BYTES).await)?;
+            let page =
+                during("READDIRPLUS", client.readdirplus(dir, after, verifier, LIST_BYTES).await)?;
             let last = page.entries.last().map(|entry| entry.cookie);
-            found.extend(page.entries.into_iter().filter(|entry| *entry.name != *b"." && *entry.name != *b".."));
+            found.extend(
+                page.entries
+                    .into_iter()
+                    .filter(|entry| *entry.name != *b"." && *entry.name != *b".."),
+            );
             match last {
                 Some(last) if !page.eof => (after, verifier) = (last, page.verifier),
                 _ => return Ok(found),
@@ -391,7 +439,8 @@ impl Session {
     /// Removes everything in a directory; directories in it too, one level down.
     pub async fn clear(&self, dir: FileHandle, deep: bool) -> Result<()> {
         let entries = self.list(&dir).await?;
-        let is_dir = |entry: &PageEntry| entry.attr.is_some_and(|attr| attr.kind == FileKind::Directory);
+        let is_dir =
+            |entry: &PageEntry| entry.attr.is_some_and(|attr| attr.kind == FileKind::Directory);
         if deep {
             for entry in entries.iter().filter(|entry| is_dir(entry)) {
                 let found = during("LOOKUP", self.client(0).lookup(&dir, &entry.name).await)?;
@@ -399,7 +448,8 @@ impl Session {
                 during("RMDIR", self.client(0).rmdir(&dir, &entry.name).await)?;
             }
         }
-        let names: Arc<[Bytes]> = entries.into_iter().filter(|entry| !is_dir(entry)).map(|entry| entry.name).collect();
+        let names: Arc<[Bytes]> =
+            entries.into_iter().filter(|entry| !is_dir(entry)).map(|entry| entry.name).collect();
         let count = names.len() as u64;
         self.lanes(LARGE_LANES, Until::Count(count), |client| {
             let (dir, names) = (dir.clone(), names.clone());

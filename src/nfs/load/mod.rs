@@ -1,11 +1,12 @@
 //! A load generator for any NFSv3 server: what `zerofs-csi bench` runs.
 //!
-//! Each *work* is one line of the table in the design's performance page: many calls in flight over TCP, rates, latencies,
-//! and, when the server is a local process, what it spent. The data is incompressible and no two blocks are alike, so that
-//! neither compression nor deduplication flatters a server. Everything happens in one directory, which is removed at the end.
+//! Each *work* is one line of the table in the design's performance page: many calls in flight over
+//! TCP, rates, latencies, and, when the server is a local process, what it spent. The data is
+//! incompressible and no two blocks are alike, so that neither compression nor deduplication
+//! flatters a server. Everything happens in one directory, which is removed at the end.
 //!
-//! It runs on a thread of its own with a single-threaded runtime: replies that arrive together wake their lanes together,
-//! and the next calls leave in one write.
+//! It runs on a thread of its own with a single-threaded runtime: replies that arrive together wake
+//! their lanes together, and the next calls leave in one write.
 
 mod data;
 mod files;
@@ -127,7 +128,8 @@ pub struct LoadOptions {
     pub files: u32,
     /// The server's process, when it is local: its CPU and memory are shown.
     pub server_pid: Option<u32>,
-    /// The directory to work in. One that exists is used as it is, so that what an earlier run kept can be read cold.
+    /// The directory to work in. One that exists is used as it is, so that what an earlier run kept
+    /// can be read cold.
     pub directory: Option<String>,
     /// Leave the directory behind.
     pub keep: bool,
@@ -176,7 +178,10 @@ pub enum LoadError {
 ///
 /// # Errors
 /// The first call that fails ends the run; the directory is removed if the server still answers.
-pub async fn run(options: LoadOptions, done: impl FnMut(&Row) + Send + 'static) -> Result<Report, LoadError> {
+pub async fn run(
+    options: LoadOptions,
+    done: impl FnMut(&Row) + Send + 'static,
+) -> Result<Report, LoadError> {
     let (send, receive) = tokio::sync::oneshot::channel();
     let thread = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -187,7 +192,10 @@ pub async fn run(options: LoadOptions, done: impl FnMut(&Row) + Send + 'static) 
         // The caller went away: nobody wants the report.
         let _unwanted = send.send(report);
     };
-    std::thread::Builder::new().name("bench".into()).spawn(thread).map_err(|error| LoadError::Thread(error.to_string()))?;
+    std::thread::Builder::new()
+        .name("bench".into())
+        .spawn(thread)
+        .map_err(|error| LoadError::Thread(error.to_string()))?;
     receive.await.map_err(|_| LoadError::Thread("it ended without a report".into()))?
 }
 

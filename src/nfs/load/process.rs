@@ -9,7 +9,8 @@ pub struct Watched {
     pid: u32,
 }
 
-/// The unit of CPU time in /proc: USER_HZ, 100 on every architecture that this program is built for.
+/// The unit of CPU time in /proc: USER_HZ, 100 on every architecture that this program is built
+/// for.
 const TICKS_PER_SEC: f64 = 100.0;
 
 impl Watched {
@@ -24,15 +25,19 @@ impl Watched {
 
     /// CPU time spent so far, by all threads, in user and kernel mode.
     pub fn cpu(&self) -> Result<Duration, LoadError> {
-        let ticks = cpu_ticks(&self.file("stat")?)
-            .ok_or_else(|| LoadError::Process { pid: self.pid, why: "its stat has another form".into() })?;
+        let ticks = cpu_ticks(&self.file("stat")?).ok_or_else(|| LoadError::Process {
+            pid: self.pid,
+            why: "its stat has another form".into(),
+        })?;
         Ok(Duration::from_secs_f64(ticks as f64 / TICKS_PER_SEC))
     }
 
     /// The most memory it ever had resident, in bytes.
     pub fn peak_bytes(&self) -> Result<u64, LoadError> {
-        peak_bytes(&self.file("status")?)
-            .ok_or_else(|| LoadError::Process { pid: self.pid, why: "its status has another form".into() })
+        peak_bytes(&self.file("status")?).ok_or_else(|| LoadError::Process {
+            pid: self.pid,
+            why: "its status has another form".into(),
+        })
     }
 }
 

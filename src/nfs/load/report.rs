@@ -72,14 +72,20 @@ impl Row {
     }
 
     /// The table's heading.
-    pub const HEADING: &'static str =
-        "work                  ops/s     MB/s   p50 ms   p99 ms   max ms  ops      seconds  cpu us/op  cpu s  peak MB";
+    pub const HEADING: &'static str = "work                  ops/s     MB/s   p50 ms   p99 ms   \
+        max ms  ops      seconds  cpu us/op  cpu s  peak MB";
 }
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = if self.variant.is_empty() { self.work.to_owned() } else { format!("{} {}", self.work, self.variant) };
-        let or_dash = |number: Option<f64>, digits: usize| number.map_or("-".into(), |n| format!("{n:.digits$}"));
+        let name = if self.variant.is_empty() {
+            self.work.to_owned()
+        } else {
+            format!("{} {}", self.work, self.variant)
+        };
+        let or_dash = |number: Option<f64>, digits: usize| {
+            number.map_or("-".into(), |n| format!("{n:.digits$}"))
+        };
         write!(
             f,
             "{name:<18} {:>8.0} {:>8} {:>8.3} {:>8.3} {:>8.2}  {:<8} {:>7.2}  {:>9} {:>6} {:>8}",

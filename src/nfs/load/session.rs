@@ -47,7 +47,12 @@ async fn mount(options: &LoadOptions, credentials: &Credentials) -> Result<FileH
     if options.mount_port.is_none() {
         match client::mount_at(options.target, &options.export, credentials).await {
             // MOUNT may be elsewhere.
-            Err(ClientError::Status(_) | ClientError::Disconnected | ClientError::TimedOut(_) | ClientError::Reply(_)) => {}
+            Err(
+                ClientError::Status(_)
+                | ClientError::Disconnected
+                | ClientError::TimedOut(_)
+                | ClientError::Reply(_),
+            ) => {}
             answered => return during("MOUNT", answered),
         }
     }
@@ -63,25 +68,46 @@ impl Session {
             clients.push(during("connect", Client::connect(options.target, &credentials).await)?);
         }
         let client = clients.first().ok_or_else(|| LoadError::Thread("no connection".into()))?;
-        let name = options.directory.clone().unwrap_or_else(|| format!("bench-{:08x}", rand::random::<u32>()));
+        let name = options
+            .directory
+            .clone()
+            .unwrap_or_else(|| format!("bench-{:08x}", rand::random::<u32>()));
         let set = SetAttr { mode: Some(0o755), ..SetAttr::default() };
         let dir = match client.mkdir(&root, name.as_bytes(), &set).await {
-            Err(ClientError::Status(NfsStat::Exist)) => during("LOOKUP", client.lookup(&root, name.as_bytes()).await)?,
+            Err(ClientError::Status(NfsStat::Exist)) => {
+                during("LOOKUP", client.lookup(&root, name.as_bytes()).await)?
+            }
             made => during("MKDIR", made)?,
         };
         let watched = options.server_pid.map(Watched::new);
-        Ok(Self { options, clients, root, name, dir: dir.handle, source: Source::default(), watched, file: None, small: None })
+        Ok(Self {
+            options,
+            clients,
+            root,
+            name,
+            dir: dir.handle,
+            source: Source::default(),
+            watched,
+            file: None,
+            small: None,
+        })
     }
 
     pub fn client(&self, lane: usize) -> Client {
         // There is at least one: `open` made it.
-        self.clients.get(lane % self.clients.len().max(1)).or(self.clients.first()).cloned().unwrap_or_else(|| unreachable!())
+        self.clients
+            .get(lane % self.clients.len().max(1))
+            .or(self.clients.first())
+            .cloned()
+            .unwrap_or_else(|| unreachable!())
     }
 
     fn spent(&self) -> Result<Spent> {
         match &self.watched {
             None => Ok(Spent::default()),
-            Some(watched) => Ok(Spent { cpu: Some(watched.cpu()?), peak_bytes: Some(watched.peak_bytes()?) }),
+            Some(watched) => {
+                Ok(Spent { cpu: Some(watched.cpu()?), peak_bytes: Some(watched.peak_bytes()?) })
+            }
         }
     }
 
@@ -99,9 +125,14 @@ impl Session {
         Ok(rows)
     }
 
-    /// Runs `lanes` operations at a time. `make` makes a lane's operation from its client; an operation gets the number of
-    /// its turn, which no other gets.
-    pub async fn lanes<F, Fut>(&self, lanes: usize, until: Until, make: impl Fn(Client) -> F) -> Result<Meter>
+    /// Runs `lanes` operations at a time. `make` makes a lane's operation from its client; an
+    /// operation gets the number of its turn, which no other gets.
+    pub async fn lanes<F, Fut>(
+        &self,
+        lanes: usize,
+        until: Until,
+        make: impl Fn(Client) -> F,
+    ) -> Result<Meter>
     where
         F: Fn(u64) -> Fut + Send + 'static,
         Fut: Future<Output = Result<()>> + Send,

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// Time since some moment that stays the same while the process lives. It must go on while the machine sleeps.
+/// Time since some moment that stays the same while the process lives. It must go on while the
+/// machine sleeps.
 pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Duration;
 
@@ -12,7 +13,8 @@ pub trait Clock: Send + Sync + 'static {
     }
 }
 
-/// CLOCK_BOOTTIME: monotonic, and goes on while the machine is suspended or its guest is held, unlike CLOCK_MONOTONIC.
+/// CLOCK_BOOTTIME: monotonic, and goes on while the machine is suspended or its guest is held,
+/// unlike CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BootClock;
 

@@ -1,4 +1,5 @@
-//! Keeps this session's lease in one pool: renews it while volumes are open there, and has tenures confirmed after a lapse.
+//! Keeps this session's lease in one pool: renews it while volumes are open there, and has tenures
+//! confirmed after a lapse.
 
 use super::LeaseSettings;
 use super::tenure::{End, Held, Tenure};
@@ -28,7 +29,8 @@ pub struct Shared {
     heartbeat: Heartbeat,
     /// Answers may be given before this moment of the clock, in nanoseconds.
     until: AtomicU64,
-    /// Counts the times that the lease began, or began again after a lapse. Raised before `until` is.
+    /// Counts the times that the lease began, or began again after a lapse. Raised before `until`
+    /// is.
     life: AtomicU64,
     tenures: Mutex<HashMap<DatasetId, Arc<Tenure>>>,
     turn: tokio::sync::Mutex<Turn>,
@@ -54,9 +56,19 @@ pub struct Begun {
 }
 
 impl Keeper {
-    /// A renewer for this session, as `owner` names it. `mailbox`: is woken when somebody waits for an answer of this session.
-    pub fn new(catalog: Catalog, owner: &Owner, settings: LeaseSettings, mailbox: Arc<Notify>) -> Self {
-        let heartbeat = Heartbeat { node: owner.node.clone(), lease_millis: owner.lease_millis, boot: settings.clock.boot() };
+    /// A renewer for this session, as `owner` names it. `mailbox`: is woken when somebody waits for
+    /// an answer of this session.
+    pub fn new(
+        catalog: Catalog,
+        owner: &Owner,
+        settings: LeaseSettings,
+        mailbox: Arc<Notify>,
+    ) -> Self {
+        let heartbeat = Heartbeat {
+            node: owner.node.clone(),
+            lease_millis: owner.lease_millis,
+            boot: settings.clock.boot(),
+        };
         Self(Arc::new(Shared {
             catalog,
             settings,
@@ -139,7 +151,8 @@ impl Shared {
         }
     }
 
-    /// Until it is time, or somebody asks; who asks while the store is away does not make it asked more often.
+    /// Until it is time, or somebody asks; who asks while the store is away does not make it asked
+    /// more often.
     async fn wait(&self, failing: bool) {
         if failing {
             return tokio::time::sleep(self.settings.retry()).await;
@@ -160,7 +173,12 @@ impl Shared {
             }
             Err(error) => {
                 if !failing {
-                    tracing::warn!(%error, node = self.heartbeat.node, "the node's lease cannot be renewed: unless it can within seconds, calls wait");
+                    tracing::warn!(
+                        %error,
+                        node = self.heartbeat.node,
+                        "the node's lease cannot be renewed: unless it can within seconds, calls \
+                         wait"
+                    );
                 }
                 true
             }
@@ -171,7 +189,9 @@ impl Shared {
         let limit = self.settings.renewal_limit();
         match tokio::time::timeout(limit, self.renew_now(turn)).await {
             Ok(renewed) => renewed,
-            Err(_) => Err(CatalogError::Stopped { what: format!("the renewal of the lease of node {}", self.heartbeat.node) }),
+            Err(_) => Err(CatalogError::Stopped {
+                what: format!("the renewal of the lease of node {}", self.heartbeat.node),
+            }),
         }
     }
 
@@ -188,7 +208,8 @@ impl Shared {
         }
         self.heed(&signs).await?;
         self.extend(sent);
-        let old: Vec<u64> = signs.heartbeats.iter().copied().filter(|number| *number < turn.number).collect();
+        let old: Vec<u64> =
+            signs.heartbeats.iter().copied().filter(|number| *number < turn.number).collect();
         if let Err(error) = self.catalog.remove_heartbeats(self.session, &old).await {
             tracing::debug!(%error, "old heartbeats stay until the next renewal");
         }
@@ -202,7 +223,12 @@ impl Shared {
             let Some(tenure) = revoked.filter(|tenure| !tenure.has_ended()) else { continue };
             if let Some(revocation) = self.catalog.revocation(self.session, *claim).await? {
                 let (dataset, why, by) = (tenure.dataset, revocation.why, revocation.by);
-                tracing::warn!(%dataset, ?why, by, "ownership of the volume was revoked: it is no longer served here");
+                tracing::warn!(
+                    %dataset,
+                    ?why,
+                    by,
+                    "ownership of the volume was revoked: it is no longer served here"
+                );
                 tenure.end(End::Revoked(*claim));
                 self.renewed.send_replace(());
             }
@@ -228,12 +254,19 @@ impl Shared {
     /// asked.
     async fn confirm_all(&self) -> bool {
         let life = self.life();
-        let tenures: Vec<Arc<Tenure>> =
-            self.tenures.lock().values().filter(|tenure| tenure.needs_confirming(life)).cloned().collect();
+        let tenures: Vec<Arc<Tenure>> = self
+            .tenures
+            .lock()
+            .values()
+            .filter(|tenure| tenure.needs_confirming(life))
+            .cloned()
+            .collect();
         if tenures.is_empty() {
             return true;
         }
-        let confirms = futures::stream::iter(tenures).map(|tenure| self.confirm(tenure, life)).buffer_unordered(CONFIRMS_AT_ONCE);
+        let confirms = futures::stream::iter(tenures)
+            .map(|tenure| self.confirm(tenure, life))
+            .buffer_unordered(CONFIRMS_AT_ONCE);
         let confirmed = confirms.fold(true, async |all, one| all && one).await;
         self.renewed.send_replace(());
         confirmed
@@ -264,7 +297,12 @@ impl Shared {
             Err(CatalogError::NotFound { .. }) => tenure.end(End::Taken),
             Err(_) if another => tenure.end(End::Taken),
             Err(error) => {
-                tracing::warn!(%dataset, %error, class = ?error.class(), "after the lease had lapsed the volume waits until its record can be written");
+                tracing::warn!(
+                    %dataset,
+                    %error,
+                    class = ?error.class(),
+                    "after the lease had lapsed the volume waits until its record can be written"
+                );
                 return false;
             }
         }
@@ -280,7 +318,10 @@ impl Shared {
     }
 
     async fn step(&self, name: &str) -> Result<(), CatalogError> {
-        let failed = |injected| CatalogError::Bucket { what: "renewing the lease".to_owned(), source: BucketError::from(injected) };
+        let failed = |injected| CatalogError::Bucket {
+            what: "renewing the lease".to_owned(),
+            source: BucketError::from(injected),
+        };
         self.catalog.bucket().failpoints().step(name).await.map_err(failed)
     }
 }

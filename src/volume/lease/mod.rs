@@ -1,4 +1,5 @@
-//! Leases (R26, R27): a dataset has one node that answers for it, also when that node cannot be asked.
+//! Leases (R26, R27): a dataset has one node that answers for it, also when that node cannot be
+//! asked.
 //!
 //! ```text
 //! owner   ──h1──────h2──────h3─ ─ ─ ×                  (dies, or is cut off)
@@ -12,22 +13,25 @@
 //! have stopped answering; a **revocation** tells an owner that may be alive to give a dataset up.
 //! The last two are about one claim, and void for any other (R31).
 //!
-//! Why it is safe. Time is each machine's own, from CLOCK_BOOTTIME, which goes on while a machine sleeps or a guest is held:
-//! no clock of another is believed, only that all run at about one rate (the margin is a sixth of the lease).
-//! - An owner answers until `lease − margin` after the moment *before it sent* its last successful renewal. Who saw that
-//!   renewal's heartbeat as the newest, and still does in a look *sent* a whole lease later, knows that no later one had
-//!   landed by then, so that the owner's time was up.
+//! Why it is safe. Time is each machine's own, from CLOCK_BOOTTIME, which goes on while a machine
+//! sleeps or a guest is held: no clock of another is believed, only that all run at about one rate
+//! (the margin is a sixth of the lease).
+//! - An owner answers until `lease − margin` after the moment *before it sent* its last successful
+//!   renewal. Who saw that renewal's heartbeat as the newest, and still does in a look *sent* a
+//!   whole lease later, knows that no later one had landed by then, so that the owner's time was
+//!   up.
 //! - An owner whose time was up may find the store again. It answers nothing until it has claimed
 //!   the dataset again, under another id ([`crate::catalog::Owner::claim`]). A taker swaps the
 //!   claim that it judged: whichever of the two comes first, the other finds out.
 //! - A revocation is in the owner's own folder, which each renewal lists after its heartbeat is
 //!   written, and before the renewal counts. So a lease after the revocation was seen, the owner
 //!   has read it, or its time was up.
-//! - Whatever clocks do, the writer epoch fences: what a taken-over owner writes never reaches the dataset.
+//! - Whatever clocks do, the writer epoch fences: what a taken-over owner writes never reaches the
+//!   dataset.
 //!
-//! Cost: while volumes of a pool are open in a process, one PUT, one LIST and one DELETE in a third of a lease (15 s): 240 of
-//! each an hour, whatever the number of volumes. None while no volume is open. Who wants a dataset lists the owner's folder
-//! every two seconds.
+//! Cost: while volumes of a pool are open in a process, one PUT, one LIST and one DELETE in a third
+//! of a lease (15 s): 240 of each an hour, whatever the number of volumes. None while no volume is
+//! open. Who wants a dataset lists the owner's folder every two seconds.
 //!
 //! A crash leaves one heartbeat, or two, which the collector removes when they are a day old; and
 //! possibly a revocation of a claim that has ended.
@@ -55,12 +59,12 @@ pub struct LeaseSettings {
 }
 
 impl LeaseSettings {
-    /// Long enough that a store may be away for 20 s before calls wait, short enough that NodeStage can wait for it inside one
-    /// call of kubelet's (two minutes).
+    /// Long enough that a store may be away for 20 s before calls wait, short enough that NodeStage
+    /// can wait for it inside one call of kubelet's (two minutes).
     pub const LEASE: Duration = Duration::from_secs(45);
 
-    /// What an owner stops before its lease is over: for what lies between the check and the answer, and for clocks that do not
-    /// run alike.
+    /// What an owner stops before its lease is over: for what lies between the check and the
+    /// answer, and for clocks that do not run alike.
     fn margin(&self) -> Duration {
         self.lease / 6
     }

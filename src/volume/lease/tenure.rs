@@ -43,7 +43,13 @@ pub struct Tenure {
 impl Tenure {
     pub(super) fn new(shared: Arc<Shared>, dataset: DatasetId, claim: ClaimId) -> Self {
         let claims = Mutex::new(Claims::new(claim));
-        Self { shared, dataset, claims, good_for: AtomicU64::new(UNCLAIMED), end: watch::Sender::new(None) }
+        Self {
+            shared,
+            dataset,
+            claims,
+            good_for: AtomicU64::new(UNCLAIMED),
+            end: watch::Sender::new(None),
+        }
     }
 
     /// Whether a claim found in the record, or revoked, is the one that this is of.
@@ -130,7 +136,8 @@ impl fs::Tenure for Tenure {
     }
 }
 
-/// A tenure while its volume is open or being opened: the lease is renewed as long as one of these is there.
+/// A tenure while its volume is open or being opened: the lease is renewed as long as one of these
+/// is there.
 pub struct Held(Arc<Tenure>);
 
 impl Held {

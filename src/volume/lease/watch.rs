@@ -1,4 +1,5 @@
-//! What one that wants a dataset can tell of its owner, without asking it and without believing any clock but its own.
+//! What one that wants a dataset can tell of its owner, without asking it and without believing any
+//! clock but its own.
 
 use super::{Clock, LeaseSettings};
 use crate::catalog::{Catalog, CatalogError, Owner};
@@ -40,8 +41,8 @@ pub enum Verdict {
     },
 }
 
-/// The result of looking at the heartbeats of a claim's owner, by the watcher's clock. Pure: [`Watch`]
-/// does the looking.
+/// The result of looking at the heartbeats of a claim's owner, by the watcher's clock. Pure:
+/// [`Watch`] does the looking.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(in crate::volume) struct Seen {
     /// The newest heartbeat, and when it was first known to be it.
@@ -70,7 +71,11 @@ impl Seen {
             self.alive = self.newest.is_some();
             self.newest = Some((newest, back));
         }
-        let since = [self.newest.map(|(_, since)| since), self.revoked].into_iter().flatten().min().unwrap_or(back);
+        let since = [self.newest.map(|(_, since)| since), self.revoked]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(back);
         let unchanged = sent.saturating_sub(since);
         lease.checked_sub(unchanged).filter(|left| !left.is_zero())
     }
@@ -89,7 +94,12 @@ pub struct Watch {
 
 impl Watch {
     /// `owner`: as the dataset's record says.
-    pub fn new(catalog: &Catalog, dataset: DatasetId, owner: &Owner, settings: &LeaseSettings) -> Self {
+    pub fn new(
+        catalog: &Catalog,
+        dataset: DatasetId,
+        owner: &Owner,
+        settings: &LeaseSettings,
+    ) -> Self {
         let (catalog, owner, clock) = (catalog.clone(), owner.clone(), settings.clock.clone());
         let lease = settings.lease.max(Duration::from_millis(owner.lease_millis));
         Self { catalog, dataset, owner, clock, lease, seen: Seen::default() }
@@ -115,11 +125,14 @@ impl Watch {
         let sent = self.clock.now();
         let signs = self.catalog.node_signs(session).await?;
         let revoked = self.seen.revoked.is_some()
-            || signs.revocations.contains(&claim) && self.catalog.revocation(session, claim).await?.is_some();
+            || signs.revocations.contains(&claim)
+                && self.catalog.revocation(session, claim).await?.is_some();
         let look = (sent, self.clock.now());
         Ok(match self.seen.add(look, signs.newest(), revoked, self.lease) {
             Some(wait) => Verdict::MayLive { wait },
-            None => Verdict::Expired(ExpiredLease { dataset: self.dataset, owner: self.owner.clone() }),
+            None => {
+                Verdict::Expired(ExpiredLease { dataset: self.dataset, owner: self.owner.clone() })
+            }
         })
     }
 }

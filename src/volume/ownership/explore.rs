@@ -47,7 +47,11 @@ pub struct Explored {
 }
 
 /// Every state within `depth` steps of a start, as far as there are at most `states_max`.
-pub fn exhaustively<M: Model>(model: &M, depth: usize, states_max: usize) -> Result<Explored, Counterexample<M::Step>> {
+pub fn exhaustively<M: Model>(
+    model: &M,
+    depth: usize,
+    states_max: usize,
+) -> Result<Explored, Counterexample<M::Step>> {
     // States are told apart by a hash of 64 bits, and each remembers the step that first led there.
     let mut from: HashMap<u64, Option<(u64, M::Step)>> = HashMap::new();
     let mut prefix = HashMap::new();
@@ -95,7 +99,12 @@ pub fn exhaustively<M: Model>(model: &M, depth: usize, states_max: usize) -> Res
 }
 
 /// Random walks from the starts, each of at most `length` steps.
-pub fn randomly<M: Model>(model: &M, seed: u64, walks: usize, length: usize) -> Result<Explored, Counterexample<M::Step>> {
+pub fn randomly<M: Model>(
+    model: &M,
+    seed: u64,
+    walks: usize,
+    length: usize,
+) -> Result<Explored, Counterexample<M::Step>> {
     let mut random = StdRng::seed_from_u64(seed);
     let starts = model.starts();
     let mut states = 0;

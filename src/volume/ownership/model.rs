@@ -1,6 +1,6 @@
-//! The steps that two nodes and a controller can take on one dataset, with a store that may take a record's
-//! next version late. The decisions are the program's own: [`take`], [`Claims`], [`Seen`]; the rest
-//! is as little of it as shows what they are worth.
+//! The steps that two nodes and a controller can take on one dataset, with a store that may take a
+//! record's next version late. The decisions are the program's own: [`take`], [`Claims`], [`Seen`];
+//! the rest is as little of it as shows what they are worth.
 //!
 //! Broken in no state that can be reached, however the steps are interleaved:
 //! - at most one node answers;
@@ -215,7 +215,11 @@ impl Holder {
             None => Owner { claim: self.claim, ..caretaker(SessionId::from_bytes([0; 16])) },
             Some((node, session)) => {
                 let (n, home) = (node as u8 + 1, Some(HomeId::from_bytes([node as u8 + 1; 16])));
-                Owner { claim: self.claim, home, ..Owner::new("n", SessionId::from_bytes([16 * n + session; 16])) }
+                Owner {
+                    claim: self.claim,
+                    home,
+                    ..Owner::new("n", SessionId::from_bytes([16 * n + session; 16]))
+                }
             }
         }
     }
@@ -291,7 +295,9 @@ impl World {
     }
 
     fn send(&mut self, from: Option<Node>, what: What, owner: Option<Holder>) -> Option<()> {
-        if self.puts.len() >= PUTS_MAX || self.puts.iter().any(|put| put.from == from && put.awaited) {
+        if self.puts.len() >= PUTS_MAX
+            || self.puts.iter().any(|put| put.from == from && put.awaited)
+        {
             return None;
         }
         self.puts.push(Put { from, what, base: self.record.version, owner, awaited: true });
@@ -308,21 +314,29 @@ impl World {
 
     fn claims(&mut self, rules: Rules, node: Node) -> Option<()> {
         let process = &self.processes[node.at()];
-        if process.phase != Phase::Idle || rules.places && process.closing.is_some() || self.claims >= self.claims_max {
+        if process.phase != Phase::Idle
+            || rules.places && process.closing.is_some()
+            || self.claims >= self.claims_max
+        {
             return None;
         }
         let (session, expired) = (process.session, process.expired);
         let before = self.record.owner;
         let me = Holder { who: Some((node, session)), claim: self.fresh() };
-        // The run before on a node's folder is over, and its heartbeat says so: no machine is a copy of another here.
-        let over = before.filter(|owner| owner.who.is_some_and(|(of, earlier)| of == node && earlier != session));
-        let expired = over.or(expired).map(|expired| ExpiredLease::of(template(None).id(), expired.owner()));
+        // The run before on a node's folder is over, and its heartbeat says so: no machine is a
+        // copy of another here.
+        let over = before.filter(|owner| {
+            owner.who.is_some_and(|(of, earlier)| of == node && earlier != session)
+        });
+        let expired =
+            over.or(expired).map(|expired| ExpiredLease::of(template(None).id(), expired.owner()));
         let mut record = template(before.map(Holder::owner));
         let found = take(&mut record, &me.owner(), expired.as_ref()).ok()?;
         self.heartbeat(node);
         let until = self.now + LEASE - MARGIN;
         let process = &mut self.processes[node.at()];
-        (process.until, process.good, process.ended, process.renewing) = (until, false, false, None);
+        (process.until, process.good, process.ended, process.renewing) =
+            (until, false, false, None);
         (process.watch, process.expired) = (None, None);
         let same = before.filter(|owner| !rules.claims && owner.who == me.who);
         if !rules.claims {
@@ -378,7 +392,9 @@ impl World {
         };
         let process = &mut self.processes[node.at()];
         match (put.what, process.phase, won) {
-            (What::Claim, Phase::Claiming(claims), true) => (process.phase, process.good) = (Phase::Claimed(claims), true),
+            (What::Claim, Phase::Claiming(claims), true) => {
+                (process.phase, process.good) = (Phase::Claimed(claims), true)
+            }
             (What::Claim, Phase::Claiming(_), false) => process.forget(),
             (What::Renewal, Phase::Open(mut claims, epoch), true) => {
                 put.owner.iter().for_each(|owner| claims.renewed(owner.claim));
@@ -422,7 +438,9 @@ impl World {
         self.epoch += 1;
         process.phase = Phase::Opened(claims, self.epoch);
         if process.journal == Some(self.in_superblock) && self.in_superblock <= self.given_up {
-            self.wrong = Some("a journal that was given up by force is replayed over what was removed since");
+            self.wrong = Some(
+                "a journal that was given up by force is replayed over what was removed since",
+            );
         }
         Some(())
     }
@@ -442,11 +460,13 @@ impl World {
 
     fn reads_revocations(&mut self, rules: Rules, node: Node) -> Option<()> {
         let session = self.processes[node.at()].session;
-        let revoked: Vec<Holder> = self.revocations.iter().copied().filter(|r| r.who == Some((node, session))).collect();
+        let revoked: Vec<Holder> =
+            self.revocations.iter().copied().filter(|r| r.who == Some((node, session))).collect();
         let now = self.now;
         let process = &mut self.processes[node.at()];
         let (sent, claims) = (process.renewing.take()?, process.claims()?);
-        process.ended |= revoked.iter().any(|revoked| !rules.claims || claims.contain(revoked.claim));
+        process.ended |=
+            revoked.iter().any(|revoked| !rules.claims || claims.contain(revoked.claim));
         let until = sent + LEASE - MARGIN;
         if now < until {
             process.good &= now < process.until;
@@ -504,7 +524,10 @@ impl World {
             return None;
         }
         *process = Process { session: 1, journal: process.journal, ..Process::new() };
-        self.puts.iter_mut().filter(|put| put.from == Some(node)).for_each(|put| put.awaited = false);
+        self.puts
+            .iter_mut()
+            .filter(|put| put.from == Some(node))
+            .for_each(|put| put.awaited = false);
         Some(())
     }
 
@@ -516,7 +539,10 @@ impl World {
             *watch = Some((owner, Seen::default()));
         }
         let newest = self.heartbeats[node.at()][usize::from(session)];
-        let revoked = self.revocations.iter().any(|r| r.who == owner.who && (!rules.claims || r.claim == owner.claim));
+        let revoked = self
+            .revocations
+            .iter()
+            .any(|r| r.who == owner.who && (!rules.claims || r.claim == owner.claim));
         let at = Duration::from_secs(self.now);
         let (_, seen) = watch.as_mut()?;
         Some(match seen.add((at, at), newest, revoked, Duration::from_secs(LEASE)) {
@@ -551,7 +577,9 @@ impl World {
 
     /// A release by force, once the lease of the owner has expired.
     fn controller_claims(&mut self) -> Option<()> {
-        let expired = self.controller_expired.filter(|_| self.controller == Phase::Idle && self.claims < self.claims_max)?;
+        let expired = self
+            .controller_expired
+            .filter(|_| self.controller == Phase::Idle && self.claims < self.claims_max)?;
         let me = Holder { who: None, claim: self.fresh() };
         let expired = ExpiredLease::of(template(None).id(), expired.owner());
         let mut record = template(self.record.owner.map(Holder::owner));
@@ -614,7 +642,9 @@ impl World {
             Step::Lands(n) => self.lands(n)?,
             Step::GivesUpWaiting(n) => self.gives_up_waiting(n)?,
             Step::ReadsEpoch(node) => match self.processes[node.at()].phase {
-                Phase::Claimed(claims) if rules.epochs => self.processes[node.at()].phase = Phase::EpochRead(claims, self.epoch),
+                Phase::Claimed(claims) if rules.epochs => {
+                    self.processes[node.at()].phase = Phase::EpochRead(claims, self.epoch)
+                }
                 _ => return None,
             },
             Step::ReadsRecord(node) => self.reads_record(rules, node)?,
@@ -638,15 +668,19 @@ impl World {
             Step::SendsRelease(node) => self.sends_release(rules, node)?,
             Step::Crashes(node) => self.crashes(node)?,
             Step::Looks(node) => self.looks(rules, node)?,
-            Step::DecidesToRevoke => match (self.record.owner.filter(|owner| owner.who.is_some()), self.revoked) {
-                (Some(owner), 0) => (self.revoking, self.revoked) = (Some(owner), 1),
-                _ => return None,
-            },
+            Step::DecidesToRevoke => {
+                match (self.record.owner.filter(|owner| owner.who.is_some()), self.revoked) {
+                    (Some(owner), 0) => (self.revoking, self.revoked) = (Some(owner), 1),
+                    _ => return None,
+                }
+            }
             Step::Revokes => drop(self.revocations.insert(self.revoking.take()?)),
             Step::ControllerLooks => self.controller_looks(rules)?,
             Step::ControllerClaims => self.controller_claims()?,
             Step::ControllerReadsEpoch => match self.controller {
-                Phase::Claimed(claims) if rules.epochs => self.controller = Phase::EpochRead(claims, self.epoch),
+                Phase::Claimed(claims) if rules.epochs => {
+                    self.controller = Phase::EpochRead(claims, self.epoch)
+                }
                 _ => return None,
             },
             Step::ControllerReadsRecord => self.controller_reads_record()?,
@@ -667,12 +701,18 @@ impl World {
         (world.controller, world.controller_expired) = (Phase::Idle, None);
         for _ in 0..PATIENCE {
             let process = &world.processes[node.at()];
-            if process.answers(world.now) && world.is_named(node) && process.phase_epoch() == Some(world.epoch) {
+            if process.answers(world.now)
+                && world.is_named(node)
+                && process.phase_epoch() == Some(world.epoch)
+            {
                 return true;
             }
             if other_lives {
                 world.heartbeat(other);
-                let owner = world.record.owner.filter(|owner| owner.who.is_some_and(|(who, _)| who == other));
+                let owner = world
+                    .record
+                    .owner
+                    .filter(|owner| owner.who.is_some_and(|(who, _)| who == other));
                 world.revocations.extend(owner);
             }
             world.goes_on(rules, node);
@@ -686,7 +726,8 @@ impl World {
         let steps: &[Step] = match process.phase {
             _ if process.closing.is_some() => &[Step::SendsRelease(node), Step::Lands(0)],
             Phase::Idle => {
-                let tried = [Step::Looks(node), Step::Claims(node)].map(|step| self.take_step(rules, step));
+                let tried =
+                    [Step::Looks(node), Step::Claims(node)].map(|step| self.take_step(rules, step));
                 self.now += u64::from(tried[1].is_none());
                 return;
             }
@@ -697,7 +738,9 @@ impl World {
             Phase::Opened(..) => &[Step::RaisesEpoch(node)],
             Phase::Open(_, epoch) if epoch != self.epoch => &[Step::FindsItselfFenced(node)],
             Phase::Open(..) if process.ended => &[Step::Closes(node)],
-            Phase::Open(..) if now >= process.until => &[Step::SendsHeartbeat(node), Step::ReadsRevocations(node)],
+            Phase::Open(..) if now >= process.until => {
+                &[Step::SendsHeartbeat(node), Step::ReadsRevocations(node)]
+            }
             Phase::Open(..) => &[Step::ClaimsAgain(node), Step::Lands(0)],
         };
         for step in steps {
@@ -708,7 +751,9 @@ impl World {
 
     fn is_named(&self, node: Node) -> bool {
         let claims = self.processes[node.at()].claims();
-        self.record.owner.is_some_and(|owner| claims.is_some_and(|claims| claims.contain(owner.claim)))
+        self.record
+            .owner
+            .is_some_and(|owner| claims.is_some_and(|claims| claims.contain(owner.claim)))
     }
 }
 
@@ -737,12 +782,17 @@ impl Ownership {
             self.rules.epochs
                 || !matches!(
                     step,
-                    Step::ReadsEpoch(_) | Step::ReadsRecord(_) | Step::ControllerReadsEpoch | Step::ControllerReadsRecord
+                    Step::ReadsEpoch(_)
+                        | Step::ReadsRecord(_)
+                        | Step::ControllerReadsEpoch
+                        | Step::ControllerReadsRecord
                 )
         };
         let taken: Vec<Step> = steps.iter().filter(skipped).copied().collect();
         let world = taken.iter().fold(World::new(), |world, step| {
-            world.step(self.rules, *step).unwrap_or_else(|| panic!("{step:?} is not possible: {world:?}"))
+            world
+                .step(self.rules, *step)
+                .unwrap_or_else(|| panic!("{step:?} is not possible: {world:?}"))
         });
         (taken, world)
     }
@@ -762,9 +812,11 @@ const CLAIMED: &[Step] = &[Step::Claims(Node::A), Step::Lands(0)];
 /// A node has claimed it, and does not know.
 const CLAIMED_UNKNOWN: &[Step] = &[Step::Claims(Node::A), Step::GivesUpWaiting(0), Step::Lands(0)];
 /// The other has found its lease expired.
-const EXPIRED: &[Step] = &[Step::Looks(Node::B), Step::Tick, Step::Tick, Step::Tick, Step::Looks(Node::B)];
+const EXPIRED: &[Step] =
+    &[Step::Looks(Node::B), Step::Tick, Step::Tick, Step::Tick, Step::Looks(Node::B)];
 /// The other has seen a revocation.
-const REVOKED: &[Step] = &[Step::Looks(Node::B), Step::DecidesToRevoke, Step::Revokes, Step::Looks(Node::B)];
+const REVOKED: &[Step] =
+    &[Step::Looks(Node::B), Step::DecidesToRevoke, Step::Revokes, Step::Looks(Node::B)];
 /// The node that has claimed it opens it, and writes nothing, since the record names it already.
 const REOPENED: &[Step] = &[
     Step::Claims(Node::A),
@@ -774,8 +826,15 @@ const REOPENED: &[Step] = &[
     Step::RaisesEpoch(Node::A),
 ];
 /// The controller is in the middle of a release by force.
-const FORCED: &[Step] =
-    &[Step::ControllerLooks, Step::Tick, Step::Tick, Step::Tick, Step::ControllerLooks, Step::ControllerClaims, Step::Lands(0)];
+const FORCED: &[Step] = &[
+    Step::ControllerLooks,
+    Step::Tick,
+    Step::Tick,
+    Step::Tick,
+    Step::ControllerLooks,
+    Step::ControllerClaims,
+    Step::Lands(0),
+];
 
 impl Model for Ownership {
     type State = World;
@@ -819,11 +878,30 @@ impl Model for Ownership {
         let is_quiet = |step: &Step| {
             matches!(
                 step,
-                Tick | Lands(_) | Claims(_) | ReadsEpoch(_) | ReadsRecord(_) | OpensDatabase(_) | RaisesEpoch(_) | Looks(_)
-            ) || matches!(step, SendsHeartbeat(_) | ReadsRevocations(_) | ClaimsAgain(_) | Closes(_) | SendsRelease(_))
+                Tick | Lands(_)
+                    | Claims(_)
+                    | ReadsEpoch(_)
+                    | ReadsRecord(_)
+                    | OpensDatabase(_)
+                    | RaisesEpoch(_)
+                    | Looks(_)
+            ) || matches!(
+                step,
+                SendsHeartbeat(_)
+                    | ReadsRevocations(_)
+                    | ClaimsAgain(_)
+                    | Closes(_)
+                    | SendsRelease(_)
+            )
         };
-        let steps = of_nodes.chain(of_puts).chain(of_controller).filter(|step| !self.quiet || is_quiet(step));
-        steps.filter_map(|step| Some((step, world.step(self.rules, step)?))).filter(|(_, next)| next != world).collect()
+        let steps = of_nodes
+            .chain(of_puts)
+            .chain(of_controller)
+            .filter(|step| !self.quiet || is_quiet(step));
+        steps
+            .filter_map(|step| Some((step, world.step(self.rules, step)?)))
+            .filter(|(_, next)| next != world)
+            .collect()
     }
 
     fn broken(&self, world: &World) -> Option<String> {
@@ -837,16 +915,22 @@ impl Model for Ownership {
         for node in NODES.into_iter().filter(answers) {
             let fenced = world.processes[node.at()].phase_epoch() != Some(world.epoch);
             if fenced && world.is_named(node) {
-                return Some(format!("{node:?} is the owner and was fenced: what it answered from its journal is void"));
+                return Some(format!(
+                    "{node:?} is the owner and was fenced: what it answered from its journal is \
+                     void"
+                ));
             }
             if world.record.owner.is_none() {
                 return Some(format!("{node:?} answers, and the record says released"));
             }
         }
         // Without a rule, the histories are looked for that lose data.
-        for (node, other_lives) in NODES.into_iter().flat_map(|node| [(node, false), (node, true)]) {
+        for (node, other_lives) in NODES.into_iter().flat_map(|node| [(node, false), (node, true)])
+        {
             if self.lives && !world.gets_it(self.rules, node, other_lives) {
-                return Some(format!("{node:?} can never have the dataset (the other lives: {other_lives})"));
+                return Some(format!(
+                    "{node:?} can never have the dataset (the other lives: {other_lives})"
+                ));
             }
         }
         None
@@ -854,8 +938,13 @@ impl Model for Ownership {
 }
 
 /// And has ended it.
-const RELEASED: &[Step] =
-    &[Step::ControllerReadsEpoch, Step::ControllerReadsRecord, Step::ControllerFences, Step::ControllerReleases, Step::Lands(0)];
+const RELEASED: &[Step] = &[
+    Step::ControllerReadsEpoch,
+    Step::ControllerReadsRecord,
+    Step::ControllerFences,
+    Step::ControllerReleases,
+    Step::Lands(0),
+];
 
 fn whole() -> Ownership {
     let starts = vec![
@@ -873,7 +962,10 @@ fn whole() -> Ownership {
 fn explore(states_max: usize, walks: usize) {
     let model = whole();
     let explored = exhaustively(&model, 64, states_max).unwrap_or_else(|found| panic!("{found:?}"));
-    println!("every interleaving: {} states, {} steps beyond each start", explored.states, explored.depth);
+    println!(
+        "every interleaving: {} states, {} steps beyond each start",
+        explored.states, explored.depth
+    );
     let walked = randomly(&model, 1, walks, 60).unwrap_or_else(|found| panic!("{found:?}"));
     println!("random walks: {} states, up to {} steps beyond a start", walked.states, walked.depth);
 }

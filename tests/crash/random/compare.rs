@@ -26,11 +26,17 @@ pub async fn walk(fs: &Fs, top: FileRef) -> Result<Found, FsError> {
         let mut object = Object { attr, data: None, target: None };
         match attr.kind {
             FileKind::Directory => {
-                let limit = ListLimit { entries: 100, bytes: 1 << 16, entry_bytes: 32, with_attr: true };
+                let limit =
+                    ListLimit { entries: 100, bytes: 1 << 16, entry_bytes: 32, with_attr: true };
                 for entry in fs.readdir(&caller, file, DirCookie(0), limit).await?.entries {
                     if !matches!(&entry.name[..], b"." | b"..") {
-                        let attr = entry.attr.ok_or_else(|| FsError::Corrupt(format!("{path}: an entry without an object")))?;
-                        todo.push((format!("{path}/{}", String::from_utf8_lossy(&entry.name)), attr.file));
+                        let attr = entry.attr.ok_or_else(|| {
+                            FsError::Corrupt(format!("{path}: an entry without an object"))
+                        })?;
+                        todo.push((
+                            format!("{path}/{}", String::from_utf8_lossy(&entry.name)),
+                            attr.file,
+                        ));
                     }
                 }
             }
@@ -48,7 +54,11 @@ pub async fn content(fs: &Fs, attr: Attr) -> Result<Vec<u8>, FsError> {
     while (data.len() as u64) < attr.size {
         let read = fs.read(&Caller::root(), attr.file, data.len() as u64, 1 << 20).await?;
         if read.data.iter().all(bytes::Bytes::is_empty) {
-            return Err(FsError::Corrupt(format!("nothing is read at {} of {}", data.len(), attr.size)));
+            return Err(FsError::Corrupt(format!(
+                "nothing is read at {} of {}",
+                data.len(),
+                attr.size
+            )));
         }
         read.data.iter().for_each(|part| data.extend_from_slice(part));
     }
@@ -65,7 +75,12 @@ pub struct Verdict {
 pub type Objects = BTreeMap<Id, (FileRef, Option<Vec<u8>>)>;
 
 /// Finds the state of a history that what is there may be of.
-pub fn judge(history: &History, found: &Found, contract: Contract, death: Death) -> Result<(Verdict, Objects), String> {
+pub fn judge(
+    history: &History,
+    found: &Found,
+    contract: Contract,
+    death: Death,
+) -> Result<(Verdict, Objects), String> {
     let all = history.changes().count();
     let answered = history.changes().filter(|step| step.answered.is_some()).count();
     let required = if death == Death::Clean { answered } else { history.required(contract, death) };
@@ -95,7 +110,13 @@ fn paths(tree: &Tree) -> BTreeMap<String, Id> {
     paths
 }
 
-fn agrees(history: &History, changes: usize, found: &Found, contract: Contract, death: Death) -> Result<Objects, String> {
+fn agrees(
+    history: &History,
+    changes: usize,
+    found: &Found,
+    contract: Contract,
+    death: Death,
+) -> Result<Objects, String> {
     let tree = history.tree(changes);
     let paths = paths(&tree);
     if !paths.keys().eq(found.keys()) {
@@ -149,18 +170,31 @@ fn shape(tree: &Tree, id: Id, there: &Object) -> Result<(), String> {
     let expected = (kind, object.mode, links as u32);
     let got = (there.attr.kind, there.attr.mode, there.attr.nlink);
     let sized = size.is_none_or(|size| there.attr.size == size as u64);
-    if expected == got && sized { Ok(()) } else { Err(format!("{got:?} of size {}, expected {expected:?}", there.attr.size)) }
+    if expected == got && sized {
+        Ok(())
+    } else {
+        Err(format!("{got:?} of size {}, expected {expected:?}", there.attr.size))
+    }
 }
 
-/// The batches that survive are the first so many of all, whoever's they are: what was answered before another's surviving change began is there.
+/// The batches that survive are the first so many of all, whoever's they are: what was answered
+/// before another's surviving change began is there.
 pub fn in_order(histories: &[(&History, Verdict)]) -> Result<(), String> {
     for (at, (later, verdict)) in histories.iter().enumerate() {
-        let Some(last) = verdict.least.checked_sub(1).and_then(|n| later.changes().nth(n)) else { continue };
-        for (other, (earlier, kept)) in histories.iter().enumerate().filter(|(other, _)| *other != at) {
-            let before = earlier.changes().take_while(|step| step.answered.is_some_and(|end| end < last.begun)).count();
+        let Some(last) = verdict.least.checked_sub(1).and_then(|n| later.changes().nth(n)) else {
+            continue;
+        };
+        for (other, (earlier, kept)) in
+            histories.iter().enumerate().filter(|(other, _)| *other != at)
+        {
+            let before = earlier
+                .changes()
+                .take_while(|step| step.answered.is_some_and(|end| end < last.begun))
+                .count();
             if before > kept.most {
                 return Err(format!(
-                    "client {at} kept {:?}, client {other} lost change {} of {before} that were answered before",
+                    "client {at} kept {:?}, client {other} lost change {} of {before} that were \
+                     answered before",
                     last.act,
                     kept.most + 1
                 ));

@@ -20,7 +20,8 @@ pub enum Death {
     Process,
     /// The journal is gone.
     Node,
-    /// As [`Self::Node`], but the process that lost its dataset goes on for a while and does not know.
+    /// As [`Self::Node`], but the process that lost its dataset goes on for a while and does not
+    /// know.
     Overtaken,
 }
 
@@ -108,9 +109,11 @@ impl Act {
         !matches!(self, Self::Write { .. } | Self::Commit { .. })
     }
 
-    /// Whether its answer survives a death, by the table in docs/durability.md. Of data: of this file's, until here.
+    /// Whether its answer survives a death, by the table in docs/durability.md. Of data: of this
+    /// file's, until here.
     fn survives(&self, contract: Contract, death: Death) -> bool {
-        let unsynced = matches!(self, Self::Write { sync: false, .. }) && contract.sync != SyncMode::Always;
+        let unsynced =
+            matches!(self, Self::Write { sync: false, .. }) && contract.sync != SyncMode::Always;
         match death {
             Death::Clean => true,
             Death::Process => !unsynced,
@@ -120,7 +123,9 @@ impl Act {
                 // What waits for the journal waits for the store.
                 SyncMode::Standard | SyncMode::Disabled if !contract.journal => true,
                 SyncMode::Disabled => false,
-                SyncMode::Standard => !matches!(self, Self::Make { .. } | Self::Mode { .. } | Self::Truncate { .. }),
+                SyncMode::Standard => {
+                    !matches!(self, Self::Make { .. } | Self::Mode { .. } | Self::Truncate { .. })
+                }
             },
         }
     }
@@ -137,7 +142,12 @@ pub const TOP: Id = 0;
 
 impl Tree {
     fn new() -> Self {
-        Self { objects: BTreeMap::from([(TOP, Object { kind: Kind::Dir(BTreeMap::new()), mode: 0o755 })]) }
+        Self {
+            objects: BTreeMap::from([(
+                TOP,
+                Object { kind: Kind::Dir(BTreeMap::new()), mode: 0o755 },
+            )]),
+        }
     }
 
     pub fn entries(&self, dir: Id) -> &BTreeMap<Name, Id> {
@@ -190,11 +200,13 @@ impl Tree {
                 self.entries_mut(*dir).insert(name, *id);
             }
             Act::Remove { dir, name } | Act::Rmdir { dir, name } => {
-                let gone = self.entries_mut(*dir).remove(name).expect("only what is there is removed");
+                let gone =
+                    self.entries_mut(*dir).remove(name).expect("only what is there is removed");
                 self.drop_unnamed(gone);
             }
             Act::Rename { from, to } => {
-                let id = self.entries_mut(from.0).remove(from.1).expect("only what is there is renamed");
+                let id =
+                    self.entries_mut(from.0).remove(from.1).expect("only what is there is renamed");
                 if let Some(gone) = self.entries_mut(to.0).insert(to.1, id) {
                     self.drop_unnamed(gone);
                 }
@@ -225,7 +237,8 @@ impl Step {
     }
 }
 
-/// A client's history since its dataset was last compared. Only the last step may be without an answer.
+/// A client's history since its dataset was last compared. Only the last step may be without an
+/// answer.
 #[derive(Clone, Debug)]
 pub struct History {
     pub start: Tree,
@@ -284,9 +297,15 @@ impl History {
     pub fn do_now(&mut self, act: &Act) {
         self.now.apply(act);
         match act {
-            Act::Make { id, .. } if self.now.objects[id].kind == Kind::File => drop(self.data.insert(*id, Vec::new())),
-            Act::Truncate { file, size, .. } => self.data.entry(*file).or_default().resize(*size as usize, 0),
-            Act::Write { file, at, len, seed, .. } => overwrite(self.data.entry(*file).or_default(), *at, *len, *seed),
+            Act::Make { id, .. } if self.now.objects[id].kind == Kind::File => {
+                drop(self.data.insert(*id, Vec::new()))
+            }
+            Act::Truncate { file, size, .. } => {
+                self.data.entry(*file).or_default().resize(*size as usize, 0)
+            }
+            Act::Write { file, at, len, seed, .. } => {
+                overwrite(self.data.entry(*file).or_default(), *at, *len, *seed)
+            }
             _ => {}
         }
         let objects = &self.now.objects;
@@ -304,7 +323,8 @@ impl History {
         self.steps.iter().filter(|step| step.act.is_change())
     }
 
-    /// How many of the changes must be there after a death: the batches that survive are the first so many of all.
+    /// How many of the changes must be there after a death: the batches that survive are the first
+    /// so many of all.
     pub fn required(&self, contract: Contract, death: Death) -> usize {
         let (mut tree, mut changes, mut required) = (self.start.clone(), 0, 0);
         // Of each object, how many changes are there when its last one or the last of its data is.
@@ -320,7 +340,9 @@ impl History {
             }
             if step.is_known() && step.act.survives(contract, death) {
                 let kept = match &step.act {
-                    Act::Write { file, .. } | Act::Commit { file } => touched.get(file).copied().unwrap_or(0),
+                    Act::Write { file, .. } | Act::Commit { file } => {
+                        touched.get(file).copied().unwrap_or(0)
+                    }
                     _ => changes,
                 };
                 required = required.max(kept);
@@ -335,7 +357,10 @@ impl History {
             Act::Make { id, .. } | Act::Mode { id, .. } => vec![Some(*id)],
             Act::Remove { dir, name } | Act::Rmdir { dir, name } => vec![tree.at((*dir, name))],
             Act::Rename { from, to } => vec![tree.at(*from), tree.at(*to)],
-            Act::Link { file, .. } | Act::Truncate { file, .. } | Act::Write { file, .. } | Act::Commit { file } => {
+            Act::Link { file, .. }
+            | Act::Truncate { file, .. }
+            | Act::Write { file, .. }
+            | Act::Commit { file } => {
                 vec![Some(*file)]
             }
         };
@@ -344,7 +369,10 @@ impl History {
 
     /// What a file may hold after so many of the changes.
     pub fn content(&self, file: Id, changes: usize, contract: Contract, death: Death) -> Content {
-        let mut content = Content { base: self.base.get(&file).cloned().unwrap_or_default(), ..Content::default() };
+        let mut content = Content {
+            base: self.base.get(&file).cloned().unwrap_or_default(),
+            ..Content::default()
+        };
         let mut done = 0;
         for step in &self.steps {
             if step.act.is_change() {
@@ -359,7 +387,11 @@ impl History {
                         content.certain = content.writes.len();
                     }
                 }
-                Act::Commit { file: of } if *of == file && step.answered.is_some() && step.act.survives(contract, death) => {
+                Act::Commit { file: of }
+                    if *of == file
+                        && step.answered.is_some()
+                        && step.act.survives(contract, death) =>
+                {
                     content.certain = content.writes.len();
                 }
                 Act::Truncate { file: of, size, .. } if *of == file && done <= changes => {
@@ -381,7 +413,8 @@ impl History {
         self.steps.last().is_none_or(|step| step.answered.is_some())
     }
 
-    /// Begins anew from what was found: the state after so many of the changes, which that of `least` of them is too.
+    /// Begins anew from what was found: the state after so many of the changes, which that of
+    /// `least` of them is too.
     pub fn rebase(&mut self, least: usize, changes: usize) {
         let found = self.found.take().unwrap_or_default();
         let mut tree = self.tree(changes);
@@ -399,13 +432,15 @@ impl History {
             let done = step.act.is_change() && changes == all;
             (step, done)
         });
-        // A file that is not there was removed, or was never made durable: only who knows which knows the answer to a repeated removal.
+        // A file that is not there was removed, or was never made durable: only who knows which
+        // knows the answer to a repeated removal.
         self.unanswered = repeated.filter(|(_, done)| !done || least == changes);
         self.steps.clear();
     }
 }
 
-/// What a file may hold: `base` with the first `certain` of the writes, and in each record as many of the others, in order, as may be.
+/// What a file may hold: `base` with the first `certain` of the writes, and in each record as many
+/// of the others, in order, as may be.
 #[derive(Clone, Debug, Default)]
 pub struct Content {
     pub base: Vec<u8>,
@@ -416,13 +451,16 @@ pub struct Content {
 impl Content {
     pub fn version(&self, writes: usize) -> Vec<u8> {
         let mut data = self.base.clone();
-        self.writes[..writes].iter().for_each(|(at, len, seed)| overwrite(&mut data, *at, *len, *seed));
+        self.writes[..writes]
+            .iter()
+            .for_each(|(at, len, seed)| overwrite(&mut data, *at, *len, *seed));
         data
     }
 
     /// Why `found` may not be there.
     pub fn judge(&self, found: &[u8], record: usize) -> Result<(), String> {
-        let versions: Vec<Vec<u8>> = (self.certain..=self.writes.len()).map(|writes| self.version(writes)).collect();
+        let versions: Vec<Vec<u8>> =
+            (self.certain..=self.writes.len()).map(|writes| self.version(writes)).collect();
         let least = versions[0].len();
         let most = versions[versions.len() - 1].len();
         if !(least..=most).contains(&found.len()) {
@@ -432,16 +470,21 @@ impl Content {
         for start in (0..found.len()).step_by(record) {
             let end = (start + record).min(found.len());
             let same = |version: &Vec<u8>| (start..end).all(|at| byte(version, at) == found[at]);
-            // The size is never ahead of the data: the last byte is one that a write of the version put there, or an older one.
+            // The size is never ahead of the data: the last byte is one that a write of the version
+            // put there, or an older one.
             let reaches = |n: usize| {
                 end < found.len()
                     || end <= least
-                    || self.writes[..self.certain + n]
-                        .iter()
-                        .any(|(at, len, _)| (*at as usize..(at + len) as usize).contains(&(end - 1)))
+                    || self.writes[..self.certain + n].iter().any(|(at, len, _)| {
+                        (*at as usize..(at + len) as usize).contains(&(end - 1))
+                    })
             };
             if !versions.iter().enumerate().any(|(n, version)| same(version) && reaches(n)) {
-                return Err(format!("bytes {start} to {end} of {} are of no version since write {}", found.len(), self.certain));
+                return Err(format!(
+                    "bytes {start} to {end} of {} are of no version since write {}",
+                    found.len(),
+                    self.certain
+                ));
             }
         }
         Ok(())

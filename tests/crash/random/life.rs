@@ -74,15 +74,27 @@ enum End {
 impl World {
     pub fn new(seed: u64, lies: Lies, over: Over) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let sync = [SyncMode::Standard, SyncMode::Standard, SyncMode::Always, SyncMode::Disabled][rng.random_range(0..4)];
-        let contract =
-            Contract { sync: if lies.sync.is_some() { SyncMode::Standard } else { sync }, journal: rng.random_bool(0.75) };
+        let sync = [SyncMode::Standard, SyncMode::Standard, SyncMode::Always, SyncMode::Disabled]
+            [rng.random_range(0..4)];
+        let contract = Contract {
+            sync: if lies.sync.is_some() { SyncMode::Standard } else { sync },
+            journal: rng.random_bool(0.75),
+        };
         let home = tempfile::tempdir().expect("a folder");
         let server = (over == Over::Server).then(S3Server::start);
         let store = match &server {
             None => FaultStore::memory(),
             Some(server) => {
-                server.random(seed, s3::Chances { refuse: 20, conflict: 50, cut: 20, cut_body: 10, ..s3::Chances::default() });
+                server.random(
+                    seed,
+                    s3::Chances {
+                        refuse: 20,
+                        conflict: 50,
+                        cut: 20,
+                        cut_body: 10,
+                        ..s3::Chances::default()
+                    },
+                );
                 FaultStore::over(server.pool("s3://test/pool").with_limits(quick()).store())
             }
         };
@@ -110,7 +122,8 @@ impl World {
         builder.enable_all().start_paused(self.server.is_none()).build().expect("a runtime")
     }
 
-    /// A process of its own: nothing of it is left when this returns. Time passes when everybody waits for it.
+    /// A process of its own: nothing of it is left when this returns. Time passes when everybody
+    /// waits for it.
     pub fn process(&mut self) -> Result<(), String> {
         let runtime = self.runtime();
         let outcome = runtime.block_on(Box::pin(self.live()));
@@ -151,7 +164,10 @@ impl World {
         let ended = self.until(&end, &fs, &mut work).await;
         arrivals.abort();
         let passed = self.dataset.place.bucket.failpoints().passed();
-        self.steps = passed.into_keys().filter(|step| !step.contains("close") && !step.contains("replay")).collect();
+        self.steps = passed
+            .into_keys()
+            .filter(|step| !step.contains("close") && !step.contains("replay"))
+            .collect();
         ended.map_err(|what| format!("{what}\n  in a process that was to end by {end:?}"))
     }
 
@@ -198,7 +214,9 @@ impl World {
                     last = error.to_string();
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
-                Err(error) => return Err(format!("it does not open after {:?}: {error}", self.death)),
+                Err(error) => {
+                    return Err(format!("it does not open after {:?}: {error}", self.death));
+                }
             }
         }
         Err(format!("it does not open after {:?}: {last}", self.death))
@@ -223,22 +241,27 @@ impl World {
         let mut verdicts: Vec<Verdict> = Vec::new();
         for client in &self.clients {
             let top = client.history.lock().refs[&super::history::TOP];
-            let found = walk(fs, top).await.map_err(|error| context(format!("looking: {error}")))?;
+            let found =
+                walk(fs, top).await.map_err(|error| context(format!("looking: {error}")))?;
             let mut history = client.history.lock();
             let judged = judge(&history, &found, self.contract, death);
-            let (verdict, objects) =
-                judged.map_err(|what| context(format!("client {}: {what}\n{}", client.number, tell(&history))))?;
+            let (verdict, objects) = judged.map_err(|what| {
+                context(format!("client {}: {what}\n{}", client.number, tell(&history)))
+            })?;
             history.found = Some(objects);
             verdicts.push(verdict);
         }
         let histories: Vec<_> = self.clients.iter().map(|client| client.history.lock()).collect();
-        let all: Vec<_> = histories.iter().map(|history| &**history).zip(verdicts.iter().copied()).collect();
+        let all: Vec<_> =
+            histories.iter().map(|history| &**history).zip(verdicts.iter().copied()).collect();
         in_order(&all).map_err(context)?;
         drop(all);
         for (mut history, verdict) in histories.into_iter().zip(verdicts) {
             history.rebase(verdict.least, verdict.most);
         }
-        self.check_rows().await.map_err(|what| format!("{:?}, after {death:?}: {what}", self.contract))
+        self.check_rows()
+            .await
+            .map_err(|what| format!("{:?}, after {death:?}: {what}", self.contract))
     }
 
     /// The durable rows hold together, and the packs that they refer to are stored.
@@ -259,7 +282,8 @@ impl World {
     }
 
     fn choose_end(&mut self) -> End {
-        let step = (!self.steps.is_empty()).then(|| self.steps[self.rng.random_range(0..self.steps.len())].clone());
+        let step = (!self.steps.is_empty())
+            .then(|| self.steps[self.rng.random_range(0..self.steps.len())].clone());
         match (self.rng.random_range(0..20), step) {
             _ if self.clients.is_empty() => End::Closed,
             (0, _) => End::Closed,
@@ -276,7 +300,9 @@ impl World {
             failpoints.set(step, &format!("{passes}*off->pause")).expect("an action");
         } else if self.contract.journal && self.rng.random_bool(0.1) {
             let at = self.rng.random_range(0..10);
-            failpoints.set("fs.journal.disk", &format!("{at}*off->3*return->off")).expect("an action");
+            failpoints
+                .set("fs.journal.disk", &format!("{at}*off->3*return->off"))
+                .expect("an action");
         }
         if self.rng.random_bool(0.7) || self.lies.puts > 0 {
             self.faults(20);
@@ -286,10 +312,18 @@ impl World {
         }
     }
 
-    fn start(&mut self, fs: &Arc<Fs>, again: Vec<Option<(Step, bool)>>) -> JoinSet<Result<(), Stopped>> {
+    fn start(
+        &mut self,
+        fs: &Arc<Fs>,
+        again: Vec<Option<(Step, bool)>>,
+    ) -> JoinSet<Result<(), Stopped>> {
         let mut work = JoinSet::new();
         for (client, again) in self.clients.iter().cloned().zip(again) {
-            let (fs, rng, calls) = (fs.clone(), StdRng::seed_from_u64(self.rng.random()), self.rng.random_range(3..25));
+            let (fs, rng, calls) = (
+                fs.clone(),
+                StdRng::seed_from_u64(self.rng.random()),
+                self.rng.random_range(3..25),
+            );
             work.spawn(async move {
                 if let Some((step, was_done)) = again {
                     client.again(&fs, step, was_done).await?;
@@ -301,7 +335,12 @@ impl World {
     }
 
     /// Runs the clients until the process ends. Sets [`Self::death`].
-    async fn until(&mut self, end: &End, fs: &Arc<Fs>, work: &mut JoinSet<Result<(), Stopped>>) -> Result<(), String> {
+    async fn until(
+        &mut self,
+        end: &End,
+        fs: &Arc<Fs>,
+        work: &mut JoinSet<Result<(), Stopped>>,
+    ) -> Result<(), String> {
         if self.clients.is_empty() {
             self.settle(fs).await?;
         }
@@ -311,7 +350,8 @@ impl World {
                 End::Store(_) => self.fate(|| self.store.is_dead()).await,
                 End::Step(step, passes) => {
                     let failpoints = self.dataset.place.bucket.failpoints();
-                    self.fate(|| failpoints.passed().get(step).is_some_and(|times| times > passes)).await;
+                    self.fate(|| failpoints.passed().get(step).is_some_and(|times| times > passes))
+                        .await;
                 }
                 End::Overtaken => tokio::time::sleep(Duration::from_millis(300)).await,
                 End::Closed | End::Done => std::future::pending().await,
@@ -341,12 +381,14 @@ impl World {
     async fn settle(&mut self, fs: &Fs) -> Result<(), String> {
         let ticks = Ticks::default();
         for number in 0..CLIENTS {
-            let top = settle_in(fs, number).await.map_err(|error| format!("making folders: {error}"))?;
+            let top =
+                settle_in(fs, number).await.map_err(|error| format!("making folders: {error}"))?;
             let history = Arc::new(Mutex::new(History::new(top)));
             self.clients.push(Client { number, history, ticks: ticks.clone(), others: Vec::new() });
         }
         if self.contract.sync == SyncMode::Always {
-            let histories: Vec<_> = self.clients.iter().map(|client| client.history.clone()).collect();
+            let histories: Vec<_> =
+                self.clients.iter().map(|client| client.history.clone()).collect();
             for (n, client) in self.clients.iter_mut().enumerate() {
                 let others = histories.iter().enumerate().filter(|(other, _)| *other != n);
                 client.others = others.map(|(_, history)| history.clone()).collect();
@@ -370,8 +412,9 @@ impl World {
         Ok(())
     }
 
-    /// Another node opens the dataset; the clients of this one go on until they are told. Nothing that they are told after the opening is
-    /// durable may be missing from it, so they are held against what is there when the last of them has stopped.
+    /// Another node opens the dataset; the clients of this one go on until they are told. Nothing
+    /// that they are told after the opening is durable may be missing from it, so they are held
+    /// against what is there when the last of them has stopped.
     async fn overtake(&mut self, work: &mut JoinSet<Result<(), Stopped>>) -> Result<(), String> {
         self.node += 1;
         self.deaths += 1;

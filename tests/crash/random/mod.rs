@@ -1,5 +1,6 @@
-//! Random crash points: clients work on a dataset that goes from process to process, over a store that dies, loses answers, delays and reorders,
-//! and each process ends at a random request, a random durable step, or when another node takes the dataset away. After each death what is there
+//! Random crash points: clients work on a dataset that goes from process to process, over a store
+//! that dies, loses answers, delays and reorders, and each process ends at a random request, a
+//! random durable step, or when another node takes the dataset away. After each death what is there
 //! is held against what the clients were told, by the table in docs/durability.md.
 //!
 //! - `history`: what a client did and was told, and from it what may be there.
@@ -7,7 +8,8 @@
 //! - `work`: the clients.
 //! - `life`: the processes and their deaths.
 //!
-//! `CRASH_SEED` repeats one history; `CRASH_HISTORIES` sets how many there are, otherwise `ZEROFS_TEST_SIZE` multiplies them.
+//! `CRASH_SEED` repeats one history; `CRASH_HISTORIES` sets how many there are, otherwise
+//! `ZEROFS_TEST_SIZE` multiplies them.
 
 mod compare;
 mod history;
@@ -47,23 +49,28 @@ fn play(seed: u64, lies: Lies, over: Over) -> Result<Met, String> {
     }));
     let text = |panic: Box<dyn std::any::Any + Send>| match panic.downcast::<String>() {
         Ok(text) => *text,
-        Err(panic) => panic.downcast::<&str>().map_or_else(|_| "a panic".to_owned(), |text| (*text).to_owned()),
+        Err(panic) => panic
+            .downcast::<&str>()
+            .map_or_else(|_| "a panic".to_owned(), |text| (*text).to_owned()),
     };
     played.unwrap_or_else(|panic| Err(text(panic)))
 }
 
 /// Plays many histories, a few at a time. Answers what they met, and what was wrong by seed.
 fn play_all(seeds: &[u64], lies: Lies, over: Over) -> (Met, Vec<(u64, String)>) {
-    let (next, all, wrong) = (AtomicUsize::new(0), Mutex::new(Met::default()), Mutex::new(Vec::new()));
+    let (next, all, wrong) =
+        (AtomicUsize::new(0), Mutex::new(Met::default()), Mutex::new(Vec::new()));
     std::thread::scope(|threads| {
         for lane in 0..LANES {
-            let lane = std::thread::Builder::new().name(format!("lane {lane}")).stack_size(STACK_BYTES);
+            let lane =
+                std::thread::Builder::new().name(format!("lane {lane}")).stack_size(STACK_BYTES);
             let work = || {
                 while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
                     match play(*seed, lies, over) {
                         Ok(met) => {
                             let mut all = all.lock().unwrap();
-                            *all = Met { deaths: all.deaths + met.deaths, seen: all.seen + met.seen };
+                            *all =
+                                Met { deaths: all.deaths + met.deaths, seen: all.seen + met.seen };
                         }
                         Err(what) => wrong.lock().unwrap().push((*seed, what)),
                     }
@@ -76,7 +83,9 @@ fn play_all(seeds: &[u64], lies: Lies, over: Over) -> (Met, Vec<(u64, String)>) 
 }
 
 fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }
 
 #[test]
@@ -98,7 +107,8 @@ fn random_deaths_lose_nothing_that_was_promised() {
     assert!(histories < HISTORIES || seen > 0, "nobody looks while others wait");
 }
 
-/// The same over HTTP, where conflicts are in progress and connections are cut, below processes that die.
+/// The same over HTTP, where conflicts are in progress and connections are cut, below processes
+/// that die.
 #[test]
 fn random_deaths_on_an_s3_server_lose_nothing_that_was_promised() {
     let first = setting("CRASH_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
@@ -113,9 +123,13 @@ fn random_deaths_on_an_s3_server_lose_nothing_that_was_promised() {
     assert!(wrong.is_empty() && deaths > 0, "{} of {histories} histories", wrong.len());
 }
 
-/// The oracle finds what it is there to find: of histories over a liar, one at least is called wrong, for what is missing.
+/// The oracle finds what it is there to find: of histories over a liar, one at least is called
+/// wrong, for what is missing.
 fn is_caught(lies: Lies) {
-    let caught = (0..40).any(|seed| play(seed, lies, Over::Memory).is_err_and(|what| what.contains("is of no state since change")));
+    let caught = (0..40).any(|seed| {
+        play(seed, lies, Over::Memory)
+            .is_err_and(|what| what.contains("is of no state since change"))
+    });
     assert!(caught, "{lies:?} goes unnoticed");
 }
 

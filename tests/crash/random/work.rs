@@ -1,4 +1,5 @@
-//! A client: random calls on its part of the tree, each repeated until it is answered, as a mount does.
+//! A client: random calls on its part of the tree, each repeated until it is answered, as a mount
+//! does.
 
 use super::history::{Act, History, Id, Kind, Name, Step, What};
 use parking_lot::Mutex;
@@ -53,7 +54,8 @@ fn mode(mode: u32) -> SetAttr {
     SetAttr { mode: Some(mode), ..SetAttr::default() }
 }
 
-/// What an answer shows: the object that was made or changed, and those whose ctime must have grown.
+/// What an answer shows: the object that was made or changed, and those whose ctime must have
+/// grown.
 #[derive(Default)]
 struct Answer {
     made: Option<FileRef>,
@@ -116,7 +118,8 @@ impl Client {
         Ok(())
     }
 
-    /// The call that had no answer when the process died, sent again, with its transaction id: to a server that may have done it.
+    /// The call that had no answer when the process died, sent again, with its transaction id: to a
+    /// server that may have done it.
     pub async fn again(&self, fs: &Fs, step: Step, was_done: bool) -> Result<(), Stopped> {
         if !was_done {
             return self.send(fs, step).await;
@@ -127,7 +130,10 @@ impl Client {
         if known == answer.made {
             return Ok(());
         }
-        Err(Stopped::Wrong(format!("{:?} was done as {known:?}, sent again it is {:?} (R20)", step.act, answer.made)))
+        Err(Stopped::Wrong(format!(
+            "{:?} was done as {known:?}, sent again it is {:?} (R20)",
+            step.act, answer.made
+        )))
     }
 
     async fn insist(&self, fs: &Fs, act: &Act, xid: u32) -> Result<Answer, Stopped> {
@@ -155,42 +161,70 @@ impl Client {
             Act::Make { dir, name, id, what } => {
                 let (dir, name) = (self.file(*dir), entry(name));
                 Answer::made(&match what {
-                    What::Guarded(bits) => fs.create(&caller, dir, &name, CreateHow::Guarded(mode(*bits))).await?,
-                    What::Unchecked(bits) => fs.create(&caller, dir, &name, CreateHow::Unchecked(mode(*bits))).await?,
-                    What::Exclusive(verifier) => fs.create(&caller, dir, &name, CreateHow::Exclusive(*verifier)).await?,
+                    What::Guarded(bits) => {
+                        fs.create(&caller, dir, &name, CreateHow::Guarded(mode(*bits))).await?
+                    }
+                    What::Unchecked(bits) => {
+                        fs.create(&caller, dir, &name, CreateHow::Unchecked(mode(*bits))).await?
+                    }
+                    What::Exclusive(verifier) => {
+                        fs.create(&caller, dir, &name, CreateHow::Exclusive(*verifier)).await?
+                    }
                     What::Dir(bits) => fs.mkdir(&caller, dir, &name, mode(*bits)).await?,
                     What::Link => {
                         let target = Special::Symlink(format!("target {id}").into());
                         fs.make(&caller, dir, &name, target, SetAttr::default()).await?
                     }
-                    What::Fifo => fs.make(&caller, dir, &name, Special::Fifo, SetAttr::default()).await?,
+                    What::Fifo => {
+                        fs.make(&caller, dir, &name, Special::Fifo, SetAttr::default()).await?
+                    }
                 })
             }
-            Act::Remove { dir, name } => Answer::of([fs.remove(&caller, self.file(*dir), &entry(name)).await?.after]),
-            Act::Rmdir { dir, name } => Answer::of([fs.rmdir(&caller, self.file(*dir), &entry(name)).await?.after]),
+            Act::Remove { dir, name } => {
+                Answer::of([fs.remove(&caller, self.file(*dir), &entry(name)).await?.after])
+            }
+            Act::Rmdir { dir, name } => {
+                Answer::of([fs.rmdir(&caller, self.file(*dir), &entry(name)).await?.after])
+            }
             Act::Rename { from, to } => {
                 let (a, b) = (entry(from.1), entry(to.1));
                 both(fs.rename(&caller, (self.file(from.0), &a), (self.file(to.0), &b)).await?)
             }
             Act::Link { file, dir, name } => {
-                let (attr, dir) = fs.link(&caller, self.file(*file), self.file(*dir), &entry(name)).await?;
+                let (attr, dir) =
+                    fs.link(&caller, self.file(*file), self.file(*dir), &entry(name)).await?;
                 Answer::of([attr, dir.after])
             }
-            Act::Mode { id, mode: bits } => Answer::of([fs.setattr(&caller, self.file(*id), mode(*bits), None).await?.after]),
+            Act::Mode { id, mode: bits } => {
+                Answer::of([fs.setattr(&caller, self.file(*id), mode(*bits), None).await?.after])
+            }
             Act::Truncate { file, size, by_create } => {
                 let set = SetAttr { size: Some(u64::from(*size)), ..SetAttr::default() };
                 match by_create {
                     Some((dir, name)) => {
-                        let made = fs.create(&caller, self.file(*dir), &entry(name), CreateHow::Unchecked(set)).await?;
+                        let made = fs
+                            .create(
+                                &caller,
+                                self.file(*dir),
+                                &entry(name),
+                                CreateHow::Unchecked(set),
+                            )
+                            .await?;
                         Answer::of([made.attr])
                     }
-                    None => Answer::of([fs.setattr(&caller, self.file(*file), set, None).await?.after]),
+                    None => {
+                        Answer::of([fs.setattr(&caller, self.file(*file), set, None).await?.after])
+                    }
                 }
             }
             Act::Write { file, at, len, seed, sync } => {
                 let data = crate::script::bytes(*seed, *len as usize);
                 let stability = if *sync { Stability::FileSync } else { Stability::Unstable };
-                Answer::of([fs.write(&caller, self.file(*file), u64::from(*at), data.into(), stability).await?.change.after])
+                Answer::of([fs
+                    .write(&caller, self.file(*file), u64::from(*at), data.into(), stability)
+                    .await?
+                    .change
+                    .after])
             }
             Act::Commit { file } => {
                 fs.commit(&caller, self.file(*file), 0, 0).await?;
@@ -204,7 +238,9 @@ impl Client {
         let mut history = self.history.lock();
         if let (Act::Make { id, .. }, Some(made)) = (act, answer.made) {
             if history.shown.contains_key(&made) {
-                return Err(Stopped::Wrong(format!("{act:?} answers {made:?}, which was given out before (R7)")));
+                return Err(Stopped::Wrong(format!(
+                    "{act:?} answers {made:?}, which was given out before (R7)"
+                )));
             }
             history.refs.insert(*id, made);
         }
@@ -233,7 +269,8 @@ impl Client {
         }
     }
 
-    /// Looks for what another client's call that has no answer yet does: if it is told that it is done, it must stay done (R15).
+    /// Looks for what another client's call that has no answer yet does: if it is told that it is
+    /// done, it must stay done (R15).
     async fn watch(&self, fs: &Fs, rng: &mut StdRng) -> Result<(), Stopped> {
         let Some(other) = any(rng, &self.others) else { return Ok(()) };
         let Some((xid, sign)) = sign_of_last(&other.lock()) else { return Ok(()) };
@@ -242,7 +279,11 @@ impl Client {
             Ok(true) => {
                 let mut history = other.lock();
                 history.seen += 1;
-                history.steps.iter_mut().filter(|step| step.xid == xid).for_each(|step| step.seen = true);
+                history
+                    .steps
+                    .iter_mut()
+                    .filter(|step| step.xid == xid)
+                    .for_each(|step| step.seen = true);
                 Ok(())
             }
             Err(FsError::Fenced) => Err(Stopped::Lost),
@@ -267,7 +308,10 @@ impl Client {
         };
         match read.await {
             Ok(data) if data == self.history.lock().data[&file] => Ok(()),
-            Ok(data) => Err(Stopped::Wrong(format!("file {file} reads as {} bytes that were not written so", data.len()))),
+            Ok(data) => Err(Stopped::Wrong(format!(
+                "file {file} reads as {} bytes that were not written so",
+                data.len()
+            ))),
             Err(FsError::Fenced | FsError::Stale) => Err(Stopped::Lost),
             Err(error) if matches!(error.class(), Class::Unavailable | Class::InProgress) => Ok(()),
             Err(error) => Err(Stopped::Wrong(format!("reading file {file}: {error}"))),
@@ -298,7 +342,9 @@ impl Sign {
             }
             Self::Mode(file, mode) => fs.getattr(*file).await?.mode == *mode,
             Self::Size(file, size) => fs.getattr(*file).await?.size == *size,
-            Self::Holds(file, at, bytes) => fs.read(&caller, *file, *at, bytes.len() as u32).await?.data.concat() == *bytes,
+            Self::Holds(file, at, bytes) => {
+                fs.read(&caller, *file, *at, bytes.len() as u32).await?.data.concat() == *bytes
+            }
         })
     }
 }
@@ -311,8 +357,12 @@ fn sign_of_last(history: &History) -> Option<(u32, Sign)> {
         Act::Make { dir, name, .. } | Act::Link { dir, name, .. } => Sign::Named(file(dir)?, name),
         Act::Remove { dir, name } | Act::Rmdir { dir, name } => Sign::Unnamed(file(dir)?, name),
         Act::Rename { from, .. } => Sign::Unnamed(file(&from.0)?, from.1),
-        Act::Mode { id, mode } if history.now.objects[id].mode != *mode => Sign::Mode(file(id)?, *mode),
-        Act::Truncate { file: of, size, .. } if history.data[of].len() != *size as usize => Sign::Size(file(of)?, u64::from(*size)),
+        Act::Mode { id, mode } if history.now.objects[id].mode != *mode => {
+            Sign::Mode(file(id)?, *mode)
+        }
+        Act::Truncate { file: of, size, .. } if history.data[of].len() != *size as usize => {
+            Sign::Size(file(of)?, u64::from(*size))
+        }
         Act::Write { file: of, at, len, seed, .. } => {
             let (old, start) = (&history.data[of], *at as usize);
             let new = crate::script::bytes(*seed, *len as usize);
@@ -336,17 +386,26 @@ fn propose(history: &History, rng: &mut StdRng) -> Option<Act> {
     };
     let dirs = of(&|kind| matches!(kind, Kind::Dir(_)));
     let files = of(&|kind| *kind == Kind::File);
-    let named: Vec<(Id, Name)> = dirs.iter().flat_map(|dir| tree.entries(*dir).keys().map(move |name| (*dir, *name))).collect();
+    let named: Vec<(Id, Name)> = dirs
+        .iter()
+        .flat_map(|dir| tree.entries(*dir).keys().map(move |name| (*dir, *name)))
+        .collect();
     let (dir, name) = (any(rng, &dirs)?, any(rng, &NAMES)?);
     let free = tree.at((dir, name)).is_none();
     let bits = [0o644, 0o600, 0o755, 0o711][rng.random_range(0..4)];
     let id = history.ids + 1;
     match rng.random_range(0..100) {
         0..16 => {
-            let what = [What::Guarded(bits), What::Unchecked(bits), What::Exclusive(rng.random())][rng.random_range(0..3)];
+            let what = [What::Guarded(bits), What::Unchecked(bits), What::Exclusive(rng.random())]
+                [rng.random_range(0..3)];
             free.then_some(Act::Make { dir, name, id, what })
         }
-        16..22 => (free && dirs.len() < DIRS_MAX).then_some(Act::Make { dir, name, id, what: What::Dir(bits) }),
+        16..22 => (free && dirs.len() < DIRS_MAX).then_some(Act::Make {
+            dir,
+            name,
+            id,
+            what: What::Dir(bits),
+        }),
         22..25 => {
             let what = if rng.random_bool(0.5) { What::Link } else { What::Fifo };
             free.then_some(Act::Make { dir, name, id, what })
@@ -385,7 +444,9 @@ fn rename(history: &History, from: (Id, Name), to: (Id, Name)) -> Option<Act> {
         return None;
     }
     let fits = match target {
-        Some(target) if tree.is_dir(source) => tree.is_dir(target) && tree.entries(target).is_empty(),
+        Some(target) if tree.is_dir(source) => {
+            tree.is_dir(target) && tree.entries(target).is_empty()
+        }
         Some(target) => !tree.is_dir(target),
         None => true,
     };
@@ -407,7 +468,8 @@ fn truncate(history: &History, rng: &mut StdRng, at: (Id, Name)) -> Option<Act> 
     if history.now.objects[&file].kind != Kind::File {
         return None;
     }
-    let size = [0, rng.random_range(0..SIZE_MAX), 4096 * rng.random_range(0..9)][rng.random_range(0..3)];
+    let size =
+        [0, rng.random_range(0..SIZE_MAX), 4096 * rng.random_range(0..9)][rng.random_range(0..3)];
     let by_create = rng.random_bool(0.3).then_some(at);
     Some(Act::Truncate { file, size, by_create })
 }

@@ -6,9 +6,9 @@
 //! server.quirks(|quirks| quirks.drops_metadata = true);
 //! let bucket = server.pool("s3://test/pool").with_limits(quick());
 //! ```
-//! Requests come through the same S3 client as in production, so that a test sees what a status, an XML error, a cut connection or a
-//! late effect becomes on its way up. The server runs on a thread and a clock of its own: it outlives the runtimes of a test, as a store
-//! outlives processes.
+//! Requests come through the same S3 client as in production, so that a test sees what a status, an
+//! XML error, a cut connection or a late effect becomes on its way up. The server runs on a thread
+//! and a clock of its own: it outlives the runtimes of a test, as a store outlives processes.
 //!
 //! - `script`: which requests fail, and how: [`Rule`], [`Fault`], [`Answer`], [`Chances`].
 //! - `objects`: what a correct server does, and the [`Quirks`] of those that differ.
@@ -62,7 +62,8 @@ impl S3Server {
         std::thread::Builder::new()
             .name("s3-server".into())
             .spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(stopped.run_until_cancelled(wire::serve(listener, serving)));
             })
             .unwrap();
@@ -97,7 +98,8 @@ impl S3Server {
     /// As [`Self::pool`], with more options.
     pub fn pool_with(&self, url: &str, options: &[(&str, &str)]) -> Bucket {
         let credentials = Credentials::none().with(self.options()).with(options.iter().copied());
-        Bucket::open(&url.parse().unwrap(), &credentials, Folder::MustExist, Limits::default()).unwrap()
+        Bucket::open(&url.parse().unwrap(), &credentials, Folder::MustExist, Limits::default())
+            .unwrap()
     }
 
     /// Adds a rule. Rules are asked in order; the first that matches decides.
@@ -135,7 +137,8 @@ impl S3Server {
         true
     }
 
-    /// Requests so far, with their keys (of a listing the prefix, of a bulk deletion the first key).
+    /// Requests so far, with their keys (of a listing the prefix, of a bulk deletion the first
+    /// key).
     pub fn log(&self) -> Vec<(Kind, String)> {
         self.state().log.clone()
     }

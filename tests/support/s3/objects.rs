@@ -30,7 +30,8 @@ pub struct Quirks {
     /// Listings come in an order of the store's own, as those of S3 directory buckets do.
     pub unordered_listings: bool,
     pub page_keys: usize,
-    /// 400 to everything that is signed with this access key, as with a session token that has expired.
+    /// 400 to everything that is signed with this access key, as with a session token that has
+    /// expired.
     pub expired_key: Option<&'static str>,
 }
 
@@ -103,12 +104,19 @@ impl Objects {
 
     fn refused(&self, request: &Request) -> Option<Response> {
         let quirks = &self.quirks;
-        let signed = request.headers.get("authorization").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let signed = request
+            .headers
+            .get("authorization")
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
         if quirks.expired_key.is_some_and(|key| signed.contains(&format!("Credential={key}/"))) {
             return Some(Response::error(400, "ExpiredToken"));
         }
         if quirks.body_bytes_max.is_some_and(|max| request.body.len() > max) {
-            return Some(Response::of(413).with_body("<html><title>413 Request Entity Too Large</title></html>".into()));
+            return Some(
+                Response::of(413)
+                    .with_body("<html><title>413 Request Entity Too Large</title></html>".into()),
+            );
         }
         if quirks.virtual_hosted_only && request.path_style {
             return Some(Response::error(403, "SecondLevelDomainForbidden"));
@@ -121,34 +129,49 @@ impl Objects {
         }
         let sums = ["content-md5", "x-amz-checksum-sha256", "x-amz-checksum-crc64nvme"];
         let puts = matches!(request.kind, Kind::Put | Kind::PutNew | Kind::PutIf);
-        if quirks.wants_checksum && puts && !sums.iter().any(|sum| request.headers.contains_key(*sum)) {
-            let why = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters";
+        if quirks.wants_checksum
+            && puts
+            && !sums.iter().any(|sum| request.headers.contains_key(*sum))
+        {
+            let why = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object \
+                requests with Object Lock parameters";
             return Some(Response::error_saying(400, "InvalidRequest", why));
         }
         None
     }
 
     fn get(&self, request: &Request) -> Response {
-        let Some(object) = self.objects.get(&request.key) else { return Response::error(404, "NoSuchKey") };
-        let size = object.bytes.len();
-        let (status, range) = match request.header("range").and_then(|range| range.strip_prefix("bytes=")) {
-            None => (200, 0..size),
-            Some(range) if range.starts_with('-') && self.quirks.ignores_suffix_ranges => (200, 0..size),
-            Some(range) => match within(range, size) {
-                Some(range) => (206, range),
-                None => return Response::error(416, "InvalidRange"),
-            },
+        let Some(object) = self.objects.get(&request.key) else {
+            return Response::error(404, "NoSuchKey");
         };
+        let size = object.bytes.len();
+        let (status, range) =
+            match request.header("range").and_then(|range| range.strip_prefix("bytes=")) {
+                None => (200, 0..size),
+                Some(range) if range.starts_with('-') && self.quirks.ignores_suffix_ranges => {
+                    (200, 0..size)
+                }
+                Some(range) => match within(range, size) {
+                    Some(range) => (206, range),
+                    None => return Response::error(416, "InvalidRange"),
+                },
+            };
         let mut response = Response::of(status)
             .with("etag", object.tag.clone())
-            .with("last-modified", DateTime::<Utc>::from(object.modified).format("%a, %d %b %Y %H:%M:%S GMT").to_string())
+            .with(
+                "last-modified",
+                DateTime::<Utc>::from(object.modified)
+                    .format("%a, %d %b %Y %H:%M:%S GMT")
+                    .to_string(),
+            )
             .with("accept-ranges", "bytes".into());
         for (name, value) in &object.metadata {
             response = response.with(name, value.clone());
         }
         if status == 206 {
             let last = range.end.saturating_sub(1);
-            response = response.with("content-range", format!("bytes {}-{last}/{size}", range.start));
+            response =
+                response.with("content-range", format!("bytes {}-{last}/{size}", range.start));
         }
         response.with_body(object.bytes.slice(range))
     }
@@ -161,17 +184,26 @@ impl Objects {
         if let (Kind::PutIf, Some(wanted)) = (request.kind, request.header("if-match")) {
             match present {
                 None => return Response::error(404, "NoSuchKey"),
-                Some(object) if object.tag != wanted => return Response::error(412, "PreconditionFailed"),
+                Some(object) if object.tag != wanted => {
+                    return Response::error(412, "PreconditionFailed");
+                }
                 Some(_) => {}
             }
         }
         if let Some(source) = request.header("x-amz-copy-source") {
             let source = super::wire::decoded(source);
-            let from = source.trim_start_matches('/').strip_prefix(BUCKET).unwrap_or(&source).trim_start_matches('/');
-            let Some(object) = self.objects.get(from) else { return Response::error(404, "NoSuchKey") };
+            let from = source
+                .trim_start_matches('/')
+                .strip_prefix(BUCKET)
+                .unwrap_or(&source)
+                .trim_start_matches('/');
+            let Some(object) = self.objects.get(from) else {
+                return Response::error(404, "NoSuchKey");
+            };
             let (bytes, metadata) = (object.bytes.clone(), object.metadata.clone());
             let tag = self.store(&request.key, bytes, metadata);
-            let body = format!("<CopyObjectResult><ETag>{}</ETag></CopyObjectResult>", escaped(&tag));
+            let body =
+                format!("<CopyObjectResult><ETag>{}</ETag></CopyObjectResult>", escaped(&tag));
             return Response::of(200).with_body(body.into());
         }
         let metadata = if self.quirks.drops_metadata { Vec::new() } else { request.metadata() };
@@ -197,25 +229,32 @@ impl Objects {
 
     fn list(&self, request: &Request) -> Response {
         let prefix = request.query("prefix").unwrap_or_default();
-        let mut found: Vec<(&String, &Object)> = self.objects.iter().filter(|(key, _)| key.starts_with(prefix)).collect();
+        let mut found: Vec<(&String, &Object)> =
+            self.objects.iter().filter(|(key, _)| key.starts_with(prefix)).collect();
         if self.quirks.unordered_listings {
             found.sort_by_key(|(key, _)| *blake3::hash(key.as_bytes()).as_bytes());
         } else if let Some(after) = request.query("start-after") {
             found.retain(|(key, _)| key.as_str() > after);
         }
-        let from: usize = request.query("continuation-token").map_or(0, |token| token.parse().unwrap());
-        let max = request.query("max-keys").map_or(self.quirks.page_keys, |max| max.parse().unwrap());
+        let from: usize =
+            request.query("continuation-token").map_or(0, |token| token.parse().unwrap());
+        let max =
+            request.query("max-keys").map_or(self.quirks.page_keys, |max| max.parse().unwrap());
         // A token counts keys: listings of a test are not expected to change under it.
         let page = found.iter().skip(from).take(max.min(self.quirks.page_keys));
-        let (mut contents, mut prefixes, mut taken) = (String::new(), std::collections::BTreeSet::new(), 0);
+        let (mut contents, mut prefixes, mut taken) =
+            (String::new(), std::collections::BTreeSet::new(), 0);
         for (key, object) in page {
             taken += 1;
-            let below = request.query("delimiter").and_then(|delimiter| key[prefix.len()..].find(delimiter));
+            let below = request
+                .query("delimiter")
+                .and_then(|delimiter| key[prefix.len()..].find(delimiter));
             if let Some(end) = below {
                 prefixes.insert(&key[..=prefix.len() + end]);
                 continue;
             }
-            let modified = DateTime::<Utc>::from(object.modified).to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+            let modified = DateTime::<Utc>::from(object.modified)
+                .to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
             contents += &format!(
                 "<Contents><Key>{}</Key><LastModified>{modified}</LastModified><ETag>{}</ETag><Size>{}</Size></Contents>",
                 escaped(key),
@@ -224,12 +263,14 @@ impl Objects {
             );
         }
         for prefix in prefixes {
-            contents += &format!("<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", escaped(prefix));
+            contents +=
+                &format!("<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", escaped(prefix));
         }
         if from + taken < found.len() {
             contents += &format!("<NextContinuationToken>{}</NextContinuationToken>", from + taken);
         }
-        Response::of(200).with_body(format!("<ListBucketResult>{contents}</ListBucketResult>").into())
+        Response::of(200)
+            .with_body(format!("<ListBucketResult>{contents}</ListBucketResult>").into())
     }
 
     fn upload(&mut self, request: &Request) -> Response {
@@ -237,10 +278,14 @@ impl Objects {
             self.next_upload += 1;
             let id = format!("upload-{}", self.next_upload);
             self.uploads.insert(id.clone(), BTreeMap::new());
-            let body = format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
+            let body = format!(
+                "<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"
+            );
             return Response::of(200).with_body(body.into());
         };
-        let Some(parts) = self.uploads.get_mut(&id) else { return Response::error(404, "NoSuchUpload") };
+        let Some(parts) = self.uploads.get_mut(&id) else {
+            return Response::error(404, "NoSuchUpload");
+        };
         if let Some(part) = request.query("partNumber") {
             parts.insert(part.parse().unwrap(), request.body.clone());
             return Response::of(200).with("etag", tag(&request.body));
@@ -251,7 +296,10 @@ impl Objects {
         }
         let whole: Vec<u8> = parts.into_values().flatten().collect();
         let tag = self.store(&request.key, whole.into(), Vec::new());
-        let body = format!("<CompleteMultipartUploadResult><ETag>{}</ETag></CompleteMultipartUploadResult>", escaped(&tag));
+        let body = format!(
+            "<CompleteMultipartUploadResult><ETag>{}</ETag></CompleteMultipartUploadResult>",
+            escaped(&tag)
+        );
         Response::of(200).with_body(body.into())
     }
 }

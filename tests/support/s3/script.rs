@@ -21,8 +21,16 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 8] =
-        [Self::Get, Self::Head, Self::Put, Self::PutNew, Self::PutIf, Self::List, Self::Delete, Self::Upload];
+    pub const ALL: [Self; 8] = [
+        Self::Get,
+        Self::Head,
+        Self::Put,
+        Self::PutNew,
+        Self::PutIf,
+        Self::List,
+        Self::Delete,
+        Self::Upload,
+    ];
 
     fn mutates(self) -> bool {
         !matches!(self, Self::Get | Self::Head | Self::List)
@@ -40,7 +48,10 @@ pub struct Answer {
 impl Answer {
     /// As S3 answers.
     pub fn error(status: u16, code: &str) -> Self {
-        let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{code} on purpose</Message></Error>");
+        let body = format!(
+            "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{code} on \
+             purpose</Message></Error>"
+        );
         Self { status, headers: vec![("content-type", "application/xml".into())], body }
     }
 
@@ -149,7 +160,13 @@ pub struct Rule {
 
 impl Rule {
     pub fn any() -> Self {
-        Self { kind: None, key: String::new(), skip: 0, times: usize::MAX, fault: Fault::refuse(500, "InternalError") }
+        Self {
+            kind: None,
+            key: String::new(),
+            skip: 0,
+            times: usize::MAX,
+            fault: Fault::refuse(500, "InternalError"),
+        }
     }
 
     pub fn on(kind: Kind) -> Self {
@@ -188,7 +205,8 @@ impl Rule {
 pub struct Chances {
     /// One of the passing errors (500, 503 SlowDown, 400 RequestTimeout); nothing is done.
     pub refuse: u32,
-    /// Of a put-if-absent: 409 ConditionalRequestConflict, and in half of them the effect comes all the same.
+    /// Of a put-if-absent: 409 ConditionalRequestConflict, and in half of them the effect comes all
+    /// the same.
     pub conflict: u32,
     /// The connection is cut; of a change, in half of them after the effect.
     pub cut: u32,
@@ -230,7 +248,8 @@ impl Script {
     }
 
     fn drawn(&mut self, kind: Kind) -> Option<Fault> {
-        const PASSING: [(u16, &str); 3] = [(500, "InternalError"), (503, "SlowDown"), (400, "RequestTimeout")];
+        const PASSING: [(u16, &str); 3] =
+            [(500, "InternalError"), (503, "SlowDown"), (400, "RequestTimeout")];
         let (rng, chances) = self.random.as_mut()?;
         let mut hit = |chance: u32| rng.random_range(0..1000) < chance;
         if hit(chances.refuse) {
@@ -239,10 +258,18 @@ impl Script {
         }
         if kind == Kind::PutNew && hit(chances.conflict) {
             let (status, code) = (409, "ConditionalRequestConflict");
-            return Some(if rng.random() { Fault::refuse(status, code) } else { Fault::done_but(status, code) });
+            return Some(if rng.random() {
+                Fault::refuse(status, code)
+            } else {
+                Fault::done_but(status, code)
+            });
         }
         if hit(chances.cut) {
-            return Some(if kind.mutates() && rng.random() { Fault::cut_after() } else { Fault::cut() });
+            return Some(if kind.mutates() && rng.random() {
+                Fault::cut_after()
+            } else {
+                Fault::cut()
+            });
         }
         if kind == Kind::Get && hit(chances.cut_body) {
             return Some(Fault::cut_body(rng.random_range(0..1000)));

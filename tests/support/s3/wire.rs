@@ -23,13 +23,18 @@ pub(super) async fn serve(listener: std::net::TcpListener, state: Arc<Mutex<Stat
         tokio::spawn(async move {
             let service = hyper::service::service_fn(|request| handle(request, state.clone()));
             // A cut connection is an error here, and it was meant.
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
     }
 }
 
 /// An error closes the connection.
-async fn handle(request: hyper::Request<Incoming>, state: Arc<Mutex<State>>) -> io::Result<hyper::Response<Body>> {
+async fn handle(
+    request: hyper::Request<Incoming>,
+    state: Arc<Mutex<State>>,
+) -> io::Result<hyper::Response<Body>> {
     let virtual_hosted = state.lock().unwrap().objects.quirks.virtual_hosted_only;
     let request = Request::read(request, virtual_hosted).await?;
     // What is taken is done, whether the client waits for it or not.
@@ -43,7 +48,11 @@ async fn respond(request: Request, state: Arc<Mutex<State>>) -> io::Result<hyper
         state.log.push((request.kind, key.clone()));
         state.script.decide(request.kind, &key)
     };
-    let fault = fault.unwrap_or(Fault { effect: Effect::Done, reply: Reply::Own, delay: std::time::Duration::ZERO });
+    let fault = fault.unwrap_or(Fault {
+        effect: Effect::Done,
+        reply: Reply::Own,
+        delay: std::time::Duration::ZERO,
+    });
     if !fault.delay.is_zero() {
         tokio::time::sleep(fault.delay).await;
     }
@@ -85,16 +94,35 @@ pub(super) struct Request {
 impl Request {
     async fn read(request: hyper::Request<Incoming>, virtual_hosted: bool) -> io::Result<Self> {
         let (parts, body) = request.into_parts();
-        let body = axum::body::to_bytes(Body::new(body), BODY_BYTES_MAX).await.map_err(io::Error::other)?;
-        let query = parts.uri.query().unwrap_or_default().split('&').filter(|part| !part.is_empty());
+        let body = axum::body::to_bytes(Body::new(body), BODY_BYTES_MAX)
+            .await
+            .map_err(io::Error::other)?;
+        let query =
+            parts.uri.query().unwrap_or_default().split('&').filter(|part| !part.is_empty());
         let query: Vec<_> = query.map(|part| part.split_once('=').unwrap_or((part, ""))).collect();
-        let query: Vec<_> = query.into_iter().map(|(name, value)| (decoded(name), decoded(&value.replace('+', " ")))).collect();
+        let query: Vec<_> = query
+            .into_iter()
+            .map(|(name, value)| (decoded(name), decoded(&value.replace('+', " "))))
+            .collect();
         let path = decoded(parts.uri.path().trim_start_matches('/'));
         let (first, rest) = path.split_once('/').unwrap_or((&path, ""));
         let path_style = first == BUCKET || !virtual_hosted;
-        let (bucket, key) = if path_style { (first.to_owned(), rest.to_owned()) } else { (BUCKET.to_owned(), path) };
+        let (bucket, key) = if path_style {
+            (first.to_owned(), rest.to_owned())
+        } else {
+            (BUCKET.to_owned(), path)
+        };
         let kind = kind(parts.method.as_str(), &key, &query, &parts.headers);
-        Ok(Self { kind, method: parts.method.to_string(), path_style, bucket, key, query, headers: parts.headers, body })
+        Ok(Self {
+            kind,
+            method: parts.method.to_string(),
+            path_style,
+            bucket,
+            key,
+            query,
+            headers: parts.headers,
+            body,
+        })
     }
 
     pub fn query(&self, name: &str) -> Option<&str> {
@@ -107,14 +135,17 @@ impl Request {
 
     pub fn metadata(&self) -> Vec<(String, String)> {
         let ours = self.headers.iter().filter(|(name, _)| name.as_str().starts_with("x-amz-meta-"));
-        ours.map(|(name, value)| (name.to_string(), value.to_str().unwrap_or_default().to_owned())).collect()
+        ours.map(|(name, value)| (name.to_string(), value.to_str().unwrap_or_default().to_owned()))
+            .collect()
     }
 
     /// For the log and the rules.
     fn subject(&self) -> String {
         match self.kind {
             Kind::List => self.query("prefix").unwrap_or_default().to_owned(),
-            Kind::Delete if self.key.is_empty() => self.keys_to_delete().into_iter().next().unwrap_or_default(),
+            Kind::Delete if self.key.is_empty() => {
+                self.keys_to_delete().into_iter().next().unwrap_or_default()
+            }
             _ => self.key.clone(),
         }
     }
@@ -156,7 +187,9 @@ impl Response {
     }
 
     pub fn error_saying(status: u16, code: &str, message: &str) -> Self {
-        let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>");
+        let body = format!(
+            "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+        );
         Self::of(status).with_body(body.into())
     }
 
@@ -183,7 +216,10 @@ impl Response {
             None => Body::from(self.body),
             Some(bytes) => {
                 let some = self.body.slice(..bytes.min(self.body.len().saturating_sub(1)));
-                let cut = futures::stream::iter([Ok(some), Err(io::Error::other("the body is cut on purpose"))]);
+                let cut = futures::stream::iter([
+                    Ok(some),
+                    Err(io::Error::other("the body is cut on purpose")),
+                ]);
                 Body::from_stream(cut.boxed())
             }
         };
@@ -193,7 +229,8 @@ impl Response {
 
 impl From<Answer> for Response {
     fn from(answer: Answer) -> Self {
-        let headers = answer.headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let headers =
+            answer.headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         Self { status: answer.status, headers, body: answer.body.into() }
     }
 }
@@ -226,6 +263,10 @@ pub(super) fn escaped(text: &str) -> String {
 }
 
 fn unescaped(text: &str) -> String {
-    let text = text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&apos;", "'");
+    let text = text
+        .replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&quot;", "\"")
+        .replace("&apos;", "'");
     text.replace("&amp;", "&")
 }

@@ -42,7 +42,10 @@ async fn a_refused_unlink_loses_nothing() {
 async fn a_refused_truncation_loses_nothing() {
     for size in [0, 1, 50 << 10, 299 << 10, (320 << 10) + 1, 1 << 20] {
         let (mut rig, model) = half_flushed().await;
-        assert!(matches!(rig.truncate_with(size, refused()).await, Err(FsError::Busy(_))), "to {size}");
+        assert!(
+            matches!(rig.truncate_with(size, refused()).await, Err(FsError::Busy(_))),
+            "to {size}"
+        );
         holds(&mut rig, &model).await;
     }
 }
@@ -90,7 +93,9 @@ async fn a_new_size_is_not_ahead_of_buffered_data() {
     rig.write(0, bytes(10_000, 1).into()).await.unwrap();
     rig.contents.flush(&rig.node).await.unwrap();
     rig.write(10_000, bytes(50_000, 2).into()).await.unwrap();
-    let size_in_store = async || Inode::decode(&rig.committer.get(&key::inode(INO)).await.unwrap().unwrap()).unwrap().size;
+    let size_in_store = async || {
+        Inode::decode(&rig.committer.get(&key::inode(INO)).await.unwrap().unwrap()).unwrap().size
+    };
     for (size, known) in [(100_000, 10_000), (70_000, 10_000), (30_000, 10_000), (9_000, 9_000)] {
         rig.truncate(size).await.unwrap();
         assert_eq!((size_in_store().await, rig.node.row.read().size), (known, size));
