@@ -301,6 +301,7 @@ mod tests {
         }
     }
 
+    /// A tmpfs holds the secrets, and no other file system does (R29).
     #[tokio::test]
     async fn a_restarted_node_finds_its_secrets_in_memory_only() {
         let dir = tempfile::tempdir().unwrap();

@@ -57,6 +57,7 @@ fn conflicts() -> [Fault; 3] {
     [Fault::refuse(status, code), Fault::done_but(status, code), Fault::late_but(status, code)]
 }
 
+/// A 409 may be the answer to our own first attempt (R35).
 #[tokio::test]
 async fn a_conflict_in_progress_is_settled_by_what_is_there() {
     for fault in conflicts() {

@@ -295,6 +295,7 @@ async fn exercise(record_bytes: u32) {
     exerciser.finish().await;
 }
 
+/// The records of a file keep the size that it was created with (R6).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_small_records_is_what_was_written() {
     exercise(4096).await;

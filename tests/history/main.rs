@@ -9,7 +9,6 @@
 //! - `play`: one history; `work`: its operations, one by one.
 //! - `deleting`, `chains`, `steps`, `slow`, `aimed`, `rewritten`, `seen`: histories that chance
 //!   would not find.
-//! - `rules`: which rule of the design is met by which test.
 //!
 //! `HISTORY_SEED` repeats one history; `HISTORIES` and `HISTORY_STEPS` set how much is done,
 //! otherwise `ZEROFS_TEST_SIZE` multiplies it.
@@ -27,7 +26,6 @@ mod model;
 mod ops;
 mod play;
 mod rewritten;
-mod rules;
 mod seen;
 mod slow;
 mod steps;

@@ -135,7 +135,8 @@ async fn more_than_a_hundred_thousand_names_are_listed_once() {
     fs.close().await.unwrap();
 }
 
-/// What is there all the time is listed exactly once, whatever is made and removed meanwhile.
+/// A name that is there all the time is listed exactly once, whatever is made and removed meanwhile
+/// (R21).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cookies_stay_true_while_names_come_and_go() {
     let (dataset, _journals) = dataset();

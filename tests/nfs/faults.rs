@@ -305,6 +305,7 @@ async fn a_handle_waits_for_its_export_to_open() {
     assert_eq!(timely(client.getattr(&root)).await.unwrap_err().status(), Some(NfsStat::Jukebox));
 }
 
+/// MNT answers only while the plugin itself mounts the volume (R23).
 #[tokio::test]
 async fn mounting_needs_our_own_mount_under_way() {
     let edge = Edge::start().await;
@@ -322,6 +323,7 @@ async fn mounting_needs_our_own_mount_under_way() {
     client.getattr(&root).await.unwrap();
 }
 
+/// Any program can connect from another port (R23).
 #[tokio::test]
 async fn only_reserved_ports_are_served_by_default() {
     let edge = Edge::with(Options { peers: Peers::LoopbackReserved, ..Options::default() }).await;
@@ -406,6 +408,7 @@ async fn a_client_that_takes_no_replies_is_bounded_and_given_up() {
     timely(client.read(&file, 0, 1 << 20)).await.unwrap();
 }
 
+/// Back-pressure counts bytes: WRITEs wait for memory, and none is refused (R22).
 #[tokio::test]
 async fn writes_beyond_the_budget_wait_their_turn() {
     let limits = Limits { write_bytes: 8 << 20, ..Limits::default() };

@@ -292,6 +292,7 @@ async fn permissions_are_those_of_the_credentials() {
     );
 }
 
+/// A cookie leads on to the same place after its entry was removed (R21).
 #[tokio::test]
 async fn directories_are_listed_whatever_changes_meanwhile() {
     let edge = Edge::start().await;

@@ -335,6 +335,7 @@ async fn a_fenced_committer_stops_for_good() {
     assert_eq!(inodes(&other).await, 1);
 }
 
+/// A pack of which more references go than were counted is a broken invariant (R4).
 #[tokio::test]
 async fn a_negative_count_stops_the_committer() {
     let home = Home::new();
