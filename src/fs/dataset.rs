@@ -135,7 +135,7 @@ pub struct Fs {
     pub(super) restoring: tokio::sync::Mutex<()>,
 }
 
-/// What has to be safe before a change is acknowledged (the table of sync modes in the README).
+/// What has to be safe before a change is acknowledged (the table of docs/durability.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Promise {
     /// The change survives the death of this process: CREATE, MKDIR, SYMLINK, MKNOD, SETATTR.

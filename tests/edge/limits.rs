@@ -41,7 +41,7 @@ async fn what_the_page_says_holds() {
     says(&format!("8 TiB ({} bytes)", with_commas(info.file_bytes_max)));
     let stat = client.fsstat(&root).await.unwrap();
     assert_eq!((stat.total_bytes, stat.total_files), (1 << 50, InodeNo::MAX.0));
-    says("1 PiB and\n2⁴⁴ inodes");
+    says("1 PiB and 2⁴⁴ inodes");
 
     let file = client.create(&root, b"f", &new()).await.unwrap().handle;
     let last = client

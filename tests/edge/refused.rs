@@ -38,9 +38,11 @@ impl Then {
         match self {
             Self::Makes(name) => make(served, name).await,
             Self::Removes(name) if name.starts_with("dir") => {
-                drop(fs.rmdir(&caller, fs.root(), &entry(name)).await.unwrap())
+                fs.rmdir(&caller, fs.root(), &entry(name)).await.unwrap();
             }
-            Self::Removes(name) => drop(fs.remove(&caller, fs.root(), &entry(name)).await.unwrap()),
+            Self::Removes(name) => {
+                fs.remove(&caller, fs.root(), &entry(name)).await.unwrap();
+            }
             Self::Empties(name) => {
                 let dir = found(served, name).await.unwrap().file;
                 fs.remove(&caller, dir, &entry("inside")).await.unwrap();

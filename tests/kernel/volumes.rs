@@ -187,7 +187,7 @@ pub fn options() -> Outcome {
         &volume.path,
         60,
         "in_20=\"setpriv --reuid 1000 --regid 1000 --groups 100,$(seq -s, 201 219)\"
-         $in_20 touch low/new; if $in_20 touch high/new 2>/dev/null; then echo 'all 20 groups were sent: say so in the README' >&2; exit 1; fi",
+         $in_20 touch low/new; if $in_20 touch high/new 2>/dev/null; then echo 'all 20 groups were sent: say so in docs/limits.md' >&2; exit 1; fi",
     )?;
     driver.unpublish(&reader)?;
     driver.remove(&volume)?;

@@ -90,7 +90,7 @@ fn requests_do_not_depend_on_the_number_of_files() {
     });
 }
 
-/// README's "When a node dies": while volumes are open, a heartbeat every 15 seconds, whatever
+/// docs/failover.md: while volumes are open, a heartbeat every 15 seconds, whatever
 /// their number, and nothing else.
 #[test]
 fn an_idle_node_costs_its_heartbeat_however_many_volumes_it_has_open() {
