@@ -68,7 +68,7 @@ async fn write(store: &ChunkStore, codec: Codec, raw: Vec<Bytes>) -> Vec<ChunkRe
         let packer = packer.clone();
         async move {
             let packing = packer.add(raw).await.unwrap();
-            let stored = packing.stored_unhurried().await.unwrap();
+            let stored = packing.stored_in_background().await.unwrap();
             let refs = stored.refs().to_vec();
             stored.settle();
             refs

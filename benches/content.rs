@@ -51,7 +51,7 @@ impl Place {
             cache_bytes: 35 << 20,
             write_bytes: 35 << 20,
             read_bytes: 17 << 20,
-            known_bytes: 8 << 20,
+            dedup_bytes: 8 << 20,
         };
         let chunks = ChunkStore::new(
             self.db.bucket.clone(),

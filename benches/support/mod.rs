@@ -35,7 +35,7 @@ impl Process {
             cache_bytes: 35 << 20,
             write_bytes: 35 << 20,
             read_bytes: 17 << 20,
-            known_bytes: 8 << 20,
+            dedup_bytes: 8 << 20,
         };
         let settings = VolumeSettings {
             node: "bench".to_owned(),

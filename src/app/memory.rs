@@ -71,7 +71,7 @@ impl Shares {
                 cache_bytes: or(limits.data_cache, CHUNKS),
                 write_bytes: part(PACKS),
                 read_bytes: part(READS),
-                known_bytes: part(KNOWN),
+                dedup_bytes: part(KNOWN),
             },
             blocks: DbCache::new(or(limits.block_cache, BLOCKS)).with_unflushed(part(UNFLUSHED)),
             nfs: Limits { read_bytes: calls, write_bytes: calls, ..Limits::default() },

@@ -1,4 +1,4 @@
-//! What a store wants to know beside the URL.
+//! Settings and credentials of a store beside its URL.
 
 use super::BucketError;
 use super::folder::FolderStore;
@@ -65,7 +65,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Whether a folder that is not there is made.
+/// Tells whether a missing folder is created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Folder {
     #[default]

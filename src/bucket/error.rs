@@ -1,4 +1,4 @@
-//! What can go wrong with an object store, and which of it is worth another attempt.
+//! Errors of an object store, and which of them are worth a retry.
 
 use crate::types::{Class, Classify};
 use std::error::Error as StdError;
@@ -51,7 +51,7 @@ impl Classify for BucketError {
     }
 }
 
-/// What an error of the store means to whoever must decide on another attempt.
+/// The class of a store's error, for the decision to retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
     Absent,
@@ -96,7 +96,7 @@ pub(super) struct TooShort {
     pub bytes: u64,
 }
 
-/// Whether an error is one of the above, and which.
+/// Finds one of the above in an error's chain.
 pub(super) fn is<T: StdError + 'static>(error: &object_store::Error) -> bool {
     source::<T>(error).is_some()
 }
@@ -193,7 +193,7 @@ fn local(error: &object_store::Error) -> Meaning {
     }
 }
 
-/// What the client says of an endpoint that it may not speak to in the clear.
+/// The client's message about an endpoint that it may not use in the clear.
 const NO_HTTP: &str = "URL scheme is not allowed";
 
 fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
@@ -210,7 +210,7 @@ fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
 /// The client's message where a store answers a range behind an object's end as if it were within
 /// (azurite).
 const PAST_THE_END: &str = "Wanted range starting at";
-/// How the client names the request in the error of one.
+/// The request's name in the client's error.
 const HEAD: &str = "Error performing HEAD ";
 /// The client's message for a redirect without a location.
 const BARE_REDIRECT: &str = "Received redirect without LOCATION";

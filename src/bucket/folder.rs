@@ -1,6 +1,6 @@
 //! A folder as a store: objects are files.
 //!
-//! What a put has to do here is wait for the disk, and every wait is a commit of the file system's
+//! A put waits for the disk, and every wait is a commit of the file system's
 //! log. In general it takes two: one for the bytes, then one for the name, or a crash could leave a
 //! name without its bytes, and an object must be whole or absent. Where the file system is known to
 //! keep one ordered log, one commit is enough ([`is_ordered`]):
@@ -56,7 +56,7 @@ pub(super) struct FolderStore {
     disk: Arc<Disk>,
 }
 
-/// An object on its way to the disk.
+/// An object being written to the disk.
 #[derive(Debug)]
 struct Disk {
     mounted: Mounted,
@@ -150,8 +150,8 @@ impl Disk {
         // Folders are made for it.
         self.mounted.check()?;
         let staged = Staged::write(path, payload, self.ordered)?;
-        // What was opened is in the right folder if that is still there; a name elsewhere could not
-        // be given to it any more.
+        // The opened file is in the right folder if that is still there; a name elsewhere could not
+        // be given to it then.
         self.mounted.check()?;
         if let Some(mark) = mark {
             self.unsettled.insert(mark, staged.id());
@@ -174,7 +174,7 @@ impl Disk {
     fn exists(&self, path: &FilePath, staged: &Staged, mark: Option<&str>) -> io::Result<Put> {
         let there = match std::fs::metadata(path) {
             Ok(meta) => id(&meta),
-            // It went away just now: the next attempt finds that.
+            // The object was removed just now: the next attempt finds that.
             Err(error) => {
                 self.not_named(staged, mark);
                 return Err(error);
@@ -199,7 +199,7 @@ fn device_with_ordered_log(folder: &FilePath) -> io::Result<Option<u64>> {
     Ok(is_ordered(folder, device)?.then_some(device))
 }
 
-/// Whether the file system records where bytes are and what files are named in one ordered log, and
+/// Tells whether the file system records extents and names in one ordered log, and
 /// has the device empty its cache before a commit counts: XFS, and ext4 with a journal (jbd2 shows
 /// each one that it runs). ext2 has the same magic number and no journal.
 fn is_ordered(folder: &FilePath, device: u64) -> io::Result<bool> {
@@ -273,7 +273,8 @@ impl ObjectStore for FolderStore {
             Put::Done { tag } => {
                 Ok(PutResult { e_tag: Some(tag), version: None, extensions: Default::default() })
             }
-            // After a failed fsync the bytes may be in no memory any more: they are written again.
+            // After a failed fsync the page cache may have dropped the bytes: they are written
+            // again.
             Put::Own => {
                 self.replace(at, payload, PutOptions { mode: PutMode::Overwrite, ..plain }).await
             }

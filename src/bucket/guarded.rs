@@ -38,7 +38,7 @@ impl Guarded {
         Self { inner, gate: Arc::new(Gate::new(limits, puts)), refusals: Arc::default() }
     }
 
-    /// The same store with other limits; counts start anew.
+    /// The same store with other limits and counters at zero.
     pub fn with_limits(&self, limits: Limits) -> Self {
         Self::new(self.inner.clone(), limits, self.gate.puts())
     }
@@ -93,7 +93,7 @@ impl Guarded {
         }
     }
 
-    /// Whether a large body ran out of time and the store answers: then it is the link.
+    /// Tells whether a large body timed out although the store answers: then the link is slow.
     async fn is_slow(&self, at: &Path, bytes: u64, error: &object_store::Error) -> bool {
         if !Rate::is_large(bytes) || !is::<TimedOut>(error) {
             return false;
@@ -289,7 +289,7 @@ impl Guarded {
     }
 }
 
-/// Where a put-if-absent failed.
+/// The step at which a put-if-absent failed.
 enum Found {
     /// The put, or an earlier attempt of it, wrote the object.
     Ours(ObjectMeta),

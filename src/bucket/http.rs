@@ -21,7 +21,8 @@ const METADATA_LIMIT: Duration = Duration::from_secs(3);
 /// Begins the error of one that took longer.
 pub(super) const NO_METADATA: &str = "the metadata service does not answer";
 
-/// Whether a URL, or the text of an error with one, is about the credentials of the machine itself.
+/// Tells whether a URL, or the text of an error with one, is of the machine's own credential
+/// service.
 pub(super) fn is_metadata(text: &str) -> bool {
     const PATHS: [&str; 4] =
         ["/latest/api/token", "/latest/meta-data/", "/computeMetadata/", "/metadata/identity/"];

@@ -99,14 +99,14 @@ impl std::ops::Sub for Requests {
     }
 }
 
-/// Whether an earlier attempt of a request that then failed may have had its effect.
+/// Tells whether an earlier attempt of a request that then failed may have taken effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Earlier {
     None,
     Unknown,
 }
 
-/// Whether an attempt of a put is given up when its time is over. Without a limit its outcome is
+/// Tells whether an attempt of a put is abandoned at its time-out. Without a limit its outcome is
 /// always known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Puts {
@@ -170,7 +170,7 @@ impl Gate {
         request: impl Future<Output = object_store::Result<T>>,
     ) -> object_store::Result<T> {
         let result = self.bounded(kind, limit, request).await;
-        // What a store does not implement it answers without a request.
+        // An operation that a store does not implement is answered without a request.
         if !matches!(
             result,
             Err(object_store::Error::NotImplemented { .. }
@@ -223,7 +223,7 @@ impl Gate {
     }
 
     /// Like [`Self::run`] for a request whose steps have limits of their own, and whose length
-    /// nobody knows before: none is begun anew after `total`.
+    /// nobody knows before: none is retried after `total`.
     pub async fn run_stepped<T, F: Future<Output = object_store::Result<T>>>(
         &self,
         kind: Kind,

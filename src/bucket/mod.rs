@@ -20,7 +20,7 @@
 //! [`folder`] stages any); listings do not show it, and the object itself is whole or absent. A
 //! cancelled put may still take effect.
 //!
-//! It does not cache, and knows nothing of what is stored.
+//! This module does not cache, and knows nothing of the objects' meaning.
 
 mod credentials;
 mod error;
@@ -52,7 +52,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// What became of a put-if-absent.
+/// The outcome of a put-if-absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PutNew {
     Created,
@@ -113,7 +113,7 @@ impl Bucket {
         Self { url, remote: false, store, failpoints: Failpoints::default() }
     }
 
-    /// The same bucket with other limits; counts start anew.
+    /// The same bucket with other limits and counters at zero.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.store = Arc::new(self.store.with_limits(limits));
@@ -125,7 +125,7 @@ impl Bucket {
         &self.url
     }
 
-    /// Whether the store is reached over HTTP, where answers depend on what else is on the way.
+    /// Tells whether the store is reached over HTTP, where a proxy on the path may answer instead.
     pub fn is_remote(&self) -> bool {
         self.remote
     }

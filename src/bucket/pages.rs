@@ -3,7 +3,7 @@
 //! it takes, and holds a page in memory.
 //!
 //! Stores list in the order of keys; a folder does not. One that does not is never continued after
-//! a failure, and neither is a short listing: it begins anew ([`Pages::collect`]), so that nothing
+//! a failure, and neither is a short listing: it starts over ([`Pages::collect`]), so that nothing
 //! is missing where much depends on it.
 
 use super::error::{Meaning, meaning};
@@ -14,7 +14,7 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, Result};
 use std::sync::Arc;
 
-/// A listing with fewer keys so far begins anew where it may.
+/// A listing with fewer keys so far starts over where it may.
 const SHORT: usize = 10_000;
 
 pub(super) struct Pages {
@@ -58,7 +58,7 @@ impl Pages {
                         && self.given > 0
                         && self.gate.pause(attempt, deadline).await =>
                 {
-                    tracing::debug!(%error, "a listing begins anew");
+                    tracing::debug!(%error, "a listing failed midway; starting over");
                     self = Self::new(self.store, self.gate, self.prefix, after.clone());
                     found.clear();
                 }

@@ -1,4 +1,4 @@
-//! How fast bodies move. A body of some size has the time that it takes at this rate
+//! The transfer rate of bodies. A body of some size has the time that it takes at this rate
 //! ([`super::limits`]), and no link is so slow that a body never ends: where an attempt ran out of
 //! time and the store answers all the same, the rate is taken for lower, and large bodies move one
 //! after the other until they are seen to be fast again. It is remembered, so that the next body
@@ -38,7 +38,7 @@ impl Rate {
         *self.now.lock()
     }
 
-    /// How long a body takes at most.
+    /// The time-out of a body of this size.
     pub fn time(&self, bytes: u64) -> Duration {
         Duration::from_millis(bytes.saturating_mul(1000) / self.now())
     }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 pub(super) struct Refusals(Mutex<Option<(u64, String)>>);
 
 impl Refusals {
-    /// A put of so many bytes ended thus.
+    /// A put of this many bytes ended this way.
     pub fn note<T>(&self, bytes: u64, put: &object_store::Result<T>) {
         use object_store::Error::{NotImplemented, NotSupported};
         let mut last = self.0.lock();

@@ -1,4 +1,4 @@
-//! Where a pool is.
+//! The URL of a pool.
 
 use super::BucketError;
 use object_store::path::Path;
@@ -47,7 +47,7 @@ impl PoolUrl {
         &self.place
     }
 
-    /// What all keys of the pool begin with; empty for a folder, which is the pool.
+    /// The prefix of all keys of the pool; empty for a folder, which is the pool.
     pub fn prefix(&self) -> &Path {
         &self.prefix
     }
@@ -82,7 +82,7 @@ impl FromStr for PoolUrl {
     type Err = BucketError;
 
     fn from_str(text: &str) -> Result<Self, BucketError> {
-        // What is quoted back is bounded and holds no secret: a URL with a user's password is
+        // The quoted part is bounded and holds no secret: a URL with a user's password is
         // refused before it is quoted.
         let quoted = || {
             text.split_once('@')

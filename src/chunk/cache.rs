@@ -1,9 +1,9 @@
-//! What all chunk stores of a process share: chunks kept near, and the memory that chunks on their
-//! way may take.
+//! State shared by all chunk stores of a process: the chunk cache, and the memory budget of chunks
+//! on their way may take.
 
-use super::known::Known;
+use super::dedup::DedupIndex;
 use super::plan::RANGE_BYTES_MAX;
-use super::room::Room;
+use super::write_budget::WriteBudget;
 use crate::types::ChunkHash;
 use bytes::Bytes;
 use foyer::{
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Semaphore;
 
-/// What an entry costs beyond its bytes: key, links, counts.
+/// Overhead of an entry beyond its bytes: key, links, counts.
 const ENTRY_OVERHEAD: usize = 160;
 /// Written chunks from this size on are kept without a copy.
 const SHARED_FROM: usize = 256 << 10;
@@ -29,32 +29,32 @@ const SHARDS_MAX: u64 = 16;
 const WRITE_BYTES_MIN: u64 = 4 << 20;
 /// One request of the largest size must find room in either half.
 const READ_BYTES_MIN: u64 = 2 * RANGE_BYTES_MAX;
-/// Requests on their way at once.
+/// The most requests in flight at once.
 pub(super) const READS_MAX: usize = 64;
 /// Files that the disk tier divides its room into; each must hold the largest stored chunk with
 /// foyer's header.
 const DISK_BLOCK_BYTES: usize = 16 << 20;
-/// What the disk tier may hold in memory: it hands over what it reads at once.
+/// Memory of the disk tier itself; it hands over each read at once.
 const DISK_MEMORY_BYTES: usize = 1 << 20;
 
 /// Memory of all chunk stores of a process.
 #[derive(Clone, Copy, Debug)]
 pub struct ChunkLimits {
-    /// Verified chunks kept near.
+    /// Verified chunks in memory.
     pub cache_bytes: u64,
     /// Packs being filled and stored.
     pub write_bytes: u64,
     /// Range requests on their way (of data, decompressed): half of it readers', half read-ahead's,
     /// which so never keeps a reader waiting.
     pub read_bytes: u64,
-    /// What deduplication knows.
-    pub known_bytes: u64,
+    /// The deduplication index.
+    pub dedup_bytes: u64,
 }
 
 impl ChunkLimits {
     /// A cache of this size beside what is on its way at most.
     pub fn cache(cache_bytes: u64) -> Self {
-        Self { cache_bytes, write_bytes: 64 << 20, read_bytes: 64 << 20, known_bytes: 16 << 20 }
+        Self { cache_bytes, write_bytes: 64 << 20, read_bytes: 64 << 20, dedup_bytes: 16 << 20 }
     }
 }
 
@@ -68,17 +68,17 @@ pub struct ChunkCache(pub(super) Arc<Shared>);
 pub(super) struct Shared {
     memory: Cache<ChunkHash, Bytes>,
     disk: Option<HybridCache<ChunkHash, OnDisk>>,
-    pub(super) write_room: Room,
-    pub(super) read_room: Arc<Semaphore>,
-    pub(super) ahead_room: Arc<Semaphore>,
+    pub(super) write_budget: WriteBudget,
+    pub(super) read_budget: Arc<Semaphore>,
+    pub(super) read_ahead_budget: Arc<Semaphore>,
     pub(super) reads: Arc<Semaphore>,
-    pub(super) known: Mutex<Known>,
+    pub(super) dedup: Mutex<DedupIndex>,
     /// Counts packers.
     pub(super) packers: AtomicU64,
     pub(super) counts: Counts,
 }
 
-/// What was asked of a cache so far.
+/// Counters of a cache since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheStats {
     pub memory_hits: u64,
@@ -149,10 +149,10 @@ impl ChunkCache {
         Self(Arc::new(Shared {
             memory,
             disk,
-            write_room: Room::new(write_bytes),
-            read_room: Arc::new(Semaphore::new(read_bytes / 2)),
-            ahead_room: Arc::new(Semaphore::new(read_bytes / 2)),
-            known: Mutex::new(Known::new(limits.known_bytes)),
+            write_budget: WriteBudget::new(write_bytes),
+            read_budget: Arc::new(Semaphore::new(read_bytes / 2)),
+            read_ahead_budget: Arc::new(Semaphore::new(read_bytes / 2)),
+            dedup: Mutex::new(DedupIndex::new(limits.dedup_bytes)),
             packers: AtomicU64::new(0),
             reads: Arc::new(Semaphore::new(READS_MAX)),
             counts: Counts::default(),

@@ -14,11 +14,11 @@ const SAMPLE_FROM: usize = 16 << 10;
 const SAMPLE_BYTES: usize = 2 << 10;
 /// Stored compressed only when that saves at least this part of the chunk: less does not pay for
 /// decompressing it at each read.
-const WORTH_PART: usize = 16;
+const MIN_SAVING_PART: usize = 16;
 /// The library's default: stronger levels cost more CPU than a network store saves.
 const ZSTD_LEVEL: i32 = 3;
 
-/// How one family's chunks are hashed, compressed and sealed.
+/// Hashes, compresses and seals one family's chunks.
 pub(super) struct Coder {
     family: FamilyId,
     hash_key: [u8; 32],
@@ -31,7 +31,8 @@ pub(super) struct Encoded {
     pub(super) bytes: Bytes,
 }
 
-/// Whether bytes are a part of a larger buffer, which must not be kept for their sake.
+/// Tells a buffer of its own from a slice of a larger one, which must not be kept in memory for the
+/// slice's sake.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Backing {
     Whole,
@@ -70,8 +71,8 @@ impl Coder {
         ChunkHash(*blake3::keyed_hash(&self.hash_key, raw).as_bytes())
     }
 
-    /// What a chunk is sealed with: it opens only as itself, in its own family. (The key is already
-    /// the pool's own.)
+    /// The associated data of a chunk's seal: a chunk opens only as itself, in its own family. (The
+    /// key is already the pool's own.)
     fn chunk_context(&self, hash: &ChunkHash, codec: Codec) -> [u8; 6 + 16 + 32 + 1] {
         let mut context = [0; 55];
         context[..6].copy_from_slice(b"chunk ");
@@ -195,10 +196,10 @@ impl Coder {
 
 /// `None`: stored as it is.
 fn compress<'s>(raw: &[u8], codec: Codec, scratch: &'s mut Vec<u8>) -> Option<&'s [u8]> {
-    if codec == Codec::None || raw.len() < WORTH_PART || !seems_compressible(raw, scratch) {
+    if codec == Codec::None || raw.len() < MIN_SAVING_PART || !seems_compressible(raw, scratch) {
         return None;
     }
-    let worth = raw.len() - raw.len() / WORTH_PART;
+    let size_max = raw.len() - raw.len() / MIN_SAVING_PART;
     // A compressor that runs out of room says so: what does not fit is not worth it. LZ4 wants room
     // for its worst case.
     let len = match codec {
@@ -207,10 +208,10 @@ fn compress<'s>(raw: &[u8], codec: Codec, scratch: &'s mut Vec<u8>) -> Option<&'
             lz4_flex::block::compress_into(raw, sized(scratch, lz4_room(raw.len()))).ok()?
         }
         Codec::Zstd => {
-            zstd::bulk::compress_to_buffer(raw, sized(scratch, worth), ZSTD_LEVEL).ok()?
+            zstd::bulk::compress_to_buffer(raw, sized(scratch, size_max), ZSTD_LEVEL).ok()?
         }
     };
-    (len <= worth).then(|| scratch.get(..len)).flatten()
+    (len <= size_max).then(|| scratch.get(..len)).flatten()
 }
 
 fn lz4_room(len: usize) -> usize {
@@ -224,7 +225,7 @@ fn sized(scratch: &mut Vec<u8>, len: usize) -> &mut [u8] {
     scratch.get_mut(..len).unwrap_or_default()
 }
 
-/// Whether any of three samples shrinks under LZ4.
+/// Tries LZ4 on three samples; true if any of them shrinks.
 fn seems_compressible(raw: &[u8], scratch: &mut Vec<u8>) -> bool {
     if raw.len() < SAMPLE_FROM {
         return true;
@@ -234,7 +235,7 @@ fn seems_compressible(raw: &[u8], scratch: &mut Vec<u8>) -> bool {
         let Some(sample) = raw.get(at..at + SAMPLE_BYTES) else { return false };
         let out = sized(scratch, lz4_room(SAMPLE_BYTES));
         lz4_flex::block::compress_into(sample, out)
-            .is_ok_and(|len| len < SAMPLE_BYTES - SAMPLE_BYTES / WORTH_PART)
+            .is_ok_and(|len| len < SAMPLE_BYTES - SAMPLE_BYTES / MIN_SAVING_PART)
     })
 }
 

@@ -1,4 +1,4 @@
-//! What can go wrong between a chunk and its pack.
+//! Errors of storing, finding and reading chunks.
 
 use crate::bucket::BucketError;
 use crate::types::{ChunkHash, Class, Classify, FamilyId, PackId};
@@ -19,7 +19,7 @@ pub enum ChunkError {
         #[source]
         source: BucketError,
     },
-    /// What refers to the chunk is intact, what it refers to is not.
+    /// The reference to the chunk is intact, its bytes are not.
     #[error("chunk {hash} in pack {pack} is corrupt: {why}")]
     Corrupt { hash: ChunkHash, pack: PackId, why: String },
     #[error("pack {pack} is corrupt: {why}")]

@@ -1,10 +1,11 @@
-//! Who may still refer to which pack of one packer: the arithmetic behind `settled` (R9). Pure.
+//! The ledger of one packer's packs: which of them a batch may still refer to, and so how far they
+//! are `settled` (R9). Pure.
 //!
 //! ```text
-//!            close            put ended
-//!   open ───────────▶ moving ───────────▶ stored ─┐
-//!    │                  │                         ├─ no holds left: ended
-//!    └──── discard ─────┴── put failed ─▶ lost ───┘
+//!            close              put ended
+//!   open ───────────▶ in flight ───────────▶ stored ─┐
+//!    │                  │                            ├─ no holds left: ended
+//!    └──── discard ─────┴───── put failed ─▶ lost ───┘
 //! ```
 //!
 //! A *hold* is a promise not yet kept: someone may still submit a batch that refers to the pack.
@@ -17,9 +18,9 @@ use std::collections::VecDeque;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Open,
-    Moving,
+    InFlight,
     Stored,
-    /// Its PUT failed, or it was discarded while open: no one may refer to it any more.
+    /// Its PUT failed, or it was discarded while open: nothing may refer to it.
     Lost,
 }
 
@@ -37,7 +38,7 @@ pub(super) struct Ledger {
     packs: VecDeque<Pack>,
 }
 
-/// What is left after a hold was released.
+/// The state of a pack after a hold on it was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Left {
     /// Nobody will refer to this open pack: it need not be stored. It has been written off.
@@ -57,7 +58,7 @@ impl Ledger {
         self.packs.get_mut(usize::try_from(index).ok()?)
     }
 
-    /// Holds a pack, if references to it may still be made without asking anyone.
+    /// Takes a hold on a pack, if references to it may still be made without asking anyone.
     pub(super) fn hold(&mut self, seq: u64) -> bool {
         match self.pack(seq) {
             Some(pack) if pack.state != State::Lost => {
@@ -86,7 +87,7 @@ impl Ledger {
         if let Some(pack) = self.pack(seq)
             && pack.state == State::Open
         {
-            pack.state = State::Moving;
+            pack.state = State::InFlight;
         }
     }
 
@@ -143,7 +144,7 @@ mod tests {
         )
     }
 
-    /// What is obviously right: everything is remembered for ever and `settled` is computed anew
+    /// The obviously right model: it remembers everything for ever and computes `settled` again
     /// each time.
     #[derive(Default)]
     struct Model {
@@ -197,11 +198,11 @@ mod tests {
                     Op::Close(seq) => {
                         ledger.close(seq);
                         if let Some((state @ State::Open, _)) = model.packs.get_mut(&seq) {
-                            *state = State::Moving;
+                            *state = State::InFlight;
                         }
                     }
                     Op::Ended(seq, ok) => {
-                        if let Some((state @ State::Moving, _)) = model.packs.get_mut(&seq) {
+                        if let Some((state @ State::InFlight, _)) = model.packs.get_mut(&seq) {
                             *state = if ok { State::Stored } else { State::Lost };
                             ledger.put_ended(seq, ok);
                         }

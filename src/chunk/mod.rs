@@ -29,34 +29,34 @@
 //! instead.
 //!
 //! # What this does not do
-//! It does not know which packs are in use: the file system counts (`U`), the collector decides. It
-//! does not retry: the bucket does.
+//! This module does not know which packs are in use: the file system counts (`U`), the collector
+//! decides. Nor does it retry: the bucket does.
 
-mod announced;
 mod cache;
 mod coder;
 mod cpu;
+mod dedup;
 mod error;
-mod filling;
-mod known;
 mod ledger;
-mod moved;
 mod pack;
+mod pack_writer;
 mod packer;
 mod plan;
 mod reader;
+mod relocated;
 mod rewrite;
-mod room;
+mod rewrite_pending;
 mod store;
 mod verify;
+mod write_budget;
 
-pub use announced::Announced;
 pub use cache::{CacheStats, ChunkCache, ChunkLimits};
 pub use error::ChunkError;
-pub use moved::{Generation, key as object_key, parse as parse_object};
 pub use pack::{Entry, OBJECT_BYTES_MAX, PACK_BYTES, PackError, Sealing, Trailer, decode_footer};
 pub use packer::{Packer, Packing, Stored};
+pub use relocated::{Generation, key as object_key, parse as parse_object};
 pub use rewrite::Rewritten;
+pub use rewrite_pending::RewritePending;
 pub use store::{ChunkStore, PackSummary};
 pub use verify::Verified;
 
@@ -66,7 +66,7 @@ use serde::{Deserialize, Serialize};
 /// The largest chunk, in bytes of data: the largest record.
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 
-/// Where a chunk is.
+/// A chunk's name, location and encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ChunkRef {
     pub hash: ChunkHash,
@@ -80,7 +80,7 @@ pub struct ChunkRef {
     pub codec: Codec,
 }
 
-/// How a chunk's bytes are compressed.
+/// The compression of a chunk's bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Codec {
     None,

@@ -42,7 +42,7 @@ pub const OBJECT_BYTES_MAX: usize = PACK_BYTES as usize
     + HEADER_BYTES as usize
     + TRAILER_BYTES;
 
-/// What is wrong with the bytes of a pack.
+/// Reasons why the bytes of a pack are refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PackError {
     #[error("{bytes} bytes are too few for a pack")]
@@ -65,7 +65,7 @@ pub enum PackError {
     Gap { chunks: u32, footer: u64 },
 }
 
-/// Whether the pool is encrypted.
+/// Tells packs of an encrypted pool from plain ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sealing {
     Plain,

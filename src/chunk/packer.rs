@@ -1,6 +1,6 @@
-//! Fills packs and keeps the books of who may still refer to them (R9, R10).
+//! Fills packs and tracks which of them may still get new references (R9, R10).
 
-use super::filling::{Filling, Haste, Holds};
+use super::pack_writer::{PackHolds, PackWriter, Urgency};
 use super::{CHUNK_BYTES_MAX, ChunkError, ChunkRef, cpu};
 use crate::crypto::Sealer;
 use crate::types::PackId;
@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// Data that one CPU job takes: long enough to be worth handing over, short enough that an add uses
-/// all cores.
+/// Data that one CPU job takes: long enough to be size_max handing over, short enough that an add
+/// uses all cores.
 const JOB_BYTES: usize = 1 << 20;
 /// Jobs of one add at once.
 const JOBS_MAX: usize = 4;
-/// How long a pack waits for more from [`Packing::stored_unhurried`].
+/// The time that a pack waits for more data under [`Packing::stored_in_background`].
 const LINGER: Duration = Duration::from_millis(200);
 
 /// Fills packs for one writable open of a dataset. Several callers add at once; a pack is closed
@@ -24,13 +24,13 @@ const LINGER: Duration = Duration::from_millis(200);
 /// Chunks known for deduplication are kept per packer and not per family: what a sibling dataset
 /// has stored is of no use here, because this dataset holds no `U` on it (R10).
 #[derive(Clone)]
-pub struct Packer(pub(super) Arc<Filling>);
+pub struct Packer(pub(super) Arc<PackWriter>);
 
 /// Chunks that were handed to a packer. Nothing may refer to them yet. Dropping it gives them up.
 #[must_use = "dropping it gives the chunks up"]
 pub struct Packing {
     refs: Vec<ChunkRef>,
-    holds: Holds,
+    holds: PackHolds,
 }
 
 /// Chunks whose packs are in the bucket. While it lives, the packs that it touches are not settled
@@ -40,11 +40,11 @@ pub struct Packing {
 #[must_use = "dropping it before the batch is submitted lets the collector sweep the chunks"]
 pub struct Stored {
     refs: Vec<ChunkRef>,
-    _holds: Holds,
+    _holds: PackHolds,
 }
 
 impl Packing {
-    /// Where the chunks will be, in the order they were added.
+    /// References to the chunks, in the order they were added.
     pub fn refs(&self) -> &[ChunkRef] {
         &self.refs
     }
@@ -52,7 +52,7 @@ impl Packing {
     /// Closes the packs that hold the chunks and waits until they are stored: for COMMIT and
     /// whoever waits for an answer.
     pub async fn stored(mut self) -> Result<Stored, ChunkError> {
-        self.holds.hurry(Haste::Now);
+        self.holds.hurry(Urgency::Now);
         self.holds.stored().await?;
         Ok(Stored { refs: self.refs, _holds: self.holds })
     }
@@ -61,7 +61,7 @@ impl Packing {
     /// on its way: for large flushes, which fill packs by themselves, and where writers wait for
     /// the memory.
     pub async fn stored_soon(mut self) -> Result<Stored, ChunkError> {
-        self.holds.hurry(Haste::Calm);
+        self.holds.hurry(Urgency::Background);
         self.holds.stored().await?;
         Ok(Stored { refs: self.refs, _holds: self.holds })
     }
@@ -69,11 +69,11 @@ impl Packing {
     /// Waits until the packs are stored. One that is not full is closed only after a short while,
     /// and when nothing else is on its way: for flushes in the background, so that a long
     /// sequential write makes full packs.
-    pub async fn stored_unhurried(mut self) -> Result<Stored, ChunkError> {
+    pub async fn stored_in_background(mut self) -> Result<Stored, ChunkError> {
         match tokio::time::timeout(LINGER, self.holds.stored()).await {
             Ok(stored) => stored?,
             Err(_) => {
-                self.holds.hurry(Haste::Calm);
+                self.holds.hurry(Urgency::Background);
                 self.holds.stored().await?;
             }
         }
@@ -99,22 +99,22 @@ impl Packer {
             return Err(ChunkError::TooLarge { bytes, max: CHUNK_BYTES_MAX });
         }
         let mut packing =
-            Packing { refs: Vec::with_capacity(raw.len()), holds: Holds::new(self.0.clone()) };
-        let mut jobs = stream::iter(jobs(raw)).map(|job| self.place(job)).buffered(JOBS_MAX);
-        while let Some(mut placed) = jobs.try_next().await? {
-            packing.refs.append(&mut placed.refs);
-            packing.holds.absorb(placed.holds);
+            Packing { refs: Vec::with_capacity(raw.len()), holds: PackHolds::new(self.0.clone()) };
+        let mut jobs = stream::iter(jobs(raw)).map(|job| self.pack(job)).buffered(JOBS_MAX);
+        while let Some(mut packed) = jobs.try_next().await? {
+            packing.refs.append(&mut packed.refs);
+            packing.holds.absorb(packed.holds);
         }
         Ok(packing)
     }
 
-    async fn place(&self, job: Vec<Bytes>) -> Result<Packing, ChunkError> {
+    async fn pack(&self, job: Vec<Bytes>) -> Result<Packing, ChunkError> {
         let bytes: usize = job.iter().map(|raw| raw.len() + Sealer::OVERHEAD).sum();
         // A job has a few MiB at most.
-        let room = self.0.cache.0.write_room.take(bytes as u32).await;
-        let filling = self.0.clone();
-        let placed = cpu::run(bytes, move || place(&filling, &job, room)).await;
-        placed.ok_or(ChunkError::CutOff { doing: "packing" })
+        let room = self.0.cache.0.write_budget.take(bytes as u32).await;
+        let writer = self.0.clone();
+        let packed = cpu::run(bytes, move || pack(&writer, &job, room)).await;
+        packed.ok_or(ChunkError::CutOff { doing: "packing" })
     }
 
     /// Every pack of this packer up to this number is referenced by the batches submitted so far,
@@ -125,7 +125,7 @@ impl Packer {
         self.0.settled()
     }
 
-    /// Whether `pack` is this packer's, stored, and not settled. At submit the committer refuses a
+    /// True if `pack` is this packer's, stored, and not settled. At submit the committer refuses a
     /// new reference into a pack unless this holds, or `U` of the pack is above 0 and it is not
     /// sealed (R10); the caller then adds the data again.
     pub fn is_unsettled(&self, pack: PackId) -> bool {
@@ -140,18 +140,18 @@ impl Packer {
         *self.0.may_refer.write() = Some(may_refer);
     }
 
-    /// Tells the packer of chunks that the dataset refers to already, for deduplication.
-    pub fn known(&self, chunks: &[ChunkRef]) {
-        self.0.known(chunks);
+    /// Inserts chunks that the dataset refers to already into the deduplication index.
+    pub fn learn(&self, chunks: &[ChunkRef]) {
+        self.0.learn(chunks);
     }
 
-    /// So many chunks may be told at once without forgetting some of them. The memory is the
-    /// process's.
-    pub fn known_at_once(&self) -> usize {
-        self.0.known_at_once()
+    /// The number of chunks that [`Self::learn`] takes at once without evicting some of them. The
+    /// memory is the process's.
+    pub fn learnable_at_once(&self) -> usize {
+        self.0.learnable_at_once()
     }
 
-    /// Whether this packer makes the pack.
+    /// True if this packer wrote or will write the pack.
     pub fn makes(&self, pack: PackId) -> bool {
         self.0.is_own(pack)
     }
@@ -175,18 +175,18 @@ fn jobs(raw: Vec<Bytes>) -> Vec<Vec<Bytes>> {
 }
 
 /// The CPU work on some chunks.
-fn place(filling: &Arc<Filling>, job: &[Bytes], mut room: OwnedSemaphorePermit) -> Packing {
-    let mut holds = Holds::new(filling.clone());
+fn pack(writer: &Arc<PackWriter>, job: &[Bytes], mut room: OwnedSemaphorePermit) -> Packing {
+    let mut holds = PackHolds::new(writer.clone());
     let mut refs = Vec::with_capacity(job.len());
     for raw in job {
-        let hash = filling.coder.hash(raw);
-        let chunk = match filling.find(&hash, &mut holds) {
+        let hash = writer.coder.hash(raw);
+        let chunk = match writer.find(&hash, &mut holds) {
             Some(chunk) => chunk,
             None => {
-                let encoded = filling.coder.encode(raw, &hash, filling.codec);
-                filling.cache.0.insert_written(hash, raw);
+                let encoded = writer.coder.encode(raw, &hash, writer.codec);
+                writer.cache.0.insert_written(hash, raw);
                 // At most CHUNK_BYTES_MAX.
-                filling.append(hash, raw.len() as u32, encoded, &mut room, &mut holds)
+                writer.append(hash, raw.len() as u32, encoded, &mut room, &mut holds)
             }
         };
         refs.push(chunk);

@@ -1,4 +1,4 @@
-//! Which ranges of which packs to ask for. Pure.
+//! Plans the range requests for a set of chunks. Pure.
 
 use super::{CHUNK_BYTES_MAX, ChunkRef};
 use std::ops::Range;

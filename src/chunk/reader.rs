@@ -5,9 +5,9 @@
 
 use super::cache::{ChunkCache, count};
 use super::coder::{Backing, Coder};
-use super::moved::{self, Generation, Place, Places};
 use super::pack::HEADER_BYTES;
 use super::plan::{Fetch, plan};
+use super::relocated::{self, Generation, Location, LocationCache};
 use super::{CHUNK_BYTES_MAX, ChunkError, ChunkRef, cpu};
 use crate::bucket::{Bucket, BucketError};
 use crate::crypto::Sealer;
@@ -20,12 +20,12 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 type Outcome = Result<Bytes, ChunkError>;
-type Flight = watch::Receiver<Option<Outcome>>;
+type InFlightRead = watch::Receiver<Option<Outcome>>;
 
 /// Reads from the disk cache at once, per read.
 const DISK_READS_MAX: usize = 8;
-/// So many generations of a pack may be rewritten while one read looks for the newest.
-const MOVES_MAX: u32 = 4;
+/// The most rewrites of a pack that one read follows while it looks for the newest generation.
+const RELOCATIONS_MAX: u32 = 4;
 
 pub(super) struct Reader {
     pub(super) family: FamilyId,
@@ -34,20 +34,20 @@ pub(super) struct Reader {
     pub(super) cache: ChunkCache,
     /// By the whole reference: a second one to the same data must not fail because the first is
     /// broken.
-    pub(super) flights: Mutex<HashMap<ChunkRef, Flight>>,
-    /// Of packs that were rewritten.
-    pub(super) places: Mutex<Places>,
+    pub(super) in_flight_reads: Mutex<HashMap<ChunkRef, InFlightRead>>,
+    /// Locations in packs that were rewritten.
+    pub(super) locations: Mutex<LocationCache>,
 }
 
-/// The duty to say what became of a chunk.
-struct Landing {
+/// The obligation to complete one in-flight read, whatever its outcome.
+struct Completion {
     reader: Arc<Reader>,
     chunk: ChunkRef,
     waiters: watch::Sender<Option<Outcome>>,
 }
 
-impl Landing {
-    fn land(self, outcome: Outcome) {
+impl Completion {
+    fn complete(self, outcome: Outcome) {
         if let Ok(data) = &outcome {
             self.reader.cache.0.insert(self.chunk.hash, data.clone());
         }
@@ -55,9 +55,9 @@ impl Landing {
     }
 }
 
-impl Drop for Landing {
+impl Drop for Completion {
     fn drop(&mut self) {
-        self.reader.flights.lock().remove(&self.chunk);
+        self.reader.in_flight_reads.lock().remove(&self.chunk);
     }
 }
 
@@ -78,15 +78,16 @@ impl Reader {
         if missing.is_empty() {
             return Ok(data);
         }
-        let flights = self.join(&missing);
-        for ((index, _), mut flight) in missing.into_iter().zip(flights) {
-            let outcome = match flight.wait_for(Option::is_some).await {
+        let in_flight_reads = self.join(&missing);
+        for ((index, _), mut in_flight_read) in missing.into_iter().zip(in_flight_reads) {
+            let outcome = match in_flight_read.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.clone(),
                 Err(_) => None,
             };
-            let landed = outcome.unwrap_or(Err(ChunkError::CutOff { doing: "reading a pack" }))?;
+            let completed =
+                outcome.unwrap_or(Err(ChunkError::CutOff { doing: "reading a pack" }))?;
             if let Some(slot) = data.get_mut(index) {
-                *slot = landed;
+                *slot = completed;
             }
         }
         Ok(data)
@@ -108,63 +109,65 @@ impl Reader {
         Ok(Some(data))
     }
 
-    /// A flight for each chunk: one that is in the air, or a new one.
-    fn join(self: &Arc<Self>, chunks: &[(usize, ChunkRef)]) -> Vec<Flight> {
-        let mut flights = self.flights.lock();
-        let mut landings = Vec::new();
+    /// An in-flight read for each chunk: one that has begun already, or a new one.
+    fn join(self: &Arc<Self>, chunks: &[(usize, ChunkRef)]) -> Vec<InFlightRead> {
+        let mut in_flight_reads = self.in_flight_reads.lock();
+        let mut completions = Vec::new();
         let joined = chunks
             .iter()
-            .map(|(_, chunk)| self.board(&mut flights, chunk, &mut landings))
+            .map(|(_, chunk)| self.join_or_begin(&mut in_flight_reads, chunk, &mut completions))
             .collect();
-        drop(flights);
+        drop(in_flight_reads);
         if self.cache.0.has_disk() {
-            tokio::spawn(self.clone().take_off_by_disk(landings));
+            tokio::spawn(self.clone().read_disk_then_bucket(completions));
         } else {
-            self.take_off(landings);
+            self.read_bucket(completions);
         }
         joined
     }
 
-    fn board(
+    fn join_or_begin(
         self: &Arc<Self>,
-        flights: &mut HashMap<ChunkRef, Flight>,
+        in_flight_reads: &mut HashMap<ChunkRef, InFlightRead>,
         chunk: &ChunkRef,
-        landings: &mut Vec<Landing>,
-    ) -> Flight {
-        if let Some(flight) = flights.get(chunk) {
-            return flight.clone();
+        completions: &mut Vec<Completion>,
+    ) -> InFlightRead {
+        if let Some(in_flight_read) = in_flight_reads.get(chunk) {
+            return in_flight_read.clone();
         }
         let waiters = watch::Sender::new(None);
-        let flight = waiters.subscribe();
-        // It may have landed between the look into memory and the lock.
+        let in_flight_read = waiters.subscribe();
+        // Another read may have completed between the memory lookup and the lock.
         if let Some(data) =
             self.cache.0.get(&chunk.hash).filter(|data| data.len() == chunk.raw_len as usize)
         {
             waiters.send_replace(Some(Ok(data)));
-            return flight;
+            return in_flight_read;
         }
-        flights.insert(*chunk, flight.clone());
-        landings.push(Landing { reader: self.clone(), chunk: *chunk, waiters });
-        flight
+        in_flight_reads.insert(*chunk, in_flight_read.clone());
+        completions.push(Completion { reader: self.clone(), chunk: *chunk, waiters });
+        in_flight_read
     }
 
-    async fn take_off_by_disk(self: Arc<Self>, landings: Vec<Landing>) {
-        let tried = stream::iter(landings)
-            .map(|landing| self.try_disk(landing))
+    async fn read_disk_then_bucket(self: Arc<Self>, completions: Vec<Completion>) {
+        let tried = stream::iter(completions)
+            .map(|completion| self.try_disk(completion))
             .buffer_unordered(DISK_READS_MAX);
-        let missed: Vec<Landing> = tried.filter_map(|missed| async { missed }).collect().await;
-        self.take_off(missed);
+        let missed: Vec<Completion> = tried.filter_map(|missed| async { missed }).collect().await;
+        self.read_bucket(missed);
     }
 
-    /// Gives the landing back when the disk cannot serve it.
-    async fn try_disk(&self, landing: Landing) -> Option<Landing> {
+    /// Returns the completion when the disk cannot serve it.
+    async fn try_disk(&self, completion: Completion) -> Option<Completion> {
         let shared = &self.cache.0;
-        let Some(stored) = shared.disk_get(&landing.chunk.hash).await else { return Some(landing) };
-        let (coder, chunk) = (self.coder.clone(), landing.chunk);
+        let Some(stored) = shared.disk_get(&completion.chunk.hash).await else {
+            return Some(completion);
+        };
+        let (coder, chunk) = (self.coder.clone(), completion.chunk);
         match cpu::run(stored.len(), move || coder.decode(&chunk, stored, Backing::Whole)).await {
             Some(Ok(data)) => {
                 count(&shared.counts.disk_hits);
-                landing.land(Ok(data));
+                completion.complete(Ok(data));
                 None
             }
             Some(Err(why)) => {
@@ -175,67 +178,72 @@ impl Reader {
                     "the cache on disk gave a chunk back changed; reading it from the bucket"
                 );
                 shared.disk_remove(&chunk.hash);
-                Some(landing)
+                Some(completion)
             }
             None => None,
         }
     }
 
-    fn take_off(self: &Arc<Self>, landings: Vec<Landing>) {
-        let mut landings: HashMap<ChunkRef, Landing> =
-            landings.into_iter().map(|landing| (landing.chunk, landing)).collect();
-        for fetch in plan(landings.keys().copied().collect()) {
-            let landings = fetch.chunks.iter().filter_map(|chunk| landings.remove(chunk)).collect();
-            tokio::spawn(self.clone().fetch(fetch, landings, None));
+    fn read_bucket(self: &Arc<Self>, completions: Vec<Completion>) {
+        let mut completions: HashMap<ChunkRef, Completion> =
+            completions.into_iter().map(|completion| (completion.chunk, completion)).collect();
+        for fetch in plan(completions.keys().copied().collect()) {
+            let completions =
+                fetch.chunks.iter().filter_map(|chunk| completions.remove(chunk)).collect();
+            tokio::spawn(self.clone().fetch(fetch, completions, None));
         }
     }
 
-    /// Fetches what is not in memory or on its way, as far as there is room.
+    /// Fetches chunks that are neither in memory nor in flight, as far as the read-ahead budget
+    /// goes.
     pub(super) fn prefetch(self: &Arc<Self>, chunks: Vec<ChunkRef>) {
-        let mut flights = self.flights.lock();
-        let wanted =
-            chunks.into_iter().filter(|chunk| check(chunk).is_ok() && !flights.contains_key(chunk));
+        let mut in_flight_reads = self.in_flight_reads.lock();
+        let wanted = chunks
+            .into_iter()
+            .filter(|chunk| check(chunk).is_ok() && !in_flight_reads.contains_key(chunk));
         let wanted: Vec<ChunkRef> =
             wanted.filter(|chunk| self.cache.0.get(&chunk.hash).is_none()).collect();
-        let mut leaving = Vec::new();
+        let mut begun = Vec::new();
         for fetch in plan(dedup(wanted)) {
-            let Ok(room) = self.cache.0.ahead_room.clone().try_acquire_many_owned(weight(&fetch))
+            let Ok(room) =
+                self.cache.0.read_ahead_budget.clone().try_acquire_many_owned(weight(&fetch))
             else {
                 count(&self.cache.0.counts.ahead_dropped);
                 break;
             };
-            let mut landings = Vec::new();
+            let mut completions = Vec::new();
             for chunk in &fetch.chunks {
-                self.board(&mut flights, chunk, &mut landings);
+                self.join_or_begin(&mut in_flight_reads, chunk, &mut completions);
             }
-            leaving.push((fetch, landings, room));
+            begun.push((fetch, completions, room));
         }
-        // A runtime that ends drops what is spawned at once, and a landing that is dropped wants
+        // A runtime that ends drops what is spawned at once, and a completion that is dropped wants
         // the lock.
-        drop(flights);
-        for (fetch, landings, room) in leaving {
-            tokio::spawn(self.clone().fetch_ahead(fetch, landings, room));
+        drop(in_flight_reads);
+        for (fetch, completions, room) in begun {
+            tokio::spawn(self.clone().fetch_ahead(fetch, completions, room));
         }
     }
 
     async fn fetch_ahead(
         self: Arc<Self>,
         fetch: Fetch,
-        landings: Vec<Landing>,
+        completions: Vec<Completion>,
         room: OwnedSemaphorePermit,
     ) {
         if !self.cache.0.has_disk() {
-            return self.fetch(fetch, landings, Some(room)).await;
+            return self.fetch(fetch, completions, Some(room)).await;
         }
-        let tried = stream::iter(landings)
-            .map(|landing| self.try_disk(landing))
+        let tried = stream::iter(completions)
+            .map(|completion| self.try_disk(completion))
             .buffer_unordered(DISK_READS_MAX);
-        let missed: Vec<Landing> = tried.filter_map(|missed| async { missed }).collect().await;
-        let mut missed: HashMap<ChunkRef, Landing> =
-            missed.into_iter().map(|landing| (landing.chunk, landing)).collect();
+        let missed: Vec<Completion> = tried.filter_map(|missed| async { missed }).collect().await;
+        let mut missed: HashMap<ChunkRef, Completion> =
+            missed.into_iter().map(|completion| (completion.chunk, completion)).collect();
         for fetch in plan(missed.keys().copied().collect()) {
-            let landings = fetch.chunks.iter().filter_map(|chunk| missed.remove(chunk)).collect();
-            self.clone().fetch(fetch, landings, None).await;
+            let completions =
+                fetch.chunks.iter().filter_map(|chunk| missed.remove(chunk)).collect();
+            self.clone().fetch(fetch, completions, None).await;
         }
         drop(room);
     }
@@ -243,7 +251,7 @@ impl Reader {
     async fn fetch(
         self: Arc<Self>,
         fetch: Fetch,
-        landings: Vec<Landing>,
+        completions: Vec<Completion>,
         room: Option<OwnedSemaphorePermit>,
     ) {
         let shared = &self.cache.0;
@@ -251,53 +259,55 @@ impl Reader {
         let _slot = shared.reads.acquire().await;
         let _room = match room {
             Some(room) => Some(room),
-            None => shared.read_room.clone().acquire_many_owned(weight(&fetch)).await.ok(),
+            None => shared.read_budget.clone().acquire_many_owned(weight(&fetch)).await.ok(),
         };
         let Some(pack) = fetch.chunks.first().map(|chunk| chunk.pack) else { return };
-        if self.places.lock().get(pack).is_some() {
-            return self.fetch_moved(pack, landings).await;
+        if self.locations.lock().get(pack).is_some() {
+            return self.fetch_relocated(pack, completions).await;
         }
         let bytes = match self.get(pack, 0, &fetch).await {
             Ok(bytes) => bytes,
-            Err(ChunkError::Missing { .. }) => return self.fetch_moved(pack, landings).await,
-            Err(error) => return fail(landings, &error),
+            Err(ChunkError::Missing { .. }) => {
+                return self.fetch_relocated(pack, completions).await;
+            }
+            Err(error) => return fail(completions, &error),
         };
         cpu::run(weight(&fetch) as usize, move || {
-            for landing in landings {
-                let outcome = landing.reader.open(&fetch, &bytes, &landing.chunk);
-                landing.land(outcome);
+            for completion in completions {
+                let outcome = completion.reader.open(&fetch, &bytes, &completion.chunk);
+                completion.complete(outcome);
             }
         })
         .await;
     }
 
-    /// Out of a pack that was rewritten (R12).
-    async fn fetch_moved(&self, pack: PackId, mut landings: Vec<Landing>) {
-        for _ in 0..MOVES_MAX {
-            let place = match self.place(pack).await {
-                Ok(place) => place,
-                Err(error) => return fail(landings, &error),
+    /// Fetches chunks from the newest generation of a pack that was rewritten (R12).
+    async fn fetch_relocated(&self, pack: PackId, mut completions: Vec<Completion>) {
+        for _ in 0..RELOCATIONS_MAX {
+            let location = match self.location(pack).await {
+                Ok(location) => location,
+                Err(error) => return fail(completions, &error),
             };
-            match self.fetch_at(pack, &place, landings).await {
+            match self.fetch_at(pack, &location, completions).await {
                 None => return,
-                Some(left) => landings = left,
+                Some(left) => completions = left,
             }
-            // It was rewritten once more.
-            self.places.lock().forget(pack);
+            // The pack was rewritten once more.
+            self.locations.lock().evict(pack);
         }
-        fail(landings, &ChunkError::Missing { pack });
+        fail(completions, &ChunkError::Missing { pack });
     }
 
-    async fn place(&self, pack: PackId) -> Result<Arc<Place>, ChunkError> {
-        if let Some(place) = self.places.lock().get(pack) {
-            return Ok(place);
+    async fn location(&self, pack: PackId) -> Result<Arc<Location>, ChunkError> {
+        if let Some(location) = self.locations.lock().get(pack) {
+            return Ok(location);
         }
-        for _ in 0..MOVES_MAX {
-            match self.find_place(pack).await {
-                Ok(Some(place)) => {
-                    let place = Arc::new(place);
-                    self.places.lock().insert(pack, place.clone());
-                    return Ok(place);
+        for _ in 0..RELOCATIONS_MAX {
+            match self.find_location(pack).await {
+                Ok(Some(location)) => {
+                    let location = Arc::new(location);
+                    self.locations.lock().insert(pack, location.clone());
+                    return Ok(location);
                 }
                 // Gone between the listing and the reading: a newer one is there.
                 Err(ChunkError::Missing { .. }) => {}
@@ -308,27 +318,27 @@ impl Reader {
         Err(ChunkError::Missing { pack })
     }
 
-    /// Those that are left when the generation is not there any more.
+    /// Returns the completions that are left if the generation is gone meanwhile.
     async fn fetch_at(
         &self,
         pack: PackId,
-        place: &Place,
-        landings: Vec<Landing>,
-    ) -> Option<Vec<Landing>> {
-        let mut waiting: HashMap<ChunkRef, Vec<Landing>> = HashMap::new();
-        for landing in landings {
-            match place.of(&landing.chunk) {
-                Some(moved) => waiting.entry(moved).or_default().push(landing),
+        location: &Location,
+        completions: Vec<Completion>,
+    ) -> Option<Vec<Completion>> {
+        let mut waiting: HashMap<ChunkRef, Vec<Completion>> = HashMap::new();
+        for completion in completions {
+            match location.of(&completion.chunk) {
+                Some(moved) => waiting.entry(moved).or_default().push(completion),
                 None => {
                     count(&self.cache.0.counts.bucket_corrupt);
                     let why = "its pack was rewritten without it".to_owned();
-                    let chunk = landing.chunk;
-                    landing.land(Err(corrupt(&chunk, why)));
+                    let chunk = completion.chunk;
+                    completion.complete(Err(corrupt(&chunk, why)));
                 }
             }
         }
         for fetch in plan(waiting.keys().copied().collect()) {
-            let bytes = match self.get(pack, place.generation, &fetch).await {
+            let bytes = match self.get(pack, location.generation, &fetch).await {
                 Ok(bytes) => bytes,
                 Err(ChunkError::Missing { .. }) => {
                     return Some(waiting.into_values().flatten().collect());
@@ -344,16 +354,16 @@ impl Reader {
                     continue;
                 }
             };
-            let mut landed: Vec<(ChunkRef, Vec<Landing>)> = fetch
+            let mut completed: Vec<(ChunkRef, Vec<Completion>)> = fetch
                 .chunks
                 .iter()
                 .filter_map(|chunk| Some((*chunk, waiting.remove(chunk)?)))
                 .collect();
             cpu::run(weight(&fetch) as usize, move || {
-                for (moved, landings) in landed.drain(..) {
-                    for landing in landings {
-                        let outcome = landing.reader.open(&fetch, &bytes, &moved);
-                        landing.land(outcome);
+                for (moved, completions) in completed.drain(..) {
+                    for completion in completions {
+                        let outcome = completion.reader.open(&fetch, &bytes, &moved);
+                        completion.complete(outcome);
                     }
                 }
             })
@@ -371,7 +381,7 @@ impl Reader {
         if fetch.range.is_empty() {
             return Ok(Bytes::new());
         }
-        let key = moved::key(self.family, pack, generation);
+        let key = relocated::key(self.family, pack, generation);
         self.bucket
             .get_range(&key, fetch.range.clone())
             .await
@@ -398,8 +408,8 @@ impl Reader {
     }
 }
 
-fn fail(landings: Vec<Landing>, error: &ChunkError) {
-    landings.into_iter().for_each(|landing| landing.land(Err(error.clone())));
+fn fail(completions: Vec<Completion>, error: &ChunkError) {
+    completions.into_iter().for_each(|completion| completion.complete(Err(error.clone())));
 }
 
 /// Memory that a request takes, at most: both limits of a range are well below 4 GiB.

@@ -6,9 +6,9 @@
 //! finds: two collectors, and one that was held up for a day, do no harm to each other.
 
 use super::coder::Backing;
-use super::moved::{self, Generation};
 use super::pack::{self, Entry, HEADER_BYTES, Trailer};
 use super::reader::reading;
+use super::relocated::{self, Generation};
 use super::store::ChunkStore;
 use super::verify::stored;
 use super::{ChunkError, ChunkRef, cpu};
@@ -17,10 +17,10 @@ use crate::types::{ChunkHash, PackId};
 use bytes::{Bytes, BytesMut};
 use std::collections::HashSet;
 
-/// A pack is rewritten when at most so many of 100 bytes are in use.
+/// The rewrite threshold: a pack is rewritten when at most this percentage of its bytes is in use.
 const LIVE_MAX: u64 = 60;
 
-/// What became of a pack that looked worth it.
+/// The outcome of rewriting a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rewritten {
     /// Bytes of its object before and after.
@@ -70,7 +70,7 @@ impl ChunkStore {
         match self
             .0
             .bucket
-            .put_new(&moved::key(family, pack, next), object)
+            .put_new(&relocated::key(family, pack, next), object)
             .await
             .map_err(storing)?
         {
@@ -79,7 +79,7 @@ impl ChunkStore {
         }
         failpoints.step("chunk.rewritten").await.map_err(|error| storing(error.into()))?;
         let older: Vec<String> =
-            (0..=generation).rev().map(|n| moved::key(family, pack, n)).collect();
+            (0..=generation).rev().map(|n| relocated::key(family, pack, n)).collect();
         self.0.bucket.delete(&older).await.map_err(storing)?;
         Ok(Rewritten::Done { before, after })
     }
@@ -93,7 +93,7 @@ impl ChunkStore {
     ) -> Result<Bytes, ChunkError> {
         let end =
             kept.iter().map(|chunk| chunk.offset + chunk.stored_len).max().unwrap_or(HEADER_BYTES);
-        let key = moved::key(self.0.family, pack, generation);
+        let key = relocated::key(self.0.family, pack, generation);
         let old = self
             .0
             .bucket

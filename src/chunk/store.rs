@@ -2,10 +2,10 @@
 
 use super::cache::count;
 use super::coder::Coder;
-use super::filling::Filling;
-use super::moved::{self, Generation, Place};
 use super::pack::{HEADER_BYTES, PackError, TRAILER_BYTES, Trailer};
+use super::pack_writer::PackWriter;
 use super::reader::{Reader, reading};
+use super::relocated::{self, Generation, Location};
 use super::{ChunkCache, ChunkError, ChunkRef, Codec, Packer};
 use crate::bucket::{Bucket, BucketError};
 use crate::crypto::Keyring;
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What one request for a footer brings: nearly always all of it.
+/// Bytes that one request for a footer asks for: nearly always all of it.
 const TAIL_BYTES: u64 = 32 << 10;
 
 /// The chunks of one family. Cheap to clone; all clones share requests on their way.
@@ -43,8 +43,8 @@ impl ChunkStore {
             bucket,
             coder,
             cache,
-            flights: Mutex::new(HashMap::new()),
-            places: Mutex::default(),
+            in_flight_reads: Mutex::new(HashMap::new()),
+            locations: Mutex::default(),
         }))
     }
 
@@ -76,7 +76,7 @@ impl ChunkStore {
     /// A packer for one writable open of a dataset. `codec`: for new chunks.
     pub fn packer(&self, creator: Incarnation, epoch: Epoch, codec: Codec) -> Packer {
         let reader = &self.0;
-        Packer(Filling::new(
+        Packer(PackWriter::new(
             reader.family,
             creator,
             epoch,
@@ -95,7 +95,7 @@ impl ChunkStore {
             listed.next().await.map_err(|source| self.failed("listing", source))?
         {
             for object in page {
-                match object.key.strip_prefix(&prefix).and_then(moved::parse) {
+                match object.key.strip_prefix(&prefix).and_then(relocated::parse) {
                     Some((pack, generation)) => {
                         packs.push(PackSummary { pack, generation, bytes: object.bytes })
                     }
@@ -113,7 +113,7 @@ impl ChunkStore {
         Ok(packs)
     }
 
-    /// What chunks a pack holds: the footer of its newest generation.
+    /// The chunks in a pack, from the footer of its newest generation.
     pub async fn contents(&self, pack: PackId) -> Result<Vec<ChunkRef>, ChunkError> {
         let generation = self.newest_generation(pack).await?.unwrap_or(0);
         self.contents_of(pack, generation).await.map(|(chunks, _)| chunks)
@@ -142,7 +142,7 @@ impl ChunkStore {
         for pack in packs {
             let newest = self.newest_generation(*pack).await?.unwrap_or(0);
             keys.extend(
-                (0..=newest).map(|generation| moved::key(self.0.family, *pack, generation)),
+                (0..=newest).map(|generation| relocated::key(self.0.family, *pack, generation)),
             );
         }
         let failpoints = self.0.bucket.failpoints();
@@ -164,21 +164,22 @@ impl Reader {
     ) -> Result<Option<Generation>, ChunkError> {
         let listed = self
             .bucket
-            .list(&moved::folder(self.family, pack))
+            .list(&relocated::folder(self.family, pack))
             .await
             .map_err(|source| reading(pack, source))?;
         let generations = listed.iter().filter_map(|object| {
             let name = object.key.strip_prefix(&prefix(self.family))?;
-            moved::parse(name).map(|(_, generation)| generation)
+            relocated::parse(name).map(|(_, generation)| generation)
         });
         Ok(generations.max())
     }
 
-    /// Where the chunks of a pack are whose first object is gone. `None`: nowhere.
-    pub(super) async fn find_place(&self, pack: PackId) -> Result<Option<Place>, ChunkError> {
+    /// The location of a pack's chunks after its first object was removed; `None` if no generation
+    /// is left.
+    pub(super) async fn find_location(&self, pack: PackId) -> Result<Option<Location>, ChunkError> {
         let Some(generation) = self.newest_generation(pack).await? else { return Ok(None) };
         let (chunks, _) = self.contents(pack, generation).await?;
-        Ok(Some(Place::new(generation, &chunks)))
+        Ok(Some(Location::new(generation, &chunks)))
     }
 
     pub(super) async fn contents(
@@ -186,7 +187,7 @@ impl Reader {
         pack: PackId,
         generation: Generation,
     ) -> Result<(Vec<ChunkRef>, u64), ChunkError> {
-        let key = moved::key(self.family, pack, generation);
+        let key = relocated::key(self.family, pack, generation);
         let broken = |error: PackError| self.corrupt(pack, error.to_string());
         let (mut tail, size) =
             self.bucket.get_tail(&key, TAIL_BYTES).await.map_err(|source| reading(pack, source))?;

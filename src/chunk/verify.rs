@@ -1,14 +1,14 @@
 //! Reading a whole pack to see that every chunk in it is what it should be: scrubbing.
 
 use super::coder::Backing;
-use super::moved;
 use super::pack::HEADER_BYTES;
 use super::reader::reading;
+use super::relocated;
 use super::store::ChunkStore;
 use super::{ChunkError, ChunkRef, cpu};
 use crate::types::{ChunkHash, PackId};
 
-/// What a pack holds.
+/// The result of verifying one pack.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
     pub bytes: u64,
@@ -32,7 +32,7 @@ impl ChunkStore {
             .map(|chunk| chunk.offset + chunk.stored_len)
             .max()
             .unwrap_or(HEADER_BYTES);
-        let key = moved::key(self.0.family, pack, generation);
+        let key = relocated::key(self.0.family, pack, generation);
         let bytes = self
             .0
             .bucket

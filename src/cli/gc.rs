@@ -83,7 +83,7 @@ fn plan_text(plan: &Plan, names: &Names) -> String {
             ByteSize(c.bytes)
         )
     });
-    plan.announced.iter().for_each(|key| text += &format!("outlived  {key}\n"));
+    plan.rewrite_pending.iter().for_each(|key| text += &format!("outlived  {key}\n"));
     plan.upkeep.iter().for_each(|id| {
         text += &format!("collect   vol/{} ({})\n", id.incarnation, names.dataset(*id))
     });

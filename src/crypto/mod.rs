@@ -9,13 +9,13 @@
 //! Invariants:
 //! - No two uses share a key: chunk hashing, chunk sealing and database sealing have one for each
 //!   family, file handles one for each dataset. Changing a passphrase wraps the same master key
-//!   anew and touches nothing else.
+//! again and touches nothing else.
 //! - A nonce is random and 192 bits long, so that any number of writers may seal without agreeing
 //!   on anything.
 //! - A wrong passphrase is known before anything else is done with the pool.
 //! - Keys are wiped when they are dropped, and never appear in `Debug`.
 //!
-//! It stores nothing, so a crash leaves nothing behind. It does not hide how long things are, or
+//! This module stores nothing, so a crash leaves nothing behind. It does not hide lengths, or
 //! how many.
 
 mod keyring;

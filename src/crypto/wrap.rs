@@ -49,7 +49,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// How the wrapping key comes from the secret.
+/// The derivation of the wrapping key from the secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kdf", rename_all = "lowercase")]
 enum Kdf {

@@ -23,7 +23,8 @@ pub struct Injected {
 pub struct Failpoints {
     #[cfg(feature = "failpoints")]
     registry: Arc<fail_parallel::FailPointRegistry>,
-    /// How often each step was passed or failed: how a test sees that it meets every step there is.
+    /// Counts how often each step was passed or failed, so that a test sees that it meets every
+    /// step.
     #[cfg(feature = "failpoints")]
     passed: Arc<Mutex<BTreeMap<String, u64>>>,
 }

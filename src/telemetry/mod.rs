@@ -1,4 +1,4 @@
-//! What the process tells of itself: logging, and the named steps at which tests make it fail.
+//! Failpoints: the named steps at which tests make the process fail.
 
 mod failpoint;
 

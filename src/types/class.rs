@@ -1,15 +1,15 @@
-//! What the caller of a failed operation should do about it.
+//! Error classes: what the caller of a failed operation should do about it.
 
 /// The class of an error: each edge maps classes to its protocol once, in one exhaustive match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// The request itself is wrong; repeating it cannot help.
+    /// The request itself is wrong; a retry cannot help.
     Invalid,
     /// The object named does not exist.
     NotFound,
     /// An object of that name exists and differs from what was asked for.
     Exists,
-    /// Another operation on the same object is running; repeat later.
+    /// Another operation on the same object is running; retry later.
     InProgress,
     /// The object is in a state that forbids the operation until something else is done.
     Precondition,
@@ -19,7 +19,7 @@ pub enum Class {
     Exhausted,
     /// The caller may not do this.
     Denied,
-    /// A service that is needed does not answer; repeat later.
+    /// A service that is needed does not answer; retry later.
     Unavailable,
     /// Another owner has taken over; this instance must never acknowledge again.
     Fenced,
@@ -32,8 +32,9 @@ pub enum Class {
 }
 
 impl Class {
-    /// Whether the same operation can succeed later by itself or by what an administrator mends
-    /// outside it: the store is away, credentials are being changed, the node's disk is full.
+    /// Tells whether the same operation can succeed later, by itself or after an administrator's
+    /// repair outside it: the store is away, credentials are being changed, the node's disk is
+    /// full.
     pub const fn may_pass(self) -> bool {
         match self {
             Self::Unavailable

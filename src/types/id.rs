@@ -23,7 +23,7 @@ pub struct IdError {
 
 impl IdError {
     fn new(what: &'static str, text: &str) -> Self {
-        // What is quoted back is bounded: the text may come from anywhere.
+        // The quoted part is bounded: the text may come from anywhere.
         Self { what, text: text.chars().take(160).collect() }
     }
 }

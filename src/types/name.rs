@@ -50,8 +50,8 @@ macro_rules! text_name {
                 &self.0
             }
 
-            /// Whether it may be given to something new. Not asked of records: what has such a name
-            /// keeps it.
+            /// Tells whether it may be given to something new. Not asked of records: an object that
+            /// has such a name keeps it.
             ///
             /// # Errors
             /// [`NameError::Separator`]: it would read like a snapshot of another dataset, or could

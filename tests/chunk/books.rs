@@ -56,7 +56,7 @@ async fn a_settled_or_foreign_pack_is_found_only_with_leave() {
     let writer = packer(&store);
     let own = save(&writer, vec![noise(2, 100)]).await;
     assert_eq!(writer.settled(), 1);
-    writer.known(&earlier);
+    writer.learn(&earlier);
     // Nobody has said that U of these packs is above 0.
     let refs = save(&writer, vec![noise(1, 100), noise(2, 100)]).await;
     assert!(refs.iter().all(|chunk| chunk.pack == pack(2)), "{refs:?}");
@@ -64,8 +64,8 @@ async fn a_settled_or_foreign_pack_is_found_only_with_leave() {
     let used: Arc<Mutex<HashSet<PackId>>> = Arc::default();
     let asked = used.clone();
     writer.deduplicate_into(Arc::new(move |pack| asked.lock().unwrap().contains(&pack)));
-    writer.known(&earlier);
-    writer.known(&own);
+    writer.learn(&earlier);
+    writer.learn(&own);
     used.lock().unwrap().extend([earlier[0].pack, pack(1)]);
     let puts = bucket.requests().put;
     let refs = save(&writer, vec![noise(1, 100), noise(2, 100)]).await;

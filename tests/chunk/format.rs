@@ -109,11 +109,16 @@ async fn what_this_program_does_not_know_it_says() {
 async fn the_bytes_that_announce_a_pack() {
     let bucket = Bucket::memory();
     let store = store(&bucket, &plain());
-    store.announce(&[pack(1), pack(0xabc)]).await.unwrap();
-    let listed: Vec<String> =
-        bucket.list("announced/").await.unwrap().into_iter().map(|object| object.key).collect();
-    let key = |n| format!("announced/{FAMILY}/{CREATOR}/0000000000000001-{n:016x}");
+    store.mark_rewrite_pending(&[pack(1), pack(0xabc)]).await.unwrap();
+    let listed: Vec<String> = bucket
+        .list("rewrite-pending/")
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|object| object.key)
+        .collect();
+    let key = |n| format!("rewrite-pending/{FAMILY}/{CREATOR}/0000000000000001-{n:016x}");
     assert_eq!(listed, [key(1), key(0xabc)]);
     assert_eq!(bucket.get(&listed[0], 100).await.unwrap().unwrap(), "{\"format\":1}");
-    assert_eq!(store.announced().await.unwrap(), [pack(1), pack(0xabc)].into());
+    assert_eq!(store.rewrite_pending().await.unwrap(), [pack(1), pack(0xabc)].into());
 }

@@ -198,14 +198,14 @@ async fn an_unhurried_waiter_shares_the_pack_of_a_hurried_one_and_is_served_alon
     let bucket = Bucket::memory();
     let writer = packer(&store(&bucket, &plain()));
     let calm = writer.add(vec![noise(1, 5000)]).await.unwrap();
-    let calm = tokio::spawn(calm.stored_unhurried());
+    let calm = tokio::spawn(calm.stored_in_background());
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(bucket.requests().put, 0);
     save(&writer, vec![noise(2, 5000)]).await;
     calm.await.unwrap().unwrap().settle();
     assert_eq!(bucket.requests().put, 1);
     let alone = writer.add(vec![noise(3, 5000)]).await.unwrap();
-    timeout(Duration::from_secs(10), alone.stored_unhurried()).await.unwrap().unwrap().settle();
+    timeout(Duration::from_secs(10), alone.stored_in_background()).await.unwrap().unwrap().settle();
     assert_eq!(bucket.requests().put, 2);
 }
 
@@ -245,7 +245,7 @@ async fn a_slow_bucket_still_gets_full_packs() {
             let writer = writer.clone();
             tokio::spawn(async move {
                 let raw = (0..4).map(|i| noise(n * 4 + i, 1 << 20)).collect();
-                writer.add(raw).await.unwrap().stored_unhurried().await.unwrap().settle();
+                writer.add(raw).await.unwrap().stored_in_background().await.unwrap().settle();
             })
         })
         .collect();

@@ -71,7 +71,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("fs.commit.before-void", "tests/lifecycle/takeover.rs"),
     ("fs.commit.after-void", "tests/lifecycle/takeover.rs"),
     // Packs that are mostly dead.
-    ("collect.announced", "tests/lifecycle/rewriting.rs"),
+    ("collect.rewrite-pending", "tests/lifecycle/rewriting.rs"),
     ("collect.outlived", "tests/history/steps.rs"),
     ("collect.sealed", "tests/lifecycle/rewriting.rs"),
     ("collect.rewrite.listed", "tests/history/steps.rs"),

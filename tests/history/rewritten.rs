@@ -97,7 +97,7 @@ fn a_clone_made_while_a_pack_is_rewritten_does_not_refer_to_what_is_dropped() {
 #[test]
 fn a_clone_made_after_a_rewriting_that_was_cut_off_does_not_refer_to_what_is_dropped() {
     let steps = [
-        "collect.announced",
+        "collect.rewrite-pending",
         "collect.sealed",
         "collect.rewrite.listed",
         "chunk.before-rewrite",

@@ -16,7 +16,7 @@ use zerofs_csi::volume::collect_released;
 const STEPS: &[&str] = &[
     "chunk.before-rewrite",
     "chunk.rewritten",
-    "collect.announced",
+    "collect.rewrite-pending",
     "collect.catalog",
     "collect.checkpoint",
     "collect.claim",

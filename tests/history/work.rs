@@ -445,7 +445,7 @@ async fn sync_if_there(
 pub async fn left(process: &Process) -> Vec<String> {
     let bucket = process.catalog.bucket();
     let mut left = vec![];
-    for prefix in ["announced/", "packs/", "vol/"] {
+    for prefix in ["rewrite-pending/", "packs/", "vol/"] {
         left.extend(bucket.list(prefix).await.unwrap().into_iter().map(|object| object.key));
     }
     left.extend(

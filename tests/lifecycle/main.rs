@@ -198,7 +198,7 @@ impl World {
             tokio::time::sleep(Duration::from_millis(250)).await;
             self.collect().await;
         }
-        for prefix in ["announced/", "packs/", "vol/"] {
+        for prefix in ["rewrite-pending/", "packs/", "vol/"] {
             let left: Vec<String> =
                 bucket.list(prefix).await.unwrap().into_iter().map(|o| o.key).collect();
             assert!(left.is_empty(), "{when}: {left:?}");

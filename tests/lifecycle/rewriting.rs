@@ -96,7 +96,7 @@ async fn mostly_dead(world: &World) -> (VolumeHandle, VolumeGuard, Vec<u8>) {
 fn a_released_volumes_space_comes_back() {
     super::run(async {
         let steps = [
-            "collect.announced",
+            "collect.rewrite-pending",
             "collect.sealed",
             "chunk.before-rewrite",
             "chunk.rewritten",

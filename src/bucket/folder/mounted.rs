@@ -1,6 +1,6 @@
-//! Whether the pool's folder is still the one that was opened. Under a mount point whose disk was
-//! unmounted lies an empty folder: whatever is put there is acknowledged, and hidden as soon as the
-//! disk is back; whatever is looked for there is absent (R35).
+//! Checks that the pool's folder is still the one that was opened. Under a mount point whose disk
+//! was unmounted lies an empty folder: whatever is put there is acknowledged, and hidden as soon as
+//! the disk is back; whatever is looked for there is absent (R35).
 
 use std::io;
 use std::os::unix::fs::MetadataExt;

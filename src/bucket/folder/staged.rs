@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// How often folders are made that others remove because they are empty.
+/// The most attempts to make a folder that others remove because it is empty.
 const TRIES: u32 = 16;
 /// Drafts of one object that crashed processes left.
 const DRAFTS_MAX: u32 = 1000;

@@ -202,7 +202,7 @@ impl Collector {
         for _ in 0..MARK_TRIES {
             let before = self.list().await?;
             self.pool.step("collect.catalog").await?;
-            let announced = self.announced().await?;
+            let pending = self.rewrite_pending().await?;
             let packs = self.packs().await?;
             let databases = self.databases().await?;
             self.pool.step("collect.listed").await?;
@@ -222,7 +222,7 @@ impl Collector {
                         let (candidates, stored) =
                             plan::candidates(&after, &packs, &mark, self.worth.pack_bytes_min);
                         let rewrite = self.mostly_dead(candidates, &stored).await?;
-                        let announced = rewrite::outlived(announced, &packs);
+                        let pending = rewrite::outlived(pending, &packs);
                         let databases = plan::strays(databases, &after);
                         let checkpoints = checkpoints::strays(checkpoints?, &after);
                         return Ok(Plan {
@@ -231,7 +231,7 @@ impl Collector {
                             detach,
                             upkeep,
                             rewrite,
-                            announced,
+                            rewrite_pending: pending,
                             ..plan
                         });
                     }

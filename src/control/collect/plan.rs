@@ -107,7 +107,7 @@ pub struct Plan {
     /// Packs that are mostly dead by what is known without reading every record.
     pub rewrite: Vec<Candidate>,
     /// What announces packs whose first object is gone.
-    pub announced: Vec<String>,
+    pub rewrite_pending: Vec<String>,
     pub kept: Vec<Kept>,
 }
 
@@ -125,7 +125,7 @@ impl Plan {
     /// Whether nothing at all is to be done: neither removed nor looked after.
     pub(super) fn is_idle(&self) -> bool {
         let upkeep = self.detach.is_empty() && self.upkeep.is_empty() && self.rewrite.is_empty();
-        self.is_empty() && upkeep && self.announced.is_empty()
+        self.is_empty() && upkeep && self.rewrite_pending.is_empty()
     }
 }
 

@@ -25,7 +25,7 @@ use super::mark::Seen;
 use super::plan::{Candidate, PackObject, changed};
 use super::{Collected, Collector, Kept, Listing, Memory};
 use crate::catalog::{Dataset, State};
-use crate::chunk::{Announced, ChunkError, ChunkStore, Rewritten};
+use crate::chunk::{ChunkError, ChunkStore, RewritePending, Rewritten};
 use crate::control::pace::Pace;
 use crate::control::{ControlError, mail};
 use crate::types::{ChunkHash, FamilyId, Incarnation, PackId, SessionId};
@@ -137,8 +137,8 @@ impl Collector {
         if candidates.is_empty() {
             return Ok(());
         }
-        self.announce(candidates).await?;
-        self.pool.step("collect.announced").await?;
+        self.mark_rewrite_pending(candidates).await?;
+        self.pool.step("collect.rewrite-pending").await?;
         let before = self.list().await?;
         self.seal(&before, candidates, done).await?;
         self.pool.step("collect.sealed").await?;
@@ -174,22 +174,22 @@ impl Collector {
     }
 
     /// Those whose first object is there: nobody learns from later ones.
-    async fn announce(&self, candidates: &[Candidate]) -> Result<(), ControlError> {
+    async fn mark_rewrite_pending(&self, candidates: &[Candidate]) -> Result<(), ControlError> {
         let mut packs = BTreeMap::<FamilyId, Vec<PackId>>::new();
         for candidate in candidates.iter().filter(|c| c.generation == 0) {
             packs.entry(candidate.family).or_default().push(candidate.pack);
         }
         for (family, packs) in packs {
-            let announced = self.store(family).announce(&packs).await;
-            announced.map_err(|error| ControlError::Unavailable(error.to_string()))?;
+            let pending = self.store(family).mark_rewrite_pending(&packs).await;
+            pending.map_err(|error| ControlError::Unavailable(error.to_string()))?;
         }
         Ok(())
     }
 
     /// What announces the packs of a pool; listed before these.
-    pub(super) async fn announced(&self) -> Result<Vec<Announced>, ControlError> {
-        let listed = self.pool.catalog.bucket().list(Announced::PREFIX).await?;
-        Ok(listed.iter().filter_map(|object| Announced::parse(&object.key)).collect())
+    pub(super) async fn rewrite_pending(&self) -> Result<Vec<RewritePending>, ControlError> {
+        let listed = self.pool.catalog.bucket().list(RewritePending::PREFIX).await?;
+        Ok(listed.iter().filter_map(|object| RewritePending::parse(&object.key)).collect())
     }
 
     async fn rewrite(
@@ -286,13 +286,13 @@ impl Collector {
 
 /// What announces packs whose first object is gone: a pack's name is given once, so that it never
 /// comes back (R9).
-pub(super) fn outlived(announced: Vec<Announced>, packs: &[PackObject]) -> Vec<String> {
-    if announced.is_empty() {
+pub(super) fn outlived(pending: Vec<RewritePending>, packs: &[PackObject]) -> Vec<String> {
+    if pending.is_empty() {
         return vec![];
     }
     let first: HashSet<(FamilyId, PackId)> =
         packs.iter().filter(|p| p.generation == 0).map(|p| (p.family, p.pack)).collect();
-    announced.into_iter().filter(|a| !first.contains(&(a.family, a.pack))).map(|a| a.key).collect()
+    pending.into_iter().filter(|a| !first.contains(&(a.family, a.pack))).map(|a| a.key).collect()
 }
 
 impl Memory {
@@ -315,13 +315,14 @@ mod tests {
         let family = FamilyId::from_bytes([1; 16]);
         let pack = |seq| PackId { creator: Incarnation::from_bytes([2; 16]), epoch: Epoch(3), seq };
         let object = |seq, generation| PackObject { family, pack: pack(seq), generation, bytes: 1 };
-        let announced =
-            |of: FamilyId, seq| Announced::parse(&format!("announced/{of}/{}", pack(seq))).unwrap();
+        let pending = |of: FamilyId, seq| {
+            RewritePending::parse(&format!("rewrite-pending/{of}/{}", pack(seq))).unwrap()
+        };
         let all = vec![
-            announced(family, 1),
-            announced(family, 2),
-            announced(family, 3),
-            announced(FamilyId::from_bytes([9; 16]), 1),
+            pending(family, 1),
+            pending(family, 2),
+            pending(family, 3),
+            pending(FamilyId::from_bytes([9; 16]), 1),
         ];
         // One as it was stored, and with a later generation beside it; one that has only that; one
         // that is gone.
@@ -329,8 +330,8 @@ mod tests {
         let expected: Vec<String> = all[1..].iter().map(|a| a.key.clone()).collect();
         assert_eq!(outlived(all.clone(), &packs), expected);
         assert_eq!(outlived(all[..1].to_vec(), &packs), Vec::<String>::new());
-        for strange in ["announced/x", "announced/x/y", "packs/x/y"] {
-            assert_eq!(Announced::parse(strange), None);
+        for strange in ["rewrite-pending/x", "rewrite-pending/x/y", "packs/x/y"] {
+            assert_eq!(RewritePending::parse(strange), None);
         }
     }
 }

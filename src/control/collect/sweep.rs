@@ -34,9 +34,9 @@ impl Collector {
             done.packs += packs.len();
             done.pack_bytes += packs.iter().map(|pack| pack.bytes).sum::<u64>();
         }
-        if !plan.announced.is_empty() {
+        if !plan.rewrite_pending.is_empty() {
             self.pool.step("collect.outlived").await?;
-            self.pool.catalog.bucket().delete(&plan.announced).await?;
+            self.pool.catalog.bucket().delete(&plan.rewrite_pending).await?;
         }
         for database in plan.databases {
             removed = true;

@@ -306,7 +306,7 @@ impl Contents {
                 (None, _) => None,
                 (Some(packing), Haste::Now) => Some(packing.stored().await?),
                 (Some(packing), Haste::Soon) => Some(packing.stored_soon().await?),
-                (Some(packing), Haste::Unhurried) => Some(packing.stored_unhurried().await?),
+                (Some(packing), Haste::Unhurried) => Some(packing.stored_in_background().await?),
             };
             Ok::<_, ChunkError>((group, stored))
         });

@@ -166,7 +166,7 @@ impl Contents {
         if raw.is_empty() {
             return Ok(());
         }
-        let stored = self.packer.add(raw).await?.stored_unhurried().await?;
+        let stored = self.packer.add(raw).await?.stored_in_background().await?;
         let mut refs = stored.refs().iter().copied();
         let mut moved: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)> =
             Vec::with_capacity(plans.len());

@@ -63,8 +63,8 @@ impl Contents {
             .collect();
         // What was stored last is the likeliest to come again.
         packs.sort_unstable_by_key(|pack| std::cmp::Reverse((pack.epoch, pack.seq)));
-        match self.chunks.announced().await {
-            Ok(announced) => packs.retain(|pack| !announced.contains(pack)),
+        match self.chunks.rewrite_pending().await {
+            Ok(rewrite_pending) => packs.retain(|pack| !rewrite_pending.contains(pack)),
             Err(error) => {
                 tracing::debug!(
                     %error,
@@ -74,7 +74,7 @@ impl Contents {
                 return;
             }
         }
-        let (mut recalled, at_once) = (0, self.packer.known_at_once());
+        let (mut recalled, at_once) = (0, self.packer.learnable_at_once());
         let mut footers = stream::iter(packs.into_iter().take(PACKS_MAX))
             .map(|pack| async move { (pack, self.chunks.contents_of(pack, 0).await) })
             .buffered(AT_ONCE);
@@ -84,7 +84,7 @@ impl Contents {
             match footer {
                 Ok((chunks, _)) => {
                     recalled += chunks.len();
-                    self.packer.known(&chunks);
+                    self.packer.learn(&chunks);
                 }
                 Err(error) => {
                     tracing::debug!(

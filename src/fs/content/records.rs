@@ -157,7 +157,7 @@ impl Contents {
             })
             .collect();
         if !chunks.is_empty() {
-            self.packer.known(&chunks);
+            self.packer.learn(&chunks);
         }
     }
 }

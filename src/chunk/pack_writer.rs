@@ -1,11 +1,11 @@
-//! The inside of a packer: the open pack, packs on their way, and the books about both.
+//! A packer's state: the open pack, packs being put, and the ledger of both.
 
 use super::cache::ChunkCache;
 use super::coder::{Coder, Encoded};
-use super::known;
+use super::dedup;
 use super::ledger::{Ledger, Left};
 use super::pack::{self, Entry, HEADER_BYTES, PACK_BYTES, PACK_CHUNKS_MAX, Trailer};
-use super::room::Filler;
+use super::write_budget::BudgetUser;
 use super::{ChunkError, ChunkRef, Codec};
 use crate::bucket::Bucket;
 use crate::types::{ChunkHash, Epoch, FamilyId, Incarnation, PackId};
@@ -15,36 +15,36 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-/// How much someone who waits for a pack is in a hurry.
+/// The urgency of storing a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Haste {
+pub(super) enum Urgency {
     /// The pack is closed early only when nothing else is on its way.
-    Calm,
-    /// A caller waits for an answer. So many packs may be on their way at once; further waiters
-    /// share the next one (group commit).
+    Background,
+    /// A caller waits for the answer. Up to [`Urgency::in_flight_max`] packs are put at once;
+    /// further waiters share the next one (group commit).
     Now,
 }
 
-impl Haste {
-    /// A pack is closed early when fewer packs than this are on their way.
-    fn lanes(self) -> usize {
+impl Urgency {
+    /// A pack is closed before it is full while fewer packs than this are being put.
+    fn in_flight_max(self) -> usize {
         match self {
-            Self::Calm => 1,
+            Self::Background => 1,
             Self::Now => 4,
         }
     }
 }
 
-/// Stored chunks smaller than this are gathered into one buffer, so that a request's body does not
-/// consist of crumbs.
+/// Stored chunks smaller than this are copied into one buffer, so that a request's body does not
+/// consist of thousands of parts.
 const GATHER_BELOW: usize = 32 << 10;
 const GATHER_BYTES: usize = 256 << 10;
 
-/// `None` while the pack is open or on its way.
-pub(super) type Fate = Option<Result<(), ChunkError>>;
+/// `None` while the pack is open or being put.
+pub(super) type PutResult = Option<Result<(), ChunkError>>;
 pub(super) type MayRefer = Arc<dyn Fn(PackId) -> bool + Send + Sync>;
 
-pub(super) struct Filling {
+pub(super) struct PackWriter {
     pub(super) family: FamilyId,
     pub(super) creator: Incarnation,
     pub(super) epoch: Epoch,
@@ -53,7 +53,7 @@ pub(super) struct Filling {
     pub(super) coder: Arc<Coder>,
     pub(super) cache: ChunkCache,
     /// Its number among the process's.
-    id: known::Packer,
+    id: dedup::WriterId,
     pub(super) may_refer: RwLock<Option<MayRefer>>,
     state: Mutex<State>,
 }
@@ -61,23 +61,23 @@ pub(super) struct Filling {
 struct State {
     ledger: Ledger,
     open: Option<OpenPack>,
-    /// Of the open pack and those on their way.
-    fates: BTreeMap<u64, watch::Receiver<Fate>>,
-    moving: usize,
+    /// One for the open pack and each pack being put.
+    put_results: BTreeMap<u64, watch::Receiver<PutResult>>,
+    in_flight: usize,
 }
 
 struct OpenPack {
     seq: u64,
     parts: Vec<Bytes>,
     /// Small chunks since the last part.
-    crumbs: BytesMut,
+    small: BytesMut,
     entries: Vec<Entry>,
     /// Header and chunks so far.
     bytes: u32,
-    /// Closed before it is full when fewer packs than this are on their way; 0: nobody waits for
-    /// it.
-    lanes: usize,
-    fate: watch::Sender<Fate>,
+    /// The pack is closed before it is full while fewer packs than this are being put; 0: nobody
+    /// waits for it.
+    in_flight_max: usize,
+    put_result: watch::Sender<PutResult>,
     room: Option<OwnedSemaphorePermit>,
 }
 
@@ -86,16 +86,16 @@ impl OpenPack {
         Self {
             seq,
             parts: vec![Bytes::copy_from_slice(header)],
-            crumbs: BytesMut::new(),
+            small: BytesMut::new(),
             entries: Vec::new(),
             bytes: HEADER_BYTES,
-            lanes: 0,
-            fate: watch::Sender::new(None),
+            in_flight_max: 0,
+            put_result: watch::Sender::new(None),
             room: None,
         }
     }
 
-    /// Appends and says where.
+    /// Appends a chunk and returns its entry.
     fn push(
         &mut self,
         hash: ChunkHash,
@@ -107,8 +107,8 @@ impl OpenPack {
         let stored_len = encoded.bytes.len() as u32;
         let entry = Entry { hash, offset: self.bytes, stored_len, raw_len, codec: encoded.codec };
         if encoded.bytes.len() < GATHER_BELOW {
-            self.crumbs.extend_from_slice(&encoded.bytes);
-            if self.crumbs.len() >= GATHER_BYTES {
+            self.small.extend_from_slice(&encoded.bytes);
+            if self.small.len() >= GATHER_BYTES {
                 self.sweep();
             }
         } else {
@@ -126,8 +126,8 @@ impl OpenPack {
     }
 
     fn sweep(&mut self) {
-        if !self.crumbs.is_empty() {
-            self.parts.push(self.crumbs.split().freeze());
+        if !self.small.is_empty() {
+            self.parts.push(self.small.split().freeze());
         }
     }
 
@@ -137,14 +137,14 @@ impl OpenPack {
 }
 
 /// Holds on packs (see [`Ledger`]), each at most once; released when dropped.
-pub(super) struct Holds {
-    filling: Arc<Filling>,
-    held: Vec<(u64, Option<watch::Receiver<Fate>>)>,
+pub(super) struct PackHolds {
+    writer: Arc<PackWriter>,
+    held: Vec<(u64, Option<watch::Receiver<PutResult>>)>,
 }
 
-impl Holds {
-    pub(super) fn new(filling: Arc<Filling>) -> Self {
-        Self { filling, held: Vec::new() }
+impl PackHolds {
+    pub(super) fn new(writer: Arc<PackWriter>) -> Self {
+        Self { writer, held: Vec::new() }
     }
 
     /// Takes over what `other` holds. A pack may then be held twice.
@@ -159,10 +159,10 @@ impl Holds {
 
     /// Waits until every pack held is stored.
     pub(super) async fn stored(&mut self) -> Result<(), ChunkError> {
-        for (_, fate) in &mut self.held {
-            if let Some(fate) = fate {
-                match fate.wait_for(Option::is_some).await {
-                    Ok(fate) => fate.clone().unwrap_or(Ok(()))?,
+        for (_, put_result) in &mut self.held {
+            if let Some(put_result) = put_result {
+                match put_result.wait_for(Option::is_some).await {
+                    Ok(put_result) => put_result.clone().unwrap_or(Ok(()))?,
                     Err(_) => return Err(ChunkError::CutOff { doing: "storing a pack" }),
                 }
             }
@@ -171,20 +171,20 @@ impl Holds {
     }
 
     /// Asks for every pack held to be stored.
-    pub(super) fn hurry(&self, haste: Haste) {
+    pub(super) fn hurry(&self, urgency: Urgency) {
         for (seq, _) in &self.held {
-            self.filling.hurry(*seq, haste);
+            self.writer.hurry(*seq, urgency);
         }
     }
 }
 
-impl Drop for Holds {
+impl Drop for PackHolds {
     fn drop(&mut self) {
-        let mut state = self.filling.state.lock();
+        let mut state = self.writer.state.lock();
         let mut discarded = Vec::new();
         for (seq, _) in &self.held {
             if state.ledger.release(*seq) == Left::NothingInOpen {
-                state.fates.remove(seq);
+                state.put_results.remove(seq);
                 discarded.extend(state.open.take_if(|open| open.seq == *seq));
             }
         }
@@ -193,35 +193,35 @@ impl Drop for Holds {
 }
 
 impl State {
-    /// Holds a pack of this packer, if that may still be done.
-    fn hold(&mut self, seq: u64, holds: &mut Holds) -> bool {
+    /// Takes a hold on a pack of this packer, unless it is settled or lost.
+    fn hold(&mut self, seq: u64, holds: &mut PackHolds) -> bool {
         if holds.has(seq) {
             return true;
         }
         let held = self.ledger.hold(seq);
         if held {
-            holds.held.push((seq, self.fates.get(&seq).cloned()));
+            holds.held.push((seq, self.put_results.get(&seq).cloned()));
         }
         held
     }
 
     /// The open pack, held; a new one if there is none.
-    fn open(&mut self, header: &[u8], holds: &mut Holds) -> &mut OpenPack {
+    fn open(&mut self, header: &[u8], holds: &mut PackHolds) -> &mut OpenPack {
         if let Some(seq) = self.open.as_ref().map(|open| open.seq) {
             self.hold(seq, holds);
         } else {
             let seq = self.ledger.open();
             let open = OpenPack::new(seq, header);
-            let fate = open.fate.subscribe();
-            self.fates.insert(seq, fate.clone());
-            holds.held.push((seq, Some(fate)));
+            let put_result = open.put_result.subscribe();
+            self.put_results.insert(seq, put_result.clone());
+            holds.held.push((seq, Some(put_result)));
             self.open = Some(open);
         }
         self.open.get_or_insert_with(|| unreachable!("it was opened above"))
     }
 }
 
-/// What deduplication found.
+/// The outcome of a deduplication lookup.
 enum Found {
     Held(ChunkRef),
     /// In a pack that the dataset must be asked about.
@@ -229,7 +229,7 @@ enum Found {
     Nothing,
 }
 
-impl Filling {
+impl PackWriter {
     #[allow(clippy::too_many_arguments, reason = "the parts of one value, named at the only call")]
     pub(super) fn new(
         family: FamilyId,
@@ -243,11 +243,11 @@ impl Filling {
         let state = Mutex::new(State {
             ledger: Ledger::default(),
             open: None,
-            fates: BTreeMap::new(),
-            moving: 0,
+            put_results: BTreeMap::new(),
+            in_flight: 0,
         });
         let id = cache.0.packers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let filling = Arc::new(Self {
+        let writer = Arc::new(Self {
             family,
             creator,
             epoch,
@@ -259,9 +259,9 @@ impl Filling {
             may_refer: RwLock::new(None),
             state,
         });
-        let filler: Weak<dyn Filler> = Arc::downgrade(&(filling.clone() as Arc<dyn Filler>));
-        filling.cache.0.write_room.register(filler);
-        filling
+        let user: Weak<dyn BudgetUser> = Arc::downgrade(&(writer.clone() as Arc<dyn BudgetUser>));
+        writer.cache.0.write_budget.register(user);
+        writer
     }
 
     fn pack(&self, seq: u64) -> PackId {
@@ -280,19 +280,19 @@ impl Filling {
         self.is_own(pack) && self.state.lock().ledger.is_unsettled(pack.seq)
     }
 
-    pub(super) fn known(&self, chunks: &[ChunkRef]) {
-        let mut known = self.cache.0.known.lock();
+    pub(super) fn learn(&self, chunks: &[ChunkRef]) {
+        let mut known = self.cache.0.dedup.lock();
         for chunk in chunks {
             known.insert(self.id, *chunk);
         }
     }
 
-    pub(super) fn known_at_once(&self) -> usize {
-        self.cache.0.known.lock().chunks_at_once()
+    pub(super) fn learnable_at_once(&self) -> usize {
+        self.cache.0.dedup.lock().chunks_at_once()
     }
 
     /// A chunk that is stored already, or will be with a pack that `holds` then holds (R10).
-    pub(super) fn find(&self, hash: &ChunkHash, holds: &mut Holds) -> Option<ChunkRef> {
+    pub(super) fn find(&self, hash: &ChunkHash, holds: &mut PackHolds) -> Option<ChunkRef> {
         let chunk = match self.look(hash, holds) {
             Found::Held(chunk) => return Some(chunk),
             Found::Nothing => return None,
@@ -302,12 +302,12 @@ impl Filling {
         if may_refer.is_some_and(|may_refer| may_refer(chunk.pack)) {
             return Some(chunk);
         }
-        self.cache.0.known.lock().forget(self.id, &chunk);
+        self.cache.0.dedup.lock().evict(self.id, &chunk);
         None
     }
 
-    fn look(&self, hash: &ChunkHash, holds: &mut Holds) -> Found {
-        let known = self.cache.0.known.lock().get(self.id, hash);
+    fn look(&self, hash: &ChunkHash, holds: &mut PackHolds) -> Found {
+        let known = self.cache.0.dedup.lock().get(self.id, hash);
         match known {
             Some(chunk)
                 if self.is_own(chunk.pack) && self.state.lock().hold(chunk.pack.seq, holds) =>
@@ -327,10 +327,10 @@ impl Filling {
         raw_len: u32,
         encoded: Encoded,
         room: &mut OwnedSemaphorePermit,
-        holds: &mut Holds,
+        holds: &mut PackHolds,
     ) -> ChunkRef {
         let mut state = self.state.lock();
-        let known = self.cache.0.known.lock().get(self.id, &hash);
+        let known = self.cache.0.dedup.lock().get(self.id, &hash);
         if let Some(chunk) = known
             && self.is_own(chunk.pack)
             && state.hold(chunk.pack.seq, holds)
@@ -344,55 +344,58 @@ impl Filling {
         let chunk =
             ChunkRef { hash, pack: self.pack(open.seq), offset, stored_len, raw_len, codec };
         let full = open.is_full();
-        self.cache.0.known.lock().insert(self.id, chunk);
-        let closed =
-            if full || self.cache.0.write_room.is_stuck() { self.close(&mut state) } else { None };
+        self.cache.0.dedup.lock().insert(self.id, chunk);
+        let closed = if full || self.cache.0.write_budget.is_deadlocked() {
+            self.close(&mut state)
+        } else {
+            None
+        };
         drop(state);
         self.send(closed);
         chunk
     }
 
-    /// Someone waits for a pack.
-    fn hurry(self: &Arc<Self>, seq: u64, haste: Haste) {
+    /// Notes that a caller waits for a pack, and closes it if few enough are being put.
+    fn hurry(self: &Arc<Self>, seq: u64, urgency: Urgency) {
         let mut state = self.state.lock();
-        let moving = state.moving;
+        let in_flight = state.in_flight;
         let Some(open) = state.open.as_mut().filter(|open| open.seq == seq) else { return };
-        open.lanes = open.lanes.max(haste.lanes());
-        let closed = if moving < open.lanes { self.close(&mut state) } else { None };
+        open.in_flight_max = open.in_flight_max.max(urgency.in_flight_max());
+        let closed = if in_flight < open.in_flight_max { self.close(&mut state) } else { None };
         drop(state);
         self.send(closed);
     }
 
-    /// Takes the open pack from where it was filled, for [`Self::send`].
+    /// Takes the open pack out of the state, for [`Self::send`].
     fn close(self: &Arc<Self>, state: &mut State) -> Option<Closed> {
         let mut open = state.open.take()?;
         state.ledger.close(open.seq);
-        state.moving += 1;
-        self.cache.0.write_room.departed();
-        let moving =
-            Moving { filling: self.clone(), seq: open.seq, stored: false, room: open.room.take() };
-        Some(Closed { open, moving })
+        state.in_flight += 1;
+        self.cache.0.write_budget.put_began();
+        let in_flight =
+            InFlight { writer: self.clone(), seq: open.seq, stored: false, room: open.room.take() };
+        Some(Closed { open, in_flight })
     }
 
-    /// Sends a pack on its way, without any lock: a runtime that ends drops it at once, and whoever
-    /// is dropped keeps the books ([`Moving`]).
+    /// Spawns the put of a pack, holding no lock: a runtime that shuts down drops the task at once,
+    /// and its [`InFlight`] then takes the lock to update the ledger.
     fn send(self: &Arc<Self>, closed: Option<Closed>) {
-        if let Some(Closed { open, moving }) = closed {
-            tokio::spawn(self.clone().put(open, moving));
+        if let Some(Closed { open, in_flight }) = closed {
+            tokio::spawn(self.clone().put(open, in_flight));
         }
     }
 
-    async fn put(self: Arc<Self>, mut open: OpenPack, mut moving: Moving) {
+    async fn put(self: Arc<Self>, mut open: OpenPack, mut in_flight: InFlight) {
         open.sweep();
         let pack = self.pack(open.seq);
         let footer = self.coder.encode_footer(pack, &open.entries);
         let trailer = Trailer::new(&footer, self.coder.sealing()).encode();
         open.parts.push([footer.as_slice(), &trailer].concat().into());
         let result = self.put_parts(pack, open.parts).await;
-        moving.stored = result.is_ok();
-        // The books first: whoever is told may at once ask for the pack to be settled.
-        drop(moving);
-        open.fate.send_replace(Some(result));
+        in_flight.stored = result.is_ok();
+        // The ledger is updated first: a waiter may ask at once for the pack to be settled.
+        drop(in_flight);
+        open.put_result.send_replace(Some(result));
     }
 
     async fn put_parts(&self, pack: PackId, parts: Vec<Bytes>) -> Result<(), ChunkError> {
@@ -400,7 +403,7 @@ impl Filling {
         let failpoints = self.bucket.failpoints();
         failpoints.step("chunk.before-pack-put").await.map_err(|error| failed(error.into()))?;
         self.bucket
-            .put_parts(&super::moved::key(self.family, pack, 0), parts)
+            .put_parts(&super::relocated::key(self.family, pack, 0), parts)
             .await
             .map_err(failed)?;
         failpoints.step("chunk.after-pack-put").await.map_err(|error| failed(error.into()))
@@ -411,40 +414,40 @@ impl Filling {
 #[must_use]
 struct Closed {
     open: OpenPack,
-    moving: Moving,
+    in_flight: InFlight,
 }
 
-/// A pack on its way. However the way ends, the books are kept.
-struct Moving {
-    filling: Arc<Filling>,
+/// A pack being put. Its drop updates the ledger however the put ends.
+struct InFlight {
+    writer: Arc<PackWriter>,
     seq: u64,
     stored: bool,
     room: Option<OwnedSemaphorePermit>,
 }
 
-impl Drop for Moving {
+impl Drop for InFlight {
     fn drop(&mut self) {
-        let filling = &self.filling;
-        let mut state = filling.state.lock();
+        let writer = &self.writer;
+        let mut state = writer.state.lock();
         state.ledger.put_ended(self.seq, self.stored);
-        state.fates.remove(&self.seq);
-        state.moving -= 1;
+        state.put_results.remove(&self.seq);
+        state.in_flight -= 1;
         // Waiters that could not have a pack of their own share this one. (When the runtime goes
         // down nobody is left to be served.)
-        let moving = state.moving;
-        let awaited = state.open.as_ref().is_some_and(|open| moving < open.lanes);
+        let in_flight = state.in_flight;
+        let awaited = state.open.as_ref().is_some_and(|open| in_flight < open.in_flight_max);
         let is_served = awaited && tokio::runtime::Handle::try_current().is_ok();
-        let closed = if is_served { filling.close(&mut state) } else { None };
+        let closed = if is_served { writer.close(&mut state) } else { None };
         drop(state);
-        filling.send(closed);
+        writer.send(closed);
         drop(self.room.take());
-        filling.cache.0.write_room.arrived();
+        writer.cache.0.write_budget.put_ended();
     }
 }
 
-impl Filler for Filling {
+impl BudgetUser for PackWriter {
     fn close(self: Arc<Self>) {
-        let closed = Filling::close(&self, &mut self.state.lock());
+        let closed = PackWriter::close(&self, &mut self.state.lock());
         self.send(closed);
     }
 }

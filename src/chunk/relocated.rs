@@ -1,6 +1,6 @@
-//! Packs that were rewritten (R12): where their chunks are now. References go on naming the first
-//! object of a pack; whoever misses it finds the chunk by its hash, through the footer of the
-//! newest generation.
+//! Locations of chunks whose packs were rewritten (R12). References go on naming the first object
+//! of a pack; a reader that misses it finds the chunk by its hash, through the footer of the newest
+//! generation.
 //!
 //! ```text
 //! packs/<family>/<creator>/<epoch>-<seq>                          what the packer wrote
@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Counts the times that a pack was rewritten; 0 is what the packer wrote.
 pub type Generation = u32;
 
-/// Chunks whose places are remembered: about 100 bytes each.
+/// Chunks whose locations are cached: about 100 bytes each.
 const CHUNKS_MAX: usize = 32 << 10;
 
 pub fn key(family: FamilyId, pack: PackId, generation: Generation) -> String {
@@ -31,7 +31,7 @@ pub(super) fn folder(family: FamilyId, pack: PackId) -> String {
     format!("packs/{family}/{}/rewritten/{:016x}-{:016x}/", pack.creator, pack.epoch.0, pack.seq)
 }
 
-/// What a pack's object is called behind its family; `None` for what is no pack.
+/// Parses the key of a pack's object behind its family; `None` if it names no pack.
 pub fn parse(name: &str) -> Option<(PackId, Generation)> {
     let Some((creator, rest)) = name.split_once("/rewritten/") else {
         return Some((name.parse().ok()?, 0));
@@ -45,12 +45,12 @@ pub fn parse(name: &str) -> Option<(PackId, Generation)> {
 }
 
 /// The newest generation of a pack.
-pub(super) struct Place {
+pub(super) struct Location {
     pub(super) generation: Generation,
     chunks: HashMap<ChunkHash, Entry>,
 }
 
-impl Place {
+impl Location {
     pub(super) fn new(generation: Generation, chunks: &[ChunkRef]) -> Self {
         let entry = |c: &ChunkRef| {
             (
@@ -67,7 +67,7 @@ impl Place {
         Self { generation, chunks: chunks.iter().map(entry).collect() }
     }
 
-    /// The same chunk where it is now.
+    /// The same chunk at its location in this generation.
     pub(super) fn of(&self, chunk: &ChunkRef) -> Option<ChunkRef> {
         let entry = self.chunks.get(&chunk.hash)?;
         Some(ChunkRef {
@@ -80,34 +80,34 @@ impl Place {
     }
 }
 
-/// The places found last: two generations of a map, so that using and forgetting are O(1).
+/// The locations used last, in two generations of a map, so that lookup and eviction are O(1).
 #[derive(Default)]
-pub(super) struct Places {
-    young: HashMap<PackId, Arc<Place>>,
-    old: HashMap<PackId, Arc<Place>>,
+pub(super) struct LocationCache {
+    young: HashMap<PackId, Arc<Location>>,
+    old: HashMap<PackId, Arc<Location>>,
     young_chunks: usize,
 }
 
-impl Places {
-    pub(super) fn get(&mut self, pack: PackId) -> Option<Arc<Place>> {
-        if let Some(place) = self.young.get(&pack) {
-            return Some(place.clone());
+impl LocationCache {
+    pub(super) fn get(&mut self, pack: PackId) -> Option<Arc<Location>> {
+        if let Some(location) = self.young.get(&pack) {
+            return Some(location.clone());
         }
-        let place = self.old.remove(&pack)?;
-        self.insert(pack, place.clone());
-        Some(place)
+        let location = self.old.remove(&pack)?;
+        self.insert(pack, location.clone());
+        Some(location)
     }
 
-    pub(super) fn insert(&mut self, pack: PackId, place: Arc<Place>) {
-        if self.young_chunks + place.chunks.len() > CHUNKS_MAX / 2 {
+    pub(super) fn insert(&mut self, pack: PackId, location: Arc<Location>) {
+        if self.young_chunks + location.chunks.len() > CHUNKS_MAX / 2 {
             self.old = std::mem::take(&mut self.young);
             self.young_chunks = 0;
         }
-        self.young_chunks += place.chunks.len();
-        self.young.insert(pack, place);
+        self.young_chunks += location.chunks.len();
+        self.young.insert(pack, location);
     }
 
-    pub(super) fn forget(&mut self, pack: PackId) {
+    pub(super) fn evict(&mut self, pack: PackId) {
         self.young.remove(&pack);
         self.old.remove(&pack);
     }
@@ -158,15 +158,15 @@ mod tests {
                 }
             })
             .collect();
-        let mut places = Places::default();
-        places.insert(pack(0), Arc::new(Place::new(1, &chunks)));
+        let mut locations = LocationCache::default();
+        locations.insert(pack(0), Arc::new(Location::new(1, &chunks)));
         for seq in 1..200 {
-            places.insert(pack(seq), Arc::new(Place::new(1, &chunks)));
-            assert!(places.get(pack(0)).is_some(), "used at every step");
-            assert!((places.young.len() + places.old.len()) * 1000 <= CHUNKS_MAX + 1000);
+            locations.insert(pack(seq), Arc::new(Location::new(1, &chunks)));
+            assert!(locations.get(pack(0)).is_some(), "used at every step");
+            assert!((locations.young.len() + locations.old.len()) * 1000 <= CHUNKS_MAX + 1000);
         }
-        assert!(places.get(pack(100)).is_none());
-        places.forget(pack(0));
-        assert!(places.get(pack(0)).is_none());
+        assert!(locations.get(pack(100)).is_none());
+        locations.evict(pack(0));
+        assert!(locations.get(pack(0)).is_none());
     }
 }
