@@ -9,24 +9,25 @@
 #[path = "../tests/support/fault.rs"]
 #[allow(dead_code, reason = "shared with tests")]
 mod fault;
+#[path = "../tests/support/setup.rs"]
+#[allow(dead_code, reason = "shared with tests")]
+mod setup;
 
 use bytes::Bytes;
 use fault::FaultStore;
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zerofs_csi::bucket::Bucket;
-use zerofs_csi::catalog::{Catalog, Form, Properties};
+use zerofs_csi::catalog::Catalog;
 use zerofs_csi::chunk::ChunkCache;
-use zerofs_csi::control::{Controller, NewVolume, Pools, RestoreInPlace};
+use zerofs_csi::control::{Controller, RestoreInPlace};
 use zerofs_csi::fs::FsMemory;
 use zerofs_csi::fs::api::*;
-use zerofs_csi::fs::db::DbCache;
-use zerofs_csi::types::{EntryName, Incarnation, SessionId, SnapshotHandle, VolumeHandle};
+use zerofs_csi::types::{EntryName, Incarnation, SnapshotHandle, VolumeHandle};
 use zerofs_csi::volume::{VolumeGuard, VolumeSettings, Volumes};
 
 const FILE_BYTES: usize = 6_000;
@@ -48,32 +49,19 @@ impl Process {
         let bucket = Bucket::on(store.clone(), object_store::path::Path::default());
         let catalog = Catalog::create(bucket, None).await.unwrap();
         let settings = VolumeSettings {
-            node: "bench".to_owned(),
-            session: SessionId::random(),
             journal_dir: Some(journals.to_owned()),
-            cache: DbCache::new(16 << 20),
             chunk_cache: ChunkCache::memory(32 << 20),
             flush_interval: Duration::from_secs(2),
             memory: FsMemory::new(64 << 20, 48 << 20),
-            volumes_max: 64,
+            ..setup::settings("bench")
         };
         let volumes = Volumes::new(settings);
-        let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());
+        let controller = setup::controller(&catalog, &volumes);
         Self { store, catalog, volumes, controller }
     }
 
     async fn create(&self) -> VolumeHandle {
-        let new = NewVolume {
-            name: "a".parse().unwrap(),
-            size: None,
-            size_limit: None,
-            source: None,
-            properties: Properties::default(),
-            access_modes: vec![],
-            form: Form::Writable,
-            parameters: BTreeMap::new(),
-        };
-        self.controller.create_volume(None, new).await.unwrap().handle
+        self.controller.create_volume(None, setup::new_volume("a", None)).await.unwrap().handle
     }
 }
 

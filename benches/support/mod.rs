@@ -5,21 +5,23 @@
 #[path = "../../tests/support/fault.rs"]
 #[allow(clippy::unwrap_used, reason = "a bench stops by panicking")]
 mod fault;
+#[path = "../../tests/support/setup.rs"]
+#[allow(clippy::unwrap_used, reason = "a bench stops by panicking")]
+mod setup;
 
 use fault::FaultStore;
 use object_store::local::LocalFileSystem;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zerofs_csi::bucket::{Bucket, Requests};
-use zerofs_csi::catalog::{Catalog, Form, Properties};
+use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::chunk::{ChunkCache, ChunkLimits};
-use zerofs_csi::control::{Controller, NewVolume, Pools, Source};
+use zerofs_csi::control::{Controller, NewVolume, Source};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileRef, FileSystem, SetAttr, Stability};
 use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::fs::{Fs, FsMemory};
-use zerofs_csi::types::{EntryName, SessionId, VolumeHandle};
+use zerofs_csi::types::{EntryName, VolumeHandle};
 use zerofs_csi::volume::{VolumeSettings, Volumes};
 
 /// A process with the memory that one has by default.
@@ -38,17 +40,15 @@ impl Process {
             dedup_bytes: 8 << 20,
         };
         let settings = VolumeSettings {
-            node: "bench".to_owned(),
-            session: SessionId::random(),
             journal_dir,
             cache: DbCache::new(17 << 20),
             chunk_cache: ChunkCache::limited(limits),
             flush_interval: Duration::from_secs(2),
             memory: FsMemory::new(52 << 20, 43 << 20),
-            volumes_max: 64,
+            ..setup::settings("bench")
         };
         let volumes = Volumes::new(settings);
-        let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());
+        let controller = setup::controller(&catalog, &volumes);
         Self { catalog, volumes, controller }
     }
 
@@ -58,16 +58,7 @@ impl Process {
         source: Option<Source>,
         properties: Properties,
     ) -> VolumeHandle {
-        let new = NewVolume {
-            name: name.parse().expect("a name"),
-            size: None,
-            size_limit: None,
-            source,
-            form: Form::Writable,
-            properties,
-            access_modes: vec![],
-            parameters: BTreeMap::new(),
-        };
+        let new = NewVolume { properties, ..setup::new_volume(name, source) };
         self.controller.create_volume(None, new).await.expect("a volume").handle
     }
 }

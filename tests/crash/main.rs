@@ -22,6 +22,9 @@ mod repair;
 mod s3;
 mod script;
 mod sealed;
+#[path = "../support/setup.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod setup;
 mod steps;
 #[path = "../support/volume.rs"]
 #[allow(dead_code, reason = "shared with other tests")]

@@ -2,16 +2,17 @@
 //! the process: when it goes, so does every task of it.
 
 use crate::script::{Object, Op, Promise, Script, Tree, agrees, bytes, difference, small_name};
+use crate::setup::{controller, new_volume, settings};
 use bytes::Bytes;
 use object_store::memory::InMemory;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zerofs_csi::bucket::{Bucket, Credentials, Folder, Limits};
 use zerofs_csi::catalog::{Catalog, Properties, State};
 use zerofs_csi::chunk::ChunkCache;
-use zerofs_csi::control::{ControlError, Controller, NewVolume, Pools, Source};
+use zerofs_csi::control::{ControlError, Controller, NewVolume, Source};
 use zerofs_csi::crypto::Secret;
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::*;
@@ -21,8 +22,7 @@ use zerofs_csi::fs::key::{self, Key};
 use zerofs_csi::fs::row::{Row, Usage};
 use zerofs_csi::telemetry::Failpoints;
 use zerofs_csi::types::{
-    Class, Classify, EntryName, Incarnation, InodeNo, PackId, SessionId, SnapshotHandle,
-    VolumeHandle,
+    Class, Classify, EntryName, Incarnation, InodeNo, PackId, SnapshotHandle, VolumeHandle,
 };
 use zerofs_csi::volume::{Volume, VolumeGuard, VolumeSettings, Volumes, place};
 
@@ -186,17 +186,14 @@ impl Process {
             Catalog::open(home.bucket(), home.secret.as_ref()).await.expect("the pool opens");
         failpoints(catalog.bucket().failpoints());
         let volumes = Volumes::new(VolumeSettings {
-            node: "node".to_owned(),
-            session: SessionId::random(),
             journal_dir: Some(home.journals()),
             cache: DbCache::new(8 << 20),
             chunk_cache: ChunkCache::memory(8 << 20),
             flush_interval: Duration::from_millis(100),
-            memory: zerofs_csi::fs::FsMemory::new(16 << 20, 8 << 20),
             volumes_max: 8,
+            ..settings("node")
         });
-        let controller = Controller::new(Pools::one("pool", catalog.clone()), volumes.clone());
-        let controller = controller.with_owner_timeout(Duration::from_secs(20));
+        let controller = controller(&catalog, &volumes);
         Self { catalog, volumes, controller, script, volume: None, until: UNTIL_LIMIT }
     }
 
@@ -314,15 +311,10 @@ impl Process {
     /// A volume of a name, made if need be.
     async fn handle(&self, name: &str, source: Option<Source>) -> Done<VolumeHandle> {
         let new = NewVolume {
-            name: name.parse().unwrap(),
             // Not smaller than what it may be copied from.
             size: Some(if name == VOLUME { 1 << 29 } else { 1 << 30 }),
-            size_limit: None,
-            source,
             properties: Properties { record_bytes: 4096, ..Properties::default() },
-            access_modes: vec![],
-            form: Default::default(),
-            parameters: BTreeMap::new(),
+            ..new_volume(name, source)
         };
         let made = self.controller.create_volume(None, new).await;
         made.map(|made| made.handle).map_err(|error| repeatable(&name, &error))

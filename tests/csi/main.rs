@@ -11,6 +11,9 @@ mod node;
 mod registration;
 mod restart;
 mod roles;
+#[path = "../support/setup.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod setup;
 mod sizes;
 mod snapshots;
 mod stale;

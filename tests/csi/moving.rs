@@ -2,6 +2,7 @@
 //! R27).
 
 use crate::driver::*;
+use crate::setup;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,14 +11,9 @@ use tempfile::TempDir;
 use tonic::Code;
 use zerofs_csi::bucket::{Bucket, Credentials, Folder, Limits};
 use zerofs_csi::catalog::{Catalog, RevocationReason};
-use zerofs_csi::chunk::ChunkCache;
-use zerofs_csi::control::{Controller, Pools};
 use zerofs_csi::csi::proto::v1::NodeGetVolumeStatsRequest;
-use zerofs_csi::fs::FsMemory;
-use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::mount::{FakeMounter, Mounter};
-use zerofs_csi::types::SessionId;
-use zerofs_csi::volume::{VolumeSettings, Volumes};
+use zerofs_csi::volume::Volumes;
 
 /// The shortest lease there may be.
 const SETTINGS: &str = "lease: 5s\nmailInterval: 50ms\n";
@@ -165,19 +161,9 @@ pub async fn revoke(dir: &TempDir, id: &str) {
     let url = format!("file://{}", dir.path().join("pool").display()).parse().unwrap();
     let bucket =
         Bucket::open(&url, &Credentials::default(), Folder::MustExist, Limits::default()).unwrap();
-    let volumes = Volumes::new(VolumeSettings {
-        node: "controller-1".to_owned(),
-        session: SessionId::random(),
-        journal_dir: None,
-        cache: DbCache::new(1 << 20),
-        chunk_cache: ChunkCache::memory(1 << 20),
-        flush_interval: Duration::from_millis(200),
-        memory: FsMemory::new(4 << 20, 4 << 20),
-        volumes_max: 1,
-    });
     let catalog = Catalog::open(bucket, None).await.unwrap();
-    let controller = Controller::new(Pools::one("p", catalog), volumes);
-    let from = controller
+    let volumes = Volumes::new(setup::settings("controller-1"));
+    let from = setup::controller(&catalog, &volumes)
         .revoke_volume(id.parse().unwrap(), RevocationReason::OutOfService)
         .await
         .unwrap();

@@ -27,6 +27,9 @@ mod ops;
 mod play;
 mod rewritten;
 mod seen;
+#[path = "../support/setup.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod setup;
 mod slow;
 mod steps;
 mod work;

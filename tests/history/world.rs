@@ -4,6 +4,7 @@
 use crate::fault::{Chances, FaultStore, quick};
 use crate::model::Found;
 use crate::ops::{RECORD, Where};
+use crate::setup;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +15,7 @@ use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::chunk::ChunkCache;
 use zerofs_csi::control::node::NoMounts;
 use zerofs_csi::control::{
-    Collected, ControlError, Controller, NewVolume, Pools, Source, VolumeInfo, Worth,
-    mail as letters,
+    Collected, ControlError, Controller, NewVolume, Source, VolumeInfo, Worth, mail as letters,
 };
 use zerofs_csi::fs::api::{Caller, DirCookie, FileSystem, ListLimit};
 use zerofs_csi::fs::db::DbCache;
@@ -133,21 +133,16 @@ impl Process {
         let clock = Arc::new(Ticks { base, started: tokio::time::Instant::now() });
         let lease = LeaseSettings { clock: clock.clone(), ..LeaseSettings::default() };
         let settings = |node: &str, journal_dir| VolumeSettings {
-            node: node.to_owned(),
-            session: SessionId::random(),
             journal_dir,
             cache: DbCache::new(1 << 20),
             chunk_cache: ChunkCache::memory(CHUNK_CACHE),
-            flush_interval: Duration::from_millis(200),
             memory: FsMemory::new(8 << 20, 4 << 20),
-            volumes_max: 64,
+            ..setup::settings(node)
         };
         let volumes = Volumes::with_lease(settings("node", Some(journals)), lease.clone());
         let others = Volumes::with_lease(settings("controller", None), lease);
-        let controller = |volumes: &Volumes| {
-            let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());
-            Arc::new(controller.with_owner_timeout(Duration::from_secs(20)).with_worth(WORTH))
-        };
+        let controller =
+            |volumes: &Volumes| Arc::new(setup::controller(&catalog, volumes).with_worth(WORTH));
         let (here, elsewhere) = (controller(&volumes), controller(&others));
         let desk = letters::serve(
             here.pools().clone(),
@@ -178,9 +173,7 @@ impl Process {
             ..self.volumes.settings().clone()
         };
         let volumes = Volumes::with_lease(settings, self.volumes.lease().clone());
-        let controller = Arc::new(
-            Controller::new(Pools::one("p", catalog.clone()), volumes.clone()).with_worth(WORTH),
-        );
+        let controller = Arc::new(setup::controller(&catalog, &volumes).with_worth(WORTH));
         Self {
             catalog,
             volumes,
@@ -210,16 +203,7 @@ impl Process {
         source: Option<Source>,
     ) -> Result<VolumeInfo, ControlError> {
         let properties = Properties { record_bytes: RECORD as u32, ..Properties::default() };
-        let new = NewVolume {
-            name: name.parse().unwrap(),
-            size: None,
-            size_limit: None,
-            source,
-            properties,
-            access_modes: vec![],
-            form: Default::default(),
-            parameters: Default::default(),
-        };
+        let new = NewVolume { properties, ..setup::new_volume(name, source) };
         Box::pin(self.controller.create_volume(None, new)).await
     }
 

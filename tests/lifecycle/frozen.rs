@@ -1,8 +1,9 @@
 //! Read-only volumes: a snapshot on any number of nodes, without an owner.
 
 use super::{World, data, run};
+use crate::setup::new_volume;
 use std::sync::Arc;
-use zerofs_csi::catalog::{Form, Properties};
+use zerofs_csi::catalog::Form;
 use zerofs_csi::control::{ControlError, NewVolume, Source, VolumeInfo};
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::*;
@@ -15,14 +16,9 @@ async fn create(
     from: SnapshotHandle,
 ) -> Result<VolumeInfo, ControlError> {
     let new = NewVolume {
-        name: name.parse().unwrap(),
-        size: None,
-        size_limit: None,
-        source: Some(Source::Snapshot(from)),
-        properties: Properties::default(),
         access_modes: vec!["MULTI_NODE_READER_ONLY".into()],
         form: Form::Snapshot,
-        parameters: Default::default(),
+        ..new_volume(name, Some(Source::Snapshot(from)))
     };
     world.controller.create_volume(None, new).await
 }

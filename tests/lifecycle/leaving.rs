@@ -10,11 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zerofs_csi::bucket::{Bucket, Requests};
 use zerofs_csi::catalog::Catalog;
-use zerofs_csi::chunk::ChunkCache;
+use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
-use zerofs_csi::fs::db::DbCache;
-use zerofs_csi::fs::{FsError, FsMemory};
-use zerofs_csi::types::{Class, Classify, EntryName, SessionId, VolumeHandle};
+use zerofs_csi::types::{Class, Classify, EntryName, VolumeHandle};
 use zerofs_csi::volume::{Volume, VolumeSettings, Volumes};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -22,15 +20,11 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// A process of one node, with its journals.
 fn process(journals: &Path) -> Volumes {
     Volumes::new(VolumeSettings {
-        node: "node-a".to_owned(),
-        session: SessionId::random(),
         journal_dir: Some(journals.to_owned()),
-        cache: DbCache::new(16 << 20),
-        chunk_cache: ChunkCache::memory(16 << 20),
         // Nothing reaches the store by itself.
         flush_interval: Duration::from_secs(3600),
-        memory: FsMemory::new(16 << 20, 8 << 20),
         volumes_max: 8,
+        ..crate::setup::settings("node-a")
     })
 }
 

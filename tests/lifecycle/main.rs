@@ -26,6 +26,9 @@ mod requests;
 mod restore;
 mod rewriting;
 mod scrubbing;
+#[path = "../support/setup.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod setup;
 mod snapdir;
 mod space;
 mod standing;
@@ -41,29 +44,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use zerofs_csi::bucket::Bucket;
-use zerofs_csi::catalog::{Catalog, Properties};
-use zerofs_csi::chunk::ChunkCache;
-use zerofs_csi::control::{ControlError, Controller, NewVolume, Pools, Source, VolumeInfo};
-use zerofs_csi::fs::FsMemory;
+use zerofs_csi::catalog::Catalog;
+use zerofs_csi::control::{ControlError, Controller, Source, VolumeInfo};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
-use zerofs_csi::fs::db::DbCache;
-use zerofs_csi::types::{EntryName, SessionId, VolumeHandle};
+use zerofs_csi::types::{EntryName, VolumeHandle};
 use zerofs_csi::volume::{BootClock, Clock, LeaseSettings, VolumeSettings, Volumes};
 
-/// The stack of the program's own threads: unoptimised futures of the database are large.
-const STACK_BYTES: usize = 8 << 20;
-
-/// Runs a test as the program runs.
-pub fn run(test: impl Future<Output = ()> + Send + 'static) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .thread_stack_size(STACK_BYTES)
-        .build()
-        .unwrap();
-    let done = runtime.spawn(test);
-    runtime.block_on(done).unwrap();
-}
+pub use setup::run;
 
 /// A process on a pool in memory.
 pub struct World {
@@ -90,23 +77,10 @@ impl World {
         journal_dir: Option<PathBuf>,
         lease: LeaseSettings,
     ) -> Self {
-        let settings = VolumeSettings {
-            node: node.to_owned(),
-            session: SessionId::random(),
-            journal_dir,
-            cache: DbCache::new(16 << 20),
-            chunk_cache: ChunkCache::memory(16 << 20),
-            flush_interval: Duration::from_millis(200),
-            memory: FsMemory::new(16 << 20, 8 << 20),
-            volumes_max: 64,
-        };
+        let settings = VolumeSettings { journal_dir, ..setup::settings(node) };
         let volumes = Volumes::with_lease(settings, lease);
-        let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());
-        Self {
-            catalog,
-            volumes,
-            controller: Arc::new(controller.with_owner_timeout(Duration::from_secs(20))),
-        }
+        let controller = Arc::new(setup::controller(&catalog, &volumes));
+        Self { catalog, volumes, controller }
     }
 
     pub async fn create(
@@ -114,17 +88,7 @@ impl World {
         name: &str,
         source: Option<Source>,
     ) -> Result<VolumeInfo, ControlError> {
-        let new = NewVolume {
-            name: name.parse().unwrap(),
-            size: None,
-            size_limit: None,
-            source,
-            properties: Properties::default(),
-            access_modes: vec![],
-            form: Default::default(),
-            parameters: BTreeMap::new(),
-        };
-        self.controller.create_volume(None, new).await
+        self.controller.create_volume(None, setup::new_volume(name, source)).await
     }
 
     /// Writes a file durably and releases the volume.

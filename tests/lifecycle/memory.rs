@@ -3,18 +3,17 @@
 
 use super::run;
 use crate::fault::{FaultStore, quick};
-use std::collections::BTreeMap;
+use crate::setup::{controller, new_volume, settings};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use zerofs_csi::bucket::Bucket;
-use zerofs_csi::catalog::{Catalog, Properties};
+use zerofs_csi::catalog::Catalog;
 use zerofs_csi::chunk::ChunkCache;
-use zerofs_csi::control::{Controller, NewVolume, Pools};
 use zerofs_csi::fs::FsMemory;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
 use zerofs_csi::fs::db::DbCache;
-use zerofs_csi::types::{EntryName, SessionId};
+use zerofs_csi::types::EntryName;
 use zerofs_csi::volume::{Attached, VolumeSettings, Volumes};
 
 const VOLUMES: usize = 48;
@@ -22,19 +21,6 @@ const UNFLUSHED: u64 = 4 << 20;
 const NAMES: u64 = 2 << 20;
 /// A change that had begun when the memory was full: a few rows.
 const BEGUN: u64 = 16 << 10;
-
-fn new_volume(name: &str) -> NewVolume {
-    NewVolume {
-        name: name.parse().unwrap(),
-        size: None,
-        size_limit: None,
-        source: None,
-        properties: Properties::default(),
-        access_modes: vec![],
-        form: Default::default(),
-        parameters: BTreeMap::new(),
-    }
-}
 
 async fn create(volume: &Attached, n: u64) -> Result<(), zerofs_csi::fs::FsError> {
     let name =
@@ -90,21 +76,20 @@ fn many_volumes_without_the_store_stay_within_their_memory_and_go_on_with_it() {
         .await
         .unwrap();
         let settings = VolumeSettings {
-            node: "node-a".to_owned(),
-            session: SessionId::random(),
             journal_dir: Some(folder.path().to_owned()),
             cache: DbCache::new(4 << 20).with_unflushed(UNFLUSHED),
             chunk_cache: ChunkCache::memory(4 << 20),
-            flush_interval: Duration::from_millis(200),
             memory: FsMemory::new(8 << 20, NAMES),
             volumes_max: VOLUMES,
+            ..settings("node-a")
         };
         let (cache, memory) = (settings.cache.clone(), settings.memory.clone());
         let volumes = Volumes::new(settings);
-        let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());
+        let controller = controller(&catalog, &volumes);
         let (mut open, at_first) = (Vec::new(), resident());
         for n in 0..VOLUMES {
-            let made = controller.create_volume(None, new_volume(&format!("v{n}"))).await.unwrap();
+            let made =
+                controller.create_volume(None, new_volume(&format!("v{n}"), None)).await.unwrap();
             open.push(Arc::new(volumes.attach(&catalog, made.handle.dataset).await.unwrap()));
         }
         let opened = resident().saturating_sub(at_first);

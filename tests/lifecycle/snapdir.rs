@@ -1,6 +1,7 @@
 //! Snapshots below `/.snapshots` of a volume, as an edge serves them.
 
 use super::{World, data, run};
+use crate::setup::new_volume;
 use bytes::Bytes;
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
@@ -359,14 +360,8 @@ fn a_root_that_shows_its_snapshots_lists_them_once() {
     run(async {
         let world = World::new().await;
         let new = NewVolume {
-            name: "a".parse().unwrap(),
-            size: None,
-            size_limit: None,
-            source: None,
             properties: Properties { snapdir: Snapdir::Visible, ..Properties::default() },
-            access_modes: vec![],
-            form: Default::default(),
-            parameters: BTreeMap::new(),
+            ..new_volume("a", None)
         };
         let volume = world.controller.create_volume(None, new).await.unwrap().handle;
         let open = open(&world, volume).await;

@@ -1,0 +1,61 @@
+//! A small process with volumes, from parts that a test may change:
+//! `VolumeSettings { volumes_max: 1, ..settings("node-a") }`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+use zerofs_csi::catalog::{Catalog, Properties};
+use zerofs_csi::chunk::ChunkCache;
+use zerofs_csi::control::{Controller, NewVolume, Pools, Source};
+use zerofs_csi::fs::FsMemory;
+use zerofs_csi::fs::db::DbCache;
+use zerofs_csi::types::SessionId;
+use zerofs_csi::volume::{VolumeSettings, Volumes};
+
+/// The stack of the program's own threads: unoptimised futures of the database are large.
+const STACK_BYTES: usize = 8 << 20;
+
+/// Runs a test as the program runs.
+pub fn run(test: impl Future<Output = ()> + Send + 'static) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .thread_stack_size(STACK_BYTES)
+        .build()
+        .unwrap();
+    let done = runtime.spawn(test);
+    runtime.block_on(done).unwrap();
+}
+
+/// Settings of a process on `node`, without journals.
+pub fn settings(node: &str) -> VolumeSettings {
+    VolumeSettings {
+        node: node.to_owned(),
+        session: SessionId::random(),
+        journal_dir: None,
+        cache: DbCache::new(16 << 20),
+        chunk_cache: ChunkCache::memory(16 << 20),
+        flush_interval: Duration::from_millis(200),
+        memory: FsMemory::new(16 << 20, 8 << 20),
+        volumes_max: 64,
+    }
+}
+
+/// A controller of one pool, which waits for owners no longer than a test may take.
+pub fn controller(catalog: &Catalog, volumes: &Volumes) -> Controller {
+    let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());
+    controller.with_owner_timeout(Duration::from_secs(20))
+}
+
+/// A volume to create, with defaults but for its name and source.
+pub fn new_volume(name: &str, source: Option<Source>) -> NewVolume {
+    NewVolume {
+        name: name.parse().unwrap(),
+        size: None,
+        size_limit: None,
+        source,
+        properties: Properties::default(),
+        access_modes: vec![],
+        form: Default::default(),
+        parameters: BTreeMap::new(),
+    }
+}
