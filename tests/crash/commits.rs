@@ -36,7 +36,7 @@ use Call::*;
 
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// What a program's recovery finds.
+/// The state that a program's recovery finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Before,
@@ -50,8 +50,7 @@ struct Way {
     calls: Vec<Call>,
     /// The transaction is committed when so many calls were answered.
     commits: usize,
-    /// What the program's recovery makes of the files; an error where it would find a damaged
-    /// database.
+    /// Runs the program's recovery on the files; an error where it would find a damaged database.
     recover: fn(&Files) -> Result<State, String>,
 }
 

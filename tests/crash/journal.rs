@@ -82,7 +82,7 @@ async fn replayed(store: &InMemory, journal: &Path, bytes: &[u8]) -> Option<Rows
         Ok(committer) => {
             let found = rows(&committer).await;
             assert_eq!(committer.totals().inodes, found.len() as u64);
-            // It serves, and what it is given from now on is kept.
+            // The committer serves, and batches that it takes from now on survive.
             committer.durable(committer.submit(Batch::default()).unwrap()).await.unwrap();
             committer.abandon().await;
             Some(found)

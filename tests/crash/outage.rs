@@ -77,7 +77,7 @@ fn piece(writer: u64, n: u64) -> Vec<u8> {
     bytes(writer << 20 | n, [700, 5_000, 90_000, 20_000][(writer + n) as usize % 4])
 }
 
-/// What one writer knows.
+/// One writer's record of what it wrote.
 struct Wrote {
     all: Vec<u8>,
     /// Bytes whose COMMIT succeeded.
@@ -189,7 +189,7 @@ async fn survive(bucket: Bucket, trouble: impl AsyncFnOnce(&AtomicBool), heal: i
 async fn an_outage_loses_nothing_and_ends_by_itself() {
     through(async |store, away| {
         store.die();
-        // What was on its way when it began may still be answered.
+        // Requests in flight when the outage began may still be answered.
         tokio::time::sleep(Duration::from_millis(100)).await;
         away.store(true, Ordering::SeqCst);
         tokio::time::sleep(Duration::from_secs(4)).await;
@@ -270,8 +270,8 @@ async fn an_s3_server_that_is_away_loses_nothing() {
     }
 }
 
-/// What is only buffered when the outage begins stays readable, and the COMMIT that comes after it
-/// does.
+/// Data that is only buffered when the outage begins stays readable, and the COMMIT after the
+/// outage succeeds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn buffered_data_outlives_an_outage() {
     let folder = tempfile::tempdir().unwrap();

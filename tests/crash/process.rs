@@ -28,7 +28,7 @@ use zerofs_csi::volume::{Volume, VolumeGuard, VolumeSettings, Volumes, place};
 
 /// The stack of the program's own threads: unoptimised futures of the database are large.
 const STACK_BYTES: usize = 8 << 20;
-/// How long [`Op::Until`] waits for the background, whose step may be the one that fails.
+/// The time that [`Op::Until`] waits for the background, whose step may be the one that fails.
 const UNTIL_LIMIT: Duration = Duration::from_millis(300);
 /// … when nothing fails, on a busy machine.
 const UNTIL_LIMIT_PATIENT: Duration = Duration::from_secs(20);
@@ -49,7 +49,7 @@ pub fn run<T: Send + 'static>(name: &str, process: impl Future<Output = T> + Sen
     done.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
 }
 
-/// What outlives a process: the pool and the node's disk.
+/// The state that outlives a process: the pool and the node's disk.
 #[derive(Clone)]
 pub struct Home {
     store: Option<Arc<InMemory>>,
@@ -122,7 +122,7 @@ impl Home {
     }
 }
 
-/// How far a script came.
+/// The progress of a script.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Calls answered.
@@ -139,7 +139,7 @@ impl Progress {
     }
 }
 
-/// What must be found by a process that starts.
+/// The state that a process must find when it starts.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected {
     /// The state is that before one of these calls.
@@ -238,7 +238,7 @@ impl Process {
         self.persist(|process| Box::pin(process.finish())).await.map_err(|why| Died { at, why })
     }
 
-    /// What is there, or why it cannot be shown.
+    /// The volume's tree, or the reason why it cannot be read.
     pub async fn look(&self) -> Result<Tree, (Class, String)> {
         let listed =
             self.controller.volumes().await.map_err(|error| (error.class(), error.to_string()))?;
@@ -373,7 +373,7 @@ impl Process {
                 None => Ok(()),
             },
             Op::Collect => {
-                // What the compactor of a database that was deleted may have left.
+                // A leftover as of the compactor of a deleted database.
                 let stray = format!("vol/{}/compacted/stray.sst", Incarnation::random());
                 self.catalog
                     .bucket()
@@ -455,7 +455,7 @@ impl Process {
                 .await
                 .map_err(|error| repeatable(&"deleting", &error))?;
         }
-        // What a database's compactor wrote as its process died is a stray of a later collection.
+        // Objects that a compactor wrote as its process died are strays for a later collection.
         for _ in 0..20 {
             self.collect().await?;
             if self.left().await.is_empty() {

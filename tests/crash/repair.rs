@@ -48,7 +48,7 @@ async fn make(dataset: &Dataset) -> BTreeMap<&'static str, InodeNo> {
     made
 }
 
-/// What every name leads to.
+/// The inode and the data behind each name.
 async fn look(fs: &Fs) -> BTreeMap<String, (InodeNo, Vec<u8>)> {
     let mut found = BTreeMap::new();
     let mut todo = vec![(String::new(), fs.root())];
@@ -138,7 +138,7 @@ async fn first(
     (found.0, found.1.to_vec())
 }
 
-/// What can be mended.
+/// Damage that `check --repair` mends.
 fn mendable() -> Vec<(&'static str, Damage)> {
     vec![
         (
@@ -209,7 +209,7 @@ fn mendable() -> Vec<(&'static str, Damage)> {
     ]
 }
 
-/// What only an owner can decide.
+/// Damage that only an administrator can decide about.
 fn undecidable() -> Vec<(&'static str, Damage)> {
     vec![
         (

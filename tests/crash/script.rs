@@ -1,5 +1,5 @@
-//! What the histories do, and what a file system must then look like. A script is data: the state
-//! before and after each of its calls is known.
+//! Scripts of calls, and the file system that must result. A script is data: the state before and
+//! after each of its calls is known.
 
 use std::collections::BTreeMap;
 
@@ -53,7 +53,7 @@ pub enum Op {
     Collect,
 }
 
-/// How safe the answer to a call is (`sync=standard`).
+/// The durability of an answered call (`sync=standard`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise {
     /// Survives the process.
@@ -110,7 +110,7 @@ fn overwrite(data: &mut Vec<u8>, at: usize, len: usize, seed: u64) {
     data[at..at + len].copy_from_slice(&bytes(seed, len));
 }
 
-/// What a call makes of a tree.
+/// Applies a call to a tree.
 pub fn apply(tree: &mut Tree, op: &Op) {
     let file = |data| Object::File { mode: 0o644, data, loose: None };
     match op {
@@ -157,7 +157,7 @@ pub fn apply(tree: &mut Tree, op: &Op) {
     }
 }
 
-/// Whether what is there may be what the tree says.
+/// True if `found` is one of the states that the tree allows.
 pub fn agrees(tree: &Tree, found: &Tree) -> bool {
     tree.len() == found.len()
         && tree

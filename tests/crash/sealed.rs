@@ -41,7 +41,7 @@ fn pool(folder: &std::path::Path, secret: Option<Secret>) -> (Home, Tree) {
     (home, tree)
 }
 
-/// What a process sees that opens the volume of a pool.
+/// The tree that a new process sees in the volume.
 fn look(home: &Home) -> Result<Tree, (Class, String)> {
     let (the_home, script) = (home.clone(), Script::by_name("short"));
     let seen = run("looking", async move {
@@ -150,7 +150,7 @@ fn another_key_is_refused_and_changes_nothing() {
     }
 }
 
-/// What lies in the bucket of a sealed pool does not show what was written, nor the names.
+/// Objects in the bucket of a sealed pool show neither data nor names.
 #[test]
 fn a_sealed_pool_shows_neither_data_nor_names() {
     let folder = tempfile::tempdir().unwrap();

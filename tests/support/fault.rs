@@ -55,16 +55,16 @@ impl Op {
 pub enum Fault {
     /// An error, and nothing was done.
     Before,
-    /// It was done, and its answer is an error.
+    /// The request is done, and its answer is an error.
     LostAck,
-    /// It is done after a while. Of a put that nobody waits for any more by then, see
+    /// The request is done after a while. For a put that nobody waits for by then, see
     /// [`FaultStore::arrive`].
     Delay(Duration),
     /// A put is answered and not done: what no store may do, for tests of tests.
     Lie,
-    /// It is never answered; nothing was done.
+    /// The request is never answered; nothing was done.
     Hang,
-    /// A read brings so many bytes less.
+    /// A read brings this many bytes less.
     Truncate(usize),
     /// A read brings one bit (counted from the first) changed; counted round if there are fewer.
     FlipBit(usize),
@@ -76,7 +76,7 @@ pub enum Fault {
     Absent,
 }
 
-/// What happens to which requests.
+/// A fault and the requests that it applies to.
 #[derive(Clone, Debug)]
 pub struct Rule {
     op: Option<Op>,
@@ -132,7 +132,7 @@ pub struct Chances {
     pub flip_bit: u32,
     /// A pause of up to `delay_max`, so that requests overtake each other.
     pub delay: u32,
-    /// Of puts: answered and not done.
+    /// Puts that are answered and not done.
     pub lie: u32,
     pub delay_max: Duration,
 }
@@ -350,7 +350,7 @@ fn failed(when: &str) -> Error {
     Error::Generic { store: "fault", source: format!("failed on purpose {when}").into() }
 }
 
-/// What is left of bytes that were read.
+/// The bytes of a read after the fault.
 fn damaged(bytes: Bytes, fault: Option<Fault>) -> Bytes {
     match fault {
         Some(Fault::Truncate(n)) => bytes.slice(..bytes.len().saturating_sub(n)),

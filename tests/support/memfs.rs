@@ -1,7 +1,7 @@
 //! A file system in memory, for tests and benches of the edges: all that NFSv3 can carry, with
 //! POSIX meaning.
 //!
-//! It can be told to misbehave: see [`Faults`].
+//! Tests make it misbehave through [`Faults`].
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -34,7 +34,7 @@ struct Node {
     exclusive: Option<[u8; 8]>,
 }
 
-/// What a call that must not be done twice answered.
+/// The answer of a call that must not be done twice.
 #[derive(Clone)]
 enum Outcome {
     Created(Created),
@@ -53,7 +53,7 @@ struct State {
     bytes: u64,
 }
 
-/// How the file system misbehaves.
+/// The faults of the file system.
 #[derive(Default)]
 pub struct Faults {
     any: AtomicBool,
@@ -63,7 +63,7 @@ pub struct Faults {
     pub writes: Mutex<VecDeque<Arc<Semaphore>>>,
     /// COMMITs and REMOVEs take a permit each, for ever.
     pub slow: Mutex<Option<Arc<Semaphore>>>,
-    /// So many calls find no object store.
+    /// The number of calls that find no object store.
     pub unavailable: AtomicU32,
     /// Another owner has taken over.
     pub fenced: AtomicBool,
@@ -244,7 +244,7 @@ impl State {
         Some(node.attr)
     }
 
-    /// Whether the caller may remove or replace `ino` in `dir` (sticky bit).
+    /// True if the caller may remove or replace `ino` in `dir` (sticky bit).
     fn may_unlink(&self, caller: &Caller, dir: &Attr, ino: u64) -> Result<()> {
         need(caller, dir, 0o3)?;
         let owner = self.nodes.get(&ino).map_or(0, |node| node.attr.uid);
@@ -262,7 +262,7 @@ impl State {
         }
     }
 
-    /// Whether directory `ino` is `of` or lies below it.
+    /// True if directory `ino` is `of` or lies below it.
     fn is_below(&self, mut ino: u64, of: u64) -> bool {
         loop {
             if ino == of {

@@ -9,7 +9,7 @@ use zerofs_csi::fs::db::{self, CheckpointId, DbCache, DbPlace};
 use zerofs_csi::fs::{Frozen, Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
 use zerofs_csi::types::{FamilyId, Incarnation, PoolId, WallClock};
 
-/// What there is of a dataset while it is closed.
+/// The parts of a dataset that exist while it is closed.
 #[derive(Clone)]
 pub struct Dataset {
     pub place: DbPlace,

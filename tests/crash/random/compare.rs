@@ -1,4 +1,4 @@
-//! What is there after a death, held against what the clients were told.
+//! Compares the state after a death with the answers that clients got.
 
 use super::history::{Contract, Death, History, Id, Kind, TOP, Tree};
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What one client did with its part of the tree, and what it was told.
+//! One client's calls in its part of the tree, and their answers.
 
 use super::compare::Objects;
 use crate::script::bytes;
@@ -11,10 +11,10 @@ use zerofs_csi::types::Timestamp;
 pub type Id = u32;
 pub type Name = &'static str;
 
-/// How a process ended.
+/// The end of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Death {
-    /// It was closed: nothing is missing.
+    /// The volume was closed: nothing is missing.
     Clean,
     /// The node lives on with the journal.
     Process,
@@ -25,7 +25,7 @@ pub enum Death {
     Overtaken,
 }
 
-/// What the dataset promises.
+/// The dataset's durability contract.
 #[derive(Clone, Copy, Debug)]
 pub struct Contract {
     pub sync: SyncMode,
@@ -104,13 +104,13 @@ pub enum Act {
 }
 
 impl Act {
-    /// Whether it is one batch of its own.
+    /// True if the call is one batch of its own.
     pub fn is_change(&self) -> bool {
         !matches!(self, Self::Write { .. } | Self::Commit { .. })
     }
 
-    /// Whether its answer survives a death, by the table in docs/durability.md. Of data: of this
-    /// file's, until here.
+    /// True if the call's effect survives a death, by the table in docs/durability.md; for data,
+    /// this file's up to here.
     fn survives(&self, contract: Contract, death: Death) -> bool {
         let unsynced =
             matches!(self, Self::Write { sync: false, .. }) && contract.sync != SyncMode::Always;
@@ -120,7 +120,7 @@ impl Act {
             Death::Node | Death::Overtaken => match contract.sync {
                 _ if unsynced => false,
                 SyncMode::Always => true,
-                // What waits for the journal waits for the store.
+                // Without a journal, a call that waits for it waits for the store.
                 SyncMode::Standard | SyncMode::Disabled if !contract.journal => true,
                 SyncMode::Disabled => false,
                 SyncMode::Standard => {
@@ -231,7 +231,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// Whether somebody was told that it was done.
+    /// True if a client saw that the call was done.
     pub fn is_known(&self) -> bool {
         self.answered.is_some() || self.seen
     }
@@ -245,7 +245,7 @@ pub struct History {
     /// Contents of the files of `start`.
     pub base: BTreeMap<Id, Vec<u8>>,
     pub steps: Vec<Step>,
-    /// What the client sees now, its unanswered call excluded.
+    /// The client's view now, its unanswered call excluded.
     pub now: Tree,
     pub data: BTreeMap<Id, Vec<u8>>,
     /// Handles of objects whose creation was answered, or that were found.
@@ -254,9 +254,9 @@ pub struct History {
     pub shown: HashMap<FileRef, Timestamp>,
     pub ids: Id,
     pub xids: u32,
-    /// What the last comparison found, until the history begins anew from it.
+    /// The result of the last comparison, until the history starts over from it.
     pub found: Option<Objects>,
-    /// How often others were told that a call was done before it was answered, or just then.
+    /// Counts calls whose effect others saw before they were answered, or at that moment.
     pub seen: usize,
     /// The call that had no answer when the last process ended, and whether it was done.
     pub unanswered: Option<(Step, bool)>,
@@ -323,11 +323,11 @@ impl History {
         self.steps.iter().filter(|step| step.act.is_change())
     }
 
-    /// How many of the changes must be there after a death: the batches that survive are the first
-    /// so many of all.
+    /// The number of changes that must be there after a death: surviving batches are a prefix of
+    /// all.
     pub fn required(&self, contract: Contract, death: Death) -> usize {
         let (mut tree, mut changes, mut required) = (self.start.clone(), 0, 0);
-        // Of each object, how many changes are there when its last one or the last of its data is.
+        // For each object, the number of changes up to its last one or the last of its data.
         let mut touched: BTreeMap<Id, usize> = BTreeMap::new();
         for step in &self.steps {
             let subject = self.subject(&tree, &step.act);
@@ -367,7 +367,7 @@ impl History {
         found.into_iter().flatten().collect()
     }
 
-    /// What a file may hold after so many of the changes.
+    /// The contents that a file may have after this many changes.
     pub fn content(&self, file: Id, changes: usize, contract: Contract, death: Death) -> Content {
         let mut content = Content {
             base: self.base.get(&file).cloned().unwrap_or_default(),
@@ -408,7 +408,7 @@ impl History {
         content
     }
 
-    /// Whether no call is on its way.
+    /// True if no call is in flight.
     pub fn is_answered(&self) -> bool {
         self.steps.last().is_none_or(|step| step.answered.is_some())
     }
@@ -426,7 +426,7 @@ impl History {
         self.start = tree;
         let all = self.changes().count();
         let last = self.steps.last().filter(|step| step.answered.is_none()).cloned();
-        // What it was sent for may be gone with other changes that were lost.
+        // The object of the call may be gone with other changes that were lost.
         let needed = |step: &Step| if step.act.is_change() { all - 1 } else { all };
         let repeated = last.filter(|step| changes >= needed(step)).map(|step| {
             let done = step.act.is_change() && changes == all;
@@ -439,8 +439,8 @@ impl History {
     }
 }
 
-/// What a file may hold: `base` with the first `certain` of the writes, and in each record as many
-/// of the others, in order, as may be.
+/// The contents that a file may have: `base` with the first `certain` of the writes, and in each
+/// extent any prefix of the others.
 #[derive(Clone, Debug, Default)]
 pub struct Content {
     pub base: Vec<u8>,

@@ -22,12 +22,12 @@ const CLIENTS: u64 = 3;
 /// Tries of an opening under faults.
 const OPENINGS: usize = 40;
 
-/// What of the store is untrue: for tests of the oracle.
+/// Lies that the store tells, for tests of the oracle.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lies {
-    /// Of a thousand puts, so many are answered and not done.
+    /// Puts per thousand that are answered and not done.
     pub puts: u32,
-    /// What the dataset is opened with, whatever it promises.
+    /// The mode that the dataset is opened with, whatever its contract says.
     pub sync: Option<SyncMode>,
 }
 
@@ -50,20 +50,20 @@ pub struct World {
     contract: Contract,
     lies: Lies,
     clients: Vec<Client>,
-    /// How the last process ended.
+    /// The end of the last process.
     death: Death,
     /// Steps that a process of this dataset passes.
     steps: Vec<String>,
     pub deaths: usize,
 }
 
-/// What ends a process.
+/// The event that ends a process.
 #[derive(Clone, Debug)]
 enum End {
     Closed,
-    /// So many of its changes reach the store; the last one's answer is lost.
+    /// This many of its changes reach the store; the last one's answer is lost.
     Store(usize),
-    /// At so many passes of a durable step.
+    /// After this many passes of a durable step.
     Step(String, u64),
     /// When its clients are done.
     Done,
@@ -144,7 +144,7 @@ impl World {
         }))
     }
 
-    /// How often clients were told what others waited to be told.
+    /// Counts effects that clients saw before the caller was answered.
     pub fn seen(&self) -> usize {
         self.clients.iter().map(|client| client.history.lock().seen).sum()
     }
@@ -171,7 +171,7 @@ impl World {
         ended.map_err(|what| format!("{what}\n  in a process that was to end by {end:?}"))
     }
 
-    /// What was on its way when the last process ended arrives now, later, or never.
+    /// Requests in flight when the last process ended arrive now, later, or never.
     async fn arrivals(&mut self) -> tokio::task::AbortHandle {
         for _ in 0..self.store.late() {
             if self.rng.random_bool(0.3) {
@@ -234,7 +234,7 @@ impl World {
         self.store.random(self.rng.random(), chances);
     }
 
-    /// What is there is what the clients were told, and its rows hold together.
+    /// Verifies that the state agrees with the clients' answers and that its rows are consistent.
     async fn verify(&mut self, fs: &Fs) -> Result<(), String> {
         let death = self.death;
         let context = |what: String| format!("{:?}, after {death:?}: {what}", self.contract);
@@ -364,7 +364,7 @@ impl World {
         if overtaken {
             return self.overtake(work).await;
         }
-        // What is on its way goes on for a moment.
+        // Calls in flight go on for a moment.
         let moment = Duration::from_millis(self.rng.random_range(0..60));
         if self.rng.random_bool(0.5) {
             let _ = tokio::time::timeout(moment, all(work)).await;
@@ -426,7 +426,7 @@ impl World {
                 Ok(()) | Err(Stopped::Lost) => {}
             }
         }
-        // It does nothing yet, so it shows what it found.
+        // The other process has changed nothing yet, so it shows what it found.
         drop(other);
         Ok(())
     }

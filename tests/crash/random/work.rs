@@ -42,7 +42,7 @@ pub struct Client {
 pub enum Stopped {
     /// Its file system is another's by now.
     Lost,
-    /// It was told something that cannot be.
+    /// The client got an answer that cannot be right.
     Wrong(String),
 }
 
@@ -54,7 +54,7 @@ fn mode(mode: u32) -> SetAttr {
     SetAttr { mode: Some(mode), ..SetAttr::default() }
 }
 
-/// What an answer shows: the object that was made or changed, and those whose ctime must have
+/// The contents of an answer: the object that was made or changed, and those whose ctime must have
 /// grown.
 #[derive(Default)]
 struct Answer {
@@ -73,7 +73,7 @@ impl Answer {
 }
 
 impl Client {
-    /// So many calls. Ends early when the file system is lost, or has answered what it must not.
+    /// Makes `calls` calls. Ends early when the file system is lost or gave a wrong answer.
     pub async fn work(self, fs: Arc<Fs>, mut rng: StdRng, calls: u32) -> Result<(), Stopped> {
         for _ in 0..calls {
             if rng.random_bool(0.1) {
@@ -287,7 +287,7 @@ impl Client {
                 Ok(())
             }
             Err(FsError::Fenced) => Err(Stopped::Lost),
-            // What it looks at may be gone: by a rename or by a removal that came after.
+            // The object may be gone, by a rename or a removal that came after.
             Err(_) => Ok(()),
         }
     }
@@ -319,7 +319,7 @@ impl Client {
     }
 }
 
-/// What tells that a call was done.
+/// The evidence that a call was done.
 enum Sign {
     Named(FileRef, Name),
     Unnamed(FileRef, Name),
@@ -349,7 +349,8 @@ impl Sign {
     }
 }
 
-/// Of the call that a client waits for, if what it does can be told from what was before.
+/// The evidence for the call that a client waits for, if its effect differs from the state before
+/// it.
 fn sign_of_last(history: &History) -> Option<(u32, Sign)> {
     let step = history.steps.last().filter(|step| !step.is_known())?;
     let file = |id: &Id| history.refs.get(id).copied();

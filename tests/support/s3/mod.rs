@@ -78,7 +78,7 @@ impl S3Server {
         format!("http://{}", self.address)
     }
 
-    /// What an S3 client must be told to reach this server.
+    /// The options with which an S3 client reaches this server.
     pub fn options(&self) -> Vec<(&'static str, String)> {
         [
             ("endpoint", self.endpoint()),
@@ -121,7 +121,7 @@ impl S3Server {
         change(&mut self.state().objects.quirks);
     }
 
-    /// How many requests were taken whose effect is still to come.
+    /// The number of requests that were taken and whose effect is still to come.
     pub fn late(&self) -> usize {
         self.state().late.len()
     }

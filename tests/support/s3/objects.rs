@@ -1,4 +1,4 @@
-//! What a correct server does, and how others differ.
+//! The behaviour of a correct server, and how others differ.
 
 use super::BUCKET;
 use super::script::Kind;

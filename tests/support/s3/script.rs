@@ -78,7 +78,7 @@ pub enum Effect {
 
 #[derive(Clone, Debug)]
 pub enum Reply {
-    /// What a correct server says; without an effect it waits for ever.
+    /// The answer of a correct server; without an effect it waits for ever.
     Own,
     Instead(Answer),
     /// The connection is closed.
@@ -148,7 +148,7 @@ impl Fault {
     }
 }
 
-/// What happens to which requests.
+/// A fault and the requests that it applies to.
 #[derive(Clone, Debug)]
 pub struct Rule {
     kind: Option<Kind>,
@@ -205,12 +205,12 @@ impl Rule {
 pub struct Chances {
     /// One of the passing errors (500, 503 SlowDown, 400 RequestTimeout); nothing is done.
     pub refuse: u32,
-    /// Of a put-if-absent: 409 ConditionalRequestConflict, and in half of them the effect comes all
-    /// the same.
+    /// A put-if-absent gets 409 ConditionalRequestConflict, and in half of the cases takes effect
+    /// all the same.
     pub conflict: u32,
     /// The connection is cut; of a change, in half of them after the effect.
     pub cut: u32,
-    /// Of a read: the body is cut.
+    /// The body of a read is cut.
     pub cut_body: u32,
     /// The answer comes late, so that requests overtake each other.
     pub delay: u32,

@@ -37,7 +37,7 @@ async fn handle(
 ) -> io::Result<hyper::Response<Body>> {
     let virtual_hosted = state.lock().unwrap().objects.quirks.virtual_hosted_only;
     let request = Request::read(request, virtual_hosted).await?;
-    // What is taken is done, whether the client waits for it or not.
+    // A request that was taken is done, whether the client waits for it or not.
     tokio::spawn(respond(request, state)).await.map_err(io::Error::other)?
 }
 
