@@ -33,7 +33,7 @@ fn cpu() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
-/// What a measurement found.
+/// The result of a measurement.
 struct Found {
     took: Vec<Duration>,
     wall: Duration,

@@ -235,7 +235,7 @@ async fn run(name: &str, place: &Place, is_folder: bool, mib: usize) {
         let m = meter();
         let at = |n: usize| (scatter(round * ops + n, blocks) * BLOCK) as u64;
         write(&fs, file, (0..ops).map(|n| (at(n), noise.next(BLOCK))), LANES).await;
-        // What moves to packs later is counted too.
+        // Data that moves to packs later is counted too.
         fs.sync().await.expect("synced");
         m.show(&format!("{name} write 4 KiB at random, round {}", round + 1), ops, ops * BLOCK);
     }

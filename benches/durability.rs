@@ -1,4 +1,4 @@
-//! What an acknowledgement costs in each `sync` mode, with the node's journal and without it:
+//! The cost of an acknowledgement in each `sync` mode, with the node's journal and without it:
 //! rates, CPU and PUTs an operation, in a folder with fsync on and with 20 ms a request. Without a
 //! journal every change waits for the store, so a row's two lines are the journal's worth for what
 //! may be answered from it, and its price for what waits for the store anyway.

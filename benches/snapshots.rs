@@ -1,4 +1,4 @@
-//! What a snapshot, a clone and its first read cost as a volume grows: requests and time, at a
+//! The cost of a snapshot, a clone and its first read as a volume grows: requests and time, at a
 //! folder's speed and with 20 ms a request.
 //!
 //! `cargo bench --bench snapshots [-- FILES[,FILES…] [BTRFS]]`: sizes to try, and a folder on btrfs

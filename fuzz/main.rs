@@ -78,7 +78,7 @@ fn keys(_: u8, bytes: &[u8]) {
     }
 }
 
-/// What decodes encodes to something that decodes to the same.
+/// A row that decodes encodes to bytes that decode to the same row.
 fn row<R: Row + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
     if let Ok(row) = R::decode(bytes) {
         assert_eq!(R::decode(&row.encode()).expect("what was encoded decodes"), row);

@@ -141,7 +141,7 @@ fn the_reader_of_imports_sees_all_forms() {
     assert_eq!(seen, ["bucket", "catalog", "chunk", "fs", "no", "types"].map(String::from));
 }
 
-/// What the documentation says is proved names its test.
+/// Claims of the documentation name the tests that prove them.
 #[test]
 fn the_tests_that_the_documentation_names_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

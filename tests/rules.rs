@@ -1,6 +1,6 @@
 //! The safety rules of docs/design/rules.md: every number that a source, test or document cites is
-//! defined there, every rule is cited by the code that keeps it, and by the tests that prove it. The
-//! table names those tests, and tests of histories that earlier designs did not survive.
+//! defined there, every rule is cited by the code that keeps it, and by the tests that prove it.
+//! The table names those tests, and tests of histories that earlier designs did not survive.
 //!
 //! | | |
 //! |---|---|
@@ -161,7 +161,7 @@ fn table() -> Vec<(String, Vec<(String, String)>)> {
     rows.map(row).collect()
 }
 
-/// Whether a source has a function of that name that is run as a test.
+/// True if a source has a function of that name that is run as a test.
 fn is_test(source: &str, name: &str) -> bool {
     let Some((before, _)) = source.split_once(&format!("fn {name}(")) else { return false };
     before.rsplit_once("\n\n").map_or(before, |(_, item)| item).contains("test")

@@ -32,10 +32,11 @@ const MIB: usize = 1 << 20;
 /// Bytes moved by READ and by WRITE, in MiB, over a file of `FILE_MIB`.
 const MOVED_MIB: u64 = 4096;
 const FILE_MIB: u64 = 64;
-/// How long the packet's effect is watched, and the memory, in MB, at which enough was seen.
+/// The time for which the packet's effect is watched, and the memory, in MB, at which watching
+/// stops.
 const WATCHED: Duration = Duration::from_secs(30);
 const ENOUGH_MB: f64 = 2000.0;
-/// What a server may use of address space, in bytes.
+/// The limit of a server's address space, in bytes.
 const ADDRESS_SPACE: u64 = 24 << 30;
 
 fn main() {
@@ -71,7 +72,7 @@ struct Other {
 
 impl Drop for Other {
     fn drop(&mut self) {
-        // It may have ended by itself: that is one of the results.
+        // The server may have ended by itself: that is one of the results.
         let _gone = self.process.kill();
         let _status = self.process.wait();
     }

@@ -78,7 +78,7 @@ async fn a_dataset_that_is_written_to_is_checked_and_not_disturbed() {
     for _ in 0..CHECKS {
         let before = rounds.load(Ordering::Relaxed);
         clean(&check(&cli).await);
-        // It goes on, and is checked in another state.
+        // The writer goes on, so that each check sees another state.
         while rounds.load(Ordering::Relaxed) < before + 2 && !writing.is_finished() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
@@ -92,7 +92,7 @@ async fn a_dataset_that_is_written_to_is_checked_and_not_disturbed() {
     );
     write(&client, &root, "kept", vec![9; 300_000]).await;
 
-    // What is wrong is found while it is open, and when it is closed.
+    // Damage is found while the volume is open, and when it is closed.
     let packs = walk(&cli.path().join("pool/packs"));
     let newest =
         packs.into_iter().max_by_key(|pack| pack.metadata().unwrap().modified().unwrap()).unwrap();

@@ -18,7 +18,7 @@ pub struct Cli {
     pub room: tempfile::TempDir,
 }
 
-/// What a command answered.
+/// A command's exit status and output.
 #[derive(Debug)]
 pub struct Answer {
     pub code: i32,

@@ -1,5 +1,5 @@
-//! What exists, what it is called, and what stands on it: the answers that decide what an operator
-//! does next.
+//! Answers about which objects exist, their names and their dependants, which decide an operator's
+//! next step.
 
 use super::Cli;
 

@@ -82,7 +82,7 @@ async fn a_tree_is_restored_with_all_that_belongs_to_it() {
 
     let is_root = rustix::process::geteuid().is_root();
     let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    // Who is not root keeps what it makes, and no set-id bit comes to it.
+    // Files that a user other than root restores stay that user's, without set-id bits.
     let expected =
         |mode: u32, owner: (u32, u32)| if is_root { (mode, owner) } else { (mode & 0o1777, me) };
     assert_eq!(done["owners_not_kept"] == 0, is_root, "{done}");
@@ -165,7 +165,7 @@ async fn a_restore_says_what_is_in_its_way_and_goes_nowhere_else() {
     assert!(!left.iter().any(|name| name.to_string_lossy().contains(".restore-")), "{left:?}");
 }
 
-/// What can be saved is saved, and what cannot is named.
+/// Files that can be restored are, and the others are named.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_file_does_not_keep_the_others_from_being_restored() {
     let cli = Cli::with_pool();
@@ -228,7 +228,7 @@ async fn a_folder_is_closed_to_others_until_it_is_whole() {
     cli.ok(&["dataset", "snapshot", "create", "web", "cut"]);
     let to = cli.path().join("restored");
     let args = ["dataset", "restore", "web@cut", "tree", &to.display().to_string()];
-    // It dies of the limit as soon as it begins the file.
+    // The limit kills the command as soon as it begins the file.
     let mut limited = Command::new("sh");
     limited
         .args(["-c", "ulimit -f 100; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_zerofs-csi")])

@@ -214,7 +214,7 @@ async fn a_dataset_is_released_from_a_node_that_is_gone() {
     assert_eq!(cli.json(&["dataset", "release", "web"])["from"], serde_json::Value::Null);
 }
 
-/// What nobody uses is closed, and may be deleted; a client that comes back to it notices nothing.
+/// An unused dataset is closed and may be deleted; a client that comes back to it notices nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_export_is_closed_until_it_is_used() {
     let cli = Cli::with_pool();
@@ -339,7 +339,7 @@ async fn snapshots_are_served_below_their_dataset_and_by_themselves() {
             && client.mount("/web/etc/app.conf").await.is_err()
     );
 
-    // What differs, while the dataset is mounted.
+    // The differences, while the dataset is mounted.
     let lines = cli.ok(&["dataset", "diff", "web@cut", "--config", &config]);
     let mut lines: Vec<&str> = lines.lines().collect();
     lines.sort_unstable();
@@ -388,7 +388,7 @@ async fn snapshots_are_served_below_their_dataset_and_by_themselves() {
         assert_eq!(stale, Some(NfsStat::Stale));
     }
     serving.stop();
-    // What is left is the sign of the process that was killed: it counts for an hour.
+    // The only reader left is that of the process that was killed: it counts for an hour.
     let signs = std::fs::read_dir(cli.path().join("pool/readers"))
         .unwrap()
         .flat_map(|dir| std::fs::read_dir(dir.unwrap().path()).unwrap());

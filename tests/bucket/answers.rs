@@ -1,4 +1,4 @@
-//! What a bucket makes of the answers of S3 servers, over HTTP.
+//! The bucket against answers of S3 servers, over HTTP.
 
 use crate::support::fault::quick;
 use crate::support::s3::{Answer, Fault, Kind, Quirks, Rule, S3Server};
@@ -51,7 +51,7 @@ async fn what_passes_is_tried_again() {
     each_kind(&pool(&server)).await;
 }
 
-/// What a put-if-absent meets that another request for the object is in the way of.
+/// Answers to a put-if-absent that conflicts with another request for the object.
 fn conflicts() -> [Fault; 3] {
     let (status, code) = (409, "ConditionalRequestConflict");
     [Fault::refuse(status, code), Fault::done_but(status, code), Fault::late_but(status, code)]
@@ -128,8 +128,8 @@ async fn a_database_recognises_its_own_object_whatever_the_store_keeps() {
                 );
             }
         }
-        // What fences writers is empty, and all alike: where nothing tells whose it is, it is not
-        // ours.
+        // Objects that fence writers are empty and all alike: where nothing tells whose one is, it
+        // is not ours.
         let server = S3Server::start();
         server.quirks(|quirks| quirks.drops_metadata = drops_metadata);
         let bucket = pool(&server);

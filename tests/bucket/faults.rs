@@ -1,4 +1,4 @@
-//! What a bucket makes of a store that fails.
+//! The bucket on a store that fails.
 
 use crate::support::fault::{Chances, Fault, FaultStore, Op, Rule, quick};
 use bytes::Bytes;

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use zerofs_csi::bucket::{Bucket, BucketError};
 
 const MBIT: u64 = 125_000;
-/// What is moved at once.
+/// Bytes that are moved at once.
 const STEP: usize = 64 << 10;
 
 /// A store behind a link of so many bytes a second, which all bodies share.

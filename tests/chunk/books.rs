@@ -1,4 +1,4 @@
-//! Who may refer to what: settling (R9) and deduplication (R10).
+//! Which packs new references may name: settling (R9) and deduplication (R10).
 
 use super::*;
 use rand::rngs::StdRng;
@@ -77,7 +77,7 @@ async fn a_settled_or_foreign_pack_is_found_only_with_leave() {
     assert!(refs.iter().all(|chunk| chunk.pack == pack(3)), "{refs:?}");
 }
 
-/// What a caller has in hand.
+/// A caller's value between two steps.
 enum Hand {
     Packing(Packing),
     Stored(Stored),

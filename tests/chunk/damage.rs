@@ -123,7 +123,7 @@ async fn a_missing_pack_is_lost_data_and_not_a_missing_file() {
         assert_eq!(error.class(), Class::Corrupt);
         assert!(error.to_string().contains(&pack(1).to_string()), "{error}");
     }
-    // What is put back is read: a failure is not remembered.
+    // A pack that was put back is read: a failure is not cached.
     victim.replace(victim.body.to_vec()).await;
     // Whoever asks while a fetch of the missing pack is still on its way may be told its failure.
     let read_again = async {

@@ -27,7 +27,7 @@ fn lines(bytes: &[u8]) -> String {
     bytes.chunks(64).map(|line| HEX.encode(line) + "\n").collect()
 }
 
-/// What is on record under a name; what is written now if there is to be a new record.
+/// The golden bytes of a name, or the bytes written now if GOLDEN=write asks for new ones.
 async fn golden(name: &str, keyring: &Keyring, codec: Codec) -> Bytes {
     if std::env::var("GOLDEN").is_ok_and(|v| v == "write") {
         fs::write(file(name), lines(&written(keyring, codec).await.0)).unwrap();

@@ -68,7 +68,7 @@ async fn it_may_be_rewritten_again_under_readers() {
             store(&bucket, &plain()).rewrite(pack(1), &live).await.unwrap(),
             Rewritten::Done { .. }
         ));
-        // It holds the place of the generation before.
+        // The reader's location is that of the generation before.
         let fresh = store(&bucket, &plain());
         for at in [&reader, &fresh] {
             assert_eq!(

@@ -1,4 +1,4 @@
-//! What must be refused, with which code, and what the message says.
+//! Requests that must be refused, with which code and message.
 
 use crate::driver::*;
 use std::collections::HashMap;

@@ -28,8 +28,8 @@ pub struct Driver {
     pub mounter: FakeMounter,
     stop: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
-    /// Of this run of the driver alone: when it goes, so does everything that a process's end would
-    /// end.
+    /// The runtime of this run of the driver alone: dropping it ends all that the process's end
+    /// would end.
     runtime: Option<Runtime>,
     channel: Channel,
 }

@@ -172,11 +172,11 @@ async fn a_plugin_goes_on_with_anothers_volumes() {
     new.serves().await;
     assert_eq!(node.registration(), registration, "kubelet does not notice");
     assert_eq!(new.is_ready().await.unwrap(), "ok");
-    // It goes on if the new one ends; a DaemonSet's controller would delete it at once if it were
-    // not ready.
+    // The old plugin goes on if the new one ends; a DaemonSet's controller would delete it at once
+    // if it were not ready.
     assert!(old.is_ready().await.unwrap().contains("stands by"));
     node.is_served().await;
-    // Who has a connection to the old one is told to come again.
+    // Callers with a connection to the old plugin are told to retry.
     let again = early.node_stage_volume(stage(&node.id, &node.path("staging"))).await;
     if let Err(status) = again {
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");

@@ -1,4 +1,4 @@
-//! What a PersistentVolume's mount options come to on every mount of it, and where kubelet's folder
+//! A PersistentVolume's mount options on every mount of it, and the places where kubelet's folder
 //! may be.
 
 use crate::driver::*;
@@ -80,7 +80,7 @@ async fn a_volume_that_is_read_only_by_option_is_published_again_and_again() {
             .unwrap();
     }
     assert!(mount_at(&driver, &target).await.read_only);
-    // Of a volume that is staged for writing, one pod's own.
+    // Options of one pod on a volume that is staged for writing.
     driver.unpublish(&id, &target).await.unwrap();
     driver.unstage(&id, &staging).await.unwrap();
     stage_with(&driver, &id, &staging, &[]).await;

@@ -115,7 +115,7 @@ async fn get_info_as_kubelet(socket: &Path, authority: &str) -> Result<Vec<u8>, 
 #[tokio::test(flavor = "multi_thread")]
 async fn kubelets_authority_is_understood() {
     let dir = tempfile::tempdir().unwrap();
-    // What a kubelet's folder may look like: microk8s, and a name that must be encoded.
+    // Kubelet's folder elsewhere: microk8s, and a name that must be encoded.
     for folder in
         ["plugins_registry", "var/snap/microk8s/common/var/lib/kubelet", "a folder, 100%é"]
     {

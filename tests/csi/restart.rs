@@ -1,4 +1,4 @@
-//! What a restart of the driver finds, and what it makes of it (R24).
+//! The state that a restart of the driver finds, and its recovery (R24).
 
 use crate::driver::*;
 use std::time::Duration;

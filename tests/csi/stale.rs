@@ -1,6 +1,6 @@
-//! What a client of the first machine hears after another machine has taken the volume (R25): every
-//! call is answered, reads too, and each answer is that its handle is stale, until the volume is
-//! unstaged there. The second machine answers under the same handles.
+//! The answers that a client of the first machine gets after another machine has taken the volume
+//! (R25): every call is answered, reads too, and each answer is that its handle is stale, until the
+//! volume is unstaged there. The second machine answers under the same handles.
 
 use crate::moving::{endpoint, machine, revoke, unstage_at_last};
 use crate::wire::{Wire, all_args, nfs, status};
@@ -16,7 +16,7 @@ use zerofs_csi::nfs::client::{Client, Credentials, FileHandle};
 const OK: u32 = 0;
 const STALE: u32 = 70;
 
-/// What the kernel's client keeps of a mount.
+/// The state that the kernel's client keeps of a mount.
 #[derive(Clone)]
 pub struct Mounted {
     pub what: NfsMount,

@@ -25,7 +25,7 @@ struct Call {
     record: Vec<u8>,
     /// A name that it takes away, and that somebody else makes again before it is repeated.
     takes: Option<&'static str>,
-    /// Whether its answer outlives the node with `sync=standard`.
+    /// True if the call's effect outlives the node with `sync=standard`.
     durable: bool,
 }
 

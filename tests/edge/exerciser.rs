@@ -24,9 +24,9 @@ struct Exerciser {
     served: Option<Served>,
     client: Client,
     file: FileHandle,
-    /// What the file holds.
+    /// The file's contents.
     model: Vec<u8>,
-    /// What is not known to be stable, in order.
+    /// Writes that are not known to be stable, in order.
     uncommitted: Vec<(u64, Bytes)>,
     verifier: Option<[u8; 8]>,
     log: Vec<String>,
@@ -106,7 +106,7 @@ impl Exerciser {
             self.wrong("a short write");
         }
         if answer.stability == Stability::Unstable {
-            // Of another opening than what was sent before: COMMIT tells the same.
+            // The verifier is of another opening than the writes before: COMMIT tells the same.
             if self.uncommitted.is_empty() {
                 self.verifier = Some(answer.verifier);
             } else if self.verifier != Some(answer.verifier) {

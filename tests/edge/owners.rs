@@ -82,7 +82,7 @@ async fn nothing_is_given_to_the_owner_that_is_none() {
     served.fs.close().await.unwrap();
 }
 
-/// What it made would be its own.
+/// A file that such a caller made would be its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_calls_as_the_owner_that_is_none() {
     let mut home = Home::new();

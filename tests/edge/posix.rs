@@ -144,7 +144,7 @@ impl Player {
         client.setattr(&file, &set, None).await.map(drop)
     }
 
-    /// What a client asks at open(2) and access(2).
+    /// The check that a client makes at open(2) and access(2).
     async fn access(&self, client: &Client, path: &str, want: &str) -> Answer {
         let file = self.find(client, path).await?;
         let directory = client.getattr(&file).await?.kind == FileKind::Directory;

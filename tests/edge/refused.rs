@@ -24,7 +24,7 @@ struct Call {
     then: Then,
 }
 
-/// What somebody else does before the call comes again.
+/// Another caller's change before the call comes again.
 enum Then {
     Makes(&'static str),
     Removes(&'static str),
@@ -51,7 +51,7 @@ impl Then {
         }
     }
 
-    /// What it left is there, and what it took is not.
+    /// The objects that it left are there, and those that it took are not.
     async fn stands(&self, served: &Served, what: &str) {
         match self {
             Self::Makes(name) | Self::Empties(name) => {

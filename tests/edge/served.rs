@@ -15,7 +15,7 @@ pub const EXPORT: &str = "/volume";
 /// The same for every opening, as the dataset's record has it (R7).
 const KEY: [u8; 16] = [7; 16];
 
-/// What outlives a process: the bucket and the nodes' disks.
+/// The state that outlives a process: the bucket and the nodes' disks.
 pub struct Home {
     pub dataset: Dataset,
     bucket: Bucket,
@@ -23,7 +23,7 @@ pub struct Home {
     node: u32,
 }
 
-/// How a process ended.
+/// The end of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Death {
     Process,

@@ -1,4 +1,4 @@
-//! What a small file costs that a program makes, writes and closes, as Linux' client sends it.
+//! The cost of a small file that a program makes, writes and closes, as Linux' client sends it.
 
 use crate::again::with_mode;
 use crate::served::Home;

@@ -1,4 +1,4 @@
-//! What stat(2) shows as the time of a change, across crashes, clones and clocks that jump (R8).
+//! The change times that stat(2) shows across crashes, clones and clocks that jump (R8).
 
 use crate::again::{entry, found, make};
 use crate::served::{Death, Home, Served};

@@ -146,7 +146,7 @@ async fn the_old_process_dies_at_each_step() {
             peer.say("\"yours\"");
         }
         if step > 3 {
-            // It keeps the turn all the same: the new one does not serve.
+            // The old process keeps its turn all the same: the new one does not serve.
             drop(peer);
             assert!(server.is_waiting());
             let peer = door.next();

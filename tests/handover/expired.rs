@@ -121,7 +121,7 @@ async fn expired_credentials_are_replaced_without_loss() {
     });
     writer.more(20).await;
     server.quirks(|quirks| quirks.expired_key = Some("old"));
-    // What a journal answers is kept, too.
+    // Changes that were answered from the journal survive, too.
     client.create(&root, b"made without the store", &how).await.unwrap();
     let next = room.start_on(&["--config", &new]);
     assert_eq!(next.ready(), at, "it serves on the same socket");

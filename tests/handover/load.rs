@@ -14,7 +14,7 @@ const BLOCK: usize = 48 << 10;
 /// Blocks of a worker's file.
 const BLOCKS: u64 = 24;
 
-/// What the workers have seen.
+/// The workers' observations.
 #[derive(Default)]
 pub struct Seen {
     pub calls: AtomicU64,
@@ -85,7 +85,7 @@ struct Worker {
     seen: Arc<Seen>,
     dir: FileHandle,
     file: FileHandle,
-    /// What was committed of each block.
+    /// The last committed value of each block.
     committed: Vec<u64>,
     round: u64,
 }

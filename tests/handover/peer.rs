@@ -47,7 +47,7 @@ impl Peer {
         .unwrap();
     }
 
-    /// What comes next; empty: the other side has closed.
+    /// The next message; empty if the other side has closed.
     pub fn hear(&self) -> (String, Vec<OwnedFd>) {
         rustix::net::sockopt::set_socket_timeout(
             &self.0,

@@ -106,7 +106,7 @@ impl Server {
         nfs.unwrap_or_else(|| panic!("{line:?}")).parse().unwrap()
     }
 
-    /// It has not said that it serves.
+    /// True while the process has not announced that it serves.
     pub fn is_waiting(&mut self) -> bool {
         self.lines.try_recv().is_err() && self.runs()
     }

@@ -431,7 +431,7 @@ fn a_snapshot_deleted_between_the_steps_of_a_restore() {
         deleted?;
         let again = || Box::pin(process.controller.restore_in_place(volume, &wanted, &|_| ()));
         let restored = match restored {
-            // What waits too long for the store is asked for again.
+            // A call that waited too long for the store is retried.
             Err(error) if *is_done && error.class() == Class::Unavailable => again().await,
             restored => restored,
         };
@@ -445,7 +445,7 @@ fn a_snapshot_deleted_between_the_steps_of_a_restore() {
             other => return Err(format!("{other:?}")),
         }
         work::close(process, model, volume).await?;
-        // What was cut short is ended by the next opening.
+        // Interrupted work is finished by the next opening.
         drop(process.open(volume).await?);
         work::close(process, model, volume).await?;
         collect(collector).await?;
@@ -463,7 +463,7 @@ fn what_was_cut_off_and_grew_again_is_zero_before_and_after_it_is_reclaimed() {
         let keep = if *records == 0 { 0 } else { 10 * RECORD + 100 };
         let origin = volume(process, model, "origin", (*records).max(200)).await?;
         let failpoints = process.catalog.bucket().failpoints();
-        // What is removed is reclaimed first: it holds up whatever comes after it.
+        // Removed data is reclaimed first: it delays all that comes after it.
         work::write(process, model, origin, "gone", 0, &seeds(1000..1200)).await?;
         work::sync_file(process, model, origin, "gone").await?;
         let reclaim = "fs.content.before-reclaim";
@@ -541,7 +541,7 @@ fn the_next_life_of_a_name_is_not_touched_by_the_collection_of_the_last() {
         if next == first {
             return Err("the next life is the last one".to_owned());
         }
-        // What the last life's writer still sends.
+        // An object that the writer of the last incarnation still sends.
         let late = format!("vol/{}/wal/00000000000000000099.sst", first.dataset.incarnation);
         process
             .catalog

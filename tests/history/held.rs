@@ -28,7 +28,7 @@ const STEPS: [&str; 11] = [
 ];
 /// Steps of the history that it stands still for, at most.
 const HELD_MAX: u32 = 8;
-/// It ends in this time once it goes on, with letters to owners that do not answer.
+/// The collector ends within this time once it goes on, with requests to owners that do not answer.
 const PATIENCE: Duration = Duration::from_secs(1200);
 
 pub struct Held {
@@ -62,13 +62,13 @@ impl Held {
         })
     }
 
-    /// Whether it has stood still for long enough.
+    /// True once the collector has been paused for long enough.
     pub fn is_over(&mut self) -> bool {
         self.left = self.left.saturating_sub(1);
         self.left == 0
     }
 
-    /// It goes on, to its end.
+    /// Resumes the collector and waits for its end.
     pub fn end(self, world: &World) -> Result<Collected, String> {
         self.failpoints.set(self.at, "off").unwrap();
         let ended = world.run(async { tokio::time::timeout(PATIENCE, self.done).await });

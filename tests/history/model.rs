@@ -1,4 +1,4 @@
-//! What must be there: the files of every live dataset and snapshot, byte for byte.
+//! The expected state: the files of every live dataset and snapshot, byte for byte.
 
 use std::collections::BTreeMap;
 use zerofs_csi::types::{SnapshotHandle, VolumeHandle};

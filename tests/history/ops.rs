@@ -1,4 +1,4 @@
-//! What can happen next.
+//! The operations of a history.
 
 use crate::model::{Model, Origin};
 use rand::Rng;
@@ -122,10 +122,10 @@ pub enum Where {
     Elsewhere,
 }
 
-/// What else happens while an operation runs.
+/// A second event while an operation runs.
 #[derive(Clone, Debug)]
 pub enum Death {
-    /// So many changes of the store later.
+    /// After this many changes of the store.
     Store(usize),
     /// At so many passes of a durable step.
     Step(String, u64),
@@ -215,7 +215,7 @@ fn write(rng: &mut StdRng, of: VolumeHandle, file: &'static str) -> Op {
     Op::Write { of, file, at: at * RECORD + odd, seeds, odd, sync: rng.random_bool(0.5) }
 }
 
-/// What a write writes: records of noise; an odd one ends in the middle of a record.
+/// The data of a write: extents of noise; an odd one ends in the middle of an extent.
 pub fn bytes(seeds: &[u64], odd: usize) -> Vec<u8> {
     let mut bytes = vec![0; seeds.len() * RECORD];
     for (seed, record) in seeds.iter().zip(bytes.chunks_mut(RECORD)) {

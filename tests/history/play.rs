@@ -18,7 +18,7 @@ use zerofs_csi::types::{Class, Classify, SnapshotHandle, VolumeHandle};
 /// was closed is a stray of a later one.
 const LAST_COLLECTIONS: usize = 20;
 
-/// What histories did.
+/// Counts of the events in histories.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     pub steps: usize,
@@ -53,7 +53,7 @@ impl Tally {
         self.snapshots_reaped += done.snapshots.len();
     }
 
-    /// Whether everything that histories are for came about.
+    /// True if every kind of event that histories are for came about.
     pub fn is_rich(&self) -> bool {
         let each = [
             self.packs_rewritten,
@@ -93,7 +93,7 @@ pub fn play(seed: u64, steps: u64) -> Result<Tally, String> {
     Ok(player.tally.into_inner())
 }
 
-/// How a step ended.
+/// The outcome of a step.
 enum Ended {
     Done(Result<(), String>),
     Died,

@@ -121,7 +121,7 @@ fn a_clone_made_after_a_rewriting_that_was_cut_off_does_not_refer_to_what_is_dro
 /// rewritten, or gives it up later; then a restore by reference brings the pack back to it.
 #[test]
 fn a_pack_that_comes_back_by_a_restore_is_taken_for_nothing_else() {
-    // Whether it seals the pack before it gives it up.
+    // The owner seals the pack before it gives the volume up, or does not.
     each(&[false, true], async |seals, process, collector, model| {
         let origin = volume(process, model, "origin", 0).await?;
         write_synced(process, model, origin, "x", 0, &seeds(0..ALL)).await?;

@@ -1,5 +1,5 @@
-//! What a snapshot holds that is taken in the middle of everything: all that was answered before it
-//! was asked for, and of each writer nothing that it did after something that is not there.
+//! The contents of a snapshot that is taken during writes: all that was answered before it was
+//! asked for, and a prefix of each writer's changes.
 
 use crate::model::{Found, Model, Origin};
 use crate::ops::{RECORD, Where, bytes};
@@ -28,7 +28,7 @@ const GUARDED: CreateHow = CreateHow::Guarded(SetAttr {
     mtime: zerofs_csi::fs::api::SetTime::Keep,
 });
 
-/// What a task was answered, and what it asked for.
+/// A task's calls and their answers.
 #[derive(Default)]
 struct Progress {
     asked: AtomicU64,
@@ -83,7 +83,7 @@ async fn name(open: VolumeGuard, progress: Arc<Progress>, stop: Arc<AtomicBool>)
     }
 }
 
-/// How many records of a file, or names, a snapshot holds; all of them from the first.
+/// The number of extents of a file, or of names, in a snapshot; all of them from the first.
 fn held(found: &Found, task: u64) -> u64 {
     if task == WRITERS {
         let names: Vec<&String> = found.keys().filter(|name| name.starts_with('e')).collect();

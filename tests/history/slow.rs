@@ -17,7 +17,7 @@ pub const COLLECTIONS: u32 = 4;
 const PATIENCE: Duration = Duration::from_secs(2 * 3600);
 /// A step that comes often is held at so many of its first passes.
 const PASSES: u64 = 2;
-/// Of the late requests, one of so many in CI.
+/// One late request of this many is tried in CI.
 const STRIDE: usize = 6;
 /// Steps of one story that are not the writer's: leases have tests of their own
 /// (tests/lifecycle/leases.rs).
@@ -53,7 +53,7 @@ pub fn seeds(range: std::ops::Range<u64>) -> Vec<u8> {
     bytes(&range.collect::<Vec<_>>(), 0)
 }
 
-/// What is there before: data in use, and garbage.
+/// Makes the initial state: data in use, and garbage.
 async fn begin(process: &Process, model: &mut Model) -> Result<(), String> {
     work::create(process, model, "origin", &Origin::Nothing).await?;
     let origin = model.datasets[0].handle;
@@ -90,7 +90,7 @@ pub async fn collector(world: &World) -> Process {
     world.process().on_its_own("collector", world.bucket()).await
 }
 
-/// What was acknowledged is there for one who has nothing in memory; then all of it is deleted, and
+/// Acknowledged data is there for a process with nothing in memory; then all of it is deleted, and
 /// nothing is left.
 pub async fn end(process: &Process, collector: &Process, model: &mut Model) -> Result<(), String> {
     collector.collect(Where::Here).await.map_err(|error| error.to_string())?;
@@ -224,7 +224,7 @@ enum Arrival {
 }
 
 /// The story, of whose puts one is given up by its sender, who repeats it, and arrives later.
-/// Whether there are so many.
+/// False if there are not that many.
 fn late(op: Op, skip: usize, arrival: Arrival) -> Result<bool, String> {
     let world = World::looking_for_mail(MAIL);
     let process = world.process().clone();

@@ -90,7 +90,7 @@ fn the_table_names_every_step() {
     assert_eq!(found, STEPS);
 }
 
-/// How a step ends.
+/// The outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Failure {
     Told,
@@ -254,7 +254,7 @@ async fn settle(process: &Process, model: &mut Model) -> Result<(), String> {
     Ok(())
 }
 
-/// What stayed is whole; then all of it goes, and nothing is left.
+/// Remaining data is whole; then all of it is deleted, and nothing is left.
 async fn finish(process: &Process, model: &mut Model) -> Result<(), String> {
     for handle in model.datasets.iter().map(|dataset| dataset.handle).collect::<Vec<_>>() {
         let found: Found = process.read(handle).await?;

@@ -441,7 +441,7 @@ async fn sync_if_there(
     if there { sync_file(process, model, of, file).await } else { Ok(()) }
 }
 
-/// What of any data, and what records, are in the pool.
+/// Keys of data objects and records that are left in the pool.
 pub async fn left(process: &Process) -> Vec<String> {
     let bucket = process.catalog.bucket();
     let mut left = vec![];

@@ -23,7 +23,7 @@ use zerofs_csi::fs::{FsError, FsMemory};
 use zerofs_csi::types::{SessionId, SnapshotHandle, VolumeHandle};
 use zerofs_csi::volume::{Clock, Keeper, LeaseSettings, VolumeGuard, VolumeSettings, Volumes};
 
-/// So small that reads find little of what they ask for.
+/// Small enough that most reads miss the cache.
 const CHUNK_CACHE: u64 = 64 << 10;
 /// Small packs are worth it, too.
 const WORTH: Worth =
@@ -53,12 +53,12 @@ pub struct Process {
     clock: Arc<Ticks>,
 }
 
-/// What outlives processes.
+/// The state that outlives processes.
 pub struct World {
     pub store: Arc<FaultStore>,
     home: tempfile::TempDir,
     elapsed: Duration,
-    /// How often the owner looks for letters.
+    /// The interval at which the owner polls its mailbox.
     mail: Duration,
     life: Option<(Runtime, Process)>,
 }

@@ -37,7 +37,7 @@ pub struct Driver {
     pub root: PathBuf,
     controller: Option<Child>,
     node: Option<Child>,
-    /// How many node plugins were started: each has a health socket of its own.
+    /// The number of node plugins started: each has a health socket of its own.
     nodes: usize,
     pub(super) runtime: Runtime,
 }
@@ -71,7 +71,8 @@ impl Driver {
         self.wait_for_node()
     }
 
-    /// As a DaemonSet with surge does: the new one is started, becomes ready, and then the old one is stopped.
+    /// As a DaemonSet with surge does: the new one is started, becomes ready, and then the old one
+    /// is stopped.
     pub fn replace_node(&mut self) -> Result<(), String> {
         let old = self.node.take().ok_or("the node plugin does not run")?;
         self.start_node()?;
@@ -135,7 +136,7 @@ impl Driver {
                 self.terminate(role, child)?;
             }
         }
-        // What a case leaves in memory is missing for the next one.
+        // Memory that a case leaves in use is missing for the next one.
         fs::remove_dir_all(&self.root)
             .map_err(|e| format!("{}: {e}: something is still mounted there", self.root.display()))
     }
@@ -200,7 +201,7 @@ impl Driver {
         .map_err(|error| format!("{error}: {}", self.log(role)))
     }
 
-    /// Of one of the node plugins, in the order of their start.
+    /// The health socket of one node plugin, in the order of their start.
     fn health_socket(&self, number: usize) -> PathBuf {
         self.root.join(format!("health-{number}.sock"))
     }
@@ -253,7 +254,8 @@ impl Drop for Driver {
     }
 }
 
-/// What is mounted at a path or below it, by mountinfo: a mount of a dead server must not be looked into.
+/// Counts mounts at a path or below it, by mountinfo: a mount of a dead server must not be looked
+/// into.
 pub fn mounts_below(path: &Path) -> Result<usize, String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(text)?;
     let at = path.display().to_string();

@@ -1,4 +1,5 @@
-//! Kubelet's and the sidecars' part in the life of a volume: each call has the time that they give it.
+//! Kubelet's and the sidecars' part in the life of a volume: each call has the time that they give
+//! it.
 
 use super::driver::{Driver, Role, mounts_below};
 use super::step::{awaiting, text};
@@ -13,7 +14,7 @@ use zerofs_csi::csi::proto::v1::{self as csi, volume_capability, volume_content_
 
 /// Kubelet's limit for a call. A call that ends later has failed, whatever it says.
 const CALL_LIMIT: Duration = Duration::from_secs(120);
-/// How long kubelet and the sidecars repeat what may be repeated, here.
+/// The time for which kubelet and the sidecars retry in this test.
 const REPEAT_LIMIT: Duration = Duration::from_secs(180);
 
 /// A volume published to a pod's folder.

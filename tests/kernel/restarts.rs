@@ -1,4 +1,5 @@
-//! The node plugin goes away, in order or not, while programs are at work: a pause, never a loss, and never a pod that cannot end.
+//! The node plugin goes away, in order or not, while programs are at work: a pause, never a loss,
+//! and never a pod that cannot end.
 
 use super::driver::{Driver, Role, mounts_below};
 use super::kubelet::Volume;
@@ -13,7 +14,7 @@ const PAUSE_LIMIT: Duration = Duration::from_secs(90);
 /// A program that makes no progress for this long waits for the server, and is not just slow.
 const QUIET: Duration = Duration::from_secs(3);
 
-/// What a program tells of its progress, in a file that is on no volume of ours: a line for each step that is done.
+/// A program's progress in a file on no volume of ours: a line for each step that is done.
 struct Progress {
     file: PathBuf,
     enough: PathBuf,
@@ -32,7 +33,8 @@ impl Progress {
     fn prelude(&self) -> String {
         let (file, enough) = (self.file.display(), self.enough.display());
         format!(
-            "begun() {{ echo begun >> {file}; }}; ended() {{ echo ended >> {file}; }}; more() {{ [ ! -e {enough} ]; }}\n"
+            "begun() {{ echo begun >> {file}; }}; ended() {{ echo ended >> {file}; }}; more() {{ [ \
+             ! -e {enough} ]; }}\n"
         )
     }
 
@@ -67,8 +69,8 @@ impl Progress {
     }
 }
 
-/// Kills the node plugin and starts it again until it has hit the program `hits` times within a step. Answers the longest
-/// time until a small change of another program was in the store again.
+/// Kills the node plugin and starts it again until it has hit the program `hits` times within a
+/// step. Answers the longest time until a small change of another program was in the store again.
 fn under_kills(
     driver: &mut Driver,
     volume: &Volume,
@@ -124,7 +126,8 @@ pub fn kill_during_dd() -> Outcome {
     sh(Path::new("/tmp"), 60, &format!("dd if=/dev/urandom of={from} bs=1M count=24 status=none"))?;
     let progress = Progress::new("kill-dd")?;
     let copy = format!(
-        "i=0; while more; do begun; dd if={from} of=copy.$i bs=256k conv=fsync status=none; ended; i=$(((i + 1) % 8)); done"
+        "i=0; while more; do begun; dd if={from} of=copy.$i bs=256k conv=fsync status=none; ended; \
+         i=$(((i + 1) % 8)); done"
     );
     let script = Script::start(&volume.path, &(progress.prelude() + &copy))?;
     let note = under_kills(&mut driver, &volume, &progress, script, 3, 120)?;
@@ -141,7 +144,8 @@ pub fn kill_during_dd() -> Outcome {
     Ok(format!("{note}; {compared} copies are equal"))
 }
 
-/// An open file, one that is unlinked and open, and a folder that is somebody's working directory, across a restart in order.
+/// An open file, one that is unlinked and open, and a folder that is somebody's working directory,
+/// across a restart in order.
 pub fn stop_under_open_files() -> Outcome {
     let mut driver = Driver::start("sigterm")?;
     let volume = driver.volume("data", 1 << 30)?;
@@ -156,7 +160,7 @@ pub fn stop_under_open_files() -> Outcome {
     for _ in 0..2 {
         progress.wait(progress.steps()? + 5, PAUSE_LIMIT, &mut script)?;
         driver.stop_node()?;
-        // What was under way may just have ended; then it waits, and does not fail.
+        // The call in flight may just have ended; then the next one waits, and does not fail.
         std::thread::sleep(Duration::from_secs(1));
         let before = progress.steps()?;
         awaiting("no step of a program while the node plugin is stopped");
@@ -174,26 +178,28 @@ pub fn stop_under_open_files() -> Outcome {
     Ok(format!("{lines} synced lines; went on after {}", pauses.join(" and ")))
 }
 
-/// What is written here stays in the kernel: the file is not closed, and a close would write it out.
+/// The written data stays in the kernel: the file is not closed, and a close would write it out.
 const DIRTY: &str = r#"
 /usr/bin/python3 - <<'P'
 import hashlib, os, time
 f, data = os.open("late", os.O_RDWR | os.O_CREAT), os.urandom(4 << 20)
 assert os.write(f, data) == len(data)
-with open("/tmp/terminating.sum", "a") as sums: sums.write(hashlib.sha256(data).hexdigest() + "  late\n")
+with open("/tmp/terminating.sum", "a") as sums: sums.write(hashlib.sha256(data).hexdigest() + "  \
+    late\n")
 time.sleep(3600)
 P
 "#;
 
-/// A pod ends right after the node plugin was killed with pages of its files unwritten, and while the store is away: it must not get stuck,
-/// and the pages must not be dropped.
+/// A pod ends right after the node plugin was killed with pages of its files unwritten, and while
+/// the store is away: it must not get stuck, and the pages must not be dropped.
 pub fn unpublish_after_restart() -> Outcome {
     let mut driver = Driver::start("terminating")?;
     let volume = driver.volume("data", 1 << 30)?;
     sh(
         &volume.path,
         60,
-        "dd if=/dev/urandom of=whole bs=1M count=4 conv=fsync status=none; sha256sum whole > /tmp/terminating.sum",
+        "dd if=/dev/urandom of=whole bs=1M count=4 conv=fsync status=none; sha256sum whole > \
+         /tmp/terminating.sum",
     )?;
     let mut pod = Script::start(&volume.path, DIRTY)?;
     until("dirty pages", Duration::from_secs(60), || {
@@ -202,7 +208,8 @@ pub fn unpublish_after_restart() -> Outcome {
     })?;
     driver.kill_node()?;
     driver.start_node()?;
-    // The plugin needs its pools to start; the store goes away just after that. A file in its place makes every request fail.
+    // The plugin needs its pools to start; the store goes away just after that. A file in its place
+    // makes every request fail.
     let (pool, away) = (driver.root.join("pool"), driver.root.join("pool.away"));
     fs::rename(&pool, &away).map_err(text)?;
     fs::write(&pool, "").map_err(text)?;
@@ -231,7 +238,8 @@ pub fn unpublish_after_restart() -> Outcome {
     driver.remove(&volume)?;
     driver.stop()?;
     Ok(format!(
-        "program gone in {killed:.1?}, unpublished in {unpublished:.1?}; without a store unstage was to be repeated after \
+        "program gone in {killed:.1?}, unpublished in {unpublished:.1?}; without a store unstage \
+         was to be repeated after \
          {refused:.1?}; with it done in {unstaged:.1?}, {tries} tries"
     ))
 }
@@ -257,7 +265,8 @@ fn unstage_repeatedly(driver: &Driver, volume: &Volume) -> Result<(Duration, u32
     Ok((took, tries))
 }
 
-/// An administrator unmounts while no node plugin runs; the next one closes and releases what was left.
+/// An administrator unmounts while no node plugin runs; the next one closes and releases what was
+/// left.
 pub fn umount_without_plugin() -> Outcome {
     let mut driver = Driver::start("umount")?;
     let (idle, busy) = (driver.volume("idle", 1 << 30)?, driver.volume("busy", 1 << 30)?);
@@ -270,7 +279,8 @@ pub fn umount_without_plugin() -> Outcome {
         Ok(Path::new("/tmp/umount.busy").exists() || holder.ended()?)
     })?;
     driver.kill_node()?;
-    // umount(8) looks at the path first and would hang; --no-canonicalize and -i leave that out. A busy one is detached.
+    // umount(8) looks at the path first and would hang; --no-canonicalize and -i leave that out. A
+    // busy one is detached.
     let unmount = |volume: &Volume, options: &str| {
         let (path, staging) = (volume.path.display(), volume.staging.display());
         sh(

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 pub type Outcome = Result<String, String>;
 
-/// What the case that runs is waiting for.
+/// The step that the running case waits for.
 static AWAITED: Mutex<String> = Mutex::new(String::new());
 /// Process groups that a case which hangs leaves behind.
 static STARTED: Mutex<Vec<u32>> = Mutex::new(Vec::new());
@@ -24,7 +24,8 @@ equal() { [ "$1" = "$2" ] || { echo "must be equal: $1 and $2 ($3)" >&2; exit 1;
 figure() { df -B1 --output="$1" . | tail -n 1 | tr -d ' '; }
 uncached() { sync -f .; echo 3 > /proc/sys/vm/drop_caches; }
 "#;
-/// Scripts give seconds that suit an emulated processor with the machine to itself; it may have to share.
+/// Scripts give seconds that suit an emulated processor with the machine to itself; it may have to
+/// share.
 const SHARED: u32 = 4;
 /// A killed process is gone in no time, unless the kernel does not let it go.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
@@ -83,8 +84,9 @@ pub struct Script {
 }
 
 impl Script {
-    /// Starts a script in a folder. Its output goes to files: a pipe that is full would be one more thing to wait for. The shell changes
-    /// to the folder itself: if the server does not answer, it hangs there and not here.
+    /// Starts a script in a folder. Its output goes to files: a pipe that is full would be one more
+    /// thing to wait for. The shell changes to the folder itself: if the server does not answer, it
+    /// hangs there and not here.
     pub fn start(dir: &Path, script: &str) -> Result<Self, String> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let files =
@@ -178,7 +180,8 @@ impl Drop for Script {
     }
 }
 
-/// Runs a shell script in a folder; fails with its last commands and output unless it exits with 0 in time.
+/// Runs a shell script in a folder; fails with its last commands and output unless it exits with 0
+/// in time.
 pub fn sh(dir: &Path, secs: u64, script: &str) -> Outcome {
     Script::start(dir, script)?.wait(secs)
 }

@@ -1,5 +1,5 @@
-//! The node plugin is killed again and again, or replaced by another process, under programs that check what they read: a pause, and
-//! nothing else.
+//! The node plugin is killed again and again, or replaced by another process, under programs that
+//! check what they read: a pause, and nothing else.
 
 use super::driver::{Driver, Role};
 use super::kubelet::Volume;
@@ -14,11 +14,12 @@ const KILLS: usize = 20;
 const UPGRADES: usize = 5;
 /// Work on the volume between two of them: rounds of the verifier.
 const ROUNDS: usize = 4;
-/// What a program may take for such a round, a pause included.
+/// The most time that a program may take for such a round, a pause included.
 const ROUND_LIMIT: Duration = Duration::from_secs(120);
 
-/// Writes blocks, syncs them, drops them from the client's cache, and compares what the server has. After each round it tells how long
-/// the longest call of the round took, in milliseconds; it ends when it is told to, having compared everything.
+/// Writes blocks, syncs them, drops them from the client's cache, and compares what the server has.
+/// After each round it tells how long the longest call of the round took, in milliseconds; it ends
+/// when it is told to, having compared everything.
 const VERIFIER: &str = r#"
 import hashlib, os, random, sys, time
 progress, enough, block, blocks = sys.argv[1], sys.argv[2], 24 << 10, 64
@@ -33,7 +34,8 @@ def timed(call, *args):
     finally: longest = max(longest, time.monotonic() - begun)
 def check(n, b):
     got = timed(os.pread, files[n], block, b * block)
-    assert hashlib.sha256(got).digest() == sums[n, b], f"block {b} of {names[n]} is wrong: {len(got)} bytes"
+    assert hashlib.sha256(got).digest() == sums[n, b], f"block {b} of {names[n]} is wrong: \
+        {len(got)} bytes"
 rounds = 0
 while not os.path.exists(enough):
     for _ in range(4):
@@ -66,7 +68,8 @@ while [ ! -e ENOUGH ]; do
   sqlite3 db "INSERT INTO t(body) VALUES(hex(randomblob(2000)));"; mv f$i g$i; mkdir d$i; rmdir d$i
 done
 uncached; git fsck --full --no-progress; equal "$(git rev-list --count HEAD)" $i commits; equal "$(ls g* | wc -l)" $i renames
-equal "$(sqlite3 db 'PRAGMA integrity_check')" ok integrity; equal "$(sqlite3 db 'SELECT count(*) FROM t')" $i rows
+equal "$(sqlite3 db 'PRAGMA integrity_check')" ok integrity; equal "$(sqlite3 db 'SELECT count(*) \
+    FROM t')" $i rows
 echo "$i commits of git and sqlite"
 "#;
 
@@ -148,7 +151,10 @@ pub fn killed() -> Outcome {
     let work = kills(&mut driver, &mut load);
     let work = work.map(|(longest, total)| {
         let mean = total / u32::try_from(KILLS).unwrap_or(1);
-        format!("{KILLS} kills, longest pause {longest:.1?}, mean {mean:.1?} (the longest call without: {quiet:.1?})")
+        format!(
+            "{KILLS} kills, longest pause {longest:.1?}, mean {mean:.1?} (the longest call \
+            without: {quiet:.1?})"
+        )
     });
     let note = load.outcome(work).map_err(|error| format!("{error}{}", driver.log(Role::Node)))?;
     driver.remove(&volume)?;
@@ -197,7 +203,8 @@ fn upgrades(driver: &mut Driver, load: &mut Load) -> Result<String, String> {
     let back = load.more(2)?;
     let pauses: Vec<String> = pauses.iter().map(|pause| format!("{pause:.1?}")).collect();
     Ok(format!(
-        "longest call in {UPGRADES} upgrades {}, beside broken processes {broken:.1?}, when the new one is killed {back:.1?}",
+        "longest call in {UPGRADES} upgrades {}, beside broken processes {broken:.1?}, when the \
+         new one is killed {back:.1?}",
         pauses.join(" ")
     ))
 }

@@ -46,7 +46,7 @@ async fn until_passed(failpoints: &Failpoints, step: &str, before: u64) {
         .unwrap_or_else(|_| panic!("nothing comes by {step}"));
 }
 
-/// What `node` has acknowledged so far reaches the store, and it is still the owner.
+/// Everything that `node` has acknowledged reaches the store, and it is still the owner.
 async fn assert_serves(node: &Node, volume: VolumeHandle, open: &Volume, when: &str) {
     let synced = patiently(|| open.fs.sync()).await;
     synced.unwrap_or_else(|error| panic!("{when}: the owner was fenced: {error}"));

@@ -25,7 +25,7 @@ use zerofs_csi::volume::{BootClock, Clock, LeaseSettings, VolumeGuard};
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How the server treats a watch of a version that it has forgotten.
+/// The server's answer to a watch of a version that it has forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Forgets {
     ByStatus,
@@ -289,8 +289,8 @@ fn a_machine_that_is_out_of_service_is_told_to_give_its_volumes_up() {
             Machine::new(&catalog, "b", "boot-b").await,
             Machine::new(&catalog, "c", "boot-c").await,
         );
-        // Of another cluster, with a name that this one has too; and the run of the machine before
-        // this one.
+        // Sessions of another cluster with a name that this one has too, and of the machine's
+        // earlier boot.
         let alike = Machine::new(&catalog, "a", "boot-elsewhere").await;
         let watching = tokio::spawn(watching);
         assert_eq!(c.until_revoked("tainted before").await, RevocationReason::OutOfService);

@@ -48,7 +48,7 @@ fn one_process_collects_at_a_time_and_one_that_died_keeps_nobody_from_it() {
         assert_eq!(alone(&world).await, None);
         clock.advance(Duration::from_secs(44));
         assert_eq!(alone(&world).await, None);
-        // It is at it still.
+        // The claim is still renewed.
         write_claim(&catalog, died).await;
         clock.advance(Duration::from_secs(44));
         assert_eq!(alone(&world).await, None);
@@ -116,7 +116,7 @@ fn a_failure_leaves_a_claim_that_its_process_takes_again() {
             assert!(alone(&world).await.is_some(), "{step}");
             assert_eq!(catalog.bucket().list("vol/").await.unwrap(), Vec::new(), "{step}");
             let holder = catalog.collector_claim().await.unwrap().unwrap().record.holder;
-            // What could not be given back expires; its own process goes on with it.
+            // A claim that could not be released expires; its own process goes on with it.
             let kept = (step == "collect.claim-released").then(|| world.volumes.settings().session);
             assert_eq!(holder, kept, "{step}");
         }

@@ -84,7 +84,7 @@ async fn is_there(open: &VolumeGuard, file: &str) {
     assert!(found.is_ok(), "{file}: {found:?}");
 }
 
-/// What was given up lets go of its journal in its own time.
+/// An abandoned volume unlocks its journal a little later.
 async fn open(node: &Node, volume: VolumeHandle) -> VolumeGuard {
     crate::two_owners::reopened(node, volume).await
 }

@@ -1,4 +1,4 @@
-//! What differs between two snapshots, against trees that were read whole.
+//! Differences between two snapshots, compared with trees that were read whole.
 
 use super::{World, data, run};
 use bytes::Bytes;

@@ -130,8 +130,8 @@ fn a_live_owner_heeds_a_revocation() {
             assert_eq!(read.data.concat(), b"only written");
             drop(theirs);
             b.world.volumes.close(volume.dataset).await.unwrap();
-            // It was of that claim only: the next round opens it here again, and nothing of it is
-            // left.
+            // The revocation was of that claim only: the next round opens the volume here again,
+            // and nothing of it is left.
             let session = a.world.volumes.settings().session;
             let revocations =
                 async || a.world.catalog.node_signs(session).await.unwrap().revocations;

@@ -48,7 +48,7 @@ async fn is_there(volumes: &Volumes, pool: &Catalog, id: VolumeHandle, file: &st
                     .await
                     .is_ok();
             }
-            // What was left lets go of its journal in its own time.
+            // A detached volume unlocks its journal a little later.
             Err(error) if error.class().may_pass() && since.elapsed() < LIMIT => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -171,7 +171,7 @@ fn what_is_left_is_opened_with_few_requests() {
     });
 }
 
-/// How a process ends.
+/// The end of a process.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     /// As `serve` stops: what it had open is closed and released.
@@ -223,7 +223,7 @@ async fn opening_after(end: End, syncs: usize) -> Requests {
     }
 }
 
-/// What an opening replays is bounded after a kill, and nothing after any other end.
+/// An opening replays a bounded amount after a kill, and nothing after any other end.
 #[test]
 fn an_opening_replays_little_after_a_kill_and_nothing_after_a_stop() {
     super::run(async {
@@ -302,7 +302,7 @@ fn a_process_stops_though_the_store_is_away() {
                     .expect("it does not wait for the store");
                 let error = stopped.expect_err("the store has not everything");
                 assert!(error.class().may_pass(), "{fault:?}: {error}");
-                // What the end of the process does.
+                // The effects of the process's end.
                 open.iter().for_each(|volume| volume.fs.give_up(FsError::Stale));
                 drop((open, first));
                 store.heal();

@@ -1,5 +1,4 @@
-//! What a history leaves behind that nobody asks for any more: counted, and gone after the next
-//! look.
+//! Leftovers of interrupted work that nobody asks for: counted, and gone after the next look.
 
 use super::{World, data};
 use crate::leases::{LEASE, Pool, expired, name, write};
@@ -197,7 +196,7 @@ fn journals_of_datasets_that_moved_away_are_removed_and_no_other() {
             if removed == 2 {
                 break;
             }
-            // What was given up lets go of its journal in its own time.
+            // An abandoned volume unlocks its journal a little later.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(removed, 2);

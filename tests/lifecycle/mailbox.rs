@@ -251,7 +251,7 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
         is_new("twice").await;
         close().await;
         open().await;
-        // What was said at another opening, or to another call, is nothing.
+        // A token of another opening, or of another call, is void.
         noted(&letter(&world, "closed", text(1, Some(&first))).await);
         let third = noted(&letter(&world, "closed", text(1, Some(&second))).await);
         noted(&letter(&world, "call", text(2, Some(&third))).await);

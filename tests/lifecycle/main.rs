@@ -154,7 +154,8 @@ impl World {
     /// Nothing of any volume is left.
     pub async fn assert_empty(&self, when: &str) {
         let bucket = self.catalog.bucket();
-        // What a database's compactor writes after it was closed is a stray of a later collection.
+        // Objects that a compactor writes after its database was closed are strays for a later
+        // collection.
         for _ in 0..20 {
             if bucket.list("vol/").await.unwrap().is_empty() {
                 break;

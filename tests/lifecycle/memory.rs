@@ -1,4 +1,4 @@
-//! What all volumes of a process hold in memory while the store is away: shares of one figure,
+//! The memory of all volumes of a process while the store is away: shares of one budget,
 //! whatever their number.
 
 use super::run;

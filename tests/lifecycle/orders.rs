@@ -91,7 +91,7 @@ async fn story(seed: u64) {
             Box::pin(verify(&world, &model, &history)).await;
         }
     }
-    // What is left of snapshots is still whole: every one can be cloned.
+    // The snapshots that are left are still whole: every one can be cloned.
     for (i, (cut, files)) in model.snapshots.clone().into_iter().enumerate() {
         let made = world.create(&format!("last{i}"), Some(Source::Snapshot(cut))).await.unwrap();
         model.volumes.push((made.handle, files));

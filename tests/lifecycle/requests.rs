@@ -145,8 +145,8 @@ async fn idle_hour(volumes: usize) -> Requests {
     hour
 }
 
-/// What the collections of an idle pool with so many volumes, each with two snapshots, cost when
-/// one has been done.
+/// The requests of collections in an idle pool with this many volumes, each with two snapshots,
+/// after a first one.
 async fn idle(volumes: usize) -> Requests {
     let world = World::new().await;
     for n in 0..volumes {

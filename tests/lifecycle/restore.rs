@@ -249,7 +249,7 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         elsewhere.volumes.close(volume.dataset).await.unwrap();
         is_sound(&world, volume, "at the end").await;
 
-        // What was restored needs the snapshot no more.
+        // The restored files do not depend on the snapshot.
         world.controller.delete_snapshot(cut).await.unwrap();
         world.collect().await;
         let open = elsewhere.volumes.open(&world.catalog, volume.dataset).await.unwrap();
@@ -479,7 +479,7 @@ fn only_the_owner_lets_the_snapshot_go() {
             (volume.dataset, volume.dataset.incarnation, world.volumes.settings().session);
         failpoints.set("control.restore.durable", "1*return->off").unwrap();
         restore(&world, volume, &wanted(cut, "file", "copy", false)).await.unwrap_err();
-        // It has seen that it is the owner, and stops before it changes anything.
+        // The call has seen that this process is the owner, and stops before it changes anything.
         failpoints.set("volume.restore.forget", "1*pause->off").unwrap();
         let before = failpoints.passed().get("volume.restore.forget").copied();
         let late = tokio::spawn({
@@ -693,7 +693,7 @@ fn requests_of_a_restore_are_few() {
     });
 }
 
-/// What one file of a tree meets keeps no other from being restored.
+/// One file's failure keeps no other from being restored.
 #[test]
 fn what_cannot_be_restored_is_told_and_the_rest_is_restored() {
     run(async {
@@ -883,7 +883,7 @@ fn what_is_replaced_makes_room_for_what_comes() {
         assert_eq!(refused.class(), Class::Exhausted, "a second one has no room: {refused}");
         restore(&world, volume, &wanted(cut, "file", "file", true)).await.unwrap();
         assert!(read(fs, child(fs, fs.root(), "file").await.unwrap().file).await == before);
-        // What has another name gives nothing back.
+        // A file that has another name frees nothing.
         fs.write(
             &root(),
             child(fs, fs.root(), "file").await.unwrap().file,

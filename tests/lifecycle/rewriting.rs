@@ -123,7 +123,7 @@ async fn released(step: Option<&'static str>) {
     let done = world.collect().await;
     let after = stored(&world).await;
     assert!(done.rewritten > 0 || step.is_some(), "{done:?}");
-    // What is in use, and what packs have beside it.
+    // The bytes in use, and the packs' overhead.
     assert!(
         after < content.len() as u64 * 11 / 10,
         "{step:?}: {before} to {after} for {}: {done:?}",
@@ -158,7 +158,7 @@ fn an_open_volume_seals_its_packs_and_goes_on() {
         for (seed, collector) in [(2, &other), (1, &world)] {
             let done = collector.collect().await;
             assert!(done.rewritten > 0 && done.kept.is_empty(), "{done:?}");
-            // Of this opening's own packs, too; and what stayed is cut in two although its pack is
+            // Packs of this opening, too; and chunks that stayed are split although their pack is
             // sealed.
             overwrite(&open, &mut content, seed).await;
             split(&open, &mut content).await;
@@ -213,7 +213,7 @@ fn what_a_snapshot_or_a_clone_uses_stays() {
     });
 }
 
-/// Who works with the bucket meanwhile is left most of it, and who waits sees how far it is.
+/// Others keep most of the bucket's throughput meanwhile, and the log shows the progress.
 #[test]
 fn a_collection_keeps_to_its_rate_and_says_how_far_it_is() {
     super::run(async {

@@ -73,7 +73,7 @@ fn what_is_damaged_is_told_by_every_name_it_has() {
         assert!(found.damaged.iter().all(|d| d.why.contains("not in the bucket")), "{found:?}");
         bucket.put(&pack, whole).await.unwrap();
         assert_eq!(scrub(&world, None).await.damaged, []);
-        // What is dead needs nothing.
+        // A deleted dataset needs nothing.
         world.controller.delete_volume(source).await.unwrap();
         assert_eq!(scrub(&world, None).await.roots.len(), 2);
     });

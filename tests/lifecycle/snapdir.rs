@@ -102,7 +102,7 @@ async fn snapshot(world: &World, volume: VolumeHandle, name: &str) -> SnapshotHa
     world.controller.create_snapshot(volume, name.parse().unwrap(), false).await.unwrap().handle
 }
 
-/// What `find`, `cp -a` and `diff -r` rest on.
+/// The properties that `find`, `cp -a` and `diff -r` rely on.
 #[test]
 fn snapshots_are_below_a_directory_of_their_own() {
     run(async {

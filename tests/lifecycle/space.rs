@@ -1,4 +1,4 @@
-//! What datasets and snapshots take: what is said to come free is what comes free.
+//! Space of datasets and snapshots: the bytes that are said to become free do.
 
 use super::{World, noise};
 use std::time::Duration;

@@ -105,8 +105,8 @@ fn the_owner_detaches_what_it_has_open() {
             Duration::from_millis(20),
             stop.clone(),
         ));
-        // It begins at once, and keeps the origin for its readers for some minutes: until it is
-        // closed here.
+        // The detach begins at once, and keeps the origin for its readers for some minutes: until
+        // it is closed here.
         let held = loop {
             let done = world.collect().await;
             let why = done

@@ -1,6 +1,6 @@
 //! Two owners: the first is held at a step of a change, the second takes over, the first goes on.
-//! What the first acknowledged is there; after the take-over it acknowledges nothing, and nothing
-//! of it arrives.
+//! All that the first acknowledged is there; after the take-over it acknowledges nothing, and
+//! nothing of it arrives.
 
 use super::data;
 use crate::leases::{LEASE, Node, Pool, expired, name, patiently, write};
@@ -163,9 +163,9 @@ fn the_first_owner_held_at_any_step_acknowledges_nothing_afterwards() {
     });
 }
 
-/// What only the first owner's journal holds is lost with the take-over, and must not come back
-/// with the first owner (R16); what was done in the store gets its first answer from the second
-/// owner (R20).
+/// Changes that only the first owner's journal holds are lost with the take-over, and must not come
+/// back with the first owner (R16); a call whose effect is in the store gets its first answer from
+/// the second owner (R20).
 #[test]
 fn journals_of_before_are_discarded_and_retransmissions_answered() {
     super::run(async {
@@ -237,7 +237,7 @@ fn journals_of_before_are_discarded_and_retransmissions_answered() {
     });
 }
 
-/// What was given up lets go of its journal in its own time.
+/// An abandoned volume unlocks its journal a little later.
 pub async fn reopened(node: &Node, volume: zerofs_csi::types::VolumeHandle) -> VolumeGuard {
     for _ in 0..1000 {
         match node.world.volumes.open(&node.world.catalog, volume.dataset).await {

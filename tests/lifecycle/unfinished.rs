@@ -1,4 +1,4 @@
-//! What is begun and not finished: it keeps what it may still need, and nothing for ever.
+//! Unfinished work: it retains the objects that it may still need, and none for ever.
 
 use super::{World, data};
 use std::time::Duration;

@@ -307,7 +307,7 @@ async fn a_repeated_call_gets_its_first_answer_even_after_the_process_died() {
     fs.close().await.unwrap();
 }
 
-/// What standard promises to survive the node: its journal is gone too.
+/// The changes that `standard` promises to survive the node, whose journal is gone too.
 #[tokio::test]
 async fn removals_renames_and_links_are_in_the_store_when_answered() {
     let (mut dataset, _journals) = dataset();

@@ -23,7 +23,7 @@ pub struct Harness {
     dataset: Dataset,
     fs: Option<Fs>,
     reference: Reference,
-    /// Of every object of the reference, in its order.
+    /// The handle of every object of the reference, in its order.
     files: Vec<FileRef>,
     /// As last seen, to see that ctime grows with every change (R8).
     seen: BTreeMap<Id, Attr>,

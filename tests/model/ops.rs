@@ -79,9 +79,9 @@ pub enum Op {
         file: Id,
     },
     Reopen(Ending),
-    /// Of the current state; kept with a copy of the reference.
+    /// A snapshot of the current state, kept with a copy of the reference.
     Snapshot,
-    /// Of the newest snapshot; compared with its reference, changed, and dropped.
+    /// A clone of the newest snapshot; compared with its reference, changed, and dropped.
     Clone,
 }
 

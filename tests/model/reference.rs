@@ -99,7 +99,7 @@ impl Object {
     }
 }
 
-/// What an operation answers: the object it made or looked at, or the name of an error.
+/// The answer of an operation: the object it made or looked at, or the name of an error.
 pub type Answer = Result<Option<Id>, &'static str>;
 
 #[derive(Clone, Debug)]
@@ -428,7 +428,7 @@ impl Reference {
     }
 }
 
-/// What a WRITE writes.
+/// The data of a WRITE.
 pub fn bytes(fill: u8, len: u32) -> Vec<u8> {
     (0..len).map(|at| if fill == 0 { 0 } else { fill.wrapping_add((at / 7) as u8) }).collect()
 }

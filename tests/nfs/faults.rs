@@ -1,5 +1,5 @@
-//! What a client sees while the back end is slow, away, fenced or not there yet, and while the
-//! server stops.
+//! A client's view while the back end is slow, away, fenced or not there yet, and while the server
+//! stops.
 
 use crate::memfs::MemFs;
 use crate::support::{EXPORT, Edge, KEY, new_file, options};
@@ -20,7 +20,7 @@ use zerofs_csi::nfs::{Endpoint, ExportId, Limits, NfsStat, Options, Peers, Serve
 const SOON: Duration = Duration::from_millis(100);
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// What is done within the time that a test has.
+/// Awaits a future within the time that a test has.
 async fn timely<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, what).await.expect("it hangs")
 }
@@ -248,7 +248,7 @@ async fn a_fenced_export_is_stale_until_it_is_removed() {
     let root = edge.root(&client).await;
     edge.fs.inject().fenced.store(true, Ordering::Relaxed);
     assert_eq!(client.getattr(&root).await.unwrap_err().status(), Some(NfsStat::Stale));
-    // It never comes back by itself, and nothing published over it does.
+    // A lost export never comes back by itself, nor by publishing over it.
     edge.fs.faults.fenced.store(false, Ordering::Relaxed);
     assert_eq!(client.getattr(&root).await.unwrap_err().status(), Some(NfsStat::Stale));
     edge.endpoint.lose();

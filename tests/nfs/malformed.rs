@@ -1,4 +1,5 @@
-//! What no client should send: each gets the error that the RFCs give it, and the server lives on.
+//! Calls that no client should send: each gets the error that the RFCs give it, and the server
+//! lives on.
 
 use crate::support::{Edge, new_file};
 use crate::wire::*;

@@ -326,7 +326,7 @@ async fn directories_are_listed_whatever_changes_meanwhile() {
             if page.eof {
                 break;
             }
-            // What changes behind or ahead of the position disturbs nothing else.
+            // Changes behind or ahead of the position disturb nothing else.
             client
                 .create(&root, format!("new-{plus}-{}", seen.len()).as_bytes(), &new_file())
                 .await

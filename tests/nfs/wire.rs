@@ -42,7 +42,7 @@ pub fn nfs(xid: u32, procedure: u32, args: &[u8]) -> Vec<u8> {
     call(xid, PROGRAM, VERSION, procedure, args)
 }
 
-/// What a reply says, and the bytes of its results.
+/// A reply's status, and the bytes of its results.
 pub fn reply(record: &[u8]) -> (u32, reply_body<'static>, Vec<u8>) {
     let (message, len) = rpc_msg::unpack(&mut &record[..]).unwrap();
     match message.body {
