@@ -34,8 +34,7 @@ def timed(call, *args):
     finally: longest = max(longest, time.monotonic() - begun)
 def check(n, b):
     got = timed(os.pread, files[n], block, b * block)
-    assert hashlib.sha256(got).digest() == sums[n, b], f"block {b} of {names[n]} is wrong: \
-        {len(got)} bytes"
+    assert hashlib.sha256(got).digest() == sums[n, b], f"block {b} of {names[n]} is wrong: {len(got)} bytes"
 rounds = 0
 while not os.path.exists(enough):
     for _ in range(4):
@@ -68,8 +67,7 @@ while [ ! -e ENOUGH ]; do
   sqlite3 db "INSERT INTO t(body) VALUES(hex(randomblob(2000)));"; mv f$i g$i; mkdir d$i; rmdir d$i
 done
 uncached; git fsck --full --no-progress; equal "$(git rev-list --count HEAD)" $i commits; equal "$(ls g* | wc -l)" $i renames
-equal "$(sqlite3 db 'PRAGMA integrity_check')" ok integrity; equal "$(sqlite3 db 'SELECT count(*) \
-    FROM t')" $i rows
+equal "$(sqlite3 db 'PRAGMA integrity_check')" ok integrity; equal "$(sqlite3 db 'SELECT count(*) FROM t')" $i rows
 echo "$i commits of git and sqlite"
 "#;
 
@@ -151,10 +149,7 @@ pub fn killed() -> Outcome {
     let work = kills(&mut driver, &mut load);
     let work = work.map(|(longest, total)| {
         let mean = total / u32::try_from(KILLS).unwrap_or(1);
-        format!(
-            "{KILLS} kills, longest pause {longest:.1?}, mean {mean:.1?} (the longest call \
-            without: {quiet:.1?})"
-        )
+        format!("{KILLS} kills, longest pause {longest:.1?}, mean {mean:.1?} (the longest call without: {quiet:.1?})")
     });
     let note = load.outcome(work).map_err(|error| format!("{error}{}", driver.log(Role::Node)))?;
     driver.remove(&volume)?;
@@ -203,8 +198,7 @@ fn upgrades(driver: &mut Driver, load: &mut Load) -> Result<String, String> {
     let back = load.more(2)?;
     let pauses: Vec<String> = pauses.iter().map(|pause| format!("{pause:.1?}")).collect();
     Ok(format!(
-        "longest call in {UPGRADES} upgrades {}, beside broken processes {broken:.1?}, when the \
-         new one is killed {back:.1?}",
+        "longest call in {UPGRADES} upgrades {}, beside broken processes {broken:.1?}, when the new one is killed {back:.1?}",
         pauses.join(" ")
     ))
 }

@@ -11,8 +11,7 @@ pub fn two_at_once() -> Outcome {
     let (a, b) = (driver.volume("a", 1 << 30)?, driver.volume("b", 1 << 30)?);
     let fill = |name: &str| {
         format!(
-            "mkdir d; for i in $(seq 100); do echo {name} $i > d/$i; done; dd if=/dev/urandom \
-             of=big bs=1M count=8 conv=fsync status=none
+            "mkdir d; for i in $(seq 100); do echo {name} $i > d/$i; done; dd if=/dev/urandom of=big bs=1M count=8 conv=fsync status=none
              find d big -type f | sort | xargs sha256sum > /tmp/two.{name}; wc -l < /tmp/two.{name}"
         )
     };
@@ -26,8 +25,7 @@ pub fn two_at_once() -> Outcome {
         Path::new("/"),
         180,
         &format!(
-            "mkdir {at_a}/from-b {at_b}/from-a; cp -a {at_b}/d {at_b}/big {at_a}/from-b/ & cp -a \
-             {at_a}/d {at_a}/big {at_b}/from-a/; wait $!
+            "mkdir {at_a}/from-b {at_b}/from-a; cp -a {at_b}/d {at_b}/big {at_a}/from-b/ & cp -a {at_a}/d {at_a}/big {at_b}/from-a/; wait $!
              equal \"$(stat -c %d {at_a} {at_b} | sort -u | wc -l)\" 2 'file systems'
              cd {at_a}; uncached; sha256sum --quiet -c /tmp/two.a; cd from-b; sha256sum --quiet -c /tmp/two.b
              cd {at_b}; uncached; sha256sum --quiet -c /tmp/two.b; cd from-a; sha256sum --quiet -c /tmp/two.a"
@@ -68,8 +66,7 @@ pub fn quota() -> Outcome {
     sh(
         &volume.path,
         60,
-        "dd if=/dev/urandom of=d bs=1M count=40 conv=fsync status=none; equal $(figure size) \
-         67108864 size",
+        "dd if=/dev/urandom of=d bs=1M count=40 conv=fsync status=none; equal $(figure size) 67108864 size",
     )?;
     driver.remove(&volume)?;
     driver.stop()?;
@@ -80,8 +77,7 @@ pub fn snapshot() -> Outcome {
     let driver = Driver::start("snapshot")?;
     let volume = driver.volume("source", 1 << 30)?;
     // Not synced by the program: what the kernel still holds must be in the snapshot all the same.
-    let write = "mkdir d; for i in $(seq 200); do echo $i > d/$i; done; dd if=/dev/urandom of=big \
-        bs=1M count=8 status=none; sha256sum big > sum";
+    let write = "mkdir d; for i in $(seq 200); do echo $i > d/$i; done; dd if=/dev/urandom of=big bs=1M count=8 status=none; sha256sum big > sum";
     sh(&volume.path, 60, write)?;
     let snapshot = driver
         .snapshot(&volume, "snap")
@@ -91,8 +87,7 @@ pub fn snapshot() -> Outcome {
     sh(
         &clone.path,
         60,
-        "equal $(ls d | wc -l) 200 names; for i in $(seq 200); do equal $(cat d/$i) $i content; \
-         done; sha256sum --quiet -c sum; echo mine > d/77",
+        "equal $(ls d | wc -l) 200 names; for i in $(seq 200); do equal $(cat d/$i) $i content; done; sha256sum --quiet -c sum; echo mine > d/77",
     )?;
     sh(&volume.path, 60, "uncached; [ ! -e d ]; equal $(cat big) new content")?;
     // Awkward order: the source first, then the snapshot, the clone last.
@@ -101,8 +96,7 @@ pub fn snapshot() -> Outcome {
     sh(
         &clone.path,
         60,
-        "uncached; sha256sum --quiet -c sum; equal $(cat d/77) mine content; equal $(cat d/78) 78 \
-         content",
+        "uncached; sha256sum --quiet -c sum; equal $(cat d/77) mine content; equal $(cat d/78) 78 content",
     )?;
     driver.remove(&clone)?;
     driver.stop()?;
@@ -113,10 +107,8 @@ pub fn snapshot() -> Outcome {
 pub fn snapdir() -> Outcome {
     let driver = Driver::start("snapdir")?;
     let volume = driver.volume("data", 1 << 30)?;
-    let write = "mkdir -p d/e; for i in $(seq 300); do echo $i > d/$i; done; dd if=/dev/urandom \
-        of=d/e/big bs=1M count=6 status=none; \
-                 truncate -s 50M d/holes; ln d/7 d/seven; ln -s ../7 d/e/link; chmod 2750 d/e; \
-                 touch -d @1234567 d/e; rm -rf /tmp/snapdir.*; cp -a . /tmp/snapdir.ref";
+    let write = "mkdir -p d/e; for i in $(seq 300); do echo $i > d/$i; done; dd if=/dev/urandom of=d/e/big bs=1M count=6 status=none; \
+                 truncate -s 50M d/holes; ln d/7 d/seven; ln -s ../7 d/e/link; chmod 2750 d/e; touch -d @1234567 d/e; rm -rf /tmp/snapdir.*; cp -a . /tmp/snapdir.ref";
     sh(&volume.path, 120, write)?;
     let before = driver
         .snapshot(&volume, "before")
@@ -135,8 +127,7 @@ pub fn snapdir() -> Outcome {
         for tree in /tmp/snapdir.ref .snapshots/before /tmp/snapdir.copy; do show "$tree" >"/tmp/snapdir.$(basename "$tree").list"; done
         diff /tmp/snapdir.snapdir.ref.list /tmp/snapdir.before.list; diff /tmp/snapdir.snapdir.ref.list /tmp/snapdir.snapdir.copy.list
         # Every object has a number of its own, here and there; hard links share one.
-        equal "$(find d .snapshots -mindepth 1 -links -2 ! -type d -printf '%i\n' | sort | uniq -d \
-            | wc -l)" 0 'numbers met twice'
+        equal "$(find d .snapshots -mindepth 1 -links -2 ! -type d -printf '%i\n' | sort | uniq -d | wc -l)" 0 'numbers met twice'
         equal "$(stat -c %i .snapshots/before/d/7)" "$(stat -c %i .snapshots/before/d/seven)" 'the number of two names'
         (cd .snapshots/before/d/e && equal "$(realpath ../../../..)" "$(cd "$OLDPWD" && pwd -P)" 'the way up')
         equal "$(cat .snapshots/after/d/2)" other content; [ -e .snapshots/after/d/f/big ]; [ ! -e .snapshots/after/d/1 ]
@@ -147,7 +138,7 @@ pub fn snapdir() -> Outcome {
         "#,
     )?;
     driver.delete_snapshot(&before)?;
-    // Open files go stale; the name is gone once the client looks again.
+    // What is open goes stale; the name is gone once the client looks again.
     let note = sh(
         &volume.path,
         120,
@@ -170,8 +161,7 @@ pub fn options() -> Outcome {
     sh(
         &volume.path,
         60,
-        "printf '#!/bin/sh\\necho ran\\n' > run; chmod 755 run; equal \"$(./run)\" ran 'without \
-         the option'
+        "printf '#!/bin/sh\\necho ran\\n' > run; chmod 755 run; equal \"$(./run)\" ran 'without the option'
          mkdir low high; chgrp 100 low; chgrp 219 high; chmod 770 low high; chmod 755 .; sync run",
     )?;
     driver.unpublish(&volume)?;
@@ -184,8 +174,7 @@ pub fn options() -> Outcome {
     let reader = Volume { path: driver.root.join("pods/reader"), ..volume.clone() };
     driver.publish(&reader, true)?;
     driver.publish(&reader, true)?;
-    let not_run = "uncached; if ./run 2>/tmp/options.err; then echo 'noexec does not hold' >&2; \
-        exit 1; fi; grep -q 'Permission denied' /tmp/options.err";
+    let not_run = "uncached; if ./run 2>/tmp/options.err; then echo 'noexec does not hold' >&2; exit 1; fi; grep -q 'Permission denied' /tmp/options.err";
     sh(&volume.path, 60, not_run)?;
     sh(
         &reader.path,
@@ -228,8 +217,7 @@ pub fn rot() -> Outcome {
     sh(
         &volume.path,
         60,
-        "echo small > small; dd if=/dev/urandom of=/tmp/rot.bin bs=1M count=8 status=none; cp \
-         /tmp/rot.bin big; sync big small",
+        "echo small > small; dd if=/dev/urandom of=/tmp/rot.bin bs=1M count=8 status=none; cp /tmp/rot.bin big; sync big small",
     )?;
     // Neither the kernel's cache nor the plugin's may know the right bytes.
     driver.stop_node()?;
