@@ -1,16 +1,16 @@
-//! The way every call goes in and out: through the gate, and only while the dataset is this
-//! process's to answer for (R25, R26).
+//! The path of every call: through the gate, and only while this process owns the dataset (R25,
+//! R26).
 //!
 //! ```text
-//! gate shut ──▶ the reason        lease lapsed ──▶ Unavailable, nothing was done
+//! gate shut ──▶ the reason        lease expired ──▶ Unavailable, nothing was done
 //!     │                                │
 //!   enter ──────────────────────▶ the call ──▶ lost meanwhile ──▶ the reason, whatever was done
-//!                                      │   └──▶ lapsed ──▶ kept back until the lease is regained, or the dataset lost
+//!                                      │   └──▶ expired ──▶ held back until re-acquired, or lost
 //!                                      └─────▶ its outcome
 //! ```
-//! An outcome that is kept back is still true when the lease is regained: nobody else had the
-//! dataset in between. It is not turned into "come again": the call was done, and a client that
-//! comes again does so under another xid, which the ring does not know (R20).
+//! An outcome that is held back is still true when the lease is re-acquired: nobody else owned the
+//! dataset in between. It is not turned into "retry": the call took effect, and a client that
+//! retries does so under another xid, which the reply cache does not know (R20).
 
 use super::FsError;
 use super::dataset::Fs;
@@ -24,7 +24,7 @@ impl Fs {
     ) -> Result<T, FsError> {
         let _inside = self.gate.enter()?;
         if !self.tenure.holds() {
-            // The caller holds the call and repeats it.
+            // The caller holds the call and retries it.
             self.tenure.renew_soon();
             return Err(FsError::Unavailable(
                 "this node's lease has lapsed and is being renewed".to_owned(),
@@ -46,7 +46,7 @@ impl Fs {
         }
     }
 
-    /// Serves nothing any more: the dataset is another's.
+    /// Stops serving: another node owns the dataset.
     pub fn give_up(&self, reason: FsError) {
         self.gate.shut(reason.clone());
         self.names.committer.give_up(reason);

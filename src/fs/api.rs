@@ -16,7 +16,7 @@ pub struct FileRef {
     pub generation: u64,
 }
 
-/// Who calls. `groups` are the supplementary ones, at most 16 from AUTH_SYS.
+/// The caller's identity. `groups` are the supplementary ones, at most 16 from AUTH_SYS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Caller {
     pub uid: u32,
@@ -54,7 +54,7 @@ pub enum FileKind {
     Socket,
 }
 
-/// What stat(2) shows.
+/// The attributes that stat(2) returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
     pub file: FileRef,
@@ -91,7 +91,8 @@ impl From<&Attr> for Before {
 }
 
 /// An object's attributes around a change, taken under its lock, so that they are atomic with the
-/// change. `before` is absent where a repeated call was answered from the duplicate-reply ring.
+/// change. `before` is absent where a retransmitted call was answered from the duplicate request
+/// cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
     pub before: Option<Before>,
@@ -106,7 +107,8 @@ pub enum SetTime {
     To(Timestamp),
 }
 
-/// What SETATTR, CREATE, MKDIR, … may set; `None` keeps, or takes the default on creation.
+/// The attributes that SETATTR, CREATE, MKDIR, … may set; `None` leaves one unchanged, or takes the
+/// default on creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SetAttr {
     pub mode: Option<u32>,
@@ -123,11 +125,11 @@ pub enum CreateHow {
     Unchecked(SetAttr),
     /// An existing name is [`FsError::Exists`].
     Guarded(SetAttr),
-    /// A repeat with the same verifier is success.
+    /// A retransmission with the same verifier succeeds.
     Exclusive([u8; 8]),
 }
 
-/// What MKNOD and SYMLINK make.
+/// The objects that MKNOD and SYMLINK make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Special {
     Symlink(Bytes),
@@ -193,19 +195,20 @@ pub struct Listing {
     pub dir: Attr,
 }
 
-/// How much of a directory one call may return. The callee stops before either would be exceeded,
-/// but returns at least one entry if there is one.
+/// Limits of one page of a directory. The callee stops before either would be exceeded, but returns
+/// at least one entry if there is one.
 #[derive(Clone, Copy, Debug)]
 pub struct ListLimit {
     pub entries: usize,
     /// Sum over the entries of name length plus `entry_bytes`.
     pub bytes: usize,
-    /// What the edge needs for one entry beside its name.
+    /// Bytes that the edge needs for one entry beside its name.
     pub entry_bytes: usize,
     pub with_attr: bool,
 }
 
-/// What statfs(2) shows: the dataset's quota, or a large figure where it has none (R19).
+/// The figures that statfs(2) returns: the dataset's quota, or a large figure where it has none
+/// (R19).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatFs {
     pub total_bytes: u64,
@@ -264,7 +267,7 @@ pub trait FileSystem: Send + Sync + 'static {
         name: &[u8],
     ) -> impl Future<Output = Result<(Attr, Attr), FsError>> + Send;
 
-    /// Of the bits asked for (see [`access`]), those granted.
+    /// Returns the bits of those asked for (see [`access`]) that are granted.
     fn access(
         &self,
         caller: &Caller,

@@ -39,7 +39,7 @@ impl Names {
             return Err(FsError::TooBig);
         }
         let _lock = match set.size {
-            // What is buffered goes with the rest.
+            // Buffered data is discarded with the rest.
             None | Some(0) => node.lock.lock().await,
             Some(_) => self.contents.lock_flushed(&node).await?,
         };

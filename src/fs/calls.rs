@@ -1,6 +1,6 @@
-//! The calls of a file system, one by one: each as [`Fs::answer`] lets it, with the duplicate-reply
-//! ring around those that must not be done twice, and each answer after what it promises (see
-//! [`Promise`]).
+//! The calls of a file system, one by one. Each passes through [`Fs::answer`]; those that must not
+//! be done twice also pass through the duplicate request cache; and each is answered only when what
+//! it promises holds (see [`Promise`]).
 
 use super::FsError;
 use super::api::*;
@@ -11,10 +11,10 @@ use crate::types::{EntryName, Timestamp};
 use bytes::Bytes;
 use std::time::Duration;
 
-/// How long a WRITE waits for the store: less than a client waits before it sends the call again.
+/// Time limit for a WRITE that waits for the store: less than a client waits before it retransmits.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
-/// The answer of a repeated call: attributes as they are now, nothing known of before (R20).
+/// The answer to a retransmitted call: attributes as they are now, and none from before (R20).
 fn again(after: Attr) -> Change {
     Change { before: None, after }
 }
@@ -22,7 +22,7 @@ fn again(after: Attr) -> Change {
 /// A call that must not be done twice.
 enum Repeatable {
     First(First),
-    /// It was done.
+    /// The call took effect.
     Again(Done),
 }
 
@@ -31,8 +31,9 @@ impl Fs {
         Ok(self.names.node(file).await?.attr())
     }
 
-    /// Waits for the call's turn, then for room. A repeated call's first batch is as safe as it was
-    /// promised to be; it needs no room. One that failed fails again, under what it saw then.
+    /// Waits for the call's turn, then for room. A retransmitted call needs no room, and its first
+    /// batch is as safe as was promised. One that failed fails again, once the state that it saw
+    /// then is safe.
     async fn turn(
         &self,
         caller: &Caller,
@@ -55,8 +56,8 @@ impl Fs {
         }
     }
 
-    /// The answer to a call that is done for the first time. It is remembered before anybody waits,
-    /// so that it is as true as what it says.
+    /// Answers a call that is done for the first time. The reply is cached before anybody waits, so
+    /// that it is as durable as the change it reports.
     async fn settle_first<T>(
         &self,
         first: First,
@@ -71,7 +72,7 @@ impl Fs {
         self.settle(outcome, promise, seen).await
     }
 
-    /// The attributes of an object of a repeated call, which was done.
+    /// The attributes of the object of a retransmitted call that took effect.
     async fn attr_again(&self, file: FileRef) -> Result<Attr, FsError> {
         self.insist(|| self.attr(file)).await
     }
@@ -397,10 +398,10 @@ impl Fs {
         self.keep(Promise::Durable, ticket.unwrap_or_default().max(node.last())).await
     }
 
-    /// [`Self::flush`] for a WRITE, which has taken effect. Whoever is told
-    /// [`FsError::Unavailable`] makes the call anew, and the data would take effect again, over
-    /// what was written since (R36): so the store is waited for here, and then the client is told
-    /// to come again.
+    /// [`Self::flush`] for a WRITE, which has taken effect. A client that gets
+    /// [`FsError::Unavailable`] sends a new call, and the data would take effect again, over what
+    /// was written since (R36): so this waits for the store, and only then asks the client to
+    /// retry.
     async fn flush_written(&self, node: &std::sync::Arc<super::node::Node>) -> Result<(), FsError> {
         let since = std::time::Instant::now();
         loop {

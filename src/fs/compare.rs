@@ -1,14 +1,14 @@
-//! What differs between two states of one file system: two snapshots, or a snapshot and what is
-//! live. Reads inodes, directories and, of files whose ctime differs, records; never data. A client
-//! can set the mtime back: it proves nothing.
+//! Finds the differences between two states of one file system: two snapshots, or a snapshot and
+//! the live state. Reads inodes, directories and the extents of files whose ctime differs; never
+//! data. The mtime proves nothing, because a client can set it back.
 //!
 //! The trees are walked side by side, a page of a directory at a time, from the root down. An inode
 //! whose ctime is the same in both is the same (R8). An object that is gone from one place and is
 //! at another, the same inode of the same generation, was renamed.
 //!
 //! Bounded memory: one page of entries on both sides for each level of the tree, and names that are
-//! waited for because their object was moved ([`WAITING_MAX`], about 200 bytes each): what is more
-//! than that is told as removed and added instead of renamed.
+//! waited for because their object was moved ([`WAITING_MAX`], about 200 bytes each): any more than
+//! that are reported as removed and added instead of renamed.
 
 use super::FsError;
 use super::api::FileKind;
@@ -32,7 +32,7 @@ const DEPTH_MAX: usize = 4096;
 /// Rows of one scan of inodes.
 const ROWS: usize = 4096;
 
-/// How an object differs.
+/// The aspect in which an object differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Aspect {
@@ -44,7 +44,7 @@ pub enum Aspect {
     Owner,
     /// Times were set, and nothing else.
     Times,
-    /// It has more names or fewer.
+    /// The object has more or fewer names.
     Links,
     /// Another object has its name.
     Replaced,
@@ -107,10 +107,10 @@ struct Comparison<'a, F> {
     tell: F,
 }
 
-/// Tells every difference, in no order that means anything.
+/// Reports every difference, in no particular order.
 ///
 /// # Errors
-/// What reading the rows says, and what `tell` answers.
+/// Errors of reading the rows, and those that `tell` returns.
 pub async fn compare<E: From<FsError>>(
     before: &SnapshotView,
     after: &SnapshotView,
@@ -250,7 +250,7 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         Ok(())
     }
 
-    /// Whether the object of an entry of one state is in the other one as well.
+    /// Returns whether the object of an entry of one state is in the other one as well.
     async fn is_moved(
         &self,
         entry: &Entry,
@@ -372,8 +372,8 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         Ok(aspects)
     }
 
-    /// Whether two files hold other bytes, as far as their records tell: the same bytes cut into
-    /// other chunks, or moved from a record to a pack, count as other.
+    /// Returns whether two files hold different bytes, as far as their extents show: the same bytes
+    /// cut into other chunks, or moved from a row to a pack, count as different.
     async fn other_data(&self, old: &Inode, new: &Inode) -> Result<bool, FsError> {
         if old.size != new.size || old.record_bits != new.record_bits {
             return Ok(true);
@@ -399,8 +399,8 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
     }
 }
 
-/// Whether segments hold the same bytes, wherever those are: a chunk moves to another pack when its
-/// own is rewritten (R12).
+/// Returns whether segments hold the same bytes, wherever those are: a chunk moves to another pack
+/// when its own is rewritten (R12).
 fn same_bytes(a: &[Segment], b: &[Segment]) -> bool {
     let bytes = |(a, b): (&Segment, &Segment)| match (&a.source, &b.source) {
         (Source::Inline(a), Source::Inline(b)) => a == b,

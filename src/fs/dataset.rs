@@ -23,20 +23,20 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// What statfs shows where there is no quota: 1 PiB, which tools still print well, and as many
-/// inodes as have numbers.
+/// Figures that statfs returns where there is no quota: 1 PiB, which tools still print well, and as
+/// many inodes as have numbers.
 const BYTES_UNLIMITED: u64 = 1 << 50;
 const INODES_UNLIMITED: u64 = InodeNo::MAX.0;
-/// Between tries to answer for what is done.
+/// Pause between retries of a change that already has its place in the order.
 pub(super) const INSIST_PAUSE: Duration = Duration::from_millis(200);
-/// How long closing waits for calls that wait for the store.
+/// Time limit for calls that wait for the store when a file system is closed.
 const CALLS_LIMIT: Duration = Duration::from_secs(60);
 /// The part of a cache that is for decoded records: 300 bytes describe 32 KiB, a kilobyte an inode.
 const RECORDS_SHARE: u64 = 4;
 /// The part that is for inodes of snapshots: they are read in passing.
 const FROZEN_SHARE: u64 = 16;
 
-/// What an acknowledgement means, in ZFS's words.
+/// The meaning of an acknowledgement, in ZFS's terms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SyncMode {
@@ -47,7 +47,7 @@ pub enum SyncMode {
 }
 
 /// Memory that the datasets opened with it share: written data that is not in the store yet, and
-/// what is known of files' records, of inodes and of directories.
+/// cached extents, inodes and directories.
 #[derive(Clone)]
 pub struct FsMemory {
     content: ContentMemory,
@@ -82,7 +82,7 @@ impl std::fmt::Debug for FsMemory {
     }
 }
 
-/// How a dataset is opened.
+/// Options for opening a dataset.
 #[derive(Clone, Debug)]
 pub struct FsOptions {
     pub sync: SyncMode,
@@ -135,7 +135,7 @@ pub struct Fs {
     pub(super) restoring: tokio::sync::Mutex<()>,
 }
 
-/// What has to be safe before a change is acknowledged (the table of docs/durability.md).
+/// The durability that a change needs before it is acknowledged (the table of docs/durability.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Promise {
     /// The change survives the death of this process: CREATE, MKDIR, SYMLINK, MKNOD, SETATTR.
@@ -167,8 +167,8 @@ impl Fs {
         Self::open_with(place, chunks, options, Some(expected), tenure).await
     }
 
-    /// As [`Self::open`], only if nobody has opened the database since its writer epoch was
-    /// `expected` (0: ever), else [`FsError::Fenced`] and nobody is fenced (R32).
+    /// As [`Self::open`], but only if nobody has opened the database since its writer epoch was
+    /// `expected` (0: ever); otherwise [`FsError::Fenced`], and nobody is fenced (R32).
     pub async fn open_at(
         place: &DbPlace,
         chunks: ChunkStore,
@@ -241,8 +241,8 @@ impl Fs {
         self.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                // Nothing may be answered any more, not even from memory: another owner may have
-                // changed it.
+                // From here on nothing may be answered, not even from memory: another owner may
+                // have changed it.
                 reason = committer.stopped() => gate.shut(reason),
             }
         });
@@ -264,7 +264,8 @@ impl Fs {
         self.names.committer.damage()
     }
 
-    /// Makes a clone's database read no ancestor's any more (R13). May be repeated.
+    /// Rewrites a clone's database so that it reads no ancestor's tables (R13). May be called
+    /// again.
     pub async fn detach(&self) -> Result<Detached, FsError> {
         // Not held: closing need not wait for it, but ends it.
         drop(self.gate.enter()?);
@@ -292,7 +293,7 @@ impl Fs {
         self.names.show_snapshots();
     }
 
-    /// A ctime above `last` for what is shown beside this file system's own objects (R8).
+    /// Returns a ctime above `last` for objects shown beside this file system's own (R8).
     pub fn ctime_after(&self, last: Timestamp) -> Timestamp {
         self.names.now().ctime(last)
     }
@@ -308,12 +309,12 @@ impl Fs {
         self.names.committer.last().0
     }
 
-    /// Resolves when the file system can serve no more: fenced or failed.
+    /// Resolves when the file system can no longer serve: fenced or failed.
     pub async fn stopped(&self) -> FsError {
         self.names.committer.stopped().await
     }
 
-    /// Flushes and closes. Calls in flight finish or fail with [`FsError::Stale`]. May be repeated
+    /// Flushes and closes. Calls in flight finish or fail with [`FsError::Stale`]. May be retried
     /// after an error.
     pub async fn close(&self) -> Result<(), FsError> {
         self.gate.shut(FsError::Stale);
@@ -324,8 +325,7 @@ impl Fs {
         }
         let flushed = self.names.contents.flush_all().await;
         if let Err(error) = flushed {
-            // A fenced or failed committer takes nothing any more; there is nothing left to save
-            // then.
+            // A fenced or failed committer accepts nothing; then there is nothing left to save.
             if !matches!(error, FsError::Fenced | FsError::Stale) {
                 return Err(error);
             }
@@ -336,14 +336,14 @@ impl Fs {
         self.names.committer.close().await
     }
 
-    /// Answers no new call: callers are to come again. What is inside goes on. Before
-    /// [`Self::close`], where they will find the dataset again.
+    /// Answers new calls with "retry"; calls in progress go on. Used before [`Self::close`], when
+    /// callers will find the dataset open again later.
     pub fn hold_calls(&self) {
         self.gate.shut(FsError::Unavailable("the volume is being closed".to_owned()));
     }
 
-    /// Stops at once and writes nothing more, as the death of the process would, and lets go of the
-    /// journal, if that is done within `limit`.
+    /// Stops at once and writes nothing more, as the death of the process would, and releases the
+    /// journal, if that can be done within `limit`.
     pub async fn abandon_within(&self, limit: Duration) {
         let committer = &self.names.committer;
         self.gate.shut(if committer.has_not_stopped() {
@@ -401,7 +401,7 @@ impl Fs {
         Ok(())
     }
 
-    /// Whether a failed [`Self::close`] will do when it is repeated; otherwise there is nothing
+    /// Returns whether a failed [`Self::close`] can succeed on a retry; otherwise there is nothing
     /// left to close.
     pub async fn may_close_again(&self) -> bool {
         self.names.committer.is_flushed().await || self.names.committer.has_not_stopped()
@@ -438,18 +438,18 @@ impl Fs {
         self.names.committer.step("fs.call.kept").await
     }
 
-    /// Waits for what a change needs that is already in its order: for as long as the store is
-    /// away, or until nothing can be answered any more. A client that is told to come again comes
-    /// as a new call, which the ring does not know, and would have the change done twice: NOENT for
-    /// a REMOVE that was done. Here its mount waits, as a hard mount does.
+    /// Waits for what a change needs that already has its place in the order: as long as the store
+    /// is unreachable, or until nothing can be answered. A client that is asked to retry sends a
+    /// new call, which the reply cache does not know, and the change would be done twice: NOENT for
+    /// a REMOVE that took effect. Here its mount waits, as a hard mount does.
     pub(super) async fn insist<T, F: Future<Output = Result<T, FsError>>>(
         &self,
         work: impl Fn() -> F,
     ) -> Result<T, FsError> {
         loop {
             match work().await {
-                // Once it has stopped, whether it was done is not known here any more; the volume
-                // is lost to this process (R25).
+                // Once the committer has stopped, this process cannot know whether the change took
+                // effect; it has lost the volume (R25).
                 Err(FsError::Unavailable(_)) if self.names.committer.has_not_stopped() => {
                     tokio::time::sleep(INSIST_PAUSE).await
                 }
@@ -458,7 +458,7 @@ impl Fs {
         }
     }
 
-    /// Whether every WRITE is answered as if it had been asked to be synchronous.
+    /// Returns whether every WRITE is answered as if it had been requested as synchronous.
     pub(super) fn writes_through(&self) -> bool {
         self.sync == SyncMode::Always
     }
@@ -475,7 +475,7 @@ impl Fs {
     }
 
     /// Turns an operation's outcome into its answer: waits for what the operation changed and, with
-    /// `always`, for what it saw, be it by failing.
+    /// `always`, for what it saw, even when it failed.
     pub(super) async fn settle<T>(
         &self,
         outcome: Result<Outcome<T>, FsError>,
@@ -503,8 +503,8 @@ impl Fs {
     }
 }
 
-/// What is dropped without [`Fs::close`] stops like a process that dies: what was acknowledged is
-/// in the journal or the store.
+/// A file system dropped without [`Fs::close`] stops like a process that dies: acknowledged changes
+/// are in the journal or the store.
 impl Drop for Fs {
     fn drop(&mut self) {
         self.stop.cancel();
@@ -556,8 +556,8 @@ async fn ensure_root(committer: &Committer, options: &FsOptions) -> Result<FileR
     Ok(FileRef { ino, generation: root.generation })
 }
 
-/// What was acknowledged without waiting for the store reaches it within the flush interval. An
-/// idle dataset makes no request.
+/// Flushes changes that were acknowledged without waiting for the store, within the flush interval.
+/// An idle dataset makes no request.
 async fn flush_by_time(committer: &Committer, interval: Duration, stop: &CancellationToken) {
     loop {
         tokio::select! {

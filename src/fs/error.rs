@@ -1,4 +1,4 @@
-//! What an operation on a file system can answer.
+//! Errors of operations on a file system.
 
 use crate::chunk::ChunkError;
 use crate::types::{Class, Classify};
@@ -44,13 +44,13 @@ pub enum FsError {
     BadCookie,
     #[error("operation not supported")]
     NotSupported,
-    /// A limit of this program, not of the caller's making; repeating later may succeed.
+    /// A limit of this program, not caused by the caller; a later retry may succeed.
     #[error("busy: {0}")]
     Busy(&'static str),
     /// The object store does not answer. Never shown for data already accepted (R17).
     #[error("the object store does not answer: {0}")]
     Unavailable(String),
-    /// Another owner has the dataset. Nothing may be acknowledged any more.
+    /// Another owner has the dataset. Nothing may be acknowledged.
     #[error("another owner has taken over the dataset")]
     Fenced,
     /// Stored bytes fail verification. Says which object.

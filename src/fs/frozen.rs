@@ -2,7 +2,7 @@
 //! Every other call is `ROFS`.
 //!
 //! Inode numbers, generations, cookies and times are those of the live file system at that moment,
-//! so that whoever compares the two sees what differs and nothing else. Permissions are those of
+//! so that a comparison of the two shows the differences and nothing else. Permissions are those of
 //! the live file system, too; nobody is granted a change by ACCESS.
 //!
 //! Bounded: rows of inodes are kept in one cache for the process ([`FrozenMemory`]); tables' blocks
@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a cached inode takes, about.
+/// Approximate memory of a cached inode.
 const INODE_BYTES: usize = 320;
 /// Inodes of one page that are read with one scan at most.
 const CLUSTER_ROWS: usize = 4096;
@@ -98,7 +98,7 @@ impl Frozen {
         row
     }
 
-    /// What a handle names.
+    /// Looks up the inode that a handle names.
     async fn object(&self, file: FileRef) -> Result<Arc<Inode>, FsError> {
         let row = self.row(file.ino).await?.ok_or(FsError::Stale)?;
         if row.generation != file.generation || row.nlink == 0 {
@@ -113,7 +113,7 @@ impl Frozen {
         if row.kind == FileKind::Directory { Ok(row) } else { Err(FsError::NotDirectory) }
     }
 
-    /// What an entry or a directory's parent names.
+    /// Looks up the inode that an entry or a directory's parent names.
     async fn named(&self, ino: InodeNo) -> Result<Attr, FsError> {
         let row = self.row(ino).await?;
         let row = row.ok_or_else(|| {

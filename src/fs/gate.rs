@@ -31,14 +31,14 @@ impl Gate {
         }
     }
 
-    /// Lets nobody in any more. The first reason counts.
+    /// Shuts the gate for new calls. The first reason counts.
     pub fn shut(&self, reason: FsError) {
         let _first = self.reason.set(reason);
         self.state.fetch_or(SHUT, Ordering::AcqRel);
     }
 
-    /// Why nothing may be answered any more, not even to who is inside; a file system that closes,
-    /// or is left to another process of its node, answers those.
+    /// The reason why nothing may be answered, not even to calls already inside; a file system that
+    /// closes, or is handed over to another process of its node, still answers those.
     pub fn lost(&self) -> Option<FsError> {
         if self.state.load(Ordering::Acquire) & SHUT == 0 {
             return None;
@@ -53,7 +53,7 @@ impl Gate {
         self.state.load(Ordering::Acquire) & SHUT != 0 && self.lost().is_some()
     }
 
-    /// Waits until nobody is inside. To be called after [`Self::shut`].
+    /// Waits until no call is inside. To be called after [`Self::shut`].
     pub async fn idle(&self) {
         loop {
             let left = self.left.notified();

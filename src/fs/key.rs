@@ -23,7 +23,7 @@ use bytes::Bytes;
 pub struct DataId(pub u64);
 
 impl DataId {
-    /// Where the range of this id's keys ends. Ids are given out from 1 upwards and never come near
+    /// The end of the range of this id's keys. Ids are given out from 1 upwards and never get near
     /// the end of the range.
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))
@@ -65,7 +65,7 @@ pub fn cookie(hash: NameHash, n: u16) -> DirCookie {
     DirCookie(((hash.0 << 16) | u64::from(n)) + COOKIE_BASE)
 }
 
-/// Where the entries of a directory begin.
+/// The key at which the entries of a directory begin.
 pub const FIRST: (NameHash, u16) = (NameHash(0), 0);
 
 /// The position of the first entry after a cookie; `None` when the cookie was never given out.

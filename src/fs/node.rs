@@ -3,12 +3,13 @@
 //! Lock order, for every task of a volume:
 //! 1. the volume's rename lock (only for a directory that moves to another directory);
 //! 2. [`Node::lock`] of all nodes that the operation changes, in ascending order of inode number,
-//!    files and directories alike. Who needs a node that a name leads to looks the name up without
-//!    locks, takes all locks in order, and looks the name up again ([`super::names`]);
+//!    files and directories alike. An operation that needs a node that a name leads to looks the
+//!    name up without locks, takes all locks in order, and looks the name up again
+//!    ([`super::names`]);
 //! 3. [`Node::row`] or the directory's entries: one at a time;
 //! 4. the content's own lock, with the row's where both must be of one moment.
 //!
-//! `lock` is held across awaits, what comes after it never.
+//! `lock` is held across awaits, the locks after it never.
 
 use super::api::{Attr, FileKind, FileRef};
 use super::committer::Ticket;
@@ -24,11 +25,11 @@ pub struct Node {
     pub file: FileRef,
     /// Held for the length of every operation that changes the inode.
     pub lock: tokio::sync::Mutex<()>,
-    /// What is presented. Changed only under `lock`; read without it (one hit per GETATTR).
+    /// The presented row. Changed only under `lock`; read without it (one hit per GETATTR).
     pub row: parking_lot::RwLock<Inode>,
     /// A regular file's data that is not in the database yet.
     pub content: Content,
-    /// What is known of a directory's entries; absent for other kinds.
+    /// The cached entries of a directory; absent for other kinds.
     pub entries: Option<Box<Entries>>,
     last: AtomicU64,
 }
@@ -48,7 +49,7 @@ impl Node {
         }
     }
 
-    /// What stays of a node that leaves memory: nothing of its content is waiting to be flushed.
+    /// Takes apart a node that leaves memory: nothing of its content is waiting to be flushed.
     pub fn into_parts(self) -> (Inode, Ticket, Option<Box<Entries>>) {
         (self.row.into_inner(), Ticket(self.last.into_inner()), self.entries)
     }
@@ -59,7 +60,7 @@ impl Node {
         self.content.stored(row)
     }
 
-    /// What stat(2) shows now.
+    /// The attributes that stat(2) returns now.
     pub fn attr(&self) -> Attr {
         attr(self.file, &self.row.read())
     }
@@ -76,7 +77,7 @@ impl Node {
     }
 }
 
-/// What stat(2) shows of a row.
+/// The attributes of a row that stat(2) returns.
 pub fn attr(file: FileRef, row: &Inode) -> Attr {
     Attr {
         file,

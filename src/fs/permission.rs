@@ -1,4 +1,4 @@
-//! Who may do what: POSIX permission checks as a stateless server must make them. Pure.
+//! POSIX permission checks as a stateless server must make them. Pure.
 //!
 //! NFS has no open files, so two rules differ from a local file system (RFC 1813 §4.4): the owner
 //! of a file may always read, write and truncate it (the client checked at open), and a file that
@@ -31,8 +31,8 @@ fn in_group(caller: &Caller, gid: u32) -> bool {
     caller.gid == gid || caller.groups.contains(&gid)
 }
 
-/// Whether the caller has all of `want`. The superuser has everything, except to execute what
-/// nobody may execute.
+/// Returns whether the caller has all of `want`. The superuser has everything, except to execute a
+/// file that nobody may execute.
 pub fn allows(caller: &Caller, row: &Inode, want: u32) -> bool {
     if is_root(caller) {
         return want & EXECUTE == 0 || row.kind == FileKind::Directory || row.mode & 0o111 != 0;
@@ -65,8 +65,9 @@ pub fn may_write_data(caller: &Caller, row: &Inode) -> Result<(), FsError> {
     if caller.uid == row.uid { Ok(()) } else { require(caller, row, WRITE) }
 }
 
-/// Of the ACCESS bits asked for, those granted (RFC 1813 §3.3.4). DELETE means deleting entries of
-/// a directory; for other objects it depends on their directory, so it is never granted for them.
+/// Returns the granted bits of the ACCESS bits asked for (RFC 1813 §3.3.4). DELETE means deleting
+/// entries of a directory; for other objects it depends on their directory, so it is never granted
+/// for them.
 pub fn granted(caller: &Caller, row: &Inode, want: u32) -> u32 {
     let mut granted = 0;
     if allows(caller, row, READ) {
@@ -132,7 +133,7 @@ pub fn without_set_id(mode: u32) -> u32 {
     mode & !kept
 }
 
-/// What a write or truncation by `caller` leaves of the mode.
+/// The mode that remains after a write or truncation by `caller`.
 pub fn mode_after_write(caller: &Caller, mode: u32) -> u32 {
     if is_root(caller) { mode } else { without_set_id(mode) }
 }

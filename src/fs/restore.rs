@@ -30,19 +30,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const RECORDS: usize = 512;
 /// Objects with several names that are remembered; the names of others become objects of their own.
 const LINKS_MAX: usize = 1 << 20;
-/// Objects that could not be restored, of which the names are told …
+/// Most objects that could not be restored whose names are reported …
 const FAILED_SHOWN: usize = 20;
 /// … with this much of what there is to say.
 const FAILED_CHARS: usize = 300;
 
-/// How far a restore is.
+/// The progress of a restore.
 #[derive(Debug, Default)]
 pub struct Progress {
     objects: AtomicU64,
     bytes: AtomicU64,
 }
 
-/// What was restored: objects, and the bytes that the files hold.
+/// The result of a restore: objects, and the bytes that the files hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Restored {
     pub objects: u64,
@@ -112,7 +112,7 @@ struct LeftOut {
 impl LeftOut {
     fn add(&mut self, error: &RestoreError) {
         self.count += 1;
-        // Damage is told before anything else.
+        // Damage is reported before anything else.
         if self.class.is_none() || error.class() == Class::Corrupt {
             self.class = Some(error.class());
         }
@@ -153,7 +153,7 @@ struct Restore<'a> {
     overwrite: Overwrite,
     progress: &'a Progress,
     links: HashMap<InodeNo, FileRef>,
-    /// Where the tree's top goes, for people.
+    /// The target of the tree's top, for messages.
     to: String,
     walk: Walk<'a>,
     /// The live directories that stand for those of the walk.
@@ -192,7 +192,8 @@ impl Fs {
         let mut restore =
             Restore { fs: self, view, overwrite, progress, links, to, walk, into, left_out };
         let done = restore.all(route).await;
-        // Also of what was done before an error: the snapshot may be let go when this returns.
+        // Also covers what was done before an error: the snapshot may be released when this
+        // returns.
         let last = self.names.committer.last();
         self.insist(|| self.names.committer.durable(last)).await.map_err(at(&path))?;
         done.and_then(|()| restore.left_out.end(progress.now()))
@@ -271,7 +272,7 @@ impl Restore<'_> {
             },
             Ok(None) => self.close(dir).await,
             Err(error) => {
-                // What is damaged of its entries cannot be told: it is as whole as it gets.
+                // Its damaged entries cannot be known: the directory is as complete as it can be.
                 let error = self.failed(None)(error);
                 if !error.ends_all() {
                     self.left_out.add(&error);
@@ -370,8 +371,8 @@ impl Restore<'_> {
         RestoreError::InTheWay { path: self.path(below), why }
     }
 
-    /// Whether the name still is the very object, with all its names and as it was (R8): whoever
-    /// has it open goes on with it.
+    /// Returns whether the name still leads to the very same object, with all its names and
+    /// unchanged (R8): programs that have it open go on with it.
     fn is_unchanged(&self, source: &Viewed, there: &Node) -> bool {
         let (old, now) = (&source.row, there.row.read());
         self.overwrite == Overwrite::Replace
@@ -441,7 +442,8 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// The file's records as they are, without what truncations hide and what is past its end.
+    /// The file's extents as they are, without those that truncations hide or that lie past its
+    /// end.
     async fn content(
         &self,
         row: &Inode,

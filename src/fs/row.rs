@@ -16,7 +16,7 @@ const VERSION: u8 = 1;
 
 /// A row of the database.
 pub trait Row: Serialize + DeserializeOwned {
-    /// What an operator calls it.
+    /// The name of the row in messages.
     const WHAT: &'static str;
 
     fn encode(&self) -> Bytes {
@@ -24,7 +24,7 @@ pub trait Row: Serialize + DeserializeOwned {
         Bytes::from(row.expect("a Vec takes any row"))
     }
 
-    /// What no encoding forbids and the program relies on.
+    /// Checks the invariants that the encoding does not enforce and the program relies on.
     fn check(&self) -> Result<(), String> {
         Ok(())
     }
@@ -223,7 +223,7 @@ pub struct Reply {
     pub client: u64,
     pub xid: u32,
     pub checksum: u64,
-    /// The object that the call made or changed; its attributes are read anew for the repeated
+    /// The object that the call made or changed; its attributes are read again for the repeated
     /// answer.
     pub object: Option<(InodeNo, u64)>,
     /// Counts the calls: the slot is this number modulo the ring's size, and the highest is the

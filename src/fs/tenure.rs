@@ -1,15 +1,16 @@
-//! Whether this process may still tell what a file system answers (R26).
+//! Decides whether this process may still answer for a file system (R26).
 //!
 //! A dataset has one owner at a time, and another may take it once this one's lease must have
-//! ended. The engine fences writers; nothing but the lease keeps an owner that was taken from, and
-//! does not know yet, from answering what it remembers. So every call asks before it begins and
-//! again just before its outcome is told ([`super::answer`]).
+//! ended. The engine fences writers; only the lease keeps an owner that lost the dataset, and does
+//! not know it yet, from answering from memory. So every call asks before it begins and again just
+//! before its outcome is returned ([`super::answer`]).
 
 use futures::future::BoxFuture;
 
-/// What a file system asks about its ownership; the floor above keeps it.
+/// The questions that a file system asks about its ownership; the floor above answers them.
 pub trait Tenure: Send + Sync + 'static {
-    /// Whether an answer may be given now. Asked by every call, twice: from memory.
+    /// Returns whether an answer may be given now. Every call asks twice, so the answer comes from
+    /// memory.
     fn holds(&self) -> bool;
 
     /// Has it renewed without waiting for its time.
@@ -19,8 +20,8 @@ pub trait Tenure: Send + Sync + 'static {
     fn regained(&self) -> BoxFuture<'_, bool>;
 }
 
-/// Of who has no rivals: tests, and a controller whose claim yields to anyone and who answers
-/// nobody.
+/// The ownership of a process without rivals: tests, and a controller whose claim yields to anyone
+/// and which answers no client.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unrivalled;
 

@@ -108,7 +108,7 @@ impl SnapshotView {
         }
     }
 
-    /// What a name in a directory leads to.
+    /// Looks up the inode that a name in a directory leads to.
     pub async fn entry(&self, dir: InodeNo, name: &EntryName) -> Result<Option<InodeNo>, FsError> {
         let hash = self.hasher.hash(name.as_bytes());
         let from = key::dir_entry(dir, hash, 0);
@@ -208,7 +208,7 @@ impl SnapshotView {
                 _ => {}
             }
         }
-        // Asked for together: what is adjacent in a pack is one request.
+        // Read together: chunks adjacent in a pack need one request.
         let data = if chunks.is_empty() { vec![] } else { self.chunks.read(&chunks).await? };
         let mut data = chunks.iter().zip(data);
         let mut current: Option<(&ChunkRef, Bytes)> = None;

@@ -1,5 +1,5 @@
-//! A tree of a snapshot from its top to its end, one entry at a time: a directory is entered where
-//! the caller wants that, and left when it has no more entries.
+//! Walks a tree of a snapshot from its top to its end, one entry at a time: a directory is entered
+//! where the caller wants that, and left after its last entry.
 //!
 //! Bounded memory for a directory of any size: a page of entries for each of the innermost
 //! [`PAGES_HELD`] directories; one further up reads its page again from where it was. A tree of any
@@ -38,7 +38,7 @@ impl<'a> Walk<'a> {
         Self { view, levels: Vec::new() }
     }
 
-    /// How many directories are entered.
+    /// The number of directories entered.
     pub fn depth(&self) -> usize {
         self.levels.len()
     }

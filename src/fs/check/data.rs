@@ -73,7 +73,7 @@ pub(super) async fn check(
     Ok(())
 }
 
-/// Whose each data id is, of the part's files.
+/// The owner of each data id of the part's files.
 fn owners(part: &Part, report: &mut Report, known: &Known) -> HashMap<DataId, InodeNo> {
     let mut owners = HashMap::new();
     for (ino, seen) in part.inodes.iter().filter(|(_, seen)| seen.row.kind == FileKind::Regular) {
@@ -103,7 +103,7 @@ fn owners(part: &Part, report: &mut Report, known: &Known) -> HashMap<DataId, In
     owners
 }
 
-/// What belongs into the queue for the data of an inode.
+/// The queue entry that the data of an inode needs.
 fn reclaim(ino: InodeNo, row: &Inode) -> Mend {
     match row.masks.iter().map(|mask| mask.first).min() {
         Some(from) => Mend::Queue(row.data, Orphan { from, inode: Some(ino) }),

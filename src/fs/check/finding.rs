@@ -1,4 +1,4 @@
-//! What a check has found.
+//! The findings of a check.
 
 use super::repair::Mend;
 use crate::fs::row::Row;
@@ -9,7 +9,7 @@ use std::fmt;
 /// Findings kept; further ones are counted.
 const FINDINGS_MAX: usize = 1000;
 
-/// What is wrong.
+/// Kinds of problems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Problem {
@@ -66,10 +66,10 @@ pub struct Report {
     pub entries: u64,
     pub records: u64,
     pub allocated: u64,
-    /// What can be mended of it without a choice, see [`super::repair`].
+    /// The repairs that need no choice, see [`super::repair`].
     #[serde(skip)]
     pub mends: Vec<Mend>,
-    /// Of all findings, also of those that are not kept.
+    /// Problems of all findings, including those that are not stored.
     #[serde(skip)]
     pub(super) problems: BTreeSet<Problem>,
 }

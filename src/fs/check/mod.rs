@@ -1,6 +1,6 @@
 //! Verifies a dataset's database against its invariants, from nothing but its rows.
 //!
-//! What is verified, and what it means:
+//! The verified invariants:
 //! - `S`: numbers below their reservations, counts equal to what is there.
 //! - Every inode but the root is named: a file by `nlink` entries, a directory by exactly one,
 //!   which is in its `parent`; a directory's `nlink`
@@ -9,7 +9,7 @@
 //!   a name twice (R21).
 //! - `allocated` of a file is the sum of its records' segment lengths, masked ones included until
 //!   reclaim has deleted them; the superblock's is the sum over inodes, orphans excluded. No
-//!   visible byte lies behind a file's size: it would come back when the file grows (R5).
+//!   visible byte lies past a file's size: it would reappear when the file grows (R5).
 //! - Every record belongs to one inode or is queued under `O`; segments are in order, inside their
 //!   record, and as long as what they refer to.
 //! - `U` counts the segments that refer to each pack, orphans' included (R4).
@@ -18,7 +18,7 @@
 //! beside that the directories' parents, the orphans, and one count for each pack. It does not read
 //! packs: that is scrubbing.
 //!
-//! What of a problem can be mended without a choice, [`repair`] mends.
+//! [`repair`] mends the problems that leave no choice.
 //!
 //! The rows must be of one moment: a checkpoint, a database that nobody writes, or a [`View`] of an
 //! open one.
@@ -77,7 +77,7 @@ impl Rows for View {
     }
 }
 
-/// Verifies all rows. An `Err` means that they could not be read; what is wrong with them is in the
+/// Verifies all rows. An `Err` means that they could not be read; problems found in them are in the
 /// report.
 pub async fn check(rows: &impl Rows) -> Result<Report, FsError> {
     check_parts(rows, PART).await
@@ -114,7 +114,7 @@ async fn check_parts(rows: &impl Rows, part: usize) -> Result<Report, FsError> {
     Ok(report)
 }
 
-/// What is remembered beside the inodes of a part.
+/// State carried across the parts, beside a part's own inodes.
 #[derive(Default)]
 struct Known {
     usage: HashMap<PackId, Usage>,
@@ -123,18 +123,19 @@ struct Known {
     orphans: HashMap<DataId, Orphan>,
     parents: HashMap<InodeNo, InodeNo>,
     allocated: u64,
-    /// What the inodes' records hold.
+    /// Bytes that the inodes' extents hold.
     held: u64,
     /// Records that belong to an inode of some part, or to an orphan.
     owned_records: u64,
-    /// Whose records belong to nobody, where all inodes are seen at once.
+    /// Data ids whose extents belong to no inode, where all inodes are seen at once.
     lost: BTreeSet<DataId>,
 }
 
 /// Some of the inodes.
 struct Part {
     inodes: HashMap<InodeNo, Seen>,
-    /// What does not depend on inodes is verified with the first part only.
+    /// Set for the first part only, with which everything that does not depend on inodes is
+    /// verified.
     first: bool,
     /// All inodes are in it.
     whole: bool,

@@ -1,20 +1,20 @@
-//! Mending what a check has found, where what is there says how, and no choice is to be made.
+//! Repairs the findings of a check where the rows themselves say how and leave no choice.
 //!
-//! Every figure that is derived from others (counts, link counts, sizes of directories, parents,
-//! allocated bytes, references to packs) is set to what the rows that it is derived from say.
-//! Records that no inode refers to are queued for reclaim; what an inode still refers to is taken
-//! out of that queue before it is lost.
+//! Every derived figure (counts, link counts, sizes of directories, parents, allocated bytes,
+//! references to packs) is recomputed from the rows that it is derived from. Records that no inode
+//! refers to are queued for reclaim; what an inode still refers to is taken out of that queue
+//! before it is lost.
 //!
-//! It is safe because nothing that a name leads to is changed but such figures, and because nothing
-//! is concluded from rows that are missing: while one row cannot be read, nothing at all is mended,
+//! This is safe because only such figures change in anything that a name leads to, and because
+//! nothing is concluded from missing rows: while one row cannot be read, nothing at all is mended,
 //! and while an entry and its inode contradict each other, nothing of the tree, and no record is
 //! queued. Not mended, because only their owner can choose: inodes that nothing names, entries of
 //! inodes that are not there, names that are there twice, circles of directories, bytes behind the
 //! end of a file, impossible records, rows that cannot be read. A file or a tree is put back from a
 //! snapshot instead.
 //!
-//! All goes through the committer (R4), in batches that each leave less to mend: what a crash
-//! leaves is mended by the next time.
+//! Everything goes through the committer (R4), in batches that each leave less to mend: what a
+//! crash leaves is mended by the next run.
 
 use super::finding::{Problem, Report};
 use crate::fs::FsError;
@@ -25,9 +25,9 @@ use crate::fs::row::{Inode, Orphan, Row, Superblock};
 use crate::types::{InodeNo, PackId, WallClock};
 use std::collections::BTreeMap;
 
-/// Kept of one check; what is more is mended by the next.
+/// Most repairs remembered from one check; the next check finds the rest.
 pub(super) const MENDS_MAX: usize = 100_000;
-/// Of one batch.
+/// Most repairs in one batch.
 const BATCH_MENDS: usize = 1000;
 /// One is enough unless there are more than [`MENDS_MAX`].
 const PASSES_MAX: usize = 64;
@@ -51,7 +51,7 @@ pub enum Mend {
 }
 
 impl Mend {
-    /// Whether it concludes from entries.
+    /// Returns whether the repair relies on directory entries.
     fn is_of_the_tree(&self) -> bool {
         match self {
             Self::Links(..) | Self::DirectorySize(..) | Self::Parent(..) => true,
@@ -73,7 +73,7 @@ impl Mend {
     }
 }
 
-/// What was done.
+/// The result of a repair.
 #[derive(Clone, Debug)]
 pub struct Repaired {
     pub before: Report,

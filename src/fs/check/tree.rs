@@ -9,7 +9,7 @@ use crate::fs::row::{DirEntryRow, Inode, MASKS_MAX, Superblock};
 use crate::types::{EntryName, InodeNo};
 use std::collections::{HashMap, HashSet};
 
-/// What an inode's row says by itself.
+/// Checks an inode's row on its own.
 pub(super) fn check_inode(ino: InodeNo, row: &Inode, superblock: &Superblock, report: &mut Report) {
     if ino.0 >= superblock.next_inode && ino != InodeNo::ROOT {
         report.add(
@@ -81,8 +81,8 @@ pub(super) async fn check(
                     row.nlink, seen.entries
                 ),
             );
-            // What nothing names is the only trace of a file: nobody but its owner can say whether
-            // it may go.
+            // An inode that nothing names is the only trace of a file: only the file's owner can
+            // say whether it may be deleted.
             if seen.entries > 0 {
                 report.mend_links(*ino, seen.entries);
             }

@@ -1,11 +1,11 @@
-//! When the next flush begins (R17).
+//! Decides when the next flush begins (R17).
 //!
-//! One flush is in flight at a time, and who wants durability meanwhile joins the next. Left at
-//! that, loops that each wait for their own flush fall into two groups that take turns, and every
-//! one of them waits for two flushes. So a flush waits a moment for those who are expected:
-//! everybody who was waiting when the last one ended, those it answered included, because they are
-//! the ones that come back. The moment is a small part of what the flush itself takes, and who is
-//! alone is never kept.
+//! One flush is in flight at a time, and callers that want durability meanwhile share the next.
+//! Without more, loops that each wait for their own flush fall into two groups that take turns, and
+//! each of them waits for two flushes. So a flush waits a moment for the expected callers: all that
+//! were waiting when the last flush ended, including those it answered, because they are the ones
+//! that return. The moment is a small fraction of the flush's own time, and a lone caller never
+//! waits.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ const MOMENT_MAX: Duration = Duration::from_millis(5);
 /// millisecond.
 const SPIN: Duration = Duration::from_micros(250);
 
-/// Who waits for durability.
+/// Counts the callers that wait for durability.
 #[derive(Default)]
 pub(super) struct Demand {
     asked: AtomicU64,
@@ -50,13 +50,13 @@ impl Demand {
     }
 }
 
-/// What the flush task remembers of the last flush.
+/// The flush task's memory of the last flush.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Gather {
     began: Instant,
     asked_by_then: u64,
     ended: Instant,
-    /// How long after the end the next flush may be kept for those expected.
+    /// Longest time after the end for which the next flush may wait for the expected callers.
     moment: Duration,
     expected: u64,
 }
@@ -89,7 +89,7 @@ impl Gather {
         self.asked_by_then = demand.asked();
     }
 
-    /// Called before those that the flush answers are told.
+    /// Called before the callers that the flush answers are woken.
     pub fn end(&mut self, demand: &Demand) {
         self.ended(Instant::now(), demand.waiting());
     }

@@ -4,7 +4,7 @@
 //! ```text
 //!  submit ──> queue + overlay ──> drain task: journal, then one SlateDB write ──> flush task: one WAL object ──> store
 //!     │            │                  │                                              │
-//!  ordered,    visible to          applied (who waits for it appends to          durable
+//!  ordered,    visible to          applied (a waiter appends to                 durable
 //!  Ticket      get and scan        the journal itself, if nobody else does)
 //! ```
 //!
@@ -13,7 +13,7 @@
 //! flush. All three happen in the order of submission, and whole batches at a time.
 //!
 //! - `state`: what changes at a submit, pure and under one short mutex.
-//! - `overlay`: the rows on their way to SlateDB.
+//! - `overlay`: the rows in flight to SlateDB.
 //! - `start`: taking over a database: replay, epoch.
 //! - `tasks`: the drain and flush tasks.
 //! - `gather`: when the next flush begins.
@@ -21,16 +21,16 @@
 //! - `reads`: reading through the overlay.
 //!
 //! Invariants. `S` in any durable state agrees with exactly the batches up to its `batch_seq`: both
-//! are in one WAL object. One flush is in flight at a time; who waits meanwhile joins the next.
-//! Once [`Committer::stopped`] has resolved, no ticket is acknowledged any more, not even one that
-//! was durable.
+//! are in one WAL object. One flush is in flight at a time; callers that wait meanwhile share the
+//! next. Once [`Committer::stopped`] has resolved, no ticket is acknowledged, not even one that was
+//! durable.
 //!
 //! A crash of the process loses what was not applied; with a journal the rest comes back at the
 //! next [`Committer::start`] on the same node. A crash of the node loses what was not durable.
 //! Numbers given out by [`Committer::new_inode`] and [`Committer::new_data`] may be given out again
-//! by the next epoch, if nothing that holds them was kept; generations differ then (R7).
+//! by the next epoch, if no batch that holds them survived; their generations differ then (R7).
 //!
-//! It does not know what rows mean, and it has no timer: the owner flushes what stays
+//! The committer does not know what rows mean, and it has no timer: the owner flushes what stays
 //! [dirty](Committer::is_dirty) for too long.
 
 mod gather;
@@ -67,9 +67,9 @@ pub struct Batch {
     pub rows: Vec<(Bytes, Option<Bytes>)>,
     /// Change of references into packs.
     pub refs: Vec<(PackId, i64)>,
-    /// Packs of chunks that no row had that this batch replaces: found by deduplication, or just
-    /// stored. A sealed pack takes none (R12), but a chunk that is in use there may come to have
-    /// two references for one, when the middle of it is overwritten.
+    /// Packs of chunks to which no row that this batch replaces referred: found by deduplication,
+    /// or just stored. A sealed pack takes none (R12), but a chunk in use there may get two
+    /// references instead of one, when its middle is overwritten.
     pub fresh: Vec<PackId>,
     /// Change of the number of inodes in use.
     pub inodes: i64,
@@ -126,7 +126,7 @@ pub struct Committer {
     closing: tokio::sync::Mutex<tasks::Closing>,
 }
 
-/// What the committer and its tasks share.
+/// State shared by the committer and its tasks.
 struct Shared {
     db: Database,
     state: Mutex<State>,
@@ -161,13 +161,13 @@ struct Shared {
 }
 
 impl Committer {
-    /// Puts a batch in order. Fails when the committer has stopped, and then nothing of the batch
-    /// happens.
+    /// Gives a batch its place in the order. Fails when the committer has stopped; the batch then
+    /// has no effect.
     ///
     /// # Errors
     /// [`FsError::Corrupt`] when a count would become negative: that stops the committer for good
     /// (R4). [`FsError::Busy`] when far too much is queued, or the batch refers to new chunks of a
-    /// sealed pack (R12) or of one given up (R10): nothing of the batch happens, and the committer
+    /// sealed pack (R12) or of an abandoned one (R10): the batch has no effect, and the committer
     /// goes on.
     pub fn submit(&self, batch: Batch) -> Result<Ticket, FsError> {
         let bytes = batch.bytes() as u64;
@@ -195,8 +195,8 @@ impl Committer {
     /// returns at once except under load.
     ///
     /// # Errors
-    /// [`FsError::Corrupt`] while a damaged table keeps the database from taking anything: nobody
-    /// waits for ever without being told why.
+    /// [`FsError::Corrupt`] while a damaged table keeps the database from accepting writes: nobody
+    /// waits for ever without an error.
     pub async fn ready(&self) -> Result<(), FsError> {
         if let Some(error) = self.shared.db.blocked() {
             return Err(error);
@@ -250,13 +250,14 @@ impl Committer {
         self.shared.state.lock().last()
     }
 
-    /// Whether a batch is not durable yet: the owner calls [`Self::durable`] with [`Self::last`]
-    /// within its flush interval.
+    /// Returns whether a batch is not durable yet. The owner calls [`Self::durable`] with
+    /// [`Self::last`] within its flush interval.
     pub fn is_dirty(&self) -> bool {
         self.last().0 > *self.shared.durable.borrow()
     }
 
-    /// Whether the dataset has no root directory yet: the file system above writes one.
+    /// Returns whether the dataset has no root directory yet; the file system above then writes
+    /// one.
     pub fn is_new(&self) -> bool {
         self.shared.is_new
     }
@@ -358,8 +359,8 @@ impl Committer {
         self.shared.write_verifier
     }
 
-    /// Whether this is still the owner's database; asks the store. [`FsError::Fenced`] stops the
-    /// committer.
+    /// Asks the store whether this process is still the database's writer. [`FsError::Fenced`]
+    /// stops the committer.
     pub async fn verify_owner(&self) -> Result<(), FsError> {
         let verified = self.shared.db.verify_owner().await;
         if let Err(FsError::Fenced) = verified {
@@ -373,7 +374,7 @@ impl Committer {
         self.shared.stop(reason);
     }
 
-    /// Whether it still serves, or still closes.
+    /// Returns whether the committer still serves, or still closes.
     pub fn has_not_stopped(&self) -> bool {
         self.shared.check().is_ok()
     }
@@ -428,9 +429,9 @@ impl Shared {
         self.stopped.borrow().clone().map_or(Ok(()), Err)
     }
 
-    /// Has a flush cover the ticket. One that is not in SlateDB's memory yet is left to the drain
-    /// task, which looks at what is wanted after each write: waking the flush task for nothing
-    /// would cost more than the rest of the call.
+    /// Requests a flush that covers the ticket. One that is not in SlateDB's memory yet is left to
+    /// the drain task, which checks for such requests after each write: waking the flush task for
+    /// nothing would cost more than the rest of the call.
     fn want_durable(&self, ticket: Ticket) {
         self.wanted.fetch_max(ticket.0, Ordering::SeqCst);
         fence(Ordering::SeqCst);

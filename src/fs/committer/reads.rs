@@ -68,7 +68,7 @@ impl Committer {
     }
 }
 
-/// Appends stored rows and what is pending over them, until `found` has `limit` rows.
+/// Appends stored rows, with pending rows over them, until `found` has `limit` rows.
 fn merge(
     stored: Vec<(Bytes, Bytes)>,
     pending: Pending,

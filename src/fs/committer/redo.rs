@@ -1,9 +1,9 @@
-//! The journal as the committer uses it, and doing without when it fails.
+//! The committer's use of the journal, and how it does without when the journal fails.
 //!
-//! Who waits for [`Committer::applied`](super::Committer::applied) appends what is queued itself,
-//! if nobody else is at it: one write(2) then stands between the call and its answer, and no task
-//! has to be woken and waited for. The drain task appends what is left, before SlateDB gets it.
-//! Both go through [`Shared::redo`], in the order of the queue.
+//! A caller that waits for [`Committer::applied`](super::Committer::applied) appends the queued
+//! batches itself, unless another caller already does: one write(2) then lies between the call and
+//! its answer, and no task has to be woken and waited for. The drain task appends what is left,
+//! before SlateDB gets it. Both go through [`Shared::redo`], in the order of the queue.
 
 use super::state::{Group, Queued};
 use super::{Shared, Ticket, closed};
@@ -21,7 +21,7 @@ pub(super) struct Redo {
     logged: u64,
 }
 
-/// What became of an attempt to append.
+/// The result of an attempt to append.
 enum Logged {
     Done,
     /// Not before the object store has this batch.
@@ -45,8 +45,8 @@ impl Redo {
         self.journal.map_or(Ok(()), Journal::remove)
     }
 
-    /// Appends what is queued and not logged yet. `false`: that is left to the drain task, because
-    /// it has batches that come before, or because the journal is full or failing.
+    /// Appends the queued batches that are not logged yet. `false`: that is left to the drain task,
+    /// because it has earlier batches, or because the journal is full or failing.
     fn log_queued(&mut self, shared: &Shared) -> bool {
         let Some(journal) = self.journal.as_mut().filter(|_| !self.failed) else { return false };
         let durable = *shared.durable.borrow();
@@ -139,7 +139,7 @@ fn records<'a>(shared: &Shared, batches: &'a [Queued]) -> Vec<RecordRef<'a>> {
 }
 
 impl Shared {
-    /// Logs what is queued, if that can be done at once; the drain task does the rest.
+    /// Logs the queued batches, if that can be done at once; the drain task does the rest.
     pub(super) async fn log_now(&self) -> Result<(), FsError> {
         self.step("fs.journal.before-append")
             .await

@@ -1,4 +1,4 @@
-//! Taking over a database: what it holds, the journal's replay, the new epoch.
+//! Takes over a database: reads its state, replays the journal, begins the new epoch.
 //!
 //! 1. Opening the database has fenced every earlier owner.
 //! 2. The journal is replayed if it is this database's and of the epoch in `S`, and flushed. An
@@ -7,9 +7,9 @@
 //! 3. The new epoch enters `S` and is flushed. Only then is anything accepted, and only then may
 //!    the old epoch's unsettled packs go (R9).
 //!
-//! A crash between the steps repeats them: replay skips what `S` already contains.
+//! After a crash between the steps they are run again: replay skips what `S` already contains.
 //!
-//! Whoever gives up on the journal of an owner that is gone raises the epoch in `S` first
+//! To abandon the journal of an owner that is gone, raise the epoch in `S` first
 //! ([`void_journals`]): whatever happens to the dataset afterwards, that journal is never replayed
 //! over it (R34).
 
@@ -115,8 +115,8 @@ impl Committer {
 }
 
 /// Opens the database, if its writer epoch is `expected`, raises the epoch in `S`, and closes it:
-/// every journal of before is void when this has answered (R34), and every earlier owner is fenced.
-/// The writer epoch afterwards.
+/// when this returns, every earlier journal is void (R34) and every earlier owner is fenced.
+/// Returns the writer epoch afterwards.
 ///
 /// # Errors
 /// [`FsError::Fenced`], and nobody is fenced, when another has opened the database since.
@@ -169,8 +169,8 @@ fn begin(locked: Locked, db: &Database, first: u64) -> Option<Journal> {
 /// Bytes of replayed batches that are written together.
 const REPLAY_BYTES: usize = 8 << 20;
 
-/// Does the batches again that the store does not have, and waits until it has them. The epoch in
-/// `S` stays what it was.
+/// Replays the batches that the store does not have, and waits until it has them. The epoch in `S`
+/// stays the same.
 async fn replay(db: &Database, state: &mut State, records: Vec<Record>) -> Result<(), FsError> {
     let Some(last) = records.last().map(|record| record.seq) else { return Ok(()) };
     tracing::info!(
@@ -188,7 +188,7 @@ async fn replay(db: &Database, state: &mut State, records: Vec<Record>) -> Resul
         let Record { seq, next_inode, next_data, rows, refs, inodes, allocated, fs_group } = record;
         marks.next_inode = marks.next_inode.max(next_inode);
         marks.next_data = marks.next_data.max(next_data);
-        // What came back by a pin came back sealed.
+        // A pack that came back through a pin came back sealed.
         let back: Vec<PackId> = refs
             .iter()
             .map(|(pack, _)| *pack)

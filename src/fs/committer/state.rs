@@ -1,5 +1,5 @@
-//! What a submit changes: order, pending rows, `U` and `S`. Pure; the committer keeps it under its
-//! one short mutex.
+//! The state that a submit changes: order, pending rows, `U` and `S`. Pure; the committer keeps it
+//! under its one short mutex.
 
 use super::overlay::{Overlay, Pending};
 use super::{Batch, QUEUE_BYTES_MAX, Ticket, Totals};
@@ -55,7 +55,7 @@ pub(super) struct Group {
     usage: Vec<(Bytes, Option<Bytes>)>,
 }
 
-/// What only the moment of writing knows of `S`.
+/// The fields of `S` that are known only at the moment of writing.
 #[derive(Clone, Copy)]
 pub(super) struct Marks {
     pub next_inode: u64,
@@ -196,15 +196,16 @@ impl State {
         deltas.into_iter().map(after).collect()
     }
 
-    /// Whether the pack takes references to chunks of which the dataset uses none (R10, R12).
+    /// Returns whether the pack takes references to chunks of which the dataset uses none yet (R10,
+    /// R12).
     fn takes_fresh(&self, pack: PackId) -> bool {
         let usage = self.usage(pack);
         !usage.sealed && self.may_begin(pack, usage)
     }
 
-    /// Whether a first reference may be of any kind. A settled pack to which the dataset refers to
-    /// nothing may be rewritten without asking it: by way of a pinned snapshot it comes back
-    /// sealed, because nothing of it can be relied on but what that snapshot uses (R12).
+    /// Returns whether the dataset may begin to refer to the pack. A settled pack to which it has
+    /// no reference may be rewritten without its consent: through a pinned snapshot such a pack
+    /// comes back sealed, because only the chunks that the snapshot uses can be relied on (R12).
     fn may_begin(&self, pack: PackId, usage: Usage) -> bool {
         usage.refs > 0 || self.is_unsettled.as_ref().is_none_or(|is_unsettled| is_unsettled(pack))
     }
@@ -262,13 +263,14 @@ impl State {
         self.queue_bytes = self.queue_bytes.saturating_sub(group.bytes);
     }
 
-    /// A new owner's epoch: its packs are numbered anew (R9).
+    /// Begins a new owner's epoch, in which packs are numbered from the start (R9).
     pub fn raise_epoch(&mut self, epoch: u64) {
         self.superblock.writer_epoch = epoch;
         self.superblock.settled = 0;
     }
 
-    /// Puts the last batch in order, and refuses all later ones. May be repeated.
+    /// Gives the last batch its place in the order, and refuses all later ones. May be called
+    /// again.
     pub fn finish(&mut self, reason: FsError) -> Result<Ticket, FsError> {
         if self.closing {
             return Ok(self.last());

@@ -33,12 +33,12 @@ impl Tasks {
     }
 }
 
-/// How far a close has come.
+/// The progress of a close.
 #[derive(Default)]
 pub(super) enum Closing {
     #[default]
     Open,
-    /// The store has everything; the journal is of no use any more and is still there.
+    /// The store has everything; the journal is no longer needed and still exists.
     Flushed(Option<Redo>),
 }
 
@@ -51,8 +51,8 @@ async fn watch(shared: Arc<Shared>) {
     }
 }
 
-/// Writes what is queued, all that is queued at a time: batches that came while one group was being
-/// written are the next.
+/// Writes the queue, all of it at a time: batches that arrive while one group is being written form
+/// the next.
 async fn drain(shared: Arc<Shared>) {
     let mut stopped = shared.stopped.subscribe();
     loop {
@@ -69,7 +69,7 @@ async fn drain(shared: Arc<Shared>) {
     }
 }
 
-/// Group commit: one flush in flight; who wants durability meanwhile joins the next.
+/// Group commit: one flush in flight; callers that want durability meanwhile share the next.
 async fn flush(shared: Arc<Shared>) {
     let mut stopped = shared.stopped.subscribe();
     tokio::select! {
@@ -96,8 +96,8 @@ async fn flush_until_error(shared: &Shared) -> FsError {
 
 impl Shared {
     fn take(&self) -> Option<Group> {
-        // Before the queue is taken: what is settled by now was submitted by now, so it is in this
-        // group or an earlier one (R9).
+        // Read before the queue is taken: what is settled now was submitted before now, so it is in
+        // this group or an earlier one (R9).
         let settled = (self.settled)();
         let mut state = self.state.lock();
         state.take(Marks {
@@ -107,14 +107,14 @@ impl Shared {
         })
     }
 
-    /// Waits until SlateDB has a batch; what is wanted meanwhile does not put that off.
+    /// Waits until SlateDB has a batch; requests for durability meanwhile do not delay that.
     async fn wait_until_written(&self, target: u64) {
         while *self.written.borrow() < target {
             tokio::select! {
                 // The drain task tells.
                 () = self.due.notified() => {}
-                // What is wanted is behind a full journal, which has room again when what was
-                // written before is durable.
+                // The wanted batch is behind a full journal, which has room again when the batches
+                // written before are durable.
                 () = self.room.notified() => return,
             }
         }
@@ -128,7 +128,7 @@ impl Shared {
         self.state.lock().written(&group);
         self.db.memory().give_back(group.bytes as u64);
         self.written.send_replace(group.last);
-        // Either this sees what is wanted, or who wants it sees what is written.
+        // Either this sees what is wanted, or the caller that wants it sees what is written.
         fence(Ordering::SeqCst);
         if self.wanted.load(Ordering::SeqCst) > *self.durable.borrow() {
             self.due.notify_one();
@@ -150,7 +150,8 @@ impl Shared {
 }
 
 impl Shared {
-    /// What is in the store survives this process, whatever the journal does.
+    /// Marks batches as applied up to `to`: what is in the store survives this process, whatever
+    /// the journal does.
     pub(super) fn raise_applied(&self, to: u64) {
         self.applied.send_if_modified(|applied| {
             let more = to > *applied;
@@ -162,8 +163,8 @@ impl Shared {
 
 impl Committer {
     /// Stops at once and writes nothing more, as the death of the process would: for an owner that
-    /// lost its dataset. What was applied stays in the journal. Returns when nothing of this
-    /// committer runs any more.
+    /// lost its dataset. What was applied stays in the journal. Returns when no task of this
+    /// committer runs.
     pub async fn abandon(&self) {
         self.shared.stop(closed());
         let tasks = self.tasks.lock().take();
@@ -174,20 +175,21 @@ impl Committer {
         }
     }
 
-    /// Puts what is durable where the next opening finds it fastest, while this one still serves.
+    /// Moves durable data to where the next opening finds it fastest, while this process still
+    /// serves.
     pub async fn prepare_to_leave(&self) -> Result<(), FsError> {
         self.shared.db.rolled().await
     }
 
-    /// As [`Self::abandon`], and lets go of the database: another process of this node goes on with
-    /// it. The journal stays for that one, which does again what the store does not have (R16).
+    /// As [`Self::abandon`], and releases the database: another process of this node goes on with
+    /// it. The journal stays for that process, which replays what the store does not have (R16).
     pub async fn leave(&self) -> Result<(), FsError> {
         self.abandon().await;
         self.shared.db.leave().await
     }
 
     /// Flushes everything, closes the database, and removes the journal. Batches submitted from now
-    /// on are refused. After a failure it may be repeated, unless the committer has stopped: an
+    /// on are refused. After a failure it may be retried, unless the committer has stopped: an
     /// outage of the store must not leave a dataset that can neither be used nor closed (R17).
     pub async fn close(&self) -> Result<(), FsError> {
         let mut closing = self.closing.lock().await;
@@ -217,8 +219,8 @@ impl Committer {
         Ok(self.shared.redo.lock().take())
     }
 
-    /// Whether [`Self::close`] has put everything into the store, and what is left of it only needs
-    /// repeating.
+    /// Returns whether [`Self::close`] has put everything into the store, so that a retry can
+    /// finish it.
     pub async fn is_flushed(&self) -> bool {
         matches!(*self.closing.lock().await, Closing::Flushed(_))
     }

@@ -162,7 +162,7 @@ async fn the_journal_brings_back_what_was_applied() {
     assert_eq!(inodes(&home.plain().await).await, 48);
 }
 
-/// What the journal brings back by a pin that is gone is sealed, as it was (R12).
+/// A pack that the journal brings back through a pin that is gone is sealed, as it was (R12).
 #[tokio::test]
 async fn a_replay_seals_what_came_back_by_a_pin() {
     let home = Home::new();
@@ -269,8 +269,8 @@ async fn a_failing_journal_means_waiting_for_the_store() {
     assert_eq!(inodes(&home.journaled().await).await, 3);
 }
 
-/// What is wanted durable may be behind a full journal, and the journal has room only when what is
-/// before it is durable.
+/// A batch that a caller wants durable may be behind a full journal, and the journal has room only
+/// when the batches before it are durable.
 #[tokio::test]
 async fn a_full_journal_makes_room_for_who_waits_behind_it() {
     let home = Home::new();
@@ -369,8 +369,8 @@ async fn a_snapshot_holds_every_batch_before_it_and_its_clone_is_a_dataset_of_it
     assert!(view.get(&key::inode(InodeNo(99))).await.unwrap().is_some());
 }
 
-/// A close that met an outage longer than it waits has stopped nothing, and ends when it is
-/// repeated after it.
+/// A close that met an outage longer than its time limit has stopped nothing, and a retry after the
+/// outage finishes it.
 #[tokio::test]
 async fn closing_in_an_outage_may_be_repeated() {
     let (home, failpoints) = (Home::new(), Failpoints::default());

@@ -10,7 +10,7 @@ const COPY_BELOW: usize = 16 << 10;
 const PIECES_MAX: usize = 64;
 /// Joining stops at pieces of this length, so that no byte is copied more than a few times.
 const JOIN_BYTES: usize = 128 << 10;
-/// What a piece costs beside its bytes.
+/// Memory that a piece takes beside its bytes.
 const PIECE_BYTES: u64 = 64;
 
 #[derive(Clone, Debug)]
@@ -196,12 +196,12 @@ impl Buffer {
         self.records.get(&record)
     }
 
-    /// Where the data ends, in the file.
+    /// The offset in the file where the data ends.
     pub fn end(&self, bits: u8) -> u64 {
         self.records.last_key_value().map_or(0, |(n, pieces)| (n << bits) + u64::from(pieces.end()))
     }
 
-    /// Whether any of the data lies before `size`.
+    /// Returns whether any of the data lies before `size`.
     pub fn begins_below(&self, size: u64, bits: u8) -> bool {
         self.records
             .first_key_value()
@@ -230,7 +230,7 @@ impl Buffer {
         }
     }
 
-    /// Buffers a write over what is there. `reserved`: what was reserved for it.
+    /// Buffers a write over the existing data. `reserved`: bytes reserved for it.
     pub fn write(&mut self, offset: u64, data: &Bytes, bits: u8, mut reserved: u64) {
         let copy = (data.len() < COPY_BELOW).then(|| Bytes::copy_from_slice(data));
         let data = copy.as_ref().unwrap_or(data);
@@ -238,7 +238,7 @@ impl Buffer {
         for (record, start, len) in by_record(offset, data.len() as u64, bits) {
             let bytes = data.slice(from..from + len as usize);
             from += len as usize;
-            // What was reserved goes with the bytes it was reserved for, as far as can be told.
+            // The reservation stays with the bytes it was made for, as far as that is known.
             let new = self
                 .records
                 .get(&record)
@@ -266,7 +266,7 @@ impl Buffer {
         }
     }
 
-    /// Puts older data below this: what is here wins.
+    /// Puts older data below this: the newer data wins.
     pub fn over(&mut self, older: Self) {
         for (record, below) in older.records {
             self.change(record, |pieces| {
@@ -290,7 +290,7 @@ impl Buffer {
         Self { records: taken, charge, reserved }
     }
 
-    /// Removes one record, whose data is given up.
+    /// Removes one record, whose data is abandoned.
     pub fn remove(&mut self, record: u64) {
         if let Some(pieces) = self.records.remove(&record) {
             self.charge -= pieces.charge();

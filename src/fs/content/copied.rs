@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// Records of one batch …
 const STEP_ROWS: usize = 512;
-/// … and bytes of them: what is small is in the record itself.
+/// … and bytes of them: small data is in the extent's row itself.
 const STEP_BYTES: usize = 1 << 20;
 
 /// The content of a file to be. Dropped before [`Self::placed`], it never was.
@@ -34,8 +34,8 @@ pub struct Copied {
 }
 
 impl Contents {
-    /// Reserves space for at most `bytes`, but for those that what is replaced gives back in the
-    /// same batch (R19). What it does give back is looked at again by [`Copied::cover`].
+    /// Reserves space for at most `bytes`, less the space that the replaced object frees in the
+    /// same batch (R19). [`Copied::cover`] checks again how much it does free.
     ///
     /// # Errors
     /// [`FsError::NoSpace`].
@@ -91,11 +91,11 @@ impl Copied {
         committer.submit(batch).map(drop)
     }
 
-    /// Reserves what is not reserved yet of what the file takes beyond the bytes that its place
-    /// gives back. The caller holds the lock of what is replaced.
+    /// Reserves the space not reserved yet that the file needs beyond what the replaced object
+    /// frees. The caller holds the replaced object's lock.
     ///
     /// # Errors
-    /// [`FsError::NoSpace`]: what is replaced has less by now, and others took the space.
+    /// [`FsError::NoSpace`]: the replaced object holds less by now, and others took the space.
     pub fn cover(&mut self, given_back: u64) -> Result<(), FsError> {
         let more = self.allocated.saturating_sub(given_back).saturating_sub(self.reserved);
         self.contents.space.reserve(more, self.contents.allocated())?;
@@ -103,8 +103,8 @@ impl Copied {
         Ok(())
     }
 
-    /// Puts what is left into the batch that makes the file. Answers the data id and the bytes that
-    /// it accounts for.
+    /// Adds the remaining rows to the batch that makes the file. Returns the data id and the bytes
+    /// that it accounts for.
     pub fn finish(&mut self, batch: &mut Batch) -> (DataId, u64) {
         batch.rows.append(&mut self.rows);
         batch.refs.extend(std::mem::take(&mut self.delta).refs());
@@ -115,7 +115,7 @@ impl Copied {
         (self.data, self.allocated)
     }
 
-    /// That batch was submitted.
+    /// Records that this batch was submitted.
     pub fn placed(&mut self) {
         self.placed = true;
     }

@@ -1,9 +1,9 @@
-//! From the write buffer into packs and a batch.
+//! Flushes the write buffer into packs and a batch.
 //!
 //! A flush takes what is dirty (it stays readable), reads the records below, plans the new ones,
-//! stores what goes to packs, and only then takes the inode's lock to put one batch in order.
-//! Whoever cuts the file meanwhile raises its version, and the flush starts over with what is left.
-//! Until the batch is submitted every way out puts the data back.
+//! stores what goes to packs, and only then takes the inode's lock to put one batch in order. A
+//! truncation meanwhile raises the file's version, and the flush starts over with what is left.
+//! Until the batch is submitted every exit puts the data back.
 
 use super::Contents;
 use super::buffer::{Buffer, Pieces};
@@ -27,17 +27,17 @@ use tokio::sync::MutexGuard;
 const GROUP_BYTES: u64 = 4 << 20;
 const GROUP_RECORDS: usize = 1024;
 const GROUPS_AT_ONCE: usize = 4;
-/// After so many starts over, or steps, the inode's lock is held throughout: a file that is cut or
-/// written all the time is flushed all the same.
+/// After this many restarts, or steps, the flush holds the inode's lock throughout: a file that is
+/// truncated or written all the time is flushed all the same.
 const FREE_ROUNDS: u32 = 3;
-/// So many times a batch may be refused for a chunk whose pack was given up meanwhile (R10).
+/// Limit of refusals of a batch for a chunk whose pack was abandoned meanwhile (R10).
 const REFUSALS_MAX: u32 = 8;
 const REFUSED: FsError = FsError::Busy("packs are being collected under a flush");
 
-/// A flush of so much closes its packs without waiting for others to fill them.
+/// A flush of at least this many bytes closes its packs without waiting for others to fill them.
 const SOON_BYTES: u64 = 4 << 20;
 
-/// How long a flush waits for its packs to be filled by others.
+/// The time that a flush waits for others to fill its packs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Haste {
     Now,
@@ -45,12 +45,12 @@ enum Haste {
     Unhurried,
 }
 
-/// Rows of one batch: what is more is flushed in several, because the committer refuses a batch
-/// that its queue cannot hold. With this, and what
-/// [`Committer::ready`](crate::fs::committer::Committer::ready) lets others queue before, it always
-/// can; so can a replay.
+/// Most bytes of rows in one batch: more is flushed in several, because the committer refuses a
+/// batch that its queue cannot hold. It always holds a batch of this size, beside what
+/// [`Committer::ready`](crate::fs::committer::Committer::ready) lets others queue before; so does a
+/// replay.
 const BATCH_ROWS_MAX: usize = 32 << 20;
-/// What a segment takes in its row beside inline bytes: a chunk's reference.
+/// Bytes that a segment takes in its row beside inline data: a chunk's reference.
 const SEGMENT_BYTES_MAX: usize = 96;
 
 /// Which of the dirty records a flush takes.
@@ -62,7 +62,7 @@ pub(super) enum Select {
     Whole,
 }
 
-/// What a flush works on.
+/// The dirty data that a flush works on.
 struct Taken {
     buffer: Buffer,
     row: Inode,
@@ -78,7 +78,7 @@ struct Planned {
     parts: Vec<Part>,
 }
 
-/// A part of the taken records, on its way into packs.
+/// A group of the taken records, in flight to packs.
 #[derive(Default)]
 struct Group {
     planned: Vec<Planned>,
@@ -120,14 +120,14 @@ enum Outcome {
     Nothing,
     /// The file was cut while the flush was prepared.
     Changed,
-    /// A chunk found by deduplication may not be referred to any more (R10).
+    /// A chunk found by deduplication may no longer be referred to (R10).
     Refused,
 }
 
-/// Who sees to the node's lock.
+/// The holder of the node's lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lock {
-    /// It is taken for the last step only.
+    /// The flush takes it for the last step only.
     Taken,
     /// The caller holds it.
     Held,
@@ -151,8 +151,8 @@ impl Contents {
         }
     }
 
-    /// As [`Self::flush`], for a call that promises nothing about the data: the news of what was
-    /// lost stays for the one that does.
+    /// As [`Self::flush`], for a call that promises nothing about the data: an error about lost
+    /// data is left for the call that does.
     pub async fn flush_for_order(&self, node: &Arc<Node>) -> Result<Option<Ticket>, FsError> {
         self.flush_as(node, Placement::Waited, Select::All).await
     }
@@ -222,8 +222,8 @@ impl Contents {
         Ok(held)
     }
 
-    /// With the node's lock held, so that nothing comes to what is there: step by step until
-    /// nothing is left. The caller awaited room for the first.
+    /// Flushes with the node's lock held, so that no data is added: step by step until nothing is
+    /// left. The caller awaited room for the first.
     async fn flush_locked(
         &self,
         node: &Arc<Node>,
@@ -511,7 +511,8 @@ pub(super) fn seen(node: &Node) -> (Inode, u64) {
 }
 
 fn take(node: &Node, select: Select) -> Option<Box<Taken>> {
-    // Of one moment with the version: a row from before a truncation would bring back what was cut.
+    // Read together with the version: a row from before a truncation would bring back the data that
+    // was cut off.
     let shown = node.row.read();
     let mut state = node.content.state();
     let row = shown.clone();
@@ -524,8 +525,8 @@ fn take(node: &Node, select: Select) -> Option<Box<Taken>> {
             .fold((0_u64, 0_u64), |(all, full), (_, p)| (all + 1, full + u64::from(whole(p))));
         full * 2 >= all
     };
-    // Of a long write only what fills packs: a rest would be a small pack of its own, or be waited
-    // for.
+    // Take only whole packs of a long write: a remainder would be a small pack of its own, or have
+    // to wait.
     let most = if mostly_whole { whole_packs(state.dirty().charge()) } else { u64::MAX };
     let (mut bytes, mut rows) = (0, 0);
     let buffer = state.take(|_, pieces| {
@@ -547,13 +548,13 @@ fn take(node: &Node, select: Select) -> Option<Box<Taken>> {
     Some(Box::new(Taken { buffer, row, version, absent_from }))
 }
 
-/// The most that a record's row takes in a batch: what is written from end to end goes to packs.
+/// Most bytes that a record's row takes in a batch: a record written from end to end goes to packs.
 fn row_max(whole: bool, bits: u8) -> usize {
     let inline = if whole { 0 } else { INLINE_BYTES_MAX.min(1 << bits) };
     inline + SEGMENTS_MAX * SEGMENT_BYTES_MAX
 }
 
-/// So many bytes as fill packs; all when they do not fill one.
+/// The bytes that fill whole packs; all of them when they do not fill one.
 fn whole_packs(bytes: u64) -> u64 {
     let pack = u64::from(PACK_BYTES);
     if bytes < pack { u64::MAX } else { bytes - bytes % pack }

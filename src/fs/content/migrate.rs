@@ -1,6 +1,6 @@
-//! Small data that rode inside a batch moves to a pack later, together with much of its kind, so
-//! that the database's compaction does not carry it for ever. What is remembered for this is only
-//! in memory: data inlined before a restart stays where it is until it is overwritten.
+//! Small data that was inlined in a batch moves to a pack later, together with much of its kind, so
+//! that the database's compaction does not carry it for ever. The list of it is in memory only:
+//! data inlined before a restart stays where it is until it is overwritten.
 
 use super::plan::{self, Allowance, CHUNK_BYTES_MIN, Part, Placement, Plan};
 use super::records::is_visible;
@@ -18,9 +18,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// So much inlined data makes a pack of its own.
+/// Inlined bytes that make a pack of their own.
 const ENOUGH_BYTES: u64 = 4 << 20;
-/// So much is worth a pack when it has waited for [`LONG`].
+/// Bytes that are worth a pack once they have waited for [`LONG`].
 const WORTH_BYTES: u64 = 256 << 10;
 const LONG: Duration = Duration::from_secs(10);
 /// Records remembered; those beyond stay inline.

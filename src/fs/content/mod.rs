@@ -1,4 +1,4 @@
-//! What files hold: reads, buffered writes, flushes, truncation, reclaim.
+//! The content of files: reads, buffered writes, flushes, truncation, reclaim.
 //!
 //! Nouns: a **record** is a fixed-size part of a file, one row of `X`; a **segment** a part of a
 //! record, inline bytes or a slice of a chunk; a **piece** received bytes that are not in the
@@ -6,25 +6,23 @@
 //! data id, or part of one, whose records are to be deleted.
 //!
 //! Invariants:
-//! - A read shows what is buffered over what is being flushed over the records. Data leaves the
-//!   buffer in the same step that makes its batch visible.
+//! - A read returns buffered data over data being flushed over the extents. Data leaves the buffer
+//!   in the same step that makes its batch visible.
 //! - The size in the database is never ahead of what writes have put there: a batch holds
 //!   [`Content::stored`], not the presented row.
 //! - An inode's `allocated` in the database is the sum of its rows' segments, masked ones included,
-//!   and the superblock's the sum over inodes. What
-//!   is presented adds what is reserved.
+//!   and the superblock's the sum over inodes. The presented figures add what is reserved.
 //! - Every batch that changes rows of `X` carries the references of the segments that came and
-//!   went; rows change only under the inode's lock, or
-//!   when no inode refers to their data id any more.
+//!   went; rows change only under the inode's lock, or when no inode refers to their data id.
 //! - Bounded: dirty bytes and decoded records by [`ContentMemory`], for the process, segments and
 //!   inline bytes of a record, rows of a
 //!   batch, flushes at once, masks of an inode.
 //!
-//! A crash loses what was not flushed (R17: the client sends it again, or it was never synced), may
-//! leave chunks in packs that nothing refers to (swept when their pack is settled, R9), and leaves
-//! `O` rows from which reclaim goes on. It never leaves a row that refers to a pack not stored.
+//! A crash loses unflushed data (R17: the client sends it again, or it was never synced), may leave
+//! chunks in packs that nothing refers to (swept when their pack is settled, R9), and leaves `O`
+//! rows from which reclaim goes on. It never leaves a row that refers to a pack not stored.
 //!
-//! Not here: who may read or write, times, and the durability that an answer waits for; that is the
+//! Not here: permissions, times, and the durability that an answer waits for; those are the
 //! namespace's.
 
 mod buffer;
@@ -103,11 +101,11 @@ pub struct Contents {
     recall: recall::Recall,
 }
 
-/// Where the data path finds an inode that it knows only by number: the namespace's inode table.
+/// Finds inodes for the data path, which knows them only by number: the namespace's inode table.
 #[async_trait::async_trait]
 pub trait NodeSource: Send + Sync {
-    /// The one [`Node`] of this inode in this process, loaded if need be; `None` when there is no
-    /// such inode any more.
+    /// The one [`Node`] of this inode in this process, loaded if need be; `None` when the inode no
+    /// longer exists.
     async fn node(&self, ino: crate::types::InodeNo) -> Result<Option<Arc<Node>>, FsError>;
 }
 
@@ -177,8 +175,8 @@ impl Contents {
         let bytes = bytes as u64;
         let room = self.room.admit(bytes).await?;
         if self.reserved() > 0 && !self.space.fits(bytes, self.allocated()) {
-            // What is reserved is more than what will be needed: when space is short it is made
-            // exact before a write is refused.
+            // Reservations exceed what will be needed: when space is short they are made exact
+            // before a write is refused.
             self.flush_all().await?;
         }
         Ok(room)

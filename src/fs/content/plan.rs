@@ -1,6 +1,6 @@
-//! What becomes of a record when dirty data is flushed over it: which bytes ride inside the batch,
-//! which go to a pack, and when the record is rewritten as a whole. Pure, but for the data of old
-//! chunks, which a rewrite asks for.
+//! Plans a flush of dirty data over a record: which bytes are inlined in the batch, which go to a
+//! pack, and when the record is rewritten as a whole. Pure, except that a rewrite asks for the data
+//! of old chunks.
 
 use super::segments::{self, INLINE_BYTES_MAX, SEGMENTS_MAX, Span};
 use crate::chunk::ChunkRef;
@@ -8,7 +8,7 @@ use crate::fs::row::{Segment, Source};
 use bytes::{Bytes, BytesMut};
 use std::collections::HashMap;
 
-/// Where small data goes.
+/// The place for small data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// Someone waits: small data rides in the batch, so that a lone fsync is one PUT.
@@ -17,7 +17,7 @@ pub enum Placement {
     Background,
     /// Someone waits for every file at once: as in the background, but no pack waits for more.
     Everything,
-    /// What rode in a batch earlier moves to a pack.
+    /// Data that was inlined earlier moves to a pack.
     Migration,
 }
 
@@ -29,7 +29,7 @@ pub const CHUNK_BYTES_MIN: usize = 4 << 10;
 const WAITED_INLINE_MAX: usize = 64 << 10;
 const BACKGROUND_INLINE_MAX: usize = 256 << 10;
 
-/// How many bytes a flush may still put inside its batch.
+/// The bytes that a flush may still inline in its batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Allowance {
     placement: Placement,
@@ -135,8 +135,8 @@ fn decide(mut merged: Vec<Segment>, fresh: &[(u32, u32)], allowance: &Allowance)
         };
         return limit(parts(merged, migrates));
     }
-    // Fresh segments and kept ones that touch stay apart: joining would copy what is large for the
-    // sake of what is small.
+    // Fresh segments and old ones that touch stay separate: joining them would copy much data to
+    // save one small segment.
     let mut parts = parts(merged, is_fresh);
     join_ready(&mut parts);
     limit(parts)

@@ -1,5 +1,5 @@
-//! Reads: what is buffered over what is being flushed over the records, holes as zeros, a fetch
-//! ahead for readers in order.
+//! Reads: buffered data over data being flushed over the extents, holes as zeros, read-ahead for
+//! sequential readers.
 
 use super::buffer::by_record;
 use super::records::visible;
@@ -67,7 +67,7 @@ impl Contents {
         }
     }
 
-    /// What is at hand of a range, without waiting.
+    /// Collects the parts of a range that are in memory, without waiting.
     fn gather(&self, state: &State, row: &Inode, offset: u64, end: u64) -> Vec<Span> {
         let mut spans = Vec::new();
         for (record, start, len) in by_record(offset, end.saturating_sub(offset), row.record_bits) {

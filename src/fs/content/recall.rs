@@ -1,13 +1,13 @@
-//! What the dataset stored before it was opened is learnt again for deduplication, from the footers
-//! of its packs: the index of known chunks is only in memory. It begins when this opening has
-//! stored something itself, so that who only reads, or writes little, pays no request. Chunks of an
-//! origin count: a clone begins with the references of its origin.
+//! Relearns for deduplication the chunks that the dataset stored before it was opened, from the
+//! footers of its packs: the index of known chunks is only in memory. This begins once this opening
+//! has stored data itself, so that a volume that only reads, or writes little, costs no request.
+//! Chunks of an origin count: a clone begins with the references of its origin.
 //!
 //! A footer that cannot be read, or a pack that is sealed meanwhile, costs only space: whether a
 //! chunk may be referred to is asked at each hit (R10). Nothing is learnt of a pack that is
 //! announced to be rewritten, or was: a collector that did not know of this dataset has not asked
-//! it to seal the pack, and counts on it to look here (R12). So what is announced is listed before
-//! any footer is read, and only first objects are read.
+//! it to seal the pack, and counts on it to look here (R12). So the announced packs are listed
+//! before any footer is read, and only first objects are read.
 
 use super::Contents;
 use crate::types::PackId;
@@ -32,7 +32,7 @@ pub(super) struct Recall {
 }
 
 impl Recall {
-    /// So much more goes to packs.
+    /// Counts bytes that go to packs.
     pub(super) fn stores(&self, raw: &[Bytes]) {
         let bytes: usize = raw.iter().map(Bytes::len).sum();
         let before = self.stored.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -61,7 +61,7 @@ impl Contents {
             .into_iter()
             .filter(|pack| !self.packer.makes(*pack))
             .collect();
-        // What was stored last is the likeliest to come again.
+        // The chunks stored last are the likeliest to recur.
         packs.sort_unstable_by_key(|pack| std::cmp::Reverse((pack.epoch, pack.seq)));
         match self.chunks.rewrite_pending().await {
             Ok(rewrite_pending) => packs.retain(|pack| !rewrite_pending.contains(pack)),

@@ -40,7 +40,7 @@ impl Contents {
         nodes: std::sync::Weak<dyn NodeSource>,
         stop: CancellationToken,
     ) {
-        // Orphans that cannot be reclaimed (a row is corrupt) are left, and said so once.
+        // Orphans that cannot be reclaimed (a row is corrupt) are left, and logged once.
         let mut broken = HashSet::new();
         loop {
             let again = match nodes.upgrade() {
@@ -114,15 +114,14 @@ impl Contents {
                 let lock = node.lock.lock().await;
                 let is_its_own = |row: &Inode| row.data == data && row.nlink > 0;
                 if !is_its_own(&node.row.read()) {
-                    // Emptied or unlinked meanwhile: the orphan has been queued anew without its
-                    // inode.
+                    // The file was emptied or unlinked meanwhile: the orphan has been queued again
+                    // without its inode.
                     return Ok(());
                 }
                 let progress = self.reclaim_masked(&node).await?;
                 drop(lock);
                 if progress == Progress::Done {
-                    // What the file left behind when it was removed meanwhile is an orphan of the
-                    // next round.
+                    // The file was removed meanwhile: its data is an orphan of the next round.
                     return Ok(());
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -174,8 +173,7 @@ impl Contents {
             return Ok(Progress::Done);
         };
         if row.nlink == 0 || queued.inode != Some(node.file.ino) {
-            // Removed meanwhile: the orphan has been queued anew without its inode, which is no
-            // more.
+            // The inode was removed meanwhile: the orphan has been queued again without it.
             return Ok(Progress::Done);
         }
         let rows = self
@@ -238,7 +236,7 @@ impl Contents {
     }
 }
 
-/// A record of a file whose record size is not known any more: any size it may have had.
+/// Decodes a record of a file whose record size is no longer known: any size it may have had.
 fn decode_any(row: &Bytes) -> Result<Record, FsError> {
     decode(row, 20)
 }

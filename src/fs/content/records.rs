@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a cached record costs beside its segments.
+/// Memory that a cached record takes beside its segments.
 const RECORD_BYTES: usize = 160;
 const SEGMENT_BYTES: usize = 112;
 /// Rows are read in aligned groups of this many: a neighbour costs a tenth of a lookup of its own.
@@ -66,7 +66,7 @@ impl Records {
     }
 }
 
-/// Whether a record written at `cut` shows, or a truncation has made it a hole (R5).
+/// Returns whether a record written at `cut` is visible, or a truncation has made it a hole (R5).
 pub(super) fn is_visible(masks: &[Mask], n: u64, cut: u32) -> bool {
     !masks.iter().any(|mask| mask.first <= n && cut < mask.cut)
 }

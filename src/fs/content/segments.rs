@@ -47,7 +47,7 @@ pub fn punch(segments: &mut Vec<Segment>, from: u32, to: u32) {
     segments.splice(first..last, head.into_iter().chain(tail));
 }
 
-/// Puts a segment over what is there.
+/// Puts a segment over the existing ones.
 pub fn put(segments: &mut Vec<Segment>, segment: Segment) {
     punch(segments, segment.start, end(&segment));
     let at = segments.partition_point(|s| s.start < segment.start);
@@ -208,7 +208,7 @@ pub fn check(record: &Record, record_bytes: u32) -> Result<(), FsError> {
     Ok(())
 }
 
-/// Whether there is nothing but zeros: such data is a hole.
+/// Returns whether the data is all zeros: such data is a hole.
 pub fn is_zero(bytes: &[u8]) -> bool {
     // Folded by blocks, which the compiler turns into wide loads; data that is not zero stops at
     // its first block.

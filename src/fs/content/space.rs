@@ -7,13 +7,13 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// The dataset's byte quota and what accepted writes may still need of it.
+/// The dataset's byte quota and the part of it that accepted writes may still need.
 ///
 /// A write reserves one byte for every byte that becomes dirty, whatever lies below it. Only when
 /// that much is not left are the records below read and the growth counted exactly, so that
-/// overwriting works on a full dataset. A flush never asks again: what it allocates is at most what
-/// was reserved, but for zeros that fill holes where a record of too many pieces is rewritten as
-/// one (less than a record each).
+/// overwriting works on a full dataset. A flush never asks again: it allocates at most what was
+/// reserved, except for zeros that fill holes where a record of too many pieces is rewritten as one
+/// (less than a record each).
 #[derive(Debug)]
 pub(super) struct Space {
     quota: AtomicU64,
@@ -35,7 +35,7 @@ impl Space {
         self.reserved.load(Ordering::Acquire)
     }
 
-    /// Whether `bytes` more fit, with `allocated` in use.
+    /// Returns whether `bytes` more fit, with `allocated` in use.
     pub fn fits(&self, bytes: u64, allocated: u64) -> bool {
         allocated.saturating_add(self.reserved()).saturating_add(bytes)
             <= self.quota.load(Ordering::Relaxed)
@@ -68,7 +68,7 @@ pub struct DirtyMemory {
     max: u64,
     used: AtomicU64,
     freed: Notify,
-    /// Who can free some: each volume's flush task.
+    /// Each volume's flush task, which can free room.
     flushers: Mutex<Vec<Weak<Notify>>>,
 }
 
@@ -82,8 +82,8 @@ pub(super) struct Room {
 
 const SHARE_PERCENT: u64 = 90;
 
-/// A writer that found no room for this long is told that the store does not answer: its client
-/// asks again.
+/// A writer that found no room for this long gets an error that the store does not answer: its
+/// client retries.
 const ADMIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Room for one write among the dirty bytes; given back when dropped.
@@ -99,7 +99,8 @@ impl Drop for Admission {
     }
 }
 
-/// Takes `bytes` more of `max`; what is larger than all there is gets its turn alone.
+/// Takes `bytes` more of `max`; a request larger than `max` is granted only while nothing else is
+/// taken.
 fn take(used: &AtomicU64, bytes: u64, max: u64) -> bool {
     let fits = |used: u64| (used == 0 || used + bytes <= max).then_some(used + bytes);
     used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
@@ -197,7 +198,7 @@ impl Room {
     }
 }
 
-/// What a volume that is dropped still held is free again.
+/// Frees the room that a dropped volume still held.
 impl Drop for Room {
     fn drop(&mut self) {
         let held = self.used.load(Ordering::Acquire);

@@ -1,4 +1,4 @@
-//! What one open file keeps in memory beside its row.
+//! The state that one open file keeps in memory beside its row.
 
 use super::buffer::{Buffer, Pieces};
 use crate::fs::FsError;
@@ -13,12 +13,12 @@ use std::sync::Arc;
 #[derive(Default)]
 pub struct Content {
     state: Mutex<State>,
-    /// Whose turn it is to change the file's records from outside an operation: a flush, reclaim or
-    /// migration. Taken before the node's lock.
+    /// Held by the background task that changes the file's extents: a flush, reclaim or migration.
+    /// Taken before the node's lock.
     pub(super) turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// What the database knows of a file while more is presented.
+/// The size and allocation that the database knows of a file while more is presented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known {
     pub size: u64,
@@ -51,14 +51,14 @@ pub(super) struct State {
     pub reader: Reader,
 }
 
-/// How much room and reserved space a change frees (or, negative, needs).
+/// Room and reserved space that a change frees (or, if negative, needs).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Freed {
     pub charge: i64,
     pub reserved: i64,
 }
 
-/// What a waiter for a flush remembers from before it waited.
+/// A waiter's position: what had been accepted and attempted before it waited for a flush.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
     accepted: u64,
@@ -79,7 +79,7 @@ impl Content {
         }
     }
 
-    /// Whether anything is waiting to be flushed (the node must stay in memory).
+    /// Returns whether anything is waiting to be flushed (the node must stay in memory).
     pub fn is_dirty(&self) -> bool {
         let state = self.state.lock();
         !state.is_clean() || state.lost.is_some()
@@ -99,12 +99,12 @@ impl State {
         &self.flushing
     }
 
-    /// What the database holds of a file that is presented as `row`.
+    /// The size and allocation in the database of a file that is presented as `row`.
     pub fn known(&self, row: &Inode) -> Known {
         self.known.unwrap_or(Known { size: row.size, allocated: row.allocated })
     }
 
-    /// Does `change` to what is buffered and says what that freed.
+    /// Applies `change` to the buffered data and returns what that freed.
     fn change(&mut self, change: impl FnOnce(&mut Self)) -> Freed {
         let sum = |s: &Self| {
             (s.dirty.charge() + s.flushing.charge(), s.dirty.reserved() + s.flushing.reserved())
@@ -129,7 +129,7 @@ impl State {
         self.change(|s| s.dirty.write(offset, data, bits, reserved))
     }
 
-    /// Takes what is to be flushed. The caller has the turn, so nothing is in flight.
+    /// Takes the data to be flushed. The caller has the turn, so nothing is in flight.
     pub fn take(&mut self, wanted: impl FnMut(u64, &Pieces) -> bool) -> &Buffer {
         debug_assert!(self.flushing.is_empty(), "one flush in flight");
         self.attempt += 1;
@@ -153,15 +153,14 @@ impl State {
         freed
     }
 
-    /// Data of a record in flight cannot ever be written: it is given up and the next waiter is
-    /// told.
+    /// Drops a record in flight whose data can never be written; the next waiter gets the error.
     pub fn lose(&mut self, record: u64, error: FsError) -> Freed {
         self.lost.get_or_insert(error);
         self.change(|s| s.flushing.remove(record))
     }
 
-    /// What the database will know of the file when the flush in flight is submitted with this
-    /// change of its allocation.
+    /// The state in the database once the flush in flight is submitted with this change of its
+    /// allocation.
     pub fn known_after(&self, row: &Inode, allocated: i64) -> Result<Known, FsError> {
         let known = self.known(row);
         let allocated = known.allocated.checked_add_signed(allocated).ok_or_else(|| {
@@ -187,7 +186,7 @@ impl State {
         freed
     }
 
-    /// Records changed by a batch that took nothing of what is buffered (reclaim, migration).
+    /// Applies a change of extents by a batch that took no buffered data (reclaim, migration).
     pub fn changed(&mut self, row: &mut Inode, known: Known) {
         self.version += 1;
         self.set_known(row, known);
@@ -198,13 +197,13 @@ impl State {
         self.known = (!self.is_clean()).then_some(known);
     }
 
-    /// Whether anything before `size` is still to be flushed.
+    /// Returns whether anything before `size` is still to be flushed.
     pub fn buffers_below(&self, size: u64, bits: u8) -> bool {
         self.dirty.begins_below(size, bits) || self.flushing.begins_below(size, bits)
     }
 
-    /// The size has changed by decree, in a batch that is submitted: what is buffered past it is
-    /// gone. Sets `row`'s size and allocation.
+    /// Applies an explicit change of size whose batch is submitted: data buffered past it is gone.
+    /// Sets `row`'s size and allocation.
     pub fn resize(&mut self, row: &mut Inode, size: u64, known: Known) -> Freed {
         self.version += 1;
         let bits = row.record_bits;
@@ -221,17 +220,17 @@ impl State {
         freed
     }
 
-    /// What a flush must cover for who asks now.
+    /// The position that a flush must cover for a caller that asks now.
     pub fn wanted(&self) -> Wanted {
         Wanted { accepted: self.accepted, attempt: self.attempt }
     }
 
-    /// Whether submitted batches hold all that was accepted by then.
+    /// Returns whether submitted batches hold everything accepted up to `wanted`.
     pub fn has_flushed(&self, wanted: Wanted) -> bool {
         self.flushed >= wanted.accepted
     }
 
-    /// Whether another's flush, begun after the waiter came, has answered for it.
+    /// The result of another caller's flush that began after the waiter came, if there is one.
     pub fn answered(&self, wanted: Wanted) -> Option<Result<Option<Ticket>, FsError>> {
         if self.has_flushed(wanted) {
             return Some(Ok(self.last));
@@ -247,7 +246,7 @@ impl State {
         self.last
     }
 
-    /// The news of lost data, for the one call that tells it.
+    /// Takes the error about lost data, for the one call that reports it.
     pub fn take_lost(&mut self) -> Option<FsError> {
         self.lost.take()
     }
@@ -256,16 +255,16 @@ impl State {
 /// Recognises a file that is read from front to end.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Reader {
-    /// Where the next read is expected.
+    /// Offset at which the next read is expected.
     next: u64,
-    /// How far ahead is fetched, bytes; 0: not read in order.
+    /// Read-ahead window in bytes; 0: the file is not read sequentially.
     window: u64,
     /// Fetched, or being fetched, up to here.
     ahead: u64,
 }
 
 const WINDOW_FIRST: u64 = 1 << 20;
-/// At 20 ms a request this keeps 800 MB/s on their way.
+/// At 20 ms a request this keeps 800 MB/s in flight.
 const WINDOW_MAX: u64 = 16 << 20;
 /// Reads of one stream arrive in any order: a client keeps several in flight.
 const SLACK: u64 = 4 << 20;

@@ -167,7 +167,7 @@ impl Rig {
         self.committer.scan(from, to, usize::MAX).await.unwrap()
     }
 
-    /// What a full scan counts agrees with the counters.
+    /// Asserts that a full scan agrees with the counters.
     pub async fn exact(&self) {
         let row = self.node.stored(&self.node.row.read());
         let mut by_data: HashMap<DataId, u64> = HashMap::new();
@@ -391,7 +391,7 @@ async fn what_no_batch_can_hold_is_flushed_in_steps() {
     for n in (0..records).step_by(97) {
         assert_eq!(rig.read(n << 16, 10).await, vec![n as u8 | 1; 10]);
     }
-    // The same for who needs the lock as well.
+    // The same for a caller that needs the lock as well.
     for n in 0..records {
         rig.write((n << 16) + 20, vec![7; 10].into()).await.unwrap();
     }
@@ -400,7 +400,7 @@ async fn what_no_batch_can_hold_is_flushed_in_steps() {
     rig.exact().await;
 }
 
-/// Whoever flushes for the sake of order leaves the news of lost data to COMMIT (R17).
+/// A flush for the sake of order leaves the error about lost data to COMMIT (R17).
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_data_is_told_to_the_call_that_promises_it() {
     let rig = Rig::new(12, plain(), limits()).await;
@@ -462,7 +462,7 @@ async fn a_full_dataset_refuses_growth_and_takes_overwrites() {
     assert_eq!(rig.contents.reserved(), 64 << 10);
     rig.write(0, vec![2; 64 << 10].into()).await.unwrap();
     assert_eq!(rig.contents.reserved(), 64 << 10);
-    // Near the quota what is reserved is made exact before a write is refused.
+    // Near the quota, reservations are made exact before a write is refused.
     rig.contents.set_quota(Some(100 << 10));
     assert!(matches!(rig.write(64 << 10, vec![1; 37 << 10].into()).await, Err(FsError::NoSpace)));
     rig.write(64 << 10, vec![1; 36 << 10].into()).await.unwrap();
@@ -497,7 +497,7 @@ async fn a_lone_sync_of_a_little_is_one_request() {
     }
     let after = rig.place.bucket.requests();
     assert_eq!(after.put - before.put, 8);
-    // An opened database looks at its manifest once by itself, when its task comes to it.
+    // An opened database reads its manifest once by itself, when its task gets to run.
     assert!(after.total() - before.total() <= 10, "{before:?} {after:?}");
     assert!(
         rig.contents.flush(&rig.node).await.unwrap().is_some(),

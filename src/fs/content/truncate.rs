@@ -12,14 +12,13 @@ use crate::fs::node::Node;
 use crate::fs::row::{Inode, MASKS_MAX, Mask, Orphan, Record};
 use std::sync::Arc;
 
-/// Up to so many records past a cut are deleted at once; more are masked and reclaimed in the
-/// background.
+/// Up to this many records past a truncation are deleted at once; more are masked and reclaimed in
+/// the background.
 const DELETE_MAX: usize = 64;
-/// So many steps of reclaim are done while a truncation waits for a mask to be free, before its
-/// caller is asked to come again.
+/// Steps of reclaim that a truncation waits for to get a free mask, before its caller is asked to
+/// retry.
 const RECLAIM_WAITED_STEPS: usize = 8;
-/// So often a file is flushed while others may write to it, before it is flushed with its lock
-/// held.
+/// Flushes of a file while others may write to it, before it is flushed with its lock held.
 const FLUSHES_FREE: usize = 8;
 
 /// A change of size that is decided, and is in a batch, but not in memory yet: dropping it changes
@@ -27,9 +26,9 @@ const FLUSHES_FREE: usize = 8;
 #[must_use = "once its batch is submitted it must be shown, see Contents::resized"]
 pub struct Resize {
     size: u64,
-    /// What the database knows once the batch is submitted.
+    /// The state in the database once the batch is submitted.
     known: Known,
-    /// Whose records changed, and what the cache is to hold of them.
+    /// The data id whose extents changed, and what the cache shall hold of them.
     data: DataId,
     records: Vec<(u64, Option<Arc<Record>>)>,
     reclaim: bool,
@@ -44,10 +43,10 @@ impl Resize {
 
 impl Contents {
     /// Decides a change of size, either way (R5): fills `batch`, changes `row`, and nothing else.
-    /// `None`: the size is this already. The caller holds the node's lock throughout, puts
-    /// [`Resize::stored`] into `batch`, submits it, and then, without waiting for anything in
-    /// between, calls [`Self::resized`]. Who gives up before that, or is refused by the committer,
-    /// has changed nothing.
+    /// `None`: the file has this size already. The caller holds the node's lock throughout, puts
+    /// [`Resize::stored`] into `batch`, submits it, and then, without an await in between, calls
+    /// [`Self::resized`]. A caller that stops before that, or is refused by the committer, has
+    /// changed nothing.
     ///
     /// The size in the database is not ahead of data that is still buffered. A caller that promises
     /// the new size takes the lock with [`Self::lock_flushed`].
@@ -151,7 +150,7 @@ impl Contents {
         }
     }
 
-    /// The batch of a [`Self::discard`] was submitted: drops what is buffered. The caller still
+    /// Drops the buffered data once the batch of a [`Self::discard`] is submitted. The caller still
     /// holds the node's lock.
     pub fn discarded(&self, node: &Node) {
         let nothing = Known { size: 0, allocated: 0 };
@@ -184,7 +183,8 @@ impl Contents {
         self.flush_and_lock(node).await
     }
 
-    /// Trims the record that the new end lies in, so that what is cut reads as zeros for ever.
+    /// Trims the record that contains the new end, so that the data cut off reads as zeros for
+    /// ever.
     async fn cut_boundary(
         &self,
         node: &Node,

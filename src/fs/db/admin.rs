@@ -1,4 +1,4 @@
-//! What is done to a database that nobody needs to have open.
+//! Operations on a database that need not be open.
 
 use super::clock::Clock;
 use super::collection::{self, Ages};
@@ -20,7 +20,7 @@ pub(super) async fn manifest(place: &DbPlace) -> Result<Option<VersionedManifest
     limited("reading the manifest", settings::READ_LIMIT, admin(place).read_manifest(None)).await
 }
 
-/// Whether a database exists at the place. One that is half cloned does not.
+/// Returns whether a database exists at the place. A half-made clone does not count.
 pub async fn exists(place: &DbPlace) -> Result<bool, FsError> {
     Ok(manifest(place).await?.is_some_and(|manifest| manifest.initialized()))
 }
@@ -54,9 +54,10 @@ pub async fn epoch(place: &DbPlace) -> Result<Epoch, FsError> {
     Ok(manifest.map_or(Epoch(0), |manifest| Epoch(manifest.writer_epoch())))
 }
 
-/// A named checkpoint on a database that nobody has open: opens (replays), checkpoints, closes. A
-/// checkpoint from outside (`create_detached_checkpoint`) would miss what only the WAL holds.
-/// [`FsError::Fenced`], and nobody is fenced, when its writer epoch is not `expected` any more.
+/// Makes a named checkpoint of a database that nobody has open: opens (replays), checkpoints,
+/// closes. A checkpoint from outside (`create_detached_checkpoint`) would miss rows that only the
+/// WAL holds. [`FsError::Fenced`], and nobody is fenced, when its writer epoch is no longer
+/// `expected`.
 pub async fn checkpoint_closed(
     place: &DbPlace,
     name: &str,
@@ -75,7 +76,7 @@ pub async fn checkpoint_closed(
     closed.map(|()| checkpoint)
 }
 
-/// Removes what the database has outlived. Only of one that nobody has open, or whose owner cannot
+/// Removes a database's obsolete objects. Only for one that nobody has open, or whose owner cannot
 /// have begun before this call's caller claimed it: an owner collects its own.
 pub async fn collect_garbage(place: &DbPlace) -> Result<(), FsError> {
     let Some(manifest) = manifest(place).await?.filter(|manifest| manifest.initialized()) else {
@@ -85,7 +86,7 @@ pub async fn collect_garbage(place: &DbPlace) -> Result<(), FsError> {
     collection::collect(place, &closed_clock(place, &manifest).await?, Ages::of(place)).await
 }
 
-/// The clock of a database that nobody has open: its last time, and as much as has passed since its
+/// Returns the clock of a database that nobody has open: its last time, plus the time since its
 /// manifest was stored.
 pub(super) async fn closed_clock(
     place: &DbPlace,
@@ -105,14 +106,14 @@ pub(super) async fn closed_clock(
     Ok(clock)
 }
 
-/// Makes a clone's database that nobody has open stand on its own (R13). [`FsError::Fenced`], and
-/// nobody is fenced, when its writer epoch is not `expected` any more.
+/// Detaches a clone's database that nobody has open from its ancestors (R13). [`FsError::Fenced`],
+/// and nobody is fenced, when its writer epoch is no longer `expected`.
 pub async fn detach_closed(place: &DbPlace, expected: Epoch) -> Result<Detached, FsError> {
     let existing = manifest(place).await?.ok_or_else(|| missing(place))?;
     if existing.external_dbs().is_empty() {
         return Ok(Detached::Whole);
     }
-    // A compaction of the upkeep would hold what it replaces for readers that there are not.
+    // A maintenance compaction would hold replaced tables for readers that do not exist.
     let database = Database::visit(place, Some(expected)).await?;
     let detached = database.detach_for(Readers::None).await;
     let closed = database.close().await;
@@ -155,14 +156,14 @@ pub async fn holds(place: &DbPlace) -> Result<Holds, FsError> {
     })
 }
 
-/// How many ancestors' databases a clone's database still reads (R13).
+/// Counts the ancestors' databases that a clone's database still reads (R13).
 pub async fn ancestors(place: &DbPlace) -> Result<usize, FsError> {
     let manifest = manifest(place).await?.ok_or_else(|| missing(place))?;
     Ok(distinct(&manifest))
 }
 
-/// How many ancestors a clone of this checkpoint would be attached to, its own source left out
-/// (R13): each costs the clone a pin. What the database itself is attached to may be less by now,
+/// Counts the ancestors to which a clone of this checkpoint would be attached, its own source
+/// excluded (R13): each costs the clone a pin. The database itself may be attached to fewer by now,
 /// or more.
 pub async fn ancestors_at(place: &DbPlace, checkpoint: CheckpointId) -> Result<usize, FsError> {
     let newest = manifest(place).await?.ok_or_else(|| missing(place))?;
@@ -195,9 +196,9 @@ fn distinct(manifest: &VersionedManifest) -> usize {
         .len()
 }
 
-/// Opens and closes, so that no earlier owner can write any more. The first step of deletion. An
-/// absent database has no owner; one whose deletion has begun was fenced before, and may have lost
-/// too much to be opened.
+/// Opens and closes the database, so that no earlier owner can write to it. This is the first step
+/// of deletion. An absent database has no owner; one whose deletion has begun was fenced before,
+/// and may have lost too much to be opened.
 pub async fn fence(place: &DbPlace) -> Result<(), FsError> {
     if deletion_begun(place).await? || !exists(place).await? {
         return Ok(());
@@ -210,8 +211,8 @@ pub async fn fence(place: &DbPlace) -> Result<(), FsError> {
     }
 }
 
-/// Whether [`delete`] was begun and not finished: SlateDB marks that before it removes anything,
-/// and removes the mark last.
+/// Returns whether [`delete`] was begun and not finished: SlateDB sets a mark before it removes
+/// anything, and removes the mark last.
 async fn deletion_begun(place: &DbPlace) -> Result<bool, FsError> {
     let mark = format!("vol/{}/.deleting", place.incarnation);
     let found = place.bucket.get(&mark, MARK_BYTES_MAX).await;

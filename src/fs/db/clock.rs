@@ -20,7 +20,8 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// Shows no time before `millis` since 1970 any more. `true`: it would have.
+    /// Moves the clock so that it returns no time before `millis` since 1970. `true`: it would
+    /// have.
     pub fn go_on_from(&self, millis: i64) -> bool {
         let behind = millis.saturating_sub(self.own.now().timestamp_millis());
         let ahead = u64::try_from(behind).unwrap_or(0);

@@ -1,20 +1,21 @@
-//! Removing what a database has outlived: WAL objects whose rows are in tables, manifests and
+//! Removes a database's obsolete objects: WAL objects whose rows are in tables, manifests and
 //! compaction records that newer ones replaced, tables that compaction rewrote, pins on ancestors
-//! that nothing reads any more.
+//! that are no longer read.
 //!
 //! Whatever a checkpoint names stays: that is what snapshots, clones and pins are. WAL fences stay
-//! for ever: a writer that was held up since before it was fenced would find its number free. Every
+//! for ever: a writer that was delayed since before it was fenced would find its number free. Every
 //! collection of a database uses the same settings, whoever runs it.
 //!
 //! Tables are named by the time of the clock that they were made by, and that is the database's
 //! ([`super::clock`]): a clock that was a year ahead for a while has put it a year ahead for good.
-//! So their age, and how long a compaction holds what it replaced, is told by the database's clock.
-//! The age of everything else is told by the store, and compared with this machine's.
+//! So their age, and how long a compaction holds the tables it replaced, is measured by the
+//! database's clock. The age of everything else comes from the store, and is compared with this
+//! machine's clock.
 //!
-//! An open database is collected by its owner only, who renews the manifest in its memory first:
-//! the tables that a writer reads are those of that manifest. One that nobody has open is collected
-//! under a caretaker's claim, and whoever opens it meanwhile begins with the newest manifest. A
-//! crash leaves garbage that the next collection finds.
+//! An open database is collected by its owner only, which refreshes the manifest in its memory
+//! first: the tables that a writer reads are those of that manifest. A closed one is collected
+//! under a maintenance claim, and a process that opens it meanwhile begins with the newest
+//! manifest. A crash leaves garbage that the next collection finds.
 
 use super::clock::Clock;
 use super::compaction::{admin, admin_at};
@@ -33,21 +34,21 @@ use tokio_util::sync::CancellationToken;
 
 /// Between collections of a database that is written to …
 const INTERVAL: Duration = Duration::from_secs(300);
-/// … or longer, because each reads the manifests of all checkpoints: so much for each.
+/// … or longer, because each collection reads the manifests of all checkpoints: this much for each.
 const INTERVAL_CHECKPOINT: Duration = Duration::from_secs(5);
 
-/// How old garbage must be. Work under way is protected by SlateDB's own marks; the age is for
+/// Minimum ages of garbage. Work in progress is protected by SlateDB's own marks; the age protects
 /// readers without a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ages {
-    /// Of WAL objects and tables.
+    /// Age of WAL objects and tables.
     pub data: Duration,
-    /// Of manifests and compaction records.
+    /// Age of manifests and compaction records.
     pub records: Duration,
 }
 
 impl Ages {
-    /// What every collection uses.
+    /// The settings of every collection.
     pub(super) fn of(place: &DbPlace) -> Self {
         let data = Duration::from_secs(300);
         // Without a boundary a process that is stopped between choosing a number and using it may
@@ -57,8 +58,8 @@ impl Ages {
     }
 }
 
-/// Whether the store can replace an object on condition, which boundaries of collected numbers
-/// need. A folder cannot.
+/// Returns whether the store can replace an object conditionally, which the boundaries of collected
+/// numbers need. A folder cannot.
 fn has_boundaries(place: &DbPlace) -> bool {
     !["file://", "LocalFileSystem"].iter().any(|folder| place.bucket.url().starts_with(folder))
 }
@@ -111,8 +112,8 @@ pub(super) async fn collect(
     run(&admin_at(place, clock), place, by_the_database).await
 }
 
-/// Drops a clone's pins on ancestors whose tables nothing of it reads any more. `admin`: of the
-/// clock that says how long what was compacted is held.
+/// Drops a clone's pins on ancestors whose tables it no longer reads. `admin` has the clock that
+/// decides how long compacted tables are held.
 pub(super) async fn drop_pins(admin: &Admin, place: &DbPlace) -> Result<(), FsError> {
     let detach_options = Some(GarbageCollectorScheduleOptions { interval: None });
     run(admin, place, GarbageCollectorOptions { detach_options, ..nothing() }).await
@@ -134,7 +135,8 @@ pub(super) async fn keep(db: Db, place: DbPlace, clock: Arc<Clock>, stop: Cancel
             return;
         }
         let mut last_change = Instant::now();
-        // What the last compaction replaced is kept for readers, and then must grow old enough.
+        // The tables that the last compaction replaced are kept for readers, and then must reach
+        // the minimum age.
         let settled = settings::COMPACTOR_HOLD + Ages::of(&place).records;
         while last_change.elapsed() < settled {
             let checkpoints = u32::try_from(db.manifest().checkpoints().len()).unwrap_or(u32::MAX);
@@ -160,7 +162,7 @@ pub(super) async fn keep(db: Db, place: DbPlace, clock: Arc<Clock>, stop: Cancel
     }
 }
 
-/// How far the database is written, and whether it is closed.
+/// Returns the durable position of the database, and whether it is closed.
 fn position(status: &mut watch::Receiver<DbStatus>) -> (u64, bool) {
     let now = status.borrow_and_update();
     (now.durable_seq, now.close_reason.is_some())

@@ -19,13 +19,13 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// How often a running compaction is looked at.
+/// Polling interval of a running compaction.
 pub(super) const LOOK: Duration = Duration::from_millis(500);
 /// After a compactor failed, the next one starts no sooner.
 const PAUSE: Duration = Duration::from_secs(10);
 /// The same after a damaged table was found: somebody may have put it back.
 const PAUSE_DAMAGED: Duration = Duration::from_secs(300);
-/// How often a compactor is told to stop.
+/// Attempts to stop a compactor.
 const STOP_TRIES: u32 = 60;
 
 /// Held by whoever runs a compactor for a database: one at a time in this process. Its time is the
@@ -41,7 +41,8 @@ impl Turn {
         Self { one: Arc::default(), clock }
     }
 
-    /// What it asks for is not of an earlier time than what the writer and its compactors did.
+    /// Returns an admin handle whose times are never earlier than those of the writer and its
+    /// compactors.
     pub(super) fn admin(&self, place: &DbPlace) -> Admin {
         admin_at(place, &self.clock)
     }
@@ -128,7 +129,7 @@ async fn make_room(
     let _turn = turn.lock().await;
     let done =
         Running::start(place, settings::compactor(), turn).until(until_done(db, place), stop).await;
-    // What the compactor did last is not in the writer's memory yet, and a collection would take
+    // The compactor's last change is not in the writer's memory yet, and a collection would delete
     // the tables that it replaced.
     let seen = limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await;
     done.and(seen)
@@ -155,7 +156,7 @@ impl Running {
         Self { compactor, task }
     }
 
-    /// Runs until `done` or `stop`; nothing of it runs any more when this returns.
+    /// Runs until `done` or `stop`; when this returns, none of its tasks is running.
     pub(super) async fn until<T: Default>(
         mut self,
         done: impl Future<Output = Result<T, FsError>>,
@@ -175,7 +176,7 @@ impl Running {
     }
 
     /// SlateDB's `stop` finds nothing to stop while its `run` is still starting, and that compactor
-    /// would then poll for ever: so it is repeated until `run` has ended.
+    /// would then poll for ever: so the call is retried until `run` has ended.
     async fn end(mut self) -> Result<(), FsError> {
         for _ in 0..STOP_TRIES {
             limited("stopping the compactor", settings::CHANGE_LIMIT, self.compactor.stop())

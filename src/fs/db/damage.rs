@@ -1,8 +1,8 @@
-//! Damaged tables, found while compaction does not get on.
+//! Finds damaged tables when compaction makes no progress.
 //!
-//! SlateDB tries a compaction that meets a damaged table again at once and without end, and says so
-//! to nobody. L0 grows meanwhile, and once it is full nothing is written any more. So a compaction
-//! that takes long is a reason to read every row: that tells which table is damaged, if one is.
+//! SlateDB retries a compaction that meets a damaged table at once and without end, and reports no
+//! error. L0 grows meanwhile, and once it is full all writes stop. So a compaction that takes long
+//! is a reason to read every row: that shows which table is damaged, if one is.
 //!
 //! ```text
 //! compaction takes long ──▶ all rows are read ──▶ a damaged table: told, the compactor rests ──▶ tried again ──▶ whole again: told
@@ -18,8 +18,8 @@ use tokio::time::Instant;
 
 /// A compaction that takes longer is looked into, then again after twice as long.
 const SUSPICIOUS: Duration = Duration::from_secs(60);
-/// Reading everything passes by the cache of the process, which may have what the store has not any
-/// more.
+/// Reading every row bypasses the cache of the process, which may hold data that the store has
+/// lost.
 const CACHE_BYTES: u64 = 4 << 20;
 
 /// The known damage of an open database's tables.
@@ -75,10 +75,10 @@ impl Suspicion {
         Self { at: Instant::now() + SUSPICIOUS, wait: SUSPICIOUS }
     }
 
-    /// Reads every row if it is time.
+    /// Reads every row if it is due.
     ///
     /// # Errors
-    /// [`FsError::Corrupt`]: what is damaged. What else goes wrong is no reason to stop compacting.
+    /// [`FsError::Corrupt`] names the damage. No other error is a reason to stop compacting.
     pub async fn look(&mut self, place: &DbPlace) -> Result<(), FsError> {
         if Instant::now() < self.at {
             return Ok(());

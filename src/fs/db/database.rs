@@ -55,9 +55,9 @@ impl Database {
         Ok(database)
     }
 
-    /// As [`Self::open`], for one act on a database that nobody has open: its upkeep is left to the
-    /// next owner, so that the act takes the same few requests whatever the size. Only an L0
-    /// without room for a checkpoint is compacted.
+    /// As [`Self::open`], for one operation on a database that nobody has open: its maintenance is
+    /// left to the next owner, so that the operation takes the same few requests whatever the size.
+    /// Only an L0 without room for a checkpoint is compacted.
     pub async fn visit(place: &DbPlace, expected: Option<Epoch>) -> Result<Self, FsError> {
         Self::open_with(place, expected, settings::L0_MAX - settings::L0_ROOM + 1).await
     }
@@ -70,7 +70,7 @@ impl Database {
         let clock = Arc::new(Clock::default());
         let (mut db, mut replayed) = build(place, expected, &clock).await?;
         if clock.go_on_from(last_time(&db.manifest())) {
-            // It may have named a table by a time that is refused already.
+            // The first opening may have named a table by a time that is already refused.
             let opened = Epoch(db.manifest().writer_epoch());
             drop(db);
             (db, replayed) = build(place, Some(opened), &clock).await?;
@@ -113,7 +113,7 @@ impl Database {
         self.epoch
     }
 
-    /// Whose database it is.
+    /// The incarnation that the database belongs to.
     pub fn incarnation(&self) -> Incarnation {
         self.place.incarnation
     }
@@ -172,8 +172,8 @@ impl Database {
         &self.memory
     }
 
-    /// In memory when it returns; the order of calls is the order of effects. Waits while too much
-    /// is unflushed, without a limit: a write that was given up could still take effect.
+    /// Writes to memory; the order of calls is the order of effects. Waits while too much is
+    /// unflushed, without a time limit: an abandoned write could still take effect.
     pub async fn write(&self, ops: Ops) -> Result<(), FsError> {
         if ops.is_empty() {
             return Ok(());
@@ -273,8 +273,8 @@ impl Database {
             .map(|created| created.id.into())
     }
 
-    /// Makes a clone stand on its own (R13). While the volume is mounted the first call rewrites,
-    /// and a call some minutes later finds it whole. May be repeated at any time.
+    /// Detaches a clone (R13). While the volume is mounted the first call rewrites, and a call some
+    /// minutes later finds it detached. May be called again at any time.
     pub async fn detach(&self) -> Result<Detached, FsError> {
         self.detach_for(Readers::Some).await
     }
@@ -304,7 +304,8 @@ impl Database {
         limited("reading the manifest", settings::READ_LIMIT, self.db.refresh_manifest()).await
     }
 
-    /// Fenced or failed: nothing may be acknowledged any more. Resolves at once when that happens.
+    /// Resolves as soon as the database is fenced or has failed: from then on nothing may be
+    /// acknowledged.
     pub async fn closed(&self) -> FsError {
         let mut status = self.db.subscribe();
         let reason = match status.wait_for(|status| status.close_reason.is_some()).await {
@@ -324,7 +325,7 @@ impl Database {
     }
 
     /// Flushes to L0, so that the next opening replays nothing, or to the WAL where L0 is full;
-    /// then lets go. May be repeated.
+    /// then closes. May be retried.
     pub async fn close(&self) -> Result<(), FsError> {
         self.close_with(
             if self.has_l0_room() { FlushType::MemTable } else { FlushType::Wal },
@@ -333,8 +334,8 @@ impl Database {
         .await
     }
 
-    /// Lets go as fast as can be of what is flushed: the next opening replays what [`Self::rolled`]
-    /// has left.
+    /// Closes a flushed database as fast as possible: the next opening replays what
+    /// [`Self::rolled`] has left.
     pub async fn leave(&self) -> Result<(), FsError> {
         self.close_with(FlushType::Wal, settings::LEAVE_LIMIT).await
     }

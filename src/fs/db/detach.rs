@@ -1,15 +1,16 @@
-//! Making a clone stand on its own (R13).
+//! Detaches a clone from its ancestors (R13).
 //!
 //! ```text
-//! compact every table into tables of the clone's own ─▶ the last manifest that reads an ancestor's goes ─▶ drop the pins
+//! compact every table into tables of the clone's own ─▶ no manifest reads an ancestor's ─▶ drop the pins
 //! ```
 //! A clone's database reads its ancestors' tables, which its pins (unnamed checkpoints in their
-//! manifests) keep. Every step may be repeated, and a crash between any two leaves pins, never a
+//! manifests) keep. Every step may be retried, and a crash between any two leaves pins, never a
 //! table that is read and not pinned: SlateDB drops a pin only once no manifest that a live
 //! checkpoint names reads that ancestor's tables.
 //!
-//! It is done by whoever has the database open for writing: the tables that a writer reads are
-//! those of the manifest in its memory, which only its own process can renew before they go.
+//! The process that has the database open for writing does it: the tables that a writer reads are
+//! those of the manifest in its memory, which only its own process can refresh before they are
+//! deleted.
 
 use super::compaction::{LOOK, Running, Turn};
 use super::damage::Suspicion;
@@ -19,21 +20,22 @@ use slatedb::compactor::{CompactionSpec, CompactionStatus, SourceId};
 use slatedb::{Db, VersionedManifest};
 use tokio_util::sync::CancellationToken;
 
-/// Other compactions may take tables of the plan before it is accepted: it is made anew so often.
+/// Other compactions may take tables of the plan before it is accepted: a new one is made this many
+/// times.
 const PLANS: u32 = 8;
 
-/// Whether a database reads ancestors'.
+/// The state of a clone's database with regard to its ancestors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Detached {
-    /// It stands on its own.
+    /// The database reads no ancestor.
     Whole,
     /// All is rewritten, but states still read ancestors': its own snapshots from before, or what
     /// readers may hold for some minutes.
     Held,
 }
 
-/// How long the tables that the rewriting replaced are kept for those who read them.
+/// The readers for whom the replaced tables are kept after a rewrite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Readers {
     /// The volume is mounted.
@@ -115,7 +117,7 @@ async fn rewrite(db: &Db, place: &DbPlace, turn: &Turn) -> Result<(), FsError> {
         let found =
             limited("reading a compaction", settings::READ_LIMIT, admin.read_compaction(id, None))
                 .await?;
-        // One that is not in the record any more has ended.
+        // A compaction that is no longer in the record has ended.
         if found.is_none_or(|found| {
             matches!(found.status(), CompactionStatus::Completed | CompactionStatus::Failed)
         }) {

@@ -5,16 +5,16 @@
 //! - `clock`: the time that its writes carry.
 //! - `compaction`: a compactor that runs only while there is something to compact, so that an idle
 //!   volume makes no request.
-//! - `damage`: what keeps a compaction from getting on.
-//! - `collection`: removing what a database has outlived; `detach`: making a clone stand on its
-//!   own.
+//! - `damage`: finds damaged tables that keep a compaction from making progress.
+//! - `collection`: removes a database's obsolete objects; `detach`: detaches a clone from its
+//!   ancestors.
 //! - `reader`: reading at a checkpoint, or at the newest durable state, without an owner and
 //!   without writing.
-//! - `admin`: what is done to a database that nobody needs to have open: clones, checkpoints,
-//!   fencing, deletion, collection.
+//! - `admin`: operations on a database that need not be open: clones, checkpoints, fencing,
+//!   deletion, collection.
 //! - `sealing`: encrypts SlateDB's blocks.
-//! - `unflushed`: memory for what is written and in no stored table yet.
-//! - `summed`: checksums for what SlateDB keeps without one.
+//! - `unflushed`: memory for rows that are written but in no stored table yet.
+//! - `summed`: checksums for the objects that SlateDB stores without one.
 //! - `reads`: the store as the engine reads it: the log listed once, small objects read whole.
 //!
 //! Invariants. A database's path is literal in the store (`vol/<incarnation>` below the pool's
@@ -23,11 +23,11 @@
 //! store has a time limit, except [`Database::write`] and [`Database::flush`], whose callers keep
 //! waiting through an outage on purpose (R17).
 //!
-//! A crash leaves at most: a clone that is half made (its creation is repeated), a checkpoint whose
-//! id nobody noted (found by its name), a deletion half done (repeated; SlateDB's `.deleting`
-//! marker remembers that this was a database).
+//! A crash leaves at most: a half-made clone (its creation is retried), a checkpoint whose id was
+//! not recorded (found by its name), an unfinished deletion (retried; SlateDB's `.deleting` marker
+//! shows that this was a database).
 //!
-//! It does not know what rows mean.
+//! This module does not know what rows mean.
 
 mod admin;
 mod clock;
@@ -66,7 +66,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Where a database is and how its blocks are sealed.
+/// The location of a database and how its blocks are encrypted.
 #[derive(Clone)]
 pub struct DbPlace {
     pub bucket: Bucket,
@@ -110,7 +110,7 @@ impl DbPlace {
 }
 
 /// The memory that all databases of a process share: for blocks, for copies of small objects, and
-/// for what is in no table yet.
+/// for rows that are in no table yet.
 #[derive(Clone)]
 pub struct DbCache {
     cache: Arc<dyn slatedb::db_cache::DbCache>,
@@ -144,7 +144,7 @@ impl DbCache {
         }
     }
 
-    /// With another limit of what is in no table yet, in bytes.
+    /// Sets another limit in bytes for rows that are in no table yet.
     #[must_use]
     pub fn with_unflushed(mut self, bytes: u64) -> Self {
         self.unflushed = Unflushed::new(bytes);
@@ -173,10 +173,10 @@ impl From<uuid::Uuid> for CheckpointId {
     }
 }
 
-/// What is written together.
+/// The rows of one atomic write.
 pub type Ops = Vec<(Bytes, Option<Bytes>)>;
 
-/// What an error of the engine means to a file system. Always said with what was being done.
+/// Maps an error of the engine to a file system's. The message always names the operation.
 fn fs_error(doing: &str, error: &slatedb::Error) -> FsError {
     match error.kind() {
         ErrorKind::Closed(CloseReason::Fenced) => FsError::Fenced,

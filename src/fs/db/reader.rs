@@ -6,7 +6,7 @@ use crate::fs::{FsError, key};
 use bytes::Bytes;
 use slatedb::{DbReader, DbReaderMode};
 
-/// How often a reader of the newest state starts again because the state moved on under it.
+/// Attempts of a reader of the newest state, which starts again when the state changes under it.
 const NEWEST_TRIES: u32 = 5;
 
 /// Rows of one page.
@@ -26,10 +26,9 @@ impl Reader {
     /// The newest durable state. Takes no checkpoint, so that nothing is written; a collection that
     /// runs meanwhile can make later reads fail, never make them wrong.
     ///
-    /// SlateDB's reader takes a WAL object that is missing for the end of the WAL. It is missing
-    /// when the writer moved it to L0 and a collection removed it, and then the manifest has moved
-    /// on: so the manifest is read again afterwards, and the reader opened anew until the two
-    /// agree.
+    /// SlateDB's reader takes a missing WAL object for the end of the WAL. It is missing when the
+    /// writer moved it to L0 and a collection removed it, and then the manifest has advanced: so
+    /// the manifest is read again afterwards, and the reader reopened until the two agree.
     pub async fn newest(place: &DbPlace) -> Result<Self, FsError> {
         let admin = compaction::admin(place);
         for _ in 0..NEWEST_TRIES {

@@ -1,4 +1,4 @@
-//! The store as the engine reads it: with few requests, one after another as seldom as can be.
+//! Serves the engine's reads with few requests, and as few as possible one after another.
 //!
 //! SlateDB finds the end of the write-ahead log by asking for object after object, and reads each
 //! with a HEAD and a GET; of a table it reads the index, the filter and each block by themselves.
@@ -6,17 +6,17 @@
 //! - the log is listed once, when an opening first asks about it, which answers every HEAD;
 //! - an object of at most [`SMALL_BYTES`], as nearly all of the log and of L0 are, is read whole
 //!   with one GET, and kept for a while: what reads the same log again (a collection, an opening
-//!   that has to begin anew) reads only what is new in it.
+//!   that has to start again) reads only what is new in it.
 //!
 //! Invariants.
 //! - Tables and WAL objects are put if absent, or under a name that is never used again, and never
 //!   change: a copy is as good as the
 //!   object.
-//! - "Absent" is only said from the listing until the log is first written to. The fence is a put
-//!   if absent, which finds the end of the log wherever it has moved, and what came between the
-//!   listing and the fence is asked of the store. A reader sees the log as it was listed, which is
-//!   after it was opened.
-//! - A copy that does not decode is read anew (`ObjectStoreCallTag::retry`).
+//! - "Absent" is answered from the listing only until the log is first written to. The fence is a
+//!   put if absent, which finds the end of the log wherever it has moved, and objects that came
+//!   between the listing and the fence are requested from the store. A reader sees the log as it
+//!   was listed, which is after it was opened.
+//! - A copy that does not decode is read again (`ObjectStoreCallTag::retry`).
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -114,7 +114,7 @@ pub(super) struct ReadStore {
     listed: OnceCell<Listed>,
     /// The log was, or may have been, written to.
     written: AtomicBool,
-    /// Nothing is answered from the listing any more.
+    /// Set once nothing may be answered from the listing.
     opened: AtomicBool,
 }
 
@@ -155,7 +155,7 @@ impl ReadStore {
         if self.opened.load(Ordering::Acquire) || !self.is_wal(at) {
             return None;
         }
-        // Before it is listed: what is written after this was asked may be in no listing.
+        // Read before the listing: objects written after this request may be in no listing.
         let written = self.written.load(Ordering::Acquire);
         let listed = match self.listed.get_or_try_init(|| self.list_from(at)).await {
             Ok(listed) => listed,

@@ -15,39 +15,38 @@ pub(super) const OPEN_LIMIT: Duration = Duration::from_secs(120);
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(30);
 /// Checkpoints, clones and closing wait for L0 room and for uploads.
 pub(super) const CHANGE_LIMIT: Duration = Duration::from_secs(60);
-/// Who hands a database over does not wait longer for its compaction: the next owner's fences it.
+/// Time limit for the compaction when a database is handed over: the next owner's compactor fences
+/// it.
 pub(super) const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 /// Deleting removes objects one after another.
 pub(super) const DELETE_LIMIT: Duration = Duration::from_secs(600);
 
 /// A MemTable flush begins after this many WAL flushes, …
 pub(super) const ROLL_FLUSHES: u32 = 24;
-/// … and the one after so many more waits for it: an opening replays at most 32 WAL objects, each
-/// of which it may have to ask the store for.
+/// … and the flush after this many more waits for it: an opening replays at most 32 WAL objects,
+/// each of which it may have to request from the store.
 pub(super) const ROLL_AHEAD: u32 = 8;
-/// How long it waits at most.
+/// Longest time that it waits.
 pub(super) const ROLL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The compactor starts at this many L0 tables …
 pub(super) const COMPACT_L0: usize = 8;
 /// … but not while the volume is being opened, unless there are twice as many or no room for a
-/// checkpoint: who waits for the opening would wait for it too.
+/// checkpoint: the caller that waits for the opening would wait for the compaction too.
 pub(super) const COMPACT_DELAY: Duration = Duration::from_secs(10);
 /// … and checkpoints want at least this many free places, because `create_checkpoint(All)` waits
 /// for ever on a full L0.
 pub(super) const L0_ROOM: usize = 4;
 pub(super) const L0_MAX: usize = 32;
 
-/// How long tables that a compaction replaced are kept for those who read them; far longer than any
-/// call takes.
+/// Time for which tables that a compaction replaced are kept for readers; far longer than any call.
 pub(super) const COMPACTOR_HOLD: Duration = Duration::from_secs(900);
-/// The same where nobody reads: a database that was opened to be rewritten.
+/// The same where there are no readers: a database that was opened to be rewritten.
 pub(super) const REWRITER_HOLD: Duration = Duration::from_millis(100);
 
 pub(super) const CACHE_SHARDS: usize = 8;
 
-/// Memory of rows that are in no stored table yet, for all databases of a process, where nothing
-/// else is said.
+/// Default memory for rows that are in no stored table yet, for all databases of a process.
 pub(super) const UNFLUSHED_BYTES: u64 = 28 << 20;
 /// Bytes of a row beside its key and value: the MemTable's node, and its places in the queue and
 /// the WAL.

@@ -1,11 +1,11 @@
-//! Checksums for what SlateDB keeps without one: manifests, compaction states, boundaries. Its
-//! tables and logs have their own; but one flipped bit of a manifest opened a database that lacked
-//! its newest file, and nobody noticed (`tests/crash/sealed.rs`).
+//! Checksums for the objects that SlateDB stores without one: manifests, compaction states,
+//! boundaries. Its tables and logs have their own; but with one flipped bit in its manifest a
+//! database opened without its newest file and without an error (`tests/crash/sealed.rs`).
 //!
 //! ```text
 //! the engine's bytes   magic:4 "zfmf"   version:1   writer:16   checksum:16
 //! ```
-//! The checksum is BLAKE3's, over where the object is (`<incarnation>/<folder>/<name>`) and all
+//! The checksum is BLAKE3's, over the object's location (`<incarnation>/<folder>/<name>`) and all
 //! bytes before it: an object in another's place is damage too. Other objects pass as they are.
 //!
 //! The writer is a random number of each handle. Two openers that take the next epoch write the
@@ -13,7 +13,7 @@
 //! and no other (R35).
 //!
 //! A damaged object reads as an empty one: the engine refuses that as invalid data at once, while
-//! any error of the store would be tried again for an hour. The log says which object it was.
+//! it would retry any error of the store for an hour. The log names the object.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -217,7 +217,7 @@ mod tests {
         summed.get(&Path::from(at)).await.unwrap().bytes().await.unwrap()
     }
 
-    /// What is in buckets: this must never change.
+    /// The bytes stored in buckets: they must never change.
     #[tokio::test]
     async fn golden_bytes() {
         let (_, summed, raw) = stored(AT, b"manifest").await;

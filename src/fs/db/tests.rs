@@ -393,7 +393,7 @@ async fn compact_something(db: &Database) {
         }
     };
     tokio::time::timeout(Duration::from_secs(600), compacted).await.expect("a compaction");
-    // What is held for readers is not held any more.
+    // Nothing is held for readers after this.
     tokio::time::advance(settings::COMPACTOR_HOLD * 2).await;
 }
 
@@ -475,8 +475,7 @@ fn a_node_with_a_slow_clock_detaches() {
     );
 }
 
-/// While it is mounted the tables stay for those who read them; its own snapshots from before keep
-/// them too.
+/// While the clone is mounted the tables stay for readers; its own earlier snapshots keep them too.
 #[tokio::test]
 async fn an_open_clone_is_rewritten_at_once_and_detached_later() {
     let place = place(Bucket::memory());
@@ -497,8 +496,8 @@ async fn an_open_clone_is_rewritten_at_once_and_detached_later() {
     db.close().await.unwrap();
 }
 
-/// A damaged table stops compaction; that is told before L0 is full, and again by every write when
-/// it is, until the table is put back.
+/// A damaged table stops compaction; that is reported before L0 is full, and by every write once it
+/// is, until the table is put back.
 #[test]
 fn a_damaged_table_is_told() {
     let place = place(Bucket::memory());

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 /// Tables flushed at once for their memory.
 const ROLLS_MAX: usize = 4;
-/// Between looks of one who waits, whatever it was told meanwhile.
+/// Polling interval of a waiter, whatever notifications it gets.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The memory that databases share.
@@ -54,7 +54,7 @@ impl Unflushed {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// That of a database which is opened. `roll` flushes its MemTable, and ends.
+    /// Opens the account of a database. `roll` flushes its MemTable, and ends.
     pub fn account(
         self: &Arc<Self>,
         roll: impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static,
@@ -170,7 +170,7 @@ impl Account {
         }
     }
 
-    /// Whether another change may begin.
+    /// Returns whether another change may begin.
     pub fn has_room(&self) -> bool {
         let (all, own) = (self.memory.held(), self.held());
         let even = self.memory.limit / self.memory.open.load(Ordering::Relaxed).max(1) as u64;

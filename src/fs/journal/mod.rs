@@ -8,18 +8,17 @@
 //! - Records are exactly the committer's batches, in order and without a gap: `U` and `S` are in
 //!   them as deltas.
 //! - A segment names the database (incarnation) and the writer epoch that its batches belong to,
-//!   and starts a chain of checksums of its own:
-//!   no bytes of an earlier life of the file can look like a record.
+//!   and starts a chain of checksums of its own: no bytes from an earlier use of the file can look
+//!   like a record.
 //! - A segment is overwritten only when the object store has all of its batches. So the size is
-//!   bounded, and a journal that is full makes its
-//!   writer wait.
+//!   bounded, and a full journal makes its writer wait.
 //! - One process at a time has a journal: the lock.
 //!
 //! Records are written and not fsynced: they survive the death of the process, not that of the
 //! node. A crash may leave a torn last record, which ends the journal; and a journal of an earlier
 //! epoch, which is never applied.
 //!
-//! It does not know what is durable: its caller says so.
+//! The journal does not know what is durable: its caller passes that in.
 
 mod record;
 mod segment;
@@ -57,7 +56,7 @@ pub(in crate::fs) struct Journal {
     other_last: u64,
 }
 
-/// What became of an append.
+/// The result of an append.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::fs) enum Appended {
     Done,
@@ -75,7 +74,7 @@ fn segment_path(base: &Path, index: usize) -> PathBuf {
     name.into()
 }
 
-/// Whether there is anything of a journal at `base`, or no telling.
+/// Returns whether any part of a journal exists at `base`, or may exist.
 pub fn exists(base: &Path) -> bool {
     let is_absent = |path: &Path| match path.symlink_metadata() {
         Ok(_) => false,
@@ -86,7 +85,7 @@ pub fn exists(base: &Path) -> bool {
     !(is_absent(base) && (0..2).all(|index| is_absent(&segment_path(base, index))))
 }
 
-/// Removes a journal of which nothing is needed any more. `false`: somebody has it open.
+/// Removes a journal that is no longer needed. `false`: another process has it open.
 ///
 /// # Errors
 /// The disk's.
@@ -131,8 +130,8 @@ impl Locked {
     /// database and epoch; nothing otherwise.
     ///
     /// # Errors
-    /// [`FsError::Internal`] when a newer program wrote it: what it holds was acknowledged and must
-    /// not be thrown away.
+    /// [`FsError::Internal`] when a newer version of the program wrote it: its batches were
+    /// acknowledged and must not be thrown away.
     pub fn recover(
         &self,
         incarnation: Incarnation,
@@ -201,7 +200,7 @@ impl Journal {
     /// Appends records, all or none. `durable`: the last batch that the object store has.
     ///
     /// # Errors
-    /// The disk's. The journal then ends before these records, and takes no more until
+    /// The disk's. The journal then ends before these records, and takes no others until
     /// [`Self::restart`].
     pub fn append(&mut self, records: &[RecordRef<'_>], durable: u64) -> Result<Appended, FsError> {
         let Some(first) = records.first() else { return Ok(Appended::Done) };
@@ -261,7 +260,8 @@ impl Journal {
     }
 }
 
-/// While the lock is held. The lock file last: without it the others would be nobody's.
+/// Called with the lock held. The lock file goes last: without it the other files would belong to
+/// no journal.
 fn remove_files(base: &Path) -> Result<(), FsError> {
     for index in 0..2 {
         remove_file(&segment_path(base, index))?;

@@ -25,7 +25,7 @@ pub struct Record {
     pub fs_group: Option<u32>,
 }
 
-/// What a record is made of, borrowed from the committer's queue.
+/// A record's fields, borrowed from the committer's queue.
 #[derive(Clone, Copy)]
 pub struct RecordRef<'a> {
     pub seq: u64,

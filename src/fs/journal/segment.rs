@@ -24,7 +24,7 @@ const FILE_BYTES_MAX: u64 = 256 << 20;
 
 type Checksum = [u8; 16];
 
-/// Whose batches a segment holds, from which on.
+/// Identifies the database and epoch of a segment's batches, and the first of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub incarnation: Incarnation,
@@ -91,7 +91,7 @@ impl Segment {
         self.last
     }
 
-    /// The bytes of records that follow what is in the segment.
+    /// Encodes records that follow those in the segment.
     pub fn encode(&self, records: &[RecordRef<'_>]) -> Result<Encoded, FsError> {
         let mut out = Vec::new();
         let mut chain = self.chain;
@@ -118,7 +118,7 @@ impl Segment {
     pub fn write(&mut self, encoded: Encoded) -> Result<(), FsError> {
         let Encoded { bytes, chain, last } = encoded;
         if let Err(error) = self.file.write_all_at(&bytes, self.bytes) {
-            // What was written of it ends nowhere: a torn tail, should cutting it off fail too.
+            // The partial write is a torn tail, should truncating it fail too.
             let _ = self.file.set_len(self.bytes);
             return Err(io("appending to", &self.path, &error));
         }

@@ -14,20 +14,20 @@ use crate::fs::row::{DirEntryRow, Inode};
 use crate::types::{EntryName, InodeNo};
 use std::sync::Arc;
 
-/// Modes where the caller gives none. An EXCLUSIVE create's attributes come by a SETATTR right
-/// after it (RFC 1813 §3.3.8), so until then nobody but the owner has anything.
+/// Modes where the caller gives none. An EXCLUSIVE create's attributes arrive with a SETATTR right
+/// after it (RFC 1813 §3.3.8), so until then only the owner has access.
 const FILE_MODE: u32 = 0o644;
 const DIR_MODE: u32 = 0o755;
 const EXCLUSIVE_MODE: u32 = 0o600;
 /// The mode of a symbolic link means nothing and is shown like this everywhere.
 const LINK_MODE: u32 = 0o777;
 
-/// Too many names of one hash in one directory: 65,536 were made with a hash that nobody outside
-/// knows the key of.
+/// Too many names of one hash in one directory: 65,536 names collided under a hash whose key is
+/// secret.
 pub(super) const HASH_FULL: FsError =
     FsError::Invalid("the directory holds 65,536 names of one hash: choose another name");
 
-/// What to make, beside what every object has.
+/// The object to make, beside the attributes that every object has.
 struct New {
     kind: FileKind,
     set: SetAttr,
@@ -63,8 +63,8 @@ impl Names {
         }
         let default_mode = if exclusive.is_some() { EXCLUSIVE_MODE } else { FILE_MODE };
         let new = New { exclusive, ..New::of(FileKind::Regular, set, default_mode) };
-        // What follows an existing name must not hold the directory's lock; the name may go again
-        // meanwhile.
+        // The handling of an existing name must not hold the directory's lock; the name may be
+        // removed again meanwhile.
         for _ in 0..TRIES {
             permission::require(caller, &dir.row.read(), permission::EXECUTE)?;
             if let Some((_, node)) = self.child(&dir, name).await? {

@@ -1,4 +1,4 @@
-//! What is known in memory of one directory's entries. Pure, but for its lock.
+//! The cached entries of one directory. Pure, but for its lock.
 //!
 //! Knowledge is kept by name hash: a *bucket* holds every entry of one hash, usually one, or none
 //! (a known absence). A directory is *complete* when every bucket that is not empty is known: a new
@@ -6,7 +6,7 @@
 //! look at the database, and listings come from memory.
 //!
 //! Changes are made under the directory's [`Node::lock`](crate::fs::node::Node::lock), first in the
-//! database, then here. Readers take no such lock: what they read from the database is taken over
+//! database, then here. Readers take no such lock: rows that they read from the database are cached
 //! only if nothing changed since before they read ([`Entries::version`]).
 
 use crate::fs::api::{DirCookie, FileKind};
@@ -53,8 +53,8 @@ impl Bucket {
         }
     }
 
-    /// What is known of `name`, and the `n` that a new name of this hash takes: one above the
-    /// highest in use, never one below (R21).
+    /// Resolves `name` from the cache, and the `n` that a new name of this hash takes: one above
+    /// the highest in use, never one below (R21).
     pub fn resolve(&self, name: &[u8]) -> Resolved {
         let entries = self.entries();
         let at = entries.iter().find(|e| e.name.as_bytes() == name).map(|e| Place {
@@ -94,7 +94,7 @@ impl Bucket {
     }
 }
 
-/// Where a name is.
+/// The location of a name's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub n: u16,
@@ -102,7 +102,7 @@ pub struct Place {
     pub kind: FileKind,
 }
 
-/// What a look at a name's bucket tells.
+/// The result of looking at a name's bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolved {
     pub at: Option<Place>,
@@ -119,7 +119,7 @@ pub struct Entries {
     reading: AtomicBool,
 }
 
-/// Held by who reads all of a directory.
+/// Guard held by the reader of a whole directory.
 pub struct Reading<'a>(&'a AtomicBool);
 
 impl Drop for Reading<'_> {
@@ -136,13 +136,14 @@ struct Known {
     version: u64,
     /// Looks at the database since something was last forgotten or completed.
     misses: u64,
-    /// The directory left the inode table: nothing is learnt any more.
+    /// The directory left the inode table: nothing more is cached.
     gone: bool,
-    /// A listing on its way from end to end.
+    /// A listing in progress that has read the directory from its start.
     partial: Option<Partial>,
 }
 
-/// What a listing has read since the directory's start, without a change of it in between.
+/// The entries that a listing has read since the directory's start, without a change of it in
+/// between.
 struct Partial {
     version: u64,
     next: Position,
@@ -178,8 +179,8 @@ impl Entries {
         }
     }
 
-    /// Takes over what the database said of one hash. Answers by how much the number of known
-    /// buckets grew.
+    /// Caches the entries of one hash as read from the database. Returns the growth of the number
+    /// of known buckets.
     pub fn learn(&self, version: u64, hash: NameHash, bucket: Bucket) -> isize {
         let mut known = self.known.write();
         known.misses += 1;
@@ -207,8 +208,8 @@ impl Entries {
         known.buckets.len().cast_signed() - before.cast_signed()
     }
 
-    /// A listing has read these entries at `from`, the last of them if `end`. When it has read all
-    /// without a change, and no more than `max`, the directory is complete. Answers as
+    /// Notes that a listing has read these entries at `from`, the last of them if `end`. When it
+    /// has read all without a change, and at most `max`, the directory is complete. Returns as
     /// [`Self::learn`].
     pub fn read_through(
         &self,
@@ -280,7 +281,7 @@ impl Entries {
         known.complete.then(|| rest.take(max).map(|(hash, e)| (hash, e.clone())).collect())
     }
 
-    /// Whether all entries are known.
+    /// Returns whether all entries are known.
     pub fn is_complete(&self) -> bool {
         self.known.read().complete
     }
@@ -300,8 +301,9 @@ impl Entries {
         )
     }
 
-    /// Whether so many single looks missed that reading all of the directory would have cost no
-    /// more. A row of a scan is taken to cost a sixteenth of a look: an estimate, not measured.
+    /// Returns whether enough single lookups missed that reading the whole directory would not have
+    /// cost more. A row of a scan is taken to cost a sixteenth of a lookup: an estimate, not
+    /// measured.
     pub fn worth_reading_all(&self, entries: u64) -> bool {
         let known = self.known.read();
         !known.complete && known.misses.saturating_mul(16) >= entries
@@ -317,7 +319,7 @@ impl Entries {
         self.known.read().buckets.len()
     }
 
-    /// Whether it was used since the last time this was asked.
+    /// Returns whether the directory was used since the last call, and clears the mark.
     pub fn take_used(&self) -> bool {
         self.used.swap(false, Ordering::Relaxed)
     }

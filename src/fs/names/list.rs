@@ -45,7 +45,7 @@ pub struct Page {
     pub entries: Vec<DirEntry>,
     limit: ListLimit,
     bytes: usize,
-    /// An entry did not fit any more.
+    /// Set when an entry no longer fitted.
     pub full: bool,
 }
 
@@ -64,7 +64,7 @@ impl Page {
         }
     }
 
-    /// How many more entries could fit, and one more to tell whether that is all.
+    /// The number of entries that could still fit, plus one to see whether that is all.
     pub fn wanted(&self) -> usize {
         let by_bytes = self.limit.bytes.saturating_sub(self.bytes) / (self.limit.entry_bytes + 1);
         by_bytes
@@ -74,7 +74,7 @@ impl Page {
     }
 }
 
-/// What a page of a directory is answered with.
+/// The answer to a request for a page of a directory.
 pub struct Listed {
     pub listing: Listing,
     pub dir: Arc<Node>,
@@ -127,8 +127,8 @@ impl Names {
         Ok(Listed { listing, dir, seen })
     }
 
-    /// Whether a listing that begins reads the directory at once: one that has more pages, and that
-    /// memory holds.
+    /// Returns whether a listing that begins reads the whole directory at once: one of more than
+    /// one page that fits into memory.
     fn is_worth_reading_whole(&self, dir: &Node, page: usize) -> bool {
         let size = dir.row.read().size;
         let fits = size <= READ_ALL_MAX.min(self.table.directory_max() as u64);
@@ -188,7 +188,7 @@ impl Names {
         if missing.is_empty() {
             return Ok(seen);
         }
-        // Whoever serves snapshots knows their directory's attributes.
+        // The snapshot directory's attributes come from the floor that serves snapshots.
         missing.retain(|at| entries[*at].ino != InodeNo::SNAPSHOTS);
         let wanted: Vec<InodeNo> = missing.iter().map(|at| entries[*at].ino).collect();
         let found = self.read_rows(&wanted, self.ahead(dir, next, wanted.len())).await?;
@@ -198,7 +198,7 @@ impl Names {
             // may have several names here.
             entry.attr = found.get(&entry.ino).copied();
         }
-        // What the rows show was submitted by now.
+        // Everything that the rows show has been submitted.
         Ok(self.committer.last())
     }
 

@@ -75,8 +75,8 @@ impl Names {
         self.hasher.hash(name.as_bytes())
     }
 
-    /// Where a name of a directory is. From memory if its hash is known there; for who holds the
-    /// directory's lock the answer stays true.
+    /// Finds a directory's entry by name, from memory if its hash is known there. While the caller
+    /// holds the directory's lock the answer stays true.
     pub(super) async fn resolve(&self, dir: &Node, name: &EntryName) -> Result<Resolved, FsError> {
         let entries = dir.entries.as_ref().ok_or(FsError::NotDirectory)?;
         let hash = self.hash(name);
@@ -141,7 +141,7 @@ impl Names {
             {
                 return Ok(Some((place, node)));
             }
-            // Who removes an object changes its directory's entries before the object itself goes.
+            // Removing an object changes its directory's entries before the object itself goes.
             if dir.entries.as_ref().is_some_and(|e| e.version() == version) {
                 let what = format!(
                     "an entry of directory {} names inode {}, which does not exist",

@@ -21,8 +21,8 @@ impl NamesMemory {
     }
 }
 
-/// What one table holds. A table may fill what the others leave, and has its even part whatever
-/// they do: one that has filled more gives it up as it takes in new things. So all together may
+/// The memory of one table. A table may fill what the others leave, and always has its even share:
+/// one that holds more than its share gives it back as it takes in new entries. So all together may
 /// hold twice the bytes for a while.
 pub struct Part {
     memory: Arc<NamesMemory>,

@@ -64,10 +64,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use table::{Filled, Slotted};
 
-/// How often an operation starts over because a name led elsewhere once its nodes were locked.
+/// Attempts of an operation, which starts over when a name leads elsewhere once its nodes are
+/// locked.
 const TRIES: usize = 64;
 
-/// What an operation answers, and the batch it submitted: none when there was nothing to change.
+/// An operation's answer, and the batch it submitted: none when there was nothing to change.
 pub struct Outcome<T> {
     pub answer: T,
     pub ticket: Option<Ticket>,
@@ -87,7 +88,7 @@ pub struct Names {
     /// Held while a batch that adds inodes is counted and submitted, so that two together do not
     /// pass the quota.
     quota_inodes: Mutex<Option<u64>>,
-    /// Whether the root lists `.snapshots`.
+    /// Set when the root lists `.snapshots`.
     shows_snapshots: AtomicBool,
 }
 
@@ -141,7 +142,7 @@ impl Names {
                     let Some(row) = self.committer.get(&key::inode(ino)).await? else {
                         return Ok(None);
                     };
-                    // What changed it was submitted by now.
+                    // Every change of the inode has been submitted by now.
                     let last = self.committer.last();
                     if let Filled::Ready(node) =
                         claim.fill(Node::new(ino, Inode::decode(&row)?, last))
@@ -196,7 +197,8 @@ impl Names {
         self.committer.submit(batch)
     }
 
-    /// The time of what is changed now. Each object that changes has its own ctime from it (R8).
+    /// Returns the time of a change that happens now. Each object that changes takes its own ctime
+    /// from it (R8).
     pub fn now(&self) -> Moment {
         Moment::now(&self.clock)
     }
@@ -292,7 +294,7 @@ impl<'a> DirEdit<'a> {
         Change { before: Some(self.before), after }
     }
 
-    /// Where nothing was changed.
+    /// Returns the result of a call that changed nothing.
     fn unchanged(&self) -> Change {
         Change { before: Some(self.before), after: attr(self.node.file, &self.row) }
     }

@@ -15,7 +15,7 @@ use crate::fs::row::{DirEntryRow, Inode};
 use crate::types::EntryName;
 use std::sync::Arc;
 
-/// What may be in the way.
+/// The treatment of an existing object of that name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overwrite {
     /// Nothing.
@@ -30,11 +30,12 @@ pub fn given_back(row: &Inode) -> u64 {
 }
 
 impl Names {
-    /// Makes an object with the attributes of `like`, but for inode, generation and ctime, in one
-    /// batch with the removal of what has the name.
+    /// Makes an object with the attributes of `like`, except inode, generation and ctime, in one
+    /// batch with the removal of the object that has the name.
     ///
     /// # Errors
-    /// [`FsError::Exists`], [`FsError::IsDirectory`] for what is in the way.
+    /// [`FsError::Exists`], [`FsError::IsDirectory`] for an existing object that may not be
+    /// replaced.
     pub async fn place(
         &self,
         dir: FileRef,
@@ -59,8 +60,8 @@ impl Names {
         Err(FsError::Busy("the name changes faster than it can be replaced"))
     }
 
-    /// Gives an object that is there another name, in one batch with the removal of what has the
-    /// name: nobody ever finds neither.
+    /// Gives an existing object another name, in one batch with the removal of the object that has
+    /// the name: the name never leads to nothing.
     ///
     /// # Errors
     /// As [`Self::place`].
@@ -93,7 +94,7 @@ impl Names {
         Err(FsError::Busy("the name changes faster than it can be replaced"))
     }
 
-    /// What has the name, if it may be replaced.
+    /// Finds the object that has the name, if it may be replaced.
     async fn way(
         &self,
         dir: &Node,
@@ -107,7 +108,7 @@ impl Names {
         }
     }
 
-    /// The caller holds the locks of the object, of the directory and of what is replaced.
+    /// The caller holds the locks of the object, of the directory and of the replaced object.
     fn place_link_locked(
         &self,
         node: &Arc<Node>,
@@ -147,7 +148,7 @@ impl Names {
         Ok(())
     }
 
-    /// The caller holds the locks of the directory and of what is replaced.
+    /// The caller holds the locks of the directory and of the replaced object.
     fn place_locked(
         &self,
         dir: &Arc<Node>,
@@ -209,7 +210,7 @@ impl Names {
         Ok(node.file)
     }
 
-    /// Shows what is written: the new entry, and what it took the place of.
+    /// Updates memory after the write: the new entry, and the object that it replaced.
     fn has_name(
         &self,
         dir: &Arc<Node>,

@@ -16,8 +16,8 @@ use crate::fs::row::{DirEntryRow, Inode};
 use crate::types::{EntryName, InodeNo};
 use std::sync::Arc;
 
-/// How deep a directory may be for another to be moved into it; deeper means a cycle, and that
-/// means corruption.
+/// Deepest directory into which another may be moved; deeper means a cycle, and that means
+/// corruption.
 const DEPTH_MAX: usize = 1 << 20;
 
 /// One end of a rename: a name and the directory that holds it.
@@ -28,7 +28,7 @@ struct End<'a> {
     hash: NameHash,
 }
 
-/// What the two names lead to, with everything locked.
+/// The objects that the two names lead to, with everything locked.
 struct Found<'a> {
     from: Place,
     to: Resolved,
@@ -36,7 +36,7 @@ struct Found<'a> {
     target: Option<&'a Arc<Node>>,
 }
 
-/// Whether `source` may take the place of `target`, whatever the caller's rights.
+/// Checks whether `source` may replace `target`, whatever the caller's rights.
 fn legal(source: FileKind, target: &Inode) -> Result<(), FsError> {
     match (source, target.kind) {
         (FileKind::Directory, FileKind::Directory) if target.size > 0 => Err(FsError::NotEmpty),

@@ -1,13 +1,15 @@
-//! Rows of inodes that nobody has in memory as nodes: what a listing shows, and where a node that
-//! comes back starts.
+//! Rows of inodes that have no node in memory: listings read them, and a node that is loaded again
+//! starts from them.
 //!
 //! A node takes five times the memory of its row, and a listing needs rows only. So the row of a
-//! node that leaves the table rests here, and so does the row that a listing read; a listing makes
-//! no nodes. Where there is a node, it alone counts: its row leaves when the node comes.
+//! node that leaves the table is cached here, and so is the row that a listing read; a listing
+//! makes no nodes. Where there is a node, it alone counts: its row is dropped when the node is
+//! loaded.
 //!
-//! A row that was read from the database may be old by the time it arrives: somebody may have
-//! loaded the node, changed it, and let it go. So who reads says so first ([`Rested::ask`]), any
-//! node that comes in between takes the mark away, and only a marked row is kept.
+//! A row that was read from the database may be stale by the time it arrives: another task may have
+//! loaded the node, changed it, and released it. So a reader announces its read first
+//! ([`Rested::ask`]), any node that is loaded in between removes the mark, and only a marked row is
+//! cached.
 
 use super::table::Spread;
 use crate::fs::committer::Ticket;
@@ -15,8 +17,7 @@ use crate::fs::row::Inode;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 
-/// What a resting row takes in memory, about: the row, the batch, its place in the map and in the
-/// queue.
+/// Approximate memory of a cached row: the row, the batch, its place in the map and in the queue.
 pub const ROW_BYTES: u64 = 320;
 
 /// A row at rest.
@@ -29,12 +30,11 @@ pub struct Resting {
 
 enum Place {
     Row(Resting),
-    /// Who reads it from the database.
+    /// The number of the task that is reading it from the database.
     Asked(u64),
 }
 
-/// The resting rows of one shard of the table, under its lock. Bounded: who came first leaves
-/// first.
+/// The cached rows of one shard of the table, under its lock. Bounded: first in, first out.
 pub struct Rested {
     places: HashMap<u64, Place, BuildHasherDefault<Spread>>,
     queue: VecDeque<u64>,
@@ -53,7 +53,8 @@ impl Rested {
         }
     }
 
-    /// A node comes, or the inode goes: nothing that was read or is being read counts any more.
+    /// Called when a node is loaded, or the inode removed: no row that was read or is being read
+    /// counts after that.
     pub fn take(&mut self, ino: u64) -> Option<Resting> {
         match self.places.remove(&ino) {
             Some(Place::Row(resting)) => Some(resting),

@@ -1,17 +1,17 @@
-//! The duplicate-reply ring (R20): a call that must not be done twice gets its first answer when it
-//! comes again.
+//! The duplicate request cache (R20): a call that must not be done twice gets its first answer when
+//! it is retransmitted.
 //!
 //! The answer is written in the same batch as the change, so that both are there or neither,
-//! through restarts, take-overs and clones. A call in progress is an entry too: its repeat waits
-//! for it. The newest [`SLOTS`] calls are remembered; a client repeats a call within minutes and
-//! has few on the way at a time.
+//! through restarts, take-overs and clones. A call in progress is an entry too: its retransmission
+//! waits for it. The newest [`SLOTS`] calls are remembered; a client retransmits a call within
+//! minutes and has few in flight at a time.
 //!
-//! A call that changed nothing is remembered too: a REMOVE that was answered NOENT and comes late
-//! must not take the file that was made since. But only in memory, for the life of the process: it
-//! has no batch that an entry could ride in, and one of its own would make each lookup by MKDIR or
-//! exclusive CREATE (lock files, `mkdir -p`) a write to the journal, with `sync=always` a request.
-//! After a restart a repeat of such a call is tried anew. They have [`SLOTS`] of their own, so that
-//! no flood of failures makes changes forgotten.
+//! A call that changed nothing is remembered too: a REMOVE that was answered NOENT and arrives
+//! again late must not remove the file that was made since. But only in memory, for the life of the
+//! process: it has no batch that could carry an entry, and one of its own would make each lookup by
+//! MKDIR or exclusive CREATE (lock files, `mkdir -p`) a write to the journal, with `sync=always` a
+//! request. After a restart a retransmission of such a call is done again. They have [`SLOTS`] of
+//! their own, so that no flood of failures evicts the entries of changes.
 
 use crate::fs::FsError;
 use crate::fs::api::{CallId, FileRef};
@@ -28,12 +28,12 @@ use tokio_util::sync::CancellationToken;
 /// Calls remembered. A batch carries about 40 bytes for its own.
 pub const SLOTS: u64 = 4096;
 
-/// What a call did.
+/// The result of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Done {
     /// The batch that holds it.
     pub ticket: Ticket,
-    /// What it made or changed.
+    /// The object that it made or changed.
     pub object: Option<FileRef>,
 }
 
@@ -84,7 +84,7 @@ pub struct Ring {
     calls: Mutex<Calls>,
 }
 
-/// Whether a call is done for the first time.
+/// The first arrival of a call, or a retransmission of it.
 pub enum Turn {
     First(First),
     Repeated(Result<Done, FsError>),
@@ -100,9 +100,9 @@ struct Attempt {
     remembered: AtomicBool,
 }
 
-/// Whether a call that failed so was answered for good: no repeat of it may be done. Otherwise the
-/// client is told to come again, and comes as another call, or the file handle or the volume is
-/// gone for good.
+/// Returns whether a call that failed with this error was answered for good: no retransmission of
+/// it may be done. Otherwise the client is asked to retry, and sends another call, or the file
+/// handle or the volume is gone for good.
 fn is_final(error: &FsError) -> bool {
     match error {
         FsError::NotFound
@@ -185,7 +185,7 @@ impl Ring {
 }
 
 impl First {
-    /// Of a call that nobody sends again.
+    /// The reply slot of a call that is never retransmitted.
     pub fn unrepeated() -> Self {
         Self(None)
     }

@@ -1,9 +1,9 @@
 //! The inode table: at most one [`Node`] of an inode in this process, found by number, and the rows
 //! of inodes without one ([`super::rested`]).
 //!
-//! Bounded: a clock per shard drops nodes that nobody uses, and keeps their rows a while longer. A
-//! node that somebody holds, or whose content waits to be flushed, stays: a second node of the same
-//! inode would lose its changes.
+//! Bounded: a clock per shard evicts unused nodes, and keeps their rows a while longer. A node that
+//! is in use, or whose content waits to be flushed, stays: a second node of the same inode would
+//! lose its changes.
 
 use super::entries::{Entries, Forget};
 use super::memory::{NamesMemory, Part};
@@ -23,9 +23,9 @@ use tokio_util::sync::CancellationToken;
 const SHARDS: usize = 32;
 /// Nodes that one insertion looks at to find some to drop.
 const CLOCK_STEPS: usize = 8;
-/// What a node takes in memory, about: the row, the content's bookkeeping, the table's own.
+/// Approximate memory of a node: the row, the content's bookkeeping, the table's own.
 pub const NODE_BYTES: u64 = 1024;
-/// What a known directory entry takes in memory, about.
+/// Approximate memory of a cached directory entry.
 pub const ENTRY_BYTES: u64 = 128;
 
 /// Inode numbers are counted up: they need no hashing beyond spreading over the map's upper bits.
@@ -72,13 +72,13 @@ pub struct Table {
     entries: AtomicUsize,
 }
 
-/// What a volume has whatever others take: enough for the paths that a few programs walk. All
-/// volumes of a node at once still take little.
+/// Minimum that a volume has whatever others take: enough for the paths that a few programs walk.
+/// All volumes of a node at once still take little.
 const SHARD_NODES_MIN: usize = 4;
 const SHARD_ROWS_MIN: usize = 4;
 const ENTRIES_MIN: usize = 256;
 
-/// What asking for an inode tells.
+/// The result of looking up an inode.
 pub enum Slotted {
     Ready(Arc<Node>),
     /// The caller loads it.
@@ -87,12 +87,12 @@ pub enum Slotted {
     Wait(CancellationToken),
 }
 
-/// The right to load an inode. Dropped before it is [filled](Self::fill), it is free to be loaded
-/// by another.
+/// The right to load an inode. If it is dropped before it is [filled](Self::fill), another may load
+/// the inode.
 ///
-/// It ends unnoticed when the inode is made meanwhile: an old handle may name a number that was
-/// lost with its node and is given out anew (R7). Then the node that was made is the inode's, and
-/// what the claim has loaded is none.
+/// The claim ends silently when the inode is created meanwhile: an old handle may name a number
+/// that was lost with its node and is given out again (R7). Then the created node is the inode's,
+/// and what the claim has loaded does not count.
 pub struct Claim {
     table: Arc<Table>,
     ino: InodeNo,
@@ -101,7 +101,7 @@ pub struct Claim {
     filled: bool,
 }
 
-/// What became of a node that was loaded.
+/// The result of loading a node.
 pub enum Filled {
     Ready(Arc<Node>),
     /// The inode was made, or made and removed, since the load began: ask again.
@@ -135,9 +135,9 @@ impl Drop for Claim {
     }
 }
 
-/// What a listing shows of an inode.
+/// The part of an inode that a listing returns.
 pub struct Shown {
-    /// Absent: the inode is no more.
+    /// Absent: the inode no longer exists.
     pub attr: Option<Attr>,
     /// The last batch that changed it, where no node tells (R15).
     pub last: Ticket,
@@ -162,7 +162,7 @@ impl Table {
         }
     }
 
-    /// How many of `each` bytes fit into one of so many parts of the memory.
+    /// The number of items of `each` bytes that fit into one of `parts` parts of the memory.
     fn count(&self, parts: u64, each: u64) -> usize {
         usize::try_from(self.memory.max() / parts / each).unwrap_or(usize::MAX)
     }
@@ -190,7 +190,7 @@ impl Table {
         done
     }
 
-    /// Directory entries that are not known any more.
+    /// Subtracts directory entries that are no longer cached.
     fn forget_entries(&self, count: usize) {
         self.entries.fetch_sub(count, Ordering::Relaxed);
         self.memory.change(count as u64 * ENTRY_BYTES, 0);
@@ -239,8 +239,8 @@ impl Table {
         slotted
     }
 
-    /// What is known of an inode without making a node of it; `None`: look at the database. Does
-    /// not count as use: a long listing would otherwise drive out the nodes that are worked with.
+    /// Returns the cached attributes of an inode without making a node of it; `None`: look at the
+    /// database. Does not count as use: a long listing would otherwise evict the nodes in use.
     pub fn shown(&self, ino: InodeNo) -> Option<Shown> {
         let shard = self.shard(ino).lock();
         match shard.slots.get(&ino.0) {
@@ -256,7 +256,7 @@ impl Table {
         }
     }
 
-    /// A number for who is about to read rows for [`Self::rest`].
+    /// Returns a number for a caller that is about to read rows for [`Self::rest`].
     pub fn asker(&self) -> u64 {
         self.askers.fetch_add(1, Ordering::Relaxed)
     }
@@ -287,8 +287,8 @@ impl Table {
         node
     }
 
-    /// The inode is no more. Its number may still be asked for; the database then says that it does
-    /// not exist.
+    /// Drops a removed inode. Its number may still be asked for; the database then shows that it
+    /// does not exist.
     pub fn forget(&self, ino: InodeNo) {
         let removed = self.change(ino, |shard| {
             shard.rested.take(ino.0);
@@ -374,7 +374,7 @@ fn row_attr(ino: InodeNo, row: &Inode) -> Attr {
 }
 
 impl Shard {
-    /// What it takes in memory, about.
+    /// Approximate memory of the shard.
     fn bytes(&self) -> u64 {
         self.slots.len() as u64 * NODE_BYTES + self.rested.len() as u64 * ROW_BYTES
     }
@@ -414,8 +414,8 @@ impl Shard {
         }
     }
 
-    /// Takes out nodes that nobody uses until there is room for one more, or for now too many are
-    /// in use. Their rows stay.
+    /// Evicts unused nodes until there is room for one more, or for now too many are in use. Their
+    /// rows stay.
     fn make_room(&mut self, max: usize) -> Vec<Entries> {
         let mut directories = Vec::new();
         for _ in 0..CLOCK_STEPS {

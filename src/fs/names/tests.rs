@@ -210,10 +210,10 @@ async fn a_listing_shows_what_getattr_shows_and_makes_no_nodes() {
     assert_eq!(listed(&fs, dir, 300).await.len(), FILES);
     assert!(fs.names.table.nodes() <= nodes + 1, "a listing makes no nodes");
     assert!(fs.names.table.rows() > 100, "a listing leaves rows in memory");
-    // Changes on what rests in memory, on what does not any more, and on what is dirty while it is
-    // listed.
+    // Changes of inodes that are cached, of some that are no longer cached, and of some that are
+    // dirty while they are listed.
     for step in 0..3usize {
-        // Of 300 to 359 some are removed below.
+        // Some of 300 to 359 are removed below.
         for n in (step..FILES).step_by(37).filter(|n| !(300..360).contains(n)) {
             let set = SetAttr { mode: Some(0o600 + step as u32), ..SetAttr::default() };
             fs.setattr(&caller, files[n], set, None).await.unwrap();
@@ -229,9 +229,9 @@ async fn a_listing_shows_what_getattr_shows_and_makes_no_nodes() {
     fs.close().await.unwrap();
 }
 
-/// A handle of a create that was lost with its node names a number that is given out anew (R7). Who
-/// asks for it while the inode is made must not end up with a second node of it: changes made
-/// through one would be unknown to the other.
+/// A handle of a create that was lost with its node names a number that is given out again (R7). A
+/// caller that asks for it while the inode is created must not get a second node of it: changes
+/// made through one would be unknown to the other.
 #[tokio::test]
 async fn an_inode_made_while_an_old_handle_is_looked_up_has_one_node() {
     let bucket = Bucket::memory();
@@ -279,7 +279,7 @@ async fn an_inode_made_while_an_old_handle_is_looked_up_has_one_node() {
     }
 }
 
-/// A file that can have no more names does not take the place of another, which stays.
+/// A file that has reached its limit of names does not replace another, which stays.
 #[tokio::test]
 async fn a_link_that_is_refused_leaves_what_has_the_name() {
     let bucket = Bucket::memory();

@@ -4,7 +4,7 @@ use super::*;
 use crate::types::Epoch;
 use std::task::Poll;
 
-/// A batch that the committer refuses: it refers to a pack that nobody stored (R10).
+/// A batch that the committer refuses: it refers to a pack that was never stored (R10).
 fn refused() -> Batch {
     let pack = PackId { creator: Incarnation::from_bytes([9; 16]), epoch: Epoch(9), seq: 9 };
     Batch { refs: vec![(pack, 1)], ..Batch::default() }
