@@ -3,29 +3,29 @@
 //! ```text
 //!   <prefix>/…07   removed: below the floor
 //!   <prefix>/…08 ┐
-//!   <prefix>/…09 │ kept: a slow writer meets its number taken
-//!   <prefix>/…10 ┘ newest; says "floor 8"
+//!   <prefix>/…09 │ kept: a slow writer finds its number taken
+//!   <prefix>/…10 ┘ newest; names floor 8
 //! ```
-//! Reading: list the chain, get its newest version; gone meanwhile: list again.
+//! Reading: list the chain, get its newest version; if it is gone meanwhile, list again.
 //!
-//! Changing version *n*: put *n + 1* if absent. That alone is not enough: a writer that was held up
-//! since it read *n* may put a number that was used and cleaned away meanwhile, and the store lets
+//! Changing version *n*: put *n + 1* if absent. That alone is not enough: a writer that was delayed
+//! since it read *n* may put a number that was used and removed meanwhile, and the store accepts
 //! it. So after its put it lists again:
 //! - Nothing is newer, and *n* is still there: numbers only grow and the newest is never removed,
 //!   so that *n + 1* was never
 //!   used. It has won.
-//! - Something newer names a floor of at most *n + 1*: the number was never cleaned away. It has
-//!   won, and others went on.
-//! - Otherwise its put means nothing: it removes it, and reports that it lost. (If others changed
+//! - Something newer names a floor of at most *n + 1*: the number was never removed. It has won,
+//!   and others have made later changes.
+//! - Otherwise its put is void: the writer removes it, and reports that it lost. (If others changed
 //!   the record more than [`KEEP`] times while it listed, it may have won without knowing; callers
-//!   read again and repeat, R30.)
+//!   read again and retry, R30.)
 //!
 //! Versions below the floor that the *replaced* version named are removed after a change, some at a
 //! time.
 //!
-//! The end of a chain is a version too, so that the next life goes on counting; everything below it
-//! is removed. It may be removed itself when it is so old that no writer can still hold a version
-//! from before it ([`Chain::sweep`]).
+//! The end of a chain is a version too, so that the next incarnation continues the numbering;
+//! everything below it is removed. The end itself may be removed when it is so old that no writer
+//! can still hold an earlier version ([`Chain::sweep`]).
 //!
 //! A crash leaves a whole new version or none, and possibly versions below the floor, which the
 //! next change removes.
@@ -47,7 +47,7 @@ pub const KEEP: u64 = 8;
 const TRIM: usize = 4;
 /// Tries of anything that others can disturb.
 pub const TRIES: u32 = 10;
-/// How old the end of a chain must be to be removed. A request ends after minutes; a machine may
+/// Minimum age of a chain's end before it is removed. A request ends after minutes; a machine may
 /// sleep for days.
 pub const END_AGE_MIN: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -62,7 +62,7 @@ pub struct Versioned<T> {
 /// The newest version of a chain.
 #[derive(Clone, Debug)]
 pub(super) enum Newest<T> {
-    /// No version, ever or any more.
+    /// The chain has no version: it never had one, or all were removed.
     Absent,
     /// The chain has ended at this version.
     Ended {
@@ -73,7 +73,7 @@ pub(super) enum Newest<T> {
 }
 
 impl<T> Newest<T> {
-    /// What the next version comes after.
+    /// The version that the next one follows.
     pub fn base(&self) -> Base {
         match self {
             Self::Absent => Base { version: 0, floor: 0 },
@@ -103,7 +103,7 @@ impl<T> Versioned<T> {
     }
 }
 
-/// What became of a change.
+/// The outcome of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Put {
     Won {
@@ -276,7 +276,7 @@ impl Chain<'_> {
         self.verdict(base, version, floor).await
     }
 
-    /// Whether a version that was just put counts (R1): see above.
+    /// Decides whether a version that was just put counts (R1): see the module's text.
     async fn verdict(&self, base: Base, version: u64, floor: u64) -> Result<Put, CatalogError> {
         for _ in 0..TRIES {
             let versions = self.versions().await?;

@@ -1,5 +1,5 @@
-//! What is done to a record, whichever it is: insert, swap, update, remove. Each repeats a bounded
-//! number of times while others change the record.
+//! Operations on a record of any kind: insert, swap, update, remove. Each retries a bounded number
+//! of times while others change the record.
 
 use super::CatalogError;
 use super::chain::{Chain, Newest, Put, TRIES, Versioned, pause};
@@ -88,7 +88,7 @@ impl Chain<'_> {
     }
 }
 
-/// Whether a record found is the one to be removed.
+/// The relation of a record that was found to the one to be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Removal {
     This,

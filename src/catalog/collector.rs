@@ -20,7 +20,7 @@ impl Catalog {
     /// Writes the claim over the version `at`, or as the first one.
     ///
     /// # Errors
-    /// [`CatalogError::Contended`] when that is not the newest any more.
+    /// [`CatalogError::Contended`] when that is no longer the newest version.
     pub async fn write_collector_claim(
         &self,
         at: Option<Versioned<CollectorClaim>>,

@@ -67,8 +67,8 @@ impl Catalog {
             .await
     }
 
-    /// Compare-and-swap: fails with `Contended` when it is not the newest any more. On success `at`
-    /// is the new version.
+    /// Compare-and-swap: fails with `Contended` when `at` is no longer the newest version. On
+    /// success `at` is the new version.
     pub async fn swap_dataset(
         &self,
         at: &mut Versioned<Dataset>,
@@ -77,8 +77,8 @@ impl Catalog {
         self.dataset_by_name(&at.record.name).swap(at, next).await
     }
 
-    /// Read, change, swap; repeated a bounded number of times while others change it. `change` may
-    /// refuse. `NotFound` only when the pool is there.
+    /// Reads, changes and swaps; retries a bounded number of times while others change the record.
+    /// `change` may refuse. `NotFound` only when the pool itself is reachable.
     pub async fn update_dataset(
         &self,
         id: DatasetId,
@@ -109,7 +109,7 @@ impl Catalog {
     }
 }
 
-/// R3: what is not dead may still have an effect that must be cleaned up first.
+/// R3: a record that is not dead may still have an effect that must be removed first.
 pub(super) fn not_dead(what: String) -> CatalogError {
     CatalogError::Precondition {
         what,

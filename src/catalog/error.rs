@@ -1,4 +1,4 @@
-//! What can go wrong with a pool's records.
+//! Errors of operations on a pool's records.
 
 use crate::bucket::BucketError;
 use crate::crypto::CryptoError;

@@ -20,7 +20,7 @@ pub const RECORD_BYTES_MAX: u64 = 1 << 20;
 const CHECK_CONTEXT: &str = "zerofs-csi 2026-11 catalog record";
 const CHECK_CHARS: usize = 64;
 
-/// What a version of a record says of itself and its chain.
+/// A version's description of itself and its chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// Random: a writer whose acknowledgement was lost recognises its own write by it (R1).
@@ -68,7 +68,7 @@ pub fn encode_record<T: Serialize>(
     Ok(format!(r#"{{"format":{RECORD_FORMAT},"check":"{check}",{rest}"#).into_bytes())
 }
 
-/// What [`encode_record`] wrote at `key`; no record: the end of a chain.
+/// Decodes the version that [`encode_record`] wrote at `key`; no record: the end of a chain.
 ///
 /// # Errors
 /// [`CatalogError::Version`] for a whole record of another format, [`CatalogError::Corrupt`] for

@@ -1,31 +1,32 @@
-//! What a pool holds: its own record, datasets and snapshots, each a chain of versions made by
-//! put-if-absent (R1).
+//! The catalog of a pool: the pool's own record, datasets and snapshots, each a chain of versions
+//! made by put-if-absent (R1).
 //!
 //! ```text
 //! pool/<version>                                                 the pool: id, features, wrapped key
 //! datasets/<name key>/<version>                                  a dataset
 //! snapshots/<dataset incarnation>/<snapshot name key>/<version>  a snapshot
 //! names/snapshot/<name key>/<version>                            which snapshot has a CSI name
-//! readers/<snapshot incarnation>/<reader>                        somebody reads the snapshot: no record, see [`readers`]
-//! nodes/<session>/heartbeat/<number>                             a node session's signs of life, of which the newest counts
-//! nodes/<session>/revocation/<claim>                             a claim of the session that it is to give up
+//! readers/<snapshot incarnation>/<reader>                        a reader; no record, see [`readers`]
+//! nodes/<session>/heartbeat/<number>                             heartbeats; the newest counts
+//! nodes/<session>/revocation/<claim>                             a claim that the session must end
 //! collector/<version>                                            which process collects in the pool
 //! ```
-//! Nouns: a **record** is what is known of one thing, a **version** one object with its fields at a
-//! time, a **chain** all versions of a record, the **floor** the version below which a chain may
-//! have been cleaned, the **end** of a chain a version that says that the record was removed.
+//! Nouns: a **record** describes one thing, a **version** is one object with the record's fields at
+//! a time, a **chain** is all versions of a record, the **floor** is the version below which
+//! versions may have been removed, the **end** of a chain is a version that marks the record as
+//! removed.
 //!
 //! Invariants:
-//! - A change is the next version, put if absent; whoever loses reads again (R1, [`chain`]).
-//! - A name finds a record, an incarnation tells its lives apart (R2): no call by id touches
-//!   another life.
+//! - A change is the next version, put if absent; a writer that loses reads again (R1, [`chain`]).
+//! - A name finds a record, an incarnation distinguishes successive records of one name (R2): no
+//!   call by id touches another incarnation.
 //! - A record is removed only when it is `Dead` (R3).
-//! - Bytes are believed only with their checksum, which holds the object's key too.
+//! - Bytes are trusted only with their checksum, which covers the object's key too.
 //!
 //! A crash leaves a version written or not, possibly versions below a floor (removed by the next
 //! change), and possibly a probe object of an interrupted pool creation below `probe/`.
 //!
-//! It does not know what databases and chunks are, and never touches them.
+//! The catalog knows nothing of databases and chunks, and never touches them.
 
 mod chain;
 mod change;

@@ -2,10 +2,9 @@
 //!
 //! A heartbeat is an object of its own, put if absent under a number that only grows, never an
 //! overwrite (R1). One writer per session would make an overwrite safe against others, but not
-//! against itself: a put that was given up may arrive late, and bring an old heartbeat back over a
-//! newer one. Whoever watches would then see no change although there was one. Of numbered objects
-//! the largest counts, which no late put makes smaller. What is below it is removed by the next
-//! renewal.
+//! against itself: an abandoned put may arrive late, and bring an old heartbeat back over a newer
+//! one. A watcher would then see no change although there was one. Of numbered objects the largest
+//! counts, which no late put makes smaller. Lower numbers are removed by the next renewal.
 
 use super::frame::{Header, RECORD_BYTES_MAX, decode_record, encode_record};
 use super::{Catalog, CatalogError, Heartbeat, Revocation};
@@ -13,7 +12,7 @@ use crate::bucket::PutNew;
 use crate::types::{ClaimId, Incarnation, SessionId};
 use serde::Serialize;
 
-/// What a listing of a session's folder shows.
+/// The result of listing a session's folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Signs {
     /// Numbers of the heartbeats, ascending.
@@ -113,7 +112,7 @@ impl Catalog {
         self.put_sign(&revocation_key(session, revocation.claim), revocation).await
     }
 
-    /// What the session last said of itself, if it is there and can be read.
+    /// Returns the session's newest heartbeat, if it exists and can be read.
     pub async fn newest_heartbeat(
         &self,
         session: SessionId,

@@ -121,8 +121,9 @@ impl Catalog {
             .map(drop)
     }
 
-    /// Before the absence of a record is believed: the pool itself must be there still, and be this
-    /// one. A volume would be given up, or taken for deleted, because a folder is not mounted.
+    /// Confirms the pool before the absence of a record is believed: it must still exist, and be
+    /// this one. Otherwise a volume would be released, or taken for deleted, because a folder is
+    /// not mounted.
     pub(super) async fn confirm(&self) -> Result<(), CatalogError> {
         // Not from memory: it is asked whether the store has it now.
         let cache = Cache::default();
@@ -132,8 +133,8 @@ impl Catalog {
         }
     }
 
-    /// Sees that the store still takes objects as large as packs are, where that depends on what is
-    /// on the way.
+    /// Checks that the store still accepts objects as large as packs, where a proxy in between may
+    /// not.
     pub async fn check_size(&self) -> Result<(), CatalogError> {
         if self.inner.bucket.is_remote() { check_size(&self.inner.bucket).await } else { Ok(()) }
     }
@@ -183,8 +184,8 @@ impl Catalog {
         Ok(found.into_iter().filter_map(Newest::live).collect())
     }
 
-    /// Removes what is left of names that were given up long ago. For the collector; how many it
-    /// removed.
+    /// Removes the remains of names that were abandoned long ago, for the collector. Returns the
+    /// number of objects removed.
     pub async fn sweep(&self, now: std::time::SystemTime) -> Result<usize, CatalogError> {
         let mut swept = 0;
         for prefix in ["datasets", "snapshots", "names"] {
@@ -255,8 +256,8 @@ async fn check_store(bucket: &Bucket) -> Result<(), CatalogError> {
     Ok(())
 }
 
-/// The probe's objects are removed whatever it found; a store that cannot delete has said so
-/// already, or says so here.
+/// Removes the probe's objects whatever it found; a store that cannot delete has returned that
+/// error already, or returns it here.
 async fn removing(
     bucket: &Bucket,
     key: &str,

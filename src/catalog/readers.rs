@@ -1,17 +1,17 @@
-//! Who reads a snapshot at the moment, so that its removal waits (R14): `.snapshots`, exports,
+//! The current readers of a snapshot, for which its removal waits (R14): `.snapshots`, exports,
 //! restores, comparisons.
 //!
 //! ```text
 //! reader:    put readers/<snapshot>/<reader> ─▶ read the record: still ready? ─▶ read ─▶ remove the object
 //! collector: record is a tombstone           ─▶ list readers/<snapshot>: none? ─▶ dead
 //! ```
-//! Each looks after it has written, so that of a reader and a collector that meet at least one sees
+//! Each reads after it has written, so that of a concurrent reader and collector at least one sees
 //! the other.
 //!
-//! The object is no record: it says nothing that anybody acts on, only that it is there. Its reader
-//! puts it again every [`READING_RENEWED`]; one that was not renewed for [`READING_KEPT`] is that
-//! of a process that died, and counts no more. A clock that is wrong by so much costs a reader a
-//! stale handle, and nothing else.
+//! The object is no record: only its existence matters, not its contents. Its reader puts it again
+//! every [`READING_RENEWED`]; one that was not renewed for [`READING_KEPT`] belongs to a process
+//! that died, and no longer counts. A clock that is wrong by this much costs a reader a stale
+//! handle, and nothing else.
 
 use super::{Catalog, CatalogError, Owner, Snapshot, State};
 use crate::types::{Incarnation, SnapshotId};
@@ -20,15 +20,15 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-/// How often a reader says that it is still there.
+/// Interval at which a reader renews its object.
 pub const READING_RENEWED: Duration = Duration::from_secs(300);
-/// A reader that has not said so for this long is gone.
+/// A reader that has not renewed its object for this long is gone.
 pub const READING_KEPT: Duration = Duration::from_secs(3600);
 
 const FORMAT: u32 = 1;
 const PREFIX: &str = "readers";
 
-/// For people who look into the bucket.
+/// The object's contents, for people who inspect the bucket.
 #[derive(Serialize)]
 struct Sign<'a> {
     format: u32,
@@ -44,12 +44,12 @@ pub struct Reading {
     sign: Bytes,
 }
 
-/// What the readers' objects tell.
+/// The readers found in a listing of their objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Readers {
-    /// Of each snapshot, by its incarnation.
+    /// Number of readers of each snapshot, by its incarnation.
     pub live: BTreeMap<Incarnation, usize>,
-    /// Objects that are nobody's any more.
+    /// Objects of readers that are gone.
     pub old: Vec<String>,
 }
 
@@ -58,7 +58,7 @@ impl Catalog {
     /// the last [`Self::go_on_reading`].
     ///
     /// # Errors
-    /// [`CatalogError::NotFound`] when it is not ready, or not any more.
+    /// [`CatalogError::NotFound`] when it is not ready, or no longer exists.
     pub async fn begin_reading(
         &self,
         id: SnapshotId,
@@ -100,7 +100,7 @@ impl Catalog {
         })
     }
 
-    /// Of one snapshot, or of all.
+    /// Lists the readers of one snapshot, or of all.
     pub async fn readers(
         &self,
         of: Option<Incarnation>,

@@ -18,7 +18,7 @@ pub struct PoolRecord {
     pub encryption: Option<WrappedKey>,
 }
 
-/// What can be chosen for a dataset, at creation (StorageClass parameters, CLI options) or later.
+/// Properties of a dataset, set at creation (StorageClass parameters, CLI options) or later.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Properties {
     /// `standard`, `always` or `disabled`; `None`: by access modes.
@@ -37,7 +37,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Whether the root directory lists `.snapshots`, in ZFS's words. The name leads there either way.
+/// Visibility of `.snapshots` in a listing of the root directory, in ZFS's terms. The name leads
+/// there either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Snapdir {
@@ -76,11 +77,11 @@ pub enum State {
     Ready,
     /// Deletion was acknowledged; what depends on it may keep it.
     Deleting,
-    /// Nothing depends any more; a cleaner is removing the effect (R3).
+    /// Nothing depends on it; a cleaner is removing the effect (R3).
     Dead,
 }
 
-/// Who has a dataset open, and by which claim.
+/// The owner that has a dataset open, and its claim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     pub node: String,
@@ -89,12 +90,12 @@ pub struct Owner {
     /// its lease had lapsed: whatever was found out or decided about an earlier claim is void
     /// (R31).
     pub claim: ClaimId,
-    /// Where its journals are: only a process on that folder takes the dataset back without
-    /// waiting. None: it has none.
+    /// The id of the folder that holds its journals: only a process on that folder takes the
+    /// dataset back without waiting. None: it has no journal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<HomeId>,
-    /// How long others must see no heartbeat of the session before it counts as dead (R26), in
-    /// milliseconds; 0: a program that had no leases.
+    /// The time without a new heartbeat of the session after which others may count it as dead
+    /// (R26), in milliseconds; 0: an old version of the program without leases.
     #[serde(default)]
     pub lease_millis: u64,
 }
@@ -130,12 +131,12 @@ pub struct Dataset {
     pub owner: Option<Owner>,
     /// Secret that handle keys are made from, fresh for each clone (R7).
     pub handle_secret: [u8; 16],
-    /// Parameters as the CSI caller gave them, to tell a repeat from a conflict.
+    /// Parameters as the CSI caller gave them, to distinguish a retry from a conflict.
     pub parameters: BTreeMap<String, String>,
     /// The serial of the last snapshot begun: serials are never reused, whatever was deleted.
     #[serde(default)]
     pub snapshot_serial: u32,
-    /// A clone whose database reads nobody else's any more (R13): its origin may go.
+    /// A clone whose database reads no other database (R13): its origin may be deleted.
     #[serde(default)]
     pub detached: bool,
     #[serde(default, skip_serializing_if = "is_default")]
@@ -146,15 +147,15 @@ pub struct Dataset {
     pub restoring: Option<SnapshotId>,
 }
 
-/// Where a dataset's content is.
+/// The location of a dataset's content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Form {
     /// In a database of its own, which its one owner writes.
     #[default]
     Writable,
-    /// It is the snapshot that it was made from, read only: no database, no owner, read by any
-    /// number of nodes.
+    /// The dataset is the snapshot that it was made from, read only: no database, no owner, read by
+    /// any number of nodes.
     Snapshot,
 }
 
@@ -220,9 +221,9 @@ pub struct Heartbeat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RevocationReason {
-    /// A person said so.
+    /// An administrator ran a command.
     Administrator,
-    /// Kubernetes does not know the node any more.
+    /// Kubernetes no longer knows the node.
     NodeGone,
     /// The node has the out-of-service taint.
     OutOfService,
@@ -237,18 +238,18 @@ pub struct Revocation {
     pub dataset: DatasetId,
     pub claim: ClaimId,
     pub why: RevocationReason,
-    /// Who wrote it, for people.
+    /// The writer of the revocation, for people.
     pub by: String,
     pub created: Timestamp,
 }
 
-/// Which process collects in the pool. Its holder writes it anew while it is at work.
+/// The process that collects in the pool. It renews the claim while it works.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CollectorClaim {
-    /// `None`: nobody at the moment.
+    /// `None`: no process at the moment.
     pub holder: Option<SessionId>,
-    /// Who held it last, for people.
+    /// The last holder, for people.
     pub node: String,
-    /// A claim that has not changed for so long is nobody's any more.
+    /// A claim that has not changed for this long has expired.
     pub lease_millis: u64,
 }

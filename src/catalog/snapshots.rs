@@ -47,7 +47,8 @@ impl Catalog {
         Ok(found.filter(|at| at.record.incarnation == id.snapshot.incarnation))
     }
 
-    /// Of one dataset life, or of the whole pool; every state but absent.
+    /// Lists the snapshots of one dataset incarnation, or of the whole pool, in every state but
+    /// absent.
     pub async fn snapshots(
         &self,
         of: Option<Incarnation>,
@@ -81,8 +82,8 @@ impl Catalog {
             .await
     }
 
-    /// Compare-and-swap: fails with `Contended` when it is not the newest any more. On success `at`
-    /// is the new version.
+    /// Compare-and-swap: fails with `Contended` when `at` is no longer the newest version. On
+    /// success `at` is the new version.
     pub async fn swap_snapshot(
         &self,
         at: &mut Versioned<Snapshot>,
@@ -91,8 +92,8 @@ impl Catalog {
         self.snapshot_by_name(at.record.dataset.incarnation, &at.record.name).swap(at, next).await
     }
 
-    /// Read, change, swap; repeated a bounded number of times while others change it. `change` may
-    /// refuse.
+    /// Reads, changes and swaps; retries a bounded number of times while others change the record.
+    /// `change` may refuse.
     pub async fn update_snapshot(
         &self,
         id: SnapshotId,

@@ -1,4 +1,4 @@
-//! The node: what it knows of each volume, and one call at a time for each.
+//! The node agent: the state of each volume, and one call at a time for each.
 
 use super::super::busy::{Busy, Call};
 use super::super::{ControlError, Pools};
@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, broadcast, watch};
 
-/// How a node plugin works.
+/// Settings of a node plugin.
 #[derive(Clone, Debug)]
 pub struct NodeSettings {
-    /// Where staged volumes are written down, a file each, and nothing else: it must outlive the
-    /// process, and need not outlive the machine's run.
+    /// The folder of staged records, one file per volume, and nothing else: it must outlive the
+    /// process, and need not outlive a reboot of the machine.
     pub staged_dir: PathBuf,
     /// The driver's name, which is also the name of its folder below kubelet's plugins.
     pub driver: String,
@@ -69,7 +69,7 @@ pub struct NodeAgent<M, E> {
     pub(super) stay: Arc<tokio::sync::RwLock<Stay>>,
 }
 
-/// Whether this process still is the node's.
+/// Whether this process still serves the node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Stay {
     #[default]
@@ -84,7 +84,7 @@ pub(super) struct Entered {
     _call: Call,
 }
 
-/// What a volume is to this node. A volume that is idle has no slot.
+/// The state of a volume on this node. An idle volume has no slot.
 type Slot = watch::Sender<State>;
 
 #[derive(Clone)]
@@ -93,7 +93,7 @@ pub(super) enum State {
     /// Written down by an earlier run of the process; being reopened.
     Opening,
     Staged(Arc<Staged>),
-    /// Not this process's to serve any more; mounted still.
+    /// No longer this process's to serve; still mounted.
     Lost(Arc<Record>),
 }
 
@@ -106,8 +106,8 @@ pub(super) struct Staged {
 pub struct Leaving(OwnedRwLockWriteGuard<Stay>);
 
 impl Leaving {
-    /// For good: calls that wait are to be repeated, and find the process that took this one's
-    /// place.
+    /// Leaves for good: waiting calls are to be retried, and find the process that replaced this
+    /// one.
     pub fn leave(mut self) {
         *self.0 = Stay::Left;
     }
@@ -153,12 +153,13 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         format!("/{}", dataset.incarnation)
     }
 
-    /// Where volumes are served.
+    /// Returns the endpoints that serve volumes.
     pub fn endpoints(&self) -> &E {
         &self.endpoints
     }
 
-    /// Whether a volume is staged here, or was when the process started and is not given up yet.
+    /// Returns whether a volume is staged here, or was when the process started and is not released
+    /// yet.
     pub fn is_staged(&self, dataset: DatasetId) -> bool {
         !matches!(self.state(dataset), State::Idle)
     }
@@ -180,9 +181,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    /// Lets calls end, and begins none any more, for another process to go on with the volumes once
-    /// the answer is dropped, or [`Leaving::leave`] is called: without that, everything goes on
-    /// here.
+    /// Waits for calls to end and holds new ones, so that another process can go on with the
+    /// volumes once [`Leaving::leave`] is called. If the returned value is dropped instead,
+    /// everything goes on here.
     ///
     /// # Errors
     /// When calls do not end within `limit`.
@@ -208,8 +209,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    /// The state once the volume is not being reopened any more; held no longer than the settings
-    /// say.
+    /// Waits until the volume is no longer being reopened, for at most the time in the settings,
+    /// and returns its state.
     pub(super) async fn settled(&self, volume: VolumeHandle) -> Result<State, ControlError> {
         let Some(mut changes) = self.slots.lock().get(&volume.dataset).map(Slot::subscribe) else {
             return Ok(State::Idle);
@@ -237,8 +238,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         self.slots.lock().values().map(of).collect()
     }
 
-    /// How many volumes the node takes: `limit` at most, and no more than it has reserved ports
-    /// for, where each new one takes `usual` of them.
+    /// Returns the number of volumes that the node takes: `limit` at most, and no more than it has
+    /// reserved ports for, where each new one takes `usual` of them.
     pub fn volumes_max(&self, limit: u32, usual: u32) -> u32 {
         ports::volumes_max(limit, mount::reserved_ports(), &self.connections(), usual)
     }
@@ -270,7 +271,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
 
     fn lose(&self, lost: &Lost) {
         let State::Staged(staged) = self.state(lost.dataset) else { return };
-        // What is staged by now may be a later opening.
+        // The volume may be staged again by now, under a later opening.
         if staged.volume.opening() != Some(lost.opening) {
             return;
         }
@@ -311,7 +312,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         let volume = record.volume;
         self.set(volume.dataset, State::Lost(Arc::new(record.clone())));
         complain(volume, why);
-        // After a restart nobody listens yet.
+        // After a restart no endpoint listens yet.
         if let Some(at) = record.endpoint
             && let Err(error) =
                 self.endpoints.listen(volume.dataset, &Self::export(volume.dataset), at).await

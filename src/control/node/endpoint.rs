@@ -1,4 +1,4 @@
-//! Where one volume is served: what the node needs of an NFS server.
+//! The endpoint of one volume: the operations that the node needs from an NFS server.
 
 use crate::types::{Class, Classify, DatasetId};
 use crate::volume::Attached;

@@ -1,5 +1,5 @@
-//! The end of a volume's time on this node: the dataset's record does not name the node any more,
-//! then the staged record goes.
+//! Ends a volume's time on this node: first the dataset's record no longer names the node, then the
+//! staged record is removed.
 
 use super::super::{ControlError, Pool};
 use super::agent::{NodeAgent, State};
@@ -11,16 +11,17 @@ use crate::types::{Classify, VolumeHandle};
 use std::sync::Arc;
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
-    /// Closes the volume, sees that the dataset is released, and forgets that it was staged. What a
-    /// close or an opening that failed left behind is made good first: an owner that stays would
-    /// keep every other node, and DeleteVolume, from the dataset for ever.
+    /// Closes the volume, ensures that the dataset is released, and forgets that it was staged.
+    /// Whatever a failed close or opening left behind is finished first: an owner that stays in the
+    /// record would keep every other node, and DeleteVolume, from the dataset for ever.
     ///
     /// # Errors
-    /// `Unavailable` and the like: repeat. What repeating cannot help is logged, and the record
-    /// stays for the next start.
+    /// `Unavailable` and the like: retry. Errors that a retry cannot help are logged, and the
+    /// record stays for the next start.
     pub(super) async fn let_go(&self, volume: VolumeHandle) -> Result<(), ControlError> {
         let Some(record) = self.records.get(volume.dataset).await? else {
-            // Never staged here, as far as this node knows; what is open all the same is closed.
+            // Never staged here, as far as this node knows; if it is open all the same, it is
+            // closed.
             return Ok(self.volumes.close(volume.dataset).await?);
         };
         match Box::pin(self.release(&record)).await {
@@ -46,7 +47,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         if !is_ours(record, &self.volumes.owner(), &at.record) {
             return Ok(());
         }
-        // The journal is free once nobody holds what stopped while it was closed.
+        // The journal is free once no one holds the volume that failed while it was being closed.
         if let State::Staged(staged) = self.state(volume.dataset)
             && self.volumes.get(volume.dataset).is_none()
         {

@@ -1,5 +1,5 @@
-//! The node's use cases: a volume is staged (opened, served and mounted once), published (shown at
-//! a pod's target), and the way back.
+//! The node's use cases: a volume is staged (opened, served and mounted once), published (bound to
+//! a pod's target), unpublished and unstaged.
 //!
 //! ```text
 //!            stage                    lost (fenced, failed)
@@ -8,22 +8,22 @@
 //!    │     unstage      │  │ reopened                         │
 //!    ├──────────────────┘  │                                  │
 //!    │                  opening ◀── a record, after a restart │
-//!    │                     │ not ours any more                │
+//!    │                     │ no longer ours                   │
 //!    │     unstage         └─────────────────────────────────▶│
 //!    └────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! Nouns: an **endpoint** is the loopback address on which one volume is served; a **record** is
 //! the file in the state folder that says what is staged; a volume is **lost** when this process
-//! may not serve it any more: its endpoint answers ESTALE to everything until it is unstaged (R25).
+//! may no longer serve it: its endpoint answers ESTALE to everything until it is unstaged (R25).
 //!
 //! Invariants: the record is written before anything else and removed after everything else; MNT is
-//! answered only during our own mount(2) (R23); nothing here looks below a mount of ours: what is
-//! mounted is read from mountinfo, and usage from the open volume's memory; a restart reopens a
-//! volume only where R24 allows it.
+//! answered only during our own mount(2) (R23); nothing here looks below a mount of ours: mounts
+//! are read from mountinfo, and usage from the open volume's memory; a restart reopens a volume
+//! only where R24 allows it.
 //!
-//! A process that is replaced **leaves** (see [`NodeAgent::hold`]): no call is under way then, none
-//! begins, and the next process does with the records what it would do after a crash.
+//! A process that is replaced **leaves** (see [`NodeAgent::hold`]): no call is in progress then,
+//! none begins, and the next process handles the records as after a crash.
 //!
 //! A crash leaves records. The next start reopens what is still mounted, and closes what is not.
 

@@ -1,4 +1,4 @@
-//! How many volumes a node has reserved ports for. Pure.
+//! Computes the number of volumes that a node has reserved ports for. Pure.
 
 use super::super::ControlError;
 
@@ -14,8 +14,8 @@ pub(super) fn volumes_max(limit: u32, ports: u32, staged: &[u32], usual: u32) ->
     staged.saturating_add(left).clamp(1, limit.max(1))
 }
 
-/// Whether a volume that takes `wanted` ports can still be mounted: without one, mount(2) fails
-/// after a minute and does not say why.
+/// Checks whether a volume that takes `wanted` ports can still be mounted: without one, mount(2)
+/// fails after a minute and gives no reason.
 pub(super) fn check(ports: u32, staged: &[u32], wanted: u32) -> Result<(), ControlError> {
     let used = staged.iter().sum::<u32>();
     if used.saturating_add(wanted) <= ports {
@@ -38,7 +38,7 @@ mod tests {
         assert_eq!(volumes_max(256, 359, &[], 2), 129);
         assert_eq!(volumes_max(256, 359, &[], 16), 16);
         assert_eq!(volumes_max(12, 359, &[], 4), 12);
-        // What is there takes what it takes, whatever is usual.
+        // Staged volumes keep the ports that they take, whatever is usual.
         assert_eq!(volumes_max(256, 359, &[16, 16, 1], 1), 3 + 226);
         assert_eq!(volumes_max(256, 359, &[16; 17], 4), 17);
         assert_eq!((volumes_max(256, 0, &[], 1), volumes_max(256, 359, &[], 0)), (1, 256));

@@ -8,7 +8,7 @@ use crate::mount::{self, BindMount, Mounter};
 use crate::types::VolumeHandle;
 use std::path::{Path, PathBuf};
 
-/// How many targets of the node may have the volume.
+/// The number of targets on the node that may have the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
     /// CSI's SINGLE_NODE_SINGLE_WRITER.
@@ -16,11 +16,11 @@ pub enum Sharing {
     ManyTargets,
 }
 
-/// What NodePublishVolume asks for.
+/// The request of a NodePublishVolume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publish {
     pub volume: VolumeHandle,
-    /// Where it was staged.
+    /// The path where it was staged.
     pub staging: PathBuf,
     pub target: PathBuf,
     pub access: Access,
@@ -30,7 +30,7 @@ pub struct Publish {
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
-    /// Binds the staged mount to a target, making its folder. A repeat of the same is success.
+    /// Binds the staged mount to a target, making its folder. A retry of the same call succeeds.
     ///
     /// # Errors
     /// `Precondition` when it is not staged there, or the target is in use; `Exists` when it is

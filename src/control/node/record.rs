@@ -1,4 +1,4 @@
-//! What is written down on the node: one file for each staged volume, in a folder that outlives the
+//! Staged records on the node: one file for each staged volume, in a folder that outlives the
 //! process.
 
 use super::super::ControlError;
@@ -22,7 +22,7 @@ pub(super) struct Record {
     pub format: u32,
     #[serde(with = "handle_text")]
     pub volume: VolumeHandle,
-    /// Of the machine's run: mounts do not outlive it.
+    /// Boot id of the machine: mounts do not outlive a boot.
     pub boot: String,
     /// The sessions under which the dataset's record may name us (R24). More than one only while it
     /// is being reopened.
@@ -30,7 +30,7 @@ pub(super) struct Record {
     pub target: PathBuf,
     pub access: Access,
     pub options: Vec<String>,
-    /// Where it is served, once that is known.
+    /// The address at which it is served, once that is known.
     pub endpoint: Option<SocketAddr>,
 }
 
@@ -84,7 +84,7 @@ impl Record {
     }
 }
 
-/// The folder of records. What is in it is small, and on a tmpfs where the chart puts it.
+/// The folder of records. They are small, and on a tmpfs where the chart puts them.
 #[derive(Clone, Debug)]
 pub(super) struct Records {
     dir: PathBuf,

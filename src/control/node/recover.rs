@@ -1,4 +1,5 @@
-//! After a restart: what an earlier run wrote down is reopened, closed, or given up (R24).
+//! Recovers after a restart: volumes that an earlier run recorded are reopened, closed, or
+//! abandoned (R24).
 
 use super::super::{ControlError, Pool};
 use super::agent::{NodeAgent, Staged, State};
@@ -19,7 +20,7 @@ const AT_ONCE: usize = 32;
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
 
-/// What a record asks for, given what the machine and the pool say.
+/// The step that a record needs, given the state of the machine and the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// Mounted and ours: serve it again.
@@ -49,8 +50,8 @@ fn step(record: &Record, me: &Owner, mounted: bool, dataset: Option<&Dataset>) -
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
-    /// Marks every recorded volume as being reopened, listens for what is mounted, and starts to
-    /// reopen it all. Returns at once: no volume keeps the socket waiting.
+    /// Marks every recorded volume as being reopened, listens on the endpoints of mounted ones, and
+    /// starts to reopen them all. Returns at once: no volume keeps the CSI socket waiting.
     pub(super) async fn recover(self: &Arc<Self>) -> Result<(), ControlError> {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
         let records = self.records.all().await?;
@@ -119,8 +120,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    /// What waiting cannot help. A mount must not hang for it; without one the next stage shows the
-    /// error.
+    /// Gives up a volume whose error will not pass with time. A mount must not hang for it; without
+    /// a mount the next stage call returns the error.
     async fn give_up(&self, record: &Record, error: &ControlError) {
         let volume = record.volume;
         match self.mounts_of(volume.dataset).await {
@@ -196,7 +197,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     async fn listen_again(&self, record: &Record, at: SocketAddr) -> Result<(), ControlError> {
         let dataset = record.volume.dataset;
         match self.endpoints.listen(dataset, &Self::export(dataset), at).await {
-            // The run before this one may take a moment to let go of it.
+            // The previous run of the process may take a moment to release it.
             Err(EndpointError::Taken(at)) => Err(ControlError::Unavailable(format!(
                 "address {at} of volume {} is in use",
                 record.volume

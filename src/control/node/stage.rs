@@ -22,7 +22,7 @@ pub enum Access {
     ReadOnly,
 }
 
-/// What NodeStageVolume asks for.
+/// The request of a NodeStageVolume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stage {
     pub volume: VolumeHandle,
@@ -33,7 +33,7 @@ pub struct Stage {
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
-    /// Opens, serves and mounts a volume. A repeat of the same is success.
+    /// Opens, serves and mounts a volume. A retry of the same call succeeds.
     ///
     /// # Errors
     /// `Exists` when it is staged there in another way; `Precondition` when it is staged elsewhere,
@@ -131,7 +131,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    /// What an earlier life left mounted at the target goes; what is not ours stays.
+    /// Unmounts a mount that an earlier run of the driver left at the target; a foreign mount
+    /// stays.
     async fn clear_target(&self, dataset: DatasetId, target: &Path) -> Result<(), ControlError> {
         let (ours, others) = self.mounts_of(dataset).await?;
         if let Some(other) = others.iter().find(|mount| mount.target == target) {
@@ -183,7 +184,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             read_only: record.access == Access::ReadOnly,
             options: record.options.clone(),
         };
-        // R23: nobody else mounts it.
+        // R23: no one else may mount it.
         let _pass = self.endpoints.allow_mount(dataset)?;
         Ok(self.mounter.mount_nfs(&what, &record.target).await?)
     }
@@ -204,8 +205,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// Unmounts, stops serving and closes a volume. A volume that is not staged counts as unstaged.
     ///
     /// # Errors
-    /// `Precondition` while it is published; `Unavailable` while its data cannot be brought to the
-    /// store: repeat.
+    /// `Precondition` while it is published; `Unavailable` while its data cannot be flushed to the
+    /// store: retry.
     pub async fn unstage(&self, volume: VolumeHandle, target: &Path) -> Result<(), ControlError> {
         let _call = self.enter(volume).await?;
         let target: &Path = &mount::resolve_target(target).await?;
@@ -243,9 +244,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(())
     }
 
-    /// Dirty pages must not be dropped because the store is slow today: a time-out is an answer to
-    /// repeat. An error is not: the kernel has told it to whoever wrote, and will not write those
-    /// pages again.
+    /// Dirty pages must not be dropped because the store is slow today: after a time-out the call
+    /// is retried. After an error it is not: the kernel has reported it to the writer, and will not
+    /// write those pages again.
     async fn write_out(&self, target: &Path) -> Result<(), ControlError> {
         match self.mounter.sync(target).await {
             Ok(()) => Ok(()),

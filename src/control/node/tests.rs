@@ -1,5 +1,5 @@
-//! What a failed close, a claim that may have been written, and a late report of a loss leave
-//! behind.
+//! Tests of what a failed close, a claim that may have been written, and a late report of a loss
+//! leave behind.
 
 use super::agent::State;
 use super::*;
@@ -20,7 +20,7 @@ use std::time::Duration;
 /// The stack of the program's own threads: unoptimised futures of the database are large.
 const STACK_BYTES: usize = 8 << 20;
 
-/// Endpoints that serve nobody, and remember which went stale.
+/// Endpoints that serve no client, and remember which went stale.
 #[derive(Default)]
 struct Nowhere {
     stale: Mutex<Vec<DatasetId>>,
@@ -111,7 +111,7 @@ impl Node {
         Box::pin(self.agent.unstage(self.volume, &self.target())).await
     }
 
-    /// Repeats as kubelet does: what has stopped lets go of its journal in its own time.
+    /// Retries as kubelet does: a volume that has stopped releases its journal in its own time.
     async fn unstage_at_last(&self, when: &str) {
         for _ in 0..400 {
             match self.unstage().await {

@@ -1,4 +1,4 @@
-//! What a staged volume holds, its size, and the writing out of its dirty pages.
+//! Usage and size of a staged volume, and the writeback of its dirty pages.
 
 use super::super::ControlError;
 use super::super::controller::within;
@@ -12,15 +12,15 @@ use futures::future::BoxFuture;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The mounts of a process, as a snapshot needs them: what is only in the kernel's page cache is in
-/// no snapshot.
+/// The mounts of a process, as a snapshot needs them: data that is only in the kernel's page cache
+/// is in no snapshot.
 pub trait Mounts: Send + Sync + 'static {
     /// Writes the dirty pages of a volume's mount to it, within a time limit. Not mounted here
     /// counts as done.
     fn sync(&self, dataset: DatasetId) -> BoxFuture<'_, Result<(), ControlError>>;
 
-    /// Closes and releases a volume that nothing here uses: another node asks for it (R27). What is
-    /// staged is held, and so in use.
+    /// Closes and releases a volume that is not in use here, because another node asks for it
+    /// (R27). A staged volume is held, and so in use.
     fn hand_over<'a>(
         &'a self,
         volumes: &'a Volumes,
@@ -30,7 +30,7 @@ pub trait Mounts: Send + Sync + 'static {
     }
 }
 
-/// Of a process that mounts nothing.
+/// The mounts of a process that mounts nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoMounts;
 
