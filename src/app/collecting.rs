@@ -1,8 +1,8 @@
 //! The collector's turns in a controller or server.
 //!
-//! One of the processes that collect in a pool does so in each interval: whoever finds that another
-//! has collected since its own last turn leaves it at that. After a deletion that came to this
-//! process it collects itself, when nobody else is at it.
+//! One of the processes that collect in a pool does so in each interval: a process that finds that
+//! another has collected since its own last turn skips its turn. After a deletion handled by this
+//! process it collects itself, unless another process is collecting.
 
 use crate::control::{Collected, Collector, ControlError, Controller, Pool, Turn};
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Deletions come in crowds: one collection for all that come within this time.
 const GATHER: Duration = Duration::from_secs(5);
-/// How long a collection after a deletion waits for another process's.
+/// Time that a collection after a deletion waits for another process's.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often a process whose turn it is looks whether the collector before is alive.
+/// Interval at which a process whose turn it is checks whether the previous collector is alive.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Why a collection is due.
@@ -90,7 +90,8 @@ async fn turn(controller: &Controller, pool: &Pool, rate: u64, due: Due) {
     }
 }
 
-/// `None`: another process has collected since the last turn, or is at it.
+/// Collects, unless (`None`) another process has collected since the last turn, or is collecting
+/// now.
 async fn unless_another(collector: &mut Collector) -> Result<Option<Collected>, ControlError> {
     loop {
         if collector.another_collected().await? {

@@ -18,7 +18,7 @@ const LEASE_RANGE: std::ops::RangeInclusive<Duration> =
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
-    /// What CSI knows the driver by.
+    /// The driver's name in CSI.
     #[serde(default = "driver_name")]
     pub driver_name: String,
     /// By name. A StorageClass names one.
@@ -38,19 +38,20 @@ pub struct Config {
     /// Bytes a second that collections read of packs that they rewrite; 0: as fast as they can.
     #[serde(default = "collect_rate")]
     pub collect_rate: ByteSize,
-    /// How long a snapshot waits for the owner of a volume in another process.
+    /// Time that a snapshot waits for the owner of a volume in another process.
     #[serde(default = "owner_timeout", with = "human_duration")]
     pub owner_timeout: Duration,
-    /// How often an owner looks into its mailbox while it writes, and after a request. An idle one
-    /// looks with each heartbeat, a third of `lease` apart.
+    /// Interval at which an owner polls its mailbox while it writes, and after a request. An idle
+    /// owner polls with each heartbeat, every third of `lease`.
     #[serde(default = "mail_interval", with = "human_duration")]
     pub mail_interval: Duration,
-    /// How long a node that shows no sign of life keeps its volumes from other nodes, between 5 and
+    /// Time for which a node without heartbeats keeps its volumes from other nodes, between 5 and
     /// 60 seconds. A longer one lets calls go on through longer outages of the store; NodeStage
     /// waits for it inside one call.
     #[serde(default = "lease", with = "human_duration")]
     pub lease: Duration,
-    /// `serve` closes what no client has used for so long; the next call on it opens it again.
+    /// `serve` closes a dataset that no client has used for this long; the next call on it opens it
+    /// again.
     #[serde(default = "export_idle", with = "human_duration")]
     pub export_idle: Duration,
     #[serde(default)]
@@ -75,7 +76,7 @@ pub struct PoolConfig {
     /// line.
     #[serde(default)]
     pub key_file: Option<PathBuf>,
-    /// Credentials and passphrase come with the secrets of CSI requests, on top of what is
+    /// Credentials and passphrase come with the secrets of CSI requests, and override those
     /// configured here.
     #[serde(default)]
     pub request_secrets: bool,
@@ -101,8 +102,8 @@ pub struct LimitsConfig {
     /// Connections of the usual mount: the largest `nconnect` among the StorageClasses. A node
     /// takes fewer volumes where each needs several of its reserved ports.
     pub connections_per_volume: u32,
-    /// What the process may take in memory. The sizes below are shares of it where they are not
-    /// given, and then not counted in it.
+    /// Memory limit of the process. The sizes below are shares of it where they are not given; a
+    /// size that is given is not counted in it.
     pub memory: ByteSize,
     /// Written data held in memory, for all volumes together.
     pub dirty_bytes: Option<ByteSize>,

@@ -15,8 +15,8 @@ use tokio::net::TcpListener;
 
 /// One kernel client has at most 16 connections to its volume; a few more are closing.
 const CONNECTIONS_MAX: usize = 64;
-/// How long calls under way may take when an endpoint stops: it does so after the unmount, when
-/// there are none left.
+/// Time limit for calls in progress when an endpoint stops: it does so after the unmount, when none
+/// are left.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// Every endpoint of a node plugin.
@@ -25,7 +25,7 @@ pub struct NfsEndpoints {
     /// Payload of the calls of all of them.
     budget: Budget,
     running: Mutex<HashMap<DatasetId, Running>>,
-    /// Of the process before this one: where it listened.
+    /// Listening sockets inherited from the previous process.
     inherited: Arc<Sockets>,
 }
 
@@ -47,8 +47,8 @@ impl NfsEndpoints {
         }
     }
 
-    /// Brings every endpoint to rest, for the next process to go on with. Nothing is answered any
-    /// more when this returns.
+    /// Quiesces every endpoint, for the next process to go on with. No call is answered after this
+    /// returns.
     pub async fn rest(&self, limit: Duration) -> Vec<Listening> {
         let running: Vec<(DatasetId, Running)> = self.running.lock().drain().collect();
         let rests = running.into_iter().map(|(dataset, Running { endpoint, server })| async move {

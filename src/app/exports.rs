@@ -4,16 +4,17 @@
 //!            MNT, or a call with a handle               no call for `exportIdle`
 //!  parked ───────────────────────────────▶ open ───────────────────────────────────▶ parked
 //! ```
-//! A **parked** dataset is one that nobody has open: closed and released, so that it may be
-//! deleted, or opened elsewhere. Its handles stay good: clients that mounted it send no MNT again,
-//! so a call on one opens it, and waits. For the same reason what this process's name owns already
-//! is opened at start, and every released dataset counts as parked then.
+//! A **parked** dataset is closed and released, so that it may be deleted, or opened elsewhere. Its
+//! handles stay valid: clients that mounted it send no MNT again, so a call on one opens it, and
+//! waits. For the same reason datasets that this node's name already owns are opened at start, and
+//! every released dataset counts as parked then.
 //!
-//! Whether an export is idle is told by the time of its last call, which is written *before* the
-//! call looks the export up: who finds it before it is parked is seen by whoever parks it.
+//! An export is idle by the time of its last call, which is written *before* the call looks the
+//! export up: so a call that finds the export before it is parked is seen by the task that parks
+//! it.
 //!
-//! What is only read, a snapshot or a dataset that is one, has no owner and is never parked:
-//! nothing of it is open but what the process's views hold, which are closed when they are idle.
+//! A read-only export, of a snapshot or of a dataset that is one, has no owner and is never parked:
+//! only the process's snapshot handles keep it open, and those are closed when they are idle.
 //!
 //! A volume that is also staged through CSI is in use, and not parked. Its mount outlives this
 //! process, so it is reopened, closed and released by the node's use cases alone; after a restart
@@ -46,15 +47,15 @@ const REOPENS_AT_ONCE: usize = 8;
 /// Between tries to open a parked dataset for the calls that wait for it.
 const REOPEN_MIN: Duration = Duration::from_millis(500);
 const REOPEN_MAX: Duration = Duration::from_secs(15);
-/// How long a client or a call waits for a dataset that another node has: its lease, and some
+/// Time that a client or a call waits for a dataset that another node owns: its lease, and some
 /// seconds for the opening.
 const TAKE_LIMIT: Duration = Duration::from_secs(100);
-/// Another node that asks for a dataset gets it when no client here has used it for so long.
+/// Another node that asks for a dataset gets it when no client here has used it for this long.
 const HAND_OVER_IDLE: Duration = Duration::from_secs(30);
-/// How often within the idle time exports are looked at.
+/// Number of checks of the exports within the idle time.
 const LOOKS: u32 = 4;
 
-/// Whether a dataset is staged through CSI, or was by an earlier run and is being reopened.
+/// Returns whether a dataset is staged through CSI, or was by an earlier run and is being reopened.
 pub type IsStaged = Box<dyn Fn(DatasetId) -> bool + Send + Sync>;
 
 pub struct Exports {
@@ -62,7 +63,7 @@ pub struct Exports {
     volumes: Volumes,
     is_staged: IsStaged,
     registry: Registry<Served>,
-    /// What was opened for clients, and must be closed when it is idle, or at the end.
+    /// Datasets opened for clients, which must be closed when they are idle, or at the end.
     opened: Mutex<HashMap<DatasetId, Arc<Used>>>,
     /// By what the calls know.
     used: RwLock<HashMap<ExportId, Arc<Used>>>,
@@ -148,7 +149,7 @@ impl Exports {
         Ok(())
     }
 
-    /// Opens what is announced, for as long as it takes: its clients wait.
+    /// Opens an announced export, however long it takes: its clients wait.
     async fn open_for_waiting(self: Arc<Self>, pool: Pool, what: Named) {
         let mut wait = REOPEN_MIN;
         loop {
@@ -199,7 +200,7 @@ impl Exports {
         pool: &Pool,
         id: DatasetId,
     ) -> Result<Arc<Export<Served>>, ControlError> {
-        // Held until the export is known: nobody parks it meanwhile.
+        // Held until the export is registered, so that it is not parked meanwhile.
         let volume = take::open(pool, &self.volumes, id, TAKE_LIMIT).await?;
         let export = Export::new(export_id(id), volume.served.clone(), volume.handle_key);
         if volume.is_owned() {
@@ -226,7 +227,7 @@ impl Exports {
             for (id, used) in old {
                 let last = used.0.load(Ordering::SeqCst);
                 if last < since {
-                    // It has said what went wrong.
+                    // The error has been logged.
                     let _closing = self.park(id, &used, last).await;
                 }
             }
@@ -248,8 +249,8 @@ impl Exports {
     /// Closes and releases an export, unless a call comes between, or somebody else uses the
     /// volume.
     async fn park(&self, id: DatasetId, used: &Used, last: u64) -> Result<Closing, VolumeError> {
-        // First: a call that does not find it open must find it parked. It opens it again, which
-        // waits for what is done here.
+        // This comes first: a call that does not find the export open must find it parked. The call
+        // opens it again, and waits for this close.
         self.parked.lock().insert(export_id(id), id);
         let Some(export) = self.registry.remove(export_id(id)) else {
             // Lost.
@@ -274,8 +275,8 @@ impl Exports {
                     "nobody has used the dataset for a while: it is closed until somebody does"
                 );
             }
-            // It stays parked: a call has the close finished first, waits for it, and finds the
-            // dataset opened anew (R33).
+            // The dataset stays parked: a call first has the close finished, waits for it, and
+            // finds the dataset opened again (R33).
             Err(error) => {
                 tracing::warn!(
                     dataset = %id,
@@ -293,7 +294,7 @@ impl Exports {
         closing
     }
 
-    /// What a call finds that names this export.
+    /// Looks up the export that a call names.
     fn find(self: &Arc<Self>, id: ExportId) -> Found<Served> {
         if let Some(used) = self.used.read().get(&id) {
             used.0.store(self.now(), Ordering::SeqCst);
@@ -327,12 +328,12 @@ impl Exports {
         });
     }
 
-    /// Another owner's data must not be shown through handles of before (R25). What has only failed
-    /// is opened anew for the next call (R33).
+    /// Another owner's data must not be shown through earlier handles (R25). A dataset that has
+    /// only failed is opened again for the next call (R33).
     fn lose(&self, lost: &Lost) {
         let (id, export) = (lost.dataset, export_id(lost.dataset));
         if self.volumes.get(id).is_some() {
-            // Opened anew since.
+            // Opened again since.
             return;
         }
         let is_another_s = matches!(lost.why, FsError::Fenced | FsError::Stale);
@@ -401,7 +402,7 @@ impl Exports {
     }
 }
 
-/// What an export is of.
+/// The dataset or snapshot that is exported.
 #[derive(Clone, Copy, Debug)]
 enum Named {
     Dataset(DatasetId),
@@ -435,7 +436,7 @@ fn export_id(dataset: DatasetId) -> ExportId {
     ExportId(*dataset.incarnation.as_bytes())
 }
 
-/// What uses volumes in `serve`: what is staged, and exports.
+/// The users of volumes in `serve`: staged volumes and exports.
 pub struct Uses {
     pub mounts: Arc<dyn Mounts>,
     pub exports: Arc<Exports>,

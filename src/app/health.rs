@@ -2,14 +2,14 @@
 //!
 //! A process is healthy while it can answer at all: restarting it helps against nothing else, and a
 //! node plugin's restart is a pause for its mounts. It is ready once it serves, every pool is open,
-//! no store refuses what volumes write, and kubelet has registered the driver if it shall: before
+//! no store refuses the volumes' writes, and kubelet has registered the driver if it has to: before
 //! that no pod can use it.
 //!
 //! A process that has handed over and stands by is ready too: it goes on if the other one ends. A
 //! DaemonSet's controller deletes an old pod that is not ready without waiting for the new one.
 //!
-//! On one machine the address is passed from process to process, and who asks there is answered by
-//! the one that serves. Whether *this* process is ready is told on a socket of its own
+//! On one machine the address is passed from process to process, and the one that serves answers
+//! there. Whether *this* process is ready is answered on a socket of its own
 //! ([`Health::serve_own`]), where no other process can answer for it.
 
 use super::handover::{Listening, Service, Sockets};
@@ -36,12 +36,12 @@ use tokio_util::sync::CancellationToken;
 
 /// The process before this one may still have the address: it is asked for again after this.
 const BIND_AGAIN: Duration = Duration::from_secs(5);
-/// How long a process may take to say whether it is ready, and how much it may say.
-/// The limit stays below the `timeoutSeconds` of the chart's probe.
+/// Limits on a process's answer about its readiness, in time and bytes. The time stays below the
+/// `timeoutSeconds` of the chart's probe.
 const ASK_LIMIT: Duration = Duration::from_secs(12);
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 
-/// How far a process is. Cheap to clone.
+/// The health of a process. Cheap to clone.
 #[derive(Clone)]
 pub struct Health {
     phase: Arc<RwLock<Phase>>,
@@ -50,14 +50,14 @@ pub struct Health {
 }
 
 enum Phase {
-    /// It does not serve, and why.
+    /// The process does not serve, for this reason.
     Waiting(String),
     Serving(Serving),
     /// Another process serves, and this one goes on if that one ends.
     StandingBy,
 }
 
-/// The parts of a serving process that its health is told by.
+/// The parts of a serving process that determine its health.
 struct Serving {
     pools: Pools,
     volumes: Volumes,
@@ -160,10 +160,10 @@ impl Health {
     }
 }
 
-/// Asks the process that has this health socket whether it is ready, and answers what it says.
+/// Asks the process that has this health socket whether it is ready, and returns its answer.
 ///
 /// # Errors
-/// It is not ready, or does not answer.
+/// The process is not ready, or does not answer.
 pub fn ask_ready(path: &Path) -> anyhow::Result<String> {
     let at = || format!("health socket {}: is the process running?", path.display());
     let mut stream = std::os::unix::net::UnixStream::connect(path).with_context(at)?;

@@ -1,5 +1,4 @@
-//! Looking for journals that are of no use any more: of datasets that moved away while this node
-//! was down, or are gone.
+//! Finds obsolete journals: of datasets that moved away while this node was down, or were deleted.
 
 use crate::control::Pools;
 use crate::types::Classify;

@@ -1,4 +1,4 @@
-//! What the lives of a node plugin and of a server have in common.
+//! The parts that the lives of a node plugin and of a server have in common.
 //!
 //! A **life** begins with a [turn](super::handover::Turn) and ends with a stop, or by giving the
 //! turn away. A hand-over that fails, and a successor that ends, begin another life of the same
@@ -23,11 +23,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long calls under way may take when the process stops: of connections, of its own work, and
-/// of CSI, one after the other. With [`FLUSH_LIMIT`] it stays below the minute after which a pod is
-/// killed (`terminationGracePeriodSeconds`).
+/// Time limit for calls in progress when the process stops: those of connections, of its own work,
+/// and of CSI, one after the other. With [`FLUSH_LIMIT`] it stays below the minute after which a
+/// pod is killed (`terminationGracePeriodSeconds`).
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(10);
-/// How long the store may take then for what it does not have yet.
+/// Time limit for flushing unflushed data to the store after that.
 pub(super) const FLUSH_LIMIT: Duration = Duration::from_secs(15);
 /// Before a hand-over, while everything is served: for CSI calls to end, …
 const HOLD_LIMIT: Duration = Duration::from_secs(10);
@@ -41,28 +41,28 @@ pub(super) const REST_LIMIT: Duration = Duration::from_secs(2);
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
 /// Is written and removed to see whether this process may write.
 const PROBE: &str = "probe/handover";
-/// How long sockets are kept listening for a successor that may end soon after it began.
+/// Time for which sockets are kept listening for a successor that may end soon after it began.
 const PROVING: Duration = Duration::from_secs(60);
 
 /// The tokens and tasks of a life.
 pub(super) struct Life {
     pub folder: StateFolder,
-    /// What works on volumes by itself.
+    /// Cancels the background work on volumes.
     pub work: CancellationToken,
-    /// What answers callers: until somebody else does.
+    /// Cancels the services that answer callers, once another process does.
     pub services: CancellationToken,
     pub work_tasks: TaskTracker,
     pub service_tasks: TaskTracker,
 }
 
-/// How a life ended.
+/// The end of a life.
 pub(super) enum Ended {
     Stopped,
     /// The turn is still, or again, this process's.
     Again(Turn),
 }
 
-/// What of a life went on to another process, or did not.
+/// The result of an attempt to hand over.
 pub(super) enum Handed {
     /// Nothing is changed: this life goes on.
     Not,
@@ -71,16 +71,16 @@ pub(super) enum Handed {
     Back(StateDir),
 }
 
-/// What of a life goes on in another process.
+/// The parts of a life that go on in another process.
 pub(super) struct Estate<'a, M> {
     pub parts: &'a Parts,
     pub agent: &'a NodeAgent<M, NfsEndpoints>,
     pub health: &'a Health,
-    /// Where sockets go that are handed over.
+    /// The collection for sockets that are handed over.
     pub kept: &'a Sockets,
 }
 
-/// Where a life is spoken to.
+/// The sockets on which a life is addressed.
 pub(super) struct Ports {
     pub csi: Option<JoinHandle<std::io::Result<()>>>,
     pub door: Door,
@@ -104,7 +104,7 @@ impl Life {
         finish(&self.service_tasks).await;
     }
 
-    /// As [`Self::end_services`]; nobody waits for the calls that still run.
+    /// As [`Self::end_services`], without waiting for the calls that still run.
     pub fn dismiss_services(&self) {
         self.services.cancel();
         let tasks = self.service_tasks.clone();
@@ -118,9 +118,9 @@ impl Life {
         self.end_services().await;
     }
 
-    /// Serves until it is stopped (`None`), or handed over, or tried to. `own`: what this process
-    /// is. `rest`: brings to rest what there is beside the staged volumes. What is kept of the
-    /// sockets is in the estate's afterwards.
+    /// Serves until it is stopped (`None`), or until a hand-over succeeded or failed. `own`: this
+    /// process's description. `rest`: quiesces services beside the staged volumes. The sockets that
+    /// were kept are in the estate's collection afterwards.
     ///
     /// # Errors
     /// When the CSI socket ends by itself.
@@ -209,7 +209,8 @@ impl Life {
         parts.volumes.views().close().await;
         match passed {
             Ok(standing) => {
-                // Another process answers on them: what it closes must be closed.
+                // Another process answers on them: connections that it closes must really be
+                // closed.
                 kept.hang_up();
                 let (rested, left, given) =
                     (rested.as_millis(), left.as_millis(), begun.elapsed().as_millis());
@@ -229,8 +230,7 @@ impl Life {
         }
     }
 
-    /// What follows a hand-over: this process stands by until it is stopped, or its turn comes
-    /// again.
+    /// Stands by after a hand-over until this process is stopped, or has the turn again.
     pub async fn stand_by(
         &self,
         standing: &Standing,
@@ -285,9 +285,9 @@ async fn settle(successor: Successor, parts: &Parts) -> Option<Successor> {
         return Some(successor);
     }
     if let Some(refusal) = refusal(parts).await {
-        // The other one has every pool open that is in use, with credentials of its own. It goes on
-        // as after the death of this one: the journals have what the store does not, and clients
-        // what is in no journal (R16, R17).
+        // The other process has every pool open that is in use, with credentials of its own. It
+        // goes on as after the death of this one: the journals have the changes that the store
+        // lacks, and clients resend those that are in no journal (R16, R17).
         tracing::warn!(
             refusal,
             "the object store refuses this process: handed over without a last flush"
@@ -330,7 +330,7 @@ async fn refusal(parts: &Parts) -> Option<String> {
     None
 }
 
-/// Whether a process can serve what this one does.
+/// Checks that a process can serve everything that this one does.
 fn fits(hello: &Hello, own: &Hello) -> Result<(), String> {
     if hello.role != own.role {
         return Err(format!(
@@ -399,13 +399,13 @@ pub(super) async fn finish(tasks: &TaskTracker) {
     }
 }
 
-/// What is still mounted stays owned; everything acknowledged is in the store when this returns,
-/// unless that takes too long.
+/// Flushes the mounted volumes, which stay owned; everything acknowledged is in the store when this
+/// returns, unless that takes too long.
 pub(super) async fn flush_staged(parts: &Parts) -> anyhow::Result<()> {
     parts.volumes.sync_all(FLUSH_LIMIT).await.context("the store does not have everything")
 }
 
-/// Everything that was inherited has somebody who answers, or is closed.
+/// Closes inherited sockets that no service took, and notifies the predecessor.
 pub(super) async fn began(sockets: &Sockets, predecessor: &Predecessor) {
     sockets.clear();
     predecessor.serving().await;

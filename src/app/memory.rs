@@ -1,9 +1,9 @@
-//! What a process may take in memory, and who gets how much of it.
+//! The memory budget of a process, and its shares.
 //!
 //! Every buffer and cache of the process has a limit of its own, and all of them are shares of one
-//! setting, so that an administrator sets one figure and it holds. What is not a share here:
-//! threads, code, and what the allocator loses; they live in what the shares leave. Each open
-//! volume takes [`VOLUME`] beside that, for its tasks and its small books.
+//! setting, so that an administrator sets one figure and it holds. Not shares are threads, code,
+//! and the allocator's overhead; they live in the remainder. Each open volume takes [`VOLUME`]
+//! beside that, for its tasks and bookkeeping.
 
 use super::ByteSize;
 use super::config::LimitsConfig;
@@ -17,7 +17,8 @@ pub const DEFAULT: ByteSize = ByteSize(280 << 20);
 /// Less would not hold two packs, a few calls of the largest size and the caches' smallest shards.
 pub const MIN: ByteSize = ByteSize(96 << 20);
 
-/// The setting is cut into so many parts; these are given out, the others are the process's own.
+/// The setting is divided into this many parts; the shares take these, and the others are the
+/// process's own.
 const PARTS: u64 = 40;
 /// Two packs and what comes while they are sent: below, a long write waits for the store at every
 /// pack.
@@ -33,13 +34,13 @@ const UNFLUSHED: u64 = 4;
 /// Payload of calls, for each direction.
 const CALLS: u64 = 2;
 
-/// What an open volume takes beside the shares, at most: its tasks, its manifest, the calls that it
-/// remembers (R20), and the inodes and directories that each may keep whatever the others have.
+/// Most memory that an open volume takes beside the shares: its tasks, its manifest, its reply
+/// cache (R20), and the inodes and directories that each may cache whatever the others hold.
 pub const VOLUME: ByteSize = ByteSize(2 << 20);
 
-/// What a process takes at most, with every volume open and the store away: less must no
-/// container's limit be. A quarter of the setting is for what the allocator loses, and for the
-/// shares of inodes and of rows, which may be twice as large for a while.
+/// Returns the most memory that a process takes, with every volume open and the store unreachable:
+/// a container's limit must not be lower. A quarter of the setting is for the allocator's overhead,
+/// and for the shares of inodes and of rows, which may be twice as large for a while.
 pub fn process_max(limits: &LimitsConfig) -> ByteSize {
     let own = [limits.dirty_bytes, limits.metadata_cache, limits.block_cache, limits.data_cache];
     let own: u64 = own.into_iter().flatten().map(|size| size.0).sum();
@@ -83,7 +84,7 @@ impl Shares {
 /// allocates an arena of its own, up to eight for each core, and memory freed in one serves no
 /// other: the same load took 369 MB with as many arenas as threads, 199 MB with two, and no more
 /// CPU time (fewer pages are touched for the first time). Buffers of a few MiB stay in the arenas:
-/// mapping each anew costs more than filling it.
+/// mapping each one again costs more than filling it.
 ///
 /// To be called before there are threads.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-/// What a node plugin is told beside the configuration.
+/// Options of a node plugin beside the configuration.
 #[derive(Clone, Debug)]
 pub struct NodeOptions {
     /// Kubernetes' name of the node; `None`: one kept in the state folder.
@@ -32,15 +32,16 @@ pub struct NodeOptions {
     pub run_dir: Option<PathBuf>,
     /// `<kubeletDir>/plugins_registry`, and the CSI socket as kubelet sees it.
     pub registration: Option<(PathBuf, PathBuf)>,
-    /// Who may connect to a staged volume's endpoint.
+    /// The peers that may connect to a staged volume's endpoint.
     pub peers: Peers,
-    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    /// The address that serves `/healthz`, `/readyz` and `/metrics`.
     pub health_listen: Option<SocketAddr>,
-    /// Where this very process says whether it is ready: a path that no other process has.
+    /// The socket on which this very process reports whether it is ready: a path that no other
+    /// process has.
     pub health_socket: Option<PathBuf>,
 }
 
-/// What all lives of the process share.
+/// State shared by all lives of the process.
 struct Plugin<'a, M> {
     config: Config,
     csi_endpoint: &'a Path,
@@ -71,8 +72,7 @@ pub async fn node<M: Mounter>(
     let mut turn = match plugin.folder.try_lock()? {
         Some(state) => Turn::first(state),
         None => {
-            // What is wrong with this process must show before anything changes for the one that
-            // serves.
+            // A fault of this process must show before anything changes for the one that serves.
             plugin.check_places()?;
             opening.tried().await;
             unlocker = Some(plugin.unlocker(&opening).await?);
@@ -132,7 +132,7 @@ impl<M: Mounter> Plugin<'_, M> {
         let expected = self.options.registration.is_some().then(|| kubelet.clone());
         self.health.serving(parts.pools.clone(), parts.volumes.clone(), expected);
         life.service_tasks.spawn(pools::watch_refusals(parts.pools.clone(), life.services.clone()));
-        // First of all: who waits for a staged volume must find somebody who listens.
+        // This comes first: clients that wait for a staged volume must find a listening endpoint.
         let budget = Budget::new(&parts.nfs);
         let agent = life::start_agent(
             &parts,
@@ -157,7 +157,8 @@ impl<M: Mounter> Plugin<'_, M> {
                 unlocker.insert(self.unlocker(opening).await?).clone()
             }
         };
-        // The controller is another process: it asks for a snapshot of what is open here by mail.
+        // The controller is another process: it requests snapshots of volumes that are open here
+        // through the mailbox.
         life.work_tasks.spawn(parts.mail(agent.clone(), &life.work));
         life.work_tasks.spawn(parts.journals(&life.work));
         let services = CsiServices {
@@ -175,8 +176,8 @@ impl<M: Mounter> Plugin<'_, M> {
         (self.ready)(format!("ready: csi unix://{}", self.csi_endpoint.display()));
         let (kept, ports) = (Sockets::default(), Ports { csi, door, state });
         let own = || Hello::new(Role::Node, self.options.node_id.clone(), life::used_pools(&parts));
-        // Taken only when it is awaited. A socket by which kubelet has not registered the driver
-        // goes on to nobody: the next process makes a new one, and kubelet begins anew.
+        // Taken only when it is awaited. A socket by which kubelet has not registered the driver is
+        // not handed over: the next process makes a new one, and kubelet registers again.
         let rest = || {
             async { registration.lock().take().filter(|_| kubelet.is_registered()).map(listening) }
                 .boxed()

@@ -21,7 +21,7 @@ const SECRET_BYTES_MAX: u64 = 64 << 10;
 
 /// A pool's key.
 const KEY_BYTES: usize = 32;
-/// How long a start waits for the first try of each pool.
+/// Time that a start waits for the first try of each pool.
 const FIRST_TRY: Duration = Duration::from_secs(5);
 /// Between tries to open a pool.
 const RETRY_MIN: Duration = Duration::from_millis(500);
@@ -29,7 +29,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Between looks at what the pools' stores refuse.
 const REFUSED_AGAIN: Duration = Duration::from_secs(20);
 
-/// What to do where there is no pool yet.
+/// The action where there is no pool yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
     Refuse,
@@ -85,7 +85,7 @@ impl PoolConfig {
         self.open_with(missing, None).await
     }
 
-    /// With what a request carries, on top of what is configured.
+    /// Opens the pool with the request's secrets, which override the configured ones.
     pub(super) async fn open_with(
         &self,
         missing: Missing,
@@ -201,7 +201,7 @@ async fn keep_opening(
         if let Some(why) = &why {
             pools.not_yet(&name, why.clone());
         }
-        // Nobody may wait any more.
+        // The waiter may be gone.
         let _ = tried.take().map(|tried| tried.send(()));
         let Some(why) = why else {
             tracing::info!(pool = name, "the pool is open");
@@ -234,8 +234,8 @@ pub async fn watch_refusals(pools: Pools, stop: CancellationToken) {
             {
                 continue;
             }
-            // What passes is tried again where it matters, and what does not is the bucket's to
-            // remember.
+            // A temporary failure is retried where it matters, and the bucket remembers a permanent
+            // one.
             let checked = tokio::select! {
                 () = stop.cancelled() => return,
                 checked = pool.catalog.check_size() => checked,
@@ -259,7 +259,7 @@ pub async fn watch_refusals(pools: Pools, stop: CancellationToken) {
     }
 }
 
-/// A file that is there and does not hold what it should.
+/// The error for a file that exists and does not contain what it should.
 fn unusable(why: String) -> anyhow::Error {
     std::io::Error::new(std::io::ErrorKind::InvalidData, why).into()
 }
@@ -303,7 +303,7 @@ fn read_key(path: &Path) -> anyhow::Result<Secret> {
     Ok(secret)
 }
 
-/// What an error of opening a pool means to who asked for it.
+/// Classifies an error of opening a pool for the request that caused it.
 pub(super) fn retry_refused(error: &anyhow::Error) -> Class {
     error
         .chain()

@@ -1,6 +1,6 @@
-//! What the three processes share: server, controller, node plugin. Each runs until its token is
-//! cancelled, then stops in order: no new calls, calls under way finish, data is flushed, ownership
-//! is released where nothing is mounted any more.
+//! Parts shared by the three processes: server, controller, node plugin. Each runs until its token
+//! is cancelled, then stops in order: no new calls, calls under way finish, data is flushed,
+//! ownership is released where nothing is mounted.
 
 use super::cluster;
 use super::collecting;

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The database's futures are large, and unoptimised builds keep many copies of them on the stack.
 const STACK_BYTES: usize = 8 << 20;
-/// How long the runtime may take to end its blocking threads.
+/// Time limit for the runtime to end its blocking threads.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// Files that a process may need open: each volume takes a journal, a listener, its clients'
@@ -74,8 +74,8 @@ fn io_flusher() {
     }
 }
 
-/// What this process writes from now on is for its own user alone: journals, caches and a pool in a
-/// folder hold files of volumes, whose owners and modes the machine does not know.
+/// Makes files that this process writes from now on private to its user: journals, caches and a
+/// pool in a folder hold files of volumes, whose owners and modes the machine does not know.
 pub fn keep_private() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
 }

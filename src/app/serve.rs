@@ -35,15 +35,15 @@ pub struct ServeOptions {
     pub state_dir: PathBuf,
     pub csi_endpoint: Option<PathBuf>,
     pub nfs_listen: Option<SocketAddr>,
-    /// Who may connect there.
+    /// The peers that may connect there.
     pub nfs_peers: Peers,
-    /// Who may connect to a staged volume's endpoint.
+    /// The peers that may connect to a staged volume's endpoint.
     pub peers: Peers,
-    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    /// The address that serves `/healthz`, `/readyz` and `/metrics`.
     pub health_listen: Option<SocketAddr>,
 }
 
-/// What all lives of the process share.
+/// State shared by all lives of the process.
 struct Serving<'a, M> {
     config: Config,
     options: ServeOptions,
@@ -127,7 +127,7 @@ impl<M: Mounter> Serving<'_, M> {
             ));
         }
         let budget = Budget::new(&parts.nfs);
-        // First: what is staged is the agent's to reopen.
+        // This comes first: the agent reopens the staged volumes.
         let agent = life::start_agent(
             &parts,
             self.mounter.clone(),
@@ -260,7 +260,7 @@ fn services<M: Mounter>(
     }
 }
 
-/// Ends in order: everything is in the store, and what nobody has mounted is released.
+/// Ends in order: flushes everything to the store, and releases datasets that are not mounted.
 async fn stop(
     life: &Life,
     nfs: Option<Server<ServeTable>>,

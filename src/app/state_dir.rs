@@ -1,4 +1,4 @@
-//! The folder that a process keeps on its machine: journals, what is staged, the node's name.
+//! The folder that a process keeps on its machine: journals, staged records, the node's name.
 
 use anyhow::Context;
 use std::fs::{File, TryLockError};

@@ -79,7 +79,7 @@ impl Unlocker {
             }
             PoolOf::Id(id) => match self.pools.iter().find(|pool| pool.id() == *id) {
                 Some(pool) => vec![pool.name.clone()],
-                // It may be any that is not open.
+                // The request may be about any pool that is not open.
                 None => self.pools.not_open().into_iter().map(|(name, _)| name).collect(),
             },
         }
@@ -91,7 +91,7 @@ impl Unlocker {
         let mut refused = Ok(());
         for name in names {
             match self.check(&name, &secrets).await {
-                // Of a pool that is not the one meant this is no harm: they opened it.
+                // No harm if it is not the pool that was meant: the secrets opened it.
                 Ok(()) => return Ok(()),
                 Err(error) => refused = Err(error),
             }
@@ -181,7 +181,8 @@ fn clone_pair((name, pool): (&String, &PoolConfig)) -> (String, PoolConfig) {
     (name.clone(), pool.clone())
 }
 
-/// A store that is away is not the caller's fault; everything else is what it sent.
+/// Maps an error of opening a pool: an unreachable store is not the caller's fault; everything else
+/// is caused by its secrets.
 fn refusal(name: &str, error: &anyhow::Error) -> ControlError {
     match retry_refused(error) {
         Class::Unavailable => ControlError::Unavailable(format!("pool {name}: {error:#}")),
@@ -289,7 +290,7 @@ mod tests {
             assert_eq!(refused.class(), Class::Precondition, "{refused}");
             assert!(!refused.to_string().contains("staple"), "{refused}");
         }
-        // By an id that nobody knows yet.
+        // By an id that is not known yet.
         unlocker.unlock(PoolOf::Id(crate::types::PoolId::random()), right.clone()).await.unwrap();
         let id = pools.get(None).unwrap().id();
         unlocker.unlock(PoolOf::Id(id), right).await.unwrap();

@@ -6,7 +6,7 @@
 //! datasets/<name key>/<version>                                  a dataset
 //! snapshots/<dataset incarnation>/<snapshot name key>/<version>  a snapshot
 //! names/snapshot/<name key>/<version>                            which snapshot has a CSI name
-//! readers/<snapshot incarnation>/<reader>                        a reader; no record, see [`readers`]
+//! readers/<snapshot incarnation>/<reader>                        a reader, see [`readers`]
 //! nodes/<session>/heartbeat/<number>                             heartbeats; the newest counts
 //! nodes/<session>/revocation/<claim>                             a claim that the session must end
 //! collector/<version>                                            which process collects in the pool

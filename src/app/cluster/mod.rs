@@ -1,7 +1,7 @@
-//! The controller learns from Kubernetes about the machines that own volumes: it watches the
-//! Nodes, and revokes the claims (R27) of a machine that is tainted out-of-service or whose Node is
-//! gone. An owner that is alive there gives the volume up within a heartbeat; nobody waits for a
-//! node that only Kubernetes has lost.
+//! The controller learns from Kubernetes about the machines that own volumes: it watches the Nodes,
+//! and revokes the claims (R27) of a machine that is tainted out-of-service or whose Node is gone.
+//! An owner that is alive there releases the volume within a heartbeat, so that a node that only
+//! Kubernetes has lost delays no one.
 //!
 //! ```text
 //!  list ──▶ watch ──▶ changed ──▶ [nodes] condemns ──▶ revokes its claims, until none is left
@@ -9,14 +9,14 @@
 //!   └─────────┘ after a pause that grows
 //! ```
 //! A name proves nothing: a pool may be shared with another cluster that names its machines alike,
-//! or with servers outside. What counts is the machine's boot id, which its Node shows and its
-//! session's heartbeat holds: only where both say the same, the owner is that Node. For the same
-//! reason a Node is gone only if this process saw it before: an owner whose Node was never seen
-//! here keeps its volumes, and its lease decides.
+//! or with servers outside. The proof is the machine's boot id, which both its Node and its
+//! session's heartbeat contain: the owner is that Node only where both agree. For the same reason a
+//! Node is gone only if this process saw it before: an owner whose Node was never seen here keeps
+//! its volumes, and its lease decides.
 //!
 //! Any number of replicas may do this at once: a revocation is put if absent, and is about one
 //! claim. A crash leaves nothing but revocations. The third ground of R27, that no pod with the
-//! claim is left on the machine, is not judged here.
+//! claim is left on the machine, is not checked here.
 
 mod nodes;
 
@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// Where a pod finds its ServiceAccount.
+/// The folder in which a pod finds its ServiceAccount.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// The server ends a watch after this, so that one that is silently dead is noticed soon after.
@@ -55,11 +55,11 @@ const LOOK_LATER: Duration = Duration::from_secs(60);
 /// … and while there is none.
 const LOOK_NEVER: Duration = Duration::from_secs(24 * 3600);
 
-/// How to reach the API server as a pod does; `None`: this is none, or one without a
-/// ServiceAccount.
+/// Returns the configuration to reach the API server from a pod; `None`: this process is not in a
+/// pod, or in one without a ServiceAccount.
 ///
 /// # Errors
-/// When it is one, and what it was given cannot be used.
+/// When the process is in a pod whose ServiceAccount cannot be used.
 pub fn in_cluster() -> Result<Option<Config>, Box<dyn std::error::Error + Send + Sync>> {
     if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none()
         || !Path::new(ACCOUNT).join("token").exists()
@@ -97,7 +97,7 @@ struct Watcher {
     reach: Reach,
 }
 
-/// Whether the API server answers.
+/// Tracks whether the API server answers.
 #[derive(Default)]
 struct Reach {
     failed_since: Option<Instant>,
@@ -108,7 +108,7 @@ impl Reach {
         self.failed_since.get_or_insert(now);
     }
 
-    /// How long it did not, where it did not.
+    /// Returns how long the server was unreachable, if it was.
     fn answered(&mut self, now: Instant) -> Option<Duration> {
         self.failed_since.take().map(|since| now.saturating_duration_since(since))
     }
@@ -123,7 +123,7 @@ impl Watcher {
         let (mut events, mut pause) = (begin(), PAUSE_MIN);
         loop {
             self.look_if_due().await;
-            // Giving up to wait loses nothing: the stream keeps what it has read.
+            // Abandoning the wait loses nothing: the stream keeps the bytes that it has read.
             match tokio::time::timeout(self.until_look(), events.next()).await {
                 Ok(Some(Ok(event))) => {
                     // A list that begins has not been answered.
@@ -143,21 +143,21 @@ impl Watcher {
                         self.reach.failed(Instant::now());
                     }
                     if code == Some(GONE) {
-                        // The stream lists anew by itself only where an event says so, not where
-                        // the watch is refused for it.
+                        // The stream lists again by itself only when an event asks for it, not when
+                        // the watch request is refused.
                         events = begin();
                     }
                     self.rest(pause.mul_f64(rand::random_range(0.5..1.0))).await;
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
-                // It never ends by itself.
+                // The stream never ends by itself.
                 Ok(None) => return,
                 Err(_) => {}
             }
         }
     }
 
-    /// The API server is not asked for so long; what is condemned stays so meanwhile.
+    /// Makes no request to the API server during the pause; condemned machines stay so meanwhile.
     async fn rest(&mut self, pause: Duration) {
         let until = Instant::now() + pause;
         while let Some(left) = until.checked_duration_since(Instant::now()) {
@@ -195,7 +195,7 @@ impl Watcher {
         }
     }
 
-    /// Whether there may be more to do.
+    /// Revokes the claims of condemned machines. Returns whether there may be more to do.
     async fn revoke(&self, condemned: &[Condemned]) -> bool {
         let mut left = false;
         for pool in self.controller.pools().iter() {
@@ -304,8 +304,8 @@ mod tests {
         assert_eq!(reach.answered(now + Duration::from_secs(8)), None);
     }
 
-    /// What only a cluster would show otherwise: that there is one provider of cryptography, and
-    /// not a choice of two.
+    /// Asserts that exactly one provider of cryptography is linked, which otherwise only a run in a
+    /// cluster would show.
     #[tokio::test]
     async fn a_client_that_speaks_tls_can_be_made() {
         let mut server = Config::new("https://10.0.0.1".parse().unwrap());

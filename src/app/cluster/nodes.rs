@@ -1,4 +1,4 @@
-//! What is known of the cluster's machines. Pure: events in, condemned machines out.
+//! Tracks the cluster's machines. Pure: events in, condemned machines out.
 
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::watcher::Event;
@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 /// Nodes remembered. Kubernetes itself is made for 5,000.
 const NODES_MAX: usize = 20_000;
-/// A Node that is gone may come back at once, when somebody makes it anew: only after this it is
+/// Grace period of a Node that is gone, which may be recreated at once: only after this is it
 /// condemned.
 const GONE_FOR: Duration = Duration::from_secs(5);
 /// A Node that is gone is forgotten after this at the latest.
 const GONE_KEPT: Duration = Duration::from_secs(600);
-/// Any effect: who sets it says that the machine is off, or will not come back as it was.
+/// Counts with any effect: the taint means that the machine is off, or will not come back as it
+/// was.
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
-/// A machine that must give up what it owns.
+/// A machine that must release the volumes that it owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condemned {
     pub name: String,
@@ -56,7 +57,7 @@ impl Nodes {
                 }
             }
             Event::InitDone => {
-                // What a list shows is all there is: what is missing went while nobody watched.
+                // A list is complete: Nodes missing from it were deleted while the watch was down.
                 let listed = std::mem::take(&mut self.listed);
                 let missing: Vec<String> =
                     self.there.keys().filter(|name| !listed.contains(*name)).cloned().collect();
@@ -80,7 +81,7 @@ impl Nodes {
             .and_then(|status| status.node_info)
             .map(|info| info.boot_id)
             .unwrap_or_default();
-        // Its kubelet has not said yet which run of the machine it is; or there are too many.
+        // Its kubelet has not reported the machine's boot id yet; or there are too many Nodes.
         if boot.is_empty() || (!self.there.contains_key(&name) && self.there.len() >= NODES_MAX) {
             return Some(name);
         }
@@ -109,8 +110,8 @@ impl Nodes {
         !self.gone.is_empty() || self.there.values().any(|node| node.out_of_service)
     }
 
-    /// Those that must give up what they own, and whether there are some that may be among them
-    /// soon.
+    /// Returns the machines that must release their volumes, and whether others may soon be among
+    /// them.
     pub fn condemned(&mut self, now: Instant) -> (Vec<Condemned>, bool) {
         self.gone.retain(|_, gone| now.saturating_duration_since(gone.since) < GONE_KEPT);
         let is_due = |gone: &Gone| now.saturating_duration_since(gone.since) >= GONE_FOR;
@@ -131,7 +132,8 @@ impl Nodes {
         (all, self.gone.values().any(|gone| !is_due(gone)))
     }
 
-    /// Those that were condemned then own nothing any more; what is gone stays gone.
+    /// Marks the machines condemned at `then` as done: they own nothing now. Nodes that are gone
+    /// stay gone.
     pub fn done(&mut self, then: Instant) {
         self.gone.retain(|_, gone| then.saturating_duration_since(gone.since) < GONE_FOR);
     }
@@ -207,7 +209,7 @@ mod tests {
         let (mut nodes, start) = (Nodes::default(), Instant::now());
         list(&mut nodes, vec![node("a", "1", None), node("b", "2", None)], start);
         list(&mut nodes, vec![], start);
-        // Made anew, by the same run of the machine; and by another.
+        // Recreated with the same boot id of the machine; and with another.
         nodes.apply(Event::Apply(node("b", "2", None)), start);
         let later = start + GONE_FOR;
         assert_eq!(of(&mut nodes, later), [("a/1".into(), true)]);

@@ -1,4 +1,4 @@
-//! Closing what is idle, and what its clients find when that fails.
+//! Tests of closing idle exports, and of what clients find when that fails.
 
 use super::*;
 use crate::bucket::Bucket;
@@ -153,7 +153,7 @@ fn an_idle_close_that_fails_makes_its_clients_wait_and_no_handle_stale() {
     });
 }
 
-/// A database that stops by itself, and is nobody else's.
+/// A database that stops by itself, without another owner.
 #[test]
 fn a_volume_that_failed_is_opened_anew_for_the_next_call() {
     run(async {
@@ -171,7 +171,7 @@ fn a_volume_that_failed_is_opened_anew_for_the_next_call() {
         assert!(open.fs.sync().await.is_err());
         losses.recv().await.unwrap();
         drop(open);
-        // The report is on its way to the exports, too.
+        // The report reaches the exports later, too.
         for _ in 0..3000 {
             if serving.exports.opened.lock().is_empty() {
                 break;

@@ -178,7 +178,7 @@ impl Channel {
         Ok((Message::decode(&bytes)?, fds))
     }
 
-    /// Whether the other process still holds its end.
+    /// Returns whether the other process still holds its end.
     pub async fn is_there(&self) -> bool {
         !matches!(tokio::time::timeout(Duration::ZERO, self.next()).await, Ok(Err(_)))
     }

@@ -10,9 +10,9 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use tokio::net::{UnixListener, UnixStream};
 
-/// How long the other side may take for each thing that it can say or read at once.
+/// Time limit for each message that the other side can send or read at once.
 pub(super) const STEP_LIMIT: Duration = Duration::from_secs(5);
-/// How long the new process may take to lock the state folder.
+/// Time limit for the new process to lock the state folder.
 const TAKEN_LIMIT: Duration = Duration::from_secs(10);
 /// Between tries to get the state folder back.
 const LOCK_AGAIN: Duration = Duration::from_millis(100);
@@ -21,11 +21,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// The same reason is logged again after this.
 pub(super) const COMPLAIN_AGAIN: Duration = Duration::from_secs(60);
 
-/// Where the next process knocks.
+/// The socket to which the next process connects.
 pub struct Door {
     listener: UnixListener,
-    /// Why the last one was turned away, and when that was logged: who does not fit knocks again
-    /// and again.
+    /// The reason why the last process was refused, and when that was logged: an incompatible
+    /// process connects again and again.
     told: Mutex<Option<(String, Instant)>>,
 }
 
@@ -53,7 +53,8 @@ impl Door {
         }
     }
 
-    /// The next process that knocks and fits; others are told why they do not.
+    /// Returns the next process that connects and is compatible; others get the reason for the
+    /// refusal.
     pub async fn next(&self, fits: impl Fn(&Hello) -> Result<(), String>) -> Successor {
         loop {
             match self.listener.accept().await {
@@ -89,7 +90,7 @@ async fn meet(
 }
 
 impl Successor {
-    /// It waits from now on.
+    /// Accepts the process, which waits from now on.
     pub async fn accept(&self) -> Result<(), HandoverError> {
         let accepted =
             Message::Accepted { version: VERSION, program: env!("CARGO_PKG_VERSION").to_owned() };
@@ -98,20 +99,20 @@ impl Successor {
 
     /// This process goes on; the other may knock again.
     pub async fn refuse(self, why: String) {
-        // It may have gone.
+        // The process may have ended.
         let _gone = self.channel.send(&Message::Refused { why }, &[], STEP_LIMIT).await;
     }
 
-    /// Whether it still waits.
+    /// Returns whether the process still waits.
     pub async fn is_there(&self) -> bool {
         self.channel.is_there().await
     }
 }
 
-/// Gives the turn to another process. Nothing is served here any more.
+/// Gives the turn to another process. This process must have stopped serving.
 ///
 /// # Errors
-/// It did not take it: the turn is here still, or again.
+/// The other process did not take the turn, which stays here.
 pub async fn pass_on(
     successor: Successor,
     folder: &StateFolder,
@@ -133,7 +134,7 @@ pub async fn pass_on(
     let standing = |channel| Standing { channel, folder: folder.clone() };
     match taken.await {
         Ok(()) => Ok(standing(channel)),
-        // Whoever gets the lock now has the turn.
+        // The process that gets the lock now has the turn.
         Err(error) => match folder.try_lock() {
             Ok(Some(state)) => Err((state, error)),
             Ok(None) => Ok(standing(channel)),
@@ -167,7 +168,7 @@ impl Standing {
     /// Waits until the other process serves.
     ///
     /// # Errors
-    /// It has ended before.
+    /// The other process ended before it served.
     pub async fn serving(&self) -> Result<(), HandoverError> {
         match self.channel.next().await? {
             (Message::Serving, _) => Ok(()),
@@ -175,7 +176,7 @@ impl Standing {
         }
     }
 
-    /// Waits until the other process has ended, and nobody else has the turn.
+    /// Waits until the other process has ended, and no third process has the turn.
     pub async fn turn(&self) -> StateDir {
         while self.channel.next().await.is_ok() {}
         loop {

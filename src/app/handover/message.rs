@@ -1,4 +1,5 @@
-//! What is said. JSON, so that another version reads what it knows and leaves out what it does not.
+//! The messages of a hand-over. JSON, so that another version reads the fields that it knows and
+//! ignores others.
 
 use super::HandoverError;
 use super::sockets::Service;
@@ -18,7 +19,7 @@ pub(super) const BYTES_MAX: usize = 64 << 10;
 pub(super) const FDS_MAX: usize = 64;
 /// Sockets of one hand-over: 256 volumes with 16 connections each.
 pub(super) const SOCKETS_MAX: usize = 8192;
-/// What is shown of the other side's words.
+/// Most characters of the other side's text that are shown.
 const SHOWN_MAX: usize = 300;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +29,7 @@ pub enum Role {
     Serve,
 }
 
-/// What the new process says of itself.
+/// The new process's description of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// The oldest and the newest version that it speaks.
@@ -75,10 +76,10 @@ pub(super) struct Item {
     pub service: Service,
     /// Our end.
     pub at: SocketAddr,
-    /// Of a unix socket.
+    /// The path of a unix socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// Of a connection; none: it listens.
+    /// The trust of a connection; none: the socket listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<Trust>,
 }
@@ -113,7 +114,7 @@ impl Message {
             .map_err(|error| HandoverError::Unintelligible(error.to_string()))
     }
 
-    /// What was said where something else belongs.
+    /// The error for a message where another was expected.
     pub fn unexpected(self, wanted: &str) -> HandoverError {
         match self {
             Self::Refused { why } => HandoverError::Refused(why.chars().take(SHOWN_MAX).collect()),

@@ -7,8 +7,8 @@
 //!  Hello: version, role, node, pools      ──────────▶  can this one serve what I serve?
 //!                                         ◀──────────  Accepted, or Refused (and serves on)
 //!                                                      holds CSI calls; brings everything to the store, and serves on
-//!                                                      brings every connection to rest; leaves its volumes
-//!                                         ◀──────────  Sockets … (listening sockets, connections at rest)
+//!                                                      quiesces every connection; leaves its volumes
+//!                                         ◀──────────  Sockets … (listening ones, connections)
 //!                                         ◀──────────  Yours, with the state folder unlocked
 //!  locks the state folder
 //!  Taken                                  ──────────▶  stands by
@@ -18,13 +18,13 @@
 //!
 //! Nouns: a **turn** is the right to serve, and what came with it; the **door** is the socket at
 //! which the next process knocks; who has handed over **stands by** until it is told to stop, or
-//! takes over again when the other one ends before that.
+//! takes over again when the other process ends before that.
 //!
 //! Invariants. The lock on the state folder decides whose turn it is, and nothing else does:
-//! whoever fails, at whatever step, the one that has the lock serves, and the other one does not
-//! (R16, R24). A process that breaks before its Hello is never noticed. Calls that arrive meanwhile
-//! wait in the sockets, which are never closed; none is answered by a process that has left its
-//! volumes.
+//! whichever process fails, at whatever step, the one that has the lock serves, and the other one
+//! does not (R16, R24). A process that breaks before its Hello is never noticed. Calls that arrive
+//! meanwhile wait in the sockets, which are never closed; none is answered by a process that has
+//! left its volumes.
 //!
 //! A crash of the new process before Taken: the old one goes on with its own sockets. A crash of
 //! the old one: its lock is free, and the new one goes on with what it was given. Nothing of this

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// What is served on a socket.
+/// The service on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Service {
@@ -30,7 +30,7 @@ pub enum Service {
 pub struct Listening {
     pub service: Service,
     pub at: SocketAddr,
-    /// Of a unix socket; `at` says nothing then.
+    /// The path of a unix socket; `at` has no meaning then.
     pub path: Option<PathBuf>,
     pub listener: OwnedFd,
     pub connections: Vec<Kept>,
@@ -54,7 +54,7 @@ impl Listening {
     }
 
     /// # Errors
-    /// It does not listen.
+    /// When the socket does not listen.
     pub fn listener(&self) -> io::Result<tokio::net::TcpListener> {
         let listener = std::net::TcpListener::from(self.listener.try_clone()?);
         listener.set_nonblocking(true)?;
@@ -62,7 +62,7 @@ impl Listening {
     }
 }
 
-/// Those that nobody has asked for yet.
+/// Inherited sockets that no service has taken yet.
 #[derive(Debug, Default)]
 pub struct Sockets(Mutex<Vec<Listening>>);
 
@@ -71,7 +71,7 @@ impl Sockets {
         self.0.lock().push(listening);
     }
 
-    /// What listens there for this service. Port 0 is any.
+    /// Takes the socket that listens at this address for this service. Port 0 matches any.
     pub fn take(&self, service: Service, at: SocketAddr) -> Option<Listening> {
         let mut all = self.0.lock();
         let is_it = |found: &Listening| {
@@ -83,7 +83,7 @@ impl Sockets {
         Some(all.swap_remove(position))
     }
 
-    /// What listens for this service under this name.
+    /// Takes the socket that listens for this service at this path.
     pub fn take_path(&self, service: Service, path: &Path) -> Option<OwnedFd> {
         let mut all = self.0.lock();
         let position = all
@@ -92,7 +92,7 @@ impl Sockets {
         Some(all.swap_remove(position).listener)
     }
 
-    /// Closes those that nobody wanted.
+    /// Closes the sockets that no service has taken.
     pub fn clear(&self) {
         let left = std::mem::take(&mut *self.0.lock());
         if !left.is_empty() {
@@ -107,7 +107,7 @@ impl Sockets {
         }
     }
 
-    /// Closes the connections; who listens goes on.
+    /// Closes the connections; listening sockets stay open.
     pub fn hang_up(&self) {
         self.0.lock().iter_mut().for_each(|listening| listening.connections.clear());
     }
@@ -116,8 +116,8 @@ impl Sockets {
         self.0.lock().is_empty()
     }
 
-    /// A message, the first is number 0, with the descriptors that go with it; ours stay. `None`:
-    /// there are no more.
+    /// Returns message `number`, counted from 0, with duplicates of the descriptors that belong to
+    /// it. `None` after the last.
     pub(super) fn message(&self, number: usize) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
         let all = self.0.lock();
         // Those that listen first: the clients of connections beyond the limit connect again.
@@ -169,8 +169,8 @@ impl Sockets {
             let local =
                 rustix::net::getsockname(&fd).ok().and_then(|any| SocketAddr::try_from(any).ok());
             match (connection, path) {
-                // It was bound under another name, and renamed: which one it is only its owner
-                // knows.
+                // The socket was bound under another name, and renamed: only its owner knows which
+                // one it is.
                 (None, Some(path)) if is_listening && is_unix => {
                     all.push(Listening::on_path(service, path, fd))
                 }

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// How long the process that serves may take between its yes and its sockets: it brings everything
+/// Time limit for the serving process between its acceptance and its sockets: it flushes everything
 /// to the store first.
 const GIVING_LIMIT: Duration = Duration::from_secs(120);
-/// How long the state folder may stay locked after it was given, or after the one that had it went
-/// silent.
+/// Time for which the state folder may stay locked after it was handed over, or after the process
+/// that had it went silent.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 const LOCK_AGAIN: Duration = Duration::from_millis(5);
 /// Between knocks: whoever is asked holds its CSI calls back for a moment, so a refusal is not
@@ -30,7 +30,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// The right to serve.
 pub struct Turn {
     pub state: StateDir,
-    /// Of the process before this one.
+    /// Sockets inherited from the previous process.
     pub sockets: Arc<Sockets>,
     /// Another process, or an earlier life of this one, serves CSI calls until they come here.
     pub replaces: bool,
@@ -43,7 +43,7 @@ impl Turn {
         Self { state, sockets: Arc::default(), replaces: false, predecessor: None }
     }
 
-    /// It came back.
+    /// The turn of a process to which serving came back.
     pub fn again(state: StateDir, sockets: Sockets) -> Self {
         Self { state, sockets: Arc::new(sockets), replaces: true, predecessor: None }
     }
@@ -57,7 +57,7 @@ impl Turn {
 pub struct Predecessor(Option<Channel>);
 
 impl Predecessor {
-    /// Tells it that every socket has somebody who answers.
+    /// Notifies the predecessor that every socket is served.
     pub async fn serving(&self) {
         if let Some(channel) = &self.0
             && let Err(error) = channel.send(&Message::Serving, &[], STEP_LIMIT).await
@@ -67,12 +67,12 @@ impl Predecessor {
     }
 }
 
-/// Waits until this process may serve: the state folder is free, or who has it hands over. `hello`:
-/// what this process is, given the pools that it has open. `patience`: how long to wait for a
-/// process that does not hand over; none: for ever. `None`: stopped.
+/// Waits until this process may serve: the state folder is free, or the process that has it hands
+/// over. `hello`: this process's description, given the pools that it has open. `patience`: time to
+/// wait for a process that does not hand over; none: for ever. Returns `None` when stopped.
 ///
 /// # Errors
-/// The state folder cannot be used, or patience is over.
+/// The state folder cannot be used, or `patience` has passed.
 pub async fn wait_for_turn(
     folder: &StateFolder,
     hello: impl Fn(Vec<String>) -> Hello,
@@ -144,7 +144,7 @@ async fn take_over(folder: &StateFolder, hello: Hello) -> Result<Turn, HandoverE
         Err(_) => return Err(given.err().unwrap_or(HandoverError::Ended)),
     }
     let Some(state) = lock(folder).await? else {
-        // It goes on.
+        // The predecessor goes on serving.
         return Err(given.err().unwrap_or(HandoverError::Silent(LOCK_LIMIT)));
     };
     if let Err(error) = channel.send(&Message::Taken, &[], STEP_LIMIT).await {
