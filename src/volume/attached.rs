@@ -17,9 +17,9 @@ pub struct Attached {
     pub pool: PoolId,
     pub dataset: DatasetId,
     pub served: Arc<Served>,
-    /// What file handles are authenticated with (R7).
+    /// The key that authenticates file handles (R7).
     pub handle_key: [u8; 16],
-    /// Held for as long as it is attached, so that nobody closes it as unused.
+    /// Held while the volume is attached, so that it is not closed as unused.
     owned: Option<VolumeGuard>,
 }
 
@@ -36,7 +36,7 @@ impl From<VolumeGuard> for Attached {
 }
 
 impl Attached {
-    /// Whether this process owns the dataset for it.
+    /// Returns whether this process owns the dataset for it.
     pub fn is_owned(&self) -> bool {
         self.owned.is_some()
     }
@@ -89,11 +89,11 @@ impl Volumes {
         })
     }
 
-    /// A snapshot by itself, for an export of its own: with the key that its handles are
-    /// authenticated with, which is not its dataset's.
+    /// Opens a snapshot by itself, for an export of its own. Its handles are authenticated with a
+    /// key other than its dataset's.
     ///
     /// # Errors
-    /// [`VolumeError::NotFound`] when it is not ready, or not any more.
+    /// [`VolumeError::NotFound`] when it is not ready, or no longer exists.
     pub async fn export_snapshot(
         &self,
         pool: &Catalog,

@@ -1,5 +1,5 @@
-//! What a controller does to a dataset that nobody has open: a checkpoint, the detaching of a
-//! clone, the collection of its database; and what an administrator does: mending its rows.
+//! Work on a dataset that nobody has open: a controller makes a checkpoint, detaches a clone or
+//! collects its database; an administrator repairs its rows.
 
 use super::VolumeError;
 use super::claim::{Openings, claim, lost_to, own, release, undo};
@@ -32,7 +32,7 @@ pub async fn checkpoint_released(
     care(settings, pool, id, work).await
 }
 
-/// Makes a released clone stand on its own (R13).
+/// Detaches a released clone from its ancestors (R13).
 ///
 /// # Errors
 /// [`VolumeError::Owned`] when a node has it.
@@ -99,7 +99,7 @@ pub async fn repair_released(
 
 async fn repair(place: &DbPlace, epoch: Epoch) -> Result<Repaired, FsError> {
     let database = Database::visit(place, Some(epoch)).await?;
-    // It stores no packs, so that none is settled.
+    // The committer stores no packs, so none is settled.
     let committer =
         Committer::start(database, None, Box::new(|| 0), place.bucket.failpoints().clone()).await?;
     let repaired = check::repair(&committer).await?;
@@ -124,13 +124,13 @@ pub async fn with_released<T>(
     care(settings, pool, id, opened).await
 }
 
-/// Takes a dataset from an owner that must have stopped, and releases it. What only that owner's
-/// journal held is given up: should the owner come back, it can neither write nor replay (R16,
-/// R34). May be repeated.
+/// Takes a dataset from an owner that must have stopped, and releases it. Changes that only that
+/// owner's journal held are abandoned: should the owner come back, it can neither write nor replay
+/// (R16, R34). May be called again.
 ///
 /// # Errors
-/// [`VolumeError::Owned`] when the record names another owner by now, or that one came back. Nobody
-/// is fenced then (R32).
+/// [`VolumeError::Owned`] when the record names another owner by now, or the owner came back.
+/// Nobody is fenced then (R32).
 pub async fn release_lost(
     settings: &VolumeSettings,
     pool: &Catalog,
@@ -152,7 +152,7 @@ pub async fn release_lost(
     let mut openings = Openings::new(pool, &place, id, &mine);
     loop {
         match openings.expected().await? {
-            // It never had an owner that opened it.
+            // No owner ever opened the dataset.
             Epoch(0) => break,
             expected => match void_journals(&place, expected).await {
                 Err(FsError::Fenced) => {}
@@ -180,10 +180,10 @@ pub async fn finish_release(
     care(settings, pool, id, async |_: DbPlace, _: Dataset, _: Epoch| Ok(())).await
 }
 
-/// Does `work` on a released dataset under a maintenance claim. It is given the writer epoch, and
-/// must open the database with it (R32), or not write to it as its owner at all.
+/// Does `work` on a released dataset under a maintenance claim. `work` gets the writer epoch, and
+/// must open the database with it (R32), or not write to the database as its owner at all.
 ///
-/// A node may take a maintenance claim at any time, and fences what is under way for it.
+/// A node may take over a maintenance claim at any time, and fences the work in progress.
 async fn care<T>(
     settings: &VolumeSettings,
     pool: &Catalog,
@@ -218,21 +218,22 @@ async fn care<T>(
         }
     };
     match done {
-        // Somebody opened it: its record says who, unless that one is gone again.
+        // Another process opened the dataset: its record names it, unless it has released the
+        // dataset again.
         Err(VolumeError::Fs { source: FsError::Fenced, .. }) => Err(taken(pool, id, name).await?),
         done => done,
     }
 }
 
-/// Brings a released dataset to where nothing of before can change it any more; the writer epoch
-/// afterwards.
+/// Finishes earlier owners' work on a released dataset, so that nothing from before can change it.
+/// Returns the writer epoch afterwards.
 ///
-/// - What a release by force may have left before it had voided the journal of the node before, is
-///   done (R34).
-/// - A restore that was cut short is ended, which nobody else may do for long: a released dataset
-///   may never be opened again (R10). Whoever still restores is fenced, and its journal is void:
-///   what is in the store then is all there will ever be of it. What fails is done by the next
-///   maintenance claim or owner.
+/// - A forced release that was cut short before it had voided the previous node's journal is
+///   finished (R34).
+/// - A restore that was cut short is ended, which might otherwise not happen: a released dataset
+///   may never be opened again (R10). A process that still restores is fenced, and its journal is
+///   void, so the rows in the store are all that will ever be restored. If this fails, the next
+///   maintenance claim or owner does it.
 async fn settle(
     settings: &VolumeSettings,
     pool: &Catalog,
@@ -256,7 +257,7 @@ async fn settle(
     Ok(epoch)
 }
 
-/// What to say when the database was opened by another.
+/// Returns the error for a database that another process opened.
 async fn taken(pool: &Catalog, id: DatasetId, dataset: String) -> Result<VolumeError, VolumeError> {
     Ok(lost_to(dataset, pool.dataset_by_id(id).await?.and_then(|at| at.record.owner)))
 }

@@ -3,13 +3,13 @@
 //!
 //! ```text
 //! claim ──▶ read the writer epoch ──▶ the record is still this claim's? ──▶ open, that epoch expected
-//!              ▲                         │ no: somebody else has it            │ another opened it: look again
+//!              ▲                         │ no: another claim                   │ another opened it: look again
 //!              └─────────────────────────┼─────────────────────────────────────┘
 //!                                        ▼ nobody was fenced
 //! ```
-//! Whoever claims the dataset later opens its database later, too, and raises the epoch. So an
-//! opener that is held up at any of these steps finds another claim in the record, or another epoch
-//! in the database than it expects: it fails, and fences nobody (R32).
+//! A process that claims the dataset later also opens its database later, and raises the epoch. So
+//! an opener that is delayed at any of these steps finds another claim in the record, or another
+//! epoch in the database than it expects: it fails, and fences nobody (R32).
 
 use super::VolumeError;
 use super::lease::ExpiredLease;
@@ -69,12 +69,12 @@ pub(super) struct Openings<'a> {
     pool: &'a Catalog,
     place: &'a DbPlace,
     id: DatasetId,
-    /// Whether the id in the record is of that claim.
+    /// Decides whether the id in the record is of that claim.
     is_ours: &'a IsOurs,
     tries: usize,
 }
 
-/// Whether a claim is the one that is meant.
+/// Decides whether a claim is the one that is meant.
 pub(super) type IsOurs = dyn Fn(ClaimId) -> bool + Send + Sync;
 
 impl<'a> Openings<'a> {

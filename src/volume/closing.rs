@@ -1,13 +1,13 @@
-//! Closing: the steps of [`super::life`], each of which may fail and is then tried again, by
-//! whoever wants the volume and by itself.
+//! Closes a volume in the steps of [`super::life`], each of which may fail and is then retried, by
+//! a caller that wants the volume and by a background task.
 //!
 //! ```text
-//! hold its calls ─▶ flush, close the database, remove the journal ─▶ the record says released ─▶ the place is free
+//! hold calls ─▶ flush, close the database, remove the journal ─▶ release the record ─▶ place free
 //!                          │ failed for good
-//!                          └─▶ open it anew, which replays its journal ─▶ flush, …
+//!                          └─▶ open it again, which replays its journal ─▶ flush, …
 //! ```
-//! An attempt is a task of its own: a caller that goes away, or whose patience ends, does not leave
-//! a close half done.
+//! An attempt is a task of its own: a caller that goes away or times out does not leave a close
+//! half done.
 
 use super::VolumeError;
 use super::life::{Claim, Close, Reason, Step};
@@ -21,23 +21,24 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Between tries of a close that failed. What is owed to a journal is tried more often than a lease
-/// ends: each try is a sign of life, without which another node may take the dataset and lose what
-/// only the journal has.
+/// Pauses between retries of a failed close. A close that has to replay a journal is retried before
+/// the lease expires: each attempt renews the lease, and without that another node may take the
+/// dataset and lose the changes that only the journal has.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 const RETRY_DOUBLINGS: u32 = 5;
-/// Leases that an opening that failed is waited to be repeated before what it left is closed:
-/// whoever has the volume mounted repeats it sooner.
+/// After a failed opening, leases to wait for a retry before its remains are closed: a client that
+/// has the volume mounted retries sooner.
 const REPEATED_WITHIN: u32 = 4;
-/// How often others may change the record while it is released.
+/// Attempts to release a record that others change meanwhile.
 const RELEASE_TRIES: u32 = 16;
-/// How long what has failed may take to end.
+/// Time limit for a failed file system to end.
 pub(super) const ABANDON_LIMIT: Duration = Duration::from_secs(5);
 
 impl Volumes {
-    /// Flushes, closes and releases the ownership. Not open counts as closed. After a failure it is
-    /// tried again by itself, and by a repeated call; until then the volume's calls are held.
+    /// Flushes, closes and releases the ownership. Not open counts as closed. After a failure a
+    /// background task retries it, and so does another call; until then the volume's calls are
+    /// held.
     pub async fn close(&self, dataset: DatasetId) -> Result<(), VolumeError> {
         self.close_for(dataset, Reason::Unmounted).await.map(drop)
     }
@@ -62,8 +63,8 @@ impl Volumes {
         })
     }
 
-    /// Releases a dataset that this session owns and does not have open, whatever made it so (R36):
-    /// a hand-over was asked for. Closed: the record does not name this session any more.
+    /// Releases a dataset that this session owns and does not have open, for whatever reason (R36),
+    /// because a hand-over was requested. Closed: the record no longer names this session.
     pub async fn close_disowned(
         &self,
         pool: &Catalog,
@@ -109,7 +110,7 @@ impl Volumes {
         if let Some(open) = place.open()
             && reason != Reason::Revoked
         {
-            // Its clients come again, and find the volume opened anew, or another owner.
+            // Its clients retry, and find the volume opened again, or another owner.
             open.volume.fs.hold_calls();
         }
         self.finish_close(place).await.map(|()| Closing::Closed)
@@ -219,11 +220,11 @@ impl Volumes {
     async fn close_due(&self, place: &Arc<Place>) {
         let _turn = place.turn.lock().await;
         if self.inner.left.load(Ordering::SeqCst) {
-            // Whoever leaves it comes next.
+            // The hand-over in progress takes this place next.
             place.try_again(Instant::now() + RETRY_MAX);
             return;
         }
-        // It may have been opened, or tried, while this waited for its turn.
+        // The volume may have been opened, or another attempt made, while this waited for its turn.
         if self.is_current(place)
             && place.due().is_some_and(|due| due <= Instant::now())
             && let Err(error) = self.finish_close(place).await
@@ -238,14 +239,14 @@ impl Volumes {
     }
 }
 
-/// Whether the record names this session: whatever claim of it that is, its place here is the only
-/// one.
+/// Returns whether the record names this session: whatever its claim, the session has only this
+/// place for the dataset.
 fn names(dataset: &Dataset, me: &Owner) -> bool {
     dataset.owner.as_ref().is_some_and(|owner| owner.session == me.session && owner.node == me.node)
 }
 
-/// The record does not name `me`. `Settled::Yes`: and no claim of `me` that is still on its way can
-/// make it so, because each is of a version that is there now.
+/// Makes sure that the record does not name `me`. `Settled::Yes`: nor can a claim of `me` that is
+/// still in flight make it do so, because each is of a version that exists now.
 async fn release(
     pool: &Catalog,
     id: DatasetId,

@@ -1,11 +1,11 @@
-//! The identity of a folder of journals: kept in it, made with it; and what it proves.
+//! The identity of a folder of journals, stored in the folder when it is made, and what it proves.
 //!
 //! A process holds the folder's lock, so the run before it on this machine is over, and it takes
-//! back without waiting what that one had. But the folder may be a copy, made with the image of a
-//! machine: then the one before is on another machine, and may be alive. Its heartbeat says which
-//! run of a machine it is of. After a restart of the process that is this run. After a restart of
-//! the machine it is another one, and may be the other machine's: a lease has to end first, as
-//! anywhere (R26). The journal is replayed then as well.
+//! back that run's datasets without waiting. But the folder may be a copy, made with the image of a
+//! machine: then the previous process is on another machine, and may be alive. Its heartbeat names
+//! the boot of the machine that it runs on. After a restart of the process that is this boot. After
+//! a restart of the machine it is another boot, possibly the other machine's: then its lease has to
+//! expire first, as anywhere (R26). The journal is replayed then as well.
 
 use super::VolumeError;
 use super::lease::{ExpiredLease, Verdict};
@@ -58,7 +58,7 @@ impl Volumes {
             return Ok(proof());
         }
         match pool.newest_heartbeat(owner.session).await? {
-            // Who may answer has one.
+            // A session that may answer has a heartbeat.
             None => return Ok(proof()),
             Some(last) if last.boot == self.lease().clock.boot() => {
                 self.ended_sessions().lock().insert(owner.session);
@@ -88,8 +88,8 @@ fn read_or_make(dir: &Path) -> std::io::Result<HomeId> {
     let path = dir.join(FILE);
     match std::fs::metadata(&path) {
         Ok(found) if found.len() <= BYTES_MAX => {
-            // What is no id is the rest of a disk that lost it: the journals beside it are judged
-            // by their own checksums.
+            // Anything but an id is debris of a disk that lost it: the journals beside it are
+            // judged by their own checksums.
             if let Ok(home) = String::from_utf8_lossy(&std::fs::read(&path)?).trim().parse() {
                 return Ok(home);
             }

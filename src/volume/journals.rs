@@ -39,12 +39,11 @@ fn found(folder: &Path) -> std::io::Result<BTreeSet<DatasetId>> {
 }
 
 impl Volumes {
-    /// Removes the journals of a pool's datasets that are of no use any more. How many. What is
-    /// open, or being closed, is left alone.
+    /// Removes a pool's obsolete journals and returns their number. Those of datasets that are
+    /// open, or being closed, are left alone.
     ///
     /// # Errors
-    /// The store does not answer, or the folder cannot be used: what is left is removed by the next
-    /// call.
+    /// The store does not answer, or the folder cannot be used: the next call removes the rest.
     pub async fn remove_outlived_journals(&self, pool: &Catalog) -> Result<usize, VolumeError> {
         let Some(dir) = &self.settings().journal_dir else { return Ok(0) };
         let here = folder(dir, pool);

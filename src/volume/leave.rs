@@ -1,10 +1,10 @@
 //! Leaving the volumes: to the next process of this node, or because this one stops. Neither waits
-//! for the store without end: what did not reach it in time is in the journals, and a process that
-//! is told to stop and does not is killed, which is no better.
+//! for the store indefinitely: changes that did not reach it in time are in the journals, and a
+//! process that does not stop when asked is killed, which is no better.
 //!
-//! It goes on with them as after a crash of this one (R24): the records name this process until it
-//! claims them, the journals stay. What makes it shorter than a crash is that everything is in the
-//! store before, and where the next opening finds it fastest.
+//! The next process goes on with them as after a crash of this one (R24): the records name this
+//! process until it claims them, the journals stay. It is faster than after a crash because
+//! everything is in the store before, and where the next opening finds it fastest.
 
 use super::VolumeError;
 use super::place::Place;
@@ -70,8 +70,8 @@ impl Volumes {
     /// Closes and releases these side by side.
     ///
     /// # Errors
-    /// As [`Self::sync_all`]; what is not closed stays this node's, and its journal is replayed by
-    /// the next process.
+    /// As [`Self::sync_all`]; a volume that is not closed stays this node's, and the next process
+    /// replays its journal.
     pub async fn close_within(
         &self,
         datasets: Vec<DatasetId>,
@@ -93,15 +93,15 @@ impl Volumes {
         futures::future::join_all(closes).await.into_iter().collect()
     }
 
-    /// Lets go of every volume, and opens none any more: the next process of this node goes on with
-    /// them, as after a crash of this one (R24). The records go on to name this process until the
-    /// next one claims them. Nobody may be answered from a volume meanwhile.
+    /// Detaches from every volume, and opens no other: the next process of this node goes on with
+    /// them, as after a crash of this one (R24). The records continue to name this process until
+    /// the next one claims them. No call may be answered from a volume meanwhile.
     ///
-    /// `limit`: for bringing what is left to the store, and as long again for letting go.
+    /// `limit`: time for flushing the rest to the store, and again for detaching.
     ///
     /// # Errors
-    /// When something of a volume is still at work: the next process waits for its journal, until
-    /// this one ends.
+    /// When a task of a volume still runs: the next process waits for its journal until this one
+    /// ends.
     pub async fn leave(&self, limit: Duration) -> Result<(), VolumeError> {
         self.inner.left.store(true, Ordering::SeqCst);
         let places: Vec<Arc<Place>> = self.inner.places.lock().values().cloned().collect();
@@ -118,7 +118,7 @@ impl Volumes {
         results.into_iter().collect()
     }
 
-    /// Whether [`Self::leave`] was called: nothing is ever opened here again.
+    /// Returns whether [`Self::leave`] was called: nothing is ever opened here again.
     pub fn have_left(&self) -> bool {
         self.inner.left.load(Ordering::SeqCst)
     }

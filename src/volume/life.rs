@@ -1,5 +1,5 @@
-//! The life of one volume in this process, as a pure value: what may be done to it next, and what a
-//! step that was done, or failed, makes of it.
+//! The state machine of one volume in this process, as a pure value: the next steps that are
+//! allowed, and the state after a step that succeeded or failed.
 //!
 //! ```text
 //!                  begin_opening           opened                  begin_closing
@@ -14,14 +14,14 @@
 //!                                                  released
 //! ```
 //! A volume is **idle** only when the dataset's record does not name this session, and no write of
-//! ours that could make it do so is on its way (R33). Until then it keeps its place in the process.
-//! A step of a close that fails leaves the phase as it is, and is tried again; whoever wants the
-//! volume meanwhile has the close finished first, and then opens it anew. Only a volume that has to
-//! be opened for its journal is opened at once.
+//! ours that could make it do so is in flight (R33). Until then it keeps its place in the process.
+//! A step of a close that fails leaves the phase as it is, and is retried; a caller that wants the
+//! volume meanwhile has the close finished first, and then opens it again. Only a volume that has
+//! to be opened for its journal is opened at once.
 //!
 //! The type makes no request and knows no time: [`super::closing`] does the steps.
 
-/// Where a volume is.
+/// The phase of a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Phase {
     #[default]
@@ -73,7 +73,7 @@ pub enum Reason {
     Unmounted,
     /// Nobody uses it, or another node asks for it: it is closed unless somebody here holds it.
     Unused,
-    /// This session was told to give it up (R27): its clients are answered STALE.
+    /// The claim was revoked (R27): its clients get STALE.
     Revoked,
 }
 
@@ -153,8 +153,8 @@ impl Life {
         };
     }
 
-    /// The file system has failed, or is another's: nothing is open any more. Whether it was open
-    /// until now.
+    /// Notes that the file system has failed, or is another owner's: it is no longer open. Returns
+    /// whether it was open until now.
     pub fn lost(&mut self) -> bool {
         let was_open = self.is_open();
         if was_open {
@@ -187,8 +187,8 @@ impl Life {
         self.phase = Phase::Closing(Step::Release);
     }
 
-    /// The volume can no longer be flushed or closed: what it acknowledged is in the journal and in
-    /// the store.
+    /// Notes that the volume can no longer be flushed or closed: acknowledged changes are in the
+    /// journal and in the store.
     pub fn failed(&mut self) {
         self.phase = Phase::Closing(Step::Recover);
     }
@@ -198,7 +198,7 @@ impl Life {
         *self = Self { phase: Phase::Closing(Step::Flush), unsettled: false };
     }
 
-    /// The record names somebody else, or nobody.
+    /// Notes that the record names another owner, or none.
     pub fn not_ours(&mut self) {
         self.phase = if self.unsettled { Phase::Closing(Step::Settle) } else { Phase::Idle };
     }
@@ -215,7 +215,7 @@ mod tests {
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
 
-    /// What is true outside.
+    /// The actual state outside the process.
     #[derive(Clone, Copy, Debug, Default)]
     struct World {
         named: bool,
@@ -255,7 +255,7 @@ mod tests {
                 };
                 return Err(Claim::Unknown);
             }
-            // Every claim is a new version: what was late can arrive no more (R31).
+            // Every claim is a new version: a late write can no longer succeed (R31).
             (self.world.named, self.world.late) = (true, false);
             if self.fails() {
                 return Err(if before.named { Claim::Owed } else { Claim::Clean });
@@ -291,7 +291,7 @@ mod tests {
             }
         }
 
-        /// Whether all were done.
+        /// Runs the steps of a close. Returns whether all were done.
         fn steps(&mut self) -> bool {
             while let Some(step) = self.life.step() {
                 if self.fails() {
@@ -308,7 +308,7 @@ mod tests {
                         self.life.flushed();
                     }
                     Step::Recover if !self.world.named => {
-                        // Whoever has it took what was in the journal for lost (R16).
+                        // The new owner took the journal's changes for lost (R16).
                         self.world.journal = false;
                         self.life.not_ours();
                     }
@@ -388,7 +388,7 @@ mod tests {
                 play.check();
                 *met.entry(format!("{:?}", play.life.phase())).or_default() += 1;
             }
-            // Once nothing fails any more, what is asked for is done with one try.
+            // Once nothing fails, a request succeeds at the first attempt.
             play.fails = 0;
             if seed % 2 == 0 {
                 play.open();

@@ -8,22 +8,22 @@
 //!   another's ─┘ with an expired lease                   ├── fenced, or taken: dropped and reported; the record is the new owner's
 //!                ([`lease`])                             └── failed: reported; its journal is recovered, then closed and released
 //! ```
-//! The record says that much. What the process may do next with a volume is [`life`]; [`closing`]
-//! does it, for as long as it takes.
+//! The record knows these states. [`life`] decides what the process may do next with a volume;
+//! [`closing`] does it, for as long as it takes.
 //!
 //! Nouns: an **owner** is a node's session, written into the dataset's record; **released** means
-//! no owner, and only that means cleanly closed (R16); a **caretaker** is a controller that holds a
-//! released dataset for the length of one piece of work: a checkpoint, a clone's detaching, a
+//! no owner, and only that means cleanly closed (R16); a **maintenance claim** is a controller's
+//! claim of a released dataset for one piece of work: a checkpoint, a clone's detaching, a
 //! collection of its database; a **view** is a snapshot that is being read, which needs no owner.
 //!
 //! Invariants: a process opens a database only while the record names it; a dataset is opened at
-//! most once in a process, and keeps its place there until its record does not name the session any
-//! more (R33); what a session owns and does not have open is released (R36); what another node owns
-//! is opened here only once that owner must have stopped answering (R26): what only its journal
-//! holds is lost then, as with the machine itself.
+//! most once in a process, and keeps its place there until its record no longer names the session
+//! (R33); a dataset that a session owns and does not have open is released (R36); a dataset that
+//! another node owns is opened here only once that owner must have stopped answering (R26): changes
+//! that only its journal holds are lost then, as with the machine itself.
 //!
 //! A crash leaves the owner in the record: a process on the same folder of journals opens it again
-//! at once, others once its lease has ended; a caretaker's claim yields to anyone (it has no
+//! at once, others once its lease has expired; a maintenance claim yields to anyone (it has no
 //! journal).
 
 mod attached;

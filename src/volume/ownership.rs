@@ -1,12 +1,13 @@
-//! Who may take a dataset: pure decisions on its record, applied by compare-and-swap.
+//! Decides which session may take a dataset: pure decisions on its record, applied by
+//! compare-and-swap.
 //!
-//! An owner takes back what its own folder of journals has once the run before it is known to be
-//! over ([`super::home`]), and nothing because of a name: two nodes of one name may both be alive.
+//! An owner takes back the datasets of its own folder of journals once the previous run is known to
+//! be over ([`super::home`]), and none because of a name: two nodes of one name may both be alive.
 //! Another owner's dataset is taken only when its lease has expired.
 //!
-//! Every claim has an id of its own, also one by the session that had the dataset before (R31):
-//! what was found out about an earlier claim, and what is still under way for it (its release, a
-//! revocation, the verdict that its lease has expired), does nothing to a later one.
+//! Every claim has an id of its own, even one by the session that had the dataset before (R31):
+//! findings about an earlier claim, and operations still in progress for it (its release, a
+//! revocation, the verdict that its lease has expired), have no effect on a later one.
 
 #[cfg(test)]
 mod explore;
@@ -22,7 +23,8 @@ use crate::types::{ClaimId, HomeId, SessionId};
 /// have it: Kubernetes node names hold no parentheses.
 const CARETAKER: &str = "(controller)";
 
-/// Whether the owner is a controller's caretaker, which has no journal and yields to anyone.
+/// Returns whether the claim is a controller's maintenance claim, which has no journal and yields
+/// to anyone.
 pub fn is_caretaker(owner: &Owner) -> bool {
     owner.node == CARETAKER
 }
@@ -43,7 +45,7 @@ pub fn unvoided(owner: &Owner) -> Option<HomeId> {
     owner.home.filter(|_| is_caretaker(owner))
 }
 
-/// What the record said before it was taken.
+/// The state of the record before it was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Before {
     /// Nobody had it open: a failed opening may release it again.
@@ -65,14 +67,14 @@ pub(super) fn take(
 ) -> Result<Before, VolumeError> {
     let before = may_take(dataset, me, expired)?;
     dataset.owner = Some(match before {
-        // Whoever goes on with it, and is cut short too, leaves it to the next.
+        // A process that continues this work, and is cut short too, leaves it to the next.
         Before::Unfinished(home) if is_caretaker(me) => Owner { home: Some(home), ..me.clone() },
         _ => me.clone(),
     });
     Ok(before)
 }
 
-/// Whether `me` may become the owner.
+/// Decides whether `me` may become the owner.
 pub(super) fn may_take(
     dataset: &Dataset,
     me: &Owner,
@@ -134,7 +136,7 @@ impl Claims {
             return false;
         };
         if self.next == Some(owner.claim) {
-            // It had been written after all, and may have been judged since.
+            // The claim had been written after all, and may have been judged since.
             *self = Self::new(owner.claim);
         }
         owner.claim = *self.next.get_or_insert(fresh);
@@ -223,7 +225,7 @@ mod tests {
         let before = record.clone();
         assert!(claims.renew(&mut record, claim(2)));
         let written = record.clone();
-        // It is not known whether it was written: the record may be either.
+        // The write's outcome is unknown: the record may be either.
         for mut found in [before, written.clone()] {
             assert!(claims.contain(found.owner.as_ref().unwrap().claim));
             let mut tried = claims;

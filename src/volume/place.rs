@@ -1,4 +1,4 @@
-//! The place of one dataset among the volumes of a process, and the guard of those who use it.
+//! The place of one dataset among the volumes of a process, and the guard of its users.
 
 use super::lease::Held;
 use super::life::{Claim, Close, Life, Reason, Step, Want};
@@ -151,7 +151,7 @@ impl Place {
         self.shut(Life::failed);
     }
 
-    /// Whether it was open until now, this very opening of it.
+    /// Marks this opening as lost. Returns whether it was open until now.
     pub fn lost(&self, volume: &Volume) -> bool {
         let is_it = self
             .inside
@@ -183,7 +183,7 @@ impl Place {
         self.inside.lock().life.released();
     }
 
-    /// Another process goes on with it. What is open of it.
+    /// Gives the place up to another process. Returns the open volume, if there is one.
     pub fn leave(&self) -> Option<Open> {
         let mut inside = self.inside.lock();
         inside.life.released();
@@ -201,16 +201,16 @@ impl Place {
         std::mem::replace(failures, failures.saturating_add(1))
     }
 
-    /// Has its close tried again then, whatever was said before. Whether a task is needed that
-    /// does.
+    /// Schedules the next attempt of its close, replacing an earlier time. Returns whether a task
+    /// is needed to do it.
     pub fn try_again(&self, at: Instant) -> bool {
         let before = self.inside.lock().due.replace(at);
         self.woken.notify_one();
         before.is_none()
     }
 
-    /// When its close is to be tried again; none: not any more, and whoever says so later needs a
-    /// task.
+    /// Returns when its close is to be retried. `None`: there is nothing to retry, and a later
+    /// schedule needs a new task.
     pub fn due(&self) -> Option<Instant> {
         let mut inside = self.inside.lock();
         if inside.life.step().is_none() {

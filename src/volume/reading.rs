@@ -13,20 +13,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// How often it is looked whether the announcement has to be renewed.
+/// Interval of checks whether the announcement has to be renewed.
 const UPKEEP: Duration = Duration::from_secs(30);
 
-/// Who reads a snapshot, said in the catalog. Taken back when it is dropped.
+/// The announcement of a reader in the catalog. Removed when this is dropped.
 pub(super) struct Announced {
     pool: Catalog,
-    /// Taken when it is given up.
+    /// Taken when the announcement ends.
     reading: Mutex<Option<Reading>>,
     renewed: Mutex<Instant>,
 }
 
 impl Announced {
     /// # Errors
-    /// [`CatalogError::NotFound`] when the snapshot is not ready, or not any more.
+    /// [`CatalogError::NotFound`] when the snapshot is not ready, or no longer exists.
     pub async fn begin(
         pool: &Catalog,
         settings: &VolumeSettings,
@@ -90,7 +90,7 @@ pub struct ReadSnapshot {
 
 impl ReadSnapshot {
     /// # Errors
-    /// [`CatalogError::NotFound`] when the snapshot is not ready, or not any more.
+    /// [`CatalogError::NotFound`] when the snapshot is not ready, or no longer exists.
     pub async fn open(
         settings: &VolumeSettings,
         pool: &Catalog,

@@ -1,25 +1,25 @@
-//! A restore in place, as the catalog knows it: the snapshot that a dataset restores from, and
-//! depends on until the restored rows are durable (R10).
+//! The catalog's side of a restore in place: the snapshot that a dataset restores from, and depends
+//! on until the restored rows are durable (R10).
 //!
 //! Only the dataset's owner, the session that its record names, begins and ends one. A session that
-//! does not know yet that it is the owner no more must not take the snapshot from a restore of the
-//! next one: a dependant is taken away only from the version of the snapshot's record that was read
-//! *before* this session was seen to be the owner, and whoever is the owner after it changes that
-//! record before it refers to anything.
+//! does not know yet that it is no longer the owner must not take the snapshot from the next
+//! owner's restore: a dependant is removed only from the version of the snapshot's record that was
+//! read *before* this session was seen to be the owner, and the next owner changes that record
+//! before it refers to anything.
 //!
-//! A crash leaves the dependant and the intent; the next opening, by a node or by a caretaker, ends
-//! both.
+//! A crash leaves the dependant and the intent; the next opening, by a node or under a maintenance
+//! claim, ends both.
 
 use super::VolumeError;
 use super::volumes::Volume;
 use crate::catalog::{Catalog, CatalogError};
 use crate::types::{DatasetId, SessionId, SnapshotId};
 
-/// How often others may change the record meanwhile.
+/// Attempts while others change the record.
 const TRIES: u32 = 16;
 
-/// What a restore that was cut short left: the replay is durable, so the snapshot need not be kept
-/// for it. What fails now is done by the next opening.
+/// Ends a restore that was cut short: the replay is durable, so the snapshot need not be retained
+/// for it. If this fails, the next opening does it.
 pub(super) async fn end_restore(pool: &Catalog, volume: &Volume, session: SessionId) {
     let Some(snapshot) = volume.dataset.restoring else { return };
     let ended = match volume.fs.sync().await {
@@ -37,8 +37,8 @@ pub(super) async fn end_restore(pool: &Catalog, volume: &Volume, session: Sessio
     }
 }
 
-/// The dataset depends on the snapshot no more: all that was restored from it is durable. Nothing
-/// where `session` is not its owner: the one that is ends the restore.
+/// Ends the dataset's dependence on the snapshot: everything restored from it is durable. Does
+/// nothing where `session` is not the owner: the owner ends the restore.
 pub async fn forget_restore(
     pool: &Catalog,
     id: DatasetId,

@@ -1,4 +1,4 @@
-//! What clients are shown: a live file system with its snapshots below `/.snapshots`, or one
+//! The file system that clients see: a live one with its snapshots below `/.snapshots`, or one
 //! snapshot by itself.
 //!
 //! ```text
@@ -10,10 +10,10 @@
 //! /.snapshots/<name>/…      serial of the snapshot, inode as it was
 //! ```
 //! A handle holds the fileid and the generation, so it names snapshot and inode, after restarts too
-//! (R7). One that is in a deleted snapshot is stale.
+//! (R7). A handle into a deleted snapshot is stale.
 //!
 //! The name `.snapshots` in the live root always leads to the directory of snapshots, whether the
-//! root lists it or not ([`Snapdir`](crate::catalog::Snapdir)), as `.zfs` does in ZFS. So nobody
+//! root lists it or not ([`Snapdir`](crate::catalog::Snapdir)), as `.zfs` does in ZFS. So no client
 //! can make, remove or rename an entry of that name there.
 
 use super::snapdir::SnapDir;
@@ -46,7 +46,7 @@ pub struct OneSnapshot {
     root: FileRef,
 }
 
-/// Where in the tree of a live export a handle is.
+/// The part of a live export's tree that a handle is in.
 enum Spot {
     Live,
     Directory,
@@ -80,7 +80,7 @@ fn is_root(file: FileRef) -> bool {
     file.ino == InodeNo::ROOT
 }
 
-/// Only what is live can be changed.
+/// Checks that all files are live: only those can be changed.
 fn live(files: &[FileRef]) -> Result<(), FsError> {
     if files.iter().all(|file| matches!(spot(*file), Spot::Live)) {
         Ok(())
@@ -466,7 +466,7 @@ impl FileSystem for Served {
     ) -> Result<(Attr, Change), FsError> {
         let check = || {
             new_name(dir, name)?;
-            // So that `ln` and `cp -l` of what is in a snapshot fall back to a copy.
+            // With this error `ln` and `cp -l` of a file in a snapshot fall back to a copy.
             live(&[file]).map_err(|_| FsError::CrossDevice)
         };
         changing!(self, check()).link(caller, file, dir, name).await

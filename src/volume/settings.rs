@@ -1,4 +1,4 @@
-//! How a process opens volumes, and where their parts are.
+//! Settings with which a process opens volumes, and the locations of their parts.
 
 use crate::catalog::{Catalog, Dataset};
 use crate::chunk::{ChunkCache, ChunkStore};
@@ -8,14 +8,14 @@ use crate::types::{FamilyId, Incarnation, SessionId, WallClock};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How this process opens volumes.
+/// Settings with which this process opens volumes.
 #[derive(Clone)]
 pub struct VolumeSettings {
     /// The node's name: a restart under the same name takes its own volumes back.
     pub node: String,
     /// This run of the process.
     pub session: SessionId,
-    /// Where journals are kept; none: every change waits for the store.
+    /// The folder of the journals; none: every change waits for the store.
     pub journal_dir: Option<PathBuf>,
     /// Shared by every database of the process.
     pub cache: DbCache,
@@ -29,7 +29,7 @@ pub struct VolumeSettings {
 }
 
 impl VolumeSettings {
-    /// Where a dataset's database is.
+    /// Returns the location of a dataset's database.
     pub fn place(&self, pool: &Catalog, family: FamilyId, incarnation: Incarnation) -> DbPlace {
         place(pool, family, incarnation, &self.cache)
     }

@@ -1,11 +1,11 @@
-//! The directory `/.snapshots` of a live file system: what is in it, and which snapshot a fileid is
-//! in.
+//! The directory `/.snapshots` of a live file system: its entries, and the snapshot that a fileid
+//! belongs to.
 //!
 //! Entries come in the order of serials, which are never reused: a position stays valid whatever is
 //! created and deleted. Listing it opens no snapshot, so entries carry no attributes of their own;
 //! looking one up does.
 //!
-//! It changes in the bucket, by whichever process makes or deletes a snapshot. Its ctime grows when
+//! Any process that makes or deletes a snapshot changes it, in the bucket. Its ctime advances when
 //! this process notices that (R8).
 
 use super::views::{Keeper, View, Views};
@@ -18,11 +18,12 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What was listed is believed for this long by who asks what there is …
+/// A listing is trusted for this long by callers that list the directory …
 const FRESH: Duration = Duration::from_secs(1);
-/// … and by who looks a name up that was there: a view notices by itself when its snapshot is gone.
+/// … and for this long by lookups of a name that was there: a view notices by itself when its
+/// snapshot is gone.
 const KNOWN: Duration = Duration::from_secs(5);
-/// Who may do what in the directory itself: everybody may look.
+/// Mode of the directory itself: everybody may read it.
 const MODE: u32 = 0o555;
 /// Positions of `.` and `..`; that of an entry is its serial and this.
 const DOTS: u64 = 2;
@@ -47,7 +48,7 @@ pub(super) struct SnapDir {
     dataset: Incarnation,
     views: Views,
     known: Mutex<Option<Arc<Known>>>,
-    /// Held by who asks the catalog.
+    /// Held by the caller that lists the catalog.
     asking: tokio::sync::Mutex<()>,
 }
 
@@ -62,10 +63,10 @@ impl SnapDir {
         }
     }
 
-    /// How a handle names the directory.
+    /// The handle of the directory.
     pub const FILE: FileRef = FileRef { ino: InodeNo::SNAPSHOTS, generation: 0 };
 
-    /// What was listed after `since`.
+    /// Returns the listing if it was made after `since`.
     fn listed_after(&self, since: Option<Instant>) -> Option<Arc<Known>> {
         let known = self.known.lock();
         known.as_ref().filter(|known| since.is_none_or(|since| known.at >= since)).cloned()
@@ -74,7 +75,7 @@ impl SnapDir {
     /// The snapshots, as listed no longer ago than `age`. `live`: whose clock the directory's ctime
     /// comes from.
     async fn listed(&self, live: &Fs, age: Duration) -> Result<Arc<Known>, FsError> {
-        // What is listed after now is young enough for everybody who waits.
+        // A listing made after this moment is fresh enough for every waiter.
         let since = Instant::now().checked_sub(age);
         if let Some(known) = since.and_then(|since| self.listed_after(Some(since))) {
             return Ok(known);

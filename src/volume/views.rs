@@ -1,16 +1,15 @@
-//! The snapshots that this process reads: opened when somebody asks, closed when nobody has for a
-//! while, bounded.
+//! The snapshots that this process reads: opened on demand, closed when idle, bounded.
 //!
 //! ```text
 //!             first call                         idle, least recently used, or deleted
 //!  (closed) ─────────────▶ announced ─▶ open ────────────────────────────────────────▶ closed, the announcement goes
 //! ```
-//! A **view** is a reader on a snapshot's checkpoint. What keeps the snapshot for it is either its
-//! announcement in the catalog ([`Catalog::begin_reading`]) or a read-only volume that depends on
-//! the snapshot (R14).
+//! A **view** is a reader on a snapshot's checkpoint. The snapshot is retained for it either by its
+//! announcement in the catalog ([`Catalog::begin_reading`]) or by a read-only volume that depends
+//! on the snapshot (R14).
 //!
 //! A snapshot that is deleted while it is read is noticed within [`RECHECKED`]: its view is stale
-//! from then on and is let go, so that nothing is kept for longer than somebody reads. A process
+//! from then on and is released, so that nothing is retained for longer than it is read. A process
 //! that dies leaves announcements, which count for an hour.
 
 use super::reading::Announced;
@@ -29,16 +28,16 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 /// Views of a process, those included that are being opened and closed: each is a manifest and the
 /// indexes of its tables.
 const VIEWS_MAX: usize = 16;
-/// How long a call waits for one of them to be free.
+/// Time that a call waits for one of them to be free.
 const WAIT: Duration = Duration::from_secs(20);
-/// A view that nobody used for this long is closed.
+/// A view that was not used for this long is closed.
 const IDLE: Duration = Duration::from_secs(120);
-/// How often a view in use looks whether its snapshot is still there.
+/// Interval at which a view in use checks whether its snapshot still exists.
 const RECHECKED: Duration = Duration::from_secs(5);
-/// How often all views are looked after.
+/// Interval of the maintenance of all views.
 const UPKEEP: Duration = Duration::from_secs(20);
 
-/// What keeps the snapshot while it is read.
+/// The dependant that retains the snapshot while it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Keeper {
     /// An announcement of the view's own. Once the snapshot is deleted the view is stale.
@@ -48,7 +47,7 @@ pub enum Keeper {
 }
 
 impl Keeper {
-    /// Whether a snapshot may be read under this keeper.
+    /// Returns whether a snapshot may be read under this dependant.
     fn allows(self, snapshot: &Snapshot) -> bool {
         match self {
             Self::Reader => snapshot.state == State::Ready,
@@ -98,7 +97,7 @@ pub struct View {
 impl Drop for View {
     fn drop(&mut self) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        // The announcement goes when nothing is read any more.
+        // The announcement is removed when no reader is left.
         let (frozen, announced, permit) =
             (self.frozen.clone(), self.announced.take(), self.permit.take());
         runtime.spawn(async move {
@@ -118,8 +117,8 @@ impl View {
         &self.frozen
     }
 
-    /// Whether the snapshot is still there, asked of the catalog by one caller at a time and not
-    /// often. What the store does not answer now is taken to be as it was.
+    /// Checks whether the snapshot still exists, in the catalog, by one caller at a time and not
+    /// often. While the store does not answer, the last result holds.
     async fn check(&self) -> Result<(), FsError> {
         if self.gone.load(Ordering::Acquire) {
             return Err(FsError::Stale);
@@ -291,8 +290,7 @@ impl Views {
     }
 }
 
-/// Renews announcements, notices deletions, closes what is idle. Ends when there is nothing left to
-/// look after.
+/// Renews announcements, notices deletions, closes idle views. Ends when no view is left.
 async fn upkeep(inner: Weak<Inner>) {
     loop {
         tokio::time::sleep(UPKEEP).await;
@@ -319,7 +317,7 @@ async fn upkeep(inner: Weak<Inner>) {
     }
 }
 
-/// What a record that cannot be had means for who reads the snapshot.
+/// Maps an error of reading the record to the error for the snapshot's readers.
 fn unreadable(error: &CatalogError) -> FsError {
     match error.class() {
         Class::NotFound => FsError::Stale,

@@ -28,10 +28,10 @@ use tokio_util::sync::CancellationToken;
 pub(super) const CLOSES_AT_ONCE: usize = 8;
 /// Reports of lost volumes kept for a slow listener.
 const LOST_QUEUED: usize = 256;
-/// Between tries to close what is given up.
+/// Pause between attempts to close a volume that was revoked.
 const HAND_OVER_RETRY: Duration = Duration::from_millis(500);
 
-/// What became of a volume that was to be closed if nobody uses it.
+/// The result of closing a volume if it is not in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
     Closed,
@@ -45,11 +45,11 @@ pub struct Volume {
     pub fs: Arc<Fs>,
     /// The same with its snapshots, for clients.
     pub served: Arc<Served>,
-    /// What file handles are authenticated with (R7).
+    /// The key that authenticates file handles (R7).
     pub handle_key: [u8; 16],
     /// No two openings in this process have the same.
     pub opening: u64,
-    /// How many guards there are of it.
+    /// The number of its guards.
     pub(super) users: Users,
     chunks: ChunkStore,
 }
@@ -59,7 +59,7 @@ pub struct Volume {
 pub struct Lost {
     pub pool: PoolId,
     pub dataset: DatasetId,
-    /// The [`Volume::opening`] that was lost: the dataset may have been opened anew since.
+    /// The [`Volume::opening`] that was lost: the dataset may have been opened again since.
     pub opening: u64,
     pub why: FsError,
 }
@@ -73,7 +73,7 @@ pub struct Volumes {
 pub(super) struct Inner {
     settings: VolumeSettings,
     lease: LeaseSettings,
-    /// Of the folder of journals, once it was asked for.
+    /// The id of the folder of journals, once it was read.
     home: tokio::sync::OnceCell<HomeId>,
     /// One for each pool that a volume was opened in.
     keepers: Mutex<HashMap<PoolId, Keeper>>,
@@ -85,7 +85,8 @@ pub(super) struct Inner {
     lost: broadcast::Sender<Lost>,
     mailbox: Arc<Notify>,
     views: Views,
-    /// Another process of this node goes on with the volumes: none is opened here any more.
+    /// Set when another process of this node goes on with the volumes: none is opened here after
+    /// that.
     pub(super) left: AtomicBool,
 }
 
@@ -200,7 +201,7 @@ impl Volumes {
         }
         let (volumes, pool, expired) = (self.clone(), pool.clone(), expired.cloned());
         let (answer, answered) = oneshot::channel();
-        // A task of its own: a caller that goes away must not leave a claim that nobody knows of.
+        // A task of its own: a caller that goes away must not leave a claim that no task knows of.
         tokio::spawn(async move {
             let opened = Box::pin(volumes.open_in_turn(&pool, dataset, expired.as_ref())).await;
             if let Err(Ok(unwanted)) = answer.send(opened) {
@@ -280,8 +281,8 @@ impl Volumes {
         self.inner.places.lock().values().filter_map(|place| place.volume()).collect()
     }
 
-    /// Whether this session has, or may have, a dataset of this pool: others may ask it for
-    /// something.
+    /// Returns whether this session has, or may have, a dataset of this pool, so that it may get
+    /// requests.
     pub fn has_any_of(&self, pool: PoolId) -> bool {
         self.inner.places.lock().values().any(|place| place.pool.pool().id == pool)
     }
@@ -381,7 +382,8 @@ impl Volumes {
         ownership::may_take(&record, &me, expired).map_err(NotOpened::at_claim)?;
         let begun = self.keeper(pool).begin(id, me.claim).await?;
         if self.inner.left.load(Ordering::SeqCst) {
-            // Whoever left did not wait for this: the next process may have it open by now.
+            // The process left the volumes without waiting for this: the next process may have it
+            // open by now.
             return Err(VolumeError::Left { dataset: id.to_string() }.into());
         }
         let (dataset, before) = claim(pool, id, &me, expired).await.map_err(NotOpened::at_claim)?;
@@ -496,7 +498,7 @@ impl Volumes {
                         let Some(place) = place.upgrade() else { return };
                         return volumes.hand_over(&place.pool, &volume, claim).await;
                     }
-                    // Whoever has it now may not have fenced this one yet.
+                    // The new owner may not have fenced this one yet.
                     End::Taken => {
                         volume.fs.give_up(FsError::Fenced);
                         FsError::Fenced
@@ -512,7 +514,7 @@ impl Volumes {
     /// Recovers what only the journal holds, unless the dataset is another owner's.
     async fn lose(&self, place: &Arc<Place>, volume: &Volume, why: FsError) {
         let _turn = place.turn.lock().await;
-        // Whoever closes it sees to the rest.
+        // The task that closes it does the rest.
         if !self.is_current(place) || !place.lost(volume) {
             return;
         }
@@ -536,8 +538,8 @@ impl Volumes {
         });
     }
 
-    /// A volume whose claim was revoked (R27): nothing is answered any more, and what was is
-    /// brought to the store while there is time.
+    /// Hands over a volume whose claim was revoked (R27): stops answering, and flushes what was
+    /// answered to the store while there is time.
     async fn hand_over(&self, pool: &Catalog, volume: &Volume, claim: ClaimId) {
         let dataset = volume.dataset.id();
         self.report(volume, FsError::Fenced);

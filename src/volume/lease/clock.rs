@@ -7,7 +7,7 @@ use std::time::Duration;
 pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Duration;
 
-    /// What names this run of the machine, if anything does.
+    /// Returns the boot id of the machine, if there is one.
     fn boot(&self) -> Option<String> {
         None
     }

@@ -1,5 +1,5 @@
-//! Keeps this session's lease in one pool: renews it while volumes are open there, and has tenures
-//! confirmed after a lapse.
+//! Renews this session's lease in one pool while volumes are open there, and has ownership
+//! confirmed after the lease expired.
 
 use super::LeaseSettings;
 use super::tenure::{End, Held, Tenure};
@@ -21,7 +21,7 @@ const CONFIRMS_AT_ONCE: usize = 8;
 #[derive(Clone)]
 pub struct Keeper(Arc<Shared>);
 
-/// What the keeper, its task and its tenures share.
+/// State shared by the lease, its task and its guards.
 pub struct Shared {
     catalog: Catalog,
     settings: LeaseSettings,
@@ -43,7 +43,7 @@ pub struct Shared {
 /// Held for one renewal at a time.
 #[derive(Default)]
 struct Turn {
-    /// Of the last heartbeat tried. Never used twice: what was given up may land late.
+    /// Number of the last heartbeat attempted. Never used twice: an abandoned put may land late.
     number: u64,
     /// The task runs.
     runs: bool,
@@ -151,8 +151,8 @@ impl Shared {
         }
     }
 
-    /// Until it is time, or somebody asks; who asks while the store is away does not make it asked
-    /// more often.
+    /// Waits until a renewal is due or requested; while the store is unreachable, requests do not
+    /// make it more frequent.
     async fn wait(&self, failing: bool) {
         if failing {
             return tokio::time::sleep(self.settings.retry()).await;
@@ -240,7 +240,7 @@ impl Shared {
         let until = nanos((sent + self.settings.lease).saturating_sub(self.settings.margin()));
         let (before, now) = (self.until.load(Ordering::Acquire), self.now());
         if now >= until {
-            // It took as long as the lease itself.
+            // The renewal took as long as the lease itself.
             return;
         }
         if now >= before {
@@ -309,7 +309,7 @@ impl Shared {
         true
     }
 
-    /// Nothing is open any more: an idle node makes no request, and leaves no sign.
+    /// Called when no volume is open: an idle node makes no request, and leaves no heartbeat.
     async fn sign_off(&self, turn: &Turn) {
         self.until.store(0, Ordering::Release);
         if let Err(error) = self.catalog.remove_heartbeats(self.session, &[turn.number]).await {

@@ -1,25 +1,24 @@
-//! Leases (R26, R27): a dataset has one node that answers for it, also when that node cannot be
-//! asked.
+//! Leases (R26, R27): one node answers for a dataset, even when that node cannot be reached.
 //!
 //! ```text
 //! owner   ──h1──────h2──────h3─ ─ ─ ×                  (dies, or is cut off)
-//!                           ├─ lease − margin ─┤ answers nothing any more
+//!                           ├─ lease − margin ─┤ answers no call
 //! taker           looks: h3 ├──────── lease ────────┤ no change ──▶ swaps the record, opens, fences
 //! ```
 //! Nouns: a **heartbeat** is an object that a node session writes under a number that grows; a
 //! **tenure** is an owner's right to answer for one dataset; it **lapses** when no renewal
-//! succeeded in time, and is **regained**, or **ends**; a **watch** is what one that wants the
-//! dataset knows of the owner's heartbeats; an **expired lease** is its finding that the owner must
-//! have stopped answering; a **revocation** tells an owner that may be alive to give a dataset up.
-//! The last two are about one claim, and void for any other (R31).
+//! succeeded in time, and is **regained**, or **ends**; a **watch** holds the observations of the
+//! owner's heartbeats by a node that wants the dataset; an **expired lease** is its finding that
+//! the owner must have stopped answering; a **revocation** tells an owner that may be alive to
+//! release a dataset. The last two are about one claim, and void for any other (R31).
 //!
 //! Why it is safe. Time is each machine's own, from CLOCK_BOOTTIME, which goes on while a machine
-//! sleeps or a guest is held: no clock of another is believed, only that all run at about one rate
-//! (the margin is a sixth of the lease).
+//! sleeps or a guest is paused: no other machine's clock is trusted, only that all run at about one
+//! rate (the margin is a sixth of the lease).
 //! - An owner answers until `lease − margin` after the moment *before it sent* its last successful
-//!   renewal. Who saw that renewal's heartbeat as the newest, and still does in a look *sent* a
-//!   whole lease later, knows that no later one had landed by then, so that the owner's time was
-//!   up.
+//!   renewal. A watcher that saw that renewal's heartbeat as the newest, and still does in a read
+//!   *sent* a whole lease later, knows that no later one had landed by then, so that the owner's
+//!   time was up.
 //! - An owner whose time was up may find the store again. It answers nothing until it has claimed
 //!   the dataset again, under another id ([`crate::catalog::Owner::claim`]). A taker swaps the
 //!   claim that it judged: whichever of the two comes first, the other finds out.
@@ -31,7 +30,7 @@
 //!
 //! Cost: while volumes of a pool are open in a process, one PUT, one LIST and one DELETE in a third
 //! of a lease (15 s): 240 of each an hour, whatever the number of volumes. None while no volume is
-//! open. Who wants a dataset lists the owner's folder every two seconds.
+//! open. A node that wants a dataset lists the owner's folder every two seconds.
 //!
 //! A crash leaves one heartbeat, or two, which the collector removes when they are a day old; and
 //! possibly a revocation of a claim that has ended.
@@ -51,7 +50,7 @@ pub use watch::{ExpiredLease, Verdict, Watch};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a process's leases last, and on which clock.
+/// The duration of a process's leases, and their clock.
 #[derive(Clone)]
 pub struct LeaseSettings {
     pub lease: Duration,
@@ -63,8 +62,8 @@ impl LeaseSettings {
     /// can wait for it inside one call of kubelet's (two minutes).
     pub const LEASE: Duration = Duration::from_secs(45);
 
-    /// What an owner stops before its lease is over: for what lies between the check and the
-    /// answer, and for clocks that do not run alike.
+    /// The time before the end of its lease at which an owner stops: it covers the time between the
+    /// check and the answer, and clocks that run at different rates.
     fn margin(&self) -> Duration {
         self.lease / 6
     }
@@ -74,7 +73,7 @@ impl LeaseSettings {
         self.lease / 3
     }
 
-    /// One renewal may take so long; what it still writes later counts for nothing.
+    /// Time limit of one renewal; anything it still writes later does not count.
     fn renewal_limit(&self) -> Duration {
         self.lease / 6
     }

@@ -17,10 +17,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 
-/// Why a tenure is over before its volume was closed.
+/// The reason why ownership ended before the volume was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The dataset's record names somebody else, or nobody.
+    /// The dataset's record names another owner, or none.
     Taken,
     /// The claim was revoked (R27): this id of it.
     Revoked(ClaimId),
@@ -52,7 +52,7 @@ impl Tenure {
         }
     }
 
-    /// Whether a claim found in the record, or revoked, is the one that this is of.
+    /// Returns whether a claim found in the record, or revoked, is this owner's.
     pub fn is_of(&self, claim: ClaimId) -> bool {
         self.claims.lock().contain(claim)
     }
@@ -62,7 +62,7 @@ impl Tenure {
         self.claims.lock().renew(record, ClaimId::random())
     }
 
-    /// What [`Self::renew`] had made of the record was written, with this claim.
+    /// Notes that the record made by [`Self::renew`] was written, with this claim.
     pub(super) fn renewed(&self, claim: ClaimId) {
         self.claims.lock().renewed(claim);
     }
@@ -74,7 +74,7 @@ impl Tenure {
         let _ended = self.good_for.fetch_update(Ordering::AcqRel, Ordering::Acquire, raise);
     }
 
-    /// Whether the record has to be written anew before this holds again.
+    /// Returns whether the record has to be written again before this is valid again.
     pub(super) fn needs_confirming(&self, life: u64) -> bool {
         let good_for = self.good_for.load(Ordering::Acquire);
         good_for != UNCLAIMED && good_for != ENDED && good_for != life
@@ -107,7 +107,8 @@ impl Tenure {
 
 impl fs::Tenure for Tenure {
     fn holds(&self) -> bool {
-        // The lease first: who sees it renewed after a lapse sees that it is in another life, too.
+        // The lease is read first: a reader that sees it renewed after it expired also sees its new
+        // generation.
         self.shared.is_valid() && self.good_for.load(Ordering::Acquire) == self.shared.life()
     }
 
@@ -149,7 +150,7 @@ impl Held {
         &self.0
     }
 
-    /// Whether a claim is the one under which the volume is open.
+    /// Returns a test of whether a claim is the one under which the volume is open.
     pub fn is_ours(&self) -> impl Fn(ClaimId) -> bool + Send + Sync + use<> {
         let tenure = self.0.clone();
         move |claim| tenure.is_of(claim)
@@ -159,7 +160,7 @@ impl Held {
     /// [`super::Keeper::begin`]).
     pub fn claimed(&self, life: u64) {
         self.0.confirm(life);
-        // It may have lapsed meanwhile.
+        // The lease may have expired meanwhile.
         if self.0.needs_confirming(self.0.shared.life()) {
             self.0.shared.renew_soon();
         }

@@ -1,5 +1,5 @@
-//! What one that wants a dataset can tell of its owner, without asking it and without believing any
-//! clock but its own.
+//! Judges a dataset's owner from its heartbeats, without asking it and without trusting any clock
+//! but this machine's.
 
 use super::{Clock, LeaseSettings};
 use crate::catalog::{Catalog, CatalogError, Owner};
@@ -31,11 +31,11 @@ impl ExpiredLease {
     }
 }
 
-/// What a look found.
+/// The verdict of one observation.
 #[derive(Clone, Debug)]
 pub enum Verdict {
     Expired(ExpiredLease),
-    /// It may be alive: a look after `wait`, if nothing changes, will tell.
+    /// The owner may be alive: an observation after `wait` will decide, if nothing changes.
     MayLive {
         wait: Duration,
     },
@@ -54,9 +54,9 @@ pub(in crate::volume) struct Seen {
 }
 
 impl Seen {
-    /// Adds a look that was sent at `sent` and back at `back`: it counts from when it was sent for
-    /// what it finds unchanged, and from when it came back for what it finds new. How long to wait
-    /// for the lease to have expired; `None`: it has.
+    /// Adds an observation sent at `sent` and answered at `back`: an unchanged heartbeat counts
+    /// from the time it was sent, a new one from the time it was answered. Returns how long to wait
+    /// for the lease to expire; `None`: it has expired.
     pub fn add(
         &mut self,
         (sent, back): (Duration, Duration),
@@ -109,12 +109,12 @@ impl Watch {
         &self.owner
     }
 
-    /// Whether this watches the owner's present claim.
+    /// Returns whether this watches the owner's present claim.
     pub fn is_of(&self, owner: &Owner) -> bool {
         self.owner.claim == owner.claim
     }
 
-    /// Whether the last change of its heartbeats came while this watched.
+    /// Returns whether the last change of its heartbeats came while this watched.
     pub fn has_seen_life(&self) -> bool {
         self.seen.alive
     }

@@ -13,7 +13,7 @@ pub trait Model {
     type State: Clone + Hash;
     type Step: Copy + Debug;
 
-    /// Where exploration begins: the steps that lead there from the start, and the state.
+    /// The states in which exploration begins, each with the steps that lead there from the start.
     fn starts(&self) -> Vec<(Vec<Self::Step>, Self::State)>;
 
     /// The steps that are possible, and where they lead.
@@ -23,7 +23,7 @@ pub trait Model {
     fn broken(&self, state: &Self::State) -> Option<String>;
 }
 
-/// How an invariant is broken.
+/// A history that breaks an invariant.
 pub struct Counterexample<S> {
     pub steps: Vec<S>,
     pub what: String,
@@ -52,7 +52,8 @@ pub fn exhaustively<M: Model>(
     depth: usize,
     states_max: usize,
 ) -> Result<Explored, Counterexample<M::Step>> {
-    // States are told apart by a hash of 64 bits, and each remembers the step that first led there.
+    // States are distinguished by a hash of 64 bits, and each remembers the step that first led
+    // there.
     let mut from: HashMap<u64, Option<(u64, M::Step)>> = HashMap::new();
     let mut prefix = HashMap::new();
     let mut layer = Vec::new();

@@ -1,16 +1,17 @@
 //! The steps that two nodes and a controller can take on one dataset, with a store that may take a
 //! record's next version late. The decisions are the program's own: [`take`], [`Claims`], [`Seen`];
-//! the rest is as little of it as shows what they are worth.
+//! the rest of the program is reduced to the least that tests them.
 //!
-//! Broken in no state that can be reached, however the steps are interleaved:
+//! These invariants hold in every reachable state, however the steps are interleaved:
 //! - at most one node answers;
-//! - the node that the record names, and that answers, is not fenced: what it answered from its
-//!   journal is not void;
-//! - the record of a volume that answers does not say released;
-//! - a journal that was given up by force is never replayed;
-//! - whoever wants the dataset gets it, once the others have stopped or their claims are revoked.
+//! - the node that the record names, and that answers, is not fenced: answers that rest on its
+//!   journal are not void;
+//! - the record of a volume that answers is not released;
+//! - a journal that was voided by force is never replayed;
+//! - a node that wants the dataset gets it, once the others have stopped or their claims are
+//!   revoked.
 //!
-//! With a rule left out, each of the histories that it is there for is found ([`Rules`]).
+//! With a rule left out, each of the histories that it prevents is found ([`Rules`]).
 
 use super::explore::{Model, exhaustively, randomly};
 use super::{Before, Claims, caretaker, take};
@@ -62,7 +63,7 @@ enum Step {
     Claims(Node),
     /// A version of the record that is under way is taken by the store, or refused.
     Lands(usize),
-    /// Whoever had sent it waits no longer, and never learns what became of it.
+    /// The sender stops waiting, and never learns the outcome.
     GivesUpWaiting(usize),
     ReadsEpoch(Node),
     ReadsRecord(Node),
@@ -88,7 +89,7 @@ enum Step {
     ControllerReleases,
 }
 
-/// Who is in a record. A session is a run of a node; the controller's is 0 of nobody.
+/// The holder in a record. A session is a run of a node; the controller's is 0 of no node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Holder {
     who: Option<(Node, u8)>,
@@ -166,18 +167,18 @@ struct World {
     heartbeats: [[Option<u64>; 2]; 2],
     revocations: BTreeSet<Holder>,
     processes: [Process; 2],
-    /// What the controller is about to revoke, and how many revocations there were.
+    /// The claim that the controller is about to revoke, and the number of revocations so far.
     revoking: Option<Holder>,
     revoked: u8,
     controller: Phase,
     controller_watch: Option<(Holder, Seen)>,
     controller_expired: Option<Holder>,
-    /// Epochs whose journals were given up by force, and that something may have been removed
-    /// since: up to this one.
+    /// The newest epoch whose journal was voided by force, after which objects may have been
+    /// removed.
     given_up: u8,
     claims: u8,
     claims_max: u8,
-    /// What is wrong with the step that led here.
+    /// The violation of the step that led here.
     wrong: Option<&'static str>,
 }
 
@@ -304,7 +305,8 @@ impl World {
         Some(())
     }
 
-    /// Whether the record is of this process's claim, as far as the rules tell claims apart.
+    /// Returns whether the record is of this process's claim, as far as the rules distinguish
+    /// claims.
     fn is_ours(&self, rules: Rules, node: Node, claims: Claims) -> bool {
         self.record.owner.is_some_and(|owner| match rules.claims {
             true => claims.contain(owner.claim),
@@ -359,7 +361,7 @@ impl World {
 
     fn heartbeat(&mut self, node: Node) {
         let session = usize::from(self.processes[node.at()].session);
-        // A second one in a tick would tell nobody anything.
+        // A second heartbeat in a tick would show nothing new.
         self.heartbeats[node.at()][session] = Some(self.now);
     }
 
@@ -690,7 +692,7 @@ impl World {
         Some(())
     }
 
-    /// Whether `node` gets the dataset when nothing fails any more: the other node has stopped, or
+    /// Returns whether `node` gets the dataset once nothing fails: the other node has stopped, or
     /// goes on sending heartbeats and its claim is revoked.
     fn gets_it(&self, rules: Rules, node: Node, other_lives: bool) -> bool {
         let other = if node == Node::A { Node::B } else { Node::A };
@@ -744,7 +746,7 @@ impl World {
             Phase::Open(..) => &[Step::ClaimsAgain(node), Step::Lands(0)],
         };
         for step in steps {
-            // What is not possible is not done.
+            // A step that is not possible is skipped.
             let _ = self.take_step(rules, *step);
         }
     }
@@ -768,9 +770,9 @@ impl Process {
 
 struct Ownership {
     rules: Rules,
-    /// Whether it is an invariant that whoever wants the dataset gets it.
+    /// Checks as an invariant that a node that wants the dataset gets it.
     lives: bool,
-    /// Nothing fails and nobody is forced: no crash, no lost answer, no controller.
+    /// Nothing fails and no claim is revoked: no crash, no lost answer, no controller.
     quiet: bool,
     /// The histories that are gone on with.
     starts: Vec<Vec<&'static [Step]>>,
