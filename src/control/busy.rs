@@ -41,7 +41,7 @@ impl Drop for Call {
 
 /// Turns at objects, in the order of asking.
 pub(super) struct Queues<K> {
-    /// Of the objects that somebody waits for or has.
+    /// Turns of the objects that a caller waits for or has.
     turns: Mutex<HashMap<K, Weak<tokio::sync::Mutex<()>>>>,
 }
 
@@ -52,8 +52,8 @@ impl<K> Default for Queues<K> {
 }
 
 impl<K: Eq + Hash> Queues<K> {
-    /// Waits for the turn, which is over when the answer is dropped. Who does not wait to the end
-    /// has left the queue.
+    /// Waits for the turn, which ends when the returned guard is dropped. A caller that stops
+    /// waiting leaves the queue.
     pub(super) async fn turn(&self, key: K) -> OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.turns.lock();

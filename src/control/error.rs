@@ -1,4 +1,4 @@
-//! What a use case can answer.
+//! Errors of the use cases.
 
 use crate::bucket::BucketError;
 use crate::catalog::CatalogError;
@@ -22,7 +22,7 @@ pub enum ControlError {
     Precondition(String),
     #[error("another call for {what} is running: repeat")]
     InProgress { what: String },
-    /// What had the name before is deleted, and not gone.
+    /// The previous object of the name is deleted, but not yet removed.
     #[error("the name of {what} is not free yet: an earlier one is deleted, but {why}")]
     NameInUse { what: String, why: &'static str },
     #[error("{0}")]
@@ -41,7 +41,7 @@ pub enum ControlError {
     Fs(#[from] FsError),
     #[error(transparent)]
     Restore(#[from] RestoreError),
-    /// What another process answered.
+    /// The answer of another process.
     #[error("{why}")]
     Refused { class: Class, why: String },
     #[error(transparent)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// So many bytes a second at most, since it was made; or as fast as can be.
+/// Limits a rate to so many bytes per second since it was made, or not at all.
 pub(super) struct Pace {
     rate: Option<u64>,
     begun: Instant,
@@ -16,7 +16,7 @@ impl Pace {
         Self { rate: rate.filter(|rate| *rate > 0), begun: Instant::now(), bytes: 0 }
     }
 
-    /// Waits until so many bytes more were due.
+    /// Accounts for `bytes`, and waits until they are due.
     pub async fn spend(&mut self, bytes: u64) {
         self.bytes = self.bytes.saturating_add(bytes);
         if let Some(rate) = self.rate {

@@ -1,7 +1,8 @@
 //! The configured pools.
 //!
 //! A pool whose store does not answer when a process starts is opened later. Until then it is
-//! **waiting**: what asks for it is told so and why, and never that something does not exist.
+//! **waiting**: requests for it get that answer with the reason, and never that something does not
+//! exist.
 
 use super::ControlError;
 use crate::catalog::Catalog;
@@ -52,7 +53,7 @@ impl fmt::Debug for Pool {
 pub struct Pools {
     slots: Arc<Vec<Slot>>,
     default: Option<String>,
-    /// How many are open.
+    /// The number of open pools.
     open: watch::Sender<usize>,
 }
 

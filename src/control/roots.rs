@@ -20,11 +20,11 @@ pub(super) struct Root {
     pub(super) name: String,
     pub(super) family: FamilyId,
     pub(super) reader: Reader,
-    /// Of a snapshot: announced, so that it stays (R14).
+    /// The announcement of a reader, so that the snapshot stays (R14).
     reading: Option<(Reading, Mutex<Instant>)>,
 }
 
-/// What can be read.
+/// The state to read.
 pub(super) enum Source {
     Head(Dataset),
     Snapshot { snapshot: Snapshot, dataset: String },
@@ -38,7 +38,7 @@ impl Source {
         }
     }
 
-    /// Of the dataset that it is, or that it was taken of.
+    /// Returns the id of the dataset itself, or of the one that the snapshot was taken of.
     pub(super) fn dataset(&self) -> DatasetId {
         match self {
             Self::Head(dataset) => dataset.id(),

@@ -30,12 +30,12 @@ use tokio_util::sync::CancellationToken;
 const FORMAT: u32 = 1;
 /// Names of chunks remembered from packs: about 40 bytes each. Beyond, footers are read again.
 const HASHES_MAX: usize = 1 << 20;
-/// Damaged uses that are told one by one; more are counted.
+/// Most damaged uses that are listed; more are only counted.
 const USES_MAX: usize = 1000;
 /// Longest way from a file to the root that is named.
 const DEPTH_MAX: usize = 256;
 
-/// What a scrub found so far.
+/// The findings of a scrub so far.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Scrubbed {
     pub format: u32,
@@ -46,7 +46,7 @@ pub struct Scrubbed {
     pub damaged: Vec<Damaged>,
     /// Damaged uses beyond those.
     pub more: u64,
-    /// What the packs that were read hold that is damaged; nothing of most.
+    /// The damage in each pack that was read; most have none.
     pub packs: BTreeMap<String, Vec<String>>,
 }
 
@@ -64,7 +64,7 @@ impl Default for Scrubbed {
     }
 }
 
-/// A chunk that cannot be read, and who uses it.
+/// A chunk that cannot be read, and its users.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damaged {
     pub pack: String,
@@ -124,9 +124,9 @@ impl<'a> Scrub<'a> {
         &self.found
     }
 
-    /// Scrubs a dataset with its snapshots, or all. `each` is called after every pack. Answers
-    /// whether it came to the end: who stops it by the token leaves no sign of a reader behind,
-    /// which would keep a snapshot that is deleted (R14).
+    /// Scrubs a dataset with its snapshots, or all. `each` is called after every pack. Returns
+    /// whether it reached the end: a scrub stopped by the token leaves no announcement of a reader,
+    /// which would retain a deleted snapshot (R14).
     pub async fn run(
         &mut self,
         only: Option<DatasetId>,

@@ -1,10 +1,10 @@
 //! Credentials that come with requests: the `secrets` of CSI, from a StorageClass or
 //! VolumeSnapshotClass.
 //!
-//! Only a pool that is configured so (`requestSecrets`) takes its credentials and its passphrase
-//! from them. It is **waiting** until a first request brings some that open it; from then on every
-//! request about it that may carry secrets must carry some that open it. Requests that cannot
-//! (listing, unstaging) and the collector use what it was opened with.
+//! Only a pool configured with `requestSecrets` takes its credentials and its passphrase from them.
+//! It is **waiting** until a first request brings some that open it; from then on every request
+//! about it that may carry secrets must carry some that open it. Requests that cannot (listing,
+//! unstaging) and the collector use those it was opened with.
 
 use super::ControlError;
 use crate::types::PoolId;
@@ -22,7 +22,7 @@ pub const KEY: &str = "key";
 /// Names and values of one request together.
 const BYTES_MAX: usize = 64 << 10;
 
-/// What one request carries. Its values never show.
+/// The secrets of one request. Its values are never printed.
 #[derive(Clone, Default)]
 pub struct RequestSecrets {
     values: BTreeMap<String, Arc<Zeroizing<String>>>,
@@ -58,7 +58,7 @@ impl RequestSecrets {
         options.map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// All of them, to be kept where nobody else reads.
+    /// Returns all secrets, to be stored where no other user can read them.
     pub fn all(&self) -> impl Iterator<Item = (&str, &str)> {
         self.values.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
@@ -103,7 +103,7 @@ pub trait Unlock: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<(), ControlError>>;
 }
 
-/// Of a process whose pools all have credentials of their own.
+/// The unlocker of a process whose pools all have credentials of their own.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoSecrets;
 

@@ -1,12 +1,12 @@
-//! What datasets and snapshots take.
+//! The space that datasets and snapshots take.
 //!
 //! - **referenced**: bytes of data that it refers to, as its users see them; **logical**: the
 //!   lengths of its files, holes included.
-//! - **unique**: stored bytes that nothing else refers to, which is what its deletion frees. By
-//!   packs that is an estimate, and too little where a
-//!   pack is shared; chunk by chunk it is exact, but for what is inside databases.
+//! - **unique**: stored bytes that nothing else refers to, which its deletion frees. Counted by
+//!   packs this is an estimate, too low where a pack is shared; counted by chunks it is exact,
+//!   except for rows inside databases.
 //!
-//! An estimate reads a row for each pack; exact figures read every record of the family, and
+//! An estimate reads a row for each pack; exact figures read every extent of the family, and
 //! remember each chunk.
 
 use super::roots::{self, Root, Source, usage};
@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, HashMap};
 /// records of 64 KiB.
 const CHUNKS_MAX: usize = 16 << 20;
 
-/// Of one dataset or snapshot.
+/// The space of one dataset or snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SpaceOf {
     /// `DATASET` or `DATASET@SNAPSHOT`.
@@ -36,11 +36,11 @@ pub struct SpaceOf {
     /// Known where every inode was read.
     pub logical_bytes: Option<u64>,
     pub unique_bytes: u64,
-    /// Whether `unique_bytes` is an estimate.
+    /// Set when `unique_bytes` is an estimate.
     pub estimated: bool,
 }
 
-/// Of a pool, or of what was asked for in it.
+/// The space of a pool, or of the objects in it that were asked for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Space {
     pub of: Vec<SpaceOf>,
@@ -55,14 +55,14 @@ pub struct Space {
     pub compression_ratio: Option<f64>,
 }
 
-/// How well the figures are known.
+/// The accuracy of the figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accuracy {
     Estimate,
     Exact,
 }
 
-/// What is known of a chunk.
+/// The roots that use a chunk.
 struct Chunk {
     root: u32,
     shared: bool,

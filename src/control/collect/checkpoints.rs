@@ -1,9 +1,9 @@
-//! Named checkpoints whose snapshot has no record: an owner made them after whoever asked had given
-//! up, and the record was removed meanwhile. Each keeps what it holds for ever.
+//! Named checkpoints whose snapshot has no record: an owner made them after the caller had given
+//! up, and the record was removed meanwhile. Each retains its data for ever.
 //!
 //! A checkpoint is named after its snapshot's incarnation, and the snapshot's record is written
-//! before anybody is asked for the checkpoint (R3). So one that is seen, and whose record is not in
-//! a listing of the catalog that begins later, has lost its record for good.
+//! before the checkpoint is requested (R3). So a checkpoint that is seen, and whose record is not
+//! in a listing of the catalog that begins later, has lost its record for good.
 
 use super::{Collector, Listing, Objects};
 use crate::catalog::{Dataset, State};

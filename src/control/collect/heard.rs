@@ -1,12 +1,12 @@
-//! What the roots said when they were last read: a root that is as it was then is not read again. A
-//! collection of a pool in which nothing happens is listings alone, however many volumes and
+//! The root cache: the usage of each root when it was last read. A root that has not changed since
+//! is not read again, so a collection of an idle pool needs only listings, however many volumes and
 //! snapshots there are.
 //!
 //! - A snapshot is its checkpoint, which never changes.
-//! - A head is what the objects of its database make it. Every change of it is a new object, a
-//!   manifest or a part of the WAL; both are numbered, and the newest manifest is never removed, so
-//!   that no two states list the same objects. They are listed after the catalog, and a head that
-//!   lists as before is now what it was when it was read (R11).
+//! - A head is the sum of its database's objects. Every change of it is a new object, a manifest or
+//!   a part of the WAL; both are numbered, and the newest manifest is never removed, so that no two
+//!   states list the same objects. They are listed after the catalog, and a head whose listing is
+//!   unchanged is unchanged since it was read (R11).
 
 use super::Objects;
 use super::mark::Said;
@@ -74,7 +74,7 @@ impl Heard {
         }
     }
 
-    /// Keeps nothing of roots that are not there any more.
+    /// Drops the entries of roots that no longer exist.
     pub(super) fn retain(&mut self, is_there: impl Fn(Incarnation) -> bool) {
         let gone: Vec<Incarnation> =
             self.said.keys().copied().filter(|root| !is_there(*root)).collect();

@@ -1,4 +1,4 @@
-//! What waits, why, and what somebody can do about it, in words.
+//! Tombstones that wait, in words: why, and what can be done about it.
 
 use super::Listing;
 use crate::catalog::Snapshot;
@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-/// Names of clones that keep a snapshot, as far as they are told one by one; more are counted.
+/// Most names of clones that retain a snapshot which are listed; more are only counted.
 const NAMED_MAX: usize = 8;
 
 /// A tombstone that waits.
@@ -17,7 +17,7 @@ pub struct Kept {
     pub why: String,
 }
 
-/// What keeps a tombstone.
+/// The dependants that retain a tombstone.
 #[derive(Debug, Default)]
 pub(super) struct Needs {
     /// Names of clones and read-only volumes.
@@ -53,7 +53,7 @@ impl fmt::Display for Needs {
     }
 }
 
-/// Why a family's packs stay, and what the one can do who began the snapshot.
+/// The reason why a family's packs stay, and what the caller that began the snapshot can do.
 pub(super) fn unborn(
     catalog: &Listing,
     family: FamilyId,
@@ -90,8 +90,8 @@ pub(super) fn unborn(
     }
 }
 
-/// As an operator knows it: what a clone of a live dataset was made from has a name that nobody
-/// gave.
+/// Returns the name for the operator: the implied snapshot of a clone of a live dataset has a
+/// generated name.
 pub(super) fn snapshot_name(catalog: &Listing, snapshot: &Snapshot) -> String {
     let of = dataset_name(catalog, snapshot.dataset.incarnation);
     match snapshot.implied {

@@ -20,9 +20,9 @@ use std::sync::Arc;
 /// Roots read at once.
 const ROOTS_AT_ONCE: usize = 8;
 
-/// What one root said.
+/// The result of reading one root.
 pub(super) enum Said {
-    /// It was never opened, so it has no database.
+    /// The dataset was never opened, so it has no database.
     Nothing,
     /// The head's durable `S`, where it has one: its writer epoch and settled pack (R9).
     Head {
@@ -38,7 +38,7 @@ pub(super) enum Said {
 }
 
 impl Said {
-    /// How much it is to keep.
+    /// Returns the number of rows that it takes in memory.
     pub(super) fn rows(&self) -> usize {
         match self {
             Self::Head { usage, .. } | Self::Snapshot { usage } => usage.len().max(1),
@@ -50,7 +50,7 @@ impl Said {
 fn pack_object(listed: &Listed) -> Option<PackObject> {
     let (family, name) = listed.key.strip_prefix("packs/")?.split_once('/')?;
     let (family, (pack, generation)) = (family.parse().ok()?, parse_object(name)?);
-    // What is removed is called by the name that is made of these.
+    // A removal uses the name that is built from these.
     Some(PackObject { family, pack, generation, bytes: listed.bytes })
         .filter(|pack| pack.key() == listed.key)
 }
@@ -92,7 +92,7 @@ impl Collector {
                 }
             }
         }
-        // Of one state there is one order, whatever the store's is.
+        // Sorted, so that one state has one order, whatever the store's is.
         databases
             .values_mut()
             .for_each(|objects| objects.sort_unstable_by(|a, b| a.key.cmp(&b.key)));
@@ -139,8 +139,8 @@ impl Collector {
         self.volumes.settings().place(&self.pool.catalog, family, incarnation)
     }
 
-    /// A tombstoned head is nobody's root any more (it can be opened by nobody), but it still
-    /// speaks for the packs it made.
+    /// A tombstoned head is no longer a root (it cannot be opened), but it still decides for the
+    /// packs it made.
     async fn hear_head(
         &self,
         dataset: Dataset,
@@ -180,8 +180,8 @@ impl Collector {
                 .map_err(|error| unreadable(&what, error))?,
         };
         let Some(checkpoint) = checkpoint else {
-            // What is tombstoned without a checkpoint becomes nobody's source, even if one still
-            // comes.
+            // A snapshot tombstoned without a checkpoint never becomes a source, even if the
+            // checkpoint still arrives.
             let is_made = snapshot.state == State::Creating;
             return Ok(Arc::new(if is_made {
                 Said::Unborn(snapshot.family, snapshot.id())
@@ -198,7 +198,8 @@ impl Collector {
         self.remembered(RootState::of_snapshot(&snapshot, checkpoint), &what, read).await
     }
 
-    /// What a root said in that state, or says now. `what`: the root, for messages.
+    /// Returns the cached result of the root in that state, or reads it now. `what`: the root, for
+    /// messages.
     async fn remembered(
         &self,
         at: RootState,
@@ -283,7 +284,7 @@ fn unreadable(what: &str, error: FsError) -> ControlError {
     error.into()
 }
 
-/// Whether what kept a root from being read is in the root itself, so that `check` tells more.
+/// Returns whether the error lies in the root itself, so that `check` shows more.
 fn is_damage(class: Class) -> bool {
     match class {
         Class::Unavailable
@@ -319,7 +320,7 @@ async fn read_head(place: &DbPlace, dataset: Incarnation, is_root: bool) -> Resu
     Ok(Said::Head { dataset, settled, usage })
 }
 
-/// What the roots of some families use of some packs, chunk by chunk.
+/// The chunks of some packs that the roots of some families use.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) live: HashMap<PackId, HashSet<ChunkHash>>,
@@ -420,7 +421,7 @@ mod tests {
     fn a_slow_store_is_no_damage() {
         let late = FsError::Unavailable("reading the manifest: no answer within 30 s".into());
         assert!(!is_damage(late.class()) && is_damage(FsError::Corrupt("a table".into()).class()));
-        // The caller is told which of the two it was.
+        // The error shows the caller which of the two it was.
         assert_eq!(unreadable("dataset d", late).class(), Class::Unavailable);
     }
 }

@@ -1,4 +1,4 @@
-//! What may go: a pure function of what was listed and read.
+//! Decides what may be deleted: a pure function of the listings and of the roots read.
 
 use super::checkpoints::StrayCheckpoint;
 use super::kept::{Kept, Needs, snapshot_name, unborn};
@@ -11,9 +11,9 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-/// A snapshot that nobody has finished for this long is given up, because its family's packs wait
-/// for it; and so is a clone, because its source waits for it. Whoever is still making it fails at
-/// its last step and begins anew, so that a wrong clock costs a repetition and no data.
+/// A snapshot that is unfinished for this long is abandoned, because its family's packs wait for
+/// it; and so is a clone, because its source waits for it. A process that is still making it fails
+/// at its last step and starts again, so that a wrong clock costs a retry and no data.
 const INTENT_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A pack object, as listed before any root was read. There may be millions: 64 bytes each, four
@@ -32,7 +32,7 @@ impl PackObject {
     }
 }
 
-/// How the roots use a pack.
+/// The roots' use of a pack.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PackUse {
     /// The most references of one root.
@@ -41,7 +41,7 @@ pub(super) struct PackUse {
     pub(super) unsealed: Vec<Incarnation>,
 }
 
-/// What every root said.
+/// The results of reading every root.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mark {
     /// Packs with references from any root.
@@ -62,7 +62,7 @@ pub struct DeadPack {
     pub bytes: u64,
 }
 
-/// A pack in use that is to be written anew without what is dead of it (R12).
+/// A pack in use that is to be rewritten without its dead chunks (R12).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Candidate {
     pub family: FamilyId,
@@ -93,20 +93,20 @@ pub struct Plan {
     pub pack_bytes: u64,
     pub databases: Vec<StrayDatabase>,
     pub checkpoints: Vec<StrayCheckpoint>,
-    /// Clones that were begun and given up: they are tombstoned.
+    /// Clones that were begun and abandoned: they are tombstoned.
     pub unfinished: Vec<DatasetId>,
-    /// Snapshots that are being made and can never be finished, or were given up: they are
+    /// Snapshots that are being made and can never be finished, or were abandoned: they are
     /// tombstoned.
     pub abandoned: Vec<SnapshotId>,
     pub snapshots: Vec<SnapshotId>,
     pub datasets: Vec<DatasetId>,
-    /// Clones to be made to stand on their own.
+    /// Clones to be detached.
     pub detach: Vec<DatasetId>,
     /// Released datasets whose databases have outlived much.
     pub upkeep: Vec<DatasetId>,
-    /// Packs that are mostly dead by what is known without reading every record.
+    /// Packs that are mostly dead, judging without reading every extent.
     pub rewrite: Vec<Candidate>,
-    /// What announces packs whose first object is gone.
+    /// Rewrite-pending markers of packs whose first object is gone.
     pub rewrite_pending: Vec<String>,
     pub kept: Vec<Kept>,
 }
@@ -122,7 +122,7 @@ impl Plan {
             && self.checkpoints.is_empty()
     }
 
-    /// Whether nothing at all is to be done: neither removed nor looked after.
+    /// Returns whether the plan is empty: nothing to remove and nothing to maintain.
     pub(super) fn is_idle(&self) -> bool {
         let upkeep = self.detach.is_empty() && self.upkeep.is_empty() && self.rewrite.is_empty();
         self.is_empty() && upkeep && self.rewrite_pending.is_empty()
@@ -194,8 +194,8 @@ pub(super) fn strays(databases: Objects, after: &Listing) -> Vec<StrayDatabase> 
         .collect()
 }
 
-/// Those of a snapshot's dependants that still need it: clones that do not stand on their own, and
-/// the dataset that it was taken of while that restores from it (R14).
+/// Returns the dependants of a snapshot that still need it: clones that are not detached, and the
+/// dataset that it was taken of while that restores from it (R14).
 pub(super) fn keepers<'a>(
     snapshot: SnapshotId,
     datasets: impl IntoIterator<Item = &'a Dataset>,
@@ -207,7 +207,7 @@ pub(super) fn keepers<'a>(
     datasets.into_iter().filter(keeps).map(|d| d.incarnation).collect()
 }
 
-/// Whether a record that decides about roots came, went or turned.
+/// Returns whether a record that decides about roots was added, removed or changed state.
 pub(super) fn changed(before: &Listing, after: &Listing) -> bool {
     shape(before) != shape(after)
 }
@@ -216,11 +216,11 @@ fn is_tombstoned(state: &State) -> bool {
     matches!(state, State::Deleting | State::Dead)
 }
 
-/// What of a listing decides which roots there are: of a snapshot whether it has a checkpoint, of a
-/// dataset how many snapshots it has ever had. That one came and went between two listings shows in
-/// nothing else: what it kept may be in the head again, which was read before. Datasets are listed
-/// first: a snapshot that the number counts and the listing does not show went before any root was
-/// read.
+/// The part of a listing that decides which roots there are: for a snapshot whether it has a
+/// checkpoint, for a dataset how many snapshots it has ever had. Only that number shows that a
+/// snapshot came and went between two listings: data that it retained may be in the head again,
+/// which was read before. Datasets are listed first: a snapshot that the number counts and the
+/// listing lacks was removed before any root was read.
 fn shape(listing: &Listing) -> BTreeSet<(String, &'static str, u32)> {
     let state = |state: &State| match state {
         State::Creating => "creating",
@@ -237,7 +237,7 @@ fn shape(listing: &Listing) -> BTreeSet<(String, &'static str, u32)> {
     datasets.chain(snapshots).collect()
 }
 
-/// Unreferenced, and nobody will ever refer to it.
+/// Returns whether a pack is unreferenced, and will never be referred to.
 fn is_dead(catalog: &Listing, mark: &Mark, object: &PackObject) -> bool {
     !mark.referenced.contains_key(&object.pack) && is_settled(catalog, mark, object)
 }
@@ -272,7 +272,7 @@ fn newest(packs: &[PackObject]) -> HashMap<PackId, Generation> {
     newest
 }
 
-/// The packs in use of at least `bytes_min` to which nothing is added any more, and the bytes that
+/// Returns the packs in use of at least `bytes_min` that take no more chunks, and the bytes that
 /// each family stores.
 pub(super) fn candidates(
     catalog: &Listing,
@@ -330,7 +330,7 @@ fn needed_by(snapshot: &Snapshot, catalog: &Listing) -> Needs {
     needs
 }
 
-/// Only snapshots of a live dataset are ever finished, and only while somebody repeats the call.
+/// Only snapshots of a live dataset are ever finished, and only while a caller retries.
 fn abandoned(catalog: &Listing, now: Timestamp) -> Vec<SnapshotId> {
     let ready: BTreeSet<Incarnation> = catalog
         .datasets
@@ -345,8 +345,8 @@ fn abandoned(catalog: &Listing, now: Timestamp) -> Vec<SnapshotId> {
     catalog.snapshots.iter().filter(given_up).map(Snapshot::id).collect()
 }
 
-/// Intents of clones that nobody has finished: whoever began one may have gone with its claim, and
-/// never asks again.
+/// Intents of unfinished clones: the caller that began one may be gone together with its
+/// PersistentVolumeClaim, and never retries.
 fn unfinished(catalog: &Listing, now: Timestamp) -> Vec<DatasetId> {
     let given_up = |d: &&Dataset| d.state == State::Creating && is_old(d.created, now);
     catalog.datasets.iter().filter(given_up).map(Dataset::id).collect()

@@ -1,4 +1,4 @@
-//! Doing what the plan says. Every removal is repeatable.
+//! Carries out the plan. Every removal can be retried.
 
 use super::plan::keepers;
 use super::{Collected, Collector, Kept, Plan, StrayDatabase};
@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 /// Packs removed with one call.
 const PACKS_AT_ONCE: usize = 1000;
 
-/// What became of a tombstone.
+/// The outcome for a tombstone.
 pub(in crate::control) enum Reaped {
     Gone,
     /// Something still holds it.
@@ -20,7 +20,8 @@ pub(in crate::control) enum Reaped {
 }
 
 impl Collector {
-    /// Whether anything was removed, so that another pass may find more.
+    /// Carries out the plan. Returns whether anything was removed, so that another pass may find
+    /// more.
     pub(super) async fn sweep(
         &self,
         plan: Plan,
@@ -75,16 +76,16 @@ impl Collector {
         Ok(removed)
     }
 
-    /// What a clone's maker wrote after its record was removed may hold a pin on its origin, which
-    /// would wait for it for ever.
+    /// Removes a database that a clone's maker wrote after its record was removed: it may hold a
+    /// pin on its origin, which would wait for it for ever.
     async fn remove_stray(&self, stray: &StrayDatabase) -> Result<(), ControlError> {
         if stray.keys.iter().any(|key| key.ends_with(".manifest")) {
-            // Its family is not known any more, and not needed: no row of it is read.
+            // Its family is unknown, and not needed: no row of it is read.
             let place = self.place(FamilyId::from(stray.incarnation), stray.incarnation);
             match db::delete(&place).await {
                 Err(error @ FsError::Unavailable(_)) => return Err(error.into()),
-                // Of a database that was removed, an old manifest may have been late: it names what
-                // is long gone.
+                // An old manifest of a removed database may have arrived late: it names objects
+                // that are long gone.
                 Err(error) => {
                     tracing::debug!(
                         database = %stray.incarnation,
@@ -99,7 +100,7 @@ impl Collector {
     }
 
     /// Tombstones a clone that was being made; `false`: it was finished after all, or is gone. A
-    /// call that is still at it fails at its last step.
+    /// call still in progress fails at its last step.
     async fn give_up_clone(&self, id: DatasetId) -> Result<bool, ControlError> {
         let swapped = self.pool.catalog.update_dataset(id, |dataset| {
             if dataset.state != State::Creating {
@@ -164,8 +165,8 @@ impl Collector {
         let catalog = &self.pool.catalog;
         let datasets = catalog.datasets().await?;
         let keepers = keepers(id, datasets.iter().map(|at| &at.record));
-        // It is a tombstone since it was listed: who announces itself after this sees that, and
-        // does not read (R14).
+        // The snapshot is a tombstone since it was listed: a reader that announces itself after
+        // this sees that, and does not read (R14).
         let incarnation = id.snapshot.incarnation;
         let readers = catalog
             .readers(Some(incarnation), std::time::SystemTime::now())
@@ -218,7 +219,7 @@ impl Collector {
         if holds.clone_pins > 0 {
             return Ok(Reaped::Waits(format!("{} clones read its database", holds.clone_pins)));
         }
-        // Checkpoints without a record: of snapshots whose making was given up.
+        // Checkpoints without a record: those of abandoned snapshots.
         for (_, checkpoint) in holds.named {
             db::drop_checkpoint(&place, checkpoint).await?;
         }
@@ -264,7 +265,7 @@ impl Collector {
         let told = self.pool.catalog.update_snapshot(origin, |snapshot| {
             let before = snapshot.dependants.len();
             snapshot.dependants.retain(|d| *d != clone);
-            // Made for this clone alone, which may have been given up before it was ready.
+            // Made for this clone alone, which may have been abandoned before it was ready.
             let forgotten =
                 snapshot.implied && matches!(snapshot.state, State::Ready | State::Creating);
             if forgotten {

@@ -1,5 +1,5 @@
-//! From a clone's intent to a ready volume. Every step may be repeated: the intent in the dataset's
-//! record says which snapshot it is of.
+//! Completes a clone from its intent to a ready volume. Every step may be retried: the intent in
+//! the dataset's record names the snapshot.
 
 use super::{ANCESTORS_MAX, CLONES_MAX, Controller, check};
 use crate::catalog::{CatalogError, Dataset, Form, Snapshot, State, Versioned};
@@ -18,7 +18,7 @@ impl Controller {
         let intent = at.record.clone();
         match Box::pin(self.clone_steps(pool, at)).await {
             Err(error) if error.class() == Class::NotFound => {
-                // The source went away: without it the intent can never be fulfilled, and the
+                // The source was deleted: without it the intent can never be completed, and the
                 // caller may give up for good.
                 Box::pin(self.abandon(pool, &intent))
                     .await
@@ -64,8 +64,8 @@ impl Controller {
             Box::pin(stand_alone(&clone_place)).await?;
             pool.step("control.create.detached").await?;
         }
-        // Before the clone is ready, so that no repeated call finds it ready and the snapshot
-        // forgotten. The clone keeps the tombstone.
+        // Before the clone is ready, so that no retry finds it ready and the snapshot forgotten.
+        // The clone retains the tombstone.
         if snapshot.implied {
             self.tombstone_snapshot(pool, origin).await?;
             pool.step("control.create.implied").await?;

@@ -9,7 +9,7 @@ use crate::fs::key;
 use crate::fs::row::{Row, Superblock};
 use crate::types::{DatasetId, FamilyId, Incarnation, NameKey, SnapshotId, Timestamp};
 
-/// What a new volume is made from.
+/// The source of a new volume.
 struct Origin {
     snapshot: SnapshotId,
     family: FamilyId,
@@ -20,7 +20,7 @@ struct Origin {
     root: Root,
 }
 
-/// Where a source's rows are read.
+/// The state at which a source's rows are read.
 enum Root {
     Checkpoint(Option<CheckpointId>),
     /// A snapshot is made of it later.
@@ -60,7 +60,7 @@ impl Controller {
         Ok(volume_info(pool, dataset))
     }
 
-    /// The record that the name finds, if it is what is asked for.
+    /// Returns the record of that name, if it matches the request.
     async fn existing(
         &self,
         pool: &Pool,
@@ -131,7 +131,7 @@ impl Controller {
                 self.tombstoned.notify_one();
                 Err(error.into())
             }
-            // Another controller was faster; the repeated call will compare.
+            // Another controller was faster; the retry will compare.
             Err(CatalogError::Exists { .. }) => {
                 Err(ControlError::InProgress { what: format!("volume {}", new.name) })
             }

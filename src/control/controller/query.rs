@@ -1,4 +1,4 @@
-//! What there is, and growing it.
+//! Queries of volumes and snapshots, and expansion.
 
 use super::{Controller, SIZE_MAX, SnapshotInfo, VolumeInfo, snapshot_info, volume_info};
 use crate::catalog::{CatalogError, Dataset, State};
@@ -122,8 +122,7 @@ impl Controller {
     }
 }
 
-/// CSI's limit_bytes: a volume never shrinks, so one that has more cannot come to have at most so
-/// many.
+/// CSI's limit_bytes: a volume never shrinks, so one that is larger cannot meet the limit.
 pub(in crate::control) fn within(volume: &Dataset, limit: Option<u64>) -> Result<(), ControlError> {
     match (volume.size, limit) {
         (Some(size), Some(limit)) if size > limit => Err(ControlError::OutOfRange(format!(

@@ -64,7 +64,7 @@ impl Controller {
     }
 }
 
-/// Whether a dataset is a writable snapshot of another, and what it is called as such.
+/// Returns the name of a dataset as a writable snapshot of another, if it is one.
 pub fn writable_name<'a>(clone: &'a Dataset, source: &Dataset) -> Option<&'a str> {
     let of = clone.origin.is_some_and(|origin| origin.dataset == source.incarnation);
     let lives = clone.form == Form::Writable && clone.state != State::Dead;
