@@ -139,8 +139,8 @@ fn no_retries() -> RetryConfig {
     RetryConfig { max_retries: 0, retry_timeout: Duration::ZERO, ..RetryConfig::default() }
 }
 
-/// Time limits of the connection: the request's own is [`super::Limits`], this one only ends what
-/// that one has given up.
+/// Time limits of the connection: the request's own is [`super::Limits`], this one only ends
+/// requests that those have abandoned.
 fn defaults<B>(builder: B, set: impl Fn(B, ClientConfigKey, &'static str) -> B) -> B {
     let builder = set(builder, ClientConfigKey::ConnectTimeout, "5 seconds");
     set(builder, ClientConfigKey::Timeout, "10 minutes")

@@ -60,7 +60,7 @@ pub(super) enum Meaning {
     /// A condition of the request did not hold.
     Conflict,
     /// 409: the condition did not hold, or another request for the object is still running, perhaps
-    /// an earlier attempt of this one. Only what is there can tell (R35).
+    /// an earlier attempt of this one. Only reading the object can tell (R35).
     Contended,
     Denied,
     Refused,
@@ -158,7 +158,7 @@ fn of_code(text: &str) -> Option<Meaning> {
         | "ThrottlingException"
         | "RequestLimitExceeded"
         | "OperationAborted" => Meaning::Passing,
-        // Clocks are set again: nothing is to be given up for good.
+        // Clocks get corrected: this must not be taken for a permanent error.
         "RequestTimeTooSkewed" | "RequestExpired" => Meaning::Failing,
         "ExpiredToken" | "ExpiredTokenException" | "InvalidToken" | "TokenRefreshRequired" => {
             Meaning::Denied

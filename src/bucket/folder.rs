@@ -14,12 +14,12 @@
 //! 3. fsync of the file commits. Getting a name changed the inode, in the same transaction as the
 //!    folder.
 //!
-//! An object that is replaced, and one of many parts, is the general store's.
+//! Replacements and multipart objects are left to the general store.
 //!
 //! Invariants (R35):
 //! - Nothing is acknowledged, and nothing is called absent, unless the folder is the one that was
 //!   opened ([`Mounted`]).
-//! - A put-if-absent that is repeated recognises its own object ([`Unsettled`]).
+//! - A retried put-if-absent recognises its own object ([`Unsettled`]).
 
 mod mounted;
 mod staged;
@@ -45,7 +45,7 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 use unsettled::{Unsettled, mark};
 
-/// Of statfs(2).
+/// Magic numbers of statfs(2).
 const EXT_MAGIC: u64 = 0xef53;
 const XFS_MAGIC: u64 = 0x5846_5342;
 
@@ -138,8 +138,8 @@ impl Disk {
         self.mounted.check().map_err(failed)
     }
 
-    /// An error after `linked` leaves a whole object of which nobody knows whether it stays; any
-    /// other leaves none.
+    /// An error after `linked` leaves a whole object that may or may not survive a crash; any other
+    /// leaves none.
     fn create(
         &self,
         path: &FilePath,
@@ -225,7 +225,8 @@ enum Put {
         tag: String,
     },
     Exists,
-    /// An earlier attempt of this very put has made the object, and nobody knows whether it stays.
+    /// An earlier attempt of this very put has made the object, which may or may not survive a
+    /// crash.
     Own,
 }
 
@@ -461,7 +462,7 @@ mod tests {
                 matches!(put("w/1", "a").await, Err(object_store::Error::AlreadyExists { .. })),
                 "it was answered"
             );
-            // Other attributes are not kept: who gives them learns it.
+            // Other attributes are not stored: a caller that gives them gets an error.
             let options = PutOptions {
                 attributes: Attributes::from_iter([(Attribute::ContentType, "x")]),
                 ..create()

@@ -47,7 +47,7 @@ impl Guarded {
         self.gate.requests()
     }
 
-    /// Why the store does not take what is put into it.
+    /// Returns the reason why the store refuses puts.
     pub fn refusal(&self) -> Option<String> {
         self.refusals.last()
     }
@@ -112,7 +112,7 @@ impl Guarded {
             (Err(error), Earlier::None) if meaning(&error) == Meaning::Conflict => {
                 Ok(PutNew::Exists)
             }
-            // An attempt before may be what is in the way.
+            // The object in the way may come from an earlier attempt.
             (Err(error), Earlier::Unknown) if meaning(&error) == Meaning::Conflict => {
                 match self.find(at, &payload, &options).await? {
                     Found::Ours(_) => Ok(PutNew::Created),
@@ -123,8 +123,8 @@ impl Guarded {
         }
     }
 
-    /// One attempt of a put. Of a put-if-absent that meets another request for the object, what is
-    /// there decides: S3 answers 409 while an earlier attempt still runs, and Azure where the
+    /// One attempt of a put. When a put-if-absent meets another request for the object, the object
+    /// itself decides: S3 answers 409 while an earlier attempt still runs, and Azure where the
     /// object exists.
     async fn put_once(
         &self,
@@ -175,8 +175,9 @@ impl Guarded {
             .find_map(|(name, mark)| found.attributes.get(name).map(|kept| kept == mark));
         let is_ours = match mark {
             Some(is_ours) => is_ours,
-            // Others drop it: then the bytes tell. An object without any is like every other, and
-            // nobody's: SlateDB, which fences writers with those, makes the next one.
+            // Other stores drop the mark: then the bytes decide. An empty object is like every
+            // other one, and counts as no one's: SlateDB, which fences writers with those, makes
+            // the next one.
             None if wanted == 0 || meta.size != wanted => false,
             None => self.buffered(found).await?.bytes().await? == Bytes::from(payload.clone()),
         };
@@ -325,9 +326,9 @@ impl ObjectStore for Guarded {
         if options.mode == PutMode::Overwrite {
             return self.put_attempts(at, payload, options).await.0;
         }
-        // One attempt: SlateDB repeats it. By a mark of its own it tells a lost acknowledgement
-        // from a conflict, but not where the store drops that mark. (A folder recognises its own
-        // objects itself.)
+        // One attempt: SlateDB retries. By a mark of its own it distinguishes a lost
+        // acknowledgement from a conflict, but not where the store drops that mark. (A folder
+        // recognises its own objects itself.)
         let bytes = payload.content_length() as u64;
         let rate = &self.gate.rate;
         let (turn, at_rate) = (rate.turn(bytes).await, rate.now());
@@ -377,7 +378,7 @@ impl ObjectStore for Guarded {
     }
 
     async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        // A range that reaches beyond the end is answered with what is there.
+        // A range that reaches beyond the end returns the bytes up to the end.
         let wanted: u64 = ranges.iter().map(|r| r.end.saturating_sub(r.start)).sum();
         self.gate.run(Kind::Get, wanted, || self.inner.get_ranges(at, ranges)).await.0
     }

@@ -79,7 +79,7 @@ fn nameable(page: Vec<u8>) -> Vec<u8> {
     ];
     let mut page = match String::from_utf8(page) {
         Ok(page) => page,
-        // The client says what is wrong with it.
+        // The client's own error says what is wrong.
         Err(error) => return error.into_bytes(),
     };
     for (element, name) in ELEMENTS {

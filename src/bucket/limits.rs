@@ -199,8 +199,8 @@ impl Gate {
         }
     }
 
-    /// Attempts until one succeeds, fails for good, or time is up. `bytes`: what is expected to be
-    /// moved.
+    /// Attempts until one succeeds, fails for good, or time is up. `bytes`: the expected size of
+    /// the transfer.
     pub async fn run<T, F: Future<Output = object_store::Result<T>>>(
         &self,
         kind: Kind,
@@ -222,8 +222,8 @@ impl Gate {
         tokio::time::timeout(limit, step).await.unwrap_or_else(|_| Err(generic(TimedOut(limit))))
     }
 
-    /// Like [`Self::run`] for a request whose steps have limits of their own, and whose length
-    /// nobody knows before: none is retried after `total`.
+    /// Like [`Self::run`] for a request whose steps have limits of their own, and whose length is
+    /// not known before: none is retried after `total`.
     pub async fn run_stepped<T, F: Future<Output = object_store::Result<T>>>(
         &self,
         kind: Kind,

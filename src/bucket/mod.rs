@@ -6,15 +6,14 @@
 //! Invariants:
 //! - Every request ends: each attempt has a time limit, and all attempts of a request together have
 //!   one ([`Limits`]).
-//! - Only what may pass (time-outs, 5xx, throttling, broken connections; [`error`] decides) is
-//!   tried again, with growing, jittered pauses.
+//! - Only temporary errors (time-outs, 5xx, throttling, broken connections; [`error`] decides) are
+//!   retried, with exponential, jittered backoff.
 //! - A put-if-absent whose outcome is in doubt (no answer, 409) is settled by reading the object
-//!   back, for SlateDB too (R35): [`Bucket::put_new`] answers [`PutNew::Created`] for what this
-//!   call wrote. What is written must therefore differ between writers (R1's nonce).
+//!   back, for SlateDB too (R35): [`Bucket::put_new`] returns [`PutNew::Created`] for an object
+//!   that this call wrote. The bytes must therefore differ between writers (R1's nonce).
 //! - Keys are relative to the pool's prefix, which stands before them as it was given: no other
 //!   layer sees it.
-//! - A read answers all bytes asked for or an error. What the bytes mean is for the layers above to
-//!   verify.
+//! - A read returns all bytes asked for or an error. The layers above verify the bytes.
 //!
 //! A crash may leave a staged file `<name>#<n>` beside an object of a folder store (where
 //! [`folder`] stages any); listings do not show it, and the object itself is whole or absent. A
@@ -94,8 +93,8 @@ impl Bucket {
     ) -> Result<Self, BucketError> {
         let failpoints = Failpoints::default();
         let store = credentials::open(url, credentials, folder, &failpoints)?;
-        // A put waits for the disk, however long it takes: given up, it would take effect all the
-        // same (R35).
+        // A put waits for the disk, however long it takes: an abandoned put would take effect all
+        // the same (R35).
         let puts = if url.folder().is_some() { Puts::Unlimited } else { Puts::Limited };
         let store = Arc::new(Guarded::new(below(store, url.prefix().clone()), limits, puts));
         Ok(Self { url: url.as_str().into(), remote: url.is_remote(), store, failpoints })
@@ -130,8 +129,8 @@ impl Bucket {
         self.remote
     }
 
-    /// Why the store does not take what is put into it, until it does: what another attempt would
-    /// meet again.
+    /// Returns the reason why the store refuses puts, until one succeeds: an error that another
+    /// attempt would meet again.
     pub fn refusal(&self) -> Option<String> {
         self.store.refusal()
     }
@@ -162,7 +161,7 @@ impl Bucket {
 
     /// The pool as a store, with retries, time limits and counting: for SlateDB, whose clones hold
     /// the paths of others. These are relative to the pool's prefix, which SlateDB must not see: it
-    /// would encode what is special in it, once or twice.
+    /// would encode special characters in it, once or twice.
     pub fn store(&self) -> Arc<dyn ObjectStore> {
         self.store.clone()
     }
@@ -219,14 +218,13 @@ impl Bucket {
         Ok((tail, size))
     }
 
-    /// Creates the object unless it exists. What is written must not be empty, and differ from what
-    /// any other writer would write there: by its bytes a write is recognised whose acknowledgement
-    /// was lost (R1, R35).
+    /// Creates the object unless it exists. The bytes must not be empty, and must differ from those
+    /// of any other writer: they identify a write whose acknowledgement was lost (R1, R35).
     pub async fn put_new(&self, key: &str, bytes: Bytes) -> Result<PutNew, BucketError> {
         self.store.put_new(&self.path(key), bytes.into()).await.map_err(|e| self.error(key, &e))
     }
 
-    /// For objects whose name is written once by one writer: a repeat writes the same bytes.
+    /// For objects whose name is written once by one writer: a retry writes the same bytes.
     pub async fn put(&self, key: &str, bytes: Bytes) -> Result<(), BucketError> {
         let put =
             self.store.put_attempts(&self.path(key), bytes.into(), PutOptions::default()).await.0;

@@ -1,5 +1,5 @@
-//! Why a store does not take what is put into it: an error that another attempt meets again, such
-//! as a proxy's limit on bodies.
+//! Remembers why a store refuses puts: an error that another attempt meets again, such as a proxy's
+//! limit on bodies.
 
 use super::error::{Meaning, meaning, text};
 use parking_lot::Mutex;

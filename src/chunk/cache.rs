@@ -1,5 +1,5 @@
 //! State shared by all chunk stores of a process: the chunk cache, and the memory budget of chunks
-//! on their way may take.
+//! in flight.
 
 use super::dedup::DedupIndex;
 use super::plan::RANGE_BYTES_MAX;
@@ -44,15 +44,15 @@ pub struct ChunkLimits {
     pub cache_bytes: u64,
     /// Packs being filled and stored.
     pub write_bytes: u64,
-    /// Range requests on their way (of data, decompressed): half of it readers', half read-ahead's,
-    /// which so never keeps a reader waiting.
+    /// Range requests in flight (of data, decompressed): half of it for readers, half for
+    /// read-ahead, which so never makes a reader wait.
     pub read_bytes: u64,
     /// The deduplication index.
     pub dedup_bytes: u64,
 }
 
 impl ChunkLimits {
-    /// A cache of this size beside what is on its way at most.
+    /// Limits with a cache of this size, and defaults for chunks in flight.
     pub fn cache(cache_bytes: u64) -> Self {
         Self { cache_bytes, write_bytes: 64 << 20, read_bytes: 64 << 20, dedup_bytes: 16 << 20 }
     }
@@ -118,9 +118,9 @@ impl ChunkCache {
         Self::new(limits, None)
     }
 
-    /// In memory and in files below `dir`, which this cache owns: at most `disk_bytes` there. What
-    /// is read from the disk is opened and verified like what is read from the bucket, and
-    /// encrypted pools are encrypted there too. What an earlier process left is used again.
+    /// In memory and in files below `dir`, which this cache owns: at most `disk_bytes` there.
+    /// Chunks read from the disk are decrypted and verified like those read from the bucket, and
+    /// encrypted pools are encrypted there too. Files of an earlier process are reused.
     ///
     /// # Errors
     /// When the folder cannot be made or written.

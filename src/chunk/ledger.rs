@@ -82,7 +82,7 @@ impl Ledger {
         left
     }
 
-    /// The pack takes no more chunks and is on its way.
+    /// The pack takes no more chunks and is in flight.
     pub(super) fn close(&mut self, seq: u64) {
         if let Some(pack) = self.pack(seq)
             && pack.state == State::Open

@@ -2,15 +2,15 @@
 //!
 //! A **chunk** is at most 1 MiB of file data, named by its keyed BLAKE3 hash ([`ChunkRef::hash`]).
 //! A **pack** is an immutable object `packs/<family>/<creator>/<epoch>-<seq>` of many chunks;
-//! `pack` gives its bytes, `moved` what it is called once most of it is dead, `announced` how that
-//! is announced. A [`Packer`] belongs to one writable open of a dataset and writes packs; a
+//! `pack` gives its bytes, `relocated` the names of its later generations, `rewrite_pending` the
+//! markers of a rewrite. A [`Packer`] belongs to one writable open of a dataset and writes packs; a
 //! [`ChunkStore`] reads, lists and deletes those of a family; the [`ChunkCache`] and its memory
 //! limits are the process's.
 //!
 //! # Invariants
-//! - What a read answers has the hash that was asked for, whether it came from the bucket or from
-//!   the cache on disk: never wrong bytes, never
-//!   zeros. The memory cache holds verified data only.
+//! - Data that a read returns has the hash that was asked for, whether it came from the bucket or
+//!   from the cache on disk: never wrong bytes, never zeros. The memory cache holds verified data
+//!   only.
 //! - A pack's name is given once (R9) and the bytes of an object never change; a pack that was
 //!   rewritten is another object (R12).
 //! - No reference is handed out as [`Stored`] before its pack's PUT was answered (R10).
@@ -25,7 +25,7 @@
 //!
 //! # Memory
 //! [`ChunkLimits`], for all stores of the process: the cache, packs being filled and stored,
-//! requests on their way, what deduplication knows. A caller waits for room; read-ahead is dropped
+//! requests in flight, the index of deduplication. A caller waits for room; read-ahead is dropped
 //! instead.
 //!
 //! # What this does not do

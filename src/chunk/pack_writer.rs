@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 /// The urgency of storing a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Urgency {
-    /// The pack is closed early only when nothing else is on its way.
+    /// The pack is closed early only when nothing else is in flight.
     Background,
     /// A caller waits for the answer. Up to [`Urgency::in_flight_max`] packs are put at once;
     /// further waiters share the next one (group commit).
@@ -74,7 +74,7 @@ struct OpenPack {
     entries: Vec<Entry>,
     /// Header and chunks so far.
     bytes: u32,
-    /// The pack is closed before it is full while fewer packs than this are being put; 0: nobody
+    /// The pack is closed before it is full while fewer packs than this are being put; 0: no caller
     /// waits for it.
     in_flight_max: usize,
     put_result: watch::Sender<PutResult>,
@@ -432,8 +432,8 @@ impl Drop for InFlight {
         state.ledger.put_ended(self.seq, self.stored);
         state.put_results.remove(&self.seq);
         state.in_flight -= 1;
-        // Waiters that could not have a pack of their own share this one. (When the runtime goes
-        // down nobody is left to be served.)
+        // Waiters that could not have a pack of their own share this one. (When the runtime shuts
+        // down no waiter is left.)
         let in_flight = state.in_flight;
         let awaited = state.open.as_ref().is_some_and(|open| in_flight < open.in_flight_max);
         let is_served = awaited && tokio::runtime::Handle::try_current().is_ok();

@@ -26,7 +26,7 @@ const LINGER: Duration = Duration::from_millis(200);
 #[derive(Clone)]
 pub struct Packer(pub(super) Arc<PackWriter>);
 
-/// Chunks that were handed to a packer. Nothing may refer to them yet. Dropping it gives them up.
+/// Chunks that were handed to a packer. Nothing may refer to them yet. Dropping this abandons them.
 #[must_use = "dropping it gives the chunks up"]
 pub struct Packing {
     refs: Vec<ChunkRef>,
@@ -58,8 +58,8 @@ impl Packing {
     }
 
     /// Waits until the packs are stored. One that is not full is closed as soon as nothing else is
-    /// on its way: for large flushes, which fill packs by themselves, and where writers wait for
-    /// the memory.
+    /// in flight: for large flushes, which fill packs by themselves, and where writers wait for the
+    /// memory.
     pub async fn stored_soon(mut self) -> Result<Stored, ChunkError> {
         self.holds.hurry(Urgency::Background);
         self.holds.stored().await?;
@@ -67,8 +67,8 @@ impl Packing {
     }
 
     /// Waits until the packs are stored. One that is not full is closed only after a short while,
-    /// and when nothing else is on its way: for flushes in the background, so that a long
-    /// sequential write makes full packs.
+    /// and when nothing else is in flight: for flushes in the background, so that a long sequential
+    /// write makes full packs.
     pub async fn stored_in_background(mut self) -> Result<Stored, ChunkError> {
         match tokio::time::timeout(LINGER, self.holds.stored()).await {
             Ok(stored) => stored?,
@@ -92,7 +92,7 @@ impl Stored {
 
 impl Packer {
     /// Hashes, looks up among known chunks of the dataset, compresses, seals and appends. Runs the
-    /// CPU work off the async threads. Waits when too many bytes are on their way. When
+    /// CPU work off the async threads. Waits when too many bytes are in flight. When
     /// [`Packing::stored`] fails, the caller may add the same data again.
     pub async fn add(&self, raw: Vec<Bytes>) -> Result<Packing, ChunkError> {
         if let Some(bytes) = raw.iter().map(Bytes::len).find(|len| *len > CHUNK_BYTES_MAX) {
@@ -132,10 +132,10 @@ impl Packer {
         self.0.is_unsettled(pack)
     }
 
-    /// Sets who says whether the dataset may make new references into a settled pack, or one of
-    /// another creator or epoch: `U` above 0 and not sealed (R10). Until it is set, deduplication
-    /// finds only chunks in this packer's own unsettled packs. It is called at every such hit, with
-    /// no lock held; hold the committer by a `Weak` in it.
+    /// Sets the function that decides whether the dataset may make new references into a settled
+    /// pack, or one of another creator or epoch: `U` above 0 and not sealed (R10). Until it is set,
+    /// deduplication finds only chunks in this packer's own unsettled packs. It is called at every
+    /// such hit, with no lock held; hold the committer by a `Weak` in it.
     pub fn deduplicate_into(&self, may_refer: Arc<dyn Fn(PackId) -> bool + Send + Sync>) {
         *self.0.may_refer.write() = Some(may_refer);
     }
@@ -157,7 +157,7 @@ impl Packer {
     }
 }
 
-/// Cuts what is added into jobs.
+/// Cuts the added chunks into jobs.
 fn jobs(raw: Vec<Bytes>) -> Vec<Vec<Bytes>> {
     let mut jobs: Vec<Vec<Bytes>> = Vec::new();
     let mut bytes = usize::MAX;

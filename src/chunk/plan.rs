@@ -29,8 +29,8 @@ pub(super) fn plan(mut chunks: Vec<ChunkRef>) -> Vec<Fetch> {
     let mut fetches: Vec<Fetch> = Vec::new();
     for chunk in chunks {
         let range = range_of(&chunk);
-        // Untrusted: what is longer than any chunk is refused when it is decoded, and must not be
-        // waited for.
+        // Untrusted: a length beyond that of any chunk is refused when it is decoded, and must not
+        // make a caller wait for memory.
         let raw_bytes = u64::from(chunk.raw_len).min(CHUNK_BYTES_MAX as u64);
         if let Some(fetch) = fetches.last_mut()
             && fetch.chunks.first().is_some_and(|first| first.pack == chunk.pack)

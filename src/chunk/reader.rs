@@ -1,7 +1,7 @@
 //! Reads chunks: from memory, from the disk cache, from the bucket; each only once at a time.
 //!
-//! A request runs in a task of its own: a caller that goes away leaves those who share the request
-//! alone.
+//! A request runs in a task of its own: a caller that goes away does not disturb the others that
+//! share the request.
 
 use super::cache::{ChunkCache, count};
 use super::coder::{Backing, Coder};
@@ -217,8 +217,8 @@ impl Reader {
             }
             begun.push((fetch, completions, room));
         }
-        // A runtime that ends drops what is spawned at once, and a completion that is dropped wants
-        // the lock.
+        // A runtime that shuts down drops spawned tasks at once, and a dropped completion takes the
+        // lock.
         drop(in_flight_reads);
         for (fetch, completions, room) in begun {
             tokio::spawn(self.clone().fetch_ahead(fetch, completions, room));

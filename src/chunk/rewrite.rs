@@ -1,9 +1,9 @@
-//! Rewriting a pack that is mostly dead (R12): what is still in use is copied into the pack's next
-//! generation, then the older ones go.
+//! Rewrites a pack that is mostly dead (R12): chunks in use are copied into the pack's next
+//! generation, then the older ones are deleted.
 //!
 //! The caller has marked which chunks are in use, after no head could make another of them live
-//! again. Garbage stays garbage from then on, so that any generation holds all that any later mark
-//! finds: two collectors, and one that was held up for a day, do no harm to each other.
+//! again. Garbage stays garbage from then on, so that any generation holds every chunk that any
+//! later mark finds: two collectors, even one that was delayed for a day, do no harm to each other.
 
 use super::coder::Backing;
 use super::pack::{self, Entry, HEADER_BYTES, Trailer};
@@ -34,8 +34,8 @@ impl ChunkStore {
     /// `live`: every chunk that anything may ever refer to.
     ///
     /// # Errors
-    /// [`ChunkError::Corrupt`] when a chunk in use is not in the pack, or not what it should be:
-    /// then nothing was changed.
+    /// [`ChunkError::Corrupt`] when a chunk in use is not in the pack, or has the wrong hash: then
+    /// nothing was changed.
     pub async fn rewrite(
         &self,
         pack: PackId,
@@ -84,7 +84,8 @@ impl ChunkStore {
         Ok(Rewritten::Done { before, after })
     }
 
-    /// The object of a next generation: the chunks as they are stored, each verified on its way.
+    /// Builds the object of a next generation: the chunks as they are stored, each verified while
+    /// it is copied.
     async fn copy(
         &self,
         pack: PackId,

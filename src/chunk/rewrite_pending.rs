@@ -1,12 +1,13 @@
-//! Markers of packs that are about to be rewritten, for those who open a dataset meanwhile (R12).
+//! Markers of packs that are about to be rewritten, for processes that open a dataset meanwhile
+//! (R12).
 //!
 //! ```text
 //! collector: put rewrite-pending/<family>/<pack> ─▶ list the heads, and have each seal ─▶ mark ─▶ rewrite ─▶ (first object gone) remove
-//! opening:   list rewrite-pending/<family>       ─▶ learn from the footers of other packs what is stored
+//! opening:   list rewrite-pending/<family>       ─▶ learn chunks from other packs' footers
 //! ```
 //!
-//! A marker is no record: it means something only by being there. One that is left behind costs
-//! space, because the pack's chunks are then stored again.
+//! A marker is no record: only its existence matters. One that is left behind costs space, because
+//! the pack's chunks are then stored again.
 
 use super::ChunkError;
 use super::store::ChunkStore;
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::HashSet;
 
-/// For people who look into the bucket.
+/// The marker's contents, for people who inspect the bucket.
 const MARKER: &[u8] = b"{\"format\":1}";
 const PUTS_AT_ONCE: usize = 8;
 

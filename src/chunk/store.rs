@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// Bytes that one request for a footer asks for: nearly always all of it.
 const TAIL_BYTES: u64 = 32 << 10;
 
-/// The chunks of one family. Cheap to clone; all clones share requests on their way.
+/// The chunks of one family. Cheap to clone; all clones share requests in flight.
 #[derive(Clone)]
 pub struct ChunkStore(pub(super) Arc<Reader>);
 

@@ -1,4 +1,4 @@
-//! Reading a whole pack to see that every chunk in it is what it should be: scrubbing.
+//! Reads a whole pack to verify every chunk in it: scrubbing.
 
 use super::coder::Backing;
 use super::pack::HEADER_BYTES;

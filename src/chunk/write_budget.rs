@@ -1,10 +1,10 @@
 //! The memory budget of open packs and packs being put, shared by all packers of the process.
 //!
-//! Bytes of packs being put come back by themselves; bytes of open packs come back only once these are
-//! closed. When a caller waits and no put is in flight, every packer is therefore asked to close
-//! its open pack, and closes each following one at once: a waiter always gets its bytes. While a
-//! put is in flight nobody is asked, so that a bucket slower than its writers still gets full
-//! packs.
+//! Bytes of packs being put are freed by themselves; bytes of open packs are freed only once these
+//! are closed. When a caller waits and no put is in flight, every packer is therefore asked to
+//! close its open pack, and closes each following one at once: a waiter always gets its bytes.
+//! While a put is in flight no packer is asked, so that a bucket slower than its writers still gets
+//! full packs.
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A user of the budget that can return bytes by closing its open pack.
 pub(super) trait BudgetUser: Send + Sync {
-    /// Closes the open pack, so that its bytes are on their way.
+    /// Closes the open pack, so that it is put.
     fn close(self: Arc<Self>);
 }
 
@@ -21,8 +21,8 @@ pub(super) struct WriteBudget {
     bytes: u32,
     free: Arc<Semaphore>,
     waiting: AtomicUsize,
-    /// Packs on their way. With `waiting` in one order for all: who begins to wait and who arrives
-    /// last, one of them sees the other.
+    /// Packs in flight. In one total order with `waiting` (SeqCst): of a caller that begins to wait
+    /// and the last put that ends, at least one sees the other.
     in_flight: AtomicUsize,
     users: Mutex<Vec<Weak<dyn BudgetUser>>>,
 }
@@ -73,7 +73,7 @@ impl WriteBudget {
     /// A put of a pack ended, stored or lost, and its bytes were returned.
     pub(super) fn put_ended(&self) {
         self.in_flight.fetch_sub(1, Ordering::SeqCst);
-        // When the runtime goes down nobody is left to be served, and nothing can be sent.
+        // When the runtime shuts down no waiter is left, and nothing can be sent.
         if self.is_deadlocked() && tokio::runtime::Handle::try_current().is_ok() {
             self.close_open_packs();
         }

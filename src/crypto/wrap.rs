@@ -32,7 +32,7 @@ impl Secret {
         Self(Zeroizing::new(text.into()))
     }
 
-    /// Files and Secrets tend to end in a line feed that nobody meant.
+    /// Files and Secrets tend to end in an unintended line feed.
     fn text(&self) -> &str {
         self.0.trim_end_matches(['\n', '\r'])
     }

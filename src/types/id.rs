@@ -288,7 +288,7 @@ impl fmt::Display for InodeNo {
     }
 }
 
-/// A pack: who wrote it, in which epoch, and its number therein (R9). Sorts in the order of writing
+/// A pack: its creator, the epoch, and its number in the epoch (R9). Sorts in the order of writing
 /// for one creator. Text form, also its object's path below the family: `<creator>/<epoch>-<seq>`,
 /// the numbers as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -30,7 +30,7 @@ pub(super) struct Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        // A draft that cannot be removed is seen by nobody.
+        // A draft that cannot be removed is invisible.
         let _gone = self.draft.as_ref().map(std::fs::remove_file);
     }
 }
@@ -79,7 +79,7 @@ impl Staged {
         Ok(linked?)
     }
 
-    /// After an error nobody knows whether it stays.
+    /// After an error the object may or may not survive a crash.
     pub fn settle(&self) -> io::Result<()> {
         if self.is_in_one_log {
             return self.file.sync_all();

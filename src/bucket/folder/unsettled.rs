@@ -1,9 +1,9 @@
 //! Puts-if-absent of this process that have no answer yet, or got an error after the object may
-//! have had its name. A repeat of one finds its own object in the way, and must not take it for
-//! somebody else's (R35): whoever believes that is fenced.
+//! have had its name. A retry of one finds its own object in the way, and must not take it for
+//! another writer's (R35): a writer that does is fenced.
 //!
-//! A put is told from others by the mark that SlateDB gives it, its file by device and inode
-//! number: bytes would not do, the objects that fence a writer are all alike.
+//! A put is identified by the mark that SlateDB gives it, its file by device and inode number.
+//! Comparing bytes is not enough: the objects that fence a writer are all alike.
 
 use super::mounted::FileId;
 use object_store::{Attribute, Attributes};
