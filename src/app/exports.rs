@@ -22,7 +22,7 @@
 
 use crate::catalog::{CatalogError, State};
 use crate::control::node::Mounts;
-use crate::control::{ControlError, Pool, Pools, take};
+use crate::control::{ControlError, Pool, Pools, takeover};
 use crate::fs::FsError;
 use crate::nfs::{
     Export, ExportId, ExportTable, Found, Listed, MountPoint, MountRefused, Registry,
@@ -201,7 +201,7 @@ impl Exports {
         id: DatasetId,
     ) -> Result<Arc<Export<Served>>, ControlError> {
         // Held until the export is registered, so that it is not parked meanwhile.
-        let volume = take::open(pool, &self.volumes, id, TAKE_LIMIT).await?;
+        let volume = takeover::open(pool, &self.volumes, id, TAKE_LIMIT).await?;
         let export = Export::new(export_id(id), volume.served.clone(), volume.handle_key);
         if volume.is_owned() {
             let used = Arc::new(Used(AtomicU64::new(self.now())));

@@ -159,7 +159,7 @@ impl<M: Mounter> Plugin<'_, M> {
         };
         // The controller is another process: it requests snapshots of volumes that are open here
         // through the mailbox.
-        life.work_tasks.spawn(parts.mail(agent.clone(), &life.work));
+        life.work_tasks.spawn(parts.mailbox(agent.clone(), &life.work));
         life.work_tasks.spawn(parts.journals(&life.work));
         let services = CsiServices {
             identity: identity(&parts, false),

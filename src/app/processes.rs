@@ -13,7 +13,7 @@ use super::parts::Parts;
 use super::pools;
 use super::unlock::Unlocker;
 use crate::control::node::Mounts;
-use crate::control::{Controller, mail};
+use crate::control::{Controller, serve_mailbox};
 use crate::csi::{ControllerService, CsiServices, IdentityService, NodeInfo};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -117,12 +117,12 @@ impl Parts {
             .with_owner_timeout(self.config.owner_timeout)
     }
 
-    pub(super) fn mail(
+    pub(super) fn mailbox(
         &self,
         mounts: Arc<dyn Mounts>,
         stop: &CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<> {
-        mail::serve(
+        serve_mailbox(
             self.pools.clone(),
             self.volumes.clone(),
             mounts,

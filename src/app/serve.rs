@@ -149,7 +149,7 @@ impl<M: Mounter> Serving<'_, M> {
         };
         let controller = Arc::new(parts.controller().with_mounts(agent.clone()));
         let uses = Uses { mounts: agent.clone(), exports: exports.clone() };
-        life.work_tasks.spawn(parts.mail(Arc::new(uses), &life.work));
+        life.work_tasks.spawn(parts.mailbox(Arc::new(uses), &life.work));
         life.work_tasks.spawn(parts.journals(&life.work));
         life.work_tasks.spawn(collecting::run(
             controller.clone(),

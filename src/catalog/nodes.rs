@@ -41,6 +41,16 @@ fn revocation_key(session: SessionId, claim: ClaimId) -> String {
     format!("{}/revocation/{claim}", folder(session))
 }
 
+/// Where requests to a session are put, each under a random id.
+pub fn mailbox_requests(session: SessionId) -> String {
+    format!("{}/request/", folder(session))
+}
+
+/// Where the session puts its reply to a request.
+pub fn mailbox_reply(session: SessionId, request: &str) -> String {
+    format!("{}/reply/{request}", folder(session))
+}
+
 impl Catalog {
     /// Writes a heartbeat. `number` is larger than that of every earlier call of this session,
     /// whatever became of it.
@@ -78,7 +88,7 @@ impl Catalog {
             match kind {
                 "heartbeat" => signs.heartbeats.extend(super::chain::version_of(name)),
                 "revocation" => signs.revocations.extend(name.parse::<ClaimId>().ok()),
-                "mail" => signs.requests += 1,
+                "request" => signs.requests += 1,
                 _ => {}
             }
         }

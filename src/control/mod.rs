@@ -15,25 +15,26 @@ mod busy;
 mod collect;
 mod controller;
 mod error;
-pub mod mail;
 pub mod node;
+mod owner;
 mod pace;
 mod pools;
 mod roots;
 mod scrub;
 pub mod secrets;
 mod space;
-pub mod take;
+pub mod takeover;
 
 pub use collect::{
     Candidate, Collected, Collector, DeadPack, Kept, Plan, StrayCheckpoint, StrayDatabase, Turn,
     Worth,
 };
 pub use controller::{
-    Controller, Journal, NewVolume, RestoreInPlace, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo,
-    Source, TreePath, VolumeInfo, writable_name,
+    Controller, Journal, NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source,
+    VolumeInfo, writable_name,
 };
 pub use error::ControlError;
+pub use owner::{RestoreInPlace, TreePath, serve_mailbox};
 pub use pools::{Pool, Pools};
 pub use scrub::{Damaged, Scrub, Scrubbed};
 pub use space::{Accuracy, Space, SpaceOf, space};

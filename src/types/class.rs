@@ -1,7 +1,10 @@
 //! Error classes: what the caller of a failed operation should do about it.
 
+use serde::{Deserialize, Serialize};
+
 /// The class of an error: each edge maps classes to its protocol once, in one exhaustive match.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Class {
     /// The request itself is wrong; a retry cannot help.
     Invalid,

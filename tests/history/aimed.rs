@@ -22,7 +22,7 @@ pub fn each<T: Sync + std::fmt::Debug>(
     story: impl AsyncFn(&T, &Process, &Process, &mut Model) -> Result<(), String> + Sync,
 ) {
     let wrong = crate::in_lanes(cases, |case| {
-        let world = World::looking_for_mail(Duration::from_secs(1));
+        let world = World::polling_mailbox(Duration::from_secs(1));
         let process = world.process().clone();
         let told = world.run(async {
             let (mut model, collector) = (Model::default(), collector(&world).await);

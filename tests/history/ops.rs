@@ -118,7 +118,7 @@ impl std::fmt::Debug for Op {
 pub enum Where {
     /// That which has the volumes open.
     Here,
-    /// Another, that asks the owner by letter.
+    /// Another, that asks the owner through its mailbox.
     Elsewhere,
 }
 

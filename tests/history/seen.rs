@@ -119,7 +119,7 @@ fn a_snapshot_during_writes_holds_what_was_answered_and_of_each_writer_a_prefix(
     let seed = crate::setting("HISTORY_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
     println!("HISTORY_SEED={seed}");
     let wrong = crate::in_lanes(&[Where::Here, Where::Elsewhere], |at| {
-        let world = World::looking_for_mail(Duration::from_millis(10));
+        let world = World::polling_mailbox(Duration::from_millis(10));
         let process = world.process().clone();
         world.disorder(seed);
         world.run(async {
@@ -200,7 +200,7 @@ fn a_snapshot_during_writes_holds_what_was_answered_and_of_each_writer_a_prefix(
 #[test]
 fn small_files_and_the_entry_just_before_it_are_in_a_snapshot() {
     let wrong = crate::in_lanes(&[Some(Where::Here), Some(Where::Elsewhere), None], |at| {
-        let world = World::looking_for_mail(Duration::from_millis(10));
+        let world = World::polling_mailbox(Duration::from_millis(10));
         let process = world.process().clone();
         world.run(async {
             let (mut model, collector) = (Model::default(), collector(&world).await);

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub const HOUR: Duration = Duration::from_secs(3600);
-pub const MAIL: Duration = Duration::from_secs(5);
+pub const MAILBOX_POLL: Duration = Duration::from_secs(5);
 pub const COLLECTIONS: u32 = 4;
 /// An operation that stands still is asked for again for so long.
 const PATIENCE: Duration = Duration::from_secs(2 * 3600);
@@ -125,7 +125,7 @@ pub async fn nothing_is_left(collector: &Process) -> Result<(), String> {
 
 /// The steps of the story after its beginning, and how often it passes them.
 fn steps() -> BTreeMap<String, u64> {
-    let world = World::looking_for_mail(MAIL);
+    let world = World::polling_mailbox(MAILBOX_POLL);
     let process = world.process().clone();
     world.run(async {
         let (mut model, failpoints) = (Model::default(), process.catalog.bucket().failpoints());
@@ -164,7 +164,7 @@ async fn beside(
 
 /// The story, held for an hour at one pass of a step. Whether it came there.
 fn held(step: &str, pass: u64) -> Result<bool, String> {
-    let world = World::looking_for_mail(MAIL);
+    let world = World::polling_mailbox(MAILBOX_POLL);
     let process = world.process().clone();
     world.run(async {
         let (mut model, collector) = (Model::default(), collector(&world).await);
@@ -226,7 +226,7 @@ enum Arrival {
 /// The story, of whose puts one is given up by its sender, who repeats it, and arrives later.
 /// False if there are not that many.
 fn late(op: Op, skip: usize, arrival: Arrival) -> Result<bool, String> {
-    let world = World::looking_for_mail(MAIL);
+    let world = World::polling_mailbox(MAILBOX_POLL);
     let process = world.process().clone();
     world.run(async {
         let (mut model, collector) = (Model::default(), collector(&world).await);
@@ -253,7 +253,7 @@ fn late(op: Op, skip: usize, arrival: Arrival) -> Result<bool, String> {
 
 #[test]
 fn a_request_that_arrives_an_hour_late_means_nothing() {
-    let world = World::looking_for_mail(MAIL);
+    let world = World::polling_mailbox(MAILBOX_POLL);
     let process = world.process().clone();
     let puts = world.run(async {
         let mut model = Model::default();

@@ -15,7 +15,7 @@ use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::chunk::ChunkCache;
 use zerofs_csi::control::node::NoMounts;
 use zerofs_csi::control::{
-    Collected, ControlError, Controller, NewVolume, Source, VolumeInfo, Worth, mail as letters,
+    Collected, ControlError, Controller, NewVolume, Source, VolumeInfo, Worth, serve_mailbox,
 };
 use zerofs_csi::fs::api::{Caller, DirCookie, FileSystem, ListLimit};
 use zerofs_csi::fs::db::DbCache;
@@ -28,7 +28,7 @@ const CHUNK_CACHE: u64 = 64 << 10;
 /// Small packs are worth it, too.
 const WORTH: Worth =
     Worth { pack_bytes_min: 3 * RECORD as u64, freed_bytes_min: 2 * RECORD as u64 };
-const MAIL: Duration = Duration::from_millis(200);
+const MAILBOX_POLL: Duration = Duration::from_millis(200);
 
 /// The time of the runtime, which is driven: it goes on from where the last process of the machine
 /// was.
@@ -59,19 +59,19 @@ pub struct World {
     home: tempfile::TempDir,
     elapsed: Duration,
     /// The interval at which the owner polls its mailbox.
-    mail: Duration,
+    poll: Duration,
     life: Option<(Runtime, Process)>,
 }
 
 impl World {
     pub fn new() -> Self {
-        Self::looking_for_mail(MAIL)
+        Self::polling_mailbox(MAILBOX_POLL)
     }
 
     /// Hours of driven time are many looks.
-    pub fn looking_for_mail(every: Duration) -> Self {
+    pub fn polling_mailbox(every: Duration) -> Self {
         let (store, home) = (FaultStore::memory(), tempfile::tempdir().unwrap());
-        let mut world = Self { store, home, elapsed: Duration::ZERO, mail: every, life: None };
+        let mut world = Self { store, home, elapsed: Duration::ZERO, poll: every, life: None };
         let runtime = world.runtime();
         let bucket = world.bucket();
         runtime.block_on(async { drop(Catalog::create(bucket, None).await.unwrap()) });
@@ -95,7 +95,7 @@ impl World {
         let (runtime, bucket) = (self.runtime(), self.bucket());
         let (base, journals) = (self.elapsed, self.home.path().join("journals"));
         std::fs::create_dir_all(&journals).unwrap();
-        let process = runtime.block_on(Process::start(bucket, base, journals, self.mail));
+        let process = runtime.block_on(Process::start(bucket, base, journals, self.poll));
         self.life = Some((runtime, process));
     }
 
@@ -128,7 +128,7 @@ impl World {
 }
 
 impl Process {
-    async fn start(bucket: Bucket, base: Duration, journals: PathBuf, mail: Duration) -> Self {
+    async fn start(bucket: Bucket, base: Duration, journals: PathBuf, poll: Duration) -> Self {
         let catalog = Catalog::open(bucket, None).await.unwrap();
         let clock = Arc::new(Ticks { base, started: tokio::time::Instant::now() });
         let lease = LeaseSettings { clock: clock.clone(), ..LeaseSettings::default() };
@@ -144,14 +144,14 @@ impl Process {
         let controller =
             |volumes: &Volumes| Arc::new(setup::controller(&catalog, volumes).with_worth(WORTH));
         let (here, elsewhere) = (controller(&volumes), controller(&others));
-        let desk = letters::serve(
+        let mailbox = serve_mailbox(
             here.pools().clone(),
             volumes.clone(),
             Arc::new(NoMounts),
-            mail,
+            poll,
             CancellationToken::new(),
         );
-        tokio::spawn(desk);
+        tokio::spawn(mailbox);
         Self { catalog, volumes, controller: here, elsewhere, clock }
     }
 

@@ -6,9 +6,9 @@ use crate::leases::{LEASE, Node, Pool, name, patiently, write};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use zerofs_csi::control::mail;
 use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::take;
+use zerofs_csi::control::serve_mailbox;
+use zerofs_csi::control::takeover;
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
 use zerofs_csi::types::VolumeHandle;
@@ -255,7 +255,7 @@ fn a_request_to_hand_over_is_answered_by_an_owner_that_does_not_have_it_open() {
             .unwrap();
         let stop = CancellationToken::new();
         let (pools, volumes) = (a.world.controller.pools().clone(), a.world.volumes.clone());
-        let desk = tokio::spawn(mail::serve(
+        let mailbox = tokio::spawn(serve_mailbox(
             pools,
             volumes,
             Arc::new(NoMounts),
@@ -263,11 +263,12 @@ fn a_request_to_hand_over_is_answered_by_an_owner_that_does_not_have_it_open() {
             stop.clone(),
         ));
         let pool_b = b.world.controller.pools().get(None).unwrap();
-        let theirs = take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60))
-            .await
-            .unwrap();
+        let theirs =
+            takeover::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60))
+                .await
+                .unwrap();
         drop((theirs, alive));
         stop.cancel();
-        desk.await.unwrap();
+        mailbox.await.unwrap();
     });
 }

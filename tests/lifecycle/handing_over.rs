@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use zerofs_csi::catalog::RevocationReason;
 use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Journal, mail, take};
+use zerofs_csi::control::{Journal, serve_mailbox, takeover};
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::{Caller, FileSystem, Stability};
 use zerofs_csi::types::{Class, Classify};
 use zerofs_csi::volume::LeaseSettings;
 
-fn desk(node: &crate::leases::Node, stop: &CancellationToken) -> tokio::task::JoinHandle<()> {
+fn mailbox(node: &crate::leases::Node, stop: &CancellationToken) -> tokio::task::JoinHandle<()> {
     let (pools, volumes) = (node.world.controller.pools().clone(), node.world.volumes.clone());
-    tokio::spawn(mail::serve(
+    tokio::spawn(serve_mailbox(
         pools,
         volumes,
         Arc::new(NoMounts),
@@ -32,7 +32,7 @@ fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
         let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
         let volume = a.world.create("v", None).await.unwrap().handle;
         let stop = CancellationToken::new();
-        let desks = [desk(&a, &stop), desk(&b, &stop)];
+        let mailboxes = [mailbox(&a, &stop), mailbox(&b, &stop)];
         let open = a.open(volume).await;
         let file = write(&open, "kept", b"in the store").await;
         // Acknowledged and nowhere but in memory: handing over brings it to the store.
@@ -49,7 +49,8 @@ fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
 
         let pool_b = b.world.controller.pools().get(None).unwrap();
         let taken =
-            take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_millis(1)).await;
+            takeover::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_millis(1))
+                .await;
         let refused = taken.err().expect("it is in use");
         assert!(
             refused.class() == Class::Precondition && refused.to_string().contains("node-a"),
@@ -58,16 +59,17 @@ fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
 
         drop(open);
         let asked = Instant::now();
-        let theirs = take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60))
-            .await
-            .unwrap();
+        let theirs =
+            takeover::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60))
+                .await
+                .unwrap();
         println!("handed over in {:?}", asked.elapsed());
         assert!(a.world.volumes.get(volume.dataset).is_none());
         let read = theirs.served.read(&Caller::root(), file, 0, 100).await.unwrap();
         assert_eq!(read.data.concat(), b"only written");
         stop.cancel();
-        for desk in desks {
-            desk.await.unwrap();
+        for mailbox in mailboxes {
+            mailbox.await.unwrap();
         }
     });
 }
@@ -120,7 +122,7 @@ fn a_live_owner_heeds_a_revocation() {
             drop(open);
             let pool_b = b.world.controller.pools().get(None).unwrap();
             let theirs =
-                take::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60))
+                takeover::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60))
                     .await
                     .unwrap();
             let read =
@@ -191,7 +193,7 @@ fn what_a_dead_node_had_is_deleted_without_it() {
         let open = dead.open(volume).await;
         write(&open, "kept", b"in the store").await;
         let stop = CancellationToken::new();
-        let mailbox = desk(&dead, &stop);
+        let mailbox = mailbox(&dead, &stop);
         let refused = later.world.controller.delete_volume(volume).await.unwrap_err();
         assert!(
             refused.class() == Class::Precondition && refused.to_string().contains("node-a"),

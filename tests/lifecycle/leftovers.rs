@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use zerofs_csi::catalog::Catalog;
 use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Controller, Source, mail};
+use zerofs_csi::control::{Controller, Source, serve_mailbox};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
 use zerofs_csi::fs::db::{self, DbCache};
 use zerofs_csi::types::{Class, Classify, SnapshotHandle, Timestamp, VolumeHandle};
@@ -33,7 +33,7 @@ fn a_checkpoint_made_after_its_snapshot_was_given_up_is_removed() {
             node.controller.create_snapshot(volume, "kept".parse().unwrap(), false).await.unwrap();
         let stop = CancellationToken::new();
         let (pools, volumes) = (node.controller.pools().clone(), node.volumes.clone());
-        let desk = tokio::spawn(mail::serve(
+        let mailbox = tokio::spawn(serve_mailbox(
             pools,
             volumes,
             Arc::new(NoMounts),
@@ -84,7 +84,7 @@ fn a_checkpoint_made_after_its_snapshot_was_given_up_is_removed() {
                 .unwrap(),
         );
         stop.cancel();
-        desk.await.unwrap();
+        mailbox.await.unwrap();
         drop(open);
     });
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Source, mail};
+use zerofs_csi::control::{Source, serve_mailbox};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::{Class, Classify, EntryName};
 
@@ -30,14 +30,14 @@ fn the_owner_makes_the_snapshot_that_another_process_asks_for() {
             .unwrap();
 
         let stop = CancellationToken::new();
-        let desk = mail::serve(
+        let mailbox = serve_mailbox(
             node.controller.pools().clone(),
             node.volumes.clone(),
             Arc::new(NoMounts),
             Duration::from_millis(50),
             stop.clone(),
         );
-        let desk = tokio::spawn(desk);
+        let mailbox = tokio::spawn(mailbox);
         let cut = elsewhere
             .controller
             .create_snapshot(volume, "cut".parse().unwrap(), true)
@@ -54,7 +54,7 @@ fn the_owner_makes_the_snapshot_that_another_process_asks_for() {
         assert_eq!(refused.class(), Class::Precondition);
         assert!(refused.to_string().contains("node-a"), "{refused}");
         stop.cancel();
-        desk.await.unwrap();
+        mailbox.await.unwrap();
         let mut left = node.catalog.bucket().list("nodes/").await.unwrap();
         left.retain(|object| !object.key.contains("/heartbeat/"));
         assert!(left.is_empty(), "{left:?}");
@@ -72,10 +72,10 @@ fn the_owner_makes_the_snapshot_that_another_process_asks_for() {
     });
 }
 
-/// Letters about a volume that is not open here, whose writers are gone, may sort before all
+/// Requests about a volume that is not open here, whose askers are gone, may sort before all
 /// others.
 #[test]
-fn stale_letters_keep_no_new_one_waiting() {
+fn stale_requests_keep_no_new_one_waiting() {
     super::run(async {
         let node = World::new().await;
         let elsewhere = World::on(node.catalog.clone(), "controller-1");
@@ -85,47 +85,47 @@ fn stale_letters_keep_no_new_one_waiting() {
         let (bucket, session) = (node.catalog.bucket(), node.volumes.settings().session);
         for n in 0..80 {
             let checkpoint = other.dataset.incarnation;
-            let letter = format!(
-                r#"{{"format":1,"dataset":"{}","checkpoint":"{checkpoint}"}}"#,
+            let request = format!(
+                r#"{{"format":1,"dataset":"{}","request":{{"checkpoint":{{"snapshot":"{checkpoint}"}}}}}}"#,
                 other.dataset
             );
-            bucket.put(&format!("nodes/{session}/mail/{n:04}"), letter.into()).await.unwrap();
+            bucket.put(&format!("nodes/{session}/request/{n:04}"), request.into()).await.unwrap();
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
         let stop = CancellationToken::new();
         let (pools, volumes) = (node.controller.pools().clone(), node.volumes.clone());
-        let desk = mail::serve(
+        let mailbox = serve_mailbox(
             pools,
             volumes,
             Arc::new(NoMounts),
             Duration::from_millis(50),
             stop.clone(),
         );
-        let desk = tokio::spawn(desk);
+        let mailbox = tokio::spawn(mailbox);
         elsewhere.controller.create_snapshot(volume, "cut".parse().unwrap(), true).await.unwrap();
         stop.cancel();
-        desk.await.unwrap();
+        mailbox.await.unwrap();
         drop(open);
         node.volumes.close(volume.dataset).await.unwrap();
     });
 }
 
-/// Puts a letter as an asker does, and waits for what is answered.
-async fn letter(world: &World, id: &str, text: String) -> serde_json::Value {
+/// Puts a request as an asker does, and waits for the reply.
+async fn ask(world: &World, id: &str, text: String) -> serde_json::Value {
     let (bucket, session) = (world.catalog.bucket(), world.volumes.settings().session);
-    let answer = format!("nodes/{session}/answer/{id}");
-    bucket.delete(std::slice::from_ref(&answer)).await.unwrap();
-    bucket.put(&format!("nodes/{session}/mail/{id}"), text.into()).await.unwrap();
-    let answered = async {
+    let reply = format!("nodes/{session}/reply/{id}");
+    bucket.delete(std::slice::from_ref(&reply)).await.unwrap();
+    bucket.put(&format!("nodes/{session}/request/{id}"), text.into()).await.unwrap();
+    let replied = async {
         loop {
-            if let Some(bytes) = bucket.get(&answer, 1 << 20).await.unwrap() {
-                return serde_json::from_slice::<serde_json::Value>(&bytes).unwrap()["result"]
+            if let Some(bytes) = bucket.get(&reply, 1 << 20).await.unwrap() {
+                return serde_json::from_slice::<serde_json::Value>(&bytes).unwrap()["outcome"]
                     .clone();
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), answered).await.unwrap()
+    tokio::time::timeout(Duration::from_secs(30), replied).await.unwrap()
 }
 
 /// R31: who asks for a claim that has ended must not get a later one closed.
@@ -137,11 +137,11 @@ fn a_hand_over_of_an_earlier_claim_is_void() {
             world.create("a", None).await.unwrap().handle,
             world.create("b", None).await.unwrap().handle,
         ];
-        // The owner looks into its mailbox while it has anything open.
+        // The owner polls its mailbox while it has anything open.
         let _other = world.volumes.open(&world.catalog, other.dataset).await.unwrap();
         let stop = CancellationToken::new();
         let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
-        let desk = tokio::spawn(mail::serve(
+        let mailbox = tokio::spawn(serve_mailbox(
             pools,
             volumes,
             Arc::new(NoMounts),
@@ -153,8 +153,11 @@ fn a_hand_over_of_an_earlier_claim_is_void() {
             record.owner.map(|owner| owner.claim)
         };
         let open = async || drop(world.volumes.open(&world.catalog, volume.dataset).await.unwrap());
-        let text =
-            |claim| format!(r#"{{"format":10,"dataset":"{}","claim":"{claim}"}}"#, volume.dataset);
+        let text = |claim: &str| {
+            let request = format!(r#"{{"hand-over":{{{claim}}}}}"#);
+            format!(r#"{{"format":1,"dataset":"{}","request":{request}}}"#, volume.dataset)
+        };
+        let of = |claim| text(&format!(r#""claim":"{claim}""#));
 
         open().await;
         let first = claim().await.unwrap();
@@ -162,25 +165,21 @@ fn a_hand_over_of_an_earlier_claim_is_void() {
         open().await;
         let second = claim().await.unwrap();
         assert_ne!(first, second);
-        let said = letter(&world, "first", text(first)).await;
-        assert!(said["Err"].as_str().is_some_and(|why| why.contains("earlier claim")), "{said}");
+        let reply = ask(&world, "first", of(first)).await;
+        let why = reply["failed"]["why"].as_str();
+        assert!(why.is_some_and(|why| why.contains("earlier claim")), "{reply}");
         assert_eq!(claim().await, Some(second));
-        assert!(
-            letter(&world, "none", format!(r#"{{"format":10,"dataset":"{}"}}"#, volume.dataset))
-                .await["Err"]
-                .is_string()
-        );
+        assert!(ask(&world, "none", text("")).await["failed"].is_object());
         assert_eq!(claim().await, Some(second));
-        let said = letter(&world, "second", text(second)).await;
-        assert!(said["Ok"].is_null() && said["Err"].is_null(), "{said}");
+        assert_eq!(ask(&world, "second", of(second)).await["done"], "done");
         assert_eq!(claim().await, None);
         stop.cancel();
-        desk.await.unwrap();
+        mailbox.await.unwrap();
     });
 }
 
-/// A letter that is left behind, or comes late, must not put old files over those that were written
-/// since.
+/// A request that is left behind, or comes late, must not put old files over those that were
+/// written since.
 #[test]
 fn a_restore_that_nobody_waits_for_is_not_begun() {
     super::run(async {
@@ -197,26 +196,27 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
             .unwrap()
             .handle;
         world.write(volume, "file", b"new").await;
-        // The owner looks into its mailbox while it has anything open.
+        // The owner polls its mailbox while it has anything open.
         let _other = world.volumes.open(&world.catalog, other.dataset).await.unwrap();
         let stop = CancellationToken::new();
         let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
-        let desk = tokio::spawn(mail::serve(
+        let mailbox = tokio::spawn(serve_mailbox(
             pools,
             volumes,
             Arc::new(NoMounts),
             Duration::from_millis(20),
             stop.clone(),
         ));
-        let text = |call: u8, ticket: Option<&str>| {
+        let text = |call: u8, token: Option<&str>| {
             let call = zerofs_csi::types::Incarnation::from_bytes([call; 16]);
-            let ticket =
-                ticket.map(|ticket| format!(r#","ticket":"{ticket}""#)).unwrap_or_default();
+            let token =
+                token.map(|token| format!(r#","start_token":"{token}""#)).unwrap_or_default();
             let wanted = format!(
                 r#"{{"call":"{call}","snapshot":"{}","from":"file","to":"file","overwrite":true}}"#,
                 cut.snapshot
             );
-            format!(r#"{{"format":9,"dataset":"{}","restore":{wanted}{ticket}}}"#, volume.dataset)
+            let request = format!(r#"{{"restore":{wanted}}}"#);
+            format!(r#"{{"format":1,"dataset":"{}","request":{request}{token}}}"#, volume.dataset)
         };
         let content = async || {
             let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
@@ -224,9 +224,9 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
             read(&open.served, file).await
         };
         let is_new = async |when: &str| {
-            // Answered when the mailbox was looked through once more.
-            letter(&world, "present", format!(r#"{{"format":3,"dataset":"{}"}}"#, other.dataset))
-                .await;
+            // Answered when the mailbox was polled once more.
+            let ping = format!(r#"{{"format":1,"dataset":"{}","request":"ping"}}"#, other.dataset);
+            assert_eq!(ask(&world, "ping", ping).await["done"], "done");
             let begun =
                 world.catalog.bucket().failpoints().passed().get("control.restore.begin").copied();
             assert_eq!(begun, None, "{when}");
@@ -234,8 +234,8 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
         };
         let close = async || world.volumes.close(volume.dataset).await.unwrap();
         let open = async || drop(world.volumes.open(&world.catalog, volume.dataset).await.unwrap());
-        let noted = |said: &serde_json::Value| {
-            said["Ok"]["noted"].as_str().unwrap_or_else(|| panic!("{said}")).to_owned()
+        let token = |reply: &serde_json::Value| {
+            reply["start-token"].as_str().unwrap_or_else(|| panic!("{reply}")).to_owned()
         };
 
         // The asker went away while the volume was closed; then it is opened again.
@@ -243,32 +243,32 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
             tokio::time::sleep(Duration::from_millis(100)).await;
             open().await;
         };
-        let (first, ()) = tokio::join!(letter(&world, "left", text(1, None)), opened);
+        let (first, ()) = tokio::join!(ask(&world, "left", text(1, None)), opened);
         is_new("left behind").await;
-        let first = noted(&first);
-        // The same letter once more: its request was repeated on the way.
-        let second = noted(&letter(&world, "left", text(1, None)).await);
+        let first = token(&first);
+        // The same request once more: the store delivered it twice.
+        let second = token(&ask(&world, "left", text(1, None)).await);
         is_new("twice").await;
         close().await;
         open().await;
         // A token of another opening, or of another call, is void.
-        noted(&letter(&world, "closed", text(1, Some(&first))).await);
-        let third = noted(&letter(&world, "closed", text(1, Some(&second))).await);
-        noted(&letter(&world, "call", text(2, Some(&third))).await);
-        is_new("said to another").await;
+        token(&ask(&world, "closed", text(1, Some(&first))).await);
+        let third = token(&ask(&world, "closed", text(1, Some(&second))).await);
+        token(&ask(&world, "call", text(2, Some(&third))).await);
+        is_new("a token of another").await;
 
-        // The asker that heard the answer says so.
-        let heard = noted(&letter(&world, "x", text(3, None)).await);
-        let mut said = letter(&world, "y", text(3, Some(&heard))).await;
-        while said["Ok"]["running"].is_object() {
-            said = letter(&world, "z", text(3, Some(&heard))).await;
+        // The asker that has seen the reply brings the token back.
+        let given = token(&ask(&world, "x", text(3, None)).await);
+        let mut reply = ask(&world, "y", text(3, Some(&given))).await;
+        while reply["running"].is_object() {
+            reply = ask(&world, "z", text(3, Some(&given))).await;
         }
-        assert_eq!(said["Ok"]["done"]["objects"], 1, "{said}");
-        // A ticket is good for one restore.
-        noted(&letter(&world, "again", text(4, Some(&heard))).await);
+        assert_eq!(reply["done"]["restored"]["objects"], 1, "{reply}");
+        // A token is good for one restore.
+        token(&ask(&world, "again", text(4, Some(&given))).await);
         assert_eq!(world.catalog.bucket().failpoints().passed()["control.restore.begin"], 1);
         stop.cancel();
-        desk.await.unwrap();
+        mailbox.await.unwrap();
         assert_eq!(content().await, b"old");
         close().await;
     });

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use zerofs_csi::bucket::Requests;
 use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Source, mail};
+use zerofs_csi::control::{Source, serve_mailbox};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileKind, FileSystem, SetAttr};
 use zerofs_csi::fs::db::{Database, DbCache};
 use zerofs_csi::fs::key::{self, NameHash};
@@ -123,7 +123,7 @@ async fn idle_hour(volumes: usize) -> Requests {
     let world = World::new().await;
     let stop = CancellationToken::new();
     let (pools, owner) = (world.controller.pools().clone(), world.volumes.clone());
-    let desk = tokio::spawn(mail::serve(
+    let mailbox = tokio::spawn(serve_mailbox(
         pools,
         owner,
         Arc::new(NoMounts),
@@ -141,7 +141,7 @@ async fn idle_hour(volumes: usize) -> Requests {
     tokio::time::sleep(Duration::from_secs(3600)).await;
     let hour = world.catalog.bucket().requests() - before;
     stop.cancel();
-    desk.await.unwrap();
+    mailbox.await.unwrap();
     hour
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use zerofs_csi::catalog::{Catalog, Dataset};
 use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{ControlError, RestoreInPlace, mail};
+use zerofs_csi::control::{ControlError, RestoreInPlace, serve_mailbox};
 use zerofs_csi::fs::Restored;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::check::check;
@@ -214,7 +214,7 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         let elsewhere = World::on(world.catalog.clone(), "controller-1");
         let stop = CancellationToken::new();
         let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
-        let desk = tokio::spawn(mail::serve(
+        let mailbox = tokio::spawn(serve_mailbox(
             pools,
             volumes,
             Arc::new(NoMounts),
@@ -234,7 +234,7 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
             "{missing}"
         );
         stop.cancel();
-        desk.await.unwrap();
+        mailbox.await.unwrap();
 
         // Nobody has it open.
         spoil(&open.served).await;
@@ -751,7 +751,7 @@ fn what_cannot_be_restored_is_told_and_the_rest_is_restored() {
         let elsewhere = World::on(world.catalog.clone(), "controller-1");
         let stop = CancellationToken::new();
         let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
-        let desk = tokio::spawn(mail::serve(
+        let mailbox = tokio::spawn(serve_mailbox(
             pools,
             volumes,
             Arc::new(NoMounts),
@@ -764,7 +764,7 @@ fn what_cannot_be_restored_is_told_and_the_rest_is_restored() {
             "{refused}"
         );
         stop.cancel();
-        desk.await.unwrap();
+        mailbox.await.unwrap();
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
         is_sound(&world, volume, "at the end").await;

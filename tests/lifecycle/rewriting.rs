@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Source, mail};
+use zerofs_csi::control::{Source, serve_mailbox};
 use zerofs_csi::fs::api::{Caller, FileSystem, Stability};
 use zerofs_csi::types::VolumeHandle;
 use zerofs_csi::volume::{Volume, VolumeGuard};
@@ -146,7 +146,7 @@ fn an_open_volume_seals_its_packs_and_goes_on() {
         let other = World::on(world.catalog.clone(), "node-b");
         let stop = CancellationToken::new();
         let pools = world.controller.pools().clone();
-        let serving = tokio::spawn(mail::serve(
+        let serving = tokio::spawn(serve_mailbox(
             pools,
             world.volumes.clone(),
             Arc::new(NoMounts),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Source, mail};
+use zerofs_csi::control::{Source, serve_mailbox};
 use zerofs_csi::types::VolumeHandle;
 
 async fn objects(world: &World, volume: VolumeHandle) -> usize {
@@ -98,7 +98,7 @@ fn the_owner_detaches_what_it_has_open() {
         let open = node.volumes.open(&node.catalog, clone.dataset).await.unwrap();
         let stop = CancellationToken::new();
         let (pools, volumes) = (node.controller.pools().clone(), node.volumes.clone());
-        let desk = tokio::spawn(mail::serve(
+        let mailbox = tokio::spawn(serve_mailbox(
             pools,
             volumes,
             Arc::new(NoMounts),
@@ -115,7 +115,7 @@ fn the_owner_detaches_what_it_has_open() {
                 .find(|kept| kept.what == "dataset clone attached to its origin")
                 .map(|kept| kept.why.clone());
             match why {
-                Some(why) if why.contains("ask again") => {
+                Some(why) if why.contains("in progress; retry") => {
                     tokio::time::sleep(Duration::from_millis(100)).await
                 }
                 Some(why) => break why,
@@ -127,18 +127,18 @@ fn the_owner_detaches_what_it_has_open() {
         drop(open);
         node.volumes.close(clone.dataset).await.unwrap();
         stop.cancel();
-        desk.await.unwrap();
+        mailbox.await.unwrap();
         assert_whole(&world, clone).await;
         assert_whole(&world, second).await;
     });
 }
 
 #[test]
-fn letters_of_the_dead_are_collected() {
+fn requests_of_the_dead_are_collected() {
     super::run(async {
         let world = World::new().await;
         let bucket = world.catalog.bucket();
-        for key in ["nodes/gone/mail/x", "nodes/gone/answer/x", "nodes/gone/heartbeat"] {
+        for key in ["nodes/gone/request/x", "nodes/gone/reply/x", "nodes/gone/heartbeat"] {
             bucket.put(key, bytes::Bytes::from_static(b"{}")).await.unwrap();
         }
         assert_eq!(world.collect().await.remnants, 0, "they may be waited for");

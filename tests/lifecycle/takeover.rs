@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Journal, Source, mail};
+use zerofs_csi::control::{Journal, Source, serve_mailbox};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::EntryName;
 use zerofs_csi::volume::LeaseSettings;
@@ -23,14 +23,14 @@ async fn race(opened_before: bool) {
         node.write(volume, "old", &data(1, 70_000)).await;
     }
     let stop = CancellationToken::new();
-    let desk = mail::serve(
+    let mailbox = serve_mailbox(
         node.controller.pools().clone(),
         node.volumes.clone(),
         Arc::new(NoMounts),
         Duration::from_millis(20),
         stop.clone(),
     );
-    let desk = tokio::spawn(desk);
+    let mailbox = tokio::spawn(mailbox);
 
     let failpoints = node.catalog.bucket().failpoints().clone();
     failpoints.set("volume.care.claimed", "pause").unwrap();
@@ -66,7 +66,7 @@ async fn race(opened_before: bool) {
     drop(open);
     node.volumes.close(volume.dataset).await.unwrap();
     stop.cancel();
-    desk.await.unwrap();
+    mailbox.await.unwrap();
 
     let clone = elsewhere.create("c", Some(Source::Snapshot(cut))).await.unwrap().handle;
     let found = elsewhere.read(clone).await;

@@ -40,7 +40,8 @@ pub use kept::Kept;
 pub use plan::{Candidate, DeadPack, Plan, StrayDatabase};
 pub use rewrite::Worth;
 
-use super::{ControlError, Pool, mail};
+use super::owner::{Owners, sweep_mailboxes};
+use super::{ControlError, Pool};
 use crate::catalog::{Dataset, Snapshot};
 use crate::chunk::Generation;
 use crate::types::{DatasetId, Incarnation, PackId, Timestamp};
@@ -84,7 +85,7 @@ pub struct Collected {
     pub detached: Vec<String>,
     /// Databases that gave up what they had outlived.
     pub databases: usize,
-    /// Ends of names given up long ago, letters that nobody waits for, readers that died,
+    /// Ends of names given up long ago, requests that nobody waits for, readers that died,
     /// checkpoints that came too late.
     pub remnants: usize,
     /// What is tombstoned but still needed, and why.
@@ -139,7 +140,7 @@ pub enum Turn {
 pub struct Collector {
     pool: Pool,
     volumes: Volumes,
-    owner_timeout: Duration,
+    owners: Owners,
     memory: Memory,
     worth: Worth,
     /// Bytes of packs read for rewriting in a second, at most.
@@ -157,14 +158,14 @@ impl Collector {
     pub(super) fn new(
         pool: Pool,
         volumes: Volumes,
-        owner_timeout: Duration,
+        owners: Owners,
         memory: Memory,
         worth: Worth,
     ) -> Self {
         Self {
             pool,
             volumes,
-            owner_timeout,
+            owners,
             memory,
             worth,
             rate: None,
@@ -298,7 +299,7 @@ impl Collector {
         let catalog = &self.pool.catalog;
         let remnants = catalog.sweep(now).await?
             + catalog.sweep_readers(now).await?
-            + mail::sweep(catalog.bucket(), now).await?;
+            + sweep_mailboxes(catalog.bucket(), now).await?;
         let mut done = Collected { remnants, ..Collected::default() };
         for _ in 0..PASSES_MAX {
             let plan = Box::pin(self.plan()).await?;

@@ -26,10 +26,11 @@ use super::plan::{Candidate, PackObject, changed};
 use super::{Collected, Collector, Kept, Listing, Memory};
 use crate::catalog::{Dataset, State};
 use crate::chunk::{ChunkError, ChunkStore, RewritePending, Rewritten};
+use crate::control::ControlError;
+use crate::control::owner::{OwnerRequest, Owners};
 use crate::control::pace::Pace;
-use crate::control::{ControlError, mail};
-use crate::types::{ChunkHash, FamilyId, Incarnation, PackId, SessionId};
-use crate::volume::{VolumeError, is_caretaker, seal_released};
+use crate::types::{ChunkHash, FamilyId, Incarnation, PackId};
+use crate::volume::VolumeError;
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -44,7 +45,7 @@ const CHUNKS_MAX: usize = 512 << 10;
 /// Every row of a family's records is read for a rewriting: beside [`Worth::freed_bytes_min`] it
 /// must free one part of so many of what the family stores.
 const FREED_PART: u64 = 100;
-/// Packs that an owner is asked to seal with one letter.
+/// Packs that an owner is asked to seal with one request.
 const SEALED_AT_ONCE: usize = 64;
 
 /// What is worth rewriting.
@@ -238,11 +239,11 @@ impl Collector {
                 wanted.entry(*head).or_default().push(candidate.pack);
             }
         }
-        let mut silent = HashSet::new();
+        let owners = self.owners.waiting_once();
         for head in catalog.datasets.iter().filter(|d| d.state == State::Ready) {
             let Some(packs) = wanted.get(&head.incarnation) else { continue };
             for packs in packs.chunks(SEALED_AT_ONCE) {
-                if let Err(error) = self.seal_in(head, packs, &mut silent).await {
+                if let Err(error) = self.seal_in(&owners, head, packs).await {
                     let what = format!("packs that dataset {} refers to, mostly dead", head.name);
                     done.kept.push(Kept { what, why: error.to_string() });
                     break;
@@ -254,28 +255,18 @@ impl Collector {
 
     async fn seal_in(
         &self,
+        owners: &Owners,
         head: &Dataset,
         packs: &[PackId],
-        silent: &mut HashSet<SessionId>,
     ) -> Result<(), ControlError> {
-        let id = head.id();
-        match (self.volumes.get(id), head.owner.as_ref().filter(|owner| !is_caretaker(owner))) {
-            (Some(volume), _) => Ok(volume.fs.seal(packs).await?),
-            (None, Some(owner)) => {
-                self.ask(
-                    owner,
-                    silent,
-                    mail::ask_to_seal(&self.pool, head, owner, packs, self.owner_timeout),
-                )
-                .await
-            }
-            (None, None) => {
-                match seal_released(self.volumes.settings(), &self.pool.catalog, id, packs).await {
-                    // Its record is no head's any more: the mark finds that out.
-                    Err(VolumeError::NotFound { .. } | VolumeError::Deleting { .. }) => Ok(()),
-                    sealed => Ok(sealed?),
-                }
-            }
+        let request = OwnerRequest::Seal { packs: packs.to_vec() };
+        match owners.perform(&self.pool, head, &request).await {
+            // Its record is no head's any more: the mark finds that out.
+            Err(
+                ControlError::NotFound { .. }
+                | ControlError::Volume(VolumeError::NotFound { .. } | VolumeError::Deleting { .. }),
+            ) => Ok(()),
+            sealed => sealed,
         }
     }
 

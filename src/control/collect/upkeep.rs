@@ -4,12 +4,13 @@
 
 use super::{Collected, Collector, Kept, Listing};
 use crate::bucket::Listed;
-use crate::catalog::{CatalogError, Dataset, Form, Owner, State};
-use crate::control::{ControlError, mail};
+use crate::catalog::{CatalogError, Dataset, Form, State};
+use crate::control::ControlError;
+use crate::control::owner::{OwnerRequest, Owners};
 use crate::fs::db::Detached;
-use crate::types::{DatasetId, Incarnation, SessionId};
-use crate::volume::{VolumeError, collect_released, detach_released, is_caretaker};
-use std::collections::{BTreeMap, HashSet};
+use crate::types::{DatasetId, Incarnation};
+use crate::volume::{VolumeError, collect_released, is_caretaker};
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 /// Ancestors that a clone reads before it is detached although nothing waits for it.
@@ -108,13 +109,13 @@ impl Collector {
         clones: &[DatasetId],
         done: &mut Collected,
     ) -> Result<bool, ControlError> {
-        let mut silent = HashSet::new();
+        let owners = self.owners.waiting_once();
         for id in clones {
             if done.detached.len() >= DETACHED_MAX {
                 break;
             }
             let Some(at) = self.pool.catalog.dataset_by_id(*id).await? else { continue };
-            match Box::pin(self.detach(&at.record, &mut silent)).await {
+            match Box::pin(self.detach(&owners, &at.record)).await {
                 Ok(Detached::Whole) => done.detached.push(id.to_string()),
                 Ok(Detached::Held) => {
                     let why = "states from before its detaching still read its origin's database: \
@@ -137,29 +138,10 @@ impl Collector {
 
     /// Whoever may write to the clone's database rewrites it; then its record says so, and it is
     /// its origin's dependant no more.
-    async fn detach(
-        &self,
-        clone: &Dataset,
-        silent: &mut HashSet<SessionId>,
-    ) -> Result<Detached, ControlError> {
+    async fn detach(&self, owners: &Owners, clone: &Dataset) -> Result<Detached, ControlError> {
         let id = clone.id();
         self.pool.step("collect.detach.begin").await?;
-        let detached =
-            match (self.volumes.get(id), clone.owner.as_ref().filter(|owner| !is_caretaker(owner)))
-            {
-                (Some(volume), _) => volume.fs.detach().await?,
-                (None, Some(owner)) => {
-                    self.ask(
-                        owner,
-                        silent,
-                        mail::ask_to_detach(&self.pool, clone, owner, self.owner_timeout),
-                    )
-                    .await?
-                }
-                (None, None) => {
-                    detach_released(self.volumes.settings(), &self.pool.catalog, id).await?
-                }
-            };
+        let detached = owners.perform(&self.pool, clone, &OwnerRequest::Detach).await?;
         if detached == Detached::Whole {
             self.pool.step("collect.detach.whole").await?;
             let marked = self.pool.catalog.update_dataset(id, |dataset| {
@@ -176,24 +158,6 @@ impl Collector {
             }
         }
         Ok(detached)
-    }
-
-    /// Asks an owner, unless it is `silent`: one that did not answer for one volume is not waited
-    /// for again.
-    pub(super) async fn ask<T>(
-        &self,
-        owner: &Owner,
-        silent: &mut HashSet<SessionId>,
-        letter: impl Future<Output = Result<T, ControlError>>,
-    ) -> Result<T, ControlError> {
-        if silent.contains(&owner.session) {
-            return Err(ControlError::Unavailable(format!("node {} does not answer", owner.node)));
-        }
-        let asked = letter.await;
-        if asked.is_err() {
-            silent.insert(owner.session);
-        }
-        asked
     }
 
     /// Collects the databases of released datasets; one that a node has opened meanwhile is its
@@ -237,6 +201,8 @@ impl Collector {
 mod tests {
     use super::super::plan::tests::{dataset, snapshot};
     use super::*;
+    use crate::catalog::Owner;
+    use crate::types::SessionId;
 
     #[test]
     fn clones_leave_origins_that_go_and_chains_that_grow() {

@@ -119,7 +119,7 @@ impl Controller {
         Collector::new(
             pool.clone(),
             self.volumes.clone(),
-            self.owner_timeout,
+            self.owners.clone(),
             self.memory.clone(),
             self.worth,
         )

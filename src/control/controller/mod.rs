@@ -12,13 +12,12 @@ mod writable;
 
 pub(super) use query::within;
 pub use release::Journal;
-pub use restore::{RestoreInPlace, TreePath};
-pub(super) use restore::{class_name, restore};
 pub use writable::writable_name;
 
 use super::busy::{Busy, Call, Queues};
 use super::collect::{Memory, Worth};
-use super::node::{Mounts, NoMounts};
+use super::node::Mounts;
+use super::owner::Owners;
 use super::{ControlError, Pool, Pools};
 use crate::catalog::{Dataset, Form, Properties, Snapshot};
 use crate::types::{DatasetId, DatasetName, Incarnation, PoolId, SnapshotHandle, VolumeHandle};
@@ -82,10 +81,7 @@ pub struct SnapshotInfo {
 pub struct Controller {
     pools: Pools,
     volumes: Volumes,
-    /// Of this process, written out before a snapshot.
-    mounts: Arc<dyn Mounts>,
-    /// How long the owner of a volume in another process may take to answer.
-    owner_timeout: Duration,
+    owners: Owners,
     busy: Busy,
     /// Clones of one dataset swap its manifest and its snapshot's record one after the other: at
     /// once they would repeat each other's (R13).
@@ -100,12 +96,10 @@ pub struct Controller {
 impl Controller {
     /// `volumes`: those of this process, whose snapshots are made right here.
     pub fn new(pools: Pools, volumes: Volumes) -> Self {
-        let (mounts, owner_timeout) = (Arc::new(NoMounts), OWNER_TIMEOUT);
         Self {
             pools,
+            owners: Owners::new(volumes.clone(), OWNER_TIMEOUT),
             volumes,
-            mounts,
-            owner_timeout,
             busy: Busy::default(),
             sources: Queues::default(),
             tombstoned: Arc::default(),
@@ -117,13 +111,13 @@ impl Controller {
     /// With the mounts of this process, whose dirty pages a snapshot shall hold.
     #[must_use]
     pub fn with_mounts(mut self, mounts: Arc<dyn Mounts>) -> Self {
-        self.mounts = mounts;
+        self.owners = self.owners.with_mounts(mounts);
         self
     }
 
     #[must_use]
     pub fn with_owner_timeout(mut self, limit: Duration) -> Self {
-        self.owner_timeout = limit;
+        self.owners = self.owners.with_timeout(limit);
         self
     }
 

@@ -10,10 +10,11 @@
 use super::Controller;
 use crate::bucket::PutNew;
 use crate::catalog::{Dataset, Owner, Revocation, RevocationReason, State};
-use crate::control::take::{self, Life, Outcome};
-use crate::control::{ControlError, Pool, mail};
+use crate::control::owner::{OwnerReply, OwnerRequest, ask_owner, owner_of};
+use crate::control::takeover::{self, Outcome, WhileAlive};
+use crate::control::{ControlError, Pool};
 use crate::types::{ClaimId, Timestamp, VolumeHandle};
-use crate::volume::{VolumeError, finish_release, is_caretaker, release_lost, unvoided};
+use crate::volume::{VolumeError, finish_release, release_lost, unvoided};
 use std::time::Duration;
 
 /// How long a deletion waits for the lease of a node that is silent: within the minute of
@@ -114,7 +115,7 @@ impl Controller {
         owner: &Owner,
     ) -> Result<(), ControlError> {
         let (name, node) = (&dataset.name, &owner.node);
-        if mail::ask_for_life(pool, dataset, owner, self.owner_timeout).await.is_err() {
+        if self.ask(pool, dataset, owner, &OwnerRequest::Ping).await.is_err() {
             return Err(ControlError::Precondition(format!(
                 "volume {name} belongs to node {node}, which does not answer: start it again, and \
                  nothing is lost; or, if that \
@@ -123,10 +124,8 @@ impl Controller {
                  changes that were not synced)"
             )));
         }
-        let asked =
-            mail::ask_to_hand_over(pool, name.as_str(), dataset.id(), owner, self.owner_timeout)
-                .await;
-        asked.map_err(|error| {
+        let request = OwnerRequest::HandOver { claim: owner.claim };
+        self.ask(pool, dataset, owner, &request).await.map(drop).map_err(|error| {
             ControlError::Precondition(format!(
                 "volume {name} is open on node {node}, which answers ({error}): unmount it there, \
                  then repeat; or release it by force, \
@@ -177,7 +176,8 @@ impl Controller {
              its lease must have expired"
         );
         let waited =
-            take::until_stopped(pool, &self.volumes, dataset.id(), owner, Life::Tolerated).await?;
+            takeover::until_stopped(pool, &self.volumes, dataset.id(), owner, WhileAlive::Wait)
+                .await?;
         if let Outcome::Stopped(expired) = waited {
             match release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &expired).await
             {
@@ -208,8 +208,10 @@ impl Controller {
         }
         let waited = tokio::select! {
             // It answers sooner than it shows.
-            Ok(()) = mail::ask_for_life(pool, dataset, owner, self.owner_timeout) => return Ok(false),
-            waited = take::until_stopped(pool, &self.volumes, dataset.id(), owner, Life::Decides) => waited?,
+            Ok(_) = self.ask(pool, dataset, owner, &OwnerRequest::Ping) => return Ok(false),
+            waited = takeover::until_stopped(
+                pool, &self.volumes, dataset.id(), owner, WhileAlive::GiveUp,
+            ) => waited?,
             () = tokio::time::sleep(DELETE_PATIENCE) => return Ok(false),
         };
         match waited {
@@ -221,6 +223,17 @@ impl Controller {
                 Ok(true)
             }
         }
+    }
+
+    async fn ask(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        owner: &Owner,
+        request: &OwnerRequest,
+    ) -> Result<OwnerReply, ControlError> {
+        let (id, name, limit) = (dataset.id(), dataset.name.as_str(), self.owners.timeout());
+        ask_owner(pool, id, name, owner, request, limit).await
     }
 
     async fn revoke(
@@ -240,9 +253,4 @@ impl Controller {
         };
         Ok(pool.catalog.put_revocation(owner.session, &revocation).await?)
     }
-}
-
-/// Who has it, a caretaker left out.
-fn owner_of(dataset: &Dataset) -> Option<&Owner> {
-    dataset.owner.as_ref().filter(|owner| !is_caretaker(owner))
 }

@@ -1,15 +1,14 @@
 //! CreateSnapshot: the intent, the checkpoint by whoever may make it, ready (R3).
 
 use super::{Controller, SNAPSHOTS_MAX, SnapshotInfo, check, snapshot_info};
-use crate::catalog::{CatalogError, Dataset, Owner, Snapshot, State, Versioned};
-use crate::control::{ControlError, Pool, mail};
-use crate::fs::api::FileSystem;
-use crate::fs::db::CheckpointId;
+use crate::catalog::{CatalogError, Dataset, Snapshot, State, Versioned};
+use crate::control::owner::{Checkpointed, OwnerRequest};
+use crate::control::{ControlError, Pool};
 use crate::types::{
     Classify, DatasetId, Incarnation, NameKey, SNAPSHOT_SERIAL_MAX as SERIAL_MAX, SnapshotId,
     SnapshotName, Timestamp, VolumeHandle,
 };
-use crate::volume::{VolumeError, checkpoint_released, is_caretaker};
+use crate::volume::VolumeError;
 
 impl Controller {
     /// `csi_name`: the name is unique in the pool, as CSI demands; otherwise only in the dataset.
@@ -71,12 +70,13 @@ impl Controller {
             // Its name may still be reserved for it; the collector gives it back.
             State::Deleting | State::Dead => return Err(self.name_in_use(&at.record.name)),
         }
-        let (checkpoint, referenced) =
-            Box::pin(self.checkpoint(pool, dataset, id.snapshot.incarnation)).await?;
+        let request = OwnerRequest::Checkpoint { snapshot: id.snapshot.incarnation };
+        let Checkpointed { checkpoint, referenced } =
+            self.owners.perform(pool, dataset, &request).await?;
         pool.step("control.snapshot.checkpoint").await?;
         let ready = Snapshot {
             state: State::Ready,
-            checkpoint: Some(checkpoint.0),
+            checkpoint: Some(checkpoint),
             referenced,
             ..at.record.clone()
         };
@@ -91,77 +91,6 @@ impl Controller {
         let why = "clones may still keep it: delete those, repeat after a collection, or choose \
             another name";
         ControlError::NameInUse { what: format!("snapshot {name}"), why }
-    }
-
-    /// A checkpoint of everything acknowledged, made by the owner, or by us where there is none.
-    /// Also the bytes in use, where known.
-    async fn checkpoint(
-        &self,
-        pool: &Pool,
-        dataset: &Dataset,
-        name: Incarnation,
-    ) -> Result<(CheckpointId, Option<u64>), ControlError> {
-        let id = dataset.id();
-        if let Some(volume) = self.volumes.get(id) {
-            // What is only in the kernel's page cache would not be in the snapshot. A mount that is
-            // too slow does not stop it.
-            if let Err(error) = self.mounts.sync(id).await {
-                tracing::warn!(
-                    dataset = %dataset.name,
-                    %error,
-                    "the snapshot may lack what programs wrote and did not sync"
-                );
-            }
-            let made = volume.fs.snapshot(&name.to_string()).await?;
-            let stat = volume.fs.statfs().await?;
-            return Ok((made, Some(stat.total_bytes.saturating_sub(stat.free_bytes))));
-        }
-        match &dataset.owner {
-            Some(owner) if !is_caretaker(owner) => {
-                self.checkpoint_owned(pool, dataset, owner, name).await
-            }
-            _ => match checkpoint_released(
-                self.volumes.settings(),
-                &pool.catalog,
-                id,
-                &name.to_string(),
-            )
-            .await
-            {
-                Ok(made) => Ok((made, None)),
-                // A node opened it since its record was read: it makes the checkpoint.
-                Err(VolumeError::Owned { .. }) => {
-                    let absent =
-                        || ControlError::NotFound { what: format!("volume {}", dataset.name) };
-                    let now = pool.catalog.dataset_by_id(id).await?.ok_or_else(absent)?.record;
-                    match now.owner.as_ref().filter(|owner| !is_caretaker(owner)) {
-                        Some(owner) => self.checkpoint_owned(pool, &now, owner, name).await,
-                        None => Err(ControlError::InProgress {
-                            what: format!("volume {}", dataset.name),
-                        }),
-                    }
-                }
-                Err(error) => Err(error.into()),
-            },
-        }
-    }
-
-    /// Asks a node for the checkpoint.
-    async fn checkpoint_owned(
-        &self,
-        pool: &Pool,
-        dataset: &Dataset,
-        owner: &Owner,
-        name: Incarnation,
-    ) -> Result<(CheckpointId, Option<u64>), ControlError> {
-        if owner.node == self.volumes.settings().node {
-            return Err(ControlError::Unavailable(format!(
-                "snapshot of volume {}: it is being opened or closed here: repeat",
-                dataset.name
-            )));
-        }
-        let made = mail::ask(pool, dataset, owner, name, self.owner_timeout).await?;
-        Ok((CheckpointId(made.checkpoint), Some(made.referenced)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Stage and unstage: a volume opened, served and mounted once on this node.
 
-use super::super::{ControlError, take};
+use super::super::{ControlError, takeover};
 use super::address::candidates;
 use super::agent::{NodeAgent, Staged, State};
 use super::endpoint::{EndpointError, Endpoints};
@@ -106,7 +106,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             // Kubelet asks again after minutes: waiting for another node's lease in here is the
             // faster way (R27).
             let patience = deadline.saturating_duration_since(Instant::now());
-            let open = take::open(pool, &self.volumes, volume.dataset, patience).await?;
+            let open = takeover::open(pool, &self.volumes, volume.dataset, patience).await?;
             if !open.is_owned() && record.access == Access::ReadWrite {
                 return Err(ControlError::Precondition(format!(
                     "volume {volume} is a snapshot, read only: use it with a read-only access mode \

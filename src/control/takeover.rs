@@ -1,17 +1,18 @@
-//! Opening a dataset that another node may have (R26, R27).
+//! Opening a dataset that another node may own (R26, R27).
 //!
 //! ```text
-//! open ──▶ Owned ──▶ ask the owner by mail ──▶ not used there: it closes and releases ──▶ open
-//!            │  └──▶ watch its heartbeats ───▶ none for a whole lease: it must have stopped ──▶ take over
-//!            └─────▶ look at the record ─────▶ released meanwhile ──▶ open
+//! open ──▶ Owned ──▶ ask the owner to hand over ──▶ not in use there: it closes and releases ──▶ open
+//!            │  └──▶ watch its heartbeats ────────▶ none for a whole lease: it must have stopped ──▶ take over
+//!            └─────▶ poll the record ─────────────▶ released meanwhile ──▶ open
 //! ```
 //! All three go on at once until one leads to the dataset, or the caller's patience ends. A dataset
 //! that is in use on a node that is alive is never taken here: only that node, or a revocation,
 //! gives it up.
 //!
-//! A caller that is dropped leaves a letter, which the owner answers and the collector removes.
+//! A caller that is dropped leaves a request, which the owner answers and the collector removes.
 
-use super::{ControlError, Pool, mail};
+use super::owner::{OwnerRequest, ask_owner};
+use super::{ControlError, Pool};
 use crate::catalog::Owner;
 use crate::types::{Class, Classify, DatasetId};
 use crate::volume::{Attached, ExpiredLease, Verdict, VolumeError, Volumes, Watch};
@@ -20,17 +21,17 @@ use futures::future::BoxFuture;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Between looks at the record: an owner that releases is noticed within half a second.
+/// Between reads of the record: an owner that releases is noticed within half a second.
 const RECORD_POLL: Duration = Duration::from_millis(400);
-/// Between looks at the owner's heartbeats, unless the next one decides.
-const SIGNS_POLL: Duration = Duration::from_secs(2);
+/// Between listings of the owner's heartbeats, unless the next one decides.
+const HEARTBEAT_POLL: Duration = Duration::from_secs(2);
 /// An owner that uses the dataset is asked again after this.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
+const ASK_RETRY: Duration = Duration::from_secs(10);
 /// How long an answer is waited for: an owner that is alive sees the request with the next renewal
 /// of its lease, after a third of it (20 s at most), and then closes the volume.
 const ASK_LIMIT: Duration = Duration::from_secs(30);
 
-/// Opens a dataset, taking it from another node if that may be. One that is a snapshot is read: it
+/// Opens a dataset, wait it from another node if that may be. One that is a snapshot is read: it
 /// has no owner, and needs no lease.
 ///
 /// # Errors
@@ -42,7 +43,7 @@ pub async fn open(
     patience: Duration,
 ) -> Result<Attached, ControlError> {
     let deadline = Instant::now() + patience;
-    let mut taking = Taking::new(pool, volumes, id);
+    let mut wait = Wait::new(pool, volumes, id);
     let mut expired: Option<ExpiredLease> = None;
     loop {
         let opened = match &expired {
@@ -57,14 +58,14 @@ pub async fn open(
         };
         let now = Instant::now();
         if now >= deadline {
-            return Err(taking.refused(&dataset, &owner, patience));
+            return Err(wait.refused(&dataset, &owner, patience));
         }
-        expired = taking.wait(&dataset, &owner, deadline).await?;
+        expired = wait.step(&dataset, &owner, deadline).await?;
     }
 }
 
-/// What is known of the owner, and what is under way.
-struct Taking<'a> {
+/// A wait for an owner: what is known of it, and what is under way.
+struct Wait<'a> {
     pool: &'a Pool,
     volumes: &'a Volumes,
     id: DatasetId,
@@ -72,18 +73,28 @@ struct Taking<'a> {
     look_at: Instant,
     asking: Option<BoxFuture<'a, Result<(), ControlError>>>,
     ask_at: Instant,
-    /// Why it keeps the dataset, if it said so.
-    said: Option<String>,
+    /// Why the owner keeps the dataset, if it answered.
+    refusal: Option<String>,
 }
 
-impl<'a> Taking<'a> {
+impl<'a> Wait<'a> {
     fn new(pool: &'a Pool, volumes: &'a Volumes, id: DatasetId) -> Self {
         let now = Instant::now();
-        Self { pool, volumes, id, watch: None, look_at: now, asking: None, ask_at: now, said: None }
+        Self {
+            pool,
+            volumes,
+            id,
+            watch: None,
+            look_at: now,
+            asking: None,
+            ask_at: now,
+            refusal: None,
+        }
     }
 
-    /// Until it is worth another try; the finding, if the owner must have stopped.
-    async fn wait(
+    /// Waits until another opening may succeed; answers the expired lease if the owner must have
+    /// stopped.
+    async fn step(
         &mut self,
         dataset: &str,
         owner: &Owner,
@@ -93,12 +104,11 @@ impl<'a> Taking<'a> {
             tracing::info!(
                 dataset,
                 owner = owner.node,
-                "the dataset is another node's: asking for it, and waiting for the end of that \
-                 node's lease"
+                "dataset owned by another node; requested hand-over, waiting for lease expiry"
             );
             let now = Instant::now();
             self.watch = Some(self.volumes.watch(&self.pool.catalog, self.id, owner));
-            (self.look_at, self.ask_at, self.asking, self.said) = (now, now, None, None);
+            (self.look_at, self.ask_at, self.asking, self.refusal) = (now, now, None, None);
         }
         if let Some(expired) = self.look().await? {
             return Ok(Some(expired));
@@ -106,8 +116,10 @@ impl<'a> Taking<'a> {
         if self.asking.is_none() && Instant::now() >= self.ask_at {
             let (pool, id, dataset, owner) =
                 (self.pool, self.id, dataset.to_owned(), owner.clone());
-            let ask =
-                async move { mail::ask_to_hand_over(pool, &dataset, id, &owner, ASK_LIMIT).await };
+            let ask = async move {
+                let request = OwnerRequest::HandOver { claim: owner.claim };
+                ask_owner(pool, id, &dataset, &owner, &request, ASK_LIMIT).await.map(drop)
+            };
             self.asking = Some(ask.boxed());
         }
         let until = deadline.min(self.look_at).min(Instant::now() + RECORD_POLL);
@@ -117,8 +129,8 @@ impl<'a> Taking<'a> {
         };
         if let Ok(answer) = tokio::time::timeout_at(until, asking).await {
             self.asking = None;
-            self.ask_at = Instant::now() + ASK_AGAIN;
-            self.said = answer.err().map(|error| error.to_string());
+            self.ask_at = Instant::now() + ASK_RETRY;
+            self.refusal = answer.err().map(|error| error.to_string());
         }
         Ok(None)
     }
@@ -131,7 +143,7 @@ impl<'a> Taking<'a> {
         match watch.look().await? {
             Verdict::Expired(expired) => Ok(Some(expired)),
             Verdict::MayLive { wait } => {
-                self.look_at = Instant::now() + wait.min(SIGNS_POLL);
+                self.look_at = Instant::now() + wait.min(HEARTBEAT_POLL);
                 Ok(None)
             }
         }
@@ -139,10 +151,10 @@ impl<'a> Taking<'a> {
 
     fn refused(&self, dataset: &str, owner: &Owner, patience: Duration) -> ControlError {
         let (node, secs) = (&owner.node, patience.as_secs());
-        let said = self.said.as_deref().unwrap_or("it did not answer, and shows signs of life");
+        let why = self.refusal.as_deref().unwrap_or("it did not answer, but renews its lease");
         ControlError::Precondition(format!(
-            "dataset {dataset} is open on node {node}, and stayed so for {secs} s ({said}): stop \
-             what uses it there, or take it away with \
+            "dataset {dataset} is open on node {node}, and stayed so for {secs} s ({why}): stop \
+             what uses it there, or revoke that node's claim with \
              `zerofs-csi dataset release {dataset} --force`"
         ))
     }
@@ -150,19 +162,19 @@ impl<'a> Taking<'a> {
 
 /// What became of an owner that was waited for.
 pub(super) enum Outcome {
-    /// Its claim is the record's no more: released, or another's.
+    /// The record names no owner, or another claim.
     Ended,
     /// It must have stopped.
     Stopped(ExpiredLease),
     Alive,
 }
 
-/// Whether a sign of life ends the waiting.
+/// What to do while the owner renews its lease.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Life {
-    /// The owner was told to give the dataset up, and will.
-    Tolerated,
-    Decides,
+pub(super) enum WhileAlive {
+    /// Its claim was revoked, and it will give the dataset up.
+    Wait,
+    GiveUp,
 }
 
 /// Waits until an owner's claim has ended, or it must have stopped.
@@ -171,28 +183,30 @@ pub(super) async fn until_stopped(
     volumes: &Volumes,
     id: DatasetId,
     owner: &Owner,
-    life: Life,
+    while_alive: WhileAlive,
 ) -> Result<Outcome, ControlError> {
-    let mut taking = Taking::new(pool, volumes, id);
-    taking.watch = Some(volumes.watch(&pool.catalog, id, owner));
+    let mut wait = Wait::new(pool, volumes, id);
+    wait.watch = Some(volumes.watch(&pool.catalog, id, owner));
     loop {
         let record = pool.catalog.dataset_by_id(id).await?;
         let now = record.and_then(|at| at.record.owner);
         if now.is_none_or(|now| now.claim != owner.claim) {
             return Ok(Outcome::Ended);
         }
-        match taking.look().await {
+        match wait.look().await {
             Ok(Some(expired)) => return Ok(Outcome::Stopped(expired)),
             Err(error) if error.class() != Class::Unavailable => return Err(error),
-            // A look that failed has seen nothing; the next one may.
+            // The store did not answer; the next look may tell more.
             Ok(None) | Err(_) => {}
         }
-        if life == Life::Decides && taking.watch.as_ref().is_some_and(Watch::has_seen_life) {
+        if while_alive == WhileAlive::GiveUp
+            && wait.watch.as_ref().is_some_and(Watch::has_seen_life)
+        {
             return Ok(Outcome::Alive);
         }
         let soon = Instant::now() + RECORD_POLL;
-        tokio::time::sleep_until(if taking.look_at > Instant::now() {
-            taking.look_at.min(soon)
+        tokio::time::sleep_until(if wait.look_at > Instant::now() {
+            wait.look_at.min(soon)
         } else {
             soon
         })

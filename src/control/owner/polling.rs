@@ -1,10 +1,10 @@
-//! When an owner looks into its mailbox beside what the renewals of its lease show it.
+//! When an owner polls its mailbox beside what the renewals of its lease show it.
 //!
 //! - After something was written, once: a volume in use is the one that snapshots are asked of, and
-//!   its own requests are more than this
-//!   one. An owner that writes every two seconds answers within two.
-//! - For half a minute after a volume was opened or a letter was there, at every turn: one request
-//!   is often followed by another.
+//!   its own requests are more than this one. An owner that writes every two seconds answers within
+//!   two.
+//! - For half a minute after a volume was opened or a request was there, at every interval: one
+//!   request is often followed by another.
 //!
 //! An idle volume is neither, and costs nothing here.
 
@@ -29,7 +29,7 @@ struct Seen {
 }
 
 impl Polling {
-    /// Whether the mailbox in a pool is to be looked into. Makes no request.
+    /// Whether the mailbox in a pool is to be polled. Makes no request.
     pub fn is_due(&mut self, pool: PoolId, volumes: &Volumes) -> bool {
         let open = volumes.list().into_iter().filter(|volume| volume.pool == pool);
         let changes = open.map(|volume| (volume.dataset.id(), volume.fs.changes())).collect();
@@ -58,7 +58,7 @@ mod tests {
     use crate::types::{Incarnation, NameKey};
 
     #[test]
-    fn an_idle_volume_is_not_looked_after() {
+    fn an_idle_volume_is_not_polled_for() {
         let volume = |n| DatasetId {
             key: NameKey::from_bytes([n; 16]),
             incarnation: Incarnation::from_bytes([n; 16]),

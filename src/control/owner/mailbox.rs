@@ -1,0 +1,377 @@
+//! Carrier: the mailbox of a node session in the bucket, which reaches the owner of a volume in
+//! another process whatever firewalls there are.
+//!
+//! ```text
+//! asker: put nodes/<session>/request/<id> ──▶ owner: reads, acts, puts nodes/<session>/reply/<id>, deletes the request
+//! asker: polls the reply, deletes it           │ no reply in time: the asker deletes its request
+//! ```
+//! A request is only about a dataset that the session has open (a hand-over also of one that it
+//! owns). It may be acted on although nobody waits any longer, even an hour later, except for a
+//! restore, which starts only with a start token ([`long`](super::long)).
+//!
+//! A crash of either side leaves a request or a reply of some hundred bytes; the owner removes its
+//! replies when they are old, and the collector both.
+
+use super::request::{OwnerReply, OwnerRequest};
+use crate::bucket::{Bucket, Listed, PutNew};
+use crate::catalog::{Owner, mailbox_reply, mailbox_requests};
+use crate::control::{ControlError, Pool};
+use crate::fs::Restored;
+use crate::types::{Class, Classify, DatasetId, Incarnation};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, SystemTime};
+
+/// The version of requests and replies.
+const FORMAT: u32 = 1;
+/// The largest request or reply.
+pub(super) const BYTES_MAX: u64 = 16 << 10;
+/// The first wait for a reply; it grows to `POLL_MAX`.
+const POLL_MIN: Duration = Duration::from_millis(50);
+const POLL_MAX: Duration = Duration::from_secs(1);
+/// Between questions whether an owner has done what takes long.
+const PROGRESS_POLL: Duration = Duration::from_millis(300);
+/// Older requests and replies are nobody's, whatever clock says so: askers wait for seconds.
+const MESSAGE_AGE_MAX: Duration = Duration::from_secs(3600);
+/// Older heartbeats and revocations are of sessions that have ended: one that lives has younger
+/// ones.
+const STATUS_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Message {
+    format: u32,
+    pub(super) dataset: DatasetId,
+    pub(super) request: OwnerRequest,
+    /// From an earlier reply, which the asker has therefore seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) start_token: Option<Incarnation>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Reply {
+    format: u32,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Outcome {
+    Done(OwnerReply),
+    Failed {
+        class: Class,
+        why: String,
+    },
+    /// Not started: it is when the next request brings this back.
+    StartToken(Incarnation),
+    Running(Restored),
+}
+
+impl From<Result<OwnerReply, ControlError>> for Outcome {
+    fn from(done: Result<OwnerReply, ControlError>) -> Self {
+        match done {
+            Ok(reply) => Self::Done(reply),
+            Err(error) => Self::failed(error.class(), error.to_string()),
+        }
+    }
+}
+
+impl Outcome {
+    pub(super) fn failed(class: Class, why: impl Into<String>) -> Self {
+        Self::Failed { class, why: why.into() }
+    }
+
+    pub(super) fn encode(self) -> Result<Vec<u8>, ControlError> {
+        encode(&Reply { format: FORMAT, outcome: self })
+    }
+}
+
+fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, ControlError> {
+    serde_json::to_vec(message).map_err(|error| ControlError::Internal(error.to_string()))
+}
+
+/// A request as it was put, or what its asker is told of one that cannot be read.
+pub(super) fn decode_request(bytes: &[u8]) -> Result<Message, Outcome> {
+    decode(bytes).map_err(|why| Outcome::failed(Class::Unsupported, why))
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    #[derive(Deserialize)]
+    struct Version {
+        format: u32,
+    }
+    let incompatible =
+        |why: String| format!("incompatible version ({why}): run one version everywhere");
+    let Version { format } =
+        serde_json::from_slice(bytes).map_err(|error| incompatible(error.to_string()))?;
+    if format != FORMAT {
+        return Err(incompatible(format!("format {format}, not {FORMAT}")));
+    }
+    serde_json::from_slice(bytes).map_err(|error| incompatible(error.to_string()))
+}
+
+/// The owner that is asked, and what about.
+#[derive(Clone, Copy)]
+pub(super) struct Addressee<'a> {
+    pub(super) pool: &'a Pool,
+    pub(super) owner: &'a Owner,
+    pub(super) dataset: DatasetId,
+    /// The dataset's name, for messages.
+    pub(super) name: &'a str,
+}
+
+/// Why there is no reply.
+pub(super) enum Unanswered {
+    /// Within the limit.
+    Silent(ControlError),
+    /// The owner answered that it cannot or may not, or the store did.
+    Failed(ControlError),
+}
+
+impl From<Unanswered> for ControlError {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::Silent(error) | Unanswered::Failed(error) => error,
+        }
+    }
+}
+
+/// Asks an owner. `limit`: for each reply; a long request whose end is awaited has several.
+pub(super) async fn ask(
+    to: Addressee<'_>,
+    request: &OwnerRequest,
+    limit: Duration,
+    progress: &(dyn Fn(Restored) + Sync),
+) -> Result<OwnerReply, Unanswered> {
+    let failed = |class, why: &str| {
+        let what = request.describe(to.name);
+        let why = format!("{what}: node {}: {why}", to.owner.node);
+        Err(Unanswered::Failed(ControlError::Refused { class, why }))
+    };
+    let mut message = Message {
+        format: FORMAT,
+        dataset: to.dataset,
+        request: request.clone(),
+        start_token: None,
+    };
+    loop {
+        match send(to, &message, limit).await? {
+            Outcome::Done(reply) => return Ok(reply),
+            Outcome::Failed { class, why } => return failed(class, &why),
+            // Brought back at once: it is forgotten after a while.
+            Outcome::StartToken(token) => message.start_token = Some(token),
+            Outcome::Running(_) if !request.is_awaited() => {
+                return failed(Class::InProgress, "in progress; retry");
+            }
+            Outcome::Running(now) => {
+                progress(now);
+                tokio::time::sleep(PROGRESS_POLL).await;
+            }
+        }
+    }
+}
+
+async fn send(
+    to: Addressee<'_>,
+    message: &Message,
+    limit: Duration,
+) -> Result<Outcome, Unanswered> {
+    let (bucket, session) = (to.pool.catalog.bucket(), to.owner.session);
+    let id = Incarnation::random().to_string();
+    let (request_key, reply_key) = (mailbox_requests(session) + &id, mailbox_reply(session, &id));
+    let bytes = encode(message).map_err(Unanswered::Failed)?;
+    let put = bucket.put_new(&request_key, bytes.into()).await;
+    match put.map_err(|error| Unanswered::Failed(error.into()))? {
+        PutNew::Created => {}
+        PutNew::Exists => {
+            let why = format!("a random name was taken: {request_key}");
+            return Err(Unanswered::Failed(ControlError::Internal(why)));
+        }
+    }
+    let reply = tokio::time::timeout(limit, poll(bucket, &reply_key)).await;
+    // What is left behind is removed by the owner, or by the collector, when it is old.
+    if let Err(error) = bucket.delete(&[request_key, reply_key]).await {
+        tracing::debug!(%error, "a mailbox request was not deleted: the collector does that later");
+    }
+    match reply {
+        Ok(outcome) => outcome.map_err(Unanswered::Failed),
+        Err(_) => Err(Unanswered::Silent(ControlError::Unavailable(format!(
+            "{}: node {}, which has it open, did not answer within {} s; check its log, then \
+             retry; if that machine is gone, run `zerofs-csi dataset release {} --force`",
+            message.request.describe(to.name),
+            to.owner.node,
+            limit.as_secs(),
+            to.name
+        )))),
+    }
+}
+
+async fn poll(bucket: &Bucket, key: &str) -> Result<Outcome, ControlError> {
+    let mut pause = POLL_MIN;
+    loop {
+        tokio::time::sleep(pause).await;
+        if let Some(bytes) = bucket.get(key, BYTES_MAX).await? {
+            let reply: Reply = decode(&bytes)
+                .map_err(|why| ControlError::Unavailable(format!("reading {key}: {why}")))?;
+            return Ok(reply.outcome);
+        }
+        pause = (pause * 2).min(POLL_MAX);
+    }
+}
+
+/// Removes what is too old for anybody to wait for: requests and replies of sessions that have
+/// ended and of askers that went away, heartbeats and revocations of sessions that have ended.
+/// Answers how many.
+pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<usize, ControlError> {
+    let age_max = |key: &str| match key.split('/').nth(2) {
+        Some("request" | "reply") => Some(MESSAGE_AGE_MAX),
+        Some("heartbeat" | "revocation") => Some(STATUS_AGE_MAX),
+        _ => None,
+    };
+    let age = |listed: &Listed| now.duration_since(listed.modified).unwrap_or_default();
+    let old = |listed: &Listed| age_max(&listed.key).is_some_and(|max| age(listed) > max);
+    let found = bucket.list("nodes/").await?.into_iter().filter(old);
+    let keys: Vec<String> = found.map(|listed| listed.key).collect();
+    if !keys.is_empty() {
+        bucket.delete(&keys).await?;
+    }
+    Ok(keys.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::owner::request::Checkpointed;
+    use crate::control::owner::restore::RestoreInPlace;
+    use crate::fs::db::Detached;
+    use crate::types::{ClaimId, Epoch, NameKey, PackId, SnapshotId};
+
+    #[tokio::test]
+    async fn old_requests_and_replies_are_swept_and_nothing_else() {
+        let bucket = Bucket::memory();
+        for key in [
+            "nodes/a/request/1",
+            "nodes/a/reply/1",
+            "nodes/a/heartbeat/1",
+            "nodes/a/revocation/1",
+            "nodes/a/other",
+        ] {
+            bucket.put(key, bytes::Bytes::from_static(b"x")).await.unwrap();
+        }
+        assert_eq!(sweep(&bucket, SystemTime::now()).await.unwrap(), 0);
+        assert_eq!(sweep(&bucket, SystemTime::now() + 2 * MESSAGE_AGE_MAX).await.unwrap(), 2);
+        assert_eq!(bucket.list("nodes").await.unwrap().len(), 3);
+        assert_eq!(sweep(&bucket, SystemTime::now() + 2 * STATUS_AGE_MAX).await.unwrap(), 2);
+    }
+
+    fn dataset() -> DatasetId {
+        DatasetId {
+            key: NameKey::from_bytes([1; 16]),
+            incarnation: Incarnation::from_bytes([2; 16]),
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_requests_are_fixed() {
+        let id = |n| Incarnation::from_bytes([n; 16]);
+        let pack = PackId { creator: id(3), epoch: Epoch(4), seq: 5 };
+        let restore = RestoreInPlace {
+            call: id(4),
+            snapshot: SnapshotId { dataset: id(2), snapshot: dataset() },
+            from: "etc".into(),
+            to: "/x".into(),
+            overwrite: false,
+        };
+        let requests = [
+            (
+                OwnerRequest::Checkpoint { snapshot: id(3) },
+                r#"{"checkpoint":{"snapshot":"ambqgaydambqgaydambqgaydam"}}"#,
+            ),
+            (
+                OwnerRequest::Seal { packs: vec![pack] },
+                r#"{"seal":{"packs":["ambqgaydambqgaydambqgaydam/0000000000000004-0000000000000005"]}}"#,
+            ),
+            (OwnerRequest::Detach, r#""detach""#),
+            (
+                OwnerRequest::Restore(restore),
+                r#"{"restore":{"call":"aqcaibaeaqcaibaeaqcaibaeaq","snapshot":"aibaeaqcaibaeaqcaibaeaqcai:aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","from":"etc","to":"/x","overwrite":false}}"#,
+            ),
+            (
+                OwnerRequest::HandOver { claim: ClaimId::from_bytes([6; 16]) },
+                r#"{"hand-over":{"claim":"aydambqgaydambqgaydambqgay"}}"#,
+            ),
+            (OwnerRequest::Ping, r#""ping""#),
+        ];
+        for (request, text) in requests {
+            for (start_token, end) in [
+                (None, "".to_owned()),
+                (Some(id(5)), r#","start_token":"aucqkbifaucqkbifaucqkbifau""#.to_owned()),
+            ] {
+                let message = Message {
+                    format: 1,
+                    dataset: dataset(),
+                    request: request.clone(),
+                    start_token,
+                };
+                let text = format!(
+                    r#"{{"format":1,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","request":{text}{end}}}"#
+                );
+                assert_eq!(serde_json::to_string(&message).unwrap(), text);
+                assert_eq!(decode_request(text.as_bytes()), Ok(message));
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_of_another_version_is_refused_and_one_without_its_claim_too() {
+        let id = dataset();
+        for wrong in [
+            format!(r#"{{"format":2,"dataset":"{id}","request":"ping"}}"#),
+            format!(r#"{{"format":1,"dataset":"{id}","request":"hold"}}"#),
+            format!(r#"{{"format":1,"dataset":"{id}","request":{{"hand-over":{{}}}}}}"#),
+            format!(r#"{{"format":1,"dataset":"{id}","request":{{"seal":{{"packs":["x"]}}}}}}"#),
+            "letter".to_owned(),
+        ] {
+            let refused = decode_request(wrong.as_bytes()).unwrap_err();
+            assert!(
+                matches!(&refused, Outcome::Failed { class: Class::Unsupported, why }
+                    if why.contains("run one version everywhere")),
+                "{wrong}: {refused:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_replies_are_fixed() {
+        let made = Checkpointed { checkpoint: [7; 16], referenced: Some(8) };
+        let restored = Restored { objects: 3, bytes: 4 };
+        let outcomes = [
+            (Outcome::Done(OwnerReply::Done), r#"{"done":"done"}"#),
+            (
+                Outcome::Done(OwnerReply::Checkpoint(made)),
+                r#"{"done":{"checkpoint":{"checkpoint":[7,7,7,7,7,7,7,7,7,7,7,7,7,7,7,7],"referenced":8}}}"#,
+            ),
+            (
+                Outcome::Done(OwnerReply::Detached(Detached::Held)),
+                r#"{"done":{"detached":"held"}}"#,
+            ),
+            (
+                Outcome::Done(OwnerReply::Restored(restored)),
+                r#"{"done":{"restored":{"objects":3,"bytes":4}}}"#,
+            ),
+            (
+                Outcome::failed(Class::InProgress, "no"),
+                r#"{"failed":{"class":"in-progress","why":"no"}}"#,
+            ),
+            (
+                Outcome::StartToken(Incarnation::from_bytes([4; 16])),
+                r#"{"start-token":"aqcaibaeaqcaibaeaqcaibaeaq"}"#,
+            ),
+            (Outcome::Running(restored), r#"{"running":{"objects":3,"bytes":4}}"#),
+        ];
+        for (outcome, text) in outcomes {
+            let text = format!(r#"{{"format":1,"outcome":{text}}}"#);
+            assert_eq!(outcome.clone().encode().unwrap(), text.as_bytes(), "{text}");
+            assert_eq!(decode::<Reply>(text.as_bytes()), Ok(Reply { format: 1, outcome }));
+        }
+    }
+}

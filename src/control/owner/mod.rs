@@ -1,0 +1,245 @@
+//! One typed request to whoever may act on a dataset.
+//!
+//! ```text
+//!                         ┌─ open in this process ────────▶ local      does it with the open volume
+//! perform(dataset, req) ──┼─ the record names an owner ───▶ mailbox    asks it; its server does it as local does
+//!        ▲                └─ released ────────────────────▶ released   does it under a maintenance claim
+//!        └── lost race: the record is read again ───────────┘
+//! ```
+//!
+//! Nouns: an **owner request** is work that only one process may do at a time; a **carrier** brings
+//! it to that process; a **start token** is what an asker brings back to start a request that must
+//! not be done late ([`long`]).
+//!
+//! The one rule for a lost race. Who may act is decided by the dataset's record, which may change
+//! while a request is under way: a carrier that finds that another may act by now has lost a race.
+//! The record is read again then, and the request goes to whoever may act, [`RACES_MAX`] times at
+//! most. A restore is not repeated, because a part of it may be done: its caller retries.
+//!
+//! To add a request: a variant of [`OwnerRequest`] and its arm in [`local`] and [`released`]. To
+//! add a carrier: a module with an `ask`, and its arm in `Owners::carry`.
+//!
+//! A crash leaves what the carriers say.
+
+mod local;
+mod long;
+mod mailbox;
+mod polling;
+mod released;
+mod request;
+mod restore;
+mod server;
+
+pub(super) use request::{Checkpointed, FromReply, OwnerReply, OwnerRequest};
+pub use restore::{RestoreInPlace, TreePath};
+pub use server::serve_mailbox;
+
+use self::local::Local;
+use self::mailbox::{Addressee, Unanswered};
+use super::node::{Mounts, NoMounts};
+use super::{ControlError, Pool};
+use crate::bucket::Bucket;
+use crate::catalog::{Dataset, Owner};
+use crate::fs::Restored;
+use crate::types::{Class, Classify, DatasetId, SessionId};
+use crate::volume::{VolumeError, Volumes, is_caretaker};
+use parking_lot::Mutex;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// How often a request is carried again after a lost race.
+const RACES_MAX: usize = 3;
+
+/// The owners of datasets, this process among them.
+#[derive(Clone)]
+pub(super) struct Owners {
+    local: Local,
+    /// How long an owner in another process may take to answer.
+    timeout: Duration,
+    /// Sessions that did not answer, where they are asked only once.
+    silent: Option<Arc<Mutex<HashSet<SessionId>>>>,
+}
+
+/// Why a carrier brought no reply.
+enum Undone {
+    /// Another may act by now.
+    LostRace,
+    Failed(ControlError),
+}
+
+impl From<ControlError> for Undone {
+    fn from(error: ControlError) -> Self {
+        match error {
+            ControlError::Volume(VolumeError::Owned { .. }) => Self::LostRace,
+            error if error.class() == Class::Fenced => Self::LostRace,
+            error => Self::Failed(error),
+        }
+    }
+}
+
+/// The owner that the record names, a maintenance claim left out.
+pub(super) fn owner_of(dataset: &Dataset) -> Option<&Owner> {
+    dataset.owner.as_ref().filter(|owner| !is_caretaker(owner))
+}
+
+impl Owners {
+    /// `volumes`: those of this process. `timeout`: how long an owner in another may take to
+    /// answer.
+    pub(super) fn new(volumes: Volumes, timeout: Duration) -> Self {
+        Self { local: Local { volumes, mounts: Arc::new(NoMounts) }, timeout, silent: None }
+    }
+
+    pub(super) fn with_mounts(mut self, mounts: Arc<dyn Mounts>) -> Self {
+        self.local.mounts = mounts;
+        self
+    }
+
+    pub(super) fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Waits only once for a session that does not answer, however many of its volumes are asked
+    /// about.
+    pub(super) fn waiting_once(&self) -> Self {
+        Self { silent: Some(Arc::default()), ..self.clone() }
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Has a request done by whoever may act on the dataset. `dataset`: its record, as last read.
+    ///
+    /// # Errors
+    /// Those of the work itself; [`ControlError::Unavailable`] when the owner does not answer, and
+    /// a class that says to retry when it is too busy.
+    pub(super) async fn perform<T: FromReply>(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        request: &OwnerRequest,
+    ) -> Result<T, ControlError> {
+        self.perform_reporting(pool, dataset, request, &|_| {}).await
+    }
+
+    /// As [`Self::perform`]. `progress` is told how far an owner in another process is.
+    pub(super) async fn perform_reporting<T: FromReply>(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        request: &OwnerRequest,
+        progress: &(dyn Fn(Restored) + Sync),
+    ) -> Result<T, ControlError> {
+        let absent = || ControlError::NotFound { what: format!("volume {}", dataset.name) };
+        let id = dataset.id();
+        if self.local.volumes.get(id).is_some()
+            && let Some(done) = Box::pin(self.local.act(&pool.catalog, id, request)).await
+        {
+            match done.map_err(Undone::from) {
+                Err(Undone::LostRace) if request.is_repeatable() => {}
+                Err(undone) => return Err(undone.into_error(dataset)),
+                Ok(reply) => return request::expect(request, &dataset.name, reply),
+            }
+        }
+        let mut record = dataset.clone();
+        for _ in 0..RACES_MAX {
+            match Box::pin(self.carry(pool, &record, request, progress)).await {
+                Err(Undone::LostRace) if request.is_repeatable() => {}
+                Err(undone) => return Err(undone.into_error(dataset)),
+                Ok(reply) => return request::expect(request, &dataset.name, reply),
+            }
+            record = pool.catalog.dataset_by_id(id).await?.ok_or_else(absent)?.record;
+        }
+        Err(Undone::LostRace.into_error(dataset))
+    }
+
+    /// To whoever may act by the record.
+    async fn carry(
+        &self,
+        pool: &Pool,
+        record: &Dataset,
+        request: &OwnerRequest,
+        progress: &(dyn Fn(Restored) + Sync),
+    ) -> Result<OwnerReply, Undone> {
+        let settings = self.local.volumes.settings();
+        let Some(owner) = owner_of(record) else {
+            return Ok(released::act(settings, &pool.catalog, record, request).await?);
+        };
+        if owner.session == settings.session
+            && let Some(done) = self.local.act(&pool.catalog, record.id(), request).await
+        {
+            return Ok(done?);
+        }
+        if owner.node == settings.node {
+            return Err(Undone::Failed(ControlError::Unavailable(format!(
+                "{}: it is being opened or closed here; retry",
+                request.describe(record.name.as_str())
+            ))));
+        }
+        let (dataset, name) = (record.id(), record.name.as_str());
+        let to = Addressee { pool, owner, dataset, name };
+        match self.ask_once(to, request, progress).await {
+            Ok(reply) => Ok(reply),
+            Err(Unanswered::Failed(error)) => Err(error.into()),
+            Err(Unanswered::Silent(error)) => match pool.catalog.dataset_by_id(dataset).await {
+                Ok(Some(now)) if owner_of(&now.record).is_none_or(|o| o.claim != owner.claim) => {
+                    Err(Undone::LostRace)
+                }
+                _ => Err(Undone::Failed(error)),
+            },
+        }
+    }
+
+    async fn ask_once(
+        &self,
+        to: Addressee<'_>,
+        request: &OwnerRequest,
+        progress: &(dyn Fn(Restored) + Sync),
+    ) -> Result<OwnerReply, Unanswered> {
+        let session = to.owner.session;
+        if self.silent.as_ref().is_some_and(|silent| silent.lock().contains(&session)) {
+            let why = format!("node {} does not answer", to.owner.node);
+            return Err(Unanswered::Failed(ControlError::Unavailable(why)));
+        }
+        let asked = mailbox::ask(to, request, self.timeout, progress).await;
+        if let (Err(Unanswered::Silent(_)), Some(silent)) = (&asked, &self.silent) {
+            silent.lock().insert(session);
+        }
+        asked
+    }
+}
+
+impl Undone {
+    fn into_error(self, dataset: &Dataset) -> ControlError {
+        match self {
+            Self::LostRace => ControlError::InProgress { what: format!("volume {}", dataset.name) },
+            Self::Failed(error) => error,
+        }
+    }
+}
+
+/// Asks one certain owner, whoever else may act. `name`: the dataset's, for messages.
+///
+/// # Errors
+/// [`ControlError::Unavailable`] when it does not answer within `limit`; else what it answers.
+pub(super) async fn ask_owner(
+    pool: &Pool,
+    dataset: DatasetId,
+    name: &str,
+    owner: &Owner,
+    request: &OwnerRequest,
+    limit: Duration,
+) -> Result<OwnerReply, ControlError> {
+    let to = Addressee { pool, owner, dataset, name };
+    Ok(mailbox::ask(to, request, limit, &|_| {}).await?)
+}
+
+/// Removes what mailboxes and sessions left in the bucket long ago; answers how many.
+pub(super) async fn sweep_mailboxes(
+    bucket: &Bucket,
+    now: SystemTime,
+) -> Result<usize, ControlError> {
+    mailbox::sweep(bucket, now).await
+}

@@ -1,0 +1,236 @@
+//! Restore in place: a file or a tree of a snapshot back into its live dataset.
+//!
+//! ```text
+//! record: restoring ─▶ snapshot: the dataset depends on it ─▶ rows, all durable ─▶ it does not any more ─▶ record: not restoring
+//! ```
+//! The dataset itself is the dependant (R14): until the restored rows are durable the snapshot's
+//! packs stay, whoever deletes the snapshot, also when this process dies and its journal brings the
+//! rows back a week later (R10). What a crash leaves is undone by the next opening of the dataset,
+//! a maintenance claim's too, after its replay; a dataset that is deleted instead keeps nothing.
+
+use crate::catalog::{Catalog, CatalogError, Dataset, State};
+use crate::control::ControlError;
+use crate::fs::{Fs, Overwrite, Progress, RestoreError, Restored, Route};
+use crate::types::{Class, Classify, EntryName, Incarnation, SnapshotId};
+use crate::volume::{ReadSnapshot, VolumeSettings, forget_restore};
+use data_encoding::BASE64;
+use serde::{Deserialize, Serialize};
+
+/// The longest path.
+const PATH_BYTES_MAX: usize = 4096;
+
+/// What is to be restored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreInPlace {
+    /// Of this one call: its repeats are told how far it is.
+    pub call: Incarnation,
+    pub snapshot: SnapshotId,
+    /// In the snapshot; `/` is all of it.
+    pub from: TreePath,
+    /// In the dataset: the object's own path.
+    pub to: TreePath,
+    /// Replace files that are there, and put things into folders that are.
+    pub overwrite: bool,
+}
+
+/// A path in a tree, as bytes: names need not be UTF-8.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
+pub struct TreePath(Vec<u8>);
+
+/// Text where it is that.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Text(String),
+    Bytes { base64: String },
+}
+
+impl<T: AsRef<[u8]> + ?Sized> From<&T> for TreePath {
+    fn from(path: &T) -> Self {
+        Self(path.as_ref().to_vec())
+    }
+}
+
+impl From<TreePath> for Written {
+    fn from(path: TreePath) -> Self {
+        String::from_utf8(path.0).map_or_else(
+            |error| Self::Bytes { base64: BASE64.encode(error.as_bytes()) },
+            Self::Text,
+        )
+    }
+}
+
+impl TryFrom<Written> for TreePath {
+    type Error = data_encoding::DecodeError;
+    fn try_from(written: Written) -> Result<Self, Self::Error> {
+        Ok(Self(match written {
+            Written::Text(text) => text.into_bytes(),
+            Written::Bytes { base64 } => BASE64.decode(base64.as_bytes())?,
+        }))
+    }
+}
+
+impl std::fmt::Debug for TreePath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "\"{}\"", self.0.escape_ascii())
+    }
+}
+
+impl RestoreInPlace {
+    /// # Errors
+    /// [`ControlError::Invalid`] for a path that no object has, or one that leaves the tree.
+    pub fn route(&self) -> Result<Route, ControlError> {
+        let overwrite = if self.overwrite { Overwrite::Replace } else { Overwrite::Refuse };
+        Ok(Route { from: names(&self.from)?, to: names(&self.to)?, overwrite })
+    }
+}
+
+/// The names of a path, one by one.
+fn names(TreePath(path): &TreePath) -> Result<Vec<EntryName>, ControlError> {
+    let wrong = |why: &str| {
+        let shown: String = String::from_utf8_lossy(path).chars().take(200).collect();
+        ControlError::Invalid(format!("path {shown:?}: {why}"))
+    };
+    if path.len() > PATH_BYTES_MAX {
+        return Err(wrong("it is longer than 4096 bytes"));
+    }
+    let parts = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+    let name = |part: &[u8]| match part {
+        b".." => Err(wrong("`..` would leave the tree: write the path without it")),
+        part => EntryName::try_from(part).map_err(|error| wrong(&error.to_string())),
+    };
+    parts.map(name).collect()
+}
+
+/// Does it. `fs`: the open dataset.
+///
+/// # Errors
+/// As [`Fs::restore`]; `Unavailable` where the catalog could not be told.
+pub(super) async fn restore(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    dataset: &Dataset,
+    fs: &Fs,
+    wanted: &RestoreInPlace,
+    progress: &Progress,
+) -> Result<Restored, ControlError> {
+    let route = wanted.route()?;
+    let running = || ControlError::InProgress { what: format!("volume {}", dataset.name) };
+    let _alone = fs.begin_restore().ok_or_else(running)?;
+    begin(settings, pool, dataset, fs, wanted.snapshot).await?;
+    step(pool, "control.restore.pinned").await?;
+    let restored = async {
+        let reading = ReadSnapshot::open(settings, pool, wanted.snapshot).await?;
+        let restored = Box::pin(fs.restore(reading.view(), &route, progress)).await;
+        if let Err(error) = reading.close().await {
+            tracing::debug!(%error, "the reader of a restored snapshot did not close");
+        }
+        Ok::<_, ControlError>(restored?)
+    };
+    let restored = restored.await;
+    step(pool, "control.restore.durable").await?;
+    // Rows that may be in the journal alone keep the snapshot until the dataset is opened again;
+    // after any other error all that was restored before it is durable.
+    let unsure = |error: &ControlError| match error {
+        ControlError::Restore(RestoreError::Incomplete { .. }) => false,
+        error => matches!(
+            error.class(),
+            Class::Unavailable | Class::Fenced | Class::Corrupt | Class::Internal
+        ),
+    };
+    if !restored.as_ref().is_err_and(unsure) {
+        forget_restore(pool, dataset.id(), wanted.snapshot, settings.session).await?;
+    }
+    restored
+}
+
+async fn step(pool: &Catalog, name: &str) -> Result<(), ControlError> {
+    Ok(pool.bucket().failpoints().step(name).await.map_err(crate::bucket::BucketError::from)?)
+}
+
+/// The intent, then the dependant: a crash after either is found by the intent (R3). What an
+/// earlier restore left is ended first: this one changes the snapshot's record, so that nobody
+/// takes the dependant away who read it before ([`forget_restore`]).
+async fn begin(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    dataset: &Dataset,
+    fs: &Fs,
+    snapshot: SnapshotId,
+) -> Result<(), ControlError> {
+    step(pool, "control.restore.begin").await?;
+    let (id, me) = (dataset.id(), settings.session);
+    let taken = || {
+        ControlError::Unavailable(format!(
+            "volume {} has another owner by now; retry",
+            dataset.name
+        ))
+    };
+    let left = pool.dataset_by_id(id).await?.ok_or_else(taken)?.record.restoring;
+    if let Some(left) = left {
+        fs.sync().await?;
+        forget_restore(pool, id, left, me).await?;
+    }
+    let mut ours = true;
+    let marked = pool.update_dataset(id, |record| {
+        ours = record.owner.as_ref().is_some_and(|owner| owner.session == me)
+            && record.restoring.is_none();
+        if !ours {
+            let why = "another owner has it by now".to_owned();
+            return Err(CatalogError::Precondition {
+                what: format!("dataset {}", record.name),
+                why,
+            });
+        }
+        record.restoring = Some(snapshot);
+        Ok(())
+    });
+    match marked.await {
+        Err(_) if !ours => return Err(taken()),
+        marked => drop(marked?),
+    }
+    step(pool, "control.restore.intent").await?;
+    let life = dataset.incarnation;
+    pool.update_snapshot(snapshot, |record| {
+        if record.state != State::Ready && !record.dependants.contains(&life) {
+            return Err(CatalogError::NotFound { what: format!("snapshot {}", record.name) });
+        }
+        if !record.dependants.contains(&life) {
+            record.dependants.push(life);
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_stay_in_the_tree() {
+        let text = |path: &str| {
+            names(&path.into())
+                .map(|names| names.iter().map(|n| n.as_bytes().to_vec()).collect::<Vec<_>>())
+        };
+        assert_eq!(text("/etc//app.conf/").unwrap(), [b"etc".to_vec(), b"app.conf".to_vec()]);
+        assert_eq!(text("./a/./b").unwrap(), [b"a".to_vec(), b"b".to_vec()]);
+        for root in ["", "/", "//", "."] {
+            assert!(text(root).unwrap().is_empty());
+        }
+        assert_eq!(names(&b"caf\xe9/x".into()).unwrap()[0].as_bytes(), b"caf\xe9");
+        for (path, written) in
+            [(&b"caf\xe9"[..], r#"{"base64":"Y2Fm6Q=="}"#), ("café".as_bytes(), r#""café""#)]
+        {
+            let path = TreePath::from(path);
+            assert_eq!(serde_json::to_string(&path).unwrap(), written);
+            assert_eq!(serde_json::from_str::<TreePath>(written).unwrap(), path);
+        }
+        let long = "x".repeat(256);
+        for bad in ["..", "/a/../b", "../../etc/passwd", "a\0b", &long, &"a/".repeat(3000)] {
+            assert_eq!(names(&bad.into()).unwrap_err().class(), Class::Invalid, "{bad:?}");
+        }
+    }
+}
