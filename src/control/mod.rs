@@ -1,14 +1,14 @@
-//! The use cases that the edges share: what CSI, the command line and later APIs ask for, in terms
+//! The use cases that the edges share: operations of CSI, the command line and later APIs, in terms
 //! of pools, datasets and snapshots.
 //!
 //! Nouns: an **intent** is a record in state `creating` or `deleting`, written before its effect
-//! (R3); a **tombstone** is an acknowledged deletion whose effect waits until nothing depends
-//! (R14); the **collector** removes what is tombstoned and the packs that nothing refers to.
+//! (R3); a **tombstone** is an acknowledged deletion whose effect waits until nothing depends on
+//! the object (R14); the **collector** removes tombstones' data and packs without references.
 //!
 //! Invariants: every call is idempotent and repaired by its retry (R30); calls for one object are
 //! serialised in the process and, across processes, by compare-and-swap on its record.
 //!
-//! A crash leaves intents, which the repeated call finishes, and tombstones, which any collector
+//! A crash leaves intents, which the retried call finishes, and tombstones, which any collector
 //! finishes. It never leaves an effect without a record.
 
 mod busy;

@@ -5,9 +5,9 @@
 //!            │  └──▶ watch its heartbeats ────────▶ none for a whole lease: it must have stopped ──▶ take over
 //!            └─────▶ poll the record ─────────────▶ released meanwhile ──▶ open
 //! ```
-//! All three go on at once until one leads to the dataset, or the caller's patience ends. A dataset
-//! that is in use on a node that is alive is never taken here: only that node, or a revocation,
-//! gives it up.
+//! All three run concurrently until one leads to the dataset, or the caller's time limit ends. A
+//! dataset that is in use on a live node is never taken here: only that node releases it, by itself
+//! or after a revocation.
 //!
 //! A caller that is dropped leaves a request, which the owner answers and the collector removes.
 
@@ -27,8 +27,8 @@ const RECORD_POLL: Duration = Duration::from_millis(400);
 const HEARTBEAT_POLL: Duration = Duration::from_secs(2);
 /// An owner that uses the dataset is asked again after this.
 const ASK_RETRY: Duration = Duration::from_secs(10);
-/// How long an answer is waited for: an owner that is alive sees the request with the next renewal
-/// of its lease, after a third of it (20 s at most), and then closes the volume.
+/// Time limit for an answer: a live owner sees the request with the next renewal of its lease,
+/// after a third of it (20 s at most), and then closes the volume.
 const ASK_LIMIT: Duration = Duration::from_secs(30);
 
 /// Opens a dataset, wait it from another node if that may be. One that is a snapshot is read: it
@@ -64,7 +64,7 @@ pub async fn open(
     }
 }
 
-/// A wait for an owner: what is known of it, and what is under way.
+/// A wait for an owner: findings about it, and operations in progress.
 struct Wait<'a> {
     pool: &'a Pool,
     volumes: &'a Volumes,
@@ -160,16 +160,16 @@ impl<'a> Wait<'a> {
     }
 }
 
-/// What became of an owner that was waited for.
+/// The outcome of waiting for an owner.
 pub(super) enum Outcome {
     /// The record names no owner, or another claim.
     Ended,
-    /// It must have stopped.
+    /// The owner must have stopped.
     Stopped(ExpiredLease),
     Alive,
 }
 
-/// What to do while the owner renews its lease.
+/// The action while the owner renews its lease.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum WhileAlive {
     /// Its claim was revoked, and it will give the dataset up.

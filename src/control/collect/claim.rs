@@ -23,7 +23,7 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// How often whoever waits for the claim looks at it.
+/// Interval at which a process that waits for the claim reads it.
 pub(super) const LOOK: Duration = Duration::from_secs(2);
 
 /// The collector claim of each pool, as far as this process knows it.
@@ -63,7 +63,7 @@ pub(super) struct Claim {
     volumes: Volumes,
     memory: Memory,
     held: OnceCell<Held>,
-    /// Who holds it instead.
+    /// The node that holds the claim instead.
     refused: Mutex<Option<String>>,
 }
 
@@ -134,7 +134,7 @@ impl Claim {
         CollectorClaim { holder, node: owner.node, lease_millis: owner.lease_millis }
     }
 
-    /// Who held it when it was needed.
+    /// Returns the node that held the claim when it was needed.
     pub fn refused(&self) -> Option<String> {
         self.refused.lock().clone()
     }
@@ -185,7 +185,7 @@ impl Claim {
 }
 
 impl Collector {
-    /// Whether another process has collected since this one last did, or last asked this.
+    /// Returns whether another process has collected since this one last did, or last called this.
     pub async fn another_collected(&self) -> Result<bool, ControlError> {
         let newest = self.pool.catalog.collector_claim().await?.map_or(0, |at| at.version);
         let mut memory = self.memory.lock();

@@ -1,4 +1,4 @@
-//! The collector: removes what is tombstoned and the packs that nothing refers to.
+//! The collector: removes tombstones' data and packs without references.
 //!
 //! ```text
 //! list catalog ─▶ list packs and databases ─▶ read every root ─▶ list catalog again ─▶ plan (pure) ─▶ sweep
@@ -6,22 +6,22 @@
 //!      └─────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Nouns: a **root** is a state that somebody can still read: the head of a live dataset, its WAL
-//! tail included, and every snapshot's checkpoint; a **creator** is the dataset that wrote a pack,
-//! and its own word says whether it may still refer to it (R9).
+//! Nouns: a **root** is a state that can still be read: the head of a live dataset, its WAL tail
+//! included, and every snapshot's checkpoint; a **creator** is the dataset that wrote a pack, and
+//! its own state shows whether it may still refer to it (R9).
 //!
 //! Invariants: an unreadable root aborts the pass (R11); while a snapshot of a family is being made
-//! and shows no checkpoint, no pack of the family goes; a record is swapped to `dead` before its
-//! effect is touched (R3); age plays no part in what a root may need. A dry run prints the very
-//! plan that would be swept.
+//! and has no checkpoint yet, no pack of the family is deleted; a record is swapped to `dead`
+//! before its effect is touched (R3); age plays no part in deciding what a root may need. A dry run
+//! prints the very plan that would be swept.
 //!
-//! A root that is as it was at the last collection is not read again ([`heard`]), and one collector
-//! reads at a time ([`claim`]).
+//! A root that is unchanged since the last collection is not read again ([`heard`]), and one
+//! collector reads at a time ([`claim`]).
 //!
-//! Beside that it looks after databases that stay ([`upkeep`]): clones are detached from origins
-//! that wait for it, and released databases give up what they have outlived.
+//! It also maintains databases that stay ([`upkeep`]): clones are detached from origins that wait
+//! for it, and obsolete objects of released databases are removed.
 //!
-//! Packs that are mostly dead are written anew without what is dead ([`rewrite`], R12).
+//! Packs that are mostly dead are rewritten without their dead chunks ([`rewrite`], R12).
 //!
 //! A crash leaves dead records, which the next pass finishes, and packs, which it finds again.
 
@@ -67,11 +67,11 @@ pub(super) type Objects = BTreeMap<Incarnation, Vec<crate::bucket::Listed>>;
 pub(super) struct Listing {
     pub(super) datasets: Vec<Dataset>,
     pub(super) snapshots: Vec<Snapshot>,
-    /// How many read a snapshot at the moment, by its incarnation.
+    /// The number of current readers of each snapshot, by its incarnation.
     pub(super) readers: BTreeMap<Incarnation, usize>,
 }
 
-/// What a collection removed.
+/// The result of a collection.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Collected {
     pub packs: usize,
@@ -81,34 +81,34 @@ pub struct Collected {
     pub rewritten_bytes: u64,
     pub datasets: Vec<String>,
     pub snapshots: Vec<String>,
-    /// Clones that stand on their own now.
+    /// Clones that are detached now.
     pub detached: Vec<String>,
     /// Databases that gave up what they had outlived.
     pub databases: usize,
-    /// Ends of names given up long ago, requests that nobody waits for, readers that died,
-    /// checkpoints that came too late.
+    /// Ends of chains removed long ago, abandoned requests, readers that died, checkpoints that
+    /// came too late.
     pub remnants: usize,
-    /// What is tombstoned but still needed, and why.
+    /// Tombstones that are still needed, and why.
     pub kept: Vec<Kept>,
 }
 
-/// What the collections of a process remember of each other, so that none repeats in vain what
-/// another did. Losing it costs one repetition.
+/// Memory that the collections of a process share, so that none does again what another did. Losing
+/// it costs doing it once more.
 #[derive(Clone, Default)]
 pub(super) struct Memory(Arc<Mutex<Remembered>>);
 
 #[derive(Default)]
 pub(super) struct Remembered {
-    /// What roots said, so that those that did not change are not read again.
+    /// The root cache: roots that did not change are not read again.
     heard: heard::Heard,
     /// The newest manifest of each database at the last look, if it held no checkpoint of an
     /// unknown snapshot.
     manifests: HashMap<Incarnation, String>,
-    /// How many objects each database had when it was last collected.
+    /// The number of objects that each database had when it was last collected.
     sizes: HashMap<Incarnation, usize>,
     /// Chunks in the newest generation of a pack; 0 where it cannot be read.
     footers: HashMap<PackId, (Generation, usize)>,
-    /// Packs that had too much in use to be rewritten, when they had so many references.
+    /// Packs that were not worth rewriting, and their number of references then.
     fruitless: HashMap<PackId, u64>,
     claims: claim::Claims,
 }
@@ -132,7 +132,7 @@ impl Remembered {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Turn {
     Done(Collected),
-    /// The process of this node is at it.
+    /// The process of this node is collecting.
     Another(String),
 }
 
@@ -174,9 +174,9 @@ impl Collector {
         }
     }
 
-    /// Reads at most so many bytes a second of packs that it rewrites, so that who works with the
-    /// bucket does not notice: however long that takes, what was sealed before stays as it is
-    /// (R12).
+    /// Limits the reading of packs that are rewritten to this many bytes per second, so that other
+    /// users of the bucket are not slowed down: however long that takes, packs sealed before stay
+    /// as they are (R12).
     #[must_use]
     pub fn at_rate(mut self, rate: Option<u64>) -> Self {
         self.rate = rate;
@@ -198,7 +198,7 @@ impl Collector {
         }
     }
 
-    /// What a pass would do now.
+    /// Returns the plan of a pass made now.
     pub async fn plan(&self) -> Result<Plan, ControlError> {
         for _ in 0..MARK_TRIES {
             let before = self.list().await?;
@@ -237,7 +237,8 @@ impl Collector {
                         });
                     }
                 }
-                // What could not be read may just have been removed by another collector.
+                // The object that could not be read may just have been removed by another
+                // collector.
                 Err(_) if plan::changed(&before, &after) => {}
                 Err(error) => return Err(error),
             }
@@ -260,7 +261,7 @@ impl Collector {
         datasets
     }
 
-    /// As [`Self::collect`], unless another process is at it.
+    /// As [`Self::collect`], unless another process is collecting.
     pub async fn collect_alone(&mut self) -> Result<Turn, ControlError> {
         self.claim = Some(claim::Claim::new(&self.pool, &self.volumes, &self.memory));
         let done = self.collect().await;
@@ -272,8 +273,8 @@ impl Collector {
         done.and_then(|done| released.map(|()| Turn::Done(done)))
     }
 
-    /// As [`Self::collect`], when whoever is at it has ended, or after `patience` beside it: that
-    /// costs requests, and nothing else.
+    /// As [`Self::collect`], once another process's collection has ended, or after `patience`
+    /// concurrently with it: that costs requests, and nothing else.
     pub async fn collect_in_turn(&mut self, patience: Duration) -> Result<Collected, ControlError> {
         let deadline = Instant::now() + patience;
         loop {

@@ -1,25 +1,25 @@
 //! Rewriting packs that are mostly dead (R12).
 //!
 //! ```text
-//! few references for its chunks ─▶ it is announced ─▶ every head seals it ─▶ every root is read by chunk ─▶ next generation ─▶ the older one goes
+//! few references ─▶ marker ─▶ every head seals it ─▶ every root is read by chunk ─▶ next generation ─▶ delete the older
 //! ```
 //!
 //! Why nothing is lost: a chunk in use comes from an earlier use of it, from deduplication, or from
-//! what was just stored. The pack is settled, so that nothing is stored in it any more (R9). What
-//! no root uses at a mark, nothing ever uses again, because deduplication does not find it:
+//! a pack just stored. The pack is settled, so that nothing more is stored in it (R9). A chunk that
+//! no root uses at a mark is never used again, because deduplication does not find it:
 //! - A head that is ready when the mark lists the catalog has sealed the pack, or refers to nothing
-//!   in it. Sealed it stays: when its last reference
-//!   goes and a restore in place brings it back, it comes back sealed, also from a journal.
+//!   in it. A sealed pack stays sealed: when its last reference goes and a restore in place brings
+//!   it back, it comes back sealed, also from a journal.
 //! - Any other head is opened after the mark, because one that turned ready during it makes it void
-//!   (R11). Of a pack that it did not store itself it learns only from the footer of the first
-//!   object, after it has listed what is announced. The pack was announced before the mark, and
-//!   stays so until the first object is gone. Snapshots need not be asked: what they refer to
-//!   unsealed only their clones could use.
+//!   (R11). It learns of packs that it did not store itself only from the footer of their first
+//!   object, after it has listed the markers. The pack's marker was written before the mark, and
+//!   stays until the first object is gone. Snapshots need not be asked: only their clones could use
+//!   the unsealed packs that they refer to.
 //!
 //! A snapshot that came or went during the mark makes it void. A restore in place uses a snapshot's
 //! chunks, which are in use by that snapshot: it stays a root until the restored rows are durable
 //! (R10). So garbage stays garbage: after a crash at any step, or beside another collector, every
-//! generation holds all that is in use, and older ones may go at any time.
+//! generation holds all chunks in use, and older ones may be deleted at any time.
 
 use super::mark::Seen;
 use super::plan::{Candidate, PackObject, changed};
@@ -38,22 +38,22 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 /// was read is remembered.
 const FOOTERS_MAX: usize = 256;
 const FOOTERS_AT_ONCE: usize = 8;
-/// A pack is looked at more closely when its references are at most so many of 100 chunks.
+/// A pack is examined more closely when it has at most this many references per 100 chunks.
 const REFERRED_MAX: u64 = 50;
 /// Chunks whose use is marked at once: about 50 bytes each.
 const CHUNKS_MAX: usize = 512 << 10;
-/// Every row of a family's records is read for a rewriting: beside [`Worth::freed_bytes_min`] it
-/// must free one part of so many of what the family stores.
+/// Every extent row of a family is read for a rewrite: beside [`Worth::freed_bytes_min`] it must
+/// free at least 1/`FREED_PART` of the bytes that the family stores.
 const FREED_PART: u64 = 100;
 /// Packs that an owner is asked to seal with one request.
 const SEALED_AT_ONCE: usize = 64;
 
-/// What is worth rewriting.
+/// Thresholds from which a rewrite is worth its cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Worth {
     /// Smaller packs are left as they are.
     pub pack_bytes_min: u64,
-    /// What the packs of a family must free together.
+    /// Bytes that the packs of a family must free together.
     pub freed_bytes_min: u64,
 }
 
@@ -91,8 +91,7 @@ impl Collector {
             {
                 Ok((chunks, _)) => Some(chunks.len()),
                 Err(ChunkError::Missing { .. }) => None,
-                // It is a reader's, or a scrub's, to raise the alarm about a chunk; the collection
-                // goes on.
+                // Reporting a damaged chunk is left to a reader or a scrub; the collection goes on.
                 Err(error @ (ChunkError::Corrupt { .. } | ChunkError::CorruptPack { .. })) => {
                     tracing::error!(
                         pack = %candidate.pack,
@@ -174,7 +173,8 @@ impl Collector {
         Ok(())
     }
 
-    /// Those whose first object is there: nobody learns from later ones.
+    /// Writes markers for packs whose first object exists: deduplication learns nothing from later
+    /// ones.
     async fn mark_rewrite_pending(&self, candidates: &[Candidate]) -> Result<(), ControlError> {
         let mut packs = BTreeMap::<FamilyId, Vec<PackId>>::new();
         for candidate in candidates.iter().filter(|c| c.generation == 0) {
@@ -187,7 +187,7 @@ impl Collector {
         Ok(())
     }
 
-    /// What announces the packs of a pool; listed before these.
+    /// Lists the rewrite-pending markers of a pool, before its packs.
     pub(super) async fn rewrite_pending(&self) -> Result<Vec<RewritePending>, ControlError> {
         let listed = self.pool.catalog.bucket().list(RewritePending::PREFIX).await?;
         Ok(listed.iter().filter_map(|object| RewritePending::parse(&object.key)).collect())
@@ -261,7 +261,7 @@ impl Collector {
     ) -> Result<(), ControlError> {
         let request = OwnerRequest::Seal { packs: packs.to_vec() };
         match owners.perform(&self.pool, head, &request).await {
-            // Its record is no head's any more: the mark finds that out.
+            // Its record is no longer a head's: the mark finds that out.
             Err(
                 ControlError::NotFound { .. }
                 | ControlError::Volume(VolumeError::NotFound { .. } | VolumeError::Deleting { .. }),
@@ -275,8 +275,8 @@ impl Collector {
     }
 }
 
-/// What announces packs whose first object is gone: a pack's name is given once, so that it never
-/// comes back (R9).
+/// Returns the markers of packs whose first object is gone: a pack's name is used once, so that it
+/// never comes back (R9).
 pub(super) fn outlived(pending: Vec<RewritePending>, packs: &[PackObject]) -> Vec<String> {
     if pending.is_empty() {
         return vec![];
@@ -287,7 +287,7 @@ pub(super) fn outlived(pending: Vec<RewritePending>, packs: &[PackObject]) -> Ve
 }
 
 impl Memory {
-    /// Keeps nothing of packs that are not there any more.
+    /// Drops the entries of packs that no longer exist.
     fn forget_others(&self, candidates: &[Candidate]) {
         let there: HashSet<PackId> = candidates.iter().map(|c| c.pack).collect();
         let mut memory = self.lock();

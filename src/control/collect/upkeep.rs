@@ -1,6 +1,6 @@
-//! What is done to databases that stay: clones are detached from origins that wait for it (R13),
-//! and released databases give up what they have outlived. What to do is decided from listings
-//! alone, so that idle volumes cost nothing.
+//! Maintenance of databases that stay: clones are detached from origins that wait for it (R13), and
+//! obsolete objects of released databases are removed. All decisions are made from listings alone,
+//! so that idle volumes cost nothing.
 
 use super::{Collected, Collector, Kept, Listing};
 use crate::bucket::Listed;
@@ -27,7 +27,7 @@ const GARBAGE_MIN: usize = 16;
 /// Younger objects are not counted: a collection leaves them too.
 const YOUNG: Duration = Duration::from_secs(3600);
 
-/// The clones that should stand on their own, in the order of their creation.
+/// The clones to detach, in the order of their creation.
 pub(super) fn detachable(catalog: &Listing) -> Vec<DatasetId> {
     let by_life: BTreeMap<Incarnation, &Dataset> =
         catalog.datasets.iter().map(|d| (d.incarnation, d)).collect();
@@ -51,8 +51,9 @@ pub(super) fn detachable(catalog: &Listing) -> Vec<DatasetId> {
     found.into_iter().map(Dataset::id).collect()
 }
 
-/// Whether an ancestor is tombstoned, or there are too many that it may read. A detached ancestor
-/// may still have been read by a clone that was made of it before, and one without a record too.
+/// Returns whether an ancestor is tombstoned, or the clone may read too many. A clone made from an
+/// ancestor before that was detached may still read the ancestor's own ancestors, and the same
+/// holds for an ancestor without a record.
 fn must_leave(clone: &Dataset, by_life: &BTreeMap<Incarnation, &Dataset>) -> bool {
     let (mut depth, mut counts, mut at) = (0, true, clone);
     for _ in 0..CHAIN_MAX {
@@ -136,8 +137,8 @@ impl Collector {
         Ok(!done.detached.is_empty())
     }
 
-    /// Whoever may write to the clone's database rewrites it; then its record says so, and it is
-    /// its origin's dependant no more.
+    /// The process that may write to the clone's database rewrites it; then the record is updated,
+    /// and the clone is no longer its origin's dependant.
     async fn detach(&self, owners: &Owners, clone: &Dataset) -> Result<Detached, ControlError> {
         let id = clone.id();
         self.pool.step("collect.detach.begin").await?;

@@ -1,4 +1,4 @@
-//! What a request may ask for, and whether an existing volume is what it asks for: pure.
+//! Validates requests, and compares an existing volume with a request. Pure.
 
 use super::{NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, Source};
 use crate::catalog::{Dataset, Form, Properties};
@@ -38,7 +38,7 @@ pub(super) fn properties(properties: &Properties) -> Result<(), ControlError> {
     Ok(())
 }
 
-/// Of what is new.
+/// Checks the name of a new object.
 pub(super) fn name(given: Result<(), NameError>) -> Result<(), ControlError> {
     given.map_err(|error| ControlError::Invalid(error.to_string()))
 }
@@ -54,7 +54,7 @@ pub(super) fn form(new: &NewVolume) -> Result<(), ControlError> {
     }
 }
 
-/// What is only a snapshot under another name is no source of others.
+/// A volume that is only a snapshot under another name cannot be a source.
 pub(super) fn has_database(dataset: &Dataset) -> Result<(), ControlError> {
     match dataset.form {
         Form::Writable => Ok(()),
@@ -65,7 +65,7 @@ pub(super) fn has_database(dataset: &Dataset) -> Result<(), ControlError> {
     }
 }
 
-/// The byte quota of a new volume. `source`: the quota of what it is made from, which must fit.
+/// The byte quota of a new volume. `source`: the quota of the source, which must fit.
 pub(super) fn size(new: &NewVolume, source: Option<u64>) -> Result<u64, ControlError> {
     let limit = new.size_limit.unwrap_or(SIZE_MAX);
     let out = |why: String| Err(ControlError::OutOfRange(format!("volume {}: {why}", new.name)));
@@ -98,7 +98,7 @@ pub(super) fn implied_name(clone: Incarnation) -> Result<SnapshotName, ControlEr
     format!("implied-{clone}").parse().map_err(|error| ControlError::Internal(format!("{error}")))
 }
 
-/// The inode quota of a new volume. `source`: inodes in use in what it is made from.
+/// The inode quota of a new volume. `source`: inodes in use in the source.
 pub(super) fn inodes(new: &NewVolume, source: u64) -> Result<(), ControlError> {
     match new.properties.quota_inodes {
         Some(quota) if quota < source => Err(ControlError::OutOfRange(format!(
@@ -110,7 +110,7 @@ pub(super) fn inodes(new: &NewVolume, source: u64) -> Result<(), ControlError> {
     }
 }
 
-/// Whether the existing volume is what a repeated request asks for.
+/// Checks that the existing volume matches a retried request.
 pub(super) fn same(pool: PoolId, existing: &Dataset, new: &NewVolume) -> Result<(), ControlError> {
     let differs =
         |why: String| Err(ControlError::Exists { what: format!("volume {}", existing.name), why });

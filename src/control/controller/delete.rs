@@ -37,7 +37,7 @@ impl Controller {
         Ok(())
     }
 
-    /// Answers who has it open, if somebody has.
+    /// Tombstones the volume, or returns the node that has it open.
     async fn tombstone_volume(
         &self,
         pool: &Pool,
@@ -104,8 +104,7 @@ impl Controller {
         Ok(())
     }
 
-    /// A pool that is not configured here may well exist: answering "deleted" would leak what is in
-    /// it.
+    /// A pool that is not configured here may well exist: answering "deleted" would leak its data.
     fn pool_to_delete_from(&self, id: crate::types::PoolId) -> Result<&Pool, ControlError> {
         self.pool(id)?.ok_or_else(|| {
             ControlError::Precondition(format!(

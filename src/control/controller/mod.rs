@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Where a new volume's content comes from.
+/// The source of a new volume's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     Snapshot(SnapshotHandle),
@@ -53,7 +53,7 @@ pub const SIZE_DEFAULT: u64 = 10 << 30;
 pub const SIZE_MIN: u64 = 1 << 20;
 pub const SIZE_MAX: u64 = 1 << 50;
 
-/// How long an owner in another process may take, unless the configuration says otherwise.
+/// Default time limit for an owner in another process.
 const OWNER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Snapshots of one dataset, tombstoned ones included: each lengthens the database's manifest and
 /// every collection.
@@ -83,12 +83,12 @@ pub struct Controller {
     volumes: Volumes,
     owners: Owners,
     busy: Busy,
-    /// Clones of one dataset swap its manifest and its snapshot's record one after the other: at
-    /// once they would repeat each other's (R13).
+    /// Clones of one dataset swap its manifest and its snapshot's record one after the other:
+    /// concurrently they would force each other to retry (R13).
     sources: Queues<Incarnation>,
     /// Something was tombstoned.
     tombstoned: Arc<Notify>,
-    /// What collections of this process remember of each other.
+    /// Memory that collections of this process share.
     memory: Memory,
     worth: Worth,
 }
@@ -121,7 +121,7 @@ impl Controller {
         self
     }
 
-    /// What its collectors rewrite.
+    /// Sets the thresholds for rewriting packs.
     #[must_use]
     pub fn with_worth(mut self, worth: Worth) -> Self {
         self.worth = worth;

@@ -1,11 +1,11 @@
-//! Taking a volume from its owner: by asking it, or by revoking its claim (R27).
+//! Takes a volume from its owner: by asking it, or by revoking its claim (R27).
 //!
-//! A revocation is how whoever knows that nothing uses a volume on a node any more says so: an
-//! administrator, or what watches the cluster (the node is gone, or tainted out-of-service, or no
-//! pod with the claim is left there). It is written into the owner's own folder. An owner that is
-//! alive reads it with its next renewal, serves the volume no more, closes and releases it. One
-//! that is not has stopped when its lease is over. It ends one claim. An owner that has claimed the
-//! volume again meanwhile has another, which is revoked in its turn (R31).
+//! A revocation states that a node no longer uses a volume, by someone who knows: an administrator,
+//! or the watcher of the cluster (the node is gone, or tainted out-of-service, or no pod with the
+//! PersistentVolumeClaim is left there). It is written into the owner's own folder. An owner that
+//! is alive reads it with its next renewal, stops serving the volume, closes and releases it. A
+//! dead owner has stopped when its lease has expired. A revocation ends one claim. An owner that
+//! has claimed the volume again meanwhile has another, which is revoked in its turn (R31).
 
 use super::Controller;
 use crate::bucket::PutNew;
@@ -17,7 +17,7 @@ use crate::types::{ClaimId, Timestamp, VolumeHandle};
 use crate::volume::{VolumeError, finish_release, release_lost, unvoided};
 use std::time::Duration;
 
-/// How long a deletion waits for the lease of a node that is silent: within the minute of
+/// Time that a deletion waits for the lease of a silent node: within the minute of
 /// csi-provisioner's call.
 const DELETE_PATIENCE: Duration = Duration::from_secs(50);
 
@@ -25,7 +25,7 @@ const DELETE_PATIENCE: Duration = Duration::from_secs(50);
 /// lapsed, or when the volume is wanted there again.
 const CLAIMS_MAX: usize = 8;
 
-/// Whether the caller knows that what only the owner's journal holds is lost.
+/// The caller's consent to lose changes that only the owner's journal holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Journal {
     MayHoldMore,
@@ -65,13 +65,13 @@ impl Controller {
         }
     }
 
-    /// Has the volume released by its owner; the name of the node that had it. Not owned counts as
-    /// released. With the journal given up this waits until the owner has heeded a revocation, or
-    /// must have stopped: its lease at most.
+    /// Has the volume released by its owner. Returns the name of the node that had it. Not owned
+    /// counts as released. With the journal given up this waits until the owner has applied a
+    /// revocation, or must have stopped: its lease at most.
     ///
     /// # Errors
-    /// [`ControlError::Precondition`] unless its journal is given up: while the owner uses it, or
-    /// does not answer.
+    /// [`ControlError::Precondition`] unless its journal is given up: while the owner uses the
+    /// volume, or does not answer.
     pub async fn release_volume(
         &self,
         volume: VolumeHandle,
@@ -195,8 +195,8 @@ impl Controller {
         Ok(())
     }
 
-    /// Before a deletion, which needs nothing of the owner's journal: whether the volume is
-    /// nobody's any more. One that is alive keeps it.
+    /// Releases a volume from a dead owner before a deletion, which needs nothing of the owner's
+    /// journal. Returns whether it has no owner now. An owner that is alive keeps it.
     pub(super) async fn release_dead(
         &self,
         pool: &Pool,
@@ -207,7 +207,7 @@ impl Controller {
             return Ok(false);
         }
         let waited = tokio::select! {
-            // It answers sooner than it shows.
+            // A live owner answers sooner than its next heartbeat shows.
             Ok(_) = self.ask(pool, dataset, owner, &OwnerRequest::Ping) => return Ok(false),
             waited = takeover::until_stopped(
                 pool, &self.volumes, dataset.id(), owner, WhileAlive::GiveUp,

@@ -8,11 +8,11 @@ use crate::types::VolumeHandle;
 
 impl Controller {
     /// Restores through the volume's owner, or under a maintenance claim where it has none.
-    /// `progress` is told how far an owner in another process is.
+    /// `progress` is called with the progress of an owner in another process.
     ///
     /// # Errors
-    /// `NotFound` for what is not in the snapshot, `Exists` for what is in the way, `Invalid` for a
-    /// path that is none.
+    /// `NotFound` for a path that is not in the snapshot, `Exists` for an object in the way,
+    /// `Invalid` for an invalid path.
     pub async fn restore_in_place(
         &self,
         volume: VolumeHandle,

@@ -28,7 +28,7 @@ pub struct NodeSettings {
     pub nfs_port: u16,
     /// The machine's run: /proc/sys/kernel/random/boot_id.
     pub boot: String,
-    /// How long a call for a volume that is being reopened is held.
+    /// Time for which a call for a volume that is being reopened is held.
     pub hold: Duration,
 }
 
@@ -69,7 +69,7 @@ pub struct NodeAgent<M, E> {
     pub(super) stay: Arc<tokio::sync::RwLock<Stay>>,
 }
 
-/// Whether this process still serves the node.
+/// This process's part on the node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Stay {
     #[default]

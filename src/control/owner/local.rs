@@ -14,7 +14,7 @@ use crate::volume::{Closing, Volume, Volumes};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long other requests wait for a volume to be closed for one; it is closed to the end all the
+/// Time that other requests wait while a volume is closed for one; the close is completed all the
 /// same.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -61,7 +61,7 @@ impl Local {
                 let done = restore(settings, pool, &volume.dataset, &volume.fs, wanted, progress);
                 Ok(OwnerReply::Restored(Box::pin(done).await?))
             }
-            // Whoever calls this holds the volume.
+            // The caller holds the volume.
             OwnerRequest::HandOver { .. } => Err(in_use()),
             OwnerRequest::Ping => Ok(OwnerReply::Done),
         }
@@ -114,7 +114,7 @@ impl Local {
             ));
         }
         let (mounts, volumes, pool) = (self.mounts.clone(), self.volumes.clone(), pool.clone());
-        // A task of its own: it goes on when nobody waits for it.
+        // A task of its own: it goes on when no caller waits for it.
         let closing = tokio::spawn(async move {
             // A guard counts as a use: it is dropped in this line.
             let is_open = volumes.get(dataset).is_some();

@@ -75,7 +75,7 @@ impl Running {
 }
 
 impl LongRequests {
-    /// How far the request is; starts it if it may be started.
+    /// Returns the progress of the request; starts it if it may be started.
     pub(super) fn answer(
         &mut self,
         local: &Local,
@@ -161,7 +161,7 @@ impl LongRequests {
         self.tokens.retain(|token| token.issued.elapsed() < TOKEN_AGE_MAX);
     }
 
-    /// Drops what nobody will ask about.
+    /// Drops results that no caller will ask for.
     pub(super) fn tidy(&mut self, volumes: &Volumes) {
         self.drop_old();
         self.last.retain(|(id, _), last| last.is_running() || volumes.get(*id).is_some());

@@ -6,7 +6,7 @@
 //! asker: polls the reply, deletes it           │ no reply in time: the asker deletes its request
 //! ```
 //! A request is only about a dataset that the session has open (a hand-over also of one that it
-//! owns). It may be acted on although nobody waits any longer, even an hour later, except for a
+//! owns). It may be acted on when no caller waits any longer, even an hour later, except for a
 //! restore, which starts only with a start token ([`long`](super::long)).
 //!
 //! A crash of either side leaves a request or a reply of some hundred bytes; the owner removes its
@@ -31,7 +31,8 @@ const POLL_MIN: Duration = Duration::from_millis(50);
 const POLL_MAX: Duration = Duration::from_secs(1);
 /// Between questions whether an owner has done what takes long.
 const PROGRESS_POLL: Duration = Duration::from_millis(300);
-/// Older requests and replies are nobody's, whatever clock says so: askers wait for seconds.
+/// Older requests and replies are abandoned, whichever clock measures that: askers wait for
+/// seconds.
 const MESSAGE_AGE_MAX: Duration = Duration::from_secs(3600);
 /// Older heartbeats and revocations are of sessions that have ended: one that lives has younger
 /// ones.
@@ -89,7 +90,7 @@ fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, ControlError> {
     serde_json::to_vec(message).map_err(|error| ControlError::Internal(error.to_string()))
 }
 
-/// A request as it was put, or what its asker is told of one that cannot be read.
+/// Decodes a request, or returns the outcome for one that cannot be read.
 pub(super) fn decode_request(bytes: &[u8]) -> Result<Message, Outcome> {
     decode(bytes).map_err(|why| Outcome::failed(Class::Unsupported, why))
 }
@@ -188,7 +189,7 @@ async fn send(
         }
     }
     let reply = tokio::time::timeout(limit, poll(bucket, &reply_key)).await;
-    // What is left behind is removed by the owner, or by the collector, when it is old.
+    // The owner or the collector removes the remains when they are old.
     if let Err(error) = bucket.delete(&[request_key, reply_key]).await {
         tracing::debug!(%error, "a mailbox request was not deleted: the collector does that later");
     }
@@ -218,9 +219,9 @@ async fn poll(bucket: &Bucket, key: &str) -> Result<Outcome, ControlError> {
     }
 }
 
-/// Removes what is too old for anybody to wait for: requests and replies of sessions that have
-/// ended and of askers that went away, heartbeats and revocations of sessions that have ended.
-/// Answers how many.
+/// Removes objects too old to be waited for: requests and replies of sessions that have ended and
+/// of askers that went away, heartbeats and revocations of sessions that have ended. Returns their
+/// number.
 pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<usize, ControlError> {
     let age_max = |key: &str| match key.split('/').nth(2) {
         Some("request" | "reply") => Some(MESSAGE_AGE_MAX),

@@ -1,4 +1,4 @@
-//! One typed request to whoever may act on a dataset.
+//! One typed request to the process that may act on a dataset.
 //!
 //! ```text
 //!                         ┌─ open in this process ────────▶ local      does it with the open volume
@@ -11,15 +11,16 @@
 //! it to that process; a **start token** is what an asker brings back to start a request that must
 //! not be done late ([`long`]).
 //!
-//! The one rule for a lost race. Who may act is decided by the dataset's record, which may change
-//! while a request is under way: a carrier that finds that another may act by now has lost a race.
-//! The record is read again then, and the request goes to whoever may act, [`RACES_MAX`] times at
-//! most. A restore is not repeated, because a part of it may be done: its caller retries.
+//! The one rule for a lost race. The dataset's record decides which process may act, and may change
+//! while a request is in progress: a carrier that finds that another process may act by now has
+//! lost a race. Then the record is read again, and the request goes to the process that it names,
+//! [`RACES_MAX`] times at most. A restore is not retried here, because a part of it may be done:
+//! its caller retries.
 //!
 //! To add a request: a variant of [`OwnerRequest`] and its arm in [`local`] and [`released`]. To
 //! add a carrier: a module with an `ask`, and its arm in `Owners::carry`.
 //!
-//! A crash leaves what the carriers say.
+//! A crash leaves what the carriers' documentation lists.
 
 mod local;
 mod long;
@@ -48,14 +49,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// How often a request is carried again after a lost race.
+/// Most times that a request is carried again after a lost race.
 const RACES_MAX: usize = 3;
 
 /// The owners of datasets, this process among them.
 #[derive(Clone)]
 pub(super) struct Owners {
     local: Local,
-    /// How long an owner in another process may take to answer.
+    /// Time limit for the answer of an owner in another process.
     timeout: Duration,
     /// Sessions that did not answer, where they are asked only once.
     silent: Option<Arc<Mutex<HashSet<SessionId>>>>,
@@ -124,7 +125,7 @@ impl Owners {
         self.perform_reporting(pool, dataset, request, &|_| {}).await
     }
 
-    /// As [`Self::perform`]. `progress` is told how far an owner in another process is.
+    /// As [`Self::perform`]. `progress` is called with the progress of an owner in another process.
     pub(super) async fn perform_reporting<T: FromReply>(
         &self,
         pool: &Pool,
@@ -220,10 +221,10 @@ impl Undone {
     }
 }
 
-/// Asks one certain owner, whoever else may act. `name`: the dataset's, for messages.
+/// Asks one specific owner, whichever process may act by now. `name`: the dataset's, for messages.
 ///
 /// # Errors
-/// [`ControlError::Unavailable`] when it does not answer within `limit`; else what it answers.
+/// [`ControlError::Unavailable`] when it does not answer within `limit`; otherwise its own answer.
 pub(super) async fn ask_owner(
     pool: &Pool,
     dataset: DatasetId,

@@ -1,12 +1,11 @@
 //! When an owner polls its mailbox beside what the renewals of its lease show it.
 //!
-//! - After something was written, once: a volume in use is the one that snapshots are asked of, and
-//!   its own requests are more than this one. An owner that writes every two seconds answers within
-//!   two.
+//! - After a write, once: snapshots are requested of volumes in use, whose own requests outnumber
+//!   this one. An owner that writes every two seconds answers within two.
 //! - For half a minute after a volume was opened or a request was there, at every interval: one
 //!   request is often followed by another.
 //!
-//! An idle volume is neither, and costs nothing here.
+//! An idle volume meets neither condition, and costs nothing here.
 
 use crate::types::{DatasetId, PoolId};
 use crate::volume::Volumes;
@@ -14,7 +13,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long more is expected.
+/// Time for which further requests are expected.
 const EXPECTED: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
@@ -22,14 +21,14 @@ pub(super) struct Polling(HashMap<PoolId, Seen>);
 
 #[derive(Default)]
 struct Seen {
-    /// How often each open volume had changed.
+    /// The number of changes of each open volume at the last poll.
     changes: HashMap<DatasetId, u64>,
     /// Until when more is expected.
     expected: Option<Instant>,
 }
 
 impl Polling {
-    /// Whether the mailbox in a pool is to be polled. Makes no request.
+    /// Returns whether the mailbox in a pool is due to be polled. Makes no request.
     pub fn is_due(&mut self, pool: PoolId, volumes: &Volumes) -> bool {
         let open = volumes.list().into_iter().filter(|volume| volume.pool == pool);
         let changes = open.map(|volume| (volume.dataset.id(), volume.fs.changes())).collect();

@@ -45,25 +45,26 @@ impl OwnerRequest {
         }
     }
 
-    /// Whether it takes minutes, so that an owner starts it and goes on with other requests.
+    /// Returns whether it takes minutes, so that an owner starts it and goes on with other
+    /// requests.
     pub(super) fn is_long(&self) -> bool {
         matches!(self, Self::Detach | Self::Restore(_))
     }
 
-    /// Whether the caller waits for the end of a long request; of any other it learns the end when
-    /// it makes the request again.
+    /// Returns whether the caller waits for the end of a long request; otherwise it gets the result
+    /// when it makes the request again.
     pub(super) fn is_awaited(&self) -> bool {
         matches!(self, Self::Restore(_))
     }
 
-    /// Whether doing it late or twice is as good as doing it once. A restore puts old files over
-    /// those that were written since.
+    /// Returns whether doing it late or twice has the same effect as doing it once. A restore puts
+    /// old files over those that were written since.
     pub(super) fn is_repeatable(&self) -> bool {
         !matches!(self, Self::Restore(_))
     }
 }
 
-/// What was done.
+/// The result of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(in crate::control) enum OwnerReply {
@@ -77,7 +78,7 @@ pub(in crate::control) enum OwnerReply {
 pub(in crate::control) struct Checkpointed {
     /// The bytes of a [`CheckpointId`](crate::fs::db::CheckpointId).
     pub checkpoint: [u8; 16],
-    /// Bytes in use; `None` where nobody has counted them.
+    /// Bytes in use; `None` where they have not been counted.
     pub referenced: Option<u64>,
 }
 

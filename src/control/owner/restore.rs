@@ -1,7 +1,7 @@
 //! Restore in place: a file or a tree of a snapshot back into its live dataset.
 //!
 //! ```text
-//! record: restoring ─▶ snapshot: the dataset depends on it ─▶ rows, all durable ─▶ it does not any more ─▶ record: not restoring
+//! record: restoring ─▶ snapshot: the dataset depends on it ─▶ rows, all durable ─▶ dependence ends ─▶ record: not restoring
 //! ```
 //! The dataset itself is the dependant (R14): until the restored rows are durable the snapshot's
 //! packs stay, whoever deletes the snapshot, also when this process dies and its journal brings the
@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 /// The longest path.
 const PATH_BYTES_MAX: usize = 4096;
 
-/// What is to be restored.
+/// The request of a restore.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreInPlace {
-    /// Of this one call: its repeats are told how far it is.
+    /// The id of this one call: its retries get the progress.
     pub call: Incarnation,
     pub snapshot: SnapshotId,
     /// In the snapshot; `/` is all of it.
@@ -149,9 +149,9 @@ async fn step(pool: &Catalog, name: &str) -> Result<(), ControlError> {
     Ok(pool.bucket().failpoints().step(name).await.map_err(crate::bucket::BucketError::from)?)
 }
 
-/// The intent, then the dependant: a crash after either is found by the intent (R3). What an
-/// earlier restore left is ended first: this one changes the snapshot's record, so that nobody
-/// takes the dependant away who read it before ([`forget_restore`]).
+/// The intent, then the dependant: a crash after either is found by the intent (R3). The remains of
+/// an earlier restore are ended first: this one changes the snapshot's record, so that a process
+/// that read it before cannot remove the dependant ([`forget_restore`]).
 async fn begin(
     settings: &VolumeSettings,
     pool: &Catalog,

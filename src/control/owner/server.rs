@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// Older replies are removed: nobody fetched them.
+/// Replies that were not fetched for this long are removed.
 const REPLY_AGE_MAX: Duration = Duration::from_secs(600);
 /// Requests of one poll, the newest first: those are still waited for. The rest waits for the next.
 pub(super) const REQUESTS_MAX: usize = 64;
