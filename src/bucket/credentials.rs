@@ -30,7 +30,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Nothing: an anonymous caller, or a local store.
+    /// No credentials: an anonymous caller, or a local store.
     pub fn none() -> Self {
         Self::default()
     }
@@ -41,7 +41,7 @@ impl Credentials {
         Self { environment: true, options: BTreeMap::new() }
     }
 
-    /// Adds options, each in place of an earlier one of its name.
+    /// Adds options, each replacing an earlier one of its name.
     #[must_use]
     pub fn with<K: AsRef<str>, V: Into<String>>(
         mut self,
@@ -202,8 +202,8 @@ fn open_folder(
     }
     let store = LocalFileSystem::new_with_prefix(path)
         .map_err(|e| super::error::of_store(url.as_str(), "", &e))?;
-    // Without fsync an acknowledgement means nothing; without clean-up the folders of what was
-    // deleted would stay.
+    // Without fsync an acknowledgement means nothing; without clean-up the folders of deleted
+    // objects would stay.
     let store = store.with_fsync(true).with_automatic_cleanup(true);
     Ok(Arc::new(FolderStore::new(store, path, failpoints.clone()).map_err(missing)?))
 }

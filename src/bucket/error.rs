@@ -30,7 +30,7 @@ pub enum BucketError {
     Unsupported { key: String, why: String },
     #[error("{key}: object of {bytes} bytes is larger than the {max} allowed")]
     TooLarge { key: String, bytes: u64, max: u64 },
-    /// A range was asked for that the object does not have.
+    /// The object is too short for the requested range.
     #[error("{key}: object of {bytes} bytes is too short: {wanted} bytes were to be there")]
     Short { key: String, bytes: u64, wanted: u64 },
     #[error("{0}")]
@@ -76,12 +76,12 @@ pub(super) enum Meaning {
 #[error("no answer within {0:?}")]
 pub(super) struct TimedOut(pub std::time::Duration);
 
-/// A put-if-absent that met another request for the object, and left nothing there.
+/// A put-if-absent that met another request for the object, and wrote nothing.
 #[derive(Debug, thiserror::Error)]
 #[error("another request for the object is in progress")]
 pub(super) struct InProgress;
 
-/// A read that brought fewer bytes than it should.
+/// A read that returned fewer bytes than it should.
 #[derive(Debug, thiserror::Error)]
 #[error("{got} bytes arrived where {wanted} were to come")]
 pub(super) struct Truncated {
@@ -136,7 +136,8 @@ pub(super) fn meaning(error: &object_store::Error) -> Meaning {
         _ if [NO_HTTP, BARE_REDIRECT, PAST_THE_END].iter().any(|said| text.contains(said)) => {
             Meaning::Refused
         }
-        // An answer to HEAD has no body, and so no code: it may be any of those that pass.
+        // A response to HEAD has no body, and so no code: the error may be any of the temporary
+        // ones.
         _ if text.contains(HEAD) && status(&text) == Some(400) => Meaning::Passing,
         E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
             of_code(&text).unwrap_or(Meaning::Denied)
@@ -145,8 +146,8 @@ pub(super) fn meaning(error: &object_store::Error) -> Meaning {
     }
 }
 
-/// Codes that say more than their status, which differs between stores, or is that of errors of
-/// another kind.
+/// Codes that are more specific than their status, which differs between stores, or is shared with
+/// other kinds of errors.
 fn of_code(text: &str) -> Option<Meaning> {
     Some(match code(text)? {
         // The body did not arrive, or not as it was sent.
@@ -207,7 +208,7 @@ fn io_kind(error: &(dyn StdError + 'static)) -> Option<io::ErrorKind> {
     None
 }
 
-/// The client's message where a store answers a range behind an object's end as if it were within
+/// The client's message where a store answers a range past an object's end as if it were within
 /// (azurite).
 const PAST_THE_END: &str = "Wanted range starting at";
 /// The request's name in the client's error.
@@ -245,7 +246,7 @@ fn raw(error: &object_store::Error) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// As [`raw`], of bounded length, and with what to do about it where that is known.
+/// As [`raw`], of bounded length, and with the remedy where one is known.
 pub(super) fn text(error: &object_store::Error) -> String {
     const CHARS_MAX: usize = 600;
     let raw = raw(error);
@@ -259,7 +260,7 @@ pub(super) fn text(error: &object_store::Error) -> String {
     }
 }
 
-/// The cause and the option for errors that everybody meets once, and whose text tells neither.
+/// The cause and the option for common errors whose text contains neither.
 fn hint(text: &str) -> Option<&'static str> {
     let code = code(text).unwrap_or_default();
     let is_checksum = text.contains("x-amz-checksum") || text.contains("Content-MD5");

@@ -67,7 +67,7 @@ struct Disk {
 }
 
 impl FolderStore {
-    /// Over a store that fsyncs; `folder` is where it is.
+    /// Wraps a store that fsyncs; `folder` is its location.
     ///
     /// # Errors
     /// When the folder cannot be looked at.
@@ -96,7 +96,7 @@ impl FolderStore {
         Ok(Self { general, disk: Arc::new(disk) })
     }
 
-    /// An error of the folder that is there in its place, or is not, says nothing.
+    /// Replaces an error when the folder is missing or is another one: it then proves nothing.
     fn seen<T>(&self, found: Result<T>) -> Result<T> {
         if found.is_err() {
             self.disk.check()?;
@@ -118,7 +118,7 @@ impl FolderStore {
         put.map_err(io::Error::other).and_then(|put| put).map_err(failed)
     }
 
-    /// In place of what may be there.
+    /// Puts an object, replacing an existing one.
     async fn replace(
         &self,
         at: &Path,
@@ -126,8 +126,8 @@ impl FolderStore {
         options: PutOptions,
     ) -> Result<PutResult> {
         let put = self.general.put_opts(at, payload, options).await;
-        // Also of what was put: the folder may have changed before it was, and only then is it
-        // known to be in the right one.
+        // Checked after the put, too: the folder may have changed before it, and only now is the
+        // object known to be in the right one.
         self.disk.check()?;
         put
     }
@@ -147,11 +147,11 @@ impl Disk {
         mark: Option<&str>,
         linked: impl FnOnce(&Self) -> io::Result<()>,
     ) -> io::Result<Put> {
-        // Folders are made for it.
+        // Folders are made for the object.
         self.mounted.check()?;
         let staged = Staged::write(path, payload, self.ordered)?;
-        // The opened file is in the right folder if that is still there; a name elsewhere could not
-        // be given to it then.
+        // The opened file is in the right folder if that still exists; it could not get a name
+        // elsewhere.
         self.mounted.check()?;
         if let Some(mark) = mark {
             self.unsettled.insert(mark, staged.id());
@@ -174,7 +174,7 @@ impl Disk {
     fn exists(&self, path: &FilePath, staged: &Staged, mark: Option<&str>) -> io::Result<Put> {
         let there = match std::fs::metadata(path) {
             Ok(meta) => id(&meta),
-            // The object was removed just now: the next attempt finds that.
+            // The object was removed just now: the next attempt finds out.
             Err(error) => {
                 self.not_named(staged, mark);
                 return Err(error);
@@ -230,7 +230,7 @@ enum Put {
     Own,
 }
 
-/// As the general way gives it to readers.
+/// The tag, as the general store computes it.
 fn tag(meta: &std::fs::Metadata) -> String {
     let modified = meta
         .modified()
@@ -298,7 +298,7 @@ impl ObjectStore for FolderStore {
         at: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        // Its file is opened now, and gets its name from this file system or not at all.
+        // Its file is open, so it gets a name on this file system or none.
         self.disk.check()?;
         self.general.put_multipart_opts(at, options).await
     }
@@ -349,8 +349,8 @@ impl ObjectStore for FolderStore {
     }
 }
 
-/// A listing that ends in an error where it may lack something: the folder was another one at some
-/// time.
+/// A listing that ends in an error if it may be incomplete, because the folder was another one at
+/// some time.
 fn whole(
     disk: &Arc<Disk>,
     listed: BoxStream<'static, Result<ObjectMeta>>,
@@ -372,7 +372,7 @@ mod tests {
             .with_automatic_cleanup(true);
         let disk = Disk {
             mounted: Mounted::of(folder).unwrap(),
-            // The order of steps does not depend on the file system, only what they are worth does.
+            // The order of steps does not depend on the file system, only their guarantees do.
             ordered: ordered.then(|| std::fs::metadata(folder).unwrap().dev()),
             unsettled: Unsettled::default(),
             failpoints: Failpoints::default(),
@@ -451,7 +451,7 @@ mod tests {
                 matches!(put("w/1", "a").await, Err(object_store::Error::Generic { .. })),
                 "nobody knows whether it stays"
             );
-            // An object of the same bytes from somebody else is one all the same.
+            // An object of the same bytes from another writer still counts as existing.
             assert!(matches!(
                 put("w/1", "b").await,
                 Err(object_store::Error::AlreadyExists { .. })

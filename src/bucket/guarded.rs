@@ -23,7 +23,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 /// A body of at most this many bytes is read within the attempt, so that a broken connection is
-/// another attempt; a longer one is handed on as it comes.
+/// another attempt; a longer one is passed on as it arrives.
 const BUFFERED_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Clone)]
@@ -93,7 +93,7 @@ impl Guarded {
         }
     }
 
-    /// Tells whether a large body timed out although the store answers: then the link is slow.
+    /// Returns whether a large body timed out although the store answers: then the link is slow.
     async fn is_slow(&self, at: &Path, bytes: u64, error: &object_store::Error) -> bool {
         if !Rate::is_large(bytes) || !is::<TimedOut>(error) {
             return false;
@@ -142,7 +142,7 @@ impl Guarded {
         };
         match self.look(at, payload, options).await? {
             Found::Ours(meta) => Ok(done(meta)),
-            // Decided: without the status, which says that it is in doubt.
+            // The outcome is known: the status, which marks it as in doubt, is dropped.
             Found::Others => {
                 tracing::debug!(%at, %error, "a conflict in progress is lost to another writer");
                 Err(object_store::Error::AlreadyExists {
@@ -154,7 +154,7 @@ impl Guarded {
         }
     }
 
-    /// The object that is there after a put-if-absent of unknown outcome.
+    /// Finds the object that exists after a put-if-absent of unknown outcome.
     async fn find(&self, at: &Path, payload: &PutPayload, options: &PutOptions) -> Result<Found> {
         let wanted = payload.content_length() as u64;
         self.gate.run(Kind::Get, wanted, || self.look(at, payload, options)).await.0
@@ -168,7 +168,7 @@ impl Guarded {
             Err(error) => return Err(error),
         };
         let (meta, wanted) = (found.meta.clone(), payload.content_length() as u64);
-        // A store that keeps the mark of the put tells by it.
+        // A store that keeps the mark of the put identifies it.
         let mark = options
             .attributes
             .iter()
@@ -223,7 +223,7 @@ impl Guarded {
         Ok(found.into_iter().next_back().unwrap_or_default())
     }
 
-    /// The whole body, within the attempt: as long as it goes on, it has time.
+    /// Reads the whole body within the attempt: it has time while data keeps arriving.
     async fn body(&self, found: GetResult) -> Result<Bytes> {
         if matches!(found.payload, GetResultPayload::File(..)) {
             return found.bytes().await;
@@ -247,7 +247,7 @@ impl Guarded {
         self.gate.step(async { body.next().await.transpose() }).await
     }
 
-    /// Reads the body within the attempt, and sees that all of it came.
+    /// Reads the body within the attempt, and checks that it is complete.
     async fn buffered(&self, found: GetResult) -> Result<GetResult> {
         let wanted = found.range.end.saturating_sub(found.range.start);
         let (meta, range) = (found.meta.clone(), found.range.clone());
@@ -430,8 +430,8 @@ fn stream(pages: Pages) -> BoxStream<'static, Result<ObjectMeta>> {
     listed.map_ok(|found| futures::stream::iter(found).map(Ok)).try_flatten().boxed()
 }
 
-/// A multipart upload, each request of it within the limits. A part is tried again by the policy
-/// that came with the options.
+/// A multipart upload, each request of it within the limits. A part is retried by the policy that
+/// came with the options.
 struct GuardedUpload {
     inner: Box<dyn MultipartUpload>,
     gate: Arc<Gate>,

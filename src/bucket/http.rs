@@ -1,11 +1,10 @@
-//! The HTTP below the stores' clients: what they cannot be told, and must not meet.
+//! The HTTP layer below the stores' clients, with workarounds that they have no options for.
 //!
 //! - A listing may hold keys that the clients have no name for (`a//b`, `a/../b`, control
-//!   characters), and fail with all its other keys. They
-//!   are none of ours, and are left out.
-//! - A metadata service that does not answer, as behind one network hop too many, holds a request
-//!   until its own time is over, and nothing
-//!   says why. It has a limit of its own, and an error with its name.
+//!   characters), and fail with all its other keys. Such keys are not ours, and are left out.
+//! - A metadata service that does not answer, as behind one network hop too many, blocks a request
+//!   until the total time is over, without a reason. It has a limit of its own, and an error with
+//!   its name.
 
 use async_trait::async_trait;
 use object_store::ClientOptions;
@@ -16,12 +15,12 @@ use object_store::client::{
 use object_store::path::Path;
 use std::time::Duration;
 
-/// For one request to the metadata service of the machine: it is a millisecond away.
+/// Time limit of one request to the metadata service of the machine: it is a millisecond away.
 const METADATA_LIMIT: Duration = Duration::from_secs(3);
-/// Begins the error of one that took longer.
+/// Beginning of the error of a request that took longer.
 pub(super) const NO_METADATA: &str = "the metadata service does not answer";
 
-/// Tells whether a URL, or the text of an error with one, is of the machine's own credential
+/// Returns whether a URL, or the text of an error with one, is of the machine's own credential
 /// service.
 pub(super) fn is_metadata(text: &str) -> bool {
     const PATHS: [&str; 4] =
@@ -69,7 +68,7 @@ impl HttpService for Service {
     }
 }
 
-/// A page of a listing (S3, GCS, Azure) without the keys that have no name.
+/// Removes from a page of a listing (S3, GCS, Azure) the keys that the clients cannot represent.
 fn nameable(page: Vec<u8>) -> Vec<u8> {
     const ELEMENTS: [(&str, &str); 4] = [
         ("Contents", "Key"),
@@ -95,8 +94,8 @@ fn between<'a>(text: &'a str, open: &str, close: &str) -> Option<&'a str> {
     Some(text.split_once(open)?.1.split_once(close)?.0)
 }
 
-/// The text without those elements whose inside is not wanted. `<` stands in XML for nothing but a
-/// tag, so that tags can be searched for.
+/// Removes the elements whose content is unwanted. In XML `<` only begins a tag, so tags can be
+/// searched for.
 fn without(text: String, element: &str, unwanted: impl Fn(&str) -> bool) -> String {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
     let is_unwanted = |inside: &str| unwanted(inside);

@@ -9,18 +9,18 @@ use tokio::time::Instant;
 
 /// Keys in a page of a listing, and in one delete request (S3's limits for both).
 pub(super) const PAGE_KEYS: u64 = 1000;
-/// For one attempt that has many steps.
+/// Time limit of one attempt that has many steps.
 const STEPS_MAX: Duration = Duration::from_secs(600);
 
 /// Limits on every request to a store. An outage ends in an error after `total`, never in a hang.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// For one attempt of a request without a body.
+    /// Time limit of one attempt of a request without a body.
     pub attempt: Duration,
-    /// For all attempts of a request and the pauses between them.
+    /// Time limit of all attempts of a request and the pauses between them.
     pub total: Duration,
-    /// Both grow by the time that a body takes at this rate, or at the one that uploads are seen to
-    /// have ([`Rate`]).
+    /// Both limits grow by the time that a body takes at this rate, or at the measured rate of
+    /// uploads ([`Rate`]).
     pub bytes_per_sec: u64,
     /// Pause before the second attempt; doubles with each further one up to `pause_max`, with
     /// jitter.
@@ -99,7 +99,7 @@ impl std::ops::Sub for Requests {
     }
 }
 
-/// Tells whether an earlier attempt of a request that then failed may have taken effect.
+/// Whether an earlier attempt of a request that then failed may have taken effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Earlier {
     None,
@@ -199,8 +199,8 @@ impl Gate {
         }
     }
 
-    /// Attempts until one succeeds, fails for good, or time is up. `bytes`: the expected size of
-    /// the transfer.
+    /// Retries until an attempt succeeds, fails permanently, or time is up. `bytes`: the expected
+    /// size of the transfer.
     pub async fn run<T, F: Future<Output = object_store::Result<T>>>(
         &self,
         kind: Kind,
@@ -232,7 +232,7 @@ impl Gate {
         self.repeat(kind, Instant::now() + self.limits.total, |_| STEPS_MAX, request).await.0
     }
 
-    /// When a request that begins now must have ended, pauses included.
+    /// The deadline of a request that begins now, pauses included.
     pub fn deadline(&self) -> Instant {
         Instant::now() + self.limits.total
     }
@@ -277,7 +277,8 @@ impl Gate {
             }
             earlier = Earlier::Unknown;
             if !self.pause(attempt, deadline).await {
-                // The last attempt may have been cut short: what the one before it met says more.
+                // The last attempt may have been cut short: the error of the one before it says
+                // more.
                 let error = if is::<TimedOut>(&error) { before.unwrap_or(error) } else { error };
                 return (Err(error), earlier);
             }

@@ -11,8 +11,7 @@
 //! - A put-if-absent whose outcome is in doubt (no answer, 409) is settled by reading the object
 //!   back, for SlateDB too (R35): [`Bucket::put_new`] returns [`PutNew::Created`] for an object
 //!   that this call wrote. The bytes must therefore differ between writers (R1's nonce).
-//! - Keys are relative to the pool's prefix, which stands before them as it was given: no other
-//!   layer sees it.
+//! - Keys are relative to the pool's prefix, which is prepended unchanged: no other layer sees it.
 //! - A read returns all bytes asked for or an error. The layers above verify the bytes.
 //!
 //! A crash may leave a staged file `<name>#<n>` beside an object of a folder store (where
@@ -73,14 +72,14 @@ pub struct Listed {
 #[derive(Clone)]
 pub struct Bucket {
     url: Arc<str>,
-    /// Over HTTP, perhaps through proxies and gateways.
+    /// Reached over HTTP, perhaps through proxies and gateways.
     remote: bool,
     store: Arc<Guarded>,
     failpoints: Failpoints,
 }
 
 impl Bucket {
-    /// The bucket at a URL. Nothing is asked of a remote store yet.
+    /// Opens the bucket at a URL. Makes no request to a remote store yet.
     ///
     /// # Errors
     /// [`BucketError::Options`] for credentials that the store cannot use, [`BucketError::Missing`]
@@ -135,8 +134,8 @@ impl Bucket {
         self.store.refusal()
     }
 
-    /// Puts an object that is not there as SlateDB does, then again, as after a lost answer, and
-    /// then another one in its place. Whether the first is recognised and the other is not (R35).
+    /// Puts an absent object as SlateDB does, then again, as after a lost answer, and then another
+    /// one in its place. Returns whether the first is recognised and the other is not (R35).
     pub async fn recognises_own(&self, key: &str) -> Result<bool, BucketError> {
         let first = self.put_marked(key, "one", b"one").await?
             && self.put_marked(key, "one", b"one").await?;
@@ -231,7 +230,7 @@ impl Bucket {
         put.map(drop).map_err(|e| self.error(key, &e))
     }
 
-    /// As [`Self::put`], of a body in parts, which are not copied into one.
+    /// As [`Self::put`], with a body in parts, which are not copied into one.
     pub async fn put_parts(&self, key: &str, parts: Vec<Bytes>) -> Result<(), BucketError> {
         let put = self
             .store
@@ -300,7 +299,7 @@ impl Pages {
     }
 }
 
-/// The objects of a store below a prefix, each as it is called there.
+/// The objects of a store below a prefix, with their full names.
 fn below(store: Arc<dyn ObjectStore>, prefix: Path) -> Arc<dyn ObjectStore> {
     if prefix.is_root() { store } else { Arc::new(PrefixStore::new(store, prefix)) }
 }

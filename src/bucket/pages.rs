@@ -1,10 +1,10 @@
 //! Listings in pages. Each page has a request's own limits and retries, and a listing whose page
-//! fails goes on after the last key that it gave out: one of millions of objects ends, however long
-//! it takes, and holds a page in memory.
+//! fails continues after the last key that it returned: a listing of millions of objects completes,
+//! however long it takes, and holds one page in memory.
 //!
-//! Stores list in the order of keys; a folder does not. One that does not is never continued after
-//! a failure, and neither is a short listing: it starts over ([`Pages::collect`]), so that nothing
-//! is missing where much depends on it.
+//! Stores list in the order of keys; a folder does not. A listing without order is never continued
+//! after a failure, and neither is a short one: it starts over ([`Pages::collect`]), so that
+//! nothing is missing where much depends on it.
 
 use super::error::{Meaning, meaning};
 use super::limits::{Gate, Kind, PAGE_KEYS};
@@ -14,15 +14,14 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, Result};
 use std::sync::Arc;
 
-/// A listing with fewer keys so far starts over where it may.
+/// A listing with fewer keys so far starts over where that is allowed.
 const SHORT: usize = 10_000;
 
 pub(super) struct Pages {
     store: Arc<dyn ObjectStore>,
     gate: Arc<Gate>,
     prefix: Option<Path>,
-    /// Keys up to this one are not listed: what the caller wants, then the last one that was given
-    /// out.
+    /// Keys up to this one are skipped: the caller's start, then the last key that was returned.
     after: Option<Path>,
     open: Option<BoxStream<'static, Result<ObjectMeta>>>,
     given: usize,
@@ -52,7 +51,7 @@ impl Pages {
         for attempt in 0.. {
             match self.rest(&mut found).await {
                 Ok(()) => break,
-                // One that gave out nothing was tried for all of its time already.
+                // A listing that returned nothing has used up its time already.
                 Err(error)
                     if meaning(&error) == Meaning::Passing
                         && self.given > 0
@@ -76,8 +75,8 @@ impl Pages {
         Ok(())
     }
 
-    /// `resumed`: how many keys must have been given out for the listing to be continued after a
-    /// failure; one that gave out none always is.
+    /// `resumed`: the number of keys that must have been returned for the listing to be continued
+    /// after a failure; one that returned none always is.
     async fn next_from(&mut self, resumed: usize) -> Result<Option<Vec<ObjectMeta>>> {
         let deadline = self.gate.deadline();
         let mut attempt = 0;
@@ -99,7 +98,7 @@ impl Pages {
         Ok(None)
     }
 
-    /// The objects of one page of the store, as far as that can be told.
+    /// The objects of one page of the store, as far as pages can be told apart.
     async fn page(&mut self) -> Result<Vec<ObjectMeta>> {
         let (store, prefix, after) = (&self.store, self.prefix.as_ref(), &self.after);
         let open = self.open.get_or_insert_with(|| match after {

@@ -1,23 +1,22 @@
-//! The transfer rate of bodies. A body of some size has the time that it takes at this rate
-//! ([`super::limits`]), and no link is so slow that a body never ends: where an attempt ran out of
-//! time and the store answers all the same, the rate is taken for lower, and large bodies move one
-//! after the other until they are seen to be fast again. It is remembered, so that the next body
-//! has its time at once.
+//! The transfer rate of bodies. A body gets the time that it needs at this rate
+//! ([`super::limits`]), so that even on a slow link every body completes: when an attempt timed out
+//! although the store answers, the rate is lowered, and large bodies are sent one at a time until
+//! they are fast again. The rate is remembered, so that the next body has enough time at once.
 
 use parking_lot::Mutex;
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// A body that says something about the rate, and takes turns with others on a slow link.
+/// Smallest body that is used to measure the rate, and that takes turns with others on a slow link.
 const LARGE: u64 = 1 << 20;
 /// The slowest link on which large bodies end: 128 kbit/s.
 const SLOWEST: u64 = 16 << 10;
-/// By how much it is taken for slower after an attempt that ran out of time.
+/// Factor by which the rate is lowered after an attempt that timed out.
 const SLOWER: u64 = 4;
 
 #[derive(Debug)]
 pub(super) struct Rate {
-    /// Bytes a second, unless it is seen to be slower.
+    /// Bytes per second, unless measured to be slower.
     usual: u64,
     now: Mutex<u64>,
     turns: Semaphore,
@@ -33,7 +32,7 @@ impl Rate {
         bytes >= LARGE
     }
 
-    /// Bytes a second.
+    /// Bytes per second.
     pub fn now(&self) -> u64 {
         *self.now.lock()
     }
@@ -43,7 +42,7 @@ impl Rate {
         Duration::from_millis(bytes.saturating_mul(1000) / self.now())
     }
 
-    /// For a large body on a slow link: its turn.
+    /// Waits for the turn of a large body on a slow link.
     pub async fn turn(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
         if !Self::is_large(bytes) || self.now() >= self.usual {
             return None;
@@ -51,12 +50,12 @@ impl Rate {
         self.turns.acquire().await.ok()
     }
 
-    /// A body did not end in its time at `rate`, and the store answers. `false`: it is as slow as
-    /// it is taken for already.
+    /// Lowers the rate after a body timed out at `rate` although the store answers. `false`: the
+    /// rate is at its minimum already.
     pub fn was_too_slow(&self, rate: u64) -> bool {
         let mut now = self.now.lock();
         if *now < rate {
-            // Another body was seen to be slow meanwhile.
+            // Another body has lowered the rate meanwhile.
             return true;
         }
         let slower = (rate / SLOWER).max(SLOWEST.min(self.usual));
@@ -65,7 +64,7 @@ impl Rate {
         changed
     }
 
-    /// A body moved.
+    /// Updates the rate after a transfer.
     pub fn moved(&self, bytes: u64, took: Duration) {
         if !Self::is_large(bytes) {
             return;
@@ -86,7 +85,7 @@ mod tests {
     fn the_rate_follows_what_is_seen() {
         let rate = Rate::new(1 << 20);
         assert_eq!(rate.time(16 << 20), Duration::from_secs(16));
-        // Two bodies that ran out of time together.
+        // Two bodies that timed out together.
         assert!(rate.was_too_slow(1 << 20) && rate.was_too_slow(1 << 20));
         assert_eq!(rate.now(), 256 << 10);
         rate.moved(1000, Duration::from_nanos(1));

@@ -9,13 +9,13 @@ use parking_lot::Mutex;
 pub(super) struct Refusals(Mutex<Option<(u64, String)>>);
 
 impl Refusals {
-    /// A put of this many bytes ended this way.
+    /// Notes the result of a put of this many bytes.
     pub fn note<T>(&self, bytes: u64, put: &object_store::Result<T>) {
         use object_store::Error::{NotImplemented, NotSupported};
         let mut last = self.0.lock();
         match put {
             Ok(_) if last.as_ref().is_some_and(|(refused, _)| *refused <= bytes) => *last = None,
-            // The client's own word about an attribute; the put is made again without.
+            // The client's own error about an attribute; the put is made again without it.
             Err(NotImplemented { .. } | NotSupported { .. }) => {}
             Err(error)
                 if matches!(

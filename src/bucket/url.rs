@@ -26,7 +26,7 @@ pub(super) enum Place {
     Folder {
         path: PathBuf,
     },
-    /// Shared by everything in this process that uses the name.
+    /// Shared by all users of the name in this process.
     Memory {
         name: String,
     },
@@ -97,8 +97,8 @@ impl FromStr for PoolUrl {
         if text.len() > URL_BYTES_MAX {
             return Err(bad(&format!("longer than {URL_BYTES_MAX} bytes")));
         }
-        // A URL's parser would quietly leave these out or resolve them: keys stand below the prefix
-        // as it is given.
+        // A URL's parser would silently drop or resolve these, but keys are below the prefix
+        // exactly as given.
         if text.chars().any(|c| c.is_ascii_control()) || text.trim() != text {
             return Err(bad(
                 "spaces around it, or control characters in it: write a space inside a prefix as \

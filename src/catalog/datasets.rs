@@ -27,7 +27,7 @@ impl Catalog {
         Ok(found.filter(|at| at.record.state != State::Dead))
     }
 
-    /// The record of exactly this life; `None` when it is gone and the pool is not.
+    /// Returns the record of exactly this incarnation; `None` when it is gone and the pool is not.
     pub async fn dataset_by_id(
         &self,
         id: DatasetId,
@@ -48,7 +48,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::Exists`] when a live one is there, [`CatalogError::InProgress`] when a
-    /// `Dead` one is: only that record says what its cleaner has still to remove (R3).
+    /// `Dead` one is: only that record shows what its cleaner still has to remove (R3).
     pub async fn insert_dataset(
         &self,
         dataset: Dataset,
@@ -98,7 +98,7 @@ impl Catalog {
         changed
     }
 
-    /// Forgets a `Dead` record: the name is free.
+    /// Removes a `Dead` record, which frees its name.
     pub async fn remove_dataset(&self, id: DatasetId) -> Result<(), CatalogError> {
         let judge = |dataset: &Dataset| match dataset.state {
             _ if dataset.incarnation != id.incarnation => Ok(Removal::Another),

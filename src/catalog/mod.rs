@@ -10,7 +10,7 @@
 //! nodes/<session>/heartbeat/<number>                             heartbeats; the newest counts
 //! nodes/<session>/revocation/<claim>                             a claim that the session must end
 //! nodes/<session>/request/<id>, nodes/<session>/reply/<id>       its mailbox
-//! collector/<version>                                            which process collects in the pool
+//! collector/<version>                                            the collecting process
 //! ```
 //! Nouns: a **record** describes one thing, a **version** is one object with the record's fields at
 //! a time, a **chain** is all versions of a record, the **floor** is the version below which

@@ -17,7 +17,7 @@ use serde::Serialize;
 pub struct Signs {
     /// Numbers of the heartbeats, ascending.
     pub heartbeats: Vec<u64>,
-    /// The claims that are revoked, those among them that have ended long ago.
+    /// Revoked claims, including those that ended long ago.
     pub revocations: Vec<ClaimId>,
     /// Requests of others that the session has not answered yet.
     pub requests: usize,
@@ -41,19 +41,19 @@ fn revocation_key(session: SessionId, claim: ClaimId) -> String {
     format!("{}/revocation/{claim}", folder(session))
 }
 
-/// Where requests to a session are put, each under a random id.
+/// The prefix of requests to a session, each under a random id.
 pub fn mailbox_requests(session: SessionId) -> String {
     format!("{}/request/", folder(session))
 }
 
-/// Where the session puts its reply to a request.
+/// The key of the session's reply to a request.
 pub fn mailbox_reply(session: SessionId, request: &str) -> String {
     format!("{}/reply/{request}", folder(session))
 }
 
 impl Catalog {
     /// Writes a heartbeat. `number` is larger than that of every earlier call of this session,
-    /// whatever became of it.
+    /// whatever its outcome.
     pub async fn put_heartbeat(
         &self,
         session: SessionId,
@@ -112,8 +112,7 @@ impl Catalog {
         })
     }
 
-    /// Revokes a claim of `session`. A revocation of the same claim that is there already stays as
-    /// it is.
+    /// Revokes a claim of `session`. An existing revocation of the same claim stays as it is.
     pub async fn put_revocation(
         &self,
         session: SessionId,
@@ -129,7 +128,7 @@ impl Catalog {
     ) -> Result<Option<Heartbeat>, CatalogError> {
         let Some(newest) = self.node_signs(session).await?.newest() else { return Ok(None) };
         let key = heartbeat_key(session, newest);
-        // Absent: the next one has taken its place.
+        // Absent: the next one has replaced it.
         match self
             .bucket()
             .get(&key, RECORD_BYTES_MAX)

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// Features of pools that this program knows.
 const FEATURES: &[&str] = &[];
-/// Writers that try one put-if-absent at once when a store is tried.
+/// Writers that attempt one put-if-absent concurrently when a store is checked.
 const RIVALS: usize = 4;
 /// Records read at once for a listing.
 const READS: usize = 32;
@@ -125,7 +125,7 @@ impl Catalog {
     /// this one. Otherwise a volume would be released, or taken for deleted, because a folder is
     /// not mounted.
     pub(super) async fn confirm(&self) -> Result<(), CatalogError> {
-        // Not from memory: it is asked whether the store has it now.
+        // Not from memory: the store must have it now.
         let cache = Cache::default();
         match pool_chain(&self.inner.bucket, &cache).newest::<PoolRecord>().await? {
             Newest::Live(at) if at.record.id == self.inner.pool.id => Ok(()),
@@ -204,8 +204,8 @@ impl Catalog {
                 }
             }
             for (chain, versions) in chains {
-                // Only what the listing shows to be the old end of a chain is looked at again: the
-                // rest costs no request.
+                // Only a chain of which the listing shows just an old end is read again: the rest
+                // costs no request.
                 let [(version, only)] = versions.as_slice() else { continue };
                 let age = now.duration_since(only.modified).unwrap_or_default();
                 let chain = self.chain(chain.clone(), format!("a record at {chain}"));
@@ -229,8 +229,7 @@ impl std::fmt::Debug for Catalog {
     }
 }
 
-/// Runs a key derivation, which takes a tenth of a second on purpose, beside the threads that
-/// serve.
+/// Runs a key derivation, which takes a tenth of a second on purpose, off the threads that serve.
 async fn slowly<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CryptoError> + Send + 'static,
 ) -> Result<T, CatalogError> {
@@ -242,8 +241,8 @@ async fn slowly<T: Send + 'static>(
     }
 }
 
-/// Sees that the store does what the records' safety rests on: put-if-absent, and reading what was
-/// written.
+/// Checks that the store supports what the records' safety depends on: put-if-absent, and reading
+/// what was written.
 async fn check_store(bucket: &Bucket) -> Result<(), CatalogError> {
     let key = || format!("probe/{}", PoolId::random());
     let at = key();
@@ -268,8 +267,8 @@ async fn removing(
     removed.map_err(|e| CatalogError::bucket(format!("deleting an object in {}", bucket.url()), e))
 }
 
-/// Sees that the store takes objects as large as packs are: a proxy before it may have a limit of
-/// its own. What an interrupted check leaves is replaced and removed by the next.
+/// Checks that the store accepts objects as large as packs: a proxy before it may have a limit of
+/// its own. The remains of an interrupted check are replaced and removed by the next.
 async fn check_size(bucket: &Bucket) -> Result<(), CatalogError> {
     const PART: Bytes = Bytes::from_static(&[0; 64 << 10]);
     const KEY: &str = "probe/size";

@@ -124,7 +124,7 @@ impl Catalog {
         Ok(readers)
     }
 
-    /// Removes what readers that died left behind. How many.
+    /// Removes objects of readers that died. Returns their number.
     pub async fn sweep_readers(&self, now: SystemTime) -> Result<usize, CatalogError> {
         let old = self.readers(None, now).await?.old;
         if !old.is_empty() {

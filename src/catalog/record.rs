@@ -75,7 +75,7 @@ pub enum State {
     /// The intent is written; the effect may or may not have happened (R3).
     Creating,
     Ready,
-    /// Deletion was acknowledged; what depends on it may keep it.
+    /// Deletion was acknowledged; dependants may retain it.
     Deleting,
     /// Nothing depends on it; a cleaner is removing the effect (R3).
     Dead,
@@ -86,9 +86,8 @@ pub enum State {
 pub struct Owner {
     pub node: String,
     pub session: SessionId,
-    /// Fresh whenever the record is claimed, also by the session that had it before, and also after
-    /// its lease had lapsed: whatever was found out or decided about an earlier claim is void
-    /// (R31).
+    /// Fresh whenever the record is claimed, even by the session that had it before, and even after
+    /// its lease had expired: findings and decisions about an earlier claim are void (R31).
     pub claim: ClaimId,
     /// The id of the folder that holds its journals: only a process on that folder takes the
     /// dataset back without waiting. None: it has no journal.
@@ -141,7 +140,7 @@ pub struct Dataset {
     pub detached: bool,
     #[serde(default, skip_serializing_if = "is_default")]
     pub form: Form,
-    /// Rows of this snapshot are being put back, or were when its owner died: the dataset is one of
+    /// Rows of this snapshot are being restored, or were when its owner died: the dataset is one of
     /// the snapshot's dependants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restoring: Option<SnapshotId>,
@@ -185,7 +184,7 @@ pub struct Snapshot {
     pub dependants: Vec<Incarnation>,
     /// Unique, never reused within the dataset: the upper bits of fileids below `.snapshots`.
     pub serial: u32,
-    /// Made implicitly for a clone of a volume: goes away with its last use.
+    /// Made implicitly for a clone of a volume: removed with its last use.
     pub implied: bool,
 }
 
@@ -199,25 +198,25 @@ impl Snapshot {
     }
 }
 
-/// Which snapshot has a CSI name.
+/// The snapshot that has a CSI name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotNameClaim {
     pub name: String,
     pub snapshot: SnapshotId,
 }
 
-/// A sign of life of a node session. That there is a new one is what counts for the lease.
+/// A heartbeat of a node session. For the lease only the existence of a new one counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     pub node: String,
     pub lease_millis: u64,
-    /// The run of the machine, as Kubernetes shows it of a Node: what tells this machine from
-    /// another of its name.
+    /// The boot id of the machine, as its Kubernetes Node shows it: it distinguishes this machine
+    /// from another of its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
 }
 
-/// Why an owner that may be alive has to give a dataset up (R27).
+/// The reason why an owner that may be alive has to release a dataset (R27).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RevocationReason {
@@ -231,8 +230,8 @@ pub enum RevocationReason {
     NoPods,
 }
 
-/// Ends a claim: tells its owner to give the dataset up, and others that they may take it once the
-/// owner must have read this. Never changed, and void for every other claim (R31).
+/// Ends a claim: its owner must release the dataset, and others may take it once the owner must
+/// have read this. Never changed, and void for every other claim (R31).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revocation {
     pub dataset: DatasetId,

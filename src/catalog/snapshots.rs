@@ -35,7 +35,7 @@ impl Catalog {
         Ok(found.filter(|at| at.record.state != State::Dead))
     }
 
-    /// The record of exactly this life; `None` when it is gone and the pool is not.
+    /// Returns the record of exactly this incarnation; `None` when it is gone and the pool is not.
     pub async fn snapshot_by_id(
         &self,
         id: SnapshotId,
@@ -63,7 +63,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::Exists`] when a live one is there, [`CatalogError::InProgress`] when a
-    /// `Dead` one is: only that record says what its cleaner has still to remove (R3).
+    /// `Dead` one is: only that record shows what its cleaner still has to remove (R3).
     pub async fn insert_snapshot(
         &self,
         snapshot: Snapshot,
@@ -109,7 +109,7 @@ impl Catalog {
         changed.await
     }
 
-    /// Forgets a `Dead` record: the name is free.
+    /// Removes a `Dead` record, which frees its name.
     pub async fn remove_snapshot(&self, id: SnapshotId) -> Result<(), CatalogError> {
         let judge = |snapshot: &Snapshot| match snapshot.state {
             _ if snapshot.incarnation != id.snapshot.incarnation => Ok(Removal::Another),
@@ -127,7 +127,7 @@ impl Catalog {
     }
 
     /// CSI snapshot names are unique in the whole pool, ours only in a dataset: reserves a CSI name
-    /// for a snapshot, or answers which snapshot has it.
+    /// for a snapshot, or returns the snapshot that has it.
     pub async fn claim_csi_snapshot_name(
         &self,
         name: &str,
@@ -152,7 +152,7 @@ impl Catalog {
         }
     }
 
-    /// Gives a reserved name back, if it is still this snapshot's.
+    /// Releases a reserved name, if it is still this snapshot's.
     pub async fn release_csi_snapshot_name(
         &self,
         name: &str,

@@ -21,20 +21,19 @@ use tokio::sync::Semaphore;
 const ENTRY_OVERHEAD: usize = 160;
 /// Written chunks from this size on are kept without a copy.
 const SHARED_FROM: usize = 256 << 10;
-/// Shards of the memory tier: fewer than a chunk of the largest size would be crowded out by in a
-/// small cache.
+/// Smallest shard of the memory tier: in smaller ones a chunk of the largest size would crowd out
+/// the others.
 const SHARD_BYTES_MIN: u64 = 16 << 20;
 const SHARDS_MAX: u64 = 16;
-/// One chunk of the largest size, sealed, must find room.
+/// Smallest write budget: a sealed chunk of the largest size must fit.
 const WRITE_BYTES_MIN: u64 = 4 << 20;
-/// One request of the largest size must find room in either half.
+/// Smallest read budget: a request of the largest size must fit into either half.
 const READ_BYTES_MIN: u64 = 2 * RANGE_BYTES_MAX;
 /// The most requests in flight at once.
 pub(super) const READS_MAX: usize = 64;
-/// Files that the disk tier divides its room into; each must hold the largest stored chunk with
-/// foyer's header.
+/// Size of the files of the disk tier; each must hold the largest stored chunk with foyer's header.
 const DISK_BLOCK_BYTES: usize = 16 << 20;
-/// Memory of the disk tier itself; it hands over each read at once.
+/// Memory of the disk tier itself; it returns each read at once.
 const DISK_MEMORY_BYTES: usize = 1 << 20;
 
 /// Memory of all chunk stores of a process.
@@ -84,7 +83,7 @@ pub struct CacheStats {
     pub memory_hits: u64,
     pub memory_misses: u64,
     pub disk_hits: u64,
-    /// Chunks that the disk gave back changed: counted, dropped, and read from the bucket.
+    /// Chunks that the disk returned corrupt: counted, dropped, and read from the bucket.
     pub disk_corrupt: u64,
     /// Chunks and packs of the bucket that failed verification.
     pub bucket_corrupt: u64,
@@ -173,8 +172,7 @@ impl ChunkCache {
         }
     }
 
-    /// Writes out what the disk tier still holds in memory. Not needed for anything but a warm
-    /// start.
+    /// Writes out chunks that the disk tier still holds in memory. Only a warm start needs this.
     pub async fn close(&self) {
         if let Some(disk) = &self.0.disk
             && let Err(error) = disk.close().await
@@ -198,8 +196,8 @@ impl Shared {
         self.memory.insert(hash, data);
     }
 
-    /// A chunk that was just written: it makes place before what was read does, so that a long
-    /// write leaves the readers' chunks alone.
+    /// Inserts a chunk that was just written: it is evicted before chunks that were read, so that a
+    /// long write does not evict the readers' chunks.
     pub(super) fn insert_written(&self, hash: ChunkHash, data: &Bytes) {
         // A small chunk may be a slice of a large buffer, a large one hardly is.
         let data =

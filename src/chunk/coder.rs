@@ -1,5 +1,5 @@
-//! Between a chunk's data and its stored bytes: hash, compression, sealing. Pure but for the random
-//! nonce.
+//! Between a chunk's data and its stored bytes: hash, compression, sealing. Pure except for the
+//! random nonce.
 
 use super::pack::{Entry, PackError, Sealing, decode_footer, encode_footer};
 use super::{CHUNK_BYTES_MAX, ChunkRef, Codec};
@@ -8,8 +8,9 @@ use crate::types::{ChunkHash, FamilyId, PackId};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// A chunk of at least this size is tried on samples first: data that does not compress (media,
-/// archives, encrypted files) then costs a few microseconds and not a whole run of the compressor.
+/// For a chunk of at least this size, samples are compressed first: data that does not compress
+/// (media, archives, encrypted files) then costs a few microseconds and not a whole run of the
+/// compressor.
 const SAMPLE_FROM: usize = 16 << 10;
 const SAMPLE_BYTES: usize = 2 << 10;
 /// Stored compressed only when that saves at least this part of the chunk: less does not pay for
@@ -31,8 +32,8 @@ pub(super) struct Encoded {
     pub(super) bytes: Bytes,
 }
 
-/// Tells a buffer of its own from a slice of a larger one, which must not be kept in memory for the
-/// slice's sake.
+/// Distinguishes a buffer of its own from a slice of a larger one, which the slice would keep in
+/// memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Backing {
     Whole,
@@ -119,7 +120,7 @@ impl Coder {
     /// reference.
     ///
     /// # Errors
-    /// Why they are not the chunk.
+    /// The reason why the bytes are not the chunk.
     pub(super) fn decode(
         &self,
         chunk: &ChunkRef,

@@ -8,13 +8,13 @@ static CORES: LazyLock<Semaphore> = LazyLock::new(|| {
     Semaphore::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
 });
 
-/// Work on fewer bytes than this is done where the caller is: handing it over and being woken again
-/// costs more CPU than it takes (verifying a record of 64 KiB: 20 µs; half of a random read's CPU
-/// time went into the hand-over).
+/// Work on fewer bytes than this is done on the caller's thread: handing it over and being woken
+/// again costs more CPU than the work (verifying a record of 64 KiB: 20 µs; half of a random read's
+/// CPU time went into the hand-over).
 const INLINE_BYTES: usize = 128 << 10;
 
-/// Runs `job`, which works on about `bytes` bytes. `None`: it was cut off, the runtime is going
-/// down.
+/// Runs `job`, which works on about `bytes` bytes. `None`: the job was cut off because the runtime
+/// is shutting down.
 pub(super) async fn run<T: Send + 'static>(
     bytes: usize,
     job: impl FnOnce() -> T + Send + 'static,

@@ -15,8 +15,8 @@ const PACK_BYTES: usize = 140;
 pub(super) type WriterId = u64;
 
 /// Half a hash, mixed with the writer's id. Two chunks of one dataset do not agree in 128 bits by
-/// chance; whoever makes two that do (2^64 work) spoils a file of their own, and its reader gets an
-/// error, because a read verifies the whole hash.
+/// chance; a user who constructs two that do (2^64 work) damages only a file of their own, and its
+/// reader gets an error, because a read verifies the whole hash.
 type Key = [u8; 16];
 
 /// A [`ChunkRef`] without its hash, which the caller has.

@@ -32,7 +32,7 @@ pub enum ChunkError {
     Missing { pack: PackId },
     #[error("a chunk of {bytes} bytes is larger than the {max} allowed")]
     TooLarge { bytes: usize, max: usize },
-    /// The work was cut off: the runtime is going down.
+    /// The work was cut off because the runtime is shutting down.
     #[error("{doing} was cut off: the program is shutting down")]
     CutOff { doing: &'static str },
 }

@@ -8,7 +8,7 @@
 //!    └──── discard ─────┴───── put failed ─▶ lost ───┘
 //! ```
 //!
-//! A *hold* is a promise not yet kept: someone may still submit a batch that refers to the pack.
+//! A *hold* is a pending reference: a caller may still submit a batch that refers to the pack.
 //! Packs end in any order; `settled` is the last one before the first that has not ended. A pack
 //! above `settled` may be held again, even when it has no holds at the moment: no superblock can
 //! have called it settled. One at or below it may not.
@@ -41,13 +41,13 @@ pub(super) struct Ledger {
 /// The state of a pack after a hold on it was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Left {
-    /// Nobody will refer to this open pack: it need not be stored. It has been written off.
+    /// No batch will refer to this open pack: it need not be stored, and counts as lost.
     NothingInOpen,
     Other,
 }
 
 impl Ledger {
-    /// A new pack, held once by whoever opened it.
+    /// Opens a new pack, held once by its opener.
     pub(super) fn open(&mut self) -> u64 {
         self.packs.push_back(Pack { state: State::Open, holds: 1 });
         self.settled + self.packs.len() as u64
@@ -58,7 +58,7 @@ impl Ledger {
         self.packs.get_mut(usize::try_from(index).ok()?)
     }
 
-    /// Takes a hold on a pack, if references to it may still be made without asking anyone.
+    /// Takes a hold on a pack, if references to it may still be made without asking the dataset.
     pub(super) fn hold(&mut self, seq: u64) -> bool {
         match self.pack(seq) {
             Some(pack) if pack.state != State::Lost => {

@@ -14,7 +14,7 @@
 //! - A pack's name is given once (R9) and the bytes of an object never change; a pack that was
 //!   rewritten is another object (R12).
 //! - No reference is handed out as [`Stored`] before its pack's PUT was answered (R10).
-//! - `settled` never passes a pack that someone may still refer to (`ledger`, R9). A pack above it
+//! - `settled` never passes a pack that a batch may still refer to (`ledger`, R9). A pack above it
 //!   may be referred to freely; any other only if the dataset says so, at the hit and again at the
 //!   commit (R10): see [`Packer::deduplicate_into`] and [`Packer::is_unsettled`].
 //!

@@ -65,7 +65,7 @@ pub enum PackError {
     Gap { chunks: u32, footer: u64 },
 }
 
-/// Tells packs of an encrypted pool from plain ones.
+/// Distinguishes packs of an encrypted pool from plain ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sealing {
     Plain,
@@ -92,7 +92,7 @@ pub struct Entry {
 }
 
 impl Codec {
-    /// The number that stands for it in a pack, and in what chunks are sealed with.
+    /// The codec's number in a pack, and in the associated data of a chunk's seal.
     pub(super) fn number(self) -> u8 {
         match self {
             Self::None => 0,

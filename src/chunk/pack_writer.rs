@@ -147,7 +147,7 @@ impl PackHolds {
         Self { writer, held: Vec::new() }
     }
 
-    /// Takes over what `other` holds. A pack may then be held twice.
+    /// Takes over the holds of `other`. A pack may then be held twice.
     pub(super) fn absorb(&mut self, mut other: Self) {
         self.held.append(&mut other.held);
     }
@@ -410,7 +410,7 @@ impl PackWriter {
     }
 }
 
-/// A pack that takes nothing more and is still to be sent.
+/// A pack that is closed and still to be sent.
 #[must_use]
 struct Closed {
     open: OpenPack,

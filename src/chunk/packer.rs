@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// Data that one CPU job takes: long enough to be size_max handing over, short enough that an add
-/// uses all cores.
+/// Data that one CPU job takes: long enough to be worth handing over, short enough that an add uses
+/// all cores.
 const JOB_BYTES: usize = 1 << 20;
 /// Jobs of one add at once.
 const JOBS_MAX: usize = 4;
@@ -19,7 +19,7 @@ const JOBS_MAX: usize = 4;
 const LINGER: Duration = Duration::from_millis(200);
 
 /// Fills packs for one writable open of a dataset. Several callers add at once; a pack is closed
-/// and stored when it is full or when someone waits for it.
+/// and stored when it is full or when a caller waits for it.
 ///
 /// Chunks known for deduplication are kept per packer and not per family: what a sibling dataset
 /// has stored is of no use here, because this dataset holds no `U` on it (R10).
@@ -35,8 +35,8 @@ pub struct Packing {
 
 /// Chunks whose packs are in the bucket. While it lives, the packs that it touches are not settled
 /// (R9): keep it until the batch that refers to its chunks is submitted to the committer, then
-/// [`Self::settle`] or drop it. To drop it before is to promise that nothing will ever refer to
-/// these chunks through it.
+/// [`Self::settle`] or drop it. Dropping it earlier promises that no batch will ever refer to these
+/// chunks through it.
 #[must_use = "dropping it before the batch is submitted lets the collector sweep the chunks"]
 pub struct Stored {
     refs: Vec<ChunkRef>,
@@ -49,8 +49,8 @@ impl Packing {
         &self.refs
     }
 
-    /// Closes the packs that hold the chunks and waits until they are stored: for COMMIT and
-    /// whoever waits for an answer.
+    /// Closes the packs that hold the chunks and waits until they are stored: for COMMIT and other
+    /// callers that wait for an answer.
     pub async fn stored(mut self) -> Result<Stored, ChunkError> {
         self.holds.hurry(Urgency::Now);
         self.holds.stored().await?;

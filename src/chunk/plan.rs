@@ -4,10 +4,10 @@ use super::{CHUNK_BYTES_MAX, ChunkRef};
 use std::ops::Range;
 
 /// One request takes at most this much, as stored and as data: small enough that several run side
-/// by side, large enough that the request itself does not count.
+/// by side, large enough that the cost of the request itself is negligible.
 pub(super) const RANGE_BYTES_MAX: u64 = 8 << 20;
 /// Bytes between two chunks that are fetched and thrown away rather than asked for separately: less
-/// than a request's latency costs.
+/// than the latency of a request costs.
 pub(super) const GAP_BYTES_MAX: u64 = 64 << 10;
 
 /// Chunks of one pack that are fetched with one request.

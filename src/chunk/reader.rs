@@ -309,7 +309,7 @@ impl Reader {
                     self.locations.lock().insert(pack, location.clone());
                     return Ok(location);
                 }
-                // Gone between the listing and the reading: a newer one is there.
+                // Deleted between the listing and the reading: a newer one exists.
                 Err(ChunkError::Missing { .. }) => {}
                 Ok(None) => break,
                 Err(error) => return Err(error),
@@ -438,8 +438,8 @@ fn corrupt(chunk: &ChunkRef, why: String) -> ChunkError {
     ChunkError::Corrupt { hash: chunk.hash, pack: chunk.pack, why }
 }
 
-/// References come from the database, which is on the bucket too: an impossible one is not asked
-/// for.
+/// References come from the database, which is on the bucket too: an impossible one is not
+/// requested.
 fn check(chunk: &ChunkRef) -> Result<(), ChunkError> {
     let (raw, stored) = (chunk.raw_len as usize, chunk.stored_len as usize);
     if chunk.offset < HEADER_BYTES || raw > CHUNK_BYTES_MAX || stored > raw + Sealer::OVERHEAD {
@@ -482,8 +482,8 @@ mod tests {
         assert_eq!(store.read(&[chunk]).await.expect("read"), std::slice::from_ref(&raw));
         let stats = cache.stats();
         assert_eq!((stats.disk_corrupt, stats.disk_hits), (1, 0));
-        // The disk tier writes in the background, and may drop what follows a removal at once: each
-        // read from the bucket offers it again.
+        // The disk tier writes in the background, and may drop an insertion that directly follows a
+        // removal: each read from the bucket offers it again.
         for _ in 0..1000 {
             crowd_out();
             assert_eq!(store.read(&[chunk]).await.expect("read"), std::slice::from_ref(&raw));

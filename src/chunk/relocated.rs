@@ -1,10 +1,10 @@
-//! Locations of chunks whose packs were rewritten (R12). References go on naming the first object
-//! of a pack; a reader that misses it finds the chunk by its hash, through the footer of the newest
-//! generation.
+//! Locations of chunks whose packs were rewritten (R12). References continue to name the first
+//! object of a pack; a reader that misses it finds the chunk by its hash, through the footer of the
+//! newest generation.
 //!
 //! ```text
-//! packs/<family>/<creator>/<epoch>-<seq>                          what the packer wrote
-//! packs/<family>/<creator>/rewritten/<epoch>-<seq>/<generation>   what was still in use of it, once and again
+//! packs/<family>/<creator>/<epoch>-<seq>                          as the packer wrote it
+//! packs/<family>/<creator>/rewritten/<epoch>-<seq>/<generation>   the chunks still in use
 //! ```
 
 use super::ChunkRef;
@@ -13,7 +13,7 @@ use crate::types::{ChunkHash, FamilyId, PackId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Counts the times that a pack was rewritten; 0 is what the packer wrote.
+/// Counts the times that a pack was rewritten; 0: as the packer wrote it.
 pub type Generation = u32;
 
 /// Chunks whose locations are cached: about 100 bytes each.
@@ -31,7 +31,7 @@ pub(super) fn folder(family: FamilyId, pack: PackId) -> String {
     format!("packs/{family}/{}/rewritten/{:016x}-{:016x}/", pack.creator, pack.epoch.0, pack.seq)
 }
 
-/// Parses the key of a pack's object behind its family; `None` if it names no pack.
+/// Parses the key of a pack's object after its family; `None` if it names no pack.
 pub fn parse(name: &str) -> Option<(PackId, Generation)> {
     let Some((creator, rest)) = name.split_once("/rewritten/") else {
         return Some((name.parse().ok()?, 0));

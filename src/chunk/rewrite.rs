@@ -31,7 +31,7 @@ pub enum Rewritten {
 
 impl ChunkStore {
     /// Copies the chunks in use into the next generation of a pack, and removes the older ones.
-    /// `live`: every chunk that anything may ever refer to.
+    /// `live`: every chunk that may ever be referred to.
     ///
     /// # Errors
     /// [`ChunkError::Corrupt`] when a chunk in use is not in the pack, or has the wrong hash: then
@@ -74,7 +74,7 @@ impl ChunkStore {
             .await
             .map_err(storing)?
         {
-            // Another collector's: it holds all that is in use, too.
+            // The object of another collector contains every chunk in use, too.
             PutNew::Created | PutNew::Exists => {}
         }
         failpoints.step("chunk.rewritten").await.map_err(|error| storing(error.into()))?;

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Bytes that one request for a footer asks for: nearly always all of it.
+/// Bytes that one request for a footer reads: nearly always all of it.
 const TAIL_BYTES: u64 = 32 << 10;
 
 /// The chunks of one family. Cheap to clone; all clones share requests in flight.
@@ -25,7 +25,7 @@ pub struct ChunkStore(pub(super) Arc<Reader>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackSummary {
     pub pack: PackId,
-    /// 0 is what the packer wrote (R12).
+    /// 0: as the packer wrote it (R12).
     pub generation: Generation,
     pub bytes: u64,
 }
@@ -35,7 +35,7 @@ fn prefix(family: FamilyId) -> String {
 }
 
 impl ChunkStore {
-    /// Does no request.
+    /// Makes no request.
     pub fn new(bucket: Bucket, family: FamilyId, keyring: &Keyring, cache: ChunkCache) -> Self {
         let coder = Arc::new(Coder::new(keyring, family));
         Self(Arc::new(Reader {
@@ -67,8 +67,8 @@ impl ChunkStore {
         hit
     }
 
-    /// Starts fetching chunks that will be read soon into the cache. Bounded: what finds no room is
-    /// dropped; errors show at the read.
+    /// Starts fetching chunks that will be read soon into the cache. Bounded: chunks without room
+    /// are dropped; errors show at the read.
     pub fn prefetch(&self, chunks: Vec<ChunkRef>) {
         self.0.prefetch(chunks);
     }

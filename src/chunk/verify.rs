@@ -13,7 +13,7 @@ use crate::types::{ChunkHash, PackId};
 pub struct Verified {
     pub bytes: u64,
     pub whole: Vec<ChunkHash>,
-    /// Chunks that the footer names and whose bytes are others, and why.
+    /// Chunks in the footer whose bytes do not match, with the reason.
     pub damaged: Vec<(ChunkHash, String)>,
 }
 
@@ -22,8 +22,8 @@ impl ChunkStore {
     /// it.
     ///
     /// # Errors
-    /// [`ChunkError::Missing`], [`ChunkError::CorruptPack`] when its footer is not readable; others
-    /// may pass.
+    /// [`ChunkError::Missing`], [`ChunkError::CorruptPack`] when its footer is not readable; other
+    /// errors may be temporary.
     pub async fn verify(&self, pack: PackId) -> Result<Verified, ChunkError> {
         let generation = self.newest_generation(pack).await?.unwrap_or(0);
         let (chunks, _) = self.contents_of(pack, generation).await?;
@@ -56,7 +56,7 @@ impl ChunkStore {
     }
 }
 
-/// The bytes of a chunk in those of its pack.
+/// Returns the bytes of a chunk within its pack.
 pub(super) fn stored(pack: &bytes::Bytes, chunk: &ChunkRef) -> Result<bytes::Bytes, String> {
     let range = chunk.offset as usize..chunk.offset as usize + chunk.stored_len as usize;
     if range.end > pack.len() {

@@ -1,22 +1,22 @@
-//! Keys and sealing: what a pool's passphrase becomes, and the one AEAD that everything on the
-//! bucket is sealed with.
+//! Keys and sealing: the keys derived from a pool's passphrase, and the one AEAD that seals
+//! everything on the bucket.
 //!
 //! Nouns: a pool's **master key** is random, made once, and stored only **wrapped**, that is sealed
-//! under a key that the passphrase gives by Argon2id (RFC 9106) or that was given as it is. A
-//! [`Keyring`] holds the master key and derives all others from it, each by BLAKE3's key derivation
-//! with a context of its own; a [`Sealer`] is one of them in use.
+//! under a key derived from the passphrase by Argon2id (RFC 9106), or one that was given directly.
+//! A [`Keyring`] holds the master key and derives all others from it, each by BLAKE3's key
+//! derivation with a context of its own; a [`Sealer`] is one of them in use.
 //!
 //! Invariants:
 //! - No two uses share a key: chunk hashing, chunk sealing and database sealing have one for each
 //!   family, file handles one for each dataset. Changing a passphrase wraps the same master key
 //! again and touches nothing else.
-//! - A nonce is random and 192 bits long, so that any number of writers may seal without agreeing
-//!   on anything.
-//! - A wrong passphrase is known before anything else is done with the pool.
+//! - A nonce is random and 192 bits long, so that any number of writers may seal without
+//!   coordination.
+//! - A wrong passphrase is detected before anything else is done with the pool.
 //! - Keys are wiped when they are dropped, and never appear in `Debug`.
 //!
-//! This module stores nothing, so a crash leaves nothing behind. It does not hide lengths, or
-//! how many.
+//! This module stores nothing, so a crash leaves nothing behind. It does not hide the lengths or
+//! the number of objects.
 
 mod keyring;
 mod sealer;

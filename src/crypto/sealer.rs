@@ -11,18 +11,17 @@ const NONCE: usize = 24;
 const TAG: usize = 16;
 const BLOCK: usize = 16;
 
-/// An AEAD with a random 192-bit nonce in front of what it seals, and the tag behind it:
-/// XAES-256-GCM (C2SP, XAES-256-GCM v1.0.0), which is AES-256-GCM under a key of its own for each
-/// nonce. Sealing 64 KiB with AES-256-GCM under a fresh key took 7 µs (with another derivation than
-/// XAES's, which was not timed), with XChaCha20-Poly1305 48 µs and with AES-256-GCM-SIV 18 µs.
-/// Cheap to clone.
+/// An AEAD with a random 192-bit nonce before the sealed text, and the tag after it: XAES-256-GCM
+/// (C2SP, XAES-256-GCM v1.0.0), which is AES-256-GCM under a key of its own for each nonce. Sealing
+/// 64 KiB with AES-256-GCM under a fresh key took 7 µs (with another derivation than XAES's, which
+/// was not timed), with XChaCha20-Poly1305 48 µs and with AES-256-GCM-SIV 18 µs. Cheap to clone.
 #[derive(Clone)]
 pub struct Sealer {
     schedule: Arc<Schedule>,
 }
 
-/// From a nonce to the key of one message: CMAC's counter-mode key derivation, of which all that
-/// does not depend on the nonce is done ahead.
+/// From a nonce to the key of one message: CMAC's counter-mode key derivation, with the part that
+/// does not depend on the nonce precomputed.
 struct Schedule {
     block: EncryptingKey,
     k1: Zeroizing<[u8; BLOCK]>,
@@ -75,12 +74,12 @@ impl Sealer {
         sealed
     }
 
-    /// Appends what [`Self::seal`] gives.
+    /// Appends the output of [`Self::seal`].
     pub fn seal_into(&self, associated: &[u8], plain: &[u8], out: &mut Vec<u8>) {
         self.seal_with(rand::random(), associated, plain, out);
     }
 
-    /// With a nonce that the caller chose. A nonce used twice gives the plain text away: for tests
+    /// Seals with a nonce that the caller chose. Reusing a nonce reveals the plain text: for tests
     /// of the format only.
     #[doc(hidden)]
     pub fn seal_with(

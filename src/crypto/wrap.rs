@@ -13,8 +13,8 @@ use zeroize::Zeroizing;
 const MEMORY_KIB: u32 = 64 << 10;
 const PASSES: u32 = 3;
 const LANES: u32 = 4;
-/// The most that a record may ask for: whoever can write the bucket must not exhaust the node's
-/// memory.
+/// The most that a record may ask for: a writer of the bucket must not be able to exhaust the
+/// node's memory.
 const MEMORY_KIB_MAX: u32 = 1 << 20;
 const PASSES_MAX: u32 = 32;
 const LANES_MAX: u32 = 16;
@@ -125,7 +125,7 @@ impl WrappedKey {
     /// Opens it. Slow on purpose, like [`Self::create`].
     pub fn open(&self, pool: PoolId, secret: &Secret) -> Result<Keyring, CryptoError> {
         let sealer = Sealer::new(&self.kdf.wrapping_key(&self.salt, secret)?);
-        // The record's checksum was right, so that a seal that does not open means another key.
+        // The record's checksum is right, so a seal that does not open means another key.
         let master =
             sealer.open(pool.as_bytes(), &self.wrapped).map_err(|_| CryptoError::WrongKey)?;
         let master = Zeroizing::new(master);

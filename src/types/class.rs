@@ -35,9 +35,9 @@ pub enum Class {
 }
 
 impl Class {
-    /// Tells whether the same operation can succeed later, by itself or after an administrator's
-    /// repair outside it: the store is away, credentials are being changed, the node's disk is
-    /// full.
+    /// Returns whether the same operation can succeed later, by itself or after an administrator's
+    /// repair outside the program: the store is unreachable, credentials are being changed, the
+    /// node's disk is full.
     pub const fn may_pass(self) -> bool {
         match self {
             Self::Unavailable
@@ -57,7 +57,7 @@ impl Class {
     }
 }
 
-/// Every error of every layer answers what the caller should do about it.
+/// Implemented by every error of every layer: what the caller should do about it.
 pub trait Classify {
     fn class(&self) -> Class;
 }

@@ -90,12 +90,12 @@ id128! {
     PoolId, "pool id"
 }
 id128! {
-    /// A pure function of a dataset's or snapshot's name: it finds a record and says nothing about
-    /// which life it has (R2).
+    /// A pure function of a dataset's or snapshot's name: it finds a record, of whichever
+    /// incarnation (R2).
     NameKey, "name key"
 }
 id128! {
-    /// One life of a dataset or snapshot: random, never reused (R2).
+    /// The identity of one dataset or snapshot among those of its name: random, never reused (R2).
     Incarnation, "incarnation"
 }
 id128! {
@@ -112,8 +112,8 @@ id128! {
     ClaimId, "claim id"
 }
 id128! {
-    /// A folder of journals, whoever uses it: a restart of the process on it finds what the run
-    /// before it left (R16).
+    /// The identity of a folder of journals, whichever process uses it: a restarted process finds
+    /// the journals of the previous run (R16).
     HomeId, "home id"
 }
 
@@ -167,7 +167,7 @@ macro_rules! pair_text {
     };
 }
 
-/// A dataset: where its record is found, and which life of that name is meant (R2). Text form
+/// A dataset: the key of its record, and the incarnation of that name (R2). Text form
 /// `<key>-<incarnation>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -177,7 +177,8 @@ pub struct DatasetId {
 }
 pair_text!(DatasetId, "dataset id", "-", key: NameKey, incarnation: Incarnation);
 
-/// A snapshot of one life of a dataset. Text form `<dataset incarnation>:<key>-<incarnation>`.
+/// A snapshot of one incarnation of a dataset. Text form `<dataset
+/// incarnation>:<key>-<incarnation>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SnapshotId {

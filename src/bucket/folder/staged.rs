@@ -67,7 +67,7 @@ impl Staged {
         id(&self.meta)
     }
 
-    /// Gives it its name, unless something has it.
+    /// Gives the file its name, unless that exists.
     pub fn link(&self, path: &Path) -> io::Result<()> {
         let linked = match &self.draft {
             Some(draft) => rustix::fs::linkat(CWD, draft, CWD, path, AtFlags::empty()),
@@ -112,7 +112,7 @@ fn draft(path: &Path) -> io::Result<(File, Option<PathBuf>)> {
     ))
 }
 
-/// Makes a folder and those around it. Answers the folders that have a new one in them.
+/// Makes a folder and its parents. Returns the folders that have a new one in them.
 fn make(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let absent = folder.ancestors().take_while(|folder| !folder.exists());
     let around = absent.filter_map(|folder| folder.parent().map(Path::to_owned)).collect();
@@ -126,7 +126,7 @@ fn send_to_device(file: &File) -> io::Result<()> {
     let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
         | libc::SYNC_FILE_RANGE_WRITE
         | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-    // SAFETY: takes an open descriptor and numbers, and touches no memory of ours.
+    // SAFETY: takes an open descriptor and numbers, and touches no memory of this process.
     match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

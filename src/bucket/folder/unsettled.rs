@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 /// The attribute with which SlateDB marks its conditional puts. Every attempt of one put has the
 /// same.
 const MARK: &str = "slatedbputid";
-/// Puts whose callers went away without an answer. The oldest is forgotten for a new one.
+/// Most puts whose callers went away without an answer. The oldest is dropped for a new one.
 const PUTS_MAX: usize = 1024;
 
 /// A put's mark, if that is all its attributes.
@@ -31,7 +31,7 @@ pub(super) fn mark(attributes: &Attributes) -> Option<String> {
 pub(super) struct Unsettled(Mutex<VecDeque<(String, FileId)>>);
 
 impl Unsettled {
-    /// The file is about to get its name.
+    /// Notes that the file is about to get its name.
     pub fn insert(&self, mark: &str, file: FileId) {
         let mut all = self.0.lock();
         if all.len() >= PUTS_MAX {
@@ -40,12 +40,12 @@ impl Unsettled {
         all.push_back((mark.to_owned(), file));
     }
 
-    /// The file did not get its name.
+    /// Notes that the file did not get its name.
     pub fn remove(&self, mark: &str, file: FileId) {
         self.0.lock().retain(|entry| (entry.0.as_str(), entry.1) != (mark, file));
     }
 
-    /// The put is answered.
+    /// Notes that the put is answered.
     pub fn settle(&self, mark: &str) {
         self.0.lock().retain(|entry| entry.0 != mark);
     }

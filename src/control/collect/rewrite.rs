@@ -1,7 +1,7 @@
 //! Rewriting packs that are mostly dead (R12).
 //!
 //! ```text
-//! few references ─▶ marker ─▶ every head seals it ─▶ every root is read by chunk ─▶ next generation ─▶ delete the older
+//! few references ─▶ marker ─▶ heads seal it ─▶ roots read by chunk ─▶ next generation ─▶ delete older
 //! ```
 //!
 //! Why nothing is lost: a chunk in use comes from an earlier use of it, from deduplication, or from

@@ -69,7 +69,7 @@ pub struct NodeAgent<M, E> {
     pub(super) stay: Arc<tokio::sync::RwLock<Stay>>,
 }
 
-/// This process's part on the node.
+/// Whether this process still serves the node's volumes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Stay {
     #[default]
