@@ -39,7 +39,7 @@ impl Drop for Call {
     }
 }
 
-/// Turns at objects, in the order of asking.
+/// Per-object turns, granted in order of arrival.
 pub(super) struct Queues<K> {
     /// Turns of the objects that a caller waits for or has.
     turns: Mutex<HashMap<K, Weak<tokio::sync::Mutex<()>>>>,

@@ -1,4 +1,4 @@
-//! Keeping to a rate of bytes.
+//! Limits a rate of bytes.
 
 use std::time::Duration;
 use tokio::time::Instant;

@@ -59,9 +59,9 @@ pub struct Pools {
 
 struct Slot {
     name: String,
-    /// Set once.
+    /// The pool, once it is open.
     pool: OnceLock<Pool>,
-    /// Why it is not open yet.
+    /// The reason why it is not open yet.
     why: Mutex<String>,
 }
 
@@ -85,7 +85,7 @@ impl Slot {
 
 impl Pools {
     /// # Errors
-    /// When two pools share a name or an id, or the default is none of them.
+    /// When two pools share a name or an id, or the default is not among them.
     pub fn new(pools: Vec<Pool>, default: Option<String>) -> Result<Self, ControlError> {
         let all = Self::waiting(pools.iter().map(|pool| pool.name.clone()), default)?;
         pools.into_iter().try_for_each(|pool| all.opened(pool))?;
@@ -95,7 +95,7 @@ impl Pools {
     /// Pools of these names, none of which is open yet.
     ///
     /// # Errors
-    /// When two have one name, or the default is none of them.
+    /// When two have the same name, or the default is not among them.
     pub fn waiting(
         names: impl IntoIterator<Item = String>,
         default: Option<String>,
@@ -126,7 +126,7 @@ impl Pools {
         Self { slots: Arc::new(vec![slot]), default: None, open: watch::Sender::new(1) }
     }
 
-    /// The pool of its name is open from now on.
+    /// Marks the pool of that name as open.
     ///
     /// # Errors
     /// When no pool of that name is waiting, or another is the same pool.
@@ -156,7 +156,7 @@ impl Pools {
         self.open.subscribe()
     }
 
-    /// Says why a pool is not open yet.
+    /// Records why a pool is not open yet.
     pub fn not_yet(&self, name: &str, why: String) {
         if let Some(slot) = self.slots.iter().find(|slot| slot.name == name) {
             *slot.why.lock() = why;
@@ -169,12 +169,12 @@ impl Pools {
         waiting.map(|slot| (slot.name.clone(), slot.why.lock().clone())).collect()
     }
 
-    /// Those that are open.
+    /// The pools that are open.
     pub fn iter(&self) -> impl Iterator<Item = &Pool> {
         self.slots.iter().filter_map(|slot| slot.pool.get())
     }
 
-    /// Every pool, for answers that would be wrong without one.
+    /// Returns every pool, for answers that would be wrong without one of them.
     ///
     /// # Errors
     /// [`ControlError::Unavailable`] while one is not open.
@@ -202,10 +202,10 @@ impl Pools {
         }
     }
 
-    /// `None`: none of the configured ones.
+    /// Finds a pool by id. `None`: no configured pool has it.
     ///
     /// # Errors
-    /// [`ControlError::Unavailable`] while one is not open that may be it.
+    /// [`ControlError::Unavailable`] while a pool that may have the id is not open.
     pub fn by_id(&self, id: PoolId) -> Result<Option<&Pool>, ControlError> {
         if let Some(pool) = self.iter().find(|pool| pool.id() == id) {
             return Ok(Some(pool));

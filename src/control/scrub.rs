@@ -1,13 +1,14 @@
-//! Scrubbing: every chunk that datasets and snapshots refer to is read from the bucket and
-//! verified.
+//! Scrubs a pool: reads every chunk that datasets and snapshots refer to from the bucket and
+//! verifies it.
 //!
 //! ```text
 //! root ─▶ its records ─▶ pack of each chunk: read once, whole ─▶ chunk damaged or absent? ─▶ the files that use it
 //! ```
 //!
-//! Records are read, not packs listed: so that a chunk that should be in a pack and is not is found
-//! too. A pack is read once, whoever refers to it. Of a dataset that is being written, what looks
-//! damaged is looked up once more: its pack may have gone because the record did.
+//! Extents are read instead of listing packs, so that a chunk missing from its pack is found too. A
+//! pack is read once, however many roots refer to it. In a dataset that is being written, a chunk
+//! that seems damaged is looked up once more: its pack may have been deleted together with the
+//! extent.
 //!
 //! [`Scrubbed`] is also what a scrub resumes from: packs that were read are not read again.
 
@@ -32,7 +33,7 @@ const FORMAT: u32 = 1;
 const HASHES_MAX: usize = 1 << 20;
 /// Most damaged uses that are listed; more are only counted.
 const USES_MAX: usize = 1000;
-/// Longest way from a file to the root that is named.
+/// Longest path from a file to the root that is reported.
 const DEPTH_MAX: usize = 256;
 
 /// The findings of a scrub so far.
@@ -84,22 +85,22 @@ struct Suspect {
     why: String,
 }
 
-/// Reads and verifies what one pool refers to.
+/// Reads and verifies the chunks that one pool refers to.
 pub struct Scrub<'a> {
     pool: &'a Pool,
     volumes: &'a Volumes,
     pace: Pace,
     found: Scrubbed,
-    /// Whole chunks of packs read lately.
+    /// Intact chunks of packs read lately.
     whole: HashMap<PackId, HashSet<ChunkHash>>,
     hashes: usize,
 }
 
 impl<'a> Scrub<'a> {
-    /// `resumed`: what an earlier one found before it was ended.
+    /// `resumed`: the findings of an earlier scrub that was stopped.
     ///
     /// # Errors
-    /// When that is of another version.
+    /// When the findings are of another version.
     pub fn new(
         pool: &'a Pool,
         volumes: &'a Volumes,
@@ -113,7 +114,7 @@ impl<'a> Scrub<'a> {
                 found.format
             )));
         }
-        // Records are read again, so that what was written since is verified too; packs are not.
+        // Extents are read again, so that data written since is verified too; packs are not.
         found.roots.clear();
         found.damaged.clear();
         (found.chunks, found.more) = (0, 0);
@@ -195,7 +196,7 @@ impl<'a> Scrub<'a> {
         Ok(suspects)
     }
 
-    /// Why a chunk cannot be read, if it cannot.
+    /// Returns the reason why a chunk cannot be read, if there is one.
     async fn wrong(
         &mut self,
         store: &ChunkStore,
@@ -239,7 +240,8 @@ impl<'a> Scrub<'a> {
         }))
     }
 
-    /// The whole chunks of a pack: it is read if it was not yet, else only its footer is.
+    /// Returns the intact chunks of a pack: it is read if it was not read yet, otherwise only its
+    /// footer is.
     async fn load(
         &mut self,
         store: &ChunkStore,
@@ -275,7 +277,7 @@ impl<'a> Scrub<'a> {
         self.whole.insert(pack, whole);
     }
 
-    /// Names the files of what cannot be read.
+    /// Reports the files of chunks that cannot be read.
     async fn tell(
         &mut self,
         root: &Root,
@@ -320,7 +322,7 @@ impl<'a> Scrub<'a> {
     }
 }
 
-/// Those that the dataset refers to still.
+/// Returns the suspects that the dataset still refers to.
 async fn still_used(reader: &Reader, suspects: Vec<Suspect>) -> Result<Vec<Suspect>, FsError> {
     let mut still = Vec::new();
     for suspect in suspects {
@@ -336,7 +338,7 @@ async fn still_used(reader: &Reader, suspects: Vec<Suspect>) -> Result<Vec<Suspe
 }
 
 /// The path and record size of the file that each data id belongs to. Reads every inode, and the
-/// entries on the way.
+/// entries on the paths.
 async fn names(
     reader: &Reader,
     wanted: BTreeSet<DataId>,

@@ -30,7 +30,7 @@ pub struct RequestSecrets {
 
 impl RequestSecrets {
     /// # Errors
-    /// When there are more than anyone needs.
+    /// When there are too many.
     pub fn new(values: impl IntoIterator<Item = (String, String)>) -> Result<Self, ControlError> {
         let values: BTreeMap<_, _> =
             values.into_iter().map(|(key, value)| (key, Arc::new(Zeroizing::new(value)))).collect();
@@ -63,7 +63,7 @@ impl RequestSecrets {
         self.values.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// Tells the same secrets again without keeping them.
+    /// Returns a digest to recognise the same secrets without storing them.
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("zerofs-csi 2026-11 request secrets");
         for (key, value) in &self.values {
@@ -86,13 +86,13 @@ impl fmt::Debug for RequestSecrets {
 pub enum PoolOf {
     /// As the request names it; `None`: the default.
     Name(Option<String>),
-    /// As an id in the request says.
+    /// By an id in the request.
     Id(PoolId),
 }
 
-/// Judges the secrets of requests, and opens pools with them; `app` provides it.
+/// Checks the secrets of requests, and opens pools with them; `app` provides it.
 pub trait Unlock: Send + Sync + 'static {
-    /// Before a request is done.
+    /// Called before a request is carried out.
     ///
     /// # Errors
     /// When the pool takes its credentials from requests and these do not open it.

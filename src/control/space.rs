@@ -23,8 +23,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 
-/// Chunks of one family that exact figures remember: about 100 bytes each, so 1.6 GiB for a TiB in
-/// records of 64 KiB.
+/// Most chunks of one family that exact figures remember: about 100 bytes each, so 1.6 GiB for a
+/// TiB in records of 64 KiB.
 const CHUNKS_MAX: usize = 16 << 20;
 
 /// The space of one dataset or snapshot.
@@ -33,7 +33,7 @@ pub struct SpaceOf {
     /// `DATASET` or `DATASET@SNAPSHOT`.
     pub name: String,
     pub referenced_bytes: u64,
-    /// Known where every inode was read.
+    /// Known only where every inode was read.
     pub logical_bytes: Option<u64>,
     pub unique_bytes: u64,
     /// Set when `unique_bytes` is an estimate.
@@ -48,10 +48,10 @@ pub struct Space {
     pub packs: u64,
     pub pack_bytes: u64,
     pub database_bytes: u64,
-    /// Data that datasets refer to, by data that is stored for them: what clones and equal chunks
-    /// save. Where every record was read.
+    /// Data that datasets refer to, divided by the data stored for them: the saving by clones and
+    /// equal chunks. Known where every extent was read.
     pub dedup_ratio: Option<f64>,
-    /// The data of these chunks by their stored bytes.
+    /// The data of these chunks divided by their stored bytes.
     pub compression_ratio: Option<f64>,
 }
 
@@ -71,7 +71,7 @@ struct Chunk {
     in_head: bool,
 }
 
-/// By where it was put: equal data that was stored twice takes twice the space.
+/// Keyed by location: equal data that was stored twice takes twice the space.
 type Chunks = HashMap<(PackId, u32), Chunk>;
 
 #[derive(Default)]

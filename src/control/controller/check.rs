@@ -80,7 +80,8 @@ pub(super) fn size(new: &NewVolume, source: Option<u64>) -> Result<u64, ControlE
     if new.size.is_some_and(|size| size > limit) {
         return out(format!("{wanted} bytes are required, but at most {limit} allowed"));
     }
-    // A request for less than the least volume gets the least one, where its limit allows that.
+    // A request for less than the smallest volume gets the smallest one, where its limit allows
+    // that.
     let given = wanted.max(SIZE_MIN);
     if let Some(source) = source
         && given < source

@@ -46,7 +46,8 @@ impl Controller {
         depend(pool, origin, clone.incarnation).await?;
         pool.step("control.create.dependant").await?;
         if clone.form == Form::Snapshot {
-            // The snapshot is the volume: its dependants say so, and there is nothing to make.
+            // The snapshot is the volume: it is recorded among the snapshot's dependants, and there
+            // is nothing to make.
             let ready = Dataset { state: State::Ready, ..clone };
             pool.catalog.swap_dataset(&mut at, ready).await?;
             pool.step("control.create.reader").await?;
@@ -60,7 +61,7 @@ impl Controller {
         drop(turn);
         pool.step("control.create.cloned").await?;
         if attached >= ANCESTORS_MAX {
-            // Refusing would be for ever: what a snapshot reads stays as it was when it was taken.
+            // A refusal would be permanent: the ancestors that a snapshot reads never change.
             Box::pin(stand_alone(&clone_place)).await?;
             pool.step("control.create.detached").await?;
         }
@@ -76,7 +77,7 @@ impl Controller {
         Ok(at.record)
     }
 
-    /// The snapshot to clone; the implied one is made here, under the id that the intent gave it.
+    /// Returns the snapshot to clone; an implied one is made here, under the id in the intent.
     async fn clone_source(
         &self,
         pool: &Pool,
@@ -190,8 +191,8 @@ async fn depend(pool: &Pool, origin: SnapshotId, clone: Incarnation) -> Result<(
     }
 }
 
-/// After a durable step the caller must come again, or a deleted claim would leak the volume: only
-/// retryable classes (R30).
+/// After a durable step the caller must retry, or a deleted PersistentVolumeClaim would leak the
+/// volume: so only retryable classes are returned (R30).
 fn after_intent(name: &crate::types::DatasetName, error: ControlError) -> ControlError {
     match error.class() {
         Class::Unavailable | Class::InProgress | Class::Exhausted => error,

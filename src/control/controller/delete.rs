@@ -8,7 +8,7 @@ use crate::types::{DatasetId, SnapshotHandle, SnapshotId, VolumeHandle};
 use crate::volume::is_caretaker;
 
 impl Controller {
-    /// Absent counts as deleted. What a node has that died is taken from it first.
+    /// Absent counts as deleted. A volume of a dead node is taken from it first.
     ///
     /// # Errors
     /// [`ControlError::Precondition`] while a node has the volume open.
@@ -71,7 +71,7 @@ impl Controller {
         }
     }
 
-    /// Absent counts as deleted. Clones made from it keep its data, not its name.
+    /// Absent counts as deleted. Clones made from it retain its data, not its name.
     pub async fn delete_snapshot(&self, snapshot: SnapshotHandle) -> Result<(), ControlError> {
         let pool = self.pool_to_delete_from(snapshot.pool)?;
         let _call = self.busy.enter(format!("snapshot {}", snapshot.snapshot))?;

@@ -55,13 +55,13 @@ pub const SIZE_MAX: u64 = 1 << 50;
 
 /// Default time limit for an owner in another process.
 const OWNER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Snapshots of one dataset, tombstoned ones included: each lengthens the database's manifest and
-/// every collection.
+/// Most snapshots of one dataset, tombstoned ones included: each lengthens the database's manifest
+/// and every collection.
 const SNAPSHOTS_MAX: usize = 250;
-/// Clones of one snapshot: each keeps a checkpoint in the source's manifest (R13).
+/// Most clones of one snapshot: each keeps a checkpoint in the source's manifest (R13).
 const CLONES_MAX: usize = 250;
-/// Databases that a clone may have to read beside its own and its source's (R13): one that would
-/// read more is detached before it is ready.
+/// Most databases that a clone may read beside its own and its source's (R13): one that would read
+/// more is detached before it is ready.
 const ANCESTORS_MAX: usize = 8;
 
 #[derive(Clone, Debug)]
@@ -76,8 +76,8 @@ pub struct SnapshotInfo {
     pub snapshot: Snapshot,
 }
 
-/// The use cases of the controller, over every configured pool. Stateless but for serialising calls
-/// on one object; any number may run (R30).
+/// The use cases of the controller, over every configured pool. Stateless except for serialising
+/// calls on one object; any number may run (R30).
 pub struct Controller {
     pools: Pools,
     volumes: Volumes,
@@ -86,7 +86,7 @@ pub struct Controller {
     /// Clones of one dataset swap its manifest and its snapshot's record one after the other:
     /// concurrently they would force each other to retry (R13).
     sources: Queues<Incarnation>,
-    /// Something was tombstoned.
+    /// Notified when an object is tombstoned.
     tombstoned: Arc<Notify>,
     /// Memory that collections of this process share.
     memory: Memory,
@@ -108,7 +108,7 @@ impl Controller {
         }
     }
 
-    /// With the mounts of this process, whose dirty pages a snapshot shall hold.
+    /// Sets the mounts of this process, whose dirty pages a snapshot shall contain.
     #[must_use]
     pub fn with_mounts(mut self, mounts: Arc<dyn Mounts>) -> Self {
         self.owners = self.owners.with_mounts(mounts);
@@ -132,7 +132,7 @@ impl Controller {
         &self.pools
     }
 
-    /// Notified after each tombstone, so that a collector need not wait for its time.
+    /// Notified after each tombstone, so that a collector need not wait for its interval.
     pub fn tombstoned(&self) -> Arc<Notify> {
         self.tombstoned.clone()
     }

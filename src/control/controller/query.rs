@@ -24,7 +24,7 @@ impl Controller {
         Ok(found)
     }
 
-    /// Raises the byte quota; a smaller or equal size changes nothing. Answers the quota in force.
+    /// Raises the byte quota; a smaller or equal size changes nothing. Returns the quota in force.
     ///
     /// # Errors
     /// `OutOfRange` when the volume has more than `limit` bytes already.

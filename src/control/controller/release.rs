@@ -21,8 +21,8 @@ use std::time::Duration;
 /// csi-provisioner's call.
 const DELETE_PATIENCE: Duration = Duration::from_secs(50);
 
-/// Claims of one session that a release by force revokes: it claims again when its lease had
-/// lapsed, or when the volume is wanted there again.
+/// Most claims of one session that a forced release revokes: the session claims again after its
+/// lease expired, or when the volume is used there again.
 const CLAIMS_MAX: usize = 8;
 
 /// The caller's consent to lose changes that only the owner's journal holds.
@@ -33,9 +33,9 @@ pub enum Journal {
 }
 
 impl Controller {
-    /// Revokes the claim of the volume's owner: tells it to give the volume up, and lets other
-    /// nodes take it once it must have. Returns at once; the name of that node. Not owned counts as
-    /// revoked.
+    /// Revokes the claim of the volume's owner: it must release the volume, and other nodes may
+    /// take it once it must have done so. Returns at once, with the name of that node. Not owned
+    /// counts as revoked.
     pub async fn revoke_volume(
         &self,
         volume: VolumeHandle,
@@ -47,8 +47,8 @@ impl Controller {
         Ok(Some(owner.node.clone()))
     }
 
-    /// As [`Self::revoke_volume`], if the record is still of this claim. Whether it was not revoked
-    /// before.
+    /// As [`Self::revoke_volume`], if the record is still of this claim. Returns whether it was not
+    /// revoked before.
     pub async fn revoke_claim(
         &self,
         volume: VolumeHandle,

@@ -1,4 +1,4 @@
-//! Restore in place, through whoever may act on the dataset.
+//! Restore in place, through the process that may act on the dataset.
 
 use super::{ControlError, Controller, check};
 use crate::catalog::State;

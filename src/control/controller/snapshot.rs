@@ -1,4 +1,5 @@
-//! CreateSnapshot: the intent, the checkpoint by whoever may make it, ready (R3).
+//! CreateSnapshot: write the intent, have the owner make the checkpoint, mark the record ready
+//! (R3).
 
 use super::{Controller, SNAPSHOTS_MAX, SnapshotInfo, check, snapshot_info};
 use crate::catalog::{CatalogError, Dataset, Snapshot, State, Versioned};
@@ -51,7 +52,7 @@ impl Controller {
         Ok(snapshot_info(pool, at.record))
     }
 
-    /// From wherever an earlier attempt left it to ready.
+    /// Completes a snapshot from wherever an earlier attempt left it.
     pub(super) async fn make_snapshot(
         &self,
         pool: &Pool,
@@ -67,7 +68,7 @@ impl Controller {
         match at.record.state {
             State::Creating => {}
             State::Ready => return Ok(at),
-            // Its name may still be reserved for it; the collector gives it back.
+            // Its name may still be reserved for it; the collector frees it.
             State::Deleting | State::Dead => return Err(self.name_in_use(&at.record.name)),
         }
         let request = OwnerRequest::Checkpoint { snapshot: id.snapshot.incarnation };
@@ -118,7 +119,7 @@ async fn claim_name(
     Ok(holder)
 }
 
-/// A serial that no snapshot of the dataset ever had. One that is not used in the end is lost.
+/// Takes a serial that no snapshot of the dataset ever had. An unused one is lost.
 async fn next_serial(pool: &Pool, dataset: &Dataset) -> Result<u32, ControlError> {
     let mut full = false;
     let counted = pool

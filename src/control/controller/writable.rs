@@ -1,8 +1,8 @@
 //! Writable snapshots: clones that are kept among a dataset's snapshots.
 //!
 //! The writable snapshot `NAME` of a dataset is a clone of it, called `DATASET@NAME`. A name is
-//! given once among a dataset's snapshots and these; not where snapshots are named by CSI, whose
-//! names are unique in the pool.
+//! unique among a dataset's snapshots and its writable snapshots, except where CSI names the
+//! snapshots, whose names are unique in the pool.
 
 use super::{Controller, NewVolume, VolumeInfo, check, volume_info};
 use crate::catalog::{Dataset, Form, Properties, State};
@@ -11,7 +11,7 @@ use crate::types::{DatasetName, SnapshotName, VolumeHandle};
 use std::collections::BTreeMap;
 
 impl Controller {
-    /// Makes a writable snapshot of a volume as it is, or answers the one that is there.
+    /// Makes a writable snapshot of a volume's current state, or returns the existing one.
     pub async fn create_writable_snapshot(
         &self,
         volume: VolumeHandle,

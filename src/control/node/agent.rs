@@ -26,7 +26,7 @@ pub struct NodeSettings {
     /// The port of every endpoint: outside of the ephemeral range, so that no client happens to sit
     /// on it.
     pub nfs_port: u16,
-    /// The machine's run: /proc/sys/kernel/random/boot_id.
+    /// The machine's boot id: /proc/sys/kernel/random/boot_id.
     pub boot: String,
     /// Time for which a call for a volume that is being reopened is held.
     pub hold: Duration,
@@ -40,7 +40,7 @@ impl NodeSettings {
     /// The settings on this machine.
     ///
     /// # Errors
-    /// When the machine does not tell its boot id.
+    /// When the machine's boot id cannot be read.
     pub fn new(staged_dir: PathBuf, driver: String) -> Result<Self, ControlError> {
         let file = "/proc/sys/kernel/random/boot_id";
         let boot = std::fs::read_to_string(file)
@@ -65,7 +65,8 @@ pub struct NodeAgent<M, E> {
     pub(super) records: Records,
     busy: Busy,
     slots: Mutex<HashMap<DatasetId, Slot>>,
-    /// Read by whatever may open, close or mount a volume; written once, by [`Self::leave`].
+    /// Read-locked by operations that may open, close or mount a volume; written once, by
+    /// [`Self::leave`].
     pub(super) stay: Arc<tokio::sync::RwLock<Stay>>,
 }
 
@@ -78,7 +79,7 @@ pub(super) enum Stay {
     Left,
 }
 
-/// A call for a volume. While there is one the node is not left.
+/// A call for a volume in progress. While there is one, the process does not leave.
 pub(super) struct Entered {
     _stay: OwnedRwLockReadGuard<Stay>,
     _call: Call,
@@ -90,7 +91,7 @@ type Slot = watch::Sender<State>;
 #[derive(Clone)]
 pub(super) enum State {
     Idle,
-    /// Written down by an earlier run of the process; being reopened.
+    /// Recorded by an earlier run of the process; being reopened.
     Opening,
     Staged(Arc<Staged>),
     /// No longer this process's to serve; still mounted.
@@ -102,7 +103,7 @@ pub(super) struct Staged {
     pub volume: Attached,
 }
 
-/// No call is under way, and none begins.
+/// Guard: no call is in progress, and none begins.
 pub struct Leaving(OwnedRwLockWriteGuard<Stay>);
 
 impl Leaving {
@@ -114,10 +115,10 @@ impl Leaving {
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
-    /// Reads what an earlier run wrote down, and begins to reopen it in the background.
+    /// Reads the records of an earlier run, and begins to reopen their volumes in the background.
     ///
     /// # Errors
-    /// When the state folder cannot be used. A volume that cannot be reopened is no error here.
+    /// When the state folder cannot be used. A volume that cannot be reopened is not an error here.
     pub async fn start(
         mounter: M,
         endpoints: E,
@@ -143,7 +144,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(agent)
     }
 
-    /// The device that names a volume in mountinfo. No colon but the one before the path: the
+    /// The device that names a volume in mountinfo. No colon except the one before the path: the
     /// kernel's client splits there.
     pub(super) fn device(dataset: DatasetId) -> String {
         format!("{dataset}:{}", Self::export(dataset))
@@ -170,7 +171,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(Entered { _stay, _call: self.busy.enter(format!("volume {volume}"))? })
     }
 
-    /// While this is held the node is not left. Held back while it is being left.
+    /// While this guard is held the process does not leave. Waits while it is leaving.
     pub(super) async fn stay(&self) -> Result<OwnedRwLockReadGuard<Stay>, ControlError> {
         let stay = self.stay.clone().read_owned().await;
         match *stay {
@@ -244,7 +245,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         ports::volumes_max(limit, mount::reserved_ports(), &self.connections(), usual)
     }
 
-    /// Every mount of a volume, wherever it is.
+    /// Returns every mount of a volume, wherever it is.
     pub(super) async fn mounts_of(
         &self,
         dataset: DatasetId,
@@ -278,8 +279,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         self.lose_staged(&staged, &lost.why.to_string());
     }
 
-    /// R25: not silent, but stale, until it is unstaged. Nothing if it is being unstaged and that
-    /// was faster: the endpoint and the slot may be those of the next stage by now.
+    /// R25: the endpoint answers STALE instead of being silent, until the volume is unstaged. Does
+    /// nothing if an unstage was faster: the endpoint and the slot may be those of the next stage
+    /// by now.
     pub(super) fn lose_staged(&self, staged: &Arc<Staged>, why: &str) {
         let volume = staged.record.volume;
         let slots = self.slots.lock();
@@ -293,7 +295,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         complain(volume, why);
     }
 
-    /// After reports were missed: whatever is staged must be open.
+    /// Called after reports were missed: every staged volume must be open.
     fn lose_missing(&self) {
         let slots: Vec<State> =
             self.slots.lock().values().map(|slot| slot.borrow().clone()).collect();
@@ -307,7 +309,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    /// As [`Self::lose_staged`], for what an earlier run staged and this one cannot serve.
+    /// As [`Self::lose_staged`], for a volume that an earlier run staged and this one cannot serve.
     pub(super) async fn go_stale(&self, record: &Record, why: &str) {
         let volume = record.volume;
         self.set(volume.dataset, State::Lost(Arc::new(record.clone())));

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum EndpointError {
-    /// Someone listens there already.
+    /// Another socket listens there already.
     #[error("address {0} is in use")]
     Taken(SocketAddr),
     /// This machine has no such address.
@@ -36,7 +36,7 @@ pub trait Endpoints: Send + Sync + 'static {
     type Pass: Send;
 
     /// Accepts connections at `at`; calls wait until the volume is served. `export` is the one path
-    /// that MNT knows. Already listening there is success.
+    /// that MNT knows. Listening there already counts as success.
     fn listen(
         &self,
         dataset: DatasetId,
@@ -44,16 +44,17 @@ pub trait Endpoints: Send + Sync + 'static {
         at: SocketAddr,
     ) -> impl Future<Output = Result<(), EndpointError>> + Send;
 
-    /// The volume is open: calls that waited go on.
+    /// Serves an open volume: calls that waited go on.
     fn serve(&self, volume: &Attached) -> Result<(), EndpointError>;
 
-    /// Opens the gate for our own mount(2).
+    /// Allows MNT for our own mount(2).
     fn allow_mount(&self, dataset: DatasetId) -> Result<Self::Pass, EndpointError>;
 
     /// From now on every call is answered with `NFS3ERR_STALE`, whether the volume was served
     /// before or not (R25): a silent server would hold processes for ever.
     fn stale(&self, dataset: DatasetId);
 
-    /// Answers what was read, closes the connections, frees the address. Absent counts as stopped.
+    /// Answers calls that were read, closes the connections, frees the address. Absent counts as
+    /// stopped.
     fn stop(&self, dataset: DatasetId) -> impl Future<Output = ()> + Send;
 }

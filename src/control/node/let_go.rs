@@ -56,8 +56,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         self.close_again(record, pool).await
     }
 
-    /// Opens what the dataset's record says is ours, which replays its journal, then closes and
-    /// releases it (R16).
+    /// Opens a volume that the dataset's record names as ours, which replays its journal, then
+    /// closes and releases it (R16).
     pub(super) async fn close_again(
         &self,
         record: &Record,

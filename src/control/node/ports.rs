@@ -2,7 +2,7 @@
 
 use super::super::ControlError;
 
-/// Left to the host's own NFS mounts.
+/// Ports left to the host's own NFS mounts.
 const HOST_PORTS: u32 = 100;
 
 /// `staged`: the ports that each staged volume takes; `usual`: those that the next ones will take.

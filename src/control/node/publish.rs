@@ -1,4 +1,4 @@
-//! Publish and unpublish: a staged volume shown at a pod's target.
+//! Publish and unpublish: a staged volume is bound to a pod's target.
 
 use super::super::ControlError;
 use super::agent::{NodeAgent, State};
@@ -53,7 +53,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         if let Some(other) = others.iter().find(|mount| mount.target == wanted.target) {
             return Err(foreign(&wanted.target, Some(other)));
         }
-        // Binding a folder with nothing mounted on it would show the node's own disk.
+        // Binding a folder without a mount on it would expose the node's own disk.
         if !ours.iter().any(|mount| mount.target == wanted.staging) {
             return Err(not_staged(&wanted));
         }

@@ -91,7 +91,7 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// Opens the folder, making it if it is not there.
+    /// Opens the folder, creating it if it is absent.
     pub async fn open(dir: &Path) -> Result<Self, ControlError> {
         let dir = dir.to_owned();
         tokio::fs::create_dir_all(&dir).await.map_err(|error| {
@@ -109,7 +109,7 @@ impl Records {
         self.dir.join(format!("{dataset}{SUFFIX}"))
     }
 
-    /// Replaces the volume's record whole, or not at all.
+    /// Replaces the volume's record atomically.
     pub async fn write(&self, record: &Record) -> Result<(), ControlError> {
         let path = self.path(record.volume.dataset);
         let bytes = serde_json::to_vec_pretty(record)

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 
 /// Volumes reopened at once: an opening mostly waits for the store, and mounts wait for it.
 const AT_ONCE: usize = 32;
-/// Waits between tries while the store does not answer.
+/// Backoff between attempts while the store does not answer.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
 
@@ -27,16 +27,16 @@ enum Step {
     Reopen,
     /// Ours, not mounted: replay its journal, close it, and release it.
     Close,
-    /// Mounted, and someone else's now: answer ESTALE.
+    /// Mounted, and owned by another process now: answer ESTALE.
     Stale,
-    /// Nothing is left of it.
+    /// Neither mounted nor ours: remove the record.
     Forget,
 }
 
-/// R24: a restart never steals. `mounted`: in this run of the machine. What this very run has
-/// claimed in an earlier try is ours too.
+/// R24: a restart never steals. `mounted`: in this boot of the machine. A claim by this very run in
+/// an earlier attempt is ours too.
 fn step(record: &Record, me: &Owner, mounted: bool, dataset: Option<&Dataset>) -> Step {
-    // A snapshot has no owner: whoever mounted it goes on reading.
+    // A snapshot has no owner: its mounts go on reading.
     let frozen = dataset.is_some_and(|dataset| {
         dataset.form == Form::Snapshot && dataset.state == DatasetState::Ready
     });
@@ -64,8 +64,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(())
     }
 
-    /// Before anything else, the pools included: a client that is refused comes back only after
-    /// seconds.
+    /// Runs before anything else, even before the pools are opened: a client whose connection is
+    /// refused retries only after seconds.
     async fn listen_first(&self, records: &[Record]) {
         let Ok(mounts) = self.mounter.list().await else { return };
         for record in records.iter().filter(|record| record.boot == self.settings.boot) {
@@ -83,7 +83,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    /// Repeats while the store does not answer, for as long as it takes: the mount is waiting too.
+    /// Retries while the store does not answer, for as long as it takes: the mount is waiting too.
     async fn recover_one(&self, record: &Record, turns: &Semaphore) {
         let volume = record.volume;
         let mut wait = RETRY_MIN;
@@ -92,7 +92,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             pools.mark_unchanged();
             let tried = {
                 let Ok(_turn) = turns.acquire().await else { return };
-                // Left: the process that took this one's place reopens it.
+                // This process has left: the one that replaced it reopens the volume.
                 let Ok(_stay) = self.stay().await else { return };
                 self.try_recover(record).await
             };
@@ -192,8 +192,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(State::Staged(Arc::new(Staged { record, volume: open })))
     }
 
-    /// The kernel's client is quicker to come back to a socket that listens, and its calls wait
-    /// there.
+    /// Listens again: the kernel's client reconnects faster to a listening socket, and its calls
+    /// wait there.
     async fn listen_again(&self, record: &Record, at: SocketAddr) -> Result<(), ControlError> {
         let dataset = record.volume.dataset;
         match self.endpoints.listen(dataset, &Self::export(dataset), at).await {

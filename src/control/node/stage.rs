@@ -1,4 +1,4 @@
-//! Stage and unstage: a volume opened, served and mounted once on this node.
+//! Stage and unstage: a volume is opened, served and mounted once on this node.
 
 use super::super::{ControlError, takeover};
 use super::address::candidates;
@@ -72,7 +72,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         if ours.iter().any(|mount| mount.target == wanted.target) {
             return Ok(());
         }
-        // Someone else unmounted it: it is still open and served.
+        // Another program unmounted it: it is still open and served.
         self.mount(staged).await
     }
 
@@ -99,12 +99,12 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             wanted.access,
             wanted.options,
         );
-        // The intent first: after a crash from here on the next start knows that the volume may be
-        // open.
+        // The intent comes first: after a crash from here on the next start knows that the volume
+        // may be open.
         self.records.write(&record).await?;
         let brought = async {
-            // Kubelet asks again after minutes: waiting for another node's lease in here is the
-            // faster way (R27).
+            // Kubelet retries only after minutes: waiting here for another node's lease is faster
+            // (R27).
             let patience = deadline.saturating_duration_since(Instant::now());
             let open = takeover::open(pool, &self.volumes, volume.dataset, patience).await?;
             if !open.is_owned() && record.access == Access::ReadWrite {
@@ -189,8 +189,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(self.mounter.mount_nfs(&what, &record.target).await?)
     }
 
-    /// Back to idle after a stage that failed. What cannot be undone now is done by the next try,
-    /// or the next start.
+    /// Returns to idle after a failed stage. Steps that cannot be undone now are undone by the next
+    /// attempt, or the next start.
     async fn undo(&self, volume: VolumeHandle) {
         self.endpoints.stop(volume.dataset).await;
         if let Err(error) = self.let_go(volume).await {

@@ -52,8 +52,8 @@ impl<M: Mounter, E: Endpoints> Mounts for NodeAgent<M, E> {
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
-    /// Bytes and inodes, from memory: the mount is not touched. `path`: where the volume is staged
-    /// or published.
+    /// Returns bytes and inodes, from memory: the mount is not touched. `path`: where the volume is
+    /// staged or published.
     ///
     /// # Errors
     /// `NotFound` when it is not there.
@@ -63,8 +63,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(staged.volume.served.statfs().await?)
     }
 
-    /// Reads the quota in force from the dataset's record and applies it to the open volume;
-    /// answers its bytes.
+    /// Reads the quota in force from the dataset's record and applies it to the open volume.
+    /// Returns its bytes.
     ///
     /// # Errors
     /// `NotFound` when the volume is not at `path`; `OutOfRange` when it has more than `limit`

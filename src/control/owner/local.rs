@@ -1,4 +1,4 @@
-//! Carrier: this process, which has the volume open. What the mailbox server does for others ends
+//! Carrier: this process, which has the volume open. The mailbox server's requests are carried out
 //! here too.
 
 use super::request::{Checkpointed, OwnerReply, OwnerRequest};
@@ -26,8 +26,8 @@ pub(super) struct Local {
 }
 
 impl Local {
-    /// Does it, if the volume is open here. A hand-over is also of a volume that this session owns
-    /// and does not have open (R36).
+    /// Carries out a request if the volume is open here. A hand-over also applies to a volume that
+    /// this session owns and does not have open (R36).
     pub(super) async fn act(
         &self,
         pool: &Catalog,
@@ -41,7 +41,7 @@ impl Local {
         Some(Box::pin(self.act_on(pool, &volume, request, &Progress::default())).await)
     }
 
-    /// Does it with an open volume.
+    /// Carries out a request on an open volume.
     pub(super) async fn act_on(
         &self,
         pool: &Catalog,
@@ -98,7 +98,7 @@ impl Local {
         })?)
     }
 
-    /// Closes and releases it, if nothing uses it.
+    /// Closes and releases the volume, if it is not in use.
     async fn hand_over(
         &self,
         pool: &Catalog,

@@ -1,15 +1,14 @@
-//! Requests that take minutes, on the owner's side: one starts a task, the next ones learn how far
-//! it is and how it ended, and other requests do not wait for it.
+//! Requests that take minutes, on the owner's side: one starts a task, the next ones get its
+//! progress and result, and other requests do not wait for it.
 //!
 //! ```text
-//! asker: request ─▶ owner: replies a start token ─▶ request with the token: started ─▶ requests: how far it is, how it ended
+//! request ─▶ reply: start token ─▶ request with the token: started ─▶ requests: progress, result
 //! ```
 //! A request may be read long after its asker went away: when the volume is opened again, or when
-//! the store delivers it late. Detaching late is as good as detaching in time. A restore would put
-//! old files over those that were written since, so it starts only with a request that brings a
-//! start token back: its asker has seen a reply of this very opening of the volume, less than
-//! [`TOKEN_AGE_MAX`] ago. A token is for one request, and good once; a request with any other gets a
-//! new one.
+//! the store delivers it late. Detaching late does no harm. A restore would put old files over
+//! those that were written since, so it starts only with a request that brings a start token back:
+//! its asker has seen a reply of this very opening of the volume, less than [`TOKEN_AGE_MAX`] ago.
+//! A token is for one request, and good once; a request with any other gets a new one.
 
 use super::local::Local;
 use super::mailbox::Outcome;
@@ -28,8 +27,8 @@ use tokio::task::JoinHandle;
 /// An asker that waits brings a token back within two seconds, and an owner that is busy reads it
 /// some seconds later.
 const TOKEN_AGE_MAX: Duration = Duration::from_secs(60);
-/// Tokens that are out: as many as requests of one poll. The oldest is dropped for a new one, and
-/// its asker gets another.
+/// Most outstanding tokens: as many as requests of one poll. The oldest is dropped for a new one,
+/// and its asker gets another.
 const TOKENS_MAX: usize = super::server::REQUESTS_MAX;
 /// Clones that one owner detaches at once.
 const DETACHING_MAX: usize = 2;
@@ -45,7 +44,7 @@ pub(super) struct LongRequests {
 struct StartToken {
     token: Incarnation,
     request: OwnerRequest,
-    /// As it was opened then: [`Volume::opening`](crate::volume::Volume::opening).
+    /// The opening at that time: [`Volume::opening`](crate::volume::Volume::opening).
     opening: u64,
     issued: Instant,
 }
@@ -96,7 +95,7 @@ impl LongRequests {
                     return Outcome::failed(Class::InProgress, why);
                 }
                 Some(ended) if same => {
-                    // The same one may be asked for again later, and is done again then.
+                    // The same request may be made again later, and is carried out again then.
                     if !request.is_awaited() {
                         self.last.remove(&kind);
                     }

@@ -29,12 +29,12 @@ pub(super) const BYTES_MAX: u64 = 16 << 10;
 /// The first wait for a reply; it grows to `POLL_MAX`.
 const POLL_MIN: Duration = Duration::from_millis(50);
 const POLL_MAX: Duration = Duration::from_secs(1);
-/// Between questions whether an owner has done what takes long.
+/// Polling interval for the result of a long request.
 const PROGRESS_POLL: Duration = Duration::from_millis(300);
 /// Older requests and replies are abandoned, whichever clock measures that: askers wait for
 /// seconds.
 const MESSAGE_AGE_MAX: Duration = Duration::from_secs(3600);
-/// Older heartbeats and revocations are of sessions that have ended: one that lives has younger
+/// Older heartbeats and revocations are of sessions that have ended: a live session has younger
 /// ones.
 const STATUS_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -62,7 +62,7 @@ pub(super) enum Outcome {
         class: Class,
         why: String,
     },
-    /// Not started: it is when the next request brings this back.
+    /// Not started: the request starts when the next one brings this token back.
     StartToken(Incarnation),
     Running(Restored),
 }
@@ -120,9 +120,9 @@ pub(super) struct Addressee<'a> {
     pub(super) name: &'a str,
 }
 
-/// Why there is no reply.
+/// The reason why there is no reply.
 pub(super) enum Unanswered {
-    /// Within the limit.
+    /// The owner did not reply within the limit.
     Silent(ControlError),
     /// The owner answered that it cannot or may not, or the store did.
     Failed(ControlError),
@@ -158,7 +158,7 @@ pub(super) async fn ask(
         match send(to, &message, limit).await? {
             Outcome::Done(reply) => return Ok(reply),
             Outcome::Failed { class, why } => return failed(class, &why),
-            // Brought back at once: it is forgotten after a while.
+            // The token is returned at once: the owner drops it after a while.
             Outcome::StartToken(token) => message.start_token = Some(token),
             Outcome::Running(_) if !request.is_awaited() => {
                 return failed(Class::InProgress, "in progress; retry");

@@ -62,9 +62,9 @@ pub(super) struct Owners {
     silent: Option<Arc<Mutex<HashSet<SessionId>>>>,
 }
 
-/// Why a carrier brought no reply.
+/// The reason why a carrier returned no reply.
 enum Undone {
-    /// Another may act by now.
+    /// Another process may act by now.
     LostRace,
     Failed(ControlError),
 }
@@ -79,14 +79,13 @@ impl From<ControlError> for Undone {
     }
 }
 
-/// The owner that the record names, a maintenance claim left out.
+/// The owner that the record names, unless it is a maintenance claim.
 pub(super) fn owner_of(dataset: &Dataset) -> Option<&Owner> {
     dataset.owner.as_ref().filter(|owner| !is_caretaker(owner))
 }
 
 impl Owners {
-    /// `volumes`: those of this process. `timeout`: how long an owner in another may take to
-    /// answer.
+    /// `volumes`: those of this process. `timeout`: time limit for an owner in another process.
     pub(super) fn new(volumes: Volumes, timeout: Duration) -> Self {
         Self { local: Local { volumes, mounts: Arc::new(NoMounts) }, timeout, silent: None }
     }
@@ -101,8 +100,8 @@ impl Owners {
         self
     }
 
-    /// Waits only once for a session that does not answer, however many of its volumes are asked
-    /// about.
+    /// Waits only once for a session that does not answer, however many of its volumes are
+    /// concerned.
     pub(super) fn waiting_once(&self) -> Self {
         Self { silent: Some(Arc::default()), ..self.clone() }
     }
@@ -111,7 +110,8 @@ impl Owners {
         self.timeout
     }
 
-    /// Has a request done by whoever may act on the dataset. `dataset`: its record, as last read.
+    /// Has a request carried out by the process that may act on the dataset. `dataset`: its record,
+    /// as last read.
     ///
     /// # Errors
     /// Those of the work itself; [`ControlError::Unavailable`] when the owner does not answer, and
@@ -156,7 +156,7 @@ impl Owners {
         Err(Undone::LostRace.into_error(dataset))
     }
 
-    /// To whoever may act by the record.
+    /// Carries the request to the process that may act by the record.
     async fn carry(
         &self,
         pool: &Pool,
@@ -237,7 +237,7 @@ pub(super) async fn ask_owner(
     Ok(mailbox::ask(to, request, limit, &|_| {}).await?)
 }
 
-/// Removes what mailboxes and sessions left in the bucket long ago; answers how many.
+/// Removes old remains of mailboxes and sessions from the bucket. Returns their number.
 pub(super) async fn sweep_mailboxes(
     bucket: &Bucket,
     now: SystemTime,

@@ -1,4 +1,4 @@
-//! When an owner polls its mailbox beside what the renewals of its lease show it.
+//! Decides when an owner polls its mailbox beside the renewals of its lease.
 //!
 //! - After a write, once: snapshots are requested of volumes in use, whose own requests outnumber
 //!   this one. An owner that writes every two seconds answers within two.

@@ -37,7 +37,7 @@ pub(super) async fn act(
                 async |fs: &Fs| restore(settings, pool, dataset, fs, wanted, &progress).await;
             Ok(OwnerReply::Restored(with_released(settings, pool, id, work).await??))
         }
-        // Nobody has it.
+        // The dataset has no owner.
         OwnerRequest::HandOver { .. } | OwnerRequest::Ping => Ok(OwnerReply::Done),
     }
 }

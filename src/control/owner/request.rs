@@ -1,5 +1,5 @@
-//! Requests to whoever may act on a dataset, and their replies: the same for every carrier, and
-//! the bytes that the mailbox writes.
+//! Requests to the process that may act on a dataset, and their replies: the same for every
+//! carrier, and the bytes that the mailbox writes.
 
 use super::restore::RestoreInPlace;
 use crate::control::ControlError;
@@ -117,7 +117,7 @@ pub(super) fn expect<T: FromReply>(
     T::from_reply(reply).ok_or(ControlError::Internal(unexpected))
 }
 
-/// A pack in text is called as its object is called below its family.
+/// Serialises packs by the names of their objects below the family.
 mod pack_names {
     use super::PackId;
     use serde::de::Error;

@@ -1,8 +1,8 @@
 //! The owner's side of the mailbox.
 //!
 //! The mailbox is in the folder that each renewal of the session's lease lists, so that a request
-//! is seen within a third of a lease at no cost at all: an idle volume costs its node's heartbeat
-//! and nothing else. Where requests are to be expected it is polled more often ([`polling`]).
+//! is seen within a third of a lease at no cost: an idle volume costs its node's heartbeat and
+//! nothing else. Where requests are likely it is polled more often ([`polling`]).
 //!
 //! [`polling`]: super::polling
 
@@ -22,11 +22,12 @@ use tokio_util::sync::CancellationToken;
 
 /// Replies that were not fetched for this long are removed.
 const REPLY_AGE_MAX: Duration = Duration::from_secs(600);
-/// Requests of one poll, the newest first: those are still waited for. The rest waits for the next.
+/// Most requests of one poll, the newest first: those are still waited for. The rest is left to the
+/// next poll.
 pub(super) const REQUESTS_MAX: usize = 64;
 
 /// Answers the requests in this session's mailboxes until stopped. `interval`: between polls while
-/// requests are to be expected.
+/// requests are likely.
 pub async fn serve_mailbox(
     pools: Pools,
     volumes: Volumes,
@@ -72,7 +73,7 @@ struct MailboxServer {
 }
 
 impl MailboxServer {
-    /// Answers how many requests it replied to.
+    /// Polls the mailbox in a pool. Returns the number of requests that it replied to.
     async fn poll(&mut self, pool: &Pool) -> Result<usize, ControlError> {
         let volumes = &self.local.volumes;
         if !volumes.has_any_of(pool.id()) {
