@@ -16,6 +16,7 @@ use support::{Meter, Process, file, folder, name};
 use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::fs::Fs;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
+use zerofs_csi::types::SyncMode;
 
 const BLOCK: usize = 4096;
 const SLOW: Duration = Duration::from_millis(20);
@@ -30,17 +31,17 @@ enum Work {
     Stream,
 }
 
-/// One operation; the number is never given twice.
-async fn one(fs: &Fs, work: Work, lane: usize, n: usize) {
+/// Runs one operation; no number is used twice.
+async fn one(fs: &Fs, work: Work, task: usize, n: usize) {
     let (caller, root) = (Caller::root(), fs.root());
-    let own = name(&format!("lane{lane}"));
+    let own = name(&format!("task{task}"));
     match work {
         Work::Create => {
             let how = CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() });
-            fs.create(&caller, root, &name(&format!("new-{lane}-{n}")), how).await.unwrap();
+            fs.create(&caller, root, &name(&format!("new-{task}-{n}")), how).await.unwrap();
         }
         Work::Rename => {
-            let called = |n: usize| name(&format!("moved-{lane}-{}", n % 2));
+            let called = |n: usize| name(&format!("moved-{task}-{}", n % 2));
             fs.rename(&caller, (root, &called(n)), (root, &called(n + 1))).await.unwrap();
         }
         Work::Fsync | Work::Stream => {
@@ -51,7 +52,7 @@ async fn one(fs: &Fs, work: Work, lane: usize, n: usize) {
             };
             let mut data = vec![0; block];
             blake3::Hasher::new()
-                .update(&lane.to_le_bytes())
+                .update(&task.to_le_bytes())
                 .update(&n.to_le_bytes())
                 .finalize_xof()
                 .fill(&mut data);
@@ -68,23 +69,23 @@ async fn measure(
     process: &Process,
     fs: &Arc<Fs>,
     work: Work,
-    lanes: usize,
+    concurrency: usize,
     time: Duration,
 ) -> String {
-    for lane in 0..lanes {
-        file(fs, fs.root(), format!("lane{lane}").as_bytes(), b"").await;
-        file(fs, fs.root(), format!("moved-{lane}-0").as_bytes(), b"").await;
+    for task in 0..concurrency {
+        file(fs, fs.root(), format!("task{task}").as_bytes(), b"").await;
+        file(fs, fs.root(), format!("moved-{task}-0").as_bytes(), b"").await;
     }
     fs.sync().await.unwrap();
     let meter = Meter::start(process.catalog.bucket());
     let until = Instant::now() + time;
     let mut tasks = tokio::task::JoinSet::new();
-    for lane in 0..lanes {
+    for task in 0..concurrency {
         let fs = fs.clone();
         tasks.spawn(async move {
             let mut n = 0;
             while Instant::now() < until {
-                one(&fs, work, lane, n).await;
+                one(&fs, work, task, n).await;
                 n += 1;
             }
             n
@@ -92,11 +93,11 @@ async fn measure(
     }
     let done: usize = tasks.join_all().await.into_iter().sum();
     let at = meter.stop();
-    for lane in 0..lanes {
-        fs.remove(&Caller::root(), fs.root(), &name(&format!("lane{lane}"))).await.unwrap();
+    for task in 0..concurrency {
+        fs.remove(&Caller::root(), fs.root(), &name(&format!("task{task}"))).await.unwrap();
         for n in 0..2 {
             let _ =
-                fs.remove(&Caller::root(), fs.root(), &name(&format!("moved-{lane}-{n}"))).await;
+                fs.remove(&Caller::root(), fs.root(), &name(&format!("moved-{task}-{n}"))).await;
         }
     }
     let each = |of: f64| of / done.max(1) as f64;
@@ -109,13 +110,13 @@ async fn measure(
 }
 
 async fn compare(speed: &str, request: Duration, time: Duration) {
-    for sync in ["standard", "always", "disabled"] {
-        for (what, work, lanes) in [
-            ("fsync of 4 KiB, 1 lane", Work::Fsync, 1),
-            ("fsync of 4 KiB, 16 lanes", Work::Fsync, 16),
-            ("create, 16 lanes", Work::Create, 16),
-            ("rename, 16 lanes", Work::Rename, 16),
-            ("write 1 MiB, 4 lanes", Work::Stream, 4),
+    for sync in SyncMode::ALL {
+        for (what, work, concurrency) in [
+            ("fsync of 4 KiB, 1 at once", Work::Fsync, 1),
+            ("fsync of 4 KiB, 16 at once", Work::Fsync, 16),
+            ("create, 16 at once", Work::Create, 16),
+            ("rename, 16 at once", Work::Rename, 16),
+            ("write 1 MiB, 4 at once", Work::Stream, 4),
         ] {
             let mut lines = Vec::new();
             for journal in [true, false] {
@@ -125,11 +126,10 @@ async fn compare(speed: &str, request: Duration, time: Duration) {
                 drop(catalog);
                 let catalog = Catalog::open(folder(dir.path(), request), None).await.unwrap();
                 let process = Process::new(catalog, journal.then(|| journals.path().to_owned()));
-                let properties =
-                    Properties { sync: Some(sync.to_owned()), ..Properties::default() };
+                let properties = Properties { sync: Some(sync), ..Properties::default() };
                 let volume = process.create("v", None, properties).await;
                 let open = process.volumes.open(&process.catalog, volume.dataset).await.unwrap();
-                lines.push(Box::pin(measure(&process, &open.fs, work, lanes, time)).await);
+                lines.push(Box::pin(measure(&process, &open.fs, work, concurrency, time)).await);
                 drop(open);
                 process.volumes.close_all().await.unwrap();
             }

@@ -4,7 +4,8 @@
 //! (`tests/architecture.rs`):
 //!
 //! ```text
-//! main → cli → app                      composition
+//! main → cli → app   load               composition; the NFS load generator
+//! exports                               which datasets are exported, opened and closed
 //! nfs   csi                             edges: translate, never decide
 //! control                               use cases the edges share
 //! volume            mount               one open file system and its life; the kernel edge
@@ -22,7 +23,9 @@ pub mod cli;
 pub mod control;
 pub mod crypto;
 pub mod csi;
+pub mod exports;
 pub mod fs;
+pub mod load;
 pub mod mount;
 pub mod nfs;
 pub mod telemetry;

@@ -1,8 +1,8 @@
 //! The collector's turns in a controller or server.
 //!
 //! One of the processes that collect in a pool does so in each interval: a process that finds that
-//! another has collected since its own last turn skips its turn. After a deletion handled by this
-//! process it collects itself, unless another process is collecting.
+//! another has collected since its own last turn leaves it at that. After a deletion that came to
+//! this process it collects itself, when nobody else is at it.
 
 use crate::control::{Collected, Collector, ControlError, Controller, Pool, Turn};
 use std::sync::Arc;
@@ -75,16 +75,16 @@ async fn turn(controller: &Controller, pool: &Pool, rate: u64, due: Due) {
                 snapshots = done.snapshots.len(),
                 detached = done.detached.len(),
                 databases = done.databases,
-                "collected"
+                "collection complete"
             );
         }
         Ok(Some(_)) => tracing::debug!(pool = pool.name, "nothing to collect"),
-        Ok(None) => tracing::debug!(pool = pool.name, "another process collects"),
+        Ok(None) => tracing::debug!(pool = pool.name, "another process is collecting"),
         Err(error) => {
             tracing::warn!(
                 pool = pool.name,
                 %error,
-                "the collection was given up; the next one starts anew"
+                "collection failed; the next one starts over"
             )
         }
     }

@@ -1,7 +1,7 @@
 //! The configuration file: YAML, strict. An unknown key is an error that names its line.
 
-use super::ByteSize;
 use crate::bucket::PoolUrl;
+use crate::types::ByteSize;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,13 @@ use std::time::Duration;
 
 /// The largest configuration file, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The default of `limits.memory`: below 300 MB after every workload of `bench` (a file of 1 GiB,
+/// 10,000 small files).
+pub(super) const MEMORY_DEFAULT: ByteSize = ByteSize(280 << 20);
+/// The least `limits.memory`: less would not hold two packs, a few calls of the largest size and
+/// the caches' smallest shards.
+const MEMORY_MIN: ByteSize = ByteSize(96 << 20);
 
 /// Below, a busy machine loses its leases; above, NodeStage could not wait for one within kubelet's
 /// two minutes.
@@ -21,7 +28,7 @@ pub struct Config {
     /// The driver's name in CSI.
     #[serde(default = "driver_name")]
     pub driver_name: String,
-    /// By name. A StorageClass names one.
+    /// Pools by name. A StorageClass names one.
     #[serde(default)]
     pub pools: BTreeMap<String, PoolConfig>,
     /// The pool of requests that name none; may be left out when there is only one.
@@ -41,16 +48,16 @@ pub struct Config {
     /// Time that a snapshot waits for the owner of a volume in another process.
     #[serde(default = "owner_timeout", with = "human_duration")]
     pub owner_timeout: Duration,
-    /// Interval at which an owner polls its mailbox while it writes, and after a request. An idle
-    /// owner polls with each heartbeat, every third of `lease`.
-    #[serde(default = "mail_interval", with = "human_duration")]
-    pub mail_interval: Duration,
-    /// Time for which a node without heartbeats keeps its volumes from other nodes, between 5 and
+    /// How often an owner reads its mailbox while it writes, and after a request. An idle one reads
+    /// it with each heartbeat, a third of `lease` apart.
+    #[serde(default = "mailbox_interval", with = "human_duration")]
+    pub mailbox_interval: Duration,
+    /// How long a node that shows no sign of life keeps its volumes from other nodes, between 5 and
     /// 60 seconds. A longer one lets calls go on through longer outages of the store; NodeStage
     /// waits for it inside one call.
     #[serde(default = "lease", with = "human_duration")]
     pub lease: Duration,
-    /// `serve` closes a dataset that no client has used for this long; the next call on it opens it
+    /// `serve` closes a dataset that no client has used for this long; the next call opens it
     /// again.
     #[serde(default = "export_idle", with = "human_duration")]
     pub export_idle: Duration,
@@ -102,8 +109,8 @@ pub struct LimitsConfig {
     /// Connections of the usual mount: the largest `nconnect` among the StorageClasses. A node
     /// takes fewer volumes where each needs several of its reserved ports.
     pub connections_per_volume: u32,
-    /// Memory limit of the process. The sizes below are shares of it where they are not given; a
-    /// size that is given is not counted in it.
+    /// Memory of the process. The sizes below are shares of it unless they are given; those that
+    /// are given come on top.
     pub memory: ByteSize,
     /// Written data held in memory, for all volumes together.
     pub dirty_bytes: Option<ByteSize>,
@@ -122,7 +129,7 @@ impl Default for LimitsConfig {
         Self {
             volumes_max: 256,
             connections_per_volume: 1,
-            memory: super::memory::DEFAULT,
+            memory: MEMORY_DEFAULT,
             dirty_bytes: None,
             metadata_cache: None,
             block_cache: None,
@@ -136,7 +143,7 @@ impl Default for LimitsConfig {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct LogConfig {
     pub format: LogFormat,
-    /// As `RUST_LOG`, which goes before it.
+    /// A filter like that of `RUST_LOG`, which takes precedence.
     pub filter: Option<String>,
 }
 
@@ -156,7 +163,7 @@ fn flush_interval() -> Duration {
     Duration::from_secs(2)
 }
 
-/// A disk or a bucket that serves pods hardly notices it, and it is a TiB in nine hours.
+/// Hardly noticeable to a disk or bucket that serves pods, and a TiB in nine hours.
 fn collect_rate() -> ByteSize {
     ByteSize(32 << 20)
 }
@@ -177,7 +184,7 @@ fn lease() -> Duration {
     crate::volume::LeaseSettings::LEASE
 }
 
-fn mail_interval() -> Duration {
+fn mailbox_interval() -> Duration {
     Duration::from_secs(2)
 }
 
@@ -191,7 +198,7 @@ mod human_duration {
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(from)?;
         let parsed = humantime::parse_duration(&text).map_err(|_| {
-            D::Error::custom(format!("{text:?} is not a time like 5s, 200ms or 10m"))
+            D::Error::custom(format!("{text:?} is not a duration like 5s, 200ms or 10m"))
         })?;
         if parsed < MIN {
             return Err(D::Error::custom(format!("{text:?} is too short: at least 10ms")));
@@ -219,7 +226,7 @@ impl Default for Config {
             collect_interval: collect_interval(),
             collect_rate: collect_rate(),
             owner_timeout: owner_timeout(),
-            mail_interval: mail_interval(),
+            mailbox_interval: mailbox_interval(),
             lease: lease(),
             export_idle: export_idle(),
             log: LogConfig::default(),
@@ -233,10 +240,10 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let file = |why: String| ConfigError::File { path: path.to_owned(), why };
         let size = std::fs::metadata(path)
-            .map_err(|error| file(format!("{error}: give a readable file with --config")))?
+            .map_err(|error| file(format!("{error}: name a readable file with --config")))?
             .len();
         if size > FILE_BYTES_MAX {
-            return Err(file(format!("{size} bytes are too many: at most {FILE_BYTES_MAX}")));
+            return Err(file(format!("{size} bytes is too large: at most {FILE_BYTES_MAX}")));
         }
         let text = std::fs::read_to_string(path).map_err(|error| file(error.to_string()))?;
         Self::parse(&text).map_err(|why| ConfigError::Meaning { path: path.to_owned(), why })
@@ -254,7 +261,7 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         if !crate::csi::is_driver_name(&self.driver_name) {
             return Err(format!(
-                "driverName {:?} is no domain name of at most 63 characters",
+                "driverName {:?} is not a domain name of at most 63 characters",
                 self.driver_name
             ));
         }
@@ -266,8 +273,7 @@ impl Config {
         for (name, pool) in &self.pools {
             if pool.key_file.is_some() && pool.passphrase_file.is_some() {
                 return Err(format!(
-                    "pool {name}: keyFile and passphraseFile exclude each other: a pool has one \
-                     secret"
+                    "pool {name}: keyFile and passphraseFile are mutually exclusive: remove one"
                 ));
             }
         }
@@ -280,13 +286,12 @@ impl Config {
             return Err(format!("lease: {lease} s is out of range; use {least}s to {most}s"));
         }
         if self.limits.volumes_max == 0 {
-            return Err("limits.volumesMax: 0 would open nothing; use at least 1".to_owned());
+            return Err("limits.volumesMax: must be at least 1".to_owned());
         }
-        if self.limits.memory < super::memory::MIN {
+        if self.limits.memory < MEMORY_MIN {
             return Err(format!(
-                "limits.memory: {} is too little; use at least {}",
-                self.limits.memory,
-                super::memory::MIN
+                "limits.memory: {} is too small; use at least {}",
+                self.limits.memory, MEMORY_MIN
             ));
         }
         let floor = ByteSize(4 << 20);
@@ -294,7 +299,7 @@ impl Config {
             [("dirtyBytes", self.limits.dirty_bytes), ("metadataCache", self.limits.metadata_cache)]
         {
             if let Some(size) = size.filter(|size| *size < floor) {
-                return Err(format!("limits.{name}: {size} is too little; use at least {floor}"));
+                return Err(format!("limits.{name}: {size} is too small; use at least {floor}"));
             }
         }
         Ok(())

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
-/// One kernel client has at most 16 connections to its volume; a few more are closing.
+/// A kernel client has at most 16 connections to its volume; a few more may be closing.
 const CONNECTIONS_MAX: usize = 64;
 /// Time limit for calls in progress when an endpoint stops: it does so after the unmount, when none
 /// are left.
@@ -25,7 +25,7 @@ pub struct NfsEndpoints {
     /// Payload of the calls of all of them.
     budget: Budget,
     running: Mutex<HashMap<DatasetId, Running>>,
-    /// Listening sockets inherited from the previous process.
+    /// Listening sockets of the previous process.
     inherited: Arc<Sockets>,
 }
 
@@ -47,12 +47,12 @@ impl NfsEndpoints {
         }
     }
 
-    /// Quiesces every endpoint, for the next process to go on with. No call is answered after this
-    /// returns.
-    pub async fn rest(&self, limit: Duration) -> Vec<Listening> {
+    /// Brings every endpoint to rest, for the next process to go on with. Nothing is answered any
+    /// more when this returns.
+    pub async fn quiesce(&self, limit: Duration) -> Vec<Listening> {
         let running: Vec<(DatasetId, Running)> = self.running.lock().drain().collect();
         let rests = running.into_iter().map(|(dataset, Running { endpoint, server })| async move {
-            let connections = server.rest(limit).await;
+            let connections = server.quiesce(limit).await;
             endpoint.remove();
             match server.listener() {
                 Ok(listener) => Some(Listening::on_tcp(
@@ -65,7 +65,7 @@ impl NfsEndpoints {
                     tracing::warn!(
                         %dataset,
                         %error,
-                        "its socket cannot be handed over: its client connects again"
+                        "the volume's socket cannot be handed over; its client reconnects"
                     );
                     None
                 }
@@ -114,7 +114,7 @@ impl Endpoints for NfsEndpoints {
             .map_err(|error| EndpointError::Failed { at, why: error.to_string() })?;
         for connection in inherited.into_iter().flat_map(|inherited| inherited.connections) {
             if let Err(error) = server.adopt(connection) {
-                tracing::debug!(%dataset, %error, "a connection has ended meanwhile");
+                tracing::debug!(%dataset, %error, "a connection was closed meanwhile");
             }
         }
         self.running.lock().insert(dataset, Running { endpoint, server });

@@ -53,8 +53,8 @@ enum Phase {
     /// The process does not serve, for this reason.
     Waiting(String),
     Serving(Serving),
-    /// Another process serves, and this one goes on if that one ends.
-    StandingBy,
+    /// Another process serves, and this one resumes if that one exits.
+    Standby,
 }
 
 /// The parts of a serving process that determine its health.
@@ -68,7 +68,7 @@ struct Serving {
 impl Health {
     pub fn new() -> Self {
         Self {
-            phase: Arc::new(RwLock::new(Phase::Waiting("it is starting".to_owned()))),
+            phase: Arc::new(RwLock::new(Phase::Waiting("starting".to_owned()))),
             listener: Arc::default(),
         }
     }
@@ -83,7 +83,7 @@ impl Health {
     }
 
     pub fn stand_by(&self) {
-        *self.phase.write() = Phase::StandingBy;
+        *self.phase.write() = Phase::Standby;
     }
 
     fn router(&self) -> Router {
@@ -111,7 +111,7 @@ impl Health {
                         .with_graceful_shutdown(stop.cancelled_owned())
                         .await;
                     if let Err(error) = served {
-                        tracing::error!(%at, %error, "health is not served any more");
+                        tracing::error!(%at, %error, "the health server exited");
                     }
                     return;
                 }
@@ -119,8 +119,8 @@ impl Health {
                     tracing::warn!(
                         %at,
                         %error,
-                        "health cannot be served there yet: free the address, or give another \
-                         --health-listen"
+                        "cannot listen for health requests; retrying; free the address, or give \
+                         another --health-listen"
                     );
                 }
             }
@@ -153,7 +153,7 @@ impl Health {
         let router = self.router();
         tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "the health socket is not served any more");
+                tracing::error!(%error, "the server of the health socket exited");
             }
         });
         Ok(())
@@ -185,8 +185,11 @@ pub fn ask_ready(path: &Path) -> anyhow::Result<String> {
 async fn ready(State(health): State<Health>) -> impl IntoResponse {
     let missing = match &*health.phase.read() {
         Phase::Waiting(why) => format!("{why}\n"),
-        Phase::StandingBy => {
-            return (StatusCode::OK, "another process serves; this one stands by\n".to_owned());
+        Phase::Standby => {
+            return (
+                StatusCode::OK,
+                "another process is serving; this one is on standby\n".to_owned(),
+            );
         }
         Phase::Serving(serving) => serving.missing(),
     };
@@ -199,7 +202,7 @@ async fn ready(State(health): State<Health>) -> impl IntoResponse {
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
     let text = match &*health.phase.read() {
-        Phase::Waiting(_) | Phase::StandingBy => String::new(),
+        Phase::Waiting(_) | Phase::Standby => String::new(),
         Phase::Serving(serving) => text(serving),
     };
     ([("content-type", "text/plain; version=0.0.4")], text)
@@ -222,8 +225,7 @@ impl Serving {
             .pools
             .iter()
             .filter_map(|pool| Some((&pool.name, pool.catalog.bucket().refusal()?)));
-        let refusing =
-            refusing.map(|(pool, why)| format!("pool {pool} cannot be written: {why}\n"));
+        let refusing = refusing.map(|(pool, why)| format!("pool {pool} is not writable: {why}\n"));
         pools.chain(refusing).chain(registration).collect()
     }
 }
@@ -249,11 +251,11 @@ fn text(serving: &Serving) -> String {
         line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 0\n", label(pool)))
     });
     line(format_args!(
-        "# HELP zerofs_volumes_open Volumes that this process has open.\n# TYPE zerofs_volumes_open gauge\n"
+        "# HELP zerofs_volumes_open Volumes that are open in this process.\n# TYPE zerofs_volumes_open gauge\n"
     ));
     line(format_args!("zerofs_volumes_open {}\n", volumes.list().len()));
-    let what = "Whether a damaged table keeps a volume's database from being compacted: before \
-        long it takes no change any more.";
+    let what = "Whether a damaged table keeps the volume's database from being compacted; it will \
+        stop accepting changes.";
     line(format_args!("# HELP zerofs_volume_damaged {what}\n# TYPE zerofs_volume_damaged gauge\n"));
     for volume in volumes.list() {
         let (dataset, damaged) =
@@ -268,7 +270,7 @@ fn text(serving: &Serving) -> String {
         line(format_args!("zerofs_plugin_registered {}\n", u8::from(registration.is_registered())));
     }
     line(format_args!(
-        "# HELP zerofs_requests_total Requests to the pool's object store.\n# TYPE zerofs_requests_total counter\n"
+        "# HELP zerofs_requests_total Requests to the pool's object store, including retries.\n# TYPE zerofs_requests_total counter\n"
     ));
     for pool in pools.iter() {
         let Requests { get, put, list, delete, head } = pool.catalog.bucket().requests();
@@ -339,13 +341,13 @@ mod tests {
             ready(State(health.clone())).await.into_response().status(),
             StatusCode::SERVICE_UNAVAILABLE
         );
-        // As of a server, which kubelet does not know.
+        // Like a server, which kubelet does not register.
         health.serving(pools.clone(), parts.volumes.clone(), None);
         assert_eq!(ready(State(health.clone())).await.into_response().status(), StatusCode::OK);
         let text = super::text(&serving(None));
         assert_eq!(asked().await.unwrap().unwrap(), "ok");
         health.stand_by();
-        assert!(asked().await.unwrap().unwrap().contains("stands by"));
+        assert!(asked().await.unwrap().unwrap().contains("on standby"));
         assert!(!text.contains("zerofs_plugin_registered"));
         assert!(
             text.contains("zerofs_pool_open{pool=\"a\\\"b\"} 1\n")

@@ -1,4 +1,5 @@
-//! Finds obsolete journals: of datasets that moved away while this node was down, or were deleted.
+//! Removes obsolete journals: those of datasets that moved away while this node was down, or that
+//! are deleted.
 
 use crate::control::Pools;
 use crate::types::Classify;
@@ -6,13 +7,13 @@ use crate::volume::Volumes;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// After the start, when most of what this node goes on with is being opened …
+/// The first look after the start, when most volumes of this node are open again …
 const FIRST_LOOK: Duration = Duration::from_secs(60);
-/// … and again, for what has failed and moved away since. A look asks the store only about journals
-/// that nothing open here has.
+/// … and the next ones, for datasets that failed or moved away since. A look asks the store only
+/// about journals without an open volume.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
-/// Looks until stopped.
+/// Runs until stopped.
 pub async fn run(pools: Pools, volumes: Volumes, stop: CancellationToken) {
     let mut wait = FIRST_LOOK;
     loop {
@@ -27,7 +28,7 @@ pub async fn run(pools: Pools, volumes: Volumes, stop: CancellationToken) {
                     pool = pool.name,
                     %error,
                     class = ?error.class(),
-                    "journals of no use stay until the next look"
+                    "cannot remove obsolete journals; retrying later"
                 );
             }
         }

@@ -1,24 +1,18 @@
-//! The memory budget of a process, and its shares.
+//! The memory of a process, and its shares.
 //!
 //! Every buffer and cache of the process has a limit of its own, and all of them are shares of one
 //! setting, so that an administrator sets one figure and it holds. Not shares are threads, code,
 //! and the allocator's overhead; they live in the remainder. Each open volume takes [`VOLUME`]
 //! beside that, for its tasks and bookkeeping.
 
-use super::ByteSize;
 use super::config::LimitsConfig;
 use crate::chunk::ChunkLimits;
 use crate::fs::FsMemory;
 use crate::fs::db::DbCache;
 use crate::nfs::Limits;
+use crate::types::ByteSize;
 
-/// Below 300 MB after every workload of `bench` (a file of 1 GiB, 10,000 small files).
-pub const DEFAULT: ByteSize = ByteSize(280 << 20);
-/// Less would not hold two packs, a few calls of the largest size and the caches' smallest shards.
-pub const MIN: ByteSize = ByteSize(96 << 20);
-
-/// The setting is divided into this many parts; the shares take these, and the others are the
-/// process's own.
+/// The number of parts of the setting; these are given out, the others are the process's own.
 const PARTS: u64 = 40;
 /// Two packs and what comes while they are sent: below, a long write waits for the store at every
 /// pack.
@@ -34,13 +28,13 @@ const UNFLUSHED: u64 = 4;
 /// Payload of calls, for each direction.
 const CALLS: u64 = 2;
 
-/// Most memory that an open volume takes beside the shares: its tasks, its manifest, its reply
-/// cache (R20), and the inodes and directories that each may cache whatever the others hold.
+/// The most that an open volume takes beside the shares: its tasks, its manifest, the calls that it
+/// remembers (R20), and the inodes and directories that each may keep whatever the others have.
 pub const VOLUME: ByteSize = ByteSize(2 << 20);
 
-/// Returns the most memory that a process takes, with every volume open and the store unreachable:
-/// a container's limit must not be lower. A quarter of the setting is for the allocator's overhead,
-/// and for the shares of inodes and of rows, which may be twice as large for a while.
+/// The most that a process takes, with every volume open and the store unavailable: no
+/// container's limit be. A quarter of the setting is for what the allocator loses, and for the
+/// shares of inodes and of rows, which may be twice as large for a while.
 pub fn process_max(limits: &LimitsConfig) -> ByteSize {
     let own = [limits.dirty_bytes, limits.metadata_cache, limits.block_cache, limits.data_cache];
     let own: u64 = own.into_iter().flatten().map(|size| size.0).sum();
@@ -84,7 +78,7 @@ impl Shares {
 /// allocates an arena of its own, up to eight for each core, and memory freed in one serves no
 /// other: the same load took 369 MB with as many arenas as threads, 199 MB with two, and no more
 /// CPU time (fewer pages are touched for the first time). Buffers of a few MiB stay in the arenas:
-/// mapping each one again costs more than filling it.
+/// mapping each one costs more than filling it.
 ///
 /// To be called before there are threads.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -114,6 +108,7 @@ pub fn bound_allocator() {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::config::MEMORY_DEFAULT;
 
     #[test]
     fn what_is_given_out_leaves_room_for_the_rest() {
@@ -122,7 +117,7 @@ mod tests {
         assert!(given <= PARTS * 5 / 6, "{given} of {PARTS}");
         let shares = Shares::of(&LimitsConfig::default());
         assert!(shares.chunks.write_bytes >= 2 * u64::from(crate::chunk::PACK_BYTES));
-        assert_eq!(shares.nfs.read_bytes as u64, DEFAULT.0 / 20);
+        assert_eq!(shares.nfs.read_bytes as u64, MEMORY_DEFAULT.0 / 20);
     }
 
     /// The chart makes a container's limit of the same figures.

@@ -1,27 +1,31 @@
-//! The parts that every process has: pools, caches, volumes.
+//! The parts of every process: pools, caches, volumes.
 
 use super::config::Config;
+use super::journals;
 use super::memory::{Shares, process_max};
 use super::state_dir::StateDir;
 use crate::chunk::{ChunkCache, ChunkLimits};
-use crate::control::Pools;
+use crate::control::node::Mounts;
+use crate::control::{Controller, Pools, serve_mailbox};
 use crate::nfs::Limits;
 use crate::types::SessionId;
 use crate::volume::{LeaseSettings, VolumeSettings, Volumes};
 use anyhow::Context;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
-/// A process's parts, wired.
+/// The parts of a process, wired.
 pub struct Parts {
     pub config: Config,
     pub pools: Pools,
     pub volumes: Volumes,
-    /// For all NFS endpoints together.
+    /// Limits of all NFS endpoints together.
     pub nfs: Limits,
 }
 
 impl Parts {
-    /// On pools that are open, or will be. `node`: the name that owns what this process opens.
-    /// `state`: where journals go; none: changes wait for the store.
+    /// Builds the parts on pools that are open, or will be. `node` is the name that owns the
+    /// volumes of this process. Journals go to `state`; without it, changes wait for the store.
     pub async fn over(
         config: Config,
         pools: Pools,
@@ -33,7 +37,7 @@ impl Parts {
         tracing::info!(
             limit = %limits.memory,
             process_max = %process_max(&limits),
-            "memory, and what it comes to with every volume open"
+            "memory limits; process_max is the most with every volume open"
         );
         let settings = VolumeSettings {
             node,
@@ -66,5 +70,33 @@ async fn chunk_cache(
             cache.with_context(|| format!("disk cache {}", dir.display()))
         }
         _ => Ok(ChunkCache::limited(limits)),
+    }
+}
+
+impl Parts {
+    pub(super) fn controller(&self) -> Controller {
+        Controller::new(self.pools.clone(), self.volumes.clone())
+            .with_owner_timeout(self.config.owner_timeout)
+    }
+
+    pub(super) fn mailbox(
+        &self,
+        mounts: Arc<dyn Mounts>,
+        stop: &CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        serve_mailbox(
+            self.pools.clone(),
+            self.volumes.clone(),
+            mounts,
+            self.config.mailbox_interval,
+            stop.child_token(),
+        )
+    }
+
+    pub(super) fn journals(
+        &self,
+        stop: &CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        journals::run(self.pools.clone(), self.volumes.clone(), stop.child_token())
     }
 }

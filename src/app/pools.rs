@@ -1,39 +1,42 @@
-//! From the configuration to open pools.
+//! Opens the configured pools.
 
 use super::config::{Config, PoolConfig};
 use crate::bucket::{Bucket, Credentials, Folder, Limits, PoolUrl};
 use crate::catalog::{Catalog, CatalogError, Secret};
 use crate::control::secrets::RequestSecrets;
+use crate::control::unlock::{OpenPool, PoolRefused, Unlocker};
 use crate::control::{Pool, Pools};
 use crate::types::{Class, Classify};
 use anyhow::{Context, bail};
+use futures::future::BoxFuture;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-/// The variable that a passphrase may be in, for the command line.
+/// The environment variable that may hold a passphrase, for the command line.
 pub const PASSPHRASE_ENV: &str = "ZEROFS_PASSPHRASE";
 /// The longest passphrase or credential file, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
 
 /// A pool's key.
 const KEY_BYTES: usize = 32;
-/// Time that a start waits for the first try of each pool.
+/// How long a start waits for the first attempt to open each pool.
 const FIRST_TRY: Duration = Duration::from_secs(5);
-/// Between tries to open a pool.
+/// Between attempts to open a pool.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// Between looks at what the pools' stores refuse.
+/// Between checks whether the pools' stores refuse objects.
 const REFUSED_AGAIN: Duration = Duration::from_secs(20);
 
-/// The action where there is no pool yet.
+/// How to treat a location without a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
     Refuse,
-    /// `serve` makes a pool in an empty place, and says so: a mistyped URL is one too.
+    /// `serve` creates a pool in an empty location and logs it, because a mistyped URL is one too.
     Create,
 }
 
@@ -85,8 +88,8 @@ impl PoolConfig {
         self.open_with(missing, None).await
     }
 
-    /// Opens the pool with the request's secrets, which override the configured ones.
-    pub(super) async fn open_with(
+    /// Opens the pool with the secrets of a request on top of the configured ones.
+    async fn open_with(
         &self,
         missing: Missing,
         request: Option<&RequestSecrets>,
@@ -102,7 +105,7 @@ impl PoolConfig {
                 if !bucket.list("").await?.is_empty() {
                     return Err(error).with_context(|| {
                         format!(
-                            "pool {}: the place holds other things, and is not made a pool",
+                            "pool {}: the location is not empty and holds no pool; use an empty one",
                             self.url
                         )
                     });
@@ -115,8 +118,8 @@ impl PoolConfig {
                     Ok(created) => {
                         tracing::warn!(
                             url = %self.url,
-                            "nothing was there: a new pool was made; if there should have been \
-                             one, stop, and correct the URL or mount the folder"
+                            "created a new pool in an empty location; if there should have been \
+                             one, stop and correct the URL or mount the folder"
                         );
                         Ok(created)
                     }
@@ -138,7 +141,7 @@ impl PoolConfig {
 /// Opens every configured pool.
 pub async fn open(config: &Config, missing: Missing) -> anyhow::Result<Pools> {
     if config.pools.is_empty() {
-        bail!("no pool is configured: give --pool URL, or a configuration with `pools:`");
+        bail!("no pool is configured: give --pool URL, or --config with `pools:`");
     }
     let mut pools = Vec::with_capacity(config.pools.len());
     for (name, pool) in &config.pools {
@@ -159,7 +162,7 @@ pub struct Opening {
 }
 
 impl Opening {
-    /// Waits until each has been tried, or for some seconds.
+    /// Waits until each has been tried once, for some seconds at most.
     pub async fn tried(&mut self) {
         let first = futures::future::join_all(std::mem::take(&mut self.first));
         let _ = tokio::time::timeout(FIRST_TRY, first).await;
@@ -169,7 +172,7 @@ impl Opening {
 /// Begins to open every configured pool.
 pub fn open_patiently(config: &Config, stop: &CancellationToken) -> anyhow::Result<Opening> {
     if config.pools.is_empty() {
-        bail!("no pool is configured: write `pools:` into the configuration");
+        bail!("no pool is configured: add `pools:` to the configuration");
     }
     let pools = Pools::waiting(config.pools.keys().cloned(), config.default_pool.clone())?;
     let mut first = Vec::new();
@@ -201,17 +204,17 @@ async fn keep_opening(
         if let Some(why) = &why {
             pools.not_yet(&name, why.clone());
         }
-        // The waiter may be gone.
+        // The start may have stopped waiting.
         let _ = tried.take().map(|tried| tried.send(()));
         let Some(why) = why else {
-            tracing::info!(pool = name, "the pool is open");
+            tracing::info!(pool = name, "opened the pool");
             return;
         };
         tracing::warn!(
             pool = name,
             why,
             retry_secs = wait.as_secs_f32(),
-            "the pool cannot be opened yet: its volumes wait"
+            "cannot open the pool; retrying; its volumes wait"
         );
         tokio::select! {
             () = stop.cancelled() => return,
@@ -221,8 +224,8 @@ async fn keep_opening(
     }
 }
 
-/// Sees of each pool, once it is open and for as long as its store refuses, that objects of the
-/// size of packs are taken: what a proxy's limit would keep waiting for ever is named instead.
+/// Checks for each pool, once it is open and for as long as its store refuses, that objects of the
+/// size of packs are accepted: a proxy's limit, which would block writes for ever, is reported.
 pub async fn watch_refusals(pools: Pools, stop: CancellationToken) {
     let (mut tried, mut refusing) = (BTreeSet::new(), BTreeSet::new());
     loop {
@@ -234,8 +237,7 @@ pub async fn watch_refusals(pools: Pools, stop: CancellationToken) {
             {
                 continue;
             }
-            // A temporary failure is retried where it matters, and the bucket remembers a permanent
-            // one.
+            // Transient failures are retried where they matter; the bucket remembers a refusal.
             let checked = tokio::select! {
                 () = stop.cancelled() => return,
                 checked = pool.catalog.check_size() => checked,
@@ -245,11 +247,11 @@ pub async fn watch_refusals(pools: Pools, stop: CancellationToken) {
                     tracing::error!(
                         pool = pool.name,
                         why,
-                        "the pool cannot be written: its volumes keep their data until it can"
+                        "cannot write to the pool; retrying; its volumes keep their data in memory"
                     );
                 }
             } else if checked.is_ok() && refusing.remove(&pool.name) {
-                tracing::info!(pool = pool.name, "the pool can be written again");
+                tracing::info!(pool = pool.name, "the pool is writable again");
             }
         }
         tokio::select! {
@@ -259,7 +261,7 @@ pub async fn watch_refusals(pools: Pools, stop: CancellationToken) {
     }
 }
 
-/// The error for a file that exists and does not contain what it should.
+/// The error for a file with unusable content.
 fn unusable(why: String) -> anyhow::Error {
     std::io::Error::new(std::io::ErrorKind::InvalidData, why).into()
 }
@@ -268,7 +270,7 @@ fn read_limited(path: &Path) -> anyhow::Result<Zeroizing<String>> {
     let size = std::fs::metadata(path).with_context(|| format!("secret {}", path.display()))?.len();
     if size > SECRET_BYTES_MAX {
         return Err(unusable(format!(
-            "secret {}: {size} bytes are too many for a secret",
+            "secret {}: {size} bytes is too large for a secret",
             path.display()
         )));
     }
@@ -282,33 +284,71 @@ fn read_secret(path: &Path) -> anyhow::Result<Secret> {
     let line = text.lines().next().unwrap_or_default();
     if line.is_empty() {
         return Err(unusable(format!(
-            "secret {}: its first line is empty: write the passphrase there",
+            "secret {}: its first line is empty: it must hold the passphrase",
             path.display()
         )));
     }
     Ok(Secret(Zeroizing::new(line.to_owned())))
 }
 
-/// A key is one only if it is exactly that: anything else would silently be taken for a passphrase.
+/// Reads a key, which must have exactly this form: anything else would silently become a
+/// passphrase.
 fn read_key(path: &Path) -> anyhow::Result<Secret> {
     let secret = read_secret(path)?;
     let bytes = data_encoding::BASE64.decode(secret.0.as_bytes()).map(Zeroizing::new);
     if !bytes.is_ok_and(|bytes| bytes.len() == KEY_BYTES) {
         return Err(unusable(format!(
-            "key {}: its first line is not {KEY_BYTES} bytes in base 64: `openssl rand -base64 \
-             {KEY_BYTES}` makes one",
+            "key {}: its first line is not {KEY_BYTES} bytes in base 64: create one with `openssl \
+             rand -base64 {KEY_BYTES}`",
             path.display()
         )));
     }
     Ok(secret)
 }
 
-/// Classifies an error of opening a pool for the request that caused it.
-pub(super) fn retry_refused(error: &anyhow::Error) -> Class {
+/// A configured pool, which is opened with the secrets of requests.
+struct ConfiguredPool {
+    name: String,
+    config: PoolConfig,
+}
+
+impl OpenPool for ConfiguredPool {
+    fn open<'a>(&'a self, secrets: &'a RequestSecrets) -> BoxFuture<'a, Result<Pool, PoolRefused>> {
+        Box::pin(async move {
+            let opened = self.config.open_with(Missing::Refuse, Some(secrets)).await;
+            let catalog = opened.map_err(|error| PoolRefused {
+                class: refusal_class(&error),
+                why: format!("{error:#}"),
+            })?;
+            let folder = self.config.url.folder().map(Path::to_owned);
+            Ok(Pool { name: self.name.clone(), catalog, folder })
+        })
+    }
+}
+
+/// The class of an error of opening a pool.
+fn refusal_class(error: &anyhow::Error) -> Class {
     error
         .chain()
         .find_map(|cause| cause.downcast_ref::<CatalogError>())
         .map_or(Class::Invalid, Classify::class)
+}
+
+/// The pools that take their secrets from requests.
+pub(super) async fn unlocker(
+    config: &Config,
+    pools: Pools,
+    run_dir: Option<&Path>,
+) -> anyhow::Result<Arc<Unlocker>> {
+    let opener = |(name, pool): (&String, &PoolConfig)| {
+        let opener = ConfiguredPool { name: name.clone(), config: pool.clone() };
+        (name.clone(), Box::new(opener) as Box<dyn OpenPool>)
+    };
+    let openers =
+        config.pools.iter().filter(|(_, pool)| pool.request_secrets).map(opener).collect();
+    let only = config.pools.keys().next().filter(|_| config.pools.len() == 1).cloned();
+    let default = config.default_pool.clone().or(only);
+    Ok(Arc::new(Unlocker::start(openers, default, pools, run_dir).await?))
 }
 
 /// A folder with a file for each credential, or a YAML file of them.

@@ -48,15 +48,15 @@ fn raise_files() {
             Rlimit { current: Some(most.min(FILES_MAX)), maximum: now.maximum },
         ) {
             Ok(()) => files = most.min(FILES_MAX),
-            Err(error) => tracing::debug!(%error, "the limit of open files stays as it is"),
+            Err(error) => tracing::debug!(%error, "cannot raise the limit of open files"),
         }
     }
     if files < FILES_WANTED {
         tracing::warn!(
             files,
-            "few files may be open in this process: connections and volumes beyond that are \
-             refused; raise the hard limit to {FILES_WANTED} or more \
-             (`ulimit -Hn`, LimitNOFILE of systemd or of the container runtime)"
+            "the limit of open files is low: connections and volumes beyond it are refused; raise \
+             the hard limit to {FILES_WANTED} or more (`ulimit -Hn`, or LimitNOFILE of systemd or \
+             of the container runtime)"
         );
     }
 }
@@ -67,15 +67,16 @@ fn io_flusher() {
         REFUSED.call_once(|| {
             tracing::info!(
                 %error,
-                "not marked as an I/O flusher: under memory pressure a loopback mount may stall; \
-                 run with CAP_SYS_RESOURCE"
+                "cannot mark this process as an I/O flusher: a loopback mount may stall under memory \
+                 pressure; run with CAP_SYS_RESOURCE"
             );
         });
     }
 }
 
-/// Makes files that this process writes from now on private to its user: journals, caches and a
-/// pool in a folder hold files of volumes, whose owners and modes the machine does not know.
+/// Makes files that this process creates from now on readable by its own user only: journals,
+/// caches and a pool in a folder hold files of volumes, whose owners and modes the machine does not
+/// know.
 pub fn keep_private() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
 }
@@ -95,12 +96,11 @@ pub fn stop_signal() -> anyhow::Result<CancellationToken> {
             }
             if count > 0 {
                 tracing::warn!(
-                    "a second signal: ending without waiting; the journals keep what was \
-                     acknowledged"
+                    "second signal: exiting at once; acknowledged changes are in the journals"
                 );
                 std::process::exit(130);
             }
-            tracing::info!("stopping: flushing and releasing volumes");
+            tracing::info!("stopping; flushing and releasing volumes");
             cancelled.cancel();
         }
     });

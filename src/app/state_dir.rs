@@ -1,11 +1,11 @@
-//! The folder that a process keeps on its machine: journals, staged records, the node's name.
+//! The folder of a process on its machine: journals, records of staged volumes, the node's name.
 
 use anyhow::Context;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A state folder, whoever has it locked.
+/// A state folder, locked by any process or none.
 #[derive(Clone, Debug)]
 pub struct StateFolder {
     path: PathBuf,

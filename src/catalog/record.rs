@@ -21,8 +21,8 @@ pub struct PoolRecord {
 /// Properties of a dataset, set at creation (StorageClass parameters, CLI options) or later.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Properties {
-    /// `standard`, `always` or `disabled`; `None`: by access modes.
-    pub sync: Option<String>,
+    /// `None`: by access modes.
+    pub sync: Option<SyncMode>,
     pub record_bytes: u32,
     pub codec: Codec,
     pub quota_inodes: Option<u64>,

@@ -1,23 +1,22 @@
-//! What can be typed.
+//! The command line's grammar and help.
 
-use crate::app::{ByteSize, SizeError};
 use crate::control::SIZE_MIN;
-use crate::types::is_owner;
+use crate::types::{ByteSize, SizeError, SyncMode, is_owner};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-const EXIT_CODES: &str = "Exit status: 0 done, 1 failed, 2 wrong arguments or configuration, 10 \
-    not found, 11 exists already, 12 busy: repeat, \
-    13 not now: the message says what must happen first, 14 no room, 15 denied, 16 the store or a \
-    node does not answer, 17 taken over, \
-    18 damaged, 19 not supported, 130 stopped by a signal";
+const EXIT_CODES: &str = "Exit status: 0 success, 1 internal error, 2 invalid arguments or \
+    configuration, 10 not found, 11 already exists, 12 another operation is in progress: retry, \
+    13 precondition failed, 14 out of space or quota, 15 permission denied, 16 the store or a node \
+    is unavailable, 17 fenced, 18 data is damaged, 19 not supported, 130 stopped by a signal. \
+    Sizes are bytes or have a binary unit: 64k, 64K, 64Ki and 64KiB are 65536 bytes";
 
-const SPACE_COLUMNS: &str = "LOGICAL: the lengths of its files, holes included (with --exact). \
-    REFERENCED: bytes of data that it refers to. UNIQUE: stored bytes that \
-    nothing else refers to, which its deletion frees; ~ marks an estimate, too little where a pack \
-    is shared";
+const SPACE_COLUMNS: &str = "LOGICAL: total length of its files, including holes (with --exact). \
+    REFERENCED: bytes of data that it refers to. UNIQUE: stored bytes that only it refers to, which \
+    deleting it would free; ~ marks an estimate, which is too low if a pack is shared";
 
 /// Kubernetes volumes that are POSIX file systems living entirely in an object store.
 #[derive(Parser)]
@@ -35,45 +34,45 @@ pub enum Command {
     /// Datasets and their snapshots
     #[command(subcommand)]
     Dataset(DatasetCommand),
-    /// One process for one machine: every dataset over NFS, both CSI services on one socket
+    /// Serve every dataset of a pool over NFS, and both CSI services on one socket
     Serve(ServeArgs),
-    /// The CSI controller
+    /// Run the CSI controller
     Controller(ControllerArgs),
-    /// The CSI node plugin
+    /// Run the CSI node plugin
     Node(NodeArgs),
     /// Ask a node plugin whether it is ready
     Ready(ReadyArgs),
-    /// Load an NFSv3 server and measure it
+    /// Benchmark an NFSv3 server
     Bench(BenchArgs),
     /// Verify datasets: structure, counts, and that every pack exists
     Check(CheckArgs),
-    /// Show what datasets and snapshots take, and what deleting them would free
+    /// Show the size of datasets and snapshots, and what deleting them would free
     #[command(after_help = SPACE_COLUMNS)]
     Space(SpaceArgs),
     /// Read and verify every chunk that datasets and snapshots refer to
     Scrub(ScrubArgs),
-    /// Remove what nothing refers to any more
+    /// Delete unreferenced data
     Gc(GcArgs),
-    /// Play a volume's whole life and compare every byte
+    /// Run a volume through its lifecycle and verify every byte
     Demo(DemoArgs),
 }
 
-/// Which pool.
+/// The pool that a command works on.
 #[derive(Args, Clone, Debug)]
 pub struct PoolArgs {
-    /// Where the pool is: s3://BUCKET/PREFIX, gs://…, az://…, file:///FOLDER
+    /// URL of the pool: s3://BUCKET/PREFIX, gs://…, az://…, file:///FOLDER
     #[arg(long, value_name = "URL", required_unless_present = "config")]
     pub pool: Option<String>,
-    /// Configuration with pools, credentials and limits; --pool may then be the name of one of its
-    /// pools
+    /// Configuration file with pools, credentials and limits; --pool may then be the name of one of
+    /// its pools
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The passphrase of an encrypted pool, on the first line (or the variable ZEROFS_PASSPHRASE)
+    /// File whose first line is the passphrase of an encrypted pool (or set ZEROFS_PASSPHRASE)
     #[arg(long, value_name = "FILE")]
     pub passphrase_file: Option<PathBuf>,
 }
 
-/// What every command on a pool takes.
+/// The arguments of every command on a pool.
 #[derive(Args, Clone, Debug)]
 pub struct Common {
     #[command(flatten)]
@@ -91,8 +90,8 @@ pub struct Output {
 
 #[derive(Subcommand)]
 pub enum PoolCommand {
-    /// Make a pool in a bucket and prefix, or folder, that holds nothing else; tries what the store
-    /// must be able to do
+    /// Create a pool in an empty prefix of a bucket, or an empty folder, after checking that the
+    /// store supports what a pool needs
     Create {
         #[command(flatten)]
         common: Common,
@@ -106,9 +105,9 @@ pub enum PoolCommand {
 
 #[derive(Subcommand)]
 pub enum DatasetCommand {
-    /// Make an empty dataset
+    /// Create an empty dataset
     Create {
-        /// Name of the dataset, which is /NAME over NFS; without '/'
+        /// Name of the dataset, without '/'; its NFS export is /NAME
         name: String,
         #[command(flatten)]
         new: NewArgs,
@@ -127,30 +126,30 @@ pub enum DatasetCommand {
         #[command(flatten)]
         common: Common,
     },
-    /// Delete a dataset; its snapshots and clones stay until they are deleted too
+    /// Delete a dataset; its snapshots and clones remain until they are deleted too
     Delete {
         /// Name of the dataset
         name: String,
         #[command(flatten)]
         common: Common,
     },
-    /// Raise the most bytes a dataset may hold
+    /// Increase a dataset's quota
     Expand {
         /// Name of the dataset
         name: String,
-        /// Like 40Gi; a smaller size changes nothing
+        /// New quota, like 40Gi; a smaller one than now changes nothing
         #[arg(value_parser = quota)]
         size: ByteSize,
         #[command(flatten)]
         common: Common,
     },
-    /// Have a dataset released by the node that has it open, if nothing uses it there
+    /// Ask the node that owns a dataset to release it, if nothing uses it there
     Release {
-        /// Name of the dataset; of a PersistentVolume it is the volume's name
+        /// Name of the dataset; for a PersistentVolume, the volume's name
         name: String,
-        /// Take it from a node that is gone, does not answer, or uses it: what only that node's
-        /// journal holds may be lost, and its mounts there answer ESTALE. Waits for the node, at
-        /// most for its lease
+        /// Revoke ownership from a node that is gone, does not answer, or uses the dataset. Changes
+        /// that are only in that node's journal may be lost, and its mounts answer ESTALE. Waits
+        /// for the node, at most until its lease expires
         #[arg(long)]
         force: bool,
         #[command(flatten)]
@@ -159,7 +158,7 @@ pub enum DatasetCommand {
     /// Snapshots of a dataset
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
-    /// Make a writable dataset from a snapshot (DATASET@SNAPSHOT) or from a dataset as it is now
+    /// Create a writable dataset from a snapshot (DATASET@SNAPSHOT) or from a dataset as it is now
     Clone {
         /// DATASET@SNAPSHOT, or DATASET
         source: String,
@@ -170,22 +169,22 @@ pub enum DatasetCommand {
         #[command(flatten)]
         common: Common,
     },
-    /// Show what differs between two snapshots, or a snapshot and the dataset as it is
+    /// Show the differences between two snapshots, or a snapshot and the dataset as it is
     Diff(DiffArgs),
-    /// Copy a file or folder out of a snapshot
+    /// Restore a file or folder from a snapshot
     Restore(RestoreArgs),
 }
 
 #[derive(Subcommand)]
 pub enum SnapshotCommand {
-    /// Take a snapshot of everything acknowledged
+    /// Take a snapshot that holds every acknowledged write
     Create {
         /// Name of the dataset
         dataset: String,
         /// Name of the snapshot
         name: String,
-        /// One that can be written to: a clone, named DATASET@NAME, which is listed and deleted
-        /// with the snapshots
+        /// Make it writable: a clone with the name DATASET@NAME, which is listed and deleted with
+        /// the snapshots
         #[arg(long)]
         writable: bool,
         #[command(flatten)]
@@ -193,7 +192,7 @@ pub enum SnapshotCommand {
     },
     /// List snapshots, of all datasets or one
     List {
-        /// Name of the dataset; all of them if left out
+        /// Name of the dataset; all datasets if omitted
         dataset: Option<String>,
         #[command(flatten)]
         common: Common,
@@ -207,7 +206,7 @@ pub enum SnapshotCommand {
         #[command(flatten)]
         common: Common,
     },
-    /// Delete a snapshot; clones made from it stay
+    /// Delete a snapshot; clones made from it remain
     Delete {
         /// Name of the dataset
         dataset: String,
@@ -216,13 +215,6 @@ pub enum SnapshotCommand {
         #[command(flatten)]
         common: Common,
     },
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum SyncArg {
-    Standard,
-    Always,
-    Disabled,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -242,12 +234,18 @@ fn size(text: &str) -> Result<ByteSize, SizeError> {
     text.parse()
 }
 
-/// What is meant to hold something: a size without its unit is a mistake.
+/// The modes by name, so that help lists them.
+fn sync_modes() -> impl TypedValueParser<Value = SyncMode> {
+    PossibleValuesParser::new(SyncMode::ALL.map(SyncMode::as_str))
+        .try_map(|name| name.parse::<SyncMode>())
+}
+
+/// A quota: a size without its unit would be too small to hold anything.
 fn quota(text: &str) -> Result<ByteSize, String> {
     let size = size(text).map_err(|error| error.to_string())?;
     if size.0 < SIZE_MIN {
         return Err(format!(
-            "{size} is too little: use at least {}, and a unit, like 20Gi",
+            "{size} is too small: use at least {}, with a unit, like 20Gi",
             ByteSize(SIZE_MIN)
         ));
     }
@@ -256,7 +254,7 @@ fn quota(text: &str) -> Result<ByteSize, String> {
 
 fn owner(text: &str) -> Result<u32, String> {
     let number = text.parse().ok().filter(|number| is_owner(*number));
-    number.ok_or_else(|| format!("{text:?} is not the number of a user or group, 0 to 4294967294"))
+    number.ok_or_else(|| format!("{text:?} is not a user or group number from 0 to 4294967294"))
 }
 
 fn octal(text: &str) -> Result<u32, String> {
@@ -266,31 +264,31 @@ fn octal(text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("{text:?} is not an octal mode like 755"))
 }
 
-/// How a new dataset is.
+/// The properties of a new dataset.
 #[derive(Args, Clone, Debug)]
 pub struct NewArgs {
-    /// Most bytes it may hold, like 20Gi (default 10Gi, or the source's)
+    /// Byte quota, like 20Gi (default 10Gi, or the source's)
     #[arg(long, value_parser = quota)]
     pub size: Option<ByteSize>,
-    /// What an acknowledgement means (default standard; always for a dataset that several nodes
-    /// use)
-    #[arg(long, value_enum)]
-    pub sync: Option<SyncArg>,
-    /// Record size of new files, a power of two from 4k to 1m (default 64k)
+    /// What an acknowledgement guarantees (default standard, or always for a dataset with a
+    /// multi-node access mode)
+    #[arg(long, value_parser = sync_modes(), value_name = "MODE")]
+    pub sync: Option<SyncMode>,
+    /// Record size of new files: a power of two from 4Ki to 1Mi (default 64Ki)
     #[arg(long, value_parser = size, value_name = "SIZE")]
     pub recordsize: Option<ByteSize>,
     /// Compression of file data (default lz4)
     #[arg(long, value_enum)]
     pub compression: Option<CodecArg>,
-    /// Whether a listing of the root folder shows .snapshots, which leads to the snapshots either
-    /// way
+    /// Whether a listing of the root folder shows .snapshots; the name leads to the snapshots
+    /// either way
     #[arg(long, value_enum)]
     pub snapdir: Option<SnapdirArg>,
-    /// Make no clone of the snapshot, but a read-only dataset that is the snapshot: any number of
+    /// Create a read-only dataset that is the snapshot itself instead of a clone: any number of
     /// nodes may use it
     #[arg(long)]
     pub read_only: bool,
-    /// Most inodes it may hold
+    /// Inode quota
     #[arg(long, value_name = "COUNT")]
     pub inodes: Option<u64>,
     /// Owner of the root folder (default 0)
@@ -308,7 +306,7 @@ pub struct NewArgs {
 pub struct DiffArgs {
     /// DATASET@SNAPSHOT
     pub before: String,
-    /// DATASET@SNAPSHOT, or DATASET as the store has it now (the default)
+    /// DATASET@SNAPSHOT, or DATASET for its current state in the store (the default)
     pub after: Option<String>,
     #[command(flatten)]
     pub common: Common,
@@ -316,21 +314,21 @@ pub struct DiffArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct RestoreArgs {
-    /// What to copy from: DATASET@SNAPSHOT
+    /// The snapshot to restore from: DATASET@SNAPSHOT
     pub snapshot: String,
-    /// Path in the snapshot, as bytes; `/` is all of it
+    /// Path in the snapshot, as bytes; / restores everything
     pub path: OsString,
-    /// Where to put it on this machine: the copy's own path, not the folder around it
+    /// Path of the copy on this machine: its own path, not that of the folder around it
     #[arg(required_unless_present = "in_place", conflicts_with = "in_place")]
     pub target: Option<PathBuf>,
-    /// Put it back into the dataset itself, where it was: no data is copied
+    /// Restore it into the dataset itself, at its original path; no data is copied
     #[arg(long)]
     pub in_place: bool,
-    /// With --in-place: put it at this path of the dataset instead
+    /// With --in-place: restore it to this path of the dataset instead
     #[arg(long, value_name = "PATH", requires = "in_place", conflicts_with = "target")]
     pub to: Option<OsString>,
-    /// Replace existing files and links; never folders, and devices, pipes and sockets only by
-    /// themselves in a tree
+    /// Replace existing files and links. Folders are never replaced; devices, pipes and sockets of
+    /// a tree only by one of their kind
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
@@ -341,90 +339,92 @@ pub struct RestoreArgs {
 pub struct ServeArgs {
     #[command(flatten)]
     pub pool: PoolArgs,
-    /// Journals, the cache and what is staged are kept here, over restarts; one process at a time
+    /// Folder of the journals, the cache and the records of staged volumes, which must survive
+    /// restarts; used by one process at a time
     #[arg(long, value_name = "DIR")]
     pub state_dir: PathBuf,
     /// Socket of the CSI services, unix:///PATH
     #[arg(long, value_name = "ENDPOINT", env = "CSI_ENDPOINT")]
     pub csi_endpoint: Option<String>,
-    /// Where to serve NFS and MOUNT
+    /// Address to serve NFS and MOUNT on
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:12049")]
     pub nfs_listen: SocketAddr,
-    /// Where to serve /healthz, /readyz and /metrics
+    /// Address to serve /healthz, /readyz and /metrics on
     #[arg(long, value_name = "IP:PORT", env = "HEALTH_LISTEN")]
     pub health_listen: Option<SocketAddr>,
-    /// Serve NFS clients with an unprivileged source port too, with their root as nobody; any of
-    /// them may pose as any other user
+    /// Also accept NFS clients with an unprivileged source port, with their root as nobody; any of
+    /// them can pose as any other user
     #[arg(long)]
     pub insecure_ports: bool,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct ControllerArgs {
-    /// Configuration with pools, credentials and limits
+    /// Configuration file with pools, credentials and limits
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
     /// Socket of the CSI services, unix:///PATH
     #[arg(long, value_name = "ENDPOINT", env = "CSI_ENDPOINT")]
     pub csi_endpoint: String,
-    /// Where to serve /healthz, /readyz and /metrics
+    /// Address to serve /healthz, /readyz and /metrics on
     #[arg(long, value_name = "IP:PORT", env = "HEALTH_LISTEN")]
     pub health_listen: Option<SocketAddr>,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct NodeArgs {
-    /// Configuration with pools, credentials and limits
+    /// Configuration file with pools, credentials and limits
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
     /// Socket of the CSI services, unix:///PATH
     #[arg(long, value_name = "ENDPOINT", env = "CSI_ENDPOINT")]
     pub csi_endpoint: String,
-    /// Kubernetes' name of this node
+    /// Name of this node in Kubernetes
     #[arg(long, value_name = "NAME", env = "NODE_ID")]
     pub node_id: String,
-    /// Journals, the cache and what is staged are kept here; one process at a time
+    /// Folder of the journals, the cache and the records of staged volumes; used by one process at
+    /// a time
     #[arg(long, value_name = "DIR")]
     pub state_dir: PathBuf,
-    /// A folder in memory (tmpfs), where the secrets of requests are kept for the next start
+    /// Folder in memory (tmpfs) that keeps the secrets of requests for the next start
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// Register with kubelet in this folder, as it is mounted here (<kubeletDir>/plugins_registry)
+    /// Folder to register with kubelet in, as mounted here (<kubeletDir>/plugins_registry)
     #[arg(long, value_name = "DIR", requires = "kubelet_endpoint")]
     pub registry_dir: Option<PathBuf>,
-    /// The CSI socket as kubelet sees it
+    /// Path of the CSI socket as kubelet sees it
     #[arg(long, value_name = "PATH")]
     pub kubelet_endpoint: Option<PathBuf>,
-    /// Where to serve /healthz, /readyz and /metrics; passed on to the process that takes over
+    /// Address to serve /healthz, /readyz and /metrics on; handed over to the next process
     #[arg(long, value_name = "IP:PORT", env = "HEALTH_LISTEN")]
     pub health_listen: Option<SocketAddr>,
-    /// Where this very process says whether it is ready: a path that no other process has
+    /// Unix socket on which this process answers `ready`; its path must be its own
     #[arg(long, value_name = "PATH", env = "HEALTH_SOCKET")]
     pub health_socket: Option<PathBuf>,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct ReadyArgs {
-    /// The --health-socket of the process
+    /// The --health-socket of the node plugin
     #[arg(long, value_name = "PATH", env = "HEALTH_SOCKET")]
     pub health_socket: PathBuf,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
-    /// The server, HOST:PORT
+    /// Server to benchmark, HOST:PORT
     #[arg(long, value_name = "HOST:PORT")]
     pub target: String,
-    /// The export, /NAME
+    /// Export to mount, /NAME
     #[arg(long, value_name = "/NAME")]
     pub export: String,
-    /// MOUNT's port, where it is not the server's and no portmapper tells it
+    /// Port of the MOUNT service, if it is not the server's and there is no portmapper
     #[arg(long, value_name = "PORT")]
     pub mount_port: Option<u16>,
-    /// Only these workloads; a wrong name lists them
-    #[arg(long, value_name = "WORK,…", value_delimiter = ',')]
+    /// Run only these workloads; a wrong name lists them
+    #[arg(long, value_name = "WORKLOAD,…", value_delimiter = ',')]
     pub only: Vec<String>,
-    /// Length of each workload that has no natural end
+    /// Duration in seconds of each workload that has no natural end
     #[arg(long, default_value_t = 5)]
     pub seconds: u64,
     /// Size of the large file, MiB
@@ -433,19 +433,19 @@ pub struct BenchArgs {
     /// Number of small files
     #[arg(long, default_value_t = 10_000, value_name = "COUNT")]
     pub files: u32,
-    /// Calls in flight of the workloads on small things
+    /// Concurrent calls in small-file workloads
     #[arg(long, default_value_t = 16, value_name = "COUNT")]
-    pub lanes: usize,
-    /// TCP connections that they share
+    pub concurrency: usize,
+    /// TCP connections that these calls share
     #[arg(long, default_value_t = 1, value_name = "COUNT")]
     pub connections: usize,
-    /// The server's process, when it is local: show its CPU time and memory
+    /// Process id of a local server, to show its CPU time and memory
     #[arg(long, value_name = "PID")]
     pub server_pid: Option<u32>,
-    /// Work in this directory of the export; one that exists is used as it is
+    /// Directory of the export to work in; created if it does not exist
     #[arg(long, value_name = "NAME")]
     pub directory: Option<String>,
-    /// Leave the directory behind
+    /// Keep the directory afterwards
     #[arg(long)]
     pub keep: bool,
     #[command(flatten)]
@@ -454,12 +454,11 @@ pub struct BenchArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
-    /// A dataset with its snapshots, or DATASET@SNAPSHOT; all datasets and snapshots if left out. A
-    /// writable snapshot is named by itself
+    /// A dataset with its snapshots, or DATASET@SNAPSHOT; all datasets and snapshots if omitted. A
+    /// writable snapshot is a dataset: DATASET@NAME
     pub dataset: Option<String>,
-    /// Put right what follows from the rest without a choice: counts, link counts, sizes of
-    /// directories, what is queued for reclaim. Only in datasets that nobody has open; snapshots
-    /// stay as they are
+    /// Repair what can be derived from other metadata: counts, link counts, sizes of directories,
+    /// the reclaim queue. Only in datasets that no node has open; snapshots are never changed
     #[arg(long)]
     pub repair: bool,
     #[command(flatten)]
@@ -468,10 +467,9 @@ pub struct CheckArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct SpaceArgs {
-    /// A dataset with its snapshots; all if left out. A writable snapshot is named by itself:
-    /// DATASET@NAME
+    /// A dataset with its snapshots; all if omitted. A writable snapshot is a dataset: DATASET@NAME
     pub dataset: Option<String>,
-    /// Read every record for exact figures: takes time, and about 1.6 GiB of memory for a TiB in
+    /// Read every extent for exact figures; needs time, and about 1.6 GiB of memory per TiB in
     /// records of 64 KiB
     #[arg(long)]
     pub exact: bool,
@@ -481,14 +479,13 @@ pub struct SpaceArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct ScrubArgs {
-    /// A dataset with its snapshots; all if left out. A writable snapshot is named by itself:
-    /// DATASET@NAME
+    /// A dataset with its snapshots; all if omitted. A writable snapshot is a dataset: DATASET@NAME
     pub dataset: Option<String>,
-    /// Read at most so much a second, like 50Mi
+    /// Limit reads to SIZE bytes per second, like 50Mi; 0 means no limit
     #[arg(long, value_name = "SIZE")]
     pub rate: Option<ByteSize>,
-    /// Remember in this file what was read, and do not read it again: a scrub that was ended goes
-    /// on where it was. Removed at the end
+    /// Keep the progress in this file, so that an interrupted scrub resumes where it stopped.
+    /// Removed at the end
     #[arg(long, value_name = "FILE")]
     pub state_file: Option<PathBuf>,
     #[command(flatten)]
@@ -497,11 +494,11 @@ pub struct ScrubArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct GcArgs {
-    /// Print what would be removed, and remove nothing
+    /// Print what would be deleted, and delete nothing
     #[arg(long, conflicts_with = "rate")]
     pub dry_run: bool,
-    /// Read at most so much a second of packs that are rewritten, like 50Mi; without it, or with 0,
-    /// as fast as it goes
+    /// Limit reads of packs that are rewritten to SIZE bytes per second, like 50Mi; 0, the
+    /// default, means no limit
     #[arg(long, value_name = "SIZE")]
     pub rate: Option<ByteSize>,
     #[command(flatten)]
@@ -510,7 +507,7 @@ pub struct GcArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct DemoArgs {
-    /// Play in this pool instead of a temporary folder
+    /// Run in this empty pool instead of a temporary folder
     #[arg(long, value_name = "URL")]
     pub pool: Option<String>,
     #[command(flatten)]
@@ -523,7 +520,7 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_tree_holds_together() {
+    fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 }

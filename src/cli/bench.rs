@@ -1,35 +1,35 @@
-//! `bench`: loads any NFSv3 server and measures it.
+//! `bench`: puts load on any NFSv3 server and measures it.
 
 use super::args::BenchArgs;
 use super::exit::Wrong;
 use crate::app;
-use crate::nfs::load::{self, LoadError, LoadOptions, Row, Work};
+use crate::load::{self, LoadError, LoadOptions, Row, Workload};
 use crate::types::{Class, Classify};
 use std::net::ToSocketAddrs;
 use std::time::Duration;
 
-/// Longer than anyone waits for one line.
+/// A longer workload is a typing error.
 const SECONDS_MAX: u64 = 3600;
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
     let invalid = |why: String| Wrong::new(Class::Invalid, why);
     if !args.export.starts_with('/') {
-        return Err(invalid(format!("--export {:?}: an export starts with /", args.export)));
+        return Err(invalid(format!("--export {:?}: must start with /", args.export)));
     }
     if !(1..=SECONDS_MAX).contains(&args.seconds) {
-        return Err(invalid(format!("--seconds {}: use 1 to {SECONDS_MAX}", args.seconds)));
+        return Err(invalid(format!("--seconds {}: must be 1 to {SECONDS_MAX}", args.seconds)));
     }
     let mut found = args.target.to_socket_addrs().map_err(|error| {
         invalid(format!("--target {:?}: {error}: write HOST:PORT", args.target))
     })?;
     let target = found
         .next()
-        .ok_or_else(|| invalid(format!("--target {:?} has no address", args.target)))?;
+        .ok_or_else(|| invalid(format!("--target {:?}: the name has no address", args.target)))?;
     let only = args
         .only
         .iter()
-        .map(|name| name.parse::<Work>().map_err(invalid))
+        .map(|name| name.parse::<Workload>().map_err(invalid))
         .collect::<Result<Vec<_>, _>>()?;
     let options = LoadOptions {
         only,
@@ -38,7 +38,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         server_pid: args.server_pid,
         files: args.files,
         file_mib: args.file_mib,
-        lanes: args.lanes.max(1),
+        concurrency: args.concurrency.max(1),
         connections: args.connections.max(1),
         directory: args.directory.clone(),
         keep: args.keep,

@@ -1,13 +1,14 @@
-//! `check`: the structure and counts of datasets and snapshots, and that every pack they refer to
-//! exists.
+//! `check`: verifies the structure and counts of datasets and snapshots, and that every pack they
+//! refer to exists.
 //!
-//! A dataset that is open somewhere is checked at a snapshot made for this, and deleted afterwards:
-//! its rows must be of one moment. What can be mended (`--repair`) is mended by this process as the
+//! A dataset that a node has open is checked at a snapshot that is made for this and deleted
+//! afterwards: its rows must be of one moment. Repairs (`--repair`) are made by this process as the
 //! owner of a dataset that nobody else has open.
 
 use super::args::CheckArgs;
 use super::exit::{Interrupted, Wrong, class_of};
-use super::report::{Progress, table};
+use super::report::{Progress, plural, table};
+use super::reserved;
 use super::snapshots;
 use super::target::{Opened, dataset_name, snapshot_name, split_snapshot};
 use crate::app;
@@ -18,7 +19,7 @@ use crate::fs::check::{self, Report};
 use crate::fs::db::{self, CheckpointId, Reader};
 use crate::fs::key::Key;
 use crate::fs::row::{Row, Usage};
-use crate::types::{Class, PackId, SnapshotHandle, SnapshotName, Timestamp, VolumeHandle};
+use crate::types::{Class, PackId, SnapshotHandle, Timestamp, VolumeHandle};
 use crate::volume::repair_released;
 use bytes::Bytes;
 use serde::Serialize;
@@ -26,24 +27,21 @@ use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 
-/// Names of the snapshots that it makes: this and 16 digits. None is given to others by the command
-/// line.
-const OWN_PREFIX: &str = "check-";
-/// No check of one dataset takes that long: one of that age was left behind.
-const OWN_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// No check of one dataset takes that long: a snapshot of that age is a leftover.
+const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Serialize)]
 struct Checked {
     /// `DATASET` or `DATASET@SNAPSHOT`.
     what: String,
     clean: bool,
-    /// Of the rows as they are now.
+    /// The state of the rows now, after any repair.
     report: Report,
     missing_packs: Vec<String>,
-    /// What could be put right by `--repair`.
-    mendable: usize,
-    /// What was put right.
-    mended: u64,
+    /// Problems that `--repair` can fix.
+    repairable: usize,
+    /// Problems that were fixed.
+    repaired: u64,
 }
 
 pub fn run(args: CheckArgs) -> anyhow::Result<()> {
@@ -63,25 +61,26 @@ pub fn run(args: CheckArgs) -> anyhow::Result<()> {
     })
 }
 
-/// Advice for an object of a database that cannot be read: no command of ours can rebuild it.
-const DAMAGED: &str = "an object of its database is damaged or missing, and what is in it cannot \
-    be read: put the object back from another \
-                       version or copy of the bucket; otherwise clone, or restore from, a snapshot \
-                       that `check` finds clean";
+/// Advice for an unreadable object of a database: no command of ours can rebuild it.
+const DAMAGED: &str = "an object of its database is damaged or missing: put the object back from \
+    another version or copy of the bucket; otherwise clone, or restore from, a snapshot that \
+    `check` finds clean";
 
 fn with_next_step(error: anyhow::Error) -> anyhow::Error {
     if class_of(&error) == Class::Corrupt { error.context(DAMAGED) } else { error }
 }
 
-/// What was checked, and the first of what could not be: a dataset whose owner does not answer
-/// keeps nobody from checking the others.
+/// The results, and the first failure to check: a dataset whose owner does not answer does not keep
+/// the others from being checked.
 async fn check_all(
     opened: &Opened,
     args: &CheckArgs,
     progress: &Progress,
     stop: &CancellationToken,
 ) -> anyhow::Result<(Vec<Checked>, Option<anyhow::Error>)> {
-    let (mut checked, mut failed, only) = (Vec::new(), None, args.dataset.as_deref());
+    let mut checked = Vec::new();
+    let mut failed = None;
+    let only = args.dataset.as_deref();
     if let Some((dataset, snapshot)) = only.and_then(split_snapshot)
         && opened
             .pool
@@ -97,14 +96,14 @@ async fn check_all(
     if only.is_none()
         && let Err(error) = opened.pool.catalog.check_size().await
     {
-        eprintln!("not sound: {error}");
+        eprintln!("the store is not suitable: {error}");
         failed = Some(error.into());
     }
     let datasets: Vec<Dataset> = match only {
         Some(name) => vec![opened.dataset(name).await?],
         None => opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect(),
     };
-    // One that is deleted may have left snapshots.
+    // A deleted dataset may still have snapshots.
     for dataset in datasets.iter().filter(|d| matches!(d.state, State::Ready | State::Deleting)) {
         progress.say(&format!("checking dataset {}", dataset.name));
         remove_leftovers(opened, dataset).await?;
@@ -130,7 +129,7 @@ async fn check_all(
             match check_snapshot(opened, dataset.name.as_str(), &at.record, stop).await {
                 Ok(found) => checked.push(found),
                 Err(error) if stop.is_cancelled() => return Err(error),
-                // Deleted meanwhile, and what it held with it.
+                // Deleted meanwhile, with its data.
                 Err(_) if is_gone(opened, &at.record).await? => {}
                 Err(error) => {
                     let error = with_next_step(error);
@@ -155,7 +154,8 @@ async fn packs(opened: &Opened) -> anyhow::Result<HashSet<PackId>> {
     let name = |key: &str| {
         parse_object(key.strip_prefix("packs/")?.split_once('/')?.1).map(|(pack, _)| pack)
     };
-    let (mut listed, mut packs) = (opened.pool.catalog.bucket().pages("packs/"), HashSet::new());
+    let mut listed = opened.pool.catalog.bucket().pages("packs/");
+    let mut packs = HashSet::new();
     while let Some(page) = listed.next().await? {
         packs.extend(page.iter().filter_map(|object| name(&object.key)));
     }
@@ -170,7 +170,7 @@ async fn check_or_repair(
 ) -> anyhow::Result<Option<Checked>> {
     let found = check_dataset(opened, dataset, stop).await?;
     match found {
-        Some(found) if repair && found.mendable > 0 => {
+        Some(found) if repair && found.repairable > 0 => {
             let repaired = repair_released(
                 opened.parts.volumes.settings(),
                 &opened.pool.catalog,
@@ -178,13 +178,13 @@ async fn check_or_repair(
             )
             .await?;
             let again = check_dataset(opened, dataset, stop).await?;
-            Ok(again.map(|again| Checked { mended: repaired.mended, ..again }))
+            Ok(again.map(|again| Checked { repaired: repaired.mended, ..again }))
         }
         found => Ok(found),
     }
 }
 
-/// `None`: never opened, so there is nothing to check.
+/// `None` for a dataset that was never opened: it has no rows.
 async fn check_dataset(
     opened: &Opened,
     dataset: &Dataset,
@@ -203,7 +203,7 @@ async fn check_dataset(
         return Ok(Some(check_reader(opened, dataset.name.to_string(), reader, stop).await?));
     }
     let pool = opened.pool.id();
-    let name = snapshot_name(&format!("{OWN_PREFIX}{:016x}", rand::random::<u64>()))?;
+    let name = snapshot_name(&reserved::random())?;
     let (volume, of) = (VolumeHandle { pool, dataset: dataset.id() }, dataset.name.as_str());
     let checking = async {
         let cut = opened.controller.create_snapshot(volume, name.clone(), false).await?;
@@ -213,30 +213,24 @@ async fn check_dataset(
         checked = Box::pin(checking) => checked,
         () = stop.cancelled() => Err(stopped()),
     };
-    // However far it came.
+    // Deleted even if it was not finished.
     snapshots::delete(opened, of, &name).await?;
     Ok(Some(Checked { what: dataset.name.to_string(), ..checked? }))
 }
 
 fn stopped() -> anyhow::Error {
-    Interrupted::new("not everything was checked: repeat")
+    Interrupted::new("not everything was checked; run it again")
 }
 
-/// Whether a snapshot has the name of one that a check makes.
-pub fn is_own(name: &SnapshotName) -> bool {
-    let digits = name.as_str().strip_prefix(OWN_PREFIX);
-    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
-}
-
-/// Snapshots of checks that died.
+/// Deletes the snapshots of checks that died.
 async fn remove_leftovers(opened: &Opened, dataset: &Dataset) -> anyhow::Result<()> {
-    let Some(before) = SystemTime::now().checked_sub(OWN_KEPT).map(Timestamp::from) else {
+    let Some(before) = SystemTime::now().checked_sub(LEFTOVER_AGE).map(Timestamp::from) else {
         return Ok(());
     };
     for at in opened.pool.catalog.snapshots(Some(dataset.incarnation)).await? {
         let left =
             matches!(at.record.state, State::Ready | State::Creating) && at.record.created < before;
-        if left && is_own(&at.record.name) && at.record.dependants.is_empty() {
+        if left && reserved::is_reserved(&at.record.name) && at.record.dependants.is_empty() {
             let handle = SnapshotHandle { pool: opened.pool.id(), snapshot: at.record.id() };
             opened.controller.delete_snapshot(handle).await?;
         }
@@ -285,17 +279,17 @@ async fn check_reader(
     let packs = packs(opened).await?;
     let missing_packs: Vec<String> =
         referenced.iter().filter(|pack| !packs.contains(pack)).map(ToString::to_string).collect();
-    let (clean, mendable) = (report.is_clean() && missing_packs.is_empty(), report.mends.len());
-    Ok(Checked { what, clean, report, missing_packs, mendable, mended: 0 })
+    let (clean, repairable) = (report.is_clean() && missing_packs.is_empty(), report.mends.len());
+    Ok(Checked { what, clean, report, missing_packs, repairable, repaired: 0 })
 }
 
-/// Packs with references.
+/// The packs that have references.
 async fn referenced(reader: &Reader) -> Result<Vec<PackId>, FsError> {
     let mut pages = reader.pages(Bytes::from_static(b"U"), Bytes::from_static(b"V"));
     let mut found = Vec::new();
     while let Some(rows) = pages.next().await? {
         for (row_key, row) in &rows {
-            // What is no usage row is a finding of the check itself.
+            // An undecodable usage row is a finding of the check itself.
             if let (Some(Key::Usage(pack)), Ok(usage)) = (Key::parse(row_key), Usage::decode(row))
                 && usage.refs > 0
             {
@@ -309,11 +303,13 @@ async fn referenced(reader: &Reader) -> Result<Vec<PackId>, FsError> {
 fn text(checked: &[Checked]) -> String {
     let row = |c: &Checked| {
         let findings = c.report.findings.len() + c.missing_packs.len();
-        let verdict = match (c.clean, c.mended, c.mendable) {
+        let verdict = match (c.clean, c.repaired, c.repairable) {
             (true, 0, _) => "clean".to_owned(),
-            (true, mended, _) => format!("clean, {mended} mended"),
-            (false, _, 0) => format!("{findings} findings"),
-            (false, _, _) => format!("{findings} findings, some for --repair"),
+            (true, repaired, _) => format!("clean, {repaired} repaired"),
+            (false, _, 0) => plural(findings as u64, "finding"),
+            (false, _, _) => {
+                format!("{}; --repair fixes some", plural(findings as u64, "finding"))
+            }
         };
         vec![c.what.clone(), c.report.inodes.to_string(), c.report.records.to_string(), verdict]
     };
@@ -335,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_damaged_comes_with_what_to_do() {
+    fn damage_comes_with_the_next_step() {
         let damaged = with_next_step(
             FsError::Corrupt(
                 "scanning rows: checksum mismatch in vol/a/compacted/b.sst".to_owned(),

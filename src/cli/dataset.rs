@@ -1,8 +1,6 @@
-//! `dataset …`.
+//! `dataset …`: the commands on datasets and snapshots.
 
-use super::args::{
-    CodecArg, Common, DatasetCommand, NewArgs, Output, SnapdirArg, SnapshotCommand, SyncArg,
-};
+use super::args::{CodecArg, Common, DatasetCommand, NewArgs, Output, SnapdirArg, SnapshotCommand};
 use super::diff;
 use super::exit::Wrong;
 use super::info::{self, DatasetShown, SnapshotShown};
@@ -10,10 +8,11 @@ use super::names::Names;
 use super::restore;
 use super::snapshots;
 use super::target::{Opened, dataset_name, snapshot_name, split_snapshot};
-use crate::app::{self, ByteSize};
+use crate::app;
 use crate::catalog::{Dataset, Form, Properties, Snapdir, State};
 use crate::chunk::Codec;
 use crate::control::{Journal, NewVolume, Source};
+use crate::types::ByteSize;
 use crate::types::{Class, SnapshotHandle, VolumeHandle};
 use std::collections::BTreeMap;
 
@@ -31,7 +30,10 @@ pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
             DatasetCommand::Info { name, common } => show(&name, &common).await,
             DatasetCommand::Delete { name, common } => delete(&name, &common).await,
             DatasetCommand::Expand { name, size, common } => expand(&name, size, &common).await,
-            DatasetCommand::Release { name, force, common } => release(&name, force, &common).await,
+            DatasetCommand::Release { name, force, common } => {
+                let journal = if force { Journal::GivenUp } else { Journal::MayHoldMore };
+                release(&name, journal, &common).await
+            }
             DatasetCommand::Snapshot(command) => Box::pin(snapshot(command)).await,
             DatasetCommand::Diff(args) => diff::run(args).await,
             DatasetCommand::Restore(args) => restore::run(args).await,
@@ -42,17 +44,10 @@ pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
 fn properties(new: &NewArgs) -> anyhow::Result<Properties> {
     let mut properties = Properties::default();
     if let Some(size) = new.recordsize {
-        let too_large = |_| Wrong::new(Class::Invalid, "--recordsize: at most 1m");
+        let too_large = |_| Wrong::new(Class::Invalid, "--recordsize: at most 1Mi");
         properties.record_bytes = u32::try_from(size.0).map_err(too_large)?;
     }
-    properties.sync = new.sync.map(|sync| {
-        match sync {
-            SyncArg::Standard => "standard",
-            SyncArg::Always => "always",
-            SyncArg::Disabled => "disabled",
-        }
-        .to_owned()
-    });
+    properties.sync = new.sync;
     properties.codec = match new.compression {
         Some(CodecArg::None) => Codec::None,
         Some(CodecArg::Zstd) => Codec::Zstd,
@@ -133,8 +128,8 @@ async fn show(name: &str, common: &Common) -> anyhow::Result<()> {
     print(&opened, &dataset, common.output).await
 }
 
-/// Repeating succeeds while there is something left to collect. A name that nothing has is a
-/// mistake, unlike for CSI.
+/// Deletes a dataset; again succeeds while something of it is left to collect. Unlike for CSI, an
+/// unknown name is an error.
 async fn delete(name: &str, common: &Common) -> anyhow::Result<()> {
     let opened = common.pool.open().await?;
     let found = opened.pool.catalog.dataset(&dataset_name(name)?).await?;
@@ -145,12 +140,14 @@ async fn delete(name: &str, common: &Common) -> anyhow::Result<()> {
         .await?;
     let report = serde_json::json!({ "deleted": name });
     common.output.print(&report, |_| {
-        format!("deleted dataset {name}; `zerofs-csi gc` or a running controller frees its space\n")
+        format!(
+            "deleted dataset {name}; a running controller, or `zerofs-csi gc`, frees its space\n"
+        )
     })
 }
 
 fn nothing_to_delete(what: &str, name: &str) -> anyhow::Error {
-    Wrong::new(Class::NotFound, format!("there is no {what} {name}: nothing to delete"))
+    Wrong::new(Class::NotFound, format!("{what} {name} does not exist: nothing to delete"))
 }
 
 async fn expand(name: &str, size: ByteSize, common: &Common) -> anyhow::Result<()> {
@@ -161,15 +158,14 @@ async fn expand(name: &str, size: ByteSize, common: &Common) -> anyhow::Result<(
     print(&opened, &grown, common.output).await
 }
 
-async fn release(name: &str, force: bool, common: &Common) -> anyhow::Result<()> {
+async fn release(name: &str, journal: Journal, common: &Common) -> anyhow::Result<()> {
     let opened = common.pool.open().await?;
     let handle = VolumeHandle { pool: opened.pool.id(), dataset: opened.dataset(name).await?.id() };
-    let journal = if force { Journal::GivenUp } else { Journal::MayHoldMore };
     let from = opened.controller.release_volume(handle, journal).await?;
     let report = serde_json::json!({ "released": name, "from": from });
     common.output.print(&report, |_| match &from {
         Some(node) => format!("released dataset {name} from node {node}\n"),
-        None => format!("dataset {name} is not open anywhere\n"),
+        None => format!("dataset {name} has no owner: it is already released\n"),
     })
 }
 
@@ -200,8 +196,8 @@ async fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
             let report = serde_json::json!({ "deleted": full });
             common.output.print(&report, |_| {
                 format!(
-                    "deleted snapshot {full}; `zerofs-csi gc` or a running \
-                    controller frees its space\n"
+                    "deleted snapshot {full}; a running controller, or `zerofs-csi gc`, frees its \
+                     space\n"
                 )
             })
         }

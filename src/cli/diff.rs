@@ -1,5 +1,5 @@
-//! `dataset diff`: what differs between two snapshots, or between a snapshot and the dataset as it
-//! is. Printed as it is found.
+//! `dataset diff`: the differences between two snapshots, or between a snapshot and the dataset as
+//! it is, printed as they are found.
 
 use super::args::DiffArgs;
 use super::exit::{Interrupted, Wrong};
@@ -14,7 +14,7 @@ use crate::volume::ReadSnapshot;
 use serde::Serialize;
 use std::io::{BufWriter, ErrorKind, Write};
 
-/// One side, kept while it is read.
+/// One side of the comparison.
 enum Side {
     Snapshot(Box<ReadSnapshot>),
     Live(Box<SnapshotView>),
@@ -36,12 +36,18 @@ impl Side {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Text,
+    Json,
+}
+
 /// A line of `--json`.
 #[derive(Serialize)]
 struct Line<'a> {
     change: &'static str,
     path: String,
-    /// Where the path is no UTF-8: its bytes, in base 64.
+    /// The bytes of a path that is not UTF-8, in base 64.
     #[serde(skip_serializing_if = "Option::is_none")]
     path_bytes: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,13 +65,13 @@ enum Stopped {
     Fs(#[from] FsError),
     #[error("writing the output: {0}")]
     Output(#[from] std::io::Error),
-    #[error("a signal")]
+    #[error("stopped by a signal")]
     Signal,
 }
 
 pub async fn run(args: DiffArgs) -> anyhow::Result<()> {
-    // A process that just died would be taken for a reader for an hour, and keep a snapshot that is
-    // deleted meanwhile (R14).
+    // Killed without closing, this process would count as a reader for an hour, and retain a
+    // snapshot that is deleted meanwhile (R14).
     let stop = app::stop_signal()?;
     let opened = args.common.pool.open().await?;
     let before = snapshot(&opened, &args.before).await?;
@@ -109,20 +115,22 @@ pub async fn run(args: DiffArgs) -> anyhow::Result<()> {
         }
     };
     let mut out = BufWriter::new(std::io::stdout());
-    let json = args.common.output.json;
+    let format = if args.common.output.json { Format::Json } else { Format::Text };
     let told = tokio::select! {
         biased;
         () = stop.cancelled() => Err(Stopped::Signal),
-        told = Box::pin(compare(before.view(), after.view(), |found| tell(&mut out, &found, json))) => told,
+        told = Box::pin(compare(before.view(), after.view(), |found| tell(&mut out, &found, format))) => told,
     };
     let told = told.and_then(|()| Ok(out.flush()?));
     let closed = before.close().await.and(after.close().await);
     match told {
-        // Whoever read us has seen enough.
+        // The reader of the pipe has seen enough.
         Err(Stopped::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         Err(Stopped::Output(error)) => Err(error.into()),
         Err(Stopped::Fs(error)) => Err(error.into()),
-        Err(Stopped::Signal) => Err(Interrupted::new("not all differences were told")),
+        Err(Stopped::Signal) => {
+            Err(Interrupted::new("the list of differences is not complete; run it again"))
+        }
         Ok(()) => Ok(closed?),
     }
 }
@@ -130,7 +138,10 @@ pub async fn run(args: DiffArgs) -> anyhow::Result<()> {
 async fn snapshot(opened: &Opened, text: &str) -> anyhow::Result<Snapshot> {
     match split_snapshot(text) {
         Some((dataset, name)) => opened.snapshot(dataset, name).await,
-        None => Err(Wrong::new(Class::Invalid, format!("{text:?}: write DATASET@SNAPSHOT"))),
+        None => Err(Wrong::new(
+            Class::Invalid,
+            format!("{text:?} is not a snapshot: write DATASET@SNAPSHOT"),
+        )),
     }
 }
 
@@ -138,19 +149,19 @@ fn apart(before: &str, after: &str) -> anyhow::Error {
     Wrong::new(
         Class::Invalid,
         format!(
-            "{before} and {after} are of different datasets: only states of one dataset are \
-             compared"
+            "{before} and {after} belong to different datasets: compare two states of one dataset"
         ),
     )
 }
 
 /// The dataset as the store has it: one state, however long it is read and whatever is written
-/// meanwhile. What a node holds that was not synced yet is not in it. Nothing keeps that state: an
-/// hour after it was outlived reading it may fail, and says so.
+/// meanwhile, without the unsynced changes of its owner. Nothing retains that state: an hour after
+/// it was superseded, reading it may fail with an error.
 async fn live(opened: &Opened, id: DatasetId) -> anyhow::Result<SnapshotView> {
     let catalog = &opened.pool.catalog;
-    let gone =
-        || Wrong::new(Class::NotFound, "the dataset is deleted: give a second snapshot".to_owned());
+    let gone = || {
+        Wrong::new(Class::NotFound, "the dataset was deleted: name a second snapshot".to_owned())
+    };
     let dataset = catalog.dataset_by_id(id).await?.map(|at| at.record).ok_or_else(gone)?;
     let settings = opened.parts.volumes.settings();
     let at = settings.place(catalog, dataset.family, dataset.incarnation);
@@ -161,8 +172,8 @@ async fn live(opened: &Opened, id: DatasetId) -> anyhow::Result<SnapshotView> {
     Ok(SnapshotView::new(Reader::newest(&at).await?, chunks).await?)
 }
 
-fn tell(out: &mut impl Write, found: &Found, json: bool) -> Result<(), Stopped> {
-    if json {
+fn tell(out: &mut impl Write, found: &Found, format: Format) -> Result<(), Stopped> {
+    if format == Format::Json {
         let (change, from, aspects): (_, Option<&[u8]>, &[Aspect]) = match &found.difference {
             Difference::Added => ("added", None, &[]),
             Difference::Removed => ("removed", None, &[]),
@@ -186,7 +197,7 @@ fn tell(out: &mut impl Write, found: &Found, json: bool) -> Result<(), Stopped> 
         line.push(b'\n');
         return Ok(out.write_all(&line)?);
     }
-    // A name may hold a line feed: nobody shall take it for two lines.
+    // A name may hold a line feed, which must not look like two lines.
     let path = shown(&found.path);
     let aspects = |aspects: &[Aspect]| match aspects {
         [] => String::new(),

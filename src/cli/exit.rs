@@ -8,7 +8,7 @@ use crate::types::{Class, Classify};
 use crate::volume::VolumeError;
 use std::process::ExitCode;
 
-/// A command that was typed wrong.
+/// Wrong arguments.
 pub const USAGE: u8 = 2;
 
 /// The exit code of a class.
@@ -38,22 +38,22 @@ pub struct Wrong {
 }
 
 impl Wrong {
-    #[expect(clippy::new_ret_no_self, reason = "it is only ever raised")]
+    #[expect(clippy::new_ret_no_self, reason = "it is only ever returned as an error")]
     pub fn new(class: Class, message: impl Into<String>) -> anyhow::Error {
         Self { class, message: message.into() }.into()
     }
 }
 
-/// A signal ended the command before it was through, and nothing of it is left behind.
+/// A signal ended the command before it was complete.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("stopped by a signal: {0}")]
 pub struct Interrupted(&'static str);
 
-/// What a shell says of a program that SIGINT ended.
+/// The exit status that shells report for a program that SIGINT ended.
 const INTERRUPTED: u8 = 130;
 
 impl Interrupted {
-    #[expect(clippy::new_ret_no_self, reason = "it is only ever raised")]
+    #[expect(clippy::new_ret_no_self, reason = "it is only ever returned as an error")]
     pub fn new(next: &'static str) -> anyhow::Error {
         Self(next).into()
     }
@@ -85,7 +85,7 @@ fn class_of_one(error: &(dyn std::error::Error + 'static)) -> Option<Class> {
         .or_else(|| error.downcast_ref().map(class_of_io))
 }
 
-/// Of files and addresses that the command line names.
+/// The class of an error on a file or address that the command line names.
 fn class_of_io(error: &std::io::Error) -> Class {
     use std::io::ErrorKind as Kind;
     match error.kind() {
@@ -100,7 +100,7 @@ fn class_of_io(error: &std::io::Error) -> Class {
     }
 }
 
-/// Prints the error with its causes, none of them twice, and answers its code.
+/// Prints the error with its causes, none of them twice, and returns its code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {

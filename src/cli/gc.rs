@@ -3,13 +3,14 @@
 use super::args::GcArgs;
 use super::names::Names;
 use super::report::Progress;
-use crate::app::{self, ByteSize};
+use crate::app;
 use crate::catalog::Dataset;
 use crate::control::{Collected, Kept, Plan};
+use crate::types::ByteSize;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long it waits for a collection of another process before it collects beside it.
+/// How long it waits for a collection of another process before it collects concurrently.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn run(args: GcArgs) -> anyhow::Result<()> {
@@ -25,7 +26,7 @@ pub fn run(args: GcArgs) -> anyhow::Result<()> {
             .at_rate(args.rate.map(|rate| rate.0))
             .telling(move |done| {
                 shown.say(&format!(
-                    "{} packs removed, {} rewritten, {} clones detached",
+                    "{} packs deleted, {} rewritten, {} clones detached",
                     done.packs,
                     done.rewritten,
                     done.detached.len()
@@ -48,8 +49,8 @@ pub fn run(args: GcArgs) -> anyhow::Result<()> {
 
 fn plan_text(plan: &Plan, names: &Names) -> String {
     let mut text = format!(
-        "would remove {} packs ({}), {} snapshots, {} datasets; what those keep shows in the next \
-         pass\n",
+        "would delete {} packs ({}), {} snapshots, {} datasets; packs that only these refer to \
+         follow in the next collection\n",
         plan.packs.len(),
         ByteSize(plan.pack_bytes),
         plan.snapshots.len(),
@@ -63,27 +64,24 @@ fn plan_text(plan: &Plan, names: &Names) -> String {
     });
     plan.checkpoints.iter().for_each(|stray| {
         text += &format!(
-            "stray     checkpoint {} of vol/{}, of which nobody knows\n",
+            "stray     checkpoint {} of vol/{}, which no record names\n",
             stray.snapshot, stray.dataset
         );
     });
     plan.unfinished.iter().for_each(|id| {
-        text += &format!("give up   clone {}, which nobody finished\n", names.dataset(*id))
+        text += &format!("abandon   clone {}, which was never finished\n", names.dataset(*id))
     });
     plan.abandoned.iter().for_each(|id| {
-        text += &format!("give up   snapshot {}, which nobody finished\n", names.snapshot(*id))
+        text += &format!("abandon   snapshot {}, which was never finished\n", names.snapshot(*id))
     });
     plan.snapshots.iter().for_each(|id| text += &format!("snapshot  {}\n", names.snapshot(*id)));
     plan.datasets.iter().for_each(|id| text += &format!("dataset   {}\n", names.dataset(*id)));
     plan.detach.iter().for_each(|id| text += &format!("detach    {}\n", names.dataset(*id)));
     plan.rewrite.iter().for_each(|c| {
-        text += &format!(
-            "rewrite   pack {} ({}), if a reading of every record agrees\n",
-            c.pack,
-            ByteSize(c.bytes)
-        )
+        text +=
+            &format!("rewrite   pack {} ({}), subject to a full mark\n", c.pack, ByteSize(c.bytes))
     });
-    plan.rewrite_pending.iter().for_each(|key| text += &format!("outlived  {key}\n"));
+    plan.rewrite_pending.iter().for_each(|key| text += &format!("obsolete  {key}\n"));
     plan.upkeep.iter().for_each(|id| {
         text += &format!("collect   vol/{} ({})\n", id.incarnation, names.dataset(*id))
     });
@@ -92,7 +90,7 @@ fn plan_text(plan: &Plan, names: &Names) -> String {
 
 fn done_text(done: &Collected) -> String {
     let text = format!(
-        "removed {} packs ({}), {} snapshots, {} datasets; rewrote {} packs ({} freed); detached \
+        "deleted {} packs ({}), {} snapshots, {} datasets; rewrote {} packs ({} freed); detached \
          {} clones; collected {} databases\n",
         done.packs,
         ByteSize(done.pack_bytes),
@@ -107,5 +105,5 @@ fn done_text(done: &Collected) -> String {
 }
 
 fn kept_text(kept: &[Kept]) -> String {
-    kept.iter().map(|kept| format!("kept      {}: {}\n", kept.what, kept.why)).collect()
+    kept.iter().map(|kept| format!("retained  {}: {}\n", kept.what, kept.why)).collect()
 }

@@ -1,13 +1,12 @@
-//! Datasets and snapshots as they are shown.
+//! How datasets and snapshots are printed.
 
 use super::names::Names;
-use super::report::table;
-use crate::app::ByteSize;
+use super::report::{table, when};
 use crate::catalog::{Dataset, Form, Snapshot, State};
 use crate::control::Pool;
-use crate::types::{SnapshotHandle, Timestamp, VolumeHandle};
+use crate::types::ByteSize;
+use crate::types::{SnapshotHandle, VolumeHandle};
 use serde::Serialize;
-use std::time::SystemTime;
 
 #[derive(Serialize)]
 pub struct DatasetShown {
@@ -20,14 +19,14 @@ pub struct DatasetShown {
     pub owner: Option<String>,
     /// The snapshot it was cloned from.
     pub origin: Option<String>,
-    /// That snapshot, as an operator knows it.
+    /// That snapshot by name.
     pub origin_name: Option<String>,
-    /// Stands on its own: its origin may go.
+    /// Independent of its origin, which may be deleted.
     pub detached: bool,
     pub sync: Option<String>,
     pub record_bytes: u32,
     pub compression: String,
-    /// It is the snapshot that it was made from.
+    /// The dataset is the snapshot that it was made from.
     pub read_only: bool,
     pub quota_inodes: Option<u64>,
     pub access_modes: Vec<String>,
@@ -42,16 +41,12 @@ pub struct SnapshotShown {
     pub created: String,
     /// The dataset's quota when it was taken.
     pub size_bytes: Option<u64>,
-    /// What the dataset held when it was taken, where that is known.
+    /// Bytes that the dataset held when it was taken, if known.
     pub referenced_bytes: Option<u64>,
-    /// Clones that keep it.
+    /// Clones that depend on it.
     pub dependants: usize,
-    /// A clone that is kept among the snapshots; the handle is a volume's.
+    /// A clone that is listed among the snapshots; the handle is a volume's.
     pub writable: bool,
-}
-
-pub fn when(at: Timestamp) -> String {
-    humantime::format_rfc3339_seconds(SystemTime::from(at)).to_string()
 }
 
 fn state(state: &State) -> String {
@@ -70,7 +65,7 @@ impl DatasetShown {
             origin: dataset.origin.map(|origin| origin.to_string()),
             origin_name: dataset.origin.map(|origin| names.snapshot(origin)),
             detached: dataset.detached,
-            sync: dataset.properties.sync.clone(),
+            sync: dataset.properties.sync.map(|sync| sync.to_string()),
             record_bytes: dataset.properties.record_bytes,
             compression: format!("{:?}", dataset.properties.codec).to_lowercase(),
             read_only: dataset.form == Form::Snapshot,
@@ -88,7 +83,7 @@ impl DatasetShown {
             self.size_bytes.map_or("unlimited".to_owned(), |size| ByteSize(size).to_string());
         let none = || "-".to_owned();
         let origin = match &self.origin_name {
-            Some(name) if self.detached => format!("{name}, which it needs no more"),
+            Some(name) if self.detached => format!("{name} (detached)"),
             name => name.clone().unwrap_or_else(none),
         };
         let rows = [
@@ -113,7 +108,7 @@ pub fn datasets(shown: &[DatasetShown]) -> String {
         let size = d.size_bytes.map_or("-".to_owned(), |size| ByteSize(size).to_string());
         let none = || "-".to_owned();
         let owner = d.owner.clone().unwrap_or_else(none);
-        // Of a clone that stands on its own nothing is kept.
+        // A detached clone retains nothing of its origin.
         let origin = d.origin_name.clone().filter(|_| !d.detached).unwrap_or_else(none);
         vec![d.name.clone(), size, d.form(), d.state.clone(), owner, d.created.clone(), origin]
     };

@@ -17,7 +17,7 @@ use std::path::Path;
 
 /// A folder that things are looked up in, whether it can be listed or not.
 const WAY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-/// What is found is what has the name, not what it leads to.
+/// Opens the object itself, not the target of a link.
 const FOLDER: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 const FDS_HELD: usize = 16;
@@ -35,7 +35,7 @@ struct Level {
     id: (u64, u64),
 }
 
-/// What an object shall have.
+/// The attributes that an object gets.
 #[derive(Clone, Copy, Debug)]
 pub struct Attributes {
     pub mode: u32,
@@ -110,7 +110,7 @@ impl Attributes {
         }
     }
 
-    /// To what is open.
+    /// Sets the attributes of an open object.
     fn set_open(&self, fd: impl AsFd) -> Made {
         self.set(
             |uid, gid| rustix::fs::fchown(&fd, uid, gid),
@@ -155,7 +155,7 @@ impl Local {
             .ok_or_else(|| io::Error::other("no folder is open"))
     }
 
-    /// What is there.
+    /// The kind of the object with that name.
     pub fn kind(&self, name: &OsStr) -> io::Result<Option<FileType>> {
         match rustix::fs::statat(self.folder()?, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(rustix::io::Errno::NOENT) => Ok(None),
@@ -202,7 +202,7 @@ impl Local {
             let up = rustix::fs::openat(&fd, "..", FOLDER, Mode::empty())?;
             if id(&up)? != around.id {
                 return Err(io::Error::other(
-                    "somebody moved the folder away while things were put into it",
+                    "the folder was moved away while it was being restored",
                 ));
             }
             around.fd = Some(up);
@@ -260,7 +260,7 @@ impl Local {
         )?;
         let found = rustix::fs::fstat(&held)?;
         if FileType::from_raw_mode(found.st_mode) != kind || found.st_nlink != 1 {
-            return Err(io::Error::other("somebody else put something in its place"));
+            return Err(io::Error::other("it was replaced by another process meanwhile"));
         }
         let chmod = |mode| if kind == FileType::Symlink { Ok(()) } else { chmod_held(&held, mode) };
         Ok(attributes.set(
@@ -276,8 +276,8 @@ impl Local {
         ))
     }
 
-    /// Another name of an object. `first`: the names that lead to it from the folder around the
-    /// target.
+    /// Links a further name to an object. `first`: the names that lead to it from the folder around
+    /// the target.
     pub fn link<'a>(&self, first: impl Iterator<Item = &'a OsStr>, name: &OsStr) -> io::Result<()> {
         let mut first = first.peekable();
         let mut around: Option<OwnedFd> = None;

@@ -1,7 +1,7 @@
 //! The command line: what an operator or a script calls.
 //!
-//! Nouns: a **report** is what a command prints, as text for people or as JSON (`--json`); what is
-//! on the standard error is progress and errors only.
+//! A **report** is the output of a command, as text for people or as JSON (`--json`). The standard
+//! error has progress and errors only.
 //!
 //! Commands on datasets open the pool directly and take its objects by compare-and-swap, like any
 //! controller. None of them ever opens a dataset that another process owns.
@@ -21,6 +21,7 @@ mod local;
 mod names;
 mod pool;
 mod report;
+mod reserved;
 mod restore;
 mod run;
 mod scrub;
@@ -37,7 +38,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let code = if error.use_stderr() { exit::USAGE } else { 0 };
-            // A closed pipe is no reason to complain.
+            // A closed pipe is not an error.
             let _ = error.print();
             return ExitCode::from(code);
         }

@@ -1,6 +1,6 @@
-//! Ids as the names that operators gave.
+//! Resolves ids to the names that operators gave.
 
-use super::info::when;
+use super::report::when;
 use crate::catalog::{CatalogError, Dataset, Snapshot};
 use crate::control::Pool;
 use crate::types::{DatasetId, Incarnation, SnapshotId};
@@ -13,7 +13,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// Everything in the pool; `datasets` were read already.
+    /// The names of the whole pool; `datasets` were read already.
     pub async fn all(pool: &Pool, datasets: &[Dataset]) -> Result<Self, CatalogError> {
         let snapshots = pool
             .catalog
@@ -28,7 +28,7 @@ impl Names {
         })
     }
 
-    /// What one dataset was made from.
+    /// The name of the snapshot that one dataset was made from.
     pub async fn of_origin(pool: &Pool, dataset: &Dataset) -> Result<Self, CatalogError> {
         let mut names = Self::default();
         let Some(origin) = dataset.origin else { return Ok(names) };
@@ -42,10 +42,10 @@ impl Names {
         Ok(names)
     }
 
-    /// `DATASET@SNAPSHOT`; the id of what is gone.
+    /// `DATASET@SNAPSHOT`, or the id if that is gone.
     pub fn snapshot(&self, id: SnapshotId) -> String {
         match (self.datasets.get(&id.dataset), self.snapshots.get(&id)) {
-            // Nobody gave it a name.
+            // An implied snapshot has no name.
             (Some(of), Some(snapshot)) if snapshot.implied => {
                 format!("{of}, as it was at {}", when(snapshot.created))
             }

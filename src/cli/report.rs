@@ -1,12 +1,14 @@
-//! What commands print.
+//! The output of commands.
 
 use super::args::Output;
+use crate::types::Timestamp;
 use anyhow::Context;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
+use std::time::SystemTime;
 
 impl Output {
-    /// Prints the JSON of a report, or what `text` writes.
+    /// Prints a report as JSON, or as `text` renders it.
     pub fn print<T: Serialize>(
         self,
         report: &T,
@@ -15,10 +17,10 @@ impl Output {
         let printed =
             if self.json { serde_json::to_string_pretty(report)? + "\n" } else { text(report) };
         match std::io::stdout().write_all(printed.as_bytes()) {
-            // Whoever read us has seen enough.
+            // The reader of the pipe has seen enough.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             written => {
-                written.context("what was asked for is done, but its result could not be printed")
+                written.context("the command succeeded, but its output could not be written")
             }
         }
     }
@@ -76,7 +78,12 @@ impl Drop for Progress {
     }
 }
 
-/// So many of something.
+/// A point in time, to the second.
+pub fn when(at: Timestamp) -> String {
+    humantime::format_rfc3339_seconds(SystemTime::from(at)).to_string()
+}
+
+/// A count with its noun.
 pub fn plural(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }

@@ -1,13 +1,13 @@
-//! `dataset restore`: a file or a folder out of a snapshot, to a local path.
+//! `dataset restore`: copies a file or folder from a snapshot to a local path.
 //!
 //! Nothing outside of the target is ever written: names come one by one as directory entries, which
-//! hold no `/` and are never `..`, and every object is made anew (`O_EXCL`) or replaces one by a
-//! rename; links in the way are not followed ([`Local`]). What takes the place of something is on
-//! the disk before: a crash leaves the one or the other.
+//! hold no `/` and are never `..`, and every object is created (`O_EXCL`) or replaces one by a
+//! rename; links in the way are not followed ([`Local`]). A replacement is on the disk before it
+//! takes the name: a crash leaves the one or the other.
 //!
-//! An object of a tree that cannot be made is named at once and left out; the rest is restored, and
-//! the command fails at the end. What ends it is what would keep everything else from being
-//! restored too: the store, a full disk, a signal.
+//! An object of a tree that cannot be created is named at once and left out; the rest is restored,
+//! and the command fails at the end. Only causes that would keep all other objects from being
+//! restored end it early: the store, a full disk, a signal.
 //!
 //! Bounded memory, whatever the folders hold and however deep they are ([`Walk`], [`Links`]).
 
@@ -16,11 +16,11 @@ use super::exit::{Interrupted, Wrong, class_of};
 use super::local::{Attributes, Local, Made, Owner, Safety, beside};
 use super::report::{Progress, plural};
 use super::target::{Opened, split_snapshot};
-use crate::app::ByteSize;
 use crate::catalog::Snapshot;
 use crate::control::RestoreInPlace;
 use crate::fs::api::FileKind;
 use crate::fs::{FsError, SnapshotView, Viewed, Walk};
+use crate::types::ByteSize;
 use crate::types::{Class, Classify, EntryName, Incarnation, InodeNo, VolumeHandle};
 use crate::volume::ReadSnapshot;
 use anyhow::{Context, bail};
@@ -53,15 +53,15 @@ pub struct Restored {
     pub links_not_kept: u64,
 }
 
-/// Who is told of a restore.
+/// Observer of a restore.
 pub trait Watch: Sync {
-    /// How far it is.
+    /// Progress.
     fn at(&self, _done: &Restored) {}
     /// The failure of one object.
     fn failed(&self, why: &str);
 }
 
-/// Nobody.
+/// The observer that ignores everything.
 pub struct Unwatched;
 
 impl Watch for Unwatched {
@@ -82,12 +82,12 @@ pub async fn run(args: RestoreArgs) -> anyhow::Result<()> {
     let Some((dataset, snapshot)) = split_snapshot(&args.snapshot) else {
         return Err(Wrong::new(
             Class::Invalid,
-            format!("{:?}: write DATASET@SNAPSHOT", args.snapshot),
+            format!("{:?} is not a snapshot: write DATASET@SNAPSHOT", args.snapshot),
         ));
     };
-    // An empty variable of a script does not mean everything.
+    // An empty variable of a script must not mean everything.
     if args.path.is_empty() || args.to.as_ref().is_some_and(|to| to.is_empty()) {
-        return Err(Wrong::new(Class::Invalid, "the path is empty: `/` is all of it"));
+        return Err(Wrong::new(Class::Invalid, "the path is empty: use / to restore everything"));
     }
     let opened = args.common.pool.open().await?;
     let found = opened.snapshot(dataset, snapshot).await?;
@@ -104,13 +104,13 @@ pub async fn run(args: RestoreArgs) -> anyhow::Result<()> {
             n => {
                 format!(
                     "; {n} belong to you instead of their owners (only root, with those ids in \
-                    its user namespace, keeps them)"
+                     its user namespace, can set them)"
                 )
             }
         };
         let links = match restored.links_not_kept {
             0 => String::new(),
-            n => format!("; {n} hard links became objects of their own"),
+            n => format!("; {n} hard links became separate objects"),
         };
         format!(
             "restored {}, {}{owners}{links}\n",
@@ -120,7 +120,7 @@ pub async fn run(args: RestoreArgs) -> anyhow::Result<()> {
     })
 }
 
-/// Through the dataset's owner where it has one.
+/// Restores through the dataset's owner, if it has one.
 async fn in_place(args: &RestoreArgs, opened: &Opened, snapshot: &Snapshot) -> anyhow::Result<()> {
     let volume = VolumeHandle { pool: opened.pool.id(), dataset: snapshot.dataset };
     let wanted = RestoreInPlace {
@@ -155,7 +155,7 @@ pub async fn copy_out(
     watch: &dyn Watch,
     stop: &CancellationToken,
 ) -> anyhow::Result<Restored> {
-    // Kept for as long as it takes, whoever deletes it meanwhile (R14).
+    // Retained for as long as it takes, even if it is deleted meanwhile (R14).
     let reading =
         ReadSnapshot::open(opened.parts.volumes.settings(), &opened.pool.catalog, snapshot.id())
             .await?;
@@ -166,7 +166,7 @@ pub async fn copy_out(
     Ok(done)
 }
 
-/// Where an object with several names was put first.
+/// The first paths of objects with several names.
 #[derive(Default)]
 struct Links {
     first: HashMap<InodeNo, First>,
@@ -176,12 +176,12 @@ struct Links {
 struct First {
     /// The names that lead to it from the folder around the target, with `/` between them.
     path: Vec<u8>,
-    /// Names that are still to come.
+    /// Names that remain.
     left: u32,
 }
 
 impl Links {
-    /// Of the paths that are remembered; the names of other objects become objects of their own.
+    /// Total length of the paths; beyond it, further names become separate objects.
     const BYTES_MAX: usize = 16 << 20;
 
     fn put(&mut self, ino: InodeNo, nlink: u32, path: Vec<u8>) {
@@ -191,7 +191,7 @@ impl Links {
         }
     }
 
-    /// One more of its names is made.
+    /// Counts one more of its names as created.
     fn made(&mut self, ino: InodeNo) {
         let Some(first) = self.first.get_mut(&ino) else { return };
         first.left -= 1;
@@ -206,14 +206,14 @@ impl Links {
 #[derive(Default)]
 struct Failures {
     objects: u64,
-    /// Objects that are there, without their mode or times.
+    /// Objects that were restored without their mode or times.
     in_part: u64,
     class: Option<Class>,
 }
 
 impl Failures {
     fn add(&mut self, class: Class) {
-        // Damage is told before anything else.
+        // Damage outranks every other class.
         if self.class.is_none() || class == Class::Corrupt {
             self.class = Some(class);
         }
@@ -244,12 +244,21 @@ impl<'a> Copy<'a> {
         watch: &'a dyn Watch,
         stop: &'a CancellationToken,
     ) -> anyhow::Result<Restored> {
-        let what =
-            || format!("opening the folder around {}, which must be there", target.display());
+        let what = || format!("opening the folder around {}, which must exist", target.display());
         let (local, top) = Local::around(target).with_context(what)?;
-        let (walk, (links, done, failures)) = (Walk::new(view), Default::default());
-        let mut copy =
-            Self { view, overwrite, local, walk, target, top, links, done, failures, watch, stop };
+        let mut copy = Self {
+            view,
+            overwrite,
+            local,
+            walk: Walk::new(view),
+            target,
+            top,
+            links: Links::default(),
+            done: Restored::default(),
+            failures: Failures::default(),
+            watch,
+            stop,
+        };
         copy.all(path).await?;
         copy.ended()
     }
@@ -264,10 +273,10 @@ impl<'a> Copy<'a> {
         if in_part > 0 {
             why += &format!("; {in_part} lack their mode or times");
         }
-        Err(Wrong::new(class, why + ": each is named above"))
+        Err(Wrong::new(class, why + "; each is listed above"))
     }
 
-    /// An entry of the folder that was entered last; the target, if there is none.
+    /// The path of an entry of the folder that was entered last; without one, of the folder.
     fn shown(&self, name: Option<&EntryName>) -> String {
         let mut shown = self.target.to_owned();
         shown.extend(self.walk.names().chain(name).map(os));
@@ -287,20 +296,21 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    /// The next entry of the folder that was entered last; the folder's own attributes after the
-    /// last.
+    /// Restores the next entry of the folder that was entered last; after the last one, the
+    /// folder's own attributes.
     async fn step(&mut self) -> anyhow::Result<()> {
         match self.walk.next().await {
             Ok(Some((name, ino))) => {
                 let object = self.view.inode(ino).await;
-                let object = object
-                    .with_context(|| format!("reading what goes to {}", self.shown(Some(&name))))?;
+                let object = object.with_context(|| {
+                    format!("reading the source of {}", self.shown(Some(&name)))
+                })?;
                 self.object(object, Some(name)).await
             }
             Ok(None) => self.leave(),
             Err(error) => {
-                let listed =
-                    Err(error).with_context(|| format!("reading what is in {}", self.shown(None)));
+                let listed = Err(error)
+                    .with_context(|| format!("listing the source of {}", self.shown(None)));
                 self.left_out(listed)?;
                 self.leave()
             }
@@ -312,9 +322,9 @@ impl<'a> Copy<'a> {
         let Some(folder) = self.walk.leave() else { return Ok(()) };
         let safety = if self.overwrite == Overwrite::Force { Safety::Now } else { Safety::Later };
         let made = self.local.leave(&attributes(&folder), safety);
-        // Without the way back nothing can go on.
+        // Without the parent folder nothing can continue.
         let made = made.map_err(|error| {
-            Wrong::new(Class::Unavailable, format!("going back from {shown}: {error}"))
+            Wrong::new(Class::Unavailable, format!("returning to the parent of {shown}: {error}"))
         })?;
         self.count(made, || shown);
         Ok(())
@@ -327,16 +337,15 @@ impl<'a> Copy<'a> {
             let wrong =
                 |why: String| Wrong::new(Class::Invalid, format!("path {:?}: {why}", text()));
             if name == b".." {
-                return Err(wrong(
-                    "`..` would leave the tree: write the path without it".to_owned(),
-                ));
+                return Err(wrong("`..` is not allowed: write the path without it".to_owned()));
             }
             let name = EntryName::try_from(name).map_err(|error| wrong(error.to_string()))?;
             let is_link = at.row.kind == FileKind::Symlink;
             at = match self.view.lookup(&at, &name).await {
                 Err(error @ (FsError::NotFound | FsError::NotDirectory)) => {
                     let why = if is_link {
-                        "what it is in is a link: write the path that this leads to".to_owned()
+                        "its parent is a symbolic link: write the path that the link leads to"
+                            .to_owned()
                     } else {
                         error.to_string()
                     };
@@ -351,7 +360,7 @@ impl<'a> Copy<'a> {
         Ok(at)
     }
 
-    /// An object of a tree that failed is told, unless the others would fail too.
+    /// Reports an object of a tree that failed, unless the others would fail too.
     fn left_out(&mut self, done: anyhow::Result<()>) -> anyhow::Result<()> {
         let Err(error) = done else { return Ok(()) };
         if ends_all(&error) {
@@ -363,11 +372,11 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    /// What was made so far stays.
+    /// Fails once the command is to stop; everything restored so far stays.
     fn go_on(&self) -> anyhow::Result<()> {
         if self.stop.is_cancelled() {
             return Err(Interrupted::new(
-                "what is restored so far is whole: repeat it with --force for the rest",
+                "every file restored so far is complete; run it again with --force for the rest",
             ));
         }
         Ok(())
@@ -396,11 +405,11 @@ impl<'a> Copy<'a> {
                 Ok(Some(FileType::Directory)) | Err(_) => return Err(in_the_way(&shown, THERE)),
                 Ok(_) => {
                     let why =
-                        "a file is in the way of a folder: move it away, or give another path";
+                        "a file is in the way of a folder: move it away, or choose another path";
                     return Err(in_the_way(&shown, why));
                 }
             },
-            made => made.with_context(|| format!("making {shown}"))?,
+            made => made.with_context(|| format!("creating {shown}"))?,
         }
         self.local.enter(&at).with_context(|| format!("opening {shown}"))?;
         self.walk.enter(folder, name);
@@ -413,16 +422,16 @@ impl<'a> Copy<'a> {
         name: Option<&EntryName>,
     ) -> anyhow::Result<()> {
         let (at, shown) = (self.local_name(name).to_owned(), self.shown(name));
-        let there = self.local.kind(&at).with_context(|| format!("looking at {shown}"))?;
+        let there = self.local.kind(&at).with_context(|| format!("examining {shown}"))?;
         let why = match there {
             None => None,
             Some(FileType::Directory) => {
-                Some("a folder is in the way of a file: give the file's own path, or move it away")
+                Some("a folder is in the way of a file: move it away, or name the file's own path")
             }
             Some(FileType::RegularFile | FileType::Symlink) => {
                 (self.overwrite == Overwrite::Refuse).then_some(THERE)
             }
-            // Of a tree that is restored again.
+            // A tree that is restored again.
             Some(kind)
                 if name.is_some()
                     && self.overwrite == Overwrite::Force
@@ -431,8 +440,8 @@ impl<'a> Copy<'a> {
                 None
             }
             Some(_) => Some(
-                "a device, a pipe or a socket is in the way, which is never replaced by another: \
-                 give another path",
+                "a device, pipe or socket is in the way and is never replaced: choose another \
+                 path",
             ),
         };
         if let Some(why) = why {
@@ -448,8 +457,8 @@ impl<'a> Copy<'a> {
                 .with_context(|| format!("renaming {shown} into place"))
         });
         if made.is_err() || there.is_some() {
-            // What is left of a failed copy is of no use, and a rename of one object over another
-            // name of itself does nothing; the error that is shown is the first one.
+            // A failed copy is of no use, and a rename of one object over another name of itself
+            // does nothing; the first error is the one that is reported.
             let _ = self.local.remove(&temporary);
         }
         made?;
@@ -462,7 +471,7 @@ impl<'a> Copy<'a> {
             return self.links.made(object.ino);
         }
         let mut path = Vec::new();
-        // The target itself is no entry of what is walked.
+        // The target itself is no entry of the walk.
         let around = (self.walk.depth() > 0).then_some(self.top.as_os_str());
         for name in around.into_iter().chain(self.walk.names().map(os)).chain([at]) {
             if !path.is_empty() {
@@ -473,7 +482,7 @@ impl<'a> Copy<'a> {
         self.links.put(object.ino, object.row.nlink, path);
     }
 
-    /// Another name of what is there already, if it may be that.
+    /// Links another name to an object that was restored already, if that is possible.
     fn link(&mut self, object: &Viewed, at: &OsStr) -> bool {
         let Some(first) = self.links.first.get(&object.ino) else { return false };
         let first = first.path.split(|byte| *byte == b'/').map(OsStr::from_bytes);
@@ -495,7 +504,7 @@ impl<'a> Copy<'a> {
             return Ok(());
         }
         let row = &object.row;
-        let (attributes, what) = (attributes(object), || format!("making {shown}"));
+        let (attributes, what) = (attributes(object), || format!("creating {shown}"));
         let made = match row.kind {
             FileKind::Regular => return self.file(object, at, shown, safety).await,
             FileKind::Symlink => self.local.make_link(
@@ -503,7 +512,7 @@ impl<'a> Copy<'a> {
                 OsStr::from_bytes(row.target.as_deref().unwrap_or_default()),
                 &attributes,
             ),
-            FileKind::Directory => bail!("{shown}: a folder among files"),
+            FileKind::Directory => bail!("{shown}: is a folder, not a file"),
             kind => self.local.make_node(
                 at,
                 file_type(kind),
@@ -530,7 +539,7 @@ impl<'a> Copy<'a> {
         while offset < size {
             self.go_on()?;
             let read = self.view.read(object, offset, PART).await;
-            for (len, bytes) in read.with_context(|| format!("reading what goes to {shown}"))? {
+            for (len, bytes) in read.with_context(|| format!("reading the source of {shown}"))? {
                 if let Some(bytes) = bytes {
                     file.write_all_at(&bytes, offset).with_context(what)?;
                 }
@@ -544,7 +553,8 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    /// An object without its mode or times is kept, closed to others as it was made, and told.
+    /// An object whose mode or times cannot be set stays, closed to others as it was created, and
+    /// is reported.
     fn count(&mut self, made: Made, shown: impl FnOnce() -> String) {
         self.done.owners_not_kept += u64::from(made.owner == Owner::Mine);
         if let Err(error) = made.attributes {
@@ -556,8 +566,8 @@ impl<'a> Copy<'a> {
     }
 }
 
-/// Whether what kept one object from being restored keeps the others too: the store, a full disk, a
-/// signal.
+/// Whether the cause would keep all other objects from being restored too: the store, a full disk,
+/// a signal.
 fn ends_all(error: &anyhow::Error) -> bool {
     if error.is::<Wrong>() {
         return class_of(error) != Class::Exists;
@@ -597,7 +607,7 @@ fn attributes(object: &Viewed) -> Attributes {
     Attributes { mode: row.mode, uid: row.uid, gid: row.gid, atime: row.atime, mtime: row.mtime }
 }
 
-const THERE: &str = "something is there already: give another path, or --force to replace files";
+const THERE: &str = "already exists: choose another path, or use --force to replace files";
 
 fn in_the_way(target: &str, why: &str) -> anyhow::Error {
     Wrong::new(Class::Exists, format!("{target}: {why}"))
@@ -608,7 +618,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_remembered_of_links_is_bounded() {
+    fn the_memory_of_links_is_bounded() {
         let mut links = Links::default();
         (0..100).for_each(|n| links.put(InodeNo(n), 3, vec![b'x'; 1 << 20]));
         assert!(links.bytes <= Links::BYTES_MAX && links.first.len() == 16);

@@ -10,11 +10,11 @@ use crate::types::Class;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// The one line that says a process can be called.
-#[expect(clippy::needless_pass_by_value, reason = "the callback of app gives it away")]
+/// Prints the line that announces a process is ready.
+#[expect(clippy::needless_pass_by_value, reason = "the callback owns its line")]
 fn ready(line: String) {
     let mut out = std::io::stdout();
-    // Who started us may not listen.
+    // The parent may not read our output.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     tracing::info!("{line}");
 }
@@ -73,7 +73,7 @@ pub fn node(args: NodeArgs) -> anyhow::Result<()> {
     })
 }
 
-/// Asks another process whether it is ready: a probe that no third process can answer.
+/// Asks another process whether it is ready. No third process can answer on its socket.
 pub fn ask_ready(args: &ReadyArgs) -> anyhow::Result<()> {
     match app::ask_ready(&args.health_socket) {
         Ok(answer) => {

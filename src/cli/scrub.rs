@@ -1,10 +1,11 @@
-//! `scrub`.
+//! `scrub`: reads and verifies every chunk.
 
 use super::args::ScrubArgs;
 use super::exit::{Interrupted, Wrong};
 use super::report::{Progress, plural};
-use crate::app::{self, ByteSize};
+use crate::app;
 use crate::control::{Damaged, Scrub, Scrubbed};
+use crate::types::ByteSize;
 use crate::types::Class;
 use anyhow::Context;
 use serde::Serialize;
@@ -13,12 +14,12 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How often the state is written.
+/// How often the progress is written.
 const STATE_EVERY: Duration = Duration::from_secs(10);
-/// A state of more than this is none: 100 bytes a pack.
+/// A larger state file is not one of ours, which has 100 bytes per pack.
 const STATE_BYTES_MAX: u64 = 1 << 30;
 
-/// A [`Scrubbed`] without what only a resumption needs.
+/// A [`Scrubbed`] without the fields that only a resumption needs.
 #[derive(Serialize)]
 struct Shown<'a> {
     roots: &'a [String],
@@ -56,7 +57,7 @@ pub fn run(args: ScrubArgs) -> anyhow::Result<()> {
                 if let Err(error) = save(file, found) {
                     tracing::warn!(
                         %error,
-                        "the state is not written: this scrub cannot be resumed"
+                        "the state file cannot be written: this scrub cannot be resumed"
                     );
                 }
             }
@@ -73,8 +74,8 @@ pub fn run(args: ScrubArgs) -> anyhow::Result<()> {
                 eprintln!("{} read so far", ByteSize(scrub.found().bytes));
                 failed?;
                 return Err(Interrupted::new(match file {
-                    Some(_) => "repeat with the same --state-file, and it goes on where it was",
-                    None => "without --state-file the next scrub begins again",
+                    Some(_) => "run it again with the same --state-file to resume",
+                    None => "without --state-file the next scrub starts over",
                 }));
             }
         }
@@ -92,16 +93,19 @@ pub fn run(args: ScrubArgs) -> anyhow::Result<()> {
         if found.damaged.is_empty() {
             Ok(())
         } else {
-            Err(Wrong::new(Class::Corrupt, "some data is damaged: restore these files".to_owned()))
+            Err(Wrong::new(
+                Class::Corrupt,
+                "data is damaged: restore the files that are listed".to_owned(),
+            ))
         }
     })
 }
 
 fn load(file: &Path) -> anyhow::Result<Option<Scrubbed>> {
-    let reading = || format!("reading the state from {}", file.display());
+    let reading = || format!("reading the state file {}", file.display());
     let bytes = match std::fs::metadata(file) {
         Ok(found) if found.len() > STATE_BYTES_MAX => {
-            anyhow::bail!("{} is no state of a scrub", file.display())
+            anyhow::bail!("{} is not the state file of a scrub", file.display())
         }
         Ok(_) => std::fs::read(file).with_context(reading)?,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -109,11 +113,14 @@ fn load(file: &Path) -> anyhow::Result<Option<Scrubbed>> {
     };
     let state = serde_json::from_slice(&bytes);
     state.map(Some).map_err(|error| {
-        Wrong::new(Class::Invalid, format!("{} is no state of a scrub: {error}", file.display()))
+        Wrong::new(
+            Class::Invalid,
+            format!("{} is not the state file of a scrub: {error}", file.display()),
+        )
     })
 }
 
-/// Found out before hours are spent on what cannot be remembered.
+/// Checks that the state can be written before hours are spent on a scrub that could not resume.
 fn writable(file: &Path) -> anyhow::Result<()> {
     let beside = file.with_extension("tmp");
     let tried = std::fs::OpenOptions::new()
@@ -126,7 +133,7 @@ fn writable(file: &Path) -> anyhow::Result<()> {
     })
 }
 
-/// Whole or not at all.
+/// Replaces the state file atomically.
 fn save(file: &Path, found: &Scrubbed) -> anyhow::Result<()> {
     let beside = file.with_extension("tmp");
     std::fs::write(&beside, serde_json::to_vec(found)?)
@@ -143,7 +150,7 @@ fn remove(file: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// A chunk is used by each snapshot that has the file, and by other files with the same content.
+/// Counts damaged chunks once, however many files and snapshots use them.
 fn damage(found: &Shown<'_>) -> String {
     let chunks: BTreeSet<_> =
         found.damaged.iter().map(|damaged| (&damaged.pack, &damaged.chunk)).collect();
@@ -159,7 +166,7 @@ fn text(found: &Shown<'_>) -> String {
         found.chunks,
         found.packs,
         ByteSize(found.bytes),
-        if found.damaged.is_empty() { "all whole".to_owned() } else { damage(found) }
+        if found.damaged.is_empty() { "no damage".to_owned() } else { damage(found) }
     );
     for damaged in found.damaged {
         text += &format!(

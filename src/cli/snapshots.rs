@@ -1,9 +1,9 @@
-//! `dataset snapshot`: snapshots, and the clones that are kept among them.
+//! `dataset snapshot`: snapshots, and the clones that are listed among them.
 
 use super::args::Common;
-use super::check;
 use super::exit::Wrong;
 use super::info::{self, SnapshotShown};
+use super::reserved;
 use super::target::{Opened, dataset_name, exists, snapshot_name};
 use crate::catalog::{Dataset, State};
 use crate::control::writable_name;
@@ -13,19 +13,19 @@ async fn source(opened: &Opened, dataset: &str) -> anyhow::Result<VolumeHandle> 
     Ok(VolumeHandle { pool: opened.pool.id(), dataset: opened.dataset(dataset).await?.id() })
 }
 
-/// Who asks for a snapshot wants one of now: an earlier one of that name is none, unless it is
-/// still being made.
+/// A caller wants a snapshot of the current state: an earlier one of that name is a conflict,
+/// unless it is still unfinished.
 async fn is_new(
     opened: &Opened,
     dataset: &str,
     volume: VolumeHandle,
     name: &SnapshotName,
 ) -> anyhow::Result<()> {
-    if check::is_own(name) {
+    if reserved::is_reserved(name) {
         return Err(Wrong::new(
             Class::Invalid,
             format!(
-                "snapshot name {name}: `check` names its own so, and removes them: choose another"
+                "snapshot name {name}: names like check-… are reserved for `check`: choose another"
             ),
         ));
     }
@@ -68,7 +68,7 @@ pub async fn make_writable(
     Ok(SnapshotShown::of_writable(&opened.pool, dataset, name.as_str(), &made.dataset))
 }
 
-/// One of either kind.
+/// A snapshot of either kind.
 pub async fn show(opened: &Opened, dataset: &str, name: &str) -> anyhow::Result<SnapshotShown> {
     if let Some(source) = opened.pool.catalog.dataset(&dataset_name(dataset)?).await? {
         let volume = VolumeHandle { pool: opened.pool.id(), dataset: source.record.id() };
@@ -86,7 +86,7 @@ pub async fn list(dataset: Option<&str>, common: &Common) -> anyhow::Result<()> 
     let datasets: Vec<Dataset> =
         opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
     let of = match dataset {
-        // One that is deleted may have left snapshots.
+        // A deleted dataset may still have snapshots.
         Some(name) => match opened.pool.catalog.dataset(&dataset_name(name)?).await? {
             Some(at) => Some(at.record.incarnation),
             None => Some(opened.dataset(name).await?.incarnation),
@@ -113,7 +113,7 @@ pub async fn list(dataset: Option<&str>, common: &Common) -> anyhow::Result<()> 
     common.output.print(&shown, |shown| info::snapshots(shown))
 }
 
-/// Whether there was one.
+/// Whether it existed.
 pub async fn delete(opened: &Opened, dataset: &str, name: &SnapshotName) -> anyhow::Result<bool> {
     let Some(of) = opened.pool.catalog.dataset(&dataset_name(dataset)?).await? else {
         return Ok(false);

@@ -1,9 +1,10 @@
-//! `space`.
+//! `space`: shows sizes, and what a deletion would free.
 
 use super::args::SpaceArgs;
 use super::report::{Progress, table};
-use crate::app::{self, ByteSize};
+use crate::app;
 use crate::control::{Accuracy, Space, space};
+use crate::types::ByteSize;
 
 pub fn run(args: SpaceArgs) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
@@ -41,7 +42,7 @@ fn text(space: &Space) -> String {
         size(space.database_bytes)
     );
     if let (Some(dedup), Some(compression)) = (space.dedup_ratio, space.compression_ratio) {
-        text += &format!("shared {dedup:.2} times, compressed {compression:.2} times\n");
+        text += &format!("deduplicated {dedup:.2} times, compressed {compression:.2} times\n");
     }
     text
 }

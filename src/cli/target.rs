@@ -1,8 +1,8 @@
-//! From arguments to open pools and named objects.
+//! Resolves arguments to open pools and named objects.
 
 use super::args::PoolArgs;
 use super::exit::Wrong;
-use super::info::when;
+use super::report::when;
 use crate::app::config::PoolConfig;
 use crate::app::{Config, Missing, Parts, open_pools};
 use crate::bucket::PoolUrl;
@@ -10,7 +10,7 @@ use crate::catalog::{Dataset, Snapshot, State};
 use crate::control::{Controller, Pool};
 use crate::types::{Class, DatasetId, DatasetName, SnapshotName, Timestamp};
 
-/// The name of a pool that is given by its URL alone.
+/// The name of a pool that is given only by its URL.
 const UNNAMED: &str = "default";
 
 impl PoolArgs {
@@ -29,8 +29,8 @@ impl PoolArgs {
                     return Err(Wrong::new(
                         Class::Invalid,
                         format!(
-                            "--pool {name}: neither a URL like file:///FOLDER or \
-                             s3://BUCKET/PREFIX nor a configured pool; configured are: {known}"
+                            "--pool {name}: neither a URL like s3://BUCKET/PREFIX or \
+                             file:///FOLDER nor a configured pool (configured: {known})"
                         ),
                     ));
                 }
@@ -52,7 +52,7 @@ impl PoolArgs {
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             return Err(Wrong::new(
                 Class::Invalid,
-                format!("give --pool: the configuration has these: {known}"),
+                format!("--pool is required: the configuration has {known}"),
             ));
         }
         if let Some(default) = config.default_pool.take_if(|_| true)
@@ -76,7 +76,7 @@ impl PoolArgs {
         let config = self.config()?;
         let pools = open_pools(&config, missing).await?;
         let pool = pools.get(None)?.clone();
-        // Never the name of a node: a command owns no dataset beyond one call.
+        // Never a node's name: a command owns no dataset beyond one call.
         let parts = Parts::over(
             config,
             pools.clone(),
@@ -104,16 +104,16 @@ impl Opened {
         let found = self.pool.catalog.dataset(&parsed).await?.map(|at| at.record);
         let why = match &found {
             Some(dataset) if dataset.state == State::Deleting => {
-                "is deleted: only what its snapshots and clones need of it is left"
+                "was deleted: only the data that its snapshots and clones use is left"
             }
-            _ => "does not exist in this pool: `zerofs-csi dataset list` shows what does",
+            _ => "does not exist in this pool: `zerofs-csi dataset list` lists all datasets",
         };
         let live = found.filter(|d| matches!(d.state, State::Ready | State::Creating));
         live.ok_or_else(|| Wrong::new(Class::NotFound, format!("dataset {name} {why}")))
     }
 
-    /// Who asks for a new dataset is told when there is one; one that is still being made is made
-    /// to the end.
+    /// Refuses the name of an existing dataset. An unfinished one is no conflict: the call
+    /// completes it.
     pub async fn is_new(&self, name: &DatasetName) -> anyhow::Result<()> {
         match self
             .pool
@@ -128,7 +128,7 @@ impl Opened {
         }
     }
 
-    /// The dataset that a command is limited to, if it is.
+    /// The dataset that a command is limited to, if any.
     pub async fn only(&self, name: Option<&str>) -> anyhow::Result<Option<DatasetId>> {
         let Some(name) = name else { return Ok(None) };
         if let Some((dataset, snapshot)) = split_snapshot(name)
@@ -137,13 +137,13 @@ impl Opened {
             self.snapshot(dataset, snapshot).await?;
             return Err(Wrong::new(
                 Class::Invalid,
-                format!("{name} is a snapshot: give its dataset, {dataset}, to see it with that"),
+                format!("{name} is a snapshot: name its dataset, {dataset}, which includes it"),
             ));
         }
         Ok(Some(self.dataset(name).await?.id()))
     }
 
-    /// A live snapshot of a dataset, which may be deleted itself.
+    /// A live snapshot of a dataset; the dataset may be deleted.
     pub async fn snapshot(&self, dataset: &str, name: &str) -> anyhow::Result<Snapshot> {
         let parsed = snapshot_name(name)?;
         let of = self.pool.catalog.dataset(&dataset_name(dataset)?).await?.map(|at| at.record);
@@ -156,11 +156,11 @@ impl Opened {
             Some(found) if found.state == State::Ready => return Ok(found),
             Some(found) if found.state == State::Creating => (
                 Class::InProgress,
-                format!("is not finished: repeat `dataset snapshot create {dataset} {name}`"),
+                format!("is not finished: run `dataset snapshot create {dataset} {name}` again"),
             ),
             Some(_) => (
                 Class::NotFound,
-                "is deleted: only what its clones and readers need of it is left".to_owned(),
+                "was deleted: only the data that its clones and readers use is left".to_owned(),
             ),
             None if self
                 .pool
@@ -171,23 +171,27 @@ impl Opened {
             {
                 (
                     Class::Invalid,
-                    "is a dataset: name a snapshot of it, like `@NAME` behind that".to_owned(),
+                    "is a dataset: append the name of one of its snapshots, like `@NAME`"
+                        .to_owned(),
                 )
             }
             None => (
                 Class::NotFound,
-                "does not exist: `zerofs-csi dataset snapshot list` shows what does".to_owned(),
+                "does not exist: `zerofs-csi dataset snapshot list` lists all snapshots".to_owned(),
             ),
         };
         Err(Wrong::new(class, format!("snapshot {full} {why}")))
     }
 }
 
-/// Something has that name.
+/// The error for a name that is taken.
 pub fn exists(name: &str, since: Timestamp) -> anyhow::Error {
     Wrong::new(
         Class::Exists,
-        format!("{name} exists since {}: delete it, or choose another name", when(since)),
+        format!(
+            "{name} already exists (created {}): delete it, or choose another name",
+            when(since)
+        ),
     )
 }
 

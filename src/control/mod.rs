@@ -12,6 +12,7 @@
 //! finishes. It never leaves an effect without a record.
 
 mod busy;
+pub mod cluster;
 mod collect;
 mod controller;
 mod error;
@@ -24,6 +25,7 @@ mod scrub;
 pub mod secrets;
 mod space;
 pub mod takeover;
+pub mod unlock;
 
 pub use collect::{
     Candidate, Collected, Collector, DeadPack, Kept, Plan, StrayCheckpoint, StrayDatabase, Turn,

@@ -1,4 +1,4 @@
-//! Volume capabilities: what a volume will be used for. Pure.
+//! Volume capabilities: the intended use of a volume. Pure.
 
 use super::proto::v1::VolumeCapability;
 use super::proto::v1::volume_capability::AccessType;
@@ -39,7 +39,7 @@ impl Capability {
 /// Checks every capability of a request that must have at least one.
 pub(super) fn all(capabilities: &[VolumeCapability]) -> Result<Vec<Capability>, RequestError> {
     if capabilities.is_empty() {
-        return Err(invalid("volume_capabilities is empty: say how the volume will be used"));
+        return Err(invalid("volume_capabilities is empty: name at least one"));
     }
     if capabilities.len() > CAPABILITIES_MAX {
         return Err(invalid(format!(
@@ -61,12 +61,12 @@ fn check(capability: &VolumeCapability) -> Result<Capability, RequestError> {
         Some(AccessType::Block(_)) => {
             return Err(invalid("block volumes are not supported: use volumeMode: Filesystem"));
         }
-        None => return Err(invalid("a volume capability has no access type")),
+        None => return Err(invalid("a volume capability has no access type: use mount")),
     };
     if !FS_TYPES.contains(&volume.fs_type.as_str()) {
         let given = volume.fs_type.chars().take(40).collect::<String>();
         return Err(invalid(format!(
-            "fsType {given:?} is not supported: leave csi.storage.k8s.io/fstype out"
+            "fsType {given:?} is not supported: omit csi.storage.k8s.io/fstype"
         )));
     }
     if volume.mount_flags.iter().map(String::len).sum::<usize>() > FLAG_BYTES_MAX {

@@ -4,10 +4,10 @@ use super::proto::v1::CapacityRange;
 use super::status::{RequestError, invalid};
 use crate::control::{SIZE_MAX, SIZE_MIN};
 
-/// What a caller asks of a size, in bytes.
+/// The size range that a caller asks for, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// At least this, already within what is supported; `None`: whatever is usual.
+    /// The least size, within the supported range; `None`: the default.
     pub size: Option<u64>,
     /// At most this.
     pub limit: Option<u64>,
@@ -28,12 +28,12 @@ pub(super) fn wanted(range: Option<&CapacityRange>) -> Result<Wanted, RequestErr
     }
     if let Some(required) = required.filter(|required| *required > SIZE_MAX) {
         return Err(RequestError::OutOfRange(format!(
-            "{required} bytes were asked for: at most {SIZE_MAX} are supported"
+            "capacity_range: {required} bytes is too large: at most {SIZE_MAX}"
         )));
     }
     if let Some(limit) = limit.filter(|limit| *limit < SIZE_MIN) {
         return Err(RequestError::OutOfRange(format!(
-            "limit_bytes is {limit}: a volume has at least {SIZE_MIN} bytes"
+            "capacity_range: limit_bytes {limit} is too small: a volume has at least {SIZE_MIN} bytes"
         )));
     }
     Ok(Wanted { size: required.map(|required| required.max(SIZE_MIN)), limit })

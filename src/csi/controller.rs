@@ -15,7 +15,7 @@ use controller_service_capability::rpc::Type as Rpc;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
-/// What this service can do. Not VOLUME_CONDITION: version 1.13 removes it.
+/// The capabilities of this service. Not VOLUME_CONDITION: version 1.13 removes it.
 const CAPABILITIES: [Rpc; 10] = [
     Rpc::CreateDeleteVolume,
     Rpc::ListVolumes,
@@ -85,14 +85,12 @@ fn new_volume(request: &CreateVolumeRequest) -> Result<(Option<String>, NewVolum
         .map_err(|error| invalid(format!("name: {error}")))?;
     let capabilities = capability::all(&request.volume_capabilities)?;
     if !request.mutable_parameters.is_empty() {
-        return Err(invalid(
-            "mutable_parameters: this driver changes no parameters of a VolumeAttributesClass yet",
-        ));
+        return Err(invalid("mutable_parameters: VolumeAttributesClass is not supported"));
     }
     let size = wanted(request.capacity_range.as_ref())?;
     let parameters = parameters::parse(&request.parameters)?;
     let source = source(request.volume_content_source.as_ref())?;
-    // Nobody will write to it: the snapshot itself will do, on any number of nodes.
+    // Without a writer the volume can be the snapshot itself, on any number of nodes.
     let reads = capabilities.iter().all(Capability::reads_only)
         && matches!(source, Some(Source::Snapshot(_)));
     let new = NewVolume {
@@ -133,7 +131,7 @@ fn snapshot(info: &SnapshotInfo) -> Snapshot {
     let of = VolumeHandle { pool: info.handle.pool, dataset: record.dataset };
     let at = record.created;
     Snapshot {
-        // What a volume made from it needs at least: the quota then.
+        // The least size of a volume made from it: the quota at that time.
         size_bytes: record.size.map_or(0, signed),
         snapshot_id: info.handle.to_string(),
         source_volume_id: of.to_string(),
@@ -184,14 +182,18 @@ impl ControllerApi for ControllerService {
         &self,
         _: Request<ControllerPublishVolumeRequest>,
     ) -> Result<Response<ControllerPublishVolumeResponse>, Status> {
-        Err(Status::unimplemented("volumes are not attached: CSIDriver has attachRequired false"))
+        Err(Status::unimplemented(
+            "volumes are not attached: set attachRequired to false in the CSIDriver",
+        ))
     }
 
     async fn controller_unpublish_volume(
         &self,
         _: Request<ControllerUnpublishVolumeRequest>,
     ) -> Result<Response<ControllerUnpublishVolumeResponse>, Status> {
-        Err(Status::unimplemented("volumes are not attached: CSIDriver has attachRequired false"))
+        Err(Status::unimplemented(
+            "volumes are not attached: set attachRequired to false in the CSIDriver",
+        ))
     }
 
     async fn validate_volume_capabilities(
@@ -391,12 +393,12 @@ impl ControllerApi for ControllerService {
         &self,
         _: Request<ControllerModifyVolumeRequest>,
     ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
-        Err(Status::unimplemented("VolumeAttributesClass is not supported yet"))
+        Err(Status::unimplemented("VolumeAttributesClass is not supported"))
     }
 }
 
 impl ControllerService {
-    /// By snapshot, by volume, or all. What is not there is an empty list.
+    /// Lists by snapshot, by volume, or all. An unknown id gives an empty list.
     async fn find_snapshots(
         &self,
         request: &ListSnapshotsRequest,
@@ -431,14 +433,14 @@ impl ControllerService {
     }
 }
 
-/// What is asked for must be what the volume was made for.
+/// The capabilities must be those that the volume was created for.
 fn same_use(
     info: &VolumeInfo,
     capabilities: &[Capability],
     request: &ValidateVolumeCapabilitiesRequest,
 ) -> Result<(), RequestError> {
     if !request.volume_context.is_empty() {
-        return Err(invalid("volume_context: this volume has none"));
+        return Err(invalid("volume_context: this volume has no context"));
     }
     if !request.parameters.is_empty()
         && parameters::parse(&request.parameters)?.given != info.dataset.parameters
@@ -446,7 +448,7 @@ fn same_use(
         return Err(invalid("parameters differ from those that the volume was created with"));
     }
     if info.dataset.form == Form::Snapshot && !capabilities.iter().all(Capability::reads_only) {
-        return Err(invalid("the volume is a snapshot, read only: nobody can write to it"));
+        return Err(invalid("the volume is a read-only snapshot: use a read-only access mode"));
     }
     // A volume made for one node syncs less eagerly (R15): it must not be used from several.
     let multi_node = |name: &str| name.starts_with("MULTI_NODE");
@@ -456,9 +458,9 @@ fn same_use(
         .map(|capability| capability.mode.as_str_name())
         .find(|mode| multi_node(mode))
     {
-        Some(mode) if !made_for_many => {
-            Err(invalid(format!("the volume was created for one node, not for {mode}")))
-        }
+        Some(mode) if !made_for_many => Err(invalid(format!(
+            "the volume was created for one node: access mode {mode} is not possible"
+        ))),
         _ => Ok(()),
     }
 }

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 /// Asked by each Probe.
 pub type IsReady = Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// Who the driver is, and whether it can be called yet.
+/// The driver's name, and whether it can be called yet.
 #[derive(Clone)]
 pub struct IdentityService {
     /// The driver's name, `zerofs.csi.dev` unless the configuration says otherwise.

@@ -16,13 +16,13 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
-/// What this service can do. Not VOLUME_CONDITION: version 1.13 removes it.
+/// The capabilities of this service. Not VOLUME_CONDITION: version 1.13 removes it.
 const CAPABILITIES: [Rpc; 4] =
     [Rpc::StageUnstageVolume, Rpc::GetVolumeStats, Rpc::ExpandVolume, Rpc::SingleNodeMultiWriter];
 /// Linux's PATH_MAX.
 const PATH_BYTES_MAX: usize = 4096;
 
-/// Who this node is.
+/// The identity of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeInfo {
     /// Kubernetes' name of the node.
@@ -58,10 +58,10 @@ fn path(field: &str, value: &str) -> Result<PathBuf, RequestError> {
     if !plain || value.len() > PATH_BYTES_MAX || value.contains('\0') {
         let shown: String = value.chars().take(160).collect();
         return Err(invalid(format!(
-            "{field} {shown:?} is no absolute path without `..`, of at most {PATH_BYTES_MAX} bytes"
+            "{field} {shown:?} is not an absolute path without `..` of at most {PATH_BYTES_MAX} bytes"
         )));
     }
-    // As mountinfo writes it: without repeated or trailing slashes.
+    // The form in mountinfo: without repeated or trailing slashes.
     Ok(path.components().collect())
 }
 
@@ -115,7 +115,7 @@ fn volume_at(id: &str, value: &str) -> Result<(VolumeHandle, PathBuf), RequestEr
         return Err(invalid("volume_path is missing"));
     }
     let at = path("volume_path", value)
-        .map_err(|error| RequestError::NotFound(format!("no volume is there: {error}")))?;
+        .map_err(|error| RequestError::NotFound(format!("no volume has this id: {error}")))?;
     Ok((volume_id(id)?, at))
 }
 

@@ -4,10 +4,10 @@
 use super::status::{RequestError, invalid};
 use crate::catalog::{Properties, Snapdir};
 use crate::chunk::Codec;
-use crate::types::is_owner;
+use crate::types::{ByteSize, SyncMode, is_owner};
 use std::collections::{BTreeMap, HashMap};
 
-/// What external-provisioner adds, or keeps for itself.
+/// The prefix of parameters that external-provisioner adds, or consumes itself.
 const RESERVED: &str = "csi.storage.k8s.io/";
 const ALLOWED: &str = "pool, sync, recordsize, compression, uid, gid, mode, inodeQuota, snapdir";
 /// R6: a file's records have 4 KiB to 1 MiB, a power of two.
@@ -26,7 +26,7 @@ pub(super) struct Parameters {
     /// The pool's name in the configuration.
     pub pool: Option<String>,
     pub properties: Properties,
-    /// As given, without what is reserved for Kubernetes.
+    /// The given parameters, without those that are reserved for Kubernetes.
     pub given: BTreeMap<String, String>,
 }
 
@@ -40,27 +40,24 @@ pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, 
         match name.as_str() {
             "pool" => pool = Some(value.clone()),
             "sync" => {
-                let known = ["standard", "always", "disabled"].contains(&value.as_str());
-                properties.sync = Some(
-                    known
-                        .then(|| value.clone())
-                        .ok_or_else(|| bad("standard, always or disabled"))?,
-                );
+                let sync: SyncMode =
+                    value.parse().map_err(|_| bad("standard, always or disabled"))?;
+                properties.sync = Some(sync);
             }
             "recordsize" => {
                 properties.record_bytes =
-                    record_bytes(value).ok_or_else(|| bad("a power of two from 4k to 1m"))?;
+                    record_bytes(value).ok_or_else(|| bad("a power of two from 4Ki to 1Mi"))?;
             }
             "compression" => {
                 properties.codec = codec(value).ok_or_else(|| bad("lz4, zstd or none"))?
             }
             "uid" => {
                 properties.root_uid =
-                    owner(value).ok_or_else(|| bad("a user number below 4294967295"))?
+                    owner(value).ok_or_else(|| bad("a user number from 0 to 4294967294"))?
             }
             "gid" => {
                 properties.root_gid =
-                    owner(value).ok_or_else(|| bad("a group number below 4294967295"))?
+                    owner(value).ok_or_else(|| bad("a group number from 0 to 4294967294"))?
             }
             "mode" => {
                 properties.root_mode =
@@ -70,7 +67,7 @@ pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, 
                 let quota =
                     number(value).filter(|quota: &u64| (INODES_MIN..=INODES_MAX).contains(quota));
                 properties.quota_inodes =
-                    Some(quota.ok_or_else(|| bad("a number of inodes from 16"))?);
+                    Some(quota.ok_or_else(|| bad("a number of inodes of at least 16"))?);
             }
             "snapdir" => {
                 properties.snapdir = match value.as_str() {
@@ -85,17 +82,18 @@ pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, 
     Ok(Parameters { pool, properties, given })
 }
 
-/// The same for calls that know no parameters: snapshots.
+/// Refuses all parameters: snapshots take none.
 pub(super) fn none(parameters: &HashMap<String, String>) -> Result<(), RequestError> {
     match own(parameters)?.keys().next() {
         None => Ok(()),
-        Some(name) => {
-            Err(invalid(format!("unknown parameter {:?}: a snapshot has none", short(name))))
-        }
+        Some(name) => Err(invalid(format!(
+            "unknown parameter {:?}: snapshots take no parameters",
+            short(name)
+        ))),
     }
 }
 
-/// Of GetCapacity, which names a pool among whatever else the StorageClass says.
+/// The pool that GetCapacity asks about, among the other parameters of the StorageClass.
 pub(super) fn pool(parameters: &HashMap<String, String>) -> Option<&str> {
     parameters.get("pool").map(String::as_str)
 }
@@ -103,7 +101,7 @@ pub(super) fn pool(parameters: &HashMap<String, String>) -> Option<&str> {
 fn own(parameters: &HashMap<String, String>) -> Result<BTreeMap<String, String>, RequestError> {
     if parameters.len() > COUNT_MAX {
         return Err(invalid(format!(
-            "{} parameters: at most {COUNT_MAX} are allowed",
+            "{} parameters are too many: at most {COUNT_MAX} are allowed",
             parameters.len()
         )));
     }
@@ -122,10 +120,10 @@ fn own(parameters: &HashMap<String, String>) -> Result<BTreeMap<String, String>,
 }
 
 fn unknown(name: &str) -> RequestError {
-    invalid(format!("unknown parameter {:?}: use only {ALLOWED}", short(name)))
+    invalid(format!("unknown parameter {:?}: the parameters are {ALLOWED}", short(name)))
 }
 
-/// What is quoted back is bounded.
+/// Bounds a text that is quoted back.
 fn short(text: &str) -> String {
     text.chars().take(80).collect()
 }
@@ -138,15 +136,9 @@ fn owner(text: &str) -> Option<u32> {
     number(text).filter(|number| is_owner(*number))
 }
 
-/// `65536`, `64k`, `64K`, `64Ki`, `1m`, `1M`, `1Mi`.
 fn record_bytes(text: &str) -> Option<u32> {
-    let lower = text.to_ascii_lowercase();
-    let plain = lower.strip_suffix('i').filter(|rest| rest.ends_with(['k', 'm'])).unwrap_or(&lower);
-    let (digits, unit) = match plain.strip_suffix('k') {
-        Some(digits) => (digits, 1 << 10),
-        None => plain.strip_suffix('m').map_or((plain, 1), |digits| (digits, 1 << 20)),
-    };
-    let bytes = number::<u32>(digits)?.checked_mul(unit)?;
+    let size: ByteSize = text.parse().ok()?;
+    let bytes = u32::try_from(size.0).ok()?;
     (bytes.is_power_of_two() && (RECORD_BYTES_MIN..=RECORD_BYTES_MAX).contains(&bytes))
         .then_some(bytes)
 }
@@ -191,7 +183,7 @@ mod tests {
         assert_eq!(parsed.pool.as_deref(), Some("fast"));
         assert_eq!(parsed.given.len(), 9);
         let expected = Properties {
-            sync: Some("always".into()),
+            sync: Some(SyncMode::Always),
             record_bytes: 128 << 10,
             codec: Codec::Zstd,
             quota_inodes: Some(5000),

@@ -1,4 +1,4 @@
-//! What `build.rs` made of the files under `proto/`.
+//! The code that `build.rs` generates from the files under `proto/`.
 
 #![allow(clippy::all, clippy::pedantic, rust_2018_idioms, unused_qualifications)]
 

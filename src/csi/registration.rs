@@ -23,7 +23,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-/// What kubelet is told.
+/// The driver's registration, as kubelet asks for it.
 #[derive(Clone, Debug)]
 pub struct Registrar {
     pub driver: String,
@@ -53,11 +53,11 @@ impl RegistrationState {
         match &*self.0.lock() {
             Said::Registered => None,
             Said::Nothing => Some(
-                "kubelet has not registered the driver yet: see kubelet's log if this lasts"
+                "kubelet has not registered the driver yet: if this lasts, check kubelet's log"
                     .to_owned(),
             ),
             Said::Refused(why) => {
-                Some(format!("kubelet refused to register the driver, and tries again: {why}"))
+                Some(format!("kubelet refused to register the driver and retries: {why}"))
             }
         }
     }
@@ -136,7 +136,7 @@ impl Registrar {
         tracing::info!(
             socket = %path.display(),
             endpoint = %self.endpoint.display(),
-            "kubelet may register the driver"
+            "waiting for kubelet to register the driver"
         );
         Ok(Registering { listener, name: Arc::new(name) })
     }
@@ -181,13 +181,13 @@ impl Registration for Registrar {
     ) -> Result<Response<RegistrationStatusResponse>, Status> {
         let status = request.into_inner();
         if status.plugin_registered {
-            tracing::info!(driver = self.driver, "kubelet has registered the driver");
+            tracing::info!(driver = self.driver, "kubelet registered the driver");
             self.state.set(Said::Registered);
         } else {
             tracing::error!(
                 driver = self.driver,
                 error = status.error,
-                "kubelet refused to register the driver, and tries again: pods of this node cannot \
+                "kubelet refused to register the driver and retries; pods of this node cannot \
                  use it meanwhile"
             );
             self.state.set(Said::Refused(status.error));

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 /// Calls of one connection at once: kubelet and each sidecar have one.
 const CALLS_PER_CONNECTION_MAX: usize = 128;
 
-/// What one process serves: the identity, and the services it has.
+/// The services of one process: the identity, and those of its role.
 pub struct CsiServices<M, E> {
     pub identity: IdentityService,
     pub controller: Option<ControllerService>,
@@ -30,7 +30,7 @@ pub struct CsiServices<M, E> {
 pub fn endpoint(text: &str) -> std::result::Result<PathBuf, String> {
     let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(text);
     if text.contains("://") && !text.starts_with("unix://") || !Path::new(path).is_absolute() {
-        return Err(format!("CSI endpoint {text:?} is not of the form unix:///path/to/csi.sock"));
+        return Err(format!("CSI endpoint {text:?} is not a URL like unix:///path/to/csi.sock"));
     }
     Ok(PathBuf::from(path))
 }

@@ -1,4 +1,4 @@
-//! Unix sockets that outlive a crash of whoever made them.
+//! Unix sockets that survive a crash of their process.
 
 use rustix::fs::{Mode, OFlags};
 use std::io::{Error, ErrorKind, Result};
@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tokio::net::UnixListener;
 
-/// What to do when another process listens under the name.
+/// How to treat another process that listens under the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Living {
-    /// It is a mistake to start twice.
+    /// The process was started twice by mistake.
     Refuse,
-    /// It is the one being replaced: its connections go on, new ones come here.
+    /// The other process is being replaced: it keeps its connections, new ones come here.
     Replace,
 }
 
@@ -47,13 +47,13 @@ pub(super) fn bind(path: &Path, living: Living) -> Result<(UnixListener, Name)> 
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
             let why = format!(
-                "{}: exists and is no socket: remove it, or give another endpoint",
+                "{}: exists and is not a socket: remove it, or give another endpoint",
                 path.display()
             );
             return Err(Error::new(ErrorKind::AlreadyExists, why));
         }
         Ok(_) if living == Living::Refuse && StdStream::connect(path).is_ok() => {
-            let why = format!("{}: another process serves there: stop it first", path.display());
+            let why = format!("{}: another process is listening: stop it first", path.display());
             return Err(Error::new(ErrorKind::AddrInUse, why));
         }
         _ => {}
@@ -102,7 +102,7 @@ impl Drop for Name {
             tracing::warn!(
                 socket = %self.path.display(),
                 %error,
-                "the socket stays; the next start replaces it"
+                "cannot remove the socket; the next start replaces it"
             );
         }
     }

@@ -16,7 +16,7 @@ const MESSAGE_BYTES_MAX: usize = 2000;
 
 static CALLS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(CALLS_MAX));
 
-/// What is wrong with a request before any use case sees it.
+/// The defects of a request that no use case sees.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RequestError {
     #[error("{0}")]
@@ -26,7 +26,7 @@ pub(super) enum RequestError {
     #[error("{0}")]
     NotFound(String),
     /// CSI: the caller should start again without a token (ListVolumes, ListSnapshots errors).
-    #[error("starting_token {0:?} was not given by this driver: list again from the start")]
+    #[error("starting_token {0:?} was not issued by this driver: start over without a token")]
     Token(String),
 }
 
@@ -73,7 +73,7 @@ pub(super) fn status<E: Classify + Error>(error: &E) -> Status {
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        // A transparent wrapper says the same as what it wraps.
+        // A transparent wrapper has the text of its source.
         if !text.contains(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);
@@ -111,7 +111,7 @@ where
         tracing::error!(
             call,
             %error,
-            "a call ended without an answer: this is a defect, please report it"
+            "a call ended without an answer; this is a defect, please report it"
         );
         Err(Status::internal(format!("{call} ended without an answer")))
     })

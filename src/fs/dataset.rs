@@ -15,7 +15,7 @@ use super::permission;
 use super::row::{Inode, Row};
 use super::tenure::{Tenure, Unrivalled};
 use crate::chunk::{ChunkStore, Codec};
-use crate::types::{Epoch, InodeNo, PackId, Timestamp, WallClock};
+use crate::types::{Epoch, InodeNo, PackId, SyncMode, Timestamp, WallClock};
 use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -35,16 +35,6 @@ const CALLS_LIMIT: Duration = Duration::from_secs(60);
 const RECORDS_SHARE: u64 = 4;
 /// The part that is for inodes of snapshots: they are read in passing.
 const FROZEN_SHARE: u64 = 16;
-
-/// The meaning of an acknowledgement, in ZFS's terms.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SyncMode {
-    #[default]
-    Standard,
-    Always,
-    Disabled,
-}
 
 /// Memory that the datasets opened with it share: written data that is not in the store yet, and
 /// cached extents, inodes and directories.

@@ -30,9 +30,10 @@ mod tenure;
 mod view;
 mod walk;
 
+pub use crate::types::SyncMode;
 pub use committer::{Batch, Committer, Ticket, Totals, void_journals};
 pub use compare::{Aspect, Difference, Found, compare};
-pub use dataset::{Fs, FsMemory, FsOptions, RootAttr, SyncMode};
+pub use dataset::{Fs, FsMemory, FsOptions, RootAttr};
 pub use error::FsError;
 pub use frozen::{Frozen, FrozenMemory};
 pub use names::{Overwrite, Page};

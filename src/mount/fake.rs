@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What stands in for the kernel's client: given the mount and its target, it speaks MOUNT with the
+/// A substitute for the kernel's client: given the mount and its target, it speaks MOUNT with the
 /// endpoint.
 type OnMount =
     Arc<dyn Fn(NfsMount, PathBuf) -> BoxFuture<'static, Result<(), MountError>> + Send + Sync>;
@@ -79,7 +79,7 @@ impl FakeMounter {
     }
 }
 
-/// Those that mountinfo would show of a mount point.
+/// The flags that mountinfo would show for a mount point.
 fn flags(options: &[String]) -> Vec<String> {
     let words = options.iter().flat_map(|text| text.split(','));
     let own = words.filter(|word| ["noexec", "noatime", "nodiratime", "relatime"].contains(word));

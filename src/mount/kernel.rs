@@ -13,7 +13,7 @@ use std::time::Duration;
 /// Long enough for a server that is busy, short of kubelet's two minutes.
 const MOUNT_SECS: u64 = 60;
 const BIND_SECS: u64 = 10;
-/// Dirty pages were written by [`Mounter::sync`] before: what is left is little.
+/// Dirty pages were written by [`Mounter::sync`] before, so that few are left.
 const UNMOUNT_SECS: u64 = 10;
 /// MNT_FORCE and MNT_DETACH do not wait for a server.
 const FORCE_SECS: u64 = 5;
@@ -26,7 +26,7 @@ const STACK_MAX: usize = 8;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KernelMounter;
 
-/// One blocking call with its limit; `undo` when it succeeds after having been given up.
+/// Runs a blocking call with its limit; `undo` if it succeeds after the caller has given up.
 async fn call<T: Send + 'static>(
     path: &Path,
     doing: &'static str,
@@ -60,7 +60,7 @@ fn failed(path: &Path, doing: &'static str, errno: Errno) -> MountError {
     error
 }
 
-/// Of a mount that came after its caller had gone.
+/// Removes a mount that succeeded after its caller had given up.
 fn detach(target: &Path) {
     if let Err(error) =
         rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
@@ -68,7 +68,7 @@ fn detach(target: &Path) {
         tracing::warn!(
             target = %target.display(),
             %error,
-            "a mount that came too late stays: unmount it by hand"
+            "a mount that completed too late cannot be undone; unmount it by hand"
         );
     }
 }
@@ -116,8 +116,8 @@ impl Mounter for KernelMounter {
             };
             // MNT_FORCE aborts the calls of every mount of the file system, those of other pods
             // too.
-            let last = mounts.iter().filter(|mount| mount.device == top.device).count() == 1;
-            unmount_top(target, last).await?;
+            let only = mounts.iter().filter(|mount| mount.device == top.device).count() == 1;
+            unmount_top(target, if only { ONLY } else { SHARED }).await?;
         }
         Err(MountError::Kernel {
             path: target.to_owned(),
@@ -151,25 +151,29 @@ impl Mounter for KernelMounter {
     }
 }
 
-/// umount2, then MNT_FORCE (which aborts the calls in flight of a dead server), then MNT_DETACH.
-async fn unmount_top(target: &Path, last: bool) -> Result<(), MountError> {
+/// The attempts to unmount, in order, with their limits in seconds.
+type Attempts = &'static [(UnmountFlags, u64)];
+
+/// For a file system that is mounted elsewhere too: MNT_FORCE would abort the calls of all mounts.
+const SHARED: Attempts =
+    &[(UnmountFlags::empty(), UNMOUNT_SECS), (UnmountFlags::DETACH, FORCE_SECS)];
+/// For the only mount of a file system: MNT_FORCE aborts the calls in flight to a dead server.
+const ONLY: Attempts = &[
+    (UnmountFlags::empty(), UNMOUNT_SECS),
+    (UnmountFlags::FORCE, FORCE_SECS),
+    (UnmountFlags::DETACH, FORCE_SECS),
+];
+
+async fn unmount_top(target: &Path, attempts: Attempts) -> Result<(), MountError> {
     const DOING: &str = "unmounting";
-    let steps: &[(UnmountFlags, u64)] = match last {
-        true => &[
-            (UnmountFlags::empty(), UNMOUNT_SECS),
-            (UnmountFlags::FORCE, FORCE_SECS),
-            (UnmountFlags::DETACH, FORCE_SECS),
-        ],
-        false => &[(UnmountFlags::empty(), UNMOUNT_SECS), (UnmountFlags::DETACH, FORCE_SECS)],
-    };
     let mut error = None;
-    for (flags, secs) in steps {
+    for (flags, secs) in attempts {
         let flags = *flags | UnmountFlags::NOFOLLOW;
         let step =
             call(target, DOING, *secs, move |path| rustix::mount::unmount(path, flags), |_| {})
                 .await;
         match step {
-            // EINVAL: no mount point any more, an earlier step ended after all.
+            // EINVAL: not a mount point, because an earlier attempt completed after all.
             Ok(Ok(()) | Err(Errno::INVAL)) => return Ok(()),
             Ok(Err(errno)) => error = Some(failed(target, DOING, errno)),
             Err(late) => error = Some(late),
@@ -178,7 +182,7 @@ async fn unmount_top(target: &Path, last: bool) -> Result<(), MountError> {
             target = %target.display(),
             ?flags,
             ?error,
-            "an unmount step did not do it"
+            "an unmount attempt failed; trying the next method"
         );
     }
     error.map_or(Ok(()), Err)
@@ -195,7 +199,7 @@ mod tests {
         KernelMounter.unmount(Path::new("/no/such/place")).await.unwrap();
     }
 
-    /// As root only: everything but NFS itself works on any kernel.
+    /// Needs root: everything except NFS itself works on any kernel.
     #[tokio::test]
     async fn binds_come_and_go_read_only_too() {
         let dir = tempfile::tempdir().unwrap();

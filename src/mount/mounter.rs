@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum MountError {
-    #[error("{path}: is already a mount point of {device}")]
+    #[error("{path}: already a mount point of {device}")]
     Busy { path: PathBuf, device: String },
-    #[error("{path}: not a directory: move it away, then repeat")]
+    #[error("{path}: not a directory: move it away, then retry")]
     NotDirectory { path: PathBuf },
-    #[error("{path}: holds files that are not of the volume: move them away, then the pod can end")]
+    #[error(
+        "{path}: holds files that do not belong to the volume: move them away, so that the pod can terminate"
+    )]
     NotEmpty { path: PathBuf },
     #[error("mount option {option:?} is not allowed: use only {allowed}")]
     Option { option: String, allowed: &'static str },
@@ -48,11 +50,11 @@ pub struct NfsMount {
 /// A mount shown at a second target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BindMount {
-    /// Where it is mounted already.
+    /// An existing mount of it.
     pub source: PathBuf,
     pub read_only: bool,
     /// All options asked for. Linux keeps `noexec`, `noatime` and the like for each mount point, so
-    /// that each bind mount is given them anew; those of the file system itself are the source's.
+    /// that each bind mount gets them again; those of the file system itself are the source's.
     pub options: Vec<String>,
 }
 
@@ -67,7 +69,7 @@ pub struct MountPoint {
     pub flags: Vec<String>,
 }
 
-/// What the node needs of the kernel. Nothing here ever touches the file system under a mount point
+/// The kernel operations that the node needs. None touches the file system under a mount point
 /// of ours.
 pub trait Mounter: Clone + Send + Sync + 'static {
     fn mount_nfs(

@@ -5,7 +5,7 @@ use rustix::mount::MountFlags;
 use std::fmt::Write;
 use std::ops::RangeInclusive;
 
-/// One page goes to the kernel with mount(2), the closing NUL included.
+/// The size of the page that mount(2) copies, including the closing NUL.
 const DATA_BYTES_MAX: usize = 4095;
 /// The most connections of a mount: each takes one of a node's reserved ports.
 const NCONNECT_MAX: u64 = 16;
@@ -13,7 +13,7 @@ const NCONNECT_MAX: u64 = 16;
 /// The longest SELinux context: user, role, type and a level with its categories.
 const CONTEXT_BYTES_MAX: usize = 255;
 
-/// What mount(2) gets.
+/// The arguments of mount(2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KernelOptions {
     pub flags: MountFlags,
@@ -33,8 +33,9 @@ enum Extra {
     Context,
 }
 
-/// What may be added, and with what values. Not here: `soft` (loses writes), `noresvport` (only
-/// reserved ports are served), `suid`, `dev`, other versions, addresses or security flavours.
+/// The options that may be added, with their values. Not allowed: `soft` (loses writes),
+/// `noresvport` (only reserved ports are served), `suid`, `dev`, other versions, addresses or
+/// security flavours.
 fn allowed(name: &str) -> Option<Extra> {
     let seconds = || Extra::Number(0..=86_400);
     Some(match name {

@@ -30,8 +30,8 @@ pub async fn remove_or_move_away(target: &Path, driver: &str) -> Result<(), Moun
             tracing::warn!(
                 %target,
                 %to,
-                "a pod's volume folder held files that are not of the volume: they were moved, \
-                 remove them if nobody needs them"
+                "moved files that do not belong to the volume out of a pod's volume folder; delete \
+                 them if they are not needed"
             );
             Ok(())
         }
@@ -39,7 +39,8 @@ pub async fn remove_or_move_away(target: &Path, driver: &str) -> Result<(), Moun
     }
 }
 
-/// Where the files of a pod's target go; `None` for what is no target of kubelet's.
+/// The location that the files of a pod's target are moved to; `None` if it is not a target of
+/// kubelet's.
 fn place(target: &Path, driver: &str) -> Option<PathBuf> {
     let mut names = target.iter().rev();
     let mut name_is = |wanted: &str| names.next() == Some(OsStr::new(wanted));
@@ -54,7 +55,7 @@ fn place(target: &Path, driver: &str) -> Option<PathBuf> {
         .then(|| root.join("plugins").join(driver).join("strays").join(pod).join(volume))
 }
 
-/// To a name that is free: what was moved before stays.
+/// Moves it to a name that is free: earlier files stay.
 fn rename(from: &Path, place: &Path) -> Option<PathBuf> {
     std::fs::create_dir_all(place.parent()?).ok()?;
     let names = (1..TIMES_MAX).map(|n| PathBuf::from(format!("{}.{n}", place.display())));

@@ -16,14 +16,14 @@ const DISK_SECS: u64 = 10;
 /// [`MountError::NotDirectory`] when something else has the name.
 pub async fn create(path: &Path) -> Result<(), MountError> {
     let target = path.to_owned();
-    disk(path, "making the folder", move || match std::fs::create_dir_all(&target) {
+    disk(path, "creating the folder", move || match std::fs::create_dir_all(&target) {
         Err(error)
             if error.kind() == ErrorKind::AlreadyExists
                 || error.kind() == ErrorKind::NotADirectory =>
         {
             Err(MountError::NotDirectory { path: target })
         }
-        made => made.map_err(|error| kernel_error(&target, "making the folder", &error)),
+        made => made.map_err(|error| kernel_error(&target, "creating the folder", &error)),
     })
     .await
 }
@@ -74,10 +74,10 @@ pub(super) async fn must_be_free(path: &Path, mounts: &[MountPoint]) -> Result<(
         return Err(MountError::Busy { path: path.to_owned(), device: mount.device.clone() });
     }
     let target = path.to_owned();
-    disk(path, "looking at the target", move || match std::fs::symlink_metadata(&target) {
+    disk(path, "examining the target", move || match std::fs::symlink_metadata(&target) {
         Ok(found) if found.is_dir() => Ok(()),
         Ok(_) => Err(MountError::NotDirectory { path: target }),
-        Err(error) => Err(kernel_error(&target, "looking at the target", &error)),
+        Err(error) => Err(kernel_error(&target, "examining the target", &error)),
     })
     .await
 }

@@ -68,7 +68,7 @@ impl Procedure {
         Self::ALL.get(number as usize).copied()
     }
 
-    /// Whether a copy of it that takes effect late differs from none (R20, R36).
+    /// Whether a copy that takes effect late does harm (R20, R36).
     pub fn once(self) -> bool {
         match self {
             Self::SetAttr
@@ -105,12 +105,12 @@ pub type NameArg = Box<[u8]>;
 
 /// A directory and a name in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct DirOpArgs {
     pub dir: HandleArg,
     pub name: NameArg,
 }
 
-/// What MKNOD was asked for.
+/// The arguments of MKNOD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeArg {
     Special(Special, SetAttr),
@@ -123,19 +123,19 @@ pub enum Args {
     Null,
     GetAttr(HandleArg),
     SetAttr { file: HandleArg, set: SetAttr, guard: Option<Timestamp> },
-    Lookup(Place),
+    Lookup(DirOpArgs),
     Access { file: HandleArg, want: u32 },
     ReadLink(HandleArg),
     Read { file: HandleArg, offset: u64, count: u32 },
     Write { file: HandleArg, offset: u64, stability: Stability, data: Bytes },
-    Create { at: Place, how: CreateHow },
-    MkDir { at: Place, set: SetAttr },
-    Symlink { at: Place, set: SetAttr, target: Bytes },
-    MkNod { at: Place, node: NodeArg },
-    Remove(Place),
-    RmDir(Place),
-    Rename { from: Place, to: Place },
-    Link { file: HandleArg, at: Place },
+    Create { at: DirOpArgs, how: CreateHow },
+    MkDir { at: DirOpArgs, set: SetAttr },
+    Symlink { at: DirOpArgs, set: SetAttr, target: Bytes },
+    MkNod { at: DirOpArgs, node: NodeArg },
+    Remove(DirOpArgs),
+    RmDir(DirOpArgs),
+    Rename { from: DirOpArgs, to: DirOpArgs },
+    Link { file: HandleArg, at: DirOpArgs },
     ReadDir { dir: HandleArg, after: DirCookie, verifier: [u8; 8], count: u32 },
     ReadDirPlus { dir: HandleArg, after: DirCookie, verifier: [u8; 8], count: u32 },
     FsStat(HandleArg),
@@ -202,8 +202,8 @@ impl Args {
     }
 }
 
-fn place(args: &mut Cursor<'_>) -> Result<Place> {
-    Ok(Place { dir: Handle::decode(args)?, name: args.opaque(NAME_ARG_BYTES_MAX)?.into() })
+fn place(args: &mut Cursor<'_>) -> Result<DirOpArgs> {
+    Ok(DirOpArgs { dir: Handle::decode(args)?, name: args.opaque(NAME_ARG_BYTES_MAX)?.into() })
 }
 
 fn write(args: &mut Cursor<'_>) -> Result<Args> {

@@ -158,7 +158,7 @@ impl FileAttr {
     /// Reads `post_op_attr`.
     ///
     /// # Errors
-    /// As [`FileAttr::decode`].
+    /// Like [`FileAttr::decode`].
     pub fn decode_post_op(from: &mut Cursor<'_>) -> Result<Option<Self>> {
         if from.bool()? { Self::decode(from).map(Some) } else { Ok(None) }
     }
@@ -173,7 +173,7 @@ pub struct Wcc {
 
 impl Wcc {
     /// # Errors
-    /// As [`FileAttr::decode`].
+    /// Like [`FileAttr::decode`].
     pub fn decode(from: &mut Cursor<'_>) -> Result<Self> {
         let before = if from.bool()? {
             Some(Before { size: from.u64()?, mtime: read_time(from)?, ctime: read_time(from)? })

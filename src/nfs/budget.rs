@@ -1,6 +1,6 @@
-//! What may be in flight. Bytes and calls are counted apart, so that a GETATTR never waits behind a
-//! thousand READs: a READ beyond its budget waits by itself, with a few hundred bytes, while the
-//! calls behind it go on.
+//! Limits of the calls in flight. Bytes and calls are counted apart, so that a GETATTR never waits
+//! behind a thousand READs: a READ beyond its budget waits by itself, with a few hundred bytes,
+//! while the calls behind it go on.
 //!
 //! A WRITE beyond its budget stays in the socket, and so does what follows it on that connection:
 //! that is the back-pressure of TCP. It ends by itself, since the file system flushes without being
@@ -113,7 +113,7 @@ impl Bytes {
     }
 }
 
-/// Counts what is in flight; the count goes down when the [`Counted`] is dropped.
+/// Counts calls in flight; the count goes down when the [`Counted`] is dropped.
 #[derive(Clone, Debug, Default)]
 pub struct Count(Arc<CountState>);
 

@@ -1,74 +1,19 @@
-//! One call being carried out: who asks, what is asked of which export, and how an error becomes a
+//! A call being carried out: its caller, its target, and how an error becomes a
 //! status.
 
 use super::args::HandleArg;
 use super::attr;
-use super::data::WriteAnswer;
 use super::export::{Export, ExportTable, Found};
-use super::outbox::Message;
+use super::reply::Reply;
 use super::rpc;
-use super::server::Shared;
+use super::shared::Shared;
 use super::status::NfsStat;
-use super::xdr::{Encoder, padding};
+use super::xdr::Encoder;
 use crate::fs::FsError;
 use crate::fs::api::{Attr, Caller, FileRef, FileSystem};
-use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// READ data up to this size is copied behind its header: cheaper than another piece for writev(2).
-const FLAT_BYTES: usize = 8 << 10;
-
-/// A reply, complete with its record mark. The data of a READ is not copied.
-#[derive(Clone, Debug)]
-pub struct Reply {
-    head: Bytes,
-    data: Vec<Bytes>,
-    write: Option<WriteAnswer>,
-}
-
-impl Reply {
-    pub fn small(out: Encoder) -> Self {
-        Self::whole(rpc::finish(out, 0))
-    }
-
-    pub fn whole(head: Bytes) -> Self {
-        Self { head, data: Vec::new(), write: None }
-    }
-
-    /// A reply to a WRITE, with what its copies are answered.
-    pub fn with_write_answer(self, answer: WriteAnswer) -> Self {
-        Self { write: Some(answer), ..self }
-    }
-
-    pub fn write_answer(&self) -> Option<WriteAnswer> {
-        self.write
-    }
-
-    /// Ends with an opaque made of `data`, `len` bytes long.
-    pub fn with_data(mut out: Encoder, mut data: Vec<Bytes>, len: usize) -> Self {
-        const ZEROES: &[u8] = &[0; 4];
-        out.u32(u32::try_from(len).unwrap_or(u32::MAX));
-        let pad = Bytes::from_static(ZEROES.get(..padding(len)).unwrap_or(&[]));
-        if len <= FLAT_BYTES {
-            for piece in &data {
-                out.raw(piece);
-            }
-            out.raw(&pad);
-            return Self::small(out);
-        }
-        let head = rpc::finish(out, len + pad.len());
-        if !pad.is_empty() {
-            data.push(pad);
-        }
-        Self { head, data, write: None }
-    }
-
-    pub fn into_message(self) -> Message {
-        Message { head: self.head, data: self.data, taken: None }
-    }
-}
 
 /// A call under way.
 pub struct Call<T: ExportTable> {
@@ -164,8 +109,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 impl Hold {
-    /// What a failed call answers; `None`: make it again. A call is repeated only where nothing was
-    /// done, or under a [`crate::fs::api::CallId`] by which the file system knows it.
+    /// The status that a failed call answers; `None`: run it again. A call is repeated only where
+    /// nothing was done, or under a [`crate::fs::api::CallId`] by which the file system knows it.
     pub async fn judge<T: ExportTable>(
         &mut self,
         call: &Call<T>,
@@ -173,8 +118,8 @@ impl Hold {
         error: FsError,
     ) -> Option<NfsStat> {
         match &error {
-            // What was under way when its volume stopped may have been done: it is not to be made
-            // again as another call.
+            // A call that was under way when its volume stopped may have been done: it must not be
+            // done again as another call.
             FsError::Unavailable(_) if export.is_lost() => return Some(NfsStat::Stale),
             FsError::Unavailable(_) => {
                 let since = *self.since.get_or_insert_with(Instant::now);

@@ -2,23 +2,24 @@
 //!
 //! A call is polled once where it is read: most are answered from memory, and cost no task. One
 //! that must wait becomes a task of its own, which writes its reply itself. A call that has begun
-//! is never cancelled: its client may have gone, but it would repeat the call on another
+//! is never cancelled: its client may have gone, but it would retransmit the call on another
 //! connection.
 
 use super::args::{Args, Procedure};
 use super::budget::{Bytes as ByteBudget, Count, Taken};
-use super::call::{Call, Reply};
-use super::data::WriteAnswer;
+use super::call::Call;
 use super::dispatch::{Answer, dispatch};
 use super::duplicate::{Arrived, First};
 use super::export::{ExportTable, Found};
 use super::mount::{self, MountArgs};
 use super::outbox::{Message, Outbox, SMALL_BYTES};
+use super::peer::Trust;
 use super::record::RecordReader;
+use super::reply::{Reply, WriteAnswer};
 use super::rpc::{
     self, AUTH_NONE, AUTH_SYS, AuthStat, Identity, MOUNT_PROGRAM, NFS_PROGRAM, Received, Refusal,
 };
-use super::server::{Kept, Shared, Squash, Trust};
+use super::shared::{IdleConnection, Shared, Squash};
 use super::status::NfsStat;
 use crate::fs::api::Caller;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -50,18 +51,18 @@ pub struct Connection<T> {
     batch: BytesMut,
     read_bytes: ByteBudget,
     write_bytes: ByteBudget,
-    /// What the record being received will take.
+    /// The budget of the record that is being received.
     receiving: Option<Taken>,
     reads: Count,
     calls: Count,
-    /// The last credentials and what they say: a client's calls mostly carry the same.
+    /// The last credentials, decoded: most calls of a client carry the same.
     identity: Option<(Box<[u8]>, Arc<Identity>)>,
 }
 
-/// What became of a record.
+/// How a record was handled.
 enum Begun {
     Reply(Reply),
-    /// The answer goes where it must when it is there.
+    /// A task sends the reply when it is complete.
     Later,
 }
 
@@ -101,7 +102,7 @@ impl<T: ExportTable> Connection<T> {
         let stall = self.shared.options.stall;
         let served = async {
             match self.receive().await? {
-                End::Stop if self.shared.keeps() => self.rest().await,
+                End::Stop if self.shared.is_quiescing() => self.quiesce().await,
                 End::Stop => {
                     self.drain().await;
                     Ok(End::Peer)
@@ -117,29 +118,33 @@ impl<T: ExportTable> Connection<T> {
         };
         outbox.close();
         match ended {
-            Ok(End::Stop) => self.keep(),
+            Ok(End::Stop) => self.hand_over(),
             Ok(End::Peer) => {}
-            Err(error) => tracing::debug!(peer = %self.peer, %error, "an NFS connection ended"),
+            Err(error) => {
+                tracing::debug!(peer = %self.peer, %error, "an NFS connection was closed")
+            }
         }
     }
 
-    /// Gives the connection away, for another server to go on with.
-    fn keep(self) {
+    /// Gives the idle connection away, for another server to adopt.
+    fn hand_over(self) {
         match self.stream.as_fd().try_clone_to_owned() {
-            Ok(stream) => self.shared.keep(Kept { stream, trust: self.trust }),
+            Ok(stream) => {
+                self.shared.add_idle(IdleConnection { stream, trust: self.trust });
+            }
             Err(error) => {
                 tracing::warn!(
                     peer = %self.peer,
                     %error,
-                    "a connection cannot be kept: its client connects again"
+                    "a connection cannot be handed over; its client reconnects"
                 )
             }
         }
     }
 
-    /// After a stop: receives no more than the rest of a call that has begun to arrive, and answers
-    /// all there are.
-    async fn rest(&mut self) -> io::Result<End> {
+    /// After a stop: receives the rest of a call that has begun to arrive, answers all calls, and
+    /// reads no further.
+    async fn quiesce(&mut self) -> io::Result<End> {
         loop {
             while let Some(record) = self.records.next().map_err(io::Error::other)? {
                 self.begin(record).await?;
@@ -215,13 +220,13 @@ impl<T: ExportTable> Connection<T> {
             }
             let idle = !self.records.mid_record();
             if idle {
-                self.records.rest();
+                self.records.release_buffers();
             }
             tokio::select! {
                 ready = self.stream.readable() => ready?,
                 () = self.shared.stop.cancelled() => return Ok(Some(End::Stop)),
                 () = tokio::time::sleep(self.shared.options.stall), if !idle => {
-                    return Err(io::Error::other("a record was begun and not finished"));
+                    return Err(io::Error::other("timed out in the middle of a record"));
                 }
             }
         }
@@ -387,7 +392,7 @@ impl<T: ExportTable> Connection<T> {
         }
     }
 
-    /// Who calls; `None`: nobody in particular, where that is enough.
+    /// The caller; `None` without credentials, if the procedure needs none.
     fn identify(
         &mut self,
         received: &rpc::Call<'_>,
@@ -466,12 +471,12 @@ impl<T: ExportTable> Connection<T> {
                 }
             }
         };
-        // What fails here has no reader any more.
+        // The peer is gone if this fails.
         let _closed = tokio::time::timeout(LINGER, closed).await;
     }
 }
 
-/// Who calls without credentials.
+/// The caller of a call without credentials.
 fn nobody() -> Caller {
     Caller { uid: 65534, gid: 65534, groups: Vec::new(), call: None }
 }

@@ -2,15 +2,14 @@
 
 use super::args::HandleArg;
 use super::attr;
-use super::call::{Call, Reply, held};
+use super::call::{Call, held};
 use super::export::ExportTable;
-use super::rpc;
+use super::reply::{Reply, WriteAnswer};
 use super::status::NfsStat;
-use super::xdr::Encoder;
 use crate::fs::api::{FileSystem, IO_BYTES_MAX, Stability};
 use bytes::Bytes;
 
-/// What a READ may answer, in bytes.
+/// The most bytes that a READ may return.
 pub fn read_bytes(count: u32) -> u32 {
     count.min(IO_BYTES_MAX as u32)
 }
@@ -36,44 +35,6 @@ pub async fn read<T: ExportTable>(
             Reply::with_data(out, read.data, len)
         }
         Err(status) => call.failed_with_attr(status, Some(&target)).await,
-    }
-}
-
-/// The answer of a WRITE without attributes, as it is remembered for its copies (R36).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WriteAnswer {
-    status: NfsStat,
-    count: u32,
-    committed: Stability,
-    /// The verifier of the opening that took the data: with a later one a client would believe lost
-    /// data to be kept (R18).
-    verifier: [u8; 8],
-}
-
-impl WriteAnswer {
-    pub fn failed(status: NfsStat) -> Self {
-        Self { status, count: 0, committed: Stability::Unstable, verifier: [0; 8] }
-    }
-
-    fn encode(&self, out: &mut Encoder) {
-        out.u32(self.count);
-        out.u32(match self.committed {
-            Stability::Unstable => 0,
-            Stability::DataSync => 1,
-            Stability::FileSync => 2,
-        });
-        out.raw(&self.verifier);
-    }
-
-    /// The reply to a copy. It says nothing of attributes: those of then are old by now.
-    pub fn again(&self, xid: u32) -> Reply {
-        let mut out = rpc::accept(xid, 32);
-        out.u32(self.status as u32);
-        attr::wcc(&mut out, 0, None, None);
-        if self.status == NfsStat::Ok {
-            self.encode(&mut out);
-        }
-        Reply::small(out)
     }
 }
 

@@ -1,9 +1,10 @@
 //! From parsed arguments to the procedure that carries them out.
 
 use super::args::{Args, Procedure};
-use super::call::{Call, Reply};
+use super::call::Call;
 use super::export::ExportTable;
-use super::listing::{Form, Listed};
+use super::listing::{Form, ListArgs};
+use super::reply::Reply;
 use super::{data, listing, names, objects, rpc};
 use std::future::Future;
 use std::pin::Pin;
@@ -31,12 +32,14 @@ pub fn dispatch<T: ExportTable>(call: Call<T>, args: Args) -> Answer {
         Args::RmDir(place) => Box::pin(names::rmdir(call, place)),
         Args::Rename { from, to } => Box::pin(names::rename(call, from, to)),
         Args::Link { file, at } => Box::pin(names::link(call, file, at)),
-        Args::ReadDir { dir, after, verifier, count } => {
-            Box::pin(listing::list(call, Listed { dir, after, verifier, count, form: Form::Names }))
-        }
-        Args::ReadDirPlus { dir, after, verifier, count } => {
-            Box::pin(listing::list(call, Listed { dir, after, verifier, count, form: Form::Plus }))
-        }
+        Args::ReadDir { dir, after, verifier, count } => Box::pin(listing::list(
+            call,
+            ListArgs { dir, after, verifier, count, form: Form::Names },
+        )),
+        Args::ReadDirPlus { dir, after, verifier, count } => Box::pin(listing::list(
+            call,
+            ListArgs { dir, after, verifier, count, form: Form::Plus },
+        )),
         Args::FsStat(file) => Box::pin(objects::fsstat(call, file)),
         Args::FsInfo(file) => Box::pin(objects::fsinfo(call, file)),
         Args::PathConf(file) => Box::pin(objects::pathconf(call, file)),

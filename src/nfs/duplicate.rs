@@ -1,20 +1,19 @@
 //! Calls that come again (R20, R36): no copy of a call takes effect after its answer was given.
 //!
 //! ```text
-//!            first copy ─────────────────▶ answered ───▶ a WRITE: remembered here, the newest WRITES_MAX
-//!  a copy meanwhile joins it                        └──▶ any other: remembered by the file system (R20)
+//!         first copy ───────────────▶ answered ──▶ a WRITE: remembered here, the newest WRITES_MAX
+//!  a copy meanwhile joins it                  └──▶ any other: by the file system (R20)
 //! ```
 //! A copy is never dropped: the kernel's client would wait a minute or more. A WRITE that waits,
 //! for a lease, for memory or for the store, may have been sent again on another connection, and
-//! the range written anew, before it goes on: a second copy that took effect then would bring the
-//! old bytes back. The file system does not remember WRITEs, because each would need a row in the
-//! database; remembering them here is enough, because it is only while a process lives that copies
-//! wait in its sockets.
+//! the range written again, before it takes effect: a second copy that took effect then would bring
+//! the old bytes back. The file system does not remember WRITEs, because each would need a row in
+//! the database; remembering them here is enough, because it is only while a process lives that
+//! copies wait in its sockets.
 
 use super::budget::{Count, Counted};
-use super::call::Reply;
-use super::data::WriteAnswer;
 use super::outbox::Outbox;
+use super::reply::{Reply, WriteAnswer};
 use crate::fs::api::CallId;
 use parking_lot::Mutex;
 use std::collections::hash_map::Entry;
@@ -121,7 +120,7 @@ impl First {
 
 impl Drop for First {
     fn drop(&mut self) {
-        // The call was abandoned before it did anything: a repetition must be able to begin.
+        // The call was abandoned before it did anything: a retransmission must be able to start.
         if self.open {
             self.all.0.lock().running.remove(&self.id);
         }

@@ -1,4 +1,4 @@
-//! What is served: exports, and how a server finds them.
+//! Exports, and how a server finds them.
 //!
 //! ```text
 //!            announce                publish              lose (fenced, R25)
@@ -73,10 +73,10 @@ impl<F: FileSystem> Export<F> {
     }
 }
 
-/// What a server knows of an export id.
+/// The state of an export id.
 pub enum Found<F> {
     Open(Arc<Export<F>>),
-    /// It will be open, or will not, soon.
+    /// The export is being opened.
     Opening,
     Unknown,
 }
@@ -87,9 +87,9 @@ pub enum MountRefused {
     #[error("no such export")]
     NotFound,
     /// Not during our own mount(2) of the volume (R23).
-    #[error("this export may not be mounted now")]
+    #[error("this export can be mounted by the node plugin only")]
     Denied,
-    #[error("the export cannot be opened now: {0}")]
+    #[error("cannot open the export: {0}")]
     Unavailable(String),
 }
 
@@ -107,7 +107,7 @@ pub struct Listed {
     pub path: String,
 }
 
-/// What a server serves. The edge asks; `app` answers with what is open.
+/// The exports of a server, which a floor above provides.
 pub trait ExportTable: Send + Sync + 'static {
     type Fs: FileSystem;
 
@@ -159,9 +159,9 @@ impl<F: FileSystem> Registry<F> {
         }
     }
 
-    /// As [`Self::publish`], also after a loss: its file system was opened anew, and nobody is to
-    /// be kept from it.
-    pub fn publish_anew(&self, export: Arc<Export<F>>) {
+    /// Like [`Self::publish`], also after a loss: the file system was opened again, and no client
+    /// is to be kept from it.
+    pub fn republish(&self, export: Arc<Export<F>>) {
         self.slots.write().insert(export.id, Slot::Open(export));
     }
 

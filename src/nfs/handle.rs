@@ -22,7 +22,7 @@ pub const HANDLE_BYTES: usize = 52;
 const VERSION: u8 = 1;
 const SIGNED_BYTES: usize = 36;
 
-/// What an export is called on the wire, the same after a restart and on every node: the dataset's
+/// The id of an export on the wire, the same after a restart and on every node: the dataset's
 /// incarnation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExportId(pub [u8; 16]);
@@ -71,7 +71,7 @@ impl HandleKey {
         signed[4..20].copy_from_slice(&handle.export.0);
         signed[20..28].copy_from_slice(&handle.file.ino.0.to_be_bytes());
         signed[28..36].copy_from_slice(&handle.file.generation.to_be_bytes());
-        // As numbers, so that the time does not tell how many bytes are right.
+        // Compared as numbers, so that the time does not tell how many bytes are right.
         if u128::from_be_bytes(self.mac(&signed)) == u128::from_be_bytes(handle.mac) {
             Ok(handle.file)
         } else {

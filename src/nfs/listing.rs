@@ -3,9 +3,10 @@
 
 use super::args::HandleArg;
 use super::attr::{self, ATTR_BYTES};
-use super::call::{Call, Reply, Target, held};
+use super::call::{Call, Target, held};
 use super::export::ExportTable;
 use super::handle::{self, HANDLE_BYTES};
+use super::reply::Reply;
 use super::status::NfsStat;
 use super::xdr::Encoder;
 use crate::fs::api::{DirCookie, DirEntry, FileSystem, ListLimit, Listing};
@@ -13,14 +14,14 @@ use crate::fs::api::{DirCookie, DirEntry, FileSystem, ListLimit, Listing};
 /// The largest reply, and what FSINFO says is preferred, in bytes.
 pub const DIR_BYTES_MAX: u32 = 128 << 10;
 const COOKIE_VERIFIER: [u8; 8] = [0; 8];
-/// What surrounds the entries: directory attributes, verifier, end of list, eof.
+/// The bytes around the entries: directory attributes, verifier, end of list, eof.
 const FRAME_BYTES: usize = 4 + ATTR_BYTES + 8 + 4 + 4;
 /// An entry without the bytes of its name, with the most padding: follows, fileid, length, cookie.
 const ENTRY_BYTES: usize = 4 + 8 + 4 + 3 + 8;
-/// What READDIRPLUS adds: attributes and handle, each with its flag.
+/// The bytes that READDIRPLUS adds: attributes and handle, each with its flag.
 const PLUS_BYTES: usize = 4 + ATTR_BYTES + 4 + 4 + HANDLE_BYTES;
 
-/// What a listing may answer, in bytes.
+/// The most bytes that a listing may return.
 pub fn listing_bytes(count: u32) -> u32 {
     count.min(DIR_BYTES_MAX)
 }
@@ -33,7 +34,7 @@ pub enum Form {
 
 /// A READDIR or READDIRPLUS.
 #[derive(Clone, Copy, Debug)]
-pub struct Listed {
+pub struct ListArgs {
     pub dir: HandleArg,
     pub after: DirCookie,
     pub verifier: [u8; 8],
@@ -41,7 +42,7 @@ pub struct Listed {
     pub form: Form,
 }
 
-pub async fn list<T: ExportTable>(call: Call<T>, ask: Listed) -> Reply {
+pub async fn list<T: ExportTable>(call: Call<T>, ask: ListArgs) -> Reply {
     let target = match call.target(ask.dir).await {
         Ok(target) => target,
         Err(status) => return call.failed_with_attr(status, None).await,

@@ -4,8 +4,8 @@
 //! back into replies; it decides nothing. Our own XDR: the structs of the known crates allocate
 //! from lengths that they have not checked, and encode replies through a copy.
 //!
-//! **Nouns.** An *export* is an open file system under an id and a handle key. A *table* says which
-//! exports there are; `app` provides it. A *server* is one listener with its connections; an
+//! **Nouns.** An *export* is an open file system under an id and a handle key. A *table* finds the
+//! exports; the floor above provides it. A *server* is one listener with its connections; an
 //! *endpoint* is the table of a server for one staged volume. A *handle* is a capability for one
 //! object of one export.
 //!
@@ -34,15 +34,17 @@ mod duplicate;
 mod export;
 mod handle;
 mod listing;
-pub mod load;
 mod mount;
+mod mounted;
 mod names;
 mod objects;
 mod outbox;
 mod peer;
 mod record;
+mod reply;
 mod rpc;
 mod server;
+mod shared;
 mod status;
 #[doc(hidden)]
 pub mod untrusted;
@@ -54,5 +56,7 @@ pub use export::{
     Endpoint, Export, ExportTable, Found, Listed, MountPass, MountPoint, MountRefused, Registry,
 };
 pub use handle::ExportId;
-pub use server::{Kept, Options, Peers, Server, Squash, Trust};
+pub use peer::{Peers, Trust};
+pub use server::Server;
+pub use shared::{IdleConnection, Options, Squash};
 pub use status::NfsStat;

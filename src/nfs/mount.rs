@@ -1,23 +1,19 @@
 //! MOUNT version 3 (RFC 1813 appendix I), on the same port as NFS.
 
-use super::call::{Call, Reply, held};
+use super::call::{Call, held};
 use super::export::{ExportTable, MountPoint, MountRefused};
 use super::handle::{self, HANDLE_BYTES};
 use super::names;
+use super::reply::Reply;
 use super::rpc::{self, AUTH_SYS};
 use super::status::NfsStat;
 use super::xdr::{self, Cursor};
 use crate::fs::api::{FileKind, FileSystem};
-use parking_lot::Mutex;
-use std::collections::VecDeque;
 use std::fmt::Display;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 /// RFC 1813 §5.1.2, MNTPATHLEN.
 const PATH_BYTES_MAX: usize = 1024;
-/// What DUMP remembers. It is for people; nothing depends on it.
-const MOUNTS_MAX: usize = 1024;
-
 /// A procedure of MOUNT with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MountArgs {
@@ -47,32 +43,12 @@ impl MountArgs {
     }
 }
 
-/// Who said it mounted what, the latest [`MOUNTS_MAX`].
-#[derive(Debug, Default)]
-pub struct Mounts(Mutex<VecDeque<(IpAddr, Box<[u8]>)>>);
-
-impl Mounts {
-    fn add(&self, peer: IpAddr, path: Box<[u8]>) {
-        let mut mounts = self.0.lock();
-        if !mounts.iter().any(|(p, at)| *p == peer && *at == path) {
-            if mounts.len() >= MOUNTS_MAX {
-                mounts.pop_front();
-            }
-            mounts.push_back((peer, path));
-        }
-    }
-
-    fn remove(&self, peer: IpAddr, path: Option<&[u8]>) {
-        self.0.lock().retain(|(p, at)| *p != peer || path.is_some_and(|path| path != &**at));
-    }
-}
-
 /// `mountstat3`.
 fn status(refused: &MountRefused) -> u32 {
     match refused {
         MountRefused::NotFound => 2,
         MountRefused::Denied => 13,
-        // MOUNT has no "try again"; mount(2) reports an I/O error, which the caller repeats.
+        // MOUNT has no "try again"; mount(2) reports an I/O error, and the caller retries.
         MountRefused::Unavailable(_) => 5,
     }
 }
@@ -84,7 +60,7 @@ async fn mount<T: ExportTable>(
     peer: SocketAddr,
 ) -> Result<[u8; HANDLE_BYTES], u32> {
     let refuse = |refused: &dyn Display, status| {
-        tracing::info!(path = %path.escape_ascii(), %peer, %refused, "a MOUNT call was refused");
+        tracing::info!(path = %path.escape_ascii(), %peer, %refused, "refused a MOUNT call");
         status
     };
     let point = call
@@ -96,8 +72,8 @@ async fn mount<T: ExportTable>(
     descend(call, &point).await.map_err(|refused| refuse(&refused, below_status(refused)))
 }
 
-/// Walks from the root to a directory, by the rights of who mounts. Links are not followed: where
-/// they lead is the client's to say.
+/// Walks from the root to a directory, with the rights of the caller. Links are not followed: the
+/// client resolves them.
 async fn descend<T: ExportTable>(
     call: &Call<T>,
     point: &MountPoint<T::Fs>,
@@ -149,16 +125,16 @@ pub async fn answer<T: ExportTable>(call: Call<T>, args: MountArgs, peer: Socket
             Err(status) => drop(out.u32(status)),
         },
         MountArgs::Dump => {
-            for (peer, path) in mounts.0.lock().iter() {
+            mounts.for_each(|peer, path| {
                 out.bool(true).opaque(peer.to_string().as_bytes()).opaque(path);
-            }
+            });
             out.bool(false);
         }
         MountArgs::Unmount(path) => mounts.remove(peer.ip(), Some(&path)),
         MountArgs::UnmountAll => mounts.remove(peer.ip(), None),
         MountArgs::Export => {
             for export in call.shared.table.list().await {
-                // No groups: what is exported is exported to whoever may connect.
+                // No groups: any client that may connect may mount.
                 out.bool(true).opaque(export.path.as_bytes()).bool(false);
             }
             out.bool(false);

@@ -1,11 +1,12 @@
 //! Procedures on a name in a directory: LOOKUP, CREATE, MKDIR, SYMLINK, MKNOD, REMOVE, RMDIR,
 //! RENAME, LINK (RFC 1813 §3.3).
 
-use super::args::{HandleArg, NodeArg, Place};
+use super::args::{DirOpArgs, HandleArg, NodeArg};
 use super::attr;
-use super::call::{Call, Reply, Target, held};
+use super::call::{Call, Target, held};
 use super::export::ExportTable;
 use super::handle;
+use super::reply::Reply;
 use super::status::NfsStat;
 use crate::fs::api::{Change, CreateHow, Created, FileSystem, SYMLINK_BYTES_MAX, SetAttr, Special};
 use crate::types::EntryName;
@@ -30,7 +31,7 @@ fn entry(name: &[u8], dots: NfsStat) -> Result<EntryName, NfsStat> {
     EntryName::try_from(name).map_err(|_| dots)
 }
 
-pub async fn lookup<T: ExportTable>(call: Call<T>, place: Place) -> Reply {
+pub async fn lookup<T: ExportTable>(call: Call<T>, place: DirOpArgs) -> Reply {
     let target = match call.target(place.dir).await {
         Ok(target) => target,
         Err(status) => return call.failed_with_attr(status, None).await,
@@ -79,7 +80,7 @@ async fn created<T: ExportTable>(
     }
 }
 
-pub async fn create<T: ExportTable>(call: Call<T>, at: Place, how: CreateHow) -> Reply {
+pub async fn create<T: ExportTable>(call: Call<T>, at: DirOpArgs, how: CreateHow) -> Reply {
     let target = directory!(call, at);
     let made = async {
         let name = entry(&at.name, NfsStat::Exist)?;
@@ -89,7 +90,7 @@ pub async fn create<T: ExportTable>(call: Call<T>, at: Place, how: CreateHow) ->
     created(&call, &target, made).await
 }
 
-pub async fn mkdir<T: ExportTable>(call: Call<T>, at: Place, set: SetAttr) -> Reply {
+pub async fn mkdir<T: ExportTable>(call: Call<T>, at: DirOpArgs, set: SetAttr) -> Reply {
     let target = directory!(call, at);
     let made = async {
         let name = entry(&at.name, NfsStat::Exist)?;
@@ -99,7 +100,7 @@ pub async fn mkdir<T: ExportTable>(call: Call<T>, at: Place, set: SetAttr) -> Re
     created(&call, &target, made).await
 }
 
-async fn make<T: ExportTable>(call: Call<T>, at: Place, what: Special, set: SetAttr) -> Reply {
+async fn make<T: ExportTable>(call: Call<T>, at: DirOpArgs, what: Special, set: SetAttr) -> Reply {
     let target = directory!(call, at);
     let made = async {
         let name = entry(&at.name, NfsStat::Exist)?;
@@ -113,7 +114,12 @@ async fn make<T: ExportTable>(call: Call<T>, at: Place, what: Special, set: SetA
     created(&call, &target, made).await
 }
 
-pub async fn symlink<T: ExportTable>(call: Call<T>, at: Place, set: SetAttr, link: Bytes) -> Reply {
+pub async fn symlink<T: ExportTable>(
+    call: Call<T>,
+    at: DirOpArgs,
+    set: SetAttr,
+    link: Bytes,
+) -> Reply {
     if link.len() > SYMLINK_BYTES_MAX {
         return refused(call, at, NfsStat::NameTooLong).await;
     }
@@ -125,14 +131,14 @@ pub async fn symlink<T: ExportTable>(call: Call<T>, at: Place, set: SetAttr, lin
     make(call, at, Special::Symlink(link), set).await
 }
 
-pub async fn mknod<T: ExportTable>(call: Call<T>, at: Place, node: NodeArg) -> Reply {
+pub async fn mknod<T: ExportTable>(call: Call<T>, at: DirOpArgs, node: NodeArg) -> Reply {
     match node {
         NodeArg::Special(what, set) => make(call, at, what, set).await,
         NodeArg::BadType => refused(call, at, NfsStat::BadType).await,
     }
 }
 
-async fn refused<T: ExportTable>(call: Call<T>, at: Place, status: NfsStat) -> Reply {
+async fn refused<T: ExportTable>(call: Call<T>, at: DirOpArgs, status: NfsStat) -> Reply {
     let target = directory!(call, at);
     call.failed_with_wcc(status, Some(&target)).await
 }
@@ -152,7 +158,7 @@ async fn changed<T: ExportTable>(
     }
 }
 
-pub async fn remove<T: ExportTable>(call: Call<T>, at: Place) -> Reply {
+pub async fn remove<T: ExportTable>(call: Call<T>, at: DirOpArgs) -> Reply {
     let target = directory!(call, at);
     let change = async {
         let name = entry(&at.name, NfsStat::Inval)?;
@@ -162,7 +168,7 @@ pub async fn remove<T: ExportTable>(call: Call<T>, at: Place) -> Reply {
     changed(&call, &target, change).await
 }
 
-pub async fn rmdir<T: ExportTable>(call: Call<T>, at: Place) -> Reply {
+pub async fn rmdir<T: ExportTable>(call: Call<T>, at: DirOpArgs) -> Reply {
     let target = directory!(call, at);
     let change = async {
         // POSIX rmdir: `.` is invalid, `..` is never empty.
@@ -174,7 +180,7 @@ pub async fn rmdir<T: ExportTable>(call: Call<T>, at: Place) -> Reply {
     changed(&call, &target, change).await
 }
 
-pub async fn rename<T: ExportTable>(call: Call<T>, from: Place, to: Place) -> Reply {
+pub async fn rename<T: ExportTable>(call: Call<T>, from: DirOpArgs, to: DirOpArgs) -> Reply {
     let (source, target) = match (call.target(from.dir).await, call.target(to.dir).await) {
         (Ok(source), Ok(target)) => (source, target),
         (Err(status), _) | (_, Err(status)) => {
@@ -224,7 +230,7 @@ async fn renamed<T: ExportTable>(
     Reply::small(out)
 }
 
-pub async fn link<T: ExportTable>(call: Call<T>, file: HandleArg, at: Place) -> Reply {
+pub async fn link<T: ExportTable>(call: Call<T>, file: HandleArg, at: DirOpArgs) -> Reply {
     let (source, target) = match (call.target(file).await, call.target(at.dir).await) {
         (Ok(source), Ok(target)) => (source, target),
         (Err(status), _) | (_, Err(status)) => return linked(&call, None, status).await,

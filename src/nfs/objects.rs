@@ -3,9 +3,10 @@
 
 use super::args::HandleArg;
 use super::attr;
-use super::call::{Call, Reply, Target, held};
+use super::call::{Call, Target, held};
 use super::export::ExportTable;
 use super::listing::DIR_BYTES_MAX;
+use super::reply::Reply;
 use super::status::NfsStat;
 use crate::fs::api::{Attr, FILE_BYTES_MAX, FileSystem, IO_BYTES_MAX, LINKS_MAX, SetAttr};
 use crate::types::Timestamp;

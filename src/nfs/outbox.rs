@@ -1,8 +1,8 @@
-//! What leaves on a connection.
+//! The replies that leave on a connection.
 //!
-//! Whoever finishes a call puts its reply here and, if nobody is writing, writes it at once: no
-//! task has to be woken. Only when the socket is full does the connection's writer task go on.
-//! Small replies overtake READ data that has not begun.
+//! A task that finishes a call puts its reply here and, unless another task is writing, writes it
+//! at once: no task has to be woken. Only when the socket is full does the connection's writer task
+//! go on. Small replies overtake READ data that has not begun.
 
 use super::budget::Taken;
 use bytes::{Buf, Bytes};
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 /// Pieces handed to one writev(2).
 const PIECES_MAX: usize = 64;
-/// Large messages taken together, in bytes: what a small one may have to wait for.
+/// Large messages that are written together, in bytes: a small one may have to wait for them.
 const LARGE_ROUND_BYTES: usize = 256 << 10;
 /// A message up to this size is small.
 pub const SMALL_BYTES: usize = 16 << 10;
@@ -116,7 +116,7 @@ impl Outbox {
         if state.closed {
             return false;
         }
-        // What was taken from a budget is bounded by that; the rest is counted here.
+        // Bytes taken from a budget are bounded by that; the others are counted here.
         if message.taken.is_none() || message.len() <= SMALL_BYTES {
             state.small_bytes += message.len();
             state.small.push_back(message);

@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection from this machine: AUTH_SYS credentials are only what a
+//! The peer of a connection from this machine: AUTH_SYS credentials are only what a
 //! client says (R23).
 //!
 //! A port below 1024 says that root, or the kernel, opened the socket. For other ports the kernel's
@@ -84,9 +84,53 @@ fn address(text: &str) -> Option<SocketAddr> {
     Some(canonical(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?)))
 }
 
+/// Who may connect (R23).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Peers {
+    /// From this machine, from a port that only root or the kernel may use.
+    #[default]
+    LoopbackReserved,
+    /// From this machine.
+    Loopback,
+    /// From a reserved port; on this machine also root, and the user that this process runs as,
+    /// from any port.
+    Privileged,
+    /// Like `Privileged`, and all others without root's rights.
+    Everybody,
+}
+
+impl Peers {
+    /// Decides about a connection to `local`, our end. A listener on loopback serves this machine
+    /// alone, whatever the kernel routes there (`route_localnet`). `None` refuses.
+    pub async fn admit(self, peer: SocketAddr, local: SocketAddr) -> Option<Trust> {
+        let is_loopback = |at: SocketAddr| at.ip().to_canonical().is_loopback();
+        let outside = is_loopback(local) && !is_loopback(peer);
+        let whole = match self {
+            Self::LoopbackReserved => is_loopback(peer) && peer.port() < RESERVED_BELOW,
+            Self::Loopback => is_loopback(peer),
+            Self::Privileged | Self::Everybody => !outside && is_privileged(peer, local).await,
+        };
+        match (whole, self) {
+            (true, _) => Some(Trust::Whole),
+            (false, Self::Everybody) if !outside => Some(Trust::Squashed),
+            (false, _) => None,
+        }
+    }
+}
+
+/// The rights of a connection that was admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trust {
+    Whole,
+    /// Its superuser is nobody.
+    Squashed,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()
@@ -132,5 +176,43 @@ mod tests {
         drop(client);
         assert_eq!(owner(peer, local), None, "whose it was is not known any more");
         assert!(!is_privileged(at("192.0.2.1:5000"), local).await);
+    }
+
+    /// A connection whose socket is `uid`'s: its two ends.
+    async fn connected(
+        listener: &TcpListener,
+        uid: Option<u32>,
+    ) -> (TcpStream, SocketAddr, SocketAddr) {
+        let socket = TcpSocket::new_v4().unwrap();
+        std::os::unix::fs::fchown(&socket, uid, None).unwrap();
+        let stream = socket.connect(listener.local_addr().unwrap()).await.unwrap();
+        let ends = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+        (stream, ends.0, ends.1)
+    }
+
+    #[tokio::test]
+    async fn only_who_may_be_root_is_served_in_full() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (_ours, peer, local) = connected(&listener, None).await;
+        assert_eq!(Peers::Privileged.admit(peer, local).await, Some(Trust::Whole));
+        assert_eq!(Peers::Everybody.admit(peer, local).await, Some(Trust::Whole));
+        assert_eq!(Peers::LoopbackReserved.admit(peer, local).await, None);
+        let reserved = SocketAddr::new(peer.ip(), 1023);
+        assert_eq!(Peers::Privileged.admit(reserved, local).await, Some(Trust::Whole));
+        assert_eq!(Peers::LoopbackReserved.admit(reserved, local).await, Some(Trust::Whole));
+        // Only root may give a socket away.
+        if rustix::process::geteuid().is_root() {
+            let (_theirs, peer, local) = connected(&listener, Some(65534)).await;
+            assert_eq!(Peers::Privileged.admit(peer, local).await, None);
+            assert_eq!(Peers::Everybody.admit(peer, local).await, Some(Trust::Squashed));
+        }
+        let far: SocketAddr = "192.0.2.1:700".parse().unwrap();
+        for peers in [Peers::Privileged, Peers::Everybody] {
+            assert_eq!(peers.admit(far, local).await, None, "loopback is this machine's alone");
+            assert_eq!(
+                peers.admit(far, "192.0.2.9:12049".parse().unwrap()).await,
+                Some(Trust::Whole)
+            );
+        }
     }
 }

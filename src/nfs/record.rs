@@ -1,4 +1,4 @@
-//! Record marking on a byte stream (RFC 5531 §11): finds the records in what was received.
+//! Record marking on a byte stream (RFC 5531 §11): finds the records in the received bytes.
 //!
 //! Holds no socket: the connection reads into [`RecordReader::spare`] and takes records from
 //! [`RecordReader::next`]. Memory is bounded by one record of [`RECORD_BYTES_MAX`] and one small
@@ -43,7 +43,7 @@ pub struct RecordReader {
 }
 
 impl RecordReader {
-    /// Where to put what is received next. Always has room.
+    /// The buffer for the next bytes. Always has room.
     pub fn spare(&mut self) -> &mut BytesMut {
         match &mut self.large {
             Some(large) if large.missing > 0 => {
@@ -81,7 +81,7 @@ impl RecordReader {
     }
 
     /// Gives memory back while nothing is being received.
-    pub fn rest(&mut self) {
+    pub fn release_buffers(&mut self) {
         if self.buffer.is_empty() {
             self.buffer = BytesMut::new();
         }
@@ -161,7 +161,7 @@ impl RecordReader {
         Some(self.buffer.split_to(len).freeze())
     }
 
-    /// Moves what has arrived of the current fragment out of the small buffer.
+    /// Moves the received part of the current fragment out of the small buffer.
     fn fill(&mut self) {
         if let Some(large) = &mut self.large {
             let part = large.missing.min(self.buffer.len());
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(feed(&sum, 65536), Err(RecordError::TooLong));
     }
 
-    /// Whoever goes on with a connection must find it between two records.
+    /// A server that adopts a connection must find it between two records.
     #[test]
     fn what_is_missing_ends_where_the_record_ends() {
         let (mut stream, mut ends) = (Vec::new(), vec![0]);
@@ -331,7 +331,7 @@ mod tests {
         assert!(reader.mid_record());
         put(&mut reader, b"abcd");
         assert_eq!(reader.next().unwrap().unwrap(), "abcd");
-        reader.rest();
+        reader.release_buffers();
         assert_eq!((reader.buffer.capacity(), reader.mid_record()), (0, false));
     }
 }

@@ -58,7 +58,7 @@ pub struct Call<'a> {
     pub args: Cursor<'a>,
 }
 
-/// What a record is.
+/// The kind of a record.
 #[derive(Debug)]
 pub enum Received<'a> {
     Call(Call<'a>),
@@ -90,7 +90,7 @@ pub fn decode(record: &Bytes) -> Result<Received<'_>> {
     Ok(Received::Call(Call { xid, program, version, procedure, flavor, credentials, args }))
 }
 
-/// Who AUTH_SYS says is calling, and the machine it says so from.
+/// The caller according to AUTH_SYS, and its machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub uid: u32,
@@ -117,7 +117,7 @@ impl Identity {
         }
         let groups = (0..count).map(|_| body.u32()).collect::<Result<Vec<u32>>>()?;
         if ![uid, gid].iter().chain(&groups).all(|number| is_owner(*number)) {
-            return Err(XdrError("a user or group that is none"));
+            return Err(XdrError("the reserved user or group -1"));
         }
         let mut hasher = SipHasher13::new();
         match peer.to_canonical() {
@@ -141,9 +141,9 @@ impl Identity {
         CallId { client: self.client, xid, checksum: hasher.finish() }
     }
 
-    /// As [`Self::call_id`], of a WRITE. It is kept in memory only, and its megabyte is summed many
-    /// times faster: the file and the range are hashed, and of the data a CRC tells apart what two
-    /// transports of one client send under the same number.
+    /// Like [`Self::call_id`], for a WRITE. The id is kept in memory only, and its megabyte is
+    /// summed many times faster: the file and the range are hashed, and of the data a CRC tells
+    /// apart what two transports of one client send under the same number.
     pub fn write_id(&self, xid: u32, args: &[u8]) -> CallId {
         let mut hasher = SipHasher13::new();
         hasher.write(args.get(..WRITE_HEAD_BYTES).unwrap_or(args));

@@ -1,4 +1,4 @@
-//! Bytes from outside through every parser of this edge, without a socket: what the fuzzers call.
+//! Feeds outside bytes to every parser of this edge, without a socket, for the fuzzers.
 
 use super::args::{Args, Procedure};
 use super::attr::{FileAttr, Wcc};
@@ -55,7 +55,7 @@ pub fn call(record: &[u8]) {
 /// The arguments of an NFS procedure, or of MOUNT's for numbers past the last.
 ///
 /// # Panics
-/// When what was decoded holds more than came in.
+/// The decoded value holds more bytes than came in.
 pub fn arguments(procedure: u32, args: &[u8]) {
     let record = Bytes::copy_from_slice(args);
     let mut cursor = Cursor::new(&record);

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-/// The bytes are not what the type says, or are missing, or exceed a limit.
+/// The bytes do not match the type, are missing, or exceed a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed XDR: {0}")]
 pub struct XdrError(pub &'static str);
@@ -29,19 +29,19 @@ impl<'a> Cursor<'a> {
         Self { record, rest: record }
     }
 
-    /// What has not been read yet.
+    /// The bytes that were not read yet.
     pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8]> {
-        let (taken, rest) = self.rest.split_at_checked(len).ok_or(XdrError("ends too early"))?;
+        let (taken, rest) = self.rest.split_at_checked(len).ok_or(XdrError("truncated"))?;
         self.rest = rest;
         Ok(taken)
     }
 
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(XdrError("ends too early"))?;
+        let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(XdrError("truncated"))?;
         self.rest = rest;
         Ok(*taken)
     }
@@ -66,20 +66,20 @@ impl<'a> Cursor<'a> {
     pub fn opaque(&mut self, max: usize) -> Result<&'a [u8]> {
         let len = self.u32()? as usize;
         if len > max {
-            return Err(XdrError("longer than its limit"));
+            return Err(XdrError("longer than the limit"));
         }
         let bytes = self.take(len)?;
         self.take(padding(len))?;
         Ok(bytes)
     }
 
-    /// As [`Cursor::opaque`], sharing the record's memory. A payload much smaller than what it
-    /// would keep in memory is copied instead. Padding may be missing at the end of the record, as
-    /// some clients send it.
+    /// Like [`Cursor::opaque`], sharing the record's memory. A payload much smaller than the memory
+    /// that it would keep in memory is copied instead. Padding may be missing at the end of the
+    /// record, as some clients send it.
     pub fn payload(&mut self, max: usize, copy_below: usize) -> Result<Bytes> {
         let len = self.u32()? as usize;
         if len > max {
-            return Err(XdrError("longer than its limit"));
+            return Err(XdrError("longer than the limit"));
         }
         let bytes = self.take(len)?;
         self.take(padding(len).min(self.rest.len()))?;
@@ -109,7 +109,7 @@ impl Encoder {
         self.out
     }
 
-    /// Drops what was written after the first `len` bytes.
+    /// Drops everything after the first `len` bytes.
     pub fn truncate(&mut self, len: usize) {
         self.out.truncate(len);
     }
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn a_claimed_length_allocates_nothing() {
         let record = Bytes::from_static(&[0xff; 8]);
-        assert_eq!(Cursor::new(&record).opaque(usize::MAX), Err(XdrError("ends too early")));
+        assert_eq!(Cursor::new(&record).opaque(usize::MAX), Err(XdrError("truncated")));
         assert!(Cursor::new(&record).payload(usize::MAX, usize::MAX).is_err());
     }
 

@@ -7,6 +7,8 @@ mod class;
 mod id;
 mod name;
 mod owner;
+mod size;
+mod sync;
 mod time;
 
 pub use class::{Class, Classify};
@@ -16,4 +18,6 @@ pub use id::{
 };
 pub use name::{DatasetName, EntryName, NameError, SnapshotName};
 pub use owner::is_owner;
+pub use size::{ByteSize, SizeError};
+pub use sync::{SyncMode, SyncModeError};
 pub use time::{Timestamp, WallClock};

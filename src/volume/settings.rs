@@ -62,10 +62,8 @@ impl VolumeSettings {
 
 /// The property, or the default of the access modes: `always` as soon as one of them is multi-node.
 fn sync_mode(dataset: &Dataset) -> SyncMode {
-    match dataset.properties.sync.as_deref() {
-        Some("standard") => SyncMode::Standard,
-        Some("disabled") => SyncMode::Disabled,
-        Some(_) => SyncMode::Always,
+    match dataset.properties.sync {
+        Some(sync) => sync,
         None if dataset.access_modes.iter().any(|mode| mode.starts_with("MULTI_NODE")) => {
             SyncMode::Always
         }

@@ -58,8 +58,11 @@ async fn a_dataset_that_is_written_to_is_checked_and_not_disturbed() {
     let cli = Arc::new(Cli::with_pool());
     cli.ok(&["dataset", "create", "web"]);
     let config = cli.path().join("config.yaml");
-    std::fs::write(&config, "mailInterval: 50ms\nflushInterval: 100ms\ncollectInterval: 500ms\n")
-        .unwrap();
+    std::fs::write(
+        &config,
+        "mailboxInterval: 50ms\nflushInterval: 100ms\ncollectInterval: 500ms\n",
+    )
+    .unwrap();
     let serving = Serving::start_with(&cli, &["--config", &config.display().to_string()]);
     let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
     let root = client.mount("/web").await.unwrap();

@@ -23,7 +23,7 @@ fn a_writable_snapshot_is_a_clone_among_the_snapshots() {
     assert_eq!(cli.json(&["dataset", "info", "web@trial"])["handle"], trial["handle"]);
     cli.ok(&["dataset", "snapshot", "create", "web@trial", "inner"]);
 
-    // One name among both.
+    // Names are unique among both kinds.
     for again in [&["trial"][..], &["cut", "--writable"]] {
         let refused = cli.run(&[&["dataset", "snapshot", "create", "web"], again].concat());
         assert!(

@@ -16,7 +16,7 @@ fn what_exists_is_not_made_again() {
     for (args, named) in made.iter().zip(["web", "web@cut", "web@trial", "copy"]) {
         let again = cli.run(args);
         assert!(
-            again.code == 11 && again.err.contains(&format!("{named} exists since 2")),
+            again.code == 11 && again.err.contains(&format!("{named} already exists (created 2")),
             "{args:?}: {again:?}"
         );
         assert!(again.err.contains("choose another name"), "{args:?}: {again:?}");
@@ -51,8 +51,8 @@ fn what_is_deleted_or_a_dataset_is_called_so() {
     cli.ok(&["dataset", "snapshot", "delete", "web", "cut"]);
     for (args, code, says) in [
         (&["dataset", "snapshot", "create", "web", "cut"][..], 12, "delete those"),
-        (&["dataset", "snapshot", "info", "web", "cut"], 10, "is deleted"),
-        (&["dataset", "diff", "web@cut"], 10, "is deleted"),
+        (&["dataset", "snapshot", "info", "web", "cut"], 10, "was deleted"),
+        (&["dataset", "diff", "web@cut"], 10, "was deleted"),
         (&["dataset", "diff", "web@trial"], 2, "is a dataset"),
         (&["dataset", "diff", "web@none"], 10, "does not exist"),
         (&["space", "web@none"], 10, "snapshot web@none does not exist"),

@@ -141,8 +141,8 @@ async fn a_restore_says_what_is_in_its_way_and_goes_nowhere_else() {
         ("tree", "a-folder", false, 11, "--force"),
         ("tree/none", "new", false, 10, "none"),
         ("tree/file/below", "new", false, 10, "below"),
-        ("tree/sub/link/x", "new", false, 10, "is a link"),
-        ("", "new", false, 2, "`/` is all of it"),
+        ("tree/sub/link/x", "new", false, 10, "is a symbolic link"),
+        ("", "new", false, 2, "use / to restore everything"),
         ("../tree", "new", false, 2, ".."),
         ("tree/../../etc", "new", false, 2, ".."),
         ("tree/file", "no/such/folder", false, 10, "no/such"),
@@ -256,7 +256,7 @@ fn cut(cli: &Cli, serving: Serving) {
     cli.ok(&["dataset", "snapshot", "create", "web", "cut"]);
 }
 
-/// As user 1000, for root; as whoever runs this otherwise.
+/// Runs as user 1000 if this is root, otherwise as the current user.
 fn as_user(cli: &Cli, args: &[&str]) -> Answer {
     let mut command = cli.command(args);
     if rustix::process::geteuid().is_root() {

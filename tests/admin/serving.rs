@@ -191,7 +191,7 @@ async fn a_dataset_is_released_from_a_node_that_is_gone() {
     let cli = Cli::with_pool();
     cli.ok(&["dataset", "create", "web", "--size", "1Gi"]);
     let config = cli.path().join("config.yaml");
-    std::fs::write(&config, "ownerTimeout: 3s\nmailInterval: 50ms\nlease: 5s\n").unwrap();
+    std::fs::write(&config, "ownerTimeout: 3s\nmailboxInterval: 50ms\nlease: 5s\n").unwrap();
     let config = config.display().to_string();
     let serving = Serving::start_with(&cli, &["--config", &config]);
     let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
@@ -271,7 +271,7 @@ fn serve_makes_a_pool_in_an_empty_folder_and_in_no_other() {
     std::fs::write(folder.join("a"), "of somebody else").unwrap();
     let state = cli.path().join("state").display().to_string();
     let refused = cli.run(&["serve", "--state-dir", &state, "--nfs-listen", "127.0.0.1:0"]);
-    assert!(refused.code == 10 && refused.err.contains("holds other things"), "{refused:?}");
+    assert!(refused.code == 10 && refused.err.contains("is not empty"), "{refused:?}");
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
 }
 
@@ -282,7 +282,7 @@ async fn snapshots_are_served_below_their_dataset_and_by_themselves() {
     let cli = Cli::with_pool();
     cli.ok(&["dataset", "create", "web"]);
     let config = cli.path().join("config.yaml");
-    std::fs::write(&config, "mailInterval: 50ms\n").unwrap();
+    std::fs::write(&config, "mailboxInterval: 50ms\n").unwrap();
     let config = config.display().to_string();
     let serving = Serving::start_with(&cli, &["--config", &config]);
     let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();

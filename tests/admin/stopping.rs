@@ -39,8 +39,7 @@ async fn a_scrub_leaves_no_reader_and_says_how_it_goes_on() {
     cli.ok(&["dataset", "delete", "web"]);
     let readers = || files_below(&cli.path().join("pool/readers"));
     let state = cli.path().join("scrubbed").display().to_string();
-    for (with, says) in
-        [(&["--state-file", &state][..], "same --state-file"), (&[], "begins again")]
+    for (with, says) in [(&["--state-file", &state][..], "same --state-file"), (&[], "starts over")]
     {
         let scrub = start(&cli, &[&["scrub", "--rate", "1"], with].concat());
         let ended = interrupt(scrub, || !readers().is_empty()).await;
@@ -68,7 +67,7 @@ async fn a_check_leaves_no_snapshot() {
     let records = || files_below(&cli.path().join("pool/snapshots")).len();
     let check = start(&cli, &["check", "web"]);
     let ended = interrupt(check, || records() > 0).await;
-    assert!(ended.code == 130 && ended.err.contains("repeat"), "{ended:?}");
+    assert!(ended.code == 130 && ended.err.contains("again"), "{ended:?}");
     let left = cli.json(&["dataset", "snapshot", "list", "web"]);
     assert!(
         left.as_array().unwrap().iter().all(|snapshot| snapshot["state"] == "deleting"),

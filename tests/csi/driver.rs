@@ -56,7 +56,7 @@ impl Driver {
         Self::seated(dir, "", mounter, "").await
     }
 
-    /// One of several machines on the pool of a folder; `settings` are lines of its configuration.
+    /// A machine among several on the pool of a folder; `settings` are lines of its configuration.
     pub async fn seated(
         dir: Arc<TempDir>,
         seat: &str,

@@ -81,7 +81,7 @@ impl Plugin {
         tokio::time::timeout(LIMIT, &mut self.task).await.unwrap().unwrap().unwrap();
     }
 
-    /// As a process that is killed.
+    /// Like a process that is killed.
     async fn kill(mut self) {
         let runtime = self.runtime.take().unwrap();
         tokio::task::spawn_blocking(move || runtime.shutdown_timeout(Duration::from_secs(10)))
@@ -172,11 +172,11 @@ async fn a_plugin_goes_on_with_anothers_volumes() {
     new.serves().await;
     assert_eq!(node.registration(), registration, "kubelet does not notice");
     assert_eq!(new.is_ready().await.unwrap(), "ok");
-    // The old plugin goes on if the new one ends; a DaemonSet's controller would delete it at once
+    // The old plugin resumes if the new one exits; a DaemonSet's controller would delete it at once
     // if it were not ready.
-    assert!(old.is_ready().await.unwrap().contains("stands by"));
+    assert!(old.is_ready().await.unwrap().contains("on standby"));
     node.is_served().await;
-    // Callers with a connection to the old plugin are told to retry.
+    // A caller with a connection to the old plugin is told to retry.
     let again = early.node_stage_volume(stage(&node.id, &node.path("staging"))).await;
     if let Err(status) = again {
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");

@@ -10,7 +10,7 @@ use zerofs_csi::csi::proto::v1::volume_capability::access_mode::Mode;
 use zerofs_csi::csi::proto::v1::*;
 use zerofs_csi::mount::{MountPoint, Mounter};
 
-/// As kubelet does: the same options with each call.
+/// Like kubelet: the same options with each call.
 fn with_flags(flags: &[&str]) -> Option<VolumeCapability> {
     let mount_flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     let mount = volume_capability::MountVolume { mount_flags, ..Default::default() };

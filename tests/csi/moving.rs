@@ -16,13 +16,13 @@ use zerofs_csi::mount::{FakeMounter, Mounter};
 use zerofs_csi::volume::Volumes;
 
 /// The shortest lease there may be.
-const SETTINGS: &str = "lease: 5s\nmailInterval: 50ms\n";
+const SETTINGS: &str = "lease: 5s\nmailboxInterval: 50ms\n";
 
 pub async fn machine(dir: &Arc<TempDir>, seat: &str, mounter: FakeMounter) -> Driver {
     Driver::seated(dir.clone(), seat, mounter, SETTINGS).await
 }
 
-/// Where a machine serves its one staged volume, as it has written down.
+/// The recorded endpoint of a machine's one staged volume.
 pub fn endpoint(dir: &TempDir, seat: &str) -> SocketAddr {
     let records: Vec<_> = std::fs::read_dir(dir.path().join(format!("{seat}state/staged")))
         .unwrap()
@@ -156,7 +156,7 @@ async fn a_machine_that_is_told_to_gives_its_volume_up_and_serves_it_no_more() {
     second.delete(&id).await;
 }
 
-/// As a controller that sees the node tainted out-of-service.
+/// Like a controller that sees the node tainted out-of-service.
 pub async fn revoke(dir: &TempDir, id: &str) {
     let url = format!("file://{}", dir.path().join("pool").display()).parse().unwrap();
     let bucket =

@@ -84,7 +84,7 @@ async fn every_call_to_the_old_machine_is_stale_until_it_is_unstaged_there() {
     let how = CreateHow::Guarded(SetAttr::default());
     let file = client.create(&root, b"file", &how).await.unwrap().handle;
     client.write(&file, 0, Bytes::from_static(b"kept"), Stability::FileSync).await.unwrap();
-    // One that was there before, as a mount's is.
+    // A connection from before, as a mount has.
     let mut wire = Wire::connect(what.endpoint).await;
     let before = statuses(&mut wire, &root, &file).await;
     assert!(before.iter().all(|(_, status)| *status != STALE), "{before:?}");

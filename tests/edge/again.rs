@@ -11,7 +11,7 @@ use zerofs_csi::fs::api::{Attr, Caller, CreateHow, FileSystem, SetAttr, Stabilit
 use zerofs_csi::nfs::client::{Credentials, FileHandle};
 use zerofs_csi::types::EntryName;
 
-/// Where the second sending arrives.
+/// The server that the retransmission reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
     Restarted,
@@ -64,7 +64,7 @@ pub async fn make(served: &Served, name: &str) {
     }
 }
 
-/// One of each call that must not be done twice.
+/// Each call that must not be done twice.
 async fn calls(served: &Served, root: &FileHandle) -> Vec<Call> {
     for name in ["file", "gone", "dir gone", "from", "guarded", "opened", "over"] {
         make(served, name).await;

@@ -1,4 +1,4 @@
-//! One file under random use: writes, overwrites of whole pages in any order, truncations, holes
+//! A file under random use: writes, overwrites of whole pages in any order, truncations, holes
 //! and reads at random places, compared byte by byte, with restarts of the server in between. The
 //! client does what the kernel's does: it keeps what is not committed, and sends it again when the
 //! write verifier has changed (RFC 1813 §4.11, R18).
@@ -211,7 +211,7 @@ impl Exerciser {
             self.note(format!("  {} writes again", self.uncommitted.len()));
             self.verifier = None;
             for (at, data) in std::mem::take(&mut self.uncommitted) {
-                // As its page is by now: a synchronous write may have come after it.
+                // Sends the page as it is by now: a synchronous write may have come after it.
                 let data =
                     Bytes::copy_from_slice(&self.model[at as usize..at as usize + data.len()]);
                 let again = self

@@ -44,7 +44,7 @@ fn dataset() -> Dataset {
         created: Timestamp::from_nanos(1_790_000_000_123_456_789),
         size: Some(1 << 40),
         properties: Properties {
-            sync: Some("always".into()),
+            sync: Some(SyncMode::Always),
             record_bytes: 1 << 16,
             codec: Codec::Zstd,
             quota_inodes: Some(5),

@@ -1,7 +1,7 @@
 //! Either side fails at each step: there is one that serves, and it is the right one.
 
 use super::load::Load;
-use super::peer::{Door, Peer, lock, try_lock};
+use super::peer::{Listener, Peer, lock, try_lock};
 use super::process::Room;
 use std::time::Duration;
 use zerofs_csi::nfs::client::{Client, Credentials};
@@ -24,7 +24,7 @@ async fn answers(at: std::net::SocketAddr) {
 
 /// Nothing that a new process does before it is accepted, or says wrongly, changes anything.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_fit_is_turned_away() {
+async fn a_process_that_does_not_fit_is_refused() {
     let room = Room::new();
     let mut server = room.start(&[]);
     let at = server.ready();
@@ -41,19 +41,19 @@ async fn who_does_not_fit_is_turned_away() {
         (hello(&room).split("[\"").next().unwrap().to_owned() + "[]}}", "not have pool"),
     ];
     for (said, why) in refused {
-        let peer = Peer::knock(&state);
+        let peer = Peer::connect(&state);
         peer.say(&said);
         let (answer, _) = peer.hear();
         assert!(answer.starts_with(r#"{"refused""#) && answer.contains(why), "{said}: {answer}");
     }
     for nonsense in
-        ["x", "{}", r#""taken""#, r#"{"sockets":[]}"#, r#"{"hello":{}}"#, &"[".repeat(60_000)]
+        ["x", "{}", r#""acquired""#, r#"{"sockets":[]}"#, r#"{"hello":{}}"#, &"[".repeat(60_000)]
     {
-        let peer = Peer::knock(&state);
+        let peer = Peer::connect(&state);
         peer.say(nonsense);
         assert_eq!(peer.hear().0, "", "{nonsense:.20}");
     }
-    drop(Peer::knock(&state));
+    drop(Peer::connect(&state));
     load.more(50).await;
     assert!(server.runs() && try_lock(&state).is_none());
     load.finish().await;
@@ -72,7 +72,7 @@ async fn a_new_process_dies_at_each_step() {
     let (state, hello) = (room.state(), hello(&room));
 
     for step in 0..4 {
-        let peer = Peer::knock(&state);
+        let peer = Peer::connect(&state);
         peer.say(&hello);
         if step > 0 {
             peer.hears(r#"{"accepted""#);
@@ -82,7 +82,7 @@ async fn a_new_process_dies_at_each_step() {
             assert!(fds.len() > 2, "a listener and the connections: {}", fds.len());
         }
         if step > 2 {
-            peer.hears("\"yours\"");
+            peer.hears("\"released\"");
         }
         drop(peer);
         println!("died at step {step}");
@@ -94,27 +94,27 @@ async fn a_new_process_dies_at_each_step() {
     server.stop();
 }
 
-/// A new process that has the turn, and ends: the old one, which waits for this, has it again.
+/// A new process that is active, and exits: the old one, which waits for this, is active again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_process_dies_with_the_turn() {
+async fn a_new_process_dies_while_it_is_active() {
     let room = Room::new();
     let mut server = room.start(&[]);
     let at = server.ready();
     let (state, hello) = (room.state(), hello(&room));
     for says in [false, true] {
-        let peer = Peer::knock(&state);
+        let peer = Peer::connect(&state);
         peer.say(&hello);
         peer.hears(r#"{"accepted""#);
         let fds = peer.hears(r#"{"sockets""#);
-        peer.hears("\"yours\"");
-        let turn = lock(&state);
+        peer.hears("\"released\"");
+        let active = lock(&state);
         if says {
-            peer.say("\"taken\"");
+            peer.say("\"acquired\"");
         }
         drop((peer, fds));
         std::thread::sleep(Duration::from_millis(200));
         assert!(server.runs());
-        drop(turn);
+        drop(active);
         // The listening socket was never closed: this waits, and is not refused.
         answers(at).await;
         assert_eq!(server.ready(), at, "it says so");
@@ -129,11 +129,11 @@ async fn the_old_process_dies_at_each_step() {
         let room = Room::new();
         let state = room.state();
         std::fs::create_dir(&state).unwrap();
-        let (turn, door) = (lock(&state), Door::open(&state));
+        let (active, handover) = (lock(&state), Listener::bind(&state));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap();
         let mut server = room.start(&[]);
-        let peer = door.next();
+        let peer = handover.next();
         peer.hears(r#"{"hello""#);
         if step > 0 {
             peer.say(r#"{"accepted":{"version":1,"program":"0"}}"#);
@@ -143,20 +143,20 @@ async fn the_old_process_dies_at_each_step() {
             peer.say_with(&item, Some(&listener.into()));
         }
         if step > 2 {
-            peer.say("\"yours\"");
+            peer.say("\"released\"");
         }
         if step > 3 {
             // The old process keeps its turn all the same: the new one does not serve.
             drop(peer);
             assert!(server.is_waiting());
-            let peer = door.next();
+            let peer = handover.next();
             peer.hears(r#"{"hello""#);
             assert!(server.is_waiting());
-            drop((peer, turn, door));
+            drop((peer, active, handover));
             answers(server.ready()).await;
         } else {
             assert!(server.is_waiting());
-            drop((turn, door, peer));
+            drop((active, handover, peer));
             let serves = server.ready();
             assert_eq!(serves == at, step > 1, "step {step}: it goes on with what it was given");
             answers(serves).await;
@@ -168,14 +168,14 @@ async fn the_old_process_dies_at_each_step() {
 /// An old process that never answers keeps the new one waiting, which gives up; one that is not
 /// understood likewise.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_old_process_that_does_not_hand_over_keeps_its_turn() {
+async fn an_old_process_that_does_not_hand_over_stays_active() {
     let room = Room::new();
     let state = room.state();
     std::fs::create_dir(&state).unwrap();
-    let (turn, door) = (lock(&state), Door::open(&state));
+    let (active, listener) = (lock(&state), Listener::bind(&state));
     let server = room.start(&[]);
     for answer in [None, Some(r#"{"refused":{"why":"no"}}"#), Some(r#"{"surprise":1}"#)] {
-        let peer = door.next();
+        let peer = listener.next();
         peer.hears(r#"{"hello""#);
         match answer {
             Some(answer) => peer.say(answer),
@@ -183,5 +183,5 @@ async fn an_old_process_that_does_not_hand_over_keeps_its_turn() {
         }
     }
     assert!(!server.ends().success());
-    drop(turn);
+    drop(active);
 }

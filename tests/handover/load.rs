@@ -124,7 +124,7 @@ impl Worker {
         self.names(round).await;
     }
 
-    /// As a kernel does: what a server did not keep, by its verifier, is sent again (RFC 1813,
+    /// Like a kernel: data that a server did not keep, by its verifier, is sent again (RFC 1813,
     /// 3.3.7).
     async fn write(&self, blocks: &[u64], round: u64) {
         loop {

@@ -19,8 +19,8 @@ fn socket() -> OwnedFd {
 }
 
 impl Peer {
-    /// As a new process.
-    pub fn knock(state: &Path) -> Self {
+    /// Connects like a new process.
+    pub fn connect(state: &Path) -> Self {
         let peer = socket();
         rustix::net::connect(&peer, &SocketAddrUnix::new(state.join("handover.sock")).unwrap())
             .unwrap();
@@ -87,16 +87,16 @@ impl Peer {
     }
 }
 
-/// The door of a process that serves.
-pub struct Door(OwnedFd);
+/// The listener of a process that serves.
+pub struct Listener(OwnedFd);
 
-impl Door {
-    pub fn open(state: &Path) -> Self {
-        let (listener, path) = (socket(), state.join("handover.sock"));
+impl Listener {
+    pub fn bind(state: &Path) -> Self {
+        let (socket, path) = (socket(), state.join("handover.sock"));
         std::fs::remove_file(&path).ok();
-        rustix::net::bind(&listener, &SocketAddrUnix::new(path).unwrap()).unwrap();
-        rustix::net::listen(&listener, 8).unwrap();
-        Self(listener)
+        rustix::net::bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+        rustix::net::listen(&socket, 8).unwrap();
+        Self(socket)
     }
 
     pub fn next(&self) -> Peer {

@@ -79,7 +79,7 @@ async fn a_broken_new_process_is_no_pause() {
             url.display()
         );
     }
-    // One whose store takes calls and never answers.
+    // A process whose store accepts calls and never answers.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = silent.local_addr().unwrap();
     let store = format!(

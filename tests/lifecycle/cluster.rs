@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use zerofs_csi::app::cluster::watch;
 use zerofs_csi::bucket::Bucket;
 use zerofs_csi::catalog::{Catalog, RevocationReason};
+use zerofs_csi::control::cluster::watch;
 use zerofs_csi::types::VolumeHandle;
 use zerofs_csi::volume::{BootClock, Clock, LeaseSettings, VolumeGuard};
 

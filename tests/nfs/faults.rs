@@ -80,7 +80,7 @@ async fn a_repeated_call_is_done_once_and_answered_each_time() {
         answers.push(timely(wire.receive()).await.unwrap());
     }
     assert!(answers.iter().all(|answer| status(answer) == 0 && *answer == answers[0]));
-    // One that comes later is known to the file system.
+    // The file system recognises a copy that comes later.
     gate.add_permits(1);
     assert_eq!(status(&wires[0].ask(&record).await.unwrap()), 0);
     assert_eq!(edge.fs.changes.load(Ordering::Relaxed) - before, 1);
@@ -162,12 +162,12 @@ async fn the_same_write_again_after_a_newer_one_changes_nothing() {
         assert_eq!((status(&again), results(&again)), (0, results(&first)));
     }
     assert_eq!(client.read(&file, 0, 9).await.unwrap().data, "new");
-    // Another's data under the same number is another call.
+    // Other data under the same xid is another call.
     assert_eq!(status(&other.ask(&write(77, &file, b"own")).await.unwrap()), 0);
     assert_eq!(client.read(&file, 0, 9).await.unwrap().data, "own");
 }
 
-/// Where count, stable_how and verifier begin in the results of a WRITE that succeeded.
+/// The offset of count, stable_how and verifier in the results of a WRITE that succeeded.
 fn reply_tail(reply: &[u8]) -> usize {
     accepted(reply).1.len() - 16
 }
@@ -280,7 +280,7 @@ async fn a_handle_waits_for_its_export_to_open() {
         let _pass = endpoint.allow_mount();
         client.mount(EXPORT).await.unwrap()
     };
-    // As after a restart: the handle is there before the file system is.
+    // Like after a restart: the handle exists before the file system is open.
     let (server, endpoint) = start(Duration::from_secs(20)).await;
     let client =
         zerofs_csi::nfs::client::Client::connect(server.local_addr(), &Credentials::root())
@@ -296,7 +296,7 @@ async fn a_handle_waits_for_its_export_to_open() {
     timely(waiting).await.unwrap().unwrap();
     endpoint.remove();
     assert_eq!(client.getattr(&root).await.unwrap_err().status(), Some(NfsStat::Stale));
-    // One that does not open in time.
+    // An export that does not open in time.
     let (server, _endpoint) = start(SOON).await;
     let client =
         zerofs_csi::nfs::client::Client::connect(server.local_addr(), &Credentials::root())

@@ -4,7 +4,7 @@ use crate::support::{EXPORT, Edge};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use zerofs_csi::fs::api::DirCookie;
-use zerofs_csi::nfs::load::{LoadOptions, Work, run};
+use zerofs_csi::load::{LoadOptions, Workload, run};
 
 fn small(edge: &Edge) -> LoadOptions {
     LoadOptions {
@@ -27,7 +27,7 @@ async fn every_work_is_measured_and_cleaned_up() {
         move |row| told.lock().unwrap().push(row.work)
     });
     let report = report.await.unwrap();
-    for work in Work::ALL {
+    for work in Workload::ALL {
         let row = report.rows.iter().find(|row| row.work == work.name()).unwrap();
         assert!(
             row.operations > 0 && row.per_sec > 0.0 && row.peak_rss_mb.unwrap() > 1.0,
@@ -47,14 +47,16 @@ async fn every_work_is_measured_and_cleaned_up() {
 async fn one_work_brings_what_it_needs_and_can_be_kept() {
     let edge = Edge::start().await;
     let _pass = edge.endpoint.allow_mount();
-    for work in Work::ALL {
+    for work in Workload::ALL {
         let options = LoadOptions { only: vec![work], ..small(&edge) };
         let report = run(options, |_| {}).await.unwrap();
         assert!(report.rows.iter().all(|row| row.work == work.name()));
     }
     let options = LoadOptions { directory: Some("kept".into()), keep: true, ..small(&edge) };
-    for only in [vec![Work::WriteSequential, Work::Create], vec![Work::ReadSequential, Work::List]]
-    {
+    for only in [
+        vec![Workload::WriteSequential, Workload::Create],
+        vec![Workload::ReadSequential, Workload::List],
+    ] {
         run(LoadOptions { only, ..options.clone() }, |_| {}).await.unwrap();
     }
     let client = edge.client().await;

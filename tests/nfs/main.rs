@@ -15,6 +15,6 @@ mod faults;
 mod load;
 mod malformed;
 mod procedures;
-mod rest;
+mod quiesce;
 mod support;
 mod wire;

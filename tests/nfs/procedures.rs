@@ -92,7 +92,7 @@ async fn a_directory_below_an_export_is_mounted() {
     assert!(matches!(client.mount(&long).await, Err(ClientError::Mount { status: 63, .. })));
 }
 
-/// Whoever is squashed gets no further by MNT than by looking names up.
+/// A squashed caller gets no further by MNT than by LOOKUP.
 #[tokio::test]
 async fn a_directory_is_mounted_by_the_rights_of_who_mounts() {
     let edge =

@@ -68,11 +68,11 @@ more people read annotations than Secrets, and a passphrase may be short. */ -}}
 {{- $connections -}}
 {{- end }}
 
-{{- /* Bytes of a size as the configuration has it: 280Mi, 1.5GiB, 64k, 4096. */ -}}
+{{- /* Bytes of a size as the configuration has it, with binary units: 280Mi, 1.5GiB, 64k, 4096. */ -}}
 {{- define "zerofs.bytes" -}}
-{{- $text := trimSuffix "B" (toString .) -}}
-{{- $unit := regexFind "[A-Za-z]*$" $text -}}
-{{- $units := dict "" 1 "k" 1024 "Ki" 1024 "m" 1048576 "Mi" 1048576 "g" 1073741824 "Gi" 1073741824 "K" 1000 "M" 1000000 "G" 1000000000 -}}
+{{- $text := trimSuffix "i" (trimSuffix "b" (lower (toString .))) -}}
+{{- $unit := regexFind "[a-z]*$" $text -}}
+{{- $units := dict "" 1 "k" 1024 "m" 1048576 "g" 1073741824 "t" 1099511627776 -}}
 {{- mulf (trimSuffix $unit $text | float64) (get $units $unit) | ceil | int64 -}}
 {{- end }}
 
@@ -118,7 +118,7 @@ volume takes beside that (src/app/memory.rs, VOLUME). */ -}}
 {{- $_ := set $config "limits" (merge (deepCopy ($config.limits | default dict)) (dict "connectionsPerVolume" $connections)) }}
 {{- end }}
 {{- with .Values.defaultPool }}
-{{- if not (hasKey $pools .) }}{{- fail (printf "defaultPool %q is not among the pools" .) }}{{- end }}
+{{- if not (hasKey $pools .) }}{{- fail (printf "defaultPool %q is not configured: add it to pools" .) }}{{- end }}
 {{- $_ := set $config "defaultPool" . }}
 {{- end }}
 {{- toYaml $config -}}
@@ -172,7 +172,7 @@ volume takes beside that (src/app/memory.rs, VOLUME). */ -}}
 {{- end }}
 {{- range $name, $pool := .Values.pools }}
 {{- if and $pool (hasPrefix "file://" $pool.url) }}
-# For one machine: a folder that every node would have to share.
+# For a cluster of one machine: nodes do not share the folder.
 - name: folder-{{ $name }}
   hostPath: { path: {{ trimPrefix "file://" $pool.url }}, type: Directory }
 {{- end }}

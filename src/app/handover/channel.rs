@@ -14,25 +14,25 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 
-/// The door's name in the state folder.
+/// The name of the hand-over socket in the state folder.
 const NAME: &str = "handover.sock";
-/// Processes that knock at once; they are answered one after another.
+/// Processes that may wait at once; they are answered one after another.
 const BACKLOG: i32 = 8;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
-    /// Nobody is at the door.
-    #[error("no process answers there")]
+    /// No process listens.
+    #[error("no process listens on the hand-over socket")]
     Nobody,
-    #[error("the other process refuses: {0}")]
+    #[error("the other process refused: {0}")]
     Refused(String),
-    #[error("the other process has ended, or given up")]
+    #[error("the other process exited or gave up")]
     Ended,
-    #[error("the other process does not answer within {0:?}")]
+    #[error("the other process did not answer within {0:?}")]
     Silent(Duration),
-    #[error("the other process is not understood: {0}")]
+    #[error("unexpected message from the other process: {0}")]
     Unintelligible(String),
-    #[error("the other process is another user's ({0})")]
+    #[error("the other process belongs to another user (uid {0})")]
     Stranger(u32),
     #[error("hand-over socket: {0}")]
     Io(#[from] Error),
@@ -43,7 +43,7 @@ pub(super) struct Channel {
 }
 
 fn socket() -> Result<OwnedFd, Error> {
-    // Messages keep their bounds, and their descriptors.
+    // SEQPACKET keeps each message whole, with its descriptors.
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
@@ -54,7 +54,7 @@ fn address(dir: &File, name: &str) -> Result<SocketAddrUnix, Error> {
     Ok(SocketAddrUnix::new(PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd())))?)
 }
 
-/// Makes the door of a state folder, in place of one that a dead process left.
+/// Creates the hand-over socket of a state folder, in place of one that a dead process left.
 pub(super) fn listen(state_dir: &Path) -> Result<UnixListener, Error> {
     let dir = File::open(state_dir)?;
     let draft = format!(".{NAME}-{:x}-{:08x}", std::process::id(), rand::random::<u32>());
@@ -73,7 +73,7 @@ pub(super) fn listen(state_dir: &Path) -> Result<UnixListener, Error> {
 }
 
 impl Channel {
-    /// Knocks at the door of a state folder.
+    /// Connects to the hand-over socket of a state folder.
     pub async fn connect(state_dir: &Path) -> Result<Self, HandoverError> {
         let dir = File::open(state_dir)?;
         let socket = socket()?;
@@ -82,7 +82,7 @@ impl Channel {
             Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOENT) => {
                 return Err(HandoverError::Nobody);
             }
-            // Its queue is full.
+            // The queue of the listener is full.
             Err(rustix::io::Errno::AGAIN) => return Err(HandoverError::Silent(Duration::ZERO)),
             Err(error) => return Err(Error::from(error).into()),
         }
@@ -159,7 +159,7 @@ impl Channel {
                 }
             }
             if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-                return Err(Error::new(ErrorKind::InvalidData, "a message beyond the limits"));
+                return Err(Error::new(ErrorKind::InvalidData, "a message exceeds the limits"));
             }
             bytes.truncate(got.bytes);
             Ok((bytes, fds))

@@ -2,45 +2,47 @@
 //! folder, while that one still serves.
 //!
 //! ```text
-//!  new process                                         process that serves
+//!  new process                                   active process
 //!  loads its configuration, opens its pools
-//!  Hello: version, role, node, pools      ──────────▶  can this one serve what I serve?
-//!                                         ◀──────────  Accepted, or Refused (and serves on)
-//!                                                      holds CSI calls; brings everything to the store, and serves on
-//!                                                      quiesces every connection; leaves its volumes
-//!                                         ◀──────────  Sockets … (listening ones, connections)
-//!                                         ◀──────────  Yours, with the state folder unlocked
+//!  Hello: version, role, node, pools  ────────▶  can this process serve my volumes?
+//!                                     ◀────────  Accepted, or Refused (and serves on)
+//!                                                holds CSI calls; flushes, still serving
+//!                                                quiesces its connections; closes its volumes
+//!                                     ◀────────  Sockets … (listening, and idle connections)
+//!                                     ◀────────  Released: the state folder is unlocked
 //!  locks the state folder
-//!  Taken                                  ──────────▶  stands by
+//!  Acquired                           ────────▶  on standby
 //!  opens the volumes, serves
-//!  Serving                                ──────────▶  ends what is left of its services
+//!  Serving                            ────────▶  ends the rest of its services
 //! ```
 //!
-//! Nouns: a **turn** is the right to serve, and what came with it; the **door** is the socket at
-//! which the next process knocks; who has handed over **stands by** until it is told to stop, or
-//! takes over again when the other process ends before that.
+//! Nouns: the **active** process has the state folder, and an **activation** is the right to serve
+//! with everything that came with it. The **hand-over listener** is the socket on which the next
+//! process asks. A process that has handed over is on **standby** until it is told to stop, or is
+//! active again because the other one exits before that.
 //!
-//! Invariants. The lock on the state folder decides whose turn it is, and nothing else does:
-//! whichever process fails, at whatever step, the one that has the lock serves, and the other one
-//! does not (R16, R24). A process that breaks before its Hello is never noticed. Calls that arrive
-//! meanwhile wait in the sockets, which are never closed; none is answered by a process that has
-//! left its volumes.
+//! Invariants. Only the lock on the state folder decides which process is active: whichever fails,
+//! at whatever step, the one with the lock serves, and the other one does not (R16, R24). A process
+//! that fails before its Hello is never noticed. Calls that arrive meanwhile wait in the sockets,
+//! which are never closed; no process answers them after it has closed its volumes.
 //!
-//! A crash of the new process before Taken: the old one goes on with its own sockets. A crash of
-//! the old one: its lock is free, and the new one goes on with what it was given. Nothing of this
-//! is kept on a disk but the door, which a dead process leaves behind.
+//! If the new process dies before Acquired, the old one resumes with its own sockets. If the old
+//! one dies, its lock is free, and the new one continues with the sockets that it has received.
+//! Nothing of this is on a disk except the hand-over socket, which a dead process leaves behind.
 //!
-//! Versions: each side says which it speaks; without a common one nothing is handed over, and the
-//! old process goes on.
+//! Each side says which versions it supports; without a common one nothing is handed over, and the
+//! old process keeps serving.
 
 mod channel;
-mod door;
+mod listener;
 mod message;
 mod sockets;
-mod taking;
+mod standby;
+mod successor;
 
 pub use channel::HandoverError;
-pub use door::{Door, Standing, Successor, pass_on};
-pub use message::{Hello, Role};
-pub use sockets::{Listening, Service, Sockets};
-pub use taking::{Predecessor, Turn, wait_for_turn};
+pub use listener::{HandoverListener, Successor};
+pub use message::{HandoverRole, Hello, Service};
+pub use sockets::{Listening, Sockets};
+pub use standby::{Standby, transfer};
+pub use successor::{Activation, Predecessor, wait_until_active};

@@ -1,39 +1,24 @@
-//! The sockets that a process has from the one before it, or from its own earlier life.
+//! The sockets that a process has from the previous one, or from its own previous active period.
 
 use super::HandoverError;
-use super::message::{FDS_MAX, Item, Message, SOCKETS_MAX};
-use crate::nfs::Kept;
+use super::message::{FDS_MAX, Item, Message, SOCKETS_MAX, Service};
+use crate::nfs::IdleConnection;
 use parking_lot::Mutex;
 use rustix::net::AddressFamily;
-use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// The service on a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Service {
-    /// NFS of one staged volume.
-    Volume,
-    /// NFS of every dataset.
-    Exports,
-    /// Probes and metrics.
-    Health,
-    /// Kubelet's plugin registration: a unix socket.
-    Registration,
-}
-
-/// A socket that listens, and the connections that came by it, at rest.
+/// A listening socket, and the idle connections that it accepted.
 #[derive(Debug)]
 pub struct Listening {
     pub service: Service,
     pub at: SocketAddr,
-    /// The path of a unix socket; `at` has no meaning then.
+    /// The path of a unix socket; `at` is meaningless then.
     pub path: Option<PathBuf>,
     pub listener: OwnedFd,
-    pub connections: Vec<Kept>,
+    pub connections: Vec<IdleConnection>,
 }
 
 /// In place of an address.
@@ -44,7 +29,7 @@ impl Listening {
         service: Service,
         at: SocketAddr,
         listener: OwnedFd,
-        connections: Vec<Kept>,
+        connections: Vec<IdleConnection>,
     ) -> Self {
         Self { service, at, path: None, listener, connections }
     }
@@ -54,7 +39,7 @@ impl Listening {
     }
 
     /// # Errors
-    /// When the socket does not listen.
+    /// The descriptor is not a listening socket.
     pub fn listener(&self) -> io::Result<tokio::net::TcpListener> {
         let listener = std::net::TcpListener::from(self.listener.try_clone()?);
         listener.set_nonblocking(true)?;
@@ -62,7 +47,7 @@ impl Listening {
     }
 }
 
-/// Inherited sockets that no service has taken yet.
+/// The sockets that no service has taken yet.
 #[derive(Debug, Default)]
 pub struct Sockets(Mutex<Vec<Listening>>);
 
@@ -71,7 +56,7 @@ impl Sockets {
         self.0.lock().push(listening);
     }
 
-    /// Takes the socket that listens at this address for this service. Port 0 matches any.
+    /// The listening socket of a service at an address. Port 0 is any.
     pub fn take(&self, service: Service, at: SocketAddr) -> Option<Listening> {
         let mut all = self.0.lock();
         let is_it = |found: &Listening| {
@@ -83,7 +68,7 @@ impl Sockets {
         Some(all.swap_remove(position))
     }
 
-    /// Takes the socket that listens for this service at this path.
+    /// The listening socket of a service at a path.
     pub fn take_path(&self, service: Service, path: &Path) -> Option<OwnedFd> {
         let mut all = self.0.lock();
         let position = all
@@ -100,15 +85,12 @@ impl Sockets {
                 .iter()
                 .map(|listening| format!("{:?}:{}", listening.service, listening.at))
                 .collect();
-            tracing::info!(
-                at = at.join(" "),
-                "sockets of the process before this one are not needed any more"
-            );
+            tracing::info!(at = at.join(" "), "closed unused sockets of the previous process");
         }
     }
 
-    /// Closes the connections; listening sockets stay open.
-    pub fn hang_up(&self) {
+    /// Closes the connections, not the listening sockets.
+    pub fn close_connections(&self) {
         self.0.lock().iter_mut().for_each(|listening| listening.connections.clear());
     }
 
@@ -116,11 +98,11 @@ impl Sockets {
         self.0.lock().is_empty()
     }
 
-    /// Returns message `number`, counted from 0, with duplicates of the descriptors that belong to
-    /// it. `None` after the last.
+    /// Message `number`, counted from 0, with copies of the descriptors that go with it; `None`
+    /// after the last.
     pub(super) fn message(&self, number: usize) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
         let all = self.0.lock();
-        // Those that listen first: the clients of connections beyond the limit connect again.
+        // Listening sockets first: the clients of connections beyond the limit reconnect.
         let listening = all.iter().map(|found| {
             let item = Item {
                 service: found.service,
@@ -131,13 +113,16 @@ impl Sockets {
             (item, found.listener.as_fd())
         });
         let connected = all.iter().flat_map(|found| {
-            let item = |kept: &Kept| Item {
+            let item = |connection: &IdleConnection| Item {
                 service: found.service,
                 at: found.at,
                 path: None,
-                connection: Some(kept.trust),
+                connection: Some(connection.trust),
             };
-            found.connections.iter().map(move |kept| (item(kept), kept.stream.as_fd()))
+            found
+                .connections
+                .iter()
+                .map(move |connection| (item(connection), connection.stream.as_fd()))
         });
         let (mut items, mut fds) = (Vec::new(), Vec::new());
         for (item, fd) in
@@ -149,28 +134,31 @@ impl Sockets {
         Ok((!items.is_empty()).then_some((Message::Sockets(items), fds)))
     }
 
-    /// Adds what a message brought. Each descriptor must be what the message says it is.
+    /// Adds the sockets of a message. Each descriptor must be what the message says.
     pub(super) fn add(&self, items: Vec<Item>, fds: Vec<OwnedFd>) -> Result<(), HandoverError> {
         let mut all = self.0.lock();
         let had: usize = all.iter().map(|listening| 1 + listening.connections.len()).sum();
         if items.len() != fds.len() || had + items.len() > SOCKETS_MAX {
             return Err(HandoverError::Unintelligible(format!(
-                "{} sockets and {} descriptors",
+                "{} sockets, but {} descriptors",
                 items.len(),
                 fds.len()
             )));
         }
         for (item, fd) in items.into_iter().zip(fds) {
             let Item { service, at, path, connection } = item;
-            let odd = || HandoverError::Unintelligible(format!("a socket at {at} that is none"));
+            let odd = || {
+                HandoverError::Unintelligible(format!(
+                    "a descriptor for {at} that is not such a socket"
+                ))
+            };
             let is_listening = rustix::net::sockopt::socket_acceptconn(&fd).map_err(|_| odd())?;
             let is_unix =
                 rustix::net::sockopt::socket_domain(&fd).map_err(|_| odd())? == AddressFamily::UNIX;
             let local =
                 rustix::net::getsockname(&fd).ok().and_then(|any| SocketAddr::try_from(any).ok());
             match (connection, path) {
-                // The socket was bound under another name, and renamed: only its owner knows which
-                // one it is.
+                // It was bound under another name, and renamed: the kernel does not know its path.
                 (None, Some(path)) if is_listening && is_unix => {
                     all.push(Listening::on_path(service, path, fd))
                 }
@@ -182,7 +170,7 @@ impl Sockets {
                         .iter_mut()
                         .find(|found| found.service == service && found.at == at)
                         .ok_or_else(odd)?;
-                    listening.connections.push(Kept { stream: fd, trust });
+                    listening.connections.push(IdleConnection { stream: fd, trust });
                 }
                 _ => return Err(odd()),
             }

@@ -1,34 +1,11 @@
 //! A mounted volume as the demo sees it: through the kernel, or through the user-space NFS client.
 
+use super::attributes::{Attributes, Stat};
 use super::kernel::KernelFiles;
 use super::user::UserFiles;
-use crate::fs::api::FileKind;
-use crate::types::Timestamp;
 use bytes::Bytes;
 
-/// What stat(2) shows, as far as it is compared.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stat {
-    pub kind: FileKind,
-    pub mode: u32,
-    pub uid: u32,
-    pub gid: u32,
-    pub size: u64,
-    pub nlink: u32,
-    pub mtime: Timestamp,
-    pub fileid: u64,
-}
-
-/// Attributes to set after everything else was done to an object.
-#[derive(Clone, Copy, Debug)]
-pub struct Attributes {
-    pub mode: Option<u32>,
-    pub uid: u32,
-    pub gid: u32,
-    pub mtime: Timestamp,
-}
-
-/// One mounted volume.
+/// A mounted volume.
 pub enum Files {
     Kernel(KernelFiles),
     User(Box<UserFiles>),

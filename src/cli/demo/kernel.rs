@@ -1,6 +1,6 @@
 //! Through a kernel mount: ordinary system calls.
 
-use super::files::{Attributes, Stat};
+use super::attributes::{Attributes, Stat};
 use crate::fs::api::FileKind;
 use crate::types::Timestamp;
 use anyhow::Context;

@@ -1,10 +1,11 @@
-//! `demo`: a volume's whole life, through the real CSI sockets, with every byte and attribute
+//! `demo`: a volume's lifecycle, through the real CSI sockets, with every byte and attribute
 //! compared.
 //!
 //! Through the kernel's NFS client where this process is root and the kernel has one, else through
 //! the user-space client; everything else is the same. The exit status is 0 only if every step
-//! held.
+//! passed.
 
+mod attributes;
 mod csi;
 mod files;
 mod kernel;
@@ -17,10 +18,11 @@ use super::exit::Wrong;
 use super::report::{Progress, table};
 use super::restore::{self, Overwrite, Unwatched};
 use super::target::Opened;
-use crate::app::{self, ByteSize, ServeOptions};
+use crate::app::{self, ServeOptions};
 use crate::mount::{FakeMounter, KernelMounter, MountError, Mounter};
 use crate::nfs::Peers;
 use crate::nfs::client::{Client, Credentials};
+use crate::types::ByteSize;
 use crate::types::{Class, Timestamp};
 use anyhow::{Context, ensure};
 use csi::Csi;
@@ -37,7 +39,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use user::UserFiles;
 
-/// Of both volumes.
+/// The size of both volumes.
 const SIZE: i64 = 4 << 30;
 const SEED: u64 = 20_261_121;
 /// How long the services may take to start.
@@ -56,7 +58,7 @@ struct Report {
     /// `kernel` or `user space`.
     client: &'static str,
     steps: Vec<Step>,
-    held: bool,
+    passed: bool,
 }
 
 pub fn run(args: DemoArgs) -> anyhow::Result<()> {
@@ -90,7 +92,7 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
                 .await
         };
         drop(stage.progress);
-        let report = Report { pool: url, client, steps: stage.steps, held: played.is_ok() };
+        let report = Report { pool: url, client, steps: stage.steps, passed: played.is_ok() };
         args.output.print(&report, |report| {
             let rows: Vec<Vec<String>> = report
                 .steps
@@ -98,7 +100,7 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
                 .map(|s| vec![s.step.clone(), format!("{:.2} s", s.seconds), s.result.clone()])
                 .collect();
             table(&["STEP", "TIME", "RESULT"], &rows)
-                + if report.held { "everything held\n" } else { "" }
+                + if report.passed { "all checks passed\n" } else { "" }
         })?;
         played
     })
@@ -123,20 +125,20 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        // Never below a mount: after a failure what is mounted stays, and the folder with it.
+        // Never below a mount: after a failure mounts may remain, and the folder with them.
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         if mounts.contains(&self.path.display().to_string()) {
             eprintln!(
-                "left behind, because something is still mounted there: {}",
+                "not removed, because something is still mounted there: {}",
                 self.path.display()
             );
         } else if let Err(error) = std::fs::remove_dir_all(&self.path) {
-            eprintln!("left behind: {}: {error}", self.path.display());
+            eprintln!("cannot remove {}: {error}", self.path.display());
         }
     }
 }
 
-/// Steps as they are played.
+/// Runs the steps and records their results.
 struct Stage {
     steps: Vec<Step>,
     progress: Progress,
@@ -165,7 +167,7 @@ impl Stage {
     }
 }
 
-/// What stands in for the kernel's client: connections by staging folder.
+/// Connections by staging folder, in place of the kernel's client.
 #[derive(Clone, Default)]
 struct Clients {
     table: Arc<Mutex<HashMap<PathBuf, (Client, crate::nfs::client::FileHandle)>>>,
@@ -208,7 +210,7 @@ fn kernel_has_nfs() -> bool {
         return false;
     }
     if !has() {
-        // No module is as good as no modprobe: then the user-space client it is.
+        // Without the module or modprobe the user-space client is used.
         let _ = std::process::Command::new("modprobe")
             .args(["-a", "nfs", "nfsv3"])
             .stderr(std::process::Stdio::null())
@@ -217,7 +219,7 @@ fn kernel_has_nfs() -> bool {
     has()
 }
 
-/// The services run for as long as the story is told.
+/// Runs the services while the steps are played.
 async fn play<M: Mounter>(
     stage: &mut Stage,
     room: &Room,
@@ -256,13 +258,13 @@ async fn play<M: Mounter>(
         return Err(serving
             .await?
             .err()
-            .unwrap_or_else(|| anyhow::anyhow!("the services ended at once")));
+            .unwrap_or_else(|| anyhow::anyhow!("the services ended before they were ready")));
     }
     let told = tell(stage, room, &pool, &socket, mounted).await;
     stop.cancel();
     let ended = serving.await?;
     told?;
-    stage.step("stop: flush, release", async { ended.map(|()| ((), "clean".to_owned())) }).await
+    stage.step("stop: flush and release", async { ended.map(|()| ((), "clean".to_owned())) }).await
 }
 
 async fn tell(
@@ -276,7 +278,7 @@ async fn tell(
     if !opened.pool.catalog.datasets().await?.is_empty() {
         return Err(Wrong::new(
             Class::Precondition,
-            "the pool holds datasets: give demo an empty one, it shows that nothing is left",
+            "the pool holds datasets: give demo an empty pool, because it verifies that nothing is left",
         ));
     }
     let csi = Csi::connect(socket, room.path.clone()).await?;
@@ -340,7 +342,11 @@ async fn tell(
                 let compared = play::compare(files, tree).await?;
                 Ok((
                     (),
-                    format!("{} objects, {} are equal", compared.objects, ByteSize(compared.bytes)),
+                    format!(
+                        "{} objects, {}: identical",
+                        compared.objects,
+                        ByteSize(compared.bytes)
+                    ),
                 ))
             })
             .await?;
@@ -368,7 +374,7 @@ async fn tell(
             csi.delete_snapshot(&snapshot).await?;
             csi.unpublish(&clone).await?;
             csi.delete(&clone_id).await?;
-            Ok(((), ok("in this order: the snapshot outlives its volume, the clone both")))
+            Ok(((), ok("in this order: the snapshot outlives its volume, the clone outlives both")))
         })
         .await?;
     stage.step("collect", Box::pin(collect(&opened))).await
@@ -410,7 +416,7 @@ async fn restore_one(opened: &Opened, room: &Room, tree: &Tree) -> anyhow::Resul
         "the restored file has mode {mode:o}, not {:o}",
         entry.mode
     );
-    Ok(((), format!("/{path}, {} are equal", ByteSize(restored.bytes))))
+    Ok(((), format!("/{path}, {}: identical", ByteSize(restored.bytes))))
 }
 
 async fn collect(opened: &Opened) -> anyhow::Result<((), String)> {
@@ -419,7 +425,7 @@ async fn collect(opened: &Opened) -> anyhow::Result<((), String)> {
     let (packs, volumes) = (bucket.list("packs/").await?.len(), bucket.list("vol/").await?.len());
     ensure!(
         packs == 0 && volumes == 0,
-        "left in the bucket: {packs} objects in packs/, {volumes} in vol/; kept: {:?}",
+        "left in the bucket: {packs} objects in packs/, {volumes} in vol/; retained: {:?}",
         done.kept
     );
     ensure!(opened.pool.catalog.datasets().await?.is_empty(), "dataset records are left");

@@ -1,4 +1,4 @@
-//! What a tree must be: every file's bytes as a function of seeds, every attribute. Pure.
+//! The expected tree: every file's bytes as a function of seeds, every attribute. Pure.
 
 use crate::types::Timestamp;
 use rand::rngs::StdRng;
@@ -24,7 +24,7 @@ pub enum What {
         pieces: Vec<Piece>,
     },
     Symlink(String),
-    /// Another name of a file.
+    /// A further name of a file.
     HardLink(Path),
 }
 
@@ -214,7 +214,7 @@ pub enum Change {
     },
 }
 
-/// What happens after the snapshot: overwrites, truncations, deletions, renames, new files.
+/// The changes after the snapshot: overwrites, truncations, deletions, renames, new files.
 pub fn changes(tree: &Tree, seed: u64) -> Vec<Change> {
     let mut rng = StdRng::seed_from_u64(seed);
     // Hard links are left alone, so that a change has one name.

@@ -1,6 +1,7 @@
 //! Making a tree in a volume, changing it, and comparing it with its model.
 
-use super::files::{Attributes, Files, Stat};
+use super::attributes::{Attributes, Stat};
+use super::files::Files;
 use super::model::{Change, Entry, Piece, Tree, What, content, join};
 use crate::fs::api::FileKind;
 use crate::types::Timestamp;
@@ -114,7 +115,7 @@ pub async fn change(
     Ok(())
 }
 
-/// What a comparison went through.
+/// The extent of a comparison.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Compared {
     pub objects: usize,

@@ -1,6 +1,6 @@
 //! Through the user-space NFS client, where there is no kernel client.
 
-use super::files::{Attributes, Stat};
+use super::attributes::{Attributes, Stat};
 use super::model::{leaf, parent};
 use crate::fs::api::{CreateHow, DirCookie, IO_BYTES_MAX, SetAttr, SetTime, Special, Stability};
 use crate::nfs::client::{Client, ClientError, FileHandle};
@@ -17,7 +17,7 @@ pub struct UserFiles {
     root: FileHandle,
     /// Handles by path: they stay good whatever happens to other names.
     handles: parking_lot::Mutex<HashMap<String, FileHandle>>,
-    /// One lookup chain at a time fills the table.
+    /// Held by the one lookup chain that fills the table.
     gate: Arc<tokio::sync::Mutex<()>>,
 }
 

@@ -18,11 +18,6 @@ pub(super) fn properties(properties: &Properties) -> Result<(), ControlError> {
             properties.record_bytes
         ));
     }
-    if let Some(sync) = &properties.sync
-        && !["standard", "always", "disabled"].contains(&sync.as_str())
-    {
-        return invalid(format!("sync {sync:?}: use standard, always or disabled"));
-    }
     if properties.root_mode > 0o7777 {
         return invalid(format!("mode {:o}: use at most 7777, octal", properties.root_mode));
     }
@@ -159,7 +154,7 @@ fn same_source(pool: PoolId, existing: &Dataset, source: Option<&Source>) -> boo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Class, Classify};
+    use crate::types::{Class, Classify, SyncMode};
 
     fn new(size: Option<u64>, size_limit: Option<u64>) -> NewVolume {
         NewVolume {
@@ -201,17 +196,13 @@ mod tests {
             properties(&p).is_ok()
         };
         assert!(with(|_| {}));
-        assert!(with(|p| p.record_bytes = 4096) && with(|p| p.sync = Some("always".into())));
+        assert!(with(|p| p.record_bytes = 4096) && with(|p| p.sync = Some(SyncMode::Always)));
         assert!(
             !with(|p| p.record_bytes = 5000)
                 && !with(|p| p.record_bytes = 2 << 20)
                 && !with(|p| p.record_bytes = 0)
         );
         assert!(!with(|p| p.root_uid = u32::MAX) && !with(|p| p.root_gid = u32::MAX));
-        assert!(
-            !with(|p| p.sync = Some("never".into()))
-                && !with(|p| p.root_mode = 0o10000)
-                && !with(|p| p.quota_inodes = Some(0))
-        );
+        assert!(!with(|p| p.root_mode = 0o10000) && !with(|p| p.quota_inodes = Some(0)));
     }
 }

@@ -1,6 +1,6 @@
 //! Calls over one TCP connection, matched to their replies by transaction id.
 
-use super::setup::{Credentials, connect};
+use super::dial::{Credentials, connect};
 use crate::nfs::outbox::{Message, Outbox};
 use crate::nfs::record::RecordReader;
 use crate::nfs::rpc;
@@ -127,7 +127,8 @@ impl Client {
     fn over(stream: TcpStream, credentials: &Credentials) -> Self {
         let stream = Arc::new(stream);
         let outbox = Arc::new(Outbox::new(stream.clone()));
-        // Where it starts differs, so that a server's memory of another client's calls is not met.
+        // The first xid differs per client, so that it does not match a call that a server
+        // remembers.
         let waiting = Arc::new(Mutex::new(Waiting { next: rand::random(), ..Waiting::default() }));
         let writer = tokio::spawn({
             let (outbox, waiting) = (outbox.clone(), waiting.clone());
@@ -161,7 +162,7 @@ impl Client {
         self.call_with(program, 3, procedure, None, write).await
     }
 
-    /// As `call`, in a version of the program, with an opaque as the last argument that is not
+    /// Like `call`, in a version of the program, with an opaque as the last argument that is not
     /// copied.
     pub(super) async fn call_with(
         &self,
@@ -216,7 +217,7 @@ async fn receive(stream: &TcpStream, waiting: &Mutex<Waiting>) -> io::Result<()>
             };
             let reply = record.split_off(4);
             if let Some(caller) = waiting.lock().replies.remove(&xid) {
-                // Nobody waits any more: the call was given up.
+                // The caller has given up.
                 let _given_up = caller.send(reply);
             }
         }

@@ -79,7 +79,7 @@ impl Client {
         })
     }
 
-    /// Of the bits asked for, those granted.
+    /// The granted bits of those that were asked for.
     pub async fn access(&self, file: &FileHandle, want: u32) -> Result<u32> {
         let reply = self
             .nfs(Procedure::Access, |out| {
@@ -409,7 +409,7 @@ impl Client {
 
 type Plus = (Option<FileAttr>, Option<FileHandle>);
 
-/// Reads a listing; what it holds is bounded by the reply's length.
+/// Reads a listing, whose size is bounded by the reply's length.
 fn page(mut from: Cursor<'_>, plus: impl Fn(&mut Cursor<'_>) -> Result<Plus>) -> Result<Page> {
     let attr = FileAttr::decode_post_op(&mut from)?;
     let verifier = from.array()?;

@@ -1,4 +1,4 @@
-//! What calls answer.
+//! The results of calls.
 
 use crate::fs::api::{DirCookie, Stability};
 use crate::nfs::attr::FileAttr;
@@ -43,13 +43,13 @@ pub struct ReadReply {
     pub attr: Option<FileAttr>,
 }
 
-/// What a WRITE or COMMIT answered.
+/// The result of a WRITE or COMMIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Committed {
     /// Bytes written; 0 for COMMIT.
     pub count: u32,
     pub stability: Stability,
-    /// Another one than before: send again what was not committed.
+    /// If it differs from an earlier one, data that was not committed must be sent again.
     pub verifier: [u8; 8],
     pub attr: Option<FileAttr>,
 }

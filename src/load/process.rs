@@ -1,4 +1,4 @@
-//! What a local server spends, as proc(5) says.
+//! The CPU time and memory of a local server, from proc(5).
 
 use super::LoadError;
 use std::time::Duration;
@@ -27,7 +27,7 @@ impl Watched {
     pub fn cpu(&self) -> Result<Duration, LoadError> {
         let ticks = cpu_ticks(&self.file("stat")?).ok_or_else(|| LoadError::Process {
             pid: self.pid,
-            why: "its stat has another form".into(),
+            why: "its stat file has an unknown format".into(),
         })?;
         Ok(Duration::from_secs_f64(ticks as f64 / TICKS_PER_SEC))
     }
@@ -36,7 +36,7 @@ impl Watched {
     pub fn peak_bytes(&self) -> Result<u64, LoadError> {
         peak_bytes(&self.file("status")?).ok_or_else(|| LoadError::Process {
             pid: self.pid,
-            why: "its status has another form".into(),
+            why: "its status file has an unknown format".into(),
         })
     }
 }

@@ -4,7 +4,7 @@
 //! Kubernetes has lost delays no one.
 //!
 //! ```text
-//!  list ──▶ watch ──▶ changed ──▶ [nodes] condemns ──▶ revokes its claims, until none is left
+//!  list ──▶ watch ──▶ changed ──▶ [nodes] finds lost nodes ──▶ revokes their claims
 //!   ▲         │ ended, too old, silent
 //!   └─────────┘ after a pause that grows
 //! ```
@@ -27,7 +27,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Config};
-use nodes::{Condemned, Nodes};
+use nodes::{LostNode, Nodes};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::Path;
@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// The folder in which a pod finds its ServiceAccount.
+/// The location of a pod's ServiceAccount.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// The server ends a watch after this, so that one that is silently dead is noticed soon after.
@@ -47,7 +47,7 @@ const GONE: u16 = 410;
 /// Between tries to reach the API server.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Between looks at what condemned machines own: at first, while there was something to do or it
+/// Between looks at what lost machines own: at first, while there was something to do or it
 /// failed, …
 const LOOK_SOON: Duration = Duration::from_secs(2);
 /// … while a machine stays out of service and owns nothing, …
@@ -59,7 +59,7 @@ const LOOK_NEVER: Duration = Duration::from_secs(24 * 3600);
 /// pod, or in one without a ServiceAccount.
 ///
 /// # Errors
-/// When the process is in a pod whose ServiceAccount cannot be used.
+/// This is a pod, but its ServiceAccount cannot be used.
 pub fn in_cluster() -> Result<Option<Config>, Box<dyn std::error::Error + Send + Sync>> {
     if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none()
         || !Path::new(ACCOUNT).join("token").exists()
@@ -92,7 +92,7 @@ pub async fn watch(
 struct Watcher {
     controller: Arc<Controller>,
     nodes: Nodes,
-    /// When to look at what condemned machines own.
+    /// When to look at what lost machines own.
     look_at: Option<Instant>,
     reach: Reach,
 }
@@ -130,7 +130,7 @@ impl Watcher {
                     if !matches!(event, watcher::Event::Init) {
                         pause = PAUSE_MIN;
                         if let Some(away) = self.reach.answered(Instant::now()) {
-                            tracing::info!(after_secs = away.as_secs(), "nodes are watched again");
+                            tracing::info!(after_secs = away.as_secs(), "watching nodes again");
                         }
                     }
                     self.nodes.apply(event, Instant::now());
@@ -143,8 +143,8 @@ impl Watcher {
                         self.reach.failed(Instant::now());
                     }
                     if code == Some(GONE) {
-                        // The stream lists again by itself only when an event asks for it, not when
-                        // the watch request is refused.
+                        // The stream lists again by itself only if an event says so, not if
+                        // the watch is refused for it.
                         events = begin();
                     }
                     self.rest(pause.mul_f64(rand::random_range(0.5..1.0))).await;
@@ -157,7 +157,7 @@ impl Watcher {
         }
     }
 
-    /// Makes no request to the API server during the pause; condemned machines stay so meanwhile.
+    /// Pauses before the API server is asked again; lost nodes stay lost meanwhile.
     async fn rest(&mut self, pause: Duration) {
         let until = Instant::now() + pause;
         while let Some(left) = until.checked_duration_since(Instant::now()) {
@@ -167,9 +167,7 @@ impl Watcher {
     }
 
     fn look_soon(&mut self) {
-        if self.nodes.any_condemned()
-            && self.look_at.is_none_or(|at| at > Instant::now() + LOOK_SOON)
-        {
+        if self.nodes.any_lost() && self.look_at.is_none_or(|at| at > Instant::now() + LOOK_SOON) {
             self.look_at = Some(Instant::now());
         }
     }
@@ -183,9 +181,9 @@ impl Watcher {
         if self.look_at.is_none_or(|at| at > now) {
             return;
         }
-        let (condemned, undecided) = self.nodes.condemned(now);
-        let left = if condemned.is_empty() { false } else { self.revoke(&condemned).await };
-        self.look_at = match (left || undecided, self.nodes.any_condemned()) {
+        let (lost, undecided) = self.nodes.lost(now);
+        let left = if lost.is_empty() { false } else { self.revoke(&lost).await };
+        self.look_at = match (left || undecided, self.nodes.any_lost()) {
             (true, _) => Some(Instant::now() + LOOK_SOON),
             (false, true) => Some(Instant::now() + LOOK_LATER),
             (false, false) => None,
@@ -195,11 +193,11 @@ impl Watcher {
         }
     }
 
-    /// Revokes the claims of condemned machines. Returns whether there may be more to do.
-    async fn revoke(&self, condemned: &[Condemned]) -> bool {
+    /// Whether there may be more to do.
+    async fn revoke(&self, lost: &[LostNode]) -> bool {
         let mut left = false;
         for pool in self.controller.pools().iter() {
-            match self.revoke_in(pool, condemned).await {
+            match self.revoke_in(pool, lost).await {
                 Ok(revoked) => left |= revoked,
                 Err(error) => {
                     tracing::warn!(
@@ -214,14 +212,14 @@ impl Watcher {
         left
     }
 
-    async fn revoke_in(&self, pool: &Pool, condemned: &[Condemned]) -> Result<bool, ControlError> {
+    async fn revoke_in(&self, pool: &Pool, lost: &[LostNode]) -> Result<bool, ControlError> {
         let mut boots: HashMap<SessionId, Option<String>> = HashMap::new();
         let mut revoked = false;
         for dataset in pool.catalog.datasets().await?.into_iter().map(|at| at.record) {
             let Some(owner) = dataset
                 .owner
                 .as_ref()
-                .filter(|owner| condemned.iter().any(|node| node.name == owner.node))
+                .filter(|owner| lost.iter().any(|node| node.name == owner.node))
             else {
                 continue;
             };
@@ -231,14 +229,14 @@ impl Watcher {
                 );
             }
             let boot = boots.get(&owner.session).and_then(Option::as_deref);
-            let Some(node) = condemned
+            let Some(node) = lost
                 .iter()
                 .find(|node| node.name == owner.node && Some(node.boot.as_str()) == boot)
             else {
                 tracing::debug!(
                     volume = %dataset.name,
                     node = owner.node,
-                    "owned by another machine of that name, or by an earlier run of it"
+                    "owned by another machine with this name, or before its last boot"
                 );
                 continue;
             };
@@ -250,8 +248,8 @@ impl Watcher {
                     volume = %dataset.name,
                     node = node.name,
                     ?why,
-                    "ownership of the volume was revoked: its node gives it up, or its lease \
-                     expires"
+                    "revoked ownership of the volume; waiting for its node to release it, or for \
+                     lease expiry"
                 );
                 revoked = true;
             }
@@ -274,17 +272,17 @@ fn code(error: &watcher::Error) -> Option<u16> {
 
 fn say(error: &watcher::Error, code: Option<u16>) {
     match code {
-        Some(GONE) => tracing::debug!(%error, "the nodes are listed anew"),
+        Some(GONE) => tracing::debug!(%error, "listing the nodes again"),
         Some(401 | 403) => {
             tracing::warn!(
                 %error,
-                "nodes cannot be watched: let the controller's ServiceAccount list and watch them"
+                "cannot watch nodes; allow the controller's ServiceAccount to list and watch them"
             );
         }
         _ => {
             tracing::warn!(
                 %error,
-                "nodes cannot be watched for now: volumes of lost nodes wait for their leases"
+                "cannot watch nodes; retrying; volumes of lost nodes wait for lease expiry"
             )
         }
     }
@@ -304,8 +302,8 @@ mod tests {
         assert_eq!(reach.answered(now + Duration::from_secs(8)), None);
     }
 
-    /// Asserts that exactly one provider of cryptography is linked, which otherwise only a run in a
-    /// cluster would show.
+    /// Only a cluster would show otherwise that there is one provider of cryptography, and
+    /// not a choice of two.
     #[tokio::test]
     async fn a_client_that_speaks_tls_can_be_made() {
         let mut server = Config::new("https://10.0.0.1".parse().unwrap());

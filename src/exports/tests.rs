@@ -1,4 +1,4 @@
-//! Tests of closing idle exports, and of what clients find when that fails.
+//! Closing idle datasets, and the view of their clients when that fails.
 
 use super::*;
 use crate::bucket::Bucket;
@@ -89,7 +89,7 @@ impl Serving {
         self.table.mount(b"/v", "127.0.0.1:700".parse().unwrap()).await.unwrap().export
     }
 
-    /// As the time does.
+    /// Parks the dataset as if its idle time had passed.
     async fn park(&self) -> Result<Closing, VolumeError> {
         let used = self.exports.opened.lock().get(&self.id).cloned().unwrap();
         let last = used.0.load(Ordering::SeqCst);
@@ -155,7 +155,7 @@ fn an_idle_close_that_fails_makes_its_clients_wait_and_no_handle_stale() {
 
 /// A database that stops by itself, without another owner.
 #[test]
-fn a_volume_that_failed_is_opened_anew_for_the_next_call() {
+fn a_volume_that_failed_is_opened_again_for_the_next_call() {
     run(async {
         let serving = Serving::new().await;
         let first = serving.mount().await;

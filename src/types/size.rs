@@ -4,9 +4,8 @@ use serde::Deserialize;
 use std::fmt;
 use std::str::FromStr;
 
-/// Bytes: `4096`, `64k`, `20Gi`, `20GiB`, `1.5Ti`. Without `i` the units are powers of 1000 (as in
-/// Kubernetes), except that single small letters (`64k`, `1m`, `2g`, `1t`) are powers of 1024, as
-/// in ZFS.
+/// Bytes: `4096`, `64k`, `20Gi`, `20GiB`, `1.5Ti`. All units are binary, as in ZFS and as `Ki` is
+/// in Kubernetes: `64k`, `64K`, `64Ki` and `64KiB` are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "Written")]
 pub struct ByteSize(pub u64);
@@ -39,19 +38,14 @@ impl FromStr for ByteSize {
         let text = text.trim();
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(end);
-        let unit = unit.strip_suffix('B').filter(|u| !u.is_empty()).unwrap_or(unit);
-        let factor: u64 = match unit {
-            "" | "B" => 1,
-            "k" | "Ki" => 1 << 10,
-            "m" | "Mi" => 1 << 20,
-            "g" | "Gi" => 1 << 30,
-            "t" | "Ti" => 1 << 40,
-            "p" | "Pi" => 1 << 50,
-            "K" => 1000,
-            "M" => 1_000_000,
-            "G" => 1_000_000_000,
-            "T" => 1_000_000_000_000,
-            "P" => 1_000_000_000_000_000,
+        let unit = unit.to_ascii_lowercase();
+        let factor: u64 = match unit.strip_suffix('b').unwrap_or(&unit) {
+            "" => 1,
+            "k" | "ki" => 1 << 10,
+            "m" | "mi" => 1 << 20,
+            "g" | "gi" => 1 << 30,
+            "t" | "ti" => 1 << 40,
+            "p" | "pi" => 1 << 50,
             _ => return Err(bad()),
         };
         let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
@@ -101,15 +95,19 @@ mod tests {
             ("20Gi", 20 << 30),
             ("20GiB", 20 << 30),
             ("1.5Ki", 1536),
-            ("1G", 1_000_000_000),
-            ("2T", 2_000_000_000_000),
+            ("64K", 65536),
+            ("64Ki", 65536),
+            ("64KB", 65536),
+            ("1G", 1 << 30),
+            ("2T", 2 << 40),
             ("8B", 8),
             (" 1Mi ", 1 << 20),
         ];
         for (text, bytes) in cases {
             assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
         }
-        for bad in ["", "-1", "1x", "Gi", "1.Gi", "1..5Gi", "99999999999Pi", "1 Gi", "0x10", "1e3"]
+        for bad in
+            ["", "-1", "1x", "64i", "Gi", "1.Gi", "1..5Gi", "99999999999Pi", "1 Gi", "0x10", "1e3"]
         {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
         }

@@ -4,60 +4,67 @@
 //! in its run folder, which must be in memory, never on a disk, readable by its own user alone. A
 //! controller keeps none: the pool waits for the next request.
 
-use super::config::{Config, PoolConfig};
-use super::pools::{Missing, retry_refused};
-use crate::catalog::Catalog;
-use crate::control::secrets::{PoolOf, RequestSecrets, Unlock};
-use crate::control::{ControlError, Pool, Pools};
+use super::secrets::{PoolOf, RequestSecrets, Unlock};
+use super::{ControlError, Pool, Pools};
 use crate::types::Class;
-use anyhow::{Context, bail};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
+
+/// Why a pool cannot be opened with the secrets of a request.
+#[derive(Clone, Debug)]
+pub struct PoolRefused {
+    pub class: Class,
+    pub why: String,
+}
+
+/// Opens one configured pool with the secrets of a request. The composition implements it.
+pub trait OpenPool: Send + Sync {
+    fn open<'a>(&'a self, secrets: &'a RequestSecrets) -> BoxFuture<'a, Result<Pool, PoolRefused>>;
+}
+
+/// Configured pools that take their secrets from requests, by name.
+pub type PoolOpeners = BTreeMap<String, Box<dyn OpenPool>>;
 
 /// Secrets that are known to open one pool: the new and the old ones of a rotation, of several
 /// classes.
 const KNOWN_MAX: usize = 16;
 
-/// Every such pool of the process.
+/// All pools of the process that take their secrets from requests.
 pub struct Unlocker {
     pools: Pools,
-    configs: BTreeMap<String, PoolConfig>,
+    openers: PoolOpeners,
     default: Option<String>,
     run_dir: Option<RunDir>,
-    /// Digests of secrets that opened a pool, the newest last.
+    /// Digests of secrets that have opened a pool, the newest last.
     known: Mutex<BTreeMap<String, VecDeque<[u8; 32]>>>,
 }
 
 impl Unlocker {
-    /// Opens what an earlier run on this machine kept secrets of.
+    /// Opens the pools whose secrets an earlier run on this machine has kept in `run_dir`.
+    /// `default` names the pool of requests that name none.
+    ///
+    /// # Errors
+    /// `run_dir` is not in memory, or cannot be used.
     pub async fn start(
-        config: &Config,
+        openers: PoolOpeners,
+        default: Option<String>,
         pools: Pools,
         run_dir: Option<&Path>,
-    ) -> anyhow::Result<Self> {
-        let configs: BTreeMap<_, _> =
-            config.pools.iter().filter(|(_, pool)| pool.request_secrets).map(clone_pair).collect();
-        let only = config.pools.keys().next().filter(|_| config.pools.len() == 1).cloned();
-        let run_dir = match run_dir.filter(|_| !configs.is_empty()) {
+    ) -> Result<Self, ControlError> {
+        let run_dir = match run_dir.filter(|_| !openers.is_empty()) {
             Some(path) => Some(RunDir::open(path)?),
             None => None,
         };
-        let unlocker = Self {
-            pools,
-            configs,
-            default: config.default_pool.clone().or(only),
-            run_dir,
-            known: Mutex::default(),
-        };
-        for name in unlocker.configs.keys() {
+        let unlocker = Self { pools, openers, default, run_dir, known: Mutex::default() };
+        for name in unlocker.openers.keys() {
             unlocker.pools.not_yet(
                 name,
-                "its credentials come with requests, and none has come yet".to_owned(),
+                "it takes its credentials from requests, and none has arrived yet".to_owned(),
             );
             if let Some(kept) = unlocker.run_dir.as_ref().and_then(|dir| dir.read(name))
                 && let Err(error) = unlocker.open(name, &kept).await
@@ -65,7 +72,7 @@ impl Unlocker {
                 tracing::warn!(
                     pool = name,
                     %error,
-                    "the secrets kept from the last run do not open the pool: the next request may"
+                    "the secrets from the last run do not open the pool; waiting for the next request"
                 );
             }
         }
@@ -79,7 +86,7 @@ impl Unlocker {
             }
             PoolOf::Id(id) => match self.pools.iter().find(|pool| pool.id() == *id) {
                 Some(pool) => vec![pool.name.clone()],
-                // The request may be about any pool that is not open.
+                // Any pool that is not open may have this id.
                 None => self.pools.not_open().into_iter().map(|(name, _)| name).collect(),
             },
         }
@@ -87,11 +94,11 @@ impl Unlocker {
 
     async fn judge(&self, of: PoolOf, secrets: RequestSecrets) -> Result<(), ControlError> {
         let names: Vec<String> =
-            self.names(&of).into_iter().filter(|name| self.configs.contains_key(name)).collect();
+            self.names(&of).into_iter().filter(|name| self.openers.contains_key(name)).collect();
         let mut refused = Ok(());
         for name in names {
             match self.check(&name, &secrets).await {
-                // No harm if it is not the pool that was meant: the secrets opened it.
+                // If another pool is meant, this does no harm: the secrets open this one.
                 Ok(()) => return Ok(()),
                 Err(error) => refused = Err(error),
             }
@@ -103,8 +110,7 @@ impl Unlocker {
         if secrets.is_empty() {
             return Err(ControlError::Precondition(format!(
                 "pool {name} takes its credentials from requests, and this one carries none: name \
-                 a Secret in the \
-                 csi.storage.k8s.io/…-secret-name parameters of the class"
+                 a Secret in the class's parameters csi.storage.k8s.io/…-secret-name"
             )));
         }
         let open = self.pools.get(Some(name)).is_ok();
@@ -116,23 +122,20 @@ impl Unlocker {
         self.open(name, secrets).await
     }
 
-    /// Opens the pool with these, and keeps it if it was waiting.
+    /// Opens the pool with these secrets, and makes it available if it was waiting.
     async fn open(&self, name: &str, secrets: &RequestSecrets) -> Result<(), ControlError> {
-        let Some(config) = self.configs.get(name) else {
+        let Some(opener) = self.openers.get(name) else {
             return Err(ControlError::Internal(format!("pool {name} has no configuration")));
         };
-        let catalog = config
-            .open_with(Missing::Refuse, Some(secrets))
-            .await
-            .map_err(|error| refusal(name, &error))?;
-        self.accept(name, config, catalog)?;
+        let pool = opener.open(secrets).await.map_err(|refused| refusal(name, &refused))?;
+        self.accept(pool)?;
         if let Some(dir) = &self.run_dir
             && let Err(error) = dir.write(name, secrets)
         {
             tracing::warn!(
                 pool = name,
-                error = %format!("{error:#}"),
-                "after a restart the pool's volumes wait for a request with secrets"
+                %error,
+                "cannot store the secrets; after a restart the pool's volumes wait for a request that carries them"
             );
         }
         let mut known = self.known.lock();
@@ -144,25 +147,20 @@ impl Unlocker {
         Ok(())
     }
 
-    fn accept(
-        &self,
-        name: &str,
-        config: &PoolConfig,
-        catalog: Catalog,
-    ) -> Result<(), ControlError> {
-        if let Ok(open) = self.pools.get(Some(name)) {
-            return if open.id() == catalog.pool().id {
+    fn accept(&self, pool: Pool) -> Result<(), ControlError> {
+        let name = pool.name.clone();
+        if let Ok(open) = self.pools.get(Some(&name)) {
+            return if open.id() == pool.id() {
                 Ok(())
             } else {
                 Err(ControlError::Precondition(format!(
-                    "pool {name} has another id than when it was opened: restart the driver"
+                    "pool {name} was replaced since it was opened: restart the driver"
                 )))
             };
         }
-        let folder = config.url.folder().map(Path::to_owned);
-        self.pools.opened(Pool { name: name.to_owned(), catalog, folder }).or_else(|error| {
+        self.pools.opened(pool).or_else(|error| {
             // Another request was faster.
-            if self.pools.get(Some(name)).is_ok() { Ok(()) } else { Err(error) }
+            if self.pools.get(Some(&name)).is_ok() { Ok(()) } else { Err(error) }
         })
     }
 }
@@ -177,17 +175,13 @@ impl Unlock for Unlocker {
     }
 }
 
-fn clone_pair((name, pool): (&String, &PoolConfig)) -> (String, PoolConfig) {
-    (name.clone(), pool.clone())
-}
-
-/// Maps an error of opening a pool: an unreachable store is not the caller's fault; everything else
-/// is caused by its secrets.
-fn refusal(name: &str, error: &anyhow::Error) -> ControlError {
-    match retry_refused(error) {
-        Class::Unavailable => ControlError::Unavailable(format!("pool {name}: {error:#}")),
+/// An unavailable store is not the caller's fault; any other cause is in its secrets.
+fn refusal(name: &str, refused: &PoolRefused) -> ControlError {
+    let why = &refused.why;
+    match refused.class {
+        Class::Unavailable => ControlError::Unavailable(format!("pool {name}: {why}")),
         _ => ControlError::Precondition(format!(
-            "pool {name} cannot be opened with the secrets of this request: {error:#}"
+            "pool {name} cannot be opened with the secrets of this request: {why}"
         )),
     }
 }
@@ -196,17 +190,21 @@ fn refusal(name: &str, error: &anyhow::Error) -> ControlError {
 struct RunDir(PathBuf);
 
 impl RunDir {
-    fn open(path: &Path) -> anyhow::Result<Self> {
+    fn open(path: &Path) -> Result<Self, ControlError> {
         let dir = path.join("secrets");
-        let at = || format!("run folder {}", dir.display());
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).with_context(at)?;
-        let kind = rustix::fs::statfs(&dir).with_context(at)?.f_type;
+        let failed =
+            |why: String| ControlError::Invalid(format!("run folder {}: {why}", dir.display()));
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|error| failed(error.to_string()))?;
+        let kind = rustix::fs::statfs(&dir).map_err(|error| failed(error.to_string()))?.f_type;
         if u64::try_from(kind).ok() != Some(TMPFS_MAGIC) {
-            bail!(
-                "{}: it is not in memory (a tmpfs), and secrets are never written to a disk: give \
-                 another --run-dir",
-                at()
-            );
+            return Err(failed(
+                "not a tmpfs, and secrets are never written to a disk: give another --run-dir"
+                    .to_owned(),
+            ));
         }
         Ok(Self(dir))
     }
@@ -222,15 +220,13 @@ impl RunDir {
         RequestSecrets::new(values).ok()
     }
 
-    fn write(&self, pool: &str, secrets: &RequestSecrets) -> anyhow::Result<()> {
+    fn write(&self, pool: &str, secrets: &RequestSecrets) -> io::Result<()> {
         let path = self.path(pool);
         let new = path.with_extension("new");
         let values: BTreeMap<&str, &str> = secrets.all().collect();
         let text = Zeroizing::new(serde_json::to_vec(&values)?);
         match std::fs::remove_file(&new) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).context("an old file");
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let mut file =
@@ -248,7 +244,7 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 mod tests {
     use super::*;
     use crate::bucket::{Bucket, Credentials, Folder, Limits};
-    use crate::catalog::Secret;
+    use crate::catalog::{Catalog, CatalogError, Secret};
     use crate::types::Classify;
     use std::os::unix::fs::PermissionsExt;
 
@@ -256,30 +252,64 @@ mod tests {
         RequestSecrets::new(values.iter().map(|(k, v)| (k.to_string(), v.to_string()))).unwrap()
     }
 
-    async fn pool(dir: &Path) -> Config {
-        let url = format!("file://{}/pool", dir.display());
-        let config =
-            Config::parse(&format!("pools:\n  p:\n    url: {url}\n    requestSecrets: true\n"))
-                .unwrap();
-        let bucket = Bucket::open(
-            &url.parse().unwrap(),
-            &Credentials::none(),
-            Folder::Create,
-            Limits::default(),
-        )
-        .unwrap();
-        Catalog::create(bucket, Some(&Secret::new("correct horse"))).await.unwrap();
-        config
+    /// An encrypted pool in a folder.
+    #[derive(Clone)]
+    struct Encrypted(String);
+
+    impl Encrypted {
+        async fn create(dir: &Path) -> Self {
+            let pool = Self(format!("file://{}/pool", dir.display()));
+            let bucket = pool.bucket(&given(&[]), Folder::Create).unwrap();
+            Catalog::create(bucket, Some(&Secret::new("correct horse"))).await.unwrap();
+            pool
+        }
+
+        fn bucket(&self, secrets: &RequestSecrets, folder: Folder) -> Result<Bucket, PoolRefused> {
+            let credentials = Credentials::none().with(secrets.options());
+            Bucket::open(&self.0.parse().unwrap(), &credentials, folder, Limits::default())
+                .map_err(|error| PoolRefused { class: Class::Invalid, why: error.to_string() })
+        }
+
+        fn openers(&self) -> PoolOpeners {
+            let opener: Box<dyn OpenPool> = Box::new(self.clone());
+            [("p".to_owned(), opener)].into()
+        }
+    }
+
+    impl OpenPool for Encrypted {
+        fn open<'a>(
+            &'a self,
+            secrets: &'a RequestSecrets,
+        ) -> BoxFuture<'a, Result<Pool, PoolRefused>> {
+            Box::pin(async move {
+                let bucket = self.bucket(secrets, Folder::MustExist)?;
+                let secret = secrets.passphrase().map(Secret::new);
+                let refused = |error: CatalogError| PoolRefused {
+                    class: error.class(),
+                    why: error.to_string(),
+                };
+                let catalog = Catalog::open(bucket, secret.as_ref()).await.map_err(refused)?;
+                Ok(Pool { name: "p".to_owned(), catalog, folder: None })
+            })
+        }
+    }
+
+    async fn start(
+        pool: &Encrypted,
+        pools: &Pools,
+        run_dir: Option<&Path>,
+    ) -> Result<Unlocker, ControlError> {
+        Unlocker::start(pool.openers(), Some("p".to_owned()), pools.clone(), run_dir).await
     }
 
     #[tokio::test]
     async fn a_pool_opens_with_the_secrets_of_a_request_and_asks_for_them_again() {
         let dir = tempfile::tempdir().unwrap();
-        let config = pool(dir.path()).await;
+        let pool = Encrypted::create(dir.path()).await;
         let pools = Pools::waiting(["p".to_owned()], None).unwrap();
-        let unlocker = Unlocker::start(&config, pools.clone(), None).await.unwrap();
+        let unlocker = start(&pool, &pools, None).await.unwrap();
         let named = PoolOf::Name(None);
-        assert!(pools.get(None).unwrap_err().to_string().contains("come with requests"));
+        assert!(pools.get(None).unwrap_err().to_string().contains("from requests"));
         let right = given(&[("passphrase", "correct horse")]);
         for wrong in [
             given(&[]),
@@ -306,13 +336,10 @@ mod tests {
     #[tokio::test]
     async fn a_restarted_node_finds_its_secrets_in_memory_only() {
         let dir = tempfile::tempdir().unwrap();
-        let config = pool(dir.path()).await;
+        let pool = Encrypted::create(dir.path()).await;
         let Ok(memory) = tempfile::tempdir_in("/dev/shm") else { return };
-        let start = async |pools: &Pools| {
-            Unlocker::start(&config, pools.clone(), Some(memory.path())).await
-        };
         let first = Pools::waiting(["p".to_owned()], None).unwrap();
-        let unlocker = start(&first).await.unwrap();
+        let unlocker = start(&pool, &first, Some(memory.path())).await.unwrap();
         unlocker
             .unlock(PoolOf::Name(None), given(&[("passphrase", "correct horse")]))
             .await
@@ -322,13 +349,10 @@ mod tests {
         assert_eq!(kept.len(), 1);
         assert_eq!(kept[0].metadata().unwrap().permissions().mode() & 0o777, 0o600);
         let second = Pools::waiting(["p".to_owned()], None).unwrap();
-        start(&second).await.unwrap();
+        start(&pool, &second, Some(memory.path())).await.unwrap();
         assert!(second.get(None).is_ok());
         if u64::try_from(rustix::fs::statfs(dir.path()).unwrap().f_type) != Ok(TMPFS_MAGIC) {
-            assert!(
-                Unlocker::start(&config, second, Some(dir.path())).await.is_err(),
-                "never on a disk"
-            );
+            assert!(start(&pool, &second, Some(dir.path())).await.is_err(), "never on a disk");
         }
     }
 }

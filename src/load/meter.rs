@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// Samples kept; later ones only count.
 const SAMPLES_MAX: usize = 8 << 20;
 
-/// What the operations of a work took.
+/// The latencies of a workload's operations.
 #[derive(Clone, Debug)]
 pub struct Meter {
     started: Instant,
@@ -36,7 +36,7 @@ impl Meter {
         self.started.elapsed()
     }
 
-    /// The time that so many per mille of the operations stayed below.
+    /// The time that this many per mille of the operations stayed below.
     pub fn quantile(&mut self, per_mille: usize) -> Duration {
         self.micros.sort_unstable();
         let at = (self.micros.len().saturating_sub(1) * per_mille + 500) / 1000;
@@ -49,13 +49,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_of_all_lanes() {
+    fn quantiles_include_all_callers() {
         let mut all = Meter::default();
         assert_eq!(all.quantile(500), Duration::ZERO);
-        for lane in 0..2 {
+        for caller in 0..2 {
             let mut meter = Meter::default();
             for i in 0..50u64 {
-                meter.add(Duration::from_micros(i * 2 + lane));
+                meter.add(Duration::from_micros(i * 2 + caller));
             }
             all.merge(meter);
         }

@@ -1,13 +1,14 @@
-//! A run: connections, the directory worked in, lanes of calls.
+//! A run: connections, the working directory, concurrent calls.
 
 use super::data::Source;
 use super::meter::Meter;
 use super::process::Watched;
 use super::report::{Measured, Row, Spent};
-use super::{LoadError, LoadOptions, Work};
+use super::{LoadError, LoadOptions, Workload};
 use crate::fs::api::SetAttr;
+use crate::nfs::NfsStat;
 use crate::nfs::client::{self, Client, ClientError, Credentials, FileHandle};
-use crate::nfs::status::NfsStat;
+use parking_lot::Mutex;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 pub type Result<T> = std::result::Result<T, LoadError>;
 
-/// Says what was being done when a call failed.
+/// Adds the operation to the error of a failed call.
 pub fn during<T>(what: &str, result: std::result::Result<T, ClientError>) -> Result<T> {
     result.map_err(|source| LoadError::Client { what: what.to_owned(), source })
 }
@@ -31,13 +32,19 @@ pub struct Session {
     /// The large file, once there is one.
     pub file: Option<FileHandle>,
     /// The directory of small files, once there is one.
-    pub small: Option<Arc<super::files::Small>>,
+    pub small: Option<Arc<Small>>,
 }
 
-/// When lanes end.
+/// The directory of small files; the handles are those that are there now.
+pub struct Small {
+    pub dir: FileHandle,
+    pub handles: Mutex<Vec<FileHandle>>,
+}
+
+/// When the calls end.
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
-    /// So many operations were begun.
+    /// This many operations were begun.
     Count(u64),
     Time(Duration),
 }
@@ -93,10 +100,10 @@ impl Session {
         })
     }
 
-    pub fn client(&self, lane: usize) -> Client {
+    pub fn client(&self, caller: usize) -> Client {
         // There is at least one: `open` made it.
         self.clients
-            .get(lane % self.clients.len().max(1))
+            .get(caller % self.clients.len().max(1))
             .or(self.clients.first())
             .cloned()
             .unwrap_or_else(|| unreachable!())
@@ -111,8 +118,8 @@ impl Session {
         }
     }
 
-    /// Does a work and says what it took; some have several lines.
-    pub async fn measure(&mut self, work: Work) -> Result<Vec<Row>> {
+    /// Runs a workload and reports its cost; some have several lines.
+    pub async fn measure(&mut self, work: Workload) -> Result<Vec<Row>> {
         self.prepare(work).await?;
         let mut rows = Vec::new();
         for variant in self.variants(work) {
@@ -125,11 +132,11 @@ impl Session {
         Ok(rows)
     }
 
-    /// Runs `lanes` operations at a time. `make` makes a lane's operation from its client; an
-    /// operation gets the number of its turn, which no other gets.
-    pub async fn lanes<F, Fut>(
+    /// Runs `concurrency` operations at a time. `make` makes a caller's operation from its client;
+    /// an operation gets the number of its turn, which no other gets.
+    pub async fn concurrently<F, Fut>(
         &self,
-        lanes: usize,
+        concurrency: usize,
         until: Until,
         make: impl Fn(Client) -> F,
     ) -> Result<Meter>
@@ -140,9 +147,9 @@ impl Session {
         let turn = Arc::new(AtomicU64::new(0));
         let mut all = Meter::default();
         let started = Instant::now();
-        let running: Vec<_> = (0..lanes)
-            .map(|lane| {
-                let (operation, turn) = (make(self.client(lane)), turn.clone());
+        let running: Vec<_> = (0..concurrency)
+            .map(|caller| {
+                let (operation, turn) = (make(self.client(caller)), turn.clone());
                 tokio::spawn(async move {
                     let mut meter = Meter::default();
                     loop {
@@ -161,8 +168,8 @@ impl Session {
                 })
             })
             .collect();
-        for lane in running {
-            all.merge(lane.await.map_err(|error| LoadError::Thread(error.to_string()))??);
+        for caller in running {
+            all.merge(caller.await.map_err(|error| LoadError::Thread(error.to_string()))??);
         }
         Ok(all)
     }
@@ -178,7 +185,7 @@ impl Session {
         if self.options.keep {
             return Ok(());
         }
-        self.clear(self.dir.clone(), true).await?;
+        self.clear(self.dir.clone()).await?;
         during("RMDIR", self.client(0).rmdir(&self.root, self.name.as_bytes()).await.map(drop))
     }
 }

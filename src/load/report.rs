@@ -1,16 +1,16 @@
-//! What was measured, as a table and as JSON.
+//! The report, as a table and as JSON.
 
-use super::Work;
+use super::Workload;
 use super::meter::Meter;
 use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
 
-/// One line.
+/// A line of the report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     pub work: &'static str,
-    /// What is special about this line, such as `first` or `again`.
+    /// A remark on this line, such as `first` or `again`.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub variant: &'static str,
     pub operations: u64,
@@ -33,7 +33,7 @@ pub struct Row {
     pub peak_rss_mb: Option<f64>,
 }
 
-/// What a work did.
+/// The result of a workload.
 pub struct Measured {
     pub variant: &'static str,
     pub meter: Meter,
@@ -42,7 +42,7 @@ pub struct Measured {
     pub bytes: Option<u64>,
 }
 
-/// What the server spent on it.
+/// The resources that the server spent on it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spent {
     pub cpu: Option<Duration>,
@@ -50,7 +50,7 @@ pub struct Spent {
 }
 
 impl Row {
-    pub(super) fn new(work: Work, mut measured: Measured, spent: Spent) -> Self {
+    pub(super) fn new(work: Workload, mut measured: Measured, spent: Spent) -> Self {
         let secs = measured.took.as_secs_f64().max(1e-9);
         let operations = measured.meter.operations;
         let mut ms = |per_mille| measured.meter.quantile(per_mille).as_secs_f64() * 1e3;

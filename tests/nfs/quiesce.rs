@@ -10,13 +10,13 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use zerofs_csi::fs::api::Stability;
 use zerofs_csi::nfs::client::{Client, FileHandle};
-use zerofs_csi::nfs::{Endpoint, ExportId, Kept, Server};
+use zerofs_csi::nfs::{Endpoint, ExportId, IdleConnection, Server};
 
 /// Far longer than anything takes.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Another server in place of an edge's: on its socket, its file system and its connections.
-async fn go_on(edge: Edge, kept: Vec<Kept>) -> Edge {
+/// Starts another server in place of an edge's: on its socket, its file system and its connections.
+async fn resume(edge: Edge, idle: Vec<IdleConnection>) -> Edge {
     let listener = std::net::TcpListener::from(edge.server.listener().unwrap());
     let Edge { fs, endpoint, server } = edge;
     endpoint.remove();
@@ -26,12 +26,12 @@ async fn go_on(edge: Edge, kept: Vec<Kept>) -> Edge {
     let server =
         Server::start(TcpListener::from_std(listener).unwrap(), endpoint.clone(), options())
             .unwrap();
-    kept.into_iter().for_each(|connection| server.adopt(connection).unwrap());
+    idle.into_iter().for_each(|connection| server.adopt(connection).unwrap());
     endpoint.publish(fs.clone(), KEY);
     Edge { fs, endpoint, server }
 }
 
-/// Writes large and small, reads back, and asks: as many calls at once as the lanes of a
+/// Writes large and small, reads back, and asks: as many concurrent calls as callers of a
 /// connection.
 async fn lane(
     client: Client,
@@ -83,10 +83,10 @@ async fn a_server_goes_on_with_anothers_connections() {
             );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let kept = edge.server.rest(LONG).await;
-        assert_eq!(kept.len(), 3, "every connection comes to rest");
+        let idle = edge.server.quiesce(LONG).await;
+        assert_eq!(idle.len(), 3, "every connection comes to rest");
         let still = calls.load(Ordering::Relaxed);
-        edge = go_on(edge, kept).await;
+        edge = resume(edge, idle).await;
         assert!(still >= until);
     }
     enough.store(true, Ordering::Relaxed);
@@ -98,10 +98,10 @@ async fn a_server_goes_on_with_anothers_connections() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_connects_meanwhile_waits() {
     let edge = Edge::start().await;
-    let kept = edge.server.rest(LONG).await;
+    let idle = edge.server.quiesce(LONG).await;
     let client = edge.client().await;
     let asked = tokio::spawn(async move { client.mount("/other").await });
-    let edge = go_on(edge, kept).await;
+    let edge = resume(edge, idle).await;
     let refused = tokio::time::timeout(LONG, asked).await.unwrap().unwrap();
     assert!(
         refused.unwrap_err().to_string().contains("status 2"),
@@ -124,11 +124,11 @@ async fn a_call_that_does_not_end_is_cut_off_and_never_answered() {
         tokio::task::yield_now().await;
     }
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let kept = edge.server.rest(Duration::from_millis(50)).await;
-    assert_eq!(kept.len(), 1, "the other one is at rest");
+    let idle = edge.server.quiesce(Duration::from_millis(50)).await;
+    assert_eq!(idle.len(), 1, "the other one is at rest");
     gate.add_permits(10);
     assert!(commit.await.unwrap().is_err(), "nobody may answer for a file system that another has");
-    let edge = go_on(edge, kept).await;
+    let edge = resume(edge, idle).await;
     other.getattr(&root).await.unwrap();
     drop(edge);
 }

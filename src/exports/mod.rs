@@ -1,20 +1,20 @@
-//! The exports of `serve`: every dataset as `/<name>`, every snapshot as `/<name>@<snapshot>`.
+//! The exports of `serve`: every dataset as `/<name>`, every snapshot as `/<name>@<snapshot>`, and
+//! the decision when a dataset is opened and closed.
 //!
 //! ```text
 //!            MNT, or a call with a handle               no call for `exportIdle`
 //!  parked ───────────────────────────────▶ open ───────────────────────────────────▶ parked
 //! ```
-//! A **parked** dataset is closed and released, so that it may be deleted, or opened elsewhere. Its
-//! handles stay valid: clients that mounted it send no MNT again, so a call on one opens it, and
-//! waits. For the same reason datasets that this node's name already owns are opened at start, and
+//! A **parked** dataset is closed and released, so that it can be deleted, or opened elsewhere. Its
+//! handles stay valid: clients that have mounted it send no MNT again, so a call on a handle opens
+//! it, and waits. For the same reason the datasets that this node owns are opened at start, and
 //! every released dataset counts as parked then.
 //!
 //! An export is idle by the time of its last call, which is written *before* the call looks the
-//! export up: so a call that finds the export before it is parked is seen by the task that parks
-//! it.
+//! export up: a call that finds it before it is parked is seen by the task that parks it.
 //!
-//! A read-only export, of a snapshot or of a dataset that is one, has no owner and is never parked:
-//! only the process's snapshot handles keep it open, and those are closed when they are idle.
+//! A snapshot, or a dataset that is one, has no owner and is never parked: only the process's
+//! snapshot readers have it open, which are closed when they are idle.
 //!
 //! A volume that is also staged through CSI is in use, and not parked. Its mount outlives this
 //! process, so it is reopened, closed and released by the node's use cases alone; after a restart
@@ -50,9 +50,9 @@ const REOPEN_MAX: Duration = Duration::from_secs(15);
 /// Time that a client or a call waits for a dataset that another node owns: its lease, and some
 /// seconds for the opening.
 const TAKE_LIMIT: Duration = Duration::from_secs(100);
-/// Another node that asks for a dataset gets it when no client here has used it for this long.
+/// Another node that asks for a dataset gets it once no client here has used it for this long.
 const HAND_OVER_IDLE: Duration = Duration::from_secs(30);
-/// Number of checks of the exports within the idle time.
+/// How often within the idle time exports are examined.
 const LOOKS: u32 = 4;
 
 /// Returns whether a dataset is staged through CSI, or was by an earlier run and is being reopened.
@@ -63,12 +63,12 @@ pub struct Exports {
     volumes: Volumes,
     is_staged: IsStaged,
     registry: Registry<Served>,
-    /// Datasets opened for clients, which must be closed when they are idle, or at the end.
+    /// Datasets that were opened for clients, and are closed when they are idle, or at the end.
     opened: Mutex<HashMap<DatasetId, Arc<Used>>>,
-    /// By what the calls know.
+    /// The same by the id in handles.
     used: RwLock<HashMap<ExportId, Arc<Used>>>,
     parked: Mutex<HashMap<ExportId, DatasetId>>,
-    /// Those that there were at the start, and those mounted since.
+    /// Snapshots that existed at the start, and those mounted since.
     snapshots: Mutex<HashMap<ExportId, SnapshotId>>,
     started: Instant,
 }
@@ -85,7 +85,7 @@ impl Exports {
         is_staged: IsStaged,
         idle: Duration,
         stop: CancellationToken,
-    ) -> anyhow::Result<Arc<Self>> {
+    ) -> Result<Arc<Self>, ControlError> {
         let exports = Arc::new(Self {
             pools,
             volumes,
@@ -111,7 +111,7 @@ impl Exports {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    async fn reopen(self: Arc<Self>) -> anyhow::Result<()> {
+    async fn reopen(self: Arc<Self>) -> Result<(), ControlError> {
         let Some(pool) = self.pool().cloned() else { return Ok(()) };
         let node = self.volumes.settings().node.clone();
         let mut ours: Vec<DatasetId> = Vec::new();
@@ -149,20 +149,20 @@ impl Exports {
         Ok(())
     }
 
-    /// Opens an announced export, however long it takes: its clients wait.
+    /// Opens an announced export, for as long as it takes: its clients wait.
     async fn open_for_waiting(self: Arc<Self>, pool: Pool, what: Named) {
         let mut wait = REOPEN_MIN;
         loop {
             match self.open(&pool, what).await {
                 Ok(_) => return,
-                // The process that took this one's place opens it.
+                // The next process opens it.
                 Err(_) if self.volumes.have_left() => return,
                 Err(error) if error.class().may_pass() => {
                     tracing::warn!(
                         dataset = %what,
                         %error,
                         retry_secs = wait.as_secs_f32(),
-                        "a dataset that clients have mounted cannot be opened yet"
+                        "cannot open a dataset that clients have mounted; retrying"
                     );
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(REOPEN_MAX);
@@ -171,8 +171,7 @@ impl Exports {
                     tracing::warn!(
                         dataset = %what,
                         %error,
-                        "a dataset that clients have mounted cannot be opened: they get stale \
-                         handles"
+                        "cannot open a dataset that clients have mounted; their handles are stale"
                     );
                     self.snapshots.lock().remove(&what.export());
                     self.registry.remove(what.export());
@@ -209,7 +208,7 @@ impl Exports {
             self.opened.lock().insert(id, used);
         }
         self.parked.lock().remove(&export.id);
-        self.registry.publish_anew(export.clone());
+        self.registry.republish(export.clone());
         drop(volume);
         Ok(export)
     }
@@ -227,7 +226,7 @@ impl Exports {
             for (id, used) in old {
                 let last = used.0.load(Ordering::SeqCst);
                 if last < since {
-                    // The error has been logged.
+                    // A failure is logged already.
                     let _closing = self.park(id, &used, last).await;
                 }
             }
@@ -249,8 +248,8 @@ impl Exports {
     /// Closes and releases an export, unless a call comes between, or somebody else uses the
     /// volume.
     async fn park(&self, id: DatasetId, used: &Used, last: u64) -> Result<Closing, VolumeError> {
-        // This comes first: a call that does not find the export open must find it parked. The call
-        // opens it again, and waits for this close.
+        // First: a call that does not find it open must find it parked, and opens it again, which
+        // waits for the close below.
         self.parked.lock().insert(export_id(id), id);
         let Some(export) = self.registry.remove(export_id(id)) else {
             // Lost.
@@ -272,16 +271,16 @@ impl Exports {
             Ok(Closing::Closed) => {
                 tracing::info!(
                     dataset = %id,
-                    "nobody has used the dataset for a while: it is closed until somebody does"
+                    "closed the idle dataset; the next call opens it"
                 );
             }
-            // The dataset stays parked: a call first has the close finished, waits for it, and
-            // finds the dataset opened again (R33).
+            // It stays parked: a call first completes the close, and then opens the dataset again
+            // (R33).
             Err(error) => {
                 tracing::warn!(
                     dataset = %id,
                     %error,
-                    "an idle dataset could not be closed: it is tried again"
+                    "cannot close the idle dataset; retrying"
                 )
             }
         }
@@ -294,7 +293,7 @@ impl Exports {
         closing
     }
 
-    /// Looks up the export that a call names.
+    /// The export that a call names.
     fn find(self: &Arc<Self>, id: ExportId) -> Found<Served> {
         if let Some(used) = self.used.read().get(&id) {
             used.0.store(self.now(), Ordering::SeqCst);
@@ -328,16 +327,16 @@ impl Exports {
         });
     }
 
-    /// Another owner's data must not be shown through earlier handles (R25). A dataset that has
-    /// only failed is opened again for the next call (R33).
+    /// Another owner's data must not be shown through earlier handles (R25). A volume that only
+    /// failed is opened again for the next call (R33).
     fn lose(&self, lost: &Lost) {
         let (id, export) = (lost.dataset, export_id(lost.dataset));
         if self.volumes.get(id).is_some() {
             // Opened again since.
             return;
         }
-        let is_another_s = matches!(lost.why, FsError::Fenced | FsError::Stale);
-        if is_another_s {
+        let has_new_owner = matches!(lost.why, FsError::Fenced | FsError::Stale);
+        if has_new_owner {
             self.registry.lose(export);
         } else {
             // First: a call that does not find it open must find it parked.
@@ -363,7 +362,7 @@ impl Exports {
         for id in &opened {
             self.registry.remove(export_id(*id));
         }
-        // Those that could not be closed when they were idle, too.
+        // Including those that could not be closed when they were idle.
         let mut unused: Vec<DatasetId> = opened.into_iter().chain(self.volumes.closing()).collect();
         unused.sort_unstable();
         unused.dedup();
@@ -402,7 +401,7 @@ impl Exports {
     }
 }
 
-/// The dataset or snapshot that is exported.
+/// The dataset or snapshot of an export.
 #[derive(Clone, Copy, Debug)]
 enum Named {
     Dataset(DatasetId),
@@ -427,7 +426,7 @@ impl std::fmt::Display for Named {
     }
 }
 
-/// The snapshot's own life: two exports never share a handle.
+/// The snapshot's own incarnation: two exports never share a handle.
 fn snapshot_export(snapshot: SnapshotId) -> ExportId {
     ExportId(*snapshot.snapshot.incarnation.as_bytes())
 }
@@ -436,13 +435,13 @@ fn export_id(dataset: DatasetId) -> ExportId {
     ExportId(*dataset.incarnation.as_bytes())
 }
 
-/// The users of volumes in `serve`: staged volumes and exports.
-pub struct Uses {
+/// The users of volumes in `serve`: mounts of staged volumes, and exports.
+pub struct VolumeUsers {
     pub mounts: Arc<dyn Mounts>,
     pub exports: Arc<Exports>,
 }
 
-impl Mounts for Uses {
+impl Mounts for VolumeUsers {
     fn sync(&self, dataset: DatasetId) -> BoxFuture<'_, Result<(), ControlError>> {
         self.mounts.sync(dataset)
     }
@@ -494,7 +493,7 @@ impl ExportTable for ServeTable {
         opened.map_err(|error| match error.class() {
             Class::NotFound => MountRefused::NotFound,
             Class::Precondition | Class::Denied => {
-                tracing::warn!(%peer, dataset = %id, %error, "a mount is refused");
+                tracing::warn!(%peer, dataset = %id, %error, "refused a mount");
                 MountRefused::Denied
             }
             _ => {
@@ -502,7 +501,7 @@ impl ExportTable for ServeTable {
                     %peer,
                     dataset = %id,
                     %error,
-                    "a dataset cannot be opened for a mount"
+                    "cannot open a dataset for a mount"
                 );
                 MountRefused::Unavailable(error.to_string())
             }
@@ -518,7 +517,7 @@ impl ExportTable for ServeTable {
                 ready.map(|d| Listed { path: format!("/{}", d.name) }).collect()
             }
             Err(error) => {
-                tracing::warn!(%error, "the datasets cannot be listed for a client");
+                tracing::warn!(%error, "cannot list the datasets for a client");
                 vec![]
             }
         }

@@ -3,8 +3,8 @@
 use super::data::BLOCK_BYTES;
 use super::meter::Meter;
 use super::report::Measured;
-use super::session::{Result, Session, Until, during};
-use super::{LoadError, Work};
+use super::session::{Result, Session, Small, Until, during};
+use super::{LoadError, Workload};
 use crate::fs::api::{CreateHow, DirCookie, FileKind, SetAttr, Stability};
 use crate::nfs::client::{FileHandle, PageEntry};
 use bytes::Bytes;
@@ -16,14 +16,8 @@ const MIB: u64 = 1 << 20;
 const LARGE_NAME: &[u8] = b"large";
 const SMALL_NAME: &[u8] = b"small";
 /// Lanes of the works on large data and of those that create.
-const LARGE_LANES: usize = 8;
+const LARGE_CONCURRENCY: usize = 8;
 const LIST_BYTES: u32 = 128 << 10;
-
-/// The directory of small files; the handles are those that are there now.
-pub struct Small {
-    pub dir: FileHandle,
-    handles: Mutex<Vec<FileHandle>>,
-}
 
 fn name(number: u64) -> Vec<u8> {
     format!("file-{number:07}").into_bytes()
@@ -51,34 +45,34 @@ impl Session {
         u64::from(self.options.file_mib.max(1)) * MIB / BLOCK_BYTES as u64
     }
 
-    pub fn variants(&self, work: Work) -> &'static [&'static str] {
+    pub fn variants(&self, work: Workload) -> &'static [&'static str] {
         match work {
-            Work::List => &["first", "again"],
-            Work::ReadSequential => &["first", "again"],
+            Workload::List => &["first", "again"],
+            Workload::ReadSequential => &["first", "again"],
             _ => &[""],
         }
     }
 
-    /// Makes what a work needs and an earlier one has not left.
-    pub async fn prepare(&mut self, work: Work) -> Result<()> {
+    /// Creates the files that a workload needs and no earlier one has left.
+    pub async fn prepare(&mut self, work: Workload) -> Result<()> {
         match work {
-            Work::ReadSequential | Work::ReadRandom | Work::WriteRandom => {
+            Workload::ReadSequential | Workload::ReadRandom | Workload::WriteRandom => {
                 if self.find_large().await? {
                     return Ok(());
                 }
                 self.write_large().await.map(drop)
             }
-            Work::WriteSequential
-            | Work::Fsync
-            | Work::WriteSync
-            | Work::Create
-            | Work::CreateCommit => Ok(()),
-            Work::GetAttr
-            | Work::Lookup
-            | Work::List
-            | Work::ReadSmall
-            | Work::Rename
-            | Work::Remove => {
+            Workload::WriteSequential
+            | Workload::Fsync
+            | Workload::WriteSync
+            | Workload::Create
+            | Workload::CreateCommit => Ok(()),
+            Workload::GetAttr
+            | Workload::Lookup
+            | Workload::List
+            | Workload::ReadSmall
+            | Workload::Rename
+            | Workload::Remove => {
                 if self.find_small().await? {
                     return Ok(());
                 }
@@ -87,58 +81,60 @@ impl Session {
         }
     }
 
-    pub async fn work(&mut self, work: Work, variant: &'static str) -> Result<Measured> {
+    pub async fn work(&mut self, work: Workload, variant: &'static str) -> Result<Measured> {
         let measured = match work {
-            Work::GetAttr => self.getattr().await,
-            Work::Lookup => self.lookup().await,
-            Work::WriteSequential => self.write_large().await,
-            Work::ReadSequential => self.read_large().await,
-            Work::ReadRandom => self.read_random().await,
-            Work::WriteRandom => self.write_random().await,
-            Work::Fsync => self.fsync(Stability::Unstable).await,
-            Work::WriteSync => self.fsync(Stability::FileSync).await,
-            Work::Create => self.create(Stability::Unstable).await,
-            Work::CreateCommit => self.create(Stability::FileSync).await,
-            Work::List => self.list_small().await,
-            Work::ReadSmall => self.read_small().await,
-            Work::Rename => self.rename().await,
-            Work::Remove => self.remove().await,
+            Workload::GetAttr => self.getattr().await,
+            Workload::Lookup => self.lookup().await,
+            Workload::WriteSequential => self.write_large().await,
+            Workload::ReadSequential => self.read_large().await,
+            Workload::ReadRandom => self.read_random().await,
+            Workload::WriteRandom => self.write_random().await,
+            Workload::Fsync => self.fsync(Stability::Unstable).await,
+            Workload::WriteSync => self.fsync(Stability::FileSync).await,
+            Workload::Create => self.create(Stability::Unstable).await,
+            Workload::CreateCommit => self.create(Stability::FileSync).await,
+            Workload::List => self.list_small().await,
+            Workload::ReadSmall => self.read_small().await,
+            Workload::Rename => self.rename().await,
+            Workload::Remove => self.remove().await,
         };
         measured.map(|measured| Measured { variant, ..measured })
     }
 
     async fn getattr(&self) -> Result<Measured> {
         let handles: Arc<[FileHandle]> = self.small()?.handles.lock().clone().into();
-        let meter = self.lanes(self.options.lanes, Until::Time(self.options.time), |client| {
-            let handles = handles.clone();
-            move |turn| {
-                let (client, handles) = (client.clone(), handles.clone());
-                async move {
-                    let Some(file) = handles.get(scatter(turn, handles.len() as u64) as usize)
-                    else {
-                        return Ok(());
-                    };
-                    during("GETATTR", client.getattr(file).await.map(drop))
+        let meter =
+            self.concurrently(self.options.concurrency, Until::Time(self.options.time), |client| {
+                let handles = handles.clone();
+                move |turn| {
+                    let (client, handles) = (client.clone(), handles.clone());
+                    async move {
+                        let Some(file) = handles.get(scatter(turn, handles.len() as u64) as usize)
+                        else {
+                            return Ok(());
+                        };
+                        during("GETATTR", client.getattr(file).await.map(drop))
+                    }
                 }
-            }
-        });
+            });
         Ok(Self::done(meter.await?))
     }
 
     async fn lookup(&self) -> Result<Measured> {
         let (small, files) = (self.small()?, self.files());
-        let meter = self.lanes(self.options.lanes, Until::Time(self.options.time), |client| {
-            let small = small.clone();
-            move |turn| {
-                let (client, small) = (client.clone(), small.clone());
-                async move {
-                    during(
-                        "LOOKUP",
-                        client.lookup(&small.dir, &name(scatter(turn, files))).await.map(drop),
-                    )
+        let meter =
+            self.concurrently(self.options.concurrency, Until::Time(self.options.time), |client| {
+                let small = small.clone();
+                move |turn| {
+                    let (client, small) = (client.clone(), small.clone());
+                    async move {
+                        during(
+                            "LOOKUP",
+                            client.lookup(&small.dir, &name(scatter(turn, files))).await.map(drop),
+                        )
+                    }
                 }
-            }
-        });
+            });
         Ok(Self::done(meter.await?))
     }
 
@@ -149,7 +145,7 @@ impl Session {
                 .handle;
         let source = Arc::new(Mutex::new(self.source.clone()));
         let pieces = u64::from(self.options.file_mib.max(1));
-        let meter = self.lanes(LARGE_LANES, Until::Count(pieces), |client| {
+        let meter = self.concurrently(LARGE_CONCURRENCY, Until::Count(pieces), |client| {
             let (file, source) = (file.clone(), source.clone());
             move |turn| {
                 let (client, file) = (client.clone(), file.clone());
@@ -170,7 +166,7 @@ impl Session {
         let source = Arc::new(self.source.clone());
         // A file of an earlier run has other bytes; one written at random since has other blocks.
         let verify = self.options.directory.is_none();
-        let meter = self.lanes(LARGE_LANES, Until::Count(pieces), |client| {
+        let meter = self.concurrently(LARGE_CONCURRENCY, Until::Count(pieces), |client| {
             let (file, source) = (file.clone(), source.clone());
             move |turn| {
                 let (client, file, source) = (client.clone(), file.clone(), source.clone());
@@ -193,23 +189,24 @@ impl Session {
 
     async fn read_random(&self) -> Result<Measured> {
         let (file, blocks) = (self.large()?, self.large_blocks());
-        let meter = self.lanes(self.options.lanes, Until::Time(self.options.time), |client| {
-            let file = file.clone();
-            move |turn| {
-                let (client, file) = (client.clone(), file.clone());
-                async move {
-                    let offset = scatter(turn, blocks) * BLOCK_BYTES as u64;
-                    let read =
-                        during("READ", client.read(&file, offset, BLOCK_BYTES as u32).await)?;
-                    if read.data.len() != BLOCK_BYTES {
-                        return Err(LoadError::Different {
-                            what: format!("byte {offset} of the large file"),
-                        });
+        let meter =
+            self.concurrently(self.options.concurrency, Until::Time(self.options.time), |client| {
+                let file = file.clone();
+                move |turn| {
+                    let (client, file) = (client.clone(), file.clone());
+                    async move {
+                        let offset = scatter(turn, blocks) * BLOCK_BYTES as u64;
+                        let read =
+                            during("READ", client.read(&file, offset, BLOCK_BYTES as u32).await)?;
+                        if read.data.len() != BLOCK_BYTES {
+                            return Err(LoadError::Different {
+                                what: format!("byte {offset} of the large file"),
+                            });
+                        }
+                        Ok(())
                     }
-                    Ok(())
                 }
-            }
-        });
+            });
         let meter = meter.await?;
         let (took, bytes) = (meter.elapsed(), meter.operations * BLOCK_BYTES as u64);
         Ok(Measured { variant: "", meter, took, bytes: Some(bytes) })
@@ -219,7 +216,7 @@ impl Session {
         let (file, blocks) = (self.large()?, self.large_blocks());
         let source = Arc::new(Mutex::new(self.source.clone()));
         let begun = Instant::now();
-        let meter = self.lanes(self.options.lanes, Until::Time(self.options.time), |client| {
+        let meter = self.concurrently(self.options.concurrency, Until::Time(self.options.time), |client| {
             let (file, source) = (file.clone(), source.clone());
             move |turn| {
                 let (client, file) = (client.clone(), file.clone());
@@ -235,8 +232,8 @@ impl Session {
         Ok(Measured { variant: "", meter, took: begun.elapsed(), bytes: Some(bytes) })
     }
 
-    /// One at a time, as a database's log is written; `Unstable` data is committed by a call of its
-    /// own.
+    /// Writes one at a time, as a database writes its log; `Unstable` data is committed by a call
+    /// of its own.
     async fn fsync(&mut self, stability: Stability) -> Result<Measured> {
         let client = self.client(0);
         let file = during("CREATE", client.create(&self.dir, b"log", &new_file()).await)?.handle;
@@ -261,7 +258,7 @@ impl Session {
         let (files, source) = (self.files(), Arc::new(Mutex::new(self.source.clone())));
         let handles = Arc::new(Mutex::new(Vec::new()));
         let begun = Instant::now();
-        let meter = self.lanes(LARGE_LANES, Until::Count(files), |client| {
+        let meter = self.concurrently(LARGE_CONCURRENCY, Until::Count(files), |client| {
             let (dir, source, handles) = (dir.clone(), source.clone(), handles.clone());
             move |turn| {
                 let (client, dir, handles) = (client.clone(), dir.clone(), handles.clone());
@@ -306,28 +303,31 @@ impl Session {
 
     async fn read_small(&self) -> Result<Measured> {
         let small = self.small()?;
-        let meter = self.lanes(self.options.lanes, Until::Count(self.files()), |client| {
-            let small = small.clone();
-            move |turn| {
-                let (client, small) = (client.clone(), small.clone());
-                async move {
-                    let file = during("LOOKUP", client.lookup(&small.dir, &name(turn)).await)?;
-                    let read =
-                        during("READ", client.read(&file.handle, 0, BLOCK_BYTES as u32).await)?;
-                    if read.data.len() != BLOCK_BYTES {
-                        return Err(LoadError::Different { what: format!("small file {turn}") });
+        let meter =
+            self.concurrently(self.options.concurrency, Until::Count(self.files()), |client| {
+                let small = small.clone();
+                move |turn| {
+                    let (client, small) = (client.clone(), small.clone());
+                    async move {
+                        let file = during("LOOKUP", client.lookup(&small.dir, &name(turn)).await)?;
+                        let read =
+                            during("READ", client.read(&file.handle, 0, BLOCK_BYTES as u32).await)?;
+                        if read.data.len() != BLOCK_BYTES {
+                            return Err(LoadError::Different {
+                                what: format!("small file {turn}"),
+                            });
+                        }
+                        Ok(())
                     }
-                    Ok(())
                 }
-            }
-        });
+            });
         Ok(Self::done(meter.await?))
     }
 
     async fn rename(&self) -> Result<Measured> {
         let small = self.small()?;
         let forth = |small: Arc<Small>, back: bool| {
-            self.lanes(self.options.lanes, Until::Count(self.files()), move |client| {
+            self.concurrently(self.options.concurrency, Until::Count(self.files()), move |client| {
                 let small = small.clone();
                 move |turn| {
                     let (client, small) = (client.clone(), small.clone());
@@ -354,7 +354,7 @@ impl Session {
     async fn remove(&mut self) -> Result<Measured> {
         let small = self.small()?;
         let meter =
-            self.lanes(self.options.lanes, Until::Count(self.files()), |client| {
+            self.concurrently(self.options.concurrency, Until::Count(self.files()), |client| {
                 let small = small.clone();
                 move |turn| {
                     let (client, small) = (client.clone(), small.clone());
@@ -409,7 +409,7 @@ impl Session {
         self.small = None;
         let client = self.client(0);
         if let Ok(old) = client.lookup(&self.dir, SMALL_NAME).await {
-            self.clear(old.handle.clone(), false).await?;
+            self.clear_files(old.handle.clone()).await?;
             return Ok(old.handle);
         }
         let set = SetAttr { mode: Some(0o755), ..SetAttr::default() };
@@ -436,22 +436,23 @@ impl Session {
         }
     }
 
-    /// Removes everything in a directory; directories in it too, one level down.
-    pub async fn clear(&self, dir: FileHandle, deep: bool) -> Result<()> {
-        let entries = self.list(&dir).await?;
-        let is_dir =
-            |entry: &PageEntry| entry.attr.is_some_and(|attr| attr.kind == FileKind::Directory);
-        if deep {
-            for entry in entries.iter().filter(|entry| is_dir(entry)) {
-                let found = during("LOOKUP", self.client(0).lookup(&dir, &entry.name).await)?;
-                Box::pin(self.clear(found.handle, false)).await?;
-                during("RMDIR", self.client(0).rmdir(&dir, &entry.name).await)?;
-            }
+    /// Removes everything in a directory, with the directories in it and their files.
+    pub async fn clear(&self, dir: FileHandle) -> Result<()> {
+        for entry in self.list(&dir).await?.iter().filter(|entry| is_dir(entry)) {
+            let found = during("LOOKUP", self.client(0).lookup(&dir, &entry.name).await)?;
+            self.clear_files(found.handle).await?;
+            during("RMDIR", self.client(0).rmdir(&dir, &entry.name).await)?;
         }
+        self.clear_files(dir).await
+    }
+
+    /// Removes all entries of a directory that are not directories.
+    async fn clear_files(&self, dir: FileHandle) -> Result<()> {
+        let entries = self.list(&dir).await?;
         let names: Arc<[Bytes]> =
             entries.into_iter().filter(|entry| !is_dir(entry)).map(|entry| entry.name).collect();
         let count = names.len() as u64;
-        self.lanes(LARGE_LANES, Until::Count(count), |client| {
+        self.concurrently(LARGE_CONCURRENCY, Until::Count(count), |client| {
             let (dir, names) = (dir.clone(), names.clone());
             move |turn| {
                 let (client, dir, names) = (client.clone(), dir.clone(), names.clone());
@@ -493,4 +494,8 @@ async fn write_all(
         offset += count as u64;
     }
     Ok(())
+}
+
+fn is_dir(entry: &PageEntry) -> bool {
+    entry.attr.is_some_and(|attr| attr.kind == FileKind::Directory)
 }

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 pub const BLOCK_BYTES: usize = 4 << 10;
 const BASE_BYTES: usize = 1 << 20;
 
-/// Random bytes, stamped anew for each use: as good as fresh ones to a server, and much cheaper.
+/// Random bytes, stamped again for each use: as good as fresh ones to a server, and much cheaper.
 #[derive(Clone, Debug)]
 pub struct Source {
     base: Bytes,

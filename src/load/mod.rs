@@ -1,12 +1,12 @@
-//! A load generator for any NFSv3 server: what `zerofs-csi bench` runs.
+//! A load generator for any NFSv3 server, which `zerofs-csi bench` runs.
 //!
-//! Each *work* is one line of the table in the design's performance page: many calls in flight over
-//! TCP, rates, latencies, and, when the server is a local process, what it spent. The data is
+//! Each *workload* is one line of the report: many concurrent calls over TCP, their rates and
+//! latencies, and, if the server is a local process, its CPU time and memory. The data is
 //! incompressible and no two blocks are alike, so that neither compression nor deduplication
 //! flatters a server. Everything happens in one directory, which is removed at the end.
 //!
 //! It runs on a thread of its own with a single-threaded runtime: replies that arrive together wake
-//! their lanes together, and the next calls leave in one write.
+//! their callers together, and the next calls leave in one write.
 
 mod data;
 mod files;
@@ -17,15 +17,15 @@ mod session;
 
 pub use report::{Report, Row};
 
-use super::client::ClientError;
+use crate::nfs::client::ClientError;
 use session::Session;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
-/// One line of the table.
+/// A line of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Work {
+pub enum Workload {
     /// GETATTR.
     GetAttr,
     /// LOOKUP.
@@ -56,8 +56,8 @@ pub enum Work {
     Remove,
 }
 
-impl Work {
-    /// In the order in which they are done: later ones use what earlier ones left.
+impl Workload {
+    /// All workloads in their order: later ones use the files of earlier ones.
     pub const ALL: [Self; 14] = [
         Self::GetAttr,
         Self::Lookup,
@@ -95,43 +95,43 @@ impl Work {
     }
 }
 
-impl FromStr for Work {
+impl FromStr for Workload {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
         Self::ALL.into_iter().find(|work| work.name() == name).ok_or_else(|| {
             let known: Vec<_> = Self::ALL.iter().map(|work| work.name()).collect();
-            format!("{name:?} is no work: known are {}", known.join(", "))
+            format!("{name:?} is not a workload: use {}", known.join(", "))
         })
     }
 }
 
-/// What to do to which server.
+/// The options of a run.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
     pub target: SocketAddr,
-    /// MOUNT's port; absent: `target`'s, and if MOUNT is not there what the portmapper says.
+    /// Port of MOUNT; without it, that of `target`, then the portmapper's answer.
     pub mount_port: Option<u16>,
     /// Starts with `/`.
     pub export: String,
     /// Empty: all.
-    pub only: Vec<Work>,
-    /// How long each work that has no natural end runs.
+    pub only: Vec<Workload>,
+    /// Duration of each workload that has no natural end.
     pub time: Duration,
-    /// Calls in flight of the works on small things.
-    pub lanes: usize,
-    /// TCP connections that the lanes share.
+    /// Concurrent calls in small-file workloads.
+    pub concurrency: usize,
+    /// TCP connections that these calls share.
     pub connections: usize,
     /// Size of the large file, in MiB.
     pub file_mib: u32,
     /// Number of small files.
     pub files: u32,
-    /// The server's process, when it is local: its CPU and memory are shown.
+    /// Process id of a local server, to show its CPU time and memory.
     pub server_pid: Option<u32>,
-    /// The directory to work in. One that exists is used as it is, so that what an earlier run kept
-    /// can be read cold.
+    /// The directory to work in; created if it does not exist, so that the files of an earlier run
+    /// can be read with cold caches.
     pub directory: Option<String>,
-    /// Leave the directory behind.
+    /// Keep the directory afterwards.
     pub keep: bool,
 }
 
@@ -143,7 +143,7 @@ impl LoadOptions {
             export,
             only: Vec::new(),
             time: Duration::from_secs(5),
-            lanes: 16,
+            concurrency: 16,
             connections: 1,
             file_mib: 1024,
             files: 10_000,
@@ -166,15 +166,15 @@ pub enum LoadError {
         #[source]
         source: ClientError,
     },
-    #[error("{what} is not what was written: the server lost or changed data")]
+    #[error("{what} differs from what was written: the server lost or changed data")]
     Different { what: String },
-    #[error("process {pid} cannot be read: {why}")]
+    #[error("cannot read process {pid}: {why}")]
     Process { pid: u32, why: String },
-    #[error("the load generator's thread cannot be started: {0}")]
+    #[error("the load generator's thread failed: {0}")]
     Thread(String),
 }
 
-/// Runs the works in their order; `done` is told of each line when it is there.
+/// Runs the workloads in their order; calls `done` with each line as soon as it is measured.
 ///
 /// # Errors
 /// The first call that fails ends the run; the directory is removed if the server still answers.
@@ -196,22 +196,25 @@ pub async fn run(
         .name("bench".into())
         .spawn(thread)
         .map_err(|error| LoadError::Thread(error.to_string()))?;
-    receive.await.map_err(|_| LoadError::Thread("it ended without a report".into()))?
+    receive.await.map_err(|_| LoadError::Thread("it exited without a report".into()))?
 }
 
 async fn all(options: LoadOptions, mut done: impl FnMut(&Row)) -> Result<Report, LoadError> {
     let mut session = Session::open(options).await?;
-    let report = works(&mut session, &mut done).await;
+    let report = workloads(&mut session, &mut done).await;
     let cleaned = session.close().await;
     let report = report?;
     cleaned?;
     Ok(report)
 }
 
-async fn works(session: &mut Session, done: &mut impl FnMut(&Row)) -> Result<Report, LoadError> {
+async fn workloads(
+    session: &mut Session,
+    done: &mut impl FnMut(&Row),
+) -> Result<Report, LoadError> {
     let only = session.options.only.clone();
     let mut rows = Vec::new();
-    for work in Work::ALL {
+    for work in Workload::ALL {
         if only.is_empty() || only.contains(&work) {
             for row in session.measure(work).await? {
                 done(&row);

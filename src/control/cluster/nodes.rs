@@ -1,4 +1,4 @@
-//! Tracks the cluster's machines. Pure: events in, condemned machines out.
+//! The state of the cluster's nodes. Pure: events in, lost nodes out.
 
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::watcher::Event;
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 /// Nodes remembered. Kubernetes itself is made for 5,000.
 const NODES_MAX: usize = 20_000;
-/// Grace period of a Node that is gone, which may be recreated at once: only after this is it
-/// condemned.
+/// A Node that is deleted may be created again at once: only after this it is
+/// lost.
 const GONE_FOR: Duration = Duration::from_secs(5);
 /// A Node that is gone is forgotten after this at the latest.
 const GONE_KEPT: Duration = Duration::from_secs(600);
@@ -16,9 +16,9 @@ const GONE_KEPT: Duration = Duration::from_secs(600);
 /// was.
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
-/// A machine that must release the volumes that it owns.
+/// A node whose ownership of volumes is to be revoked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Condemned {
+pub struct LostNode {
     pub name: String,
     /// The run of the machine that is meant: a later one is another owner.
     pub boot: String,
@@ -26,7 +26,7 @@ pub struct Condemned {
 }
 
 #[derive(Debug)]
-struct Known {
+struct NodeState {
     boot: String,
     out_of_service: bool,
 }
@@ -39,7 +39,7 @@ struct Gone {
 
 #[derive(Debug, Default)]
 pub struct Nodes {
-    there: HashMap<String, Known>,
+    there: HashMap<String, NodeState>,
     gone: HashMap<String, Gone>,
     /// Names of the list that is being read.
     listed: HashSet<String>,
@@ -57,7 +57,7 @@ impl Nodes {
                 }
             }
             Event::InitDone => {
-                // A list is complete: Nodes missing from it were deleted while the watch was down.
+                // A list is complete: a node that is missing was deleted while nobody watched.
                 let listed = std::mem::take(&mut self.listed);
                 let missing: Vec<String> =
                     self.there.keys().filter(|name| !listed.contains(*name)).cloned().collect();
@@ -65,7 +65,7 @@ impl Nodes {
             }
             Event::Apply(node) => drop(self.put(node)),
             Event::Delete(node) => {
-                // Its last state: what was missed is in it.
+                // The event has the node's last state, including missed changes.
                 if let Some(name) = self.put(node) {
                     self.remove(&name, now);
                 }
@@ -91,28 +91,28 @@ impl Nodes {
         if out_of_service && !self.there.get(&name).is_some_and(|before| before.out_of_service) {
             tracing::warn!(
                 node = name,
-                "the node is tainted out-of-service: it is told to give up its volumes"
+                "node is tainted out-of-service; revoking its ownership of volumes"
             );
         }
-        self.there.insert(name.clone(), Known { boot, out_of_service });
+        self.there.insert(name.clone(), NodeState { boot, out_of_service });
         Some(name)
     }
 
     fn remove(&mut self, name: &str, now: Instant) {
-        if let Some(Known { boot, .. }) = self.there.remove(name)
+        if let Some(NodeState { boot, .. }) = self.there.remove(name)
             && self.gone.len() < NODES_MAX
         {
             self.gone.insert(name.to_owned(), Gone { boot, since: now });
         }
     }
 
-    pub fn any_condemned(&self) -> bool {
+    pub fn any_lost(&self) -> bool {
         !self.gone.is_empty() || self.there.values().any(|node| node.out_of_service)
     }
 
-    /// Returns the machines that must release their volumes, and whether others may soon be among
-    /// them.
-    pub fn condemned(&mut self, now: Instant) -> (Vec<Condemned>, bool) {
+    /// The nodes whose ownership is to be revoked, and whether there are some that may be among
+    /// them soon.
+    pub fn lost(&mut self, now: Instant) -> (Vec<LostNode>, bool) {
         self.gone.retain(|_, gone| now.saturating_duration_since(gone.since) < GONE_KEPT);
         let is_due = |gone: &Gone| now.saturating_duration_since(gone.since) >= GONE_FOR;
         let tainted = self
@@ -127,13 +127,12 @@ impl Nodes {
             .map(|(name, gone)| (name, &gone.boot, true));
         let all = tainted
             .chain(gone)
-            .map(|(name, boot, gone)| Condemned { name: name.clone(), boot: boot.clone(), gone })
+            .map(|(name, boot, gone)| LostNode { name: name.clone(), boot: boot.clone(), gone })
             .collect();
         (all, self.gone.values().any(|gone| !is_due(gone)))
     }
 
-    /// Marks the machines condemned at `then` as done: they own nothing now. Nodes that are gone
-    /// stay gone.
+    /// Nodes that were lost at that time own nothing now; deleted ones are forgotten.
     pub fn done(&mut self, then: Instant) {
         self.gone.retain(|_, gone| then.saturating_duration_since(gone.since) < GONE_FOR);
     }
@@ -168,7 +167,7 @@ mod tests {
 
     fn of(nodes: &mut Nodes, now: Instant) -> Vec<(String, bool)> {
         let mut found: Vec<_> = nodes
-            .condemned(now)
+            .lost(now)
             .0
             .into_iter()
             .map(|node| (node.name + "/" + &node.boot, node.gone))
@@ -189,19 +188,19 @@ mod tests {
             ],
             start,
         );
-        assert!(!nodes.any_condemned());
+        assert!(!nodes.any_lost());
         nodes.apply(Event::Apply(node("a", "1", Some(OUT_OF_SERVICE))), start);
         nodes.apply(Event::Delete(node("b", "2", None)), start);
         assert_eq!(
-            nodes.condemned(start),
-            (vec![Condemned { name: "a".into(), boot: "1".into(), gone: false }], true)
+            nodes.lost(start),
+            (vec![LostNode { name: "a".into(), boot: "1".into(), gone: false }], true)
         );
         let later = start + GONE_FOR;
         assert_eq!(of(&mut nodes, later), [("a/1".into(), false), ("b/2".into(), true)]);
         nodes.done(later);
         assert_eq!(of(&mut nodes, later), [("a/1".into(), false)]);
         nodes.apply(Event::Apply(node("a", "1", None)), later);
-        assert!(!nodes.any_condemned());
+        assert!(!nodes.any_lost());
     }
 
     #[test]
@@ -209,7 +208,7 @@ mod tests {
         let (mut nodes, start) = (Nodes::default(), Instant::now());
         list(&mut nodes, vec![node("a", "1", None), node("b", "2", None)], start);
         list(&mut nodes, vec![], start);
-        // Recreated with the same boot id of the machine; and with another.
+        // Created again, by the same boot of the machine; and by another.
         nodes.apply(Event::Apply(node("b", "2", None)), start);
         let later = start + GONE_FOR;
         assert_eq!(of(&mut nodes, later), [("a/1".into(), true)]);
@@ -223,6 +222,6 @@ mod tests {
         let (mut nodes, start) = (Nodes::default(), Instant::now());
         list(&mut nodes, vec![], start);
         list(&mut nodes, vec![], start + GONE_KEPT);
-        assert!(!nodes.any_condemned());
+        assert!(!nodes.any_lost());
     }
 }

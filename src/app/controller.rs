@@ -1,0 +1,31 @@
+//! The controller: stateless, owns nothing.
+
+use super::config::Config;
+use super::health::Health;
+use super::role::{Process, Ready, Role, run_role};
+use crate::mount::KernelMounter;
+use std::net::SocketAddr;
+use std::path::Path;
+use tokio_util::sync::CancellationToken;
+
+/// Runs until `stop`.
+pub async fn controller(
+    config: Config,
+    csi_endpoint: &Path,
+    health_listen: Option<SocketAddr>,
+    ready: Ready<'_>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    run_role(Process {
+        config,
+        role: Role::Controller,
+        csi_endpoint: Some(csi_endpoint.to_owned()),
+        health_listen,
+        // Nothing is mounted by a controller.
+        mounter: KernelMounter,
+        ready,
+        stop,
+        health: Health::new(),
+    })
+    .await
+}

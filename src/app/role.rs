@@ -1,0 +1,642 @@
+//! A process in any of its roles: controller, node plugin, or server.
+//!
+//! A node plugin and a server are [active](super::handover) while they have the state folder. A
+//! controller owns nothing, has no state folder, and is active until it stops. On the way out a
+//! node plugin flushes staged volumes, which stay owned: their mounts wait for the next start
+//! (R24), or for the process that takes over. A server also closes and releases its exports.
+
+use super::collecting;
+use super::config::Config;
+use super::endpoints::NfsEndpoints;
+use super::handover::{
+    Activation, HandoverListener, HandoverRole, Hello, Listening, Predecessor, Service, Sockets,
+    wait_until_active,
+};
+use super::health::Health;
+use super::lifecycle::{
+    self, Ended, Endings, FLUSH_LIMIT, HandoverInput, HandoverOutcome, Lifecycle, QUIESCE_LIMIT,
+    STOP_GRACE,
+};
+use super::parts::Parts;
+use super::pools::{self, Missing, Opening};
+use super::state_dir::{StateDir, StateFolder};
+use crate::control::cluster;
+use crate::control::node::{Mounts, NodeAgent};
+use crate::control::secrets::{NoSecrets, Unlock};
+use crate::control::unlock::Unlocker;
+use crate::control::{Controller, Pools};
+use crate::csi::{
+    ControllerService, CsiServices, IdentityService, Living, NodeInfo, NodeService, Registrar,
+    RegistrationSocket, RegistrationState,
+};
+use crate::exports::{Exports, ServeTable, VolumeUsers};
+use crate::mount::Mounter;
+use crate::nfs::{Budget, Options, Peers, Server};
+use anyhow::Context;
+use futures::FutureExt;
+use parking_lot::Mutex;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Called with the line to print whenever the process begins to serve.
+pub type Ready<'a> = &'a (dyn Fn(String) + Send + Sync);
+
+/// A server does not wait for ever for one that does not hand over, which is a mistake; but one
+/// that is about to exit takes a moment.
+const SERVER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The role of a process.
+pub(super) enum Role {
+    Controller,
+    Node(NodeRole),
+    Serve(ServeRole),
+}
+
+pub(super) struct NodeRole {
+    /// Name of the node in Kubernetes; without one, the name in the state folder.
+    pub node_id: Option<String>,
+    pub state_dir: PathBuf,
+    /// In memory (a tmpfs): keeps the secrets of requests for the next start (R29).
+    pub run_dir: Option<PathBuf>,
+    /// `<kubeletDir>/plugins_registry`, and the CSI socket as kubelet sees it.
+    pub registration: Option<(PathBuf, PathBuf)>,
+    /// Who may connect to a staged volume's endpoint.
+    pub peers: Peers,
+}
+
+pub(super) struct ServeRole {
+    pub state_dir: PathBuf,
+    pub nfs_listen: Option<SocketAddr>,
+    /// Who may connect there.
+    pub nfs_peers: Peers,
+    /// Who may connect to a staged volume's endpoint.
+    pub peers: Peers,
+}
+
+impl Role {
+    fn state_dir(&self) -> Option<&Path> {
+        match self {
+            Self::Controller => None,
+            Self::Node(node) => Some(&node.state_dir),
+            Self::Serve(serve) => Some(&serve.state_dir),
+        }
+    }
+
+    fn is_controller(&self) -> bool {
+        matches!(self, Self::Controller | Self::Serve(_))
+    }
+
+    /// Who may connect to the endpoints of staged volumes.
+    fn peers(&self) -> Peers {
+        match self {
+            Self::Controller => Peers::LoopbackReserved,
+            Self::Node(node) => node.peers,
+            Self::Serve(serve) => serve.peers,
+        }
+    }
+
+    /// The name that owns the volumes of this process.
+    fn owner(&self, state: Option<&StateDir>) -> anyhow::Result<String> {
+        match (self, state) {
+            (Self::Node(NodeRole { node_id: Some(id), .. }), _) => Ok(id.clone()),
+            (_, Some(state)) => state.node_name(),
+            (_, None) => Ok(format!("controller-{:08x}", rand::random::<u32>())),
+        }
+    }
+
+    /// How this process describes itself to another one.
+    fn hello(&self, pools: Vec<String>) -> Hello {
+        match self {
+            Self::Node(node) => Hello::new(HandoverRole::Node, node.node_id.clone(), pools),
+            Self::Controller | Self::Serve(_) => Hello::new(HandoverRole::Serve, None, pools),
+        }
+    }
+}
+
+/// A process, with everything that its active periods share.
+pub(super) struct Process<'a, M> {
+    pub config: Config,
+    pub role: Role,
+    pub csi_endpoint: Option<PathBuf>,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    pub health_listen: Option<SocketAddr>,
+    pub mounter: M,
+    pub ready: Ready<'a>,
+    pub stop: CancellationToken,
+    pub health: Health,
+}
+
+/// The pools of a process.
+enum ProcessPools {
+    /// A server opens all of them before it serves.
+    Open(Pools),
+    /// Others serve while their pools are being opened.
+    Opening { opening: Opening, unlocker: Option<Arc<Unlocker>> },
+}
+
+impl ProcessPools {
+    async fn start<M>(process: &Process<'_, M>) -> anyhow::Result<Self> {
+        Ok(match process.role {
+            Role::Serve(_) => Self::Open(pools::open(&process.config, Missing::Create).await?),
+            Role::Controller | Role::Node(_) => Self::Opening {
+                opening: pools::open_patiently(&process.config, &process.stop)?,
+                unlocker: None,
+            },
+        })
+    }
+
+    fn pools(&self) -> &Pools {
+        match self {
+            Self::Open(pools) => pools,
+            Self::Opening { opening, .. } => &opening.pools,
+        }
+    }
+
+    /// Takes the secrets of requests, once each pool was tried.
+    async fn unlock<M>(&mut self, process: &Process<'_, M>) -> anyhow::Result<Arc<dyn Unlock>> {
+        let Self::Opening { opening, unlocker } = self else { return Ok(Arc::new(NoSecrets)) };
+        if let Some(unlocker) = unlocker {
+            return Ok(unlocker.clone());
+        }
+        opening.tried().await;
+        let run_dir = match &process.role {
+            Role::Node(node) => node.run_dir.as_deref(),
+            Role::Controller | Role::Serve(_) => None,
+        };
+        let started = pools::unlocker(&process.config, opening.pools.clone(), run_dir).await?;
+        *unlocker = Some(started.clone());
+        Ok(started)
+    }
+}
+
+/// Runs until `stop`, or until another process has taken over and serves.
+pub(super) async fn run_role<M: Mounter>(process: Process<'_, M>) -> anyhow::Result<()> {
+    let Some(state_dir) = process.role.state_dir() else {
+        let mut pools = ProcessPools::start(&process).await?;
+        return Box::pin(process.active_period(None, &mut pools, None)).await.map(drop);
+    };
+    let folder = StateFolder::open(state_dir)?;
+    let mut activation = folder.try_lock()?.map(Activation::first);
+    // Bound before the pools are opened: a client that is refused retries only after seconds.
+    let mut early = match (&activation, &process.role) {
+        (Some(_), Role::Serve(ServeRole { nfs_listen: Some(at), .. })) => Some(bind(*at).await?),
+        _ => None,
+    };
+    let mut pools = ProcessPools::start(&process).await?;
+    if activation.is_none() {
+        activation = process.wait(&folder, &mut pools).await?;
+    }
+    while let Some(now) = activation {
+        let period = process.active_period(Some((&folder, now)), &mut pools, early.take());
+        activation = match Box::pin(period).await? {
+            Ended::Stopped => None,
+            Ended::Active(next) => Some(next),
+        };
+    }
+    Ok(())
+}
+
+async fn bind(at: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(at).await.with_context(|| {
+        format!("NFS listener {at}: free the address, or give another --nfs-listen")
+    })
+}
+
+/// The exports of a server.
+struct Served {
+    exports: Arc<Exports>,
+    nfs: Option<Server<ServeTable>>,
+}
+
+/// The registration with kubelet, and its socket until that is handed over.
+#[derive(Default)]
+struct Registration {
+    state: RegistrationState,
+    socket: Mutex<Option<RegistrationSocket>>,
+}
+
+impl Registration {
+    /// The socket for the next process. A socket through which kubelet has not registered the
+    /// driver is handed over to nobody: the next process creates a new one, and kubelet starts
+    /// over.
+    fn take(&self) -> Option<Listening> {
+        let socket = self.socket.lock().take().filter(|_| self.state.is_registered())?;
+        let path = socket.path().to_owned();
+        Some(Listening::on_path(Service::Registration, path, socket.give()))
+    }
+}
+
+impl<M: Mounter> Process<'_, M> {
+    /// Waits until this process is active. `None`: it was stopped before.
+    async fn wait(
+        &self,
+        folder: &StateFolder,
+        pools: &mut ProcessPools,
+    ) -> anyhow::Result<Option<Activation>> {
+        // A defect of this process must show before anything changes for the active one.
+        self.check_socket_folders()?;
+        pools.unlock(self).await?;
+        let patience = matches!(self.role, Role::Serve(_)).then_some(SERVER_PATIENCE);
+        let hello = |pools| self.role.hello(pools);
+        let waiting = |why| self.health.wait(why);
+        wait_until_active(folder, hello, pools.pools(), patience, waiting, &self.stop).await
+    }
+
+    fn check_socket_folders(&self) -> anyhow::Result<()> {
+        let at = |dir: &Path| format!("folder {} of a socket", dir.display());
+        if let Role::Node(NodeRole { registration: Some((registry_dir, _)), .. }) = &self.role {
+            std::fs::read_dir(registry_dir).with_context(|| at(registry_dir))?;
+        }
+        match self.csi_endpoint.as_deref().and_then(Path::parent) {
+            Some(dir) => std::fs::create_dir_all(dir).with_context(|| at(dir)),
+            None => Ok(()),
+        }
+    }
+
+    async fn active_period(
+        &self,
+        activation: Option<(&StateFolder, Activation)>,
+        pools: &mut ProcessPools,
+        early: Option<TcpListener>,
+    ) -> anyhow::Result<Ended> {
+        let living = match &activation {
+            Some((_, Activation { replaces: true, .. })) => Living::Replace,
+            _ => Living::Refuse,
+        };
+        let (held, sockets, predecessor) = match activation {
+            Some((folder, activation)) => {
+                let (state, sockets, predecessor) = activation.split();
+                (Some((folder, state)), sockets, Some(predecessor))
+            }
+            None => (None, Arc::default(), None),
+        };
+        let state = held.as_ref().map(|(_, state)| state);
+        let period = self.start(state, &sockets, pools, early).await?;
+        let csi = self.serve_csi(&period, living, pools).await?;
+        self.register(&period, &sockets)?;
+        let line = self.ready_line(period.served.as_ref());
+        let Some((folder, state)) = held else {
+            (self.ready)(line);
+            lifecycle::until_stopped(csi, &self.stop).await?;
+            return period.stop().await.map(|()| Ended::Stopped);
+        };
+        let handover = HandoverListener::bind(&state)?;
+        announce(&sockets, predecessor.as_ref()).await;
+        (self.ready)(line);
+        self.until_ended(period, folder, Endings { csi, handover, state }).await
+    }
+
+    /// Starts everything that serves volumes.
+    async fn start(
+        &self,
+        state: Option<&StateDir>,
+        sockets: &Arc<Sockets>,
+        pools: &ProcessPools,
+        early: Option<TcpListener>,
+    ) -> anyhow::Result<Period<M>> {
+        let lifecycle = Lifecycle::new(&self.stop);
+        let owner = self.role.owner(state)?;
+        let parts = Parts::over(self.config.clone(), pools.pools().clone(), owner, state).await?;
+        let registration = Registration::default();
+        self.report_health(&parts, &registration);
+        let refusals = pools::watch_refusals(parts.pools.clone(), lifecycle.services.clone());
+        lifecycle.service_tasks.spawn(refusals);
+        let budget = Budget::new(&parts.nfs);
+        // Before everything else: calls on staged volumes must find a listener.
+        let agent = match state {
+            Some(state) => {
+                let (mounter, peers) = (self.mounter.clone(), self.role.peers());
+                let started =
+                    lifecycle::start_agent(&parts, mounter, state, peers, &budget, sockets.clone());
+                Some(started.await?)
+            }
+            None => None,
+        };
+        if let Some(at) = self.health_listen {
+            let serve = self.health.clone().serve(at, sockets.clone(), lifecycle.services.clone());
+            lifecycle.service_tasks.spawn(serve);
+        }
+        let mut period = Period { lifecycle, parts, agent, served: None, registration };
+        if let (Role::Serve(role), Some(agent)) = (&self.role, &period.agent) {
+            let exports = start_exports(agent, &period.parts, &period.lifecycle).await?;
+            let nfs = match role.nfs_listen {
+                Some(at) => {
+                    let limits = period.parts.nfs;
+                    let options = Options { peers: role.nfs_peers, limits, ..Options::default() };
+                    let table = ServeTable(exports.clone());
+                    Some(serve_nfs(at, early, table, options, &budget, sockets).await?)
+                }
+                None => None,
+            };
+            period.served = Some(Served { exports, nfs });
+        }
+        Ok(period)
+    }
+
+    /// Starts the background work, and serves CSI.
+    async fn serve_csi(
+        &self,
+        period: &Period<M>,
+        living: Living,
+        pools: &mut ProcessPools,
+    ) -> anyhow::Result<Option<JoinHandle<std::io::Result<()>>>> {
+        let Period { lifecycle, parts, agent, .. } = period;
+        let unlock = pools.unlock(self).await?;
+        let controller = self.controller(parts, agent.as_ref());
+        self.start_work(period, controller.as_ref());
+        let node = agent.as_ref().map(|agent| {
+            let info = node_info(parts, parts.volumes.settings().node.clone());
+            NodeService::new(agent.clone(), info, unlock.clone())
+        });
+        let services = CsiServices {
+            identity: self.identity(parts),
+            controller: controller.map(|controller| ControllerService::new(controller, unlock)),
+            node,
+        };
+        let Some(path) = &self.csi_endpoint else { return Ok(None) };
+        let serve = crate::csi::serve(path, living, services, lifecycle.services.clone())?;
+        Ok(Some(lifecycle.service_tasks.spawn(serve)))
+    }
+
+    /// Serves until this process stops, or another one is active; then on standby, if it resumes.
+    async fn until_ended(
+        &self,
+        period: Period<M>,
+        folder: &StateFolder,
+        endings: Endings,
+    ) -> anyhow::Result<Ended> {
+        let Some(agent) = &period.agent else {
+            return period.stop().await.map(|()| Ended::Stopped);
+        };
+        let handed_over = Sockets::default();
+        let input = HandoverInput {
+            folder,
+            parts: &period.parts,
+            agent,
+            health: &self.health,
+            sockets: &handed_over,
+        };
+        // Evaluated only in a hand-over.
+        let quiesce = || {
+            async {
+                match period.served.as_ref().and_then(|served| served.nfs.as_ref()) {
+                    Some(nfs) => quiesce_exports(nfs).await,
+                    None => period.registration.take(),
+                }
+            }
+            .boxed()
+        };
+        let own = || self.role.hello(lifecycle::used_pools(&period.parts));
+        let ended = period.lifecycle.serve_until_ended(&self.stop, endings, own, &input, quiesce);
+        match ended.await? {
+            Some(HandoverOutcome::Failed(state)) => {
+                period.lifecycle.abandon_services();
+                Ok(Ended::Active(Activation::resumed(state, handed_over)))
+            }
+            Some(HandoverOutcome::Done(standby)) => {
+                let Period { lifecycle, parts, agent, served, .. } = period;
+                if served.is_some() && standby.serving().await.is_ok() {
+                    lifecycle.end_services().await;
+                    tracing::info!("another process is serving; this one exits");
+                    return Ok(Ended::Stopped);
+                }
+                // The other process needs the memory.
+                drop((parts, agent, served));
+                Ok(lifecycle.stand_by(&standby, handed_over, &self.stop).await)
+            }
+            Some(HandoverOutcome::Refused) | None => period.stop().await.map(|()| Ended::Stopped),
+        }
+    }
+
+    fn report_health(&self, parts: &Parts, registration: &Registration) {
+        let expected = match &self.role {
+            Role::Node(NodeRole { registration: Some(_), .. }) => Some(registration.state.clone()),
+            _ => None,
+        };
+        self.health.serving(parts.pools.clone(), parts.volumes.clone(), expected);
+    }
+
+    fn controller(
+        &self,
+        parts: &Parts,
+        agent: Option<&Arc<NodeAgent<M, NfsEndpoints>>>,
+    ) -> Option<Arc<Controller>> {
+        let controller = self.role.is_controller().then(|| parts.controller())?;
+        Some(Arc::new(match agent {
+            Some(agent) => controller.with_mounts(agent.clone()),
+            None => controller,
+        }))
+    }
+
+    /// Background work: requests of other processes, obsolete journals, collections, lost nodes.
+    fn start_work(&self, period: &Period<M>, controller: Option<&Arc<Controller>>) {
+        let Period { lifecycle, parts, agent, served, .. } = period;
+        let Lifecycle { work, work_tasks, .. } = lifecycle;
+        if let Some(agent) = agent {
+            let mounts: Arc<dyn Mounts> = match served {
+                Some(Served { exports, .. }) => {
+                    Arc::new(VolumeUsers { mounts: agent.clone(), exports: exports.clone() })
+                }
+                None => agent.clone(),
+            };
+            work_tasks.spawn(parts.mailbox(mounts, work));
+            work_tasks.spawn(parts.journals(work));
+        }
+        if let Some(controller) = controller {
+            work_tasks.spawn(collecting::run(
+                controller.clone(),
+                parts.config.collect_interval,
+                parts.config.collect_rate.0,
+                work.clone(),
+            ));
+            if matches!(self.role, Role::Controller) {
+                watch_cluster(controller, lifecycle);
+            }
+        }
+    }
+
+    fn identity(&self, parts: &Parts) -> IdentityService {
+        let pools = parts.pools.clone();
+        let ready: crate::csi::IsReady = Arc::new(move || pools.not_open().is_empty());
+        let with_controller = self.role.is_controller();
+        IdentityService { driver: parts.config.driver_name.clone(), with_controller, ready }
+    }
+
+    /// Makes the driver known to kubelet.
+    fn register(&self, period: &Period<M>, sockets: &Sockets) -> anyhow::Result<()> {
+        let Period { lifecycle, parts, registration, .. } = period;
+        let Role::Node(NodeRole { registration: Some((registry_dir, endpoint)), .. }) = &self.role
+        else {
+            return Ok(());
+        };
+        let registrar = Registrar {
+            driver: parts.config.driver_name.clone(),
+            registry_dir: registry_dir.clone(),
+            endpoint: endpoint.clone(),
+            state: registration.state.clone(),
+        };
+        let inherited = sockets.take_path(Service::Registration, &registrar.path());
+        let registering = registrar.listen(inherited).context("kubelet's registration folder")?;
+        *registration.socket.lock() = Some(registering.socket()?);
+        let (serve, stop) =
+            (registrar.serve(registering, lifecycle.services.clone()), self.stop.clone());
+        lifecycle.service_tasks.spawn(async move {
+            if let Err(error) = serve.await {
+                tracing::error!(
+                    %error,
+                    "kubelet cannot register the driver; check the registration folder; stopping"
+                );
+                stop.cancel();
+            }
+        });
+        Ok(())
+    }
+
+    fn ready_line(&self, served: Option<&Served>) -> String {
+        let mut line = String::from("ready:");
+        if let Some(nfs) = served.and_then(|served| served.nfs.as_ref()) {
+            line += &format!(" nfs {}", nfs.local_addr());
+        }
+        if let Some(path) = &self.csi_endpoint {
+            line += &format!(" csi unix://{}", path.display());
+        }
+        line
+    }
+}
+
+fn node_info(parts: &Parts, id: String) -> NodeInfo {
+    let limits = &parts.config.limits;
+    let volumes_max = u32::try_from(limits.volumes_max).unwrap_or(u32::MAX);
+    NodeInfo { id, volumes_max, connections_per_volume: limits.connections_per_volume }
+}
+
+/// Closes the inherited sockets that no service took, and tells the previous process that this one
+/// serves.
+async fn announce(sockets: &Sockets, predecessor: Option<&Predecessor>) {
+    sockets.clear();
+    if let Some(predecessor) = predecessor {
+        predecessor.serving().await;
+    }
+}
+
+/// Watches the nodes of the cluster. A failure to watch keeps nothing else from working.
+fn watch_cluster(controller: &Arc<Controller>, lifecycle: &Lifecycle) {
+    let server = match cluster::in_cluster() {
+        Ok(Some(server)) => server,
+        Ok(None) => {
+            tracing::info!(
+                "not running in a Kubernetes cluster; volumes of lost nodes wait for lease expiry, \
+                 or for `dataset release --force`"
+            );
+            return;
+        }
+        Err(error) => return cannot_watch(&*error),
+    };
+    let (controller, stop) = (controller.clone(), lifecycle.work.clone());
+    lifecycle.work_tasks.spawn(async move {
+        if let Err(error) = cluster::watch(server, controller, stop).await {
+            cannot_watch(&error);
+        }
+    });
+}
+
+fn cannot_watch(error: &(dyn std::error::Error + 'static)) {
+    tracing::warn!(
+        error,
+        "cannot watch nodes; volumes of lost nodes wait for lease expiry; check the pod's \
+         ServiceAccount"
+    );
+}
+
+async fn quiesce_exports(nfs: &Server<ServeTable>) -> Option<Listening> {
+    let connections = nfs.quiesce(QUIESCE_LIMIT).await;
+    match nfs.listener() {
+        Ok(listener) => {
+            Some(Listening::on_tcp(Service::Exports, nfs.local_addr(), listener, connections))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the NFS socket cannot be handed over; clients reconnect");
+            None
+        }
+    }
+}
+
+/// Exports every dataset of the default pool.
+async fn start_exports<M: Mounter>(
+    agent: &Arc<NodeAgent<M, NfsEndpoints>>,
+    parts: &Parts,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<Arc<Exports>> {
+    // Staged volumes are the agent's to reopen.
+    let staged = agent.clone();
+    let is_staged = Box::new(move |id| staged.is_staged(id));
+    let (pools, volumes) = (parts.pools.clone(), parts.volumes.clone());
+    let (idle, work) = (parts.config.export_idle, lifecycle.work.clone());
+    Ok(Exports::start(pools, volumes, is_staged, idle, work).await?)
+}
+
+/// Serves the exports on a socket that was bound early, handed over, or is bound now.
+async fn serve_nfs(
+    at: SocketAddr,
+    early: Option<TcpListener>,
+    table: ServeTable,
+    options: Options,
+    budget: &Budget,
+    sockets: &Sockets,
+) -> anyhow::Result<Server<ServeTable>> {
+    let inherited = sockets.take(Service::Exports, at);
+    let listener = match (early, &inherited) {
+        (Some(listener), _) => listener,
+        (None, Some(inherited)) => inherited.listener()?,
+        (None, None) => bind(at).await?,
+    };
+    let server = Server::start_within(listener, table, options, budget)?;
+    for connection in inherited.into_iter().flat_map(|inherited| inherited.connections) {
+        if let Err(error) = server.adopt(connection) {
+            tracing::debug!(%error, "a connection was closed meanwhile");
+        }
+    }
+    Ok(server)
+}
+
+/// The running parts of an active period.
+struct Period<M> {
+    lifecycle: Lifecycle,
+    parts: Parts,
+    /// None in a controller.
+    agent: Option<Arc<NodeAgent<M, NfsEndpoints>>>,
+    /// The exports of a server.
+    served: Option<Served>,
+    registration: Registration,
+}
+
+impl<M> Period<M> {
+    /// Ends in order: every acknowledged change is in the store, and volumes that are not mounted
+    /// are released.
+    async fn stop(self) -> anyhow::Result<()> {
+        let exports = match self.served {
+            Some(Served { exports, nfs }) => {
+                if let Some(server) = nfs
+                    && !server.stop(STOP_GRACE).await
+                {
+                    tracing::warn!("NFS calls did not end in time; closed their connections");
+                }
+                Some(exports)
+            }
+            None => None,
+        };
+        self.lifecycle.stop().await;
+        let closed = match exports {
+            Some(exports) => exports.close(FLUSH_LIMIT).await,
+            None => Ok(()),
+        };
+        self.parts.volumes.views().close().await;
+        lifecycle::flush_staged(&self.parts).await?;
+        Ok(closed?)
+    }
+}
