@@ -1,22 +1,22 @@
 //! The collector's turns in a controller or server.
 //!
 //! One of the processes that collect in a pool does so in each interval: a process that finds that
-//! another has collected since its own last turn leaves it at that. After a deletion that came to
-//! this process it collects itself, when nobody else is at it.
+//! another has collected since its own last turn skips its turn. After a deletion handled by this
+//! process it collects itself, unless another process is collecting.
 
 use crate::control::{Collected, Collector, ControlError, Controller, Pool, Turn};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// Deletions come in crowds: one collection for all that come within this time.
+/// Deletions come in bursts: one collection serves all within this time.
 const GATHER: Duration = Duration::from_secs(5);
 /// Time that a collection after a deletion waits for another process's.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Interval at which a process whose turn it is checks whether the previous collector is alive.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Why a collection is due.
+/// The reason why a collection is due.
 #[derive(Clone, Copy, Debug)]
 enum Due {
     ByTime,
@@ -24,7 +24,7 @@ enum Due {
 }
 
 /// Collects every pool at each interval, and some seconds after a deletion, until stopped. `rate`:
-/// bytes a second of packs that are rewritten.
+/// bytes per second of packs that are rewritten.
 pub async fn run(
     controller: Arc<Controller>,
     interval: Duration,

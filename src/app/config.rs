@@ -13,8 +13,8 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// The default of `limits.memory`: below 300 MB after every workload of `bench` (a file of 1 GiB,
 /// 10,000 small files).
 pub(super) const MEMORY_DEFAULT: ByteSize = ByteSize(280 << 20);
-/// The least `limits.memory`: less would not hold two packs, a few calls of the largest size and
-/// the caches' smallest shards.
+/// The smallest `limits.memory`: less has no room for two packs, a few calls of the largest size
+/// and the caches' smallest shards.
 const MEMORY_MIN: ByteSize = ByteSize(96 << 20);
 
 /// Below, a busy machine loses its leases; above, NodeStage could not wait for one within kubelet's
@@ -42,18 +42,18 @@ pub struct Config {
     /// Time between collections of a controller or server.
     #[serde(default = "collect_interval", with = "human_duration")]
     pub collect_interval: Duration,
-    /// Bytes a second that collections read of packs that they rewrite; 0: as fast as they can.
+    /// Bytes per second that collections read of packs that they rewrite; 0: no limit.
     #[serde(default = "collect_rate")]
     pub collect_rate: ByteSize,
     /// Time that a snapshot waits for the owner of a volume in another process.
     #[serde(default = "owner_timeout", with = "human_duration")]
     pub owner_timeout: Duration,
-    /// How often an owner reads its mailbox while it writes, and after a request. An idle one reads
-    /// it with each heartbeat, a third of `lease` apart.
+    /// Interval at which an owner reads its mailbox while it writes, and after a request. An idle
+    /// one reads it with each heartbeat, a third of `lease` apart.
     #[serde(default = "mailbox_interval", with = "human_duration")]
     pub mailbox_interval: Duration,
-    /// How long a node that shows no sign of life keeps its volumes from other nodes, between 5 and
-    /// 60 seconds. A longer one lets calls go on through longer outages of the store; NodeStage
+    /// Time for which a node without heartbeats keeps its volumes from other nodes, between 5 and
+    /// 60 seconds. A longer lease lets calls go on through longer outages of the store; NodeStage
     /// waits for it inside one call.
     #[serde(default = "lease", with = "human_duration")]
     pub lease: Duration,
@@ -236,7 +236,7 @@ impl Default for Config {
 
 impl Config {
     /// # Errors
-    /// Names the file, the line and what would be right.
+    /// Names the file, the line and the correct form.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let file = |why: String| ConfigError::File { path: path.to_owned(), why };
         let size = std::fs::metadata(path)

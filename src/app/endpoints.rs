@@ -35,8 +35,8 @@ struct Running {
 }
 
 impl NfsEndpoints {
-    /// The limits of `options` are those of each endpoint; its number of connections is what one
-    /// client needs, its bytes come from `budget`.
+    /// The limits of `options` are those of each endpoint; its connections are those of one client,
+    /// its bytes come from `budget`.
     pub fn new(options: Options, budget: Budget, inherited: Arc<Sockets>) -> Self {
         let limits = Limits { connections: CONNECTIONS_MAX, ..options.limits };
         Self {
@@ -47,8 +47,8 @@ impl NfsEndpoints {
         }
     }
 
-    /// Brings every endpoint to rest, for the next process to go on with. Nothing is answered any
-    /// more when this returns.
+    /// Quiesces every endpoint, for the next process to go on with. No call is answered after this
+    /// returns.
     pub async fn quiesce(&self, limit: Duration) -> Vec<Listening> {
         let running: Vec<(DatasetId, Running)> = self.running.lock().drain().collect();
         let rests = running.into_iter().map(|(dataset, Running { endpoint, server })| async move {

@@ -1,11 +1,11 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 //!
-//! A process is healthy while it can answer at all: restarting it helps against nothing else, and a
-//! node plugin's restart is a pause for its mounts. It is ready once it serves, every pool is open,
-//! no store refuses the volumes' writes, and kubelet has registered the driver if it has to: before
-//! that no pod can use it.
+//! A process is healthy while it can answer at all: a restart helps against nothing else, and
+//! pauses the mounts of a node plugin. It is ready once it serves, every pool is open, no store
+//! refuses the volumes' writes, and kubelet has registered the driver if it has to: before that no
+//! pod can use it.
 //!
-//! A process that has handed over and stands by is ready too: it goes on if the other one ends. A
+//! A process on standby after a hand-over is ready too: it resumes if the other one exits. A
 //! DaemonSet's controller deletes an old pod that is not ready without waiting for the new one.
 //!
 //! On one machine the address is passed from process to process, and the one that serves answers
@@ -34,7 +34,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// The process before this one may still have the address: it is asked for again after this.
+/// The previous process may still have the address: binding is retried after this.
 const BIND_AGAIN: Duration = Duration::from_secs(5);
 /// Limits on a process's answer about its readiness, in time and bytes. The time stays below the
 /// `timeoutSeconds` of the chart's probe.
@@ -77,7 +77,7 @@ impl Health {
         *self.phase.write() = Phase::Waiting(why);
     }
 
-    /// `registration`: of a plugin that kubelet shall register.
+    /// `registration`: that of a plugin that kubelet is to register.
     pub fn serving(&self, pools: Pools, volumes: Volumes, registration: Option<RegistrationState>) {
         *self.phase.write() = Phase::Serving(Serving { pools, volumes, registration });
     }
@@ -94,8 +94,8 @@ impl Health {
             .with_state(self.clone())
     }
 
-    /// Serves at the machine's address until stopped: on the socket of the process before this one,
-    /// if it gave one. A process works without: an address that is taken is no reason to end.
+    /// Serves at the machine's address until stopped: on the socket of the previous process, if it
+    /// handed one over. A process works without it: an address in use is no reason to exit.
     pub async fn serve(self, at: SocketAddr, sockets: Arc<Sockets>, stop: CancellationToken) {
         loop {
             let listener = match sockets.take(Service::Health, at) {
@@ -209,7 +209,7 @@ async fn metrics(State(health): State<Health>) -> impl IntoResponse {
 }
 
 impl Serving {
-    /// The reasons why it is not ready, one a line.
+    /// The reasons why it is not ready, one per line.
     fn missing(&self) -> String {
         let pools = self
             .pools
@@ -230,7 +230,7 @@ impl Serving {
     }
 }
 
-/// A label's value, as the text format wants it.
+/// Escapes a label's value for the text format.
 fn label(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

@@ -7,10 +7,10 @@ use crate::volume::Volumes;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// The first look after the start, when most volumes of this node are open again …
+/// Time of the first pass after the start, when most volumes of this node are open again …
 const FIRST_LOOK: Duration = Duration::from_secs(60);
-/// … and the next ones, for datasets that failed or moved away since. A look asks the store only
-/// about journals without an open volume.
+/// … and the next ones, for datasets that failed or moved away since. A pass makes requests only
+/// for journals without an open volume.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// Runs until stopped.

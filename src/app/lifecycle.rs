@@ -23,11 +23,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long calls under way may take when the process stops: of connections, of its own work, and
-/// of CSI, one after the other. With [`FLUSH_LIMIT`] it stays below the minute after which a pod is
-/// killed (`terminationGracePeriodSeconds`).
+/// Time limit for calls in progress when the process stops: those of connections, of its own work,
+/// and of CSI, one after the other. With [`FLUSH_LIMIT`] it stays below the minute after which a
+/// pod is killed (`terminationGracePeriodSeconds`).
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(10);
-/// How long the last flush to the store may take then.
+/// Time limit for the last flush to the store after that.
 pub(super) const FLUSH_LIMIT: Duration = Duration::from_secs(15);
 /// Time limits before a hand-over, while this process serves: for CSI calls to end, …
 const HOLD_LIMIT: Duration = Duration::from_secs(10);
@@ -35,13 +35,13 @@ const HOLD_LIMIT: Duration = Duration::from_secs(10);
 const HANDOVER_FLUSH_LIMIT: Duration = Duration::from_secs(30);
 /// After a flush has taken this long, this process checks whether the store refuses it.
 const FLUSH_SUSPECT: Duration = Duration::from_secs(3);
-/// Time limits in a hand-over, while no process serves: for NFS calls under way to end, …
+/// Time limits in a hand-over, while no process serves: for NFS calls in progress to end, …
 pub(super) const QUIESCE_LIMIT: Duration = Duration::from_secs(2);
 /// … and for closing the volumes.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// An object that is written and deleted to find out whether this process may write.
 const PROBE: &str = "probe/handover";
-/// How long the sockets stay open on standby, because the successor may exit soon.
+/// Time for which the sockets stay open on standby, because the successor may exit soon.
 const PROVING: Duration = Duration::from_secs(60);
 
 /// The tokens and tasks of an active period.
@@ -54,7 +54,7 @@ pub(super) struct Lifecycle {
     pub service_tasks: TaskTracker,
 }
 
-/// How an active period ended.
+/// The end of an active period.
 pub(super) enum Ended {
     Stopped,
     /// This process is still, or again, the active one.
@@ -103,7 +103,7 @@ impl Lifecycle {
         finish(&self.service_tasks).await;
     }
 
-    /// Like [`Self::end_services`], without waiting for calls under way.
+    /// Like [`Self::end_services`], without waiting for calls in progress.
     pub fn abandon_services(&self) {
         self.services.cancel();
         let tasks = self.service_tasks.clone();
@@ -333,7 +333,7 @@ async fn refusal(parts: &Parts) -> Option<String> {
     None
 }
 
-/// Whether another process can serve the volumes of this one.
+/// Checks whether another process can serve the volumes of this one.
 fn fits(hello: &Hello, own: &Hello) -> Result<(), String> {
     if hello.role != own.role {
         return Err(format!(

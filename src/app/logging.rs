@@ -4,12 +4,12 @@ use super::config::{LogConfig, LogFormat};
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
-/// SlateDB and the HTTP stack tell much that only their authors need.
+/// SlateDB and the HTTP stack log much that only their authors need.
 const DEFAULT_FILTER: &str = "info,slatedb=warn,object_store=warn,hyper=warn,h2=warn,foyer=warn,foyer_storage=warn,foyer_memory=warn";
 
 /// The filter of commands. Detaching a clone plans the compaction of all its tables; if another
-/// takes some of them first, SlateDB refuses the plan, calls that an error, and the plan is made
-/// again. The command itself reports a failure in the end.
+/// takes some of them first, SlateDB refuses the plan and logs an error, and a new plan is made.
+/// The command itself reports a failure in the end.
 const REFUSED_PLANS: &str = "slatedb::compactor=off";
 
 pub fn start(config: &LogConfig, default: Option<&str>) -> anyhow::Result<()> {

@@ -14,8 +14,8 @@ use crate::types::ByteSize;
 
 /// The number of parts of the setting; these are given out, the others are the process's own.
 const PARTS: u64 = 40;
-/// Two packs and what comes while they are sent: below, a long write waits for the store at every
-/// pack.
+/// Room for two packs and the data that arrives while they are sent: with less, a long write waits
+/// for the store at every pack.
 const DIRTY: u64 = 6;
 const PACKS: u64 = 5;
 const READS: u64 = 2;
@@ -28,12 +28,12 @@ const UNFLUSHED: u64 = 4;
 /// Payload of calls, for each direction.
 const CALLS: u64 = 2;
 
-/// The most that an open volume takes beside the shares: its tasks, its manifest, the calls that it
-/// remembers (R20), and the inodes and directories that each may keep whatever the others have.
+/// The most that an open volume takes beside the shares: its tasks, its manifest, its reply cache
+/// (R20), and the inodes and directories that each may cache whatever the others hold.
 pub const VOLUME: ByteSize = ByteSize(2 << 20);
 
-/// The most that a process takes, with every volume open and the store unavailable: no
-/// container's limit be. A quarter of the setting is for what the allocator loses, and for the
+/// The most that a process takes, with every volume open and the store unavailable: a container's
+/// limit must not be lower. A quarter of the setting is for the allocator's overhead, and for the
 /// shares of inodes and of rows, which may be twice as large for a while.
 pub fn process_max(limits: &LimitsConfig) -> ByteSize {
     let own = [limits.dirty_bytes, limits.metadata_cache, limits.block_cache, limits.data_cache];
@@ -96,7 +96,7 @@ pub fn bound_allocator() {
             reason = "there is no safe binding; mallopt(3) takes any two numbers"
         )]
         // SAFETY: it changes parameters of the allocator under its own lock, and reads no memory of
-        // ours.
+        // this process.
         let set = unsafe { libc::mallopt(parameter, value) };
         debug_assert_eq!(set, 1, "mallopt({parameter}, {value})");
     }

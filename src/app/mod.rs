@@ -4,9 +4,9 @@
 //! Nothing is decided here: this floor knows all others, and hands each the implementations of the
 //! small traits that it owns.
 //!
-//! A crash leaves what the parts leave; the state folder holds the journals and the node's name,
-//! and one process at a time has it (a lock). The next process may take it over from the one that
-//! serves ([`handover`]).
+//! A crash leaves the remains of the parts; the state folder holds the journals and the node's
+//! name, and one process at a time has it locked. The next process may take it over from the one
+//! that serves ([`handover`]).
 
 mod collecting;
 pub mod config;

@@ -24,7 +24,7 @@ const SECRET_BYTES_MAX: u64 = 64 << 10;
 
 /// A pool's key.
 const KEY_BYTES: usize = 32;
-/// How long a start waits for the first attempt to open each pool.
+/// Time that a start waits for the first attempt to open each pool.
 const FIRST_TRY: Duration = Duration::from_secs(5);
 /// Between attempts to open a pool.
 const RETRY_MIN: Duration = Duration::from_millis(500);
@@ -32,7 +32,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Between checks whether the pools' stores refuse objects.
 const REFUSED_AGAIN: Duration = Duration::from_secs(20);
 
-/// How to treat a location without a pool.
+/// The treatment of a location without a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
     Refuse,
@@ -155,14 +155,14 @@ pub async fn open(config: &Config, missing: Missing) -> anyhow::Result<Pools> {
     Ok(Pools::new(pools, config.default_pool.clone())?)
 }
 
-/// Pools that are being opened, each for as long as it takes.
+/// Pools that are being opened, each however long it takes.
 pub struct Opening {
     pub pools: Pools,
     first: Vec<oneshot::Receiver<()>>,
 }
 
 impl Opening {
-    /// Waits until each has been tried once, for some seconds at most.
+    /// Waits until each was attempted once, for some seconds at most.
     pub async fn tried(&mut self) {
         let first = futures::future::join_all(std::mem::take(&mut self.first));
         let _ = tokio::time::timeout(FIRST_TRY, first).await;

@@ -46,8 +46,8 @@ use tokio_util::sync::CancellationToken;
 /// Called with the line to print whenever the process begins to serve.
 pub type Ready<'a> = &'a (dyn Fn(String) + Send + Sync);
 
-/// A server does not wait for ever for one that does not hand over, which is a mistake; but one
-/// that is about to exit takes a moment.
+/// A server does not wait for ever for a process that does not hand over, because that is a
+/// configuration error; but one that is about to exit takes a moment.
 const SERVER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The role of a process.
@@ -65,16 +65,16 @@ pub(super) struct NodeRole {
     pub run_dir: Option<PathBuf>,
     /// `<kubeletDir>/plugins_registry`, and the CSI socket as kubelet sees it.
     pub registration: Option<(PathBuf, PathBuf)>,
-    /// Who may connect to a staged volume's endpoint.
+    /// The peers that may connect to a staged volume's endpoint.
     pub peers: Peers,
 }
 
 pub(super) struct ServeRole {
     pub state_dir: PathBuf,
     pub nfs_listen: Option<SocketAddr>,
-    /// Who may connect there.
+    /// The peers that may connect there.
     pub nfs_peers: Peers,
-    /// Who may connect to a staged volume's endpoint.
+    /// The peers that may connect to a staged volume's endpoint.
     pub peers: Peers,
 }
 
@@ -91,7 +91,7 @@ impl Role {
         matches!(self, Self::Controller | Self::Serve(_))
     }
 
-    /// Who may connect to the endpoints of staged volumes.
+    /// The peers that may connect to the endpoints of staged volumes.
     fn peers(&self) -> Peers {
         match self {
             Self::Controller => Peers::LoopbackReserved,
@@ -109,7 +109,7 @@ impl Role {
         }
     }
 
-    /// How this process describes itself to another one.
+    /// Returns this process's description of itself for another one.
     fn hello(&self, pools: Vec<String>) -> Hello {
         match self {
             Self::Node(node) => Hello::new(HandoverRole::Node, node.node_id.clone(), pools),
@@ -123,7 +123,7 @@ pub(super) struct Process<'a, M> {
     pub config: Config,
     pub role: Role,
     pub csi_endpoint: Option<PathBuf>,
-    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    /// The address that serves `/healthz`, `/readyz` and `/metrics`.
     pub health_listen: Option<SocketAddr>,
     pub mounter: M,
     pub ready: Ready<'a>,
@@ -222,8 +222,7 @@ struct Registration {
 
 impl Registration {
     /// The socket for the next process. A socket through which kubelet has not registered the
-    /// driver is handed over to nobody: the next process creates a new one, and kubelet starts
-    /// over.
+    /// driver is not handed over: the next process creates a new one, and kubelet starts over.
     fn take(&self) -> Option<Listening> {
         let socket = self.socket.lock().take().filter(|_| self.state.is_registered())?;
         let path = socket.path().to_owned();
@@ -572,7 +571,7 @@ async fn start_exports<M: Mounter>(
     parts: &Parts,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<Arc<Exports>> {
-    // Staged volumes are the agent's to reopen.
+    // The agent reopens staged volumes.
     let staged = agent.clone();
     let is_staged = Box::new(move |id| staged.is_staged(id));
     let (pools, volumes) = (parts.pools.clone(), parts.volumes.clone());

@@ -13,8 +13,7 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 /// Files that a process may need open: each volume takes a journal, a listener, its clients'
 /// connections and some of the store's, and there are hundreds of volumes at the most.
 const FILES_WANTED: u64 = 4096;
-/// No more than this where nothing limits it: what walks over all possible file descriptors must
-/// end.
+/// The most where nothing limits it: loops over all possible file descriptors must end.
 const FILES_MAX: u64 = 1 << 20;
 
 /// Runs `main` on a runtime whose threads the kernel does not throttle when it writes back to us: a
@@ -36,7 +35,7 @@ pub fn run<T>(main: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T
     result
 }
 
-/// Many systems give a process 1,024 open files and let it have more for the asking.
+/// Raises the soft limit of open files: on many systems it is 1,024, and the hard limit is higher.
 fn raise_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let now = getrlimit(Resource::Nofile);

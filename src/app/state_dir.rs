@@ -29,7 +29,7 @@ impl StateFolder {
         &self.path
     }
 
-    /// `None`: another process has it.
+    /// `None`: another process has it locked.
     pub fn try_lock(&self) -> anyhow::Result<Option<StateDir>> {
         let at = || format!("state folder {}", self.path.display());
         let lock = File::options()
@@ -55,8 +55,8 @@ impl StateDir {
         self.path.join("journal")
     }
 
-    /// The name under which this folder's journals are owned: made once, the same after a restart,
-    /// another for another folder.
+    /// The name under which this folder's journals are owned: made once per folder, and the same
+    /// after a restart.
     pub fn node_name(&self) -> anyhow::Result<String> {
         let path = self.path.join("node-name");
         match std::fs::read_to_string(&path) {

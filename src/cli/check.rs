@@ -3,7 +3,7 @@
 //!
 //! A dataset that a node has open is checked at a snapshot that is made for this and deleted
 //! afterwards: its rows must be of one moment. Repairs (`--repair`) are made by this process as the
-//! owner of a dataset that nobody else has open.
+//! owner of a dataset that no other process has open.
 
 use super::args::CheckArgs;
 use super::exit::{Interrupted, Wrong, class_of};
@@ -27,7 +27,7 @@ use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 
-/// No check of one dataset takes that long: a snapshot of that age is a leftover.
+/// No check of one dataset takes this long: an older snapshot is a leftover.
 const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Serialize)]

@@ -128,7 +128,7 @@ async fn show(name: &str, common: &Common) -> anyhow::Result<()> {
     print(&opened, &dataset, common.output).await
 }
 
-/// Deletes a dataset; again succeeds while something of it is left to collect. Unlike for CSI, an
+/// Deletes a dataset; a retry succeeds while any part of it is left to collect. Unlike for CSI, an
 /// unknown name is an error.
 async fn delete(name: &str, common: &Common) -> anyhow::Result<()> {
     let opened = common.pool.open().await?;

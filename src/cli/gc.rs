@@ -10,7 +10,7 @@ use crate::types::ByteSize;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long it waits for a collection of another process before it collects concurrently.
+/// Time that it waits for a collection of another process before it collects concurrently.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn run(args: GcArgs) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! How datasets and snapshots are printed.
+//! Prints datasets and snapshots.
 
 use super::names::Names;
 use super::report::{table, when};

@@ -1,6 +1,6 @@
 //! Folders of this machine, as a restore writes to them: one is entered after the other from the
-//! folder around the target, and no link is followed on the way, whoever else may write there
-//! meanwhile. What is made is open to nobody else until its own mode is set.
+//! folder around the target, and no link is followed on the way, whatever other programs do there
+//! meanwhile. New objects are accessible to no other user until their own mode is set.
 //!
 //! Names are those of entries of the folder that was entered last; `.` is that folder.
 //!
@@ -15,7 +15,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-/// A folder that things are looked up in, whether it can be listed or not.
+/// A folder in which names are looked up, whether it can be listed or not.
 const WAY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// Opens the object itself, not the target of a link.
 const FOLDER: OFlags =
@@ -45,7 +45,7 @@ pub struct Attributes {
     pub mtime: Timestamp,
 }
 
-/// Whether an owner could be set: that needs root, and a user namespace that has the ids.
+/// The owner that could be set: setting it needs root, and a user namespace that has the ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     Kept,
@@ -60,7 +60,7 @@ pub struct Made {
     pub attributes: io::Result<()>,
 }
 
-/// Whether what is made has to survive a crash before it takes the place of something good.
+/// When a new object has to be durable: before it replaces an existing one, or later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Safety {
     Now,
@@ -79,7 +79,7 @@ impl Attributes {
         Mode::from_raw_mode(self.mode & if owner == Owner::Kept { 0o7777 } else { 0o1777 })
     }
 
-    /// The owner first: its change takes bits of the mode away.
+    /// The owner first: changing it clears bits of the mode.
     fn set(
         &self,
         chown: impl FnOnce(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>,
@@ -102,7 +102,7 @@ impl Attributes {
         }
         match chown(Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid))) {
             Ok(()) => Ok(Owner::Kept),
-            // The latter: the user namespace does not have it.
+            // The last one: the user namespace does not have the id.
             Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS | rustix::io::Errno::INVAL) => {
                 Ok(Owner::Mine)
             }
@@ -135,8 +135,8 @@ fn chmod_held(held: &OwnedFd, mode: Mode) -> rustix::io::Result<()> {
 }
 
 impl Local {
-    /// The folder around a target, and the target's name in it. The user's own words are followed
-    /// wherever they lead.
+    /// The folder around a target, and the target's name in it. Links in the user's own path are
+    /// followed.
     pub fn around(target: &Path) -> io::Result<(Self, OsString)> {
         let (folder, name) = match (target.parent(), target.file_name()) {
             (Some(folder), Some(name)) if folder.as_os_str().is_empty() => (Path::new("."), name),
@@ -167,7 +167,7 @@ impl Local {
         Ok(rustix::fs::mkdirat(self.folder()?, name, Mode::RWXU)?)
     }
 
-    /// Goes into a folder. One of ours that is closed to ourselves is opened until it is left.
+    /// Enters a folder. One of ours without permissions for ourselves gets them until it is left.
     pub fn enter(&mut self, name: &OsStr) -> io::Result<()> {
         let around = self.folder()?;
         let held = rustix::fs::openat(around, name, WAY | OFlags::NOFOLLOW, Mode::empty())?;
@@ -189,7 +189,7 @@ impl Local {
     /// Gives the folder that was entered last its attributes, and goes back to the one around it.
     ///
     /// # Errors
-    /// There is no way back.
+    /// The parent folder cannot be reached.
     pub fn leave(&mut self, attributes: &Attributes, safety: Safety) -> io::Result<Made> {
         let fd = self
             .levels
@@ -305,7 +305,7 @@ impl Local {
     }
 }
 
-/// A name beside another one, which nobody has yet.
+/// A new name beside another one.
 pub fn beside(name: &OsStr) -> OsString {
     let mut long = name.to_owned();
     long.push(format!(".restore-{:08x}", rand::random::<u32>()));

@@ -10,7 +10,7 @@ pub fn random() -> String {
     format!("{PREFIX}{:016x}", rand::random::<u64>())
 }
 
-/// Whether the name is reserved for the snapshots of `check`.
+/// Returns whether the name is reserved for the snapshots of `check`.
 pub fn is_reserved(name: &SnapshotName) -> bool {
     let digits = name.as_str().strip_prefix(PREFIX);
     digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit()))

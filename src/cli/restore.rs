@@ -145,7 +145,7 @@ async fn in_place(args: &RestoreArgs, opened: &Opened, snapshot: &Snapshot) -> a
     })
 }
 
-/// Copies what is at `path` of a snapshot to `target`, until it is told to `stop`.
+/// Copies the object at `path` of a snapshot to `target`, until `stop` is cancelled.
 pub async fn copy_out(
     opened: &Opened,
     snapshot: &Snapshot,
@@ -155,7 +155,7 @@ pub async fn copy_out(
     watch: &dyn Watch,
     stop: &CancellationToken,
 ) -> anyhow::Result<Restored> {
-    // Retained for as long as it takes, even if it is deleted meanwhile (R14).
+    // The snapshot is retained during the copy, even if it is deleted meanwhile (R14).
     let reading =
         ReadSnapshot::open(opened.parts.volumes.settings(), &opened.pool.catalog, snapshot.id())
             .await?;
@@ -566,8 +566,8 @@ impl<'a> Copy<'a> {
     }
 }
 
-/// Whether the cause would keep all other objects from being restored too: the store, a full disk,
-/// a signal.
+/// Returns whether the cause would keep all other objects from being restored too: the store, a
+/// full disk, a signal.
 fn ends_all(error: &anyhow::Error) -> bool {
     if error.is::<Wrong>() {
         return class_of(error) != Class::Exists;

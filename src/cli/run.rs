@@ -1,4 +1,4 @@
-//! `serve`, `controller`, `node`: processes that run until they are told to stop.
+//! `serve`, `controller`, `node`: processes that run until they are stopped.
 
 use super::args::{ControllerArgs, NodeArgs, ReadyArgs, ServeArgs};
 use super::exit::Wrong;

@@ -14,7 +14,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How often the progress is written.
+/// Interval at which the progress is written.
 const STATE_EVERY: Duration = Duration::from_secs(10);
 /// A larger state file is not one of ours, which has 100 bytes per pack.
 const STATE_BYTES_MAX: u64 = 1 << 30;

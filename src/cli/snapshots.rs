@@ -113,7 +113,7 @@ pub async fn list(dataset: Option<&str>, common: &Common) -> anyhow::Result<()> 
     common.output.print(&shown, |shown| info::snapshots(shown))
 }
 
-/// Whether it existed.
+/// Deletes a snapshot. Returns whether it existed.
 pub async fn delete(opened: &Opened, dataset: &str, name: &SnapshotName) -> anyhow::Result<bool> {
     let Some(of) = opened.pool.catalog.dataset(&dataset_name(dataset)?).await? else {
         return Ok(false);

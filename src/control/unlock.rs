@@ -1,8 +1,8 @@
 //! Pools that take their credentials from requests.
 //!
-//! A restarted node plugin is sent no stage secrets again (R29): it keeps those that opened a pool
+//! A restarted node plugin is sent no stage secrets again (R29): it stores those that opened a pool
 //! in its run folder, which must be in memory, never on a disk, readable by its own user alone. A
-//! controller keeps none: the pool waits for the next request.
+//! controller stores none: the pool waits for the next request.
 
 use super::secrets::{PoolOf, RequestSecrets, Unlock};
 use super::{ControlError, Pool, Pools};
@@ -15,7 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
-/// Why a pool cannot be opened with the secrets of a request.
+/// The reason why a pool cannot be opened with the secrets of a request.
 #[derive(Clone, Debug)]
 pub struct PoolRefused {
     pub class: Class,
@@ -209,7 +209,7 @@ impl RunDir {
         Ok(Self(dir))
     }
 
-    /// Pool names of the configuration may hold anything.
+    /// The path of a pool's file; a pool's configured name may hold any characters.
     fn path(&self, pool: &str) -> PathBuf {
         self.0.join(blake3::hash(pool.as_bytes()).to_hex().as_str())
     }

@@ -25,7 +25,7 @@ impl Capability {
         matches!(self.mode, Mode::SingleNodeReaderOnly | Mode::MultiNodeReaderOnly)
     }
 
-    /// The mode or an option says so.
+    /// Returns whether the mode or an option asks for a read-only mount.
     pub fn mounts_read_only(&self) -> bool {
         self.reads_only() || mount::reads_only(&self.options)
     }

@@ -35,7 +35,7 @@ pub struct ControllerService {
 }
 
 impl ControllerService {
-    /// `unlock` judges the secrets of requests.
+    /// `unlock` checks the secrets of requests.
     pub fn new(controller: Arc<Controller>, unlock: Arc<dyn Unlock>) -> Self {
         Self { controller, unlock }
     }
@@ -117,8 +117,8 @@ fn volume(info: &VolumeInfo, content_source: Option<VolumeContentSource>) -> Vol
     }
 }
 
-/// The snapshot that a volume was made from. That of a clone of a volume is not told: it is
-/// nobody's to use.
+/// The snapshot that a volume was made from. That of a clone of a volume is not reported: no caller
+/// can use it.
 fn origin(info: &VolumeInfo) -> Option<VolumeContentSource> {
     let snapshot = SnapshotHandle { pool: info.handle.pool, snapshot: info.dataset.origin? };
     Some(VolumeContentSource {
@@ -210,7 +210,7 @@ impl ControllerApi for ControllerService {
             .and_then(|modes| same_use(&info, &modes, &request));
         ok(match checked {
             Ok(()) => confirmed(request),
-            // CSI: not confirmed is an answer, no error.
+            // CSI: "not confirmed" is an answer, not an error.
             Err(why) => {
                 ValidateVolumeCapabilitiesResponse { confirmed: None, message: why.to_string() }
             }
@@ -222,7 +222,7 @@ impl ControllerApi for ControllerService {
         request: Request<ListVolumesRequest>,
     ) -> Result<Response<ListVolumesResponse>, Status> {
         let request = request.into_inner();
-        // A bad token is told before anything is read.
+        // A bad token is refused before anything is read.
         page::cut::<VolumeHandle, VolumeHandle>(
             Vec::new(),
             ToString::to_string,
@@ -255,8 +255,7 @@ impl ControllerApi for ControllerService {
         let free =
             run("GetCapacity", about, async move { controller.capacity(pool.as_deref()).await })
                 .await?;
-        // An object store tells no capacity: what one volume can have is then the only bound there
-        // is.
+        // An object store reports no capacity: the size limit of a volume is then the only bound.
         let available = if fits { free.unwrap_or(SIZE_MAX) } else { 0 };
         ok(GetCapacityResponse {
             available_capacity: signed(available),
@@ -366,7 +365,7 @@ impl ControllerApi for ControllerService {
             controller.expand_volume(handle, bytes, size.limit).await
         })
         .await?;
-        // The node that has it open learns of the new quota from NodeExpandVolume.
+        // The node that has it open gets the new quota by NodeExpandVolume.
         ok(ControllerExpandVolumeResponse {
             capacity_bytes: signed(now),
             node_expansion_required: true,

@@ -1,15 +1,15 @@
 //! The CSI edge: kubelet and the sidecars speak gRPC to it over a unix socket.
 //!
-//! It translates and never decides: a request becomes a checked value of the use cases in
-//! `control`, an error class becomes a code in one place ([`status`]). What it knows by itself is
-//! CSI: ids, capabilities, capacity ranges, pages.
+//! The edge translates and never decides: a request becomes a checked value of the use cases in
+//! `control`, an error class becomes a code in one place ([`status`]). Only CSI itself is handled
+//! here: ids, capabilities, capacity ranges, pages.
 //!
 //! Invariants: messages with secrets cannot be printed (`build.rs` gives them no `Debug`), and none
 //! of their content is logged; a use case that has begun runs to its end even when its caller goes
 //! away; every list and every number of calls is bounded; nothing of version 1.12 that 1.13 removes
 //! (VolumeCondition) is ever set.
 //!
-//! A crash leaves a socket that nobody serves: the next start replaces it.
+//! A crash leaves a socket without a server: the next start replaces it.
 
 mod capability;
 mod capacity;

@@ -41,7 +41,7 @@ pub struct NodeService<M, E> {
 }
 
 impl<M: Mounter, E: Endpoints> NodeService<M, E> {
-    /// `unlock` judges the secrets of requests.
+    /// `unlock` checks the secrets of requests.
     pub fn new(agent: Arc<NodeAgent<M, E>>, info: NodeInfo, unlock: Arc<dyn Unlock>) -> Self {
         Self { agent, info, unlock }
     }
@@ -107,8 +107,8 @@ fn place(id: &str, field: &str, value: &str) -> Result<(VolumeHandle, PathBuf), 
     Ok((volume_id(id)?, path))
 }
 
-/// The same for calls that touch no path, only compare it with where the volume is: nothing is at
-/// an odd one.
+/// The same for calls that touch no path, but only compare it with the volume's: no volume is at an
+/// invalid one.
 fn volume_at(id: &str, value: &str) -> Result<(VolumeHandle, PathBuf), RequestError> {
     required_id(id)?;
     if value.is_empty() {

@@ -1,7 +1,7 @@
 //! Lists in pages. Pure.
 //!
-//! A token is the id of the last entry given, so that a page goes on at the right place whatever
-//! was created or deleted meanwhile, that entry included.
+//! A token is the id of the last entry given, so that the next page continues at the right place
+//! whatever was created or deleted meanwhile, even that entry.
 
 use super::status::{RequestError, invalid};
 use std::str::FromStr;
@@ -9,8 +9,8 @@ use std::str::FromStr;
 /// The largest page: an answer has to stay below gRPC's 4 MiB.
 const ENTRIES_MAX: usize = 5000;
 
-/// Cuts a page out of everything there is. `T` is the type of id that a token must be; entries come
-/// in any order.
+/// Cuts a page out of all entries. `T` is the type of id that a token must be; entries come in any
+/// order.
 pub(super) fn cut<I, T: FromStr>(
     all: Vec<I>,
     id: impl Fn(&I) -> String,

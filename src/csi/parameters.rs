@@ -17,7 +17,7 @@ const RECORD_BYTES_MAX: u32 = 1 << 20;
 const INODES_MIN: u64 = 16;
 /// Inode numbers have 44 bits.
 const INODES_MAX: u64 = 1 << 43;
-/// Parameters are kept in the record, to tell a repeat from a conflict.
+/// Parameters are stored in the record, to distinguish a retry from a conflict.
 const COUNT_MAX: usize = 64;
 const VALUE_BYTES_MAX: usize = 256;
 

@@ -35,7 +35,7 @@ pub struct Registrar {
     pub state: RegistrationState,
 }
 
-/// Whether kubelet has registered the driver, as it said last. Cheap to clone.
+/// The state of the driver's registration, as kubelet reported it last. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct RegistrationState(Arc<Mutex<Said>>);
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tokio::net::UnixListener;
 
-/// How to treat another process that listens under the name.
+/// The treatment of another process that listens under the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Living {
     /// The process was started twice by mistake.
@@ -108,7 +108,7 @@ impl Drop for Name {
     }
 }
 
-/// Whether a folder is one that sockets can be made in; for a clear error at start.
+/// Checks that sockets can be made in a folder, for a clear error at start.
 pub(super) fn check_dir(dir: &Path) -> Result<()> {
     rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     Ok(())

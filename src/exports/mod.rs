@@ -44,7 +44,7 @@ mod tests;
 
 /// Volumes opened at once after a restart.
 const REOPENS_AT_ONCE: usize = 8;
-/// Between tries to open a parked dataset for the calls that wait for it.
+/// Pause between attempts to open a parked dataset for the calls that wait for it.
 const REOPEN_MIN: Duration = Duration::from_millis(500);
 const REOPEN_MAX: Duration = Duration::from_secs(15);
 /// Time that a client or a call waits for a dataset that another node owns: its lease, and some
@@ -52,7 +52,7 @@ const REOPEN_MAX: Duration = Duration::from_secs(15);
 const TAKE_LIMIT: Duration = Duration::from_secs(100);
 /// Another node that asks for a dataset gets it once no client here has used it for this long.
 const HAND_OVER_IDLE: Duration = Duration::from_secs(30);
-/// How often within the idle time exports are examined.
+/// Number of checks of the exports within the idle time.
 const LOOKS: u32 = 4;
 
 /// Returns whether a dataset is staged through CSI, or was by an earlier run and is being reopened.
@@ -245,11 +245,11 @@ impl Exports {
         self.park(id, &used, last).await
     }
 
-    /// Closes and releases an export, unless a call comes between, or somebody else uses the
-    /// volume.
+    /// Closes and releases an export, unless a call arrives meanwhile, or the volume has another
+    /// user.
     async fn park(&self, id: DatasetId, used: &Used, last: u64) -> Result<Closing, VolumeError> {
-        // First: a call that does not find it open must find it parked, and opens it again, which
-        // waits for the close below.
+        // This comes first: a call that does not find it open must find it parked, and opens it
+        // again, which waits for the close below.
         self.parked.lock().insert(export_id(id), id);
         let Some(export) = self.registry.remove(export_id(id)) else {
             // Lost.
@@ -274,8 +274,8 @@ impl Exports {
                     "closed the idle dataset; the next call opens it"
                 );
             }
-            // It stays parked: a call first completes the close, and then opens the dataset again
-            // (R33).
+            // The dataset stays parked: a call first completes the close, and then opens the
+            // dataset again (R33).
             Err(error) => {
                 tracing::warn!(
                     dataset = %id,
@@ -285,7 +285,7 @@ impl Exports {
             }
         }
         let mut opened = self.opened.lock();
-        // Somebody may have opened it again by now.
+        // The dataset may have been opened again by now.
         if opened.get(&id).is_some_and(|now| std::ptr::eq(Arc::as_ptr(now), used)) {
             opened.remove(&id);
             self.used.write().remove(&export.id);
@@ -339,7 +339,7 @@ impl Exports {
         if has_new_owner {
             self.registry.lose(export);
         } else {
-            // First: a call that does not find it open must find it parked.
+            // This comes first: a call that does not find it open must find it parked.
             self.parked.lock().insert(export, id);
             self.registry.remove(export);
         }
@@ -354,8 +354,8 @@ impl Exports {
         }
     }
 
-    /// Flushes, closes and releases what was opened here. Answers the first failure after having
-    /// tried all.
+    /// Flushes, closes and releases the datasets opened here. Returns the first failure after
+    /// having tried all.
     pub async fn close(&self, limit: Duration) -> Result<(), VolumeError> {
         self.parked.lock().clear();
         let opened: Vec<DatasetId> = self.opened.lock().drain().map(|(id, _)| id).collect();

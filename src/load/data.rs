@@ -36,7 +36,8 @@ impl Source {
         data.freeze()
     }
 
-    /// Whether `data` could have come from this run, at the same place in a piece of `take`.
+    /// Returns whether `data` could have come from this run, at the same place in a piece of
+    /// `take`.
     pub fn made(&self, data: &[u8]) -> bool {
         data.chunks(BLOCK_BYTES).enumerate().all(|(i, block)| {
             let base = self.base.get(i * BLOCK_BYTES + 16..).unwrap_or(&[]);

@@ -5,8 +5,8 @@
 //! incompressible and no two blocks are alike, so that neither compression nor deduplication
 //! flatters a server. Everything happens in one directory, which is removed at the end.
 //!
-//! It runs on a thread of its own with a single-threaded runtime: replies that arrive together wake
-//! their callers together, and the next calls leave in one write.
+//! The generator runs on a thread of its own with a single-threaded runtime: replies that arrive
+//! together wake their callers together, and the next calls leave in one write.
 
 mod data;
 mod files;
@@ -189,7 +189,7 @@ pub async fn run(
             Ok(runtime) => runtime.block_on(all(options, done)),
             Err(error) => Err(LoadError::Thread(error.to_string())),
         };
-        // The caller went away: nobody wants the report.
+        // The caller went away: the report is not needed.
         let _unwanted = send.send(report);
     };
     std::thread::Builder::new()

@@ -32,7 +32,7 @@ impl Watched {
         Ok(Duration::from_secs_f64(ticks as f64 / TICKS_PER_SEC))
     }
 
-    /// The most memory it ever had resident, in bytes.
+    /// Peak resident memory, in bytes.
     pub fn peak_bytes(&self) -> Result<u64, LoadError> {
         peak_bytes(&self.file("status")?).ok_or_else(|| LoadError::Process {
             pid: self.pid,

@@ -16,7 +16,7 @@ pub struct Row {
     pub operations: u64,
     pub secs: f64,
     pub per_sec: f64,
-    /// For works that are about data: 10⁶ bytes a second.
+    /// For data workloads: 10⁶ bytes per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mb_per_sec: Option<f64>,
     pub p50_ms: f64,
@@ -38,7 +38,7 @@ pub struct Measured {
     pub variant: &'static str,
     pub meter: Meter,
     pub took: Duration,
-    /// Bytes read or written, for works that are about data.
+    /// Bytes read or written, for data workloads.
     pub bytes: Option<u64>,
 }
 

@@ -35,13 +35,13 @@ pub struct Session {
     pub small: Option<Arc<Small>>,
 }
 
-/// The directory of small files; the handles are those that are there now.
+/// The directory of small files; the handles are those of the existing files.
 pub struct Small {
     pub dir: FileHandle,
     pub handles: Mutex<Vec<FileHandle>>,
 }
 
-/// When the calls end.
+/// The condition that ends the calls.
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
     /// This many operations were begun.
@@ -53,7 +53,7 @@ async fn mount(options: &LoadOptions, credentials: &Credentials) -> Result<FileH
     let host = options.host();
     if options.mount_port.is_none() {
         match client::mount_at(options.target, &options.export, credentials).await {
-            // MOUNT may be elsewhere.
+            // MOUNT may be on another port.
             Err(
                 ClientError::Status(_)
                 | ClientError::Disconnected
@@ -101,7 +101,7 @@ impl Session {
     }
 
     pub fn client(&self, caller: usize) -> Client {
-        // There is at least one: `open` made it.
+        // There is at least one client: `open` made it.
         self.clients
             .get(caller % self.clients.len().max(1))
             .or(self.clients.first())
@@ -174,7 +174,7 @@ impl Session {
         Ok(all)
     }
 
-    /// Ends a work that has no bytes to speak of.
+    /// The result of a workload that moves no data.
     pub fn done(meter: Meter) -> Measured {
         let took = meter.elapsed();
         Measured { variant: "", meter, took, bytes: None }

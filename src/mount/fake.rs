@@ -54,7 +54,7 @@ impl FakeMounter {
         self.inner.asked.lock().clone()
     }
 
-    /// Puts a mount into the table that nobody asked this one for.
+    /// Adds a foreign mount to the table.
     pub fn add(&self, mount: MountPoint) {
         self.inner.mounts.lock().push(mount);
     }

@@ -19,10 +19,10 @@ const UNMOUNT_SECS: u64 = 10;
 const FORCE_SECS: u64 = 5;
 const SYNC_SECS: u64 = 30;
 const LIST_SECS: u64 = 10;
-/// Mounts stacked on one target that an unmount takes away.
+/// Most mounts stacked on one target that an unmount removes.
 const STACK_MAX: usize = 8;
 
-/// The real one: needs CAP_SYS_ADMIN, and the kernel's NFS client.
+/// The real mounter: needs CAP_SYS_ADMIN, and the kernel's NFS client.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KernelMounter;
 

@@ -1,22 +1,22 @@
 //! Blocking system calls on threads of their own, each with a time limit.
 //!
-//! Not the runtime's blocking pool: a call into a dead server may never return, and the pool would
-//! be full of such calls and would hold up the end of the process.
+//! Not the runtime's blocking pool: a call into a dead server may never return; such calls would
+//! fill the pool and block the exit of the process.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 
-/// Calls that may be in the kernel at once, those given up on included.
+/// Most calls in the kernel at once, including abandoned ones.
 const CALLS_MAX: usize = 128;
 
 static CALLS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(CALLS_MAX)));
 
-/// The call's result did not come in time, or it could not be started.
+/// The call did not return in time, or could not be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Late;
 
-/// Runs `call`; gives up after `limit`. If it ends after all, `undo` gets its result.
+/// Runs `call`, and abandons it after `limit`. If it returns after all, `undo` gets its result.
 pub(super) async fn run<T: Send + 'static>(
     limit: Duration,
     call: impl FnOnce() -> T + Send + 'static,

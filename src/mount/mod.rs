@@ -4,14 +4,14 @@
 //! volume in mountinfo; a **bind** shows an existing mount at a second target.
 //!
 //! Invariants: no call blocks a thread of the runtime, and every call ends within its limit,
-//! whatever a server or a disk does ([`limited`]); a target that is a mount point is never looked
-//! into, because a dead server would hang the look; only allowed mount options reach the kernel
-//! ([`options`]).
+//! whatever a server or a disk does ([`limited`]); a target that is a mount point is never
+//! accessed, because a dead server would hang the access; only allowed mount options reach the
+//! kernel ([`options`]).
 //!
-//! A crash leaves mounts as they are: the kernel keeps them, and mountinfo tells of them. A
-//! mount(2) given up on after its limit unmounts again by itself when it does succeed later.
+//! A crash leaves mounts as they are: the kernel keeps them, and mountinfo lists them. A mount(2)
+//! abandoned after its limit is unmounted again if it succeeds later.
 //!
-//! Not here: which volume belongs where, and what is served (the node's use cases in `control`).
+//! Not here: the targets of volumes, and their serving (the node's use cases in `control`).
 
 mod fake;
 mod kernel;

@@ -1,4 +1,4 @@
-//! The small trait behind which mount(2) and umount2(2) are.
+//! The trait for mount(2) and umount2(2).
 
 use crate::types::{Class, Classify};
 use std::net::SocketAddr;
@@ -47,10 +47,10 @@ pub struct NfsMount {
     pub options: Vec<String>,
 }
 
-/// A mount shown at a second target.
+/// A bind mount of an existing mount at a second target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BindMount {
-    /// An existing mount of it.
+    /// An existing mount of the volume.
     pub source: PathBuf,
     pub read_only: bool,
     /// All options asked for. Linux keeps `noexec`, `noatime` and the like for each mount point, so

@@ -1,11 +1,11 @@
-//! Reading /proc/self/mountinfo (proc_pid_mountinfo(5)): pure.
+//! Parses /proc/self/mountinfo (proc_pid_mountinfo(5)). Pure.
 
 use super::MountPoint;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-/// Parses the whole file. A line that is not understood is left out: it cannot be a mount of ours.
+/// Parses the whole file. A malformed line is left out: it cannot be a mount of ours.
 pub(super) fn parse(text: &[u8]) -> Vec<MountPoint> {
     text.split(|byte| *byte == b'\n').filter_map(line).collect()
 }

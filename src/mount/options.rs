@@ -22,7 +22,7 @@ pub(super) struct KernelOptions {
 }
 
 enum Extra {
-    /// Already so, or left to the driver.
+    /// Redundant, or left to the driver.
     Same,
     ReadOnly,
     Flag(MountFlags),
@@ -102,7 +102,7 @@ pub fn connections(options: &[String]) -> u32 {
     given.last().and_then(|value| value.parse().ok()).unwrap_or(1)
 }
 
-/// Whether one of the options asks for a read-only mount.
+/// Returns whether one of the options asks for a read-only mount.
 pub fn reads_only(options: &[String]) -> bool {
     options.iter().flat_map(|text| split(text)).any(|option| option == "ro")
 }
@@ -127,8 +127,7 @@ fn number(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-/// The flags of one mount point that shows a mount of ours. A remount of it takes exactly these:
-/// one that is left out is lost.
+/// The flags of a bind mount of ours. A remount sets exactly these: one that is omitted is lost.
 pub(super) fn bind(what: &BindMount) -> Result<MountFlags, MountError> {
     let mut flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
     for option in what.options.iter().flat_map(|text| split(text)) {
@@ -157,7 +156,7 @@ pub(super) fn kernel(what: &NfsMount) -> Result<KernelOptions, MountError> {
             Extra::Same => {}
             Extra::ReadOnly => read_only = true,
             Extra::Flag(flag) => flags |= flag,
-            // The last of several wins.
+            // Of several, the last one wins.
             Extra::Word | Extra::Number(_) | Extra::OneOf(_) | Extra::Context => {
                 extras.retain(|(other, _)| *other != name);
                 extras.push((name, option));

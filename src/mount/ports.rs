@@ -3,15 +3,15 @@
 
 use std::path::Path;
 
-/// The kernel's own range, where it does not say otherwise.
+/// The kernel's default range.
 const RANGE: (u32, u32) = (665, 1023);
 
-/// How many there are on this machine.
+/// Returns the number of reserved ports on this machine.
 pub fn reserved() -> u32 {
     of(Path::new("/proc/sys/sunrpc"))
 }
 
-/// The files are there once the module sunrpc is loaded.
+/// The files exist once the module sunrpc is loaded.
 fn of(dir: &Path) -> u32 {
     let read =
         |name: &str| std::fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u32>().ok();

@@ -1,18 +1,17 @@
-//! Files in a target folder that are not of the volume: somebody wrote there while nothing was
-//! mounted. Kubelet and we remove only empty folders, so that the pod would stay Terminating for
-//! ever, and the files may be somebody's data: they are moved out of the pod's way.
+//! Stray files in a target folder, written while nothing was mounted. Kubelet and the driver remove
+//! only empty folders, so that the pod would stay Terminating for ever, and the files may be user
+//! data: they are moved away.
 
 use super::target::disk;
 use super::{MountError, remove_target};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-/// Times that files may be left in one target.
+/// Most times that files may be moved from one target.
 const TIMES_MAX: u32 = 100;
 
-/// Removes the folder of a target that nothing is mounted on any more. One of kubelet's that holds
-/// files is moved whole to `<kubelet's folder>/plugins/<driver>/strays/<pod>/<volume>`, which is on
-/// the same disk.
+/// Removes the folder of an unmounted target. One of kubelet's that holds files is moved whole to
+/// `<kubelet's folder>/plugins/<driver>/strays/<pod>/<volume>`, which is on the same disk.
 ///
 /// # Errors
 /// [`MountError::NotEmpty`] for a folder that holds files, where it cannot be moved.

@@ -1,4 +1,4 @@
-//! The folders that are mounted on.
+//! Target folders.
 
 use super::limited;
 use super::{MountError, MountPoint};
@@ -9,8 +9,8 @@ use std::time::Duration;
 /// The disk under kubelet's folder may be slow; it is not expected to be dead.
 const DISK_SECS: u64 = 10;
 
-/// Makes the folder of a target, and those above it. Look first whether it is a mount point: one
-/// must not be looked into.
+/// Makes the folder of a target, and its parents. Check first that it is not a mount point, which
+/// must not be accessed.
 ///
 /// # Errors
 /// [`MountError::NotDirectory`] when something else has the name.
@@ -29,8 +29,8 @@ pub async fn create(path: &Path) -> Result<(), MountError> {
 }
 
 /// The path as mountinfo writes it: without symbolic links above the target, which is itself not
-/// looked at, because it may be a mount of a dead server. What cannot be resolved stays as it is
-/// given: the call that uses it says why.
+/// accessed, because it may be a mount of a dead server. A path that cannot be resolved is returned
+/// unchanged: the call that uses it reports the error.
 ///
 /// # Errors
 /// Only [`MountError::Timeout`].
@@ -52,7 +52,7 @@ pub async fn resolve(path: &Path) -> Result<PathBuf, MountError> {
     .await
 }
 
-/// Removes an empty folder. Absent counts as removed. Only when it is no mount point any more.
+/// Removes an empty folder. Absent counts as removed. Only for a folder that is not a mount point.
 pub async fn remove(path: &Path) -> Result<(), MountError> {
     let target = path.to_owned();
     disk(path, "removing the folder", move || match std::fs::remove_dir(&target) {

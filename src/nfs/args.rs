@@ -68,7 +68,7 @@ impl Procedure {
         Self::ALL.get(number as usize).copied()
     }
 
-    /// Whether a copy that takes effect late does harm (R20, R36).
+    /// Returns whether a copy that takes effect late does harm (R20, R36).
     pub fn once(self) -> bool {
         match self {
             Self::SetAttr
@@ -97,10 +97,10 @@ impl Procedure {
     }
 }
 
-/// A handle argument; `None`: nothing that this program ever gave out (`BADHANDLE`).
+/// A handle argument; `None`: not a handle that this program ever issued (`BADHANDLE`).
 pub type HandleArg = Option<Handle>;
 
-/// A name argument: any bytes, of a length that fits a record. Judged by the procedure.
+/// A name argument: any bytes, of a length that fits a record. The procedure validates it.
 pub type NameArg = Box<[u8]>;
 
 /// A directory and a name in it.
@@ -185,8 +185,7 @@ impl Args {
             Procedure::ReadDirPlus => {
                 let (dir, after, verifier) =
                     (Handle::decode(args)?, DirCookie(args.u64()?), args.array()?);
-                // How much of the reply may be names is a hint; what bounds the reply is the second
-                // number.
+                // The limit of names in the reply is a hint; the second number bounds the reply.
                 let _dircount = args.u32()?;
                 Self::ReadDirPlus { dir, after, verifier, count: args.u32()? }
             }
@@ -216,8 +215,7 @@ fn write(args: &mut Cursor<'_>) -> Result<Args> {
         _ => return Err(XdrError("an unknown stable_how")),
     };
     let data = args.payload(IO_BYTES_MAX, LARGE_RECORD_BYTES / 2)?;
-    // RFC 1813 §3.3.7: count is the length of the data; with less data than that the call is not
-    // what was meant.
+    // RFC 1813 §3.3.7: count is the length of the data; with less data the call was damaged.
     if data.len() != count as usize {
         return Err(XdrError("count differs from the length of the data"));
     }

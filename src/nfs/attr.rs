@@ -33,8 +33,7 @@ fn kind_from_wire(number: u32) -> Result<FileKind> {
     })
 }
 
-/// `nfstime3` has unsigned seconds: what lies before 1970 or after 2106 is shown as the nearest
-/// end.
+/// `nfstime3` has unsigned seconds: times before 1970 or after 2106 are clamped.
 pub fn time(out: &mut Encoder, at: Timestamp) {
     match u32::try_from(at.secs()) {
         Ok(secs) => out.u32(secs).u32(at.subsec_nanos()),
@@ -76,7 +75,7 @@ pub fn wcc(out: &mut Encoder, fsid: u64, before: Option<&Before>, after: Option<
     post_op(out, fsid, after);
 }
 
-/// `wcc_data` of a change that was made.
+/// `wcc_data` of a completed change.
 pub fn change(out: &mut Encoder, fsid: u64, change: &Change) {
     wcc(out, fsid, change.before.as_ref(), Some(&change.after));
 }

@@ -2,9 +2,9 @@
 //! behind a thousand READs: a READ beyond its budget waits by itself, with a few hundred bytes,
 //! while the calls behind it go on.
 //!
-//! A WRITE beyond its budget stays in the socket, and so does what follows it on that connection:
-//! that is the back-pressure of TCP. It ends by itself, since the file system flushes without being
-//! asked (R22).
+//! A WRITE beyond its budget stays in the socket, and so do the calls after it on that connection:
+//! this is TCP's back-pressure. It ends by itself, since the file system flushes without a COMMIT
+//! (R22).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub struct Limits {
     /// Connections served at a time; a further one is closed.
     pub connections: usize,
-    /// Bytes of READ replies that are being made or have not left yet, over all connections (of all
+    /// Bytes of READ replies that are being built or not sent yet, over all connections (of all
     /// servers that share a [`Budget`]).
     pub read_bytes: usize,
     /// Bytes of WRITE payload received and not answered, likewise.
@@ -24,7 +24,7 @@ pub struct Limits {
     pub reads_waiting: usize,
     /// Other calls of one connection that wait for the file system.
     pub calls: usize,
-    /// Bytes of replies of one connection that have not left, READ data aside.
+    /// Bytes of unsent replies of one connection, without READ data.
     pub reply_bytes: usize,
 }
 
@@ -41,8 +41,8 @@ impl Default for Limits {
     }
 }
 
-/// The part of the bytes that one connection may take: one that does not read its replies stops
-/// itself, not others.
+/// The part of the bytes that one connection may take: a client that does not read its replies
+/// blocks itself, not others.
 const CONNECTION_SHARE: usize = 2;
 
 /// A budget of bytes, of one server and of one connection of it.
@@ -66,7 +66,7 @@ impl Budget {
     }
 }
 
-/// Bytes taken; given back when dropped.
+/// Bytes taken; returned when dropped.
 #[derive(Debug)]
 pub struct Taken {
     _own: OwnedSemaphorePermit,
@@ -74,7 +74,7 @@ pub struct Taken {
 }
 
 impl Bytes {
-    /// `max` must hold a few of the largest calls.
+    /// `max` must have room for a few of the largest calls.
     pub fn new(max: usize) -> Self {
         Self {
             all: Arc::new(Semaphore::new(max)),
@@ -96,7 +96,7 @@ impl Bytes {
         u32::try_from(bytes.min(self.own_max)).unwrap_or(u32::MAX)
     }
 
-    /// Takes bytes if they are there now.
+    /// Takes bytes if they are available now.
     pub fn try_take(&self, bytes: usize) -> Option<Taken> {
         let units = self.units(bytes);
         let own = self.own.clone().try_acquire_many_owned(units).ok()?;
@@ -104,7 +104,7 @@ impl Bytes {
         Some(Taken { _own: own, _all: all })
     }
 
-    /// Waits for bytes, in the order of asking. `None`: the server has ended.
+    /// Waits for bytes, first come, first served. `None`: the server has ended.
     pub async fn take(&self, bytes: usize) -> Option<Taken> {
         let units = self.units(bytes);
         let own = self.own.clone().acquire_many_owned(units).await.ok()?;
@@ -113,7 +113,7 @@ impl Bytes {
     }
 }
 
-/// Counts calls in flight; the count goes down when the [`Counted`] is dropped.
+/// Counts calls in flight; the count decreases when the [`Counted`] is dropped.
 #[derive(Clone, Debug, Default)]
 pub struct Count(Arc<CountState>);
 

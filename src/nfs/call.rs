@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A call under way.
+/// A call in progress.
 pub struct Call<T: ExportTable> {
     pub shared: Arc<Shared<T>>,
     pub xid: u32,
@@ -46,8 +46,8 @@ impl<T: ExportTable> Call<T> {
         let export = match table.find(handle.export) {
             Found::Open(export) => export,
             Found::Unknown => return Err(NfsStat::Stale),
-            // Held instead of refused: after a restart every mount's calls come before its dataset
-            // is open (R24).
+            // The call is held instead of refused: after a restart every mount's calls arrive
+            // before its dataset is open (R24).
             Found::Opening => {
                 match tokio::time::timeout(self.shared.options.hold, table.opened(handle.export))
                     .await
@@ -98,7 +98,7 @@ async fn after<F: FileSystem>(status: NfsStat, target: Option<&Target<F>>) -> Op
     }
 }
 
-/// How long a call has been held because the object store does not answer.
+/// The time for which a call has been held because the object store does not answer.
 #[derive(Debug, Default)]
 pub struct Hold {
     since: Option<Instant>,
@@ -109,8 +109,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 impl Hold {
-    /// The status that a failed call answers; `None`: run it again. A call is repeated only where
-    /// nothing was done, or under a [`crate::fs::api::CallId`] by which the file system knows it.
+    /// Returns the status of a failed call; `None`: run it again. A call is run again only where
+    /// nothing was done, or under a [`crate::fs::api::CallId`] by which the file system recognises
+    /// it.
     pub async fn judge<T: ExportTable>(
         &mut self,
         call: &Call<T>,
@@ -118,8 +119,8 @@ impl Hold {
         error: FsError,
     ) -> Option<NfsStat> {
         match &error {
-            // A call that was under way when its volume stopped may have been done: it must not be
-            // done again as another call.
+            // A call in progress when its volume stopped may have taken effect: it must not be done
+            // again as another call.
             FsError::Unavailable(_) if export.is_lost() => return Some(NfsStat::Stale),
             FsError::Unavailable(_) => {
                 let since = *self.since.get_or_insert_with(Instant::now);

@@ -1,4 +1,4 @@
-//! One connection: reads records, starts calls, lets replies leave in the order they are done.
+//! One connection: reads records, starts calls, sends replies in the order of completion.
 //!
 //! A call is polled once where it is read: most are answered from memory, and cost no task. One
 //! that must wait becomes a task of its own, which writes its reply itself. A call that has begun
@@ -34,7 +34,7 @@ use tokio::net::TcpStream;
 
 /// Replies collected while records remain in the buffer, in bytes.
 const BATCH_BYTES: usize = 64 << 10;
-/// How long a stopping server waits for the peer to close after it, so that no reply is lost to a
+/// Time that a stopping server waits for the peer to close after it, so that no reply is lost to a
 /// reset.
 const LINGER: Duration = Duration::from_millis(500);
 const PROGRAM_VERSION: u32 = 3;
@@ -59,14 +59,14 @@ pub struct Connection<T> {
     identity: Option<(Box<[u8]>, Arc<Identity>)>,
 }
 
-/// How a record was handled.
+/// The handling of a record.
 enum Begun {
     Reply(Reply),
     /// A task sends the reply when it is complete.
     Later,
 }
 
-/// How reading ended.
+/// The end of reading.
 enum End {
     Peer,
     Stop,
@@ -169,7 +169,7 @@ impl<T: ExportTable> Connection<T> {
         Ok(End::Stop)
     }
 
-    /// Every call that was begun is answered, and the answers have left.
+    /// Waits until every call that was begun is answered, and the answers are sent.
     async fn answered(&mut self) {
         self.send_batch();
         self.reads.below(1).await;
@@ -190,7 +190,7 @@ impl<T: ExportTable> Connection<T> {
         }
     }
 
-    /// Stops reading while too much of this connection is under way.
+    /// Stops reading while too many calls of this connection are in progress.
     async fn wait_for_room(&mut self) {
         let limits = &self.shared.options.limits;
         if self.outbox.waiting_bytes() >= limits.reply_bytes {
@@ -292,7 +292,7 @@ impl<T: ExportTable> Connection<T> {
         self.carry_out(Call { shared: self.shared.clone(), xid, caller }, args, first).await
     }
 
-    /// Whether a WRITE's volume is lost to this process, or not served here.
+    /// Returns whether a WRITE's volume is lost to this process, or not served here.
     fn is_gone(&self, args: &Args) -> bool {
         let Args::Write { file: Some(handle), .. } = args else { return false };
         match self.shared.table.find(handle.export) {
@@ -323,7 +323,8 @@ impl<T: ExportTable> Connection<T> {
         self.poll_once(dispatch(call, args), taken, first).await
     }
 
-    /// A READ beyond the budget: waits by itself, so that what follows it does not.
+    /// Waits for the bytes of a READ beyond the budget, in a task of its own, so that later calls
+    /// do not wait.
     async fn wait_for_bytes(&mut self, call: Call<T>, args: Args, bytes: usize) -> Begun {
         self.send_batch();
         self.reads.below(self.shared.options.limits.reads_waiting).await;
@@ -338,7 +339,7 @@ impl<T: ExportTable> Connection<T> {
         Begun::Later
     }
 
-    /// Carries a call on as far as it goes without waiting.
+    /// Runs a call as far as it gets without waiting.
     async fn poll_once(
         &mut self,
         mut answer: Answer,
@@ -346,8 +347,8 @@ impl<T: ExportTable> Connection<T> {
         first: Option<First>,
     ) -> Begun {
         let polled = {
-            // Whether the call can go on is up to the file system, not to how long this task has
-            // been running.
+            // Only the file system decides whether the call can go on, not the time that this task
+            // has been running.
             let mut answer = std::pin::pin!(tokio::task::unconstrained(&mut answer));
             poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx))).await
         };
@@ -368,7 +369,7 @@ impl<T: ExportTable> Connection<T> {
             outbox.send(Message { taken, ..reply.into_message() });
             drop(counted);
         });
-        // After the spawn: this task may end while it waits here, the call may not.
+        // Checked after the spawn: this task may end while it waits here, the call may not.
         if self.calls.now() >= self.shared.options.limits.calls {
             self.send_batch();
             self.calls.below(self.shared.options.limits.calls).await;
@@ -454,7 +455,7 @@ impl<T: ExportTable> Connection<T> {
         }
     }
 
-    /// After a stop: the calls under way are finished and answered.
+    /// After a stop: finishes and answers the calls in progress.
     async fn drain(&mut self) {
         self.answered().await;
         let closed = async {

@@ -9,7 +9,7 @@ use super::{data, listing, names, objects, rpc};
 use std::future::Future;
 use std::pin::Pin;
 
-/// A call under way. Boxed one by one, so that a GETATTR does not carry the size of a RENAME.
+/// A call in progress. Boxed one by one, so that a GETATTR does not carry the size of a RENAME.
 pub type Answer = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
 pub fn dispatch<T: ExportTable>(call: Call<T>, args: Args) -> Answer {
@@ -48,7 +48,7 @@ pub fn dispatch<T: ExportTable>(call: Call<T>, args: Args) -> Answer {
 }
 
 impl Args {
-    /// Bytes of the reply that are not bounded by a few hundred.
+    /// Bytes of the reply beyond a few hundred.
     pub fn reply_bytes(&self) -> Option<usize> {
         match self {
             Self::Read { count, .. } => Some(data::read_bytes(*count) as usize),
@@ -59,7 +59,7 @@ impl Args {
         }
     }
 
-    /// Bytes of the call that are kept while it is under way.
+    /// Bytes of the call that are kept while it is in progress.
     pub fn payload_bytes(&self) -> usize {
         match self {
             Self::Write { data, .. } => data.len(),
@@ -69,8 +69,8 @@ impl Args {
 }
 
 impl Procedure {
-    /// Whether it may be called without credentials: what a client asks before it knows which to
-    /// use (RFC 2623 §2.3.2).
+    /// Returns whether it may be called without credentials: a client makes such calls before it
+    /// knows which to use (RFC 2623 §2.3.2).
     pub fn open_to_all(self) -> bool {
         matches!(self, Self::Null | Self::FsInfo)
     }

@@ -1,4 +1,5 @@
-//! Calls that come again (R20, R36): no copy of a call takes effect after its answer was given.
+//! Recognises retransmitted calls (R20, R36): no copy of a call takes effect after its answer was
+//! sent.
 //!
 //! ```text
 //!         first copy ───────────────▶ answered ──▶ a WRITE: remembered here, the newest WRITES_MAX
@@ -23,9 +24,9 @@ use std::sync::Arc;
 /// Connections that may wait for one call. A client has one per retransmission, and waits a minute
 /// between them.
 const JOINED_MAX: usize = 16;
-/// Answered WRITEs remembered: as many as two connections may have under way (see
-/// [`super::Limits::calls`]), because a copy is read at the latest once those are answered that
-/// kept its connection from being read. About 100 bytes each.
+/// Answered WRITEs remembered: as many as two connections may have in progress (see
+/// [`super::Limits::calls`]), because a copy is read at the latest once the calls that kept its
+/// connection from being read are answered. About 100 bytes each.
 const WRITES_MAX: usize = 8192;
 
 /// The calls of one server's clients.
@@ -34,7 +35,7 @@ pub struct Duplicates(Mutex<Calls>);
 
 #[derive(Debug, Default)]
 struct Calls {
-    /// Under way, with those who wait for the same answer.
+    /// Calls in progress, with the connections that wait for the same answer.
     running: HashMap<CallId, Vec<Joined>>,
     writes: HashMap<CallId, WriteAnswer>,
     /// The keys of `writes`, the oldest first.
@@ -53,8 +54,8 @@ impl Calls {
     }
 }
 
-/// A connection that waits for a call of another, or of its own, and has a call under way as long
-/// as it does.
+/// A connection that waits for a call of another connection, or of its own, which counts as a call
+/// in progress.
 #[derive(Debug)]
 struct Joined {
     outbox: Arc<Outbox>,
@@ -69,18 +70,18 @@ pub struct First {
     open: bool,
 }
 
-/// How an arriving call relates to earlier ones.
+/// The relation of an arriving call to earlier ones.
 #[derive(Debug)]
 pub enum Arrived {
     First(First),
-    /// The call is under way: its reply will go to this connection too.
+    /// The call is in progress: its reply will go to this connection too.
     Joined,
     /// The call was a WRITE with this answer.
     Answered(WriteAnswer),
 }
 
 impl Duplicates {
-    /// `calls`: those under way of the connection.
+    /// `calls`: the connection's calls in progress.
     pub fn begin(self: &Arc<Self>, id: CallId, outbox: &Arc<Outbox>, calls: &Count) -> Arrived {
         let mut all = self.0.lock();
         if let Some(answer) = all.writes.get(&id) {
@@ -102,7 +103,7 @@ impl Duplicates {
 }
 
 impl First {
-    /// Answers those who joined.
+    /// Answers the connections that joined.
     pub fn done(mut self, reply: &Reply) {
         self.open = false;
         let joined = {

@@ -7,7 +7,7 @@
 //!     └────────────────────┴──────── remove ──────┴────────── remove ──────────┘
 //! ```
 //! A handle of an export that is opening waits (R24); of one that is lost or unknown it is `STALE`.
-//! `Lost` is for ever: only removing the export, at unstage, ends it.
+//! `Lost` is final: only removing the export, at unstage, ends it.
 
 use super::handle::{ExportId, HANDLE_BYTES, Handle, HandleKey};
 use super::status::NfsStat;
@@ -81,7 +81,7 @@ pub enum Found<F> {
     Unknown,
 }
 
-/// Why MNT was refused.
+/// The reason why MNT was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MountRefused {
     #[error("no such export")]
@@ -111,13 +111,13 @@ pub struct Listed {
 pub trait ExportTable: Send + Sync + 'static {
     type Fs: FileSystem;
 
-    /// Asked by every call: answers from memory.
+    /// Called by every call, so it answers from memory.
     fn find(&self, id: ExportId) -> Found<Self::Fs>;
 
     /// Waits for an export that is opening. The caller bounds the wait.
     fn opened(&self, id: ExportId) -> impl Future<Output = Found<Self::Fs>> + Send;
 
-    /// MNT of a path: of an export, or of a directory in one. May open what it names.
+    /// MNT of a path: of an export, or of a directory in one. May open the dataset that it names.
     fn mount(
         &self,
         path: &[u8],
@@ -145,8 +145,7 @@ impl<F> Default for Registry<F> {
 }
 
 impl<F: FileSystem> Registry<F> {
-    /// Says that this export is being opened: its handles wait. Leaves one that is open or lost
-    /// alone.
+    /// Marks this export as being opened: its handles wait. One that is open or lost is left alone.
     pub fn announce(&self, id: ExportId) {
         self.slots.write().entry(id).or_insert_with(|| Slot::Opening(watch::Sender::new(())));
     }
@@ -165,14 +164,15 @@ impl<F: FileSystem> Registry<F> {
         self.slots.write().insert(export.id, Slot::Open(export));
     }
 
-    /// Every handle of this export is `STALE` until it is removed (R25). Its file system is let go.
+    /// Every handle of this export is `STALE` until it is removed (R25). Its file system is
+    /// released.
     pub fn lose(&self, id: ExportId) {
         if let Some(Slot::Open(export)) = self.slots.write().insert(id, Slot::Lost) {
             export.lose();
         }
     }
 
-    /// Forgets an export; those who wait for it find it unknown. Answers it if it was open.
+    /// Removes an export; calls that wait for it find it unknown. Returns it if it was open.
     pub fn remove(&self, id: ExportId) -> Option<Arc<Export<F>>> {
         match self.slots.write().remove(&id) {
             Some(Slot::Open(export)) => Some(export),
@@ -196,7 +196,7 @@ impl<F: FileSystem> Registry<F> {
                 Some(Slot::Opening(changed)) => changed.subscribe(),
                 Some(Slot::Lost) | None => return Found::Unknown,
             };
-            // Nothing is ever sent: the slot's replacement drops the sender.
+            // No value is ever sent: the slot's replacement drops the sender.
             let _closed = changed.changed().await;
         }
     }
@@ -230,7 +230,7 @@ impl<F: FileSystem> Endpoint<F> {
         Arc::new(Self { id, path, registry, passes: AtomicUsize::new(0) })
     }
 
-    /// Opens the gate for our own mount(2).
+    /// Allows MNT for our own mount(2).
     pub fn allow_mount(self: &Arc<Self>) -> MountPass<F> {
         self.passes.fetch_add(1, Ordering::Relaxed);
         MountPass { endpoint: self.clone() }
@@ -246,7 +246,7 @@ impl<F: FileSystem> Endpoint<F> {
         self.registry.lose(self.id);
     }
 
-    /// Lets the file system go: for unstage, and when it cannot be opened after all.
+    /// Releases the file system, at unstage and when it cannot be opened after all.
     pub fn remove(&self) {
         self.registry.remove(self.id);
     }

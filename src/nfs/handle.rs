@@ -1,12 +1,12 @@
-//! File handles: what names an object to a client, for as long as the dataset lives.
+//! File handles, which name an object to a client for as long as the dataset lives.
 //!
 //! ```text
 //! 0        1        4            20      28           36    52
 //! version  0 0 0    export id    inode   generation   MAC
 //! ```
 //! The MAC (SipHash-2-4, 128 bits, under the dataset's handle key) makes the handle a capability
-//! (R7, R23): nobody makes one up, and one of another dataset or another life of a dataset is not
-//! accepted.
+//! (R7, R23): no client can forge one, and one of another dataset or another incarnation of a
+//! dataset is not accepted.
 
 use super::status::NfsStat;
 use super::xdr::{Cursor, Encoder, Result};
@@ -17,7 +17,7 @@ use std::hash::Hasher;
 
 /// The longest handle of the protocol (RFC 1813 §2.4, NFS3_FHSIZE).
 pub const HANDLE_BYTES_MAX: usize = 64;
-/// The length of ours.
+/// The length of our handles.
 pub const HANDLE_BYTES: usize = 52;
 const VERSION: u8 = 1;
 const SIGNED_BYTES: usize = 36;
@@ -64,14 +64,14 @@ impl HandleKey {
     /// The object that a handle names.
     ///
     /// # Errors
-    /// `BADHANDLE`: this export never gave it out.
+    /// `BADHANDLE`: this export never issued it.
     pub fn open(&self, handle: &Handle) -> std::result::Result<FileRef, NfsStat> {
         let mut signed = [0; SIGNED_BYTES];
         signed[0] = VERSION;
         signed[4..20].copy_from_slice(&handle.export.0);
         signed[20..28].copy_from_slice(&handle.file.ino.0.to_be_bytes());
         signed[28..36].copy_from_slice(&handle.file.generation.to_be_bytes());
-        // Compared as numbers, so that the time does not tell how many bytes are right.
+        // Compared as numbers, so that the time does not reveal how many bytes are right.
         if u128::from_be_bytes(self.mac(&signed)) == u128::from_be_bytes(handle.mac) {
             Ok(handle.file)
         } else {
@@ -89,7 +89,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// The handle in these bytes; `None`: of another version or length, or nothing of ours.
+    /// The handle in these bytes; `None`: of another version or length, or not ours.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; HANDLE_BYTES] = bytes.try_into().ok()?;
         let (head, rest) = bytes.split_first_chunk::<4>()?;

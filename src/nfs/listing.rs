@@ -11,7 +11,7 @@ use super::status::NfsStat;
 use super::xdr::Encoder;
 use crate::fs::api::{DirCookie, DirEntry, FileSystem, ListLimit, Listing};
 
-/// The largest reply, and what FSINFO says is preferred, in bytes.
+/// The largest reply, which FSINFO reports as preferred, in bytes.
 pub const DIR_BYTES_MAX: u32 = 128 << 10;
 const COOKIE_VERIFIER: [u8; 8] = [0; 8];
 /// The bytes around the entries: directory attributes, verifier, end of list, eof.

@@ -11,10 +11,10 @@
 //!
 //! **Invariants.** Every length from the wire is checked before anything is allocated. Memory is
 //! bounded per connection and per server ([`Limits`]). A call that has begun is finished, even if
-//! its connection is gone. No copy of a call takes effect after its answer was given: one that
-//! comes while the first is under way joins it (R36), and later the file system recognises it
+//! its connection is gone. No copy of a call takes effect after its answer was sent: one that
+//! arrives while the first is in progress joins it (R36), and later the file system recognises it
 //! (R20), or for a WRITE this edge. A GETATTR never waits behind READs. The write verifier is the
-//! file system's, new for each writable open (R18): a client sends again what was not committed.
+//! file system's, new for each writable open (R18): a client resends uncommitted data.
 //!
 //! **After a crash** nothing is left: the edge holds no state. Handles stay valid, since they name
 //! export, inode and generation and are checked by MAC (R7).

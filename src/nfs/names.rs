@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 const NAME_BYTES_MAX: usize = 255;
 
-/// Names that no file system has. `.` and `..` pass.
+/// Refuses names that no file system has. `.` and `..` pass.
 pub fn check(name: &[u8]) -> Result<(), NfsStat> {
     if name.len() > NAME_BYTES_MAX {
         return Err(NfsStat::NameTooLong);
@@ -52,7 +52,7 @@ pub async fn lookup<T: ExportTable>(call: Call<T>, place: DirOpArgs) -> Reply {
     }
 }
 
-/// The directory of a place, or the reply that says why not.
+/// The directory of a place, or the reply with the error.
 macro_rules! directory {
     ($call:expr, $place:expr) => {
         match $call.target($place.dir).await {

@@ -123,7 +123,7 @@ pub async fn fsinfo<T: ExportTable>(call: Call<T>, file: HandleArg) -> Reply {
             let mut out = call.results(NfsStat::Ok, attr::ATTR_BYTES + 52);
             attr::post_op(&mut out, target.export.fsid, Some(&attr));
             let io = IO_BYTES_MAX as u32;
-            // Largest, preferred, and the multiple to ask for: of READ, then of WRITE.
+            // Largest and preferred size, and the preferred multiple: of READ, then of WRITE.
             out.u32(io).u32(io).u32(4096).u32(io).u32(io).u32(4096);
             out.u32(DIR_BYTES_MAX).u64(FILE_BYTES_MAX);
             // Times are kept to the nanosecond.

@@ -44,7 +44,7 @@ impl Message {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Somebody is writing, or waits for the socket.
+    /// Set while a task is writing, or waits for the socket.
     writing: bool,
     closed: bool,
     small: VecDeque<Message>,
@@ -54,7 +54,7 @@ struct State {
     current: Current,
 }
 
-/// Pieces on their way, in order.
+/// Pieces being written, in order.
 #[derive(Debug, Default)]
 struct Current {
     pieces: VecDeque<Bytes>,
@@ -84,9 +84,9 @@ impl Current {
 pub struct Outbox {
     stream: Arc<TcpStream>,
     state: Mutex<State>,
-    /// The socket is full: the writer task goes on.
+    /// Notified when the socket is full: the writer task goes on.
     full: Notify,
-    /// Replies have left.
+    /// Notified when replies were sent.
     room: Notify,
 }
 
@@ -95,7 +95,8 @@ impl Outbox {
         Self { stream, state: Mutex::default(), full: Notify::new(), room: Notify::new() }
     }
 
-    /// Sends a message, or queues it when another is on its way. Lost when the connection is.
+    /// Sends a message, or queues it while another is being written. It is lost if the connection
+    /// is.
     pub fn send(&self, message: Message) {
         if self.queue(message) {
             self.write();
@@ -110,7 +111,7 @@ impl Outbox {
         }
     }
 
-    /// True: the caller must see to the writing.
+    /// Returns true if the caller must do the writing.
     fn queue(&self, message: Message) -> bool {
         let mut state = self.state.lock();
         if state.closed {
@@ -126,7 +127,7 @@ impl Outbox {
         !std::mem::replace(&mut state.writing, true)
     }
 
-    /// Bytes of small messages that wait.
+    /// Bytes of queued small messages.
     pub fn waiting_bytes(&self) -> usize {
         self.state.lock().small_bytes
     }
@@ -145,7 +146,7 @@ impl Outbox {
         }
     }
 
-    /// Waits until everything has left, or the connection is closed. One waiter at a time, not
+    /// Waits until everything is sent, or the connection is closed. One waiter at a time, not
     /// together with `room`.
     pub async fn drained(&self) {
         loop {
@@ -231,8 +232,8 @@ impl Outbox {
         }
     }
 
-    /// Goes on whenever the socket was full. Ends when the connection is closed, or nothing has
-    /// left for `stall`.
+    /// Goes on whenever the socket was full. Ends when the connection is closed, or nothing was
+    /// sent for `stall`.
     pub async fn writer(&self, stall: Duration) {
         loop {
             self.full.notified().await;

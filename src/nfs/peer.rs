@@ -1,9 +1,9 @@
-//! The peer of a connection from this machine: AUTH_SYS credentials are only what a
-//! client says (R23).
+//! The peer of a connection from this machine: AUTH_SYS credentials are only the client's own claim
+//! (R23).
 //!
-//! A port below 1024 says that root, or the kernel, opened the socket. For other ports the kernel's
-//! table of sockets tells whose socket it is, so that a program of root's, or of the user that this
-//! server runs as, needs no such port.
+//! A port below 1024 means that root, or the kernel, opened the socket. For other ports the
+//! kernel's table of sockets shows whose socket it is, so that a program of root's, or of the user
+//! that this server runs as, needs no such port.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 /// Tables of the connections of this network namespace.
 const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
-/// Most that is read of a table: some 400,000 sockets.
+/// Most bytes read of a table: some 400,000 sockets.
 const TABLE_BYTES_MAX: u64 = 64 << 20;
 /// One table is read at a time, however many connections come.
 static READING: Semaphore = Semaphore::const_new(1);
@@ -19,8 +19,8 @@ static READING: Semaphore = Semaphore::const_new(1);
 /// Ports that only root may use, unless the administrator lowered `ip_unprivileged_port_start`.
 pub(super) const RESERVED_BELOW: u16 = 1024;
 
-/// Whether the peer may act for root here: it has a reserved port, or its socket is root's or our
-/// own user's. `local` is our end.
+/// Returns whether the peer may act for root here: it has a reserved port, or its socket is root's
+/// or our own user's. `local` is our end.
 pub(super) async fn is_privileged(peer: SocketAddr, local: SocketAddr) -> bool {
     if peer.port() < RESERVED_BELOW {
         return true;
@@ -84,7 +84,7 @@ fn address(text: &str) -> Option<SocketAddr> {
     Some(canonical(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?)))
 }
 
-/// Who may connect (R23).
+/// The peers that may connect (R23).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Peers {
     /// From this machine, from a port that only root or the kernel may use.
@@ -123,7 +123,7 @@ impl Peers {
 #[serde(rename_all = "lowercase")]
 pub enum Trust {
     Whole,
-    /// Its superuser is nobody.
+    /// The connection's superuser is mapped to nobody.
     Squashed,
 }
 

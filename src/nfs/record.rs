@@ -47,7 +47,7 @@ impl RecordReader {
     pub fn spare(&mut self) -> &mut BytesMut {
         match &mut self.large {
             Some(large) if large.missing > 0 => {
-                // Exactly the rest of the fragment: what follows belongs into the small buffer.
+                // Exactly the rest of the fragment: bytes after it belong into the small buffer.
                 large.bytes.reserve(large.missing);
                 &mut large.bytes
             }
@@ -68,27 +68,27 @@ impl RecordReader {
         }
     }
 
-    /// Says that `len` bytes were put into [`RecordReader::spare`].
+    /// Notes that `len` bytes were put into [`RecordReader::spare`].
     pub fn received(&mut self, len: usize) {
         if let Some(large) = &mut self.large {
             large.missing = large.missing.saturating_sub(len);
         }
     }
 
-    /// Bytes that the large record under way may need: what a budget should be asked for.
+    /// Bytes that the large record in progress may need, to request from a budget.
     pub fn large_bytes(&self) -> usize {
         self.large.as_ref().map_or(0, |large| large.bytes.len() + large.missing)
     }
 
-    /// Gives memory back while nothing is being received.
+    /// Frees memory while nothing is being received.
     pub fn release_buffers(&mut self) {
         if self.buffer.is_empty() {
             self.buffer = BytesMut::new();
         }
     }
 
-    /// Bytes without which what has begun to arrive cannot go on; 0: nothing has begun. To be asked
-    /// after [`RecordReader::next`] has answered none.
+    /// Bytes without which a record that has begun to arrive cannot go on; 0: none has begun. To be
+    /// called after [`RecordReader::next`] has returned none.
     pub fn missing(&self) -> usize {
         let of_mark = 4usize.saturating_sub(self.buffer.len());
         match &self.large {
@@ -104,7 +104,7 @@ impl RecordReader {
         }
     }
 
-    /// Whether a record has begun and not ended.
+    /// Returns whether a record has begun and not ended.
     pub fn mid_record(&self) -> bool {
         self.large.is_some() || !self.buffer.is_empty()
     }

@@ -28,7 +28,7 @@ impl Reply {
         Self { head, data: Vec::new(), write: None }
     }
 
-    /// A reply to a WRITE, with what its copies are answered.
+    /// A reply to a WRITE, with the answer for its copies.
     pub fn with_write_answer(self, answer: WriteAnswer) -> Self {
         Self { write: Some(answer), ..self }
     }

@@ -35,7 +35,7 @@ pub enum AuthStat {
     TooWeak = 5,
 }
 
-/// Why a call was not carried out, as the reply header says it.
+/// The reason why a call was not carried out, for the reply header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     RpcMismatch,
@@ -104,8 +104,8 @@ impl Identity {
     /// Reads the body of AUTH_SYS credentials.
     ///
     /// # Errors
-    /// A machine name of more than 255 bytes, more than 16 groups, a user or group that is none, or
-    /// too few bytes.
+    /// A machine name of more than 255 bytes, more than 16 groups, an invalid user or group, or too
+    /// few bytes.
     pub fn decode(credentials: &[u8], peer: IpAddr) -> Result<Self> {
         let body = Bytes::copy_from_slice(credentials);
         let mut body = Cursor::new(&body);
@@ -133,7 +133,7 @@ impl Identity {
     }
 
     /// Recognises a retransmission. The hash has a fixed key: the id is kept in the database across
-    /// restarts (R20), and who makes two of its own calls collide harms only itself.
+    /// restarts (R20), and a client that makes two of its own calls collide harms only itself.
     pub fn call_id(&self, xid: u32, procedure: u32, args: &[u8]) -> CallId {
         let mut hasher = SipHasher13::new();
         hasher.write_u32(procedure);
@@ -142,8 +142,8 @@ impl Identity {
     }
 
     /// Like [`Self::call_id`], for a WRITE. The id is kept in memory only, and its megabyte is
-    /// summed many times faster: the file and the range are hashed, and of the data a CRC tells
-    /// apart what two transports of one client send under the same number.
+    /// summed many times faster: the file and the range are hashed, and a CRC of the data
+    /// distinguishes calls that two transports of one client send under the same number.
     pub fn write_id(&self, xid: u32, args: &[u8]) -> CallId {
         let mut hasher = SipHasher13::new();
         hasher.write(args.get(..WRITE_HEAD_BYTES).unwrap_or(args));
@@ -166,7 +166,7 @@ pub fn finish(mut out: Encoder, more: usize) -> Bytes {
     Bytes::from(out.into_vec())
 }
 
-/// A whole reply that says why a call was not carried out.
+/// A whole reply with the reason why a call was not carried out.
 pub fn refuse(xid: u32, why: Refusal) -> Bytes {
     let mut out = Encoder::with_capacity(40);
     out.u32(0).u32(xid).u32(REPLY);

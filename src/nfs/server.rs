@@ -86,7 +86,7 @@ impl<T: ExportTable> Server<T> {
         listener.ok_or(io::ErrorKind::NotConnected)?.as_fd().try_clone_to_owned()
     }
 
-    /// Stops accepting, answers the calls under way, and returns the connections, which are idle
+    /// Stops accepting, answers the calls in progress, and returns the connections, which are idle
     /// then. One that is still busy after `limit` is closed: its client reconnects and retransmits.
     /// No reply leaves after this returns.
     pub async fn quiesce(&self, limit: Duration) -> Vec<IdleConnection> {
@@ -106,7 +106,7 @@ impl<T: ExportTable> Server<T> {
         &self.shared.table
     }
 
-    /// Stops reading, finishes the calls under way, sends their replies and closes. Returns false
+    /// Stops reading, finishes the calls in progress, sends their replies and closes. Returns false
     /// if `grace` was not enough.
     pub async fn stop(&self, grace: Duration) -> bool {
         self.listener.lock().take();

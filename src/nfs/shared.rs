@@ -32,11 +32,11 @@ pub struct Options {
     pub peers: Peers,
     pub squash: Squash,
     pub limits: Limits,
-    /// How long a call waits for its export to open, or for the object store, before the client is
+    /// Time that a call waits for its export to open, or for the object store, before the client is
     /// told to retry. Below the client's time-out (`timeo=600` is a minute), or it would send
     /// everything again meanwhile.
     pub hold: Duration,
-    /// How long a connection may neither take a reply nor finish a record it began.
+    /// Time for which a connection may neither take a reply nor finish a record it began.
     pub stall: Duration,
 }
 
@@ -99,7 +99,7 @@ impl<T> Shared<T> {
         }
     }
 
-    /// Whether a connection that becomes idle is to be given to [`Self::add_idle`].
+    /// Returns whether a connection that becomes idle is to be given to [`Self::add_idle`].
     pub(super) fn is_quiescing(&self) -> bool {
         self.quiescing.load(Ordering::Acquire)
     }
@@ -116,7 +116,7 @@ impl<T> Shared<T> {
         std::mem::take(&mut self.idle.lock())
     }
 
-    /// Logs a defect, which no client can do anything about.
+    /// Logs a defect, which no client can remedy.
     pub(super) fn complain(&self, error: &FsError) {
         let now = self.started.elapsed().as_secs() + COMPLAIN_SECS;
         let last = self.complained.load(Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Status numbers, and what each error of the file system is on the wire.
+//! Status numbers, and their mapping from the file system's errors.
 
 use crate::fs::FsError;
 
@@ -117,8 +117,7 @@ impl From<&FsError> for NfsStat {
             FsError::Access => Self::Access,
             FsError::NotOwner => Self::Perm,
             FsError::Stale => Self::Stale,
-            // A dataset's size is what df shows as the file system's size, so ENOSPC and not
-            // EDQUOT.
+            // df shows a dataset's quota as the file system's size, so ENOSPC and not EDQUOT.
             FsError::NoSpace | FsError::NoInodes => Self::NoSpace,
             FsError::ReadOnly => Self::ReadOnly,
             FsError::TooBig => Self::FileTooBig,
@@ -128,7 +127,7 @@ impl From<&FsError> for NfsStat {
             FsError::NotSync => Self::NotSync,
             FsError::BadCookie => Self::BadCookie,
             FsError::NotSupported => Self::NotSupported,
-            // The client comes again by itself; the call was held as long as its time-out allows.
+            // The client retries by itself; the call was held as long as its time-out allows.
             FsError::Busy(_) | FsError::Unavailable(_) => Self::Jukebox,
             // Until the volume is unstaged (R25).
             FsError::Fenced => Self::Stale,

@@ -10,8 +10,8 @@ use super::xdr::Cursor;
 use bytes::Bytes;
 use std::net::{IpAddr, Ipv4Addr};
 
-/// A stream that arrives in pieces of `step` bytes. Answers the records found before the stream
-/// ended or broke.
+/// A stream that arrives in pieces of `step` bytes. Returns the number of records found before the
+/// stream ended or broke.
 ///
 /// # Panics
 /// When a record or the reader's memory exceeds its limit.
@@ -73,7 +73,7 @@ pub fn arguments(procedure: u32, args: &[u8]) {
 /// A file handle.
 ///
 /// # Panics
-/// When bytes that no key has sealed are accepted.
+/// When forged bytes are accepted.
 pub fn handle(bytes: &[u8]) {
     if let Some(handle) = Handle::parse(bytes) {
         assert!(HandleKey::new([7; 16]).open(&handle).is_err(), "a handle was made up");

@@ -73,7 +73,7 @@ impl<'a> Cursor<'a> {
         Ok(bytes)
     }
 
-    /// Like [`Cursor::opaque`], sharing the record's memory. A payload much smaller than the memory
+    /// Like [`Cursor::opaque`], sharing the record's memory. A payload much smaller than the record
     /// that it would keep in memory is copied instead. Padding may be missing at the end of the
     /// record, as some clients send it.
     pub fn payload(&mut self, max: usize, copy_below: usize) -> Result<Bytes> {
@@ -132,7 +132,8 @@ impl Encoder {
         self
     }
 
-    /// Variable-length opaque with its padding. What this program encodes is far below 4 GiB.
+    /// Variable-length opaque with its padding. Everything that this program encodes is far below 4
+    /// GiB.
     pub fn opaque(&mut self, bytes: &[u8]) -> &mut Self {
         self.u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         self.out.extend_from_slice(bytes);

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use std::time::{Duration, Instant};
 use tokio::net::{UnixListener, UnixStream};
 
-/// How long the other side may take for a message that it can send or read without waiting.
+/// Time limit for a message that the other side can send or read without waiting.
 pub(super) const STEP_LIMIT: Duration = Duration::from_secs(5);
 /// A pause after accept(2) fails: it is out of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
@@ -18,7 +18,8 @@ pub(super) const COMPLAIN_AGAIN: Duration = Duration::from_secs(60);
 /// The socket on which the next process asks for a hand-over.
 pub struct HandoverListener {
     listener: UnixListener,
-    /// Why the last process was refused, and when that was logged: it asks again and again.
+    /// The reason why the last process was refused, and when that was logged: it asks again and
+    /// again.
     told: Mutex<Option<(String, Instant)>>,
 }
 
@@ -46,7 +47,7 @@ impl HandoverListener {
         }
     }
 
-    /// The next process that asks and fits; others are refused with the reason.
+    /// Returns the next process that asks and is compatible; others are refused with the reason.
     pub async fn next(&self, fits: impl Fn(&Hello) -> Result<(), String>) -> Successor {
         loop {
             match self.listener.accept().await {
@@ -91,11 +92,11 @@ impl Successor {
 
     /// Refuses the process, which may ask again.
     pub async fn refuse(self, why: String) {
-        // It may have exited.
+        // The process may have exited.
         let _gone = self.channel.send(&Message::Refused { why }, &[], STEP_LIMIT).await;
     }
 
-    /// Whether the process still waits.
+    /// Returns whether the process still waits.
     pub async fn is_there(&self) -> bool {
         self.channel.is_there().await
     }

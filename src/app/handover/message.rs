@@ -10,14 +10,14 @@ use std::path::PathBuf;
 pub(super) const VERSION: u16 = 1;
 pub(super) const VERSION_MIN: u16 = 1;
 
-/// The largest message, in bytes: a Hello with as many pools as anybody configures, or the
+/// The largest message, in bytes: a Hello with as many pools as are ever configured, or the
 /// description of [`FDS_MAX`] sockets.
 pub(super) const BYTES_MAX: usize = 64 << 10;
 /// Descriptors of one message.
 pub(super) const FDS_MAX: usize = 64;
 /// Sockets of one hand-over: 256 volumes with 16 connections each.
 pub(super) const SOCKETS_MAX: usize = 8192;
-/// How much of the other side's message an error shows.
+/// Most characters of the other side's message that an error shows.
 const SHOWN_MAX: usize = 300;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ pub enum HandoverRole {
     Serve,
 }
 
-/// How the new process describes itself.
+/// The new process's description of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// The oldest and the newest version that it supports.

@@ -21,7 +21,7 @@ pub struct Listening {
     pub connections: Vec<IdleConnection>,
 }
 
-/// In place of an address.
+/// Stands in for an address.
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 impl Listening {
@@ -158,7 +158,8 @@ impl Sockets {
             let local =
                 rustix::net::getsockname(&fd).ok().and_then(|any| SocketAddr::try_from(any).ok());
             match (connection, path) {
-                // It was bound under another name, and renamed: the kernel does not know its path.
+                // The socket was bound under another name, and renamed: the kernel does not know
+                // its path.
                 (None, Some(path)) if is_listening && is_unix => {
                     all.push(Listening::on_path(service, path, fd))
                 }

@@ -9,7 +9,7 @@ use crate::app::state_dir::{StateDir, StateFolder};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-/// How long the new process may take to lock the state folder.
+/// Time limit for the new process to lock the state folder.
 const ACQUIRE_LIMIT: Duration = Duration::from_secs(10);
 /// Between attempts to get the state folder back.
 const LOCK_AGAIN: Duration = Duration::from_millis(100);
@@ -73,7 +73,7 @@ impl Standby {
     /// Waits until the other process serves.
     ///
     /// # Errors
-    /// It exited before.
+    /// The other process exited before.
     pub async fn serving(&self) -> Result<(), HandoverError> {
         match self.channel.next().await? {
             (Message::Serving, _) => Ok(()),

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// How long the serving process may take between accepting and sending its sockets: it flushes to
-/// the store first.
+/// Time limit for the serving process between accepting and sending its sockets: it flushes to the
+/// store first.
 const GIVING_LIMIT: Duration = Duration::from_secs(120);
-/// How long the state folder may stay locked after it was released, or after its process went
+/// Time for which the state folder may stay locked after it was released, or after its process went
 /// silent.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 const LOCK_AGAIN: Duration = Duration::from_millis(5);

@@ -30,7 +30,7 @@ impl Files {
     pub async fn write(&self, path: &str, at: u64, data: Bytes) -> anyhow::Result<()> {
         both!(self, files => files.write(path, at, data))
     }
-    /// Everything written to the file is in the store.
+    /// Flushes everything written to the file to the store.
     pub async fn fsync(&self, path: &str) -> anyhow::Result<()> {
         both!(self, files => files.fsync(path))
     }

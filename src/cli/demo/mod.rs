@@ -42,7 +42,7 @@ use user::UserFiles;
 /// The size of both volumes.
 const SIZE: i64 = 4 << 30;
 const SEED: u64 = 20_261_121;
-/// How long the services may take to start.
+/// Time limit for the services to start.
 const START: Duration = Duration::from_secs(60);
 
 #[derive(Serialize)]

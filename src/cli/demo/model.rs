@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 /// Path in the volume, without a leading slash; the root is empty.
 pub type Path = String;
 
-/// A piece of a file's data; what lies between pieces is a hole. Later ones cover earlier ones.
+/// A piece of a file's data; ranges between pieces are holes. Later ones cover earlier ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     pub start: u64,
@@ -132,7 +132,7 @@ impl Tree {
             .collect()
     }
 
-    /// How many names a file has.
+    /// Returns the number of names of a file.
     pub fn nlink(&self, path: &str) -> u32 {
         let target = self.target(path);
         let others = self

@@ -15,7 +15,7 @@ const LIST_BYTES: u32 = 256 << 10;
 pub struct UserFiles {
     client: Client,
     root: FileHandle,
-    /// Handles by path: they stay good whatever happens to other names.
+    /// Handles by path: they stay valid whatever happens to other names.
     handles: parking_lot::Mutex<HashMap<String, FileHandle>>,
     /// Held by the one lookup chain that fills the table.
     gate: Arc<tokio::sync::Mutex<()>>,

@@ -42,17 +42,17 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const WATCH_SECS: u32 = 90;
 /// Nodes in a page of a list.
 const PAGE: u32 = 200;
-/// The server has forgotten what followed the version that was asked for: part of the protocol.
+/// Status for a watch version that the server no longer has: part of the protocol.
 const GONE: u16 = 410;
-/// Between tries to reach the API server.
+/// Pause between attempts to reach the API server.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Between looks at what lost machines own: at first, while there was something to do or it
+/// Interval of checks of the volumes that lost nodes own: while there was something to do or it
 /// failed, …
 const LOOK_SOON: Duration = Duration::from_secs(2);
-/// … while a machine stays out of service and owns nothing, …
+/// … while a node stays out of service and owns nothing, …
 const LOOK_LATER: Duration = Duration::from_secs(60);
-/// … and while there is none.
+/// … and while no node is lost.
 const LOOK_NEVER: Duration = Duration::from_secs(24 * 3600);
 
 /// Returns the configuration to reach the API server from a pod; `None`: this process is not in a
@@ -92,7 +92,7 @@ pub async fn watch(
 struct Watcher {
     controller: Arc<Controller>,
     nodes: Nodes,
-    /// When to look at what lost machines own.
+    /// The time of the next check of the volumes that lost nodes own.
     look_at: Option<Instant>,
     reach: Reach,
 }
@@ -193,7 +193,7 @@ impl Watcher {
         }
     }
 
-    /// Whether there may be more to do.
+    /// Revokes the claims of lost nodes. Returns whether there may be more to do.
     async fn revoke(&self, lost: &[LostNode]) -> bool {
         let mut left = false;
         for pool in self.controller.pools().iter() {
@@ -302,8 +302,8 @@ mod tests {
         assert_eq!(reach.answered(now + Duration::from_secs(8)), None);
     }
 
-    /// Only a cluster would show otherwise that there is one provider of cryptography, and
-    /// not a choice of two.
+    /// Asserts that exactly one provider of cryptography is linked, which otherwise only a run in a
+    /// cluster would show.
     #[tokio::test]
     async fn a_client_that_speaks_tls_can_be_made() {
         let mut server = Config::new("https://10.0.0.1".parse().unwrap());

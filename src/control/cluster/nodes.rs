@@ -20,7 +20,7 @@ const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LostNode {
     pub name: String,
-    /// The run of the machine that is meant: a later one is another owner.
+    /// The boot of the machine: a later one is another owner.
     pub boot: String,
     pub gone: bool,
 }
@@ -57,7 +57,7 @@ impl Nodes {
                 }
             }
             Event::InitDone => {
-                // A list is complete: a node that is missing was deleted while nobody watched.
+                // A list is complete: a node missing from it was deleted while the watch was down.
                 let listed = std::mem::take(&mut self.listed);
                 let missing: Vec<String> =
                     self.there.keys().filter(|name| !listed.contains(*name)).cloned().collect();
@@ -73,7 +73,7 @@ impl Nodes {
         }
     }
 
-    /// Answers its name, if it has one.
+    /// Adds or updates a node. Returns its name, if it has one.
     fn put(&mut self, node: Node) -> Option<String> {
         let name = node.metadata.name?;
         let boot = node
@@ -110,8 +110,7 @@ impl Nodes {
         !self.gone.is_empty() || self.there.values().any(|node| node.out_of_service)
     }
 
-    /// The nodes whose ownership is to be revoked, and whether there are some that may be among
-    /// them soon.
+    /// The nodes whose ownership is to be revoked, and whether others may soon be among them.
     pub fn lost(&mut self, now: Instant) -> (Vec<LostNode>, bool) {
         self.gone.retain(|_, gone| now.saturating_duration_since(gone.since) < GONE_KEPT);
         let is_due = |gone: &Gone| now.saturating_duration_since(gone.since) >= GONE_FOR;

@@ -36,7 +36,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// The server's status, if that is what went wrong.
+    /// The server's status, if that is the error.
     pub fn status(&self) -> Option<NfsStat> {
         match self {
             Self::Status(status) => Some(*status),
@@ -67,7 +67,7 @@ impl Classify for ClientError {
 
 pub type Result<T> = std::result::Result<T, ClientError>;
 
-/// How long a call may take. Longer than a server holds one.
+/// Time limit of a call. Longer than a server holds one.
 const CALL_TIMEOUT: Duration = Duration::from_secs(90);
 
 #[derive(Debug, Default)]
@@ -152,7 +152,7 @@ impl Client {
         }
     }
 
-    /// Makes a call and answers the record from its results on. `write` adds the arguments.
+    /// Makes a call and returns the record from its results on. `write` adds the arguments.
     pub(super) async fn call(
         &self,
         program: u32,
@@ -201,7 +201,7 @@ impl Client {
 
 const ZEROES: &[u8] = &[0; 4];
 
-/// Fails every call that waits, and those to come.
+/// Fails every waiting call, and all later ones.
 fn close(waiting: &Mutex<Waiting>) {
     let mut waiting = waiting.lock();
     waiting.closed = true;

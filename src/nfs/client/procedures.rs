@@ -41,7 +41,8 @@ impl Client {
     }
 
     /// # Errors
-    /// All methods: the server's status as [`ClientError::Status`], or why there is none.
+    /// All methods: the server's status as [`ClientError::Status`], or the reason why there is
+    /// none.
     pub async fn null(&self) -> Result<()> {
         self.nfs(Procedure::Null, |_| {}).await.map(drop)
     }
@@ -79,7 +80,7 @@ impl Client {
         })
     }
 
-    /// The granted bits of those that were asked for.
+    /// Returns the granted bits of those asked for.
     pub async fn access(&self, file: &FileHandle, want: u32) -> Result<u32> {
         let reply = self
             .nfs(Procedure::Access, |out| {
@@ -156,8 +157,8 @@ impl Client {
         Ok(Committed { count: 0, stability: Stability::FileSync, verifier: from.array()?, attr })
     }
 
-    /// Reads what CREATE, MKDIR, SYMLINK and MKNOD answer. A server may leave the handle out: then
-    /// it is looked up.
+    /// Reads the results of CREATE, MKDIR, SYMLINK and MKNOD. A server may omit the handle: then it
+    /// is looked up.
     async fn made(&self, reply: Bytes, dir: &FileHandle, name: &[u8]) -> Result<Node> {
         let (found, attr) = {
             let mut from = ok(&reply)?;
@@ -241,7 +242,7 @@ impl Client {
         Ok(Wcc::decode(&mut ok(&reply)?)?)
     }
 
-    /// Answers what changed in the source directory and in the target directory.
+    /// Returns the changes of the source and target directories.
     pub async fn rename(
         &self,
         from: (&FileHandle, &[u8]),
@@ -256,7 +257,7 @@ impl Client {
         Ok((Wcc::decode(&mut from)?, Wcc::decode(&mut from)?))
     }
 
-    /// Answers the file's attributes and what changed in the directory.
+    /// Returns the file's attributes and the directory's change.
     pub async fn link(
         &self,
         file: &FileHandle,
@@ -378,7 +379,7 @@ impl Client {
         self.call(MOUNT_PROGRAM, 4, |_| {}).await.map(drop)
     }
 
-    /// MOUNT's DUMP: who mounted what.
+    /// MOUNT's DUMP: clients and their mounts.
     pub async fn mounts(&self) -> Result<Vec<(Bytes, Bytes)>> {
         let reply = self.call(MOUNT_PROGRAM, 2, |_| {}).await?;
         let mut from = Cursor::new(&reply);

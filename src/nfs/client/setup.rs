@@ -41,8 +41,8 @@ pub async fn mount_at(
     Client::connect(server, credentials).await?.mount(path).await
 }
 
-/// The root of an export: from the MOUNT program at `port` of the host, or where the portmapper
-/// says.
+/// The root of an export: from the MOUNT program at `port` of the host, or at the port from the
+/// portmapper.
 ///
 /// # Errors
 /// Like [`mount_at`] and [`port_of`].

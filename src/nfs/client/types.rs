@@ -11,7 +11,7 @@ use bytes::Bytes;
 pub struct FileHandle(Bytes);
 
 impl FileHandle {
-    /// From bytes kept earlier, or made up.
+    /// A handle from stored or arbitrary bytes.
     pub fn from_bytes(bytes: &[u8]) -> Self {
         Self(Bytes::copy_from_slice(bytes))
     }
@@ -49,7 +49,7 @@ pub struct Committed {
     /// Bytes written; 0 for COMMIT.
     pub count: u32,
     pub stability: Stability,
-    /// If it differs from an earlier one, data that was not committed must be sent again.
+    /// If it differs from an earlier one, uncommitted data must be sent again.
     pub verifier: [u8; 8],
     pub attr: Option<FileAttr>,
 }
