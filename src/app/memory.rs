@@ -33,8 +33,8 @@ const CALLS: u64 = 2;
 pub const VOLUME: ByteSize = ByteSize(2 << 20);
 
 /// The most that a process takes, with every volume open and the store unavailable: a container's
-/// limit must not be lower. A quarter of the setting is for the allocator's overhead, and for the
-/// shares of inodes and of rows, which may be twice as large for a while.
+/// limit must not be lower. A quarter of the setting is for the allocator's overhead, and for
+/// changes that have begun when their share is full.
 pub fn process_max(limits: &LimitsConfig) -> ByteSize {
     let own = [limits.dirty_bytes, limits.metadata_cache, limits.block_cache, limits.data_cache];
     let own: u64 = own.into_iter().flatten().map(|size| size.0).sum();

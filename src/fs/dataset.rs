@@ -8,6 +8,7 @@ use super::content::{ContentMemory, Contents, NodeSource};
 use super::db::{CheckpointId, Database, DbPlace, Detached};
 use super::frozen::FrozenMemory;
 use super::gate::Gate;
+use super::journal;
 use super::key::{self, DataId};
 use super::names::{Names, NamesMemory, Outcome, Ring};
 use super::node::Node;
@@ -177,7 +178,8 @@ impl Fs {
     ) -> Result<Self, FsError> {
         let record_bits = record_bits(options.record_bytes)?;
         options.root.check()?;
-        let database = Database::open(place, expected).await?;
+        let wal_cache = options.journal.as_deref().map(journal::wal_cache);
+        let database = Database::open_beside(place, expected, wal_cache).await?;
         let packer = chunks.packer(place.incarnation, database.epoch(), options.codec);
         let settled = packer.clone();
         let settled = Box::new(move || settled.settled());

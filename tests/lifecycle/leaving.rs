@@ -5,7 +5,7 @@ use super::World;
 use crate::fault::{Fault, FaultStore, Rule, quick};
 use object_store::memory::InMemory;
 use object_store::path::Path as Key;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zerofs_csi::bucket::{Bucket, Requests};
@@ -181,14 +181,62 @@ enum End {
     Killed,
 }
 
-/// The requests of the next opening on the node, after so many changes that were each synced, and
-/// the end of the process.
-async fn opening_after(end: End, syncs: usize) -> Requests {
+/// The node's copies of the WAL objects that it put, when it opens the dataset again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum LocalWal {
+    Kept,
+    Missing,
+    /// A byte of each copy differs.
+    Damaged,
+    /// The copies are those of another log: whole, and not what the store has.
+    Swapped,
+}
+
+impl LocalWal {
+    fn apply(self, journals: &Path) {
+        let Some(file) = wal_copies(journals) else {
+            return assert_eq!(self, Self::Kept, "there are no copies");
+        };
+        let mut bytes = std::fs::read(&file).unwrap();
+        match self {
+            Self::Kept => {}
+            Self::Missing => return std::fs::remove_file(&file).unwrap(),
+            Self::Damaged => bytes.chunks_mut(64).for_each(|chunk| chunk[40 % chunk.len()] ^= 1),
+            Self::Swapped => {
+                let slot = (128 << 10) + 20;
+                bytes.resize(bytes.len().div_ceil(slot) * slot, 0);
+                bytes.rotate_left(slot);
+            }
+        }
+        std::fs::write(&file, bytes).unwrap();
+    }
+}
+
+/// The file of copies beside the one journal of the folder.
+fn wal_copies(journals: &Path) -> Option<PathBuf> {
+    let pools = std::fs::read_dir(journals).unwrap().map(|entry| entry.unwrap().path());
+    let files =
+        pools.filter(|path| path.is_dir()).flat_map(|pool| std::fs::read_dir(pool).unwrap());
+    let mut files = files.map(|entry| entry.unwrap().path());
+    files.find(|path| path.extension().is_some_and(|extension| extension == "wal"))
+}
+
+/// The requests and the time of the next opening on the node, after this many changes that were
+/// each synced, and the end of the process. `latency`: of each request.
+async fn opening_after(
+    end: End,
+    syncs: usize,
+    local: LocalWal,
+    latency: Duration,
+) -> (Requests, Duration) {
     let journals = tempfile::tempdir().unwrap();
-    let world = World::new().await;
+    let store = FaultStore::memory();
+    let bucket = Bucket::on(store.clone(), Key::default());
+    let world = World::on(Catalog::create(bucket, None).await.unwrap(), "node-a");
     let (pool, id) = (&world.catalog, world.create("v", None).await.unwrap().handle);
     let first = process(journals.path());
     let volume = first.open(pool, id.dataset).await.unwrap();
+    store.latency(latency);
     for n in 0..syncs {
         make(&volume, &format!("file-{n}")).await;
         volume.fs.sync().await.unwrap();
@@ -202,17 +250,25 @@ async fn opening_after(end: End, syncs: usize) -> Requests {
         End::Killed => volume.fs.give_up(FsError::Stale),
     }
     drop((volume, first));
+    if end == End::Closes {
+        assert_eq!(wal_copies(journals.path()), None, "the copies go with the journal");
+    }
+    local.apply(journals.path());
     let (next, since) = (process(journals.path()), Instant::now());
     loop {
-        let before = pool.bucket().requests();
+        let (before, begun) = (pool.bucket().requests(), Instant::now());
         match next.open(pool, id.dataset).await {
             Ok(volume) => {
-                let opening = pool.bucket().requests() - before;
-                let last = format!("file-{}", syncs - 1);
-                volume.fs.lookup(&Caller::root(), volume.fs.root(), last.as_bytes()).await.unwrap();
+                let (opening, took) = (pool.bucket().requests() - before, begun.elapsed());
+                store.latency(Duration::ZERO);
+                for n in 0..syncs {
+                    let file = format!("file-{n}");
+                    let root = volume.fs.root();
+                    volume.fs.lookup(&Caller::root(), root, file.as_bytes()).await.unwrap();
+                }
                 drop(volume);
                 next.close(id.dataset).await.unwrap();
-                return opening;
+                return (opening, took);
             }
             // The journal is still the first one's.
             Err(error) if error.class().may_pass() && since.elapsed() < LIMIT => {
@@ -227,8 +283,9 @@ async fn opening_after(end: End, syncs: usize) -> Requests {
 #[test]
 fn an_opening_replays_little_after_a_kill_and_nothing_after_a_stop() {
     super::run(async {
-        let closed = opening_after(End::Closes, 250).await;
-        let stopped = opening_after(End::Stops, 250).await;
+        let opening = |end, syncs, local| opening_after(end, syncs, local, Duration::ZERO);
+        let (closed, _) = opening(End::Closes, 250, LocalWal::Kept).await;
+        let (stopped, _) = opening(End::Stops, 250, LocalWal::Kept).await;
         println!(
             "requests to open: {} after a close ({closed:?}), {} after a stop",
             closed.total(),
@@ -237,7 +294,7 @@ fn an_opening_replays_little_after_a_kill_and_nothing_after_a_stop() {
         assert!(closed.total() <= 40, "{closed:?}");
         assert!(stopped.total() <= closed.total() + 4, "{stopped:?}, after a close {closed:?}");
         for syncs in [1, 15, 31, 250] {
-            let killed = opening_after(End::Killed, syncs).await;
+            let (killed, _) = opening(End::Killed, syncs, LocalWal::Missing).await;
             println!(
                 "requests to open after {syncs} syncs and a kill: {} ({killed:?})",
                 killed.total()
@@ -248,6 +305,28 @@ fn an_opening_replays_little_after_a_kill_and_nothing_after_a_stop() {
                 replayed <= 36 && killed.head <= closed.head,
                 "{syncs}: {killed:?}, after a close {closed:?}"
             );
+        }
+    });
+}
+
+/// A node that had the volume has the WAL objects that it put: it asks the store for none of them,
+/// unless its copies are damaged.
+#[test]
+fn an_opening_after_a_kill_replays_the_wal_from_the_nodes_own_disk() {
+    super::run(async {
+        const LATENCY: Duration = Duration::from_millis(20);
+        // Fewer than begin a MemTable flush.
+        const SYNCS: usize = 18;
+        let closed = opening_after(End::Closes, SYNCS, LocalWal::Kept, LATENCY).await;
+        println!("after a close: {:?}, {} requests: {:?}", closed.1, closed.0.total(), closed.0);
+        for local in [LocalWal::Kept, LocalWal::Missing, LocalWal::Damaged, LocalWal::Swapped] {
+            let (made, took) = opening_after(End::Killed, SYNCS, local, LATENCY).await;
+            println!("copies {local:?}: {took:?}, {} requests: {made:?}", made.total());
+            let replayed = made.get.saturating_sub(closed.0.get);
+            match local {
+                LocalWal::Kept => assert!(replayed <= 4, "{made:?}, after a close {closed:?}"),
+                _ => assert!((15..=36).contains(&replayed), "{local:?}: {made:?}"),
+            }
         }
     });
 }

@@ -46,7 +46,7 @@ mod tests;
 pub use start::void_journals;
 
 use super::FsError;
-use super::db::{CheckpointId, Database, Detached, View};
+use super::db::{CheckpointId, Database, Detached, ROW_BYTES, View};
 use super::key::DataId;
 use super::row::{Superblock, Usage};
 use crate::telemetry::Failpoints;
@@ -88,19 +88,22 @@ impl Batch {
         self.rows.push((key, None));
     }
 
-    /// Bytes that the batch occupies while it waits.
+    /// Bytes that the batch occupies while it waits, and then in the MemTable, where `S` and a row
+    /// of `U` for each pack come with it.
     fn bytes(&self) -> usize {
-        let rows = self
-            .rows
-            .iter()
-            .map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len) + 64);
-        rows.sum::<usize>() + self.refs.len() * 64 + 64
+        let rows = self.rows.iter().map(|(key, value)| {
+            key.len() + value.as_ref().map_or(0, Bytes::len) + ROW_BYTES as usize
+        });
+        rows.sum::<usize>() + self.refs.len() * OWN_ROW_BYTES + OWN_ROW_BYTES
     }
 }
 
 /// A submitted batch's place in the order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
+
+/// A row that the committer adds to a batch: key and value are below 256 bytes.
+const OWN_ROW_BYTES: usize = 256 + ROW_BYTES as usize;
 
 /// The totals that statfs shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

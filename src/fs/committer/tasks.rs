@@ -123,10 +123,9 @@ impl Shared {
     async fn write(&self, group: Group) -> Result<(), FsError> {
         self.log(&group).await?;
         self.step("fs.commit.before-write").await?;
-        self.db.write(group.ops()).await?;
+        self.db.write_counted(group.ops(), group.bytes as u64).await?;
         self.step("fs.commit.after-write").await?;
         self.state.lock().written(&group);
-        self.db.memory().give_back(group.bytes as u64);
         self.written.send_replace(group.last);
         // Either this sees what is wanted, or the caller that wants it sees what is written.
         fence(Ordering::SeqCst);

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use slatedb::config::{CheckpointOptions, CheckpointScope, CloseOptions, FlushOptions, FlushType};
 use slatedb::{CloseReason, Db, DbSnapshot, DbStatus, VersionedManifest, WriteBatch};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -48,7 +49,17 @@ impl Database {
     /// Opens, creating it if absent; fences every earlier opener. `expected`: fail unless the
     /// writer epoch is still this one (R16).
     pub async fn open(place: &DbPlace, expected: Option<Epoch>) -> Result<Self, FsError> {
-        let database = Self::open_with(place, expected, settings::COMPACT_L0).await?;
+        Self::open_beside(place, expected, None).await
+    }
+
+    /// As [`Self::open`]. `wal_cache`: the node's file of WAL objects that it put, which an opening
+    /// after a kill need not read from the store.
+    pub async fn open_beside(
+        place: &DbPlace,
+        expected: Option<Epoch>,
+        wal_cache: Option<PathBuf>,
+    ) -> Result<Self, FsError> {
+        let database = Self::open_with(place, expected, wal_cache, settings::COMPACT_L0).await?;
         let (db, clock, stop) =
             (database.db.clone(), database.clock.clone(), database.stop.clone());
         database.upkeep.spawn(collection::keep(db, place.clone(), clock, stop));
@@ -59,21 +70,23 @@ impl Database {
     /// left to the next owner, so that the operation takes the same few requests whatever the size.
     /// Only an L0 without room for a checkpoint is compacted.
     pub async fn visit(place: &DbPlace, expected: Option<Epoch>) -> Result<Self, FsError> {
-        Self::open_with(place, expected, settings::L0_MAX - settings::L0_ROOM + 1).await
+        let compact_l0 = settings::L0_MAX - settings::L0_ROOM + 1;
+        Self::open_with(place, expected, None, compact_l0).await
     }
 
     async fn open_with(
         place: &DbPlace,
         expected: Option<Epoch>,
+        wal_cache: Option<PathBuf>,
         compact_l0: usize,
     ) -> Result<Self, FsError> {
         let clock = Arc::new(Clock::default());
-        let (mut db, mut replayed) = build(place, expected, &clock).await?;
+        let (mut db, mut replayed) = build(place, expected, wal_cache.clone(), &clock).await?;
         if clock.go_on_from(last_time(&db.manifest())) {
             // The first opening may have named a table by a time that is already refused.
             let opened = Epoch(db.manifest().writer_epoch());
             drop(db);
-            (db, replayed) = build(place, Some(opened), &clock).await?;
+            (db, replayed) = build(place, Some(opened), wal_cache, &clock).await?;
         }
         let epoch = Epoch(db.manifest().writer_epoch());
         let (upkeep, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -175,6 +188,11 @@ impl Database {
     /// Writes to memory; the order of calls is the order of effects. Waits while too much is
     /// unflushed, without a time limit: an abandoned write could still take effect.
     pub async fn write(&self, ops: Ops) -> Result<(), FsError> {
+        self.write_counted(ops, 0).await
+    }
+
+    /// As [`Self::write`], of changes whose bytes were counted already ([`Account::take`]).
+    pub async fn write_counted(&self, ops: Ops, counted: u64) -> Result<(), FsError> {
         if ops.is_empty() {
             return Ok(());
         }
@@ -183,7 +201,7 @@ impl Database {
         };
         let bytes =
             ops.iter().map(row).sum::<usize>() as u64 + ops.len() as u64 * settings::ROW_BYTES;
-        self.memory.take(bytes);
+        self.memory.take(bytes.saturating_sub(counted));
         let mut batch = WriteBatch::new();
         for (key, value) in ops {
             match value {
@@ -193,6 +211,7 @@ impl Database {
         }
         let written =
             self.db.write(batch).await.map_err(|error| fs_error("writing rows", &error))?;
+        self.memory.give_back(counted.saturating_sub(bytes));
         self.memory.in_table(written.seqnum(), bytes);
         Ok(())
     }
@@ -393,9 +412,14 @@ async fn free_stored(
 async fn build(
     place: &DbPlace,
     expected: Option<Epoch>,
+    wal_cache: Option<PathBuf>,
     clock: &Arc<Clock>,
 ) -> Result<(Db, usize), FsError> {
     let store = place.opening_store();
+    let store = Arc::new(match wal_cache {
+        Some(file) => store.with_wal_cache(file),
+        None => store,
+    });
     let mut builder = Db::builder(place.path(), store.clone())
         .with_settings(settings::writer())
         .with_system_clock(clock.clone())

@@ -16,6 +16,7 @@
 //! - `unflushed`: memory for rows that are written but in no stored table yet.
 //! - `summed`: checksums for the objects that SlateDB stores without one.
 //! - `reads`: the store as the engine reads it: the log listed once, small objects read whole.
+//! - `wal_cache`: WAL objects that this node put, on its own disk.
 //!
 //! Invariants. A database's path is literal in the store (`vol/<incarnation>` below the pool's
 //! prefix) and never changes: clones name their ancestors by path. Checkpoint names are not unique
@@ -44,6 +45,7 @@ mod summed;
 #[cfg(test)]
 mod tests;
 mod unflushed;
+mod wal_cache;
 
 pub use admin::{
     Holds, ancestors, ancestors_at, checkpoint_closed, clone_from, collect_garbage, delete,
@@ -52,6 +54,7 @@ pub use admin::{
 pub use database::{Database, View};
 pub use detach::Detached;
 pub use reader::Reader;
+pub use settings::ROW_BYTES;
 pub use unflushed::{Account, Unflushed};
 
 use super::FsError;
@@ -84,8 +87,8 @@ impl DbPlace {
     }
 
     /// As [`Self::store`], for one opening of the database.
-    fn opening_store(&self) -> Arc<reads::ReadStore> {
-        Arc::new(reads::ReadStore::new(self.store(), &self.path(), self.cache.copies.clone()))
+    fn opening_store(&self) -> reads::ReadStore {
+        reads::ReadStore::new(self.store(), &self.path(), self.cache.copies.clone())
     }
 
     fn path(&self) -> Path {

@@ -5,6 +5,7 @@ use super::{CheckpointId, DbPlace, compaction, limited, sealing, settings};
 use crate::fs::{FsError, key};
 use bytes::Bytes;
 use slatedb::{DbReader, DbReaderMode};
+use std::sync::Arc;
 
 /// Attempts of a reader of the newest state, which starts again when the state changes under it.
 const NEWEST_TRIES: u32 = 5;
@@ -52,7 +53,7 @@ impl Reader {
     }
 
     async fn open(place: &DbPlace, mode: DbReaderMode) -> Result<Self, FsError> {
-        let mut builder = DbReader::builder(place.path(), place.opening_store())
+        let mut builder = DbReader::builder(place.path(), Arc::new(place.opening_store()))
             .with_reader_mode(mode)
             .with_options(settings::reader())
             .with_db_cache(place.cache.cache.clone(), place.cache_id());

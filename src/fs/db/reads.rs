@@ -6,7 +6,8 @@
 //! - the log is listed once, when an opening first asks about it, which answers every HEAD;
 //! - an object of at most [`SMALL_BYTES`], as nearly all of the log and of L0 are, is read whole
 //!   with one GET, and kept for a while: what reads the same log again (a collection, an opening
-//!   that has to start again) reads only what is new in it.
+//!   that has to start again) reads only what is new in it;
+//! - an object of the log that this node's disk has is not asked for at all ([`super::wal_cache`]).
 //!
 //! Invariants.
 //! - Tables and WAL objects are put if absent, or under a name that is never used again, and never
@@ -18,6 +19,7 @@
 //!   was listed, which is after it was opened.
 //! - A copy that does not decode is read again (`ObjectStoreCallTag::retry`).
 
+use super::wal_cache::WalCache;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -33,6 +35,7 @@ use slatedb::object_store_tag::ObjectStoreCallTag;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{OnceCell, Semaphore};
@@ -116,6 +119,8 @@ pub(super) struct ReadStore {
     written: AtomicBool,
     /// Set once nothing may be answered from the listing.
     opened: AtomicBool,
+    /// The part of the log that this node's disk has.
+    local: Option<WalCache>,
 }
 
 /// The log from its first object that was asked for.
@@ -135,12 +140,23 @@ impl ReadStore {
             listed: OnceCell::new(),
             written: false.into(),
             opened: false.into(),
+            local: None,
         }
+    }
+
+    /// Reads of the log what this file has, and copies into it what is put.
+    #[must_use]
+    pub fn with_wal_cache(mut self, file: PathBuf) -> Self {
+        self.local = Some(WalCache::new(file));
+        self
     }
 
     /// The opening is over. How many objects of the log, fences left out, it found.
     pub fn opened(&self) -> usize {
         self.opened.store(true, Ordering::Release);
+        if let Some(local) = &self.local {
+            local.start();
+        }
         self.listed
             .get()
             .map_or(0, |listed| listed.objects.values().filter(|object| object.size > 0).count())
@@ -218,6 +234,11 @@ impl ReadStore {
             drop(turn);
             return self.inner.get_opts(at, options).await;
         }
+        if let Some((meta, object)) = self.get_local(at).await {
+            let answer = part(meta.clone(), &object, wanted);
+            self.copies.kept.lock().put(meta, object, self.copies.bytes_max);
+            return answer;
+        }
         let _log = if self.is_wal(at) { self.copies.logs.acquire().await.ok() } else { None };
         let whole = GetOptions { range: Some(GetRange::Bounded(0..SMALL_BYTES)), ..options };
         let found = self.inner.get_opts(at, whole).await?;
@@ -229,6 +250,13 @@ impl ReadStore {
             false => self.copies.kept.lock().is_large(meta.location),
         }
         answer
+    }
+
+    /// An object of the log that is listed and that this node's disk has.
+    async fn get_local(&self, at: &Path) -> Option<(ObjectMeta, Bytes)> {
+        let local = self.local.as_ref().filter(|_| !self.opened.load(Ordering::Acquire))?;
+        let listed = self.listed.get()?.objects.get(at)?;
+        Some((listed.clone(), local.get(listed).await?))
     }
 }
 
@@ -281,10 +309,16 @@ impl ObjectStore for ReadStore {
         payload: PutPayload,
         options: PutOptions,
     ) -> Result<PutResult> {
-        if self.is_wal(at) {
-            self.written.store(true, Ordering::Release);
+        if !self.is_wal(at) {
+            return self.inner.put_opts(at, payload, options).await;
         }
-        self.inner.put_opts(at, payload, options).await
+        self.written.store(true, Ordering::Release);
+        let Some(local) = &self.local else {
+            return self.inner.put_opts(at, payload, options).await;
+        };
+        let put = self.inner.put_opts(at, payload.clone(), options).await?;
+        local.put(at, put.e_tag.as_deref(), &payload);
+        Ok(put)
     }
 
     async fn put_multipart_opts(

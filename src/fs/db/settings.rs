@@ -50,7 +50,7 @@ pub(super) const CACHE_SHARDS: usize = 8;
 pub(super) const UNFLUSHED_BYTES: u64 = 28 << 20;
 /// Bytes of a row beside its key and value: the MemTable's node, and its places in the queue and
 /// the WAL.
-pub(super) const ROW_BYTES: u64 = 256;
+pub const ROW_BYTES: u64 = 256;
 
 /// Readers and compactions can simply be started again.
 pub(super) const RETRIES_OTHERS: u32 = 8;

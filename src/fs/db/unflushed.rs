@@ -7,10 +7,11 @@
 //! new changes wait once all databases together hold what there is; what has begun is never held
 //! up, or the data that it waits for could not be flushed.
 //!
-//! Nobody is kept waiting by another database's trouble: each may always hold its even part, and
-//! none may hold more than half while there are others. So all together hold at most twice the
-//! limit, and beyond that the few changes that had begun. Above half of the limit the databases
-//! that hold most flush their MemTables, whatever the size.
+//! Nobody is kept waiting by another database's trouble: a quarter of the limit is divided evenly,
+//! and each may always hold its part of that; of the rest none may hold more than half of the limit
+//! while there are others. So all together hold at most the limit, however many they are, and
+//! beyond it the changes that had begun. Above half of the limit the databases that hold most flush
+//! their MemTables, whatever the size.
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -22,6 +23,8 @@ use tokio::sync::watch;
 
 /// Tables flushed at once for their memory.
 const ROLLS_MAX: usize = 4;
+/// The part of the limit that is divided evenly.
+const EVEN_SHARE: u64 = 4;
 /// Polling interval of a waiter, whatever notifications it gets.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -135,6 +138,9 @@ impl Account {
 
     /// No more than was taken is given back.
     pub fn give_back(&self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
         let mut given = 0;
         // The closure never answers `None`.
         let _ = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
@@ -173,8 +179,10 @@ impl Account {
     /// Returns whether another change may begin.
     pub fn has_room(&self) -> bool {
         let (all, own) = (self.memory.held(), self.held());
-        let even = self.memory.limit / self.memory.open.load(Ordering::Relaxed).max(1) as u64;
-        own < even || all < self.memory.limit && own < self.memory.limit / 2
+        let open = self.memory.open.load(Ordering::Relaxed).max(1) as u64;
+        let even = self.memory.limit / EVEN_SHARE / open;
+        let shared = self.memory.limit - even * (open - 1);
+        own < even || all < shared && own < self.memory.limit / 2
     }
 
     /// Waits until another change may begin.
@@ -222,15 +230,29 @@ mod tests {
         bad.in_table(1, 600);
         assert!(!bad.has_room() && good.has_room(), "more than half is for nobody alone");
         bad.take(900);
-        good.take(400);
+        good.take(100);
         assert!(good.has_room(), "its even part is its own");
-        good.take(200);
+        good.take(100);
         assert!(!good.has_room());
         tokio::task::yield_now().await;
         assert_eq!(rolls.load(Ordering::SeqCst), 1, "what is being flushed is not flushed again");
         drop(bad);
         assert!(good.has_room());
-        assert_eq!((memory.held(), good.held()), (600, 600));
+        assert_eq!((memory.held(), good.held()), (200, 200));
+    }
+
+    #[tokio::test]
+    async fn all_together_stay_within_the_limit() {
+        let memory = Unflushed::new(1 << 20);
+        let accounts: Vec<_> = (0..256).map(|_| stuck(&memory).0).collect();
+        for account in &accounts {
+            while account.has_room() {
+                account.take(100);
+            }
+        }
+        let begun = 100 * accounts.len() as u64;
+        assert!(memory.held() <= (1 << 20) + begun, "{}", memory.held());
+        assert!(accounts.iter().all(|account| account.held() >= 1 << 10), "each its even part");
     }
 
     #[tokio::test]

@@ -74,6 +74,13 @@ fn segment_path(base: &Path, index: usize) -> PathBuf {
     name.into()
 }
 
+/// The file beside the journal at `base` that copies of WAL objects go into; it goes with it.
+pub fn wal_cache(base: &Path) -> PathBuf {
+    let mut name = base.as_os_str().to_owned();
+    name.push(".wal");
+    name.into()
+}
+
 /// Returns whether any part of a journal exists at `base`, or may exist.
 pub fn exists(base: &Path) -> bool {
     let is_absent = |path: &Path| match path.symlink_metadata() {
@@ -266,6 +273,7 @@ fn remove_files(base: &Path) -> Result<(), FsError> {
     for index in 0..2 {
         remove_file(&segment_path(base, index))?;
     }
+    remove_file(&wal_cache(base))?;
     remove_file(base)
 }
 

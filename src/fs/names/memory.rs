@@ -21,9 +21,10 @@ impl NamesMemory {
     }
 }
 
-/// The memory of one table. A table may fill what the others leave, and always has its even share:
-/// one that holds more than its share gives it back as it takes in new entries. So all together may
-/// hold twice the bytes for a while.
+/// The bytes that one table holds. Half of all is divided evenly: a table has its part of that
+/// whatever the others do. It may fill the rest too, as far as the others leave it; one that has
+/// filled more gives it up as it takes in new things. So all together stay within the bytes,
+/// however many there are.
 pub struct Part {
     memory: Arc<NamesMemory>,
     held: AtomicU64,
@@ -37,9 +38,11 @@ impl Part {
 
     /// Most bytes that the table may hold now.
     pub fn max(&self) -> u64 {
-        let even = self.memory.bytes / self.memory.tables.load(Ordering::Relaxed).max(1) as u64;
+        let tables = self.memory.tables.load(Ordering::Relaxed).max(1) as u64;
+        let even = self.memory.bytes / 2 / tables;
         let others = self.memory.held().saturating_sub(self.held.load(Ordering::Relaxed));
-        even.max(self.memory.bytes.saturating_sub(others))
+        let shared = self.memory.bytes - even * (tables - 1);
+        even.max(shared.saturating_sub(others))
     }
 
     /// The table's bytes have changed.
@@ -72,13 +75,27 @@ mod tests {
         assert_eq!(busy.max(), 1000);
         let idle = Part::of(memory.clone());
         idle.change(0, 100);
-        assert_eq!((busy.max(), idle.max()), (900, 1000));
-        busy.change(0, 900);
-        assert_eq!(idle.max(), 500, "whatever the other has");
-        idle.change(100, 500);
-        assert_eq!((busy.max(), memory.held()), (500, 1400));
-        busy.change(900, 500);
+        assert_eq!((busy.max(), idle.max()), (650, 750));
+        busy.change(0, 650);
+        assert_eq!(idle.max(), 250, "whatever the other has");
+        idle.change(100, 250);
+        assert_eq!((busy.max(), memory.held()), (500, 900));
+        busy.change(650, 500);
         drop(idle);
         assert_eq!((busy.max(), memory.held()), (1000, 500));
+    }
+
+    #[test]
+    fn all_together_stay_within_the_bytes() {
+        let memory = NamesMemory::new(1 << 20);
+        let parts: Vec<Part> = (0..256).map(|_| Part::of(memory.clone())).collect();
+        for _ in 0..4 {
+            for part in &parts {
+                let held = part.held.load(Ordering::Relaxed);
+                part.change(held, part.max());
+                assert!(memory.held() <= 1 << 20, "{}", memory.held());
+                assert!(part.max() >= 2 << 10, "its even part");
+            }
+        }
     }
 }

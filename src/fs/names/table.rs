@@ -68,15 +68,16 @@ pub struct Table {
     memory: Part,
     claims: AtomicU64,
     askers: AtomicU64,
+    nodes: AtomicUsize,
     /// Directory entries known, over all directories.
     entries: AtomicUsize,
 }
 
-/// Minimum that a volume has whatever others take: enough for the paths that a few programs walk.
-/// All volumes of a node at once still take little.
-const SHARD_NODES_MIN: usize = 4;
-const SHARD_ROWS_MIN: usize = 4;
-const ENTRIES_MIN: usize = 256;
+/// What a volume has whatever others take: enough for the paths that a program walks. It is 34 KiB
+/// with the rows, less than the even part of 256 volumes of the default memory.
+const NODES_MIN: usize = 16;
+const SHARD_ROWS_MIN: usize = 1;
+const ENTRIES_MIN: usize = 64;
 
 /// The result of looking up an inode.
 pub enum Slotted {
@@ -111,9 +112,9 @@ pub enum Filled {
 impl Claim {
     /// Puts the loaded node in its place.
     pub fn fill(mut self, node: Node) -> Filled {
-        let max = self.table.shard_nodes_max();
+        let excess = self.table.excess_nodes();
         let filled = self.table.change(self.ino, |shard| {
-            shard.is_claimed(self.ino, self.number).then(|| shard.insert(node, max))
+            shard.is_claimed(self.ino, self.number).then(|| shard.insert(node, excess))
         });
         let Some((node, dropped)) = filled else { return Filled::Overtaken };
         self.filled = true;
@@ -158,6 +159,7 @@ impl Table {
             memory,
             claims: AtomicU64::new(0),
             askers: AtomicU64::new(0),
+            nodes: AtomicUsize::new(0),
             entries: AtomicUsize::new(0),
         }
     }
@@ -167,8 +169,10 @@ impl Table {
         usize::try_from(self.memory.max() / parts / each).unwrap_or(usize::MAX)
     }
 
-    fn shard_nodes_max(&self) -> usize {
-        (self.count(4, NODE_BYTES) / SHARDS).max(SHARD_NODES_MIN)
+    /// Nodes that an insertion drops, if it finds as many that nobody uses.
+    fn excess_nodes(&self) -> usize {
+        let max = self.count(4, NODE_BYTES).max(NODES_MIN);
+        (self.nodes.load(Ordering::Relaxed) + 1).saturating_sub(max)
     }
 
     fn shard_rows_max(&self) -> usize {
@@ -183,10 +187,15 @@ impl Table {
     fn change<T>(&self, ino: InodeNo, work: impl FnOnce(&mut Shard) -> T) -> T {
         let rows_max = self.shard_rows_max();
         let mut shard = self.shard(ino).lock();
-        let before = shard.bytes();
+        let (before, nodes) = (shard.bytes(), shard.slots.len());
         shard.rested.bound(rows_max);
         let done = work(&mut shard);
         self.memory.change(before, shard.bytes());
+        match shard.slots.len().checked_sub(nodes) {
+            Some(0) => {}
+            Some(more) => drop(self.nodes.fetch_add(more, Ordering::Relaxed)),
+            None => drop(self.nodes.fetch_sub(nodes - shard.slots.len(), Ordering::Relaxed)),
+        }
         done
     }
 
@@ -217,14 +226,14 @@ impl Table {
         if let Some(known) = self.shard(ino).lock().known(ino) {
             return known;
         }
-        let max = self.shard_nodes_max();
+        let excess = self.excess_nodes();
         let (slotted, dropped) = self.change(ino, |shard| {
             // Somebody may have been faster.
             if let Some(known) = shard.known(ino) {
                 return (known, Vec::new());
             }
             if let Some(Resting { row, last }) = shard.rested.take(ino.0) {
-                let (node, dropped) = shard.insert(Node::new(ino, row, last), max);
+                let (node, dropped) = shard.insert(Node::new(ino, row, last), excess);
                 return (Slotted::Ready(node), dropped);
             }
             let (number, ended) =
@@ -281,8 +290,8 @@ impl Table {
 
     /// Adds a node that is new.
     pub fn insert(&self, node: Node) -> Arc<Node> {
-        let max = self.shard_nodes_max();
-        let (node, dropped) = self.change(node.file.ino, |shard| shard.insert(node, max));
+        let excess = self.excess_nodes();
+        let (node, dropped) = self.change(node.file.ino, |shard| shard.insert(node, excess));
         self.left(&dropped);
         node
     }
@@ -395,9 +404,9 @@ impl Shard {
     }
 
     /// Answers the node, and what the nodes knew of directories that had to leave for it.
-    fn insert(&mut self, node: Node, max: usize) -> (Arc<Node>, Vec<Entries>) {
+    fn insert(&mut self, node: Node, excess: usize) -> (Arc<Node>, Vec<Entries>) {
         let (ino, node) = (node.file.ino.0, Arc::new(node));
-        let dropped = self.make_room(max);
+        let dropped = self.make_room(excess);
         self.rested.take(ino);
         self.slots.insert(ino, Slot::Ready { node: node.clone(), used: false });
         self.clock.push_back(ino);
@@ -414,12 +423,12 @@ impl Shard {
         }
     }
 
-    /// Evicts unused nodes until there is room for one more, or for now too many are in use. Their
-    /// rows stay.
-    fn make_room(&mut self, max: usize) -> Vec<Entries> {
+    /// Takes out nodes that nobody uses until there is room for one more, or for now too many are
+    /// in use. Their rows stay.
+    fn make_room(&mut self, mut excess: usize) -> Vec<Entries> {
         let mut directories = Vec::new();
-        for _ in 0..CLOCK_STEPS {
-            if self.slots.len() < max {
+        for _ in 0..CLOCK_STEPS.min(self.clock.len()) {
+            if excess == 0 {
                 break;
             }
             let Some(ino) = self.clock.pop_front() else { break };
@@ -431,6 +440,7 @@ impl Shard {
             } else if let Some(Slot::Ready { node, .. }) = self.slots.remove(&ino)
                 && let Some(node) = Arc::into_inner(node)
             {
+                excess -= 1;
                 let (row, last, entries) = node.into_parts();
                 self.rested.rest(ino, Resting { row, last });
                 directories.extend(entries.map(|entries| *entries));

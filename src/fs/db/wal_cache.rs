@@ -1,0 +1,139 @@
+//! WAL objects that this node put, on its own disk: an opening after a kill replays them without
+//! asking the store for each.
+//!
+//! ```text
+//! <journal>.wal   32 slots of equal size; WAL object n is in slot n mod 32
+//! slot            length:4 checksum:16 object
+//! ```
+//! Invariants.
+//! - A copy is written after the store has acknowledged the object, beside the call that waits for
+//!   it, and never fsynced: it may be missing, torn, or of an older object.
+//! - A copy is served only for an object that the opening has listed, and only if its length is the
+//!   listed one and its checksum is that of the object's path, ETag and bytes. So the bytes are
+//!   the store's, whoever else has written since; anything else is read from the store.
+//! - The slots bound the file: they are as many as an opening replays at most. It is removed with
+//!   the journal.
+
+use super::settings;
+use bytes::Bytes;
+use slatedb::object_store::path::Path;
+use slatedb::object_store::{ObjectMeta, PutPayload};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// WAL objects that an opening replays at most.
+const SLOTS: u64 = (settings::ROLL_FLUSHES + settings::ROLL_AHEAD) as u64;
+/// A larger object is read from the store.
+const OBJECT_BYTES_MAX: usize = 128 << 10;
+const CHECKSUM_BYTES: usize = 16;
+const HEADER_BYTES: usize = 4 + CHECKSUM_BYTES;
+const SLOT_BYTES: u64 = (HEADER_BYTES + OBJECT_BYTES_MAX) as u64;
+
+type Checksum = [u8; CHECKSUM_BYTES];
+
+/// The file of one database.
+#[derive(Debug)]
+pub(super) struct WalCache {
+    path: PathBuf,
+    /// Being written; from the end of the opening on.
+    file: OnceLock<Arc<File>>,
+    /// A copy is being written: the next one is left out, so that a slow disk holds up nobody.
+    writing: Arc<AtomicBool>,
+}
+
+impl WalCache {
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, file: OnceLock::new(), writing: Arc::default() }
+    }
+
+    /// Begins to take copies. Without a file there are none.
+    pub fn start(&self) {
+        let open = || {
+            if let Some(folder) = self.path.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&self.path)
+        };
+        match open() {
+            Ok(file) => drop(self.file.set(Arc::new(file))),
+            Err(error) => tracing::debug!(
+                %error,
+                path = %self.path.display(),
+                "no local copies of WAL objects: a restart reads them from the object store"
+            ),
+        }
+    }
+
+    /// Copies an object that the store has acknowledged. Nobody waits for it.
+    pub fn put(&self, at: &Path, e_tag: Option<&str>, object: &PutPayload) {
+        let (Some(file), Some(offset)) = (self.file.get(), offset(at)) else { return };
+        let length = object.content_length();
+        if length == 0 || length > OBJECT_BYTES_MAX || self.writing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (file, writing) = (file.clone(), self.writing.clone());
+        let (at, e_tag, object) = (at.clone(), e_tag.map(str::to_owned), object.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut slot = Vec::with_capacity(HEADER_BYTES + length);
+            slot.extend_from_slice(&(length as u32).to_le_bytes());
+            slot.extend_from_slice(&checksum(&at, e_tag.as_deref(), object.iter()));
+            object.iter().for_each(|part| slot.extend_from_slice(part));
+            if let Err(error) = file.write_all_at(&slot, offset) {
+                tracing::debug!(%error, %at, "a WAL object was not copied to the disk");
+            }
+            writing.store(false, Ordering::Release);
+        });
+    }
+
+    /// The bytes of a listed object, if the disk has them.
+    pub async fn get(&self, listed: &ObjectMeta) -> Option<Bytes> {
+        let (path, listed) = (self.path.clone(), listed.clone());
+        let read = move || read(&File::open(path).ok()?, &listed);
+        tokio::task::spawn_blocking(read).await.ok().flatten()
+    }
+}
+
+fn read(file: &File, listed: &ObjectMeta) -> Option<Bytes> {
+    let offset = offset(&listed.location)?;
+    let length = usize::try_from(listed.size).ok()?;
+    if length == 0 || length > OBJECT_BYTES_MAX {
+        return None;
+    }
+    let mut slot = vec![0; HEADER_BYTES + length];
+    file.read_exact_at(&mut slot, offset).ok()?;
+    let slot = Bytes::from(slot);
+    let object = slot.slice(HEADER_BYTES..);
+    let expected = checksum(&listed.location, listed.e_tag.as_deref(), [&object]);
+    let is_whole = slot.starts_with(&(length as u32).to_le_bytes())
+        && slot.get(4..HEADER_BYTES) == Some(&expected);
+    is_whole.then_some(object)
+}
+
+/// Where the slot of a WAL object begins.
+fn offset(at: &Path) -> Option<u64> {
+    let id: u64 = at.filename()?.strip_suffix(".sst")?.parse().ok()?;
+    Some(id % SLOTS * SLOT_BYTES)
+}
+
+fn checksum<'a>(
+    at: &Path,
+    e_tag: Option<&str>,
+    parts: impl IntoIterator<Item = &'a Bytes>,
+) -> Checksum {
+    let mut hasher = blake3::Hasher::new_derive_key("zerofs-csi 2026 local copy of a WAL object");
+    // Some stores quote the ETag in one answer and not in another.
+    let e_tag = e_tag.map_or("", |e_tag| e_tag.trim_matches('"'));
+    for name in [at.as_ref(), e_tag] {
+        hasher.update(&(name.len() as u64).to_le_bytes());
+        hasher.update(name.as_bytes());
+    }
+    for part in parts {
+        hasher.update(part);
+    }
+    let mut sum = Checksum::default();
+    hasher.finalize_xof().fill(&mut sum);
+    sum
+}
