@@ -17,7 +17,7 @@ use super::dataset::Fs;
 use std::future::Future;
 
 impl Fs {
-    /// Carries out a call, errors included: a file that is not there is an answer too.
+    /// Carries out a call. An error is an answer too, such as NOENT for a missing file.
     pub(super) async fn answer<T>(
         &self,
         call: impl Future<Output = Result<T, FsError>>,

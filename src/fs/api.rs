@@ -34,8 +34,9 @@ impl Caller {
     }
 }
 
-/// A call, recognised when it comes again: the client's machine, the transaction id, and a checksum
-/// of procedure and arguments. Not the client's port: after a reconnect it comes from another.
+/// Identifies a call, so that a retransmission is recognised: the client's machine, the transaction
+/// id, and a checksum of procedure and arguments. The client's port is not part of it, because that
+/// changes with a reconnect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CallId {
     pub client: u64,
@@ -72,7 +73,7 @@ pub struct Attr {
     pub rdev: (u32, u32),
     pub atime: Timestamp,
     pub mtime: Timestamp,
-    /// Strictly grows with every change (R8).
+    /// Strictly increases with every change (R8).
     pub ctime: Timestamp,
 }
 
@@ -121,9 +122,9 @@ pub struct SetAttr {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CreateHow {
-    /// An existing regular file is success (and is truncated when `size` says so).
+    /// An existing regular file counts as success (and is truncated if `size` is set).
     Unchecked(SetAttr),
-    /// An existing name is [`FsError::Exists`].
+    /// An existing name fails with [`FsError::Exists`].
     Guarded(SetAttr),
     /// A retransmission with the same verifier succeeds.
     Exclusive([u8; 8]),
@@ -149,7 +150,7 @@ pub struct Created {
 pub enum Stability {
     /// May be lost with the server until COMMIT.
     Unstable,
-    /// The data and what is needed to read it are durable.
+    /// The data, and the metadata needed to read it, are durable.
     DataSync,
     /// Data and all attributes are durable.
     FileSync,
@@ -166,7 +167,7 @@ pub struct ReadOut {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
     pub count: u32,
-    /// At least what was asked for.
+    /// At least the stability asked for.
     pub committed: Stability,
     pub change: Change,
 }
@@ -184,7 +185,7 @@ pub struct DirEntry {
     pub ino: InodeNo,
     /// Continues after this entry.
     pub cookie: DirCookie,
-    /// When asked for. Absent where the object went away meanwhile.
+    /// Present when asked for, and absent where the object was removed meanwhile.
     pub attr: Option<Attr>,
 }
 
@@ -218,7 +219,7 @@ pub struct StatFs {
 }
 
 /// The name in a live root directory that always leads to the directory of snapshots, as `.zfs`
-/// does in ZFS. Nobody else may have it.
+/// does in ZFS. No other object may have it.
 pub const SNAPSHOTS_NAME: &[u8] = b".snapshots";
 
 /// Bits of ACCESS, as RFC 1813 §3.3.4 numbers them.
@@ -259,7 +260,7 @@ pub trait FileSystem: Send + Sync + 'static {
         guard: Option<Timestamp>,
     ) -> impl Future<Output = Result<Change, FsError>> + Send;
 
-    /// `name` may be `.` or `..`. Answers the object's attributes and the directory's.
+    /// `name` may be `.` or `..`. Returns the attributes of the object and of the directory.
     fn lookup(
         &self,
         caller: &Caller,
@@ -348,7 +349,7 @@ pub trait FileSystem: Send + Sync + 'static {
         name: &EntryName,
     ) -> impl Future<Output = Result<Change, FsError>> + Send;
 
-    /// Answers the change of the source directory and of the target directory.
+    /// Returns the changes of the source and target directories.
     fn rename(
         &self,
         caller: &Caller,
@@ -356,7 +357,7 @@ pub trait FileSystem: Send + Sync + 'static {
         to: (FileRef, &EntryName),
     ) -> impl Future<Output = Result<(Change, Change), FsError>> + Send;
 
-    /// Answers the file's attributes and the directory's change.
+    /// Returns the file's attributes and the directory's change.
     fn link(
         &self,
         caller: &Caller,

@@ -73,7 +73,7 @@ impl Names {
     }
 }
 
-/// The attributes around a change that was made elsewhere.
+/// The attributes before and after a change that was made elsewhere.
 pub fn around(file: FileRef, before: &Inode, after: &Inode) -> Change {
     Change { before: Some(Before::from(&attr(file, before))), after: attr(file, after) }
 }

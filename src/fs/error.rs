@@ -3,7 +3,8 @@
 use crate::chunk::ChunkError;
 use crate::types::{Class, Classify};
 
-/// Errors with POSIX meaning. Where two apply, operations answer the one POSIX lists for that call.
+/// Errors with POSIX meaning. Where two apply, operations return the one that POSIX lists for that
+/// call.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FsError {
     #[error("no such file or directory")]
@@ -53,7 +54,7 @@ pub enum FsError {
     /// Another owner has the dataset. Nothing may be acknowledged.
     #[error("another owner has taken over the dataset")]
     Fenced,
-    /// Stored bytes fail verification. Says which object.
+    /// Stored bytes fail verification. The text names the object.
     #[error("corrupt data: {0}")]
     Corrupt(String),
     #[error("internal error: {0}")]
@@ -87,8 +88,7 @@ impl Classify for FsError {
 }
 
 impl From<ChunkError> for FsError {
-    /// Whatever keeps the store from taking or giving a chunk now may be mended: only bytes that
-    /// are wrong stay wrong.
+    /// Errors of reading or storing a chunk may be temporary: only wrong bytes stay wrong.
     fn from(error: ChunkError) -> Self {
         match error.class() {
             Class::Corrupt => Self::Corrupt(error.to_string()),

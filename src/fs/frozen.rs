@@ -1,12 +1,12 @@
-//! A file system as it was at a checkpoint, served: the calls of [`FileSystem`] that only read.
-//! Every other call is `ROFS`.
+//! Serves a file system as it was at a checkpoint: the calls of [`FileSystem`] that only read.
+//! Every other call fails with `ROFS`.
 //!
 //! Inode numbers, generations, cookies and times are those of the live file system at that moment,
 //! so that a comparison of the two shows the differences and nothing else. Permissions are those of
-//! the live file system, too; nobody is granted a change by ACCESS.
+//! the live file system, too; ACCESS never grants a change.
 //!
 //! Bounded: rows of inodes are kept in one cache for the process ([`FrozenMemory`]); tables' blocks
-//! and chunks in the caches that all share.
+//! and chunks are in the shared caches.
 
 use super::FsError;
 use super::api::*;
@@ -122,7 +122,7 @@ impl Frozen {
         Ok(attr(FileRef { ino, generation: row.generation }, &row))
     }
 
-    /// Gives a page's entries their attributes, with as few scans as their numbers allow.
+    /// Adds attributes to a page's entries, with as few scans as their inode numbers allow.
     async fn attach(&self, entries: &mut [DirEntry]) -> Result<(), FsError> {
         let mut found: HashMap<InodeNo, Attr> = HashMap::with_capacity(entries.len());
         let mut missing = Vec::new();
@@ -361,7 +361,7 @@ impl FileSystem for Frozen {
         Ok(Listing { entries: page.entries, eof: !page.full, dir: attr(dir, &row) })
     }
 
-    /// Full, with what was in use.
+    /// Reports a full file system, with the figures of the checkpoint.
     async fn statfs(&self) -> Result<StatFs, FsError> {
         let superblock = self.view.superblock();
         let (total_bytes, total_inodes) = (superblock.allocated, superblock.inodes);

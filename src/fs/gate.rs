@@ -1,11 +1,11 @@
-//! Lets calls in until the file system closes or fails, and tells when the last has gone.
+//! Admits calls until the file system closes or fails, and notifies when the last has left.
 
 use super::FsError;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 
-/// The bit of [`Gate::state`] that says that it is shut; the others count the calls inside.
+/// The bit of [`Gate::state`] that is set when the gate is shut; the others count the calls inside.
 const SHUT: u64 = 1 << 63;
 
 #[derive(Default)]

@@ -1,8 +1,8 @@
 //! The file system of one dataset: inodes, directories, file data and counters in one SlateDB
 //! database, chunk data in the family's packs.
 //!
-//! `api` is what an edge sees: operations with POSIX meaning, free of any protocol. `key` and `row`
-//! are the database's format. The committer is the only writer (R4).
+//! `api` is the interface of the edges: operations with POSIX meaning, free of any protocol. `key`
+//! and `row` are the database's format. The committer is the only writer (R4).
 
 mod answer;
 pub mod api;

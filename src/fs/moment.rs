@@ -1,14 +1,14 @@
 //! The time of a change (R8).
 //!
-//! mtime and atime are the clock's time of day, whatever it says. ctime is the change attribute of
-//! NFSv3's client: one that stands still or goes back means stale caches. So it grows with every
-//! change of an inode, above the one that the inode's row has, also where the clock stands or was
-//! set back, and whoever the owner is. That holds for each inode by itself: what was changed while
-//! a clock was a year ahead keeps a ctime that is ahead, one nanosecond more at each change, until
-//! the clock has passed it, and nothing else does.
+//! mtime and atime are the clock's time of day, whatever that is. ctime is the change attribute of
+//! NFSv3's client: if it stands still or goes back, caches stay stale. So it grows with every
+//! change of an inode, above the one in the inode's row, even where the clock stands or was set
+//! back, and whichever node is the owner. That holds for each inode by itself: an inode changed
+//! while a clock was a year ahead keeps a ctime that is ahead, one nanosecond more at each change,
+//! until the clock has passed it; other inodes are not affected.
 //!
 //! A change that was lost with its node has shown a ctime that no row has. The next owner's clock
-//! has passed it: a lease must have ended in between, or the node has restarted.
+//! has passed it: a lease must have expired in between, or the node has restarted.
 
 use crate::types::{Timestamp, WallClock};
 
@@ -26,7 +26,7 @@ impl Moment {
         Self(time)
     }
 
-    /// For mtime and atime.
+    /// The time for mtime and atime.
     pub fn time(self) -> Timestamp {
         self.0
     }

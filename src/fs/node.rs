@@ -7,7 +7,7 @@
 //!    name up without locks, takes all locks in order, and looks the name up again
 //!    ([`super::names`]);
 //! 3. [`Node::row`] or the directory's entries: one at a time;
-//! 4. the content's own lock, with the row's where both must be of one moment.
+//! 4. the content's own lock, with the row's where both must be consistent.
 //!
 //! `lock` is held across awaits, the locks after it never.
 
@@ -35,9 +35,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// `last`: a batch that the row is not younger than. Of a row that was read it is not known
-    /// which batch wrote it, nor whether that one is durable: the last one submitted when it had
-    /// been read is surely no earlier, and to wait for it costs nothing when all is durable.
+    /// `last`: a batch at or after the one that wrote the row. For a row that was read the writing
+    /// batch is unknown, and whether it is durable: the last batch submitted when the row had been
+    /// read is no earlier, and waiting for it costs nothing when all is durable.
     pub fn new(ino: InodeNo, row: Inode, last: Ticket) -> Self {
         Self {
             file: FileRef { ino, generation: row.generation },
@@ -55,7 +55,7 @@ impl Node {
     }
 
     /// The row to put into a batch: `row` with the size and allocation that the batches so far
-    /// back, because a size is never ahead of the data.
+    /// account for, because a size is never ahead of the data.
     pub fn stored(&self, row: &Inode) -> Inode {
         self.content.stored(row)
     }
@@ -65,8 +65,8 @@ impl Node {
         attr(self.file, &self.row.read())
     }
 
-    /// Remembers that a batch changed what this node shows (R15). Called under `lock` by whoever
-    /// submits one.
+    /// Remembers that a batch changed what this node shows (R15). Called under `lock` by the
+    /// operation that submits one.
     pub fn submitted(&self, ticket: Ticket) {
         self.last.fetch_max(ticket.0, Ordering::AcqRel);
     }

@@ -90,21 +90,21 @@ pub fn may_add(caller: &Caller, dir: &Inode) -> Result<(), FsError> {
     require(caller, dir, WRITE | EXECUTE)
 }
 
-/// Taking the entry of `child` out of a directory; in a sticky one only the owner of either may.
+/// Removing the entry of `child` from a directory; in a sticky one only the owner of either may.
 pub fn may_remove(caller: &Caller, dir: &Inode, child: &Inode) -> Result<(), FsError> {
     require(caller, dir, WRITE | EXECUTE)?;
     let owner = is_root(caller) || caller.uid == child.uid || caller.uid == dir.uid;
     if dir.mode & STICKY == 0 || owner { Ok(()) } else { Err(FsError::NotOwner) }
 }
 
-/// Checks that attributes may be set at all, whoever asks.
+/// Checks that attributes may be set at all, whoever the caller is.
 pub fn check(set: &SetAttr) -> Result<(), FsError> {
     if [set.uid, set.gid].into_iter().flatten().all(is_owner) { Ok(()) } else { Err(NO_OWNER) }
 }
 
 /// Owner, group and mode of a new object: the group is inherited from a setgid directory, and a new
-/// directory inherits that bit as well. Like other servers, an owner or group that the caller may
-/// not give away is not taken.
+/// directory inherits that bit as well. As in other servers, an owner or group that the caller may
+/// not set is ignored.
 pub fn ownership(
     caller: &Caller,
     dir: &Inode,
@@ -125,9 +125,9 @@ pub fn ownership(
     (uid, gid, mode)
 }
 
-/// The mode after somebody changed the content or the owner: set-id bits would hand out rights over
-/// content that its owner has not seen. The setgid bit of a file that its group may not execute
-/// means mandatory locking and stays.
+/// The mode after a change of the content or the owner: set-id bits would grant rights to content
+/// that the owner has not seen. The setgid bit of a file that its group may not execute means
+/// mandatory locking and stays.
 pub fn without_set_id(mode: u32) -> u32 {
     let kept = if mode & 0o010 != 0 { SET_UID | SET_GID } else { SET_UID };
     mode & !kept

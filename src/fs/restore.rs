@@ -1,14 +1,15 @@
-//! A file or a tree of a snapshot back into the live file system, by reference: rows are written,
-//! no chunk is read or stored (R10).
+//! Restores a file or a tree of a snapshot into the live file system, by reference: rows are
+//! written, no chunk is read or stored (R10).
 //!
-//! Each file and each further name of one appears whole, in one batch with the removal of what had
-//! the name, whose space is given back by that very batch; a tree appears file by file, so that one
-//! that is interrupted has some of its files restored and the others as they were. What did not
-//! change since the snapshot is left alone. Directories that are there are kept, with what else is
-//! in them, and get the snapshot's attributes. Everything is in the store when the restore returns.
+//! Each file and each further name of one appears whole, in one batch with the removal of the
+//! object that had the name, whose space is freed by the same batch; a tree appears file by file,
+//! so that an interrupted restore has some files restored and the others unchanged. Objects that
+//! did not change since the snapshot are left alone. Existing directories are kept, with their
+//! other entries, and get the snapshot's attributes. Everything is in the store when the restore
+//! returns.
 //!
-//! An object of a tree that cannot be restored is left out and told at the end; a store that does
-//! not answer ends the restore.
+//! An object of a tree that cannot be restored is left out and reported at the end; a store that
+//! does not answer ends the restore.
 //!
 //! Memory: that of a [`Walk`], the identities of the snapshot's packs, and of objects with several
 //! names.
@@ -28,11 +29,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Records read at a time.
 const RECORDS: usize = 512;
-/// Objects with several names that are remembered; the names of others become objects of their own.
+/// Most objects with several names that are remembered; each name of others becomes an object of
+/// its own.
 const LINKS_MAX: usize = 1 << 20;
 /// Most objects that could not be restored whose names are reported …
 const FAILED_SHOWN: usize = 20;
-/// … with this much of what there is to say.
+/// … with this many characters of the errors.
 const FAILED_CHARS: usize = 300;
 
 /// The progress of a restore.
@@ -63,7 +65,7 @@ impl Progress {
     }
 }
 
-/// Why something was not restored; what was before it, is.
+/// The reason why a restore ended early; objects before it are restored.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RestoreError {
     #[error("{path} is not in the snapshot")]
@@ -95,7 +97,7 @@ impl Classify for RestoreError {
 }
 
 impl RestoreError {
-    /// The next object would fail as this one did.
+    /// Returns whether the next object would fail in the same way.
     fn ends_all(&self) -> bool {
         matches!(self.class(), Class::Unavailable | Class::Fenced | Class::Internal)
     }
@@ -139,7 +141,7 @@ impl LeftOut {
     }
 }
 
-/// From where in the snapshot to where; no names: the root.
+/// The source in the snapshot and the target; no names: the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub from: Vec<EntryName>,
@@ -171,7 +173,7 @@ fn at(path: &str) -> impl FnOnce(FsError) -> RestoreError + '_ {
 }
 
 impl Fs {
-    /// For whoever restores, until it is dropped; `None` while another does.
+    /// The guard of a restore; `None` while another one runs.
     pub fn begin_restore(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
         self.restoring.try_lock().ok()
     }
@@ -233,7 +235,8 @@ impl Restore<'_> {
             None => self.merge(source, self.fs.root_ref(), None),
         }
         while let Some(dir) = self.into.last().copied() {
-            // Closing the file system does not wait for all of it.
+            // The restore checks in between whether the file system closes, which does not wait for
+            // all of it.
             let fs = self.fs;
             let call = fs.gate.enter().map_err(at("/"))?;
             let done = self.step(dir).await;
@@ -246,7 +249,7 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// The path of an entry of the directory that was entered last, or of that directory.
+    /// Returns the path of an entry of the directory that was entered last, or of that directory.
     fn path(&self, name: Option<&EntryName>) -> String {
         let mut path = self.to.clone();
         for name in self.walk.names().chain(name) {
@@ -283,7 +286,7 @@ impl Restore<'_> {
         }
     }
 
-    /// All that is in a directory is there: making it has changed its times.
+    /// Ends a directory once all its entries are restored, which has changed its times.
     async fn close(&mut self, dir: FileRef) -> Result<(), RestoreError> {
         let failed = self.failed(None);
         self.into.pop();
@@ -399,7 +402,7 @@ impl Restore<'_> {
             )),
             Some(node) => Ok(node.file),
             None => {
-                // Nobody else looks in before it is as it was.
+                // No other user may read it before its attributes are restored.
                 let set = SetAttr {
                     mode: Some(0o700),
                     uid: Some(source.row.uid),

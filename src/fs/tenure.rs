@@ -13,10 +13,10 @@ pub trait Tenure: Send + Sync + 'static {
     /// memory.
     fn holds(&self) -> bool;
 
-    /// Has it renewed without waiting for its time.
+    /// Requests a renewal before it is due.
     fn renew_soon(&self);
 
-    /// Waits while it does not hold and may again; `false`: it never will.
+    /// Waits while the lease is expired and may be re-acquired; `false`: it never will be.
     fn regained(&self) -> BoxFuture<'_, bool>;
 }
 

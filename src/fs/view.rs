@@ -1,6 +1,5 @@
-//! The rows of a file system as it was at a checkpoint: read only, without an owner, without caches
-//! of its own. Bounded memory whatever the file's size. What serves it to clients is
-//! [`super::Frozen`].
+//! Reads the rows of a file system as it was at a checkpoint: without an owner, without caches of
+//! its own. Bounded memory whatever the file's size. [`super::Frozen`] serves it to clients.
 
 use super::FsError;
 use super::api::FileKind;
@@ -32,7 +31,7 @@ pub struct SnapshotView {
     superblock: Superblock,
 }
 
-/// A part of what a read answers.
+/// A part of a read's result.
 enum Part {
     Hole(u64),
     Data(Bytes),
@@ -55,7 +54,7 @@ impl SnapshotView {
         self.reader.close().await
     }
 
-    /// Counters, as they were.
+    /// The counters at the checkpoint.
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
     }
@@ -65,7 +64,7 @@ impl SnapshotView {
     }
 
     /// # Errors
-    /// [`FsError::Corrupt`] when there is none: only what an entry names is asked for.
+    /// [`FsError::Corrupt`] when there is none: only inodes that an entry names are requested.
     pub async fn inode(&self, ino: InodeNo) -> Result<Viewed, FsError> {
         let row = self.find(ino).await?;
         let row = row.ok_or_else(|| {

@@ -26,7 +26,7 @@ struct Level {
     /// In the directory around it; the top has none.
     name: Option<EntryName>,
     dir: Viewed,
-    /// After the last entry that was given out.
+    /// The position after the last entry that was returned.
     from: (NameHash, u16),
     page: VecDeque<(NameHash, Entry)>,
     /// There may be entries after the page.
@@ -43,12 +43,12 @@ impl<'a> Walk<'a> {
         self.levels.len()
     }
 
-    /// The names on the way from the top to the directory that was entered last.
+    /// The names on the path from the top to the directory that was entered last.
     pub fn names(&self) -> impl Iterator<Item = &EntryName> {
         self.levels.iter().filter_map(|level| level.name.as_ref())
     }
 
-    /// Goes into a directory; the first one is the top. `name`: in the directory around it.
+    /// Enters a directory; the first one is the top. `name`: in the directory around it.
     pub fn enter(&mut self, dir: Viewed, name: Option<EntryName>) {
         self.levels.push(Level { name, dir, from: key::FIRST, page: VecDeque::new(), more: true });
         if let Some(level) = self.levels.iter_mut().rev().nth(PAGES_HELD)
@@ -72,7 +72,7 @@ impl<'a> Walk<'a> {
         Ok(Some((entry.name, entry.ino)))
     }
 
-    /// Leaves the directory that was entered last, and answers it.
+    /// Leaves the directory that was entered last, and returns it.
     pub fn leave(&mut self) -> Option<Viewed> {
         self.levels.pop().map(|level| level.dir)
     }

@@ -1,5 +1,5 @@
-//! A dataset as a node or `serve` shows it: opened by its owner, or, where it is a snapshot made a
-//! volume, read without one.
+//! A dataset as a node or `serve` exposes it: opened by its owner, or, if it is a snapshot used as
+//! a volume, read without an owner.
 
 use super::VolumeError;
 use super::place::VolumeGuard;
@@ -36,12 +36,12 @@ impl From<VolumeGuard> for Attached {
 }
 
 impl Attached {
-    /// Returns whether this process owns the dataset for it.
+    /// Returns whether this process owns the dataset.
     pub fn is_owned(&self) -> bool {
         self.owned.is_some()
     }
 
-    /// See [`Volume::opening`](super::Volume::opening); none: it needs no owner.
+    /// See [`Volume::opening`](super::Volume::opening); `None`: the dataset needs no owner.
     pub fn opening(&self) -> Option<u64> {
         self.owned.as_ref().map(|volume| volume.opening)
     }
@@ -49,7 +49,7 @@ impl Attached {
 
 impl Volumes {
     /// Opens a writable volume, or reads the snapshot that a read-only one is: that needs no owner,
-    /// and every node does it on its own.
+    /// so every node does it independently.
     ///
     /// # Errors
     /// As [`Self::open`].

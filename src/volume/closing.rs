@@ -43,9 +43,8 @@ impl Volumes {
         self.close_for(dataset, Reason::Unmounted).await.map(drop)
     }
 
-    /// As [`Self::close`], unless somebody holds the volume: whoever does has it from
-    /// [`Self::open`] or [`Self::get`], and keeps it for as long as it is used. Nobody gets it
-    /// while this decides.
+    /// As [`Self::close`], unless the volume has a holder: a holder gets it from [`Self::open`] or
+    /// [`Self::get`], and keeps it while it is in use. No caller gets it while this decides.
     pub async fn close_unused(&self, dataset: DatasetId) -> Result<Closing, VolumeError> {
         self.close_for(dataset, Reason::Unused).await
     }
@@ -116,7 +115,7 @@ impl Volumes {
         self.finish_close(place).await.map(|()| Closing::Closed)
     }
 
-    /// Takes the steps that are left, under the place's turn.
+    /// Takes the remaining steps, under the place's turn.
     pub(super) async fn finish_close(&self, place: &Arc<Place>) -> Result<(), VolumeError> {
         let done = Box::pin(self.take_steps(place)).await;
         if place.life().is_idle() {
@@ -167,7 +166,8 @@ impl Volumes {
         Err(VolumeError::Fs { dataset: open.volume.dataset.name.to_string(), source })
     }
 
-    /// Opens what the record says is this session's: for its journal alone. Nobody gets it.
+    /// Opens a volume that the record names as this session's, only to replay its journal. No
+    /// caller gets it.
     async fn recover(&self, place: &Place) -> Result<(), VolumeError> {
         self.step(place, "volume.close.recover").await?;
         let record = place.pool.dataset_by_id(place.id).await?.map(|at| at.record);
@@ -195,7 +195,7 @@ impl Volumes {
         })
     }
 
-    /// Closes what a failed opening left, unless the opening is retried.
+    /// Closes the remains of a failed opening, unless the opening is retried.
     pub(super) fn close_unless_repeated(&self, place: &Arc<Place>) {
         self.close_later(place, self.lease().lease * REPEATED_WITHIN);
     }

@@ -17,12 +17,13 @@ use std::path::Path;
 use std::time::Duration;
 
 const FILE: &str = "home";
-/// Between looks at the heartbeats of an owner that may be alive.
+/// Polling interval of the heartbeats of an owner that may be alive.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// An id is 26 characters.
 const BYTES_MAX: u64 = 64;
 
-/// The folder's identity; made now if it has none. A folder that was emptied is another one.
+/// Returns the folder's identity, and makes one if it has none. A folder that was emptied gets
+/// another one.
 pub async fn of(journals: &Path) -> Result<HomeId, VolumeError> {
     let dir = journals.to_owned();
     let failed = move |error: std::io::Error| {
@@ -39,9 +40,9 @@ pub async fn of(journals: &Path) -> Result<HomeId, VolumeError> {
 }
 
 impl Volumes {
-    /// The proof that the owner, an earlier session of this folder, has stopped; waited for where
-    /// it needs a whole lease. None: it is alive, on a machine that has a copy of the folder; or it
-    /// is no session of this folder.
+    /// Returns the proof that the owner, an earlier session of this folder, has stopped, after
+    /// waiting a whole lease where needed. `None`: it is alive, on a machine that has a copy of the
+    /// folder; or it is not a session of this folder.
     pub(super) async fn stopped_at_home(
         &self,
         pool: &Catalog,

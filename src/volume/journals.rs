@@ -1,10 +1,10 @@
-//! The journals in this node's folder: `<folder>/<pool>/<dataset>.journal`, and its removal once it
-//! is of no use.
+//! The journals in this node's folder: `<folder>/<pool>/<dataset>.journal`, and their removal once
+//! they are obsolete.
 //!
-//! A journal is of use while the dataset's record names a session of this folder: it is replayed at
-//! the next opening. One that a crash left, and whose dataset moved away since, is never replayed:
-//! whoever took the dataset has raised its writer epoch (R16, R34). Nor is one whose dataset is
-//! gone.
+//! A journal is needed while the dataset's record names a session of this folder: it is replayed at
+//! the next opening. A journal left by a crash whose dataset has moved away since is never
+//! replayed: the new owner has raised the writer epoch (R16, R34). Nor is one whose dataset was
+//! deleted.
 
 use super::volumes::Volumes;
 use super::{VolumeError, VolumeError::Io};
@@ -27,7 +27,7 @@ pub(super) fn path(dir: &Path, pool: &Catalog, dataset: DatasetId) -> PathBuf {
     folder(dir, pool).join(format!("{dataset}{SUFFIX}"))
 }
 
-/// The datasets that files of journals are of: a journal is its lock, and up to two segments beside
+/// Finds the datasets of the journal files: a journal is its lock, and up to two segments beside
 /// it.
 fn found(folder: &Path) -> std::io::Result<BTreeSet<DatasetId>> {
     let entries = match std::fs::read_dir(folder) {
@@ -72,7 +72,7 @@ impl Volumes {
         if self.find(dataset).is_some() {
             return Ok(false);
         }
-        // Nobody opens it meanwhile.
+        // The place's turn keeps it from being opened meanwhile.
         let place = self.place(pool, dataset)?;
         let _turn = place.turn.lock().await;
         if !self.is_current(&place) || !place.life().is_idle() {

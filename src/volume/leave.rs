@@ -1,4 +1,4 @@
-//! Leaving the volumes: to the next process of this node, or because this one stops. Neither waits
+//! Leaves the volumes to the next process of this node, or because this one stops. Neither waits
 //! for the store indefinitely: changes that did not reach it in time are in the journals, and a
 //! process that does not stop when asked is killed, which is no better.
 //!
@@ -17,10 +17,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 impl Volumes {
-    /// Brings every volume to where the next opening finds it fastest, while all go on serving.
+    /// Flushes every volume to where the next opening finds it fastest, while all go on serving.
     ///
     /// # Errors
-    /// The first failure: the store is away.
+    /// The first failure: the store is unreachable.
     pub async fn prepare_to_leave(&self) -> Result<(), VolumeError> {
         let all = self.list().into_iter().map(|volume| async move {
             let dataset = volume.dataset.name.to_string();
@@ -31,11 +31,11 @@ impl Volumes {
         results.into_iter().collect()
     }
 
-    /// Everything written so far in the store, of all volumes side by side, and where the next
-    /// opening finds it fastest: in tables, so that there is no log to replay.
+    /// Flushes everything written so far to the store, of all volumes concurrently, and to where
+    /// the next opening finds it fastest: into tables, so that there is no log to replay.
     ///
     /// # Errors
-    /// The first failure, each of which is logged: the store is away, or takes longer than `limit`.
+    /// The first failure (each is logged): the store is unreachable, or takes longer than `limit`.
     pub async fn sync_all(&self, limit: Duration) -> Result<(), VolumeError> {
         let deadline = Instant::now() + limit;
         let syncs = self.list().into_iter().map(|volume| async move {
@@ -67,7 +67,7 @@ impl Volumes {
         futures::future::join_all(syncs).await.into_iter().collect()
     }
 
-    /// Closes and releases these side by side.
+    /// Closes and releases these concurrently.
     ///
     /// # Errors
     /// As [`Self::sync_all`]; a volume that is not closed stays this node's, and the next process
@@ -124,7 +124,7 @@ impl Volumes {
     }
 
     async fn leave_one(&self, place: Arc<Place>, limit: Duration) -> Result<(), VolumeError> {
-        // Waits for an opening, or a try to close it, that had begun.
+        // Waits for an opening, or an attempt to close it, that had begun.
         let _turn = place.turn.lock().await;
         let open = place.leave();
         self.forget(&place);

@@ -26,7 +26,7 @@
 pub(super) enum Phase {
     #[default]
     Idle,
-    /// The record is being claimed, or the database opened. `owed`: a journal was to be recovered
+    /// The record is being claimed, or the database opened. `owed`: a journal had to be recovered
     /// before.
     Opening {
         owed: bool,
@@ -43,22 +43,22 @@ pub(super) enum Step {
     /// Nothing is open, and the journal may have what the store lacks: it has to be opened, which
     /// replays the journal, and closed.
     Recover,
-    /// The store has everything: the record has to say released.
+    /// The store has everything: the record has to be released.
     Release,
     /// A claim may still arrive in the store: the record needs a version that makes it void, or has
-    /// to say released.
+    /// to be released.
     Settle,
 }
 
 /// The state of a claim whose opening failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claim {
-    /// The claim was not tried: nothing is known of the record.
+    /// The claim was not attempted: the record is unknown.
     NotTried,
-    /// The record names another, or does not exist: it is not to be had, and nothing of it is this
-    /// session's.
+    /// The record names another owner, or does not exist: the dataset is unavailable, and this
+    /// session has no part of it.
     Refused,
-    /// Its write may or may not have been done, or may still be.
+    /// The write of the claim may have been done, or may still be.
     Unknown,
     /// The record names this session, which had nothing of the dataset to lose before.
     Clean,
@@ -66,12 +66,13 @@ pub(super) enum Claim {
     Owed,
 }
 
-/// Why a volume is closed.
+/// The reason why a volume is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The volume is unmounted here, whoever still holds it.
+    /// The volume is unmounted here, even if it still has holders.
     Unmounted,
-    /// Nobody uses it, or another node asks for it: it is closed unless somebody here holds it.
+    /// The volume is not in use, or another node asks for it: it is closed unless it has a holder
+    /// here.
     Unused,
     /// The claim was revoked (R27): its clients get STALE.
     Revoked,
@@ -82,7 +83,7 @@ pub enum Reason {
 pub(super) enum Want {
     Use,
     Open,
-    /// Its close has to be finished.
+    /// The close of the volume has to be finished first.
     Close,
 }
 
@@ -95,7 +96,7 @@ pub(super) enum Close {
     Steps,
 }
 
-/// See the module's text. Only the holder of the place's turn changes it.
+/// See the module's documentation. Only the holder of the place's turn changes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Life {
     phase: Phase,
@@ -120,7 +121,7 @@ impl Life {
     pub fn want(self) -> Want {
         match self.phase {
             Phase::Open => Want::Use,
-            // An opening that ended without a word may have claimed.
+            // An opening that ended without a result may have claimed.
             Phase::Idle | Phase::Opening { .. } | Phase::Closing(Step::Recover) => Want::Open,
             Phase::Closing(Step::Flush | Step::Release | Step::Settle) => Want::Close,
         }
@@ -163,7 +164,7 @@ impl Life {
         was_open
     }
 
-    /// `users`: how many hold the volume.
+    /// `users`: the number of holders.
     pub fn begin_closing(&mut self, reason: Reason, users: usize) -> Close {
         match self.phase {
             Phase::Idle => return Close::Nothing,
@@ -193,7 +194,7 @@ impl Life {
         self.phase = Phase::Closing(Step::Recover);
     }
 
-    /// The volume was opened for its journal, and is to be closed.
+    /// Notes that the volume was opened for its journal, and is to be closed.
     pub fn reopened(&mut self) {
         *self = Self { phase: Phase::Closing(Step::Flush), unsettled: false };
     }
@@ -203,7 +204,8 @@ impl Life {
         self.phase = if self.unsettled { Phase::Closing(Step::Settle) } else { Phase::Idle };
     }
 
-    /// The record does not name this session, and no write that would make it do so can arrive.
+    /// Notes that the record does not name this session, and that no write that would make it do so
+    /// can arrive.
     pub fn released(&mut self) {
         *self = Self::default();
     }
@@ -238,7 +240,7 @@ mod tests {
             self.rng.random_range(0..100) < self.fails
         }
 
-        /// As `Volumes` opens, with a failure at any point.
+        /// Opens as `Volumes` does, with a failure at any point.
         fn open_now(&mut self) -> Result<(), Claim> {
             if self.fails() {
                 return Err(Claim::NotTried);
@@ -399,7 +401,7 @@ mod tests {
             assert!(play.life.is_idle(), "{:?}", play.life);
             play.check();
         }
-        // Opening is a moment between two turns.
+        // The opening phase exists only between two turns.
         assert_eq!(met.len(), 6, "{met:?}");
     }
 

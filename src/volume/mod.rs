@@ -1,4 +1,4 @@
-//! One open file system and its life: who owns a dataset, opening it, watching it, closing it.
+//! One open file system and its lifecycle: claiming a dataset, opening, watching and closing it.
 //!
 //! ```text
 //!   heartbeat, claim (CAS)          Fs::open fences

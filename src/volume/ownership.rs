@@ -34,13 +34,13 @@ pub(super) fn caretaker(session: SessionId) -> Owner {
     Owner::new(CARETAKER, session)
 }
 
-/// A fresh maintenance claim of a release by force, until the journal of the owner before is void:
-/// the journal's folder is its home.
+/// A fresh maintenance claim of a forced release, held until the previous owner's journal is void:
+/// its `home` is the folder of that journal.
 pub(super) fn voiding(session: SessionId, home: Option<HomeId>) -> Owner {
     Owner { home, ..caretaker(session) }
 }
 
-/// The journal that a maintenance claim has still to void.
+/// The journal folder that a maintenance claim still has to void.
 pub fn unvoided(owner: &Owner) -> Option<HomeId> {
     owner.home.filter(|_| is_caretaker(owner))
 }
@@ -48,18 +48,19 @@ pub fn unvoided(owner: &Owner) -> Option<HomeId> {
 /// The state of the record before it was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Before {
-    /// Nobody had it open: a failed opening may release it again.
+    /// Released: a failed opening may release it again.
     Released,
-    /// Nobody had it open, and a release by force was cut short before it had voided the journal in
-    /// this folder (R34).
+    /// Released, and a forced release was cut short before it had voided the journal in this folder
+    /// (R34).
     Unfinished(HomeId),
-    /// This node had it, and may hold a journal of it.
+    /// This node owned it, and may hold its journal.
     Ours,
-    /// Another had it, and may hold a journal of it: what only that one holds is lost.
+    /// Another node owned it, and may hold its journal: changes that only that journal holds are
+    /// lost.
     Another,
 }
 
-/// Claims the dataset for `me`, if the record allows it. The claim of `me` is a fresh one (R31).
+/// Claims the dataset for `me`, if the record allows it. The claim of `me` is fresh (R31).
 pub(super) fn take(
     dataset: &mut Dataset,
     me: &Owner,
@@ -98,7 +99,7 @@ pub(super) fn may_take(
         Some(owner) if is_caretaker(owner) => {
             Ok(unvoided(owner).map_or(Before::Released, Before::Unfinished))
         }
-        // A maintenance claim is not the session's volume: that may be open.
+        // A maintenance claim does not stand for the session's volume, which may be open.
         Some(owner) if owner.session == me.session && !is_caretaker(me) => Ok(Before::Ours),
         Some(owner) if expired.is_some_and(|expired| expired.covers(id, owner)) => {
             let at_home = owner.home.is_some() && owner.home == me.home;
@@ -112,8 +113,8 @@ pub(super) fn may_take(
     }
 }
 
-/// The ids under which one opening may be found in the record. A claim whose lease had lapsed is
-/// written again under a fresh id: until the outcome of that is known, either may be there.
+/// The ids under which one opening may be found in the record. After its lease expired a claim is
+/// written again under a fresh id: until the outcome of that is known, the record may have either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Claims {
     current: ClaimId,
@@ -130,7 +131,7 @@ impl Claims {
     }
 
     /// Claims again, as the same owner; `false`: the record is another claim's by now. The id is
-    /// `fresh`, unless one is under way already.
+    /// `fresh`, unless one is in flight already.
     pub fn renew(&mut self, dataset: &mut Dataset, fresh: ClaimId) -> bool {
         let Some(owner) = dataset.owner.as_mut().filter(|owner| self.contain(owner.claim)) else {
             return false;
@@ -143,7 +144,7 @@ impl Claims {
         true
     }
 
-    /// The record was written with `claim`.
+    /// Notes that the record was written with `claim`.
     pub fn renewed(&mut self, claim: ClaimId) {
         *self = Self::new(claim);
     }

@@ -50,7 +50,7 @@ pub struct OneSnapshot {
 enum Spot {
     Live,
     Directory,
-    /// In the snapshot of this serial; the handle is as the snapshot itself knows it.
+    /// In the snapshot of this serial, with the handle within the snapshot.
     Inside(u32, FileRef),
 }
 
@@ -62,7 +62,7 @@ fn spot(file: FileRef) -> Spot {
     }
 }
 
-/// An inode number of a snapshot, as the live export shows it.
+/// The inode number of a snapshot's inode in the live export.
 fn shown(serial: u32, ino: InodeNo) -> Result<InodeNo, FsError> {
     ino.in_snapshot(serial).ok_or_else(|| {
         FsError::Corrupt(format!(
@@ -99,7 +99,7 @@ fn new_name(dir: FileRef, name: &EntryName) -> Result<(), FsError> {
     if is_reserved(dir, name) { Err(FsError::Exists) } else { Ok(()) }
 }
 
-/// A name to be taken out of a live directory.
+/// A name to be removed from a live directory.
 fn old_name(dir: FileRef, name: &EntryName) -> Result<(), FsError> {
     live(&[dir])?;
     if is_reserved(dir, name) { Err(FsError::ReadOnly) } else { Ok(()) }
@@ -145,7 +145,7 @@ impl Live {
     ) -> Result<(Attr, Attr), FsError> {
         match spot(dir) {
             Spot::Live if is_root(dir) && name == SNAPSHOTS_NAME => {
-                // May the caller look names up here?
+                // Checks whether the caller may look names up here.
                 let (root, _) = self.fs.lookup(caller, dir, b".").await?;
                 Ok((self.snapshots.attr(&self.fs).await?, root))
             }
@@ -275,7 +275,7 @@ impl Live {
 
 impl OneSnapshot {
     /// # Errors
-    /// [`FsError::Stale`] when the snapshot is not there, or the keeper does not keep it.
+    /// [`FsError::Stale`] when the snapshot does not exist, or is not retained.
     pub async fn open(
         views: &Views,
         pool: &Catalog,
@@ -291,7 +291,7 @@ impl OneSnapshot {
     }
 }
 
-/// A call that a snapshot answers as the live file system does.
+/// Dispatches a call that a snapshot answers as the live file system does.
 macro_rules! either {
     ($self:ident, $call:ident($($argument:expr),*)) => {
         match $self {
@@ -301,8 +301,8 @@ macro_rules! either {
     };
 }
 
-/// The live file system, for a call that changes it; `check` says whether what the call names may
-/// be changed.
+/// Dispatches a call that changes the live file system; `check` returns whether the objects that it
+/// names may be changed.
 macro_rules! changing {
     ($self:ident, $check:expr) => {
         match $self {

@@ -28,7 +28,7 @@ const MODE: u32 = 0o555;
 /// Positions of `.` and `..`; that of an entry is its serial and this.
 const DOTS: u64 = 2;
 
-/// A snapshot, as the directory shows it.
+/// A snapshot's entry in the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Shown {
     serial: u32,
@@ -72,8 +72,8 @@ impl SnapDir {
         known.as_ref().filter(|known| since.is_none_or(|since| known.at >= since)).cloned()
     }
 
-    /// The snapshots, as listed no longer ago than `age`. `live`: whose clock the directory's ctime
-    /// comes from.
+    /// Returns the snapshots from a listing at most `age` old. `live`: its clock gives the
+    /// directory's ctime.
     async fn listed(&self, live: &Fs, age: Duration) -> Result<Arc<Known>, FsError> {
         // A listing made after this moment is fresh enough for every waiter.
         let since = Instant::now().checked_sub(age);
@@ -118,7 +118,7 @@ impl SnapDir {
 
     /// The serial of a name, and the snapshot's view.
     pub async fn lookup(&self, live: &Fs, name: &[u8]) -> Result<(u32, Arc<View>, Attr), FsError> {
-        // A name that is not known may be new: whoever has just made the snapshot looks for it.
+        // An unknown name may be new: the creator of a snapshot looks it up at once.
         for age in [KNOWN, Duration::ZERO] {
             let known = self.listed(live, age).await?;
             if let Some(shown) = known.shown.iter().find(|shown| shown.name == name) {
@@ -140,8 +140,8 @@ impl SnapDir {
         let id_of = |known: &Known| {
             known.shown.iter().find(|shown| shown.serial == serial).map(|shown| shown.id)
         };
-        // Serials are never reused: what was listed once is right, and whether it is still there
-        // the view says.
+        // Serials are never reused: an old listing is still right, and the view checks that the
+        // snapshot still exists.
         let mut id = self.listed_after(None).and_then(|known| id_of(&known));
         if id.is_none() {
             id = id_of(&*self.listed(live, FRESH).await?);

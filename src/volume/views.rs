@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!             first call                         idle, least recently used, or deleted
-//!  (closed) ─────────────▶ announced ─▶ open ────────────────────────────────────────▶ closed, the announcement goes
+//!  (closed) ─────────────▶ announced ─▶ open ────────────────────────────────────────▶ closed, unannounced
 //! ```
 //! A **view** is a reader on a snapshot's checkpoint. The snapshot is retained for it either by its
 //! announcement in the catalog ([`Catalog::begin_reading`]) or by a read-only volume that depends
@@ -25,7 +25,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
-/// Views of a process, those included that are being opened and closed: each is a manifest and the
+/// Most views of a process, including those being opened and closed: each is a manifest and the
 /// indexes of its tables.
 const VIEWS_MAX: usize = 16;
 /// Time that a call waits for one of them to be free.

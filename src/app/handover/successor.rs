@@ -72,7 +72,7 @@ impl Predecessor {
 /// a process that does not hand over. Returns `None` once `stop` is cancelled.
 ///
 /// # Errors
-/// The state folder cannot be used, or patience is over.
+/// The state folder cannot be used, or `patience` has passed.
 pub async fn wait_until_active(
     folder: &StateFolder,
     hello: impl Fn(Vec<String>) -> Hello,

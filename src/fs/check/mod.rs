@@ -20,8 +20,8 @@
 //!
 //! [`repair`] mends the problems that leave no choice.
 //!
-//! The rows must be of one moment: a checkpoint, a database that nobody writes, or a [`View`] of an
-//! open one.
+//! The rows must be of one point in time: a checkpoint, a database that nobody writes, or a
+//! [`View`] of an open one.
 
 mod data;
 mod finding;
@@ -44,7 +44,7 @@ const PART: usize = 1 << 19;
 /// Rows read at a time.
 const PAGE: usize = 2048;
 
-/// Rows of one moment.
+/// Rows of one point in time.
 pub trait Rows: Sync {
     /// Rows of `from..to` in order, at most `limit`.
     fn page(
@@ -141,7 +141,7 @@ struct Part {
     whole: bool,
 }
 
-/// An inode, and what was found of it.
+/// An inode, and the entries and extents found for it.
 struct Seen {
     row: Inode,
     entries: u64,
@@ -204,7 +204,7 @@ async fn read_small(
     .await
 }
 
-/// At most `part` inodes, and where the next part begins.
+/// Reads at most `part` inodes. Returns them and the start of the next part.
 async fn read_inodes(
     rows: &impl Rows,
     mut from: Bytes,

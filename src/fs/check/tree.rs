@@ -166,7 +166,7 @@ fn check_directory(ino: InodeNo, seen: &super::Seen, report: &mut Report) {
     }
 }
 
-/// Names of one directory and hash, which follow each other.
+/// Names of one directory and hash, which are adjacent.
 #[derive(Default)]
 struct Names {
     at: Option<(InodeNo, NameHash)>,
@@ -197,7 +197,7 @@ impl Names {
     }
 }
 
-/// From every directory the parents must lead to the root.
+/// Checks that from every directory the parents lead to the root.
 pub(super) fn check_parents(parents: &HashMap<InodeNo, InodeNo>, report: &mut Report) {
     let mut good: HashSet<InodeNo> = HashSet::from([InodeNo::ROOT]);
     let mut bad: HashSet<InodeNo> = HashSet::new();
@@ -209,7 +209,7 @@ pub(super) fn check_parents(parents: &HashMap<InodeNo, InodeNo>, report: &mut Re
             if good.contains(&at) {
                 break true;
             }
-            // Seen on this way: a circle.
+            // Seen on this path: a cycle.
             if bad.contains(&at) || !seen.insert(at) {
                 break false;
             }

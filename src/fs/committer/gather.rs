@@ -10,11 +10,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// The longest moment, as a part of the last flush's time …
+/// The longest wait, as a fraction of the last flush's time …
 const SHARE: u32 = 8;
-/// … and at all.
+/// … and in absolute terms.
 const MOMENT_MAX: Duration = Duration::from_millis(5);
-/// For this long the runtime's other tasks are let run in turn; a timer is no finer than a
+/// Waits up to this long by yielding to the runtime's other tasks; a timer is no finer than a
 /// millisecond.
 const SPIN: Duration = Duration::from_micros(250);
 
@@ -67,7 +67,7 @@ impl Gather {
         Self { began: now, asked_by_then: 0, ended: now, moment: Duration::ZERO, expected: 0 }
     }
 
-    /// Waits until those expected are there, or the moment is over.
+    /// Waits until the expected callers have arrived, or the time is over.
     pub async fn wait(&self, demand: &Demand) {
         while let Some(left) = self.left(Instant::now(), demand.asked()) {
             if self.ended.elapsed() < SPIN {

@@ -17,7 +17,7 @@
 //! - `start`: taking over a database: replay, epoch.
 //! - `tasks`: the drain and flush tasks.
 //! - `gather`: when the next flush begins.
-//! - `redo`: the journal, and doing without when it fails.
+//! - `redo`: the journal, and how the committer does without it.
 //! - `reads`: reading through the overlay.
 //!
 //! Invariants. `S` in any durable state agrees with exactly the batches up to its `batch_seq`: both
@@ -25,13 +25,13 @@
 //! next. Once [`Committer::stopped`] has resolved, no ticket is acknowledged, not even one that was
 //! durable.
 //!
-//! A crash of the process loses what was not applied; with a journal the rest comes back at the
+//! A crash of the process loses what was not applied; with a journal the rest is replayed by the
 //! next [`Committer::start`] on the same node. A crash of the node loses what was not durable.
 //! Numbers given out by [`Committer::new_inode`] and [`Committer::new_data`] may be given out again
 //! by the next epoch, if no batch that holds them survived; their generations differ then (R7).
 //!
-//! The committer does not know what rows mean, and it has no timer: the owner flushes what stays
-//! [dirty](Committer::is_dirty) for too long.
+//! The committer does not know what rows mean, and it has no timer: the owner flushes batches that
+//! stay [dirty](Committer::is_dirty) for too long.
 
 mod gather;
 mod overlay;
@@ -102,7 +102,7 @@ impl Batch {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// A row that the committer adds to a batch: key and value are below 256 bytes.
+/// Bound of a row that the committer adds to a batch: key and value are below 256 bytes.
 const OWN_ROW_BYTES: usize = 256 + ROW_BYTES as usize;
 
 /// The totals that statfs shows.
@@ -145,10 +145,10 @@ struct Shared {
     failpoints: Failpoints,
     /// Wakes the drain task: something is queued.
     queued: Notify,
-    /// The highest ticket that somebody wants durable.
+    /// The highest ticket that a caller wants durable.
     wanted: AtomicU64,
     demand: gather::Demand,
-    /// Wakes the flush task: something that is wanted is in SlateDB's memory.
+    /// Wakes the flush task: a batch that a caller wants durable is in SlateDB's memory.
     due: Notify,
     /// Wakes the flush task: the drain task waits for room in the journal.
     room: Notify,
@@ -174,7 +174,7 @@ impl Committer {
     /// goes on.
     pub fn submit(&self, batch: Batch) -> Result<Ticket, FsError> {
         let bytes = batch.bytes() as u64;
-        // Before the drain task can give it back.
+        // Taken before the drain task can give it back.
         self.shared.db.memory().take(bytes);
         let submitted = self.shared.state.lock().submit(batch);
         if submitted.is_err() {
@@ -300,34 +300,34 @@ impl Committer {
         self.shared.state.lock().usage(pack)
     }
 
-    /// The packs that may come into further use: referred to and not sealed.
+    /// The packs that may get further references: in use and not sealed.
     pub fn open_packs(&self) -> Vec<PackId> {
         self.shared.state.lock().open_packs()
     }
 
-    /// From now on the first reference into a pack is refused unless `is_unsettled` says that this
+    /// Refuses from now on the first reference into a pack unless `is_unsettled` returns that this
     /// opening stored it and has not settled it (R10). It is called under the committer's lock and
     /// must not call back.
     pub fn refer_only_to(&self, is_unsettled: Arc<dyn Fn(PackId) -> bool + Send + Sync>) {
         self.shared.state.lock().refer_only_to(is_unsettled);
     }
 
-    /// As long as the answer lives, batches may refer to these packs (R10). They are those of a
-    /// snapshot that is pinned in the catalog until every such batch is durable: the caller's
-    /// promise.
+    /// Allows batches to refer to these packs while the returned pin lives (R10). The caller
+    /// guarantees that they are those of a snapshot that stays pinned in the catalog until every
+    /// such batch is durable.
     pub fn pin(&self, packs: HashSet<PackId>) -> Pin {
         let pin = self.shared.state.lock().pin(Arc::new(packs));
         Pin { shared: self.shared.clone(), pin }
     }
 
-    /// Takes no references to chunks of these packs from now on that are not in use already (R12).
-    /// The flag counts once the ticket is durable.
+    /// Refuses from now on references to chunks of these packs that are not in use already (R12).
+    /// The seal counts once the ticket is durable.
     pub fn seal(&self, packs: &[PackId]) -> Result<Ticket, FsError> {
         self.shared.state.lock().seal(packs);
         self.submit(Batch::default())
     }
 
-    /// A checkpoint that holds every batch submitted before the call.
+    /// Makes a checkpoint that contains every batch submitted before the call.
     pub async fn checkpoint(&self, name: &str) -> Result<CheckpointId, FsError> {
         self.shared.settle_written().await?;
         self.shared.step("fs.commit.before-checkpoint").await?;
@@ -346,13 +346,13 @@ impl Committer {
         self.shared.db.detach().await
     }
 
-    /// All rows, `S` and `U` included, as of one moment at or after the call.
+    /// Returns a view of all rows, `S` and `U` included, at one point in time at or after the call.
     pub async fn view(&self) -> Result<View, FsError> {
         self.shared.settle_written().await?;
         self.shared.db.view()
     }
 
-    /// Passes a durable step of those above the committer, whose failpoints are the same.
+    /// Passes a failpoint of the layers above the committer.
     pub(in crate::fs) async fn step(&self, name: &str) -> Result<(), FsError> {
         self.shared.step(name).await
     }
@@ -372,7 +372,7 @@ impl Committer {
         verified.and(self.shared.check())
     }
 
-    /// Stops for good: somebody else is known to have the dataset.
+    /// Stops for good: another owner is known to have the dataset.
     pub fn give_up(&self, reason: FsError) {
         self.shared.stop(reason);
     }

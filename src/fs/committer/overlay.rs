@@ -13,7 +13,7 @@ pub(super) struct Overlay {
 /// Pending rows of a range, in order.
 pub(super) struct Pending {
     pub rows: Vec<(Bytes, Option<Bytes>)>,
-    /// Not all of the range: the rows end before this key.
+    /// Set when the rows end before this key and not at the range's end.
     pub until: Option<Bytes>,
 }
 
@@ -38,7 +38,8 @@ impl Overlay {
         Pending { rows, until: range.next().map(|(key, _)| key.clone()) }
     }
 
-    /// The rows have reached SlateDB, as of batch `seq`. What a later batch has set again stays.
+    /// Removes rows that have reached SlateDB as of batch `seq`. A row that a later batch has set
+    /// again stays.
     pub fn written<'a>(&mut self, seq: u64, keys: impl Iterator<Item = &'a Bytes>) {
         for key in keys {
             if self.rows.get(key).is_some_and(|(set, _)| *set <= seq) {

@@ -1,4 +1,4 @@
-//! Reading through the overlay: what was submitted is visible at once.
+//! Reads through the overlay: a submitted batch is visible at once.
 
 use super::Committer;
 use super::overlay::Pending;
@@ -36,8 +36,8 @@ impl Committer {
         Ok(found)
     }
 
-    /// One part of a scan, as of one moment. Answers where the next part begins, if `found` is not
-    /// full and the range has more.
+    /// Reads one part of a scan, at one point in time. Returns the start of the next part, if
+    /// `found` is not full and the range has more.
     async fn scan_part(
         &self,
         from: &Bytes,
@@ -46,8 +46,8 @@ impl Committer {
         found: &mut Vec<(Bytes, Bytes)>,
     ) -> Result<Option<Bytes>, FsError> {
         let want = limit - found.len();
-        // Taken together under the mutex, the view and the pending rows are one moment: the drain
-        // task removes pending rows under it.
+        // Taken together under the mutex, the view and the pending rows are of one point in time:
+        // the drain task removes pending rows under it.
         let (pending, view) = {
             let state = self.shared.state.lock();
             let pending = state.pending_range(from, to, want);

@@ -14,8 +14,8 @@ use std::sync::atomic::Ordering;
 /// A dataset's journal, if its owner has one.
 pub(super) struct Redo {
     journal: Option<Journal>,
-    /// Nothing is appended: a record after a gap could not be replayed. What was appended before
-    /// stays good, because the store's state is a prefix of the order too.
+    /// Set while nothing is appended: a record after a gap could not be replayed. Records appended
+    /// before stay valid, because the store's state is a prefix of the order too.
     failed: bool,
     /// The last batch in the journal; after it comes the next one.
     logged: u64,
@@ -24,7 +24,7 @@ pub(super) struct Redo {
 /// The result of an attempt to append.
 enum Logged {
     Done,
-    /// Not before the object store has this batch.
+    /// The journal is full until the object store has this batch.
     FullUntil(u64),
     /// The journal cannot be written.
     Failing,
@@ -52,7 +52,7 @@ impl Redo {
         let durable = *shared.durable.borrow();
         match journal.make_room(self.logged + 1, durable) {
             Ok(Appended::Done) => {}
-            // The drain task meets the same, and knows what to do.
+            // The drain task meets the same error, and handles it.
             Ok(Appended::FullUntil(_)) | Err(_) => return false,
         }
         let encoded = {
@@ -109,7 +109,7 @@ impl Redo {
         }
     }
 
-    /// Tries a failed journal again, empty, once the store has everything before the group.
+    /// Restarts a failed journal, empty, once the store has everything before the group.
     fn restarted(&mut self, shared: &Shared, group: &Group) -> bool {
         let first = group.batches.first().map_or(group.last, |queued| queued.seq);
         let restarted = *shared.durable.borrow() + 1 >= first
@@ -122,7 +122,7 @@ impl Redo {
 }
 
 fn records<'a>(shared: &Shared, batches: &'a [Queued]) -> Vec<RecordRef<'a>> {
-    // Read after the batches were submitted: at least what they use.
+    // Read after the batches were submitted, so at least the numbers that they use.
     let (next_inode, next_data) =
         (shared.next_inode.load(Ordering::Relaxed), shared.next_data.load(Ordering::Relaxed));
     let record = |queued: &'a Queued| RecordRef {
@@ -156,9 +156,9 @@ impl Shared {
             .is_some_and(|mut redo| redo.as_mut().is_some_and(|redo| redo.log_queued(self)))
     }
 
-    /// Logs a group that SlateDB gets next; `applied` when it returns, unless the journal fails.
-    /// While the journal is full this waits for the store, and so does everyone behind it: that is
-    /// what `sync=always` would do.
+    /// Logs the group that SlateDB gets next; it is `applied` when this returns, unless the journal
+    /// fails. While the journal is full this waits for the store, and so does everyone behind it,
+    /// as with `sync=always`.
     pub(super) async fn log(&self, group: &Group) -> Result<(), FsError> {
         if !self.journaled {
             return Ok(());

@@ -55,7 +55,7 @@ impl Committer {
     /// Takes over an open database: writes the first superblock if it is new; replays the journal
     /// if it is this database's and of its last epoch, then raises the epoch in `S`. `journal`: the
     /// node's file for this dataset; without one, [`Self::applied`] waits as [`Self::durable`]
-    /// does. `settled` tells the packer's settled pack when a superblock is written.
+    /// does. `settled` returns the packer's settled pack when a superblock is written.
     pub async fn start(
         db: Database,
         journal: Option<&Path>,
@@ -136,8 +136,8 @@ pub async fn void_journals(place: &DbPlace, expected: Epoch) -> Result<Epoch, Fs
     Ok(db.epoch())
 }
 
-/// The journal's lock; `None` where the disk takes no new journal. One that is there and cannot be
-/// opened may hold what was acknowledged.
+/// Locks the journal; `None` where the disk takes no new one. An existing journal that cannot be
+/// opened is an error: it may hold acknowledged changes.
 fn lock(base: &Path) -> Result<Option<Locked>, FsError> {
     match Locked::lock(base) {
         Ok(locked) => Ok(Some(locked)),
@@ -153,9 +153,9 @@ fn lock(base: &Path) -> Result<Option<Locked>, FsError> {
     }
 }
 
-/// The journal of this opening, unless the disk has no room for it: a full disk must not keep a
-/// volume from its pods. An older epoch's records may stay on the disk; they are never replayed
-/// again (R16).
+/// Begins the journal of this opening, unless the disk has no room for it: a full disk must not
+/// keep a volume from its pods. An older epoch's records may stay on the disk; they are never
+/// replayed again (R16).
 fn begin(locked: Locked, db: &Database, first: u64) -> Option<Journal> {
     let begun = locked.begin(db.incarnation(), db.epoch(), first);
     if let Err(error) = &begun {

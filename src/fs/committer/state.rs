@@ -27,8 +27,7 @@ pub(super) struct State {
     queue: Vec<Queued>,
     /// Bytes of queued batches, and of those that are being written.
     queue_bytes: usize,
-    /// Says of a pack without references whether this opening stored it and has not settled it
-    /// (R10).
+    /// Returns whether this opening stored a pack without references and has not settled it (R10).
     is_unsettled: Option<PackCheck>,
     /// Packs of snapshots that are pinned in the catalog (R10), by pin.
     pins: Vec<(u64, Arc<HashSet<PackId>>)>,
@@ -37,7 +36,7 @@ pub(super) struct State {
 
 const TAKES_NONE: FsError = FsError::Busy("the pack takes no new references: store the data again");
 
-/// Answers a question about a pack.
+/// A predicate on packs.
 pub(super) type PackCheck = Arc<dyn Fn(PackId) -> bool + Send + Sync>;
 
 /// A batch with its place in the order.
@@ -84,7 +83,7 @@ impl State {
         self.is_unsettled = Some(is_unsettled);
     }
 
-    /// Answers the pin's number.
+    /// Adds a pin and returns its number.
     pub fn pin(&mut self, packs: Arc<HashSet<PackId>>) -> u64 {
         self.pinned += 1;
         self.pins.push((self.pinned, packs));
@@ -289,7 +288,7 @@ impl Group {
         self.batches.get(from..).unwrap_or_default()
     }
 
-    /// The rows of the one SlateDB write: where batches set one row several times, in order.
+    /// The rows of the one SlateDB write, in order where batches set one row several times.
     pub fn ops(&self) -> Ops {
         let rows = self.batches.iter().flat_map(|queued| queued.batch.rows.iter().cloned());
         let own =

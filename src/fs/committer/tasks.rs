@@ -111,7 +111,7 @@ impl Shared {
     async fn wait_until_written(&self, target: u64) {
         while *self.written.borrow() < target {
             tokio::select! {
-                // The drain task tells.
+                // The drain task notifies.
                 () = self.due.notified() => {}
                 // The wanted batch is behind a full journal, which has room again when the batches
                 // written before are durable.
@@ -169,7 +169,7 @@ impl Committer {
         let tasks = self.tasks.lock().take();
         if let Some(tasks) = tasks {
             tasks.ended().await;
-            // Lets go of the journal for the next opening on this node.
+            // Releases the journal for the next opening on this node.
             self.shared.redo.lock().take();
         }
     }

@@ -21,10 +21,10 @@ use tokio_util::sync::CancellationToken;
 const FROM_BYTES: u64 = 1 << 20;
 /// Footers read for an opening: of full packs 8 GiB.
 const PACKS_MAX: usize = 256;
-/// A reader beside the calls, not in their way.
+/// Footers read concurrently: few, so that calls are not delayed.
 const AT_ONCE: usize = 4;
 
-/// When to begin.
+/// Decides when to begin.
 #[derive(Default)]
 pub(super) struct Recall {
     stored: AtomicU64,

@@ -1,4 +1,4 @@
-//! Space (R19) and memory that written data takes before it is in the database.
+//! Accounts for the space (R19) and memory that written data takes before it is in the database.
 
 use crate::fs::FsError;
 use parking_lot::Mutex;
@@ -41,7 +41,7 @@ impl Space {
             <= self.quota.load(Ordering::Relaxed)
     }
 
-    /// Reserves `bytes`, with `allocated` in use. Nothing needs no room, even on a dataset that is
+    /// Reserves `bytes`, with `allocated` in use. Zero bytes always fit, even on a dataset that is
     /// over its quota.
     pub fn reserve(&self, bytes: u64, allocated: u64) -> Result<(), FsError> {
         if bytes == 0 {
@@ -72,8 +72,8 @@ pub struct DirtyMemory {
     flushers: Mutex<Vec<Weak<Notify>>>,
 }
 
-/// One volume's part of it. A volume whose store takes nothing must not stop the others: it gets
-/// [`SHARE_PERCENT`] at most.
+/// One volume's share of it. A volume whose store accepts no writes must not stop the others: it
+/// gets [`SHARE_PERCENT`] at most.
 #[derive(Debug)]
 pub(super) struct Room {
     all: Arc<DirtyMemory>,
@@ -135,7 +135,7 @@ impl Room {
         self.all.max / 100 * SHARE_PERCENT
     }
 
-    /// Flushing begins here: before writers have to wait.
+    /// Returns whether flushing should begin, before writers have to wait.
     pub fn is_low(&self) -> bool {
         self.all.used.load(Ordering::Acquire) > self.all.max / 2
     }
@@ -179,7 +179,7 @@ impl Room {
         Ok(admitted())
     }
 
-    /// Takes (or, negative, frees) bytes without asking.
+    /// Takes (or, if negative, frees) bytes without a check.
     pub fn change(&self, bytes: i64) {
         let size = bytes.unsigned_abs();
         if bytes >= 0 {

@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 const FILE_BYTES: u64 = PACK_BYTES as u64;
 /// Flushes at once. Many, because small files share packs: they all wait for the same PUT.
 const FILES_AT_ONCE: usize = 512;
-/// After a failed flush: first and longest wait.
+/// First and longest backoff after a failed flush.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
@@ -45,8 +45,8 @@ impl DirtyFiles {
 }
 
 impl Contents {
-    /// After each write: remembers the file, and starts its flush when there is much of it or of
-    /// all.
+    /// Called after each write: registers the file, and starts its flush when it, or all files
+    /// together, have much dirty data.
     pub(super) fn wrote(&self, node: &Arc<Node>, charge: u64) {
         self.dirty.files.lock().entry(node.file.ino).or_insert_with(|| node.clone());
         if charge >= FILE_BYTES {
@@ -106,8 +106,8 @@ impl Contents {
         tasks.spawn(async move { recalling.recall_once(stop).await });
     }
 
-    /// Written data, and every other change, reaches the store after the flush interval. An idle
-    /// volume makes no request.
+    /// Flushes written data and every other change after the flush interval. An idle volume makes
+    /// no request.
     async fn flush_by_time(&self, stop: CancellationToken) {
         let mut wait = self.flush_interval;
         loop {
@@ -143,11 +143,12 @@ impl Contents {
                 () = stop.cancelled() => return,
                 () = self.flush.notified() => {}
                 Some(done) = flushes.join_next() => {
-                    // A flush that panicked has put its data back; its file is found again by time.
+                    // A flush that panicked has put its data back; the periodic flush finds its
+                    // file again.
                     let Ok((ino, outcome)) = done else { busy.clear(); continue };
                     busy.remove(&ino);
                     if let Err(error) = outcome {
-                        // The flush by time says so and waits longer each time.
+                        // The periodic flush logs the error and backs off.
                         tracing::debug!(%error, "a flush under pressure failed");
                         tokio::time::sleep(RETRY_FIRST).await;
                     }

@@ -25,8 +25,8 @@ pub async fn exists(place: &DbPlace) -> Result<bool, FsError> {
     Ok(manifest(place).await?.is_some_and(|manifest| manifest.initialized()))
 }
 
-/// Makes `clone`'s database from a checkpoint of `source`. Repeating it after it was done is
-/// harmless, also after the clone was detached (SlateDB itself would refuse then).
+/// Makes `clone`'s database from a checkpoint of `source`. A retry after it was done is harmless,
+/// even after the clone was detached (SlateDB itself would refuse then).
 pub async fn clone_from(
     clone: &DbPlace,
     source: Incarnation,
@@ -48,7 +48,7 @@ pub async fn clone_from(
     step(failpoints, "fs.db.after-clone").await
 }
 
-/// The writer epoch: how often the database was opened for writing. 0: never.
+/// Returns the writer epoch: the number of times the database was opened for writing.
 pub async fn epoch(place: &DbPlace) -> Result<Epoch, FsError> {
     let manifest = manifest(place).await?.filter(|manifest| manifest.initialized());
     Ok(manifest.map_or(Epoch(0), |manifest| Epoch(manifest.writer_epoch())))
@@ -205,7 +205,7 @@ pub async fn fence(place: &DbPlace) -> Result<(), FsError> {
     }
     let fenced = async { Database::visit(place, None).await?.close().await };
     match Box::pin(fenced).await {
-        // Another's deletion took objects away while they were read.
+        // Another process's deletion removed objects while they were read.
         Err(_) if deletion_begun(place).await? || !exists(place).await? => Ok(()),
         fenced => fenced,
     }
@@ -224,8 +224,8 @@ async fn deletion_begun(place: &DbPlace) -> Result<bool, FsError> {
 }
 
 /// Removes a fenced database's objects, its pins on ancestors first. Refuses while anything holds
-/// it: SlateDB itself would not. Objects without a manifest are no database, only what came after
-/// one was removed, or is being removed by another: they are left to the caller.
+/// it: SlateDB itself would not. Objects without a manifest are no database, only remains that
+/// arrived after one was removed, or while another process removes it: they are left to the caller.
 pub async fn delete(place: &DbPlace) -> Result<(), FsError> {
     let holds = holds(place).await?;
     if !holds.named.is_empty() {

@@ -2,8 +2,8 @@
 //!
 //! SlateDB refuses a write, a table or a compaction of an earlier time than the last one that is
 //! stored, and stops: a node whose clock is seconds behind that of the last owner, or was set back,
-//! could not open the dataset until its clock had caught up. Nothing of ours depends on that time
-//! (no row expires), so a new owner's goes on from the last owner's where its own is behind.
+//! could not open the dataset until its clock had caught up. Nothing here depends on that time (no
+//! row expires), so a new owner's clock continues from the last owner's where its own is behind.
 
 use chrono::{DateTime, Utc};
 use slatedb_common::clock::{DefaultSystemClock, SystemClock, SystemClockTicker};
@@ -11,11 +11,11 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// This machine's clock, put forward where it is behind.
+/// This machine's clock, advanced where it is behind.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
     own: DefaultSystemClock,
-    /// Milliseconds. Only grows, so that no time comes twice.
+    /// Milliseconds. Never decreases, so that no time occurs twice.
     ahead: AtomicU64,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! SlateDB's embedded compactor polls: at its defaults an idle database makes 3 requests a second.
 //! Here a task watches the manifest that the writer has in memory, starts a compactor when L0 has
-//! grown ([`settings::COMPACT_L0`]), and stops it when the compactor has nothing left. Compactors
+//! grown ([`settings::COMPACT_L0`]), and stops it when there is nothing left to compact. Compactors
 //! fence each other by an epoch of their own, so that a fenced owner's compactor stops by itself.
 
 use super::clock::Clock;
@@ -21,15 +21,15 @@ use tokio_util::sync::CancellationToken;
 
 /// Polling interval of a running compaction.
 pub(super) const LOOK: Duration = Duration::from_millis(500);
-/// After a compactor failed, the next one starts no sooner.
+/// Pause before the next compactor after one failed.
 const PAUSE: Duration = Duration::from_secs(10);
-/// The same after a damaged table was found: somebody may have put it back.
+/// The same after a damaged table was found, which may be restored meanwhile.
 const PAUSE_DAMAGED: Duration = Duration::from_secs(300);
 /// Attempts to stop a compactor.
 const STOP_TRIES: u32 = 60;
 
-/// Held by whoever runs a compactor for a database: one at a time in this process. Its time is the
-/// writer's.
+/// Held by the task that runs a compactor for a database: one at a time in this process. Its clock
+/// is the writer's.
 #[derive(Clone)]
 pub(super) struct Turn {
     one: Arc<tokio::sync::Mutex<()>>,
@@ -190,7 +190,7 @@ impl Running {
     }
 }
 
-/// Looks until there is nothing left to compact.
+/// Polls until there is nothing left to compact.
 async fn until_done(db: &Db, place: &DbPlace) -> Result<(), FsError> {
     let (admin, mut suspicion) = (admin(place), Suspicion::new());
     loop {
@@ -210,7 +210,7 @@ async fn busy(admin: &Admin) -> Result<bool, FsError> {
     Ok(compactions.is_some_and(|c| c.recent_compactions().any(Compaction::active)))
 }
 
-/// Waits until L0 can take what a checkpoint puts there.
+/// Waits until L0 has room for a checkpoint's tables.
 pub(super) async fn wait_for_room(db: &Db, damage: &Damage) -> Result<(), FsError> {
     let room = |tables: usize| tables + settings::L0_ROOM <= settings::L0_MAX;
     let mut status = db.subscribe();

@@ -5,7 +5,7 @@
 //! is a reason to read every row: that shows which table is damaged, if one is.
 //!
 //! ```text
-//! compaction takes long ──▶ all rows are read ──▶ a damaged table: told, the compactor rests ──▶ tried again ──▶ whole again: told
+//! compaction takes long ──▶ all rows are read ──▶ damaged table: logged ──▶ retry ──▶ restored
 //!                                             └─▶ none: the compaction goes on                   L0 full ──▶ changes fail (R17)
 //! ```
 
@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// A compaction that takes longer is looked into, then again after twice as long.
+/// A compaction that takes longer is investigated, and again after twice as long.
 const SUSPICIOUS: Duration = Duration::from_secs(60);
 /// Reading every row bypasses the cache of the process, which may hold data that the store has
 /// lost.
@@ -31,12 +31,12 @@ impl Damage {
         Self(watch::Sender::new(None))
     }
 
-    /// The last damage found, until compaction gets on again.
+    /// The last damage found, until compaction makes progress again.
     pub fn found(&self) -> Option<FsError> {
         self.0.borrow().clone()
     }
 
-    /// Says what became of a compaction; logs it when that is new.
+    /// Records the result of a compaction, and logs a change.
     pub fn tell(&self, place: &DbPlace, found: Option<&FsError>) {
         let text = |error: &FsError| error.to_string();
         let is_new = self.0.send_if_modified(|last| {
@@ -64,7 +64,7 @@ impl Damage {
     }
 }
 
-/// When to look for damage.
+/// Decides when to look for damage.
 pub(super) struct Suspicion {
     at: Instant,
     wait: Duration,

@@ -30,8 +30,8 @@ const PLANS: u32 = 8;
 pub enum Detached {
     /// The database reads no ancestor.
     Whole,
-    /// All is rewritten, but states still read ancestors': its own snapshots from before, or what
-    /// readers may hold for some minutes.
+    /// All is rewritten, but older states still read the ancestors' tables: the clone's own earlier
+    /// snapshots, or tables that readers may hold for some minutes.
     Held,
 }
 
@@ -40,7 +40,7 @@ pub enum Detached {
 pub(super) enum Readers {
     /// The volume is mounted.
     Some,
-    /// Opened for this alone.
+    /// The database was opened for this alone.
     None,
 }
 
@@ -98,7 +98,7 @@ fn whole(manifest: &VersionedManifest) -> CompactionSpec {
     CompactionSpec::new(tables.chain(runs).collect(), lowest)
 }
 
-/// Submits the plan and waits for its end, whichever that is.
+/// Submits the plan and waits until it has succeeded or failed.
 async fn rewrite(db: &Db, place: &DbPlace, turn: &Turn) -> Result<(), FsError> {
     let admin = turn.admin(place);
     // The record of compactions is made by a compactor's first start.

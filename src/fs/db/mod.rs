@@ -8,14 +8,14 @@
 //! - `damage`: finds damaged tables that keep a compaction from making progress.
 //! - `collection`: removes a database's obsolete objects; `detach`: detaches a clone from its
 //!   ancestors.
-//! - `reader`: reading at a checkpoint, or at the newest durable state, without an owner and
-//!   without writing.
+//! - `reader`: reads at a checkpoint, or at the newest durable state, without an owner and without
+//!   writing.
 //! - `admin`: operations on a database that need not be open: clones, checkpoints, fencing,
 //!   deletion, collection.
 //! - `sealing`: encrypts SlateDB's blocks.
 //! - `unflushed`: memory for rows that are written but in no stored table yet.
 //! - `summed`: checksums for the objects that SlateDB stores without one.
-//! - `reads`: the store as the engine reads it: the log listed once, small objects read whole.
+//! - `reads`: serves the engine's reads: the log listed once, small objects read whole.
 //! - `wal_cache`: WAL objects that this node put, on its own disk.
 //!
 //! Invariants. A database's path is literal in the store (`vol/<incarnation>` below the pool's

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use slatedb::{BlockTransformer, Error};
 use std::sync::Arc;
 
-/// A block does not know its place, so this is all that can be associated with it; that a block
-/// belongs where it was found is checked by SlateDB's own structure, and by the rows' keys.
+/// A block does not know its place, so this is all that can be associated with it; SlateDB's own
+/// structure and the rows' keys show whether a block belongs where it was found.
 const ASSOCIATED: &[u8] = b"zerofs-csi database block";
 
 struct SealedBlocks {

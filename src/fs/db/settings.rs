@@ -70,8 +70,8 @@ pub(super) fn writer() -> Settings {
         manifest_update_timeout: OPEN_LIMIT,
         // Default 64 MiB: recovery time, and memory of each open volume.
         l0_sst_size_bytes: 8 << 20,
-        // Default 1 GiB for each database. Only what lies between two looks at the memory that all
-        // databases share (see `unflushed`) comes near.
+        // Default 1 GiB for each database. Only writes between two checks of the memory that all
+        // databases share (see `unflushed`) get near it.
         max_unflushed_bytes: 64 << 20,
         l0_max_ssts: L0_MAX,
         l0_max_ssts_per_key: L0_MAX,
@@ -112,7 +112,7 @@ pub(super) fn compactor() -> CompactorOptions {
     }
 }
 
-/// For the rewriting of a whole database.
+/// Options for rewriting a whole database.
 pub(super) fn rewriter(readers: Readers) -> CompactorOptions {
     let checkpoint_lifetime = match readers {
         Readers::Some => COMPACTOR_HOLD,

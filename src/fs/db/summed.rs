@@ -83,7 +83,7 @@ fn summed(at: &Path, payload: &PutPayload, writer: [u8; WRITER_BYTES]) -> PutPay
     payload.iter().cloned().chain([trailer.into()]).collect()
 }
 
-/// The engine's bytes, or why they are not to be trusted.
+/// Returns the engine's bytes, or the reason why they cannot be trusted.
 fn verified(at: &Path, object: &Bytes) -> std::result::Result<Bytes, String> {
     let len = object.len().checked_sub(TRAILER_BYTES).ok_or("it is too short")?;
     let (body, trailer) = (object.slice(..len), object.slice(len..));

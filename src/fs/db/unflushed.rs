@@ -3,15 +3,15 @@
 //!
 //! A change counts from its submission until the table that holds it is stored: in the committer's
 //! queue, in the buffer of the WAL, in the MemTable; they share the bytes of its rows. That a
-//! change is durable in the WAL does not free it. While the store is away none is freed, so that
-//! new changes wait once all databases together hold what there is; what has begun is never held
-//! up, or the data that it waits for could not be flushed.
+//! change is durable in the WAL does not free it. While the store is unreachable none is freed, so
+//! that new changes wait once all databases together have reached the limit; changes that have
+//! begun are never blocked, or the data that they wait for could not be flushed.
 //!
 //! Nobody is kept waiting by another database's trouble: a quarter of the limit is divided evenly,
 //! and each may always hold its part of that; of the rest none may hold more than half of the limit
 //! while there are others. So all together hold at most the limit, however many they are, and
 //! beyond it the changes that had begun. Above half of the limit the databases that hold most flush
-//! their MemTables, whatever the size.
+//! their MemTables, whatever their size.
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -77,9 +77,9 @@ impl Unflushed {
         account
     }
 
-    /// Begins to flush the table of whoever holds most, if too few are being flushed.
+    /// Begins to flush the table of the database that holds most, if too few are being flushed.
     fn press(self: &Arc<Self>) {
-        // When the runtime goes down nothing can be flushed.
+        // When the runtime shuts down nothing can be flushed.
         if self.rolling.load(Ordering::Relaxed) >= ROLLS_MAX
             || tokio::runtime::Handle::try_current().is_err()
         {
@@ -97,7 +97,7 @@ impl Unflushed {
             return;
         };
         self.rolling.fetch_add(1, Ordering::Relaxed);
-        // A flush that never ends does not keep what a closed database held.
+        // A flush that never ends does not retain a closed database's memory.
         let (memory, flushed, account) = (self.clone(), (account.roll)(), Arc::downgrade(&account));
         tokio::spawn(async move {
             flushed.await;
@@ -136,7 +136,7 @@ impl Account {
         }
     }
 
-    /// No more than was taken is given back.
+    /// Gives back bytes, at most as many as were taken.
     pub fn give_back(&self, bytes: u64) {
         if bytes == 0 {
             return;
@@ -151,10 +151,10 @@ impl Account {
         self.memory.freed.send_replace(());
     }
 
-    /// Bytes that were taken are those of a write in the MemTable now.
+    /// Assigns taken bytes to a write that is in the MemTable now.
     pub fn in_table(&self, write: u64, bytes: u64) {
         self.tables.lock().push_back((write, bytes));
-        // The table may have been faster.
+        // The table may have been stored already.
         self.free_stored();
     }
 

@@ -1,5 +1,5 @@
-//! WAL objects that this node put, on its own disk: an opening after a kill replays them without
-//! asking the store for each.
+//! Caches WAL objects that this node has put, on its own disk: an opening after a kill replays them
+//! without a request for each.
 //!
 //! ```text
 //! <journal>.wal   32 slots of equal size; WAL object n is in slot n mod 32
@@ -9,9 +9,9 @@
 //! - A copy is written after the store has acknowledged the object, beside the call that waits for
 //!   it, and never fsynced: it may be missing, torn, or of an older object.
 //! - A copy is served only for an object that the opening has listed, and only if its length is the
-//!   listed one and its checksum is that of the object's path, ETag and bytes. So the bytes are
-//!   the store's, whoever else has written since; anything else is read from the store.
-//! - The slots bound the file: they are as many as an opening replays at most. It is removed with
+//!   listed one and its checksum is that of the object's path, ETag and bytes. So the bytes are the
+//!   store's, whichever process has written since; anything else is read from the store.
+//! - The slots bound the file: their number is the most that an opening replays. It is removed with
 //!   the journal.
 
 use super::settings;
@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-/// WAL objects that an opening replays at most.
+/// Most WAL objects that an opening replays.
 const SLOTS: u64 = (settings::ROLL_FLUSHES + settings::ROLL_AHEAD) as u64;
 /// A larger object is read from the store.
 const OBJECT_BYTES_MAX: usize = 128 << 10;
@@ -38,9 +38,10 @@ type Checksum = [u8; CHECKSUM_BYTES];
 #[derive(Debug)]
 pub(super) struct WalCache {
     path: PathBuf,
-    /// Being written; from the end of the opening on.
+    /// The file being written, from the end of the opening on.
     file: OnceLock<Arc<File>>,
-    /// A copy is being written: the next one is left out, so that a slow disk holds up nobody.
+    /// Set while a copy is being written: the next one is skipped, so that a slow disk delays no
+    /// caller.
     writing: Arc<AtomicBool>,
 }
 
@@ -49,7 +50,7 @@ impl WalCache {
         Self { path, file: OnceLock::new(), writing: Arc::default() }
     }
 
-    /// Begins to take copies. Without a file there are none.
+    /// Begins to write copies. Without a file there are none.
     pub fn start(&self) {
         let open = || {
             if let Some(folder) = self.path.parent() {
@@ -67,7 +68,7 @@ impl WalCache {
         }
     }
 
-    /// Copies an object that the store has acknowledged. Nobody waits for it.
+    /// Copies an object that the store has acknowledged. No caller waits for it.
     pub fn put(&self, at: &Path, e_tag: Option<&str>, object: &PutPayload) {
         let (Some(file), Some(offset)) = (self.file.get(), offset(at)) else { return };
         let length = object.content_length();
@@ -88,7 +89,7 @@ impl WalCache {
         });
     }
 
-    /// The bytes of a listed object, if the disk has them.
+    /// Returns the bytes of a listed object, if the disk has them.
     pub async fn get(&self, listed: &ObjectMeta) -> Option<Bytes> {
         let (path, listed) = (self.path.clone(), listed.clone());
         let read = move || read(&File::open(path).ok()?, &listed);
@@ -112,7 +113,7 @@ fn read(file: &File, listed: &ObjectMeta) -> Option<Bytes> {
     is_whole.then_some(object)
 }
 
-/// Where the slot of a WAL object begins.
+/// The offset of a WAL object's slot.
 fn offset(at: &Path) -> Option<u64> {
     let id: u64 = at.filename()?.strip_suffix(".sst")?.parse().ok()?;
     Some(id % SLOTS * SLOT_BYTES)
@@ -124,7 +125,7 @@ fn checksum<'a>(
     parts: impl IntoIterator<Item = &'a Bytes>,
 ) -> Checksum {
     let mut hasher = blake3::Hasher::new_derive_key("zerofs-csi 2026 local copy of a WAL object");
-    // Some stores quote the ETag in one answer and not in another.
+    // Some stores quote the ETag in some responses and not in others.
     let e_tag = e_tag.map_or("", |e_tag| e_tag.trim_matches('"'));
     for name in [at.as_ref(), e_tag] {
         hasher.update(&(name.len() as u64).to_le_bytes());

@@ -74,7 +74,7 @@ fn segment_path(base: &Path, index: usize) -> PathBuf {
     name.into()
 }
 
-/// The file beside the journal at `base` that copies of WAL objects go into; it goes with it.
+/// The file of copies of WAL objects beside the journal at `base`; it is removed with the journal.
 pub fn wal_cache(base: &Path) -> PathBuf {
     let mut name = base.as_os_str().to_owned();
     name.push(".wal");
@@ -121,8 +121,7 @@ impl Locked {
             if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
                 return Err(FsError::Busy("another process has the dataset's journal open"));
             }
-            // The last holder removes the file: the lock counts only on the file that is still
-            // there.
+            // The last holder removes the file: the lock counts only if the file still exists.
             let held = lock.metadata().map_err(|error| io("looking at", base, &error))?;
             if std::fs::metadata(base)
                 .is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino()))
@@ -180,8 +179,8 @@ impl Locked {
         removed
     }
 
-    /// Starts an empty journal, whose first batch will be `first`. What it held before must be in
-    /// the object store, or of no use.
+    /// Starts an empty journal, whose first batch will be `first`. Earlier records must be in the
+    /// object store, or obsolete.
     pub fn begin(
         self,
         incarnation: Incarnation,
@@ -251,8 +250,8 @@ impl Journal {
     /// Empties a journal that had failed. The object store has every batch before `first`.
     pub fn restart(&mut self, first: u64) -> Result<(), FsError> {
         let header = Header { incarnation: self.incarnation, epoch: self.epoch, first };
-        // The other segment first: alone it would look like a journal with a gap, without it like
-        // an older end.
+        // The other segment goes first: alone it would look like a journal with a gap; without it,
+        // like one that ends earlier.
         remove_file(&segment_path(&self.base, 1 - self.index))?;
         self.active = Segment::create(&segment_path(&self.base, self.index), &header)?;
         self.other_last = 0;

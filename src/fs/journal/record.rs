@@ -12,7 +12,7 @@ use bytes::{BufMut, Bytes};
 
 const VERSION: u8 = 1;
 
-/// A batch, its place in the order, and the numbers given out by then.
+/// A batch, its sequence number, and the numbers allocated by then.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     pub seq: u64,
@@ -88,11 +88,11 @@ impl RecordRef<'_> {
     }
 }
 
-/// A record's payload, read back.
+/// Decodes a record's payload.
 ///
 /// # Errors
-/// [`FsError::Corrupt`] for bytes that are no record; never panics, and allocates no more than the
-/// bytes could hold.
+/// [`FsError::Corrupt`] for bytes that are not a record; never panics, and allocates no more than
+/// the bytes could hold.
 pub fn decode_record(bytes: &[u8]) -> Result<Record, FsError> {
     let mut input = Input { bytes };
     let record = input.record().ok_or_else(|| FsError::Corrupt("journal record".into()))?;

@@ -19,7 +19,8 @@ const MAGIC: &[u8; 8] = b"zfcsijnl";
 const VERSION: u32 = 1;
 pub(super) const HEADER_BYTES: usize = 8 + 4 + 16 + 8 + 8 + 16 + 16;
 const FRAME_BYTES: usize = 4 + 16;
-/// Larger than any batch: the committer refuses to queue this much. Bounds what a restart reads.
+/// Larger than any batch: the committer refuses to queue this much. Bounds the bytes that a restart
+/// reads.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
 type Checksum = [u8; 16];
@@ -41,7 +42,7 @@ pub(super) struct Segment {
     last: u64,
 }
 
-/// Records as bytes, to be written where the segment they were encoded for ends.
+/// Encoded records, to be written at the end of the segment that they were encoded for.
 pub(in crate::fs) struct Encoded {
     bytes: Vec<u8>,
     chain: Checksum,
@@ -59,7 +60,7 @@ fn checksum(parts: &[&[u8]]) -> Checksum {
 }
 
 impl Segment {
-    /// An empty segment in place of whatever the file held.
+    /// Creates an empty segment, replacing the file's contents.
     pub fn create(path: &Path, header: &Header) -> Result<Self, FsError> {
         let mut bytes = Vec::with_capacity(HEADER_BYTES);
         bytes.put_slice(MAGIC);
@@ -114,7 +115,7 @@ impl Segment {
         })
     }
 
-    /// All of the records with one write, or none.
+    /// Writes all of the records with one write, or none.
     pub fn write(&mut self, encoded: Encoded) -> Result<(), FsError> {
         let Encoded { bytes, chain, last } = encoded;
         if let Err(error) = self.file.write_all_at(&bytes, self.bytes) {
@@ -129,7 +130,7 @@ impl Segment {
     }
 }
 
-/// A segment's records up to a torn tail; `None` when there is no segment.
+/// Reads a segment's records up to a torn tail; `None` when there is no segment.
 pub(super) fn read(path: &Path) -> Result<Option<(Header, Vec<Record>)>, FsError> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -195,7 +196,7 @@ fn read_header(path: &Path, bytes: &[u8]) -> Result<Option<(Header, Checksum)>, 
     Ok((sum == chain).then_some((header, chain)))
 }
 
-/// The records that the chain vouches for, and how many bytes follow them.
+/// Returns the records that the chain verifies, and the number of bytes after them.
 fn read_records(header: Header, mut chain: Checksum, mut bytes: &[u8]) -> (Vec<Record>, usize) {
     let mut records = Vec::new();
     let mut next = header.first;

@@ -1,7 +1,7 @@
 //! READDIR and READDIRPLUS.
 //!
-//! Entries come in the order of their cookies, which is that of their keys (R21): an entry that is
-//! there all the time is listed exactly once whatever is created and removed meanwhile. A directory
+//! Entries come in the order of their cookies, which is that of their keys (R21): an entry that
+//! exists throughout is listed exactly once, whatever is created and removed meanwhile. A directory
 //! read from end to end without a change becomes complete in memory; one of usual size is read
 //! whole when its listing begins.
 //!
@@ -28,16 +28,16 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Inodes whose numbers are no further apart are read with one scan: a row that is read in vain
-/// costs less than another look.
+/// Inodes whose numbers are no further apart are read with one scan: an unneeded row costs less
+/// than another lookup.
 const CLUSTER_GAP: u64 = 16;
 /// Most rows of one such scan.
 const CLUSTER_ROWS: u64 = 4096;
-/// Such reads side by side: each may be a request to the store.
+/// Concurrent reads of that kind: each may be a request to the store.
 const READS_AT_ONCE: usize = 16;
 /// Most entries fetched at a time, whatever the caller's limit.
 const FETCH_MAX: usize = 8192;
-/// Most inodes whose rows are read ahead of a listing: what one call of it waits for.
+/// Most inodes whose rows are read ahead of a listing, which one call waits for.
 const AHEAD_MAX: usize = 16_384;
 
 /// The entries of one answer, up to its limit.
@@ -78,7 +78,7 @@ impl Page {
 pub struct Listed {
     pub listing: Listing,
     pub dir: Arc<Node>,
-    /// The last batch that the attributes may show, where no node in memory tells (R15).
+    /// The last batch that the attributes may show, where there is no node in memory (R15).
     pub seen: Ticket,
 }
 
@@ -166,8 +166,8 @@ impl Names {
         Ok(fetched)
     }
 
-    /// Gives entries their objects' attributes: from memory, the others with as few scans as their
-    /// numbers allow. `next`: where the page ends.
+    /// Adds the objects' attributes to entries: from memory, the others with as few scans as their
+    /// inode numbers allow. `next`: where the page ends.
     async fn attach(
         &self,
         dir: &Node,
@@ -194,22 +194,22 @@ impl Names {
         let found = self.read_rows(&wanted, self.ahead(dir, next, wanted.len())).await?;
         for at in missing {
             let entry = &mut entries[at];
-            // A row that is not there is an object that was removed meanwhile. One that is there
-            // may have several names here.
+            // A missing row is an object that was removed meanwhile. An inode may have several
+            // names here.
             entry.attr = found.get(&entry.ino).copied();
         }
         // Everything that the rows show has been submitted.
         Ok(self.committer.last())
     }
 
-    /// The inodes that a listing is going to want next, if the directory is complete in memory: as
-    /// many as may rest beside the page's own without driving each other out.
+    /// The inodes that a listing will need next, if the directory is complete in memory: as many as
+    /// fit into the row cache beside the page's own without evicting each other.
     fn ahead(&self, dir: &Node, next: Position, page: usize) -> Vec<InodeNo> {
         let room = (self.table.rows_max() / 4 * 3).saturating_sub(page).min(AHEAD_MAX);
         dir.entries.as_ref().and_then(|entries| entries.list_inos(next, room)).unwrap_or_default()
     }
 
-    /// Attributes of `wanted`. Reads the rows of the inodes `ahead` too, which then rest in memory.
+    /// Attributes of `wanted`. Reads the rows of the inodes `ahead` too, into the row cache.
     async fn read_rows(
         &self,
         wanted: &[InodeNo],
@@ -242,8 +242,8 @@ impl Names {
         (first, last): (InodeNo, InodeNo),
     ) -> Result<(Vec<(InodeNo, Inode)>, Ticket), FsError> {
         if first == last {
-            // In a directory that is larger than memory most stand alone: a scan would read a
-            // quarter of a MiB ahead for each.
+            // In a directory larger than memory most are isolated: a scan would read a quarter of a
+            // MiB ahead for each.
             let row = self.committer.get(&key::inode(first)).await?;
             let row = row.map(|row| Ok::<_, FsError>((first, Inode::decode(&row)?))).transpose()?;
             return Ok((row.into_iter().collect(), self.committer.last()));

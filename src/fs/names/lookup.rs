@@ -1,4 +1,4 @@
-//! From a name to an inode.
+//! Looks up names.
 
 use super::entries::{Bucket, Entry, Place, Resolved};
 use super::{Names, TRIES};
@@ -12,8 +12,8 @@ use crate::types::{EntryName, InodeNo, NameError};
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// The largest directory that is read whole because looks at single names missed often, in entries;
-/// beyond, the wait would be felt.
+/// The largest directory, in entries, that is read whole because single lookups missed often;
+/// beyond, the delay would be noticeable.
 pub(super) const READ_ALL_MAX: u64 = 65_536;
 /// Rows asked of the database at a time.
 pub(super) const SCAN_ROWS: usize = 4096;
@@ -22,7 +22,7 @@ pub(super) const SCAN_ROWS: usize = 4096;
 #[derive(Clone, Copy)]
 pub struct NameHasher {
     key: [u8; 16],
-    /// All of the hash, but for tests that want collisions.
+    /// All bits of the hash, except in tests that want collisions.
     keep: u64,
 }
 
@@ -105,7 +105,7 @@ impl Names {
         Ok(resolved)
     }
 
-    /// Makes a directory complete in memory, unless it changes meanwhile or somebody reads it
+    /// Makes a directory complete in memory, unless it changes meanwhile or another task reads it
     /// already.
     pub(super) async fn read_all(&self, dir: &Node) -> Result<(), FsError> {
         let Some(entries) = &dir.entries else { return Ok(()) };

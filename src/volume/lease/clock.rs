@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Time since some moment that stays the same while the process lives. It must go on while the
-/// machine sleeps.
+/// Time since a moment that stays fixed while the process lives. It must go on while the machine
+/// sleeps.
 pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Duration;
 
@@ -13,7 +13,7 @@ pub trait Clock: Send + Sync + 'static {
     }
 }
 
-/// CLOCK_BOOTTIME: monotonic, and goes on while the machine is suspended or its guest is held,
+/// CLOCK_BOOTTIME: monotonic, and goes on while the machine is suspended or its guest is paused,
 /// unlike CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BootClock;

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
-/// Records confirmed at once after a lapse.
+/// Records confirmed at once after the lease expired.
 const CONFIRMS_AT_ONCE: usize = 8;
 
 /// The lease of this session in one pool. Cheap to clone.
@@ -29,8 +29,8 @@ pub struct Shared {
     heartbeat: Heartbeat,
     /// Answers may be given before this moment of the clock, in nanoseconds.
     until: AtomicU64,
-    /// Counts the times that the lease began, or began again after a lapse. Raised before `until`
-    /// is.
+    /// Counts the times that the lease began, or was re-acquired after it expired. Raised before
+    /// `until` is.
     life: AtomicU64,
     tenures: Mutex<HashMap<DatasetId, Arc<Tenure>>>,
     turn: tokio::sync::Mutex<Turn>,
@@ -45,7 +45,7 @@ pub struct Shared {
 struct Turn {
     /// Number of the last heartbeat attempted. Never used twice: an abandoned put may land late.
     number: u64,
-    /// The task runs.
+    /// Set while the task runs.
     runs: bool,
 }
 
@@ -56,7 +56,7 @@ pub struct Begun {
 }
 
 impl Keeper {
-    /// A renewer for this session, as `owner` names it. `mailbox`: is woken when somebody waits for
+    /// A renewer for this session, as `owner` names it. `mailbox`: notified when a caller waits for
     /// an answer of this session.
     pub fn new(
         catalog: Catalog,
@@ -84,8 +84,8 @@ impl Keeper {
         }))
     }
 
-    /// Before a dataset is claimed: the session has a heartbeat that others can see. Revocations of
-    /// earlier claims may be there, and are void.
+    /// Called before a dataset is claimed: when this returns, the session has a heartbeat that
+    /// others can see. Revocations of earlier claims may exist, and are void.
     pub async fn begin(&self, dataset: DatasetId, claim: ClaimId) -> Result<Begun, CatalogError> {
         let shared = &self.0;
         let mut turn = shared.turn.lock().await;
@@ -140,7 +140,7 @@ impl Shared {
         self.renewed.subscribe()
     }
 
-    /// Its volume is closed.
+    /// Called when its volume is closed.
     pub fn forget(&self, tenure: &Arc<Tenure>) {
         let mut tenures = self.tenures.lock();
         if tenures.get(&tenure.dataset).is_some_and(|now| Arc::ptr_eq(now, tenure)) {
@@ -197,7 +197,7 @@ impl Shared {
 
     async fn renew_now(&self, turn: &mut Turn) -> Result<(), CatalogError> {
         turn.number += 1;
-        // Before it is sent (R26).
+        // Taken before the renewal is sent (R26).
         let sent = self.settings.clock.now();
         self.step("volume.lease.before-renewal").await?;
         self.catalog.put_heartbeat(self.session, turn.number, &self.heartbeat).await?;
@@ -216,7 +216,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Claims that are revoked end before the renewal counts.
+    /// Ends claims that are revoked, before the renewal counts.
     async fn heed(&self, signs: &Signs) -> Result<(), CatalogError> {
         for claim in &signs.revocations {
             let revoked = self.tenures.lock().values().find(|tenure| tenure.is_of(*claim)).cloned();
@@ -250,8 +250,8 @@ impl Shared {
         self.renewed.send_replace(());
     }
 
-    /// After a lapse: claims every record again that is still this session's. Whether all could be
-    /// asked.
+    /// Called after the lease expired: claims every record again that is still this session's.
+    /// Returns whether all could be read.
     async fn confirm_all(&self) -> bool {
         let life = self.life();
         let tenures: Vec<Arc<Tenure>> = self

@@ -21,12 +21,12 @@
 //!   time was up.
 //! - An owner whose time was up may find the store again. It answers nothing until it has claimed
 //!   the dataset again, under another id ([`crate::catalog::Owner::claim`]). A taker swaps the
-//!   claim that it judged: whichever of the two comes first, the other finds out.
+//!   claim that it judged: whichever of the two comes first, the other one detects it.
 //! - A revocation is in the owner's own folder, which each renewal lists after its heartbeat is
 //!   written, and before the renewal counts. So a lease after the revocation was seen, the owner
 //!   has read it, or its time was up.
-//! - Whatever clocks do, the writer epoch fences: what a taken-over owner writes never reaches the
-//!   dataset.
+//! - Whatever clocks do, the writer epoch fences: writes of an owner that was taken over never
+//!   reach the dataset.
 //!
 //! Cost: while volumes of a pool are open in a process, one PUT, one LIST and one DELETE in a third
 //! of a lease (15 s): 240 of each an hour, whatever the number of volumes. None while no volume is
@@ -58,8 +58,8 @@ pub struct LeaseSettings {
 }
 
 impl LeaseSettings {
-    /// Long enough that a store may be away for 20 s before calls wait, short enough that NodeStage
-    /// can wait for it inside one call of kubelet's (two minutes).
+    /// Long enough that the store may be unreachable for 20 s before calls wait, short enough that
+    /// NodeStage can wait for it inside one call of kubelet's (two minutes).
     pub const LEASE: Duration = Duration::from_secs(45);
 
     /// The time before the end of its lease at which an owner stops: it covers the time between the
@@ -68,7 +68,7 @@ impl LeaseSettings {
         self.lease / 6
     }
 
-    /// From one renewal to the next: a second one may fail before anything is felt.
+    /// Interval of renewals: two may fail before calls are held.
     pub fn interval(&self) -> Duration {
         self.lease / 3
     }
@@ -78,7 +78,7 @@ impl LeaseSettings {
         self.lease / 6
     }
 
-    /// Between tries of a renewal that failed.
+    /// Pause between retries of a failed renewal.
     fn retry(&self) -> Duration {
         (self.lease / 30).clamp(Duration::from_millis(10), Duration::from_secs(1))
     }

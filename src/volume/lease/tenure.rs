@@ -22,20 +22,20 @@ use tokio::sync::watch;
 pub enum End {
     /// The dataset's record names another owner, or none.
     Taken,
-    /// The claim was revoked (R27): this id of it.
+    /// The claim of this id was revoked (R27).
     Revoked(ClaimId),
 }
 
-/// The life of a lease that a tenure is good for: none yet, and none any more.
+/// The lease generation for which the ownership is valid: none yet, and none after its end.
 const UNCLAIMED: u64 = 0;
 const ENDED: u64 = u64::MAX;
 
-/// See the module's text.
+/// See the module's documentation.
 pub struct Tenure {
     pub(super) shared: Arc<Shared>,
     pub(super) dataset: DatasetId,
     claims: Mutex<Claims>,
-    /// The life of the lease in which the record was last known to name this session.
+    /// The lease generation in which the record was last known to name this session.
     good_for: AtomicU64,
     end: watch::Sender<Option<End>>,
 }
@@ -57,7 +57,7 @@ impl Tenure {
         self.claims.lock().contain(claim)
     }
 
-    /// Claims the record again after a lapse; `false`: it is another claim's.
+    /// Claims the record again after the lease expired; `false`: it is another claim's.
     pub(super) fn renew(&self, record: &mut Dataset) -> bool {
         self.claims.lock().renew(record, ClaimId::random())
     }
@@ -67,10 +67,10 @@ impl Tenure {
         self.claims.lock().renewed(claim);
     }
 
-    /// The record is of this claim, written when the lease was in this life.
+    /// Notes that the record names this claim, and was written in this lease generation.
     pub(super) fn confirm(&self, life: u64) {
         let raise = |good_for| (good_for != ENDED).then_some(life.max(good_for));
-        // An end is for ever: then there is nothing to raise.
+        // An end is final: then there is nothing to raise.
         let _ended = self.good_for.fetch_update(Ordering::AcqRel, Ordering::Acquire, raise);
     }
 
@@ -80,7 +80,7 @@ impl Tenure {
         good_for != UNCLAIMED && good_for != ENDED && good_for != life
     }
 
-    /// From here on nothing is answered. The first reason stays.
+    /// Ends the ownership: no call is answered from here on. The first reason stays.
     pub(super) fn end(&self, end: End) {
         self.good_for.store(ENDED, Ordering::Release);
         self.end.send_if_modified(|now| {
@@ -99,7 +99,7 @@ impl Tenure {
         let mut end = self.end.subscribe();
         match end.wait_for(Option::is_some).await {
             Ok(end) => end.unwrap_or(End::Taken),
-            // Never: the sender is in `self`.
+            // Never happens: the sender is in `self`.
             Err(_) => End::Taken,
         }
     }
@@ -123,7 +123,7 @@ impl fs::Tenure for Tenure {
                 if end.borrow().is_some() {
                     return false;
                 }
-                // Marked as seen before the look: a change after it is not missed.
+                // Marked as seen before the check, so that a change after it is not missed.
                 renewed.borrow_and_update();
                 if self.holds() {
                     return true;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The finding that an owner must have stopped answering. Only a [`Watch`] makes one. It is about
-/// one claim: an owner that has claimed the dataset again since, even if it is the same session, is
-/// not meant (R31).
+/// one claim, and void for an owner that has claimed the dataset again since, even if it is the
+/// same session (R31).
 #[derive(Clone, Debug)]
 pub struct ExpiredLease {
     dataset: DatasetId,
@@ -17,7 +17,7 @@ pub struct ExpiredLease {
 }
 
 impl ExpiredLease {
-    /// Evidence that does not come from heartbeats.
+    /// Makes a finding from evidence other than heartbeats.
     pub(in crate::volume) fn of(dataset: DatasetId, owner: Owner) -> Self {
         Self { dataset, owner }
     }
@@ -41,15 +41,15 @@ pub enum Verdict {
     },
 }
 
-/// The result of looking at the heartbeats of a claim's owner, by the watcher's clock. Pure:
-/// [`Watch`] does the looking.
+/// Observations of the heartbeats of a claim's owner, by the watcher's clock. Pure: [`Watch`] makes
+/// the requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(in crate::volume) struct Seen {
-    /// The newest heartbeat, and when it was first known to be it.
+    /// The newest heartbeat, and the time when it was first known to be the newest.
     newest: Option<(Option<u64>, Duration)>,
-    /// When the claim's revocation was first known to be there.
+    /// The time when the claim's revocation was first known to exist.
     revoked: Option<Duration>,
-    /// The last change of the heartbeats came between two looks.
+    /// Set when the last change of the heartbeats came between two observations.
     alive: bool,
 }
 
@@ -87,13 +87,14 @@ pub struct Watch {
     dataset: DatasetId,
     owner: Owner,
     clock: Arc<dyn Clock>,
-    /// The owner's, or this process's own if that is longer: an owner from before leases says none.
+    /// The owner's lease, or this process's own if that is longer: an owner of an old version
+    /// without leases names none.
     lease: Duration,
     seen: Seen,
 }
 
 impl Watch {
-    /// `owner`: as the dataset's record says.
+    /// `owner`: from the dataset's record.
     pub fn new(
         catalog: &Catalog,
         dataset: DatasetId,
@@ -119,7 +120,7 @@ impl Watch {
         self.seen.alive
     }
 
-    /// Looks at the owner's signs.
+    /// Makes an observation of the owner's heartbeats.
     pub async fn look(&mut self) -> Result<Verdict, CatalogError> {
         let (session, claim) = (self.owner.session, self.owner.claim);
         let sent = self.clock.now();
