@@ -31,7 +31,7 @@ pub enum BucketError {
     #[error("{key}: object of {bytes} bytes is larger than the {max} allowed")]
     TooLarge { key: String, bytes: u64, max: u64 },
     /// The object is too short for the requested range.
-    #[error("{key}: object of {bytes} bytes is too short: {wanted} bytes were to be there")]
+    #[error("{key}: object of {bytes} bytes is too short: {wanted} bytes were expected")]
     Short { key: String, bytes: u64, wanted: u64 },
     #[error("{0}")]
     Injected(#[from] crate::telemetry::Injected),
@@ -83,7 +83,7 @@ pub(super) struct InProgress;
 
 /// A read that returned fewer bytes than it should.
 #[derive(Debug, thiserror::Error)]
-#[error("{got} bytes arrived where {wanted} were to come")]
+#[error("short read: {got} of {wanted} bytes")]
 pub(super) struct Truncated {
     pub got: u64,
     pub wanted: u64,
@@ -91,7 +91,7 @@ pub(super) struct Truncated {
 
 /// An object that ends before the range that was asked for.
 #[derive(Debug, thiserror::Error)]
-#[error("the object has {bytes} bytes")]
+#[error("the object has only {bytes} bytes")]
 pub(super) struct TooShort {
     pub bytes: u64,
 }
@@ -295,7 +295,7 @@ fn hint(text: &str) -> Option<&'static str> {
             "the credentials have expired: renew them"
         }
         _ if VIRTUAL_HOSTED_ONLY.contains(&code) => {
-            "the store takes the bucket in the host's name only: set the option \
+            "the store accepts the bucket only in the host's name: set the option \
              virtual_hosted_style_request to true, and endpoint to \
              https://BUCKET.HOST"
         }
@@ -309,7 +309,7 @@ fn hint(text: &str) -> Option<&'static str> {
 
 const WRONG_REGION: &str = "the bucket is in another region, or behind another endpoint: set the \
     option region (or endpoint)";
-const TOO_LARGE: &str = "the store, or a proxy before it, does not take objects of this size: \
+const TOO_LARGE: &str = "the store, or a proxy before it, does not accept objects of this size: \
     raise its limit to 32 MiB (nginx: client_max_body_size)";
 
 /// The error of a request about `key` (or about the whole bucket).

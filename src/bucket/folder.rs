@@ -82,7 +82,7 @@ impl FolderStore {
                 tracing::debug!(
                     %error,
                     folder = %folder.display(),
-                    "the folder's file system cannot be told: every put waits for it twice"
+                    "the folder's file system is unknown: every put waits for the disk twice"
                 );
                 None
             }

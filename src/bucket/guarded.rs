@@ -144,10 +144,10 @@ impl Guarded {
             Found::Ours(meta) => Ok(done(meta)),
             // The outcome is known: the status, which marks it as in doubt, is dropped.
             Found::Others => {
-                tracing::debug!(%at, %error, "a conflict in progress is lost to another writer");
+                tracing::debug!(%at, %error, "lost a conflict to another writer");
                 Err(object_store::Error::AlreadyExists {
                     path: at.to_string(),
-                    source: "another writer's object is there".into(),
+                    source: "another writer's object exists".into(),
                 })
             }
             Found::Nothing => Err(generic(InProgress)),

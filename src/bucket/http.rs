@@ -114,7 +114,7 @@ fn without(text: String, element: &str, unwanted: impl Fn(&str) -> bool) -> Stri
                 tracing::debug!(
                     element,
                     inside,
-                    "a key in the bucket has no name here, and is skipped"
+                    "skipping a key in the bucket that this program cannot represent"
                 );
                 kept.push_str(after);
             }

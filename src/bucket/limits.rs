@@ -286,7 +286,7 @@ impl Gate {
                 ?kind,
                 attempt,
                 error = %error,
-                "a request to the object store failed: trying again"
+                "a request to the object store failed; retrying"
             );
             attempt = attempt.saturating_add(1);
             before = Some(error);

@@ -128,15 +128,11 @@ impl Coder {
         backing: Backing,
     ) -> Result<Bytes, String> {
         if stored.len() != chunk.stored_len as usize {
-            return Err(format!(
-                "{} bytes are there, {} were stored",
-                stored.len(),
-                chunk.stored_len
-            ));
+            return Err(format!("it has {} bytes, {} were stored", stored.len(), chunk.stored_len));
         }
         let raw_len = chunk.raw_len as usize;
         if raw_len > CHUNK_BYTES_MAX {
-            return Err(format!("its length {raw_len} is larger than a chunk may be"));
+            return Err(format!("its length {raw_len} exceeds the largest chunk"));
         }
         let (stored, backing) = match &self.sealer {
             Some(sealer) => {
@@ -157,7 +153,7 @@ impl Coder {
             return Err(format!("it has {} bytes, its reference says {raw_len}", raw.len()));
         }
         if self.hash(&raw) != chunk.hash {
-            return Err("its data does not have its hash".to_owned());
+            return Err("its data does not match its hash".to_owned());
         }
         Ok(raw)
     }

@@ -47,7 +47,7 @@ pub const OBJECT_BYTES_MAX: usize = PACK_BYTES as usize
 pub enum PackError {
     #[error("{bytes} bytes are too few for a pack")]
     Short { bytes: u64 },
-    #[error("it does not end as a pack does")]
+    #[error("its trailer is not a pack's")]
     Magic,
     #[error(
         "it has format version {version}, this program knows version {VERSION}: use a newer one"
@@ -55,7 +55,7 @@ pub enum PackError {
     Version { version: u8 },
     #[error("unknown flags {flags:#04x}: use a newer program")]
     Flags { flags: u8 },
-    #[error("the footer's length {bytes} is impossible")]
+    #[error("the footer's length {bytes} is invalid")]
     FooterLength { bytes: u64 },
     #[error("the footer's checksum is wrong")]
     Checksum,
@@ -146,7 +146,7 @@ pub fn decode_footer(footer: &[u8]) -> Result<Vec<Entry>, PackError> {
         if entry.offset != end {
             return Err(PackError::Entry {
                 index,
-                why: "it does not begin where the one before it ends",
+                why: "it does not begin at the end of the previous one",
             });
         }
         end = end
@@ -158,7 +158,7 @@ pub fn decode_footer(footer: &[u8]) -> Result<Vec<Entry>, PackError> {
 }
 
 fn decode_entry(mut bytes: &[u8]) -> Result<Entry, &'static str> {
-    let cut_off = "it is cut off";
+    let cut_off = "it is truncated";
     let hash = take::<32>(&mut bytes).ok_or(cut_off)?;
     let [offset, stored_len, raw_len] = [take::<4>(&mut bytes), take(&mut bytes), take(&mut bytes)];
     let [codec] = take::<1>(&mut bytes).ok_or(cut_off)?;
@@ -172,10 +172,10 @@ fn decode_entry(mut bytes: &[u8]) -> Result<Entry, &'static str> {
         codec: Codec::from_number(codec).ok_or("its codec is unknown: use a newer program")?,
     };
     if entry.raw_len as usize > CHUNK_BYTES_MAX {
-        return Err("it is larger than a chunk may be");
+        return Err("it exceeds the largest chunk");
     }
     if entry.stored_len as usize > entry.raw_len as usize + Sealer::OVERHEAD {
-        return Err("it is stored larger than it is");
+        return Err("its stored length exceeds its length");
     }
     Ok(entry)
 }

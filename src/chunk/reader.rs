@@ -175,7 +175,7 @@ impl Reader {
                 tracing::debug!(
                     chunk = %chunk.hash,
                     why,
-                    "the cache on disk gave a chunk back changed; reading it from the bucket"
+                    "the cache on disk returned a corrupt chunk; reading it from the bucket"
                 );
                 shared.disk_remove(&chunk.hash);
                 Some(completion)
@@ -443,7 +443,7 @@ fn corrupt(chunk: &ChunkRef, why: String) -> ChunkError {
 fn check(chunk: &ChunkRef) -> Result<(), ChunkError> {
     let (raw, stored) = (chunk.raw_len as usize, chunk.stored_len as usize);
     if chunk.offset < HEADER_BYTES || raw > CHUNK_BYTES_MAX || stored > raw + Sealer::OVERHEAD {
-        return Err(corrupt(chunk, "its reference is impossible".to_owned()));
+        return Err(corrupt(chunk, "its reference is invalid".to_owned()));
     }
     Ok(())
 }

@@ -50,7 +50,7 @@ impl ChunkStore {
             return Err(ChunkError::Corrupt {
                 hash: *hash,
                 pack,
-                why: "it is in use, and the pack's footer does not name it".to_owned(),
+                why: "it is in use, but is not in the pack's footer".to_owned(),
             });
         }
         let bytes: u64 = kept.iter().map(|chunk| u64::from(chunk.stored_len)).sum();

@@ -102,8 +102,7 @@ impl ChunkStore {
                     None => {
                         tracing::warn!(
                             key = object.key,
-                            "this object is no pack and is left alone; remove it if it is not \
-                             needed"
+                            "ignoring an object that is not a pack; delete it if it is not needed"
                         );
                     }
                 }

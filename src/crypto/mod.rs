@@ -38,7 +38,7 @@ pub enum CryptoError {
     NotEncrypted,
     #[error("the passphrase is not usable: {why}")]
     Unusable { why: String },
-    #[error("sealed bytes do not open: {what}")]
+    #[error("decryption failed: {what}")]
     Broken { what: String },
 }
 

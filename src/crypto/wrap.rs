@@ -130,7 +130,7 @@ impl WrappedKey {
             sealer.open(pool.as_bytes(), &self.wrapped).map_err(|_| CryptoError::WrongKey)?;
         let master = Zeroizing::new(master);
         let master = <[u8; 32]>::try_from(master.as_slice())
-            .map_err(|_| broken("its length is not a key's"))?;
+            .map_err(|_| broken("its length is not that of a key"))?;
         Ok(Keyring::sealed(Zeroizing::new(master)))
     }
 }
