@@ -99,7 +99,7 @@ impl std::ops::Sub for Requests {
     }
 }
 
-/// Whether an earlier attempt of a request that then failed may have taken effect.
+/// The knowledge whether an earlier attempt of a request that then failed may have taken effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Earlier {
     None,

@@ -270,7 +270,7 @@ pub struct NewArgs {
     /// Byte quota, like 20Gi (default 10Gi, or the source's)
     #[arg(long, value_parser = quota)]
     pub size: Option<ByteSize>,
-    /// What an acknowledgement guarantees (default standard, or always for a dataset with a
+    /// Durability of acknowledged changes (default standard, or always for a dataset with a
     /// multi-node access mode)
     #[arg(long, value_parser = sync_modes(), value_name = "MODE")]
     pub sync: Option<SyncMode>,
@@ -280,7 +280,7 @@ pub struct NewArgs {
     /// Compression of file data (default lz4)
     #[arg(long, value_enum)]
     pub compression: Option<CodecArg>,
-    /// Whether a listing of the root folder shows .snapshots; the name leads to the snapshots
+    /// Visibility of .snapshots in a listing of the root folder; the name leads to the snapshots
     /// either way
     #[arg(long, value_enum)]
     pub snapdir: Option<SnapdirArg>,

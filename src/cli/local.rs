@@ -478,7 +478,7 @@ mod tests {
         assert_eq!((mode("to"), mode("to/sub"), mode("to/sub/file")), (0o700, 0o755, 0o666));
         assert_eq!(local.kind(os("none")).unwrap(), None);
         assert_eq!(local.kind(os(".")).unwrap(), Some(FileType::Directory));
-        // An id that nobody has would leave the owner as it is without a word.
+        // An unmapped id would silently leave the owner as it is.
         let made =
             local.make_link(os("link"), os("x"), &Attributes { uid: NO_ID, ..mine() }).unwrap();
         assert_eq!(made.owner, Owner::Mine);

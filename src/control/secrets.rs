@@ -2,9 +2,9 @@
 //! VolumeSnapshotClass.
 //!
 //! Only a pool configured with `requestSecrets` takes its credentials and its passphrase from them.
-//! It is **waiting** until a first request brings some that open it; from then on every request
-//! about it that may carry secrets must carry some that open it. Requests that cannot (listing,
-//! unstaging) and the collector use those it was opened with.
+//! Such a pool is **waiting** until a first request brings some that open it; from then on every
+//! request about it that may carry secrets must carry some that open it. Requests that cannot
+//! (listing, unstaging) and the collector use those it was opened with.
 
 use super::ControlError;
 use crate::types::PoolId;

@@ -17,8 +17,7 @@ pub enum Living {
     Replace,
 }
 
-/// A bound name. Dropped, it goes away if it is still this one, and nobody else was given the
-/// socket.
+/// A bound name. Dropped, it goes away if it is still this one, and the socket was not handed over.
 #[derive(Debug)]
 pub(super) struct Name {
     path: PathBuf,

@@ -87,7 +87,7 @@ pub(super) fn status<E: Classify + Error>(error: &E) -> Status {
     Status::new(code(error.class()), text)
 }
 
-/// Runs a use case to its end even when its caller goes away: half a mount would be nobody's.
+/// Runs a use case to its end even when its caller goes away: half a mount would have no owner.
 /// `about` names the object in the log; it never holds secrets.
 pub(super) async fn run<T, E>(
     call: &'static str,
@@ -141,7 +141,7 @@ fn log<E: Classify + Error>(call: &str, about: &str, took: std::time::Duration, 
         Some((Class::Internal | Class::Corrupt, status)) => {
             tracing::error!(call, about, millis, error = status.message(), "failed");
         }
-        // The caller's to act upon: it repeats, waits, or shows it to the user.
+        // For the caller to handle: it retries, waits, or reports it to the user.
         Some((_, status)) => {
             tracing::info!(
                 call,

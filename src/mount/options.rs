@@ -156,7 +156,7 @@ pub(super) fn kernel(what: &NfsMount) -> Result<KernelOptions, MountError> {
             Extra::Same => {}
             Extra::ReadOnly => read_only = true,
             Extra::Flag(flag) => flags |= flag,
-            // Of several, the last one wins.
+            // The last one of several wins.
             Extra::Word | Extra::Number(_) | Extra::OneOf(_) | Extra::Context => {
                 extras.retain(|(other, _)| *other != name);
                 extras.push((name, option));

@@ -70,7 +70,7 @@ pub struct NodeAgent<M, E> {
     pub(super) stay: Arc<tokio::sync::RwLock<Stay>>,
 }
 
-/// Whether this process still serves the node's volumes.
+/// The part of this process on the node: it serves the volumes, or another one does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Stay {
     #[default]

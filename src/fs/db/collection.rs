@@ -8,9 +8,9 @@
 //!
 //! Tables are named by the time of the clock that they were made by, and that is the database's
 //! ([`super::clock`]): a clock that was a year ahead for a while has put it a year ahead for good.
-//! So their age, and how long a compaction holds the tables it replaced, is measured by the
-//! database's clock. The age of everything else comes from the store, and is compared with this
-//! machine's clock.
+//! Therefore the age of tables, and the time for which a compaction holds the tables it replaced,
+//! are measured by the database's clock. The age of everything else comes from the store, and is
+//! compared with this machine's clock.
 //!
 //! An open database is collected by its owner only, which refreshes the manifest in its memory
 //! first: the tables that a writer reads are those of that manifest. A closed one is collected
