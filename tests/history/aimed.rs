@@ -1,5 +1,6 @@
 //! Histories aimed at one rule each: what is taken away between the steps of what needs it.
 
+use crate::fault::{Fault, Op, Rule};
 use crate::model::{Model, Origin};
 use crate::ops::{RECORD, Where};
 use crate::slow::{COLLECTIONS, HOUR, collector, end, insist, nothing_is_left, seeds};
@@ -68,6 +69,44 @@ pub async fn cut(
 ) -> Result<SnapshotHandle, String> {
     work::snapshot(process, model, of, name).await?;
     Ok(model.snapshots.last().expect("just made").handle)
+}
+
+/// A put outlives its sender: the volume that it makes is there, with what it was asked for, and a
+/// creation from another source finds it so until it is deleted.
+#[test]
+fn a_creation_that_arrives_after_it_was_given_up_has_its_name() {
+    let mut world = World::looking_for_mail(Duration::from_secs(1));
+    let mut model = Model::default();
+    let process = world.process().clone();
+    let cut = world.run(async {
+        let of = volume(&process, &mut model, "origin", 8).await.unwrap();
+        let cut = cut(&process, &mut model, of, "cut").await.unwrap();
+        let late = Rule::on(Op::PutNew).at("datasets/").then(Fault::Delay(HOUR));
+        world.store.script(late);
+        let creation = process.create("late", None);
+        assert!(tokio::time::timeout(Duration::from_secs(1), creation).await.is_err());
+        cut
+    });
+    drop(process);
+    world.die();
+    world.start();
+    assert_eq!(world.store.late(), 1, "its put is under way");
+    let process = world.process().clone();
+    world.run(async {
+        work::give_up(&process, "late").await.unwrap();
+        model.abandoned.push(("late".to_owned(), Origin::Nothing));
+        world.store.arrive(0).await;
+        let clone = Some(Source::Snapshot(cut));
+        let error = process.create("late", clone.clone()).await.unwrap_err();
+        assert_eq!(error.class(), Class::Exists, "{error}");
+        assert!(error.to_string().contains("another source"), "{error}");
+        work::create(&process, &mut model, "late", &Origin::Snapshot(cut)).await.unwrap();
+        assert_eq!(model.datasets.len(), 1, "its deletion is not collected yet");
+        process.collect(Where::Here).await.unwrap();
+        work::create(&process, &mut model, "late", &Origin::Snapshot(cut)).await.unwrap();
+        assert_eq!(model.datasets.len(), 2);
+        work::compare(&process, &mut model).await.unwrap();
+    });
 }
 
 /// Opens it once more, so that it ends what waits in the background: what it gave up has no

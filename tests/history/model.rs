@@ -1,7 +1,7 @@
 //! The expected state: the files of every live dataset and snapshot, byte for byte.
 
 use std::collections::BTreeMap;
-use zerofs_csi::types::{SnapshotHandle, VolumeHandle};
+use zerofs_csi::types::{SnapshotHandle, SnapshotId, VolumeHandle};
 
 /// Whole files, as they are found.
 pub type Found = BTreeMap<String, Vec<u8>>;
@@ -74,6 +74,9 @@ pub struct Model {
     pub datasets: Vec<Dataset>,
     pub snapshots: Vec<Snapshot>,
     pub pending: Option<Pending>,
+    /// Creations that were given up without an answer. A put of a process that died may arrive
+    /// later: then there is a volume of that name, made as this asked for.
+    pub abandoned: Vec<(String, Origin)>,
 }
 
 impl Dataset {
@@ -160,7 +163,24 @@ impl Snapshot {
     }
 }
 
+impl Origin {
+    /// Whether a record's source is this one.
+    fn is(&self, source: Option<SnapshotId>) -> bool {
+        match (self, source) {
+            (Self::Nothing, None) => true,
+            (Self::Snapshot(of), Some(source)) => of.snapshot == source,
+            (Self::Volume(of), Some(source)) => of.dataset.incarnation == source.dataset,
+            (Self::Nothing, Some(_)) | (Self::Snapshot(_) | Self::Volume(_), None) => false,
+        }
+    }
+}
+
 impl Model {
+    /// Whether a record of that name and source may be of a creation that was given up.
+    pub fn may_have_arrived(&self, name: &str, source: Option<SnapshotId>) -> bool {
+        self.abandoned.iter().any(|(abandoned, from)| abandoned == name && from.is(source))
+    }
+
     pub fn dataset(&mut self, handle: VolumeHandle) -> Option<&mut Dataset> {
         self.datasets.iter_mut().find(|dataset| dataset.handle == handle)
     }

@@ -265,8 +265,9 @@ impl Player {
                 work::delete_snapshot(&process, model, handle).await?;
             }
             match model.pending.take() {
-                Some(Pending::Create { name, .. }) if gives_up => {
-                    work::give_up(&process, &name).await?
+                Some(Pending::Create { name, from }) if gives_up => {
+                    work::give_up(&process, &name).await?;
+                    model.abandoned.push((name, from));
                 }
                 Some(Pending::Create { name, from }) => {
                     work::create(&process, model, &name, &from).await?
@@ -308,6 +309,9 @@ impl Player {
                 if n % 4 == 3 {
                     work::collect(&process, Where::Here, tally).await?;
                 }
+            }
+            for (name, _) in &model.abandoned {
+                work::give_up(&process, name).await?;
             }
             // A process that died while it read a snapshot keeps it for an hour.
             let later = SystemTime::now() + Duration::from_secs(2 * 3600);

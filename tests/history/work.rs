@@ -174,13 +174,27 @@ pub async fn create(
                 source.all_synced();
             }
         }
-        Err(ControlError::NameInUse { .. } | ControlError::Catalog(_)) => {}
+        Err(ControlError::NameInUse { .. }) => {}
+        Err(ControlError::Catalog(_)) => model.abandoned.push((name.to_owned(), from.clone())),
+        // As ALREADY_EXISTS of CSI: the volume is there, made from another source.
+        Err(error) if error.class() == Class::Exists && gave_way(process, model, name).await? => {}
         Err(error) => {
             return Err(format!("creating {name} from {from:?}: {error} ({:?})", error.class()));
         }
     }
     model.pending = None;
     Ok(())
+}
+
+/// Deletes the volume that took a name by arriving after its creation was given up, as whoever finds
+/// it would. Whether it is such a one.
+async fn gave_way(process: &Process, model: &Model, name: &str) -> Result<bool, String> {
+    let found = process.catalog.dataset(&name.parse().unwrap()).await;
+    let found = found.map_err(|error| format!("who has the name {name}: {error}"))?;
+    if !found.is_some_and(|at| model.may_have_arrived(name, at.record.origin)) {
+        return Ok(false);
+    }
+    give_up(process, name).await.map(|()| true)
 }
 
 /// Lets a day pass for what was begun and never finished: a put of a process that died may arrive
