@@ -20,7 +20,7 @@ pub trait Model {
     fn next(&self, state: &Self::State) -> Vec<(Self::Step, Self::State)>;
 
     /// Which invariant the state breaks.
-    fn broken(&self, state: &Self::State) -> Option<String>;
+    fn violation(&self, state: &Self::State) -> Option<String>;
 }
 
 /// A history that breaks an invariant.
@@ -75,7 +75,7 @@ pub fn exhaustively<M: Model>(
         let mut next = Vec::new();
         for state in &layer {
             let key = hash(state);
-            if let Some(what) = model.broken(state) {
+            if let Some(what) = model.violation(state) {
                 return Err(Counterexample { steps: trace(&from, key), what });
             }
             if reached == depth {
@@ -117,7 +117,7 @@ pub fn randomly<M: Model>(
             steps.push(*step);
             state = found.clone();
             states += 1;
-            if let Some(what) = model.broken(&state) {
+            if let Some(what) = model.violation(&state) {
                 return Err(Counterexample { steps, what });
             }
         }
