@@ -4,7 +4,7 @@
 //! another has collected since its own last turn skips its turn. After a deletion handled by this
 //! process it collects itself, unless another process is collecting.
 
-use crate::control::{Collected, Collector, ControlError, Controller, Pool, Turn};
+use crate::control::{Collected, Collector, ControlError, Controller, Others, Pool, Turn};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -94,10 +94,12 @@ async fn turn(controller: &Controller, pool: &Pool, rate: u64, due: Due) {
 /// now.
 async fn unless_another(collector: &mut Collector) -> Result<Option<Collected>, ControlError> {
     loop {
-        if collector.another_collected().await? {
-            return Ok(None);
-        }
-        match collector.collect_alone().await? {
+        let turn = match collector.others().await? {
+            Others::Collected => return Ok(None),
+            Others::Collecting(node) => Turn::Another(node),
+            Others::Nothing => collector.collect_alone().await?,
+        };
+        match turn {
             Turn::Done(done) => return Ok(Some(done)),
             // Its claim changes while it is alive, and expires when it is not.
             Turn::Another(_) => tokio::time::sleep(LOOK).await,

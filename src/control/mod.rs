@@ -28,8 +28,8 @@ pub mod takeover;
 pub mod unlock;
 
 pub use collect::{
-    Candidate, Collected, Collector, DeadPack, Kept, Plan, StrayCheckpoint, StrayDatabase, Turn,
-    Worth,
+    Candidate, Collected, Collector, DeadPack, Kept, Others, Plan, StrayCheckpoint, StrayDatabase,
+    Turn, Worth,
 };
 pub use controller::{
     Controller, Journal, NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source,

@@ -3,9 +3,9 @@
 use super::{Driven, World};
 use std::sync::Arc;
 use std::time::Duration;
-use zerofs_csi::bucket::Bucket;
+use zerofs_csi::bucket::{Bucket, Limits};
 use zerofs_csi::catalog::{Catalog, CollectorClaim};
-use zerofs_csi::control::{Collected, Collector, Turn};
+use zerofs_csi::control::{Collected, Collector, Others, Turn};
 use zerofs_csi::types::SessionId;
 use zerofs_csi::volume::LeaseSettings;
 
@@ -86,12 +86,57 @@ fn who_finds_that_another_has_collected_leaves_it_at_that() {
         let (one, _) = process(&catalog, "controller-1");
         let (two, _) = process(&catalog, "controller-2");
         let volume = one.create("v", None).await.unwrap().handle;
-        let another = async |world: &World| collector(world).another_collected().await.unwrap();
+        let another =
+            async |world: &World| collector(world).others().await.unwrap() == Others::Collected;
         assert!(!another(&one).await && !another(&two).await, "nobody has");
         one.write(volume, "file", &[1; 100_000]).await;
         assert!(alone(&one).await.is_some());
         assert!(another(&two).await && !another(&one).await);
         assert!(!another(&two).await, "not since");
+    });
+}
+
+/// The first collects and stands still with its claim held; the second, which is to collect after a
+/// deletion, looks at the claim again and again, and at nothing else.
+#[test]
+fn whoever_waits_for_another_collection_lists_nothing_but_its_claim() {
+    super::paused(|| async {
+        let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
+        // Another process's bucket: with a count of requests of its own.
+        let bucket = catalog.bucket().clone().with_limits(Limits::default());
+        let (one, _) = process(&catalog, "controller-1");
+        let (two, _) = process(&Catalog::open(bucket.clone(), None).await.unwrap(), "controller-2");
+        let volume = one.create("v", None).await.unwrap().handle;
+        one.write(volume, "file", &[1; 100_000]).await;
+        let failpoints = catalog.bucket().failpoints();
+        failpoints.set("collect.marked", "1*pause->off").unwrap();
+        let collecting = tokio::spawn(async move { alone(&one).await });
+        while !failpoints.passed().contains_key("collect.marked") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let before = bucket.requests();
+        assert_eq!(
+            collector(&two).others().await.unwrap(),
+            Others::Collecting("controller-1".to_owned())
+        );
+        let look = bucket.requests() - before;
+        println!("a look at the claim: {look:?}");
+        assert_eq!((look.list, look.put, look.delete, look.head), (1, 0, 0, 0), "{look:?}");
+        assert!(look.get <= 1, "{look:?}");
+
+        let before = bucket.requests();
+        let waiting = tokio::spawn(async move {
+            collector(&two).collect_in_turn(Duration::from_secs(60)).await.unwrap()
+        });
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let made = bucket.requests() - before;
+        println!("waiting for half a minute: {made:?}");
+        assert!((10..=20).contains(&made.list), "it looks every two seconds: {made:?}");
+        assert_eq!(made.get, look.get * made.list, "{made:?}");
+        assert_eq!((made.put, made.delete, made.head), (0, 0, 0), "{made:?}");
+        failpoints.set("collect.marked", "off").unwrap();
+        assert!(collecting.await.unwrap().is_some());
+        waiting.await.unwrap();
     });
 }
 

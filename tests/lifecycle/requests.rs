@@ -15,7 +15,7 @@ use zerofs_csi::fs::row::DirEntryRow;
 use zerofs_csi::fs::{Batch, Committer};
 use zerofs_csi::telemetry::Failpoints;
 use zerofs_csi::types::{EntryName, FamilyId, InodeNo, VolumeHandle};
-use zerofs_csi::volume::{Volume, place};
+use zerofs_csi::volume::{LeaseSettings, Volume, place};
 
 /// Rows of so many files, straight through the committer: a hundred thousand calls would take
 /// minutes unoptimised.
@@ -94,27 +94,18 @@ fn requests_do_not_depend_on_the_number_of_files() {
 /// their number, and nothing else.
 #[test]
 fn an_idle_node_costs_its_heartbeat_however_many_volumes_it_has_open() {
-    let test = || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        runtime.block_on(Box::pin(async {
-            let (one, many) = (idle_hour(1).await, idle_hour(5).await);
-            println!("an hour of a node with idle volumes: {one:?}");
-            for (hour, volumes) in [(one, 1), (many, 5)] {
-                let beats = 239..=241;
-                assert!(
-                    [hour.put, hour.list, hour.delete].iter().all(|n| beats.contains(n)),
-                    "{volumes} volumes: {hour:?}"
-                );
-                assert_eq!((hour.get, hour.head), (0, 0), "{volumes} volumes: {hour:?}");
-            }
-        }));
-    };
-    // The stack of the program's own threads.
-    std::thread::Builder::new().stack_size(8 << 20).spawn(test).unwrap().join().unwrap();
+    super::paused(|| async {
+        let (one, many) = (idle_hour(1).await, idle_hour(5).await);
+        println!("an hour of a node with idle volumes: {one:?}");
+        for (hour, volumes) in [(one, 1), (many, 5)] {
+            let beats = 239..=241;
+            assert!(
+                [hour.put, hour.list, hour.delete].iter().all(|n| beats.contains(n)),
+                "{volumes} volumes: {hour:?}"
+            );
+            assert_eq!((hour.get, hour.head), (0, 0), "{volumes} volumes: {hour:?}");
+        }
+    });
 }
 
 /// An hour with so many volumes open, long after they were last written, with an owner that looks
@@ -143,6 +134,48 @@ async fn idle_hour(volumes: usize) -> Requests {
     stop.cancel();
     mailbox.await.unwrap();
     hour
+}
+
+/// How long another process waits for a snapshot of a volume that a node has open: of an idle one,
+/// and of one that is written to.
+async fn waits() -> [Duration; 2] {
+    let world = World::new().await;
+    let elsewhere = World::on(world.catalog.clone(), "controller-1");
+    let stop = CancellationToken::new();
+    let (pools, owner) = (world.controller.pools().clone(), world.volumes.clone());
+    let mailbox =
+        mail::serve(pools, owner, Arc::new(NoMounts), Duration::from_secs(2), stop.clone());
+    let mailbox = tokio::spawn(mailbox);
+    let volume = world.create("v", None).await.unwrap().handle;
+    let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+    let mut waits = [Duration::ZERO; 2];
+    for (n, wait) in waits.iter_mut().enumerate() {
+        // Long after it was opened, or a request was there.
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        if n == 1 {
+            sync_often(&open, 0, 1).await;
+        }
+        let name = format!("cut{n}").parse().unwrap();
+        let asked = tokio::time::Instant::now();
+        elsewhere.controller.create_snapshot(volume, name, false).await.unwrap();
+        *wait = asked.elapsed();
+    }
+    stop.cancel();
+    mailbox.await.unwrap();
+    waits
+}
+
+/// A request is read with the next renewal of the lease, 15 seconds later at most, and within 2 of
+/// a volume in use; whoever asked looks for the answer each second.
+#[test]
+fn a_request_is_read_with_the_next_renewal_or_while_the_volume_is_used_within_two_seconds() {
+    super::paused(|| async {
+        let look = Duration::from_secs(1);
+        let [idle, used] = waits().await;
+        println!("a snapshot asked of an idle owner: {idle:?}; of one in use: {used:?}");
+        assert!(idle <= LeaseSettings::default().interval() + look, "{idle:?}");
+        assert!(used <= Duration::from_secs(2) + look, "{used:?}");
+    });
 }
 
 /// The requests of collections in an idle pool with this many volumes, each with two snapshots,

@@ -102,16 +102,8 @@ impl Claim {
         let (catalog, lease) = (&self.pool.catalog, self.volumes.lease().clone());
         let session = self.volumes.settings().session;
         let at = catalog.collector_claim().await?;
-        if let Some(at) = &at
-            && at.record.holder.is_some_and(|holder| holder != session)
-        {
-            let unchanged = self
-                .memory
-                .lock()
-                .claims
-                .of(self.pool.id())
-                .unchanged_for(at.version, lease.clock.now());
-            if unchanged < lease.lease.max(Duration::from_millis(at.record.lease_millis)) {
+        if let Some(at) = at.as_ref().filter(|at| is_of_another(&at.record, session)) {
+            if !has_expired(at, self.memory.lock().claims.of(self.pool.id()), &lease) {
                 return Err(self.held_by(&at.record.node));
             }
             tracing::info!(
@@ -184,14 +176,56 @@ impl Claim {
     }
 }
 
+fn is_of_another(claim: &CollectorClaim, session: SessionId) -> bool {
+    claim.holder.is_some_and(|holder| holder != session)
+}
+
+/// Whether a claim has not been renewed for a whole lease, on the clock of whoever looks.
+fn has_expired(
+    at: &Versioned<CollectorClaim>,
+    known: &mut Known,
+    settings: &LeaseSettings,
+) -> bool {
+    let lease = settings.lease.max(Duration::from_millis(at.record.lease_millis));
+    known.unchanged_for(at.version, settings.clock.now()) >= lease
+}
+
+/// What other processes do about collecting in a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Others {
+    Nothing,
+    /// One has collected, or begun to, since this process last did, or last asked this.
+    Collected,
+    /// The process of this node holds the claim.
+    Collecting(String),
+}
+
 impl Collector {
-    /// Returns whether another process has collected since this one last did, or last called this.
-    pub async fn another_collected(&self) -> Result<bool, ControlError> {
-        let newest = self.pool.catalog.collector_claim().await?.map_or(0, |at| at.version);
+    /// Looks at the claim alone: while another process collects, this one lists nothing.
+    pub async fn others(&self) -> Result<Others, ControlError> {
+        let at = self.pool.catalog.collector_claim().await?;
+        let newest = at.as_ref().map_or(0, |at| at.version);
+        let before = {
+            let mut memory = self.memory.lock();
+            memory.claims.of(self.pool.id()).considered.replace(newest)
+        };
+        if before.is_some_and(|before| before != newest) {
+            return Ok(Others::Collected);
+        }
+        Ok(self.held_elsewhere(at).map_or(Others::Nothing, Others::Collecting))
+    }
+
+    /// The node of another process that collects.
+    pub(super) async fn another_collects(&self) -> Result<Option<String>, ControlError> {
+        let at = self.pool.catalog.collector_claim().await?;
+        Ok(self.held_elsewhere(at))
+    }
+
+    fn held_elsewhere(&self, at: Option<Versioned<CollectorClaim>>) -> Option<String> {
+        let at = at.filter(|at| is_of_another(&at.record, self.volumes.settings().session))?;
         let mut memory = self.memory.lock();
         let known = memory.claims.of(self.pool.id());
-        let before = known.considered.replace(newest);
-        Ok(before.is_some_and(|before| before != newest))
+        (!has_expired(&at, known, self.volumes.lease())).then_some(at.record.node)
     }
 }
 

@@ -36,6 +36,7 @@ mod sweep;
 mod upkeep;
 
 pub use checkpoints::StrayCheckpoint;
+pub use claim::Others;
 pub use kept::Kept;
 pub use plan::{Candidate, DeadPack, Plan, StrayDatabase};
 pub use rewrite::Worth;
@@ -278,7 +279,11 @@ impl Collector {
     pub async fn collect_in_turn(&mut self, patience: Duration) -> Result<Collected, ControlError> {
         let deadline = Instant::now() + patience;
         loop {
-            match self.collect_alone().await? {
+            let turn = match self.another_collects().await? {
+                Some(node) => Turn::Another(node),
+                None => self.collect_alone().await?,
+            };
+            match turn {
                 Turn::Done(done) => return Ok(done),
                 Turn::Another(node) if Instant::now() < deadline => {
                     tracing::debug!(
