@@ -6,7 +6,11 @@
 mod checking;
 mod commands;
 mod naming;
+mod refusing;
 mod restoring;
+#[path = "../support/s3/mod.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod s3;
 mod serving;
 mod stopping;
 

@@ -1,0 +1,112 @@
+//! A store that takes small objects and refuses those of the size of packs, as one does behind a
+//! proxy with a limit on bodies: `check` and /readyz name the pool and the limit, and /readyz says
+//! ok again once the store takes them.
+
+use super::s3::S3Server;
+use super::{Answer, answer};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Twice what a process may take to find out, on a machine with other work.
+const LIMIT: Duration = Duration::from_secs(120);
+const LOOK: Duration = Duration::from_millis(100);
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+fn config(room: &Path, server: &S3Server) -> PathBuf {
+    let options: Vec<String> =
+        server.options().iter().map(|(key, value)| format!("{key}: \"{value}\"")).collect();
+    let text = format!(
+        "pools: {{ a: {{ url: \"s3://test/pool\", credentials: {{ {} }} }} }}\n",
+        options.join(", ")
+    );
+    let path = room.join("config.yaml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn command(config: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zerofs-csi"));
+    command.args(args).arg("--config").arg(config).stdin(Stdio::null());
+    command
+}
+
+fn run(config: &Path, args: &[&str]) -> Answer {
+    answer(command(config, args).output().unwrap())
+}
+
+/// A process that is ended with the test.
+struct Serving(Child);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// The status and the text that /readyz answers; none: nobody listens yet.
+fn readyz(at: SocketAddr) -> Option<(String, String)> {
+    let mut stream = TcpStream::connect(at).ok()?;
+    stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split_ascii_whitespace().nth(1)?.to_owned(), body.to_owned()))
+}
+
+fn until(at: SocketAddr, wanted: impl Fn(&str, &str) -> bool) {
+    let since = Instant::now();
+    loop {
+        let said = readyz(at);
+        if said.as_ref().is_some_and(|(status, body)| wanted(status, body)) {
+            return;
+        }
+        assert!(since.elapsed() < LIMIT, "/readyz says {said:?}");
+        std::thread::sleep(LOOK);
+    }
+}
+
+#[test]
+fn a_store_that_refuses_packs_is_named_by_readyz_and_check_until_it_takes_them() {
+    let (server, room) = (S3Server::start(), tempfile::tempdir().unwrap());
+    let config = config(room.path(), &server);
+    let created = run(&config, &["pool", "create"]);
+    assert_eq!(created.code, 0, "{created:?}");
+    server.quirks(|quirks| quirks.body_bytes_max = Some(BODY_BYTES_MAX));
+
+    let checked = run(&config, &["check"]);
+    assert_eq!(checked.code, 13, "precondition failed: {checked:?}");
+    for named in ["s3://test/pool", "client_max_body_size"] {
+        assert!(checked.err.contains(named), "{named}: {checked:?}");
+    }
+
+    // A port that was free a moment ago.
+    let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (state, listen) = (room.path().join("state").display().to_string(), at.to_string());
+    let mut serve = command(
+        &config,
+        &[
+            "serve",
+            "--state-dir",
+            &state,
+            "--nfs-listen",
+            "127.0.0.1:0",
+            "--health-listen",
+            &listen,
+        ],
+    );
+    let _serving = Serving(serve.stdout(Stdio::null()).spawn().unwrap());
+    until(at, |status, body| {
+        status == "503"
+            && body.contains("pool a cannot be written")
+            && body.contains("client_max_body_size")
+    });
+
+    server.quirks(|quirks| quirks.body_bytes_max = None);
+    until(at, |status, _| status == "200");
+    let checked = run(&config, &["check"]);
+    assert_eq!(checked.code, 0, "{checked:?}");
+}
