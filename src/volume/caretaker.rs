@@ -1,8 +1,8 @@
-//! Work on a dataset that nobody has open: a controller makes a checkpoint, detaches a clone or
-//! collects its database; an administrator repairs its rows.
+//! What a controller does to a dataset that nobody has open: a checkpoint, the detaching of a
+//! clone, the collection of its database; and what an administrator does: mending its rows.
 
 use super::VolumeError;
-use super::claim::{Openings, claim, lost_to, own, release, undo};
+use super::claim::{ActiveClaim, Openings, claim, lost_to, release, undo};
 use super::lease::ExpiredLease;
 use super::ownership::{self, Before};
 use super::restoring::forget_restore;
@@ -26,13 +26,11 @@ pub async fn checkpoint_released(
     id: DatasetId,
     name: &str,
 ) -> Result<CheckpointId, VolumeError> {
-    let work = async |place: DbPlace, dataset: Dataset, epoch: Epoch| {
-        checkpoint(settings, pool, &place, &dataset, epoch, name).await
-    };
+    let work = async |held: &Maintained| checkpoint(settings, pool, held, name).await;
     care(settings, pool, id, work).await
 }
 
-/// Detaches a released clone from its ancestors (R13).
+/// Makes a released clone stand on its own (R13).
 ///
 /// # Errors
 /// [`VolumeError::Owned`] when a node has it.
@@ -41,8 +39,8 @@ pub async fn detach_released(
     pool: &Catalog,
     id: DatasetId,
 ) -> Result<Detached, VolumeError> {
-    care(settings, pool, id, async |place: DbPlace, _: Dataset, epoch: Epoch| {
-        db::detach_closed(&place, epoch).await
+    care(settings, pool, id, async |held: &Maintained| {
+        db::detach_closed(&held.place, held.epoch).await
     })
     .await
 }
@@ -56,10 +54,7 @@ pub async fn collect_released(
     pool: &Catalog,
     id: DatasetId,
 ) -> Result<(), VolumeError> {
-    care(settings, pool, id, async |place: DbPlace, _: Dataset, _: Epoch| {
-        db::collect_garbage(&place).await
-    })
-    .await
+    care(settings, pool, id, async |held: &Maintained| db::collect_garbage(&held.place).await).await
 }
 
 /// Seals packs that a released dataset refers to (R12). Durable when answered.
@@ -72,8 +67,8 @@ pub async fn seal_released(
     id: DatasetId,
     packs: &[PackId],
 ) -> Result<(), VolumeError> {
-    let work = async |place: DbPlace, dataset: Dataset, epoch: Epoch| {
-        let fs = open(settings, pool, &place, &dataset, epoch).await?;
+    let work = async |held: &Maintained| {
+        let fs = open(settings, pool, held).await?;
         let sealed = fs.seal(packs).await;
         fs.close().await?;
         sealed
@@ -91,15 +86,12 @@ pub async fn repair_released(
     pool: &Catalog,
     id: DatasetId,
 ) -> Result<Repaired, VolumeError> {
-    care(settings, pool, id, async |place: DbPlace, _: Dataset, epoch: Epoch| {
-        repair(&place, epoch).await
-    })
-    .await
+    care(settings, pool, id, async |held: &Maintained| repair(&held.place, held.epoch).await).await
 }
 
 async fn repair(place: &DbPlace, epoch: Epoch) -> Result<Repaired, FsError> {
     let database = Database::visit(place, Some(epoch)).await?;
-    // The committer stores no packs, so none is settled.
+    // It stores no packs, so that none is settled.
     let committer =
         Committer::start(database, None, Box::new(|| 0), place.bucket.failpoints().clone()).await?;
     let repaired = check::repair(&committer).await?;
@@ -114,23 +106,23 @@ pub async fn with_released<T>(
     settings: &VolumeSettings,
     pool: &Catalog,
     id: DatasetId,
-    work: impl AsyncFnOnce(&Fs) -> T,
+    work: impl AsyncFnOnce(&Fs, &ActiveClaim) -> T,
 ) -> Result<T, VolumeError> {
-    let opened = async |place: DbPlace, dataset: Dataset, epoch: Epoch| {
-        let fs = open(settings, pool, &place, &dataset, epoch).await?;
-        let done = Box::pin(work(&fs)).await;
+    let opened = async |held: &Maintained| {
+        let fs = open(settings, pool, held).await?;
+        let done = Box::pin(work(&fs, &held.claim)).await;
         fs.close().await.map(|()| done)
     };
     care(settings, pool, id, opened).await
 }
 
-/// Takes a dataset from an owner that must have stopped, and releases it. Changes that only that
-/// owner's journal held are abandoned: should the owner come back, it can neither write nor replay
-/// (R16, R34). May be called again.
+/// Takes a dataset from an owner that must have stopped, and releases it. What only that owner's
+/// journal held is given up: should the owner come back, it can neither write nor replay (R16,
+/// R34). May be repeated.
 ///
 /// # Errors
-/// [`VolumeError::Owned`] when the record names another owner by now, or the owner came back.
-/// Nobody is fenced then (R32).
+/// [`VolumeError::Owned`] when the record names another owner by now, or that one came back. Nobody
+/// is fenced then (R32).
 pub async fn release_lost(
     settings: &VolumeSettings,
     pool: &Catalog,
@@ -148,11 +140,11 @@ pub async fn release_lost(
     };
     step("volume.lost.claimed").await?;
     let place = settings.place(pool, dataset.family, dataset.incarnation);
-    let mine = own(me.claim);
+    let mine = ActiveClaim::Maintenance(me.claim);
     let mut openings = Openings::new(pool, &place, id, &mine);
     loop {
         match openings.expected().await? {
-            // No owner ever opened the dataset.
+            // It never had an owner that opened it.
             Epoch(0) => break,
             expected => match void_journals(&place, expected).await {
                 Err(FsError::Fenced) => {}
@@ -177,23 +169,31 @@ pub async fn finish_release(
     pool: &Catalog,
     id: DatasetId,
 ) -> Result<(), VolumeError> {
-    care(settings, pool, id, async |_: DbPlace, _: Dataset, _: Epoch| Ok(())).await
+    care(settings, pool, id, async |_: &Maintained| Ok(())).await
 }
 
-/// Does `work` on a released dataset under a maintenance claim. `work` gets the writer epoch, and
-/// must open the database with it (R32), or not write to the database as its owner at all.
+/// A released dataset under a maintenance claim.
+struct Maintained {
+    place: DbPlace,
+    dataset: Dataset,
+    /// The database must be opened with it (R32), or not be written to as its owner at all.
+    epoch: Epoch,
+    claim: ActiveClaim,
+}
+
+/// Does `work` on a released dataset under a maintenance claim.
 ///
-/// A node may take over a maintenance claim at any time, and fences the work in progress.
+/// A node may take a maintenance claim at any time, and fences what is under way for it.
 async fn care<T>(
     settings: &VolumeSettings,
     pool: &Catalog,
     id: DatasetId,
-    work: impl AsyncFnOnce(DbPlace, Dataset, Epoch) -> Result<T, FsError>,
+    work: impl AsyncFnOnce(&Maintained) -> Result<T, FsError>,
 ) -> Result<T, VolumeError> {
     let me = ownership::caretaker(settings.session);
     let (dataset, before) = claim(pool, id, &me, None).await?;
     let place = settings.place(pool, dataset.family, dataset.incarnation);
-    let (name, mine) = (dataset.name.to_string(), own(me.claim));
+    let (name, mine) = (dataset.name.to_string(), ActiveClaim::Maintenance(me.claim));
     let step = pool.bucket().failpoints().step("volume.care.claimed").await;
     let fs = |source| VolumeError::Fs { dataset: id.to_string(), source };
     let opened = match step {
@@ -202,13 +202,14 @@ async fn care<T>(
     };
     let settled = match opened {
         Ok(epoch) => {
-            Box::pin(settle(settings, pool, &place, (&dataset, before), epoch)).await.map_err(fs)
+            let held = Maintained { place, dataset, epoch, claim: mine.clone() };
+            Box::pin(settle(pool, held, before)).await.map_err(fs)
         }
         Err(error) => Err(error),
     };
     let done = match settled {
-        Ok(epoch) => {
-            let done = Box::pin(work(place, dataset, epoch)).await.map_err(fs);
+        Ok(held) => {
+            let done = Box::pin(work(&held)).await.map_err(fs);
             let released = release(pool, id, &mine).await;
             done.and_then(|done| released.map(|()| done))
         }
@@ -218,46 +219,42 @@ async fn care<T>(
         }
     };
     match done {
-        // Another process opened the dataset: its record names it, unless it has released the
-        // dataset again.
+        // Somebody opened it: its record says who, unless that one is gone again.
         Err(VolumeError::Fs { source: FsError::Fenced, .. }) => Err(taken(pool, id, name).await?),
         done => done,
     }
 }
 
-/// Finishes earlier owners' work on a released dataset, so that nothing from before can change it.
-/// Returns the writer epoch afterwards.
+/// Brings a released dataset to where nothing of before can change it any more.
 ///
-/// - A forced release that was cut short before it had voided the previous node's journal is
-///   finished (R34).
-/// - A restore that was cut short is ended, which might otherwise not happen: a released dataset
-///   may never be opened again (R10). A process that still restores is fenced, and its journal is
-///   void, so the rows in the store are all that will ever be restored. If this fails, the next
-///   maintenance claim or owner does it.
+/// - What a release by force may have left before it had voided the journal of the node before, is
+///   done (R34).
+/// - A restore that was cut short is ended, which nobody else may do for long: a released dataset
+///   may never be opened again (R10). Whoever still restores is fenced, and its journal is void:
+///   what is in the store then is all there will ever be of it. What fails is done by the next
+///   maintenance claim or owner.
 async fn settle(
-    settings: &VolumeSettings,
     pool: &Catalog,
-    place: &DbPlace,
-    (dataset, before): (&Dataset, Before),
-    epoch: Epoch,
-) -> Result<Epoch, FsError> {
-    if epoch == Epoch(0) || dataset.restoring.is_none() && !matches!(before, Before::Unfinished(_))
-    {
-        return Ok(epoch);
+    mut held: Maintained,
+    before: Before,
+) -> Result<Maintained, FsError> {
+    let restoring = held.dataset.restoring;
+    if held.epoch == Epoch(0) || restoring.is_none() && !matches!(before, Before::Unfinished(_)) {
+        return Ok(held);
     }
-    let epoch = void_journals(place, epoch).await?;
-    let Some(snapshot) = dataset.restoring else { return Ok(epoch) };
-    if let Err(error) = forget_restore(pool, dataset.id(), snapshot, settings.session).await {
+    held.epoch = void_journals(&held.place, held.epoch).await?;
+    let Some(snapshot) = restoring else { return Ok(held) };
+    if let Err(error) = forget_restore(pool, held.dataset.id(), snapshot, &held.claim).await {
         tracing::warn!(
-            dataset = %dataset.name,
+            dataset = %held.dataset.name,
             %error,
             "a restore that was cut short keeps its snapshot until the next maintenance claim"
         );
     }
-    Ok(epoch)
+    Ok(held)
 }
 
-/// Returns the error for a database that another process opened.
+/// What to say when the database was opened by another.
 async fn taken(pool: &Catalog, id: DatasetId, dataset: String) -> Result<VolumeError, VolumeError> {
     Ok(lost_to(dataset, pool.dataset_by_id(id).await?.and_then(|at| at.record.owner)))
 }
@@ -265,34 +262,21 @@ async fn taken(pool: &Catalog, id: DatasetId, dataset: String) -> Result<VolumeE
 async fn checkpoint(
     settings: &VolumeSettings,
     pool: &Catalog,
-    place: &DbPlace,
-    dataset: &Dataset,
-    epoch: Epoch,
+    held: &Maintained,
     name: &str,
 ) -> Result<CheckpointId, FsError> {
-    if epoch > Epoch(0) {
-        return db::checkpoint_closed(place, name, epoch).await;
+    if held.epoch > Epoch(0) {
+        return db::checkpoint_closed(&held.place, name, held.epoch).await;
     }
     // Never opened: it has no root directory yet.
-    let fs = open(settings, pool, place, dataset, epoch).await?;
+    let fs = open(settings, pool, held).await?;
     let made = fs.snapshot(name).await;
     let closed = fs.close().await;
     let made = made?;
     closed.map(|()| made)
 }
 
-async fn open(
-    settings: &VolumeSettings,
-    pool: &Catalog,
-    place: &DbPlace,
-    dataset: &Dataset,
-    epoch: Epoch,
-) -> Result<Fs, FsError> {
-    Fs::open_at(
-        place,
-        settings.chunks(pool, dataset.family),
-        settings.options(dataset, None),
-        epoch,
-    )
-    .await
+async fn open(settings: &VolumeSettings, pool: &Catalog, held: &Maintained) -> Result<Fs, FsError> {
+    let chunks = settings.chunks(pool, held.dataset.family);
+    Fs::open_at(&held.place, chunks, settings.options(&held.dataset, None), held.epoch).await
 }

@@ -3,22 +3,23 @@
 //!
 //! ```text
 //! claim ──▶ read the writer epoch ──▶ the record is still this claim's? ──▶ open, that epoch expected
-//!              ▲                         │ no: another claim                   │ another opened it: look again
+//!              ▲                         │ no: somebody else has it            │ another opened it: look again
 //!              └─────────────────────────┼─────────────────────────────────────┘
 //!                                        ▼ nobody was fenced
 //! ```
-//! A process that claims the dataset later also opens its database later, and raises the epoch. So
-//! an opener that is delayed at any of these steps finds another claim in the record, or another
-//! epoch in the database than it expects: it fails, and fences nobody (R32).
+//! Whoever claims the dataset later opens its database later, too, and raises the epoch. So an
+//! opener that is held up at any of these steps finds another claim in the record, or another epoch
+//! in the database than it expects: it fails, and fences nobody (R32).
 
 use super::VolumeError;
-use super::lease::ExpiredLease;
+use super::lease::{ExpiredLease, Tenure};
 use super::ownership::{self, Before};
 use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
 use crate::fs::FsError;
 use crate::fs::db::{self, DbPlace};
 use crate::telemetry::Injected;
 use crate::types::{ClaimId, DatasetId, Epoch, SessionId};
+use std::sync::Arc;
 
 /// Openings tried under one claim. Each failure is an opening that came late, of a claim that has
 /// ended: there are few of them.
@@ -54,7 +55,7 @@ pub(super) async fn claim(
         (Some(Ok(before)), Err(error)) => {
             // The record may have been written although its writer was not told. Nothing was opened
             // under it.
-            undo(pool, id, &own(me.claim), (before, me.session)).await;
+            undo(pool, id, &ActiveClaim::Maintenance(me.claim), (before, me.session)).await;
             Err(error.into())
         }
         (_, Err(error)) => Err(error.into()),
@@ -69,17 +70,43 @@ pub(super) struct Openings<'a> {
     pool: &'a Catalog,
     place: &'a DbPlace,
     id: DatasetId,
-    /// Decides whether the id in the record is of that claim.
-    is_ours: &'a IsOurs,
+    claim: &'a ActiveClaim,
     tries: usize,
 }
 
-/// Decides whether a claim is the one that is meant.
-pub(super) type IsOurs = dyn Fn(ClaimId) -> bool + Send + Sync;
+/// The claim under which a dataset is worked on. Work of another claim, also of the same session,
+/// is not this one's (R31).
+#[derive(Clone)]
+pub enum ActiveClaim {
+    /// An open volume's, which gets another id each time that it is acquired again after its lease
+    /// had expired.
+    Volume(Arc<Tenure>),
+    Maintenance(ClaimId),
+}
+
+impl ActiveClaim {
+    /// Whether this is the claim of that id.
+    pub fn is(&self, claim: ClaimId) -> bool {
+        match self {
+            Self::Volume(tenure) => tenure.is_of(claim),
+            Self::Maintenance(mine) => *mine == claim,
+        }
+    }
+
+    /// Whether the dataset's record names this claim.
+    pub fn owns(&self, dataset: &Dataset) -> bool {
+        dataset.owner.as_ref().is_some_and(|owner| self.is(owner.claim))
+    }
+}
 
 impl<'a> Openings<'a> {
-    pub fn new(pool: &'a Catalog, place: &'a DbPlace, id: DatasetId, is_ours: &'a IsOurs) -> Self {
-        Self { pool, place, id, is_ours, tries: 0 }
+    pub fn new(
+        pool: &'a Catalog,
+        place: &'a DbPlace,
+        id: DatasetId,
+        claim: &'a ActiveClaim,
+    ) -> Self {
+        Self { pool, place, id, claim, tries: 0 }
     }
 
     /// The writer epoch that the next opening expects: read after the claim is durable, and before
@@ -98,9 +125,8 @@ impl<'a> Openings<'a> {
         self.step("volume.claim.epoch").await?;
         let absent = || VolumeError::NotFound { what: format!("dataset {}", self.id) };
         let record = self.pool.dataset_by_id(self.id).await?.ok_or_else(absent)?.record;
-        match record.owner {
-            Some(owner) if (self.is_ours)(owner.claim) => {}
-            owner => return Err(lost_to(record.name.to_string(), owner)),
+        if !self.claim.owns(&record) {
+            return Err(lost_to(record.name.to_string(), record.owner));
         }
         self.step("volume.claim.checked").await?;
         Ok(epoch)
@@ -130,19 +156,14 @@ pub(super) fn lost_to(dataset: String, owner: Option<Owner>) -> VolumeError {
     }
 }
 
-/// True for exactly this claim.
-pub(super) fn own(mine: ClaimId) -> impl Fn(ClaimId) -> bool + Send + Sync {
-    move |claim| claim == mine
-}
-
 /// Takes a claim out of the record: the dataset is cleanly closed (R16). A record that is another
 /// claim's stays.
 pub(super) async fn release(
     pool: &Catalog,
     id: DatasetId,
-    is_ours: &IsOurs,
+    claim: &ActiveClaim,
 ) -> Result<(), VolumeError> {
-    replace(pool, id, is_ours, None).await
+    replace(pool, id, claim, None).await
 }
 
 /// Takes a claim out of the record under which nothing was opened. What a node had before, stays
@@ -150,7 +171,7 @@ pub(super) async fn release(
 pub(super) async fn undo(
     pool: &Catalog,
     id: DatasetId,
-    is_ours: &IsOurs,
+    claim: &ActiveClaim,
     (before, session): (Before, SessionId),
 ) {
     let to = match before {
@@ -158,7 +179,7 @@ pub(super) async fn undo(
         Before::Unfinished(home) => Some(ownership::voiding(session, Some(home))),
         Before::Ours | Before::Another => return,
     };
-    if let Err(error) = replace(pool, id, is_ours, to).await {
+    if let Err(error) = replace(pool, id, claim, to).await {
         tracing::warn!(
             dataset = %id,
             %error,
@@ -170,13 +191,13 @@ pub(super) async fn undo(
 async fn replace(
     pool: &Catalog,
     id: DatasetId,
-    is_ours: &IsOurs,
+    claim: &ActiveClaim,
     to: Option<Owner>,
 ) -> Result<(), VolumeError> {
     let mut ours = true;
     let swapped = pool
         .update_dataset(id, |dataset| {
-            ours = dataset.owner.as_ref().is_some_and(|owner| is_ours(owner.claim));
+            ours = claim.owns(dataset);
             if !ours {
                 return Err(CatalogError::Precondition {
                     what: format!("dataset {}", dataset.name),

@@ -1,44 +1,44 @@
-//! Closes a volume in the steps of [`super::life`], each of which may fail and is then retried, by
-//! a caller that wants the volume and by a background task.
+//! Closing: the steps of [`super::life`], each of which may fail and is then tried again, by
+//! whoever wants the volume and by itself.
 //!
 //! ```text
-//! hold calls ─▶ flush, close the database, remove the journal ─▶ release the record ─▶ place free
+//! hold its calls ─▶ flush, close the database, remove the journal ─▶ the record says released ─▶ the place is free
 //!                          │ failed for good
-//!                          └─▶ open it again, which replays its journal ─▶ flush, …
+//!                          └─▶ open it anew, which replays its journal ─▶ flush, …
 //! ```
-//! An attempt is a task of its own: a caller that goes away or times out does not leave a close
-//! half done.
+//! An attempt is a task of its own: a caller that goes away, or whose patience ends, does not leave
+//! a close half done.
 
 use super::VolumeError;
+use super::claim::ActiveClaim;
 use super::life::{Claim, Close, Reason, Step};
 use super::place::Place;
 use super::volumes::{Closing, Volumes};
 use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
 use crate::fs::FsError;
-use crate::types::{Classify, DatasetId};
+use crate::types::{ClaimId, Classify, DatasetId};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Pauses between retries of a failed close. A close that has to replay a journal is retried before
-/// the lease expires: each attempt renews the lease, and without that another node may take the
-/// dataset and lose the changes that only the journal has.
+/// Between tries of a close that failed. What is owed to a journal is tried more often than a lease
+/// ends: each try is a sign of life, without which another node may take the dataset and lose what
+/// only the journal has.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 const RETRY_DOUBLINGS: u32 = 5;
-/// After a failed opening, leases to wait for a retry before its remains are closed: a client that
-/// has the volume mounted retries sooner.
+/// Leases that an opening that failed is waited to be repeated before what it left is closed:
+/// whoever has the volume mounted repeats it sooner.
 const REPEATED_WITHIN: u32 = 4;
-/// Attempts to release a record that others change meanwhile.
+/// How often others may change the record while it is released.
 const RELEASE_TRIES: u32 = 16;
-/// Time limit for a failed file system to end.
+/// How long what has failed may take to end.
 pub(super) const ABANDON_LIMIT: Duration = Duration::from_secs(5);
 
 impl Volumes {
-    /// Flushes, closes and releases the ownership. Not open counts as closed. After a failure a
-    /// background task retries it, and so does another call; until then the volume's calls are
-    /// held.
+    /// Flushes, closes and releases the ownership. Not open counts as closed. After a failure it is
+    /// tried again by itself, and by a repeated call; until then the volume's calls are held.
     pub async fn close(&self, dataset: DatasetId) -> Result<(), VolumeError> {
         self.close_for(dataset, Reason::Unmounted).await.map(drop)
     }
@@ -62,8 +62,8 @@ impl Volumes {
         })
     }
 
-    /// Releases a dataset that this session owns and does not have open, for whatever reason (R36),
-    /// because a hand-over was requested. Closed: the record no longer names this session.
+    /// Releases a dataset that this session owns and does not have open, whatever made it so (R36):
+    /// a hand-over was asked for. Closed: the record does not name this session any more.
     pub async fn close_disowned(
         &self,
         pool: &Catalog,
@@ -71,9 +71,9 @@ impl Volumes {
     ) -> Result<Closing, VolumeError> {
         if self.find(dataset).is_none() {
             let record = pool.dataset_by_id(dataset).await?.map(|at| at.record);
-            if !record.is_some_and(|record| names(&record, &self.owner())) {
+            let Some(claim) = record.and_then(|record| self.own_claim(&record)) else {
                 return Ok(Closing::Closed);
-            }
+            };
             let place = self.place(pool, dataset)?;
             let _turn = place.turn.lock().await;
             if self.is_current(&place) && place.life().is_idle() {
@@ -83,6 +83,7 @@ impl Volumes {
                      released"
                 );
                 place.begin_opening();
+                place.claimed(ActiveClaim::Maintenance(claim));
                 place.not_opened(Claim::Owed);
             }
         }
@@ -109,7 +110,7 @@ impl Volumes {
         if let Some(open) = place.open()
             && reason != Reason::Revoked
         {
-            // Its clients retry, and find the volume opened again, or another owner.
+            // Its clients come again, and find the volume opened anew, or another owner.
             open.volume.fs.hold_calls();
         }
         self.finish_close(place).await.map(|()| Closing::Closed)
@@ -135,11 +136,11 @@ impl Volumes {
                 Step::Recover => self.recover(place).await?,
                 Step::Release => {
                     self.step(place, "volume.close.release").await?;
-                    release(&place.pool, place.id, &self.owner(), Settled::No).await?;
+                    release(place, Settled::No).await?;
                     place.released();
                 }
                 Step::Settle => {
-                    release(&place.pool, place.id, &self.owner(), Settled::Yes).await?;
+                    release(place, Settled::Yes).await?;
                     place.released();
                 }
             }
@@ -171,11 +172,11 @@ impl Volumes {
     async fn recover(&self, place: &Place) -> Result<(), VolumeError> {
         self.step(place, "volume.close.recover").await?;
         let record = place.pool.dataset_by_id(place.id).await?.map(|at| at.record);
-        if !record.is_some_and(|record| names(&record, &self.owner())) {
+        if !record.is_some_and(|record| place.owns(&record)) {
             place.not_ours();
             return Ok(());
         }
-        match Box::pin(self.open_now(&place.pool, place.id, None)).await {
+        match Box::pin(self.open_now(place, None)).await {
             Ok(open) => {
                 place.reopened(open);
                 Ok(())
@@ -185,6 +186,13 @@ impl Volumes {
                 Err(failed.error)
             }
         }
+    }
+
+    /// The claim that names this session as the owner of a volume, and not for maintenance.
+    fn own_claim(&self, record: &Dataset) -> Option<ClaimId> {
+        let me = self.owner();
+        let is_own = |owner: &&Owner| owner.session == me.session && owner.node == me.node;
+        record.owner.as_ref().filter(is_own).map(|owner| owner.claim)
     }
 
     async fn step(&self, place: &Place, name: &str) -> Result<(), VolumeError> {
@@ -220,11 +228,11 @@ impl Volumes {
     async fn close_due(&self, place: &Arc<Place>) {
         let _turn = place.turn.lock().await;
         if self.inner.left.load(Ordering::SeqCst) {
-            // The hand-over in progress takes this place next.
+            // Whoever leaves it comes next.
             place.try_again(Instant::now() + RETRY_MAX);
             return;
         }
-        // The volume may have been opened, or another attempt made, while this waited for its turn.
+        // It may have been opened, or tried, while this waited for its turn.
         if self.is_current(place)
             && place.due().is_some_and(|due| due <= Instant::now())
             && let Err(error) = self.finish_close(place).await
@@ -239,24 +247,15 @@ impl Volumes {
     }
 }
 
-/// Returns whether the record names this session: whatever its claim, the session has only this
-/// place for the dataset.
-fn names(dataset: &Dataset, me: &Owner) -> bool {
-    dataset.owner.as_ref().is_some_and(|owner| owner.session == me.session && owner.node == me.node)
-}
-
-/// Makes sure that the record does not name `me`. `Settled::Yes`: nor can a claim of `me` that is
-/// still in flight make it do so, because each is of a version that exists now.
-async fn release(
-    pool: &Catalog,
-    id: DatasetId,
-    me: &Owner,
-    settled: Settled,
-) -> Result<(), VolumeError> {
+/// Takes the claims that were made here out of the record; another claim stays (R31).
+/// `Settled::Yes`: and none that is still on its way can arrive, because each is of a version that
+/// is there now.
+async fn release(place: &Place, settled: Settled) -> Result<(), VolumeError> {
+    let (pool, id) = (&place.pool, place.id);
     for _ in 0..RELEASE_TRIES {
         let Some(mut at) = pool.dataset_by_id(id).await? else { return Ok(()) };
         let mut next = at.record.clone();
-        match (names(&next, me), settled) {
+        match (place.owns(&next), settled) {
             (true, _) => next.owner = None,
             (false, Settled::Yes) => {}
             (false, Settled::No) => return Ok(()),

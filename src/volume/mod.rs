@@ -50,6 +50,7 @@ pub use caretaker::{
     checkpoint_released, collect_released, detach_released, finish_release, release_lost,
     repair_released, seal_released, with_released,
 };
+pub use claim::ActiveClaim;
 pub use lease::{BootClock, Clock, ExpiredLease, LeaseSettings, Verdict, Watch};
 pub use ownership::{is_caretaker, unvoided};
 pub use place::VolumeGuard;

@@ -1,9 +1,10 @@
 //! The place of one dataset among the volumes of a process, and the guard of its users.
 
+use super::claim::ActiveClaim;
 use super::lease::Held;
 use super::life::{Claim, Close, Life, Reason, Step, Want};
 use super::volumes::Volume;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Dataset};
 use crate::types::DatasetId;
 use parking_lot::Mutex;
 use std::ops::Deref;
@@ -63,6 +64,9 @@ struct Inside {
     /// Keeps the lease renewed while the record may name this session, once the file system is
     /// closed.
     held: Option<Arc<Held>>,
+    /// The claims of ours that the record may name: more than one while it is not known which of
+    /// them was written.
+    claims: Vec<ActiveClaim>,
     /// When a close is tried again; none: no task is there that would.
     due: Option<Instant>,
     /// Tries of its close that failed since it was opened.
@@ -112,6 +116,22 @@ impl Place {
 
     pub fn open(&self) -> Option<Open> {
         self.inside.lock().open.clone()
+    }
+
+    /// Whether the record names a claim that was made here.
+    pub fn owns(&self, record: &Dataset) -> bool {
+        self.inside.lock().claims.iter().any(|claim| claim.owns(record))
+    }
+
+    /// The record may be written with this claim from now on.
+    pub fn claiming(&self, claim: ActiveClaim) {
+        self.inside.lock().claims.push(claim);
+    }
+
+    /// The record was written with this claim: none of before can be any more, because each is of a
+    /// version that is there now (R31).
+    pub fn claimed(&self, claim: ActiveClaim) {
+        self.inside.lock().claims = vec![claim];
     }
 
     pub fn begin_opening(&self) {
@@ -180,7 +200,9 @@ impl Place {
     }
 
     pub fn released(&self) {
-        self.inside.lock().life.released();
+        let mut inside = self.inside.lock();
+        inside.life.released();
+        inside.claims.clear();
     }
 
     /// Gives the place up to another process. Returns the open volume, if there is one.

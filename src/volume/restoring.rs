@@ -1,29 +1,30 @@
-//! The catalog's side of a restore in place: the snapshot that a dataset restores from, and depends
-//! on until the restored rows are durable (R10).
+//! A restore in place, as the catalog knows it: the snapshot that a dataset restores from, and
+//! depends on until the restored rows are durable (R10).
 //!
-//! Only the dataset's owner, the session that its record names, begins and ends one. A session that
-//! does not know yet that it is no longer the owner must not take the snapshot from the next
-//! owner's restore: a dependant is removed only from the version of the snapshot's record that was
-//! read *before* this session was seen to be the owner, and the next owner changes that record
-//! before it refers to anything.
+//! Only the claim that the dataset's record names begins and ends one (R31). Whoever does not know
+//! yet that its claim has ended must not take the snapshot from a restore under the next claim, be
+//! that of the same session: a dependant is taken away only from the version of the snapshot's
+//! record that was read *before* the claim was seen to be the record's, and whoever has the dataset
+//! after it changes that record before it refers to anything.
 //!
-//! A crash leaves the dependant and the intent; the next opening, by a node or under a maintenance
-//! claim, ends both.
+//! A crash leaves the dependant and the intent; the next opening, by a node or by a caretaker, ends
+//! both.
 
 use super::VolumeError;
+use super::claim::ActiveClaim;
 use super::volumes::Volume;
 use crate::catalog::{Catalog, CatalogError};
-use crate::types::{DatasetId, SessionId, SnapshotId};
+use crate::types::{DatasetId, SnapshotId};
 
-/// Attempts while others change the record.
+/// How often others may change the record meanwhile.
 const TRIES: u32 = 16;
 
-/// Ends a restore that was cut short: the replay is durable, so the snapshot need not be retained
-/// for it. If this fails, the next opening does it.
-pub(super) async fn end_restore(pool: &Catalog, volume: &Volume, session: SessionId) {
+/// What a restore that was cut short left: the replay is durable, so the snapshot need not be kept
+/// for it. What fails now is done by the next opening.
+pub(super) async fn end_restore(pool: &Catalog, volume: &Volume) {
     let Some(snapshot) = volume.dataset.restoring else { return };
     let ended = match volume.fs.sync().await {
-        Ok(()) => forget_restore(pool, volume.dataset.id(), snapshot, session)
+        Ok(()) => forget_restore(pool, volume.dataset.id(), snapshot, &volume.claim)
             .await
             .map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
@@ -37,22 +38,20 @@ pub(super) async fn end_restore(pool: &Catalog, volume: &Volume, session: Sessio
     }
 }
 
-/// Ends the dataset's dependence on the snapshot: everything restored from it is durable. Does
-/// nothing where `session` is not the owner: the owner ends the restore.
+/// Takes the dataset from the snapshot's dependants: all that was restored from it is durable. Does
+/// nothing where the record names another claim than `claim`: that one ends the restore.
 pub async fn forget_restore(
     pool: &Catalog,
     id: DatasetId,
     snapshot: SnapshotId,
-    session: SessionId,
+    claim: &ActiveClaim,
 ) -> Result<(), VolumeError> {
     for _ in 0..TRIES {
         let found = pool.snapshot_by_id(snapshot).await?;
         let Some(dataset) = pool.dataset_by_id(id).await?.map(|at| at.record) else {
             return Ok(());
         };
-        if dataset.owner.is_none_or(|owner| owner.session != session)
-            || dataset.restoring != Some(snapshot)
-        {
+        if !claim.owns(&dataset) || dataset.restoring != Some(snapshot) {
             return Ok(());
         }
         let step = pool.bucket().failpoints().step("volume.restore.forget").await;
@@ -68,9 +67,7 @@ pub async fn forget_restore(
             }
         }
         let cleared = pool.update_dataset(id, |record| {
-            if record.restoring == Some(snapshot)
-                && record.owner.as_ref().is_some_and(|owner| owner.session == session)
-            {
+            if record.restoring == Some(snapshot) && claim.owns(record) {
                 record.restoring = None;
             }
             Ok(())

@@ -1,6 +1,6 @@
 //! The volumes that one process has open.
 
-use super::claim::{Openings, claim};
+use super::claim::{ActiveClaim, Openings, claim};
 use super::closing::ABANDON_LIMIT;
 use super::lease::{End, ExpiredLease, Held, Keeper, LeaseSettings, Watch};
 use super::life::{Claim, Reason, Step, Want};
@@ -28,10 +28,10 @@ use tokio_util::sync::CancellationToken;
 pub(super) const CLOSES_AT_ONCE: usize = 8;
 /// Reports of lost volumes kept for a slow listener.
 const LOST_QUEUED: usize = 256;
-/// Pause between attempts to close a volume that was revoked.
+/// Between tries to close what is given up.
 const HAND_OVER_RETRY: Duration = Duration::from_millis(500);
 
-/// The result of closing a volume if it is not in use.
+/// What became of a volume that was to be closed if nobody uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
     Closed,
@@ -45,11 +45,13 @@ pub struct Volume {
     pub fs: Arc<Fs>,
     /// The same with its snapshots, for clients.
     pub served: Arc<Served>,
-    /// The key that authenticates file handles (R7).
+    /// What file handles are authenticated with (R7).
     pub handle_key: [u8; 16],
     /// No two openings in this process have the same.
     pub opening: u64,
-    /// The number of its guards.
+    /// What it is open under.
+    pub claim: ActiveClaim,
+    /// How many guards there are of it.
     pub(super) users: Users,
     chunks: ChunkStore,
 }
@@ -59,7 +61,7 @@ pub struct Volume {
 pub struct Lost {
     pub pool: PoolId,
     pub dataset: DatasetId,
-    /// The [`Volume::opening`] that was lost: the dataset may have been opened again since.
+    /// The [`Volume::opening`] that was lost: the dataset may have been opened anew since.
     pub opening: u64,
     pub why: FsError,
 }
@@ -73,7 +75,7 @@ pub struct Volumes {
 pub(super) struct Inner {
     settings: VolumeSettings,
     lease: LeaseSettings,
-    /// The id of the folder of journals, once it was read.
+    /// Of the folder of journals, once it was asked for.
     home: tokio::sync::OnceCell<HomeId>,
     /// One for each pool that a volume was opened in.
     keepers: Mutex<HashMap<PoolId, Keeper>>,
@@ -85,8 +87,7 @@ pub(super) struct Inner {
     lost: broadcast::Sender<Lost>,
     mailbox: Arc<Notify>,
     views: Views,
-    /// Set when another process of this node goes on with the volumes: none is opened here after
-    /// that.
+    /// Another process of this node goes on with the volumes: none is opened here any more.
     pub(super) left: AtomicBool,
 }
 
@@ -201,7 +202,7 @@ impl Volumes {
         }
         let (volumes, pool, expired) = (self.clone(), pool.clone(), expired.cloned());
         let (answer, answered) = oneshot::channel();
-        // A task of its own: a caller that goes away must not leave a claim that no task knows of.
+        // A task of its own: a caller that goes away must not leave a claim that nobody knows of.
         tokio::spawn(async move {
             let opened = Box::pin(volumes.open_in_turn(&pool, dataset, expired.as_ref())).await;
             if let Err(Ok(unwanted)) = answer.send(opened) {
@@ -253,7 +254,7 @@ impl Volumes {
         expired: Option<&ExpiredLease>,
     ) -> Result<VolumeGuard, VolumeError> {
         place.begin_opening();
-        match Box::pin(self.open_now(&place.pool, place.id, expired)).await {
+        match Box::pin(self.open_now(place, expired)).await {
             Ok(open) => {
                 self.watch_volume(place, &open);
                 Ok(place.opened(open))
@@ -281,8 +282,8 @@ impl Volumes {
         self.inner.places.lock().values().filter_map(|place| place.volume()).collect()
     }
 
-    /// Returns whether this session has, or may have, a dataset of this pool, so that it may get
-    /// requests.
+    /// Whether this session has, or may have, a dataset of this pool: others may ask it for
+    /// something.
     pub fn has_any_of(&self, pool: PoolId) -> bool {
         self.inner.places.lock().values().any(|place| place.pool.pool().id == pool)
     }
@@ -366,10 +367,10 @@ impl Volumes {
 
     pub(super) async fn open_now(
         &self,
-        pool: &Catalog,
-        id: DatasetId,
+        place: &Place,
         expired: Option<&ExpiredLease>,
     ) -> Result<Open, NotOpened> {
+        let (pool, id) = (&place.pool, place.id);
         let me = self.owner_at_home().await?;
         let absent = || NotOpened {
             error: VolumeError::NotFound { what: format!("dataset {id}") },
@@ -382,11 +383,13 @@ impl Volumes {
         ownership::may_take(&record, &me, expired).map_err(NotOpened::at_claim)?;
         let begun = self.keeper(pool).begin(id, me.claim).await?;
         if self.inner.left.load(Ordering::SeqCst) {
-            // The process left the volumes without waiting for this: the next process may have it
-            // open by now.
+            // Whoever left did not wait for this: the next process may have it open by now.
             return Err(VolumeError::Left { dataset: id.to_string() }.into());
         }
+        let active = ActiveClaim::Volume(begun.held.tenure().clone());
+        place.claiming(active.clone());
         let (dataset, before) = claim(pool, id, &me, expired).await.map_err(NotOpened::at_claim)?;
+        place.claimed(active.clone());
         if let (Before::Another, Some(owner)) = (before, &record.owner) {
             tracing::warn!(
                 dataset = %dataset.name,
@@ -399,7 +402,7 @@ impl Volumes {
         begun.held.claimed(begun.life);
         let step = pool.bucket().failpoints().step("volume.open.claimed").await;
         let opened = match step {
-            Ok(()) => self.open_fs(pool, &dataset, &begun.held).await,
+            Ok(()) => self.open_fs(pool, &dataset, &begun.held, active).await,
             Err(injected) => {
                 let source = FsError::Unavailable(injected.to_string());
                 Err(VolumeError::Fs { dataset: dataset.name.to_string(), source })
@@ -407,7 +410,7 @@ impl Volumes {
         };
         match opened {
             Ok(volume) => {
-                end_restore(pool, &volume, me.session).await;
+                end_restore(pool, &volume).await;
                 Ok(Open {
                     volume: Arc::new(volume),
                     held: Arc::new(begun.held),
@@ -428,14 +431,14 @@ impl Volumes {
         pool: &Catalog,
         dataset: &Dataset,
         held: &Held,
+        claim: ActiveClaim,
     ) -> Result<Volume, VolumeError> {
         let settings = &self.inner.settings;
         let journal =
             settings.journal_dir.as_ref().map(|dir| journals::path(dir, pool, dataset.id()));
         let place = settings.place(pool, dataset.family, dataset.incarnation);
         let chunks = self.chunks(pool, dataset.family);
-        let is_ours = held.is_ours();
-        let mut openings = Openings::new(pool, &place, dataset.id(), &is_ours);
+        let mut openings = Openings::new(pool, &place, dataset.id(), &claim);
         let fs = loop {
             let (expected, options) =
                 (openings.expected().await?, settings.options(dataset, journal.clone()));
@@ -471,6 +474,7 @@ impl Volumes {
             served,
             handle_key,
             opening,
+            claim,
             users,
             chunks,
         })
@@ -498,7 +502,7 @@ impl Volumes {
                         let Some(place) = place.upgrade() else { return };
                         return volumes.hand_over(&place.pool, &volume, claim).await;
                     }
-                    // The new owner may not have fenced this one yet.
+                    // Whoever has it now may not have fenced this one yet.
                     End::Taken => {
                         volume.fs.give_up(FsError::Fenced);
                         FsError::Fenced
@@ -514,7 +518,7 @@ impl Volumes {
     /// Recovers what only the journal holds, unless the dataset is another owner's.
     async fn lose(&self, place: &Arc<Place>, volume: &Volume, why: FsError) {
         let _turn = place.turn.lock().await;
-        // The task that closes it does the rest.
+        // Whoever closes it sees to the rest.
         if !self.is_current(place) || !place.lost(volume) {
             return;
         }
@@ -538,8 +542,8 @@ impl Volumes {
         });
     }
 
-    /// Hands over a volume whose claim was revoked (R27): stops answering, and flushes what was
-    /// answered to the store while there is time.
+    /// A volume whose claim was revoked (R27): nothing is answered any more, and what was is
+    /// brought to the store while there is time.
     async fn hand_over(&self, pool: &Catalog, volume: &Volume, claim: ClaimId) {
         let dataset = volume.dataset.id();
         self.report(volume, FsError::Fenced);

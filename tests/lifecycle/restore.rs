@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use zerofs_csi::catalog::{Catalog, Dataset};
+use zerofs_csi::catalog::{Catalog, Dataset, Owner};
 use zerofs_csi::control::node::NoMounts;
 use zerofs_csi::control::{ControlError, RestoreInPlace, serve_mailbox};
 use zerofs_csi::fs::Restored;
@@ -15,9 +15,9 @@ use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::check::check;
 use zerofs_csi::fs::db::{DbCache, Reader};
 use zerofs_csi::types::{
-    Class, Classify, DatasetId, Incarnation, SnapshotHandle, Timestamp, VolumeHandle,
+    Class, Classify, DatasetId, Incarnation, SessionId, SnapshotHandle, Timestamp, VolumeHandle,
 };
-use zerofs_csi::volume::{Served, collect_released, forget_restore, place};
+use zerofs_csi::volume::{ActiveClaim, Served, collect_released, forget_restore, place};
 
 /// Kind, mode, owner, mtime, links, content.
 type Object = (FileKind, u32, u32, Timestamp, u32, Vec<u8>);
@@ -475,54 +475,55 @@ fn only_the_owner_lets_the_snapshot_go() {
             .unwrap()
             .handle;
         let (catalog, failpoints) = (world.catalog.clone(), world.catalog.bucket().failpoints());
-        let (id, life, first) =
-            (volume.dataset, volume.dataset.incarnation, world.volumes.settings().session);
-        failpoints.set("control.restore.durable", "1*return->off").unwrap();
-        restore(&world, volume, &wanted(cut, "file", "copy", false)).await.unwrap_err();
-        // The call has seen that this process is the owner, and stops before it changes anything.
-        failpoints.set("volume.restore.forget", "1*pause->off").unwrap();
-        let before = failpoints.passed().get("volume.restore.forget").copied();
-        let late = tokio::spawn({
-            let catalog = catalog.clone();
-            async move { forget_restore(&catalog, id, cut.snapshot, first).await }
-        });
-        while failpoints.passed().get("volume.restore.forget").copied() == before {
-            tokio::task::yield_now().await;
-        }
-        // The next owner ends what was left, and restores from the same snapshot.
-        let next = zerofs_csi::types::SessionId::from_bytes([9; 16]);
-        let own = |session| zerofs_csi::catalog::Owner::new("other", session);
-        edit(&catalog, id, |record| record.owner = Some(own(next))).await;
-        forget_restore(&catalog, id, cut.snapshot, next).await.unwrap();
+        let (id, life, mine) = (volume.dataset, volume.dataset.incarnation, open.claim.clone());
+        let record = async || catalog.dataset_by_id(id).await.unwrap().unwrap().record;
         let depends = async || {
-            catalog
-                .snapshot_by_id(cut.snapshot)
-                .await
-                .unwrap()
-                .unwrap()
-                .record
-                .dependants
-                .contains(&life)
+            let snapshot = catalog.snapshot_by_id(cut.snapshot).await.unwrap().unwrap();
+            snapshot.record.dependants.contains(&life)
         };
-        assert!(!depends().await);
-        edit(&catalog, id, |record| record.restoring = Some(cut.snapshot)).await;
-        let depend = |record: &mut zerofs_csi::catalog::Snapshot| {
-            record.dependants.push(life);
-            Ok(())
-        };
-        catalog.update_snapshot(cut.snapshot, depend).await.unwrap();
-        failpoints.set("volume.restore.forget", "off").unwrap();
-        late.await.unwrap().unwrap();
-        assert!(depends().await, "the next owner's restore keeps the snapshot");
-        forget_restore(&catalog, id, cut.snapshot, first).await.unwrap();
-        assert!(depends().await);
-        let refused =
-            restore(&world, volume, &wanted(cut, "file", "again", false)).await.unwrap_err();
-        assert_eq!(refused.class(), Class::Unavailable, "{refused}");
-        assert!(depends().await && child(&open.served, open.served.root(), "again").await.is_err());
+        let ours = record().await.owner;
+        let another = Owner::new("other", SessionId::from_bytes([9; 16]));
+        // The same session may have claimed the dataset again, too (R31).
+        for (n, next) in [another, world.volumes.owner()].into_iter().enumerate() {
+            edit(&catalog, id, |record| record.owner = ours.clone()).await;
+            failpoints.set("control.restore.durable", "1*return->off").unwrap();
+            let copy = format!("copy{n}");
+            restore(&world, volume, &wanted(cut, "file", &copy, false)).await.unwrap_err();
+            // It has seen that the claim is the record's, and stops before it changes anything.
+            failpoints.set("volume.restore.forget", "1*pause->off").unwrap();
+            let before = failpoints.passed().get("volume.restore.forget").copied();
+            let late = tokio::spawn({
+                let (catalog, mine) = (catalog.clone(), mine.clone());
+                async move { forget_restore(&catalog, id, cut.snapshot, &mine).await }
+            });
+            while failpoints.passed().get("volume.restore.forget").copied() == before {
+                tokio::task::yield_now().await;
+            }
+            // The next owner ends what was left, and restores from the same snapshot.
+            edit(&catalog, id, |record| record.owner = Some(next.clone())).await;
+            let its = ActiveClaim::Maintenance(next.claim);
+            forget_restore(&catalog, id, cut.snapshot, &its).await.unwrap();
+            assert!(!depends().await);
+            edit(&catalog, id, |record| record.restoring = Some(cut.snapshot)).await;
+            let depend = |record: &mut zerofs_csi::catalog::Snapshot| {
+                record.dependants.push(life);
+                Ok(())
+            };
+            catalog.update_snapshot(cut.snapshot, depend).await.unwrap();
+            failpoints.set("volume.restore.forget", "off").unwrap();
+            late.await.unwrap().unwrap();
+            assert!(depends().await, "the next owner's restore keeps the snapshot");
+            forget_restore(&catalog, id, cut.snapshot, &mine).await.unwrap();
+            assert!(depends().await);
+            let refused =
+                restore(&world, volume, &wanted(cut, "file", "again", false)).await.unwrap_err();
+            assert_eq!(refused.class(), Class::Unavailable, "{refused}");
+            let again = child(&open.served, open.served.root(), "again").await;
+            assert!(depends().await && again.is_err());
+        }
 
         // The owner itself makes good what is left, also for another snapshot.
-        edit(&catalog, id, |record| record.owner = Some(world.volumes.owner())).await;
+        edit(&catalog, id, |record| record.owner = ours.clone()).await;
         let other = world
             .controller
             .create_snapshot(volume, "other".parse().unwrap(), false)
@@ -561,10 +562,10 @@ fn what_a_killed_restore_left_is_ended_by_the_next_caretaker() {
                 .await
                 .unwrap_err();
             // Its process is gone before it gives the volume back.
-            let dead = zerofs_csi::types::SessionId::from_bytes([9; 16]);
+            let dead = SessionId::from_bytes([9; 16]);
             edit(&world.catalog, volume.dataset, |record| {
                 assert_eq!(record.restoring, Some(cut.snapshot));
-                record.owner = Some(zerofs_csi::catalog::Owner::new("(controller)", dead));
+                record.owner = Some(Owner::new("(controller)", dead));
             })
             .await;
             match n {

@@ -2,7 +2,7 @@
 //! here too.
 
 use super::request::{Checkpointed, OwnerReply, OwnerRequest};
-use super::restore::restore;
+use super::restore::{Target, restore};
 use crate::catalog::Catalog;
 use crate::control::ControlError;
 use crate::control::node::Mounts;
@@ -58,7 +58,9 @@ impl Local {
             }
             OwnerRequest::Detach => Ok(OwnerReply::Detached(volume.fs.detach().await?)),
             OwnerRequest::Restore(wanted) => {
-                let done = restore(settings, pool, &volume.dataset, &volume.fs, wanted, progress);
+                let target =
+                    Target { dataset: &volume.dataset, fs: &volume.fs, claim: &volume.claim };
+                let done = restore(settings, pool, target, wanted, progress);
                 Ok(OwnerReply::Restored(Box::pin(done).await?))
             }
             // The caller holds the volume.

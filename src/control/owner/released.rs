@@ -1,12 +1,12 @@
 //! Carrier: a released dataset, under a maintenance claim of this process.
 
 use super::request::{Checkpointed, OwnerReply, OwnerRequest};
-use super::restore::restore;
+use super::restore::{Target, restore};
 use crate::catalog::{Catalog, Dataset};
 use crate::control::ControlError;
 use crate::fs::{Fs, Progress};
 use crate::volume::{
-    VolumeSettings, checkpoint_released, detach_released, seal_released, with_released,
+    ActiveClaim, VolumeSettings, checkpoint_released, detach_released, seal_released, with_released,
 };
 
 /// # Errors
@@ -33,8 +33,10 @@ pub(super) async fn act(
         }
         OwnerRequest::Restore(wanted) => {
             let progress = Progress::default();
-            let work =
-                async |fs: &Fs| restore(settings, pool, dataset, fs, wanted, &progress).await;
+            let work = async |fs: &Fs, claim: &ActiveClaim| {
+                let target = Target { dataset, fs, claim };
+                restore(settings, pool, target, wanted, &progress).await
+            };
             Ok(OwnerReply::Restored(with_released(settings, pool, id, work).await??))
         }
         // The dataset has no owner.

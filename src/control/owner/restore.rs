@@ -12,7 +12,7 @@ use crate::catalog::{Catalog, CatalogError, Dataset, State};
 use crate::control::ControlError;
 use crate::fs::{Fs, Overwrite, Progress, RestoreError, Restored, Route};
 use crate::types::{Class, Classify, EntryName, Incarnation, SnapshotId};
-use crate::volume::{ReadSnapshot, VolumeSettings, forget_restore};
+use crate::volume::{ActiveClaim, ReadSnapshot, VolumeSettings, forget_restore};
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
@@ -103,22 +103,29 @@ fn names(TreePath(path): &TreePath) -> Result<Vec<EntryName>, ControlError> {
     parts.map(name).collect()
 }
 
-/// Does it. `fs`: the open dataset.
+/// An open dataset that is restored into.
+pub(super) struct Target<'a> {
+    pub dataset: &'a Dataset,
+    pub fs: &'a Fs,
+    pub claim: &'a ActiveClaim,
+}
+
+/// Restores into the open dataset.
 ///
 /// # Errors
 /// As [`Fs::restore`]; `Unavailable` where the catalog could not be told.
 pub(super) async fn restore(
     settings: &VolumeSettings,
     pool: &Catalog,
-    dataset: &Dataset,
-    fs: &Fs,
+    target: Target<'_>,
     wanted: &RestoreInPlace,
     progress: &Progress,
 ) -> Result<Restored, ControlError> {
+    let Target { dataset, fs, claim } = target;
     let route = wanted.route()?;
     let running = || ControlError::InProgress { what: format!("volume {}", dataset.name) };
     let _alone = fs.begin_restore().ok_or_else(running)?;
-    begin(settings, pool, dataset, fs, wanted.snapshot).await?;
+    begin(pool, &target, wanted.snapshot).await?;
     step(pool, "control.restore.pinned").await?;
     let restored = async {
         let reading = ReadSnapshot::open(settings, pool, wanted.snapshot).await?;
@@ -140,7 +147,7 @@ pub(super) async fn restore(
         ),
     };
     if !restored.as_ref().is_err_and(unsure) {
-        forget_restore(pool, dataset.id(), wanted.snapshot, settings.session).await?;
+        forget_restore(pool, dataset.id(), wanted.snapshot, claim).await?;
     }
     restored
 }
@@ -153,14 +160,12 @@ async fn step(pool: &Catalog, name: &str) -> Result<(), ControlError> {
 /// an earlier restore are ended first: this one changes the snapshot's record, so that a process
 /// that read it before cannot remove the dependant ([`forget_restore`]).
 async fn begin(
-    settings: &VolumeSettings,
     pool: &Catalog,
-    dataset: &Dataset,
-    fs: &Fs,
+    Target { dataset, fs, claim }: &Target<'_>,
     snapshot: SnapshotId,
 ) -> Result<(), ControlError> {
     step(pool, "control.restore.begin").await?;
-    let (id, me) = (dataset.id(), settings.session);
+    let id = dataset.id();
     let taken = || {
         ControlError::Unavailable(format!(
             "volume {} has another owner by now; retry",
@@ -170,12 +175,11 @@ async fn begin(
     let left = pool.dataset_by_id(id).await?.ok_or_else(taken)?.record.restoring;
     if let Some(left) = left {
         fs.sync().await?;
-        forget_restore(pool, id, left, me).await?;
+        forget_restore(pool, id, left, claim).await?;
     }
     let mut ours = true;
     let marked = pool.update_dataset(id, |record| {
-        ours = record.owner.as_ref().is_some_and(|owner| owner.session == me)
-            && record.restoring.is_none();
+        ours = claim.owns(record) && record.restoring.is_none();
         if !ours {
             let why = "another owner has it by now".to_owned();
             return Err(CatalogError::Precondition {

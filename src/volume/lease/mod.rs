@@ -42,6 +42,7 @@ mod watch;
 
 pub use clock::{BootClock, Clock};
 pub(super) use keeper::Keeper;
+pub use tenure::Tenure;
 pub(super) use tenure::{End, Held};
 #[cfg(test)]
 pub(super) use watch::Seen;

@@ -17,10 +17,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 
-/// The reason why ownership ended before the volume was closed.
+/// Why a tenure is over before its volume was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The dataset's record names another owner, or none.
+    /// The dataset's record names somebody else, or nobody.
     Taken,
     /// The claim of this id was revoked (R27).
     Revoked(ClaimId),
@@ -52,7 +52,7 @@ impl Tenure {
         }
     }
 
-    /// Returns whether a claim found in the record, or revoked, is this owner's.
+    /// Whether a claim found in the record, or revoked, is the one that this is of.
     pub fn is_of(&self, claim: ClaimId) -> bool {
         self.claims.lock().contain(claim)
     }
@@ -62,7 +62,7 @@ impl Tenure {
         self.claims.lock().renew(record, ClaimId::random())
     }
 
-    /// Notes that the record made by [`Self::renew`] was written, with this claim.
+    /// What [`Self::renew`] had made of the record was written, with this claim.
     pub(super) fn renewed(&self, claim: ClaimId) {
         self.claims.lock().renewed(claim);
     }
@@ -74,7 +74,7 @@ impl Tenure {
         let _ended = self.good_for.fetch_update(Ordering::AcqRel, Ordering::Acquire, raise);
     }
 
-    /// Returns whether the record has to be written again before this is valid again.
+    /// Whether the record has to be written anew before this holds again.
     pub(super) fn needs_confirming(&self, life: u64) -> bool {
         let good_for = self.good_for.load(Ordering::Acquire);
         good_for != UNCLAIMED && good_for != ENDED && good_for != life
@@ -107,8 +107,7 @@ impl Tenure {
 
 impl fs::Tenure for Tenure {
     fn holds(&self) -> bool {
-        // The lease is read first: a reader that sees it renewed after it expired also sees its new
-        // generation.
+        // The lease first: who sees it renewed after a lapse sees that it is in another life, too.
         self.shared.is_valid() && self.good_for.load(Ordering::Acquire) == self.shared.life()
     }
 
@@ -150,17 +149,11 @@ impl Held {
         &self.0
     }
 
-    /// Returns a test of whether a claim is the one under which the volume is open.
-    pub fn is_ours(&self) -> impl Fn(ClaimId) -> bool + Send + Sync + use<> {
-        let tenure = self.0.clone();
-        move |claim| tenure.is_of(claim)
-    }
-
     /// The record is of this claim, by a change made while `life` was the lease's (from
     /// [`super::Keeper::begin`]).
     pub fn claimed(&self, life: u64) {
         self.0.confirm(life);
-        // The lease may have expired meanwhile.
+        // It may have lapsed meanwhile.
         if self.0.needs_confirming(self.0.shared.life()) {
             self.0.shared.renew_soon();
         }
