@@ -90,12 +90,14 @@ fn a_creation_that_arrives_after_it_was_given_up_has_its_name() {
     drop(process);
     world.die();
     world.start();
-    assert_eq!(world.store.late(), 1, "its put is under way");
+    assert!(world.store.late() > 0, "its put is under way");
     let process = world.process().clone();
     world.run(async {
         work::give_up(&process, "late").await.unwrap();
         model.abandoned.push(("late".to_owned(), Origin::Nothing));
-        world.store.arrive(0).await;
+        while world.store.late() > 0 {
+            world.store.arrive(0).await;
+        }
         let clone = Some(Source::Snapshot(cut));
         let error = process.create("late", clone.clone()).await.unwrap_err();
         assert_eq!(error.class(), Class::Exists, "{error}");

@@ -132,7 +132,7 @@ fn whoever_waits_for_another_collection_lists_nothing_but_its_claim() {
         let made = bucket.requests() - before;
         println!("waiting for half a minute: {made:?}");
         assert!((10..=20).contains(&made.list), "it looks every two seconds: {made:?}");
-        assert_eq!(made.get, look.get * made.list, "{made:?}");
+        assert!(made.get <= look.get, "a version is read once: {made:?}");
         assert_eq!((made.put, made.delete, made.head), (0, 0, 0), "{made:?}");
         failpoints.set("collect.marked", "off").unwrap();
         assert!(collecting.await.unwrap().is_some());

@@ -150,8 +150,8 @@ async fn waits() -> [Duration; 2] {
     let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
     let mut waits = [Duration::ZERO; 2];
     for (n, wait) in waits.iter_mut().enumerate() {
-        // Long after it was opened, or a request was there.
-        tokio::time::sleep(Duration::from_secs(3600)).await;
+        // Long after it was opened, or a request was there, and soon after a renewal.
+        tokio::time::sleep(Duration::from_secs(3601)).await;
         if n == 1 {
             sync_often(&open, 0, 1).await;
         }
