@@ -100,7 +100,7 @@ fn who_finds_that_another_has_collected_leaves_it_at_that() {
 /// deletion, looks at the claim again and again, and at nothing else.
 #[test]
 fn whoever_waits_for_another_collection_lists_nothing_but_its_claim() {
-    super::paused(|| async {
+    crate::setup::paused(|| async {
         let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
         // Another process's bucket: with a count of requests of its own.
         let bucket = catalog.bucket().clone().with_limits(Limits::default());

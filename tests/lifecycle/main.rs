@@ -52,22 +52,6 @@ use zerofs_csi::volume::{BootClock, Clock, LeaseSettings, VolumeSettings, Volume
 
 pub use setup::run;
 
-/// As [`run`], on a clock that goes on by itself while everybody waits.
-pub fn paused<T: Future<Output = ()>>(test: impl FnOnce() -> T + Send) {
-    let run = || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        runtime.block_on(Box::pin(test()));
-    };
-    std::thread::scope(|threads| {
-        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
-        thread.spawn_scoped(threads, run).unwrap();
-    });
-}
-
 /// A process on a pool in memory.
 pub struct World {
     pub catalog: Catalog,

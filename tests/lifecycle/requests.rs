@@ -94,7 +94,7 @@ fn requests_do_not_depend_on_the_number_of_files() {
 /// their number, and nothing else.
 #[test]
 fn an_idle_node_costs_its_heartbeat_however_many_volumes_it_has_open() {
-    super::paused(|| async {
+    crate::setup::paused(|| async {
         let (one, many) = (idle_hour(1).await, idle_hour(5).await);
         println!("an hour of a node with idle volumes: {one:?}");
         for (hour, volumes) in [(one, 1), (many, 5)] {
@@ -169,7 +169,7 @@ async fn waits() -> [Duration; 2] {
 /// a volume in use; whoever asked looks for the answer each second.
 #[test]
 fn a_request_is_read_with_the_next_renewal_or_while_the_volume_is_used_within_two_seconds() {
-    super::paused(|| async {
+    crate::setup::paused(|| async {
         let look = Duration::from_secs(1);
         let [idle, used] = waits().await;
         println!("a snapshot asked of an idle owner: {idle:?}; of one in use: {used:?}");

@@ -26,6 +26,22 @@ pub fn run(test: impl Future<Output = ()> + Send + 'static) {
     runtime.block_on(done).unwrap();
 }
 
+/// As [`run`], on a clock that goes on by itself while everybody waits.
+pub fn paused<T: Future<Output = ()>>(test: impl FnOnce() -> T + Send) {
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(Box::pin(test()));
+    };
+    std::thread::scope(|threads| {
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+        thread.spawn_scoped(threads, run).unwrap();
+    });
+}
+
 /// Settings of a process on `node`, without journals.
 pub fn settings(node: &str) -> VolumeSettings {
     VolumeSettings {
