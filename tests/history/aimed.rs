@@ -75,7 +75,7 @@ pub async fn cut(
 /// creation from another source finds it so until it is deleted.
 #[test]
 fn a_creation_that_arrives_after_it_was_given_up_has_its_name() {
-    let mut world = World::looking_for_mail(Duration::from_secs(1));
+    let mut world = World::polling_mailbox(Duration::from_secs(1));
     let mut model = Model::default();
     let process = world.process().clone();
     let cut = world.run(async {
