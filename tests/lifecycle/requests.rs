@@ -144,7 +144,7 @@ async fn waits() -> [Duration; 2] {
     let stop = CancellationToken::new();
     let (pools, owner) = (world.controller.pools().clone(), world.volumes.clone());
     let mailbox =
-        mail::serve(pools, owner, Arc::new(NoMounts), Duration::from_secs(2), stop.clone());
+        serve_mailbox(pools, owner, Arc::new(NoMounts), Duration::from_secs(2), stop.clone());
     let mailbox = tokio::spawn(mailbox);
     let volume = world.create("v", None).await.unwrap().handle;
     let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
