@@ -130,9 +130,9 @@ const CIRCLES: &[(&str, &[&str])] = &[
     ("fs::check", &["finding", "repair"]),
     ("fs::db", &["collection", "compaction", "damage", "detach", "settings"]),
     ("fs::names", &["rested", "table"]),
-    ("volume", &["closing", "home", "journals", "place", "restoring", "volumes"]),
+    ("volume", &["closing", "entry", "journal_dir", "journals", "restoring", "volumes"]),
     ("volume", &["lease", "ownership"]),
-    ("volume::lease", &["keeper", "tenure"]),
+    ("volume::lease", &["ownership", "renewer"]),
 ];
 
 /// The first names of the paths that follow `start` in a source: `start::a`, `start::{b::c, d}`.

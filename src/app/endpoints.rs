@@ -4,7 +4,7 @@ use super::handover::{Listening, Service, Sockets};
 use crate::control::node::{EndpointError, Endpoints};
 use crate::nfs::{Budget, Endpoint, ExportId, Limits, MountPass, Options, Server};
 use crate::types::DatasetId;
-use crate::volume::{Attached, Served};
+use crate::volume::{Attached, ExportedFs};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -30,8 +30,8 @@ pub struct NfsEndpoints {
 }
 
 struct Running {
-    endpoint: Arc<Endpoint<Served>>,
-    server: Server<Arc<Endpoint<Served>>>,
+    endpoint: Arc<Endpoint<ExportedFs>>,
+    server: Server<Arc<Endpoint<ExportedFs>>>,
 }
 
 impl NfsEndpoints {
@@ -74,7 +74,7 @@ impl NfsEndpoints {
         futures::future::join_all(rests).await.into_iter().flatten().collect()
     }
 
-    fn endpoint(&self, dataset: DatasetId) -> Result<Arc<Endpoint<Served>>, EndpointError> {
+    fn endpoint(&self, dataset: DatasetId) -> Result<Arc<Endpoint<ExportedFs>>, EndpointError> {
         let running = self.running.lock();
         running
             .get(&dataset)
@@ -88,7 +88,7 @@ fn export_id(dataset: DatasetId) -> ExportId {
 }
 
 impl Endpoints for NfsEndpoints {
-    type Pass = MountPass<Served>;
+    type Pass = MountPass<ExportedFs>;
 
     async fn listen(
         &self,
@@ -122,7 +122,7 @@ impl Endpoints for NfsEndpoints {
     }
 
     fn serve(&self, volume: &Attached) -> Result<(), EndpointError> {
-        self.endpoint(volume.dataset)?.publish(volume.served.clone(), volume.handle_key);
+        self.endpoint(volume.dataset)?.publish(volume.exported.clone(), volume.handle_key);
         Ok(())
     }
 

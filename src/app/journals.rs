@@ -23,7 +23,7 @@ pub async fn run(pools: Pools, volumes: Volumes, stop: CancellationToken) {
         }
         wait = LOOK_AGAIN;
         for pool in pools.iter() {
-            if let Err(error) = volumes.remove_outlived_journals(&pool.catalog).await {
+            if let Err(error) = volumes.remove_obsolete_journals(&pool.catalog).await {
                 tracing::info!(
                     pool = pool.name,
                     %error,

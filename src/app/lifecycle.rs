@@ -11,7 +11,7 @@ use super::handover::{
 use super::health::Health;
 use super::parts::Parts;
 use super::state_dir::{StateDir, StateFolder};
-use crate::control::node::{Leaving, NodeAgent, NodeSettings};
+use crate::control::node::{HandoverHold, NodeAgent, NodeSettings};
 use crate::mount::Mounter;
 use crate::nfs::{Budget, Options, Peers};
 use crate::types::{Class, Classify};
@@ -185,7 +185,7 @@ impl Lifecycle {
         successor: Successor,
         input: &HandoverInput<'_, M>,
         quiesce: BoxFuture<'_, Option<Listening>>,
-        held: Leaving,
+        held: HandoverHold,
     ) -> HandoverOutcome {
         let HandoverInput { folder, parts, agent, health, sockets } = *input;
         let begun = Instant::now();
@@ -198,7 +198,7 @@ impl Lifecycle {
             .chain(health.give())
             .for_each(|listening| sockets.put(listening));
         let quiesced = begun.elapsed();
-        if let Err(error) = parts.volumes.leave(CLOSE_LIMIT).await {
+        if let Err(error) = parts.volumes.hand_over(CLOSE_LIMIT).await {
             tracing::warn!(
                 %error,
                 "timed out closing the volume's database; the next process waits for it"
@@ -208,8 +208,8 @@ impl Lifecycle {
         let program = successor.hello.program.clone();
         health.stand_by();
         let transferred = transfer(successor, folder, state, sockets).await;
-        held.leave();
-        parts.volumes.views().close().await;
+        held.hand_over();
+        parts.volumes.open_snapshots().close().await;
         match transferred {
             Ok(standby) => {
                 // Another process answers on them: a connection that it closes must be closed.
@@ -281,7 +281,7 @@ async fn prepare(successor: Successor, parts: &Parts) -> Option<Successor> {
 
 /// Flushes to the store; refuses the successor if that is not possible.
 async fn flush_for(successor: Successor, parts: &Parts) -> Option<Successor> {
-    let flushed = parts.volumes.prepare_to_leave();
+    let flushed = parts.volumes.prepare_handover();
     tokio::pin!(flushed);
     let soon = tokio::time::timeout(FLUSH_SUSPECT, &mut flushed).await;
     if let Ok(Ok(())) = soon {

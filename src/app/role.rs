@@ -634,7 +634,7 @@ impl<M> Period<M> {
             Some(exports) => exports.close(FLUSH_LIMIT).await,
             None => Ok(()),
         };
-        self.parts.volumes.views().close().await;
+        self.parts.volumes.open_snapshots().close().await;
         lifecycle::flush_staged(&self.parts).await?;
         Ok(closed?)
     }

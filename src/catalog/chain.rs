@@ -41,13 +41,13 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-/// Versions below the newest that are kept.
+/// The number of versions below the newest that are kept.
 pub const KEEP: u64 = 8;
-/// Versions below the floor that are removed in one request.
+/// Versions below the floor are removed once there are this many.
 const TRIM: usize = 4;
-/// Tries of anything that others can disturb.
+/// Attempts of an operation that others can disturb.
 pub const TRIES: u32 = 10;
-/// Minimum age of a chain's end before it is removed. A request ends after minutes; a machine may
+/// The age at which the end of a chain may be removed. A request ends after minutes; a machine may
 /// sleep for days.
 pub const END_AGE_MIN: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -62,7 +62,7 @@ pub struct Versioned<T> {
 /// The newest version of a chain.
 #[derive(Clone, Debug)]
 pub(super) enum Newest<T> {
-    /// The chain has no version: it never had one, or all were removed.
+    /// There is no version.
     Absent,
     /// The chain has ended at this version.
     Ended {
@@ -73,7 +73,7 @@ pub(super) enum Newest<T> {
 }
 
 impl<T> Newest<T> {
-    /// The version that the next one follows.
+    /// The version that the next one comes after.
     pub fn base(&self) -> Base {
         match self {
             Self::Absent => Base { version: 0, floor: 0 },
@@ -103,7 +103,7 @@ impl<T> Versioned<T> {
     }
 }
 
-/// The outcome of a change.
+/// The outcome of a put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Put {
     Won {
@@ -114,36 +114,39 @@ pub(super) enum Put {
     Lost,
 }
 
-/// The bytes of versions read before. A version's bytes never change, and the store's tag tells
-/// another life's apart.
+/// The bytes of versions that were read before. A version's bytes never change, and the store's tag
+/// tells an object that was put later under the same key apart.
 #[derive(Default)]
 pub(super) struct Cache {
-    kept: Mutex<Kept>,
+    cached: Mutex<CachedVersions>,
 }
 
-/// Tag and bytes by key, and how many bytes these are.
-type Kept = (HashMap<String, (String, Bytes)>, usize);
+#[derive(Default)]
+struct CachedVersions {
+    /// Tag and bytes by key.
+    by_key: HashMap<String, (String, Bytes)>,
+    bytes: usize,
+}
 
 impl Cache {
     const BYTES_MAX: usize = 8 << 20;
 
     fn get(&self, listed: &Listed) -> Option<Bytes> {
-        let kept = self.kept.lock();
-        let (tag, bytes) = kept.0.get(&listed.key)?;
+        let cached = self.cached.lock();
+        let (tag, bytes) = cached.by_key.get(&listed.key)?;
         (Some(tag) == listed.tag.as_ref()).then(|| bytes.clone())
     }
 
     fn put(&self, listed: &Listed, bytes: &Bytes) {
         let Some(tag) = &listed.tag else { return };
-        let mut kept = self.kept.lock();
-        let (map, held) = &mut *kept;
-        if *held + bytes.len() > Self::BYTES_MAX {
-            map.clear();
-            *held = 0;
+        let mut cached = self.cached.lock();
+        if cached.bytes + bytes.len() > Self::BYTES_MAX {
+            *cached = CachedVersions::default();
         }
-        *held += bytes.len();
-        if let Some((_, replaced)) = map.insert(listed.key.clone(), (tag.clone(), bytes.clone())) {
-            *held -= replaced.len();
+        cached.bytes += bytes.len();
+        let version = (tag.clone(), bytes.clone());
+        if let Some((_, replaced)) = cached.by_key.insert(listed.key.clone(), version) {
+            cached.bytes -= replaced.len();
         }
     }
 }
@@ -157,7 +160,7 @@ pub(super) struct Chain<'a> {
     pub what: String,
 }
 
-/// The version in an object's name: 20 digits, so that names sort as numbers do.
+/// The version in an object's name: 20 digits, so that names sort like numbers.
 pub(super) fn version_of(name: &str) -> Option<u64> {
     (name.len() == 20 && name.bytes().all(|b| b.is_ascii_digit()))
         .then(|| name.parse().ok())
@@ -211,7 +214,7 @@ impl Chain<'_> {
             },
         };
         let (bytes, decoded) = match decode_record::<T>(&listed.key, &bytes) {
-            // The store may hold what the wire has not brought: read once more before calling it
+            // The transfer may have damaged the bytes: read once more before calling the object
             // corrupt.
             Err(CatalogError::Corrupt { .. }) => match self.fetch(&listed.key).await? {
                 Some(again) => {
@@ -235,7 +238,7 @@ impl Chain<'_> {
             Ok(found) => Ok(found),
             Err(BucketError::TooLarge { bytes, .. }) => Err(CatalogError::Corrupt {
                 key: key.to_owned(),
-                why: format!("it has {bytes} bytes: no record is so large"),
+                why: format!("it has {bytes} bytes, more than a record may have"),
             }),
             Err(error) => Err(self.error("reading", error)),
         }
@@ -309,8 +312,8 @@ impl Chain<'_> {
         Err(self.contended())
     }
 
-    /// Removes versions below a floor. What it leaves behind is garbage that the next change
-    /// removes.
+    /// Removes versions below a floor. The next change removes versions that remain after a
+    /// failure.
     async fn trim(&self, floor: u64, versions: &[(u64, Listed)]) {
         let old: Vec<String> =
             versions.iter().filter(|(v, _)| *v < floor).map(|(_, l)| l.key.clone()).collect();
@@ -330,12 +333,12 @@ impl Chain<'_> {
             tracing::debug!(
                 what = %self.what,
                 error = %error,
-                "old versions of a record stay until its next change"
+                "removing old versions of a record failed; its next change retries"
             );
         }
     }
 
-    /// Removes what an interrupted removal left below the end of the chain.
+    /// Removes the versions below the end of a chain after an interrupted removal.
     pub async fn clear_ended(&self, end: u64) -> Result<(), CatalogError> {
         let versions = self.versions().await?;
         self.trim(end, &versions).await;

@@ -1,5 +1,5 @@
-//! Operations on a record of any kind: insert, swap, update, remove. Each retries a bounded number
-//! of times while others change the record.
+//! Changes of any record: insert, swap, update, remove. Each retries a bounded number of times
+//! while others change the record.
 
 use super::CatalogError;
 use super::chain::{Chain, Newest, Put, TRIES, Versioned, pause};
@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 impl Chain<'_> {
-    /// Writes `record` as the next version. `over` judges a live record that is in the way.
+    /// Writes `record` as the next version. `over` decides about a live record that is in the way.
     pub async fn insert<T: Serialize + DeserializeOwned>(
         &self,
         record: T,
@@ -41,8 +41,8 @@ impl Chain<'_> {
         }
     }
 
-    /// Reads, changes and swaps. `change` may refuse; it is called again when another writer came
-    /// between. A change that changes nothing writes nothing.
+    /// Reads, changes and swaps. `change` may refuse; it is called again when another writer was
+    /// faster. A change without effect writes nothing.
     pub async fn update<T: Serialize + DeserializeOwned + Clone + PartialEq>(
         &self,
         mut change: impl FnMut(&mut T) -> Result<(), CatalogError> + Send,
@@ -64,8 +64,8 @@ impl Chain<'_> {
         Err(self.contended())
     }
 
-    /// Ends the chain, if `judge` finds the record to be the one meant and to be removable; absent
-    /// counts as removed.
+    /// Ends the chain, if `judge` finds that the record is the one to remove and may be removed.
+    /// Absent counts as removed.
     pub async fn remove<T: Serialize + DeserializeOwned>(
         &self,
         judge: impl Fn(&T) -> Result<Removal, CatalogError>,

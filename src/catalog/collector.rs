@@ -1,8 +1,8 @@
 //! The collector claim: which process collects in the pool at the moment.
 //!
 //! Collections are safe side by side: the claim only keeps two processes from reading the same
-//! roots. So it is a hint that expires, not a lease that anybody's answer depends on: a holder that
-//! lost it goes on, and does no harm.
+//! roots. So it is a hint that expires, not a lease that answers depend on: a holder that lost it
+//! continues, and does no harm.
 
 use super::chain::{Chain, Versioned};
 use super::{Catalog, CatalogError, CollectorClaim};
@@ -20,7 +20,7 @@ impl Catalog {
     /// Writes the claim over the version `at`, or as the first one.
     ///
     /// # Errors
-    /// [`CatalogError::Contended`] when that is no longer the newest version.
+    /// [`CatalogError::Contended`] when that is no longer the newest.
     pub async fn write_collector_claim(
         &self,
         at: Option<Versioned<CollectorClaim>>,

@@ -1,4 +1,4 @@
-//! Datasets: one chain for each name, one incarnation for each life (R2).
+//! Datasets: one chain for each name; a dataset that is created again has another incarnation (R2).
 
 use super::chain::{Chain, Versioned};
 use super::change::Removal;
@@ -27,7 +27,7 @@ impl Catalog {
         Ok(found.filter(|at| at.record.state != State::Dead))
     }
 
-    /// Returns the record of exactly this incarnation; `None` when it is gone and the pool is not.
+    /// The record of exactly this incarnation; `None` when it does not exist and the pool does.
     pub async fn dataset_by_id(
         &self,
         id: DatasetId,
@@ -39,7 +39,7 @@ impl Catalog {
         Ok(found.filter(|at| at.record.incarnation == id.incarnation))
     }
 
-    /// In the order of keys; every state but absent.
+    /// All datasets in any state, in the order of their keys.
     pub async fn datasets(&self) -> Result<Vec<Versioned<Dataset>>, CatalogError> {
         self.all("datasets", "dataset").await
     }
@@ -48,7 +48,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::Exists`] when a live one is there, [`CatalogError::InProgress`] when a
-    /// `Dead` one is: only that record shows what its cleaner still has to remove (R3).
+    /// `Dead` one is: only that record says what its cleaner has yet to remove (R3).
     pub async fn insert_dataset(
         &self,
         dataset: Dataset,
@@ -67,8 +67,8 @@ impl Catalog {
             .await
     }
 
-    /// Compare-and-swap: fails with `Contended` when `at` is no longer the newest version. On
-    /// success `at` is the new version.
+    /// Compare-and-swap: fails with `Contended` when it is no longer the newest. On success `at` is
+    /// the new version.
     pub async fn swap_dataset(
         &self,
         at: &mut Versioned<Dataset>,
@@ -77,8 +77,8 @@ impl Catalog {
         self.dataset_by_name(&at.record.name).swap(at, next).await
     }
 
-    /// Reads, changes and swaps; retries a bounded number of times while others change the record.
-    /// `change` may refuse. `NotFound` only when the pool itself is reachable.
+    /// Reads, changes and swaps; retried a bounded number of times while others change it. `change`
+    /// may refuse. `NotFound` only when the pool is there.
     pub async fn update_dataset(
         &self,
         id: DatasetId,
@@ -98,7 +98,7 @@ impl Catalog {
         changed
     }
 
-    /// Removes a `Dead` record, which frees its name.
+    /// Removes a `Dead` record: its name is free then.
     pub async fn remove_dataset(&self, id: DatasetId) -> Result<(), CatalogError> {
         let judge = |dataset: &Dataset| match dataset.state {
             _ if dataset.incarnation != id.incarnation => Ok(Removal::Another),
@@ -109,7 +109,7 @@ impl Catalog {
     }
 }
 
-/// R3: a record that is not dead may still have an effect that must be removed first.
+/// A record that is not dead may have an effect that must be removed first (R3).
 pub(super) fn not_dead(what: String) -> CatalogError {
     CatalogError::Precondition {
         what,

@@ -1,4 +1,4 @@
-//! Errors of operations on a pool's records.
+//! Errors of a pool's records.
 
 use crate::bucket::BucketError;
 use crate::crypto::CryptoError;
@@ -17,36 +17,37 @@ pub enum CatalogError {
     #[error("{what} does not exist")]
     NotFound { what: String },
     #[error(
-        "no pool is there: correct the URL, or mount the folder; `zerofs-csi pool create --pool \
-         {url}` makes a new one"
+        "no pool exists there: correct the URL, or mount the folder; `zerofs-csi pool create \
+         --pool \
+         {url}` creates one"
     )]
     NoPool { url: String },
-    #[error("a pool is there already: use it as it is, or choose another place")]
+    #[error("a pool exists there already: use it, or choose another bucket or prefix")]
     PoolExists,
-    /// Everything is gone at once: a folder that is not mounted, a bucket that was emptied or is
-    /// another one. Not an answer about a record.
+    /// The whole pool is missing: the folder is not mounted, or the bucket was emptied or replaced.
+    /// Says nothing about the existence of a record.
     #[error(
-        "the pool at {url} is not there any more: mount or restore it; until then nothing is known \
-         of what was in it"
+        "the pool at {url} is missing: mount or restore it; until then its datasets and snapshots \
+         are unknown"
     )]
     PoolGone { url: String },
     #[error("{what} exists and differs: {why}")]
     Exists { what: String, why: String },
-    #[error("{what} is not done yet: repeat")]
+    #[error("{what} is still in progress; retry")]
     InProgress { what: String },
     #[error("{what}: {why}")]
     Precondition { what: String, why: String },
     #[error("{key} is corrupt: {why}")]
     Corrupt { key: String, why: String },
     #[error(
-        "{key} has format version {version}, this program knows up to {known}: use a newer one"
+        "{key} has format version {version}, this program supports up to {known}: use a newer one"
     )]
     Version { key: String, version: u32, known: u32 },
     #[error("the store at {url} cannot hold a pool: {why}")]
     Unfit { url: String, why: String },
-    #[error("{what} changed {tries} times while it was being changed; repeat")]
+    #[error("{what} was changed by others {tries} times during the update; retry")]
     Contended { what: String, tries: u32 },
-    #[error("{what}: the work was stopped before its end; repeat")]
+    #[error("{what}: timed out or interrupted; retry")]
     Stopped { what: String },
 }
 

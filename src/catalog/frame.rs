@@ -4,15 +4,14 @@
 //! {"format":1,"check":"<BLAKE3 in hexadecimal>","nonce":"<26 characters>","floor":3,…fields of the record…}
 //! ```
 //! The checksum is over the object's key, the format and every byte behind the checksum, so that a
-//! record at another's place is as corrupt as one with a flipped bit. Fields that this program does
-//! not know are passed over.
+//! record under another key is as corrupt as one with a flipped bit. Unknown fields are ignored.
 
 use super::CatalogError;
 use crate::types::Incarnation;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The format that this program writes, and the newest it reads.
+/// The format that this program writes, and the newest that it reads.
 pub const RECORD_FORMAT: u32 = 1;
 /// The largest record, in bytes.
 pub const RECORD_BYTES_MAX: u64 = 1 << 20;
@@ -20,14 +19,15 @@ pub const RECORD_BYTES_MAX: u64 = 1 << 20;
 const CHECK_CONTEXT: &str = "zerofs-csi 2026-11 catalog record";
 const CHECK_CHARS: usize = 64;
 
-/// A version's description of itself and its chain.
+/// The header of a version: about itself and its chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// Random: a writer whose acknowledgement was lost recognises its own write by it (R1).
     pub nonce: Incarnation,
     /// Versions below it may have been removed.
     pub floor: u64,
-    /// The chain ends here: nothing below is left, and the next version begins another life.
+    /// The chain ends here: every earlier version is removed, and the next one begins another
+    /// record.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gone: bool,
 }
@@ -52,7 +52,7 @@ fn check(key: &str, format: u32, rest: &str) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-/// The bytes of a record at `key`; without one, of the end of a chain.
+/// The bytes of a record at `key`; without a record, of the end of a chain.
 pub fn encode_record<T: Serialize>(
     key: &str,
     header: &Header,
@@ -68,7 +68,7 @@ pub fn encode_record<T: Serialize>(
     Ok(format!(r#"{{"format":{RECORD_FORMAT},"check":"{check}",{rest}"#).into_bytes())
 }
 
-/// Decodes the version that [`encode_record`] wrote at `key`; no record: the end of a chain.
+/// Decodes a record at `key`; no record: the end of a chain.
 ///
 /// # Errors
 /// [`CatalogError::Version`] for a whole record of another format, [`CatalogError::Corrupt`] for

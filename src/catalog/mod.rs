@@ -1,16 +1,15 @@
-//! The catalog of a pool: the pool's own record, datasets and snapshots, each a chain of versions
-//! made by put-if-absent (R1).
+//! The records of a pool: its own, datasets and snapshots, each a chain of versions made by
+//! put-if-absent (R1).
 //!
 //! ```text
 //! pool/<version>                                                 the pool: id, features, wrapped key
 //! datasets/<name key>/<version>                                  a dataset
 //! snapshots/<dataset incarnation>/<snapshot name key>/<version>  a snapshot
 //! names/snapshot/<name key>/<version>                            which snapshot has a CSI name
-//! readers/<snapshot incarnation>/<reader>                        a reader, see [`readers`]
-//! nodes/<session>/heartbeat/<number>                             heartbeats; the newest counts
-//! nodes/<session>/revocation/<claim>                             a claim that the session must end
-//! nodes/<session>/request/<id>, nodes/<session>/reply/<id>       its mailbox
-//! collector/<version>                                            the collecting process
+//! readers/<snapshot incarnation>/<reader>                        a reader of the snapshot: no record, see [`readers`]
+//! nodes/<session>/heartbeat/<number>                             a node session's heartbeats, of which the newest counts
+//! nodes/<session>/revocation/<claim>                             a revoked claim of the session
+//! collector/<version>                                            which process collects in the pool
 //! ```
 //! Nouns: a **record** describes one thing, a **version** is one object with the record's fields at
 //! a time, a **chain** is all versions of a record, the **floor** is the version below which
@@ -18,16 +17,16 @@
 //! removed.
 //!
 //! Invariants:
-//! - A change is the next version, put if absent; a writer that loses reads again (R1, [`chain`]).
-//! - A name finds a record, an incarnation distinguishes successive records of one name (R2): no
-//!   call by id touches another incarnation.
+//! - A change is the next version, put if absent; whoever loses reads again (R1, [`chain`]).
+//! - A name finds a record, an incarnation identifies it (R2): no call by id touches a record that
+//!   was created under the same name later.
 //! - A record is removed only when it is `Dead` (R3).
-//! - Bytes are trusted only with their checksum, which covers the object's key too.
+//! - Bytes are used only with a valid checksum, which covers the object's key, too.
 //!
 //! A crash leaves a version written or not, possibly versions below a floor (removed by the next
 //! change), and possibly a probe object of an interrupted pool creation below `probe/`.
 //!
-//! The catalog knows nothing of databases and chunks, and never touches them.
+//! The catalog does not know databases and chunks, and never touches them.
 
 mod chain;
 mod change;
@@ -45,7 +44,7 @@ pub use crate::crypto::Secret;
 pub use chain::{END_AGE_MIN, Versioned};
 pub use error::CatalogError;
 pub use frame::{Header, RECORD_BYTES_MAX, RECORD_FORMAT, decode_record, encode_record};
-pub use nodes::{Signs, mailbox_reply, mailbox_requests};
+pub use nodes::{NodeStatus, mailbox_reply, mailbox_requests};
 pub use pool::Catalog;
-pub use readers::{READING_KEPT, READING_RENEWED, Readers, Reading};
+pub use readers::{READING_EXPIRY, READING_RENEWAL, Readers, Reading};
 pub use record::*;

@@ -12,18 +12,18 @@ use crate::bucket::PutNew;
 use crate::types::{ClaimId, Incarnation, SessionId};
 use serde::Serialize;
 
-/// The result of listing a session's folder.
+/// The status of a node session, as a listing of its folder shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Signs {
+pub struct NodeStatus {
     /// Numbers of the heartbeats, ascending.
     pub heartbeats: Vec<u64>,
-    /// Revoked claims, including those that ended long ago.
+    /// The claims that are revoked, also those that ended long ago.
     pub revocations: Vec<ClaimId>,
-    /// Requests of others that the session has not answered yet.
+    /// The number of requests in its mailbox.
     pub requests: usize,
 }
 
-impl Signs {
+impl NodeStatus {
     pub fn newest(&self) -> Option<u64> {
         self.heartbeats.last().copied()
     }
@@ -52,8 +52,8 @@ pub fn mailbox_reply(session: SessionId, request: &str) -> String {
 }
 
 impl Catalog {
-    /// Writes a heartbeat. `number` is larger than that of every earlier call of this session,
-    /// whatever its outcome.
+    /// Writes a heartbeat. `number` is larger than that of every earlier call of this session, also
+    /// of one that failed.
     pub async fn put_heartbeat(
         &self,
         session: SessionId,
@@ -61,7 +61,7 @@ impl Catalog {
         heartbeat: &Heartbeat,
     ) -> Result<(), CatalogError> {
         let key = heartbeat_key(session, number);
-        match self.put_sign(&key, heartbeat).await? {
+        match self.put_new_record(&key, heartbeat).await? {
             PutNew::Created => Ok(()),
             PutNew::Exists => {
                 let why = "another process writes under this session".to_owned();
@@ -71,14 +71,14 @@ impl Catalog {
     }
 
     /// Lists the session's folder by one request: its heartbeats, the revocations of its claims,
-    /// requests of others.
-    pub async fn node_signs(&self, session: SessionId) -> Result<Signs, CatalogError> {
+    /// and the requests in its mailbox.
+    pub async fn node_status(&self, session: SessionId) -> Result<NodeStatus, CatalogError> {
         let prefix = folder(session);
         let listed = self.bucket().list(&prefix).await;
         let listed = listed.map_err(|e| {
-            CatalogError::bucket(format!("listing the signs of session {session}"), e)
+            CatalogError::bucket(format!("listing the status of session {session}"), e)
         })?;
-        let mut signs = Signs::default();
+        let mut status = NodeStatus::default();
         for key in listed.iter().map(|listed| listed.key.as_str()) {
             let Some((kind, name)) =
                 key.strip_prefix(&prefix).and_then(|rest| rest.strip_prefix('/')?.split_once('/'))
@@ -86,13 +86,13 @@ impl Catalog {
                 continue;
             };
             match kind {
-                "heartbeat" => signs.heartbeats.extend(super::chain::version_of(name)),
-                "revocation" => signs.revocations.extend(name.parse::<ClaimId>().ok()),
-                "request" => signs.requests += 1,
+                "heartbeat" => status.heartbeats.extend(super::chain::version_of(name)),
+                "revocation" => status.revocations.extend(name.parse::<ClaimId>().ok()),
+                "request" => status.requests += 1,
                 _ => {}
             }
         }
-        Ok(signs)
+        Ok(status)
     }
 
     /// Absent ones count as removed.
@@ -118,15 +118,15 @@ impl Catalog {
         session: SessionId,
         revocation: &Revocation,
     ) -> Result<PutNew, CatalogError> {
-        self.put_sign(&revocation_key(session, revocation.claim), revocation).await
+        self.put_new_record(&revocation_key(session, revocation.claim), revocation).await
     }
 
-    /// Returns the session's newest heartbeat, if it exists and can be read.
+    /// The newest heartbeat of the session, if there is one.
     pub async fn newest_heartbeat(
         &self,
         session: SessionId,
     ) -> Result<Option<Heartbeat>, CatalogError> {
-        let Some(newest) = self.node_signs(session).await?.newest() else { return Ok(None) };
+        let Some(newest) = self.node_status(session).await?.newest() else { return Ok(None) };
         let key = heartbeat_key(session, newest);
         // Absent: the next one has replaced it.
         match self
@@ -165,9 +165,13 @@ impl Catalog {
         removed.map_err(|e| CatalogError::bucket(format!("removing {key}"), e))
     }
 
-    async fn put_sign<T: Serialize>(&self, key: &str, sign: &T) -> Result<PutNew, CatalogError> {
+    async fn put_new_record<T: Serialize>(
+        &self,
+        key: &str,
+        record: &T,
+    ) -> Result<PutNew, CatalogError> {
         let header = Header { nonce: Incarnation::random(), floor: 0, gone: false };
-        let bytes = encode_record(key, &header, Some(sign))?;
+        let bytes = encode_record(key, &header, Some(record))?;
         self.bucket()
             .put_new(key, bytes.into())
             .await

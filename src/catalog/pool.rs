@@ -1,4 +1,4 @@
-//! A pool: made once, opened by everyone.
+//! A pool: created once, opened by every process.
 
 use super::CatalogError;
 use super::chain::{Cache, Chain, END_AGE_MIN, Newest, Versioned, parts_of};
@@ -13,9 +13,9 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Features of pools that this program knows.
+/// Pool features that this program supports.
 const FEATURES: &[&str] = &[];
-/// Writers that attempt one put-if-absent concurrently when a store is checked.
+/// Concurrent writers of the put-if-absent probe.
 const RIVALS: usize = 4;
 /// Records read at once for a listing.
 const READS: usize = 32;
@@ -43,8 +43,8 @@ fn pool_chain<'a>(bucket: &'a Bucket, cache: &'a Cache) -> Chain<'a> {
 }
 
 impl Catalog {
-    /// Checks that the store keeps put-if-absent (R3) and writes the pool record. An existing pool
-    /// is [`CatalogError::PoolExists`].
+    /// Checks that the store supports put-if-absent (R3) and writes the pool record. An existing
+    /// pool is [`CatalogError::PoolExists`].
     pub async fn create(bucket: Bucket, secret: Option<&Secret>) -> Result<Self, CatalogError> {
         let cache = Cache::default();
         let newest = pool_chain(&bucket, &cache).newest::<PoolRecord>().await;
@@ -70,7 +70,7 @@ impl Catalog {
         Ok(Self { inner: Arc::new(Inner { bucket, pool, keyring, cache }) })
     }
 
-    /// Opens an existing pool; checks format, features and key before anything is touched.
+    /// Opens an existing pool; checks format, features and key before anything is read or written.
     pub async fn open(bucket: Bucket, secret: Option<&Secret>) -> Result<Self, CatalogError> {
         let cache = Cache::default();
         let newest = pool_chain(&bucket, &cache).newest::<PoolRecord>().await?;
@@ -105,8 +105,8 @@ impl Catalog {
         Ok(Self { inner: Arc::new(Inner { bucket, pool, keyring, cache }) })
     }
 
-    /// Wraps the master key under another secret: from now on the pool opens with that one only.
-    /// Data stays as it is.
+    /// Wraps the master key under another secret, which alone opens the pool from then on. Data is
+    /// not rewritten.
     pub async fn change_secret(&self, secret: &Secret) -> Result<(), CatalogError> {
         let (id, keyring, secret) =
             (self.inner.pool.id, self.inner.keyring.clone(), secret.clone());
@@ -121,11 +121,10 @@ impl Catalog {
             .map(drop)
     }
 
-    /// Confirms the pool before the absence of a record is believed: it must still exist, and be
-    /// this one. Otherwise a volume would be released, or taken for deleted, because a folder is
-    /// not mounted.
+    /// Checks that the pool itself still exists, and is this one, before the absence of a record is
+    /// believed: otherwise an unmounted folder would make volumes look deleted.
     pub(super) async fn confirm(&self) -> Result<(), CatalogError> {
-        // Not from memory: the store must have it now.
+        // Not from the cache: the store must have it now.
         let cache = Cache::default();
         match pool_chain(&self.inner.bucket, &cache).newest::<PoolRecord>().await? {
             Newest::Live(at) if at.record.id == self.inner.pool.id => Ok(()),
@@ -133,8 +132,7 @@ impl Catalog {
         }
     }
 
-    /// Checks that the store still accepts objects as large as packs, where a proxy in between may
-    /// not.
+    /// Checks that a remote store accepts objects of the size of packs.
     pub async fn check_size(&self) -> Result<(), CatalogError> {
         if self.inner.bucket.is_remote() { check_size(&self.inner.bucket).await } else { Ok(()) }
     }
@@ -184,8 +182,8 @@ impl Catalog {
         Ok(found.into_iter().filter_map(Newest::live).collect())
     }
 
-    /// Removes the remains of names that were abandoned long ago, for the collector. Returns the
-    /// number of objects removed.
+    /// Removes the ends of chains whose records were removed long ago. For the collector; the
+    /// number of removed objects.
     pub async fn sweep(&self, now: std::time::SystemTime) -> Result<usize, CatalogError> {
         let mut swept = 0;
         for prefix in ["datasets", "snapshots", "names"] {
@@ -204,8 +202,7 @@ impl Catalog {
                 }
             }
             for (chain, versions) in chains {
-                // Only a chain of which the listing shows just an old end is read again: the rest
-                // costs no request.
+                // Only the old end of a chain is read again: the rest costs no request.
                 let [(version, only)] = versions.as_slice() else { continue };
                 let age = now.duration_since(only.modified).unwrap_or_default();
                 let chain = self.chain(chain.clone(), format!("a record at {chain}"));
@@ -241,8 +238,7 @@ async fn slowly<T: Send + 'static>(
     }
 }
 
-/// Checks that the store supports what the records' safety depends on: put-if-absent, and reading
-/// what was written.
+/// Checks what the safety of records depends on: put-if-absent, and reading back what was written.
 async fn check_store(bucket: &Bucket) -> Result<(), CatalogError> {
     let key = || format!("probe/{}", PoolId::random());
     let at = key();
@@ -255,8 +251,7 @@ async fn check_store(bucket: &Bucket) -> Result<(), CatalogError> {
     Ok(())
 }
 
-/// Removes the probe's objects whatever it found; a store that cannot delete has returned that
-/// error already, or returns it here.
+/// Removes the probe's objects whatever it found; a store that cannot delete fails here.
 async fn removing(
     bucket: &Bucket,
     key: &str,
@@ -267,8 +262,8 @@ async fn removing(
     removed.map_err(|e| CatalogError::bucket(format!("deleting an object in {}", bucket.url()), e))
 }
 
-/// Checks that the store accepts objects as large as packs: a proxy before it may have a limit of
-/// its own. The remains of an interrupted check are replaced and removed by the next.
+/// Checks that the store accepts objects of the size of packs: a proxy in front of it may have a
+/// limit. The next check replaces and removes the object of an interrupted one.
 async fn check_size(bucket: &Bucket) -> Result<(), CatalogError> {
     const PART: Bytes = Bytes::from_static(&[0; 64 << 10]);
     const KEY: &str = "probe/size";

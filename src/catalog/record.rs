@@ -18,7 +18,7 @@ pub struct PoolRecord {
     pub encryption: Option<WrappedKey>,
 }
 
-/// Properties of a dataset, set at creation (StorageClass parameters, CLI options) or later.
+/// The properties of a dataset, chosen at creation (StorageClass parameters, CLI options) or later.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Properties {
     /// `None`: by access modes.
@@ -81,20 +81,21 @@ pub enum State {
     Dead,
 }
 
-/// The owner that has a dataset open, and its claim.
+/// The owner of a dataset, and its claim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     pub node: String,
     pub session: SessionId,
-    /// Fresh whenever the record is claimed, even by the session that had it before, and even after
-    /// its lease had expired: findings and decisions about an earlier claim are void (R31).
+    /// Fresh whenever the record is claimed, also by the session that had it before, and also after
+    /// its lease had expired: whatever was found out or decided about an earlier claim is void
+    /// (R31).
     pub claim: ClaimId,
-    /// The id of the folder that holds its journals: only a process on that folder takes the
-    /// dataset back without waiting. None: it has no journal.
+    /// The directory of its journals: only a process on that directory takes the dataset back
+    /// without waiting. None: the owner has no journals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub home: Option<HomeId>,
-    /// The time without a new heartbeat of the session after which others may count it as dead
-    /// (R26), in milliseconds; 0: an old version of the program without leases.
+    pub journal_dir_id: Option<JournalDirId>,
+    /// How long others must see no heartbeat of the session before it counts as dead (R26), in
+    /// milliseconds; 0: a program that had no leases.
     #[serde(default)]
     pub lease_millis: u64,
 }
@@ -106,7 +107,7 @@ impl Owner {
             node: node.to_owned(),
             session,
             claim: ClaimId::random(),
-            home: None,
+            journal_dir_id: None,
             lease_millis: 0,
         }
     }
@@ -135,7 +136,7 @@ pub struct Dataset {
     /// The serial of the last snapshot begun: serials are never reused, whatever was deleted.
     #[serde(default)]
     pub snapshot_serial: u32,
-    /// A clone whose database reads no other database (R13): its origin may be deleted.
+    /// A clone whose database no longer reads its origin's (R13): the origin may be removed.
     #[serde(default)]
     pub detached: bool,
     #[serde(default, skip_serializing_if = "is_default")]
@@ -205,13 +206,13 @@ pub struct SnapshotNameClaim {
     pub snapshot: SnapshotId,
 }
 
-/// A heartbeat of a node session. For the lease only the existence of a new one counts.
+/// A heartbeat of a node session. The lease depends on new ones appearing, not on their content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     pub node: String,
     pub lease_millis: u64,
-    /// The boot id of the machine, as its Kubernetes Node shows it: it distinguishes this machine
-    /// from another of its name.
+    /// The boot id of the machine, as Kubernetes shows it of a Node: tells this machine from
+    /// another of its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
 }
@@ -220,9 +221,9 @@ pub struct Heartbeat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RevocationReason {
-    /// An administrator ran a command.
+    /// An administrator forced it.
     Administrator,
-    /// Kubernetes no longer knows the node.
+    /// The Node object was deleted.
     NodeGone,
     /// The node has the out-of-service taint.
     OutOfService,
@@ -237,17 +238,17 @@ pub struct Revocation {
     pub dataset: DatasetId,
     pub claim: ClaimId,
     pub why: RevocationReason,
-    /// The writer of the revocation, for people.
+    /// Names the writer, for people.
     pub by: String,
     pub created: Timestamp,
 }
 
-/// The process that collects in the pool. It renews the claim while it works.
+/// Which process collects in the pool. The holder writes it again while it collects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CollectorClaim {
     /// `None`: no process at the moment.
     pub holder: Option<SessionId>,
-    /// The last holder, for people.
+    /// The node of the last holder, for people.
     pub node: String,
     /// A claim that has not changed for this long has expired.
     pub lease_millis: u64,

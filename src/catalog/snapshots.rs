@@ -1,5 +1,5 @@
-//! Snapshots, below the incarnation of their dataset; and the names that CSI gives them, which are
-//! the pool's.
+//! Snapshots, below the incarnation of their dataset; and the CSI names of snapshots, which are
+//! unique in the pool.
 
 use super::chain::{Chain, Versioned};
 use super::change::Removal;
@@ -35,7 +35,7 @@ impl Catalog {
         Ok(found.filter(|at| at.record.state != State::Dead))
     }
 
-    /// Returns the record of exactly this incarnation; `None` when it is gone and the pool is not.
+    /// The record of exactly this incarnation; `None` when it does not exist and the pool does.
     pub async fn snapshot_by_id(
         &self,
         id: SnapshotId,
@@ -47,8 +47,7 @@ impl Catalog {
         Ok(found.filter(|at| at.record.incarnation == id.snapshot.incarnation))
     }
 
-    /// Lists the snapshots of one dataset incarnation, or of the whole pool, in every state but
-    /// absent.
+    /// The snapshots of one dataset, or of the whole pool, in any state.
     pub async fn snapshots(
         &self,
         of: Option<Incarnation>,
@@ -63,7 +62,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::Exists`] when a live one is there, [`CatalogError::InProgress`] when a
-    /// `Dead` one is: only that record shows what its cleaner still has to remove (R3).
+    /// `Dead` one is: only that record says what its cleaner has yet to remove (R3).
     pub async fn insert_snapshot(
         &self,
         snapshot: Snapshot,
@@ -82,8 +81,8 @@ impl Catalog {
             .await
     }
 
-    /// Compare-and-swap: fails with `Contended` when `at` is no longer the newest version. On
-    /// success `at` is the new version.
+    /// Compare-and-swap: fails with `Contended` when it is no longer the newest. On success `at` is
+    /// the new version.
     pub async fn swap_snapshot(
         &self,
         at: &mut Versioned<Snapshot>,
@@ -92,8 +91,8 @@ impl Catalog {
         self.snapshot_by_name(at.record.dataset.incarnation, &at.record.name).swap(at, next).await
     }
 
-    /// Reads, changes and swaps; retries a bounded number of times while others change the record.
-    /// `change` may refuse.
+    /// Reads, changes and swaps; retried a bounded number of times while others change it. `change`
+    /// may refuse.
     pub async fn update_snapshot(
         &self,
         id: SnapshotId,
@@ -109,7 +108,7 @@ impl Catalog {
         changed.await
     }
 
-    /// Removes a `Dead` record, which frees its name.
+    /// Removes a `Dead` record: its name is free then.
     pub async fn remove_snapshot(&self, id: SnapshotId) -> Result<(), CatalogError> {
         let judge = |snapshot: &Snapshot| match snapshot.state {
             _ if snapshot.incarnation != id.snapshot.incarnation => Ok(Removal::Another),
@@ -126,8 +125,8 @@ impl Catalog {
         )
     }
 
-    /// CSI snapshot names are unique in the whole pool, ours only in a dataset: reserves a CSI name
-    /// for a snapshot, or returns the snapshot that has it.
+    /// Reserves a CSI name for a snapshot, or answers which snapshot has it: CSI snapshot names are
+    /// unique in the whole pool, ours only in a dataset.
     pub async fn claim_csi_snapshot_name(
         &self,
         name: &str,
@@ -138,7 +137,10 @@ impl Catalog {
             return Ok(there.record.snapshot);
         }
         let taken = |_: &SnapshotNameClaim| {
-            Err(CatalogError::Exists { what: chain.what.clone(), why: "it was just taken".into() })
+            Err(CatalogError::Exists {
+                what: chain.what.clone(),
+                why: "another call has just reserved it".into(),
+            })
         };
         match chain.insert(SnapshotNameClaim { name: name.to_owned(), snapshot }, taken).await {
             Ok(ours) => Ok(ours.record.snapshot),
@@ -152,7 +154,7 @@ impl Catalog {
         }
     }
 
-    /// Releases a reserved name, if it is still this snapshot's.
+    /// Releases a reserved name, if this snapshot still has it.
     pub async fn release_csi_snapshot_name(
         &self,
         name: &str,

@@ -8,7 +8,7 @@ use crate::app;
 use crate::catalog::Snapshot;
 use crate::fs::api::FileKind;
 use crate::fs::db::{self, Reader};
-use crate::fs::{Aspect, Difference, Found, FsError, SnapshotView, compare};
+use crate::fs::{Aspect, Difference, Found, FsError, SnapshotReader, compare};
 use crate::types::{Class, DatasetId};
 use crate::volume::ReadSnapshot;
 use serde::Serialize;
@@ -17,11 +17,11 @@ use std::io::{BufWriter, ErrorKind, Write};
 /// One side of the comparison.
 enum Side {
     Snapshot(Box<ReadSnapshot>),
-    Live(Box<SnapshotView>),
+    Live(Box<SnapshotReader>),
 }
 
 impl Side {
-    fn view(&self) -> &SnapshotView {
+    fn view(&self) -> &SnapshotReader {
         match self {
             Self::Snapshot(reading) => reading.view(),
             Self::Live(view) => view,
@@ -157,7 +157,7 @@ fn apart(before: &str, after: &str) -> anyhow::Error {
 /// The dataset as the store has it: one state, however long it is read and whatever is written
 /// meanwhile, without the unsynced changes of its owner. Nothing retains that state: an hour after
 /// it was superseded, reading it may fail with an error.
-async fn live(opened: &Opened, id: DatasetId) -> anyhow::Result<SnapshotView> {
+async fn live(opened: &Opened, id: DatasetId) -> anyhow::Result<SnapshotReader> {
     let catalog = &opened.pool.catalog;
     let gone = || {
         Wrong::new(Class::NotFound, "the dataset was deleted: name a second snapshot".to_owned())
@@ -169,7 +169,7 @@ async fn live(opened: &Opened, id: DatasetId) -> anyhow::Result<SnapshotView> {
         return Err(gone());
     }
     let chunks = settings.chunks(catalog, dataset.family);
-    Ok(SnapshotView::new(Reader::newest(&at).await?, chunks).await?)
+    Ok(SnapshotReader::new(Reader::newest(&at).await?, chunks).await?)
 }
 
 fn tell(out: &mut impl Write, found: &Found, format: Format) -> Result<(), Stopped> {

@@ -19,7 +19,7 @@ use super::target::{Opened, split_snapshot};
 use crate::catalog::Snapshot;
 use crate::control::RestoreInPlace;
 use crate::fs::api::FileKind;
-use crate::fs::{FsError, SnapshotView, Viewed, Walk};
+use crate::fs::{FsError, SnapshotInode, SnapshotReader, Walk};
 use crate::types::ByteSize;
 use crate::types::{Class, Classify, EntryName, Incarnation, InodeNo, VolumeHandle};
 use crate::volume::ReadSnapshot;
@@ -221,7 +221,7 @@ impl Failures {
 }
 
 struct Copy<'a> {
-    view: &'a SnapshotView,
+    view: &'a SnapshotReader,
     overwrite: Overwrite,
     local: Local,
     walk: Walk<'a>,
@@ -237,7 +237,7 @@ struct Copy<'a> {
 
 impl<'a> Copy<'a> {
     async fn run(
-        view: &'a SnapshotView,
+        view: &'a SnapshotReader,
         path: &[u8],
         target: &'a Path,
         overwrite: Overwrite,
@@ -330,7 +330,7 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    async fn source(&self, path: &[u8]) -> anyhow::Result<Viewed> {
+    async fn source(&self, path: &[u8]) -> anyhow::Result<SnapshotInode> {
         let mut at = self.view.root().await?;
         let text = || String::from_utf8_lossy(path);
         for name in path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")) {
@@ -382,7 +382,11 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    async fn object(&mut self, object: Viewed, name: Option<EntryName>) -> anyhow::Result<()> {
+    async fn object(
+        &mut self,
+        object: SnapshotInode,
+        name: Option<EntryName>,
+    ) -> anyhow::Result<()> {
         if object.row.kind == FileKind::Directory {
             self.enter(object, name)?;
         } else {
@@ -397,7 +401,7 @@ impl<'a> Copy<'a> {
         name.map_or(&self.top, os)
     }
 
-    fn enter(&mut self, folder: Viewed, name: Option<EntryName>) -> anyhow::Result<()> {
+    fn enter(&mut self, folder: SnapshotInode, name: Option<EntryName>) -> anyhow::Result<()> {
         let (at, shown) = (self.local_name(name.as_ref()).to_owned(), self.shown(name.as_ref()));
         match self.local.make_folder(&at) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => match self.local.kind(&at) {
@@ -418,7 +422,7 @@ impl<'a> Copy<'a> {
 
     async fn file_or_node(
         &mut self,
-        object: &Viewed,
+        object: &SnapshotInode,
         name: Option<&EntryName>,
     ) -> anyhow::Result<()> {
         let (at, shown) = (self.local_name(name).to_owned(), self.shown(name));
@@ -466,7 +470,7 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    fn remember(&mut self, object: &Viewed, at: &OsStr) {
+    fn remember(&mut self, object: &SnapshotInode, at: &OsStr) {
         if object.row.nlink < 2 || self.links.first.contains_key(&object.ino) {
             return self.links.made(object.ino);
         }
@@ -483,7 +487,7 @@ impl<'a> Copy<'a> {
     }
 
     /// Links another name to an object that was restored already, if that is possible.
-    fn link(&mut self, object: &Viewed, at: &OsStr) -> bool {
+    fn link(&mut self, object: &SnapshotInode, at: &OsStr) -> bool {
         let Some(first) = self.links.first.get(&object.ino) else { return false };
         let first = first.path.split(|byte| *byte == b'/').map(OsStr::from_bytes);
         let linked = self.local.link(first, at).is_ok();
@@ -495,7 +499,7 @@ impl<'a> Copy<'a> {
 
     async fn make(
         &mut self,
-        object: &Viewed,
+        object: &SnapshotInode,
         at: &OsStr,
         shown: &str,
         safety: Safety,
@@ -527,7 +531,7 @@ impl<'a> Copy<'a> {
     /// Holes stay holes.
     async fn file(
         &mut self,
-        object: &Viewed,
+        object: &SnapshotInode,
         at: &OsStr,
         shown: &str,
         safety: Safety,
@@ -602,7 +606,7 @@ fn file_type(kind: FileKind) -> FileType {
     }
 }
 
-fn attributes(object: &Viewed) -> Attributes {
+fn attributes(object: &SnapshotInode) -> Attributes {
     let row = &object.row;
     Attributes { mode: row.mode, uid: row.uid, gid: row.gid, atime: row.atime, mtime: row.mtime }
 }

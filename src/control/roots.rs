@@ -2,7 +2,7 @@
 //! at all of them; the collector, which decides what goes, reads roots by rules of its own.
 
 use super::{ControlError, Pool};
-use crate::catalog::{CatalogError, Dataset, READING_RENEWED, Reading, Snapshot, State};
+use crate::catalog::{CatalogError, Dataset, READING_RENEWAL, Reading, Snapshot, State};
 use crate::fs::FsError;
 use crate::fs::db::{self, CheckpointId, DbPlace, Reader};
 use crate::fs::key::Key;
@@ -135,8 +135,8 @@ impl Root {
     /// To be called now and then by whoever reads for long.
     pub(super) async fn renew(&self, pool: &Pool) -> Result<(), ControlError> {
         let Some((reading, renewed)) = &self.reading else { return Ok(()) };
-        if renewed.lock().elapsed() > READING_RENEWED {
-            pool.catalog.go_on_reading(reading).await?;
+        if renewed.lock().elapsed() > READING_RENEWAL {
+            pool.catalog.renew_reading(reading).await?;
             *renewed.lock() = Instant::now();
         }
         Ok(())

@@ -142,7 +142,7 @@ impl<'a> Wait<'a> {
         };
         match watch.look().await? {
             Verdict::Expired(expired) => Ok(Some(expired)),
-            Verdict::MayLive { wait } => {
+            Verdict::NotExpired { wait } => {
                 self.look_at = Instant::now() + wait.min(HEARTBEAT_POLL);
                 Ok(None)
             }
@@ -200,7 +200,7 @@ pub(super) async fn until_stopped(
             Ok(None) | Err(_) => {}
         }
         if while_alive == WhileAlive::GiveUp
-            && wait.watch.as_ref().is_some_and(Watch::has_seen_life)
+            && wait.watch.as_ref().is_some_and(Watch::saw_heartbeat)
         {
             return Ok(Outcome::Alive);
         }

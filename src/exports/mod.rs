@@ -28,7 +28,7 @@ use crate::nfs::{
     Export, ExportId, ExportTable, Found, Listed, MountPoint, MountRefused, Registry,
 };
 use crate::types::{Class, Classify, DatasetId, DatasetName, SnapshotId, SnapshotName};
-use crate::volume::{Closing, Lost, Served, VolumeError, Volumes};
+use crate::volume::{CloseReason, Closing, ExportedFs, Lost, VolumeError, Volumes};
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -62,7 +62,7 @@ pub struct Exports {
     pools: Pools,
     volumes: Volumes,
     is_staged: IsStaged,
-    registry: Registry<Served>,
+    registry: Registry<ExportedFs>,
     /// Datasets that were opened for clients, and are closed when they are idle, or at the end.
     opened: Mutex<HashMap<DatasetId, Arc<Used>>>,
     /// The same by the id in handles.
@@ -156,7 +156,7 @@ impl Exports {
             match self.open(&pool, what).await {
                 Ok(_) => return,
                 // The next process opens it.
-                Err(_) if self.volumes.have_left() => return,
+                Err(_) if self.volumes.is_handed_over() => return,
                 Err(error) if error.class().may_pass() => {
                     tracing::warn!(
                         dataset = %what,
@@ -181,7 +181,11 @@ impl Exports {
         }
     }
 
-    async fn open(&self, pool: &Pool, what: Named) -> Result<Arc<Export<Served>>, ControlError> {
+    async fn open(
+        &self,
+        pool: &Pool,
+        what: Named,
+    ) -> Result<Arc<Export<ExportedFs>>, ControlError> {
         match what {
             Named::Dataset(id) => self.open_dataset(pool, id).await,
             Named::Snapshot(id) => {
@@ -198,10 +202,10 @@ impl Exports {
         &self,
         pool: &Pool,
         id: DatasetId,
-    ) -> Result<Arc<Export<Served>>, ControlError> {
+    ) -> Result<Arc<Export<ExportedFs>>, ControlError> {
         // Held until the export is registered, so that it is not parked meanwhile.
         let volume = takeover::open(pool, &self.volumes, id, TAKE_LIMIT).await?;
-        let export = Export::new(export_id(id), volume.served.clone(), volume.handle_key);
+        let export = Export::new(export_id(id), volume.exported.clone(), volume.handle_key);
         if volume.is_owned() {
             let used = Arc::new(Used(AtomicU64::new(self.now())));
             self.used.write().insert(export.id, used.clone());
@@ -236,7 +240,7 @@ impl Exports {
     /// Closes and releases a dataset that another node asks for, unless it is in use (R27).
     async fn hand_over(&self, id: DatasetId) -> Result<Closing, VolumeError> {
         let Some(used) = self.opened.lock().get(&id).cloned() else {
-            return self.volumes.close_unused(id).await;
+            return self.volumes.close_for(id, CloseReason::Unused).await;
         };
         let (last, idle) = (used.0.load(Ordering::SeqCst), HAND_OVER_IDLE.as_millis());
         if u128::from(self.now().saturating_sub(last)) < idle {
@@ -258,7 +262,7 @@ impl Exports {
             return Ok(Closing::InUse);
         };
         let closing = if used.0.load(Ordering::SeqCst) == last {
-            self.volumes.close_unused(id).await
+            self.volumes.close_for(id, CloseReason::Unused).await
         } else {
             Ok(Closing::InUse)
         };
@@ -294,7 +298,7 @@ impl Exports {
     }
 
     /// The export that a call names.
-    fn find(self: &Arc<Self>, id: ExportId) -> Found<Served> {
+    fn find(self: &Arc<Self>, id: ExportId) -> Found<ExportedFs> {
         if let Some(used) = self.used.read().get(&id) {
             used.0.store(self.now(), Ordering::SeqCst);
         }
@@ -471,13 +475,13 @@ fn export_and_below(path: &[u8]) -> (&[u8], &[u8]) {
 pub struct ServeTable(pub Arc<Exports>);
 
 impl ExportTable for ServeTable {
-    type Fs = Served;
+    type Fs = ExportedFs;
 
-    fn find(&self, id: ExportId) -> Found<Served> {
+    fn find(&self, id: ExportId) -> Found<ExportedFs> {
         self.0.find(id)
     }
 
-    async fn opened(&self, id: ExportId) -> Found<Served> {
+    async fn opened(&self, id: ExportId) -> Found<ExportedFs> {
         self.0.registry.opened(id).await
     }
 
@@ -485,7 +489,7 @@ impl ExportTable for ServeTable {
         &self,
         path: &[u8],
         peer: SocketAddr,
-    ) -> Result<MountPoint<Served>, MountRefused> {
+    ) -> Result<MountPoint<ExportedFs>, MountRefused> {
         let (name, below) = export_and_below(path);
         let (pool, id) = self.0.find_named(name).await?;
         let opened =

@@ -85,7 +85,7 @@ impl Serving {
         }
     }
 
-    async fn mount(&self) -> Arc<Export<Served>> {
+    async fn mount(&self) -> Arc<Export<ExportedFs>> {
         self.table.mount(b"/v", "127.0.0.1:700".parse().unwrap()).await.unwrap().export
     }
 
@@ -97,7 +97,7 @@ impl Serving {
     }
 
     /// The export that a call with an earlier handle finds, once it has waited.
-    async fn found(&self) -> Arc<Export<Served>> {
+    async fn found(&self) -> Arc<Export<ExportedFs>> {
         let export = export_id(self.id);
         let waited = match self.table.find(export) {
             Found::Opening => self.table.opened(export).await,
@@ -110,7 +110,7 @@ impl Serving {
     }
 }
 
-async fn create(export: &Export<Served>, name: &str) {
+async fn create(export: &Export<ExportedFs>, name: &str) {
     let name = EntryName::try_from(name.as_bytes()).unwrap();
     export
         .fs

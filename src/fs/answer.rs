@@ -5,12 +5,12 @@
 //! gate shut ──▶ the reason        lease expired ──▶ Unavailable, nothing was done
 //!     │                                │
 //!   enter ──────────────────────▶ the call ──▶ lost meanwhile ──▶ the reason, whatever was done
-//!                                      │   └──▶ expired ──▶ held back until re-acquired, or lost
+//!                                      │   └──▶ expired ─▶ kept back until the lease is reacquired, or the dataset lost
 //!                                      └─────▶ its outcome
 //! ```
-//! An outcome that is held back is still true when the lease is re-acquired: nobody else owned the
-//! dataset in between. It is not turned into "retry": the call took effect, and a client that
-//! retries does so under another xid, which the reply cache does not know (R20).
+//! An outcome that is kept back is still true when the lease is reacquired: nobody else had the
+//! dataset in between. It is not turned into "come again": the call was done, and a client that
+//! comes again does so under another xid, which the ring does not know (R20).
 
 use super::FsError;
 use super::dataset::Fs;
@@ -23,26 +23,26 @@ impl Fs {
         call: impl Future<Output = Result<T, FsError>>,
     ) -> Result<T, FsError> {
         let _inside = self.gate.enter()?;
-        if !self.tenure.holds() {
-            // The caller holds the call and retries it.
-            self.tenure.renew_soon();
+        if !self.lease.holds() {
+            // The caller holds the call and repeats it.
+            self.lease.renew_soon();
             return Err(FsError::Unavailable(
-                "this node's lease has lapsed and is being renewed".to_owned(),
+                "this node's lease has expired and is being renewed".to_owned(),
             ));
         }
         let outcome = call.await;
-        if self.tenure.holds() && !self.gate.is_lost() {
+        if self.lease.holds() && !self.gate.is_lost() {
             return outcome;
         }
         Box::pin(self.kept_back(outcome)).await
     }
 
     async fn kept_back<T>(&self, outcome: Result<T, FsError>) -> Result<T, FsError> {
-        self.tenure.renew_soon();
+        self.lease.renew_soon();
         tokio::select! {
             biased;
             reason = self.names.committer.stopped() => Err(reason),
-            regained = self.tenure.regained() => if regained { self.gate.lost().map_or(outcome, Err) } else { Err(FsError::Stale) },
+            reacquired = self.lease.reacquired() => if reacquired { self.gate.lost().map_or(outcome, Err) } else { Err(FsError::Stale) },
         }
     }
 

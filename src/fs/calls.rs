@@ -4,7 +4,7 @@
 
 use super::FsError;
 use super::api::*;
-use super::dataset::{Fs, INSIST_PAUSE, Promise};
+use super::dataset::{Fs, Promise, RETRY_PAUSE};
 use super::names::{Done, First, Listed, Outcome, Removal, Turn};
 use super::permission;
 use crate::types::{EntryName, Timestamp};
@@ -42,7 +42,7 @@ impl Fs {
     ) -> Result<Repeatable, FsError> {
         match self.ring.turn(caller.call).await {
             Turn::Repeated(Ok(done)) => {
-                self.insist(|| self.keep(promise, done.ticket)).await?;
+                self.retry_until_stopped(|| self.keep(promise, done.ticket)).await?;
                 Ok(Repeatable::Again(done))
             }
             Turn::Repeated(Err(error)) => {
@@ -74,7 +74,7 @@ impl Fs {
 
     /// The attributes of the object of a retransmitted call that took effect.
     async fn attr_again(&self, file: FileRef) -> Result<Attr, FsError> {
-        self.insist(|| self.attr(file)).await
+        self.retry_until_stopped(|| self.attr(file)).await
     }
 
     async fn changed_again(&self, file: FileRef) -> Result<Change, FsError> {
@@ -412,7 +412,7 @@ impl Fs {
                             "the object store does not take what was written",
                         ));
                     }
-                    tokio::time::sleep(INSIST_PAUSE).await;
+                    tokio::time::sleep(RETRY_PAUSE).await;
                 }
                 done => return done,
             }

@@ -15,7 +15,7 @@ use super::api::FileKind;
 use super::key::{self, NameHash};
 use super::names::{Entry, clusters};
 use super::row::{Inode, Record, Segment, Source};
-use super::view::SnapshotView;
+use super::snapshot_reader::SnapshotReader;
 use crate::types::InodeNo;
 use serde::Serialize;
 use std::collections::HashMap;
@@ -97,8 +97,8 @@ struct Moved {
 }
 
 struct Comparison<'a, F> {
-    before: &'a SnapshotView,
-    after: &'a SnapshotView,
+    before: &'a SnapshotReader,
+    after: &'a SnapshotReader,
     stack: Vec<Walk>,
     /// Taken away, put in; by inode.
     taken: HashMap<InodeNo, Vec<Moved>>,
@@ -112,8 +112,8 @@ struct Comparison<'a, F> {
 /// # Errors
 /// Errors of reading the rows, and those that `tell` returns.
 pub async fn compare<E: From<FsError>>(
-    before: &SnapshotView,
-    after: &SnapshotView,
+    before: &SnapshotReader,
+    after: &SnapshotReader,
     tell: impl FnMut(Found) -> Result<(), E>,
 ) -> Result<(), E> {
     let (stack, taken, put) = Default::default();
@@ -227,7 +227,7 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         self.ones(page.into_iter().map(|(_, entry)| entry).collect(), &walk, sides).await
     }
 
-    fn side(&self, sides: Sides) -> &SnapshotView {
+    fn side(&self, sides: Sides) -> &SnapshotReader {
         if sides == Sides::Before { self.before } else { self.after }
     }
 
@@ -416,7 +416,7 @@ fn same_bytes(a: &[Segment], b: &[Segment]) -> bool {
 /// The visible segments of a file's records from one on, and the record where the next page begins,
 /// if there may be one.
 async fn records(
-    view: &SnapshotView,
+    view: &SnapshotReader,
     row: &Inode,
     from: u64,
     end: u64,
@@ -455,7 +455,7 @@ fn pair(
 
 /// The rows of inodes, with as few scans as their numbers allow.
 async fn rows(
-    view: &SnapshotView,
+    view: &SnapshotReader,
     mut inos: Vec<InodeNo>,
 ) -> Result<HashMap<InodeNo, Inode>, FsError> {
     inos.sort_unstable();

@@ -6,15 +6,15 @@ use super::api::{FileKind, FileRef, SetAttr, StatFs};
 use super::committer::{Batch, Committer, Ticket};
 use super::content::{ContentMemory, Contents, NodeSource};
 use super::db::{CheckpointId, Database, DbPlace, Detached};
-use super::frozen::FrozenMemory;
 use super::gate::Gate;
 use super::journal;
 use super::key::{self, DataId};
+use super::lease::{AlwaysHeld, Lease};
 use super::names::{Names, NamesMemory, Outcome, Ring};
 use super::node::Node;
 use super::permission;
 use super::row::{Inode, Row};
-use super::tenure::{Tenure, Unrivalled};
+use super::snapshot_fs::SnapshotMemory;
 use crate::chunk::{ChunkStore, Codec};
 use crate::types::{Epoch, InodeNo, PackId, SyncMode, Timestamp, WallClock};
 use parking_lot::Mutex;
@@ -29,13 +29,13 @@ use tokio_util::task::TaskTracker;
 const BYTES_UNLIMITED: u64 = 1 << 50;
 const INODES_UNLIMITED: u64 = InodeNo::MAX.0;
 /// Pause between retries of a change that already has its place in the order.
-pub(super) const INSIST_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Time limit for calls that wait for the store when a file system is closed.
 const CALLS_LIMIT: Duration = Duration::from_secs(60);
 /// The part of a cache that is for decoded records: 300 bytes describe 32 KiB, a kilobyte an inode.
 const RECORDS_SHARE: u64 = 4;
 /// The part that is for inodes of snapshots: they are read in passing.
-const FROZEN_SHARE: u64 = 16;
+const SNAPSHOT_SHARE: u64 = 16;
 
 /// Memory that the datasets opened with it share: written data that is not in the store yet, and
 /// cached extents, inodes and directories.
@@ -43,7 +43,7 @@ const FROZEN_SHARE: u64 = 16;
 pub struct FsMemory {
     content: ContentMemory,
     names: Arc<NamesMemory>,
-    frozen: FrozenMemory,
+    snapshots: SnapshotMemory,
 }
 
 impl FsMemory {
@@ -51,9 +51,9 @@ impl FsMemory {
     /// directories.
     pub fn new(dirty_bytes: u64, cache_bytes: u64) -> Self {
         let records_bytes = cache_bytes / RECORDS_SHARE;
-        let frozen = FrozenMemory::new(cache_bytes / FROZEN_SHARE);
-        let names = NamesMemory::new(cache_bytes - records_bytes - cache_bytes / FROZEN_SHARE);
-        Self { content: ContentMemory::new(dirty_bytes, records_bytes), names, frozen }
+        let snapshots = SnapshotMemory::new(cache_bytes / SNAPSHOT_SHARE);
+        let names = NamesMemory::new(cache_bytes - records_bytes - cache_bytes / SNAPSHOT_SHARE);
+        Self { content: ContentMemory::new(dirty_bytes, records_bytes), names, snapshots }
     }
 
     /// Bytes that inodes and directories take now, about.
@@ -62,8 +62,8 @@ impl FsMemory {
     }
 
     /// For snapshots that are read.
-    pub fn frozen(&self) -> &FrozenMemory {
-        &self.frozen
+    pub fn snapshots(&self) -> &SnapshotMemory {
+        &self.snapshots
     }
 }
 
@@ -116,7 +116,7 @@ pub struct Fs {
     pub(super) names: Arc<Names>,
     pub(super) ring: Arc<Ring>,
     pub(super) gate: Arc<Gate>,
-    pub(super) tenure: Arc<dyn Tenure>,
+    pub(super) lease: Arc<dyn Lease>,
     sync: SyncMode,
     root: FileRef,
     quota_bytes: Mutex<Option<u64>>,
@@ -144,18 +144,18 @@ impl Fs {
         chunks: ChunkStore,
         options: FsOptions,
     ) -> Result<Self, FsError> {
-        Self::open_with(place, chunks, options, None, Arc::new(Unrivalled)).await
+        Self::open_with(place, chunks, options, None, Arc::new(AlwaysHeld)).await
     }
 
-    /// As [`Self::open_at`], answering only while `tenure` holds.
+    /// As [`Self::open_at`], answering only while `lease` holds.
     pub async fn open_under(
         place: &DbPlace,
         chunks: ChunkStore,
         options: FsOptions,
         expected: Epoch,
-        tenure: Arc<dyn Tenure>,
+        lease: Arc<dyn Lease>,
     ) -> Result<Self, FsError> {
-        Self::open_with(place, chunks, options, Some(expected), tenure).await
+        Self::open_with(place, chunks, options, Some(expected), lease).await
     }
 
     /// As [`Self::open`], but only if nobody has opened the database since its writer epoch was
@@ -166,7 +166,7 @@ impl Fs {
         options: FsOptions,
         expected: Epoch,
     ) -> Result<Self, FsError> {
-        Self::open_with(place, chunks, options, Some(expected), Arc::new(Unrivalled)).await
+        Self::open_with(place, chunks, options, Some(expected), Arc::new(AlwaysHeld)).await
     }
 
     async fn open_with(
@@ -174,7 +174,7 @@ impl Fs {
         chunks: ChunkStore,
         options: FsOptions,
         expected: Option<Epoch>,
-        tenure: Arc<dyn Tenure>,
+        lease: Arc<dyn Lease>,
     ) -> Result<Self, FsError> {
         let record_bits = record_bits(options.record_bytes)?;
         options.root.check()?;
@@ -210,7 +210,7 @@ impl Fs {
             names,
             ring,
             gate: Arc::default(),
-            tenure,
+            lease,
             sync: options.sync,
             root,
             quota_bytes: Mutex::new(options.quota_bytes),
@@ -354,16 +354,16 @@ impl Fs {
 
     /// Brings everything written so far to where the next opening finds it fastest, while this one
     /// goes on serving.
-    pub async fn prepare_to_leave(&self) -> Result<(), FsError> {
+    pub async fn prepare_handover(&self) -> Result<(), FsError> {
         self.sync().await?;
         let _call = self.gate.enter()?;
-        self.names.committer.prepare_to_leave().await
+        self.names.committer.prepare_handover().await
     }
 
     /// Lets go of the dataset for another process of this node, which goes on as after a crash of
     /// this one, with little to do again: the journal stays (R16). Nobody may be told of calls that
     /// fail from here on: what they changed may have been done.
-    pub async fn leave(&self, limit: Duration) -> Result<(), FsError> {
+    pub async fn hand_over(&self, limit: Duration) -> Result<(), FsError> {
         self.gate.shut(FsError::Unavailable(
             "another process of this node goes on with the volume".to_owned(),
         ));
@@ -388,7 +388,7 @@ impl Fs {
         }
         self.stop.cancel();
         self.tasks.close();
-        self.names.committer.leave().await?;
+        self.names.committer.hand_over().await?;
         self.tasks.wait().await;
         Ok(())
     }
@@ -434,7 +434,7 @@ impl Fs {
     /// is unreachable, or until nothing can be answered. A client that is asked to retry sends a
     /// new call, which the reply cache does not know, and the change would be done twice: NOENT for
     /// a REMOVE that took effect. Here its mount waits, as a hard mount does.
-    pub(super) async fn insist<T, F: Future<Output = Result<T, FsError>>>(
+    pub(super) async fn retry_until_stopped<T, F: Future<Output = Result<T, FsError>>>(
         &self,
         work: impl Fn() -> F,
     ) -> Result<T, FsError> {
@@ -443,7 +443,7 @@ impl Fs {
                 // Once the committer has stopped, this process cannot know whether the change took
                 // effect; it has lost the volume (R25).
                 Err(FsError::Unavailable(_)) if self.names.committer.has_not_stopped() => {
-                    tokio::time::sleep(INSIST_PAUSE).await
+                    tokio::time::sleep(RETRY_PAUSE).await
                 }
                 done => return done,
             }
@@ -479,13 +479,13 @@ impl Fs {
             Err(_) => None,
         };
         if let Some(ticket) = changed {
-            self.insist(|| self.keep(promise, ticket)).await?;
+            self.retry_until_stopped(|| self.keep(promise, ticket)).await?;
         }
         if self.sync == SyncMode::Always {
             for file in seen {
                 if let Some(node) = self.names.table.peek(file.ino) {
                     match changed {
-                        Some(_) => self.insist(|| self.observe(&node)).await?,
+                        Some(_) => self.retry_until_stopped(|| self.observe(&node)).await?,
                         None => self.observe(&node).await?,
                     }
                 }

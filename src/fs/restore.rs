@@ -20,7 +20,7 @@ use super::dataset::Fs;
 use super::names::{First, Overwrite, given_back};
 use super::node::Node;
 use super::row::{Inode, Record};
-use super::view::{SnapshotView, Viewed};
+use super::snapshot_reader::{SnapshotInode, SnapshotReader};
 use super::walk::Walk;
 use crate::types::{Class, Classify, EntryName, InodeNo};
 use std::collections::HashMap;
@@ -151,7 +151,7 @@ pub struct Route {
 
 struct Restore<'a> {
     fs: &'a Fs,
-    view: &'a SnapshotView,
+    view: &'a SnapshotReader,
     overwrite: Overwrite,
     progress: &'a Progress,
     links: HashMap<InodeNo, FileRef>,
@@ -182,7 +182,7 @@ impl Fs {
     /// this returns (R10).
     pub async fn restore(
         &self,
-        view: &SnapshotView,
+        view: &SnapshotReader,
         route: &Route,
         progress: &Progress,
     ) -> Result<Restored, RestoreError> {
@@ -197,7 +197,7 @@ impl Fs {
         // Also covers what was done before an error: the snapshot may be released when this
         // returns.
         let last = self.names.committer.last();
-        self.insist(|| self.names.committer.durable(last)).await.map_err(at(&path))?;
+        self.retry_until_stopped(|| self.names.committer.durable(last)).await.map_err(at(&path))?;
         done.and_then(|()| restore.left_out.end(progress.now()))
     }
 }
@@ -296,7 +296,7 @@ impl Restore<'_> {
         }
     }
 
-    async fn source(&self, from: &[EntryName]) -> Result<Viewed, RestoreError> {
+    async fn source(&self, from: &[EntryName]) -> Result<SnapshotInode, RestoreError> {
         let path = shown(from);
         let mut found = self.view.root().await.map_err(at(&path))?;
         for name in from {
@@ -329,7 +329,7 @@ impl Restore<'_> {
     /// `below`: its name in the directory that was entered last; the top has none.
     async fn object(
         &mut self,
-        source: Viewed,
+        source: SnapshotInode,
         dir: FileRef,
         name: &EntryName,
         below: Option<&EntryName>,
@@ -376,7 +376,7 @@ impl Restore<'_> {
 
     /// Returns whether the name still leads to the very same object, with all its names and
     /// unchanged (R8): programs that have it open go on with it.
-    fn is_unchanged(&self, source: &Viewed, there: &Node) -> bool {
+    fn is_unchanged(&self, source: &SnapshotInode, there: &Node) -> bool {
         let (old, now) = (&source.row, there.row.read());
         self.overwrite == Overwrite::Replace
             && there.file.ino == source.ino
@@ -386,7 +386,7 @@ impl Restore<'_> {
 
     async fn make_folder(
         &self,
-        source: &Viewed,
+        source: &SnapshotInode,
         dir: FileRef,
         (name, there): (&EntryName, Option<Arc<Node>>),
         below: Option<&EntryName>,
@@ -419,7 +419,7 @@ impl Restore<'_> {
         }
     }
 
-    fn merge(&mut self, source: Viewed, into: FileRef, name: Option<EntryName>) {
+    fn merge(&mut self, source: SnapshotInode, into: FileRef, name: Option<EntryName>) {
         self.progress.add(0);
         self.into.push(into);
         self.walk.enter(source, name);
@@ -427,7 +427,7 @@ impl Restore<'_> {
 
     async fn place(
         &mut self,
-        source: &Viewed,
+        source: &SnapshotInode,
         dir: FileRef,
         name: &EntryName,
         there: Option<Arc<Node>>,

@@ -8,7 +8,7 @@
 use super::FsError;
 use super::key::{self, NameHash};
 use super::names::Entry;
-use super::view::{SnapshotView, Viewed};
+use super::snapshot_reader::{SnapshotInode, SnapshotReader};
 use crate::types::{EntryName, InodeNo};
 use std::collections::VecDeque;
 
@@ -18,15 +18,15 @@ const PAGE_ENTRIES: usize = 1024;
 const PAGES_HELD: usize = 16;
 
 pub struct Walk<'a> {
-    view: &'a SnapshotView,
+    view: &'a SnapshotReader,
     levels: Vec<Level>,
 }
 
 struct Level {
     /// In the directory around it; the top has none.
     name: Option<EntryName>,
-    dir: Viewed,
-    /// The position after the last entry that was returned.
+    dir: SnapshotInode,
+    /// After the last entry that was given out.
     from: (NameHash, u16),
     page: VecDeque<(NameHash, Entry)>,
     /// There may be entries after the page.
@@ -34,7 +34,7 @@ struct Level {
 }
 
 impl<'a> Walk<'a> {
-    pub fn new(view: &'a SnapshotView) -> Self {
+    pub fn new(view: &'a SnapshotReader) -> Self {
         Self { view, levels: Vec::new() }
     }
 
@@ -48,8 +48,8 @@ impl<'a> Walk<'a> {
         self.levels.iter().filter_map(|level| level.name.as_ref())
     }
 
-    /// Enters a directory; the first one is the top. `name`: in the directory around it.
-    pub fn enter(&mut self, dir: Viewed, name: Option<EntryName>) {
+    /// Goes into a directory; the first one is the top. `name`: in the directory around it.
+    pub fn enter(&mut self, dir: SnapshotInode, name: Option<EntryName>) {
         self.levels.push(Level { name, dir, from: key::FIRST, page: VecDeque::new(), more: true });
         if let Some(level) = self.levels.iter_mut().rev().nth(PAGES_HELD)
             && !level.page.is_empty()
@@ -72,8 +72,8 @@ impl<'a> Walk<'a> {
         Ok(Some((entry.name, entry.ino)))
     }
 
-    /// Leaves the directory that was entered last, and returns it.
-    pub fn leave(&mut self) -> Option<Viewed> {
+    /// Leaves the directory that was entered last, and answers it.
+    pub fn leave(&mut self) -> Option<SnapshotInode> {
         self.levels.pop().map(|level| level.dir)
     }
 }
@@ -147,7 +147,7 @@ mod tests {
         fs.close().await.unwrap();
 
         let view =
-            SnapshotView::new(Reader::newest(&place).await.unwrap(), chunks()).await.unwrap();
+            SnapshotReader::new(Reader::newest(&place).await.unwrap(), chunks()).await.unwrap();
         let mut walk = Walk::new(&view);
         walk.enter(view.root().await.unwrap(), None);
         let (mut found, mut deepest, mut most) = (0, 0, 0);

@@ -114,7 +114,7 @@ id128! {
 id128! {
     /// The identity of a folder of journals, whichever process uses it: a restarted process finds
     /// the journals of the previous run (R16).
-    HomeId, "home id"
+    JournalDirId, "journal directory id"
 }
 
 impl NameKey {

@@ -13,8 +13,9 @@ mod time;
 
 pub use class::{Class, Classify};
 pub use id::{
-    ChunkHash, ClaimId, DatasetId, Epoch, FamilyId, HomeId, IdError, Incarnation, InodeNo, NameKey,
-    PackId, PoolId, SNAPSHOT_SERIAL_MAX, SessionId, SnapshotHandle, SnapshotId, VolumeHandle,
+    ChunkHash, ClaimId, DatasetId, Epoch, FamilyId, IdError, Incarnation, InodeNo, JournalDirId,
+    NameKey, PackId, PoolId, SNAPSHOT_SERIAL_MAX, SessionId, SnapshotHandle, SnapshotId,
+    VolumeHandle,
 };
 pub use name::{DatasetName, EntryName, NameError, SnapshotName};
 pub use owner::is_owner;

@@ -1,10 +1,10 @@
-//! A dataset as a node or `serve` exposes it: opened by its owner, or, if it is a snapshot used as
-//! a volume, read without an owner.
+//! A dataset as a node or `serve` exports it: opened by its owner, or, where it is a read-only
+//! volume of a snapshot, read without an owner.
 
 use super::VolumeError;
-use super::place::VolumeGuard;
-use super::served::{OneSnapshot, Served};
-use super::views::Keeper;
+use super::entry::VolumeGuard;
+use super::exported::{ExportedFs, SnapshotExport};
+use super::open_snapshots::RetainedBy;
 use super::volumes::Volumes;
 use crate::catalog::{Catalog, Dataset, Form, State};
 use crate::fs::FsError;
@@ -16,8 +16,8 @@ use std::sync::Arc;
 pub struct Attached {
     pub pool: PoolId,
     pub dataset: DatasetId,
-    pub served: Arc<Served>,
-    /// The key that authenticates file handles (R7).
+    pub exported: Arc<ExportedFs>,
+    /// The key that file handles are authenticated with (R7).
     pub handle_key: [u8; 16],
     /// Held while the volume is attached, so that it is not closed as unused.
     owned: Option<VolumeGuard>,
@@ -28,7 +28,7 @@ impl From<VolumeGuard> for Attached {
         Self {
             pool: volume.pool,
             dataset: volume.dataset.id(),
-            served: volume.served.clone(),
+            exported: volume.exported.clone(),
             handle_key: volume.handle_key,
             owned: Some(volume),
         }
@@ -74,16 +74,20 @@ impl Volumes {
             }
             _ => return Err(absent()),
         };
-        let one =
-            OneSnapshot::open(self.views(), pool, source, Keeper::Volume(dataset.incarnation))
-                .await;
+        let one = SnapshotExport::open(
+            self.open_snapshots(),
+            pool,
+            source,
+            RetainedBy::Volume(dataset.incarnation),
+        )
+        .await;
         let one =
             one.map_err(|source| VolumeError::Fs { dataset: dataset.name.to_string(), source })?;
         let handle_key = handle_key(pool, &dataset);
         Ok(Attached {
             pool: pool.pool().id,
             dataset: id,
-            served: Arc::new(Served::Snapshot(one)),
+            exported: Arc::new(ExportedFs::Snapshot(one)),
             handle_key,
             owned: None,
         })
@@ -93,16 +97,16 @@ impl Volumes {
     /// key other than its dataset's.
     ///
     /// # Errors
-    /// [`VolumeError::NotFound`] when it is not ready, or no longer exists.
+    /// [`VolumeError::NotFound`] when it the snapshot is not ready, or is deleted.
     pub async fn export_snapshot(
         &self,
         pool: &Catalog,
         id: SnapshotId,
-    ) -> Result<(Arc<Served>, [u8; 16]), VolumeError> {
+    ) -> Result<(Arc<ExportedFs>, [u8; 16]), VolumeError> {
         let absent = || VolumeError::NotFound { what: format!("snapshot {id}") };
         let snapshot = pool.snapshot_by_id(id).await?.ok_or_else(absent)?.record;
         let dataset = pool.dataset_by_id(snapshot.dataset).await?.ok_or_else(absent)?.record;
-        let one = OneSnapshot::open(self.views(), pool, id, Keeper::Reader).await;
+        let one = SnapshotExport::open(self.open_snapshots(), pool, id, RetainedBy::Reader).await;
         let one = one.map_err(|source| match source {
             FsError::Stale => absent(),
             source => {
@@ -110,7 +114,7 @@ impl Volumes {
             }
         })?;
         let key = pool.keyring().handle_key(snapshot.incarnation, &dataset.handle_secret);
-        Ok((Arc::new(Served::Snapshot(one)), key))
+        Ok((Arc::new(ExportedFs::Snapshot(one)), key))
     }
 }
 

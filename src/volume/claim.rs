@@ -1,18 +1,18 @@
-//! Claiming a dataset, opening its database under the claim, and releasing it: [`ownership`]
+//! Claiming a dataset, opening its database under the claim, and releasing it; [`ownership`]
 //! decides.
 //!
 //! ```text
 //! claim ──▶ read the writer epoch ──▶ the record is still this claim's? ──▶ open, that epoch expected
-//!              ▲                         │ no: somebody else has it            │ another opened it: look again
+//!              ▲                         │ no: another claim has it            │ another opened it: read again
 //!              └─────────────────────────┼─────────────────────────────────────┘
 //!                                        ▼ nobody was fenced
 //! ```
-//! Whoever claims the dataset later opens its database later, too, and raises the epoch. So an
-//! opener that is held up at any of these steps finds another claim in the record, or another epoch
+//! Whoever claims the dataset later also opens its database later, and raises the epoch. So an
+//! opener that is delayed at any of these steps finds another claim in the record, or another epoch
 //! in the database than it expects: it fails, and fences nobody (R32).
 
 use super::VolumeError;
-use super::lease::{ExpiredLease, Tenure};
+use super::lease::{ExpiredLease, Ownership};
 use super::ownership::{self, Before};
 use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
 use crate::fs::FsError;
@@ -21,8 +21,8 @@ use crate::telemetry::Injected;
 use crate::types::{ClaimId, DatasetId, Epoch, SessionId};
 use std::sync::Arc;
 
-/// Openings tried under one claim. Each failure is an opening that came late, of a claim that has
-/// ended: there are few of them.
+/// Attempts to open under one claim. Each failure is a late opening of an earlier claim, and there
+/// are few of them.
 const OPENINGS_MAX: usize = 8;
 
 /// Writes `me` into the record.
@@ -53,8 +53,8 @@ pub(super) async fn claim(
         (Some(Err(refused)), _) => Err(refused),
         (_, Err(CatalogError::NotFound { what })) => Err(VolumeError::NotFound { what }),
         (Some(Ok(before)), Err(error)) => {
-            // The record may have been written although its writer was not told. Nothing was opened
-            // under it.
+            // The record may have been written although the write failed. Nothing was opened under
+            // it.
             undo(pool, id, &ActiveClaim::Maintenance(me.claim), (before, me.session)).await;
             Err(error.into())
         }
@@ -80,7 +80,7 @@ pub(super) struct Openings<'a> {
 pub enum ActiveClaim {
     /// An open volume's, which gets another id each time that it is acquired again after its lease
     /// had expired.
-    Volume(Arc<Tenure>),
+    Volume(Arc<Ownership>),
     Maintenance(ClaimId),
 }
 
@@ -88,7 +88,7 @@ impl ActiveClaim {
     /// Whether this is the claim of that id.
     pub fn is(&self, claim: ClaimId) -> bool {
         match self {
-            Self::Volume(tenure) => tenure.is_of(claim),
+            Self::Volume(ownership) => ownership.is_of(claim),
             Self::Maintenance(mine) => *mine == claim,
         }
     }
@@ -110,11 +110,12 @@ impl<'a> Openings<'a> {
     }
 
     /// The writer epoch that the next opening expects: read after the claim is durable, and before
-    /// the record is seen to be of this claim still. To be asked for again when the opening was
-    /// [`FsError::Fenced`]: one of an earlier claim came first, and is fenced by the next.
+    /// the record is read again to see that it still names this claim. To be called again when the
+    /// opening was [`FsError::Fenced`]: an opening of an earlier claim came first, and the next one
+    /// fences it.
     ///
     /// # Errors
-    /// When another has the dataset by now.
+    /// When another owns the dataset by now.
     pub async fn expected(&mut self) -> Result<Epoch, VolumeError> {
         let fs = |source| VolumeError::Fs { dataset: self.id.to_string(), source };
         if self.tries == OPENINGS_MAX {
@@ -141,23 +142,23 @@ impl<'a> Openings<'a> {
     }
 }
 
-/// The error for a record that is another claim's. `owner`: the record's.
+/// The error for a record that names another claim. `owner`: the record's.
 pub(super) fn lost_to(dataset: String, owner: Option<Owner>) -> VolumeError {
-    match owner.filter(|owner| !ownership::is_caretaker(owner)) {
+    match owner.filter(|owner| !ownership::is_maintenance(owner)) {
         Some(owner) => {
             VolumeError::Owned { dataset, node: owner.node.clone(), owner: Box::new(owner) }
         }
         None => VolumeError::Fs {
             dataset,
             source: FsError::Busy(
-                "its ownership changed while it was being opened: nothing was opened; retry",
+                "its ownership changed while it was being opened; nothing was opened; retry",
             ),
         },
     }
 }
 
-/// Takes a claim out of the record: the dataset is cleanly closed (R16). A record that is another
-/// claim's stays.
+/// Takes a claim out of the record: the dataset is cleanly closed (R16). A record that names
+/// another claim stays.
 pub(super) async fn release(
     pool: &Catalog,
     id: DatasetId,
@@ -166,8 +167,8 @@ pub(super) async fn release(
     replace(pool, id, claim, None).await
 }
 
-/// Takes a claim out of the record under which nothing was opened. What a node had before, stays
-/// claimed: it may hold a journal of it.
+/// Takes a claim out of the record under which nothing was opened. A dataset that a node owned
+/// before stays claimed: the node may hold a journal of it.
 pub(super) async fn undo(
     pool: &Catalog,
     id: DatasetId,
@@ -176,14 +177,14 @@ pub(super) async fn undo(
 ) {
     let to = match before {
         Before::Released => None,
-        Before::Unfinished(home) => Some(ownership::voiding(session, Some(home))),
+        Before::Unfinished(dir) => Some(ownership::voiding_claim(session, Some(dir))),
         Before::Ours | Before::Another => return,
     };
     if let Err(error) = replace(pool, id, claim, to).await {
         tracing::warn!(
             dataset = %id,
             %error,
-            "a claim that failed may still be in the record: opening it here again clears it"
+            "a failed claim may still be in the record; the next opening here clears it"
         );
     }
 }

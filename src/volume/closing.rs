@@ -1,18 +1,17 @@
-//! Closing: the steps of [`super::life`], each of which may fail and is then tried again, by
-//! whoever wants the volume and by itself.
+//! Closing: the steps of [`super::lifecycle`]. A step that fails is retried, by a task and by
+//! whoever wants the volume.
 //!
 //! ```text
-//! hold its calls ─▶ flush, close the database, remove the journal ─▶ the record says released ─▶ the place is free
+//! hold its calls ─▶ flush, close the database, remove the journal ─▶ the record says released ─▶ the entry is removed
 //!                          │ failed for good
-//!                          └─▶ open it anew, which replays its journal ─▶ flush, …
+//!                          └─▶ open it again, which replays its journal ─▶ flush, …
 //! ```
-//! An attempt is a task of its own: a caller that goes away, or whose patience ends, does not leave
-//! a close half done.
+//! An attempt is a task of its own: a caller that goes away or times out leaves no close half done.
 
 use super::VolumeError;
 use super::claim::ActiveClaim;
-use super::life::{Claim, Close, Reason, Step};
-use super::place::Place;
+use super::entry::VolumeEntry;
+use super::lifecycle::{ClaimOutcome, CloseAction, CloseReason, CloseStep};
 use super::volumes::{Closing, Volumes};
 use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
 use crate::fs::FsError;
@@ -22,49 +21,46 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Between tries of a close that failed. What is owed to a journal is tried more often than a lease
-/// ends: each try is a sign of life, without which another node may take the dataset and lose what
-/// only the journal has.
+/// The pause between attempts of a close that failed, which doubles. It stays below a lease: each
+/// attempt renews the lease, without which another node may take the dataset and lose the changes
+/// that only the journal has.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 const RETRY_DOUBLINGS: u32 = 5;
-/// Leases that an opening that failed is waited to be repeated before what it left is closed:
-/// whoever has the volume mounted repeats it sooner.
-const REPEATED_WITHIN: u32 = 4;
-/// How often others may change the record while it is released.
+/// How long, in leases, a retry of a failed opening is awaited before the volume is closed: whoever
+/// has it mounted retries sooner.
+const RETRIED_WITHIN: u32 = 4;
+/// Attempts to release a record that others change at the same time.
 const RELEASE_TRIES: u32 = 16;
-/// How long what has failed may take to end.
+/// The time limit for the tasks of a failed file system to end.
 pub(super) const ABANDON_LIMIT: Duration = Duration::from_secs(5);
 
 impl Volumes {
-    /// Flushes, closes and releases the ownership. Not open counts as closed. After a failure it is
-    /// tried again by itself, and by a repeated call; until then the volume's calls are held.
+    /// Flushes and closes the volume, and releases the dataset. Not open counts as closed. After a
+    /// failure it is retried by a task, and by the next call; until then the volume's calls are
+    /// held.
     pub async fn close(&self, dataset: DatasetId) -> Result<(), VolumeError> {
-        self.close_for(dataset, Reason::Unmounted).await.map(drop)
+        self.close_for(dataset, CloseReason::Unmounted).await.map(drop)
     }
 
-    /// As [`Self::close`], unless the volume has a holder: a holder gets it from [`Self::open`] or
-    /// [`Self::get`], and keeps it while it is in use. No caller gets it while this decides.
-    pub async fn close_unused(&self, dataset: DatasetId) -> Result<Closing, VolumeError> {
-        self.close_for(dataset, Reason::Unused).await
-    }
-
-    pub(super) async fn close_for(
+    /// As [`Self::close`], for any reason: [`CloseReason::Unused`] leaves a volume open that has
+    /// users, who hold a [`VolumeGuard`](super::VolumeGuard).
+    pub async fn close_for(
         &self,
         dataset: DatasetId,
-        reason: Reason,
+        reason: CloseReason,
     ) -> Result<Closing, VolumeError> {
-        let Some(place) = self.find(dataset) else { return Ok(Closing::Closed) };
+        let Some(entry) = self.find(dataset) else { return Ok(Closing::Closed) };
         let volumes = self.clone();
-        let closing = tokio::spawn(async move { volumes.close_in_turn(&place, reason).await });
+        let closing = tokio::spawn(async move { volumes.close_exclusively(&entry, reason).await });
         closing.await.unwrap_or_else(|error| {
-            Err(VolumeError::Io(format!("closing dataset {dataset}: {error}: see the log; repeat")))
+            Err(VolumeError::Io(format!("closing dataset {dataset}: {error}: see the log; retry")))
         })
     }
 
-    /// Releases a dataset that this session owns and does not have open, whatever made it so (R36):
-    /// a hand-over was asked for. Closed: the record does not name this session any more.
-    pub async fn close_disowned(
+    /// Releases a dataset that this session owns and does not have open, for whatever reason (R36),
+    /// because another node asks for it. Closed: the record no longer names this session.
+    pub async fn release_unopened(
         &self,
         pool: &Catalog,
         dataset: DatasetId,
@@ -74,188 +70,188 @@ impl Volumes {
             let Some(claim) = record.and_then(|record| self.own_claim(&record)) else {
                 return Ok(Closing::Closed);
             };
-            let place = self.place(pool, dataset)?;
-            let _turn = place.turn.lock().await;
-            if self.is_current(&place) && place.life().is_idle() {
+            let entry = self.entry(pool, dataset)?;
+            let _lock = entry.transition.lock().await;
+            if self.is_current(&entry) && entry.lifecycle().is_idle() {
                 tracing::warn!(
                     %dataset,
-                    "this node owns a dataset that it does not have open: it is recovered and \
-                     released"
+                    "this node owns a dataset that it does not have open; recovering and \
+                     releasing it"
                 );
-                place.begin_opening();
-                place.claimed(ActiveClaim::Maintenance(claim));
-                place.not_opened(Claim::Owed);
+                entry.begin_opening();
+                entry.claimed(ActiveClaim::Maintenance(claim));
+                entry.not_opened(ClaimOutcome::NeedsRecovery);
             }
         }
-        self.close_unused(dataset).await
+        self.close_for(dataset, CloseReason::Unused).await
     }
 
-    async fn close_in_turn(
+    async fn close_exclusively(
         &self,
-        place: &Arc<Place>,
-        reason: Reason,
+        entry: &Arc<VolumeEntry>,
+        reason: CloseReason,
     ) -> Result<Closing, VolumeError> {
-        let _turn = place.turn.lock().await;
-        if !self.is_current(place) {
+        let _lock = entry.transition.lock().await;
+        if !self.is_current(entry) {
             return Ok(Closing::Closed);
         }
-        match place.begin_closing(reason) {
-            Close::Nothing => {
-                self.forget(place);
+        match entry.begin_closing(reason) {
+            CloseAction::Nothing => {
+                self.forget(entry);
                 return Ok(Closing::Closed);
             }
-            Close::InUse => return Ok(Closing::InUse),
-            Close::Steps => {}
+            CloseAction::InUse => return Ok(Closing::InUse),
+            CloseAction::Steps => {}
         }
-        if let Some(open) = place.open()
-            && reason != Reason::Revoked
+        if let Some(open) = entry.open()
+            && reason != CloseReason::Revoked
         {
-            // Its clients come again, and find the volume opened anew, or another owner.
+            // Its clients retry, and find the volume opened again, or another owner.
             open.volume.fs.hold_calls();
         }
-        self.finish_close(place).await.map(|()| Closing::Closed)
+        self.finish_close(entry).await.map(|()| Closing::Closed)
     }
 
-    /// Takes the remaining steps, under the place's turn.
-    pub(super) async fn finish_close(&self, place: &Arc<Place>) -> Result<(), VolumeError> {
-        let done = Box::pin(self.take_steps(place)).await;
-        if place.life().is_idle() {
-            self.forget(place);
+    /// Takes the remaining steps. The caller has locked the entry.
+    pub(super) async fn finish_close(&self, entry: &Arc<VolumeEntry>) -> Result<(), VolumeError> {
+        let done = Box::pin(self.take_steps(entry)).await;
+        if entry.lifecycle().is_idle() {
+            self.forget(entry);
         }
         if done.is_err() {
-            let doublings = place.count_failure().min(RETRY_DOUBLINGS);
-            self.close_later(place, (RETRY_MIN * (1 << doublings)).min(RETRY_MAX));
+            let doublings = entry.count_failure().min(RETRY_DOUBLINGS);
+            self.close_later(entry, (RETRY_MIN * (1 << doublings)).min(RETRY_MAX));
         }
         done
     }
 
-    async fn take_steps(&self, place: &Place) -> Result<(), VolumeError> {
-        while let Some(step) = place.step() {
+    async fn take_steps(&self, entry: &VolumeEntry) -> Result<(), VolumeError> {
+        while let Some(step) = entry.step() {
             match step {
-                Step::Flush => self.flush(place).await?,
-                Step::Recover => self.recover(place).await?,
-                Step::Release => {
-                    self.step(place, "volume.close.release").await?;
-                    release(place, Settled::No).await?;
-                    place.released();
+                CloseStep::Flush => self.flush(entry).await?,
+                CloseStep::Recover => self.recover(entry).await?,
+                CloseStep::Release => {
+                    self.step(entry, "volume.close.release").await?;
+                    release(entry, Settled::No).await?;
+                    entry.released();
                 }
-                Step::Settle => {
-                    release(place, Settled::Yes).await?;
-                    place.released();
+                CloseStep::Settle => {
+                    release(entry, Settled::Yes).await?;
+                    entry.released();
                 }
             }
         }
         Ok(())
     }
 
-    async fn flush(&self, place: &Place) -> Result<(), VolumeError> {
-        let Some(open) = place.open() else {
-            place.failed();
+    async fn flush(&self, entry: &VolumeEntry) -> Result<(), VolumeError> {
+        let Some(open) = entry.open() else {
+            entry.failed();
             return Ok(());
         };
-        self.step(place, "volume.close.flush").await?;
+        self.step(entry, "volume.close.flush").await?;
         let fs = &open.volume.fs;
         let Err(source) = Box::pin(fs.close()).await else {
-            place.flushed();
+            entry.flushed();
             return Ok(());
         };
         if !fs.may_close_again().await {
-            // Acknowledged changes are in the store and the journal; opening it again replays them.
+            // Acknowledged changes are in the store and the journal; the next opening replays them.
             fs.abandon_within(ABANDON_LIMIT).await;
-            place.failed();
+            entry.failed();
         }
         Err(VolumeError::Fs { dataset: open.volume.dataset.name.to_string(), source })
     }
 
-    /// Opens a volume that the record names as this session's, only to replay its journal. No
-    /// caller gets it.
-    async fn recover(&self, place: &Place) -> Result<(), VolumeError> {
-        self.step(place, "volume.close.recover").await?;
-        let record = place.pool.dataset_by_id(place.id).await?.map(|at| at.record);
-        if !record.is_some_and(|record| place.owns(&record)) {
-            place.not_ours();
+    /// Opens the volume to replay its journal, if the record still names a claim of ours. Nobody
+    /// may use it.
+    async fn recover(&self, entry: &VolumeEntry) -> Result<(), VolumeError> {
+        self.step(entry, "volume.close.recover").await?;
+        let record = entry.pool.dataset_by_id(entry.id).await?.map(|at| at.record);
+        if !record.is_some_and(|record| entry.owns(&record)) {
+            entry.not_ours();
             return Ok(());
         }
-        match Box::pin(self.open_now(place, None)).await {
+        match Box::pin(self.open_now(entry, None)).await {
             Ok(open) => {
-                place.reopened(open);
+                entry.reopened(open);
                 Ok(())
             }
             Err(failed) => {
-                place.not_opened(failed.claim);
+                entry.not_opened(failed.claim);
                 Err(failed.error)
             }
         }
     }
 
-    /// The claim that names this session as the owner of a volume, and not for maintenance.
+    /// The claim by which this session owns a volume, unless it is a maintenance claim.
     fn own_claim(&self, record: &Dataset) -> Option<ClaimId> {
         let me = self.owner();
         let is_own = |owner: &&Owner| owner.session == me.session && owner.node == me.node;
         record.owner.as_ref().filter(is_own).map(|owner| owner.claim)
     }
 
-    async fn step(&self, place: &Place, name: &str) -> Result<(), VolumeError> {
-        let passed = place.pool.bucket().failpoints().step(name).await;
+    async fn step(&self, entry: &VolumeEntry, name: &str) -> Result<(), VolumeError> {
+        let passed = entry.pool.bucket().failpoints().step(name).await;
         passed.map_err(|injected| VolumeError::Fs {
-            dataset: place.id.to_string(),
+            dataset: entry.id.to_string(),
             source: FsError::Unavailable(injected.to_string()),
         })
     }
 
-    /// Closes the remains of a failed opening, unless the opening is retried.
-    pub(super) fn close_unless_repeated(&self, place: &Arc<Place>) {
-        self.close_later(place, self.lease().lease * REPEATED_WITHIN);
+    /// Closes the volume after a failed opening, unless the opening is retried in time.
+    pub(super) fn close_unless_retried(&self, entry: &Arc<VolumeEntry>) {
+        self.close_later(entry, self.lease().lease * RETRIED_WITHIN);
     }
 
-    pub(super) fn close_later(&self, place: &Arc<Place>, after: Duration) {
-        if !place.try_again(Instant::now() + after) {
+    pub(super) fn close_later(&self, entry: &Arc<VolumeEntry>, after: Duration) {
+        if !entry.try_again(Instant::now() + after) {
             return;
         }
-        let (inner, place) = (Arc::downgrade(&self.inner), place.clone());
+        let (inner, entry) = (Arc::downgrade(&self.inner), entry.clone());
         tokio::spawn(async move {
-            while let Some(due) = place.due() {
+            while let Some(due) = entry.due() {
                 tokio::select! {
                     () = tokio::time::sleep_until(due) => {}
-                    () = place.woken.notified() => continue,
+                    () = entry.woken.notified() => continue,
                 }
                 let Some(inner) = inner.upgrade() else { return };
-                Self { inner }.close_due(&place).await;
+                Self { inner }.close_due(&entry).await;
             }
         });
     }
 
-    async fn close_due(&self, place: &Arc<Place>) {
-        let _turn = place.turn.lock().await;
-        if self.inner.left.load(Ordering::SeqCst) {
-            // Whoever leaves it comes next.
-            place.try_again(Instant::now() + RETRY_MAX);
+    async fn close_due(&self, entry: &Arc<VolumeEntry>) {
+        let _lock = entry.transition.lock().await;
+        if self.inner.handed_over.load(Ordering::SeqCst) {
+            // The hand-over comes next.
+            entry.try_again(Instant::now() + RETRY_MAX);
             return;
         }
-        // It may have been opened, or tried, while this waited for its turn.
-        if self.is_current(place)
-            && place.due().is_some_and(|due| due <= Instant::now())
-            && let Err(error) = self.finish_close(place).await
+        // The volume may have been opened, or its close retried, while this waited for the lock.
+        if self.is_current(entry)
+            && entry.due().is_some_and(|due| due <= Instant::now())
+            && let Err(error) = self.finish_close(entry).await
         {
             tracing::warn!(
-                dataset = %place.id,
+                dataset = %entry.id,
                 %error,
                 class = ?error.class(),
-                "a volume that is not used here any more cannot be closed yet: it is tried again"
+                "closing an unused volume failed; retrying"
             );
         }
     }
 }
 
-/// Takes the claims that were made here out of the record; another claim stays (R31).
-/// `Settled::Yes`: and none that is still on its way can arrive, because each is of a version that
-/// is there now.
-async fn release(place: &Place, settled: Settled) -> Result<(), VolumeError> {
-    let (pool, id) = (&place.pool, place.id);
+/// Takes the claims of the entry out of the record; another claim stays (R31). `Settled::Yes`: also
+/// writes a version where none is in it, so that no claim whose write is still on its way can
+/// arrive.
+async fn release(entry: &VolumeEntry, settled: Settled) -> Result<(), VolumeError> {
+    let (pool, id) = (&entry.pool, entry.id);
     for _ in 0..RELEASE_TRIES {
         let Some(mut at) = pool.dataset_by_id(id).await? else { return Ok(()) };
         let mut next = at.record.clone();
-        match (place.owns(&next), settled) {
+        match (entry.owns(&next), settled) {
             (true, _) => next.owner = None,
             (false, Settled::Yes) => {}
             (false, Settled::No) => return Ok(()),

@@ -1,10 +1,10 @@
-//! The journals in this node's folder: `<folder>/<pool>/<dataset>.journal`, and their removal once
-//! they are obsolete.
+//! The journals in this node's journal directory, `<directory>/<pool>/<dataset>.journal`, and the
+//! removal of obsolete ones.
 //!
-//! A journal is needed while the dataset's record names a session of this folder: it is replayed at
-//! the next opening. A journal left by a crash whose dataset has moved away since is never
-//! replayed: the new owner has raised the writer epoch (R16, R34). Nor is one whose dataset was
-//! deleted.
+//! A journal is needed while the dataset's record names a session of this directory: the next
+//! opening replays it. A journal that a crash left, and whose dataset was taken by another node
+//! since, is never replayed: the new owner has raised the writer epoch (R16, R34). Nor is one whose
+//! dataset is deleted.
 
 use super::volumes::Volumes;
 use super::{VolumeError, VolumeError::Io};
@@ -27,7 +27,7 @@ pub(super) fn path(dir: &Path, pool: &Catalog, dataset: DatasetId) -> PathBuf {
     folder(dir, pool).join(format!("{dataset}{SUFFIX}"))
 }
 
-/// Finds the datasets of the journal files: a journal is its lock, and up to two segments beside
+/// The datasets that have journal files: a journal is a lock file with up to two segments beside
 /// it.
 fn found(folder: &Path) -> std::io::Result<BTreeSet<DatasetId>> {
     let entries = match std::fs::read_dir(folder) {
@@ -39,16 +39,16 @@ fn found(folder: &Path) -> std::io::Result<BTreeSet<DatasetId>> {
 }
 
 impl Volumes {
-    /// Removes a pool's obsolete journals and returns their number. Those of datasets that are
-    /// open, or being closed, are left alone.
+    /// Removes obsolete journals of a pool's datasets, except of volumes that are open or being
+    /// closed. Returns the number of removed journals.
     ///
     /// # Errors
-    /// The store does not answer, or the folder cannot be used: the next call removes the rest.
-    pub async fn remove_outlived_journals(&self, pool: &Catalog) -> Result<usize, VolumeError> {
+    /// The store does not answer, or the directory cannot be used: the next call retries.
+    pub async fn remove_obsolete_journals(&self, pool: &Catalog) -> Result<usize, VolumeError> {
         let Some(dir) = &self.settings().journal_dir else { return Ok(0) };
         let here = folder(dir, pool);
         let failed = move |error: std::io::Error| {
-            Io(format!("journal folder {}: {error}: make it readable", here.display()))
+            Io(format!("journal directory {}: {error}: make it readable", here.display()))
         };
         let here = folder(dir, pool);
         let listed = tokio::task::spawn_blocking(move || found(&here))
@@ -57,13 +57,13 @@ impl Volumes {
         let mut removed = 0;
         for dataset in listed.map_err(failed)? {
             removed += usize::from(
-                self.remove_if_outlived(pool, dataset, path(dir, pool, dataset)).await?,
+                self.remove_if_obsolete(pool, dataset, path(dir, pool, dataset)).await?,
             );
         }
         Ok(removed)
     }
 
-    async fn remove_if_outlived(
+    async fn remove_if_obsolete(
         &self,
         pool: &Catalog,
         dataset: DatasetId,
@@ -72,14 +72,14 @@ impl Volumes {
         if self.find(dataset).is_some() {
             return Ok(false);
         }
-        // The place's turn keeps it from being opened meanwhile.
-        let place = self.place(pool, dataset)?;
-        let _turn = place.turn.lock().await;
-        if !self.is_current(&place) || !place.life().is_idle() {
+        // Keeps the volume from being opened meanwhile.
+        let entry = self.entry(pool, dataset)?;
+        let _lock = entry.transition.lock().await;
+        if !self.is_current(&entry) || !entry.lifecycle().is_idle() {
             return Ok(false);
         }
-        let outlived = self.is_outlived(pool, dataset).await;
-        let removed = match outlived {
+        let obsolete = self.is_obsolete(pool, dataset).await;
+        let removed = match obsolete {
             Ok(true) => {
                 let removal = tokio::task::spawn_blocking(move || journal::remove(&at)).await;
                 removal.map_err(|error| Io(error.to_string())).and_then(|removed| {
@@ -90,22 +90,22 @@ impl Volumes {
             Ok(false) => Ok(false),
             Err(error) => Err(error),
         };
-        self.forget(&place);
+        self.forget(&entry);
         if let Ok(true) = removed {
             tracing::info!(
                 %dataset,
-                "the dataset has moved away, or is gone: its journal is of no use here any more \
-                 and is removed"
+                "removed an obsolete journal: the dataset is deleted, or another node has taken it"
             );
         }
         removed
     }
 
-    async fn is_outlived(&self, pool: &Catalog, dataset: DatasetId) -> Result<bool, VolumeError> {
-        let me = self.owner_at_home().await?;
+    async fn is_obsolete(&self, pool: &Catalog, dataset: DatasetId) -> Result<bool, VolumeError> {
+        let me = self.owner_with_journals().await?;
         let record = pool.dataset_by_id(dataset).await?.map(|at| at.record);
         let ours = |owner: &Owner| {
-            owner.session == me.session || owner.home.is_some() && owner.home == me.home
+            owner.session == me.session
+                || owner.journal_dir_id.is_some() && owner.journal_dir_id == me.journal_dir_id
         };
         Ok(!record.and_then(|record| record.owner).as_ref().is_some_and(ours))
     }
@@ -131,7 +131,7 @@ mod tests {
         ] {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
-        std::fs::write(dir.path().join("home"), "").unwrap();
+        std::fs::write(dir.path().join("directory-id"), "").unwrap();
         std::fs::write(dir.path().join("x.journal"), "").unwrap();
         assert_eq!(found(dir.path()).unwrap(), BTreeSet::from([id(1), id(2)]));
     }

@@ -1,13 +1,12 @@
-//! Decides which session may take a dataset: pure decisions on its record, applied by
-//! compare-and-swap.
+//! The rules of taking a dataset: pure decisions on its record, applied by compare-and-swap.
 //!
-//! An owner takes back the datasets of its own folder of journals once the previous run is known to
-//! be over ([`super::home`]), and none because of a name: two nodes of one name may both be alive.
-//! Another owner's dataset is taken only when its lease has expired.
+//! An owner takes back a dataset of its own journal directory once the session before it is known
+//! to have ended ([`super::journal_dir`]), and nothing because of a name: two nodes of one name may
+//! both be alive. Another owner's dataset is taken only when its lease has expired.
 //!
-//! Every claim has an id of its own, even one by the session that had the dataset before (R31):
-//! findings about an earlier claim, and operations still in progress for it (its release, a
-//! revocation, the verdict that its lease has expired), have no effect on a later one.
+//! Every claim has an id of its own, also one by the session that owned the dataset before (R31):
+//! findings about an earlier claim and operations that are still under way for it (its release, a
+//! revocation, the verdict that its lease has expired) have no effect on a later one.
 
 #[cfg(test)]
 mod explore;
@@ -17,46 +16,44 @@ mod model;
 use super::VolumeError;
 use super::lease::ExpiredLease;
 use crate::catalog::{Dataset, Form, Owner, State};
-use crate::types::{ClaimId, HomeId, SessionId};
+use crate::types::{ClaimId, JournalDirId, SessionId};
 
-/// The owner name of a controller that holds a released dataset for one checkpoint. No node can
-/// have it: Kubernetes node names hold no parentheses.
-const CARETAKER: &str = "(controller)";
+/// The owner name of a maintenance claim. No node can have it: Kubernetes node names contain no
+/// parentheses.
+const MAINTENANCE: &str = "(controller)";
 
-/// Returns whether the claim is a controller's maintenance claim, which has no journal and yields
-/// to anyone.
-pub fn is_caretaker(owner: &Owner) -> bool {
-    owner.node == CARETAKER
+/// Whether this is a maintenance claim, which has no journal and yields to anyone.
+pub fn is_maintenance(owner: &Owner) -> bool {
+    owner.node == MAINTENANCE
 }
 
 /// A fresh maintenance claim.
-pub(super) fn caretaker(session: SessionId) -> Owner {
-    Owner::new(CARETAKER, session)
+pub(super) fn maintenance_claim(session: SessionId) -> Owner {
+    Owner::new(MAINTENANCE, session)
 }
 
-/// A fresh maintenance claim of a forced release, held until the previous owner's journal is void:
-/// its `home` is the folder of that journal.
-pub(super) fn voiding(session: SessionId, home: Option<HomeId>) -> Owner {
-    Owner { home, ..caretaker(session) }
+/// A fresh maintenance claim of a release by force: it names the journal directory of the earlier
+/// owner until that journal is void.
+pub(super) fn voiding_claim(session: SessionId, journal_dir_id: Option<JournalDirId>) -> Owner {
+    Owner { journal_dir_id, ..maintenance_claim(session) }
 }
 
-/// The journal folder that a maintenance claim still has to void.
-pub fn unvoided(owner: &Owner) -> Option<HomeId> {
-    owner.home.filter(|_| is_caretaker(owner))
+/// The directory of the journal that a maintenance claim has yet to void.
+pub fn unvoided_journal_dir(owner: &Owner) -> Option<JournalDirId> {
+    owner.journal_dir_id.filter(|_| is_maintenance(owner))
 }
 
-/// The state of the record before it was taken.
+/// The state of the record before it was claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Before {
     /// Released: a failed opening may release it again.
     Released,
-    /// Released, and a forced release was cut short before it had voided the journal in this folder
-    /// (R34).
-    Unfinished(HomeId),
-    /// This node owned it, and may hold its journal.
+    /// Released by force, and interrupted before the journal in this directory was void (R34).
+    Unfinished(JournalDirId),
+    /// Owned by this node, which may hold a journal of it.
     Ours,
-    /// Another node owned it, and may hold its journal: changes that only that journal holds are
-    /// lost.
+    /// Owned by another node, which may hold a journal of it: changes that only the journal holds
+    /// are lost.
     Another,
 }
 
@@ -68,8 +65,10 @@ pub(super) fn take(
 ) -> Result<Before, VolumeError> {
     let before = may_take(dataset, me, expired)?;
     dataset.owner = Some(match before {
-        // A process that continues this work, and is cut short too, leaves it to the next.
-        Before::Unfinished(home) if is_caretaker(me) => Owner { home: Some(home), ..me.clone() },
+        // Should this claim be interrupted too, the next one goes on.
+        Before::Unfinished(dir) if is_maintenance(me) => {
+            Owner { journal_dir_id: Some(dir), ..me.clone() }
+        }
         _ => me.clone(),
     });
     Ok(before)
@@ -96,14 +95,15 @@ pub(super) fn may_take(
     let id = dataset.id();
     match &dataset.owner {
         None => Ok(Before::Released),
-        Some(owner) if is_caretaker(owner) => {
-            Ok(unvoided(owner).map_or(Before::Released, Before::Unfinished))
+        Some(owner) if is_maintenance(owner) => {
+            Ok(unvoided_journal_dir(owner).map_or(Before::Released, Before::Unfinished))
         }
-        // A maintenance claim does not stand for the session's volume, which may be open.
-        Some(owner) if owner.session == me.session && !is_caretaker(me) => Ok(Before::Ours),
+        // A session's volume may be open, and yields to no maintenance claim of the session.
+        Some(owner) if owner.session == me.session && !is_maintenance(me) => Ok(Before::Ours),
         Some(owner) if expired.is_some_and(|expired| expired.covers(id, owner)) => {
-            let at_home = owner.home.is_some() && owner.home == me.home;
-            Ok(if at_home { Before::Ours } else { Before::Another })
+            let is_same_dir =
+                owner.journal_dir_id.is_some() && owner.journal_dir_id == me.journal_dir_id;
+            Ok(if is_same_dir { Before::Ours } else { Before::Another })
         }
         Some(owner) => Err(VolumeError::Owned {
             dataset: name(),
@@ -113,8 +113,9 @@ pub(super) fn may_take(
     }
 }
 
-/// The ids under which one opening may be found in the record. After its lease expired a claim is
-/// written again under a fresh id: until the outcome of that is known, the record may have either.
+/// The ids under which one opening may be found in the record. A claim whose lease had expired is
+/// written again under a fresh id: until the outcome of that write is known, the record may name
+/// either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Claims {
     current: ClaimId,
@@ -130,14 +131,14 @@ impl Claims {
         self.current == claim || self.next == Some(claim)
     }
 
-    /// Claims again, as the same owner; `false`: the record is another claim's by now. The id is
-    /// `fresh`, unless one is in flight already.
+    /// Claims the record again for the same owner; `false`: it names another claim by now. The id
+    /// is `fresh`, unless the outcome of an earlier write is unknown.
     pub fn renew(&mut self, dataset: &mut Dataset, fresh: ClaimId) -> bool {
         let Some(owner) = dataset.owner.as_mut().filter(|owner| self.contain(owner.claim)) else {
             return false;
         };
         if self.next == Some(owner.claim) {
-            // The claim had been written after all, and may have been judged since.
+            // The write had succeeded, and others may have judged the claim since.
             *self = Self::new(owner.claim);
         }
         owner.claim = *self.next.get_or_insert(fresh);
@@ -154,7 +155,7 @@ impl Claims {
 mod tests {
     use super::*;
     use crate::catalog::Properties;
-    use crate::types::{FamilyId, HomeId, Incarnation, Timestamp};
+    use crate::types::{FamilyId, Incarnation, JournalDirId, Timestamp};
 
     fn dataset(state: State, owner: Option<Owner>) -> Dataset {
         let incarnation = Incarnation::from_bytes([1; 16]);
@@ -190,17 +191,17 @@ mod tests {
         ClaimId::from_bytes([n; 16])
     }
 
-    fn at_home(owner: Owner, home: u8) -> Owner {
-        Owner { home: Some(HomeId::from_bytes([home; 16])), ..owner }
+    fn with_journals(owner: Owner, dir: u8) -> Owner {
+        Owner { journal_dir_id: Some(JournalDirId::from_bytes([dir; 16])), ..owner }
     }
 
     #[test]
     fn a_released_dataset_is_free_and_a_restart_takes_its_own_back() {
-        let me = at_home(owner("a", 1), 1);
+        let me = with_journals(owner("a", 1), 1);
         let mut free = dataset(State::Ready, None);
         assert_eq!(take(&mut free, &me, None).unwrap(), Before::Released);
         assert!(holds(&free, &me));
-        let again = at_home(owner("a", 2), 1);
+        let again = with_journals(owner("a", 2), 1);
         assert!(
             matches!(take(&mut free, &again, None), Err(VolumeError::Owned { .. })),
             "the folder may be a copy"
@@ -226,7 +227,7 @@ mod tests {
         let before = record.clone();
         assert!(claims.renew(&mut record, claim(2)));
         let written = record.clone();
-        // The write's outcome is unknown: the record may be either.
+        // The outcome of the write is unknown: the record may be either.
         for mut found in [before, written.clone()] {
             assert!(claims.contain(found.owner.as_ref().unwrap().claim));
             let mut tried = claims;
@@ -244,8 +245,8 @@ mod tests {
 
     #[test]
     fn a_name_is_no_proof_of_being_the_one_before() {
-        for twin in [at_home(owner("a", 2), 2), owner("a", 2)] {
-            for before in [at_home(owner("a", 1), 1), owner("a", 1)] {
+        for twin in [with_journals(owner("a", 2), 2), owner("a", 2)] {
+            for before in [with_journals(owner("a", 1), 1), owner("a", 1)] {
                 let mut owned = dataset(State::Ready, Some(before));
                 assert!(matches!(take(&mut owned, &twin, None), Err(VolumeError::Owned { .. })));
             }
@@ -259,17 +260,18 @@ mod tests {
         let refused = take(&mut owned, &owner("b", 2), None);
         assert!(matches!(refused, Err(VolumeError::Owned { node, .. }) if node == "a"));
         for session in [1, 3] {
-            let controller = caretaker(SessionId::from_bytes([session; 16]));
+            let controller = maintenance_claim(SessionId::from_bytes([session; 16]));
             assert!(matches!(take(&mut owned, &controller, None), Err(VolumeError::Owned { .. })));
         }
         assert!(holds(&owned, &theirs));
     }
 
     #[test]
-    fn a_caretaker_yields_to_anyone() {
-        let mut cared = dataset(State::Ready, Some(caretaker(SessionId::from_bytes([3; 16]))));
+    fn a_maintenance_claim_yields_to_anyone() {
+        let mut cared =
+            dataset(State::Ready, Some(maintenance_claim(SessionId::from_bytes([3; 16]))));
         assert_eq!(
-            take(&mut cared, &caretaker(SessionId::from_bytes([4; 16])), None).unwrap(),
+            take(&mut cared, &maintenance_claim(SessionId::from_bytes([4; 16])), None).unwrap(),
             Before::Released
         );
         assert_eq!(take(&mut cared, &owner("a", 1), None).unwrap(), Before::Released);
@@ -277,18 +279,18 @@ mod tests {
 
     #[test]
     fn a_journal_that_is_not_void_yet_is_remembered_by_every_maintenance_claim() {
-        let (session, home) = (SessionId::from_bytes([3; 16]), HomeId::from_bytes([1; 16]));
-        let mut forced = dataset(State::Ready, Some(voiding(session, Some(home))));
+        let (session, dir) = (SessionId::from_bytes([3; 16]), JournalDirId::from_bytes([1; 16]));
+        let mut forced = dataset(State::Ready, Some(voiding_claim(session, Some(dir))));
         for _ in 0..2 {
             assert_eq!(
-                take(&mut forced, &caretaker(session), None).unwrap(),
-                Before::Unfinished(home)
+                take(&mut forced, &maintenance_claim(session), None).unwrap(),
+                Before::Unfinished(dir)
             );
-            assert_eq!(forced.owner.as_ref().and_then(unvoided), Some(home));
+            assert_eq!(forced.owner.as_ref().and_then(unvoided_journal_dir), Some(dir));
         }
-        let me = at_home(owner("a", 2), 1);
-        assert_eq!(take(&mut forced, &me, None).unwrap(), Before::Unfinished(home));
-        assert_eq!(forced.owner.as_ref().and_then(unvoided), None);
+        let me = with_journals(owner("a", 2), 1);
+        assert_eq!(take(&mut forced, &me, None).unwrap(), Before::Unfinished(dir));
+        assert_eq!(forced.owner.as_ref().and_then(unvoided_journal_dir), None);
     }
 
     #[test]

@@ -1,22 +1,22 @@
-//! Reading a snapshot from one end to the other: restores and comparisons. The snapshot is kept for
-//! as long as that takes, whoever deletes it meanwhile (R14); that is the difference to a
-//! [`View`](super::View), which clients would keep for ever.
+//! Reading a whole snapshot: restores and comparisons. The snapshot is retained for as long as that
+//! takes, even when it is deleted meanwhile (R14); that is the difference to an
+//! [`OpenSnapshot`](super::OpenSnapshot), which clients would retain for ever.
 
 use super::VolumeError;
 use super::settings::VolumeSettings;
-use crate::catalog::{Catalog, CatalogError, Owner, READING_RENEWED, Reading, Snapshot};
+use crate::catalog::{Catalog, CatalogError, Owner, READING_RENEWAL, Reading, Snapshot};
 use crate::fs::db::{CheckpointId, Reader};
-use crate::fs::{FsError, SnapshotView};
+use crate::fs::{FsError, SnapshotReader};
 use crate::types::SnapshotId;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Interval of checks whether the announcement has to be renewed.
+/// How often the announcement is checked for renewal.
 const UPKEEP: Duration = Duration::from_secs(30);
 
-/// The announcement of a reader in the catalog. Removed when this is dropped.
+/// An announced reader of a snapshot. Dropping it removes the announcement.
 pub(super) struct Announced {
     pool: Catalog,
     /// Taken when the announcement ends.
@@ -26,7 +26,7 @@ pub(super) struct Announced {
 
 impl Announced {
     /// # Errors
-    /// [`CatalogError::NotFound`] when the snapshot is not ready, or no longer exists.
+    /// [`CatalogError::NotFound`] when the snapshot is not ready, or is deleted.
     pub async fn begin(
         pool: &Catalog,
         settings: &VolumeSettings,
@@ -38,22 +38,24 @@ impl Announced {
         Ok((Self { pool: pool.clone(), reading, renewed: Mutex::new(Instant::now()) }, snapshot))
     }
 
-    /// Says it again when it is time. What the store does not take now is tried again the next
-    /// time.
+    /// Renews the announcement when it is due. A failure is retried the next time.
     pub async fn renew(&self) {
-        if self.renewed.lock().elapsed() < READING_RENEWED {
+        if self.renewed.lock().elapsed() < READING_RENEWAL {
             return;
         }
         let Some(reading) = self.reading.lock().clone() else { return };
-        match self.pool.go_on_reading(&reading).await {
+        match self.pool.renew_reading(&reading).await {
             Ok(()) => *self.renewed.lock() = Instant::now(),
             Err(error) => {
-                tracing::debug!(%error, "the reader of a snapshot was not announced anew")
+                tracing::debug!(
+                    %error,
+                    "renewing the announcement of a snapshot reader failed; retrying later"
+                )
             }
         }
     }
 
-    /// Takes it back.
+    /// Removes the announcement.
     pub async fn end(&self) {
         let reading = self.reading.lock().take();
         if let Some(reading) = reading {
@@ -64,7 +66,7 @@ impl Announced {
 
 async fn end(pool: &Catalog, reading: &Reading) {
     if let Err(error) = pool.end_reading(reading).await {
-        tracing::debug!(%error, "the announcement of a reader stays for an hour");
+        tracing::debug!(%error, "the announcement of a snapshot reader stays for an hour");
     }
 }
 
@@ -82,7 +84,7 @@ impl Drop for Announced {
 
 /// A snapshot that is being read.
 pub struct ReadSnapshot {
-    view: SnapshotView,
+    view: SnapshotReader,
     snapshot: Snapshot,
     announced: Arc<Announced>,
     _renewing: DropGuard,
@@ -90,7 +92,7 @@ pub struct ReadSnapshot {
 
 impl ReadSnapshot {
     /// # Errors
-    /// [`CatalogError::NotFound`] when the snapshot is not ready, or no longer exists.
+    /// [`CatalogError::NotFound`] when the snapshot is not ready, or is deleted.
     pub async fn open(
         settings: &VolumeSettings,
         pool: &Catalog,
@@ -118,16 +120,17 @@ impl ReadSnapshot {
         settings: &VolumeSettings,
         pool: &Catalog,
         snapshot: &Snapshot,
-    ) -> Result<SnapshotView, FsError> {
+    ) -> Result<SnapshotReader, FsError> {
         let checkpoint = snapshot
             .checkpoint
             .ok_or_else(|| FsError::Internal("a ready snapshot without a checkpoint".to_owned()))?;
         let at = settings.place(pool, snapshot.family, snapshot.dataset.incarnation);
         let chunks = settings.chunks(pool, snapshot.family);
-        SnapshotView::new(Reader::at_checkpoint(&at, CheckpointId(checkpoint)).await?, chunks).await
+        SnapshotReader::new(Reader::at_checkpoint(&at, CheckpointId(checkpoint)).await?, chunks)
+            .await
     }
 
-    pub fn view(&self) -> &SnapshotView {
+    pub fn view(&self) -> &SnapshotReader {
         &self.view
     }
 
@@ -135,7 +138,7 @@ impl ReadSnapshot {
         &self.snapshot
     }
 
-    /// Lets the snapshot go.
+    /// Closes the reader, and no longer retains the snapshot.
     pub async fn close(self) -> Result<(), FsError> {
         let closed = self.view.close().await;
         self.announced.end().await;

@@ -7,8 +7,8 @@
 //! record that was read *before* the claim was seen to be the record's, and whoever has the dataset
 //! after it changes that record before it refers to anything.
 //!
-//! A crash leaves the dependant and the intent; the next opening, by a node or by a caretaker, ends
-//! both.
+//! A crash leaves the dependant and the intent; the next opening, by a node or for maintenance,
+//! removes both.
 
 use super::VolumeError;
 use super::claim::ActiveClaim;
@@ -16,11 +16,11 @@ use super::volumes::Volume;
 use crate::catalog::{Catalog, CatalogError};
 use crate::types::{DatasetId, SnapshotId};
 
-/// How often others may change the record meanwhile.
+/// Attempts, while others change the record.
 const TRIES: u32 = 16;
 
-/// What a restore that was cut short left: the replay is durable, so the snapshot need not be kept
-/// for it. What fails now is done by the next opening.
+/// Ends an interrupted restore: its replayed rows are made durable, so the snapshot need not be
+/// retained for them. If this fails, the next opening retries.
 pub(super) async fn end_restore(pool: &Catalog, volume: &Volume) {
     let Some(snapshot) = volume.dataset.restoring else { return };
     let ended = match volume.fs.sync().await {
@@ -33,7 +33,7 @@ pub(super) async fn end_restore(pool: &Catalog, volume: &Volume) {
         tracing::warn!(
             dataset = %volume.dataset.name,
             error,
-            "a restore that was cut short keeps its snapshot until the next opening"
+            "an interrupted restore retains its snapshot until the next opening"
         );
     }
 }

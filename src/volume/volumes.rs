@@ -2,19 +2,19 @@
 
 use super::claim::{ActiveClaim, Openings, claim};
 use super::closing::ABANDON_LIMIT;
-use super::lease::{End, ExpiredLease, Held, Keeper, LeaseSettings, Watch};
-use super::life::{Claim, Reason, Step, Want};
+use super::entry::{Open, Users, VolumeEntry, VolumeGuard};
+use super::exported::{ExportedFs, LiveFs};
+use super::lease::{ExpiredLease, LeaseGuard, LeaseRenewer, LeaseSettings, OwnershipEnd, Watch};
+use super::lifecycle::{ClaimOutcome, CloseReason, CloseStep, OpenAction};
+use super::open_snapshots::OpenSnapshots;
 use super::ownership::{self, Before};
-use super::place::{Open, Place, Users, VolumeGuard};
 use super::restoring::end_restore;
-use super::served::{Live, Served};
 use super::settings::VolumeSettings;
-use super::views::Views;
-use super::{VolumeError, home, journals};
+use super::{VolumeError, journal_dir, journals};
 use crate::catalog::{Catalog, Dataset, Owner, Snapdir};
 use crate::chunk::ChunkStore;
 use crate::fs::{Fs, FsError};
-use crate::types::{ClaimId, DatasetId, FamilyId, HomeId, PoolId, SessionId};
+use crate::types::{ClaimId, DatasetId, FamilyId, JournalDirId, PoolId, SessionId};
 use futures::StreamExt;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
@@ -26,12 +26,12 @@ use tokio_util::sync::CancellationToken;
 
 /// Volumes closed at once by [`Volumes::close_all`].
 pub(super) const CLOSES_AT_ONCE: usize = 8;
-/// Reports of lost volumes kept for a slow listener.
+/// Reports of lost volumes that are buffered for a slow listener.
 const LOST_QUEUED: usize = 256;
-/// Between tries to close what is given up.
-const HAND_OVER_RETRY: Duration = Duration::from_millis(500);
+/// Between attempts to close a volume whose claim was revoked.
+const REVOKED_RETRY: Duration = Duration::from_millis(500);
 
-/// What became of a volume that was to be closed if nobody uses it.
+/// The outcome of closing a volume unless it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
     Closed,
@@ -43,15 +43,15 @@ pub struct Volume {
     pub pool: PoolId,
     pub dataset: Dataset,
     pub fs: Arc<Fs>,
-    /// The same with its snapshots, for clients.
-    pub served: Arc<Served>,
-    /// What file handles are authenticated with (R7).
+    /// The file system with its snapshots, as clients see it.
+    pub exported: Arc<ExportedFs>,
+    /// The key that file handles are authenticated with (R7).
     pub handle_key: [u8; 16],
     /// No two openings in this process have the same.
     pub opening: u64,
-    /// What it is open under.
+    /// The claim under which it is open.
     pub claim: ActiveClaim,
-    /// How many guards there are of it.
+    /// The number of its guards.
     pub(super) users: Users,
     chunks: ChunkStore,
 }
@@ -61,7 +61,7 @@ pub struct Volume {
 pub struct Lost {
     pub pool: PoolId,
     pub dataset: DatasetId,
-    /// The [`Volume::opening`] that was lost: the dataset may have been opened anew since.
+    /// The [`Volume::opening`] that was lost: the dataset may have been opened again since.
     pub opening: u64,
     pub why: FsError,
 }
@@ -75,20 +75,20 @@ pub struct Volumes {
 pub(super) struct Inner {
     settings: VolumeSettings,
     lease: LeaseSettings,
-    /// Of the folder of journals, once it was asked for.
-    home: tokio::sync::OnceCell<HomeId>,
-    /// One for each pool that a volume was opened in.
-    keepers: Mutex<HashMap<PoolId, Keeper>>,
-    /// A place stays until the dataset's record does not name this session (R33).
-    pub(super) places: Mutex<HashMap<DatasetId, Arc<Place>>>,
+    /// The id of the journal directory, once it was read.
+    journal_dir_id: tokio::sync::OnceCell<JournalDirId>,
+    /// One renewer for each pool that a volume was opened in.
+    renewers: Mutex<HashMap<PoolId, LeaseRenewer>>,
+    /// An entry stays until the dataset's record no longer names this session (R33).
+    pub(super) entries: Mutex<HashMap<DatasetId, Arc<VolumeEntry>>>,
     openings: AtomicU64,
-    /// Earlier runs on this folder that are known to be over: each is asked about once.
+    /// Earlier sessions of this journal directory that are known to have ended.
     ended: Mutex<HashSet<SessionId>>,
     lost: broadcast::Sender<Lost>,
     mailbox: Arc<Notify>,
-    views: Views,
-    /// Another process of this node goes on with the volumes: none is opened here any more.
-    pub(super) left: AtomicBool,
+    open_snapshots: OpenSnapshots,
+    /// The volumes were handed over to another process of this node: none is opened here.
+    pub(super) handed_over: AtomicBool,
 }
 
 impl Volumes {
@@ -97,20 +97,22 @@ impl Volumes {
     }
 
     pub fn with_lease(settings: VolumeSettings, lease: LeaseSettings) -> Self {
-        let (lost, views) = (broadcast::Sender::new(LOST_QUEUED), Views::new(settings.clone()));
-        let (home, keepers, places, openings, ended, mailbox, left) = Default::default();
+        let (lost, open_snapshots) =
+            (broadcast::Sender::new(LOST_QUEUED), OpenSnapshots::new(settings.clone()));
+        let (journal_dir_id, renewers, entries, openings, ended, mailbox, handed_over) =
+            Default::default();
         let inner = Inner {
             settings,
             lease,
-            home,
-            keepers,
-            places,
+            journal_dir_id,
+            renewers,
+            entries,
             openings,
             ended,
             lost,
             mailbox,
-            views,
-            left,
+            open_snapshots,
+            handed_over,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -119,12 +121,12 @@ impl Volumes {
         &self.inner.settings
     }
 
-    /// The snapshots that this process reads.
-    pub fn views(&self) -> &Views {
-        &self.inner.views
+    /// The snapshots that this process has open.
+    pub fn open_snapshots(&self) -> &OpenSnapshots {
+        &self.inner.open_snapshots
     }
 
-    /// A fresh claim of this process, as it is written into records, but for its home.
+    /// A fresh claim of this process, as it is written into records, without its journal directory.
     pub fn owner(&self) -> Owner {
         let settings = &self.inner.settings;
         Owner {
@@ -133,12 +135,14 @@ impl Volumes {
         }
     }
 
-    pub(super) async fn owner_at_home(&self) -> Result<Owner, VolumeError> {
-        let home = match &self.inner.settings.journal_dir {
-            Some(dir) => Some(*self.inner.home.get_or_try_init(|| home::of(dir)).await?),
+    pub(super) async fn owner_with_journals(&self) -> Result<Owner, VolumeError> {
+        let journal_dir_id = match &self.inner.settings.journal_dir {
+            Some(dir) => {
+                Some(*self.inner.journal_dir_id.get_or_try_init(|| journal_dir::id_of(dir)).await?)
+            }
             None => None,
         };
-        Ok(Owner { home, ..self.owner() })
+        Ok(Owner { journal_dir_id, ..self.owner() })
     }
 
     pub(super) fn ended_sessions(&self) -> &Mutex<HashSet<SessionId>> {
@@ -154,18 +158,18 @@ impl Volumes {
         Watch::new(pool, dataset, owner, &self.inner.lease)
     }
 
-    /// Resolves when a renewal of the lease has seen that somebody waits for an answer of this
-    /// session: its mailbox is in the folder that each renewal lists. For one task at a time.
+    /// Resolves when a renewal of the lease has seen a request in this session's mailbox, which is
+    /// in the folder that each renewal lists. For one task at a time.
     pub async fn requested(&self) {
         self.inner.mailbox.notified().await;
     }
 
-    /// Reports of volumes lost from now on. They are gone from here when they are reported.
+    /// Reports of volumes lost from now on. A volume that is reported is no longer open.
     pub fn lost(&self) -> broadcast::Receiver<Lost> {
         self.inner.lost.subscribe()
     }
 
-    /// Opens a volume, or answers the open one. Concurrent calls share one opening.
+    /// Opens a volume, or returns the open one. Concurrent calls share one opening.
     ///
     /// # Errors
     /// [`VolumeError::Owned`] when another node has it.
@@ -177,11 +181,11 @@ impl Volumes {
         self.open_over(pool, dataset, None).await
     }
 
-    /// As [`Self::open`], from an owner that must have stopped. What only that owner's journal
-    /// holds is lost, and it is fenced.
+    /// As [`Self::open`], taking over from an owner that must have stopped: it is fenced, and
+    /// changes that only its journal holds are lost.
     ///
     /// # Errors
-    /// [`VolumeError::Owned`] when another has it by now, or that one came back.
+    /// [`VolumeError::Owned`] when another owns it by now, or that owner has come back.
     pub async fn take_over(
         &self,
         pool: &Catalog,
@@ -202,46 +206,49 @@ impl Volumes {
         }
         let (volumes, pool, expired) = (self.clone(), pool.clone(), expired.cloned());
         let (answer, answered) = oneshot::channel();
-        // A task of its own: a caller that goes away must not leave a claim that nobody knows of.
+        // A task of its own: a caller that goes away must not leave an unused claim.
         tokio::spawn(async move {
-            let opened = Box::pin(volumes.open_in_turn(&pool, dataset, expired.as_ref())).await;
+            let opened = Box::pin(volumes.open_exclusively(&pool, dataset, expired.as_ref())).await;
             if let Err(Ok(unwanted)) = answer.send(opened) {
                 drop(unwanted);
-                if let Err(error) = volumes.close_unused(dataset).await {
+                if let Err(error) = volumes.close_for(dataset, CloseReason::Unused).await {
                     tracing::warn!(
                         %dataset,
                         %error,
-                        "a volume whose opening nobody waited for cannot be closed yet: it is \
-                         tried again"
+                        "closing a volume whose opening was abandoned failed; retrying"
                     );
                 }
             }
         });
         let ended = |_| {
             VolumeError::Io(format!(
-                "the opening of dataset {dataset} ended without an answer: see the log; repeat"
+                "the opening of dataset {dataset} ended without an answer: see the log; retry"
             ))
         };
         answered.await.map_err(ended)?
     }
 
-    async fn open_in_turn(
+    async fn open_exclusively(
         &self,
         pool: &Catalog,
         dataset: DatasetId,
         expired: Option<&ExpiredLease>,
     ) -> Result<VolumeGuard, VolumeError> {
         loop {
-            let place = self.place(pool, dataset)?;
-            let _turn = place.turn.lock().await;
-            if !self.is_current(&place) || self.inner.left.load(Ordering::SeqCst) {
+            let entry = self.entry(pool, dataset)?;
+            let _lock = entry.transition.lock().await;
+            if !self.is_current(&entry) || self.inner.handed_over.load(Ordering::SeqCst) {
                 continue;
             }
-            match (place.want(), place.volume()) {
-                (Want::Use, Some(volume)) => return Ok(volume),
-                (Want::Use | Want::Open, _) => return self.open_place(&place, expired).await,
-                (Want::Close, _) => match self.finish_close(&place).await {
-                    Err(error) if place.want() == Want::Close => return Err(error),
+            match (entry.open_action(), entry.volume()) {
+                (OpenAction::Use, Some(volume)) => return Ok(volume),
+                (OpenAction::Use | OpenAction::Open, _) => {
+                    return self.open_place(&entry, expired).await;
+                }
+                (OpenAction::CloseAction, _) => match self.finish_close(&entry).await {
+                    Err(error) if entry.open_action() == OpenAction::CloseAction => {
+                        return Err(error);
+                    }
                     Ok(()) | Err(_) => {}
                 },
             }
@@ -250,22 +257,23 @@ impl Volumes {
 
     async fn open_place(
         &self,
-        place: &Arc<Place>,
+        entry: &Arc<VolumeEntry>,
         expired: Option<&ExpiredLease>,
     ) -> Result<VolumeGuard, VolumeError> {
-        place.begin_opening();
-        match Box::pin(self.open_now(place, expired)).await {
+        entry.begin_opening();
+        match Box::pin(self.open_now(entry, expired)).await {
             Ok(open) => {
-                self.watch_volume(place, &open);
-                Ok(place.opened(open))
+                self.watch_volume(entry, &open);
+                Ok(entry.opened(open))
             }
             Err(failed) => {
-                place.not_opened(failed.claim);
-                match place.step() {
-                    None => self.forget(place),
-                    Some(Step::Recover) => self.close_unless_repeated(place),
-                    // Nothing was opened: others need not wait. It is tried again by itself.
-                    Some(_) => drop(self.finish_close(place).await),
+                entry.not_opened(failed.claim);
+                match entry.step() {
+                    None => self.forget(entry),
+                    Some(CloseStep::Recover) => self.close_unless_retried(entry),
+                    // Nothing was opened: others need not wait. A failed close is retried by a
+                    // task.
+                    Some(_) => drop(self.finish_close(entry).await),
                 }
                 Err(failed.error)
             }
@@ -279,130 +287,130 @@ impl Volumes {
 
     /// Every open volume.
     pub fn list(&self) -> Vec<VolumeGuard> {
-        self.inner.places.lock().values().filter_map(|place| place.volume()).collect()
+        self.inner.entries.lock().values().filter_map(|entry| entry.volume()).collect()
     }
 
-    /// Whether this session has, or may have, a dataset of this pool: others may ask it for
-    /// something.
+    /// Whether this session owns, or may own, a dataset of this pool, so that others may send it
+    /// requests.
     pub fn has_any_of(&self, pool: PoolId) -> bool {
-        self.inner.places.lock().values().any(|place| place.pool.pool().id == pool)
+        self.inner.entries.lock().values().any(|entry| entry.pool.pool().id == pool)
     }
 
-    /// Those whose close has begun and is not at its end.
+    /// Volumes whose close has begun and has not ended.
     pub fn closing(&self) -> Vec<DatasetId> {
         self.inner
-            .places
+            .entries
             .lock()
             .values()
-            .filter(|place| place.step().is_some())
-            .map(|place| place.id)
+            .filter(|entry| entry.step().is_some())
+            .map(|entry| entry.id)
             .collect()
     }
 
-    /// Applies the byte and inode quota of a dataset's record, as it is now, to the open volume.
+    /// Applies the byte and inode quota of the dataset's record to the open volume.
     pub fn set_quota(&self, dataset: &Dataset) {
         if let Some(volume) = self.get(dataset.id()) {
             volume.fs.set_quota(dataset.size, dataset.properties.quota_inodes);
         }
     }
 
-    /// Closes everything; answers the first failure after having tried all.
+    /// Closes all volumes. The first failure, after all were tried.
     pub async fn close_all(&self) -> Result<(), VolumeError> {
-        let ids: Vec<DatasetId> = self.inner.places.lock().keys().copied().collect();
+        let ids: Vec<DatasetId> = self.inner.entries.lock().keys().copied().collect();
         let closes =
             futures::stream::iter(ids).map(|id| self.close(id)).buffer_unordered(CLOSES_AT_ONCE);
         let results: Vec<_> = closes.collect().await;
         results.into_iter().collect()
     }
 
-    pub(super) fn find(&self, dataset: DatasetId) -> Option<Arc<Place>> {
-        self.inner.places.lock().get(&dataset).cloned()
+    pub(super) fn find(&self, dataset: DatasetId) -> Option<Arc<VolumeEntry>> {
+        self.inner.entries.lock().get(&dataset).cloned()
     }
 
-    pub(super) fn place(
+    pub(super) fn entry(
         &self,
         pool: &Catalog,
         dataset: DatasetId,
-    ) -> Result<Arc<Place>, VolumeError> {
-        if self.inner.left.load(Ordering::SeqCst) {
-            return Err(VolumeError::Left { dataset: dataset.to_string() });
+    ) -> Result<Arc<VolumeEntry>, VolumeError> {
+        if self.inner.handed_over.load(Ordering::SeqCst) {
+            return Err(VolumeError::HandedOver { dataset: dataset.to_string() });
         }
-        let mut places = self.inner.places.lock();
+        let mut entries = self.inner.entries.lock();
         let max = self.inner.settings.volumes_max;
-        if let Some(place) = places.get(&dataset) {
-            return Ok(place.clone());
+        if let Some(entry) = entries.get(&dataset) {
+            return Ok(entry.clone());
         }
-        if places.len() >= max {
+        if entries.len() >= max {
             return Err(VolumeError::Full { dataset: dataset.to_string(), max });
         }
-        Ok(places
+        Ok(entries
             .entry(dataset)
-            .or_insert_with(|| Arc::new(Place::new(dataset, pool.clone())))
+            .or_insert_with(|| Arc::new(VolumeEntry::new(dataset, pool.clone())))
             .clone())
     }
 
-    pub(super) fn is_current(&self, place: &Arc<Place>) -> bool {
-        self.inner.places.lock().get(&place.id).is_some_and(|current| Arc::ptr_eq(current, place))
+    pub(super) fn is_current(&self, entry: &Arc<VolumeEntry>) -> bool {
+        self.inner.entries.lock().get(&entry.id).is_some_and(|current| Arc::ptr_eq(current, entry))
     }
 
-    pub(super) fn forget(&self, place: &Arc<Place>) {
-        let mut places = self.inner.places.lock();
-        if places.get(&place.id).is_some_and(|current| Arc::ptr_eq(current, place)) {
-            places.remove(&place.id);
+    pub(super) fn forget(&self, entry: &Arc<VolumeEntry>) {
+        let mut entries = self.inner.entries.lock();
+        if entries.get(&entry.id).is_some_and(|current| Arc::ptr_eq(current, entry)) {
+            entries.remove(&entry.id);
         }
     }
 
-    fn keeper(&self, pool: &Catalog) -> Keeper {
-        let mut keepers = self.inner.keepers.lock();
+    fn renewer(&self, pool: &Catalog) -> LeaseRenewer {
+        let mut renewers = self.inner.renewers.lock();
         let new = || {
-            Keeper::new(
+            LeaseRenewer::new(
                 pool.clone(),
                 &self.owner(),
                 self.inner.lease.clone(),
                 self.inner.mailbox.clone(),
             )
         };
-        keepers.entry(pool.pool().id).or_insert_with(new).clone()
+        renewers.entry(pool.pool().id).or_insert_with(new).clone()
     }
 
     pub(super) async fn open_now(
         &self,
-        place: &Place,
+        entry: &VolumeEntry,
         expired: Option<&ExpiredLease>,
     ) -> Result<Open, NotOpened> {
-        let (pool, id) = (&place.pool, place.id);
-        let me = self.owner_at_home().await?;
+        let (pool, id) = (&entry.pool, entry.id);
+        let me = self.owner_with_journals().await?;
         let absent = || NotOpened {
             error: VolumeError::NotFound { what: format!("dataset {id}") },
-            claim: Claim::Refused,
+            claim: ClaimOutcome::Refused,
         };
-        // Before a heartbeat is written for nothing.
+        // Checked before a heartbeat is written in vain.
         let record = pool.dataset_by_id(id).await?.ok_or_else(absent)?.record;
-        let stopped = self.stopped_at_home(pool, &record, &me).await?;
+        let stopped = self.stopped_here(pool, &record, &me).await?;
         let expired = expired.or(stopped.as_ref());
         ownership::may_take(&record, &me, expired).map_err(NotOpened::at_claim)?;
-        let begun = self.keeper(pool).begin(id, me.claim).await?;
-        if self.inner.left.load(Ordering::SeqCst) {
-            // Whoever left did not wait for this: the next process may have it open by now.
-            return Err(VolumeError::Left { dataset: id.to_string() }.into());
+        let begun = self.renewer(pool).begin(id, me.claim).await?;
+        if self.inner.handed_over.load(Ordering::SeqCst) {
+            // The hand-over did not wait for this: the next process may have it open by now.
+            return Err(VolumeError::HandedOver { dataset: id.to_string() }.into());
         }
-        let active = ActiveClaim::Volume(begun.held.tenure().clone());
-        place.claiming(active.clone());
+        let active = ActiveClaim::Volume(begun.guard.ownership().clone());
+        entry.claiming(active.clone());
         let (dataset, before) = claim(pool, id, &me, expired).await.map_err(NotOpened::at_claim)?;
-        place.claimed(active.clone());
+        entry.claimed(active.clone());
         if let (Before::Another, Some(owner)) = (before, &record.owner) {
             tracing::warn!(
                 dataset = %dataset.name,
                 from = owner.node,
                 session = %owner.session,
-                "taking the dataset over from a node that has stopped: changes that were only in \
-                 its journal are lost"
+                "taking the dataset over from a node that has stopped: changes that only its \
+                 journal holds are lost"
             );
         }
-        begun.held.claimed(begun.life);
+        begun.guard.claimed(begun.generation);
         let step = pool.bucket().failpoints().step("volume.open.claimed").await;
         let opened = match step {
-            Ok(()) => self.open_fs(pool, &dataset, &begun.held, active).await,
+            Ok(()) => self.open_fs(pool, &dataset, &begun.guard, active).await,
             Err(injected) => {
                 let source = FsError::Unavailable(injected.to_string());
                 Err(VolumeError::Fs { dataset: dataset.name.to_string(), source })
@@ -413,14 +421,18 @@ impl Volumes {
                 end_restore(pool, &volume).await;
                 Ok(Open {
                     volume: Arc::new(volume),
-                    held: Arc::new(begun.held),
+                    guard: Arc::new(begun.guard),
                     closed: CancellationToken::new(),
                 })
             }
             Err(error) => {
-                // An unfinished release by force is finished by an opening, which voids the journal
-                // before (R34).
-                let claim = if before == Before::Released { Claim::Clean } else { Claim::Owed };
+                // An unfinished release by force is finished by the next opening, which voids the
+                // earlier journal (R34).
+                let claim = if before == Before::Released {
+                    ClaimOutcome::Clean
+                } else {
+                    ClaimOutcome::NeedsRecovery
+                };
                 Err(NotOpened { error, claim })
             }
         }
@@ -430,7 +442,7 @@ impl Volumes {
         &self,
         pool: &Catalog,
         dataset: &Dataset,
-        held: &Held,
+        guard: &LeaseGuard,
         claim: ActiveClaim,
     ) -> Result<Volume, VolumeError> {
         let settings = &self.inner.settings;
@@ -442,8 +454,14 @@ impl Volumes {
         let fs = loop {
             let (expected, options) =
                 (openings.expected().await?, settings.options(dataset, journal.clone()));
-            match Fs::open_under(&place, chunks.clone(), options, expected, held.tenure().clone())
-                .await
+            match Fs::open_under(
+                &place,
+                chunks.clone(),
+                options,
+                expected,
+                guard.ownership().clone(),
+            )
+            .await
             {
                 Err(FsError::Fenced) => {}
                 opened => {
@@ -459,19 +477,19 @@ impl Volumes {
         if dataset.properties.snapdir == Snapdir::Visible {
             fs.show_snapshots();
         }
-        let served = Served::Live(Live::new(
+        let exported = ExportedFs::Live(LiveFs::new(
             fs.clone(),
             pool.clone(),
             dataset.incarnation,
-            self.views().clone(),
+            self.open_snapshots().clone(),
         ));
         let opening = self.inner.openings.fetch_add(1, Ordering::Relaxed);
-        let (served, users) = (Arc::new(served), Users::default());
+        let (exported, users) = (Arc::new(exported), Users::default());
         Ok(Volume {
             pool: pool.pool().id,
             dataset: dataset.clone(),
             fs,
-            served,
+            exported,
             handle_key,
             opening,
             claim,
@@ -489,47 +507,48 @@ impl Volumes {
         }
     }
 
-    fn watch_volume(&self, place: &Arc<Place>, open: &Open) {
-        let (volumes, place) = (self.clone(), Arc::downgrade(place));
-        let (volume, closed, tenure) =
-            (open.volume.clone(), open.closed.clone(), open.held.tenure().clone());
+    fn watch_volume(&self, entry: &Arc<VolumeEntry>, open: &Open) {
+        let (volumes, entry) = (self.clone(), Arc::downgrade(entry));
+        let (volume, closed, ownership) =
+            (open.volume.clone(), open.closed.clone(), open.guard.ownership().clone());
         tokio::spawn(async move {
             let why = tokio::select! {
                 () = closed.cancelled() => return,
                 why = volume.fs.stopped() => why,
-                end = tenure.ended() => match end {
-                    End::Revoked(claim) => {
-                        let Some(place) = place.upgrade() else { return };
-                        return volumes.hand_over(&place.pool, &volume, claim).await;
+                end = ownership.ended() => match end {
+                    OwnershipEnd::Revoked(claim) => {
+                        let Some(entry) = entry.upgrade() else { return };
+                        return volumes.close_revoked(&entry.pool, &volume, claim).await;
                     }
-                    // Whoever has it now may not have fenced this one yet.
-                    End::Taken => {
+                    // The new owner may not have fenced this one yet.
+                    OwnershipEnd::Taken => {
                         volume.fs.give_up(FsError::Fenced);
                         FsError::Fenced
                     }
                 },
             };
-            if let Some(place) = place.upgrade() {
-                volumes.lose(&place, &volume, why).await;
+            if let Some(entry) = entry.upgrade() {
+                volumes.lose(&entry, &volume, why).await;
             }
         });
     }
 
-    /// Recovers what only the journal holds, unless the dataset is another owner's.
-    async fn lose(&self, place: &Arc<Place>, volume: &Volume, why: FsError) {
-        let _turn = place.turn.lock().await;
-        // Whoever closes it sees to the rest.
-        if !self.is_current(place) || !place.lost(volume) {
+    /// Reports a volume that failed or was taken, and has its journal recovered unless the dataset
+    /// has another owner.
+    async fn lose(&self, entry: &Arc<VolumeEntry>, volume: &Volume, why: FsError) {
+        let _lock = entry.transition.lock().await;
+        // A close that has begun does the rest.
+        if !self.is_current(entry) || !entry.lost(volume) {
             return;
         }
         tracing::error!(
             dataset = %volume.dataset.name,
             error = %why,
-            "the volume is lost to this process: its mounts answer ESTALE until they are unmounted"
+            "volume lost: its mounts answer ESTALE until they are unmounted"
         );
         self.report(volume, why);
         volume.fs.abandon_within(ABANDON_LIMIT).await;
-        self.close_later(place, Duration::ZERO);
+        self.close_later(entry, Duration::ZERO);
     }
 
     /// Nobody listens in a process without mounts.
@@ -542,55 +561,57 @@ impl Volumes {
         });
     }
 
-    /// A volume whose claim was revoked (R27): nothing is answered any more, and what was is
-    /// brought to the store while there is time.
-    async fn hand_over(&self, pool: &Catalog, volume: &Volume, claim: ClaimId) {
+    /// Closes a volume whose claim was revoked (R27): no call is answered, and acknowledged changes
+    /// are flushed to the store before others may take the dataset.
+    async fn close_revoked(&self, pool: &Catalog, volume: &Volume, claim: ClaimId) {
         let dataset = volume.dataset.id();
         self.report(volume, FsError::Fenced);
         let closed = tokio::time::timeout(self.inner.lease.lease, async {
-            while let Err(error) = self.close_for(dataset, Reason::Revoked).await {
+            while let Err(error) = self.close_for(dataset, CloseReason::Revoked).await {
                 tracing::warn!(
                     dataset = %volume.dataset.name,
                     %error,
-                    "a volume that is given up could not be closed yet"
+                    "closing a volume whose claim was revoked failed; retrying"
                 );
-                tokio::time::sleep(HAND_OVER_RETRY).await;
+                tokio::time::sleep(REVOKED_RETRY).await;
             }
         });
         if closed.await.is_err() {
             volume.fs.give_up(FsError::Fenced);
             tracing::error!(
                 dataset = %volume.dataset.name,
-                "a volume that was given up could not be closed in time: who takes it does not \
-                 find what only this node's journal has"
+                "a volume whose claim was revoked could not be closed in time: changes that only \
+                 this node's journal holds are lost to the next owner"
             );
         } else if let Err(error) = pool.remove_revocation(self.inner.settings.session, claim).await
         {
             tracing::debug!(
                 %error,
-                "the revocation of a claim that was released stays until it is collected"
+                "the revocation of a released claim stays until a collection removes it"
             );
         }
     }
 }
 
-/// Why a volume did not open, and what became of its claim.
+/// Why a volume did not open, and the outcome of its claim.
 pub(super) struct NotOpened {
     pub error: VolumeError,
-    pub claim: Claim,
+    pub claim: ClaimOutcome,
 }
 
 impl NotOpened {
     fn at_claim(error: VolumeError) -> Self {
         let claim = match &error {
-            VolumeError::Catalog(_) | VolumeError::Io(_) | VolumeError::Fs { .. } => Claim::Unknown,
+            VolumeError::Catalog(_) | VolumeError::Io(_) | VolumeError::Fs { .. } => {
+                ClaimOutcome::Unknown
+            }
             VolumeError::NotFound { .. }
             | VolumeError::Owned { .. }
             | VolumeError::Deleting { .. }
             | VolumeError::Creating { .. }
             | VolumeError::Full { .. }
-            | VolumeError::Left { .. }
-            | VolumeError::ReadOnly { .. } => Claim::Refused,
+            | VolumeError::HandedOver { .. }
+            | VolumeError::ReadOnly { .. } => ClaimOutcome::Refused,
         };
         Self { error, claim }
     }
@@ -598,6 +619,6 @@ impl NotOpened {
 
 impl<E: Into<VolumeError>> From<E> for NotOpened {
     fn from(error: E) -> Self {
-        Self { error: error.into(), claim: Claim::NotTried }
+        Self { error: error.into(), claim: ClaimOutcome::NotTried }
     }
 }

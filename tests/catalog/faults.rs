@@ -333,7 +333,7 @@ async fn rivals_make_every_change_once() {
         assert!(done > 0);
         // Each version adds one to what it replaced: no change that was reported is missing. One
         // that was overtaken many times while its writer looked may have counted although its
-        // writer was told to repeat.
+        // writer was told to retry.
         let size = pool.dataset(&new.name).await.unwrap().unwrap().record.size.unwrap();
         assert!((done..=40).contains(&size), "seed {seed}: {done} changes reported, {size} made");
     }

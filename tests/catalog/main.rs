@@ -141,7 +141,7 @@ mod lives {
     }
 
     #[tokio::test]
-    async fn a_name_used_again_is_another_life() {
+    async fn a_name_that_is_used_again_gets_another_incarnation() {
         let pool = pool().await;
         let first = dataset("again");
         pool.insert_dataset(first.clone()).await.unwrap();

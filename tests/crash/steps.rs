@@ -51,10 +51,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("fs.content.copied", "tests/lifecycle/restore.rs"),
     ("volume.restore.forget", "tests/lifecycle/restore.rs"),
     // A snapshot that is read, and one that is a volume.
-    ("control.create.reader", "tests/lifecycle/frozen.rs"),
+    ("control.create.reader", "tests/lifecycle/read_only.rs"),
     ("catalog.reading", "tests/lifecycle/snapdir.rs"),
     ("catalog.reading-ended", "tests/lifecycle/snapdir.rs"),
-    ("volume.view.announced", "tests/lifecycle/snapdir.rs"),
+    ("volume.snapshot.announced", "tests/lifecycle/snapdir.rs"),
     // A clone that would read too many ancestors.
     ("control.create.detached", "tests/history/chains.rs"),
     // A clone whose origin goes; a controller's claim; an owner that is gone for good.
@@ -63,7 +63,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("collect.detach.recorded", "tests/lifecycle/standing.rs"),
     ("fs.db.detach.rewritten", "tests/lifecycle/standing.rs"),
     ("fs.db.detach.dropped", "tests/lifecycle/standing.rs"),
-    ("volume.care.claimed", "tests/lifecycle/steps.rs"),
+    ("volume.maintenance.claimed", "tests/lifecycle/steps.rs"),
     ("control.release.begin", "tests/lifecycle/takeover.rs"),
     ("control.release.revoked", "tests/lifecycle/takeover.rs"),
     ("volume.lost.claimed", "tests/lifecycle/takeover.rs"),
@@ -80,8 +80,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     // An administrator's repair.
     ("fs.check.before-mend", "tests/crash/repair.rs"),
     ("fs.check.mended", "tests/crash/repair.rs"),
-    // A lease that lapsed.
-    ("volume.lease.before-confirm", "tests/lifecycle/leases.rs"),
+    // A lease that expired.
+    ("volume.lease.before-reacquire", "tests/lifecycle/leases.rs"),
     // Collection deletes through the bucket.
     ("chunk.before-pack-delete", "tests/chunk/packing.rs"),
     ("chunk.after-pack-delete", "tests/chunk/packing.rs"),

@@ -55,7 +55,7 @@ fn dataset() -> Dataset {
         },
         access_modes: vec!["SINGLE_NODE_WRITER".into()],
         owner: Some(Owner {
-            home: Some(HomeId::from_bytes([10; 16])),
+            journal_dir_id: Some(JournalDirId::from_bytes([10; 16])),
             lease_millis: 45_000,
             claim: ClaimId::from_bytes([11; 16]),
             ..Owner::new("node-1", SessionId::from_bytes([4; 16]))

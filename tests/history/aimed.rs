@@ -3,7 +3,7 @@
 use crate::fault::{Fault, Op, Rule};
 use crate::model::{Model, Origin};
 use crate::ops::{RECORD, Where};
-use crate::slow::{COLLECTIONS, HOUR, collector, end, insist, nothing_is_left, seeds};
+use crate::slow::{COLLECTIONS, HOUR, collector, end, nothing_is_left, retry, seeds};
 use crate::work::{self, again};
 use crate::world::{Process, World};
 use bytes::Bytes;
@@ -22,7 +22,7 @@ pub fn each<T: Sync + std::fmt::Debug>(
     cases: &[T],
     story: impl AsyncFn(&T, &Process, &Process, &mut Model) -> Result<(), String> + Sync,
 ) {
-    let wrong = crate::in_lanes(cases, |case| {
+    let wrong = crate::concurrently(cases, |case| {
         let world = World::polling_mailbox(Duration::from_secs(1));
         let process = world.process().clone();
         let told = world.run(async {
@@ -36,7 +36,7 @@ pub fn each<T: Sync + std::fmt::Debug>(
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A volume with one file of so many records, closed.
+/// A closed volume with one file of this many records.
 pub async fn volume(
     process: &Process,
     model: &mut Model,
@@ -265,7 +265,7 @@ fn what_is_remembered_of_a_head_is_not_older_than_the_catalog() {
     });
 }
 
-/// R11: the same of a pack that is written anew. What is left of it in the head when that is read
+/// R11: the same of a pack that is rewritten. What is left of it in the head when that is read
 /// is less than the snapshot needs.
 #[test]
 fn a_snapshot_made_between_listing_and_rewriting_keeps_its_chunks() {
@@ -377,7 +377,7 @@ fn a_clone_that_is_made_after_it_was_removed_keeps_nothing() {
             removed?;
             match made {
                 Err(_) => Ok(()),
-                // Begun anew after it was removed.
+                // Begun again after it was removed.
                 Ok(made) => {
                     let content = model.dataset(origin).expect("it is there").content();
                     model.made("clone", made.handle, content);
@@ -526,7 +526,7 @@ fn what_was_cut_off_and_grew_again_is_zero_before_and_after_it_is_reclaimed() {
         for (name, of) in [("of-short", short), ("of-long", long)] {
             work::create(process, model, name, &Origin::Snapshot(of)).await?;
             let clone = model.datasets.last().expect("just made").handle;
-            insist(async || work::resize(process, model, clone, "x", 160 * RECORD).await).await?;
+            retry(async || work::resize(process, model, clone, "x", 160 * RECORD).await).await?;
             work::write(process, model, clone, "x", 30 * RECORD + 5, &seeds(800..802)).await?;
         }
         collect(collector).await?;
@@ -541,7 +541,7 @@ fn what_was_cut_off_and_grew_again_is_zero_before_and_after_it_is_reclaimed() {
 /// R2: a collector that stands still while another ends the life that it collects, and the name's
 /// next life begins.
 #[test]
-fn the_next_life_of_a_name_is_not_touched_by_the_collection_of_the_last() {
+fn a_name_that_is_used_again_is_not_touched_by_the_collection_of_its_earlier_dataset() {
     let steps = [
         "collect.listed",
         "collect.packs",
@@ -560,7 +560,7 @@ fn the_next_life_of_a_name_is_not_touched_by_the_collection_of_the_last() {
         let before = hold(failpoints, step);
         let life = async {
             held_at(failpoints, step, before).await?;
-            insist(async || {
+            retry(async || {
                 process.collect(Where::Here).await.map_err(|error| error.to_string())?;
                 work::create(process, model, "name", &Origin::Nothing).await?;
                 if model.datasets.is_empty() {

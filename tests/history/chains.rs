@@ -21,7 +21,7 @@ const SIBLINGS: usize = 200;
 const UNCOLLECTED: u64 = 12;
 /// R13: never more.
 const ANCESTORS_MAX: usize = 8;
-/// R13: detached past so many.
+/// Clones are detached past this depth (R13).
 const ANCESTORS_KEPT: usize = 4;
 
 async fn ancestors(process: &Process, family: FamilyId, volume: VolumeHandle) -> usize {

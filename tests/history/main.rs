@@ -21,9 +21,9 @@ mod deleting;
 #[path = "../support/fault.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod fault;
-mod held;
 mod model;
 mod ops;
+mod paused;
 mod play;
 mod rewritten;
 mod seen;
@@ -42,7 +42,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const HISTORIES: u64 = 36;
 const STEPS: u64 = 60;
 /// The machine's cores are shared with other tests.
-const LANES: usize = 2;
+const CONCURRENCY: usize = 2;
 const STACK_BYTES: usize = 16 << 20;
 
 fn setting(name: &str) -> Option<u64> {
@@ -57,7 +57,10 @@ fn size() -> u64 {
 
 /// Does `work` for each case, a few at a time, each on a stack as processes have it. What was
 /// wrong, panics included.
-fn in_lanes<T: Sync>(cases: &[T], work: impl Fn(&T) -> Result<(), String> + Sync) -> Vec<String> {
+fn concurrently<T: Sync>(
+    cases: &[T],
+    work: impl Fn(&T) -> Result<(), String> + Sync,
+) -> Vec<String> {
     let text = |panic: Box<dyn std::any::Any + Send>| match panic.downcast::<String>() {
         Ok(text) => *text,
         Err(panic) => panic
@@ -66,9 +69,10 @@ fn in_lanes<T: Sync>(cases: &[T], work: impl Fn(&T) -> Result<(), String> + Sync
     };
     let (next, wrong) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|threads| {
-        for lane in 0..LANES {
-            let lane =
-                std::thread::Builder::new().name(format!("lane {lane}")).stack_size(STACK_BYTES);
+        for worker in 0..CONCURRENCY {
+            let worker = std::thread::Builder::new()
+                .name(format!("worker {worker}"))
+                .stack_size(STACK_BYTES);
             let work = || {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(case)));
@@ -77,7 +81,7 @@ fn in_lanes<T: Sync>(cases: &[T], work: impl Fn(&T) -> Result<(), String> + Sync
                     }
                 }
             };
-            lane.spawn_scoped(threads, work).unwrap();
+            worker.spawn_scoped(threads, work).unwrap();
         }
     });
     wrong.into_inner().unwrap()
@@ -95,7 +99,7 @@ fn random_histories_agree_with_the_model_and_leave_nothing() {
     let seeds: Vec<u64> = (first..first + histories).collect();
     println!("seeds {first} to {}", first + histories - 1);
     let total = Mutex::new(play::Tally::default());
-    let wrong = in_lanes(&seeds, |seed| {
+    let wrong = concurrently(&seeds, |seed| {
         let played = std::panic::catch_unwind(|| play::play(*seed, steps));
         match played {
             Ok(Ok(tally)) => total.lock().unwrap().add(&tally),

@@ -116,9 +116,9 @@ impl std::fmt::Debug for Op {
 /// Which process collects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Where {
-    /// That which has the volumes open.
+    /// The process that has the volumes open.
     Here,
-    /// Another, that asks the owner through its mailbox.
+    /// Another, which sends the owner a request.
     Elsewhere,
 }
 
@@ -127,7 +127,7 @@ pub enum Where {
 pub enum Death {
     /// After this many changes of the store.
     Store(usize),
-    /// At so many passes of a durable step.
+    /// After this many passes of a durable step.
     Step(String, u64),
 }
 

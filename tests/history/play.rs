@@ -1,8 +1,8 @@
 //! One history: steps drawn one after the other, deaths and what comes after them, and the end.
 
-use crate::held::Held;
 use crate::model::{Model, Pending};
 use crate::ops::{self, Death, Op, Step, Where};
+use crate::paused::PausedCollector;
 use crate::work::{self, again};
 use crate::world::World;
 use rand::rngs::StdRng;
@@ -74,7 +74,7 @@ struct Player {
     /// Durable steps that processes of this history passed.
     steps: Vec<String>,
     tally: RefCell<Tally>,
-    held: Option<Held>,
+    held: Option<PausedCollector>,
 }
 
 pub fn play(seed: u64, steps: u64) -> Result<Tally, String> {
@@ -104,7 +104,7 @@ impl Player {
         self.world.disorder(self.rng.random());
         for _ in 0..steps {
             let step = ops::draw(&mut self.rng, &self.model, &self.steps);
-            self.hold_a_collector()?;
+            self.pause_a_collector()?;
             self.told.push(step.to_string());
             self.step(&step)?;
             self.tally.get_mut().steps += 1;
@@ -114,12 +114,12 @@ impl Player {
 
     /// Beside everything else there may be another process that collects, and stands still over
     /// some steps.
-    fn hold_a_collector(&mut self) -> Result<(), String> {
-        let is_over = self.held.as_mut().map(Held::is_over);
+    fn pause_a_collector(&mut self) -> Result<(), String> {
+        let is_over = self.held.as_mut().map(PausedCollector::is_over);
         match is_over {
-            Some(true) => self.let_it_go_on(),
+            Some(true) => self.resume_collector(),
             None if self.rng.random_bool(0.15) => {
-                let held = Held::begin(&self.world, &mut self.rng);
+                let held = PausedCollector::begin(&self.world, &mut self.rng);
                 self.told.push(held.to_string());
                 self.held = Some(held);
                 Ok(())
@@ -128,7 +128,7 @@ impl Player {
         }
     }
 
-    fn let_it_go_on(&mut self) -> Result<(), String> {
+    fn resume_collector(&mut self) -> Result<(), String> {
         let Some(held) = self.held.take() else { return Ok(()) };
         self.told.push("  it goes on".to_owned());
         let done = held.end(&self.world)?;
@@ -287,7 +287,7 @@ impl Player {
     /// Everything is read again by a process that has nothing in memory, then deleted and
     /// collected.
     fn finish(&mut self) -> Result<(), String> {
-        self.let_it_go_on()?;
+        self.resume_collector()?;
         self.told.push("end".to_owned());
         let (process, model) = (self.world.process().clone(), &mut self.model);
         self.world.run(work::perform(&process, model, &Op::CloseAll, &self.tally))?;

@@ -1,4 +1,4 @@
-//! Histories aimed at packs that are written anew (R12): whoever stores again what is being dropped
+//! Histories aimed at packs that are rewritten (R12): whoever stores again what is being dropped
 //! of one, or was dropped, stores it anew.
 
 use crate::aimed::{collect, cut, each, held_at, hold, release, volume};

@@ -118,7 +118,7 @@ async fn cut(process: &Process, of: VolumeHandle, n: usize) -> SnapshotHandle {
 fn a_snapshot_during_writes_holds_what_was_answered_and_of_each_writer_a_prefix() {
     let seed = crate::setting("HISTORY_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
     println!("HISTORY_SEED={seed}");
-    let wrong = crate::in_lanes(&[Where::Here, Where::Elsewhere], |at| {
+    let wrong = crate::concurrently(&[Where::Here, Where::Elsewhere], |at| {
         let world = World::polling_mailbox(Duration::from_millis(10));
         let process = world.process().clone();
         world.disorder(seed);
@@ -152,7 +152,7 @@ fn a_snapshot_during_writes_holds_what_was_answered_and_of_each_writer_a_prefix(
             let mut between = 0;
             for (n, (handle, answered, asked)) in cuts.iter().enumerate() {
                 let found = collector.read_snapshot(*handle).await?;
-                collector.volumes.views().close().await;
+                collector.volumes.open_snapshots().close().await;
                 for task in 0..=WRITERS {
                     let (held, at) = (held(&found, task), task as usize);
                     between += usize::from(held > answered[at]);
@@ -199,7 +199,7 @@ fn a_snapshot_during_writes_holds_what_was_answered_and_of_each_writer_a_prefix(
 /// an entry made just before the snapshot; by each of those who make snapshots.
 #[test]
 fn small_files_and_the_entry_just_before_it_are_in_a_snapshot() {
-    let wrong = crate::in_lanes(&[Some(Where::Here), Some(Where::Elsewhere), None], |at| {
+    let wrong = crate::concurrently(&[Some(Where::Here), Some(Where::Elsewhere), None], |at| {
         let world = World::polling_mailbox(Duration::from_millis(10));
         let process = world.process().clone();
         world.run(async {

@@ -13,11 +13,11 @@ use std::time::Duration;
 pub const HOUR: Duration = Duration::from_secs(3600);
 pub const MAILBOX_POLL: Duration = Duration::from_secs(5);
 pub const COLLECTIONS: u32 = 4;
-/// An operation that stands still is asked for again for so long.
+/// How long an operation that stands still is retried.
 const PATIENCE: Duration = Duration::from_secs(2 * 3600);
-/// A step that comes often is held at so many of its first passes.
+/// A frequent step is held at this many of its first passes.
 const PASSES: u64 = 2;
-/// One late request of this many is tried in CI.
+/// One of this many late requests is tried in CI.
 const STRIDE: usize = 6;
 /// Steps of one story that are not the writer's: leases have tests of their own
 /// (tests/lifecycle/leases.rs).
@@ -38,7 +38,7 @@ const MET: [&str; 10] = [
 ];
 
 /// Repeats what failed for now.
-pub async fn insist(mut work: impl AsyncFnMut() -> Result<(), String>) -> Result<(), String> {
+pub async fn retry(mut work: impl AsyncFnMut() -> Result<(), String>) -> Result<(), String> {
     let until = tokio::time::Instant::now() + PATIENCE;
     loop {
         match Box::pin(work()).await {
@@ -69,20 +69,20 @@ async fn begin(process: &Process, model: &mut Model) -> Result<(), String> {
 async fn go_on(process: &Process, model: &mut Model) -> Result<(), String> {
     let origin = model.datasets[0].handle;
     for (file, range) in [("z", 20..60), ("x", 300..340), ("y", 200..204), ("z", 100..140)] {
-        insist(async || work::write(process, model, origin, file, 0, &seeds(range.clone())).await)
+        retry(async || work::write(process, model, origin, file, 0, &seeds(range.clone())).await)
             .await?;
-        insist(async || work::sync_file(process, model, origin, file).await).await?;
+        retry(async || work::sync_file(process, model, origin, file).await).await?;
     }
-    insist(async || work::snapshot(process, model, origin, "cut").await).await?;
+    retry(async || work::snapshot(process, model, origin, "cut").await).await?;
     let cut = model.snapshots[0].handle;
-    insist(async || work::write(process, model, origin, "x", 0, &seeds(400..440)).await).await?;
-    insist(async || work::sync_file(process, model, origin, "x").await).await?;
-    insist(async || work::close(process, model, origin).await).await?;
-    insist(async || work::create(process, model, "clone", &Origin::Snapshot(cut)).await).await?;
+    retry(async || work::write(process, model, origin, "x", 0, &seeds(400..440)).await).await?;
+    retry(async || work::sync_file(process, model, origin, "x").await).await?;
+    retry(async || work::close(process, model, origin).await).await?;
+    retry(async || work::create(process, model, "clone", &Origin::Snapshot(cut)).await).await?;
     let clone = model.datasets[1].handle;
-    insist(async || work::write(process, model, clone, "x", 0, &seeds(500..540)).await).await?;
-    insist(async || work::sync_file(process, model, clone, "x").await).await?;
-    insist(async || work::close(process, model, clone).await).await
+    retry(async || work::write(process, model, clone, "x", 0, &seeds(500..540)).await).await?;
+    retry(async || work::sync_file(process, model, clone, "x").await).await?;
+    retry(async || work::close(process, model, clone).await).await
 }
 
 /// A collector elsewhere, whose steps are its own.
@@ -205,7 +205,7 @@ fn a_writer_held_for_an_hour_at_any_step_loses_nothing_to_the_collector() {
         .flat_map(|(step, times)| (0..PASSES.min(*times)).map(move |pass| (step, pass)))
         .collect();
     println!("{} cases", cases.len());
-    let wrong = crate::in_lanes(&cases, |(step, pass)| match held(step, *pass) {
+    let wrong = crate::concurrently(&cases, |(step, pass)| match held(step, *pass) {
         Ok(true) => Ok(()),
         Ok(false) if *pass > 0 => Ok(()),
         Ok(false) => Err(format!("{step}: the story does not come there")),
@@ -275,7 +275,7 @@ fn a_request_that_arrives_an_hour_late_means_nothing() {
     }
     println!("{} cases, of each kind from {first} in steps of {stride}", cases.len());
     let came = std::sync::atomic::AtomicUsize::new(0);
-    let wrong = crate::in_lanes(&cases, |(op, n, arrival)| match late(*op, *n, *arrival) {
+    let wrong = crate::concurrently(&cases, |(op, n, arrival)| match late(*op, *n, *arrival) {
         Ok(is_late) => {
             came.fetch_add(usize::from(is_late), std::sync::atomic::Ordering::Relaxed);
             Ok(())

@@ -149,7 +149,7 @@ async fn begin_snapshot(process: &Process, of: VolumeHandle) {
     failpoints.set("control.snapshot.intent", "off").unwrap();
 }
 
-/// The intent of a clone that was begun yesterday, and that nobody asks for any more.
+/// The intent of a clone that was begun yesterday, and that nobody asks for.
 async fn begin_clone(process: &Process, of: VolumeHandle) {
     let failpoints = process.catalog.bucket().failpoints();
     failpoints.set("control.create.intent", "return").unwrap();
@@ -282,7 +282,7 @@ async fn finish(process: &Process, model: &mut Model) -> Result<(), String> {
 fn a_failure_at_each_step_leaks_at_most_and_the_next_collection_takes_it() {
     let cases: Vec<(&str, Failure)> =
         STEPS.iter().flat_map(|step| [(*step, Failure::Told), (*step, Failure::Death)]).collect();
-    let wrong = crate::in_lanes(&cases, |(step, failure)| {
+    let wrong = crate::concurrently(&cases, |(step, failure)| {
         story(step, *failure).map_err(|what| format!("{step}, {failure:?}: {what}"))
     });
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

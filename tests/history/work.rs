@@ -13,10 +13,10 @@ use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileRef, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::{Class, Classify, EntryName, SnapshotHandle, Timestamp, VolumeHandle};
 
-/// Repetitions of a call that says that it may be repeated.
+/// Attempts of a call that fails with a retryable error.
 pub const TRIES: usize = 12;
 pub const PAUSE: Duration = Duration::from_millis(500);
-/// Repeats a call for as long as it asks for that; a name that is not free yet is an answer.
+/// Retries a call while its error is retryable; a name that is not free yet is an answer.
 pub async fn again<T>(
     mut call: impl AsyncFnMut() -> Result<T, ControlError>,
 ) -> Result<T, ControlError> {
@@ -186,8 +186,8 @@ pub async fn create(
     Ok(())
 }
 
-/// Deletes the volume that took a name by arriving after its creation was given up, as whoever finds
-/// it would. Whether it is such a one.
+/// Deletes the volume that took a name by arriving after its creation was given up, as whoever
+/// finds it would. Whether it is such a one.
 async fn gave_way(process: &Process, model: &Model, name: &str) -> Result<bool, String> {
     let found = process.catalog.dataset(&name.parse().unwrap()).await;
     let found = found.map_err(|error| format!("who has the name {name}: {error}"))?;
@@ -198,7 +198,7 @@ async fn gave_way(process: &Process, model: &Model, name: &str) -> Result<bool, 
 }
 
 /// Lets a day pass for what was begun and never finished: a put of a process that died may arrive
-/// when nobody asks for it any more.
+/// when nobody asks for it.
 pub async fn a_day_later(process: &Process) -> Result<(), String> {
     const DAY_NANOS: i64 = 25 * 3600 * 1_000_000_000;
     let catalog = &process.catalog;
@@ -330,7 +330,7 @@ pub async fn compare(process: &Process, model: &mut Model) -> Result<(), String>
         snapshot.compare(&process.read_snapshot(snapshot.handle).await?)?;
     }
     // A process that dies while it reads keeps a snapshot for an hour.
-    process.volumes.views().close().await;
+    process.volumes.open_snapshots().close().await;
     Ok(())
 }
 
@@ -436,7 +436,7 @@ async fn restore(
     file: &str,
 ) -> Result<(), String> {
     let snapshot = process.read_snapshot(from).await?;
-    process.volumes.views().close().await;
+    process.volumes.open_snapshots().close().await;
     let Some(content) = snapshot.get(file) else { return Ok(()) };
     resize(process, model, to, file, 0).await?;
     if !content.is_empty() {

@@ -21,7 +21,7 @@ use zerofs_csi::fs::api::{Caller, DirCookie, FileSystem, ListLimit};
 use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::fs::{FsError, FsMemory};
 use zerofs_csi::types::{SessionId, SnapshotHandle, VolumeHandle};
-use zerofs_csi::volume::{Clock, Keeper, LeaseSettings, VolumeGuard, VolumeSettings, Volumes};
+use zerofs_csi::volume::{Clock, LeaseSettings, RetainedBy, VolumeGuard, VolumeSettings, Volumes};
 
 /// Small enough that most reads miss the cache.
 const CHUNK_CACHE: u64 = 64 << 10;
@@ -160,7 +160,7 @@ impl Process {
         self.on_its_own(node, self.catalog.bucket().clone().with_limits(quick())).await
     }
 
-    /// Another node's process on a bucket of its own: with a bucket that was made anew its durable
+    /// Another node's process on a bucket of its own: with a bucket of its own its durable
     /// steps are its own, too.
     pub async fn on_its_own(&self, node: &str, bucket: Bucket) -> Self {
         let catalog = Catalog::open(bucket, None).await.unwrap();
@@ -207,7 +207,7 @@ impl Process {
         Box::pin(self.controller.create_volume(None, new)).await
     }
 
-    /// Opened if need be. A process that died a moment ago may still be letting go of the journal.
+    /// Opens it if necessary. A process that died a moment ago may still have the journal locked.
     pub async fn open(&self, volume: VolumeHandle) -> Result<VolumeGuard, String> {
         let mut last = String::new();
         for _ in 0..200 {
@@ -229,8 +229,8 @@ impl Process {
         let wrong = |error: FsError| format!("reading {snapshot}: {error}");
         let view = self
             .volumes
-            .views()
-            .get(&self.catalog, snapshot.snapshot, Keeper::Reader)
+            .open_snapshots()
+            .get(&self.catalog, snapshot.snapshot, RetainedBy::Reader)
             .await
             .map_err(wrong)?;
         read_all(view.fs()).await.map_err(wrong)

@@ -153,7 +153,7 @@ fn an_opening_of_an_expired_claim_is_fenced_by_the_one_after_it() {
 /// A close that failed is tried again after another node has taken the dataset, and the volume is
 /// opened again after that.
 #[test]
-fn a_close_that_is_tried_again_after_a_take_over_fences_nobody() {
+fn a_close_that_is_retried_after_a_take_over_fences_nobody() {
     super::run(async {
         let pool = Pool::new().await;
         let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
@@ -198,7 +198,10 @@ fn a_revocation_of_an_earlier_claim_takes_nothing() {
         drop(a.open(volume).await);
         let mut watch = b.watch(volume.dataset).await;
         b.world.controller.revoke_volume(volume, RevocationReason::OutOfService).await.unwrap();
-        assert!(matches!(watch.look().await.unwrap(), zerofs_csi::volume::Verdict::MayLive { .. }));
+        assert!(matches!(
+            watch.look().await.unwrap(),
+            zerofs_csi::volume::Verdict::NotExpired { .. }
+        ));
         a.world.volumes.close(volume.dataset).await.unwrap();
         let ours = a.open(volume).await;
         // No time goes by for the owner, whose lease is good.
@@ -235,7 +238,7 @@ fn a_verdict_from_before_the_session_claimed_again_is_void() {
             loop {
                 match watch.look().await.unwrap() {
                     zerofs_csi::volume::Verdict::Expired(expired) => break expired,
-                    zerofs_csi::volume::Verdict::MayLive { wait } => b.clock.advance(wait),
+                    zerofs_csi::volume::Verdict::NotExpired { wait } => b.clock.advance(wait),
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

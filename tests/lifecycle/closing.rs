@@ -12,7 +12,7 @@ use zerofs_csi::control::takeover;
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
 use zerofs_csi::types::VolumeHandle;
-use zerofs_csi::volume::{Closing, VolumeError};
+use zerofs_csi::volume::{CloseReason, Closing, VolumeError};
 
 /// Until the record names nobody.
 async fn released(node: &Node, volume: VolumeHandle, when: &str) {
@@ -56,7 +56,7 @@ fn whoever_wants_a_volume_that_is_being_released_waits_for_the_record() {
                 async move {
                     match unused {
                         true => volumes
-                            .close_unused(volume.dataset)
+                            .close_for(volume.dataset, CloseReason::Unused)
                             .await
                             .map(|closing| assert_eq!(closing, Closing::Closed)),
                         false => volumes.close(volume.dataset).await,
@@ -83,7 +83,7 @@ fn whoever_wants_a_volume_that_is_being_released_waits_for_the_record() {
 /// A store that forbids one write, at each of the writes of a close; and a failure at each of its
 /// steps.
 #[test]
-fn a_close_that_fails_holds_its_calls_and_is_tried_again_by_itself() {
+fn a_close_that_fails_holds_its_calls_and_is_retried_by_itself() {
     super::run(async {
         let denied = |op, key: &str| Rule::on(op).at(key).times(1).then(Fault::Denied);
         let faults = [
@@ -107,7 +107,7 @@ fn a_close_that_fails_holds_its_calls_and_is_tried_again_by_itself() {
                 let how = CreateHow::Guarded(SetAttr::default());
                 // In the journal; when it reaches the store is nobody's concern.
                 open.fs.create(&Caller::root(), open.fs.root(), &name("made"), how).await.unwrap();
-                let served = open.served.clone();
+                let served = open.exported.clone();
                 drop(open);
                 // Where the volume has to be opened again for its journal, that fails once, too.
                 a.world
@@ -124,7 +124,7 @@ fn a_close_that_fails_holds_its_calls_and_is_tried_again_by_itself() {
                 }
                 let volumes = &a.world.volumes;
                 let closed = match unused {
-                    true => volumes.close_unused(volume.dataset).await.map(drop),
+                    true => volumes.close_for(volume.dataset, CloseReason::Unused).await.map(drop),
                     false => volumes.close(volume.dataset).await,
                 };
                 failed += usize::from(closed.is_err());
@@ -145,7 +145,7 @@ fn a_close_that_fails_holds_its_calls_and_is_tried_again_by_itself() {
 
 /// As above, and the volume is wanted again before it is closed.
 #[test]
-fn a_volume_whose_close_failed_is_opened_anew() {
+fn a_volume_whose_close_failed_is_opened_again() {
     super::run(async {
         for step in [
             "fs.commit.before-flush",
@@ -161,7 +161,10 @@ fn a_volume_whose_close_failed_is_opened_anew() {
             open.fs.create(&Caller::root(), open.fs.root(), &name("made"), how).await.unwrap();
             drop(open);
             a.world.catalog.bucket().failpoints().set(step, "1*return->off").unwrap();
-            assert!(a.world.volumes.close_unused(volume.dataset).await.is_err(), "{step}");
+            assert!(
+                a.world.volumes.close_for(volume.dataset, CloseReason::Unused).await.is_err(),
+                "{step}"
+            );
             let open = a.open(volume).await;
             open.fs.lookup(&Caller::root(), open.fs.root(), b"made").await.unwrap();
             assert!(a.owner(volume.dataset).await.is_some(), "{step}");

@@ -80,7 +80,7 @@ fn what_needs_no_reading_needs_no_claim() {
 }
 
 #[test]
-fn who_finds_that_another_has_collected_leaves_it_at_that() {
+fn whoever_finds_that_another_has_collected_does_not_collect() {
     super::run(async {
         let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
         let (one, _) = process(&catalog, "controller-1");

@@ -50,7 +50,7 @@ async fn create(open: &VolumeGuard, file: &str) {
     open.fs.create(&Caller::root(), open.fs.root(), &name(file), how).await.unwrap();
 }
 
-/// As a machine that loses its power: nothing of it reaches the store any more.
+/// As a machine that loses its power: nothing that it sends reaches the store.
 fn lose_power(node: Node, open: VolumeGuard) {
     node.store.die();
     open.fs.give_up(FsError::Fenced);
@@ -62,7 +62,7 @@ fn a_copied_state_folder_gives_no_right_to_the_volumes_of_the_first() {
     super::run(async {
         let (pool, folders) = (Pool::new().await, tempfile::tempdir().unwrap());
         let (first, second) = (folders.path().join("first"), folders.path().join("second"));
-        // A short lease on a clock that stands: it is renewed often, and never lapses.
+        // A short lease on a clock that stands: it is renewed often, and never expires.
         let a = process(&pool, &first, "boot-1", Duration::from_millis(600)).await;
         let volume = a.world.create("v", None).await.unwrap().handle;
         let open = a.open(volume).await;
@@ -73,7 +73,7 @@ fn a_copied_state_folder_gives_no_right_to_the_volumes_of_the_first() {
         assert!(matches!(refused, Err(VolumeError::Owned { .. })), "the first is alive");
         write(&open, "later", b"x").await;
         assert_eq!(
-            copied.world.volumes.remove_outlived_journals(&copied.world.catalog).await.unwrap(),
+            copied.world.volumes.remove_obsolete_journals(&copied.world.catalog).await.unwrap(),
             0
         );
     });
@@ -84,7 +84,7 @@ async fn is_there(open: &VolumeGuard, file: &str) {
     assert!(found.is_ok(), "{file}: {found:?}");
 }
 
-/// An abandoned volume unlocks its journal a little later.
+/// Retries: a volume that was given up unlocks its journal only after a while.
 async fn open(node: &Node, volume: VolumeHandle) -> VolumeGuard {
     crate::two_owners::reopened(node, volume).await
 }

@@ -24,7 +24,7 @@ async fn stored(world: &World) -> u64 {
     world.catalog.bucket().list("packs/").await.unwrap().iter().map(|object| object.bytes).sum()
 }
 
-/// Opens the volume anew, stores something else, and then copies of what is there already: sooner
+/// Opens the volume again, stores something else, and then copies of what is there already: sooner
 /// or later none of them is stored.
 async fn comes_to_know(catalog: &zerofs_csi::catalog::Catalog, volume: VolumeHandle) {
     // A process that remembers nothing.

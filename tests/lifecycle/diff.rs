@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::{Aspect, Difference, Found, FsError, compare};
 use zerofs_csi::types::{EntryName, SnapshotHandle};
-use zerofs_csi::volume::{ReadSnapshot, Served};
+use zerofs_csi::volume::{ExportedFs, ReadSnapshot};
 
 #[derive(Clone, Debug, PartialEq)]
 struct Object {
@@ -25,7 +25,7 @@ fn name(text: &str) -> EntryName {
     EntryName::try_from(text.as_bytes()).unwrap()
 }
 
-async fn tree(fs: &Served) -> Tree {
+async fn tree(fs: &ExportedFs) -> Tree {
     let (caller, mut found) = (Caller::root(), Tree::new());
     let mut waiting = vec![(String::new(), fs.root())];
     let limit = ListLimit { entries: 1000, bytes: 1 << 20, entry_bytes: 32, with_attr: false };
@@ -131,7 +131,7 @@ fn check(before: &Tree, after: &Tree, found: &[Found], what: &str) {
 }
 
 /// One random change; what cannot be done is not done.
-async fn change(fs: &Served, rng: &mut StdRng, seed: u64) {
+async fn change(fs: &ExportedFs, rng: &mut StdRng, seed: u64) {
     let now = tree(fs).await;
     let caller = Caller::root();
     let mut dirs = vec![(String::new(), fs.root())];
@@ -220,12 +220,12 @@ fn random_changes_are_told_wholly() {
             let mut last: Option<(SnapshotHandle, Tree)> = None;
             for round in 0..5 {
                 for n in 0..25 {
-                    change(&open.served, &mut rng, seed * 1000 + n).await;
+                    change(&open.exported, &mut rng, seed * 1000 + n).await;
                 }
                 let cut = format!("s{round}").parse().unwrap();
                 let cut =
                     world.controller.create_snapshot(volume, cut, false).await.unwrap().handle;
-                let now = tree(&open.served).await;
+                let now = tree(&open.exported).await;
                 if let Some((before, then)) = &last {
                     let what = format!("seed {seed}, round {round}");
                     check(then, &now, &differences(&world, *before, cut).await, &what);
@@ -252,7 +252,7 @@ fn a_large_directory_is_compared_in_pages() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        let (fs, caller) = (&open.served, Caller::root());
+        let (fs, caller) = (&open.exported, Caller::root());
         let how = CreateHow::Unchecked(SetAttr { mode: Some(0o600), ..SetAttr::default() });
         let mut made = Vec::new();
         for n in 0..2500 {
@@ -309,7 +309,7 @@ fn bytes_that_changed_under_an_old_mtime_are_told() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        let (fs, caller) = (&open.served, Caller::root());
+        let (fs, caller) = (&open.exported, Caller::root());
         let how = CreateHow::Unchecked(SetAttr { mode: Some(0o600), ..SetAttr::default() });
         let mut made = Vec::new();
         for n in ["written", "touched", "closed"] {

@@ -65,7 +65,7 @@ fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
                 .unwrap();
         println!("handed over in {:?}", asked.elapsed());
         assert!(a.world.volumes.get(volume.dataset).is_none());
-        let read = theirs.served.read(&Caller::root(), file, 0, 100).await.unwrap();
+        let read = theirs.exported.read(&Caller::root(), file, 0, 100).await.unwrap();
         assert_eq!(read.data.concat(), b"only written");
         stop.cancel();
         for mailbox in mailboxes {
@@ -74,13 +74,13 @@ fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
     });
 }
 
-/// An owner that is alive and in use is told to give it up: it answers nothing any more, and
+/// An owner that is alive and in use is told to give it up: it stops answering, and
 /// nothing it had acknowledged is lost.
 #[test]
-fn a_live_owner_heeds_a_revocation() {
+fn a_live_owner_applies_a_revocation() {
     super::run(async {
         let pool = Pool::new().await;
-        // A short lease on a clock that stands: it is renewed often, and never lapses.
+        // A short lease on a clock that stands: it is renewed often, and never expires.
         let a = pool
             .node_at("node-a", Duration::from_millis(600), Arc::new(tempfile::tempdir().unwrap()))
             .await;
@@ -126,7 +126,7 @@ fn a_live_owner_heeds_a_revocation() {
                     .await
                     .unwrap();
             let read =
-                patiently(|| async { theirs.served.read(&Caller::root(), file, 0, 100).await })
+                patiently(|| async { theirs.exported.read(&Caller::root(), file, 0, 100).await })
                     .await
                     .unwrap();
             assert_eq!(read.data.concat(), b"only written");
@@ -136,7 +136,7 @@ fn a_live_owner_heeds_a_revocation() {
             // and nothing of it is left.
             let session = a.world.volumes.settings().session;
             let revocations =
-                async || a.world.catalog.node_signs(session).await.unwrap().revocations;
+                async || a.world.catalog.node_status(session).await.unwrap().revocations;
             for _ in 0..1000 {
                 if revocations().await.is_empty() {
                     break;
@@ -169,7 +169,7 @@ fn a_revocation_counts_a_lease_after_it_was_seen() {
         };
         a.world.catalog.put_heartbeat(session, 1_000, &beat).await.unwrap();
         let may_live = async |watch: &mut zerofs_csi::volume::Watch| {
-            matches!(watch.look().await.unwrap(), zerofs_csi::volume::Verdict::MayLive { .. })
+            matches!(watch.look().await.unwrap(), zerofs_csi::volume::Verdict::NotExpired { .. })
         };
         b.clock.advance(Duration::from_secs(1));
         assert!(may_live(&mut watch).await, "the revocation was just seen");

@@ -80,7 +80,7 @@ impl Node {
         };
         let mut watch = self.world.volumes.watch(&self.world.catalog, id, &owner);
         assert!(
-            matches!(watch.look().await.unwrap(), Verdict::MayLive { .. }),
+            matches!(watch.look().await.unwrap(), Verdict::NotExpired { .. }),
             "one look tells nothing"
         );
         watch
@@ -98,7 +98,7 @@ impl Node {
 pub async fn expired(watch: &mut Watch) -> ExpiredLease {
     match watch.look().await.unwrap() {
         Verdict::Expired(expired) => expired,
-        Verdict::MayLive { wait } => panic!("it may live for {wait:?}"),
+        Verdict::NotExpired { wait } => panic!("it may live for {wait:?}"),
     }
 }
 
@@ -201,7 +201,7 @@ fn a_partitioned_owner_stops_answering_before_another_may_take() {
 /// An owner that was away too long and comes back before anybody took the dataset goes on, calls
 /// under way included; who had judged it dead from before does not get it.
 #[test]
-fn an_owner_that_comes_back_in_time_keeps_it_and_a_judgement_from_before_is_void() {
+fn an_owner_that_comes_back_in_time_keeps_it_and_an_earlier_verdict_is_void() {
     super::run(async {
         let pool = Pool::new().await;
         let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
@@ -229,7 +229,7 @@ fn an_owner_that_comes_back_in_time_keeps_it_and_a_judgement_from_before_is_void
             .catalog
             .bucket()
             .failpoints()
-            .set("volume.lease.before-confirm", "1*return")
+            .set("volume.lease.before-reacquire", "1*return")
             .unwrap();
         a.store.heal();
         patiently(|| open.fs.getattr(file)).await.unwrap();
@@ -247,7 +247,7 @@ fn an_owner_that_comes_back_in_time_keeps_it_and_a_judgement_from_before_is_void
 
 /// A machine that slept, or a guest that was held: nothing failed, but time went on.
 #[test]
-fn after_a_sleep_nothing_is_answered_before_the_record_is_written_anew() {
+fn after_a_sleep_nothing_is_answered_before_the_record_is_claimed_again() {
     super::run(async {
         let pool = Pool::new().await;
         let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
@@ -272,7 +272,7 @@ fn after_a_sleep_nothing_is_answered_before_the_record_is_written_anew() {
 fn heartbeats_do_not_grow_with_volumes_and_an_idle_node_sends_none() {
     super::run(async {
         let pool = Pool::new().await;
-        // A short one, on a clock that stands: it is renewed often, and never lapses.
+        // A short one, on a clock that stands: it is renewed often, and never expires.
         let a = pool
             .node_at("node-a", Duration::from_millis(300), Arc::new(tempfile::tempdir().unwrap()))
             .await;
@@ -303,8 +303,8 @@ fn heartbeats_do_not_grow_with_volumes_and_an_idle_node_sends_none() {
         for volume in &volumes {
             a.world.volumes.close(volume.dataset).await.unwrap();
         }
-        let signs = async || a.world.catalog.bucket().list("nodes/").await.unwrap();
-        while !signs().await.is_empty() {
+        let status = async || a.world.catalog.bucket().list("nodes/").await.unwrap();
+        while !status().await.is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let renewed = renewals();

@@ -1,4 +1,5 @@
-//! Leftovers of interrupted work that nobody asks for: counted, and gone after the next look.
+//! Leftovers of a history that nobody needs: counted, and gone after the next
+//! look.
 
 use super::{World, data};
 use crate::leases::{LEASE, Pool, expired, name, write};
@@ -78,8 +79,8 @@ fn a_checkpoint_made_after_its_snapshot_was_given_up_is_removed() {
         assert_eq!(checkpoints(&node.catalog, volume).await, 1);
         drop(
             node.volumes
-                .views()
-                .get(&node.catalog, kept.handle.snapshot, zerofs_csi::volume::Keeper::Reader)
+                .open_snapshots()
+                .get(&node.catalog, kept.handle.snapshot, zerofs_csi::volume::RetainedBy::Reader)
                 .await
                 .unwrap(),
         );
@@ -144,7 +145,9 @@ fn a_clone_that_nobody_finishes_is_given_up_and_its_source_with_it() {
 fn files(folder: &std::path::Path) -> usize {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries
-        .map(|path| if path.is_dir() { files(&path) } else { usize::from(!path.ends_with("home")) })
+        .map(|path| {
+            if path.is_dir() { files(&path) } else { usize::from(!path.ends_with("directory-id")) }
+        })
         .sum()
 }
 
@@ -192,11 +195,11 @@ fn journals_of_datasets_that_moved_away_are_removed_and_no_other() {
         assert!(left >= 6, "each leaves its lock and a segment: {left}");
         let mut removed = 0;
         for _ in 0..200 {
-            removed += a.world.volumes.remove_outlived_journals(&a.world.catalog).await.unwrap();
+            removed += a.world.volumes.remove_obsolete_journals(&a.world.catalog).await.unwrap();
             if removed == 2 {
                 break;
             }
-            // An abandoned volume unlocks its journal a little later.
+            // A volume that was given up unlocks its journal only after a while.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(removed, 2);
@@ -204,7 +207,7 @@ fn journals_of_datasets_that_moved_away_are_removed_and_no_other() {
         let open = crate::two_owners::reopened(&a, volumes[2]).await;
         open.fs.lookup(&Caller::root(), open.fs.root(), b"journaled").await.unwrap();
         assert_eq!(
-            a.world.volumes.remove_outlived_journals(&a.world.catalog).await.unwrap(),
+            a.world.volumes.remove_obsolete_journals(&a.world.catalog).await.unwrap(),
             0,
             "it is open"
         );

@@ -220,8 +220,8 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
         };
         let content = async || {
             let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-            let file = child(&open.served, open.served.root(), "file").await.unwrap().file;
-            read(&open.served, file).await
+            let file = child(&open.exported, open.exported.root(), "file").await.unwrap().file;
+            read(&open.exported, file).await
         };
         let is_new = async |when: &str| {
             // Answered when the mailbox was polled once more.

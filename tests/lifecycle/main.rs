@@ -13,15 +13,15 @@ mod diff;
 #[path = "../support/fault.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod fault;
-mod frozen;
 mod handing_over;
+mod handover;
 mod leases;
-mod leaving;
 mod leftovers;
 mod mailbox;
 mod many;
 mod memory;
 mod orders;
+mod read_only;
 mod requests;
 mod restore;
 mod rewriting;
@@ -201,7 +201,7 @@ impl Clock for Driven {
     }
 }
 
-/// A clock that goes so many times faster.
+/// A clock that runs this many times faster.
 pub struct Fast(pub u32);
 
 impl Clock for Fast {

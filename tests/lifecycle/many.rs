@@ -35,7 +35,7 @@ fn the_last_of_hundreds_of_snapshots_costs_what_the_first_did() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.attach(&world.catalog, volume.dataset).await.unwrap();
-        let (fs, bucket) = (&open.served, world.catalog.bucket().clone());
+        let (fs, bucket) = (&open.exported, world.catalog.bucket().clone());
         let (mut all, mut costs) = (Vec::new(), Vec::<Requests>::new());
         for n in 0..SNAPSHOTS {
             write(fs, fs.root(), "file", &content(n)).await;

@@ -29,7 +29,7 @@ async fn create(volume: &Attached, n: u64) -> Result<(), zerofs_csi::fs::FsError
         EntryName::try_from(format!("a file with a name of usual length, number {n}").as_bytes())
             .unwrap();
     let how = CreateHow::Guarded(SetAttr::default());
-    volume.served.create(&Caller::root(), volume.served.root(), &name, how).await.map(drop)
+    volume.exported.create(&Caller::root(), volume.exported.root(), &name, how).await.map(drop)
 }
 
 /// Creates files until it is aborted, and counts them.

@@ -17,8 +17,8 @@ use zerofs_csi::telemetry::Failpoints;
 use zerofs_csi::types::{EntryName, FamilyId, InodeNo, VolumeHandle};
 use zerofs_csi::volume::{LeaseSettings, Volume, place};
 
-/// Rows of so many files, straight through the committer: a hundred thousand calls would take
-/// minutes unoptimised.
+/// Writes the rows of this many files, straight through the committer: a hundred thousand calls
+/// would take minutes unoptimised.
 async fn fill(world: &World, volume: VolumeHandle, files: usize) {
     world.write(volume, "first", b"makes the database").await;
     let place = place(
@@ -108,8 +108,8 @@ fn an_idle_node_costs_its_heartbeat_however_many_volumes_it_has_open() {
     });
 }
 
-/// An hour with so many volumes open, long after they were last written, with an owner that looks
-/// into its mailbox.
+/// The requests of an hour with this many volumes open, long after they were last written, with an
+/// owner that looks into its mailbox.
 async fn idle_hour(volumes: usize) -> Requests {
     let world = World::new().await;
     let stop = CancellationToken::new();
@@ -206,7 +206,7 @@ fn a_collection_of_an_idle_pool_is_listings_however_many_volumes_there_are() {
     });
 }
 
-/// Changes that are each synced: so many WAL objects.
+/// Makes changes that are each synced: a WAL object each.
 async fn sync_often(volume: &Volume, from: usize, times: usize) {
     for n in from..from + times {
         let how = CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() });

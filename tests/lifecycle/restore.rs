@@ -17,12 +17,12 @@ use zerofs_csi::fs::db::{DbCache, Reader};
 use zerofs_csi::types::{
     Class, Classify, DatasetId, Incarnation, SessionId, SnapshotHandle, Timestamp, VolumeHandle,
 };
-use zerofs_csi::volume::{ActiveClaim, Served, collect_released, forget_restore, place};
+use zerofs_csi::volume::{ActiveClaim, ExportedFs, collect_released, forget_restore, place};
 
 /// Kind, mode, owner, mtime, links, content.
 type Object = (FileKind, u32, u32, Timestamp, u32, Vec<u8>);
 
-async fn tree(fs: &Served, top: FileRef) -> BTreeMap<String, Object> {
+async fn tree(fs: &ExportedFs, top: FileRef) -> BTreeMap<String, Object> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![(String::new(), top)];
     let limit = ListLimit { entries: 5000, bytes: 1 << 20, entry_bytes: 32, with_attr: false };
@@ -66,7 +66,7 @@ async fn restore(
 }
 
 /// A tree with what there is: large and small files, holes, links, modes, owners, times.
-async fn fill(fs: &Served) {
+async fn fill(fs: &ExportedFs) {
     let top = fs.root();
     let dir = fs
         .mkdir(&root(), top, &name("dir"), SetAttr { mode: Some(0o2750), ..SetAttr::default() })
@@ -161,7 +161,7 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        fill(&open.served).await;
+        fill(&open.exported).await;
         open.fs.sync().await.unwrap();
         let cut = world
             .controller
@@ -169,8 +169,8 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
             .await
             .unwrap()
             .handle;
-        let before = tree(&open.served, open.served.root()).await;
-        let spoil = async |fs: &Served| {
+        let before = tree(&open.exported, open.exported.root()).await;
+        let spoil = async |fs: &ExportedFs| {
             let dir = child(fs, fs.root(), "dir").await.unwrap().file;
             let inner = child(fs, dir, "inner").await.unwrap().file;
             for gone in ["file 1", "file 3", "second name"] {
@@ -193,7 +193,7 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         };
 
         // The volume is open in this process.
-        spoil(&open.served).await;
+        spoil(&open.exported).await;
         let objects =
             without_packs(&world, restore(&world, volume, &wanted(cut, "dir", "dir", true)))
                 .await
@@ -201,16 +201,16 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
                 .objects;
         // All but the empty file and the pipe, which nobody touched.
         assert_eq!(objects, 8);
-        same(&tree(&open.served, open.served.root()).await, "open here");
+        same(&tree(&open.exported, open.exported.root()).await, "open here");
         // Beside what is there, under another name.
         without_packs(&world, restore(&world, volume, &wanted(cut, "/dir/inner", "/copy", false)))
             .await
             .unwrap();
-        let copy = child(&open.served, open.served.root(), "copy").await.unwrap();
+        let copy = child(&open.exported, open.exported.root(), "copy").await.unwrap();
         assert_eq!((copy.uid, copy.mtime), (5, Timestamp::from_nanos(1_234_567_890)));
 
         // The volume is open in another process.
-        spoil(&open.served).await;
+        spoil(&open.exported).await;
         let elsewhere = World::on(world.catalog.clone(), "controller-1");
         let stop = CancellationToken::new();
         let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
@@ -226,7 +226,7 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
             without_packs(&world, restore(&elsewhere, volume, &again)).await.unwrap().objects,
             8
         );
-        same(&tree(&open.served, open.served.root()).await, "open elsewhere");
+        same(&tree(&open.exported, open.exported.root()).await, "open elsewhere");
         let missing =
             restore(&elsewhere, volume, &wanted(cut, "dir/none", "x", false)).await.unwrap_err();
         assert!(
@@ -237,23 +237,23 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         mailbox.await.unwrap();
 
         // Nobody has it open.
-        spoil(&open.served).await;
+        spoil(&open.exported).await;
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
         without_packs(&world, restore(&elsewhere, volume, &wanted(cut, "/", "/", true)))
             .await
             .unwrap();
         let open = elsewhere.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        same(&tree(&open.served, open.served.root()).await, "released");
+        same(&tree(&open.exported, open.exported.root()).await, "released");
         drop(open);
         elsewhere.volumes.close(volume.dataset).await.unwrap();
         is_sound(&world, volume, "at the end").await;
 
-        // The restored files do not depend on the snapshot.
+        // The restored rows no longer need the snapshot.
         world.controller.delete_snapshot(cut).await.unwrap();
         world.collect().await;
         let open = elsewhere.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        same(&tree(&open.served, open.served.root()).await, "without the snapshot");
+        same(&tree(&open.exported, open.exported.root()).await, "without the snapshot");
         drop(open);
         elsewhere.volumes.close(volume.dataset).await.unwrap();
         world.controller.delete_volume(volume).await.unwrap();
@@ -268,7 +268,7 @@ fn what_did_not_change_stays_open() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        let fs = &open.served;
+        let fs = &open.exported;
         let dir =
             fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
         let (same, linked) =
@@ -322,7 +322,7 @@ fn what_is_in_the_way_or_nowhere_is_said() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        let fs = &open.served;
+        let fs = &open.exported;
         write(fs, fs.root(), "file", b"content").await;
         let dir =
             fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
@@ -375,9 +375,9 @@ fn what_is_in_the_way_or_nowhere_is_said() {
     });
 }
 
-/// A failure at any step: the repeated restore does, and nothing is kept for ever.
+/// After a failure at any step a retry restores everything, and nothing is retained for ever.
 #[test]
-fn a_restore_that_fails_anywhere_is_mended_by_repeating_it() {
+fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
     run(async {
         let steps = [
             ("control.restore.begin", 0),
@@ -391,7 +391,7 @@ fn a_restore_that_fails_anywhere_is_mended_by_repeating_it() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        fill(&open.served).await;
+        fill(&open.exported).await;
         open.fs.sync().await.unwrap();
         let cut = world
             .controller
@@ -418,10 +418,10 @@ fn a_restore_that_fails_anywhere_is_mended_by_repeating_it() {
             is_sound(&world, volume, step).await;
             let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
             restore(&world, volume, &wanted(cut, "dir", &to, true)).await.unwrap();
-            let copy = child(&open.served, open.served.root(), &to).await.unwrap().file;
-            let original = child(&open.served, open.served.root(), "dir").await.unwrap().file;
+            let copy = child(&open.exported, open.exported.root(), &to).await.unwrap().file;
+            let original = child(&open.exported, open.exported.root(), "dir").await.unwrap().file;
             let (copy, original) =
-                (tree(&open.served, copy).await, tree(&open.served, original).await);
+                (tree(&open.exported, copy).await, tree(&open.exported, original).await);
             assert!(copy == original, "{step}");
             drop(open);
             world.volumes.close(volume.dataset).await.unwrap();
@@ -462,12 +462,12 @@ async fn edit(catalog: &Catalog, id: DatasetId, mut change: impl FnMut(&mut Data
 /// A session that was the owner, and learns late that it is not, takes the snapshot from no restore
 /// of the next owner (R10).
 #[test]
-fn only_the_owner_lets_the_snapshot_go() {
+fn only_the_claim_in_the_record_ends_a_restore() {
     run(async {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        write(&open.served, open.served.root(), "file", &data(1, 100_000)).await;
+        write(&open.exported, open.exported.root(), "file", &data(1, 100_000)).await;
         let cut = world
             .controller
             .create_snapshot(volume, "cut".parse().unwrap(), false)
@@ -489,7 +489,7 @@ fn only_the_owner_lets_the_snapshot_go() {
             failpoints.set("control.restore.durable", "1*return->off").unwrap();
             let copy = format!("copy{n}");
             restore(&world, volume, &wanted(cut, "file", &copy, false)).await.unwrap_err();
-            // It has seen that the claim is the record's, and stops before it changes anything.
+            // The late call has seen its claim in the record, and stops before it changes anything.
             failpoints.set("volume.restore.forget", "1*pause->off").unwrap();
             let before = failpoints.passed().get("volume.restore.forget").copied();
             let late = tokio::spawn({
@@ -518,7 +518,7 @@ fn only_the_owner_lets_the_snapshot_go() {
             let refused =
                 restore(&world, volume, &wanted(cut, "file", "again", false)).await.unwrap_err();
             assert_eq!(refused.class(), Class::Unavailable, "{refused}");
-            let again = child(&open.served, open.served.root(), "again").await;
+            let again = child(&open.exported, open.exported.root(), "again").await;
             assert!(depends().await && again.is_err());
         }
 
@@ -538,9 +538,9 @@ fn only_the_owner_lets_the_snapshot_go() {
     });
 }
 
-/// A volume that is never opened again keeps its snapshot no longer than until the next caretaker.
+/// A volume that is never opened again retains its snapshot only until the next maintenance.
 #[test]
-fn what_a_killed_restore_left_is_ended_by_the_next_caretaker() {
+fn an_interrupted_restore_is_ended_by_the_next_maintenance() {
     run(async {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
@@ -601,7 +601,7 @@ fn a_name_that_becomes_a_hard_link_is_never_away() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        let fs = &open.served;
+        let fs = &open.exported;
         let dir =
             fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
         let first = write(fs, dir, "name 0", b"one").await;
@@ -627,7 +627,7 @@ fn a_name_that_becomes_a_hard_link_is_never_away() {
                 while !done.is_cancelled() {
                     let n = looks % NAMES;
                     looks += 1;
-                    if child(&open.served, dir, &format!("name {n}")).await.is_err() {
+                    if child(&open.exported, dir, &format!("name {n}")).await.is_err() {
                         away.push(n);
                     }
                 }
@@ -661,7 +661,7 @@ fn requests_of_a_restore_are_few() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        let fs = &open.served;
+        let fs = &open.exported;
         let dir =
             fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
         let how = CreateHow::Unchecked(SetAttr { mode: Some(0o640), ..SetAttr::default() });
@@ -701,7 +701,7 @@ fn what_cannot_be_restored_is_told_and_the_rest_is_restored() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        let fs = &open.served;
+        let fs = &open.exported;
         let dir =
             fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
         let sub = fs.mkdir(&root(), dir, &name("sub"), SetAttr::default()).await.unwrap().attr.file;
@@ -779,7 +779,7 @@ fn a_tree_of_any_depth_is_restored() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        let fs = &open.served;
+        let fs = &open.exported;
         let mut dir = fs.root();
         for n in 0..DEPTH {
             write(fs, dir, "beside", format!("{n}").as_bytes()).await;
@@ -813,7 +813,7 @@ fn an_object_with_several_names_stays_one() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        let fs = &open.served;
+        let fs = &open.exported;
         let dir =
             fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
         let kinds = [
@@ -860,7 +860,7 @@ fn what_is_replaced_makes_room_for_what_comes() {
         let volume = world.create("a", None).await.unwrap().handle;
         edit(&world.catalog, volume.dataset, |record| record.size = Some(64 << 20)).await;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        let fs = &open.served;
+        let fs = &open.exported;
         let store = async |name: &str, seed| {
             let file = write(fs, fs.root(), name, b"").await;
             for at in 0..FILE as u64 >> 20 {

@@ -1,4 +1,4 @@
-//! Packs of which most is dead are written anew (R12): space comes back under volumes that are
+//! Packs of which most is dead are rewritten (R12): space comes back under volumes that are
 //! open, and under snapshots.
 
 use super::{World, noise};
@@ -100,7 +100,7 @@ fn a_released_volumes_space_comes_back() {
             "collect.sealed",
             "chunk.before-rewrite",
             "chunk.rewritten",
-            "volume.care.claimed",
+            "volume.maintenance.claimed",
         ];
         for step in [None].into_iter().chain(steps.map(Some)) {
             Box::pin(released(step)).await;

@@ -11,7 +11,7 @@ use zerofs_csi::control::NewVolume;
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::types::{EntryName, InodeNo, SnapshotHandle, VolumeHandle};
-use zerofs_csi::volume::{Served, VolumeGuard};
+use zerofs_csi::volume::{ExportedFs, VolumeGuard};
 
 pub(super) fn name(text: &str) -> EntryName {
     EntryName::try_from(text.as_bytes()).unwrap()
@@ -21,12 +21,12 @@ pub(super) fn root() -> Caller {
     Caller::root()
 }
 
-pub(super) async fn child(fs: &Served, dir: FileRef, name: &str) -> Result<Attr, FsError> {
+pub(super) async fn child(fs: &ExportedFs, dir: FileRef, name: &str) -> Result<Attr, FsError> {
     fs.lookup(&root(), dir, name.as_bytes()).await.map(|(attr, _)| attr)
 }
 
 /// Name, fileid and cookie of every entry, in pages of few.
-async fn list(fs: &Served, dir: FileRef, with_attr: bool) -> Vec<DirEntry> {
+async fn list(fs: &ExportedFs, dir: FileRef, with_attr: bool) -> Vec<DirEntry> {
     let limit = ListLimit { entries: 3, bytes: 4096, entry_bytes: 64, with_attr };
     let (mut all, mut after) = (Vec::new(), DirCookie(0));
     loop {
@@ -42,7 +42,7 @@ async fn list(fs: &Served, dir: FileRef, with_attr: bool) -> Vec<DirEntry> {
     }
 }
 
-pub(super) async fn read(fs: &Served, file: FileRef) -> Vec<u8> {
+pub(super) async fn read(fs: &ExportedFs, file: FileRef) -> Vec<u8> {
     let mut got = Vec::new();
     loop {
         let read = fs.read(&root(), file, got.len() as u64, 100_000).await.unwrap();
@@ -53,7 +53,7 @@ pub(super) async fn read(fs: &Served, file: FileRef) -> Vec<u8> {
     }
 }
 
-pub(super) async fn write(fs: &Served, dir: FileRef, text: &str, content: &[u8]) -> FileRef {
+pub(super) async fn write(fs: &ExportedFs, dir: FileRef, text: &str, content: &[u8]) -> FileRef {
     let how =
         CreateHow::Unchecked(SetAttr { mode: Some(0o640), size: Some(0), ..SetAttr::default() });
     let file = fs.create(&root(), dir, &name(text), how).await.unwrap().attr.file;
@@ -65,7 +65,7 @@ pub(super) async fn write(fs: &Served, dir: FileRef, text: &str, content: &[u8])
 /// A tree as `find -printf` and `cat` show it: path, kind, mode, size, content. Every fileid is met
 /// once, but for `.` and `..`.
 async fn tree(
-    fs: &Served,
+    fs: &ExportedFs,
     top: FileRef,
     fileids: &mut BTreeSet<u64>,
 ) -> BTreeMap<String, (FileKind, u32, u64, Vec<u8>)> {
@@ -109,7 +109,7 @@ fn snapshots_are_below_a_directory_of_their_own() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = open(&world, volume).await;
-        let fs = &open.served;
+        let fs = &open.exported;
         let top = fs.root();
         let dir = fs
             .mkdir(&root(), top, &name("dir"), SetAttr { mode: Some(0o750), ..SetAttr::default() })
@@ -136,12 +136,12 @@ fn snapshots_are_below_a_directory_of_their_own() {
             (FileKind::Directory, 0o555, 4)
         );
         assert_eq!(snapshots.file.ino, InodeNo::SNAPSHOTS);
-        let opened = world.volumes.views().count();
+        let opened = world.volumes.open_snapshots().count();
         let listed = list(fs, snapshots.file, true).await;
         let names: Vec<_> =
             listed.iter().map(|entry| std::str::from_utf8(&entry.name).unwrap()).collect();
         assert_eq!(names, [".", "..", "first", "second"]);
-        assert_eq!(world.volumes.views().count(), opened, "listing opens none");
+        assert_eq!(world.volumes.open_snapshots().count(), opened, "listing opens none");
         assert!(!list(fs, top, false).await.iter().any(|entry| entry.name == ".snapshots"));
 
         let mut fileids: BTreeSet<u64> = BTreeSet::new();
@@ -181,7 +181,7 @@ fn nothing_in_a_snapshot_is_changed_and_its_name_is_nobodys() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = open(&world, volume).await;
-        let fs = &open.served;
+        let fs = &open.exported;
         let top = fs.root();
         let live = write(fs, top, "file", b"content").await;
         snapshot(&world, volume, "cut").await;
@@ -250,7 +250,7 @@ fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let opened = open(&world, volume).await;
-        let fs = &opened.served;
+        let fs = &opened.exported;
         let content = data(1, 400_000);
         let live = write(fs, fs.root(), "file", &content).await;
         let cut = snapshot(&world, volume, "cut").await;
@@ -266,16 +266,16 @@ fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
         }
         drop(opened);
         world.volumes.close(volume.dataset).await.unwrap();
-        world.volumes.views().close().await;
+        world.volumes.open_snapshots().close().await;
 
         // Another process: nothing is known but the handles.
         let world = World::on(world.catalog.clone(), "node-a");
         let opened = open(&world, volume).await;
-        let fs = &opened.served;
+        let fs = &opened.exported;
         for file in &files {
             assert!(read(fs, *file).await == content);
         }
-        assert_eq!(world.volumes.views().count(), 2);
+        assert_eq!(world.volumes.open_snapshots().count(), 2);
         world.controller.delete_snapshot(cut).await.unwrap();
         // Whoever reads keeps it (R14), until it is noticed.
         let collected = world.collect().await;
@@ -315,7 +315,7 @@ fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
         assert!(matches!(fs.getattr(roots[0]).await, Err(FsError::Stale)));
         assert_eq!(read(fs, child(fs, root_now, "file").await.unwrap().file).await, [0; 5]);
         drop(opened);
-        world.volumes.views().close().await;
+        world.volumes.open_snapshots().close().await;
         world.volumes.close(volume.dataset).await.unwrap();
         for handle in [kept, again] {
             world.controller.delete_snapshot(handle).await.unwrap();
@@ -334,7 +334,7 @@ fn readers_are_bounded_however_many_snapshots_are_read() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = open(&world, volume).await;
-        let fs = &*open.served;
+        let fs = &*open.exported;
         for n in 0..SNAPSHOTS {
             write(fs, fs.root(), "file", &data(n, 9_000)).await;
             snapshot(&world, volume, &format!("s{n}")).await;
@@ -349,7 +349,7 @@ fn readers_are_bounded_however_many_snapshots_are_read() {
         each.buffer_unordered(6).collect::<Vec<()>>().await;
         let announced = world.catalog.bucket().list("readers/").await.unwrap().len();
         assert!(announced <= 2 * 16, "{announced} announcements");
-        world.volumes.views().close().await;
+        world.volumes.open_snapshots().close().await;
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
     });
@@ -365,7 +365,7 @@ fn a_root_that_shows_its_snapshots_lists_them_once() {
         };
         let volume = world.controller.create_volume(None, new).await.unwrap().handle;
         let open = open(&world, volume).await;
-        let fs = &open.served;
+        let fs = &open.exported;
         for n in 0..10 {
             write(fs, fs.root(), &format!("f{n}"), b"x").await;
         }
@@ -390,11 +390,11 @@ fn a_failure_while_a_snapshot_is_opened_leaves_no_reader() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         let open = open(&world, volume).await;
-        let fs = &open.served;
+        let fs = &open.exported;
         write(fs, fs.root(), "file", b"content").await;
         snapshot(&world, volume, "cut").await;
         let snapshots = child(fs, fs.root(), ".snapshots").await.unwrap().file;
-        for step in ["catalog.reading", "volume.view.announced"] {
+        for step in ["catalog.reading", "volume.snapshot.announced"] {
             world.catalog.bucket().failpoints().set(step, "1*return->off").unwrap();
             assert!(
                 matches!(child(fs, snapshots, "cut").await, Err(FsError::Unavailable(_))),
@@ -403,13 +403,13 @@ fn a_failure_while_a_snapshot_is_opened_leaves_no_reader() {
             gone(&world).await;
             let cut = child(fs, snapshots, "cut").await.unwrap().file;
             assert_eq!(read(fs, child(fs, cut, "file").await.unwrap().file).await, b"content");
-            world.volumes.views().close().await;
+            world.volumes.open_snapshots().close().await;
             gone(&world).await;
         }
         // One that could not be taken back counts for an hour, and is swept then.
         world.catalog.bucket().failpoints().set("catalog.reading-ended", "1*return->off").unwrap();
         child(fs, snapshots, "cut").await.unwrap();
-        world.volumes.views().close().await;
+        world.volumes.open_snapshots().close().await;
         let later = std::time::SystemTime::now() + Duration::from_secs(3700);
         assert_eq!(
             world.catalog.readers(None, std::time::SystemTime::now()).await.unwrap().live.len(),

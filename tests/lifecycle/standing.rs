@@ -42,7 +42,7 @@ const STEPS: &[&str] = &[
     "collect.detach.recorded",
     "fs.db.detach.rewritten",
     "fs.db.detach.dropped",
-    "volume.care.claimed",
+    "volume.maintenance.claimed",
 ];
 
 async fn origin_goes(step: Option<&str>) {

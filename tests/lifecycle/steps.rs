@@ -18,7 +18,7 @@ const SNAPSHOT: &[&str] = &[
     "control.snapshot.begin",
     "control.snapshot.claimed",
     "control.snapshot.serial",
-    "volume.care.claimed",
+    "volume.maintenance.claimed",
     "control.snapshot.intent",
     "control.snapshot.checkpoint",
     "control.snapshot.ready",
@@ -102,7 +102,7 @@ async fn life(step: &'static str, from_volume: bool) {
 }
 
 #[test]
-fn a_failure_at_any_step_is_repaired_by_the_repeated_call() {
+fn a_failure_at_any_step_is_repaired_by_a_retry() {
     super::run(async {
         use futures::StreamExt;
         let steps = [CREATE, SNAPSHOT, DELETE, COLLECT].concat();

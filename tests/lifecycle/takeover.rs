@@ -33,7 +33,7 @@ async fn race(opened_before: bool) {
     let mailbox = tokio::spawn(mailbox);
 
     let failpoints = node.catalog.bucket().failpoints().clone();
-    failpoints.set("volume.care.claimed", "pause").unwrap();
+    failpoints.set("volume.maintenance.claimed", "pause").unwrap();
     let controller = elsewhere.controller.clone();
     let cutting = tokio::spawn(async move {
         controller.create_snapshot(volume, "cut".parse().unwrap(), true).await
@@ -54,7 +54,7 @@ async fn race(opened_before: bool) {
         .write(&Caller::root(), file, 0, Bytes::from(bytes.clone()), Stability::Unstable)
         .await
         .unwrap();
-    failpoints.set("volume.care.claimed", "off").unwrap();
+    failpoints.set("volume.maintenance.claimed", "off").unwrap();
 
     let cut = cutting.await.unwrap().unwrap().handle;
     open.fs.commit(&Caller::root(), file, 0, 0).await.unwrap();
@@ -116,7 +116,7 @@ fn the_serial_of_a_deleted_snapshot_is_not_used_again() {
 /// A release that stops at any of its steps is finished by the repeated call, and loses nothing
 /// that was durable.
 #[test]
-fn a_volume_of_a_lost_node_is_released_by_the_repeated_call() {
+fn a_volume_of_a_lost_node_is_released_by_a_retry() {
     super::run(async {
         let steps = [
             "control.release.begin",

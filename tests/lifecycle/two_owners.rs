@@ -237,7 +237,7 @@ fn journals_of_before_are_discarded_and_retransmissions_answered() {
     });
 }
 
-/// An abandoned volume unlocks its journal a little later.
+/// Retries: a volume that was given up unlocks its journal only after a while.
 pub async fn reopened(node: &Node, volume: zerofs_csi::types::VolumeHandle) -> VolumeGuard {
     for _ in 0..1000 {
         match node.world.volumes.open(&node.world.catalog, volume.dataset).await {

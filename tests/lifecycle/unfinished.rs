@@ -1,4 +1,4 @@
-//! Unfinished work: it retains the objects that it may still need, and none for ever.
+//! Unfinished creations: they retain what they may still need, and nothing for ever.
 
 use super::{World, data};
 use std::time::Duration;
@@ -25,7 +25,7 @@ async fn make_garbage(world: &World, volume: VolumeHandle) {
     panic!("nothing is reclaimed");
 }
 
-/// Writes the intent of a snapshot and no more.
+/// Writes only the intent of a snapshot.
 async fn begin_snapshot(world: &World, volume: VolumeHandle) {
     let failpoints = world.catalog.bucket().failpoints();
     failpoints.set("control.snapshot.intent", "return").unwrap();

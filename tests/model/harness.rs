@@ -210,11 +210,11 @@ impl Harness {
     /// and compares both again (the dataset by the caller).
     async fn compare_clone(&mut self) -> Checked {
         let Some(snapshot) = self.snapshots.pop() else { return Ok(()) };
-        let frozen = self.dataset.frozen(snapshot.checkpoint).await;
-        compare(&frozen, &snapshot.reference, &self.files)
+        let snapshot_fs = self.dataset.snapshot_fs(snapshot.checkpoint).await;
+        compare(&snapshot_fs, &snapshot.reference, &self.files)
             .await
             .map_err(|what| format!("in the snapshot: {what}"))?;
-        frozen.close().await.map_err(|e| format!("closing the snapshot: {e}"))?;
+        snapshot_fs.close().await.map_err(|e| format!("closing the snapshot: {e}"))?;
         let clone = self.dataset.clone_from(snapshot.checkpoint).await;
         let fs = clone.open().await;
         let seen = compare(&fs, &snapshot.reference, &self.files)

@@ -6,7 +6,7 @@ use zerofs_csi::bucket::Bucket;
 use zerofs_csi::chunk::{ChunkCache, ChunkStore, Codec};
 use zerofs_csi::crypto::Keyring;
 use zerofs_csi::fs::db::{self, CheckpointId, DbCache, DbPlace};
-use zerofs_csi::fs::{Frozen, Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
+use zerofs_csi::fs::{Fs, FsError, FsMemory, FsOptions, RootAttr, SnapshotFs, SyncMode};
 use zerofs_csi::types::{FamilyId, Incarnation, PoolId, WallClock};
 
 /// The parts of a dataset that exist while it is closed.
@@ -75,14 +75,14 @@ impl Dataset {
 
     /// A snapshot of this dataset, read as `.snapshots` shows it.
     #[allow(dead_code, reason = "not every test program reads one")]
-    pub async fn frozen(&self, checkpoint: CheckpointId) -> Frozen {
+    pub async fn snapshot_fs(&self, checkpoint: CheckpointId) -> SnapshotFs {
         let chunks = ChunkStore::new(
             self.place.bucket.clone(),
             self.family,
             &self.keyring,
             self.chunks.clone(),
         );
-        Frozen::open(&self.place, checkpoint, chunks, self.options.memory.frozen())
+        SnapshotFs::open(&self.place, checkpoint, chunks, self.options.memory.snapshots())
             .await
             .expect("a snapshot")
     }

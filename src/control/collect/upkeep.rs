@@ -9,7 +9,7 @@ use crate::control::ControlError;
 use crate::control::owner::{OwnerRequest, Owners};
 use crate::fs::db::Detached;
 use crate::types::{DatasetId, Incarnation};
-use crate::volume::{VolumeError, collect_released, is_caretaker};
+use crate::volume::{VolumeError, collect_released, is_maintenance};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
@@ -77,7 +77,7 @@ pub(super) fn overgrown(
     now: SystemTime,
 ) -> Vec<DatasetId> {
     let released =
-        |d: &&Dataset| d.state == State::Ready && d.owner.as_ref().is_none_or(is_caretaker);
+        |d: &&Dataset| d.state == State::Ready && d.owner.as_ref().is_none_or(is_maintenance);
     let mut found = Vec::new();
     for dataset in catalog.datasets.iter().filter(released) {
         let Some(objects) = objects.get(&dataset.incarnation) else { continue };

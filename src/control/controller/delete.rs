@@ -5,7 +5,7 @@ use super::Controller;
 use crate::catalog::{CatalogError, Dataset, Owner, State};
 use crate::control::{Collector, ControlError, Pool};
 use crate::types::{DatasetId, SnapshotHandle, SnapshotId, VolumeHandle};
-use crate::volume::is_caretaker;
+use crate::volume::is_maintenance;
 
 impl Controller {
     /// Absent counts as deleted. A volume of a dead node is taken from it first.
@@ -50,7 +50,7 @@ impl Controller {
                 open = dataset
                     .owner
                     .clone()
-                    .filter(|owner| !is_caretaker(owner))
+                    .filter(|owner| !is_maintenance(owner))
                     .map(|owner| (dataset.clone(), owner));
                 if open.is_some() {
                     return Err(CatalogError::Precondition {

@@ -14,7 +14,7 @@ use crate::control::owner::{OwnerReply, OwnerRequest, ask_owner, owner_of};
 use crate::control::takeover::{self, Outcome, WhileAlive};
 use crate::control::{ControlError, Pool};
 use crate::types::{ClaimId, Timestamp, VolumeHandle};
-use crate::volume::{VolumeError, finish_release, release_lost, unvoided};
+use crate::volume::{VolumeError, finish_release, release_lost, unvoided_journal_dir};
 use std::time::Duration;
 
 /// Time that a deletion waits for the lease of a silent node: within the minute of
@@ -80,7 +80,9 @@ impl Controller {
         let _call = self.enter_volume(volume.dataset)?;
         let (pool, dataset) = self.dataset_to_release(volume).await?;
         let Some(owner) = owner_of(&dataset) else {
-            if journal == Journal::GivenUp && dataset.owner.as_ref().and_then(unvoided).is_some() {
+            if journal == Journal::GivenUp
+                && dataset.owner.as_ref().and_then(unvoided_journal_dir).is_some()
+            {
                 finish_release(self.volumes.settings(), &pool.catalog, volume.dataset).await?;
             }
             return Ok(None);

@@ -1,4 +1,4 @@
-//! Chooses the loopback address on which a volume is served. Pure.
+//! The loopback address of a volume's endpoint. Pure.
 //!
 //! All mounts of one address and port share one TCP connection, so every volume has its own address
 //! (nfs-facts). It is derived from the dataset, so that it is the same again after the state folder

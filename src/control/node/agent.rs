@@ -4,7 +4,7 @@ use super::super::busy::{Busy, Call};
 use super::super::{ControlError, Pools};
 use super::endpoint::Endpoints;
 use super::ports;
-use super::record::{Record, Records};
+use super::record::{StagedRecord, StagedRecords};
 use crate::mount::{self, MountPoint, Mounter};
 use crate::types::{DatasetId, VolumeHandle};
 use crate::volume::{Attached, Lost, Volumes};
@@ -15,18 +15,18 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, broadcast, watch};
 
-/// Settings of a node plugin.
+/// The settings of a node plugin.
 #[derive(Clone, Debug)]
 pub struct NodeSettings {
-    /// The folder of staged records, one file per volume, and nothing else: it must outlive the
-    /// process, and need not outlive a reboot of the machine.
+    /// The directory of staged records, a file for each staged volume, and of nothing else: it must
+    /// outlive the process, and need not survive a reboot.
     pub staged_dir: PathBuf,
     /// The driver's name, which is also the name of its folder below kubelet's plugins.
     pub driver: String,
     /// The port of every endpoint: outside of the ephemeral range, so that no client happens to sit
     /// on it.
     pub nfs_port: u16,
-    /// The machine's boot id: /proc/sys/kernel/random/boot_id.
+    /// The boot id: /proc/sys/kernel/random/boot_id.
     pub boot: String,
     /// Time for which a call for a volume that is being reopened is held.
     pub hold: Duration,
@@ -40,7 +40,7 @@ impl NodeSettings {
     /// The settings on this machine.
     ///
     /// # Errors
-    /// When the machine's boot id cannot be read.
+    /// When the boot id cannot be read.
     pub fn new(staged_dir: PathBuf, driver: String) -> Result<Self, ControlError> {
         let file = "/proc/sys/kernel/random/boot_id";
         let boot = std::fs::read_to_string(file)
@@ -62,63 +62,64 @@ pub struct NodeAgent<M, E> {
     pub(super) volumes: Volumes,
     pub(super) pools: Pools,
     pub(super) settings: NodeSettings,
-    pub(super) records: Records,
+    pub(super) records: StagedRecords,
     busy: Busy,
-    slots: Mutex<HashMap<DatasetId, Slot>>,
-    /// Read-locked by operations that may open, close or mount a volume; written once, by
-    /// [`Self::leave`].
-    pub(super) stay: Arc<tokio::sync::RwLock<Stay>>,
+    states: Mutex<HashMap<DatasetId, StateSender>>,
+    /// Read by whatever may open, close or mount a volume; written once, by
+    /// [`HandoverHold::hand_over`].
+    pub(super) presence: Arc<tokio::sync::RwLock<Presence>>,
 }
 
-/// The part of this process on the node: it serves the volumes, or another one does.
+/// Whether this process still serves the node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Stay {
+pub(super) enum Presence {
     #[default]
-    Here,
-    /// Another process goes on with the volumes.
-    Left,
+    Serving,
+    /// The volumes were handed over to another process.
+    HandedOver,
 }
 
-/// A call for a volume in progress. While there is one, the process does not leave.
+/// A call for a volume. A hand-over waits for it.
 pub(super) struct Entered {
-    _stay: OwnedRwLockReadGuard<Stay>,
+    _present: OwnedRwLockReadGuard<Presence>,
     _call: Call,
 }
 
-/// The state of a volume on this node. An idle volume has no slot.
-type Slot = watch::Sender<State>;
+/// Publishes the state of a volume. An idle volume has none.
+type StateSender = watch::Sender<StageState>;
 
 #[derive(Clone)]
-pub(super) enum State {
+pub(super) enum StageState {
     Idle,
-    /// Recorded by an earlier run of the process; being reopened.
+    /// Staged by an earlier process; being reopened.
     Opening,
     Staged(Arc<Staged>),
-    /// No longer this process's to serve; still mounted.
-    Lost(Arc<Record>),
+    /// Still mounted, but this process may no longer serve it.
+    Lost(Arc<StagedRecord>),
 }
 
 pub(super) struct Staged {
-    pub record: Record,
+    pub record: StagedRecord,
     pub volume: Attached,
 }
 
-/// Guard: no call is in progress, and none begins.
-pub struct Leaving(OwnedRwLockWriteGuard<Stay>);
+/// No call is under way, and none begins.
+pub struct HandoverHold(OwnedRwLockWriteGuard<Presence>);
 
-impl Leaving {
-    /// Leaves for good: waiting calls are to be retried, and find the process that replaced this
-    /// one.
-    pub fn leave(mut self) {
-        *self.0 = Stay::Left;
+impl HandoverHold {
+    /// Hands over for good: waiting calls fail with a retryable error, and their retries reach the
+    /// next process.
+    pub fn hand_over(mut self) {
+        *self.0 = Presence::HandedOver;
     }
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
-    /// Reads the records of an earlier run, and begins to reopen their volumes in the background.
+    /// Reads the staged records of an earlier process, and begins to reopen their volumes in the
+    /// background.
     ///
     /// # Errors
-    /// When the state folder cannot be used. A volume that cannot be reopened is not an error here.
+    /// When the state directory cannot be used. A volume that cannot be reopened is no error here.
     pub async fn start(
         mounter: M,
         endpoints: E,
@@ -126,8 +127,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         pools: Pools,
         settings: NodeSettings,
     ) -> Result<Arc<Self>, ControlError> {
-        let records = Records::open(&settings.staged_dir).await?;
-        let (busy, slots, stay) = Default::default();
+        let records = StagedRecords::open(&settings.staged_dir).await?;
+        let (busy, states, presence) = Default::default();
         let agent = Arc::new(Self {
             mounter,
             endpoints,
@@ -136,8 +137,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             settings,
             records,
             busy,
-            slots,
-            stay,
+            states,
+            presence,
         });
         agent.watch_losses();
         agent.recover().await?;
@@ -159,88 +160,91 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         &self.endpoints
     }
 
-    /// Returns whether a volume is staged here, or was when the process started and is not released
-    /// yet.
+    /// Whether a volume is staged here, or is being reopened after a restart.
     pub fn is_staged(&self, dataset: DatasetId) -> bool {
-        !matches!(self.state(dataset), State::Idle)
+        !matches!(self.state(dataset), StageState::Idle)
     }
 
     /// One call at a time for a volume.
     pub(super) async fn enter(&self, volume: VolumeHandle) -> Result<Entered, ControlError> {
-        let _stay = self.stay().await?;
-        Ok(Entered { _stay, _call: self.busy.enter(format!("volume {volume}"))? })
+        let _present = self.present().await?;
+        Ok(Entered { _present, _call: self.busy.enter(format!("volume {volume}"))? })
     }
 
-    /// While this guard is held the process does not leave. Waits while it is leaving.
-    pub(super) async fn stay(&self) -> Result<OwnedRwLockReadGuard<Stay>, ControlError> {
-        let stay = self.stay.clone().read_owned().await;
-        match *stay {
-            Stay::Here => Ok(stay),
-            Stay::Left => Err(ControlError::Unavailable(
-                "another process of the node plugin has taken this one's place: repeat".to_owned(),
+    /// Keeps the node from being handed over until it is dropped. Waits while a hand-over is tried.
+    pub(super) async fn present(&self) -> Result<OwnedRwLockReadGuard<Presence>, ControlError> {
+        let presence = self.presence.clone().read_owned().await;
+        match *presence {
+            Presence::Serving => Ok(presence),
+            Presence::HandedOver => Err(ControlError::Unavailable(
+                "this node plugin was replaced by another process; retry".to_owned(),
             )),
         }
     }
 
-    /// Waits for calls to end and holds new ones, so that another process can go on with the
-    /// volumes once [`Leaving::leave`] is called. If the returned value is dropped instead,
-    /// everything goes on here.
+    /// Waits until calls have ended, and lets none begin, so that another process can take the
+    /// volumes. Dropping the hold resumes calls here; [`HandoverHold::hand_over`] ends them for
+    /// good.
     ///
     /// # Errors
     /// When calls do not end within `limit`.
-    pub async fn hold(&self, limit: Duration) -> Result<Leaving, ControlError> {
-        let held = tokio::time::timeout(limit, self.stay.clone().write_owned()).await;
-        held.map(Leaving).map_err(|_| {
-            ControlError::Unavailable("calls for volumes do not end in time: repeat".to_owned())
+    pub async fn hold(&self, limit: Duration) -> Result<HandoverHold, ControlError> {
+        let held = tokio::time::timeout(limit, self.presence.clone().write_owned()).await;
+        held.map(HandoverHold).map_err(|_| {
+            ControlError::Unavailable(
+                "timed out waiting for calls for volumes to end; retry".to_owned(),
+            )
         })
     }
 
-    pub(super) fn state(&self, dataset: DatasetId) -> State {
-        self.slots.lock().get(&dataset).map_or(State::Idle, |slot| slot.borrow().clone())
+    pub(super) fn state(&self, dataset: DatasetId) -> StageState {
+        self.states.lock().get(&dataset).map_or(StageState::Idle, |sender| sender.borrow().clone())
     }
 
-    pub(super) fn set(&self, dataset: DatasetId, state: State) {
-        let mut slots = self.slots.lock();
-        if matches!(state, State::Idle) {
-            if let Some(slot) = slots.remove(&dataset) {
-                slot.send_replace(State::Idle);
+    pub(super) fn set(&self, dataset: DatasetId, state: StageState) {
+        let mut states = self.states.lock();
+        if matches!(state, StageState::Idle) {
+            if let Some(sender) = states.remove(&dataset) {
+                sender.send_replace(StageState::Idle);
             }
         } else {
-            slots.entry(dataset).or_insert_with(|| Slot::new(State::Idle)).send_replace(state);
+            states
+                .entry(dataset)
+                .or_insert_with(|| StateSender::new(StageState::Idle))
+                .send_replace(state);
         }
     }
 
-    /// Waits until the volume is no longer being reopened, for at most the time in the settings,
-    /// and returns its state.
-    pub(super) async fn settled(&self, volume: VolumeHandle) -> Result<State, ControlError> {
-        let Some(mut changes) = self.slots.lock().get(&volume.dataset).map(Slot::subscribe) else {
-            return Ok(State::Idle);
+    /// The state once the volume is no longer being reopened; waits as long as the settings allow.
+    pub(super) async fn settled(&self, volume: VolumeHandle) -> Result<StageState, ControlError> {
+        let Some(mut changes) = self.states.lock().get(&volume.dataset).map(StateSender::subscribe)
+        else {
+            return Ok(StageState::Idle);
         };
-        let settled = changes.wait_for(|state| !matches!(state, State::Opening));
+        let settled = changes.wait_for(|state| !matches!(state, StageState::Opening));
         match tokio::time::timeout(self.settings.hold, settled).await {
             Ok(Ok(state)) => Ok(state.clone()),
-            Ok(Err(_)) => Ok(State::Idle),
+            Ok(Err(_)) => Ok(StageState::Idle),
             Err(_) => Err(ControlError::Unavailable(format!(
                 "volume {volume} is still being reopened after a restart of the node plugin: see \
-                 its log; repeat"
+                 its log; retry"
             ))),
         }
     }
 
-    /// Reserved ports that each volume mounted here takes. One that is being reopened counts as
-    /// one.
+    /// The reserved ports of each volume mounted here. One that is being reopened counts as one.
     pub(super) fn connections(&self) -> Vec<u32> {
-        let of = |slot: &Slot| match &*slot.borrow() {
-            State::Idle => 0,
-            State::Opening => 1,
-            State::Staged(staged) => mount::connections(&staged.record.options),
-            State::Lost(record) => mount::connections(&record.options),
+        let of = |sender: &StateSender| match &*sender.borrow() {
+            StageState::Idle => 0,
+            StageState::Opening => 1,
+            StageState::Staged(staged) => mount::connections(&staged.record.options),
+            StageState::Lost(record) => mount::connections(&record.options),
         };
-        self.slots.lock().values().map(of).collect()
+        self.states.lock().values().map(of).collect()
     }
 
-    /// Returns the number of volumes that the node takes: `limit` at most, and no more than it has
-    /// reserved ports for, where each new one takes `usual` of them.
+    /// The number of volumes that the node supports: at most `limit`, and as many as there are
+    /// reserved ports for, when each new one takes `usual` of them.
     pub fn volumes_max(&self, limit: u32, usual: u32) -> u32 {
         ports::volumes_max(limit, mount::reserved_ports(), &self.connections(), usual)
     }
@@ -271,36 +275,35 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     }
 
     fn lose(&self, lost: &Lost) {
-        let State::Staged(staged) = self.state(lost.dataset) else { return };
-        // The volume may be staged again by now, under a later opening.
+        let StageState::Staged(staged) = self.state(lost.dataset) else { return };
+        // A later opening may be staged by now.
         if staged.volume.opening() != Some(lost.opening) {
             return;
         }
         self.lose_staged(&staged, &lost.why.to_string());
     }
 
-    /// R25: the endpoint answers STALE instead of being silent, until the volume is unstaged. Does
-    /// nothing if an unstage was faster: the endpoint and the slot may be those of the next stage
-    /// by now.
+    /// Answers ESTALE until the volume is unstaged, instead of silence (R25). Does nothing if the
+    /// volume was unstaged meanwhile: the endpoint and the state may belong to the next staging.
     pub(super) fn lose_staged(&self, staged: &Arc<Staged>, why: &str) {
         let volume = staged.record.volume;
-        let slots = self.slots.lock();
-        let Some(slot) = slots.get(&volume.dataset) else { return };
-        if !matches!(&*slot.borrow(), State::Staged(now) if Arc::ptr_eq(now, staged)) {
+        let states = self.states.lock();
+        let Some(sender) = states.get(&volume.dataset) else { return };
+        if !matches!(&*sender.borrow(), StageState::Staged(now) if Arc::ptr_eq(now, staged)) {
             return;
         }
         self.endpoints.stale(volume.dataset);
-        slot.send_replace(State::Lost(Arc::new(staged.record.clone())));
-        drop(slots);
+        sender.send_replace(StageState::Lost(Arc::new(staged.record.clone())));
+        drop(states);
         complain(volume, why);
     }
 
-    /// Called after reports were missed: every staged volume must be open.
+    /// Finds lost volumes after reports were missed: every staged volume must be open.
     fn lose_missing(&self) {
-        let slots: Vec<State> =
-            self.slots.lock().values().map(|slot| slot.borrow().clone()).collect();
-        for state in slots {
-            if let State::Staged(staged) = state
+        let states: Vec<StageState> =
+            self.states.lock().values().map(|sender| sender.borrow().clone()).collect();
+        for state in states {
+            if let StageState::Staged(staged) = state
                 && staged.volume.is_owned()
                 && self.volumes.get(staged.record.volume.dataset).is_none()
             {
@@ -309,10 +312,11 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    /// As [`Self::lose_staged`], for a volume that an earlier run staged and this one cannot serve.
-    pub(super) async fn go_stale(&self, record: &Record, why: &str) {
+    /// As [`Self::lose_staged`], for a volume that an earlier process staged and this one cannot
+    /// serve.
+    pub(super) async fn go_stale(&self, record: &StagedRecord, why: &str) {
         let volume = record.volume;
-        self.set(volume.dataset, State::Lost(Arc::new(record.clone())));
+        self.set(volume.dataset, StageState::Lost(Arc::new(record.clone())));
         complain(volume, why);
         // After a restart no endpoint listens yet.
         if let Some(at) = record.endpoint
@@ -322,7 +326,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             tracing::error!(
                 %volume,
                 %error,
-                "nobody answers its mount: processes that use it hang until its pods are deleted"
+                "the endpoint of a mount cannot be served: processes that use the mount hang until \
+                 its pods are deleted"
             );
         }
         self.endpoints.stale(volume.dataset);
@@ -333,7 +338,6 @@ fn complain(volume: VolumeHandle, why: &str) {
     tracing::error!(
         %volume,
         why,
-        "the volume is lost to this node: its files answer ESTALE; delete its pods so that it is \
-         staged again"
+        "volume lost: its files answer ESTALE; delete its pods so that it is staged again"
     );
 }

@@ -1,4 +1,4 @@
-//! The endpoint of one volume: the operations that the node needs from an NFS server.
+//! The endpoint of one volume: the NFS server as the node uses it.
 
 use crate::types::{Class, Classify, DatasetId};
 use crate::volume::Attached;
@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum EndpointError {
-    /// Another socket listens there already.
+    /// Another socket listens there.
     #[error("address {0} is in use")]
     Taken(SocketAddr),
     /// This machine has no such address.
@@ -31,8 +31,8 @@ impl Classify for EndpointError {
 ///
 /// An endpoint listens, then serves, and may go stale; it does so until it is stopped.
 pub trait Endpoints: Send + Sync + 'static {
-    /// MNT is answered as long as one exists (R23): the handles that a mount obtained are its
-    /// capability afterwards.
+    /// Allows MNT as long as one exists (R23). Afterwards the handles that the mount obtained are
+    /// its capability.
     type Pass: Send;
 
     /// Accepts connections at `at`; calls wait until the volume is served. `export` is the one path

@@ -1,8 +1,8 @@
-//! Computes the number of volumes that a node has reserved ports for. Pure.
+//! The number of volumes that a node has reserved ports for. Pure.
 
 use super::super::ControlError;
 
-/// Ports left to the host's own NFS mounts.
+/// Ports that are left to the host's own NFS mounts.
 const HOST_PORTS: u32 = 100;
 
 /// `staged`: the ports that each staged volume takes; `usual`: those that the next ones will take.
@@ -14,8 +14,8 @@ pub(super) fn volumes_max(limit: u32, ports: u32, staged: &[u32], usual: u32) ->
     staged.saturating_add(left).clamp(1, limit.max(1))
 }
 
-/// Checks whether a volume that takes `wanted` ports can still be mounted: without one, mount(2)
-/// fails after a minute and gives no reason.
+/// Checks that a volume with `wanted` ports can be mounted: without a free port mount(2) fails
+/// after a minute without a reason.
 pub(super) fn check(ports: u32, staged: &[u32], wanted: u32) -> Result<(), ControlError> {
     let used = staged.iter().sum::<u32>();
     if used.saturating_add(wanted) <= ports {
@@ -38,7 +38,7 @@ mod tests {
         assert_eq!(volumes_max(256, 359, &[], 2), 129);
         assert_eq!(volumes_max(256, 359, &[], 16), 16);
         assert_eq!(volumes_max(12, 359, &[], 4), 12);
-        // Staged volumes keep the ports that they take, whatever is usual.
+        // Staged volumes keep their ports, whatever is usual.
         assert_eq!(volumes_max(256, 359, &[16, 16, 1], 1), 3 + 226);
         assert_eq!(volumes_max(256, 359, &[16; 17], 4), 17);
         assert_eq!((volumes_max(256, 0, &[], 1), volumes_max(256, 359, &[], 0)), (1, 256));

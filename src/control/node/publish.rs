@@ -1,14 +1,14 @@
-//! Publish and unpublish: a staged volume is bound to a pod's target.
+//! Publish and unpublish: the mount of a staged volume is bound to a pod's target.
 
 use super::super::ControlError;
-use super::agent::{NodeAgent, State};
+use super::agent::{NodeAgent, StageState};
 use super::endpoint::Endpoints;
 use super::stage::{Access, foreign};
 use crate::mount::{self, BindMount, Mounter};
 use crate::types::VolumeHandle;
 use std::path::{Path, PathBuf};
 
-/// The number of targets on the node that may have the volume.
+/// How many targets on the node may share the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
     /// CSI's SINGLE_NODE_SINGLE_WRITER.
@@ -16,7 +16,7 @@ pub enum Sharing {
     ManyTargets,
 }
 
-/// The request of a NodePublishVolume.
+/// The request of NodePublishVolume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publish {
     pub volume: VolumeHandle,
@@ -30,7 +30,8 @@ pub struct Publish {
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
-    /// Binds the staged mount to a target, making its folder. A retry of the same call succeeds.
+    /// Binds the staged mount to a target, and creates its folder. A retry of the same request is
+    /// success.
     ///
     /// # Errors
     /// `Precondition` when it is not staged there, or the target is in use; `Exists` when it is
@@ -41,7 +42,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         wanted.staging = mount::resolve_target(&wanted.staging).await?;
         wanted.target = mount::resolve_target(&wanted.target).await?;
         let staged = match self.settled(wanted.volume).await? {
-            State::Staged(staged) if staged.record.target == wanted.staging => staged,
+            StageState::Staged(staged) if staged.record.target == wanted.staging => staged,
             _ => return Err(not_staged(&wanted)),
         };
         let read_only =
@@ -53,7 +54,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         if let Some(other) = others.iter().find(|mount| mount.target == wanted.target) {
             return Err(foreign(&wanted.target, Some(other)));
         }
-        // Binding a folder without a mount on it would expose the node's own disk.
+        // Binding a folder on which nothing is mounted would expose the node's own disk.
         if !ours.iter().any(|mount| mount.target == wanted.staging) {
             return Err(not_staged(&wanted));
         }
@@ -77,18 +78,18 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             tracing::debug!(
                 target = %wanted.target.display(),
                 %error,
-                "the folder of a publish that failed stays"
+                "cannot remove the target folder of a failed publish"
             );
         }
         Ok(bound?)
     }
 
-    /// Unmounts a target and removes its folder. Not published counts as unpublished; works
-    /// whatever state the volume is in.
+    /// Unmounts a target and removes its folder. Not published counts as unpublished; works in
+    /// every state of the volume.
     pub async fn unpublish(&self, volume: VolumeHandle, target: &Path) -> Result<(), ControlError> {
         let _call = self.enter(volume).await?;
         let target = &mount::resolve_target(target).await?;
-        if let State::Staged(staged) = self.state(volume.dataset)
+        if let StageState::Staged(staged) = self.state(volume.dataset)
             && staged.record.target == *target
         {
             return Err(ControlError::Precondition(format!(
@@ -115,6 +116,6 @@ fn not_staged(wanted: &Publish) -> ControlError {
 fn differs(wanted: &Publish) -> ControlError {
     ControlError::Exists {
         what: format!("volume {} at {}", wanted.volume, wanted.target.display()),
-        why: "it is published there with other access (read-only or not)".into(),
+        why: "it is published there with another access mode (read-only or not)".into(),
     }
 }

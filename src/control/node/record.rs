@@ -1,5 +1,4 @@
-//! Staged records on the node: one file for each staged volume, in a folder that outlives the
-//! process.
+//! Staged records: one file for each staged volume, in a directory that outlives the process.
 
 use super::super::ControlError;
 use super::stage::Access;
@@ -18,19 +17,19 @@ const SUFFIX: &str = ".json";
 
 /// A staged volume, or one that was being staged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(super) struct StagedRecord {
     pub format: u32,
     #[serde(with = "handle_text")]
     pub volume: VolumeHandle,
-    /// Boot id of the machine: mounts do not outlive a boot.
+    /// The boot id: mounts do not survive a reboot.
     pub boot: String,
-    /// The sessions under which the dataset's record may name us (R24). More than one only while it
-    /// is being reopened.
+    /// The sessions of this node that the dataset's record may name (R24). More than one only while
+    /// the volume is being reopened.
     pub sessions: Vec<SessionId>,
     pub target: PathBuf,
     pub access: Access,
     pub options: Vec<String>,
-    /// The address at which it is served, once that is known.
+    /// The address on which it is served, once that is known.
     pub endpoint: Option<SocketAddr>,
 }
 
@@ -47,7 +46,7 @@ mod handle_text {
     }
 }
 
-impl Record {
+impl StagedRecord {
     pub fn new(
         volume: VolumeHandle,
         boot: String,
@@ -76,7 +75,7 @@ impl Record {
         let version: Version = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         if version.format != FORMAT {
             return Err(format!(
-                "format {} is of another version of the driver; this one knows {FORMAT}",
+                "format {} is of another version of the driver; this version supports {FORMAT}",
                 version.format
             ));
         }
@@ -84,20 +83,20 @@ impl Record {
     }
 }
 
-/// The folder of records. They are small, and on a tmpfs where the chart puts them.
+/// The directory of staged records; the chart puts it on a tmpfs.
 #[derive(Clone, Debug)]
-pub(super) struct Records {
+pub(super) struct StagedRecords {
     dir: PathBuf,
 }
 
-impl Records {
-    /// Opens the folder, creating it if it is absent.
+impl StagedRecords {
+    /// Opens the folder, making it if it is not there.
     pub async fn open(dir: &Path) -> Result<Self, ControlError> {
         let dir = dir.to_owned();
         tokio::fs::create_dir_all(&dir).await.map_err(|error| {
             failed(
                 &dir,
-                "making the folder of staged volumes",
+                "creating the directory of staged records",
                 &error,
                 "make it writable, or give another --state-dir",
             )
@@ -109,8 +108,8 @@ impl Records {
         self.dir.join(format!("{dataset}{SUFFIX}"))
     }
 
-    /// Replaces the volume's record atomically.
-    pub async fn write(&self, record: &Record) -> Result<(), ControlError> {
+    /// Replaces the volume's record whole, or not at all.
+    pub async fn write(&self, record: &StagedRecord) -> Result<(), ControlError> {
         let path = self.path(record.volume.dataset);
         let bytes = serde_json::to_vec_pretty(record)
             .map_err(|error| ControlError::Internal(error.to_string()))?;
@@ -135,24 +134,24 @@ impl Records {
                 Err(failed(&path, "removing the staged record", &error, "remove it by hand"))
             }
             Ok(()) => sync_parent(&path)
-                .map_err(|error| failed(&path, "removing the staged record", &error, "repeat")),
+                .map_err(|error| failed(&path, "removing the staged record", &error, "retry")),
         })
         .await
     }
 
     /// One volume's record, if there is one that can be read.
-    pub async fn get(&self, dataset: DatasetId) -> Result<Option<Record>, ControlError> {
+    pub async fn get(&self, dataset: DatasetId) -> Result<Option<StagedRecord>, ControlError> {
         let path = self.path(dataset);
         blocking(move || Ok(path.exists().then(|| read(&path)).flatten())).await
     }
 
     /// Every record that can be read. One that cannot is reported and left where it is: its mount
     /// may be in use.
-    pub async fn all(&self) -> Result<Vec<Record>, ControlError> {
+    pub async fn all(&self) -> Result<Vec<StagedRecord>, ControlError> {
         let dir = self.dir.clone();
         blocking(move || {
             let entries = std::fs::read_dir(&dir)
-                .map_err(|error| failed(&dir, "reading the state folder", &error, "repeat"))?;
+                .map_err(|error| failed(&dir, "reading the state directory", &error, "retry"))?;
             let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
             Ok(paths
                 .filter(|path| path.to_string_lossy().ends_with(SUFFIX))
@@ -163,7 +162,7 @@ impl Records {
     }
 }
 
-fn read(path: &Path) -> Option<Record> {
+fn read(path: &Path) -> Option<StagedRecord> {
     let parsed = std::fs::metadata(path)
         .and_then(|found| {
             if found.len() > BYTES_MAX {
@@ -173,7 +172,7 @@ fn read(path: &Path) -> Option<Record> {
             }
         })
         .map_err(|error| error.to_string())
-        .and_then(|bytes| Record::parse(&bytes));
+        .and_then(|bytes| StagedRecord::parse(&bytes));
     match parsed {
         Ok(record) => Some(record),
         Err(why) => {
@@ -181,8 +180,9 @@ fn read(path: &Path) -> Option<Record> {
             tracing::error!(
                 %file,
                 why,
-                "a staged record cannot be read and its volume is not reopened: unmount it, then \
-                 remove the file"
+                "a staged record cannot be read, so its volume is not reopened: unmount the \
+                 volume, \
+                 then remove the file"
             );
             None
         }
@@ -216,14 +216,14 @@ mod tests {
     use super::*;
     use crate::types::{Incarnation, NameKey, PoolId};
 
-    fn record() -> Record {
+    fn record() -> StagedRecord {
         let dataset = DatasetId {
             key: NameKey::of("dataset", "d"),
             incarnation: Incarnation::from_bytes([2; 16]),
         };
         let volume = VolumeHandle { pool: PoolId::from_bytes([1; 16]), dataset };
         let session = SessionId::from_bytes([3; 16]);
-        let mut record = Record::new(
+        let mut record = StagedRecord::new(
             volume,
             "boot".into(),
             session,
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn the_bytes_are_fixed() {
         let text = r#"{"format":1,"volume":"v1:aeaqcaibaeaqcaibaeaqcaibae:PLACE","boot":"boot","sessions":["amb"],"target":"/staging"}"#;
-        assert!(Record::parse(text.as_bytes()).is_err());
+        assert!(StagedRecord::parse(text.as_bytes()).is_err());
         let golden = serde_json::to_string(&record()).unwrap();
         let expected = format!(
             r#"{{"format":1,"volume":"{}","boot":"boot","sessions":["{}"],"target":"/staging","access":"read-only","options":["nconnect=2"],"endpoint":"127.1.2.3:12049"}}"#,
@@ -246,29 +246,29 @@ mod tests {
             SessionId::from_bytes([3; 16]),
         );
         assert_eq!(golden, expected);
-        assert_eq!(Record::parse(golden.as_bytes()), Ok(record()));
+        assert_eq!(StagedRecord::parse(golden.as_bytes()), Ok(record()));
     }
 
     #[test]
     fn what_is_no_record_says_why() {
         let newer =
             serde_json::to_string(&record()).unwrap().replace("\"format\":1", "\"format\":2");
-        assert!(Record::parse(newer.as_bytes()).unwrap_err().contains("another version"));
+        assert!(StagedRecord::parse(newer.as_bytes()).unwrap_err().contains("another version"));
         for bad in ["", "{}", "[]", "null", "{\"format\":1}", "{\"format\":-1}", "\u{0}"] {
-            assert!(Record::parse(bad.as_bytes()).is_err(), "{bad:?}");
+            assert!(StagedRecord::parse(bad.as_bytes()).is_err(), "{bad:?}");
         }
     }
 
     #[tokio::test]
     async fn records_are_kept_and_bad_ones_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let records = Records::open(dir.path()).await.unwrap();
+        let records = StagedRecords::open(dir.path()).await.unwrap();
         assert_eq!(records.all().await.unwrap(), []);
         records.write(&record()).await.unwrap();
         let bad = dir.path().join("bad.json");
         std::fs::write(&bad, "{").unwrap();
         std::fs::write(dir.path().join("half.draft"), "{").unwrap();
-        assert_eq!(Records::open(dir.path()).await.unwrap().all().await.unwrap(), [record()]);
+        assert_eq!(StagedRecords::open(dir.path()).await.unwrap().all().await.unwrap(), [record()]);
         records.remove(record().volume.dataset).await.unwrap();
         records.remove(record().volume.dataset).await.unwrap();
         assert_eq!(records.all().await.unwrap(), []);

@@ -1,12 +1,12 @@
-//! Recovers after a restart: volumes that an earlier run recorded are reopened, closed, or
-//! abandoned (R24).
+//! Recovery after a restart: the volumes of staged records are reopened, closed, or forgotten
+//! (R24).
 
 use super::super::{ControlError, Pool};
-use super::agent::{NodeAgent, Staged, State};
+use super::agent::{NodeAgent, StageState, Staged};
 use super::endpoint::{EndpointError, Endpoints};
-use super::let_go::is_ours;
-use super::record::Record;
-use crate::catalog::{Dataset, Form, Owner, State as DatasetState};
+use super::record::StagedRecord;
+use super::release::is_ours;
+use crate::catalog::{Dataset, Form, Owner, State};
 use crate::mount::Mounter;
 use crate::types::Classify;
 use std::net::SocketAddr;
@@ -16,46 +16,50 @@ use tokio::sync::Semaphore;
 
 /// Volumes reopened at once: an opening mostly waits for the store, and mounts wait for it.
 const AT_ONCE: usize = 32;
-/// Backoff between attempts while the store does not answer.
+/// The pause between attempts while the store does not answer, which doubles.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
 
-/// The step that a record needs, given the state of the machine and the pool.
+/// How the volume of a staged record is recovered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum Recovery {
     /// Mounted and ours: serve it again.
     Reopen,
     /// Ours, not mounted: replay its journal, close it, and release it.
     Close,
-    /// Mounted, and owned by another process now: answer ESTALE.
+    /// Mounted, and another owner has it: answer ESTALE.
     Stale,
-    /// Neither mounted nor ours: remove the record.
+    /// Neither mounted nor ours.
     Forget,
 }
 
-/// R24: a restart never steals. `mounted`: in this boot of the machine. A claim by this very run in
-/// an earlier attempt is ours too.
-fn step(record: &Record, me: &Owner, mounted: bool, dataset: Option<&Dataset>) -> Step {
-    // A snapshot has no owner: its mounts go on reading.
-    let frozen = dataset.is_some_and(|dataset| {
-        dataset.form == Form::Snapshot && dataset.state == DatasetState::Ready
-    });
+/// A restart never takes a dataset from another owner (R24). `mounted`: since this boot. A claim of
+/// this session in an earlier attempt is ours, too.
+fn recovery(
+    record: &StagedRecord,
+    me: &Owner,
+    mounted: bool,
+    dataset: Option<&Dataset>,
+) -> Recovery {
+    // A snapshot has no owner: its mount goes on reading.
+    let read_only = dataset
+        .is_some_and(|dataset| dataset.form == Form::Snapshot && dataset.state == State::Ready);
     let ours = dataset.is_some_and(|dataset| is_ours(record, me, dataset));
-    match (ours || frozen && mounted, mounted) {
-        (true, true) => Step::Reopen,
-        (true, false) => Step::Close,
-        (false, true) => Step::Stale,
-        (false, false) => Step::Forget,
+    match (ours || read_only && mounted, mounted) {
+        (true, true) => Recovery::Reopen,
+        (true, false) => Recovery::Close,
+        (false, true) => Recovery::Stale,
+        (false, false) => Recovery::Forget,
     }
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// Marks every recorded volume as being reopened, listens on the endpoints of mounted ones, and
-    /// starts to reopen them all. Returns at once: no volume keeps the CSI socket waiting.
+    /// starts to reopen all. Returns at once: the CSI socket waits for no volume.
     pub(super) async fn recover(self: &Arc<Self>) -> Result<(), ControlError> {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
         let records = self.records.all().await?;
-        records.iter().for_each(|record| self.set(record.volume.dataset, State::Opening));
+        records.iter().for_each(|record| self.set(record.volume.dataset, StageState::Opening));
         self.listen_first(&records).await;
         for record in records {
             let (agent, turns) = (self.clone(), turns.clone());
@@ -64,9 +68,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(())
     }
 
-    /// Runs before anything else, even before the pools are opened: a client whose connection is
-    /// refused retries only after seconds.
-    async fn listen_first(&self, records: &[Record]) {
+    /// Listens before anything else happens, even the opening of pools: a client that is refused
+    /// retries only after seconds.
+    async fn listen_first(&self, records: &[StagedRecord]) {
         let Ok(mounts) = self.mounter.list().await else { return };
         for record in records.iter().filter(|record| record.boot == self.settings.boot) {
             let device = Self::device(record.volume.dataset);
@@ -77,14 +81,14 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 tracing::warn!(
                     volume = %record.volume,
                     %error,
-                    "nobody answers its mount yet: it is tried again"
+                    "the endpoint of a mount cannot be served yet; retrying"
                 );
             }
         }
     }
 
-    /// Retries while the store does not answer, for as long as it takes: the mount is waiting too.
-    async fn recover_one(&self, record: &Record, turns: &Semaphore) {
+    /// Retries for as long as the store does not answer: the mount is waiting, too.
+    async fn recover_one(&self, record: &StagedRecord, turns: &Semaphore) {
         let volume = record.volume;
         let mut wait = RETRY_MIN;
         let mut pools = self.pools.watch();
@@ -92,8 +96,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             pools.mark_unchanged();
             let tried = {
                 let Ok(_turn) = turns.acquire().await else { return };
-                // This process has left: the one that replaced it reopens the volume.
-                let Ok(_stay) = self.stay().await else { return };
+                // Handed over: the next process reopens it.
+                let Ok(_present) = self.present().await else { return };
                 self.try_recover(record).await
             };
             match tried {
@@ -110,7 +114,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                         %volume,
                         %error,
                         retry_secs = wait.as_secs_f32(),
-                        "a staged volume cannot be reopened yet"
+                        "a staged volume cannot be reopened yet; retrying"
                     );
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(RETRY_MAX);
@@ -120,25 +124,26 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    /// Gives up a volume whose error will not pass with time. A mount must not hang for it; without
-    /// a mount the next stage call returns the error.
-    async fn give_up(&self, record: &Record, error: &ControlError) {
+    /// Gives up on an error that a retry cannot help. A mount answers ESTALE instead of hanging;
+    /// without one the next staging reports the error.
+    async fn give_up(&self, record: &StagedRecord, error: &ControlError) {
         let volume = record.volume;
         match self.mounts_of(volume.dataset).await {
             Ok((ours, _)) if ours.is_empty() => {
                 tracing::error!(
                     %volume,
                     %error,
-                    "a volume that was being staged cannot be opened; it is closed the next time \
-                     it can"
+                    "a volume that was being staged cannot be opened; it will be closed by the \
+                     next \
+                     staging or start"
                 );
-                self.set(volume.dataset, State::Idle);
+                self.set(volume.dataset, StageState::Idle);
             }
             _ => self.go_stale(record, &error.to_string()).await,
         }
     }
 
-    async fn try_recover(&self, record: &Record) -> Result<State, ControlError> {
+    async fn try_recover(&self, record: &StagedRecord) -> Result<StageState, ControlError> {
         let volume = record.volume;
         let (ours, _) = self.mounts_of(volume.dataset).await?;
         let mounted = record.boot == self.settings.boot && !ours.is_empty();
@@ -150,13 +155,17 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             Some(pool) => pool.catalog.dataset_by_id(volume.dataset).await?.map(|at| at.record),
             None => None,
         };
-        let step = step(record, &self.volumes.owner(), mounted, dataset.as_ref());
-        tracing::info!(%volume, ?step, "a volume was staged when the node plugin stopped");
-        match (step, pool) {
-            (Step::Reopen, Some(pool)) => self.reopen(record, pool).await,
-            (Step::Close, Some(pool)) => self.close_left(record, pool).await,
-            (Step::Forget, _) => self.forget(record).await,
-            (Step::Reopen | Step::Close | Step::Stale, _) => {
+        let recovery = recovery(record, &self.volumes.owner(), mounted, dataset.as_ref());
+        tracing::info!(
+            %volume,
+            ?recovery,
+            "recovering a volume that was staged when the node plugin stopped"
+        );
+        match (recovery, pool) {
+            (Recovery::Reopen, Some(pool)) => self.reopen(record, pool).await,
+            (Recovery::Close, Some(pool)) => self.close_left(record, pool).await,
+            (Recovery::Forget, _) => self.forget(record).await,
+            (Recovery::Reopen | Recovery::Close | Recovery::Stale, _) => {
                 let why = match (pool, dataset.map(|dataset| dataset.owner)) {
                     (None, _) => "its pool is not configured".to_owned(),
                     (_, None) => "its dataset is gone".to_owned(),
@@ -166,19 +175,19 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                     }
                 };
                 self.go_stale(record, &why).await;
-                Ok(State::Lost(Arc::new(record.clone())))
+                Ok(StageState::Lost(Arc::new(record.clone())))
             }
         }
     }
 
-    async fn reopen(&self, record: &Record, pool: &Pool) -> Result<State, ControlError> {
+    async fn reopen(&self, record: &StagedRecord, pool: &Pool) -> Result<StageState, ControlError> {
         let volume = record.volume;
         let at = record.endpoint.ok_or_else(|| {
             ControlError::Internal(format!("volume {volume} is mounted from no address"))
         })?;
         let mut record = record.clone();
-        // Before the dataset's record names this session: a crash in between must find it among
-        // those that are ours.
+        // Written before the dataset's record names this session: after a crash in between, the
+        // next process must know the session as one of this node's.
         let session = self.volumes.settings().session;
         if !record.sessions.contains(&session) {
             record.sessions.push(session);
@@ -189,15 +198,19 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         self.endpoints.serve(&open)?;
         record.sessions = vec![session];
         self.records.write(&record).await?;
-        Ok(State::Staged(Arc::new(Staged { record, volume: open })))
+        Ok(StageState::Staged(Arc::new(Staged { record, volume: open })))
     }
 
-    /// Listens again: the kernel's client reconnects faster to a listening socket, and its calls
-    /// wait there.
-    async fn listen_again(&self, record: &Record, at: SocketAddr) -> Result<(), ControlError> {
+    /// Listens on the endpoint again: the kernel's client reconnects sooner to a socket that
+    /// listens, and its calls wait there.
+    async fn listen_again(
+        &self,
+        record: &StagedRecord,
+        at: SocketAddr,
+    ) -> Result<(), ControlError> {
         let dataset = record.volume.dataset;
         match self.endpoints.listen(dataset, &Self::export(dataset), at).await {
-            // The previous run of the process may take a moment to release it.
+            // The previous process may take a moment to close its socket.
             Err(EndpointError::Taken(at)) => Err(ControlError::Unavailable(format!(
                 "address {at} of volume {} is in use",
                 record.volume
@@ -206,13 +219,17 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    async fn close_left(&self, record: &Record, pool: &Pool) -> Result<State, ControlError> {
+    async fn close_left(
+        &self,
+        record: &StagedRecord,
+        pool: &Pool,
+    ) -> Result<StageState, ControlError> {
         self.close_again(record, pool).await?;
         self.forget(record).await
     }
 
-    async fn forget(&self, record: &Record) -> Result<State, ControlError> {
+    async fn forget(&self, record: &StagedRecord) -> Result<StageState, ControlError> {
         self.records.remove(record.volume.dataset).await?;
-        Ok(State::Idle)
+        Ok(StageState::Idle)
     }
 }

@@ -1,11 +1,11 @@
-//! Stage and unstage: a volume is opened, served and mounted once on this node.
+//! Stage and unstage: a volume is opened, exported and mounted once on this node.
 
 use super::super::{ControlError, takeover};
 use super::address::candidates;
-use super::agent::{NodeAgent, Staged, State};
+use super::agent::{NodeAgent, StageState, Staged};
 use super::endpoint::{EndpointError, Endpoints};
 use super::ports;
-use super::record::Record;
+use super::record::StagedRecord;
 use crate::mount::{self, MountPoint, Mounter, NfsMount};
 use crate::types::{Class, Classify, DatasetId, VolumeHandle};
 use crate::volume::Attached;
@@ -22,7 +22,7 @@ pub enum Access {
     ReadOnly,
 }
 
-/// The request of a NodeStageVolume.
+/// The request of NodeStageVolume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stage {
     pub volume: VolumeHandle,
@@ -33,7 +33,7 @@ pub struct Stage {
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
-    /// Opens, serves and mounts a volume. A retry of the same call succeeds.
+    /// Opens, exports and mounts a volume. A retry of the same request is success.
     ///
     /// # Errors
     /// `Exists` when it is staged there in another way; `Precondition` when it is staged elsewhere,
@@ -44,9 +44,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         wanted.target = mount::resolve_target(&wanted.target).await?;
         let deadline = Instant::now() + self.settings.hold;
         match self.settled(wanted.volume).await? {
-            State::Idle => self.stage_new(wanted, deadline).await,
-            State::Staged(staged) => self.stage_again(&staged, &wanted).await,
-            State::Opening | State::Lost(_) => Err(ControlError::Precondition(format!(
+            StageState::Idle => self.stage_new(wanted, deadline).await,
+            StageState::Staged(staged) => self.stage_again(&staged, &wanted).await,
+            StageState::Opening | StageState::Lost(_) => Err(ControlError::Precondition(format!(
                 "volume {} was lost to another owner while it was staged here: unstage it first \
                  (delete its pods)",
                 wanted.volume
@@ -72,7 +72,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         if ours.iter().any(|mount| mount.target == wanted.target) {
             return Ok(());
         }
-        // Another program unmounted it: it is still open and served.
+        // Somebody unmounted it: it is still open and served.
         self.mount(staged).await
     }
 
@@ -91,7 +91,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         )?;
         self.clear_target(volume.dataset, &wanted.target).await?;
         let session = self.volumes.settings().session;
-        let mut record = Record::new(
+        let mut record = StagedRecord::new(
             volume,
             self.settings.boot.clone(),
             session,
@@ -99,12 +99,12 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             wanted.access,
             wanted.options,
         );
-        // The intent comes first: after a crash from here on the next start knows that the volume
-        // may be open.
+        // The intent is written first: after a crash the next start knows that the volume may be
+        // open.
         self.records.write(&record).await?;
         let brought = async {
-            // Kubelet retries only after minutes: waiting here for another node's lease is faster
-            // (R27).
+            // Kubelet retries only after minutes: waiting for another node's lease inside the call
+            // is faster (R27).
             let patience = deadline.saturating_duration_since(Instant::now());
             let open = takeover::open(pool, &self.volumes, volume.dataset, patience).await?;
             if !open.is_owned() && record.access == Access::ReadWrite {
@@ -121,7 +121,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         };
         match brought.await {
             Ok(staged) => {
-                self.set(volume.dataset, State::Staged(Arc::new(staged)));
+                self.set(volume.dataset, StageState::Staged(Arc::new(staged)));
                 Ok(())
             }
             Err(error) => {
@@ -131,8 +131,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    /// Unmounts a mount that an earlier run of the driver left at the target; a foreign mount
-    /// stays.
+    /// Unmounts a mount of this volume that an earlier process left at the target; fails on a
+    /// foreign mount.
     async fn clear_target(&self, dataset: DatasetId, target: &Path) -> Result<(), ControlError> {
         let (ours, others) = self.mounts_of(dataset).await?;
         if let Some(other) = others.iter().find(|mount| mount.target == target) {
@@ -189,15 +189,14 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(self.mounter.mount_nfs(&what, &record.target).await?)
     }
 
-    /// Returns to idle after a failed stage. Steps that cannot be undone now are undone by the next
-    /// attempt, or the next start.
+    /// Undoes a failed staging. The next attempt, or the next start, finishes what fails here.
     async fn undo(&self, volume: VolumeHandle) {
         self.endpoints.stop(volume.dataset).await;
-        if let Err(error) = self.let_go(volume).await {
+        if let Err(error) = self.release(volume).await {
             tracing::warn!(
                 %volume,
                 %error,
-                "a stage that failed left the volume open: the next one goes on from there"
+                "staging failed, volume left open; the next attempt resumes"
             );
         }
     }
@@ -215,13 +214,13 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         let (ours, others) = self.mounts_of(dataset).await?;
         let elsewhere = others.iter().find(|mount| mount.target == target);
         match &state {
-            State::Staged(staged) if staged.record.target != target => {
+            StageState::Staged(staged) if staged.record.target != target => {
                 return not_there(volume, target, &ours);
             }
-            State::Lost(record) if record.target != target => {
+            StageState::Lost(record) if record.target != target => {
                 return not_there(volume, target, &ours);
             }
-            State::Idle if elsewhere.is_some() => return Err(foreign(target, elsewhere)),
+            StageState::Idle if elsewhere.is_some() => return Err(foreign(target, elsewhere)),
             _ => {}
         }
         if let Some(published) = ours.iter().find(|mount| mount.target != target) {
@@ -231,7 +230,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             )));
         }
         let mounted = ours.iter().any(|mount| mount.target == target);
-        if mounted && matches!(state, State::Staged(_)) {
+        if mounted && matches!(state, StageState::Staged(_)) {
             self.write_out(target).await?;
         }
         if mounted {
@@ -239,14 +238,14 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
         self.endpoints.stop(dataset).await;
         drop(state);
-        self.let_go(volume).await?;
-        self.set(dataset, State::Idle);
+        self.release(volume).await?;
+        self.set(dataset, StageState::Idle);
         Ok(())
     }
 
-    /// Dirty pages must not be dropped because the store is slow today: after a time-out the call
-    /// is retried. After an error it is not: the kernel has reported it to the writer, and will not
-    /// write those pages again.
+    /// Writes dirty pages back. A time-out is an error, because pages must not be dropped when the
+    /// store is slow: the caller retries. A write error is not: the kernel has reported it to the
+    /// writer, and will not write those pages again.
     async fn write_out(&self, target: &Path) -> Result<(), ControlError> {
         match self.mounter.sync(target).await {
             Ok(()) => Ok(()),
@@ -255,7 +254,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 tracing::warn!(
                     target = %target.display(),
                     %error,
-                    "not every dirty page was written before unmounting"
+                    "some dirty pages were lost: the kernel could not write them back before \
+                     unmounting"
                 );
                 Ok(())
             }

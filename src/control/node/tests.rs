@@ -1,7 +1,7 @@
-//! Tests of what a failed close, a claim that may have been written, and a late report of a loss
-//! leave behind.
+//! Recovery of the node after a failed close, after a claim whose write has an unknown outcome, and
+//! after a late report of a lost volume.
 
-use super::agent::State;
+use super::agent::StageState;
 use super::*;
 use crate::bucket::Bucket;
 use crate::catalog::{Catalog, Properties};
@@ -144,7 +144,7 @@ impl Node {
     async fn assert_released(&self, when: &str) {
         assert!(!self.is_owned().await, "{when}: another node can never have it");
         assert_eq!(std::fs::read_dir(self.dir.path().join("staged")).unwrap().count(), 0, "{when}");
-        assert!(matches!(self.agent.state(self.volume.dataset), State::Idle), "{when}");
+        assert!(matches!(self.agent.state(self.volume.dataset), StageState::Idle), "{when}");
     }
 }
 
@@ -160,7 +160,7 @@ fn run(test: impl Future<Output = ()> + Send + 'static) {
 }
 
 #[test]
-fn an_owner_that_was_not_released_is_released_by_the_repeated_unstage() {
+fn an_owner_that_was_not_released_is_released_by_a_retry_of_unstage() {
     run(async {
         // The database is closed and its owner stays; the database stays open; its last changes do
         // not reach the store.
@@ -217,20 +217,20 @@ fn a_loss_reported_late_does_not_touch_what_was_staged_since() {
     run(async {
         let node = Node::new().await;
         node.stage().await.unwrap();
-        let State::Staged(before) = node.agent.state(node.volume.dataset) else {
+        let StageState::Staged(before) = node.agent.state(node.volume.dataset) else {
             panic!("not staged")
         };
         node.unstage().await.unwrap();
         node.agent.lose_staged(&before, "late");
-        assert!(matches!(node.agent.state(node.volume.dataset), State::Idle));
+        assert!(matches!(node.agent.state(node.volume.dataset), StageState::Idle));
         node.stage().await.unwrap();
         node.agent.lose_staged(&before, "late");
-        let State::Staged(now) = node.agent.state(node.volume.dataset) else {
+        let StageState::Staged(now) = node.agent.state(node.volume.dataset) else {
             panic!("a live volume was given up")
         };
         assert!(node.agent.endpoints.stale.lock().is_empty());
         node.agent.lose_staged(&now, "in time");
-        assert!(matches!(node.agent.state(node.volume.dataset), State::Lost(_)));
+        assert!(matches!(node.agent.state(node.volume.dataset), StageState::Lost(_)));
         assert_eq!(*node.agent.endpoints.stale.lock(), [node.volume.dataset]);
         drop((before, now));
         node.unstage_at_last("lost, not fenced").await;

@@ -1,32 +1,32 @@
-//! Usage and size of a staged volume, and the writeback of its dirty pages.
+//! The usage and size of a staged volume, and the write-back of its dirty pages.
 
 use super::super::ControlError;
 use super::super::controller::within;
-use super::agent::{NodeAgent, Staged, State};
+use super::agent::{NodeAgent, StageState, Staged};
 use super::endpoint::Endpoints;
 use crate::fs::api::{FileSystem, StatFs};
 use crate::mount::{self, Mounter};
 use crate::types::{DatasetId, VolumeHandle};
-use crate::volume::{Closing, Volumes};
+use crate::volume::{CloseReason, Closing, Volumes};
 use futures::future::BoxFuture;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The mounts of a process, as a snapshot needs them: data that is only in the kernel's page cache
-/// is in no snapshot.
+/// The mounts of a process, whose dirty pages are written back before a snapshot: data that is only
+/// in the kernel's page cache is in no snapshot.
 pub trait Mounts: Send + Sync + 'static {
     /// Writes the dirty pages of a volume's mount to it, within a time limit. Not mounted here
     /// counts as done.
     fn sync(&self, dataset: DatasetId) -> BoxFuture<'_, Result<(), ControlError>>;
 
-    /// Closes and releases a volume that is not in use here, because another node asks for it
-    /// (R27). A staged volume is held, and so in use.
+    /// Closes and releases an unused volume that another node asks for (R27). A staged volume is in
+    /// use.
     fn hand_over<'a>(
         &'a self,
         volumes: &'a Volumes,
         dataset: DatasetId,
     ) -> BoxFuture<'a, Result<Closing, ControlError>> {
-        Box::pin(async move { Ok(volumes.close_unused(dataset).await?) })
+        Box::pin(async move { Ok(volumes.close_for(dataset, CloseReason::Unused).await?) })
     }
 }
 
@@ -44,27 +44,27 @@ impl<M: Mounter, E: Endpoints> Mounts for NodeAgent<M, E> {
     fn sync(&self, dataset: DatasetId) -> BoxFuture<'_, Result<(), ControlError>> {
         Box::pin(async move {
             match self.state(dataset) {
-                State::Staged(staged) => Ok(self.mounter.sync(&staged.record.target).await?),
-                State::Idle | State::Opening | State::Lost(_) => Ok(()),
+                StageState::Staged(staged) => Ok(self.mounter.sync(&staged.record.target).await?),
+                StageState::Idle | StageState::Opening | StageState::Lost(_) => Ok(()),
             }
         })
     }
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
-    /// Returns bytes and inodes, from memory: the mount is not touched. `path`: where the volume is
+    /// The volume's bytes and inodes, without touching the mount. `path`: where the volume is
     /// staged or published.
     ///
     /// # Errors
     /// `NotFound` when it is not there.
     pub async fn stats(&self, volume: VolumeHandle, path: &Path) -> Result<StatFs, ControlError> {
-        let _stay = self.stay().await?;
+        let _present = self.present().await?;
         let staged = self.staged_at(volume, path).await?;
-        Ok(staged.volume.served.statfs().await?)
+        Ok(staged.volume.exported.statfs().await?)
     }
 
-    /// Reads the quota in force from the dataset's record and applies it to the open volume.
-    /// Returns its bytes.
+    /// Reads the quota from the dataset's record and applies it to the open volume. The quota in
+    /// bytes.
     ///
     /// # Errors
     /// `NotFound` when the volume is not at `path`; `OutOfRange` when it has more than `limit`
@@ -93,12 +93,12 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         let missing =
             || ControlError::NotFound { what: format!("volume {volume} at {}", path.display()) };
         match self.settled(volume).await? {
-            State::Idle | State::Opening => Err(missing()),
-            State::Lost(_) => Err(ControlError::Precondition(format!(
+            StageState::Idle | StageState::Opening => Err(missing()),
+            StageState::Lost(_) => Err(ControlError::Precondition(format!(
                 "volume {volume} was lost to another owner while it was staged here: delete its \
                  pods"
             ))),
-            State::Staged(staged) => {
+            StageState::Staged(staged) => {
                 let path = mount::resolve_target(path).await?;
                 let (ours, _) = self.mounts_of(volume.dataset).await?;
                 ours.iter().any(|mount| mount.target == path).then_some(staged).ok_or_else(missing)

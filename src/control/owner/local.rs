@@ -122,7 +122,7 @@ impl Local {
             let is_open = volumes.get(dataset).is_some();
             match is_open {
                 true => mounts.hand_over(&volumes, dataset).await,
-                false => Ok(volumes.close_disowned(&pool, dataset).await?),
+                false => Ok(volumes.release_unopened(&pool, dataset).await?),
             }
         });
         match tokio::time::timeout(HAND_OVER_LIMIT, closing).await {

@@ -43,7 +43,7 @@ use crate::bucket::Bucket;
 use crate::catalog::{Dataset, Owner};
 use crate::fs::Restored;
 use crate::types::{Class, Classify, DatasetId, SessionId};
-use crate::volume::{VolumeError, Volumes, is_caretaker};
+use crate::volume::{VolumeError, Volumes, is_maintenance};
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ impl From<ControlError> for Undone {
 
 /// The owner that the record names, unless it is a maintenance claim.
 pub(super) fn owner_of(dataset: &Dataset) -> Option<&Owner> {
-    dataset.owner.as_ref().filter(|owner| !is_caretaker(owner))
+    dataset.owner.as_ref().filter(|owner| !is_maintenance(owner))
 }
 
 impl Owners {

@@ -176,15 +176,15 @@ impl Committer {
 
     /// Moves durable data to where the next opening finds it fastest, while this process still
     /// serves.
-    pub async fn prepare_to_leave(&self) -> Result<(), FsError> {
+    pub async fn prepare_handover(&self) -> Result<(), FsError> {
         self.shared.db.rolled().await
     }
 
     /// As [`Self::abandon`], and releases the database: another process of this node goes on with
     /// it. The journal stays for that process, which replays what the store does not have (R16).
-    pub async fn leave(&self) -> Result<(), FsError> {
+    pub async fn hand_over(&self) -> Result<(), FsError> {
         self.abandon().await;
-        self.shared.db.leave().await
+        self.shared.db.hand_over().await
     }
 
     /// Flushes everything, closes the database, and removes the journal. Batches submitted from now

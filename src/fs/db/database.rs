@@ -355,7 +355,7 @@ impl Database {
 
     /// Closes a flushed database as fast as possible: the next opening replays what
     /// [`Self::rolled`] has left.
-    pub async fn leave(&self) -> Result<(), FsError> {
+    pub async fn hand_over(&self) -> Result<(), FsError> {
         self.close_with(FlushType::Wal, settings::LEAVE_LIMIT).await
     }
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-/// Time since a moment that stays fixed while the process lives. It must go on while the machine
-/// sleeps.
+/// Time since a moment that stays the same while the process lives. The clock must go on while the
+/// machine sleeps.
 pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Duration;
 
-    /// Returns the boot id of the machine, if there is one.
+    /// The boot id of the machine, if it has one.
     fn boot(&self) -> Option<String> {
         None
     }

@@ -1,5 +1,5 @@
-//! Judges a dataset's owner from its heartbeats, without asking it and without trusting any clock
-//! but this machine's.
+//! A watch follows the heartbeats of a dataset's owner for whoever wants the dataset: without
+//! asking the owner, and without believing any clock but its own.
 
 use super::{Clock, LeaseSettings};
 use crate::catalog::{Catalog, CatalogError, Owner};
@@ -31,12 +31,12 @@ impl ExpiredLease {
     }
 }
 
-/// The verdict of one observation.
+/// The result of a look.
 #[derive(Clone, Debug)]
 pub enum Verdict {
     Expired(ExpiredLease),
-    /// The owner may be alive: an observation after `wait` will decide, if nothing changes.
-    MayLive {
+    /// The owner may be alive. Unless something changes, its lease has expired after `wait`.
+    NotExpired {
         wait: Duration,
     },
 }
@@ -44,8 +44,8 @@ pub enum Verdict {
 /// Observations of the heartbeats of a claim's owner, by the watcher's clock. Pure: [`Watch`] makes
 /// the requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(in crate::volume) struct Seen {
-    /// The newest heartbeat, and the time when it was first known to be the newest.
+pub(in crate::volume) struct Observed {
+    /// The newest heartbeat, and when it was first known to be it.
     newest: Option<(Option<u64>, Duration)>,
     /// The time when the claim's revocation was first known to exist.
     revoked: Option<Duration>,
@@ -53,10 +53,10 @@ pub(in crate::volume) struct Seen {
     alive: bool,
 }
 
-impl Seen {
-    /// Adds an observation sent at `sent` and answered at `back`: an unchanged heartbeat counts
-    /// from the time it was sent, a new one from the time it was answered. Returns how long to wait
-    /// for the lease to expire; `None`: it has expired.
+impl Observed {
+    /// Adds a look that was sent at `sent` and answered at `back`: an unchanged heartbeat counts
+    /// until the look was sent, a new one from when it was answered. Returns how long to wait until
+    /// the lease has expired; `None`: it has.
     pub fn add(
         &mut self,
         (sent, back): (Duration, Duration),
@@ -90,7 +90,7 @@ pub struct Watch {
     /// The owner's lease, or this process's own if that is longer: an owner of an old version
     /// without leases names none.
     lease: Duration,
-    seen: Seen,
+    observed: Observed,
 }
 
 impl Watch {
@@ -103,7 +103,7 @@ impl Watch {
     ) -> Self {
         let (catalog, owner, clock) = (catalog.clone(), owner.clone(), settings.clock.clone());
         let lease = settings.lease.max(Duration::from_millis(owner.lease_millis));
-        Self { catalog, dataset, owner, clock, lease, seen: Seen::default() }
+        Self { catalog, dataset, owner, clock, lease, observed: Observed::default() }
     }
 
     pub fn owner(&self) -> &Owner {
@@ -115,22 +115,22 @@ impl Watch {
         self.owner.claim == owner.claim
     }
 
-    /// Returns whether the last change of its heartbeats came while this watched.
-    pub fn has_seen_life(&self) -> bool {
-        self.seen.alive
+    /// Whether a heartbeat was written while this watched.
+    pub fn saw_heartbeat(&self) -> bool {
+        self.observed.alive
     }
 
-    /// Makes an observation of the owner's heartbeats.
+    /// Reads the owner's heartbeats, and its revocation if there is one.
     pub async fn look(&mut self) -> Result<Verdict, CatalogError> {
         let (session, claim) = (self.owner.session, self.owner.claim);
         let sent = self.clock.now();
-        let signs = self.catalog.node_signs(session).await?;
-        let revoked = self.seen.revoked.is_some()
-            || signs.revocations.contains(&claim)
+        let status = self.catalog.node_status(session).await?;
+        let revoked = self.observed.revoked.is_some()
+            || status.revocations.contains(&claim)
                 && self.catalog.revocation(session, claim).await?.is_some();
         let look = (sent, self.clock.now());
-        Ok(match self.seen.add(look, signs.newest(), revoked, self.lease) {
-            Some(wait) => Verdict::MayLive { wait },
+        Ok(match self.observed.add(look, status.newest(), revoked, self.lease) {
+            Some(wait) => Verdict::NotExpired { wait },
             None => {
                 Verdict::Expired(ExpiredLease { dataset: self.dataset, owner: self.owner.clone() })
             }

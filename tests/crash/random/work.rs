@@ -112,7 +112,7 @@ impl Client {
     async fn send(&self, fs: &Fs, mut step: Step) -> Result<(), Stopped> {
         (step.begun, step.seen) = (self.ticks.next(), false);
         self.history.lock().steps.push(step.clone());
-        let answer = self.insist(fs, &step.act, step.xid).await?;
+        let answer = self.retry(fs, &step.act, step.xid).await?;
         self.learn(&step.act, answer)?;
         self.history.lock().answered(self.ticks.next());
         Ok(())
@@ -124,7 +124,7 @@ impl Client {
         if !was_done {
             return self.send(fs, step).await;
         }
-        let answer = self.insist(fs, &step.act, step.xid).await?;
+        let answer = self.retry(fs, &step.act, step.xid).await?;
         let Act::Make { id, .. } = step.act else { return Ok(()) };
         let known = self.history.lock().refs.get(&id).copied();
         if known == answer.made {
@@ -136,7 +136,7 @@ impl Client {
         )))
     }
 
-    async fn insist(&self, fs: &Fs, act: &Act, xid: u32) -> Result<Answer, Stopped> {
+    async fn retry(&self, fs: &Fs, act: &Act, xid: u32) -> Result<Answer, Stopped> {
         loop {
             match self.call(fs, act, xid).await {
                 Ok(answer) => return Ok(answer),

@@ -1,11 +1,11 @@
-//! What must hold in every state.
+//! The invariants, which hold in every state.
 
 use super::steps::Step;
 use super::{NODES, Node, PATIENCE, Phase, Rules, World};
 
 impl World {
-    /// The invariant that this state breaks. `liveness`: it is one that whoever wants the dataset gets
-    /// it.
+    /// The invariant that this state breaks. `liveness`: it is one that whoever wants the dataset
+    /// gets it.
     pub(super) fn violation(&self, rules: Rules, liveness: bool) -> Option<String> {
         if let Some(wrong) = self.wrong {
             return Some(wrong.to_owned());

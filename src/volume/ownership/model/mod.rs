@@ -1,6 +1,6 @@
 //! The steps that two nodes and a controller can take on one dataset, with a store that may take a
-//! record's next version late. The decisions are the program's own: [`take`], [`Claims`], [`Seen`];
-//! the rest is as little of it as shows what they are worth.
+//! record's next version late. The decisions are the program's own: [`take`], [`Claims`],
+//! [`Observed`]; the rest is as little of it as shows what they are worth.
 //!
 //! Broken in no state that can be reached, however the steps are interleaved:
 //! - at most one node answers;
@@ -23,10 +23,10 @@ mod invariants;
 mod node;
 mod steps;
 
-use super::{Claims, caretaker};
+use super::{Claims, maintenance_claim};
 use crate::catalog::{Dataset, Form, Owner, Properties, State as Stage};
-use crate::types::{ClaimId, FamilyId, HomeId, Incarnation, SessionId, Timestamp};
-use crate::volume::lease::Seen;
+use crate::types::{ClaimId, FamilyId, Incarnation, JournalDirId, SessionId, Timestamp};
+use crate::volume::lease::Observed;
 use std::collections::BTreeSet;
 
 /// In ticks of one clock, which every machine's runs as.
@@ -64,7 +64,7 @@ enum Node {
 
 const NODES: [Node; 2] = [Node::A, Node::B];
 
-/// Who is in a record. A session is a run of a node; the controller's is 0 of nobody.
+/// The owner in a record. A session is a run of a node; the controller is no node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Holder {
     who: Option<(Node, u8)>,
@@ -124,7 +124,7 @@ struct Process {
     renewing: Option<u64>,
     /// Closed, and its record does not say so yet: the claims that it was open under.
     closing: Option<Claims>,
-    watch: Option<(Holder, Seen)>,
+    watch: Option<(Holder, Observed)>,
     expired: Option<Holder>,
     /// The epoch whose journal is on the disk.
     journal: Option<u8>,
@@ -146,7 +146,7 @@ struct World {
     revoking: Option<Holder>,
     revoked: u8,
     controller: Phase,
-    controller_watch: Option<(Holder, Seen)>,
+    controller_watch: Option<(Holder, Observed)>,
     controller_expired: Option<Holder>,
     /// Epochs whose journals were given up by force, and that something may have been removed
     /// since: up to this one.
@@ -188,12 +188,15 @@ fn template(owner: Option<Owner>) -> Dataset {
 impl Holder {
     fn owner(self) -> Owner {
         match self.who {
-            None => Owner { claim: self.claim, ..caretaker(SessionId::from_bytes([0; 16])) },
+            None => {
+                Owner { claim: self.claim, ..maintenance_claim(SessionId::from_bytes([0; 16])) }
+            }
             Some((node, session)) => {
-                let (n, home) = (node as u8 + 1, Some(HomeId::from_bytes([node as u8 + 1; 16])));
+                let (n, journal_dir_id) =
+                    (node as u8 + 1, Some(JournalDirId::from_bytes([node as u8 + 1; 16])));
                 Owner {
                     claim: self.claim,
-                    home,
+                    journal_dir_id,
                     ..Owner::new("n", SessionId::from_bytes([16 * n + session; 16]))
                 }
             }

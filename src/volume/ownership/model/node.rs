@@ -2,7 +2,7 @@
 
 use super::super::{Before, Claims, take};
 use super::{Holder, LEASE, MARGIN, Node, Phase, Process, PutKind, Rules, World, template};
-use crate::volume::lease::{ExpiredLease, Seen};
+use crate::volume::lease::{ExpiredLease, Observed};
 use std::time::Duration;
 
 impl World {
@@ -171,12 +171,12 @@ impl World {
     pub(super) fn look(
         &self,
         rules: Rules,
-        watch: &mut Option<(Holder, Seen)>,
+        watch: &mut Option<(Holder, Observed)>,
     ) -> Option<Option<Holder>> {
         let owner = self.record.owner?;
         let (node, session) = owner.who?;
         if watch.as_ref().is_none_or(|(of, _)| *of != owner) {
-            *watch = Some((owner, Seen::default()));
+            *watch = Some((owner, Observed::default()));
         }
         let newest = self.heartbeats[node.at()][usize::from(session)];
         let revoked = self

@@ -1,5 +1,6 @@
-//! Reads the rows of a file system as it was at a checkpoint: without an owner, without caches of
-//! its own. Bounded memory whatever the file's size. [`super::Frozen`] serves it to clients.
+//! The rows of a file system as it was at a checkpoint: read only, without an owner and without
+//! caches of its own. Memory is bounded whatever the file's size. [`super::SnapshotFs`] serves it
+//! to clients.
 
 use super::FsError;
 use super::api::FileKind;
@@ -17,14 +18,14 @@ const PAGE_ENTRIES: usize = 1024;
 /// Entries whose names share a hash: R21 allows 2^16, and no honest directory has more than a few.
 const COLLISIONS_MAX: usize = 1 << 16;
 
-/// An object of the view.
+/// An object of the snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Viewed {
+pub struct SnapshotInode {
     pub ino: InodeNo,
     pub row: Inode,
 }
 
-pub struct SnapshotView {
+pub struct SnapshotReader {
     reader: Reader,
     chunks: ChunkStore,
     hasher: NameHasher,
@@ -38,7 +39,7 @@ enum Part {
     Chunk { chunk: ChunkRef, from: usize, len: usize },
 }
 
-impl SnapshotView {
+impl SnapshotReader {
     /// # Errors
     /// [`FsError::Corrupt`] when the database has no superblock.
     pub async fn new(reader: Reader, chunks: ChunkStore) -> Result<Self, FsError> {
@@ -59,18 +60,18 @@ impl SnapshotView {
         &self.superblock
     }
 
-    pub async fn root(&self) -> Result<Viewed, FsError> {
+    pub async fn root(&self) -> Result<SnapshotInode, FsError> {
         self.inode(InodeNo::ROOT).await
     }
 
     /// # Errors
-    /// [`FsError::Corrupt`] when there is none: only inodes that an entry names are requested.
-    pub async fn inode(&self, ino: InodeNo) -> Result<Viewed, FsError> {
+    /// [`FsError::Corrupt`] when there is none: only what an entry names is asked for.
+    pub async fn inode(&self, ino: InodeNo) -> Result<SnapshotInode, FsError> {
         let row = self.find(ino).await?;
         let row = row.ok_or_else(|| {
             FsError::Corrupt(format!("inode {ino} is named by an entry but does not exist"))
         })?;
-        Ok(Viewed { ino, row })
+        Ok(SnapshotInode { ino, row })
     }
 
     /// The row of an inode, if there is one.
@@ -97,7 +98,11 @@ impl SnapshotView {
 
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::NotDirectory`].
-    pub async fn lookup(&self, dir: &Viewed, name: &EntryName) -> Result<Viewed, FsError> {
+    pub async fn lookup(
+        &self,
+        dir: &SnapshotInode,
+        name: &EntryName,
+    ) -> Result<SnapshotInode, FsError> {
         if dir.row.kind != FileKind::Directory {
             return Err(FsError::NotDirectory);
         }
@@ -177,7 +182,7 @@ impl SnapshotView {
     /// it.
     pub async fn list(
         &self,
-        dir: &Viewed,
+        dir: &SnapshotInode,
         from: Option<Bytes>,
     ) -> Result<(Vec<DirEntryRow>, Option<Bytes>), FsError> {
         let from = from.unwrap_or_else(|| key::dir(dir.ino));
@@ -195,7 +200,7 @@ impl SnapshotView {
     /// the file's size.
     pub async fn read(
         &self,
-        file: &Viewed,
+        file: &SnapshotInode,
         offset: u64,
         len: u32,
     ) -> Result<Vec<(u64, Option<Bytes>)>, FsError> {
@@ -236,7 +241,12 @@ impl SnapshotView {
         Ok(pieces)
     }
 
-    async fn parts(&self, file: &Viewed, offset: u64, len: u32) -> Result<Vec<Part>, FsError> {
+    async fn parts(
+        &self,
+        file: &SnapshotInode,
+        offset: u64,
+        len: u32,
+    ) -> Result<Vec<Part>, FsError> {
         let row = &file.row;
         let end = row.size.min(offset.saturating_add(u64::from(len)));
         if row.kind != FileKind::Regular || offset >= end {

@@ -9,15 +9,15 @@
 //! /.snapshots/<name>        serial of the snapshot, inode 1
 //! /.snapshots/<name>/…      serial of the snapshot, inode as it was
 //! ```
-//! A handle holds the fileid and the generation, so it names snapshot and inode, after restarts too
-//! (R7). A handle into a deleted snapshot is stale.
+//! A handle holds the fileid and the generation, so it names snapshot and inode, also after
+//! restarts (R7). A handle of a deleted snapshot is stale.
 //!
 //! The name `.snapshots` in the live root always leads to the directory of snapshots, whether the
 //! root lists it or not ([`Snapdir`](crate::catalog::Snapdir)), as `.zfs` does in ZFS. So no client
 //! can make, remove or rename an entry of that name there.
 
+use super::open_snapshots::{OpenSnapshot, OpenSnapshots, RetainedBy};
 use super::snapdir::SnapDir;
-use super::views::{Keeper, View, Views};
 use crate::catalog::Catalog;
 use crate::fs::api::*;
 use crate::fs::{Fs, FsError};
@@ -25,40 +25,40 @@ use crate::types::{EntryName, InodeNo, SnapshotId, Timestamp};
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// A file system as an edge serves it.
-pub enum Served {
-    Live(Live),
-    Snapshot(OneSnapshot),
+/// A file system that an edge exports.
+pub enum ExportedFs {
+    Live(LiveFs),
+    Snapshot(SnapshotExport),
 }
 
 /// A live file system and its snapshots.
-pub struct Live {
+pub struct LiveFs {
     fs: Arc<Fs>,
     snapshots: SnapDir,
 }
 
 /// One snapshot, as the root of an export or a read-only volume.
-pub struct OneSnapshot {
+pub struct SnapshotExport {
     pool: Catalog,
     id: SnapshotId,
-    keeper: Keeper,
-    views: Views,
+    retained_by: RetainedBy,
+    open_snapshots: OpenSnapshots,
     root: FileRef,
 }
 
-/// The part of a live export's tree that a handle is in.
-enum Spot {
+/// The location of a handle in the tree of a live export.
+enum Location {
     Live,
     Directory,
-    /// In the snapshot of this serial, with the handle within the snapshot.
+    /// In the snapshot of this serial, with the handle as the snapshot itself knows it.
     Inside(u32, FileRef),
 }
 
-fn spot(file: FileRef) -> Spot {
+fn location(file: FileRef) -> Location {
     match file.ino.split() {
-        (0, InodeNo::SNAPSHOTS) => Spot::Directory,
-        (0, _) => Spot::Live,
-        (serial, ino) => Spot::Inside(serial, FileRef { ino, ..file }),
+        (0, InodeNo::SNAPSHOTS) => Location::Directory,
+        (0, _) => Location::Live,
+        (serial, ino) => Location::Inside(serial, FileRef { ino, ..file }),
     }
 }
 
@@ -80,9 +80,9 @@ fn is_root(file: FileRef) -> bool {
     file.ino == InodeNo::ROOT
 }
 
-/// Checks that all files are live: only those can be changed.
+/// Only the live file system can be changed.
 fn live(files: &[FileRef]) -> Result<(), FsError> {
-    if files.iter().all(|file| matches!(spot(*file), Spot::Live)) {
+    if files.iter().all(|file| matches!(location(*file), Location::Live)) {
         Ok(())
     } else {
         Err(FsError::ReadOnly)
@@ -93,30 +93,30 @@ fn is_reserved(dir: FileRef, name: &EntryName) -> bool {
     is_root(dir) && name.as_bytes() == SNAPSHOTS_NAME
 }
 
-/// A name to be made in a live directory.
+/// Checks a name that is to be created in a live directory.
 fn new_name(dir: FileRef, name: &EntryName) -> Result<(), FsError> {
     live(&[dir])?;
     if is_reserved(dir, name) { Err(FsError::Exists) } else { Ok(()) }
 }
 
-/// A name to be removed from a live directory.
+/// Checks a name that is to be removed from a live directory.
 fn old_name(dir: FileRef, name: &EntryName) -> Result<(), FsError> {
     live(&[dir])?;
     if is_reserved(dir, name) { Err(FsError::ReadOnly) } else { Ok(()) }
 }
 
-impl Live {
+impl LiveFs {
     pub(super) fn new(
         fs: Arc<Fs>,
         pool: Catalog,
         dataset: crate::types::Incarnation,
-        views: Views,
+        open_snapshots: OpenSnapshots,
     ) -> Self {
-        Self { fs, snapshots: SnapDir::new(pool, dataset, views) }
+        Self { fs, snapshots: SnapDir::new(pool, dataset, open_snapshots) }
     }
 
-    async fn view(&self, serial: u32) -> Result<Arc<View>, FsError> {
-        self.snapshots.view(&self.fs, serial).await
+    async fn snapshot(&self, serial: u32) -> Result<Arc<OpenSnapshot>, FsError> {
+        self.snapshots.snapshot(&self.fs, serial).await
     }
 
     async fn directory(&self, file: FileRef) -> Result<Attr, FsError> {
@@ -128,11 +128,11 @@ impl Live {
     }
 
     async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {
-        match spot(file) {
-            Spot::Live => self.fs.getattr(file).await,
-            Spot::Directory => self.directory(file).await,
-            Spot::Inside(serial, file) => {
-                attr(serial, self.view(serial).await?.fs().getattr(file).await?)
+        match location(file) {
+            Location::Live => self.fs.getattr(file).await,
+            Location::Directory => self.directory(file).await,
+            Location::Inside(serial, file) => {
+                attr(serial, self.snapshot(serial).await?.fs().getattr(file).await?)
             }
         }
     }
@@ -143,17 +143,17 @@ impl Live {
         dir: FileRef,
         name: &[u8],
     ) -> Result<(Attr, Attr), FsError> {
-        match spot(dir) {
-            Spot::Live if is_root(dir) && name == SNAPSHOTS_NAME => {
-                // Checks whether the caller may look names up here.
+        match location(dir) {
+            Location::Live if is_root(dir) && name == SNAPSHOTS_NAME => {
+                // Fails unless the caller may look up names here.
                 let (root, _) = self.fs.lookup(caller, dir, b".").await?;
                 Ok((self.snapshots.attr(&self.fs).await?, root))
             }
-            Spot::Live => self.fs.lookup(caller, dir, name).await,
-            Spot::Directory => self.lookup_snapshot(dir, name).await,
-            Spot::Inside(serial, inner) => {
-                let view = self.view(serial).await?;
-                let (found, shown) = view.fs().lookup(caller, inner, name).await?;
+            Location::Live => self.fs.lookup(caller, dir, name).await,
+            Location::Directory => self.lookup_snapshot(dir, name).await,
+            Location::Inside(serial, inner) => {
+                let snapshot = self.snapshot(serial).await?;
+                let (found, shown) = snapshot.fs().lookup(caller, inner, name).await?;
                 let shown = attr(serial, shown)?;
                 match is_root(inner) && name == b".." {
                     true => Ok((self.snapshots.attr(&self.fs).await?, shown)),
@@ -168,8 +168,8 @@ impl Live {
             b"." => self.directory(dir).await.map(|attr| (attr, attr)),
             b".." => Ok((self.fs.getattr(self.fs.root()).await?, self.directory(dir).await?)),
             name => {
-                let (serial, view, shown) = self.snapshots.lookup(&self.fs, name).await?;
-                let fs = view.fs();
+                let (serial, snapshot, shown) = self.snapshots.lookup(&self.fs, name).await?;
+                let fs = snapshot.fs();
                 Ok((attr(serial, fs.getattr(fs.root()).await?)?, shown))
             }
         }
@@ -181,25 +181,26 @@ impl Live {
         file: FileRef,
         want: u32,
     ) -> Result<(u32, Attr), FsError> {
-        match spot(file) {
-            Spot::Live => self.fs.access(caller, file, want).await,
-            Spot::Directory => {
+        match location(file) {
+            Location::Live => self.fs.access(caller, file, want).await,
+            Location::Directory => {
                 Ok((want & (access::READ | access::LOOKUP), self.directory(file).await?))
             }
-            Spot::Inside(serial, file) => {
+            Location::Inside(serial, file) => {
                 let (granted, shown) =
-                    self.view(serial).await?.fs().access(caller, file, want).await?;
+                    self.snapshot(serial).await?.fs().access(caller, file, want).await?;
                 Ok((granted, attr(serial, shown)?))
             }
         }
     }
 
     async fn readlink(&self, caller: &Caller, file: FileRef) -> Result<(Bytes, Attr), FsError> {
-        match spot(file) {
-            Spot::Live => self.fs.readlink(caller, file).await,
-            Spot::Directory => Err(FsError::Invalid("not a symbolic link")),
-            Spot::Inside(serial, file) => {
-                let (target, shown) = self.view(serial).await?.fs().readlink(caller, file).await?;
+        match location(file) {
+            Location::Live => self.fs.readlink(caller, file).await,
+            Location::Directory => Err(FsError::Invalid("not a symbolic link")),
+            Location::Inside(serial, file) => {
+                let (target, shown) =
+                    self.snapshot(serial).await?.fs().readlink(caller, file).await?;
                 Ok((target, attr(serial, shown)?))
             }
         }
@@ -212,11 +213,12 @@ impl Live {
         offset: u64,
         count: u32,
     ) -> Result<ReadOut, FsError> {
-        match spot(file) {
-            Spot::Live => self.fs.read(caller, file, offset, count).await,
-            Spot::Directory => Err(FsError::IsDirectory),
-            Spot::Inside(serial, file) => {
-                let read = self.view(serial).await?.fs().read(caller, file, offset, count).await?;
+        match location(file) {
+            Location::Live => self.fs.read(caller, file, offset, count).await,
+            Location::Directory => Err(FsError::IsDirectory),
+            Location::Inside(serial, file) => {
+                let read =
+                    self.snapshot(serial).await?.fs().read(caller, file, offset, count).await?;
                 Ok(ReadOut { attr: attr(serial, read.attr)?, ..read })
             }
         }
@@ -229,21 +231,21 @@ impl Live {
         after: DirCookie,
         limit: ListLimit,
     ) -> Result<Listing, FsError> {
-        let mut listing = match spot(dir) {
-            Spot::Live => self.fs.readdir(caller, dir, after, limit).await?,
-            Spot::Directory => {
+        let mut listing = match location(dir) {
+            Location::Live => self.fs.readdir(caller, dir, after, limit).await?,
+            Location::Directory => {
                 let live = self.fs.getattr(self.fs.root()).await?;
                 let mut listing = self.snapshots.list(&self.fs, after, limit).await?;
                 let dots = listing.entries.iter_mut().filter(|entry| entry.ino == InodeNo::ROOT);
                 dots.for_each(|entry| entry.attr = limit.with_attr.then_some(live));
                 listing
             }
-            Spot::Inside(serial, inner) => {
+            Location::Inside(serial, inner) => {
                 self.list_inside(caller, (serial, inner), after, limit).await?
             }
         };
-        // The directory of snapshots, wherever it is shown: in the root, as itself, as the parent
-        // of a snapshot's root.
+        // The attributes of `.snapshots` wherever it is listed: in the root, as itself, and as the
+        // parent of a snapshot's root.
         if limit.with_attr && listing.entries.iter().any(|entry| entry.ino == InodeNo::SNAPSHOTS) {
             let snapshots = self.snapshots.attr(&self.fs).await?;
             let shown = listing.entries.iter_mut().filter(|entry| entry.ino == InodeNo::SNAPSHOTS);
@@ -259,7 +261,8 @@ impl Live {
         after: DirCookie,
         limit: ListLimit,
     ) -> Result<Listing, FsError> {
-        let mut listing = self.view(serial).await?.fs().readdir(caller, dir, after, limit).await?;
+        let mut listing =
+            self.snapshot(serial).await?.fs().readdir(caller, dir, after, limit).await?;
         for entry in &mut listing.entries {
             if is_root(dir) && entry.name == ".." {
                 (entry.ino, entry.attr) = (InodeNo::SNAPSHOTS, None);
@@ -273,36 +276,42 @@ impl Live {
     }
 }
 
-impl OneSnapshot {
+impl SnapshotExport {
     /// # Errors
-    /// [`FsError::Stale`] when the snapshot does not exist, or is not retained.
+    /// [`FsError::Stale`] when the snapshot does not exist, or `retained_by` does not retain it.
     pub async fn open(
-        views: &Views,
+        open_snapshots: &OpenSnapshots,
         pool: &Catalog,
         id: SnapshotId,
-        keeper: Keeper,
+        retained_by: RetainedBy,
     ) -> Result<Self, FsError> {
-        let root = views.get(pool, id, keeper).await?.fs().root();
-        Ok(Self { pool: pool.clone(), id, keeper, views: views.clone(), root })
+        let root = open_snapshots.get(pool, id, retained_by).await?.fs().root();
+        Ok(Self {
+            pool: pool.clone(),
+            id,
+            retained_by,
+            open_snapshots: open_snapshots.clone(),
+            root,
+        })
     }
 
-    async fn view(&self) -> Result<Arc<View>, FsError> {
-        self.views.get(&self.pool, self.id, self.keeper).await
+    async fn snapshot(&self) -> Result<Arc<OpenSnapshot>, FsError> {
+        self.open_snapshots.get(&self.pool, self.id, self.retained_by).await
     }
 }
 
-/// Dispatches a call that a snapshot answers as the live file system does.
+/// A call that snapshots answer, too.
 macro_rules! either {
     ($self:ident, $call:ident($($argument:expr),*)) => {
         match $self {
             Self::Live(live) => live.$call($($argument),*).await,
-            Self::Snapshot(one) => one.view().await?.fs().$call($($argument),*).await,
+            Self::Snapshot(one) => one.snapshot().await?.fs().$call($($argument),*).await,
         }
     };
 }
 
-/// Dispatches a call that changes the live file system; `check` returns whether the objects that it
-/// names may be changed.
+/// The live file system, for a call that changes it; `check` fails for objects that may not be
+/// changed.
 macro_rules! changing {
     ($self:ident, $check:expr) => {
         match $self {
@@ -315,7 +324,7 @@ macro_rules! changing {
     };
 }
 
-impl FileSystem for Served {
+impl FileSystem for ExportedFs {
     fn root(&self) -> FileRef {
         match self {
             Self::Live(live) => live.fs.root(),
@@ -466,7 +475,7 @@ impl FileSystem for Served {
     ) -> Result<(Attr, Change), FsError> {
         let check = || {
             new_name(dir, name)?;
-            // With this error `ln` and `cp -l` of a file in a snapshot fall back to a copy.
+            // `ln` and `cp -l` from a snapshot fall back to a copy.
             live(&[file]).map_err(|_| FsError::CrossDevice)
         };
         changing!(self, check()).link(caller, file, dir, name).await
@@ -485,7 +494,7 @@ impl FileSystem for Served {
     async fn statfs(&self) -> Result<StatFs, FsError> {
         match self {
             Self::Live(live) => live.fs.statfs().await,
-            Self::Snapshot(one) => one.view().await?.fs().statfs().await,
+            Self::Snapshot(one) => one.snapshot().await?.fs().statfs().await,
         }
     }
 }

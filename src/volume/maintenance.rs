@@ -1,5 +1,5 @@
-//! What a controller does to a dataset that nobody has open: a checkpoint, the detaching of a
-//! clone, the collection of its database; and what an administrator does: mending its rows.
+//! Maintenance of released datasets under a maintenance claim: a controller makes a checkpoint,
+//! detaches a clone, or collects a database; an administrator repairs rows.
 
 use super::VolumeError;
 use super::claim::{ActiveClaim, Openings, claim, lost_to, release, undo};
@@ -14,11 +14,11 @@ use crate::fs::{Committer, Fs, FsError, void_journals};
 use crate::telemetry::Injected;
 use crate::types::{DatasetId, Epoch, PackId};
 
-/// Takes a released dataset for as long as a checkpoint needs, and gives it back. The checkpoint
-/// holds everything that was ever acknowledged, because released means cleanly closed (R16).
+/// Makes a checkpoint of a released dataset. It holds every acknowledged change, because released
+/// means cleanly closed (R16).
 ///
 /// # Errors
-/// [`VolumeError::Owned`] when a node has it, or took it meanwhile: only that owner can make the
+/// [`VolumeError::Owned`] when a node owns it, or took it meanwhile: only that owner can make the
 /// checkpoint.
 pub async fn checkpoint_released(
     settings: &VolumeSettings,
@@ -27,40 +27,41 @@ pub async fn checkpoint_released(
     name: &str,
 ) -> Result<CheckpointId, VolumeError> {
     let work = async |held: &Maintained| checkpoint(settings, pool, held, name).await;
-    care(settings, pool, id, work).await
+    maintain(settings, pool, id, work).await
 }
 
-/// Makes a released clone stand on its own (R13).
+/// Detaches a released clone from its origin (R13).
 ///
 /// # Errors
-/// [`VolumeError::Owned`] when a node has it.
+/// [`VolumeError::Owned`] when a node owns it.
 pub async fn detach_released(
     settings: &VolumeSettings,
     pool: &Catalog,
     id: DatasetId,
 ) -> Result<Detached, VolumeError> {
-    care(settings, pool, id, async |held: &Maintained| {
+    maintain(settings, pool, id, async |held: &Maintained| {
         db::detach_closed(&held.place, held.epoch).await
     })
     .await
 }
 
-/// Removes what a released dataset's database has outlived.
+/// Removes obsolete objects of a released dataset's database.
 ///
 /// # Errors
-/// [`VolumeError::Owned`] when a node has it: it collects its own.
+/// [`VolumeError::Owned`] when a node owns it, which collects the database itself.
 pub async fn collect_released(
     settings: &VolumeSettings,
     pool: &Catalog,
     id: DatasetId,
 ) -> Result<(), VolumeError> {
-    care(settings, pool, id, async |held: &Maintained| db::collect_garbage(&held.place).await).await
+    maintain(settings, pool, id, async |held: &Maintained| db::collect_garbage(&held.place).await)
+        .await
 }
 
 /// Seals packs that a released dataset refers to (R12). Durable when answered.
 ///
 /// # Errors
-/// [`VolumeError::Owned`] when a node has it: its owner can.
+/// [`VolumeError::Owned`] when a node owns it: only the owner can.
 pub async fn seal_released(
     settings: &VolumeSettings,
     pool: &Catalog,
@@ -73,25 +74,25 @@ pub async fn seal_released(
         fs.close().await?;
         sealed
     };
-    care(settings, pool, id, work).await
+    maintain(settings, pool, id, work).await
 }
 
-/// Mends what can be mended of a released dataset's rows without a choice (see
-/// [`crate::fs::check`]).
+/// Repairs rows of a released dataset that can be derived from others (see [`crate::fs::check`]).
 ///
 /// # Errors
-/// [`VolumeError::Owned`] when a node has it: what its memory holds would not be mended.
+/// [`VolumeError::Owned`] when a node owns it: its memory would not be repaired.
 pub async fn repair_released(
     settings: &VolumeSettings,
     pool: &Catalog,
     id: DatasetId,
 ) -> Result<Repaired, VolumeError> {
-    care(settings, pool, id, async |held: &Maintained| repair(&held.place, held.epoch).await).await
+    maintain(settings, pool, id, async |held: &Maintained| repair(&held.place, held.epoch).await)
+        .await
 }
 
 async fn repair(place: &DbPlace, epoch: Epoch) -> Result<Repaired, FsError> {
     let database = Database::visit(place, Some(epoch)).await?;
-    // It stores no packs, so that none is settled.
+    // The committer stores no packs, so that none is settled.
     let committer =
         Committer::start(database, None, Box::new(|| 0), place.bucket.failpoints().clone()).await?;
     let repaired = check::repair(&committer).await?;
@@ -101,7 +102,7 @@ async fn repair(place: &DbPlace, epoch: Epoch) -> Result<Repaired, FsError> {
 /// Does `work` on a released dataset as its owner would, and closes it again.
 ///
 /// # Errors
-/// [`VolumeError::Owned`] when a node has it.
+/// [`VolumeError::Owned`] when a node owns it.
 pub async fn with_released<T>(
     settings: &VolumeSettings,
     pool: &Catalog,
@@ -113,23 +114,23 @@ pub async fn with_released<T>(
         let done = Box::pin(work(&fs, &held.claim)).await;
         fs.close().await.map(|()| done)
     };
-    care(settings, pool, id, opened).await
+    maintain(settings, pool, id, opened).await
 }
 
-/// Takes a dataset from an owner that must have stopped, and releases it. What only that owner's
-/// journal held is given up: should the owner come back, it can neither write nor replay (R16,
-/// R34). May be repeated.
+/// Takes a dataset from an owner that must have stopped, and releases it. Changes that only that
+/// owner's journal held are lost: should the owner come back, it can neither write nor replay (R16,
+/// R34). May be retried.
 ///
 /// # Errors
-/// [`VolumeError::Owned`] when the record names another owner by now, or that one came back. Nobody
-/// is fenced then (R32).
+/// [`VolumeError::Owned`] when the record names another owner by now, or that owner has come back.
+/// Nobody is fenced then (R32).
 pub async fn release_lost(
     settings: &VolumeSettings,
     pool: &Catalog,
     id: DatasetId,
     expired: &ExpiredLease,
 ) -> Result<(), VolumeError> {
-    let me = ownership::voiding(settings.session, expired.owner().home);
+    let me = ownership::voiding_claim(settings.session, expired.owner().journal_dir_id);
     let (dataset, _) = claim(pool, id, &me, Some(expired)).await?;
     let step = |name: &'static str| async move {
         let failed = |injected: Injected| VolumeError::Fs {
@@ -144,7 +145,7 @@ pub async fn release_lost(
     let mut openings = Openings::new(pool, &place, id, &mine);
     loop {
         match openings.expected().await? {
-            // It never had an owner that opened it.
+            // No owner ever opened it.
             Epoch(0) => break,
             expected => match void_journals(&place, expected).await {
                 Err(FsError::Fenced) => {}
@@ -159,17 +160,17 @@ pub async fn release_lost(
     release(pool, id, &mine).await
 }
 
-/// Finishes what a release by force may have left: the dataset is released, and every journal of
-/// before is void (R34).
+/// Finishes a release by force that may have been interrupted: the dataset is released, and every
+/// earlier journal is void (R34).
 ///
 /// # Errors
-/// [`VolumeError::Owned`] when a node has it.
+/// [`VolumeError::Owned`] when a node owns it.
 pub async fn finish_release(
     settings: &VolumeSettings,
     pool: &Catalog,
     id: DatasetId,
 ) -> Result<(), VolumeError> {
-    care(settings, pool, id, async |_: &Maintained| Ok(())).await
+    maintain(settings, pool, id, async |_: &Maintained| Ok(())).await
 }
 
 /// A released dataset under a maintenance claim.
@@ -183,18 +184,18 @@ struct Maintained {
 
 /// Does `work` on a released dataset under a maintenance claim.
 ///
-/// A node may take a maintenance claim at any time, and fences what is under way for it.
-async fn care<T>(
+/// A node may take over from a maintenance claim at any time, and fences its work.
+async fn maintain<T>(
     settings: &VolumeSettings,
     pool: &Catalog,
     id: DatasetId,
     work: impl AsyncFnOnce(&Maintained) -> Result<T, FsError>,
 ) -> Result<T, VolumeError> {
-    let me = ownership::caretaker(settings.session);
+    let me = ownership::maintenance_claim(settings.session);
     let (dataset, before) = claim(pool, id, &me, None).await?;
     let place = settings.place(pool, dataset.family, dataset.incarnation);
     let (name, mine) = (dataset.name.to_string(), ActiveClaim::Maintenance(me.claim));
-    let step = pool.bucket().failpoints().step("volume.care.claimed").await;
+    let step = pool.bucket().failpoints().step("volume.maintain.claimed").await;
     let fs = |source| VolumeError::Fs { dataset: id.to_string(), source };
     let opened = match step {
         Ok(()) => Openings::new(pool, &place, id, &mine).expected().await,
@@ -219,20 +220,20 @@ async fn care<T>(
         }
     };
     match done {
-        // Somebody opened it: its record says who, unless that one is gone again.
+        // Another owner opened it: the record names it, unless it has released it again.
         Err(VolumeError::Fs { source: FsError::Fenced, .. }) => Err(taken(pool, id, name).await?),
         done => done,
     }
 }
 
-/// Brings a released dataset to where nothing of before can change it any more.
+/// Finishes earlier work on a released dataset, so that nothing from before can change it.
 ///
-/// - What a release by force may have left before it had voided the journal of the node before, is
-///   done (R34).
-/// - A restore that was cut short is ended, which nobody else may do for long: a released dataset
-///   may never be opened again (R10). Whoever still restores is fenced, and its journal is void:
-///   what is in the store then is all there will ever be of it. What fails is done by the next
-///   maintenance claim or owner.
+/// - The journal of an earlier node is voided where a release by force was interrupted before it
+///   had done so (R34).
+/// - An interrupted restore is ended: a released dataset may never be opened again, so that no
+///   owner may do so for long (R10). A process that still restores is fenced, and its journal is
+///   void, so that the store holds all rows that it will ever have restored. If this fails, the
+///   next maintenance claim or owner retries.
 async fn settle(
     pool: &Catalog,
     mut held: Maintained,
@@ -248,13 +249,13 @@ async fn settle(
         tracing::warn!(
             dataset = %held.dataset.name,
             %error,
-            "a restore that was cut short keeps its snapshot until the next maintenance claim"
+            "an interrupted restore retains its snapshot until the next maintenance claim"
         );
     }
     Ok(held)
 }
 
-/// What to say when the database was opened by another.
+/// The error when another owner has opened the database.
 async fn taken(pool: &Catalog, id: DatasetId, dataset: String) -> Result<VolumeError, VolumeError> {
     Ok(lost_to(dataset, pool.dataset_by_id(id).await?.and_then(|at| at.record.owner)))
 }

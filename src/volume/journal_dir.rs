@@ -1,34 +1,33 @@
-//! The identity of a folder of journals, stored in the folder when it is made, and what it proves.
+//! The id of a journal directory, which is stored in it, and what the id proves.
 //!
-//! A process holds the folder's lock, so the run before it on this machine is over, and it takes
-//! back that run's datasets without waiting. But the folder may be a copy, made with the image of a
-//! machine: then the previous process is on another machine, and may be alive. Its heartbeat names
-//! the boot of the machine that it runs on. After a restart of the process that is this boot. After
-//! a restart of the machine it is another boot, possibly the other machine's: then its lease has to
+//! A process holds the directory's lock, so the session before it on this machine has ended, and it
+//! takes back without waiting what that session owned. But the directory may be a copy, made with
+//! the image of a machine: then the session before runs on another machine, and may be alive. Its
+//! heartbeat names the boot of its machine. After a restart of the process that is this boot. After
+//! a restart of the machine it is another one, and may be the other machine's: its lease has to
 //! expire first, as anywhere (R26). The journal is replayed then as well.
 
 use super::VolumeError;
 use super::lease::{ExpiredLease, Verdict};
 use super::volumes::Volumes;
 use crate::catalog::{Catalog, Dataset, Owner};
-use crate::types::HomeId;
+use crate::types::JournalDirId;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::Duration;
 
-const FILE: &str = "home";
-/// Polling interval of the heartbeats of an owner that may be alive.
+const FILE: &str = "directory-id";
+/// Between looks at the heartbeats of an owner that may be alive.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// An id is 26 characters.
 const BYTES_MAX: u64 = 64;
 
-/// Returns the folder's identity, and makes one if it has none. A folder that was emptied gets
-/// another one.
-pub async fn of(journals: &Path) -> Result<HomeId, VolumeError> {
+/// The directory's id, made now if it has none. A directory that was emptied gets another one.
+pub async fn id_of(journals: &Path) -> Result<JournalDirId, VolumeError> {
     let dir = journals.to_owned();
     let failed = move |error: std::io::Error| {
         VolumeError::Io(format!(
-            "journal folder {}: {error}: make it writable, or give another --state-dir",
+            "journal directory {}: {error}: make it writable, or give another --state-dir",
             dir.display()
         ))
     };
@@ -40,17 +39,19 @@ pub async fn of(journals: &Path) -> Result<HomeId, VolumeError> {
 }
 
 impl Volumes {
-    /// Returns the proof that the owner, an earlier session of this folder, has stopped, after
-    /// waiting a whole lease where needed. `None`: it is alive, on a machine that has a copy of the
-    /// folder; or it is not a session of this folder.
-    pub(super) async fn stopped_at_home(
+    /// The proof that the owner, an earlier session of this journal directory, has stopped; waits
+    /// for a whole lease where that is needed. None: it is alive, on a machine that has a copy of
+    /// the directory; or it is not a session of this directory.
+    pub(super) async fn stopped_here(
         &self,
         pool: &Catalog,
         record: &Dataset,
         me: &Owner,
     ) -> Result<Option<ExpiredLease>, VolumeError> {
         let earlier = |owner: &&Owner| {
-            owner.session != me.session && owner.home.is_some() && owner.home == me.home
+            owner.session != me.session
+                && owner.journal_dir_id.is_some()
+                && owner.journal_dir_id == me.journal_dir_id
         };
         let Some(owner) = record.owner.as_ref().filter(earlier) else { return Ok(None) };
         let id = record.id();
@@ -59,7 +60,7 @@ impl Volumes {
             return Ok(proof());
         }
         match pool.newest_heartbeat(owner.session).await? {
-            // A session that may answer has a heartbeat.
+            // An owner that may answer has a heartbeat.
             None => return Ok(proof()),
             Some(last) if last.boot == self.lease().clock.boot() => {
                 self.ended_sessions().lock().insert(owner.session);
@@ -70,42 +71,41 @@ impl Volumes {
         tracing::info!(
             dataset = %record.name,
             session = %owner.session,
-            "this machine has started anew since the dataset was open, or its state folder is a \
-             copy: waiting for the end of the lease of before"
+            "the machine has been restarted since the dataset was open, or its state directory is \
+             a copy: waiting for the earlier lease to expire"
         );
         let mut watch = self.watch(pool, id, owner);
         loop {
             match watch.look().await? {
                 Verdict::Expired(expired) => return Ok(Some(expired)),
-                Verdict::MayLive { .. } if watch.has_seen_life() => return Ok(None),
-                Verdict::MayLive { wait } => tokio::time::sleep(wait.min(LOOK_AGAIN)).await,
+                Verdict::NotExpired { .. } if watch.saw_heartbeat() => return Ok(None),
+                Verdict::NotExpired { wait } => tokio::time::sleep(wait.min(LOOK_AGAIN)).await,
             }
         }
     }
 }
 
-fn read_or_make(dir: &Path) -> std::io::Result<HomeId> {
+fn read_or_make(dir: &Path) -> std::io::Result<JournalDirId> {
     std::fs::create_dir_all(dir)?;
     let path = dir.join(FILE);
     match std::fs::metadata(&path) {
         Ok(found) if found.len() <= BYTES_MAX => {
-            // Anything but an id is debris of a disk that lost it: the journals beside it are
-            // judged by their own checksums.
-            if let Ok(home) = String::from_utf8_lossy(&std::fs::read(&path)?).trim().parse() {
-                return Ok(home);
+            // A damaged id is replaced: the journals beside it are judged by their own checksums.
+            if let Ok(id) = String::from_utf8_lossy(&std::fs::read(&path)?).trim().parse() {
+                return Ok(id);
             }
         }
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    let (home, draft) = (HomeId::random(), path.with_extension("new"));
+    let (id, draft) = (JournalDirId::random(), path.with_extension("new"));
     let mut file = std::fs::File::create(&draft)?;
-    file.write_all(home.to_string().as_bytes())?;
+    file.write_all(id.to_string().as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&draft, &path)?;
     std::fs::File::open(dir)?.sync_all()?;
-    Ok(home)
+    Ok(id)
 }
 
 #[cfg(test)]
@@ -113,13 +113,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_folder_keeps_its_identity_and_another_has_another() {
+    async fn a_directory_keeps_its_id_and_another_has_another() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-        let home = of(&a).await.unwrap();
-        assert_eq!(of(&a).await.unwrap(), home);
-        assert_ne!(of(&b).await.unwrap(), home);
+        let id = id_of(&a).await.unwrap();
+        assert_eq!(id_of(&a).await.unwrap(), id);
+        assert_ne!(id_of(&b).await.unwrap(), id);
         std::fs::write(a.join(FILE), "torn").unwrap();
-        assert_ne!(of(&a).await.unwrap(), home, "what is torn is made anew");
+        assert_ne!(id_of(&a).await.unwrap(), id, "a torn id is replaced");
     }
 }

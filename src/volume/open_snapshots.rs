@@ -1,22 +1,23 @@
-//! The snapshots that this process reads: opened on demand, closed when idle, bounded.
+//! The snapshots that this process has open for its clients: opened on demand, closed when idle,
+//! bounded in number.
 //!
 //! ```text
 //!             first call                         idle, least recently used, or deleted
 //!  (closed) ─────────────▶ announced ─▶ open ────────────────────────────────────────▶ closed, unannounced
 //! ```
-//! A **view** is a reader on a snapshot's checkpoint. The snapshot is retained for it either by its
-//! announcement in the catalog ([`Catalog::begin_reading`]) or by a read-only volume that depends
-//! on the snapshot (R14).
+//! An **open snapshot** is a reader on a snapshot's checkpoint. The snapshot is retained for it
+//! either by its announcement in the catalog ([`Catalog::begin_reading`]) or by a read-only volume
+//! that depends on the snapshot (R14).
 //!
-//! A snapshot that is deleted while it is read is noticed within [`RECHECKED`]: its view is stale
-//! from then on and is released, so that nothing is retained for longer than it is read. A process
-//! that dies leaves announcements, which count for an hour.
+//! The deletion of a snapshot that is open is noticed within [`RECHECK`]: from then on it is stale,
+//! and is closed, so that nothing is retained for longer than somebody reads. A process that dies
+//! leaves announcements, which count for an hour.
 
 use super::reading::Announced;
 use super::settings::VolumeSettings;
 use crate::catalog::{Catalog, CatalogError, Snapshot, State};
 use crate::fs::db::CheckpointId;
-use crate::fs::{Frozen, FsError};
+use crate::fs::{FsError, SnapshotFs};
 use crate::types::{Class, Classify, Incarnation, SnapshotId};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -25,29 +26,29 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
-/// Most views of a process, including those being opened and closed: each is a manifest and the
-/// indexes of its tables.
-const VIEWS_MAX: usize = 16;
-/// Time that a call waits for one of them to be free.
+/// Snapshots that may be open in a process, including those that are being opened and closed: each
+/// takes memory for a manifest and the indexes of its tables.
+const OPEN_MAX: usize = 16;
+/// How long a call waits when the limit is reached.
 const WAIT: Duration = Duration::from_secs(20);
-/// A view that was not used for this long is closed.
+/// A snapshot that was not used for this long is closed.
 const IDLE: Duration = Duration::from_secs(120);
-/// Interval at which a view in use checks whether its snapshot still exists.
-const RECHECKED: Duration = Duration::from_secs(5);
-/// Interval of the maintenance of all views.
-const UPKEEP: Duration = Duration::from_secs(20);
+/// How often a snapshot in use is checked for its deletion.
+const RECHECK: Duration = Duration::from_secs(5);
+/// The interval of maintenance.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(20);
 
-/// The dependant that retains the snapshot while it is read.
+/// The reason for which a snapshot is retained while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Keeper {
-    /// An announcement of the view's own. Once the snapshot is deleted the view is stale.
+pub enum RetainedBy {
+    /// An announcement of its reader. Once the snapshot is deleted, its files are stale.
     Reader,
     /// A read-only volume, which depends on the snapshot until the volume itself is deleted.
     Volume(Incarnation),
 }
 
-impl Keeper {
-    /// Returns whether a snapshot may be read under this dependant.
+impl RetainedBy {
+    /// Whether a snapshot is retained for this reason.
     fn allows(self, snapshot: &Snapshot) -> bool {
         match self {
             Self::Reader => snapshot.state == State::Ready,
@@ -59,9 +60,9 @@ impl Keeper {
     }
 }
 
-/// Every view of a process. Cheap to clone.
+/// The open snapshots of a process. Cheap to clone.
 #[derive(Clone)]
-pub struct Views {
+pub struct OpenSnapshots {
     inner: Arc<Inner>,
 }
 
@@ -69,23 +70,23 @@ struct Inner {
     settings: VolumeSettings,
     slots: Mutex<HashMap<Key, Arc<Slot>>>,
     permits: Arc<Semaphore>,
-    /// A task looks after the slots. Set and cleared under the lock of `slots`.
-    upkeep: AtomicBool,
+    /// Whether the maintenance task runs. Set and cleared under the lock of `slots`.
+    maintenance: AtomicBool,
     started: Instant,
 }
 
-type Key = (SnapshotId, Keeper);
+type Key = (SnapshotId, RetainedBy);
 
 #[derive(Default)]
 struct Slot {
-    view: OnceCell<Arc<View>>,
+    open: OnceCell<Arc<OpenSnapshot>>,
     /// Milliseconds since the start.
     used: AtomicU64,
 }
 
 /// A snapshot, open for reading.
-pub struct View {
-    frozen: Arc<Frozen>,
+pub struct OpenSnapshot {
+    snapshot_fs: Arc<SnapshotFs>,
     pool: Catalog,
     key: Key,
     checked: Mutex<Instant>,
@@ -94,14 +95,14 @@ pub struct View {
     permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Drop for View {
+impl Drop for OpenSnapshot {
     fn drop(&mut self) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        // The announcement is removed when no reader is left.
-        let (frozen, announced, permit) =
-            (self.frozen.clone(), self.announced.take(), self.permit.take());
+        // The announcement ends when nothing is read any more.
+        let (snapshot_fs, announced, permit) =
+            (self.snapshot_fs.clone(), self.announced.take(), self.permit.take());
         runtime.spawn(async move {
-            if let Err(error) = frozen.close().await {
+            if let Err(error) = snapshot_fs.close().await {
                 tracing::debug!(%error, "the reader of a snapshot did not close");
             }
             if let Some(announced) = announced {
@@ -112,27 +113,27 @@ impl Drop for View {
     }
 }
 
-impl View {
-    pub fn fs(&self) -> &Frozen {
-        &self.frozen
+impl OpenSnapshot {
+    pub fn fs(&self) -> &SnapshotFs {
+        &self.snapshot_fs
     }
 
-    /// Checks whether the snapshot still exists, in the catalog, by one caller at a time and not
-    /// often. While the store does not answer, the last result holds.
+    /// Checks that the snapshot still exists: one caller at a time, and not often. A store that
+    /// does not answer changes nothing.
     async fn check(&self) -> Result<(), FsError> {
         if self.gone.load(Ordering::Acquire) {
             return Err(FsError::Stale);
         }
         {
             let mut checked = self.checked.lock();
-            if checked.elapsed() < RECHECKED {
+            if checked.elapsed() < RECHECK {
                 return Ok(());
             }
             *checked = Instant::now();
         }
-        let (id, keeper) = self.key;
+        let (id, retained_by) = self.key;
         match self.pool.snapshot_by_id(id).await {
-            Ok(Some(at)) if keeper.allows(&at.record) => Ok(()),
+            Ok(Some(at)) if retained_by.allows(&at.record) => Ok(()),
             Ok(_) => {
                 self.gone.store(true, Ordering::Release);
                 Err(FsError::Stale)
@@ -141,7 +142,7 @@ impl View {
                 tracing::debug!(
                     snapshot = %id,
                     %error,
-                    "whether a snapshot that is read is still there is not known now"
+                    "cannot determine whether an open snapshot was deleted; retrying later"
                 );
                 Ok(())
             }
@@ -155,16 +156,22 @@ impl View {
     }
 }
 
-impl Views {
+impl OpenSnapshots {
     pub(super) fn new(settings: VolumeSettings) -> Self {
-        let permits = Arc::new(Semaphore::new(VIEWS_MAX));
-        let (slots, upkeep) = Default::default();
+        let permits = Arc::new(Semaphore::new(OPEN_MAX));
+        let (slots, maintenance) = Default::default();
         Self {
-            inner: Arc::new(Inner { settings, slots, permits, upkeep, started: Instant::now() }),
+            inner: Arc::new(Inner {
+                settings,
+                slots,
+                permits,
+                maintenance,
+                started: Instant::now(),
+            }),
         }
     }
 
-    /// The view of a snapshot, opened if need be. Not to be kept beyond one call.
+    /// The open snapshot; opens it if necessary. Not to be kept beyond one call.
     ///
     /// # Errors
     /// [`FsError::Stale`] when the snapshot is deleted, or never was.
@@ -172,19 +179,19 @@ impl Views {
         &self,
         pool: &Catalog,
         id: SnapshotId,
-        keeper: Keeper,
-    ) -> Result<Arc<View>, FsError> {
-        let key = (id, keeper);
+        retained_by: RetainedBy,
+    ) -> Result<Arc<OpenSnapshot>, FsError> {
+        let key = (id, retained_by);
         let slot = self.slot(key);
-        let opened = slot.view.get_or_try_init(|| Box::pin(self.open(pool, key))).await;
-        let view = match opened {
-            Ok(view) => view.check().await.map(|()| view.clone()),
+        let opened = slot.open.get_or_try_init(|| Box::pin(self.open(pool, key))).await;
+        let snapshot = match opened {
+            Ok(snapshot) => snapshot.check().await.map(|()| snapshot.clone()),
             Err(error) => Err(error),
         };
-        match view {
-            Ok(view) => {
-                self.look_after();
-                Ok(view)
+        match snapshot {
+            Ok(snapshot) => {
+                self.start_maintenance();
+                Ok(snapshot)
             }
             Err(error) => {
                 self.forget(key, &slot);
@@ -193,19 +200,20 @@ impl Views {
         }
     }
 
-    /// Views that are open or being opened.
+    /// The number of snapshots that are open or being opened.
     pub fn count(&self) -> usize {
-        VIEWS_MAX - self.inner.permits.available_permits()
+        OPEN_MAX - self.inner.permits.available_permits()
     }
 
-    /// Lets go of all, and waits until they are closed, for a while.
+    /// Closes all, and waits a while until they are closed.
     pub async fn close(&self) {
         let slots = std::mem::take(&mut *self.inner.slots.lock());
         drop(slots);
-        let all = self.inner.permits.acquire_many(u32::try_from(VIEWS_MAX).unwrap_or(u32::MAX));
+        let all = self.inner.permits.acquire_many(u32::try_from(OPEN_MAX).unwrap_or(u32::MAX));
         if tokio::time::timeout(WAIT, all).await.is_err() {
             tracing::debug!(
-                "snapshots are still being read; what announces their readers stays for an hour"
+                "snapshots are still being read; the announcements of their readers stay for an \
+                 hour"
             );
         }
     }
@@ -216,7 +224,7 @@ impl Views {
 
     fn slot(&self, key: Key) -> Arc<Slot> {
         let mut slots = self.inner.slots.lock();
-        if !slots.contains_key(&key) && slots.len() >= VIEWS_MAX {
+        if !slots.contains_key(&key) && slots.len() >= OPEN_MAX {
             let oldest = slots
                 .iter()
                 .min_by_key(|(_, slot)| slot.used.load(Ordering::Relaxed))
@@ -235,38 +243,40 @@ impl Views {
         }
     }
 
-    async fn open(&self, pool: &Catalog, key: Key) -> Result<Arc<View>, FsError> {
-        let (id, keeper) = key;
+    async fn open(&self, pool: &Catalog, key: Key) -> Result<Arc<OpenSnapshot>, FsError> {
+        let (id, retained_by) = key;
         let settings = &self.inner.settings;
         let permit =
             match tokio::time::timeout(WAIT, self.inner.permits.clone().acquire_owned()).await {
                 Ok(Ok(permit)) => permit,
                 Ok(Err(_)) | Err(_) => {
-                    return Err(FsError::Busy("too many snapshots are read at the same time"));
+                    return Err(FsError::Busy("too many snapshots are open at the same time"));
                 }
             };
-        let (announced, snapshot) = match keeper {
-            Keeper::Reader => {
+        let (announced, snapshot) = match retained_by {
+            RetainedBy::Reader => {
                 let (announced, snapshot) = Announced::begin(pool, settings, id)
                     .await
                     .map_err(|error| unreadable(&error))?;
                 (Some(announced), snapshot)
             }
-            Keeper::Volume(_) => {
+            RetainedBy::Volume(_) => {
                 let found = pool.snapshot_by_id(id).await.map_err(|error| unreadable(&error))?;
-                let found = found.map(|at| at.record).filter(|snapshot| keeper.allows(snapshot));
+                let found =
+                    found.map(|at| at.record).filter(|snapshot| retained_by.allows(snapshot));
                 (None, found.ok_or(FsError::Stale)?)
             }
         };
-        let step = pool.bucket().failpoints().step("volume.view.announced").await;
+        let step = pool.bucket().failpoints().step("volume.snapshot.announced").await;
         step.map_err(|injected| FsError::Unavailable(injected.to_string()))?;
         let checkpoint = snapshot.checkpoint.ok_or(FsError::Stale)?;
         let at = settings.place(pool, snapshot.family, snapshot.dataset.incarnation);
         let chunks = settings.chunks(pool, snapshot.family);
-        let frozen =
-            Frozen::open(&at, CheckpointId(checkpoint), chunks, settings.memory.frozen()).await?;
-        Ok(Arc::new(View {
-            frozen: Arc::new(frozen),
+        let snapshot_fs =
+            SnapshotFs::open(&at, CheckpointId(checkpoint), chunks, settings.memory.snapshots())
+                .await?;
+        Ok(Arc::new(OpenSnapshot {
+            snapshot_fs: Arc::new(snapshot_fs),
             pool: pool.clone(),
             key,
             checked: Mutex::new(Instant::now()),
@@ -276,48 +286,48 @@ impl Views {
         }))
     }
 
-    /// Starts the upkeep unless it runs.
-    fn look_after(&self) {
-        if self.inner.upkeep.load(Ordering::Relaxed) {
+    /// Starts the maintenance task unless it runs.
+    fn start_maintenance(&self) {
+        if self.inner.maintenance.load(Ordering::Relaxed) {
             return;
         }
         let slots = self.inner.slots.lock();
-        if slots.is_empty() || self.inner.upkeep.swap(true, Ordering::Relaxed) {
+        if slots.is_empty() || self.inner.maintenance.swap(true, Ordering::Relaxed) {
             return;
         }
         drop(slots);
-        tokio::spawn(upkeep(Arc::downgrade(&self.inner)));
+        tokio::spawn(maintenance(Arc::downgrade(&self.inner)));
     }
 }
 
-/// Renews announcements, notices deletions, closes idle views. Ends when no view is left.
-async fn upkeep(inner: Weak<Inner>) {
+/// Renews announcements, notices deletions, and closes idle snapshots. Ends when none is open.
+async fn maintenance(inner: Weak<Inner>) {
     loop {
-        tokio::time::sleep(UPKEEP).await;
+        tokio::time::sleep(MAINTENANCE_INTERVAL).await;
         let Some(inner) = inner.upgrade() else { return };
-        let views = Views { inner };
+        let open_snapshots = OpenSnapshots { inner };
         let used = {
-            let mut slots = views.inner.slots.lock();
-            let now = views.now();
+            let mut slots = open_snapshots.inner.slots.lock();
+            let now = open_snapshots.now();
             let idle = u64::try_from(IDLE.as_millis()).unwrap_or(u64::MAX);
             slots.retain(|_, slot| now.saturating_sub(slot.used.load(Ordering::Relaxed)) < idle);
             if slots.is_empty() {
-                views.inner.upkeep.store(false, Ordering::Relaxed);
+                open_snapshots.inner.maintenance.store(false, Ordering::Relaxed);
                 return;
             }
             slots.iter().map(|(key, slot)| (*key, slot.clone())).collect::<Vec<_>>()
         };
         for (key, slot) in used {
-            let Some(view) = slot.view.get() else { continue };
-            match view.check().await {
-                Ok(()) => view.renew().await,
-                Err(_) => views.forget(key, &slot),
+            let Some(snapshot) = slot.open.get() else { continue };
+            match snapshot.check().await {
+                Ok(()) => snapshot.renew().await,
+                Err(_) => open_snapshots.forget(key, &slot),
             }
         }
     }
 }
 
-/// Maps an error of reading the record to the error for the snapshot's readers.
+/// The error of a reader whose snapshot's record cannot be read.
 fn unreadable(error: &CatalogError) -> FsError {
     match error.class() {
         Class::NotFound => FsError::Stale,

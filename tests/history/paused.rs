@@ -1,4 +1,4 @@
-//! A collector of another process that stands still at one of its steps while the history goes on
+//! A collector of another process that pauses at one of its steps while the history goes on
 //! (R11, R12).
 
 use crate::ops::Where;
@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use zerofs_csi::control::Collected;
 use zerofs_csi::telemetry::Failpoints;
 
-/// Where it decides, and where it begins to act on what it decided.
+/// The steps before and after its decisions.
 const STEPS: [&str; 11] = [
     "collect.catalog",
     "collect.listed",
@@ -26,22 +26,25 @@ const STEPS: [&str; 11] = [
     "collect.dataset.dead",
     "collect.detach.begin",
 ];
-/// Steps of the history that it stands still for, at most.
-const HELD_MAX: u32 = 8;
-/// The collector ends within this time once it goes on, with requests to owners that do not answer.
+/// The most steps of the history that it pauses for.
+const PAUSED_STEPS_MAX: u32 = 8;
+/// The time in which it ends once it is resumed, with requests to owners that do not answer.
 const PATIENCE: Duration = Duration::from_secs(1200);
 
-pub struct Held {
+pub struct PausedCollector {
     at: &'static str,
     left: u32,
     failpoints: Failpoints,
     done: JoinHandle<Result<Collected, String>>,
 }
 
-impl Held {
+impl PausedCollector {
     pub fn begin(world: &World, rng: &mut StdRng) -> Self {
-        let (at, passes, left) =
-            (*STEPS.choose(rng).unwrap(), rng.random_range(0..2), rng.random_range(1..=HELD_MAX));
+        let (at, passes, left) = (
+            *STEPS.choose(rng).unwrap(),
+            rng.random_range(0..2),
+            rng.random_range(1..=PAUSED_STEPS_MAX),
+        );
         world.run(async {
             let process = world.process().on_its_own("collector", world.bucket()).await;
             let failpoints = process.catalog.bucket().failpoints().clone();
@@ -72,7 +75,7 @@ impl Held {
     pub fn end(self, world: &World) -> Result<Collected, String> {
         self.failpoints.set(self.at, "off").unwrap();
         let ended = world.run(async { tokio::time::timeout(PATIENCE, self.done).await });
-        let told = |what: String| format!("the collector that stood still at {}: {what}", self.at);
+        let told = |what: String| format!("the collector that paused at {}: {what}", self.at);
         match ended {
             Ok(Ok(done)) => done.map_err(told),
             Ok(Err(panic)) => Err(told(panic.to_string())),
@@ -81,8 +84,8 @@ impl Held {
     }
 }
 
-impl std::fmt::Display for Held {
+impl std::fmt::Display for PausedCollector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "  another collector stands still at {} for {} steps", self.at, self.left)
+        write!(f, "  another collector pauses at {} for {} steps", self.at, self.left)
     }
 }

@@ -24,7 +24,7 @@ async fn create(
 }
 
 async fn read(attached: &Attached, name: &str) -> Result<Vec<u8>, FsError> {
-    let fs = &attached.served;
+    let fs = &attached.exported;
     let (attr, _) = fs.lookup(&Caller::root(), fs.root(), name.as_bytes()).await?;
     let mut got = Vec::new();
     while (got.len() as u64) < attr.size {
@@ -52,7 +52,7 @@ fn a_snapshot_is_a_volume_on_every_node_at_once() {
             .unwrap()
             .handle;
         world.write(source, "file", b"other").await;
-        // The call fails once after it was done: its repeat answers the same volume.
+        // The call fails once after it was done: a retry answers the same volume.
         world.catalog.bucket().failpoints().set("control.create.reader", "1*return->off").unwrap();
         let failed = create(&world, "reader", cut).await.unwrap_err();
         assert_eq!(failed.class(), Class::Unavailable, "{failed}");
@@ -89,7 +89,7 @@ fn a_snapshot_is_a_volume_on_every_node_at_once() {
         for attached in &all {
             assert!(!attached.is_owned());
             assert!(read(attached, "file").await.unwrap() == content);
-            let fs = &attached.served;
+            let fs = &attached.exported;
             let how = CreateHow::Unchecked(SetAttr::default());
             let name = zerofs_csi::types::EntryName::try_from(&b"new"[..]).unwrap();
             assert!(matches!(
@@ -119,9 +119,9 @@ fn a_snapshot_is_a_volume_on_every_node_at_once() {
         // With the volume goes everything.
         world.controller.delete_volume(made.handle).await.unwrap();
         for other in &others {
-            other.volumes.views().close().await;
+            other.volumes.open_snapshots().close().await;
         }
-        world.volumes.views().close().await;
+        world.volumes.open_snapshots().close().await;
         world.collect().await;
         for attached in &all {
             let gone = read(attached, "file").await;

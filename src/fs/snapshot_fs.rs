@@ -1,12 +1,12 @@
-//! Serves a file system as it was at a checkpoint: the calls of [`FileSystem`] that only read.
-//! Every other call fails with `ROFS`.
+//! The file system of a snapshot, as clients see it: the calls of [`FileSystem`] that only read.
+//! Every other call is `ROFS`.
 //!
 //! Inode numbers, generations, cookies and times are those of the live file system at that moment,
 //! so that a comparison of the two shows the differences and nothing else. Permissions are those of
 //! the live file system, too; ACCESS never grants a change.
 //!
-//! Bounded: rows of inodes are kept in one cache for the process ([`FrozenMemory`]); tables' blocks
-//! and chunks are in the shared caches.
+//! Memory is bounded: inodes are in one cache of the process ([`SnapshotMemory`]), tables' blocks
+//! and chunks in the caches that all share.
 
 use super::FsError;
 use super::api::*;
@@ -16,7 +16,7 @@ use super::names::{Page, clusters, entry_name};
 use super::node::attr;
 use super::permission;
 use super::row::Inode;
-use super::view::{SnapshotView, Viewed};
+use super::snapshot_reader::{SnapshotInode, SnapshotReader};
 use crate::chunk::ChunkStore;
 use crate::types::{EntryName, InodeNo, Timestamp};
 use bytes::Bytes;
@@ -24,60 +24,60 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Approximate memory of a cached inode.
+/// The memory of a cached inode, roughly.
 const INODE_BYTES: usize = 320;
 /// Inodes of one page that are read with one scan at most.
 const CLUSTER_ROWS: usize = 4096;
 /// Zeros of holes are handed out in pieces of this buffer.
 const ZEROS: &[u8] = &[0; 64 << 10];
 
-/// An opened snapshot's number, inode number.
-type Place = (u64, u64);
+/// The number of an open snapshot, and an inode number in it.
+type InodeKey = (u64, u64);
 
-/// Inodes of all snapshots that a process reads. Cheap to clone.
+/// The inode cache of all snapshots that a process reads. Cheap to clone.
 #[derive(Clone)]
-pub struct FrozenMemory {
-    inodes: foyer::Cache<Place, Arc<Inode>>,
+pub struct SnapshotMemory {
+    inodes: foyer::Cache<InodeKey, Arc<Inode>>,
     opened: Arc<AtomicU64>,
 }
 
-impl FrozenMemory {
+impl SnapshotMemory {
     pub fn new(bytes: u64) -> Self {
         let weight =
-            |_: &Place, row: &Arc<Inode>| INODE_BYTES + row.target.as_ref().map_or(0, Vec::len);
+            |_: &InodeKey, row: &Arc<Inode>| INODE_BYTES + row.target.as_ref().map_or(0, Vec::len);
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let inodes =
-            foyer::CacheBuilder::new(bytes).with_name("frozen").with_weighter(weight).build();
+            foyer::CacheBuilder::new(bytes).with_name("snapshot_fs").with_weighter(weight).build();
         Self { inodes, opened: Arc::default() }
     }
 }
 
 /// One snapshot, open for reading.
-pub struct Frozen {
-    view: SnapshotView,
+pub struct SnapshotFs {
+    view: SnapshotReader,
     root: FileRef,
-    memory: FrozenMemory,
+    memory: SnapshotMemory,
     number: u64,
 }
 
-impl Frozen {
+impl SnapshotFs {
     /// # Errors
     /// [`FsError::Corrupt`] when the checkpoint holds no file system.
     pub async fn open(
         place: &DbPlace,
         checkpoint: CheckpointId,
         chunks: ChunkStore,
-        memory: &FrozenMemory,
+        memory: &SnapshotMemory,
     ) -> Result<Self, FsError> {
         let view =
-            SnapshotView::new(Reader::at_checkpoint(place, checkpoint).await?, chunks).await?;
+            SnapshotReader::new(Reader::at_checkpoint(place, checkpoint).await?, chunks).await?;
         let root = view.root().await?;
         let number = memory.opened.fetch_add(1, Ordering::Relaxed);
         let root = FileRef { ino: root.ino, generation: root.row.generation };
         Ok(Self { view, root, memory: memory.clone(), number })
     }
 
-    pub fn view(&self) -> &SnapshotView {
+    pub fn view(&self) -> &SnapshotReader {
         &self.view
     }
 
@@ -170,7 +170,7 @@ fn zeros(mut len: u64, out: &mut Vec<Bytes>) {
     }
 }
 
-impl FileSystem for Frozen {
+impl FileSystem for SnapshotFs {
     fn root(&self) -> FileRef {
         self.root
     }
@@ -241,7 +241,7 @@ impl FileSystem for Frozen {
         let row = self.object(file).await?;
         regular(&row)?;
         permission::may_read_data(caller, &row)?;
-        let viewed = Viewed { ino: file.ino, row: Inode::clone(&row) };
+        let viewed = SnapshotInode { ino: file.ino, row: Inode::clone(&row) };
         let pieces = self.view.read(&viewed, offset, count.min(IO_BYTES_MAX as u32)).await?;
         let (mut data, mut end) = (Vec::with_capacity(pieces.len()), offset);
         for (len, bytes) in pieces {

@@ -48,7 +48,7 @@ async fn is_there(volumes: &Volumes, pool: &Catalog, id: VolumeHandle, file: &st
                     .await
                     .is_ok();
             }
-            // A detached volume unlocks its journal a little later.
+            // The earlier process unlocks its journal only after a while.
             Err(error) if error.class().may_pass() && since.elapsed() < LIMIT => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -68,19 +68,19 @@ fn what_was_acknowledged_is_there_for_the_next_process() {
             let first = process(journals.path());
             let volume = first.open(pool, id.dataset).await.unwrap();
             make(&volume, "early").await;
-            first.prepare_to_leave().await.unwrap();
+            first.prepare_handover().await.unwrap();
             make(&volume, "late").await;
             if let Some(step) = step {
                 pool.bucket().failpoints().set(step, "return").unwrap();
             }
             drop(volume);
-            first.leave(LIMIT).await.unwrap();
+            first.hand_over(LIMIT).await.unwrap();
             if let Some(step) = step {
                 pool.bucket().failpoints().set(step, "off").unwrap();
             }
             let refused = first.open(pool, id.dataset).await.map(drop).unwrap_err();
             assert_eq!(refused.class(), Class::Unavailable, "{refused}");
-            assert!(first.have_left() && first.list().is_empty());
+            assert!(first.is_handed_over() && first.list().is_empty());
 
             let next = process(journals.path());
             for file in ["early", "late"] {
@@ -109,7 +109,7 @@ fn an_opening_that_comes_late_claims_nothing() {
         while !failpoints.passed().contains_key("volume.lease.after-renewal") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let left = first.leave(Duration::from_millis(50)).await;
+        let left = first.hand_over(Duration::from_millis(50)).await;
         assert!(left.is_err(), "it is told that something is still at work");
         failpoints.set("volume.lease.after-renewal", "off").unwrap();
         assert!(opening.await.unwrap().is_err());
@@ -120,7 +120,7 @@ fn an_opening_that_comes_late_claims_nothing() {
 /// Opening what was left costs what opening a closed volume costs, and little more: that is the
 /// pause of an upgrade.
 #[test]
-fn what_is_left_is_opened_with_few_requests() {
+fn a_volume_that_was_handed_over_is_opened_with_few_requests() {
     super::run(async {
         let journals = tempfile::tempdir().unwrap();
         let world = World::new().await;
@@ -152,9 +152,9 @@ fn what_is_left_is_opened_with_few_requests() {
             drop(volume);
             let before = requests();
             if leaves {
-                process_.prepare_to_leave().await.unwrap();
+                process_.prepare_handover().await.unwrap();
                 let prepared = requests();
-                process_.leave(LIMIT).await.unwrap();
+                process_.hand_over(LIMIT).await.unwrap();
                 println!("to prepare {}, to leave {}", prepared - before, requests() - prepared);
             } else {
                 process_.close(id.dataset).await.unwrap();
