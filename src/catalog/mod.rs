@@ -6,10 +6,10 @@
 //! datasets/<name key>/<version>                                  a dataset
 //! snapshots/<dataset incarnation>/<snapshot name key>/<version>  a snapshot
 //! names/snapshot/<name key>/<version>                            which snapshot has a CSI name
-//! readers/<snapshot incarnation>/<reader>                        a reader of the snapshot: no record, see [`readers`]
-//! nodes/<session>/heartbeat/<number>                             a node session's heartbeats, of which the newest counts
+//! readers/<snapshot incarnation>/<reader>                        a reader, see [`readers`]
+//! nodes/<session>/heartbeat/<number>                             heartbeats; the newest counts
 //! nodes/<session>/revocation/<claim>                             a revoked claim of the session
-//! collector/<version>                                            which process collects in the pool
+//! collector/<version>                                            the collecting process
 //! ```
 //! Nouns: a **record** describes one thing, a **version** is one object with the record's fields at
 //! a time, a **chain** is all versions of a record, the **floor** is the version below which
@@ -17,7 +17,7 @@
 //! removed.
 //!
 //! Invariants:
-//! - A change is the next version, put if absent; whoever loses reads again (R1, [`chain`]).
+//! - A change is the next version, put if absent; a writer that loses reads again (R1, [`chain`]).
 //! - A name finds a record, an incarnation identifies it (R2): no call by id touches a record that
 //!   was created under the same name later.
 //! - A record is removed only when it is `Dead` (R3).

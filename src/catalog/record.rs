@@ -94,8 +94,8 @@ pub struct Owner {
     /// without waiting. None: the owner has no journals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal_dir_id: Option<JournalDirId>,
-    /// How long others must see no heartbeat of the session before it counts as dead (R26), in
-    /// milliseconds; 0: a program that had no leases.
+    /// The time without a new heartbeat of the session after which others may count it as dead
+    /// (R26), in milliseconds; 0: an old version of the program without leases.
     #[serde(default)]
     pub lease_millis: u64,
 }

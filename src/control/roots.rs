@@ -1,5 +1,6 @@
-//! States that can be read row by row: the heads of datasets and their snapshots. For whoever looks
-//! at all of them; the collector, which decides what goes, reads roots by rules of its own.
+//! States that can be read row by row: the heads of datasets and their snapshots. For callers that
+//! read all of them; the collector, which decides what may be deleted, reads roots by rules of its
+//! own.
 
 use super::{ControlError, Pool};
 use crate::catalog::{CatalogError, Dataset, READING_RENEWAL, Reading, Snapshot, State};
@@ -51,7 +52,7 @@ impl Source {
     }
 }
 
-/// Everything live in a pool, by name: heads, then snapshots.
+/// Lists everything live in a pool, by name: heads, then snapshots.
 pub(super) async fn list(pool: &Pool) -> Result<Vec<Source>, ControlError> {
     let mut datasets: Vec<Dataset> =
         pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
@@ -132,7 +133,7 @@ impl Root {
         }
     }
 
-    /// To be called now and then by whoever reads for long.
+    /// Renews the announcement; to be called now and then during a long read.
     pub(super) async fn renew(&self, pool: &Pool) -> Result<(), ControlError> {
         let Some((reading, renewed)) = &self.reading else { return Ok(()) };
         if renewed.lock().elapsed() > READING_RENEWAL {

@@ -24,7 +24,7 @@ impl Fs {
     ) -> Result<T, FsError> {
         let _inside = self.gate.enter()?;
         if !self.lease.holds() {
-            // The caller holds the call and repeats it.
+            // The caller holds the call and retries it.
             self.lease.renew_soon();
             return Err(FsError::Unavailable(
                 "this node's lease has expired and is being renewed".to_owned(),

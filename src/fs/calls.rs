@@ -392,7 +392,7 @@ impl FileSystem for Fs {
 }
 
 impl Fs {
-    /// Data of the file in the store, and what else it shows: WRITE(FILE_SYNC) and COMMIT.
+    /// Flushes the file's data and metadata to the store, for WRITE(FILE_SYNC) and COMMIT.
     async fn flush(&self, node: &std::sync::Arc<super::node::Node>) -> Result<(), FsError> {
         let ticket = self.names.contents.flush(node).await?;
         self.keep(Promise::Durable, ticket.unwrap_or_default().max(node.last())).await

@@ -25,7 +25,7 @@ use std::sync::Arc;
 const PAGE: usize = 1024;
 /// Records compared at a time.
 const RECORDS: usize = 512;
-/// Names of moved objects whose other place was not met yet.
+/// Names of moved objects whose other path has not been reached yet.
 const WAITING_MAX: usize = 100_000;
 /// Folders within folders.
 const DEPTH_MAX: usize = 4096;
@@ -38,7 +38,7 @@ const ROWS: usize = 4096;
 pub enum Aspect {
     /// A file's bytes, a link's target, a device's numbers.
     Content,
-    /// A directory's entries came or went.
+    /// A directory's entries were added or removed.
     Entries,
     Mode,
     Owner,
@@ -100,7 +100,7 @@ struct Comparison<'a, F> {
     before: &'a SnapshotReader,
     after: &'a SnapshotReader,
     stack: Vec<Walk>,
-    /// Taken away, put in; by inode.
+    /// Removed and added names, by inode.
     taken: HashMap<InodeNo, Vec<Moved>>,
     put: HashMap<InodeNo, Vec<Moved>>,
     waiting: usize,
@@ -160,7 +160,7 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
     async fn step_both(&mut self, walk: Walk) -> Result<(), E> {
         let old = self.before.entries(walk.dir, walk.from, PAGE).await?;
         let new = self.after.entries(walk.dir, walk.from, PAGE).await?;
-        // Beyond the end of a full page nothing is known of that side.
+        // Beyond the end of a full page that side is unknown.
         let end = |page: &[(NameHash, Entry)]| {
             if page.len() == PAGE { page.last().map(|(hash, e)| (*hash, e.n)) } else { None }
         };
@@ -317,8 +317,8 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         Ok(())
     }
 
-    /// Names whose objects were at no other place: links that came or went. Whether there is more
-    /// to walk.
+    /// Reports names whose objects were found at no other path: links that were added or removed.
+    /// Returns whether there is more to walk.
     fn settle(&mut self) -> Result<bool, E> {
         for (sides, waiting) in [
             (Sides::Before, std::mem::take(&mut self.taken)),
@@ -382,7 +382,7 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         while from < end {
             let (a, more_a) = records(self.before, old, from, end).await?;
             let (b, more_b) = records(self.after, new, from, end).await?;
-            // Each side may end at another record: what both have read is compared.
+            // Each side may end at another extent: only the range that both have read is compared.
             let to = more_a.unwrap_or(end).min(more_b.unwrap_or(end));
             let read = |all: Vec<(u64, Vec<Segment>)>| {
                 all.into_iter().filter(|(n, _)| *n < to).collect::<Vec<_>>()
@@ -439,7 +439,7 @@ fn pair(
     new: Vec<(NameHash, Entry)>,
 ) -> (Vec<(Entry, Entry)>, Vec<Entry>, Vec<Entry>) {
     let (mut same, mut gone, mut come) = (Vec::new(), Vec::new(), Vec::new());
-    // A name that came back may have another number among those of its hash.
+    // A name that was removed and added again may have another `n` among those of its hash.
     let mut new: HashMap<_, _> =
         new.into_iter().map(|(_, entry)| (entry.name.clone(), entry)).collect();
     for (_, entry) in old {

@@ -32,9 +32,9 @@ const INODES_UNLIMITED: u64 = InodeNo::MAX.0;
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Time limit for calls that wait for the store when a file system is closed.
 const CALLS_LIMIT: Duration = Duration::from_secs(60);
-/// The part of a cache that is for decoded records: 300 bytes describe 32 KiB, a kilobyte an inode.
+/// The part of a cache that is for decoded extents: 300 bytes describe 32 KiB, a kilobyte an inode.
 const RECORDS_SHARE: u64 = 4;
-/// The part that is for inodes of snapshots: they are read in passing.
+/// The part that is for inodes of snapshots, which are read only now and then.
 const SNAPSHOT_SHARE: u64 = 16;
 
 /// Memory that the datasets opened with it share: written data that is not in the store yet, and
@@ -56,12 +56,12 @@ impl FsMemory {
         Self { content: ContentMemory::new(dirty_bytes, records_bytes), names, snapshots }
     }
 
-    /// Bytes that inodes and directories take now, about.
+    /// Approximate bytes that inodes and directories take now.
     pub fn names_held(&self) -> u64 {
         self.names.held()
     }
 
-    /// For snapshots that are read.
+    /// The memory for snapshots that are read.
     pub fn snapshots(&self) -> &SnapshotMemory {
         &self.snapshots
     }
@@ -122,7 +122,7 @@ pub struct Fs {
     quota_bytes: Mutex<Option<u64>>,
     tasks: TaskTracker,
     stop: CancellationToken,
-    /// Held by the one restore in place that there may be.
+    /// Held by a restore in place: only one may run.
     pub(super) restoring: tokio::sync::Mutex<()>,
 }
 
@@ -138,7 +138,8 @@ pub(super) enum Promise {
 
 impl Fs {
     /// Opens the dataset, creating its database if it is new: fences earlier owners, replays the
-    /// journal, starts background work. For one process alone: it fences whoever has it open.
+    /// journal, starts background work. Only for a single process: this fences any other that has
+    /// it open.
     pub async fn open(
         place: &DbPlace,
         chunks: ChunkStore,
@@ -240,7 +241,7 @@ impl Fs {
         });
     }
 
-    /// Writes out everything acknowledged and buffered, then takes a checkpoint. Exact: holds every
+    /// Writes out everything acknowledged and buffered, then takes a checkpoint. It contains every
     /// call answered before this one began.
     pub async fn snapshot(&self, name: &str) -> Result<CheckpointId, FsError> {
         let cut = async {
@@ -259,28 +260,27 @@ impl Fs {
     /// Rewrites a clone's database so that it reads no ancestor's tables (R13). May be called
     /// again.
     pub async fn detach(&self) -> Result<Detached, FsError> {
-        // Not held: closing need not wait for it, but ends it.
+        // The gate is not held: closing need not wait for a detach, but ends it.
         drop(self.gate.enter()?);
         self.names.committer.detach().await
     }
 
-    /// From now on nothing in these packs comes into use that is not already (R12), as far as they
-    /// are settled: one that is not yet takes what was stored in it. Durable when answered; the
-    /// rows say which are sealed.
+    /// Seals these packs: from now on no chunk in them comes into use that is not in use already
+    /// (R12). A pack that is not settled yet still takes the chunks that were stored in it. Durable
+    /// when this returns; the rows show which are sealed.
     pub async fn seal(&self, packs: &[PackId]) -> Result<(), FsError> {
         let _call = self.gate.enter()?;
         self.names.contents.seal(packs).await
     }
 
-    /// Everything written so far is in the object store.
+    /// Flushes everything written so far to the object store.
     pub async fn sync(&self) -> Result<(), FsError> {
         let _call = self.gate.enter()?;
         let ticket = self.names.contents.flush_all().await?;
         self.names.committer.durable(ticket).await
     }
 
-    /// From now on the root directory lists `.snapshots`; whoever serves it answers for what that
-    /// leads to.
+    /// Makes the root directory list `.snapshots`; the layer that serves it resolves that name.
     pub fn show_snapshots(&self) {
         self.names.show_snapshots();
     }
@@ -296,7 +296,7 @@ impl Fs {
         self.names.set_quota_inodes(inodes);
     }
 
-    /// Grows with every change.
+    /// Returns a number that grows with every change.
     pub fn changes(&self) -> u64 {
         self.names.committer.last().0
     }
@@ -352,7 +352,7 @@ impl Fs {
         }
     }
 
-    /// Brings everything written so far to where the next opening finds it fastest, while this one
+    /// Flushes everything written so far to where the next opening finds it fastest, while this one
     /// goes on serving.
     pub async fn prepare_handover(&self) -> Result<(), FsError> {
         self.sync().await?;
@@ -360,9 +360,9 @@ impl Fs {
         self.names.committer.prepare_handover().await
     }
 
-    /// Lets go of the dataset for another process of this node, which goes on as after a crash of
-    /// this one, with little to do again: the journal stays (R16). Nobody may be told of calls that
-    /// fail from here on: what they changed may have been done.
+    /// Detaches from the dataset for another process of this node, which goes on as after a crash
+    /// of this one, with little to replay: the journal stays (R16). Calls that fail from here on
+    /// must not be answered: their changes may have taken effect.
     pub async fn hand_over(&self, limit: Duration) -> Result<(), FsError> {
         self.gate.shut(FsError::Unavailable(
             "another process of this node goes on with the volume".to_owned(),
@@ -372,8 +372,8 @@ impl Fs {
             let ticket = self.names.contents.flush_all().await?;
             self.names.committer.durable(ticket).await
         };
-        // Clients send unstable data again that is not in the store, and the journal has the rest
-        // (R17, R18).
+        // Clients resend unstable data that is not in the store, and the journal has the rest (R17,
+        // R18).
         match tokio::time::timeout(limit, flushed).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -416,7 +416,7 @@ impl Fs {
         }
     }
 
-    /// Waits until a batch is as safe as the sync mode promises.
+    /// Waits until a batch is as durable as the sync mode promises.
     pub(super) async fn keep(&self, promise: Promise, ticket: Ticket) -> Result<(), FsError> {
         self.names.committer.step("fs.call.submitted").await?;
         match (self.sync, promise) {
@@ -455,7 +455,7 @@ impl Fs {
         self.sync == SyncMode::Always
     }
 
-    /// With `always`, waits until everything that `node` shows is in the store (R15).
+    /// With `always`, waits until the state that `node` shows is in the store (R15).
     pub(super) async fn observe(&self, node: &Arc<Node>) -> Result<(), FsError> {
         if self.sync != SyncMode::Always {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Whether this process may still answer for a file system (R26).
+//! Decides whether this process may still answer for a file system (R26).
 //!
 //! A dataset has one owner at a time, and another may take it once this one's lease must have
 //! expired. The writer epoch fences writers; nothing but the lease keeps an owner that lost the
@@ -9,7 +9,8 @@ use futures::future::BoxFuture;
 
 /// The lease under which a file system answers; the floor above renews it.
 pub trait Lease: Send + Sync + 'static {
-    /// Whether an answer may be given now. Asked by every call, twice: from memory.
+    /// Returns whether an answer may be given now. Every call asks twice, so the answer comes from
+    /// memory.
     fn holds(&self) -> bool;
 
     /// Asks for a renewal before the next one is due.

@@ -6,7 +6,7 @@
 //! the live file system, too; ACCESS never grants a change.
 //!
 //! Memory is bounded: inodes are in one cache of the process ([`SnapshotMemory`]), tables' blocks
-//! and chunks in the caches that all share.
+//! and chunks are in the shared caches.
 
 use super::FsError;
 use super::api::*;

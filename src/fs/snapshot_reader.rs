@@ -65,7 +65,7 @@ impl SnapshotReader {
     }
 
     /// # Errors
-    /// [`FsError::Corrupt`] when there is none: only what an entry names is asked for.
+    /// [`FsError::Corrupt`] when there is none: only inodes that an entry names are requested.
     pub async fn inode(&self, ino: InodeNo) -> Result<SnapshotInode, FsError> {
         let row = self.find(ino).await?;
         let row = row.ok_or_else(|| {

@@ -26,7 +26,7 @@ struct Level {
     /// In the directory around it; the top has none.
     name: Option<EntryName>,
     dir: SnapshotInode,
-    /// After the last entry that was given out.
+    /// The position after the last entry that was returned.
     from: (NameHash, u16),
     page: VecDeque<(NameHash, Entry)>,
     /// There may be entries after the page.
@@ -48,7 +48,7 @@ impl<'a> Walk<'a> {
         self.levels.iter().filter_map(|level| level.name.as_ref())
     }
 
-    /// Goes into a directory; the first one is the top. `name`: in the directory around it.
+    /// Enters a directory; the first one is the top. `name`: in the directory around it.
     pub fn enter(&mut self, dir: SnapshotInode, name: Option<EntryName>) {
         self.levels.push(Level { name, dir, from: key::FIRST, page: VecDeque::new(), more: true });
         if let Some(level) = self.levels.iter_mut().rev().nth(PAGES_HELD)
@@ -72,7 +72,7 @@ impl<'a> Walk<'a> {
         Ok(Some((entry.name, entry.ino)))
     }
 
-    /// Leaves the directory that was entered last, and answers it.
+    /// Leaves the directory that was entered last, and returns it.
     pub fn leave(&mut self) -> Option<SnapshotInode> {
         self.levels.pop().map(|level| level.dir)
     }

@@ -74,18 +74,18 @@ pub(super) struct Openings<'a> {
     tries: usize,
 }
 
-/// The claim under which a dataset is worked on. Work of another claim, also of the same session,
-/// is not this one's (R31).
+/// The claim under which work on a dataset is done. Work under another claim, even of the same
+/// session, is not this one's (R31).
 #[derive(Clone)]
 pub enum ActiveClaim {
-    /// An open volume's, which gets another id each time that it is acquired again after its lease
-    /// had expired.
+    /// The claim of an open volume, which gets another id each time that it is re-acquired after
+    /// its lease expired.
     Volume(Arc<Ownership>),
     Maintenance(ClaimId),
 }
 
 impl ActiveClaim {
-    /// Whether this is the claim of that id.
+    /// Returns whether this is the claim of that id.
     pub fn is(&self, claim: ClaimId) -> bool {
         match self {
             Self::Volume(ownership) => ownership.is_of(claim),
@@ -93,7 +93,7 @@ impl ActiveClaim {
         }
     }
 
-    /// Whether the dataset's record names this claim.
+    /// Returns whether the dataset's record names this claim.
     pub fn owns(&self, dataset: &Dataset) -> bool {
         dataset.owner.as_ref().is_some_and(|owner| self.is(owner.claim))
     }

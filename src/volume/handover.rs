@@ -20,7 +20,7 @@ impl Volumes {
     /// Flushes every volume so that the next opening is fast, while all go on serving.
     ///
     /// # Errors
-    /// The first failure: the store is away.
+    /// The first failure: the store is unreachable.
     pub async fn prepare_handover(&self) -> Result<(), VolumeError> {
         let all = self.list().into_iter().map(|volume| async move {
             let dataset = volume.dataset.name.to_string();
@@ -35,7 +35,7 @@ impl Volumes {
     /// so that the next opening has no log to replay.
     ///
     /// # Errors
-    /// The first failure, each of which is logged: the store is away, or takes longer than `limit`.
+    /// The first failure (each is logged): the store is unreachable, or takes longer than `limit`.
     pub async fn sync_all(&self, limit: Duration) -> Result<(), VolumeError> {
         let deadline = Instant::now() + limit;
         let syncs = self.list().into_iter().map(|volume| async move {

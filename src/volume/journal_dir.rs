@@ -17,7 +17,7 @@ use std::path::Path;
 use std::time::Duration;
 
 const FILE: &str = "directory-id";
-/// Between looks at the heartbeats of an owner that may be alive.
+/// Polling interval of the heartbeats of an owner that may be alive.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// An id is 26 characters.
 const BYTES_MAX: u64 = 64;

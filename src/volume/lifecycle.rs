@@ -65,7 +65,7 @@ pub(super) enum ClaimOutcome {
     NeedsRecovery,
 }
 
-/// Why a volume is closed.
+/// The reason why a volume is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
     /// The volume is unmounted here: it is closed whether it has users or not.
@@ -204,12 +204,13 @@ impl Lifecycle {
         *self = Self { phase: Phase::Closing(CloseStep::Flush), unsettled: false };
     }
 
-    /// The record names somebody else, or nobody.
+    /// Notes that the record names another owner, or none.
     pub fn not_ours(&mut self) {
         self.phase = if self.unsettled { Phase::Closing(CloseStep::Settle) } else { Phase::Idle };
     }
 
-    /// The record does not name this session, and no write that would make it do so can arrive.
+    /// Notes that the record does not name this session, and that no write that would make it do so
+    /// can arrive.
     pub fn released(&mut self) {
         *self = Self::default();
     }
@@ -244,7 +245,7 @@ mod tests {
             self.rng.random_range(0..100) < self.fails
         }
 
-        /// As `Volumes` opens, with a failure at any point.
+        /// Opens as `Volumes` does, with a failure at any point.
         fn open_now(&mut self) -> Result<(), ClaimOutcome> {
             if self.fails() {
                 return Err(ClaimOutcome::NotTried);
@@ -302,7 +303,7 @@ mod tests {
             }
         }
 
-        /// Whether all were done.
+        /// Runs the steps of a close. Returns whether all were done.
         fn steps(&mut self) -> bool {
             while let Some(step) = self.lifecycle.step() {
                 if self.fails() {
@@ -413,7 +414,7 @@ mod tests {
             assert!(play.lifecycle.is_idle(), "{:?}", play.lifecycle);
             play.check();
         }
-        // Opening is a moment between two turns.
+        // The opening phase exists only between two turns.
         assert_eq!(met.len(), 6, "{met:?}");
     }
 

@@ -58,7 +58,7 @@ pub async fn collect_released(
         .await
 }
 
-/// Seals packs that a released dataset refers to (R12). Durable when answered.
+/// Seals packs that a released dataset refers to (R12). Durable when this returns.
 ///
 /// # Errors
 /// [`VolumeError::Owned`] when a node owns it: only the owner can.
@@ -99,7 +99,7 @@ async fn repair(place: &DbPlace, epoch: Epoch) -> Result<Repaired, FsError> {
     committer.close().await.map(|()| repaired)
 }
 
-/// Does `work` on a released dataset as its owner would, and closes it again.
+/// Does `work` on a released dataset as its owner, and closes it again.
 ///
 /// # Errors
 /// [`VolumeError::Owned`] when a node owns it.
@@ -177,7 +177,8 @@ pub async fn finish_release(
 struct Maintained {
     place: DbPlace,
     dataset: Dataset,
-    /// The database must be opened with it (R32), or not be written to as its owner at all.
+    /// The epoch with which the database must be opened (R32), unless it is not written to as its
+    /// owner at all.
     epoch: Epoch,
     claim: ActiveClaim,
 }
@@ -269,7 +270,7 @@ async fn checkpoint(
     if held.epoch > Epoch(0) {
         return db::checkpoint_closed(&held.place, name, held.epoch).await;
     }
-    // Never opened: it has no root directory yet.
+    // The dataset was never opened: it has no root directory yet.
     let fs = open(settings, pool, held).await?;
     let made = fs.snapshot(name).await;
     let closed = fs.close().await;

@@ -1,11 +1,11 @@
-//! A restore in place, as the catalog knows it: the snapshot that a dataset restores from, and
-//! depends on until the restored rows are durable (R10).
+//! The catalog's side of a restore in place: the snapshot that a dataset restores from, and depends
+//! on until the restored rows are durable (R10).
 //!
-//! Only the claim that the dataset's record names begins and ends one (R31). Whoever does not know
-//! yet that its claim has ended must not take the snapshot from a restore under the next claim, be
-//! that of the same session: a dependant is taken away only from the version of the snapshot's
-//! record that was read *before* the claim was seen to be the record's, and whoever has the dataset
-//! after it changes that record before it refers to anything.
+//! Only the claim that the dataset's record names begins and ends one (R31). A process that does
+//! not know yet that its claim has ended must not remove the snapshot from a restore under the next
+//! claim, even one of the same session: a dependant is removed only from the version of the
+//! snapshot's record that was read *before* the claim was seen to be the record's, and the next
+//! owner changes that record before it refers to anything.
 //!
 //! A crash leaves the dependant and the intent; the next opening, by a node or for maintenance,
 //! removes both.
@@ -38,7 +38,7 @@ pub(super) async fn end_restore(pool: &Catalog, volume: &Volume) {
     }
 }
 
-/// Takes the dataset from the snapshot's dependants: all that was restored from it is durable. Does
+/// Removes the dataset from the snapshot's dependants: everything restored from it is durable. Does
 /// nothing where the record names another claim than `claim`: that one ends the restore.
 pub async fn forget_restore(
     pool: &Catalog,

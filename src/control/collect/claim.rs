@@ -1,12 +1,12 @@
 //! One collector of a pool at a time: a claim in the bucket, taken when there is something to read
-//! or to remove, and given back when that is done.
+//! or to remove, and released when that is done.
 //!
 //! ```text
 //! free ──take──▶ held ──renew──▶ held ──release──▶ free
-//!                  └─ not renewed for a whole lease, on the clock of whoever waits ──take──▶ held by another
+//!                  └─ not renewed for a lease, by the waiter's clock ──take──▶ held by another
 //! ```
-//! Collections are safe side by side (R11, R12 and the swaps to `dead` see to that), so a claim
-//! that is lost, or taken from a holder that was only slow, costs requests and nothing else. A
+//! Concurrent collections are safe (because of R11, R12 and the swaps to `dead`), so a claim that
+//! is lost, or taken from a holder that was only slow, costs requests and nothing else. A
 //! collection that has nothing to read takes none.
 //!
 //! A crash leaves a claim that expires.
@@ -34,7 +34,7 @@ pub(super) struct Claims(HashMap<PoolId, Known>);
 struct Known {
     /// The newest version, and when it was first known to be that.
     seen: Option<(u64, Duration)>,
-    /// The newest version when this process last thought of collecting, once it has.
+    /// The newest version when this process last considered collecting.
     considered: Option<u64>,
 }
 
@@ -45,7 +45,7 @@ impl Claims {
 }
 
 impl Known {
-    /// For how long the version is known to be the newest.
+    /// Returns for how long the version has been known as the newest.
     fn unchanged_for(&mut self, version: u64, now: Duration) -> Duration {
         match self.seen {
             Some((seen, since)) if seen == version => now.saturating_sub(since),
@@ -69,7 +69,7 @@ pub(super) struct Claim {
 
 struct Held {
     stop: CancellationToken,
-    /// Answers the version that it wrote last, unless another took the claim.
+    /// Returns the version that it wrote last, unless another process took the claim.
     renewing: JoinHandle<Option<Versioned<CollectorClaim>>>,
 }
 
@@ -90,7 +90,7 @@ impl Claim {
         }
     }
 
-    /// Holds the claim from now on.
+    /// Takes and holds the claim.
     ///
     /// # Errors
     /// [`ControlError::InProgress`] while another holds it.
@@ -159,7 +159,7 @@ impl Claim {
         Held { stop, renewing }
     }
 
-    /// Gives the claim back, if it was taken.
+    /// Releases the claim, if it was taken.
     pub async fn release(mut self) -> Result<(), ControlError> {
         let Some(mut held) = self.held.take() else { return Ok(()) };
         held.stop.cancel();

@@ -18,8 +18,8 @@
 //! A root that is unchanged since the last collection is not read again ([`heard`]), and one
 //! collector reads at a time ([`claim`]).
 //!
-//! It also maintains databases that stay ([`upkeep`]): clones are detached from origins that wait
-//! for it, and obsolete objects of released databases are removed.
+//! The collector also maintains databases that stay ([`upkeep`]): clones are detached from origins
+//! that wait for it, and obsolete objects of released databases are removed.
 //!
 //! Packs that are mostly dead are rewritten without their dead chunks ([`rewrite`], R12).
 //!
@@ -63,7 +63,7 @@ const MARK_TRIES: usize = 8;
 /// The objects of every database, as listed.
 pub(super) type Objects = BTreeMap<Incarnation, Vec<crate::bucket::Listed>>;
 
-/// The catalog at one moment.
+/// The catalog at one point in time.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listing {
     pub(super) datasets: Vec<Dataset>,
@@ -84,7 +84,7 @@ pub struct Collected {
     pub snapshots: Vec<String>,
     /// Clones that are detached now.
     pub detached: Vec<String>,
-    /// Databases that gave up what they had outlived.
+    /// Databases whose obsolete objects were removed.
     pub databases: usize,
     /// Ends of chains removed long ago, abandoned requests, readers that died, checkpoints that
     /// came too late.
@@ -144,14 +144,14 @@ pub struct Collector {
     owners: Owners,
     memory: Memory,
     worth: Worth,
-    /// Bytes of packs read for rewriting in a second, at most.
+    /// Most bytes of packs read for rewriting per second.
     rate: Option<u64>,
     say: Say,
-    /// `None`: it reads without a claim, beside whoever has it.
+    /// `None`: it reads without a claim, concurrently with its holder.
     claim: Option<claim::Claim>,
 }
 
-/// Is told what was done so far.
+/// A callback for the progress.
 type Say = Box<dyn Fn(&Collected) + Send + Sync>;
 
 impl Collector {
@@ -184,14 +184,14 @@ impl Collector {
         self
     }
 
-    /// Says from time to time how far it is.
+    /// Reports progress from time to time.
     #[must_use]
     pub fn telling(mut self, say: impl Fn(&Collected) + Send + Sync + 'static) -> Self {
         self.say = Box::new(say);
         self
     }
 
-    /// Before something is read or removed.
+    /// Takes the claim before anything is read or removed.
     async fn hold_claim(&self) -> Result<(), ControlError> {
         match &self.claim {
             Some(claim) => claim.hold().await,
@@ -252,7 +252,7 @@ impl Collector {
         })
     }
 
-    /// Those that have other sizes than after their last collection.
+    /// Returns the databases whose size differs from that after their last collection.
     fn outgrown(&self, mut datasets: Vec<DatasetId>, objects: &Objects) -> Vec<DatasetId> {
         let mut memory = self.memory.lock();
         let sizes = &mut memory.sizes;
@@ -298,8 +298,8 @@ impl Collector {
         }
     }
 
-    /// Passes until nothing more can be removed. Safe beside other collectors, which read and try
-    /// the same.
+    /// Runs passes until nothing more can be removed. Safe concurrently with other collectors,
+    /// which attempt the same.
     pub async fn collect(&self) -> Result<Collected, ControlError> {
         let now = SystemTime::now();
         let catalog = &self.pool.catalog;
@@ -328,8 +328,8 @@ impl Collector {
         Ok(done)
     }
 
-    /// Datasets before snapshots: what the former say of the latter is never newer than these (see
-    /// `plan`).
+    /// Lists datasets before snapshots, so that the datasets' count of snapshots is never newer
+    /// than the snapshots (see `plan`).
     async fn list(&self) -> Result<Listing, ControlError> {
         let datasets =
             self.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();

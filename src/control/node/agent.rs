@@ -70,7 +70,7 @@ pub struct NodeAgent<M, E> {
     pub(super) presence: Arc<tokio::sync::RwLock<Presence>>,
 }
 
-/// Whether this process still serves the node.
+/// The part of this process on the node: it serves the volumes, or another one does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Presence {
     #[default]
@@ -103,7 +103,7 @@ pub(super) struct Staged {
     pub volume: Attached,
 }
 
-/// No call is under way, and none begins.
+/// Guard: no call is in progress, and none begins.
 pub struct HandoverHold(OwnedRwLockWriteGuard<Presence>);
 
 impl HandoverHold {
@@ -119,7 +119,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// background.
     ///
     /// # Errors
-    /// When the state directory cannot be used. A volume that cannot be reopened is no error here.
+    /// When the state directory cannot be used. A volume that cannot be reopened is not an error
+    /// here.
     pub async fn start(
         mounter: M,
         endpoints: E,

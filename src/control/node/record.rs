@@ -90,7 +90,7 @@ pub(super) struct StagedRecords {
 }
 
 impl StagedRecords {
-    /// Opens the folder, making it if it is not there.
+    /// Opens the folder, creating it if it is absent.
     pub async fn open(dir: &Path) -> Result<Self, ControlError> {
         let dir = dir.to_owned();
         tokio::fs::create_dir_all(&dir).await.map_err(|error| {
@@ -108,7 +108,7 @@ impl StagedRecords {
         self.dir.join(format!("{dataset}{SUFFIX}"))
     }
 
-    /// Replaces the volume's record whole, or not at all.
+    /// Replaces the volume's record atomically.
     pub async fn write(&self, record: &StagedRecord) -> Result<(), ControlError> {
         let path = self.path(record.volume.dataset);
         let bytes = serde_json::to_vec_pretty(record)

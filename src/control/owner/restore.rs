@@ -1,12 +1,13 @@
-//! Restore in place: a file or a tree of a snapshot back into its live dataset.
+//! Restore in place: a file or a tree of a snapshot is copied back into its live dataset.
 //!
 //! ```text
 //! record: restoring ─▶ snapshot: dependant ─▶ rows, all durable ─▶ no dependant ─▶ not restoring
 //! ```
 //! The dataset itself is the dependant (R14): until the restored rows are durable the snapshot's
 //! packs stay, whoever deletes the snapshot, also when this process dies and its journal brings the
-//! rows back a week later (R10). What a crash leaves is undone by the next opening of the dataset,
-//! a maintenance claim's too, after its replay; a dataset that is deleted instead keeps nothing.
+//! rows back a week later (R10). After a crash the next opening of the dataset, also under a
+//! maintenance claim, ends the restore after its replay; a dataset that is deleted instead retains
+//! nothing.
 
 use crate::catalog::{Catalog, CatalogError, Dataset, State};
 use crate::control::ControlError;
@@ -29,7 +30,7 @@ pub struct RestoreInPlace {
     pub from: TreePath,
     /// In the dataset: the object's own path.
     pub to: TreePath,
-    /// Replace files that are there, and put things into folders that are.
+    /// Replace existing files, and restore into existing folders.
     pub overwrite: bool,
 }
 
@@ -38,7 +39,7 @@ pub struct RestoreInPlace {
 #[serde(try_from = "Written", into = "Written")]
 pub struct TreePath(Vec<u8>);
 
-/// Text where it is that.
+/// Text where the bytes are UTF-8.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -113,7 +114,7 @@ pub(super) struct Target<'a> {
 /// Restores into the open dataset.
 ///
 /// # Errors
-/// As [`Fs::restore`]; `Unavailable` where the catalog could not be told.
+/// As [`Fs::restore`]; `Unavailable` where the catalog could not be updated.
 pub(super) async fn restore(
     settings: &VolumeSettings,
     pool: &Catalog,

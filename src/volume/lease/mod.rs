@@ -23,7 +23,7 @@
 //!   expired.
 //! - An owner whose lease has expired may reach the store again. It answers nothing until it has
 //!   claimed the dataset again, under another id ([`crate::catalog::Owner::claim`]). A taker swaps
-//!   the claim that it judged: whichever of the two comes first, the other finds out.
+//!   the claim that it judged: whichever of the two comes first, the other one detects it.
 //! - A revocation is in the owner's own folder, which each renewal lists after its heartbeat is
 //!   written, and before the renewal counts. So a lease after the revocation was seen, the owner
 //!   has read it, or its lease has expired.

@@ -20,9 +20,9 @@ use tokio::sync::watch;
 /// Why an ownership ended before its volume was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnershipEnd {
-    /// The dataset's record names somebody else, or nobody.
+    /// The dataset's record names another owner, or none.
     Taken,
-    /// The claim was revoked (R27): this id of it.
+    /// The claim of this id was revoked (R27).
     Revoked(ClaimId),
 }
 
@@ -100,7 +100,7 @@ impl Ownership {
         let mut end = self.end.subscribe();
         match end.wait_for(Option::is_some).await {
             Ok(end) => end.unwrap_or(OwnershipEnd::Taken),
-            // Never: the sender is in `self`.
+            // Never happens: the sender is in `self`.
             Err(_) => OwnershipEnd::Taken,
         }
     }

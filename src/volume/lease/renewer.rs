@@ -200,7 +200,7 @@ impl RenewerState {
 
     async fn renew_now(&self, renewal: &mut Renewal) -> Result<(), CatalogError> {
         renewal.number += 1;
-        // Before it is sent (R26).
+        // Taken before the renewal is sent (R26).
         let sent = self.settings.clock.now();
         self.step("volume.lease.before-renewal").await?;
         self.catalog.put_heartbeat(self.session, renewal.number, &self.heartbeat).await?;

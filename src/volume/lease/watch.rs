@@ -45,7 +45,7 @@ pub enum Verdict {
 /// the requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(in crate::volume) struct Observed {
-    /// The newest heartbeat, and when it was first known to be it.
+    /// The newest heartbeat, and the time when it was first known to be the newest.
     newest: Option<(Option<u64>, Duration)>,
     /// The time when the claim's revocation was first known to exist.
     revoked: Option<Duration>,

@@ -1,5 +1,5 @@
-//! Explores what a model can do: every interleaving up to a depth, shortest first, then random
-//! walks far beyond it.
+//! Explores a model: every interleaving up to a depth, shortest first, then random walks far beyond
+//! it.
 
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -16,10 +16,10 @@ pub trait Model {
     /// The states in which exploration begins, each with the steps that lead there from the start.
     fn starts(&self) -> Vec<(Vec<Self::Step>, Self::State)>;
 
-    /// The steps that are possible, and where they lead.
+    /// The possible steps, and the states that they lead to.
     fn next(&self, state: &Self::State) -> Vec<(Self::Step, Self::State)>;
 
-    /// Which invariant the state breaks.
+    /// Returns the invariant that the state breaks.
     fn violation(&self, state: &Self::State) -> Option<String>;
 }
 
@@ -42,7 +42,7 @@ impl<S: Debug> Debug for Counterexample<S> {
 #[derive(Debug)]
 pub struct Explored {
     pub states: usize,
-    /// Steps beyond a start that every interleaving was followed for.
+    /// Steps beyond a start up to which every interleaving was followed.
     pub depth: usize,
 }
 

@@ -1,4 +1,4 @@
-//! The steps of the controller, which releases by force what a lost node has.
+//! The steps of the controller, which releases a lost node's dataset by force.
 
 use super::super::{Claims, take};
 use super::{Holder, Phase, PutKind, Rules, World, template};
@@ -16,7 +16,7 @@ impl World {
         Some(())
     }
 
-    /// A release by force, once the lease of the owner has expired.
+    /// A forced release, once the lease of the owner has expired.
     pub(super) fn controller_claims(&mut self) -> Option<()> {
         let expired = self
             .controller_expired

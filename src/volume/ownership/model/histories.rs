@@ -1,4 +1,4 @@
-//! Where exploration begins, and how far it goes.
+//! The starts of the exploration, and its extent.
 
 use super::super::explore::{Model, exhaustively, randomly};
 use super::steps::Step;
@@ -6,11 +6,11 @@ use super::{ALL, Node, Rules, World};
 
 struct Ownership {
     rules: Rules,
-    /// Whether it is an invariant that whoever wants the dataset gets it.
+    /// Checks as an invariant that a node that wants the dataset gets it.
     liveness: bool,
-    /// Nothing fails and nobody is forced: no crash, no lost answer, no controller.
+    /// Nothing fails and no claim is revoked: no crash, no lost answer, no controller.
     fault_free: bool,
-    /// The histories that are gone on with.
+    /// The histories from which exploration continues.
     starts: Vec<Vec<&'static [Step]>>,
 }
 
@@ -47,7 +47,7 @@ const OPENED: &[Step] = &[
 ];
 /// A node has claimed it, and stalls.
 const CLAIMED: &[Step] = &[Step::Claims(Node::A), Step::Lands(0)];
-/// A node has claimed it, and does not know.
+/// A node has claimed it, without knowing that.
 const CLAIMED_UNKNOWN: &[Step] = &[Step::Claims(Node::A), Step::StopsWaiting(0), Step::Lands(0)];
 /// The other has found its lease expired.
 const EXPIRED: &[Step] =
@@ -63,7 +63,7 @@ const REOPENED: &[Step] = &[
     Step::OpensDatabase(Node::A),
     Step::RaisesEpoch(Node::A),
 ];
-/// The controller is in the middle of a release by force.
+/// The controller is in the middle of a forced release.
 const FORCED: &[Step] = &[
     Step::ControllerLooks,
     Step::Tick,
@@ -73,7 +73,7 @@ const FORCED: &[Step] = &[
     Step::ControllerClaims,
     Step::Lands(0),
 ];
-/// And has ended it.
+/// The controller has ended a forced release.
 const RELEASED: &[Step] = &[
     Step::ControllerReadsEpoch,
     Step::ControllerReadsRecord,
@@ -116,7 +116,7 @@ fn whole() -> Ownership {
     Ownership { rules: ALL, liveness: true, fault_free: false, starts }
 }
 
-/// States that every interleaving is followed for, and random walks beyond them, at size 1.
+/// States up to which every interleaving is followed, and random walks beyond them, at size 1.
 const STATES_MAX: usize = 80_000;
 const WALKS: usize = 1_500;
 const WALK_STEPS: usize = 60;

@@ -4,8 +4,8 @@ use super::steps::Step;
 use super::{NODES, Node, PATIENCE, Phase, Rules, World};
 
 impl World {
-    /// The invariant that this state breaks. `liveness`: it is one that whoever wants the dataset
-    /// gets it.
+    /// Returns the invariant that this state breaks. `liveness`: also check that a node that wants
+    /// the dataset gets it.
     pub(super) fn violation(&self, rules: Rules, liveness: bool) -> Option<String> {
         if let Some(wrong) = self.wrong {
             return Some(wrong.to_owned());
@@ -26,7 +26,7 @@ impl World {
                 return Some(format!("{node:?} answers, and the record says released"));
             }
         }
-        // Without a rule, the histories are looked for that lose data.
+        // Without a rule, only histories that lose data are looked for.
         for (node, other_lives) in NODES.into_iter().flat_map(|node| [(node, false), (node, true)])
         {
             if liveness && !self.can_acquire(rules, node, other_lives) {
@@ -38,7 +38,7 @@ impl World {
         None
     }
 
-    /// Whether `node` gets the dataset when nothing fails any more: the other node has stopped, or
+    /// Returns whether `node` gets the dataset once nothing fails: the other node has stopped, or
     /// goes on sending heartbeats and its claim is revoked.
     fn can_acquire(&self, rules: Rules, node: Node, other_lives: bool) -> bool {
         let other = if node == Node::A { Node::B } else { Node::A };
@@ -68,7 +68,7 @@ impl World {
         false
     }
 
-    /// Does what the program does next.
+    /// Takes the step that the program takes next.
     fn advance(&mut self, rules: Rules, node: Node) {
         let (now, process) = (self.now, &self.processes[node.at()]);
         let steps: &[Step] = match process.phase {
@@ -92,7 +92,7 @@ impl World {
             Phase::Open(..) => &[Step::ClaimsAgain(node), Step::Lands(0)],
         };
         for step in steps {
-            // A step that is not possible is left out.
+            // A step that is not possible is skipped.
             let _ = self.take_step(rules, *step);
         }
     }

@@ -1,21 +1,22 @@
 //! The steps that two nodes and a controller can take on one dataset, with a store that may take a
 //! record's next version late. The decisions are the program's own: [`take`], [`Claims`],
-//! [`Observed`]; the rest is as little of it as shows what they are worth.
+//! [`Observed`]; the rest of the program is reduced to the least that tests them.
 //!
-//! Broken in no state that can be reached, however the steps are interleaved:
+//! These invariants hold in every reachable state, however the steps are interleaved:
 //! - at most one node answers;
-//! - the node that the record names, and that answers, is not fenced: what it answered from its
-//!   journal is not void;
-//! - the record of a volume that answers does not say released;
-//! - a journal that was given up by force is never replayed;
-//! - whoever wants the dataset gets it, once the others have stopped or their claims are revoked.
+//! - the node that the record names, and that answers, is not fenced: answers that rest on its
+//!   journal are not void;
+//! - the record of a volume that answers is not released;
+//! - a journal that was voided by force is never replayed;
+//! - a node that wants the dataset gets it, once the others have stopped or their claims are
+//!   revoked.
 //!
-//! With a rule left out, each of the histories that it is there for is found ([`Rules`]).
+//! With a rule left out, each of the histories that it prevents is found ([`Rules`]).
 //!
-//! - this file: the state, of which each part is as small as it can be;
+//! - this file: the state, with each part as small as possible;
 //! - `steps`: the steps, and the store's; `node`, `controller`: theirs;
-//! - `invariants`: what must hold in each state;
-//! - `histories`: where exploration begins, and the tests.
+//! - `invariants`: the conditions that hold in each state;
+//! - `histories`: the starts of the exploration, and the tests.
 
 mod controller;
 mod histories;
@@ -29,28 +30,28 @@ use crate::types::{ClaimId, FamilyId, Incarnation, JournalDirId, SessionId, Time
 use crate::volume::lease::Observed;
 use std::collections::BTreeSet;
 
-/// In ticks of one clock, which every machine's runs as.
+/// In ticks of one clock, at whose rate every machine's clock runs.
 const LEASE: u64 = 3;
 const MARGIN: u64 = 1;
 /// The clock stops here.
 const TICKS_MAX: u64 = 6;
 const CLAIMS_MAX: u8 = 5;
-/// Versions under way at once.
+/// Most versions in flight at once.
 const PUTS_MAX: usize = 2;
-/// Steps until whoever wants the dataset must have it.
+/// Steps after which a node that wants the dataset must have it.
 const PATIENCE: usize = 60;
 
-/// Which rules are kept.
+/// The rules that are in force.
 #[derive(Clone, Copy, Debug)]
 struct Rules {
-    /// R31. Without: a session that finds itself in the record writes nothing; a revocation is
+    /// R31. Without it, a session that finds itself in the record writes nothing; a revocation is
     /// about a session, and its next claim removes it.
     claims: bool,
-    /// R32. Without: whoever has claimed opens, whatever has happened since.
+    /// R32. Without it, a node that has claimed opens, whatever has happened since.
     epochs: bool,
-    /// R33. Without: a volume is forgotten before its record says released.
+    /// R33. Without it, a volume is forgotten before its record is released.
     places: bool,
-    /// R34. Without: a release by force fences, and leaves the epoch in `S` as it is.
+    /// R34. Without it, a forced release fences, and leaves the epoch in `S` as it is.
     journals: bool,
 }
 
@@ -84,7 +85,7 @@ enum PutKind {
     Release,
 }
 
-/// The next version of the record, under way.
+/// The next version of the record, in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Put {
     /// `None`: the controller.
@@ -120,9 +121,9 @@ struct Process {
     good: bool,
     /// The claim is revoked, or taken.
     ended: bool,
-    /// When a renewal under way was sent, whose heartbeat is written.
+    /// The time when a renewal in progress was sent, whose heartbeat is written.
     renewing: Option<u64>,
-    /// Closed, and its record does not say so yet: the claims that it was open under.
+    /// Closed, but not yet released in the record: the claims under which it was open.
     closing: Option<Claims>,
     watch: Option<(Holder, Observed)>,
     expired: Option<Holder>,
@@ -148,12 +149,12 @@ struct World {
     controller: Phase,
     controller_watch: Option<(Holder, Observed)>,
     controller_expired: Option<Holder>,
-    /// Epochs whose journals were given up by force, and that something may have been removed
-    /// since: up to this one.
+    /// The newest epoch whose journal was voided by force, after which objects may have been
+    /// removed.
     abandoned: u8,
     claims: u8,
     claims_max: u8,
-    /// The fault of the step that led here.
+    /// The violation of the step that led here.
     wrong: Option<&'static str>,
 }
 
@@ -290,7 +291,8 @@ impl World {
         Some(())
     }
 
-    /// Whether the record is of this process's claim, as far as the rules tell claims apart.
+    /// Returns whether the record is of this process's claim, as far as the rules distinguish
+    /// claims.
     fn is_ours(&self, rules: Rules, node: Node, claims: Claims) -> bool {
         self.record.owner.is_some_and(|owner| match rules.claims {
             true => claims.contain(owner.claim),
@@ -300,7 +302,7 @@ impl World {
 
     fn heartbeat(&mut self, node: Node) {
         let session = usize::from(self.processes[node.at()].session);
-        // A second one in a tick would tell nobody anything.
+        // A second heartbeat in a tick would show nothing new.
         self.heartbeats[node.at()][session] = Some(self.now);
     }
 }

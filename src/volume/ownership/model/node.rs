@@ -1,4 +1,4 @@
-//! The steps of a node: claiming, opening, renewing, closing, and what it sees of the other.
+//! The steps of a node: claiming, opening, renewing, closing, and its observations of the other.
 
 use super::super::{Before, Claims, take};
 use super::{Holder, LEASE, MARGIN, Node, Phase, Process, PutKind, Rules, World, template};
@@ -17,8 +17,8 @@ impl World {
         let (session, expired) = (process.session, process.expired);
         let before = self.record.owner;
         let me = Holder { who: Some((node, session)), claim: self.fresh() };
-        // The run before on a node's folder is over, and its heartbeat says so: no machine is a
-        // copy of another here.
+        // The previous run on a node's folder is over, and its heartbeat shows that: here no
+        // machine is a copy of another.
         let over = before.filter(|owner| {
             owner.who.is_some_and(|(of, earlier)| of == node && earlier != session)
         });
@@ -88,7 +88,7 @@ impl World {
             self.in_superblock = epoch;
             (process.phase, process.journal) = (Phase::Open(claims, epoch), Some(epoch));
         } else {
-            // Fenced while it opened: it tries again, if the record is its own still.
+            // Fenced while it opened: it retries, if the record is still its own.
             process.phase = Phase::Claimed(claims);
         }
         Some(())
@@ -167,7 +167,7 @@ impl World {
         Some(())
     }
 
-    /// A look at whoever has the dataset: the finding, if its lease has expired.
+    /// An observation of the owner. Returns the finding, if its lease has expired.
     pub(super) fn look(
         &self,
         rules: Rules,

@@ -1,4 +1,4 @@
-//! The steps that there are, and those that the store takes.
+//! All steps, and the carrying out of the store's.
 
 use super::{NODES, Node, Phase, Put, PutKind, Record, Rules, TICKS_MAX, World};
 
@@ -7,9 +7,9 @@ pub(super) enum Step {
     Tick,
     /// Renews the lease, reads the record, and sends its claim.
     Claims(Node),
-    /// A version of the record that is under way is taken by the store, or refused.
+    /// A version of the record in flight is accepted by the store, or refused.
     Lands(usize),
-    /// Whoever had sent it waits no longer, and never learns what became of it.
+    /// The sender stops waiting, and never learns the outcome.
     StopsWaiting(usize),
     ReadsEpoch(Node),
     ReadsRecord(Node),
@@ -22,11 +22,11 @@ pub(super) enum Step {
     Closes(Node),
     SendsRelease(Node),
     Crashes(Node),
-    /// Looks at the signs of whoever has the dataset.
+    /// Observes the heartbeats of the owner.
     Looks(Node),
     DecidesToRevoke,
     Revokes,
-    /// The controller, which releases by force.
+    /// The controller, which forces a release.
     ControllerLooks,
     ControllerClaims,
     ControllerReadsEpoch,
@@ -36,7 +36,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    /// Every step there could be in this state.
+    /// Every step that may be possible in this state.
     pub(super) fn all(world: &World) -> impl Iterator<Item = Self> {
         use Step::*;
         let of_nodes = NODES.into_iter().flat_map(|node| {
@@ -71,7 +71,7 @@ impl Step {
         of_nodes.chain(of_puts).chain(of_controller)
     }
 
-    /// Whether it is taken while nothing fails and nobody is forced.
+    /// Returns whether it is taken while nothing fails and no release is forced.
     pub(super) fn is_fault_free(&self) -> bool {
         use Step::*;
         matches!(
