@@ -20,7 +20,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-/// How often a reader renews its announcement.
+/// Interval at which a reader renews its announcement.
 pub const READING_RENEWAL: Duration = Duration::from_secs(300);
 /// A reader that was not renewed for this long has died.
 pub const READING_EXPIRY: Duration = Duration::from_secs(3600);

@@ -27,8 +27,8 @@ use tokio::time::Instant;
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 const RETRY_DOUBLINGS: u32 = 5;
-/// How long, in leases, a retry of a failed opening is awaited before the volume is closed: whoever
-/// has it mounted retries sooner.
+/// Time, in leases, that a retry of a failed opening is awaited before the volume is closed: a
+/// client that has it mounted retries sooner.
 const RETRIED_WITHIN: u32 = 4;
 /// Attempts to release a record that others change at the same time.
 const RELEASE_TRIES: u32 = 16;

@@ -120,7 +120,7 @@ impl VolumeEntry {
         self.state.lock().open.clone()
     }
 
-    /// Whether the record names a claim of this entry.
+    /// Returns whether the record names a claim of this entry.
     pub fn owns(&self, record: &Dataset) -> bool {
         self.state.lock().claims.iter().any(|claim| claim.owns(record))
     }

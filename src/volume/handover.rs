@@ -118,7 +118,7 @@ impl Volumes {
         results.into_iter().collect()
     }
 
-    /// Whether [`Self::hand_over`] was called: nothing is opened here from then on.
+    /// Returns whether [`Self::hand_over`] was called: nothing is opened here from then on.
     pub fn is_handed_over(&self) -> bool {
         self.inner.handed_over.load(Ordering::SeqCst)
     }

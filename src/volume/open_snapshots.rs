@@ -29,11 +29,11 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 /// Snapshots that may be open in a process, including those that are being opened and closed: each
 /// takes memory for a manifest and the indexes of its tables.
 const OPEN_MAX: usize = 16;
-/// How long a call waits when the limit is reached.
+/// Time that a call waits when the limit is reached.
 const WAIT: Duration = Duration::from_secs(20);
 /// A snapshot that was not used for this long is closed.
 const IDLE: Duration = Duration::from_secs(120);
-/// How often a snapshot in use is checked for its deletion.
+/// Interval at which a snapshot in use is checked for its deletion.
 const RECHECK: Duration = Duration::from_secs(5);
 /// The interval of maintenance.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(20);
@@ -48,7 +48,7 @@ pub enum RetainedBy {
 }
 
 impl RetainedBy {
-    /// Whether a snapshot is retained for this reason.
+    /// Returns whether a snapshot is retained for this reason.
     fn allows(self, snapshot: &Snapshot) -> bool {
         match self {
             Self::Reader => snapshot.state == State::Ready,
@@ -70,7 +70,7 @@ struct Inner {
     settings: VolumeSettings,
     slots: Mutex<HashMap<Key, Arc<Slot>>>,
     permits: Arc<Semaphore>,
-    /// Whether the maintenance task runs. Set and cleared under the lock of `slots`.
+    /// Set while the maintenance task runs. Changed under the lock of `slots`.
     maintenance: AtomicBool,
     started: Instant,
 }

@@ -22,7 +22,7 @@ use crate::types::{ClaimId, JournalDirId, SessionId};
 /// parentheses.
 const MAINTENANCE: &str = "(controller)";
 
-/// Whether this is a maintenance claim, which has no journal and yields to anyone.
+/// Returns whether this is a maintenance claim, which has no journal and yields to anyone.
 pub fn is_maintenance(owner: &Owner) -> bool {
     owner.node == MAINTENANCE
 }

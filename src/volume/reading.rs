@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// How often the announcement is checked for renewal.
+/// Interval at which the announcement is checked for renewal.
 const UPKEEP: Duration = Duration::from_secs(30);
 
 /// An announced reader of a snapshot. Dropping it removes the announcement.

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a listing is valid for a listing of the directory …
+/// Time for which a listing is valid for a listing of the directory …
 const FRESH: Duration = Duration::from_secs(1);
 /// … and for the lookup of a name: an open snapshot notices by itself when it is deleted.
 const LOOKUP_FRESH: Duration = Duration::from_secs(5);

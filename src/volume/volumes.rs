@@ -290,8 +290,8 @@ impl Volumes {
         self.inner.entries.lock().values().filter_map(|entry| entry.volume()).collect()
     }
 
-    /// Whether this session owns, or may own, a dataset of this pool, so that others may send it
-    /// requests.
+    /// Returns whether this session owns, or may own, a dataset of this pool, so that others may
+    /// send it requests.
     pub fn has_any_of(&self, pool: PoolId) -> bool {
         self.inner.entries.lock().values().any(|entry| entry.pool.pool().id == pool)
     }

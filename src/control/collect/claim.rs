@@ -180,7 +180,7 @@ fn is_of_another(claim: &CollectorClaim, session: SessionId) -> bool {
     claim.holder.is_some_and(|holder| holder != session)
 }
 
-/// Whether a claim has not been renewed for a whole lease, on the clock of whoever looks.
+/// Returns whether a claim has not been renewed for a whole lease, on this process's clock.
 fn has_expired(
     at: &Versioned<CollectorClaim>,
     known: &mut Known,
@@ -190,7 +190,7 @@ fn has_expired(
     known.unchanged_for(at.version, settings.clock.now()) >= lease
 }
 
-/// What other processes do about collecting in a pool.
+/// The collections of other processes in a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Others {
     Nothing,

@@ -161,7 +161,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         &self.endpoints
     }
 
-    /// Whether a volume is staged here, or is being reopened after a restart.
+    /// Returns whether a volume is staged here, or is being reopened after a restart.
     pub fn is_staged(&self, dataset: DatasetId) -> bool {
         !matches!(self.state(dataset), StageState::Idle)
     }

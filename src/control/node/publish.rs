@@ -8,7 +8,7 @@ use crate::mount::{self, BindMount, Mounter};
 use crate::types::VolumeHandle;
 use std::path::{Path, PathBuf};
 
-/// How many targets on the node may share the volume.
+/// The number of targets on the node that may share the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
     /// CSI's SINGLE_NODE_SINGLE_WRITER.

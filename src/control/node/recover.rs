@@ -20,7 +20,7 @@ const AT_ONCE: usize = 32;
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
 
-/// How the volume of a staged record is recovered.
+/// The recovery of the volume of a staged record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Recovery {
     /// Mounted and ours: serve it again.

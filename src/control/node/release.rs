@@ -75,8 +75,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     }
 }
 
-/// Whether the dataset's record names this node, with this session or one of the staged record
-/// (R24).
+/// Returns whether the dataset's record names this node, with this session or one of the staged
+/// record (R24).
 pub(super) fn is_ours(record: &StagedRecord, me: &Owner, dataset: &Dataset) -> bool {
     let known =
         |owner: &Owner| owner.session == me.session || record.sessions.contains(&owner.session);

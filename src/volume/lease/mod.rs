@@ -65,8 +65,8 @@ impl LeaseSettings {
     /// NodeStage can wait for it inside one call of kubelet's (two minutes).
     pub const LEASE: Duration = Duration::from_secs(45);
 
-    /// How long before its lease expires an owner stops: for the time between the check and the
-    /// answer, and for clocks that run at different rates.
+    /// The time before its lease expires at which an owner stops: for the time between the check
+    /// and the answer, and for clocks that run at different rates.
     fn margin(&self) -> Duration {
         self.lease / 6
     }

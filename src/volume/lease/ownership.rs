@@ -52,7 +52,7 @@ impl Ownership {
         }
     }
 
-    /// Whether the id is of the claim that this ownership is based on.
+    /// Returns whether the id is of the claim that this ownership is based on.
     pub fn is_of(&self, claim: ClaimId) -> bool {
         self.claims.lock().contain(claim)
     }
@@ -75,7 +75,7 @@ impl Ownership {
         let _ended = self.generation_held.fetch_update(Ordering::AcqRel, Ordering::Acquire, raise);
     }
 
-    /// Whether the record has to be claimed again before this holds.
+    /// Returns whether the record has to be claimed again before this holds.
     pub(super) fn needs_reacquiring(&self, generation: u64) -> bool {
         let generation_held = self.generation_held.load(Ordering::Acquire);
         generation_held != UNCLAIMED && generation_held != ENDED && generation_held != generation

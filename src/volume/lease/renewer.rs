@@ -46,7 +46,7 @@ struct Renewal {
     /// The number of the last heartbeat sent. Never used twice: a request that was given up may
     /// land late.
     number: u64,
-    /// Whether the task runs.
+    /// Set while the task runs.
     runs: bool,
 }
 
@@ -257,7 +257,7 @@ impl RenewerState {
     }
 
     /// After the lease has expired: claims every record again that still names this session.
-    /// Whether every record could be read and written.
+    /// Returns whether every record could be read and written.
     async fn reacquire_all(&self) -> bool {
         let generation = self.generation();
         let owned: Vec<Arc<Ownership>> = self

@@ -115,7 +115,7 @@ impl Watch {
         self.owner.claim == owner.claim
     }
 
-    /// Whether a heartbeat was written while this watched.
+    /// Returns whether a heartbeat was written while this watched.
     pub fn saw_heartbeat(&self) -> bool {
         self.observed.alive
     }
