@@ -9,7 +9,7 @@
 //! Invariants:
 //! - No two uses share a key: chunk hashing, chunk sealing and database sealing have one for each
 //!   family, file handles one for each dataset. Changing a passphrase wraps the same master key
-//! again and touches nothing else.
+//!   again and touches nothing else.
 //! - A nonce is random and 192 bits long, so that any number of writers may seal without
 //!   coordination.
 //! - A wrong passphrase is detected before anything else is done with the pool.

@@ -194,7 +194,8 @@ fn has_expired(
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Others {
     Nothing,
-    /// One has collected, or begun to, since this process last did, or last asked this.
+    /// Another process has collected, or begun to, since this process last did, or last called
+    /// this.
     Collected,
     /// The process of this node holds the claim.
     Collecting(String),
