@@ -101,7 +101,7 @@ fn a_store_that_refuses_packs_is_named_by_readyz_and_check_until_it_takes_them()
     let _serving = Serving(serve.stdout(Stdio::null()).spawn().unwrap());
     until(at, |status, body| {
         status == "503"
-            && body.contains("pool a cannot be written")
+            && body.contains("pool a is not writable")
             && body.contains("client_max_body_size")
     });
 
