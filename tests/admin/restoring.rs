@@ -192,7 +192,7 @@ async fn a_damaged_file_does_not_keep_the_others_from_being_restored() {
     let to = cli.path().join("saved");
     let refused = cli.run(&["dataset", "restore", "web@cut", "tree", &to.display().to_string()]);
     assert_eq!(refused.code, 18, "{refused:?}");
-    let named = format!("reading what goes to {}", to.join("large").display());
+    let named = format!("reading the source of {}", to.join("large").display());
     assert!(
         refused.err.contains("restored 3 objects; 1 could not be restored")
             && refused.err.contains(&named),
@@ -322,7 +322,7 @@ async fn a_user_restores_all_but_the_device_and_again() {
     closed_tree(&cli).await;
     let to = cli.path().join("restored");
     let args = ["dataset", "restore", "web@cut", "tree", &to.display().to_string()];
-    let device = format!("not restored: making {}", to.join("sub/device").display());
+    let device = format!("not restored: creating {}", to.join("sub/device").display());
     for force in [&[][..], &["--force"], &["--force"]] {
         let refused = as_user(&cli, &[&args[..], force].concat());
         assert_eq!(refused.code, 15, "{force:?}: {refused:?}");

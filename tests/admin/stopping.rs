@@ -59,7 +59,7 @@ async fn a_check_leaves_no_snapshot() {
     cli.ok(&["dataset", "create", "web"]);
     let config = cli.path().join("config.yaml");
     // The owner does not poll its mailbox while the test runs.
-    std::fs::write(&config, "mailInterval: 10m\n").unwrap();
+    std::fs::write(&config, "mailboxInterval: 10m\n").unwrap();
     let serving = Serving::start_with(&cli, &["--config", &config.display().to_string()]);
     let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
     let root = client.mount("/web").await.unwrap();
