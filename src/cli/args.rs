@@ -8,15 +8,31 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-const EXIT_CODES: &str = "Exit status: 0 success, 1 internal error, 2 invalid arguments or \
-    configuration, 10 not found, 11 already exists, 12 another operation is in progress: retry, \
-    13 precondition failed, 14 out of space or quota, 15 permission denied, 16 the store or a node \
-    is unavailable, 17 fenced, 18 data is damaged, 19 not supported, 130 stopped by a signal. \
-    Sizes are bytes or have a binary unit: 64k, 64K, 64Ki and 64KiB are 65536 bytes";
+const EXIT_CODES: &str = "\
+Exit status:
+    0  success
+    1  internal error
+    2  invalid arguments or configuration
+   10  not found
+   11  already exists
+   12  another operation is in progress; retry
+   13  precondition failed: the message says which
+   14  out of space or quota
+   15  permission denied
+   16  the store or a node is unavailable
+   17  fenced: another owner has taken over
+   18  data is damaged
+   19  not supported
+  130  stopped by a signal
 
-const SPACE_COLUMNS: &str = "LOGICAL: total length of its files, including holes (with --exact). \
-    REFERENCED: bytes of data that it refers to. UNIQUE: stored bytes that only it refers to, which \
-    deleting it would free; ~ marks an estimate, which is too low if a pack is shared";
+Sizes are bytes or have a binary unit: 64k, 64K, 64Ki and 64KiB are 65536 bytes.";
+
+const SPACE_COLUMNS: &str = "\
+Columns:
+  LOGICAL     total length of its files, including holes (with --exact)
+  REFERENCED  bytes of data that it refers to
+  UNIQUE      stored bytes that only it refers to, which deleting it would free;
+              ~ marks an estimate, which is too low if a pack is shared";
 
 /// Kubernetes volumes that are POSIX file systems living entirely in an object store.
 #[derive(Parser)]
