@@ -15,7 +15,7 @@ use zerofs_csi::catalog::{Dataset, PoolRecord, Snapshot, decode_record};
 use zerofs_csi::chunk::{Trailer, decode_footer};
 use zerofs_csi::fs::journal;
 use zerofs_csi::fs::key::{self, Key};
-use zerofs_csi::fs::row::{DirEntryRow, Inode, Orphan, Record, Reply, Row, Superblock, Usage};
+use zerofs_csi::fs::row::{DirEntryRow, Extent, Inode, Orphan, Reply, Row, Superblock, Usage};
 use zerofs_csi::nfs::untrusted;
 use zerofs_csi::types::{PackId, SnapshotHandle, VolumeHandle};
 
@@ -69,10 +69,10 @@ fn keys(_: u8, bytes: &[u8]) {
             Key::Superblock => key::superblock(),
             Key::Inode(ino) => key::inode(ino),
             Key::DirEntry { dir, hash, n } => key::dir_entry(dir, hash, n),
-            Key::Record(data, record) => key::record(data, record),
+            Key::Extent(data, record) => key::extent(data, record),
             Key::Orphan(data) => key::orphan(data),
             Key::Usage(pack) => key::usage(pack),
-            Key::Ring(slot) => key::ring(slot),
+            Key::Reply(slot) => key::reply(slot),
         };
         assert_eq!(encoded, bytes);
     }
@@ -90,7 +90,7 @@ fn rows(variant: u8, bytes: &[u8]) {
         0 => row::<Superblock>(bytes),
         1 => row::<Inode>(bytes),
         2 => row::<DirEntryRow>(bytes),
-        3 => row::<Record>(bytes),
+        3 => row::<Extent>(bytes),
         4 => row::<Orphan>(bytes),
         5 => row::<Usage>(bytes),
         _ => row::<Reply>(bytes),

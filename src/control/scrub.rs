@@ -20,7 +20,7 @@ use crate::fs::FsError;
 use crate::fs::api::FileKind;
 use crate::fs::db::Reader;
 use crate::fs::key::{self, DataId, Key};
-use crate::fs::row::{DirEntryRow, Inode, Record, Row, Source};
+use crate::fs::row::{DirEntryRow, Extent, Inode, Row, Source};
 use crate::types::{ChunkHash, DatasetId, InodeNo, PackId};
 use crate::volume::Volumes;
 use bytes::Bytes;
@@ -183,8 +183,8 @@ impl<'a> Scrub<'a> {
         while let Some(rows) = pages.next().await? {
             root.renew(self.pool).await?;
             for (row_key, row) in &rows {
-                let Some(Key::Record(data, record)) = Key::parse(row_key) else { continue };
-                for segment in Record::decode(row)?.segments {
+                let Some(Key::Extent(data, record)) = Key::parse(row_key) else { continue };
+                for segment in Extent::decode(row)?.segments {
                     let Source::Chunk { chunk, .. } = segment.source else { continue };
                     self.found.chunks += 1;
                     if let Some(why) = self.wrong(&store, &chunk, &root.name, each).await? {
@@ -326,11 +326,11 @@ impl<'a> Scrub<'a> {
 async fn still_used(reader: &Reader, suspects: Vec<Suspect>) -> Result<Vec<Suspect>, FsError> {
     let mut still = Vec::new();
     for suspect in suspects {
-        let Some(row) = reader.get(&key::record(suspect.data, suspect.record)).await? else {
+        let Some(row) = reader.get(&key::extent(suspect.data, suspect.record)).await? else {
             continue;
         };
         let uses = |source: &Source| matches!(source, Source::Chunk { chunk, .. } if *chunk == suspect.chunk);
-        if Record::decode(&row)?.segments.iter().any(|segment| uses(&segment.source)) {
+        if Extent::decode(&row)?.segments.iter().any(|segment| uses(&segment.source)) {
             still.push(suspect);
         }
     }

@@ -16,7 +16,7 @@ use crate::fs::FsError;
 use crate::fs::api::FileKind;
 use crate::fs::db::Reader;
 use crate::fs::key;
-use crate::fs::row::{self, Inode, Record, Row, Superblock};
+use crate::fs::row::{self, Extent, Inode, Row, Superblock};
 use crate::types::{DatasetId, FamilyId, InodeNo, PackId};
 use crate::volume::Volumes;
 use bytes::Bytes;
@@ -234,7 +234,7 @@ async fn read_chunks(
     while let Some(rows) = pages.next().await? {
         root.renew(pool).await?;
         let records =
-            rows.iter().map(|(_, row)| Record::decode(row)).collect::<Result<Vec<_>, _>>()?;
+            rows.iter().map(|(_, row)| Extent::decode(row)).collect::<Result<Vec<_>, _>>()?;
         for segment in records.into_iter().flat_map(|record| record.segments) {
             let row::Source::Chunk { chunk, .. } = segment.source else { continue };
             referred += u64::from(segment.len);

@@ -41,7 +41,7 @@ impl Fs {
         self.lease.renew_soon();
         tokio::select! {
             biased;
-            reason = self.names.committer.stopped() => Err(reason),
+            reason = self.committer.stopped() => Err(reason),
             reacquired = self.lease.reacquired() => if reacquired { self.gate.lost().map_or(outcome, Err) } else { Err(FsError::Stale) },
         }
     }
@@ -49,6 +49,6 @@ impl Fs {
     /// Stops serving: another node owns the dataset.
     pub fn give_up(&self, reason: FsError) {
         self.gate.shut(reason.clone());
-        self.names.committer.give_up(reason);
+        self.committer.give_up(reason);
     }
 }

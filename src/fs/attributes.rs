@@ -3,10 +3,11 @@
 use super::FsError;
 use super::api::{Before, Caller, Change, FILE_BYTES_MAX, FileKind, FileRef, SetAttr, SetTime};
 use super::committer::{Batch, Ticket};
+use super::inode::attr;
 use super::key;
-use super::names::{Done, First, Names, Outcome};
-use super::node::attr;
+use super::names::{Names, Outcome};
 use super::permission;
+use super::replies::{Done, ReplySlot};
 use super::row::Inode;
 use crate::types::Timestamp;
 
@@ -28,10 +29,10 @@ impl Names {
         file: FileRef,
         set: SetAttr,
         guard: Option<Timestamp>,
-        turn: &First,
+        slot: &ReplySlot,
     ) -> Result<Outcome<Change>, FsError> {
         permission::check(&set)?;
-        let node = self.node(file).await?;
+        let node = self.inodes.node(file).await?;
         if set.size.is_some() {
             permission::resizable(node.row.read().kind)?;
         }
@@ -52,7 +53,7 @@ impl Names {
         }
         let before = Some(Before::from(&attr(file, &old)));
         if changes_nothing(&set) {
-            turn.unchanged(Done { ticket: Ticket::default(), object: Some(file) });
+            slot.unchanged(Done { ticket: Ticket::default(), object: Some(file) });
             return Ok(Outcome {
                 answer: Change { before, after: attr(file, &old) },
                 ticket: None,
@@ -68,7 +69,7 @@ impl Names {
         let stored =
             resize.as_ref().map_or_else(|| node.stored(&row), |resize| resize.stored(&row));
         batch.put(key::inode(file.ino), &stored);
-        let ticket = self.change_row(&node, batch, row, resize, turn)?;
+        let ticket = self.change_row(&node, batch, row, resize, slot)?;
         Ok(Outcome { answer: Change { before, after: node.attr() }, ticket: Some(ticket) })
     }
 }

@@ -5,8 +5,9 @@
 use super::FsError;
 use super::api::*;
 use super::dataset::{Fs, Promise, RETRY_PAUSE};
-use super::names::{Done, First, Listed, Outcome, Removal, Turn};
+use super::names::{Listed, Outcome, Removal};
 use super::permission;
+use super::replies::{Begun, Done, ReplySlot};
 use crate::types::{EntryName, Timestamp};
 use bytes::Bytes;
 use std::time::Duration;
@@ -21,14 +22,14 @@ fn again(after: Attr) -> Change {
 
 /// A call that must not be done twice.
 enum Repeatable {
-    First(First),
-    /// The call took effect.
+    First(ReplySlot),
+    /// It was done.
     Again(Done),
 }
 
 impl Fs {
     async fn attr(&self, file: FileRef) -> Result<Attr, FsError> {
-        Ok(self.names.node(file).await?.attr())
+        Ok(self.inodes.node(file).await?.attr())
     }
 
     /// Waits for the call's turn, then for room. A retransmitted call needs no room, and its first
@@ -40,18 +41,18 @@ impl Fs {
         promise: Promise,
         seen: &[FileRef],
     ) -> Result<Repeatable, FsError> {
-        match self.ring.turn(caller.call).await {
-            Turn::Repeated(Ok(done)) => {
-                self.retry_until_stopped(|| self.keep(promise, done.ticket)).await?;
+        match self.replies.begin(caller.call).await {
+            Begun::Repeated(Ok(done)) => {
+                self.retry_until_stopped(|| self.await_durable(promise, done.ticket)).await?;
                 Ok(Repeatable::Again(done))
             }
-            Turn::Repeated(Err(error)) => {
+            Begun::Repeated(Err(error)) => {
                 self.settle::<()>(Err(error.clone()), promise, seen).await?;
                 Err(error)
             }
-            Turn::First(first) => {
-                self.names.committer.ready().await?;
-                Ok(Repeatable::First(first))
+            Begun::First(slot) => {
+                self.committer.ready().await?;
+                Ok(Repeatable::First(slot))
             }
         }
     }
@@ -60,15 +61,15 @@ impl Fs {
     /// that it is as durable as the change it reports.
     async fn settle_first<T>(
         &self,
-        first: First,
+        slot: ReplySlot,
         outcome: Result<Outcome<T>, FsError>,
         promise: Promise,
         seen: &[FileRef],
     ) -> Result<T, FsError> {
         if let Err(error) = &outcome {
-            first.failed(error);
+            slot.failed(error);
         }
-        drop(first);
+        drop(slot);
         self.settle(outcome, promise, seen).await
     }
 
@@ -96,9 +97,9 @@ impl Fs {
         self.answer(async {
             match self.turn(caller, Promise::Durable, &[dir]).await? {
                 Repeatable::Again(_) => self.changed_again(dir).await,
-                Repeatable::First(first) => {
-                    let outcome = self.names.remove(caller, dir, name, what, &first).await;
-                    self.settle_first(first, outcome, Promise::Durable, &[dir]).await
+                Repeatable::First(slot) => {
+                    let outcome = self.names.remove(caller, dir, name, what, &slot).await;
+                    self.settle_first(slot, outcome, Promise::Durable, &[dir]).await
                 }
             }
         })
@@ -112,12 +113,12 @@ impl FileSystem for Fs {
     }
 
     fn write_verifier(&self) -> [u8; 8] {
-        self.names.committer.write_verifier()
+        self.committer.write_verifier()
     }
 
     async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {
         self.answer(async {
-            let node = self.names.node(file).await?;
+            let node = self.inodes.node(file).await?;
             let attr = node.attr();
             self.observe(&node).await?;
             Ok(attr)
@@ -135,9 +136,9 @@ impl FileSystem for Fs {
         self.answer(async {
             match self.turn(caller, Promise::Applied, &[file]).await? {
                 Repeatable::Again(_) => self.changed_again(file).await,
-                Repeatable::First(first) => {
-                    let outcome = self.names.setattr(caller, file, set, guard, &first).await;
-                    self.settle_first(first, outcome, Promise::Applied, &[file]).await
+                Repeatable::First(slot) => {
+                    let outcome = self.names.setattr(caller, file, set, guard, &slot).await;
+                    self.settle_first(slot, outcome, Promise::Applied, &[file]).await
                 }
             }
         })
@@ -153,7 +154,7 @@ impl FileSystem for Fs {
         self.answer(async {
             let found = self.names.lookup(caller, dir, name).await;
             if self.writes_through()
-                && let Some(dir) = self.names.table.peek(dir.ino)
+                && let Some(dir) = self.inodes.peek(dir.ino)
             {
                 self.observe(&dir).await?;
             }
@@ -172,10 +173,10 @@ impl FileSystem for Fs {
         want: u32,
     ) -> Result<(u32, Attr), FsError> {
         self.answer(async {
-            let node = self.names.node(file).await?;
+            let node = self.inodes.node(file).await?;
             let (granted, attr) = {
                 let row = node.row.read();
-                (permission::granted(caller, &row, want), super::node::attr(file, &row))
+                (permission::granted(caller, &row, want), super::inode::attr(file, &row))
             };
             self.observe(&node).await?;
             Ok((granted, attr))
@@ -185,7 +186,7 @@ impl FileSystem for Fs {
 
     async fn readlink(&self, _caller: &Caller, file: FileRef) -> Result<(Bytes, Attr), FsError> {
         self.answer(async {
-            let node = self.names.node(file).await?;
+            let node = self.inodes.node(file).await?;
             let target =
                 node.row.read().target.clone().ok_or(FsError::Invalid("not a symbolic link"))?;
             let attr = node.attr();
@@ -203,7 +204,7 @@ impl FileSystem for Fs {
         count: u32,
     ) -> Result<ReadOut, FsError> {
         self.answer(async {
-            let node = self.names.node(file).await?;
+            let node = self.inodes.node(file).await?;
             let read = self.names.read(caller, &node, offset, count).await?;
             self.observe(&node).await?;
             Ok(read)
@@ -220,8 +221,8 @@ impl FileSystem for Fs {
         stability: Stability,
     ) -> Result<Written, FsError> {
         self.answer(async {
-            self.names.committer.ready().await?;
-            let node = self.names.node(file).await?;
+            self.committer.ready().await?;
+            let node = self.inodes.node(file).await?;
             let count = data.len() as u32;
             let change = self.names.write(caller, &node, offset, data).await?;
             if stability == Stability::Unstable && !self.writes_through() {
@@ -241,7 +242,7 @@ impl FileSystem for Fs {
         _count: u32,
     ) -> Result<Change, FsError> {
         self.answer(async {
-            let node = self.names.node(file).await?;
+            let node = self.inodes.node(file).await?;
             self.names.committed(file, &node)?;
             self.flush(&node).await?;
             self.names.committed(file, &node)
@@ -259,9 +260,9 @@ impl FileSystem for Fs {
         self.answer(async {
             match self.turn(caller, Promise::Applied, &[dir]).await? {
                 Repeatable::Again(done) => self.created_again(done, dir).await,
-                Repeatable::First(first) => {
-                    let outcome = self.names.create(caller, dir, name, how, &first).await;
-                    self.settle_first(first, outcome, Promise::Applied, &[dir]).await
+                Repeatable::First(slot) => {
+                    let outcome = self.names.create(caller, dir, name, how, &slot).await;
+                    self.settle_first(slot, outcome, Promise::Applied, &[dir]).await
                 }
             }
         })
@@ -278,9 +279,9 @@ impl FileSystem for Fs {
         self.answer(async {
             match self.turn(caller, Promise::Applied, &[dir]).await? {
                 Repeatable::Again(done) => self.created_again(done, dir).await,
-                Repeatable::First(first) => {
-                    let outcome = self.names.mkdir(caller, dir, name, set, &first).await;
-                    self.settle_first(first, outcome, Promise::Applied, &[dir]).await
+                Repeatable::First(slot) => {
+                    let outcome = self.names.mkdir(caller, dir, name, set, &slot).await;
+                    self.settle_first(slot, outcome, Promise::Applied, &[dir]).await
                 }
             }
         })
@@ -298,9 +299,9 @@ impl FileSystem for Fs {
         self.answer(async {
             match self.turn(caller, Promise::Applied, &[dir]).await? {
                 Repeatable::Again(done) => self.created_again(done, dir).await,
-                Repeatable::First(first) => {
-                    let outcome = self.names.make(caller, dir, name, what, set, &first).await;
-                    self.settle_first(first, outcome, Promise::Applied, &[dir]).await
+                Repeatable::First(slot) => {
+                    let outcome = self.names.make(caller, dir, name, what, set, &slot).await;
+                    self.settle_first(slot, outcome, Promise::Applied, &[dir]).await
                 }
             }
         })
@@ -336,9 +337,9 @@ impl FileSystem for Fs {
                 Repeatable::Again(_) => {
                     Ok((self.changed_again(from.0).await?, self.changed_again(to.0).await?))
                 }
-                Repeatable::First(first) => {
-                    let outcome = self.names.rename(caller, from, to, &first).await;
-                    self.settle_first(first, outcome, Promise::Durable, &[from.0, to.0]).await
+                Repeatable::First(slot) => {
+                    let outcome = self.names.rename(caller, from, to, &slot).await;
+                    self.settle_first(slot, outcome, Promise::Durable, &[from.0, to.0]).await
                 }
             }
         })
@@ -357,9 +358,9 @@ impl FileSystem for Fs {
                 Repeatable::Again(_) => {
                     Ok((self.attr_again(file).await?, self.changed_again(dir).await?))
                 }
-                Repeatable::First(first) => {
-                    let outcome = self.names.link(caller, file, dir, name, &first).await;
-                    self.settle_first(first, outcome, Promise::Durable, &[file, dir]).await
+                Repeatable::First(slot) => {
+                    let outcome = self.names.link(caller, file, dir, name, &slot).await;
+                    self.settle_first(slot, outcome, Promise::Durable, &[file, dir]).await
                 }
             }
         })
@@ -379,7 +380,7 @@ impl FileSystem for Fs {
             self.observe(&dir).await?;
             if self.writes_through() && limit.with_attr {
                 self.observe_all(&listing.entries).await?;
-                self.names.committer.durable(seen).await?;
+                self.committer.durable(seen).await?;
             }
             Ok(listing)
         })
@@ -393,20 +394,23 @@ impl FileSystem for Fs {
 
 impl Fs {
     /// Flushes the file's data and metadata to the store, for WRITE(FILE_SYNC) and COMMIT.
-    async fn flush(&self, node: &std::sync::Arc<super::node::Node>) -> Result<(), FsError> {
-        let ticket = self.names.contents.flush(node).await?;
-        self.keep(Promise::Durable, ticket.unwrap_or_default().max(node.last())).await
+    async fn flush(&self, node: &std::sync::Arc<super::inode::Node>) -> Result<(), FsError> {
+        let ticket = self.contents.flush(node).await?;
+        self.await_durable(Promise::Durable, ticket.unwrap_or_default().max(node.last())).await
     }
 
     /// [`Self::flush`] for a WRITE, which has taken effect. A client that gets
     /// [`FsError::Unavailable`] sends a new call, and the data would take effect again, over what
     /// was written since (R36): so this waits for the store, and only then asks the client to
     /// retry.
-    async fn flush_written(&self, node: &std::sync::Arc<super::node::Node>) -> Result<(), FsError> {
+    async fn flush_written(
+        &self,
+        node: &std::sync::Arc<super::inode::Node>,
+    ) -> Result<(), FsError> {
         let since = std::time::Instant::now();
         loop {
             match self.flush(node).await {
-                Err(FsError::Unavailable(_)) if self.names.committer.has_not_stopped() => {
+                Err(FsError::Unavailable(_)) if self.committer.has_not_stopped() => {
                     if since.elapsed() > WRITE_LIMIT {
                         return Err(FsError::Busy(
                             "the object store does not take what was written",
@@ -421,7 +425,7 @@ impl Fs {
 
     async fn observe_all(&self, entries: &[DirEntry]) -> Result<(), FsError> {
         for entry in entries {
-            if let Some(node) = self.names.table.peek(entry.ino) {
+            if let Some(node) = self.inodes.peek(entry.ino) {
                 self.observe(&node).await?;
             }
         }

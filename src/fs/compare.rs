@@ -12,9 +12,10 @@
 
 use super::FsError;
 use super::api::FileKind;
+use super::inode::Entry;
 use super::key::{self, NameHash};
-use super::names::{Entry, clusters};
-use super::row::{Inode, Record, Segment, Source};
+use super::names::clusters;
+use super::row::{Extent, Inode, Segment, Source};
 use super::snapshot_reader::SnapshotReader;
 use crate::types::InodeNo;
 use serde::Serialize;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 
 /// Entries read of a directory at a time.
 const PAGE: usize = 1024;
-/// Records compared at a time.
+/// Extents compared at a time.
 const RECORDS: usize = 512;
 /// Names of moved objects whose other path has not been reached yet.
 const WAITING_MAX: usize = 100_000;
@@ -380,8 +381,8 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         }
         let (mut from, end) = (0, new.size.div_ceil(1 << new.record_bits));
         while from < end {
-            let (a, more_a) = records(self.before, old, from, end).await?;
-            let (b, more_b) = records(self.after, new, from, end).await?;
+            let (a, more_a) = extents(self.before, old, from, end).await?;
+            let (b, more_b) = extents(self.after, new, from, end).await?;
             // Each side may end at another extent: only the range that both have read is compared.
             let to = more_a.unwrap_or(end).min(more_b.unwrap_or(end));
             let read = |all: Vec<(u64, Vec<Segment>)>| {
@@ -413,23 +414,27 @@ fn same_bytes(a: &[Segment], b: &[Segment]) -> bool {
         && a.iter().zip(b).all(|(a, b)| (a.start, a.len) == (b.start, b.len) && bytes((a, b)))
 }
 
-/// The visible segments of a file's records from one on, and the record where the next page begins,
+/// The visible segments of a file's extents from one on, and the extent where the next page begins,
 /// if there may be one.
-async fn records(
+async fn extents(
     view: &SnapshotReader,
     row: &Inode,
     from: u64,
     end: u64,
 ) -> Result<(Vec<(u64, Vec<Segment>)>, Option<u64>), FsError> {
-    let page = view.records(row.data, from, RECORDS).await?;
+    let page = view.extents(row.data, from, RECORDS).await?;
     let next = page.last().filter(|_| page.len() == RECORDS).map(|(n, _)| n + 1);
-    let visible = |n: u64, record: &Record| {
-        n < end && !row.masks.iter().any(|mask| n >= mask.first && record.cut < mask.cut)
+    let visible = |n: u64, extent: &Extent| {
+        n < end
+            && !row
+                .masks
+                .iter()
+                .any(|mask| n >= mask.first && extent.truncations < mask.truncations)
     };
     let shown = page
         .into_iter()
-        .filter(|(n, record)| visible(*n, record))
-        .map(|(n, record)| (n, record.segments));
+        .filter(|(n, extent)| visible(*n, extent))
+        .map(|(n, extent)| (n, extent.segments));
     Ok((shown.collect(), next))
 }
 

@@ -4,8 +4,8 @@
 use super::FsError;
 use super::api::{Caller, Change, FILE_BYTES_MAX, FileKind, FileRef, IO_BYTES_MAX, ReadOut};
 use super::attributes::around;
+use super::inode::{Node, attr};
 use super::names::Names;
-use super::node::{Node, attr};
 use super::permission;
 use super::row::Inode;
 use bytes::Bytes;

@@ -4,22 +4,23 @@
 use super::FsError;
 use super::api::{FileKind, FileRef, SetAttr, StatFs};
 use super::committer::{Batch, Committer, Ticket};
-use super::content::{ContentMemory, Contents, NodeSource};
+use super::content::{ContentMemory, Contents};
 use super::db::{CheckpointId, Database, DbPlace, Detached};
 use super::gate::Gate;
+use super::inode::{InodeMemory, Inodes, Node};
 use super::journal;
 use super::key::{self, DataId};
 use super::lease::{AlwaysHeld, Lease};
-use super::names::{Names, NamesMemory, Outcome, Ring};
-use super::node::Node;
+use super::names::{Names, Outcome};
 use super::permission;
+use super::replies::ReplyCache;
 use super::row::{Inode, Row};
 use super::snapshot_fs::SnapshotMemory;
 use crate::chunk::{ChunkStore, Codec};
 use crate::types::{Epoch, InodeNo, PackId, SyncMode, Timestamp, WallClock};
 use parking_lot::Mutex;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,23 +43,23 @@ const SNAPSHOT_SHARE: u64 = 16;
 #[derive(Clone)]
 pub struct FsMemory {
     content: ContentMemory,
-    names: Arc<NamesMemory>,
+    inodes: Arc<InodeMemory>,
     snapshots: SnapshotMemory,
 }
 
 impl FsMemory {
-    /// `dirty_bytes`: most bytes of written data. `cache_bytes`: for records, inodes and
+    /// `dirty_bytes`: most bytes of written data. `cache_bytes`: for extents, inodes and
     /// directories.
     pub fn new(dirty_bytes: u64, cache_bytes: u64) -> Self {
         let records_bytes = cache_bytes / RECORDS_SHARE;
         let snapshots = SnapshotMemory::new(cache_bytes / SNAPSHOT_SHARE);
-        let names = NamesMemory::new(cache_bytes - records_bytes - cache_bytes / SNAPSHOT_SHARE);
-        Self { content: ContentMemory::new(dirty_bytes, records_bytes), names, snapshots }
+        let inodes = InodeMemory::new(cache_bytes - records_bytes - cache_bytes / SNAPSHOT_SHARE);
+        Self { content: ContentMemory::new(dirty_bytes, records_bytes), inodes, snapshots }
     }
 
     /// Approximate bytes that inodes and directories take now.
-    pub fn names_held(&self) -> u64 {
-        self.names.held()
+    pub fn inodes_held(&self) -> u64 {
+        self.inodes.held()
     }
 
     /// The memory for snapshots that are read.
@@ -69,7 +70,7 @@ impl FsMemory {
 
 impl std::fmt::Debug for FsMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FsMemory").field("names_held", &self.names_held()).finish_non_exhaustive()
+        f.debug_struct("FsMemory").field("inodes_held", &self.inodes_held()).finish_non_exhaustive()
     }
 }
 
@@ -113,8 +114,11 @@ impl RootAttr {
 
 /// A dataset open for reading and writing.
 pub struct Fs {
-    pub(super) names: Arc<Names>,
-    pub(super) ring: Arc<Ring>,
+    pub(super) committer: Arc<Committer>,
+    pub(super) inodes: Arc<Inodes>,
+    pub(super) names: Names,
+    pub(super) contents: Arc<Contents>,
+    pub(super) replies: Arc<ReplyCache>,
     pub(super) gate: Arc<Gate>,
     pub(super) lease: Arc<dyn Lease>,
     sync: SyncMode,
@@ -189,27 +193,32 @@ impl Fs {
             Committer::start(database, options.journal.as_deref(), settled, failpoints).await?,
         );
         let root = ensure_root(&committer, &options).await?;
-        let ring = Arc::new(Ring::load(&committer).await?);
-        let FsMemory { content, names, .. } = &options.memory;
+        let replies = Arc::new(ReplyCache::load(&committer).await?);
+        let FsMemory { content, inodes, .. } = &options.memory;
+        let inodes = Arc::new(Inodes::new(committer.clone(), inodes.clone()));
         let contents = Arc::new(Contents::new(
             committer.clone(),
+            inodes.clone(),
             chunks,
             packer,
             content,
             options.flush_interval,
         ));
         contents.set_quota(options.quota_bytes);
-        let names = Arc::new(Names::new(
-            committer,
-            contents,
+        let names = Names::new(
+            committer.clone(),
+            inodes.clone(),
+            contents.clone(),
             options.clock,
-            names.clone(),
             record_bits,
             options.quota_inodes,
-        ));
+        );
         let fs = Self {
+            committer,
+            inodes,
             names,
-            ring,
+            contents,
+            replies,
             gate: Arc::default(),
             lease,
             sync: options.sync,
@@ -224,13 +233,11 @@ impl Fs {
     }
 
     fn start(&self, flush_interval: Duration) {
-        let nodes: Arc<dyn NodeSource> = self.names.clone();
-        let nodes: Weak<dyn NodeSource> = Arc::downgrade(&nodes);
-        self.names.contents.start(nodes, &self.tasks, self.stop.clone());
-        let (committer, stop) = (self.names.committer.clone(), self.stop.clone());
+        self.contents.start(&self.tasks, self.stop.clone());
+        let (committer, stop) = (self.committer.clone(), self.stop.clone());
         self.tasks.spawn(async move { flush_by_time(&committer, flush_interval, &stop).await });
         let (committer, stop, gate) =
-            (self.names.committer.clone(), self.stop.clone(), self.gate.clone());
+            (self.committer.clone(), self.stop.clone(), self.gate.clone());
         self.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -245,8 +252,8 @@ impl Fs {
     /// call answered before this one began.
     pub async fn snapshot(&self, name: &str) -> Result<CheckpointId, FsError> {
         let cut = async {
-            self.names.contents.flush_all().await?;
-            self.names.committer.checkpoint(name).await
+            self.contents.flush_all().await?;
+            self.committer.checkpoint(name).await
         };
         self.answer(cut).await
     }
@@ -254,7 +261,7 @@ impl Fs {
     /// The damage that keeps the dataset's database from being compacted: before long it refuses
     /// every change.
     pub fn damage(&self) -> Option<FsError> {
-        self.names.committer.damage()
+        self.committer.damage()
     }
 
     /// Rewrites a clone's database so that it reads no ancestor's tables (R13). May be called
@@ -262,7 +269,7 @@ impl Fs {
     pub async fn detach(&self) -> Result<Detached, FsError> {
         // The gate is not held: closing need not wait for a detach, but ends it.
         drop(self.gate.enter()?);
-        self.names.committer.detach().await
+        self.committer.detach().await
     }
 
     /// Seals these packs: from now on no chunk in them comes into use that is not in use already
@@ -270,14 +277,14 @@ impl Fs {
     /// when this returns; the rows show which are sealed.
     pub async fn seal(&self, packs: &[PackId]) -> Result<(), FsError> {
         let _call = self.gate.enter()?;
-        self.names.contents.seal(packs).await
+        self.contents.seal(packs).await
     }
 
     /// Flushes everything written so far to the object store.
     pub async fn sync(&self) -> Result<(), FsError> {
         let _call = self.gate.enter()?;
-        let ticket = self.names.contents.flush_all().await?;
-        self.names.committer.durable(ticket).await
+        let ticket = self.contents.flush_all().await?;
+        self.committer.durable(ticket).await
     }
 
     /// Makes the root directory list `.snapshots`; the layer that serves it resolves that name.
@@ -292,18 +299,18 @@ impl Fs {
 
     pub fn set_quota(&self, bytes: Option<u64>, inodes: Option<u64>) {
         *self.quota_bytes.lock() = bytes;
-        self.names.contents.set_quota(bytes);
+        self.contents.set_quota(bytes);
         self.names.set_quota_inodes(inodes);
     }
 
     /// Returns a number that grows with every change.
     pub fn changes(&self) -> u64 {
-        self.names.committer.last().0
+        self.committer.last().0
     }
 
     /// Resolves when the file system can no longer serve: fenced or failed.
     pub async fn stopped(&self) -> FsError {
-        self.names.committer.stopped().await
+        self.committer.stopped().await
     }
 
     /// Flushes and closes. Calls in flight finish or fail with [`FsError::Stale`]. May be retried
@@ -315,7 +322,7 @@ impl Fs {
                 "calls are still waiting for the object store".to_owned(),
             ));
         }
-        let flushed = self.names.contents.flush_all().await;
+        let flushed = self.contents.flush_all().await;
         if let Err(error) = flushed {
             // A fenced or failed committer accepts nothing; then there is nothing left to save.
             if !matches!(error, FsError::Fenced | FsError::Stale) {
@@ -325,7 +332,7 @@ impl Fs {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        self.names.committer.close().await
+        self.committer.close().await
     }
 
     /// Answers new calls with "retry"; calls in progress go on. Used before [`Self::close`], when
@@ -337,14 +344,14 @@ impl Fs {
     /// Stops at once and writes nothing more, as the death of the process would, and releases the
     /// journal, if that can be done within `limit`.
     pub async fn abandon_within(&self, limit: Duration) {
-        let committer = &self.names.committer;
+        let committer = &self.committer;
         self.gate.shut(if committer.has_not_stopped() {
             FsError::Stale
         } else {
             committer.stopped().await
         });
         self.stop.cancel();
-        if tokio::time::timeout(limit, self.names.committer.abandon()).await.is_err() {
+        if tokio::time::timeout(limit, self.committer.abandon()).await.is_err() {
             tracing::warn!(
                 "something of a volume that has failed waits for the object store, and keeps its \
                  journal locked until that answers"
@@ -357,7 +364,7 @@ impl Fs {
     pub async fn prepare_handover(&self) -> Result<(), FsError> {
         self.sync().await?;
         let _call = self.gate.enter()?;
-        self.names.committer.prepare_handover().await
+        self.committer.prepare_handover().await
     }
 
     /// Detaches from the dataset for another process of this node, which goes on as after a crash
@@ -369,8 +376,8 @@ impl Fs {
         ));
         let flushed = async {
             self.gate.idle().await;
-            let ticket = self.names.contents.flush_all().await?;
-            self.names.committer.durable(ticket).await
+            let ticket = self.contents.flush_all().await?;
+            self.committer.durable(ticket).await
         };
         // Clients resend unstable data that is not in the store, and the journal has the rest (R17,
         // R18).
@@ -388,7 +395,7 @@ impl Fs {
         }
         self.stop.cancel();
         self.tasks.close();
-        self.names.committer.hand_over().await?;
+        self.committer.hand_over().await?;
         self.tasks.wait().await;
         Ok(())
     }
@@ -396,7 +403,7 @@ impl Fs {
     /// Returns whether a failed [`Self::close`] can succeed on a retry; otherwise there is nothing
     /// left to close.
     pub async fn may_close_again(&self) -> bool {
-        self.names.committer.is_flushed().await || self.names.committer.has_not_stopped()
+        self.committer.is_flushed().await || self.committer.has_not_stopped()
     }
 
     pub(super) fn root_ref(&self) -> FileRef {
@@ -404,8 +411,8 @@ impl Fs {
     }
 
     pub(super) fn totals(&self) -> StatFs {
-        let totals = self.names.committer.totals();
-        let used = totals.allocated.saturating_add(self.names.contents.reserved());
+        let totals = self.committer.totals();
+        let used = totals.allocated.saturating_add(self.contents.reserved());
         let total_bytes = (*self.quota_bytes.lock()).unwrap_or(BYTES_UNLIMITED);
         let total_inodes = self.names.quota_inodes().unwrap_or(INODES_UNLIMITED);
         StatFs {
@@ -417,17 +424,21 @@ impl Fs {
     }
 
     /// Waits until a batch is as durable as the sync mode promises.
-    pub(super) async fn keep(&self, promise: Promise, ticket: Ticket) -> Result<(), FsError> {
-        self.names.committer.step("fs.call.submitted").await?;
+    pub(super) async fn await_durable(
+        &self,
+        promise: Promise,
+        ticket: Ticket,
+    ) -> Result<(), FsError> {
+        self.committer.step("fs.call.submitted").await?;
         match (self.sync, promise) {
             (SyncMode::Disabled, _) | (SyncMode::Standard, Promise::Applied) => {
-                self.names.committer.applied(ticket).await
+                self.committer.applied(ticket).await
             }
             (SyncMode::Standard, Promise::Durable) | (SyncMode::Always, _) => {
-                self.names.committer.durable(ticket).await
+                self.committer.durable(ticket).await
             }
         }?;
-        self.names.committer.step("fs.call.kept").await
+        self.committer.step("fs.call.kept").await
     }
 
     /// Waits for what a change needs that already has its place in the order: as long as the store
@@ -442,7 +453,7 @@ impl Fs {
             match work().await {
                 // Once the committer has stopped, this process cannot know whether the change took
                 // effect; it has lost the volume (R25).
-                Err(FsError::Unavailable(_)) if self.names.committer.has_not_stopped() => {
+                Err(FsError::Unavailable(_)) if self.committer.has_not_stopped() => {
                     tokio::time::sleep(RETRY_PAUSE).await
                 }
                 done => return done,
@@ -461,9 +472,9 @@ impl Fs {
             return Ok(());
         }
         if node.content.is_dirty() {
-            self.names.contents.flush_for_order(node).await?;
+            self.contents.flush_for_order(node).await?;
         }
-        self.names.committer.durable(node.last()).await
+        self.committer.durable(node.last()).await
     }
 
     /// Turns an operation's outcome into its answer: waits for what the operation changed and, with
@@ -479,11 +490,11 @@ impl Fs {
             Err(_) => None,
         };
         if let Some(ticket) = changed {
-            self.retry_until_stopped(|| self.keep(promise, ticket)).await?;
+            self.retry_until_stopped(|| self.await_durable(promise, ticket)).await?;
         }
         if self.sync == SyncMode::Always {
             for file in seen {
-                if let Some(node) = self.names.table.peek(file.ino) {
+                if let Some(node) = self.inodes.peek(file.ino) {
                     match changed {
                         Some(_) => self.retry_until_stopped(|| self.observe(&node)).await?,
                         None => self.observe(&node).await?,
@@ -536,7 +547,7 @@ async fn ensure_root(committer: &Committer, options: &FsOptions) -> Result<FileR
         parent: ino,
         data: DataId(0),
         record_bits: 12,
-        cut: 0,
+        truncations: 0,
         masks: Vec::new(),
         exclusive: None,
         fs_group_epoch: committer.superblock().fs_group_epoch,

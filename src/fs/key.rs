@@ -4,10 +4,10 @@
 //! S                                   superblock
 //! I <inode:8>                         inode
 //! D <dir:8> <hash:6> <n:2>            directory entry (R21: `n` tells names of one hash apart and is never compacted)
-//! X <data id:8> <record:8>            record of a file's data
+//! X <data id:8> <extent:8>            extent of a file's data
 //! O <data id:8>                       data to be reclaimed
 //! U <creator:16> <epoch:8> <seq:8>    references held into a pack
-//! R <slot:4>                          duplicate-reply ring
+//! R <slot:4>                          duplicate-reply cache (a ring of slots)
 //! ```
 //! Keys are readable in SlateDB's indexes whatever the encryption, so no name is ever part of one:
 //! directory keys hold a keyed hash.
@@ -128,12 +128,12 @@ pub fn dir_hash(dir: InodeNo, hash: NameHash) -> Bytes {
     build(b'D', &[&dir.0.to_be_bytes(), &hash.0.to_be_bytes()[2..]])
 }
 
-pub fn record(data: DataId, record: u64) -> Bytes {
-    build(b'X', &[&data.0.to_be_bytes(), &record.to_be_bytes()])
+pub fn extent(data: DataId, extent: u64) -> Bytes {
+    build(b'X', &[&data.0.to_be_bytes(), &extent.to_be_bytes()])
 }
 
-/// All records of a data id.
-pub fn records(data: DataId) -> Bytes {
+/// All extents of a data id.
+pub fn extents(data: DataId) -> Bytes {
     build(b'X', &[&data.0.to_be_bytes()])
 }
 
@@ -145,7 +145,7 @@ pub fn usage(pack: PackId) -> Bytes {
     build(b'U', &[pack.creator.as_bytes(), &pack.epoch.0.to_be_bytes(), &pack.seq.to_be_bytes()])
 }
 
-pub fn ring(slot: u32) -> Bytes {
+pub fn reply(slot: u32) -> Bytes {
     build(b'R', &[&slot.to_be_bytes()])
 }
 
@@ -155,10 +155,10 @@ pub enum Key {
     Superblock,
     Inode(InodeNo),
     DirEntry { dir: InodeNo, hash: NameHash, n: u16 },
-    Record(DataId, u64),
+    Extent(DataId, u64),
     Orphan(DataId),
     Usage(PackId),
-    Ring(u32),
+    Reply(u32),
 }
 
 impl Key {
@@ -180,7 +180,7 @@ impl Key {
                     n,
                 })
             }
-            (b'X', 16) => Some(Self::Record(DataId(u64_at(rest, 0)?), u64_at(rest, 8)?)),
+            (b'X', 16) => Some(Self::Extent(DataId(u64_at(rest, 0)?), u64_at(rest, 8)?)),
             (b'O', 8) => Some(Self::Orphan(DataId(u64_at(rest, 0)?))),
             (b'U', 32) => {
                 let creator = Incarnation::from_bytes(rest.get(..16)?.try_into().ok()?);
@@ -190,7 +190,7 @@ impl Key {
                     seq: u64_at(rest, 24)?,
                 }))
             }
-            (b'R', 4) => Some(Self::Ring(u32::from_be_bytes(rest.try_into().ok()?))),
+            (b'R', 4) => Some(Self::Reply(u32::from_be_bytes(rest.try_into().ok()?))),
             _ => None,
         }
     }
@@ -208,10 +208,10 @@ mod tests {
             (superblock(), Key::Superblock),
             (inode(InodeNo(7)), Key::Inode(InodeNo(7))),
             (dir_entry(InodeNo(7), hash, 5), Key::DirEntry { dir: InodeNo(7), hash, n: 5 }),
-            (record(DataId(4), 9), Key::Record(DataId(4), 9)),
+            (extent(DataId(4), 9), Key::Extent(DataId(4), 9)),
             (orphan(DataId(4)), Key::Orphan(DataId(4))),
             (usage(pack), Key::Usage(pack)),
-            (ring(11), Key::Ring(11)),
+            (reply(11), Key::Reply(11)),
         ];
         for (bytes, key) in cases {
             assert_eq!(Key::parse(&bytes), Some(key));

@@ -232,7 +232,7 @@ mod tests {
             parent: InodeNo::ROOT,
             data: DataId(0),
             record_bits: 12,
-            cut: 0,
+            truncations: 0,
             masks: Vec::new(),
             exclusive: None,
             fs_group_epoch: 0,

@@ -17,9 +17,10 @@
 use super::FsError;
 use super::api::{Caller, FileKind, FileRef, SNAPSHOTS_NAME, SetAttr, SetTime};
 use super::dataset::Fs;
-use super::names::{First, Overwrite, given_back};
-use super::node::Node;
-use super::row::{Inode, Record};
+use super::inode::Node;
+use super::names::{Overwrite, given_back};
+use super::replies::ReplySlot;
+use super::row::{Extent, Inode};
 use super::snapshot_reader::{SnapshotInode, SnapshotReader};
 use super::walk::Walk;
 use crate::types::{Class, Classify, EntryName, InodeNo};
@@ -27,7 +28,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Records read at a time.
+/// Extents read at a time.
 const RECORDS: usize = 512;
 /// Most objects with several names that are remembered; each name of others becomes an object of
 /// its own.
@@ -188,7 +189,7 @@ impl Fs {
     ) -> Result<Restored, RestoreError> {
         let path = shown(&route.to);
         let packs = view.packs().await.map_err(at(&path))?;
-        let _pin = self.names.committer.pin(packs);
+        let _pin = self.committer.pin(packs);
         let (links, into, left_out) = Default::default();
         let (overwrite, to, walk) = (route.overwrite, path.clone(), Walk::new(view));
         let mut restore =
@@ -196,8 +197,8 @@ impl Fs {
         let done = restore.all(route).await;
         // Also covers what was done before an error: the snapshot may be released when this
         // returns.
-        let last = self.names.committer.last();
-        self.retry_until_stopped(|| self.names.committer.durable(last)).await.map_err(at(&path))?;
+        let last = self.committer.last();
+        self.retry_until_stopped(|| self.committer.durable(last)).await.map_err(at(&path))?;
         done.and_then(|()| restore.left_out.end(progress.now()))
     }
 }
@@ -334,7 +335,7 @@ impl Restore<'_> {
         name: &EntryName,
         below: Option<&EntryName>,
     ) -> Result<(), RestoreError> {
-        self.fs.names.committer.ready().await.map_err(|error| self.failed(below)(error))?;
+        self.fs.committer.ready().await.map_err(|error| self.failed(below)(error))?;
         self.fs
             .names
             .committer
@@ -412,7 +413,7 @@ impl Restore<'_> {
                 let made = self
                     .fs
                     .names
-                    .mkdir(&Caller::root(), dir, name, set, &First::unrepeated())
+                    .mkdir(&Caller::root(), dir, name, set, &ReplySlot::unrepeated())
                     .await;
                 made.map(|made| made.answer.attr.file).map_err(|error| self.failed(below)(error))
             }
@@ -452,24 +453,28 @@ impl Restore<'_> {
         row: &Inode,
         given_back: u64,
     ) -> Result<super::content::Copied, FsError> {
-        let mut content = self.fs.names.contents.begin_copy(row.allocated, given_back)?;
+        let mut content = self.fs.contents.begin_copy(row.allocated, given_back)?;
         let record_bytes = 1u32 << row.record_bits;
         let (mut from, end) = (0, row.size.div_ceil(u64::from(record_bytes)));
         while from < end {
-            let page = self.view.records(row.data, from, RECORDS).await?;
+            let page = self.view.extents(row.data, from, RECORDS).await?;
             let more = page.len() == RECORDS;
-            for (n, record) in page {
+            for (n, extent) in page {
                 from = n + 1;
-                if n >= end || row.masks.iter().any(|mask| n >= mask.first && record.cut < mask.cut)
+                if n >= end
+                    || row
+                        .masks
+                        .iter()
+                        .any(|mask| n >= mask.first && extent.truncations < mask.truncations)
                 {
                     continue;
                 }
                 let left =
                     (row.size - n * u64::from(record_bytes)).min(u64::from(record_bytes)) as u32;
-                let mut segments = record.segments;
+                let mut segments = extent.segments;
                 super::content::punch(&mut segments, left, record_bytes);
                 if !segments.is_empty() {
-                    content.add(n, &Record { cut: 0, segments }, record_bytes).await?;
+                    content.add(n, &Extent { truncations: 0, segments }, record_bytes).await?;
                 }
             }
             if !more {
@@ -488,7 +493,11 @@ impl Restore<'_> {
             atime: SetTime::To(like.atime),
             mtime: SetTime::To(like.mtime),
         };
-        self.fs.names.committer.ready().await?;
-        self.fs.names.setattr(&Caller::root(), dir, set, None, &First::unrepeated()).await.map(drop)
+        self.fs.committer.ready().await?;
+        self.fs
+            .names
+            .setattr(&Caller::root(), dir, set, None, &ReplySlot::unrepeated())
+            .await
+            .map(drop)
     }
 }

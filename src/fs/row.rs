@@ -91,7 +91,7 @@ pub struct Inode {
     pub nlink: u32,
     /// Bytes of a file, bytes of a link's target, number of entries of a directory.
     pub size: u64,
-    /// Bytes accounted: what records hold, holes excluded.
+    /// Bytes accounted: what extents hold, holes excluded.
     pub allocated: u64,
     pub rdev: (u32, u32),
     pub atime: Timestamp,
@@ -105,10 +105,10 @@ pub struct Inode {
     pub data: DataId,
     /// The record size is two to the power of this: 12 to 20 (R6).
     pub record_bits: u8,
-    /// Count of truncations that left a mask; records remember the count they were written at (R5).
-    pub cut: u32,
+    /// Count of truncations that left a mask; extents remember the count they were written at (R5).
+    pub truncations: u32,
     /// At most [`MASKS_MAX`].
-    pub masks: Vec<Mask>,
+    pub masks: Vec<TruncationMask>,
     /// Verifier of the EXCLUSIVE create that made the file.
     pub exclusive: Option<[u8; 8]>,
     pub fs_group_epoch: u32,
@@ -119,11 +119,11 @@ pub struct Inode {
 /// Most masks an inode carries; a further truncation waits for reclaim (R5).
 pub const MASKS_MAX: usize = 8;
 
-/// Records from `first` on that were written at a cut below `cut` are holes (R5).
+/// Extents from `first` on that were written at a lower truncation count are holes (R5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mask {
+pub struct TruncationMask {
     pub first: u64,
-    pub cut: u32,
+    pub truncations: u32,
 }
 
 /// `D`.
@@ -134,20 +134,20 @@ pub struct DirEntryRow {
     pub name: EntryName,
 }
 
-/// `X`: one record of a file. Segments are in order and do not overlap; what lies between them is a
+/// `X`: one extent of a file. Segments are in order and do not overlap; what lies between them is a
 /// hole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// The inode's `cut` when the record was last written.
-    pub cut: u32,
+pub struct Extent {
+    /// The inode's `truncations` when the extent was last written.
+    pub truncations: u32,
     pub segments: Vec<Segment>,
 }
 
-/// Part of a record: a 4 KiB overwrite of a large record adds a segment instead of rewriting the
-/// record.
+/// Part of an extent: a 4 KiB overwrite of a large extent adds a segment instead of rewriting the
+/// extent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
-    /// Offset in the record, bytes.
+    /// Offset in the extent, bytes.
     pub start: u32,
     /// Bytes, never 0.
     pub len: u32,
@@ -199,12 +199,12 @@ mod raw_bytes {
     }
 }
 
-/// `O`: content that no inode refers to, or a file's records past a cut.
+/// `O`: content that no inode refers to, or a file's extents behind a truncation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Orphan {
-    /// Records before this one are gone or still in use.
+    /// Extents before this one are gone or still in use.
     pub from: u64,
-    /// Set when the data id still belongs to this inode: only records older than its masks go, then
+    /// Set when the data id still belongs to this inode: only extents older than its masks go, then
     /// the masks.
     pub inode: Option<InodeNo>,
 }
@@ -239,7 +239,7 @@ impl Row for Inode {
 
     fn check(&self) -> Result<(), String> {
         if self.kind == FileKind::Regular && !(12..=20).contains(&self.record_bits) {
-            return Err(format!("records of 2^{} bytes", self.record_bits));
+            return Err(format!("extents of 2^{} bytes", self.record_bits));
         }
         Ok(())
     }
@@ -247,8 +247,8 @@ impl Row for Inode {
 impl Row for DirEntryRow {
     const WHAT: &'static str = "directory entry";
 }
-impl Row for Record {
-    const WHAT: &'static str = "record";
+impl Row for Extent {
+    const WHAT: &'static str = "extent";
 }
 impl Row for Orphan {
     const WHAT: &'static str = "orphan";

@@ -11,9 +11,9 @@
 use super::FsError;
 use super::api::*;
 use super::db::{CheckpointId, DbPlace, Reader};
+use super::inode::attr;
 use super::key;
 use super::names::{Page, clusters, entry_name};
-use super::node::attr;
 use super::permission;
 use super::row::Inode;
 use super::snapshot_reader::{SnapshotInode, SnapshotReader};

@@ -5,9 +5,10 @@
 use super::FsError;
 use super::api::FileKind;
 use super::db::Reader;
+use super::inode::Entry;
 use super::key::{self, DataId, NameHash};
-use super::names::{Entry, NameHasher, decode_entry};
-use super::row::{DirEntryRow, Inode, Record, Row, Source, Superblock, Usage};
+use super::names::{NameHasher, decode_entry};
+use super::row::{DirEntryRow, Extent, Inode, Row, Source, Superblock, Usage};
 use crate::chunk::{ChunkRef, ChunkStore};
 use crate::types::{EntryName, InodeNo, PackId};
 use bytes::Bytes;
@@ -162,20 +163,20 @@ impl SnapshotReader {
         Ok(packs)
     }
 
-    /// Up to `limit` records of a file's data from `first` on, masked ones included.
-    pub async fn records(
+    /// Up to `limit` extents of a file's data from `first` on, masked ones included.
+    pub async fn extents(
         &self,
         data: DataId,
         first: u64,
         limit: usize,
-    ) -> Result<Vec<(u64, Record)>, FsError> {
+    ) -> Result<Vec<(u64, Extent)>, FsError> {
         let rows =
-            self.reader.scan(key::record(data, first), key::records(data.next()), limit).await?;
-        let record = |(row_key, row): &(Bytes, Bytes)| match key::Key::parse(row_key) {
-            Some(key::Key::Record(_, n)) => Ok((n, Record::decode(row)?)),
-            _ => Err(FsError::Corrupt(format!("key {} among records", row_key.escape_ascii()))),
+            self.reader.scan(key::extent(data, first), key::extents(data.next()), limit).await?;
+        let extent = |(row_key, row): &(Bytes, Bytes)| match key::Key::parse(row_key) {
+            Some(key::Key::Extent(_, n)) => Ok((n, Extent::decode(row)?)),
+            _ => Err(FsError::Corrupt(format!("key {} among extents", row_key.escape_ascii()))),
         };
-        rows.iter().map(record).collect()
+        rows.iter().map(extent).collect()
     }
 
     /// A page of a directory's entries after the key of an earlier page; the second value continues
@@ -256,12 +257,17 @@ impl SnapshotReader {
         let (first, last) = (offset >> bits, (end - 1) >> bits);
         let limit = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
         let (mut parts, mut at) = (Vec::new(), offset);
-        for (n, record) in self.records(row.data, first, limit).await? {
-            // R5: records from `first` on that were written before the cut are holes.
-            if n > last || row.masks.iter().any(|mask| n >= mask.first && record.cut < mask.cut) {
+        for (n, extent) in self.extents(row.data, first, limit).await? {
+            // R5: extents from `first` on that were written before the truncation are holes.
+            if n > last
+                || row
+                    .masks
+                    .iter()
+                    .any(|mask| n >= mask.first && extent.truncations < mask.truncations)
+            {
                 continue;
             }
-            for segment in record.segments {
+            for segment in extent.segments {
                 let start = (n << bits) + u64::from(segment.start);
                 let (from, to) = (start.max(at), (start + u64::from(segment.len)).min(end));
                 if from >= to {
@@ -278,7 +284,7 @@ impl SnapshotReader {
                     }
                     Source::Inline(_) => {
                         return Err(FsError::Corrupt(format!(
-                            "inode {}: record {n} lacks bytes that it should hold",
+                            "inode {}: extent {n} lacks bytes that it should hold",
                             file.ino
                         )));
                     }

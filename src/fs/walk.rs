@@ -6,8 +6,8 @@
 //! depth: a directory's row and name for each level.
 
 use super::FsError;
+use super::inode::Entry;
 use super::key::{self, NameHash};
-use super::names::Entry;
 use super::snapshot_reader::{SnapshotInode, SnapshotReader};
 use crate::types::{EntryName, InodeNo};
 use std::collections::VecDeque;

@@ -10,7 +10,7 @@ use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::check::{Mend, Problem, Report, check, repair};
 use zerofs_csi::fs::db::{Database, Reader};
 use zerofs_csi::fs::key::{self, Key};
-use zerofs_csi::fs::row::{DirEntryRow, Inode, Mask, Orphan, Row};
+use zerofs_csi::fs::row::{DirEntryRow, Inode, Orphan, Row, TruncationMask};
 use zerofs_csi::fs::{Batch, Committer, Fs, FsError};
 use zerofs_csi::types::{EntryName, InodeNo};
 
@@ -158,8 +158,8 @@ fn mendable() -> Vec<(&'static str, Damage)> {
         (
             "a mask that is not queued",
             inode("large", |row| {
-                row.cut = 1;
-                row.masks = vec![Mask { first: 1 << 20, cut: 1 }];
+                row.truncations = 1;
+                row.masks = vec![TruncationMask { first: 1 << 20, truncations: 1 }];
             }),
         ),
         (
@@ -198,10 +198,10 @@ fn mendable() -> Vec<(&'static str, Damage)> {
             batch(|committer, _| {
                 Box::pin(async move {
                     let (at, row) = first(committer, b'X', |_, row| row.len() > 100).await;
-                    let Some(Key::Record(_, n)) = Key::parse(&at) else { panic!("a record") };
+                    let Some(Key::Extent(_, n)) = Key::parse(&at) else { panic!("a record") };
                     let data = committer.new_data().unwrap();
                     let mut batch = Batch::default();
-                    batch.rows.push((key::record(data, n), Some(row.into())));
+                    batch.rows.push((key::extent(data, n), Some(row.into())));
                     batch
                 })
             }),

@@ -72,8 +72,11 @@ fn inode() -> Inode {
         parent: InodeNo(1),
         data: DataId(300),
         record_bits: 16,
-        cut: 3,
-        masks: vec![Mask { first: 17, cut: 2 }, Mask { first: 5, cut: 3 }],
+        truncations: 3,
+        masks: vec![
+            TruncationMask { first: 17, truncations: 2 },
+            TruncationMask { first: 5, truncations: 3 },
+        ],
         exclusive: Some([0x33; 8]),
         fs_group_epoch: 1,
         target: None,
@@ -161,7 +164,7 @@ fn records() {
             source: Source::Chunk { chunk: chunk(Codec::None), from: 0 },
         },
     ];
-    check(&Record { cut: 2, segments }, include_str!("golden/rows/record.hex").trim_end());
+    check(&Extent { truncations: 2, segments }, include_str!("golden/rows/extent.hex").trim_end());
 }
 
 #[test]
@@ -174,10 +177,10 @@ fn keys() {
             key::dir_entry(InodeNo(1), hash, 0x0304),
             Key::DirEntry { dir: InodeNo(1), hash, n: 0x0304 },
         ),
-        (key::record(DataId(5), 0x0607), Key::Record(DataId(5), 0x0607)),
+        (key::extent(DataId(5), 0x0607), Key::Extent(DataId(5), 0x0607)),
         (key::orphan(DataId(8)), Key::Orphan(DataId(8))),
         (key::usage(pack()), Key::Usage(pack())),
-        (key::ring(0x090a), Key::Ring(0x090a)),
+        (key::reply(0x090a), Key::Reply(0x090a)),
     ];
     let text: String = keys.iter().map(|(bytes, _)| hex(bytes) + "\n").collect();
     if std::env::var("ZEROFS_GOLDEN").is_ok_and(|v| v == "print") {

@@ -100,7 +100,7 @@ fn many_volumes_without_the_store_stay_within_their_memory_and_go_on_with_it() {
         let writers: Vec<_> =
             open.iter().map(|volume| tokio::spawn(fill(volume.clone(), done.clone()))).collect();
         let files = until_still(&done).await;
-        let (rows, names) = (cache.unflushed(), memory.names_held());
+        let (rows, names) = (cache.unflushed(), memory.inodes_held());
         let full = resident().saturating_sub(at_first);
         println!(
             "{VOLUMES} volumes, {files} files: {rows} bytes of rows, {names} of inodes and \
@@ -138,11 +138,11 @@ fn many_volumes_without_the_store_stay_within_their_memory_and_go_on_with_it() {
         }
         // A volume that is closed holds nothing, once the last of its tasks has ended.
         for _ in 0..300 {
-            if (cache.unflushed(), memory.names_held()) == (0, 0) {
+            if (cache.unflushed(), memory.inodes_held()) == (0, 0) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        assert_eq!((cache.unflushed(), memory.names_held()), (0, 0));
+        assert_eq!((cache.unflushed(), memory.inodes_held()), (0, 0));
     });
 }

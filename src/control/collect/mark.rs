@@ -9,7 +9,7 @@ use crate::chunk::parse_object;
 use crate::control::ControlError;
 use crate::control::roots::usage;
 use crate::fs::db::{self, CheckpointId, DbPlace, Reader};
-use crate::fs::row::{Record, Row, Source, Superblock, Usage};
+use crate::fs::row::{Extent, Row, Source, Superblock, Usage};
 use crate::fs::{FsError, key};
 use crate::types::{ChunkHash, Class, Classify, Epoch, FamilyId, Incarnation, PackId, SnapshotId};
 use bytes::Bytes;
@@ -401,7 +401,7 @@ async fn chunks(
     let mut pages = reader.pages(Bytes::from_static(b"X"), Bytes::from_static(b"Y"));
     while let Some(rows) = pages.next().await? {
         for (_, row) in &rows {
-            for segment in Record::decode(row)?.segments {
+            for segment in Extent::decode(row)?.segments {
                 if let Source::Chunk { chunk, .. } = segment.source
                     && wanted.contains(&chunk.pack)
                 {

@@ -1,29 +1,29 @@
-//! Records: whose they are, what they hold, and what they refer to.
+//! Extents: whose they are, what they hold, and what they refer to.
 
 use super::repair::{MENDS_MAX, Mend};
-use super::{Known, Part, Problem, Report, Rows, scan};
+use super::{Facts, Part, Problem, Report, Rows, scan};
 use crate::fs::FsError;
 use crate::fs::api::FileKind;
 use crate::fs::key::{DataId, Key};
-use crate::fs::row::{Inode, Orphan, Record, Row, Source, Superblock};
+use crate::fs::row::{Extent, Inode, Orphan, Row, Source, Superblock};
 use crate::types::InodeNo;
 use std::collections::HashMap;
 
-/// Reads the records, and verifies the part's allocated bytes. With the first part, orphans'
-/// records and references too.
+/// Reads the extents, and verifies the part's allocated bytes. With the first part, orphans'
+/// extents and references too.
 pub(super) async fn check(
     rows: &impl Rows,
     mut part: Part,
     superblock: &Superblock,
     report: &mut Report,
-    known: &mut Known,
+    known: &mut Facts,
 ) -> Result<(), FsError> {
     let owners = owners(&part, report, known);
     let first = part.first;
     scan(rows, b'X', report, |report, key, row| {
-        let Key::Record(data, n) = key else { return };
+        let Key::Extent(data, n) = key else { return };
         let owner = owners.get(&data).and_then(|ino| Some((*ino, part.inodes.get_mut(ino)?)));
-        let decoded = Record::decode(row);
+        let decoded = Extent::decode(row);
         if first {
             report.records += 1;
             if data.0 >= superblock.next_data {
@@ -36,27 +36,27 @@ pub(super) async fn check(
                 );
             }
             match &decoded {
-                Ok(record) => count_references(record, known),
+                Ok(extent) => count_references(extent, known),
                 Err(error) => {
-                    report.add(Problem::Row, format!("record {n} of data {}: {error}", data.0))
+                    report.add(Problem::Row, format!("extent {n} of data {}: {error}", data.0))
                 }
             }
         }
         let orphan = known.orphans.get(&data).is_some_and(|orphan| orphan.inode.is_none());
         let Some((ino, seen)) = owner else {
-            known.owned_records += u64::from(first && orphan);
+            known.owned_extents += u64::from(first && orphan);
             // An inode of a later part may own it.
             if part.whole && !orphan && known.lost.len() < MENDS_MAX {
                 known.lost.insert(data);
             }
             return;
         };
-        known.owned_records += 1;
-        let Ok(record) = decoded else { return };
+        known.owned_extents += 1;
+        let Ok(extent) = decoded else { return };
         seen.held = seen
             .held
-            .saturating_add(record.segments.iter().map(|segment| u64::from(segment.len)).sum());
-        check_record(ino, &seen.row, n, &record, report);
+            .saturating_add(extent.segments.iter().map(|segment| u64::from(segment.len)).sum());
+        check_extent(ino, &seen.row, n, &extent, report);
     })
     .await?;
     known.held = part.inodes.values().fold(known.held, |sum, seen| sum.saturating_add(seen.held));
@@ -65,7 +65,7 @@ pub(super) async fn check(
         report.add(
             Problem::Allocated,
             format!(
-                "inode {ino} counts {} allocated bytes, its records hold {}",
+                "inode {ino} counts {} allocated bytes, its extents hold {}",
                 seen.row.allocated, seen.held
             ),
         );
@@ -74,12 +74,12 @@ pub(super) async fn check(
 }
 
 /// The owner of each data id of the part's files.
-fn owners(part: &Part, report: &mut Report, known: &Known) -> HashMap<DataId, InodeNo> {
+fn owners(part: &Part, report: &mut Report, known: &Facts) -> HashMap<DataId, InodeNo> {
     let mut owners = HashMap::new();
     for (ino, seen) in part.inodes.iter().filter(|(_, seen)| seen.row.kind == FileKind::Regular) {
         let data = seen.row.data;
         if let Some(other) = owners.insert(data, *ino) {
-            report.add(Problem::Records, format!("inodes {ino} and {other} share data {}", data.0));
+            report.add(Problem::Extents, format!("inodes {ino} and {other} share data {}", data.0));
         }
         let orphan = known.orphans.get(&data);
         match orphan {
@@ -111,17 +111,17 @@ fn reclaim(ino: InodeNo, row: &Inode) -> Mend {
     }
 }
 
-fn count_references(record: &Record, known: &mut Known) {
-    for segment in &record.segments {
+fn count_references(extent: &Extent, known: &mut Facts) {
+    for segment in &extent.segments {
         if let Source::Chunk { chunk, .. } = &segment.source {
             *known.found.entry(chunk.pack).or_default() += 1;
         }
     }
 }
 
-fn check_record(ino: InodeNo, row: &Inode, n: u64, record: &Record, report: &mut Report) {
+fn check_extent(ino: InodeNo, row: &Inode, n: u64, extent: &Extent, report: &mut Report) {
     let mut end = 0;
-    for segment in &record.segments {
+    for segment in &extent.segments {
         let (start, len) = (u64::from(segment.start), u64::from(segment.len));
         let backed = match &segment.source {
             Source::Inline(bytes) => bytes.len() as u64 == len,
@@ -129,23 +129,24 @@ fn check_record(ino: InodeNo, row: &Inode, n: u64, record: &Record, report: &mut
         };
         if start < end || len == 0 || start + len > 1 << row.record_bits.min(32) || !backed {
             report.add(
-                Problem::Records,
-                format!("inode {ino}, record {n}: impossible segment at {start}"),
+                Problem::Extents,
+                format!("inode {ino}, extent {n}: impossible segment at {start}"),
             );
             return;
         }
         end = start + len;
     }
-    if record.cut > row.cut {
+    if extent.truncations > row.truncations {
         report.add(
-            Problem::Records,
+            Problem::Extents,
             format!(
-                "inode {ino}, record {n}: written after truncation {}, of {}",
-                record.cut, row.cut
+                "inode {ino}, extent {n}: written after truncation {}, of {}",
+                extent.truncations, row.truncations
             ),
         );
     }
-    let hidden = row.masks.iter().any(|mask| mask.first <= n && record.cut < mask.cut);
+    let hidden =
+        row.masks.iter().any(|mask| mask.first <= n && extent.truncations < mask.truncations);
     let behind = n
         .checked_shl(row.record_bits.into())
         .and_then(|start| start.checked_add(end))
@@ -153,7 +154,7 @@ fn check_record(ino: InodeNo, row: &Inode, n: u64, record: &Record, report: &mut
     if end > 0 && !hidden && behind {
         report.add(
             Problem::BehindEnd,
-            format!("inode {ino}, record {n}: bytes behind the file's {}", row.size),
+            format!("inode {ino}, extent {n}: bytes behind the file's {}", row.size),
         );
     }
 }

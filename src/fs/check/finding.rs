@@ -34,8 +34,8 @@ pub enum Problem {
     Inode,
     /// An inode's allocated bytes.
     Allocated,
-    /// A record that is no inode's, or whose segments are impossible.
-    Records,
+    /// An extent that is no inode's, or whose segments are impossible.
+    Extents,
     /// Visible bytes behind the end of a file.
     BehindEnd,
     /// Masks and the reclaim queue.

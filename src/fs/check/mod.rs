@@ -7,14 +7,14 @@
 //!   is 2 plus its subdirectories, its `size` the number of its entries. Parents lead to the root.
 //! - Every entry lies at its name's hash, names an inode that exists, of its kind; no directory has
 //!   a name twice (R21).
-//! - `allocated` of a file is the sum of its records' segment lengths, masked ones included until
+//! - `allocated` of a file is the sum of its extents' segment lengths, masked ones included until
 //!   reclaim has deleted them; the superblock's is the sum over inodes, orphans excluded. No
 //!   visible byte lies past a file's size: it would reappear when the file grows (R5).
-//! - Every record belongs to one inode or is queued under `O`; segments are in order, inside their
-//!   record, and as long as what they refer to.
+//! - Every extent belongs to one inode or is queued under `O`; segments are in order, inside their
+//!   extent, and as long as what they refer to.
 //! - `U` counts the segments that refer to each pack, orphans' included (R4).
 //!
-//! Memory: inodes are taken [`PART`] at a time, entries and records are read once for each part;
+//! Memory: inodes are taken [`PART`] at a time, entries and extents are read once for each part;
 //! beside that the directories' parents, the orphans, and one count for each pack. It does not read
 //! packs: that is scrubbing.
 //!
@@ -85,7 +85,7 @@ pub async fn check(rows: &impl Rows) -> Result<Report, FsError> {
 
 async fn check_parts(rows: &impl Rows, part: usize) -> Result<Report, FsError> {
     let mut report = Report::default();
-    let mut known = Known::default();
+    let mut known = Facts::default();
     let superblock = rows.page(key::superblock(), key::after(&key::superblock()), 1).await?;
     let Some(superblock) =
         superblock.first().and_then(|(_, row)| report.decoded::<Superblock>("S", row))
@@ -116,17 +116,17 @@ async fn check_parts(rows: &impl Rows, part: usize) -> Result<Report, FsError> {
 
 /// State carried across the parts, beside a part's own inodes.
 #[derive(Default)]
-struct Known {
+struct Facts {
     usage: HashMap<PackId, Usage>,
-    /// References found in records.
+    /// References found in extents.
     found: HashMap<PackId, u64>,
     orphans: HashMap<DataId, Orphan>,
     parents: HashMap<InodeNo, InodeNo>,
     allocated: u64,
     /// Bytes that the inodes' extents hold.
     held: u64,
-    /// Records that belong to an inode of some part, or to an orphan.
-    owned_records: u64,
+    /// Extents that belong to an inode of some part, or to an orphan.
+    owned_extents: u64,
     /// Data ids whose extents belong to no inode, where all inodes are seen at once.
     lost: BTreeSet<DataId>,
 }
@@ -180,7 +180,7 @@ async fn scan(
 async fn read_small(
     rows: &impl Rows,
     report: &mut Report,
-    known: &mut Known,
+    known: &mut Facts,
 ) -> Result<(), FsError> {
     scan(rows, b'U', report, |report, row_key, row| {
         if let (Key::Usage(pack), Some(usage)) =
@@ -211,7 +211,7 @@ async fn read_inodes(
     part: usize,
     superblock: &Superblock,
     report: &mut Report,
-    known: &mut Known,
+    known: &mut Facts,
 ) -> Result<(HashMap<InodeNo, Seen>, Option<Bytes>), FsError> {
     let to = Bytes::from_static(b"J");
     let mut inodes = HashMap::new();
@@ -247,7 +247,7 @@ async fn read_inodes(
     }
 }
 
-fn finish(superblock: &Superblock, known: &Known, report: &mut Report) {
+fn finish(superblock: &Superblock, known: &Facts, report: &mut Report) {
     if superblock.inodes != report.inodes {
         report.add(
             Problem::Counts,
@@ -266,11 +266,11 @@ fn finish(superblock: &Superblock, known: &Known, report: &mut Report) {
     }
     report.allocated = known.allocated;
     report.mend_counts(superblock, known.held);
-    let lost = report.records.saturating_sub(known.owned_records);
+    let lost = report.records.saturating_sub(known.owned_extents);
     if lost > 0 {
         report.add(
-            Problem::Records,
-            format!("{lost} records belong to no inode and are not queued for reclaim"),
+            Problem::Extents,
+            format!("{lost} extents belong to no inode and are not queued for reclaim"),
         );
     }
     for data in &known.lost {

@@ -1,16 +1,16 @@
 //! Repairs the findings of a check where the rows themselves say how and leave no choice.
 //!
 //! Every derived figure (counts, link counts, sizes of directories, parents, allocated bytes,
-//! references to packs) is recomputed from the rows that it is derived from. Records that no inode
+//! references to packs) is recomputed from the rows that it is derived from. Extents that no inode
 //! refers to are queued for reclaim; what an inode still refers to is taken out of that queue
 //! before it is lost.
 //!
 //! This is safe because only such figures change in anything that a name leads to, and because
 //! nothing is concluded from missing rows: while one row cannot be read, nothing at all is mended,
-//! and while an entry and its inode contradict each other, nothing of the tree, and no record is
+//! and while an entry and its inode contradict each other, nothing of the tree, and no extent is
 //! queued. Not mended, because only their owner can choose: inodes that nothing names, entries of
 //! inodes that are not there, names that are there twice, circles of directories, bytes behind the
-//! end of a file, impossible records, rows that cannot be read. A file or a tree is put back from a
+//! end of a file, impossible extents, rows that cannot be read. A file or a tree is put back from a
 //! snapshot instead.
 //!
 //! Everything goes through the committer (R4), in batches that each leave less to mend: what a
@@ -100,7 +100,7 @@ impl Report {
         }
     }
 
-    /// `held`: what all records of inodes hold, which their rows' allocated bytes are set to.
+    /// `held`: what all extents of inodes hold, which their rows' allocated bytes are set to.
     pub(super) fn mend_counts(&mut self, superblock: &Superblock, held: u64) {
         let deltas =
             (difference(superblock.inodes, self.inodes), difference(superblock.allocated, held));

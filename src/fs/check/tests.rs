@@ -4,7 +4,7 @@ use super::*;
 use crate::chunk::{ChunkRef, Codec};
 use crate::fs::api::FileKind;
 use crate::fs::key::NameHash;
-use crate::fs::row::{DirEntryRow, Mask, Record, Row, Segment, Source};
+use crate::fs::row::{DirEntryRow, Extent, Row, Segment, Source, TruncationMask};
 use crate::types::{ChunkHash, EntryName, Epoch, Incarnation, Timestamp};
 use std::collections::BTreeMap;
 
@@ -41,7 +41,7 @@ fn inode(kind: FileKind, size: u64, nlink: u32) -> Inode {
         parent: InodeNo::ROOT,
         data: DataId(0),
         record_bits: 12,
-        cut: 0,
+        truncations: 0,
         masks: vec![],
         exclusive: None,
         fs_group_epoch: 0,
@@ -80,7 +80,7 @@ fn chunk() -> Source {
     Source::Chunk { chunk, from: 10 }
 }
 
-/// Root with a file of two records, linked twice, and a directory with a symbolic link.
+/// Root with a file of two extents, linked twice, and a directory with a symbolic link.
 fn sound() -> Table {
     let mut table = Table::new();
     let superblock = Superblock {
@@ -108,21 +108,21 @@ fn sound() -> Table {
     entry(&mut table, 1, "dir", 3, FileKind::Directory);
     entry(&mut table, 3, "link", 4, FileKind::Symlink);
     entry(&mut table, 3, "again", 2, FileKind::Regular);
-    record(
+    extent(
         &mut table,
         7,
         0,
         vec![Segment { start: 10, len: 5, source: Source::Inline(vec![1; 5].into()) }],
     );
-    record(&mut table, 7, 1, vec![Segment { start: 0, len: 90, source: chunk() }]);
-    record(&mut table, 8, 0, vec![Segment { start: 0, len: 90, source: chunk() }]);
+    extent(&mut table, 7, 1, vec![Segment { start: 0, len: 90, source: chunk() }]);
+    extent(&mut table, 8, 0, vec![Segment { start: 0, len: 90, source: chunk() }]);
     table.insert(key::orphan(DataId(8)), Orphan { from: 0, inode: None }.encode());
     table.insert(key::usage(pack()), Usage { refs: 2, sealed: false }.encode());
     table
 }
 
-fn record(table: &mut Table, data: u64, n: u64, segments: Vec<Segment>) {
-    table.insert(key::record(DataId(data), n), Record { cut: 0, segments }.encode());
+fn extent(table: &mut Table, data: u64, n: u64, segments: Vec<Segment>) {
+    table.insert(key::extent(DataId(data), n), Extent { truncations: 0, segments }.encode());
 }
 
 fn changed<R: Row>(table: &mut Table, at: Bytes, change: impl FnOnce(&mut R)) {
@@ -199,7 +199,7 @@ async fn every_problem_is_found() {
         (|t| changed::<Inode>(t, key::inode(InodeNo(2)), |i| i.size = 4096), &[Problem::BehindEnd]),
         (|t| changed::<Usage>(t, key::usage(pack()), |u| u.refs = 1), &[Problem::Usage]),
         (|t| drop(t.remove(&key::usage(pack()))), &[Problem::Usage]),
-        (|t| drop(t.remove(&key::orphan(DataId(8)))), &[Problem::Records]),
+        (|t| drop(t.remove(&key::orphan(DataId(8)))), &[Problem::Extents]),
         (
             |t| drop(t.insert(key::orphan(DataId(7)), Orphan { from: 0, inode: None }.encode())),
             &[Problem::Reclaim],
@@ -207,26 +207,26 @@ async fn every_problem_is_found() {
         (
             |t| {
                 changed::<Inode>(t, key::inode(InodeNo(2)), |i| {
-                    i.cut = 1;
-                    i.masks = vec![Mask { first: 1, cut: 1 }];
+                    i.truncations = 1;
+                    i.masks = vec![TruncationMask { first: 1, truncations: 1 }];
                 });
             },
             &[Problem::Reclaim],
         ),
         (
             |t| {
-                record(
+                extent(
                     t,
                     7,
                     0,
                     vec![Segment { start: 10, len: 5, source: Source::Inline(vec![1; 4].into()) }],
                 )
             },
-            &[Problem::Records],
+            &[Problem::Extents],
         ),
         (
             |t| {
-                record(
+                extent(
                     t,
                     7,
                     0,
@@ -237,9 +237,9 @@ async fn every_problem_is_found() {
                     }],
                 )
             },
-            &[Problem::Records],
+            &[Problem::Extents],
         ),
-        (|t| record(t, 7, 0, vec![]), &[Problem::Allocated]),
+        (|t| extent(t, 7, 0, vec![]), &[Problem::Allocated]),
     ];
     for (n, (break_it, expected)) in cases.into_iter().enumerate() {
         let mut table = sound();

@@ -38,7 +38,9 @@ pub(super) fn check_inode(ino: InodeNo, row: &Inode, superblock: &Superblock, re
         report
             .add(Problem::Inode, format!("inode {ino} has records of 2^{} bytes", row.record_bits));
     }
-    if row.masks.len() > MASKS_MAX || row.masks.iter().any(|mask| mask.cut > row.cut) {
+    if row.masks.len() > MASKS_MAX
+        || row.masks.iter().any(|mask| mask.truncations > row.truncations)
+    {
         report.add(Problem::Inode, format!("inode {ino} has impossible masks"));
     }
 }

@@ -53,7 +53,7 @@ use crate::telemetry::Failpoints;
 use crate::types::{Epoch, InodeNo, PackId};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use state::State;
+use state::CommitState;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -132,7 +132,7 @@ pub struct Committer {
 /// State shared by the committer and its tasks.
 struct Shared {
     db: Database,
-    state: Mutex<State>,
+    state: Mutex<CommitState>,
     /// Locked before `state`, and for one write(2) to the journal at a time. Absent once the
     /// committer has ended.
     redo: Mutex<Option<redo::Redo>>,

@@ -14,7 +14,7 @@
 //! over it (R34).
 
 use super::redo::Redo;
-use super::state::{Marks, State};
+use super::state::{CommitState, Marks};
 use super::tasks::Tasks;
 use super::{Committer, Shared};
 use crate::fs::db::{Database, DbPlace};
@@ -67,7 +67,7 @@ impl Committer {
             None => first_superblock(rand::random()),
         };
         let locked = journal.map(lock).transpose()?.flatten();
-        let mut state = State::new(superblock, read_usage(&db).await?);
+        let mut state = CommitState::new(superblock, read_usage(&db).await?);
         if let Some(locked) = &locked {
             let superblock = state.superblock();
             let records = locked.recover(
@@ -171,7 +171,11 @@ const REPLAY_BYTES: usize = 8 << 20;
 
 /// Replays the batches that the store does not have, and waits until it has them. The epoch in `S`
 /// stays the same.
-async fn replay(db: &Database, state: &mut State, records: Vec<Record>) -> Result<(), FsError> {
+async fn replay(
+    db: &Database,
+    state: &mut CommitState,
+    records: Vec<Record>,
+) -> Result<(), FsError> {
     let Some(last) = records.last().map(|record| record.seq) else { return Ok(()) };
     tracing::info!(
         batches = records.len(),
@@ -213,7 +217,7 @@ async fn replay(db: &Database, state: &mut State, records: Vec<Record>) -> Resul
 }
 
 /// Writes `S` with the database's epoch, and waits until it is in the store.
-async fn raise_epoch(db: &Database, state: &mut State) -> Result<(), FsError> {
+async fn raise_epoch(db: &Database, state: &mut CommitState) -> Result<(), FsError> {
     state.raise_epoch(db.epoch().0);
     state.submit(Batch::default())?;
     let Some(group) = state.take(Marks { next_inode: 0, next_data: 0, settled: 0 }) else {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 ///
 /// `usage` holds one entry for each pack that the dataset refers to: about 100 bytes a pack, so 3
 /// MiB for a TiB in packs of 32 MiB.
-pub(super) struct State {
+pub(super) struct CommitState {
     stopped: Option<FsError>,
     /// The last batch is in the queue.
     closing: bool,
@@ -62,7 +62,7 @@ pub(super) struct Marks {
     pub settled: u64,
 }
 
-impl State {
+impl CommitState {
     pub fn new(superblock: Superblock, usage: HashMap<PackId, Usage>) -> Self {
         Self {
             stopped: None,
@@ -311,8 +311,8 @@ mod tests {
         super::super::start::first_superblock([7; 16])
     }
 
-    fn state() -> State {
-        State::new(superblock(), HashMap::new())
+    fn state() -> CommitState {
+        CommitState::new(superblock(), HashMap::new())
     }
 
     fn pack(seq: u64) -> PackId {
@@ -456,7 +456,7 @@ mod tests {
         for _ in 0..3 {
             state.submit(Batch::default()).unwrap();
         }
-        let after = |state: &State, seq| {
+        let after = |state: &CommitState, seq| {
             state.queued_after(seq).iter().map(|queued| queued.seq).collect::<Vec<_>>()
         };
         assert_eq!(

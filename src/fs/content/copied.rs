@@ -1,7 +1,7 @@
-//! Content by reference: the records of a file to be, which refer to chunks that are stored already
+//! Content by reference: the extents of a file to be, which refer to chunks that are stored already
 //! (R10). No data is read or written.
 //!
-//! The records of a small file ride in the batch that makes the file. Those of a larger one are put
+//! The extents of a small file ride in the batch that makes the file. Those of a larger one are put
 //! first, under a data id that is queued for reclaim until the file is there: a crash in between
 //! leaves an orphan like any other, and nothing is ever seen half.
 
@@ -10,11 +10,11 @@ use super::{Contents, segments};
 use crate::fs::FsError;
 use crate::fs::committer::Batch;
 use crate::fs::key::{self, DataId};
-use crate::fs::row::{Orphan, Record, Row};
+use crate::fs::row::{Extent, Orphan, Row};
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// Records of one batch …
+/// Extents of one batch …
 const STEP_ROWS: usize = 512;
 /// … and bytes of them: small data is in the extent's row itself.
 const STEP_BYTES: usize = 1 << 20;
@@ -27,7 +27,7 @@ pub struct Copied {
     bytes: usize,
     delta: Delta,
     allocated: u64,
-    /// Some records are put already, and the data id is queued.
+    /// Some extents are put already, and the data id is queued.
     begun: bool,
     placed: bool,
     reserved: u64,
@@ -60,17 +60,17 @@ impl Contents {
 }
 
 impl Copied {
-    /// Adds a record; `record_bytes` is the file's.
-    pub async fn add(&mut self, n: u64, record: &Record, record_bytes: u32) -> Result<(), FsError> {
-        segments::check(record, record_bytes)?;
+    /// Adds an extent; `record_bytes` is the file's.
+    pub async fn add(&mut self, n: u64, extent: &Extent, record_bytes: u32) -> Result<(), FsError> {
+        segments::check(extent, record_bytes)?;
         if self.rows.len() >= STEP_ROWS || self.bytes >= STEP_BYTES {
             self.put().await?;
         }
-        let row = record.encode();
+        let row = extent.encode();
         self.bytes += row.len();
-        self.allocated += segments::bytes(record);
-        self.delta.come(record);
-        self.rows.push((key::record(self.data, n), Some(row)));
+        self.allocated += segments::bytes(extent);
+        self.delta.come(extent);
+        self.rows.push((key::extent(self.data, n), Some(row)));
         Ok(())
     }
 
@@ -115,7 +115,7 @@ impl Copied {
         (self.data, self.allocated)
     }
 
-    /// Records that this batch was submitted.
+    /// Extents that this batch was submitted.
     pub fn placed(&mut self) {
         self.placed = true;
     }

@@ -1,21 +1,21 @@
 //! Flushes the write buffer into packs and a batch.
 //!
-//! A flush takes what is dirty (it stays readable), reads the records below, plans the new ones,
+//! A flush takes what is dirty (it stays readable), reads the extents below, plans the new ones,
 //! stores what goes to packs, and only then takes the inode's lock to put one batch in order. A
 //! truncation meanwhile raises the file's version, and the flush starts over with what is left.
 //! Until the batch is submitted every exit puts the data back.
 
 use super::Contents;
-use super::buffer::{Buffer, Pieces};
-use super::plan::{self, Allowance, Part, Placement, Plan};
-use super::records::visible;
+use super::extents::visible;
+use super::plan::{self, Allowance, Part, Plan, Urgency};
 use super::segments::{Delta, INLINE_BYTES_MAX, SEGMENTS_MAX};
 use crate::chunk::{ChunkError, ChunkRef, PACK_BYTES, Packing, Stored};
 use crate::fs::FsError;
 use crate::fs::committer::{Batch, Ticket};
+use crate::fs::inode::Node;
+use crate::fs::inode::{Buffer, Pieces};
 use crate::fs::key;
-use crate::fs::node::Node;
-use crate::fs::row::{Inode, Record, Segment};
+use crate::fs::row::{Extent, Inode, Segment};
 use crate::types::{Class, Classify};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::sync::MutexGuard;
 
-/// Records are planned and packed in groups of about this many bytes, several at a time.
+/// Extents are planned and packed in groups of about this many bytes, several at a time.
 const GROUP_BYTES: u64 = 4 << 20;
 const GROUP_RECORDS: usize = 1024;
 const GROUPS_AT_ONCE: usize = 4;
@@ -37,27 +37,19 @@ const REFUSED: FsError = FsError::Busy("packs are being collected under a flush"
 /// A flush of at least this many bytes closes its packs without waiting for others to fill them.
 const SOON_BYTES: u64 = 4 << 20;
 
-/// The time that a flush waits for others to fill its packs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Haste {
-    Now,
-    Soon,
-    Unhurried,
-}
-
-/// Most bytes of rows in one batch: more is flushed in several, because the committer refuses a
-/// batch that its queue cannot hold. It always holds a batch of this size, beside what
-/// [`Committer::ready`](crate::fs::committer::Committer::ready) lets others queue before; so does a
-/// replay.
+/// Rows of one batch: what is more is flushed in several, because the committer refuses a batch
+/// that its queue cannot hold. With this, and what
+/// [`Committer::ready`](crate::fs::committer::Committer::ready) lets others queue before, it always
+/// can; so can a replay.
 const BATCH_ROWS_MAX: usize = 32 << 20;
 /// Bytes that a segment takes in its row beside inline data: a chunk's reference.
 const SEGMENT_BYTES_MAX: usize = 96;
 
-/// Which of the dirty records a flush takes.
+/// Which of the dirty extents a flush takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Select {
     All,
-    /// Those written from end to end, if they are most of it: the last record of a file that is
+    /// Those written from end to end, if they are most of it: the last extent of a file that is
     /// being appended to waits for its rest.
     Whole,
 }
@@ -67,18 +59,18 @@ struct Taken {
     buffer: Buffer,
     row: Inode,
     version: u64,
-    /// Records from this one on are not in the database.
+    /// Extents from this one on are not in the database.
     absent_from: u64,
 }
 
-/// A record as it will be.
+/// An extent as it will be.
 struct Planned {
     n: u64,
-    old: Option<Arc<Record>>,
+    old: Option<Arc<Extent>>,
     parts: Vec<Part>,
 }
 
-/// A group of the taken records, in flight to packs.
+/// A group of the taken extents, in flight to packs.
 #[derive(Default)]
 struct Group {
     planned: Vec<Planned>,
@@ -89,7 +81,7 @@ struct Group {
 /// Everything that the batch needs.
 #[derive(Default)]
 pub(super) struct Prepared {
-    pub records: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)>,
+    pub extents: Vec<(u64, Option<Arc<Extent>>, Vec<Segment>)>,
     /// Dropped when the batch has been submitted: then their packs may settle (R9).
     pub stored: Vec<Stored>,
     lost: Vec<(u64, FsError)>,
@@ -118,7 +110,7 @@ enum Outcome {
     Submitted,
     /// There was nothing to take.
     Nothing,
-    /// The file was cut while the flush was prepared.
+    /// The file was truncated while the flush was prepared.
     Changed,
     /// A chunk found by deduplication may no longer be referred to (R10).
     Refused,
@@ -154,28 +146,28 @@ impl Contents {
     /// As [`Self::flush`], for a call that promises nothing about the data: an error about lost
     /// data is left for the call that does.
     pub async fn flush_for_order(&self, node: &Arc<Node>) -> Result<Option<Ticket>, FsError> {
-        self.flush_as(node, Placement::Waited, Select::All).await
+        self.flush_as(node, Urgency::Now, Select::All).await
     }
 
     pub(super) async fn flush_as(
         &self,
         node: &Arc<Node>,
-        placement: Placement,
+        urgency: Urgency,
         select: Select,
     ) -> Result<Option<Ticket>, FsError> {
         let wanted = {
             let state = node.content.state();
-            match placement {
+            match urgency {
                 _ if state.is_clean() => return Ok(state.last()),
-                Placement::Waited => Some(state.wanted()),
-                Placement::Background | Placement::Everything | Placement::Migration => None,
+                Urgency::Now => Some(state.wanted()),
+                Urgency::Soon | Urgency::Background => None,
             }
         };
         let _turn = node.content.turn.lock().await;
         if let Some(answer) = wanted.and_then(|wanted| node.content.state().answered(wanted)) {
             return answer;
         }
-        let outcome = self.flush_in_turn(node, placement, select).await;
+        let outcome = self.flush_in_turn(node, urgency, select).await;
         self.forget_if_clean(node);
         outcome
     }
@@ -183,7 +175,7 @@ impl Contents {
     async fn flush_in_turn(
         &self,
         node: &Arc<Node>,
-        placement: Placement,
+        urgency: Urgency,
         select: Select,
     ) -> Result<Option<Ticket>, FsError> {
         let wanted = node.content.state().wanted();
@@ -191,7 +183,7 @@ impl Contents {
         while rounds < FREE_ROUNDS {
             // Room in the committer's queue is waited for before any lock is taken.
             self.committer.ready().await?;
-            match self.try_flush(node, placement, select, Lock::Taken).await? {
+            match self.try_flush(node, urgency, select, Lock::Taken).await? {
                 Outcome::Submitted
                     if select == Select::All && !node.content.state().has_flushed(wanted) =>
                 {
@@ -205,7 +197,7 @@ impl Contents {
         }
         self.committer.ready().await?;
         let _held = node.lock.lock().await;
-        self.flush_locked(node, placement, select).await?;
+        self.flush_locked(node, urgency, select).await?;
         Ok(node.content.state().last())
     }
 
@@ -217,7 +209,7 @@ impl Contents {
         let _turn = node.content.turn.lock().await;
         self.committer.ready().await?;
         let held = node.lock.lock().await;
-        self.flush_locked(node, Placement::Waited, Select::All).await?;
+        self.flush_locked(node, Urgency::Now, Select::All).await?;
         self.forget_if_clean(node);
         Ok(held)
     }
@@ -227,12 +219,12 @@ impl Contents {
     async fn flush_locked(
         &self,
         node: &Arc<Node>,
-        placement: Placement,
+        urgency: Urgency,
         select: Select,
     ) -> Result<(), FsError> {
         let mut refusals = 0;
         loop {
-            match self.try_flush(node, placement, select, Lock::Held).await? {
+            match self.try_flush(node, urgency, select, Lock::Held).await? {
                 Outcome::Submitted if select == Select::All && !node.content.state().is_clean() => {
                 }
                 Outcome::Submitted | Outcome::Nothing => return Ok(()),
@@ -247,13 +239,13 @@ impl Contents {
     async fn try_flush(
         &self,
         node: &Arc<Node>,
-        placement: Placement,
+        urgency: Urgency,
         select: Select,
         lock: Lock,
     ) -> Result<Outcome, FsError> {
         let Some(taken) = take(node, select) else { return Ok(Outcome::Nothing) };
         let mut flight = InFlight { contents: self, node, error: None, done: false };
-        let prepared = match self.prepare(node, &taken, placement).await {
+        let prepared = match self.prepare(node, &taken, urgency).await {
             Ok(prepared) => prepared,
             Err(error) => {
                 flight.error = Some(error.clone());
@@ -280,33 +272,36 @@ impl Contents {
         &self,
         node: &Node,
         taken: &Taken,
-        placement: Placement,
+        urgency: Urgency,
     ) -> Result<Prepared, FsError> {
         self.committer.step("fs.content.before-pack").await?;
         let groups = stream::iter(groups(&taken.buffer))
-            .map(|group| self.pack_group(node, taken, placement, group).boxed());
+            .map(|group| self.pack_group(node, taken, urgency, group).boxed());
         let groups: Vec<Group> = groups.buffered(GROUPS_AT_ONCE).try_collect().await?;
         // Packs of small files wait a little for each other, unless writers wait for the memory.
-        let haste = match placement {
-            Placement::Waited => Haste::Now,
-            Placement::Everything => Haste::Soon,
-            _ if taken.buffer.charge() >= SOON_BYTES || self.room.is_low() => Haste::Soon,
-            _ => Haste::Unhurried,
+        let hurries = taken.buffer.charge() >= SOON_BYTES || self.room.is_low();
+        let urgency = match urgency {
+            Urgency::Background if hurries => Urgency::Soon,
+            urgency => urgency,
         };
-        let prepared = self.settle_groups(groups, haste).await?;
+        let prepared = self.store_groups(groups, urgency).await?;
         self.committer.step("fs.content.before-submit").await?;
         Ok(prepared)
     }
 
     /// Waits for the packs and puts the references in the place of the bytes.
-    async fn settle_groups(&self, groups: Vec<Group>, haste: Haste) -> Result<Prepared, FsError> {
+    async fn store_groups(
+        &self,
+        groups: Vec<Group>,
+        urgency: Urgency,
+    ) -> Result<Prepared, FsError> {
         let mut prepared = Prepared::default();
         let waits = groups.into_iter().map(|mut group| async move {
-            let stored = match (group.packing.take(), haste) {
+            let stored = match (group.packing.take(), urgency) {
                 (None, _) => None,
-                (Some(packing), Haste::Now) => Some(packing.stored().await?),
-                (Some(packing), Haste::Soon) => Some(packing.stored_soon().await?),
-                (Some(packing), Haste::Unhurried) => Some(packing.stored_in_background().await?),
+                (Some(packing), Urgency::Now) => Some(packing.stored().await?),
+                (Some(packing), Urgency::Soon) => Some(packing.stored_soon().await?),
+                (Some(packing), Urgency::Background) => Some(packing.stored_in_background().await?),
             };
             Ok::<_, ChunkError>((group, stored))
         });
@@ -319,23 +314,23 @@ impl Contents {
                 let segments = plan::finish(planned.parts, &mut refs).ok_or_else(|| {
                     FsError::Internal("a packing answered fewer chunks than were added".to_owned())
                 })?;
-                prepared.records.push((planned.n, planned.old, segments));
+                prepared.extents.push((planned.n, planned.old, segments));
             }
             prepared.stored.extend(stored);
         }
         Ok(prepared)
     }
 
-    /// Plans the records of a group and hands what goes to packs to the packer.
+    /// Plans the extents of a group and hands what goes to packs to the packer.
     async fn pack_group(
         &self,
         node: &Node,
         taken: &Taken,
-        placement: Placement,
+        urgency: Urgency,
         group: Vec<(u64, Pieces)>,
     ) -> Result<Group, FsError> {
-        let mut allowance = Allowance::new(placement, taken.buffer.charge());
-        let old = self.old_records(node, taken, &group).await;
+        let mut allowance = Allowance::new(urgency, taken.buffer.charge());
+        let old = self.old_extents(node, taken, &group).await;
         let mut out = Group::default();
         let mut rewrites = Vec::new();
         for (n, pieces) in group {
@@ -376,19 +371,19 @@ impl Contents {
     }
 
     /// The rows that will be replaced.
-    async fn old_records(
+    async fn old_extents(
         &self,
         node: &Node,
         taken: &Taken,
         group: &[(u64, Pieces)],
-    ) -> Result<BTreeMap<u64, Option<Arc<Record>>>, FsError> {
+    ) -> Result<BTreeMap<u64, Option<Arc<Extent>>>, FsError> {
         let mut old = BTreeMap::new();
         let numbers: Vec<u64> =
             group.iter().map(|(n, _)| *n).filter(|n| *n < taken.absent_from).collect();
         let mut numbers = numbers.into_iter().peekable();
         while let Some(first) = numbers.next() {
             let mut last = first;
-            // One scan for records that are near each other, none for what lies far between.
+            // One scan for extents that are near each other, none for what lies far between.
             while let Some(next) = numbers.next_if(|next| next - last <= 64) {
                 last = next;
             }
@@ -399,7 +394,7 @@ impl Contents {
 
     async fn rewrite(
         &self,
-        rewrites: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)>,
+        rewrites: Vec<(u64, Option<Arc<Extent>>, Vec<Segment>)>,
         out: &mut Group,
     ) -> Result<(), FsError> {
         for (n, old, segments) in rewrites {
@@ -408,7 +403,7 @@ impl Contents {
                 Ok(data) => {
                     let data: HashMap<_, _> = chunks.iter().map(|c| c.hash).zip(data).collect();
                     plan::rewrite(&segments, &data).ok_or_else(|| {
-                        FsError::Corrupt(format!("record {n} refers past its chunks"))
+                        FsError::Corrupt(format!("extent {n} refers past its chunks"))
                     })
                 }
                 Err(error) => Err(FsError::from(error)),
@@ -422,7 +417,8 @@ impl Contents {
         Ok(())
     }
 
-    /// Under the node's lock: checks that nothing was cut meanwhile, and puts the batch in order.
+    /// Under the node's lock: checks that nothing was truncated meanwhile, and puts the batch in
+    /// order.
     fn submit_flush(
         &self,
         node: &Node,
@@ -437,7 +433,7 @@ impl Contents {
             }
             for (n, error) in &prepared.lost {
                 tracing::error!(
-                    inode = %node.file.ino, record = n, %error,
+                    inode = %node.file.ino, extent = n, %error,
                     "written data is lost because what it was to be merged with cannot be read: \
                      restore the file from a snapshot"
                 );
@@ -446,7 +442,7 @@ impl Contents {
             }
         }
         let (batch, cached, known) = {
-            let (mut batch, cached, delta) = self.batch(&row, prepared.records);
+            let (mut batch, cached, delta) = self.batch(&row, prepared.extents);
             let known = node.content.state().known_after(&row, delta.allocated)?;
             batch.allocated = delta.allocated;
             batch.refs = delta.refs();
@@ -465,7 +461,7 @@ impl Contents {
         let freed = {
             let mut state = node.content.state();
             self.note_inline(node, row.data, &cached);
-            cached.into_iter().for_each(|(n, entry)| self.records.put(row.data, n, entry));
+            cached.into_iter().for_each(|(n, entry)| self.extents.put(row.data, n, entry));
             state.submitted(&mut row, known, ticket)
         };
         node.row.write().allocated = row.allocated;
@@ -474,27 +470,28 @@ impl Contents {
         Ok(Outcome::Submitted)
     }
 
-    /// Rows of a batch that replaces records, what the cache will hold of them, and what they
+    /// Rows of a batch that replaces extents, what the cache will hold of them, and what they
     /// change.
     #[expect(clippy::type_complexity, reason = "three parts of one step")]
     pub(super) fn batch(
         &self,
         row: &Inode,
-        records: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)>,
-    ) -> (Batch, Vec<(u64, Option<Arc<Record>>)>, Delta) {
+        extents: Vec<(u64, Option<Arc<Extent>>, Vec<Segment>)>,
+    ) -> (Batch, Vec<(u64, Option<Arc<Extent>>)>, Delta) {
         let (mut batch, mut delta) = (Batch::default(), Delta::default());
-        let mut cached = Vec::with_capacity(records.len());
-        for (n, old, segments) in records {
+        let mut cached = Vec::with_capacity(extents.len());
+        for (n, old, segments) in extents {
             if let Some(old) = &old {
                 delta.gone(old);
             }
-            let new = (!segments.is_empty()).then(|| Arc::new(Record { cut: row.cut, segments }));
+            let new = (!segments.is_empty())
+                .then(|| Arc::new(Extent { truncations: row.truncations, segments }));
             match &new {
                 Some(new) => {
                     delta.come(new);
-                    batch.put(key::record(row.data, n), &**new);
+                    batch.put(key::extent(row.data, n), &**new);
                 }
-                None if old.is_some() => batch.delete(key::record(row.data, n)),
+                None if old.is_some() => batch.delete(key::extent(row.data, n)),
                 None => {}
             }
             cached.push((n, new));
@@ -521,7 +518,7 @@ fn take(node: &Node, select: Select) -> Option<Box<Taken>> {
     let mostly_whole = select == Select::Whole && {
         let (all, full) = state
             .dirty()
-            .records()
+            .extents()
             .fold((0_u64, 0_u64), |(all, full), (_, p)| (all + 1, full + u64::from(whole(p))));
         full * 2 >= all
     };
@@ -542,13 +539,14 @@ fn take(node: &Node, select: Select) -> Option<Box<Taken>> {
         return None;
     }
     let known = state.known(&row);
-    // A record past the end is in the database only where a truncation left a mask.
+    // An extent past the end is in the database only where a truncation left a mask.
     let absent_from = if row.masks.is_empty() { known.size.div_ceil(size) } else { u64::MAX };
     let version = state.version;
     Some(Box::new(Taken { buffer, row, version, absent_from }))
 }
 
-/// Most bytes that a record's row takes in a batch: a record written from end to end goes to packs.
+/// Most bytes that an extent's row takes in a batch: an extent written from end to end goes to
+/// packs.
 fn row_max(whole: bool, bits: u8) -> usize {
     let inline = if whole { 0 } else { INLINE_BYTES_MAX.min(1 << bits) };
     inline + SEGMENTS_MAX * SEGMENT_BYTES_MAX
@@ -563,7 +561,7 @@ fn whole_packs(bytes: u64) -> u64 {
 fn groups(buffer: &Buffer) -> Vec<Vec<(u64, Pieces)>> {
     let mut groups: Vec<Vec<(u64, Pieces)>> = vec![Vec::new()];
     let mut bytes = 0;
-    for (n, pieces) in buffer.records() {
+    for (n, pieces) in buffer.extents() {
         if bytes >= GROUP_BYTES || groups.last().is_some_and(|g| g.len() >= GROUP_RECORDS) {
             groups.push(Vec::new());
             bytes = 0;
@@ -582,7 +580,7 @@ fn is_refusal(error: &FsError) -> bool {
     matches!(error, FsError::Busy(_))
 }
 
-/// Errors that no repetition mends: what the data was to be merged with is gone.
+/// Errors that no retry mends: the data below is damaged.
 fn is_permanent(error: &FsError) -> bool {
     matches!(error.class(), Class::Corrupt)
 }

@@ -2,14 +2,14 @@
 //! that the database's compaction does not carry it for ever. The list of it is in memory only:
 //! data inlined before a restart stays where it is until it is overwritten.
 
-use super::plan::{self, Allowance, CHUNK_BYTES_MIN, Part, Placement, Plan};
-use super::records::is_visible;
+use super::extents::is_visible;
+use super::plan::{self, Allowance, CHUNK_BYTES_MIN, Part, Plan};
 use super::segments::inline_bytes;
-use super::{Contents, NodeSource, flush};
+use super::{Contents, flush};
 use crate::fs::FsError;
+use crate::fs::inode::Node;
 use crate::fs::key::DataId;
-use crate::fs::node::Node;
-use crate::fs::row::{Record, Segment};
+use crate::fs::row::{Extent, Segment};
 use crate::types::InodeNo;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, stream};
@@ -23,15 +23,15 @@ const ENOUGH_BYTES: u64 = 4 << 20;
 /// Bytes that are worth a pack once they have waited for [`LONG`].
 const WORTH_BYTES: u64 = 256 << 10;
 const LONG: Duration = Duration::from_secs(10);
-/// Records remembered; those beyond stay inline.
+/// Extents remembered; those beyond stay inline.
 const RECORDS_MAX: usize = 32 << 10;
 const FILES_AT_ONCE: usize = 64;
 
-/// Records that were inlined lately.
+/// Extents that were inlined lately.
 #[derive(Default)]
 pub(super) struct Inlined {
     files: BTreeMap<(InodeNo, DataId), BTreeSet<u64>>,
-    records: usize,
+    extents: usize,
     bytes: u64,
     since: Option<Instant>,
 }
@@ -44,29 +44,29 @@ impl Inlined {
 }
 
 impl Contents {
-    /// Notes which of the records just submitted hold bytes worth a chunk.
+    /// Notes which of the extents just submitted hold bytes worth a chunk.
     pub(super) fn note_inline(
         &self,
         node: &Node,
         data: DataId,
-        records: &[(u64, Option<Arc<Record>>)],
+        extents: &[(u64, Option<Arc<Extent>>)],
     ) {
-        let worth = |r: &&Arc<Record>| inline_bytes(&r.segments) >= CHUNK_BYTES_MIN;
-        let mut records = records
+        let worth = |r: &&Arc<Extent>| inline_bytes(&r.segments) >= CHUNK_BYTES_MIN;
+        let mut extents = extents
             .iter()
             .filter_map(|(n, r)| r.as_ref().filter(worth).map(|r| (*n, r)))
             .peekable();
-        if records.peek().is_none() {
+        if extents.peek().is_none() {
             return;
         }
         let mut inlined = self.inlined.lock();
         inlined.since.get_or_insert_with(Instant::now);
-        for (n, record) in records {
-            if inlined.records < RECORDS_MAX
+        for (n, extent) in extents {
+            if inlined.extents < RECORDS_MAX
                 && inlined.files.entry((node.file.ino, data)).or_default().insert(n)
             {
-                inlined.records += 1;
-                inlined.bytes += inline_bytes(&record.segments) as u64;
+                inlined.extents += 1;
+                inlined.bytes += inline_bytes(&extent.segments) as u64;
             }
         }
         if inlined.bytes >= ENOUGH_BYTES {
@@ -75,11 +75,7 @@ impl Contents {
     }
 
     /// Moves inlined data when enough of it has gathered, until told to stop.
-    pub(super) async fn migrate_forever(
-        &self,
-        nodes: std::sync::Weak<dyn NodeSource>,
-        stop: CancellationToken,
-    ) {
+    pub(super) async fn migrate_forever(&self, stop: CancellationToken) {
         loop {
             // Without inlined data nothing is to be waited for but the next of it.
             let waits = self.inlined.lock().since.is_some();
@@ -92,20 +88,19 @@ impl Contents {
             if !self.inlined.lock().is_ready() {
                 continue;
             }
-            let Some(nodes) = nodes.upgrade() else { return };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.migrate_round(&*nodes) => {}
+                () = self.migrate_round() => {}
             }
         }
     }
 
-    pub(super) async fn migrate_round(&self, nodes: &dyn NodeSource) {
+    pub(super) async fn migrate_round(&self) {
         let inlined = std::mem::take(&mut *self.inlined.lock());
-        let moves = stream::iter(inlined.files).map(|((ino, data), records)| {
+        let moves = stream::iter(inlined.files).map(|((ino, data), extents)| {
             async move {
-            let moved = match nodes.node(ino).await {
-                Ok(Some(node)) => self.migrate_file(&node, data, records).await,
+            let moved = match self.inodes.load_linked(ino).await {
+                Ok(Some(node)) => self.migrate_file(&node, data, extents).await,
                 Ok(None) => Ok(()),
                 Err(error) => Err(error),
             };
@@ -127,26 +122,22 @@ impl Contents {
         &self,
         node: &Arc<Node>,
         data: DataId,
-        records: BTreeSet<u64>,
+        extents: BTreeSet<u64>,
     ) -> Result<(), FsError> {
         let _turn = node.content.turn.lock().await;
         let (row, version) = flush::seen(node);
         if row.data != data {
             return Ok(());
         }
-        let mut plans: Vec<(u64, Arc<Record>, Vec<Part>)> = Vec::new();
-        for n in records {
+        let mut plans: Vec<(u64, Arc<Extent>, Vec<Part>)> = Vec::new();
+        for n in extents {
             let Some(old) = self.load(node, &row, n..=n).await?.remove(&n).flatten() else {
                 continue;
             };
-            let plan = plan::overlay(
-                &old.segments,
-                Vec::new(),
-                &mut Allowance::new(Placement::Migration, 0),
-            );
+            let plan = plan::overlay(&old.segments, Vec::new(), &mut Allowance::nothing());
             match plan {
                 Plan::Parts(parts)
-                    if is_visible(&row.masks, n, old.cut)
+                    if is_visible(&row.masks, n, old.truncations)
                         && parts.iter().any(|p| matches!(p, Part::Pack { .. })) =>
                 {
                     plans.push((n, old, parts));
@@ -168,7 +159,7 @@ impl Contents {
         }
         let stored = self.packer.add(raw).await?.stored_in_background().await?;
         let mut refs = stored.refs().iter().copied();
-        let mut moved: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)> =
+        let mut moved: Vec<(u64, Option<Arc<Extent>>, Vec<Segment>)> =
             Vec::with_capacity(plans.len());
         for (n, old, parts) in plans {
             let segments = plan::finish(parts, &mut refs).ok_or_else(|| {
@@ -181,13 +172,13 @@ impl Contents {
         self.submit_migration(node, version, data, moved)
     }
 
-    /// Under the node's lock. What was written or cut meanwhile wins: the move is dropped.
+    /// Under the node's lock. A write or truncation meanwhile wins: the move is dropped.
     fn submit_migration(
         &self,
         node: &Node,
         version: u64,
         data: DataId,
-        moved: Vec<(u64, Option<Arc<Record>>, Vec<Segment>)>,
+        moved: Vec<(u64, Option<Arc<Extent>>, Vec<Segment>)>,
     ) -> Result<(), FsError> {
         let mut row = node.row.read().clone();
         if row.data != data || node.content.state().version != version {
@@ -200,7 +191,7 @@ impl Contents {
         batch.fresh = delta.fresh();
         let ticket = self.committer.submit(batch)?;
         let mut state = node.content.state();
-        cached.into_iter().for_each(|(n, entry)| self.records.put(data, n, entry));
+        cached.into_iter().for_each(|(n, entry)| self.extents.put(data, n, entry));
         let known = state.known(&row);
         state.changed(&mut row, known);
         drop(state);

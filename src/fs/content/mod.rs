@@ -1,21 +1,22 @@
 //! The content of files: reads, buffered writes, flushes, truncation, reclaim.
 //!
-//! Nouns: a **record** is a fixed-size part of a file, one row of `X`; a **segment** a part of a
-//! record, inline bytes or a slice of a chunk; a **piece** received bytes that are not in the
-//! database yet; a **mask** hides the records that a truncation cut off (R5); an **orphan** is a
-//! data id, or part of one, whose records are to be deleted.
+//! Nouns: a **extent** is a fixed-size part of a file, one row of `X`; a **segment** a part of a
+//! extent, inline bytes or a slice of a chunk; a **piece** received bytes that are not in the
+//! database yet; a **truncation mask** hides the extents behind
+//! a new end (R5); an **orphan** is a
+//! data id, or part of one, whose extents are to be deleted.
 //!
 //! Invariants:
 //! - A read returns buffered data over data being flushed over the extents. Data leaves the buffer
 //!   in the same step that makes its batch visible.
 //! - The size in the database is never ahead of what writes have put there: a batch holds
-//!   [`Content::stored`], not the presented row.
+//!   [`Node::stored`], not the presented row.
 //! - An inode's `allocated` in the database is the sum of its rows' segments, masked ones included,
 //!   and the superblock's the sum over inodes. The presented figures add what is reserved.
 //! - Every batch that changes rows of `X` carries the references of the segments that came and
 //!   went; rows change only under the inode's lock, or when no inode refers to their data id.
-//! - Bounded: dirty bytes and decoded records by [`ContentMemory`], for the process, segments and
-//!   inline bytes of a record, rows of a
+//! - Bounded: dirty bytes and decoded extents by [`ContentMemory`], for the process, segments and
+//!   inline bytes of an extent, rows of a
 //!   batch, flushes at once, masks of an inode.
 //!
 //! A crash loses unflushed data (R17: the client sends it again, or it was never synced), may leave
@@ -25,18 +26,16 @@
 //! Not here: permissions, times, and the durability that an answer waits for; those are the
 //! namespace's.
 
-mod buffer;
 mod copied;
+mod extents;
 mod flush;
 mod migrate;
 mod plan;
 mod read;
 mod recall;
 mod reclaim;
-mod records;
 mod segments;
 mod space;
-mod state;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -45,23 +44,21 @@ mod truncate;
 pub use copied::Copied;
 pub use segments::punch;
 pub use space::Admission;
-pub use state::Content;
 pub use truncate::Resize;
 
 use super::FsError;
 use super::api::FILE_BYTES_MAX;
 use super::committer::{Committer, Ticket};
+use super::inode::{Freed, Inodes, Node, by_extent};
 use super::key::DataId;
-use super::node::Node;
 use super::row::Inode;
 use crate::chunk::{ChunkStore, Packer};
 use crate::types::PackId;
 use bytes::Bytes;
+use extents::ExtentCache;
 use parking_lot::Mutex;
-use plan::Placement;
-use records::RecordCache;
+use plan::Urgency;
 use space::{DirtyMemory, Room, Space};
-use state::Freed;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,22 +68,23 @@ use tokio::sync::Notify;
 #[derive(Clone)]
 pub struct ContentMemory {
     dirty: Arc<DirtyMemory>,
-    records: RecordCache,
+    extents: ExtentCache,
 }
 
 impl ContentMemory {
     pub fn new(dirty_bytes_max: u64, records_bytes: u64) -> Self {
-        Self { dirty: DirtyMemory::new(dirty_bytes_max), records: RecordCache::new(records_bytes) }
+        Self { dirty: DirtyMemory::new(dirty_bytes_max), extents: ExtentCache::new(records_bytes) }
     }
 }
 
 /// The data path of one open dataset.
 pub struct Contents {
     committer: Arc<Committer>,
+    inodes: Arc<Inodes>,
     chunks: ChunkStore,
     packer: Packer,
     flush_interval: Duration,
-    records: records::Records,
+    extents: extents::Extents,
     space: Space,
     room: Arc<Room>,
     dirty: tasks::DirtyFiles,
@@ -101,17 +99,10 @@ pub struct Contents {
     recall: recall::Recall,
 }
 
-/// Finds inodes for the data path, which knows them only by number: the namespace's inode table.
-#[async_trait::async_trait]
-pub trait NodeSource: Send + Sync {
-    /// The one [`Node`] of this inode in this process, loaded if need be; `None` when the inode no
-    /// longer exists.
-    async fn node(&self, ino: crate::types::InodeNo) -> Result<Option<Arc<Node>>, FsError>;
-}
-
 impl Contents {
     pub fn new(
         committer: Arc<Committer>,
+        inodes: Arc<Inodes>,
         chunks: ChunkStore,
         packer: Packer,
         memory: &ContentMemory,
@@ -129,10 +120,11 @@ impl Contents {
         let flush = Arc::new(Notify::new());
         Self {
             committer,
+            inodes,
             chunks,
             packer,
             flush_interval,
-            records: memory.records.volume(),
+            extents: memory.extents.volume(),
             space: Space::default(),
             room: Arc::new(Room::new(memory.dirty.clone(), &flush)),
             dirty: tasks::DirtyFiles::default(),
@@ -232,7 +224,7 @@ impl Contents {
         Ok(exact)
     }
 
-    /// Bytes of a range that nothing holds: no buffered piece and no record.
+    /// Bytes of a range that nothing holds: no buffered piece and no extent.
     async fn growth(
         &self,
         node: &Node,
@@ -241,11 +233,11 @@ impl Contents {
         len: u64,
     ) -> Result<u64, FsError> {
         let range = (offset >> row.record_bits)..=((offset + len - 1) >> row.record_bits);
-        let records = self.load(node, row, range).await?;
+        let extents = self.load(node, row, range).await?;
         let state = node.content.state();
         let mut growth = 0;
-        for (n, start, part) in buffer::by_record(offset, len, row.record_bits) {
-            let base = records::visible(&row.masks, n, records.get(&n).and_then(Option::as_ref));
+        for (n, start, part) in by_extent(offset, len, row.record_bits) {
+            let base = extents::visible(&row.masks, n, extents.get(&n).and_then(Option::as_ref));
             let segments = base.map_or(&[][..], |r| &r.segments);
             let holes = |growth: &mut u64, from, to| {
                 *growth += segments::spans(segments, from, to)
@@ -273,7 +265,7 @@ impl Contents {
     /// # Errors
     /// When the store does not take some file's data now; the others are flushed all the same.
     pub async fn flush_all(&self) -> Result<Ticket, FsError> {
-        self.flush_dirty(Placement::Everything).await?;
+        self.flush_dirty(Urgency::Soon).await?;
         Ok(self.committer.last())
     }
 }

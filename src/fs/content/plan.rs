@@ -1,6 +1,6 @@
-//! Plans a flush of dirty data over a record: which bytes are inlined in the batch, which go to a
-//! pack, and when the record is rewritten as a whole. Pure, except that a rewrite asks for the data
-//! of old chunks.
+//! The plan of an extent when dirty data is flushed over it: which bytes ride inside the batch,
+//! which go to a pack, and when the extent is rewritten as a whole. Pure, but for the data of old
+//! chunks, which a rewrite asks for.
 
 use super::segments::{self, INLINE_BYTES_MAX, SEGMENTS_MAX, Span};
 use crate::chunk::ChunkRef;
@@ -8,17 +8,28 @@ use crate::fs::row::{Segment, Source};
 use bytes::{Bytes, BytesMut};
 use std::collections::HashMap;
 
-/// The place for small data.
+/// How soon a flush has to end. It decides where small data goes, and how long packs wait for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
-    /// Someone waits: small data rides in the batch, so that a lone fsync is one PUT.
-    Waited,
-    /// Nobody waits: only data too small for a chunk of its own stays in the database.
+pub enum Urgency {
+    /// A caller waits for this file: small data rides in the batch, so that a lone fsync is one
+    /// PUT, and packs are closed at once.
+    Now,
+    /// A caller waits for every file, or writers wait for the memory: small data goes as in the
+    /// background, but no pack waits for more than what is on its way.
+    Soon,
+    /// Nobody waits: only data too small for a chunk of its own stays in the database, and packs
+    /// wait a short while to be filled.
     Background,
-    /// Someone waits for every file at once: as in the background, but no pack waits for more.
-    Everything,
-    /// Data that was inlined earlier moves to a pack.
-    Migration,
+}
+
+/// Which bytes may ride in the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inline {
+    Small,
+    /// Those that are not worth a chunk.
+    Tiny,
+    /// None: inline data moves to a pack.
+    Nothing,
 }
 
 /// A shorter run stays inside the database whatever happens: a reference to a chunk and its keeping
@@ -32,27 +43,27 @@ const BACKGROUND_INLINE_MAX: usize = 256 << 10;
 /// The bytes that a flush may still inline in its batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Allowance {
-    placement: Placement,
+    inline: Inline,
     left: usize,
 }
 
 impl Allowance {
     /// `dirty`: all bytes that the flush takes.
-    pub fn new(placement: Placement, dirty: u64) -> Self {
-        let left = match placement {
-            Placement::Waited if dirty <= WAITED_INLINE_MAX as u64 => WAITED_INLINE_MAX,
-            Placement::Waited | Placement::Background | Placement::Everything => {
-                BACKGROUND_INLINE_MAX
-            }
-            Placement::Migration => 0,
-        };
-        let large = placement == Placement::Waited && dirty > WAITED_INLINE_MAX as u64;
-        Self { placement: if large { Placement::Background } else { placement }, left }
+    pub fn new(urgency: Urgency, dirty: u64) -> Self {
+        if urgency == Urgency::Now && dirty <= WAITED_INLINE_MAX as u64 {
+            Self { inline: Inline::Small, left: WAITED_INLINE_MAX }
+        } else {
+            Self { inline: Inline::Tiny, left: BACKGROUND_INLINE_MAX }
+        }
+    }
+
+    /// For the migration of inline data.
+    pub fn nothing() -> Self {
+        Self { inline: Inline::Nothing, left: 0 }
     }
 
     fn inline(&mut self, bytes: usize) -> bool {
-        let fits =
-            bytes <= self.left && (self.placement == Placement::Waited || bytes < CHUNK_BYTES_MIN);
+        let fits = bytes <= self.left && (self.inline == Inline::Small || bytes < CHUNK_BYTES_MIN);
         if fits {
             self.left -= bytes;
         }
@@ -60,7 +71,7 @@ impl Allowance {
     }
 }
 
-/// A part of the record to be.
+/// A part of the extent to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     Ready(Segment),
@@ -80,7 +91,7 @@ impl Part {
     }
 }
 
-/// A record to be.
+/// An extent to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
     Parts(Vec<Part>),
@@ -91,7 +102,7 @@ pub enum Plan {
 fn inline(start: u32, bytes: Bytes) -> Segment {
     Segment {
         start,
-        len: u32::try_from(bytes.len()).expect("a record is at most 1 MiB"),
+        len: u32::try_from(bytes.len()).expect("an extent is at most 1 MiB"),
         source: Source::Inline(bytes),
     }
 }
@@ -101,7 +112,7 @@ pub fn overlay(old: &[Segment], runs: Vec<(u32, Bytes)>, allowance: &mut Allowan
     let mut merged = old.to_vec();
     let mut fresh = Vec::new();
     for (start, bytes) in runs {
-        let stop = start + u32::try_from(bytes.len()).expect("a record is at most 1 MiB");
+        let stop = start + u32::try_from(bytes.len()).expect("an extent is at most 1 MiB");
         if segments::is_zero(&bytes) {
             segments::punch(&mut merged, start, stop);
         } else {
@@ -124,11 +135,11 @@ fn decide(mut merged: Vec<Segment>, fresh: &[(u32, u32)], allowance: &Allowance)
         .iter()
         .filter(|s| {
             matches!(s.source, Source::Inline(_))
-                && (allowance.placement == Placement::Migration || !is_fresh(s))
+                && (allowance.inline == Inline::Nothing || !is_fresh(s))
         })
         .map(|s| s.len as usize)
         .sum();
-    if kept > INLINE_BYTES_MAX || allowance.placement == Placement::Migration {
+    if kept > INLINE_BYTES_MAX || allowance.inline == Inline::Nothing {
         segments::join_inline(&mut merged);
         let migrates = |s: &Segment| {
             kept > INLINE_BYTES_MAX || s.len as usize >= CHUNK_BYTES_MIN || is_fresh(s)
@@ -268,7 +279,7 @@ pub fn finish(
 mod tests {
     use super::*;
     use crate::chunk::Codec;
-    use crate::fs::row::Record;
+    use crate::fs::row::Extent;
     use crate::types::{ChunkHash, Epoch, Incarnation, PackId};
     use proptest::prelude::*;
 
@@ -299,10 +310,12 @@ mod tests {
             &mut self,
             old: &[Segment],
             runs: Vec<(u32, Bytes)>,
-            placement: Placement,
+            urgency: Option<Urgency>,
         ) -> Vec<Segment> {
             let dirty = runs.iter().map(|(_, b)| b.len() as u64).sum();
-            let parts = match overlay(old, runs, &mut Allowance::new(placement, dirty)) {
+            let mut allowance =
+                urgency.map_or(Allowance::nothing(), |urgency| Allowance::new(urgency, dirty));
+            let parts = match overlay(old, runs, &mut allowance) {
                 Plan::Parts(parts) => parts,
                 Plan::Rewrite(segments) => rewrite(&segments, &self.data).unwrap(),
             };
@@ -315,9 +328,9 @@ mod tests {
             finish(parts, &mut chunks.into_iter()).unwrap()
         }
 
-        fn render(&self, record: &[Segment]) -> Vec<u8> {
+        fn render(&self, extent: &[Segment]) -> Vec<u8> {
             let mut out = vec![];
-            for span in segments::spans(record, 0, SIZE) {
+            for span in segments::spans(extent, 0, SIZE) {
                 match span {
                     Span::Hole(len) => out.extend(vec![0; len as usize]),
                     Span::Part { segment, skip, len } => out.extend_from_slice(&match &segment
@@ -346,16 +359,16 @@ mod tests {
             writes in prop::collection::vec((write(), 0..3_u8), 1..80)
         ) {
             let mut packs = Packs::default();
-            let (mut record, mut model) = (vec![], vec![0; SIZE as usize]);
-            for ((at, bytes), placement) in writes {
-                let placement = [Placement::Waited, Placement::Background, Placement::Migration][placement as usize];
+            let (mut extent, mut model) = (vec![], vec![0; SIZE as usize]);
+            for ((at, bytes), urgency) in writes {
+                let urgency = [Some(Urgency::Now), Some(Urgency::Background), None][urgency as usize];
                 model[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
-                record = packs.apply(&record, vec![(at, bytes.into())], placement);
-                segments::check(&Record { cut: 0, segments: record.clone() }, SIZE).unwrap();
-                prop_assert!(segments::inline_bytes(&record) <= INLINE_BYTES_MAX);
-                prop_assert!(packs.render(&record) == model);
+                extent = packs.apply(&extent, vec![(at, bytes.into())], urgency);
+                segments::check(&Extent { truncations: 0, segments: extent.clone() }, SIZE).unwrap();
+                prop_assert!(segments::inline_bytes(&extent) <= INLINE_BYTES_MAX);
+                prop_assert!(packs.render(&extent) == model);
             }
-            let moved = packs.apply(&record, vec![], Placement::Migration);
+            let moved = packs.apply(&extent, vec![], None);
             prop_assert!(packs.render(&moved) == model);
             let large = |s: &&Segment| matches!(s.source, Source::Inline(_)) && s.len as usize >= CHUNK_BYTES_MIN;
             prop_assert_eq!(moved.iter().filter(large).count(), 0);
@@ -366,26 +379,18 @@ mod tests {
     fn a_lone_small_write_stays_inside_the_batch_and_a_large_one_does_not() {
         let data = |n: usize| vec![(0, Bytes::from(vec![1; n]))];
         let is_inline = |plan| matches!(plan, Plan::Parts(parts) if matches!(&parts[..], [Part::Ready(s)] if matches!(s.source, Source::Inline(_))));
-        assert!(is_inline(overlay(&[], data(4096), &mut Allowance::new(Placement::Waited, 4096))));
-        assert!(!is_inline(overlay(
-            &[],
-            data(20_000),
-            &mut Allowance::new(Placement::Waited, 20_000)
-        )));
+        assert!(is_inline(overlay(&[], data(4096), &mut Allowance::new(Urgency::Now, 4096))));
+        assert!(!is_inline(overlay(&[], data(20_000), &mut Allowance::new(Urgency::Now, 20_000))));
+        assert!(!is_inline(overlay(&[], data(4096), &mut Allowance::new(Urgency::Now, 1 << 20))));
         assert!(!is_inline(overlay(
             &[],
             data(4096),
-            &mut Allowance::new(Placement::Waited, 1 << 20)
-        )));
-        assert!(!is_inline(overlay(
-            &[],
-            data(4096),
-            &mut Allowance::new(Placement::Background, 4096)
+            &mut Allowance::new(Urgency::Background, 4096)
         )));
         assert!(is_inline(overlay(
             &[],
             data(4095),
-            &mut Allowance::new(Placement::Background, 4095)
+            &mut Allowance::new(Urgency::Background, 4095)
         )));
     }
 
@@ -395,7 +400,7 @@ mod tests {
         let plan = overlay(
             &[],
             vec![(0, bytes.clone())],
-            &mut Allowance::new(Placement::Background, 1 << 20),
+            &mut Allowance::new(Urgency::Background, 1 << 20),
         );
         let Plan::Parts(parts) = plan else { panic!() };
         assert!(
@@ -403,9 +408,6 @@ mod tests {
         );
         let old = [inline(10, Bytes::from_static(b"abc"))];
         let zero = vec![(0, Bytes::from(vec![0; SIZE as usize]))];
-        assert_eq!(
-            overlay(&old, zero, &mut Allowance::new(Placement::Waited, 1)),
-            Plan::Parts(vec![])
-        );
+        assert_eq!(overlay(&old, zero, &mut Allowance::new(Urgency::Now, 1)), Plan::Parts(vec![]));
     }
 }

@@ -1,14 +1,14 @@
 //! Reads: buffered data over data being flushed over the extents, holes as zeros, read-ahead for
 //! sequential readers.
 
-use super::buffer::by_record;
-use super::records::visible;
-use super::state::State;
+use super::extents::visible;
 use super::{Contents, segments};
 use crate::chunk::ChunkRef;
 use crate::fs::FsError;
-use crate::fs::node::Node;
-use crate::fs::row::{Inode, Record, Source};
+use crate::fs::inode::ContentState;
+use crate::fs::inode::Node;
+use crate::fs::inode::by_extent;
+use crate::fs::row::{Extent, Inode, Source};
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,9 +22,9 @@ enum Span {
         from: u32,
         len: u32,
     },
-    /// The record has to be read first.
+    /// The extent has to be read first.
     Unknown {
-        record: u64,
+        extent: u64,
         from: u32,
         to: u32,
     },
@@ -56,7 +56,7 @@ impl Contents {
             return Ok(answer(spans));
         }
         match self.complete(node, row, spans).await {
-            // The records changed under the read, and what they referred to before may be gone.
+            // The extents changed under the read, and what they referred to before may be gone.
             Err(FsError::Corrupt(_)) if node.content.state().version != version => {
                 let row = node.row.read().clone();
                 let end = end.min(row.size);
@@ -67,29 +67,29 @@ impl Contents {
         }
     }
 
-    /// Collects the parts of a range that are in memory, without waiting.
-    fn gather(&self, state: &State, row: &Inode, offset: u64, end: u64) -> Vec<Span> {
+    /// The parts of a range that memory has, without waiting.
+    fn gather(&self, state: &ContentState, row: &Inode, offset: u64, end: u64) -> Vec<Span> {
         let mut spans = Vec::new();
-        for (record, start, len) in by_record(offset, end.saturating_sub(offset), row.record_bits) {
+        for (extent, start, len) in by_extent(offset, end.saturating_sub(offset), row.record_bits) {
             state.dirty().overlay(
-                record,
+                extent,
                 (start, start + len),
                 &mut spans,
                 |spans, bytes| spans.push(Span::Data(bytes)),
                 |spans, from, to| {
                     state.flushing().overlay(
-                        record,
+                        extent,
                         (from, to),
                         spans,
                         |spans, bytes| spans.push(Span::Data(bytes)),
-                        |spans, from, to| match self.records.get(row.data, record) {
+                        |spans, from, to| match self.extents.get(row.data, extent) {
                             Some(entry) => self.base(
-                                visible(&row.masks, record, entry.as_ref()),
+                                visible(&row.masks, extent, entry.as_ref()),
                                 from,
                                 to,
                                 spans,
                             ),
-                            None => spans.push(Span::Unknown { record, from, to }),
+                            None => spans.push(Span::Unknown { extent, from, to }),
                         },
                     );
                 },
@@ -98,9 +98,9 @@ impl Contents {
         spans
     }
 
-    /// Bytes `from..to` of a record.
-    fn base(&self, record: Option<&Arc<Record>>, from: u32, to: u32, spans: &mut Vec<Span>) {
-        let segments = record.map_or(&[][..], |r| &r.segments);
+    /// Bytes `from..to` of an extent.
+    fn base(&self, extent: Option<&Arc<Extent>>, from: u32, to: u32, spans: &mut Vec<Span>) {
+        let segments = extent.map_or(&[][..], |r| &r.segments);
         for span in segments::spans(segments, from, to) {
             spans.push(match span {
                 segments::Span::Hole(len) => Span::Zeros(len as usize),
@@ -123,7 +123,7 @@ impl Contents {
         }
     }
 
-    /// Reads the records and chunks that are not at hand.
+    /// Reads the extents and chunks that are not at hand.
     async fn complete(
         &self,
         node: &Node,
@@ -132,18 +132,18 @@ impl Contents {
     ) -> Result<Vec<Span>, FsError> {
         let unknown = || {
             spans.iter().filter_map(|s| {
-                if let Span::Unknown { record, .. } = s { Some(*record) } else { None }
+                if let Span::Unknown { extent, .. } = s { Some(*extent) } else { None }
             })
         };
         let mut spans = match (unknown().min(), unknown().max()) {
             (Some(first), Some(last)) => {
-                let records = self.load(node, row, first..=last).await?;
+                let extents = self.load(node, row, first..=last).await?;
                 let mut known = Vec::with_capacity(spans.len());
                 for span in spans {
                     match span {
-                        Span::Unknown { record, from, to } => {
-                            let entry = records.get(&record).and_then(Option::as_ref);
-                            self.base(visible(&row.masks, record, entry), from, to, &mut known);
+                        Span::Unknown { extent, from, to } => {
+                            let entry = extents.get(&extent).and_then(Option::as_ref);
+                            self.base(visible(&row.masks, extent, entry), from, to, &mut known);
                         }
                         other => known.push(other),
                     }
@@ -173,7 +173,7 @@ impl Contents {
             let bytes =
                 current.as_ref().map(|(_, b)| b).filter(|b| b.len() >= (*from + *len) as usize);
             let bytes = bytes.ok_or_else(|| {
-                FsError::Corrupt(format!("chunk {} is shorter than its record says", chunk.hash))
+                FsError::Corrupt(format!("chunk {} is shorter than its extent says", chunk.hash))
             })?;
             *span = Span::Data(slice(bytes, *from, *len));
         }
@@ -184,9 +184,9 @@ impl Contents {
     fn fetch_ahead(self: &Arc<Self>, node: &Arc<Node>, row: &Inode, range: Range<u64>) {
         let (contents, node, row) = (self.clone(), node.clone(), row.clone());
         tokio::spawn(async move {
-            let records = (range.start >> row.record_bits)..=((range.end - 1) >> row.record_bits);
-            let Ok(records) = contents.load(&node, &row, records).await else { return };
-            let chunks: Vec<ChunkRef> = records
+            let extents = (range.start >> row.record_bits)..=((range.end - 1) >> row.record_bits);
+            let Ok(extents) = contents.load(&node, &row, extents).await else { return };
+            let chunks: Vec<ChunkRef> = extents
                 .iter()
                 .filter_map(|(n, entry)| visible(&row.masks, *n, entry.as_ref()))
                 .flat_map(|r| &r.segments)

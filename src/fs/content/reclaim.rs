@@ -1,17 +1,17 @@
-//! Reclaim of `O`: the records of unlinked and emptied files, and what truncations masked (R5).
+//! Reclaim of `O`: the extents of unlinked and emptied files, and what truncations masked (R5).
 //!
 //! In bounded batches, each of which carries the references that its rows held; a crash leaves an
 //! `O` row that says where to go on.
 
-use super::records::{decode, is_visible};
+use super::Contents;
+use super::extents::{decode, is_visible};
 use super::segments::Delta;
-use super::state::Known;
-use super::{Contents, NodeSource};
 use crate::fs::FsError;
 use crate::fs::committer::Batch;
+use crate::fs::inode::Node;
+use crate::fs::inode::StoredSize;
 use crate::fs::key::{self, DataId, Key};
-use crate::fs::node::Node;
-use crate::fs::row::{Inode, Orphan, Record, Row};
+use crate::fs::row::{Extent, Inode, Orphan, Row};
 use bytes::Bytes;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -35,22 +35,15 @@ pub(super) enum Progress {
 
 impl Contents {
     /// Reclaims until told to stop.
-    pub(super) async fn reclaim_forever(
-        &self,
-        nodes: std::sync::Weak<dyn NodeSource>,
-        stop: CancellationToken,
-    ) {
-        // Orphans that cannot be reclaimed (a row is corrupt) are left, and logged once.
+    pub(super) async fn reclaim_forever(&self, stop: CancellationToken) {
+        // Orphans that cannot be reclaimed (a row is corrupt) are left, and said so once.
         let mut broken = HashSet::new();
         loop {
-            let again = match nodes.upgrade() {
-                None => return,
-                Some(nodes) => tokio::select! {
-                    () = stop.cancelled() => return,
-                    outcome = self.reclaim_round(&*nodes, &mut broken) => outcome,
-                },
+            let outcome = tokio::select! {
+                () = stop.cancelled() => return,
+                outcome = self.reclaim_round(&mut broken) => outcome,
             };
-            match again {
+            match outcome {
                 Ok(Progress::More) => continue,
                 Ok(Progress::Done) => tokio::select! {
                     () = stop.cancelled() => return,
@@ -72,7 +65,6 @@ impl Contents {
 
     pub(super) async fn reclaim_round(
         &self,
-        nodes: &dyn NodeSource,
         broken: &mut HashSet<DataId>,
     ) -> Result<Progress, FsError> {
         let (from, to) = (key::orphan(DataId(0)), key::orphan(DataId(u64::MAX)));
@@ -84,7 +76,7 @@ impl Contents {
                 continue;
             }
             progress = Progress::More;
-            match self.reclaim_orphan(nodes, data, &value).await {
+            match self.reclaim_orphan(data, &value).await {
                 Err(FsError::Corrupt(why)) => {
                     tracing::error!(
                         data = data.0,
@@ -100,15 +92,10 @@ impl Contents {
         Ok(progress)
     }
 
-    async fn reclaim_orphan(
-        &self,
-        nodes: &dyn NodeSource,
-        data: DataId,
-        row: &Bytes,
-    ) -> Result<(), FsError> {
+    async fn reclaim_orphan(&self, data: DataId, row: &Bytes) -> Result<(), FsError> {
         let orphan = Orphan::decode(row)?;
         if let Some(ino) = orphan.inode
-            && let Some(node) = nodes.node(ino).await?
+            && let Some(node) = self.inodes.load_linked(ino).await?
         {
             loop {
                 let lock = node.lock.lock().await;
@@ -130,20 +117,20 @@ impl Contents {
         self.reclaim_whole(data).await
     }
 
-    /// All records of a data id that no inode refers to.
+    /// All extents of a data id that no inode refers to.
     async fn reclaim_whole(&self, data: DataId) -> Result<(), FsError> {
         loop {
             let Some(row) = self.committer.get(&key::orphan(data)).await? else { return Ok(()) };
             let orphan = Orphan::decode(&row)?;
             let rows = self
                 .committer
-                .scan(key::record(data, orphan.from), key::records(data.next()), STEP_ROWS)
+                .scan(key::extent(data, orphan.from), key::extents(data.next()), STEP_ROWS)
                 .await?;
             let (mut batch, mut delta) = (Batch::default(), Delta::default());
             let mut next = orphan.from;
             let done = rows.len() < STEP_ROWS;
             for (key, value) in rows {
-                if let Some(Key::Record(_, n)) = Key::parse(&key) {
+                if let Some(Key::Extent(_, n)) = Key::parse(&key) {
                     next = n + 1;
                 }
                 delta.gone(&decode_any(&value)?);
@@ -163,7 +150,7 @@ impl Contents {
         }
     }
 
-    /// One step over the masked records of a file whose lock the caller holds. When all are gone,
+    /// One step over the masked extents of a file whose lock the caller holds. When all are gone,
     /// so are the masks.
     pub(super) async fn reclaim_masked(&self, node: &Node) -> Result<Progress, FsError> {
         let mut row = node.row.read().clone();
@@ -178,17 +165,17 @@ impl Contents {
         }
         let rows = self
             .committer
-            .scan(key::record(data, queued.from), key::records(data.next()), STEP_ROWS)
+            .scan(key::extent(data, queued.from), key::extents(data.next()), STEP_ROWS)
             .await?;
         let done = rows.len() < STEP_ROWS;
         let (mut batch, mut delta, mut gone, mut next) =
             (Batch::default(), Delta::default(), Vec::new(), queued.from);
         for (key, value) in rows {
-            let Some(Key::Record(_, n)) = Key::parse(&key) else { continue };
+            let Some(Key::Extent(_, n)) = Key::parse(&key) else { continue };
             next = n + 1;
-            let record = decode(&value, row.record_bits)?;
-            if !is_visible(&row.masks, n, record.cut) {
-                delta.gone(&record);
+            let extent = decode(&value, row.record_bits)?;
+            if !is_visible(&row.masks, n, extent.truncations) {
+                delta.gone(&extent);
                 gone.push(n);
                 batch.delete(key);
             }
@@ -204,7 +191,7 @@ impl Contents {
         let allocated = allocated.ok_or_else(|| {
             FsError::Corrupt("a file's allocated bytes would be negative (R4)".to_owned())
         })?;
-        let known = Known { allocated, ..known };
+        let known = StoredSize { allocated, ..known };
         batch.allocated = delta.allocated;
         batch.refs = delta.refs();
         batch.put(key::inode(node.file.ino), &Inode { size: known.size, allocated, ..row.clone() });
@@ -212,7 +199,7 @@ impl Contents {
         let ticket = self.committer.submit(batch)?;
         {
             let mut state = node.content.state();
-            gone.into_iter().for_each(|n| self.records.put(data, n, None));
+            gone.into_iter().for_each(|n| self.extents.put(data, n, None));
             state.changed(&mut row, known);
         }
         let mut shown = node.row.write();
@@ -236,7 +223,7 @@ impl Contents {
     }
 }
 
-/// Decodes a record of a file whose record size is no longer known: any size it may have had.
-fn decode_any(row: &Bytes) -> Result<Record, FsError> {
+/// Decodes an extent of a file whose record size is no longer known: any size it may have had.
+fn decode_any(row: &Bytes) -> Result<Extent, FsError> {
     decode(row, 20)
 }

@@ -1,22 +1,22 @@
-//! The algebra of a record: a list of segments, in order, without overlap; what lies between them
+//! The algebra of an extent: a list of segments, in order, without overlap; what lies between them
 //! is a hole.
 
 use crate::fs::FsError;
-use crate::fs::row::{Record, Segment, Source};
+use crate::fs::row::{Extent, Segment, Source};
 use crate::types::PackId;
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 
-/// Most segments of a record; one more and the record is rewritten.
+/// Most segments of an extent; one more and the extent is rewritten.
 pub const SEGMENTS_MAX: usize = 16;
-/// Most bytes a record carries inside the database; more and they move to a pack.
+/// Most bytes an extent carries inside the database; more and they move to a pack.
 pub const INLINE_BYTES_MAX: usize = 16 << 10;
 
 pub fn end(segment: &Segment) -> u32 {
     segment.start + segment.len
 }
 
-/// Bytes `from..to` of a record as far as this segment has them. The caller sees to it that they
+/// Bytes `from..to` of an extent as far as this segment has them. The caller sees to it that they
 /// overlap.
 fn part(segment: &Segment, from: u32, to: u32) -> Segment {
     let (from, to) = (from.max(segment.start), to.min(end(segment)));
@@ -87,9 +87,9 @@ fn join(segments: &mut Vec<Segment>, joined: impl Fn(&Segment, &Segment) -> Opti
     *segments = out;
 }
 
-/// Bytes that the record accounts for: what its segments hold.
-pub fn bytes(record: &Record) -> u64 {
-    record.segments.iter().map(|s| u64::from(s.len)).sum()
+/// Bytes that the extent accounts for: what its segments hold.
+pub fn bytes(extent: &Extent) -> u64 {
+    extent.segments.iter().map(|s| u64::from(s.len)).sum()
 }
 
 pub fn inline_bytes(segments: &[Segment]) -> usize {
@@ -99,30 +99,30 @@ pub fn inline_bytes(segments: &[Segment]) -> usize {
         .sum()
 }
 
-/// Change of references and of accounted bytes, summed over the records of a batch.
+/// Change of references and of accounted bytes, summed over the extents of a batch.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Delta {
     refs: BTreeMap<PackId, i64>,
-    /// Chunks, by pack and offset, of records that went and that came.
+    /// Chunks, by pack and offset, of extents that went and that came.
     gone: Vec<(PackId, u32)>,
     come: Vec<(PackId, u32)>,
     pub allocated: i64,
 }
 
 impl Delta {
-    pub fn gone(&mut self, record: &Record) {
-        self.count(record, -1);
-        self.gone.extend(chunks(record));
+    pub fn gone(&mut self, extent: &Extent) {
+        self.count(extent, -1);
+        self.gone.extend(chunks(extent));
     }
 
-    pub fn come(&mut self, record: &Record) {
-        self.count(record, 1);
-        self.come.extend(chunks(record));
+    pub fn come(&mut self, extent: &Extent) {
+        self.count(extent, 1);
+        self.come.extend(chunks(extent));
     }
 
-    fn count(&mut self, record: &Record, sign: i64) {
-        self.allocated += sign * i64::try_from(bytes(record)).expect("a record is at most 1 MiB");
-        for (pack, _) in chunks(record) {
+    fn count(&mut self, extent: &Extent, sign: i64) {
+        self.allocated += sign * i64::try_from(bytes(extent)).expect("an extent is at most 1 MiB");
+        for (pack, _) in chunks(extent) {
             *self.refs.entry(pack).or_default() += sign;
         }
     }
@@ -131,7 +131,7 @@ impl Delta {
         self.refs.iter().filter(|(_, n)| **n != 0).map(|(pack, n)| (*pack, *n)).collect()
     }
 
-    /// Packs with a chunk that none of the replaced records referred to.
+    /// Packs with a chunk that none of the replaced extents referred to.
     pub fn fresh(mut self) -> Vec<PackId> {
         self.gone.sort_unstable();
         let fresh = self.come.into_iter().filter(|chunk| self.gone.binary_search(chunk).is_err());
@@ -142,14 +142,14 @@ impl Delta {
     }
 }
 
-fn chunks(record: &Record) -> impl Iterator<Item = (PackId, u32)> {
-    record.segments.iter().filter_map(|segment| match &segment.source {
+fn chunks(extent: &Extent) -> impl Iterator<Item = (PackId, u32)> {
+    extent.segments.iter().filter_map(|segment| match &segment.source {
         Source::Chunk { chunk, .. } => Some((chunk.pack, chunk.offset)),
         Source::Inline(_) => None,
     })
 }
 
-/// A piece of the answer to a read of a record.
+/// A piece of the answer to a read of an extent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Span<'a> {
     Hole(u32),
@@ -161,7 +161,7 @@ pub enum Span<'a> {
     },
 }
 
-/// Bytes `from..to` of a record, in order.
+/// Bytes `from..to` of an extent, in order.
 pub fn spans<'a>(segments: &'a [Segment], from: u32, to: u32) -> Vec<Span<'a>> {
     let mut out = Vec::new();
     let mut at = from;
@@ -181,14 +181,14 @@ pub fn spans<'a>(segments: &'a [Segment], from: u32, to: u32) -> Vec<Span<'a>> {
     out
 }
 
-/// Checks a record that came from the bucket: everything else here trusts it.
-pub fn check(record: &Record, record_bytes: u32) -> Result<(), FsError> {
+/// Checks an extent that came from the bucket: everything else here trusts it.
+pub fn check(extent: &Extent, record_bytes: u32) -> Result<(), FsError> {
     let mut at = 0_u64;
-    for segment in &record.segments {
+    for segment in &extent.segments {
         let (start, len) = (u64::from(segment.start), u64::from(segment.len));
         if len == 0 || start < at || start + len > u64::from(record_bytes) {
             return Err(FsError::Corrupt(format!(
-                "record with a segment {start}+{len} after {at}"
+                "extent with a segment {start}+{len} after {at}"
             )));
         }
         let fits = match &segment.source {
@@ -197,13 +197,13 @@ pub fn check(record: &Record, record_bytes: u32) -> Result<(), FsError> {
         };
         if !fits {
             return Err(FsError::Corrupt(format!(
-                "record with a segment {start}+{len} that its source does not fill"
+                "extent with a segment {start}+{len} that its source does not fill"
             )));
         }
         at = start + len;
     }
-    if record.segments.len() > SEGMENTS_MAX {
-        return Err(FsError::Corrupt(format!("record of {} segments", record.segments.len())));
+    if extent.segments.len() > SEGMENTS_MAX {
+        return Err(FsError::Corrupt(format!("extent of {} segments", extent.segments.len())));
     }
     Ok(())
 }
@@ -290,7 +290,7 @@ mod tests {
             let (mut segments, mut model) = (Vec::new(), vec![0; SIZE as usize]);
             let mut delta = Delta::default();
             for op in ops {
-                let before = Record { cut: 0, segments: segments.clone() };
+                let before = Extent { truncations: 0, segments: segments.clone() };
                 match op {
                     Op::Inline(at, bytes) => {
                         model[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
@@ -308,7 +308,7 @@ mod tests {
                 prop_assert_eq!(render(&segments), &model[..]);
                 join_inline(&mut segments);
                 prop_assert_eq!(render(&segments), &model[..]);
-                let after = Record { cut: 0, segments: segments.clone() };
+                let after = Extent { truncations: 0, segments: segments.clone() };
                 if segments.len() <= SEGMENTS_MAX {
                     check(&after, SIZE).unwrap();
                 }
@@ -316,7 +316,7 @@ mod tests {
                 delta.come(&after);
             }
             let mut whole = Delta::default();
-            whole.come(&Record { cut: 0, segments: segments.clone() });
+            whole.come(&Extent { truncations: 0, segments: segments.clone() });
             prop_assert_eq!(delta.allocated, whole.allocated);
             prop_assert_eq!(delta.refs(), whole.refs());
             punch(&mut segments, cut, SIZE);
@@ -333,8 +333,8 @@ mod tests {
             use crate::fs::row::Row;
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() { *first = 1; }
-            if let Ok(record) = Record::decode(&bytes) {
-                let _ = check(&record, 4096);
+            if let Ok(extent) = Extent::decode(&bytes) {
+                let _ = check(&extent, 4096);
             }
         }
     }
@@ -359,11 +359,11 @@ mod tests {
         ];
         for segments in bad {
             assert!(
-                check(&Record { cut: 0, segments: segments.clone() }, SIZE).is_err(),
+                check(&Extent { truncations: 0, segments: segments.clone() }, SIZE).is_err(),
                 "{segments:?}"
             );
         }
-        check(&Record { cut: 0, segments: vec![chunked(SIZE - 8)] }, SIZE).unwrap();
+        check(&Extent { truncations: 0, segments: vec![chunked(SIZE - 8)] }, SIZE).unwrap();
     }
 
     #[test]

@@ -10,10 +10,10 @@ use tokio::sync::Notify;
 /// The dataset's byte quota and the part of it that accepted writes may still need.
 ///
 /// A write reserves one byte for every byte that becomes dirty, whatever lies below it. Only when
-/// that much is not left are the records below read and the growth counted exactly, so that
+/// that much is not left are the extents below read and the growth counted exactly, so that
 /// overwriting works on a full dataset. A flush never asks again: it allocates at most what was
-/// reserved, except for zeros that fill holes where a record of too many pieces is rewritten as one
-/// (less than a record each).
+/// reserved, except for zeros that fill holes where an extent of too many pieces is rewritten as
+/// one (less than an extent each).
 #[derive(Debug)]
 pub(super) struct Space {
     quota: AtomicU64,

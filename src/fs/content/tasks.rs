@@ -1,24 +1,24 @@
 //! Background tasks: flushing by time and by pressure, reclaim, migration, recall.
 
+use super::Contents;
 use super::flush::Select;
-use super::plan::Placement;
-use super::{Contents, NodeSource};
+use super::plan::Urgency;
 use crate::chunk::PACK_BYTES;
 use crate::fs::FsError;
-use crate::fs::node::Node;
+use crate::fs::inode::Node;
 use crate::types::{Class, Classify, InodeNo};
 use futures::{FutureExt, StreamExt, stream};
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// A file with this many dirty bytes is flushed without waiting for the interval: a long write
-/// streams out, a pack at a time. With less, its pack would wait for more while the file's next
-/// flush waits for the pack.
+/// A file with this many dirty bytes is flushed without waiting for its time: a long write streams
+/// out, a pack at a time. With less, its pack would wait for more while the file's next flush waits
+/// for the pack.
 const FILE_BYTES: u64 = PACK_BYTES as u64;
 /// Flushes at once. Many, because small files share packs: they all wait for the same PUT.
 const FILES_AT_ONCE: usize = 512;
@@ -71,9 +71,9 @@ impl Contents {
     }
 
     /// Flushes every file that is dirty now.
-    pub(super) async fn flush_dirty(&self, placement: Placement) -> Result<(), FsError> {
+    pub(super) async fn flush_dirty(&self, urgency: Urgency) -> Result<(), FsError> {
         let flushes = stream::iter(self.dirty.all()).map(|node| {
-            async move { self.flush_as(&node, placement, Select::All).await.map(|_| ()) }.boxed()
+            async move { self.flush_as(&node, urgency, Select::All).await.map(|_| ()) }.boxed()
         });
         let outcomes: Vec<Result<(), FsError>> =
             flushes.buffer_unordered(FILES_AT_ONCE).collect().await;
@@ -81,23 +81,18 @@ impl Contents {
     }
 
     async fn sync_dirty(&self) -> Result<(), FsError> {
-        self.flush_dirty(Placement::Background).await?;
+        self.flush_dirty(Urgency::Background).await?;
         self.committer.durable(self.committer.last()).await
     }
 
     /// Starts flush timer, reclaim of `O`, migration of inline data and recall of stored chunks;
-    /// ends with the tasks' tracker. `nodes` finds the inodes whose cut-off records are reclaimed.
-    pub fn start(
-        self: &Arc<Self>,
-        nodes: Weak<dyn NodeSource>,
-        tasks: &TaskTracker,
-        stop: CancellationToken,
-    ) {
+    /// ends with the tasks' tracker.
+    pub fn start(self: &Arc<Self>, tasks: &TaskTracker, stop: CancellationToken) {
         let (reclaim, migrate, flush) = (self.clone(), self.clone(), self.clone());
-        let (its_nodes, its_stop) = (nodes.clone(), stop.clone());
-        tasks.spawn(async move { reclaim.reclaim_forever(its_nodes, its_stop).await });
         let its_stop = stop.clone();
-        tasks.spawn(async move { migrate.migrate_forever(nodes, its_stop).await });
+        tasks.spawn(async move { reclaim.reclaim_forever(its_stop).await });
+        let its_stop = stop.clone();
+        tasks.spawn(async move { migrate.migrate_forever(its_stop).await });
         let its_stop = stop.clone();
         tasks.spawn(async move { flush.flush_by_time(its_stop).await });
         let (large, its_stop) = (self.clone(), stop.clone());
@@ -161,10 +156,7 @@ impl Contents {
                     flushes.spawn(async move {
                         (
                             ino,
-                            contents
-                                .flush_as(&node, Placement::Background, select)
-                                .await
-                                .map(|_| ()),
+                            contents.flush_as(&node, Urgency::Background, select).await.map(|_| ()),
                         )
                     });
                 }

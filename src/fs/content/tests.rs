@@ -8,9 +8,10 @@ use crate::chunk::{ChunkCache, Codec};
 use crate::crypto::{Keyring, Secret, WrappedKey};
 use crate::fs::api::FileKind;
 use crate::fs::committer::Batch;
-use crate::fs::content::plan::Placement;
+use crate::fs::content::plan::Urgency;
 use crate::fs::content::reclaim::Progress;
 use crate::fs::db::{Database, DbCache, DbPlace};
+use crate::fs::inode::InodeMemory;
 use crate::fs::key::{self, DataId, Key};
 use crate::fs::row::{Orphan, Row, Source};
 use crate::telemetry::Failpoints;
@@ -28,6 +29,7 @@ pub(super) struct Rig {
     cache: ChunkCache,
     memory: ContentMemory,
     pub committer: Arc<Committer>,
+    pub inodes: Arc<Inodes>,
     pub contents: Arc<Contents>,
     pub node: Arc<Node>,
 }
@@ -49,7 +51,7 @@ pub(super) fn file(committer: &Committer, bits: u8) -> Inode {
         parent: InodeNo::ROOT,
         data: committer.new_data().unwrap(),
         record_bits: bits,
-        cut: 0,
+        truncations: 0,
         masks: vec![],
         exclusive: None,
         fs_group_epoch: 0,
@@ -63,7 +65,7 @@ async fn open(
     keyring: &Keyring,
     cache: &ChunkCache,
     memory: &ContentMemory,
-) -> (Arc<Committer>, Arc<Contents>) {
+) -> (Arc<Committer>, Arc<Inodes>, Arc<Contents>) {
     let db = Database::open(place, None).await.unwrap();
     let chunks = ChunkStore::new(place.bucket.clone(), family, keyring, cache.clone());
     let packer = chunks.packer(place.incarnation, db.epoch(), Codec::Lz4);
@@ -73,14 +75,16 @@ async fn open(
             .await
             .unwrap();
     let committer = Arc::new(committer);
+    let inodes = Arc::new(Inodes::new(committer.clone(), InodeMemory::new(1 << 20)));
     let contents = Arc::new(Contents::new(
         committer.clone(),
+        inodes.clone(),
         chunks,
         packer,
         memory,
         Duration::from_secs(3600),
     ));
-    (committer, contents)
+    (committer, inodes, contents)
 }
 
 impl Rig {
@@ -95,13 +99,13 @@ impl Rig {
             cache: DbCache::new(16 << 20),
         };
         let cache = ChunkCache::memory(16 << 20);
-        let (committer, contents) = open(&place, family, &keyring, &cache, &memory).await;
+        let (committer, inodes, contents) = open(&place, family, &keyring, &cache, &memory).await;
         let row = file(&committer, bits);
         let mut batch = Batch { inodes: 1, ..Batch::default() };
         batch.put(key::inode(INO), &row);
         committer.submit(batch).unwrap();
-        let node = Arc::new(Node::new(INO, row, Ticket::default()));
-        Self { place, family, keyring, cache, memory, committer, contents, node }
+        let node = inodes.insert(Node::new(INO, row, Ticket::default()));
+        Self { place, family, keyring, cache, memory, committer, inodes, contents, node }
     }
 
     /// Closes cleanly and opens again, with nothing cached.
@@ -109,10 +113,11 @@ impl Rig {
         self.contents.flush_all().await.unwrap();
         self.committer.close().await.unwrap();
         self.cache = ChunkCache::memory(16 << 20);
-        (self.committer, self.contents) =
+        (self.committer, self.inodes, self.contents) =
             open(&self.place, self.family, &self.keyring, &self.cache, &self.memory).await;
         let row = self.committer.get(&key::inode(INO)).await.unwrap().unwrap();
-        self.node = Arc::new(Node::new(INO, Inode::decode(&row).unwrap(), Ticket::default()));
+        let node = Node::new(INO, Inode::decode(&row).unwrap(), Ticket::default());
+        self.node = self.inodes.insert(node);
     }
 
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), FsError> {
@@ -172,13 +177,13 @@ impl Rig {
         let row = self.node.stored(&self.node.row.read());
         let mut by_data: HashMap<DataId, u64> = HashMap::new();
         let mut refs: HashMap<PackId, u64> = HashMap::new();
-        for (key, value) in self.rows(key::records(DataId(0)), key::records(DataId(u64::MAX))).await
+        for (key, value) in self.rows(key::extents(DataId(0)), key::extents(DataId(u64::MAX))).await
         {
-            let Some(Key::Record(data, _)) = Key::parse(&key) else { panic!("{key:?}") };
-            let record = records::decode(&value, 20).unwrap();
-            assert!(!record.segments.is_empty());
-            *by_data.entry(data).or_default() += segments::bytes(&record);
-            for segment in &record.segments {
+            let Some(Key::Extent(data, _)) = Key::parse(&key) else { panic!("{key:?}") };
+            let extent = extents::decode(&value, 20).unwrap();
+            assert!(!extent.segments.is_empty());
+            *by_data.entry(data).or_default() += segments::bytes(&extent);
+            for segment in &extent.segments {
                 if let Source::Chunk { chunk, .. } = &segment.source {
                     *refs.entry(chunk.pack).or_default() += 1;
                 }
@@ -210,37 +215,16 @@ impl Rig {
         assert_eq!((durable.size, durable.allocated), (row.size, row.allocated));
     }
 
+    /// As after a restart: no node is in memory.
     pub async fn reclaim_of_nobody(&self) {
-        let mut broken = Default::default();
-        while self.contents.reclaim_round(&Nobody, &mut broken).await.unwrap() == Progress::More {}
-        assert!(broken.is_empty());
+        self.inodes.forget(INO);
+        self.reclaim().await;
     }
 
     pub async fn reclaim(&self) {
-        let source = Source1(self.node.clone());
         let mut broken = Default::default();
-        while self.contents.reclaim_round(&source, &mut broken).await.unwrap() == Progress::More {}
+        while self.contents.reclaim_round(&mut broken).await.unwrap() == Progress::More {}
         assert!(broken.is_empty());
-    }
-}
-
-/// A table where every inode is gone.
-struct Nobody;
-
-#[async_trait::async_trait]
-impl NodeSource for Nobody {
-    async fn node(&self, _: InodeNo) -> Result<Option<Arc<Node>>, FsError> {
-        Ok(None)
-    }
-}
-
-/// A table of one inode.
-pub(super) struct Source1(pub Arc<Node>);
-
-#[async_trait::async_trait]
-impl NodeSource for Source1 {
-    async fn node(&self, ino: InodeNo) -> Result<Option<Arc<Node>>, FsError> {
-        Ok((ino == INO).then(|| self.0.clone()))
     }
 }
 
@@ -260,7 +244,7 @@ fn encrypted() -> Keyring {
 enum Op {
     Write { at: u64, len: usize, seed: u8 },
     Truncate(u64),
-    Flush(Placement),
+    Flush(Urgency),
     Migrate,
     Reclaim,
     Reopen,
@@ -276,8 +260,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(at, n, seed)| Op::Write { at: at * 4096, len: n * 4096, seed }),
         2 => (0..SPACE).prop_map(Op::Truncate),
         1 => Just(Op::Truncate(0)),
-        3 => Just(Op::Flush(Placement::Waited)),
-        3 => Just(Op::Flush(Placement::Background)),
+        3 => Just(Op::Flush(Urgency::Now)),
+        3 => Just(Op::Flush(Urgency::Background)),
         1 => Just(Op::Migrate),
         1 => Just(Op::Reclaim),
         1 => Just(Op::Reopen),
@@ -313,11 +297,11 @@ async fn play(bits: u8, keyring: Keyring, ops: Vec<Op>) {
                 Ok(()) => model.resize(size as usize, 0),
                 Err(error) => assert!(matches!(error, FsError::Busy(_)), "{error}"),
             },
-            Op::Flush(placement) => {
-                rig.contents.flush_as(&rig.node, placement, flush::Select::All).await.unwrap();
+            Op::Flush(urgency) => {
+                rig.contents.flush_as(&rig.node, urgency, flush::Select::All).await.unwrap();
                 assert!(!rig.node.content.is_dirty());
             }
-            Op::Migrate => rig.contents.migrate_round(&Source1(rig.node.clone())).await,
+            Op::Migrate => rig.contents.migrate_round().await,
             Op::Reclaim => rig.reclaim().await,
             Op::Reopen => rig.reopen().await,
         }
@@ -334,7 +318,7 @@ async fn play(bits: u8, keyring: Keyring, ops: Vec<Op>) {
     rig.unlink_with(Batch::default()).unwrap();
     assert_eq!(rig.committer.totals().allocated, 0);
     rig.reclaim().await;
-    assert!(rig.rows(key::records(DataId(0)), key::records(DataId(u64::MAX))).await.is_empty());
+    assert!(rig.rows(key::extents(DataId(0)), key::extents(DataId(u64::MAX))).await.is_empty());
     assert!(rig.rows(key::orphan(DataId(0)), key::orphan(DataId(u64::MAX))).await.is_empty());
     assert_eq!(rig.contents.reserved(), 0);
 }
@@ -348,16 +332,16 @@ proptest! {
     }
 }
 
-/// As a lone step of one test would: many truncations of a file of many records.
+/// As a lone step of one test would: many truncations of a file of many extents.
 #[tokio::test(flavor = "multi_thread")]
 async fn masks_hide_at_once_and_are_reclaimed() {
     let rig = Rig::new(12, plain(), limits()).await;
-    let records = 1000_u64;
-    rig.write(0, vec![1; (records << 12) as usize].into()).await.unwrap();
+    let extents = 1000_u64;
+    rig.write(0, vec![1; (extents << 12) as usize].into()).await.unwrap();
     rig.contents.flush(&rig.node).await.unwrap();
-    for keep in (100..records).rev().step_by(100) {
+    for keep in (100..extents).rev().step_by(100) {
         rig.truncate((keep << 12) + 5).await.unwrap();
-        rig.truncate(records << 12).await.unwrap();
+        rig.truncate(extents << 12).await.unwrap();
         rig.exact().await;
         let tail = rig.read(keep << 12, 1 << 20).await;
         assert!(tail[..5] == [1; 5] && tail[5..].iter().all(|b| *b == 0), "cut at {keep}");
@@ -373,13 +357,13 @@ async fn masks_hide_at_once_and_are_reclaimed() {
     assert_eq!(rig.read(500 << 12, 8192).await, [vec![2; 4096], vec![0; 4096]].concat());
 }
 
-/// Small changes of very many records are more than the committer's queue may hold: they are
+/// Small changes of very many extents are more than the committer's queue may hold: they are
 /// flushed in steps, as one.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_batch_can_hold_is_flushed_in_steps() {
     let rig = Rig::new(16, plain(), limits()).await;
-    let records = 4000_u64;
-    for n in 0..records {
+    let extents = 4000_u64;
+    for n in 0..extents {
         rig.write(n << 16, vec![n as u8 | 1; 10].into()).await.unwrap();
     }
     let before = rig.committer.last().0;
@@ -388,11 +372,11 @@ async fn what_no_batch_can_hold_is_flushed_in_steps() {
     assert_eq!(ticket, rig.committer.last());
     assert!(!rig.node.content.is_dirty());
     rig.exact().await;
-    for n in (0..records).step_by(97) {
+    for n in (0..extents).step_by(97) {
         assert_eq!(rig.read(n << 16, 10).await, vec![n as u8 | 1; 10]);
     }
     // The same for a caller that needs the lock as well.
-    for n in 0..records {
+    for n in 0..extents {
         rig.write((n << 16) + 20, vec![7; 10].into()).await.unwrap();
     }
     drop(rig.contents.flush_and_lock(&rig.node).await.unwrap());
@@ -432,7 +416,7 @@ async fn what_is_removed_while_its_masks_are_reclaimed_stays_removed() {
     assert!(rig.committer.get(&key::inode(INO)).await.unwrap().is_none());
     assert_eq!(rig.committer.totals().allocated, 0);
     assert!(rig.rows(key::orphan(DataId(0)), key::orphan(DataId(u64::MAX))).await.is_empty());
-    assert!(rig.rows(key::records(DataId(0)), key::records(DataId(u64::MAX))).await.is_empty());
+    assert!(rig.rows(key::extents(DataId(0)), key::extents(DataId(u64::MAX))).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -513,8 +497,8 @@ async fn cuts_under_flushes_lose_nothing_and_bring_nothing_back() {
         let rig = rig.clone();
         async move {
             for i in 0..200 {
-                let placement = if i % 2 == 0 { Placement::Waited } else { Placement::Background };
-                rig.contents.flush_as(&rig.node, placement, flush::Select::All).await.unwrap();
+                let urgency = if i % 2 == 0 { Urgency::Now } else { Urgency::Background };
+                rig.contents.flush_as(&rig.node, urgency, flush::Select::All).await.unwrap();
                 tokio::task::yield_now().await;
             }
         }

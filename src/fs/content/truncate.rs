@@ -1,18 +1,18 @@
-//! Changing a file's size, and letting go of its content (R5).
+//! Changing a file's size, and releasing its content (R5).
 
 use super::Contents;
-use super::records::{decode, visible};
+use super::extents::{decode, visible};
 use super::segments::{self, Delta};
-use super::state::Known;
 use crate::fs::FsError;
 use crate::fs::api::FILE_BYTES_MAX;
 use crate::fs::committer::Batch;
+use crate::fs::inode::Node;
+use crate::fs::inode::StoredSize;
 use crate::fs::key::{self, DataId, Key};
-use crate::fs::node::Node;
-use crate::fs::row::{Inode, MASKS_MAX, Mask, Orphan, Record};
+use crate::fs::row::{Extent, Inode, MASKS_MAX, Orphan, TruncationMask};
 use std::sync::Arc;
 
-/// Up to this many records past a truncation are deleted at once; more are masked and reclaimed in
+/// Up to this many extents past a truncation are deleted at once; more are masked and reclaimed in
 /// the background.
 const DELETE_MAX: usize = 64;
 /// Steps of reclaim that a truncation waits for to get a free mask, before its caller is asked to
@@ -27,10 +27,10 @@ const FLUSHES_FREE: usize = 8;
 pub struct Resize {
     size: u64,
     /// The state in the database once the batch is submitted.
-    known: Known,
+    known: StoredSize,
     /// The data id whose extents changed, and what the cache shall hold of them.
     data: DataId,
-    records: Vec<(u64, Option<Arc<Record>>)>,
+    extents: Vec<(u64, Option<Arc<Extent>>)>,
     reclaim: bool,
 }
 
@@ -74,14 +74,14 @@ impl Contents {
             size,
             known: node.content.state().known(row),
             data: row.data,
-            records: Vec::new(),
+            extents: Vec::new(),
             reclaim: false,
         };
         let mut delta = Delta::default();
         if size < row.size && resize.known.allocated > 0 {
             self.make_mask_free(node, row).await?;
-            self.cut_boundary(node, row, batch, &mut delta, &mut resize).await?;
-            self.cut_behind(node, row, batch, &mut delta, &mut resize).await?;
+            self.trim_boundary(node, row, batch, &mut delta, &mut resize).await?;
+            self.drop_behind(node, row, batch, &mut delta, &mut resize).await?;
         }
         // Only now: reclaim may have changed it above, a flush cannot have (it needs the lock).
         let state = node.content.state();
@@ -92,7 +92,7 @@ impl Contents {
             FsError::Corrupt("a file's allocated bytes would be negative (R4)".to_owned())
         })?;
         resize.known =
-            Known { size: if buffered { size.min(known.size) } else { size }, allocated };
+            StoredSize { size: if buffered { size.min(known.size) } else { size }, allocated };
         batch.allocated += delta.allocated;
         batch.refs.extend(delta.refs());
         batch.fresh.extend(delta.fresh());
@@ -109,9 +109,9 @@ impl Contents {
             let mut state = node.content.state();
             let freed = state.resize(&mut row, resize.size, resize.known);
             resize
-                .records
+                .extents
                 .into_iter()
-                .for_each(|(n, entry)| self.records.put(resize.data, n, entry));
+                .for_each(|(n, entry)| self.extents.put(resize.data, n, entry));
             *shown = row;
             freed
         };
@@ -121,7 +121,7 @@ impl Contents {
         }
     }
 
-    /// To nothing: the records become an orphan's, the file gets a data id of its own again. O(1).
+    /// To nothing: the extents become an orphan's, the file gets a data id of its own again. O(1).
     fn empty(&self, node: &Node, row: &mut Inode, batch: &mut Batch) -> Result<Resize, FsError> {
         let (known, data) = (node.content.state().known(row), row.data);
         if known.allocated > 0 {
@@ -133,9 +133,9 @@ impl Contents {
         row.size = 0;
         Ok(Resize {
             size: 0,
-            known: Known { size: 0, allocated: 0 },
+            known: StoredSize { size: 0, allocated: 0 },
             data,
-            records: Vec::new(),
+            extents: Vec::new(),
             reclaim: known.allocated > 0,
         })
     }
@@ -153,7 +153,7 @@ impl Contents {
     /// Drops the buffered data once the batch of a [`Self::discard`] is submitted. The caller still
     /// holds the node's lock.
     pub fn discarded(&self, node: &Node) {
-        let nothing = Known { size: 0, allocated: 0 };
+        let nothing = StoredSize { size: 0, allocated: 0 };
         let freed = {
             let mut row = node.row.read().clone();
             node.content.state().resize(&mut row, 0, nothing)
@@ -183,9 +183,9 @@ impl Contents {
         self.flush_and_lock(node).await
     }
 
-    /// Trims the record that contains the new end, so that the data cut off reads as zeros for
+    /// Trims the extent that contains the new end, so that the data cut off reads as zeros for
     /// ever.
-    async fn cut_boundary(
+    async fn trim_boundary(
         &self,
         node: &Node,
         row: &Inode,
@@ -200,26 +200,26 @@ impl Contents {
         }
         let old = self.load(node, row, n..=n).await?.remove(&n).flatten();
         let Some(old) = visible(&row.masks, n, old.as_ref()) else { return Ok(()) };
-        let mut record = Record::clone(old);
-        segments::punch(&mut record.segments, within, 1 << row.record_bits);
-        if record == **old {
+        let mut extent = Extent::clone(old);
+        segments::punch(&mut extent.segments, within, 1 << row.record_bits);
+        if extent == **old {
             return Ok(());
         }
-        record.cut = row.cut;
+        extent.truncations = row.truncations;
         delta.gone(old);
-        delta.come(&record);
-        if record.segments.is_empty() {
-            batch.delete(key::record(row.data, n));
-            resize.records.push((n, None));
+        delta.come(&extent);
+        if extent.segments.is_empty() {
+            batch.delete(key::extent(row.data, n));
+            resize.extents.push((n, None));
         } else {
-            batch.put(key::record(row.data, n), &record);
-            resize.records.push((n, Some(Arc::new(record))));
+            batch.put(key::extent(row.data, n), &extent);
+            resize.extents.push((n, Some(Arc::new(extent))));
         }
         Ok(())
     }
 
-    /// Deletes the records behind the new end if they are few, or masks them.
-    async fn cut_behind(
+    /// Deletes the extents behind the new end if they are few, or masks them.
+    async fn drop_behind(
         &self,
         node: &Node,
         row: &mut Inode,
@@ -228,15 +228,15 @@ impl Contents {
         resize: &mut Resize,
     ) -> Result<(), FsError> {
         let first = resize.size.div_ceil(1 << row.record_bits);
-        let (from, to) = (key::record(row.data, first), key::records(row.data.next()));
+        let (from, to) = (key::extent(row.data, first), key::extents(row.data.next()));
         let rows = self.committer.scan(from, to, DELETE_MAX + 1).await?;
         if rows.len() > DELETE_MAX {
-            row.cut = row
-                .cut
+            row.truncations = row
+                .truncations
                 .checked_add(1)
-                .ok_or(FsError::Internal("a file was cut too often".to_owned()))?;
+                .ok_or(FsError::Internal("a file was truncated too often".to_owned()))?;
             row.masks.retain(|mask| mask.first < first);
-            row.masks.push(Mask { first, cut: row.cut });
+            row.masks.push(TruncationMask { first, truncations: row.truncations });
             let from = row.masks.iter().map(|m| m.first).min().unwrap_or(first);
             batch.put(key::orphan(row.data), &Orphan { from, inode: Some(node.file.ino) });
             resize.reclaim = true;
@@ -244,8 +244,8 @@ impl Contents {
         }
         for (key, value) in rows {
             delta.gone(&decode(&value, row.record_bits)?);
-            if let Some(Key::Record(_, n)) = Key::parse(&key) {
-                resize.records.push((n, None));
+            if let Some(Key::Extent(_, n)) = Key::parse(&key) {
+                resize.extents.push((n, None));
             }
             batch.delete(key);
         }
@@ -267,14 +267,12 @@ impl Contents {
             return Ok(());
         }
         self.reclaim_later();
-        Err(FsError::Busy(
-            "the file was cut many times and what was cut off is still being reclaimed",
-        ))
+        Err(FsError::Busy("the file was truncated many times and is still being reclaimed; retry"))
     }
 }
 
-/// Queues all records of the file for reclaim. Their space counts as free from this batch on.
-fn orphan(row: &Inode, known: Known, batch: &mut Batch) {
+/// Queues all extents of the file for reclaim. Their space counts as free from this batch on.
+fn orphan(row: &Inode, known: StoredSize, batch: &mut Batch) {
     batch.put(key::orphan(row.data), &Orphan { from: 0, inode: None });
     batch.allocated -= known.allocated.cast_signed();
 }

@@ -121,7 +121,12 @@ pub(super) async fn drop_pins(admin: &Admin, place: &DbPlace) -> Result<(), FsEr
 
 /// Collects an open database while it is written to, and for as long afterwards as there can be
 /// something left: an idle one makes no request. Runs until the database closes or `stop`.
-pub(super) async fn keep(db: Db, place: DbPlace, clock: Arc<Clock>, stop: CancellationToken) {
+pub(super) async fn collect_until_stopped(
+    db: Db,
+    place: DbPlace,
+    clock: Arc<Clock>,
+    stop: CancellationToken,
+) {
     let mut status = db.subscribe();
     // Opening replays: that alone is no reason.
     let (mut seen, _) = position(&mut status);

@@ -53,7 +53,7 @@ impl Turn {
 }
 
 /// Compacts whenever L0 has grown to `from` tables, until the database closes or `stop`.
-pub(super) async fn keep(
+pub(super) async fn compact_until_stopped(
     db: Db,
     place: DbPlace,
     turn: Turn,

@@ -33,7 +33,7 @@ pub struct Database {
     flushes: AtomicU32,
     /// Held by the MemTable flush under way.
     rolling: Arc<tokio::sync::Mutex<()>>,
-    upkeep: TaskTracker,
+    maintenance: TaskTracker,
     turn: compaction::Turn,
     damage: Arc<Damage>,
     stop: CancellationToken,
@@ -62,7 +62,12 @@ impl Database {
         let database = Self::open_with(place, expected, wal_cache, settings::COMPACT_L0).await?;
         let (db, clock, stop) =
             (database.db.clone(), database.clock.clone(), database.stop.clone());
-        database.upkeep.spawn(collection::keep(db, place.clone(), clock, stop));
+        database.maintenance.spawn(collection::collect_until_stopped(
+            db,
+            place.clone(),
+            clock,
+            stop,
+        ));
         Ok(database)
     }
 
@@ -89,10 +94,10 @@ impl Database {
             (db, replayed) = build(place, Some(opened), wal_cache, &clock).await?;
         }
         let epoch = Epoch(db.manifest().writer_epoch());
-        let (upkeep, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (maintenance, stop) = (TaskTracker::new(), CancellationToken::new());
         let turn = compaction::Turn::new(clock.clone());
         let damage = Arc::new(Damage::none());
-        upkeep.spawn(compaction::keep(
+        maintenance.spawn(compaction::compact_until_stopped(
             db.clone(),
             place.clone(),
             turn.clone(),
@@ -104,7 +109,7 @@ impl Database {
             let db = db.clone();
             move || flush_table(db.clone()).boxed()
         });
-        upkeep.spawn(free_stored(db.subscribe(), memory.clone(), stop.clone()));
+        maintenance.spawn(free_stored(db.subscribe(), memory.clone(), stop.clone()));
         let flushes = AtomicU32::new(u32::try_from(replayed).unwrap_or(u32::MAX / 2));
         let place = place.clone();
         Ok(Self {
@@ -115,7 +120,7 @@ impl Database {
             memory,
             flushes,
             rolling: Arc::default(),
-            upkeep,
+            maintenance,
             turn,
             damage,
             stop,
@@ -359,11 +364,11 @@ impl Database {
         self.close_with(FlushType::Wal, settings::LEAVE_LIMIT).await
     }
 
-    /// `upkeep_limit`: how long compaction and collection may take to stop.
+    /// `maintenance_limit`: how long compaction and collection may take to stop.
     async fn close_with(
         &self,
         flush_type: FlushType,
-        upkeep_limit: Duration,
+        maintenance_limit: Duration,
     ) -> Result<(), FsError> {
         // SlateDB counts itself closed before it flushes, and does not flush again: the WAL has
         // everything, or its caller has not flushed.
@@ -371,8 +376,8 @@ impl Database {
             return Ok(());
         }
         self.stop.cancel();
-        self.upkeep.close();
-        if tokio::time::timeout(upkeep_limit, self.upkeep.wait()).await.is_err() {
+        self.maintenance.close();
+        if tokio::time::timeout(maintenance_limit, self.maintenance.wait()).await.is_err() {
             tracing::debug!(
                 "compaction or collection did not stop in time; the next owner's compactor fences \
                  this one"

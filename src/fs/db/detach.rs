@@ -70,7 +70,7 @@ pub(super) async fn detach(
                 .await?;
             if stop.is_cancelled() {
                 return Err(FsError::Unavailable(
-                    "detaching: the database is being closed: repeat".to_owned(),
+                    "detaching: the database is being closed; retry".to_owned(),
                 ));
             }
             if !inherits(&newest().await?) {
@@ -80,7 +80,7 @@ pub(super) async fn detach(
         super::step(failpoints, "fs.db.detach.rewritten").await?;
     }
     if inherits(&newest().await?) {
-        return Err(FsError::Busy("detaching: other compactions came between each time: repeat"));
+        return Err(FsError::Busy("detaching: other compactions came first each time; retry"));
     }
     if readers == Readers::None {
         tokio::time::sleep(settings::REWRITER_HOLD * 2).await;

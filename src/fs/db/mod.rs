@@ -88,7 +88,7 @@ impl DbPlace {
 
     /// As [`Self::store`], for one opening of the database.
     fn opening_store(&self) -> reads::ReadStore {
-        reads::ReadStore::new(self.store(), &self.path(), self.cache.copies.clone())
+        reads::ReadStore::new(self.store(), &self.path(), self.cache.objects.clone())
     }
 
     fn path(&self) -> Path {
@@ -117,7 +117,7 @@ impl DbPlace {
 #[derive(Clone)]
 pub struct DbCache {
     cache: Arc<dyn slatedb::db_cache::DbCache>,
-    copies: Arc<reads::Copies>,
+    objects: Arc<reads::ObjectCache>,
     unflushed: Arc<Unflushed>,
 }
 
@@ -133,16 +133,17 @@ impl DbCache {
             Some(Arc::new(slatedb::db_cache::foyer::FoyerCache::new_with_opts(options))
                 as Arc<dyn slatedb::db_cache::DbCache>)
         };
-        let (meta, copies) = (bytes / 4, bytes / 16);
-        let blocks = part(bytes - meta - copies);
+        let (meta, objects) = (bytes / 4, bytes / 16);
+        let blocks = part(bytes - meta - objects);
         let split = slatedb::db_cache::SplitCache::new()
             .with_block_cache(blocks)
             .with_meta_cache(part(meta))
             .build();
-        let copies = Arc::new(reads::Copies::new(usize::try_from(copies).unwrap_or(usize::MAX)));
+        let objects =
+            Arc::new(reads::ObjectCache::new(usize::try_from(objects).unwrap_or(usize::MAX)));
         Self {
             cache: Arc::new(split),
-            copies,
+            objects,
             unflushed: Unflushed::new(settings::UNFLUSHED_BYTES),
         }
     }

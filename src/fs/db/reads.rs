@@ -50,16 +50,16 @@ const LOGS_AT_ONCE: usize = 32;
 const LARGE_MAX: usize = 4096;
 
 /// Copies of small objects, shared by all databases of a process.
-pub(super) struct Copies {
+pub(super) struct ObjectCache {
     bytes_max: usize,
-    kept: Mutex<Kept>,
+    cached: Mutex<Cached>,
     /// Held by whoever reads an object whole: the engine asks for several parts of one at once.
     reading: Mutex<HashMap<Path, Arc<tokio::sync::Mutex<()>>>>,
     logs: Semaphore,
 }
 
 #[derive(Default)]
-struct Kept {
+struct Cached {
     of: HashMap<Path, (ObjectMeta, Bytes)>,
     /// The oldest first; may name what was removed.
     order: VecDeque<Path>,
@@ -68,7 +68,7 @@ struct Kept {
     large: HashSet<Path>,
 }
 
-impl Kept {
+impl Cached {
     fn put(&mut self, meta: ObjectMeta, object: Bytes, bytes_max: usize) {
         let at = meta.location.clone();
         if self.of.contains_key(&at) {
@@ -97,11 +97,11 @@ impl Kept {
     }
 }
 
-impl Copies {
+impl ObjectCache {
     pub fn new(bytes_max: usize) -> Self {
         Self {
             bytes_max,
-            kept: Mutex::default(),
+            cached: Mutex::default(),
             reading: Mutex::default(),
             logs: Semaphore::new(LOGS_AT_ONCE),
         }
@@ -113,7 +113,7 @@ pub(super) struct ReadStore {
     inner: Arc<dyn ObjectStore>,
     /// The folder of the log.
     wal: Path,
-    copies: Arc<Copies>,
+    objects: Arc<ObjectCache>,
     listed: OnceCell<Listed>,
     /// The log was, or may have been, written to.
     written: AtomicBool,
@@ -131,12 +131,12 @@ struct Listed {
 
 impl ReadStore {
     /// `database`: its path.
-    pub fn new(inner: Arc<dyn ObjectStore>, database: &Path, copies: Arc<Copies>) -> Self {
+    pub fn new(inner: Arc<dyn ObjectStore>, database: &Path, objects: Arc<ObjectCache>) -> Self {
         let wal = database.clone().join("wal");
         Self {
             inner,
             wal,
-            copies,
+            objects,
             listed: OnceCell::new(),
             written: false.into(),
             opened: false.into(),
@@ -197,21 +197,21 @@ impl ReadStore {
         Ok(Listed { from: at.clone(), objects })
     }
 
-    /// A part of a table or of an object of the log: read whole, and kept, if it is small.
+    /// A part of a table or of an object of the log: read whole, and cached, if it is small.
     async fn get(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
         let again = ObjectStoreCallTag::from_extensions(&options.extensions)
             .is_some_and(|tag| tag.retry.is_some());
         let Some(GetRange::Bounded(wanted)) = options.range.clone().filter(|_| !again) else {
-            self.copies.kept.lock().remove(at);
+            self.objects.cached.lock().remove(at);
             return self.inner.get_opts(at, options).await;
         };
-        if wanted.end > SMALL_BYTES || self.copies.bytes_max == 0 {
+        if wanted.end > SMALL_BYTES || self.objects.bytes_max == 0 {
             return self.inner.get_opts(at, options).await;
         }
-        let one = self.copies.reading.lock().entry(at.clone()).or_default().clone();
+        let one = self.objects.reading.lock().entry(at.clone()).or_default().clone();
         let answer = self.get_small(at, options, &wanted, &one).await;
         drop(one);
-        self.copies.reading.lock().retain(|_, one| Arc::strong_count(one) > 1);
+        self.objects.reading.lock().retain(|_, one| Arc::strong_count(one) > 1);
         answer
     }
 
@@ -224,8 +224,8 @@ impl ReadStore {
     ) -> Result<GetResult> {
         let turn = one.lock().await;
         let (copied, large) = {
-            let kept = self.copies.kept.lock();
-            (kept.of.get(at).cloned(), kept.large.contains(at))
+            let cached = self.objects.cached.lock();
+            (cached.of.get(at).cloned(), cached.large.contains(at))
         };
         if let Some((meta, object)) = copied {
             return part(meta, &object, wanted);
@@ -236,18 +236,18 @@ impl ReadStore {
         }
         if let Some((meta, object)) = self.get_local(at).await {
             let answer = part(meta.clone(), &object, wanted);
-            self.copies.kept.lock().put(meta, object, self.copies.bytes_max);
+            self.objects.cached.lock().put(meta, object, self.objects.bytes_max);
             return answer;
         }
-        let _log = if self.is_wal(at) { self.copies.logs.acquire().await.ok() } else { None };
+        let _log = if self.is_wal(at) { self.objects.logs.acquire().await.ok() } else { None };
         let whole = GetOptions { range: Some(GetRange::Bounded(0..SMALL_BYTES)), ..options };
         let found = self.inner.get_opts(at, whole).await?;
         let meta = found.meta.clone();
         let object = found.bytes().await?;
         let answer = part(meta.clone(), &object, wanted);
         match meta.size == object.len() as u64 {
-            true => self.copies.kept.lock().put(meta, object, self.copies.bytes_max),
-            false => self.copies.kept.lock().is_large(meta.location),
+            true => self.objects.cached.lock().put(meta, object, self.objects.bytes_max),
+            false => self.objects.cached.lock().is_large(meta.location),
         }
         answer
     }
@@ -408,7 +408,7 @@ mod tests {
             let store = ReadStore::new(
                 bucket.store(),
                 &Path::from("vol/a"),
-                Arc::new(Copies::new(copies_max)),
+                Arc::new(ObjectCache::new(copies_max)),
             );
             Self { bucket, store }
         }
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_small_object_is_read_once_and_anew_where_its_copy_is_damaged() {
+    async fn a_small_object_is_read_once_and_again_where_its_copy_is_damaged() {
         let log = Log::of(1..2, 1 << 20).await;
         let at = object(1);
         for range in [0..8, 2..5, 7..8] {
@@ -488,13 +488,13 @@ mod tests {
                 bytes(n as u8).slice(5..10)
             );
         }
-        let kept = log.store.copies.kept.lock().bytes;
-        assert_eq!(kept, 3 * (100 << 10));
+        let cached = log.store.objects.cached.lock().bytes;
+        assert_eq!(cached, 3 * (100 << 10));
         let large = Path::from("vol/b/compacted/01.sst");
         log.bucket.store().put(&large, vec![7; 1 << 20].into()).await.unwrap();
         for range in [0..10, 0..10, 500_000..500_010] {
             assert_eq!(log.store.get_range(&large, range).await.unwrap(), vec![7; 10]);
         }
-        assert_eq!(log.store.copies.kept.lock().bytes, kept);
+        assert_eq!(log.store.objects.cached.lock().bytes, cached);
     }
 }

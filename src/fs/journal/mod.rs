@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restarted_journal_begins_anew() {
+    fn a_restarted_journal_is_empty() {
         let (_folder, base) = folder();
         let mut journal = Locked::lock(&base).unwrap().begin(DATASET, Epoch(3), 1).unwrap();
         journal.append(&[record(1, 10).borrowed()], 0).unwrap();

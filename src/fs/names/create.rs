@@ -1,16 +1,16 @@
 //! New objects: CREATE, MKDIR, SYMLINK, MKNOD.
 
-use super::entries::Entry;
-use super::ring::{Done, First};
-use super::{DirEdit, Names, Outcome, TRIES};
+use super::edit::{DirEdit, NameSlot, Old};
+use super::{Names, Outcome, TRIES};
 use crate::fs::FsError;
 use crate::fs::api::*;
 use crate::fs::committer::{Batch, Ticket};
+use crate::fs::inode::Node;
 use crate::fs::key::{self, DataId};
 use crate::fs::moment::Moment;
-use crate::fs::node::Node;
 use crate::fs::permission::{self, ownership};
-use crate::fs::row::{DirEntryRow, Inode};
+use crate::fs::replies::{Done, ReplySlot};
+use crate::fs::row::Inode;
 use crate::types::{EntryName, InodeNo};
 use std::sync::Arc;
 
@@ -22,12 +22,7 @@ const EXCLUSIVE_MODE: u32 = 0o600;
 /// The mode of a symbolic link means nothing and is shown like this everywhere.
 const LINK_MODE: u32 = 0o777;
 
-/// Too many names of one hash in one directory: 65,536 names collided under a hash whose key is
-/// secret.
-pub(super) const HASH_FULL: FsError =
-    FsError::Invalid("the directory holds 65,536 names of one hash: choose another name");
-
-/// The object to make, beside the attributes that every object has.
+/// The attributes of a new object that its kind and its caller decide.
 struct New {
     kind: FileKind,
     set: SetAttr,
@@ -50,9 +45,9 @@ impl Names {
         dir: FileRef,
         name: &EntryName,
         how: CreateHow,
-        turn: &First,
+        slot: &ReplySlot,
     ) -> Result<Outcome<Created>, FsError> {
-        let dir = self.directory(dir).await?;
+        let dir = self.inodes.directory(dir).await?;
         let (set, exclusive) = match how {
             CreateHow::Unchecked(set) | CreateHow::Guarded(set) => (set, None),
             CreateHow::Exclusive(verifier) => (SetAttr::default(), Some(verifier)),
@@ -68,11 +63,11 @@ impl Names {
         for _ in 0..TRIES {
             permission::require(caller, &dir.row.read(), permission::EXECUTE)?;
             if let Some((_, node)) = self.child(&dir, name).await? {
-                return self.existing(caller, &dir, &node, how, turn).await;
+                return self.existing(caller, &dir, &node, how, slot).await;
             }
             let lock = dir.lock.lock().await;
             if self.resolve(&dir, name).await?.at.is_none() {
-                let outcome = self.make_locked(caller, &dir, name, new, turn).await;
+                let outcome = self.make_locked(caller, &dir, name, new, slot).await;
                 drop(lock);
                 return outcome;
             }
@@ -88,7 +83,7 @@ impl Names {
         dir: &Arc<Node>,
         node: &Arc<Node>,
         how: CreateHow,
-        turn: &First,
+        slot: &ReplySlot,
     ) -> Result<Outcome<Created>, FsError> {
         let ticket = match how {
             CreateHow::Guarded(_) => return Err(FsError::Exists),
@@ -100,11 +95,11 @@ impl Names {
             CreateHow::Unchecked(SetAttr { size: None, .. }) => Some(node.last()),
             CreateHow::Unchecked(SetAttr { size, .. }) => {
                 let set = SetAttr { size, ..SetAttr::default() };
-                self.setattr(caller, node.file, set, None, turn).await?.ticket
+                self.setattr(caller, node.file, set, None, slot).await?.ticket
             }
         };
         let dir = DirEdit::new(dir)?.unchanged();
-        turn.unchanged(Done { ticket: ticket.unwrap_or_default(), object: Some(node.file) });
+        slot.unchanged(Done { ticket: ticket.unwrap_or_default(), object: Some(node.file) });
         Ok(Outcome { answer: Created { attr: node.attr(), dir }, ticket })
     }
 
@@ -114,10 +109,10 @@ impl Names {
         dir: FileRef,
         name: &EntryName,
         set: SetAttr,
-        turn: &First,
+        slot: &ReplySlot,
     ) -> Result<Outcome<Created>, FsError> {
         let set = SetAttr { size: None, ..set };
-        self.make_new(caller, dir, name, New::of(FileKind::Directory, set, DIR_MODE), turn).await
+        self.make_new(caller, dir, name, New::of(FileKind::Directory, set, DIR_MODE), slot).await
     }
 
     /// SYMLINK and MKNOD. Device nodes are the superuser's to make.
@@ -128,7 +123,7 @@ impl Names {
         name: &EntryName,
         what: Special,
         set: SetAttr,
-        turn: &First,
+        slot: &ReplySlot,
     ) -> Result<Outcome<Created>, FsError> {
         let set = SetAttr { size: None, ..set };
         let device =
@@ -152,7 +147,7 @@ impl Names {
             Special::Fifo => New::of(FileKind::Fifo, set, FILE_MODE),
             Special::Socket => New::of(FileKind::Socket, set, FILE_MODE),
         };
-        self.make_new(caller, dir, name, new, turn).await
+        self.make_new(caller, dir, name, new, slot).await
     }
 
     async fn make_new(
@@ -161,13 +156,13 @@ impl Names {
         dir: FileRef,
         name: &EntryName,
         new: New,
-        turn: &First,
+        slot: &ReplySlot,
     ) -> Result<Outcome<Created>, FsError> {
         permission::check(&new.set)?;
-        let dir = self.directory(dir).await?;
+        let dir = self.inodes.directory(dir).await?;
         let _lock = dir.lock.lock().await;
         permission::require(caller, &dir.row.read(), permission::EXECUTE)?;
-        self.make_locked(caller, &dir, name, new, turn).await
+        self.make_locked(caller, &dir, name, new, slot).await
     }
 
     /// Makes an object. The caller holds the directory's lock.
@@ -177,7 +172,7 @@ impl Names {
         dir: &Node,
         name: &EntryName,
         new: New,
-        turn: &First,
+        slot: &ReplySlot,
     ) -> Result<Outcome<Created>, FsError> {
         let resolved = self.resolve(dir, name).await?;
         let mut edit = DirEdit::new(dir)?;
@@ -185,44 +180,38 @@ impl Names {
             return Err(FsError::Exists);
         }
         permission::may_add(caller, &edit.row)?;
-        let n = resolved.next.ok_or(HASH_FULL)?;
-        let kind = new.kind;
-        edit.count(1, kind)?;
-        let now = self.now();
+        let at = NameSlot::of(name, self.hash(name), resolved)?;
+        let (kind, now) = (new.kind, self.now());
         let (ino, row) = self.new_row(caller, &edit, new, now)?;
-        let entry = Entry { n, name: name.clone(), ino, kind };
         let mut batch = Batch { inodes: 1, ..Batch::default() };
+        let new = Some((ino, kind));
+        let edited = self.edit_name(&mut edit, at, Old::None, new, now, &mut batch)?;
         edit.put(now, &mut batch);
         batch.put(key::inode(ino), &row);
-        let hash = self.hash(name);
-        batch.put(
-            key::dir_entry(dir.file.ino, hash, n),
-            &DirEntryRow { ino, kind, name: name.clone() },
-        );
-        let (node, ticket) =
-            self.publish_new(batch, turn, Node::new(ino, row, Ticket::default()), dir)?;
-        let grown = dir.entries.as_ref().map_or(0, |entries| entries.change(hash, n, Some(entry)));
-        self.table.count_entries(dir, grown);
+        let node = Node::new(ino, row, Ticket::default());
+        let (node, ticket) = self.publish_new(batch, slot, node, &[dir])?;
+        self.show_name(edited);
         Ok(Outcome {
             answer: Created { attr: node.attr(), dir: edit.publish() },
             ticket: Some(ticket),
         })
     }
 
-    /// The node must be in the table before anybody can find its row in the database, or there
-    /// might be two of it.
-    fn publish_new(
+    /// Submits the batch that makes a node, and changes the others. The node must be in the table
+    /// before anybody can find its row in the database, or there might be two of it.
+    pub(super) fn publish_new(
         &self,
         batch: Batch,
-        turn: &First,
+        slot: &ReplySlot,
         node: Node,
-        dir: &Node,
+        others: &[&Node],
     ) -> Result<(Arc<Node>, Ticket), FsError> {
-        let node = self.table.insert(node);
-        match self.submit(batch, turn, Some(node.file), &[&node, dir]) {
+        let node = self.inodes.insert(node);
+        let changed = std::iter::once(&*node).chain(others.iter().copied());
+        match self.submit_marking(batch, slot, Some(node.file), changed) {
             Ok(ticket) => Ok((node, ticket)),
             Err(error) => {
-                self.table.forget(node.file.ino);
+                self.inodes.forget(node.file.ino);
                 Err(error)
             }
         }
@@ -258,7 +247,7 @@ impl Names {
                 DataId(0)
             },
             record_bits: self.record_bits,
-            cut: 0,
+            truncations: 0,
             masks: Vec::new(),
             exclusive: new.exclusive,
             fs_group_epoch: self.committer.superblock().fs_group_epoch,

@@ -1,15 +1,13 @@
 //! LINK.
 
-use super::create::HASH_FULL;
-use super::entries::Entry;
-use super::ring::First;
-use super::{DirEdit, Names, Outcome, alive, lock_all};
+use super::edit::{DirEdit, NameSlot, Old};
+use super::{Names, Outcome, alive, lock_all};
 use crate::fs::FsError;
-use crate::fs::api::{Attr, Caller, Change, FileKind, FileRef, LINKS_MAX};
+use crate::fs::api::{Attr, Caller, Change, FileRef, LINKS_MAX};
 use crate::fs::committer::Batch;
 use crate::fs::key;
 use crate::fs::permission;
-use crate::fs::row::DirEntryRow;
+use crate::fs::replies::ReplySlot;
 use crate::types::EntryName;
 
 impl Names {
@@ -19,9 +17,9 @@ impl Names {
         file: FileRef,
         dir: FileRef,
         name: &EntryName,
-        turn: &First,
+        slot: &ReplySlot,
     ) -> Result<Outcome<(Attr, Change)>, FsError> {
-        let (node, dir) = (self.node(file).await?, self.directory(dir).await?);
+        let (node, dir) = (self.inodes.node(file).await?, self.inodes.directory(dir).await?);
         permission::require(caller, &dir.row.read(), permission::EXECUTE)?;
         if node.entries.is_some() {
             return Err(FsError::NotOwner);
@@ -36,24 +34,17 @@ impl Names {
         if row.nlink >= LINKS_MAX {
             return Err(FsError::TooManyLinks);
         }
-        let n = resolved.next.ok_or(HASH_FULL)?;
         let now = self.now();
         row.nlink += 1;
         row.ctime = now.ctime(row.ctime);
-        edit.count(1, FileKind::Regular)?;
         let mut batch = Batch::default();
+        let at = NameSlot::of(name, self.hash(name), resolved)?;
+        let new = Some((file.ino, row.kind));
+        let edited = self.edit_name(&mut edit, at, Old::None, new, now, &mut batch)?;
         edit.put(now, &mut batch);
         batch.put(key::inode(file.ino), &node.stored(&row));
-        let (hash, kind) = (self.hash(name), row.kind);
-        batch.put(
-            key::dir_entry(dir.file.ino, hash, n),
-            &DirEntryRow { ino: file.ino, kind, name: name.clone() },
-        );
-        let ticket = self.submit(batch, turn, Some(file), &[&node, &dir])?;
-        if let Some(entries) = &dir.entries {
-            let entry = Entry { n, name: name.clone(), ino: file.ino, kind };
-            self.table.count_entries(&dir, entries.change(hash, n, Some(entry)));
-        }
+        let ticket = self.submit(batch, slot, Some(file), &[&node, &dir])?;
+        self.show_name(edited);
         *node.row.write() = row;
         Ok(Outcome { answer: (node.attr(), edit.publish()), ticket: Some(ticket) })
     }

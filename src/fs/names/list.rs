@@ -11,15 +11,15 @@
 //! where neighbours share a scan.
 
 use super::Names;
-use super::entries::{Entry, Position};
 use super::lookup::{READ_ALL_MAX, decode_entry};
 use crate::fs::FsError;
 use crate::fs::api::{
     Attr, Caller, DirCookie, DirEntry, FileRef, ListLimit, Listing, SNAPSHOTS_NAME,
 };
 use crate::fs::committer::Ticket;
+use crate::fs::inode::{Entry, Position};
+use crate::fs::inode::{Node, attr};
 use crate::fs::key::{self, Key, NameHash};
-use crate::fs::node::{Node, attr};
 use crate::fs::permission;
 use crate::fs::row::{Inode, Row};
 use crate::types::InodeNo;
@@ -90,7 +90,7 @@ impl Names {
         after: DirCookie,
         limit: ListLimit,
     ) -> Result<Listed, FsError> {
-        let dir = self.directory(dir).await?;
+        let dir = self.inodes.directory(dir).await?;
         permission::require(caller, &dir.row.read(), permission::READ)?;
         let mut from = key::position_after(after).ok_or(FsError::BadCookie)?;
         let mut page = Page::new(limit);
@@ -131,7 +131,7 @@ impl Names {
     /// one page that fits into memory.
     fn is_worth_reading_whole(&self, dir: &Node, page: usize) -> bool {
         let size = dir.row.read().size;
-        let fits = size <= READ_ALL_MAX.min(self.table.directory_max() as u64);
+        let fits = size <= READ_ALL_MAX.min(self.inodes.directory_max() as u64);
         size > page as u64
             && fits
             && dir.entries.as_ref().is_some_and(|entries| !entries.is_complete())
@@ -160,9 +160,9 @@ impl Names {
             from,
             &fetched,
             fetched.len() < max,
-            self.table.directory_max(),
+            self.inodes.directory_max(),
         );
-        self.table.count_entries(dir, grown);
+        self.inodes.count_entries(dir, grown);
         Ok(fetched)
     }
 
@@ -177,10 +177,10 @@ impl Names {
         let mut seen = Ticket::default();
         let mut missing = Vec::new();
         for (at, entry) in entries.iter_mut().enumerate() {
-            match self.table.shown(entry.ino) {
-                Some(shown) => {
-                    entry.attr = shown.attr;
-                    seen = seen.max(shown.last);
+            match self.inodes.cached_attr(entry.ino) {
+                Some(cached) => {
+                    entry.attr = cached.attr;
+                    seen = seen.max(cached.last);
                 }
                 None => missing.push(at),
             }
@@ -205,7 +205,7 @@ impl Names {
     /// The inodes that a listing will need next, if the directory is complete in memory: as many as
     /// fit into the row cache beside the page's own without evicting each other.
     fn ahead(&self, dir: &Node, next: Position, page: usize) -> Vec<InodeNo> {
-        let room = (self.table.rows_max() / 4 * 3).saturating_sub(page).min(AHEAD_MAX);
+        let room = (self.inodes.rows_max() / 4 * 3).saturating_sub(page).min(AHEAD_MAX);
         dir.entries.as_ref().and_then(|entries| entries.list_inos(next, room)).unwrap_or_default()
     }
 
@@ -215,11 +215,11 @@ impl Names {
         wanted: &[InodeNo],
         ahead: Vec<InodeNo>,
     ) -> Result<HashMap<InodeNo, Attr>, FsError> {
-        let asker = self.table.asker();
+        let fill = self.inodes.new_fill();
         let mut inos = ahead;
-        inos.retain(|ino| self.table.ask(*ino, asker));
+        inos.retain(|ino| self.inodes.begin_fill(*ino, fill));
         for ino in wanted {
-            self.table.ask(*ino, asker);
+            self.inodes.begin_fill(*ino, fill);
         }
         inos.extend_from_slice(wanted);
         inos.sort_unstable();
@@ -230,7 +230,7 @@ impl Names {
         while let Some((rows, submitted)) = reads.try_next().await? {
             for (ino, row) in rows.into_iter().filter(|(ino, _)| inos.binary_search(ino).is_ok()) {
                 found.insert(ino, attr(FileRef { ino, generation: row.generation }, &row));
-                self.table.rest(ino, asker, row, submitted);
+                self.inodes.fill_row(ino, fill, row, submitted);
             }
         }
         Ok(found)

@@ -1,11 +1,11 @@
 //! Looks up names.
 
-use super::entries::{Bucket, Entry, Place, Resolved};
 use super::{Names, TRIES};
 use crate::fs::FsError;
 use crate::fs::api::{Caller, FileRef};
+use crate::fs::inode::Node;
+use crate::fs::inode::{Bucket, Entry, EntryRef, Resolved};
 use crate::fs::key::{self, Key, NameHash};
-use crate::fs::node::Node;
 use crate::fs::permission;
 use crate::fs::row::{DirEntryRow, Row};
 use crate::types::{EntryName, InodeNo, NameError};
@@ -101,7 +101,7 @@ impl Names {
             .collect();
         let bucket = Bucket::of(found?);
         let resolved = bucket.resolve(name.as_bytes());
-        self.table.count_entries(dir, entries.learn(version, hash, bucket));
+        self.inodes.count_entries(dir, entries.learn(version, hash, bucket));
         Ok(resolved)
     }
 
@@ -123,7 +123,7 @@ impl Names {
                 _ => break,
             }
         }
-        self.table.count_entries(dir, entries.learn_all(version, all));
+        self.inodes.count_entries(dir, entries.learn_all(version, all));
         Ok(())
     }
 
@@ -132,11 +132,11 @@ impl Names {
         &self,
         dir: &Node,
         name: &EntryName,
-    ) -> Result<Option<(Place, Arc<Node>)>, FsError> {
+    ) -> Result<Option<(EntryRef, Arc<Node>)>, FsError> {
         for _ in 0..TRIES {
             let version = dir.entries.as_ref().ok_or(FsError::NotDirectory)?.version();
             let Some(place) = self.resolve(dir, name).await?.at else { return Ok(None) };
-            if let Some(node) = self.load(place.ino).await?
+            if let Some(node) = self.inodes.load(place.ino).await?
                 && node.row.read().nlink > 0
             {
                 return Ok(Some((place, node)));
@@ -160,7 +160,7 @@ impl Names {
         dir: FileRef,
         name: &[u8],
     ) -> Result<(Arc<Node>, Arc<Node>), FsError> {
-        let dir = self.directory(dir).await?;
+        let dir = self.inodes.directory(dir).await?;
         permission::require(caller, &dir.row.read(), permission::EXECUTE)?;
         let node = match name {
             b"." => dir.clone(),
@@ -179,7 +179,7 @@ impl Names {
                 dir.file.ino
             ))
         };
-        self.load(parent).await?.ok_or_else(lost)
+        self.inodes.load(parent).await?.ok_or_else(lost)
     }
 }
 

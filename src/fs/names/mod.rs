@@ -1,11 +1,9 @@
-//! The name space of a dataset: inodes by number, directories by name, and every operation that
-//! changes either.
+//! The name space of a dataset: every operation that looks up or changes names.
 //!
-//! Nouns: a *node* is an inode in memory, one at most of each ([`table`]), a *resting* row one of
-//! an inode without a node ([`rested`]); an *entry* leads from a directory and a name to an inode,
-//! and is kept under the name's keyed hash and a number `n` that tells names of one hash apart
-//! (R21, [`entries`]); a *turn* is the right to do a call that must not be done twice (R20,
-//! [`ring`]).
+//! Nouns: a *node* is an inode in memory ([`super::inode`]); an *entry* leads from a directory and
+//! a name to an inode, and is stored under the name's keyed hash and a number `n` that tells names
+//! of one hash apart (R21); a *reply slot* is the right to do a call that must not be done twice
+//! (R20, [`super::replies`]).
 //!
 //! Every operation goes the same way: look names up without locks; lock all nodes it changes, in
 //! ascending order of inode number; look again ([`Names::resolve`] answers from memory now) and
@@ -27,58 +25,49 @@
 //! snapshot.
 
 mod create;
-mod entries;
+mod edit;
 mod link;
 mod list;
 mod lookup;
-mod memory;
 mod place;
 mod remove;
 mod rename;
-mod rested;
-mod ring;
-mod table;
 #[cfg(test)]
 mod tests;
 
-pub use entries::{Entries, Entry};
 pub use list::{Listed, Page, clusters};
 pub use lookup::{NameHasher, decode_entry, entry_name};
-pub use memory::NamesMemory;
 pub use place::{Overwrite, given_back};
 pub use remove::Removal;
-pub use ring::{Done, First, Ring, Turn};
-pub use table::Table;
 
 use super::FsError;
-use super::api::{Before, Change, FileKind, FileRef};
+use super::api::FileRef;
 use super::committer::{Batch, Committer, Ticket};
-use super::content::{Contents, NodeSource, Resize};
-use super::key;
+use super::content::{Contents, Resize};
+use super::inode::{Inodes, Node};
 use super::moment::Moment;
-use super::node::{Node, attr};
-use super::row::{Inode, Row};
-use crate::types::{InodeNo, WallClock};
+use super::replies::{Done, ReplySlot};
+use super::row::Inode;
+use crate::types::WallClock;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use table::{Filled, Slotted};
 
 /// Attempts of an operation, which starts over when a name leads elsewhere once its nodes are
 /// locked.
 const TRIES: usize = 64;
 
-/// An operation's answer, and the batch it submitted: none when there was nothing to change.
+/// An operation's answer, and the batch that it submitted: none when there was nothing to change.
 pub struct Outcome<T> {
     pub answer: T,
     pub ticket: Option<Ticket>,
 }
 
-/// The inodes and directories of one open dataset.
+/// The operations on names of one open dataset.
 pub struct Names {
-    pub committer: Arc<Committer>,
-    pub contents: Arc<Contents>,
-    pub table: Arc<Table>,
+    pub(super) committer: Arc<Committer>,
+    pub(super) inodes: Arc<Inodes>,
+    pub(super) contents: Arc<Contents>,
     hasher: NameHasher,
     clock: WallClock,
     /// For new files (R6).
@@ -95,22 +84,22 @@ pub struct Names {
 impl Names {
     pub fn new(
         committer: Arc<Committer>,
+        inodes: Arc<Inodes>,
         contents: Arc<Contents>,
         clock: WallClock,
-        memory: Arc<NamesMemory>,
         record_bits: u8,
-        inodes: Option<u64>,
+        quota_inodes: Option<u64>,
     ) -> Self {
         let hasher = NameHasher::new(committer.superblock().name_key);
         Self {
             committer,
+            inodes,
             contents,
-            table: Arc::new(Table::new(memory)),
             hasher,
             clock,
             record_bits,
             rename: tokio::sync::Mutex::default(),
-            quota_inodes: Mutex::new(inodes),
+            quota_inodes: Mutex::new(quota_inodes),
             shows_snapshots: AtomicBool::new(false),
         }
     }
@@ -132,56 +121,30 @@ impl Names {
         *self.quota_inodes.lock()
     }
 
-    /// The node of an inode; `None` when there is no such inode.
-    pub async fn load(&self, ino: InodeNo) -> Result<Option<Arc<Node>>, FsError> {
-        loop {
-            match self.table.slot(ino) {
-                Slotted::Ready(node) => return Ok(Some(node)),
-                Slotted::Wait(ended) => ended.cancelled().await,
-                Slotted::Mine(claim) => {
-                    let Some(row) = self.committer.get(&key::inode(ino)).await? else {
-                        return Ok(None);
-                    };
-                    // Every change of the inode has been submitted by now.
-                    let last = self.committer.last();
-                    if let Filled::Ready(node) =
-                        claim.fill(Node::new(ino, Inode::decode(&row)?, last))
-                    {
-                        return Ok(Some(node));
-                    }
-                }
-            }
-        }
-    }
-
-    /// The node that a handle names. One hit in memory where the node is there.
-    pub async fn node(&self, file: FileRef) -> Result<Arc<Node>, FsError> {
-        let node = match self.table.peek(file.ino) {
-            Some(node) => node,
-            None => self.load(file.ino).await?.ok_or(FsError::Stale)?,
-        };
-        if node.file != file || node.row.read().nlink == 0 { Err(FsError::Stale) } else { Ok(node) }
-    }
-
-    /// The directory that a handle names.
-    pub async fn directory(&self, file: FileRef) -> Result<Arc<Node>, FsError> {
-        let node = self.node(file).await?;
-        if node.entries.is_some() { Ok(node) } else { Err(FsError::NotDirectory) }
-    }
-
-    /// Submits an operation's batch with its answer for the duplicate-reply ring, and marks the
-    /// nodes that it changes. Nothing happened if it fails.
+    /// Submits an operation's batch with its answer for the reply cache, and marks the nodes that
+    /// it changes. Nothing happened if it fails.
     fn submit(
         &self,
-        mut batch: Batch,
-        turn: &First,
+        batch: Batch,
+        slot: &ReplySlot,
         object: Option<FileRef>,
         nodes: &[&Node],
     ) -> Result<Ticket, FsError> {
-        let seq = turn.record(&mut batch, object);
+        self.submit_marking(batch, slot, object, nodes.iter().copied())
+    }
+
+    /// As [`Self::submit`]. The nodes are marked before a repeat of the call can be answered (R15).
+    fn submit_marking<'a>(
+        &self,
+        mut batch: Batch,
+        slot: &ReplySlot,
+        object: Option<FileRef>,
+        nodes: impl Iterator<Item = &'a Node>,
+    ) -> Result<Ticket, FsError> {
+        let seq = slot.record(&mut batch, object);
         let ticket = self.submit_counted(batch)?;
-        nodes.iter().for_each(|node| node.submitted(ticket));
-        turn.done(seq, Done { ticket, object });
+        nodes.for_each(|node| node.submitted(ticket));
+        slot.done(seq, Done { ticket, object });
         Ok(ticket)
     }
 
@@ -211,22 +174,14 @@ impl Names {
         batch: Batch,
         row: Inode,
         resize: Option<Resize>,
-        turn: &First,
+        slot: &ReplySlot,
     ) -> Result<Ticket, FsError> {
-        let ticket = self.submit(batch, turn, Some(node.file), &[node])?;
+        let ticket = self.submit(batch, slot, Some(node.file), &[node])?;
         match resize {
             Some(resize) => self.contents.resized(node, row, resize),
             None => *node.row.write() = row,
         }
         Ok(ticket)
-    }
-}
-
-#[async_trait::async_trait]
-impl NodeSource for Names {
-    async fn node(&self, ino: InodeNo) -> Result<Option<Arc<Node>>, FsError> {
-        let node = self.load(ino).await?;
-        Ok(node.filter(|node| node.row.read().nlink > 0))
     }
 }
 
@@ -246,56 +201,4 @@ async fn lock_all<'a>(nodes: &[&'a Arc<Node>]) -> Vec<tokio::sync::MutexGuard<'a
 fn alive(node: &Node) -> Result<Inode, FsError> {
     let row = node.row.read().clone();
     if row.nlink == 0 { Err(FsError::Stale) } else { Ok(row) }
-}
-
-/// A directory's row being changed by an operation that holds its lock.
-struct DirEdit<'a> {
-    node: &'a Node,
-    before: Before,
-    row: Inode,
-}
-
-impl<'a> DirEdit<'a> {
-    fn new(node: &'a Node) -> Result<Self, FsError> {
-        let row = alive(node)?;
-        if row.kind != FileKind::Directory {
-            return Err(FsError::NotDirectory);
-        }
-        Ok(Self { node, before: Before::from(&attr(node.file, &row)), row })
-    }
-
-    /// An entry more or less, for an object of this kind.
-    fn count(&mut self, entries: i64, kind: FileKind) -> Result<(), FsError> {
-        let what = || {
-            FsError::Corrupt(format!(
-                "directory {} counts fewer entries than it has",
-                self.node.file.ino
-            ))
-        };
-        self.row.size = self.row.size.checked_add_signed(entries).ok_or_else(what)?;
-        if kind == FileKind::Directory {
-            let links = i64::from(self.row.nlink) + entries;
-            self.row.nlink =
-                u32::try_from(links).ok().filter(|links| *links >= 2).ok_or_else(what)?;
-        }
-        Ok(())
-    }
-
-    fn put(&mut self, now: Moment, batch: &mut Batch) {
-        self.row.mtime = now.time();
-        self.row.ctime = now.ctime(self.row.ctime);
-        batch.put(key::inode(self.node.file.ino), &self.row);
-    }
-
-    /// After the batch was submitted.
-    fn publish(self) -> Change {
-        let after = attr(self.node.file, &self.row);
-        *self.node.row.write() = self.row;
-        Change { before: Some(self.before), after }
-    }
-
-    /// Returns the result of a call that changed nothing.
-    fn unchanged(&self) -> Change {
-        Change { before: Some(self.before), after: attr(self.node.file, &self.row) }
-    }
 }

@@ -1,21 +1,20 @@
 //! An object that is made as it shall be, at once, and where there is one already in its place:
 //! what a restore does.
 
-use super::create::HASH_FULL;
-use super::entries::Entry;
-use super::ring::First;
-use super::{DirEdit, Names, TRIES, alive, lock_all};
+use super::edit::{DirEdit, NameSlot, Old};
+use super::{Names, TRIES, alive, lock_all};
 use crate::fs::FsError;
 use crate::fs::api::{FileKind, FileRef, LINKS_MAX};
 use crate::fs::committer::{Batch, Ticket};
 use crate::fs::content::Copied;
-use crate::fs::key::{self, DataId, NameHash};
-use crate::fs::node::Node;
-use crate::fs::row::{DirEntryRow, Inode};
+use crate::fs::inode::Node;
+use crate::fs::key::{self, DataId};
+use crate::fs::replies::ReplySlot;
+use crate::fs::row::Inode;
 use crate::types::EntryName;
 use std::sync::Arc;
 
-/// The treatment of an existing object of that name.
+/// The objects that may be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overwrite {
     /// Nothing.
@@ -34,8 +33,7 @@ impl Names {
     /// batch with the removal of the object that has the name.
     ///
     /// # Errors
-    /// [`FsError::Exists`], [`FsError::IsDirectory`] for an existing object that may not be
-    /// replaced.
+    /// [`FsError::Exists`], [`FsError::IsDirectory`] for an object that may not be replaced.
     pub async fn place(
         &self,
         dir: FileRef,
@@ -44,18 +42,18 @@ impl Names {
         mut content: Option<Copied>,
         overwrite: Overwrite,
     ) -> Result<FileRef, FsError> {
-        let dir = self.directory(dir).await?;
+        let dir = self.inodes.directory(dir).await?;
         for _ in 0..TRIES {
-            let there = self.way(&dir, name, overwrite).await?;
+            let there = self.replaceable(&dir, name, overwrite).await?;
             let mut nodes = vec![&dir];
             nodes.extend(&there);
             let _locks = lock_all(&nodes).await;
             let resolved = self.resolve(&dir, name).await?;
-            if resolved.at.map(|place| place.ino) != there.as_ref().map(|node| node.file.ino) {
+            if resolved.at.map(|entry| entry.ino) != there.as_ref().map(|node| node.file.ino) {
                 continue;
             }
-            let n = resolved.at.map(|place| place.n).or(resolved.next).ok_or(HASH_FULL)?;
-            return self.place_locked(&dir, (name, n), like, content.as_mut(), there.as_ref());
+            let at = NameSlot::of(name, self.hash(name), resolved)?;
+            return self.place_locked(&dir, at, like, content.as_mut(), there.as_ref());
         }
         Err(FsError::Busy("the name changes faster than it can be replaced"))
     }
@@ -72,12 +70,12 @@ impl Names {
         name: &EntryName,
         overwrite: Overwrite,
     ) -> Result<(), FsError> {
-        let (node, dir) = (self.node(file).await?, self.directory(dir).await?);
+        let (node, dir) = (self.inodes.node(file).await?, self.inodes.directory(dir).await?);
         if node.entries.is_some() {
             return Err(FsError::NotOwner);
         }
         for _ in 0..TRIES {
-            let there = self.way(&dir, name, overwrite).await?;
+            let there = self.replaceable(&dir, name, overwrite).await?;
             if there.as_ref().is_some_and(|there| there.file == node.file) {
                 return Ok(());
             }
@@ -85,17 +83,17 @@ impl Names {
             nodes.extend(&there);
             let _locks = lock_all(&nodes).await;
             let resolved = self.resolve(&dir, name).await?;
-            if resolved.at.map(|place| place.ino) != there.as_ref().map(|node| node.file.ino) {
+            if resolved.at.map(|entry| entry.ino) != there.as_ref().map(|node| node.file.ino) {
                 continue;
             }
-            let n = resolved.at.map(|place| place.n).or(resolved.next).ok_or(HASH_FULL)?;
-            return self.place_link_locked(&node, &dir, (name, n), there.as_ref());
+            let at = NameSlot::of(name, self.hash(name), resolved)?;
+            return self.place_link_locked(&node, &dir, at, there.as_ref());
         }
         Err(FsError::Busy("the name changes faster than it can be replaced"))
     }
 
-    /// Finds the object that has the name, if it may be replaced.
-    async fn way(
+    /// The object that has the name, if it may be replaced.
+    async fn replaceable(
         &self,
         dir: &Node,
         name: &EntryName,
@@ -113,38 +111,27 @@ impl Names {
         &self,
         node: &Arc<Node>,
         dir: &Arc<Node>,
-        (name, n): (&EntryName, u16),
+        at: NameSlot<'_>,
         there: Option<&Arc<Node>>,
     ) -> Result<(), FsError> {
         let (mut row, mut edit) = (alive(node)?, DirEdit::new(dir)?);
         if row.nlink >= LINKS_MAX {
             return Err(FsError::TooManyLinks);
         }
-        let old = there.map(|node| alive(node)).transpose()?;
-        let now = self.now();
+        let (old, now) = (Old::replaced(there)?, self.now());
         row.nlink += 1;
         row.ctime = now.ctime(row.ctime);
-        if let Some(old) = &old {
-            edit.count(-1, old.kind)?;
-        }
-        edit.count(1, FileKind::Regular)?;
         let mut batch = Batch::default();
+        let new = Some((node.file.ino, row.kind));
+        let edited = self.edit_name(&mut edit, at, old, new, now, &mut batch)?;
         edit.put(now, &mut batch);
-        let (hash, kind, ino) = (self.hash(name), row.kind, node.file.ino);
-        batch.put(key::inode(ino), &node.stored(&row));
-        batch.put(
-            key::dir_entry(dir.file.ino, hash, n),
-            &DirEntryRow { ino, kind, name: name.clone() },
-        );
-        let mut gone = None;
-        if let (Some(there), Some(old)) = (there, old) {
-            gone = Some((there, self.unlink(there, old, now, &mut batch)?));
-        }
+        batch.put(key::inode(node.file.ino), &node.stored(&row));
         let mut changed: Vec<&Node> = vec![node, dir];
         changed.extend(there.map(|there| &**there));
-        self.submit(batch, &First::unrepeated(), Some(node.file), &changed)?;
+        self.submit(batch, &ReplySlot::unrepeated(), Some(node.file), &changed)?;
         *node.row.write() = row;
-        self.has_name(dir, edit, (hash, Entry { n, name: name.clone(), ino, kind }), gone);
+        self.show_name(edited);
+        edit.publish();
         Ok(())
     }
 
@@ -152,16 +139,15 @@ impl Names {
     fn place_locked(
         &self,
         dir: &Arc<Node>,
-        (name, n): (&EntryName, u16),
+        at: NameSlot<'_>,
         like: &Inode,
         mut content: Option<&mut Copied>,
         there: Option<&Arc<Node>>,
     ) -> Result<FileRef, FsError> {
         let mut edit = DirEdit::new(dir)?;
-        let old = there.map(|node| alive(node)).transpose()?;
-        let now = self.now();
+        let (old, now) = (Old::replaced(there)?, self.now());
         if let Some(content) = &mut content {
-            content.cover(old.as_ref().map_or(0, given_back))?;
+            content.cover(old.row().map_or(0, given_back))?;
         }
         let mut batch = Batch { inodes: 1, ..Batch::default() };
         let (data, allocated) =
@@ -174,56 +160,25 @@ impl Names {
             generation,
             parent: dir.file.ino,
             data,
-            cut: 0,
+            truncations: 0,
             masks: Vec::new(),
             exclusive: None,
             fs_group_epoch: self.committer.superblock().fs_group_epoch,
             ..like.clone()
         };
-        if let Some(old) = &old {
-            edit.count(-1, old.kind)?;
-        }
-        edit.count(1, FileKind::Regular)?;
+        let new = Some((ino, row.kind));
+        let edited = self.edit_name(&mut edit, at, old, new, now, &mut batch)?;
         edit.put(now, &mut batch);
-        let (hash, kind) = (self.hash(name), row.kind);
         batch.put(key::inode(ino), &row);
-        batch.put(
-            key::dir_entry(dir.file.ino, hash, n),
-            &DirEntryRow { ino, kind, name: name.clone() },
-        );
-        let mut gone = None;
-        if let (Some(node), Some(old)) = (there, old) {
-            gone = Some((node, self.unlink(node, old, now, &mut batch)?));
-        }
-        // In the table before anybody can find its row, or there might be two of it.
-        let node = self.table.insert(Node::new(ino, row, Ticket::default()));
-        let mut changed: Vec<&Node> = vec![&node, dir];
-        changed.extend(there.map(|node| &**node));
-        if let Err(error) = self.submit(batch, &First::unrepeated(), Some(node.file), &changed) {
-            self.table.forget(ino);
-            return Err(error);
-        }
+        let mut others: Vec<&Node> = vec![dir];
+        others.extend(there.map(|there| &**there));
+        let node = Node::new(ino, row, Ticket::default());
+        let (node, _) = self.publish_new(batch, &ReplySlot::unrepeated(), node, &others)?;
         if let Some(content) = content {
             content.placed();
         }
-        self.has_name(dir, edit, (hash, Entry { n, name: name.clone(), ino, kind }), gone);
-        Ok(node.file)
-    }
-
-    /// Updates memory after the write: the new entry, and the object that it replaced.
-    fn has_name(
-        &self,
-        dir: &Arc<Node>,
-        edit: DirEdit<'_>,
-        (hash, entry): (NameHash, Entry),
-        gone: Option<(&Arc<Node>, Inode)>,
-    ) {
-        if let Some(entries) = &dir.entries {
-            self.table.count_entries(dir, entries.change(hash, entry.n, Some(entry)));
-        }
-        if let Some((node, row)) = gone {
-            self.unlinked(node, row);
-        }
+        self.show_name(edited);
         edit.publish();
+        Ok(node.file)
     }
 }

@@ -1,16 +1,14 @@
 //! REMOVE and RMDIR.
 
-use super::entries::Place;
-use super::ring::First;
-use super::{DirEdit, Names, Outcome, TRIES, lock_all};
+use super::edit::{DirEdit, NameSlot, Old};
+use super::{Names, Outcome, TRIES, lock_all};
 use crate::fs::FsError;
 use crate::fs::api::{Caller, Change, FileKind, FileRef};
 use crate::fs::committer::Batch;
-use crate::fs::key;
-use crate::fs::moment::Moment;
-use crate::fs::node::Node;
+use crate::fs::inode::EntryRef;
+use crate::fs::inode::Node;
 use crate::fs::permission;
-use crate::fs::row::Inode;
+use crate::fs::replies::ReplySlot;
 use crate::types::EntryName;
 use std::sync::Arc;
 
@@ -30,16 +28,16 @@ impl Names {
         dir: FileRef,
         name: &EntryName,
         what: Removal,
-        turn: &First,
+        slot: &ReplySlot,
     ) -> Result<Outcome<Change>, FsError> {
-        let dir = self.directory(dir).await?;
+        let dir = self.inodes.directory(dir).await?;
         permission::require(caller, &dir.row.read(), permission::EXECUTE)?;
         for _ in 0..TRIES {
             let (_, child) = self.child(&dir, name).await?.ok_or(FsError::NotFound)?;
             let _locks = lock_all(&[&dir, &child]).await;
             match self.resolve(&dir, name).await?.at {
-                Some(place) if place.ino == child.file.ino => {
-                    return self.remove_locked(caller, (&dir, name, place), &child, what, turn);
+                Some(entry) if entry.ino == child.file.ino => {
+                    return self.remove_locked(caller, (&dir, name, entry), &child, what, slot);
                 }
                 // Another object has the name by now.
                 _ => {}
@@ -51,10 +49,10 @@ impl Names {
     fn remove_locked(
         &self,
         caller: &Caller,
-        (dir, name, place): (&Arc<Node>, &EntryName, Place),
+        (dir, name, entry): (&Arc<Node>, &EntryName, EntryRef),
         child: &Arc<Node>,
         what: Removal,
-        turn: &First,
+        slot: &ReplySlot,
     ) -> Result<Outcome<Change>, FsError> {
         let mut edit = DirEdit::new(dir)?;
         let row = super::alive(child)?;
@@ -71,52 +69,12 @@ impl Names {
         }
         let now = self.now();
         let mut batch = Batch::default();
-        edit.count(-1, row.kind)?;
+        let at = NameSlot { name, hash: self.hash(name), n: entry.n };
+        let edited =
+            self.edit_name(&mut edit, at, Old::Unlinked(child, row), None, now, &mut batch)?;
         edit.put(now, &mut batch);
-        let hash = self.hash(name);
-        batch.delete(key::dir_entry(dir.file.ino, hash, place.n));
-        let row = self.unlink(child, row, now, &mut batch)?;
-        let ticket = self.submit(batch, turn, None, &[dir, child])?;
-        if let Some(entries) = &dir.entries {
-            self.table.count_entries(dir, entries.change(hash, place.n, None));
-        }
-        self.unlinked(child, row);
+        let ticket = self.submit(batch, slot, None, &[dir, child])?;
+        self.show_name(edited);
         Ok(Outcome { answer: edit.publish(), ticket: Some(ticket) })
-    }
-
-    /// Takes one link from an object, in its row and in the batch. With the last one the object
-    /// goes: its data is queued for reclaim (R5).
-    pub(super) fn unlink(
-        &self,
-        node: &Node,
-        mut row: Inode,
-        now: Moment,
-        batch: &mut Batch,
-    ) -> Result<Inode, FsError> {
-        row.ctime = now.ctime(row.ctime);
-        row.nlink = if row.kind == FileKind::Directory { 0 } else { row.nlink.saturating_sub(1) };
-        if row.nlink > 0 {
-            batch.put(key::inode(node.file.ino), &node.stored(&row));
-            return Ok(row);
-        }
-        if row.kind == FileKind::Regular {
-            self.contents.discard(node, &row, batch);
-        }
-        batch.inodes -= 1;
-        batch.delete(key::inode(node.file.ino));
-        Ok(row)
-    }
-
-    /// After the batch was submitted (only now is buffered data dropped: a batch that is refused
-    /// must lose nothing) and the directory's entries were changed (see [`Names::child`]).
-    pub(super) fn unlinked(&self, node: &Node, row: Inode) {
-        let (gone, regular) = (row.nlink == 0, row.kind == FileKind::Regular);
-        *node.row.write() = row;
-        if gone {
-            if regular {
-                self.contents.discarded(node);
-            }
-            self.table.forget(node.file.ino);
-        }
     }
 }

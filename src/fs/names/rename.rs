@@ -2,17 +2,17 @@
 //!
 //! Order of checks and errors as in Linux' `do_renameat2` and `vfs_rename`.
 
-use super::create::HASH_FULL;
-use super::entries::{Entry, Place, Resolved};
-use super::ring::{Done, First};
-use super::{DirEdit, Names, Outcome, TRIES, alive, lock_all};
+use super::edit::{DirEdit, NameSlot, Old};
+use super::{Names, Outcome, TRIES, alive, lock_all};
 use crate::fs::FsError;
 use crate::fs::api::{Caller, Change, FileKind, FileRef};
 use crate::fs::committer::{Batch, Ticket};
+use crate::fs::inode::Node;
+use crate::fs::inode::{EntryRef, Resolved};
 use crate::fs::key::{self, NameHash};
-use crate::fs::node::Node;
 use crate::fs::permission;
-use crate::fs::row::{DirEntryRow, Inode};
+use crate::fs::replies::{Done, ReplySlot};
+use crate::fs::row::Inode;
 use crate::types::{EntryName, InodeNo};
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ struct End<'a> {
 
 /// The objects that the two names lead to, with everything locked.
 struct Found<'a> {
-    from: Place,
+    from: EntryRef,
     to: Resolved,
     source: &'a Arc<Node>,
     target: Option<&'a Arc<Node>>,
@@ -53,9 +53,10 @@ impl Names {
         caller: &Caller,
         from: (FileRef, &EntryName),
         to: (FileRef, &EntryName),
-        turn: &First,
+        slot: &ReplySlot,
     ) -> Result<Outcome<(Change, Change)>, FsError> {
-        let (from_dir, to_dir) = (self.directory(from.0).await?, self.directory(to.0).await?);
+        let (from_dir, to_dir) =
+            (self.inodes.directory(from.0).await?, self.inodes.directory(to.0).await?);
         for dir in [&from_dir, &to_dir] {
             permission::require(caller, &dir.row.read(), permission::EXECUTE)?;
         }
@@ -72,17 +73,17 @@ impl Names {
             let now_from = self.resolve(from.dir, from.name).await?.at;
             let now_to = self.resolve(to.dir, to.name).await?;
             let ino = |node: &Arc<Node>| node.file.ino;
-            let Some(place) = now_from.filter(|place| place.ino == source.file.ino) else {
+            let Some(entry) = now_from.filter(|entry| entry.ino == source.file.ino) else {
                 continue;
             };
-            if now_to.at.map(|place| place.ino) != target.as_ref().map(ino) {
+            if now_to.at.map(|entry| entry.ino) != target.as_ref().map(ino) {
                 continue;
             }
             if moves_directory {
                 self.check_ancestry(&source, to.dir).await?;
             }
-            let found = Found { from: place, to: now_to, source: &source, target: target.as_ref() };
-            return self.rename_locked(caller, from, to, &found, turn);
+            let found = Found { from: entry, to: now_to, source: &source, target: target.as_ref() };
+            return self.rename_locked(caller, from, to, &found, slot);
         }
         Err(FsError::Busy("the names change faster than they can be renamed"))
     }
@@ -103,18 +104,18 @@ impl Names {
         Err(FsError::Corrupt(format!("the parents of directory {} lead in a circle", to.file.ino)))
     }
 
-    fn rename_locked(
+    fn rename_locked<'a>(
         &self,
         caller: &Caller,
-        from: End<'_>,
-        to: End<'_>,
-        found: &Found<'_>,
-        turn: &First,
+        from: End<'a>,
+        to: End<'a>,
+        found: &Found<'a>,
+        slot: &ReplySlot,
     ) -> Result<Outcome<(Change, Change)>, FsError> {
         let (from_edit, to_edit) = (DirEdit::new(from.dir)?, DirEdit::new(to.dir)?);
         let source = alive(found.source)?;
         if found.target.is_some_and(|target| target.file == found.source.file) {
-            turn.unchanged(Done { ticket: Ticket::default(), object: None });
+            slot.unchanged(Done { ticket: Ticket::default(), object: None });
             return Ok(Outcome {
                 answer: (from_edit.unchanged(), to_edit.unchanged()),
                 ticket: None,
@@ -133,64 +134,51 @@ impl Names {
             // Its `..` changes.
             permission::require(caller, &source, permission::WRITE)?;
         }
-        self.rename_rows(from, to, (from_edit, to_edit), found, (source, target), turn)
+        self.rename_rows(from, to, (from_edit, to_edit), found, (source, target), slot)
     }
 
-    fn rename_rows(
+    fn rename_rows<'a>(
         &self,
-        from: End<'_>,
-        to: End<'_>,
-        (mut from_edit, mut to_edit): (DirEdit<'_>, DirEdit<'_>),
-        found: &Found<'_>,
+        from: End<'a>,
+        to: End<'a>,
+        (mut from_edit, mut to_edit): (DirEdit<'a>, DirEdit<'a>),
+        found: &Found<'a>,
         (mut source, target): (Inode, Option<Inode>),
-        turn: &First,
+        slot: &ReplySlot,
     ) -> Result<Outcome<(Change, Change)>, FsError> {
         let same_dir = from.dir.file == to.dir.file;
         let now = self.now();
-        let n = found.to.at.map(|place| place.n).or(found.to.next).ok_or(HASH_FULL)?;
         let mut batch = Batch::default();
-        from_edit.count(-1, source.kind)?;
+        let (ino, kind) = (found.source.file.ino, source.kind);
+        let from_slot = NameSlot { name: from.name, hash: from.hash, n: found.from.n };
+        let to_slot = NameSlot::of(to.name, to.hash, found.to)?;
+        let left =
+            self.edit_name(&mut from_edit, from_slot, Old::Moved(kind), None, now, &mut batch)?;
+        let mut nodes: Vec<&Node> = vec![from.dir, to.dir, found.source];
+        let old = match (found.target, target) {
+            (Some(node), Some(row)) => {
+                nodes.push(node);
+                Old::Unlinked(node, row)
+            }
+            _ => Old::None,
+        };
         let edit = if same_dir { &mut from_edit } else { &mut to_edit };
-        if let Some(target) = &target {
-            edit.count(-1, target.kind)?;
-        }
-        edit.count(1, source.kind)?;
+        let taken = self.edit_name(edit, to_slot, old, Some((ino, kind)), now, &mut batch)?;
         from_edit.put(now, &mut batch);
         if !same_dir {
             to_edit.put(now, &mut batch);
         }
         source.ctime = now.ctime(source.ctime);
-        if source.kind == FileKind::Directory {
+        if kind == FileKind::Directory {
             source.parent = to.dir.file.ino;
         }
-        let (ino, kind) = (found.source.file.ino, source.kind);
         batch.put(key::inode(ino), &found.source.stored(&source));
-        batch.delete(key::dir_entry(from.dir.file.ino, from.hash, found.from.n));
-        batch.put(
-            key::dir_entry(to.dir.file.ino, to.hash, n),
-            &DirEntryRow { ino, kind, name: to.name.clone() },
-        );
-        let mut nodes: Vec<&Node> = vec![from.dir, to.dir, found.source];
-        let mut gone = None;
-        if let (Some(node), Some(row)) = (found.target, target) {
-            nodes.push(node);
-            gone = Some((node, self.unlink(node, row, now, &mut batch)?));
-        }
-        let ticket = self.submit(batch, turn, Some(found.source.file), &nodes)?;
-        self.change_entries(from, found.from.n, None);
-        self.change_entries(to, n, Some(Entry { n, name: to.name.clone(), ino, kind }));
+        let ticket = self.submit(batch, slot, Some(found.source.file), &nodes)?;
         *found.source.row.write() = source;
-        if let Some((node, row)) = gone {
-            self.unlinked(node, row);
-        }
+        self.show_name(left);
+        self.show_name(taken);
         let from_change = from_edit.publish();
         let to_change = if same_dir { from_change } else { to_edit.publish() };
         Ok(Outcome { answer: (from_change, to_change), ticket: Some(ticket) })
-    }
-
-    fn change_entries(&self, end: End<'_>, n: u16, entry: Option<Entry>) {
-        if let Some(entries) = &end.dir.entries {
-            self.table.count_entries(end.dir, entries.change(end.hash, n, entry));
-        }
     }
 }

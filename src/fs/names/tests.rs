@@ -3,14 +3,13 @@
 
 use super::Overwrite;
 use super::lookup::HASH_BITS;
-use super::table::{Filled, Slotted};
 use crate::bucket::Bucket;
 use crate::chunk::{ChunkCache, ChunkStore, Codec};
 use crate::crypto::Keyring;
 use crate::fs::api::*;
 use crate::fs::committer::Ticket;
 use crate::fs::db::{DbCache, DbPlace};
-use crate::fs::node::Node;
+use crate::fs::inode::{Loaded, Lookup, Node};
 use crate::fs::{Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
 use crate::types::{EntryName, FamilyId, Incarnation, InodeNo, PoolId, WallClock};
 use std::collections::BTreeSet;
@@ -81,17 +80,17 @@ async fn a_node_that_comes_back_waits_for_what_was_submitted() {
         .await
         .unwrap();
     let file = created.attr.file;
-    let submitted = fs.names.committer.last();
-    fs.names.table.forget(file.ino);
-    let node = fs.names.load(file.ino).await.unwrap().unwrap();
+    let submitted = fs.committer.last();
+    fs.inodes.forget(file.ino);
+    let node = fs.inodes.load(file.ino).await.unwrap().unwrap();
     assert!(node.last() >= submitted, "{:?} {submitted:?}", node.last());
     // And so does one whose row a listing has left in memory.
-    fs.names.table.forget(file.ino);
+    fs.inodes.forget(file.ino);
     drop(node);
     let limit = ListLimit { entries: 10, bytes: 1000, entry_bytes: 10, with_attr: true };
     fs.readdir(&Caller::root(), fs.root(), DirCookie(0), limit).await.unwrap();
-    assert!(fs.names.table.peek(file.ino).is_none());
-    let node = fs.names.load(file.ino).await.unwrap().unwrap();
+    assert!(fs.inodes.peek(file.ino).is_none());
+    let node = fs.inodes.load(file.ino).await.unwrap().unwrap();
     assert!(node.last() >= submitted, "{:?} {submitted:?}", node.last());
 }
 
@@ -206,12 +205,12 @@ async fn a_listing_shows_what_getattr_shows_and_makes_no_nodes() {
 
     let fs = place.open().await;
     assert_agrees(&fs, pair, 2).await;
-    let nodes = fs.names.table.nodes();
+    let nodes = fs.inodes.nodes();
     assert_eq!(listed(&fs, dir, 300).await.len(), FILES);
-    assert!(fs.names.table.nodes() <= nodes + 1, "a listing makes no nodes");
-    assert!(fs.names.table.rows() > 100, "a listing leaves rows in memory");
-    // Changes of inodes that are cached, of some that are no longer cached, and of some that are
-    // dirty while they are listed.
+    assert!(fs.inodes.nodes() <= nodes + 1, "a listing makes no nodes");
+    assert!(fs.inodes.rows() > 100, "a listing leaves rows in memory");
+    // Changes of cached rows, of rows that were evicted, and of files that are dirty while the
+    // directory is listed.
     for step in 0..3usize {
         // Some of 300 to 359 are removed below.
         for n in (step..FILES).step_by(37).filter(|n| !(300..360).contains(n)) {
@@ -242,12 +241,12 @@ async fn an_inode_made_while_an_old_handle_is_looked_up_has_one_node() {
         cache: DbCache::new(1 << 20),
     };
     let fs = Place(place, Keyring::plain(PoolId::random())).open().await;
-    let (next, _) = fs.names.committer.new_inode().unwrap();
+    let (next, _) = fs.committer.new_inode().unwrap();
     for (n, looked_up) in ["finds the new row", "finds nothing"].into_iter().enumerate() {
         // The number that the create takes.
         let ino = InodeNo(next.0 + 1 + n as u64);
-        let Slotted::Mine(claim) = fs.names.table.slot(ino) else { panic!("nobody knows it yet") };
-        let Slotted::Wait(waiting) = fs.names.table.slot(ino) else { panic!("it is being loaded") };
+        let Lookup::Missing(load) = fs.inodes.lookup(ino) else { panic!("nobody knows it yet") };
+        let Lookup::Loading(waiting) = fs.inodes.lookup(ino) else { panic!("it is being loaded") };
         let how = CreateHow::Guarded(SetAttr::default());
         let made = fs
             .create(&Caller::root(), fs.root(), &name(&format!("file{n}")), how)
@@ -256,18 +255,18 @@ async fn an_inode_made_while_an_old_handle_is_looked_up_has_one_node() {
             .attr
             .file;
         assert_eq!(made.ino, ino, "the number is the one that was asked for");
-        let node = fs.names.table.peek(ino).unwrap();
+        let node = fs.inodes.peek(ino).unwrap();
         if n == 0 {
             let row = node.row.read().clone();
             assert!(
-                matches!(claim.fill(Node::new(ino, row, Ticket::default())), Filled::Overtaken),
+                matches!(load.finish(Node::new(ino, row, Ticket::default())), Loaded::Overtaken),
                 "{looked_up}"
             );
         } else {
-            drop(claim);
+            drop(load);
         }
         assert!(waiting.is_cancelled(), "{looked_up}: nobody waits for ever");
-        let found = fs.names.load(ino).await.unwrap().unwrap();
+        let found = fs.inodes.load(ino).await.unwrap().unwrap();
         assert!(std::sync::Arc::ptr_eq(&node, &found), "{looked_up}: a second node of one inode");
         assert!(
             matches!(
@@ -302,7 +301,7 @@ async fn a_link_that_is_refused_leaves_what_has_the_name() {
         );
     }
     let found = async |n: &str| fs.lookup(&caller, root, n.as_bytes()).await.unwrap().0;
-    let node = fs.names.node(made[0]).await.unwrap();
+    let node = fs.inodes.node(made[0]).await.unwrap();
     node.row.write().nlink = LINKS_MAX;
     let refused = fs.names.place_link(made[0], root, &name("b"), Overwrite::Replace).await;
     assert!(matches!(refused, Err(FsError::TooManyLinks)), "{refused:?}");
@@ -316,6 +315,6 @@ async fn a_link_that_is_refused_leaves_what_has_the_name() {
         .expect("it is one already");
     fs.names.place_link(made[0], root, &name("b"), Overwrite::Replace).await.unwrap();
     assert_eq!((found("b").await.file, found("a").await.nlink), (made[0], 2));
-    assert!(fs.names.load(made[1].ino).await.unwrap().is_none(), "what was replaced is gone");
+    assert!(fs.inodes.load(made[1].ino).await.unwrap().is_none(), "what was replaced is gone");
     fs.close().await.unwrap();
 }

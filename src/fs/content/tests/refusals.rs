@@ -158,6 +158,6 @@ async fn reclaim_that_waited_for_an_unlink_does_not_bring_the_inode_back() {
     tokio::time::timeout(Duration::from_secs(30), reclaim).await.expect("reclaim ends").unwrap();
     rig.reclaim().await;
     assert_eq!(rig.committer.get(&key::inode(INO)).await.unwrap(), None);
-    assert!(rig.rows(key::records(DataId(0)), key::records(DataId(u64::MAX))).await.is_empty());
+    assert!(rig.rows(key::extents(DataId(0)), key::extents(DataId(u64::MAX))).await.is_empty());
     assert_eq!(rig.committer.totals().allocated, 0);
 }

@@ -1,5 +1,5 @@
-//! The duplicate request cache (R20): a call that must not be done twice gets its first answer when
-//! it is retransmitted.
+//! The duplicate-reply cache (R20): a call that must not be done twice gets its first answer when
+//! it comes again.
 //!
 //! The answer is written in the same batch as the change, so that both are there or neither,
 //! through restarts, take-overs and clones. A call in progress is an entry too: its retransmission
@@ -80,21 +80,21 @@ impl Calls {
 
 /// The calls that were answered or are being answered.
 #[derive(Default)]
-pub struct Ring {
+pub struct ReplyCache {
     calls: Mutex<Calls>,
 }
 
-/// The first arrival of a call, or a retransmission of it.
-pub enum Turn {
-    First(First),
+/// Whether a call is done for the first time.
+pub enum Begun {
+    First(ReplySlot),
     Repeated(Result<Done, FsError>),
 }
 
 /// A call to be done. Dropped without an answer to remember, it never happened.
-pub struct First(Option<Attempt>);
+pub struct ReplySlot(Option<Attempt>);
 
 struct Attempt {
-    ring: Arc<Ring>,
+    cache: Arc<ReplyCache>,
     id: CallId,
     ended: CancellationToken,
     remembered: AtomicBool,
@@ -132,15 +132,15 @@ fn is_final(error: &FsError) -> bool {
     }
 }
 
-impl Ring {
+impl ReplyCache {
     pub async fn load(committer: &Committer) -> Result<Self, FsError> {
-        let rows = committer.scan(key::ring(0), key::ring(u32::MAX), SLOTS as usize).await?;
+        let rows = committer.scan(key::reply(0), key::reply(u32::MAX), SLOTS as usize).await?;
         let mut calls = Calls::default();
         let mut replies = Vec::with_capacity(rows.len());
         for (key, row) in rows {
-            if !matches!(Key::parse(&key), Some(Key::Ring(_))) {
+            if !matches!(Key::parse(&key), Some(Key::Reply(_))) {
                 return Err(FsError::Corrupt(
-                    "a key among those of the duplicate-reply ring is none of them".to_owned(),
+                    "a key among those of the duplicate-reply cache is none of them".to_owned(),
                 ));
             }
             replies.push(Reply::decode(&row)?);
@@ -158,24 +158,24 @@ impl Ring {
     }
 
     /// Waits while the same call is in progress.
-    pub async fn turn(self: &Arc<Self>, call: Option<CallId>) -> Turn {
-        let Some(id) = call else { return Turn::First(First(None)) };
+    pub async fn begin(self: &Arc<Self>, call: Option<CallId>) -> Begun {
+        let Some(id) = call else { return Begun::First(ReplySlot(None)) };
         loop {
             let ended = match self.calls.lock().calls.entry(id) {
                 Entry::Vacant(free) => {
                     let ended = CancellationToken::new();
                     free.insert(Call::Running(ended.clone()));
                     let remembered = AtomicBool::new(false);
-                    return Turn::First(First(Some(Attempt {
-                        ring: self.clone(),
+                    return Begun::First(ReplySlot(Some(Attempt {
+                        cache: self.clone(),
                         id,
                         ended,
                         remembered,
                     })));
                 }
                 Entry::Occupied(entry) => match entry.get() {
-                    Call::Done { done, .. } => return Turn::Repeated(Ok(*done)),
-                    Call::Unchanged(answer) => return Turn::Repeated(answer.clone()),
+                    Call::Done { done, .. } => return Begun::Repeated(Ok(*done)),
+                    Call::Unchanged(answer) => return Begun::Repeated(answer.clone()),
                     Call::Running(ended) => ended.clone(),
                 },
             };
@@ -184,21 +184,21 @@ impl Ring {
     }
 }
 
-impl First {
-    /// The reply slot of a call that is never retransmitted.
+impl ReplySlot {
+    /// For a call that nobody sends again.
     pub fn unrepeated() -> Self {
         Self(None)
     }
 
     /// Puts the answer into the call's batch. Answers its number for [`Self::done`].
     pub fn record(&self, batch: &mut Batch, object: Option<FileRef>) -> u64 {
-        let Some(Attempt { ring, id, .. }) = &self.0 else { return 0 };
-        let mut calls = ring.calls.lock();
+        let Some(Attempt { cache, id, .. }) = &self.0 else { return 0 };
+        let mut calls = cache.calls.lock();
         let seq = calls.next;
         calls.next += 1;
         let object = object.map(|file| (file.ino, file.generation));
         let reply = Reply { client: id.client, xid: id.xid, checksum: id.checksum, object, seq };
-        batch.put(key::ring((seq % SLOTS) as u32), &reply);
+        batch.put(key::reply((seq % SLOTS) as u32), &reply);
         seq
     }
 
@@ -220,10 +220,10 @@ impl First {
 
     /// The first answer counts: what fails after its batch was submitted was done.
     fn remember(&self, remember: impl FnOnce(&mut Calls, CallId)) {
-        if let Some(Attempt { ring, id, ended, remembered }) = &self.0
+        if let Some(Attempt { cache, id, ended, remembered }) = &self.0
             && !remembered.swap(true, Ordering::Relaxed)
         {
-            remember(&mut ring.calls.lock(), *id);
+            remember(&mut cache.calls.lock(), *id);
             ended.cancel();
         }
     }
@@ -232,7 +232,7 @@ impl First {
 impl Drop for Attempt {
     fn drop(&mut self) {
         if !*self.remembered.get_mut() {
-            self.ring.calls.lock().calls.remove(&self.id);
+            self.cache.calls.lock().calls.remove(&self.id);
             self.ended.cancel();
         }
     }
@@ -254,8 +254,8 @@ mod tests {
         }
     }
 
-    async fn perform(ring: &Arc<Ring>, xid: u32) -> u64 {
-        let Turn::First(first) = ring.turn(call(xid)).await else {
+    async fn perform(cache: &Arc<ReplyCache>, xid: u32) -> u64 {
+        let Begun::First(first) = cache.begin(call(xid)).await else {
             panic!("{xid} was done before")
         };
         let seq = first.record(&mut Batch::default(), None);
@@ -265,81 +265,81 @@ mod tests {
 
     #[tokio::test]
     async fn a_repeat_waits_and_gets_the_first_answer() {
-        let ring = Arc::new(Ring::default());
-        let Turn::First(first) = ring.turn(call(1)).await else { panic!() };
+        let cache = Arc::new(ReplyCache::default());
+        let Begun::First(first) = cache.begin(call(1)).await else { panic!() };
         let again = tokio::spawn({
-            let ring = ring.clone();
-            async move { ring.turn(call(1)).await }
+            let cache = cache.clone();
+            async move { cache.begin(call(1)).await }
         });
         tokio::task::yield_now().await;
         assert!(!again.is_finished());
         let seq = first.record(&mut Batch::default(), None);
         first.done(seq, done(7));
-        assert!(matches!(again.await.unwrap(), Turn::Repeated(Ok(answer)) if answer == done(7)));
+        assert!(matches!(again.await.unwrap(), Begun::Repeated(Ok(answer)) if answer == done(7)));
     }
 
-    async fn fail(ring: &Arc<Ring>, xid: u32, error: &FsError) {
-        let Turn::First(first) = ring.turn(call(xid)).await else {
+    async fn fail(cache: &Arc<ReplyCache>, xid: u32, error: &FsError) {
+        let Begun::First(first) = cache.begin(call(xid)).await else {
             panic!("{xid} was answered before")
         };
         first.failed(error);
     }
 
     #[tokio::test]
-    async fn a_call_that_failed_for_now_is_tried_anew() {
-        let ring = Arc::new(Ring::default());
-        drop(ring.turn(call(1)).await);
+    async fn a_call_that_failed_for_now_is_tried_again() {
+        let cache = Arc::new(ReplyCache::default());
+        drop(cache.begin(call(1)).await);
         for error in [FsError::Unavailable(String::new()), FsError::Busy("")] {
-            fail(&ring, 1, &error).await;
+            fail(&cache, 1, &error).await;
         }
-        assert!(matches!(ring.turn(call(1)).await, Turn::First(_)));
-        assert!(matches!(ring.turn(None).await, Turn::First(_)));
-        assert!(ring.calls.lock().calls.is_empty());
+        assert!(matches!(cache.begin(call(1)).await, Begun::First(_)));
+        assert!(matches!(cache.begin(None).await, Begun::First(_)));
+        assert!(cache.calls.lock().calls.is_empty());
     }
 
     #[tokio::test]
     async fn a_call_that_changed_nothing_is_answered_as_it_was() {
-        let ring = Arc::new(Ring::default());
-        fail(&ring, 1, &FsError::NotFound).await;
-        let Turn::First(first) = ring.turn(call(2)).await else { panic!() };
+        let cache = Arc::new(ReplyCache::default());
+        fail(&cache, 1, &FsError::NotFound).await;
+        let Begun::First(first) = cache.begin(call(2)).await else { panic!() };
         first.unchanged(done(2));
-        assert!(matches!(ring.turn(call(1)).await, Turn::Repeated(Err(FsError::NotFound))));
+        assert!(matches!(cache.begin(call(1)).await, Begun::Repeated(Err(FsError::NotFound))));
         assert!(
-            matches!(ring.turn(call(2)).await, Turn::Repeated(Ok(answer)) if answer == done(2))
+            matches!(cache.begin(call(2)).await, Begun::Repeated(Ok(answer)) if answer == done(2))
         );
-        let Turn::First(first) = ring.turn(call(3)).await else { panic!() };
+        let Begun::First(first) = cache.begin(call(3)).await else { panic!() };
         let seq = first.record(&mut Batch::default(), None);
         first.done(seq, done(3));
         first.failed(&FsError::NoSpace);
         assert!(
-            matches!(ring.turn(call(3)).await, Turn::Repeated(Ok(_))),
+            matches!(cache.begin(call(3)).await, Begun::Repeated(Ok(_))),
             "its batch was submitted"
         );
     }
 
     #[tokio::test]
     async fn failures_are_bounded_and_make_no_change_forgotten() {
-        let ring = Arc::new(Ring::default());
-        perform(&ring, u32::MAX).await;
+        let cache = Arc::new(ReplyCache::default());
+        perform(&cache, u32::MAX).await;
         for xid in 0..SLOTS as u32 + 3 {
-            fail(&ring, xid, &FsError::Exists).await;
+            fail(&cache, xid, &FsError::Exists).await;
         }
-        assert_eq!(ring.calls.lock().calls.len(), SLOTS as usize + 1);
-        assert!(matches!(ring.turn(call(2)).await, Turn::First(_)));
-        assert!(matches!(ring.turn(call(3)).await, Turn::Repeated(Err(FsError::Exists))));
-        assert!(matches!(ring.turn(call(u32::MAX)).await, Turn::Repeated(Ok(_))));
+        assert_eq!(cache.calls.lock().calls.len(), SLOTS as usize + 1);
+        assert!(matches!(cache.begin(call(2)).await, Begun::First(_)));
+        assert!(matches!(cache.begin(call(3)).await, Begun::Repeated(Err(FsError::Exists))));
+        assert!(matches!(cache.begin(call(u32::MAX)).await, Begun::Repeated(Ok(_))));
     }
 
     #[tokio::test]
     async fn the_ring_is_bounded_and_forgets_the_oldest() {
-        let ring = Arc::new(Ring::default());
+        let cache = Arc::new(ReplyCache::default());
         for xid in 0..SLOTS as u32 + 3 {
-            assert_eq!(perform(&ring, xid).await, u64::from(xid));
+            assert_eq!(perform(&cache, xid).await, u64::from(xid));
         }
-        assert_eq!(ring.calls.lock().calls.len(), SLOTS as usize);
+        assert_eq!(cache.calls.lock().calls.len(), SLOTS as usize);
         assert!(
-            matches!(ring.turn(call(3)).await, Turn::Repeated(Ok(answer)) if answer == done(3))
+            matches!(cache.begin(call(3)).await, Begun::Repeated(Ok(answer)) if answer == done(3))
         );
-        assert!(matches!(ring.turn(call(2)).await, Turn::First(_)));
+        assert!(matches!(cache.begin(call(2)).await, Begun::First(_)));
     }
 }

@@ -5,7 +5,7 @@
 //! or empty one from its start, another once it was read from end to end. Then absence needs no
 //! look at the database, and listings come from memory.
 //!
-//! Changes are made under the directory's [`Node::lock`](crate::fs::node::Node::lock), first in the
+//! Changes are made under the directory's [`Node::lock`](super::Node::lock), first in the
 //! database, then here. Readers take no such lock: rows that they read from the database are cached
 //! only if nothing changed since before they read ([`Entries::version`]).
 
@@ -57,7 +57,7 @@ impl Bucket {
     /// the highest in use, never one below (R21).
     pub fn resolve(&self, name: &[u8]) -> Resolved {
         let entries = self.entries();
-        let at = entries.iter().find(|e| e.name.as_bytes() == name).map(|e| Place {
+        let at = entries.iter().find(|e| e.name.as_bytes() == name).map(|e| EntryRef {
             n: e.n,
             ino: e.ino,
             kind: e.kind,
@@ -96,7 +96,7 @@ impl Bucket {
 
 /// The location of a name's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct EntryRef {
     pub n: u16,
     pub ino: InodeNo,
     pub kind: FileKind,
@@ -105,14 +105,14 @@ pub struct Place {
 /// The result of looking at a name's bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    pub at: Option<Place>,
+    pub at: Option<EntryRef>,
     /// For a new name; `None`: the 65,536 of this hash are used up.
     pub next: Option<u16>,
 }
 
 /// One directory's known entries.
 pub struct Entries {
-    known: RwLock<Known>,
+    known: RwLock<CachedEntries>,
     /// Since the sweep last passed.
     used: AtomicBool,
     /// Somebody reads all of it.
@@ -129,7 +129,7 @@ impl Drop for Reading<'_> {
 }
 
 #[derive(Default)]
-struct Known {
+struct CachedEntries {
     buckets: BTreeMap<NameHash, Bucket>,
     complete: bool,
     /// Counts changes of the directory.
@@ -156,7 +156,7 @@ pub type Position = (NameHash, u16);
 
 impl Entries {
     pub fn of(directory: &Inode) -> Self {
-        let known = Known { complete: directory.size == 0, ..Known::default() };
+        let known = CachedEntries { complete: directory.size == 0, ..CachedEntries::default() };
         Self {
             known: RwLock::new(known),
             used: AtomicBool::new(true),
@@ -314,7 +314,7 @@ impl Entries {
         (!self.reading.swap(true, Ordering::Acquire)).then_some(Reading(&self.reading))
     }
 
-    /// Known buckets.
+    /// CachedEntries buckets.
     pub fn len(&self) -> usize {
         self.known.read().buckets.len()
     }
@@ -325,19 +325,19 @@ impl Entries {
     }
 
     /// Forgets everything; answers how many buckets were known.
-    pub fn forget(&self, directory: Forget) -> usize {
+    pub fn forget(&self, directory: Evicted) -> usize {
         let mut known = self.known.write();
         known.complete = false;
         known.misses = 0;
         known.partial = None;
-        known.gone |= directory == Forget::Gone;
+        known.gone |= directory == Evicted::Gone;
         std::mem::take(&mut known.buckets).len()
     }
 }
 
 /// Why a directory's entries are forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forget {
+pub enum Evicted {
     /// To make room.
     ForRoom,
     /// The node leaves the inode table.
@@ -396,7 +396,7 @@ mod tests {
     fn a_directory_that_left_learns_nothing() {
         let entries = incomplete();
         entries.learn(0, hash("a"), Bucket::Empty);
-        assert_eq!(entries.forget(Forget::Gone), 1);
+        assert_eq!(entries.forget(Evicted::Gone), 1);
         assert_eq!(entries.learn(0, hash("a"), Bucket::Empty), 0);
         assert_eq!(entries.learn_all(0, vec![(hash("a"), entry(0, "a"))]), 0);
         assert_eq!(entries.len(), 0);

@@ -1,16 +1,16 @@
-//! Decoded records, cached for all volumes of the process.
+//! Decoded extents, cached for all volumes of the process.
 
 use super::{Contents, segments};
+use crate::fs::inode::Node;
 use crate::fs::key::{self, DataId, Key};
-use crate::fs::node::Node;
-use crate::fs::row::{Inode, Mask, Record, Row, Source};
+use crate::fs::row::{Extent, Inode, Row, Source, TruncationMask};
 use crate::fs::{FsError, content::segments::inline_bytes};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Memory that a cached record takes beside its segments.
+/// Memory that a cached extent takes beside its segments.
 const RECORD_BYTES: usize = 160;
 const SEGMENT_BYTES: usize = 112;
 /// Rows are read in aligned groups of this many: a neighbour costs a tenth of a lookup of its own.
@@ -18,27 +18,27 @@ const GROUP: u64 = 16;
 /// Most rows of one scan.
 const SCAN_ROWS: u64 = 2048;
 
-type Entry = Option<Arc<Record>>;
+type Entry = Option<Arc<Extent>>;
 
-/// An open volume's number, data id, record number.
-type Place = (u64, DataId, u64);
+/// An open volume's number, data id, extent number.
+type ExtentKey = (u64, DataId, u64);
 
-/// Decoded records of all volumes of a process; the absence of one is remembered too.
+/// Decoded extents of all volumes of a process; the absence of one is remembered too.
 #[derive(Clone)]
-pub(super) struct RecordCache {
-    cache: foyer::Cache<Place, Entry>,
+pub(super) struct ExtentCache {
+    cache: foyer::Cache<ExtentKey, Entry>,
     volumes: Arc<AtomicU64>,
 }
 
 /// One open volume's part of it.
-pub(super) struct Records {
-    cache: foyer::Cache<Place, Entry>,
+pub(super) struct Extents {
+    cache: foyer::Cache<ExtentKey, Entry>,
     volume: u64,
 }
 
-impl RecordCache {
+impl ExtentCache {
     pub fn new(bytes: u64) -> Self {
-        let weight = |_: &Place, entry: &Entry| {
+        let weight = |_: &ExtentKey, entry: &Entry| {
             RECORD_BYTES
                 + entry
                     .as_ref()
@@ -46,17 +46,17 @@ impl RecordCache {
         };
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let cache =
-            foyer::CacheBuilder::new(bytes).with_name("records").with_weighter(weight).build();
+            foyer::CacheBuilder::new(bytes).with_name("extents").with_weighter(weight).build();
         Self { cache, volumes: Arc::default() }
     }
 
     /// For one opening: what an earlier one has left in the cache is not found.
-    pub fn volume(&self) -> Records {
-        Records { cache: self.cache.clone(), volume: self.volumes.fetch_add(1, Ordering::Relaxed) }
+    pub fn volume(&self) -> Extents {
+        Extents { cache: self.cache.clone(), volume: self.volumes.fetch_add(1, Ordering::Relaxed) }
     }
 }
 
-impl Records {
+impl Extents {
     pub fn get(&self, data: DataId, n: u64) -> Option<Entry> {
         self.cache.get(&(self.volume, data, n)).map(|entry| entry.value().clone())
     }
@@ -66,29 +66,29 @@ impl Records {
     }
 }
 
-/// Returns whether a record written at `cut` is visible, or a truncation has made it a hole (R5).
-pub(super) fn is_visible(masks: &[Mask], n: u64, cut: u32) -> bool {
-    !masks.iter().any(|mask| mask.first <= n && cut < mask.cut)
+/// Returns whether an extent written at `cut` is visible, or a truncation has made it a hole (R5).
+pub(super) fn is_visible(masks: &[TruncationMask], n: u64, truncations: u32) -> bool {
+    !masks.iter().any(|mask| mask.first <= n && truncations < mask.truncations)
 }
 
-/// A record as the file shows it.
+/// An extent as the file shows it.
 pub(super) fn visible<'a>(
-    masks: &[Mask],
+    masks: &[TruncationMask],
     n: u64,
-    record: Option<&'a Arc<Record>>,
-) -> Option<&'a Arc<Record>> {
-    record.filter(|r| is_visible(masks, n, r.cut))
+    extent: Option<&'a Arc<Extent>>,
+) -> Option<&'a Arc<Extent>> {
+    extent.filter(|r| is_visible(masks, n, r.truncations))
 }
 
 /// Decodes and checks a row of `X`.
-pub(super) fn decode(row: &[u8], bits: u8) -> Result<Record, FsError> {
-    let record = Record::decode(row)?;
-    segments::check(&record, 1 << bits)?;
-    Ok(record)
+pub(super) fn decode(row: &[u8], bits: u8) -> Result<Extent, FsError> {
+    let extent = Extent::decode(row)?;
+    segments::check(&extent, 1 << bits)?;
+    Ok(extent)
 }
 
 impl Contents {
-    /// Records of a file, present or not, from the cache or the database.
+    /// Extents of a file, present or not, from the cache or the database.
     pub(super) async fn load(
         &self,
         node: &Node,
@@ -98,7 +98,7 @@ impl Contents {
         let mut found = BTreeMap::new();
         let mut missing = None;
         for n in range.clone() {
-            match self.records.get(row.data, n) {
+            match self.extents.get(row.data, n) {
                 Some(entry) => {
                     found.insert(n, entry);
                 }
@@ -112,14 +112,14 @@ impl Contents {
         let mut at = first & !(GROUP - 1);
         while at <= last {
             let stop = (last | (GROUP - 1)).min(at + SCAN_ROWS - 1);
-            let scanned = self.scan_records(node, row, at, stop).await?;
+            let scanned = self.scan_extents(node, row, at, stop).await?;
             found.extend(scanned.into_iter().filter(|(n, _)| range.contains(n)));
             at = stop + 1;
         }
         Ok(found)
     }
 
-    async fn scan_records(
+    async fn scan_extents(
         &self,
         node: &Node,
         row: &Inode,
@@ -130,17 +130,17 @@ impl Contents {
         let count = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
         let rows = self
             .committer
-            .scan(key::record(row.data, first), key::record(row.data, last + 1), count)
+            .scan(key::extent(row.data, first), key::extent(row.data, last + 1), count)
             .await?;
         let mut entries: BTreeMap<u64, Entry> = (first..=last).map(|n| (n, None)).collect();
         for (key, value) in rows {
-            let Some(Key::Record(_, n)) = Key::parse(&key) else { continue };
+            let Some(Key::Extent(_, n)) = Key::parse(&key) else { continue };
             entries.insert(n, Some(Arc::new(decode(&value, row.record_bits)?)));
         }
         self.tell_known(entries.values());
         let state = node.content.state();
         if state.version == version {
-            entries.iter().for_each(|(n, entry)| self.records.put(row.data, *n, entry.clone()));
+            entries.iter().for_each(|(n, entry)| self.extents.put(row.data, *n, entry.clone()));
         }
         drop(state);
         Ok(entries)

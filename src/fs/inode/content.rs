@@ -1,4 +1,4 @@
-//! The state that one open file keeps in memory beside its row.
+//! The part of a file's content that is in memory: what is buffered, and what the database knows.
 
 use super::buffer::{Buffer, Pieces};
 use crate::fs::FsError;
@@ -12,28 +12,28 @@ use std::sync::Arc;
 /// across an await.
 #[derive(Default)]
 pub struct Content {
-    state: Mutex<State>,
-    /// Held by the background task that changes the file's extents: a flush, reclaim or migration.
-    /// Taken before the node's lock.
-    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
+    state: Mutex<ContentState>,
+    /// Whose turn it is to change the file's extents from outside an operation: a flush, reclaim or
+    /// migration. Taken before the node's lock.
+    pub(in crate::fs) turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// The size and allocation that the database knows of a file while more is presented.
+/// A file's size and allocation in the database while more is presented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Known {
+pub(in crate::fs) struct StoredSize {
     pub size: u64,
     pub allocated: u64,
 }
 
 #[derive(Default)]
-pub(super) struct State {
+pub(in crate::fs) struct ContentState {
     /// Set while anything is buffered.
-    known: Option<Known>,
+    known: Option<StoredSize>,
     /// Not taken by a flush yet.
     dirty: Buffer,
     /// Taken by the flush in flight; older than `dirty`.
     flushing: Buffer,
-    /// Counts changes of the file's records and cuts of its data: what was read before such a
+    /// Counts changes of the file's extents and truncations: what was read before such a
     /// change is not put into a cache after it, and a flush that was prepared before it starts
     /// over.
     pub version: u64,
@@ -53,24 +53,24 @@ pub(super) struct State {
 
 /// Room and reserved space that a change frees (or, if negative, needs).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Freed {
+pub(in crate::fs) struct Freed {
     pub charge: i64,
     pub reserved: i64,
 }
 
 /// A waiter's position: what had been accepted and attempted before it waited for a flush.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted {
+pub(in crate::fs) struct Wanted {
     accepted: u64,
     attempt: u64,
 }
 
 impl Content {
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(in crate::fs) fn state(&self) -> MutexGuard<'_, ContentState> {
         self.state.lock()
     }
 
-    /// See [`crate::fs::node::Node::stored`].
+    /// See [`super::Node::stored`].
     pub fn stored(&self, row: &Inode) -> Inode {
         let state = self.state.lock();
         match state.known {
@@ -86,7 +86,7 @@ impl Content {
     }
 }
 
-impl State {
+impl ContentState {
     pub fn is_clean(&self) -> bool {
         self.dirty.is_empty() && self.flushing.is_empty()
     }
@@ -99,9 +99,9 @@ impl State {
         &self.flushing
     }
 
-    /// The size and allocation in the database of a file that is presented as `row`.
-    pub fn known(&self, row: &Inode) -> Known {
-        self.known.unwrap_or(Known { size: row.size, allocated: row.allocated })
+    /// The database's figures of a file that is presented as `row`.
+    pub fn known(&self, row: &Inode) -> StoredSize {
+        self.known.unwrap_or(StoredSize { size: row.size, allocated: row.allocated })
     }
 
     /// Applies `change` to the buffered data and returns what that freed.
@@ -121,7 +121,7 @@ impl State {
     /// Takes a write in; `reserved` bytes were reserved for it. Raises `row.size` and
     /// `row.allocated`.
     pub fn write(&mut self, row: &mut Inode, offset: u64, data: &Bytes, reserved: u64) -> Freed {
-        self.known.get_or_insert(Known { size: row.size, allocated: row.allocated });
+        self.known.get_or_insert(StoredSize { size: row.size, allocated: row.allocated });
         self.accepted += 1;
         row.size = row.size.max(offset + data.len() as u64);
         row.allocated += reserved;
@@ -153,15 +153,15 @@ impl State {
         freed
     }
 
-    /// Drops a record in flight whose data can never be written; the next waiter gets the error.
-    pub fn lose(&mut self, record: u64, error: FsError) -> Freed {
+    /// Drops an extent in flight whose data can never be written; the next waiter gets the error.
+    pub fn lose(&mut self, extent: u64, error: FsError) -> Freed {
         self.lost.get_or_insert(error);
-        self.change(|s| s.flushing.remove(record))
+        self.change(|s| s.flushing.remove(extent))
     }
 
-    /// The state in the database once the flush in flight is submitted with this change of its
-    /// allocation.
-    pub fn known_after(&self, row: &Inode, allocated: i64) -> Result<Known, FsError> {
+    /// The database's figures once the flush in flight is submitted with this
+    /// change of its allocation.
+    pub fn known_after(&self, row: &Inode, allocated: i64) -> Result<StoredSize, FsError> {
         let known = self.known(row);
         let allocated = known.allocated.checked_add_signed(allocated).ok_or_else(|| {
             FsError::Corrupt("a file's allocated bytes would be negative (R4)".to_owned())
@@ -171,12 +171,12 @@ impl State {
         } else {
             known.size.max(self.flushing.end(row.record_bits)).min(row.size)
         };
-        Ok(Known { size, allocated })
+        Ok(StoredSize { size, allocated })
     }
 
     /// The flush in flight was submitted. Corrects `row.allocated`, which counted what was
     /// reserved.
-    pub fn submitted(&mut self, row: &mut Inode, known: Known, ticket: Ticket) -> Freed {
+    pub fn submitted(&mut self, row: &mut Inode, known: StoredSize, ticket: Ticket) -> Freed {
         self.version += 1;
         self.flushed = self.flushed.max(self.taken);
         self.last = Some(ticket);
@@ -186,13 +186,13 @@ impl State {
         freed
     }
 
-    /// Applies a change of extents by a batch that took no buffered data (reclaim, migration).
-    pub fn changed(&mut self, row: &mut Inode, known: Known) {
+    /// Extents changed by a batch that took nothing of what is buffered (reclaim, migration).
+    pub fn changed(&mut self, row: &mut Inode, known: StoredSize) {
         self.version += 1;
         self.set_known(row, known);
     }
 
-    fn set_known(&mut self, row: &mut Inode, known: Known) {
+    fn set_known(&mut self, row: &mut Inode, known: StoredSize) {
         row.allocated = known.allocated + self.dirty.reserved() + self.flushing.reserved();
         self.known = (!self.is_clean()).then_some(known);
     }
@@ -202,14 +202,14 @@ impl State {
         self.dirty.begins_below(size, bits) || self.flushing.begins_below(size, bits)
     }
 
-    /// Applies an explicit change of size whose batch is submitted: data buffered past it is gone.
-    /// Sets `row`'s size and allocation.
-    pub fn resize(&mut self, row: &mut Inode, size: u64, known: Known) -> Freed {
+    /// The size was set, in a batch that is submitted: bytes buffered past it are gone. Sets
+    /// `row`'s size and allocation.
+    pub fn resize(&mut self, row: &mut Inode, size: u64, known: StoredSize) -> Freed {
         self.version += 1;
         let bits = row.record_bits;
         let freed = self.change(|s| {
-            s.dirty.cut(size, bits);
-            s.flushing.cut(size, bits);
+            s.dirty.truncate(size, bits);
+            s.flushing.truncate(size, bits);
         });
         row.size = size;
         self.set_known(row, known);
@@ -254,8 +254,8 @@ impl State {
 
 /// Recognises a file that is read from front to end.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Reader {
-    /// Offset at which the next read is expected.
+pub(in crate::fs) struct Reader {
+    /// Where the next read is expected.
     next: u64,
     /// Read-ahead window in bytes; 0: the file is not read sequentially.
     window: u64,

@@ -3,19 +3,18 @@
 //! Lock order, for every task of a volume:
 //! 1. the volume's rename lock (only for a directory that moves to another directory);
 //! 2. [`Node::lock`] of all nodes that the operation changes, in ascending order of inode number,
-//!    files and directories alike. An operation that needs a node that a name leads to looks the
-//!    name up without locks, takes all locks in order, and looks the name up again
-//!    ([`super::names`]);
+//!    files and directories alike. Who needs a node that a name leads to looks the name up without
+//!    locks, takes all locks in order, and looks the name up again ([`crate::fs::names`]);
 //! 3. [`Node::row`] or the directory's entries: one at a time;
 //! 4. the content's own lock, with the row's where both must be consistent.
 //!
 //! `lock` is held across awaits, the locks after it never.
 
-use super::api::{Attr, FileKind, FileRef};
-use super::committer::Ticket;
 use super::content::Content;
-use super::names::Entries;
-use super::row::Inode;
+use super::entries::Entries;
+use crate::fs::api::{Attr, FileKind, FileRef};
+use crate::fs::committer::Ticket;
+use crate::fs::row::Inode;
 use crate::types::InodeNo;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,11 +24,11 @@ pub struct Node {
     pub file: FileRef,
     /// Held for the length of every operation that changes the inode.
     pub lock: tokio::sync::Mutex<()>,
-    /// The presented row. Changed only under `lock`; read without it (one hit per GETATTR).
+    /// The row that is presented. Changed only under `lock`; read without it (one hit per GETATTR).
     pub row: parking_lot::RwLock<Inode>,
     /// A regular file's data that is not in the database yet.
     pub content: Content,
-    /// The cached entries of a directory; absent for other kinds.
+    /// A directory's entries as far as memory has them; absent for other kinds.
     pub entries: Option<Box<Entries>>,
     last: AtomicU64,
 }
@@ -49,7 +48,7 @@ impl Node {
         }
     }
 
-    /// Takes apart a node that leaves memory: nothing of its content is waiting to be flushed.
+    /// The parts that outlive a node which is evicted: nothing of its content waits to be flushed.
     pub fn into_parts(self) -> (Inode, Ticket, Option<Box<Entries>>) {
         (self.row.into_inner(), Ticket(self.last.into_inner()), self.entries)
     }
@@ -60,7 +59,7 @@ impl Node {
         self.content.stored(row)
     }
 
-    /// The attributes that stat(2) returns now.
+    /// The attributes that stat(2) shows now.
     pub fn attr(&self) -> Attr {
         attr(self.file, &self.row.read())
     }
@@ -77,7 +76,7 @@ impl Node {
     }
 }
 
-/// The attributes of a row that stat(2) returns.
+/// A row's attributes, as stat(2) shows them.
 pub fn attr(file: FileRef, row: &Inode) -> Attr {
     Attr {
         file,

@@ -1,4 +1,4 @@
-//! Written data that is not in the database yet: disjoint pieces of received buffers, by record.
+//! Written data that is not in the database yet: disjoint pieces of received buffers, by extent.
 
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 /// A piece shorter than this is copied: a slice would keep a whole receive buffer alive for a few
 /// bytes.
 const COPY_BELOW: usize = 16 << 10;
-/// A record with more pieces than this has touching ones joined.
+/// An extent with more pieces than this has touching ones joined.
 const PIECES_MAX: usize = 64;
 /// Joining stops at pieces of this length, so that no byte is copied more than a few times.
 const JOIN_BYTES: usize = 128 << 10;
@@ -21,11 +21,11 @@ struct Piece {
 
 impl Piece {
     fn end(&self) -> u32 {
-        self.start + u32::try_from(self.bytes.len()).expect("a record is at most 1 MiB")
+        self.start + u32::try_from(self.bytes.len()).expect("an extent is at most 1 MiB")
     }
 }
 
-/// The dirty pieces of one record, in order, without overlap.
+/// The dirty pieces of one extent, in order, without overlap.
 #[derive(Clone, Debug, Default)]
 pub struct Pieces {
     list: Vec<Piece>,
@@ -87,7 +87,7 @@ impl Pieces {
     }
 
     /// Drops what lies at or past `len`.
-    fn cut(&mut self, len: u32) {
+    fn truncate(&mut self, len: u32) {
         self.list.retain_mut(|p| {
             if p.end() > len && p.start < len {
                 p.bytes.truncate((len - p.start) as usize);
@@ -153,14 +153,14 @@ fn concat(run: &mut Vec<Piece>) -> Option<Piece> {
 /// The dirty data of one file.
 #[derive(Clone, Debug, Default)]
 pub struct Buffer {
-    records: BTreeMap<u64, Pieces>,
+    extents: BTreeMap<u64, Pieces>,
     /// Bytes of memory this holds, roughly.
     charge: u64,
     reserved: u64,
 }
 
-/// The parts of `offset..offset + len` by record: record, start in the record, length.
-pub fn by_record(offset: u64, len: u64, bits: u8) -> impl Iterator<Item = (u64, u32, u32)> {
+/// The parts of `offset..offset + len` by extent: extent, start in the extent, length.
+pub fn by_extent(offset: u64, len: u64, bits: u8) -> impl Iterator<Item = (u64, u32, u32)> {
     let size = 1_u64 << bits;
     let mut at = offset;
     std::iter::from_fn(move || {
@@ -176,7 +176,7 @@ pub fn by_record(offset: u64, len: u64, bits: u8) -> impl Iterator<Item = (u64, 
 
 impl Buffer {
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
+        self.extents.is_empty()
     }
 
     pub fn charge(&self) -> u64 {
@@ -187,46 +187,46 @@ impl Buffer {
         self.reserved
     }
 
-    pub fn records(&self) -> impl Iterator<Item = (u64, &Pieces)> {
-        self.records.iter().map(|(n, pieces)| (*n, pieces))
+    pub fn extents(&self) -> impl Iterator<Item = (u64, &Pieces)> {
+        self.extents.iter().map(|(n, pieces)| (*n, pieces))
     }
 
     #[cfg(test)]
-    pub fn get(&self, record: u64) -> Option<&Pieces> {
-        self.records.get(&record)
+    pub fn get(&self, extent: u64) -> Option<&Pieces> {
+        self.extents.get(&extent)
     }
 
     /// The offset in the file where the data ends.
     pub fn end(&self, bits: u8) -> u64 {
-        self.records.last_key_value().map_or(0, |(n, pieces)| (n << bits) + u64::from(pieces.end()))
+        self.extents.last_key_value().map_or(0, |(n, pieces)| (n << bits) + u64::from(pieces.end()))
     }
 
     /// Returns whether any of the data lies before `size`.
     pub fn begins_below(&self, size: u64, bits: u8) -> bool {
-        self.records
+        self.extents
             .first_key_value()
             .is_some_and(|(n, pieces)| (n << bits) + u64::from(pieces.start()) < size)
     }
 
     /// Bytes of a range that nothing here covers: what a write there needs reserved at most.
     pub fn uncovered(&self, offset: u64, len: u64, bits: u8) -> u64 {
-        by_record(offset, len, bits)
+        by_extent(offset, len, bits)
             .map(|(n, start, part)| {
-                self.records.get(&n).map_or(u64::from(part), |p| p.uncovered(start, start + part))
+                self.extents.get(&n).map_or(u64::from(part), |p| p.uncovered(start, start + part))
             })
             .sum()
     }
 
-    /// Changes one record's pieces and keeps the sums.
-    fn change(&mut self, record: u64, change: impl FnOnce(&mut Pieces)) {
-        let pieces = self.records.entry(record).or_default();
+    /// Changes one extent's pieces and keeps the sums.
+    fn change(&mut self, extent: u64, change: impl FnOnce(&mut Pieces)) {
+        let pieces = self.extents.entry(extent).or_default();
         let (charge, reserved) = (pieces.charge(), pieces.reserved);
         change(pieces);
         self.charge = self.charge - charge + pieces.charge();
         self.reserved = self.reserved - reserved + pieces.reserved;
         if pieces.list.is_empty() {
             self.reserved -= pieces.reserved;
-            self.records.remove(&record);
+            self.extents.remove(&extent);
         }
     }
 
@@ -235,17 +235,17 @@ impl Buffer {
         let copy = (data.len() < COPY_BELOW).then(|| Bytes::copy_from_slice(data));
         let data = copy.as_ref().unwrap_or(data);
         let mut from = 0;
-        for (record, start, len) in by_record(offset, data.len() as u64, bits) {
+        for (extent, start, len) in by_extent(offset, data.len() as u64, bits) {
             let bytes = data.slice(from..from + len as usize);
             from += len as usize;
             // The reservation stays with the bytes it was made for, as far as that is known.
             let new = self
-                .records
-                .get(&record)
+                .extents
+                .get(&extent)
                 .map_or(u64::from(len), |p| p.uncovered(start, start + len));
             let share = reserved.min(new);
             reserved -= share;
-            self.change(record, |pieces| {
+            self.change(extent, |pieces| {
                 pieces.put(start, bytes);
                 pieces.reserved += share;
             });
@@ -254,22 +254,22 @@ impl Buffer {
     }
 
     /// Drops everything at or past `size`.
-    pub fn cut(&mut self, size: u64, bits: u8) {
+    pub fn truncate(&mut self, size: u64, bits: u8) {
         let (boundary, within) = (size >> bits, (size & ((1 << bits) - 1)) as u32);
-        let gone = self.records.split_off(&(boundary + u64::from(within > 0)));
+        let gone = self.extents.split_off(&(boundary + u64::from(within > 0)));
         for pieces in gone.values() {
             self.charge -= pieces.charge();
             self.reserved -= pieces.reserved;
         }
-        if within > 0 && self.records.contains_key(&boundary) {
-            self.change(boundary, |pieces| pieces.cut(within));
+        if within > 0 && self.extents.contains_key(&boundary) {
+            self.change(boundary, |pieces| pieces.truncate(within));
         }
     }
 
     /// Puts older data below this: the newer data wins.
     pub fn over(&mut self, older: Self) {
-        for (record, below) in older.records {
-            self.change(record, |pieces| {
+        for (extent, below) in older.extents {
+            self.change(extent, |pieces| {
                 let above = std::mem::replace(pieces, below);
                 pieces.reserved += above.reserved;
                 above.list.into_iter().for_each(|p| pieces.put(p.start, p.bytes));
@@ -277,39 +277,39 @@ impl Buffer {
         }
     }
 
-    /// Takes out the records that `wanted` says.
+    /// Takes out the extents that `wanted` says.
     pub fn take(&mut self, mut wanted: impl FnMut(u64, &Pieces) -> bool) -> Self {
-        let (taken, left): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.records)
+        let (taken, left): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.extents)
             .into_iter()
             .partition(|(n, pieces)| wanted(*n, pieces));
-        let sum = |records: &BTreeMap<u64, Pieces>| {
-            (records.values().map(Pieces::charge).sum(), records.values().map(|p| p.reserved).sum())
+        let sum = |extents: &BTreeMap<u64, Pieces>| {
+            (extents.values().map(Pieces::charge).sum(), extents.values().map(|p| p.reserved).sum())
         };
         let ((charge, reserved), (left_charge, left_reserved)) = (sum(&taken), sum(&left));
-        *self = Self { records: left, charge: left_charge, reserved: left_reserved };
-        Self { records: taken, charge, reserved }
+        *self = Self { extents: left, charge: left_charge, reserved: left_reserved };
+        Self { extents: taken, charge, reserved }
     }
 
-    /// Removes one record, whose data is abandoned.
-    pub fn remove(&mut self, record: u64) {
-        if let Some(pieces) = self.records.remove(&record) {
+    /// Removes one extent, whose data is abandoned.
+    pub fn remove(&mut self, extent: u64) {
+        if let Some(pieces) = self.extents.remove(&extent) {
             self.charge -= pieces.charge();
             self.reserved -= pieces.reserved;
         }
     }
 
-    /// Calls `dirty` with each piece within `from..to` of a record and `clean` with each range
+    /// Calls `dirty` with each piece within `from..to` of an extent and `clean` with each range
     /// between, in order.
     pub fn overlay<T>(
         &self,
-        record: u64,
+        extent: u64,
         (from, to): (u32, u32),
         out: &mut T,
         mut dirty: impl FnMut(&mut T, Bytes),
         mut clean: impl FnMut(&mut T, u32, u32),
     ) {
         let mut at = from;
-        if let Some(pieces) = self.records.get(&record) {
+        if let Some(pieces) = self.extents.get(&extent) {
             let first = pieces.list.partition_point(|p| p.end() <= from);
             for piece in pieces.list[first..].iter().take_while(|p| p.start < to) {
                 if piece.start > at {
@@ -340,9 +340,9 @@ mod tests {
 
     fn render(buffer: &Buffer) -> Vec<Option<u8>> {
         let mut out = Vec::new();
-        for record in 0..(SIZE >> BITS) as u64 {
+        for extent in 0..(SIZE >> BITS) as u64 {
             buffer.overlay(
-                record,
+                extent,
                 (0, 1 << BITS),
                 &mut out,
                 |out, bytes| out.extend(bytes.iter().copied().map(Some)),
@@ -372,9 +372,9 @@ mod tests {
     }
 
     fn consistent(buffer: &Buffer) {
-        assert_eq!(buffer.charge, buffer.records.values().map(Pieces::charge).sum::<u64>());
-        assert_eq!(buffer.reserved, buffer.records.values().map(|p| p.reserved).sum::<u64>());
-        for pieces in buffer.records.values() {
+        assert_eq!(buffer.charge, buffer.extents.values().map(Pieces::charge).sum::<u64>());
+        assert_eq!(buffer.reserved, buffer.extents.values().map(|p| p.reserved).sum::<u64>());
+        for pieces in buffer.extents.values() {
             assert!(!pieces.list.is_empty());
             assert!(pieces.list.windows(2).all(|w| w[0].end() <= w[1].start), "{pieces:?}");
             assert!(pieces.reserved <= pieces.covered());
@@ -399,8 +399,8 @@ mod tests {
                         model[at..at + len].fill(Some(byte));
                     }
                     Op::Cut(size) => {
-                        buffer.cut(size as u64, BITS);
-                        older.cut(size as u64, BITS);
+                        buffer.truncate(size as u64, BITS);
+                        older.truncate(size as u64, BITS);
                         model[size..].fill(None);
                     }
                     Op::Mark => {
@@ -413,7 +413,7 @@ mod tests {
             }
             buffer.over(older);
             prop_assert_eq!(render(&buffer), &model[..]);
-            let runs: Vec<_> = buffer.records().flat_map(|(n, p)| p.runs().into_iter().map(move |(at, b)| (n, at, b))).collect();
+            let runs: Vec<_> = buffer.extents().flat_map(|(n, p)| p.runs().into_iter().map(move |(at, b)| (n, at, b))).collect();
             for (n, at, bytes) in runs {
                 let from = ((n as usize) << BITS) + at as usize;
                 let expected: Vec<u8> = model[from..from + bytes.len()].iter().map(|b| b.unwrap()).collect();
@@ -427,9 +427,9 @@ mod tests {
     /// Data put back below newer data may have reserved twice for one byte: more than is covered,
     /// never less.
     fn consistent_loose(buffer: &Buffer) {
-        assert_eq!(buffer.charge, buffer.records.values().map(Pieces::charge).sum::<u64>());
-        assert_eq!(buffer.reserved, buffer.records.values().map(|p| p.reserved).sum::<u64>());
-        assert!(buffer.records.values().all(|p| p.reserved >= p.covered()));
+        assert_eq!(buffer.charge, buffer.extents.values().map(Pieces::charge).sum::<u64>());
+        assert_eq!(buffer.reserved, buffer.extents.values().map(|p| p.reserved).sum::<u64>());
+        assert!(buffer.extents.values().all(|p| p.reserved >= p.covered()));
     }
 
     #[test]

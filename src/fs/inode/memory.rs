@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Shared by the tables of a process.
-pub struct NamesMemory {
+pub struct InodeMemory {
     bytes: u64,
     held: AtomicU64,
     tables: AtomicUsize,
 }
 
-impl NamesMemory {
+impl InodeMemory {
     pub fn new(bytes: u64) -> Arc<Self> {
         Arc::new(Self { bytes, held: AtomicU64::new(0), tables: AtomicUsize::new(0) })
     }
@@ -25,13 +25,13 @@ impl NamesMemory {
 /// whatever the others do. It may fill the rest too, as far as the others leave it; one that has
 /// filled more gives it up as it takes in new things. So all together stay within the bytes,
 /// however many there are.
-pub struct Part {
-    memory: Arc<NamesMemory>,
+pub struct MemoryShare {
+    memory: Arc<InodeMemory>,
     held: AtomicU64,
 }
 
-impl Part {
-    pub fn of(memory: Arc<NamesMemory>) -> Self {
+impl MemoryShare {
+    pub fn of(memory: Arc<InodeMemory>) -> Self {
         memory.tables.fetch_add(1, Ordering::Relaxed);
         Self { memory, held: AtomicU64::new(0) }
     }
@@ -57,7 +57,7 @@ impl Part {
     }
 }
 
-impl Drop for Part {
+impl Drop for MemoryShare {
     fn drop(&mut self) {
         self.memory.held.fetch_sub(self.held.load(Ordering::Relaxed), Ordering::Relaxed);
         self.memory.tables.fetch_sub(1, Ordering::Relaxed);
@@ -70,10 +70,10 @@ mod tests {
 
     #[test]
     fn one_may_have_what_the_others_leave_and_each_its_even_part() {
-        let memory = NamesMemory::new(1000);
-        let busy = Part::of(memory.clone());
+        let memory = InodeMemory::new(1000);
+        let busy = MemoryShare::of(memory.clone());
         assert_eq!(busy.max(), 1000);
-        let idle = Part::of(memory.clone());
+        let idle = MemoryShare::of(memory.clone());
         idle.change(0, 100);
         assert_eq!((busy.max(), idle.max()), (650, 750));
         busy.change(0, 650);
@@ -87,8 +87,8 @@ mod tests {
 
     #[test]
     fn all_together_stay_within_the_bytes() {
-        let memory = NamesMemory::new(1 << 20);
-        let parts: Vec<Part> = (0..256).map(|_| Part::of(memory.clone())).collect();
+        let memory = InodeMemory::new(1 << 20);
+        let parts: Vec<MemoryShare> = (0..256).map(|_| MemoryShare::of(memory.clone())).collect();
         for _ in 0..4 {
             for part in &parts {
                 let held = part.held.load(Ordering::Relaxed);

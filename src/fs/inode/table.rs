@@ -1,0 +1,498 @@
+//! The inode table: at most one [`Node`] of an inode in this process, found by number, and the rows
+//! of inodes without one ([`super::row_cache`]).
+//!
+//! Bounded: a clock per shard drops nodes that nobody uses, and keeps their rows a while longer. A
+//! node that somebody holds, or whose content waits to be flushed, stays: a second node of the same
+//! inode would lose its changes.
+
+use super::entries::{Entries, Evicted};
+use super::memory::{InodeMemory, MemoryShare};
+use super::node::{Node, attr};
+use super::row_cache::{CachedRow, FillId, ROW_BYTES, RowCache};
+use crate::fs::FsError;
+use crate::fs::api::{Attr, FileRef};
+use crate::fs::committer::{Committer, Ticket};
+use crate::fs::key;
+use crate::fs::row::{Inode, Row};
+use crate::types::InodeNo;
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use tokio_util::sync::CancellationToken;
+
+const SHARDS: usize = 32;
+/// Nodes that one insertion looks at to find some to drop.
+const CLOCK_STEPS: usize = 8;
+/// The memory of a node, about: the row, the content's bookkeeping, the table's own.
+pub const NODE_BYTES: u64 = 1024;
+/// The memory of a cached directory entry, about.
+pub const ENTRY_BYTES: u64 = 128;
+
+/// Inode numbers are counted up: they need no hashing beyond spreading over the map's upper bits.
+#[derive(Default)]
+pub struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|b| self.0 = (self.0 << 8) ^ u64::from(*b));
+    }
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+/// An inode's node in the table.
+enum NodeState {
+    Loaded {
+        node: Arc<Node>,
+        used: bool,
+    },
+    /// Being loaded by the load of this number. The token is cancelled when that has ended, well or
+    /// not.
+    Loading {
+        load: u64,
+        ended: CancellationToken,
+    },
+}
+
+struct Shard {
+    nodes: HashMap<u64, NodeState, BuildHasherDefault<Spread>>,
+    clock: VecDeque<u64>,
+    rows: RowCache,
+}
+
+/// The inodes of one open dataset.
+pub struct Inodes {
+    committer: Arc<Committer>,
+    shards: Vec<Mutex<Shard>>,
+    memory: MemoryShare,
+    loads: AtomicU64,
+    fills: AtomicU64,
+    nodes: AtomicUsize,
+    /// Directory entries known, over all directories.
+    entries: AtomicUsize,
+}
+
+/// Minimum of a volume, whatever others take: enough for the paths that a program walks. It
+/// is 34 KiB with the rows, less than the even part of 256 volumes of the default memory.
+const NODES_MIN: usize = 16;
+const SHARD_ROWS_MIN: usize = 1;
+const ENTRIES_MIN: usize = 64;
+
+/// The table's answer about an inode.
+pub enum Lookup {
+    Loaded(Arc<Node>),
+    /// The caller loads it.
+    Missing(Load),
+    /// Another task loads it; look again when this is cancelled.
+    Loading(CancellationToken),
+}
+
+/// The right to load an inode. Dropped before it has [ended](Self::finish), another may load it.
+///
+/// The load ends unnoticed when the inode is made meanwhile: an old handle may name a number that
+/// was lost with its node and is given out again (R7). Then the node that was made is the inode's,
+/// and the one that was loaded is dropped.
+pub struct Load {
+    inodes: Arc<Inodes>,
+    ino: InodeNo,
+    number: u64,
+    ended: CancellationToken,
+    finished: bool,
+}
+
+/// The outcome of a load.
+pub enum Loaded {
+    Node(Arc<Node>),
+    /// The inode was made, or made and removed, since the load began: look again.
+    Overtaken,
+}
+
+impl Load {
+    /// Enters the loaded node.
+    pub fn finish(mut self, node: Node) -> Loaded {
+        let excess = self.inodes.excess_nodes();
+        let entered = self.inodes.change(self.ino, |shard| {
+            shard.is_loading(self.ino, self.number).then(|| shard.insert(node.into(), excess))
+        });
+        let Some((node, dropped)) = entered else { return Loaded::Overtaken };
+        self.finished = true;
+        self.inodes.evicted(&dropped);
+        Loaded::Node(node)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.inodes.change(self.ino, |shard| {
+                if shard.is_loading(self.ino, self.number) {
+                    shard.nodes.remove(&self.ino.0);
+                }
+            });
+        }
+        self.ended.cancel();
+    }
+}
+
+/// An inode's attributes as memory has them.
+pub struct CachedAttr {
+    /// Absent: the inode was removed.
+    pub attr: Option<Attr>,
+    /// The last batch that changed it, where no node tells (R15).
+    pub last: Ticket,
+}
+
+impl Inodes {
+    /// With half of its share of the memory for directory entries, a quarter for nodes, a quarter
+    /// for rows without one.
+    pub fn new(committer: Arc<Committer>, memory: Arc<InodeMemory>) -> Self {
+        let memory = MemoryShare::of(memory);
+        let shard = || Shard {
+            nodes: HashMap::default(),
+            clock: VecDeque::new(),
+            rows: RowCache::new(SHARD_ROWS_MIN),
+        };
+        Self {
+            committer,
+            shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
+            memory,
+            loads: AtomicU64::new(0),
+            fills: AtomicU64::new(0),
+            nodes: AtomicUsize::new(0),
+            entries: AtomicUsize::new(0),
+        }
+    }
+
+    /// How many things of `each` bytes fit into one of this many parts of the memory.
+    fn count(&self, parts: u64, each: u64) -> usize {
+        usize::try_from(self.memory.max() / parts / each).unwrap_or(usize::MAX)
+    }
+
+    /// Nodes that an insertion drops, if it finds as many that nobody uses.
+    fn excess_nodes(&self) -> usize {
+        let max = self.count(4, NODE_BYTES).max(NODES_MIN);
+        (self.nodes.load(Ordering::Relaxed) + 1).saturating_sub(max)
+    }
+
+    fn shard_rows_max(&self) -> usize {
+        (self.count(4, ROW_BYTES) / SHARDS).max(SHARD_ROWS_MIN)
+    }
+
+    fn entries_max(&self) -> usize {
+        self.count(2, ENTRY_BYTES).max(ENTRIES_MIN)
+    }
+
+    /// Every change of a shard, so that the memory it takes is known.
+    fn change<T>(&self, ino: InodeNo, work: impl FnOnce(&mut Shard) -> T) -> T {
+        let rows_max = self.shard_rows_max();
+        let mut shard = self.shard(ino).lock();
+        let (before, nodes) = (shard.bytes(), shard.nodes.len());
+        shard.rows.set_max(rows_max);
+        let done = work(&mut shard);
+        self.memory.change(before, shard.bytes());
+        match shard.nodes.len().checked_sub(nodes) {
+            Some(0) => {}
+            Some(more) => drop(self.nodes.fetch_add(more, Ordering::Relaxed)),
+            None => drop(self.nodes.fetch_sub(nodes - shard.nodes.len(), Ordering::Relaxed)),
+        }
+        done
+    }
+
+    /// Directory entries have left memory.
+    fn uncount_entries(&self, count: usize) {
+        self.entries.fetch_sub(count, Ordering::Relaxed);
+        self.memory.change(count as u64 * ENTRY_BYTES, 0);
+    }
+
+    fn shard(&self, ino: InodeNo) -> &Mutex<Shard> {
+        &self.shards[(ino.0 % SHARDS as u64) as usize]
+    }
+
+    /// The node of an inode; `None` when there is no such inode.
+    pub async fn load(self: &Arc<Self>, ino: InodeNo) -> Result<Option<Arc<Node>>, FsError> {
+        loop {
+            match self.lookup(ino) {
+                Lookup::Loaded(node) => return Ok(Some(node)),
+                Lookup::Loading(ended) => ended.cancelled().await,
+                Lookup::Missing(load) => {
+                    let Some(row) = self.committer.get(&key::inode(ino)).await? else {
+                        return Ok(None);
+                    };
+                    // The batch that changed it was submitted by now.
+                    let last = self.committer.last();
+                    if let Loaded::Node(node) =
+                        load.finish(Node::new(ino, Inode::decode(&row)?, last))
+                    {
+                        return Ok(Some(node));
+                    }
+                }
+            }
+        }
+    }
+
+    /// As [`Self::load`], of an inode that has a name.
+    pub async fn load_linked(self: &Arc<Self>, ino: InodeNo) -> Result<Option<Arc<Node>>, FsError> {
+        Ok(self.load(ino).await?.filter(|node| node.row.read().nlink > 0))
+    }
+
+    /// The node that a handle names. One hit in memory where the node is there.
+    pub async fn node(self: &Arc<Self>, file: FileRef) -> Result<Arc<Node>, FsError> {
+        let node = match self.peek(file.ino) {
+            Some(node) => node,
+            None => self.load(file.ino).await?.ok_or(FsError::Stale)?,
+        };
+        if node.file != file || node.row.read().nlink == 0 { Err(FsError::Stale) } else { Ok(node) }
+    }
+
+    /// The directory that a handle names.
+    pub async fn directory(self: &Arc<Self>, file: FileRef) -> Result<Arc<Node>, FsError> {
+        let node = self.node(file).await?;
+        if node.entries.is_some() { Ok(node) } else { Err(FsError::NotDirectory) }
+    }
+
+    /// The node if it is in memory.
+    pub fn peek(&self, ino: InodeNo) -> Option<Arc<Node>> {
+        match self.shard(ino).lock().nodes.get_mut(&ino.0) {
+            Some(NodeState::Loaded { node, used }) => {
+                *used = true;
+                Some(node.clone())
+            }
+            _ => None,
+        }
+    }
+
+    /// The node, or the right or the wait for loading it. A cached row becomes a node without a
+    /// look at the database.
+    pub fn lookup(self: &Arc<Self>, ino: InodeNo) -> Lookup {
+        if let Some(known) = self.shard(ino).lock().find(ino) {
+            return known;
+        }
+        let excess = self.excess_nodes();
+        let (found, dropped) = self.change(ino, |shard| {
+            // Another may have been faster.
+            if let Some(known) = shard.find(ino) {
+                return (known, Vec::new());
+            }
+            if let Some(CachedRow { row, last }) = shard.rows.take(ino.0) {
+                let (node, dropped) = shard.insert(Node::new(ino, row, last).into(), excess);
+                return (Lookup::Loaded(node), dropped);
+            }
+            let (number, ended) =
+                (self.loads.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
+            shard.nodes.insert(ino.0, NodeState::Loading { load: number, ended: ended.clone() });
+            (
+                Lookup::Missing(Load { inodes: self.clone(), ino, number, ended, finished: false }),
+                Vec::new(),
+            )
+        });
+        self.evicted(&dropped);
+        found
+    }
+
+    /// An inode's attributes without making a node of it; `None`: look at the database. Does not
+    /// count as use: a long listing would otherwise evict the nodes that are worked with.
+    pub fn cached_attr(&self, ino: InodeNo) -> Option<CachedAttr> {
+        let shard = self.shard(ino).lock();
+        match shard.nodes.get(&ino.0) {
+            Some(NodeState::Loaded { node, .. }) => Some(CachedAttr {
+                attr: Some(node.attr()).filter(|attr| attr.nlink > 0),
+                last: Ticket::default(),
+            }),
+            Some(NodeState::Loading { .. }) => None,
+            None => shard.rows.get(ino.0).map(|cached| CachedAttr {
+                attr: Some(row_attr(ino, &cached.row)),
+                last: cached.last,
+            }),
+        }
+    }
+
+    /// For a task that is about to read rows for [`Self::fill_row`].
+    pub fn new_fill(&self) -> FillId {
+        FillId(self.fills.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Before an inode's row is read. `false`: it is in memory, or a task loads the node.
+    pub fn begin_fill(&self, ino: InodeNo, fill: FillId) -> bool {
+        self.change(ino, |shard| {
+            !shard.nodes.contains_key(&ino.0) && shard.rows.begin_fill(ino.0, fill)
+        })
+    }
+
+    /// Caches a row that was read, unless the inode may have changed since that read began.
+    pub fn fill_row(&self, ino: InodeNo, fill: FillId, row: Inode, last: Ticket) {
+        // The row takes as much memory as the mark in its place.
+        self.shard(ino).lock().rows.fill(ino.0, fill, CachedRow { row, last });
+    }
+
+    /// Most rows that are cached at a time.
+    pub fn rows_max(&self) -> usize {
+        self.shard_rows_max() * SHARDS
+    }
+
+    /// Adds a node that is new.
+    pub fn insert(&self, node: impl Into<Arc<Node>>) -> Arc<Node> {
+        let (node, excess) = (node.into(), self.excess_nodes());
+        let (node, dropped) = self.change(node.file.ino, |shard| shard.insert(node, excess));
+        self.evicted(&dropped);
+        node
+    }
+
+    /// The inode was removed. Its number may still be looked up; the database then says that it
+    /// does not exist.
+    pub fn forget(&self, ino: InodeNo) {
+        let removed = self.change(ino, |shard| {
+            shard.rows.take(ino.0);
+            shard.nodes.remove(&ino.0)
+        });
+        if let Some(NodeState::Loaded { node, .. }) = removed
+            && let Some(entries) = &node.entries
+        {
+            self.uncount_entries(entries.forget(Evicted::Gone));
+        }
+    }
+
+    fn evicted(&self, directories: &[Entries]) {
+        for entries in directories {
+            self.uncount_entries(entries.forget(Evicted::Gone));
+        }
+    }
+
+    /// Counts directory entries that `dir` has cached or dropped, and makes room when there are too
+    /// many.
+    pub fn count_entries(&self, dir: &Node, grown: isize) {
+        if grown <= 0 {
+            return self.uncount_entries(grown.unsigned_abs());
+        }
+        let now = self
+            .entries
+            .fetch_add(grown.unsigned_abs(), Ordering::Relaxed)
+            .saturating_add(grown.unsigned_abs());
+        self.memory.change(0, grown.unsigned_abs() as u64 * ENTRY_BYTES);
+        let max = self.entries_max();
+        if now <= max {
+            return;
+        }
+        // A directory that is most of it does not throw out the others.
+        if let Some(entries) = dir.entries.as_ref().filter(|e| e.len() > max / 2) {
+            return self.uncount_entries(entries.forget(Evicted::ForRoom));
+        }
+        // Twice: the first pass takes the used marks off.
+        for _ in 0..2 {
+            self.sweep(dir, max / 4 * 3);
+        }
+    }
+
+    /// Forgets the entries of directories not used since the last sweep, down to three quarters of
+    /// the limit. Looks at all nodes, but only once in a quarter of the limit's insertions.
+    fn sweep(&self, except: &Node, wanted: usize) {
+        for shard in &self.shards {
+            let shard = shard.lock();
+            for state in shard.nodes.values() {
+                if self.entries.load(Ordering::Relaxed) <= wanted {
+                    return;
+                }
+                let NodeState::Loaded { node, .. } = state else { continue };
+                if let Some(entries) =
+                    node.entries.as_ref().filter(|e| node.file != except.file && !e.take_used())
+                {
+                    self.uncount_entries(entries.forget(Evicted::ForRoom));
+                }
+            }
+        }
+    }
+
+    /// The largest directory that is kept completely, in entries.
+    pub fn directory_max(&self) -> usize {
+        self.entries_max() / 2
+    }
+
+    /// Nodes in memory.
+    #[cfg(test)]
+    pub fn nodes(&self) -> usize {
+        self.shards.iter().map(|s| s.lock().nodes.len()).sum()
+    }
+
+    /// Rows in the row cache.
+    #[cfg(test)]
+    pub fn rows(&self) -> usize {
+        self.shards.iter().map(|s| s.lock().rows.len()).sum()
+    }
+}
+
+fn row_attr(ino: InodeNo, row: &Inode) -> Attr {
+    attr(FileRef { ino, generation: row.generation }, row)
+}
+
+impl Shard {
+    /// Its memory, about.
+    fn bytes(&self) -> u64 {
+        self.nodes.len() as u64 * NODE_BYTES + self.rows.len() as u64 * ROW_BYTES
+    }
+
+    /// The node, or the wait for it; `None`: it is not in memory.
+    fn find(&mut self, ino: InodeNo) -> Option<Lookup> {
+        match self.nodes.get_mut(&ino.0)? {
+            NodeState::Loaded { node, used } => {
+                *used = true;
+                Some(Lookup::Loaded(node.clone()))
+            }
+            NodeState::Loading { ended, .. } => Some(Lookup::Loading(ended.clone())),
+        }
+    }
+
+    fn is_loading(&self, ino: InodeNo, number: u64) -> bool {
+        matches!(self.nodes.get(&ino.0), Some(NodeState::Loading { load, .. }) if *load == number)
+    }
+
+    /// Answers the node, and the entries of directories that were evicted for it.
+    fn insert(&mut self, node: Arc<Node>, excess: usize) -> (Arc<Node>, Vec<Entries>) {
+        let ino = node.file.ino.0;
+        let dropped = self.make_room(excess);
+        self.rows.take(ino);
+        self.nodes.insert(ino, NodeState::Loaded { node: node.clone(), used: false });
+        self.clock.push_back(ino);
+        self.prune_clock();
+        (node, dropped)
+    }
+
+    /// The clock keeps the numbers of removed inodes until it comes by; where many are made and
+    /// removed, that is too late.
+    fn prune_clock(&mut self) {
+        if self.clock.len() > 2 * self.nodes.len() + CLOCK_STEPS {
+            let nodes = &self.nodes;
+            self.clock.retain(|ino| nodes.contains_key(ino));
+        }
+    }
+
+    /// Evicts up to `excess` nodes that nobody uses, fewer if too many are in use. Their rows are
+    /// cached.
+    fn make_room(&mut self, mut excess: usize) -> Vec<Entries> {
+        let mut directories = Vec::new();
+        for _ in 0..CLOCK_STEPS.min(self.clock.len()) {
+            if excess == 0 {
+                break;
+            }
+            let Some(ino) = self.clock.pop_front() else { break };
+            // The clock may still name removed inodes.
+            let Some(NodeState::Loaded { node, used }) = self.nodes.get_mut(&ino) else { continue };
+            // Clones are made under this shard's lock only, so that a count of one is final.
+            if std::mem::take(used) || Arc::strong_count(node) > 1 || node.content.is_dirty() {
+                self.clock.push_back(ino);
+            } else if let Some(NodeState::Loaded { node, .. }) = self.nodes.remove(&ino)
+                && let Some(node) = Arc::into_inner(node)
+            {
+                excess -= 1;
+                let (row, last, entries) = node.into_parts();
+                self.rows.insert(ino, CachedRow { row, last });
+                directories.extend(entries.map(|entries| *entries));
+            }
+        }
+        directories
+    }
+}
