@@ -23,7 +23,7 @@ fn again(after: Attr) -> Change {
 /// A call that must not be done twice.
 enum Repeatable {
     First(ReplySlot),
-    /// It was done.
+    /// The call took effect.
     Again(Done),
 }
 
