@@ -3,11 +3,11 @@
 //! ```text
 //! S                                   superblock
 //! I <inode:8>                         inode
-//! D <dir:8> <hash:6> <n:2>            directory entry (R21: `n` tells names of one hash apart and is never compacted)
+//! D <dir:8> <hash:6> <n:2>            directory entry (R21: `n` is never compacted)
 //! X <data id:8> <extent:8>            extent of a file's data
 //! O <data id:8>                       data to be reclaimed
 //! U <creator:16> <epoch:8> <seq:8>    references held into a pack
-//! R <slot:4>                          duplicate-reply cache (a ring of slots)
+//! R <slot:4>                          duplicate request cache (a ring of slots)
 //! ```
 //! Keys are readable in SlateDB's indexes whatever the encryption, so no name is ever part of one:
 //! directory keys hold a keyed hash.
@@ -16,7 +16,7 @@ use super::api::DirCookie;
 use crate::types::{Epoch, Incarnation, InodeNo, PackId};
 use bytes::Bytes;
 
-/// A data id: names the content of a file through one of its lives (R5).
+/// A data id names the content of a file until it is truncated to 0 (R5).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
@@ -54,13 +54,13 @@ impl NameHash {
 
 /// The cookie of `.snapshots` in a root directory that shows it.
 pub const COOKIE_SNAPSHOTS: DirCookie = DirCookie(3);
-/// Cookies 0 to 3 are taken (start, `.`, `..`, `.snapshots`): an entry's cookie is hash and n,
-/// moved up by this.
+/// Cookies 0 to 3 are taken (start, `.`, `..`, `.snapshots`): an entry's cookie is hash and `n`,
+/// plus this.
 const COOKIE_BASE: u64 = COOKIE_SNAPSHOTS.0 + 1;
 
 /// The cookie of an entry: one zero bit, 47 bits of hash, 16 bits of n, offset past the reserved
-/// ones. The very last `n`s of the last hash would overflow the zero bit; they saturate nowhere, as
-/// 2^63 + 3 still fits.
+/// ones. The very last `n`s of the last hash would overflow the zero bit; they do not overflow the
+/// integer, as 2^63 + 3 still fits.
 pub fn cookie(hash: NameHash, n: u16) -> DirCookie {
     DirCookie(((hash.0 << 16) | u64::from(n)) + COOKIE_BASE)
 }
@@ -68,13 +68,13 @@ pub fn cookie(hash: NameHash, n: u16) -> DirCookie {
 /// The key at which the entries of a directory begin.
 pub const FIRST: (NameHash, u16) = (NameHash(0), 0);
 
-/// The position of the first entry after a cookie; `None` when the cookie was never given out.
+/// The position of the first entry after a cookie; `None` for a cookie that was never returned.
 pub fn position_after(after: DirCookie) -> Option<(NameHash, u16)> {
     let position = position(after)?;
     Some((NameHash(position >> 16), (position & 0xffff) as u16))
 }
 
-/// The first entry after a cookie, as its key; `None` when the cookie was never given out.
+/// The first entry after a cookie, as its key; `None` for a cookie that was never returned.
 pub fn dir_after(dir: InodeNo, after: DirCookie) -> Option<Bytes> {
     position(after).map(|position| dir_position(dir, position))
 }
@@ -98,7 +98,7 @@ fn build(tag: u8, parts: &[&[u8]]) -> Bytes {
     key.into()
 }
 
-/// The first key after `key`: where a scan that ended at `key` goes on.
+/// The first key after `key`, where a scan that ended at `key` continues.
 pub fn after(key: &[u8]) -> Bytes {
     let mut next = Vec::with_capacity(key.len() + 1);
     next.extend_from_slice(key);
@@ -149,7 +149,7 @@ pub fn reply(slot: u32) -> Bytes {
     build(b'R', &[&slot.to_be_bytes()])
 }
 
-/// A key, read back.
+/// A decoded key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Key {
     Superblock,
@@ -162,7 +162,7 @@ pub enum Key {
 }
 
 impl Key {
-    /// `None` for bytes that are no key of ours.
+    /// `None` for bytes that are not a key of this format.
     pub fn parse(key: &[u8]) -> Option<Self> {
         fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
             Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?))

@@ -1,5 +1,5 @@
-//! The duplicate-reply cache (R20): a call that must not be done twice gets its first answer when
-//! it comes again.
+//! The duplicate request cache (R20): a call that must not be done twice gets its first answer when
+//! it is retransmitted.
 //!
 //! The answer is written in the same batch as the change, so that both are there or neither,
 //! through restarts, take-overs and clones. A call in progress is an entry too: its retransmission
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio_util::sync::CancellationToken;
 
-/// Calls remembered. A batch carries about 40 bytes for its own.
+/// Most calls remembered. A batch carries about 40 bytes for its own.
 pub const SLOTS: u64 = 4096;
 
 /// The result of a call.
@@ -84,13 +84,13 @@ pub struct ReplyCache {
     calls: Mutex<Calls>,
 }
 
-/// Whether a call is done for the first time.
+/// The first arrival of a call, or a retransmission of it.
 pub enum Begun {
     First(ReplySlot),
     Repeated(Result<Done, FsError>),
 }
 
-/// A call to be done. Dropped without an answer to remember, it never happened.
+/// A call to be done. If it is dropped without an answer, it is forgotten.
 pub struct ReplySlot(Option<Attempt>);
 
 struct Attempt {
@@ -185,12 +185,12 @@ impl ReplyCache {
 }
 
 impl ReplySlot {
-    /// For a call that nobody sends again.
+    /// The reply slot of a call that is never retransmitted.
     pub fn unrepeated() -> Self {
         Self(None)
     }
 
-    /// Puts the answer into the call's batch. Answers its number for [`Self::done`].
+    /// Puts the answer into the call's batch. Returns its number for [`Self::done`].
     pub fn record(&self, batch: &mut Batch, object: Option<FileRef>) -> u64 {
         let Some(Attempt { cache, id, .. }) = &self.0 else { return 0 };
         let mut calls = cache.calls.lock();
@@ -218,7 +218,7 @@ impl ReplySlot {
         }
     }
 
-    /// The first answer counts: what fails after its batch was submitted was done.
+    /// The first answer counts: a call that fails after its batch was submitted has taken effect.
     fn remember(&self, remember: impl FnOnce(&mut Calls, CallId)) {
         if let Some(Attempt { cache, id, ended, remembered }) = &self.0
             && !remembered.swap(true, Ordering::Relaxed)

@@ -1,6 +1,6 @@
 //! The database's values: a version byte, then the row in postcard's encoding. A decoder takes any
-//! bytes and answers the row or an error; it never panics and never allocates more than the bytes
-//! it was given could hold.
+//! bytes and returns the row or an error; it never panics and never allocates more than the given
+//! bytes could hold.
 
 use super::FsError;
 use super::api::FileKind;
@@ -59,9 +59,9 @@ pub trait Row: Serialize + DeserializeOwned {
 /// `S`. Changed only by the committer (R4).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Superblock {
-    /// Inode numbers below this may have been given out: a reservation, raised ahead in blocks.
+    /// Inode numbers below this may have been allocated: a reservation, raised ahead in blocks.
     pub next_inode: u64,
-    /// Data ids below this may have been given out: a reservation too.
+    /// Data ids below this may have been allocated: a reservation too.
     pub next_data: u64,
     /// Inodes in use.
     pub inodes: u64,
@@ -76,7 +76,7 @@ pub struct Superblock {
     pub settled: u64,
     /// Sequence of the last batch in this state: journal records up to it are contained (R16).
     pub batch_seq: u64,
-    /// The group that inodes older than `fs_group_epoch` are presented with (R28).
+    /// The group that is shown for inodes older than `fs_group_epoch` (R28).
     pub fs_group: Option<u32>,
     pub fs_group_epoch: u32,
 }
@@ -91,7 +91,7 @@ pub struct Inode {
     pub nlink: u32,
     /// Bytes of a file, bytes of a link's target, number of entries of a directory.
     pub size: u64,
-    /// Bytes accounted: what extents hold, holes excluded.
+    /// Bytes accounted: the length of the extents' segments, holes excluded.
     pub allocated: u64,
     pub rdev: (u32, u32),
     pub atime: Timestamp,
@@ -134,8 +134,8 @@ pub struct DirEntryRow {
     pub name: EntryName,
 }
 
-/// `X`: one extent of a file. Segments are in order and do not overlap; what lies between them is a
-/// hole.
+/// `X`: one extent of a file. Segments are in order and do not overlap; ranges between them are
+/// holes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
     /// The inode's `truncations` when the extent was last written.
@@ -156,7 +156,7 @@ pub struct Segment {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
-    /// The bytes themselves: small data rides in the batch until it moves to a pack.
+    /// The bytes themselves: small data is inlined until it moves to a pack.
     Inline(#[serde(with = "raw_bytes")] Bytes),
     /// Bytes `from..from + len` of a chunk. Counts as one reference in `U`.
     Chunk { chunk: ChunkRef, from: u32 },
@@ -199,7 +199,7 @@ mod raw_bytes {
     }
 }
 
-/// `O`: content that no inode refers to, or a file's extents behind a truncation.
+/// `O`: content that no inode refers to, or a file's extents past a truncation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Orphan {
     /// Extents before this one are gone or still in use.
@@ -226,7 +226,7 @@ pub struct Reply {
     /// The object that the call made or changed; its attributes are read again for the repeated
     /// answer.
     pub object: Option<(InodeNo, u64)>,
-    /// Counts the calls: the slot is this number modulo the ring's size, and the highest is the
+    /// Counts the calls: the slot is this number modulo the cache's size, and the highest is the
     /// newest.
     pub seq: u64,
 }

@@ -1,4 +1,4 @@
-//! Extents: whose they are, what they hold, and what they refer to.
+//! Checks extents: their owners, their contents, and their references.
 
 use super::repair::{MENDS_MAX, Mend};
 use super::{Facts, Part, Problem, Report, Rows, scan};

@@ -6,37 +6,38 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// Findings kept; further ones are counted.
+/// Most findings listed; more are only counted.
 const FINDINGS_MAX: usize = 1000;
 
 /// Kinds of problems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Problem {
-    /// Bytes that are no key of this format.
+    /// A key that is not of this format.
     Key,
     /// A row that cannot be read.
     Row,
     Superblock,
     /// The superblock's totals.
     Counts,
-    /// A number that was not given out yet.
+    /// A number that has not been allocated yet.
     Reservation,
-    /// An entry at the wrong place, of the wrong kind, twice, or of an inode that is not there.
+    /// An entry at the wrong place, of the wrong kind, present twice, or naming a missing inode.
     Entry,
-    /// An inode that no entry names, or fewer or more than its link count.
+    /// An inode that no entry names, or whose link count differs from the number of its entries.
     Links,
     /// A directory's number of entries.
     DirectorySize,
-    /// A directory whose parent is not where its entry is, or from which no way leads to the root.
+    /// A directory whose parent is not the directory of its entry, or from which no path leads to
+    /// the root.
     Parent,
     /// An inode whose own fields contradict each other.
     Inode,
     /// An inode's allocated bytes.
     Allocated,
-    /// An extent that is no inode's, or whose segments are impossible.
+    /// An extent that belongs to no inode, or whose segments are impossible.
     Extents,
-    /// Visible bytes behind the end of a file.
+    /// Visible bytes past the end of a file.
     BehindEnd,
     /// Masks and the reclaim queue.
     Reclaim,
@@ -60,7 +61,7 @@ impl fmt::Display for Finding {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     pub findings: Vec<Finding>,
-    /// Findings beyond those kept.
+    /// Findings beyond those listed.
     pub further: u64,
     pub inodes: u64,
     pub entries: u64,

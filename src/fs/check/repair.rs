@@ -2,16 +2,16 @@
 //!
 //! Every derived figure (counts, link counts, sizes of directories, parents, allocated bytes,
 //! references to packs) is recomputed from the rows that it is derived from. Extents that no inode
-//! refers to are queued for reclaim; what an inode still refers to is taken out of that queue
+//! refers to are queued for reclaim; data that an inode still refers to is taken out of that queue
 //! before it is lost.
 //!
 //! This is safe because only such figures change in anything that a name leads to, and because
 //! nothing is concluded from missing rows: while one row cannot be read, nothing at all is mended,
 //! and while an entry and its inode contradict each other, nothing of the tree, and no extent is
-//! queued. Not mended, because only their owner can choose: inodes that nothing names, entries of
-//! inodes that are not there, names that are there twice, circles of directories, bytes behind the
-//! end of a file, impossible extents, rows that cannot be read. A file or a tree is put back from a
-//! snapshot instead.
+//! queued. Not mended, because only their owner can choose: inodes without an entry, entries of
+//! missing inodes, names that are there twice, circles of directories, bytes behind the end of a
+//! file, impossible extents, rows that cannot be read. A file or a tree is put back from a snapshot
+//! instead.
 //!
 //! Everything goes through the committer (R4), in batches that each leave less to mend: what a
 //! crash leaves is mended by the next run.
@@ -29,10 +29,10 @@ use std::collections::BTreeMap;
 pub(super) const MENDS_MAX: usize = 100_000;
 /// Most repairs in one batch.
 const BATCH_MENDS: usize = 1000;
-/// One is enough unless there are more than [`MENDS_MAX`].
+/// One pass is enough unless there are more than [`MENDS_MAX`] repairs.
 const PASSES_MAX: usize = 64;
 
-/// One thing to be put right.
+/// One repair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mend {
     Links(InodeNo, u32),
@@ -61,7 +61,7 @@ impl Mend {
         }
     }
 
-    /// The inode whose row it changes.
+    /// Returns the inode whose row the repair changes.
     fn inode(&self) -> Option<InodeNo> {
         match self {
             Self::Links(ino, _)
@@ -100,7 +100,7 @@ impl Report {
         }
     }
 
-    /// `held`: what all extents of inodes hold, which their rows' allocated bytes are set to.
+    /// `held`: the bytes of all inodes' extents, to which their rows' allocated bytes are set.
     pub(super) fn mend_counts(&mut self, superblock: &Superblock, held: u64) {
         let deltas =
             (difference(superblock.inodes, self.inodes), difference(superblock.allocated, held));
@@ -111,7 +111,7 @@ impl Report {
         }
     }
 
-    /// Keeps what does not conclude from rows that may be missing.
+    /// Drops repairs that rely on rows which may be missing.
     pub(super) fn keep_safe_mends(&mut self) {
         let has = |problem| self.problems.contains(&problem);
         if has(Problem::Key) || has(Problem::Row) || has(Problem::Superblock) {
@@ -127,11 +127,11 @@ fn difference(from: u64, to: u64) -> Option<i64> {
     i64::try_from(i128::from(to) - i128::from(from)).ok()
 }
 
-/// Checks, mends what can be mended, and checks again. The caller has the dataset's database open
-/// alone, with nothing above the committer.
+/// Checks, repairs what can be repaired, and checks again. The caller has the dataset's database
+/// open alone, with nothing above the committer.
 ///
 /// # Errors
-/// When the rows cannot be read or written; what was mended until then stays mended.
+/// When the rows cannot be read or written; repairs made until then stay.
 pub async fn repair(committer: &Committer) -> Result<Repaired, FsError> {
     let before = super::check(&committer.view().await?).await?;
     let (mut after, mut mended) = (before.clone(), 0);
@@ -147,7 +147,7 @@ pub async fn repair(committer: &Committer) -> Result<Repaired, FsError> {
 }
 
 async fn mend(committer: &Committer, mends: &[Mend]) -> Result<(), FsError> {
-    // All of one inode go together.
+    // All repairs of one inode go into one batch.
     let mut inodes: BTreeMap<InodeNo, Vec<&Mend>> = BTreeMap::new();
     for mend in mends {
         if let Some(ino) = mend.inode() {

@@ -1,9 +1,9 @@
-//! Content by reference: the extents of a file to be, which refer to chunks that are stored already
-//! (R10). No data is read or written.
+//! Builds a file's content by reference: extents of a file to be made, which refer to chunks that
+//! are stored already (R10). No data is read or written.
 //!
-//! The extents of a small file ride in the batch that makes the file. Those of a larger one are put
-//! first, under a data id that is queued for reclaim until the file is there: a crash in between
-//! leaves an orphan like any other, and nothing is ever seen half.
+//! The extents of a small file go into the batch that makes the file. Those of a larger one are
+//! written first, under a data id that is queued for reclaim until the file exists: a crash in
+//! between leaves an orphan like any other, and no file is ever visible half made.
 
 use super::segments::Delta;
 use super::{Contents, segments};
@@ -19,7 +19,8 @@ const STEP_ROWS: usize = 512;
 /// … and bytes of them: small data is in the extent's row itself.
 const STEP_BYTES: usize = 1 << 20;
 
-/// The content of a file to be. Dropped before [`Self::placed`], it never was.
+/// The content of a file to be made. If it is dropped before [`Self::placed`], nothing is left of
+/// it.
 pub struct Copied {
     contents: Arc<Contents>,
     data: DataId,
@@ -80,7 +81,7 @@ impl Copied {
         committer.step("fs.content.copied").await?;
         let mut batch = Batch::default();
         if !self.begun {
-            // Before the row is there: reclaim leaves it alone.
+            // Added before the row exists, so that reclaim leaves it alone.
             self.contents.copying.lock().insert(self.data);
             self.begun = true;
             batch.put(key::orphan(self.data), &Orphan { from: 0, inode: None });
@@ -115,7 +116,7 @@ impl Copied {
         (self.data, self.allocated)
     }
 
-    /// Extents that this batch was submitted.
+    /// Notes that this batch was submitted.
     pub fn placed(&mut self) {
         self.placed = true;
     }

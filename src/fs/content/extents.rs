@@ -23,7 +23,7 @@ type Entry = Option<Arc<Extent>>;
 /// An open volume's number, data id, extent number.
 type ExtentKey = (u64, DataId, u64);
 
-/// Decoded extents of all volumes of a process; the absence of one is remembered too.
+/// Decoded extents of all volumes of a process; absence is cached too.
 #[derive(Clone)]
 pub(super) struct ExtentCache {
     cache: foyer::Cache<ExtentKey, Entry>,
@@ -50,7 +50,7 @@ impl ExtentCache {
         Self { cache, volumes: Arc::default() }
     }
 
-    /// For one opening: what an earlier one has left in the cache is not found.
+    /// Returns the part of one opening, which does not find entries of an earlier one.
     pub fn volume(&self) -> Extents {
         Extents { cache: self.cache.clone(), volume: self.volumes.fetch_add(1, Ordering::Relaxed) }
     }
@@ -146,7 +146,7 @@ impl Contents {
         Ok(entries)
     }
 
-    /// Chunks that the dataset refers to already are found again by deduplication.
+    /// Adds chunks that the dataset already refers to to the index of deduplication.
     fn tell_known<'a>(&self, entries: impl Iterator<Item = &'a Entry>) {
         let chunks: Vec<_> = entries
             .flatten()

@@ -1,7 +1,7 @@
 //! Flushes the write buffer into packs and a batch.
 //!
 //! A flush takes what is dirty (it stays readable), reads the extents below, plans the new ones,
-//! stores what goes to packs, and only then takes the inode's lock to put one batch in order. A
+//! stores the part that goes to packs, and only then takes the inode's lock to submit one batch. A
 //! truncation meanwhile raises the file's version, and the flush starts over with what is left.
 //! Until the batch is submitted every exit puts the data back.
 
@@ -37,10 +37,10 @@ const REFUSED: FsError = FsError::Busy("packs are being collected under a flush"
 /// A flush of at least this many bytes closes its packs without waiting for others to fill them.
 const SOON_BYTES: u64 = 4 << 20;
 
-/// Rows of one batch: what is more is flushed in several, because the committer refuses a batch
-/// that its queue cannot hold. With this, and what
-/// [`Committer::ready`](crate::fs::committer::Committer::ready) lets others queue before, it always
-/// can; so can a replay.
+/// Most bytes of rows in one batch: more is flushed in several, because the committer refuses a
+/// batch that its queue cannot hold. It always holds a batch of this size, beside what
+/// [`Committer::ready`](crate::fs::committer::Committer::ready) lets others queue before; so does a
+/// replay.
 const BATCH_ROWS_MAX: usize = 32 << 20;
 /// Bytes that a segment takes in its row beside inline data: a chunk's reference.
 const SEGMENT_BYTES_MAX: usize = 96;
@@ -49,8 +49,8 @@ const SEGMENT_BYTES_MAX: usize = 96;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Select {
     All,
-    /// Those written from end to end, if they are most of it: the last extent of a file that is
-    /// being appended to waits for its rest.
+    /// Only extents written from end to end, if they are most of the data: the last extent of a
+    /// file that is being appended to waits until it is full.
     Whole,
 }
 
@@ -63,7 +63,7 @@ struct Taken {
     absent_from: u64,
 }
 
-/// An extent as it will be.
+/// An extent as the flush will write it.
 struct Planned {
     n: u64,
     old: Option<Arc<Extent>>,
@@ -128,13 +128,13 @@ enum Lock {
 impl Contents {
     /// Submits everything buffered of the file to the committer: small data inside the batch, large
     /// data in packs first. The caller must NOT hold the node's lock; it is taken inside for the
-    /// short parts. `None`: nothing was ever flushed; else the ticket whose durability covers the
-    /// data.
+    /// short parts. Returns the ticket whose durability covers the data; `None`: nothing was ever
+    /// flushed.
     ///
     /// # Errors
     /// [`FsError::Unavailable`] and the like when the store does not take the data now: it stays
-    /// buffered and is tried again. [`FsError::Corrupt`] once when some of the data could not ever
-    /// be written and is lost: only for a call that promises its caller the data (R17).
+    /// buffered and is retried. [`FsError::Corrupt`] once when some of the data can never be
+    /// written and is lost: only for a call that promises its caller the data (R17).
     pub async fn flush(&self, node: &Arc<Node>) -> Result<Option<Ticket>, FsError> {
         let ticket = self.flush_for_order(node).await?;
         match node.content.state().take_lost() {
@@ -201,7 +201,8 @@ impl Contents {
         Ok(node.content.state().last())
     }
 
-    /// Flushes with the node's lock held throughout, and gives the lock: nothing is buffered then.
+    /// Flushes with the node's lock held throughout, and returns the guard: nothing is buffered
+    /// then.
     pub(super) async fn flush_and_lock<'a>(
         &self,
         node: &'a Arc<Node>,
@@ -235,7 +236,7 @@ impl Contents {
         }
     }
 
-    /// One try at one step: at most [`BATCH_ROWS_MAX`].
+    /// Attempts one step: at most [`BATCH_ROWS_MAX`].
     async fn try_flush(
         &self,
         node: &Arc<Node>,
@@ -289,7 +290,7 @@ impl Contents {
         Ok(prepared)
     }
 
-    /// Waits for the packs and puts the references in the place of the bytes.
+    /// Waits for the packs and replaces the bytes by references.
     async fn store_groups(
         &self,
         groups: Vec<Group>,
@@ -321,7 +322,7 @@ impl Contents {
         Ok(prepared)
     }
 
-    /// Plans the extents of a group and hands what goes to packs to the packer.
+    /// Plans the extents of a group and gives the packer the data that goes to packs.
     async fn pack_group(
         &self,
         node: &Node,
@@ -383,7 +384,7 @@ impl Contents {
         let mut numbers = numbers.into_iter().peekable();
         while let Some(first) = numbers.next() {
             let mut last = first;
-            // One scan for extents that are near each other, none for what lies far between.
+            // One scan for extents that are near each other, but none across a large gap.
             while let Some(next) = numbers.next_if(|next| next - last <= 64) {
                 last = next;
             }
@@ -417,8 +418,8 @@ impl Contents {
         Ok(())
     }
 
-    /// Under the node's lock: checks that nothing was truncated meanwhile, and puts the batch in
-    /// order.
+    /// Checks under the node's lock that the file was not truncated meanwhile, and submits the
+    /// batch.
     fn submit_flush(
         &self,
         node: &Node,
@@ -470,8 +471,8 @@ impl Contents {
         Ok(Outcome::Submitted)
     }
 
-    /// Rows of a batch that replaces extents, what the cache will hold of them, and what they
-    /// change.
+    /// Builds a batch that replaces extents: its rows, their new cache entries, and the change of
+    /// references.
     #[expect(clippy::type_complexity, reason = "three parts of one step")]
     pub(super) fn batch(
         &self,
@@ -500,7 +501,7 @@ impl Contents {
     }
 }
 
-/// A file's row and the version of its content, of one moment.
+/// Returns a file's row and the version of its content, of one point in time.
 pub(super) fn seen(node: &Node) -> (Inode, u64) {
     let shown = node.row.read();
     let version = node.content.state().version;
@@ -574,13 +575,13 @@ fn groups(buffer: &Buffer) -> Vec<Vec<(u64, Pieces)>> {
     groups
 }
 
-/// The committer took nothing of the batch, and goes on: a pack takes no new references, or too
-/// much is queued.
+/// Returns whether the committer refused the whole batch, and goes on: a pack takes no new
+/// references, or too much is queued.
 fn is_refusal(error: &FsError) -> bool {
     matches!(error, FsError::Busy(_))
 }
 
-/// Errors that no retry mends: the data below is damaged.
+/// Returns whether a retry cannot help: the data below is damaged.
 fn is_permanent(error: &FsError) -> bool {
     matches!(error.class(), Class::Corrupt)
 }

@@ -23,7 +23,7 @@ const ENOUGH_BYTES: u64 = 4 << 20;
 /// Bytes that are worth a pack once they have waited for [`LONG`].
 const WORTH_BYTES: u64 = 256 << 10;
 const LONG: Duration = Duration::from_secs(10);
-/// Extents remembered; those beyond stay inline.
+/// Most extents remembered; others stay inline.
 const RECORDS_MAX: usize = 32 << 10;
 const FILES_AT_ONCE: usize = 64;
 
@@ -74,10 +74,10 @@ impl Contents {
         }
     }
 
-    /// Moves inlined data when enough of it has gathered, until told to stop.
+    /// Moves inlined data once enough of it has gathered, until stopped.
     pub(super) async fn migrate_forever(&self, stop: CancellationToken) {
         loop {
-            // Without inlined data nothing is to be waited for but the next of it.
+            // Without inlined data there is nothing to wait for but the next of it.
             let waits = self.inlined.lock().since.is_some();
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -172,7 +172,7 @@ impl Contents {
         self.submit_migration(node, version, data, moved)
     }
 
-    /// Under the node's lock. A write or truncation meanwhile wins: the move is dropped.
+    /// Called under the node's lock. A write or truncation meanwhile wins: the move is dropped.
     fn submit_migration(
         &self,
         node: &Node,

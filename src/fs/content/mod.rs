@@ -1,9 +1,8 @@
 //! The content of files: reads, buffered writes, flushes, truncation, reclaim.
 //!
-//! Nouns: a **extent** is a fixed-size part of a file, one row of `X`; a **segment** a part of a
-//! extent, inline bytes or a slice of a chunk; a **piece** received bytes that are not in the
-//! database yet; a **truncation mask** hides the extents behind
-//! a new end (R5); an **orphan** is a
+//! Nouns: an **extent** is a fixed-size part of a file, one row of `X`; a **segment** is a part of
+//! an extent, inline bytes or a slice of a chunk; a **piece** is received bytes that are not in the
+//! database yet; a **truncation mask** hides the extents past a new end (R5); an **orphan** is a
 //! data id, or part of one, whose extents are to be deleted.
 //!
 //! Invariants:
@@ -89,7 +88,7 @@ pub struct Contents {
     room: Arc<Room>,
     dirty: tasks::DirtyFiles,
     inlined: Mutex<migrate::Inlined>,
-    /// Something is to be flushed before its time.
+    /// Notified when data is to be flushed before the interval ends.
     flush: Arc<Notify>,
     reclaim: Notify,
     migrate: Notify,
@@ -224,7 +223,7 @@ impl Contents {
         Ok(exact)
     }
 
-    /// Bytes of a range that nothing holds: no buffered piece and no extent.
+    /// Counts the bytes of a range that neither a buffered piece nor an extent covers.
     async fn growth(
         &self,
         node: &Node,
@@ -253,7 +252,7 @@ impl Contents {
         Ok(growth)
     }
 
-    /// Gives back what a change of a write buffer freed.
+    /// Returns the room and space that a change of a write buffer freed.
     fn freed(&self, freed: Freed) {
         self.room.change(-freed.charge);
         self.space.release(u64::try_from(freed.reserved).unwrap_or(0));

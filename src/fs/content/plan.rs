@@ -1,6 +1,6 @@
-//! The plan of an extent when dirty data is flushed over it: which bytes ride inside the batch,
-//! which go to a pack, and when the extent is rewritten as a whole. Pure, but for the data of old
-//! chunks, which a rewrite asks for.
+//! Plans a flush of dirty data over an extent: which bytes are inlined in the batch, which go to a
+//! pack, and when the extent is rewritten as a whole. Pure, except that a rewrite asks for the data
+//! of old chunks.
 
 use super::segments::{self, INLINE_BYTES_MAX, SEGMENTS_MAX, Span};
 use crate::chunk::ChunkRef;
@@ -8,35 +8,35 @@ use crate::fs::row::{Segment, Source};
 use bytes::{Bytes, BytesMut};
 use std::collections::HashMap;
 
-/// How soon a flush has to end. It decides where small data goes, and how long packs wait for more.
+/// The urgency of a flush. It decides where small data goes, and how long packs wait for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
-    /// A caller waits for this file: small data rides in the batch, so that a lone fsync is one
+    /// A caller waits for this file: small data goes into the batch, so that a lone fsync is one
     /// PUT, and packs are closed at once.
     Now,
     /// A caller waits for every file, or writers wait for the memory: small data goes as in the
-    /// background, but no pack waits for more than what is on its way.
+    /// background, but no pack waits for more than the data in flight.
     Soon,
-    /// Nobody waits: only data too small for a chunk of its own stays in the database, and packs
+    /// No caller waits: only data too small for a chunk of its own stays in the database, and packs
     /// wait a short while to be filled.
     Background,
 }
 
-/// Which bytes may ride in the batch.
+/// The bytes that may be inlined in the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Inline {
     Small,
-    /// Those that are not worth a chunk.
+    /// Only those that are not worth a chunk.
     Tiny,
     /// None: inline data moves to a pack.
     Nothing,
 }
 
-/// A shorter run stays inside the database whatever happens: a reference to a chunk and its keeping
-/// cost a good part of its bytes.
+/// A shorter run always stays inside the database: the overhead of a chunk would be a good part of
+/// its size.
 pub const CHUNK_BYTES_MIN: usize = 4 << 10;
-/// Most bytes that one flush puts inside its batch when someone waits: beyond, the PUT of a pack
-/// costs less than sending the bytes through log and compaction.
+/// Most bytes that one flush inlines when a caller waits: beyond that, the PUT of a pack costs less
+/// than sending the bytes through log and compaction.
 const WAITED_INLINE_MAX: usize = 64 << 10;
 const BACKGROUND_INLINE_MAX: usize = 256 << 10;
 
@@ -71,7 +71,7 @@ impl Allowance {
     }
 }
 
-/// A part of the extent to be.
+/// A part of the new extent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     Ready(Segment),
@@ -91,7 +91,7 @@ impl Part {
     }
 }
 
-/// An extent to be.
+/// The plan for a new extent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
     Parts(Vec<Part>),
@@ -242,7 +242,7 @@ pub fn rewrite(
     )
 }
 
-/// One run out of many: the holes between become zeros.
+/// Joins runs into one: the holes between become zeros.
 fn fill(runs: Vec<(u32, BytesMut)>, from: u32, to: u32) -> (u32, BytesMut) {
     let mut all = BytesMut::zeroed((to - from) as usize);
     for (start, bytes) in runs {
@@ -252,8 +252,8 @@ fn fill(runs: Vec<(u32, BytesMut)>, from: u32, to: u32) -> (u32, BytesMut) {
     (from, all)
 }
 
-/// The segments when the packed parts have their chunks, given in the order of the parts. `None`
-/// when there are too few.
+/// Returns the segments once the packed parts have their chunks, given in the order of the parts.
+/// `None` when there are too few.
 pub fn finish(
     parts: Vec<Part>,
     chunks: &mut impl Iterator<Item = ChunkRef>,

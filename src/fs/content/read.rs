@@ -56,7 +56,8 @@ impl Contents {
             return Ok(answer(spans));
         }
         match self.complete(node, row, spans).await {
-            // The extents changed under the read, and what they referred to before may be gone.
+            // The extents changed under the read, and the chunks that they referred to before may
+            // be gone.
             Err(FsError::Corrupt(_)) if node.content.state().version != version => {
                 let row = node.row.read().clone();
                 let end = end.min(row.size);
@@ -67,7 +68,7 @@ impl Contents {
         }
     }
 
-    /// The parts of a range that memory has, without waiting.
+    /// Collects the parts of a range that are in memory, without waiting.
     fn gather(&self, state: &ContentState, row: &Inode, offset: u64, end: u64) -> Vec<Span> {
         let mut spans = Vec::new();
         for (extent, start, len) in by_extent(offset, end.saturating_sub(offset), row.record_bits) {
@@ -123,7 +124,7 @@ impl Contents {
         }
     }
 
-    /// Reads the extents and chunks that are not at hand.
+    /// Reads the extents and chunks that are not in memory.
     async fn complete(
         &self,
         node: &Node,
@@ -180,7 +181,7 @@ impl Contents {
         Ok(spans)
     }
 
-    /// Starts bringing a range into the caches. Errors show at the read.
+    /// Starts reading a range into the caches. Errors show at the read.
     fn fetch_ahead(self: &Arc<Self>, node: &Arc<Node>, row: &Inode, range: Range<u64>) {
         let (contents, node, row) = (self.clone(), node.clone(), row.clone());
         tokio::spawn(async move {

@@ -1,7 +1,7 @@
-//! Reclaim of `O`: the extents of unlinked and emptied files, and what truncations masked (R5).
+//! Reclaims `O`: the extents of unlinked and emptied files, and those masked by truncations (R5).
 //!
-//! In bounded batches, each of which carries the references that its rows held; a crash leaves an
-//! `O` row that says where to go on.
+//! Works in bounded batches, each of which carries the references that its rows held; a crash
+//! leaves an `O` row from which reclaim continues.
 
 use super::Contents;
 use super::extents::{decode, is_visible};
@@ -21,10 +21,10 @@ use tokio_util::sync::CancellationToken;
 const STEP_ROWS: usize = 1024;
 /// Orphans looked at in one round.
 const ROUND_ORPHANS: usize = 256;
-/// A breath between batches: reclaim never takes more than a part of the committer's time.
+/// Pause between batches: reclaim never takes more than a part of the committer's time.
 const PAUSE: Duration = Duration::from_millis(2);
-/// After an error, and at least this often without being asked: an orphan may be left from before
-/// the volume was opened.
+/// After an error, and at least this often without being asked: an orphan may be older than this
+/// opening of the volume.
 const RETRY: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +34,9 @@ pub(super) enum Progress {
 }
 
 impl Contents {
-    /// Reclaims until told to stop.
+    /// Reclaims until stopped.
     pub(super) async fn reclaim_forever(&self, stop: CancellationToken) {
-        // Orphans that cannot be reclaimed (a row is corrupt) are left, and said so once.
+        // Orphans that cannot be reclaimed (a row is corrupt) are left, and logged once.
         let mut broken = HashSet::new();
         loop {
             let outcome = tokio::select! {
@@ -141,7 +141,7 @@ impl Contents {
             } else {
                 batch.put(key::orphan(data), &Orphan { from: next, inode: None });
             }
-            // Its space was given back when it became an orphan; only the references go now.
+            // Its space was freed when it became an orphan; only the references go now.
             batch.refs = delta.refs();
             self.submit_calmly(batch).await?;
             if done {
@@ -209,7 +209,7 @@ impl Contents {
         Ok(if done { Progress::Done } else { Progress::More })
     }
 
-    /// Tells the reclaim task that there is something to do.
+    /// Notifies the reclaim task that there is work.
     pub(super) fn reclaim_later(&self) {
         self.reclaim.notify_one();
     }

@@ -1,5 +1,5 @@
-//! The algebra of an extent: a list of segments, in order, without overlap; what lies between them
-//! is a hole.
+//! Operations on an extent: a list of segments, in order, without overlap; ranges between them are
+//! holes.
 
 use crate::fs::FsError;
 use crate::fs::row::{Extent, Segment, Source};
@@ -16,7 +16,7 @@ pub fn end(segment: &Segment) -> u32 {
     segment.start + segment.len
 }
 
-/// Bytes `from..to` of an extent as far as this segment has them. The caller sees to it that they
+/// Bytes `from..to` of an extent as far as this segment has them. The caller guarantees that they
 /// overlap.
 fn part(segment: &Segment, from: u32, to: u32) -> Segment {
     let (from, to) = (from.max(segment.start), to.min(end(segment)));
@@ -30,7 +30,7 @@ fn part(segment: &Segment, from: u32, to: u32) -> Segment {
     Segment { start: from, len: to - from, source }
 }
 
-/// Makes a hole of `from..to`.
+/// Makes a hole at `from..to`.
 pub fn punch(segments: &mut Vec<Segment>, from: u32, to: u32) {
     if from >= to {
         return;
@@ -87,7 +87,7 @@ fn join(segments: &mut Vec<Segment>, joined: impl Fn(&Segment, &Segment) -> Opti
     *segments = out;
 }
 
-/// Bytes that the extent accounts for: what its segments hold.
+/// Bytes that the extent accounts for: the sum of its segments' lengths.
 pub fn bytes(extent: &Extent) -> u64 {
     extent.segments.iter().map(|s| u64::from(s.len)).sum()
 }

@@ -16,9 +16,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// A file with this many dirty bytes is flushed without waiting for its time: a long write streams
-/// out, a pack at a time. With less, its pack would wait for more while the file's next flush waits
-/// for the pack.
+/// A file with this many dirty bytes is flushed without waiting for the interval: a long write
+/// streams out, a pack at a time. With less, its pack would wait for more while the file's next
+/// flush waits for the pack.
 const FILE_BYTES: u64 = PACK_BYTES as u64;
 /// Flushes at once. Many, because small files share packs: they all wait for the same PUT.
 const FILES_AT_ONCE: usize = 512;

@@ -1,4 +1,4 @@
-//! Changing a file's size, and releasing its content (R5).
+//! Changes a file's size, and releases its content (R5).
 
 use super::Contents;
 use super::extents::{decode, visible};
@@ -21,8 +21,7 @@ const RECLAIM_WAITED_STEPS: usize = 8;
 /// Flushes of a file while others may write to it, before it is flushed with its lock held.
 const FLUSHES_FREE: usize = 8;
 
-/// A change of size that is decided, and is in a batch, but not in memory yet: dropping it changes
-/// nothing.
+/// A change of size that is in a batch but not in memory yet: dropping it changes nothing.
 #[must_use = "once its batch is submitted it must be shown, see Contents::resized"]
 pub struct Resize {
     size: u64,
@@ -83,7 +82,8 @@ impl Contents {
             self.trim_boundary(node, row, batch, &mut delta, &mut resize).await?;
             self.drop_behind(node, row, batch, &mut delta, &mut resize).await?;
         }
-        // Only now: reclaim may have changed it above, a flush cannot have (it needs the lock).
+        // Read only now: reclaim may have changed it above, a flush cannot have (it needs the
+        // lock).
         let state = node.content.state();
         let (known, buffered) = (state.known(row), state.buffers_below(size, row.record_bits));
         drop(state);
@@ -100,11 +100,11 @@ impl Contents {
         Ok(Some(resize))
     }
 
-    /// The batch of a [`Self::truncate`] was submitted: shows it. The caller still holds the node's
-    /// lock.
+    /// Updates memory once the batch of a [`Self::truncate`] is submitted. The caller still holds
+    /// the node's lock.
     pub fn resized(&self, node: &Node, mut row: Inode, resize: Resize) {
         let freed = {
-            // Row and buffers change in one step for a flush that takes both (see `flush::take`).
+            // Row and buffers change together, for a flush that takes both (see `flush::take`).
             let mut shown = node.row.write();
             let mut state = node.content.state();
             let freed = state.resize(&mut row, resize.size, resize.known);
@@ -121,7 +121,7 @@ impl Contents {
         }
     }
 
-    /// To nothing: the extents become an orphan's, the file gets a data id of its own again. O(1).
+    /// Truncates to nothing: the extents become an orphan's, and the file gets a new data id. O(1).
     fn empty(&self, node: &Node, row: &mut Inode, batch: &mut Batch) -> Result<Resize, FsError> {
         let (known, data) = (node.content.state().known(row), row.data);
         if known.allocated > 0 {
@@ -140,9 +140,9 @@ impl Contents {
         })
     }
 
-    /// The last link goes: queues the data under `O` and releases its space, in the batch. O(1).
-    /// The caller holds the node's lock, deletes the inode's row, submits, and then calls
-    /// [`Self::discarded`] without waiting in between. Until then nothing has changed.
+    /// Discards a file whose last link is removed: queues the data under `O` and frees its space,
+    /// in the batch. O(1). The caller holds the node's lock, deletes the inode's row, submits, and
+    /// then calls [`Self::discarded`] without an await in between. Until then nothing has changed.
     pub fn discard(&self, node: &Node, row: &Inode, batch: &mut Batch) {
         let known = node.content.state().known(row);
         if known.allocated > 0 {
@@ -164,7 +164,7 @@ impl Contents {
     }
 
     /// Locks a file with nothing waiting to be flushed, so that a new size may be promised: it is
-    /// not ahead of older data. A file that somebody keeps writing to is flushed under the lock in
+    /// not ahead of older data. A file that is written to all the time is flushed under the lock in
     /// the end.
     ///
     /// # Errors
@@ -218,7 +218,7 @@ impl Contents {
         Ok(())
     }
 
-    /// Deletes the extents behind the new end if they are few, or masks them.
+    /// Deletes the extents past the new end if they are few, or masks them.
     async fn drop_behind(
         &self,
         node: &Node,
@@ -252,7 +252,7 @@ impl Contents {
         Ok(())
     }
 
-    /// At most [`MASKS_MAX`] masks: reclaims in steps here when there is none left.
+    /// Frees a mask if all [`MASKS_MAX`] are in use, by reclaiming in steps.
     async fn make_mask_free(&self, node: &Node, row: &mut Inode) -> Result<(), FsError> {
         for _ in 0..RECLAIM_WAITED_STEPS {
             if row.masks.len() < MASKS_MAX {

@@ -2,9 +2,9 @@
 //! compaction records that newer ones replaced, tables that compaction rewrote, pins on ancestors
 //! that are no longer read.
 //!
-//! Whatever a checkpoint names stays: that is what snapshots, clones and pins are. WAL fences stay
-//! for ever: a writer that was delayed since before it was fenced would find its number free. Every
-//! collection of a database uses the same settings, whoever runs it.
+//! Everything that a checkpoint names stays: snapshots, clones and pins are checkpoints. WAL fences
+//! stay for ever: a writer that was delayed since before it was fenced would find its number free.
+//! Every collection of a database uses the same settings, whoever runs it.
 //!
 //! Tables are named by the time of the clock that they were made by, and that is the database's
 //! ([`super::clock`]): a clock that was a year ahead for a while has put it a year ahead for good.
@@ -52,8 +52,8 @@ impl Ages {
     pub(super) fn of(place: &DbPlace) -> Self {
         let data = Duration::from_secs(300);
         // Without a boundary a process that is stopped between choosing a number and using it may
-        // think that it has written a manifest that was removed long ago. In one machine's folder
-        // it does not stop for an hour alone.
+        // think that it has written a manifest that was removed long ago. In one machine's folder a
+        // process is not paused for an hour by itself.
         Self { data, records: if has_boundaries(place) { data } else { Duration::from_secs(3600) } }
     }
 }
@@ -119,8 +119,8 @@ pub(super) async fn drop_pins(admin: &Admin, place: &DbPlace) -> Result<(), FsEr
     run(admin, place, GarbageCollectorOptions { detach_options, ..nothing() }).await
 }
 
-/// Collects an open database while it is written to, and for as long afterwards as there can be
-/// something left: an idle one makes no request. Runs until the database closes or `stop`.
+/// Collects an open database while it is written to, and afterwards while there can be garbage
+/// left: an idle one makes no request. Runs until the database closes or `stop`.
 pub(super) async fn collect_until_stopped(
     db: Db,
     place: DbPlace,
@@ -128,7 +128,7 @@ pub(super) async fn collect_until_stopped(
     stop: CancellationToken,
 ) {
     let mut status = db.subscribe();
-    // Opening replays: that alone is no reason.
+    // An opening replays, which alone is no reason to collect.
     let (mut seen, _) = position(&mut status);
     loop {
         let changed = status.wait_for(|s| s.close_reason.is_some() || s.durable_seq != seen);

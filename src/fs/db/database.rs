@@ -31,7 +31,7 @@ pub struct Database {
     /// WAL flushes that no MemTable flush covers that has begun, counted from those that the
     /// opening replayed.
     flushes: AtomicU32,
-    /// Held by the MemTable flush under way.
+    /// Held by the MemTable flush in progress.
     rolling: Arc<tokio::sync::Mutex<()>>,
     maintenance: TaskTracker,
     turn: compaction::Turn,
@@ -52,8 +52,8 @@ impl Database {
         Self::open_beside(place, expected, None).await
     }
 
-    /// As [`Self::open`]. `wal_cache`: the node's file of WAL objects that it put, which an opening
-    /// after a kill need not read from the store.
+    /// As [`Self::open`]. `wal_cache`: the node's file of WAL objects that it has put, which an
+    /// opening after a kill need not read from the store.
     pub async fn open_beside(
         place: &DbPlace,
         expected: Option<Epoch>,
@@ -145,8 +145,8 @@ impl Database {
         .await
     }
 
-    /// As [`Self::get`], of a row that is part of every write. To be called once, before the first
-    /// write of an opening: the time of its writes goes on from the time of the last one.
+    /// As [`Self::get`], for a row that is part of every write. To be called once, before the first
+    /// write of an opening: the clock of its writes continues from that of the last one.
     pub async fn get_newest(&self, key: &[u8]) -> Result<Option<Bytes>, FsError> {
         let options = settings::get();
         let row = limited(
@@ -176,8 +176,8 @@ impl Database {
         .await
     }
 
-    /// All rows as of now, whatever is written later. Not for long: a view keeps compacted tables
-    /// alive for 15 minutes only.
+    /// Returns a view of all rows as of now, whatever is written later. Not for long use: a view
+    /// keeps compacted tables alive for 15 minutes only.
     pub fn view(&self) -> Result<View, FsError> {
         self.db
             .snapshot()
@@ -185,7 +185,7 @@ impl Database {
             .map_err(|error| fs_error("taking a view", &error))
     }
 
-    /// Its share of the memory that databases have together.
+    /// The database's share of the memory that all databases have together.
     pub fn memory(&self) -> &Account {
         &self.memory
     }
@@ -196,7 +196,7 @@ impl Database {
         self.write_counted(ops, 0).await
     }
 
-    /// As [`Self::write`], of changes whose bytes were counted already ([`Account::take`]).
+    /// As [`Self::write`], for changes whose bytes were counted already ([`Account::take`]).
     pub async fn write_counted(&self, ops: Ops, counted: u64) -> Result<(), FsError> {
         if ops.is_empty() {
             return Ok(());
@@ -221,9 +221,9 @@ impl Database {
         Ok(())
     }
 
-    /// Everything written before the call is in the object store when it returns: one PUT when
-    /// there is something to write, else none. Waits through an outage of the store; the callers'
-    /// waiting has limits.
+    /// Flushes everything written before the call to the object store: one PUT when there is
+    /// anything to write, else none. Waits through an outage of the store; its callers have time
+    /// limits of their own.
     pub async fn flush(&self) -> Result<(), FsError> {
         self.db.flush().await.map_err(|error| fs_error("flushing", &error))?;
         match self.flushes.fetch_add(1, Ordering::Relaxed) + 1 {
@@ -254,7 +254,7 @@ impl Database {
         .await
     }
 
-    /// When no MemTable flush is under way. `None`: while L0 is full none would end before a
+    /// Waits until no MemTable flush is in progress. `None`: L0 is full, so none would end before a
     /// compaction has made room; or it takes too long.
     async fn rolling_turn(&self) -> Option<tokio::sync::OwnedMutexGuard<()>> {
         if !self.has_l0_room() {
@@ -263,8 +263,8 @@ impl Database {
         tokio::time::timeout(settings::ROLL_LIMIT, self.rolling.clone().lock_owned()).await.ok()
     }
 
-    /// Starts a MemTable flush, which bounds what the next opening replays, when the one before has
-    /// ended. Nobody waits for it; a failure shows at the next write.
+    /// Starts a MemTable flush once the previous one has ended, which bounds the next opening's
+    /// replay. No caller waits for it; a failure shows at the next write.
     async fn roll(&self) {
         let Some(turn) = self.rolling_turn().await else { return };
         self.flushes.store(0, Ordering::Relaxed);
@@ -278,7 +278,7 @@ impl Database {
     /// A named checkpoint of everything written so far; the existing one when there is one of that
     /// name (R14).
     pub async fn checkpoint(&self, name: &str) -> Result<CheckpointId, FsError> {
-        // Others delete checkpoints: what this process remembers of the manifest may be old.
+        // Others delete checkpoints: the manifest in this process's memory may be stale.
         limited("reading the manifest", settings::READ_LIMIT, self.db.refresh_manifest()).await?;
         let manifest = self.db.manifest();
         if let Some(existing) =
@@ -312,7 +312,7 @@ impl Database {
         self.damage.found()
     }
 
-    /// Why nothing more can be written: L0 is full, and a damaged table keeps it so.
+    /// Returns the reason why nothing can be written: L0 is full, and a damaged table keeps it so.
     pub fn blocked(&self) -> Option<FsError> {
         self.damage().filter(|_| self.db.manifest().l0().len() >= settings::L0_MAX)
     }
@@ -364,7 +364,7 @@ impl Database {
         self.close_with(FlushType::Wal, settings::LEAVE_LIMIT).await
     }
 
-    /// `maintenance_limit`: how long compaction and collection may take to stop.
+    /// `maintenance_limit`: time limit for compaction and collection to stop.
     async fn close_with(
         &self,
         flush_type: FlushType,
@@ -397,7 +397,7 @@ async fn flush_table(db: Db) {
     }
 }
 
-/// Frees the memory of what tables hold as they are stored.
+/// Frees the memory of rows as the tables that hold them are stored.
 async fn free_stored(
     mut status: watch::Receiver<DbStatus>,
     memory: Arc<Account>,
@@ -413,7 +413,7 @@ async fn free_stored(
     }
 }
 
-/// The database, and how many WAL objects it replayed.
+/// Builds the database. Returns it and the number of WAL objects that it replayed.
 async fn build(
     place: &DbPlace,
     expected: Option<Epoch>,

@@ -7,7 +7,7 @@
 //! - an object of at most [`SMALL_BYTES`], as nearly all of the log and of L0 are, is read whole
 //!   with one GET, and kept for a while: what reads the same log again (a collection, an opening
 //!   that has to start again) reads only what is new in it;
-//! - an object of the log that this node's disk has is not asked for at all ([`super::wal_cache`]).
+//! - a log object on this node's disk is not requested at all ([`super::wal_cache`]).
 //!
 //! Invariants.
 //! - Tables and WAL objects are put if absent, or under a name that is never used again, and never
@@ -43,17 +43,18 @@ use tokio::sync::{OnceCell, Semaphore};
 /// Objects of at most this size are read whole. A table of a MemTable flush that bounds the replay
 /// has some KiB.
 const SMALL_BYTES: u64 = 128 << 10;
-/// WAL objects read at once by all openings of a process: what else the process asks of the store
-/// (the renewal of its lease first of all) must not wait behind them.
+/// WAL objects read at once by all openings of a process: the process's other requests (the renewal
+/// of its lease first of all) must not wait behind them.
 const LOGS_AT_ONCE: usize = 32;
-/// Larger objects that are remembered as such.
+/// Most objects remembered as large.
 const LARGE_MAX: usize = 4096;
 
 /// Copies of small objects, shared by all databases of a process.
 pub(super) struct ObjectCache {
     bytes_max: usize,
     cached: Mutex<Cached>,
-    /// Held by whoever reads an object whole: the engine asks for several parts of one at once.
+    /// Held by the task that reads an object whole: the engine asks for several parts of one at
+    /// once.
     reading: Mutex<HashMap<Path, Arc<tokio::sync::Mutex<()>>>>,
     logs: Semaphore,
 }
@@ -61,7 +62,7 @@ pub(super) struct ObjectCache {
 #[derive(Default)]
 struct Cached {
     of: HashMap<Path, (ObjectMeta, Bytes)>,
-    /// The oldest first; may name what was removed.
+    /// The oldest first; may name objects that were removed.
     order: VecDeque<Path>,
     bytes: usize,
     /// Known not to be small.
@@ -144,14 +145,14 @@ impl ReadStore {
         }
     }
 
-    /// Reads of the log what this file has, and copies into it what is put.
+    /// Reads log objects from this file where it has them, and copies objects into it that are put.
     #[must_use]
     pub fn with_wal_cache(mut self, file: PathBuf) -> Self {
         self.local = Some(WalCache::new(file));
         self
     }
 
-    /// The opening is over. How many objects of the log, fences left out, it found.
+    /// Ends the opening. Returns the number of log objects that it found, without fences.
     pub fn opened(&self) -> usize {
         self.opened.store(true, Ordering::Release);
         if let Some(local) = &self.local {
@@ -197,7 +198,7 @@ impl ReadStore {
         Ok(Listed { from: at.clone(), objects })
     }
 
-    /// A part of a table or of an object of the log: read whole, and cached, if it is small.
+    /// Reads a part of a table or of a log object: a small object is read whole and cached.
     async fn get(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
         let again = ObjectStoreCallTag::from_extensions(&options.extensions)
             .is_some_and(|tag| tag.retry.is_some());
@@ -252,7 +253,7 @@ impl ReadStore {
         answer
     }
 
-    /// An object of the log that is listed and that this node's disk has.
+    /// Returns a listed log object from this node's disk, if it is there.
     async fn get_local(&self, at: &Path) -> Option<(ObjectMeta, Bytes)> {
         let local = self.local.as_ref().filter(|_| !self.opened.load(Ordering::Acquire))?;
         let listed = self.listed.get()?.objects.get(at)?;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 /// A piece shorter than this is copied: a slice would keep a whole receive buffer alive for a few
 /// bytes.
 const COPY_BELOW: usize = 16 << 10;
-/// An extent with more pieces than this has touching ones joined.
+/// In an extent with more pieces than this, touching ones are joined.
 const PIECES_MAX: usize = 64;
 /// Joining stops at pieces of this length, so that no byte is copied more than a few times.
 const JOIN_BYTES: usize = 128 << 10;
@@ -208,7 +208,7 @@ impl Buffer {
             .is_some_and(|(n, pieces)| (n << bits) + u64::from(pieces.start()) < size)
     }
 
-    /// Bytes of a range that nothing here covers: what a write there needs reserved at most.
+    /// Bytes of a range that no piece covers: the most that a write there has to reserve.
     pub fn uncovered(&self, offset: u64, len: u64, bits: u8) -> u64 {
         by_extent(offset, len, bits)
             .map(|(n, start, part)| {
@@ -277,7 +277,7 @@ impl Buffer {
         }
     }
 
-    /// Takes out the extents that `wanted` says.
+    /// Takes out the extents that `wanted` selects.
     pub fn take(&mut self, mut wanted: impl FnMut(u64, &Pieces) -> bool) -> Self {
         let (taken, left): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.extents)
             .into_iter()
@@ -424,8 +424,8 @@ mod tests {
         }
     }
 
-    /// Data put back below newer data may have reserved twice for one byte: more than is covered,
-    /// never less.
+    /// Data put back below newer data may have reserved twice for one byte, so more is reserved
+    /// than covered, never less.
     fn consistent_loose(buffer: &Buffer) {
         assert_eq!(buffer.charge, buffer.extents.values().map(Pieces::charge).sum::<u64>());
         assert_eq!(buffer.reserved, buffer.extents.values().map(|p| p.reserved).sum::<u64>());

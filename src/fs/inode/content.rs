@@ -1,4 +1,4 @@
-//! The part of a file's content that is in memory: what is buffered, and what the database knows.
+//! The part of a file's content that is in memory: buffered data, and the state in the database.
 
 use super::buffer::{Buffer, Pieces};
 use crate::fs::FsError;
@@ -13,8 +13,8 @@ use std::sync::Arc;
 #[derive(Default)]
 pub struct Content {
     state: Mutex<ContentState>,
-    /// Whose turn it is to change the file's extents from outside an operation: a flush, reclaim or
-    /// migration. Taken before the node's lock.
+    /// Held by the background task that changes the file's extents: a flush, reclaim or migration.
+    /// Taken before the node's lock.
     pub(in crate::fs) turn: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -33,9 +33,8 @@ pub(in crate::fs) struct ContentState {
     dirty: Buffer,
     /// Taken by the flush in flight; older than `dirty`.
     flushing: Buffer,
-    /// Counts changes of the file's extents and truncations: what was read before such a
-    /// change is not put into a cache after it, and a flush that was prepared before it starts
-    /// over.
+    /// Counts changes of the file's extents and truncations: data read before such a change is not
+    /// put into a cache after it, and a flush that was prepared before it starts over.
     pub version: u64,
     /// Counts accepted writes, and how many of them the submitted batches hold.
     accepted: u64,
@@ -46,7 +45,8 @@ pub(in crate::fs) struct ContentState {
     /// Counts flushes begun, and the outcome of the last that failed.
     attempt: u64,
     failed: Option<(u64, FsError)>,
-    /// Data was lost for good: told to the next call that promises its caller the data (R17).
+    /// Set when data was lost for good: reported by the next call that promises its caller the data
+    /// (R17).
     lost: Option<FsError>,
     pub reader: Reader,
 }
@@ -140,7 +140,7 @@ impl ContentState {
         &self.flushing
     }
 
-    /// The flush in flight did not happen: its data waits again, below what came meanwhile.
+    /// Puts back the data of a failed flush, below data that was written meanwhile.
     pub fn put_back(&mut self, error: Option<FsError>) -> Freed {
         let freed = self.change(|s| {
             let taken = std::mem::take(&mut s.flushing);
@@ -174,8 +174,8 @@ impl ContentState {
         Ok(StoredSize { size, allocated })
     }
 
-    /// The flush in flight was submitted. Corrects `row.allocated`, which counted what was
-    /// reserved.
+    /// Notes that the flush in flight was submitted. Corrects `row.allocated`, which counted the
+    /// reservation.
     pub fn submitted(&mut self, row: &mut Inode, known: StoredSize, ticket: Ticket) -> Freed {
         self.version += 1;
         self.flushed = self.flushed.max(self.taken);
@@ -186,7 +186,7 @@ impl ContentState {
         freed
     }
 
-    /// Extents changed by a batch that took nothing of what is buffered (reclaim, migration).
+    /// Applies a change of extents by a batch that took no buffered data (reclaim, migration).
     pub fn changed(&mut self, row: &mut Inode, known: StoredSize) {
         self.version += 1;
         self.set_known(row, known);
@@ -202,8 +202,8 @@ impl ContentState {
         self.dirty.begins_below(size, bits) || self.flushing.begins_below(size, bits)
     }
 
-    /// The size was set, in a batch that is submitted: bytes buffered past it are gone. Sets
-    /// `row`'s size and allocation.
+    /// Applies an explicit change of size whose batch is submitted: data buffered past it is gone.
+    /// Sets `row`'s size and allocation.
     pub fn resize(&mut self, row: &mut Inode, size: u64, known: StoredSize) -> Freed {
         self.version += 1;
         let bits = row.record_bits;
@@ -252,10 +252,10 @@ impl ContentState {
     }
 }
 
-/// Recognises a file that is read from front to end.
+/// Detects sequential reads of a file.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::fs) struct Reader {
-    /// Where the next read is expected.
+    /// Offset at which the next read is expected.
     next: u64,
     /// Read-ahead window in bytes; 0: the file is not read sequentially.
     window: u64,
@@ -270,7 +270,7 @@ const WINDOW_MAX: u64 = 16 << 20;
 const SLACK: u64 = 4 << 20;
 
 impl Reader {
-    /// Notes a read and answers what to fetch ahead.
+    /// Notes a read and returns the range to read ahead.
     pub fn saw(&mut self, offset: u64, end: u64, size: u64) -> Option<std::ops::Range<u64>> {
         let in_order = offset + SLACK >= self.next && offset <= self.next + SLACK;
         if !in_order {
@@ -283,7 +283,7 @@ impl Reader {
         }
         self.ahead = self.ahead.max(self.next);
         let to = (self.next + self.window).min(size);
-        // Topped up in steps of half a window: few, large requests.
+        // The window is refilled in steps of half its size: few, large requests.
         if to <= self.ahead || (to < size && to - self.ahead < self.window / 2) {
             return None;
         }

@@ -1,6 +1,6 @@
 //! The cached entries of one directory. Pure, but for its lock.
 //!
-//! Knowledge is kept by name hash: a *bucket* holds every entry of one hash, usually one, or none
+//! Entries are cached by name hash: a *bucket* holds every entry of one hash, usually one, or none
 //! (a known absence). A directory is *complete* when every bucket that is not empty is known: a new
 //! or empty one from its start, another once it was read from end to end. Then absence needs no
 //! look at the database, and listings come from memory.
@@ -20,14 +20,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// A directory entry; its hash is its bucket's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Tells names of one hash apart (R21).
+    /// Distinguishes names of one hash (R21).
     pub n: u16,
     pub name: EntryName,
     pub ino: InodeNo,
     pub kind: FileKind,
 }
 
-/// Every entry of one hash, in order of `n`. Nearly always one: kept without a further allocation.
+/// Every entry of one hash, in order of `n`. Nearly always one: stored without a further
+/// allocation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Bucket {
     #[default]
@@ -106,16 +107,16 @@ pub struct EntryRef {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolved {
     pub at: Option<EntryRef>,
-    /// For a new name; `None`: the 65,536 of this hash are used up.
+    /// The `n` of a new name; `None`: the 65,536 of this hash are used up.
     pub next: Option<u16>,
 }
 
 /// One directory's known entries.
 pub struct Entries {
     known: RwLock<CachedEntries>,
-    /// Since the sweep last passed.
+    /// Set when used since the last sweep.
     used: AtomicBool,
-    /// Somebody reads all of it.
+    /// Set while a task reads the whole directory.
     reading: AtomicBool,
 }
 
@@ -134,7 +135,7 @@ struct CachedEntries {
     complete: bool,
     /// Counts changes of the directory.
     version: u64,
-    /// Looks at the database since something was last forgotten or completed.
+    /// Lookups in the database since entries were last evicted or completed.
     misses: u64,
     /// The directory left the inode table: nothing more is cached.
     gone: bool,
@@ -150,8 +151,7 @@ struct Partial {
     entries: Vec<(NameHash, Entry)>,
 }
 
-/// A position in a directory of which entries are listed: the hash and `n` of the first that may
-/// follow.
+/// A position in a listing of a directory: the hash and `n` of the first entry that may follow.
 pub type Position = (NameHash, u16);
 
 impl Entries {
@@ -169,7 +169,7 @@ impl Entries {
         self.known.read().version
     }
 
-    /// `None`: not known, look at the database.
+    /// `None`: not cached, look at the database.
     pub fn resolve(&self, hash: NameHash, name: &[u8]) -> Option<Resolved> {
         self.used.store(true, Ordering::Relaxed);
         let known = self.known.read();
@@ -190,7 +190,7 @@ impl Entries {
         isize::from(known.buckets.insert(hash, bucket).is_none())
     }
 
-    /// Takes over all entries, in order.
+    /// Caches all entries, in order.
     pub fn learn_all(&self, version: u64, entries: Vec<(NameHash, Entry)>) -> isize {
         let mut known = self.known.write();
         if known.gone || known.complete || known.version != version {
@@ -248,8 +248,8 @@ impl Entries {
         0
     }
 
-    /// The database was changed: an entry was set or removed. Answers by how much the number of
-    /// known buckets grew.
+    /// Updates the cache after an entry was set or removed in the database. Returns the growth of
+    /// the number of known buckets.
     pub fn change(&self, hash: NameHash, n: u16, entry: Option<Entry>) -> isize {
         let mut known = self.known.write();
         known.version += 1;
@@ -309,12 +309,12 @@ impl Entries {
         !known.complete && known.misses.saturating_mul(16) >= entries
     }
 
-    /// `None`: somebody reads all of it already.
+    /// `None`: another task reads the whole directory already.
     pub fn start_reading(&self) -> Option<Reading<'_>> {
         (!self.reading.swap(true, Ordering::Acquire)).then_some(Reading(&self.reading))
     }
 
-    /// CachedEntries buckets.
+    /// Number of cached buckets.
     pub fn len(&self) -> usize {
         self.known.read().buckets.len()
     }
@@ -324,7 +324,7 @@ impl Entries {
         self.used.swap(false, Ordering::Relaxed)
     }
 
-    /// Forgets everything; answers how many buckets were known.
+    /// Evicts everything; returns the number of buckets that were known.
     pub fn forget(&self, directory: Evicted) -> usize {
         let mut known = self.known.write();
         known.complete = false;
@@ -335,7 +335,7 @@ impl Entries {
     }
 }
 
-/// Why a directory's entries are forgotten.
+/// The reason why a directory's entries are evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evicted {
     /// To make room.

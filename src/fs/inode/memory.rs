@@ -15,16 +15,16 @@ impl InodeMemory {
         Arc::new(Self { bytes, held: AtomicU64::new(0), tables: AtomicUsize::new(0) })
     }
 
-    /// Bytes that all tables hold now, about.
+    /// Approximate bytes that all tables hold now.
     pub fn held(&self) -> u64 {
         self.held.load(Ordering::Relaxed)
     }
 }
 
-/// The bytes that one table holds. Half of all is divided evenly: a table has its part of that
-/// whatever the others do. It may fill the rest too, as far as the others leave it; one that has
-/// filled more gives it up as it takes in new things. So all together stay within the bytes,
-/// however many there are.
+/// The bytes that one table holds. Half of the memory is divided evenly: a table has its part of
+/// that whatever the others do. It may fill the rest too, as far as the others leave it; a table
+/// that holds more than its part gives it back as it takes in new entries. So all together stay
+/// within the memory, however many there are.
 pub struct MemoryShare {
     memory: Arc<InodeMemory>,
     held: AtomicU64,

@@ -6,14 +6,13 @@
 //! ([`entries`]); **content** is the part of a file's data that is not in the database yet
 //! ([`content`], in its [`buffer`]).
 //!
-//! Invariants: at most one node of an inode in a process; a node that somebody holds, or whose
-//! content waits to be flushed, is not evicted; a cached row is the inode's newest. Memory is
-//! bounded for all volumes together ([`memory`]).
+//! Invariants: at most one node of an inode in a process; a node that is in use, or whose content
+//! waits to be flushed, is not evicted; a cached row is the inode's newest. Memory is bounded for
+//! all volumes together ([`memory`]).
 //!
-//! A crash loses all of it: the database has every batch, and what was buffered is sent again
-//! (R17).
+//! A crash loses all of it: the database has every batch, and clients resend buffered data (R17).
 //!
-//! Not here: which batch an operation writes. That is decided above, in `names` and `content`.
+//! Not here: the batches that operations write. Those are made above, in `names` and `content`.
 
 mod buffer;
 mod content;

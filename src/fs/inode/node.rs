@@ -3,8 +3,9 @@
 //! Lock order, for every task of a volume:
 //! 1. the volume's rename lock (only for a directory that moves to another directory);
 //! 2. [`Node::lock`] of all nodes that the operation changes, in ascending order of inode number,
-//!    files and directories alike. Who needs a node that a name leads to looks the name up without
-//!    locks, takes all locks in order, and looks the name up again ([`crate::fs::names`]);
+//!    files and directories alike. An operation that needs a node that a name leads to looks the
+//!    name up without locks, takes all locks in order, and looks the name up again
+//!    ([`crate::fs::names`]);
 //! 3. [`Node::row`] or the directory's entries: one at a time;
 //! 4. the content's own lock, with the row's where both must be consistent.
 //!
@@ -28,7 +29,7 @@ pub struct Node {
     pub row: parking_lot::RwLock<Inode>,
     /// A regular file's data that is not in the database yet.
     pub content: Content,
-    /// A directory's entries as far as memory has them; absent for other kinds.
+    /// The cached entries of a directory; absent for other kinds.
     pub entries: Option<Box<Entries>>,
     last: AtomicU64,
 }
@@ -48,7 +49,7 @@ impl Node {
         }
     }
 
-    /// The parts that outlive a node which is evicted: nothing of its content waits to be flushed.
+    /// Takes apart a node that is evicted: nothing of its content waits to be flushed.
     pub fn into_parts(self) -> (Inode, Ticket, Option<Box<Entries>>) {
         (self.row.into_inner(), Ticket(self.last.into_inner()), self.entries)
     }
@@ -59,7 +60,7 @@ impl Node {
         self.content.stored(row)
     }
 
-    /// The attributes that stat(2) shows now.
+    /// The attributes that stat(2) returns now.
     pub fn attr(&self) -> Attr {
         attr(self.file, &self.row.read())
     }
@@ -76,7 +77,7 @@ impl Node {
     }
 }
 
-/// A row's attributes, as stat(2) shows them.
+/// The attributes of a row that stat(2) returns.
 pub fn attr(file: FileRef, row: &Inode) -> Attr {
     Attr {
         file,

@@ -17,23 +17,23 @@ use crate::fs::row::Inode;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 
-/// The memory of a cached row, about: the row, the batch, its entry in the map and in the queue.
+/// Approximate memory of a cached row: the row, the batch, its entry in the map and in the queue.
 pub const ROW_BYTES: u64 = 320;
 
-/// Tells the reads of rows apart.
+/// Numbers the reads of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FillId(pub u64);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CachedRow {
     pub row: Inode,
-    /// The last batch that changed it, as the node knew (R15).
+    /// The last batch that changed it, from the node (R15).
     pub last: Ticket,
 }
 
 enum Cached {
     Row(CachedRow),
-    /// The read under way that may fill it.
+    /// The read in progress that may fill it.
     Filling(FillId),
 }
 
@@ -56,7 +56,8 @@ impl RowCache {
         }
     }
 
-    /// A node is loaded, or the inode is removed: a row that was read, or is being read, is void.
+    /// Called when a node is loaded, or the inode removed: a row that was read, or is being read,
+    /// is void.
     pub fn take(&mut self, ino: u64) -> Option<CachedRow> {
         match self.rows.remove(&ino) {
             Some(Cached::Row(cached)) => Some(cached),
@@ -64,12 +65,12 @@ impl RowCache {
         }
     }
 
-    /// The row of a node that is evicted.
+    /// Caches the row of a node that is evicted.
     pub fn insert(&mut self, ino: u64, cached: CachedRow) {
         self.put(ino, Cached::Row(cached));
     }
 
-    /// The row is about to be read. `false`: it is cached.
+    /// Announces that the row is about to be read. `false`: it is cached.
     pub fn begin_fill(&mut self, ino: u64, fill: FillId) -> bool {
         if self.get(ino).is_some() {
             return false;
@@ -78,7 +79,7 @@ impl RowCache {
         true
     }
 
-    /// The row was read. Cached if it cannot have changed since that read began.
+    /// Caches a row that was read, if it cannot have changed since that read began.
     pub fn fill(&mut self, ino: u64, fill: FillId, cached: CachedRow) {
         if let Some(entry) = self.rows.get_mut(&ino)
             && matches!(entry, Cached::Filling(by) if *by == fill)
@@ -87,7 +88,7 @@ impl RowCache {
         }
     }
 
-    /// Most rows from now on; rows beyond leave as others come.
+    /// Sets the limit of rows; rows beyond it are evicted as others are added.
     pub fn set_max(&mut self, max: usize) {
         self.max = max.max(1);
     }
@@ -101,8 +102,8 @@ impl RowCache {
             return;
         }
         self.queue.push_back(ino);
-        // The queue still names rows that were taken: such numbers fall out here, or when they are
-        // too many.
+        // The queue still names rows that were taken: such numbers are dropped here, or when they
+        // are too many.
         while self.rows.len() > self.max {
             let Some(first) = self.queue.pop_front() else { break };
             self.rows.remove(&first);

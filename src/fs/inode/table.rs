@@ -1,9 +1,9 @@
 //! The inode table: at most one [`Node`] of an inode in this process, found by number, and the rows
 //! of inodes without one ([`super::row_cache`]).
 //!
-//! Bounded: a clock per shard drops nodes that nobody uses, and keeps their rows a while longer. A
-//! node that somebody holds, or whose content waits to be flushed, stays: a second node of the same
-//! inode would lose its changes.
+//! Bounded: a clock per shard evicts unused nodes, and keeps their rows a while longer. A node that
+//! is in use, or whose content waits to be flushed, stays: a second node of the same inode would
+//! lose its changes.
 
 use super::entries::{Entries, Evicted};
 use super::memory::{InodeMemory, MemoryShare};
@@ -23,11 +23,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio_util::sync::CancellationToken;
 
 const SHARDS: usize = 32;
-/// Nodes that one insertion looks at to find some to drop.
+/// Most nodes that one insertion examines to find some to evict.
 const CLOCK_STEPS: usize = 8;
-/// The memory of a node, about: the row, the content's bookkeeping, the table's own.
+/// Approximate memory of a node: the row, the content's bookkeeping, the table's own.
 pub const NODE_BYTES: u64 = 1024;
-/// The memory of a cached directory entry, about.
+/// Approximate memory of a cached directory entry.
 pub const ENTRY_BYTES: u64 = 128;
 
 /// Inode numbers are counted up: they need no hashing beyond spreading over the map's upper bits.
@@ -52,8 +52,8 @@ enum NodeState {
         node: Arc<Node>,
         used: bool,
     },
-    /// Being loaded by the load of this number. The token is cancelled when that has ended, well or
-    /// not.
+    /// Being loaded by the load of this number. The token is cancelled when that has ended, with or
+    /// without success.
     Loading {
         load: u64,
         ended: CancellationToken,
@@ -84,7 +84,7 @@ const NODES_MIN: usize = 16;
 const SHARD_ROWS_MIN: usize = 1;
 const ENTRIES_MIN: usize = 64;
 
-/// The table's answer about an inode.
+/// The result of looking up an inode.
 pub enum Lookup {
     Loaded(Arc<Node>),
     /// The caller loads it.
@@ -93,11 +93,12 @@ pub enum Lookup {
     Loading(CancellationToken),
 }
 
-/// The right to load an inode. Dropped before it has [ended](Self::finish), another may load it.
+/// The right to load an inode. If it is dropped before it has [ended](Self::finish), another may
+/// load the inode.
 ///
-/// The load ends unnoticed when the inode is made meanwhile: an old handle may name a number that
-/// was lost with its node and is given out again (R7). Then the node that was made is the inode's,
-/// and the one that was loaded is dropped.
+/// The load ends silently when the inode is created meanwhile: an old handle may name a number that
+/// was lost with its node and is given out again (R7). Then the created node is the inode's, and
+/// the loaded one is dropped.
 pub struct Load {
     inodes: Arc<Inodes>,
     ino: InodeNo,
@@ -140,16 +141,16 @@ impl Drop for Load {
     }
 }
 
-/// An inode's attributes as memory has them.
+/// An inode's cached attributes.
 pub struct CachedAttr {
     /// Absent: the inode was removed.
     pub attr: Option<Attr>,
-    /// The last batch that changed it, where no node tells (R15).
+    /// The last batch that changed it, where there is no node (R15).
     pub last: Ticket,
 }
 
 impl Inodes {
-    /// With half of its share of the memory for directory entries, a quarter for nodes, a quarter
+    /// Divides its share of the memory: half for directory entries, a quarter for nodes, a quarter
     /// for rows without one.
     pub fn new(committer: Arc<Committer>, memory: Arc<InodeMemory>) -> Self {
         let memory = MemoryShare::of(memory);
@@ -169,12 +170,12 @@ impl Inodes {
         }
     }
 
-    /// How many things of `each` bytes fit into one of this many parts of the memory.
+    /// The number of items of `each` bytes that fit into one of `parts` parts of the memory.
     fn count(&self, parts: u64, each: u64) -> usize {
         usize::try_from(self.memory.max() / parts / each).unwrap_or(usize::MAX)
     }
 
-    /// Nodes that an insertion drops, if it finds as many that nobody uses.
+    /// Most unused nodes that an insertion evicts.
     fn excess_nodes(&self) -> usize {
         let max = self.count(4, NODE_BYTES).max(NODES_MIN);
         (self.nodes.load(Ordering::Relaxed) + 1).saturating_sub(max)
@@ -188,7 +189,7 @@ impl Inodes {
         self.count(2, ENTRY_BYTES).max(ENTRIES_MIN)
     }
 
-    /// Every change of a shard, so that the memory it takes is known.
+    /// Changes a shard and accounts for its memory.
     fn change<T>(&self, ino: InodeNo, work: impl FnOnce(&mut Shard) -> T) -> T {
         let rows_max = self.shard_rows_max();
         let mut shard = self.shard(ino).lock();
@@ -204,7 +205,7 @@ impl Inodes {
         done
     }
 
-    /// Directory entries have left memory.
+    /// Subtracts directory entries that were evicted.
     fn uncount_entries(&self, count: usize) {
         self.entries.fetch_sub(count, Ordering::Relaxed);
         self.memory.change(count as u64 * ENTRY_BYTES, 0);
@@ -224,7 +225,7 @@ impl Inodes {
                     let Some(row) = self.committer.get(&key::inode(ino)).await? else {
                         return Ok(None);
                     };
-                    // The batch that changed it was submitted by now.
+                    // The batch that changed it has been submitted by now.
                     let last = self.committer.last();
                     if let Loaded::Node(node) =
                         load.finish(Node::new(ino, Inode::decode(&row)?, last))
@@ -236,7 +237,7 @@ impl Inodes {
         }
     }
 
-    /// As [`Self::load`], of an inode that has a name.
+    /// As [`Self::load`], for an inode that has a name.
     pub async fn load_linked(self: &Arc<Self>, ino: InodeNo) -> Result<Option<Arc<Node>>, FsError> {
         Ok(self.load(ino).await?.filter(|node| node.row.read().nlink > 0))
     }
@@ -267,15 +268,15 @@ impl Inodes {
         }
     }
 
-    /// The node, or the right or the wait for loading it. A cached row becomes a node without a
-    /// look at the database.
+    /// Returns the node, or the right to load it, or a wait for another load. A cached row becomes
+    /// a node without a read of the database.
     pub fn lookup(self: &Arc<Self>, ino: InodeNo) -> Lookup {
         if let Some(known) = self.shard(ino).lock().find(ino) {
             return known;
         }
         let excess = self.excess_nodes();
         let (found, dropped) = self.change(ino, |shard| {
-            // Another may have been faster.
+            // Another task may have been faster.
             if let Some(known) = shard.find(ino) {
                 return (known, Vec::new());
             }
@@ -295,8 +296,8 @@ impl Inodes {
         found
     }
 
-    /// An inode's attributes without making a node of it; `None`: look at the database. Does not
-    /// count as use: a long listing would otherwise evict the nodes that are worked with.
+    /// Returns the cached attributes of an inode without making a node of it; `None`: look at the
+    /// database. Does not count as use: a long listing would otherwise evict the nodes in use.
     pub fn cached_attr(&self, ino: InodeNo) -> Option<CachedAttr> {
         let shard = self.shard(ino).lock();
         match shard.nodes.get(&ino.0) {
@@ -312,12 +313,13 @@ impl Inodes {
         }
     }
 
-    /// For a task that is about to read rows for [`Self::fill_row`].
+    /// Returns a number for a task that is about to read rows for [`Self::fill_row`].
     pub fn new_fill(&self) -> FillId {
         FillId(self.fills.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Before an inode's row is read. `false`: it is in memory, or a task loads the node.
+    /// Announces that an inode's row is about to be read. `false`: it is in memory, or being
+    /// loaded.
     pub fn begin_fill(&self, ino: InodeNo, fill: FillId) -> bool {
         self.change(ino, |shard| {
             !shard.nodes.contains_key(&ino.0) && shard.rows.begin_fill(ino.0, fill)
@@ -343,7 +345,7 @@ impl Inodes {
         node
     }
 
-    /// The inode was removed. Its number may still be looked up; the database then says that it
+    /// Drops a removed inode. Its number may still be looked up; the database then shows that it
     /// does not exist.
     pub fn forget(&self, ino: InodeNo) {
         let removed = self.change(ino, |shard| {
@@ -378,17 +380,17 @@ impl Inodes {
         if now <= max {
             return;
         }
-        // A directory that is most of it does not throw out the others.
+        // A directory that holds most of them does not evict the others.
         if let Some(entries) = dir.entries.as_ref().filter(|e| e.len() > max / 2) {
             return self.uncount_entries(entries.forget(Evicted::ForRoom));
         }
-        // Twice: the first pass takes the used marks off.
+        // Two passes: the first clears the used marks.
         for _ in 0..2 {
             self.sweep(dir, max / 4 * 3);
         }
     }
 
-    /// Forgets the entries of directories not used since the last sweep, down to three quarters of
+    /// Evicts the entries of directories not used since the last sweep, down to three quarters of
     /// the limit. Looks at all nodes, but only once in a quarter of the limit's insertions.
     fn sweep(&self, except: &Node, wanted: usize) {
         for shard in &self.shards {
@@ -430,7 +432,7 @@ fn row_attr(ino: InodeNo, row: &Inode) -> Attr {
 }
 
 impl Shard {
-    /// Its memory, about.
+    /// Approximate memory of the shard.
     fn bytes(&self) -> u64 {
         self.nodes.len() as u64 * NODE_BYTES + self.rows.len() as u64 * ROW_BYTES
     }
@@ -450,7 +452,7 @@ impl Shard {
         matches!(self.nodes.get(&ino.0), Some(NodeState::Loading { load, .. }) if *load == number)
     }
 
-    /// Answers the node, and the entries of directories that were evicted for it.
+    /// Returns the node, and the entries of directories that were evicted for it.
     fn insert(&mut self, node: Arc<Node>, excess: usize) -> (Arc<Node>, Vec<Entries>) {
         let ino = node.file.ino.0;
         let dropped = self.make_room(excess);
@@ -461,7 +463,7 @@ impl Shard {
         (node, dropped)
     }
 
-    /// The clock keeps the numbers of removed inodes until it comes by; where many are made and
+    /// The clock keeps the numbers of removed inodes until its hand passes; where many are made and
     /// removed, that is too late.
     fn prune_clock(&mut self) {
         if self.clock.len() > 2 * self.nodes.len() + CLOCK_STEPS {
@@ -470,8 +472,7 @@ impl Shard {
         }
     }
 
-    /// Evicts up to `excess` nodes that nobody uses, fewer if too many are in use. Their rows are
-    /// cached.
+    /// Evicts up to `excess` unused nodes, fewer if too many are in use. Their rows are cached.
     fn make_room(&mut self, mut excess: usize) -> Vec<Entries> {
         let mut directories = Vec::new();
         for _ in 0..CLOCK_STEPS.min(self.clock.len()) {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 const FILE_MODE: u32 = 0o644;
 const DIR_MODE: u32 = 0o755;
 const EXCLUSIVE_MODE: u32 = 0o600;
-/// The mode of a symbolic link means nothing and is shown like this everywhere.
+/// The mode of a symbolic link has no meaning and is this one everywhere.
 const LINK_MODE: u32 = 0o777;
 
 /// The attributes of a new object that its kind and its caller decide.
@@ -115,7 +115,7 @@ impl Names {
         self.make_new(caller, dir, name, New::of(FileKind::Directory, set, DIR_MODE), slot).await
     }
 
-    /// SYMLINK and MKNOD. Device nodes are the superuser's to make.
+    /// SYMLINK and MKNOD. Only the superuser may make device nodes.
     pub async fn make(
         &self,
         caller: &Caller,
@@ -198,7 +198,7 @@ impl Names {
     }
 
     /// Submits the batch that makes a node, and changes the others. The node must be in the table
-    /// before anybody can find its row in the database, or there might be two of it.
+    /// before its row can be found in the database, or there might be two nodes.
     pub(super) fn publish_new(
         &self,
         batch: Batch,

@@ -3,8 +3,8 @@
 //!
 //! In order, under the locks of all nodes that change: [`DirEdit::new`]; [`Names::edit_name`] for
 //! each name, which fills the batch; [`DirEdit::put`]; the submission; and, without waiting in
-//! between, [`Names::show_name`] and [`DirEdit::publish`], which change memory. What is dropped
-//! before the submission has changed nothing.
+//! between, [`Names::show_name`] and [`DirEdit::publish`], which change memory. An edit that is
+//! dropped before the submission has changed nothing.
 
 use super::{Names, alive};
 use crate::fs::FsError;
@@ -17,8 +17,8 @@ use crate::fs::row::{DirEntryRow, Inode};
 use crate::types::{EntryName, InodeNo};
 use std::sync::Arc;
 
-/// Too many names of one hash in one directory: 65,536 were made with a hash that nobody outside
-/// knows the key of.
+/// Too many names of one hash in one directory: 65,536 names collided under a hash whose key is
+/// secret.
 const HASH_FULL: FsError =
     FsError::Invalid("the directory holds 65,536 names of one hash: choose another name");
 
@@ -114,8 +114,8 @@ impl Names {
         Ok(NameEdit { dir: dir.node, hash, n, entry, unlinked })
     }
 
-    /// The batch was submitted: shows the entry first, and then that an object went with it (see
-    /// [`Names::child`]).
+    /// Updates memory once the batch is submitted: the entry first, and then the object that was
+    /// removed with it (see [`Names::child`]).
     pub(super) fn show_name(&self, edit: NameEdit<'_>) {
         let NameEdit { dir, hash, n, entry, unlinked } = edit;
         if let Some(entries) = &dir.entries {
@@ -126,8 +126,8 @@ impl Names {
         }
     }
 
-    /// Takes one link from an object, in its row and in the batch. With the last one the object
-    /// goes: its data is queued for reclaim (R5).
+    /// Takes one link from an object, in its row and in the batch. With the last one the object is
+    /// removed: its data is queued for reclaim (R5).
     fn unlink(
         &self,
         node: &Node,
@@ -149,7 +149,7 @@ impl Names {
         Ok(row)
     }
 
-    /// Only now is buffered data dropped: a batch that is refused must lose nothing.
+    /// Buffered data is dropped only now: a refused batch must lose nothing.
     fn unlinked(&self, node: &Node, row: Inode) {
         let (gone, regular) = (row.nlink == 0, row.kind == FileKind::Regular);
         *node.row.write() = row;
@@ -171,7 +171,7 @@ impl<'a> DirEdit<'a> {
         Ok(Self { node, before: Before::from(&attr(node.file, &row)), row })
     }
 
-    /// Counts an entry more or less, of an object of this kind.
+    /// Counts an entry added or removed, for an object of this kind.
     fn count(&mut self, entries: i64, kind: FileKind) -> Result<(), FsError> {
         let corrupt = || {
             FsError::Corrupt(format!(
@@ -188,7 +188,7 @@ impl<'a> DirEdit<'a> {
         Ok(())
     }
 
-    /// After all names: puts the row with its new times into the batch.
+    /// Called after all names: puts the row with its new times into the batch.
     pub fn put(&mut self, now: Moment, batch: &mut Batch) {
         self.row.mtime = now.time();
         self.row.ctime = now.ctime(self.row.ctime);
@@ -202,7 +202,7 @@ impl<'a> DirEdit<'a> {
         Change { before: Some(self.before), after }
     }
 
-    /// Where nothing was changed.
+    /// Returns the result of a call that changed nothing.
     pub fn unchanged(&self) -> Change {
         Change { before: Some(self.before), after: attr(self.node.file, &self.row) }
     }

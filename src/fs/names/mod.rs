@@ -1,16 +1,16 @@
 //! The name space of a dataset: every operation that looks up or changes names.
 //!
 //! Nouns: a *node* is an inode in memory ([`super::inode`]); an *entry* leads from a directory and
-//! a name to an inode, and is stored under the name's keyed hash and a number `n` that tells names
-//! of one hash apart (R21); a *reply slot* is the right to do a call that must not be done twice
-//! (R20, [`super::replies`]).
+//! a name to an inode, and is stored under the name's keyed hash and a number `n` that
+//! distinguishes names of one hash (R21); a *reply slot* is the right to do a call that must not be
+//! done twice (R20, [`super::replies`]).
 //!
-//! Every operation goes the same way: look names up without locks; lock all nodes it changes, in
+//! Every operation takes the same steps: look names up without locks; lock all nodes it changes, in
 //! ascending order of inode number; look again ([`Names::resolve`] answers from memory now) and
 //! start over if a name leads elsewhere; check permissions; build one batch; submit it; change rows
-//! and entries in memory; release the locks. From the submission to the change in memory nothing
-//! waits, so that a call that is dropped half way has happened wholly or not at all. Waiting for
-//! durability is the caller's ([`super::dataset`]), without locks.
+//! and entries in memory; release the locks. There is no await between the submission and the
+//! change in memory, so that a call that is dropped half way has happened wholly or not at all.
+//! Waiting for durability is the caller's ([`super::dataset`]), without locks.
 //!
 //! Invariants: a directory's `nlink` is 2 plus its subdirectories, its `size` the number of its
 //! entries; `parent` of a directory is the one directory with an entry for it; parents change
@@ -122,7 +122,7 @@ impl Names {
     }
 
     /// Submits an operation's batch with its answer for the reply cache, and marks the nodes that
-    /// it changes. Nothing happened if it fails.
+    /// it changes. On an error nothing has happened.
     fn submit(
         &self,
         batch: Batch,
@@ -133,7 +133,8 @@ impl Names {
         self.submit_marking(batch, slot, object, nodes.iter().copied())
     }
 
-    /// As [`Self::submit`]. The nodes are marked before a repeat of the call can be answered (R15).
+    /// As [`Self::submit`]. The nodes are marked before a retransmission of the call can be
+    /// answered (R15).
     fn submit_marking<'a>(
         &self,
         mut batch: Batch,

@@ -1,5 +1,4 @@
-//! An object that is made as it shall be, at once, and where there is one already in its place:
-//! what a restore does.
+//! Places an object with all its attributes in one step, replacing an existing one, for a restore.
 
 use super::edit::{DirEdit, NameSlot, Old};
 use super::{Names, TRIES, alive, lock_all};
@@ -23,7 +22,7 @@ pub enum Overwrite {
     Replace,
 }
 
-/// Bytes that go with the removal of one name.
+/// Bytes that the removal of one name frees.
 pub fn given_back(row: &Inode) -> u64 {
     if row.kind == FileKind::Regular && row.nlink == 1 { row.allocated } else { 0 }
 }
