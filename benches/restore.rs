@@ -157,12 +157,8 @@ async fn suite(what: &str, store: Arc<dyn ObjectStore>, latency: Option<Duration
     let volume = process.create().await;
     let open = process.volumes.open(&process.catalog, volume.dataset).await.unwrap();
     fill(&open, files).await;
-    let cut = process
-        .controller
-        .create_snapshot(volume, "cut".parse().unwrap(), false)
-        .await
-        .unwrap()
-        .handle;
+    let cut =
+        process.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
     if let Some(each) = latency {
         process.store.latency(each);
     }

@@ -58,7 +58,7 @@ async fn measured<T>(
 }
 
 async fn snapshot(process: &Process, volume: VolumeHandle, called: String) -> SnapshotHandle {
-    process.controller.create_snapshot(volume, called.parse().unwrap(), true).await.unwrap().handle
+    process.controller.create_csi_snapshot(volume, called.parse().unwrap()).await.unwrap().handle
 }
 
 /// Opens a volume and reads its first file.

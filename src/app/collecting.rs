@@ -4,7 +4,9 @@
 //! another has collected since its own last turn skips its turn. After a deletion handled by this
 //! process it collects itself, unless another process is collecting.
 
-use crate::control::{Collected, Collector, ControlError, Controller, Others, Pool, Turn};
+use crate::control::{
+    Collected, Collector, ControlError, Controller, ExclusiveCollection, Others, Pool,
+};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -56,7 +58,7 @@ async fn turn(controller: &Controller, pool: &Pool, rate: u64, due: Due) {
     let mut collector = controller.collector(pool).at_rate(Some(rate));
     let done = match due {
         Due::ByTime => unless_another(&mut collector).await,
-        Due::Deleted => collector.collect_in_turn(PATIENCE).await.map(Some),
+        Due::Deleted => collector.collect_or_wait(PATIENCE).await.map(Some),
     };
     match done {
         Ok(Some(done))
@@ -96,13 +98,13 @@ async fn unless_another(collector: &mut Collector) -> Result<Option<Collected>, 
     loop {
         let turn = match collector.others().await? {
             Others::Collected => return Ok(None),
-            Others::Collecting(node) => Turn::Another(node),
-            Others::Nothing => collector.collect_alone().await?,
+            Others::Collecting(node) => ExclusiveCollection::HeldBy(node),
+            Others::Nothing => collector.collect_exclusively().await?,
         };
         match turn {
-            Turn::Done(done) => return Ok(Some(done)),
+            ExclusiveCollection::Done(done) => return Ok(Some(done)),
             // Its claim changes while it is alive, and expires when it is not.
-            Turn::Another(_) => tokio::time::sleep(LOOK).await,
+            ExclusiveCollection::HeldBy(_) => tokio::time::sleep(LOOK).await,
         }
     }
 }

@@ -16,11 +16,11 @@ use crate::catalog::{Dataset, Snapshot, State};
 use crate::chunk::parse_object;
 use crate::fs::FsError;
 use crate::fs::check::{self, Report};
-use crate::fs::db::{self, CheckpointId, Reader};
+use crate::fs::db::{self, Reader};
 use crate::fs::key::Key;
 use crate::fs::row::{Row, Usage};
 use crate::types::{Class, PackId, SnapshotHandle, Timestamp, VolumeHandle};
-use crate::volume::repair_released;
+use crate::volume::{RootReader, repair_released};
 use bytes::Bytes;
 use serde::Serialize;
 use std::collections::HashSet;
@@ -190,23 +190,21 @@ async fn check_dataset(
     dataset: &Dataset,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Checked>> {
-    let place = opened.parts.volumes.settings().place(
-        &opened.pool.catalog,
-        dataset.family,
-        dataset.incarnation,
-    );
-    if !db::exists(&place).await? {
-        return Ok(None);
-    }
+    let (settings, catalog) = (opened.parts.volumes.settings(), &opened.pool.catalog);
     if dataset.owner.is_none() {
-        let reader = Reader::newest(&place).await?;
+        let Some(reader) = RootReader::head(settings, catalog, dataset).await? else {
+            return Ok(None);
+        };
         return Ok(Some(check_reader(opened, dataset.name.to_string(), reader, stop).await?));
+    }
+    if !db::exists(&settings.place(catalog, dataset.family, dataset.incarnation)).await? {
+        return Ok(None);
     }
     let pool = opened.pool.id();
     let name = snapshot_name(&reserved::random())?;
     let (volume, of) = (VolumeHandle { pool, dataset: dataset.id() }, dataset.name.as_str());
     let checking = async {
-        let cut = opened.controller.create_snapshot(volume, name.clone(), false).await?;
+        let cut = opened.controller.create_snapshot(volume, name.clone()).await?;
         check_snapshot(opened, of, &cut.snapshot, stop).await
     };
     let checked = tokio::select! {
@@ -245,29 +243,20 @@ async fn check_snapshot(
     stop: &CancellationToken,
 ) -> anyhow::Result<Checked> {
     let what = format!("{dataset}@{}", snapshot.name);
-    let place = opened.parts.volumes.settings().place(
-        &opened.pool.catalog,
-        snapshot.family,
-        snapshot.dataset.incarnation,
-    );
-    let Some(checkpoint) = snapshot.checkpoint else {
-        return Err(Wrong::new(
-            Class::Corrupt,
-            format!("snapshot {what} is ready but names no checkpoint"),
-        ));
-    };
-    let reader = Reader::at_checkpoint(&place, CheckpointId(checkpoint)).await?;
+    let settings = opened.parts.volumes.settings();
+    let (reader, _) = RootReader::snapshot(settings, &opened.pool.catalog, snapshot.id()).await?;
     check_reader(opened, what, reader, stop).await
 }
 
 async fn check_reader(
     opened: &Opened,
     what: String,
-    reader: Reader,
+    reader: RootReader,
     stop: &CancellationToken,
 ) -> anyhow::Result<Checked> {
-    let reading =
-        async { Ok::<_, FsError>((check::check(&reader).await?, referenced(&reader).await?)) };
+    let reading = async {
+        Ok::<_, FsError>((check::check(reader.rows()).await?, referenced(reader.rows()).await?))
+    };
     let read = tokio::select! {
         read = Box::pin(reading) => Some(read),
         () = stop.cancelled() => None,

@@ -7,34 +7,11 @@ use super::target::{Opened, split_snapshot};
 use crate::app;
 use crate::catalog::Snapshot;
 use crate::fs::api::FileKind;
-use crate::fs::db::{self, Reader};
-use crate::fs::{Aspect, Difference, Found, FsError, SnapshotReader, compare};
+use crate::fs::{Aspect, Difference, Found, FsError, compare};
 use crate::types::{Class, DatasetId};
-use crate::volume::ReadSnapshot;
+use crate::volume::{RootReader, RootView};
 use serde::Serialize;
 use std::io::{BufWriter, ErrorKind, Write};
-
-/// One side of the comparison.
-enum Side {
-    Snapshot(Box<ReadSnapshot>),
-    Live(Box<SnapshotReader>),
-}
-
-impl Side {
-    fn view(&self) -> &SnapshotReader {
-        match self {
-            Self::Snapshot(reading) => reading.view(),
-            Self::Live(view) => view,
-        }
-    }
-
-    async fn close(self) -> Result<(), FsError> {
-        match self {
-            Self::Snapshot(reading) => reading.close().await,
-            Self::Live(view) => view.close().await,
-        }
-    }
-}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -96,16 +73,16 @@ pub async fn run(args: DiffArgs) -> anyhow::Result<()> {
     let side = |of: Snapshot| {
         let opened = &opened;
         async move {
-            ReadSnapshot::open(opened.parts.volumes.settings(), &opened.pool.catalog, of.id())
-                .await
-                .map(|reading| Side::Snapshot(Box::new(reading)))
+            let settings = opened.parts.volumes.settings();
+            let (reader, _) = RootReader::snapshot(settings, &opened.pool.catalog, of.id()).await?;
+            anyhow::Ok(reader.into_view().await?)
         }
     };
     let dataset = before.dataset;
     let before = side(before).await?;
     let after = match after {
-        Some(after) => side(after).await.map_err(Into::into),
-        None => live(&opened, dataset).await.map(|view| Side::Live(Box::new(view))),
+        Some(after) => side(after).await,
+        None => live(&opened, dataset).await,
     };
     let after = match after {
         Ok(after) => after,
@@ -119,7 +96,7 @@ pub async fn run(args: DiffArgs) -> anyhow::Result<()> {
     let told = tokio::select! {
         biased;
         () = stop.cancelled() => Err(Stopped::Signal),
-        told = Box::pin(compare(before.view(), after.view(), |found| tell(&mut out, &found, format))) => told,
+        told = Box::pin(compare(before.files(), after.files(), |found| tell(&mut out, &found, format))) => told,
     };
     let told = told.and_then(|()| Ok(out.flush()?));
     let closed = before.close().await.and(after.close().await);
@@ -157,19 +134,15 @@ fn apart(before: &str, after: &str) -> anyhow::Error {
 /// The dataset as the store has it: one state, however long it is read and whatever is written
 /// meanwhile, without the unsynced changes of its owner. Nothing retains that state: an hour after
 /// it was superseded, reading it may fail with an error.
-async fn live(opened: &Opened, id: DatasetId) -> anyhow::Result<SnapshotReader> {
+async fn live(opened: &Opened, id: DatasetId) -> anyhow::Result<RootView> {
     let catalog = &opened.pool.catalog;
     let gone = || {
         Wrong::new(Class::NotFound, "the dataset was deleted: name a second snapshot".to_owned())
     };
     let dataset = catalog.dataset_by_id(id).await?.map(|at| at.record).ok_or_else(gone)?;
     let settings = opened.parts.volumes.settings();
-    let at = settings.place(catalog, dataset.family, dataset.incarnation);
-    if !db::exists(&at).await? {
-        return Err(gone());
-    }
-    let chunks = settings.chunks(catalog, dataset.family);
-    Ok(SnapshotReader::new(Reader::newest(&at).await?, chunks).await?)
+    let reader = RootReader::head(settings, catalog, &dataset).await?.ok_or_else(gone)?;
+    Ok(reader.into_view().await?)
 }
 
 fn tell(out: &mut impl Write, found: &Found, format: Format) -> Result<(), Stopped> {

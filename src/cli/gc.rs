@@ -5,7 +5,7 @@ use super::names::Names;
 use super::report::Progress;
 use crate::app;
 use crate::catalog::Dataset;
-use crate::control::{Collected, Kept, Plan};
+use crate::control::{Collected, Plan, Retained};
 use crate::types::ByteSize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub fn run(args: GcArgs) -> anyhow::Result<()> {
             .controller
             .collector(&opened.pool)
             .at_rate(args.rate.map(|rate| rate.0))
-            .telling(move |done| {
+            .reporting(move |done| {
                 shown.say(&format!(
                     "{} packs deleted, {} rewritten, {} clones detached",
                     done.packs,
@@ -40,7 +40,7 @@ pub fn run(args: GcArgs) -> anyhow::Result<()> {
             let names = Names::all(&opened.pool, &datasets).await?;
             args.common.output.print(&plan, |plan| plan_text(plan, &names))
         } else {
-            let done = collector.collect_in_turn(PATIENCE).await?;
+            let done = collector.collect_or_wait(PATIENCE).await?;
             drop((collector, progress));
             args.common.output.print(&done, done_text)
         }
@@ -68,10 +68,10 @@ fn plan_text(plan: &Plan, names: &Names) -> String {
             stray.snapshot, stray.dataset
         );
     });
-    plan.unfinished.iter().for_each(|id| {
+    plan.abandoned_clones.iter().for_each(|id| {
         text += &format!("abandon   clone {}, which was never finished\n", names.dataset(*id))
     });
-    plan.abandoned.iter().for_each(|id| {
+    plan.abandoned_snapshots.iter().for_each(|id| {
         text += &format!("abandon   snapshot {}, which was never finished\n", names.snapshot(*id))
     });
     plan.snapshots.iter().for_each(|id| text += &format!("snapshot  {}\n", names.snapshot(*id)));
@@ -81,11 +81,11 @@ fn plan_text(plan: &Plan, names: &Names) -> String {
         text +=
             &format!("rewrite   pack {} ({}), subject to a full mark\n", c.pack, ByteSize(c.bytes))
     });
-    plan.rewrite_pending.iter().for_each(|key| text += &format!("obsolete  {key}\n"));
-    plan.upkeep.iter().for_each(|id| {
+    plan.obsolete_markers.iter().for_each(|key| text += &format!("obsolete  {key}\n"));
+    plan.maintenance.iter().for_each(|id| {
         text += &format!("collect   vol/{} ({})\n", id.incarnation, names.dataset(*id))
     });
-    text + &kept_text(&plan.kept)
+    text + &retained_text(&plan.retained)
 }
 
 fn done_text(done: &Collected) -> String {
@@ -101,9 +101,9 @@ fn done_text(done: &Collected) -> String {
         done.detached.len(),
         done.databases
     );
-    text + &kept_text(&done.kept)
+    text + &retained_text(&done.retained)
 }
 
-fn kept_text(kept: &[Kept]) -> String {
-    kept.iter().map(|kept| format!("retained  {}: {}\n", kept.what, kept.why)).collect()
+fn retained_text(retained: &[Retained]) -> String {
+    retained.iter().map(|it| format!("retained  {}: {}\n", it.what, it.why)).collect()
 }

@@ -22,7 +22,7 @@ use crate::fs::api::FileKind;
 use crate::fs::{FsError, SnapshotInode, SnapshotReader, Walk};
 use crate::types::ByteSize;
 use crate::types::{Class, Classify, EntryName, Incarnation, InodeNo, VolumeHandle};
-use crate::volume::ReadSnapshot;
+use crate::volume::RootReader;
 use anyhow::{Context, bail};
 use rustix::fs::FileType;
 use serde::Serialize;
@@ -156,11 +156,11 @@ pub async fn copy_out(
     stop: &CancellationToken,
 ) -> anyhow::Result<Restored> {
     // The snapshot is retained during the copy, even if it is deleted meanwhile (R14).
-    let reading =
-        ReadSnapshot::open(opened.parts.volumes.settings(), &opened.pool.catalog, snapshot.id())
-            .await?;
-    let copied = Copy::run(reading.view(), path, target, overwrite, watch, stop).await;
-    let closed = reading.close().await;
+    let settings = opened.parts.volumes.settings();
+    let (reader, _) = RootReader::snapshot(settings, &opened.pool.catalog, snapshot.id()).await?;
+    let view = reader.into_view().await?;
+    let copied = Copy::run(view.files(), path, target, overwrite, watch, stop).await;
+    let closed = view.close().await;
     let done = copied?;
     closed?;
     Ok(done)

@@ -53,7 +53,7 @@ pub async fn make(
 ) -> anyhow::Result<SnapshotShown> {
     let volume = source(opened, dataset).await?;
     is_new(opened, dataset, volume, &name).await?;
-    let made = opened.controller.create_snapshot(volume, name, false).await?;
+    let made = opened.controller.create_snapshot(volume, name).await?;
     Ok(SnapshotShown::of(&opened.pool, dataset, &made.snapshot))
 }
 

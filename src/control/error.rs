@@ -20,7 +20,7 @@ pub enum ControlError {
     Exists { what: String, why: String },
     #[error("{0}")]
     Precondition(String),
-    #[error("another call for {what} is running: repeat")]
+    #[error("another operation on {what} is in progress; retry")]
     InProgress { what: String },
     /// The previous object of the name is deleted, but not yet removed.
     #[error("the name of {what} is not free yet: an earlier one is deleted, but {why}")]

@@ -8,14 +8,14 @@
 //! Invariants: every call is idempotent and repaired by its retry (R30); calls for one object are
 //! serialised in the process and, across processes, by compare-and-swap on its record.
 //!
-//! A crash leaves intents, which the retried call finishes, and tombstones, which any collector
+//! A crash leaves intents, which a retry finishes, and tombstones, which any collector
 //! finishes. It never leaves an effect without a record.
 
-mod busy;
 pub mod cluster;
 mod collect;
 mod controller;
 mod error;
+mod locks;
 pub mod node;
 mod owner;
 mod pace;
@@ -28,8 +28,8 @@ pub mod takeover;
 pub mod unlock;
 
 pub use collect::{
-    Candidate, Collected, Collector, DeadPack, Kept, Others, Plan, StrayCheckpoint, StrayDatabase,
-    Turn, Worth,
+    Candidate, Collected, Collector, DeadPack, ExclusiveCollection, Others, Plan, Retained,
+    RewriteThreshold, StrayCheckpoint, StrayDatabase,
 };
 pub use controller::{
     Controller, Journal, NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source,

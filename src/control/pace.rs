@@ -3,7 +3,7 @@
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Limits a rate to so many bytes per second since it was made, or not at all.
+/// Limits a rate to a number of bytes per second since it was made, or not at all.
 pub(super) struct Pace {
     rate: Option<u64>,
     begun: Instant,

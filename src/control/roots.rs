@@ -1,31 +1,26 @@
-//! States that can be read row by row: the heads of datasets and their snapshots. For callers that
-//! read all of them; the collector, which decides what may be deleted, reads roots by rules of its
-//! own.
+//! The roots of a pool, row by row: the heads of datasets, and their snapshots. For use cases that
+//! read all of them; the collector, which decides what goes, reads roots by rules of its own.
 
 use super::{ControlError, Pool};
-use crate::catalog::{CatalogError, Dataset, READING_RENEWAL, Reading, Snapshot, State};
+use crate::catalog::{CatalogError, Dataset, Snapshot, State};
 use crate::fs::FsError;
-use crate::fs::db::{self, CheckpointId, DbPlace, Reader};
+use crate::fs::db::Reader;
 use crate::fs::key::Key;
 use crate::fs::row::{Row, Usage};
 use crate::types::{DatasetId, FamilyId, Incarnation, PackId};
-use crate::volume::Volumes;
+use crate::volume::{RootReader, VolumeError, Volumes};
 use bytes::Bytes;
-use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::time::Instant;
 
-/// A state that is read.
+/// A head or a snapshot that is read.
 pub(super) struct Root {
     /// `DATASET` or `DATASET@SNAPSHOT`.
     pub(super) name: String,
     pub(super) family: FamilyId,
-    pub(super) reader: Reader,
-    /// The announcement of a reader, so that the snapshot stays (R14).
-    reading: Option<(Reading, Mutex<Instant>)>,
+    reader: RootReader,
 }
 
-/// The state to read.
+/// A root that can be read.
 pub(super) enum Source {
     Head(Dataset),
     Snapshot { snapshot: Snapshot, dataset: String },
@@ -39,7 +34,7 @@ impl Source {
         }
     }
 
-    /// Returns the id of the dataset itself, or of the one that the snapshot was taken of.
+    /// The id of the dataset that it is, or that it was taken of.
     pub(super) fn dataset(&self) -> DatasetId {
         match self {
             Self::Head(dataset) => dataset.id(),
@@ -66,9 +61,9 @@ pub(super) async fn list(pool: &Pool) -> Result<Vec<Source>, ControlError> {
     }
     snapshots.sort_by(|a, b| (&a.0, a.1.name.as_str()).cmp(&(&b.0, b.1.name.as_str())));
     let heads = datasets.into_iter().filter(|d| d.state == State::Ready).map(Source::Head);
-    let cuts = snapshots.into_iter().filter(|(_, s)| s.state == State::Ready);
+    let ready = snapshots.into_iter().filter(|(_, s)| s.state == State::Ready);
     Ok(heads
-        .chain(cuts.map(|(dataset, snapshot)| Source::Snapshot { snapshot, dataset }))
+        .chain(ready.map(|(dataset, snapshot)| Source::Snapshot { snapshot, dataset }))
         .collect())
 }
 
@@ -79,81 +74,32 @@ impl Root {
         volumes: &Volumes,
         source: &Source,
     ) -> Result<Option<Self>, ControlError> {
-        match source {
+        let settings = volumes.settings();
+        let (name, reader) = match source {
             Source::Head(dataset) => {
-                let place = place_of(pool, volumes, dataset.family, dataset.incarnation);
-                if !db::exists(&place).await? {
-                    return Ok(None);
-                }
-                let reader = Reader::newest(&place).await?;
-                Ok(Some(Self {
-                    name: dataset.name.to_string(),
-                    family: dataset.family,
-                    reader,
-                    reading: None,
-                }))
+                let reader = RootReader::head(settings, &pool.catalog, dataset).await?;
+                (dataset.name.to_string(), reader)
             }
             Source::Snapshot { snapshot, dataset } => {
-                Self::open_snapshot(pool, volumes, snapshot, dataset).await
-            }
-        }
-    }
-
-    async fn open_snapshot(
-        pool: &Pool,
-        volumes: &Volumes,
-        snapshot: &Snapshot,
-        dataset: &str,
-    ) -> Result<Option<Self>, ControlError> {
-        let (reading, snapshot) =
-            match pool.catalog.begin_reading(snapshot.id(), &volumes.owner()).await {
-                Ok(begun) => begun,
-                Err(CatalogError::NotFound { .. }) => return Ok(None),
-                Err(error) => return Err(error.into()),
-            };
-        let name = format!("{dataset}@{}", snapshot.name);
-        let place = place_of(pool, volumes, snapshot.family, snapshot.dataset.incarnation);
-        let opened = match snapshot.checkpoint {
-            Some(checkpoint) => Reader::at_checkpoint(&place, CheckpointId(checkpoint)).await,
-            None => {
-                Err(FsError::Corrupt(format!("snapshot {name} is ready but names no checkpoint")))
+                let opened = RootReader::snapshot(settings, &pool.catalog, snapshot.id()).await;
+                let reader = match opened {
+                    Ok((reader, _)) => Some(reader),
+                    Err(VolumeError::Catalog(CatalogError::NotFound { .. })) => None,
+                    Err(error) => return Err(error.into()),
+                };
+                (format!("{dataset}@{}", snapshot.name), reader)
             }
         };
-        match opened {
-            Ok(reader) => Ok(Some(Self {
-                name,
-                family: snapshot.family,
-                reader,
-                reading: Some((reading, Mutex::new(Instant::now()))),
-            })),
-            Err(error) => {
-                pool.catalog.end_reading(&reading).await?;
-                Err(error.into())
-            }
-        }
+        Ok(reader.map(|reader| Self { name, family: source.family(), reader }))
     }
 
-    /// Renews the announcement; to be called now and then during a long read.
-    pub(super) async fn renew(&self, pool: &Pool) -> Result<(), ControlError> {
-        let Some((reading, renewed)) = &self.reading else { return Ok(()) };
-        if renewed.lock().elapsed() > READING_RENEWAL {
-            pool.catalog.renew_reading(reading).await?;
-            *renewed.lock() = Instant::now();
-        }
-        Ok(())
+    pub(super) fn rows(&self) -> &Reader {
+        self.reader.rows()
     }
 
-    pub(super) async fn close(self, pool: &Pool) -> Result<(), ControlError> {
-        let closed = self.reader.close().await;
-        if let Some((reading, _)) = &self.reading {
-            pool.catalog.end_reading(reading).await?;
-        }
-        Ok(closed?)
+    pub(super) async fn close(self) -> Result<(), ControlError> {
+        Ok(self.reader.close().await?)
     }
-}
-
-fn place_of(pool: &Pool, volumes: &Volumes, family: FamilyId, incarnation: Incarnation) -> DbPlace {
-    volumes.settings().place(&pool.catalog, family, incarnation)
 }
 
 /// Every pack with references, by its `U` row.

@@ -110,7 +110,7 @@ impl<'a> Scrub<'a> {
         let mut found = resumed.unwrap_or_default();
         if found.format != FORMAT {
             return Err(ControlError::Invalid(format!(
-                "the state to resume from has format {}: begin anew",
+                "the state to resume from has format {}, which is not supported: start a new scrub",
                 found.format
             )));
         }
@@ -163,7 +163,7 @@ impl<'a> Scrub<'a> {
             () = stop.cancelled() => None,
         };
         let name = root.name.clone();
-        root.close(self.pool).await?;
+        root.close().await?;
         if let Some(told) = told {
             told?;
             self.found.roots.push(name);
@@ -179,9 +179,8 @@ impl<'a> Scrub<'a> {
     ) -> Result<Vec<Suspect>, ControlError> {
         let store = self.volumes.settings().chunks(&self.pool.catalog, root.family);
         let mut suspects = Vec::new();
-        let mut pages = root.reader.pages(Bytes::from_static(b"X"), Bytes::from_static(b"Y"));
+        let mut pages = root.rows().pages(Bytes::from_static(b"X"), Bytes::from_static(b"Y"));
         while let Some(rows) = pages.next().await? {
-            root.renew(self.pool).await?;
             for (row_key, row) in &rows {
                 let Some(Key::Extent(data, record)) = Key::parse(row_key) else { continue };
                 for segment in Extent::decode(row)?.segments {
@@ -288,15 +287,15 @@ impl<'a> Scrub<'a> {
             && !suspects.is_empty()
             && let Some(now) = Root::open(self.pool, self.volumes, source).await?
         {
-            let still = still_used(&now.reader, suspects).await;
-            now.close(self.pool).await?;
+            let still = still_used(now.rows(), suspects).await;
+            now.close().await?;
             suspects = still?;
         }
         if suspects.is_empty() {
             return Ok(());
         }
         let names =
-            names(&root.reader, suspects.iter().map(|suspect| suspect.data).collect()).await?;
+            names(root.rows(), suspects.iter().map(|suspect| suspect.data).collect()).await?;
         for suspect in suspects {
             if self.found.damaged.len() >= USES_MAX {
                 self.found.more += 1;

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 /// The key of the passphrase, or of a key in base 64, among the secrets. All others are options of
 /// the store.
 pub const PASSPHRASE: &str = "passphrase";
-/// As [`PASSPHRASE`], for pools with a key.
+/// As [`PASSPHRASE`], but a key.
 pub const KEY: &str = "key";
 /// Names and values of one request together.
 const BYTES_MAX: usize = 64 << 10;

@@ -148,12 +148,11 @@ async fn by_packs(
             of.push(None);
             continue;
         };
-        let read = async {
-            Ok::<_, FsError>((referenced(&root.reader).await?, usage(&root.reader).await?))
-        }
-        .await;
+        let read =
+            async { Ok::<_, FsError>((referenced(root.rows()).await?, usage(root.rows()).await?)) }
+                .await;
         let name = root.name.clone();
-        root.close(pool).await?;
+        root.close().await?;
         let (referenced_bytes, usage) = read?;
         for (pack, _) in usage {
             used.entry(pack).and_modify(|(_, shared)| *shared = true).or_insert((n, false));
@@ -187,18 +186,18 @@ async fn by_chunks(
             continue;
         };
         let n = u32::try_from(n).unwrap_or(u32::MAX);
-        let read = read_chunks(pool, &root, n, source.is_head(), &mut chunks).await;
+        let read = read_chunks(&root, n, source.is_head(), &mut chunks).await;
         let measured = match read {
             Ok(referred) => {
                 async {
-                    Ok((referred, referenced(&root.reader).await?, logical(&root.reader).await?))
+                    Ok((referred, referenced(root.rows()).await?, logical(root.rows()).await?))
                 }
                 .await
             }
             Err(error) => Err(error),
         };
         let name = root.name.clone();
-        root.close(pool).await?;
+        root.close().await?;
         let (referred, referenced_bytes, logical) = measured?;
         sums.referred += if source.is_head() { referred } else { 0 };
         of.push(Some(SpaceOf {
@@ -223,16 +222,14 @@ async fn by_chunks(
 
 /// Bytes of chunks that the root's records show.
 async fn read_chunks(
-    pool: &Pool,
     root: &Root,
     n: u32,
     in_head: bool,
     chunks: &mut Chunks,
 ) -> Result<u64, ControlError> {
     let mut referred = 0;
-    let mut pages = root.reader.pages(Bytes::from_static(b"X"), Bytes::from_static(b"Y"));
+    let mut pages = root.rows().pages(Bytes::from_static(b"X"), Bytes::from_static(b"Y"));
     while let Some(rows) = pages.next().await? {
-        root.renew(pool).await?;
         let records =
             rows.iter().map(|(_, row)| Extent::decode(row)).collect::<Result<Vec<_>, _>>()?;
         for segment in records.into_iter().flat_map(|record| record.segments) {

@@ -291,10 +291,13 @@ impl ControllerApi for ControllerService {
         let controller = self.controller.clone();
         let about = format!("{name} of {of}");
         // CSI: a snapshot's name is unique in the whole driver, not only in its volume.
-        let info = run("CreateSnapshot", about, async move {
-            controller.create_snapshot(of, name, true).await
-        })
-        .await?;
+        let info =
+            run(
+                "CreateSnapshot",
+                about,
+                async move { controller.create_csi_snapshot(of, name).await },
+            )
+            .await?;
         ok(CreateSnapshotResponse { snapshot: Some(snapshot(&info)) })
     }
 

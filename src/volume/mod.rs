@@ -42,6 +42,7 @@ mod open_snapshots;
 mod ownership;
 mod reading;
 mod restoring;
+mod root_reader;
 mod settings;
 mod snapdir;
 mod volumes;
@@ -58,8 +59,8 @@ pub use maintenance::{
 };
 pub use open_snapshots::{OpenSnapshot, OpenSnapshots, RetainedBy};
 pub use ownership::{is_maintenance, unvoided_journal_dir};
-pub use reading::ReadSnapshot;
 pub use restoring::forget_restore;
+pub use root_reader::{RootReader, RootView};
 pub use settings::{VolumeSettings, place};
 pub use volumes::{Closing, Lost, Volume, Volumes};
 

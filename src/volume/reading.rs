@@ -1,20 +1,11 @@
-//! Reading a whole snapshot: restores and comparisons. The snapshot is retained for as long as that
-//! takes, even when it is deleted meanwhile (R14); that is the difference to an
-//! [`OpenSnapshot`](super::OpenSnapshot), which clients would retain for ever.
+//! The registration of a reader of a snapshot, which keeps the snapshot for as long as it lasts
+//! (R14).
 
-use super::VolumeError;
 use super::settings::VolumeSettings;
 use crate::catalog::{Catalog, CatalogError, Owner, READING_RENEWAL, Reading, Snapshot};
-use crate::fs::db::{CheckpointId, Reader};
-use crate::fs::{FsError, SnapshotReader};
 use crate::types::SnapshotId;
 use parking_lot::Mutex;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio_util::sync::{CancellationToken, DropGuard};
-
-/// Interval at which the announcement is checked for renewal.
-const UPKEEP: Duration = Duration::from_secs(30);
+use std::time::Instant;
 
 /// An announced reader of a snapshot. Dropping it removes the announcement.
 pub(super) struct Announced {
@@ -79,69 +70,5 @@ impl Drop for Announced {
         };
         let pool = self.pool.clone();
         runtime.spawn(async move { end(&pool, &reading).await });
-    }
-}
-
-/// A snapshot that is being read.
-pub struct ReadSnapshot {
-    view: SnapshotReader,
-    snapshot: Snapshot,
-    announced: Arc<Announced>,
-    _renewing: DropGuard,
-}
-
-impl ReadSnapshot {
-    /// # Errors
-    /// [`CatalogError::NotFound`] when the snapshot is not ready, or is deleted.
-    pub async fn open(
-        settings: &VolumeSettings,
-        pool: &Catalog,
-        id: SnapshotId,
-    ) -> Result<Self, VolumeError> {
-        let (announced, snapshot) = Announced::begin(pool, settings, id).await?;
-        let name = snapshot.name.to_string();
-        let view = Self::view_of(settings, pool, &snapshot)
-            .await
-            .map_err(|source| VolumeError::Fs { dataset: name, source })?;
-        let (announced, stop) = (Arc::new(announced), CancellationToken::new());
-        tokio::spawn({
-            let (announced, stop) = (Arc::downgrade(&announced), stop.clone());
-            async move {
-                while tokio::time::timeout(UPKEEP, stop.cancelled()).await.is_err() {
-                    let Some(announced) = announced.upgrade() else { return };
-                    announced.renew().await;
-                }
-            }
-        });
-        Ok(Self { view, snapshot, announced, _renewing: stop.drop_guard() })
-    }
-
-    async fn view_of(
-        settings: &VolumeSettings,
-        pool: &Catalog,
-        snapshot: &Snapshot,
-    ) -> Result<SnapshotReader, FsError> {
-        let checkpoint = snapshot
-            .checkpoint
-            .ok_or_else(|| FsError::Internal("a ready snapshot without a checkpoint".to_owned()))?;
-        let at = settings.place(pool, snapshot.family, snapshot.dataset.incarnation);
-        let chunks = settings.chunks(pool, snapshot.family);
-        SnapshotReader::new(Reader::at_checkpoint(&at, CheckpointId(checkpoint)).await?, chunks)
-            .await
-    }
-
-    pub fn view(&self) -> &SnapshotReader {
-        &self.view
-    }
-
-    pub fn snapshot(&self) -> &Snapshot {
-        &self.snapshot
-    }
-
-    /// Closes the reader, and no longer retains the snapshot.
-    pub async fn close(self) -> Result<(), FsError> {
-        let closed = self.view.close().await;
-        self.announced.end().await;
-        closed
     }
 }

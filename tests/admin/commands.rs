@@ -70,7 +70,7 @@ fn a_dataset_lives_and_dies_by_the_command_line() {
         "the clones stand on their own: {done}"
     );
     assert!(
-        done["kept"].as_array().unwrap().is_empty()
+        done["retained"].as_array().unwrap().is_empty()
             && done["datasets"].as_array().unwrap().len() == 1,
         "{done}"
     );

@@ -61,7 +61,7 @@ fn what_is_deleted_or_a_dataset_is_called_so() {
     ] {
         let answer = cli.run(args);
         assert!(answer.code == code && answer.err.contains(says), "{args:?}: {answer:?}");
-        assert!(!answer.err.contains("another call"), "{args:?}: {answer:?}");
+        assert!(!answer.err.contains("another operation"), "{args:?}: {answer:?}");
     }
     assert_eq!(cli.json(&["dataset", "snapshot", "info", "web", "trial"])["writable"], true);
     cli.ok(&["check", "web@trial"]);
@@ -88,10 +88,10 @@ fn whoever_keeps_a_snapshot_is_named() {
     assert_eq!(cli.json(&["dataset", "info", "ro"])["origin_name"], "web@cut");
     cli.ok(&["dataset", "snapshot", "delete", "web", "cut"]);
     let plan = cli.ok(&["gc", "--dry-run"]);
-    assert!(plan.contains("snapshot cut of dataset web: clone ro stands on it"), "{plan}");
+    assert!(plan.contains("snapshot cut of dataset web: clone ro depends on it"), "{plan}");
     assert!(
         plan.contains("what was cloned of dataset web at 2")
-            && plan.contains("clone live stands on it"),
+            && plan.contains("clone live depends on it"),
         "{plan}"
     );
     cli.ok(&["dataset", "delete", "ro"]);

@@ -349,7 +349,7 @@ impl Process {
             Op::Snapshot(name) => {
                 let handle = self.handle_of(VOLUME).await?.expect("it is there");
                 self.controller
-                    .create_snapshot(handle, name.parse().unwrap(), true)
+                    .create_csi_snapshot(handle, name.parse().unwrap())
                     .await
                     .map(drop)
                     .map_err(failed)

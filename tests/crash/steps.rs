@@ -36,9 +36,9 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("collect.claim", "tests/lifecycle/collecting.rs"),
     ("collect.claim-released", "tests/lifecycle/collecting.rs"),
     // A snapshot whose creation nobody finished.
-    ("collect.snapshot.given-up", "tests/lifecycle/unfinished.rs"),
+    ("collect.snapshot.abandoned", "tests/lifecycle/unfinished.rs"),
     // A clone whose creation nobody finished; a checkpoint that came too late.
-    ("collect.clone.given-up", "tests/history/steps.rs"),
+    ("collect.clone.abandoned", "tests/history/steps.rs"),
     ("collect.checkpoint", "tests/history/steps.rs"),
     // A close that has to open the volume again.
     ("volume.close.recover", "tests/lifecycle/closing.rs"),
@@ -72,7 +72,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("fs.commit.after-void", "tests/lifecycle/takeover.rs"),
     // Packs that are mostly dead.
     ("collect.rewrite-pending", "tests/lifecycle/rewriting.rs"),
-    ("collect.outlived", "tests/history/steps.rs"),
+    ("collect.obsolete-markers", "tests/history/steps.rs"),
     ("collect.sealed", "tests/lifecycle/rewriting.rs"),
     ("collect.rewrite.listed", "tests/history/steps.rs"),
     ("chunk.before-rewrite", "tests/lifecycle/rewriting.rs"),

@@ -39,7 +39,7 @@ async fn write(process: &Process, model: &mut Model, volume: VolumeHandle, file:
 }
 
 async fn cut(process: &Process, of: VolumeHandle, name: &str) -> SnapshotHandle {
-    again(async || process.controller.create_snapshot(of, name.parse().unwrap(), false).await)
+    again(async || process.controller.create_snapshot(of, name.parse().unwrap()).await)
         .await
         .unwrap()
         .handle

@@ -97,8 +97,8 @@ fn a_damaged_database_that_is_deleted_keeps_no_other() {
             bucket.put(&object.key, Bytes::from_static(b"no manifest")).await.unwrap();
         }
         let done = collect(process).await;
-        assert_eq!((done.datasets.len(), done.kept.len()), (1, 1), "{done:?}");
-        assert!(done.kept[0].why.contains("by hand"), "it says what to do: {done:?}");
+        assert_eq!((done.datasets.len(), done.retained.len()), (1, 1), "{done:?}");
+        assert!(done.retained[0].why.contains("by hand"), "it says what to do: {done:?}");
     });
 }
 

@@ -105,7 +105,7 @@ fn held(found: &Found, task: u64) -> u64 {
 
 async fn cut(process: &Process, of: VolumeHandle, n: usize) -> SnapshotHandle {
     work::again(async || {
-        process.controller.create_snapshot(of, format!("cut{n}").parse().unwrap(), false).await
+        process.controller.create_snapshot(of, format!("cut{n}").parse().unwrap()).await
     })
     .await
     .unwrap()

@@ -21,7 +21,7 @@ const STEPS: &[&str] = &[
     "collect.checkpoint",
     "collect.claim",
     "collect.claim-released",
-    "collect.clone.given-up",
+    "collect.clone.abandoned",
     "collect.database",
     "collect.dataset.dead",
     "collect.dataset.deleted",
@@ -32,13 +32,13 @@ const STEPS: &[&str] = &[
     "collect.detach.whole",
     "collect.listed",
     "collect.marked",
-    "collect.outlived",
+    "collect.obsolete-markers",
     "collect.packs",
     "collect.rewrite.listed",
     "collect.sealed",
     "collect.snapshot.dead",
     "collect.snapshot.dropped",
-    "collect.snapshot.given-up",
+    "collect.snapshot.abandoned",
     "collect.snapshot.removed",
     "control.delete.tombstone",
     "control.snapshot-delete.tombstone",
@@ -144,7 +144,7 @@ async fn family(process: &Process, model: &mut Model) -> Result<(), String> {
 async fn begin_snapshot(process: &Process, of: VolumeHandle) {
     let failpoints = process.catalog.bucket().failpoints();
     failpoints.set("control.snapshot.intent", "return").unwrap();
-    let stopped = process.controller.create_snapshot(of, "never".parse().unwrap(), false).await;
+    let stopped = process.controller.create_snapshot(of, "never".parse().unwrap()).await;
     assert_eq!(stopped.unwrap_err().class(), Class::Unavailable);
     failpoints.set("control.snapshot.intent", "off").unwrap();
 }

@@ -250,8 +250,7 @@ pub async fn snapshot(
         model.pending = Some(Pending::Snapshot { of, name: name.to_owned() });
     }
     let made =
-        again(async || process.controller.create_snapshot(of, name.parse().unwrap(), false).await)
-            .await;
+        again(async || process.controller.create_snapshot(of, name.parse().unwrap()).await).await;
     match (made, live) {
         (Ok(made), Some(live)) if made.handle == live => {}
         (Ok(made), None) => {

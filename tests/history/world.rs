@@ -15,7 +15,8 @@ use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::chunk::ChunkCache;
 use zerofs_csi::control::node::NoMounts;
 use zerofs_csi::control::{
-    Collected, ControlError, Controller, NewVolume, Source, VolumeInfo, Worth, serve_mailbox,
+    Collected, ControlError, Controller, NewVolume, RewriteThreshold, Source, VolumeInfo,
+    serve_mailbox,
 };
 use zerofs_csi::fs::api::{Caller, DirCookie, FileSystem, ListLimit};
 use zerofs_csi::fs::db::DbCache;
@@ -26,8 +27,8 @@ use zerofs_csi::volume::{Clock, LeaseSettings, RetainedBy, VolumeGuard, VolumeSe
 /// Small enough that most reads miss the cache.
 const CHUNK_CACHE: u64 = 64 << 10;
 /// Small packs are worth it, too.
-const WORTH: Worth =
-    Worth { pack_bytes_min: 3 * RECORD as u64, freed_bytes_min: 2 * RECORD as u64 };
+const THRESHOLD: RewriteThreshold =
+    RewriteThreshold { pack_bytes_min: 3 * RECORD as u64, freed_bytes_min: 2 * RECORD as u64 };
 const MAILBOX_POLL: Duration = Duration::from_millis(200);
 
 /// The time of the runtime, which is driven: it goes on from where the last process of the machine
@@ -141,8 +142,9 @@ impl Process {
         };
         let volumes = Volumes::with_lease(settings("node", Some(journals)), lease.clone());
         let others = Volumes::with_lease(settings("controller", None), lease);
-        let controller =
-            |volumes: &Volumes| Arc::new(setup::controller(&catalog, volumes).with_worth(WORTH));
+        let controller = |volumes: &Volumes| {
+            Arc::new(setup::controller(&catalog, volumes).with_rewrite_threshold(THRESHOLD))
+        };
         let (here, elsewhere) = (controller(&volumes), controller(&others));
         let mailbox = serve_mailbox(
             here.pools().clone(),
@@ -173,7 +175,8 @@ impl Process {
             ..self.volumes.settings().clone()
         };
         let volumes = Volumes::with_lease(settings, self.volumes.lease().clone());
-        let controller = Arc::new(setup::controller(&catalog, &volumes).with_worth(WORTH));
+        let controller =
+            Arc::new(setup::controller(&catalog, &volumes).with_rewrite_threshold(THRESHOLD));
         Self {
             catalog,
             volumes,
@@ -194,7 +197,7 @@ impl Process {
         let controller = self.controller(at);
         let pool = controller.pools().get(None)?;
         // Beside another at once: nothing here waits for a claim.
-        Box::pin(controller.collector(pool).collect_in_turn(Duration::ZERO)).await
+        Box::pin(controller.collector(pool).collect_or_wait(Duration::ZERO)).await
     }
 
     pub async fn create(

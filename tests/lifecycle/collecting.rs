@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use zerofs_csi::bucket::{Bucket, Limits};
 use zerofs_csi::catalog::{Catalog, CollectorClaim};
-use zerofs_csi::control::{Collected, Collector, Others, Turn};
+use zerofs_csi::control::{Collected, Collector, ExclusiveCollection, Others};
 use zerofs_csi::types::SessionId;
 use zerofs_csi::volume::LeaseSettings;
 
@@ -14,9 +14,9 @@ fn collector(world: &World) -> Collector {
 }
 
 async fn alone(world: &World) -> Option<Collected> {
-    match collector(world).collect_alone().await.unwrap() {
-        Turn::Done(done) => Some(done),
-        Turn::Another(node) => {
+    match collector(world).collect_exclusively().await.unwrap() {
+        ExclusiveCollection::Done(done) => Some(done),
+        ExclusiveCollection::HeldBy(node) => {
             assert_eq!(node, "controller-1");
             None
         }
@@ -126,7 +126,7 @@ fn whoever_waits_for_another_collection_lists_nothing_but_its_claim() {
 
         let before = bucket.requests();
         let waiting = tokio::spawn(async move {
-            collector(&two).collect_in_turn(Duration::from_secs(60)).await.unwrap()
+            collector(&two).collect_or_wait(Duration::from_secs(60)).await.unwrap()
         });
         tokio::time::sleep(Duration::from_secs(30)).await;
         let made = bucket.requests() - before;
@@ -157,7 +157,7 @@ fn a_failure_leaves_a_claim_that_its_process_takes_again() {
             world.write(volume, "file", &[1; 100_000]).await;
             world.controller.delete_volume(volume).await.unwrap();
             catalog.bucket().failpoints().set(step, "1*return").unwrap();
-            assert!(collector(&world).collect_alone().await.is_err(), "{step}");
+            assert!(collector(&world).collect_exclusively().await.is_err(), "{step}");
             assert!(alone(&world).await.is_some(), "{step}");
             assert_eq!(catalog.bucket().list("vol/").await.unwrap(), Vec::new(), "{step}");
             let holder = catalog.collector_claim().await.unwrap().unwrap().record.holder;

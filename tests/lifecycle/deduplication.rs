@@ -71,7 +71,7 @@ fn what_an_earlier_owner_stored_is_not_stored_again() {
         world.volumes.close(volume.dataset).await.unwrap();
         let cut = world
             .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), true)
+            .create_csi_snapshot(volume, "cut".parse().unwrap())
             .await
             .unwrap()
             .handle;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::{Aspect, Difference, Found, FsError, compare};
 use zerofs_csi::types::{EntryName, SnapshotHandle};
-use zerofs_csi::volume::{ExportedFs, ReadSnapshot};
+use zerofs_csi::volume::{ExportedFs, RootReader};
 
 #[derive(Clone, Debug, PartialEq)]
 struct Object {
@@ -61,16 +61,18 @@ async fn tree(fs: &ExportedFs) -> Tree {
 }
 
 async fn differences(world: &World, before: SnapshotHandle, after: SnapshotHandle) -> Vec<Found> {
-    let open = |of: SnapshotHandle| {
-        ReadSnapshot::open(world.volumes.settings(), &world.catalog, of.snapshot)
+    let open = async |of: SnapshotHandle| {
+        let settings = world.volumes.settings();
+        let opened = RootReader::snapshot(settings, &world.catalog, of.snapshot).await;
+        opened.unwrap().0.into_view().await.unwrap()
     };
-    let (before, after) = (open(before).await.unwrap(), open(after).await.unwrap());
+    let (before, after) = (open(before).await, open(after).await);
     let mut found = Vec::new();
     let tell = |one: Found| {
         found.push(one);
         Ok::<_, FsError>(())
     };
-    compare(before.view(), after.view(), tell).await.unwrap();
+    compare(before.files(), after.files(), tell).await.unwrap();
     before.close().await.unwrap();
     after.close().await.unwrap();
     found
@@ -223,8 +225,7 @@ fn random_changes_are_told_wholly() {
                     change(&open.exported, &mut rng, seed * 1000 + n).await;
                 }
                 let cut = format!("s{round}").parse().unwrap();
-                let cut =
-                    world.controller.create_snapshot(volume, cut, false).await.unwrap().handle;
+                let cut = world.controller.create_snapshot(volume, cut).await.unwrap().handle;
                 let now = tree(&open.exported).await;
                 if let Some((before, then)) = &last {
                     let what = format!("seed {seed}, round {round}");
@@ -266,7 +267,7 @@ fn a_large_directory_is_compared_in_pages() {
         }
         let first = world
             .controller
-            .create_snapshot(volume, "first".parse().unwrap(), false)
+            .create_snapshot(volume, "first".parse().unwrap())
             .await
             .unwrap()
             .handle;
@@ -280,7 +281,7 @@ fn a_large_directory_is_compared_in_pages() {
         }
         let second = world
             .controller
-            .create_snapshot(volume, "second".parse().unwrap(), false)
+            .create_snapshot(volume, "second".parse().unwrap())
             .await
             .unwrap()
             .handle;
@@ -322,7 +323,7 @@ fn bytes_that_changed_under_an_old_mtime_are_told() {
         open.fs.sync().await.unwrap();
         let first = world
             .controller
-            .create_snapshot(volume, "first".parse().unwrap(), false)
+            .create_snapshot(volume, "first".parse().unwrap())
             .await
             .unwrap()
             .handle;
@@ -343,7 +344,7 @@ fn bytes_that_changed_under_an_old_mtime_are_told() {
             .unwrap();
         let second = world
             .controller
-            .create_snapshot(volume, "second".parse().unwrap(), false)
+            .create_snapshot(volume, "second".parse().unwrap())
             .await
             .unwrap()
             .handle;

@@ -30,8 +30,7 @@ fn a_checkpoint_made_after_its_snapshot_was_given_up_is_removed() {
         let elsewhere = World::on(node.catalog.clone(), "controller-1");
         let volume = node.create("v", None).await.unwrap().handle;
         let open = node.volumes.open(&node.catalog, volume.dataset).await.unwrap();
-        let kept =
-            node.controller.create_snapshot(volume, "kept".parse().unwrap(), false).await.unwrap();
+        let kept = node.controller.create_snapshot(volume, "kept".parse().unwrap()).await.unwrap();
         let stop = CancellationToken::new();
         let (pools, volumes) = (node.controller.pools().clone(), node.volumes.clone());
         let mailbox = tokio::spawn(serve_mailbox(
@@ -49,7 +48,7 @@ fn a_checkpoint_made_after_its_snapshot_was_given_up_is_removed() {
         let impatient =
             Controller::new(elsewhere.controller.pools().clone(), elsewhere.volumes.clone());
         let impatient = impatient.with_owner_timeout(Duration::from_millis(500));
-        let late = impatient.create_snapshot(volume, "late".parse().unwrap(), false).await;
+        let late = impatient.create_snapshot(volume, "late".parse().unwrap()).await;
         assert_eq!(late.unwrap_err().class(), Class::Unavailable);
         while passed() == before {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -106,7 +105,7 @@ fn a_clone_that_nobody_finishes_is_given_up_and_its_source_with_it() {
                     true => {
                         let cut = world
                             .controller
-                            .create_snapshot(volume, "cut".parse().unwrap(), false)
+                            .create_snapshot(volume, "cut".parse().unwrap())
                             .await
                             .unwrap();
                         Source::Snapshot(cut.handle)
@@ -119,7 +118,7 @@ fn a_clone_that_nobody_finishes_is_given_up_and_its_source_with_it() {
                     world.controller.delete_snapshot(cut).await.unwrap();
                 }
                 world.controller.delete_volume(volume).await.unwrap();
-                let kept = world.collect().await.kept;
+                let kept = world.collect().await.retained;
                 assert!(!of_snapshot || !kept.is_empty(), "{step}: its call may still be repeated");
                 let intent = world
                     .catalog

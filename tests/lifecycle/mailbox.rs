@@ -38,11 +38,8 @@ fn the_owner_makes_the_snapshot_that_another_process_asks_for() {
             stop.clone(),
         );
         let mailbox = tokio::spawn(mailbox);
-        let cut = elsewhere
-            .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), true)
-            .await
-            .unwrap();
+        let cut =
+            elsewhere.controller.create_csi_snapshot(volume, "cut".parse().unwrap()).await.unwrap();
         assert!(
             cut.snapshot.referenced.is_some_and(|used| used >= 500_000),
             "{:?}",
@@ -66,7 +63,7 @@ fn the_owner_makes_the_snapshot_that_another_process_asks_for() {
             quick.volumes.clone(),
         );
         let quick = quick.with_owner_timeout(Duration::from_millis(300));
-        let late = quick.create_snapshot(volume, "late".parse().unwrap(), false).await;
+        let late = quick.create_snapshot(volume, "late".parse().unwrap()).await;
         assert_eq!(late.unwrap_err().class(), Class::Unavailable);
         node.volumes.close(volume.dataset).await.unwrap();
     });
@@ -102,7 +99,7 @@ fn stale_requests_keep_no_new_one_waiting() {
             stop.clone(),
         );
         let mailbox = tokio::spawn(mailbox);
-        elsewhere.controller.create_snapshot(volume, "cut".parse().unwrap(), true).await.unwrap();
+        elsewhere.controller.create_csi_snapshot(volume, "cut".parse().unwrap()).await.unwrap();
         stop.cancel();
         mailbox.await.unwrap();
         drop(open);
@@ -189,12 +186,8 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
             world.create("b", None).await.unwrap().handle,
         ];
         world.write(volume, "file", b"old").await;
-        let cut = world
-            .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), false)
-            .await
-            .unwrap()
-            .handle;
+        let cut =
+            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
         world.write(volume, "file", b"new").await;
         // The owner polls its mailbox while it has anything open.
         let _other = world.volumes.open(&world.catalog, other.dataset).await.unwrap();

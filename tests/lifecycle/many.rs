@@ -22,7 +22,7 @@ async fn snapshot(
     n: u64,
 ) -> Result<SnapshotHandle, ControlError> {
     let name = format!("s{n:03}").parse().unwrap();
-    Ok(world.controller.create_snapshot(volume, name, false).await?.handle)
+    Ok(world.controller.create_snapshot(volume, name).await?.handle)
 }
 
 async fn packs(world: &World) -> u64 {

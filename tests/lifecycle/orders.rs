@@ -104,7 +104,7 @@ async fn story(seed: u64) {
         world.controller.delete_snapshot(handle).await.unwrap();
     }
     let done = world.collect().await;
-    assert!(done.kept.is_empty(), "{done:?} after\n{}", history.join("\n"));
+    assert!(done.retained.is_empty(), "{done:?} after\n{}", history.join("\n"));
     world.assert_empty(&history.join("\n")).await;
 }
 

@@ -45,12 +45,8 @@ fn a_snapshot_is_a_volume_on_every_node_at_once() {
         let source = world.create("source", None).await.unwrap().handle;
         let content = data(3, 700_000);
         world.write(source, "file", &content).await;
-        let cut = world
-            .controller
-            .create_snapshot(source, "cut".parse().unwrap(), false)
-            .await
-            .unwrap()
-            .handle;
+        let cut =
+            world.controller.create_snapshot(source, "cut".parse().unwrap()).await.unwrap().handle;
         world.write(source, "file", b"other").await;
         // The call fails once after it was done: a retry answers the same volume.
         world.catalog.bucket().failpoints().set("control.create.reader", "1*return->off").unwrap();
@@ -85,7 +81,7 @@ fn a_snapshot_is_a_volume_on_every_node_at_once() {
         world.controller.delete_snapshot(cut).await.unwrap();
         world.controller.delete_volume(source).await.unwrap();
         let collected = world.collect().await;
-        assert!(collected.packs == 0 && collected.kept.len() == 2, "{collected:?}");
+        assert!(collected.packs == 0 && collected.retained.len() == 2, "{collected:?}");
         for attached in &all {
             assert!(!attached.is_owned());
             assert!(read(attached, "file").await.unwrap() == content);
@@ -106,11 +102,8 @@ fn a_snapshot_is_a_volume_on_every_node_at_once() {
         let refused =
             world.volumes.open(&world.catalog, made.handle.dataset).await.map(drop).unwrap_err();
         assert!(matches!(refused, VolumeError::ReadOnly { .. }), "{refused}");
-        let refused = world
-            .controller
-            .create_snapshot(made.handle, "s".parse().unwrap(), false)
-            .await
-            .unwrap_err();
+        let refused =
+            world.controller.create_snapshot(made.handle, "s".parse().unwrap()).await.unwrap_err();
         assert_eq!(refused.class(), Class::Precondition);
         let refused =
             world.create("clone", Some(Source::Volume(made.handle))).await.map(drop).unwrap_err();

@@ -60,12 +60,8 @@ async fn counted(files: usize) -> [Requests; 3] {
     let create = since(at);
     fill(&world, volume, files).await;
     let at = bucket.requests();
-    let cut = world
-        .controller
-        .create_snapshot(volume, "cut".parse().unwrap(), true)
-        .await
-        .unwrap()
-        .handle;
+    let cut =
+        world.controller.create_csi_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
     let snapshot = since(at);
     let at = bucket.requests();
     world.create("clone", Some(Source::Snapshot(cut))).await.unwrap();
@@ -157,7 +153,7 @@ async fn waits() -> [Duration; 2] {
         }
         let name = format!("cut{n}").parse().unwrap();
         let asked = tokio::time::Instant::now();
-        elsewhere.controller.create_snapshot(volume, name, false).await.unwrap();
+        elsewhere.controller.create_snapshot(volume, name).await.unwrap();
         *wait = asked.elapsed();
     }
     stop.cancel();
@@ -187,7 +183,7 @@ async fn idle(volumes: usize) -> Requests {
         world.create(&format!("v{n}-never-opened"), None).await.unwrap();
         for name in ["one", "two"] {
             world.write(volume, name, &super::data(n as u64, 50_000)).await;
-            world.controller.create_snapshot(volume, name.parse().unwrap(), false).await.unwrap();
+            world.controller.create_snapshot(volume, name.parse().unwrap()).await.unwrap();
         }
     }
     world.collect().await;

@@ -163,12 +163,8 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         fill(&open.exported).await;
         open.fs.sync().await.unwrap();
-        let cut = world
-            .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), false)
-            .await
-            .unwrap()
-            .handle;
+        let cut =
+            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
         let before = tree(&open.exported, open.exported.root()).await;
         let spoil = async |fs: &ExportedFs| {
             let dir = child(fs, fs.root(), "dir").await.unwrap().file;
@@ -277,12 +273,8 @@ fn what_did_not_change_stays_open() {
             (write(fs, dir, "spoilt", b"good").await, write(fs, dir, "set back", b"good").await);
         fs.link(&root(), linked, fs.root(), &name("second name")).await.unwrap();
         let mtime = child(fs, dir, "set back").await.unwrap().mtime;
-        let cut = world
-            .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), false)
-            .await
-            .unwrap()
-            .handle;
+        let cut =
+            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
         let before = tree(fs, fs.root()).await;
         for file in [spoilt, set_back] {
             fs.write(&root(), file, 0, Bytes::from_static(b"evil"), Stability::FileSync)
@@ -327,12 +319,8 @@ fn what_is_in_the_way_or_nowhere_is_said() {
         let dir =
             fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
         write(fs, dir, "in", b"inside").await;
-        let cut = world
-            .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), false)
-            .await
-            .unwrap()
-            .handle;
+        let cut =
+            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
         write(fs, dir, "new", b"new").await;
         write(fs, fs.root(), "file", b"changed").await;
         let cases = [
@@ -393,12 +381,8 @@ fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         fill(&open.exported).await;
         open.fs.sync().await.unwrap();
-        let cut = world
-            .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), false)
-            .await
-            .unwrap()
-            .handle;
+        let cut =
+            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
         drop(open);
         for (n, (step, after)) in steps.into_iter().enumerate() {
             let to = format!("copy {n}");
@@ -468,12 +452,8 @@ fn only_the_claim_in_the_record_ends_a_restore() {
         let volume = world.create("a", None).await.unwrap().handle;
         let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
         write(&open.exported, open.exported.root(), "file", &data(1, 100_000)).await;
-        let cut = world
-            .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), false)
-            .await
-            .unwrap()
-            .handle;
+        let cut =
+            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
         let (catalog, failpoints) = (world.catalog.clone(), world.catalog.bucket().failpoints());
         let (id, life, mine) = (volume.dataset, volume.dataset.incarnation, open.claim.clone());
         let record = async || catalog.dataset_by_id(id).await.unwrap().unwrap().record;
@@ -526,7 +506,7 @@ fn only_the_claim_in_the_record_ends_a_restore() {
         edit(&catalog, id, |record| record.owner = ours.clone()).await;
         let other = world
             .controller
-            .create_snapshot(volume, "other".parse().unwrap(), false)
+            .create_snapshot(volume, "other".parse().unwrap())
             .await
             .unwrap()
             .handle;
@@ -545,12 +525,8 @@ fn an_interrupted_restore_is_ended_by_the_next_maintenance() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         world.write(volume, "file", &data(1, 100_000)).await;
-        let cut = world
-            .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), false)
-            .await
-            .unwrap()
-            .handle;
+        let cut =
+            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
         for (n, care) in ["a collection", "a snapshot"].into_iter().enumerate() {
             world
                 .catalog
@@ -575,7 +551,7 @@ fn an_interrupted_restore_is_ended_by_the_next_maintenance() {
                 _ => drop(
                     world
                         .controller
-                        .create_snapshot(volume, "next".parse().unwrap(), false)
+                        .create_snapshot(volume, "next".parse().unwrap())
                         .await
                         .unwrap(),
                 ),
@@ -608,12 +584,8 @@ fn a_name_that_becomes_a_hard_link_is_never_away() {
         for n in 1..NAMES {
             fs.link(&root(), first, dir, &name(&format!("name {n}"))).await.unwrap();
         }
-        let cut = world
-            .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), false)
-            .await
-            .unwrap()
-            .handle;
+        let cut =
+            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
         // Some keep an old link, the others become files of their own.
         for n in (0..NAMES).filter(|n| n % 3 != 0) {
             fs.remove(&root(), dir, &name(&format!("name {n}"))).await.unwrap();
@@ -673,12 +645,8 @@ fn requests_of_a_restore_are_few() {
                 .unwrap();
         }
         open.fs.sync().await.unwrap();
-        let cut = world
-            .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), false)
-            .await
-            .unwrap()
-            .handle;
+        let cut =
+            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
         let (before, began) = (world.catalog.bucket().requests(), std::time::Instant::now());
         let restored = restore(&world, volume, &wanted(cut, "dir", "copy", false)).await.unwrap();
         let (after, took) = (world.catalog.bucket().requests(), began.elapsed());
@@ -714,12 +682,8 @@ fn what_cannot_be_restored_is_told_and_the_rest_is_restored() {
             ..SetAttr::default()
         };
         fs.setattr(&root(), sub, set, None).await.unwrap();
-        let cut = world
-            .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), false)
-            .await
-            .unwrap()
-            .handle;
+        let cut =
+            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
         for n in 0..30 {
             fs.remove(&root(), sub, &name(&format!("file {n}"))).await.unwrap();
             if n < 25 {
@@ -785,12 +749,8 @@ fn a_tree_of_any_depth_is_restored() {
             write(fs, dir, "beside", format!("{n}").as_bytes()).await;
             dir = fs.mkdir(&root(), dir, &name("d"), SetAttr::default()).await.unwrap().attr.file;
         }
-        let cut = world
-            .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), false)
-            .await
-            .unwrap()
-            .handle;
+        let cut =
+            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
         let restored = restore(&world, volume, &wanted(cut, "d", "copy", false)).await.unwrap();
         assert_eq!(restored.objects, 2 * DEPTH as u64 - 1);
         let mut dir = child(fs, fs.root(), "copy").await.unwrap().file;
@@ -830,12 +790,8 @@ fn an_object_with_several_names_stays_one() {
                 .file;
             fs.link(&root(), made, dir, &name(&format!("second {kind}"))).await.unwrap();
         }
-        let cut = world
-            .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), false)
-            .await
-            .unwrap()
-            .handle;
+        let cut =
+            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
         restore(&world, volume, &wanted(cut, "dir", "copy", false)).await.unwrap();
         let copy = child(fs, fs.root(), "copy").await.unwrap().file;
         for (kind, _) in &kinds {
@@ -872,12 +828,8 @@ fn what_is_replaced_makes_room_for_what_comes() {
         };
         let good = store("file", 0).await;
         let before = read(fs, good).await;
-        let cut = world
-            .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), false)
-            .await
-            .unwrap()
-            .handle;
+        let cut =
+            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
         store("file", 1000).await;
         let refused =
             restore(&world, volume, &wanted(cut, "file", "copy", false)).await.unwrap_err();

@@ -36,12 +36,8 @@ async fn read(world: &World, volume: VolumeHandle) -> Vec<u8> {
 /// The same of a volume that stays open, by way of a snapshot.
 async fn read_cold(world: &World, open: &Volume) -> Vec<u8> {
     let volume = VolumeHandle { pool: open.pool, dataset: open.dataset.id() };
-    let cut = world
-        .controller
-        .create_snapshot(volume, "cold".parse().unwrap(), true)
-        .await
-        .unwrap()
-        .handle;
+    let cut =
+        world.controller.create_csi_snapshot(volume, "cold".parse().unwrap()).await.unwrap().handle;
     let clone = world.create("cold", Some(Source::Snapshot(cut))).await.unwrap().handle;
     let content = read(world, clone).await;
     world.controller.delete_volume(clone).await.unwrap();
@@ -118,7 +114,7 @@ async fn released(step: Option<&'static str>) {
         world.catalog.bucket().failpoints().set(step, "1*return").unwrap();
         let pool = world.controller.pools().get(None).unwrap();
         let failed = Box::pin(world.controller.collector(pool).collect()).await;
-        assert!(failed.is_err() || failed.is_ok_and(|done| !done.kept.is_empty()), "{step:?}");
+        assert!(failed.is_err() || failed.is_ok_and(|done| !done.retained.is_empty()), "{step:?}");
     }
     let done = world.collect().await;
     let after = stored(&world).await;
@@ -157,7 +153,7 @@ fn an_open_volume_seals_its_packs_and_goes_on() {
         // not be found in packs that were rewritten without it.
         for (seed, collector) in [(2, &other), (1, &world)] {
             let done = collector.collect().await;
-            assert!(done.rewritten > 0 && done.kept.is_empty(), "{done:?}");
+            assert!(done.rewritten > 0 && done.retained.is_empty(), "{done:?}");
             // Packs of this opening, too; and chunks that stayed are split although their pack is
             // sealed.
             overwrite(&open, &mut content, seed).await;
@@ -183,7 +179,7 @@ fn what_a_snapshot_or_a_clone_uses_stays() {
         world.write(volume, "a", &first).await;
         let cut = world
             .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), true)
+            .create_csi_snapshot(volume, "cut".parse().unwrap())
             .await
             .unwrap()
             .handle;
@@ -227,7 +223,7 @@ fn a_collection_keeps_to_its_rate_and_says_how_far_it_is() {
         // The packs that are mostly dead have 24 MiB.
         let rate = 8 << 20;
         let collector = world.controller.collector(pool).at_rate(Some(rate));
-        let collector = collector.telling(move |done| its.lock().unwrap().push(done.rewritten));
+        let collector = collector.reporting(move |done| its.lock().unwrap().push(done.rewritten));
         let begun = std::time::Instant::now();
         let done = collector.collect().await.unwrap();
         let least = Duration::from_secs_f64(done.rewritten_bytes as f64 / rate as f64);

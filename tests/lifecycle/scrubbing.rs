@@ -25,12 +25,8 @@ async fn family(world: &World) -> (VolumeHandle, String) {
     world.write(source, "shared", &noise(1, 300_000)).await;
     let packs = world.catalog.bucket().list("packs/").await.unwrap();
     assert_eq!(packs.len(), 1);
-    let cut = world
-        .controller
-        .create_snapshot(source, "cut".parse().unwrap(), true)
-        .await
-        .unwrap()
-        .handle;
+    let cut =
+        world.controller.create_csi_snapshot(source, "cut".parse().unwrap()).await.unwrap().handle;
     let clone = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap().handle;
     world.write(clone, "own", &noise(2, 200_000)).await;
     (source, packs[0].key.clone())

@@ -99,7 +99,7 @@ async fn open(world: &World, volume: VolumeHandle) -> VolumeGuard {
 }
 
 async fn snapshot(world: &World, volume: VolumeHandle, name: &str) -> SnapshotHandle {
-    world.controller.create_snapshot(volume, name.parse().unwrap(), false).await.unwrap().handle
+    world.controller.create_snapshot(volume, name.parse().unwrap()).await.unwrap().handle
 }
 
 /// The properties that `find`, `cp -a` and `diff -r` rely on.
@@ -279,7 +279,10 @@ fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
         world.controller.delete_snapshot(cut).await.unwrap();
         // Whoever reads keeps it (R14), until it is noticed.
         let collected = world.collect().await;
-        assert!(collected.kept.iter().any(|kept| kept.why.contains("1 reader,")), "{collected:?}");
+        assert!(
+            collected.retained.iter().any(|kept| kept.why.contains("1 reader,")),
+            "{collected:?}"
+        );
         assert_eq!(world.catalog.snapshots(None).await.unwrap().len(), 2);
         let mut stale = false;
         for _ in 0..200 {

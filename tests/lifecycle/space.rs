@@ -40,7 +40,7 @@ fn what_is_shared_and_what_is_not() {
         world.write(source, "shared", &noise(1, SHARED as usize)).await;
         let cut = world
             .controller
-            .create_snapshot(source, "cut".parse().unwrap(), true)
+            .create_csi_snapshot(source, "cut".parse().unwrap())
             .await
             .unwrap()
             .handle;
@@ -111,7 +111,7 @@ fn deleting_a_snapshot_frees_what_was_overwritten_since() {
         world.write(volume, "a", &noise(1, 4 << 16)).await;
         let cut = world
             .controller
-            .create_snapshot(volume, "cut".parse().unwrap(), true)
+            .create_csi_snapshot(volume, "cut".parse().unwrap())
             .await
             .unwrap()
             .handle;

@@ -17,12 +17,8 @@ async fn objects(world: &World, volume: VolumeHandle) -> usize {
 async fn family(world: &World) -> (VolumeHandle, VolumeHandle, VolumeHandle) {
     let source = world.create("source", None).await.unwrap().handle;
     world.write(source, "a", &data(1, 200_000)).await;
-    let cut = world
-        .controller
-        .create_snapshot(source, "cut".parse().unwrap(), true)
-        .await
-        .unwrap()
-        .handle;
+    let cut =
+        world.controller.create_csi_snapshot(source, "cut".parse().unwrap()).await.unwrap().handle;
     let clone = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap().handle;
     world.write(clone, "b", &data(2, 100_000)).await;
     let second = world.create("second", Some(Source::Volume(clone))).await.unwrap().handle;
@@ -53,7 +49,7 @@ async fn origin_goes(step: Option<&str>) {
         world.collect().await;
     }
     let done = world.collect().await;
-    assert!(done.kept.is_empty(), "{step:?}: {done:?}");
+    assert!(done.retained.is_empty(), "{step:?}: {done:?}");
     assert_eq!(objects(&world, source).await, 0, "{step:?}: the origin's database is gone");
     let names: Vec<String> = world
         .catalog
@@ -110,7 +106,7 @@ fn the_owner_detaches_what_it_has_open() {
         let held = loop {
             let done = world.collect().await;
             let why = done
-                .kept
+                .retained
                 .iter()
                 .find(|kept| kept.what == "dataset clone attached to its origin")
                 .map(|kept| kept.why.clone());

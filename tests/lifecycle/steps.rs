@@ -72,10 +72,9 @@ async fn life(step: &'static str, from_volume: bool) {
     let (first, second) = (data(1, 300_000), data(2, 100_000));
     let source = again(step, || world.create("source", None)).await.handle;
     world.write(source, "a", &first).await;
-    let cut =
-        again(step, || world.controller.create_snapshot(source, "cut".parse().unwrap(), true))
-            .await
-            .handle;
+    let cut = again(step, || world.controller.create_csi_snapshot(source, "cut".parse().unwrap()))
+        .await
+        .handle;
     world.write(source, "a", &second).await;
     let from = if from_volume { Source::Volume(source) } else { Source::Snapshot(cut) };
     let clone = again(step, || world.create("clone", Some(from.clone()))).await.handle;
@@ -130,7 +129,7 @@ fn a_creation_that_is_given_up_is_deleted_whole() {
             world.write(source, "a", &data(1, 100_000)).await;
             let cut = world
                 .controller
-                .create_snapshot(source, "cut".parse().unwrap(), false)
+                .create_snapshot(source, "cut".parse().unwrap())
                 .await
                 .unwrap()
                 .handle;

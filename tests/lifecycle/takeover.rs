@@ -36,7 +36,7 @@ async fn race(opened_before: bool) {
     failpoints.set("volume.maintenance.claimed", "pause").unwrap();
     let controller = elsewhere.controller.clone();
     let cutting = tokio::spawn(async move {
-        controller.create_snapshot(volume, "cut".parse().unwrap(), true).await
+        controller.create_csi_snapshot(volume, "cut".parse().unwrap()).await
     });
     loop {
         let record = node.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
@@ -91,20 +91,15 @@ fn the_serial_of_a_deleted_snapshot_is_not_used_again() {
         let volume = world.create("v", None).await.unwrap().handle;
         let mut serials = Vec::new();
         for name in ["a", "b", "a"] {
-            let made = world
-                .controller
-                .create_snapshot(volume, name.parse().unwrap(), true)
-                .await
-                .unwrap();
+            let made =
+                world.controller.create_csi_snapshot(volume, name.parse().unwrap()).await.unwrap();
             serials.push(made.snapshot.serial);
             world.controller.delete_snapshot(made.handle).await.unwrap();
             world.collect().await;
         }
         assert_eq!(serials, [1, 2, 3]);
-        let again =
-            world.controller.create_snapshot(volume, "c".parse().unwrap(), false).await.unwrap();
-        let repeat =
-            world.controller.create_snapshot(volume, "c".parse().unwrap(), false).await.unwrap();
+        let again = world.controller.create_snapshot(volume, "c".parse().unwrap()).await.unwrap();
+        let repeat = world.controller.create_snapshot(volume, "c".parse().unwrap()).await.unwrap();
         assert_eq!(
             (again.snapshot.serial, repeat.snapshot.serial),
             (4, 4),

@@ -29,7 +29,7 @@ async fn make_garbage(world: &World, volume: VolumeHandle) {
 async fn begin_snapshot(world: &World, volume: VolumeHandle) {
     let failpoints = world.catalog.bucket().failpoints();
     failpoints.set("control.snapshot.intent", "return").unwrap();
-    let stopped = world.controller.create_snapshot(volume, "cut".parse().unwrap(), true).await;
+    let stopped = world.controller.create_csi_snapshot(volume, "cut".parse().unwrap()).await;
     assert_eq!(stopped.unwrap_err().class(), Class::Unavailable);
     failpoints.set("control.snapshot.intent", "off").unwrap();
     assert_eq!(world.catalog.snapshots(None).await.unwrap()[0].record.state, State::Creating);
@@ -47,7 +47,7 @@ fn a_snapshot_on_its_way_keeps_the_packs_that_the_head_gave_up() {
         let held = plan(&world).await;
         assert!(held.packs.is_empty() && held.abandoned.is_empty(), "{held:?}");
         let cut =
-            world.controller.create_snapshot(volume, "cut".parse().unwrap(), true).await.unwrap();
+            world.controller.create_csi_snapshot(volume, "cut".parse().unwrap()).await.unwrap();
         assert!(!plan(&world).await.packs.is_empty(), "the snapshot shows what it needs");
         world.controller.delete_snapshot(cut.handle).await.unwrap();
         world.controller.delete_volume(volume).await.unwrap();
@@ -68,16 +68,16 @@ fn a_snapshot_that_was_given_up_does_not_keep_its_volume() {
             .catalog
             .bucket()
             .failpoints()
-            .set("collect.snapshot.given-up", "1*return->off")
+            .set("collect.snapshot.abandoned", "1*return->off")
             .unwrap();
         let pool = world.controller.pools().get(None).unwrap();
         assert!(world.controller.collector(pool).collect().await.is_err());
         let done = world.collect().await;
-        assert!(done.kept.is_empty(), "{done:?}");
+        assert!(done.retained.is_empty(), "{done:?}");
         world.assert_empty("given up").await;
         // Its name is free.
         let again = world.create("v", None).await.unwrap().handle;
-        world.controller.create_snapshot(again, "cut".parse().unwrap(), true).await.unwrap();
+        world.controller.create_csi_snapshot(again, "cut".parse().unwrap()).await.unwrap();
     });
 }
 

@@ -426,7 +426,7 @@ async fn collect(opened: &Opened) -> anyhow::Result<((), String)> {
     ensure!(
         packs == 0 && volumes == 0,
         "left in the bucket: {packs} objects in packs/, {volumes} in vol/; retained: {:?}",
-        done.kept
+        done.retained
     );
     ensure!(opened.pool.catalog.datasets().await?.is_empty(), "dataset records are left");
     Ok((

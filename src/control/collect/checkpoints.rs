@@ -1,5 +1,5 @@
-//! Named checkpoints whose snapshot has no record: an owner made them after the caller had given
-//! up, and the record was removed meanwhile. Each retains its data for ever.
+//! Named checkpoints whose snapshot has no record: an owner made them after the asker had given up,
+//! and the record was removed meanwhile. Each would pin its objects for ever.
 //!
 //! A checkpoint is named after its snapshot's incarnation, and the snapshot's record is written
 //! before the checkpoint is requested (R3). So a checkpoint that is seen, and whose record is not
@@ -24,7 +24,7 @@ pub struct StrayCheckpoint {
     pub(super) checkpoint: CheckpointId,
 }
 
-/// The newest manifest, by its name: every checkpoint is in a new one.
+/// The key of the newest manifest: every checkpoint is written into a new one.
 fn newest_manifest(of: &Dataset, objects: &Objects) -> Option<String> {
     let objects = objects.get(&of.incarnation)?;
     objects
@@ -36,15 +36,15 @@ fn newest_manifest(of: &Dataset, objects: &Objects) -> Option<String> {
 }
 
 /// Those without a record. `named` was read before `after` was listed.
-pub(super) fn strays(named: Vec<StrayCheckpoint>, after: &Listing) -> Vec<StrayCheckpoint> {
+pub(super) fn strays(named: &[StrayCheckpoint], after: &Listing) -> Vec<StrayCheckpoint> {
     let known: HashSet<Incarnation> =
         after.snapshots.iter().map(|snapshot| snapshot.incarnation).collect();
-    named.into_iter().filter(|found| !known.contains(&found.snapshot)).collect()
+    named.iter().filter(|found| !known.contains(&found.snapshot)).cloned().collect()
 }
 
 impl Collector {
     /// The checkpoints of live datasets that are named after snapshots not in `before`. A database
-    /// whose newest manifest held none at the last look is not asked again.
+    /// whose newest manifest had none the last time is not read again.
     pub(super) async fn unknown_checkpoints(
         &self,
         before: &Listing,
@@ -87,7 +87,7 @@ impl Collector {
         tracing::info!(
             dataset = %stray.dataset,
             snapshot = %stray.snapshot,
-            "a checkpoint that was made after its snapshot had been given up is removed"
+            "removing a checkpoint that was made after its snapshot was abandoned"
         );
         self.pool.step("collect.checkpoint").await?;
         Ok(db::drop_checkpoint(&self.place(stray.family, stray.dataset), stray.checkpoint).await?)
@@ -112,6 +112,9 @@ mod tests {
         let snapshots =
             states.into_iter().zip(10..).map(|(state, n)| snapshot(n, &of, state, &[])).collect();
         let after = Listing { datasets: vec![of.clone()], snapshots, ..Listing::default() };
-        assert_eq!(strays((10..16).map(named).collect(), &after), [named(14), named(15)]);
+        assert_eq!(
+            strays(&(10..16).map(named).collect::<Vec<_>>(), &after),
+            [named(14), named(15)]
+        );
     }
 }

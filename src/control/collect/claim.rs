@@ -23,15 +23,15 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Interval at which a process that waits for the claim reads it.
-pub(super) const LOOK: Duration = Duration::from_secs(2);
+/// Between reads of the claim by whoever waits for it.
+pub(super) const POLL: Duration = Duration::from_secs(2);
 
 /// The collector claim of each pool, as far as this process knows it.
 #[derive(Default)]
-pub(super) struct Claims(HashMap<PoolId, Known>);
+pub(super) struct Claims(HashMap<PoolId, ClaimVersions>);
 
 #[derive(Default)]
-struct Known {
+struct ClaimVersions {
     /// The newest version, and when it was first known to be that.
     seen: Option<(u64, Duration)>,
     /// The newest version when this process last considered collecting.
@@ -39,12 +39,12 @@ struct Known {
 }
 
 impl Claims {
-    fn of(&mut self, pool: PoolId) -> &mut Known {
+    fn of(&mut self, pool: PoolId) -> &mut ClaimVersions {
         self.0.entry(pool).or_default()
     }
 }
 
-impl Known {
+impl ClaimVersions {
     /// Returns for how long the version has been known as the newest.
     fn unchanged_for(&mut self, version: u64, now: Duration) -> Duration {
         match self.seen {
@@ -62,18 +62,18 @@ pub(super) struct Claim {
     pool: Pool,
     volumes: Volumes,
     memory: Memory,
-    held: OnceCell<Held>,
-    /// The node that holds the claim instead.
+    held: OnceCell<Renewal>,
+    /// The node that holds it instead.
     refused: Mutex<Option<String>>,
 }
 
-struct Held {
+struct Renewal {
     stop: CancellationToken,
     /// Returns the version that it wrote last, unless another process took the claim.
     renewing: JoinHandle<Option<Versioned<CollectorClaim>>>,
 }
 
-impl Drop for Held {
+impl Drop for Renewal {
     fn drop(&mut self) {
         self.stop.cancel();
     }
@@ -98,7 +98,7 @@ impl Claim {
         self.held.get_or_try_init(|| self.take()).await.map(drop)
     }
 
-    async fn take(&self) -> Result<Held, ControlError> {
+    async fn take(&self) -> Result<Renewal, ControlError> {
         let (catalog, lease) = (&self.pool.catalog, self.volumes.lease().clone());
         let session = self.volumes.settings().session;
         let at = catalog.collector_claim().await?;
@@ -109,7 +109,7 @@ impl Claim {
             tracing::info!(
                 pool = self.pool.name,
                 node = at.record.node,
-                "the collector before has stopped: its claim has expired"
+                "the previous collector has stopped: its claim has expired"
             );
         }
         let claim = self.claim(Some(session));
@@ -126,7 +126,7 @@ impl Claim {
         CollectorClaim { holder, node: owner.node, lease_millis: owner.lease_millis }
     }
 
-    /// Returns the node that held the claim when it was needed.
+    /// The node that held it when it was needed.
     pub fn refused(&self) -> Option<String> {
         self.refused.lock().clone()
     }
@@ -134,11 +134,11 @@ impl Claim {
     fn held_by(&self, node: &str) -> ControlError {
         *self.refused.lock() = Some(node.to_owned());
         ControlError::InProgress {
-            what: format!("a collection of pool {} by {node}", self.pool.name),
+            what: format!("pool {} (a collection by {node})", self.pool.name),
         }
     }
 
-    fn renewed(&self, mut at: Versioned<CollectorClaim>, lease: LeaseSettings) -> Held {
+    fn renewed(&self, mut at: Versioned<CollectorClaim>, lease: LeaseSettings) -> Renewal {
         let (catalog, stop) = (self.pool.catalog.clone(), CancellationToken::new());
         let stopped = stop.clone();
         let renewing = tokio::spawn(async move {
@@ -151,12 +151,12 @@ impl Claim {
                     Ok(now) => at = now,
                     Err(CatalogError::Contended { .. }) => return None,
                     Err(error) => {
-                        tracing::debug!(%error, "the collector claim is renewed with the next try")
+                        tracing::debug!(%error, "renewing the collector claim failed; retrying")
                     }
                 }
             }
         });
-        Held { stop, renewing }
+        Renewal { stop, renewing }
     }
 
     /// Releases the claim, if it was taken.
@@ -183,7 +183,7 @@ fn is_of_another(claim: &CollectorClaim, session: SessionId) -> bool {
 /// Returns whether a claim has not been renewed for a whole lease, on this process's clock.
 fn has_expired(
     at: &Versioned<CollectorClaim>,
-    known: &mut Known,
+    known: &mut ClaimVersions,
     settings: &LeaseSettings,
 ) -> bool {
     let lease = settings.lease.max(Duration::from_millis(at.record.lease_millis));
@@ -236,10 +236,10 @@ mod tests {
 
     #[test]
     fn a_claim_expires_on_the_clock_of_whoever_waits() {
-        let (mut known, secs) = (Known::default(), Duration::from_secs);
-        assert_eq!(known.unchanged_for(3, secs(100)), secs(0));
-        assert_eq!(known.unchanged_for(3, secs(140)), secs(40));
-        assert_eq!(known.unchanged_for(4, secs(141)), secs(0));
-        assert_eq!(known.unchanged_for(4, secs(200)), secs(59));
+        let (mut versions, secs) = (ClaimVersions::default(), Duration::from_secs);
+        assert_eq!(versions.unchanged_for(3, secs(100)), secs(0));
+        assert_eq!(versions.unchanged_for(3, secs(140)), secs(40));
+        assert_eq!(versions.unchanged_for(4, secs(141)), secs(0));
+        assert_eq!(versions.unchanged_for(4, secs(200)), secs(59));
     }
 }

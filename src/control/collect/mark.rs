@@ -1,7 +1,7 @@
-//! Reading the roots.
+//! Reading the roots: which packs each uses, and which chunks of some packs.
 
-use super::heard::RootState;
 use super::plan::{Mark, PackObject, PackUse};
+use super::root_cache::RootVersion;
 use super::{Collector, Listing, Objects};
 use crate::bucket::Listed;
 use crate::catalog::{Dataset, Snapshot, State};
@@ -20,10 +20,10 @@ use std::sync::Arc;
 /// Roots read at once.
 const ROOTS_AT_ONCE: usize = 8;
 
-/// The result of reading one root.
-pub(super) enum Said {
-    /// The dataset was never opened, so it has no database.
-    Nothing,
+/// How one root uses packs.
+pub(super) enum RootUsage {
+    /// It was never opened, so it has no database.
+    NoDatabase,
     /// The head's durable `S`, where it has one: its writer epoch and settled pack (R9).
     Head {
         dataset: Incarnation,
@@ -33,16 +33,18 @@ pub(super) enum Said {
     Snapshot {
         usage: Vec<(PackId, Usage)>,
     },
-    Unknown(Incarnation),
-    Unborn(FamilyId, SnapshotId),
+    /// A tombstoned head whose database cannot be read.
+    Unreadable(Incarnation),
+    /// A snapshot that is being made and shows no checkpoint yet.
+    Pending(FamilyId, SnapshotId),
 }
 
-impl Said {
-    /// Returns the number of rows that it takes in memory.
+impl RootUsage {
+    /// Its size in the cache.
     pub(super) fn rows(&self) -> usize {
         match self {
             Self::Head { usage, .. } | Self::Snapshot { usage } => usage.len().max(1),
-            Self::Nothing | Self::Unknown(_) | Self::Unborn(..) => 1,
+            Self::NoDatabase | Self::Unreadable(_) | Self::Pending(..) => 1,
         }
     }
 }
@@ -50,7 +52,7 @@ impl Said {
 fn pack_object(listed: &Listed) -> Option<PackObject> {
     let (family, name) = listed.key.strip_prefix("packs/")?.split_once('/')?;
     let (family, (pack, generation)) = (family.parse().ok()?, parse_object(name)?);
-    // A removal uses the name that is built from these.
+    // An object is removed under the name that is made of these.
     Some(PackObject { family, pack, generation, bytes: listed.bytes })
         .filter(|pack| pack.key() == listed.key)
 }
@@ -66,7 +68,8 @@ impl Collector {
                     None => {
                         tracing::warn!(
                             key = %object.key,
-                            "not a pack of ours: left alone; remove it by hand if nobody knows it"
+                            "ignoring an object that is no pack of ours; remove it by hand if \
+                             nobody knows it"
                         );
                     }
                 }
@@ -92,7 +95,7 @@ impl Collector {
                 }
             }
         }
-        // Sorted, so that one state has one order, whatever the store's is.
+        // One state has one order, whatever the store's is.
         databases
             .values_mut()
             .for_each(|objects| objects.sort_unstable_by(|a, b| a.key.cmp(&b.key)));
@@ -114,23 +117,24 @@ impl Collector {
             .map(|d| d.incarnation)
             .chain(catalog.snapshots.iter().map(|s| s.incarnation))
             .collect();
-        self.memory.lock().heard.retain(|root| there.contains(&root));
+        self.memory.lock().roots.retain(|root| there.contains(&root));
         let mut mark = Mark::default();
         let heads =
             catalog.datasets.iter().filter(|d| matches!(d.state, State::Ready | State::Deleting));
         let heads = futures::stream::iter(heads.cloned().collect::<Vec<_>>());
-        let mut heads =
-            heads.map(|dataset| self.hear_head(dataset, databases)).buffer_unordered(ROOTS_AT_ONCE);
-        while let Some(said) = heads.try_next().await? {
-            mark.hear(&said);
-        }
-        let cuts: Vec<Snapshot> =
-            catalog.snapshots.iter().filter(|s| s.state != State::Dead).cloned().collect();
-        let mut cuts = futures::stream::iter(cuts)
-            .map(|snapshot| self.hear_snapshot(snapshot))
+        let mut heads = heads
+            .map(|dataset| self.head_usage(dataset, databases))
             .buffer_unordered(ROOTS_AT_ONCE);
-        while let Some(said) = cuts.try_next().await? {
-            mark.hear(&said);
+        while let Some(usage) = heads.try_next().await? {
+            mark.add(&usage);
+        }
+        let snapshots: Vec<Snapshot> =
+            catalog.snapshots.iter().filter(|s| s.state != State::Dead).cloned().collect();
+        let mut snapshots = futures::stream::iter(snapshots)
+            .map(|snapshot| self.snapshot_usage(snapshot))
+            .buffer_unordered(ROOTS_AT_ONCE);
+        while let Some(usage) = snapshots.try_next().await? {
+            mark.add(&usage);
         }
         Ok(mark)
     }
@@ -139,37 +143,36 @@ impl Collector {
         self.volumes.settings().place(&self.pool.catalog, family, incarnation)
     }
 
-    /// A tombstoned head is no longer a root (it cannot be opened), but it still decides for the
-    /// packs it made.
-    async fn hear_head(
+    /// A tombstoned head is no root (nobody can open it), but its `S` still decides about the packs
+    /// it wrote.
+    async fn head_usage(
         &self,
         dataset: Dataset,
         databases: &Objects,
-    ) -> Result<Arc<Said>, ControlError> {
+    ) -> Result<Arc<RootUsage>, ControlError> {
         let place = self.place(dataset.family, dataset.incarnation);
         if dataset.state == State::Deleting {
             self.hold_claim().await?;
-            return Ok(Arc::new(
-                read_head(&place, dataset.incarnation, false).await.unwrap_or_else(|error| {
-                    tracing::warn!(
-                        dataset = %dataset.name,
-                        %error,
-                        "a tombstoned dataset cannot be read: its packs stay until it is removed"
-                    );
-                    Said::Unknown(dataset.incarnation)
-                }),
-            ));
+            let settled = read_settled(&place, dataset.incarnation).await;
+            return Ok(Arc::new(settled.unwrap_or_else(|error| {
+                tracing::warn!(
+                    dataset = %dataset.name,
+                    %error,
+                    "a tombstoned dataset cannot be read: its packs stay until it is removed"
+                );
+                RootUsage::Unreadable(dataset.incarnation)
+            })));
         }
-        let read = Box::pin(read_head(&place, dataset.incarnation, true));
-        self.remembered(
-            RootState::of_head(&dataset, databases),
+        let read = Box::pin(read_head(&place, dataset.incarnation));
+        self.cached(
+            RootVersion::of_head(&dataset, databases),
             &format!("dataset {}", dataset.name),
             read,
         )
         .await
     }
 
-    async fn hear_snapshot(&self, snapshot: Snapshot) -> Result<Arc<Said>, ControlError> {
+    async fn snapshot_usage(&self, snapshot: Snapshot) -> Result<Arc<RootUsage>, ControlError> {
         let what = format!("snapshot {} ({})", snapshot.name, snapshot.id());
         let place = self.place(snapshot.family, snapshot.dataset.incarnation);
         let checkpoint = match snapshot.checkpoint {
@@ -180,39 +183,37 @@ impl Collector {
                 .map_err(|error| unreadable(&what, error))?,
         };
         let Some(checkpoint) = checkpoint else {
-            // A snapshot tombstoned without a checkpoint never becomes a source, even if the
-            // checkpoint still arrives.
+            // A snapshot that is tombstoned without a checkpoint becomes nobody's source, even if
+            // one still comes.
             let is_made = snapshot.state == State::Creating;
             return Ok(Arc::new(if is_made {
-                Said::Unborn(snapshot.family, snapshot.id())
+                RootUsage::Pending(snapshot.family, snapshot.id())
             } else {
-                Said::Nothing
+                RootUsage::NoDatabase
             }));
         };
         let read = Box::pin(async {
-            let reader = Reader::at_checkpoint(&place, checkpoint).await?;
-            let usage = usage(&reader).await;
-            reader.close().await?;
-            Ok(Said::Snapshot { usage: usage? })
+            let usage = read_root(&place, Some(checkpoint), usage).await?;
+            Ok(RootUsage::Snapshot { usage })
         });
-        self.remembered(RootState::of_snapshot(&snapshot, checkpoint), &what, read).await
+        self.cached(RootVersion::of_snapshot(&snapshot, checkpoint), &what, read).await
     }
 
-    /// Returns the cached result of the root in that state, or reads it now. `what`: the root, for
+    /// The usage of a root in that version, from the cache or read now. `what`: the root, for
     /// messages.
-    async fn remembered(
+    async fn cached(
         &self,
-        at: RootState,
+        at: RootVersion,
         what: &str,
-        read: impl Future<Output = Result<Said, FsError>>,
-    ) -> Result<Arc<Said>, ControlError> {
-        if let Some(said) = self.memory.lock().heard.get(at) {
-            return Ok(said);
+        read: impl Future<Output = Result<RootUsage, FsError>>,
+    ) -> Result<Arc<RootUsage>, ControlError> {
+        if let Some(usage) = self.memory.lock().roots.get(at) {
+            return Ok(usage);
         }
         self.hold_claim().await?;
-        let said = Arc::new(read.await.map_err(|error| unreadable(what, error))?);
-        self.memory.lock().heard.put(at, said.clone());
-        Ok(said)
+        let usage = Arc::new(read.await.map_err(|error| unreadable(what, error))?);
+        self.memory.lock().roots.put(at, usage.clone());
+        Ok(usage)
     }
 
     /// The checkpoint of a snapshot whose record does not know it yet.
@@ -236,10 +237,10 @@ impl Mark {
         used
     }
 
-    fn hear(&mut self, said: &Said) {
-        match said {
-            Said::Nothing => {}
-            Said::Head { dataset, settled, usage } => {
+    fn add(&mut self, usage: &RootUsage) {
+        match usage {
+            RootUsage::NoDatabase => {}
+            RootUsage::Head { dataset, settled, usage } => {
                 if let Some(settled) = settled {
                     self.creators.insert(*dataset, *settled);
                 }
@@ -250,41 +251,42 @@ impl Mark {
                     }
                 }
             }
-            Said::Snapshot { usage } => {
+            RootUsage::Snapshot { usage } => {
                 for (pack, usage) in usage {
                     self.refer(*pack, *usage);
                 }
             }
-            Said::Unborn(family, snapshot) => {
-                self.unborn.insert(*family, *snapshot);
+            RootUsage::Pending(family, snapshot) => {
+                self.pending_snapshots.insert(*family, *snapshot);
             }
-            Said::Unknown(dataset) => {
-                self.unknown.insert(*dataset);
+            RootUsage::Unreadable(dataset) => {
+                self.unreadable.insert(*dataset);
             }
         }
     }
 }
 
-/// Nothing may be collected (R11). A store that is slow or away is none of the root's doing: the
-/// collection ends, and the next one reads it.
+/// Logs why nothing may be collected (R11). A store that is slow or away says nothing about the
+/// root: the collection ends, and the next one reads it.
 fn unreadable(what: &str, error: FsError) -> ControlError {
     if is_damage(error.class()) {
         tracing::error!(
             root = what,
             %error,
-            "a root cannot be read, so nothing may be collected: run check"
+            "collection stopped: a root cannot be read, and nothing is removed until it can; run \
+             check"
         );
     } else {
         tracing::info!(
             root = what,
             %error,
-            "a root cannot be read now: nothing is collected until a later collection can"
+            "collection postponed: a root cannot be read now; the next collection retries"
         );
     }
     error.into()
 }
 
-/// Returns whether the error lies in the root itself, so that `check` shows more.
+/// Whether the fault is in the root itself, so that `check` tells more.
 fn is_damage(class: Class) -> bool {
     match class {
         Class::Unavailable
@@ -303,41 +305,68 @@ fn is_damage(class: Class) -> bool {
     }
 }
 
-/// `S` is read before `U`: what `U` says is at least as new.
-async fn read_head(place: &DbPlace, dataset: Incarnation, is_root: bool) -> Result<Said, FsError> {
-    if !db::exists(place).await? {
-        return Ok(Said::Nothing);
-    }
-    let reader = Reader::newest(place).await?;
-    let settled = match reader.get(&key::superblock()).await? {
-        Some(bytes) => {
-            Some(Superblock::decode(&bytes)?).map(|s| (Epoch(s.writer_epoch), s.settled))
-        }
-        None => None,
+/// Reads a root without registering as a reader: only collectors remove what is read, and the
+/// catalog is listed again afterwards (R11). `at`: a snapshot's checkpoint; `None`: the head.
+async fn read_root<T>(
+    place: &DbPlace,
+    at: Option<CheckpointId>,
+    read: impl AsyncFnOnce(&Reader) -> Result<T, FsError>,
+) -> Result<T, FsError> {
+    let reader = match at {
+        Some(checkpoint) => Reader::at_checkpoint(place, checkpoint).await?,
+        None => Reader::newest(place).await?,
     };
-    let usage = if is_root { usage(&reader).await? } else { vec![] };
+    let done = read(&reader).await;
     reader.close().await?;
-    Ok(Said::Head { dataset, settled, usage })
+    done
+}
+
+/// Reads `S` before `U`, so that the usage is at least as new.
+async fn read_head(place: &DbPlace, dataset: Incarnation) -> Result<RootUsage, FsError> {
+    if !db::exists(place).await? {
+        return Ok(RootUsage::NoDatabase);
+    }
+    read_root(place, None, async |reader| {
+        let settled = settled(reader).await?;
+        Ok(RootUsage::Head { dataset, settled, usage: usage(reader).await? })
+    })
+    .await
+}
+
+/// Reads the superblock of a head that is no root.
+async fn read_settled(place: &DbPlace, dataset: Incarnation) -> Result<RootUsage, FsError> {
+    if !db::exists(place).await? {
+        return Ok(RootUsage::NoDatabase);
+    }
+    let settled = read_root(place, None, settled).await?;
+    Ok(RootUsage::Head { dataset, settled, usage: vec![] })
+}
+
+/// The writer epoch and settled pack of a database that has a superblock.
+async fn settled(reader: &Reader) -> Result<Option<(Epoch, u64)>, FsError> {
+    let Some(bytes) = reader.get(&key::superblock()).await? else { return Ok(None) };
+    let superblock = Superblock::decode(&bytes)?;
+    Ok(Some((Epoch(superblock.writer_epoch), superblock.settled)))
 }
 
 /// The chunks of some packs that the roots of some families use.
 #[derive(Default)]
-pub(super) struct Seen {
+pub(super) struct ChunkUse {
     pub(super) live: HashMap<PackId, HashSet<ChunkHash>>,
     /// Packs that a head refers to and has not sealed.
     pub(super) unsealed: HashSet<PackId>,
     /// Families with a snapshot that is being made and shows no checkpoint.
-    pub(super) unborn: HashSet<FamilyId>,
+    pub(super) pending_snapshots: HashSet<FamilyId>,
 }
 
 impl Collector {
-    /// Reads every record of every root of a family. Anything unreadable ends it (R11).
+    /// Reads every extent of every root of a family. Anything unreadable ends it (R11).
     pub(super) async fn mark_chunks(
         &self,
         catalog: &Listing,
         family: FamilyId,
         wanted: &HashSet<PackId>,
-        seen: &mut Seen,
+        found: &mut ChunkUse,
     ) -> Result<(), ControlError> {
         for head in
             catalog.datasets.iter().filter(|d| d.family == family && d.state == State::Ready)
@@ -348,51 +377,45 @@ impl Collector {
                 if !db::exists(&place).await? {
                     return Ok(());
                 }
-                let reader = Reader::newest(&place).await?;
-                let done = async {
-                    let unsealed = usage(&reader)
+                read_root(&place, None, async |reader| {
+                    let unsealed = usage(reader)
                         .await?
                         .into_iter()
                         .filter(|(pack, usage)| wanted.contains(pack) && !usage.sealed);
-                    seen.unsealed.extend(unsealed.map(|(pack, _)| pack));
-                    chunks(&reader, wanted, &mut seen.live).await
-                };
-                let done = done.await;
-                reader.close().await?;
-                done
+                    found.unsealed.extend(unsealed.map(|(pack, _)| pack));
+                    chunks(reader, wanted, &mut found.live).await
+                })
+                .await
             };
             Box::pin(read).await.map_err(|error| unreadable(&what, error))?;
         }
-        for cut in catalog.snapshots.iter().filter(|s| s.family == family && s.state != State::Dead)
-        {
-            let place = self.place(family, cut.dataset.incarnation);
-            let what = format!("snapshot {} ({})", cut.name, cut.id());
-            let checkpoint = match cut.checkpoint {
+        let in_family = |s: &&Snapshot| s.family == family && s.state != State::Dead;
+        for snapshot in catalog.snapshots.iter().filter(in_family) {
+            let place = self.place(family, snapshot.dataset.incarnation);
+            let what = format!("snapshot {} ({})", snapshot.name, snapshot.id());
+            let checkpoint = match snapshot.checkpoint {
                 Some(id) => Some(CheckpointId(id)),
                 None => self
-                    .checkpoint_named(&place, cut)
+                    .checkpoint_named(&place, snapshot)
                     .await
                     .map_err(|error| unreadable(&what, error))?,
             };
             let Some(checkpoint) = checkpoint else {
-                if cut.state == State::Creating {
-                    seen.unborn.insert(family);
+                if snapshot.state == State::Creating {
+                    found.pending_snapshots.insert(family);
                 }
                 continue;
             };
-            let read = async {
-                let reader = Reader::at_checkpoint(&place, checkpoint).await?;
-                let done = chunks(&reader, wanted, &mut seen.live).await;
-                reader.close().await?;
-                done
-            };
+            let read = read_root(&place, Some(checkpoint), async |reader| {
+                chunks(reader, wanted, &mut found.live).await
+            });
             Box::pin(read).await.map_err(|error| unreadable(&what, error))?;
         }
         Ok(())
     }
 }
 
-/// Chunks of `wanted` packs that any record names, a hidden one too.
+/// Chunks of `wanted` packs that any extent names, a masked one too.
 async fn chunks(
     reader: &Reader,
     wanted: &HashSet<PackId>,
@@ -421,7 +444,7 @@ mod tests {
     fn a_slow_store_is_no_damage() {
         let late = FsError::Unavailable("reading the manifest: no answer within 30 s".into());
         assert!(!is_damage(late.class()) && is_damage(FsError::Corrupt("a table".into()).class()));
-        // The error shows the caller which of the two it was.
+        // The caller learns which of the two it was.
         assert_eq!(unreadable("dataset d", late).class(), Class::Unavailable);
     }
 }

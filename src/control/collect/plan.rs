@@ -1,20 +1,21 @@
-//! Decides what may be deleted: a pure function of the listings and of the roots read.
+//! What may go: a pure function of the facts.
 
-use super::checkpoints::StrayCheckpoint;
-use super::kept::{Kept, Needs, snapshot_name, unborn};
-use super::{Listing, Objects};
-use crate::bucket::Listed;
+use super::candidates::{Candidate, mostly_dead, obsolete_markers};
+use super::checkpoints::{self, StrayCheckpoint};
+use super::facts::Facts;
+use super::retained::{Blockers, Retained, pending_snapshot, snapshot_name};
+use super::{Listing, Objects, maintenance};
 use crate::catalog::{Dataset, Snapshot, State};
 use crate::chunk::{Generation, object_key};
 use crate::types::{DatasetId, Epoch, FamilyId, Incarnation, PackId, SnapshotId, Timestamp};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-/// A snapshot that is unfinished for this long is abandoned, because its family's packs wait for
-/// it; and so is a clone, because its source waits for it. A process that is still making it fails
-/// at its last step and starts again, so that a wrong clock costs a retry and no data.
-const INTENT_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// An older unfinished snapshot is abandoned, because its family's packs wait for it; and so is an
+/// unfinished clone, because its source waits for it. Whoever is still making it fails at its last
+/// step and starts again, so that a wrong clock costs a retry and no data.
+const INTENT_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A pack object, as listed before any root was read. There may be millions: 64 bytes each, four
 /// million of them for 64 TB in packs of 16 MB.
@@ -41,42 +42,25 @@ pub(super) struct PackUse {
     pub(super) unsealed: Vec<Incarnation>,
 }
 
-/// The results of reading every root.
+/// What all roots use together.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mark {
     /// Packs with references from any root.
     pub(super) referenced: HashMap<PackId, PackUse>,
     /// Durable `S` of every head that has a database: its writer epoch and settled pack (R9).
     pub(super) creators: BTreeMap<Incarnation, (Epoch, u64)>,
-    /// Heads whose `S` could not be read, though nothing needs it but their packs.
-    pub(super) unknown: BTreeSet<Incarnation>,
+    /// Tombstoned heads whose `S` could not be read: their packs stay.
+    pub(super) unreadable: BTreeSet<Incarnation>,
     /// Snapshots that are being made and show no checkpoint yet, by family. What one will refer to
-    /// was fixed when it was asked for, which may be long before it shows, and may be more than the
+    /// was fixed when it was requested, which may be long before it shows, and may be more than the
     /// head refers to by now (R11).
-    pub(super) unborn: BTreeMap<FamilyId, SnapshotId>,
+    pub(super) pending_snapshots: BTreeMap<FamilyId, SnapshotId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DeadPack {
     pub key: String,
     pub bytes: u64,
-}
-
-/// A pack in use that is to be rewritten without its dead chunks (R12).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Candidate {
-    pub family: FamilyId,
-    #[serde(serialize_with = "as_text")]
-    pub pack: PackId,
-    pub generation: Generation,
-    pub bytes: u64,
-    pub refs: u64,
-    /// Heads that seal it first.
-    pub unsealed: Vec<Incarnation>,
-}
-
-fn as_text<S: serde::Serializer>(pack: &PackId, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(pack)
 }
 
 /// Objects of a database whose dataset has no record: what a writer put there after its deletion.
@@ -93,27 +77,27 @@ pub struct Plan {
     pub pack_bytes: u64,
     pub databases: Vec<StrayDatabase>,
     pub checkpoints: Vec<StrayCheckpoint>,
-    /// Clones that were begun and abandoned: they are tombstoned.
-    pub unfinished: Vec<DatasetId>,
-    /// Snapshots that are being made and can never be finished, or were abandoned: they are
+    /// Clones that nobody has finished in time: they are tombstoned.
+    pub abandoned_clones: Vec<DatasetId>,
+    /// Snapshots that can never be finished, or that nobody has finished in time: they are
     /// tombstoned.
-    pub abandoned: Vec<SnapshotId>,
+    pub abandoned_snapshots: Vec<SnapshotId>,
     pub snapshots: Vec<SnapshotId>,
     pub datasets: Vec<DatasetId>,
-    /// Clones to be detached.
+    /// Clones to be detached from their origins.
     pub detach: Vec<DatasetId>,
-    /// Released datasets whose databases have outlived much.
-    pub upkeep: Vec<DatasetId>,
-    /// Packs that are mostly dead, judging without reading every extent.
+    /// Released datasets whose databases hold enough obsolete objects to be collected.
+    pub maintenance: Vec<DatasetId>,
+    /// Packs that are mostly dead by what is known without reading every extent.
     pub rewrite: Vec<Candidate>,
     /// Rewrite-pending markers of packs whose first object is gone.
-    pub rewrite_pending: Vec<String>,
-    pub kept: Vec<Kept>,
+    pub obsolete_markers: Vec<String>,
+    pub retained: Vec<Retained>,
 }
 
 impl Plan {
     pub fn is_empty(&self) -> bool {
-        let intents = self.abandoned.is_empty() && self.unfinished.is_empty();
+        let intents = self.abandoned_snapshots.is_empty() && self.abandoned_clones.is_empty();
         let records = self.snapshots.is_empty() && self.datasets.is_empty();
         intents
             && records
@@ -122,92 +106,89 @@ impl Plan {
             && self.checkpoints.is_empty()
     }
 
-    /// Returns whether the plan is empty: nothing to remove and nothing to maintain.
+    /// Whether there is nothing to remove and nothing to maintain.
     pub(super) fn is_idle(&self) -> bool {
-        let upkeep = self.detach.is_empty() && self.upkeep.is_empty() && self.rewrite.is_empty();
-        self.is_empty() && upkeep && self.rewrite_pending.is_empty()
+        let databases = self.detach.is_empty() && self.maintenance.is_empty();
+        self.is_empty() && databases && self.rewrite.is_empty() && self.obsolete_markers.is_empty()
     }
 }
 
-/// `None`: the catalog changed between the listings in a way that matters, so the mark proves
-/// nothing (R11).
-pub(super) fn plan(
-    before: &Listing,
-    after: &Listing,
-    packs: &[PackObject],
-    mark: &Mark,
-    now: Timestamp,
-) -> Option<Plan> {
-    if changed(before, after) {
-        return None;
-    }
+pub(super) fn plan(facts: &Facts) -> Plan {
+    let (catalog, mark) = (&facts.catalog, &facts.mark);
     let mut plan = Plan {
-        abandoned: abandoned(after, now),
-        unfinished: unfinished(after, now),
+        databases: strays(&facts.databases, catalog),
+        checkpoints: checkpoints::strays(&facts.checkpoints, catalog),
+        abandoned_snapshots: abandoned_snapshots(catalog, facts.now),
+        abandoned_clones: abandoned_clones(catalog, facts.now),
+        detach: maintenance::detachable(catalog),
+        maintenance: maintenance::due(facts, SystemTime::from(facts.now)),
+        rewrite: mostly_dead(facts),
+        obsolete_markers: obsolete_markers(&facts.pending, &facts.packs),
         ..Plan::default()
     };
-    for (family, id) in &mark.unborn {
-        plan.kept.push(unborn(after, *family, *id, INTENT_KEPT));
+    for (family, id) in &mark.pending_snapshots {
+        plan.retained.push(pending_snapshot(catalog, *family, *id, INTENT_AGE_MAX));
     }
-    let newest = newest(packs);
+    let newest = newest(&facts.packs);
     let superseded = |object: &PackObject| {
         newest.get(&object.pack).is_some_and(|generation| object.generation < *generation)
     };
-    for object in packs.iter().filter(|object| superseded(object) || is_dead(after, mark, object)) {
+    let dead = |object: &&PackObject| superseded(object) || is_dead(catalog, mark, object);
+    for object in facts.packs.iter().filter(dead) {
         plan.pack_bytes = plan.pack_bytes.saturating_add(object.bytes);
         plan.packs.push(DeadPack { key: object.key(), bytes: object.bytes });
     }
-    for snapshot in after.snapshots.iter().filter(|s| is_tombstoned(&s.state)) {
-        match needed_by(snapshot, after) {
-            needs if needs.is_empty() => plan.snapshots.push(snapshot.id()),
-            needs => plan
-                .kept
-                .push(Kept { what: snapshot_name(after, snapshot), why: needs.to_string() }),
-        }
-    }
-    for dataset in after.datasets.iter().filter(|d| is_tombstoned(&d.state)) {
-        let mine = after.snapshots.iter().filter(|s| s.dataset.incarnation == dataset.incarnation);
-        match mine.filter(|s| !plan.snapshots.contains(&s.id())).count() {
-            0 => plan.datasets.push(dataset.id()),
-            1 => plan.kept.push(Kept {
-                what: format!("dataset {}", dataset.name),
-                why: "it has 1 snapshot".to_owned(),
-            }),
-            n => plan.kept.push(Kept {
-                what: format!("dataset {}", dataset.name),
-                why: format!("it has {n} snapshots"),
+    for snapshot in catalog.snapshots.iter().filter(|s| is_tombstoned(&s.state)) {
+        match blockers_of(snapshot, catalog) {
+            blockers if blockers.is_empty() => plan.snapshots.push(snapshot.id()),
+            blockers => plan.retained.push(Retained {
+                what: snapshot_name(catalog, snapshot),
+                why: blockers.to_string(),
             }),
         }
     }
-    Some(plan)
+    for dataset in catalog.datasets.iter().filter(|d| is_tombstoned(&d.state)) {
+        let own = catalog.snapshots.iter().filter(|s| s.dataset.incarnation == dataset.incarnation);
+        let why = match own.filter(|s| !plan.snapshots.contains(&s.id())).count() {
+            0 => {
+                plan.datasets.push(dataset.id());
+                continue;
+            }
+            1 => "it has 1 snapshot".to_owned(),
+            n => format!("it has {n} snapshots"),
+        };
+        plan.retained.push(Retained { what: format!("dataset {}", dataset.name), why });
+    }
+    plan
 }
 
 /// Databases without a record. They were listed before these records, and a record is always there
 /// before its database (R3).
-pub(super) fn strays(databases: Objects, after: &Listing) -> Vec<StrayDatabase> {
-    let stray =
-        |incarnation: &Incarnation| !after.datasets.iter().any(|d| d.incarnation == *incarnation);
-    let keys = |objects: Vec<Listed>| objects.into_iter().map(|object| object.key).collect();
-    let strays = databases.into_iter().filter(|(id, _)| stray(id));
+fn strays(databases: &Objects, catalog: &Listing) -> Vec<StrayDatabase> {
+    let known: BTreeSet<Incarnation> = catalog.datasets.iter().map(|d| d.incarnation).collect();
+    let strays = databases.iter().filter(|(incarnation, _)| !known.contains(incarnation));
     strays
-        .map(|(incarnation, objects)| StrayDatabase { incarnation, keys: keys(objects) })
+        .map(|(incarnation, objects)| StrayDatabase {
+            incarnation: *incarnation,
+            keys: objects.iter().map(|object| object.key.clone()).collect(),
+        })
         .collect()
 }
 
-/// Returns the dependants of a snapshot that still need it: clones that are not detached, and the
+/// Those of a snapshot's dependants that still need it: clones that are not detached, and the
 /// dataset that it was taken of while that restores from it (R14).
-pub(super) fn keepers<'a>(
+pub(super) fn live_dependants<'a>(
     snapshot: SnapshotId,
     datasets: impl IntoIterator<Item = &'a Dataset>,
 ) -> BTreeSet<Incarnation> {
-    let keeps = |d: &&Dataset| match d.incarnation == snapshot.dataset {
+    let depends = |d: &&Dataset| match d.incarnation == snapshot.dataset {
         true => d.state == State::Ready && d.restoring == Some(snapshot),
         false => !d.detached,
     };
-    datasets.into_iter().filter(keeps).map(|d| d.incarnation).collect()
+    datasets.into_iter().filter(depends).map(|d| d.incarnation).collect()
 }
 
-/// Returns whether a record that decides about roots was added, removed or changed state.
+/// Whether a record that decides which roots there are came, went or changed its state.
 pub(super) fn changed(before: &Listing, after: &Listing) -> bool {
     shape(before) != shape(after)
 }
@@ -216,11 +197,11 @@ fn is_tombstoned(state: &State) -> bool {
     matches!(state, State::Deleting | State::Dead)
 }
 
-/// The part of a listing that decides which roots there are: for a snapshot whether it has a
-/// checkpoint, for a dataset how many snapshots it has ever had. Only that number shows that a
-/// snapshot came and went between two listings: data that it retained may be in the head again,
-/// which was read before. Datasets are listed first: a snapshot that the number counts and the
-/// listing lacks was removed before any root was read.
+/// The part of a listing that decides which roots there are: of a snapshot whether it has a
+/// checkpoint, of a dataset how many snapshots it has ever had. That one came and went between two
+/// listings shows in nothing else: what it kept may be in the head again, which was read before.
+/// Datasets are listed first: a snapshot that the number counts and the listing does not show went
+/// before any root was read.
 fn shape(listing: &Listing) -> BTreeSet<(String, &'static str, u32)> {
     let state = |state: &State| match state {
         State::Creating => "creating",
@@ -244,9 +225,11 @@ fn is_dead(catalog: &Listing, mark: &Mark, object: &PackObject) -> bool {
 
 /// R9: its creator will make no use of it that the mark does not show: settled, of an earlier
 /// epoch, or gone (which it is only after it was fenced).
-fn is_settled(catalog: &Listing, mark: &Mark, object: &PackObject) -> bool {
+pub(super) fn is_settled(catalog: &Listing, mark: &Mark, object: &PackObject) -> bool {
     let pack = object.pack;
-    if mark.unknown.contains(&pack.creator) || mark.unborn.contains_key(&object.family) {
+    if mark.unreadable.contains(&pack.creator)
+        || mark.pending_snapshots.contains_key(&object.family)
+    {
         return false;
     }
     match mark.creators.get(&pack.creator) {
@@ -263,7 +246,7 @@ fn is_settled(catalog: &Listing, mark: &Mark, object: &PackObject) -> bool {
 }
 
 /// The newest generation of each pack: it holds all that is in use of it (R12).
-fn newest(packs: &[PackObject]) -> HashMap<PackId, Generation> {
+pub(super) fn newest(packs: &[PackObject]) -> HashMap<PackId, Generation> {
     let mut newest = HashMap::new();
     for object in packs.iter().filter(|object| object.generation > 0) {
         let generation = newest.entry(object.pack).or_default();
@@ -272,38 +255,10 @@ fn newest(packs: &[PackObject]) -> HashMap<PackId, Generation> {
     newest
 }
 
-/// Returns the packs in use of at least `bytes_min` that take no more chunks, and the bytes that
-/// each family stores.
-pub(super) fn candidates(
-    catalog: &Listing,
-    packs: &[PackObject],
-    mark: &Mark,
-    bytes_min: u64,
-) -> (Vec<Candidate>, BTreeMap<FamilyId, u64>) {
-    let newest = newest(packs);
-    let (mut found, mut stored) = (Vec::new(), BTreeMap::<FamilyId, u64>::new());
-    for object in packs {
-        *stored.entry(object.family).or_default() += object.bytes;
-        let Some(used) = mark.referenced.get(&object.pack) else { continue };
-        let is_newest = newest.get(&object.pack).copied().unwrap_or(0) == object.generation;
-        if is_newest && object.bytes >= bytes_min && is_settled(catalog, mark, object) {
-            found.push(Candidate {
-                family: object.family,
-                pack: object.pack,
-                generation: object.generation,
-                bytes: object.bytes,
-                refs: used.refs,
-                unsealed: used.unsealed.clone(),
-            });
-        }
-    }
-    (found, stored)
-}
-
-/// Dependants that still exist, intents of clones that are not counted among them yet, and whoever
-/// reads it now (R14).
-fn needed_by(snapshot: &Snapshot, catalog: &Listing) -> Needs {
-    let keepers = keepers(snapshot.id(), &catalog.datasets);
+/// Dependants that still exist, intents of clones that are not counted among them yet, and current
+/// readers (R14).
+fn blockers_of(snapshot: &Snapshot, catalog: &Listing) -> Blockers {
+    let live = live_dependants(snapshot.id(), &catalog.datasets);
     let intents = |d: &&Dataset| {
         d.state == State::Creating
             && d.origin == Some(snapshot.id())
@@ -314,47 +269,47 @@ fn needed_by(snapshot: &Snapshot, catalog: &Listing) -> Needs {
     } else {
         catalog.readers.get(&snapshot.incarnation).copied().unwrap_or(0)
     };
-    let mut needs = Needs { readers, ..Needs::default() };
-    for keeper in snapshot.dependants.iter().filter(|d| keepers.contains(d)) {
+    let mut blockers = Blockers { readers, ..Blockers::default() };
+    for dependant in snapshot.dependants.iter().filter(|d| live.contains(d)) {
         let name = catalog
             .datasets
             .iter()
-            .find(|d| d.incarnation == *keeper)
-            .map_or_else(|| keeper.to_string(), |d| d.name.to_string());
-        match *keeper == snapshot.dataset.incarnation {
-            true => needs.restores = Some(name),
-            false => needs.clones.push(name),
+            .find(|d| d.incarnation == *dependant)
+            .map_or_else(|| dependant.to_string(), |d| d.name.to_string());
+        match *dependant == snapshot.dataset.incarnation {
+            true => blockers.restoring = Some(name),
+            false => blockers.clones.push(name),
         }
     }
-    needs.clones.extend(catalog.datasets.iter().filter(intents).map(|d| d.name.to_string()));
-    needs
+    blockers.clones.extend(catalog.datasets.iter().filter(intents).map(|d| d.name.to_string()));
+    blockers
 }
 
-/// Only snapshots of a live dataset are ever finished, and only while a caller retries.
-fn abandoned(catalog: &Listing, now: Timestamp) -> Vec<SnapshotId> {
+/// Only snapshots of a live dataset are ever finished, and only while somebody retries the call.
+fn abandoned_snapshots(catalog: &Listing, now: Timestamp) -> Vec<SnapshotId> {
     let ready: BTreeSet<Incarnation> = catalog
         .datasets
         .iter()
         .filter(|d| d.state == State::Ready)
         .map(|d| d.incarnation)
         .collect();
-    let given_up = |s: &&Snapshot| {
+    let is_abandoned = |s: &&Snapshot| {
         s.state == State::Creating
             && (is_old(s.created, now) || !ready.contains(&s.dataset.incarnation))
     };
-    catalog.snapshots.iter().filter(given_up).map(Snapshot::id).collect()
+    catalog.snapshots.iter().filter(is_abandoned).map(Snapshot::id).collect()
 }
 
-/// Intents of unfinished clones: the caller that began one may be gone together with its
-/// PersistentVolumeClaim, and never retries.
-fn unfinished(catalog: &Listing, now: Timestamp) -> Vec<DatasetId> {
-    let given_up = |d: &&Dataset| d.state == State::Creating && is_old(d.created, now);
-    catalog.datasets.iter().filter(given_up).map(Dataset::id).collect()
+/// Intents of clones that nobody has finished: whoever started one may have gone with its claim,
+/// and never retries.
+fn abandoned_clones(catalog: &Listing, now: Timestamp) -> Vec<DatasetId> {
+    let is_abandoned = |d: &&Dataset| d.state == State::Creating && is_old(d.created, now);
+    catalog.datasets.iter().filter(is_abandoned).map(Dataset::id).collect()
 }
 
 fn is_old(created: Timestamp, now: Timestamp) -> bool {
-    let kept = i64::try_from(INTENT_KEPT.as_nanos()).unwrap_or(i64::MAX);
-    now.as_nanos().saturating_sub(created.as_nanos()) > kept
+    let max = i64::try_from(INTENT_AGE_MAX.as_nanos()).unwrap_or(i64::MAX);
+    now.as_nanos().saturating_sub(created.as_nanos()) > max
 }
 
 #[cfg(test)]
@@ -415,8 +370,13 @@ pub(super) mod tests {
         PackObject { family: family(1), pack, generation: 0, bytes: 10 }
     }
 
+    fn plan_of(catalog: &Listing, mark: &Mark, packs: &[PackObject], now: Timestamp) -> Plan {
+        let (catalog, mark, packs) = (catalog.clone(), mark.clone(), packs.to_vec());
+        plan(&Facts { now, catalog, mark, packs, ..Facts::default() })
+    }
+
     fn swept(listing: &Listing, mark: &Mark, object: &PackObject) -> bool {
-        plan(listing, listing, std::slice::from_ref(object), mark, NOW).unwrap().packs.len() == 1
+        plan_of(listing, mark, std::slice::from_ref(object), NOW).packs.len() == 1
     }
 
     #[test]
@@ -444,11 +404,10 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn any_record_that_comes_goes_or_turns_restarts_the_mark() {
+    fn any_record_that_comes_goes_or_changes_state_restarts_the_mark() {
         let one = dataset(1, State::Ready, None);
         let before =
             Listing { datasets: vec![one.clone()], snapshots: vec![], ..Listing::default() };
-        let mark = Mark::default();
         let born = Listing {
             datasets: vec![one.clone(), dataset(2, State::Ready, None)],
             snapshots: vec![],
@@ -465,9 +424,9 @@ pub(super) mod tests {
         let mut passed = before.clone();
         passed.datasets[0].snapshot_serial += 1;
         for after in [born, gone, turned, taken, passed] {
-            assert_eq!(plan(&before, &after, &[], &mark, NOW), None);
+            assert!(changed(&before, &after), "{after:?}");
         }
-        assert!(plan(&before, &before, &[], &mark, NOW).is_some());
+        assert!(!changed(&before, &before));
     }
 
     #[test]
@@ -481,13 +440,13 @@ pub(super) mod tests {
             snapshots: vec![cut.clone()],
             ..Listing::default()
         };
-        let planned = plan(&held, &held, &[], &mark, NOW).unwrap();
+        let planned = plan_of(&held, &mark, &[], NOW);
         assert!(planned.is_empty());
         let told: Vec<_> =
-            planned.kept.iter().map(|kept| format!("{}: {}", kept.what, kept.why)).collect();
+            planned.retained.iter().map(|it| format!("{}: {}", it.what, it.why)).collect();
         assert_eq!(
             told,
-            ["snapshot s7 of dataset d1: clone d2 stands on it", "dataset d1: it has 1 snapshot"]
+            ["snapshot s7 of dataset d1: clone d2 depends on it", "dataset d1: it has 1 snapshot"]
         );
 
         let freed = Listing {
@@ -495,37 +454,30 @@ pub(super) mod tests {
             snapshots: vec![cut.clone()],
             ..Listing::default()
         };
-        let planned = plan(&freed, &freed, &[], &mark, NOW).unwrap();
+        let planned = plan_of(&freed, &mark, &[], NOW);
         assert_eq!((planned.snapshots, planned.datasets), (vec![cut.id()], vec![source.id()]));
 
         let readers = BTreeMap::from([(cut.incarnation, 1)]);
         let read = Listing { readers, ..freed.clone() };
-        assert!(plan(&read, &read, &[], &mark, NOW).unwrap().is_empty(), "somebody reads it");
+        assert!(plan_of(&read, &mark, &[], NOW).is_empty(), "somebody reads it");
         let dead =
             Listing { snapshots: vec![Snapshot { state: State::Dead, ..cut.clone() }], ..read };
-        assert_eq!(
-            plan(&dead, &dead, &[], &mark, NOW).unwrap().snapshots,
-            [cut.id()],
-            "its removal has begun"
-        );
+        assert_eq!(plan_of(&dead, &mark, &[], NOW).snapshots, [cut.id()], "its removal has begun");
 
         let itself = snapshot(7, &source, State::Deleting, &[1]);
         let both = Listing { snapshots: vec![itself.clone()], ..freed.clone() };
         assert_eq!(
-            plan(&both, &both, &[], &mark, NOW).unwrap().snapshots,
+            plan_of(&both, &mark, &[], NOW).snapshots,
             [itself.id()],
             "a restore that never ended"
         );
         let restoring =
             |of| Dataset { restoring: of, detached: true, ..dataset(1, State::Ready, None) };
         let live = Listing { datasets: vec![restoring(Some(itself.id()))], ..both.clone() };
-        assert!(
-            plan(&live, &live, &[], &mark, NOW).unwrap().is_empty(),
-            "a restore that may go on"
-        );
+        assert!(plan_of(&live, &mark, &[], NOW).is_empty(), "a restore that may go on");
         let ended = Listing { datasets: vec![restoring(None)], ..both };
         assert_eq!(
-            plan(&ended, &ended, &[], &mark, NOW).unwrap().snapshots,
+            plan_of(&ended, &mark, &[], NOW).snapshots,
             [itself.id()],
             "a restore that was ended by another owner"
         );
@@ -535,7 +487,7 @@ pub(super) mod tests {
         let begun =
             Listing { datasets: vec![source, intent], snapshots: vec![bare], ..Listing::default() };
         assert!(
-            plan(&begun, &begun, &[], &mark, NOW).unwrap().is_empty(),
+            plan_of(&begun, &mark, &[], NOW).is_empty(),
             "a clone that is being made needs its source"
         );
         assert_ne!(NameKey::of("dataset", "d1"), NameKey::of("snapshot", "d1"));
@@ -553,33 +505,33 @@ pub(super) mod tests {
         let mut mark = Mark::default();
         mark.creators.insert(source.incarnation, (Epoch(3), 5));
         assert!(swept(&listing, &mark, &pack(1, 2, 9)));
-        mark.unborn.insert(cut.family, cut.id());
+        mark.pending_snapshots.insert(cut.family, cut.id());
         assert!(!swept(&listing, &mark, &pack(1, 2, 9)));
         let elsewhere = PackObject { family: family(9), ..pack(2, 1, 1) };
         assert!(swept(&listing, &mark, &elsewhere), "another family's");
-        let kept = &plan(&listing, &listing, &[], &mark, NOW).unwrap().kept;
-        let [Kept { what, why }] = kept.as_slice() else {
-            panic!("the report says what is waited for: {kept:?}")
+        let retained = plan_of(&listing, &mark, &[], NOW).retained;
+        let [Retained { what, why }] = retained.as_slice() else {
+            panic!("the report says what is waited for: {retained:?}")
         };
         assert!(what.contains("packs of d1"), "{what}");
-        let cure = "snapshot d1@s7 was begun 1970-01-01T00:00:00Z and is not finished: repeat \
+        let cure = "snapshot d1@s7 was started at 1970-01-01T00:00:00Z and is not finished: retry \
             `dataset snapshot create d1 s7`, or delete it";
-        assert_eq!(*why, format!("{cure}; it is given up after 1day"));
+        assert_eq!(*why, format!("{cure}; it is abandoned after 1day"));
     }
 
     #[test]
-    fn only_intents_that_cannot_be_finished_or_are_old_are_given_up() {
+    fn only_intents_that_cannot_be_finished_or_are_old_are_abandoned() {
         let mark = Mark::default();
         let abandoned = |datasets: Vec<Dataset>, cut: &Snapshot, now| {
             let listing = Listing { datasets, snapshots: vec![cut.clone()], ..Listing::default() };
-            plan(&listing, &listing, &[], &mark, now).unwrap().abandoned
+            plan_of(&listing, &mark, &[], now).abandoned_snapshots
         };
         let (live, gone) = (dataset(1, State::Ready, None), dataset(1, State::Deleting, None));
         let cut = Snapshot { checkpoint: None, ..snapshot(7, &live, State::Creating, &[]) };
         assert_eq!(abandoned(vec![live.clone()], &cut, NOW), []);
         assert_eq!(abandoned(vec![gone.clone()], &cut, NOW), [cut.id()]);
         assert_eq!(abandoned(vec![], &cut, NOW), [cut.id()]);
-        let late = Timestamp::from_nanos(0).saturating_add(INTENT_KEPT + Duration::from_secs(1));
+        let late = Timestamp::from_nanos(0).saturating_add(INTENT_AGE_MAX + Duration::from_secs(1));
         assert_eq!(abandoned(vec![live.clone()], &cut, late), [cut.id()]);
         for state in [State::Ready, State::Deleting, State::Dead] {
             let done = Snapshot { state, ..cut.clone() };
@@ -588,13 +540,13 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn only_clones_that_nobody_finishes_are_given_up() {
+    fn only_clones_that_nobody_finishes_are_abandoned() {
         let mark = Mark::default();
         let unfinished = |state, now| {
             let listing = Listing { datasets: vec![dataset(1, state, None)], ..Listing::default() };
-            plan(&listing, &listing, &[], &mark, now).unwrap().unfinished.len()
+            plan_of(&listing, &mark, &[], now).abandoned_clones.len()
         };
-        let late = Timestamp::from_nanos(0).saturating_add(INTENT_KEPT + Duration::from_secs(1));
+        let late = Timestamp::from_nanos(0).saturating_add(INTENT_AGE_MAX + Duration::from_secs(1));
         assert_eq!((unfinished(State::Creating, NOW), unfinished(State::Creating, late)), (0, 1));
         for state in [State::Ready, State::Deleting, State::Dead] {
             assert_eq!(unfinished(state, late), 0);

@@ -1,7 +1,7 @@
-//! Carries out the plan. Every removal can be retried.
+//! Carrying out the plan. Every removal may be repeated.
 
-use super::plan::keepers;
-use super::{Collected, Collector, Kept, Plan, StrayDatabase};
+use super::plan::live_dependants;
+use super::{Collected, Collector, Plan, Retained, StrayDatabase};
 use crate::catalog::{CatalogError, Dataset, Snapshot, State};
 use crate::control::ControlError;
 use crate::fs::FsError;
@@ -14,14 +14,13 @@ const PACKS_AT_ONCE: usize = 1000;
 
 /// The outcome for a tombstone.
 pub(in crate::control) enum Reaped {
-    Gone,
-    /// Something still holds it.
-    Waits(String),
+    Removed,
+    /// By what, in words.
+    Blocked(String),
 }
 
 impl Collector {
-    /// Carries out the plan. Returns whether anything was removed, so that another pass may find
-    /// more.
+    /// Answers whether anything was removed, so that another pass may find more.
     pub(super) async fn sweep(
         &self,
         plan: Plan,
@@ -35,9 +34,9 @@ impl Collector {
             done.packs += packs.len();
             done.pack_bytes += packs.iter().map(|pack| pack.bytes).sum::<u64>();
         }
-        if !plan.rewrite_pending.is_empty() {
-            self.pool.step("collect.outlived").await?;
-            self.pool.catalog.bucket().delete(&plan.rewrite_pending).await?;
+        if !plan.obsolete_markers.is_empty() {
+            self.pool.step("collect.obsolete-markers").await?;
+            self.pool.catalog.bucket().delete(&plan.obsolete_markers).await?;
         }
         for database in plan.databases {
             removed = true;
@@ -49,48 +48,52 @@ impl Collector {
             done.remnants += 1;
             self.drop_stray_checkpoint(checkpoint).await?;
         }
-        for id in plan.unfinished {
-            removed |= self.give_up_clone(id).await?;
+        for id in plan.abandoned_clones {
+            removed |= self.abandon_clone(id).await?;
         }
-        for id in plan.abandoned {
-            removed |= self.give_up_snapshot(id).await?;
+        for id in plan.abandoned_snapshots {
+            removed |= self.abandon_snapshot(id).await?;
         }
         for id in plan.snapshots {
             match self.reap_snapshot(id).await? {
-                Reaped::Gone => {
+                Reaped::Removed => {
                     removed = true;
                     done.snapshots.push(id.to_string());
                 }
-                Reaped::Waits(why) => done.kept.push(Kept { what: format!("snapshot {id}"), why }),
+                Reaped::Blocked(why) => {
+                    done.retained.push(Retained { what: format!("snapshot {id}"), why })
+                }
             }
         }
         for id in plan.datasets {
             match self.reap_dataset(id).await? {
-                Reaped::Gone => {
+                Reaped::Removed => {
                     removed = true;
                     done.datasets.push(id.to_string());
                 }
-                Reaped::Waits(why) => done.kept.push(Kept { what: format!("dataset {id}"), why }),
+                Reaped::Blocked(why) => {
+                    done.retained.push(Retained { what: format!("dataset {id}"), why })
+                }
             }
         }
         Ok(removed)
     }
 
-    /// Removes a database that a clone's maker wrote after its record was removed: it may hold a
-    /// pin on its origin, which would wait for it for ever.
+    /// Removes a database without a record. A clone that was written after its record was removed
+    /// may hold a pin on its origin, which would wait for it for ever.
     async fn remove_stray(&self, stray: &StrayDatabase) -> Result<(), ControlError> {
         if stray.keys.iter().any(|key| key.ends_with(".manifest")) {
             // Its family is unknown, and not needed: no row of it is read.
             let place = self.place(FamilyId::from(stray.incarnation), stray.incarnation);
             match db::delete(&place).await {
                 Err(error @ FsError::Unavailable(_)) => return Err(error.into()),
-                // An old manifest of a removed database may have arrived late: it names objects
-                // that are long gone.
+                // A manifest of a database that was removed may arrive late: it names objects that
+                // are long gone.
                 Err(error) => {
                     tracing::debug!(
                         database = %stray.incarnation,
                         %error,
-                        "objects without a record are no database any more"
+                        "removing objects that are no whole database"
                     );
                 }
                 Ok(()) => {}
@@ -99,15 +102,15 @@ impl Collector {
         Ok(self.pool.catalog.bucket().delete(&stray.keys).await?)
     }
 
-    /// Tombstones a clone that was being made; `false`: it was finished after all, or is gone. A
-    /// call still in progress fails at its last step.
-    async fn give_up_clone(&self, id: DatasetId) -> Result<bool, ControlError> {
+    /// Tombstones an unfinished clone; `false`: it was finished after all, or is gone. A call that
+    /// is still making it fails at its last step.
+    async fn abandon_clone(&self, id: DatasetId) -> Result<bool, ControlError> {
         let swapped = self.pool.catalog.update_dataset(id, |dataset| {
             if dataset.state != State::Creating {
                 let what = format!("dataset {}", dataset.name);
                 return Err(CatalogError::Precondition {
                     what,
-                    why: "it is not being made any more".to_owned(),
+                    why: "it is no longer being made".to_owned(),
                 });
             }
             dataset.state = State::Deleting;
@@ -117,7 +120,7 @@ impl Collector {
             Ok(at) => {
                 tracing::info!(
                     dataset = %at.record.name,
-                    "a clone that nobody finished is given up"
+                    "abandoning unfinished clone"
                 )
             }
             Err(CatalogError::NotFound { .. } | CatalogError::Precondition { .. }) => {
@@ -125,20 +128,20 @@ impl Collector {
             }
             Err(error) => return Err(error.into()),
         }
-        self.pool.step("collect.clone.given-up").await?;
+        self.pool.step("collect.clone.abandoned").await?;
         Ok(true)
     }
 
-    /// Tombstones a snapshot that was being made; `false`: it was finished after all, or is gone.
+    /// Tombstones an unfinished snapshot; `false`: it was finished after all, or is gone.
     /// Its CSI name is free at once.
-    async fn give_up_snapshot(&self, id: SnapshotId) -> Result<bool, ControlError> {
+    async fn abandon_snapshot(&self, id: SnapshotId) -> Result<bool, ControlError> {
         let catalog = &self.pool.catalog;
         let swapped = catalog.update_snapshot(id, |snapshot| {
             if snapshot.state != State::Creating {
                 let what = format!("snapshot {}", snapshot.name);
                 return Err(CatalogError::Precondition {
                     what,
-                    why: "it is not being made any more".to_owned(),
+                    why: "it is no longer being made".to_owned(),
                 });
             }
             snapshot.state = State::Deleting;
@@ -151,22 +154,22 @@ impl Collector {
             }
             Err(error) => return Err(error.into()),
         };
-        tracing::info!(snapshot = %name, "a snapshot that nobody finished is given up");
-        self.pool.step("collect.snapshot.given-up").await?;
+        tracing::info!(snapshot = %name, "abandoning unfinished snapshot");
+        self.pool.step("collect.snapshot.abandoned").await?;
         catalog.release_csi_snapshot_name(name.as_str(), id).await?;
         Ok(true)
     }
 
-    /// Removes a tombstoned snapshot: dead, checkpoint dropped, record forgotten.
+    /// Removes a tombstoned snapshot: record dead, checkpoint dropped, record removed.
     pub(in crate::control) async fn reap_snapshot(
         &self,
         id: SnapshotId,
     ) -> Result<Reaped, ControlError> {
         let catalog = &self.pool.catalog;
         let datasets = catalog.datasets().await?;
-        let keepers = keepers(id, datasets.iter().map(|at| &at.record));
-        // The snapshot is a tombstone since it was listed: a reader that announces itself after
-        // this sees that, and does not read (R14).
+        let live = live_dependants(id, datasets.iter().map(|at| &at.record));
+        // It is a tombstone since it was listed: whoever registers as a reader after this sees
+        // that, and does not read (R14).
         let incarnation = id.snapshot.incarnation;
         let readers = catalog
             .readers(Some(incarnation), std::time::SystemTime::now())
@@ -175,12 +178,14 @@ impl Collector {
             .get(&incarnation)
             .copied();
         let swapped = catalog
-            .update_snapshot(id, |snapshot| bury_snapshot(snapshot, &keepers, readers.unwrap_or(0)))
+            .update_snapshot(id, |snapshot| {
+                set_snapshot_dead(snapshot, &live, readers.unwrap_or(0))
+            })
             .await;
         let snapshot = match swapped {
             Ok(at) => at.record,
-            Err(CatalogError::NotFound { .. }) => return Ok(Reaped::Gone),
-            Err(CatalogError::Precondition { why, .. }) => return Ok(Reaped::Waits(why)),
+            Err(CatalogError::NotFound { .. }) => return Ok(Reaped::Removed),
+            Err(CatalogError::Precondition { why, .. }) => return Ok(Reaped::Blocked(why)),
             Err(error) => return Err(error.into()),
         };
         self.pool.step("collect.snapshot.dead").await?;
@@ -196,42 +201,42 @@ impl Collector {
         catalog.release_csi_snapshot_name(snapshot.name.as_str(), id).await?;
         catalog.remove_snapshot(id).await?;
         self.pool.step("collect.snapshot.removed").await?;
-        Ok(Reaped::Gone)
+        Ok(Reaped::Removed)
     }
 
-    /// Removes a tombstoned dataset: nothing holds it, dead, fenced, database deleted, its origin
-    /// told, record forgotten.
+    /// Removes a tombstoned dataset that nothing depends on: record dead, database fenced and
+    /// deleted, dependant of its origin removed, record removed.
     pub(in crate::control) async fn reap_dataset(
         &self,
         id: DatasetId,
     ) -> Result<Reaped, ControlError> {
         let catalog = &self.pool.catalog;
-        let Some(at) = catalog.dataset_by_id(id).await? else { return Ok(Reaped::Gone) };
+        let Some(at) = catalog.dataset_by_id(id).await? else { return Ok(Reaped::Removed) };
         let snapshots = catalog.snapshots(Some(id.incarnation)).await?;
         if !snapshots.is_empty() {
-            return Ok(Reaped::Waits(format!("it has {} snapshots", snapshots.len())));
+            return Ok(Reaped::Blocked(format!("it has {} snapshots", snapshots.len())));
         }
         let place = self.place(at.record.family, id.incarnation);
         let holds = match db::holds(&place).await {
             Ok(holds) => holds,
-            Err(error) => return waits_for_help(&place, error),
+            Err(error) => return blocked_by_database(&place, error),
         };
         if holds.clone_pins > 0 {
-            return Ok(Reaped::Waits(format!("{} clones read its database", holds.clone_pins)));
+            return Ok(Reaped::Blocked(format!("{} clones read its database", holds.clone_pins)));
         }
-        // Checkpoints without a record: those of abandoned snapshots.
+        // Checkpoints without a record are those of snapshots that were abandoned.
         for (_, checkpoint) in holds.named {
             db::drop_checkpoint(&place, checkpoint).await?;
         }
-        let dataset = match catalog.update_dataset(id, bury_dataset).await {
+        let dataset = match catalog.update_dataset(id, set_dataset_dead).await {
             Ok(at) => at.record,
-            Err(CatalogError::NotFound { .. }) => return Ok(Reaped::Gone),
-            Err(CatalogError::Precondition { why, .. }) => return Ok(Reaped::Waits(why)),
+            Err(CatalogError::NotFound { .. }) => return Ok(Reaped::Removed),
+            Err(CatalogError::Precondition { why, .. }) => return Ok(Reaped::Blocked(why)),
             Err(error) => return Err(error.into()),
         };
         self.pool.step("collect.dataset.dead").await?;
         if let Err(error) = db::fence(&place).await {
-            return waits_for_help(&place, error);
+            return blocked_by_database(&place, error);
         }
         self.pool.step("collect.dataset.fenced").await?;
         self.remove_database(&place).await?;
@@ -241,10 +246,10 @@ impl Collector {
         }
         catalog.remove_dataset(id).await?;
         self.pool.step("collect.dataset.removed").await?;
-        Ok(Reaped::Gone)
+        Ok(Reaped::Removed)
     }
 
-    /// Also what a deletion or a cloning that did not finish left behind.
+    /// Removes also what an unfinished deletion or cloning left behind.
     async fn remove_database(&self, place: &DbPlace) -> Result<(), ControlError> {
         let bucket = self.pool.catalog.bucket();
         let prefix = format!("vol/{}/", place.incarnation);
@@ -266,12 +271,12 @@ impl Collector {
             let before = snapshot.dependants.len();
             snapshot.dependants.retain(|d| *d != clone);
             // Made for this clone alone, which may have been abandoned before it was ready.
-            let forgotten =
+            let is_last =
                 snapshot.implied && matches!(snapshot.state, State::Ready | State::Creating);
-            if forgotten {
+            if is_last {
                 snapshot.state = State::Deleting;
             }
-            if snapshot.dependants.len() == before && !forgotten {
+            if snapshot.dependants.len() == before && !is_last {
                 return Err(CatalogError::NotFound { what: "the dependant".into() });
             }
             Ok(())
@@ -283,13 +288,12 @@ impl Collector {
     }
 }
 
-/// A database that is damaged keeps no other from being removed; neither does one that another
-/// collector is at.
-fn waits_for_help(place: &DbPlace, error: FsError) -> Result<Reaped, ControlError> {
+/// A database that is damaged, or that another collector is removing, does not stop the collection.
+fn blocked_by_database(place: &DbPlace, error: FsError) -> Result<Reaped, ControlError> {
     match error {
-        FsError::Fenced => Ok(Reaped::Waits("another collection is removing it".to_owned())),
-        FsError::Corrupt(why) => Ok(Reaped::Waits(format!(
-            "its database cannot be read: {why}: if that stays so and no node is using it, remove \
+        FsError::Fenced => Ok(Reaped::Blocked("another collection is removing it".to_owned())),
+        FsError::Corrupt(why) => Ok(Reaped::Blocked(format!(
+            "its database cannot be read ({why}); if that stays so and no node is using it, remove \
              vol/{} by hand, then collect again",
             place.incarnation
         ))),
@@ -298,9 +302,9 @@ fn waits_for_help(place: &DbPlace, error: FsError) -> Result<Reaped, ControlErro
 }
 
 /// A tombstone takes no new dependants, so those that are alive are all there will ever be.
-fn bury_snapshot(
+fn set_snapshot_dead(
     snapshot: &mut Snapshot,
-    keepers: &BTreeSet<Incarnation>,
+    live_dependants: &BTreeSet<Incarnation>,
     readers: usize,
 ) -> Result<(), CatalogError> {
     let refuse = |why: &str| {
@@ -312,17 +316,17 @@ fn bury_snapshot(
     if matches!(snapshot.state, State::Ready | State::Creating) {
         return refuse("it is not tombstoned");
     }
-    if snapshot.dependants.iter().any(|d| keepers.contains(d)) {
+    if snapshot.dependants.iter().any(|d| live_dependants.contains(d)) {
         return refuse("clones, read-only volumes or a restore depend on it");
     }
     if snapshot.state == State::Deleting && readers > 0 {
-        return refuse("somebody reads it");
+        return refuse("it is being read");
     }
     snapshot.state = State::Dead;
     Ok(())
 }
 
-fn bury_dataset(dataset: &mut Dataset) -> Result<(), CatalogError> {
+fn set_dataset_dead(dataset: &mut Dataset) -> Result<(), CatalogError> {
     if matches!(dataset.state, State::Ready | State::Creating) {
         let why = "it is not tombstoned".to_owned();
         return Err(CatalogError::Precondition { what: format!("dataset {}", dataset.name), why });

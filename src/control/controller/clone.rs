@@ -1,6 +1,7 @@
 //! Completes a clone from its intent to a ready volume. Every step may be retried: the intent in
 //! the dataset's record names the snapshot.
 
+use super::snapshot::Purpose;
 use super::{ANCESTORS_MAX, CLONES_MAX, Controller, check};
 use crate::catalog::{CatalogError, Dataset, Form, Snapshot, State, Versioned};
 use crate::control::{ControlError, Pool};
@@ -42,7 +43,7 @@ impl Controller {
         let checkpoint = snapshot.checkpoint.ok_or_else(|| ControlError::InProgress {
             what: format!("snapshot {}", snapshot.name),
         })?;
-        let turn = self.sources.turn(origin.dataset).await;
+        let lock = self.sources.lock(origin.dataset).await;
         depend(pool, origin, clone.incarnation).await?;
         pool.step("control.create.dependant").await?;
         if clone.form == Form::Snapshot {
@@ -58,11 +59,11 @@ impl Controller {
         let attached = db::ancestors_at(&source_place, CheckpointId(checkpoint)).await?;
         let clone_place = settings.place(&pool.catalog, clone.family, clone.incarnation);
         db::clone_from(&clone_place, origin.dataset, CheckpointId(checkpoint)).await?;
-        drop(turn);
+        drop(lock);
         pool.step("control.create.cloned").await?;
         if attached >= ANCESTORS_MAX {
-            // A refusal would be permanent: the ancestors that a snapshot reads never change.
-            Box::pin(stand_alone(&clone_place)).await?;
+            // Refusing would be for ever: what a snapshot reads stays as it was when it was taken.
+            Box::pin(detach(&clone_place)).await?;
             pool.step("control.create.detached").await?;
         }
         // Before the clone is ready, so that no retry finds it ready and the snapshot forgotten.
@@ -95,7 +96,7 @@ impl Controller {
                     == origin.snapshot.key =>
             {
                 let source = self.dataset_of_life(pool, origin.dataset).await?;
-                Ok(self.make_snapshot(pool, &source, origin, implied, true).await?.record)
+                Ok(self.make_snapshot(pool, &source, origin, implied, Purpose::Clone).await?.record)
             }
             Some(Snapshot { state: State::Creating, name, .. }) => {
                 Err(ControlError::InProgress { what: format!("snapshot {name}") })
@@ -130,7 +131,7 @@ impl Controller {
                 State::Ready => {
                     return Err(CatalogError::Precondition {
                         what: format!("volume {}", dataset.name),
-                        why: "another call finished it".into(),
+                        why: "another call has finished it".into(),
                     });
                 }
                 State::Deleting | State::Dead => {}
@@ -148,11 +149,11 @@ impl Controller {
 
 /// Rewrites the database of a clone that would read too many (R13), before anybody can open it. The
 /// collector finds it detached.
-async fn stand_alone(clone: &DbPlace) -> Result<(), FsError> {
+async fn detach(clone: &DbPlace) -> Result<(), FsError> {
     match db::detach_closed(clone, db::epoch(clone).await?).await? {
         Detached::Whole => Ok(()),
         Detached::Held => {
-            Err(FsError::Busy("a reader still holds what the clone inherits: repeat"))
+            Err(FsError::Busy("a reader still holds tables that the clone inherits; retry"))
         }
     }
 }
@@ -196,8 +197,8 @@ async fn depend(pool: &Pool, origin: SnapshotId, clone: Incarnation) -> Result<(
 fn after_intent(name: &crate::types::DatasetName, error: ControlError) -> ControlError {
     match error.class() {
         Class::Unavailable | Class::InProgress | Class::Exhausted => error,
-        _ => ControlError::Unavailable(format!(
-            "volume {name} is begun but not finished: {error}: repeat the call"
-        )),
+        _ => {
+            ControlError::Unavailable(format!("volume {name} is not finished yet: {error}; retry"))
+        }
     }
 }

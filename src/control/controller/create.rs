@@ -4,10 +4,10 @@ use super::{Controller, NewVolume, Source, VolumeInfo, check, volume_info};
 use crate::catalog::{CatalogError, Dataset, Form, State, Versioned};
 use crate::control::{ControlError, Pool};
 use crate::fs::api::FileSystem;
-use crate::fs::db::{self, CheckpointId, Reader};
 use crate::fs::key;
 use crate::fs::row::{Row, Superblock};
 use crate::types::{DatasetId, FamilyId, Incarnation, NameKey, SnapshotId, Timestamp};
+use crate::volume::RootReader;
 
 /// The source of a new volume.
 struct Origin {
@@ -15,16 +15,14 @@ struct Origin {
     family: FamilyId,
     /// Its byte quota.
     size: Option<u64>,
-    /// The database to read, and where.
-    dataset: DatasetId,
     root: Root,
 }
 
 /// The state at which a source's rows are read.
 enum Root {
-    Checkpoint(Option<CheckpointId>),
+    Snapshot,
     /// A snapshot is made of it later.
-    Head,
+    Head(Box<Dataset>),
 }
 
 impl Controller {
@@ -46,7 +44,8 @@ impl Controller {
         new: NewVolume,
     ) -> Result<VolumeInfo, ControlError> {
         let pool = self.pools.get(pool)?;
-        let _call = self.busy.enter(format!("volume {} of pool {}", new.name, pool.name))?;
+        let _lock =
+            self.operations.try_lock(format!("volume {} of pool {}", new.name, pool.name))?;
         check::properties(&new.properties)?;
         check::form(&new)?;
         let at = match self.existing(pool, &new).await? {
@@ -75,7 +74,7 @@ impl Controller {
             State::Deleting | State::Dead => {
                 // The name is free once the earlier life is gone.
                 self.tombstoned.notify_one();
-                let why = "snapshots or clones may still keep it: delete those, repeat after a \
+                let why = "snapshots or clones may still depend on it: delete those, retry after a \
                     collection, or choose another name";
                 Err(ControlError::NameInUse { what: format!("volume {}", new.name), why })
             }
@@ -169,8 +168,7 @@ impl Controller {
                         snapshot: handle.snapshot,
                         family: snapshot.family,
                         size: snapshot.size,
-                        dataset: snapshot.dataset,
-                        root: Root::Checkpoint(snapshot.checkpoint.map(CheckpointId)),
+                        root: Root::Snapshot,
                     }),
                     State::Creating => Err(ControlError::InProgress {
                         what: format!("snapshot {}", snapshot.name),
@@ -194,7 +192,8 @@ impl Controller {
                 let snapshot = DatasetId { key, incarnation: Incarnation::random() };
                 let id = SnapshotId { dataset: dataset.incarnation, snapshot };
                 let (family, size) = (dataset.family, dataset.size);
-                Ok(Origin { snapshot: id, family, size, dataset: dataset.id(), root: Root::Head })
+                let root = Root::Head(Box::new(dataset));
+                Ok(Origin { snapshot: id, family, size, root })
             }
         }
     }
@@ -202,20 +201,23 @@ impl Controller {
     /// Inodes in use in the source; of one that another process has open, those that are in the
     /// store.
     async fn inodes(&self, pool: &Pool, origin: &Origin) -> Result<u64, ControlError> {
-        if let (Root::Head, Some(open)) = (&origin.root, self.volumes.get(origin.dataset)) {
-            let stat = open.fs.statfs().await?;
-            return Ok(stat.total_inodes.saturating_sub(stat.free_inodes));
-        }
-        let place =
-            self.volumes.settings().place(&pool.catalog, origin.family, origin.dataset.incarnation);
-        if !db::exists(&place).await? {
-            return Ok(0);
-        }
-        let reader = match origin.root {
-            Root::Checkpoint(Some(checkpoint)) => Reader::at_checkpoint(&place, checkpoint).await?,
-            Root::Checkpoint(None) | Root::Head => Reader::newest(&place).await?,
+        let settings = self.volumes.settings();
+        let reader = match &origin.root {
+            Root::Head(dataset) => {
+                if let Some(open) = self.volumes.get(dataset.id()) {
+                    let stat = open.fs.statfs().await?;
+                    return Ok(stat.total_inodes.saturating_sub(stat.free_inodes));
+                }
+                match RootReader::head(settings, &pool.catalog, dataset).await? {
+                    Some(reader) => reader,
+                    None => return Ok(0),
+                }
+            }
+            Root::Snapshot => {
+                RootReader::snapshot(settings, &pool.catalog, origin.snapshot).await?.0
+            }
         };
-        let superblock = reader.get(&key::superblock()).await;
+        let superblock = reader.rows().get(&key::superblock()).await;
         reader.close().await?;
         Ok(match superblock? {
             Some(row) => Superblock::decode(&row)?.inodes,

@@ -14,7 +14,7 @@ impl Controller {
     /// [`ControlError::Precondition`] while a node has the volume open.
     pub async fn delete_volume(&self, volume: VolumeHandle) -> Result<(), ControlError> {
         let pool = self.pool_to_delete_from(volume.pool)?;
-        let _call = self.enter_volume(volume.dataset)?;
+        let _lock = self.lock_volume(volume.dataset)?;
         if let Some((dataset, owner)) = self.tombstone_volume(pool, volume.dataset).await? {
             let released = self.release_dead(pool, &dataset, &owner).await?;
             let still = if released {
@@ -26,8 +26,8 @@ impl Controller {
                 let (name, node) = (&dataset.name, &owner.node);
                 let why = format!(
                     "volume {name} is open on node {node}: unmount it there (`serve` closes it \
-                     some minutes later, or when it stops), then \
-                     repeat; or take it from there with `zerofs-csi dataset release {name} --force`"
+                     some minutes later, or when it stops), then retry; or revoke that node's claim \
+                     with `zerofs-csi dataset release {name} --force`"
                 );
                 return Err(ControlError::Precondition(why));
             }
@@ -37,7 +37,7 @@ impl Controller {
         Ok(())
     }
 
-    /// Tombstones the volume, or returns the node that has it open.
+    /// Returns the owner that has it open, if there is one.
     async fn tombstone_volume(
         &self,
         pool: &Pool,
@@ -74,7 +74,7 @@ impl Controller {
     /// Absent counts as deleted. Clones made from it retain its data, not its name.
     pub async fn delete_snapshot(&self, snapshot: SnapshotHandle) -> Result<(), ControlError> {
         let pool = self.pool_to_delete_from(snapshot.pool)?;
-        let _call = self.busy.enter(format!("snapshot {}", snapshot.snapshot))?;
+        let _lock = self.operations.try_lock(format!("snapshot {}", snapshot.snapshot))?;
         self.tombstone_snapshot(pool, snapshot.snapshot).await
     }
 
@@ -108,7 +108,7 @@ impl Controller {
     fn pool_to_delete_from(&self, id: crate::types::PoolId) -> Result<&Pool, ControlError> {
         self.pool(id)?.ok_or_else(|| {
             ControlError::Precondition(format!(
-                "pool {id} is not configured here: configure it, then repeat the deletion"
+                "pool {id} is not configured here: configure it, then retry the deletion"
             ))
         })
     }
@@ -120,7 +120,7 @@ impl Controller {
             self.volumes.clone(),
             self.owners.clone(),
             self.memory.clone(),
-            self.worth,
+            self.threshold,
         )
     }
 }

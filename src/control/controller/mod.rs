@@ -14,8 +14,8 @@ pub(super) use query::within;
 pub use release::Journal;
 pub use writable::writable_name;
 
-use super::busy::{Busy, Call, Queues};
-use super::collect::{Memory, Worth};
+use super::collect::{Memory, RewriteThreshold};
+use super::locks::{KeyedMutex, OperationLock, OperationLocks};
 use super::node::Mounts;
 use super::owner::Owners;
 use super::{ControlError, Pool, Pools};
@@ -82,15 +82,15 @@ pub struct Controller {
     pools: Pools,
     volumes: Volumes,
     owners: Owners,
-    busy: Busy,
-    /// Clones of one dataset swap its manifest and its snapshot's record one after the other:
-    /// concurrently they would force each other to retry (R13).
-    sources: Queues<Incarnation>,
-    /// Notified when an object is tombstoned.
+    operations: OperationLocks,
+    /// Clones of one dataset swap its manifest and its snapshot's record one after the other: at
+    /// once they would retry each other's (R13).
+    sources: KeyedMutex<Incarnation>,
+    /// Something was tombstoned.
     tombstoned: Arc<Notify>,
     /// Memory that collections of this process share.
     memory: Memory,
-    worth: Worth,
+    threshold: RewriteThreshold,
 }
 
 impl Controller {
@@ -100,11 +100,11 @@ impl Controller {
             pools,
             owners: Owners::new(volumes.clone(), OWNER_TIMEOUT),
             volumes,
-            busy: Busy::default(),
-            sources: Queues::default(),
+            operations: OperationLocks::default(),
+            sources: KeyedMutex::default(),
             tombstoned: Arc::default(),
             memory: Memory::default(),
-            worth: Worth::default(),
+            threshold: RewriteThreshold::default(),
         }
     }
 
@@ -123,8 +123,8 @@ impl Controller {
 
     /// Sets the thresholds for rewriting packs.
     #[must_use]
-    pub fn with_worth(mut self, worth: Worth) -> Self {
-        self.worth = worth;
+    pub fn with_rewrite_threshold(mut self, threshold: RewriteThreshold) -> Self {
+        self.threshold = threshold;
         self
     }
 
@@ -148,8 +148,8 @@ impl Controller {
         })
     }
 
-    fn enter_volume(&self, id: DatasetId) -> Result<Call, ControlError> {
-        self.busy.enter(format!("volume {id}"))
+    fn lock_volume(&self, id: DatasetId) -> Result<OperationLock, ControlError> {
+        self.operations.try_lock(format!("volume {id}"))
     }
 }
 

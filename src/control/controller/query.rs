@@ -36,7 +36,7 @@ impl Controller {
     ) -> Result<u64, ControlError> {
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
-        let _call = self.enter_volume(volume.dataset)?;
+        let _lock = self.lock_volume(volume.dataset)?;
         let now = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
         if now.state != State::Ready {
             return Err(absent());

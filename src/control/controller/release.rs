@@ -1,11 +1,11 @@
 //! Takes a volume from its owner: by asking it, or by revoking its claim (R27).
 //!
-//! A revocation states that a node no longer uses a volume, by someone who knows: an administrator,
-//! or the watcher of the cluster (the node is gone, or tainted out-of-service, or no pod with the
-//! PersistentVolumeClaim is left there). It is written into the owner's own folder. An owner that
-//! is alive reads it with its next renewal, stops serving the volume, closes and releases it. A
-//! dead owner has stopped when its lease has expired. A revocation ends one claim. An owner that
-//! has claimed the volume again meanwhile has another, which is revoked in its turn (R31).
+//! A revocation says that nothing uses a volume on a node any longer. An administrator writes it,
+//! or a watcher of the cluster (the node is gone, or tainted out-of-service, or no pod with the
+//! claim is left there), into the owner's own folder. An owner that is alive reads it with its next
+//! renewal, stops serving the volume, closes and releases it. One that is not has stopped when its
+//! lease has expired. A revocation ends one claim. An owner that has claimed the volume again
+//! meanwhile has another, which is revoked separately (R31).
 
 use super::Controller;
 use crate::bucket::PutNew;
@@ -21,8 +21,8 @@ use std::time::Duration;
 /// csi-provisioner's call.
 const DELETE_PATIENCE: Duration = Duration::from_secs(50);
 
-/// Most claims of one session that a forced release revokes: the session claims again after its
-/// lease expired, or when the volume is used there again.
+/// Claims of one session that a release by force revokes: it claims again when its lease had
+/// expired, or when the volume is wanted there again.
 const CLAIMS_MAX: usize = 8;
 
 /// The caller's consent to lose changes that only the owner's journal holds.
@@ -77,7 +77,7 @@ impl Controller {
         volume: VolumeHandle,
         journal: Journal,
     ) -> Result<Option<String>, ControlError> {
-        let _call = self.enter_volume(volume.dataset)?;
+        let _lock = self.lock_volume(volume.dataset)?;
         let (pool, dataset) = self.dataset_to_release(volume).await?;
         let Some(owner) = owner_of(&dataset) else {
             if journal == Journal::GivenUp
@@ -90,11 +90,11 @@ impl Controller {
         if self.volumes.get(volume.dataset).is_some() {
             let name = &dataset.name;
             return Err(ControlError::Precondition(format!(
-                "volume {name} is open in this process: unmount it, then repeat"
+                "volume {name} is open in this process: unmount it, then retry"
             )));
         }
         match journal {
-            Journal::MayHoldMore => self.release_kindly(pool, &dataset, owner).await?,
+            Journal::MayHoldMore => self.request_release(pool, &dataset, owner).await?,
             Journal::GivenUp => self.release_by_force(pool, &dataset, owner).await?,
         }
         Ok(Some(owner.node.clone()))
@@ -110,7 +110,7 @@ impl Controller {
         if dataset.state == State::Ready { Ok((pool, dataset)) } else { Err(absent()) }
     }
 
-    async fn release_kindly(
+    async fn request_release(
         &self,
         pool: &Pool,
         dataset: &Dataset,
@@ -120,18 +120,15 @@ impl Controller {
         if self.ask(pool, dataset, owner, &OwnerRequest::Ping).await.is_err() {
             return Err(ControlError::Precondition(format!(
                 "volume {name} belongs to node {node}, which does not answer: start it again, and \
-                 nothing is lost; or, if that \
-                 machine is gone for good, repeat with --force, which gives up what only its \
-                 journal holds (up to some seconds of \
-                 changes that were not synced)"
+                 nothing is lost; or, if that machine is gone for good, retry with --force, which \
+                 gives up what only its journal holds (some seconds of changes that were not synced)"
             )));
         }
         let request = OwnerRequest::HandOver { claim: owner.claim };
         self.ask(pool, dataset, owner, &request).await.map(drop).map_err(|error| {
             ControlError::Precondition(format!(
                 "volume {name} is open on node {node}, which answers ({error}): unmount it there, \
-                 then repeat; or release it by force, \
-                 and its mounts there answer ESTALE"
+                 then retry; or release it with --force, and its mounts there answer ESTALE"
             ))
         })
     }
@@ -155,8 +152,8 @@ impl Controller {
         }
         let (name, node) = (&dataset.name, &owner.node);
         Err(ControlError::Precondition(format!(
-            "volume {name} was claimed again by node {node} each time that it had been released: \
-             stop what uses it there, then retry"
+            "node {node} claimed volume {name} again each time that it was released: stop what uses \
+             it there, then retry"
         )))
     }
 
@@ -174,8 +171,8 @@ impl Controller {
             volume = %dataset.name,
             node = owner.node,
             lease_secs,
-            "ownership of the volume was revoked: waiting until its node has released it, or until \
-             its lease must have expired"
+            "ownership of the volume was revoked; waiting for its node to release it, or for its \
+             lease to expire"
         );
         let waited =
             takeover::until_stopped(pool, &self.volumes, dataset.id(), owner, WhileAlive::Wait)

@@ -22,7 +22,7 @@ impl Controller {
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
         wanted.route()?;
-        let _call = self.enter_volume(volume.dataset)?;
+        let _lock = self.lock_volume(volume.dataset)?;
         let dataset = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
         if dataset.state != State::Ready {
             return Err(absent());

@@ -11,18 +11,51 @@ use crate::types::{
 };
 use crate::volume::VolumeError;
 
+/// Within what a snapshot's name is unique.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum NameScope {
+    Dataset,
+    Pool,
+}
+
+/// Why a snapshot is made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A caller named it.
+    Named,
+    /// A clone of the live dataset starts from it, and nothing else.
+    Clone,
+}
+
 impl Controller {
-    /// `csi_name`: the name is unique in the pool, as CSI demands; otherwise only in the dataset.
+    /// Makes a snapshot whose name is unique in its dataset, or answers the one that is there.
     pub async fn create_snapshot(
         &self,
         volume: VolumeHandle,
         name: SnapshotName,
-        csi_name: bool,
+    ) -> Result<SnapshotInfo, ControlError> {
+        self.snapshot_named(volume, name, NameScope::Dataset).await
+    }
+
+    /// Makes a snapshot whose name is unique in the pool, as CSI demands.
+    pub async fn create_csi_snapshot(
+        &self,
+        volume: VolumeHandle,
+        name: SnapshotName,
+    ) -> Result<SnapshotInfo, ControlError> {
+        self.snapshot_named(volume, name, NameScope::Pool).await
+    }
+
+    async fn snapshot_named(
+        &self,
+        volume: VolumeHandle,
+        name: SnapshotName,
+        scope: NameScope,
     ) -> Result<SnapshotInfo, ControlError> {
         check::name(name.may_be_given())?;
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
-        let _call = self.busy.enter(format!("snapshot {name} of pool {}", pool.name))?;
+        let _lock = self.operations.try_lock(format!("snapshot {name} of pool {}", pool.name))?;
         let dataset = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
         match dataset.state {
             State::Ready => {}
@@ -38,17 +71,17 @@ impl Controller {
                 State::Creating => at.record.id(),
                 State::Deleting | State::Dead => return Err(self.name_in_use(&name)),
             },
-            None if csi_name => new_id(&dataset, &name),
+            None if scope == NameScope::Pool => new_id(&dataset, &name),
             None => {
                 self.is_free_of_writable(pool, &dataset, &name).await?;
                 new_id(&dataset, &name)
             }
         };
-        if csi_name {
+        if scope == NameScope::Pool {
             id = claim_name(pool, &dataset, &name, id).await?;
             pool.step("control.snapshot.claimed").await?;
         }
-        let at = self.make_snapshot(pool, &dataset, id, name, false).await?;
+        let at = self.make_snapshot(pool, &dataset, id, name, Purpose::Named).await?;
         Ok(snapshot_info(pool, at.record))
     }
 
@@ -59,11 +92,11 @@ impl Controller {
         dataset: &Dataset,
         id: SnapshotId,
         name: SnapshotName,
-        implied: bool,
+        purpose: Purpose,
     ) -> Result<Versioned<Snapshot>, ControlError> {
         let mut at = match pool.catalog.snapshot_by_id(id).await? {
             Some(at) => at,
-            None => intend(pool, dataset, id, name, implied).await?,
+            None => intend(pool, dataset, id, name, purpose).await?,
         };
         match at.record.state {
             State::Creating => {}
@@ -89,7 +122,7 @@ impl Controller {
     /// The name is free once the earlier one is gone.
     fn name_in_use(&self, name: &SnapshotName) -> ControlError {
         self.tombstoned.notify_one();
-        let why = "clones may still keep it: delete those, repeat after a collection, or choose \
+        let why = "clones may still depend on it: delete those, retry after a collection, or choose \
             another name";
         ControlError::NameInUse { what: format!("snapshot {name}"), why }
     }
@@ -145,7 +178,8 @@ async fn next_serial(pool: &Pool, dataset: &Dataset) -> Result<u32, ControlError
         Err(_) if full => {
             let name = &dataset.name;
             Err(ControlError::Exhausted(format!(
-                "volume {name} has had {SERIAL_MAX} snapshots: clone it to go on"
+                "volume {name} has had {SERIAL_MAX} snapshots, which is the limit: clone it, and use the \
+                 clone"
             )))
         }
         Err(error) => Err(error.into()),
@@ -157,7 +191,7 @@ async fn intend(
     dataset: &Dataset,
     id: SnapshotId,
     name: SnapshotName,
-    implied: bool,
+    purpose: Purpose,
 ) -> Result<Versioned<Snapshot>, ControlError> {
     let others = pool.catalog.snapshots(Some(dataset.incarnation)).await?;
     if others.len() >= SNAPSHOTS_MAX {
@@ -181,7 +215,7 @@ async fn intend(
         properties: dataset.properties.clone(),
         dependants: vec![],
         serial,
-        implied,
+        implied: purpose == Purpose::Clone,
     };
     let what = format!("snapshot {}", snapshot.name);
     pool.step("control.snapshot.begin").await?;

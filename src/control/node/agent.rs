@@ -1,6 +1,6 @@
 //! The node agent: the state of each volume, and one call at a time for each.
 
-use super::super::busy::{Busy, Call};
+use super::super::locks::{OperationLock, OperationLocks};
 use super::super::{ControlError, Pools};
 use super::endpoint::Endpoints;
 use super::ports;
@@ -63,7 +63,7 @@ pub struct NodeAgent<M, E> {
     pub(super) pools: Pools,
     pub(super) settings: NodeSettings,
     pub(super) records: StagedRecords,
-    busy: Busy,
+    operations: OperationLocks,
     states: Mutex<HashMap<DatasetId, StateSender>>,
     /// Read by whatever may open, close or mount a volume; written once, by
     /// [`HandoverHold::hand_over`].
@@ -82,7 +82,7 @@ pub(super) enum Presence {
 /// A call for a volume. A hand-over waits for it.
 pub(super) struct Entered {
     _present: OwnedRwLockReadGuard<Presence>,
-    _call: Call,
+    _call: OperationLock,
 }
 
 /// Publishes the state of a volume. An idle volume has none.
@@ -129,7 +129,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         settings: NodeSettings,
     ) -> Result<Arc<Self>, ControlError> {
         let records = StagedRecords::open(&settings.staged_dir).await?;
-        let (busy, states, presence) = Default::default();
+        let (operations, states, presence) = Default::default();
         let agent = Arc::new(Self {
             mounter,
             endpoints,
@@ -137,7 +137,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             pools,
             settings,
             records,
-            busy,
+            operations,
             states,
             presence,
         });
@@ -169,7 +169,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// One call at a time for a volume.
     pub(super) async fn enter(&self, volume: VolumeHandle) -> Result<Entered, ControlError> {
         let _present = self.present().await?;
-        Ok(Entered { _present, _call: self.busy.enter(format!("volume {volume}"))? })
+        Ok(Entered { _present, _call: self.operations.try_lock(format!("volume {volume}"))? })
     }
 
     /// Keeps the node from being handed over until it is dropped. Waits while a hand-over is tried.

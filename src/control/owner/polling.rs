@@ -17,11 +17,11 @@ use tokio::time::Instant;
 const EXPECTED: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
-pub(super) struct Polling(HashMap<PoolId, Seen>);
+pub(super) struct Polling(HashMap<PoolId, PoolActivity>);
 
 #[derive(Default)]
-struct Seen {
-    /// The number of changes of each open volume at the last poll.
+struct PoolActivity {
+    /// How often each open volume had changed.
     changes: HashMap<DatasetId, u64>,
     /// Until when more is expected.
     expected: Option<Instant>,
@@ -40,7 +40,7 @@ impl Polling {
     }
 }
 
-impl Seen {
+impl PoolActivity {
     fn is_due(&mut self, changes: HashMap<DatasetId, u64>, now: Instant) -> bool {
         if changes.keys().any(|volume| !self.changes.contains_key(volume)) {
             self.expected = Some(now + EXPECTED);
@@ -62,10 +62,10 @@ mod tests {
             key: NameKey::from_bytes([n; 16]),
             incarnation: Incarnation::from_bytes([n; 16]),
         };
-        let (mut seen, start) = (Seen::default(), Instant::now());
+        let (mut activity, start) = (PoolActivity::default(), Instant::now());
         let at = |secs| start + Duration::from_secs(secs);
         let mut due = |open: &[(u8, u64)], secs| {
-            seen.is_due(open.iter().map(|(n, at)| (volume(*n), *at)).collect(), at(secs))
+            activity.is_due(open.iter().map(|(n, at)| (volume(*n), *at)).collect(), at(secs))
         };
         assert!(!due(&[], 0));
         assert!(due(&[(1, 5)], 0) && due(&[(1, 5)], 29), "it was opened just now");

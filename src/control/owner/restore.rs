@@ -1,7 +1,7 @@
 //! Restore in place: a file or a tree of a snapshot is copied back into its live dataset.
 //!
 //! ```text
-//! record: restoring ─▶ snapshot: dependant ─▶ rows, all durable ─▶ no dependant ─▶ not restoring
+//! record: restoring ─▶ snapshot: the dataset depends on it ─▶ rows, all durable ─▶ no longer ─▶ record: not restoring
 //! ```
 //! The dataset itself is the dependant (R14): until the restored rows are durable the snapshot's
 //! packs stay, whoever deletes the snapshot, also when this process dies and its journal brings the
@@ -13,7 +13,7 @@ use crate::catalog::{Catalog, CatalogError, Dataset, State};
 use crate::control::ControlError;
 use crate::fs::{Fs, Overwrite, Progress, RestoreError, Restored, Route};
 use crate::types::{Class, Classify, EntryName, Incarnation, SnapshotId};
-use crate::volume::{ActiveClaim, ReadSnapshot, VolumeSettings, forget_restore};
+use crate::volume::{ActiveClaim, RootReader, VolumeSettings, forget_restore};
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,7 @@ const PATH_BYTES_MAX: usize = 4096;
 /// The request of a restore.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreInPlace {
-    /// The id of this one call: its retries get the progress.
+    /// Identifies this one call: a retry of it learns how far it is.
     pub call: Incarnation,
     pub snapshot: SnapshotId,
     /// In the snapshot; `/` is all of it.
@@ -129,9 +129,10 @@ pub(super) async fn restore(
     begin(pool, &target, wanted.snapshot).await?;
     step(pool, "control.restore.pinned").await?;
     let restored = async {
-        let reading = ReadSnapshot::open(settings, pool, wanted.snapshot).await?;
-        let restored = Box::pin(fs.restore(reading.view(), &route, progress)).await;
-        if let Err(error) = reading.close().await {
+        let (reader, _) = RootReader::snapshot(settings, pool, wanted.snapshot).await?;
+        let view = reader.into_view().await?;
+        let restored = Box::pin(fs.restore(view.files(), &route, progress)).await;
+        if let Err(error) = view.close().await {
             tracing::debug!(%error, "the reader of a restored snapshot did not close");
         }
         Ok::<_, ControlError>(restored?)

@@ -1,8 +1,9 @@
-//! Maintenance of databases that stay: clones are detached from origins that wait for it (R13), and
-//! obsolete objects of released databases are removed. All decisions are made from listings alone,
-//! so that idle volumes cost nothing.
+//! Maintenance of databases that stay: clones are detached from origins that wait for it (R13),
+//! and obsolete objects of released databases are removed. Both are decided from listings alone, so
+//! that idle volumes cost nothing.
 
-use super::{Collected, Collector, Kept, Listing};
+use super::facts::Facts;
+use super::{Collected, Collector, Listing, Objects, Retained};
 use crate::bucket::Listed;
 use crate::catalog::{CatalogError, Dataset, Form, State};
 use crate::control::ControlError;
@@ -13,23 +14,23 @@ use crate::volume::{VolumeError, collect_released, is_maintenance};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-/// Ancestors that a clone reads before it is detached although nothing waits for it.
+/// Ancestors that a clone may read before it is detached although nothing waits for it.
 const DEPTH_MAX: usize = 4;
 /// Snapshots of one dataset, tombstoned ones included, before clones are detached from the
 /// tombstoned ones.
 const SNAPSHOTS_CROWDED: usize = 100;
-/// Chains of clones are followed so far; creation stops long before.
+/// The longest chain of clones that is followed; creation stops long before.
 const CHAIN_MAX: usize = 64;
-/// Clones detached in one pass: each is a rewriting of a whole database.
+/// Clones detached in one pass: each is a rewrite of a whole database.
 const DETACHED_MAX: usize = 8;
-/// Objects that a database has certainly outlived before it is collected.
-const GARBAGE_MIN: usize = 16;
+/// Objects of a database that are certainly obsolete before it is collected.
+const OBSOLETE_MIN: usize = 16;
 /// Younger objects are not counted: a collection leaves them too.
-const YOUNG: Duration = Duration::from_secs(3600);
+const AGE_MIN: Duration = Duration::from_secs(3600);
 
 /// The clones to detach, in the order of their creation.
 pub(super) fn detachable(catalog: &Listing) -> Vec<DatasetId> {
-    let by_life: BTreeMap<Incarnation, &Dataset> =
+    let by_incarnation: BTreeMap<Incarnation, &Dataset> =
         catalog.datasets.iter().map(|d| (d.incarnation, d)).collect();
     let mut snapshots = BTreeMap::<Incarnation, usize>::new();
     for snapshot in &catalog.snapshots {
@@ -42,23 +43,22 @@ pub(super) fn detachable(catalog: &Listing) -> Vec<DatasetId> {
             tombstoned && snapshots.get(&origin.dataset).is_some_and(|n| *n > SNAPSHOTS_CROWDED)
         })
     };
-    // A read-only volume is its origin's snapshot: it never leaves it.
+    // A read-only volume is its origin's snapshot, and is never detached.
     let clone = |d: &&Dataset| d.form == Form::Writable && d.origin.is_some() && !d.detached;
     let attached = catalog.datasets.iter().filter(|d| d.state == State::Ready).filter(clone);
     let mut found: Vec<&Dataset> =
-        attached.filter(|clone| must_leave(clone, &by_life) || crowded(clone)).collect();
+        attached.filter(|clone| must_detach(clone, &by_incarnation) || crowded(clone)).collect();
     found.sort_by_key(|clone| clone.created);
     found.into_iter().map(Dataset::id).collect()
 }
 
-/// Returns whether an ancestor is tombstoned, or the clone may read too many. A clone made from an
-/// ancestor before that was detached may still read the ancestor's own ancestors, and the same
-/// holds for an ancestor without a record.
-fn must_leave(clone: &Dataset, by_life: &BTreeMap<Incarnation, &Dataset>) -> bool {
+/// Whether an ancestor is tombstoned, or there are too many that it may read. A detached ancestor
+/// may still have been read by a clone that was made of it before, and one without a record too.
+fn must_detach(clone: &Dataset, by_incarnation: &BTreeMap<Incarnation, &Dataset>) -> bool {
     let (mut depth, mut counts, mut at) = (0, true, clone);
     for _ in 0..CHAIN_MAX {
         let Some(origin) = at.origin else { return false };
-        let Some(next) = by_life.get(&origin.dataset) else { return true };
+        let Some(next) = by_incarnation.get(&origin.dataset) else { return true };
         depth += usize::from(counts);
         if next.state != State::Ready || depth > DEPTH_MAX {
             return true;
@@ -69,33 +69,37 @@ fn must_leave(clone: &Dataset, by_life: &BTreeMap<Incarnation, &Dataset>) -> boo
     true
 }
 
-/// The released datasets whose databases have outlived enough to be collected. `objects`: of every
-/// database, as listed.
-pub(super) fn overgrown(
-    catalog: &Listing,
-    objects: &BTreeMap<Incarnation, Vec<Listed>>,
-    now: SystemTime,
-) -> Vec<DatasetId> {
+/// The released datasets whose databases hold enough obsolete objects to be collected, and have
+/// another number of objects than after their last collection.
+pub(super) fn due(facts: &Facts, now: SystemTime) -> Vec<DatasetId> {
+    let mut found = overgrown(&facts.catalog, &facts.databases, now);
+    found.retain(|id| {
+        let objects = facts.databases.get(&id.incarnation).map_or(0, Vec::len);
+        facts.collected_sizes.get(&id.incarnation) != Some(&objects)
+    });
+    found
+}
+
+fn overgrown(catalog: &Listing, databases: &Objects, now: SystemTime) -> Vec<DatasetId> {
     let released =
         |d: &&Dataset| d.state == State::Ready && d.owner.as_ref().is_none_or(is_maintenance);
     let mut found = Vec::new();
     for dataset in catalog.datasets.iter().filter(released) {
-        let Some(objects) = objects.get(&dataset.incarnation) else { continue };
-        let mine =
-            catalog.snapshots.iter().filter(|s| s.dataset.incarnation == dataset.incarnation);
+        let Some(objects) = databases.get(&dataset.incarnation) else { continue };
+        let own = catalog.snapshots.iter().filter(|s| s.dataset.incarnation == dataset.incarnation);
         // Each snapshot keeps a manifest, and so does the pin of each clone.
-        let pins: usize = mine.map(|snapshot| 1 + snapshot.dependants.len()).sum();
-        if outlived(objects, now).saturating_sub(pins) >= GARBAGE_MIN {
+        let pins: usize = own.map(|snapshot| 1 + snapshot.dependants.len()).sum();
+        if obsolete(objects, now).saturating_sub(pins) >= OBSOLETE_MIN {
             found.push(dataset.id());
         }
     }
     found
 }
 
-/// Manifests, compaction records and WAL objects that are not the newest. Fences, which are empty,
+/// Counts manifests, compaction records and WAL objects that are not the newest. Fences, which are empty,
 /// stay for ever.
-fn outlived(objects: &[Listed], now: SystemTime) -> usize {
-    let old = |listed: &&Listed| now.duration_since(listed.modified).is_ok_and(|age| age > YOUNG);
+fn obsolete(objects: &[Listed], now: SystemTime) -> usize {
+    let old = |listed: &&Listed| now.duration_since(listed.modified).is_ok_and(|age| age > AGE_MIN);
     let in_folder = |folder: &str| {
         let inside = |l: &&Listed| l.bytes > 0 && l.key.split('/').nth(2) == Some(folder);
         objects.iter().filter(inside).filter(old).count().saturating_sub(1)
@@ -104,7 +108,7 @@ fn outlived(objects: &[Listed], now: SystemTime) -> usize {
 }
 
 impl Collector {
-    /// Detaches clones. Whether one was, so that another pass may find more.
+    /// Detaches clones. Answers whether one was, so that another pass may find more.
     pub(super) async fn detach_all(
         &self,
         clones: &[DatasetId],
@@ -119,15 +123,15 @@ impl Collector {
             match Box::pin(self.detach(&owners, &at.record)).await {
                 Ok(Detached::Whole) => done.detached.push(id.to_string()),
                 Ok(Detached::Held) => {
-                    let why = "states from before its detaching still read its origin's database: \
-                        its own snapshots, or readers for some minutes";
-                    done.kept.push(Kept {
+                    let why = "older states of it still read its origin's database: its own \
+                        snapshots, or readers for some minutes";
+                    done.retained.push(Retained {
                         what: format!("dataset {} attached to its origin", at.record.name),
                         why: why.to_owned(),
                     });
                 }
                 Err(error) => {
-                    done.kept.push(Kept {
+                    done.retained.push(Retained {
                         what: format!("dataset {} attached to its origin", at.record.name),
                         why: error.to_string(),
                     });
@@ -137,8 +141,8 @@ impl Collector {
         Ok(!done.detached.is_empty())
     }
 
-    /// The process that may write to the clone's database rewrites it; then the record is updated,
-    /// and the clone is no longer its origin's dependant.
+    /// Whoever may write to the clone's database rewrites it; then its record says so, and it
+    /// leaves its origin's dependants.
     async fn detach(&self, owners: &Owners, clone: &Dataset) -> Result<Detached, ControlError> {
         let id = clone.id();
         self.pool.step("collect.detach.begin").await?;
@@ -187,8 +191,8 @@ impl Collector {
                     | VolumeError::Deleting { .. },
                 ) => {}
                 Err(error) => {
-                    done.kept.push(Kept {
-                        what: format!("what the database of {id} has outlived"),
+                    done.retained.push(Retained {
+                        what: format!("obsolete objects of the database of {id}"),
                         why: error.to_string(),
                     });
                 }
@@ -206,7 +210,7 @@ mod tests {
     use crate::types::SessionId;
 
     #[test]
-    fn clones_leave_origins_that_go_and_chains_that_grow() {
+    fn clones_are_detached_from_origins_that_go_and_from_long_chains() {
         let mut all = vec![dataset(1, State::Ready, None)];
         for n in 2..=6 {
             let origin = all.last().map(|d| snapshot(n + 100, d, State::Ready, &[]).id());
@@ -241,7 +245,7 @@ mod tests {
     #[test]
     fn databases_are_collected_once_it_is_worth_it() {
         let owner = dataset(1, State::Ready, None);
-        let now = SystemTime::UNIX_EPOCH + 10 * YOUNG;
+        let now = SystemTime::UNIX_EPOCH + 10 * AGE_MIN;
         let object = |folder: &str, n: u64, bytes: u64, modified: SystemTime| Listed {
             key: format!("vol/{}/{folder}/{n:020}", owner.incarnation),
             bytes,

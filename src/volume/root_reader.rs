@@ -1,0 +1,144 @@
+//! Reading a head or a snapshot that somebody else may own, from one end to the other: restores,
+//! comparisons, checks, scrubs, measurements.
+//!
+//! A snapshot is registered as being read, so that it stays for as long as that takes, whoever
+//! deletes it meanwhile (R14); that is the difference to a [`OpenSnapshot`](super::OpenSnapshot), which clients
+//! would hold for ever. The registration is renewed in the background, and ends with the reader.
+//!
+//! Nothing protects a head: it is one state however long it is read, but an hour after its objects
+//! became obsolete reading may fail, and says so. The collector reads without a registration too,
+//! because only collectors remove what it reads.
+
+use super::VolumeError;
+use super::reading::Announced;
+use super::settings::VolumeSettings;
+use crate::catalog::{Catalog, Dataset, Snapshot};
+use crate::chunk::ChunkStore;
+use crate::fs::db::{self, CheckpointId, Reader};
+use crate::fs::{FsError, SnapshotReader};
+use crate::types::SnapshotId;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Between checks whether the registration has to be renewed.
+const RENEWAL_CHECK: Duration = Duration::from_secs(30);
+
+/// The rows of a head or of a snapshot.
+pub struct RootReader {
+    reader: Reader,
+    chunks: ChunkStore,
+    registration: Option<Registration>,
+}
+
+/// The files of a head or of a snapshot.
+pub struct RootView {
+    view: SnapshotReader,
+    registration: Option<Registration>,
+}
+
+/// A snapshot stays while it is held.
+struct Registration {
+    announced: Arc<Announced>,
+    _renewing: DropGuard,
+}
+
+impl Registration {
+    fn new(announced: Announced) -> Self {
+        let (announced, stop) = (Arc::new(announced), CancellationToken::new());
+        tokio::spawn({
+            let (announced, stop) = (Arc::downgrade(&announced), stop.clone());
+            async move {
+                while tokio::time::timeout(RENEWAL_CHECK, stop.cancelled()).await.is_err() {
+                    let Some(announced) = announced.upgrade() else { return };
+                    announced.renew().await;
+                }
+            }
+        });
+        Self { announced, _renewing: stop.drop_guard() }
+    }
+}
+
+impl RootReader {
+    /// The newest durable state of a dataset; `None`: it was never opened.
+    pub async fn head(
+        settings: &VolumeSettings,
+        pool: &Catalog,
+        dataset: &Dataset,
+    ) -> Result<Option<Self>, VolumeError> {
+        let place = settings.place(pool, dataset.family, dataset.incarnation);
+        let opened = async {
+            match db::exists(&place).await? {
+                true => Reader::newest(&place).await.map(Some),
+                false => Ok(None),
+            }
+        };
+        let reader = opened.await.map_err(failed(dataset.name.as_str()))?;
+        let chunks = settings.chunks(pool, dataset.family);
+        Ok(reader.map(|reader| Self { reader, chunks, registration: None }))
+    }
+
+    /// A snapshot, and its record.
+    ///
+    /// # Errors
+    /// [`CatalogError::NotFound`](crate::catalog::CatalogError::NotFound) when it is not ready, or
+    /// no longer.
+    pub async fn snapshot(
+        settings: &VolumeSettings,
+        pool: &Catalog,
+        id: SnapshotId,
+    ) -> Result<(Self, Snapshot), VolumeError> {
+        let (announced, snapshot) = Announced::begin(pool, settings, id).await?;
+        let registration = Some(Registration::new(announced));
+        let place = settings.place(pool, snapshot.family, snapshot.dataset.incarnation);
+        let opened = match snapshot.checkpoint {
+            Some(checkpoint) => Reader::at_checkpoint(&place, CheckpointId(checkpoint)).await,
+            None => Err(FsError::Corrupt("it is ready but names no checkpoint".to_owned())),
+        };
+        let reader = opened.map_err(failed(snapshot.name.as_str()))?;
+        let chunks = settings.chunks(pool, snapshot.family);
+        Ok((Self { reader, chunks, registration }, snapshot))
+    }
+
+    pub fn rows(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// The files instead of the rows.
+    ///
+    /// # Errors
+    /// [`FsError::Corrupt`] when the database has no superblock.
+    pub async fn into_view(self) -> Result<RootView, FsError> {
+        let view = SnapshotReader::new(self.reader, self.chunks).await?;
+        Ok(RootView { view, registration: self.registration })
+    }
+
+    pub async fn close(self) -> Result<(), FsError> {
+        let closed = self.reader.close().await;
+        end(self.registration).await;
+        closed
+    }
+}
+
+impl RootView {
+    pub fn files(&self) -> &SnapshotReader {
+        &self.view
+    }
+
+    pub async fn close(self) -> Result<(), FsError> {
+        let closed = self.view.close().await;
+        end(self.registration).await;
+        closed
+    }
+}
+
+async fn end(registration: Option<Registration>) {
+    if let Some(registration) = registration {
+        registration.announced.end().await;
+    }
+}
+
+fn failed(name: &str) -> impl FnOnce(FsError) -> VolumeError {
+    let dataset = name.to_owned();
+    |source| VolumeError::Fs { dataset, source }
+}
