@@ -39,11 +39,11 @@ async fn step(world: &World, model: &mut Model, rng: &mut StdRng) -> String {
         }
         40..55 if !model.volumes.is_empty() => {
             let (handle, files) = model.volumes.choose(rng).cloned().unwrap();
-            let cut = world
-                .controller
-                .create_snapshot(handle, name.parse().unwrap(), rng.random())
-                .await
-                .unwrap();
+            let (controller, cut) = (&world.controller, name.parse().unwrap());
+            let cut = match rng.random() {
+                true => controller.create_csi_snapshot(handle, cut).await.unwrap(),
+                false => controller.create_snapshot(handle, cut).await.unwrap(),
+            };
             model.snapshots.push((cut.handle, files));
             format!("snapshot {name} of {handle}")
         }

@@ -45,7 +45,7 @@ fn a_snapshot_on_its_way_keeps_the_packs_that_the_head_gave_up() {
         make_garbage(&world, volume).await;
         begin_snapshot(&world, volume).await;
         let held = plan(&world).await;
-        assert!(held.packs.is_empty() && held.abandoned.is_empty(), "{held:?}");
+        assert!(held.packs.is_empty() && held.abandoned_snapshots.is_empty(), "{held:?}");
         let cut =
             world.controller.create_csi_snapshot(volume, "cut".parse().unwrap()).await.unwrap();
         assert!(!plan(&world).await.packs.is_empty(), "the snapshot shows what it needs");
