@@ -196,7 +196,7 @@ async fn maintain<T>(
     let (dataset, before) = claim(pool, id, &me, None).await?;
     let place = settings.place(pool, dataset.family, dataset.incarnation);
     let (name, mine) = (dataset.name.to_string(), ActiveClaim::Maintenance(me.claim));
-    let step = pool.bucket().failpoints().step("volume.maintain.claimed").await;
+    let step = pool.bucket().failpoints().step("volume.maintenance.claimed").await;
     let fs = |source| VolumeError::Fs { dataset: id.to_string(), source };
     let opened = match step {
         Ok(()) => Openings::new(pool, &place, id, &mine).expected().await,
