@@ -23,7 +23,7 @@ const PATH_BYTES_MAX: usize = 4096;
 /// The request of a restore.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreInPlace {
-    /// Identifies this one call: a retry of it learns how far it is.
+    /// The id of this one call: its retries get the progress.
     pub call: Incarnation,
     pub snapshot: SnapshotId,
     /// In the snapshot; `/` is all of it.
