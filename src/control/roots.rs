@@ -1,5 +1,6 @@
 //! The roots of a pool, row by row: the heads of datasets, and their snapshots. For use cases that
-//! read all of them; the collector, which decides what goes, reads roots by rules of its own.
+//! read all of them; the collector, which decides what may be deleted, reads roots by rules of its
+//! own.
 
 use super::{ControlError, Pool};
 use crate::catalog::{CatalogError, Dataset, Snapshot, State};
@@ -12,7 +13,7 @@ use crate::volume::{RootReader, VolumeError, Volumes};
 use bytes::Bytes;
 use std::collections::HashMap;
 
-/// A head or a snapshot that is read.
+/// A head or a snapshot being read.
 pub(super) struct Root {
     /// `DATASET` or `DATASET@SNAPSHOT`.
     pub(super) name: String,
@@ -34,7 +35,7 @@ impl Source {
         }
     }
 
-    /// The id of the dataset that it is, or that it was taken of.
+    /// Returns the id of the dataset itself, or of the one that the snapshot was taken of.
     pub(super) fn dataset(&self) -> DatasetId {
         match self {
             Self::Head(dataset) => dataset.id(),

@@ -1,4 +1,4 @@
-//! Which packs are worth rewriting, by what is known without reading every extent. Pure.
+//! Decides which packs are worth rewriting, without reading every extent. Pure.
 
 use super::facts::Facts;
 use super::plan::{PackObject, is_settled, newest};
@@ -7,21 +7,20 @@ use crate::types::{FamilyId, Incarnation, PackId};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 
-/// A pack is mostly dead when its references are at most this many of 100 chunks.
+/// A pack is mostly dead when it has at most this many references per 100 chunks.
 const REFERRED_PERCENT_MAX: u64 = 50;
 /// Chunks whose use is marked at once: about 50 bytes each.
 const CHUNKS_MAX: usize = 512 << 10;
-/// Every extent of a family is read for a rewriting: beside
-/// [`RewriteThreshold::freed_bytes_min`] it must free one part in this many of what the family
-/// stores.
+/// Every extent of a family is read for a rewrite: beside [`RewriteThreshold::freed_bytes_min`] it
+/// must free at least 1/`FREED_PART` of the bytes that the family stores.
 const FREED_PART: u64 = 100;
 
-/// What is worth rewriting.
+/// Thresholds from which a rewrite is worth its cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RewriteThreshold {
     /// Smaller packs are left as they are.
     pub pack_bytes_min: u64,
-    /// What the packs of a family must free together.
+    /// Bytes that the packs of a family must free together.
     pub freed_bytes_min: u64,
 }
 
@@ -48,8 +47,8 @@ fn as_text<S: serde::Serializer>(pack: &PackId, serializer: S) -> Result<S::Ok, 
     serializer.collect_str(pack)
 }
 
-/// The packs in use that are large enough and to which nothing is added any longer, those with the
-/// fewest references for their bytes first; and the bytes that each family stores.
+/// The packs in use that are large enough and take no more chunks, those with the fewest references
+/// for their bytes first; and the bytes that each family stores.
 pub(super) fn candidates(facts: &Facts) -> (Vec<Candidate>, BTreeMap<FamilyId, u64>) {
     let newest = newest(&facts.packs);
     let (mut found, mut stored) = (Vec::new(), BTreeMap::<FamilyId, u64>::new());
@@ -75,7 +74,7 @@ pub(super) fn candidates(facts: &Facts) -> (Vec<Candidate>, BTreeMap<FamilyId, u
     (found, stored)
 }
 
-/// Those of the candidates that are mostly dead, where rewriting them frees enough.
+/// Returns the candidates that are mostly dead, where rewriting them frees enough.
 pub(super) fn mostly_dead(facts: &Facts) -> Vec<Candidate> {
     let chunks_of = |c: &Candidate| facts.chunks.get(&c.pack).copied();
     let is_mostly_dead = |c: &&Candidate| {
@@ -101,8 +100,8 @@ pub(super) fn mostly_dead(facts: &Facts) -> Vec<Candidate> {
     dead
 }
 
-/// Rewrite-pending markers of packs whose first object is gone: a pack's name is given once, so
-/// that it never comes back (R9).
+/// Rewrite-pending markers of packs whose first object is gone: a pack's name is used once, so that
+/// it never comes back (R9).
 pub(super) fn obsolete_markers(pending: &[RewritePending], packs: &[PackObject]) -> Vec<String> {
     if pending.is_empty() {
         return vec![];

@@ -1,5 +1,5 @@
-//! Named checkpoints whose snapshot has no record: an owner made them after the asker had given up,
-//! and the record was removed meanwhile. Each would pin its objects for ever.
+//! Named checkpoints whose snapshot has no record: an owner made them after the caller had given
+//! up, and the record was removed meanwhile. Each would pin its objects for ever.
 //!
 //! A checkpoint is named after its snapshot's incarnation, and the snapshot's record is written
 //! before the checkpoint is requested (R3). So a checkpoint that is seen, and whose record is not
@@ -35,7 +35,7 @@ fn newest_manifest(of: &Dataset, objects: &Objects) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Those without a record. `named` was read before `after` was listed.
+/// Returns the checkpoints without a record. `named` was read before `after` was listed.
 pub(super) fn strays(named: &[StrayCheckpoint], after: &Listing) -> Vec<StrayCheckpoint> {
     let known: HashSet<Incarnation> =
         after.snapshots.iter().map(|snapshot| snapshot.incarnation).collect();

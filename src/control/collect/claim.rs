@@ -23,7 +23,7 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Between reads of the claim by whoever waits for it.
+/// Interval at which a waiting process reads the claim.
 pub(super) const POLL: Duration = Duration::from_secs(2);
 
 /// The collector claim of each pool, as far as this process knows it.
@@ -63,7 +63,7 @@ pub(super) struct Claim {
     volumes: Volumes,
     memory: Memory,
     held: OnceCell<Renewal>,
-    /// The node that holds it instead.
+    /// The node that holds the claim instead.
     refused: Mutex<Option<String>>,
 }
 
@@ -126,7 +126,7 @@ impl Claim {
         CollectorClaim { holder, node: owner.node, lease_millis: owner.lease_millis }
     }
 
-    /// The node that held it when it was needed.
+    /// Returns the node that held the claim when it was needed.
     pub fn refused(&self) -> Option<String> {
         self.refused.lock().clone()
     }

@@ -12,16 +12,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Restarts of a mark because the catalog changed under it.
 const MARK_TRIES: usize = 8;
-/// Footers read in one pass, of the packs with the fewest references for their bytes. The counts
-/// are remembered.
+/// Most footers read in one pass, of the packs with the fewest references for their bytes. The
+/// counts are cached.
 const FOOTERS_MAX: usize = 256;
 const FOOTERS_AT_ONCE: usize = 8;
 
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub(super) now: Timestamp,
-    /// Listed after every root was read. What of it decides which roots there are was the same
-    /// before (R11).
+    /// Listed after every root was read. The part of it that decides which roots there are was the
+    /// same before (R11).
     pub(super) catalog: Listing,
     /// Listed between the two listings of the catalog, as are the databases.
     pub(super) packs: Vec<PackObject>,
@@ -37,7 +37,7 @@ pub(super) struct Facts {
     /// Chunks in candidates, as far as they were counted; 0 where the footer cannot be read.
     pub(super) chunks: HashMap<PackId, usize>,
     pub(super) threshold: RewriteThreshold,
-    /// How many objects each database had when it was last collected.
+    /// The number of objects that each database had when it was last collected.
     pub(super) collected_sizes: HashMap<Incarnation, usize>,
 }
 
@@ -61,7 +61,7 @@ impl Default for Facts {
 }
 
 impl Collector {
-    /// Reads until the catalog is after the roots as it was before them.
+    /// Reads the roots until the catalog is the same afterwards as before.
     ///
     /// # Errors
     /// When a root cannot be read: nothing may be swept then (R11).
@@ -134,8 +134,7 @@ impl Collector {
             let chunks = match store.contents_of(candidate.pack, candidate.generation).await {
                 Ok((chunks, _)) => chunks.len(),
                 Err(ChunkError::Missing { .. }) => 0,
-                // It is a reader's, or a scrub's, to raise the alarm about a chunk; the collection
-                // goes on.
+                // Reporting a damaged chunk is left to a reader or a scrub; the collection goes on.
                 Err(error @ (ChunkError::Corrupt { .. } | ChunkError::CorruptPack { .. })) => {
                     tracing::error!(
                         pack = %candidate.pack,

@@ -14,16 +14,16 @@ use crate::volume::{VolumeError, collect_released, is_maintenance};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-/// Ancestors that a clone may read before it is detached although nothing waits for it.
+/// Most ancestors that a clone may read before it is detached, even if nothing waits for that.
 const DEPTH_MAX: usize = 4;
-/// Snapshots of one dataset, tombstoned ones included, before clones are detached from the
+/// Most snapshots of one dataset, tombstoned ones included, before clones are detached from the
 /// tombstoned ones.
 const SNAPSHOTS_CROWDED: usize = 100;
 /// The longest chain of clones that is followed; creation stops long before.
 const CHAIN_MAX: usize = 64;
-/// Clones detached in one pass: each is a rewrite of a whole database.
+/// Most clones detached in one pass: each is a rewrite of a whole database.
 const DETACHED_MAX: usize = 8;
-/// Objects of a database that are certainly obsolete before it is collected.
+/// Fewest certainly obsolete objects for which a database is collected.
 const OBSOLETE_MIN: usize = 16;
 /// Younger objects are not counted: a collection leaves them too.
 const AGE_MIN: Duration = Duration::from_secs(3600);
@@ -52,8 +52,9 @@ pub(super) fn detachable(catalog: &Listing) -> Vec<DatasetId> {
     found.into_iter().map(Dataset::id).collect()
 }
 
-/// Whether an ancestor is tombstoned, or there are too many that it may read. A detached ancestor
-/// may still have been read by a clone that was made of it before, and one without a record too.
+/// Returns whether an ancestor is tombstoned, or the clone may read too many. A clone made from an
+/// ancestor before that was detached may still read the ancestor's own ancestors, and the same
+/// holds for an ancestor without a record.
 fn must_detach(clone: &Dataset, by_incarnation: &BTreeMap<Incarnation, &Dataset>) -> bool {
     let (mut depth, mut counts, mut at) = (0, true, clone);
     for _ in 0..CHAIN_MAX {
@@ -87,7 +88,7 @@ fn overgrown(catalog: &Listing, databases: &Objects, now: SystemTime) -> Vec<Dat
     for dataset in catalog.datasets.iter().filter(released) {
         let Some(objects) = databases.get(&dataset.incarnation) else { continue };
         let own = catalog.snapshots.iter().filter(|s| s.dataset.incarnation == dataset.incarnation);
-        // Each snapshot keeps a manifest, and so does the pin of each clone.
+        // Each snapshot retains a manifest, and so does the pin of each clone.
         let pins: usize = own.map(|snapshot| 1 + snapshot.dependants.len()).sum();
         if obsolete(objects, now).saturating_sub(pins) >= OBSOLETE_MIN {
             found.push(dataset.id());
@@ -108,7 +109,7 @@ fn obsolete(objects: &[Listed], now: SystemTime) -> usize {
 }
 
 impl Collector {
-    /// Detaches clones. Answers whether one was, so that another pass may find more.
+    /// Detaches clones. Returns whether one was detached, so that another pass may find more.
     pub(super) async fn detach_all(
         &self,
         clones: &[DatasetId],
@@ -141,8 +142,8 @@ impl Collector {
         Ok(!done.detached.is_empty())
     }
 
-    /// Whoever may write to the clone's database rewrites it; then its record says so, and it
-    /// leaves its origin's dependants.
+    /// The process that may write to the clone's database rewrites it; then the record is updated,
+    /// and the clone is no longer its origin's dependant.
     async fn detach(&self, owners: &Owners, clone: &Dataset) -> Result<Detached, ControlError> {
         let id = clone.id();
         self.pool.step("collect.detach.begin").await?;
@@ -165,8 +166,8 @@ impl Collector {
         Ok(detached)
     }
 
-    /// Collects the databases of released datasets; one that a node has opened meanwhile is its
-    /// owner's to collect.
+    /// Collects the databases of released datasets; one that a node has opened meanwhile is
+    /// collected by its owner.
     pub(super) async fn collect_databases(
         &self,
         datasets: &[DatasetId],

@@ -1,4 +1,4 @@
-//! Reading the roots: which packs each uses, and which chunks of some packs.
+//! Reads the roots: the packs that each uses, and the chunks of some packs.
 
 use super::plan::{Mark, PackObject, PackUse};
 use super::root_cache::RootVersion;
@@ -20,9 +20,9 @@ use std::sync::Arc;
 /// Roots read at once.
 const ROOTS_AT_ONCE: usize = 8;
 
-/// How one root uses packs.
+/// One root's use of packs.
 pub(super) enum RootUsage {
-    /// It was never opened, so it has no database.
+    /// The dataset was never opened, so it has no database.
     NoDatabase,
     /// The head's durable `S`, where it has one: its writer epoch and settled pack (R9).
     Head {
@@ -35,7 +35,7 @@ pub(super) enum RootUsage {
     },
     /// A tombstoned head whose database cannot be read.
     Unreadable(Incarnation),
-    /// A snapshot that is being made and shows no checkpoint yet.
+    /// A snapshot that is being made and has no checkpoint yet.
     Pending(FamilyId, SnapshotId),
 }
 
@@ -52,13 +52,13 @@ impl RootUsage {
 fn pack_object(listed: &Listed) -> Option<PackObject> {
     let (family, name) = listed.key.strip_prefix("packs/")?.split_once('/')?;
     let (family, (pack, generation)) = (family.parse().ok()?, parse_object(name)?);
-    // An object is removed under the name that is made of these.
+    // An object is removed under the name that is built from these.
     Some(PackObject { family, pack, generation, bytes: listed.bytes })
         .filter(|pack| pack.key() == listed.key)
 }
 
 impl Collector {
-    /// Every pack of the pool, those of families without any record left included.
+    /// Every pack of the pool, including those of families of which no record is left.
     pub(super) async fn packs(&self) -> Result<Vec<PackObject>, ControlError> {
         let (mut listed, mut packs) = (self.pool.catalog.bucket().pages("packs/"), Vec::new());
         while let Some(page) = listed.next().await? {
@@ -95,7 +95,7 @@ impl Collector {
                 }
             }
         }
-        // One state has one order, whatever the store's is.
+        // Sorted, so that one state has one order, whatever the store's is.
         databases
             .values_mut()
             .for_each(|objects| objects.sort_unstable_by(|a, b| a.key.cmp(&b.key)));
@@ -143,8 +143,8 @@ impl Collector {
         self.volumes.settings().place(&self.pool.catalog, family, incarnation)
     }
 
-    /// A tombstoned head is no root (nobody can open it), but its `S` still decides about the packs
-    /// it wrote.
+    /// A tombstoned head is not a root (it cannot be opened), but its `S` still decides about the
+    /// packs it wrote.
     async fn head_usage(
         &self,
         dataset: Dataset,
@@ -183,8 +183,8 @@ impl Collector {
                 .map_err(|error| unreadable(&what, error))?,
         };
         let Some(checkpoint) = checkpoint else {
-            // A snapshot that is tombstoned without a checkpoint becomes nobody's source, even if
-            // one still comes.
+            // A snapshot tombstoned without a checkpoint never becomes a source, even if the
+            // checkpoint still arrives.
             let is_made = snapshot.state == State::Creating;
             return Ok(Arc::new(if is_made {
                 RootUsage::Pending(snapshot.family, snapshot.id())
@@ -286,7 +286,7 @@ fn unreadable(what: &str, error: FsError) -> ControlError {
     error.into()
 }
 
-/// Whether the fault is in the root itself, so that `check` tells more.
+/// Returns whether the fault is in the root itself, so that `check` shows more.
 fn is_damage(class: Class) -> bool {
     match class {
         Class::Unavailable
@@ -355,7 +355,7 @@ pub(super) struct ChunkUse {
     pub(super) live: HashMap<PackId, HashSet<ChunkHash>>,
     /// Packs that a head refers to and has not sealed.
     pub(super) unsealed: HashSet<PackId>,
-    /// Families with a snapshot that is being made and shows no checkpoint.
+    /// Families with a snapshot that is being made and has no checkpoint yet.
     pub(super) pending_snapshots: HashSet<FamilyId>,
 }
 
@@ -444,7 +444,7 @@ mod tests {
     fn a_slow_store_is_no_damage() {
         let late = FsError::Unavailable("reading the manifest: no answer within 30 s".into());
         assert!(!is_damage(late.class()) && is_damage(FsError::Corrupt("a table".into()).class()));
-        // The caller learns which of the two it was.
+        // The error shows the caller which of the two it was.
         assert_eq!(unreadable("dataset d", late).class(), Class::Unavailable);
     }
 }

@@ -6,14 +6,14 @@
 //!              └─────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Nouns: a **root** is a state that somebody can still read: the head of a live dataset, its WAL
-//! tail included, and every snapshot's checkpoint; a **creator** is the dataset that wrote a pack:
-//! its own superblock decides whether it may still refer to it (R9).
+//! Nouns: a **root** is a state that can still be read: the head of a live dataset, its WAL tail
+//! included, and every snapshot's checkpoint; a **creator** is the dataset that wrote a pack: its
+//! own superblock decides whether it may still refer to it (R9).
 //!
 //! Invariants: an unreadable root aborts the pass (R11); while a snapshot of a family is being made
-//! and shows no checkpoint, no pack of the family goes; a record is swapped to `dead` before its
-//! effect is touched (R3); age plays no part in what a root may need. A dry run prints the very
-//! plan that would be swept: [`plan`] is a function of the [`facts`] alone.
+//! and has no checkpoint yet, no pack of the family is deleted; a record is swapped to `dead`
+//! before its effect is touched (R3); age plays no part in what a root may need. A dry run prints
+//! the very plan that would be swept: [`plan`] is a function of the [`facts`] alone.
 //!
 //! A root that has not changed since the last collection is not read again ([`root_cache`]), and
 //! one collector reads at a time ([`claim`]).
@@ -86,21 +86,20 @@ pub struct Collected {
     pub detached: Vec<String>,
     /// Databases whose obsolete objects were removed.
     pub databases: usize,
-    /// Old ends of records, requests that nobody waits for, readers that died, checkpoints that came
-    /// too late.
+    /// Old ends of records, abandoned requests, readers that died, checkpoints that came too late.
     pub remnants: usize,
     /// Tombstones and other things that stay for now, and why.
     pub retained: Vec<Retained>,
 }
 
-/// The memory that the collections of a process share, so that none repeats in vain what another
-/// did. Losing it costs one repetition.
+/// The memory that the collections of a process share, so that none does again what another did.
+/// Losing it costs doing it once more.
 #[derive(Clone, Default)]
 pub(super) struct Memory(Arc<Mutex<Remembered>>);
 
 #[derive(Default)]
 pub(super) struct Remembered {
-    /// So that roots that did not change are not read again.
+    /// The root cache: roots that did not change are not read again.
     roots: root_cache::RootCache,
     /// The newest manifest of each database when it was last read, if it had no checkpoint of an
     /// unknown snapshot.
@@ -109,7 +108,7 @@ pub(super) struct Remembered {
     sizes: HashMap<Incarnation, usize>,
     /// Chunks in the newest generation of a pack; 0 where it cannot be read.
     footers: HashMap<PackId, (Generation, usize)>,
-    /// Packs of which too much is in use, with the number of references they had then.
+    /// Packs of which too much is in use, with their number of references then.
     not_worth_rewriting: HashMap<PackId, u64>,
     claims: claim::Claims,
 }
@@ -135,14 +134,14 @@ pub struct Collector {
     owners: Owners,
     memory: Memory,
     threshold: RewriteThreshold,
-    /// Bytes of packs read for rewriting in a second, at most.
+    /// Most bytes of packs read for rewriting per second.
     rate: Option<u64>,
     progress: Progress,
-    /// `None`: it reads without a claim, beside whoever holds it.
+    /// `None`: it reads without a claim, concurrently with its holder.
     claim: Option<claim::Claim>,
 }
 
-/// Is told what was done so far.
+/// A callback for the progress.
 type Progress = Box<dyn Fn(&Collected) + Send + Sync>;
 
 impl Collector {
@@ -166,22 +165,23 @@ impl Collector {
         }
     }
 
-    /// Limits the bytes per second read of packs that are rewritten, so that workloads on the bucket
-    /// do not notice: however long that takes, what was sealed before stays as it is (R12).
+    /// Limits the bytes per second read of packs that are rewritten, so that other users of the
+    /// bucket are not slowed down: however long that takes, packs sealed before stay as they are
+    /// (R12).
     #[must_use]
     pub fn at_rate(mut self, rate: Option<u64>) -> Self {
         self.rate = rate;
         self
     }
 
-    /// Reports from time to time how far it is.
+    /// Reports progress from time to time.
     #[must_use]
     pub fn reporting(mut self, progress: impl Fn(&Collected) + Send + Sync + 'static) -> Self {
         self.progress = Box::new(progress);
         self
     }
 
-    /// Called before something is read or removed.
+    /// Called before anything is read or removed.
     async fn hold_claim(&self) -> Result<(), ControlError> {
         match &self.claim {
             Some(claim) => claim.hold().await,
@@ -189,7 +189,7 @@ impl Collector {
         }
     }
 
-    /// The plan of a pass that would start now.
+    /// Returns the plan of a pass that would start now.
     pub async fn plan(&self) -> Result<Plan, ControlError> {
         Ok(plan::plan(&self.gather().await?))
     }
@@ -206,8 +206,8 @@ impl Collector {
         done.and_then(|done| released.map(|()| ExclusiveCollection::Done(done)))
     }
 
-    /// As [`Self::collect`], once no other process is collecting, or after `patience` beside it:
-    /// that costs requests, and nothing else.
+    /// As [`Self::collect`], once no other process is collecting, or after `patience` concurrently
+    /// with it: that costs requests, and nothing else.
     pub async fn collect_or_wait(&mut self, patience: Duration) -> Result<Collected, ControlError> {
         let deadline = Instant::now() + patience;
         loop {
@@ -230,8 +230,8 @@ impl Collector {
         }
     }
 
-    /// Makes passes until nothing more can be removed. Safe beside other collectors, which read and
-    /// try the same.
+    /// Makes passes until nothing more can be removed. Safe concurrently with other collectors,
+    /// which attempt the same.
     pub async fn collect(&self) -> Result<Collected, ControlError> {
         let now = SystemTime::now();
         let catalog = &self.pool.catalog;

@@ -1,4 +1,4 @@
-//! What may go: a pure function of the facts.
+//! Decides what may be deleted: a pure function of the facts.
 
 use super::candidates::{Candidate, mostly_dead, obsolete_markers};
 use super::checkpoints::{self, StrayCheckpoint};
@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
 /// An older unfinished snapshot is abandoned, because its family's packs wait for it; and so is an
-/// unfinished clone, because its source waits for it. Whoever is still making it fails at its last
-/// step and starts again, so that a wrong clock costs a retry and no data.
+/// unfinished clone, because its source waits for it. A process that is still making it fails at
+/// its last step and starts again, so that a wrong clock costs a retry and no data.
 const INTENT_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A pack object, as listed before any root was read. There may be millions: 64 bytes each, four
@@ -38,11 +38,11 @@ impl PackObject {
 pub(super) struct PackUse {
     /// The most references of one root.
     pub(super) refs: u64,
-    /// Heads that may still find new uses for it.
+    /// Heads that may still make new references to it.
     pub(super) unsealed: Vec<Incarnation>,
 }
 
-/// What all roots use together.
+/// The use of packs by all roots together.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mark {
     /// Packs with references from any root.
@@ -51,9 +51,9 @@ pub(super) struct Mark {
     pub(super) creators: BTreeMap<Incarnation, (Epoch, u64)>,
     /// Tombstoned heads whose `S` could not be read: their packs stay.
     pub(super) unreadable: BTreeSet<Incarnation>,
-    /// Snapshots that are being made and show no checkpoint yet, by family. What one will refer to
-    /// was fixed when it was requested, which may be long before it shows, and may be more than the
-    /// head refers to by now (R11).
+    /// Snapshots that are being made and have no checkpoint yet, by family. The packs that one will
+    /// refer to were fixed when the checkpoint was requested, which may be long before it is
+    /// visible, and may be more than those of the head by now (R11).
     pub(super) pending_snapshots: BTreeMap<FamilyId, SnapshotId>,
 }
 
@@ -63,7 +63,7 @@ pub struct DeadPack {
     pub bytes: u64,
 }
 
-/// Objects of a database whose dataset has no record: what a writer put there after its deletion.
+/// Objects of a database whose dataset has no record: a writer put them after its deletion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StrayDatabase {
     pub incarnation: Incarnation,
@@ -77,10 +77,9 @@ pub struct Plan {
     pub pack_bytes: u64,
     pub databases: Vec<StrayDatabase>,
     pub checkpoints: Vec<StrayCheckpoint>,
-    /// Clones that nobody has finished in time: they are tombstoned.
+    /// Clones that were not finished in time: they are tombstoned.
     pub abandoned_clones: Vec<DatasetId>,
-    /// Snapshots that can never be finished, or that nobody has finished in time: they are
-    /// tombstoned.
+    /// Snapshots that can never be finished, or were not finished in time: they are tombstoned.
     pub abandoned_snapshots: Vec<SnapshotId>,
     pub snapshots: Vec<SnapshotId>,
     pub datasets: Vec<DatasetId>,
@@ -88,7 +87,7 @@ pub struct Plan {
     pub detach: Vec<DatasetId>,
     /// Released datasets whose databases hold enough obsolete objects to be collected.
     pub maintenance: Vec<DatasetId>,
-    /// Packs that are mostly dead by what is known without reading every extent.
+    /// Packs that are mostly dead, judging without reading every extent.
     pub rewrite: Vec<Candidate>,
     /// Rewrite-pending markers of packs whose first object is gone.
     pub obsolete_markers: Vec<String>,
@@ -106,7 +105,7 @@ impl Plan {
             && self.checkpoints.is_empty()
     }
 
-    /// Whether there is nothing to remove and nothing to maintain.
+    /// Returns whether there is nothing to remove and nothing to maintain.
     pub(super) fn is_idle(&self) -> bool {
         let databases = self.detach.is_empty() && self.maintenance.is_empty();
         self.is_empty() && databases && self.rewrite.is_empty() && self.obsolete_markers.is_empty()
@@ -162,7 +161,7 @@ pub(super) fn plan(facts: &Facts) -> Plan {
     plan
 }
 
-/// Databases without a record. They were listed before these records, and a record is always there
+/// Databases without a record. They were listed before these records, and a record always exists
 /// before its database (R3).
 fn strays(databases: &Objects, catalog: &Listing) -> Vec<StrayDatabase> {
     let known: BTreeSet<Incarnation> = catalog.datasets.iter().map(|d| d.incarnation).collect();
@@ -175,7 +174,7 @@ fn strays(databases: &Objects, catalog: &Listing) -> Vec<StrayDatabase> {
         .collect()
 }
 
-/// Those of a snapshot's dependants that still need it: clones that are not detached, and the
+/// Returns the dependants of a snapshot that still need it: clones that are not detached, and the
 /// dataset that it was taken of while that restores from it (R14).
 pub(super) fn live_dependants<'a>(
     snapshot: SnapshotId,
@@ -188,7 +187,7 @@ pub(super) fn live_dependants<'a>(
     datasets.into_iter().filter(depends).map(|d| d.incarnation).collect()
 }
 
-/// Whether a record that decides which roots there are came, went or changed its state.
+/// Returns whether a record that decides which roots there are was added, removed or changed state.
 pub(super) fn changed(before: &Listing, after: &Listing) -> bool {
     shape(before) != shape(after)
 }
@@ -197,11 +196,11 @@ fn is_tombstoned(state: &State) -> bool {
     matches!(state, State::Deleting | State::Dead)
 }
 
-/// The part of a listing that decides which roots there are: of a snapshot whether it has a
-/// checkpoint, of a dataset how many snapshots it has ever had. That one came and went between two
-/// listings shows in nothing else: what it kept may be in the head again, which was read before.
-/// Datasets are listed first: a snapshot that the number counts and the listing does not show went
-/// before any root was read.
+/// The part of a listing that decides which roots there are: for a snapshot whether it has a
+/// checkpoint, for a dataset how many snapshots it has ever had. Only that number shows that a
+/// snapshot came and went between two listings: data that it retained may be in the head again,
+/// which was read before. Datasets are listed first: a snapshot that the number counts and the
+/// listing lacks was removed before any root was read.
 fn shape(listing: &Listing) -> BTreeSet<(String, &'static str, u32)> {
     let state = |state: &State| match state {
         State::Creating => "creating",
@@ -223,8 +222,8 @@ fn is_dead(catalog: &Listing, mark: &Mark, object: &PackObject) -> bool {
     !mark.referenced.contains_key(&object.pack) && is_settled(catalog, mark, object)
 }
 
-/// R9: its creator will make no use of it that the mark does not show: settled, of an earlier
-/// epoch, or gone (which it is only after it was fenced).
+/// R9: the pack's creator will make no reference that the mark does not show: the pack is settled
+/// or of an earlier epoch, or the creator is gone (only after it was fenced).
 pub(super) fn is_settled(catalog: &Listing, mark: &Mark, object: &PackObject) -> bool {
     let pack = object.pack;
     if mark.unreadable.contains(&pack.creator)
@@ -245,7 +244,7 @@ pub(super) fn is_settled(catalog: &Listing, mark: &Mark, object: &PackObject) ->
     }
 }
 
-/// The newest generation of each pack: it holds all that is in use of it (R12).
+/// The newest generation of each pack, which contains all of its chunks in use (R12).
 pub(super) fn newest(packs: &[PackObject]) -> HashMap<PackId, Generation> {
     let mut newest = HashMap::new();
     for object in packs.iter().filter(|object| object.generation > 0) {
@@ -285,7 +284,7 @@ fn blockers_of(snapshot: &Snapshot, catalog: &Listing) -> Blockers {
     blockers
 }
 
-/// Only snapshots of a live dataset are ever finished, and only while somebody retries the call.
+/// Only snapshots of a live dataset are ever finished, and only while a caller retries.
 fn abandoned_snapshots(catalog: &Listing, now: Timestamp) -> Vec<SnapshotId> {
     let ready: BTreeSet<Incarnation> = catalog
         .datasets
@@ -300,8 +299,8 @@ fn abandoned_snapshots(catalog: &Listing, now: Timestamp) -> Vec<SnapshotId> {
     catalog.snapshots.iter().filter(is_abandoned).map(Snapshot::id).collect()
 }
 
-/// Intents of clones that nobody has finished: whoever started one may have gone with its claim,
-/// and never retries.
+/// Intents of unfinished clones: the caller that began one may be gone together with its
+/// PersistentVolumeClaim, and never retries.
 fn abandoned_clones(catalog: &Listing, now: Timestamp) -> Vec<DatasetId> {
     let is_abandoned = |d: &&Dataset| d.state == State::Creating && is_old(d.created, now);
     catalog.datasets.iter().filter(is_abandoned).map(Dataset::id).collect()

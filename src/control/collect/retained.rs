@@ -1,4 +1,4 @@
-//! What a collection retains, why, and what somebody can do about it, in words.
+//! Objects that a collection retains, in words: why, and what can be done about it.
 
 use super::Listing;
 use crate::catalog::Snapshot;
@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-/// Names of clones that are told one by one; more are counted.
+/// Most names of clones that are listed; more are only counted.
 const NAMED_MAX: usize = 8;
 
 /// A tombstone, or something else, that stays for now.
@@ -17,7 +17,7 @@ pub struct Retained {
     pub why: String,
 }
 
-/// What keeps a tombstoned snapshot from being removed.
+/// The dependants that keep a tombstoned snapshot from being removed.
 #[derive(Debug, Default)]
 pub(super) struct Blockers {
     /// Names of clones and read-only volumes.
@@ -55,7 +55,7 @@ impl fmt::Display for Blockers {
     }
 }
 
-/// Why a family's packs stay, and what whoever started the snapshot can do.
+/// The reason why a family's packs stay, and what the caller that began the snapshot can do.
 pub(super) fn pending_snapshot(
     catalog: &Listing,
     family: FamilyId,
@@ -95,8 +95,8 @@ pub(super) fn pending_snapshot(
     }
 }
 
-/// As an operator knows it: the snapshot that a clone of a live dataset was made from has a name
-/// that nobody gave.
+/// Returns the name for the operator: the implied snapshot of a clone of a live dataset has a
+/// generated name.
 pub(super) fn snapshot_name(catalog: &Listing, snapshot: &Snapshot) -> String {
     let of = dataset_name(catalog, snapshot.dataset.incarnation);
     match snapshot.implied {

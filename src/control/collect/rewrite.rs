@@ -1,20 +1,20 @@
 //! Rewriting packs that are mostly dead (R12).
 //!
 //! ```text
-//! few references for its chunks ─▶ rewrite-pending marker ─▶ every head seals it ─▶ every root is read by chunk ─▶ next generation ─▶ the older one goes
+//! few references ─▶ marker ─▶ heads seal it ─▶ roots read by chunk ─▶ next generation ─▶ delete older
 //! ```
 //!
 //! Why nothing is lost: a chunk in use comes from an earlier use of it, from deduplication, or from
-//! what was just stored. The pack is settled, so that nothing more is stored in it (R9). A chunk
-//! that no root uses at a mark is never used again, because deduplication does not find it:
+//! a pack just stored. The pack is settled, so that nothing more is stored in it (R9). A chunk that
+//! no root uses at a mark is never used again, because deduplication does not find it:
 //! - A head that is ready when the mark lists the catalog has sealed the pack, or refers to nothing
-//!   in it. Sealed it stays: when its last reference goes and a restore in place brings it back, it
-//!   comes back sealed, also from a journal.
+//!   in it. A sealed pack stays sealed: when its last reference goes and a restore in place brings
+//!   it back, it comes back sealed, also from a journal.
 //! - Any other head is opened after the mark, because one that became ready during it makes it void
 //!   (R11). It learns about a pack that it did not store itself only from the footer of the first
 //!   object, after it has listed the markers. The pack had its marker before the mark, and has it
-//!   until the first object is gone. Snapshots need not seal: what they refer to unsealed only their
-//!   clones could use.
+//!   until the first object is gone. Snapshots need not seal: only their clones could use the
+//!   unsealed packs that they refer to.
 //!
 //! A snapshot that came or went during the mark makes it void. A restore in place uses a snapshot's
 //! chunks, which are in use by that snapshot: it stays a root until the restored rows are durable
@@ -83,7 +83,8 @@ impl Collector {
         Ok(())
     }
 
-    /// Writes markers for those whose first object is there: nobody learns from later ones.
+    /// Writes markers for packs whose first object exists: deduplication learns nothing from later
+    /// ones.
     async fn mark_rewrite_pending(&self, candidates: &[Candidate]) -> Result<(), ControlError> {
         let mut packs = BTreeMap::<FamilyId, Vec<PackId>>::new();
         for candidate in candidates.iter().filter(|c| c.generation == 0) {
@@ -170,7 +171,7 @@ impl Collector {
     ) -> Result<(), ControlError> {
         let request = OwnerRequest::Seal { packs: packs.to_vec() };
         match owners.perform(&self.pool, head, &request).await {
-            // It is no head any longer: the mark finds that out.
+            // Its record is no longer a head's: the mark finds that out.
             Err(
                 ControlError::NotFound { .. }
                 | ControlError::Volume(VolumeError::NotFound { .. } | VolumeError::Deleting { .. }),

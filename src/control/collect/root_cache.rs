@@ -1,12 +1,12 @@
-//! The pack usage of roots as they were last read: a root that has not changed is not read again. A
-//! collection of a pool in which nothing happens is listings alone, however many volumes and
-//! snapshots there are.
+//! The pack usage of roots as they were last read: a root that has not changed is not read again,
+//! so a collection of an idle pool needs only listings, however many volumes and snapshots there
+//! are.
 //!
 //! - The version of a snapshot is its checkpoint, which never changes.
 //! - The version of a head is the listing of its database. Every change of it is a new object, a
 //!   manifest or a part of the WAL; both are numbered, and the newest manifest is never removed, so
-//!   that no two states list the same objects. They are listed after the catalog, and a head that
-//!   lists as before is now what it was when it was read (R11).
+//!   that no two states list the same objects. They are listed after the catalog, and a head whose
+//!   listing is unchanged is unchanged since it was read (R11).
 
 use super::Objects;
 use super::mark::RootUsage;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 /// Rows of pack usage in the cache, of some 60 bytes each. Roots beyond are read every time.
 const ROWS_MAX: usize = 1 << 18;
 
-/// A root as it was at one time.
+/// A root at one point in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RootVersion {
     root: Incarnation,

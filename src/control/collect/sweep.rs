@@ -1,4 +1,4 @@
-//! Carrying out the plan. Every removal may be repeated.
+//! Carries out the plan. Every removal can be retried.
 
 use super::plan::live_dependants;
 use super::{Collected, Collector, Plan, Retained, StrayDatabase};
@@ -15,12 +15,13 @@ const PACKS_AT_ONCE: usize = 1000;
 /// The outcome for a tombstone.
 pub(in crate::control) enum Reaped {
     Removed,
-    /// By what, in words.
+    /// The reason, in words.
     Blocked(String),
 }
 
 impl Collector {
-    /// Answers whether anything was removed, so that another pass may find more.
+    /// Carries out the plan. Returns whether anything was removed, so that another pass may find
+    /// more.
     pub(super) async fn sweep(
         &self,
         plan: Plan,
@@ -168,7 +169,7 @@ impl Collector {
         let catalog = &self.pool.catalog;
         let datasets = catalog.datasets().await?;
         let live = live_dependants(id, datasets.iter().map(|at| &at.record));
-        // It is a tombstone since it was listed: whoever registers as a reader after this sees
+        // The snapshot is a tombstone since it was listed: a reader that registers after this sees
         // that, and does not read (R14).
         let incarnation = id.snapshot.incarnation;
         let readers = catalog
@@ -249,7 +250,7 @@ impl Collector {
         Ok(Reaped::Removed)
     }
 
-    /// Removes also what an unfinished deletion or cloning left behind.
+    /// Also removes the remains of an unfinished deletion or cloning.
     async fn remove_database(&self, place: &DbPlace) -> Result<(), ControlError> {
         let bucket = self.pool.catalog.bucket();
         let prefix = format!("vol/{}/", place.incarnation);
@@ -301,7 +302,7 @@ fn blocked_by_database(place: &DbPlace, error: FsError) -> Result<Reaped, Contro
     }
 }
 
-/// A tombstone takes no new dependants, so those that are alive are all there will ever be.
+/// A tombstone takes no new dependants, so no others will ever be added to the live ones.
 fn set_snapshot_dead(
     snapshot: &mut Snapshot,
     live_dependants: &BTreeSet<Incarnation>,

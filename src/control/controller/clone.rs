@@ -62,7 +62,7 @@ impl Controller {
         drop(lock);
         pool.step("control.create.cloned").await?;
         if attached >= ANCESTORS_MAX {
-            // Refusing would be for ever: what a snapshot reads stays as it was when it was taken.
+            // A refusal would be permanent: the ancestors that a snapshot reads never change.
             Box::pin(detach(&clone_place)).await?;
             pool.step("control.create.detached").await?;
         }

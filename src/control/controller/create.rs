@@ -1,4 +1,5 @@
-//! CreateVolume: look for the name, write the intent, do the effect, say ready (R3, R30).
+//! CreateVolume: look up the name, write the intent, do the effect, mark the record ready (R3,
+//! R30).
 
 use super::{Controller, NewVolume, Source, VolumeInfo, check, volume_info};
 use crate::catalog::{CatalogError, Dataset, Form, State, Versioned};
@@ -21,13 +22,13 @@ struct Origin {
 /// The state at which a source's rows are read.
 enum Root {
     Snapshot,
-    /// A snapshot is made of it later.
+    /// The head, of which a snapshot is made later.
     Head(Box<Dataset>),
 }
 
 impl Controller {
-    /// Creates, or answers the existing volume when it is the same (R30). `pool`: its configured
-    /// name; `None`: the only or default one.
+    /// Creates a volume, or returns the existing one when it is the same (R30). `pool`: its
+    /// configured name; `None`: the only or default one.
     pub async fn create_volume(
         &self,
         pool: Option<&str>,
@@ -37,7 +38,7 @@ impl Controller {
         self.make_volume(pool, new).await
     }
 
-    /// Under any name.
+    /// Creates a volume under any name, including reserved ones.
     pub(super) async fn make_volume(
         &self,
         pool: Option<&str>,
@@ -72,7 +73,7 @@ impl Controller {
                 Ok(Some(at))
             }
             State::Deleting | State::Dead => {
-                // The name is free once the earlier life is gone.
+                // The name is free once the earlier volume is gone.
                 self.tombstoned.notify_one();
                 let why = "snapshots or clones may still depend on it: delete those, retry after a \
                     collection, or choose another name";
@@ -125,8 +126,8 @@ impl Controller {
                 Ok(at)
             }
             Err(error @ CatalogError::InProgress { .. }) => {
-                // A collector that was stopped at the earlier life's removal: the next one finishes
-                // it.
+                // A collector was stopped while it removed the earlier volume: the next one
+                // finishes it.
                 self.tombstoned.notify_one();
                 Err(error.into())
             }
@@ -155,8 +156,7 @@ impl Controller {
         match source {
             Source::Snapshot(handle) => {
                 if handle.pool != pool.id() {
-                    // Ids that no pool here has are unknown sources, those of another pool cannot
-                    // work.
+                    // Ids of unknown pools are unknown sources; those of another pool cannot work.
                     self.known_pool(handle.pool, &format!("snapshot {handle}"))?;
                     return Err(elsewhere("snapshot"));
                 }
@@ -198,8 +198,8 @@ impl Controller {
         }
     }
 
-    /// Inodes in use in the source; of one that another process has open, those that are in the
-    /// store.
+    /// Inodes in use in the source; of a source that another process has open, those that are in
+    /// the store.
     async fn inodes(&self, pool: &Pool, origin: &Origin) -> Result<u64, ControlError> {
         let settings = self.volumes.settings();
         let reader = match &origin.root {

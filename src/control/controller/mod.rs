@@ -83,10 +83,10 @@ pub struct Controller {
     volumes: Volumes,
     owners: Owners,
     operations: OperationLocks,
-    /// Clones of one dataset swap its manifest and its snapshot's record one after the other: at
-    /// once they would retry each other's (R13).
+    /// Clones of one dataset swap its manifest and its snapshot's record one after the other:
+    /// concurrently they would force each other to retry (R13).
     sources: KeyedMutex<Incarnation>,
-    /// Something was tombstoned.
+    /// Notified when an object is tombstoned.
     tombstoned: Arc<Notify>,
     /// Memory that collections of this process share.
     memory: Memory,

@@ -1,11 +1,11 @@
 //! Takes a volume from its owner: by asking it, or by revoking its claim (R27).
 //!
-//! A revocation says that nothing uses a volume on a node any longer. An administrator writes it,
-//! or a watcher of the cluster (the node is gone, or tainted out-of-service, or no pod with the
-//! claim is left there), into the owner's own folder. An owner that is alive reads it with its next
-//! renewal, stops serving the volume, closes and releases it. One that is not has stopped when its
-//! lease has expired. A revocation ends one claim. An owner that has claimed the volume again
-//! meanwhile has another, which is revoked separately (R31).
+//! A revocation states that a node no longer uses a volume. An administrator writes it, or a
+//! watcher of the cluster (the node is gone, or tainted out-of-service, or no pod with the claim is
+//! left there), into the owner's own folder. An owner that is alive reads it with its next renewal,
+//! stops serving the volume, closes and releases it. A dead owner has stopped when its lease has
+//! expired. A revocation ends one claim. An owner that has claimed the volume again meanwhile has
+//! another, which is revoked separately (R31).
 
 use super::Controller;
 use crate::bucket::PutNew;
@@ -21,8 +21,8 @@ use std::time::Duration;
 /// csi-provisioner's call.
 const DELETE_PATIENCE: Duration = Duration::from_secs(50);
 
-/// Claims of one session that a release by force revokes: it claims again when its lease had
-/// expired, or when the volume is wanted there again.
+/// Most claims of one session that a forced release revokes: the session claims again after its
+/// lease expired, or when the volume is used there again.
 const CLAIMS_MAX: usize = 8;
 
 /// The caller's consent to lose changes that only the owner's journal holds.

@@ -11,24 +11,24 @@ use crate::types::{
 };
 use crate::volume::VolumeError;
 
-/// Within what a snapshot's name is unique.
+/// The scope in which a snapshot's name is unique.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum NameScope {
     Dataset,
     Pool,
 }
 
-/// Why a snapshot is made.
+/// The reason why a snapshot is made.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// A caller named it.
+    /// A caller requested it by name.
     Named,
     /// A clone of the live dataset starts from it, and nothing else.
     Clone,
 }
 
 impl Controller {
-    /// Makes a snapshot whose name is unique in its dataset, or answers the one that is there.
+    /// Makes a snapshot whose name is unique in its dataset, or returns the existing one.
     pub async fn create_snapshot(
         &self,
         volume: VolumeHandle,

@@ -21,7 +21,7 @@ pub(super) struct Polling(HashMap<PoolId, PoolActivity>);
 
 #[derive(Default)]
 struct PoolActivity {
-    /// How often each open volume had changed.
+    /// The number of changes of each open volume at the last poll.
     changes: HashMap<DatasetId, u64>,
     /// Until when more is expected.
     expected: Option<Instant>,
