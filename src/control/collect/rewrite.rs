@@ -1,7 +1,7 @@
 //! Rewriting packs that are mostly dead (R12).
 //!
 //! ```text
-//! few references ─▶ marker ─▶ heads seal it ─▶ roots read by chunk ─▶ next generation ─▶ delete older
+//! few references ─▶ marker ─▶ heads seal it ─▶ roots read by chunk ─▶ next generation ─▶ delete
 //! ```
 //!
 //! Why nothing is lost: a chunk in use comes from an earlier use of it, from deduplication, or from
