@@ -140,7 +140,7 @@ impl ReplyCache {
         for (key, row) in rows {
             if !matches!(Key::parse(&key), Some(Key::Reply(_))) {
                 return Err(FsError::Corrupt(
-                    "a key among those of the duplicate-reply cache is none of them".to_owned(),
+                    "an unexpected key in the range of the duplicate-reply cache".to_owned(),
                 ));
             }
             replies.push(Reply::decode(&row)?);

@@ -92,7 +92,7 @@ impl SnapshotReader {
             self.reader.scan(key::inode(first), key::after(&key::inode(last)), limit).await?;
         let row = |(row_key, row): &(Bytes, Bytes)| match key::Key::parse(row_key) {
             Some(key::Key::Inode(ino)) => Ok((ino, Inode::decode(row)?)),
-            _ => Err(FsError::Corrupt("a key among the inodes is none of them".to_owned())),
+            _ => Err(FsError::Corrupt("an unexpected key in the inode range".to_owned())),
         };
         rows.iter().map(row).collect()
     }

@@ -255,7 +255,7 @@ impl Names {
         let submitted = self.committer.last();
         let row = |(row_key, row): &(Bytes, Bytes)| match Key::parse(row_key) {
             Some(Key::Inode(ino)) => Ok((ino, Inode::decode(row)?)),
-            _ => Err(FsError::Corrupt("a key among the inodes is none of them".to_owned())),
+            _ => Err(FsError::Corrupt("an unexpected key in the inode range".to_owned())),
         };
         Ok((rows.iter().map(row).collect::<Result<_, _>>()?, submitted))
     }

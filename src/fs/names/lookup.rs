@@ -54,9 +54,9 @@ pub fn decode_entry(key: &[u8], row: &[u8], of: InodeNo) -> Result<(NameHash, En
             let DirEntryRow { ino, kind, name } = DirEntryRow::decode(row)?;
             Ok((hash, Entry { n, name, ino, kind }))
         }
-        _ => Err(FsError::Corrupt(format!(
-            "a key among the entries of directory {of} is none of them"
-        ))),
+        _ => {
+            Err(FsError::Corrupt(format!("an unexpected key among the entries of directory {of}")))
+        }
     }
 }
 
