@@ -92,7 +92,7 @@ impl Home {
         for path in entries
             .unwrap_or_default()
             .into_iter()
-            .filter(|path| path.file_name().is_none_or(|name| name != "home"))
+            .filter(|path| path.file_name().is_none_or(|name| name != "directory-id"))
         {
             let _ = if path.is_dir() {
                 std::fs::remove_dir_all(&path)
