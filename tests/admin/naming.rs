@@ -90,7 +90,7 @@ fn whoever_keeps_a_snapshot_is_named() {
     let plan = cli.ok(&["gc", "--dry-run"]);
     assert!(plan.contains("snapshot cut of dataset web: clone ro depends on it"), "{plan}");
     assert!(
-        plan.contains("what was cloned of dataset web at 2")
+        plan.contains("the snapshot of dataset web cloned at 2")
             && plan.contains("clone live depends on it"),
         "{plan}"
     );

@@ -231,8 +231,8 @@ async fn while_one_call_runs_another_for_the_volume_is_aborted() {
         async move { node.node_stage_volume(request).await }
     });
     begun.recv().await.unwrap();
-    refused(driver.stage(&id, &staging).await, Code::Aborted, "repeat");
-    refused(driver.unstage(&id, &staging).await, Code::Aborted, "repeat");
+    refused(driver.stage(&id, &staging).await, Code::Aborted, "retry");
+    refused(driver.unstage(&id, &staging).await, Code::Aborted, "retry");
     let other = driver.create("other").await.volume_id;
     refused(
         driver.publish(&other, &staging, &driver.path("t")).await,

@@ -330,7 +330,7 @@ mod tests {
             format!(r#"{{"format":1,"dataset":"{id}","request":"hold"}}"#),
             format!(r#"{{"format":1,"dataset":"{id}","request":{{"hand-over":{{}}}}}}"#),
             format!(r#"{{"format":1,"dataset":"{id}","request":{{"seal":{{"packs":["x"]}}}}}}"#),
-            "letter".to_owned(),
+            "no request".to_owned(),
         ] {
             let refused = decode_request(wrong.as_bytes()).unwrap_err();
             assert!(
