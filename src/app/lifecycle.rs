@@ -273,7 +273,10 @@ impl Lifecycle {
 /// Accepts the successor and flushes, while this process serves.
 async fn prepare(successor: Successor, parts: &Parts) -> Option<Successor> {
     if let Err(error) = successor.accept().await {
-        tracing::warn!(%error, "the process that asked for a hand-over exited; this one keeps serving");
+        tracing::warn!(
+            %error,
+            "the process that asked for a hand-over exited; this one keeps serving"
+        );
         return None;
     }
     flush_for(successor, parts).await
@@ -323,7 +326,10 @@ async fn refusal(parts: &Parts) -> Option<String> {
         {
             Ok(()) => {
                 if let Err(error) = bucket.delete(&[PROBE.to_owned()]).await {
-                    tracing::debug!(%error, "cannot delete the probe object; the next probe replaces it");
+                    tracing::debug!(
+                        %error,
+                        "cannot delete the probe object; the next probe replaces it"
+                    );
                 }
             }
             Err(error) if error.class() == Class::Unavailable => {}

@@ -105,7 +105,8 @@ impl PoolConfig {
                 if !bucket.list("").await?.is_empty() {
                     return Err(error).with_context(|| {
                         format!(
-                            "pool {}: the location is not empty and holds no pool; use an empty one",
+                            "pool {}: the location is not empty and holds no pool; use an empty \
+                             one",
                             self.url
                         )
                     });

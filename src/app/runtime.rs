@@ -66,8 +66,8 @@ fn io_flusher() {
         REFUSED.call_once(|| {
             tracing::info!(
                 %error,
-                "cannot mark this process as an I/O flusher: a loopback mount may stall under memory \
-                 pressure; run with CAP_SYS_RESOURCE"
+                "cannot mark this process as an I/O flusher: a loopback mount may stall under \
+                 memory pressure; run with CAP_SYS_RESOURCE"
             );
         });
     }

@@ -21,8 +21,8 @@ pub(super) struct OperationLock {
 
 impl OperationLocks {
     /// # Errors
-    /// [`ControlError::InProgress`] while another operation on it is in progress: CSI wants `ABORTED`,
-    /// not a queue.
+    /// [`ControlError::InProgress`] while another operation on it is in progress: CSI wants
+    /// `ABORTED`, not a queue.
     pub(super) fn try_lock(&self, name: String) -> Result<OperationLock, ControlError> {
         if self.names.lock().insert(name.clone()) {
             Ok(OperationLock { locks: self.clone(), name })
@@ -51,8 +51,8 @@ impl<K> Default for KeyedMutex<K> {
 }
 
 impl<K: Eq + Hash> KeyedMutex<K> {
-    /// Locks the mutex of the key until the guard is dropped. A caller that stops waiting leaves the
-    /// queue.
+    /// Locks the mutex of the key until the guard is dropped. A caller that stops waiting leaves
+    /// the queue.
     pub(super) async fn lock(&self, key: K) -> OwnedMutexGuard<()> {
         let mutex = {
             let mut mutexes = self.mutexes.lock();

@@ -31,8 +31,8 @@ const ASK_RETRY: Duration = Duration::from_secs(10);
 /// after a third of it (20 s at most), and then closes the volume.
 const ASK_LIMIT: Duration = Duration::from_secs(30);
 
-/// Opens a dataset, and waits for another node's hand-over or expired lease where that is allowed. A
-/// dataset that is a snapshot is read: it has no owner, and needs no lease.
+/// Opens a dataset, and waits for another node's hand-over or expired lease where that is allowed.
+/// A dataset that is a snapshot is read: it has no owner, and needs no lease.
 ///
 /// # Errors
 /// [`ControlError::Precondition`] with the owner's name when `patience` was not enough.
@@ -154,8 +154,8 @@ impl<'a> Wait<'a> {
         let why = self.refusal.as_deref().unwrap_or("it did not answer, but renews its lease");
         ControlError::Precondition(format!(
             "dataset {dataset} is open on node {node}, and stayed so for {secs} s ({why}): stop \
-             what uses it there, or revoke that node's claim with \
-             `zerofs-csi dataset release {dataset} --force` (and --pool or --config)"
+             what uses it there, or revoke that node's claim with `zerofs-csi dataset release \
+             {dataset} --force` (and --pool or --config)"
         ))
     }
 }

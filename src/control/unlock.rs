@@ -72,7 +72,8 @@ impl Unlocker {
                 tracing::warn!(
                     pool = name,
                     %error,
-                    "the secrets from the last run do not open the pool; waiting for the next request"
+                    "the secrets from the last run do not open the pool; waiting for the next \
+                     request"
                 );
             }
         }
@@ -135,7 +136,8 @@ impl Unlocker {
             tracing::warn!(
                 pool = name,
                 %error,
-                "cannot store the secrets; after a restart the pool's volumes wait for a request that carries them"
+                "cannot store the secrets; after a restart the pool's volumes wait for a request \
+                 that carries them"
             );
         }
         let mut known = self.known.lock();

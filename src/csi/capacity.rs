@@ -33,7 +33,8 @@ pub(super) fn wanted(range: Option<&CapacityRange>) -> Result<Wanted, RequestErr
     }
     if let Some(limit) = limit.filter(|limit| *limit < SIZE_MIN) {
         return Err(RequestError::OutOfRange(format!(
-            "capacity_range: limit_bytes {limit} is too small: a volume has at least {SIZE_MIN} bytes"
+            "capacity_range: limit_bytes {limit} is too small: a volume has at least {SIZE_MIN} \
+             bytes"
         )));
     }
     Ok(Wanted { size: required.map(|required| required.max(SIZE_MIN)), limit })

@@ -58,7 +58,8 @@ fn path(field: &str, value: &str) -> Result<PathBuf, RequestError> {
     if !plain || value.len() > PATH_BYTES_MAX || value.contains('\0') {
         let shown: String = value.chars().take(160).collect();
         return Err(invalid(format!(
-            "{field} {shown:?} is not an absolute path without `..` of at most {PATH_BYTES_MAX} bytes"
+            "{field} {shown:?} is not an absolute path without `..` of at most {PATH_BYTES_MAX} \
+             bytes"
         )));
     }
     // The form in mountinfo: without repeated or trailing slashes.

@@ -11,7 +11,8 @@ pub enum MountError {
     #[error("{path}: not a directory: move it away, then retry")]
     NotDirectory { path: PathBuf },
     #[error(
-        "{path}: holds files that do not belong to the volume: move them away, so that the pod can terminate"
+        "{path}: holds files that do not belong to the volume: move them away, so that the pod can \
+         terminate"
     )]
     NotEmpty { path: PathBuf },
     #[error("mount option {option:?} is not allowed: use only {allowed}")]

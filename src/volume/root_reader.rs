@@ -2,8 +2,9 @@
 //! comparisons, checks, scrubs, measurements.
 //!
 //! A snapshot is registered as being read, so that it stays for as long as that takes, whoever
-//! deletes it meanwhile (R14); that is the difference to a [`OpenSnapshot`](super::OpenSnapshot), which clients
-//! would hold for ever. The registration is renewed in the background, and ends with the reader.
+//! deletes it meanwhile (R14); that is the difference to a [`OpenSnapshot`](super::OpenSnapshot),
+//! which clients would hold for ever. The registration is renewed in the background, and ends with
+//! the reader.
 //!
 //! Nothing protects a head: it is one state however long it is read, but an hour after its objects
 //! became obsolete reading may fail, and says so. The collector reads without a registration too,

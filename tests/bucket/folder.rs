@@ -52,8 +52,8 @@ async fn is_unavailable(bucket: &Bucket) {
     }
 }
 
-/// The disk of a pool is unmounted: below its mount point is an empty folder now, of which nothing is
-/// believed (R35).
+/// The disk of a pool is unmounted: below its mount point is an empty folder now, of which nothing
+/// is believed (R35).
 #[tokio::test]
 async fn a_folder_that_was_replaced_is_an_unavailable_store() {
     let room = tempfile::tempdir().unwrap();

@@ -107,8 +107,8 @@ pub async fn wait_until_active(
         if patience.is_some_and(|patience| started.elapsed() > patience) {
             let at = folder.path().display();
             let why = format!(
-                "another process uses it and does not hand over ({why}): stop that process, or give \
-                 another --state-dir"
+                "another process uses it and does not hand over ({why}): stop that process, or \
+                 give another --state-dir"
             );
             return Err(std::io::Error::new(std::io::ErrorKind::ResourceBusy, why))
                 .with_context(|| format!("state folder {at}"));

@@ -278,7 +278,8 @@ async fn tell(
     if !opened.pool.catalog.datasets().await?.is_empty() {
         return Err(Wrong::new(
             Class::Precondition,
-            "the pool holds datasets: give demo an empty pool, because it verifies that nothing is left",
+            "the pool holds datasets: give demo an empty pool, because it verifies that nothing is \
+             left",
         ));
     }
     let csi = Csi::connect(socket, room.path.clone()).await?;

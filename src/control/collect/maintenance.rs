@@ -97,8 +97,8 @@ fn overgrown(catalog: &Listing, databases: &Objects, now: SystemTime) -> Vec<Dat
     found
 }
 
-/// Counts manifests, compaction records and WAL objects that are not the newest. Fences, which are empty,
-/// stay for ever.
+/// Counts manifests, compaction records and WAL objects that are not the newest. Fences, which are
+/// empty, stay for ever.
 fn obsolete(objects: &[Listed], now: SystemTime) -> usize {
     let old = |listed: &&Listed| now.duration_since(listed.modified).is_ok_and(|age| age > AGE_MIN);
     let in_folder = |folder: &str| {

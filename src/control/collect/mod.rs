@@ -260,8 +260,8 @@ impl Collector {
         Ok(done)
     }
 
-    /// Lists datasets before snapshots, so that a dataset's counter of snapshots is never newer than
-    /// they are (see [`plan::changed`]).
+    /// Lists datasets before snapshots, so that a dataset's counter of snapshots is never newer
+    /// than they are (see [`plan::changed`]).
     async fn list(&self) -> Result<Listing, ControlError> {
         let datasets =
             self.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();

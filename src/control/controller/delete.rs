@@ -26,8 +26,8 @@ impl Controller {
                 let (name, node) = (&dataset.name, &owner.node);
                 let why = format!(
                     "volume {name} is open on node {node}: unmount it there (`serve` closes it \
-                     some minutes later, or when it stops), then retry; or revoke that node's claim \
-                     with `zerofs-csi dataset release {name} --force`"
+                     some minutes later, or when it stops), then retry; or revoke that node's \
+                     claim with `zerofs-csi dataset release {name} --force`"
                 );
                 return Err(ControlError::Precondition(why));
             }

@@ -121,7 +121,8 @@ impl Controller {
             return Err(ControlError::Precondition(format!(
                 "volume {name} belongs to node {node}, which does not answer: start it again, and \
                  nothing is lost; or, if that machine is gone for good, retry with --force, which \
-                 gives up what only its journal holds (some seconds of changes that were not synced)"
+                 gives up what only its journal holds (some seconds of changes that were not \
+                 synced)"
             )));
         }
         let request = OwnerRequest::HandOver { claim: owner.claim };
@@ -152,8 +153,8 @@ impl Controller {
         }
         let (name, node) = (&dataset.name, &owner.node);
         Err(ControlError::Precondition(format!(
-            "node {node} claimed volume {name} again each time that it was released: stop what uses \
-             it there, then retry"
+            "node {node} claimed volume {name} again each time that it was released: stop what \
+             uses it there, then retry"
         )))
     }
 

@@ -122,8 +122,8 @@ impl Controller {
     /// The name is free once the earlier one is gone.
     fn name_in_use(&self, name: &SnapshotName) -> ControlError {
         self.tombstoned.notify_one();
-        let why = "clones may still depend on it: delete those, retry after a collection, or choose \
-            another name";
+        let why = "clones may still depend on it: delete those, retry after a collection, or \
+            choose another name";
         ControlError::NameInUse { what: format!("snapshot {name}"), why }
     }
 }
@@ -178,8 +178,8 @@ async fn next_serial(pool: &Pool, dataset: &Dataset) -> Result<u32, ControlError
         Err(_) if full => {
             let name = &dataset.name;
             Err(ControlError::Exhausted(format!(
-                "volume {name} has had {SERIAL_MAX} snapshots, which is the limit: clone it, and use the \
-                 clone"
+                "volume {name} has had {SERIAL_MAX} snapshots, which is the limit: clone it, and \
+                 use the clone"
             )))
         }
         Err(error) => Err(error.into()),
