@@ -4,7 +4,7 @@
 use crate::chunk::Codec;
 use crate::crypto::WrappedKey;
 use crate::types::*;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
 /// The pool's own record.
@@ -18,10 +18,17 @@ pub struct PoolRecord {
     pub encryption: Option<WrappedKey>,
 }
 
+/// A mode of a later version is served as the safest one of this version.
+fn known_sync<'de, D: Deserializer<'de>>(input: D) -> Result<Option<SyncMode>, D::Error> {
+    let name = Option::<String>::deserialize(input)?;
+    Ok(name.map(|name| name.parse().unwrap_or(SyncMode::Always)))
+}
+
 /// The properties of a dataset, chosen at creation (StorageClass parameters, CLI options) or later.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Properties {
     /// `None`: by access modes.
+    #[serde(default, deserialize_with = "known_sync")]
     pub sync: Option<SyncMode>,
     pub record_bytes: u32,
     pub codec: Codec,
@@ -252,4 +259,21 @@ pub struct CollectorClaim {
     pub node: String,
     /// A claim that has not changed for this long has expired.
     pub lease_millis: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_sync_mode_is_the_safest() {
+        let mut record = serde_json::to_value(Properties::default()).unwrap();
+        for (name, mode) in [("standard", SyncMode::Standard), ("eventual", SyncMode::Always)] {
+            record["sync"] = name.into();
+            let properties: Properties = serde_json::from_value(record.clone()).unwrap();
+            assert_eq!(properties.sync, Some(mode));
+        }
+        record["sync"] = serde_json::Value::Null;
+        assert_eq!(serde_json::from_value::<Properties>(record).unwrap().sync, None);
+    }
 }

@@ -51,6 +51,8 @@ use std::time::{Duration, SystemTime};
 
 /// Most times that a request is carried again after a lost race.
 const RACES_MAX: usize = 3;
+/// Before a request is carried again while the record still names the claim that was fenced.
+const RACE_PAUSE: Duration = Duration::from_millis(200);
 
 /// The owners of datasets, this process among them.
 #[derive(Clone)]
@@ -64,16 +66,16 @@ pub(super) struct Owners {
 
 /// The reason why a carrier returned no reply.
 enum Undone {
-    /// Another process may act by now.
-    LostRace,
+    /// Another process may act by now. The error is that of work which had begun and was fenced.
+    LostRace(Option<ControlError>),
     Failed(ControlError),
 }
 
 impl From<ControlError> for Undone {
     fn from(error: ControlError) -> Self {
         match error {
-            ControlError::Volume(VolumeError::Owned { .. }) => Self::LostRace,
-            error if error.class() == Class::Fenced => Self::LostRace,
+            ControlError::Volume(VolumeError::Owned { .. }) => Self::LostRace(None),
+            error if error.class() == Class::Fenced => Self::LostRace(Some(error)),
             error => Self::Failed(error),
         }
     }
@@ -139,7 +141,7 @@ impl Owners {
             && let Some(done) = Box::pin(self.local.act(&pool.catalog, id, request)).await
         {
             match done.map_err(Undone::from) {
-                Err(Undone::LostRace) if request.is_repeatable() => {}
+                Err(Undone::LostRace(_)) if request.is_repeatable() => {}
                 Err(undone) => return Err(undone.into_error(dataset)),
                 Ok(reply) => return request::expect(request, &dataset.name, reply),
             }
@@ -147,13 +149,18 @@ impl Owners {
         let mut record = dataset.clone();
         for _ in 0..RACES_MAX {
             match Box::pin(self.carry(pool, &record, request, progress)).await {
-                Err(Undone::LostRace) if request.is_repeatable() => {}
+                Err(Undone::LostRace(_)) if request.is_repeatable() => {}
                 Err(undone) => return Err(undone.into_error(dataset)),
                 Ok(reply) => return request::expect(request, &dataset.name, reply),
             }
-            record = pool.catalog.dataset_by_id(id).await?.ok_or_else(absent)?.record;
+            let now = pool.catalog.dataset_by_id(id).await?.ok_or_else(absent)?.record;
+            if owner_of(&now).map(|owner| owner.claim) == owner_of(&record).map(|owner| owner.claim)
+            {
+                tokio::time::sleep(RACE_PAUSE).await;
+            }
+            record = now;
         }
-        Err(Undone::LostRace.into_error(dataset))
+        Err(Undone::LostRace(None).into_error(dataset))
     }
 
     /// Carries the request to the process that may act by the record.
@@ -186,7 +193,7 @@ impl Owners {
             Err(Unanswered::Failed(error)) => Err(error.into()),
             Err(Unanswered::Silent(error)) => match pool.catalog.dataset_by_id(dataset).await {
                 Ok(Some(now)) if owner_of(&now.record).is_none_or(|o| o.claim != owner.claim) => {
-                    Err(Undone::LostRace)
+                    Err(Undone::LostRace(None))
                 }
                 _ => Err(Undone::Failed(error)),
             },
@@ -215,8 +222,10 @@ impl Owners {
 impl Undone {
     fn into_error(self, dataset: &Dataset) -> ControlError {
         match self {
-            Self::LostRace => ControlError::InProgress { what: format!("volume {}", dataset.name) },
-            Self::Failed(error) => error,
+            Self::LostRace(None) => {
+                ControlError::InProgress { what: format!("volume {}", dataset.name) }
+            }
+            Self::LostRace(Some(error)) | Self::Failed(error) => error,
         }
     }
 }

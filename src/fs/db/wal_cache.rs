@@ -107,7 +107,9 @@ fn read(file: &File, listed: &ObjectMeta) -> Option<Bytes> {
     file.read_exact_at(&mut slot, offset).ok()?;
     let slot = Bytes::from(slot);
     let object = slot.slice(HEADER_BYTES..);
-    let expected = checksum(&listed.location, listed.e_tag.as_deref(), [&object]);
+    // Without a tag, a bucket that was put back to an earlier state could not be told.
+    let e_tag = listed.e_tag.as_deref()?;
+    let expected = checksum(&listed.location, Some(e_tag), [&object]);
     let is_whole = slot.starts_with(&(length as u32).to_le_bytes())
         && slot.get(4..HEADER_BYTES) == Some(&expected);
     is_whole.then_some(object)
