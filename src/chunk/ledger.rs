@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum PackState {
     Open,
     InFlight,
     Stored,
@@ -26,7 +26,7 @@ enum State {
 
 #[derive(Debug)]
 struct Pack {
-    state: State,
+    state: PackState,
     holds: u64,
 }
 
@@ -49,7 +49,7 @@ pub(super) enum Left {
 impl Ledger {
     /// Opens a new pack, held once by its opener.
     pub(super) fn open(&mut self) -> u64 {
-        self.packs.push_back(Pack { state: State::Open, holds: 1 });
+        self.packs.push_back(Pack { state: PackState::Open, holds: 1 });
         self.settled + self.packs.len() as u64
     }
 
@@ -61,7 +61,7 @@ impl Ledger {
     /// Takes a hold on a pack, if references to it may still be made without asking the dataset.
     pub(super) fn hold(&mut self, seq: u64) -> bool {
         match self.pack(seq) {
-            Some(pack) if pack.state != State::Lost => {
+            Some(pack) if pack.state != PackState::Lost => {
                 pack.holds += 1;
                 true
             }
@@ -72,8 +72,8 @@ impl Ledger {
     pub(super) fn release(&mut self, seq: u64) -> Left {
         let Some(pack) = self.pack(seq) else { return Left::Other };
         pack.holds = pack.holds.saturating_sub(1);
-        let left = if pack.state == State::Open && pack.holds == 0 {
-            pack.state = State::Lost;
+        let left = if pack.state == PackState::Open && pack.holds == 0 {
+            pack.state = PackState::Lost;
             Left::NothingInOpen
         } else {
             Left::Other
@@ -85,21 +85,23 @@ impl Ledger {
     /// The pack takes no more chunks and is in flight.
     pub(super) fn close(&mut self, seq: u64) {
         if let Some(pack) = self.pack(seq)
-            && pack.state == State::Open
+            && pack.state == PackState::Open
         {
-            pack.state = State::InFlight;
+            pack.state = PackState::InFlight;
         }
     }
 
     pub(super) fn put_ended(&mut self, seq: u64, stored: bool) {
         if let Some(pack) = self.pack(seq) {
-            pack.state = if stored { State::Stored } else { State::Lost };
+            pack.state = if stored { PackState::Stored } else { PackState::Lost };
             self.advance();
         }
     }
 
     fn advance(&mut self) {
-        while let Some(Pack { state: State::Stored | State::Lost, holds: 0 }) = self.packs.front() {
+        while let Some(Pack { state: PackState::Stored | PackState::Lost, holds: 0 }) =
+            self.packs.front()
+        {
             self.packs.pop_front();
             self.settled += 1;
         }
@@ -111,7 +113,7 @@ impl Ledger {
 
     /// Stored, and above `settled`.
     pub(super) fn is_unsettled(&mut self, seq: u64) -> bool {
-        self.pack(seq).is_some_and(|pack| pack.state == State::Stored)
+        self.pack(seq).is_some_and(|pack| pack.state == PackState::Stored)
     }
 }
 
@@ -148,14 +150,14 @@ mod tests {
     /// each time.
     #[derive(Default)]
     struct Model {
-        packs: BTreeMap<u64, (State, u64)>,
+        packs: BTreeMap<u64, (PackState, u64)>,
         highest_settled: u64,
     }
 
     impl Model {
         fn settled(&mut self) -> u64 {
-            let ended = |&(state, holds): &(State, u64)| {
-                matches!(state, State::Stored | State::Lost) && holds == 0
+            let ended = |&(state, holds): &(PackState, u64)| {
+                matches!(state, PackState::Stored | PackState::Lost) && holds == 0
             };
             let settled = self.packs.values().take_while(|pack| ended(pack)).count() as u64;
             assert!(settled >= self.highest_settled, "a settled pack came back");
@@ -173,12 +175,12 @@ mod tests {
                     Op::Open => {
                         let seq = ledger.open();
                         prop_assert_eq!(seq, model.packs.len() as u64 + 1);
-                        model.packs.insert(seq, (State::Open, 1));
+                        model.packs.insert(seq, (PackState::Open, 1));
                         held.push(seq);
                     }
                     Op::Hold(seq) => {
                         let settled = model.settled();
-                        let pack = model.packs.get_mut(&seq).filter(|(state, _)| seq > settled && *state != State::Lost);
+                        let pack = model.packs.get_mut(&seq).filter(|(state, _)| seq > settled && *state != PackState::Lost);
                         prop_assert_eq!(ledger.hold(seq), pack.is_some());
                         if let Some((_, holds)) = pack {
                             *holds += 1;
@@ -189,21 +191,21 @@ mod tests {
                         let seq = held.swap_remove(which % held.len());
                         let (state, holds) = model.packs.get_mut(&seq).unwrap();
                         *holds -= 1;
-                        let idle = *state == State::Open && *holds == 0;
+                        let idle = *state == PackState::Open && *holds == 0;
                         if idle {
-                            *state = State::Lost;
+                            *state = PackState::Lost;
                         }
                         prop_assert_eq!(ledger.release(seq) == Left::NothingInOpen, idle);
                     }
                     Op::Close(seq) => {
                         ledger.close(seq);
-                        if let Some((state @ State::Open, _)) = model.packs.get_mut(&seq) {
-                            *state = State::InFlight;
+                        if let Some((state @ PackState::Open, _)) = model.packs.get_mut(&seq) {
+                            *state = PackState::InFlight;
                         }
                     }
                     Op::Ended(seq, ok) => {
-                        if let Some((state @ State::InFlight, _)) = model.packs.get_mut(&seq) {
-                            *state = if ok { State::Stored } else { State::Lost };
+                        if let Some((state @ PackState::InFlight, _)) = model.packs.get_mut(&seq) {
+                            *state = if ok { PackState::Stored } else { PackState::Lost };
                             ledger.put_ended(seq, ok);
                         }
                     }
@@ -214,7 +216,7 @@ mod tests {
                 prop_assert!(held.iter().all(|&seq| seq > settled), "a held pack was called \
                     settled");
                 for (&seq, &(state, _)) in &model.packs {
-                    prop_assert_eq!(ledger.is_unsettled(seq), seq > settled && state == State::Stored);
+                    prop_assert_eq!(ledger.is_unsettled(seq), seq > settled && state == PackState::Stored);
                 }
             }
         }

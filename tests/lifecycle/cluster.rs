@@ -46,6 +46,8 @@ struct Server {
     lists: u64,
     watches: u64,
     denied: u64,
+    /// Events that the controller posted.
+    posted: Vec<Value>,
 }
 
 #[derive(Clone, Default)]
@@ -62,6 +64,7 @@ impl Cluster {
         let at = format!("http://{}", listener.local_addr().unwrap());
         let app = axum::Router::new()
             .route("/api/v1/nodes", axum::routing::get(answer))
+            .route("/apis/events.k8s.io/v1/namespaces/default/events", axum::routing::post(post))
             .with_state(cluster.clone());
         tokio::spawn(async move { axum::serve(listener, app).await });
         (cluster, at)
@@ -186,6 +189,14 @@ async fn answer(
     Body::from_stream(lines).into_response()
 }
 
+async fn post(
+    State(cluster): State<Cluster>,
+    axum::Json(event): axum::Json<Value>,
+) -> axum::Json<Value> {
+    cluster.0.lock().posted.push(event.clone());
+    axum::Json(event)
+}
+
 /// A machine's run.
 struct Boot(&'static str);
 
@@ -308,6 +319,16 @@ fn a_machine_that_is_out_of_service_is_told_to_give_its_volumes_up() {
             RevocationReason::OutOfService
         );
         assert_eq!(alike.revoked().await, None, "another machine of that name");
+        until("an event for each", || cluster.0.lock().posted.len() >= 3).await;
+        let posted = cluster.0.lock().posted.clone();
+        for (node, volume) in [("a", "v-boot-a"), ("b", "v-boot-b"), ("c", "v-boot-c")] {
+            let names = |event: &&Value| {
+                event["regarding"]["name"] == node
+                    && event["reason"] == "VolumeRevoked"
+                    && event["note"].as_str().is_some_and(|note| note.contains(volume))
+            };
+            assert_eq!(posted.iter().filter(names).count(), 1, "{node}: {posted:#?}");
+        }
         assert_eq!(cluster.0.lock().denied, 0);
         assert_eq!(cluster.counts().0, 1, "a watch that broke goes on where it was");
         stop.cancel();

@@ -1,5 +1,6 @@
 //! The controller learns from Kubernetes about the machines that own volumes: it watches the Nodes,
-//! and revokes the claims (R27) of a machine that is tainted out-of-service or whose Node is gone.
+//! and revokes the claims (R27) of a machine that is tainted out-of-service or whose Node is gone. An
+//! event on the Node names the volume, for whoever sees a pod wait for it elsewhere.
 //! An owner that is alive there releases the volume within a heartbeat, so that a node that only
 //! Kubernetes has lost delays no one.
 //!
@@ -24,7 +25,8 @@ use crate::catalog::RevocationReason;
 use crate::control::{ControlError, Controller, Pool};
 use crate::types::{SessionId, VolumeHandle};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Config};
 use nodes::{LostNode, Nodes};
@@ -54,6 +56,8 @@ const LOOK_SOON: Duration = Duration::from_secs(2);
 const LOOK_LATER: Duration = Duration::from_secs(60);
 /// … and while no node is lost.
 const LOOK_NEVER: Duration = Duration::from_secs(24 * 3600);
+/// Time limit for posting an event: revocations of other volumes wait for it.
+const EVENT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Returns the configuration to reach the API server from a pod; `None`: this process is not in a
 /// pod, or in one without a ServiceAccount.
@@ -79,9 +83,16 @@ pub async fn watch(
     stop: CancellationToken,
 ) -> Result<(), kube::Error> {
     server.connect_timeout = Some(CONNECT_LIMIT);
-    let nodes = Api::all(Client::try_from(server)?);
-    let mut watcher =
-        Watcher { controller, nodes: Nodes::default(), look_at: None, reach: Reach::default() };
+    let client = Client::try_from(server)?;
+    let reporter = Reporter { controller: "zerofs-csi".to_owned(), instance: None };
+    let nodes = Api::all(client.clone());
+    let mut watcher = Watcher {
+        controller,
+        nodes: Nodes::default(),
+        look_at: None,
+        reach: Reach::default(),
+        recorder: Recorder::new(client, reporter),
+    };
     tokio::select! {
         () = stop.cancelled() => {}
         () = watcher.run(nodes) => {}
@@ -95,6 +106,7 @@ struct Watcher {
     /// The time of the next check of the volumes that lost nodes own.
     look_at: Option<Instant>,
     reach: Reach,
+    recorder: Recorder,
 }
 
 /// Tracks whether the API server answers.
@@ -251,10 +263,42 @@ impl Watcher {
                     "revoked ownership of the volume; waiting for its node to release it, or for \
                      lease expiry"
                 );
+                self.post_event(node, dataset.name.as_str()).await;
                 revoked = true;
             }
         }
         Ok(revoked)
+    }
+
+    /// Posts an event on the lost Node. One that cannot be posted is only missing: the log has it.
+    async fn post_event(&self, node: &LostNode, volume: &str) {
+        let why = if node.gone { "its Node is gone" } else { "it is out of service" };
+        let event = Event {
+            type_: EventType::Warning,
+            reason: "VolumeRevoked".to_owned(),
+            note: Some(format!(
+                "ownership of ZeroFS volume {volume} by node {} is revoked, because {why}: another \
+                 node gets the volume once this one releases it or its lease expires",
+                node.name
+            )),
+            action: "Revoke".to_owned(),
+            secondary: None,
+        };
+        let name = Some(node.name.clone());
+        let node = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Node".to_owned()),
+            // As kubelet's own events on it have it, so that `kubectl describe node` shows this one.
+            uid: name.clone(),
+            name,
+            ..ObjectReference::default()
+        };
+        let posted = tokio::time::timeout(EVENT_LIMIT, self.recorder.publish(&event, &node)).await;
+        match posted {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, volume, "cannot post an event; see the log"),
+            Err(_) => tracing::warn!(volume, "posting an event timed out; see the log"),
+        }
     }
 }
 
