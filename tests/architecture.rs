@@ -111,7 +111,8 @@ fn imports_point_down() {
             match floor_of(&import) {
                 None => wrong.push(format!("src/{}: crate::{import} has no floor", file.display())),
                 Some(other) if other >= floor => {
-                    wrong.push(format!("src/{}: {module} must not import {import}", file.display()))
+                    wrong
+                        .push(format!("src/{}: {module} must not import {import}", file.display()));
                 }
                 Some(_) => {}
             }

@@ -87,7 +87,7 @@ async fn turn(controller: &Controller, pool: &Pool, rate: u64, due: Due) {
                 pool = pool.name,
                 %error,
                 "collection failed; the next one starts over"
-            )
+            );
         }
     }
 }

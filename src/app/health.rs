@@ -245,10 +245,10 @@ fn text(serving: &Serving) -> String {
         let _ = text.write_fmt(line);
     };
     pools.iter().for_each(|pool| {
-        line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 1\n", label(&pool.name)))
+        line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 1\n", label(&pool.name)));
     });
     pools.not_open().iter().for_each(|(pool, _)| {
-        line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 0\n", label(pool)))
+        line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 0\n", label(pool)));
     });
     line(format_args!(
         "# HELP zerofs_volumes_open Volumes that are open in this process.\n# TYPE zerofs_volumes_open gauge\n"

@@ -248,10 +248,10 @@ impl Lifecycle {
             Some(Ok(())) => {
                 tracing::info!(
                     "another process is serving; this one is on standby until it is stopped"
-                )
+                );
             }
             Some(Err(error)) => {
-                tracing::error!(%error, "the process that took over exited before it served")
+                tracing::error!(%error, "the process that took over exited before it served");
             }
         }
         let mut sockets = Some(sockets);

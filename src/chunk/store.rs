@@ -97,7 +97,7 @@ impl ChunkStore {
             for object in page {
                 match object.key.strip_prefix(&prefix).and_then(relocated::parse) {
                     Some((pack, generation)) => {
-                        packs.push(PackSummary { pack, generation, bytes: object.bytes })
+                        packs.push(PackSummary { pack, generation, bytes: object.bytes });
                     }
                     None => {
                         tracing::warn!(

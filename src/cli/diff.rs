@@ -184,7 +184,7 @@ fn tell(out: &mut impl Write, found: &Found, format: Format) -> Result<(), Stopp
         Difference::Removed => writeln!(out, "-  {path}")?,
         Difference::Changed(what) => writeln!(out, "M  {path}{}", aspects(what))?,
         Difference::Renamed(from, what) => {
-            writeln!(out, "R  {} -> {path}{}", shown(from), aspects(what))?
+            writeln!(out, "R  {} -> {path}{}", shown(from), aspects(what))?;
         }
     }
     Ok(())

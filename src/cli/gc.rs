@@ -60,7 +60,7 @@ fn plan_text(plan: &Plan, names: &Names) -> String {
         .iter()
         .for_each(|pack| text += &format!("pack      {} ({})\n", pack.key, ByteSize(pack.bytes)));
     plan.databases.iter().for_each(|db| {
-        text += &format!("stray     vol/{} ({} objects)\n", db.incarnation, db.keys.len())
+        text += &format!("stray     vol/{} ({} objects)\n", db.incarnation, db.keys.len());
     });
     plan.checkpoints.iter().for_each(|stray| {
         text += &format!(
@@ -69,21 +69,21 @@ fn plan_text(plan: &Plan, names: &Names) -> String {
         );
     });
     plan.abandoned_clones.iter().for_each(|id| {
-        text += &format!("abandon   clone {}, which was never finished\n", names.dataset(*id))
+        text += &format!("abandon   clone {}, which was never finished\n", names.dataset(*id));
     });
     plan.abandoned_snapshots.iter().for_each(|id| {
-        text += &format!("abandon   snapshot {}, which was never finished\n", names.snapshot(*id))
+        text += &format!("abandon   snapshot {}, which was never finished\n", names.snapshot(*id));
     });
     plan.snapshots.iter().for_each(|id| text += &format!("snapshot  {}\n", names.snapshot(*id)));
     plan.datasets.iter().for_each(|id| text += &format!("dataset   {}\n", names.dataset(*id)));
     plan.detach.iter().for_each(|id| text += &format!("detach    {}\n", names.dataset(*id)));
     plan.rewrite.iter().for_each(|c| {
         text +=
-            &format!("rewrite   pack {} ({}), subject to a full mark\n", c.pack, ByteSize(c.bytes))
+            &format!("rewrite   pack {} ({}), subject to a full mark\n", c.pack, ByteSize(c.bytes));
     });
     plan.obsolete_markers.iter().for_each(|key| text += &format!("obsolete  {key}\n"));
     plan.maintenance.iter().for_each(|id| {
-        text += &format!("collect   vol/{} ({})\n", id.incarnation, names.dataset(*id))
+        text += &format!("collect   vol/{} ({})\n", id.incarnation, names.dataset(*id));
     });
     text + &retained_text(&plan.retained)
 }

@@ -132,7 +132,7 @@ async fn in_place(args: &RestoreArgs, opened: &Opened, snapshot: &Snapshot) -> a
     };
     let progress = Progress::new();
     let say = |now: crate::fs::Restored| {
-        progress.say(&format!("{} objects, {}", now.objects, ByteSize(now.bytes)))
+        progress.say(&format!("{} objects, {}", now.objects, ByteSize(now.bytes)));
     };
     let restored = opened.controller.restore_in_place(volume, &wanted, &say).await;
     drop(progress);

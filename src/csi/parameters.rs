@@ -49,19 +49,19 @@ pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, 
                     record_bytes(value).ok_or_else(|| bad("a power of two from 4Ki to 1Mi"))?;
             }
             "compression" => {
-                properties.codec = codec(value).ok_or_else(|| bad("lz4, zstd or none"))?
+                properties.codec = codec(value).ok_or_else(|| bad("lz4, zstd or none"))?;
             }
             "uid" => {
                 properties.root_uid =
-                    owner(value).ok_or_else(|| bad("a user number from 0 to 4294967294"))?
+                    owner(value).ok_or_else(|| bad("a user number from 0 to 4294967294"))?;
             }
             "gid" => {
                 properties.root_gid =
-                    owner(value).ok_or_else(|| bad("a group number from 0 to 4294967294"))?
+                    owner(value).ok_or_else(|| bad("a group number from 0 to 4294967294"))?;
             }
             "mode" => {
                 properties.root_mode =
-                    mode(value).ok_or_else(|| bad("an octal mode from 0 to 7777"))?
+                    mode(value).ok_or_else(|| bad("an octal mode from 0 to 7777"))?;
             }
             "inodeQuota" => {
                 let quota =

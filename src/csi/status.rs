@@ -150,7 +150,7 @@ fn log<E: Classify + Error>(call: &str, about: &str, took: std::time::Duration, 
                 code = ?status.code(),
                 error = status.message(),
                 "refused"
-            )
+            );
         }
     }
 }

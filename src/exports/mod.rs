@@ -125,7 +125,7 @@ impl Exports {
         {
             match &dataset.owner {
                 Some(owner) if owner.node == node && !(self.is_staged)(dataset.id()) => {
-                    ours.push(dataset.id())
+                    ours.push(dataset.id());
                 }
                 Some(_) => {}
                 None => {
@@ -285,7 +285,7 @@ impl Exports {
                     dataset = %id,
                     %error,
                     "cannot close the idle dataset; retrying"
-                )
+                );
             }
         }
         let mut opened = self.opened.lock();

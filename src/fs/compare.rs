@@ -349,12 +349,12 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         }
         match new.kind {
             FileKind::Directory if (old.size, old.mtime) != (new.size, new.mtime) => {
-                aspects.push(Aspect::Entries)
+                aspects.push(Aspect::Entries);
             }
             FileKind::Directory => {}
             FileKind::Regular if self.other_data(old, new).await? => aspects.push(Aspect::Content),
             _ if (&old.target, old.rdev) != (&new.target, new.rdev) => {
-                aspects.push(Aspect::Content)
+                aspects.push(Aspect::Content);
             }
             _ => {}
         }

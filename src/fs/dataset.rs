@@ -387,7 +387,7 @@ impl Fs {
                 tracing::info!(
                     %error,
                     "not everything reached the store before the hand-over: the journal has it"
-                )
+                );
             }
             Err(_) => tracing::info!(
                 "not everything reached the store in time before the hand-over: the journal has it"
@@ -454,7 +454,7 @@ impl Fs {
                 // Once the committer has stopped, this process cannot know whether the change took
                 // effect; it has lost the volume (R25).
                 Err(FsError::Unavailable(_)) if self.committer.has_not_stopped() => {
-                    tokio::time::sleep(RETRY_PAUSE).await
+                    tokio::time::sleep(RETRY_PAUSE).await;
                 }
                 done => return done,
             }

@@ -49,10 +49,10 @@ fn failed(path: &Path, doing: &'static str, errno: Errno) -> MountError {
     if let MountError::Kernel { why, .. } = &mut error {
         match errno {
             Errno::NODEV => {
-                why.push_str(": the kernel has no NFSv3 client: load the modules nfs and nfsv3")
+                why.push_str(": the kernel has no NFSv3 client: load the modules nfs and nfsv3");
             }
             Errno::PERM => {
-                why.push_str(": the process needs CAP_SYS_ADMIN (a privileged container)")
+                why.push_str(": the process needs CAP_SYS_ADMIN (a privileged container)");
             }
             _ => {}
         }

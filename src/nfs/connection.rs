@@ -121,7 +121,7 @@ impl<T: ExportTable> Connection<T> {
             Ok(End::Stop) => self.hand_over(),
             Ok(End::Peer) => {}
             Err(error) => {
-                tracing::debug!(peer = %self.peer, %error, "an NFS connection was closed")
+                tracing::debug!(peer = %self.peer, %error, "an NFS connection was closed");
             }
         }
     }
@@ -137,7 +137,7 @@ impl<T: ExportTable> Connection<T> {
                     peer = %self.peer,
                     %error,
                     "a connection cannot be handed over; its client reconnects"
-                )
+                );
             }
         }
     }
@@ -159,7 +159,7 @@ impl<T: ExportTable> Connection<T> {
                 Ok(0) => return Ok(End::Peer),
                 Ok(len) => self.records.received(len),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.stream.readable().await?
+                    self.stream.readable().await?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),

@@ -41,7 +41,7 @@ impl Announced {
                 tracing::debug!(
                     %error,
                     "renewing the announcement of a snapshot reader failed; retrying later"
-                )
+                );
             }
         }
     }

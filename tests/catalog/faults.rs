@@ -321,7 +321,7 @@ async fn rivals_make_every_change_once() {
                     match pool.swap_dataset(&mut swapped, next).await {
                         Ok(()) => done += 1,
                         Err(error) => {
-                            assert_eq!(error.class(), Class::InProgress, "seed {seed}: {error}")
+                            assert_eq!(error.class(), Class::InProgress, "seed {seed}: {error}");
                         }
                     }
                 }

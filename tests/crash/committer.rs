@@ -116,7 +116,7 @@ impl World {
             let at = oracle.index(ticket);
             match self.rng.random_range(0..8) {
                 0 if committer.durable(ticket).await.is_ok() => {
-                    (oracle.durable, oracle.applied) = (at, at)
+                    (oracle.durable, oracle.applied) = (at, at);
                 }
                 1..=3 if committer.applied(ticket).await.is_ok() => oracle.applied = at,
                 4 => {

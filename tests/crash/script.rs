@@ -117,7 +117,7 @@ pub fn apply(tree: &mut Tree, op: &Op) {
         Op::Create(path) => drop(tree.insert((*path).into(), file(Vec::new()))),
         Op::Mkdir(path) => drop(tree.insert((*path).into(), Object::Dir { mode: 0o755 })),
         Op::Symlink(path, target) => {
-            drop(tree.insert((*path).into(), Object::Link((*target).into())))
+            drop(tree.insert((*path).into(), Object::Link((*target).into())));
         }
         Op::Write { path, at, len, seed } => {
             if let Some(Object::File { data, loose, .. }) = tree.get_mut(*path) {
@@ -134,7 +134,7 @@ pub fn apply(tree: &mut Tree, op: &Op) {
             (0..*files).for_each(|n| {
                 drop(
                     tree.insert(format!("{folder}/{}", small_name(n)), file(bytes(n as u64, *len))),
-                )
+                );
             });
         }
         Op::Truncate(path, size) => {

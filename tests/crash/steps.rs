@@ -298,7 +298,7 @@ fn failed(case: &Case, home: &Home) -> Ended {
         home.create().await;
         let action = armed(case.after, "1*return");
         let arm = |failpoints: &zerofs_csi::telemetry::Failpoints| {
-            failpoints.set(&case.step, &action).unwrap()
+            failpoints.set(&case.step, &action).unwrap();
         };
         let mut process = Process::start(&home, arm, Script::by_name(case.script)).await;
         let acked_now = acked.clone();

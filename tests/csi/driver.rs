@@ -146,7 +146,7 @@ impl Driver {
         for _ in 0..400 {
             match self.controller().create_volume(new_volume(name)).await {
                 Err(status) if status.code() == Code::Aborted => {
-                    tokio::time::sleep(Duration::from_millis(50)).await
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 made => return made.unwrap().into_inner().volume.unwrap(),
             }

@@ -55,7 +55,7 @@ pub async fn unstage_at_last(driver: &Driver, id: &str, at: &Path) {
         match driver.unstage(id, at).await {
             Ok(_) => return,
             Err(status) => {
-                assert!(matches!(status.code(), Code::Aborted | Code::Unavailable), "{status:?}")
+                assert!(matches!(status.code(), Code::Aborted | Code::Unavailable), "{status:?}");
             }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -55,10 +55,10 @@ impl Then {
     async fn stands(&self, served: &Served, what: &str) {
         match self {
             Self::Makes(name) | Self::Empties(name) => {
-                assert!(found(served, name).await.is_some(), "{what}: {name} is gone")
+                assert!(found(served, name).await.is_some(), "{what}: {name} is gone");
             }
             Self::Removes(name) => {
-                assert!(found(served, name).await.is_none(), "{what}: {name} was made")
+                assert!(found(served, name).await.is_none(), "{what}: {name} was made");
             }
             Self::Nothing => {}
         }

@@ -181,7 +181,7 @@ impl Worker {
             match found {
                 Ok(_) => assert!(round + 3 > self.round, "moved-{round} was removed"),
                 Err(ClientError::Status(NfsStat::NoEnt)) => {
-                    assert!(round + 3 <= self.round, "moved-{round} is gone")
+                    assert!(round + 3 <= self.round, "moved-{round} is gone");
                 }
                 Err(error) => panic!("{error}"),
             }

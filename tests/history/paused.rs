@@ -55,7 +55,7 @@ impl PausedCollector {
                     tries += 1;
                     match process.collect(Where::Here).await {
                         Err(error) if !is_final(&error) && tries < TRIES => {
-                            tokio::time::sleep(PAUSE).await
+                            tokio::time::sleep(PAUSE).await;
                         }
                         done => return done.map_err(|error| error.to_string()),
                     }

@@ -270,13 +270,13 @@ impl Player {
                     model.abandoned.push((name, from));
                 }
                 Some(Pending::Create { name, from }) => {
-                    work::create(&process, model, &name, &from).await?
+                    work::create(&process, model, &name, &from).await?;
                 }
                 Some(Pending::Snapshot { of, name }) if gives_up => {
-                    give_up_snapshot(&process, of, &name).await?
+                    give_up_snapshot(&process, of, &name).await?;
                 }
                 Some(Pending::Snapshot { of, name }) => {
-                    work::snapshot(&process, model, of, &name).await?
+                    work::snapshot(&process, model, of, &name).await?;
                 }
                 None => {}
             }

@@ -119,7 +119,7 @@ fn a_close_that_fails_holds_its_calls_and_is_retried_by_itself() {
                 match rule.clone() {
                     Some(rule) => a.store.script(rule),
                     None => {
-                        a.world.catalog.bucket().failpoints().set(step, "1*return->off").unwrap()
+                        a.world.catalog.bucket().failpoints().set(step, "1*return->off").unwrap();
                     }
                 }
                 let volumes = &a.world.volumes;
@@ -194,7 +194,7 @@ fn what_a_session_owns_and_does_not_have_open_is_released() {
             let record = || Rule::on(Op::PutNew).at("datasets/");
             match fault {
                 "late" | "later" => {
-                    a.store.script(record().then(Fault::Delay(Duration::from_secs(3600))))
+                    a.store.script(record().then(Fault::Delay(Duration::from_secs(3600))));
                 }
                 "opening fails" => failpoints.set("volume.open.claimed", "1*return->off").unwrap(),
                 _ => failpoints.set("volume.open.claimed", "pause").unwrap(),

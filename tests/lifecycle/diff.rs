@@ -205,7 +205,7 @@ async fn change(fs: &ExportedFs, rng: &mut StdRng, seed: u64) {
             .unwrap();
         }
         (_, Some((_, object))) if object.kind == FileKind::Regular => {
-            drop(fs.link(&caller, object.file, dir, &new).await)
+            drop(fs.link(&caller, object.file, dir, &new).await);
         }
         _ => {}
     }

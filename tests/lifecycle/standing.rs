@@ -112,7 +112,7 @@ fn the_owner_detaches_what_it_has_open() {
                 .map(|kept| kept.why.clone());
             match why {
                 Some(why) if why.contains("in progress; retry") => {
-                    tokio::time::sleep(Duration::from_millis(100)).await
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 Some(why) => break why,
                 None => panic!("{done:?}"),

@@ -38,8 +38,7 @@ fn history(seed: u64, steps: u64) {
                 panic!("MODEL_SEED={seed} step {step}: {op:?} by user {}: {what}", who.uid);
             }
         }
-        harness
-            .finish()
+        Box::pin(harness.finish())
             .await
             .unwrap_or_else(|what| panic!("MODEL_SEED={seed} at the end: {what}"));
     });

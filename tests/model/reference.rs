@@ -262,7 +262,7 @@ impl Reference {
                 match special {
                     Special::Symlink(target) => object.target = target.to_vec(),
                     Special::BlockDevice(major, minor) | Special::CharDevice(major, minor) => {
-                        object.rdev = (*major, *minor)
+                        object.rdev = (*major, *minor);
                     }
                     Special::Fifo | Special::Socket => {}
                 }

@@ -195,7 +195,7 @@ async fn credentials_are_checked_before_anything_else() {
         match (reply(&answer).1, expected) {
             (reply_body::MSG_ACCEPTED(_), None) => {}
             (reply_body::MSG_DENIED(rejected_reply::AUTH_ERROR(stat)), Some(expected)) => {
-                assert_eq!(stat, expected, "{what}")
+                assert_eq!(stat, expected, "{what}");
             }
             (other, _) => panic!("{what}: {other:?}"),
         }

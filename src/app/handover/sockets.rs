@@ -161,10 +161,10 @@ impl Sockets {
                 // The socket was bound under another name, and renamed: the kernel does not know
                 // its path.
                 (None, Some(path)) if is_listening && is_unix => {
-                    all.push(Listening::on_path(service, path, fd))
+                    all.push(Listening::on_path(service, path, fd));
                 }
                 (None, None) if is_listening && local == Some(at) => {
-                    all.push(Listening::on_tcp(service, at, fd, Vec::new()))
+                    all.push(Listening::on_tcp(service, at, fd, Vec::new()));
                 }
                 (Some(trust), None) if !is_listening => {
                     let listening = all

@@ -92,7 +92,7 @@ impl Standby {
                     tracing::error!(
                         error = %format!("{error:#}"),
                         "cannot lock the state folder"
-                    )
+                    );
                 }
             }
             tokio::time::sleep(LOCK_AGAIN).await;

@@ -44,7 +44,7 @@ impl Staged {
         let (mut file, draft) = loop {
             match open(folder, path) {
                 Err(error) if error.kind() == ErrorKind::NotFound && tries < TRIES => {
-                    changed.extend(make(folder)?)
+                    changed.extend(make(folder)?);
                 }
                 opened => break opened?,
             }

@@ -84,7 +84,7 @@ pub async fn change(
     for change in changes {
         match change {
             Change::Overwrite { path, piece } => {
-                write_pieces(files, path, std::slice::from_ref(piece)).await?
+                write_pieces(files, path, std::slice::from_ref(piece)).await?;
             }
             Change::Truncate { path, size } => files.truncate(path, *size).await?,
             Change::Remove { path } => files.remove(path).await?,

@@ -327,7 +327,7 @@ fn say(error: &watcher::Error, code: Option<u16>) {
             tracing::warn!(
                 %error,
                 "cannot watch nodes; retrying; volumes of lost nodes wait for lease expiry"
-            )
+            );
         }
     }
 }

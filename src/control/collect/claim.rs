@@ -151,7 +151,7 @@ impl Claim {
                     Ok(now) => at = now,
                     Err(CatalogError::Contended { .. }) => return None,
                     Err(error) => {
-                        tracing::debug!(%error, "renewing the collector claim failed; retrying")
+                        tracing::debug!(%error, "renewing the collector claim failed; retrying");
                     }
                 }
             }

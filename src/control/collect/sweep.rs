@@ -62,7 +62,7 @@ impl Collector {
                     done.snapshots.push(id.to_string());
                 }
                 Reaped::Blocked(why) => {
-                    done.retained.push(Retained { what: format!("snapshot {id}"), why })
+                    done.retained.push(Retained { what: format!("snapshot {id}"), why });
                 }
             }
         }
@@ -73,7 +73,7 @@ impl Collector {
                     done.datasets.push(id.to_string());
                 }
                 Reaped::Blocked(why) => {
-                    done.retained.push(Retained { what: format!("dataset {id}"), why })
+                    done.retained.push(Retained { what: format!("dataset {id}"), why });
                 }
             }
         }
@@ -122,7 +122,7 @@ impl Collector {
                 tracing::info!(
                     dataset = %at.record.name,
                     "abandoning unfinished clone"
-                )
+                );
             }
             Err(CatalogError::NotFound { .. } | CatalogError::Precondition { .. }) => {
                 return Ok(false);

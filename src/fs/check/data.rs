@@ -38,7 +38,7 @@ pub(super) async fn check(
             match &decoded {
                 Ok(extent) => count_references(extent, known),
                 Err(error) => {
-                    report.add(Problem::Row, format!("extent {n} of data {}: {error}", data.0))
+                    report.add(Problem::Row, format!("extent {n} of data {}: {error}", data.0));
                 }
             }
         }

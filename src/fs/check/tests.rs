@@ -220,7 +220,7 @@ async fn every_problem_is_found() {
                     7,
                     0,
                     vec![Segment { start: 10, len: 5, source: Source::Inline(vec![1; 4].into()) }],
-                )
+                );
             },
             &[Problem::Extents],
         ),
@@ -235,7 +235,7 @@ async fn every_problem_is_found() {
                         len: 5,
                         source: Source::Inline(vec![1; 5].into()),
                     }],
-                )
+                );
             },
             &[Problem::Extents],
         ),

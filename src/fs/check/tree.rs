@@ -103,7 +103,8 @@ fn count(part: &mut Part, dir: InodeNo, entry: &DirEntryRow, report: &mut Report
             }
         }
         None if part.whole => {
-            report.add(Problem::Entry, format!("an entry of directory {dir}, which does not exist"))
+            report
+                .add(Problem::Entry, format!("an entry of directory {dir}, which does not exist"));
         }
         None => {}
     }

@@ -456,7 +456,7 @@ impl Shared {
         }
         let mut progress = progress.subscribe();
         self.wait(what, async {
-            progress.wait_for(|reached| *reached >= ticket.0).await.map(drop).unwrap_or(())
+            progress.wait_for(|reached| *reached >= ticket.0).await.map(drop).unwrap_or(());
         })
         .await
     }

@@ -187,7 +187,7 @@ impl Contents {
                 Outcome::Submitted
                     if select == Select::All && !node.content.state().has_flushed(wanted) =>
                 {
-                    rounds += 1
+                    rounds += 1;
                 }
                 Outcome::Submitted | Outcome::Nothing => return Ok(node.content.state().last()),
                 Outcome::Changed => rounds += 1,

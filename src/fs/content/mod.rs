@@ -245,7 +245,7 @@ impl Contents {
                     .sum::<u64>();
             };
             let below = |growth: &mut u64, from, to| {
-                state.flushing().overlay(n, (from, to), growth, |_, _| {}, holes)
+                state.flushing().overlay(n, (from, to), growth, |_, _| {}, holes);
             };
             state.dirty().overlay(n, (start, start + part), &mut growth, |_, _| {}, below);
         }

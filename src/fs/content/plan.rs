@@ -224,7 +224,7 @@ pub fn rewrite(
                 };
                 match runs.last_mut() {
                     Some((start, run)) if *start as usize + run.len() == at as usize => {
-                        run.extend_from_slice(bytes)
+                        run.extend_from_slice(bytes);
                     }
                     _ => runs.push((at, BytesMut::from(bytes))),
                 }

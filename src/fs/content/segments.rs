@@ -253,7 +253,7 @@ mod tests {
                 Span::Hole(len) => out.extend(vec![0; len as usize]),
                 Span::Part { segment, skip, len } => match &segment.source {
                     Source::Inline(bytes) => {
-                        out.extend_from_slice(&bytes[skip as usize..(skip + len) as usize])
+                        out.extend_from_slice(&bytes[skip as usize..(skip + len) as usize]);
                     }
                     Source::Chunk { chunk, from } => {
                         out.extend(

@@ -57,7 +57,7 @@ impl Damage {
                 tracing::info!(
                     incarnation = %place.incarnation,
                     "the volume's database is compacted again"
-                )
+                );
             }
             _ => {}
         }

@@ -269,7 +269,7 @@ pub fn clusters(inos: &[InodeNo]) -> Vec<(InodeNo, InodeNo)> {
             Some((first, last))
                 if ino.0 - last.0 <= CLUSTER_GAP && ino.0 - first.0 < CLUSTER_ROWS =>
             {
-                *last = *ino
+                *last = *ino;
             }
             _ => clusters.push((*ino, *ino)),
         }

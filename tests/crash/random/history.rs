@@ -298,13 +298,13 @@ impl History {
         self.now.apply(act);
         match act {
             Act::Make { id, .. } if self.now.objects[id].kind == Kind::File => {
-                drop(self.data.insert(*id, Vec::new()))
+                drop(self.data.insert(*id, Vec::new()));
             }
             Act::Truncate { file, size, .. } => {
-                self.data.entry(*file).or_default().resize(*size as usize, 0)
+                self.data.entry(*file).or_default().resize(*size as usize, 0);
             }
             Act::Write { file, at, len, seed, .. } => {
-                overwrite(self.data.entry(*file).or_default(), *at, *len, *seed)
+                overwrite(self.data.entry(*file).or_default(), *at, *len, *seed);
             }
             _ => {}
         }

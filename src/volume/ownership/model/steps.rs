@@ -108,7 +108,7 @@ impl World {
             Step::StopsWaiting(n) => self.stops_waiting(n)?,
             Step::ReadsEpoch(node) => match self.processes[node.at()].phase {
                 Phase::Claimed(claims) if rules.epochs => {
-                    self.processes[node.at()].phase = Phase::EpochRead(claims, self.epoch)
+                    self.processes[node.at()].phase = Phase::EpochRead(claims, self.epoch);
                 }
                 _ => return None,
             },
@@ -144,7 +144,7 @@ impl World {
             Step::ControllerClaims => self.controller_claims()?,
             Step::ControllerReadsEpoch => match self.controller {
                 Phase::Claimed(claims) if rules.epochs => {
-                    self.controller = Phase::EpochRead(claims, self.epoch)
+                    self.controller = Phase::EpochRead(claims, self.epoch);
                 }
                 _ => return None,
             },
@@ -185,7 +185,7 @@ impl World {
         let process = &mut self.processes[node.at()];
         match (put.kind, process.phase, won) {
             (PutKind::Claim, Phase::Claiming(claims), true) => {
-                (process.phase, process.good) = (Phase::Claimed(claims), true)
+                (process.phase, process.good) = (Phase::Claimed(claims), true);
             }
             (PutKind::Claim, Phase::Claiming(_), false) => process.forget(),
             (PutKind::Renewal, Phase::Open(mut claims, epoch), true) => {
