@@ -72,8 +72,40 @@ more people read annotations than Secrets, and a passphrase may be short. */ -}}
 {{- define "zerofs.bytes" -}}
 {{- $text := trimSuffix "i" (trimSuffix "b" (lower (toString .))) -}}
 {{- $unit := regexFind "[a-z]*$" $text -}}
-{{- $units := dict "" 1 "k" 1024 "m" 1048576 "g" 1073741824 "t" 1099511627776 -}}
+{{- $units := dict "" 1 "k" 1024 "m" 1048576 "g" 1073741824 "t" 1099511627776 "p" 1125899906842624 -}}
 {{- mulf (trimSuffix $unit $text | float64) (get $units $unit) | ceil | int64 -}}
+{{- end }}
+
+{{- /* Seconds of a time as the configuration has it: 45s, 200ms, 1m 30s. */ -}}
+{{- define "zerofs.seconds" -}}
+{{- $units := dict "M" 2630016 -}}
+{{- range $factor, $names := dict "1e-9" "ns nsec nanos" "1e-6" "us µs usec" "1e-3" "ms msec millis" "1" "s sec secs second seconds" "60" "m min mins minute minutes" "3600" "h hr hrs hour hours" "86400" "d day days" "604800" "w wk wks week weeks" "2630016" "month months" "31557600" "y yr yrs year years" }}
+{{- range $name := splitList " " $names }}{{- $_ := set $units $name (float64 $factor) }}{{- end }}
+{{- end }}
+{{- $sum := 0.0 -}}
+{{- range $part := regexFindAll "[0-9]+ *[a-zA-Zµ]+" . -1 }}
+{{- $sum = addf $sum (mulf (regexFind "[0-9]+" $part | float64) (get $units (regexFind "[a-zA-Zµ]+$" $part))) }}
+{{- end }}
+{{- $sum -}}
+{{- end }}
+
+{{- /* Refuses what the program would refuse at its start (src/app/config.rs), and the schema cannot. */ -}}
+{{- define "zerofs.checkConfig" -}}
+{{- range $name := list "flushInterval" "collectInterval" "ownerTimeout" "mailboxInterval" "lease" "exportIdle" }}
+{{- with get $.Values.config $name }}
+{{- $seconds := include "zerofs.seconds" . | float64 }}
+{{- if lt $seconds 0.01 }}{{- fail (printf "config.%s: %q is too short: at least 10ms" $name .) }}{{- end }}
+{{- if and (eq $name "lease") (or (lt $seconds 5.0) (gt $seconds 60.0)) }}{{- fail (printf "config.lease: %q is out of range; use 5s to 60s" .) }}{{- end }}
+{{- end }}
+{{- end }}
+{{- $limits := .Values.config.limits | default dict -}}
+{{- range $name, $least := dict "memory" "96Mi" "dirtyBytes" "4Mi" "metadataCache" "4Mi" }}
+{{- if not (kindIs "invalid" (get $limits $name)) }}
+{{- $given := get $limits $name }}
+{{- $given = ternary (printf "%.0f" $given) (toString $given) (kindIs "float64" $given) }}
+{{- if and $given (lt (include "zerofs.bytes" $given | int64) (include "zerofs.bytes" $least | int64)) }}{{- fail (printf "config.limits.%s: %s is too small; use at least %s" $name $given $least) }}{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- /* What the container of a node may take in memory: the figure of the configuration, a quarter for what the allocator loses, and what each open
@@ -98,6 +130,7 @@ volume takes beside that (src/app/memory.rs, VOLUME). */ -}}
 
 {{- /* The driver's configuration. Secrets are files beside it, never in it. */ -}}
 {{- define "zerofs.config" -}}
+{{- include "zerofs.checkConfig" . -}}
 {{- $config := deepCopy .Values.config -}}
 {{- $pools := dict -}}
 {{- range $name, $pool := .Values.pools }}
