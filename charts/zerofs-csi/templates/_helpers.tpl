@@ -226,6 +226,30 @@ securityContext:
   capabilities: { drop: [ALL] }
 {{- end }}
 
+{{- /* A sidecar whose leader election is stuck is restarted. Not on the host's network, where the port may be another's. Called with the root and
+the port. */ -}}
+{{- define "zerofs.sidecarEndpoint" -}}
+{{- if not (first .).Values.controller.hostNetwork -}}
+- --http-endpoint=:{{ last . }}
+{{- end }}
+{{- end }}
+
+{{- define "zerofs.sidecarProbe" -}}
+{{- if not (first .).Values.controller.hostNetwork -}}
+livenessProbe:
+  httpGet: { path: /healthz/leader-election, port: {{ last . }} }
+  periodSeconds: 20
+  timeoutSeconds: 15
+  failureThreshold: 6
+# It serves once the driver does.
+startupProbe:
+  httpGet: { path: /healthz/leader-election, port: {{ last . }} }
+  periodSeconds: 10
+  timeoutSeconds: 15
+  failureThreshold: 60
+{{- end }}
+{{- end }}
+
 {{- /* No pool is asked for liveness: a restart would not bring its store back, and would be a pause for every mount. */ -}}
 {{- define "zerofs.probes" -}}
 {{ include "zerofs.liveness" . }}
