@@ -4,6 +4,7 @@
 
 use crate::script::bytes;
 use crate::volume::Dataset;
+use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use zerofs_csi::bucket::Bucket;
 use zerofs_csi::fs::api::*;
@@ -91,7 +92,7 @@ async fn damage(dataset: &Dataset, how: &Damage, made: &BTreeMap<&'static str, I
 }
 
 type Made = BTreeMap<&'static str, InodeNo>;
-type Damage = Box<dyn for<'a> Fn(&'a Committer, &'a Made) -> futures::future::BoxFuture<'a, Batch>>;
+type Damage = Box<dyn for<'a> Fn(&'a Committer, &'a Made) -> BoxFuture<'a, Batch>>;
 
 /// A change of one inode's row.
 fn inode(which: &'static str, change: fn(&mut Inode)) -> Damage {
@@ -108,7 +109,7 @@ fn inode(which: &'static str, change: fn(&mut Inode)) -> Damage {
 }
 
 fn batch(
-    make: impl for<'a> Fn(&'a Committer, &'a Made) -> futures::future::BoxFuture<'a, Batch> + 'static,
+    make: impl for<'a> Fn(&'a Committer, &'a Made) -> BoxFuture<'a, Batch> + 'static,
 ) -> Damage {
     Box::new(make)
 }

@@ -211,7 +211,10 @@ pub async fn connect(socket: &Path) -> Channel {
     let socket = socket.to_owned();
     let connector = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();
-        async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+        async move {
+            let stream = tokio::net::UnixStream::connect(socket).await;
+            stream.map(hyper_util::rt::TokioIo::new)
+        }
     });
     Endpoint::from_static("http://socket").connect_with_connector(connector).await.unwrap()
 }

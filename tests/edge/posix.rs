@@ -2,7 +2,7 @@
 //! by somebody, and what it must answer.
 //!
 //! ```text
-//! == title                         a case of its own, in an empty directory that everybody may write to
+//! == title                         a case of its own, in an empty directory of mode 0777
 //! create f 0644                    by root, and must succeed
 //! 100:100,200 chmod f 0600 = EPERM by a user, a group and further groups, and must fail
 //! mark f                           remembers the times of f …

@@ -45,8 +45,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ .Values.node.runDir | default (printf "/run/%s" .Values.driverName) }}
 {{- end }}
 
-{{- /* Changes with the Secrets that the chart makes, so that pods get changed ones; "" where it makes none. By way of a slow key derivation, because
-more people read annotations than Secrets, and a passphrase may be short. */ -}}
+{{- /* Changes with the Secrets that the chart makes, so that pods get changed ones; "" where it
+makes none. By way of a slow key derivation, because more people read annotations than Secrets, and
+a passphrase may be short. */ -}}
 {{- define "zerofs.secretsChecksum" -}}
 {{- $secrets := dict -}}
 {{- range $name, $pool := .Values.pools }}
@@ -57,7 +58,8 @@ more people read annotations than Secrets, and a passphrase may be short. */ -}}
 {{- if $secrets }}{{- derivePassword 1 "maximum" (toJson $secrets) "checksum" .Release.Name | sha256sum }}{{- end }}
 {{- end }}
 
-{{- /* Connections of a usual mount: the largest nconnect of the chart's classes. Each takes one of a node's reserved ports. */ -}}
+{{- /* Connections of a usual mount: the largest nconnect of the chart's classes. Each takes one of
+a node's reserved ports. */ -}}
 {{- define "zerofs.connectionsPerVolume" -}}
 {{- $connections := 1 -}}
 {{- range $class := .Values.storageClasses }}
@@ -68,7 +70,8 @@ more people read annotations than Secrets, and a passphrase may be short. */ -}}
 {{- $connections -}}
 {{- end }}
 
-{{- /* Bytes of a size as the configuration has it, with binary units: 280Mi, 1.5GiB, 64k, 4096. */ -}}
+{{- /* Bytes of a size as the configuration has it, with binary units: 280Mi, 1.5GiB, 64k,
+4096. */ -}}
 {{- define "zerofs.bytes" -}}
 {{- $text := trimSuffix "i" (trimSuffix "b" (lower (toString .))) -}}
 {{- $unit := regexFind "[a-z]*$" $text -}}
@@ -89,7 +92,8 @@ more people read annotations than Secrets, and a passphrase may be short. */ -}}
 {{- $sum -}}
 {{- end }}
 
-{{- /* Refuses what the program would refuse at its start (src/app/config.rs), and the schema cannot. */ -}}
+{{- /* Refuses what the program would refuse at its start (src/app/config.rs), and the schema
+cannot. */ -}}
 {{- define "zerofs.checkConfig" -}}
 {{- range $name := list "flushInterval" "collectInterval" "ownerTimeout" "mailboxInterval" "lease" "exportIdle" }}
 {{- with get $.Values.config $name }}
@@ -108,8 +112,9 @@ more people read annotations than Secrets, and a passphrase may be short. */ -}}
 {{- end }}
 {{- end }}
 
-{{- /* What the container of a node may take in memory: the figure of the configuration, a quarter for what the allocator loses, and what each open
-volume takes beside that (src/app/memory.rs, VOLUME). */ -}}
+{{- /* Memory that the container of a node may take: the figure of the configuration, a quarter for
+what the allocator loses, and what each open volume takes beside that (src/app/memory.rs,
+VOLUME). */ -}}
 {{- define "zerofs.nodeMemory" -}}
 {{- $limits := .Values.config.limits | default dict -}}
 {{- $memory := include "zerofs.bytes" ($limits.memory | default "280Mi") | int64 -}}
@@ -226,8 +231,8 @@ securityContext:
   capabilities: { drop: [ALL] }
 {{- end }}
 
-{{- /* A sidecar whose leader election is stuck is restarted. Not on the host's network, where the port may be another's. Called with the root and
-the port. */ -}}
+{{- /* A sidecar whose leader election is stuck is restarted. Not on the host's network, where the
+port may be another's. Called with the root and the port. */ -}}
 {{- define "zerofs.sidecarEndpoint" -}}
 {{- if not (first .).Values.controller.hostNetwork -}}
 - --http-endpoint=:{{ last . }}
@@ -250,7 +255,8 @@ startupProbe:
 {{- end }}
 {{- end }}
 
-{{- /* No pool is asked for liveness: a restart would not bring its store back, and would be a pause for every mount. */ -}}
+{{- /* No pool is asked for liveness: a restart would not bring its store back, and would be a pause
+for every mount. */ -}}
 {{- define "zerofs.probes" -}}
 {{ include "zerofs.liveness" . }}
 readinessProbe:
@@ -274,7 +280,8 @@ livenessProbe:
   failureThreshold: 8
 {{- end }}
 
-{{- /* The Secrets in the release's namespace that classes name for the sidecars; kubelet reads the node's by itself. */ -}}
+{{- /* The Secrets in the release's namespace that classes name for the sidecars; kubelet reads the
+node's by itself. */ -}}
 {{- define "zerofs.secretNames" -}}
 {{- $names := list }}
 {{- $release := .Release.Namespace }}

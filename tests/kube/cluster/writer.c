@@ -1,6 +1,7 @@
-// A writer that notices everything: writer FOLDER. Each round writes a file under another name, fsyncs it, renames it into place,
-// and reads it back past the page cache; each byte follows from the round. A line a second says how many rounds have ended, and the
-// longest wait of a call since the last line, the one under way included:
+// A writer that notices everything: writer FOLDER. Each round writes a file under another name,
+// fsyncs it, renames it into place, and reads it back past the page cache; each byte follows from
+// the round. A line a second says how many rounds have ended, and the longest wait of a call since
+// the last line, the one under way included:
 //   MILLISECONDS-SINCE-START ROUNDS LONGEST-MILLISECONDS
 // Anything else than success ends it with a message.
 #define _GNU_SOURCE

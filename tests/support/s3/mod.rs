@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! let server = S3Server::start();
-//! server.script(Rule::on(Kind::PutNew).at("/wal/").times(1).then(Fault::refuse(409, "ConditionalRequestConflict")));
+//! let conflict = Fault::refuse(409, "ConditionalRequestConflict");
+//! server.script(Rule::on(Kind::PutNew).at("/wal/").times(1).then(conflict));
 //! server.quirks(|quirks| quirks.drops_metadata = true);
 //! let bucket = server.pool("s3://test/pool").with_limits(quick());
 //! ```

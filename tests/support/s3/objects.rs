@@ -256,7 +256,8 @@ impl Objects {
             let modified = DateTime::<Utc>::from(object.modified)
                 .to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
             contents += &format!(
-                "<Contents><Key>{}</Key><LastModified>{modified}</LastModified><ETag>{}</ETag><Size>{}</Size></Contents>",
+                "<Contents><Key>{}</Key><LastModified>{modified}</LastModified><ETag>{}</ETag>\
+                 <Size>{}</Size></Contents>",
                 escaped(key),
                 escaped(&object.tag),
                 object.bytes.len()
@@ -278,9 +279,9 @@ impl Objects {
             self.next_upload += 1;
             let id = format!("upload-{}", self.next_upload);
             self.uploads.insert(id.clone(), BTreeMap::new());
-            let body = format!(
-                "<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"
-            );
+            let body = format!("<UploadId>{id}</UploadId>");
+            let body =
+                format!("<InitiateMultipartUploadResult>{body}</InitiateMultipartUploadResult>");
             return Response::of(200).with_body(body.into());
         };
         let Some(parts) = self.uploads.get_mut(&id) else {
