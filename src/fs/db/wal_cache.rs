@@ -6,8 +6,8 @@
 //! slot            length:4 checksum:16 object
 //! ```
 //! Invariants.
-//! - A copy is written after the store has acknowledged the object, beside the call that waits for
-//!   it, and never fsynced: it may be missing, torn, or of an older object.
+//! - A copy is written after the store has acknowledged the object, and never fsynced: it may be
+//!   missing, torn, or of an older object.
 //! - A copy is served only for an object that the opening has listed, and only if its length is the
 //!   listed one and its checksum is that of the object's path, ETag and bytes. So the bytes are the
 //!   store's, whichever process has written since; anything else is read from the store.
@@ -19,10 +19,10 @@ use bytes::Bytes;
 use slatedb::object_store::path::Path;
 use slatedb::object_store::{ObjectMeta, PutPayload};
 use std::fs::{File, OpenOptions};
+use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 /// Most WAL objects that an opening replays.
 const SLOTS: u64 = (settings::ROLL_FLUSHES + settings::ROLL_AHEAD) as u64;
@@ -39,15 +39,12 @@ type Checksum = [u8; CHECKSUM_BYTES];
 pub(super) struct WalCache {
     path: PathBuf,
     /// The file being written, from the end of the opening on.
-    file: OnceLock<Arc<File>>,
-    /// Set while a copy is being written: the next one is skipped, so that a slow disk delays no
-    /// caller.
-    writing: Arc<AtomicBool>,
+    file: OnceLock<File>,
 }
 
 impl WalCache {
     pub fn new(path: PathBuf) -> Self {
-        Self { path, file: OnceLock::new(), writing: Arc::default() }
+        Self { path, file: OnceLock::new() }
     }
 
     /// Begins to write copies. Without a file there are none.
@@ -59,7 +56,7 @@ impl WalCache {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&self.path)
         };
         match open() {
-            Ok(file) => drop(self.file.set(Arc::new(file))),
+            Ok(file) => drop(self.file.set(file)),
             Err(error) => tracing::debug!(
                 %error,
                 path = %self.path.display(),
@@ -68,25 +65,22 @@ impl WalCache {
         }
     }
 
-    /// Copies an object that the store has acknowledged. No caller waits for it.
+    /// Copies an object that the store has acknowledged: one write(2) into the page cache, as the
+    /// journal's, in place. To hand it to another thread costs more than the write.
     pub fn put(&self, at: &Path, e_tag: Option<&str>, object: &PutPayload) {
         let (Some(file), Some(offset)) = (self.file.get(), offset(at)) else { return };
         let length = object.content_length();
-        if length == 0 || length > OBJECT_BYTES_MAX || self.writing.swap(true, Ordering::AcqRel) {
+        if length == 0 || length > OBJECT_BYTES_MAX {
             return;
         }
-        let (file, writing) = (file.clone(), self.writing.clone());
-        let (at, e_tag, object) = (at.clone(), e_tag.map(str::to_owned), object.clone());
-        tokio::task::spawn_blocking(move || {
-            let mut slot = Vec::with_capacity(HEADER_BYTES + length);
-            slot.extend_from_slice(&(length as u32).to_le_bytes());
-            slot.extend_from_slice(&checksum(&at, e_tag.as_deref(), object.iter()));
-            object.iter().for_each(|part| slot.extend_from_slice(part));
-            if let Err(error) = file.write_all_at(&slot, offset) {
-                tracing::debug!(%error, %at, "a WAL object was not copied to the disk");
-            }
-            writing.store(false, Ordering::Release);
-        });
+        let length = (length as u32).to_le_bytes();
+        let sum = checksum(at, e_tag, object.iter());
+        let own = [&length[..], &sum[..]].into_iter();
+        let parts: Vec<IoSlice<'_>> =
+            own.chain(object.iter().map(|part| &part[..])).map(IoSlice::new).collect();
+        if let Err(error) = rustix::io::pwritev(file, &parts, offset) {
+            tracing::debug!(%error, %at, "a WAL object was not copied to the disk");
+        }
     }
 
     /// Returns the bytes of a listed object, if the disk has them.
