@@ -43,7 +43,7 @@ mod truncate;
 pub use copied::Copied;
 pub use segments::punch;
 pub use space::Admission;
-pub use truncate::Resize;
+pub use truncate::{Release, Resize};
 
 use super::FsError;
 use super::api::FILE_BYTES_MAX;

@@ -151,14 +151,14 @@ impl Rig {
     /// Removes the file, in a batch that has something else in it.
     pub fn unlink_with(&self, mut batch: Batch) -> Result<(), FsError> {
         let mut row = self.node.row.read().clone();
-        self.contents.discard(&self.node, &row, &mut batch);
-        assert!(batch.rows.len() <= 1, "O(1)");
+        let release = self.contents.discard(&self.node, &row, &mut batch);
+        assert!(batch.rows.len() as u64 <= truncate::RELEASE_MAX, "O(1)");
         batch.inodes = -1;
         batch.delete(key::inode(INO));
         let ticket = self.committer.submit(batch)?;
         row.nlink = 0;
         *self.node.row.write() = row;
-        self.contents.discarded(&self.node);
+        self.contents.discarded(&self.node, release);
         self.node.submitted(ticket);
         Ok(())
     }
@@ -396,6 +396,30 @@ async fn lost_data_is_told_to_the_call_that_promises_it() {
     assert!(rig.node.content.is_dirty(), "the node stays in memory until it is told");
     assert!(matches!(rig.contents.flush(&rig.node).await, Err(FsError::Corrupt(_))));
     assert!(rig.contents.flush(&rig.node).await.unwrap().is_some(), "once");
+}
+
+/// A small file's extents go with its name: no reclaim has to find them. What the cache does not
+/// know is an orphan's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_file_goes_with_its_name() {
+    for cached in [true, false] {
+        let mut rig = Rig::new(12, plain(), limits()).await;
+        rig.write(0, vec![1; 6000].into()).await.unwrap();
+        rig.contents.flush(&rig.node).await.unwrap();
+        if !cached {
+            rig.reopen().await;
+        }
+        rig.unlink_with(Batch::default()).unwrap();
+        assert_eq!(rig.committer.totals().allocated, 0);
+        let orphans = rig.rows(key::orphan(DataId(0)), key::orphan(DataId(u64::MAX))).await;
+        assert_eq!(orphans.is_empty(), cached);
+        if !cached {
+            rig.reclaim_of_nobody().await;
+        }
+        let extents = rig.rows(key::extents(DataId(0)), key::extents(DataId(u64::MAX))).await;
+        assert!(extents.is_empty(), "{extents:?}");
+        assert!(rig.committer.open_packs().is_empty());
+    }
 }
 
 /// A removal between two steps over a file's masks: the file stays removed, and its space is given

@@ -21,6 +21,18 @@ const RECLAIM_WAITED_STEPS: usize = 8;
 /// Flushes of a file while others may write to it, before it is flushed with its lock held.
 const FLUSHES_FREE: usize = 8;
 
+/// Most extents that go with the last link, or with a truncate to 0, in its own batch.
+pub(super) const RELEASE_MAX: u64 = 4;
+
+/// The way in which a file's extents go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// In the batch: a small file's, which the cache knows.
+    Done,
+    /// They are an orphan's, to be reclaimed in the background.
+    Orphaned,
+}
+
 /// A change of size that is in a batch but not in memory yet: dropping it changes nothing.
 #[must_use = "once its batch is submitted it must be shown, see Contents::resized"]
 pub struct Resize {
@@ -121,12 +133,13 @@ impl Contents {
         }
     }
 
-    /// Truncates to nothing: the extents become an orphan's, and the file gets a new data id. O(1).
+    /// Truncates to nothing: the extents are released, and the file gets a new data id. O(1).
     fn empty(&self, node: &Node, row: &mut Inode, batch: &mut Batch) -> Result<Resize, FsError> {
         let (known, data) = (node.content.state().known(row), row.data);
+        let mut release = Release::Done;
         if known.allocated > 0 {
             let fresh = self.committer.new_data()?;
-            orphan(row, known, batch);
+            release = self.release(row, known, batch);
             row.data = fresh;
             row.masks.clear();
         }
@@ -136,23 +149,49 @@ impl Contents {
             known: StoredSize { size: 0, allocated: 0 },
             data,
             extents: Vec::new(),
-            reclaim: known.allocated > 0,
+            reclaim: release == Release::Orphaned,
         })
     }
 
-    /// Discards a file whose last link is removed: queues the data under `O` and frees its space,
-    /// in the batch. O(1). The caller holds the node's lock, deletes the inode's row, submits, and
-    /// then calls [`Self::discarded`] without an await in between. Until then nothing has changed.
-    pub fn discard(&self, node: &Node, row: &Inode, batch: &mut Batch) {
+    /// Discards a file whose last link is removed: releases its extents and frees its space, in the
+    /// batch. O(1). The caller holds the node's lock, deletes the inode's row, submits, and then
+    /// calls [`Self::discarded`] without an await in between. Until then nothing has changed.
+    pub fn discard(&self, node: &Node, row: &Inode, batch: &mut Batch) -> Release {
         let known = node.content.state().known(row);
-        if known.allocated > 0 {
-            orphan(row, known, batch);
+        match known.allocated {
+            0 => Release::Done,
+            _ => self.release(row, known, batch),
         }
+    }
+
+    /// Gives up the extents of a file, and its space. An orphan costs the removal of a small file
+    /// two rows and reclaim a scan and a batch, so the extents of one go at once if the cache has
+    /// all of them, which their sum proves.
+    fn release(&self, row: &Inode, known: StoredSize, batch: &mut Batch) -> Release {
+        batch.allocated -= known.allocated.cast_signed();
+        let count = known.size.div_ceil(1 << row.record_bits);
+        if row.masks.is_empty() && count <= RELEASE_MAX {
+            let cached: Option<Vec<_>> =
+                (0..count).map(|n| self.extents.get(row.data, n)).collect();
+            let mut delta = Delta::default();
+            cached.iter().flatten().flatten().for_each(|extent| delta.gone(extent));
+            if let Some(cached) = cached
+                && delta.allocated == -known.allocated.cast_signed()
+            {
+                for (n, _) in (0..).zip(cached).filter(|(_, extent)| extent.is_some()) {
+                    batch.delete(key::extent(row.data, n));
+                }
+                batch.refs.extend(delta.refs());
+                return Release::Done;
+            }
+        }
+        batch.put(key::orphan(row.data), &Orphan { from: 0, inode: None });
+        Release::Orphaned
     }
 
     /// Drops the buffered data once the batch of a [`Self::discard`] is submitted. The caller still
     /// holds the node's lock.
-    pub fn discarded(&self, node: &Node) {
+    pub fn discarded(&self, node: &Node, release: Release) {
         let nothing = StoredSize { size: 0, allocated: 0 };
         let freed = {
             let mut row = node.row.read().clone();
@@ -160,7 +199,9 @@ impl Contents {
         };
         self.freed(freed);
         self.forget(node);
-        self.reclaim_later();
+        if release == Release::Orphaned {
+            self.reclaim_later();
+        }
     }
 
     /// Locks a file with nothing waiting to be flushed, so that a new size may be promised: it is
@@ -269,10 +310,4 @@ impl Contents {
         self.reclaim_later();
         Err(FsError::Busy("the file was truncated many times and is still being reclaimed; retry"))
     }
-}
-
-/// Queues all extents of the file for reclaim. Their space counts as free from this batch on.
-fn orphan(row: &Inode, known: StoredSize, batch: &mut Batch) {
-    batch.put(key::orphan(row.data), &Orphan { from: 0, inode: None });
-    batch.allocated -= known.allocated.cast_signed();
 }

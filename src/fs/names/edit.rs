@@ -10,6 +10,7 @@ use super::{Names, alive};
 use crate::fs::FsError;
 use crate::fs::api::{Before, Change, FileKind};
 use crate::fs::committer::Batch;
+use crate::fs::content::Release;
 use crate::fs::inode::{Entry, Node, Resolved, attr};
 use crate::fs::key::{self, NameHash};
 use crate::fs::moment::Moment;
@@ -64,7 +65,15 @@ pub(super) struct NameEdit<'a> {
     hash: NameHash,
     n: u16,
     entry: Option<Entry>,
-    unlinked: Option<(&'a Arc<Node>, Inode)>,
+    unlinked: Option<Unlinked<'a>>,
+}
+
+/// An object that has one link less, in a batch and not in memory yet.
+struct Unlinked<'a> {
+    node: &'a Arc<Node>,
+    row: Inode,
+    /// The way in which the extents of a file that is removed go.
+    release: Option<Release>,
 }
 
 impl<'a> NameSlot<'a> {
@@ -96,7 +105,7 @@ impl Names {
             }
             Old::Unlinked(node, row) => {
                 dir.count(-1, row.kind)?;
-                Some((node, self.unlink(node, row, now, batch)?))
+                Some(self.unlink(node, row, now, batch)?)
             }
         };
         let key = key::dir_entry(dir.node.file.ino, hash, n);
@@ -121,42 +130,42 @@ impl Names {
         if let Some(entries) = &dir.entries {
             self.inodes.count_entries(dir, entries.change(hash, n, entry));
         }
-        if let Some((node, row)) = unlinked {
-            self.unlinked(node, row);
+        if let Some(unlinked) = unlinked {
+            self.unlinked(unlinked);
         }
     }
 
     /// Takes one link from an object, in its row and in the batch. With the last one the object is
-    /// removed: its data is queued for reclaim (R5).
-    fn unlink(
+    /// removed, and its data released (R5).
+    fn unlink<'a>(
         &self,
-        node: &Node,
+        node: &'a Arc<Node>,
         mut row: Inode,
         now: Moment,
         batch: &mut Batch,
-    ) -> Result<Inode, FsError> {
+    ) -> Result<Unlinked<'a>, FsError> {
         row.ctime = now.ctime(row.ctime);
         row.nlink = if row.kind == FileKind::Directory { 0 } else { row.nlink.saturating_sub(1) };
         if row.nlink > 0 {
             batch.put(key::inode(node.file.ino), &node.stored(&row));
-            return Ok(row);
+            return Ok(Unlinked { node, row, release: None });
         }
-        if row.kind == FileKind::Regular {
-            self.contents.discard(node, &row, batch);
-        }
+        let release =
+            (row.kind == FileKind::Regular).then(|| self.contents.discard(node, &row, batch));
         batch.inodes -= 1;
         batch.delete(key::inode(node.file.ino));
-        Ok(row)
+        Ok(Unlinked { node, row, release })
     }
 
     /// Buffered data is dropped only now: a refused batch must lose nothing.
-    fn unlinked(&self, node: &Node, row: Inode) {
-        let (gone, regular) = (row.nlink == 0, row.kind == FileKind::Regular);
+    fn unlinked(&self, unlinked: Unlinked<'_>) {
+        let Unlinked { node, row, release } = unlinked;
+        let gone = row.nlink == 0;
         *node.row.write() = row;
+        if let Some(release) = release {
+            self.contents.discarded(node, release);
+        }
         if gone {
-            if regular {
-                self.contents.discarded(node);
-            }
             self.inodes.forget(node.file.ino);
         }
     }
