@@ -7,6 +7,7 @@
 
 use super::clock::Clock;
 use super::damage::{Damage, Suspicion};
+use super::status::Status;
 use super::{DbPlace, fs_error, limited, sealing, settings};
 use crate::fs::FsError;
 use object_store::path::Path;
@@ -16,6 +17,7 @@ use slatedb::config::CompactorOptions;
 use slatedb::{CompactorBuilder, Db};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -55,27 +57,27 @@ impl Turn {
 /// Compacts whenever L0 has grown to `from` tables, until the database closes or `stop`.
 pub(super) async fn compact_until_stopped(
     db: Db,
+    mut status: watch::Receiver<Status>,
     place: DbPlace,
     turn: Turn,
     from: usize,
     damage: Arc<Damage>,
     stop: CancellationToken,
 ) {
-    let mut status = db.subscribe();
     // A checkpoint that finds no room waits for a compaction, however short the visit is.
     let many = (2 * from).min(settings::L0_MAX - settings::L0_ROOM + 1);
-    let urgent =
-        status.wait_for(|s| s.close_reason.is_some() || s.current_manifest.l0().len() >= many);
+    let urgent = status.wait_for(|s| s.closed.is_some() || s.l0 >= many);
     tokio::select! {
         _ = urgent => {}
         () = tokio::time::sleep(settings::COMPACT_DELAY) => {}
         () = stop.cancelled() => return,
     }
     loop {
-        let due =
-            status.wait_for(|s| s.close_reason.is_some() || s.current_manifest.l0().len() >= from);
+        // What is followed may be older than what the last compaction has left.
+        let is_due = |s: &Status| s.closed.is_some() || db.manifest().l0().len() >= from;
+        let due = status.wait_for(is_due);
         let open = tokio::select! {
-            due = due => due.is_ok_and(|s| s.close_reason.is_none()),
+            due = due => due.is_ok_and(|s| s.closed.is_none()),
             () = stop.cancelled() => false,
         };
         if !open {

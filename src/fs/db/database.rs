@@ -3,6 +3,7 @@
 use super::clock::Clock;
 use super::damage::Damage;
 use super::detach::{self, Detached, Readers};
+use super::status::{self, Status};
 use super::unflushed::Account;
 use super::{
     CheckpointId, DbPlace, Ops, collection, compaction, fs_error, limited, sealing, settings,
@@ -12,7 +13,7 @@ use crate::types::{Epoch, Incarnation};
 use bytes::Bytes;
 use futures::FutureExt;
 use slatedb::config::{CheckpointOptions, CheckpointScope, CloseOptions, FlushOptions, FlushType};
-use slatedb::{CloseReason, Db, DbSnapshot, DbStatus, VersionedManifest, WriteBatch};
+use slatedb::{CloseReason, Db, DbSnapshot, VersionedManifest, WriteBatch};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -36,6 +37,7 @@ pub struct Database {
     maintenance: TaskTracker,
     turn: compaction::Turn,
     damage: Arc<Damage>,
+    status: watch::Receiver<Status>,
     stop: CancellationToken,
 }
 
@@ -97,8 +99,10 @@ impl Database {
         let (maintenance, stop) = (TaskTracker::new(), CancellationToken::new());
         let turn = compaction::Turn::new(clock.clone());
         let damage = Arc::new(Damage::none());
+        let status = status::follow(&db);
         maintenance.spawn(compaction::compact_until_stopped(
             db.clone(),
+            status.clone(),
             place.clone(),
             turn.clone(),
             compact_l0,
@@ -109,7 +113,7 @@ impl Database {
             let db = db.clone();
             move || flush_table(db.clone()).boxed()
         });
-        maintenance.spawn(free_stored(db.subscribe(), memory.clone(), stop.clone()));
+        maintenance.spawn(free_stored(status.clone(), memory.clone(), stop.clone()));
         let flushes = AtomicU32::new(u32::try_from(replayed).unwrap_or(u32::MAX / 2));
         let place = place.clone();
         Ok(Self {
@@ -123,6 +127,7 @@ impl Database {
             maintenance,
             turn,
             damage,
+            status,
             stop,
         })
     }
@@ -331,9 +336,9 @@ impl Database {
     /// Resolves as soon as the database is fenced or has failed: from then on nothing may be
     /// acknowledged.
     pub async fn closed(&self) -> FsError {
-        let mut status = self.db.subscribe();
-        let reason = match status.wait_for(|status| status.close_reason.is_some()).await {
-            Ok(status) => status.close_reason,
+        let mut status = self.status.clone();
+        let reason = match status.wait_for(|status| status.closed.is_some()).await {
+            Ok(status) => status.closed.clone(),
             Err(_) => None,
         };
         match reason {
@@ -399,12 +404,12 @@ async fn flush_table(db: Db) {
 
 /// Frees the memory of rows as the tables that hold them are stored.
 async fn free_stored(
-    mut status: watch::Receiver<DbStatus>,
+    mut status: watch::Receiver<Status>,
     memory: Arc<Account>,
     stop: CancellationToken,
 ) {
     loop {
-        let last = status.borrow_and_update().current_manifest.last_l0_seq();
+        let last = status.borrow_and_update().stored;
         memory.stored(last);
         tokio::select! {
             () = stop.cancelled() => return,

@@ -13,6 +13,7 @@
 //! - `admin`: operations on a database that need not be open: clones, checkpoints, fencing,
 //!   deletion, collection.
 //! - `sealing`: encrypts SlateDB's blocks.
+//! - `status`: what others wait for of the engine's status.
 //! - `unflushed`: memory for rows that are written but in no stored table yet.
 //! - `summed`: checksums for the objects that SlateDB stores without one.
 //! - `reads`: serves the engine's reads: the log listed once, small objects read whole.
@@ -41,6 +42,7 @@ mod reader;
 mod reads;
 mod sealing;
 mod settings;
+mod status;
 mod summed;
 #[cfg(test)]
 mod tests;
