@@ -5,7 +5,7 @@ use object_store::PutPayload;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IoSlice, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ impl Staged {
         let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
         let mut changed = vec![folder.to_owned()];
         let mut tries = 0;
-        let (mut file, draft) = loop {
+        let (file, draft) = loop {
             match open(folder, path) {
                 Err(error) if error.kind() == ErrorKind::NotFound && tries < TRIES => {
                     changed.extend(make(folder)?);
@@ -52,14 +52,14 @@ impl Staged {
         };
         let meta = file.metadata()?;
         let is_in_one_log = draft.is_none() && changed.len() == 1 && ordered == Some(meta.dev());
-        let mut staged = Self { file: file.try_clone()?, meta, draft, changed, is_in_one_log };
-        payload.iter().try_for_each(|part| file.write_all(part))?;
+        let mut staged = Self { file, meta, draft, changed, is_in_one_log };
+        write_all(&staged.file, payload)?;
         if is_in_one_log {
-            send_to_device(&file)?;
+            send_to_device(&staged.file)?;
         } else {
-            file.sync_all()?;
+            staged.file.sync_all()?;
         }
-        staged.meta = file.metadata()?;
+        staged.meta = staged.file.metadata()?;
         Ok(staged)
     }
 
@@ -86,6 +86,23 @@ impl Staged {
         }
         self.changed.iter().try_for_each(|folder| File::open(folder)?.sync_all())
     }
+}
+
+/// Writes all parts, as many at a time as one call takes: a pack has a part for each chunk.
+fn write_all(mut file: &File, payload: &PutPayload) -> io::Result<()> {
+    let mut parts: Vec<IoSlice<'_>> = payload.iter().map(|part| IoSlice::new(part)).collect();
+    let mut left = &mut parts[..];
+    // Drops parts that are empty.
+    IoSlice::advance_slices(&mut left, 0);
+    while !left.is_empty() {
+        match file.write_vectored(left) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut left, written),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn open(folder: &Path, path: &Path) -> io::Result<(File, Option<PathBuf>)> {
