@@ -10,6 +10,7 @@ use crate::nfs::client::{FileHandle, PageEntry};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
@@ -18,6 +19,8 @@ const SMALL_NAME: &[u8] = b"small";
 /// Lanes of the works on large data and of those that create.
 const LARGE_CONCURRENCY: usize = 8;
 const LIST_BYTES: u32 = 128 << 10;
+/// The variant of the works on synced data with as many callers.
+const EIGHT: &str = "8 at once";
 
 fn name(number: u64) -> Vec<u8> {
     format!("file-{number:07}").into_bytes()
@@ -49,6 +52,7 @@ impl Session {
         match work {
             Workload::List => &["first", "again"],
             Workload::ReadSequential => &["first", "again"],
+            Workload::Fsync | Workload::WriteSync => &["", EIGHT],
             _ => &[""],
         }
     }
@@ -89,8 +93,8 @@ impl Session {
             Workload::ReadSequential => self.read_large().await,
             Workload::ReadRandom => self.read_random().await,
             Workload::WriteRandom => self.write_random().await,
-            Workload::Fsync => self.fsync(Stability::Unstable).await,
-            Workload::WriteSync => self.fsync(Stability::FileSync).await,
+            Workload::Fsync => self.fsync(Stability::Unstable, variant).await,
+            Workload::WriteSync => self.fsync(Stability::FileSync, variant).await,
             Workload::Create => self.create(Stability::Unstable).await,
             Workload::CreateCommit => self.create(Stability::FileSync).await,
             Workload::List => self.list_small().await,
@@ -232,23 +236,39 @@ impl Session {
         Ok(Measured { variant: "", meter, took: begun.elapsed(), bytes: Some(bytes) })
     }
 
-    /// Writes one at a time, as a database writes its log; `Unstable` data is committed by a call
-    /// of its own.
-    async fn fsync(&mut self, stability: Stability) -> Result<Measured> {
-        let client = self.client(0);
-        let file = during("CREATE", client.create(&self.dir, b"log", &new_file()).await)?.handle;
-        let mut meter = Meter::default();
-        let begun = Instant::now();
-        while begun.elapsed() < self.options.time {
-            let data = self.source.take(BLOCK_BYTES);
-            let offset = meter.operations * BLOCK_BYTES as u64;
-            let started = Instant::now();
-            write_all(&client, &file, offset, data, stability).await?;
-            if stability == Stability::Unstable {
-                during("COMMIT", client.commit(&file, offset, BLOCK_BYTES as u32).await)?;
-            }
-            meter.add(started.elapsed());
+    /// Appends to a file, or each caller to one of its own, as a database writes its log;
+    /// `Unstable` data is committed by a call of its own.
+    async fn fsync(&mut self, stability: Stability, variant: &str) -> Result<Measured> {
+        let callers = if variant == EIGHT { 8 } else { 1 };
+        let mut files = Vec::new();
+        for n in 0..callers {
+            let name = format!("log-{n}");
+            let made = self.client(n).create(&self.dir, name.as_bytes(), &new_file()).await;
+            files.push((during("CREATE", made)?.handle, AtomicU64::new(0)));
         }
+        // Each caller takes one of the files.
+        let (files, next) = (Arc::new(files), AtomicUsize::new(0));
+        let source = Arc::new(Mutex::new(self.source.clone()));
+        let meter = self.concurrently(callers, Until::Time(self.options.time), |client| {
+            let (files, source) = (files.clone(), source.clone());
+            let caller = next.fetch_add(1, Ordering::Relaxed);
+            move |_| {
+                let (client, files) = (client.clone(), files.clone());
+                let data = source.lock().take(BLOCK_BYTES);
+                async move {
+                    let Some((file, end)) = files.get(caller) else { return Ok(()) };
+                    let offset = end.fetch_add(BLOCK_BYTES as u64, Ordering::Relaxed);
+                    write_all(&client, file, offset, data, stability).await?;
+                    if stability == Stability::Unstable {
+                        let committed = client.commit(file, offset, BLOCK_BYTES as u32).await;
+                        during("COMMIT", committed.map(drop))?;
+                    }
+                    Ok(())
+                }
+            }
+        });
+        let meter = meter.await?;
+        self.source = source.lock().clone();
         Ok(Self::done(meter))
     }
 

@@ -38,9 +38,9 @@ pub enum Workload {
     ReadRandom,
     /// WRITE of 4 KiB anywhere in a file, COMMIT at the end.
     WriteRandom,
-    /// WRITE of 4 KiB, then COMMIT, one at a time.
+    /// WRITE of 4 KiB, then COMMIT: one at a time, then eight callers at once.
     Fsync,
-    /// WRITE of 4 KiB that must be stable, one at a time: what Linux sends for fsync of one page.
+    /// WRITE of 4 KiB that must be stable: what Linux sends for fsync of one page.
     WriteSync,
     /// CREATE and WRITE of 4 KiB, COMMIT at the end.
     Create,
