@@ -6,7 +6,7 @@ use super::memory::{Shares, process_max};
 use super::state_dir::StateDir;
 use crate::chunk::{ChunkCache, ChunkLimits};
 use crate::control::node::Mounts;
-use crate::control::{Controller, Pools, serve_mailbox};
+use crate::control::{Controller, Pools, report_damage, serve_mailbox};
 use crate::nfs::Limits;
 use crate::types::SessionId;
 use crate::volume::{LeaseSettings, VolumeSettings, Volumes};
@@ -91,6 +91,13 @@ impl Parts {
             self.config.mailbox_interval,
             stop.child_token(),
         )
+    }
+
+    pub(super) fn damage_reports(
+        &self,
+        stop: &CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        report_damage(self.pools.clone(), self.volumes.clone(), stop.child_token())
     }
 
     pub(super) fn journals(

@@ -432,7 +432,8 @@ impl<M: Mounter> Process<'_, M> {
         }))
     }
 
-    /// Background work: requests of other processes, obsolete journals, collections, lost nodes.
+    /// Background work: requests of other processes, obsolete journals, reports of damage,
+    /// collections, lost nodes.
     fn start_work(&self, period: &Period<M>, controller: Option<&Arc<Controller>>) {
         let Period { lifecycle, parts, agent, served, .. } = period;
         let Lifecycle { work, work_tasks, .. } = lifecycle;
@@ -445,6 +446,7 @@ impl<M: Mounter> Process<'_, M> {
             };
             work_tasks.spawn(parts.mailbox(mounts, work));
             work_tasks.spawn(parts.journals(work));
+            work_tasks.spawn(parts.damage_reports(work));
         }
         if let Some(controller) = controller {
             work_tasks.spawn(collecting::run(

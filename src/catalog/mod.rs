@@ -9,6 +9,7 @@
 //! readers/<snapshot incarnation>/<reader>                        a reader, see [`readers`]
 //! nodes/<session>/heartbeat/<number>                             heartbeats; the newest counts
 //! nodes/<session>/revocation/<claim>                             a revoked claim of the session
+//! nodes/<session>/damage/<dataset incarnation>                   the session's volume is damaged
 //! collector/<version>                                            the collecting process
 //! ```
 //! Nouns: a **record** describes one thing, a **version** is one object with the record's fields at
@@ -44,7 +45,7 @@ pub use crate::crypto::Secret;
 pub use chain::{END_AGE_MIN, Versioned};
 pub use error::CatalogError;
 pub use frame::{Header, RECORD_BYTES_MAX, RECORD_FORMAT, decode_record, encode_record};
-pub use nodes::{NodeStatus, mailbox_reply, mailbox_requests};
+pub use nodes::{NodeStatus, is_damage_report, mailbox_reply, mailbox_requests};
 pub use pool::Catalog;
 pub use readers::{READING_EXPIRY, READING_RENEWAL, Readers, Reading};
 pub use record::*;

@@ -1,4 +1,5 @@
-//! Node sessions: their heartbeats, and the revocations of their claims.
+//! Node sessions: their heartbeats, the revocations of their claims, and what they report of
+//! damaged volumes.
 //!
 //! A heartbeat is an object of its own, put if absent under a number that only grows, never an
 //! overwrite (R1). One writer per session would make an overwrite safe against others, but not
@@ -7,10 +8,14 @@
 //! counts, which no late put makes smaller. Lower numbers are removed by the next renewal.
 
 use super::frame::{Header, RECORD_BYTES_MAX, decode_record, encode_record};
-use super::{Catalog, CatalogError, Heartbeat, Revocation};
+use super::{Catalog, CatalogError, DamageReport, Heartbeat, Revocation};
 use crate::bucket::PutNew;
-use crate::types::{ClaimId, Incarnation, SessionId};
+use crate::types::{ClaimId, DatasetId, Incarnation, SessionId};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Most reports read at once; the rest is left to the next time.
+const REPORTS_MAX: usize = 64;
 
 /// The status of a node session, as a listing of its folder shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +34,8 @@ impl NodeStatus {
     }
 }
 
+const DAMAGE: &str = "damage";
+
 fn folder(session: SessionId) -> String {
     format!("nodes/{session}")
 }
@@ -39,6 +46,15 @@ fn heartbeat_key(session: SessionId, number: u64) -> String {
 
 fn revocation_key(session: SessionId, claim: ClaimId) -> String {
     format!("{}/revocation/{claim}", folder(session))
+}
+
+fn damage_key(session: SessionId, dataset: DatasetId) -> String {
+    format!("{}/{DAMAGE}/{}", folder(session), dataset.incarnation)
+}
+
+/// Returns whether this is the key of a report of a damaged volume.
+pub fn is_damage_report(key: &str) -> bool {
+    key.split('/').nth(2) == Some(DAMAGE)
 }
 
 /// The prefix of requests to a session, each under a random id.
@@ -127,17 +143,8 @@ impl Catalog {
         session: SessionId,
     ) -> Result<Option<Heartbeat>, CatalogError> {
         let Some(newest) = self.node_status(session).await?.newest() else { return Ok(None) };
-        let key = heartbeat_key(session, newest);
         // Absent: the next one has replaced it.
-        match self
-            .bucket()
-            .get(&key, RECORD_BYTES_MAX)
-            .await
-            .map_err(|e| CatalogError::bucket(format!("reading {key}"), e))?
-        {
-            Some(bytes) => Ok(decode_record(&key, &bytes)?.1),
-            None => Ok(None),
-        }
+        self.get_record(&heartbeat_key(session, newest)).await
     }
 
     /// The revocation of a claim, if there is one that can be read.
@@ -146,12 +153,7 @@ impl Catalog {
         session: SessionId,
         claim: ClaimId,
     ) -> Result<Option<Revocation>, CatalogError> {
-        let key = revocation_key(session, claim);
-        let found = self.bucket().get(&key, RECORD_BYTES_MAX).await;
-        match found.map_err(|e| CatalogError::bucket(format!("reading {key}"), e))? {
-            Some(bytes) => Ok(decode_record(&key, &bytes)?.1),
-            None => Ok(None),
-        }
+        self.get_record(&revocation_key(session, claim)).await
     }
 
     /// Absent counts as removed.
@@ -160,7 +162,56 @@ impl Catalog {
         session: SessionId,
         claim: ClaimId,
     ) -> Result<(), CatalogError> {
-        let key = revocation_key(session, claim);
+        self.remove_record(revocation_key(session, claim)).await
+    }
+
+    /// Reports a damaged volume of `session`. An existing report about it stays as it is.
+    pub async fn put_damage_report(
+        &self,
+        session: SessionId,
+        report: &DamageReport,
+    ) -> Result<PutNew, CatalogError> {
+        self.put_new_record(&damage_key(session, report.dataset), report).await
+    }
+
+    /// The reports of damaged volumes, with the sessions that wrote them.
+    pub async fn damage_reports(&self) -> Result<Vec<(SessionId, DamageReport)>, CatalogError> {
+        let listed = self.bucket().list("nodes/").await;
+        let listed =
+            listed.map_err(|e| CatalogError::bucket("listing reports of damage".to_owned(), e))?;
+        let keys = listed.into_iter().map(|listed| listed.key).filter(|key| is_damage_report(key));
+        let mut reports = Vec::new();
+        for key in keys.take(REPORTS_MAX) {
+            let session = key.split('/').nth(1).and_then(|name| name.parse().ok());
+            match (session, self.get_record(&key).await) {
+                (Some(session), Ok(report)) => reports.extend(report.map(|it| (session, it))),
+                (None, Ok(_)) => {}
+                // Of a later version, or damaged itself: it is removed when it is old.
+                (_, Err(CatalogError::Version { .. } | CatalogError::Corrupt { .. })) => {}
+                (_, Err(error)) => return Err(error),
+            }
+        }
+        Ok(reports)
+    }
+
+    /// Absent counts as removed.
+    pub async fn remove_damage_report(
+        &self,
+        session: SessionId,
+        dataset: DatasetId,
+    ) -> Result<(), CatalogError> {
+        self.remove_record(damage_key(session, dataset)).await
+    }
+
+    async fn get_record<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, CatalogError> {
+        let found = self.bucket().get(key, RECORD_BYTES_MAX).await;
+        match found.map_err(|e| CatalogError::bucket(format!("reading {key}"), e))? {
+            Some(bytes) => Ok(decode_record(key, &bytes)?.1),
+            None => Ok(None),
+        }
+    }
+
+    async fn remove_record(&self, key: String) -> Result<(), CatalogError> {
         let removed = self.bucket().delete(std::slice::from_ref(&key)).await;
         removed.map_err(|e| CatalogError::bucket(format!("removing {key}"), e))
     }

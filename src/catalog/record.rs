@@ -250,6 +250,17 @@ pub struct Revocation {
     pub created: Timestamp,
 }
 
+/// Tells controllers that a volume is damaged: its node has no other way to them. Never changed;
+/// removed by the controller that has posted it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamageReport {
+    pub dataset: DatasetId,
+    pub node: String,
+    /// For people.
+    pub why: String,
+    pub created: Timestamp,
+}
+
 /// Which process collects in the pool. The holder writes it again while it collects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CollectorClaim {

@@ -14,6 +14,7 @@
 pub mod cluster;
 mod collect;
 mod controller;
+mod damage_report;
 mod error;
 mod locks;
 pub mod node;
@@ -35,6 +36,7 @@ pub use controller::{
     Controller, Journal, NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source,
     VolumeInfo, writable_name,
 };
+pub use damage_report::report_damage;
 pub use error::ControlError;
 pub use owner::{RestoreInPlace, TreePath, serve_mailbox};
 pub use pools::{Pool, Pools};

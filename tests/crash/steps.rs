@@ -32,6 +32,9 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("catalog.sweep", "tests/catalog/faults.rs"),
     // An object of a folder that is linked and not durable yet.
     ("bucket.folder.linked", "tests/bucket/folder.rs"),
+    // A damaged volume.
+    ("control.damage.reported", "src/control/damage_report.rs"),
+    ("control.damage.posted", "tests/lifecycle/cluster.rs"),
     // A collector's claim.
     ("collect.claim", "tests/lifecycle/collecting.rs"),
     ("collect.claim-released", "tests/lifecycle/collecting.rs"),

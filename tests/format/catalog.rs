@@ -113,6 +113,15 @@ fn revocation() -> Revocation {
     }
 }
 
+fn damage_report() -> DamageReport {
+    DamageReport {
+        dataset: revocation().dataset,
+        node: "node-1".into(),
+        why: "corrupt data: table x".into(),
+        created: Timestamp::from_nanos(42),
+    }
+}
+
 #[test]
 fn records() {
     let pool = |encryption| PoolRecord {
@@ -160,6 +169,7 @@ fn records() {
         include_str!("golden/heartbeat.json"),
     );
     check("nodes/s/revocation/c", Some(revocation()), include_str!("golden/revocation.json"));
+    check("nodes/s/damage/d", Some(damage_report()), include_str!("golden/damage.json"));
     check(
         "collector/00000000000000000001",
         Some(collector()),
@@ -191,6 +201,7 @@ async fn keys() {
     .await
     .unwrap();
     pool.put_revocation(session, &revocation()).await.unwrap();
+    pool.put_damage_report(session, &damage_report()).await.unwrap();
     pool.write_collector_claim(None, collector()).await.unwrap();
     let keys: Vec<_> = pool.bucket().list("").await.unwrap().into_iter().map(|l| l.key).collect();
     assert_eq!(
@@ -202,6 +213,7 @@ async fn keys() {
                 "names/snapshot/{}/00000000000000000001",
                 NameKey::of("csi-snapshot", "snapshot-1")
             ),
+            format!("nodes/{session}/damage/{}", Incarnation::from_bytes([7; 16])),
             format!("nodes/{session}/heartbeat/00000000000000000003"),
             format!("nodes/{session}/revocation/{}", revocation().claim),
             "pool/00000000000000000001".to_owned(),

@@ -54,6 +54,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// Passes of one collection: each frees what the one before made free. A chain of clones as long as
@@ -134,6 +135,8 @@ pub struct Collector {
     owners: Owners,
     memory: Memory,
     threshold: RewriteThreshold,
+    /// Notified when a session reports a damaged volume.
+    damage_reported: Arc<Notify>,
     /// Most bytes of packs read for rewriting per second.
     rate: Option<u64>,
     progress: Progress,
@@ -152,6 +155,7 @@ impl Collector {
         owners: Owners,
         memory: Memory,
         threshold: RewriteThreshold,
+        damage_reported: Arc<Notify>,
     ) -> Self {
         Self {
             pool,
@@ -159,6 +163,7 @@ impl Collector {
             owners,
             memory,
             threshold,
+            damage_reported,
             rate: None,
             progress: Box::new(|_| {}),
             claim: None,
@@ -235,9 +240,13 @@ impl Collector {
     pub async fn collect(&self) -> Result<Collected, ControlError> {
         let now = SystemTime::now();
         let catalog = &self.pool.catalog;
-        let remnants = catalog.sweep(now).await?
-            + catalog.sweep_readers(now).await?
-            + sweep_mailboxes(catalog.bucket(), now).await?;
+        let mailboxes = sweep_mailboxes(catalog.bucket(), now).await?;
+        if mailboxes.damage_reported {
+            // Before anything is read: the damage may end the collection.
+            self.damage_reported.notify_one();
+        }
+        let remnants =
+            catalog.sweep(now).await? + catalog.sweep_readers(now).await? + mailboxes.removed;
         let mut done = Collected { remnants, ..Collected::default() };
         for _ in 0..PASSES_MAX {
             let plan = Box::pin(self.plan()).await?;

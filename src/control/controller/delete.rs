@@ -121,6 +121,7 @@ impl Controller {
             self.owners.clone(),
             self.memory.clone(),
             self.threshold,
+            self.damage_reported.clone(),
         )
     }
 }

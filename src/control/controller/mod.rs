@@ -88,6 +88,8 @@ pub struct Controller {
     sources: KeyedMutex<Incarnation>,
     /// Notified when an object is tombstoned.
     tombstoned: Arc<Notify>,
+    /// Notified when a collection meets a report of a damaged volume.
+    damage_reported: Arc<Notify>,
     /// Memory that collections of this process share.
     memory: Memory,
     threshold: RewriteThreshold,
@@ -103,6 +105,7 @@ impl Controller {
             operations: OperationLocks::default(),
             sources: KeyedMutex::default(),
             tombstoned: Arc::default(),
+            damage_reported: Arc::default(),
             memory: Memory::default(),
             threshold: RewriteThreshold::default(),
         }
@@ -135,6 +138,11 @@ impl Controller {
     /// Notified after each tombstone, so that a collector need not wait for its interval.
     pub fn tombstoned(&self) -> Arc<Notify> {
         self.tombstoned.clone()
+    }
+
+    /// Notified when a collection of this process meets a report of a damaged volume.
+    pub fn damage_reported(&self) -> Arc<Notify> {
+        self.damage_reported.clone()
     }
 
     /// The pool of a handle; `None`: not one of ours.

@@ -14,7 +14,7 @@
 
 use super::request::{OwnerReply, OwnerRequest};
 use crate::bucket::{Bucket, Listed, PutNew};
-use crate::catalog::{Owner, mailbox_reply, mailbox_requests};
+use crate::catalog::{Owner, is_damage_report, mailbox_reply, mailbox_requests};
 use crate::control::{ControlError, Pool};
 use crate::fs::Restored;
 use crate::types::{Class, Classify, DatasetId, Incarnation};
@@ -219,23 +219,32 @@ async fn poll(bucket: &Bucket, key: &str) -> Result<Outcome, ControlError> {
     }
 }
 
+/// The result of a sweep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::control) struct Swept {
+    pub(in crate::control) removed: usize,
+    /// Whether a session reports a damaged volume: seen in passing.
+    pub(in crate::control) damage_reported: bool,
+}
+
 /// Removes objects too old to be waited for: requests and replies of sessions that have ended and
-/// of askers that went away, heartbeats and revocations of sessions that have ended. Returns their
-/// number.
-pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<usize, ControlError> {
+/// of askers that went away, heartbeats, revocations and reports of sessions that have ended.
+pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<Swept, ControlError> {
     let age_max = |key: &str| match key.split('/').nth(2) {
         Some("request" | "reply") => Some(MESSAGE_AGE_MAX),
         Some("heartbeat" | "revocation") => Some(STATUS_AGE_MAX),
-        _ => None,
+        _ => is_damage_report(key).then_some(STATUS_AGE_MAX),
     };
     let age = |listed: &Listed| now.duration_since(listed.modified).unwrap_or_default();
     let old = |listed: &Listed| age_max(&listed.key).is_some_and(|max| age(listed) > max);
-    let found = bucket.list("nodes/").await?.into_iter().filter(old);
-    let keys: Vec<String> = found.map(|listed| listed.key).collect();
+    let (old, young): (Vec<Listed>, Vec<Listed>) =
+        bucket.list("nodes/").await?.into_iter().partition(old);
+    let keys: Vec<String> = old.into_iter().map(|listed| listed.key).collect();
     if !keys.is_empty() {
         bucket.delete(&keys).await?;
     }
-    Ok(keys.len())
+    let damage_reported = young.iter().any(|listed| is_damage_report(&listed.key));
+    Ok(Swept { removed: keys.len(), damage_reported })
 }
 
 #[cfg(test)]
@@ -254,14 +263,17 @@ mod tests {
             "nodes/a/reply/1",
             "nodes/a/heartbeat/1",
             "nodes/a/revocation/1",
+            "nodes/a/damage/1",
             "nodes/a/other",
         ] {
             bucket.put(key, bytes::Bytes::from_static(b"x")).await.unwrap();
         }
-        assert_eq!(sweep(&bucket, SystemTime::now()).await.unwrap(), 0);
-        assert_eq!(sweep(&bucket, SystemTime::now() + 2 * MESSAGE_AGE_MAX).await.unwrap(), 2);
-        assert_eq!(bucket.list("nodes").await.unwrap().len(), 3);
-        assert_eq!(sweep(&bucket, SystemTime::now() + 2 * STATUS_AGE_MAX).await.unwrap(), 2);
+        let swept = async |after| sweep(&bucket, SystemTime::now() + after).await.unwrap();
+        let found = |removed, damage_reported| Swept { removed, damage_reported };
+        assert_eq!(swept(Duration::ZERO).await, found(0, true));
+        assert_eq!(swept(2 * MESSAGE_AGE_MAX).await, found(2, true));
+        assert_eq!(bucket.list("nodes").await.unwrap().len(), 4);
+        assert_eq!(swept(2 * STATUS_AGE_MAX).await, found(3, false));
     }
 
     fn dataset() -> DatasetId {

@@ -36,7 +36,7 @@ pub use restore::{RestoreInPlace, TreePath};
 pub use server::serve_mailbox;
 
 use self::local::Local;
-use self::mailbox::{Addressee, Unanswered};
+use self::mailbox::{Addressee, Swept, Unanswered};
 use super::node::{Mounts, NoMounts};
 use super::{ControlError, Pool};
 use crate::bucket::Bucket;
@@ -246,10 +246,10 @@ pub(super) async fn ask_owner(
     Ok(mailbox::ask(to, request, limit, &|_| {}).await?)
 }
 
-/// Removes old remains of mailboxes and sessions from the bucket. Returns their number.
+/// Removes old remains of mailboxes and sessions from the bucket.
 pub(super) async fn sweep_mailboxes(
     bucket: &Bucket,
     now: SystemTime,
-) -> Result<usize, ControlError> {
+) -> Result<Swept, ControlError> {
     mailbox::sweep(bucket, now).await
 }
