@@ -1,8 +1,9 @@
 //! The controller learns from Kubernetes about the machines that own volumes: it watches the Nodes,
-//! and revokes the claims (R27) of a machine that is tainted out-of-service or whose Node is gone. An
-//! event on the Node names the volume, for whoever sees a pod wait for it elsewhere.
+//! and revokes the claims (R27) of a machine that is tainted out-of-service or whose Node is gone.
 //! An owner that is alive there releases the volume within a heartbeat, so that a node that only
-//! Kubernetes has lost delays no one.
+//! Kubernetes has lost delays no one. A Node that is merely not ready keeps its claims: an event on
+//! it names its volumes, for whoever sees a pod wait for one of them elsewhere, and one for each
+//! revocation. What nodes report of damaged volumes becomes events, too ([`damage`]).
 //!
 //! ```text
 //!  list ──▶ watch ──▶ changed ──▶ [nodes] finds lost nodes ──▶ revokes their claims
@@ -19,22 +20,24 @@
 //! claim. A crash leaves nothing but revocations. The third ground of R27, that no pod with the
 //! claim is left on the machine, is not checked here.
 
+mod damage;
+mod events;
 mod nodes;
 
-use crate::catalog::RevocationReason;
+use crate::catalog::{Dataset, Owner, RevocationReason};
 use crate::control::{ControlError, Controller, Pool};
 use crate::types::{SessionId, VolumeHandle};
+use events::{Events, Warning};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, ObjectReference};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use k8s_openapi::api::core::v1::Node;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Config};
-use nodes::{LostNode, Nodes};
-use std::collections::HashMap;
+use nodes::{LostNode, Nodes, OUT_OF_SERVICE, UnreadyNode};
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio_util::sync::CancellationToken;
 
 /// The location of a pod's ServiceAccount.
@@ -56,8 +59,6 @@ const LOOK_SOON: Duration = Duration::from_secs(2);
 const LOOK_LATER: Duration = Duration::from_secs(60);
 /// … and while no node is lost.
 const LOOK_NEVER: Duration = Duration::from_secs(24 * 3600);
-/// Time limit for posting an event: revocations of other volumes wait for it.
-const EVENT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Returns the configuration to reach the API server from a pod; `None`: this process is not in a
 /// pod, or in one without a ServiceAccount.
@@ -84,14 +85,14 @@ pub async fn watch(
 ) -> Result<(), kube::Error> {
     server.connect_timeout = Some(CONNECT_LIMIT);
     let client = Client::try_from(server)?;
-    let reporter = Reporter { controller: "zerofs-csi".to_owned(), instance: None };
     let nodes = Api::all(client.clone());
     let mut watcher = Watcher {
         controller,
         nodes: Nodes::default(),
         look_at: None,
         reach: Reach::default(),
-        recorder: Recorder::new(client, reporter),
+        events: Events::new(client.clone()),
+        client,
     };
     tokio::select! {
         () = stop.cancelled() => {}
@@ -106,7 +107,8 @@ struct Watcher {
     /// The time of the next check of the volumes that lost nodes own.
     look_at: Option<Instant>,
     reach: Reach,
-    recorder: Recorder,
+    events: Events,
+    client: Client,
 }
 
 /// Tracks whether the API server answers.
@@ -133,10 +135,18 @@ impl Watcher {
                 .boxed()
         };
         let (mut events, mut pause) = (begin(), PAUSE_MIN);
+        let damage_reported = self.controller.damage_reported();
         loop {
             self.look_if_due().await;
             // Abandoning the wait loses nothing: the stream keeps the bytes that it has read.
-            match tokio::time::timeout(self.until_look(), events.next()).await {
+            let next = tokio::select! {
+                next = tokio::time::timeout(self.until_look(), events.next()) => next,
+                () = damage_reported.notified() => {
+                    self.post_damage().await;
+                    continue;
+                }
+            };
+            match next {
                 Ok(Some(Ok(event))) => {
                     // A list that begins has not been answered.
                     if !matches!(event, watcher::Event::Init) {
@@ -179,9 +189,23 @@ impl Watcher {
     }
 
     fn look_soon(&mut self) {
-        if self.nodes.any_lost() && self.look_at.is_none_or(|at| at > Instant::now() + LOOK_SOON) {
-            self.look_at = Some(Instant::now());
+        let now = Instant::now();
+        let due = match self.nodes.any_lost() {
+            true => now,
+            // Nodes often cease to be ready together: one look tells of all.
+            false if self.is_untold() => now + LOOK_SOON,
+            false => return,
+        };
+        if self.look_at.is_none_or(|at| at > now + LOOK_SOON) {
+            self.look_at = Some(due);
         }
+    }
+
+    /// Returns whether a node that is not ready may own volumes that nobody was told of.
+    fn is_untold(&self) -> bool {
+        let unready = self.nodes.unready();
+        let mut pools = self.controller.pools().iter();
+        pools.any(|pool| unready.iter().any(|node| !node.is_told(pool.id())))
     }
 
     fn until_look(&self) -> Duration {
@@ -194,8 +218,10 @@ impl Watcher {
             return;
         }
         let (lost, undecided) = self.nodes.lost(now);
-        let left = if lost.is_empty() { false } else { self.revoke(&lost).await };
-        self.look_at = match (left || undecided, self.nodes.any_lost()) {
+        let left = self.look(&lost).await;
+        let waits = self.nodes.any_lost()
+            || !self.nodes.unready().is_empty() && !self.controller.pools().not_open().is_empty();
+        self.look_at = match (left || undecided, waits) {
             (true, _) => Some(Instant::now() + LOOK_SOON),
             (false, true) => Some(Instant::now() + LOOK_LATER),
             (false, false) => None,
@@ -205,12 +231,22 @@ impl Watcher {
         }
     }
 
-    /// Revokes the claims of lost nodes. Returns whether there may be more to do.
-    async fn revoke(&self, lost: &[LostNode]) -> bool {
+    /// Revokes the claims of lost nodes, and tells of the volumes of those that are not ready.
+    /// Returns whether there may be more to do.
+    async fn look(&mut self, lost: &[LostNode]) -> bool {
+        let (controller, unready) = (self.controller.clone(), self.nodes.unready());
         let mut left = false;
-        for pool in self.controller.pools().iter() {
-            match self.revoke_in(pool, lost).await {
-                Ok(revoked) => left |= revoked,
+        for pool in controller.pools().iter() {
+            let untold: Vec<&UnreadyNode> =
+                unready.iter().filter(|node| !node.is_told(pool.id())).collect();
+            if lost.is_empty() && untold.is_empty() {
+                continue;
+            }
+            match self.look_in(pool, lost, &untold).await {
+                Ok(revoked) => {
+                    left |= revoked;
+                    untold.iter().for_each(|node| self.nodes.told(node, pool.id()));
+                }
                 Err(error) => {
                     tracing::warn!(
                         pool = pool.name,
@@ -224,81 +260,130 @@ impl Watcher {
         left
     }
 
-    async fn revoke_in(&self, pool: &Pool, lost: &[LostNode]) -> Result<bool, ControlError> {
+    async fn look_in(
+        &self,
+        pool: &Pool,
+        lost: &[LostNode],
+        unready: &[&UnreadyNode],
+    ) -> Result<bool, ControlError> {
         let mut boots: HashMap<SessionId, Option<String>> = HashMap::new();
+        let mut waiting: BTreeMap<SessionId, Waiting<'_>> = BTreeMap::new();
         let mut revoked = false;
         for dataset in pool.catalog.datasets().await?.into_iter().map(|at| at.record) {
-            let Some(owner) = dataset
-                .owner
-                .as_ref()
-                .filter(|owner| lost.iter().any(|node| node.name == owner.node))
-            else {
-                continue;
+            let is_named = |owner: &&Owner| {
+                lost.iter().any(|node| node.name == owner.node)
+                    || unready.iter().any(|node| node.name == owner.node)
             };
+            let Some(owner) = dataset.owner.as_ref().filter(is_named) else { continue };
             if let Entry::Vacant(unknown) = boots.entry(owner.session) {
                 unknown.insert(
                     pool.catalog.newest_heartbeat(owner.session).await?.and_then(|beat| beat.boot),
                 );
             }
             let boot = boots.get(&owner.session).and_then(Option::as_deref);
-            let Some(node) = lost
-                .iter()
-                .find(|node| node.name == owner.node && Some(node.boot.as_str()) == boot)
-            else {
+            let is_owner = |name: &str, its: &str| name == owner.node && Some(its) == boot;
+            if let Some(node) = lost.iter().find(|node| is_owner(&node.name, &node.boot)) {
+                revoked |= self.revoke(pool, &dataset, owner, node).await?;
+            } else if let Some(node) = unready.iter().find(|node| is_owner(&node.name, &node.boot))
+            {
+                let waiting = waiting.entry(owner.session).or_insert_with(|| Waiting::new(node));
+                waiting.lease_millis = waiting.lease_millis.max(owner.lease_millis);
+                waiting.volumes.push(dataset.name.to_string());
+            } else {
                 tracing::debug!(
                     volume = %dataset.name,
                     node = owner.node,
                     "owned by another machine with this name, or before its last boot"
                 );
-                continue;
-            };
-            let why =
-                if node.gone { RevocationReason::NodeGone } else { RevocationReason::OutOfService };
-            let handle = VolumeHandle { pool: pool.id(), dataset: dataset.id() };
-            if self.controller.revoke_claim(handle, owner.claim, why).await? {
-                tracing::warn!(
-                    volume = %dataset.name,
-                    node = node.name,
-                    ?why,
-                    "revoked ownership of the volume; waiting for its node to release it, or for \
-                     lease expiry"
-                );
-                self.post_event(node, dataset.name.as_str()).await;
-                revoked = true;
             }
+        }
+        for (session, waiting) in waiting {
+            self.tell_of(pool, session, waiting).await;
         }
         Ok(revoked)
     }
 
-    /// Posts an event on the lost Node. One that cannot be posted is only missing: the log has it.
-    async fn post_event(&self, node: &LostNode, volume: &str) {
-        let why = if node.gone { "its Node is gone" } else { "it is out of service" };
-        let event = Event {
-            type_: EventType::Warning,
-            reason: "VolumeRevoked".to_owned(),
-            note: Some(format!(
-                "ownership of ZeroFS volume {volume} by node {} is revoked, because {why}: another \
-                 node gets the volume once this one releases it or its lease expires",
-                node.name
-            )),
-            action: "Revoke".to_owned(),
-            secondary: None,
+    /// Revokes the claim of a lost node. Returns whether this call did it.
+    async fn revoke(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        owner: &Owner,
+        node: &LostNode,
+    ) -> Result<bool, ControlError> {
+        let (reason, why) = match node.gone {
+            true => (RevocationReason::NodeGone, "its Node is gone"),
+            false => (RevocationReason::OutOfService, "it is out of service"),
         };
-        let name = Some(node.name.clone());
-        let node = ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Node".to_owned()),
-            // As kubelet's own events on it have it, so that `kubectl describe node` shows this one.
-            uid: name.clone(),
-            name,
-            ..ObjectReference::default()
-        };
-        let posted = tokio::time::timeout(EVENT_LIMIT, self.recorder.publish(&event, &node)).await;
-        match posted {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, volume, "cannot post an event; see the log"),
-            Err(_) => tracing::warn!(volume, "posting an event timed out; see the log"),
+        let handle = VolumeHandle { pool: pool.id(), dataset: dataset.id() };
+        if !self.controller.revoke_claim(handle, owner.claim, reason).await? {
+            return Ok(false);
         }
+        tracing::warn!(
+            volume = %dataset.name,
+            node = node.name,
+            why = ?reason,
+            "revoked ownership of the volume; waiting for its node to release it, or for lease \
+             expiry"
+        );
+        let note = format!(
+            "ownership of ZeroFS volume {} by node {} is revoked, because {why}: another node gets \
+             the volume once this one releases it or its lease expires",
+            dataset.name, node.name
+        );
+        let warning = Warning {
+            about: format!("revoked {}", owner.claim),
+            regarding: events::node(&node.name),
+            reason: "VolumeRevoked",
+            action: "Revoke",
+            note,
+            at: SystemTime::now(),
+        };
+        self.events.post(warning).await;
+        Ok(true)
+    }
+
+    /// Tells of the volumes of a node that is not ready, for whoever sees a pod wait for one of
+    /// them elsewhere.
+    async fn tell_of(&self, pool: &Pool, session: SessionId, waiting: Waiting<'_>) {
+        let Waiting { node, lease_millis, volumes } = waiting;
+        let lease = lease_millis.div_ceil(1000);
+        tracing::warn!(
+            node = node.name,
+            ?volumes,
+            "a node that is not ready owns volumes; another gets one once it has waited for lease \
+             expiry"
+        );
+        let note = format!(
+            "node {} is not ready and owns ZeroFS volumes {}. If it is dead, a node where a pod \
+             needs one takes it over once it has waited {lease} s without a heartbeat; the pod \
+             stays in ContainerCreating meanwhile. If it is alive, it keeps them until its pods \
+             are gone or it is tainted {OUT_OF_SERVICE}",
+            node.name,
+            events::names(&volumes)
+        );
+        let warning = Warning {
+            about: format!("unready {} {session} {}", pool.id(), node.since),
+            regarding: events::node(&node.name),
+            reason: "VolumeOwnerNotReady",
+            action: "WaitForLease",
+            note,
+            at: SystemTime::now(),
+        };
+        self.events.post(warning).await;
+    }
+}
+
+/// The volumes of one session of a node that is not ready.
+struct Waiting<'a> {
+    node: &'a UnreadyNode,
+    lease_millis: u64,
+    volumes: Vec<String>,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(node: &'a UnreadyNode) -> Self {
+        Self { node, lease_millis: 0, volumes: Vec::new() }
     }
 }
 

@@ -1,6 +1,7 @@
-//! The state of the cluster's nodes. Pure: events in, lost nodes out.
+//! The state of the cluster's nodes. Pure: events in, lost and unready nodes out.
 
-use k8s_openapi::api::core::v1::Node;
+use crate::types::PoolId;
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use kube::runtime::watcher::Event;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ const GONE_FOR: Duration = Duration::from_secs(5);
 const GONE_KEPT: Duration = Duration::from_secs(600);
 /// Counts with any effect: the taint means that the machine is off, or will not come back as it
 /// was.
-const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+pub const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 /// A node whose ownership of volumes is to be revoked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +26,43 @@ pub struct LostNode {
     pub gone: bool,
 }
 
+/// A node that Kubernetes does not hear from, or whose kubelet cannot run pods. Its machine may be
+/// dead or well: only its lease decides about its volumes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnreadyNode {
+    pub name: String,
+    /// The boot of the machine: a later one is another owner.
+    pub boot: String,
+    /// When it ceased to be ready, by Kubernetes: tells this time from another.
+    pub since: String,
+    /// The pools whose volumes were told of.
+    told: HashSet<PoolId>,
+}
+
+impl UnreadyNode {
+    pub fn is_told(&self, pool: PoolId) -> bool {
+        self.told.contains(&pool)
+    }
+}
+
 #[derive(Debug)]
 struct NodeState {
     boot: String,
     out_of_service: bool,
+    unready: Option<Unready>,
+}
+
+#[derive(Debug)]
+struct Unready {
+    since: String,
+    told: HashSet<PoolId>,
+}
+
+/// When the node ceased to be ready; `None`: it is ready, or its state is not known yet.
+fn unready_since(status: Option<&NodeStatus>) -> Option<String> {
+    let ready = status?.conditions.as_ref()?.iter().find(|condition| condition.type_ == "Ready")?;
+    let since = || ready.last_transition_time.as_ref().map(|at| at.0.to_string());
+    (ready.status != "True").then(|| since().unwrap_or_default())
 }
 
 #[derive(Debug)]
@@ -76,6 +110,7 @@ impl Nodes {
     /// Adds or updates a node. Returns its name, if it has one.
     fn put(&mut self, node: Node) -> Option<String> {
         let name = node.metadata.name?;
+        let unready = unready_since(node.status.as_ref());
         let boot = node
             .status
             .and_then(|status| status.node_info)
@@ -94,7 +129,14 @@ impl Nodes {
                 "node is tainted out-of-service; revoking its ownership of volumes"
             );
         }
-        self.there.insert(name.clone(), NodeState { boot, out_of_service });
+        let told = |since: &String| {
+            let before = self.there.get(&name).and_then(|node| node.unready.as_ref());
+            before.filter(|before| before.since == *since).map(|before| before.told.clone())
+        };
+        let unready = unready
+            .map(|since| Unready { told: told(&since).unwrap_or_default(), since })
+            .filter(|_| !out_of_service);
+        self.there.insert(name.clone(), NodeState { boot, out_of_service, unready });
         Some(name)
     }
 
@@ -129,6 +171,28 @@ impl Nodes {
             .map(|(name, boot, gone)| LostNode { name: name.clone(), boot: boot.clone(), gone })
             .collect();
         (all, self.gone.values().any(|gone| !is_due(gone)))
+    }
+
+    /// The nodes that are not ready, unless they are lost.
+    pub fn unready(&self) -> Vec<UnreadyNode> {
+        let unready = self.there.iter().filter_map(|(name, node)| {
+            let Unready { since, told } = node.unready.as_ref()?;
+            Some(UnreadyNode {
+                name: name.clone(),
+                boot: node.boot.clone(),
+                since: since.clone(),
+                told: told.clone(),
+            })
+        });
+        unready.collect()
+    }
+
+    /// The volumes that a node has in a pool were told of.
+    pub fn told(&mut self, node: &UnreadyNode, pool: PoolId) {
+        let state = self.there.get_mut(&node.name).and_then(|now| now.unready.as_mut());
+        if let Some(now) = state.filter(|now| now.since == node.since) {
+            now.told.insert(pool);
+        }
     }
 
     /// Nodes that were lost at that time own nothing now; deleted ones are forgotten.
@@ -200,6 +264,37 @@ mod tests {
         assert_eq!(of(&mut nodes, later), [("a/1".into(), false)]);
         nodes.apply(Event::Apply(node("a", "1", None)), later);
         assert!(!nodes.any_lost());
+    }
+
+    fn with_ready(mut node: Node, status: &str, since: &str) -> Node {
+        let conditions = serde_json::json!([
+            {"type": "MemoryPressure", "status": "False", "lastTransitionTime": since},
+            {"type": "Ready", "status": status, "lastTransitionTime": since},
+        ]);
+        node.status.get_or_insert_default().conditions =
+            Some(serde_json::from_value(conditions).unwrap());
+        node
+    }
+
+    #[test]
+    fn a_node_that_is_not_ready_is_told_of_once_in_each_pool() {
+        let (mut nodes, now) = (Nodes::default(), Instant::now());
+        let pools = [PoolId::from_bytes([1; 16]), PoolId::from_bytes([2; 16])];
+        let (at, later) = ("2026-11-29T21:00:00Z", "2026-11-29T22:00:00Z");
+        let mut changes = |status: &str, since: &str, taint: Option<&str>| {
+            nodes.apply(Event::Apply(with_ready(node("a", "1", taint), status, since)), now);
+            let found = nodes.unready();
+            found.iter().for_each(|node| nodes.told(node, pools[0]));
+            found.first().map(|node| pools.map(|pool| node.is_told(pool)))
+        };
+        assert_eq!(changes("True", at, None), None);
+        assert_eq!(changes("Unknown", at, None), Some([false, false]));
+        assert_eq!(changes("Unknown", at, None), Some([true, false]), "nothing has changed");
+        assert_eq!(changes("False", later, None), Some([false, false]), "another time");
+        assert_eq!(changes("False", later, Some(OUT_OF_SERVICE)), None, "it is lost");
+        assert_eq!(changes("True", later, None), None);
+        nodes.apply(Event::Apply(node("b", "2", None)), now);
+        assert_eq!(nodes.unready(), [], "its state is not known");
     }
 
     #[test]
