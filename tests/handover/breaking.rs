@@ -7,7 +7,7 @@ use std::time::Duration;
 use zerofs_csi::nfs::client::{Client, Credentials};
 
 const HELLO: &str =
-    r#"{"hello":{"versions":[1,1],"program":"9","role":"serve","node":null,"pools":["POOL"]}}"#;
+    r#"{"hello":{"versions":[2,2],"program":"9","role":"serve","node":null,"pools":["POOL"]}}"#;
 
 /// The pool's id, as a new process would know it.
 fn hello(room: &Room) -> String {
@@ -31,11 +31,8 @@ async fn a_process_that_does_not_fit_is_refused() {
     let load = Load::start(at, 2).await;
     let state = room.state();
     let refused = [
-        (
-            r#"{"hello":{"versions":[2,7],"program":"9","role":"serve","node":null,"pools":[]}}"#
-                .to_owned(),
-            "versions 2 to 7",
-        ),
+        (hello(&room).replace("[2,2]", "[3,7]"), "versions 3 to 7"),
+        (hello(&room).replace("[2,2]", "[1,1]"), "versions 1 to 1"),
         (hello(&room).replace("serve", "node"), "--state-dir"),
         (hello(&room).replace("null", r#""elsewhere""#), "elsewhere"),
         (hello(&room).split("[\"").next().unwrap().to_owned() + "[]}}", "not have pool"),
@@ -136,7 +133,7 @@ async fn the_old_process_dies_at_each_step() {
         let peer = handover.next();
         peer.hears(r#"{"hello""#);
         if step > 0 {
-            peer.say(r#"{"accepted":{"version":1,"program":"0"}}"#);
+            peer.say(r#"{"accepted":{"version":2,"program":"0"}}"#);
         }
         if step > 1 {
             let item = format!(r#"{{"sockets":[{{"service":"exports","at":"{at}"}}]}}"#);

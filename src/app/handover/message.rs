@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// The version of the protocol that this program uses, and the oldest that it still supports.
-pub(super) const VERSION: u16 = 1;
-pub(super) const VERSION_MIN: u16 = 1;
+/// Version 1 had other names for some messages, and was in no release.
+pub(super) const VERSION: u16 = 2;
+pub(super) const VERSION_MIN: u16 = 2;
 
 /// The largest message, in bytes: a Hello with as many pools as are ever configured, or the
 /// description of [`FDS_MAX`] sockets.
@@ -142,5 +143,72 @@ impl Message {
                 HandoverError::Unintelligible(format!("{said} instead of {wanted}"))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nfs::Trust;
+
+    const SOCKETS: &str = concat!(
+        r#"{"sockets":[{"service":"volume","at":"127.0.0.2:2049","connection":"squashed"},"#,
+        r#"{"service":"exports","at":"127.0.0.2:2049"},"#,
+        r#"{"service":"health","at":"127.0.0.2:2049"},"#,
+        r#"{"service":"registration","at":"127.0.0.2:2049","path":"/r.sock"}]}"#
+    );
+
+    /// A change of these bytes needs another version, since the other process may be older.
+    #[test]
+    fn the_bytes_of_messages_are_fixed() {
+        assert_eq!((VERSION, VERSION_MIN), (2, 2));
+        let hello = Hello {
+            versions: (2, 3),
+            program: "0.1.0".to_owned(),
+            role: HandoverRole::Node,
+            node: Some("n".to_owned()),
+            pools: vec!["p".to_owned()],
+        };
+        let item = |service, path: Option<&str>, connection| Item {
+            service,
+            at: "127.0.0.2:2049".parse().unwrap(),
+            path: path.map(PathBuf::from),
+            connection,
+        };
+        let sockets = vec![
+            item(Service::Volume, None, Some(Trust::Squashed)),
+            item(Service::Exports, None, None),
+            item(Service::Health, None, None),
+            item(Service::Registration, Some("/r.sock"), None),
+        ];
+        let messages = [
+            (
+                Message::Hello(hello),
+                r#"{"hello":{"versions":[2,3],"program":"0.1.0","role":"node","node":"n","pools":["p"]}}"#,
+            ),
+            (
+                Message::Accepted { version: 2, program: "0.1.0".to_owned() },
+                r#"{"accepted":{"version":2,"program":"0.1.0"}}"#,
+            ),
+            (Message::Refused { why: "no".to_owned() }, r#"{"refused":{"why":"no"}}"#),
+            (Message::Sockets(sockets), SOCKETS),
+            (Message::Released, r#""released""#),
+            (Message::Acquired, r#""acquired""#),
+            (Message::Serving, r#""serving""#),
+        ];
+        for (message, text) in messages {
+            assert_eq!(String::from_utf8(message.encode().unwrap()).unwrap(), text);
+            assert_eq!(Message::decode(text.as_bytes()).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn an_older_process_is_refused() {
+        let mut hello = Hello::new(HandoverRole::Serve, None, vec![]);
+        assert_eq!(hello.common(), Ok(VERSION));
+        hello.versions = (1, 1);
+        assert!(hello.common().unwrap_err().contains("versions 1 to 1"));
+        hello.versions = (1, 9);
+        assert_eq!(hello.common(), Ok(VERSION));
     }
 }
