@@ -6,10 +6,11 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use zerofs_csi::catalog::Owner;
 use zerofs_csi::control::node::NoMounts;
 use zerofs_csi::control::{Source, serve_mailbox};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
-use zerofs_csi::types::{Class, Classify, EntryName};
+use zerofs_csi::types::{Class, Classify, EntryName, SessionId};
 
 #[test]
 fn the_owner_makes_the_snapshot_that_another_process_asks_for() {
@@ -264,5 +265,53 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
         mailbox.await.unwrap();
         assert_eq!(content().await, b"old");
         close().await;
+    });
+}
+
+/// Every owner that is asked is silent, and another has the volume before that shows: together they
+/// get as long as one.
+#[test]
+fn owners_that_do_not_answer_share_one_time_limit() {
+    crate::setup::paused(|| async {
+        let world = World::new().await;
+        let volume = world.create("v", None).await.unwrap().handle;
+        let claim = async |owner: Option<Owner>| {
+            let record = world.catalog.update_dataset(volume.dataset, |record| {
+                record.owner = owner.clone();
+                Ok(())
+            });
+            record.await.unwrap();
+        };
+        let another = |n: u32| Some(Owner::new(&format!("node-{n}"), SessionId::random()));
+        let began = tokio::time::Instant::now();
+        claim(another(0)).await;
+        let moving = async {
+            for n in 1.. {
+                tokio::time::sleep(Duration::from_secs(13)).await;
+                claim(another(n)).await;
+            }
+        };
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap());
+        let refused = tokio::select! {
+            cut = Box::pin(cut) => cut.unwrap_err(),
+            () = moving => unreachable!(),
+        };
+        assert!(matches!(refused.class(), Class::Unavailable | Class::InProgress), "{refused}");
+        // The limit is that of `setup::controller`.
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(22), "{took:?}");
+
+        // An owner that released it is not waited for.
+        claim(another(0)).await;
+        let began = tokio::time::Instant::now();
+        let releasing = async {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            claim(None).await;
+        };
+        let cut = world.controller.create_snapshot(volume, "cut".parse().unwrap());
+        let (cut, ()) = tokio::join!(Box::pin(cut), releasing);
+        cut.unwrap();
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(15), "{took:?}");
     });
 }

@@ -14,8 +14,8 @@
 //! The one rule for a lost race. The dataset's record decides which process may act, and may change
 //! while a request is in progress: a carrier that finds that another process may act by now has
 //! lost a race. Then the record is read again, and the request goes to the process that it names,
-//! [`RACES_MAX`] times at most. A restore is not retried here, because a part of it may be done:
-//! its caller retries.
+//! [`RACES_MAX`] times at most, and the owners that are asked share one time limit. A restore is
+//! not retried here, because a part of it may be done: its caller retries.
 //!
 //! To add a request: a variant of [`OwnerRequest`] and its arm in [`local`] and [`released`]. To
 //! add a carrier: a module with an `ask`, and its arm in `Owners::carry`.
@@ -48,9 +48,13 @@ use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
 
 /// Most times that a request is carried again after a lost race.
 const RACES_MAX: usize = 3;
+/// Interval at which the record is read while an owner does not answer: it may have died, or handed
+/// the dataset over.
+const RECORD_LOOK: Duration = Duration::from_secs(5);
 /// Before a request is carried again while the record still names the claim that was fenced.
 const RACE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -58,7 +62,7 @@ const RACE_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Clone)]
 pub(super) struct Owners {
     local: Local,
-    /// Time limit for the answer of an owner in another process.
+    /// Time limit for the answers of owners in other processes, however many are asked.
     timeout: Duration,
     /// Sessions that did not answer, where they are asked only once.
     silent: Option<Arc<Mutex<HashSet<SessionId>>>>,
@@ -147,8 +151,14 @@ impl Owners {
             }
         }
         let mut record = dataset.clone();
-        for _ in 0..RACES_MAX {
-            match Box::pin(self.carry(pool, &record, request, progress)).await {
+        let deadline = Instant::now() + self.timeout;
+        for race in 0..RACES_MAX {
+            // Work in progress is not interrupted: only the wait for an answer is limited.
+            let left = deadline.saturating_duration_since(Instant::now());
+            if race > 0 && left.is_zero() {
+                break;
+            }
+            match Box::pin(self.carry(pool, &record, request, left, progress)).await {
                 Err(Undone::LostRace(_)) if request.is_repeatable() => {}
                 Err(undone) => return Err(undone.into_error(dataset)),
                 Ok(reply) => return request::expect(request, &dataset.name, reply),
@@ -163,12 +173,13 @@ impl Owners {
         Err(Undone::LostRace(None).into_error(dataset))
     }
 
-    /// Carries the request to the process that may act by the record.
+    /// Carries the request to the process that may act by the record. `limit`: for an answer.
     async fn carry(
         &self,
         pool: &Pool,
         record: &Dataset,
         request: &OwnerRequest,
+        limit: Duration,
         progress: &(dyn Fn(Restored) + Sync),
     ) -> Result<OwnerReply, Undone> {
         let settings = self.local.volumes.settings();
@@ -188,7 +199,14 @@ impl Owners {
         }
         let (dataset, name) = (record.id(), record.name.as_str());
         let to = Addressee { pool, owner, dataset, name };
-        match self.ask_once(to, request, progress).await {
+        let asked = tokio::select! {
+            asked = self.ask_once(to, request, limit, progress) => asked,
+            // The request stays for the collector: it may be done late.
+            () = claim_ended(to), if request.is_repeatable() => {
+                return Err(Undone::LostRace(None));
+            }
+        };
+        match asked {
             Ok(reply) => Ok(reply),
             Err(Unanswered::Failed(error)) => Err(error.into()),
             Err(Unanswered::Silent(error)) => match pool.catalog.dataset_by_id(dataset).await {
@@ -204,6 +222,7 @@ impl Owners {
         &self,
         to: Addressee<'_>,
         request: &OwnerRequest,
+        limit: Duration,
         progress: &(dyn Fn(Restored) + Sync),
     ) -> Result<OwnerReply, Unanswered> {
         let session = to.owner.session;
@@ -211,7 +230,7 @@ impl Owners {
             let why = format!("node {} does not answer", to.owner.node);
             return Err(Unanswered::Failed(ControlError::Unavailable(why)));
         }
-        let asked = mailbox::ask(to, request, self.timeout, progress).await;
+        let asked = mailbox::ask(to, request, limit, progress).await;
         if let (Err(Unanswered::Silent(_)), Some(silent)) = (&asked, &self.silent) {
             silent.lock().insert(session);
         }
@@ -226,6 +245,20 @@ impl Undone {
                 ControlError::InProgress { what: format!("volume {}", dataset.name) }
             }
             Self::LostRace(Some(error)) | Self::Failed(error) => error,
+        }
+    }
+}
+
+/// Resolves when the record names another claim than that of the owner who is asked.
+async fn claim_ended(to: Addressee<'_>) {
+    loop {
+        tokio::time::sleep(RECORD_LOOK).await;
+        match to.pool.catalog.dataset_by_id(to.dataset).await {
+            Ok(Some(now))
+                if owner_of(&now.record).is_some_and(|owner| owner.claim == to.owner.claim) => {}
+            // It says nothing: the store may answer the next time.
+            Err(_) => {}
+            Ok(_) => return,
         }
     }
 }
