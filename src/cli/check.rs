@@ -19,7 +19,7 @@ use crate::fs::check::{self, Report};
 use crate::fs::db::{self, Reader};
 use crate::fs::key::Key;
 use crate::fs::row::{Row, Usage};
-use crate::types::{Class, PackId, SnapshotHandle, Timestamp, VolumeHandle};
+use crate::types::{Class, Classify, PackId, SnapshotHandle, Timestamp, VolumeHandle};
 use crate::volume::{RootReader, repair_released};
 use bytes::Bytes;
 use serde::Serialize;
@@ -66,6 +66,11 @@ const DAMAGED: &str = "an object of its database is damaged or missing: put the 
     another version or copy of the bucket; otherwise clone, or restore from, a snapshot that \
     `check` finds clean";
 
+/// For credentials that may only read.
+const NEEDS_SNAPSHOT: &str = "it is open on a node, so that checking it takes a snapshot, which the \
+    credentials forbid: check one of its snapshots (DATASET@SNAPSHOT), or use credentials that may \
+    write";
+
 fn with_next_step(error: anyhow::Error) -> anyhow::Error {
     if class_of(&error) == Class::Corrupt { error.context(DAMAGED) } else { error }
 }
@@ -90,7 +95,8 @@ async fn check_all(
             .is_none()
     {
         let snapshot = opened.snapshot(dataset, snapshot).await?;
-        checked.push(check_snapshot(opened, dataset, &snapshot, stop).await?);
+        let found = check_snapshot(opened, dataset, &snapshot, stop).await?;
+        checked.push(found.ok_or_else(|| deleted(&format!("{dataset}@{}", snapshot.name)))?);
         return Ok((checked, None));
     }
     if only.is_none()
@@ -127,10 +133,9 @@ async fn check_all(
                 continue;
             }
             match check_snapshot(opened, dataset.name.as_str(), &at.record, stop).await {
-                Ok(found) => checked.push(found),
+                // None: deleted meanwhile, with its data.
+                Ok(found) => checked.extend(found),
                 Err(error) if stop.is_cancelled() => return Err(error),
-                // Deleted meanwhile, with its data.
-                Err(_) if is_gone(opened, &at.record).await? => {}
                 Err(error) => {
                     let error = with_next_step(error);
                     eprintln!(
@@ -143,6 +148,10 @@ async fn check_all(
         }
     }
     Ok((checked, failed))
+}
+
+fn deleted(name: &str) -> anyhow::Error {
+    Wrong::new(Class::NotFound, format!("snapshot {name} was deleted while it was checked"))
 }
 
 async fn is_gone(opened: &Opened, snapshot: &Snapshot) -> anyhow::Result<bool> {
@@ -184,7 +193,7 @@ async fn check_or_repair(
     }
 }
 
-/// `None` for a dataset that was never opened: it has no rows.
+/// `None` for a dataset that was never opened, and has no rows; or that was deleted meanwhile.
 async fn check_dataset(
     opened: &Opened,
     dataset: &Dataset,
@@ -195,7 +204,12 @@ async fn check_dataset(
         let Some(reader) = RootReader::head(settings, catalog, dataset).await? else {
             return Ok(None);
         };
-        return Ok(Some(check_reader(opened, dataset.name.to_string(), reader, stop).await?));
+        let checked = check_reader(opened, dataset.name.to_string(), reader, stop).await;
+        let is_gone = async {
+            let now = catalog.dataset_by_id(dataset.id()).await?;
+            Ok(now.is_none_or(|at| at.record.state != State::Ready))
+        };
+        return unless_gone(checked, is_gone, stop).await;
     }
     if !db::exists(&settings.place(catalog, dataset.family, dataset.incarnation)).await? {
         return Ok(None);
@@ -204,8 +218,13 @@ async fn check_dataset(
     let name = snapshot_name(&reserved::random())?;
     let (volume, of) = (VolumeHandle { pool, dataset: dataset.id() }, dataset.name.as_str());
     let checking = async {
-        let cut = opened.controller.create_snapshot(volume, name.clone()).await?;
-        check_snapshot(opened, of, &cut.snapshot, stop).await
+        let cut = opened.controller.create_snapshot(volume, name.clone()).await;
+        let cut = cut.map_err(|error| match error.class() {
+            Class::Denied => anyhow::Error::from(error).context(NEEDS_SNAPSHOT),
+            _ => error.into(),
+        })?;
+        let found = check_snapshot(opened, of, &cut.snapshot, stop).await?;
+        found.ok_or_else(|| deleted(&format!("{of}@{name}")))
     };
     let checked = tokio::select! {
         checked = Box::pin(checking) => checked,
@@ -236,16 +255,41 @@ async fn remove_leftovers(opened: &Opened, dataset: &Dataset) -> anyhow::Result<
     Ok(())
 }
 
+/// `None` for a snapshot that was deleted meanwhile.
 async fn check_snapshot(
     opened: &Opened,
     dataset: &str,
     snapshot: &Snapshot,
     stop: &CancellationToken,
-) -> anyhow::Result<Checked> {
+) -> anyhow::Result<Option<Checked>> {
     let what = format!("{dataset}@{}", snapshot.name);
-    let settings = opened.parts.volumes.settings();
-    let (reader, _) = RootReader::snapshot(settings, &opened.pool.catalog, snapshot.id()).await?;
-    check_reader(opened, what, reader, stop).await
+    let (settings, catalog) = (opened.parts.volumes.settings(), &opened.pool.catalog);
+    let checking = async {
+        let (reader, _) = RootReader::snapshot_to_verify(settings, catalog, snapshot.id()).await?;
+        if !reader.is_registered() {
+            eprintln!(
+                "{what}: the credentials may not write, so the snapshot is not registered as \
+                 being read: a collection may remove it meanwhile"
+            );
+        }
+        check_reader(opened, what, reader, stop).await
+    };
+    unless_gone(checking.await, is_gone(opened, snapshot), stop).await
+}
+
+/// `None` where what was checked was deleted meanwhile: its objects may have been removed while
+/// they were read, so findings and failures prove nothing.
+async fn unless_gone(
+    checked: anyhow::Result<Checked>,
+    is_gone: impl Future<Output = anyhow::Result<bool>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Checked>> {
+    match checked {
+        Ok(checked) if checked.clean => Ok(Some(checked)),
+        Err(error) if stop.is_cancelled() => Err(error),
+        found if !is_gone.await? => found.map(Some),
+        _ => Ok(None),
+    }
 }
 
 async fn check_reader(

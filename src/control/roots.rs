@@ -46,6 +46,20 @@ impl Source {
     pub(super) fn is_head(&self) -> bool {
         matches!(self, Self::Head(_))
     }
+
+    /// Returns whether it was deleted since it was listed: then its objects may be gone, however
+    /// it was registered.
+    pub(super) async fn is_deleted(&self, pool: &Pool) -> Result<bool, ControlError> {
+        let state = match self {
+            Self::Head(dataset) => {
+                pool.catalog.dataset_by_id(dataset.id()).await?.map(|at| at.record.state)
+            }
+            Self::Snapshot { snapshot, .. } => {
+                pool.catalog.snapshot_by_id(snapshot.id()).await?.map(|at| at.record.state)
+            }
+        };
+        Ok(state != Some(State::Ready))
+    }
 }
 
 /// Lists everything live in a pool, by name: heads, then snapshots.
@@ -82,8 +96,8 @@ impl Root {
                 (dataset.name.to_string(), reader)
             }
             Source::Snapshot { snapshot, dataset } => {
-                let opened = RootReader::snapshot(settings, &pool.catalog, snapshot.id()).await;
-                let reader = match opened {
+                let opened = RootReader::snapshot_to_verify(settings, &pool.catalog, snapshot.id());
+                let reader = match opened.await {
                     Ok((reader, _)) => Some(reader),
                     Err(VolumeError::Catalog(CatalogError::NotFound { .. })) => None,
                     Err(error) => return Err(error.into()),

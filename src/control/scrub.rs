@@ -8,7 +8,7 @@
 //! Extents are read instead of listing packs, so that a chunk missing from its pack is found too. A
 //! pack is read once, however many roots refer to it. In a dataset that is being written, a chunk
 //! that seems damaged is looked up once more: its pack may have been deleted together with the
-//! extent.
+//! extent. Nothing is reported of what was deleted meanwhile.
 //!
 //! [`Scrubbed`] is also what a scrub resumes from: packs that were read are not read again.
 
@@ -164,9 +164,12 @@ impl<'a> Scrub<'a> {
         };
         let name = root.name.clone();
         root.close().await?;
-        if let Some(told) = told {
-            told?;
-            self.found.roots.push(name);
+        match told {
+            Some(Ok(())) => self.found.roots.push(name),
+            // Its objects may have been removed while they were read.
+            Some(Err(_)) if source.is_deleted(self.pool).await? => {}
+            Some(Err(error)) => return Err(error),
+            None => {}
         }
         Ok(())
     }
@@ -291,7 +294,8 @@ impl<'a> Scrub<'a> {
             now.close().await?;
             suspects = still?;
         }
-        if suspects.is_empty() {
+        // The last look: an hour without a renewal ends a reader's registration.
+        if suspects.is_empty() || source.is_deleted(self.pool).await? {
             return Ok(());
         }
         let names =

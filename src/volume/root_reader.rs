@@ -4,7 +4,8 @@
 //! A snapshot is registered as being read, so that it stays for as long as that takes, whoever
 //! deletes it meanwhile (R14); that is the difference to a [`OpenSnapshot`](super::OpenSnapshot),
 //! which clients would hold for ever. The registration is renewed in the background, and ends with
-//! the reader.
+//! the reader. Where credentials forbid it, a reader that only verifies goes on without: what it
+//! then misses may have been collected, so it believes a finding only while the record is there.
 //!
 //! Nothing protects a head: it is one state however long it is read, but an hour after its objects
 //! became obsolete reading may fail, and says so. The collector reads without a registration too,
@@ -13,11 +14,11 @@
 use super::VolumeError;
 use super::reading::Announced;
 use super::settings::VolumeSettings;
-use crate::catalog::{Catalog, Dataset, Snapshot};
+use crate::catalog::{Catalog, CatalogError, Dataset, Snapshot, State};
 use crate::chunk::ChunkStore;
 use crate::fs::db::{self, CheckpointId, Reader};
 use crate::fs::{FsError, SnapshotReader};
-use crate::types::SnapshotId;
+use crate::types::{Class, Classify, SnapshotId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -82,7 +83,7 @@ impl RootReader {
     /// A snapshot, and its record.
     ///
     /// # Errors
-    /// [`CatalogError::NotFound`](crate::catalog::CatalogError::NotFound) when it is not ready, or
+    /// [`CatalogError::NotFound`] when it is not ready, or
     /// no longer.
     pub async fn snapshot(
         settings: &VolumeSettings,
@@ -90,7 +91,36 @@ impl RootReader {
         id: SnapshotId,
     ) -> Result<(Self, Snapshot), VolumeError> {
         let (announced, snapshot) = Announced::begin(pool, settings, id).await?;
-        let registration = Some(Registration::new(announced));
+        Self::at(settings, pool, snapshot, Some(Registration::new(announced))).await
+    }
+
+    /// As [`Self::snapshot`], without being registered ([`Self::is_registered`]) where the
+    /// credentials forbid that. For callers that verify: the snapshot may be collected meanwhile.
+    pub async fn snapshot_to_verify(
+        settings: &VolumeSettings,
+        pool: &Catalog,
+        id: SnapshotId,
+    ) -> Result<(Self, Snapshot), VolumeError> {
+        match Announced::begin(pool, settings, id).await {
+            Ok((announced, snapshot)) => {
+                Self::at(settings, pool, snapshot, Some(Registration::new(announced))).await
+            }
+            Err(error) if error.class() == Class::Denied => {
+                let found = pool.snapshot_by_id(id).await?.map(|at| at.record);
+                let missing = || CatalogError::NotFound { what: format!("snapshot {id}") };
+                let snapshot = found.filter(|it| it.state == State::Ready).ok_or_else(missing)?;
+                Self::at(settings, pool, snapshot, None).await
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn at(
+        settings: &VolumeSettings,
+        pool: &Catalog,
+        snapshot: Snapshot,
+        registration: Option<Registration>,
+    ) -> Result<(Self, Snapshot), VolumeError> {
         let place = settings.place(pool, snapshot.family, snapshot.dataset.incarnation);
         let opened = match snapshot.checkpoint {
             Some(checkpoint) => Reader::at_checkpoint(&place, CheckpointId(checkpoint)).await,
@@ -103,6 +133,11 @@ impl RootReader {
 
     pub fn rows(&self) -> &Reader {
         &self.reader
+    }
+
+    /// Returns whether a snapshot stays while it is read. A head never does.
+    pub fn is_registered(&self) -> bool {
+        self.registration.is_some()
     }
 
     /// The files instead of the rows.

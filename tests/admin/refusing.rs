@@ -1,8 +1,8 @@
 //! A store that takes small objects and refuses those of the size of packs, as one does behind a
 //! proxy with a limit on bodies: `check` and /readyz name the pool and the limit, and /readyz says
-//! ok again once the store takes them.
+//! ok again once the store takes them. And credentials that may only read.
 
-use super::s3::S3Server;
+use super::s3::{Fault, Kind, Rule, S3Server};
 use super::{Answer, answer};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -109,4 +109,31 @@ fn a_store_that_refuses_packs_is_named_by_readyz_and_check_until_it_takes_them()
     until(at, |status, _| status == "200");
     let checked = run(&config, &["check"]);
     assert_eq!(checked.code, 0, "{checked:?}");
+}
+
+#[test]
+fn a_snapshot_is_checked_with_credentials_that_may_only_read() {
+    let (server, room) = (S3Server::start(), tempfile::tempdir().unwrap());
+    let config = config(room.path(), &server);
+    for args in [
+        &["pool", "create"][..],
+        &["dataset", "create", "web"],
+        &["dataset", "snapshot", "create", "web", "cut"],
+    ] {
+        let done = run(&config, args);
+        assert_eq!(done.code, 0, "{args:?}: {done:?}");
+    }
+    for kind in [Kind::Put, Kind::PutNew, Kind::PutIf, Kind::Delete, Kind::Upload] {
+        server.script(Rule::on(kind).then(Fault::refuse(403, "AccessDenied")));
+    }
+    let checked = run(&config, &["check", "web@cut"]);
+    assert_eq!(checked.code, 0, "{checked:?}");
+    assert!(checked.out.contains("clean"), "{checked:?}");
+    assert!(checked.err.contains("web@cut: the credentials may not write"), "{checked:?}");
+    let head = run(&config, &["check", "web"]);
+    assert_eq!(head.code, 0, "{head:?}");
+    // Whether the store is suitable cannot be tested; everything else was.
+    let whole = run(&config, &["check"]);
+    assert_eq!(whole.code, 15, "{whole:?}");
+    assert!(whole.out.contains("web@cut") && whole.err.contains("not suitable"), "{whole:?}");
 }

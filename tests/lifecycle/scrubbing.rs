@@ -1,8 +1,11 @@
 //! Every chunk is verified, and what is damaged is told by the names of its files.
 
+use super::fault::{Fault, FaultStore, Op, Rule, quick};
 use super::{World, noise};
+use zerofs_csi::bucket::Bucket;
+use zerofs_csi::catalog::Catalog;
 use zerofs_csi::control::{Scrub, Scrubbed, Source};
-use zerofs_csi::types::{PackId, VolumeHandle};
+use zerofs_csi::types::{PackId, SnapshotHandle, VolumeHandle};
 
 async fn scrub(world: &World, resumed: Option<Scrubbed>) -> Scrubbed {
     // A process of its own: nothing is in its memory.
@@ -118,5 +121,67 @@ fn an_ended_scrub_goes_on_without_reading_packs_again() {
         assert!(
             Scrub::new(pool, &world.volumes, None, Some(Scrubbed { format: 9, ..first })).is_err()
         );
+    });
+}
+
+/// A scrub whose registration has lapsed, as one that could not renew it for an hour: the snapshot
+/// that it reads is deleted and collected under its hands. What is missing then is not damage.
+#[test]
+fn what_is_collected_during_a_scrub_is_not_damaged() {
+    super::run(async {
+        let world = World::new().await;
+        let source = world.create("source", None).await.unwrap().handle;
+        for n in 0..3 {
+            // Each in a pack of its own.
+            world.write(source, &format!("f{n}"), &noise(n, 200_000)).await;
+        }
+        world.controller.create_csi_snapshot(source, "cut".parse().unwrap()).await.unwrap();
+        world.controller.delete_volume(source).await.unwrap();
+        let bucket = world.catalog.bucket();
+        let cold = World::on(world.catalog.clone(), "node-cold");
+        let pool = cold.controller.pools().get(None).unwrap();
+        let mut scrub = Scrub::new(pool, &cold.volumes, None, None).unwrap();
+        let (mut packs, stop) = (0, Default::default());
+        let done = scrub.run(None, &stop, |_, _| {
+            packs += 1;
+            if packs > 1 {
+                return;
+            }
+            let collecting = async {
+                let readers = bucket.list("readers/").await.unwrap();
+                let keys: Vec<String> = readers.into_iter().map(|reader| reader.key).collect();
+                assert_eq!(keys.len(), 1, "it is registered");
+                bucket.delete(&keys).await.unwrap();
+                let snapshots = world.catalog.snapshots(None).await.unwrap();
+                let pool = world.controller.pools().get(None).unwrap().id();
+                let snapshot = snapshots[0].record.id();
+                let handle = SnapshotHandle { pool, snapshot };
+                world.controller.delete_snapshot(handle).await.unwrap();
+                world.collect().await;
+                assert!(bucket.list("packs/").await.unwrap().is_empty());
+            };
+            let runtime = tokio::runtime::Handle::current();
+            tokio::task::block_in_place(|| runtime.block_on(Box::pin(collecting)));
+        });
+        assert!(done.await.unwrap());
+        assert_eq!(packs, 1, "the others were collected");
+        assert_eq!(scrub.found().damaged, []);
+    });
+}
+
+/// Credentials that may only read: the snapshot is not registered as being read.
+#[test]
+fn a_scrub_only_reads() {
+    super::run(async {
+        let world = World::new().await;
+        family(&world).await;
+        let store = FaultStore::over(world.catalog.bucket().store());
+        for op in [Op::Put, Op::PutNew, Op::Delete] {
+            store.script(Rule::on(op).then(Fault::Denied));
+        }
+        let bucket = Bucket::on(store, Default::default()).with_limits(quick());
+        let catalog = Catalog::open(bucket, None).await.unwrap();
+        let found = scrub(&World::on(catalog, "reader"), None).await;
+        assert_eq!((found.roots.len(), found.damaged.len()), (3, 0));
     });
 }
