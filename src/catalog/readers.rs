@@ -20,7 +20,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-/// Interval at which a reader renews its announcement.
+/// Interval at which a reader renews its registration.
 pub const READING_RENEWAL: Duration = Duration::from_secs(300);
 /// A reader that was not renewed for this long has died.
 pub const READING_EXPIRY: Duration = Duration::from_secs(3600);
@@ -30,21 +30,21 @@ const PREFIX: &str = "readers";
 
 /// The content of a reader's object, for people who look into the bucket.
 #[derive(Serialize)]
-struct Announcement<'a> {
+struct Content<'a> {
     format: u32,
     snapshot: SnapshotId,
     node: &'a str,
     session: crate::types::SessionId,
 }
 
-/// An announced reader of a snapshot.
+/// A registered reader of a snapshot.
 #[derive(Clone, Debug)]
 pub struct Reading {
     key: String,
-    announcement: Bytes,
+    content: Bytes,
 }
 
-/// The announced readers.
+/// The registered readers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Readers {
     /// The number of live readers of each snapshot, by its incarnation.
@@ -54,7 +54,7 @@ pub struct Readers {
 }
 
 impl Catalog {
-    /// Announces a reader. The snapshot is not removed before [`Self::end_reading`], or long after
+    /// Registers a reader. The snapshot is not removed before [`Self::end_reading`], or long after
     /// the last [`Self::renew_reading`].
     ///
     /// # Errors
@@ -64,16 +64,17 @@ impl Catalog {
         id: SnapshotId,
         who: &Owner,
     ) -> Result<(Reading, Snapshot), CatalogError> {
-        let announcement =
-            Announcement { format: FORMAT, snapshot: id, node: &who.node, session: who.session };
-        let announcement = serde_json::to_vec(&announcement).map_err(|error| {
-            CatalogError::Corrupt { key: id.to_string(), why: error.to_string() }
+        let content =
+            Content { format: FORMAT, snapshot: id, node: &who.node, session: who.session };
+        let content = serde_json::to_vec(&content).map_err(|error| CatalogError::Corrupt {
+            key: id.to_string(),
+            why: error.to_string(),
         })?;
         let key = format!("{PREFIX}/{}/{}", id.snapshot.incarnation, Incarnation::random());
-        let reading = Reading { key, announcement: announcement.into() };
+        let reading = Reading { key, content: content.into() };
         self.renew_reading(&reading).await?;
         let found = async {
-            self.reading_step("catalog.reading", "announcing a reader of").await?;
+            self.reading_step("catalog.reading", "registering a reader of").await?;
             self.snapshot_by_id(id).await
         };
         match found.await {
@@ -86,9 +87,9 @@ impl Catalog {
     }
 
     pub async fn renew_reading(&self, reading: &Reading) -> Result<(), CatalogError> {
-        let put = self.bucket().put(&reading.key, reading.announcement.clone()).await;
+        let put = self.bucket().put(&reading.key, reading.content.clone()).await;
         put.map_err(|error| {
-            CatalogError::bucket(format!("announcing the reader at {}", reading.key), error)
+            CatalogError::bucket(format!("registering the reader at {}", reading.key), error)
         })
     }
 

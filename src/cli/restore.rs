@@ -19,7 +19,7 @@ use super::target::{Opened, split_snapshot};
 use crate::catalog::Snapshot;
 use crate::control::RestoreInPlace;
 use crate::fs::api::FileKind;
-use crate::fs::{FsError, SnapshotInode, SnapshotReader, Walk};
+use crate::fs::{FsError, SnapshotFs, SnapshotInode, Walk};
 use crate::types::ByteSize;
 use crate::types::{Class, Classify, EntryName, Incarnation, InodeNo, VolumeHandle};
 use crate::volume::RootReader;
@@ -221,7 +221,7 @@ impl Failures {
 }
 
 struct Copy<'a> {
-    view: &'a SnapshotReader,
+    view: &'a SnapshotFs,
     overwrite: Overwrite,
     local: Local,
     walk: Walk<'a>,
@@ -237,7 +237,7 @@ struct Copy<'a> {
 
 impl<'a> Copy<'a> {
     async fn run(
-        view: &'a SnapshotReader,
+        view: &'a SnapshotFs,
         path: &[u8],
         target: &'a Path,
         overwrite: Overwrite,
@@ -331,7 +331,7 @@ impl<'a> Copy<'a> {
     }
 
     async fn source(&self, path: &[u8]) -> anyhow::Result<SnapshotInode> {
-        let mut at = self.view.root().await?;
+        let mut at = self.view.root_inode().clone();
         let text = || String::from_utf8_lossy(path);
         for name in path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")) {
             let wrong =
@@ -341,7 +341,7 @@ impl<'a> Copy<'a> {
             }
             let name = EntryName::try_from(name).map_err(|error| wrong(error.to_string()))?;
             let is_link = at.row.kind == FileKind::Symlink;
-            at = match self.view.lookup(&at, &name).await {
+            at = match self.view.child(&at, &name).await {
                 Err(error @ (FsError::NotFound | FsError::NotDirectory)) => {
                     let why = if is_link {
                         "its parent is a symbolic link: write the path that the link leads to"
@@ -542,7 +542,7 @@ impl<'a> Copy<'a> {
         file.set_len(size).with_context(what)?;
         while offset < size {
             self.go_on()?;
-            let read = self.view.read(object, offset, PART).await;
+            let read = self.view.pieces(object, offset, PART).await;
             for (len, bytes) in read.with_context(|| format!("reading the source of {shown}"))? {
                 if let Some(bytes) = bytes {
                     file.write_all_at(&bytes, offset).with_context(what)?;

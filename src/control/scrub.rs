@@ -126,7 +126,7 @@ impl<'a> Scrub<'a> {
     }
 
     /// Scrubs a dataset with its snapshots, or all. `each` is called after every pack. Returns
-    /// whether it reached the end: a scrub stopped by the token leaves no announcement of a reader,
+    /// whether it reached the end: a scrub stopped by the token leaves no registration of a reader,
     /// which would retain a deleted snapshot (R14).
     pub async fn run(
         &mut self,

@@ -241,7 +241,9 @@ pub const SYMLINK_BYTES_MAX: usize = 4095;
 /// The largest READ or WRITE, in bytes.
 pub const IO_BYTES_MAX: usize = 1 << 20;
 
-/// A file system. An answer is durable as the dataset's `sync` property promises.
+/// A file system. An answer is durable as the dataset's `sync` property promises. The calls that
+/// change it have a default, which is the answer of a file system that is read only.
+#[allow(unused_variables, reason = "a default body does not look at its parameters")]
 pub trait FileSystem: Send + Sync + 'static {
     fn root(&self) -> FileRef;
 
@@ -258,7 +260,9 @@ pub trait FileSystem: Send + Sync + 'static {
         file: FileRef,
         set: SetAttr,
         guard: Option<Timestamp>,
-    ) -> impl Future<Output = Result<Change, FsError>> + Send;
+    ) -> impl Future<Output = Result<Change, FsError>> + Send {
+        async { Err(FsError::ReadOnly) }
+    }
 
     /// `name` may be `.` or `..`. Returns the attributes of the object and of the directory.
     fn lookup(
@@ -298,7 +302,9 @@ pub trait FileSystem: Send + Sync + 'static {
         offset: u64,
         data: Bytes,
         stability: Stability,
-    ) -> impl Future<Output = Result<Written, FsError>> + Send;
+    ) -> impl Future<Output = Result<Written, FsError>> + Send {
+        async { Err(FsError::ReadOnly) }
+    }
 
     /// Makes written data of the range durable; `count` 0 means to the end of the file.
     fn commit(
@@ -307,7 +313,9 @@ pub trait FileSystem: Send + Sync + 'static {
         file: FileRef,
         offset: u64,
         count: u32,
-    ) -> impl Future<Output = Result<Change, FsError>> + Send;
+    ) -> impl Future<Output = Result<Change, FsError>> + Send {
+        async { Err(FsError::ReadOnly) }
+    }
 
     fn create(
         &self,
@@ -315,7 +323,9 @@ pub trait FileSystem: Send + Sync + 'static {
         dir: FileRef,
         name: &EntryName,
         how: CreateHow,
-    ) -> impl Future<Output = Result<Created, FsError>> + Send;
+    ) -> impl Future<Output = Result<Created, FsError>> + Send {
+        async { Err(FsError::ReadOnly) }
+    }
 
     fn mkdir(
         &self,
@@ -323,7 +333,9 @@ pub trait FileSystem: Send + Sync + 'static {
         dir: FileRef,
         name: &EntryName,
         set: SetAttr,
-    ) -> impl Future<Output = Result<Created, FsError>> + Send;
+    ) -> impl Future<Output = Result<Created, FsError>> + Send {
+        async { Err(FsError::ReadOnly) }
+    }
 
     /// SYMLINK and MKNOD.
     fn make(
@@ -333,21 +345,27 @@ pub trait FileSystem: Send + Sync + 'static {
         name: &EntryName,
         what: Special,
         set: SetAttr,
-    ) -> impl Future<Output = Result<Created, FsError>> + Send;
+    ) -> impl Future<Output = Result<Created, FsError>> + Send {
+        async { Err(FsError::ReadOnly) }
+    }
 
     fn remove(
         &self,
         caller: &Caller,
         dir: FileRef,
         name: &EntryName,
-    ) -> impl Future<Output = Result<Change, FsError>> + Send;
+    ) -> impl Future<Output = Result<Change, FsError>> + Send {
+        async { Err(FsError::ReadOnly) }
+    }
 
     fn rmdir(
         &self,
         caller: &Caller,
         dir: FileRef,
         name: &EntryName,
-    ) -> impl Future<Output = Result<Change, FsError>> + Send;
+    ) -> impl Future<Output = Result<Change, FsError>> + Send {
+        async { Err(FsError::ReadOnly) }
+    }
 
     /// Returns the changes of the source and target directories.
     fn rename(
@@ -355,7 +373,9 @@ pub trait FileSystem: Send + Sync + 'static {
         caller: &Caller,
         from: (FileRef, &EntryName),
         to: (FileRef, &EntryName),
-    ) -> impl Future<Output = Result<(Change, Change), FsError>> + Send;
+    ) -> impl Future<Output = Result<(Change, Change), FsError>> + Send {
+        async { Err(FsError::ReadOnly) }
+    }
 
     /// Returns the file's attributes and the directory's change.
     fn link(
@@ -364,7 +384,9 @@ pub trait FileSystem: Send + Sync + 'static {
         file: FileRef,
         dir: FileRef,
         name: &EntryName,
-    ) -> impl Future<Output = Result<(Attr, Change), FsError>> + Send;
+    ) -> impl Future<Output = Result<(Attr, Change), FsError>> + Send {
+        async { Err(FsError::ReadOnly) }
+    }
 
     fn readdir(
         &self,

@@ -16,7 +16,7 @@ use super::inode::Entry;
 use super::key::{self, NameHash};
 use super::names::clusters;
 use super::row::{Extent, Inode, Segment, Source};
-use super::snapshot_reader::SnapshotReader;
+use super::snapshot_fs::SnapshotFs;
 use crate::types::InodeNo;
 use serde::Serialize;
 use std::collections::HashMap;
@@ -98,8 +98,8 @@ struct Moved {
 }
 
 struct Comparison<'a, F> {
-    before: &'a SnapshotReader,
-    after: &'a SnapshotReader,
+    before: &'a SnapshotFs,
+    after: &'a SnapshotFs,
     stack: Vec<Walk>,
     /// Removed and added names, by inode.
     taken: HashMap<InodeNo, Vec<Moved>>,
@@ -113,13 +113,13 @@ struct Comparison<'a, F> {
 /// # Errors
 /// Errors of reading the rows, and those that `tell` returns.
 pub async fn compare<E: From<FsError>>(
-    before: &SnapshotReader,
-    after: &SnapshotReader,
+    before: &SnapshotFs,
+    after: &SnapshotFs,
     tell: impl FnMut(Found) -> Result<(), E>,
 ) -> Result<(), E> {
     let (stack, taken, put) = Default::default();
     let mut all = Comparison { before, after, stack, taken, put, waiting: 0, tell };
-    let (old, new) = (before.root().await?, after.root().await?);
+    let (old, new) = (before.root_inode(), after.root_inode());
     let root: Arc<[u8]> = Arc::from(&b"/"[..]);
     all.changed(&root, (&old.row, &new.row)).await?;
     let top: Arc<[u8]> = Arc::from(&b""[..]);
@@ -228,7 +228,7 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         self.ones(page.into_iter().map(|(_, entry)| entry).collect(), &walk, sides).await
     }
 
-    fn side(&self, sides: Sides) -> &SnapshotReader {
+    fn side(&self, sides: Sides) -> &SnapshotFs {
         if sides == Sides::Before { self.before } else { self.after }
     }
 
@@ -417,7 +417,7 @@ fn same_bytes(a: &[Segment], b: &[Segment]) -> bool {
 /// The visible segments of a file's extents from one on, and the extent where the next page begins,
 /// if there may be one.
 async fn extents(
-    view: &SnapshotReader,
+    view: &SnapshotFs,
     row: &Inode,
     from: u64,
     end: u64,
@@ -460,7 +460,7 @@ fn pair(
 
 /// The rows of inodes, with as few scans as their numbers allow.
 async fn rows(
-    view: &SnapshotReader,
+    view: &SnapshotFs,
     mut inos: Vec<InodeNo>,
 ) -> Result<HashMap<InodeNo, Inode>, FsError> {
     inos.sort_unstable();

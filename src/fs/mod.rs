@@ -28,7 +28,6 @@ mod replies;
 mod restore;
 pub mod row;
 mod snapshot_fs;
-mod snapshot_reader;
 mod walk;
 
 pub use crate::types::SyncMode;
@@ -39,6 +38,5 @@ pub use error::FsError;
 pub use lease::{AlwaysHeld, Lease};
 pub use names::{Overwrite, Page};
 pub use restore::{Progress, RestoreError, Restored, Route};
-pub use snapshot_fs::{SnapshotFs, SnapshotMemory};
-pub use snapshot_reader::{SnapshotInode, SnapshotReader};
+pub use snapshot_fs::{SnapshotFs, SnapshotInode, SnapshotMemory};
 pub use walk::Walk;

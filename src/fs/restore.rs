@@ -21,7 +21,7 @@ use super::inode::Node;
 use super::names::{Overwrite, given_back};
 use super::replies::ReplySlot;
 use super::row::{Extent, Inode};
-use super::snapshot_reader::{SnapshotInode, SnapshotReader};
+use super::snapshot_fs::{SnapshotFs, SnapshotInode};
 use super::walk::Walk;
 use crate::types::{Class, Classify, EntryName, InodeNo};
 use std::collections::HashMap;
@@ -152,7 +152,7 @@ pub struct Route {
 
 struct Restore<'a> {
     fs: &'a Fs,
-    view: &'a SnapshotReader,
+    view: &'a SnapshotFs,
     overwrite: Overwrite,
     progress: &'a Progress,
     links: HashMap<InodeNo, FileRef>,
@@ -183,7 +183,7 @@ impl Fs {
     /// this returns (R10).
     pub async fn restore(
         &self,
-        view: &SnapshotReader,
+        view: &SnapshotFs,
         route: &Route,
         progress: &Progress,
     ) -> Result<Restored, RestoreError> {
@@ -299,9 +299,9 @@ impl Restore<'_> {
 
     async fn source(&self, from: &[EntryName]) -> Result<SnapshotInode, RestoreError> {
         let path = shown(from);
-        let mut found = self.view.root().await.map_err(at(&path))?;
+        let mut found = self.view.root_inode().clone();
         for name in from {
-            found = match self.view.lookup(&found, name).await {
+            found = match self.view.child(&found, name).await {
                 Err(FsError::NotFound | FsError::NotDirectory) => {
                     return Err(RestoreError::Missing { path });
                 }

@@ -8,7 +8,7 @@
 use super::FsError;
 use super::inode::Entry;
 use super::key::{self, NameHash};
-use super::snapshot_reader::{SnapshotInode, SnapshotReader};
+use super::snapshot_fs::{SnapshotFs, SnapshotInode};
 use crate::types::{EntryName, InodeNo};
 use std::collections::VecDeque;
 
@@ -18,7 +18,7 @@ const PAGE_ENTRIES: usize = 1024;
 const PAGES_HELD: usize = 16;
 
 pub struct Walk<'a> {
-    view: &'a SnapshotReader,
+    view: &'a SnapshotFs,
     levels: Vec<Level>,
 }
 
@@ -34,7 +34,7 @@ struct Level {
 }
 
 impl<'a> Walk<'a> {
-    pub fn new(view: &'a SnapshotReader) -> Self {
+    pub fn new(view: &'a SnapshotFs) -> Self {
         Self { view, levels: Vec::new() }
     }
 
@@ -146,10 +146,9 @@ mod tests {
         }
         fs.close().await.unwrap();
 
-        let view =
-            SnapshotReader::new(Reader::newest(&place).await.unwrap(), chunks()).await.unwrap();
+        let view = SnapshotFs::new(Reader::newest(&place).await.unwrap(), chunks()).await.unwrap();
         let mut walk = Walk::new(&view);
-        walk.enter(view.root().await.unwrap(), None);
+        walk.enter(view.root_inode().clone(), None);
         let (mut found, mut deepest, mut most) = (0, 0, 0);
         while walk.depth() > 0 {
             match walk.next().await.unwrap() {

@@ -3,7 +3,7 @@
 
 use super::VolumeError;
 use super::entry::VolumeGuard;
-use super::exported::{ExportedFs, SnapshotExport};
+use super::exported::ExportedFs;
 use super::open_snapshots::RetainedBy;
 use super::volumes::Volumes;
 use crate::catalog::{Catalog, Dataset, Form, State};
@@ -74,7 +74,7 @@ impl Volumes {
             }
             _ => return Err(absent()),
         };
-        let one = SnapshotExport::open(
+        let one = ExportedFs::snapshot(
             self.open_snapshots(),
             pool,
             source,
@@ -87,7 +87,7 @@ impl Volumes {
         Ok(Attached {
             pool: pool.pool().id,
             dataset: id,
-            exported: Arc::new(ExportedFs::Snapshot(one)),
+            exported: Arc::new(one),
             handle_key,
             owned: None,
         })
@@ -97,7 +97,7 @@ impl Volumes {
     /// key other than its dataset's.
     ///
     /// # Errors
-    /// [`VolumeError::NotFound`] when it the snapshot is not ready, or is deleted.
+    /// [`VolumeError::NotFound`] when the snapshot is not ready, or is deleted.
     pub async fn export_snapshot(
         &self,
         pool: &Catalog,
@@ -106,7 +106,7 @@ impl Volumes {
         let absent = || VolumeError::NotFound { what: format!("snapshot {id}") };
         let snapshot = pool.snapshot_by_id(id).await?.ok_or_else(absent)?.record;
         let dataset = pool.dataset_by_id(snapshot.dataset).await?.ok_or_else(absent)?.record;
-        let one = SnapshotExport::open(self.open_snapshots(), pool, id, RetainedBy::Reader).await;
+        let one = ExportedFs::snapshot(self.open_snapshots(), pool, id, RetainedBy::Reader).await;
         let one = one.map_err(|source| match source {
             FsError::Stale => absent(),
             source => {
@@ -114,7 +114,7 @@ impl Volumes {
             }
         })?;
         let key = pool.keyring().handle_key(snapshot.incarnation, &dataset.handle_secret);
-        Ok((Arc::new(ExportedFs::Snapshot(one)), key))
+        Ok((Arc::new(one), key))
     }
 }
 

@@ -58,7 +58,7 @@ impl Volumes {
         })
     }
 
-    /// Releases a dataset that this session owns and does not have open, for whatever reason (R36),
+    /// Releases a dataset that this session owns and does not have open, for whatever reason (R33),
     /// because another node asks for it. Closed: the record no longer names this session.
     pub async fn release_unopened(
         &self,

@@ -21,326 +21,217 @@ use super::snapdir::SnapDir;
 use crate::catalog::Catalog;
 use crate::fs::api::*;
 use crate::fs::{Fs, FsError};
-use crate::types::{EntryName, InodeNo, SnapshotId, Timestamp};
+use crate::types::{EntryName, Incarnation, InodeNo, SnapshotId, Timestamp};
 use bytes::Bytes;
 use std::sync::Arc;
 
 /// A file system that an edge exports.
-pub enum ExportedFs {
-    Live(LiveFs),
-    Snapshot(SnapshotExport),
-}
-
-/// A live file system and its snapshots.
-pub struct LiveFs {
-    fs: Arc<Fs>,
-    snapshots: SnapDir,
-}
-
-/// One snapshot, as the root of an export or a read-only volume.
-pub struct SnapshotExport {
-    pool: Catalog,
-    id: SnapshotId,
-    retained_by: RetainedBy,
-    open_snapshots: OpenSnapshots,
+pub struct ExportedFs {
     root: FileRef,
+    tree: Tree,
 }
 
-/// The location of a handle in the tree of a live export.
-enum Location {
-    Live,
-    Directory,
-    /// In the snapshot of this serial, with the handle as the snapshot itself knows it.
-    Inside(u32, FileRef),
+enum Tree {
+    /// A live file system and its snapshots.
+    Live(Arc<Fs>, SnapDir),
+    /// One snapshot, as the root of an export or a read-only volume.
+    Snapshot {
+        open_snapshots: OpenSnapshots,
+        pool: Catalog,
+        id: SnapshotId,
+        retained_by: RetainedBy,
+    },
 }
 
-fn location(file: FileRef) -> Location {
-    match file.ino.split() {
-        (0, InodeNo::SNAPSHOTS) => Location::Directory,
-        (0, _) => Location::Live,
-        (serial, ino) => Location::Inside(serial, FileRef { ino, ..file }),
+/// The object of a handle.
+enum Object<'a> {
+    Live(&'a Fs),
+    /// The directory of the live file system's snapshots.
+    Directory(&'a Fs, &'a SnapDir),
+    InSnapshot(InSnapshot),
+}
+
+/// An object of a snapshot.
+struct InSnapshot {
+    snapshot: Arc<OpenSnapshot>,
+    /// The object as the snapshot itself knows it.
+    file: FileRef,
+    /// The snapshot's serial in a live export; `None`: the snapshot is the export.
+    serial: Option<u32>,
+}
+
+impl InSnapshot {
+    /// The number of one of the snapshot's inodes in the export.
+    fn ino(&self, ino: InodeNo) -> Result<InodeNo, FsError> {
+        let Some(serial) = self.serial else { return Ok(ino) };
+        ino.in_snapshot(serial).ok_or_else(|| {
+            FsError::Corrupt(format!(
+                "inode {ino} of the snapshot of serial {serial} does not fit a fileid"
+            ))
+        })
     }
-}
 
-/// The inode number of a snapshot's inode in the live export.
-fn shown(serial: u32, ino: InodeNo) -> Result<InodeNo, FsError> {
-    ino.in_snapshot(serial).ok_or_else(|| {
-        FsError::Corrupt(format!(
-            "inode {ino} of the snapshot of serial {serial} does not fit a fileid"
-        ))
-    })
-}
+    /// The attributes of one of the snapshot's inodes in the export.
+    fn attr(&self, attr: Attr) -> Result<Attr, FsError> {
+        Ok(Attr { file: FileRef { ino: self.ino(attr.file.ino)?, ..attr.file }, ..attr })
+    }
 
-fn attr(serial: u32, attr: Attr) -> Result<Attr, FsError> {
-    let ino = shown(serial, attr.file.ino)?;
-    Ok(Attr { file: FileRef { ino, ..attr.file }, ..attr })
+    /// Returns whether this is the root of a snapshot that has the directory of snapshots above it.
+    fn is_below_snapshots(&self) -> bool {
+        self.serial.is_some() && is_root(self.file)
+    }
+
+    async fn readdir(
+        &self,
+        caller: &Caller,
+        after: DirCookie,
+        limit: ListLimit,
+    ) -> Result<Listing, FsError> {
+        let mut listing = self.snapshot.fs().readdir(caller, self.file, after, limit).await?;
+        for entry in &mut listing.entries {
+            if self.is_below_snapshots() && entry.name == ".." {
+                (entry.ino, entry.attr) = (InodeNo::SNAPSHOTS, None);
+            } else {
+                entry.ino = self.ino(entry.ino)?;
+                entry.attr = entry.attr.map(|attr| self.attr(attr)).transpose()?;
+            }
+        }
+        listing.dir = self.attr(listing.dir)?;
+        Ok(listing)
+    }
 }
 
 fn is_root(file: FileRef) -> bool {
     file.ino == InodeNo::ROOT
 }
 
-/// Only the live file system can be changed.
-fn live(files: &[FileRef]) -> Result<(), FsError> {
-    if files.iter().all(|file| matches!(location(*file), Location::Live)) {
-        Ok(())
-    } else {
-        Err(FsError::ReadOnly)
-    }
+fn is_reserved(dir: FileRef, name: &[u8]) -> bool {
+    is_root(dir) && name == SNAPSHOTS_NAME
 }
 
-fn is_reserved(dir: FileRef, name: &EntryName) -> bool {
-    is_root(dir) && name.as_bytes() == SNAPSHOTS_NAME
+/// The attributes of the directory of snapshots, for its handle.
+async fn directory(fs: &Fs, snapshots: &SnapDir, file: FileRef) -> Result<Attr, FsError> {
+    if file == SnapDir::FILE { snapshots.attr(fs).await } else { Err(FsError::Stale) }
 }
 
-/// Checks a name that is to be created in a live directory.
-fn new_name(dir: FileRef, name: &EntryName) -> Result<(), FsError> {
-    live(&[dir])?;
-    if is_reserved(dir, name) { Err(FsError::Exists) } else { Ok(()) }
-}
-
-/// Checks a name that is to be removed from a live directory.
-fn old_name(dir: FileRef, name: &EntryName) -> Result<(), FsError> {
-    live(&[dir])?;
-    if is_reserved(dir, name) { Err(FsError::ReadOnly) } else { Ok(()) }
-}
-
-impl LiveFs {
-    pub(super) fn new(
+impl ExportedFs {
+    pub(super) fn live(
         fs: Arc<Fs>,
         pool: Catalog,
-        dataset: crate::types::Incarnation,
+        dataset: Incarnation,
         open_snapshots: OpenSnapshots,
     ) -> Self {
-        Self { fs, snapshots: SnapDir::new(pool, dataset, open_snapshots) }
+        let snapshots = SnapDir::new(pool, dataset, open_snapshots);
+        Self { root: fs.root(), tree: Tree::Live(fs, snapshots) }
     }
 
-    async fn snapshot(&self, serial: u32) -> Result<Arc<OpenSnapshot>, FsError> {
-        self.snapshots.snapshot(&self.fs, serial).await
-    }
-
-    async fn directory(&self, file: FileRef) -> Result<Attr, FsError> {
-        if file == SnapDir::FILE {
-            self.snapshots.attr(&self.fs).await
-        } else {
-            Err(FsError::Stale)
-        }
-    }
-
-    async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {
-        match location(file) {
-            Location::Live => self.fs.getattr(file).await,
-            Location::Directory => self.directory(file).await,
-            Location::Inside(serial, file) => {
-                attr(serial, self.snapshot(serial).await?.fs().getattr(file).await?)
-            }
-        }
-    }
-
-    async fn lookup(
-        &self,
-        caller: &Caller,
-        dir: FileRef,
-        name: &[u8],
-    ) -> Result<(Attr, Attr), FsError> {
-        match location(dir) {
-            Location::Live if is_root(dir) && name == SNAPSHOTS_NAME => {
-                // Fails unless the caller may look up names here.
-                let (root, _) = self.fs.lookup(caller, dir, b".").await?;
-                Ok((self.snapshots.attr(&self.fs).await?, root))
-            }
-            Location::Live => self.fs.lookup(caller, dir, name).await,
-            Location::Directory => self.lookup_snapshot(dir, name).await,
-            Location::Inside(serial, inner) => {
-                let snapshot = self.snapshot(serial).await?;
-                let (found, shown) = snapshot.fs().lookup(caller, inner, name).await?;
-                let shown = attr(serial, shown)?;
-                match is_root(inner) && name == b".." {
-                    true => Ok((self.snapshots.attr(&self.fs).await?, shown)),
-                    false => Ok((attr(serial, found)?, shown)),
-                }
-            }
-        }
-    }
-
-    async fn lookup_snapshot(&self, dir: FileRef, name: &[u8]) -> Result<(Attr, Attr), FsError> {
-        match name {
-            b"." => self.directory(dir).await.map(|attr| (attr, attr)),
-            b".." => Ok((self.fs.getattr(self.fs.root()).await?, self.directory(dir).await?)),
-            name => {
-                let (serial, snapshot, shown) = self.snapshots.lookup(&self.fs, name).await?;
-                let fs = snapshot.fs();
-                Ok((attr(serial, fs.getattr(fs.root()).await?)?, shown))
-            }
-        }
-    }
-
-    async fn access(
-        &self,
-        caller: &Caller,
-        file: FileRef,
-        want: u32,
-    ) -> Result<(u32, Attr), FsError> {
-        match location(file) {
-            Location::Live => self.fs.access(caller, file, want).await,
-            Location::Directory => {
-                Ok((want & (access::READ | access::LOOKUP), self.directory(file).await?))
-            }
-            Location::Inside(serial, file) => {
-                let (granted, shown) =
-                    self.snapshot(serial).await?.fs().access(caller, file, want).await?;
-                Ok((granted, attr(serial, shown)?))
-            }
-        }
-    }
-
-    async fn readlink(&self, caller: &Caller, file: FileRef) -> Result<(Bytes, Attr), FsError> {
-        match location(file) {
-            Location::Live => self.fs.readlink(caller, file).await,
-            Location::Directory => Err(FsError::Invalid("not a symbolic link")),
-            Location::Inside(serial, file) => {
-                let (target, shown) =
-                    self.snapshot(serial).await?.fs().readlink(caller, file).await?;
-                Ok((target, attr(serial, shown)?))
-            }
-        }
-    }
-
-    async fn read(
-        &self,
-        caller: &Caller,
-        file: FileRef,
-        offset: u64,
-        count: u32,
-    ) -> Result<ReadOut, FsError> {
-        match location(file) {
-            Location::Live => self.fs.read(caller, file, offset, count).await,
-            Location::Directory => Err(FsError::IsDirectory),
-            Location::Inside(serial, file) => {
-                let read =
-                    self.snapshot(serial).await?.fs().read(caller, file, offset, count).await?;
-                Ok(ReadOut { attr: attr(serial, read.attr)?, ..read })
-            }
-        }
-    }
-
-    async fn readdir(
-        &self,
-        caller: &Caller,
-        dir: FileRef,
-        after: DirCookie,
-        limit: ListLimit,
-    ) -> Result<Listing, FsError> {
-        let mut listing = match location(dir) {
-            Location::Live => self.fs.readdir(caller, dir, after, limit).await?,
-            Location::Directory => {
-                let live = self.fs.getattr(self.fs.root()).await?;
-                let mut listing = self.snapshots.list(&self.fs, after, limit).await?;
-                let dots = listing.entries.iter_mut().filter(|entry| entry.ino == InodeNo::ROOT);
-                dots.for_each(|entry| entry.attr = limit.with_attr.then_some(live));
-                listing
-            }
-            Location::Inside(serial, inner) => {
-                self.list_inside(caller, (serial, inner), after, limit).await?
-            }
-        };
-        // The attributes of `.snapshots` wherever it is listed: in the root, as itself, and as the
-        // parent of a snapshot's root.
-        if limit.with_attr && listing.entries.iter().any(|entry| entry.ino == InodeNo::SNAPSHOTS) {
-            let snapshots = self.snapshots.attr(&self.fs).await?;
-            let shown = listing.entries.iter_mut().filter(|entry| entry.ino == InodeNo::SNAPSHOTS);
-            shown.for_each(|entry| entry.attr = Some(snapshots));
-        }
-        Ok(listing)
-    }
-
-    async fn list_inside(
-        &self,
-        caller: &Caller,
-        (serial, dir): (u32, FileRef),
-        after: DirCookie,
-        limit: ListLimit,
-    ) -> Result<Listing, FsError> {
-        let mut listing =
-            self.snapshot(serial).await?.fs().readdir(caller, dir, after, limit).await?;
-        for entry in &mut listing.entries {
-            if is_root(dir) && entry.name == ".." {
-                (entry.ino, entry.attr) = (InodeNo::SNAPSHOTS, None);
-            } else {
-                entry.ino = shown(serial, entry.ino)?;
-                entry.attr = entry.attr.map(|of| attr(serial, of)).transpose()?;
-            }
-        }
-        listing.dir = attr(serial, listing.dir)?;
-        Ok(listing)
-    }
-}
-
-impl SnapshotExport {
+    /// One snapshot. It is opened again whenever it was closed as idle.
+    ///
     /// # Errors
     /// [`FsError::Stale`] when the snapshot does not exist, or `retained_by` does not retain it.
-    pub async fn open(
+    pub async fn snapshot(
         open_snapshots: &OpenSnapshots,
         pool: &Catalog,
         id: SnapshotId,
         retained_by: RetainedBy,
     ) -> Result<Self, FsError> {
         let root = open_snapshots.get(pool, id, retained_by).await?.fs().root();
-        Ok(Self {
-            pool: pool.clone(),
-            id,
-            retained_by,
-            open_snapshots: open_snapshots.clone(),
-            root,
-        })
+        let (open_snapshots, pool) = (open_snapshots.clone(), pool.clone());
+        Ok(Self { root, tree: Tree::Snapshot { open_snapshots, pool, id, retained_by } })
     }
 
-    async fn snapshot(&self) -> Result<Arc<OpenSnapshot>, FsError> {
-        self.open_snapshots.get(&self.pool, self.id, self.retained_by).await
-    }
-}
-
-/// A call that snapshots answer, too.
-macro_rules! either {
-    ($self:ident, $call:ident($($argument:expr),*)) => {
-        match $self {
-            Self::Live(live) => live.$call($($argument),*).await,
-            Self::Snapshot(one) => one.snapshot().await?.fs().$call($($argument),*).await,
-        }
-    };
-}
-
-/// The live file system, for a call that changes it; `check` fails for objects that may not be
-/// changed.
-macro_rules! changing {
-    ($self:ident, $check:expr) => {
-        match $self {
-            Self::Live(live) => {
-                $check?;
-                &live.fs
+    async fn object(&self, file: FileRef) -> Result<Object<'_>, FsError> {
+        match &self.tree {
+            Tree::Live(fs, snapshots) => match file.ino.split() {
+                (0, InodeNo::SNAPSHOTS) => Ok(Object::Directory(fs, snapshots)),
+                (0, _) => Ok(Object::Live(fs)),
+                (serial, ino) => Ok(Object::InSnapshot(InSnapshot {
+                    snapshot: snapshots.snapshot(fs, serial).await?,
+                    file: FileRef { ino, ..file },
+                    serial: Some(serial),
+                })),
+            },
+            Tree::Snapshot { open_snapshots, pool, id, retained_by } => {
+                let snapshot = open_snapshots.get(pool, *id, *retained_by).await?;
+                Ok(Object::InSnapshot(InSnapshot { snapshot, file, serial: None }))
             }
-            Self::Snapshot(_) => return Err(FsError::ReadOnly),
         }
-    };
+    }
+
+    /// The live file system, for a call that changes an object: only live ones can be changed.
+    fn changing(&self, file: FileRef) -> Result<&Fs, FsError> {
+        match &self.tree {
+            Tree::Live(fs, _) if file.ino.split().0 == 0 && file.ino != InodeNo::SNAPSHOTS => {
+                Ok(fs)
+            }
+            Tree::Live(..) | Tree::Snapshot { .. } => Err(FsError::ReadOnly),
+        }
+    }
+
+    /// The live file system, for a call that creates a name.
+    fn creating(&self, dir: FileRef, name: &EntryName) -> Result<&Fs, FsError> {
+        let fs = self.changing(dir)?;
+        if is_reserved(dir, name.as_bytes()) { Err(FsError::Exists) } else { Ok(fs) }
+    }
+
+    /// The live file system, for a call that removes a name.
+    fn removing(&self, dir: FileRef, name: &EntryName) -> Result<&Fs, FsError> {
+        let fs = self.changing(dir)?;
+        if is_reserved(dir, name.as_bytes()) { Err(FsError::ReadOnly) } else { Ok(fs) }
+    }
+}
+
+/// Looks a name up in the directory of snapshots.
+async fn lookup_snapshot(
+    fs: &Fs,
+    snapshots: &SnapDir,
+    dir: FileRef,
+    name: &[u8],
+) -> Result<(Attr, Attr), FsError> {
+    match name {
+        b"." => directory(fs, snapshots, dir).await.map(|attr| (attr, attr)),
+        b".." => Ok((fs.getattr(fs.root()).await?, directory(fs, snapshots, dir).await?)),
+        name => {
+            let (serial, snapshot, shown) = snapshots.lookup(fs, name).await?;
+            let file = snapshot.fs().root();
+            let root = InSnapshot { snapshot, file, serial: Some(serial) };
+            Ok((root.attr(root.snapshot.fs().getattr(file).await?)?, shown))
+        }
+    }
+}
+
+/// A page of the directory of snapshots.
+async fn list_snapshots(
+    fs: &Fs,
+    snapshots: &SnapDir,
+    after: DirCookie,
+    limit: ListLimit,
+) -> Result<Listing, FsError> {
+    let parent = fs.getattr(fs.root()).await?;
+    let mut listing = snapshots.list(fs, after, limit).await?;
+    let dots = listing.entries.iter_mut().filter(|entry| entry.ino == InodeNo::ROOT);
+    dots.for_each(|entry| entry.attr = limit.with_attr.then_some(parent));
+    Ok(listing)
 }
 
 impl FileSystem for ExportedFs {
     fn root(&self) -> FileRef {
-        match self {
-            Self::Live(live) => live.fs.root(),
-            Self::Snapshot(one) => one.root,
-        }
+        self.root
     }
 
     fn write_verifier(&self) -> [u8; 8] {
-        match self {
-            Self::Live(live) => live.fs.write_verifier(),
-            Self::Snapshot(_) => [0; 8],
+        match &self.tree {
+            Tree::Live(fs, _) => fs.write_verifier(),
+            Tree::Snapshot { .. } => [0; 8],
         }
     }
 
     async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {
-        either!(self, getattr(file))
+        match self.object(file).await? {
+            Object::Live(fs) => fs.getattr(file).await,
+            Object::Directory(fs, snapshots) => directory(fs, snapshots, file).await,
+            Object::InSnapshot(one) => one.attr(one.snapshot.fs().getattr(one.file).await?),
+        }
     }
 
     async fn setattr(
@@ -350,7 +241,7 @@ impl FileSystem for ExportedFs {
         set: SetAttr,
         guard: Option<Timestamp>,
     ) -> Result<Change, FsError> {
-        changing!(self, live(&[file])).setattr(caller, file, set, guard).await
+        self.changing(file)?.setattr(caller, file, set, guard).await
     }
 
     async fn lookup(
@@ -359,7 +250,27 @@ impl FileSystem for ExportedFs {
         dir: FileRef,
         name: &[u8],
     ) -> Result<(Attr, Attr), FsError> {
-        either!(self, lookup(caller, dir, name))
+        match self.object(dir).await? {
+            Object::Live(fs) => match &self.tree {
+                Tree::Live(_, snapshots) if is_reserved(dir, name) => {
+                    // Fails unless the caller may look up names here.
+                    let (root, _) = fs.lookup(caller, dir, b".").await?;
+                    Ok((snapshots.attr(fs).await?, root))
+                }
+                _ => fs.lookup(caller, dir, name).await,
+            },
+            Object::Directory(fs, snapshots) => lookup_snapshot(fs, snapshots, dir, name).await,
+            Object::InSnapshot(one) => {
+                let (found, shown) = one.snapshot.fs().lookup(caller, one.file, name).await?;
+                let shown = one.attr(shown)?;
+                match &self.tree {
+                    Tree::Live(fs, snapshots) if is_root(one.file) && name == b".." => {
+                        Ok((snapshots.attr(fs).await?, shown))
+                    }
+                    _ => Ok((one.attr(found)?, shown)),
+                }
+            }
+        }
     }
 
     async fn access(
@@ -368,11 +279,28 @@ impl FileSystem for ExportedFs {
         file: FileRef,
         want: u32,
     ) -> Result<(u32, Attr), FsError> {
-        either!(self, access(caller, file, want))
+        match self.object(file).await? {
+            Object::Live(fs) => fs.access(caller, file, want).await,
+            Object::Directory(fs, snapshots) => {
+                let attr = directory(fs, snapshots, file).await?;
+                Ok((want & (access::READ | access::LOOKUP), attr))
+            }
+            Object::InSnapshot(one) => {
+                let (granted, attr) = one.snapshot.fs().access(caller, one.file, want).await?;
+                Ok((granted, one.attr(attr)?))
+            }
+        }
     }
 
     async fn readlink(&self, caller: &Caller, file: FileRef) -> Result<(Bytes, Attr), FsError> {
-        either!(self, readlink(caller, file))
+        match self.object(file).await? {
+            Object::Live(fs) => fs.readlink(caller, file).await,
+            Object::Directory(..) => Err(FsError::Invalid("not a symbolic link")),
+            Object::InSnapshot(one) => {
+                let (target, attr) = one.snapshot.fs().readlink(caller, one.file).await?;
+                Ok((target, one.attr(attr)?))
+            }
+        }
     }
 
     async fn read(
@@ -382,7 +310,14 @@ impl FileSystem for ExportedFs {
         offset: u64,
         count: u32,
     ) -> Result<ReadOut, FsError> {
-        either!(self, read(caller, file, offset, count))
+        match self.object(file).await? {
+            Object::Live(fs) => fs.read(caller, file, offset, count).await,
+            Object::Directory(..) => Err(FsError::IsDirectory),
+            Object::InSnapshot(one) => {
+                let read = one.snapshot.fs().read(caller, one.file, offset, count).await?;
+                Ok(ReadOut { attr: one.attr(read.attr)?, ..read })
+            }
+        }
     }
 
     async fn write(
@@ -393,7 +328,7 @@ impl FileSystem for ExportedFs {
         data: Bytes,
         stability: Stability,
     ) -> Result<Written, FsError> {
-        changing!(self, live(&[file])).write(caller, file, offset, data, stability).await
+        self.changing(file)?.write(caller, file, offset, data, stability).await
     }
 
     async fn commit(
@@ -403,7 +338,7 @@ impl FileSystem for ExportedFs {
         offset: u64,
         count: u32,
     ) -> Result<Change, FsError> {
-        changing!(self, live(&[file])).commit(caller, file, offset, count).await
+        self.changing(file)?.commit(caller, file, offset, count).await
     }
 
     async fn create(
@@ -413,7 +348,7 @@ impl FileSystem for ExportedFs {
         name: &EntryName,
         how: CreateHow,
     ) -> Result<Created, FsError> {
-        changing!(self, new_name(dir, name)).create(caller, dir, name, how).await
+        self.creating(dir, name)?.create(caller, dir, name, how).await
     }
 
     async fn mkdir(
@@ -423,7 +358,7 @@ impl FileSystem for ExportedFs {
         name: &EntryName,
         set: SetAttr,
     ) -> Result<Created, FsError> {
-        changing!(self, new_name(dir, name)).mkdir(caller, dir, name, set).await
+        self.creating(dir, name)?.mkdir(caller, dir, name, set).await
     }
 
     async fn make(
@@ -434,7 +369,7 @@ impl FileSystem for ExportedFs {
         what: Special,
         set: SetAttr,
     ) -> Result<Created, FsError> {
-        changing!(self, new_name(dir, name)).make(caller, dir, name, what, set).await
+        self.creating(dir, name)?.make(caller, dir, name, what, set).await
     }
 
     async fn remove(
@@ -443,7 +378,7 @@ impl FileSystem for ExportedFs {
         dir: FileRef,
         name: &EntryName,
     ) -> Result<Change, FsError> {
-        changing!(self, old_name(dir, name)).remove(caller, dir, name).await
+        self.removing(dir, name)?.remove(caller, dir, name).await
     }
 
     async fn rmdir(
@@ -452,7 +387,7 @@ impl FileSystem for ExportedFs {
         dir: FileRef,
         name: &EntryName,
     ) -> Result<Change, FsError> {
-        changing!(self, old_name(dir, name)).rmdir(caller, dir, name).await
+        self.removing(dir, name)?.rmdir(caller, dir, name).await
     }
 
     async fn rename(
@@ -461,9 +396,8 @@ impl FileSystem for ExportedFs {
         from: (FileRef, &EntryName),
         to: (FileRef, &EntryName),
     ) -> Result<(Change, Change), FsError> {
-        changing!(self, old_name(from.0, from.1).and_then(|()| new_name(to.0, to.1)))
-            .rename(caller, from, to)
-            .await
+        self.removing(from.0, from.1)?;
+        self.creating(to.0, to.1)?.rename(caller, from, to).await
     }
 
     async fn link(
@@ -473,12 +407,10 @@ impl FileSystem for ExportedFs {
         dir: FileRef,
         name: &EntryName,
     ) -> Result<(Attr, Change), FsError> {
-        let check = || {
-            new_name(dir, name)?;
-            // `ln` and `cp -l` from a snapshot fall back to a copy.
-            live(&[file]).map_err(|_| FsError::CrossDevice)
-        };
-        changing!(self, check()).link(caller, file, dir, name).await
+        let fs = self.creating(dir, name)?;
+        // `ln` and `cp -l` from a snapshot fall back to a copy.
+        self.changing(file).map_err(|_| FsError::CrossDevice)?;
+        fs.link(caller, file, dir, name).await
     }
 
     async fn readdir(
@@ -488,13 +420,28 @@ impl FileSystem for ExportedFs {
         after: DirCookie,
         limit: ListLimit,
     ) -> Result<Listing, FsError> {
-        either!(self, readdir(caller, dir, after, limit))
+        let mut listing = match self.object(dir).await? {
+            Object::Live(fs) => fs.readdir(caller, dir, after, limit).await?,
+            Object::Directory(fs, snapshots) => list_snapshots(fs, snapshots, after, limit).await?,
+            Object::InSnapshot(one) => one.readdir(caller, after, limit).await?,
+        };
+        // The attributes of `.snapshots` wherever it is listed: in the root, as itself, and as the
+        // parent of a snapshot's root.
+        if let Tree::Live(fs, snapshots) = &self.tree
+            && limit.with_attr
+            && listing.entries.iter().any(|entry| entry.ino == InodeNo::SNAPSHOTS)
+        {
+            let attr = snapshots.attr(fs).await?;
+            let shown = listing.entries.iter_mut().filter(|entry| entry.ino == InodeNo::SNAPSHOTS);
+            shown.for_each(|entry| entry.attr = Some(attr));
+        }
+        Ok(listing)
     }
 
     async fn statfs(&self) -> Result<StatFs, FsError> {
-        match self {
-            Self::Live(live) => live.fs.statfs().await,
-            Self::Snapshot(one) => one.snapshot().await?.fs().statfs().await,
+        match self.object(self.root).await? {
+            Object::InSnapshot(one) => one.snapshot.fs().statfs().await,
+            Object::Live(fs) | Object::Directory(fs, _) => fs.statfs().await,
         }
     }
 }

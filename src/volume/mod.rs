@@ -18,8 +18,8 @@
 //! owner; an **entry** is a process's state of one volume.
 //!
 //! Invariants: a process opens a database only while the record names it; a dataset is opened at
-//! most once in a process, and keeps its entry there until its record no longer names the session
-//! (R33); a dataset that a session owns and does not have open is released (R36); a dataset that
+//! most once in a process, and keeps its entry there until its record no longer names the
+//! session; a dataset that a session owns and does not have open is released (R33); a dataset that
 //! another node owns is opened here only once that owner must have stopped answering (R26): changes
 //! that only its journal holds are lost then, as with the machine itself.
 //!
@@ -40,7 +40,7 @@ mod lifecycle;
 mod maintenance;
 mod open_snapshots;
 mod ownership;
-mod reading;
+mod registration;
 mod restoring;
 mod root_reader;
 mod settings;
@@ -50,14 +50,14 @@ mod volumes;
 pub use attached::Attached;
 pub use claim::ActiveClaim;
 pub use entry::VolumeGuard;
-pub use exported::{ExportedFs, LiveFs, SnapshotExport};
+pub use exported::ExportedFs;
 pub use lease::{BootClock, Clock, ExpiredLease, LeaseSettings, Verdict, Watch};
 pub use lifecycle::CloseReason;
 pub use maintenance::{
     checkpoint_released, collect_released, detach_released, finish_release, release_lost,
     repair_released, seal_released, with_released,
 };
-pub use open_snapshots::{OpenSnapshot, OpenSnapshots, RetainedBy};
+pub use open_snapshots::{OpenSnapshots, RetainedBy};
 pub use ownership::{is_maintenance, unvoided_journal_dir};
 pub use restoring::forget_restore;
 pub use root_reader::{RootReader, RootView};

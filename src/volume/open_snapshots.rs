@@ -2,18 +2,18 @@
 //! bounded in number.
 //!
 //! ```text
-//!             first call                         idle, least recently used, or deleted
-//!  (closed) ─────────────▶ announced ─▶ open ────────────────────────────────────────▶ closed, unannounced
+//!          first call                        idle, least recently used, or deleted
+//!  (closed) ──────────▶ registered ──▶ open ──────────────────────────────────────▶ closed
 //! ```
 //! An **open snapshot** is a reader on a snapshot's checkpoint. The snapshot is retained for it
-//! either by its announcement in the catalog ([`Catalog::begin_reading`]) or by a read-only volume
+//! either by its registration in the catalog ([`Catalog::begin_reading`]) or by a read-only volume
 //! that depends on the snapshot (R14).
 //!
 //! The deletion of a snapshot that is open is noticed within [`RECHECK`]: from then on it is stale,
 //! and is closed, so that nothing is retained for longer than somebody reads. A process that dies
-//! leaves announcements, which count for an hour.
+//! leaves registrations, which count for an hour.
 
-use super::reading::Announced;
+use super::registration::Registration;
 use super::settings::VolumeSettings;
 use crate::catalog::{Catalog, CatalogError, Snapshot, State};
 use crate::fs::db::CheckpointId;
@@ -41,7 +41,7 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(20);
 /// The reason for which a snapshot is retained while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RetainedBy {
-    /// An announcement of its reader. Once the snapshot is deleted, its files are stale.
+    /// The registration of its reader. Once the snapshot is deleted, its files are stale.
     Reader,
     /// A read-only volume, which depends on the snapshot until the volume itself is deleted.
     Volume(Incarnation),
@@ -85,28 +85,28 @@ struct Slot {
 }
 
 /// A snapshot, open for reading.
-pub struct OpenSnapshot {
+pub(super) struct OpenSnapshot {
     snapshot_fs: Arc<SnapshotFs>,
     pool: Catalog,
     key: Key,
     checked: Mutex<Instant>,
     gone: AtomicBool,
-    announced: Option<Announced>,
+    registration: Option<Registration>,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for OpenSnapshot {
     fn drop(&mut self) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        // The announcement ends when nothing is read any more.
-        let (snapshot_fs, announced, permit) =
-            (self.snapshot_fs.clone(), self.announced.take(), self.permit.take());
+        // The registration ends when nobody reads any longer.
+        let (snapshot_fs, registration, permit) =
+            (self.snapshot_fs.clone(), self.registration.take(), self.permit.take());
         runtime.spawn(async move {
             if let Err(error) = snapshot_fs.close().await {
                 tracing::debug!(%error, "the reader of a snapshot did not close");
             }
-            if let Some(announced) = announced {
-                announced.end().await;
+            if let Some(registration) = registration {
+                registration.end().await;
             }
             drop(permit);
         });
@@ -150,8 +150,8 @@ impl OpenSnapshot {
     }
 
     async fn renew(&self) {
-        if let Some(announced) = &self.announced {
-            announced.renew().await;
+        if let Some(registration) = &self.registration {
+            registration.renew().await;
         }
     }
 }
@@ -175,7 +175,7 @@ impl OpenSnapshots {
     ///
     /// # Errors
     /// [`FsError::Stale`] when the snapshot is deleted, or never was.
-    pub async fn get(
+    pub(super) async fn get(
         &self,
         pool: &Catalog,
         id: SnapshotId,
@@ -212,8 +212,8 @@ impl OpenSnapshots {
         let all = self.inner.permits.acquire_many(u32::try_from(OPEN_MAX).unwrap_or(u32::MAX));
         if tokio::time::timeout(WAIT, all).await.is_err() {
             tracing::debug!(
-                "snapshots are still being read; the announcements of their readers stay for an \
-                 hour"
+                "snapshots are still being read; the registrations of their readers expire within \
+                 an hour"
             );
         }
     }
@@ -253,12 +253,12 @@ impl OpenSnapshots {
                     return Err(FsError::Busy("too many snapshots are open at the same time"));
                 }
             };
-        let (announced, snapshot) = match retained_by {
+        let (registration, snapshot) = match retained_by {
             RetainedBy::Reader => {
-                let (announced, snapshot) = Announced::begin(pool, settings, id)
+                let (registration, snapshot) = Registration::begin(pool, settings, id)
                     .await
                     .map_err(|error| unreadable(&error))?;
-                (Some(announced), snapshot)
+                (Some(registration), snapshot)
             }
             RetainedBy::Volume(_) => {
                 let found = pool.snapshot_by_id(id).await.map_err(|error| unreadable(&error))?;
@@ -267,7 +267,7 @@ impl OpenSnapshots {
                 (None, found.ok_or(FsError::Stale)?)
             }
         };
-        let step = pool.bucket().failpoints().step("volume.snapshot.announced").await;
+        let step = pool.bucket().failpoints().step("volume.snapshot.registered").await;
         step.map_err(|injected| FsError::Unavailable(injected.to_string()))?;
         let checkpoint = snapshot.checkpoint.ok_or(FsError::Stale)?;
         let at = settings.place(pool, snapshot.family, snapshot.dataset.incarnation);
@@ -281,7 +281,7 @@ impl OpenSnapshots {
             key,
             checked: Mutex::new(Instant::now()),
             gone: AtomicBool::new(false),
-            announced,
+            registration,
             permit: Some(permit),
         }))
     }
@@ -300,7 +300,7 @@ impl OpenSnapshots {
     }
 }
 
-/// Renews announcements, notices deletions, and closes idle snapshots. Ends when none is open.
+/// Renews registrations, notices deletions, and closes idle snapshots. Ends when none is open.
 async fn maintenance(inner: Weak<Inner>) {
     loop {
         tokio::time::sleep(MAINTENANCE_INTERVAL).await;

@@ -2,7 +2,7 @@
 //! comparisons, checks, scrubs, measurements.
 //!
 //! A snapshot is registered as being read, so that it stays for as long as that takes, whoever
-//! deletes it meanwhile (R14); that is the difference to a [`OpenSnapshot`](super::OpenSnapshot),
+//! deletes it meanwhile (R14); that is the difference to [`OpenSnapshots`](super::OpenSnapshots),
 //! which clients would hold for ever. The registration is renewed in the background, and ends with
 //! the reader. Where credentials forbid it, a reader that only verifies goes on without: what it
 //! then misses may have been collected, so it believes a finding only while the record is there.
@@ -12,12 +12,12 @@
 //! because only collectors remove what it reads.
 
 use super::VolumeError;
-use super::reading::Announced;
+use super::registration::Registration;
 use super::settings::VolumeSettings;
 use crate::catalog::{Catalog, CatalogError, Dataset, Snapshot, State};
 use crate::chunk::ChunkStore;
 use crate::fs::db::{self, CheckpointId, Reader};
-use crate::fs::{FsError, SnapshotReader};
+use crate::fs::{FsError, SnapshotFs};
 use crate::types::{Class, Classify, SnapshotId};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,34 +30,34 @@ const RENEWAL_CHECK: Duration = Duration::from_secs(30);
 pub struct RootReader {
     reader: Reader,
     chunks: ChunkStore,
-    registration: Option<Registration>,
+    registration: Option<RenewedRegistration>,
 }
 
 /// The files of a head or of a snapshot.
 pub struct RootView {
-    view: SnapshotReader,
-    registration: Option<Registration>,
+    view: SnapshotFs,
+    registration: Option<RenewedRegistration>,
 }
 
-/// A snapshot stays while it is held.
-struct Registration {
-    announced: Arc<Announced>,
+/// A registration that is renewed while this lives.
+struct RenewedRegistration {
+    registration: Arc<Registration>,
     _renewing: DropGuard,
 }
 
-impl Registration {
-    fn new(announced: Announced) -> Self {
-        let (announced, stop) = (Arc::new(announced), CancellationToken::new());
+impl RenewedRegistration {
+    fn new(registration: Registration) -> Self {
+        let (registration, stop) = (Arc::new(registration), CancellationToken::new());
         tokio::spawn({
-            let (announced, stop) = (Arc::downgrade(&announced), stop.clone());
+            let (registration, stop) = (Arc::downgrade(&registration), stop.clone());
             async move {
                 while tokio::time::timeout(RENEWAL_CHECK, stop.cancelled()).await.is_err() {
-                    let Some(announced) = announced.upgrade() else { return };
-                    announced.renew().await;
+                    let Some(registration) = registration.upgrade() else { return };
+                    registration.renew().await;
                 }
             }
         });
-        Self { announced, _renewing: stop.drop_guard() }
+        Self { registration, _renewing: stop.drop_guard() }
     }
 }
 
@@ -90,8 +90,8 @@ impl RootReader {
         pool: &Catalog,
         id: SnapshotId,
     ) -> Result<(Self, Snapshot), VolumeError> {
-        let (announced, snapshot) = Announced::begin(pool, settings, id).await?;
-        Self::at(settings, pool, snapshot, Some(Registration::new(announced))).await
+        let (registration, snapshot) = Registration::begin(pool, settings, id).await?;
+        Self::at(settings, pool, snapshot, Some(RenewedRegistration::new(registration))).await
     }
 
     /// As [`Self::snapshot`], without being registered ([`Self::is_registered`]) where the
@@ -101,9 +101,10 @@ impl RootReader {
         pool: &Catalog,
         id: SnapshotId,
     ) -> Result<(Self, Snapshot), VolumeError> {
-        match Announced::begin(pool, settings, id).await {
-            Ok((announced, snapshot)) => {
-                Self::at(settings, pool, snapshot, Some(Registration::new(announced))).await
+        match Registration::begin(pool, settings, id).await {
+            Ok((registration, snapshot)) => {
+                Self::at(settings, pool, snapshot, Some(RenewedRegistration::new(registration)))
+                    .await
             }
             Err(error) if error.class() == Class::Denied => {
                 let found = pool.snapshot_by_id(id).await?.map(|at| at.record);
@@ -119,7 +120,7 @@ impl RootReader {
         settings: &VolumeSettings,
         pool: &Catalog,
         snapshot: Snapshot,
-        registration: Option<Registration>,
+        registration: Option<RenewedRegistration>,
     ) -> Result<(Self, Snapshot), VolumeError> {
         let place = settings.place(pool, snapshot.family, snapshot.dataset.incarnation);
         let opened = match snapshot.checkpoint {
@@ -145,7 +146,7 @@ impl RootReader {
     /// # Errors
     /// [`FsError::Corrupt`] when the database has no superblock.
     pub async fn into_view(self) -> Result<RootView, FsError> {
-        let view = SnapshotReader::new(self.reader, self.chunks).await?;
+        let view = SnapshotFs::new(self.reader, self.chunks).await?;
         Ok(RootView { view, registration: self.registration })
     }
 
@@ -157,7 +158,7 @@ impl RootReader {
 }
 
 impl RootView {
-    pub fn files(&self) -> &SnapshotReader {
+    pub fn files(&self) -> &SnapshotFs {
         &self.view
     }
 
@@ -168,9 +169,9 @@ impl RootView {
     }
 }
 
-async fn end(registration: Option<Registration>) {
+async fn end(registration: Option<RenewedRegistration>) {
     if let Some(registration) = registration {
-        registration.announced.end().await;
+        registration.registration.end().await;
     }
 }
 

@@ -3,7 +3,7 @@
 use super::claim::{ActiveClaim, Openings, claim};
 use super::closing::ABANDON_LIMIT;
 use super::entry::{Open, Users, VolumeEntry, VolumeGuard};
-use super::exported::{ExportedFs, LiveFs};
+use super::exported::ExportedFs;
 use super::lease::{ExpiredLease, LeaseGuard, LeaseRenewer, LeaseSettings, OwnershipEnd, Watch};
 use super::lifecycle::{ClaimOutcome, CloseReason, CloseStep, OpenAction};
 use super::open_snapshots::OpenSnapshots;
@@ -477,12 +477,12 @@ impl Volumes {
         if dataset.properties.snapdir == Snapdir::Visible {
             fs.show_snapshots();
         }
-        let exported = ExportedFs::Live(LiveFs::new(
+        let exported = ExportedFs::live(
             fs.clone(),
             pool.clone(),
             dataset.incarnation,
             self.open_snapshots().clone(),
-        ));
+        );
         let opening = self.inner.openings.fetch_add(1, Ordering::Relaxed);
         let (exported, users) = (Arc::new(exported), Users::default());
         Ok(Volume {

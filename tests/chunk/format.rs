@@ -106,7 +106,7 @@ async fn what_this_program_does_not_know_it_says() {
 }
 
 #[tokio::test]
-async fn the_bytes_that_announce_a_pack() {
+async fn the_bytes_of_a_rewrite_pending_marker() {
     let bucket = Bucket::memory();
     let store = store(&bucket, &plain());
     store.mark_rewrite_pending(&[pack(1), pack(0xabc)]).await.unwrap();

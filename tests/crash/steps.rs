@@ -57,7 +57,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("control.create.reader", "tests/lifecycle/read_only.rs"),
     ("catalog.reading", "tests/lifecycle/snapdir.rs"),
     ("catalog.reading-ended", "tests/lifecycle/snapdir.rs"),
-    ("volume.snapshot.announced", "tests/lifecycle/snapdir.rs"),
+    ("volume.snapshot.registered", "tests/lifecycle/snapdir.rs"),
     // A clone that would read too many ancestors.
     ("control.create.detached", "tests/history/chains.rs"),
     // A clone whose origin goes; a controller's claim; an owner that is gone for good.

@@ -1,5 +1,5 @@
-//! A volume keeps its place in the process until its record says released (R33), and what a session
-//! owns and does not have open is released (R36).
+//! A volume keeps its place in the process until its record says released, and what a session
+//! owns and does not have open is released (R33).
 
 use crate::fault::{Fault, Op, Rule, quick};
 use crate::leases::{LEASE, Node, Pool, name, patiently, write};

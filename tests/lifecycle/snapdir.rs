@@ -300,7 +300,7 @@ fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
         assert!(matches!(fs.getattr(roots[0]).await, Err(FsError::Stale)));
         assert!(matches!(child(fs, snapshots, "cut").await, Err(FsError::NotFound)));
         assert!(read(fs, files[1]).await == content, "the other is there still");
-        // Its announcement goes with the view.
+        // Its registration goes with the view.
         for _ in 0..100 {
             if world.collect().await.snapshots.len() == 1 {
                 break;
@@ -350,8 +350,8 @@ fn readers_are_bounded_however_many_snapshots_are_read() {
             assert!(read(fs, file).await == data(n, 9_000), "s{n}");
         });
         each.buffer_unordered(6).collect::<Vec<()>>().await;
-        let announced = world.catalog.bucket().list("readers/").await.unwrap().len();
-        assert!(announced <= 2 * 16, "{announced} announcements");
+        let registered = world.catalog.bucket().list("readers/").await.unwrap().len();
+        assert!(registered <= 2 * 16, "{registered} registrations");
         world.volumes.open_snapshots().close().await;
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
@@ -385,7 +385,7 @@ fn a_root_that_shows_its_snapshots_lists_them_once() {
     });
 }
 
-/// A reader that cannot be announced does not read; one that was and failed then is not left
+/// A reader that cannot be registered does not read; one that was and failed then is not left
 /// behind.
 #[test]
 fn a_failure_while_a_snapshot_is_opened_leaves_no_reader() {
@@ -397,7 +397,7 @@ fn a_failure_while_a_snapshot_is_opened_leaves_no_reader() {
         write(fs, fs.root(), "file", b"content").await;
         snapshot(&world, volume, "cut").await;
         let snapshots = child(fs, fs.root(), ".snapshots").await.unwrap().file;
-        for step in ["catalog.reading", "volume.snapshot.announced"] {
+        for step in ["catalog.reading", "volume.snapshot.registered"] {
             world.catalog.bucket().failpoints().set(step, "1*return->off").unwrap();
             assert!(
                 matches!(child(fs, snapshots, "cut").await, Err(FsError::Unavailable(_))),

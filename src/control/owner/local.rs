@@ -27,7 +27,7 @@ pub(super) struct Local {
 
 impl Local {
     /// Carries out a request if the volume is open here. A hand-over also applies to a volume that
-    /// this session owns and does not have open (R36).
+    /// this session owns and does not have open (R33).
     pub(super) async fn act(
         &self,
         pool: &Catalog,

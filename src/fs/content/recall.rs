@@ -5,8 +5,8 @@
 //!
 //! A footer that cannot be read, or a pack that is sealed meanwhile, costs only space: whether a
 //! chunk may be referred to is asked at each hit (R10). Nothing is learnt of a pack that is
-//! announced to be rewritten, or was: a collector that did not know of this dataset has not asked
-//! it to seal the pack, and counts on it to look here (R12). So the announced packs are listed
+//! marked as rewrite-pending, or was rewritten: a collector that did not know of this dataset has
+//! not asked it to seal the pack, and counts on it to look here (R12). So the markers are listed
 //! before any footer is read, and only first objects are read.
 
 use super::Contents;

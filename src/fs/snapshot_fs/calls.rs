@@ -1,5 +1,5 @@
-//! The file system of a snapshot, as clients see it: the calls of [`FileSystem`] that only read.
-//! Every other call is `ROFS`.
+//! The calls of [`FileSystem`] on a snapshot: those that only read. Every other one is `ROFS`, the
+//! trait's default.
 //!
 //! Inode numbers, generations, cookies and times are those of the live file system at that moment,
 //! so that a comparison of the two shows the differences and nothing else. Permissions are those of
@@ -8,17 +8,15 @@
 //! Memory is bounded: inodes are in one cache of the process ([`SnapshotMemory`]), tables' blocks
 //! and chunks are in the shared caches.
 
-use super::FsError;
-use super::api::*;
-use super::db::{CheckpointId, DbPlace, Reader};
-use super::inode::attr;
-use super::key;
-use super::names::{Page, clusters, entry_name};
-use super::permission;
-use super::row::Inode;
-use super::snapshot_reader::{SnapshotInode, SnapshotReader};
-use crate::chunk::ChunkStore;
-use crate::types::{EntryName, InodeNo, Timestamp};
+use super::{SnapshotFs, SnapshotInode, dangling};
+use crate::fs::FsError;
+use crate::fs::api::*;
+use crate::fs::inode::attr;
+use crate::fs::key;
+use crate::fs::names::{Page, clusters, entry_name};
+use crate::fs::permission;
+use crate::fs::row::Inode;
+use crate::types::InodeNo;
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -50,51 +48,46 @@ impl SnapshotMemory {
             foyer::CacheBuilder::new(bytes).with_name("snapshot_fs").with_weighter(weight).build();
         Self { inodes, opened: Arc::default() }
     }
+
+    pub(super) fn cache(&self) -> InodeCache {
+        let snapshot = self.opened.fetch_add(1, Ordering::Relaxed);
+        InodeCache { memory: self.clone(), snapshot }
+    }
 }
 
-/// One snapshot, open for reading.
-pub struct SnapshotFs {
-    view: SnapshotReader,
-    root: FileRef,
+/// The part of the cache that is one snapshot's.
+pub(super) struct InodeCache {
     memory: SnapshotMemory,
-    number: u64,
+    snapshot: u64,
+}
+
+impl InodeCache {
+    fn get(&self, ino: InodeNo) -> Option<Arc<Inode>> {
+        self.memory.inodes.get(&(self.snapshot, ino.0)).map(|hit| hit.value().clone())
+    }
+
+    fn insert(&self, ino: InodeNo, row: Arc<Inode>) {
+        self.memory.inodes.insert((self.snapshot, ino.0), row);
+    }
 }
 
 impl SnapshotFs {
-    /// # Errors
-    /// [`FsError::Corrupt`] when the checkpoint holds no file system.
-    pub async fn open(
-        place: &DbPlace,
-        checkpoint: CheckpointId,
-        chunks: ChunkStore,
-        memory: &SnapshotMemory,
-    ) -> Result<Self, FsError> {
-        let view =
-            SnapshotReader::new(Reader::at_checkpoint(place, checkpoint).await?, chunks).await?;
-        let root = view.root().await?;
-        let number = memory.opened.fetch_add(1, Ordering::Relaxed);
-        let root = FileRef { ino: root.ino, generation: root.row.generation };
-        Ok(Self { view, root, memory: memory.clone(), number })
-    }
-
-    pub fn view(&self) -> &SnapshotReader {
-        &self.view
-    }
-
-    pub async fn close(&self) -> Result<(), FsError> {
-        self.view.close().await
-    }
-
     async fn row(&self, ino: InodeNo) -> Result<Option<Arc<Inode>>, FsError> {
-        if let Some(hit) = self.memory.inodes.get(&(self.number, ino.0)) {
-            return Ok(Some(hit.value().clone()));
+        if let Some(hit) = self.cached(ino) {
+            return Ok(Some(hit));
         }
-        Ok(self.view.find(ino).await?.map(|row| self.keep(ino, row)))
+        Ok(self.find(ino).await?.map(|row| self.cache_row(ino, row)))
     }
 
-    fn keep(&self, ino: InodeNo, row: Inode) -> Arc<Inode> {
+    fn cached(&self, ino: InodeNo) -> Option<Arc<Inode>> {
+        self.cache.as_ref().and_then(|cache| cache.get(ino))
+    }
+
+    fn cache_row(&self, ino: InodeNo, row: Inode) -> Arc<Inode> {
         let row = Arc::new(row);
-        self.memory.inodes.insert((self.number, ino.0), row.clone());
+        if let Some(cache) = &self.cache {
+            cache.insert(ino, row.clone());
+        }
         row
     }
 
@@ -115,11 +108,8 @@ impl SnapshotFs {
 
     /// Looks up the inode that an entry or a directory's parent names.
     async fn named(&self, ino: InodeNo) -> Result<Attr, FsError> {
-        let row = self.row(ino).await?;
-        let row = row.ok_or_else(|| {
-            FsError::Corrupt(format!("inode {ino} is named by an entry but does not exist"))
-        })?;
-        Ok(attr(FileRef { ino, generation: row.generation }, &row))
+        let row = self.row(ino).await?.ok_or_else(|| dangling(ino))?;
+        Ok(attr_of(ino, &row))
     }
 
     /// Adds attributes to a page's entries, with as few scans as their inode numbers allow.
@@ -127,13 +117,9 @@ impl SnapshotFs {
         let mut found: HashMap<InodeNo, Attr> = HashMap::with_capacity(entries.len());
         let mut missing = Vec::new();
         for entry in entries.iter() {
-            match self.memory.inodes.get(&(self.number, entry.ino.0)) {
-                Some(hit) => {
-                    let row = hit.value();
-                    found.insert(
-                        entry.ino,
-                        attr(FileRef { ino: entry.ino, generation: row.generation }, row),
-                    );
+            match self.cached(entry.ino) {
+                Some(row) => {
+                    found.insert(entry.ino, attr_of(entry.ino, &row));
                 }
                 None => missing.push(entry.ino),
             }
@@ -141,16 +127,19 @@ impl SnapshotFs {
         missing.sort_unstable();
         missing.dedup();
         for (first, last) in clusters(&missing) {
-            for (ino, row) in self.view.find_all(first, last, CLUSTER_ROWS).await? {
+            for (ino, row) in self.find_all(first, last, CLUSTER_ROWS).await? {
                 if missing.binary_search(&ino).is_ok() {
-                    let row = self.keep(ino, row);
-                    found.insert(ino, attr(FileRef { ino, generation: row.generation }, &row));
+                    found.insert(ino, attr_of(ino, &self.cache_row(ino, row)));
                 }
             }
         }
         entries.iter_mut().for_each(|entry| entry.attr = found.get(&entry.ino).copied());
         Ok(())
     }
+}
+
+fn attr_of(ino: InodeNo, row: &Inode) -> Attr {
+    attr(FileRef { ino, generation: row.generation }, row)
 }
 
 fn regular(row: &Inode) -> Result<(), FsError> {
@@ -172,7 +161,7 @@ fn zeros(mut len: u64, out: &mut Vec<Bytes>) {
 
 impl FileSystem for SnapshotFs {
     fn root(&self) -> FileRef {
-        self.root
+        FileRef { ino: self.root.ino, generation: self.root.row.generation }
     }
 
     /// Nothing is ever written.
@@ -182,16 +171,6 @@ impl FileSystem for SnapshotFs {
 
     async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {
         Ok(attr(file, &*self.object(file).await?))
-    }
-
-    async fn setattr(
-        &self,
-        _: &Caller,
-        _: FileRef,
-        _: SetAttr,
-        _: Option<Timestamp>,
-    ) -> Result<Change, FsError> {
-        Err(FsError::ReadOnly)
     }
 
     async fn lookup(
@@ -206,7 +185,7 @@ impl FileSystem for SnapshotFs {
         let found = match name {
             b"." => shown,
             b".." => self.named(row.parent).await?,
-            name => match self.view.entry(dir.ino, &entry_name(name)?).await? {
+            name => match self.entry(dir.ino, &entry_name(name)?).await? {
                 Some(ino) => self.named(ino).await?,
                 None => return Err(FsError::NotFound),
             },
@@ -242,7 +221,7 @@ impl FileSystem for SnapshotFs {
         regular(&row)?;
         permission::may_read_data(caller, &row)?;
         let viewed = SnapshotInode { ino: file.ino, row: Inode::clone(&row) };
-        let pieces = self.view.read(&viewed, offset, count.min(IO_BYTES_MAX as u32)).await?;
+        let pieces = self.pieces(&viewed, offset, count.min(IO_BYTES_MAX as u32)).await?;
         let (mut data, mut end) = (Vec::with_capacity(pieces.len()), offset);
         for (len, bytes) in pieces {
             end = end.saturating_add(len);
@@ -252,79 +231,6 @@ impl FileSystem for SnapshotFs {
             }
         }
         Ok(ReadOut { data, eof: end >= row.size, attr: attr(file, &row) })
-    }
-
-    async fn write(
-        &self,
-        _: &Caller,
-        _: FileRef,
-        _: u64,
-        _: Bytes,
-        _: Stability,
-    ) -> Result<Written, FsError> {
-        Err(FsError::ReadOnly)
-    }
-
-    async fn commit(&self, _: &Caller, _: FileRef, _: u64, _: u32) -> Result<Change, FsError> {
-        Err(FsError::ReadOnly)
-    }
-
-    async fn create(
-        &self,
-        _: &Caller,
-        _: FileRef,
-        _: &EntryName,
-        _: CreateHow,
-    ) -> Result<Created, FsError> {
-        Err(FsError::ReadOnly)
-    }
-
-    async fn mkdir(
-        &self,
-        _: &Caller,
-        _: FileRef,
-        _: &EntryName,
-        _: SetAttr,
-    ) -> Result<Created, FsError> {
-        Err(FsError::ReadOnly)
-    }
-
-    async fn make(
-        &self,
-        _: &Caller,
-        _: FileRef,
-        _: &EntryName,
-        _: Special,
-        _: SetAttr,
-    ) -> Result<Created, FsError> {
-        Err(FsError::ReadOnly)
-    }
-
-    async fn remove(&self, _: &Caller, _: FileRef, _: &EntryName) -> Result<Change, FsError> {
-        Err(FsError::ReadOnly)
-    }
-
-    async fn rmdir(&self, _: &Caller, _: FileRef, _: &EntryName) -> Result<Change, FsError> {
-        Err(FsError::ReadOnly)
-    }
-
-    async fn rename(
-        &self,
-        _: &Caller,
-        _: (FileRef, &EntryName),
-        _: (FileRef, &EntryName),
-    ) -> Result<(Change, Change), FsError> {
-        Err(FsError::ReadOnly)
-    }
-
-    async fn link(
-        &self,
-        _: &Caller,
-        _: FileRef,
-        _: FileRef,
-        _: &EntryName,
-    ) -> Result<(Attr, Change), FsError> {
-        Err(FsError::ReadOnly)
     }
 
     async fn readdir(
@@ -347,7 +253,7 @@ impl FileSystem for SnapshotFs {
         let mut more = true;
         while more && !page.full {
             let wanted = page.wanted();
-            let fetched = self.view.entries(dir.ino, from, wanted).await?;
+            let fetched = self.entries(dir.ino, from, wanted).await?;
             more = fetched.len() == wanted;
             for (hash, entry) in fetched {
                 let cookie = key::cookie(hash, entry.n);
@@ -363,7 +269,7 @@ impl FileSystem for SnapshotFs {
 
     /// Reports a full file system, with the figures of the checkpoint.
     async fn statfs(&self) -> Result<StatFs, FsError> {
-        let superblock = self.view.superblock();
+        let superblock = self.superblock();
         let (total_bytes, total_inodes) = (superblock.allocated, superblock.inodes);
         Ok(StatFs { total_bytes, free_bytes: 0, total_inodes, free_inodes: 0 })
     }

@@ -1,10 +1,14 @@
-//! The rows of a file system as it was at a checkpoint: read only, without an owner and without
-//! caches of its own. Memory is bounded whatever the file's size. [`super::SnapshotFs`] serves it
-//! to clients.
+//! The file system of one state that is read without an owner: a snapshot's checkpoint, or a head's
+//! newest durable state. Restores and comparisons read its rows; [`calls`] serves it to clients.
+//! Memory is bounded whatever the file's size.
+
+mod calls;
+
+pub use calls::SnapshotMemory;
 
 use super::FsError;
 use super::api::FileKind;
-use super::db::Reader;
+use super::db::{CheckpointId, DbPlace, Reader};
 use super::inode::Entry;
 use super::key::{self, DataId, NameHash};
 use super::names::{NameHasher, decode_entry};
@@ -26,11 +30,23 @@ pub struct SnapshotInode {
     pub row: Inode,
 }
 
-pub struct SnapshotReader {
+pub struct SnapshotFs {
     reader: Reader,
     chunks: ChunkStore,
     hasher: NameHasher,
     superblock: Superblock,
+    root: SnapshotInode,
+    /// Where clients are served from; whoever reads a tree once needs none.
+    cache: Option<calls::InodeCache>,
+}
+
+async fn find(reader: &Reader, ino: InodeNo) -> Result<Option<Inode>, FsError> {
+    let row = reader.get(&key::inode(ino)).await?;
+    row.map(|row| Inode::decode(&row)).transpose()
+}
+
+fn dangling(ino: InodeNo) -> FsError {
+    FsError::Corrupt(format!("inode {ino} is named by an entry but does not exist"))
 }
 
 /// A part of a read's result.
@@ -40,16 +56,40 @@ enum Part {
     Chunk { chunk: ChunkRef, from: usize, len: usize },
 }
 
-impl SnapshotReader {
+impl SnapshotFs {
+    /// Without a cache of inodes.
+    ///
     /// # Errors
-    /// [`FsError::Corrupt`] when the database has no superblock.
+    /// [`FsError::Corrupt`] when the database has no superblock or no root.
     pub async fn new(reader: Reader, chunks: ChunkStore) -> Result<Self, FsError> {
         let row = reader
             .get(&key::superblock())
             .await?
             .ok_or_else(|| FsError::Corrupt("no superblock".to_owned()))?;
         let superblock = Superblock::decode(&row)?;
-        Ok(Self { reader, chunks, hasher: NameHasher::new(superblock.name_key), superblock })
+        let root = find(&reader, InodeNo::ROOT).await?.ok_or_else(|| dangling(InodeNo::ROOT))?;
+        Ok(Self {
+            reader,
+            chunks,
+            hasher: NameHasher::new(superblock.name_key),
+            superblock,
+            root: SnapshotInode { ino: InodeNo::ROOT, row: root },
+            cache: None,
+        })
+    }
+
+    /// The state at a checkpoint, with the inodes that are looked up cached in `memory`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub async fn open(
+        place: &DbPlace,
+        checkpoint: CheckpointId,
+        chunks: ChunkStore,
+        memory: &SnapshotMemory,
+    ) -> Result<Self, FsError> {
+        let fs = Self::new(Reader::at_checkpoint(place, checkpoint).await?, chunks).await?;
+        Ok(Self { cache: Some(memory.cache()), ..fs })
     }
 
     pub async fn close(&self) -> Result<(), FsError> {
@@ -61,24 +101,20 @@ impl SnapshotReader {
         &self.superblock
     }
 
-    pub async fn root(&self) -> Result<SnapshotInode, FsError> {
-        self.inode(InodeNo::ROOT).await
+    pub fn root_inode(&self) -> &SnapshotInode {
+        &self.root
     }
 
     /// # Errors
     /// [`FsError::Corrupt`] when there is none: only inodes that an entry names are requested.
     pub async fn inode(&self, ino: InodeNo) -> Result<SnapshotInode, FsError> {
-        let row = self.find(ino).await?;
-        let row = row.ok_or_else(|| {
-            FsError::Corrupt(format!("inode {ino} is named by an entry but does not exist"))
-        })?;
+        let row = self.find(ino).await?.ok_or_else(|| dangling(ino))?;
         Ok(SnapshotInode { ino, row })
     }
 
     /// The row of an inode, if there is one.
     pub async fn find(&self, ino: InodeNo) -> Result<Option<Inode>, FsError> {
-        let row = self.reader.get(&key::inode(ino)).await?;
-        row.map(|row| Inode::decode(&row)).transpose()
+        find(&self.reader, ino).await
     }
 
     /// The rows of the inodes `first..=last` that exist.
@@ -99,7 +135,7 @@ impl SnapshotReader {
 
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::NotDirectory`].
-    pub async fn lookup(
+    pub async fn child(
         &self,
         dir: &SnapshotInode,
         name: &EntryName,
@@ -199,7 +235,7 @@ impl SnapshotReader {
 
     /// Bytes `offset..offset + len` as pieces in order; `None` is a hole of that many bytes. Cut at
     /// the file's size.
-    pub async fn read(
+    pub async fn pieces(
         &self,
         file: &SnapshotInode,
         offset: u64,

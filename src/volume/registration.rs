@@ -7,15 +7,15 @@ use crate::types::SnapshotId;
 use parking_lot::Mutex;
 use std::time::Instant;
 
-/// An announced reader of a snapshot. Dropping it removes the announcement.
-pub(super) struct Announced {
+/// A reader of a snapshot is registered while this lives.
+pub(super) struct Registration {
     pool: Catalog,
-    /// Taken when the announcement ends.
+    /// Taken when the registration ends.
     reading: Mutex<Option<Reading>>,
     renewed: Mutex<Instant>,
 }
 
-impl Announced {
+impl Registration {
     /// # Errors
     /// [`CatalogError::NotFound`] when the snapshot is not ready, or is deleted.
     pub async fn begin(
@@ -29,7 +29,7 @@ impl Announced {
         Ok((Self { pool: pool.clone(), reading, renewed: Mutex::new(Instant::now()) }, snapshot))
     }
 
-    /// Renews the announcement when it is due. A failure is retried the next time.
+    /// Renews the registration when it is due. A failure is retried the next time.
     pub async fn renew(&self) {
         if self.renewed.lock().elapsed() < READING_RENEWAL {
             return;
@@ -40,13 +40,13 @@ impl Announced {
             Err(error) => {
                 tracing::debug!(
                     %error,
-                    "renewing the announcement of a snapshot reader failed; retrying later"
+                    "renewing the registration of a snapshot reader failed; retrying later"
                 );
             }
         }
     }
 
-    /// Removes the announcement.
+    /// Removes the registration.
     pub async fn end(&self) {
         let reading = self.reading.lock().take();
         if let Some(reading) = reading {
@@ -57,11 +57,14 @@ impl Announced {
 
 async fn end(pool: &Catalog, reading: &Reading) {
     if let Err(error) = pool.end_reading(reading).await {
-        tracing::debug!(%error, "the announcement of a snapshot reader stays for an hour");
+        tracing::debug!(
+            %error,
+            "removing the registration of a snapshot reader failed; it expires within an hour"
+        );
     }
 }
 
-impl Drop for Announced {
+impl Drop for Registration {
     fn drop(&mut self) {
         let (Ok(runtime), Some(reading)) =
             (tokio::runtime::Handle::try_current(), self.reading.get_mut().take())
