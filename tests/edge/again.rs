@@ -334,7 +334,7 @@ async fn a_repeated_change_of_mode_takes_nothing_back() {
 }
 
 /// A synchronous WRITE that is held because the store does not answer has taken effect: it must not
-/// do so again over what was written since.
+/// do so again over what was written since (R36).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_waits_for_the_store_takes_effect_once() {
     let mut home = Home::new();

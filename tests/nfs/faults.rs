@@ -107,7 +107,7 @@ fn write(xid: u32, file: &FileHandle, data: &[u8]) -> Vec<u8> {
 }
 
 /// A WRITE that waits, is sent again on another connection, and is overtaken there by a newer one:
-/// the old bytes must not come back.
+/// the old bytes must not come back (R36).
 #[tokio::test]
 async fn a_write_that_comes_again_while_it_waits_takes_effect_once() {
     let edge = Edge::start().await;
@@ -142,7 +142,8 @@ async fn a_write_that_comes_again_while_it_waits_takes_effect_once() {
     assert_eq!((status(&one), &one), (0, &two));
 }
 
-/// A copy may have waited in a socket until its call was answered and the range written anew.
+/// A copy may have waited in a socket until its call was answered and the range written again
+/// (R36).
 #[tokio::test]
 async fn the_same_write_again_after_a_newer_one_changes_nothing() {
     let edge = Edge::start().await;
