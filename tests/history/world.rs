@@ -22,7 +22,9 @@ use zerofs_csi::fs::api::{Caller, DirCookie, FileSystem, ListLimit};
 use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::fs::{FsError, FsMemory};
 use zerofs_csi::types::{SessionId, SnapshotHandle, VolumeHandle};
-use zerofs_csi::volume::{Clock, LeaseSettings, RetainedBy, VolumeGuard, VolumeSettings, Volumes};
+use zerofs_csi::volume::{
+    Clock, ExportedFs, LeaseSettings, RetainedBy, VolumeGuard, VolumeSettings, Volumes,
+};
 
 /// Small enough that most reads miss the cache.
 const CHUNK_CACHE: u64 = 64 << 10;
@@ -230,13 +232,10 @@ impl Process {
 
     pub async fn read_snapshot(&self, snapshot: SnapshotHandle) -> Result<Found, String> {
         let wrong = |error: FsError| format!("reading {snapshot}: {error}");
-        let view = self
-            .volumes
-            .open_snapshots()
-            .get(&self.catalog, snapshot.snapshot, RetainedBy::Reader)
-            .await
-            .map_err(wrong)?;
-        read_all(view.fs()).await.map_err(wrong)
+        let (open, catalog) = (self.volumes.open_snapshots(), &self.catalog);
+        let exported =
+            ExportedFs::snapshot(open, catalog, snapshot.snapshot, RetainedBy::Reader).await;
+        read_all(&exported.map_err(wrong)?).await.map_err(wrong)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Claims: whoever comes late with an old one fails, and fences nobody (R31, R32, R34).
 
 use super::{Fast, World, data};
-use crate::leases::{LEASE, Node, Pool, expired, name, patiently, write};
+use crate::leases::{LEASE, Node, Pool, expires, name, patiently, two_nodes, write};
 use std::sync::Arc;
 use std::time::Duration;
 use zerofs_csi::catalog::{Catalog, RevocationReason};
@@ -67,9 +67,7 @@ fn an_opening_that_comes_after_a_take_over_fences_nobody() {
         for step in ["volume.open.claimed", "volume.claim.epoch", "volume.claim.checked"] {
             for opened_before in [false, true] {
                 let when = format!("{step}, opened before: {opened_before}");
-                let pool = Pool::new().await;
-                let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-                let volume = a.world.create("v", None).await.unwrap().handle;
+                let (a, b, volume) = two_nodes().await;
                 if opened_before {
                     a.world.write(volume, "old", &data(1, 70_000)).await;
                 }
@@ -82,10 +80,7 @@ fn an_opening_that_comes_after_a_take_over_fences_nobody() {
                 });
                 until_passed(&failpoints, step, before).await;
                 let mut watch = b.watch(volume.dataset).await;
-                for clock in [&a.clock, &b.clock] {
-                    clock.advance(LEASE);
-                }
-                let expired = expired(&mut watch).await;
+                let expired = expires(&mut watch, [&a, &b]).await;
                 let theirs = b.take(volume.dataset, &expired).await.unwrap();
                 create(&theirs, "from the journal").await;
 
@@ -109,9 +104,7 @@ fn an_opening_that_comes_after_a_take_over_fences_nobody() {
 #[test]
 fn an_opening_of_an_expired_claim_is_fenced_by_the_one_after_it() {
     super::run(async {
-        let pool = Pool::new().await;
-        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let (a, b, volume) = two_nodes().await;
         a.world.write(volume, "old", &data(1, 70_000)).await;
         let step = "volume.claim.checked";
         let (of_a, of_b) = (
@@ -127,10 +120,7 @@ fn an_opening_of_an_expired_claim_is_fenced_by_the_one_after_it() {
         });
         until_passed(&of_a, step, before).await;
         let mut watch = b.watch(volume.dataset).await;
-        for clock in [&a.clock, &b.clock] {
-            clock.advance(LEASE);
-        }
-        let expired = expired(&mut watch).await;
+        let expired = expires(&mut watch, [&a, &b]).await;
         let second = tokio::spawn({
             let (volumes, catalog) = (b.world.volumes.clone(), b.world.catalog.clone());
             async move { volumes.take_over(&catalog, volume.dataset, &expired).await }
@@ -155,9 +145,7 @@ fn an_opening_of_an_expired_claim_is_fenced_by_the_one_after_it() {
 #[test]
 fn a_close_that_is_retried_after_a_take_over_fences_nobody() {
     super::run(async {
-        let pool = Pool::new().await;
-        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let (a, b, volume) = two_nodes().await;
         let open = a.open(volume).await;
         write(&open, "kept", b"kept").await;
         drop(open);
@@ -168,10 +156,7 @@ fn a_close_that_is_retried_after_a_take_over_fences_nobody() {
         drop(open);
         let failed = a.world.volumes.close(volume.dataset).await;
         println!("the first try: {failed:?}");
-        for clock in [&a.clock, &b.clock] {
-            clock.advance(LEASE);
-        }
-        let expired = expired(&mut watch).await;
+        let expired = expires(&mut watch, [&a, &b]).await;
         let theirs = b.take(volume.dataset, &expired).await.unwrap();
         create(&theirs, "from the journal").await;
         a.world.catalog.bucket().failpoints().set("fs.commit.before-flush", "off").unwrap();
@@ -192,9 +177,7 @@ fn a_close_that_is_retried_after_a_take_over_fences_nobody() {
 #[test]
 fn a_revocation_of_an_earlier_claim_takes_nothing() {
     super::run(async {
-        let pool = Pool::new().await;
-        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let (a, b, volume) = two_nodes().await;
         drop(a.open(volume).await);
         let mut watch = b.watch(volume.dataset).await;
         b.world.controller.revoke_volume(volume, RevocationReason::OutOfService).await.unwrap();
@@ -224,9 +207,7 @@ fn a_revocation_of_an_earlier_claim_takes_nothing() {
 #[test]
 fn a_verdict_from_before_the_session_claimed_again_is_void() {
     super::run(async {
-        let pool = Pool::new().await;
-        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let (a, b, volume) = two_nodes().await;
         drop(a.open(volume).await);
         let mut watch = b.watch(volume.dataset).await;
         let failpoints = a.world.catalog.bucket().failpoints().clone();
@@ -263,9 +244,7 @@ fn a_verdict_from_before_the_session_claimed_again_is_void() {
 fn a_release_by_force_that_comes_late_fences_nobody() {
     super::run(async {
         for step in ["volume.lost.claimed", "volume.claim.epoch", "volume.claim.checked"] {
-            let pool = Pool::new().await;
-            let (lost, later) = (pool.node("node-a").await, pool.node("node-b").await);
-            let volume = lost.world.create("v", None).await.unwrap().handle;
+            let (pool, lost, later, volume) = Pool::with_two_nodes().await;
             let open = lost.open(volume).await;
             write(&open, "kept", b"kept").await;
             lost.store.die();
@@ -302,9 +281,7 @@ fn a_release_by_force_that_comes_late_fences_nobody() {
 #[test]
 fn a_journal_that_was_given_up_never_comes_back() {
     super::run(async {
-        let pool = Pool::new().await;
-        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let (pool, a, b, volume) = Pool::with_two_nodes().await;
         let open = a.open(volume).await;
         write(&open, "kept", b"kept").await;
         a.store.die();

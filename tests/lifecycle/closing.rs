@@ -2,12 +2,9 @@
 //! owns and does not have open is released (R33).
 
 use crate::fault::{Fault, Op, Rule, quick};
-use crate::leases::{LEASE, Node, Pool, name, patiently, write};
+use crate::leases::{LEASE, Node, Pool, name, patiently, two_nodes, write};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
-use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::serve_mailbox;
 use zerofs_csi::control::takeover;
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
@@ -38,9 +35,7 @@ async fn has(node: &Node, volume: VolumeHandle, file: &str) -> bool {
 fn whoever_wants_a_volume_that_is_being_released_waits_for_the_record() {
     super::run(async {
         for unused in [false, true] {
-            let pool = Pool::new().await;
-            let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-            let volume = a.world.create("v", None).await.unwrap().handle;
+            let (a, b, volume) = two_nodes().await;
             let open = a.open(volume).await;
             write(&open, "kept", b"x").await;
             drop(open);
@@ -100,9 +95,7 @@ fn a_close_that_fails_holds_its_calls_and_is_retried_by_itself() {
         let mut failed = 0;
         for (fault, rule, step) in faults {
             for unused in [false, true] {
-                let pool = Pool::new().await;
-                let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-                let volume = a.world.create("v", None).await.unwrap().handle;
+                let (a, b, volume) = two_nodes().await;
                 let open = a.open(volume).await;
                 let how = CreateHow::Guarded(SetAttr::default());
                 // In the journal; when it reaches the store is nobody's concern.
@@ -242,9 +235,7 @@ fn what_a_session_owns_and_does_not_have_open_is_released() {
 #[test]
 fn a_request_to_hand_over_is_answered_by_an_owner_that_does_not_have_it_open() {
     super::run(async {
-        let pool = Pool::new().await;
-        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let (a, b, volume) = two_nodes().await;
         let other = a.world.create("other", None).await.unwrap().handle;
         let alive = a.open(other).await;
         let mine = a.owner(other.dataset).await;
@@ -256,22 +247,13 @@ fn a_request_to_hand_over_is_answered_by_an_owner_that_does_not_have_it_open() {
             })
             .await
             .unwrap();
-        let stop = CancellationToken::new();
-        let (pools, volumes) = (a.world.controller.pools().clone(), a.world.volumes.clone());
-        let mailbox = tokio::spawn(serve_mailbox(
-            pools,
-            volumes,
-            Arc::new(NoMounts),
-            Duration::from_millis(20),
-            stop.clone(),
-        ));
+        let mailbox = a.world.serve_mailbox(Duration::from_millis(20));
         let pool_b = b.world.controller.pools().get(None).unwrap();
         let theirs =
             takeover::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60))
                 .await
                 .unwrap();
         drop((theirs, alive));
-        stop.cancel();
-        mailbox.await.unwrap();
+        mailbox.stop().await;
     });
 }

@@ -105,8 +105,9 @@ impl Cluster {
         let conditions =
             json!([{"type": "Ready", "status": ready.0, "lastTransitionTime": ready.1}]);
         let status = json!({"conditions": conditions, "nodeInfo": {
-            "bootID": boot, "architecture": "", "containerRuntimeVersion": "", "kernelVersion": "", "kubeProxyVersion": "",
-            "kubeletVersion": "", "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": "",
+            "bootID": boot, "architecture": "", "containerRuntimeVersion": "", "kernelVersion": "",
+            "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "operatingSystem": "",
+            "osImage": "", "systemUUID": "",
         }});
         self.happens(
             "MODIFIED",
@@ -185,12 +186,14 @@ async fn answer(
         if !server.by_event {
             return StatusCode::GONE.into_response();
         }
-        send.send(line(&json!({"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired"}}))).unwrap();
+        let expired = json!({"kind": "Status", "code": 410, "reason": "Expired"});
+        send.send(line(&json!({"type": "ERROR", "object": expired}))).unwrap();
     } else {
         for (_, event) in server.log.iter().filter(|(version, _)| *version > from) {
             send.send(line(event)).unwrap();
         }
-        let bookmark = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"resourceVersion": server.version.to_string()}});
+        let metadata = json!({"resourceVersion": server.version.to_string()});
+        let bookmark = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata});
         send.send(line(&json!({"type": "BOOKMARK", "object": bookmark}))).unwrap();
         server.watchers.push(send);
     }

@@ -29,7 +29,7 @@ async fn stored(world: &World) -> u64 {
 async fn comes_to_know(catalog: &zerofs_csi::catalog::Catalog, volume: VolumeHandle) {
     // A process that remembers nothing.
     let world = World::on(catalog.clone(), "node-a");
-    let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+    let open = world.open(volume).await;
     for n in 0..2 {
         write(&open.fs, &format!("new {n}"), noise(1000 + n, 1 << 20)).await;
     }
@@ -63,7 +63,7 @@ fn what_an_earlier_owner_stored_is_not_stored_again() {
     super::run(async {
         let world = World::new().await;
         let volume = world.create("volume", None).await.unwrap().handle;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let open = world.open(volume).await;
         for n in 0..FILES {
             write(&open.fs, &format!("file {n}"), noise(n, BYTES)).await;
         }
@@ -86,14 +86,14 @@ fn who_stores_little_asks_for_nothing() {
     super::run(async {
         let world = World::new().await;
         let volume = world.create("volume", None).await.unwrap().handle;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let open = world.open(volume).await;
         for n in 0..8 {
             write(&open.fs, &format!("file {n}"), noise(n, BYTES)).await;
         }
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
         let world = World::on(world.catalog.clone(), "node-a");
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let open = world.open(volume).await;
         let before = world.catalog.bucket().requests();
         write(&open.fs, "small", noise(1000, 512 << 10)).await;
         tokio::time::sleep(Duration::from_millis(300)).await;

@@ -216,9 +216,7 @@ fn random_changes_are_told_wholly() {
     run(async {
         for seed in 0..4 {
             let mut rng = StdRng::seed_from_u64(seed);
-            let world = World::new().await;
-            let volume = world.create("a", None).await.unwrap().handle;
-            let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+            let (world, volume, open) = World::with_open().await;
             let mut last: Option<(SnapshotHandle, Tree)> = None;
             for round in 0..5 {
                 for n in 0..25 {
@@ -250,9 +248,7 @@ fn random_changes_are_told_wholly() {
 #[test]
 fn a_large_directory_is_compared_in_pages() {
     run(async {
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let (world, volume, open) = World::with_open().await;
         let (fs, caller) = (&open.exported, Caller::root());
         let how = CreateHow::Unchecked(SetAttr { mode: Some(0o600), ..SetAttr::default() });
         let mut made = Vec::new();
@@ -265,12 +261,7 @@ fn a_large_directory_is_compared_in_pages() {
                     .file,
             );
         }
-        let first = world
-            .controller
-            .create_snapshot(volume, "first".parse().unwrap())
-            .await
-            .unwrap()
-            .handle;
+        let first = world.snapshot(volume, "first").await;
         for n in (0..2500).step_by(50) {
             fs.remove(&caller, fs.root(), &name(&format!("file {n}"))).await.unwrap();
             fs.create(&caller, fs.root(), &name(&format!("new {n}")), how).await.unwrap();
@@ -279,12 +270,7 @@ fn a_large_directory_is_compared_in_pages() {
             let (from, to) = (name(&format!("file {}", n + 2)), name(&format!("moved {n}")));
             fs.rename(&caller, (fs.root(), &from), (fs.root(), &to)).await.unwrap();
         }
-        let second = world
-            .controller
-            .create_snapshot(volume, "second".parse().unwrap())
-            .await
-            .unwrap()
-            .handle;
+        let second = world.snapshot(volume, "second").await;
         let requests = world.catalog.bucket().requests().get;
         let found = differences(&world, first, second).await;
         println!("{} GETs for 2 x 2,500 entries", world.catalog.bucket().requests().get - requests);
@@ -307,9 +293,7 @@ fn a_large_directory_is_compared_in_pages() {
 #[test]
 fn bytes_that_changed_under_an_old_mtime_are_told() {
     run(async {
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let (world, volume, open) = World::with_open().await;
         let (fs, caller) = (&open.exported, Caller::root());
         let how = CreateHow::Unchecked(SetAttr { mode: Some(0o600), ..SetAttr::default() });
         let mut made = Vec::new();
@@ -321,12 +305,7 @@ fn bytes_that_changed_under_an_old_mtime_are_told() {
             made.push(file);
         }
         open.fs.sync().await.unwrap();
-        let first = world
-            .controller
-            .create_snapshot(volume, "first".parse().unwrap())
-            .await
-            .unwrap()
-            .handle;
+        let first = world.snapshot(volume, "first").await;
         let before = fs.getattr(made[0]).await.unwrap();
         fs.write(&caller, made[0], 150_000, Bytes::from_static(b"other"), Stability::FileSync)
             .await
@@ -342,12 +321,7 @@ fn bytes_that_changed_under_an_old_mtime_are_told() {
         fs.setattr(&caller, made[2], SetAttr { mode: Some(0o400), ..SetAttr::default() }, None)
             .await
             .unwrap();
-        let second = world
-            .controller
-            .create_snapshot(volume, "second".parse().unwrap())
-            .await
-            .unwrap()
-            .handle;
+        let second = world.snapshot(volume, "second").await;
         let mut found: Vec<_> = differences(&world, first, second)
             .await
             .into_iter()

@@ -1,38 +1,24 @@
 //! Giving a dataset up: because another asks, or because its claim is revoked (R27).
 
 use super::{Fast, World};
-use crate::leases::{LEASE, Pool, patiently, write};
+use crate::leases::{LEASE, Pool, patiently, two_nodes, write};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio_util::sync::CancellationToken;
 use zerofs_csi::catalog::RevocationReason;
-use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Journal, serve_mailbox, takeover};
+use zerofs_csi::control::{Journal, takeover};
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::{Caller, FileSystem, Stability};
 use zerofs_csi::types::{Class, Classify};
 use zerofs_csi::volume::LeaseSettings;
 
-fn mailbox(node: &crate::leases::Node, stop: &CancellationToken) -> tokio::task::JoinHandle<()> {
-    let (pools, volumes) = (node.world.controller.pools().clone(), node.world.volumes.clone());
-    tokio::spawn(serve_mailbox(
-        pools,
-        volumes,
-        Arc::new(NoMounts),
-        Duration::from_millis(20),
-        stop.clone(),
-    ))
-}
+const POLL: Duration = Duration::from_millis(20);
 
 #[test]
 fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
     super::run(async {
-        let pool = Pool::new().await;
-        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-        let volume = a.world.create("v", None).await.unwrap().handle;
-        let stop = CancellationToken::new();
-        let mailboxes = [mailbox(&a, &stop), mailbox(&b, &stop)];
+        let (a, b, volume) = two_nodes().await;
+        let mailboxes = [a.world.serve_mailbox(POLL), b.world.serve_mailbox(POLL)];
         let open = a.open(volume).await;
         let file = write(&open, "kept", b"in the store").await;
         // Acknowledged and nowhere but in memory: handing over brings it to the store.
@@ -67,9 +53,8 @@ fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
         assert!(a.world.volumes.get(volume.dataset).is_none());
         let read = theirs.exported.read(&Caller::root(), file, 0, 100).await.unwrap();
         assert_eq!(read.data.concat(), b"only written");
-        stop.cancel();
         for mailbox in mailboxes {
-            mailbox.await.unwrap();
+            mailbox.stop().await;
         }
     });
 }
@@ -152,9 +137,7 @@ fn a_live_owner_applies_a_revocation() {
 #[test]
 fn a_revocation_counts_a_lease_after_it_was_seen() {
     super::run(async {
-        let pool = Pool::new().await;
-        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let (a, b, volume) = two_nodes().await;
         let open = a.open(volume).await;
         let mut watch = b.watch(volume.dataset).await;
         b.clock.advance(LEASE - Duration::from_secs(1));
@@ -187,20 +170,16 @@ fn a_revocation_counts_a_lease_after_it_was_seen() {
 #[test]
 fn what_a_dead_node_had_is_deleted_without_it() {
     super::run(async {
-        let pool = Pool::new().await;
-        let (dead, later) = (pool.node("node-a").await, pool.node("node-b").await);
-        let volume = dead.world.create("v", None).await.unwrap().handle;
+        let (dead, later, volume) = two_nodes().await;
         let open = dead.open(volume).await;
         write(&open, "kept", b"in the store").await;
-        let stop = CancellationToken::new();
-        let mailbox = mailbox(&dead, &stop);
+        let mailbox = dead.world.serve_mailbox(POLL);
         let refused = later.world.controller.delete_volume(volume).await.unwrap_err();
         assert!(
             refused.class() == Class::Precondition && refused.to_string().contains("node-a"),
             "{refused}"
         );
-        stop.cancel();
-        mailbox.await.unwrap();
+        mailbox.stop().await;
         dead.store.die();
         // Time goes fast where the deletion is asked for.
         let lease = LeaseSettings { clock: Arc::new(Fast(100)), ..LeaseSettings::default() };

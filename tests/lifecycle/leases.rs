@@ -37,6 +37,14 @@ impl Pool {
         Self(store)
     }
 
+    /// Two machines on a pool, and a volume that the first one has made.
+    pub async fn with_two_nodes() -> (Self, Node, Node, VolumeHandle) {
+        let pool = Self::new().await;
+        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
+        let volume = a.world.create("v", None).await.unwrap().handle;
+        (pool, a, b, volume)
+    }
+
     pub async fn node(&self, name: &str) -> Node {
         self.node_at(name, LEASE, Arc::new(tempfile::tempdir().unwrap())).await
     }
@@ -63,9 +71,15 @@ impl Pool {
     }
 }
 
+/// Two machines, and a volume that the first one has made.
+pub async fn two_nodes() -> (Node, Node, VolumeHandle) {
+    let (_, a, b, volume) = Pool::with_two_nodes().await;
+    (a, b, volume)
+}
+
 impl Node {
     pub async fn open(&self, volume: VolumeHandle) -> VolumeGuard {
-        self.world.volumes.open(&self.world.catalog, volume.dataset).await.unwrap()
+        self.world.open(volume).await
     }
 
     pub async fn owner(&self, id: DatasetId) -> Option<Owner> {
@@ -93,6 +107,12 @@ impl Node {
     ) -> Result<VolumeGuard, VolumeError> {
         self.world.volumes.take_over(&self.world.catalog, id, expired).await
     }
+}
+
+/// A lease goes by on the clocks of these machines, and the owner that is watched is found expired.
+pub async fn expires(watch: &mut Watch, nodes: [&Node; 2]) -> ExpiredLease {
+    nodes.iter().for_each(|node| node.clock.advance(LEASE));
+    expired(watch).await
 }
 
 pub async fn expired(watch: &mut Watch) -> ExpiredLease {
@@ -143,9 +163,7 @@ pub async fn patiently<T, F: Future<Output = Result<T, FsError>>>(
 #[test]
 fn a_partitioned_owner_stops_answering_before_another_may_take() {
     super::run(async {
-        let pool = Pool::new().await;
-        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let (a, b, volume) = two_nodes().await;
         let open = a.open(volume).await;
         let bytes = data(1, 50_000);
         let file = write(&open, "kept", &bytes).await;
@@ -203,9 +221,7 @@ fn a_partitioned_owner_stops_answering_before_another_may_take() {
 #[test]
 fn an_owner_that_comes_back_in_time_keeps_it_and_an_earlier_verdict_is_void() {
     super::run(async {
-        let pool = Pool::new().await;
-        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let (a, b, volume) = two_nodes().await;
         let open = a.open(volume).await;
         let file = write(&open, "kept", &data(2, 10)).await;
         write(&open, "gone", b"x").await;
@@ -249,9 +265,7 @@ fn an_owner_that_comes_back_in_time_keeps_it_and_an_earlier_verdict_is_void() {
 #[test]
 fn after_a_sleep_nothing_is_answered_before_the_record_is_claimed_again() {
     super::run(async {
-        let pool = Pool::new().await;
-        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let (a, b, volume) = two_nodes().await;
         let open = a.open(volume).await;
         let file = write(&open, "kept", &data(2, 10)).await;
         let mut watch = b.watch(volume.dataset).await;

@@ -3,16 +3,13 @@
 
 use super::{World, data};
 use crate::leases::{LEASE, Pool, expired, name, write};
-use std::sync::Arc;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 use zerofs_csi::catalog::Catalog;
-use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Controller, Source, serve_mailbox};
+use zerofs_csi::control::{Controller, Source};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
 use zerofs_csi::fs::db::{self, DbCache};
 use zerofs_csi::types::{Class, Classify, SnapshotHandle, Timestamp, VolumeHandle};
-use zerofs_csi::volume::place;
+use zerofs_csi::volume::{ExportedFs, RetainedBy, place};
 
 /// Named checkpoints of a dataset's database.
 async fn checkpoints(catalog: &Catalog, volume: VolumeHandle) -> usize {
@@ -29,17 +26,9 @@ fn a_checkpoint_made_after_its_snapshot_was_given_up_is_removed() {
         let node = World::new().await;
         let elsewhere = World::on(node.catalog.clone(), "controller-1");
         let volume = node.create("v", None).await.unwrap().handle;
-        let open = node.volumes.open(&node.catalog, volume.dataset).await.unwrap();
+        let open = node.open(volume).await;
         let kept = node.controller.create_snapshot(volume, "kept".parse().unwrap()).await.unwrap();
-        let stop = CancellationToken::new();
-        let (pools, volumes) = (node.controller.pools().clone(), node.volumes.clone());
-        let mailbox = tokio::spawn(serve_mailbox(
-            pools,
-            volumes,
-            Arc::new(NoMounts),
-            Duration::from_millis(20),
-            stop.clone(),
-        ));
+        let mailbox = node.serve_mailbox(Duration::from_millis(20));
         let failpoints = node.catalog.bucket().failpoints().clone();
         let passed =
             || failpoints.passed().get("fs.commit.before-checkpoint").copied().unwrap_or(0);
@@ -76,15 +65,9 @@ fn a_checkpoint_made_after_its_snapshot_was_given_up_is_removed() {
         );
         node.collect().await;
         assert_eq!(checkpoints(&node.catalog, volume).await, 1);
-        drop(
-            node.volumes
-                .open_snapshots()
-                .get(&node.catalog, kept.handle.snapshot, zerofs_csi::volume::RetainedBy::Reader)
-                .await
-                .unwrap(),
-        );
-        stop.cancel();
-        mailbox.await.unwrap();
+        let (snapshots, id) = (node.volumes.open_snapshots(), kept.handle.snapshot);
+        ExportedFs::snapshot(snapshots, &node.catalog, id, RetainedBy::Reader).await.unwrap();
+        mailbox.stop().await;
         drop(open);
     });
 }

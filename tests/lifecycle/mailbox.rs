@@ -3,12 +3,9 @@
 use super::snapdir::{child, read};
 use super::{World, data};
 use bytes::Bytes;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 use zerofs_csi::catalog::Owner;
-use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Source, serve_mailbox};
+use zerofs_csi::control::Source;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::{Class, Classify, EntryName, SessionId};
 
@@ -18,7 +15,7 @@ fn the_owner_makes_the_snapshot_that_another_process_asks_for() {
         let node = World::new().await;
         let elsewhere = World::on(node.catalog.clone(), "controller-1");
         let volume = elsewhere.create("v", None).await.unwrap().handle;
-        let open = node.volumes.open(&node.catalog, volume.dataset).await.unwrap();
+        let open = node.open(volume).await;
         let name = EntryName::try_from(&b"a"[..]).unwrap();
         let how = CreateHow::Unchecked(SetAttr { mode: Some(0o644), ..SetAttr::default() });
         let file =
@@ -30,15 +27,7 @@ fn the_owner_makes_the_snapshot_that_another_process_asks_for() {
             .await
             .unwrap();
 
-        let stop = CancellationToken::new();
-        let mailbox = serve_mailbox(
-            node.controller.pools().clone(),
-            node.volumes.clone(),
-            Arc::new(NoMounts),
-            Duration::from_millis(50),
-            stop.clone(),
-        );
-        let mailbox = tokio::spawn(mailbox);
+        let mailbox = node.serve_mailbox(Duration::from_millis(50));
         let cut =
             elsewhere.controller.create_csi_snapshot(volume, "cut".parse().unwrap()).await.unwrap();
         assert!(
@@ -51,8 +40,7 @@ fn the_owner_makes_the_snapshot_that_another_process_asks_for() {
         let refused = elsewhere.controller.delete_volume(volume).await.unwrap_err();
         assert_eq!(refused.class(), Class::Precondition);
         assert!(refused.to_string().contains("node-a"), "{refused}");
-        stop.cancel();
-        mailbox.await.unwrap();
+        mailbox.stop().await;
         let mut left = node.catalog.bucket().list("nodes/").await.unwrap();
         left.retain(|object| !object.key.contains("/heartbeat/"));
         assert!(left.is_empty(), "{left:?}");
@@ -79,30 +67,19 @@ fn stale_requests_keep_no_new_one_waiting() {
         let elsewhere = World::on(node.catalog.clone(), "controller-1");
         let volume = elsewhere.create("v", None).await.unwrap().handle;
         let other = elsewhere.create("other", None).await.unwrap().handle;
-        let open = node.volumes.open(&node.catalog, volume.dataset).await.unwrap();
+        let open = node.open(volume).await;
         let (bucket, session) = (node.catalog.bucket(), node.volumes.settings().session);
         for n in 0..80 {
             let checkpoint = other.dataset.incarnation;
-            let request = format!(
-                r#"{{"format":1,"dataset":"{}","request":{{"checkpoint":{{"snapshot":"{checkpoint}"}}}}}}"#,
-                other.dataset
-            );
+            let request = format!(r#"{{"checkpoint":{{"snapshot":"{checkpoint}"}}}}"#);
+            let request =
+                format!(r#"{{"format":1,"dataset":"{}","request":{request}}}"#, other.dataset);
             bucket.put(&format!("nodes/{session}/request/{n:04}"), request.into()).await.unwrap();
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let stop = CancellationToken::new();
-        let (pools, volumes) = (node.controller.pools().clone(), node.volumes.clone());
-        let mailbox = serve_mailbox(
-            pools,
-            volumes,
-            Arc::new(NoMounts),
-            Duration::from_millis(50),
-            stop.clone(),
-        );
-        let mailbox = tokio::spawn(mailbox);
+        let mailbox = node.serve_mailbox(Duration::from_millis(50));
         elsewhere.controller.create_csi_snapshot(volume, "cut".parse().unwrap()).await.unwrap();
-        stop.cancel();
-        mailbox.await.unwrap();
+        mailbox.stop().await;
         drop(open);
         node.volumes.close(volume.dataset).await.unwrap();
     });
@@ -136,21 +113,13 @@ fn a_hand_over_of_an_earlier_claim_is_void() {
             world.create("b", None).await.unwrap().handle,
         ];
         // The owner polls its mailbox while it has anything open.
-        let _other = world.volumes.open(&world.catalog, other.dataset).await.unwrap();
-        let stop = CancellationToken::new();
-        let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
-        let mailbox = tokio::spawn(serve_mailbox(
-            pools,
-            volumes,
-            Arc::new(NoMounts),
-            Duration::from_millis(20),
-            stop.clone(),
-        ));
+        let _other = world.open(other).await;
+        let mailbox = world.serve_mailbox(Duration::from_millis(20));
         let claim = async || {
             let record = world.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
             record.owner.map(|owner| owner.claim)
         };
-        let open = async || drop(world.volumes.open(&world.catalog, volume.dataset).await.unwrap());
+        let open = async || drop(world.open(volume).await);
         let text = |claim: &str| {
             let request = format!(r#"{{"hand-over":{{{claim}}}}}"#);
             format!(r#"{{"format":1,"dataset":"{}","request":{request}}}"#, volume.dataset)
@@ -171,8 +140,7 @@ fn a_hand_over_of_an_earlier_claim_is_void() {
         assert_eq!(claim().await, Some(second));
         assert_eq!(ask(&world, "second", of(second)).await["done"], "done");
         assert_eq!(claim().await, None);
-        stop.cancel();
-        mailbox.await.unwrap();
+        mailbox.stop().await;
     });
 }
 
@@ -187,20 +155,11 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
             world.create("b", None).await.unwrap().handle,
         ];
         world.write(volume, "file", b"old").await;
-        let cut =
-            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+        let cut = world.snapshot(volume, "cut").await;
         world.write(volume, "file", b"new").await;
         // The owner polls its mailbox while it has anything open.
-        let _other = world.volumes.open(&world.catalog, other.dataset).await.unwrap();
-        let stop = CancellationToken::new();
-        let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
-        let mailbox = tokio::spawn(serve_mailbox(
-            pools,
-            volumes,
-            Arc::new(NoMounts),
-            Duration::from_millis(20),
-            stop.clone(),
-        ));
+        let _other = world.open(other).await;
+        let mailbox = world.serve_mailbox(Duration::from_millis(20));
         let text = |call: u8, token: Option<&str>| {
             let call = zerofs_csi::types::Incarnation::from_bytes([call; 16]);
             let token =
@@ -213,7 +172,7 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
             format!(r#"{{"format":1,"dataset":"{}","request":{request}{token}}}"#, volume.dataset)
         };
         let content = async || {
-            let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+            let open = world.open(volume).await;
             let file = child(&open.exported, open.exported.root(), "file").await.unwrap().file;
             read(&open.exported, file).await
         };
@@ -227,7 +186,7 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
             assert_eq!(content().await, b"new", "{when}");
         };
         let close = async || world.volumes.close(volume.dataset).await.unwrap();
-        let open = async || drop(world.volumes.open(&world.catalog, volume.dataset).await.unwrap());
+        let open = async || drop(world.open(volume).await);
         let token = |reply: &serde_json::Value| {
             reply["start-token"].as_str().unwrap_or_else(|| panic!("{reply}")).to_owned()
         };
@@ -261,8 +220,7 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
         // A token is good for one restore.
         token(&ask(&world, "again", text(4, Some(&given))).await);
         assert_eq!(world.catalog.bucket().failpoints().passed()["control.restore.begin"], 1);
-        stop.cancel();
-        mailbox.await.unwrap();
+        mailbox.stop().await;
         assert_eq!(content().await, b"old");
         close().await;
     });

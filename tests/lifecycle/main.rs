@@ -47,8 +47,8 @@ use zerofs_csi::bucket::Bucket;
 use zerofs_csi::catalog::Catalog;
 use zerofs_csi::control::{ControlError, Controller, Source, VolumeInfo};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
-use zerofs_csi::types::{EntryName, VolumeHandle};
-use zerofs_csi::volume::{BootClock, Clock, LeaseSettings, VolumeSettings, Volumes};
+use zerofs_csi::types::{EntryName, SnapshotHandle, VolumeHandle};
+use zerofs_csi::volume::{BootClock, Clock, LeaseSettings, VolumeGuard, VolumeSettings, Volumes};
 
 pub use setup::run;
 
@@ -63,6 +63,14 @@ impl World {
     pub async fn new() -> Self {
         let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
         Self::on(catalog, "node-a")
+    }
+
+    /// With an open volume.
+    pub async fn with_open() -> (Self, VolumeHandle, VolumeGuard) {
+        let world = Self::new().await;
+        let volume = world.create("a", None).await.unwrap().handle;
+        let open = world.open(volume).await;
+        (world, volume, open)
     }
 
     /// Another process on the same pool.
@@ -91,9 +99,22 @@ impl World {
         self.controller.create_volume(None, setup::new_volume(name, source)).await
     }
 
+    pub async fn open(&self, volume: VolumeHandle) -> VolumeGuard {
+        self.volumes.open(&self.catalog, volume.dataset).await.unwrap()
+    }
+
+    pub async fn snapshot(&self, volume: VolumeHandle, name: &str) -> SnapshotHandle {
+        let made = self.controller.create_snapshot(volume, name.parse().unwrap()).await;
+        made.unwrap().handle
+    }
+
+    pub fn serve_mailbox(&self, poll: Duration) -> setup::Mailbox {
+        setup::mailbox(&self.controller, &self.volumes, poll)
+    }
+
     /// Writes a file durably and releases the volume.
     pub async fn write(&self, volume: VolumeHandle, name: &str, data: &[u8]) {
-        let open = self.volumes.open(&self.catalog, volume.dataset).await.unwrap();
+        let open = self.open(volume).await;
         let (caller, name) = (Caller::root(), EntryName::try_from(name.as_bytes()).unwrap());
         let how = CreateHow::Unchecked(SetAttr {
             mode: Some(0o644),
@@ -120,7 +141,7 @@ impl World {
 
     /// Every file of the root, whole.
     pub async fn read(&self, volume: VolumeHandle) -> BTreeMap<String, Vec<u8>> {
-        let open = self.volumes.open(&self.catalog, volume.dataset).await.unwrap();
+        let open = self.open(volume).await;
         let (caller, root) = (Caller::root(), open.fs.root());
         let limit = zerofs_csi::fs::api::ListLimit {
             entries: 1000,

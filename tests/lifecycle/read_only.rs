@@ -45,8 +45,7 @@ fn a_snapshot_is_a_volume_on_every_node_at_once() {
         let source = world.create("source", None).await.unwrap().handle;
         let content = data(3, 700_000);
         world.write(source, "file", &content).await;
-        let cut =
-            world.controller.create_snapshot(source, "cut".parse().unwrap()).await.unwrap().handle;
+        let cut = world.snapshot(source, "cut").await;
         world.write(source, "file", b"other").await;
         // The call fails once after it was done: a retry answers the same volume.
         world.catalog.bucket().failpoints().set("control.create.reader", "1*return->off").unwrap();

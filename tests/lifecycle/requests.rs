@@ -2,12 +2,9 @@
 //! volume costs a heartbeat; a collection reads of a volume in use what is new in it.
 
 use super::World;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 use zerofs_csi::bucket::Requests;
-use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Source, serve_mailbox};
+use zerofs_csi::control::Source;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileKind, FileSystem, SetAttr};
 use zerofs_csi::fs::db::{Database, DbCache};
 use zerofs_csi::fs::key::{self, NameHash};
@@ -108,27 +105,18 @@ fn an_idle_node_costs_its_heartbeat_however_many_volumes_it_has_open() {
 /// owner that looks into its mailbox.
 async fn idle_hour(volumes: usize) -> Requests {
     let world = World::new().await;
-    let stop = CancellationToken::new();
-    let (pools, owner) = (world.controller.pools().clone(), world.volumes.clone());
-    let mailbox = tokio::spawn(serve_mailbox(
-        pools,
-        owner,
-        Arc::new(NoMounts),
-        Duration::from_secs(2),
-        stop.clone(),
-    ));
+    let mailbox = world.serve_mailbox(Duration::from_secs(2));
     let mut open = Vec::new();
     for n in 0..volumes {
         let volume = world.create(&format!("v{n}"), None).await.unwrap().handle;
         world.write(volume, "file", b"some bytes").await;
-        open.push(world.volumes.open(&world.catalog, volume.dataset).await.unwrap());
+        open.push(world.open(volume).await);
     }
     tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
     let before = world.catalog.bucket().requests();
     tokio::time::sleep(Duration::from_secs(3600)).await;
     let hour = world.catalog.bucket().requests() - before;
-    stop.cancel();
-    mailbox.await.unwrap();
+    mailbox.stop().await;
     hour
 }
 
@@ -137,13 +125,9 @@ async fn idle_hour(volumes: usize) -> Requests {
 async fn waits() -> [Duration; 2] {
     let world = World::new().await;
     let elsewhere = World::on(world.catalog.clone(), "controller-1");
-    let stop = CancellationToken::new();
-    let (pools, owner) = (world.controller.pools().clone(), world.volumes.clone());
-    let mailbox =
-        serve_mailbox(pools, owner, Arc::new(NoMounts), Duration::from_secs(2), stop.clone());
-    let mailbox = tokio::spawn(mailbox);
+    let mailbox = world.serve_mailbox(Duration::from_secs(2));
     let volume = world.create("v", None).await.unwrap().handle;
-    let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+    let open = world.open(volume).await;
     let mut waits = [Duration::ZERO; 2];
     for (n, wait) in waits.iter_mut().enumerate() {
         // Long after it was opened, or a request was there, and soon after a renewal.
@@ -156,8 +140,7 @@ async fn waits() -> [Duration; 2] {
         elsewhere.controller.create_snapshot(volume, name).await.unwrap();
         *wait = asked.elapsed();
     }
-    stop.cancel();
-    mailbox.await.unwrap();
+    mailbox.stop().await;
     waits
 }
 
@@ -217,7 +200,7 @@ fn a_collection_reads_of_a_volume_in_use_only_what_is_new() {
     super::run(async {
         let owner = World::new().await;
         let volume = owner.create("v", None).await.unwrap().handle;
-        let open = owner.volumes.open(&owner.catalog, volume.dataset).await.unwrap();
+        let open = owner.open(volume).await;
         let controller = World::on(owner.catalog.clone(), "controller-1");
         sync_often(&open, 0, 200).await;
         controller.collect().await;

@@ -1,15 +1,13 @@
 //! Restores in place: by reference, through whoever has the volume, and whatever fails.
 
-use super::snapdir::{child, name, read, root, write};
+use super::snapdir::{child, mkdir, name, read, root, write};
 use super::{World, data, run};
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use zerofs_csi::catalog::{Catalog, Dataset, Owner};
-use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{ControlError, RestoreInPlace, serve_mailbox};
+use zerofs_csi::control::{ControlError, RestoreInPlace};
 use zerofs_csi::fs::Restored;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::check::check;
@@ -74,7 +72,7 @@ async fn fill(fs: &ExportedFs) {
         .unwrap()
         .attr
         .file;
-    let inner = fs.mkdir(&root(), dir, &name("inner"), SetAttr::default()).await.unwrap().attr.file;
+    let inner = mkdir(fs, dir, "inner").await;
     for (n, len) in [0, 3_000, 70_000, 400_000].into_iter().enumerate() {
         write(fs, inner, &format!("file {n}"), &data(n as u64, len)).await;
     }
@@ -158,13 +156,10 @@ async fn without_packs<T>(world: &World, work: impl Future<Output = T>) -> T {
 #[test]
 fn a_tree_is_put_back_by_reference_through_any_owner() {
     run(async {
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let (world, volume, open) = World::with_open().await;
         fill(&open.exported).await;
         open.fs.sync().await.unwrap();
-        let cut =
-            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+        let cut = world.snapshot(volume, "cut").await;
         let before = tree(&open.exported, open.exported.root()).await;
         let spoil = async |fs: &ExportedFs| {
             let dir = child(fs, fs.root(), "dir").await.unwrap().file;
@@ -208,15 +203,7 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         // The volume is open in another process.
         spoil(&open.exported).await;
         let elsewhere = World::on(world.catalog.clone(), "controller-1");
-        let stop = CancellationToken::new();
-        let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
-        let mailbox = tokio::spawn(serve_mailbox(
-            pools,
-            volumes,
-            Arc::new(NoMounts),
-            Duration::from_millis(50),
-            stop.clone(),
-        ));
+        let mailbox = world.serve_mailbox(Duration::from_millis(50));
         let again = wanted(cut, "dir", "dir", true);
         assert_eq!(
             without_packs(&world, restore(&elsewhere, volume, &again)).await.unwrap().objects,
@@ -229,8 +216,7 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
             missing.class() == Class::NotFound && missing.to_string().contains("/dir/none"),
             "{missing}"
         );
-        stop.cancel();
-        mailbox.await.unwrap();
+        mailbox.stop().await;
 
         // Nobody has it open.
         spoil(&open.exported).await;
@@ -261,20 +247,16 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
 #[test]
 fn what_did_not_change_stays_open() {
     run(async {
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let (world, volume, open) = World::with_open().await;
         let fs = &open.exported;
-        let dir =
-            fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let dir = mkdir(fs, fs.root(), "dir").await;
         let (same, linked) =
             (write(fs, dir, "same", b"same").await, write(fs, dir, "linked", b"linked").await);
         let (spoilt, set_back) =
             (write(fs, dir, "spoilt", b"good").await, write(fs, dir, "set back", b"good").await);
         fs.link(&root(), linked, fs.root(), &name("second name")).await.unwrap();
         let mtime = child(fs, dir, "set back").await.unwrap().mtime;
-        let cut =
-            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+        let cut = world.snapshot(volume, "cut").await;
         let before = tree(fs, fs.root()).await;
         for file in [spoilt, set_back] {
             fs.write(&root(), file, 0, Bytes::from_static(b"evil"), Stability::FileSync)
@@ -311,16 +293,12 @@ fn what_did_not_change_stays_open() {
 #[test]
 fn what_is_in_the_way_or_nowhere_is_said() {
     run(async {
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let (world, volume, open) = World::with_open().await;
         let fs = &open.exported;
         write(fs, fs.root(), "file", b"content").await;
-        let dir =
-            fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let dir = mkdir(fs, fs.root(), "dir").await;
         write(fs, dir, "in", b"inside").await;
-        let cut =
-            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+        let cut = world.snapshot(volume, "cut").await;
         write(fs, dir, "new", b"new").await;
         write(fs, fs.root(), "file", b"changed").await;
         let cases = [
@@ -376,13 +354,10 @@ fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
             ("control.restore.durable", 0),
             ("volume.restore.forget", 0),
         ];
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let (world, volume, open) = World::with_open().await;
         fill(&open.exported).await;
         open.fs.sync().await.unwrap();
-        let cut =
-            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+        let cut = world.snapshot(volume, "cut").await;
         drop(open);
         for (n, (step, after)) in steps.into_iter().enumerate() {
             let to = format!("copy {n}");
@@ -391,16 +366,16 @@ fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
             } else {
                 "1*return->off".to_owned()
             };
-            world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+            world.open(volume).await;
             world.catalog.bucket().failpoints().set(step, &action).unwrap();
             let failed = restore(&world, volume, &wanted(cut, "dir", &to, true)).await;
             assert!(failed.is_err(), "{step}");
             // As after a crash: the next opening mends what is left.
             world.volumes.close(volume.dataset).await.unwrap();
-            drop(world.volumes.open(&world.catalog, volume.dataset).await.unwrap());
+            drop(world.open(volume).await);
             world.volumes.close(volume.dataset).await.unwrap();
             is_sound(&world, volume, step).await;
-            let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+            let open = world.open(volume).await;
             restore(&world, volume, &wanted(cut, "dir", &to, true)).await.unwrap();
             let copy = child(&open.exported, open.exported.root(), &to).await.unwrap().file;
             let original = child(&open.exported, open.exported.root(), "dir").await.unwrap().file;
@@ -419,13 +394,13 @@ fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
             .failpoints()
             .set("control.restore.durable", "1*return->off")
             .unwrap();
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let open = world.open(volume).await;
         restore(&world, volume, &wanted(cut, "dir", "last", false)).await.unwrap_err();
         world.controller.delete_snapshot(cut).await.unwrap();
         assert_eq!(world.collect().await.snapshots, Vec::<String>::new());
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
-        drop(world.volumes.open(&world.catalog, volume.dataset).await.unwrap());
+        drop(world.open(volume).await);
         world.volumes.close(volume.dataset).await.unwrap();
         assert_eq!(world.collect().await.snapshots.len(), 1);
         is_sound(&world, volume, "without the snapshot").await;
@@ -448,12 +423,9 @@ async fn edit(catalog: &Catalog, id: DatasetId, mut change: impl FnMut(&mut Data
 #[test]
 fn only_the_claim_in_the_record_ends_a_restore() {
     run(async {
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let (world, volume, open) = World::with_open().await;
         write(&open.exported, open.exported.root(), "file", &data(1, 100_000)).await;
-        let cut =
-            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+        let cut = world.snapshot(volume, "cut").await;
         let (catalog, failpoints) = (world.catalog.clone(), world.catalog.bucket().failpoints());
         let (id, life, mine) = (volume.dataset, volume.dataset.incarnation, open.claim.clone());
         let record = async || catalog.dataset_by_id(id).await.unwrap().unwrap().record;
@@ -504,12 +476,7 @@ fn only_the_claim_in_the_record_ends_a_restore() {
 
         // The owner itself makes good what is left, also for another snapshot.
         edit(&catalog, id, |record| record.owner = ours.clone()).await;
-        let other = world
-            .controller
-            .create_snapshot(volume, "other".parse().unwrap())
-            .await
-            .unwrap()
-            .handle;
+        let other = world.snapshot(volume, "other").await;
         restore(&world, volume, &wanted(other, "file", "again", false)).await.unwrap();
         assert!(!depends().await);
         drop(open);
@@ -525,8 +492,7 @@ fn an_interrupted_restore_is_ended_by_the_next_maintenance() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         world.write(volume, "file", &data(1, 100_000)).await;
-        let cut =
-            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+        let cut = world.snapshot(volume, "cut").await;
         for (n, care) in ["a collection", "a snapshot"].into_iter().enumerate() {
             world
                 .catalog
@@ -574,18 +540,14 @@ fn an_interrupted_restore_is_ended_by_the_next_maintenance() {
 fn a_name_that_becomes_a_hard_link_is_never_away() {
     run(async {
         const NAMES: usize = 300;
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let (world, volume, open) = World::with_open().await;
         let fs = &open.exported;
-        let dir =
-            fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let dir = mkdir(fs, fs.root(), "dir").await;
         let first = write(fs, dir, "name 0", b"one").await;
         for n in 1..NAMES {
             fs.link(&root(), first, dir, &name(&format!("name {n}"))).await.unwrap();
         }
-        let cut =
-            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+        let cut = world.snapshot(volume, "cut").await;
         // Some keep an old link, the others become files of their own.
         for n in (0..NAMES).filter(|n| n % 3 != 0) {
             fs.remove(&root(), dir, &name(&format!("name {n}"))).await.unwrap();
@@ -630,12 +592,9 @@ fn a_name_that_becomes_a_hard_link_is_never_away() {
 fn requests_of_a_restore_are_few() {
     run(async {
         const FILES: usize = 1000;
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let (world, volume, open) = World::with_open().await;
         let fs = &open.exported;
-        let dir =
-            fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let dir = mkdir(fs, fs.root(), "dir").await;
         let how = CreateHow::Unchecked(SetAttr { mode: Some(0o640), ..SetAttr::default() });
         for n in 0..FILES {
             let file =
@@ -645,8 +604,7 @@ fn requests_of_a_restore_are_few() {
                 .unwrap();
         }
         open.fs.sync().await.unwrap();
-        let cut =
-            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+        let cut = world.snapshot(volume, "cut").await;
         let (before, began) = (world.catalog.bucket().requests(), std::time::Instant::now());
         let restored = restore(&world, volume, &wanted(cut, "dir", "copy", false)).await.unwrap();
         let (after, took) = (world.catalog.bucket().requests(), began.elapsed());
@@ -666,13 +624,10 @@ fn requests_of_a_restore_are_few() {
 #[test]
 fn what_cannot_be_restored_is_told_and_the_rest_is_restored() {
     run(async {
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let (world, volume, open) = World::with_open().await;
         let fs = &open.exported;
-        let dir =
-            fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
-        let sub = fs.mkdir(&root(), dir, &name("sub"), SetAttr::default()).await.unwrap().attr.file;
+        let dir = mkdir(fs, fs.root(), "dir").await;
+        let sub = mkdir(fs, dir, "sub").await;
         for n in 0..30 {
             write(fs, sub, &format!("file {n}"), b"good").await;
         }
@@ -682,8 +637,7 @@ fn what_cannot_be_restored_is_told_and_the_rest_is_restored() {
             ..SetAttr::default()
         };
         fs.setattr(&root(), sub, set, None).await.unwrap();
-        let cut =
-            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+        let cut = world.snapshot(volume, "cut").await;
         for n in 0..30 {
             fs.remove(&root(), sub, &name(&format!("file {n}"))).await.unwrap();
             if n < 25 {
@@ -714,22 +668,13 @@ fn what_cannot_be_restored_is_told_and_the_rest_is_restored() {
         );
         // Another process learns the same.
         let elsewhere = World::on(world.catalog.clone(), "controller-1");
-        let stop = CancellationToken::new();
-        let (pools, volumes) = (world.controller.pools().clone(), world.volumes.clone());
-        let mailbox = tokio::spawn(serve_mailbox(
-            pools,
-            volumes,
-            Arc::new(NoMounts),
-            Duration::from_millis(50),
-            stop.clone(),
-        ));
+        let mailbox = world.serve_mailbox(Duration::from_millis(50));
         let refused = restore(&elsewhere, volume, &wanted(cut, "/", "/", true)).await.unwrap_err();
         assert!(
             refused.class() == Class::Exists && refused.to_string().contains("and not 25:"),
             "{refused}"
         );
-        stop.cancel();
-        mailbox.await.unwrap();
+        mailbox.stop().await;
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
         is_sound(&world, volume, "at the end").await;
@@ -740,17 +685,14 @@ fn what_cannot_be_restored_is_told_and_the_rest_is_restored() {
 fn a_tree_of_any_depth_is_restored() {
     run(async {
         const DEPTH: usize = 1100;
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let (world, volume, open) = World::with_open().await;
         let fs = &open.exported;
         let mut dir = fs.root();
         for n in 0..DEPTH {
             write(fs, dir, "beside", format!("{n}").as_bytes()).await;
-            dir = fs.mkdir(&root(), dir, &name("d"), SetAttr::default()).await.unwrap().attr.file;
+            dir = mkdir(fs, dir, "d").await;
         }
-        let cut =
-            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+        let cut = world.snapshot(volume, "cut").await;
         let restored = restore(&world, volume, &wanted(cut, "d", "copy", false)).await.unwrap();
         assert_eq!(restored.objects, 2 * DEPTH as u64 - 1);
         let mut dir = child(fs, fs.root(), "copy").await.unwrap().file;
@@ -770,12 +712,9 @@ fn a_tree_of_any_depth_is_restored() {
 #[test]
 fn an_object_with_several_names_stays_one() {
     run(async {
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let (world, volume, open) = World::with_open().await;
         let fs = &open.exported;
-        let dir =
-            fs.mkdir(&root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap().attr.file;
+        let dir = mkdir(fs, fs.root(), "dir").await;
         let kinds = [
             ("link", Special::Symlink("to".into())),
             ("fifo", Special::Fifo),
@@ -790,8 +729,7 @@ fn an_object_with_several_names_stays_one() {
                 .file;
             fs.link(&root(), made, dir, &name(&format!("second {kind}"))).await.unwrap();
         }
-        let cut =
-            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+        let cut = world.snapshot(volume, "cut").await;
         restore(&world, volume, &wanted(cut, "dir", "copy", false)).await.unwrap();
         let copy = child(fs, fs.root(), "copy").await.unwrap().file;
         for (kind, _) in &kinds {
@@ -815,7 +753,7 @@ fn what_is_replaced_makes_room_for_what_comes() {
         let world = World::new().await;
         let volume = world.create("a", None).await.unwrap().handle;
         edit(&world.catalog, volume.dataset, |record| record.size = Some(64 << 20)).await;
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let open = world.open(volume).await;
         let fs = &open.exported;
         let store = async |name: &str, seed| {
             let file = write(fs, fs.root(), name, b"").await;
@@ -828,8 +766,7 @@ fn what_is_replaced_makes_room_for_what_comes() {
         };
         let good = store("file", 0).await;
         let before = read(fs, good).await;
-        let cut =
-            world.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+        let cut = world.snapshot(volume, "cut").await;
         store("file", 1000).await;
         let refused =
             restore(&world, volume, &wanted(cut, "file", "copy", false)).await.unwrap_err();

@@ -24,7 +24,7 @@ async fn stored(world: &World) -> u64 {
 }
 
 async fn open(world: &World, volume: VolumeHandle) -> VolumeGuard {
-    world.volumes.open(&world.catalog, volume.dataset).await.unwrap()
+    world.open(volume).await
 }
 
 /// Reads with nothing in memory: what was rewritten away is not hidden by a cache.

@@ -11,7 +11,7 @@ use zerofs_csi::control::NewVolume;
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::types::{EntryName, InodeNo, SnapshotHandle, VolumeHandle};
-use zerofs_csi::volume::{ExportedFs, VolumeGuard};
+use zerofs_csi::volume::ExportedFs;
 
 pub(super) fn name(text: &str) -> EntryName {
     EntryName::try_from(text.as_bytes()).unwrap()
@@ -23,6 +23,10 @@ pub(super) fn root() -> Caller {
 
 pub(super) async fn child(fs: &ExportedFs, dir: FileRef, name: &str) -> Result<Attr, FsError> {
     fs.lookup(&root(), dir, name.as_bytes()).await.map(|(attr, _)| attr)
+}
+
+pub(super) async fn mkdir(fs: &ExportedFs, dir: FileRef, text: &str) -> FileRef {
+    fs.mkdir(&root(), dir, &name(text), SetAttr::default()).await.unwrap().attr.file
 }
 
 /// Name, fileid and cookie of every entry, in pages of few.
@@ -94,10 +98,6 @@ async fn tree(
     found
 }
 
-async fn open(world: &World, volume: VolumeHandle) -> VolumeGuard {
-    world.volumes.open(&world.catalog, volume.dataset).await.unwrap()
-}
-
 async fn snapshot(world: &World, volume: VolumeHandle, name: &str) -> SnapshotHandle {
     world.controller.create_snapshot(volume, name.parse().unwrap()).await.unwrap().handle
 }
@@ -106,9 +106,7 @@ async fn snapshot(world: &World, volume: VolumeHandle, name: &str) -> SnapshotHa
 #[test]
 fn snapshots_are_below_a_directory_of_their_own() {
     run(async {
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = open(&world, volume).await;
+        let (world, volume, open) = World::with_open().await;
         let fs = &open.exported;
         let top = fs.root();
         let dir = fs
@@ -178,9 +176,7 @@ fn snapshots_are_below_a_directory_of_their_own() {
 #[test]
 fn nothing_in_a_snapshot_is_changed_and_its_name_is_nobodys() {
     run(async {
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = open(&world, volume).await;
+        let (world, volume, open) = World::with_open().await;
         let fs = &open.exported;
         let top = fs.root();
         let live = write(fs, top, "file", b"content").await;
@@ -247,9 +243,7 @@ fn nothing_in_a_snapshot_is_changed_and_its_name_is_nobodys() {
 #[test]
 fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
     run(async {
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let opened = open(&world, volume).await;
+        let (world, volume, opened) = World::with_open().await;
         let fs = &opened.exported;
         let content = data(1, 400_000);
         let live = write(fs, fs.root(), "file", &content).await;
@@ -270,7 +264,7 @@ fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
 
         // Another process: nothing is known but the handles.
         let world = World::on(world.catalog.clone(), "node-a");
-        let opened = open(&world, volume).await;
+        let opened = world.open(volume).await;
         let fs = &opened.exported;
         for file in &files {
             assert!(read(fs, *file).await == content);
@@ -334,9 +328,7 @@ fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
 fn readers_are_bounded_however_many_snapshots_are_read() {
     run(async {
         const SNAPSHOTS: u64 = 24;
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = open(&world, volume).await;
+        let (world, volume, open) = World::with_open().await;
         let fs = &*open.exported;
         for n in 0..SNAPSHOTS {
             write(fs, fs.root(), "file", &data(n, 9_000)).await;
@@ -367,7 +359,7 @@ fn a_root_that_shows_its_snapshots_lists_them_once() {
             ..new_volume("a", None)
         };
         let volume = world.controller.create_volume(None, new).await.unwrap().handle;
-        let open = open(&world, volume).await;
+        let open = world.open(volume).await;
         let fs = &open.exported;
         for n in 0..10 {
             write(fs, fs.root(), &format!("f{n}"), b"x").await;
@@ -390,9 +382,7 @@ fn a_root_that_shows_its_snapshots_lists_them_once() {
 #[test]
 fn a_failure_while_a_snapshot_is_opened_leaves_no_reader() {
     run(async {
-        let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = open(&world, volume).await;
+        let (world, volume, open) = World::with_open().await;
         let fs = &open.exported;
         write(fs, fs.root(), "file", b"content").await;
         snapshot(&world, volume, "cut").await;

@@ -17,7 +17,7 @@ fn of<'a>(space: &'a Space, name: &str) -> &'a SpaceOf {
 
 /// A file that is a hole.
 async fn hole(world: &World, volume: VolumeHandle, bytes: u64) {
-    let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+    let open = world.open(volume).await;
     let how =
         CreateHow::Guarded(SetAttr { mode: Some(0o644), size: Some(bytes), ..SetAttr::default() });
     open.fs
@@ -96,7 +96,7 @@ async fn reclaimed(world: &World, volume: VolumeHandle) -> Space {
         if of(&exact, "v@cut").unique_bytes > 0 {
             return exact;
         }
-        world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        world.open(volume).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
         world.volumes.close(volume.dataset).await.unwrap();
     }

@@ -2,11 +2,8 @@
 //! outlived.
 
 use super::{World, data};
-use std::sync::Arc;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
-use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Source, serve_mailbox};
+use zerofs_csi::control::Source;
 use zerofs_csi::types::VolumeHandle;
 
 async fn objects(world: &World, volume: VolumeHandle) -> usize {
@@ -91,16 +88,8 @@ fn the_owner_detaches_what_it_has_open() {
         let world = World::new().await;
         let (source, clone, second) = family(&world).await;
         let node = World::on(world.catalog.clone(), "node-b");
-        let open = node.volumes.open(&node.catalog, clone.dataset).await.unwrap();
-        let stop = CancellationToken::new();
-        let (pools, volumes) = (node.controller.pools().clone(), node.volumes.clone());
-        let mailbox = tokio::spawn(serve_mailbox(
-            pools,
-            volumes,
-            Arc::new(NoMounts),
-            Duration::from_millis(20),
-            stop.clone(),
-        ));
+        let open = node.open(clone).await;
+        let mailbox = node.serve_mailbox(Duration::from_millis(20));
         // The detach begins at once, and keeps the origin for its readers for some minutes: until
         // it is closed here.
         let held = loop {
@@ -122,8 +111,7 @@ fn the_owner_detaches_what_it_has_open() {
         assert!(objects(&world, source).await > 0);
         drop(open);
         node.volumes.close(clone.dataset).await.unwrap();
-        stop.cancel();
-        mailbox.await.unwrap();
+        mailbox.stop().await;
         assert_whole(&world, clone).await;
         assert_whole(&world, second).await;
     });

@@ -127,12 +127,7 @@ fn a_creation_that_is_given_up_is_deleted_whole() {
             let world = World::new().await;
             let source = world.create("source", None).await.unwrap().handle;
             world.write(source, "a", &data(1, 100_000)).await;
-            let cut = world
-                .controller
-                .create_snapshot(source, "cut".parse().unwrap())
-                .await
-                .unwrap()
-                .handle;
+            let cut = world.snapshot(source, "cut").await;
             world.catalog.bucket().failpoints().set(step, "return").unwrap();
             let from = if from_volume { Source::Volume(source) } else { Source::Snapshot(cut) };
             let refused = world.create("clone", Some(from)).await.unwrap_err();

@@ -2,13 +2,11 @@
 //! controller's work is still done.
 
 use super::{Fast, World, data};
-use crate::leases::{LEASE, Pool, patiently, write};
+use crate::leases::{LEASE, patiently, two_nodes, write};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
-use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Journal, Source, serve_mailbox};
+use zerofs_csi::control::{Journal, Source};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::EntryName;
 use zerofs_csi::volume::LeaseSettings;
@@ -22,15 +20,7 @@ async fn race(opened_before: bool) {
     if opened_before {
         node.write(volume, "old", &data(1, 70_000)).await;
     }
-    let stop = CancellationToken::new();
-    let mailbox = serve_mailbox(
-        node.controller.pools().clone(),
-        node.volumes.clone(),
-        Arc::new(NoMounts),
-        Duration::from_millis(20),
-        stop.clone(),
-    );
-    let mailbox = tokio::spawn(mailbox);
+    let mailbox = node.serve_mailbox(Duration::from_millis(20));
 
     let failpoints = node.catalog.bucket().failpoints().clone();
     failpoints.set("volume.maintenance.claimed", "pause").unwrap();
@@ -45,7 +35,7 @@ async fn race(opened_before: bool) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let open = node.volumes.open(&node.catalog, volume.dataset).await.unwrap();
+    let open = node.open(volume).await;
     let name = EntryName::try_from(&b"new"[..]).unwrap();
     let how = CreateHow::Unchecked(SetAttr { mode: Some(0o644), ..SetAttr::default() });
     let file = open.fs.create(&Caller::root(), open.fs.root(), &name, how).await.unwrap().attr.file;
@@ -65,8 +55,7 @@ async fn race(opened_before: bool) {
     assert!(node.volumes.get(volume.dataset).is_some(), "the node still has it");
     drop(open);
     node.volumes.close(volume.dataset).await.unwrap();
-    stop.cancel();
-    mailbox.await.unwrap();
+    mailbox.stop().await;
 
     let clone = elsewhere.create("c", Some(Source::Snapshot(cut))).await.unwrap().handle;
     let found = elsewhere.read(clone).await;
@@ -124,9 +113,7 @@ fn a_volume_of_a_lost_node_is_released_by_a_retry() {
             "volume.lost.fenced",
         ];
         for step in steps {
-            let pool = Pool::new().await;
-            let (lost, later) = (pool.node("node-a").await, pool.node("node-b").await);
-            let volume = lost.world.create("v", None).await.unwrap().handle;
+            let (lost, later, volume) = two_nodes().await;
             let open = lost.open(volume).await;
             let bytes = data(3, 50_000);
             let file = write(&open, "kept", &bytes).await;

@@ -3,7 +3,7 @@
 //! nothing of it arrives.
 
 use super::data;
-use crate::leases::{LEASE, Node, Pool, expired, name, patiently, write};
+use crate::leases::{LEASE, Node, Pool, expires, name, patiently, two_nodes, write};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -75,9 +75,7 @@ async fn change(volume: &Volume, what: What, file: FileRef) -> Result<(), FsErro
 
 /// Holds the first owner there; `false`: the change does not come by.
 async fn held_at(step: &'static str, what: What) -> bool {
-    let pool = Pool::new().await;
-    let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-    let volume = a.world.create("v", None).await.unwrap().handle;
+    let (a, b, volume) = two_nodes().await;
     let ours = a.open(volume).await;
     let old = data(3, 200_000);
     let file = write(&ours, "old", &old).await;
@@ -95,10 +93,7 @@ async fn held_at(step: &'static str, what: What) -> bool {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let acknowledged = changing.is_finished();
-    for clock in [&a.clock, &b.clock] {
-        clock.advance(LEASE);
-    }
-    let expired = expired(&mut watch).await;
+    let expired = expires(&mut watch, [&a, &b]).await;
     let theirs = b.take(volume.dataset, &expired).await.unwrap();
     let found = state(&theirs).await;
     if acknowledged {
@@ -169,9 +164,7 @@ fn the_first_owner_held_at_any_step_acknowledges_nothing_afterwards() {
 #[test]
 fn journals_of_before_are_discarded_and_retransmissions_answered() {
     super::run(async {
-        let pool = Pool::new().await;
-        let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let (pool, a, b, volume) = Pool::with_two_nodes().await;
         let ours = a.open(volume).await;
         let root = ours.fs.root();
         let call =
@@ -194,10 +187,7 @@ fn journals_of_before_are_discarded_and_retransmissions_answered() {
         a.store.die();
         let how = || CreateHow::Guarded(SetAttr::default());
         ours.fs.create(&call(4), root, &name("unsynced"), how()).await.unwrap();
-        for clock in [&a.clock, &b.clock] {
-            clock.advance(LEASE);
-        }
-        let expired = expired(&mut watch).await;
+        let expired = expires(&mut watch, [&a, &b]).await;
         let theirs = b.take(volume.dataset, &expired).await.unwrap();
         patiently(|| async { theirs.fs.remove(&call(1), root, &name("gone")).await })
             .await

@@ -18,7 +18,7 @@ async fn make_garbage(world: &World, volume: VolumeHandle) {
         if !plan(world).await.packs.is_empty() {
             return;
         }
-        let open = world.volumes.open(&world.catalog, volume.dataset).await.unwrap();
+        let open = world.open(volume).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         drop(open);
     }

@@ -2,10 +2,14 @@
 //! `VolumeSettings { volumes_max: 1, ..settings("node-a") }`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::chunk::ChunkCache;
-use zerofs_csi::control::{Controller, NewVolume, Pools, Source};
+use zerofs_csi::control::node::NoMounts;
+use zerofs_csi::control::{Controller, NewVolume, Pools, Source, serve_mailbox};
 use zerofs_csi::fs::FsMemory;
 use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::types::SessionId;
@@ -60,6 +64,27 @@ pub fn settings(node: &str) -> VolumeSettings {
 pub fn controller(catalog: &Catalog, volumes: &Volumes) -> Controller {
     let controller = Controller::new(Pools::one("p", catalog.clone()), volumes.clone());
     controller.with_owner_timeout(Duration::from_secs(20))
+}
+
+/// The mailbox of a process, which is served until it is stopped.
+pub struct Mailbox {
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+impl Mailbox {
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.serving.await.unwrap();
+    }
+}
+
+/// Serves the mailbox of a process; it looks for requests once in `poll`.
+pub fn mailbox(controller: &Controller, volumes: &Volumes, poll: Duration) -> Mailbox {
+    let (pools, volumes) = (controller.pools().clone(), volumes.clone());
+    let stop = CancellationToken::new();
+    let serving = serve_mailbox(pools, volumes, Arc::new(NoMounts), poll, stop.clone());
+    Mailbox { stop, serving: tokio::spawn(serving) }
 }
 
 /// A volume to create, with defaults but for its name and source.
