@@ -2,11 +2,12 @@
 //! R26).
 //!
 //! ```text
-//! gate shut ──▶ the reason        lease expired ──▶ Unavailable, nothing was done
-//!     │                                │
-//!   enter ──────────────────────▶ the call ──▶ lost meanwhile ──▶ the reason, whatever was done
-//!                                      │   └──▶ expired ─▶ kept back until the lease is reacquired, or the dataset lost
-//!                                      └─────▶ its outcome
+//! gate shut ─▶ the reason     lease expired ─▶ Unavailable, nothing was done
+//!     │                            │
+//!   enter ───────────────────▶ the call ─┬─▶ lost meanwhile ─▶ the reason, whatever was done
+//!                                        ├─▶ expired ─▶ kept back until the lease is reacquired,
+//!                                        │              or the dataset lost
+//!                                        └─▶ its outcome
 //! ```
 //! An outcome that is kept back is still true when the lease is reacquired: nobody else had the
 //! dataset in between. It is not turned into "come again": the call was done, and a client that
@@ -42,7 +43,10 @@ impl Fs {
         tokio::select! {
             biased;
             reason = self.committer.stopped() => Err(reason),
-            reacquired = self.lease.reacquired() => if reacquired { self.gate.lost().map_or(outcome, Err) } else { Err(FsError::Stale) },
+            reacquired = self.lease.reacquired() => match reacquired {
+                true => self.gate.lost().map_or(outcome, Err),
+                false => Err(FsError::Stale),
+            },
         }
     }
 

@@ -27,6 +27,27 @@ enum Repeatable {
     Again(Done),
 }
 
+/// Carries out a call that must not be done twice: `first` with the slot of its reply, or, where it
+/// took effect before, `again`.
+macro_rules! once {
+    ($self:ident, $caller:ident, $promise:expr, $seen:expr, {
+        first($slot:ident) => $first:expr,
+        again($done:pat) => $again:expr,
+    }) => {
+        $self
+            .answer(async {
+                match $self.turn($caller, $promise, $seen).await? {
+                    Repeatable::Again($done) => $again,
+                    Repeatable::First($slot) => {
+                        let outcome = $first.await;
+                        $self.settle_first($slot, outcome, $promise, $seen).await
+                    }
+                }
+            })
+            .await
+    };
+}
+
 impl Fs {
     async fn attr(&self, file: FileRef) -> Result<Attr, FsError> {
         Ok(self.inodes.node(file).await?.attr())
@@ -94,16 +115,10 @@ impl Fs {
         name: &EntryName,
         what: Removal,
     ) -> Result<Change, FsError> {
-        self.answer(async {
-            match self.turn(caller, Promise::Durable, &[dir]).await? {
-                Repeatable::Again(_) => self.changed_again(dir).await,
-                Repeatable::First(slot) => {
-                    let outcome = self.names.remove(caller, dir, name, what, &slot).await;
-                    self.settle_first(slot, outcome, Promise::Durable, &[dir]).await
-                }
-            }
+        once!(self, caller, Promise::Durable, &[dir], {
+            first(slot) => self.names.remove(caller, dir, name, what, &slot),
+            again(_) => self.changed_again(dir).await,
         })
-        .await
     }
 }
 
@@ -133,16 +148,10 @@ impl FileSystem for Fs {
         set: SetAttr,
         guard: Option<Timestamp>,
     ) -> Result<Change, FsError> {
-        self.answer(async {
-            match self.turn(caller, Promise::Applied, &[file]).await? {
-                Repeatable::Again(_) => self.changed_again(file).await,
-                Repeatable::First(slot) => {
-                    let outcome = self.names.setattr(caller, file, set, guard, &slot).await;
-                    self.settle_first(slot, outcome, Promise::Applied, &[file]).await
-                }
-            }
+        once!(self, caller, Promise::Applied, &[file], {
+            first(slot) => self.names.setattr(caller, file, set, guard, &slot),
+            again(_) => self.changed_again(file).await,
         })
-        .await
     }
 
     async fn lookup(
@@ -257,16 +266,10 @@ impl FileSystem for Fs {
         name: &EntryName,
         how: CreateHow,
     ) -> Result<Created, FsError> {
-        self.answer(async {
-            match self.turn(caller, Promise::Applied, &[dir]).await? {
-                Repeatable::Again(done) => self.created_again(done, dir).await,
-                Repeatable::First(slot) => {
-                    let outcome = self.names.create(caller, dir, name, how, &slot).await;
-                    self.settle_first(slot, outcome, Promise::Applied, &[dir]).await
-                }
-            }
+        once!(self, caller, Promise::Applied, &[dir], {
+            first(slot) => self.names.create(caller, dir, name, how, &slot),
+            again(done) => self.created_again(done, dir).await,
         })
-        .await
     }
 
     async fn mkdir(
@@ -276,16 +279,10 @@ impl FileSystem for Fs {
         name: &EntryName,
         set: SetAttr,
     ) -> Result<Created, FsError> {
-        self.answer(async {
-            match self.turn(caller, Promise::Applied, &[dir]).await? {
-                Repeatable::Again(done) => self.created_again(done, dir).await,
-                Repeatable::First(slot) => {
-                    let outcome = self.names.mkdir(caller, dir, name, set, &slot).await;
-                    self.settle_first(slot, outcome, Promise::Applied, &[dir]).await
-                }
-            }
+        once!(self, caller, Promise::Applied, &[dir], {
+            first(slot) => self.names.mkdir(caller, dir, name, set, &slot),
+            again(done) => self.created_again(done, dir).await,
         })
-        .await
     }
 
     async fn make(
@@ -296,16 +293,10 @@ impl FileSystem for Fs {
         what: Special,
         set: SetAttr,
     ) -> Result<Created, FsError> {
-        self.answer(async {
-            match self.turn(caller, Promise::Applied, &[dir]).await? {
-                Repeatable::Again(done) => self.created_again(done, dir).await,
-                Repeatable::First(slot) => {
-                    let outcome = self.names.make(caller, dir, name, what, set, &slot).await;
-                    self.settle_first(slot, outcome, Promise::Applied, &[dir]).await
-                }
-            }
+        once!(self, caller, Promise::Applied, &[dir], {
+            first(slot) => self.names.make(caller, dir, name, what, set, &slot),
+            again(done) => self.created_again(done, dir).await,
         })
-        .await
     }
 
     async fn remove(
@@ -332,18 +323,10 @@ impl FileSystem for Fs {
         from: (FileRef, &EntryName),
         to: (FileRef, &EntryName),
     ) -> Result<(Change, Change), FsError> {
-        self.answer(async {
-            match self.turn(caller, Promise::Durable, &[from.0, to.0]).await? {
-                Repeatable::Again(_) => {
-                    Ok((self.changed_again(from.0).await?, self.changed_again(to.0).await?))
-                }
-                Repeatable::First(slot) => {
-                    let outcome = self.names.rename(caller, from, to, &slot).await;
-                    self.settle_first(slot, outcome, Promise::Durable, &[from.0, to.0]).await
-                }
-            }
+        once!(self, caller, Promise::Durable, &[from.0, to.0], {
+            first(slot) => self.names.rename(caller, from, to, &slot),
+            again(_) => Ok((self.changed_again(from.0).await?, self.changed_again(to.0).await?)),
         })
-        .await
     }
 
     async fn link(
@@ -353,18 +336,10 @@ impl FileSystem for Fs {
         dir: FileRef,
         name: &EntryName,
     ) -> Result<(Attr, Change), FsError> {
-        self.answer(async {
-            match self.turn(caller, Promise::Durable, &[file, dir]).await? {
-                Repeatable::Again(_) => {
-                    Ok((self.attr_again(file).await?, self.changed_again(dir).await?))
-                }
-                Repeatable::First(slot) => {
-                    let outcome = self.names.link(caller, file, dir, name, &slot).await;
-                    self.settle_first(slot, outcome, Promise::Durable, &[file, dir]).await
-                }
-            }
+        once!(self, caller, Promise::Durable, &[file, dir], {
+            first(slot) => self.names.link(caller, file, dir, name, &slot),
+            again(_) => Ok((self.attr_again(file).await?, self.changed_again(dir).await?)),
         })
-        .await
     }
 
     async fn readdir(

@@ -12,7 +12,7 @@
 
 use super::FsError;
 use super::api::FileKind;
-use super::inode::Entry;
+use super::inode::{Entry, Position};
 use super::key::{self, NameHash};
 use super::names::clusters;
 use super::row::{Extent, Inode, Segment, Source};
@@ -68,10 +68,8 @@ pub struct Found {
     pub difference: Difference,
 }
 
-type Position = (NameHash, u16);
-
 /// A directory that is being walked, from a position on.
-struct Walk {
+struct Visit {
     dir: InodeNo,
     /// Its path in the earlier state, where it may have had another name.
     old: Arc<[u8]>,
@@ -100,7 +98,7 @@ struct Moved {
 struct Comparison<'a, F> {
     before: &'a SnapshotFs,
     after: &'a SnapshotFs,
-    stack: Vec<Walk>,
+    stack: Vec<Visit>,
     /// Removed and added names, by inode.
     taken: HashMap<InodeNo, Vec<Moved>>,
     put: HashMap<InodeNo, Vec<Moved>>,
@@ -150,7 +148,7 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         sides: Sides,
     ) {
         let from = key::position_after(super::api::DirCookie(0)).expect("the start is a position");
-        self.stack.push(Walk { dir, old, path, depth, from, sides });
+        self.stack.push(Visit { dir, old, path, depth, from, sides });
     }
 
     fn say(&mut self, path: &Arc<[u8]>, kind: FileKind, difference: Difference) -> Result<(), E> {
@@ -158,7 +156,7 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
     }
 
     /// One page of a directory that is in both states.
-    async fn step_both(&mut self, walk: Walk) -> Result<(), E> {
+    async fn step_both(&mut self, walk: Visit) -> Result<(), E> {
         let old = self.before.entries(walk.dir, walk.from, PAGE).await?;
         let new = self.after.entries(walk.dir, walk.from, PAGE).await?;
         // Beyond the end of a full page that side is unknown.
@@ -176,7 +174,7 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         if let Some((hash, n)) = end
             && let Some(from) = key::position_after(key::cookie(hash, n))
         {
-            self.stack.push(Walk { old: walk.old.clone(), path: walk.path.clone(), from, ..walk });
+            self.stack.push(Visit { old: walk.old.clone(), path: walk.path.clone(), from, ..walk });
         }
         let (same, gone, come) = pair(old, new);
         let inos = |of: fn(&(Entry, Entry)) -> InodeNo| same.iter().map(of).collect::<Vec<_>>();
@@ -217,12 +215,12 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
     }
 
     /// One page of a directory that is in one state only.
-    async fn step_one(&mut self, walk: Walk) -> Result<(), E> {
+    async fn step_one(&mut self, walk: Visit) -> Result<(), E> {
         let page = self.side(walk.sides).entries(walk.dir, walk.from, PAGE).await?;
         if let Some((hash, e)) = page.last().filter(|_| page.len() == PAGE)
             && let Some(from) = key::position_after(key::cookie(*hash, e.n))
         {
-            self.stack.push(Walk { old: walk.old.clone(), path: walk.path.clone(), from, ..walk });
+            self.stack.push(Visit { old: walk.old.clone(), path: walk.path.clone(), from, ..walk });
         }
         let sides = walk.sides;
         self.ones(page.into_iter().map(|(_, entry)| entry).collect(), &walk, sides).await
@@ -232,7 +230,7 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         if sides == Sides::Before { self.before } else { self.after }
     }
 
-    async fn ones(&mut self, entries: Vec<Entry>, walk: &Walk, sides: Sides) -> Result<(), E> {
+    async fn ones(&mut self, entries: Vec<Entry>, walk: &Visit, sides: Sides) -> Result<(), E> {
         let found = rows(self.side(sides), entries.iter().map(|e| e.ino).collect()).await?;
         for entry in entries {
             let what = || {

@@ -59,7 +59,8 @@ struct Calls {
 impl Calls {
     fn remember(&mut self, id: CallId, done: Done, seq: u64) {
         if let Some(old) = self.slots.insert(seq % SLOTS, id)
-            && matches!(self.calls.get(&old), Some(Call::Done { seq: at, .. }) if at % SLOTS == seq % SLOTS)
+            && let Some(Call::Done { seq: at, .. }) = self.calls.get(&old)
+            && at % SLOTS == seq % SLOTS
         {
             self.calls.remove(&old);
         }

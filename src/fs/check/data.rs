@@ -1,7 +1,7 @@
 //! Checks extents: their owners, their contents, and their references.
 
-use super::repair::{MENDS_MAX, Mend};
-use super::{Facts, Part, Problem, Report, Rows, scan};
+use super::finding::{MENDS_MAX, Mend};
+use super::{Facts, InodePart, Problem, Report, Rows, scan};
 use crate::fs::FsError;
 use crate::fs::api::FileKind;
 use crate::fs::key::{DataId, Key};
@@ -13,7 +13,7 @@ use std::collections::HashMap;
 /// extents and references too.
 pub(super) async fn check(
     rows: &impl Rows,
-    mut part: Part,
+    mut part: InodePart,
     superblock: &Superblock,
     report: &mut Report,
     known: &mut Facts,
@@ -74,7 +74,7 @@ pub(super) async fn check(
 }
 
 /// The owner of each data id of the part's files.
-fn owners(part: &Part, report: &mut Report, known: &Facts) -> HashMap<DataId, InodeNo> {
+fn owners(part: &InodePart, report: &mut Report, known: &Facts) -> HashMap<DataId, InodeNo> {
     let mut owners = HashMap::new();
     for (ino, seen) in part.inodes.iter().filter(|(_, seen)| seen.row.kind == FileKind::Regular) {
         let data = seen.row.data;

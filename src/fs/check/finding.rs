@@ -1,13 +1,16 @@
-//! The findings of a check.
+//! The findings of a check, and the repairs that follow from them.
 
-use super::repair::Mend;
-use crate::fs::row::Row;
+use crate::fs::key::DataId;
+use crate::fs::row::{Orphan, Row};
+use crate::types::{InodeNo, PackId};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
 
 /// Most findings listed; more are only counted.
 const FINDINGS_MAX: usize = 1000;
+/// Most repairs remembered from one check; the next check finds the rest.
+pub(super) const MENDS_MAX: usize = 100_000;
 
 /// Kinds of problems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -54,6 +57,47 @@ pub struct Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}: {}", self.problem, self.what)
+    }
+}
+
+/// One repair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mend {
+    Links(InodeNo, u32),
+    DirectorySize(InodeNo, u64),
+    Parent(InodeNo, InodeNo),
+    Allocated(InodeNo, u64),
+    Queue(DataId, Orphan),
+    Unqueue(DataId),
+    /// Changes of the superblock's totals.
+    Counts {
+        inodes: i64,
+        allocated: i64,
+    },
+    /// Change of a pack's count.
+    Usage(PackId, i64),
+}
+
+impl Mend {
+    /// Returns whether the repair relies on directory entries.
+    pub(super) fn is_of_the_tree(&self) -> bool {
+        match self {
+            Self::Links(..) | Self::DirectorySize(..) | Self::Parent(..) => true,
+            // An inode that is missing may own them.
+            Self::Queue(_, orphan) => orphan.inode.is_none(),
+            Self::Allocated(..) | Self::Unqueue(_) | Self::Counts { .. } | Self::Usage(..) => false,
+        }
+    }
+
+    /// Returns the inode whose row the repair changes.
+    pub(super) fn inode(&self) -> Option<InodeNo> {
+        match self {
+            Self::Links(ino, _)
+            | Self::DirectorySize(ino, _)
+            | Self::Parent(ino, _)
+            | Self::Allocated(ino, _) => Some(*ino),
+            Self::Queue(..) | Self::Unqueue(_) | Self::Counts { .. } | Self::Usage(..) => None,
+        }
     }
 }
 

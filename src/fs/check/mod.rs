@@ -28,8 +28,8 @@ mod finding;
 mod repair;
 mod tree;
 
-pub use finding::{Finding, Problem, Report};
-pub use repair::{Mend, Repaired, repair};
+pub use finding::{Finding, Mend, Problem, Report};
+pub use repair::{Repaired, repair};
 
 use super::FsError;
 use super::db::{Reader, View};
@@ -99,7 +99,7 @@ async fn check_parts(rows: &impl Rows, part: usize) -> Result<Report, FsError> {
     loop {
         let (inodes, next) =
             read_inodes(rows, from, part, &superblock, &mut report, &mut known).await?;
-        let part = Part { inodes, first, whole: first && next.is_none() };
+        let part = InodePart { inodes, first, whole: first && next.is_none() };
         let part = tree::check(rows, part, &superblock, &mut report).await?;
         data::check(rows, part, &superblock, &mut report, &mut known).await?;
         first = false;
@@ -132,7 +132,7 @@ struct Facts {
 }
 
 /// Some of the inodes.
-struct Part {
+struct InodePart {
     inodes: HashMap<InodeNo, Seen>,
     /// Set for the first part only, with which everything that does not depend on inodes is
     /// verified.

@@ -16,62 +16,19 @@
 //! Everything goes through the committer (R4), in batches that each leave less to mend: what a
 //! crash leaves is mended by the next run.
 
-use super::finding::{Problem, Report};
+use super::finding::{MENDS_MAX, Mend, Problem, Report};
 use crate::fs::FsError;
 use crate::fs::committer::{Batch, Committer, Ticket};
-use crate::fs::key::{self, DataId};
+use crate::fs::key;
 use crate::fs::moment::Moment;
-use crate::fs::row::{Inode, Orphan, Row, Superblock};
+use crate::fs::row::{Inode, Row, Superblock};
 use crate::types::{InodeNo, PackId, WallClock};
 use std::collections::BTreeMap;
 
-/// Most repairs remembered from one check; the next check finds the rest.
-pub(super) const MENDS_MAX: usize = 100_000;
 /// Most repairs in one batch.
 const BATCH_MENDS: usize = 1000;
 /// One pass is enough unless there are more than [`MENDS_MAX`] repairs.
 const PASSES_MAX: usize = 64;
-
-/// One repair.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mend {
-    Links(InodeNo, u32),
-    DirectorySize(InodeNo, u64),
-    Parent(InodeNo, InodeNo),
-    Allocated(InodeNo, u64),
-    Queue(DataId, Orphan),
-    Unqueue(DataId),
-    /// Changes of the superblock's totals.
-    Counts {
-        inodes: i64,
-        allocated: i64,
-    },
-    /// Change of a pack's count.
-    Usage(PackId, i64),
-}
-
-impl Mend {
-    /// Returns whether the repair relies on directory entries.
-    fn is_of_the_tree(&self) -> bool {
-        match self {
-            Self::Links(..) | Self::DirectorySize(..) | Self::Parent(..) => true,
-            // An inode that is missing may own them.
-            Self::Queue(_, orphan) => orphan.inode.is_none(),
-            Self::Allocated(..) | Self::Unqueue(_) | Self::Counts { .. } | Self::Usage(..) => false,
-        }
-    }
-
-    /// Returns the inode whose row the repair changes.
-    fn inode(&self) -> Option<InodeNo> {
-        match self {
-            Self::Links(ino, _)
-            | Self::DirectorySize(ino, _)
-            | Self::Parent(ino, _)
-            | Self::Allocated(ino, _) => Some(*ino),
-            Self::Queue(..) | Self::Unqueue(_) | Self::Counts { .. } | Self::Usage(..) => None,
-        }
-    }
-}
 
 /// The result of a repair.
 #[derive(Clone, Debug)]

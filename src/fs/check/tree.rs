@@ -1,7 +1,7 @@
 //! Inodes and the entries that name them.
 
-use super::repair::Mend;
-use super::{Part, Problem, Report, Rows, scan};
+use super::finding::Mend;
+use super::{InodePart, Problem, Report, Rows, scan};
 use crate::fs::FsError;
 use crate::fs::api::FileKind;
 use crate::fs::key::{Key, NameHash};
@@ -48,10 +48,10 @@ pub(super) fn check_inode(ino: InodeNo, row: &Inode, superblock: &Superblock, re
 /// Reads the entries, and verifies the part's link counts and sizes.
 pub(super) async fn check(
     rows: &impl Rows,
-    mut part: Part,
+    mut part: InodePart,
     superblock: &Superblock,
     report: &mut Report,
-) -> Result<Part, FsError> {
+) -> Result<InodePart, FsError> {
     let mut names = Names::default();
     scan(rows, b'D', report, |report, key, row| {
         let Key::DirEntry { dir, hash, .. } = key else { return };
@@ -93,7 +93,7 @@ pub(super) async fn check(
     Ok(part)
 }
 
-fn count(part: &mut Part, dir: InodeNo, entry: &DirEntryRow, report: &mut Report) {
+fn count(part: &mut InodePart, dir: InodeNo, entry: &DirEntryRow, report: &mut Report) {
     match part.inodes.get_mut(&dir) {
         Some(seen) => {
             seen.children += 1;

@@ -2,10 +2,10 @@
 //! deltas, logs them to the node's journal (R16), and flushes with group commit.
 //!
 //! ```text
-//!  submit ──> queue + overlay ──> drain task: journal, then one SlateDB write ──> flush task: one WAL object ──> store
-//!     │            │                  │                                              │
-//!  ordered,    visible to          applied (a waiter appends to                 durable
-//!  Ticket      get and scan        the journal itself, if nobody else does)
+//!  submit ──> queue + overlay ──> drain task: journal, then     ──> flush task: one WAL object
+//!     │            │              │           one SlateDB write        │            in the store
+//!  ordered,    visible to      applied (a waiter appends to        durable
+//!  Ticket      get and scan    the journal itself, if nobody else does)
 //! ```
 //!
 //! A batch is visible to [`Committer::get`] when [`Committer::submit`] returns, applied (it
@@ -465,7 +465,9 @@ impl Shared {
         let mut stopped = self.stopped.subscribe();
         tokio::select! {
             biased;
-            reason = stopped.wait_for(Option::is_some) => Err(reason.ok().and_then(|r| r.clone()).unwrap_or_else(closed)),
+            reason = stopped.wait_for(Option::is_some) => {
+                Err(reason.ok().and_then(|r| r.clone()).unwrap_or_else(closed))
+            }
             () = done => self.check(),
             () = tokio::time::sleep(WAIT_LIMIT) => Err(self.db.blocked().unwrap_or_else(|| {
                 FsError::Unavailable(format!("{what}: no answer within {} s", WAIT_LIMIT.as_secs()))

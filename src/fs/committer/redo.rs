@@ -198,7 +198,9 @@ impl Shared {
         self.room.notify_one();
         let (mut durable, mut stopped) = (self.durable.subscribe(), self.stopped.subscribe());
         tokio::select! {
-            reached = durable.wait_for(|durable| *durable >= needed) => reached.map(drop).map_err(|_| closed()),
+            reached = durable.wait_for(|durable| *durable >= needed) => {
+                reached.map(drop).map_err(|_| closed())
+            }
             _ = stopped.wait_for(Option::is_some) => self.check(),
         }
     }

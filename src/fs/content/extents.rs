@@ -18,7 +18,7 @@ const GROUP: u64 = 16;
 /// Most rows of one scan.
 const SCAN_ROWS: u64 = 2048;
 
-type Entry = Option<Arc<Extent>>;
+type CachedExtent = Option<Arc<Extent>>;
 
 /// An open volume's number, data id, extent number.
 type ExtentKey = (u64, DataId, u64);
@@ -26,19 +26,19 @@ type ExtentKey = (u64, DataId, u64);
 /// Decoded extents of all volumes of a process; absence is cached too.
 #[derive(Clone)]
 pub(super) struct ExtentCache {
-    cache: foyer::Cache<ExtentKey, Entry>,
+    cache: foyer::Cache<ExtentKey, CachedExtent>,
     volumes: Arc<AtomicU64>,
 }
 
 /// One open volume's part of it.
 pub(super) struct Extents {
-    cache: foyer::Cache<ExtentKey, Entry>,
+    cache: foyer::Cache<ExtentKey, CachedExtent>,
     volume: u64,
 }
 
 impl ExtentCache {
     pub fn new(bytes: u64) -> Self {
-        let weight = |_: &ExtentKey, entry: &Entry| {
+        let weight = |_: &ExtentKey, entry: &CachedExtent| {
             RECORD_BYTES
                 + entry
                     .as_ref()
@@ -57,11 +57,11 @@ impl ExtentCache {
 }
 
 impl Extents {
-    pub fn get(&self, data: DataId, n: u64) -> Option<Entry> {
+    pub fn get(&self, data: DataId, n: u64) -> Option<CachedExtent> {
         self.cache.get(&(self.volume, data, n)).map(|entry| entry.value().clone())
     }
 
-    pub fn put(&self, data: DataId, n: u64, entry: Entry) {
+    pub fn put(&self, data: DataId, n: u64, entry: CachedExtent) {
         self.cache.insert((self.volume, data, n), entry);
     }
 }
@@ -94,7 +94,7 @@ impl Contents {
         node: &Node,
         row: &Inode,
         range: RangeInclusive<u64>,
-    ) -> Result<BTreeMap<u64, Entry>, FsError> {
+    ) -> Result<BTreeMap<u64, CachedExtent>, FsError> {
         let mut found = BTreeMap::new();
         let mut missing = None;
         for n in range.clone() {
@@ -125,14 +125,14 @@ impl Contents {
         row: &Inode,
         first: u64,
         last: u64,
-    ) -> Result<BTreeMap<u64, Entry>, FsError> {
+    ) -> Result<BTreeMap<u64, CachedExtent>, FsError> {
         let version = node.content.state().version;
         let count = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
         let rows = self
             .committer
             .scan(key::extent(row.data, first), key::extent(row.data, last + 1), count)
             .await?;
-        let mut entries: BTreeMap<u64, Entry> = (first..=last).map(|n| (n, None)).collect();
+        let mut entries: BTreeMap<u64, CachedExtent> = (first..=last).map(|n| (n, None)).collect();
         for (key, value) in rows {
             let Some(Key::Extent(_, n)) = Key::parse(&key) else { continue };
             entries.insert(n, Some(Arc::new(decode(&value, row.record_bits)?)));
@@ -147,7 +147,7 @@ impl Contents {
     }
 
     /// Adds chunks that the dataset already refers to to the index of deduplication.
-    fn tell_known<'a>(&self, entries: impl Iterator<Item = &'a Entry>) {
+    fn tell_known<'a>(&self, entries: impl Iterator<Item = &'a CachedExtent>) {
         let chunks: Vec<_> = entries
             .flatten()
             .flat_map(|r| &r.segments)

@@ -72,7 +72,7 @@ struct Planned {
 
 /// A group of the taken extents, in flight to packs.
 #[derive(Default)]
-struct Group {
+struct ExtentGroup {
     planned: Vec<Planned>,
     packing: Option<Packing>,
     lost: Vec<(u64, FsError)>,
@@ -106,7 +106,7 @@ impl Drop for InFlight<'_> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
+enum FlushOutcome {
     Submitted,
     /// There was nothing to take.
     Nothing,
@@ -184,15 +184,17 @@ impl Contents {
             // Room in the committer's queue is waited for before any lock is taken.
             self.committer.ready().await?;
             match self.try_flush(node, urgency, select, Lock::Taken).await? {
-                Outcome::Submitted
+                FlushOutcome::Submitted
                     if select == Select::All && !node.content.state().has_flushed(wanted) =>
                 {
                     rounds += 1;
                 }
-                Outcome::Submitted | Outcome::Nothing => return Ok(node.content.state().last()),
-                Outcome::Changed => rounds += 1,
-                Outcome::Refused if refusals < REFUSALS_MAX => refusals += 1,
-                Outcome::Refused => return Err(REFUSED),
+                FlushOutcome::Submitted | FlushOutcome::Nothing => {
+                    return Ok(node.content.state().last());
+                }
+                FlushOutcome::Changed => rounds += 1,
+                FlushOutcome::Refused if refusals < REFUSALS_MAX => refusals += 1,
+                FlushOutcome::Refused => return Err(REFUSED),
             }
         }
         self.committer.ready().await?;
@@ -226,11 +228,13 @@ impl Contents {
         let mut refusals = 0;
         loop {
             match self.try_flush(node, urgency, select, Lock::Held).await? {
-                Outcome::Submitted if select == Select::All && !node.content.state().is_clean() => {
+                FlushOutcome::Submitted
+                    if select == Select::All && !node.content.state().is_clean() => {}
+                FlushOutcome::Submitted | FlushOutcome::Nothing => return Ok(()),
+                FlushOutcome::Changed | FlushOutcome::Refused if refusals < REFUSALS_MAX => {
+                    refusals += 1;
                 }
-                Outcome::Submitted | Outcome::Nothing => return Ok(()),
-                Outcome::Changed | Outcome::Refused if refusals < REFUSALS_MAX => refusals += 1,
-                Outcome::Changed | Outcome::Refused => return Err(REFUSED),
+                FlushOutcome::Changed | FlushOutcome::Refused => return Err(REFUSED),
             }
             self.committer.ready().await?;
         }
@@ -243,8 +247,8 @@ impl Contents {
         urgency: Urgency,
         select: Select,
         lock: Lock,
-    ) -> Result<Outcome, FsError> {
-        let Some(taken) = take(node, select) else { return Ok(Outcome::Nothing) };
+    ) -> Result<FlushOutcome, FsError> {
+        let Some(taken) = take(node, select) else { return Ok(FlushOutcome::Nothing) };
         let mut flight = InFlight { contents: self, node, error: None, done: false };
         let prepared = match self.prepare(node, &taken, urgency).await {
             Ok(prepared) => prepared,
@@ -259,7 +263,7 @@ impl Contents {
         };
         match self.submit_flush(node, &taken, prepared) {
             Ok(outcome) => {
-                flight.done = outcome == Outcome::Submitted;
+                flight.done = outcome == FlushOutcome::Submitted;
                 Ok(outcome)
             }
             Err(error) => {
@@ -278,7 +282,7 @@ impl Contents {
         self.committer.step("fs.content.before-pack").await?;
         let groups = stream::iter(groups(&taken.buffer))
             .map(|group| self.pack_group(node, taken, urgency, group).boxed());
-        let groups: Vec<Group> = groups.buffered(GROUPS_AT_ONCE).try_collect().await?;
+        let groups: Vec<ExtentGroup> = groups.buffered(GROUPS_AT_ONCE).try_collect().await?;
         // Packs of small files wait a little for each other, unless writers wait for the memory.
         let hurries = taken.buffer.charge() >= SOON_BYTES || self.room.is_low();
         let urgency = match urgency {
@@ -293,7 +297,7 @@ impl Contents {
     /// Waits for the packs and replaces the bytes by references.
     async fn store_groups(
         &self,
-        groups: Vec<Group>,
+        groups: Vec<ExtentGroup>,
         urgency: Urgency,
     ) -> Result<Prepared, FsError> {
         let mut prepared = Prepared::default();
@@ -329,10 +333,10 @@ impl Contents {
         taken: &Taken,
         urgency: Urgency,
         group: Vec<(u64, Pieces)>,
-    ) -> Result<Group, FsError> {
+    ) -> Result<ExtentGroup, FsError> {
         let mut allowance = Allowance::new(urgency, taken.buffer.charge());
         let old = self.old_extents(node, taken, &group).await;
-        let mut out = Group::default();
+        let mut out = ExtentGroup::default();
         let mut rewrites = Vec::new();
         for (n, pieces) in group {
             let old = match &old {
@@ -354,7 +358,7 @@ impl Contents {
         Ok(out)
     }
 
-    async fn pack(&self, group: &mut Group) -> Result<(), FsError> {
+    async fn pack(&self, group: &mut ExtentGroup) -> Result<(), FsError> {
         let raw: Vec<Bytes> = group
             .planned
             .iter()
@@ -396,7 +400,7 @@ impl Contents {
     async fn rewrite(
         &self,
         rewrites: Vec<(u64, Option<Arc<Extent>>, Vec<Segment>)>,
-        out: &mut Group,
+        out: &mut ExtentGroup,
     ) -> Result<(), FsError> {
         for (n, old, segments) in rewrites {
             let chunks = plan::chunks_of(&segments);
@@ -425,12 +429,12 @@ impl Contents {
         node: &Node,
         taken: &Taken,
         prepared: Prepared,
-    ) -> Result<Outcome, FsError> {
+    ) -> Result<FlushOutcome, FsError> {
         let mut row = node.row.read().clone();
         {
             let mut state = node.content.state();
             if state.version != taken.version || row.data != taken.row.data {
-                return Ok(Outcome::Changed);
+                return Ok(FlushOutcome::Changed);
             }
             for (n, error) in &prepared.lost {
                 tracing::error!(
@@ -456,7 +460,7 @@ impl Contents {
         };
         let ticket = match self.committer.submit(batch) {
             Ok(ticket) => ticket,
-            Err(error) if is_refusal(&error) => return Ok(Outcome::Refused),
+            Err(error) if is_refusal(&error) => return Ok(FlushOutcome::Refused),
             Err(error) => return Err(error),
         };
         let freed = {
@@ -468,7 +472,7 @@ impl Contents {
         node.row.write().allocated = row.allocated;
         node.submitted(ticket);
         self.freed(freed);
-        Ok(Outcome::Submitted)
+        Ok(FlushOutcome::Submitted)
     }
 
     /// Builds a batch that replaces extents: its rows, their new cache entries, and the change of

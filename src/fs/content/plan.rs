@@ -352,6 +352,10 @@ mod tests {
             .prop_map(|(at, len, byte)| (at, vec![byte % 4; len.min(SIZE - at) as usize]))
     }
 
+    fn is_inline(segment: &Segment) -> bool {
+        matches!(segment.source, Source::Inline(_))
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
         #[test]
@@ -361,16 +365,18 @@ mod tests {
             let mut packs = Packs::default();
             let (mut extent, mut model) = (vec![], vec![0; SIZE as usize]);
             for ((at, bytes), urgency) in writes {
-                let urgency = [Some(Urgency::Now), Some(Urgency::Background), None][urgency as usize];
+                let urgency =
+                    [Some(Urgency::Now), Some(Urgency::Background), None][urgency as usize];
                 model[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
                 extent = packs.apply(&extent, vec![(at, bytes.into())], urgency);
-                segments::check(&Extent { truncations: 0, segments: extent.clone() }, SIZE).unwrap();
+                let checked = Extent { truncations: 0, segments: extent.clone() };
+                segments::check(&checked, SIZE).unwrap();
                 prop_assert!(segments::inline_bytes(&extent) <= INLINE_BYTES_MAX);
                 prop_assert!(packs.render(&extent) == model);
             }
             let moved = packs.apply(&extent, vec![], None);
             prop_assert!(packs.render(&moved) == model);
-            let large = |s: &&Segment| matches!(s.source, Source::Inline(_)) && s.len as usize >= CHUNK_BYTES_MIN;
+            let large = |s: &&Segment| s.len as usize >= CHUNK_BYTES_MIN && is_inline(s);
             prop_assert_eq!(moved.iter().filter(large).count(), 0);
         }
     }
@@ -378,7 +384,10 @@ mod tests {
     #[test]
     fn a_lone_small_write_stays_inside_the_batch_and_a_large_one_does_not() {
         let data = |n: usize| vec![(0, Bytes::from(vec![1; n]))];
-        let is_inline = |plan| matches!(plan, Plan::Parts(parts) if matches!(&parts[..], [Part::Ready(s)] if matches!(s.source, Source::Inline(_))));
+        let is_inline = |plan| match plan {
+            Plan::Parts(parts) => matches!(&parts[..], [Part::Ready(s)] if is_inline(s)),
+            _ => false,
+        };
         assert!(is_inline(overlay(&[], data(4096), &mut Allowance::new(Urgency::Now, 4096))));
         assert!(!is_inline(overlay(&[], data(20_000), &mut Allowance::new(Urgency::Now, 20_000))));
         assert!(!is_inline(overlay(&[], data(4096), &mut Allowance::new(Urgency::Now, 1 << 20))));
@@ -403,9 +412,8 @@ mod tests {
             &mut Allowance::new(Urgency::Background, 1 << 20),
         );
         let Plan::Parts(parts) = plan else { panic!() };
-        assert!(
-            matches!(&parts[..], [Part::Pack { start: 0, bytes: packed }] if packed.as_ptr() == bytes.as_ptr())
-        );
+        let [Part::Pack { start: 0, bytes: packed }] = &parts[..] else { panic!("{parts:?}") };
+        assert_eq!(packed.as_ptr(), bytes.as_ptr());
         let old = [inline(10, Bytes::from_static(b"abc"))];
         let zero = vec![(0, Bytes::from(vec![0; SIZE as usize]))];
         assert_eq!(overlay(&old, zero, &mut Allowance::new(Urgency::Now, 1)), Plan::Parts(vec![]));

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// A piece of the answer.
-enum Span {
+enum ReadSpan {
     Data(Bytes),
     Zeros(usize),
     Chunk {
@@ -47,12 +47,12 @@ impl Contents {
         let (spans, version, ahead) = {
             let mut state = node.content.state();
             let spans = self.gather(&state, row, offset, end);
-            (spans, state.version, state.reader.saw(offset, end, row.size))
+            (spans, state.version, state.read_ahead.saw(offset, end, row.size))
         };
         if let Some(range) = ahead {
             self.fetch_ahead(node, row, range);
         }
-        if spans.iter().all(|s| matches!(s, Span::Data(_) | Span::Zeros(_))) {
+        if spans.iter().all(|s| matches!(s, ReadSpan::Data(_) | ReadSpan::Zeros(_))) {
             return Ok(answer(spans));
         }
         match self.complete(node, row, spans).await {
@@ -69,20 +69,20 @@ impl Contents {
     }
 
     /// Collects the parts of a range that are in memory, without waiting.
-    fn gather(&self, state: &ContentState, row: &Inode, offset: u64, end: u64) -> Vec<Span> {
+    fn gather(&self, state: &ContentState, row: &Inode, offset: u64, end: u64) -> Vec<ReadSpan> {
         let mut spans = Vec::new();
         for (extent, start, len) in by_extent(offset, end.saturating_sub(offset), row.record_bits) {
             state.dirty().overlay(
                 extent,
                 (start, start + len),
                 &mut spans,
-                |spans, bytes| spans.push(Span::Data(bytes)),
+                |spans, bytes| spans.push(ReadSpan::Data(bytes)),
                 |spans, from, to| {
                     state.flushing().overlay(
                         extent,
                         (from, to),
                         spans,
-                        |spans, bytes| spans.push(Span::Data(bytes)),
+                        |spans, bytes| spans.push(ReadSpan::Data(bytes)),
                         |spans, from, to| match self.extents.get(row.data, extent) {
                             Some(entry) => self.base(
                                 visible(&row.masks, extent, entry.as_ref()),
@@ -90,7 +90,7 @@ impl Contents {
                                 to,
                                 spans,
                             ),
-                            None => spans.push(Span::Unknown { extent, from, to }),
+                            None => spans.push(ReadSpan::Unknown { extent, from, to }),
                         },
                     );
                 },
@@ -100,14 +100,14 @@ impl Contents {
     }
 
     /// Bytes `from..to` of an extent.
-    fn base(&self, extent: Option<&Arc<Extent>>, from: u32, to: u32, spans: &mut Vec<Span>) {
+    fn base(&self, extent: Option<&Arc<Extent>>, from: u32, to: u32, spans: &mut Vec<ReadSpan>) {
         let segments = extent.map_or(&[][..], |r| &r.segments);
         for span in segments::spans(segments, from, to) {
             spans.push(match span {
-                segments::Span::Hole(len) => Span::Zeros(len as usize),
+                segments::Span::Hole(len) => ReadSpan::Zeros(len as usize),
                 segments::Span::Part { segment, skip, len } => match &segment.source {
                     Source::Inline(bytes) => {
-                        Span::Data(bytes.slice(skip as usize..(skip + len) as usize))
+                        ReadSpan::Data(bytes.slice(skip as usize..(skip + len) as usize))
                     }
                     Source::Chunk { chunk, from } => {
                         let from = from + skip;
@@ -115,8 +115,8 @@ impl Contents {
                             .chunks
                             .cached(&chunk.hash)
                             .filter(|b| b.len() >= (from + len) as usize);
-                        cached.map_or(Span::Chunk { chunk: *chunk, from, len }, |b| {
-                            Span::Data(slice(&b, from, len))
+                        cached.map_or(ReadSpan::Chunk { chunk: *chunk, from, len }, |b| {
+                            ReadSpan::Data(slice(&b, from, len))
                         })
                     }
                 },
@@ -129,11 +129,11 @@ impl Contents {
         &self,
         node: &Node,
         row: &Inode,
-        spans: Vec<Span>,
-    ) -> Result<Vec<Span>, FsError> {
+        spans: Vec<ReadSpan>,
+    ) -> Result<Vec<ReadSpan>, FsError> {
         let unknown = || {
             spans.iter().filter_map(|s| {
-                if let Span::Unknown { extent, .. } = s { Some(*extent) } else { None }
+                if let ReadSpan::Unknown { extent, .. } = s { Some(*extent) } else { None }
             })
         };
         let mut spans = match (unknown().min(), unknown().max()) {
@@ -142,7 +142,7 @@ impl Contents {
                 let mut known = Vec::with_capacity(spans.len());
                 for span in spans {
                     match span {
-                        Span::Unknown { extent, from, to } => {
+                        ReadSpan::Unknown { extent, from, to } => {
                             let entry = extents.get(&extent).and_then(Option::as_ref);
                             self.base(visible(&row.masks, extent, entry), from, to, &mut known);
                         }
@@ -156,7 +156,9 @@ impl Contents {
         let mut chunks: Vec<ChunkRef> = Vec::new();
         for span in &spans {
             match span {
-                Span::Chunk { chunk, .. } if chunks.last() != Some(chunk) => chunks.push(*chunk),
+                ReadSpan::Chunk { chunk, .. } if chunks.last() != Some(chunk) => {
+                    chunks.push(*chunk);
+                }
                 _ => {}
             }
         }
@@ -167,7 +169,7 @@ impl Contents {
         let mut data = chunks.iter().zip(data);
         let mut current: Option<(&ChunkRef, Bytes)> = None;
         for span in &mut spans {
-            let Span::Chunk { chunk, from, len } = span else { continue };
+            let ReadSpan::Chunk { chunk, from, len } = span else { continue };
             if current.as_ref().is_none_or(|(at, _)| *at != chunk) {
                 current = data.next();
             }
@@ -176,7 +178,7 @@ impl Contents {
             let bytes = bytes.ok_or_else(|| {
                 FsError::Corrupt(format!("chunk {} is shorter than its extent says", chunk.hash))
             })?;
-            *span = Span::Data(slice(bytes, *from, *len));
+            *span = ReadSpan::Data(slice(bytes, *from, *len));
         }
         Ok(spans)
     }
@@ -211,19 +213,19 @@ fn slice(bytes: &Bytes, from: u32, len: u32) -> Bytes {
     bytes.slice(from as usize..(from + len) as usize)
 }
 
-fn answer(spans: Vec<Span>) -> Vec<Bytes> {
+fn answer(spans: Vec<ReadSpan>) -> Vec<Bytes> {
     let mut out = Vec::with_capacity(spans.len());
     for span in spans {
         match span {
-            Span::Data(bytes) => out.push(bytes),
-            Span::Zeros(mut len) => {
+            ReadSpan::Data(bytes) => out.push(bytes),
+            ReadSpan::Zeros(mut len) => {
                 while len > 0 {
                     let zeros = segments::zeros(len);
                     len -= zeros.len();
                     out.push(zeros);
                 }
             }
-            Span::Chunk { .. } | Span::Unknown { .. } => unreachable!("completed before"),
+            ReadSpan::Chunk { .. } | ReadSpan::Unknown { .. } => unreachable!("completed before"),
         }
     }
     out

@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 const RETRY: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(super) enum ReclaimStep {
     More,
     Done,
 }
@@ -44,8 +44,8 @@ impl Contents {
                 outcome = self.reclaim_round(&mut broken) => outcome,
             };
             match outcome {
-                Ok(Progress::More) => continue,
-                Ok(Progress::Done) => tokio::select! {
+                Ok(ReclaimStep::More) => continue,
+                Ok(ReclaimStep::Done) => tokio::select! {
                     () = stop.cancelled() => return,
                     () = self.reclaim.notified() => {}
                 },
@@ -66,16 +66,16 @@ impl Contents {
     pub(super) async fn reclaim_round(
         &self,
         broken: &mut HashSet<DataId>,
-    ) -> Result<Progress, FsError> {
+    ) -> Result<ReclaimStep, FsError> {
         let (from, to) = (key::orphan(DataId(0)), key::orphan(DataId(u64::MAX)));
         let rows = self.committer.scan(from, to, ROUND_ORPHANS + broken.len()).await?;
-        let mut progress = Progress::Done;
+        let mut progress = ReclaimStep::Done;
         for (key, value) in rows {
             let Some(Key::Orphan(data)) = Key::parse(&key) else { continue };
             if broken.contains(&data) || self.copying.lock().contains(&data) {
                 continue;
             }
-            progress = Progress::More;
+            progress = ReclaimStep::More;
             match self.reclaim_orphan(data, &value).await {
                 Err(FsError::Corrupt(why)) => {
                     tracing::error!(
@@ -107,7 +107,7 @@ impl Contents {
                 }
                 let progress = self.reclaim_masked(&node).await?;
                 drop(lock);
-                if progress == Progress::Done {
+                if progress == ReclaimStep::Done {
                     // The file was removed meanwhile: its data is an orphan of the next round.
                     return Ok(());
                 }
@@ -152,16 +152,16 @@ impl Contents {
 
     /// One step over the masked extents of a file whose lock the caller holds. When all are gone,
     /// so are the masks.
-    pub(super) async fn reclaim_masked(&self, node: &Node) -> Result<Progress, FsError> {
+    pub(super) async fn reclaim_masked(&self, node: &Node) -> Result<ReclaimStep, FsError> {
         let mut row = node.row.read().clone();
         let data = row.data;
         let queued = self.committer.get(&key::orphan(data)).await?;
         let Some(queued) = queued.as_ref().map(|row| Orphan::decode(row)).transpose()? else {
-            return Ok(Progress::Done);
+            return Ok(ReclaimStep::Done);
         };
         if row.nlink == 0 || queued.inode != Some(node.file.ino) {
             // The inode was removed meanwhile: the orphan has been queued again without it.
-            return Ok(Progress::Done);
+            return Ok(ReclaimStep::Done);
         }
         let rows = self
             .committer
@@ -206,7 +206,7 @@ impl Contents {
         (shown.masks, shown.allocated) = (row.masks, row.allocated);
         drop(shown);
         node.submitted(ticket);
-        Ok(if done { Progress::Done } else { Progress::More })
+        Ok(if done { ReclaimStep::Done } else { ReclaimStep::More })
     }
 
     /// Notifies the reclaim task that there is work.

@@ -286,7 +286,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_record_is_what_was_put_into_it(ops in prop::collection::vec(op(), 0..40), cut in 0..=SIZE) {
+        fn a_record_is_what_was_put_into_it(
+            ops in prop::collection::vec(op(), 0..40), cut in 0..=SIZE
+        ) {
             let (mut segments, mut model) = (Vec::new(), vec![0; SIZE as usize]);
             let mut delta = Delta::default();
             for op in ops {
@@ -294,11 +296,13 @@ mod tests {
                 match op {
                     Op::Inline(at, bytes) => {
                         model[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
-                        put(&mut segments, Segment { start: at, len: bytes.len() as u32, source: Source::Inline(bytes.into()) });
+                        let (len, source) = (bytes.len() as u32, Source::Inline(bytes.into()));
+                        put(&mut segments, Segment { start: at, len, source });
                     }
                     Op::Chunk(n, from, to) => {
                         (from..to).for_each(|i| model[i as usize] = n.wrapping_add(i as u8));
-                        put(&mut segments, Segment { start: from, len: to - from, source: Source::Chunk { chunk: chunk(n), from } });
+                        let source = Source::Chunk { chunk: chunk(n), from };
+                        put(&mut segments, Segment { start: from, len: to - from, source });
                     }
                     Op::Punch(from, to) => {
                         model[from as usize..to as usize].fill(0);

@@ -9,7 +9,7 @@ use crate::crypto::{Keyring, Secret, WrappedKey};
 use crate::fs::api::FileKind;
 use crate::fs::committer::Batch;
 use crate::fs::content::plan::Urgency;
-use crate::fs::content::reclaim::Progress;
+use crate::fs::content::reclaim::ReclaimStep;
 use crate::fs::db::{Database, DbCache, DbPlace};
 use crate::fs::inode::InodeMemory;
 use crate::fs::key::{self, DataId, Key};
@@ -223,7 +223,7 @@ impl Rig {
 
     pub async fn reclaim(&self) {
         let mut broken = Default::default();
-        while self.contents.reclaim_round(&mut broken).await.unwrap() == Progress::More {}
+        while self.contents.reclaim_round(&mut broken).await.unwrap() == ReclaimStep::More {}
         assert!(broken.is_empty());
     }
 }
@@ -324,10 +324,17 @@ async fn play(bits: u8, keyring: Keyring, ops: Vec<Op>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 24, max_shrink_iters: 200, ..ProptestConfig::default()
+    })]
     #[test]
-    fn a_file_is_what_was_written(bits in prop_oneof![Just(12_u8), Just(14), Just(16), Just(20)], sealed in any::<bool>(), ops in prop::collection::vec(op(), 1..50)) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    fn a_file_is_what_was_written(
+        bits in prop_oneof![Just(12_u8), Just(14), Just(16), Just(20)],
+        sealed in any::<bool>(),
+        ops in prop::collection::vec(op(), 1..50)
+    ) {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(play(bits, if sealed { encrypted() } else { plain() }, ops));
     }
 }
@@ -430,12 +437,12 @@ async fn what_is_removed_while_its_masks_are_reclaimed_stays_removed() {
     rig.write(0, vec![1; 3000 << 12].into()).await.unwrap();
     rig.contents.flush(&rig.node).await.unwrap();
     rig.truncate(1 << 12).await.unwrap();
-    assert_eq!(rig.contents.reclaim_masked(&rig.node).await.unwrap(), Progress::More);
+    assert_eq!(rig.contents.reclaim_masked(&rig.node).await.unwrap(), ReclaimStep::More);
     {
         let _lock = rig.node.lock.lock().await;
         rig.unlink_with(Batch::default()).unwrap();
     }
-    assert_eq!(rig.contents.reclaim_masked(&rig.node).await.unwrap(), Progress::Done);
+    assert_eq!(rig.contents.reclaim_masked(&rig.node).await.unwrap(), ReclaimStep::Done);
     rig.reclaim_of_nobody().await;
     assert!(rig.committer.get(&key::inode(INO)).await.unwrap().is_none());
     assert_eq!(rig.committer.totals().allocated, 0);

@@ -3,7 +3,8 @@
 use super::clock::Clock;
 use super::collection::{self, Ages};
 use super::database::last_time;
-use super::detach::{Detached, Readers};
+use super::detach::Detached;
+use super::settings::TableReaders;
 use super::{CheckpointId, Database, DbPlace, compaction::admin, limited, settings, step};
 use crate::fs::FsError;
 use crate::types::{Epoch, Incarnation};
@@ -115,7 +116,7 @@ pub async fn detach_closed(place: &DbPlace, expected: Epoch) -> Result<Detached,
     }
     // A maintenance compaction would hold replaced tables for readers that do not exist.
     let database = Database::visit(place, Some(expected)).await?;
-    let detached = database.detach_for(Readers::None).await;
+    let detached = database.detach_for(TableReaders::None).await;
     let closed = database.close().await;
     let detached = detached?;
     closed.map(|()| detached)

@@ -5,8 +5,9 @@
 //! is a reason to read every row: that shows which table is damaged, if one is.
 //!
 //! ```text
-//! compaction takes long ──▶ all rows are read ──▶ damaged table: logged ──▶ retry ──▶ restored
-//!                                             └─▶ none: the compaction goes on                   L0 full ──▶ changes fail (R17)
+//! compaction takes long ─▶ all rows are read ─▶ none damaged: the compaction goes on
+//!                                             └▶ damaged table: logged ─┬▶ retry ─▶ restored
+//!                                                                       └▶ L0 full ─▶ changes fail
 //! ```
 
 use super::{DbCache, DbPlace, Reader, settings};

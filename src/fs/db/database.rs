@@ -2,7 +2,8 @@
 
 use super::clock::Clock;
 use super::damage::Damage;
-use super::detach::{self, Detached, Readers};
+use super::detach::{self, Detached};
+use super::settings::TableReaders;
 use super::status::{self, Status};
 use super::unflushed::Account;
 use super::{
@@ -305,10 +306,10 @@ impl Database {
     /// Detaches a clone (R13). While the volume is mounted the first call rewrites, and a call some
     /// minutes later finds it detached. May be called again at any time.
     pub async fn detach(&self) -> Result<Detached, FsError> {
-        self.detach_for(Readers::Some).await
+        self.detach_for(TableReaders::Some).await
     }
 
-    pub(super) async fn detach_for(&self, readers: Readers) -> Result<Detached, FsError> {
+    pub(super) async fn detach_for(&self, readers: TableReaders) -> Result<Detached, FsError> {
         detach::detach(&self.db, &self.place, readers, &self.turn, &self.stop).await
     }
 

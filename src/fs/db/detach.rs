@@ -1,7 +1,7 @@
 //! Detaches a clone from its ancestors (R13).
 //!
 //! ```text
-//! compact every table into tables of the clone's own ─▶ no manifest reads an ancestor's ─▶ drop the pins
+//! compact every table into tables of its own ─▶ no manifest reads an ancestor's ─▶ drop the pins
 //! ```
 //! A clone's database reads its ancestors' tables, which its pins (unnamed checkpoints in their
 //! manifests) keep. Every step may be retried, and a crash between any two leaves pins, never a
@@ -14,6 +14,7 @@
 
 use super::compaction::{LOOK, Running, Turn};
 use super::damage::Suspicion;
+use super::settings::TableReaders;
 use super::{DbPlace, collection, limited, settings};
 use crate::fs::FsError;
 use slatedb::compactor::{CompactionSpec, CompactionStatus, SourceId};
@@ -35,19 +36,10 @@ pub enum Detached {
     Held,
 }
 
-/// The readers for whom the replaced tables are kept after a rewrite.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Readers {
-    /// The volume is mounted.
-    Some,
-    /// The database was opened for this alone.
-    None,
-}
-
 pub(super) async fn detach(
     db: &Db,
     place: &DbPlace,
-    readers: Readers,
+    readers: TableReaders,
     turn: &Turn,
     stop: &CancellationToken,
 ) -> Result<Detached, FsError> {
@@ -82,7 +74,7 @@ pub(super) async fn detach(
     if inherits(&newest().await?) {
         return Err(FsError::Busy("detaching: other compactions came first each time; retry"));
     }
-    if readers == Readers::None {
+    if readers == TableReaders::None {
         tokio::time::sleep(settings::REWRITER_HOLD * 2).await;
     }
     collection::drop_pins(&turn.admin(place), place).await?;

@@ -115,7 +115,7 @@ pub(super) struct ReadStore {
     /// The folder of the log.
     wal: Path,
     objects: Arc<ObjectCache>,
-    listed: OnceCell<Listed>,
+    listed: OnceCell<ListedObjects>,
     /// The log was, or may have been, written to.
     written: AtomicBool,
     /// Set once nothing may be answered from the listing.
@@ -125,7 +125,7 @@ pub(super) struct ReadStore {
 }
 
 /// The log from its first object that was asked for.
-struct Listed {
+struct ListedObjects {
     from: Path,
     objects: BTreeMap<Path, ObjectMeta>,
 }
@@ -188,14 +188,14 @@ impl ReadStore {
         }
     }
 
-    async fn list_from(&self, at: &Path) -> Result<Listed> {
+    async fn list_from(&self, at: &Path) -> Result<ListedObjects> {
         // The offset itself is not listed: the name without its end is the last one before it.
         let name = at.filename().unwrap_or_default();
         let before = self.wal.clone().join(name.strip_suffix(".sst").unwrap_or(name));
         let found: Vec<ObjectMeta> =
             self.inner.list_with_offset(Some(&self.wal), &before).try_collect().await?;
         let objects = found.into_iter().map(|meta| (meta.location.clone(), meta)).collect();
-        Ok(Listed { from: at.clone(), objects })
+        Ok(ListedObjects { from: at.clone(), objects })
     }
 
     /// Reads a part of a table or of a log object: a small object is read whole and cached.

@@ -1,7 +1,6 @@
 //! Every option of the engine. Figures are from measurements on SlateDB 0.18.0 over a store that
 //! takes 20 ms a request.
 
-use super::detach::Readers;
 use slatedb::Settings;
 use slatedb::config::{
     CompactionWorkerOptions, CompactorOptions, CompressionCodec, DbReaderOptions, ReadOptions,
@@ -112,11 +111,20 @@ pub(super) fn compactor() -> CompactorOptions {
     }
 }
 
+/// The readers for whom the replaced tables are kept after a rewrite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TableReaders {
+    /// The volume is mounted.
+    Some,
+    /// The database was opened for this alone.
+    None,
+}
+
 /// Options for rewriting a whole database.
-pub(super) fn rewriter(readers: Readers) -> CompactorOptions {
+pub(super) fn rewriter(readers: TableReaders) -> CompactorOptions {
     let checkpoint_lifetime = match readers {
-        Readers::Some => COMPACTOR_HOLD,
-        Readers::None => REWRITER_HOLD,
+        TableReaders::Some => COMPACTOR_HOLD,
+        TableReaders::None => REWRITER_HOLD,
     };
     CompactorOptions { checkpoint_lifetime, ..compactor() }
 }

@@ -226,7 +226,8 @@ mod tests {
         assert_eq!(read(&summed, AT).await, "manifest");
     }
 
-    const GOLDEN: &str = "6d616e69666573747a666d66023031323334353637383961626364656693a99fda3fd5e8bffa2896c2fe9c6dd1";
+    const GOLDEN: &str = "6d616e69666573747a666d66023031323334353637383961626364656693a99fda\
+        3fd5e8bffa2896c2fe9c6dd1";
 
     #[tokio::test]
     async fn no_two_handles_write_the_same_bytes() {

@@ -362,9 +362,10 @@ mod tests {
     }
 
     fn op() -> impl Strategy<Value = Op> {
+        let write = |(a, n, b): (usize, usize, u8)| Op::Write(a, n.min(SIZE - a), b);
         prop_oneof![
-            8 => (0..SIZE, 1..3000_usize, 1..=255_u8).prop_map(|(a, n, b)| Op::Write(a, n.min(SIZE - a), b)),
-            8 => (0..SIZE, 1..30_usize, 1..=255_u8).prop_map(|(a, n, b)| Op::Write(a, n.min(SIZE - a), b)),
+            8 => (0..SIZE, 1..3000_usize, 1..=255_u8).prop_map(write),
+            8 => (0..SIZE, 1..30_usize, 1..=255_u8).prop_map(write),
             1 => (0..=SIZE).prop_map(Op::Cut),
             1 => Just(Op::Return),
             1 => Just(Op::Mark),
@@ -393,7 +394,8 @@ mod tests {
                     Op::Write(at, len, byte) => {
                         let new = buffer.uncovered(at as u64, len as u64, BITS);
                         if older.is_empty() {
-                            prop_assert_eq!(new, model[at..at + len].iter().filter(|b| b.is_none()).count() as u64);
+                            let uncovered = model[at..at + len].iter().filter(|b| b.is_none());
+                            prop_assert_eq!(new, uncovered.count() as u64);
                         }
                         buffer.write(at as u64, &vec![byte; len].into(), BITS, new);
                         model[at..at + len].fill(Some(byte));
@@ -413,11 +415,12 @@ mod tests {
             }
             buffer.over(older);
             prop_assert_eq!(render(&buffer), &model[..]);
-            let runs: Vec<_> = buffer.extents().flat_map(|(n, p)| p.runs().into_iter().map(move |(at, b)| (n, at, b))).collect();
-            for (n, at, bytes) in runs {
-                let from = ((n as usize) << BITS) + at as usize;
-                let expected: Vec<u8> = model[from..from + bytes.len()].iter().map(|b| b.unwrap()).collect();
-                prop_assert_eq!(&bytes[..], &expected[..]);
+            for (n, pieces) in buffer.extents() {
+                for (at, bytes) in pieces.runs() {
+                    let from = ((n as usize) << BITS) + at as usize;
+                    let expected = model[from..from + bytes.len()].iter().map(|b| b.unwrap());
+                    prop_assert_eq!(&bytes[..], &expected.collect::<Vec<u8>>()[..]);
+                }
             }
             let end = model.iter().rposition(Option::is_some).map_or(0, |i| i + 1);
             prop_assert_eq!(buffer.end(BITS), end as u64);

@@ -48,7 +48,7 @@ pub(in crate::fs) struct ContentState {
     /// Set when data was lost for good: reported by the next call that promises its caller the data
     /// (R17).
     lost: Option<FsError>,
-    pub reader: Reader,
+    pub read_ahead: ReadAhead,
 }
 
 /// Room and reserved space that a change frees (or, if negative, needs).
@@ -254,7 +254,7 @@ impl ContentState {
 
 /// Detects sequential reads of a file.
 #[derive(Clone, Copy, Debug, Default)]
-pub(in crate::fs) struct Reader {
+pub(in crate::fs) struct ReadAhead {
     /// Offset at which the next read is expected.
     next: u64,
     /// Read-ahead window in bytes; 0: the file is not read sequentially.
@@ -269,7 +269,7 @@ const WINDOW_MAX: u64 = 16 << 20;
 /// Reads of one stream arrive in any order: a client keeps several in flight.
 const SLACK: u64 = 4 << 20;
 
-impl Reader {
+impl ReadAhead {
     /// Notes a read and returns the range to read ahead.
     pub fn saw(&mut self, offset: u64, end: u64, size: u64) -> Option<std::ops::Range<u64>> {
         let in_order = offset + SLACK >= self.next && offset <= self.next + SLACK;
@@ -300,10 +300,10 @@ mod tests {
     #[test]
     fn a_reader_in_order_is_run_ahead_of_and_one_at_random_is_not() {
         const SIZE: u64 = 1 << 30;
-        let mut reader = Reader::default();
+        let mut read_ahead = ReadAhead::default();
         let mut fetched = 0;
         for at in (0..64 << 20).step_by(1 << 20) {
-            if let Some(range) = reader.saw(at, at + (1 << 20), SIZE) {
+            if let Some(range) = read_ahead.saw(at, at + (1 << 20), SIZE) {
                 assert!(range.start >= fetched, "nothing is fetched twice");
                 fetched = range.end;
             }
@@ -312,14 +312,14 @@ mod tests {
         let mut at = 12345_u64;
         for _ in 0..100 {
             at = (at.wrapping_mul(6364136223846793005).wrapping_add(1)) % SIZE;
-            let jump = Reader { next: 0, window: 0, ahead: 0 };
+            let jump = ReadAhead { next: 0, window: 0, ahead: 0 };
             let mut other = jump;
             if at > SLACK {
                 assert_eq!(other.saw(at, at + 4096, SIZE), None);
             }
         }
         assert_eq!(
-            Reader::default().saw(0, 4096, 4096),
+            ReadAhead::default().saw(0, 4096, 4096),
             None,
             "a file read at once needs nothing more"
         );

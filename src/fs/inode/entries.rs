@@ -121,9 +121,9 @@ pub struct Entries {
 }
 
 /// Guard held by the reader of a whole directory.
-pub struct Reading<'a>(&'a AtomicBool);
+pub struct ReadingGuard<'a>(&'a AtomicBool);
 
-impl Drop for Reading<'_> {
+impl Drop for ReadingGuard<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }
@@ -310,8 +310,8 @@ impl Entries {
     }
 
     /// `None`: another task reads the whole directory already.
-    pub fn start_reading(&self) -> Option<Reading<'_>> {
-        (!self.reading.swap(true, Ordering::Acquire)).then_some(Reading(&self.reading))
+    pub fn start_reading(&self) -> Option<ReadingGuard<'_>> {
+        (!self.reading.swap(true, Ordering::Acquire)).then_some(ReadingGuard(&self.reading))
     }
 
     /// Number of cached buckets.
@@ -417,7 +417,9 @@ mod tests {
     proptest! {
         /// A complete directory equals a plain map whatever is done, and its count is right.
         #[test]
-        fn a_complete_directory_is_a_map(steps in prop::collection::vec((0u8..40, any::<bool>()), 0..200)) {
+        fn a_complete_directory_is_a_map(
+            steps in prop::collection::vec((0u8..40, any::<bool>()), 0..200)
+        ) {
             let entries = incomplete();
             let mut count = entries.learn_all(0, Vec::new());
             let mut model: BTreeMap<(NameHash, u16), Entry> = BTreeMap::new();
@@ -443,7 +445,8 @@ mod tests {
             let start = (NameHash::of(&[0; 16], b"0").min(NameHash::of(&[0; 16], b"1")), 0);
             for from in std::iter::once(start).chain(model.keys().copied()) {
                 let listed = entries.list(from, usize::MAX).unwrap();
-                let expected: Vec<_> = model.range(from..).map(|((hash, _), e)| (*hash, e.clone())).collect();
+                let expected = model.range(from..).map(|((hash, _), e)| (*hash, e.clone()));
+                let expected: Vec<_> = expected.collect();
                 prop_assert_eq!(listed, expected);
             }
         }

@@ -20,6 +20,7 @@ mod entries;
 mod memory;
 mod node;
 mod row_cache;
+mod spread;
 mod table;
 
 pub(in crate::fs) use buffer::{Buffer, Pieces, by_extent};

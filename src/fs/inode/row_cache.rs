@@ -11,7 +11,7 @@
 //! reads ([`RowCache::begin_fill`]), a node that is loaded removes the mark, and a row enters the
 //! cache only under the mark of its own read ([`RowCache::fill`]).
 
-use super::table::Spread;
+use super::spread::Spread;
 use crate::fs::committer::Ticket;
 use crate::fs::row::Inode;
 use std::collections::{HashMap, VecDeque};
@@ -31,7 +31,7 @@ pub struct CachedRow {
     pub last: Ticket,
 }
 
-enum Cached {
+enum RowEntry {
     Row(CachedRow),
     /// The read in progress that may fill it.
     Filling(FillId),
@@ -39,7 +39,7 @@ enum Cached {
 
 /// The cached rows of one shard of the table, under its lock. Bounded: first in, first out.
 pub struct RowCache {
-    rows: HashMap<u64, Cached, BuildHasherDefault<Spread>>,
+    rows: HashMap<u64, RowEntry, BuildHasherDefault<Spread>>,
     queue: VecDeque<u64>,
     max: usize,
 }
@@ -51,7 +51,7 @@ impl RowCache {
 
     pub fn get(&self, ino: u64) -> Option<&CachedRow> {
         match self.rows.get(&ino) {
-            Some(Cached::Row(cached)) => Some(cached),
+            Some(RowEntry::Row(cached)) => Some(cached),
             _ => None,
         }
     }
@@ -60,14 +60,14 @@ impl RowCache {
     /// is void.
     pub fn take(&mut self, ino: u64) -> Option<CachedRow> {
         match self.rows.remove(&ino) {
-            Some(Cached::Row(cached)) => Some(cached),
+            Some(RowEntry::Row(cached)) => Some(cached),
             _ => None,
         }
     }
 
     /// Caches the row of a node that is evicted.
     pub fn insert(&mut self, ino: u64, cached: CachedRow) {
-        self.put(ino, Cached::Row(cached));
+        self.put(ino, RowEntry::Row(cached));
     }
 
     /// Announces that the row is about to be read. `false`: it is cached.
@@ -75,16 +75,16 @@ impl RowCache {
         if self.get(ino).is_some() {
             return false;
         }
-        self.put(ino, Cached::Filling(fill));
+        self.put(ino, RowEntry::Filling(fill));
         true
     }
 
     /// Caches a row that was read, if it cannot have changed since that read began.
     pub fn fill(&mut self, ino: u64, fill: FillId, cached: CachedRow) {
         if let Some(entry) = self.rows.get_mut(&ino)
-            && matches!(entry, Cached::Filling(by) if *by == fill)
+            && matches!(entry, RowEntry::Filling(by) if *by == fill)
         {
-            *entry = Cached::Row(cached);
+            *entry = RowEntry::Row(cached);
         }
     }
 
@@ -97,7 +97,7 @@ impl RowCache {
         self.rows.len()
     }
 
-    fn put(&mut self, ino: u64, entry: Cached) {
+    fn put(&mut self, ino: u64, entry: RowEntry) {
         if self.rows.insert(ino, entry).is_some() {
             return;
         }
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn memory_is_estimated_high_enough() {
-        let entry = size_of::<(u64, Cached)>() * 8 / 7 + 1;
+        let entry = size_of::<(u64, RowEntry)>() * 8 / 7 + 1;
         assert!(entry + 2 * size_of::<u64>() <= ROW_BYTES as usize, "{entry}");
         assert!(
             size_of::<Node>() + 64 <= super::super::table::NODE_BYTES as usize,

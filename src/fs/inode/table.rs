@@ -9,6 +9,7 @@ use super::entries::{Entries, Evicted};
 use super::memory::{InodeMemory, MemoryShare};
 use super::node::{Node, attr};
 use super::row_cache::{CachedRow, FillId, ROW_BYTES, RowCache};
+use super::spread::Spread;
 use crate::fs::FsError;
 use crate::fs::api::{Attr, FileRef};
 use crate::fs::committer::{Committer, Ticket};
@@ -17,7 +18,7 @@ use crate::fs::row::{Inode, Row};
 use crate::types::InodeNo;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio_util::sync::CancellationToken;
@@ -29,22 +30,6 @@ const CLOCK_STEPS: usize = 8;
 pub const NODE_BYTES: u64 = 1024;
 /// Approximate memory of a cached directory entry.
 pub const ENTRY_BYTES: u64 = 128;
-
-/// Inode numbers are counted up: they need no hashing beyond spreading over the map's upper bits.
-#[derive(Default)]
-pub struct Spread(u64);
-
-impl Hasher for Spread {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|b| self.0 = (self.0 << 8) ^ u64::from(*b));
-    }
-    fn write_u64(&mut self, number: u64) {
-        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
 
 /// An inode's node in the table.
 enum NodeState {

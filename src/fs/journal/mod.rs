@@ -29,7 +29,7 @@ use super::FsError;
 use crate::types::{Epoch, Incarnation};
 use rustix::fs::FlockOperation;
 pub(in crate::fs) use segment::Encoded;
-use segment::{Header, Segment};
+use segment::{Header, JournalSegment};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ pub(in crate::fs) struct Journal {
     lock: File,
     incarnation: Incarnation,
     epoch: Epoch,
-    active: Segment,
+    active: JournalSegment,
     index: usize,
     /// The last batch in the segment that is not being written.
     other_last: u64,
@@ -188,7 +188,7 @@ impl Locked {
         first: u64,
     ) -> Result<Journal, FsError> {
         let header = Header { incarnation, epoch, first };
-        let active = Segment::create(&segment_path(&self.base, 0), &header)?;
+        let active = JournalSegment::create(&segment_path(&self.base, 0), &header)?;
         remove_file(&segment_path(&self.base, 1))?;
         Ok(Journal {
             base: self.base,
@@ -230,7 +230,7 @@ impl Journal {
         }
         let header = Header { incarnation: self.incarnation, epoch: self.epoch, first };
         let index = 1 - self.index;
-        let next = Segment::create(&segment_path(&self.base, index), &header)?;
+        let next = JournalSegment::create(&segment_path(&self.base, index), &header)?;
         self.other_last = self.active.last();
         self.active = next;
         self.index = index;
@@ -253,7 +253,7 @@ impl Journal {
         // The other segment goes first: alone it would look like a journal with a gap; without it,
         // like one that ends earlier.
         remove_file(&segment_path(&self.base, 1 - self.index))?;
-        self.active = Segment::create(&segment_path(&self.base, self.index), &header)?;
+        self.active = JournalSegment::create(&segment_path(&self.base, self.index), &header)?;
         self.other_last = 0;
         Ok(())
     }

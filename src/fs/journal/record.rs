@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! version:1 seq:8 next inode:8 next data:8 inodes:8 allocated:8 fs-group flag:1 [fs-group:4]
-//! refs:4 (creator:16 epoch:8 pack:8 delta:8)*  rows:4 (key length:2 key value flag:1 [value length:4 value])*
+//! refs:4 (creator:16 epoch:8 pack:8 delta:8)*
+//! rows:4 (key length:2 key value flag:1 [value length:4 value])*
 //! ```
 //! Numbers are little-endian.
 

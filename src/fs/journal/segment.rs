@@ -34,7 +34,7 @@ pub(super) struct Header {
 }
 
 /// A segment being written.
-pub(super) struct Segment {
+pub(super) struct JournalSegment {
     file: File,
     path: PathBuf,
     bytes: u64,
@@ -59,7 +59,7 @@ fn checksum(parts: &[&[u8]]) -> Checksum {
     sum
 }
 
-impl Segment {
+impl JournalSegment {
     /// Creates an empty segment, replacing the file's contents.
     pub fn create(path: &Path, header: &Header) -> Result<Self, FsError> {
         let mut bytes = Vec::with_capacity(HEADER_BYTES);

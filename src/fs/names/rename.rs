@@ -29,7 +29,7 @@ struct End<'a> {
 }
 
 /// The objects that the two names lead to, with everything locked.
-struct Found<'a> {
+struct Endpoints<'a> {
     from: EntryRef,
     to: Resolved,
     source: &'a Arc<Node>,
@@ -82,7 +82,8 @@ impl Names {
             if moves_directory {
                 self.check_ancestry(&source, to.dir).await?;
             }
-            let found = Found { from: entry, to: now_to, source: &source, target: target.as_ref() };
+            let found =
+                Endpoints { from: entry, to: now_to, source: &source, target: target.as_ref() };
             return self.rename_locked(caller, from, to, &found, slot);
         }
         Err(FsError::Busy("the names change faster than they can be renamed"))
@@ -109,7 +110,7 @@ impl Names {
         caller: &Caller,
         from: End<'a>,
         to: End<'a>,
-        found: &Found<'a>,
+        found: &Endpoints<'a>,
         slot: &ReplySlot,
     ) -> Result<Outcome<(Change, Change)>, FsError> {
         let (from_edit, to_edit) = (DirEdit::new(from.dir)?, DirEdit::new(to.dir)?);
@@ -142,7 +143,7 @@ impl Names {
         from: End<'a>,
         to: End<'a>,
         (mut from_edit, mut to_edit): (DirEdit<'a>, DirEdit<'a>),
-        found: &Found<'a>,
+        found: &Endpoints<'a>,
         (mut source, target): (Inode, Option<Inode>),
         slot: &ReplySlot,
     ) -> Result<Outcome<(Change, Change)>, FsError> {

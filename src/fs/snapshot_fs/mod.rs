@@ -50,7 +50,7 @@ fn dangling(ino: InodeNo) -> FsError {
 }
 
 /// A part of a read's result.
-enum Part {
+enum ReadPart {
     Hole(u64),
     Data(Bytes),
     Chunk { chunk: ChunkRef, from: usize, len: usize },
@@ -245,7 +245,9 @@ impl SnapshotFs {
         let mut chunks: Vec<ChunkRef> = Vec::new();
         for part in &parts {
             match part {
-                Part::Chunk { chunk, .. } if chunks.last() != Some(chunk) => chunks.push(*chunk),
+                ReadPart::Chunk { chunk, .. } if chunks.last() != Some(chunk) => {
+                    chunks.push(*chunk);
+                }
                 _ => {}
             }
         }
@@ -256,9 +258,9 @@ impl SnapshotFs {
         let mut pieces = Vec::with_capacity(parts.len());
         for part in parts {
             pieces.push(match part {
-                Part::Hole(len) => (len, None),
-                Part::Data(bytes) => (bytes.len() as u64, Some(bytes)),
-                Part::Chunk { chunk, from, len } => {
+                ReadPart::Hole(len) => (len, None),
+                ReadPart::Data(bytes) => (bytes.len() as u64, Some(bytes)),
+                ReadPart::Chunk { chunk, from, len } => {
                     if current.as_ref().is_none_or(|(at, _)| **at != chunk) {
                         current = data.next();
                     }
@@ -283,7 +285,7 @@ impl SnapshotFs {
         file: &SnapshotInode,
         offset: u64,
         len: u32,
-    ) -> Result<Vec<Part>, FsError> {
+    ) -> Result<Vec<ReadPart>, FsError> {
         let row = &file.row;
         let end = row.size.min(offset.saturating_add(u64::from(len)));
         if row.kind != FileKind::Regular || offset >= end {
@@ -310,13 +312,13 @@ impl SnapshotFs {
                     continue;
                 }
                 if from > at {
-                    parts.push(Part::Hole(from - at));
+                    parts.push(ReadPart::Hole(from - at));
                 }
                 let skip = usize::try_from(from - start).unwrap_or(usize::MAX);
                 let len = usize::try_from(to - from).unwrap_or(usize::MAX);
                 parts.push(match segment.source {
                     Source::Inline(bytes) if bytes.len() >= skip.saturating_add(len) => {
-                        Part::Data(bytes.slice(skip..skip + len))
+                        ReadPart::Data(bytes.slice(skip..skip + len))
                     }
                     Source::Inline(_) => {
                         return Err(FsError::Corrupt(format!(
@@ -326,14 +328,14 @@ impl SnapshotFs {
                     }
                     Source::Chunk { chunk, from } => {
                         let from = usize::try_from(from).unwrap_or(usize::MAX).saturating_add(skip);
-                        Part::Chunk { chunk, from, len }
+                        ReadPart::Chunk { chunk, from, len }
                     }
                 });
                 at = to;
             }
         }
         if at < end {
-            parts.push(Part::Hole(end - at));
+            parts.push(ReadPart::Hole(end - at));
         }
         Ok(parts)
     }
