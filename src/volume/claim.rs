@@ -2,10 +2,10 @@
 //! decides.
 //!
 //! ```text
-//! claim ──▶ read the writer epoch ──▶ the record is still this claim's? ──▶ open, that epoch expected
-//!              ▲                         │ no: another claim has it            │ another opened it: read again
-//!              └─────────────────────────┼─────────────────────────────────────┘
-//!                                        ▼ nobody was fenced
+//! claim ─▶ read the writer epoch ─▶ the record is still this claim's? ─▶ open, that epoch expected
+//!             ▲                        │ no: another claim has it           │ another opened it
+//!             └────────────────────────┼────────────────────────────────────┘ meanwhile
+//!                                      ▼ nobody was fenced
 //! ```
 //! Whoever claims the dataset later also opens its database later, and raises the epoch. So an
 //! opener that is delayed at any of these steps finds another claim in the record, or another epoch

@@ -2,9 +2,9 @@
 //! whoever wants the volume.
 //!
 //! ```text
-//! hold its calls ─▶ flush, close the database, remove the journal ─▶ the record says released ─▶ the entry is removed
-//!                          │ failed for good
-//!                          └─▶ open it again, which replays its journal ─▶ flush, …
+//! hold its calls ─▶ flush, close the database, remove the journal ─▶ the record says released
+//!                     │ failed for good                                ─▶ the entry is removed
+//!                     └─▶ open it again, which replays its journal ─▶ flush, …
 //! ```
 //! An attempt is a task of its own: a caller that goes away or times out leaves no close half done.
 
@@ -12,7 +12,7 @@ use super::VolumeError;
 use super::claim::ActiveClaim;
 use super::entry::VolumeEntry;
 use super::lifecycle::{ClaimOutcome, CloseAction, CloseReason, CloseStep};
-use super::volumes::{Closing, Volumes};
+use super::volumes::{ABANDON_LIMIT, Closing, Volumes};
 use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
 use crate::fs::FsError;
 use crate::types::{ClaimId, Classify, DatasetId};
@@ -32,8 +32,6 @@ const RETRY_DOUBLINGS: u32 = 5;
 const RETRIED_WITHIN: u32 = 4;
 /// Attempts to release a record that others change at the same time.
 const RELEASE_TRIES: u32 = 16;
-/// The time limit for the tasks of a failed file system to end.
-pub(super) const ABANDON_LIMIT: Duration = Duration::from_secs(5);
 
 impl Volumes {
     /// Flushes and closes the volume, and releases the dataset. Not open counts as closed. After a

@@ -39,6 +39,15 @@ pub async fn id_of(journals: &Path) -> Result<JournalDirId, VolumeError> {
 }
 
 impl Volumes {
+    /// As [`Self::owner`], with the id of its journal directory.
+    pub(super) async fn owner_with_journals(&self) -> Result<Owner, VolumeError> {
+        let journal_dir_id = match &self.settings().journal_dir {
+            Some(dir) => Some(*self.inner.journal_dir_id.get_or_try_init(|| id_of(dir)).await?),
+            None => None,
+        };
+        Ok(Owner { journal_dir_id, ..self.owner() })
+    }
+
     /// The proof that the owner, an earlier session of this journal directory, has stopped; waits
     /// for a whole lease where that is needed. None: it is alive, on a machine that has a copy of
     /// the directory; or it is not a session of this directory.

@@ -82,7 +82,7 @@ pub(super) enum OpenAction {
     Use,
     Open,
     /// Finish its close.
-    CloseAction,
+    FinishClose,
 }
 
 /// The next action of a caller that closes a volume.
@@ -124,7 +124,7 @@ impl Lifecycle {
                 OpenAction::Open
             }
             Phase::Closing(CloseStep::Flush | CloseStep::Release | CloseStep::Settle) => {
-                OpenAction::CloseAction
+                OpenAction::FinishClose
             }
         }
     }
@@ -287,8 +287,8 @@ mod tests {
                         }
                         return;
                     }
-                    OpenAction::CloseAction => {
-                        if !self.steps() && self.lifecycle.open_action() == OpenAction::CloseAction
+                    OpenAction::FinishClose => {
+                        if !self.steps() && self.lifecycle.open_action() == OpenAction::FinishClose
                         {
                             return;
                         }
@@ -438,7 +438,7 @@ mod tests {
         assert!(!lifecycle.lost(), "whoever closes it sees to the rest");
         assert_eq!(
             (lifecycle.open_action(), lifecycle.step()),
-            (OpenAction::CloseAction, Some(CloseStep::Flush))
+            (OpenAction::FinishClose, Some(CloseStep::Flush))
         );
     }
 }

@@ -1,12 +1,15 @@
 //! Volumes: which process owns a dataset, opening its file system, watching it, closing it.
 //!
 //! ```text
-//!   heartbeat, claim (CAS)          Fs::open fences
-//!  released ─────────────▶ claimed ─────────────▶ open ──┬── close: Fs::close, then the owner goes: released
-//!     ▲        ▲              │ open failed              ├── revoked: reported, then closed and released
-//!     └────────┼──────────────┘                          ├── handed over: another process of this node goes on; the owner stays
-//!   another's ─┘ with an expired lease                   ├── fenced, or taken: dropped and reported; the record is the new owner's
-//!                ([`lease`])                             └── failed: reported; its journal is recovered, then closed and released
+//!               claim (CAS)  Fs::open fences
+//!  released ───────▶ claimed ───────▶ open ──┬── close: Fs::close, then the owner goes: released
+//!     ▲      ▲          │ open failed        ├── revoked: reported, then closed and released
+//!     └──────┼──────────┘                    ├── handed over: another process of this node goes
+//!            │                               │   on; the owner stays
+//!  another's ┘ with an expired lease         ├── fenced, or taken: dropped and reported; the
+//!              ([`lease`])                   │   record is the new owner's
+//!                                            └── failed: reported; its journal is recovered, then
+//!                                                closed and released
 //! ```
 //! These are the states of the record. [`lifecycle`] decides what the process may do next with a
 //! volume; [`closing`] carries it out, for as long as it takes.
@@ -39,6 +42,7 @@ mod lease;
 mod lifecycle;
 mod maintenance;
 mod open_snapshots;
+mod opening;
 mod ownership;
 mod registration;
 mod restoring;

@@ -1,17 +1,14 @@
 //! The volumes that one process has open.
 
-use super::claim::{ActiveClaim, Openings, claim};
-use super::closing::ABANDON_LIMIT;
+use super::VolumeError;
+use super::claim::ActiveClaim;
 use super::entry::{Open, Users, VolumeEntry, VolumeGuard};
 use super::exported::ExportedFs;
-use super::lease::{ExpiredLease, LeaseGuard, LeaseRenewer, LeaseSettings, OwnershipEnd, Watch};
-use super::lifecycle::{ClaimOutcome, CloseReason, CloseStep, OpenAction};
+use super::lease::{ExpiredLease, LeaseRenewer, LeaseSettings, OwnershipEnd, Watch};
+use super::lifecycle::{CloseReason, CloseStep, OpenAction};
 use super::open_snapshots::OpenSnapshots;
-use super::ownership::{self, Before};
-use super::restoring::end_restore;
 use super::settings::VolumeSettings;
-use super::{VolumeError, journal_dir, journals};
-use crate::catalog::{Catalog, Dataset, Owner, Snapdir};
+use crate::catalog::{Catalog, Dataset, Owner};
 use crate::chunk::ChunkStore;
 use crate::fs::{Fs, FsError};
 use crate::types::{ClaimId, DatasetId, FamilyId, JournalDirId, PoolId, SessionId};
@@ -22,12 +19,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, broadcast, oneshot};
-use tokio_util::sync::CancellationToken;
 
 /// Volumes closed at once by [`Volumes::close_all`].
 pub(super) const CLOSES_AT_ONCE: usize = 8;
 /// Reports of lost volumes that are buffered for a slow listener.
 const LOST_QUEUED: usize = 256;
+/// The time limit for the tasks of a failed file system to end.
+pub(super) const ABANDON_LIMIT: Duration = Duration::from_secs(5);
 /// Between attempts to close a volume whose claim was revoked.
 const REVOKED_RETRY: Duration = Duration::from_millis(500);
 
@@ -53,7 +51,7 @@ pub struct Volume {
     pub claim: ActiveClaim,
     /// The number of its guards.
     pub(super) users: Users,
-    chunks: ChunkStore,
+    pub(super) chunks: ChunkStore,
 }
 
 /// A volume that another owner took, or that failed for good.
@@ -76,12 +74,12 @@ pub(super) struct Inner {
     settings: VolumeSettings,
     lease: LeaseSettings,
     /// The id of the journal directory, once it was read.
-    journal_dir_id: tokio::sync::OnceCell<JournalDirId>,
+    pub(super) journal_dir_id: tokio::sync::OnceCell<JournalDirId>,
     /// One renewer for each pool that a volume was opened in.
     renewers: Mutex<HashMap<PoolId, LeaseRenewer>>,
     /// An entry stays until the dataset's record no longer names this session (R33).
     pub(super) entries: Mutex<HashMap<DatasetId, Arc<VolumeEntry>>>,
-    openings: AtomicU64,
+    pub(super) openings: AtomicU64,
     /// Earlier sessions of this journal directory that are known to have ended.
     ended: Mutex<HashSet<SessionId>>,
     lost: broadcast::Sender<Lost>,
@@ -133,16 +131,6 @@ impl Volumes {
             lease_millis: self.inner.lease.millis(),
             ..Owner::new(&settings.node, settings.session)
         }
-    }
-
-    pub(super) async fn owner_with_journals(&self) -> Result<Owner, VolumeError> {
-        let journal_dir_id = match &self.inner.settings.journal_dir {
-            Some(dir) => {
-                Some(*self.inner.journal_dir_id.get_or_try_init(|| journal_dir::id_of(dir)).await?)
-            }
-            None => None,
-        };
-        Ok(Owner { journal_dir_id, ..self.owner() })
     }
 
     pub(super) fn ended_sessions(&self) -> &Mutex<HashSet<SessionId>> {
@@ -245,8 +233,8 @@ impl Volumes {
                 (OpenAction::Use | OpenAction::Open, _) => {
                     return self.open_place(&entry, expired).await;
                 }
-                (OpenAction::CloseAction, _) => match self.finish_close(&entry).await {
-                    Err(error) if entry.open_action() == OpenAction::CloseAction => {
+                (OpenAction::FinishClose, _) => match self.finish_close(&entry).await {
+                    Err(error) if entry.open_action() == OpenAction::FinishClose => {
                         return Err(error);
                     }
                     Ok(()) | Err(_) => {}
@@ -360,7 +348,7 @@ impl Volumes {
         }
     }
 
-    fn renewer(&self, pool: &Catalog) -> LeaseRenewer {
+    pub(super) fn renewer(&self, pool: &Catalog) -> LeaseRenewer {
         let mut renewers = self.inner.renewers.lock();
         let new = || {
             LeaseRenewer::new(
@@ -373,133 +361,8 @@ impl Volumes {
         renewers.entry(pool.pool().id).or_insert_with(new).clone()
     }
 
-    pub(super) async fn open_now(
-        &self,
-        entry: &VolumeEntry,
-        expired: Option<&ExpiredLease>,
-    ) -> Result<Open, NotOpened> {
-        let (pool, id) = (&entry.pool, entry.id);
-        let me = self.owner_with_journals().await?;
-        let absent = || NotOpened {
-            error: VolumeError::NotFound { what: format!("dataset {id}") },
-            claim: ClaimOutcome::Refused,
-        };
-        // Checked before a heartbeat is written in vain.
-        let record = pool.dataset_by_id(id).await?.ok_or_else(absent)?.record;
-        let stopped = self.stopped_here(pool, &record, &me).await?;
-        let expired = expired.or(stopped.as_ref());
-        ownership::may_take(&record, &me, expired).map_err(NotOpened::at_claim)?;
-        let begun = self.renewer(pool).begin(id, me.claim).await?;
-        if self.inner.handed_over.load(Ordering::SeqCst) {
-            // The hand-over did not wait for this: the next process may have it open by now.
-            return Err(VolumeError::HandedOver { dataset: id.to_string() }.into());
-        }
-        let active = ActiveClaim::Volume(begun.guard.ownership().clone());
-        entry.claiming(active.clone());
-        let (dataset, before) = claim(pool, id, &me, expired).await.map_err(NotOpened::at_claim)?;
-        entry.claimed(active.clone());
-        if let (Before::Another, Some(owner)) = (before, &record.owner) {
-            tracing::warn!(
-                dataset = %dataset.name,
-                from = owner.node,
-                session = %owner.session,
-                "taking the dataset over from a node that has stopped: changes that only its \
-                 journal holds are lost"
-            );
-        }
-        begun.guard.claimed(begun.generation);
-        let step = pool.bucket().failpoints().step("volume.open.claimed").await;
-        let opened = match step {
-            Ok(()) => self.open_fs(pool, &dataset, &begun.guard, active).await,
-            Err(injected) => {
-                let source = FsError::Unavailable(injected.to_string());
-                Err(VolumeError::Fs { dataset: dataset.name.to_string(), source })
-            }
-        };
-        match opened {
-            Ok(volume) => {
-                end_restore(pool, &volume).await;
-                Ok(Open {
-                    volume: Arc::new(volume),
-                    guard: Arc::new(begun.guard),
-                    closed: CancellationToken::new(),
-                })
-            }
-            Err(error) => {
-                // An unfinished release by force is finished by the next opening, which voids the
-                // earlier journal (R34).
-                let claim = if before == Before::Released {
-                    ClaimOutcome::Clean
-                } else {
-                    ClaimOutcome::NeedsRecovery
-                };
-                Err(NotOpened { error, claim })
-            }
-        }
-    }
-
-    async fn open_fs(
-        &self,
-        pool: &Catalog,
-        dataset: &Dataset,
-        guard: &LeaseGuard,
-        claim: ActiveClaim,
-    ) -> Result<Volume, VolumeError> {
-        let settings = &self.inner.settings;
-        let journal =
-            settings.journal_dir.as_ref().map(|dir| journals::path(dir, pool, dataset.id()));
-        let place = settings.place(pool, dataset.family, dataset.incarnation);
-        let chunks = self.chunks(pool, dataset.family);
-        let mut openings = Openings::new(pool, &place, dataset.id(), &claim);
-        let fs = loop {
-            let (expected, options) =
-                (openings.expected().await?, settings.options(dataset, journal.clone()));
-            match Fs::open_under(
-                &place,
-                chunks.clone(),
-                options,
-                expected,
-                guard.ownership().clone(),
-            )
-            .await
-            {
-                Err(FsError::Fenced) => {}
-                opened => {
-                    break opened.map_err(|source| VolumeError::Fs {
-                        dataset: dataset.name.to_string(),
-                        source,
-                    })?;
-                }
-            }
-        };
-        let handle_key = pool.keyring().handle_key(dataset.incarnation, &dataset.handle_secret);
-        let fs = Arc::new(fs);
-        if dataset.properties.snapdir == Snapdir::Visible {
-            fs.show_snapshots();
-        }
-        let exported = ExportedFs::live(
-            fs.clone(),
-            pool.clone(),
-            dataset.incarnation,
-            self.open_snapshots().clone(),
-        );
-        let opening = self.inner.openings.fetch_add(1, Ordering::Relaxed);
-        let (exported, users) = (Arc::new(exported), Users::default());
-        Ok(Volume {
-            pool: pool.pool().id,
-            dataset: dataset.clone(),
-            fs,
-            exported,
-            handle_key,
-            opening,
-            claim,
-            users,
-            chunks,
-        })
-    }
-
     /// Open volumes of one family share one store, and with it its caches.
-    fn chunks(&self, pool: &Catalog, family: FamilyId) -> ChunkStore {
+    pub(super) fn chunks(&self, pool: &Catalog, family: FamilyId) -> ChunkStore {
         let shared = self.list().into_iter().find(|volume| volume.dataset.family == family);
         match shared {
             Some(volume) => volume.chunks.clone(),
@@ -590,35 +453,5 @@ impl Volumes {
                 "the revocation of a released claim stays until a collection removes it"
             );
         }
-    }
-}
-
-/// Why a volume did not open, and the outcome of its claim.
-pub(super) struct NotOpened {
-    pub error: VolumeError,
-    pub claim: ClaimOutcome,
-}
-
-impl NotOpened {
-    fn at_claim(error: VolumeError) -> Self {
-        let claim = match &error {
-            VolumeError::Catalog(_) | VolumeError::Io(_) | VolumeError::Fs { .. } => {
-                ClaimOutcome::Unknown
-            }
-            VolumeError::NotFound { .. }
-            | VolumeError::Owned { .. }
-            | VolumeError::Deleting { .. }
-            | VolumeError::Creating { .. }
-            | VolumeError::Full { .. }
-            | VolumeError::HandedOver { .. }
-            | VolumeError::ReadOnly { .. } => ClaimOutcome::Refused,
-        };
-        Self { error, claim }
-    }
-}
-
-impl<E: Into<VolumeError>> From<E> for NotOpened {
-    fn from(error: E) -> Self {
-        Self { error: error.into(), claim: ClaimOutcome::NotTried }
     }
 }

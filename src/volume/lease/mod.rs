@@ -1,9 +1,9 @@
 //! Leases (R26, R27): one node answers for a dataset, even when that node cannot be reached.
 //!
 //! ```text
-//! owner   ──h1──────h2──────h3─ ─ ─ ×                  (dies, or is cut off)
+//! owner   ──h1──────h2──────h3─ ─ ─ ×                 (dies, or is cut off)
 //!                           ├─ lease − margin ─┤ answers nothing
-//! taker           looks: h3 ├──────── lease ────────┤ no change ──▶ swaps the record, opens, fences
+//! taker           looks: h3 ├──────── lease ────────┤ no change ─▶ swaps the record, opens, fences
 //! ```
 //! Nouns: a **heartbeat** is an object that a node session writes under a growing number; an
 //! **ownership** is an owner's right to answer for one dataset: it **expires** with the lease when
