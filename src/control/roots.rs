@@ -22,12 +22,12 @@ pub(super) struct Root {
 }
 
 /// A root that can be read.
-pub(super) enum Source {
+pub(super) enum RootRef {
     Head(Dataset),
     Snapshot { snapshot: Snapshot, dataset: String },
 }
 
-impl Source {
+impl RootRef {
     pub(super) fn family(&self) -> FamilyId {
         match self {
             Self::Head(dataset) => dataset.family,
@@ -63,7 +63,7 @@ impl Source {
 }
 
 /// Lists everything live in a pool, by name: heads, then snapshots.
-pub(super) async fn list(pool: &Pool) -> Result<Vec<Source>, ControlError> {
+pub(super) async fn list(pool: &Pool) -> Result<Vec<RootRef>, ControlError> {
     let mut datasets: Vec<Dataset> =
         pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
     datasets.sort_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
@@ -75,10 +75,10 @@ pub(super) async fn list(pool: &Pool) -> Result<Vec<Source>, ControlError> {
         snapshots.push((dataset.unwrap_or_else(|| at.record.dataset.to_string()), at.record));
     }
     snapshots.sort_by(|a, b| (&a.0, a.1.name.as_str()).cmp(&(&b.0, b.1.name.as_str())));
-    let heads = datasets.into_iter().filter(|d| d.state == State::Ready).map(Source::Head);
+    let heads = datasets.into_iter().filter(|d| d.state == State::Ready).map(RootRef::Head);
     let ready = snapshots.into_iter().filter(|(_, s)| s.state == State::Ready);
     Ok(heads
-        .chain(ready.map(|(dataset, snapshot)| Source::Snapshot { snapshot, dataset }))
+        .chain(ready.map(|(dataset, snapshot)| RootRef::Snapshot { snapshot, dataset }))
         .collect())
 }
 
@@ -87,15 +87,15 @@ impl Root {
     pub(super) async fn open(
         pool: &Pool,
         volumes: &Volumes,
-        source: &Source,
+        source: &RootRef,
     ) -> Result<Option<Self>, ControlError> {
         let settings = volumes.settings();
         let (name, reader) = match source {
-            Source::Head(dataset) => {
+            RootRef::Head(dataset) => {
                 let reader = RootReader::head(settings, &pool.catalog, dataset).await?;
                 (dataset.name.to_string(), reader)
             }
-            Source::Snapshot { snapshot, dataset } => {
+            RootRef::Snapshot { snapshot, dataset } => {
                 let opened = RootReader::snapshot_to_verify(settings, &pool.catalog, snapshot.id());
                 let reader = match opened.await {
                     Ok((reader, _)) => Some(reader),

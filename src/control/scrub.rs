@@ -2,7 +2,8 @@
 //! verifies it.
 //!
 //! ```text
-//! root ─▶ its records ─▶ pack of each chunk: read once, whole ─▶ chunk damaged or absent? ─▶ the files that use it
+//! root ─▶ its extents ─▶ the pack of each chunk, read once and whole
+//!                     ─▶ chunk damaged or absent? ─▶ the files that use it
 //! ```
 //!
 //! Extents are read instead of listing packs, so that a chunk missing from its pack is found too. A
@@ -150,7 +151,7 @@ impl<'a> Scrub<'a> {
     async fn scrub(
         &mut self,
         root: Root,
-        source: &roots::Source,
+        source: &roots::RootRef,
         stop: &CancellationToken,
         each: &mut impl FnMut(&str, &Scrubbed),
     ) -> Result<(), ControlError> {
@@ -283,7 +284,7 @@ impl<'a> Scrub<'a> {
     async fn tell(
         &mut self,
         root: &Root,
-        source: &roots::Source,
+        source: &roots::RootRef,
         mut suspects: Vec<Suspect>,
     ) -> Result<(), ControlError> {
         if source.is_head()
@@ -332,7 +333,10 @@ async fn still_used(reader: &Reader, suspects: Vec<Suspect>) -> Result<Vec<Suspe
         let Some(row) = reader.get(&key::extent(suspect.data, suspect.record)).await? else {
             continue;
         };
-        let uses = |source: &Source| matches!(source, Source::Chunk { chunk, .. } if *chunk == suspect.chunk);
+        let uses = |source: &Source| match source {
+            Source::Chunk { chunk, .. } => *chunk == suspect.chunk,
+            Source::Inline(_) => false,
+        };
         if Extent::decode(&row)?.segments.iter().any(|segment| uses(&segment.source)) {
             still.push(suspect);
         }

@@ -9,7 +9,7 @@
 //! An estimate reads a row for each pack; exact figures read every extent of the family, and
 //! remember each chunk.
 
-use super::roots::{self, Root, Source, usage};
+use super::roots::{self, Root, RootRef, usage};
 use super::{ControlError, Pool};
 use crate::chunk::parse_object;
 use crate::fs::FsError;
@@ -111,8 +111,8 @@ pub async fn space(
     }
     let sources = roots::list(pool).await?;
     let wanted =
-        |source: &Source| only.is_none_or(|only| only.incarnation == source.dataset().incarnation);
-    let mut families: BTreeMap<FamilyId, Vec<&Source>> = BTreeMap::new();
+        |source: &RootRef| only.is_none_or(|only| only.incarnation == source.dataset().incarnation);
+    let mut families: BTreeMap<FamilyId, Vec<&RootRef>> = BTreeMap::new();
     for source in &sources {
         families.entry(source.family()).or_default().push(source);
     }
@@ -138,7 +138,7 @@ pub async fn space(
 async fn by_packs(
     pool: &Pool,
     volumes: &Volumes,
-    family: &[&Source],
+    family: &[&RootRef],
     sizes: &HashMap<PackId, u64>,
 ) -> Result<Vec<Option<SpaceOf>>, ControlError> {
     let (mut of, mut used) =
@@ -176,7 +176,7 @@ async fn by_packs(
 async fn by_chunks(
     pool: &Pool,
     volumes: &Volumes,
-    family: &[&Source],
+    family: &[&RootRef],
     sums: &mut Sums,
 ) -> Result<Vec<Option<SpaceOf>>, ControlError> {
     let (mut of, mut chunks) = (Vec::with_capacity(family.len()), Chunks::new());

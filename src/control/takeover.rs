@@ -1,9 +1,9 @@
 //! Opening a dataset that another node may own (R26, R27).
 //!
 //! ```text
-//! open ──▶ Owned ──▶ ask the owner to hand over ──▶ not in use there: it closes and releases ──▶ open
-//!            │  └──▶ watch its heartbeats ────────▶ none for a whole lease: it must have stopped ──▶ take over
-//!            └─────▶ poll the record ─────────────▶ released meanwhile ──▶ open
+//! open ─▶ Owned ─▶ ask the owner to hand over ─▶ not in use there: it closes and releases ─▶ open
+//!           │ └──▶ watch its heartbeats ───────▶ none for a whole lease: it stopped ─▶ take over
+//!           └────▶ poll the record ────────────▶ released meanwhile ─▶ open
 //! ```
 //! All three run concurrently until one leads to the dataset, or the caller's time limit ends. A
 //! dataset that is in use on a live node is never taken here: only that node releases it, by itself
@@ -161,7 +161,7 @@ impl<'a> Wait<'a> {
 }
 
 /// The outcome of waiting for an owner.
-pub(super) enum Outcome {
+pub(super) enum OwnerState {
     /// The record names no owner, or another claim.
     Ended,
     /// The owner must have stopped.
@@ -184,17 +184,17 @@ pub(super) async fn until_stopped(
     id: DatasetId,
     owner: &Owner,
     while_alive: WhileAlive,
-) -> Result<Outcome, ControlError> {
+) -> Result<OwnerState, ControlError> {
     let mut wait = Wait::new(pool, volumes, id);
     wait.watch = Some(volumes.watch(&pool.catalog, id, owner));
     loop {
         let record = pool.catalog.dataset_by_id(id).await?;
         let now = record.and_then(|at| at.record.owner);
         if now.is_none_or(|now| now.claim != owner.claim) {
-            return Ok(Outcome::Ended);
+            return Ok(OwnerState::Ended);
         }
         match wait.look().await {
-            Ok(Some(expired)) => return Ok(Outcome::Stopped(expired)),
+            Ok(Some(expired)) => return Ok(OwnerState::Stopped(expired)),
             Err(error) if error.class() != Class::Unavailable => return Err(error),
             // The store did not answer; the next look may tell more.
             Ok(None) | Err(_) => {}
@@ -202,7 +202,7 @@ pub(super) async fn until_stopped(
         if while_alive == WhileAlive::GiveUp
             && wait.watch.as_ref().is_some_and(Watch::saw_heartbeat)
         {
-            return Ok(Outcome::Alive);
+            return Ok(OwnerState::Alive);
         }
         let soon = Instant::now() + RECORD_POLL;
         tokio::time::sleep_until(if wait.look_at > Instant::now() {

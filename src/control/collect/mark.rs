@@ -1,7 +1,7 @@
 //! Reads the roots: the packs that each uses, and the chunks of some packs.
 
 use super::plan::{Mark, PackObject, PackUse};
-use super::root_cache::RootVersion;
+use super::root_cache::{RootUsage, RootVersion};
 use super::{Collector, Listing, Objects};
 use crate::bucket::Listed;
 use crate::catalog::{Dataset, Snapshot, State};
@@ -11,7 +11,7 @@ use crate::control::roots::usage;
 use crate::fs::db::{self, CheckpointId, DbPlace, Reader};
 use crate::fs::row::{Extent, Row, Source, Superblock, Usage};
 use crate::fs::{FsError, key};
-use crate::types::{ChunkHash, Class, Classify, Epoch, FamilyId, Incarnation, PackId, SnapshotId};
+use crate::types::{ChunkHash, Class, Classify, Epoch, FamilyId, Incarnation, PackId};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{HashMap, HashSet};
@@ -19,35 +19,6 @@ use std::sync::Arc;
 
 /// Roots read at once.
 const ROOTS_AT_ONCE: usize = 8;
-
-/// One root's use of packs.
-pub(super) enum RootUsage {
-    /// The dataset was never opened, so it has no database.
-    NoDatabase,
-    /// The head's durable `S`, where it has one: its writer epoch and settled pack (R9).
-    Head {
-        dataset: Incarnation,
-        settled: Option<(Epoch, u64)>,
-        usage: Vec<(PackId, Usage)>,
-    },
-    Snapshot {
-        usage: Vec<(PackId, Usage)>,
-    },
-    /// A tombstoned head whose database cannot be read.
-    Unreadable(Incarnation),
-    /// A snapshot that is being made and has no checkpoint yet.
-    Pending(FamilyId, SnapshotId),
-}
-
-impl RootUsage {
-    /// Its size in the cache.
-    pub(super) fn rows(&self) -> usize {
-        match self {
-            Self::Head { usage, .. } | Self::Snapshot { usage } => usage.len().max(1),
-            Self::NoDatabase | Self::Unreadable(_) | Self::Pending(..) => 1,
-        }
-    }
-}
 
 fn pack_object(listed: &Listed) -> Option<PackObject> {
     let (family, name) = listed.key.strip_prefix("packs/")?.split_once('/')?;

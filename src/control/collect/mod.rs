@@ -1,9 +1,10 @@
 //! The collector: removes tombstoned datasets and snapshots, and packs that nothing refers to.
 //!
 //! ```text
-//! gather: list catalog ─▶ list packs and databases ─▶ read every root ─▶ list catalog again ─▶ facts ─▶ plan (pure) ─▶ sweep
-//!              ▲                                                                 │ changed
-//!              └─────────────────────────────────────────────────────────────────┘
+//! gather: list catalog ─▶ list packs and databases ─▶ read every root ─▶ list catalog again
+//!              ▲                                                           changed │     │
+//!              └───────────────────────────────────────────────────────────────────┘     ▼
+//!                                                               facts ─▶ plan (pure) ─▶ sweep
 //! ```
 //!
 //! Nouns: a **root** is a state that can still be read: the head of a live dataset, its WAL tail

@@ -9,16 +9,45 @@
 //!   listing is unchanged is unchanged since it was read (R11).
 
 use super::Objects;
-use super::mark::RootUsage;
 use crate::catalog::{Dataset, Snapshot};
 use crate::fs::db::CheckpointId;
-use crate::types::Incarnation;
+use crate::fs::row::Usage;
+use crate::types::{Epoch, FamilyId, Incarnation, PackId, SnapshotId};
 use blake3::Hash;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Rows of pack usage in the cache, of some 60 bytes each. Roots beyond are read every time.
 const ROWS_MAX: usize = 1 << 18;
+
+/// One root's use of packs.
+pub(super) enum RootUsage {
+    /// The dataset was never opened, so it has no database.
+    NoDatabase,
+    /// The head's durable `S`, where it has one: its writer epoch and settled pack (R9).
+    Head {
+        dataset: Incarnation,
+        settled: Option<(Epoch, u64)>,
+        usage: Vec<(PackId, Usage)>,
+    },
+    Snapshot {
+        usage: Vec<(PackId, Usage)>,
+    },
+    /// A tombstoned head whose database cannot be read.
+    Unreadable(Incarnation),
+    /// A snapshot that is being made and has no checkpoint yet.
+    Pending(FamilyId, SnapshotId),
+}
+
+impl RootUsage {
+    /// Its size in the cache.
+    pub(super) fn rows(&self) -> usize {
+        match self {
+            Self::Head { usage, .. } | Self::Snapshot { usage } => usage.len().max(1),
+            Self::NoDatabase | Self::Unreadable(_) | Self::Pending(..) => 1,
+        }
+    }
+}
 
 /// A root at one point in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,8 +117,6 @@ mod tests {
     use crate::bucket::Listed;
     use crate::catalog::State;
     use crate::control::collect::plan::tests::{dataset, snapshot};
-    use crate::fs::row::Usage;
-    use crate::types::{Epoch, PackId};
     use std::time::SystemTime;
 
     fn usage(rows: usize) -> Arc<RootUsage> {

@@ -16,11 +16,11 @@ struct Origin {
     family: FamilyId,
     /// Its byte quota.
     size: Option<u64>,
-    root: Root,
+    root: SourceRoot,
 }
 
 /// The state at which a source's rows are read.
-enum Root {
+enum SourceRoot {
     Snapshot,
     /// The head, of which a snapshot is made later.
     Head(Box<Dataset>),
@@ -168,7 +168,7 @@ impl Controller {
                         snapshot: handle.snapshot,
                         family: snapshot.family,
                         size: snapshot.size,
-                        root: Root::Snapshot,
+                        root: SourceRoot::Snapshot,
                     }),
                     State::Creating => Err(ControlError::InProgress {
                         what: format!("snapshot {}", snapshot.name),
@@ -192,7 +192,7 @@ impl Controller {
                 let snapshot = DatasetId { key, incarnation: Incarnation::random() };
                 let id = SnapshotId { dataset: dataset.incarnation, snapshot };
                 let (family, size) = (dataset.family, dataset.size);
-                let root = Root::Head(Box::new(dataset));
+                let root = SourceRoot::Head(Box::new(dataset));
                 Ok(Origin { snapshot: id, family, size, root })
             }
         }
@@ -203,7 +203,7 @@ impl Controller {
     async fn inodes(&self, pool: &Pool, origin: &Origin) -> Result<u64, ControlError> {
         let settings = self.volumes.settings();
         let reader = match &origin.root {
-            Root::Head(dataset) => {
+            SourceRoot::Head(dataset) => {
                 if let Some(open) = self.volumes.get(dataset.id()) {
                     let stat = open.fs.statfs().await?;
                     return Ok(stat.total_inodes.saturating_sub(stat.free_inodes));
@@ -213,7 +213,7 @@ impl Controller {
                     None => return Ok(0),
                 }
             }
-            Root::Snapshot => {
+            SourceRoot::Snapshot => {
                 RootReader::snapshot(settings, &pool.catalog, origin.snapshot).await?.0
             }
         };

@@ -11,7 +11,7 @@ use super::Controller;
 use crate::bucket::PutNew;
 use crate::catalog::{Dataset, Owner, Revocation, RevocationReason, State};
 use crate::control::owner::{OwnerReply, OwnerRequest, ask_owner, owner_of};
-use crate::control::takeover::{self, Outcome, WhileAlive};
+use crate::control::takeover::{self, OwnerState, WhileAlive};
 use crate::control::{ControlError, Pool};
 use crate::types::{ClaimId, Timestamp, VolumeHandle};
 use crate::volume::{VolumeError, finish_release, release_lost, unvoided_journal_dir};
@@ -178,7 +178,7 @@ impl Controller {
         let waited =
             takeover::until_stopped(pool, &self.volumes, dataset.id(), owner, WhileAlive::Wait)
                 .await?;
-        if let Outcome::Stopped(expired) = waited {
+        if let OwnerState::Stopped(expired) = waited {
             match release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &expired).await
             {
                 // The owner came back, or another node was faster: the record is read again.
@@ -215,9 +215,9 @@ impl Controller {
             () = tokio::time::sleep(DELETE_PATIENCE) => return Ok(false),
         };
         match waited {
-            Outcome::Ended => Ok(true),
-            Outcome::Alive => Ok(false),
-            Outcome::Stopped(expired) => {
+            OwnerState::Ended => Ok(true),
+            OwnerState::Alive => Ok(false),
+            OwnerState::Stopped(expired) => {
                 release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &expired)
                     .await?;
                 Ok(true)

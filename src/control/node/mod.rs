@@ -45,5 +45,6 @@ mod usage;
 pub use agent::{HandoverHold, NodeAgent, NodeSettings};
 pub use endpoint::{EndpointError, Endpoints};
 pub use publish::{Publish, Sharing};
-pub use stage::{Access, Stage};
+pub use record::Access;
+pub use stage::Stage;
 pub use usage::{Mounts, NoMounts};

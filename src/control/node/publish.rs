@@ -3,7 +3,8 @@
 use super::super::ControlError;
 use super::agent::{NodeAgent, StageState};
 use super::endpoint::Endpoints;
-use super::stage::{Access, foreign};
+use super::record::Access;
+use super::stage::foreign;
 use crate::mount::{self, BindMount, Mounter};
 use crate::types::VolumeHandle;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,6 @@
 //! Staged records: one file for each staged volume, in a directory that outlives the process.
 
 use super::super::ControlError;
-use super::stage::Access;
 use crate::types::{DatasetId, SessionId, VolumeHandle};
 use serde::{Deserialize, Serialize};
 use std::io::{ErrorKind, Write};
@@ -14,6 +13,13 @@ const FORMAT: u32 = 1;
 /// A record is far smaller; a larger file is no record.
 const BYTES_MAX: u64 = 64 << 10;
 const SUFFIX: &str = ".json";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    ReadWrite,
+    ReadOnly,
+}
 
 /// A staged volume, or one that was being staged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -237,11 +243,18 @@ mod tests {
 
     #[test]
     fn the_bytes_are_fixed() {
-        let text = r#"{"format":1,"volume":"v1:aeaqcaibaeaqcaibaeaqcaibae:PLACE","boot":"boot","sessions":["amb"],"target":"/staging"}"#;
+        let text = concat!(
+            r#"{"format":1,"volume":"v1:aeaqcaibaeaqcaibaeaqcaibae:PLACE","#,
+            r#""boot":"boot","sessions":["amb"],"target":"/staging"}"#
+        );
         assert!(StagedRecord::parse(text.as_bytes()).is_err());
         let golden = serde_json::to_string(&record()).unwrap();
         let expected = format!(
-            r#"{{"format":1,"volume":"{}","boot":"boot","sessions":["{}"],"target":"/staging","access":"read-only","options":["nconnect=2"],"endpoint":"127.1.2.3:12049"}}"#,
+            concat!(
+                r#"{{"format":1,"volume":"{}","boot":"boot","sessions":["{}"],"#,
+                r#""target":"/staging","access":"read-only","options":["nconnect=2"],"#,
+                r#""endpoint":"127.1.2.3:12049"}}"#
+            ),
             record().volume,
             SessionId::from_bytes([3; 16]),
         );

@@ -5,22 +5,14 @@ use super::address::candidates;
 use super::agent::{NodeAgent, StageState, Staged};
 use super::endpoint::{EndpointError, Endpoints};
 use super::ports;
-use super::record::StagedRecord;
+use super::record::{Access, StagedRecord};
 use crate::mount::{self, MountPoint, Mounter, NfsMount};
 use crate::types::{Class, Classify, DatasetId, VolumeHandle};
 use crate::volume::Attached;
-use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Access {
-    ReadWrite,
-    ReadOnly,
-}
 
 /// The request of NodeStageVolume.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@
 //! A token is for one request, and good once; a request with any other gets a new one.
 
 use super::local::Local;
-use super::mailbox::Outcome;
+use super::mailbox::{REQUESTS_MAX, RequestStatus};
 use super::request::OwnerRequest;
 use crate::catalog::Catalog;
 use crate::fs::Progress;
@@ -29,7 +29,7 @@ use tokio::task::JoinHandle;
 const TOKEN_AGE_MAX: Duration = Duration::from_secs(60);
 /// Most outstanding tokens: as many as requests of one poll. The oldest is dropped for a new one,
 /// and its asker gets another.
-const TOKENS_MAX: usize = super::server::REQUESTS_MAX;
+const TOKENS_MAX: usize = REQUESTS_MAX;
 /// Clones that one owner detaches at once.
 const DETACHING_MAX: usize = 2;
 
@@ -53,17 +53,18 @@ struct StartToken {
 struct Running {
     request: OwnerRequest,
     progress: Arc<Progress>,
-    task: JoinHandle<Outcome>,
-    ended: Option<Outcome>,
+    task: JoinHandle<RequestStatus>,
+    ended: Option<RequestStatus>,
 }
 
 impl Running {
-    fn outcome(&mut self) -> Option<&Outcome> {
+    fn outcome(&mut self) -> Option<&RequestStatus> {
         if self.ended.is_none() {
             let ended = (&mut self.task).now_or_never()?;
-            self.ended = Some(
-                ended.unwrap_or_else(|error| Outcome::failed(Class::Internal, error.to_string())),
-            );
+            self.ended =
+                Some(ended.unwrap_or_else(|error| {
+                    RequestStatus::failed(Class::Internal, error.to_string())
+                }));
         }
         self.ended.as_ref()
     }
@@ -82,17 +83,17 @@ impl LongRequests {
         volume: VolumeGuard,
         request: OwnerRequest,
         token: Option<Incarnation>,
-    ) -> Outcome {
+    ) -> RequestStatus {
         let (id, name) = (volume.dataset.id(), volume.dataset.name.clone());
         let kind = (id, discriminant(&request));
         if let Some(last) = self.last.get_mut(&kind) {
             let same = last.request == request;
             match last.outcome().cloned() {
-                None if same => return Outcome::Running(last.progress.now()),
+                None if same => return RequestStatus::Running(last.progress.now()),
                 None => {
                     let what = request.describe(name.as_str());
                     let why = format!("another {what} is in progress; retry");
-                    return Outcome::failed(Class::InProgress, why);
+                    return RequestStatus::failed(Class::InProgress, why);
                 }
                 Some(ended) if same => {
                     // The same request may be made again later, and is carried out again then.
@@ -107,10 +108,10 @@ impl LongRequests {
         if !request.is_repeatable()
             && !token.is_some_and(|token| self.redeem(token, &request, volume.opening))
         {
-            return Outcome::StartToken(self.issue(request, volume.opening));
+            return RequestStatus::StartToken(self.issue(request, volume.opening));
         }
         if request == OwnerRequest::Detach && self.detaching() >= DETACHING_MAX {
-            return Outcome::failed(Class::InProgress, "detach limit reached; retry");
+            return RequestStatus::failed(Class::InProgress, "detach limit reached; retry");
         }
         self.start(local.clone(), pool.clone(), volume, request)
     }
@@ -144,7 +145,7 @@ impl LongRequests {
         pool: Catalog,
         volume: VolumeGuard,
         request: OwnerRequest,
-    ) -> Outcome {
+    ) -> RequestStatus {
         let kind = (volume.dataset.id(), discriminant(&request));
         let (progress, wanted) = (Arc::new(Progress::default()), request.clone());
         let now = progress.now();
@@ -153,7 +154,7 @@ impl LongRequests {
             async move { Box::pin(local.act_on(&pool, &volume, &wanted, &progress)).await.into() }
         });
         self.last.insert(kind, Running { request, progress, task, ended: None });
-        Outcome::Running(now)
+        RequestStatus::Running(now)
     }
 
     fn drop_old(&mut self) {

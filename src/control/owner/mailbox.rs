@@ -2,8 +2,9 @@
 //! another process whatever firewalls there are.
 //!
 //! ```text
-//! asker: put nodes/<session>/request/<id> ──▶ owner: reads, acts, puts nodes/<session>/reply/<id>, deletes the request
-//! asker: polls the reply, deletes it           │ no reply in time: the asker deletes its request
+//! asker: put nodes/<session>/request/<id>
+//! owner: reads it, acts, puts nodes/<session>/reply/<id>, deletes the request
+//! asker: polls the reply and deletes it; where none comes in time it deletes its request
 //! ```
 //! A request is only about a dataset that the session has open (a hand-over also of one that it
 //! owns). It may be acted on when no caller waits any longer, even an hour later, except for a
@@ -26,6 +27,9 @@ use std::time::{Duration, SystemTime};
 const FORMAT: u32 = 1;
 /// The largest request or reply.
 pub(super) const BYTES_MAX: u64 = 16 << 10;
+/// Most requests of one poll, the newest first: those are still waited for. The rest is left to the
+/// next poll.
+pub(super) const REQUESTS_MAX: usize = 64;
 /// The first wait for a reply; it grows to `POLL_MAX`.
 const POLL_MIN: Duration = Duration::from_millis(50);
 const POLL_MAX: Duration = Duration::from_secs(1);
@@ -51,12 +55,12 @@ pub(super) struct Message {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Reply {
     format: u32,
-    outcome: Outcome,
+    outcome: RequestStatus,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Outcome {
+pub(super) enum RequestStatus {
     Done(OwnerReply),
     Failed {
         class: Class,
@@ -67,7 +71,7 @@ pub(super) enum Outcome {
     Running(Restored),
 }
 
-impl From<Result<OwnerReply, ControlError>> for Outcome {
+impl From<Result<OwnerReply, ControlError>> for RequestStatus {
     fn from(done: Result<OwnerReply, ControlError>) -> Self {
         match done {
             Ok(reply) => Self::Done(reply),
@@ -76,7 +80,7 @@ impl From<Result<OwnerReply, ControlError>> for Outcome {
     }
 }
 
-impl Outcome {
+impl RequestStatus {
     pub(super) fn failed(class: Class, why: impl Into<String>) -> Self {
         Self::Failed { class, why: why.into() }
     }
@@ -91,8 +95,8 @@ fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, ControlError> {
 }
 
 /// Decodes a request, or returns the outcome for one that cannot be read.
-pub(super) fn decode_request(bytes: &[u8]) -> Result<Message, Outcome> {
-    decode(bytes).map_err(|why| Outcome::failed(Class::Unsupported, why))
+pub(super) fn decode_request(bytes: &[u8]) -> Result<Message, RequestStatus> {
+    decode(bytes).map_err(|why| RequestStatus::failed(Class::Unsupported, why))
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
@@ -156,14 +160,14 @@ pub(super) async fn ask(
     };
     loop {
         match send(to, &message, limit).await? {
-            Outcome::Done(reply) => return Ok(reply),
-            Outcome::Failed { class, why } => return failed(class, &why),
+            RequestStatus::Done(reply) => return Ok(reply),
+            RequestStatus::Failed { class, why } => return failed(class, &why),
             // The token is returned at once: the owner drops it after a while.
-            Outcome::StartToken(token) => message.start_token = Some(token),
-            Outcome::Running(_) if !request.is_awaited() => {
+            RequestStatus::StartToken(token) => message.start_token = Some(token),
+            RequestStatus::Running(_) if !request.is_awaited() => {
                 return failed(Class::InProgress, "in progress; retry");
             }
-            Outcome::Running(now) => {
+            RequestStatus::Running(now) => {
                 progress(now);
                 tokio::time::sleep(PROGRESS_POLL).await;
             }
@@ -175,7 +179,7 @@ async fn send(
     to: Addressee<'_>,
     message: &Message,
     limit: Duration,
-) -> Result<Outcome, Unanswered> {
+) -> Result<RequestStatus, Unanswered> {
     let (bucket, session) = (to.pool.catalog.bucket(), to.owner.session);
     let id = Incarnation::random().to_string();
     let (request_key, reply_key) = (mailbox_requests(session) + &id, mailbox_reply(session, &id));
@@ -206,7 +210,7 @@ async fn send(
     }
 }
 
-async fn poll(bucket: &Bucket, key: &str) -> Result<Outcome, ControlError> {
+async fn poll(bucket: &Bucket, key: &str) -> Result<RequestStatus, ControlError> {
     let mut pause = POLL_MIN;
     loop {
         tokio::time::sleep(pause).await;
@@ -301,12 +305,19 @@ mod tests {
             ),
             (
                 OwnerRequest::Seal { packs: vec![pack] },
-                r#"{"seal":{"packs":["ambqgaydambqgaydambqgaydam/0000000000000004-0000000000000005"]}}"#,
+                concat!(
+                    r#"{"seal":{"packs":["#,
+                    r#""ambqgaydambqgaydambqgaydam/0000000000000004-0000000000000005"]}}"#
+                ),
             ),
             (OwnerRequest::Detach, r#""detach""#),
             (
                 OwnerRequest::Restore(restore),
-                r#"{"restore":{"call":"aqcaibaeaqcaibaeaqcaibaeaq","snapshot":"aibaeaqcaibaeaqcaibaeaqcai:aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","from":"etc","to":"/x","overwrite":false}}"#,
+                concat!(
+                    r#"{"restore":{"call":"aqcaibaeaqcaibaeaqcaibaeaq","snapshot":""#,
+                    "aibaeaqcaibaeaqcaibaeaqcai:aeaqcaibaeaqcaibaeaqcaibae-",
+                    r#"aibaeaqcaibaeaqcaibaeaqcai","from":"etc","to":"/x","overwrite":false}}"#
+                ),
             ),
             (
                 OwnerRequest::HandOver { claim: ClaimId::from_bytes([6; 16]) },
@@ -326,7 +337,8 @@ mod tests {
                     start_token,
                 };
                 let text = format!(
-                    r#"{{"format":1,"dataset":"aeaqcaibaeaqcaibaeaqcaibae-aibaeaqcaibaeaqcaibaeaqcai","request":{text}{end}}}"#
+                    r#"{{"format":1,"dataset":"{}-{}","request":{text}{end}}}"#,
+                    "aeaqcaibaeaqcaibaeaqcaibae", "aibaeaqcaibaeaqcaibaeaqcai"
                 );
                 assert_eq!(serde_json::to_string(&message).unwrap(), text);
                 assert_eq!(decode_request(text.as_bytes()), Ok(message));
@@ -346,7 +358,7 @@ mod tests {
         ] {
             let refused = decode_request(wrong.as_bytes()).unwrap_err();
             assert!(
-                matches!(&refused, Outcome::Failed { class: Class::Unsupported, why }
+                matches!(&refused, RequestStatus::Failed { class: Class::Unsupported, why }
                     if why.contains("run one version everywhere")),
                 "{wrong}: {refused:?}"
             );
@@ -358,28 +370,31 @@ mod tests {
         let made = Checkpointed { checkpoint: [7; 16], referenced: Some(8) };
         let restored = Restored { objects: 3, bytes: 4 };
         let outcomes = [
-            (Outcome::Done(OwnerReply::Done), r#"{"done":"done"}"#),
+            (RequestStatus::Done(OwnerReply::Done), r#"{"done":"done"}"#),
             (
-                Outcome::Done(OwnerReply::Checkpoint(made)),
-                r#"{"done":{"checkpoint":{"checkpoint":[7,7,7,7,7,7,7,7,7,7,7,7,7,7,7,7],"referenced":8}}}"#,
+                RequestStatus::Done(OwnerReply::Checkpoint(made)),
+                concat!(
+                    r#"{"done":{"checkpoint":{"checkpoint":"#,
+                    r#"[7,7,7,7,7,7,7,7,7,7,7,7,7,7,7,7],"referenced":8}}}"#
+                ),
             ),
             (
-                Outcome::Done(OwnerReply::Detached(Detached::Held)),
+                RequestStatus::Done(OwnerReply::Detached(Detached::Held)),
                 r#"{"done":{"detached":"held"}}"#,
             ),
             (
-                Outcome::Done(OwnerReply::Restored(restored)),
+                RequestStatus::Done(OwnerReply::Restored(restored)),
                 r#"{"done":{"restored":{"objects":3,"bytes":4}}}"#,
             ),
             (
-                Outcome::failed(Class::InProgress, "no"),
+                RequestStatus::failed(Class::InProgress, "no"),
                 r#"{"failed":{"class":"in-progress","why":"no"}}"#,
             ),
             (
-                Outcome::StartToken(Incarnation::from_bytes([4; 16])),
+                RequestStatus::StartToken(Incarnation::from_bytes([4; 16])),
                 r#"{"start-token":"aqcaibaeaqcaibaeaqcaibaeaq"}"#,
             ),
-            (Outcome::Running(restored), r#"{"running":{"objects":3,"bytes":4}}"#),
+            (RequestStatus::Running(restored), r#"{"running":{"objects":3,"bytes":4}}"#),
         ];
         for (outcome, text) in outcomes {
             let text = format!(r#"{{"format":1,"outcome":{text}}}"#);

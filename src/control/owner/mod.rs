@@ -1,10 +1,10 @@
 //! One typed request to the process that may act on a dataset.
 //!
 //! ```text
-//!                         ┌─ open in this process ────────▶ local      does it with the open volume
-//! perform(dataset, req) ──┼─ the record names an owner ───▶ mailbox    asks it; its server does it as local does
-//!        ▲                └─ released ────────────────────▶ released   does it under a maintenance claim
-//!        └── lost race: the record is read again ───────────┘
+//!                         ┌─ open in this process ──────▶ local     with the open volume
+//! perform(dataset, req) ──┼─ the record names an owner ─▶ mailbox   its server does as local
+//!        ▲                └─ released ──────────────────▶ released  under a maintenance claim
+//!        └── lost race: the record is read again ─────────┘
 //! ```
 //!
 //! Nouns: an **owner request** is work that only one process may do at a time; a **carrier** brings

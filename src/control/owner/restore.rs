@@ -1,7 +1,8 @@
 //! Restore in place: a file or a tree of a snapshot is copied back into its live dataset.
 //!
 //! ```text
-//! record: restoring ─▶ snapshot: the dataset depends on it ─▶ rows, all durable ─▶ no longer ─▶ record: not restoring
+//! record: restoring ─▶ snapshot: the dataset depends on it ─▶ rows, all durable
+//!                   ─▶ snapshot: it no longer does ─▶ record: not restoring
 //! ```
 //! The dataset itself is the dependant (R14): until the restored rows are durable the snapshot's
 //! packs stay, whoever deletes the snapshot, also when this process dies and its journal brings the

@@ -8,7 +8,7 @@
 
 use super::local::Local;
 use super::long::LongRequests;
-use super::mailbox::{BYTES_MAX, Message, Outcome, decode_request};
+use super::mailbox::{BYTES_MAX, Message, REQUESTS_MAX, RequestStatus, decode_request};
 use super::polling::Polling;
 use crate::bucket::Bucket;
 use crate::catalog::{mailbox_reply, mailbox_requests};
@@ -22,9 +22,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Replies that were not fetched for this long are removed.
 const REPLY_AGE_MAX: Duration = Duration::from_secs(600);
-/// Most requests of one poll, the newest first: those are still waited for. The rest is left to the
-/// next poll.
-pub(super) const REQUESTS_MAX: usize = 64;
 
 /// Answers the requests in this session's mailboxes until stopped. `interval`: between polls while
 /// requests are likely.
@@ -105,7 +102,7 @@ impl MailboxServer {
 
     /// `None`: the volume is not open, not yet or no longer; the asker waits, and then reads the
     /// record again.
-    async fn answer(&mut self, pool: &Pool, message: Message) -> Option<Outcome> {
+    async fn answer(&mut self, pool: &Pool, message: Message) -> Option<RequestStatus> {
         let Message { dataset, request, start_token, .. } = message;
         if request.is_long() {
             let volume = self.local.volumes.get(dataset)?;
