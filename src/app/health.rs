@@ -251,7 +251,8 @@ fn text(serving: &Serving) -> String {
         line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 0\n", label(pool)));
     });
     line(format_args!(
-        "# HELP zerofs_volumes_open Volumes that are open in this process.\n# TYPE zerofs_volumes_open gauge\n"
+        "# HELP zerofs_volumes_open Volumes that are open in this process.\n\
+         # TYPE zerofs_volumes_open gauge\n"
     ));
     line(format_args!("zerofs_volumes_open {}\n", volumes.list().len()));
     let what = "Whether a damaged table keeps the volume's database from being compacted; it will \
@@ -270,7 +271,8 @@ fn text(serving: &Serving) -> String {
         line(format_args!("zerofs_plugin_registered {}\n", u8::from(registration.is_registered())));
     }
     line(format_args!(
-        "# HELP zerofs_requests_total Requests to the pool's object store, including retries.\n# TYPE zerofs_requests_total counter\n"
+        "# HELP zerofs_requests_total Requests to the pool's object store, including retries.\n\
+         # TYPE zerofs_requests_total counter\n"
     ));
     for pool in pools.iter() {
         let Requests { get, put, list, delete, head } = pool.catalog.bucket().requests();

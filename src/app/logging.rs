@@ -5,7 +5,8 @@ use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
 /// SlateDB and the HTTP stack log much that only their authors need.
-const DEFAULT_FILTER: &str = "info,slatedb=warn,object_store=warn,hyper=warn,h2=warn,foyer=warn,foyer_storage=warn,foyer_memory=warn";
+const DEFAULT_FILTER: &str = "info,slatedb=warn,object_store=warn,hyper=warn,h2=warn,foyer=warn,\
+    foyer_storage=warn,foyer_memory=warn";
 
 /// The filter of commands. Detaching a clone plans the compaction of all its tables; if another
 /// takes some of them first, SlateDB refuses the plan and logs an error, and a new plan is made.

@@ -237,7 +237,8 @@ mod tests {
         open(&url("s3://b/p"), &Credentials::none().with(s3), Folder::MustExist).unwrap();
         let azure = [("account_name", "a"), ("account_key", "c2VjcmV0")];
         open(&url("az://c/p"), &Credentials::none().with(azure), Folder::MustExist).unwrap();
-        let key = r#"{"private_key":"x","private_key_id":"i","client_email":"c","gcs_base_url":"http://127.0.0.1:1","disable_oauth":true}"#;
+        let key = r#"{"private_key":"x","private_key_id":"i","client_email":"c",
+            "gcs_base_url":"http://127.0.0.1:1","disable_oauth":true}"#;
         open(
             &url("gs://b/p"),
             &Credentials::none().with([("service_account_key", key)]),

@@ -179,9 +179,8 @@ mod tests {
         assert!(matches!("az://c/p/".parse::<PoolUrl>().unwrap().place(), Place::Azure { .. }));
         let folder: PoolUrl = "file:///tmp/a%20b".parse().unwrap();
         assert_eq!(folder.folder().unwrap(), std::path::Path::new("/tmp/a b"));
-        assert!(
-            matches!("memory:///x".parse::<PoolUrl>().unwrap().place(), Place::Memory { name } if name == "x")
-        );
+        let memory: PoolUrl = "memory:///x".parse().unwrap();
+        assert!(matches!(memory.place(), Place::Memory { name } if name == "x"));
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Chain<'_> {
     /// Absent counts as removed.
     pub async fn remove<T: Serialize + DeserializeOwned>(
         &self,
-        judge: impl Fn(&T) -> Result<Removal, CatalogError>,
+        judge: impl Fn(&T) -> Result<Removable, CatalogError>,
     ) -> Result<(), CatalogError> {
         for attempt in 0..TRIES {
             let at = match self.newest::<T>().await? {
@@ -76,7 +76,7 @@ impl Chain<'_> {
                 Newest::Ended { version, .. } => return self.clear_ended(version).await,
                 Newest::Live(at) => at,
             };
-            if judge(&at.record)? == Removal::Another {
+            if judge(&at.record)? == Removable::Another {
                 return Ok(());
             }
             if let Put::Won { .. } = self.put::<T>(at.base(), None).await? {
@@ -90,7 +90,7 @@ impl Chain<'_> {
 
 /// The relation of a record that was found to the one to be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Removal {
+pub(super) enum Removable {
     This,
     /// Another life has taken the name: the one meant is gone.
     Another,

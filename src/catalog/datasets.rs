@@ -1,7 +1,7 @@
 //! Datasets: one chain for each name; a dataset that is created again has another incarnation (R2).
 
 use super::chain::{Chain, Versioned};
-use super::change::Removal;
+use super::change::Removable;
 use super::{Catalog, CatalogError, Dataset, State};
 use crate::types::{DatasetId, DatasetName, NameKey};
 
@@ -101,8 +101,8 @@ impl Catalog {
     /// Removes a `Dead` record: its name is free then.
     pub async fn remove_dataset(&self, id: DatasetId) -> Result<(), CatalogError> {
         let judge = |dataset: &Dataset| match dataset.state {
-            _ if dataset.incarnation != id.incarnation => Ok(Removal::Another),
-            State::Dead => Ok(Removal::This),
+            _ if dataset.incarnation != id.incarnation => Ok(Removable::Another),
+            State::Dead => Ok(Removable::This),
             _ => Err(not_dead(format!("dataset {}", dataset.name))),
         };
         self.dataset_of(id).remove(judge).await

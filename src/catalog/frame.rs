@@ -1,7 +1,7 @@
 //! A record's bytes: a JSON object that begins with its format and the checksum of what follows.
 //!
 //! ```json
-//! {"format":1,"check":"<BLAKE3 in hexadecimal>","nonce":"<26 characters>","floor":3,…fields of the record…}
+//! {"format":1,"check":"<BLAKE3 in hexadecimal>","nonce":"<26 characters>","floor":3,…fields…}
 //! ```
 //! The checksum is over the object's key, the format and every byte behind the checksum, so that a
 //! record under another key is as corrupt as one with a flipped bit. Unknown fields are ignored.
@@ -184,7 +184,10 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_passed_over() {
-        let rest = r#""nonce":"aaaaaaaaaaaaaaaaaaaaaaaaaa","floor":1,"name":"n","size":null,"later":{"x":1}}"#;
+        let rest = concat!(
+            r#""nonce":"aaaaaaaaaaaaaaaaaaaaaaaaaa","floor":1,"#,
+            r#""name":"n","size":null,"later":{"x":1}}"#
+        );
         let text = format!(r#"{{"format":1,"check":"{}",{rest}"#, check("k", 1, rest));
         let (header, record) = decode_record::<Sample>("k", text.as_bytes()).unwrap();
         assert_eq!((header.floor, record.unwrap().name.as_str()), (1, "n"));

@@ -2,7 +2,7 @@
 //! put-if-absent (R1).
 //!
 //! ```text
-//! pool/<version>                                                 the pool: id, features, wrapped key
+//! pool/<version>                                                 the pool: id, features, key
 //! datasets/<name key>/<version>                                  a dataset
 //! snapshots/<dataset incarnation>/<snapshot name key>/<version>  a snapshot
 //! names/snapshot/<name key>/<version>                            which snapshot has a CSI name

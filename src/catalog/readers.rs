@@ -2,7 +2,7 @@
 //! restores, comparisons.
 //!
 //! ```text
-//! reader:    put readers/<snapshot>/<reader> ─▶ read the record: still ready? ─▶ read ─▶ remove the object
+//! reader:    put readers/<snapshot>/<reader> ─▶ the record: still ready? ──────▶ read ─▶ remove
 //! collector: record is a tombstone           ─▶ list readers/<snapshot>: none? ─▶ dead
 //! ```
 //! Each reads after it has written, so that of a reader and a collector that meet at least one sees
@@ -30,7 +30,7 @@ const PREFIX: &str = "readers";
 
 /// The content of a reader's object, for people who look into the bucket.
 #[derive(Serialize)]
-struct Content<'a> {
+struct ReaderContent<'a> {
     format: u32,
     snapshot: SnapshotId,
     node: &'a str,
@@ -65,7 +65,7 @@ impl Catalog {
         who: &Owner,
     ) -> Result<(Reading, Snapshot), CatalogError> {
         let content =
-            Content { format: FORMAT, snapshot: id, node: &who.node, session: who.session };
+            ReaderContent { format: FORMAT, snapshot: id, node: &who.node, session: who.session };
         let content = serde_json::to_vec(&content).map_err(|error| CatalogError::Corrupt {
             key: id.to_string(),
             why: error.to_string(),

@@ -2,7 +2,7 @@
 //! unique in the pool.
 
 use super::chain::{Chain, Versioned};
-use super::change::Removal;
+use super::change::Removable;
 use super::datasets::not_dead;
 use super::{Catalog, CatalogError, Snapshot, SnapshotNameClaim, State};
 use crate::types::{DatasetId, Incarnation, NameKey, SnapshotId, SnapshotName};
@@ -111,8 +111,8 @@ impl Catalog {
     /// Removes a `Dead` record: its name is free then.
     pub async fn remove_snapshot(&self, id: SnapshotId) -> Result<(), CatalogError> {
         let judge = |snapshot: &Snapshot| match snapshot.state {
-            _ if snapshot.incarnation != id.snapshot.incarnation => Ok(Removal::Another),
-            State::Dead => Ok(Removal::This),
+            _ if snapshot.incarnation != id.snapshot.incarnation => Ok(Removable::Another),
+            State::Dead => Ok(Removable::This),
             _ => Err(not_dead(format!("snapshot {}", snapshot.name))),
         };
         self.snapshot_of(id).remove(judge).await
@@ -161,7 +161,7 @@ impl Catalog {
         snapshot: SnapshotId,
     ) -> Result<(), CatalogError> {
         let judge = |claim: &SnapshotNameClaim| {
-            Ok(if claim.snapshot == snapshot { Removal::This } else { Removal::Another })
+            Ok(if claim.snapshot == snapshot { Removable::This } else { Removable::Another })
         };
         self.claim_chain(name).remove(judge).await
     }

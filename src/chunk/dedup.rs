@@ -20,7 +20,7 @@ pub(super) type WriterId = u64;
 type Key = [u8; 16];
 
 /// A [`ChunkRef`] without its hash, which the caller has.
-struct Location {
+struct ChunkLocation {
     /// Index in the generation's packs.
     pack: u32,
     offset: u32,
@@ -30,13 +30,13 @@ struct Location {
 }
 
 #[derive(Default)]
-struct Generation {
-    locations: HashMap<Key, Location>,
+struct Table {
+    locations: HashMap<Key, ChunkLocation>,
     packs: Vec<(WriterId, PackId)>,
     indexes: HashMap<(WriterId, PackId), u32>,
 }
 
-impl Generation {
+impl Table {
     fn bytes(&self) -> usize {
         self.locations.len() * CHUNK_BYTES + self.packs.len() * PACK_BYTES
     }
@@ -44,7 +44,7 @@ impl Generation {
     fn get(&self, writer: WriterId, hash: &ChunkHash) -> Option<ChunkRef> {
         let location = self.locations.get(&key(writer, hash))?;
         let (owner, pack) = *self.packs.get(location.pack as usize)?;
-        let Location { offset, stored_len, raw_len, codec, .. } = *location;
+        let ChunkLocation { offset, stored_len, raw_len, codec, .. } = *location;
         (owner == writer).then_some(ChunkRef {
             hash: *hash,
             pack,
@@ -63,7 +63,7 @@ impl Generation {
             self.packs.len() as u32 - 1
         });
         self.locations
-            .insert(key(writer, &hash), Location { pack, offset, stored_len, raw_len, codec });
+            .insert(key(writer, &hash), ChunkLocation { pack, offset, stored_len, raw_len, codec });
     }
 }
 
@@ -79,16 +79,16 @@ fn key(writer: WriterId, hash: &ChunkHash) -> Key {
 /// links between entries. Takes between half and all of its memory. Entries of packers that are
 /// gone age out.
 pub(super) struct DedupIndex {
-    young: Generation,
-    old: Generation,
+    young: Table,
+    old: Table,
     bytes_max: usize,
 }
 
 impl DedupIndex {
     pub(super) fn new(bytes: u64) -> Self {
         Self {
-            young: Generation::default(),
-            old: Generation::default(),
+            young: Table::default(),
+            old: Table::default(),
             bytes_max: usize::try_from(bytes).unwrap_or(usize::MAX),
         }
     }
@@ -181,7 +181,7 @@ mod tests {
     fn a_table_takes_no_more_than_is_counted() {
         // The standard library's table has a slot and a control byte per entry, and at least 7/16
         // of them in use unless it is small.
-        assert!(size_of::<(Key, Location)>() < CHUNK_BYTES * 2 / 3);
+        assert!(size_of::<(Key, ChunkLocation)>() < CHUNK_BYTES * 2 / 3);
         assert!(
             size_of::<(WriterId, PackId)>() + size_of::<((WriterId, PackId), u32)>()
                 <= PACK_BYTES * 2 / 3

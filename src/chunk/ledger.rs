@@ -169,7 +169,8 @@ mod tests {
     proptest! {
         #[test]
         fn the_books_agree_with_a_model(ops in ops()) {
-            let (mut ledger, mut model, mut held) = (Ledger::default(), Model::default(), Vec::new());
+            let (mut ledger, mut model) = (Ledger::default(), Model::default());
+            let mut held = Vec::new();
             for op in ops {
                 match op {
                     Op::Open => {
@@ -180,7 +181,9 @@ mod tests {
                     }
                     Op::Hold(seq) => {
                         let settled = model.settled();
-                        let pack = model.packs.get_mut(&seq).filter(|(state, _)| seq > settled && *state != PackState::Lost);
+                        let pack = model.packs.get_mut(&seq);
+                        let pack = pack
+                            .filter(|(state, _)| seq > settled && *state != PackState::Lost);
                         prop_assert_eq!(ledger.hold(seq), pack.is_some());
                         if let Some((_, holds)) = pack {
                             *holds += 1;
@@ -213,10 +216,13 @@ mod tests {
                 }
                 let settled = model.settled();
                 prop_assert_eq!(ledger.settled(), settled);
-                prop_assert!(held.iter().all(|&seq| seq > settled), "a held pack was called \
-                    settled");
+                prop_assert!(
+                    held.iter().all(|&seq| seq > settled),
+                    "a held pack was called settled"
+                );
                 for (&seq, &(state, _)) in &model.packs {
-                    prop_assert_eq!(ledger.is_unsettled(seq), seq > settled && state == PackState::Stored);
+                    let unsettled = seq > settled && state == PackState::Stored;
+                    prop_assert_eq!(ledger.is_unsettled(seq), unsettled);
                 }
             }
         }

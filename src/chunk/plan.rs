@@ -77,9 +77,12 @@ mod tests {
     proptest! {
         #[test]
         fn every_chunk_is_fetched_once_within_the_limits(
-            wild in proptest::collection::vec((1u64..4, any::<u32>(), 0u32..2 << 20, any::<u32>()), 0..80)
+            wild in proptest::collection::vec(
+                (1u64..4, any::<u32>(), 0u32..2 << 20, any::<u32>()), 0..80
+            )
         ) {
-            let mut chunks: Vec<_> = wild.iter().map(|&(seq, offset, stored, raw)| chunk(seq, offset, stored, raw)).collect();
+            let chunk = |&(seq, offset, stored, raw): &_| chunk(seq, offset, stored, raw);
+            let mut chunks: Vec<_> = wild.iter().map(chunk).collect();
             let fetches = plan(chunks.clone());
             for fetch in &fetches {
                 prop_assert!(fetch.range.end - fetch.range.start <= RANGE_BYTES_MAX);
@@ -89,7 +92,8 @@ mod tests {
                     prop_assert!(fetch.range.start <= range.start && range.end <= fetch.range.end);
                 }
             }
-            let key = |chunk: &ChunkRef| (chunk.pack, chunk.offset, chunk.stored_len, chunk.raw_len);
+            let key =
+                |chunk: &ChunkRef| (chunk.pack, chunk.offset, chunk.stored_len, chunk.raw_len);
             let mut planned: Vec<_> = fetches.into_iter().flat_map(|f| f.chunks).collect();
             planned.sort_by_key(key);
             chunks.sort_by_key(key);

@@ -7,7 +7,7 @@ use super::cache::{ChunkCache, count};
 use super::coder::{Backing, Coder};
 use super::pack::HEADER_BYTES;
 use super::plan::{Fetch, plan};
-use super::relocated::{self, Generation, Location, LocationCache};
+use super::relocated::{self, Generation, LocationCache, PackLocation};
 use super::{CHUNK_BYTES_MAX, ChunkError, ChunkRef, cpu};
 use crate::bucket::{Bucket, BucketError};
 use crate::crypto::Sealer;
@@ -298,7 +298,7 @@ impl Reader {
         fail(completions, &ChunkError::Missing { pack });
     }
 
-    async fn location(&self, pack: PackId) -> Result<Arc<Location>, ChunkError> {
+    async fn location(&self, pack: PackId) -> Result<Arc<PackLocation>, ChunkError> {
         if let Some(location) = self.locations.lock().get(pack) {
             return Ok(location);
         }
@@ -322,7 +322,7 @@ impl Reader {
     async fn fetch_at(
         &self,
         pack: PackId,
-        location: &Location,
+        location: &PackLocation,
         completions: Vec<Completion>,
     ) -> Option<Vec<Completion>> {
         let mut waiting: HashMap<ChunkRef, Vec<Completion>> = HashMap::new();

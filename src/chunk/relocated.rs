@@ -45,12 +45,12 @@ pub fn parse(name: &str) -> Option<(PackId, Generation)> {
 }
 
 /// The newest generation of a pack.
-pub(super) struct Location {
+pub(super) struct PackLocation {
     pub(super) generation: Generation,
     chunks: HashMap<ChunkHash, Entry>,
 }
 
-impl Location {
+impl PackLocation {
     pub(super) fn new(generation: Generation, chunks: &[ChunkRef]) -> Self {
         let entry = |c: &ChunkRef| {
             (
@@ -83,13 +83,13 @@ impl Location {
 /// The locations used last, in two generations of a map, so that lookup and eviction are O(1).
 #[derive(Default)]
 pub(super) struct LocationCache {
-    young: HashMap<PackId, Arc<Location>>,
-    old: HashMap<PackId, Arc<Location>>,
+    young: HashMap<PackId, Arc<PackLocation>>,
+    old: HashMap<PackId, Arc<PackLocation>>,
     young_chunks: usize,
 }
 
 impl LocationCache {
-    pub(super) fn get(&mut self, pack: PackId) -> Option<Arc<Location>> {
+    pub(super) fn get(&mut self, pack: PackId) -> Option<Arc<PackLocation>> {
         if let Some(location) = self.young.get(&pack) {
             return Some(location.clone());
         }
@@ -98,7 +98,7 @@ impl LocationCache {
         Some(location)
     }
 
-    pub(super) fn insert(&mut self, pack: PackId, location: Arc<Location>) {
+    pub(super) fn insert(&mut self, pack: PackId, location: Arc<PackLocation>) {
         if self.young_chunks + location.chunks.len() > CHUNKS_MAX / 2 {
             self.old = std::mem::take(&mut self.young);
             self.young_chunks = 0;
@@ -159,9 +159,9 @@ mod tests {
             })
             .collect();
         let mut locations = LocationCache::default();
-        locations.insert(pack(0), Arc::new(Location::new(1, &chunks)));
+        locations.insert(pack(0), Arc::new(PackLocation::new(1, &chunks)));
         for seq in 1..200 {
-            locations.insert(pack(seq), Arc::new(Location::new(1, &chunks)));
+            locations.insert(pack(seq), Arc::new(PackLocation::new(1, &chunks)));
             assert!(locations.get(pack(0)).is_some(), "used at every step");
             assert!((locations.young.len() + locations.old.len()) * 1000 <= CHUNKS_MAX + 1000);
         }

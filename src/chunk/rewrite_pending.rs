@@ -2,7 +2,8 @@
 //! (R12).
 //!
 //! ```text
-//! collector: put rewrite-pending/<family>/<pack> ─▶ list the heads, and have each seal ─▶ mark ─▶ rewrite ─▶ (first object gone) remove
+//! collector: put rewrite-pending/<family>/<pack> ─▶ list the heads, and have each seal ─▶ mark
+//!                ─▶ rewrite ─▶ remove, once the first object is gone
 //! opening:   list rewrite-pending/<family>       ─▶ learn chunks from other packs' footers
 //! ```
 //!

@@ -5,7 +5,7 @@ use super::coder::Coder;
 use super::pack::{HEADER_BYTES, PackError, TRAILER_BYTES, Trailer};
 use super::pack_writer::PackWriter;
 use super::reader::{Reader, reading};
-use super::relocated::{self, Generation, Location};
+use super::relocated::{self, Generation, PackLocation};
 use super::{ChunkCache, ChunkError, ChunkRef, Codec, Packer};
 use crate::bucket::{Bucket, BucketError};
 use crate::crypto::Keyring;
@@ -175,10 +175,13 @@ impl Reader {
 
     /// The location of a pack's chunks after its first object was removed; `None` if no generation
     /// is left.
-    pub(super) async fn find_location(&self, pack: PackId) -> Result<Option<Location>, ChunkError> {
+    pub(super) async fn find_location(
+        &self,
+        pack: PackId,
+    ) -> Result<Option<PackLocation>, ChunkError> {
         let Some(generation) = self.newest_generation(pack).await? else { return Ok(None) };
         let (chunks, _) = self.contents(pack, generation).await?;
-        Ok(Some(Location::new(generation, &chunks)))
+        Ok(Some(PackLocation::new(generation, &chunks)))
     }
 
     pub(super) async fn contents(

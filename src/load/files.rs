@@ -154,7 +154,8 @@ impl Session {
             move |turn| {
                 let (client, file) = (client.clone(), file.clone());
                 let data = source.lock().take(MIB as usize);
-                async move { write_all(&client, &file, turn * MIB, data, Stability::Unstable).await }
+                let offset = turn * MIB;
+                async move { write_all(&client, &file, offset, data, Stability::Unstable).await }
             }
         });
         let meter = meter.await?;
@@ -220,7 +221,8 @@ impl Session {
         let (file, blocks) = (self.large()?, self.large_blocks());
         let source = Arc::new(Mutex::new(self.source.clone()));
         let begun = Instant::now();
-        let meter = self.concurrently(self.options.concurrency, Until::Time(self.options.time), |client| {
+        let until = Until::Time(self.options.time);
+        let meter = self.concurrently(self.options.concurrency, until, |client| {
             let (file, source) = (file.clone(), source.clone());
             move |turn| {
                 let (client, file) = (client.clone(), file.clone());

@@ -169,7 +169,8 @@ pub(super) fn kernel(what: &NfsMount) -> Result<KernelOptions, MountError> {
     let (ip, port) = (what.endpoint.ip(), what.endpoint.port());
     let proto = if ip.is_ipv4() { "tcp" } else { "tcp6" };
     let mut data = format!(
-        "vers=3,proto={proto},addr={ip},port={port},mountaddr={ip},mountvers=3,mountproto={proto},mountport={port},nolock,hard,sec=sys"
+        "vers=3,proto={proto},addr={ip},port={port},mountaddr={ip},mountvers=3,\
+         mountproto={proto},mountport={port},nolock,hard,sec=sys"
     );
     for (name, default) in
         [("timeo", 600), ("retrans", 2), ("rsize", 1 << 20), ("wsize", 1 << 20), ("nconnect", 1)]
@@ -211,8 +212,9 @@ mod tests {
         let options = kernel(&mount(false, &[])).unwrap();
         assert_eq!(
             options.data,
-            "vers=3,proto=tcp,addr=127.1.2.3,port=12049,mountaddr=127.1.2.3,mountvers=3,mountproto=tcp,mountport=12049,nolock,hard,\
-             sec=sys,timeo=600,retrans=2,rsize=1048576,wsize=1048576,nconnect=1"
+            "vers=3,proto=tcp,addr=127.1.2.3,port=12049,mountaddr=127.1.2.3,mountvers=3,\
+             mountproto=tcp,mountport=12049,nolock,hard,sec=sys,timeo=600,retrans=2,rsize=1048576,\
+             wsize=1048576,nconnect=1"
         );
         assert_eq!(options.flags, MountFlags::NOSUID | MountFlags::NODEV);
     }

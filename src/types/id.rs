@@ -65,7 +65,8 @@ macro_rules! id128 {
         impl FromStr for $name {
             type Err = IdError;
             fn from_str(text: &str) -> Result<Self, IdError> {
-                let bytes = BASE32.decode(text.as_bytes()).ok().and_then(|b| <[u8; 16]>::try_from(b).ok());
+                let bytes = BASE32.decode(text.as_bytes()).ok();
+                let bytes = bytes.and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
                 bytes.map(Self).ok_or_else(|| IdError::new($what, text))
             }
         }
@@ -208,7 +209,10 @@ macro_rules! handle {
                 let bad = || IdError::new($what, text);
                 let rest = text.strip_prefix("v1:").ok_or_else(bad)?;
                 let (pool, rest) = rest.split_once(':').ok_or_else(bad)?;
-                Ok(Self { pool: pool.parse().map_err(|_| bad())?, $field: rest.parse().map_err(|_| bad())? })
+                Ok(Self {
+                    pool: pool.parse().map_err(|_| bad())?,
+                    $field: rest.parse().map_err(|_| bad())?,
+                })
             }
         }
     };
