@@ -2,7 +2,8 @@
 
 use super::config::Config;
 use super::health::Health;
-use super::role::{Process, Ready, Role, run_role};
+use super::process::{Process, Ready, run_role};
+use super::role::Role;
 use crate::mount::KernelMounter;
 use std::net::SocketAddr;
 use std::path::Path;

@@ -2,7 +2,8 @@
 
 use super::config::Config;
 use super::health::Health;
-use super::role::{NodeRole, Process, Ready, Role, run_role};
+use super::process::{Process, Ready, run_role};
+use super::role::{NodeRole, Role};
 use crate::mount::Mounter;
 use crate::nfs::Peers;
 use std::net::SocketAddr;

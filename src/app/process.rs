@@ -9,16 +9,16 @@ use super::collecting;
 use super::config::Config;
 use super::endpoints::NfsEndpoints;
 use super::handover::{
-    Activation, HandoverListener, HandoverRole, Hello, Listening, Predecessor, Service, Sockets,
-    wait_until_active,
+    Activation, HandoverListener, Listening, Predecessor, Service, Sockets, wait_until_active,
 };
 use super::health::Health;
 use super::lifecycle::{
-    self, Ended, Endings, FLUSH_LIMIT, HandoverInput, HandoverOutcome, Lifecycle, QUIESCE_LIMIT,
-    STOP_GRACE,
+    self, Ended, Endings, FLUSH_LIMIT, HandoverInput, HandoverOutcome, Lifecycle, STOP_GRACE,
 };
 use super::parts::Parts;
 use super::pools::{self, Missing, Opening};
+use super::role::{NodeRole, Role, ServeRole};
+use super::served::{Served, bind, quiesce_exports, serve_nfs, start_exports};
 use super::state_dir::{StateDir, StateFolder};
 use crate::control::cluster;
 use crate::control::node::{Mounts, NodeAgent};
@@ -29,9 +29,9 @@ use crate::csi::{
     ControllerService, CsiServices, IdentityService, Living, NodeInfo, NodeService, Registrar,
     RegistrationSocket, RegistrationState,
 };
-use crate::exports::{Exports, ServeTable, VolumeUsers};
+use crate::exports::{ServeTable, VolumeUsers};
 use crate::mount::Mounter;
-use crate::nfs::{Budget, Options, Peers, Server};
+use crate::nfs::{Budget, Options};
 use anyhow::Context;
 use futures::FutureExt;
 use parking_lot::Mutex;
@@ -49,74 +49,6 @@ pub type Ready<'a> = &'a (dyn Fn(String) + Send + Sync);
 /// A server does not wait for ever for a process that does not hand over, because that is a
 /// configuration error; but one that is about to exit takes a moment.
 const SERVER_PATIENCE: Duration = Duration::from_secs(10);
-
-/// The role of a process.
-pub(super) enum Role {
-    Controller,
-    Node(NodeRole),
-    Serve(ServeRole),
-}
-
-pub(super) struct NodeRole {
-    /// Name of the node in Kubernetes; without one, the name in the state folder.
-    pub node_id: Option<String>,
-    pub state_dir: PathBuf,
-    /// In memory (a tmpfs): keeps the secrets of requests for the next start (R29).
-    pub run_dir: Option<PathBuf>,
-    /// `<kubeletDir>/plugins_registry`, and the CSI socket as kubelet sees it.
-    pub registration: Option<(PathBuf, PathBuf)>,
-    /// The peers that may connect to a staged volume's endpoint.
-    pub peers: Peers,
-}
-
-pub(super) struct ServeRole {
-    pub state_dir: PathBuf,
-    pub nfs_listen: Option<SocketAddr>,
-    /// The peers that may connect there.
-    pub nfs_peers: Peers,
-    /// The peers that may connect to a staged volume's endpoint.
-    pub peers: Peers,
-}
-
-impl Role {
-    fn state_dir(&self) -> Option<&Path> {
-        match self {
-            Self::Controller => None,
-            Self::Node(node) => Some(&node.state_dir),
-            Self::Serve(serve) => Some(&serve.state_dir),
-        }
-    }
-
-    fn is_controller(&self) -> bool {
-        matches!(self, Self::Controller | Self::Serve(_))
-    }
-
-    /// The peers that may connect to the endpoints of staged volumes.
-    fn peers(&self) -> Peers {
-        match self {
-            Self::Controller => Peers::LoopbackReserved,
-            Self::Node(node) => node.peers,
-            Self::Serve(serve) => serve.peers,
-        }
-    }
-
-    /// The name that owns the volumes of this process.
-    fn owner(&self, state: Option<&StateDir>) -> anyhow::Result<String> {
-        match (self, state) {
-            (Self::Node(NodeRole { node_id: Some(id), .. }), _) => Ok(id.clone()),
-            (_, Some(state)) => state.node_name(),
-            (_, None) => Ok(format!("controller-{:08x}", rand::random::<u32>())),
-        }
-    }
-
-    /// Returns this process's description of itself for another one.
-    fn hello(&self, pools: Vec<String>) -> Hello {
-        match self {
-            Self::Node(node) => Hello::new(HandoverRole::Node, node.node_id.clone(), pools),
-            Self::Controller | Self::Serve(_) => Hello::new(HandoverRole::Serve, None, pools),
-        }
-    }
-}
 
 /// A process, with everything that its active periods share.
 pub(super) struct Process<'a, M> {
@@ -199,18 +131,6 @@ pub(super) async fn run_role<M: Mounter>(process: Process<'_, M>) -> anyhow::Res
         };
     }
     Ok(())
-}
-
-async fn bind(at: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(at).await.with_context(|| {
-        format!("NFS listener {at}: free the address, or give another --nfs-listen")
-    })
-}
-
-/// The exports of a server.
-struct Served {
-    exports: Arc<Exports>,
-    nfs: Option<Server<ServeTable>>,
 }
 
 /// The registration with kubelet, and its socket until that is handed over.
@@ -552,57 +472,6 @@ fn cannot_watch(error: &(dyn std::error::Error + 'static)) {
         "cannot watch nodes; volumes of lost nodes wait for lease expiry; check the pod's \
          ServiceAccount"
     );
-}
-
-async fn quiesce_exports(nfs: &Server<ServeTable>) -> Option<Listening> {
-    let connections = nfs.quiesce(QUIESCE_LIMIT).await;
-    match nfs.listener() {
-        Ok(listener) => {
-            Some(Listening::on_tcp(Service::Exports, nfs.local_addr(), listener, connections))
-        }
-        Err(error) => {
-            tracing::warn!(%error, "the NFS socket cannot be handed over; clients reconnect");
-            None
-        }
-    }
-}
-
-/// Exports every dataset of the default pool.
-async fn start_exports<M: Mounter>(
-    agent: &Arc<NodeAgent<M, NfsEndpoints>>,
-    parts: &Parts,
-    lifecycle: &Lifecycle,
-) -> anyhow::Result<Arc<Exports>> {
-    // The agent reopens staged volumes.
-    let staged = agent.clone();
-    let is_staged = Box::new(move |id| staged.is_staged(id));
-    let (pools, volumes) = (parts.pools.clone(), parts.volumes.clone());
-    let (idle, work) = (parts.config.export_idle, lifecycle.work.clone());
-    Ok(Exports::start(pools, volumes, is_staged, idle, work).await?)
-}
-
-/// Serves the exports on a socket that was bound early, handed over, or is bound now.
-async fn serve_nfs(
-    at: SocketAddr,
-    early: Option<TcpListener>,
-    table: ServeTable,
-    options: Options,
-    budget: &Budget,
-    sockets: &Sockets,
-) -> anyhow::Result<Server<ServeTable>> {
-    let inherited = sockets.take(Service::Exports, at);
-    let listener = match (early, &inherited) {
-        (Some(listener), _) => listener,
-        (None, Some(inherited)) => inherited.listener()?,
-        (None, None) => bind(at).await?,
-    };
-    let server = Server::start_within(listener, table, options, budget)?;
-    for connection in inherited.into_iter().flat_map(|inherited| inherited.connections) {
-        if let Err(error) = server.adopt(connection) {
-            tracing::debug!(%error, "a connection was closed meanwhile");
-        }
-    }
-    Ok(server)
 }
 
 /// The running parts of an active period.

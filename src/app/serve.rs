@@ -2,7 +2,8 @@
 
 use super::config::Config;
 use super::health::Health;
-use super::role::{Process, Ready, Role, ServeRole, run_role};
+use super::process::{Process, Ready, run_role};
+use super::role::{Role, ServeRole};
 use crate::mount::Mounter;
 use crate::nfs::Peers;
 use anyhow::bail;

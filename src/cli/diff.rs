@@ -93,10 +93,12 @@ pub async fn run(args: DiffArgs) -> anyhow::Result<()> {
     };
     let mut out = BufWriter::new(std::io::stdout());
     let format = if args.common.output.json { Format::Json } else { Format::Text };
+    let comparing =
+        Box::pin(compare(before.files(), after.files(), |found| tell(&mut out, &found, format)));
     let told = tokio::select! {
         biased;
         () = stop.cancelled() => Err(Stopped::Signal),
-        told = Box::pin(compare(before.files(), after.files(), |found| tell(&mut out, &found, format))) => told,
+        told = comparing => told,
     };
     let told = told.and_then(|()| Ok(out.flush()?));
     let closed = before.close().await.and(after.close().await);

@@ -11,6 +11,7 @@
 mod args;
 mod bench;
 mod check;
+mod copy_out;
 mod dataset;
 mod demo;
 mod diff;

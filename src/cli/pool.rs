@@ -41,5 +41,11 @@ fn text(value: &Value) -> &str {
 }
 
 fn describe(url: &str, pool: &PoolRecord) -> Value {
-    json!({ "id": pool.id, "url": url, "created_unix_secs": pool.created.secs(), "encrypted": pool.encryption.is_some(), "features": pool.features })
+    json!({
+        "id": pool.id,
+        "url": url,
+        "created_unix_secs": pool.created.secs(),
+        "encrypted": pool.encryption.is_some(),
+        "features": pool.features,
+    })
 }

@@ -14,9 +14,9 @@ mod play;
 mod user;
 
 use super::args::{DemoArgs, PoolArgs};
+use super::copy_out::{Overwrite, Unwatched, copy_out};
 use super::exit::Wrong;
 use super::report::{Progress, table};
-use super::restore::{self, Overwrite, Unwatched};
 use super::target::Opened;
 use crate::app::{self, ServeOptions};
 use crate::mount::{FakeMounter, KernelMounter, MountError, Mounter};
@@ -389,7 +389,7 @@ async fn restore_one(opened: &Opened, room: &Room, tree: &Tree) -> anyhow::Resul
     let path = largest.context("no file")?;
     let snapshot = opened.snapshot("demo", "demo-cut").await?;
     let target = room.path.join("restored");
-    let restored = restore::copy_out(
+    let restored = copy_out(
         opened,
         &snapshot,
         path.as_bytes(),
