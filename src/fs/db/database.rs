@@ -339,7 +339,7 @@ impl Database {
     pub async fn closed(&self) -> FsError {
         let mut status = self.status.clone();
         let reason = match status.wait_for(|status| status.closed.is_some()).await {
-            Ok(status) => status.closed.clone(),
+            Ok(status) => status.closed,
             Err(_) => None,
         };
         match reason {

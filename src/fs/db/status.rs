@@ -25,7 +25,7 @@ impl Status {
         Self {
             l0: status.current_manifest.l0().len(),
             stored: status.current_manifest.last_l0_seq(),
-            closed: status.close_reason.clone(),
+            closed: status.close_reason,
         }
     }
 }
