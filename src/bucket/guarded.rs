@@ -47,6 +47,11 @@ impl Guarded {
         self.gate.requests()
     }
 
+    /// Counts a read that was done beside the store.
+    pub fn count_read(&self) {
+        self.gate.count(Kind::Get, 1);
+    }
+
     /// Returns the reason why the store refuses puts.
     pub fn refusal(&self) -> Option<String> {
         self.refusals.last()

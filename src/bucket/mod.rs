@@ -25,6 +25,7 @@ mod error;
 mod folder;
 mod guarded;
 mod http;
+pub mod in_place;
 mod limits;
 mod pages;
 mod rate;
@@ -44,7 +45,7 @@ use limits::Puts;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{
-    Attribute, Attributes, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    Attribute, Attributes, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -74,6 +75,8 @@ pub struct Bucket {
     url: Arc<str>,
     /// Reached over HTTP, perhaps through proxies and gateways.
     remote: bool,
+    /// The folder of a pool that is in one.
+    folder: Option<Arc<std::path::Path>>,
     store: Arc<Guarded>,
     failpoints: Failpoints,
 }
@@ -96,7 +99,13 @@ impl Bucket {
         // the same (R35).
         let puts = if url.folder().is_some() { Puts::Unlimited } else { Puts::Limited };
         let store = Arc::new(Guarded::new(below(store, url.prefix().clone()), limits, puts));
-        Ok(Self { url: url.as_str().into(), remote: url.is_remote(), store, failpoints })
+        Ok(Self {
+            url: url.as_str().into(),
+            remote: url.is_remote(),
+            folder: url.folder().map(Arc::from),
+            store,
+            failpoints,
+        })
     }
 
     /// A new, empty bucket in this process's memory.
@@ -108,7 +117,7 @@ impl Bucket {
     pub fn on(store: Arc<dyn ObjectStore>, prefix: Path) -> Self {
         let url = format!("{store}").into();
         let store = Arc::new(Guarded::new(below(store, prefix), Limits::default(), Puts::Limited));
-        Self { url, remote: false, store, failpoints: Failpoints::default() }
+        Self { url, remote: false, folder: None, store, failpoints: Failpoints::default() }
     }
 
     /// The same bucket with other limits and counters at zero.
@@ -126,6 +135,26 @@ impl Bucket {
     /// Tells whether the store is reached over HTTP, where a proxy on the path may answer instead.
     pub fn is_remote(&self) -> bool {
         self.remote
+    }
+
+    /// Tells whether the objects are files of this machine, which the kernel caches.
+    pub fn is_local(&self) -> bool {
+        self.folder.is_some()
+    }
+
+    /// Exactly these bytes of an object that is a file, each range in a buffer of its own, if the
+    /// kernel has all of them in memory.
+    pub fn read_in_place(&self, key: &str, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
+        let found = folder::read_in_place(self.folder.as_deref()?, key, ranges)?;
+        self.store.count_read();
+        Some(found)
+    }
+
+    /// Lets the kernel read part of an object that is a file. Bounded by the kernel.
+    pub fn will_read(&self, key: &str, range: Range<u64>) {
+        if let Some(folder) = &self.folder {
+            folder::will_read(folder, key, range);
+        }
     }
 
     /// Returns the reason why the store refuses puts, until one succeeds: an error that another
@@ -207,6 +236,14 @@ impl Bucket {
                 None => self.error(key, &error),
             }
         })
+    }
+
+    /// These bytes of an object, or as many of them as it has.
+    pub async fn get_up_to(&self, key: &str, range: Range<u64>) -> Result<Bytes, BucketError> {
+        let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
+        let found = self.store.get_opts(&self.path(key), options).await;
+        let found = found.map_err(|error| self.error(key, &error))?;
+        found.bytes().await.map_err(|error| self.error(key, &error))
     }
 
     /// The last `bytes` of an object (all of a smaller one) and the object's size. Two requests:

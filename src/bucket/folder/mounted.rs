@@ -35,6 +35,10 @@ impl Mounted {
         Ok(Self { folder: folder.to_owned(), id: id(&std::fs::metadata(folder)?) })
     }
 
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// # Errors
     /// Another folder is there, or none. It is never "not found": nothing can be told of the
     /// objects.
