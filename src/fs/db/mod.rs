@@ -16,7 +16,8 @@
 //! - `status`: what others wait for of the engine's status.
 //! - `unflushed`: memory for rows that are written but in no stored table yet.
 //! - `summed`: checksums for the objects that SlateDB stores without one.
-//! - `reads`: serves the engine's reads: the log listed once, small objects read whole.
+//! - `reads`: serves the engine's reads: the log listed once, small objects read whole, and `parts`
+//!   of large ones.
 //! - `wal_cache`: WAL objects that this node put, on its own disk.
 //!
 //! Invariants. A database's path is literal in the store (`vol/<incarnation>` below the pool's
@@ -38,6 +39,7 @@ mod compaction;
 mod damage;
 mod database;
 mod detach;
+mod parts;
 mod reader;
 mod reads;
 mod sealing;
@@ -90,7 +92,9 @@ impl DbPlace {
 
     /// As [`Self::store`], for one opening of the database.
     fn opening_store(&self) -> reads::ReadStore {
-        reads::ReadStore::new(self.store(), &self.path(), self.cache.objects.clone())
+        let store = reads::ReadStore::new(self.store(), &self.path(), self.cache.objects.clone());
+        // A folder's files are in the kernel's cache.
+        if self.bucket.is_local() { store } else { store.with_parts(self.cache.parts.clone()) }
     }
 
     fn path(&self) -> Path {
@@ -120,12 +124,13 @@ impl DbPlace {
 pub struct DbCache {
     cache: Arc<dyn slatedb::db_cache::DbCache>,
     objects: Arc<reads::ObjectCache>,
+    parts: Arc<parts::Parts>,
     unflushed: Arc<Unflushed>,
 }
 
 impl DbCache {
     /// A cache of at most `bytes`: one quarter for indexes and filters, a sixteenth for small
-    /// objects, the rest for blocks. SlateDB's own default would be 640 MiB for each database.
+    /// objects and one for parts of large ones, the rest for blocks. SlateDB's own default would be 640 MiB for each database.
     pub fn new(bytes: u64) -> Self {
         let part = |bytes| {
             let options = slatedb::db_cache::foyer::FoyerCacheOptions {
@@ -136,16 +141,16 @@ impl DbCache {
                 as Arc<dyn slatedb::db_cache::DbCache>)
         };
         let (meta, objects) = (bytes / 4, bytes / 16);
-        let blocks = part(bytes - meta - objects);
+        let blocks = part(bytes - meta - 2 * objects);
         let split = slatedb::db_cache::SplitCache::new()
             .with_block_cache(blocks)
             .with_meta_cache(part(meta))
             .build();
-        let objects =
-            Arc::new(reads::ObjectCache::new(usize::try_from(objects).unwrap_or(usize::MAX)));
+        let objects = usize::try_from(objects).unwrap_or(usize::MAX);
         Self {
             cache: Arc::new(split),
-            objects,
+            objects: Arc::new(reads::ObjectCache::new(objects)),
+            parts: Arc::new(parts::Parts::new(objects)),
             unflushed: Unflushed::new(settings::UNFLUSHED_BYTES),
         }
     }

@@ -7,6 +7,7 @@
 //! - an object of at most [`SMALL_BYTES`], as nearly all of the log and of L0 are, is read whole
 //!   with one GET, and kept for a while: what reads the same log again (a collection, an opening
 //!   that has to start again) reads only what is new in it;
+//! - of a larger one the blocks near each other come with one request ([`super::parts`]);
 //! - a log object on this node's disk is not requested at all ([`super::wal_cache`]).
 //!
 //! Invariants.
@@ -19,6 +20,7 @@
 //!   was listed, which is after it was opened.
 //! - A copy that does not decode is read again (`ObjectStoreCallTag::retry`).
 
+use super::parts::{Found, Part, PartId, Parts};
 use super::wal_cache::WalCache;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -115,6 +117,8 @@ pub(super) struct ReadStore {
     /// The folder of the log.
     wal: Path,
     objects: Arc<ObjectCache>,
+    /// Parts of large tables, where a request takes its time.
+    parts: Option<Arc<Parts>>,
     listed: OnceCell<ListedObjects>,
     /// The log was, or may have been, written to.
     written: AtomicBool,
@@ -138,11 +142,19 @@ impl ReadStore {
             inner,
             wal,
             objects,
+            parts: None,
             listed: OnceCell::new(),
             written: false.into(),
             opened: false.into(),
             local: None,
         }
+    }
+
+    /// Reads blocks of large tables that lie near each other together.
+    #[must_use]
+    pub fn with_parts(mut self, parts: Arc<Parts>) -> Self {
+        self.parts = Some(parts);
+        self
     }
 
     /// Reads log objects from this file where it has them, and copies objects into it that are put.
@@ -204,10 +216,11 @@ impl ReadStore {
             .is_some_and(|tag| tag.retry.is_some());
         let Some(GetRange::Bounded(wanted)) = options.range.clone().filter(|_| !again) else {
             self.objects.cached.lock().remove(at);
+            self.parts.iter().for_each(|parts| parts.forget(at));
             return self.inner.get_opts(at, options).await;
         };
         if wanted.end > SMALL_BYTES || self.objects.bytes_max == 0 {
-            return self.inner.get_opts(at, options).await;
+            return self.get_large(at, options, &wanted).await;
         }
         let one = self.objects.reading.lock().entry(at.clone()).or_default().clone();
         let answer = self.get_small(at, options, &wanted, &one).await;
@@ -233,7 +246,7 @@ impl ReadStore {
         }
         if large {
             drop(turn);
-            return self.inner.get_opts(at, options).await;
+            return self.get_large(at, options, wanted).await;
         }
         if let Some((meta, object)) = self.get_local(at).await {
             let answer = part(meta.clone(), &object, wanted);
@@ -253,6 +266,39 @@ impl ReadStore {
         answer
     }
 
+    async fn get_large(
+        &self,
+        at: &Path,
+        options: GetOptions,
+        wanted: &Range<u64>,
+    ) -> Result<GetResult> {
+        let near = self.parts.as_ref().and_then(|parts| Some((parts, Parts::id(at, wanted)?)));
+        let Some((parts, id)) = near else { return self.inner.get_opts(at, options).await };
+        match parts.find(&id) {
+            Found::Alone => self.inner.get_opts(at, options).await,
+            Found::Here(found) => slice(found, wanted),
+            Found::Missed(turn) => {
+                let held = turn.lock().await;
+                let found = match parts.again(&id) {
+                    Some(found) => Ok(found),
+                    None => self.get_part(parts, &id, options).await,
+                };
+                drop(held);
+                parts.done(&id, turn);
+                slice(found?, wanted)
+            }
+        }
+    }
+
+    async fn get_part(&self, parts: &Parts, id: &PartId, options: GetOptions) -> Result<Part> {
+        let whole = GetOptions { range: Some(GetRange::Bounded(Parts::range(id))), ..options };
+        let found = self.inner.get_opts(&id.0, whole).await?;
+        let (meta, start) = (found.meta.clone(), found.range.start);
+        let part = Part { meta, start, bytes: found.bytes().await? };
+        parts.put(id.clone(), part.clone());
+        Ok(part)
+    }
+
     /// Returns a listed log object from this node's disk, if it is there.
     async fn get_local(&self, at: &Path) -> Option<(ObjectMeta, Bytes)> {
         let local = self.local.as_ref().filter(|_| !self.opened.load(Ordering::Acquire))?;
@@ -263,12 +309,17 @@ impl ReadStore {
 
 /// A range of an object of which this is the beginning.
 fn part(meta: ObjectMeta, beginning: &Bytes, wanted: &Range<u64>) -> Result<GetResult> {
+    slice(Part { meta, start: 0, bytes: beginning.clone() }, wanted)
+}
+
+/// A range of an object of which this is a part.
+fn slice(Part { meta, start, bytes }: Part, wanted: &Range<u64>) -> Result<GetResult> {
     let range = GetRange::Bounded(wanted.clone())
         .as_range(meta.size)
         .map_err(|error| Error::Generic { store: "copy", source: error.into() })?;
-    let bounds = (usize::try_from(range.start), usize::try_from(range.end));
-    let bytes = match bounds {
-        (Ok(start), Ok(end)) if end <= beginning.len() => beginning.slice(start..end),
+    let offset = |at: u64| usize::try_from(at.checked_sub(start)?).ok();
+    let bytes = match (offset(range.start), offset(range.end)) {
+        (Some(from), Some(to)) if to <= bytes.len() => bytes.slice(from..to),
         _ => {
             return Err(Error::Generic {
                 store: "copy",
@@ -497,5 +548,43 @@ mod tests {
             assert_eq!(log.store.get_range(&large, range).await.unwrap(), vec![7; 10]);
         }
         assert_eq!(log.store.objects.cached.lock().bytes, cached);
+    }
+
+    #[tokio::test]
+    async fn blocks_of_a_large_table_that_lie_near_each_other_come_together() {
+        let mut log = Log::of(1..1, 1 << 20).await;
+        log.store = log.store.with_parts(Arc::new(Parts::new(2 * (128 << 10))));
+        let large = Path::from("vol/b/compacted/01.sst");
+        let bytes: Bytes = (0..700_000_u32).map(|n| (n % 251) as u8).collect::<Vec<_>>().into();
+        log.bucket.store().put(&large, bytes.clone().into()).await.unwrap();
+        // That it is large is found out once.
+        log.store.get_range(&large, 0..10).await.unwrap();
+        let block = |n: u64| n * 4096..((n + 1) * 4096).min(700_000);
+        let (read, made) = log
+            .counted(async {
+                let mut read = Vec::new();
+                for n in 0..700_000_u64.div_ceil(4096) {
+                    read.extend_from_slice(&log.store.get_range(&large, block(n)).await.unwrap());
+                }
+                read
+            })
+            .await;
+        assert_eq!(read, bytes);
+        assert_eq!(made.get, 2 * 6, "one block and one part, of each of six");
+        let far = async {
+            for n in [0, 40, 80] {
+                log.store.get_range(&large, block(n)).await.unwrap();
+            }
+        };
+        assert_eq!(log.counted(far).await.1.get, 3, "two are kept");
+        let mut tag = ObjectStoreCallTag::new(TableStoreKind::Main, SstType::Compacted);
+        tag.retry = Some(RetryReason::CrcMismatch);
+        let range = Some(GetRange::Bounded(block(80)));
+        let options = GetOptions { range, extensions: tag.into(), ..GetOptions::default() };
+        let again = async {
+            log.store.get_opts(&large, options).await.unwrap();
+            log.store.get_range(&large, block(80)).await.unwrap();
+        };
+        assert_eq!(log.counted(again).await.1.get, 2, "a copy that is damaged is not used again");
     }
 }
