@@ -85,7 +85,7 @@ async fn read(store: &ChunkStore, refs: &[ChunkRef]) -> usize {
     for (n, chunks) in refs.chunks(per_read).enumerate() {
         if n % 8 == 0 {
             let next = refs.iter().skip(n * per_read).take(ahead).copied().collect();
-            store.prefetch(next);
+            store.prefetch(next).await;
         }
         bytes += store.read(chunks).await.unwrap().iter().map(Bytes::len).sum::<usize>();
     }

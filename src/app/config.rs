@@ -120,8 +120,9 @@ pub struct LimitsConfig {
     pub block_cache: Option<ByteSize>,
     /// File data held in memory, for all volumes together.
     pub data_cache: Option<ByteSize>,
-    /// File data held on disk below the state folder, for all volumes together; 0: none.
-    pub disk_cache: ByteSize,
+    /// Parts of packs held on disk below the state folder, for all volumes together; 0: none.
+    /// Without it, a share of what the disk has free.
+    pub disk_cache: Option<ByteSize>,
 }
 
 impl Default for LimitsConfig {
@@ -134,7 +135,7 @@ impl Default for LimitsConfig {
             metadata_cache: None,
             block_cache: None,
             data_cache: None,
-            disk_cache: ByteSize(0),
+            disk_cache: None,
         }
     }
 }
@@ -315,6 +316,7 @@ mod tests {
         let config = Config::parse("pools:\n  default:\n    url: file:///srv/pool\n").unwrap();
         assert_eq!(config.pools["default"].url.as_str(), "file:///srv/pool");
         assert_eq!(config.limits.volumes_max, 256);
+        assert_eq!(config.limits.disk_cache, None);
         assert_eq!(config.flush_interval, Duration::from_secs(2));
     }
 
@@ -338,6 +340,7 @@ log: { format: json, filter: debug }
 ";
         let config = Config::parse(text).unwrap();
         assert_eq!(config.limits.dirty_bytes, Some(ByteSize(128 << 20)));
+        assert_eq!(config.limits.disk_cache, Some(ByteSize(0)));
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.flush_interval, Duration::from_millis(500));
     }

@@ -4,7 +4,7 @@ use super::config::Config;
 use super::journals;
 use super::memory::{Shares, process_max};
 use super::state_dir::StateDir;
-use crate::chunk::{ChunkCache, ChunkLimits};
+use crate::chunk::{ChunkCache, ChunkLimits, DiskSize};
 use crate::control::node::Mounts;
 use crate::control::{Controller, Pools, report_damage, serve_mailbox};
 use crate::nfs::Limits;
@@ -62,14 +62,25 @@ async fn chunk_cache(
     limits: ChunkLimits,
     state: Option<&StateDir>,
 ) -> anyhow::Result<ChunkCache> {
-    let disk_bytes = config.limits.disk_cache.0;
-    match state {
-        Some(state) if disk_bytes > 0 => {
-            let dir = state.path().join("cache");
-            let cache = ChunkCache::with_disk(limits, &dir, disk_bytes).await;
-            cache.with_context(|| format!("disk cache {}", dir.display()))
+    let size = match config.limits.disk_cache {
+        Some(bytes) if bytes.0 == 0 => return Ok(ChunkCache::limited(limits)),
+        Some(bytes) => DiskSize::Bytes(bytes.0),
+        None => DiskSize::Share,
+    };
+    let Some(state) = state else { return Ok(ChunkCache::limited(limits)) };
+    let dir = state.path().join("cache");
+    match ChunkCache::with_disk(limits, &dir, size).await {
+        // Nobody asked for it: volumes are served without.
+        Err(error) if size == DiskSize::Share => {
+            tracing::warn!(
+                %error,
+                dir = %dir.display(),
+                "no disk cache: what is read comes from the object store each time; remove the \
+                 folder and restart"
+            );
+            Ok(ChunkCache::limited(limits))
         }
-        _ => Ok(ChunkCache::limited(limits)),
+        cache => cache.with_context(|| format!("disk cache {}", dir.display())),
     }
 }
 

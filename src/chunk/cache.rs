@@ -2,16 +2,14 @@
 //! in flight.
 
 use super::dedup::DedupIndex;
+use super::disk::{DiskCache, DiskSize};
+use super::groups::GroupIndex;
 use super::plan::RANGE_BYTES_MAX;
 use super::write_budget::WriteBudget;
 use crate::types::ChunkHash;
 use bytes::Bytes;
-use foyer::{
-    BlockEngineConfig, Cache, CacheBuilder, CacheProperties, DeviceBuilder, FsDeviceBuilder, Hint,
-    HybridCache, HybridCacheBuilder, LruConfig, PsyncIoEngineConfig, RecoverMode,
-};
+use foyer::{Cache, CacheBuilder, CacheProperties, Hint, LruConfig};
 use parking_lot::Mutex;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,26 +23,27 @@ const SHARED_FROM: usize = 256 << 10;
 /// the others.
 const SHARD_BYTES_MIN: u64 = 16 << 20;
 const SHARDS_MAX: u64 = 16;
+/// The part of the cache that holds hashes of groups: 3.5 of 28 MiB serve small reads of the last
+/// GiB in records of 64 KiB.
+const GROUPS_PART: u64 = 8;
 /// Smallest write budget: a sealed chunk of the largest size must fit.
 const WRITE_BYTES_MIN: u64 = 4 << 20;
-/// Smallest read budget: a request of the largest size must fit into either half.
+/// Smallest read budget: a request of the largest size must fit into either part.
 const READ_BYTES_MIN: u64 = 2 * RANGE_BYTES_MAX;
+/// The readers' part of it; the rest is for read-ahead.
+const READERS_PART: u64 = 4;
 /// The most requests in flight at once.
 pub(super) const READS_MAX: usize = 64;
-/// Size of the files of the disk tier; each must hold the largest stored chunk with foyer's header.
-const DISK_BLOCK_BYTES: usize = 16 << 20;
-/// Memory of the disk tier itself; it returns each read at once.
-const DISK_MEMORY_BYTES: usize = 1 << 20;
 
 /// Memory of all chunk stores of a process.
 #[derive(Clone, Copy, Debug)]
 pub struct ChunkLimits {
-    /// Verified chunks in memory.
+    /// Verified chunks in memory, and hashes of their groups.
     pub cache_bytes: u64,
     /// Packs being filled and stored.
     pub write_bytes: u64,
-    /// Range requests in flight (of data, decompressed): half of it for readers, half for
-    /// read-ahead, which so never makes a reader wait.
+    /// Range requests in flight (of data, decompressed): a quarter for readers, the rest for
+    /// read-ahead, which so never makes a reader of anything else wait.
     pub read_bytes: u64,
     /// The deduplication index.
     pub dedup_bytes: u64,
@@ -57,8 +56,8 @@ impl ChunkLimits {
     }
 }
 
-/// Verified chunks in memory, and if a folder is given their stored form on disk. One for the
-/// process; cheap to clone.
+/// Verified chunks in memory, and if a folder is given parts of packs on disk. One for the process;
+/// cheap to clone.
 ///
 /// A chunk's hash is keyed by pool and family, so that one map serves them all.
 #[derive(Clone)]
@@ -66,12 +65,15 @@ pub struct ChunkCache(pub(super) Arc<Shared>);
 
 pub(super) struct Shared {
     memory: Cache<ChunkHash, Bytes>,
-    disk: Option<HybridCache<ChunkHash, OnDisk>>,
+    pub(super) disk: Option<Arc<DiskCache>>,
     pub(super) write_budget: WriteBudget,
     pub(super) read_budget: Arc<Semaphore>,
     pub(super) read_ahead_budget: Arc<Semaphore>,
+    /// Bytes of read-ahead that has begun or waits to: twice the budget.
+    pub(super) read_ahead_queue: Arc<Semaphore>,
     pub(super) reads: Arc<Semaphore>,
     pub(super) dedup: Mutex<DedupIndex>,
+    pub(super) groups: Mutex<GroupIndex>,
     /// Counts packers.
     pub(super) packers: AtomicU64,
     pub(super) counts: Counts,
@@ -83,8 +85,8 @@ pub struct CacheStats {
     pub memory_hits: u64,
     pub memory_misses: u64,
     pub disk_hits: u64,
-    /// Chunks that the disk returned corrupt: counted, dropped, and read from the bucket.
-    pub disk_corrupt: u64,
+    /// Chunks whose pack has a file on the disk, but not with their bytes: read from the bucket.
+    pub disk_misses: u64,
     /// Chunks and packs of the bucket that failed verification.
     pub bucket_corrupt: u64,
     /// Read-ahead that found no room and was dropped.
@@ -97,7 +99,7 @@ pub(super) struct Counts {
     pub(super) memory_hits: AtomicU64,
     pub(super) memory_misses: AtomicU64,
     pub(super) disk_hits: AtomicU64,
-    pub(super) disk_corrupt: AtomicU64,
+    pub(super) disk_misses: AtomicU64,
     pub(super) bucket_corrupt: AtomicU64,
     pub(super) ahead_dropped: AtomicU64,
 }
@@ -117,25 +119,28 @@ impl ChunkCache {
         Self::new(limits, None)
     }
 
-    /// In memory and in files below `dir`, which this cache owns: at most `disk_bytes` there.
-    /// Chunks read from the disk are decrypted and verified like those read from the bucket, and
-    /// encrypted pools are encrypted there too. Files of an earlier process are reused.
+    /// In memory and in files below `dir`, which this cache owns. Chunks read from the disk are
+    /// decrypted and verified like those read from the bucket, and those of encrypted pools are
+    /// encrypted there too. Files of an earlier process are reused.
     ///
     /// # Errors
     /// When the folder cannot be made or written.
     pub async fn with_disk(
         limits: ChunkLimits,
         dir: &Path,
-        disk_bytes: u64,
+        size: DiskSize,
     ) -> std::io::Result<Self> {
-        Ok(Self::new(limits, Some(open_disk(dir, disk_bytes).await?)))
+        Ok(Self::new(limits, Some(DiskCache::open(dir, size).await?)))
     }
 
-    fn new(limits: ChunkLimits, disk: Option<HybridCache<ChunkHash, OnDisk>>) -> Self {
-        let bytes = limits.cache_bytes;
+    fn new(limits: ChunkLimits, disk: Option<Arc<DiskCache>>) -> Self {
+        let group_bytes = limits.cache_bytes / GROUPS_PART;
+        let bytes = limits.cache_bytes - group_bytes;
         let read_bytes = usize::try_from(limits.read_bytes.max(READ_BYTES_MIN))
             .unwrap_or(usize::MAX)
-            .min(Semaphore::MAX_PERMITS);
+            .min(Semaphore::MAX_PERMITS / 2);
+        let for_readers = (read_bytes / READERS_PART as usize).max(RANGE_BYTES_MAX as usize);
+        let for_ahead = read_bytes - for_readers;
         let write_bytes =
             u32::try_from(limits.write_bytes.max(WRITE_BYTES_MIN)).unwrap_or(u32::MAX);
         let shards = (bytes / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX);
@@ -149,9 +154,11 @@ impl ChunkCache {
             memory,
             disk,
             write_budget: WriteBudget::new(write_bytes),
-            read_budget: Arc::new(Semaphore::new(read_bytes / 2)),
-            read_ahead_budget: Arc::new(Semaphore::new(read_bytes / 2)),
+            read_budget: Arc::new(Semaphore::new(for_readers)),
+            read_ahead_budget: Arc::new(Semaphore::new(for_ahead)),
+            read_ahead_queue: Arc::new(Semaphore::new(2 * for_ahead)),
             dedup: Mutex::new(DedupIndex::new(limits.dedup_bytes)),
+            groups: Mutex::new(GroupIndex::new(group_bytes)),
             packers: AtomicU64::new(0),
             reads: Arc::new(Semaphore::new(READS_MAX)),
             counts: Counts::default(),
@@ -165,23 +172,17 @@ impl ChunkCache {
             memory_hits: get(&counts.memory_hits),
             memory_misses: get(&counts.memory_misses),
             disk_hits: get(&counts.disk_hits),
-            disk_corrupt: get(&counts.disk_corrupt),
+            disk_misses: get(&counts.disk_misses),
             bucket_corrupt: get(&counts.bucket_corrupt),
             ahead_dropped: get(&counts.ahead_dropped),
             memory_bytes: self.0.memory.usage() as u64,
         }
     }
 
-    /// Writes out chunks that the disk tier still holds in memory. Only a warm start needs this.
+    /// Waits until the disk cache has what was fetched. Only a warm start needs this.
     pub async fn close(&self) {
-        if let Some(disk) = &self.0.disk
-            && let Err(error) = disk.close().await
-        {
-            tracing::warn!(
-                %error,
-                "the chunk cache on disk was not closed cleanly; the next start reads those chunks \
-                 from the bucket"
-            );
+        if let Some(disk) = &self.0.disk {
+            disk.settled().await;
         }
     }
 }
@@ -207,87 +208,5 @@ impl Shared {
             data,
             CacheProperties::default().with_hint(Hint::Low),
         );
-    }
-
-    pub(super) fn has_disk(&self) -> bool {
-        self.disk.is_some()
-    }
-
-    /// The stored bytes of a chunk, unverified.
-    pub(super) async fn disk_get(&self, hash: &ChunkHash) -> Option<Bytes> {
-        match self.disk.as_ref()?.get(hash).await {
-            Ok(entry) => entry.map(|entry| entry.value().0.clone()),
-            Err(error) => {
-                tracing::debug!(
-                    %error,
-                    "a chunk cannot be read from the cache on disk; reading it from the bucket"
-                );
-                None
-            }
-        }
-    }
-
-    pub(super) fn disk_insert(&self, hash: ChunkHash, stored: &Bytes) {
-        if let Some(disk) = &self.disk {
-            // Owned, because `stored` may be a slice of a range request.
-            disk.storage_writer(hash).insert(OnDisk(Bytes::copy_from_slice(stored)));
-        }
-    }
-
-    pub(super) fn disk_remove(&self, hash: &ChunkHash) {
-        if let Some(disk) = &self.disk {
-            disk.remove(hash);
-        }
-    }
-}
-
-async fn open_disk(dir: &Path, bytes: u64) -> std::io::Result<HybridCache<ChunkHash, OnDisk>> {
-    let failed = |error: foyer::Error| {
-        std::io::Error::other(format!("chunk cache in {}: {error}", dir.display()))
-    };
-    let blocks = usize::try_from(bytes).unwrap_or(usize::MAX) / DISK_BLOCK_BYTES;
-    let device = FsDeviceBuilder::new(dir)
-        .with_capacity(blocks.max(2) * DISK_BLOCK_BYTES)
-        .build()
-        .map_err(failed)?;
-    HybridCacheBuilder::new()
-        .with_name("chunks-on-disk")
-        .memory(DISK_MEMORY_BYTES)
-        .with_weighter(|_: &ChunkHash, stored: &OnDisk| stored.0.len() + ENTRY_OVERHEAD)
-        .storage()
-        .with_io_engine_config(PsyncIoEngineConfig::new())
-        .with_engine_config(BlockEngineConfig::new(device).with_block_size(DISK_BLOCK_BYTES))
-        .with_recover_mode(RecoverMode::Quiet)
-        .build()
-        .await
-        .map_err(failed)
-}
-
-/// A chunk as it is stored in its pack: compressed and sealed.
-#[derive(Clone)]
-struct OnDisk(Bytes);
-
-impl Serialize for OnDisk {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for OnDisk {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = OnDisk;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a chunk's stored bytes")
-            }
-            fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<OnDisk, E> {
-                Ok(OnDisk(bytes.into()))
-            }
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<OnDisk, E> {
-                Ok(OnDisk(Bytes::copy_from_slice(bytes)))
-            }
-        }
-        deserializer.deserialize_byte_buf(Visitor)
     }
 }

@@ -68,6 +68,10 @@ impl Coder {
         if self.sealer.is_some() { Sealing::Sealed } else { Sealing::Plain }
     }
 
+    pub(super) fn hash_key(&self) -> &[u8; 32] {
+        &self.hash_key
+    }
+
     pub(super) fn hash(&self, raw: &[u8]) -> ChunkHash {
         ChunkHash(*blake3::keyed_hash(&self.hash_key, raw).as_bytes())
     }

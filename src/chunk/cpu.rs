@@ -11,7 +11,7 @@ static CORES: LazyLock<Semaphore> = LazyLock::new(|| {
 /// Work on fewer bytes than this is done on the caller's thread: handing it over and being woken
 /// again costs more CPU than the work (verifying a record of 64 KiB: 20 µs; half of a random read's
 /// CPU time went into the hand-over).
-const INLINE_BYTES: usize = 128 << 10;
+pub(super) const INLINE_BYTES: usize = 128 << 10;
 
 /// Runs `job`, which works on about `bytes` bytes. `None`: the job was cut off because the runtime
 /// is shutting down.

@@ -32,12 +32,18 @@
 //! This module does not know which packs are in use: the file system counts (`U`), the collector
 //! decides. Nor does it retry: the bucket does.
 
+mod ahead;
+mod blocks;
 mod cache;
 mod coder;
 mod cpu;
 mod dedup;
+mod disk;
 mod error;
+mod groups;
+mod in_place;
 mod ledger;
+mod neighbours;
 mod pack;
 mod pack_writer;
 mod packer;
@@ -51,6 +57,7 @@ mod verify;
 mod write_budget;
 
 pub use cache::{CacheStats, ChunkCache, ChunkLimits};
+pub use disk::DiskSize;
 pub use error::ChunkError;
 pub use pack::{Entry, OBJECT_BYTES_MAX, PACK_BYTES, PackError, Sealing, Trailer, decode_footer};
 pub use packer::{Packer, Packing, Stored};

@@ -4,8 +4,9 @@ use super::{CHUNK_BYTES_MAX, ChunkRef};
 use std::ops::Range;
 
 /// One request takes at most this much, as stored and as data: small enough that several run side
-/// by side, large enough that the cost of the request itself is negligible.
-pub(super) const RANGE_BYTES_MAX: u64 = 8 << 20;
+/// by side, large enough that the cost of the request itself is negligible. A step of read-ahead
+/// (4 MiB) and what sealing adds to its chunks fit.
+pub(super) const RANGE_BYTES_MAX: u64 = (4 << 20) + (64 << 10);
 /// Bytes between two chunks that are fetched and thrown away rather than asked for separately: less
 /// than the latency of a request costs.
 pub(super) const GAP_BYTES_MAX: u64 = 64 << 10;
@@ -19,7 +20,7 @@ pub(super) struct Fetch {
     pub(super) raw_bytes: u64,
 }
 
-fn range_of(chunk: &ChunkRef) -> Range<u64> {
+pub(super) fn range_of(chunk: &ChunkRef) -> Range<u64> {
     let start = u64::from(chunk.offset);
     start..start + u64::from(chunk.stored_len)
 }
@@ -71,7 +72,7 @@ mod tests {
     #[test]
     fn what_decompresses_to_much_is_split() {
         let tiny: Vec<_> = (0..32).map(|n| chunk(1, 8 + n * 100, 100, 1 << 20)).collect();
-        assert_eq!(plan(tiny).len(), 4);
+        assert_eq!(plan(tiny).len(), 8);
     }
 
     proptest! {

@@ -3,10 +3,12 @@
 //! A request runs in a task of its own: a caller that goes away does not disturb the others that
 //! share the request.
 
+use super::blocks::Blocks;
 use super::cache::{ChunkCache, count};
 use super::coder::{Backing, Coder};
+use super::disk::DiskCache;
 use super::pack::HEADER_BYTES;
-use super::plan::{Fetch, plan};
+use super::plan::{Fetch, plan, range_of};
 use super::relocated::{self, Generation, LocationCache, PackLocation};
 use super::{CHUNK_BYTES_MAX, ChunkError, ChunkRef, cpu};
 use crate::bucket::{Bucket, BucketError};
@@ -18,9 +20,10 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::task::JoinHandle;
 
 type Outcome = Result<Bytes, ChunkError>;
-type InFlightRead = watch::Receiver<Option<Outcome>>;
+pub(super) type InFlightRead = watch::Receiver<Option<Outcome>>;
 
 /// Reads from the disk cache at once, per read.
 const DISK_READS_MAX: usize = 8;
@@ -37,17 +40,19 @@ pub(super) struct Reader {
     pub(super) in_flight_reads: Mutex<HashMap<ChunkRef, InFlightRead>>,
     /// Locations in packs that were rewritten.
     pub(super) locations: Mutex<LocationCache>,
+    /// Parts of packs that small chunks were missed in.
+    pub(super) blocks: Mutex<Blocks>,
 }
 
 /// The obligation to complete one in-flight read, whatever its outcome.
-struct Completion {
+pub(super) struct Completion {
     reader: Arc<Reader>,
-    chunk: ChunkRef,
+    pub(super) chunk: ChunkRef,
     waiters: watch::Sender<Option<Outcome>>,
 }
 
 impl Completion {
-    fn complete(self, outcome: Outcome) {
+    pub(super) fn complete(self, outcome: Outcome) {
         if let Ok(data) = &outcome {
             self.reader.cache.0.insert(self.chunk.hash, data.clone());
         }
@@ -75,6 +80,9 @@ impl Reader {
             }
             data.push(hit.unwrap_or_default());
         }
+        if !missing.is_empty() {
+            missing = self.read_in_place(missing, &mut data).await;
+        }
         if missing.is_empty() {
             return Ok(data);
         }
@@ -91,6 +99,11 @@ impl Reader {
             }
         }
         Ok(data)
+    }
+
+    /// The disk cache. A pool in a folder needs no copies of its files.
+    pub(super) fn disk(&self) -> Option<&Arc<DiskCache>> {
+        self.cache.0.disk.as_ref().filter(|_| !self.bucket.is_local())
     }
 
     fn in_memory(&self, chunk: &ChunkRef) -> Result<Option<Bytes>, ChunkError> {
@@ -118,7 +131,7 @@ impl Reader {
             .map(|(_, chunk)| self.join_or_begin(&mut in_flight_reads, chunk, &mut completions))
             .collect();
         drop(in_flight_reads);
-        if self.cache.0.has_disk() {
+        if self.disk().is_some() {
             tokio::spawn(self.clone().read_disk_then_bucket(completions));
         } else {
             self.read_bucket(completions);
@@ -126,7 +139,7 @@ impl Reader {
         joined
     }
 
-    fn join_or_begin(
+    pub(super) fn join_or_begin(
         self: &Arc<Self>,
         in_flight_reads: &mut HashMap<ChunkRef, InFlightRead>,
         chunk: &ChunkRef,
@@ -150,38 +163,50 @@ impl Reader {
     }
 
     async fn read_disk_then_bucket(self: Arc<Self>, completions: Vec<Completion>) {
-        let tried = stream::iter(completions)
-            .map(|completion| self.try_disk(completion))
-            .buffer_unordered(DISK_READS_MAX);
-        let missed: Vec<Completion> = tried.filter_map(|missed| async { missed }).collect().await;
+        let missed = self.try_disk(completions).await;
         self.read_bucket(missed);
     }
 
-    /// Returns the completion when the disk cannot serve it.
-    async fn try_disk(&self, completion: Completion) -> Option<Completion> {
-        let shared = &self.cache.0;
-        let Some(stored) = shared.disk_get(&completion.chunk.hash).await else {
+    /// Returns the completions that the disk cannot serve.
+    pub(super) async fn try_disk(&self, completions: Vec<Completion>) -> Vec<Completion> {
+        stream::iter(completions)
+            .map(|completion| self.try_disk_one(completion))
+            .buffer_unordered(DISK_READS_MAX)
+            .filter_map(|missed| async { missed })
+            .collect()
+            .await
+    }
+
+    async fn try_disk_one(&self, completion: Completion) -> Option<Completion> {
+        let (shared, chunk) = (&self.cache.0, completion.chunk);
+        let Some(disk) = self.disk() else { return Some(completion) };
+        let (generation, located) = self.located(&chunk);
+        let key = relocated::key(self.family, chunk.pack, generation);
+        let Some(stored) = disk.read(key, range_of(&located)).await else {
             return Some(completion);
         };
-        let (coder, chunk) = (self.coder.clone(), completion.chunk);
-        match cpu::run(stored.len(), move || coder.decode(&chunk, stored, Backing::Whole)).await {
-            Some(Ok(data)) => {
+        let coder = self.coder.clone();
+        let opened =
+            cpu::run(stored.len(), move || coder.decode(&located, stored, Backing::Whole)).await?;
+        match opened {
+            Ok(data) => {
                 count(&shared.counts.disk_hits);
                 completion.complete(Ok(data));
                 None
             }
-            Some(Err(why)) => {
-                count(&shared.counts.disk_corrupt);
-                tracing::debug!(
-                    chunk = %chunk.hash,
-                    why,
-                    "the cache on disk returned a corrupt chunk; reading it from the bucket"
-                );
-                shared.disk_remove(&chunk.hash);
+            Err(_) => {
+                count(&shared.counts.disk_misses);
                 Some(completion)
             }
-            None => None,
         }
+    }
+
+    /// Where a chunk is, as far as that is known without a request.
+    pub(super) fn located(&self, chunk: &ChunkRef) -> (Generation, ChunkRef) {
+        let location = self.locations.lock().get(chunk.pack);
+        location
+            .and_then(|location| Some((location.generation, location.of(chunk)?)))
+            .unwrap_or((0, *chunk))
     }
 
     fn read_bucket(self: &Arc<Self>, completions: Vec<Completion>) {
@@ -190,65 +215,14 @@ impl Reader {
         for fetch in plan(completions.keys().copied().collect()) {
             let completions =
                 fetch.chunks.iter().filter_map(|chunk| completions.remove(chunk)).collect();
-            tokio::spawn(self.clone().fetch(fetch, completions, None));
-        }
-    }
-
-    /// Fetches chunks that are neither in memory nor in flight, as far as the read-ahead budget
-    /// goes.
-    pub(super) fn prefetch(self: &Arc<Self>, chunks: Vec<ChunkRef>) {
-        let mut in_flight_reads = self.in_flight_reads.lock();
-        let wanted = chunks
-            .into_iter()
-            .filter(|chunk| check(chunk).is_ok() && !in_flight_reads.contains_key(chunk));
-        let wanted: Vec<ChunkRef> =
-            wanted.filter(|chunk| self.cache.0.get(&chunk.hash).is_none()).collect();
-        let mut begun = Vec::new();
-        for fetch in plan(dedup(wanted)) {
-            let Ok(room) =
-                self.cache.0.read_ahead_budget.clone().try_acquire_many_owned(weight(&fetch))
-            else {
-                count(&self.cache.0.counts.ahead_dropped);
-                break;
+            match self.block_of(&fetch) {
+                Some(block) => tokio::spawn(self.clone().fetch_block(block, fetch, completions)),
+                None => tokio::spawn(self.clone().fetch(fetch, completions, None)),
             };
-            let mut completions = Vec::new();
-            for chunk in &fetch.chunks {
-                self.join_or_begin(&mut in_flight_reads, chunk, &mut completions);
-            }
-            begun.push((fetch, completions, room));
-        }
-        // A runtime that shuts down drops spawned tasks at once, and a dropped completion takes the
-        // lock.
-        drop(in_flight_reads);
-        for (fetch, completions, room) in begun {
-            tokio::spawn(self.clone().fetch_ahead(fetch, completions, room));
         }
     }
 
-    async fn fetch_ahead(
-        self: Arc<Self>,
-        fetch: Fetch,
-        completions: Vec<Completion>,
-        room: OwnedSemaphorePermit,
-    ) {
-        if !self.cache.0.has_disk() {
-            return self.fetch(fetch, completions, Some(room)).await;
-        }
-        let tried = stream::iter(completions)
-            .map(|completion| self.try_disk(completion))
-            .buffer_unordered(DISK_READS_MAX);
-        let missed: Vec<Completion> = tried.filter_map(|missed| async { missed }).collect().await;
-        let mut missed: HashMap<ChunkRef, Completion> =
-            missed.into_iter().map(|completion| (completion.chunk, completion)).collect();
-        for fetch in plan(missed.keys().copied().collect()) {
-            let completions =
-                fetch.chunks.iter().filter_map(|chunk| missed.remove(chunk)).collect();
-            self.clone().fetch(fetch, completions, None).await;
-        }
-        drop(room);
-    }
-
-    async fn fetch(
+    pub(super) async fn fetch(
         self: Arc<Self>,
         fetch: Fetch,
         completions: Vec<Completion>,
@@ -272,17 +246,36 @@ impl Reader {
             }
             Err(error) => return fail(completions, &error),
         };
-        cpu::run(weight(&fetch) as usize, move || {
-            for completion in completions {
-                let outcome = completion.reader.open(&fetch, &bytes, &completion.chunk);
+        let key = relocated::key(self.family, pack, 0);
+        let completions = completions.into_iter().map(|own| (own.chunk, own)).collect();
+        // The disk is written while the next requests are on their way.
+        let _writing = self.complete(key, fetch.range.start, bytes, completions).await;
+    }
+
+    /// Completes reads from the bytes of a pack that begin at `at`, and keeps these on the disk.
+    pub(super) async fn complete(
+        &self,
+        key: String,
+        at: u64,
+        bytes: Bytes,
+        completions: Vec<(ChunkRef, Completion)>,
+    ) -> Option<JoinHandle<()>> {
+        let disk = self.disk().filter(|_| !bytes.is_empty());
+        let fill = disk.and_then(|disk| Some((disk, disk.fill()?)));
+        let kept = bytes.clone();
+        let opened = cpu::run(bytes.len(), move || {
+            for (located, completion) in completions {
+                let outcome = completion.reader.open(at, &bytes, &located);
                 completion.complete(outcome);
             }
-        })
-        .await;
+        });
+        opened.await?;
+        let (disk, fill) = fill?;
+        disk.write(fill, key, at, kept).await
     }
 
     /// Fetches chunks from the newest generation of a pack that was rewritten (R12).
-    async fn fetch_relocated(&self, pack: PackId, mut completions: Vec<Completion>) {
+    pub(super) async fn fetch_relocated(&self, pack: PackId, mut completions: Vec<Completion>) {
         for _ in 0..RELOCATIONS_MAX {
             let location = match self.location(pack).await {
                 Ok(location) => location,
@@ -354,20 +347,14 @@ impl Reader {
                     continue;
                 }
             };
-            let mut completed: Vec<(ChunkRef, Vec<Completion>)> = fetch
+            let completed = fetch
                 .chunks
                 .iter()
-                .filter_map(|chunk| Some((*chunk, waiting.remove(chunk)?)))
+                .filter_map(|moved| Some((*moved, waiting.remove(moved)?)))
+                .flat_map(|(moved, own)| own.into_iter().map(move |own| (moved, own)))
                 .collect();
-            cpu::run(weight(&fetch) as usize, move || {
-                for (moved, completions) in completed.drain(..) {
-                    for completion in completions {
-                        let outcome = completion.reader.open(&fetch, &bytes, &moved);
-                        completion.complete(outcome);
-                    }
-                }
-            })
-            .await;
+            let key = relocated::key(self.family, pack, location.generation);
+            let _writing = self.complete(key, fetch.range.start, bytes, completed).await;
         }
         None
     }
@@ -388,36 +375,36 @@ impl Reader {
             .map_err(|source| reading(pack, source))
     }
 
-    /// One chunk out of the range that was fetched, verified.
-    fn open(&self, fetch: &Fetch, bytes: &Bytes, chunk: &ChunkRef) -> Outcome {
+    /// One chunk out of the bytes of its pack that begin at `at`, verified.
+    fn open(&self, at: u64, bytes: &Bytes, chunk: &ChunkRef) -> Outcome {
         let counts = &self.cache.0.counts;
-        let start = (u64::from(chunk.offset) - fetch.range.start) as usize;
-        let end = start + chunk.stored_len as usize;
-        if end > bytes.len() {
-            count(&counts.bucket_corrupt);
-            return Err(corrupt(chunk, "the pack ends before it".to_owned()));
-        }
-        let stored = bytes.slice(start..end);
-        let backing = if stored.len() == bytes.len() { Backing::Whole } else { Backing::Part };
-        let data = self.coder.decode(chunk, stored.clone(), backing).map_err(|why| {
+        let broken = |why: String| {
             count(&counts.bucket_corrupt);
             corrupt(chunk, why)
-        })?;
-        self.cache.0.disk_insert(chunk.hash, &stored);
-        Ok(data)
+        };
+        let range = range_of(chunk);
+        let (Some(start), end) = (range.start.checked_sub(at), range.end.saturating_sub(at)) else {
+            return Err(broken("it begins before what was read".to_owned()));
+        };
+        if end > bytes.len() as u64 {
+            return Err(broken("the pack ends before it".to_owned()));
+        }
+        let stored = bytes.slice(start as usize..end as usize);
+        let backing = if stored.len() == bytes.len() { Backing::Whole } else { Backing::Part };
+        self.coder.decode(chunk, stored, backing).map_err(broken)
     }
 }
 
-fn fail(completions: Vec<Completion>, error: &ChunkError) {
+pub(super) fn fail(completions: Vec<Completion>, error: &ChunkError) {
     completions.into_iter().for_each(|completion| completion.complete(Err(error.clone())));
 }
 
 /// Memory that a request takes, at most: both limits of a range are well below 4 GiB.
-fn weight(fetch: &Fetch) -> u32 {
+pub(super) fn weight(fetch: &Fetch) -> u32 {
     fetch.raw_bytes.max(fetch.range.end - fetch.range.start) as u32
 }
 
-fn dedup(mut chunks: Vec<ChunkRef>) -> Vec<ChunkRef> {
+pub(super) fn dedup(mut chunks: Vec<ChunkRef>) -> Vec<ChunkRef> {
     let mut seen = std::collections::HashSet::new();
     chunks.retain(|chunk| seen.insert(*chunk));
     chunks
@@ -440,62 +427,10 @@ fn corrupt(chunk: &ChunkRef, why: String) -> ChunkError {
 
 /// References come from the database, which is on the bucket too: an impossible one is not
 /// requested.
-fn check(chunk: &ChunkRef) -> Result<(), ChunkError> {
+pub(super) fn check(chunk: &ChunkRef) -> Result<(), ChunkError> {
     let (raw, stored) = (chunk.raw_len as usize, chunk.stored_len as usize);
     if chunk.offset < HEADER_BYTES || raw > CHUNK_BYTES_MAX || stored > raw + Sealer::OVERHEAD {
         return Err(corrupt(chunk, "its reference is invalid".to_owned()));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::chunk::{ChunkLimits, ChunkStore, Codec};
-    use crate::crypto::Keyring;
-    use crate::types::{Epoch, Incarnation, PoolId};
-
-    /// foyer has checksums of its own; this is what happens when they hold and the bytes are still
-    /// not the chunk.
-    #[tokio::test]
-    async fn a_wrong_chunk_on_disk_is_dropped_and_read_from_the_bucket() {
-        let dir = tempfile::tempdir().expect("a folder");
-        // Room for one chunk in memory.
-        let cache = ChunkCache::with_disk(ChunkLimits::cache(0), dir.path(), 64 << 20)
-            .await
-            .expect("a cache");
-        let family = FamilyId::from_bytes([2; 16]);
-        let store = ChunkStore::new(
-            Bucket::memory(),
-            family,
-            &Keyring::plain(PoolId::from_bytes([1; 16])),
-            cache.clone(),
-        );
-        let packer = store.packer(Incarnation::from_bytes([3; 16]), Epoch(1), Codec::None);
-        let raw = Bytes::from_static(b"what was written");
-        let stored =
-            packer.add(vec![raw.clone()]).await.expect("added").stored().await.expect("stored");
-        let chunk = *stored.refs().first().expect("one chunk");
-        cache.0.disk_insert(chunk.hash, &Bytes::from_static(b"what is not it!!"));
-        let crowd_out = || cache.0.insert(store.hash(b"another"), Bytes::from_static(b"another"));
-        crowd_out();
-        assert_eq!(store.read(&[chunk]).await.expect("read"), std::slice::from_ref(&raw));
-        let stats = cache.stats();
-        assert_eq!((stats.disk_corrupt, stats.disk_hits), (1, 0));
-        // The disk tier writes in the background, and may drop an insertion that directly follows a
-        // removal: each read from the bucket offers it again.
-        for _ in 0..1000 {
-            crowd_out();
-            assert_eq!(store.read(&[chunk]).await.expect("read"), std::slice::from_ref(&raw));
-            if cache.stats().disk_hits > 0 {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-        assert_eq!(
-            (cache.stats().disk_corrupt, cache.stats().disk_hits),
-            (1, 1),
-            "the right one has taken its place"
-        );
-    }
 }

@@ -45,6 +45,7 @@ impl ChunkStore {
             cache,
             in_flight_reads: Mutex::new(HashMap::new()),
             locations: Mutex::default(),
+            blocks: Mutex::default(),
         }))
     }
 
@@ -67,10 +68,16 @@ impl ChunkStore {
         hit
     }
 
-    /// Starts fetching chunks that will be read soon into the cache. Bounded: chunks without room
-    /// are dropped; errors show at the read.
-    pub fn prefetch(&self, chunks: Vec<ChunkRef>) {
-        self.0.prefetch(chunks);
+    /// Part of a chunk, verified, if that is possible without waiting and for less than reading all
+    /// of it.
+    pub fn part(&self, chunk: &ChunkRef, from: u32, len: u32) -> Option<Bytes> {
+        self.0.read_part(chunk, from, len)
+    }
+
+    /// Starts fetching chunks that will be read soon into the cache. Bounded: returns whether there
+    /// was room for all of them. Errors show at the read.
+    pub async fn prefetch(&self, chunks: Vec<ChunkRef>) -> bool {
+        self.0.prefetch(chunks).await
     }
 
     /// A packer for one writable open of a dataset. `codec`: for new chunks.

@@ -6,6 +6,7 @@ mod books;
 mod caches;
 mod damage;
 mod format;
+mod local;
 mod packing;
 mod reads;
 mod rewriting;

@@ -6,6 +6,7 @@
 mod claims;
 mod closing;
 mod cluster;
+mod cold_reads;
 mod collecting;
 mod copied;
 mod deduplication;

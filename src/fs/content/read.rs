@@ -154,12 +154,14 @@ impl Contents {
             _ => spans,
         };
         let mut chunks: Vec<ChunkRef> = Vec::new();
-        for span in &spans {
-            match span {
-                ReadSpan::Chunk { chunk, .. } if chunks.last() != Some(chunk) => {
-                    chunks.push(*chunk);
-                }
-                _ => {}
+        for span in &mut spans {
+            let ReadSpan::Chunk { chunk, from, len } = span else { continue };
+            if chunks.last() == Some(chunk) {
+                continue;
+            }
+            match self.chunks.part(chunk, *from, *len) {
+                Some(bytes) => *span = ReadSpan::Data(bytes),
+                None => chunks.push(*chunk),
             }
         }
         if chunks.is_empty() {
@@ -202,8 +204,8 @@ impl Contents {
                     _ => None,
                 })
                 .collect();
-            if !chunks.is_empty() {
-                contents.chunks.prefetch(chunks);
+            if !chunks.is_empty() && !contents.chunks.prefetch(chunks).await {
+                node.content.state().read_ahead.retreat(range.start);
             }
         });
     }

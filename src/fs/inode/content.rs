@@ -266,6 +266,9 @@ pub(in crate::fs) struct ReadAhead {
 const WINDOW_FIRST: u64 = 1 << 20;
 /// At 20 ms a request this keeps 800 MB/s in flight.
 const WINDOW_MAX: u64 = 16 << 20;
+/// The window is refilled in steps that end at multiples of this: few, large requests, each within
+/// one pack where the file was written in order.
+const STEP: u64 = 4 << 20;
 /// Reads of one stream arrive in any order: a client keeps several in flight.
 const SLACK: u64 = 4 << 20;
 
@@ -282,14 +285,19 @@ impl ReadAhead {
             self.window = (self.window * 2).clamp(WINDOW_FIRST, WINDOW_MAX);
         }
         self.ahead = self.ahead.max(self.next);
-        let to = (self.next + self.window).min(size);
-        // The window is refilled in steps of half its size: few, large requests.
-        if to <= self.ahead || (to < size && to - self.ahead < self.window / 2) {
+        let reach = (self.next + self.window).min(size);
+        let to = if reach == size || self.window < STEP { reach } else { reach / STEP * STEP };
+        if to <= self.ahead {
             return None;
         }
         let range = self.ahead..to;
         self.ahead = to;
         Some(range)
+    }
+
+    /// Notes that there was no room to read ahead from here on: it is tried again.
+    pub fn retreat(&mut self, to: u64) {
+        self.ahead = self.ahead.min(to);
     }
 }
 
@@ -308,7 +316,10 @@ mod tests {
                 fetched = range.end;
             }
         }
-        assert!(fetched >= (64 << 20) + WINDOW_MAX / 2);
+        assert!(fetched >= (64 << 20) + WINDOW_MAX - STEP);
+        reader.retreat(fetched - STEP);
+        let again = reader.saw(64 << 20, 65 << 20, SIZE).expect("the range is tried again");
+        assert_eq!(again.start, fetched - STEP);
         let mut at = 12345_u64;
         for _ in 0..100 {
             at = (at.wrapping_mul(6364136223846793005).wrapping_add(1)) % SIZE;
