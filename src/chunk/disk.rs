@@ -3,7 +3,7 @@
 //!
 //! A file has the name of a pack's object, and the parts that were fetched at their own offsets;
 //! the rest of it is a hole. No record says which parts are there: a chunk that is read from the
-//! file is verified like one from the bucket, and where it is not, or is damaged, it does not match.
+//! file is verified like one from the bucket, and where it is absent or damaged it does not match.
 //! So nothing is ever fsynced, and a crash costs nothing but what was not written yet.
 //!
 //! Invariants:

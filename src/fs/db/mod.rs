@@ -130,7 +130,8 @@ pub struct DbCache {
 
 impl DbCache {
     /// A cache of at most `bytes`: one quarter for indexes and filters, a sixteenth for small
-    /// objects and one for parts of large ones, the rest for blocks. SlateDB's own default would be 640 MiB for each database.
+    /// objects and one for parts of large ones, the rest for blocks. SlateDB's own default would
+    /// be 640 MiB for each database.
     pub fn new(bytes: u64) -> Self {
         let part = |bytes| {
             let options = slatedb::db_cache::foyer::FoyerCacheOptions {
