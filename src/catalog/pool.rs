@@ -6,7 +6,7 @@ use super::record::PoolRecord;
 use crate::bucket::{Bucket, BucketError, Listed, PutNew};
 use crate::chunk::OBJECT_BYTES_MAX;
 use crate::crypto::{CryptoError, Keyring, Secret, WrappedKey};
-use crate::types::{Class, Classify, PoolId, Timestamp};
+use crate::types::{Class, Classify, DatasetId, PoolId, Timestamp};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -62,7 +62,13 @@ impl Catalog {
             }
         };
         check_store(&bucket).await?;
-        let pool = PoolRecord { id, created: Timestamp::now(), features: Vec::new(), encryption };
+        let pool = PoolRecord {
+            id,
+            created: Timestamp::now(),
+            features: Vec::new(),
+            encryption,
+            default_dataset: None,
+        };
         let pool = pool_chain(&bucket, &cache)
             .insert(pool, |_| Err(CatalogError::PoolExists))
             .await?
@@ -119,6 +125,27 @@ impl Catalog {
             })
             .await
             .map(drop)
+    }
+
+    /// The dataset of commands and mounts that name none; it may be deleted.
+    pub async fn default_dataset(&self) -> Result<Option<DatasetId>, CatalogError> {
+        let chain = pool_chain(&self.inner.bucket, &self.inner.cache);
+        match chain.newest::<PoolRecord>().await? {
+            Newest::Live(at) if at.record.id == self.inner.pool.id => Ok(at.record.default_dataset),
+            _ => Err(CatalogError::PoolGone { url: self.inner.bucket.url().to_owned() }),
+        }
+    }
+
+    pub async fn set_default_dataset(
+        &self,
+        dataset: Option<DatasetId>,
+    ) -> Result<(), CatalogError> {
+        let chain = pool_chain(&self.inner.bucket, &self.inner.cache);
+        let set = |pool: &mut PoolRecord| {
+            pool.default_dataset = dataset;
+            Ok(())
+        };
+        chain.update(set).await.map(drop)
     }
 
     /// Checks that the pool itself still exists, and is this one, before the absence of a record is

@@ -16,6 +16,9 @@ pub struct PoolRecord {
     pub features: Vec<String>,
     /// The wrapped master key and the KDF's parameters; absent: the pool is not encrypted.
     pub encryption: Option<WrappedKey>,
+    /// The dataset of commands and mounts that name none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_dataset: Option<DatasetId>,
 }
 
 /// A mode of a later version is served as the safest one of this version.

@@ -80,8 +80,8 @@ pub struct PoolArgs {
     #[arg(long, value_name = "URL", required_unless_present = "config")]
     pub pool: Option<String>,
     /// Configuration file with pools, credentials and limits; --pool may then be the name of one of
-    /// its pools
-    #[arg(long, value_name = "FILE")]
+    /// its pools. With one pool, or a default one, no --pool is needed
+    #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// File whose first line is the passphrase of an encrypted pool (or set ZEROFS_PASSPHRASE)
     #[arg(long, value_name = "FILE")]
@@ -135,10 +135,26 @@ pub enum DatasetCommand {
         #[command(flatten)]
         common: Common,
     },
-    /// Show one dataset
+    /// Show a dataset, or a snapshot
     Info {
+        /// DATASET, or DATASET@SNAPSHOT; the default dataset if omitted
+        name: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Choose the default dataset: commands without a name use it, and `serve` exports it as /
+    SetDefault {
         /// Name of the dataset
-        name: String,
+        #[arg(required_unless_present = "none")]
+        name: Option<String>,
+        /// Have no default dataset
+        #[arg(long, conflicts_with = "name")]
+        none: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show the default dataset's name
+    GetDefault {
         #[command(flatten)]
         common: Common,
     },
@@ -171,9 +187,29 @@ pub enum DatasetCommand {
         #[command(flatten)]
         common: Common,
     },
-    /// Snapshots of a dataset
-    #[command(subcommand)]
-    Snapshot(SnapshotCommand),
+    /// Take a snapshot, writable unless --readonly is given; or manage snapshots
+    Snapshot(SnapshotArgs),
+    /// List snapshots, of all datasets or one
+    ListSnapshots {
+        /// Name of the dataset; all datasets if omitted
+        dataset: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Delete a snapshot; clones made from it remain
+    DeleteSnapshot {
+        /// Name of the dataset (the default one if omitted), and name of the snapshot
+        #[arg(value_name = "NAME", num_args = 1..=2, required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// List a folder of a snapshot, or of a dataset as the store has it
+    Ls(LsArgs),
+    /// Print a file of a snapshot, or of a dataset as the store has it
+    Cat(CatArgs),
+    /// List the versions of a file or folder in all snapshots of its dataset, and now
+    History(HistoryArgs),
     /// Create a writable dataset from a snapshot (DATASET@SNAPSHOT) or from a dataset as it is now
     Clone {
         /// DATASET@SNAPSHOT, or DATASET
@@ -189,6 +225,22 @@ pub enum DatasetCommand {
     Diff(DiffArgs),
     /// Restore a file or folder from a snapshot
     Restore(RestoreArgs),
+}
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct SnapshotArgs {
+    #[command(subcommand)]
+    pub command: Option<SnapshotCommand>,
+    /// Name of the dataset (the default one if omitted), and name of the new snapshot
+    #[arg(value_name = "NAME", num_args = 1..=2, required = true)]
+    pub names: Vec<String>,
+    /// Make it read-only; by default it is writable: a clone with the name DATASET@NAME, which is
+    /// listed and deleted with the snapshots
+    #[arg(long)]
+    pub readonly: bool,
+    #[command(flatten)]
+    pub common: Common,
 }
 
 #[derive(Subcommand)]
@@ -329,19 +381,67 @@ pub struct DiffArgs {
 }
 
 #[derive(Args, Clone, Debug)]
-pub struct RestoreArgs {
-    /// The snapshot to restore from: DATASET@SNAPSHOT
-    pub snapshot: String,
-    /// Path in the snapshot, as bytes; / restores everything
+pub struct LsArgs {
+    /// DATASET@SNAPSHOT, or DATASET
+    pub root: String,
+    /// Path of a folder or file in it, as bytes
+    #[arg(default_value = "/")]
     pub path: OsString,
+    /// Also show mode, links, owner, group, size and modification time
+    #[arg(short, long)]
+    pub long: bool,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct CatArgs {
+    /// DATASET@SNAPSHOT, or DATASET
+    pub root: String,
+    /// Path of the file in it, as bytes
+    pub path: OsString,
+    #[command(flatten)]
+    pub pool: PoolArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct HistoryArgs {
+    /// Name of the dataset (the default one if omitted), and the path, as bytes
+    #[arg(value_name = "[DATASET] PATH", num_args = 1..=2, required = true)]
+    pub names: Vec<OsString>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct RestoreArgs {
+    /// The snapshot to restore from, DATASET@SNAPSHOT; with --snapshot, the dataset (the default
+    /// one if omitted)
+    #[arg(value_name = "SNAPSHOT", required_unless_present = "snapshot")]
+    pub from: Option<String>,
+    /// Path in the snapshot, as bytes; / restores everything
+    #[arg(required_unless_present = "source", conflicts_with_all = ["source", "snapshot"])]
+    pub path: Option<OsString>,
     /// Path of the copy on this machine: its own path, not that of the folder around it
-    #[arg(required_unless_present = "in_place", conflicts_with = "in_place")]
+    #[arg(
+        required_unless_present_any = ["in_place", "destination"],
+        conflicts_with_all = ["in_place", "destination"]
+    )]
     pub target: Option<PathBuf>,
+    /// The snapshot's name
+    #[arg(long, value_name = "NAME", requires = "source")]
+    pub snapshot: Option<String>,
+    /// The same as PATH
+    #[arg(long, value_name = "PATH")]
+    pub source: Option<OsString>,
+    /// The same as TARGET
+    #[arg(long, value_name = "TARGET", conflicts_with = "in_place")]
+    pub destination: Option<PathBuf>,
     /// Restore it into the dataset itself, at its original path; no data is copied
     #[arg(long)]
     pub in_place: bool,
     /// With --in-place: restore it to this path of the dataset instead
-    #[arg(long, value_name = "PATH", requires = "in_place", conflicts_with = "target")]
+    #[arg(long, value_name = "PATH", requires = "in_place")]
     pub to: Option<OsString>,
     /// Replace existing files and links. Folders are never replaced; devices, pipes and sockets of
     /// a tree only by one of their kind
@@ -377,7 +477,7 @@ pub struct ServeArgs {
 #[derive(Args, Clone, Debug)]
 pub struct ControllerArgs {
     /// Configuration file with pools, credentials and limits
-    #[arg(long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
     /// Socket of the CSI services, unix:///PATH
     #[arg(long, value_name = "ENDPOINT", env = "CSI_ENDPOINT")]
@@ -390,7 +490,7 @@ pub struct ControllerArgs {
 #[derive(Args, Clone, Debug)]
 pub struct NodeArgs {
     /// Configuration file with pools, credentials and limits
-    #[arg(long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
     /// Socket of the CSI services, unix:///PATH
     #[arg(long, value_name = "ENDPOINT", env = "CSI_ENDPOINT")]

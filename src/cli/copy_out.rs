@@ -13,13 +13,12 @@
 
 use super::exit::{Interrupted, Wrong, class_of};
 use super::local::{Attributes, Local, Made, Owner, Safety, beside};
+use super::path;
 use super::report::{Progress, plural};
-use super::target::Opened;
-use crate::catalog::Snapshot;
+use super::target::{Opened, Root};
 use crate::fs::api::FileKind;
 use crate::fs::{FsError, SnapshotFs, SnapshotInode, Walk};
 use crate::types::{ByteSize, Class, Classify, EntryName, InodeNo};
-use crate::volume::RootReader;
 use anyhow::{Context, bail};
 use rustix::fs::FileType;
 use serde::Serialize;
@@ -78,7 +77,7 @@ impl Watch for Progress {
 /// Copies the object at `path` of a snapshot to `target`, until `stop` is cancelled.
 pub async fn copy_out(
     opened: &Opened,
-    snapshot: &Snapshot,
+    root: &Root,
     path: &[u8],
     target: &Path,
     overwrite: Overwrite,
@@ -86,9 +85,7 @@ pub async fn copy_out(
     stop: &CancellationToken,
 ) -> anyhow::Result<Restored> {
     // The snapshot is retained during the copy, even if it is deleted meanwhile (R14).
-    let settings = opened.parts.volumes.settings();
-    let (reader, _) = RootReader::snapshot(settings, &opened.pool.catalog, snapshot.id()).await?;
-    let view = reader.into_view().await?;
+    let view = opened.view(root).await?;
     let copied = Copy::run(view.files(), path, target, overwrite, watch, stop).await;
     let closed = view.close().await;
     let done = copied?;
@@ -215,7 +212,7 @@ impl<'a> Copy<'a> {
 
     async fn all(&mut self, path: &[u8]) -> anyhow::Result<()> {
         self.go_on()?;
-        let at = self.source(path).await?;
+        let at = path::find(self.view, path).await?;
         self.object(at, None).await?;
         while self.walk.depth() > 0 {
             self.go_on()?;
@@ -258,36 +255,6 @@ impl<'a> Copy<'a> {
         })?;
         self.count(made, || shown);
         Ok(())
-    }
-
-    async fn source(&self, path: &[u8]) -> anyhow::Result<SnapshotInode> {
-        let mut at = self.view.root_inode().clone();
-        let text = || String::from_utf8_lossy(path);
-        for name in path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")) {
-            let wrong =
-                |why: String| Wrong::new(Class::Invalid, format!("path {:?}: {why}", text()));
-            if name == b".." {
-                return Err(wrong("`..` is not allowed: write the path without it".to_owned()));
-            }
-            let name = EntryName::try_from(name).map_err(|error| wrong(error.to_string()))?;
-            let is_link = at.row.kind == FileKind::Symlink;
-            at = match self.view.child(&at, &name).await {
-                Err(error @ (FsError::NotFound | FsError::NotDirectory)) => {
-                    let why = if is_link {
-                        "its parent is a symbolic link: write the path that the link leads to"
-                            .to_owned()
-                    } else {
-                        error.to_string()
-                    };
-                    return Err(Wrong::new(
-                        Class::NotFound,
-                        format!("path {:?} in the snapshot: {name}: {why}", text()),
-                    ));
-                }
-                found => found?,
-            };
-        }
-        Ok(at)
     }
 
     /// Reports an object of a tree that failed, unless the others would fail too.

@@ -1,13 +1,16 @@
 //! `dataset …`: the commands on datasets and snapshots.
 
-use super::args::{CodecArg, Common, DatasetCommand, NewArgs, Output, SnapdirArg, SnapshotCommand};
+use super::args::{CodecArg, Common, DatasetCommand, NewArgs, Output, SnapdirArg};
+use super::args::{SnapshotArgs, SnapshotCommand};
+use super::browse;
 use super::diff;
 use super::exit::Wrong;
+use super::history;
 use super::info::{self, DatasetShown, SnapshotShown};
 use super::names::Names;
 use super::restore;
 use super::snapshots;
-use super::target::{Opened, dataset_name, snapshot_name, split_snapshot};
+use super::target::{Opened, Root, dataset_name, snapshot_name, split_snapshot};
 use crate::app;
 use crate::catalog::{Dataset, Form, Properties, Snapdir, State};
 use crate::chunk::Codec;
@@ -27,14 +30,30 @@ pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
                 create(&name, &new, Some(&source), &common).await
             }
             DatasetCommand::List { common } => list(&common).await,
-            DatasetCommand::Info { name, common } => show(&name, &common).await,
+            DatasetCommand::Info { name, common } => show(name.as_deref(), &common).await,
+            DatasetCommand::SetDefault { name, common, .. } => {
+                set_default(name.as_deref(), &common).await
+            }
+            DatasetCommand::GetDefault { common } => get_default(&common).await,
             DatasetCommand::Delete { name, common } => delete(&name, &common).await,
             DatasetCommand::Expand { name, size, common } => expand(&name, size, &common).await,
             DatasetCommand::Release { name, force, common } => {
                 let journal = if force { Journal::GivenUp } else { Journal::MayHoldMore };
                 release(&name, journal, &common).await
             }
-            DatasetCommand::Snapshot(command) => Box::pin(snapshot(command)).await,
+            DatasetCommand::Snapshot(args) => Box::pin(snapshot(args)).await,
+            DatasetCommand::ListSnapshots { dataset, common } => {
+                snapshots::list(dataset.as_deref(), &common).await
+            }
+            DatasetCommand::DeleteSnapshot { names, common } => {
+                let (dataset, name) = last_and_before(&names);
+                let opened = common.pool.open().await?;
+                let dataset = name_or_default(&opened, dataset).await?;
+                delete_snapshot(&opened, &dataset, name, common.output).await
+            }
+            DatasetCommand::Ls(args) => browse::ls(args).await,
+            DatasetCommand::Cat(args) => browse::cat(args).await,
+            DatasetCommand::History(args) => history::run(args).await,
             DatasetCommand::Diff(args) => diff::run(args).await,
             DatasetCommand::Restore(args) => restore::run(args).await,
         }
@@ -122,10 +141,56 @@ async fn list(common: &Common) -> anyhow::Result<()> {
     common.output.print(&shown, |shown| info::datasets(shown))
 }
 
-async fn show(name: &str, common: &Common) -> anyhow::Result<()> {
+/// Shows a dataset, or a snapshot unless a dataset has that very name.
+async fn show(name: Option<&str>, common: &Common) -> anyhow::Result<()> {
     let opened = common.pool.open().await?;
-    let dataset = opened.dataset(name).await?;
-    print(&opened, &dataset, common.output).await
+    let Some(name) = name else {
+        return print(&opened, &opened.dataset_or_default(None).await?, common.output).await;
+    };
+    match opened.root(name).await? {
+        Root::Head(dataset) => print(&opened, &dataset, common.output).await,
+        Root::Snapshot(snapshot) => {
+            let dataset = split_snapshot(name).map_or(name, |(dataset, _)| dataset);
+            let shown = SnapshotShown::of(&opened.pool, dataset, &snapshot);
+            print_snapshot(common.output, &shown)
+        }
+    }
+}
+
+async fn set_default(name: Option<&str>, common: &Common) -> anyhow::Result<()> {
+    let opened = common.pool.open().await?;
+    let dataset = match name {
+        Some(name) => Some(opened.dataset(name).await?.id()),
+        None => None,
+    };
+    opened.pool.catalog.set_default_dataset(dataset).await?;
+    common.output.print(&serde_json::json!({ "default": name }), |_| match name {
+        Some(name) => format!("{name} is the default dataset\n"),
+        None => "there is no default dataset\n".to_owned(),
+    })
+}
+
+async fn get_default(common: &Common) -> anyhow::Result<()> {
+    let opened = common.pool.open().await?;
+    let name = opened.dataset_or_default(None).await?.name.to_string();
+    common.output.print(&serde_json::json!({ "default": name }), |_| format!("{name}\n"))
+}
+
+async fn name_or_default(opened: &Opened, name: Option<&str>) -> anyhow::Result<String> {
+    match name {
+        // A deleted dataset may still have snapshots.
+        Some(name) => Ok(name.to_owned()),
+        None => Ok(opened.dataset_or_default(None).await?.name.to_string()),
+    }
+}
+
+/// `[DATASET] NAME`.
+fn last_and_before(names: &[String]) -> (Option<&str>, &str) {
+    match names {
+        [name] => (None, name),
+        [dataset, name, ..] => (Some(dataset), name),
+        [] => (None, ""),
+    }
 }
 
 /// Deletes a dataset; a retry succeeds while any part of it is left to collect. Unlike for CSI, an
@@ -169,16 +234,17 @@ async fn release(name: &str, journal: Journal, common: &Common) -> anyhow::Resul
     })
 }
 
-async fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
+async fn snapshot(args: SnapshotArgs) -> anyhow::Result<()> {
+    let Some(command) = args.command else {
+        let (dataset, name) = last_and_before(&args.names);
+        let opened = args.common.pool.open().await?;
+        let dataset = name_or_default(&opened, dataset).await?;
+        return take(&opened, &dataset, name, !args.readonly, args.common.output).await;
+    };
     match command {
         SnapshotCommand::Create { dataset, name, writable, common } => {
             let opened = common.pool.open().await?;
-            let made = if writable {
-                snapshots::make_writable(&opened, &dataset, &snapshot_name(&name)?).await?
-            } else {
-                snapshots::make(&opened, &dataset, snapshot_name(&name)?).await?
-            };
-            print_snapshot(common.output, &made)
+            take(&opened, &dataset, &name, writable, common.output).await
         }
         SnapshotCommand::List { dataset, common } => {
             snapshots::list(dataset.as_deref(), &common).await
@@ -189,19 +255,42 @@ async fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
         }
         SnapshotCommand::Delete { dataset, name, common } => {
             let opened = common.pool.open().await?;
-            let full = format!("{dataset}@{name}");
-            if !snapshots::delete(&opened, &dataset, &snapshot_name(&name)?).await? {
-                return Err(nothing_to_delete("snapshot", &full));
-            }
-            let report = serde_json::json!({ "deleted": full });
-            common.output.print(&report, |_| {
-                format!(
-                    "deleted snapshot {full}; a running controller, or `zerofs-csi gc`, frees its \
-                     space\n"
-                )
-            })
+            delete_snapshot(&opened, &dataset, &name, common.output).await
         }
     }
+}
+
+async fn take(
+    opened: &Opened,
+    dataset: &str,
+    name: &str,
+    writable: bool,
+    output: Output,
+) -> anyhow::Result<()> {
+    let name = snapshot_name(name)?;
+    let made = if writable {
+        snapshots::make_writable(opened, dataset, &name).await?
+    } else {
+        snapshots::make(opened, dataset, name).await?
+    };
+    print_snapshot(output, &made)
+}
+
+async fn delete_snapshot(
+    opened: &Opened,
+    dataset: &str,
+    name: &str,
+    output: Output,
+) -> anyhow::Result<()> {
+    let full = format!("{dataset}@{name}");
+    if !snapshots::delete(opened, dataset, &snapshot_name(name)?).await? {
+        return Err(nothing_to_delete("snapshot", &full));
+    }
+    output.print(&serde_json::json!({ "deleted": full }), |_| {
+        format!(
+            "deleted snapshot {full}; a running controller, or `zerofs-csi gc`, frees its space\n"
+        )
+    })
 }
 
 fn print_snapshot(output: Output, shown: &SnapshotShown) -> anyhow::Result<()> {

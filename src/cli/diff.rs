@@ -3,10 +3,10 @@
 
 use super::args::DiffArgs;
 use super::exit::{Interrupted, Wrong};
+use super::path;
 use super::target::{Opened, split_snapshot};
 use crate::app;
 use crate::catalog::Snapshot;
-use crate::fs::api::FileKind;
 use crate::fs::{Aspect, Difference, Found, FsError, compare};
 use crate::types::{Class, DatasetId};
 use crate::volume::{RootReader, RootView};
@@ -155,17 +155,13 @@ fn tell(out: &mut impl Write, found: &Found, format: Format) -> Result<(), Stopp
             Difference::Changed(aspects) => ("changed", None, aspects),
             Difference::Renamed(from, aspects) => ("renamed", Some(from), aspects),
         };
-        let text = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
-        let bytes = |path: &[u8]| {
-            std::str::from_utf8(path).is_err().then(|| data_encoding::BASE64.encode(path))
-        };
         let line = Line {
             change,
-            path: text(&found.path),
-            path_bytes: bytes(&found.path),
-            from: from.map(text),
-            from_bytes: from.and_then(bytes),
-            kind: kind(found.kind),
+            path: path::lossy(&found.path),
+            path_bytes: path::bytes(&found.path),
+            from: from.map(path::lossy),
+            from_bytes: from.and_then(path::bytes),
+            kind: path::kind(found.kind),
             aspects,
         };
         let mut line = serde_json::to_vec(&line).map_err(std::io::Error::other)?;
@@ -173,7 +169,7 @@ fn tell(out: &mut impl Write, found: &Found, format: Format) -> Result<(), Stopp
         return Ok(out.write_all(&line)?);
     }
     // A name may hold a line feed, which must not look like two lines.
-    let path = shown(&found.path);
+    let path = path::shown(&found.path);
     let aspects = |aspects: &[Aspect]| match aspects {
         [] => String::new(),
         some => format!(
@@ -186,17 +182,10 @@ fn tell(out: &mut impl Write, found: &Found, format: Format) -> Result<(), Stopp
         Difference::Removed => writeln!(out, "-  {path}")?,
         Difference::Changed(what) => writeln!(out, "M  {path}{}", aspects(what))?,
         Difference::Renamed(from, what) => {
-            writeln!(out, "R  {} -> {path}{}", shown(from), aspects(what))?;
+            writeln!(out, "R  {} -> {path}{}", path::shown(from), aspects(what))?;
         }
     }
     Ok(())
-}
-
-fn shown(path: &[u8]) -> String {
-    match std::str::from_utf8(path) {
-        Ok(text) if !text.contains(|c: char| c.is_control() || c == '\\') => text.to_owned(),
-        _ => path.escape_ascii().to_string(),
-    }
 }
 
 fn name(aspect: Aspect) -> &'static str {
@@ -208,17 +197,5 @@ fn name(aspect: Aspect) -> &'static str {
         Aspect::Times => "times",
         Aspect::Links => "links",
         Aspect::Replaced => "replaced",
-    }
-}
-
-fn kind(kind: FileKind) -> &'static str {
-    match kind {
-        FileKind::Regular => "file",
-        FileKind::Directory => "folder",
-        FileKind::Symlink => "link",
-        FileKind::BlockDevice => "block device",
-        FileKind::CharDevice => "character device",
-        FileKind::Fifo => "fifo",
-        FileKind::Socket => "socket",
     }
 }

@@ -10,6 +10,7 @@
 
 mod args;
 mod bench;
+mod browse;
 mod check;
 mod copy_out;
 mod dataset;
@@ -17,9 +18,11 @@ mod demo;
 mod diff;
 mod exit;
 mod gc;
+mod history;
 mod info;
 mod local;
 mod names;
+mod path;
 mod pool;
 mod report;
 mod reserved;

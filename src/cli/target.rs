@@ -9,6 +9,7 @@ use crate::bucket::PoolUrl;
 use crate::catalog::{Dataset, Snapshot, State};
 use crate::control::{Controller, Pool};
 use crate::types::{Class, DatasetId, DatasetName, SnapshotName, Timestamp};
+use crate::volume::{RootReader, RootView};
 
 /// The name of a pool that is given only by its URL.
 const UNNAMED: &str = "default";
@@ -90,6 +91,13 @@ impl PoolArgs {
     }
 }
 
+/// A state of a dataset that can be read.
+pub enum Root {
+    Snapshot(Snapshot),
+    /// The dataset as the store has it: without the unsynced changes of a node that has it open.
+    Head(Dataset),
+}
+
 /// A pool opened by a command.
 pub struct Opened {
     pub pool: Pool,
@@ -110,6 +118,65 @@ impl Opened {
         };
         let live = found.filter(|d| matches!(d.state, State::Ready | State::Creating));
         live.ok_or_else(|| Wrong::new(Class::NotFound, format!("dataset {name} {why}")))
+    }
+
+    /// A live dataset by name; without one, the pool's default.
+    pub async fn dataset_or_default(&self, name: Option<&str>) -> anyhow::Result<Dataset> {
+        if let Some(name) = name {
+            return self.dataset(name).await;
+        }
+        self.default_dataset().await?.ok_or_else(|| {
+            Wrong::new(
+                Class::Invalid,
+                "the pool has no default dataset: name a dataset, or choose the default with \
+                 `zerofs-csi dataset set-default NAME`",
+            )
+        })
+    }
+
+    /// The pool's default dataset, if one is chosen.
+    pub async fn default_dataset(&self) -> anyhow::Result<Option<Dataset>> {
+        let Some(id) = self.pool.catalog.default_dataset().await? else { return Ok(None) };
+        let found = self.pool.catalog.dataset_by_id(id).await?.map(|at| at.record);
+        let live = found.filter(|d| matches!(d.state, State::Ready | State::Creating));
+        let deleted = || {
+            Wrong::new(
+                Class::NotFound,
+                "the default dataset was deleted: choose another with `zerofs-csi dataset \
+                 set-default NAME`, or none with `--none`",
+            )
+        };
+        live.map(Some).ok_or_else(deleted)
+    }
+
+    /// `DATASET@SNAPSHOT` or `DATASET`. A dataset of the whole name, such as a writable snapshot,
+    /// comes first.
+    pub async fn root(&self, text: &str) -> anyhow::Result<Root> {
+        if let Some((dataset, snapshot)) = split_snapshot(text) {
+            let whole = self.pool.catalog.dataset(&dataset_name(text)?).await?;
+            if whole.is_none_or(|at| at.record.state != State::Ready) {
+                return Ok(Root::Snapshot(self.snapshot(dataset, snapshot).await?));
+            }
+        }
+        Ok(Root::Head(self.dataset(text).await?))
+    }
+
+    /// The files of a root. A snapshot is retained until the view is closed (R14).
+    pub async fn view(&self, root: &Root) -> anyhow::Result<RootView> {
+        let (settings, catalog) = (self.parts.volumes.settings(), &self.pool.catalog);
+        let reader = match root {
+            Root::Snapshot(snapshot) => {
+                RootReader::snapshot(settings, catalog, snapshot.id()).await?.0
+            }
+            Root::Head(dataset) => {
+                let empty = || {
+                    let why = format!("dataset {} is empty: nothing was written yet", dataset.name);
+                    Wrong::new(Class::NotFound, why)
+                };
+                RootReader::head(settings, catalog, dataset).await?.ok_or_else(empty)?
+            }
+        };
+        Ok(reader.into_view().await?)
     }
 
     /// Refuses the name of an existing dataset. An unfinished one is no conflict: the call

@@ -1,5 +1,5 @@
-//! The exports of `serve`: every dataset as `/<name>`, every snapshot as `/<name>@<snapshot>`, and
-//! the decision when a dataset is opened and closed.
+//! The exports of `serve`: every dataset as `/<name>`, every snapshot as `/<name>@<snapshot>`, the
+//! pool's default dataset as `/` too, and the decision when a dataset is opened and closed.
 //!
 //! ```text
 //!            MNT, or a call with a handle               no call for `exportIdle`
@@ -380,6 +380,11 @@ impl Exports {
         let path = std::str::from_utf8(name).map_err(|_| MountRefused::NotFound)?;
         let pool = self.pool().ok_or(MountRefused::NotFound)?;
         let unavailable = |error: CatalogError| MountRefused::Unavailable(error.to_string());
+        if path.is_empty() {
+            let default = pool.catalog.default_dataset().await.map_err(unavailable)?;
+            let default = default.ok_or(MountRefused::NotFound)?;
+            return Ok((pool.clone(), Named::Dataset(default)));
+        }
         let find = async |name: &str| {
             let name: DatasetName = name.parse().map_err(|_| MountRefused::NotFound)?;
             Ok::<_, MountRefused>(

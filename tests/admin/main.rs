@@ -13,6 +13,7 @@ mod restoring;
 mod s3;
 mod serving;
 mod stopping;
+mod verbs;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

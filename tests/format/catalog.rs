@@ -129,8 +129,16 @@ fn records() {
         created: Timestamp::from_nanos(42),
         features: vec![],
         encryption,
+        default_dataset: None,
     };
     check("pool/00000000000000000001", Some(pool(None)), include_str!("golden/pool.json"));
+    let with_default = PoolRecord { default_dataset: Some(dataset().id()), ..pool(None) };
+    let text = serde_json::to_string(&with_default).unwrap();
+    let default = dataset().id();
+    assert!(
+        text.ends_with(&format!(r#""encryption":null,"default_dataset":"{default}"}}"#)),
+        "{text}"
+    );
     let wrapped: WrappedKey = serde_json::from_str(WRAPPED_PASSPHRASE).unwrap();
     check(
         "pool/00000000000000000002",

@@ -17,7 +17,7 @@ use super::args::{DemoArgs, PoolArgs};
 use super::copy_out::{Overwrite, Unwatched, copy_out};
 use super::exit::Wrong;
 use super::report::{Progress, table};
-use super::target::Opened;
+use super::target::{Opened, Root};
 use crate::app::{self, ServeOptions};
 use crate::mount::{FakeMounter, KernelMounter, MountError, Mounter};
 use crate::nfs::Peers;
@@ -391,7 +391,7 @@ async fn restore_one(opened: &Opened, room: &Room, tree: &Tree) -> anyhow::Resul
     let target = room.path.join("restored");
     let restored = copy_out(
         opened,
-        &snapshot,
+        &Root::Snapshot(snapshot),
         path.as_bytes(),
         &target,
         Overwrite::Refuse,
