@@ -13,8 +13,23 @@ impl Chain<'_> {
         record: T,
         over: impl Fn(&T) -> Result<(), CatalogError>,
     ) -> Result<Versioned<T>, CatalogError> {
+        let newest = self.newest::<T>().await?;
+        self.insert_after(newest, record, over).await
+    }
+
+    /// As [`Self::insert`], after the version that the caller has just read.
+    pub async fn insert_after<T: Serialize + DeserializeOwned>(
+        &self,
+        newest: Newest<T>,
+        record: T,
+        over: impl Fn(&T) -> Result<(), CatalogError>,
+    ) -> Result<Versioned<T>, CatalogError> {
+        let mut known = Some(newest);
         for attempt in 0..TRIES {
-            let newest = self.newest::<T>().await?;
+            let newest = match known.take() {
+                Some(newest) => newest,
+                None => self.newest::<T>().await?,
+            };
             if let Newest::Live(at) = &newest {
                 over(&at.record)?;
             }
@@ -62,6 +77,24 @@ impl Chain<'_> {
             pause(attempt).await;
         }
         Err(self.contended())
+    }
+
+    /// As [`Self::update`], but first tries to replace the version that the caller has just read,
+    /// which saves the listing. Only a change that is written counts then: where that version needs
+    /// none, or `change` refuses it, the newest one decides.
+    pub async fn update_from<T: Serialize + DeserializeOwned + Clone + PartialEq>(
+        &self,
+        at: &Versioned<T>,
+        mut change: impl FnMut(&mut T) -> Result<(), CatalogError> + Send,
+    ) -> Result<Versioned<T>, CatalogError> {
+        let mut next = at.record.clone();
+        if change(&mut next).is_ok()
+            && next != at.record
+            && let Put::Won { version, floor } = self.put(at.base(), Some(&next)).await?
+        {
+            return Ok(Versioned { version, record: next, floor });
+        }
+        self.update(change).await
     }
 
     /// Ends the chain, if `judge` finds that the record is the one to remove and may be removed.

@@ -85,13 +85,30 @@ impl Catalog {
         mut change: impl FnMut(&mut Dataset) -> Result<(), CatalogError> + Send,
     ) -> Result<Versioned<Dataset>, CatalogError> {
         let chain = self.dataset_of(id);
-        let changed = chain.update(|dataset: &mut Dataset| {
-            if dataset.incarnation != id.incarnation {
-                return Err(CatalogError::NotFound { what: format!("dataset {id}") });
-            }
+        let changed = chain.update(|dataset| {
+            is_this(dataset, id)?;
             change(dataset)
         });
-        let changed = changed.await;
+        self.or_confirm(changed.await).await
+    }
+
+    /// As [`Self::update_dataset`], where the caller has just read the record: one request less.
+    pub async fn update_dataset_from(
+        &self,
+        at: &Versioned<Dataset>,
+        mut change: impl FnMut(&mut Dataset) -> Result<(), CatalogError> + Send,
+    ) -> Result<Versioned<Dataset>, CatalogError> {
+        let id = at.record.id();
+        let chain = self.dataset_of(id);
+        let changed = chain.update_from(at, |dataset| {
+            is_this(dataset, id)?;
+            change(dataset)
+        });
+        self.or_confirm(changed.await).await
+    }
+
+    /// `NotFound` is only believed while the pool is there.
+    async fn or_confirm<T>(&self, changed: Result<T, CatalogError>) -> Result<T, CatalogError> {
         if let Err(CatalogError::NotFound { .. }) = &changed {
             self.confirm().await?;
         }
@@ -106,6 +123,13 @@ impl Catalog {
             _ => Err(not_dead(format!("dataset {}", dataset.name))),
         };
         self.dataset_of(id).remove(judge).await
+    }
+}
+
+fn is_this(dataset: &Dataset, id: DatasetId) -> Result<(), CatalogError> {
+    match dataset.incarnation == id.incarnation {
+        true => Ok(()),
+        false => Err(CatalogError::NotFound { what: format!("dataset {id}") }),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Snapshots, below the incarnation of their dataset; and the CSI names of snapshots, which are
 //! unique in the pool.
 
-use super::chain::{Chain, Versioned};
+use super::chain::{Chain, Newest, Versioned};
 use super::change::Removable;
 use super::datasets::not_dead;
 use super::{Catalog, CatalogError, Snapshot, SnapshotNameClaim, State};
@@ -133,16 +133,18 @@ impl Catalog {
         snapshot: SnapshotId,
     ) -> Result<SnapshotId, CatalogError> {
         let chain = self.claim_chain(name);
-        if let Some(there) = chain.newest::<SnapshotNameClaim>().await?.live() {
-            return Ok(there.record.snapshot);
-        }
+        let newest = match chain.newest::<SnapshotNameClaim>().await? {
+            Newest::Live(there) => return Ok(there.record.snapshot),
+            free => free,
+        };
         let taken = |_: &SnapshotNameClaim| {
             Err(CatalogError::Exists {
                 what: chain.what.clone(),
                 why: "another call has just reserved it".into(),
             })
         };
-        match chain.insert(SnapshotNameClaim { name: name.to_owned(), snapshot }, taken).await {
+        let claim = SnapshotNameClaim { name: name.to_owned(), snapshot };
+        match chain.insert_after(newest, claim, taken).await {
             Ok(ours) => Ok(ours.record.snapshot),
             Err(CatalogError::Exists { .. }) => {
                 match chain.newest::<SnapshotNameClaim>().await?.live() {

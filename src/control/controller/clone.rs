@@ -112,14 +112,14 @@ impl Controller {
         &self,
         pool: &Pool,
         incarnation: Incarnation,
-    ) -> Result<Dataset, ControlError> {
+    ) -> Result<Versioned<Dataset>, ControlError> {
         let all = pool.catalog.datasets().await?;
-        all.into_iter()
-            .map(|at| at.record)
-            .find(|dataset| dataset.incarnation == incarnation && dataset.state == State::Ready)
-            .ok_or_else(|| ControlError::NotFound {
-                what: format!("the source volume {incarnation}"),
-            })
+        let is_it = |at: &Versioned<Dataset>| {
+            at.record.incarnation == incarnation && at.record.state == State::Ready
+        };
+        all.into_iter().find(is_it).ok_or_else(|| ControlError::NotFound {
+            what: format!("the source volume {incarnation}"),
+        })
     }
 
     /// Undoes an intent whose source is gone: dead first, then the effect (R3).

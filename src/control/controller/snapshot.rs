@@ -56,7 +56,8 @@ impl Controller {
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
         let _lock = self.operations.try_lock(format!("snapshot {name} of pool {}", pool.name))?;
-        let dataset = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
+        let source = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?;
+        let dataset = &source.record;
         match dataset.state {
             State::Ready => {}
             State::Creating => {
@@ -64,24 +65,35 @@ impl Controller {
             }
             State::Deleting | State::Dead => return Err(absent()),
         }
-        check::has_database(&dataset)?;
-        let mut id = match pool.catalog.snapshot(dataset.id(), &name).await? {
+        check::has_database(dataset)?;
+        let found = pool.catalog.snapshot(dataset.id(), &name).await?;
+        let mut is_new = found.is_none();
+        let mut id = match found {
             Some(at) => match at.record.state {
                 State::Ready => return Ok(snapshot_info(pool, at.record)),
                 State::Creating => at.record.id(),
                 State::Deleting | State::Dead => return Err(self.name_in_use(&name)),
             },
-            None if scope == NameScope::Pool => new_id(&dataset, &name),
+            None if scope == NameScope::Pool => new_id(dataset, &name),
             None => {
-                self.is_free_of_writable(pool, &dataset, &name).await?;
-                new_id(&dataset, &name)
+                self.is_free_of_writable(pool, dataset, &name).await?;
+                new_id(dataset, &name)
             }
         };
         if scope == NameScope::Pool {
-            id = claim_name(pool, &dataset, &name, id).await?;
+            let claimed = claim_name(pool, dataset, &name, id).await?;
+            is_new &= claimed == id;
+            id = claimed;
             pool.step("control.snapshot.claimed").await?;
         }
-        let at = self.make_snapshot(pool, &dataset, id, name, Purpose::Named).await?;
+        let at = match is_new {
+            // Nobody else knows this id: there is no record to look for.
+            true => {
+                let at = intend(pool, &source, id, name, Purpose::Named).await?;
+                self.complete_snapshot(pool, dataset, at).await?
+            }
+            false => self.make_snapshot(pool, &source, id, name, Purpose::Named).await?,
+        };
         Ok(snapshot_info(pool, at.record))
     }
 
@@ -89,15 +101,25 @@ impl Controller {
     pub(super) async fn make_snapshot(
         &self,
         pool: &Pool,
-        dataset: &Dataset,
+        source: &Versioned<Dataset>,
         id: SnapshotId,
         name: SnapshotName,
         purpose: Purpose,
     ) -> Result<Versioned<Snapshot>, ControlError> {
-        let mut at = match pool.catalog.snapshot_by_id(id).await? {
+        let at = match pool.catalog.snapshot_by_id(id).await? {
             Some(at) => at,
-            None => intend(pool, dataset, id, name, purpose).await?,
+            None => intend(pool, source, id, name, purpose).await?,
         };
+        self.complete_snapshot(pool, &source.record, at).await
+    }
+
+    async fn complete_snapshot(
+        &self,
+        pool: &Pool,
+        dataset: &Dataset,
+        mut at: Versioned<Snapshot>,
+    ) -> Result<Versioned<Snapshot>, ControlError> {
+        let id = at.record.id();
         match at.record.state {
             State::Creating => {}
             State::Ready => return Ok(at),
@@ -153,11 +175,11 @@ async fn claim_name(
 }
 
 /// Takes a serial that no snapshot of the dataset ever had. An unused one is lost.
-async fn next_serial(pool: &Pool, dataset: &Dataset) -> Result<u32, ControlError> {
+async fn next_serial(pool: &Pool, source: &Versioned<Dataset>) -> Result<u32, ControlError> {
     let mut full = false;
     let counted = pool
         .catalog
-        .update_dataset(dataset.id(), |dataset| {
+        .update_dataset_from(source, |dataset| {
             let what = format!("volume {}", dataset.name);
             if dataset.state != State::Ready {
                 return Err(CatalogError::NotFound { what });
@@ -176,7 +198,7 @@ async fn next_serial(pool: &Pool, dataset: &Dataset) -> Result<u32, ControlError
     match counted {
         Ok(at) => Ok(at.record.snapshot_serial),
         Err(_) if full => {
-            let name = &dataset.name;
+            let name = &source.record.name;
             Err(ControlError::Exhausted(format!(
                 "volume {name} has had {SERIAL_MAX} snapshots, which is the limit: clone it, and \
                  use the clone"
@@ -188,11 +210,12 @@ async fn next_serial(pool: &Pool, dataset: &Dataset) -> Result<u32, ControlError
 
 async fn intend(
     pool: &Pool,
-    dataset: &Dataset,
+    source: &Versioned<Dataset>,
     id: SnapshotId,
     name: SnapshotName,
     purpose: Purpose,
 ) -> Result<Versioned<Snapshot>, ControlError> {
+    let dataset = &source.record;
     let others = pool.catalog.snapshots(Some(dataset.incarnation)).await?;
     if others.len() >= SNAPSHOTS_MAX {
         return Err(ControlError::Exhausted(format!(
@@ -200,7 +223,7 @@ async fn intend(
             dataset.name
         )));
     }
-    let serial = next_serial(pool, dataset).await?;
+    let serial = next_serial(pool, source).await?;
     pool.step("control.snapshot.serial").await?;
     let snapshot = Snapshot {
         name,
