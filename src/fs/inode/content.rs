@@ -317,8 +317,8 @@ mod tests {
             }
         }
         assert!(fetched >= (64 << 20) + WINDOW_MAX - STEP);
-        reader.retreat(fetched - STEP);
-        let again = reader.saw(64 << 20, 65 << 20, SIZE).expect("the range is tried again");
+        read_ahead.retreat(fetched - STEP);
+        let again = read_ahead.saw(64 << 20, 65 << 20, SIZE).expect("the range is tried again");
         assert_eq!(again.start, fetched - STEP);
         let mut at = 12345_u64;
         for _ in 0..100 {
