@@ -9,7 +9,7 @@ use super::history;
 use super::info::{self, DatasetShown, SnapshotShown};
 use super::names::Names;
 use super::restore;
-use super::snapshots;
+use super::snapshots::{self, Kind};
 use super::target::{Opened, Root, dataset_name, snapshot_name, split_snapshot};
 use crate::app;
 use crate::catalog::{Dataset, Form, Properties, Snapdir, State};
@@ -239,12 +239,14 @@ async fn snapshot(args: SnapshotArgs) -> anyhow::Result<()> {
         let (dataset, name) = last_and_before(&args.names);
         let opened = args.common.pool.open().await?;
         let dataset = name_or_default(&opened, dataset).await?;
-        return take(&opened, &dataset, name, !args.readonly, args.common.output).await;
+        let kind = if args.readonly { Kind::ReadOnly } else { Kind::Writable };
+        return take(&opened, &dataset, name, kind, args.common.output).await;
     };
     match command {
         SnapshotCommand::Create { dataset, name, writable, common } => {
             let opened = common.pool.open().await?;
-            take(&opened, &dataset, &name, writable, common.output).await
+            let kind = if writable { Kind::Writable } else { Kind::ReadOnly };
+            take(&opened, &dataset, &name, kind, common.output).await
         }
         SnapshotCommand::List { dataset, common } => {
             snapshots::list(dataset.as_deref(), &common).await
@@ -264,16 +266,10 @@ async fn take(
     opened: &Opened,
     dataset: &str,
     name: &str,
-    writable: bool,
+    kind: Kind,
     output: Output,
 ) -> anyhow::Result<()> {
-    let name = snapshot_name(name)?;
-    let made = if writable {
-        snapshots::make_writable(opened, dataset, &name).await?
-    } else {
-        snapshots::make(opened, dataset, name).await?
-    };
-    print_snapshot(output, &made)
+    print_snapshot(output, &snapshots::make(opened, dataset, snapshot_name(name)?, kind).await?)
 }
 
 async fn delete_snapshot(

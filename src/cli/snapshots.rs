@@ -46,26 +46,32 @@ async fn is_new(
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    ReadOnly,
+    /// A clone that is listed among the snapshots.
+    Writable,
+}
+
 pub async fn make(
     opened: &Opened,
     dataset: &str,
     name: SnapshotName,
+    kind: Kind,
 ) -> anyhow::Result<SnapshotShown> {
     let volume = source(opened, dataset).await?;
     is_new(opened, dataset, volume, &name).await?;
-    let made = opened.controller.create_snapshot(volume, name).await?;
-    Ok(SnapshotShown::of(&opened.pool, dataset, &made.snapshot))
-}
-
-pub async fn make_writable(
-    opened: &Opened,
-    dataset: &str,
-    name: &SnapshotName,
-) -> anyhow::Result<SnapshotShown> {
-    let volume = source(opened, dataset).await?;
-    is_new(opened, dataset, volume, name).await?;
-    let made = opened.controller.create_writable_snapshot(volume, name).await?;
-    Ok(SnapshotShown::of_writable(&opened.pool, dataset, name.as_str(), &made.dataset))
+    let pool = &opened.pool;
+    match kind {
+        Kind::ReadOnly => {
+            let made = opened.controller.create_snapshot(volume, name).await?;
+            Ok(SnapshotShown::of(pool, dataset, &made.snapshot))
+        }
+        Kind::Writable => {
+            let made = opened.controller.create_writable_snapshot(volume, &name).await?;
+            Ok(SnapshotShown::of_writable(pool, dataset, name.as_str(), &made.dataset))
+        }
+    }
 }
 
 /// A snapshot of either kind.
