@@ -72,7 +72,7 @@ pub async fn run(args: HistoryArgs) -> anyhow::Result<()> {
         .map(|at| at.record)
         .filter(|snapshot| snapshot.state == State::Ready && !snapshot.implied)
         .collect();
-    snapshots.sort_by(|a, b| (a.created, a.serial).cmp(&(b.created, b.serial)));
+    snapshots.sort_by_key(|snapshot| (snapshot.created, snapshot.serial));
     let now = Root::Head(dataset.clone());
     let named = snapshots
         .into_iter()
