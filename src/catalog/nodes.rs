@@ -186,7 +186,7 @@ impl Catalog {
             match (session, self.get_record(&key).await) {
                 (Some(session), Ok(report)) => reports.extend(report.map(|it| (session, it))),
                 (None, Ok(_)) => {}
-                // Of a later version, or damaged itself: it is removed when it is old.
+                // A report of a later version, or damaged itself: it is removed when it is old.
                 (_, Err(CatalogError::Version { .. } | CatalogError::Corrupt { .. })) => {}
                 (_, Err(error)) => return Err(error),
             }

@@ -33,7 +33,7 @@ const FILES_MAX: usize = 16 << 10;
 const SHARE_PART: u64 = 5;
 /// … and no more than this.
 const SHARE_MAX: u64 = 64 << 30;
-/// Of a cache that is too large, this part more is removed, so that not every write removes files.
+/// A cache that is too large loses this part more, so that not every write removes files.
 const SPARE_PART: u64 = 16;
 /// Writes at once; each holds the bytes of a request.
 const WRITES_MAX: usize = 2;
@@ -45,7 +45,7 @@ const FILLS_MAX: u32 = 1 << 16;
 const LOOK: Duration = Duration::from_secs(10);
 /// Folders within each other that a start looks into; the names of packs have fewer.
 const DEPTH_MAX: u32 = 8;
-/// What `stat` counts in.
+/// The unit of `st_blocks`.
 const STAT_BLOCK: u64 = 512;
 
 /// How large the disk cache may grow.
@@ -286,7 +286,7 @@ impl DiskCache {
         let used = self.table.lock().bytes;
         let allowed = match rustix::fs::statvfs(&self.dir) {
             Ok(disk) => self.size.allowed(used, disk.f_bavail.saturating_mul(disk.f_frsize)),
-            // It does not grow until that is known.
+            // The cache does not grow until the free space is known.
             Err(_) => used,
         };
         let evicted = self.table.lock().evict(allowed);

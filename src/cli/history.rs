@@ -98,7 +98,7 @@ pub async fn run(args: HistoryArgs) -> anyhow::Result<()> {
     args.common.output.print(&versions, |versions| text(versions))
 }
 
-/// What a path leads to in one root; `None`: the root is gone by now.
+/// Finds what a path leads to in one root. `None`: the root is gone by now.
 async fn find(
     opened: &Opened,
     root: &Root,

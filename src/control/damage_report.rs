@@ -36,7 +36,7 @@ pub async fn report_damage(pools: Pools, volumes: Volumes, stop: CancellationTok
             reporter.send().await;
         }
     };
-    // What could not be written is found again by the next process.
+    // The next process finds again what could not be written.
     stop.run_until_cancelled(reporting).await;
 }
 

@@ -256,7 +256,7 @@ async fn claim_ended(to: Addressee<'_>) {
         match to.pool.catalog.dataset_by_id(to.dataset).await {
             Ok(Some(now))
                 if owner_of(&now.record).is_some_and(|owner| owner.claim == to.owner.claim) => {}
-            // It says nothing: the store may answer the next time.
+            // A failure says nothing: the store may answer the next time.
             Err(_) => {}
             Ok(_) => return,
         }

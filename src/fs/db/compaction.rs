@@ -73,7 +73,7 @@ pub(super) async fn compact_until_stopped(
         () = stop.cancelled() => return,
     }
     loop {
-        // What is followed may be older than what the last compaction has left.
+        // The followed status may be older than what the last compaction has left.
         let is_due = |s: &Status| s.closed.is_some() || db.manifest().l0().len() >= from;
         let due = status.wait_for(is_due);
         let open = tokio::select! {

@@ -30,7 +30,7 @@ pub(super) struct Part {
     pub bytes: Bytes,
 }
 
-/// What to do about a read.
+/// The way in which a read is answered.
 pub(super) enum Found {
     Here(Part),
     /// The part is read by one task at a time.
