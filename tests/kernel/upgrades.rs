@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Kills of one case.
 const KILLS: usize = 20;
 /// Hand-overs of one case.
-const UPGRADES: usize = 20;
+const UPGRADES: usize = 5;
 /// Work on the volume between two of them: rounds of the verifier.
 const ROUNDS: usize = 4;
 /// The most time that a program may take for such a round, a pause included.
