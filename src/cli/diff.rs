@@ -4,12 +4,12 @@
 use super::args::DiffArgs;
 use super::exit::{Interrupted, Wrong};
 use super::path;
-use super::target::{Opened, split_snapshot};
+use super::target::{Opened, Root, split_snapshot};
 use crate::app;
 use crate::catalog::Snapshot;
 use crate::fs::{Aspect, Difference, Found, FsError, compare};
 use crate::types::{Class, DatasetId};
-use crate::volume::{RootReader, RootView};
+use crate::volume::RootView;
 use serde::Serialize;
 use std::io::{BufWriter, ErrorKind, Write};
 
@@ -70,18 +70,10 @@ pub async fn run(args: DiffArgs) -> anyhow::Result<()> {
     if after.as_ref().is_some_and(|after| after.dataset != before.dataset) {
         return Err(apart(&args.before, args.after.as_deref().unwrap_or_default()));
     }
-    let side = |of: Snapshot| {
-        let opened = &opened;
-        async move {
-            let settings = opened.parts.volumes.settings();
-            let (reader, _) = RootReader::snapshot(settings, &opened.pool.catalog, of.id()).await?;
-            anyhow::Ok(reader.into_view().await?)
-        }
-    };
     let dataset = before.dataset;
-    let before = side(before).await?;
+    let before = opened.view(&Root::Snapshot(before)).await?;
     let after = match after {
-        Some(after) => side(after).await,
+        Some(after) => opened.view(&Root::Snapshot(after)).await,
         None => live(&opened, dataset).await,
     };
     let after = match after {
@@ -142,9 +134,7 @@ async fn live(opened: &Opened, id: DatasetId) -> anyhow::Result<RootView> {
         Wrong::new(Class::NotFound, "the dataset was deleted: name a second snapshot".to_owned())
     };
     let dataset = catalog.dataset_by_id(id).await?.map(|at| at.record).ok_or_else(gone)?;
-    let settings = opened.parts.volumes.settings();
-    let reader = RootReader::head(settings, catalog, &dataset).await?.ok_or_else(gone)?;
-    Ok(reader.into_view().await?)
+    opened.view(&Root::Head(dataset)).await
 }
 
 fn tell(out: &mut impl Write, found: &Found, format: Format) -> Result<(), Stopped> {
